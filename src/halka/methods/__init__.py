@@ -1,0 +1,38 @@
+"""The methods, one file each. A new one is found by being here: no registration."""
+
+from __future__ import annotations
+
+from dataclasses import is_dataclass
+from importlib import import_module
+from inspect import getmembers, isclass
+from pkgutil import iter_modules
+
+from halka.core import Method
+from halka.methods.bitfit import BitFit
+from halka.methods.bottleneck import Bottleneck
+from halka.methods.dora import DoRA
+from halka.methods.full import Full
+from halka.methods.ia3 import IA3
+from halka.methods.lora import LoRA
+from halka.methods.prefix import Prefix
+from halka.methods.prompt import Prompt
+
+__all__ = ["IA3", "BitFit", "Bottleneck", "DoRA", "Full", "LoRA", "Prefix", "Prompt", "all_methods", "method_named"]
+
+
+def all_methods() -> dict[str, type[Method]]:
+    """Every method in this folder by its name, in alphabetical order."""
+    found = {}
+    for module in iter_modules(__path__, prefix=f"{__name__}."):
+        for _, member in getmembers(import_module(module.name), isclass):
+            if is_dataclass(member) and member.__module__ == module.name and hasattr(member, "build"):
+                found[member.name] = member
+    return dict(sorted(found.items()))
+
+
+def method_named(name: str) -> type[Method]:
+    """The method of that name. Raises ValueError that lists the names there are."""
+    methods = all_methods()
+    if name not in methods:
+        raise ValueError(f"there is no method {name!r}: choose one of {', '.join(methods)}")
+    return methods[name]

@@ -1,0 +1,44 @@
+"""BitFit: only biases are trained (Ben Zaken et al. 2022, arXiv:2106.10199).
+
+Many bases have no biases; an offset on each linear layer's output is the same thing, whether or not there is one. The
+paper's biases of the norms need no place of their own: the linear layers that read a norm can express them.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from halka.core import Part, Target
+
+
+@dataclass(frozen=True)
+class BitFit:
+    name: ClassVar[str] = "bitfit"
+    paper: ClassVar[str] = "Ben Zaken et al. 2022, arXiv:2106.10199"
+    lr: ClassVar[float] = 3e-3
+
+    targets: tuple[str, ...] = field(default=("linear",), metadata={"help": "roles, or groups of roles, to act on"})
+
+    def roles(self) -> tuple[str, ...]:
+        return self.targets
+
+    def build(self, target: Target) -> Part:
+        return Offset(target.d_out)
+
+
+class Offset(Part):
+    """y + b with `bias` (O,), which starts at zero: y stays y."""
+
+    def __init__(self, width: int):
+        super().__init__()
+        self.bias = nn.Parameter(torch.zeros(width))
+
+    def forward(self, x: Tensor, y: Tensor) -> Tensor:
+        return y + self.bias.to(y.dtype)
+
+    def merged(self, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor | None]:
+        return weight, self.bias if bias is None else bias + self.bias

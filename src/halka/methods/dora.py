@@ -1,0 +1,74 @@
+"""DoRA: LoRA on a weight's direction, with its magnitude trained apart (Liu et al. 2024, arXiv:2402.09353)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from halka.core import Part, Target
+from halka.methods.lora import LoRA, LoRAPart
+
+
+@dataclass(frozen=True)
+class DoRA:
+    name: ClassVar[str] = "dora"
+    paper: ClassVar[str] = "Liu et al. 2024, arXiv:2402.09353"
+    lr: ClassVar[float] = 1e-3
+
+    rank: int = field(default=16, metadata={"help": "rank r of the product"})
+    alpha: float | None = field(default=None, metadata={"help": "numerator of the scale α/r; 2·rank if not given"})
+    dropout: float = field(default=0.0, metadata={"help": "dropout on the product's input while training"})
+    targets: tuple[str, ...] = field(default=("linear",), metadata={"help": "roles, or groups of roles, to act on"})
+
+    def __post_init__(self) -> None:
+        self.as_lora()
+
+    def as_lora(self) -> LoRA:
+        """The LoRA that trains the direction; it checks the fields."""
+        return LoRA(self.rank, self.alpha, self.dropout, self.targets)
+
+    def roles(self) -> tuple[str, ...]:
+        return self.targets
+
+    def build(self, target: Target) -> Part:
+        return DoRAPart(target, self.rank, self.as_lora().scale, self.dropout)
+
+
+class DoRAPart(LoRAPart):
+    """W' = m · (W + s·BA) / ‖W + s·BA‖, norms per output row and, as in the paper, outside the gradient.
+
+    `magnitude` (O,) starts as the base's own norms: the quotient is exactly one, and y stays y.
+    """
+
+    def __init__(self, target: Target, rank: int, scale: float, dropout: float):
+        super().__init__(target, rank, scale, dropout)
+        self._linear = (target.module,)  # in a tuple, so that the base is no submodule of its part
+        self._transposed = target.transposed
+        with torch.no_grad():
+            self.magnitude = nn.Parameter(self.norms(self._weight()).float())
+
+    def _weight(self) -> Tensor:
+        weight = self._linear[0].weight
+        return weight.T if self._transposed else weight
+
+    def norms(self, weight_OI: Tensor) -> Tensor:
+        """‖W + s·BA‖ per row (O,), fp32, without forming the sum: ‖W‖² + 2s⟨W, BA⟩ + s²‖BA‖²."""
+        A, B = self.lora_A.detach().to(weight_OI.device), self.lora_B.detach().to(weight_OI.device)
+        own = torch.linalg.vector_norm(weight_OI, dim=1, dtype=torch.float32).square()
+        crossed = ((weight_OI @ A.T.to(weight_OI.dtype)).float() * B).sum(1)
+        product = ((B @ (A @ A.T)) * B).sum(1)
+        return (own + 2 * self.scale * crossed + self.scale**2 * product).clamp_min(0).sqrt()
+
+    def forward(self, x: Tensor, y: Tensor) -> Tensor:
+        bias = getattr(self._linear[0], "bias", None)
+        ratio = self.magnitude / self.norms(self._weight())
+        own = y if bias is None else y - bias
+        return y + (ratio - 1).to(y.dtype) * own + ratio.to(y.dtype) * self.product(x)
+
+    def merged(self, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor | None]:
+        direction = weight + self.delta()
+        norms = torch.linalg.vector_norm(direction, dim=1, keepdim=True)
+        return self.magnitude[:, None] * direction / norms, bias

@@ -1,0 +1,45 @@
+"""Full fine-tuning, the baseline: a copy of every weight is trained, in fp32, and cast to the base's precision."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from halka.core import Part, Target
+
+
+@dataclass(frozen=True)
+class Full:
+    name: ClassVar[str] = "full"
+    paper: ClassVar[str] = "the baseline: every weight is trained"
+    lr: ClassVar[float] = 1e-4
+
+    def roles(self) -> tuple[str, ...]:
+        return ("base",)
+
+    def build(self, target: Target) -> Part:
+        return FullPart(target.module)
+
+
+class FullPart(Part):
+    """fp32 masters under the base's own names; the base is not touched, and comes back as it was."""
+
+    def __init__(self, base: nn.Module):
+        super().__init__()
+        self._dtypes: dict[str, torch.dtype] = {}
+        for name, parameter in base.named_parameters():
+            self._dtypes[name] = parameter.dtype
+            *path, leaf = name.split(".")
+            module: nn.Module = self
+            for step in path:
+                if step not in module._modules:
+                    module.add_module(step, nn.Module())
+                module = module.get_submodule(step)
+            module.register_parameter(leaf, nn.Parameter(parameter.detach().float().clone()))
+
+    def weights(self) -> Mapping[str, Tensor]:
+        return {name: master.to(self._dtypes[name]) for name, master in self.named_parameters()}

@@ -1,0 +1,57 @@
+"""(IA)³: learned factors on keys, values and the MLP's inner activations (Liu et al. 2022, arXiv:2205.05638)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from halka.core import Part, Target
+
+
+@dataclass(frozen=True)
+class IA3:
+    name: ClassVar[str] = "ia3"
+    paper: ClassVar[str] = "Liu et al. 2022, arXiv:2205.05638"
+    lr: ClassVar[float] = 1e-2
+
+    targets: tuple[str, ...] = field(
+        default=("attn.kv", "mlp.down"),
+        metadata={"help": "roles whose output is scaled; at mlp.down the input is, as in the paper"},
+    )
+
+    def roles(self) -> tuple[str, ...]:
+        return self.targets
+
+    def build(self, target: Target) -> Part:
+        return InputScale(target.d_in) if target.role == "mlp.down" else OutputScale(target.d_out)
+
+
+class OutputScale(Part):
+    """y · l with `ia3_l` (O,), which starts at one: y stays y."""
+
+    def __init__(self, width: int):
+        super().__init__()
+        self.ia3_l = nn.Parameter(torch.ones(width))
+
+    def forward(self, x: Tensor, y: Tensor) -> Tensor:
+        return y * self.ia3_l.to(y.dtype)
+
+    def merged(self, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor | None]:
+        return weight * self.ia3_l[:, None], None if bias is None else bias * self.ia3_l
+
+
+class InputScale(Part):
+    """x · l with `ia3_l` (I,), before the module."""
+
+    def __init__(self, width: int):
+        super().__init__()
+        self.ia3_l = nn.Parameter(torch.ones(width))
+
+    def before(self, x: Tensor) -> Tensor:
+        return x * self.ia3_l.to(x.dtype)
+
+    def merged(self, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor | None]:
+        return weight * self.ia3_l, bias

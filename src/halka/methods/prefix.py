@@ -1,0 +1,77 @@
+"""Prefix tuning: learned keys and values in front of every layer's own (Li & Liang 2021, arXiv:2101.00190)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from halka.core import Part, Target
+from halka.methods._checks import positive
+from halka.methods.prompt import starting_embeddings
+
+
+@dataclass(frozen=True)
+class Prefix:
+    name: ClassVar[str] = "prefix"
+    paper: ClassVar[str] = "Li & Liang 2021, arXiv:2101.00190"
+    lr: ClassVar[float] = 1e-2
+
+    length: int = field(default=20, metadata={"help": "virtual tokens P"})
+    start: str = field(
+        default="vocabulary",
+        metadata={"help": "what the base computes for sampled tokens (vocabulary), or normal noise (random)"},
+    )
+    tokens: tuple[int, ...] = field(
+        default=(), metadata={"help": "start from what the base computes for these token ids"}
+    )
+    hidden: int | None = field(
+        default=None,
+        metadata={"help": "width of the paper's MLP that makes keys and values while training; none: trained freely"},
+    )
+
+    def __post_init__(self) -> None:
+        positive("prefix", length=self.length)
+        if self.hidden is not None:
+            positive("prefix", hidden=self.hidden)
+        if self.start not in ("vocabulary", "random"):
+            raise ValueError(f"prefix: start is 'vocabulary' or 'random', not {self.start!r}")
+
+    def roles(self) -> tuple[str, ...]:
+        return ("memory",)
+
+    def build(self, target: Target) -> Part:
+        if self.hidden is not None:
+            return MLPPrefixPart(target, self.length, self.hidden)
+        if self.start == "random" and not self.tokens:
+            return PrefixPart(torch.randn(self.length, *target.shape) * 0.02)
+        start = starting_embeddings(target.module.vocabulary(), self.length, self.start, self.tokens)
+        with torch.no_grad():
+            return PrefixPart(target.module.read(start[None])[0].float().contiguous())
+
+
+class PrefixPart(Part):
+    """`keys_values` (P, 2·L, H, W): key and value of each layer in turn, used as they are (keys carry no rotation)."""
+
+    def __init__(self, start: Tensor):
+        super().__init__()
+        self.keys_values = nn.Parameter(start)
+
+    def virtual(self) -> Tensor:
+        return self.keys_values
+
+
+class MLPPrefixPart(Part):
+    """The paper's reparametrisation: `table` (P, D) through tanh to all keys and values; stored as its result."""
+
+    def __init__(self, target: Target, length: int, hidden: int):
+        super().__init__()
+        self.shape = target.shape
+        self.table = nn.Parameter(torch.randn(length, target.d_in))
+        self.narrow = nn.Linear(target.d_in, hidden)
+        self.wide = nn.Linear(hidden, target.d_out)
+
+    def virtual(self) -> Tensor:
+        return self.wide(torch.tanh(self.narrow(self.table))).view(-1, *self.shape)

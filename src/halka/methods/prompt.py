@@ -1,0 +1,69 @@
+"""Prompt tuning: learned input embeddings in front of the text (Lester et al. 2021, arXiv:2104.08691)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from halka.core import Part, Target
+from halka.methods._checks import positive
+
+
+@dataclass(frozen=True)
+class Prompt:
+    name: ClassVar[str] = "prompt"
+    paper: ClassVar[str] = "Lester et al. 2021, arXiv:2104.08691"
+    lr: ClassVar[float] = 1e-2
+
+    length: int = field(default=20, metadata={"help": "virtual tokens P"})
+    start: str = field(
+        default="vocabulary",
+        metadata={"help": "embeddings of sampled tokens (vocabulary), or noise like them (random)"},
+    )
+    tokens: tuple[int, ...] = field(default=(), metadata={"help": "start from the embeddings of these token ids"})
+
+    def __post_init__(self) -> None:
+        positive("prompt", length=self.length)
+        if self.start not in ("vocabulary", "random"):
+            raise ValueError(f"prompt: start is 'vocabulary' or 'random', not {self.start!r}")
+
+    @classmethod
+    def from_text(cls, text: str, tokenizer: Any, length: int | None = None) -> Prompt:
+        """A prompt that starts as `text`, repeated or cut to `length` tokens if that is given."""
+        ids = tokenizer.encode(text, add_special_tokens=False)
+        if not ids:
+            raise ValueError("a prompt cannot start from a text without tokens")
+        return cls(length=length or len(ids), tokens=tuple(ids))
+
+    def roles(self) -> tuple[str, ...]:
+        return ("embed",)
+
+    def build(self, target: Target) -> Part:
+        return PromptPart(starting_embeddings(target.module.weight, self.length, self.start, self.tokens))
+
+
+def starting_embeddings(vocabulary_VD: Tensor, length: int, start: str, tokens: tuple[int, ...]) -> Tensor:
+    """(P, D) in fp32: those of `tokens`, repeated to the length; of sampled ones; or noise as wide as theirs."""
+    if tokens:
+        if max(tokens) >= len(vocabulary_VD) or min(tokens) < 0:
+            raise ValueError(f"token ids run from 0 to {len(vocabulary_VD) - 1} in this base, not {max(tokens)}")
+        ids = torch.tensor(tokens).repeat(-(-length // len(tokens)))[:length]
+    elif start == "vocabulary":
+        ids = torch.randint(len(vocabulary_VD), (length,))
+    else:
+        return torch.randn(length, vocabulary_VD.shape[1]) * vocabulary_VD.float().std().cpu()
+    return vocabulary_VD.detach()[ids.to(vocabulary_VD.device)].float()
+
+
+class PromptPart(Part):
+    """`embeddings` (P, D), to which the base itself gives keys and values."""
+
+    def __init__(self, start: Tensor):
+        super().__init__()
+        self.embeddings = nn.Parameter(start)
+
+    def virtual(self) -> Tensor:
+        return self.embeddings

@@ -1,0 +1,149 @@
+"""Attention that can read keys and values beyond the layer's own, registered with transformers under `NAME`.
+
+It takes what `memory.py` adds to the decoder's call as the keyword `memory`, joins it in front of the layer's own
+keys and values, and picks the faster way to compute: two grouped matrix products where the score matrix is small (on a
+CPU, with few tokens, several times faster than torch's fused attention), torch's fused attention elsewhere.
+
+    B rows   Q query heads   H key/value heads   G = Q/H   T query tokens   S key tokens   P virtual ones   W head width
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from transformers import AttentionInterface, AttentionMaskInterface
+from transformers.masking_utils import sdpa_mask
+
+NAME = "halka"
+SMALL_SCORES = 2**16  # T·S up to which the two products win on a CPU (measured by benchmarks/attention.py)
+
+
+@dataclass(frozen=True)
+class LayerMemory:
+    """One layer's virtual keys and values (R, H, P, W) for R rows, or one for all; valid (R, P), None if all are."""
+
+    keys: Tensor
+    values: Tensor
+    valid: Tensor | None
+
+
+@contextmanager
+def use_attention(base: Any) -> Iterator[None]:
+    """Within the block the base computes attention here; its own choice returns afterwards. Blocks nest."""
+    AttentionInterface.register(NAME, attend)
+    AttentionMaskInterface.register(NAME, sdpa_mask)
+    own = base.config._attn_implementation
+    base.config._attn_implementation = NAME
+    try:
+        yield
+    finally:
+        base.config._attn_implementation = own
+
+
+def attend(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    dropout: float = 0.0,
+    scaling: float | None = None,
+    is_causal: bool | None = None,
+    softcap: float | None = None,
+    memory: Sequence[LayerMemory] | None = None,
+    record: dict[int, tuple[Tensor, Tensor]] | None = None,
+    **unused: Any,
+) -> tuple[Tensor, None]:
+    """Causal attention of query (B, Q, T, W) over memory and key, value (B, H, S, W); returns (B, T, Q, W).
+
+    attention_mask is what transformers' `sdpa_mask` makes: (B, 1, T, S), true where attended, or None for plain causal.
+    memory holds every layer's; `record`, if given, receives this layer's own keys and values under its number.
+    """
+    batch, _, tokens, width = query.shape
+    scaling = width**-0.5 if scaling is None else scaling
+    if record is not None:
+        record[module.layer_idx] = (key, value)  # type: ignore[index]
+    causal = (
+        attention_mask is None
+        and tokens > 1
+        and (getattr(module, "is_causal", True) if is_causal is None else is_causal)
+    )
+    if causal and key.shape[2] > tokens:  # a static cache, empty but for these tokens
+        key, value = key[:, :, :tokens], value[:, :, :tokens]
+    if memory is not None:
+        mine = memory[module.layer_idx]  # type: ignore[index]
+        key = torch.cat([_for_batch(mine.keys, batch), key], dim=2)
+        value = torch.cat([_for_batch(mine.values, batch), value], dim=2)
+        attention_mask = _widened(attention_mask, mine, batch, tokens, key.shape[2], causal, query.device)
+        causal = False
+    small = query.device.type == "cpu" and tokens * key.shape[2] <= SMALL_SCORES
+    if small or softcap is not None:
+        if causal:
+            attention_mask = torch.ones(tokens, tokens, dtype=torch.bool, device=query.device).tril()[None, None]
+        output = grouped_products(query, key, value, attention_mask, scaling, dropout, softcap)
+    else:
+        output = F.scaled_dot_product_attention(
+            query, key, value, attention_mask, dropout, causal, scale=scaling, enable_gqa=key.shape[1] != query.shape[1]
+        )
+    return output.transpose(1, 2).contiguous(), None
+
+
+def grouped_products(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    mask: Tensor | None,
+    scaling: float,
+    dropout: float = 0.0,
+    softcap: float | None = None,
+) -> Tensor:
+    """softmax(query @ keyᵀ · scaling) @ value with each key/value head serving its G query heads without a copy."""
+    batch, heads, tokens, width = query.shape
+    groups = heads // key.shape[1]
+    grouped = (query * scaling).reshape(batch, key.shape[1], groups * tokens, width)  # B H G·T W
+    scores = grouped @ key.transpose(-1, -2)  # B H G·T S
+    if softcap is not None:
+        scores = torch.tanh(scores / softcap) * softcap
+    if mask is not None:
+        if mask.dtype == torch.bool:
+            mask = torch.zeros_like(mask, dtype=scores.dtype).masked_fill_(~mask, torch.finfo(scores.dtype).min)
+        scores = scores.view(batch, key.shape[1], groups, tokens, -1).add_(mask[:, :, None]).view_as(scores)
+    probabilities = scores.softmax(-1)
+    if dropout:
+        probabilities = F.dropout(probabilities, dropout)
+    return (probabilities @ value).view(batch, heads, tokens, value.shape[-1])
+
+
+def _for_batch(rows: Tensor, batch: int) -> Tensor:
+    """Rows of a memory for a batch that beam search may have repeated in place."""
+    if rows.shape[0] == 1:
+        return rows.expand(batch, *rows.shape[1:])
+    return rows.repeat_interleave(batch // rows.shape[0], dim=0)
+
+
+def _widened(
+    mask: Tensor | None, memory: LayerMemory, batch: int, tokens: int, keys: int, causal: bool, device: torch.device
+) -> Tensor | None:
+    """The attention mask with P columns in front: every token sees its row's valid virtual tokens."""
+    own = keys - memory.keys.shape[2]
+    if mask is None and memory.valid is None and not causal:
+        return None
+    if mask is None:
+        mask = torch.ones(1, 1, tokens, own, dtype=torch.bool, device=device)
+        mask = mask.tril() if causal else mask
+    if memory.valid is None:
+        front = torch.ones(1, 1, 1, memory.keys.shape[2], dtype=torch.bool, device=device)
+    else:
+        front = _for_batch(memory.valid, batch)[:, None, None]
+    rows = max(mask.shape[0], front.shape[0])
+    if mask.dtype != torch.bool:  # an additive mask
+        front = torch.zeros(front.shape, dtype=mask.dtype, device=device).masked_fill(
+            ~front, torch.finfo(mask.dtype).min
+        )
+    return torch.cat([front.expand(rows, 1, tokens, -1), mask.expand(rows, 1, tokens, -1)], dim=-1)

@@ -1,0 +1,180 @@
+"""Where each transformers architecture keeps the places that methods act on: one `Layout` an architecture.
+
+To support another architecture, add its layout to `LAYOUTS`; `tests/test_layouts.py` then tries it with every method.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch import nn
+
+from halka.core import Target
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Paths inside the causal (or masked) language model; linear roles are relative to a decoder layer.
+
+    decoder     the module that turns tokens into hidden states
+    layers      its list of layers
+    attention   the module, in a layer, that calls the attention function; empty where prefixes are not supported
+    linears     role -> path; the output projections stand for their sublayers too
+    positions_from_mask   without position ids the decoder counts the attention mask's ones, instead of all tokens
+    """
+
+    decoder: str
+    layers: str
+    attention: str
+    linears: dict[str, str]
+    embed: str
+    head: str
+    positions_from_mask: bool = False
+
+
+_LLAMA = Layout(
+    decoder="model",
+    layers="model.layers",
+    attention="self_attn",
+    linears={
+        "attn.q": "self_attn.q_proj",
+        "attn.k": "self_attn.k_proj",
+        "attn.v": "self_attn.v_proj",
+        "attn.o": "self_attn.o_proj",
+        "mlp.gate": "mlp.gate_proj",
+        "mlp.up": "mlp.up_proj",
+        "mlp.down": "mlp.down_proj",
+    },
+    embed="model.embed_tokens",
+    head="lm_head",
+)
+_BERT = Layout(
+    decoder="bert",
+    layers="bert.encoder.layer",
+    attention="",
+    linears={
+        "attn.q": "attention.self.query",
+        "attn.k": "attention.self.key",
+        "attn.v": "attention.self.value",
+        "attn.o": "attention.output.dense",
+        "mlp.up": "intermediate.dense",
+        "mlp.down": "output.dense",
+    },
+    embed="bert.embeddings.word_embeddings",
+    head="cls.predictions.decoder",
+)
+
+LAYOUTS: dict[str, Layout] = {
+    **dict.fromkeys(("llama", "qwen2", "qwen3", "mistral", "gemma", "gemma2", "gemma3_text"), _LLAMA),
+    "phi3": Layout(
+        decoder="model",
+        layers="model.layers",
+        attention="self_attn",
+        linears={
+            "attn.qkv": "self_attn.qkv_proj",
+            "attn.o": "self_attn.o_proj",
+            "mlp.gate_up": "mlp.gate_up_proj",
+            "mlp.down": "mlp.down_proj",
+        },
+        embed="model.embed_tokens",
+        head="lm_head",
+    ),
+    "gpt2": Layout(
+        decoder="transformer",
+        layers="transformer.h",
+        attention="attn",
+        linears={
+            "attn.qkv": "attn.c_attn",
+            "attn.o": "attn.c_proj",
+            "mlp.up": "mlp.c_fc",
+            "mlp.down": "mlp.c_proj",
+        },
+        embed="transformer.wte",
+        head="lm_head",
+    ),
+    "gpt_neox": Layout(
+        decoder="gpt_neox",
+        layers="gpt_neox.layers",
+        attention="attention",
+        linears={
+            "attn.qkv": "attention.query_key_value",
+            "attn.o": "attention.dense",
+            "mlp.up": "mlp.dense_h_to_4h",
+            "mlp.down": "mlp.dense_4h_to_h",
+        },
+        embed="gpt_neox.embed_in",
+        head="lm_head",
+    ),
+    "opt": Layout(
+        decoder="model.decoder",
+        layers="model.decoder.layers",
+        attention="self_attn",
+        linears={
+            "attn.q": "self_attn.q_proj",
+            "attn.k": "self_attn.k_proj",
+            "attn.v": "self_attn.v_proj",
+            "attn.o": "self_attn.out_proj",
+            "mlp.up": "fc1",
+            "mlp.down": "fc2",
+        },
+        embed="model.decoder.embed_tokens",
+        head="lm_head",
+        positions_from_mask=True,
+    ),
+    # Encoders: counted and tuned by the methods that need no prefix.
+    "bert": _BERT,
+    "roberta": Layout(
+        decoder="roberta",
+        layers="roberta.encoder.layer",
+        attention="",
+        linears=_BERT.linears,
+        embed="roberta.embeddings.word_embeddings",
+        head="lm_head.decoder",
+    ),
+}
+
+_SOURCES = {"attn": ("attn.q", "attn.qkv"), "mlp": ("mlp.up", "mlp.gate_up")}
+_OUTPUTS = {"attn": "attn.o", "mlp": "mlp.down"}
+
+
+def layout_of(base: nn.Module) -> Layout:
+    """The layout of a transformers model. Raises ValueError that names the file to extend."""
+    model_type = getattr(getattr(base, "config", None), "model_type", None)
+    if model_type not in LAYOUTS:
+        raise ValueError(
+            f"the architecture {model_type!r} ({type(base).__name__}) is not known: add its layout to "
+            f"src/halka/models/layouts.py, which knows {', '.join(LAYOUTS)}"
+        )
+    return LAYOUTS[model_type]
+
+
+def linear_targets(base: nn.Module, layout: Layout) -> list[Target]:
+    """Every linear layer, both sublayers' outputs and the head of `base`, in the order of its layers."""
+    targets = []
+    for layer in range(len(base.get_submodule(layout.layers))):
+        prefix = f"{layout.layers}.{layer}"
+        for role, path in layout.linears.items():
+            targets.append(_linear(base, f"{prefix}.{path}", role, layer))
+        for role, output in _OUTPUTS.items():
+            reader = next(layout.linears[each] for each in _SOURCES[role] if each in layout.linears)
+            source = f"{prefix}.{reader}"
+            d_in = _widths(base.get_submodule(source))[0]
+            name = f"{prefix}.{layout.linears[output]}"
+            module = base.get_submodule(name)
+            targets.append(Target(name, role, module, d_in, _widths(module)[1], layer, source))
+    targets.append(_linear(base, layout.head, "head", None))
+    return targets
+
+
+def _linear(base: nn.Module, path: str, role: str, layer: int | None) -> Target:
+    module = base.get_submodule(path)
+    return Target(path, role, module, *_widths(module), layer=layer, transposed=_transposed(module))
+
+
+def _transposed(module: nn.Module) -> bool:
+    return not isinstance(module, nn.Linear)  # transformers' Conv1D, the only other linear layer of these models
+
+
+def _widths(module: nn.Module) -> tuple[int, int]:
+    weight = module.weight
+    return tuple(weight.shape) if _transposed(module) else tuple(weight.shape)[::-1]  # type: ignore[return-value]

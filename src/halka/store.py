@@ -1,0 +1,182 @@
+"""The adapter folder: peft's two files and a Card, `halka.json`. Saved whole or not at all, loaded strictly."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from datetime import UTC, datetime
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+
+from halka.core import AdaptedModel, Adapter
+from halka.data.tokens import chat_template_fingerprint
+from halka.files import new_folder
+from halka.formats.peft import CONFIG, WEIGHTS, Folder, from_peft, to_peft
+
+CARD = "halka.json"
+
+
+@dataclass(frozen=True)
+class Card:
+    """What an adapter folder says of itself."""
+
+    base: Mapping[str, Any]  # name and fingerprint
+    method: Mapping[str, Any]  # name and fields
+    parameters: int
+    chat_template: str
+    task: str = ""
+    training: Mapping[str, Any] = field(default_factory=dict)
+    measurements: Mapping[str, Any] = field(default_factory=dict)
+    versions: Mapping[str, str] = field(default_factory=dict)
+    created: str = ""
+
+
+def save(
+    model: AdaptedModel,
+    name: str,
+    folder: str | Path,
+    *,
+    task: str = "",
+    training: Mapping[str, Any] | None = None,
+    measurements: Mapping[str, Any] | None = None,
+) -> Path:
+    """Write adapter `name` to `folder`, which a crash leaves as it was or as it shall be. Returns the folder.
+
+    Raises ValueError for weights that are not finite, and for a folder that holds something else.
+    """
+    model.parameters(name)
+    adapter, folder = model.adapters[name], Path(folder)
+    if folder.exists() and not (folder / CONFIG).exists() and any(folder.iterdir()):
+        raise ValueError(f"{folder} exists and holds no adapter: choose another folder, or remove it")
+    base: Any = model.base
+    with torch.no_grad():
+        written = to_peft(adapter, model.targets, getattr(base.config, "_name_or_path", "") or "")
+    for key, tensor in written.tensors.items():
+        if not torch.isfinite(tensor).all():
+            raise ValueError(
+                f"adapter {name!r} holds values that are not finite, in {key}: train it again, more gently"
+            )
+    card = Card(
+        base={"name": written.config["base_model_name_or_path"], "fingerprint": fingerprint(base)},
+        method={"name": adapter.method.name, "fields": asdict(adapter.method)},  # type: ignore[call-overload]
+        parameters=adapter.count(),
+        chat_template=template_of(model),
+        task=task,
+        training=training or {},
+        measurements=measurements or {},
+        versions={package: version(package) for package in ("halka", "torch", "transformers")},
+        created=datetime.now(UTC).isoformat(timespec="seconds"),
+    )
+    with new_folder(folder) as beside:
+        (beside / CONFIG).write_text(json.dumps(written.config, indent=2) + "\n", encoding="utf-8")
+        save_file({key: t.cpu() for key, t in written.tensors.items()}, beside / WEIGHTS, {"format": "pt"})
+        (beside / CARD).write_text(json.dumps(asdict(card), indent=2) + "\n", encoding="utf-8")
+    return folder
+
+
+def load(
+    model: AdaptedModel,
+    folder: str | Path,
+    *,
+    name: str | None = None,
+    allow_other_base: bool = False,
+    allow_other_template: bool = False,
+) -> Adapter:
+    """Read an adapter folder, ours or peft's, into `model` under `name` (the folder's own if not given).
+
+    Raises ValueError, and leaves the model as it was, for: a folder without an adapter, a pickle, another base or chat
+    template than the Card names, unknown or missing tensors, shapes that do not fit, values that are not finite.
+    """
+    folder = Path(folder)
+    config = read_config(folder)
+    card = read_card(folder)
+    if card is not None:
+        _check_base(card, model, folder, allow_other_base, allow_other_template)
+    tensors = load_file(folder / WEIGHTS)
+    for key, tensor in tensors.items():
+        if not torch.isfinite(tensor).all():
+            raise ValueError(f"{folder / WEIGHTS} holds values that are not finite, in {key}: it is damaged or failed")
+    try:
+        method, state = from_peft(Folder(config, tensors), model.targets)
+    except ValueError as error:
+        raise ValueError(f"{folder}: {error}") from None
+    name = folder.resolve().name if name is None else name
+    adapter = model.add(name, method)
+    try:
+        adapter.load_state_dict(state)
+    except ValueError as error:
+        model.remove(name)
+        raise ValueError(f"{folder}: {error}. It was made for another base") from None
+    return adapter
+
+
+def read_config(folder: Path) -> dict[str, Any]:
+    """The adapter's configuration. Raises ValueError if the folder holds no adapter that can be loaded safely."""
+    if not (folder / CONFIG).is_file():
+        raise ValueError(f"{folder} holds no {CONFIG}: it is not an adapter folder")
+    if not (folder / WEIGHTS).is_file():
+        pickles = ", ".join(path.name for path in folder.glob("*.bin"))
+        if pickles:
+            raise ValueError(
+                f"{folder} holds its weights as a pickle ({pickles}), which can run code: load it with peft where you "
+                "trust it, and save it again with safe_serialization=True"
+            )
+        raise ValueError(f"{folder} holds no {WEIGHTS}: the adapter is incomplete")
+    try:
+        config = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{folder / CONFIG} is not JSON: {error}") from None
+    if not isinstance(config, dict):
+        raise ValueError(f"{folder / CONFIG} is not an adapter's configuration: it holds no JSON object")
+    return config
+
+
+def read_card(folder: Path) -> Card | None:
+    """The folder's Card, or None: others write none."""
+    path = folder / CARD
+    if not path.exists():
+        return None
+    try:
+        return Card(**json.loads(path.read_text(encoding="utf-8")))
+    except (ValueError, TypeError) as error:
+        raise ValueError(f"{path} is not a Card that this version reads: {error}") from None
+
+
+def fingerprint(base: Any) -> dict[str, Any]:
+    """What tells one base from another: its architecture, its sizes, and a hash over samples of every weight.
+
+    Samples are rounded to bf16 first, so that a base loaded in bf16 and in fp32 is the same base.
+    """
+    digest = hashlib.sha256()
+    for name, parameter in base.named_parameters():
+        flat = parameter.detach().flatten()
+        steps = torch.linspace(0, flat.numel() - 1, 16, dtype=torch.float64).long().to(flat.device)
+        digest.update(f"{name} {tuple(parameter.shape)}".encode())
+        digest.update(flat[steps].bfloat16().view(torch.int16).cpu().numpy().tobytes())
+    config = base.config
+    sizes = {key: getattr(config, key, None) for key in ("num_hidden_layers", "hidden_size", "vocab_size")}
+    return {"architecture": config.model_type, **sizes, "weights": digest.hexdigest()[:16]}
+
+
+def template_of(model: AdaptedModel) -> str:
+    return "none" if model.tokenizer is None else chat_template_fingerprint(model.tokenizer)
+
+
+def _check_base(card: Card, model: AdaptedModel, folder: Path, other_base: bool, other_template: bool) -> None:
+    then, now = card.base["fingerprint"], fingerprint(model.base)
+    if different := [key for key in then if then[key] != now.get(key)]:
+        shown = ", ".join(f"{key} {then[key]} instead of {now.get(key)}" for key in different)
+        if different != ["weights"] or not other_base:
+            hint = "; pass allow_other_base to load it all the same" if different == ["weights"] else ""
+            raise ValueError(f"{folder} was made for another base, {card.base['name'] or 'unnamed'}: {shown}{hint}")
+    if model.tokenizer is not None and card.chat_template not in ("none", template_of(model)) and not other_template:
+        raise ValueError(
+            f"{folder} was trained with another chat template ({card.chat_template}) than this tokenizer has "
+            f"({template_of(model)}): pass allow_other_template to load it all the same"
+        )

@@ -1,0 +1,338 @@
+"""train(): the only loop. A generator of steps, the same for every method: print it, stream it, stop it, resume it."""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+import json
+import math
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import psutil
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from halka.checkpoint import Progress, load_checkpoint, save_checkpoint
+from halka.core import AdaptedModel
+from halka.data.batches import NO_LOSS, Batch, batches, collate, plan
+from halka.data.examples import Example
+from halka.data.tokens import Tokens, encode_all
+from halka.files import write_file, write_text
+from halka.loss import label_loss
+from halka.models import hidden_states, logits
+from halka.models.attention import use_attention
+
+CHECKPOINT, METRICS = "checkpoint.safetensors", "metrics.jsonl"
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """How to train, whatever the method."""
+
+    lr: float | None = field(default=None, metadata={"help": "peak learning rate; the method's own if not given"})
+    epochs: float = field(default=3.0, metadata={"help": "passes over the training examples, unless steps is given"})
+    steps: int | None = field(default=None, metadata={"help": "optimiser steps"})
+    batch_size: int | None = field(default=None, metadata={"help": "examples a batch; no limit if not given"})
+    batch_tokens: int | None = field(
+        default=None, metadata={"help": "tokens a batch, padding included; 1024 if there is no batch_size either"}
+    )
+    accumulate: int = field(default=1, metadata={"help": "batches whose gradients make one step"})
+    max_length: int | None = field(
+        default=None, metadata={"help": "tokens an example; the base's context if not given"}
+    )
+    too_long: str = field(default="cut", metadata={"help": "an example over max_length: cut, drop or error"})
+    schedule: str = field(default="cosine", metadata={"help": "after warm-up: cosine (to a tenth) or constant"})
+    warmup: float = field(default=0.06, metadata={"help": "share of the steps with a rising learning rate"})
+    weight_decay: float = field(default=0.0, metadata={"help": "AdamW's"})
+    clip: float = field(default=1.0, metadata={"help": "largest gradient norm; 0 for none"})
+    checkpointing: bool = field(
+        default=False, metadata={"help": "recompute activations in backward: less memory, a third more time"}
+    )
+    evaluate_every: int | None = field(
+        default=None, metadata={"help": "steps between evaluations; 10 in all if not given"}
+    )
+    patience: int | None = field(default=None, metadata={"help": "stop after so many evaluations without improvement"})
+    save_every: int | None = field(
+        default=100, metadata={"help": "steps between checkpoints, if there is a folder; none writes none"}
+    )
+    seed: int = field(default=0, metadata={"help": "order of the examples and dropout"})
+
+    def __post_init__(self) -> None:
+        for name in ("lr", "epochs", "steps", "batch_size", "batch_tokens", "accumulate", "max_length", "save_every"):
+            value = getattr(self, name)
+            if value is not None and value <= 0:
+                raise ValueError(f"{name} must be above 0, not {value}")
+        for name in ("evaluate_every", "patience"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ValueError(f"{name} must be at least 1, not {value}")
+        if not 0 <= self.warmup < 1:
+            raise ValueError(f"warmup is a share of the steps, at least 0 and below 1, not {self.warmup}")
+        if self.schedule not in ("cosine", "constant"):
+            raise ValueError(f"schedule is 'cosine' or 'constant', not {self.schedule!r}")
+
+
+@dataclass(frozen=True)
+class Step:
+    """What one optimiser step did."""
+
+    step: int
+    steps: int  # of the whole run
+    loss: float  # mean over the step's label tokens
+    lr: float
+    gradient_norm: float
+    tokens: int  # useful tokens (no padding) so far
+    seconds: float  # training time so far
+    tokens_per_second: float  # of this step
+    memory: int  # bytes that the process holds
+    validation: float | None = None  # mean loss over the validation labels, where evaluated
+    best: bool = False  # the best validation so far
+
+
+def train(
+    model: AdaptedModel,
+    name: str,
+    examples: Sequence[Example | Tokens],
+    config: TrainConfig | None = None,
+    *,
+    validation: Sequence[Example | Tokens] = (),
+    folder: str | Path | None = None,
+) -> Iterator[Step]:
+    """Train adapter `name` of `model`; yields a `Step` after each optimiser step.
+
+    With validation examples, the weights of the best evaluation are in place at the end. With a folder, each step is a
+    line of `metrics.jsonl`, and a run that was killed goes on exactly where its last checkpoint was.
+
+    Raises ValueError for data without labels, and `TrainingError` where training itself fails.
+    """
+    config = config or TrainConfig()
+    run = _Run(model, name, as_tokens(model, examples, config), config, folder)
+    return run.go(as_tokens(model, validation, config) if validation else [])
+
+
+class TrainingError(RuntimeError):
+    """Training cannot go on; the message says why and what to do."""
+
+
+def as_tokens(model: AdaptedModel, examples: Sequence[Example | Tokens], config: TrainConfig) -> list[Tokens]:
+    """Examples as the base reads them. Raises ValueError where none is left, or the model came without a tokenizer."""
+    tokens = [each for each in examples if isinstance(each, Tokens)]
+    raw = [each for each in examples if isinstance(each, Example)]
+    if raw:
+        if model.tokenizer is None:
+            raise ValueError("to train on examples the model needs its tokenizer: `halka.adapt(base, tokenizer)`")
+        context = getattr(model.base.config, "max_position_embeddings", None)
+        tokens += encode_all(raw, model.tokenizer, config.max_length or context, config.too_long).tokens
+    if not any(any(each.loss[1:]) for each in tokens):
+        raise ValueError(f"no token to learn from in {len(examples)} examples: each needs an answer by the assistant")
+    return tokens
+
+
+def mean_loss(model: AdaptedModel, name: str | None, items: Sequence[Tokens], batch_tokens: int = 4096) -> float:
+    """The mean loss per label token of `items` with adapter `name` (None: the bare base)."""
+    total, count = 0.0, 0
+    device = next(model.base.parameters()).device
+    with torch.no_grad(), use_attention(model.base), model.use(name):
+        for batch in batches(items, pad_id=pad_id(model), seed=0, epoch=0, batch_tokens=batch_tokens):
+            loss, labels = _batch_loss(model, batch.to(device), head_trains=False)
+            total, count = total + float(loss), count + labels
+    return total / count
+
+
+def pad_id(model: AdaptedModel) -> int:
+    """The token that fills up rows; it is masked, so any will do where the base names none."""
+    return getattr(model.tokenizer, "pad_token_id", None) or 0
+
+
+def _batch_loss(model: AdaptedModel, batch: Batch, head_trains: bool) -> tuple[Tensor, int]:
+    hidden = hidden_states(model, input_ids=batch.input_ids, attention_mask=batch.attention_mask)
+    return label_loss(hidden, batch.labels, lambda h: logits(model, h), head_trains=head_trains)
+
+
+class _Run:
+    """One adapter's training: its data order, its optimiser, its place on the disk."""
+
+    def __init__(
+        self, model: AdaptedModel, name: str, items: list[Tokens], config: TrainConfig, folder: str | Path | None
+    ):
+        parameters = model.parameters(name)
+        self.model, self.name, self.items, self.config = model, name, items, config
+        self.adapter = model.adapters[name]
+        self.head_trains = any(target.role in ("head", "base") for target in self.adapter.targets.values())
+        self.lengths = [len(item.ids) for item in items]
+        self.budget = 1024 if config.batch_tokens is config.batch_size is None else config.batch_tokens
+        self.steps = config.steps or max(1, math.ceil(len(self._plan(0)) / config.accumulate * config.epochs))
+        self.evaluate_every = config.evaluate_every or max(1, self.steps // 10)
+        self.peak_lr = config.lr or type(self.adapter.method).lr
+        self.optimizer = torch.optim.AdamW(parameters, lr=self.peak_lr, weight_decay=config.weight_decay, fused=True)
+        self.folder = None if folder is None else Path(folder)
+        self.best: dict[str, Tensor] | None = None
+
+    # ── the loop ────────────────────────────────────────────────────────────────────────────────────────────────
+
+    def go(self, held_out: list[Tokens]) -> Iterator[Step]:
+        progress = self._resume()
+        stream = self._batches(progress.step * self.config.accumulate)
+        while progress.step < self.steps and not progress.stopped:
+            step = self._step(progress, [next(stream) for _ in range(self.config.accumulate)])
+            progress = replace(progress, step=step.step, tokens=step.tokens, seconds=step.seconds)
+            if held_out and (step.step % self.evaluate_every == 0 or step.step == self.steps):
+                loss = mean_loss(self.model, self.name, held_out)
+                step = replace(step, validation=loss, best=loss < progress.best_loss)
+                progress = self._judged(progress, step, loss)
+            self._record(step)
+            if self.config.save_every and step.step % self.config.save_every == 0:
+                self._save(progress)
+            try:
+                yield step
+            except GeneratorExit:
+                self._save(progress)
+                raise
+        self._save(progress)
+        if progress.best_step:
+            self._restore_best()
+
+    def _step(self, progress: Progress, micro_batches: list[Batch]) -> Step:
+        started = time.perf_counter()
+        number, config = progress.step + 1, self.config
+        lr = self._lr(number)
+        labels = sum(int((batch.labels[:, 1:] != NO_LOSS).sum()) for batch in micro_batches)
+        loss = 0.0
+        try:
+            with self._training():
+                for batch in micro_batches:
+                    summed, _ = _batch_loss(self.model, batch, self.head_trains)
+                    (summed / labels).backward()
+                    loss += float(summed.detach()) / labels
+            parameters = self.adapter.parameters()
+            norm = float(torch.nn.utils.clip_grad_norm_(parameters, config.clip or math.inf))
+            if not math.isfinite(loss + norm):
+                raise TrainingError(
+                    f"the loss became {loss} (gradient norm {norm}) at step {number} with learning rate {lr:.3g}: "
+                    "try a lower learning rate, a longer warm-up, or fp32; the weights are those before this step"
+                )
+            for group in self.optimizer.param_groups:
+                group["lr"] = lr
+            self.optimizer.step()
+        except (torch.OutOfMemoryError, RuntimeError) as error:
+            if isinstance(error, TrainingError) or not _is_out_of_memory(error):
+                raise
+            rows, longest = micro_batches[0].input_ids.shape
+            raise TrainingError(
+                f"out of memory at step {number}, with a batch of {rows} rows of {longest} tokens: lower batch_tokens "
+                f"(and raise accumulate to keep the step's size), or turn checkpointing on"
+            ) from error
+        finally:
+            self.optimizer.zero_grad()
+        tokens = sum(batch.tokens for batch in micro_batches)
+        seconds = time.perf_counter() - started
+        return Step(
+            step=number,
+            steps=self.steps,
+            loss=loss,
+            lr=lr,
+            gradient_norm=norm,
+            tokens=progress.tokens + tokens,
+            seconds=progress.seconds + seconds,
+            tokens_per_second=tokens / seconds,
+            memory=psutil.Process().memory_info().rss,
+        )
+
+    @contextmanager
+    def _training(self) -> Iterator[None]:
+        """The base with this adapter, ready for a forward and a backward pass."""
+        base: Any = self.model.base
+        with use_attention(base), self.model.use(self.name):
+            base.train()
+            self.adapter.train()
+            if self.config.checkpointing:
+                base.activation_checkpointing_enable({"use_reentrant": False})
+            try:
+                yield
+            finally:
+                if self.config.checkpointing:
+                    base.activation_checkpointing_disable()
+                base.eval()
+                self.adapter.train(False)
+
+    def _lr(self, number: int) -> float:
+        """The learning rate of step `number`: rising over the warm-up, then constant or a cosine to a tenth."""
+        warmup = math.ceil(self.config.warmup * self.steps)
+        if number <= warmup:
+            return self.peak_lr * number / warmup
+        if self.config.schedule == "constant":
+            return self.peak_lr
+        done = (number - warmup) / max(1, self.steps - warmup)
+        return self.peak_lr * (0.1 + 0.9 * 0.5 * (1 + math.cos(math.pi * done)))
+
+    # ── data ────────────────────────────────────────────────────────────────────────────────────────────────────
+
+    def _plan(self, epoch: int) -> list[list[int]]:
+        seed, size = self.config.seed, self.config.batch_size
+        return plan(self.lengths, seed=seed, epoch=epoch, batch_tokens=self.budget, batch_size=size)
+
+    def _batches(self, skip: int) -> Iterator[Batch]:
+        """Batches without end, epoch after epoch; the first `skip` are passed over."""
+        device = next(self.model.base.parameters()).device
+        indices = (each for epoch in itertools.count() for each in self._plan(epoch))
+        for chosen in itertools.islice(indices, skip, None):
+            yield collate([self.items[i] for i in chosen], pad_id(self.model)).to(device)
+
+    # ── the disk ────────────────────────────────────────────────────────────────────────────────────────────────
+
+    def _judged(self, progress: Progress, step: Step, loss: float) -> Progress:
+        """Keep the weights if they are the best so far; stop when patience is at its end."""
+        if step.best:
+            state = {key: tensor.detach().clone() for key, tensor in self.adapter.state_dict().items()}
+            if self.folder is None:
+                self.best = state
+            else:
+                write_file(self.folder / "best.safetensors", lambda beside: save_file(state, beside))
+            return replace(progress, best_step=step.step, best_loss=loss, waited=0)
+        waited = progress.waited + 1
+        return replace(
+            progress, waited=waited, stopped=self.config.patience is not None and waited >= self.config.patience
+        )
+
+    def _restore_best(self) -> None:
+        state = self.best if self.folder is None else load_file(self.folder / "best.safetensors")
+        assert state is not None
+        self.adapter.load_state_dict(state)
+
+    def _save(self, progress: Progress) -> None:
+        if self.folder is not None and self.config.save_every:
+            save_checkpoint(self.folder / CHECKPOINT, self._identity(), progress, self.adapter, self.optimizer)
+
+    def _resume(self) -> Progress:
+        if self.folder is None:
+            return Progress()
+        self.folder.mkdir(parents=True, exist_ok=True)
+        progress = load_checkpoint(self.folder / CHECKPOINT, self._identity(), self.adapter, self.optimizer)
+        progress = progress or Progress()
+        metrics = self.folder / METRICS
+        if metrics.exists():
+            lines = metrics.read_text(encoding="utf-8").splitlines()
+            write_text(metrics, "".join(f"{line}\n" for line in lines[: progress.step]))
+        return progress
+
+    def _record(self, step: Step) -> None:
+        if self.folder is not None:
+            with (self.folder / METRICS).open("a", encoding="utf-8") as file:
+                file.write(json.dumps(asdict(step)) + "\n")
+
+    def _identity(self) -> dict[str, Any]:
+        """What must be the same for a run to go on."""
+        method = self.adapter.method
+        data = hashlib.sha256(repr([(item.ids, item.loss) for item in self.items]).encode()).hexdigest()
+        config = {**asdict(self.config), "save_every": None}
+        return {"method": method.name, **asdict(method), **config, "steps": self.steps, "data": data[:16]}
+
+
+def _is_out_of_memory(error: BaseException) -> bool:
+    return isinstance(error, torch.OutOfMemoryError) or "not enough memory" in str(error)
