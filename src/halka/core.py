@@ -10,7 +10,7 @@ from __future__ import annotations
 import threading
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Protocol
 
@@ -55,6 +55,11 @@ class Target:
     source: str | None = None
     shape: tuple[int, ...] = ()
     transposed: bool = False
+
+    @property
+    def key(self) -> str:
+        """Unlike the name, never shared: `mlp` and `mlp.down` stand at the same module."""
+        return f"{self.name}:{self.role}"
 
 
 class Part(nn.Module):
@@ -103,8 +108,11 @@ class Method(Protocol):
 class Memory(Protocol):
     """Where keys and values join the base's own (`models/memory.py`); the core only says whose."""
 
-    def enter(self, parts: Sequence[Part | None]) -> None:
-        """From now on row i, or every row if there is one part, attends to what parts[i] holds."""
+    def enter(self, parts: Sequence[Part | None], bare: Callable[[], AbstractContextManager[None]]) -> None:
+        """From now on row i, or every row if there is one part, attends to what parts[i] holds.
+
+        Within `with bare():` the base runs without adapters.
+        """
         ...
 
     def leave(self) -> None: ...
@@ -188,24 +196,25 @@ class Route:
             if use.rows is None:
                 result = use.act(*tensors[:-1], result)
             else:
-                rows = repeated(use.rows, len(self.names), result.shape[0]).to(result.device)
+                times = repeats(result.shape[0], len(self.names))
+                rows = (use.rows[:, None] * times + torch.arange(times)).flatten().to(result.device)
                 mine = [tensor[rows] for tensor in (*tensors[:-1], result)]
                 result = result.index_copy(0, rows, use.act(*mine))
         return result
 
 
-def repeated(rows: Tensor, named: int, batch: int) -> Tensor:
-    """The rows of a batch that `rows` became, of `named` rows at first: beam search repeats each one in place.
+def repeats(batch: int, named: int) -> int:
+    """How many rows of a batch each row that `use` named has become: beam search repeats each one in place.
 
-    Raises ValueError if the batch is not a multiple of the rows that `use` named.
+    Raises ValueError if the batch is not a multiple of the rows that were named.
     """
-    repeats, rest = divmod(batch, named)
-    if rest or not repeats:
+    times, rest = divmod(batch, named)
+    if rest or not times:
         raise ValueError(
             f"the batch has {batch} rows, but `use` named an adapter for each of {named}: "
             "give one name a row, or a single name for all rows"
         )
-    return (rows[:, None] * repeats + torch.arange(repeats)).flatten()
+    return times
 
 
 class AdaptedModel:
@@ -377,18 +386,18 @@ class AdaptedModel:
         for name, adapter in adapters.items():
             rows = None if alone else torch.tensor([i for i, each in enumerate(names) if each == name])
             for path, part in adapter.parts.items():
-                role = adapter.targets[path].role
-                if role == "base":
+                target = adapter.targets[path]
+                if target.role == "base":
                     if not alone:
                         raise ValueError(f"{name!r} is a full copy of the weights: it cannot share a batch with others")
                     full = part
-                elif role in ("memory", "embed"):
+                elif target.role in ("memory", "embed"):
                     memory[name] = part
                 else:
                     if type(part).before is not Part.before:
-                        before[path].append(Use(part.before, rows))
+                        before[target.key].append(Use(part.before, rows))
                     if type(part).forward is not Part.forward:
-                        after[path].append(Use(part, rows))
+                        after[target.key].append(Use(part, rows))
         a_row = () if not memory else tuple(memory.values()) if alone else tuple(map(memory.get, names))  # type: ignore[arg-type]
         return Route(names, dict(before), dict(after), a_row, full)
 
@@ -402,40 +411,46 @@ class AdaptedModel:
         if route is not None:
             if route.full is not None:
                 self._stand_in(route.full.weights())
-            self._memory.enter(route.memory)
+            self._memory.enter(route.memory, self._bare)
+
+    @contextmanager
+    def _bare(self) -> Iterator[None]:
+        route, self._route = self._route, None
+        try:
+            yield
+        finally:
+            self._route = route
 
     def _install(self) -> None:
         """Hooks exactly where some adapter has a part, so that a base without adapters runs without hooks."""
-        wanted: dict[str, Target] = {}
-        for adapter in self.adapters.values():
-            wanted.update(adapter.targets)
-        for path in self._hooks.keys() - wanted.keys():
-            for handle in self._hooks.pop(path):
+        wanted = {target.key: target for adapter in self.adapters.values() for target in adapter.targets.values()}
+        for key in self._hooks.keys() - wanted.keys():
+            for handle in self._hooks.pop(key):
                 handle.remove()
-        for path, target in wanted.items():
-            if path not in self._hooks:
-                self._hooks[path] = self._hook(path, target)
+        for key, target in wanted.items():
+            if key not in self._hooks:
+                self._hooks[key] = self._hook(key, target)
         roles = {target.role for target in wanted.values()}
         (self._memory.install if roles & {"memory", "embed"} else self._memory.uninstall)()
 
-    def _hook(self, path: str, target: Target) -> list[torch.utils.hooks.RemovableHandle]:
+    def _hook(self, key: str, target: Target) -> list[torch.utils.hooks.RemovableHandle]:
         if target.role in ("memory", "embed"):
             return []
 
         def before(module: nn.Module, args: tuple) -> tuple | None:
-            if self._route is None or path not in self._route.before:
+            if self._route is None or key not in self._route.before:
                 return None
-            return (self._route.edit(self._route.before[path], args[0]), *args[1:])
+            return (self._route.edit(self._route.before[key], args[0]), *args[1:])
 
         def after(module: nn.Module, args: tuple, y: Tensor) -> Tensor | None:
-            if self._route is None or path not in self._route.after:
+            if self._route is None or key not in self._route.after:
                 return None
-            x = args[0] if target.source is None else self._inputs.pop(path)
-            return self._route.edit(self._route.after[path], x, y)
+            x = args[0] if target.source is None else self._inputs.pop(key)
+            return self._route.edit(self._route.after[key], x, y)
 
         def remember(module: nn.Module, args: tuple) -> None:
-            if self._route is not None and path in self._route.after:
-                self._inputs[path] = args[0]
+            if self._route is not None and key in self._route.after:
+                self._inputs[key] = args[0]
 
         def refresh(module: nn.Module, args: tuple) -> None:
             # fp32 masters are cast afresh, inside the graph, at every forward pass that will be differentiated

@@ -9,14 +9,15 @@ decoder adds an argument to its call, and transformers hands that on, layer by l
 from __future__ import annotations
 
 import inspect
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 
-from halka.core import Part, repeated
+from halka.core import Part, repeats
 from halka.models.attention import LayerMemory, use_attention
 from halka.models.layouts import Layout
 
@@ -37,6 +38,7 @@ class VirtualTokens(nn.Module):
         self._decoder = (base.get_submodule(layout.decoder),)
         self._parts: tuple[Part | None, ...] = ()
         self._known: tuple[Any, Tensor, Tensor] | None = None
+        self._bare: Callable[[], AbstractContextManager[None]] = nullcontext
         self._attention: Any = None
         self._hook: torch.utils.hooks.RemovableHandle | None = None
 
@@ -51,9 +53,9 @@ class VirtualTokens(nn.Module):
             self._hook.remove()
             self._hook = None
 
-    def enter(self, parts: Sequence[Part | None]) -> None:
+    def enter(self, parts: Sequence[Part | None], bare: Callable[[], AbstractContextManager[None]]) -> None:
         if parts:
-            self._parts = tuple(parts)
+            self._parts, self._bare = tuple(parts), bare
             self._attention = use_attention(self._base[0])
             self._attention.__enter__()
 
@@ -74,8 +76,10 @@ class VirtualTokens(nn.Module):
         decoder = self._decoder[0]
         positions = torch.arange(embeddings.shape[1], device=embeddings.device)[None]
         parts, self._parts = self._parts, ()  # virtual tokens see only each other
+        training = decoder.training
+        decoder.eval()  # nothing to recompute in backward, when rows are routed
         try:
-            with use_attention(self._base[0]):
+            with use_attention(self._base[0]), self._bare():
                 decoder(
                     inputs_embeds=embeddings.to(self._base[0].dtype),
                     position_ids=positions,
@@ -84,6 +88,7 @@ class VirtualTokens(nn.Module):
                 )
         finally:
             self._parts = parts
+            decoder.train(training)
         pairs = [each for layer in range(self.layers) for each in recorded[layer]]
         return torch.stack(pairs).permute(1, 3, 0, 2, 4)  # 2L N H P W -> N P 2L H W
 
@@ -130,7 +135,7 @@ class VirtualTokens(nn.Module):
         valid, shift = None, lengths
         if len(self._parts) > 1:
             valid = torch.arange(longest, device=lengths.device) < lengths[:, None]
-            shift = lengths[repeated(torch.arange(len(lengths)), len(lengths), batch).to(lengths.device)]
+            shift = lengths.repeat_interleave(repeats(batch, len(lengths)))
         kwargs["position_ids"] = self._positions(kwargs, past, length, tokens.device) + shift[:, None]
         pairs = contents.unbind(0)
         kwargs["memory"] = [LayerMemory(pairs[2 * i], pairs[2 * i + 1], valid) for i in range(self.layers)]

@@ -1,0 +1,58 @@
+"""`Metric`: what one answer adds to a score, and how the sums over answers become the score."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Hashable, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+Counts = Mapping[Hashable, float]
+Sums = Mapping[Hashable, NDArray[np.float64]]
+
+
+@dataclass(frozen=True)
+class Metric:
+    """A measure of answers against their references, kept as sufficient statistics.
+
+    `per_item(prediction, references)` gives the named counts of one answer; a count it does not name is 0.
+    `aggregate(sums)` turns the counts' sums into scores: every sum has shape (R,), one entry for each
+    sample of items, and so has the result, NaN where a sample leaves the score undefined. Since a sample's
+    sums are all that a score needs, corpus measures (BLEU, F1) can be resampled exactly.
+    """
+
+    name: str
+    meaning: str
+    per_item: Callable[[str, Sequence[str]], Counts]
+    aggregate: Callable[[Sums], NDArray[np.float64]]
+    range: tuple[float, float] = (0.0, 1.0)
+    higher_is_better: bool = True
+
+    @classmethod
+    def mean(
+        cls,
+        name: str,
+        meaning: str,
+        value: Callable[[str, Sequence[str]], float],
+        range: tuple[float, float] = (0.0, 1.0),
+        higher_is_better: bool = True,
+    ) -> Metric:
+        """The mean over items of `value(prediction, references)`."""
+        return cls(
+            name,
+            meaning,
+            per_item=lambda prediction, references: {
+                "sum": float(value(prediction, references)),
+                "items": 1.0,
+            },
+            aggregate=lambda sums: sums["sum"] / sums["items"],
+            range=range,
+            higher_is_better=higher_is_better,
+        )
+
+
+def ratio(above: NDArray[np.float64], below: NDArray[np.float64], empty: float = math.nan) -> NDArray[np.float64]:
+    """above / below, and `empty` where below is 0; all of shape (R,)."""
+    return np.divide(above, below, out=np.full(np.shape(below), empty), where=below > 0)

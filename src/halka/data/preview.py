@@ -1,0 +1,263 @@
+"""What a data file will look like to the model, and what is wrong with it: as plain data, and in colour."""
+
+import re
+import statistics
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from itertools import groupby
+from pathlib import Path
+
+from rich.console import Console
+from rich.text import Text
+from transformers import PreTrainedTokenizerBase
+
+from halka.data.duplicates import Duplicate, between, within
+from halka.data.examples import Example, Rows, read_examples
+from halka.data.readers import Problem
+from halka.data.tokens import Tokens, chat_template_fingerprint, encode_all
+
+BINS = 12
+LISTED = 10
+SHOWN_CHARACTERS = 2000
+
+
+@dataclass(frozen=True)
+class Span:
+    """Neighbouring tokens that are alike: ordinary or special, with loss or without."""
+
+    text: str
+    tokens: int
+    loss: bool
+    special: bool
+
+
+@dataclass(frozen=True)
+class Shown:
+    """One example as the model gets it, before any cut."""
+
+    where: str
+    tokens: int
+    spans: list[Span]
+
+
+@dataclass(frozen=True)
+class Bin:
+    """How many examples have `first` to `last` tokens."""
+
+    first: int
+    last: int
+    examples: int
+
+
+@dataclass(frozen=True)
+class Lengths:
+    """Lengths in tokens, before any cut. Of the `too_long` ones, `lost` keep no token of an answer when cut."""
+
+    total: int
+    shortest: int
+    median: float
+    longest: int
+    bins: list[Bin]
+    max_length: int | None
+    too_long: int
+    lost: int
+
+
+@dataclass(frozen=True)
+class Preview:
+    """One file, or one split, seen through a tokenizer; lengths are in tokens, `loss_share` is of all tokens.
+
+    `problems` are the rows and examples that cannot be used, `notes` what is doubtful about the others. `repeated` are
+    the examples that stand in the file twice; `shared` names, for each other file, those whose prompt stands there.
+    """
+
+    name: str
+    shape: str
+    chat_template: str
+    examples: int
+    problems: list[Problem]
+    notes: list[str]
+    lengths: Lengths
+    loss_share: float
+    repeated: list[Duplicate]
+    shared: dict[str, list[Duplicate]]
+    shown: list[Shown]
+
+    def to_json(self) -> dict:
+        return asdict(self)
+
+
+def preview(
+    path: str | Path,
+    tokenizer: PreTrainedTokenizerBase,
+    max_length: int | None = None,
+    shape: str | None = None,
+    show: int = 3,
+    others: Sequence[str | Path] = (),
+) -> Preview:
+    """Previews a file; `others` are files (the test split, say) in which its prompts are looked for.
+
+    Raises:
+        ValueError: a file has no row that can be used; the message says why.
+        OSError: a file is missing or may not be opened.
+    """
+    given = {str(other): read_examples(other, shape).examples for other in others}
+    return inspect(str(path), read_examples(path, shape), tokenizer, max_length, show, given)
+
+
+def inspect(
+    name: str,
+    rows: Rows,
+    tokenizer: PreTrainedTokenizerBase,
+    max_length: int | None = None,
+    show: int = 3,
+    others: Mapping[str, Sequence[Example]] | None = None,
+) -> Preview:
+    """Previews examples that are already read, such as a task's split.
+
+    Raises:
+        ValueError: none can be used; the message says why.
+    """
+    encoded = encode_all(rows.examples, tokenizer)
+    kept = [rows.examples[index] for index in encoded.kept]
+    lengths = _lengths(encoded.tokens, max_length)
+    special = {token for token, text in tokenizer.added_tokens_decoder.items() if text.content.strip()}
+    return Preview(
+        name=name,
+        shape=rows.shape,
+        chat_template=chat_template_fingerprint(tokenizer),
+        examples=len(kept),
+        problems=rows.problems + encoded.problems,
+        notes=_notes(kept, encoded.tokens, tokenizer, special),
+        lengths=lengths,
+        loss_share=sum(sum(tokens.loss) for tokens in encoded.tokens) / lengths.total,
+        repeated=within(kept),
+        shared={other: between(examples, kept) for other, examples in (others or {}).items()},
+        shown=[
+            Shown(example.where, len(tokens.ids), _spans(tokens, tokenizer, special))
+            for example, tokens in zip(kept[:show], encoded.tokens[:show], strict=True)
+        ],
+    )
+
+
+def _lengths(items: Sequence[Tokens], max_length: int | None) -> Lengths:
+    lengths = [len(tokens.ids) for tokens in items]
+    shortest, longest = min(lengths), max(lengths)
+    width = -(-(longest - shortest + 1) // BINS)
+    counts = [0] * -(-(longest - shortest + 1) // width)
+    for length in lengths:
+        counts[(length - shortest) // width] += 1
+    long = [] if max_length is None else [tokens for tokens in items if len(tokens.ids) > max_length]
+    return Lengths(
+        total=sum(lengths),
+        shortest=shortest,
+        median=statistics.median(lengths),
+        longest=longest,
+        bins=[
+            Bin(first, min(first + width - 1, longest), count)
+            for first, count in zip(range(shortest, longest + 1, width), counts, strict=True)
+        ],
+        max_length=max_length,
+        too_long=len(long),
+        lost=sum(not any(tokens.loss[:max_length]) for tokens in long),
+    )
+
+
+def _notes(
+    examples: Sequence[Example], items: Sequence[Tokens], tokenizer: PreTrainedTokenizerBase, special: set[int]
+) -> list[str]:
+    notes: list[str] = []
+    last = [next(token for token, loss in zip(t.ids[::-1], t.loss[::-1], strict=True) if loss) for t in items]
+    unclosed = sum(token not in special for token in last)
+    if unclosed:
+        notes.append(f"{unclosed} answers end without a token that closes them: the model will not learn to stop")
+    if special:
+        marks = re.compile("|".join(re.escape(tokenizer.added_tokens_decoder[token].content) for token in special))
+        marked = [
+            (example.where, found.group())
+            for example in examples
+            if (found := next(filter(None, (marks.search(message.content) for message in example.messages)), None))
+        ]
+        if marked:
+            where, mark = marked[0]
+            notes.append(
+                f"{len(marked)} examples have special tokens in their text, which the model will take for real ones; "
+                f"the first: {where} has {mark}"
+            )
+    return notes
+
+
+def _spans(tokens: Tokens, tokenizer: PreTrainedTokenizerBase, special: set[int]) -> list[Span]:
+    marked = [(token, loss, token in special) for token, loss in zip(tokens.ids, tokens.loss, strict=True)]
+    spans: list[Span] = []
+    for (loss, is_special), group in groupby(marked, key=lambda item: item[1:]):
+        ids = [token for token, _, _ in group]
+        text = tokenizer.decode(ids, skip_special_tokens=False, clean_up_tokenization_spaces=False)
+        spans.append(Span(str(text), len(ids), loss, is_special))
+    return spans
+
+
+def render(preview: Preview, console: Console) -> None:
+    """Prints it: what carries loss is green, all else dim, special tokens are reversed, line breaks visible."""
+    for line in _lines(preview):
+        console.print(line, soft_wrap=True)
+
+
+def _lines(preview: Preview) -> list[Text]:
+    lengths = preview.lengths
+    lines = [
+        Text.assemble((preview.name, "bold"), f": {preview.examples:,} examples, read as {preview.shape}"),
+        Text(f"chat template {preview.chat_template}"),
+        Text(
+            f"{lengths.total:,} tokens, {preview.loss_share:.0%} of them with loss; an example has {lengths.shortest:,} "
+            f"to {lengths.longest:,}, half of them at most {lengths.median:,.0f}"
+        ),
+    ]
+    most = max(each.examples for each in lengths.bins)
+    width = len(f"{lengths.longest:,}")
+    for each in lengths.bins:
+        bar = "█" * -(-each.examples * 40 // most)
+        lines.append(Text(f"  {each.first:>{width},} to {each.last:>{width},} {bar} {each.examples:,}"))
+    if lengths.max_length is not None:
+        lines.append(
+            Text(
+                f"{lengths.too_long:,} longer than {lengths.max_length:,} tokens and would be cut, "
+                f"{lengths.lost:,} of them with nothing left to learn"
+            )
+        )
+    lines += [Text(note, style="yellow") for note in preview.notes]
+    lines += _listing("problems", [str(problem) for problem in preview.problems], "red")
+    lines += _listing("repeated within the file", [_pair(each) for each in preview.repeated], "yellow")
+    for other, found in preview.shared.items():
+        lines += _listing(f"prompts that stand in {other} too", [_pair(each) for each in found], "yellow")
+    for shown in preview.shown:
+        lines += [Text(), Text(f"{shown.where or 'example'} ({shown.tokens:,} tokens)", style="bold"), _shown(shown)]
+    return lines
+
+
+def _listing(title: str, items: Sequence[str], style: str) -> list[Text]:
+    if not items:
+        return [Text(f"no {title}")]
+    more = [Text(f"  and {len(items) - LISTED:,} more")] if len(items) > LISTED else []
+    listed = [Text("  " + _visible(item)) for item in items[:LISTED]]
+    return [Text(f"{len(items):,} {title}", style=style), *listed, *more]
+
+
+def _pair(duplicate: Duplicate) -> str:
+    return f"{duplicate.second} repeats {duplicate.first}" + ("" if duplicate.same_answer else " with another answer")
+
+
+def _shown(shown: Shown) -> Text:
+    text = Text()
+    for span in shown.spans:
+        middle = len(span.text) - SHOWN_CHARACTERS
+        half = SHOWN_CHARACTERS // 2
+        short = span.text if middle <= 0 else f"{span.text[:half]} [{middle:,} characters] {span.text[-half:]}"
+        text.append(_visible(short), style=("green" if span.loss else "dim") + (" reverse" if span.special else ""))
+    return text
+
+
+def _visible(text: str) -> str:
+    """Line breaks shown before they break the line, and other control characters as their pictures."""
+    pictures = {code: chr(0x2400 + code) for code in range(32)} | {127: "␡", 10: "↵\n", 9: "→\t"}
+    return text.translate(pictures)

@@ -1,0 +1,186 @@
+"""A data file to its raw rows, each with the line it begins on; what cannot be read stays, with the reason."""
+
+import csv
+import gzip
+import io
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+SUFFIXES = (".jsonl", ".ndjson", ".json", ".csv", ".tsv", ".parquet")
+
+
+@dataclass(frozen=True)
+class Problem:
+    """Something wrong with one row: the place ("train.jsonl:12") and the reason."""
+
+    where: str
+    reason: str
+
+    def __str__(self) -> str:
+        return f"{self.where}: {self.reason}"
+
+
+@dataclass(frozen=True)
+class Row:
+    """One row of a file. Keys are stripped and in lower case; JSON numbers are the text that the file has."""
+
+    where: str
+    fields: dict[str, object]
+
+
+def read_rows(path: str | Path) -> list[Row | Problem]:
+    """Every row of a JSONL, JSON, CSV, TSV or Parquet file in its order; text files may be gzipped (`.jsonl.gz`).
+
+    Blank lines are skipped. A JSON file may be one array, one object, or objects line by line. Bytes that are not
+    UTF-8 come out as lone surrogates, for whoever uses the text to find.
+
+    Raises:
+        ValueError: the file's kind is unknown, or the file as a whole cannot be read.
+        OSError: the file is missing or may not be opened.
+    """
+    path = Path(path)
+    suffixes = [suffix.lower() for suffix in path.suffixes]
+    zipped = suffixes[-1:] == [".gz"]
+    kind = (suffixes[:-1] if zipped else suffixes)[-1:]
+    if not kind or kind[0] not in SUFFIXES or (zipped and kind[0] == ".parquet"):
+        raise ValueError(f"{path}: not a kind of data file that is known. Use one of {', '.join(SUFFIXES)}.")
+    if kind[0] == ".parquet":
+        return list(_parquet(path))
+    read = {".json": _json, ".csv": _csv, ".tsv": _csv}.get(kind[0], _json_lines)
+    return list(read(_text(path, zipped), path.name))
+
+
+def _text(path: Path, zipped: bool) -> str:
+    data = path.read_bytes()
+    if zipped:
+        try:
+            data = gzip.decompress(data)
+        except (OSError, EOFError) as error:
+            raise ValueError(f"{path}: not a whole gzip file ({error}). Compress it again.") from error
+    if data[:2] in (b"\xff\xfe", b"\xfe\xff"):
+        raise ValueError(f"{path}: the file is in UTF-16. Save it as UTF-8.")
+    return data.decode("utf-8", errors="surrogateescape").removeprefix("\ufeff")
+
+
+def _row(where: str, value: object) -> Row | Problem:
+    if not isinstance(value, dict):
+        return Problem(where, f"not an object but a {type(value).__name__}: {str(value)[:40]!r}")
+    return Row(where, {str(key).strip().lower(): item for key, item in value.items()})
+
+
+def _decoder() -> json.JSONDecoder:
+    """Numbers stay as the file writes them, however long; NaN and Infinity are missing values."""
+    return json.JSONDecoder(parse_int=str, parse_float=str, parse_constant=lambda _: None)
+
+
+def _json_reason(error: Exception) -> str:
+    if isinstance(error, json.JSONDecodeError):
+        return f"not valid JSON: {error.msg} at column {error.colno}"
+    return "not readable as JSON: nested too deeply"
+
+
+def _json_lines(text: str, name: str) -> Iterator[Row | Problem]:
+    decode = _decoder().decode
+    for number, line in enumerate(text.split("\n"), start=1):
+        if not line.strip():
+            continue
+        where = f"{name}:{number}"
+        try:
+            yield _row(where, decode(line))
+        except (json.JSONDecodeError, RecursionError) as error:
+            yield Problem(where, _json_reason(error))
+
+
+def _json(text: str, name: str) -> Iterator[Row | Problem]:
+    if text.lstrip()[:1] == "[":
+        yield from _json_array(text, name)
+        return
+    try:
+        yield _row(f"{name}:1", _decoder().decode(text))
+    except (json.JSONDecodeError, RecursionError):
+        yield from _json_lines(text, name)
+
+
+def _json_array(text: str, name: str) -> Iterator[Row | Problem]:
+    """Element by element, so that each has its line, and a fault spoils only what comes after it."""
+    decoder = _decoder()
+    at, line, counted = _next(text, text.index("[") + 1), 1, 0
+    closed = text[at : at + 1] == "]"
+    while not closed:
+        line, counted = line + text.count("\n", counted, at), at
+        where = f"{name}:{line}"
+        try:
+            value, end = decoder.raw_decode(text, at)
+        except (json.JSONDecodeError, RecursionError) as error:
+            yield Problem(where, f"{_json_reason(error)}. Nothing after this place was read.")
+            return
+        yield _row(where, value)
+        end = _next(text, end)
+        if text[end : end + 1] not in (",", "]"):
+            yield Problem(where, "no comma or closing bracket after this row. Nothing after this place was read.")
+            return
+        closed = text[end] == "]"
+        at = _next(text, end + 1)
+    if at < len(text) and text[at:].strip("] \t\r\n"):
+        yield Problem(f"{name}:{line}", "text follows the end of the array, and was not read")
+
+
+def _next(text: str, at: int) -> int:
+    """The first place from `at` on that is not blank."""
+    while at < len(text) and text[at] in " \t\r\n":
+        at += 1
+    return at
+
+
+def _csv(text: str, name: str) -> Iterator[Row | Problem]:
+    """The first record names the columns; the separator (comma, semicolon or tab) is the one it has most of."""
+    first = text.lstrip("\r\n").split("\n", 1)[0]
+    separator = max(",;\t", key=first.count)
+    limit = csv.field_size_limit(2**31 - 1)  # process-wide in the standard library, hence put back
+    try:
+        yield from _csv_records(csv.reader(io.StringIO(text, newline=""), delimiter=separator, strict=True), name)
+    finally:
+        csv.field_size_limit(limit)
+
+
+def _csv_records(reader, name: str) -> Iterator[Row | Problem]:
+    header: list[str] | None = None
+    while True:
+        where = f"{name}:{reader.line_num + 1}"
+        try:
+            record = next(reader)
+        except StopIteration:
+            return
+        except csv.Error as error:
+            lines = reader.line_num - int(where.rpartition(":")[2]) + 1
+            yield Problem(where, f"not valid CSV: {error} (read as one row of {lines} lines)")
+            continue
+        if not any(field.strip() for field in record):
+            continue
+        if header is None:
+            header = record
+        elif len(record) != len(header):
+            yield Problem(where, f"{len(record)} fields where the header has {len(header)}")
+        else:
+            yield _row(where, dict(zip(header, record, strict=True)))
+
+
+def _parquet(path: Path) -> Iterator[Row | Problem]:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    try:
+        batches = list(pq.ParquetFile(path).iter_batches())
+    except pa.ArrowException as error:
+        raise ValueError(f"{path}: not a whole Parquet file ({error}). Write it again.") from error
+    number = 0
+    for batch in batches:
+        for index in range(batch.num_rows):
+            number += 1
+            where = f"{path.name}:row {number}"
+            try:
+                yield _row(where, {name: batch.column(name)[index].as_py() for name in batch.schema.names})
+            except (ValueError, OverflowError) as error:
+                yield Problem(where, f"not readable: {error}")

@@ -1,0 +1,231 @@
+"""`Task`: examples by split and the metrics that judge them; a YAML file, a Python file, or a shipped name."""
+
+import random
+import runpy
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, replace
+from itertools import combinations
+from pathlib import Path
+from typing import Any, TypeVar
+
+import yaml
+
+from halka.data.duplicates import Duplicate, between, prompt_key
+from halka.data.examples import Example, read_examples
+from halka.data.readers import Problem
+
+T = TypeVar("T")
+
+SPLITS = ("train", "validation", "test")
+
+
+@dataclass(frozen=True)
+class Kind:
+    """What a key of a task file takes, in words and as a check."""
+
+    words: str
+    fits: Callable[[object], bool]
+
+
+def _is_names(value: object) -> bool:
+    items = value if isinstance(value, list) else [value]
+    return bool(items) and all(isinstance(item, str) for item in items)
+
+
+def _is_fraction(value: object) -> bool:
+    return isinstance(value, float) and 0 < value < 1
+
+
+TEXT = Kind("text", lambda value: isinstance(value, str))
+FILES = Kind("a file or a list of files", _is_names)
+PART = Kind(
+    "a file, a list of files, or a fraction of train between 0 and 1",
+    lambda value: _is_fraction(value) or _is_names(value),
+)
+KEYS = {
+    "name": TEXT,
+    "train": FILES,
+    "validation": PART,
+    "test": PART,
+    "shape": TEXT,
+    "seed": Kind("a whole number", lambda value: type(value) is int),
+    "metrics": Kind("a name or a list of names", _is_names),
+    "primary": TEXT,
+    "max_new_tokens": Kind("a whole number above 0", lambda value: type(value) is int and value > 0),
+    "licence": TEXT,
+    "source": TEXT,
+}
+"""What a task file may say."""
+
+
+@dataclass(frozen=True)
+class Task:
+    """What is to be learned: `metrics` are names of metrics, `primary` is the one that compares methods.
+
+    `problems` are the rows of the task's files that could not be used.
+    """
+
+    name: str
+    train: tuple[Example, ...]
+    validation: tuple[Example, ...]
+    test: tuple[Example, ...]
+    metrics: tuple[str, ...]
+    primary: str
+    max_new_tokens: int = 64
+    licence: str = ""
+    source: str = ""
+    problems: tuple[Problem, ...] = ()
+
+    @staticmethod
+    def from_yaml(path: str | Path) -> "Task":
+        """Reads a task file: the keys are those of `KEYS`; `train` and `metrics` must be there.
+
+        A split is a file or a list of files, seen from the task file's folder. `validation` and `test` may instead be
+        the fraction of the train files that is split off, at random by `seed`, equal prompts staying together.
+
+        Raises:
+            ValueError: a key or value is wrong (the message names it), or a data file has no usable row.
+            OSError: a file is missing or may not be opened.
+        """
+        return _read_task(Path(path))
+
+
+def load_task(name_or_path: str | Path) -> Task:
+    """The shipped task "support", a task's `.yaml` file, or a `.py` file that defines `task() -> Task` (it is run).
+
+    Raises:
+        ValueError: it is none of these, or the file is not right.
+        OSError: a file is missing or may not be opened.
+    """
+    path = Path(name_or_path)
+    if str(name_or_path) == "support":
+        from halka.data import support
+
+        return support.task()
+    if path.suffix in (".yaml", ".yml"):
+        return Task.from_yaml(path)
+    if path.suffix != ".py":
+        raise ValueError(f"task {str(name_or_path)!r} is unknown. Name support, a .yaml file or a .py file.")
+    make = runpy.run_path(str(path)).get("task")
+    if not callable(make):
+        raise ValueError(f"{path}: defines no function task(). Add one that returns a halka.data.task.Task.")
+    task = make()
+    if not isinstance(task, Task):
+        raise ValueError(f"{path}: task() returned a {type(task).__name__}, not a halka.data.task.Task.")
+    return task
+
+
+def limit(
+    task: Task, train: int | None = None, validation: int | None = None, test: int | None = None, seed: int = 0
+) -> Task:
+    """The task with at most so many examples a split, in their order; a smaller subset is part of a larger one.
+
+    Raises:
+        ValueError: a number is negative.
+    """
+    counts = {"train": train, "validation": validation, "test": test}
+    for split, count in counts.items():
+        if count is not None and count < 0:
+            raise ValueError(f"cannot take {count} {split} examples; give 0 or more, or None for all")
+    return replace(
+        task,
+        train=_subset(task.train, train, f"{seed}/train"),
+        validation=_subset(task.validation, validation, f"{seed}/validation"),
+        test=_subset(task.test, test, f"{seed}/test"),
+    )
+
+
+def overlaps(task: Task) -> dict[tuple[str, str], list[Duplicate]]:
+    """By pair of splits, the later one's examples whose prompt stands in the earlier one, blanks and capitals aside."""
+    pairs = {pair: between(getattr(task, pair[0]), getattr(task, pair[1])) for pair in combinations(SPLITS, 2)}
+    return {pair: found for pair, found in pairs.items() if found}
+
+
+def _read_task(path: Path) -> Task:
+    given = _checked(path)
+    problems: list[Problem] = []
+    files = {split: _read_files(path, given, split, problems) for split in SPLITS}
+    train = files["train"]
+    for split in ("test", "validation"):
+        fraction = given.get(split)
+        if isinstance(fraction, float):
+            seed = f"{given.get('seed', 0)}/{split}"
+            train, files[split] = _split_off(train, round(fraction * len(files["train"])), seed)
+    if not train:
+        raise ValueError(f"{path}: validation and test leave nothing of {len(files['train'])} train examples")
+    metrics = tuple(_listed(given["metrics"]))
+    primary = given.get("primary", metrics[0])
+    if primary not in metrics:
+        raise ValueError(f"{path}: primary: {primary!r} is not among the metrics {', '.join(metrics)}")
+    return Task(
+        name=given.get("name", path.stem),
+        train=tuple(train),
+        validation=tuple(files["validation"]),
+        test=tuple(files["test"]),
+        metrics=metrics,
+        primary=primary,
+        max_new_tokens=given.get("max_new_tokens", 64),
+        licence=given.get("licence", ""),
+        source=given.get("source", ""),
+        problems=tuple(problems),
+    )
+
+
+def _checked(path: Path) -> dict[str, Any]:
+    """What the file says, each key known and each value of its kind."""
+    try:
+        content = yaml.safe_load(path.read_text("utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ValueError(f"{path}: not valid YAML: {error}") from error
+    if not isinstance(content, dict):
+        raise ValueError(f"{path}: not a task, which is keys and values. Known keys: {', '.join(KEYS)}.")
+    for key, value in content.items():
+        if key not in KEYS:
+            raise ValueError(f"{path}: {key}: unknown key. Known keys: {', '.join(KEYS)}.")
+        if value is not None and not KEYS[key].fits(value):
+            raise ValueError(f"{path}: {key}: {value!r} is not {KEYS[key].words}")
+    given = {key: value for key, value in content.items() if value is not None}
+    for key in ("train", "metrics"):
+        if key not in given:
+            raise ValueError(f"{path}: {key}: missing; give {KEYS[key].words}")
+    return given
+
+
+def _listed(value: str | list[str]) -> list[str]:
+    return [value] if isinstance(value, str) else value
+
+
+def _read_files(path: Path, given: dict[str, Any], split: str, problems: list[Problem]) -> list[Example]:
+    value = given.get(split, [])
+    examples: list[Example] = []
+    for file in [] if isinstance(value, float) else _listed(value):
+        rows = read_examples(path.parent / file, given.get("shape"))
+        examples += rows.examples
+        problems += rows.problems
+    return examples
+
+
+def _split_off(examples: Sequence[Example], count: int, seed: str) -> tuple[list[Example], list[Example]]:
+    """What stays and what goes, each in order: at least `count` and at least one go, equal prompts together."""
+    groups: dict[object, list[int]] = {}
+    for index, example in enumerate(examples):
+        groups.setdefault(prompt_key(example), []).append(index)
+    chosen: set[int] = set()
+    for group in _shuffled(groups.values(), seed):
+        if len(chosen) >= max(count, 1):
+            break
+        chosen.update(group)
+    stays = [example for index, example in enumerate(examples) if index not in chosen]
+    return stays, [examples[index] for index in sorted(chosen)]
+
+
+def _subset(examples: tuple[Example, ...], count: int | None, seed: str) -> tuple[Example, ...]:
+    return (
+        examples if count is None else tuple(examples[i] for i in sorted(_shuffled(range(len(examples)), seed)[:count]))
+    )
+
+
+def _shuffled(items: Iterable[T], seed: str) -> list[T]:
+    shuffled = list(items)
+    random.Random(seed).shuffle(shuffled)
+    return shuffled

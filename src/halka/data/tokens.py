@@ -1,0 +1,217 @@
+"""An `Example` to token ids and a loss mask, through the base's own chat template.
+
+The ids are exactly those of `tokenizer.apply_chat_template(messages)`, and they begin with those of the prompt as
+inference sees it (`encode_prompt`); where both cannot hold, the example is refused. Loss is on what the assistant
+writes: every answer with the token that ends it, neither the role header before nor the line break after.
+
+Without a chat template the prompt's and the answer's text follow each other, with the end-of-sequence token behind.
+"""
+
+from bisect import bisect_left
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+from transformers import PreTrainedTokenizerBase
+
+from halka.data import chat
+from halka.data.examples import Example
+from halka.data.readers import Problem
+
+CHUNK = 1000
+TOO_LONG = ("cut", "drop", "error")
+NOT_PLAIN = (
+    "the base's tokenizer has no chat template, so an example can only be a user's prompt and one answer. "
+    "Write it so, or give the tokenizer a chat_template."
+)
+
+
+@dataclass(frozen=True)
+class Tokens:
+    """Token ids and, for each, whether predicting it carries loss."""
+
+    ids: list[int]
+    loss: list[bool]
+
+
+class TooLong(ValueError):
+    """An example has more tokens than it may: `length`, where `max_length` is allowed."""
+
+    def __init__(self, where: str, length: int, max_length: int):
+        super().__init__(
+            f"{where or 'the example'}: {length} tokens, more than max_length {max_length}. "
+            "Raise max_length, shorten the example, or choose to cut or drop what is too long."
+        )
+        self.length = length
+        self.max_length = max_length
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """What became of a list of examples: `tokens[i]` is `examples[kept[i]]`; each dropped one has its problem."""
+
+    tokens: list[Tokens]
+    kept: list[int]
+    problems: list[Problem]
+    cut: int
+    dropped: int
+
+
+def encode(example: Example, tokenizer: PreTrainedTokenizerBase, max_length: int | None = None) -> Tokens:
+    """The whole conversation, with loss on the assistant's tokens.
+
+    Raises:
+        TooLong: it has more than `max_length` tokens.
+        ValueError: it does not end with an answer, or the chat template refuses or rewrites it.
+    """
+    tokens = _encode([example], tokenizer)[0]
+    if isinstance(tokens, ValueError):
+        raise _at(example, tokens)
+    if max_length is not None and len(tokens.ids) > max_length:
+        raise TooLong(example.where, len(tokens.ids), max_length)
+    return tokens
+
+
+def encode_all(
+    examples: Sequence[Example],
+    tokenizer: PreTrainedTokenizerBase,
+    max_length: int | None = None,
+    too_long: str = "cut",
+) -> Encoded:
+    """Encodes many at once; an example that cannot be used becomes a problem.
+
+    What is longer than `max_length` is, by `too_long`, "cut" (its start is kept; dropped where no loss is left),
+    "drop" (a problem), or "error".
+
+    Raises:
+        TooLong: with "error", for the first that is.
+        ValueError: no example is left, or `too_long` or `max_length` makes no sense.
+    """
+    if too_long not in TOO_LONG:
+        raise ValueError(f"too_long is {too_long!r}; choose one of {', '.join(TOO_LONG)}")
+    if max_length is not None and max_length < 2:
+        raise ValueError(f"max_length is {max_length}; it must be at least 2, one token of prompt and one of answer")
+    kept: dict[int, Tokens] = {}
+    problems: list[Problem] = []
+    cut = 0
+    for index, tokens in enumerate(_encode_in_chunks(examples, tokenizer)):
+        where = examples[index].where or f"example {index + 1}"
+        length = 0 if isinstance(tokens, ValueError) else len(tokens.ids)
+        if isinstance(tokens, Tokens) and max_length is not None and length > max_length:
+            if too_long == "error":
+                raise TooLong(where, length, max_length)
+            tokens = _shorten(tokens, max_length, too_long)
+        if isinstance(tokens, ValueError):
+            problems.append(Problem(where, str(tokens)))
+        else:
+            kept[index] = tokens
+            cut += len(tokens.ids) < length
+    if not kept:
+        first = "; ".join(str(problem) for problem in problems[:3])
+        raise ValueError(f"none of {len(examples)} examples can be used. {first or 'There are none.'}")
+    return Encoded(list(kept.values()), list(kept), problems, cut, len(problems))
+
+
+def _shorten(tokens: Tokens, max_length: int, too_long: str) -> Tokens | ValueError:
+    """The first `max_length` tokens, or why the example is dropped."""
+    length = len(tokens.ids)
+    if too_long == "drop":
+        return ValueError(f"{length} tokens, more than max_length {max_length}")
+    if not any(tokens.loss[:max_length]):
+        return ValueError(f"the answer begins after max_length {max_length} (the example has {length} tokens)")
+    return Tokens(tokens.ids[:max_length], tokens.loss[:max_length])
+
+
+def encode_prompt(example: Example, tokenizer: PreTrainedTokenizerBase) -> list[int]:
+    """The prompt's ids as inference needs them: with the generation prompt, up to where the last answer begins.
+
+    Raises:
+        ValueError: the chat template refuses the prompt; or there is no template and it is not one user's message.
+    """
+    if tokenizer.chat_template is None:
+        if [message.role for message in example.prompt] != ["user"]:
+            raise _at(example, NOT_PLAIN)
+        return _start(tokenizer) + _ids([example.prompt[0].content], tokenizer)[0]
+    text = chat.write([example.prompt], tokenizer, generation_prompt=True)[0]
+    if isinstance(text, ValueError):
+        raise _at(example, text)
+    return _ids([text], tokenizer)[0]
+
+
+def chat_template_fingerprint(tokenizer: PreTrainedTokenizerBase) -> str:
+    """Twelve hexadecimal digits of the template's sha256, "none" where there is no template."""
+    return chat.fingerprint(tokenizer)
+
+
+def _at(example: Example, reason: object) -> ValueError:
+    return ValueError(f"{example.where}: {reason}" if example.where else str(reason))
+
+
+def _encode_in_chunks(examples: Sequence[Example], tokenizer: PreTrainedTokenizerBase) -> Iterator[Tokens | ValueError]:
+    for first in range(0, len(examples), CHUNK):
+        yield from _encode(examples[first : first + CHUNK], tokenizer)
+
+
+def _encode(examples: Sequence[Example], tokenizer: PreTrainedTokenizerBase) -> list[Tokens | ValueError]:
+    """Of each example its tokens, or what is wrong with it (without its place)."""
+    encode_many = _encode_plain if tokenizer.chat_template is None else _encode_chats
+    return encode_many(examples, tokenizer)
+
+
+def _encode_chats(examples: Sequence[Example], tokenizer: PreTrainedTokenizerBase) -> list[Tokens | ValueError]:
+    if not tokenizer.is_fast:
+        raise ValueError(f"{type(tokenizer).__name__} does not tell where its tokens stand; load the fast tokenizer")
+    chats = chat.write_answers(examples, tokenizer)
+    written = [item for item in chats if isinstance(item, chat.Chat)]
+    if not written:
+        return [item for item in chats if isinstance(item, ValueError)]
+    texts = [item.text for item in written]
+    whole = tokenizer(texts, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
+    prompts = _ids([item.prompt for item in written], tokenizer)
+    encoded = map(_mark, written, whole["input_ids"], whole["offset_mapping"], prompts)
+    return [next(encoded) if isinstance(item, chat.Chat) else item for item in chats]
+
+
+def _mark(item: chat.Chat, ids: list[int], offsets: list[tuple[int, int]], prompt: list[int]) -> Tokens | ValueError:
+    """A token belongs to an answer if it begins within it."""
+    if ids[: len(prompt)] != prompt:
+        return ValueError(
+            "the answer's first characters melt into the prompt's last token, so that inference would see another "
+            "prompt than training. Begin the answer with a visible character."
+        )
+    starts = [start for start, _ in offsets]
+    loss = [False] * len(ids)
+    for number, (start, end) in enumerate(item.answers, start=1):
+        last = number == len(item.answers)
+        first, stop = len(prompt) if last else bisect_left(starts, start), bisect_left(starts, end)
+        loss[first:stop] = [True] * (stop - first)
+    return Tokens(ids, loss) if any(loss) else ValueError("no token carries loss")
+
+
+def _encode_plain(examples: Sequence[Example], tokenizer: PreTrainedTokenizerBase) -> list[Tokens | ValueError]:
+    """Prompt and answer as one text where that leaves the prompt's tokens as they are; else tokenised apart."""
+    end = tokenizer.eos_token_id
+    if end is None:
+        raise ValueError("the base's tokenizer has no end-of-sequence token; set its eos_token")
+    plain = [[m.role for m in example.messages] == ["user", "assistant"] for example in examples]
+    pairs = [[m.content for m in example.messages] for example, fits in zip(examples, plain, strict=True) if fits]
+    start = _start(tokenizer)
+    prompts = _ids([prompt for prompt, _ in pairs], tokenizer)
+    answers = _ids([answer for _, answer in pairs], tokenizer)
+    joined = _ids([prompt + answer for prompt, answer in pairs], tokenizer)
+    encoded: list[Tokens] = []
+    for prompt, answer, one in zip(prompts, answers, joined, strict=True):
+        body = one if one[: len(prompt)] == prompt else prompt + answer
+        ids = [*start, *body, end]
+        before = len(start) + len(prompt)
+        encoded.append(Tokens(ids, [False] * before + [True] * (len(ids) - before)))
+    rest = iter(encoded)
+    return [next(rest) if fits else ValueError(NOT_PLAIN) for fits in plain]
+
+
+def _start(tokenizer: PreTrainedTokenizerBase) -> list[int]:
+    """The beginning-of-sequence token, where the tokenizer is one that puts it in front."""
+    return [token for token in tokenizer("")["input_ids"] if token == tokenizer.bos_token_id][:1]
+
+
+def _ids(texts: list[str], tokenizer: PreTrainedTokenizerBase) -> list[list[int]]:
+    return tokenizer(texts, add_special_tokens=False, verbose=False)["input_ids"] if texts else []

@@ -1,0 +1,127 @@
+"""How good are answers that should be JSON: valid, equal, and right field by field."""
+
+from __future__ import annotations
+
+import json
+import unicodedata
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from halka.data.metric import Counts, Metric, ratio
+
+_MISSING = object()
+
+
+def json_field(path: str) -> Metric:
+    """Accuracy of the value at a dotted path, "intent" or "slots.city", over the items whose reference has it."""
+
+    def counts(prediction: str, references: Sequence[str]) -> Counts:
+        said = _at(_parse(prediction), path)
+        true = [_at(_parse_reference(reference), path) for reference in references]
+        asked = [value for value in true if value is not _MISSING]
+        return {"right": float(said in asked), "asked": float(bool(asked))}
+
+    return Metric(
+        f"json_field:{path}",
+        f"share of answers whose JSON has the reference's value at {path!r}",
+        counts,
+        lambda sums: ratio(sums["right"], sums["asked"]),
+    )
+
+
+def json_field_f1(path: str = "") -> Metric:
+    """Micro-F1 over the leaves below a dotted path, or below the whole; 1 where none are there and none are said."""
+    return Metric(
+        f"json_field_f1:{path}" if path else "json_field_f1",
+        f"micro-F1 over the (path, value) pairs of the JSON{f' under {path!r}' if path else ''}",
+        _leaf_counts(path),
+        lambda sums: ratio(2 * sums["hit"], sums["said"] + sums["true"], empty=1.0),
+    )
+
+
+def _refuse(constant: str) -> None:
+    raise ValueError(f"{constant} is not JSON")
+
+
+def _parse(text: str) -> Any:
+    """The JSON object or array that the whole text is, in comparable form, else `_MISSING`."""
+    try:
+        value = json.loads(text, parse_constant=_refuse)  # NaN and Infinity, which Python would read
+        return _comparable(value) if isinstance(value, dict | list) else _MISSING
+    except (ValueError, RecursionError):
+        return _MISSING
+
+
+def _comparable(value: Any) -> Any:
+    """Every scalar as its JSON text, so that true is not 1 and "2" is not 2, but 2.0 is 2."""
+    if isinstance(value, dict):
+        return {unicodedata.normalize("NFC", key): _comparable(child) for key, child in value.items()}
+    if isinstance(value, list):
+        return [_comparable(child) for child in value]
+    if isinstance(value, float) and value.is_integer():
+        value = int(value)
+    return unicodedata.normalize("NFC", json.dumps(value, ensure_ascii=False))
+
+
+def _parse_reference(text: str) -> Any:
+    value = _parse(text)
+    if value is _MISSING:
+        raise ValueError(f"the reference is not a JSON object or array: {text[:60]!r}")
+    return value
+
+
+def _at(value: Any, path: str) -> Any:
+    for key in path.split("."):
+        if not isinstance(value, dict) or key not in value:
+            return _MISSING
+        value = value[key]
+    return value
+
+
+def _leaves(value: Any) -> set[tuple[tuple[str | int, ...], str]]:
+    """Every (path, value) below a value; an array's items by their place."""
+    found, waiting = set(), [((), value)]
+    while waiting:
+        path, value = waiting.pop()
+        if isinstance(value, dict | list):
+            children = value.items() if isinstance(value, dict) else enumerate(value)
+            waiting += [((*path, key), child) for key, child in children]
+        elif value is not _MISSING:
+            found.add((path, value))
+    return found
+
+
+def _leaf_counts(path: str) -> Callable[[str, Sequence[str]], Counts]:
+    """Leaves said, true and both, against the reference with the highest F1."""
+
+    def leaves(value: Any) -> set[tuple[tuple[str | int, ...], str]]:
+        return _leaves(_at(value, path) if path else value)
+
+    def counts(prediction: str, references: Sequence[str]) -> Counts:
+        said = leaves(_parse(prediction))
+        options = [leaves(_parse_reference(reference)) for reference in references]
+        true = max(options, key=lambda true: 2 * len(said & true) / max(1, len(said) + len(true)))
+        return {"hit": len(said & true), "said": len(said), "true": len(true)}
+
+    return counts
+
+
+def _valid(prediction: str, references: Sequence[str]) -> float:
+    return float(_parse(prediction) is not _MISSING)
+
+
+def _exact(prediction: str, references: Sequence[str]) -> float:
+    return float(_parse(prediction) in map(_parse_reference, references))
+
+
+JSON_METRICS: tuple[Metric, ...] = (
+    Metric.mean("json_valid", "share of answers that are one JSON object or array", _valid),
+    Metric.mean("json_exact", "share of answers whose JSON equals a reference's", _exact),
+    json_field_f1(),
+    Metric(
+        "json_field_accuracy",
+        "share of the references' (path, value) pairs that the JSON has",
+        _leaf_counts(""),
+        lambda sums: ratio(sums["hit"], sums["true"]),
+    ),
+)

@@ -1,0 +1,381 @@
+"""Names, folders and hub names to a base model and its tokenizer; the cache of pulled bases."""
+
+from __future__ import annotations
+
+import contextlib
+import difflib
+import hashlib
+import json
+import math
+import os
+import re
+import shutil
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from halka.files import new_folder
+from halka.models import smollm2
+
+if TYPE_CHECKING:
+    import torch
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+Progress = Callable[[str], None]
+
+DTYPES = ("bfloat16", "float32", "float16", "auto")
+HUB_NAME = re.compile(r"\w[\w.-]*(/\w[\w.-]*)?")
+HUB_FILES = ["*.json", "*.jinja", "*.txt", "*.model", "*.tiktoken", "model*.safetensors", "README.md"]
+HUB_LEFT_OUT = ["*/*", "model.*.safetensors"]  # subfolders, weights in other precisions
+
+
+@dataclass(frozen=True)
+class BaseInfo:
+    """A base that Halka knows by a short name. `bytes` is its size on disk, about."""
+
+    name: str
+    hub_name: str
+    licence: str
+    parameters: int
+    bytes: int
+    fetch: Callable[[Path, Progress], None]
+
+
+@dataclass(frozen=True)
+class CachedBase:
+    """A known base as it stands in the cache: `bytes` on disk (0 if not pulled), `source` as its `source.json` says."""
+
+    name: str
+    path: Path
+    pulled: bool
+    bytes: int
+    source: dict[str, str] | None
+
+
+def known_bases() -> dict[str, BaseInfo]:
+    """The bases with a short name."""
+    smol = BaseInfo(
+        name=smollm2.NAME,
+        hub_name=smollm2.HUB_NAME,
+        licence=smollm2.LICENCE,
+        parameters=smollm2.PARAMETERS,
+        bytes=smollm2.BYTES,
+        fetch=smollm2.fetch,
+    )
+    return {smol.name: smol}
+
+
+def cache_dir() -> Path:
+    """`$HALKA_CACHE`, else `$XDG_CACHE_HOME/halka`, else `~/.cache/halka`. It need not exist."""
+    if own := os.environ.get("HALKA_CACHE"):
+        return Path(own).expanduser()
+    shared = os.environ.get("XDG_CACHE_HOME")
+    return (Path(shared).expanduser() if shared else Path.home() / ".cache") / "halka"
+
+
+def pull(name: str, on_progress: Progress | None = None) -> Path:
+    """The folder of a known base, fetched first if the cache lacks it.
+
+    The folder appears whole or not at all. Of processes that pull at once, one works and the others wait.
+    Raises ValueError for an unknown name and when no origin can be reached.
+    """
+    bases = known_bases()
+    if name not in bases:
+        raise ValueError(f"unknown base {name!r}; {_known_names(name)}")
+    folder = cache_dir() / "bases" / name
+    if _pulled(folder):
+        return folder
+
+    from filelock import FileLock
+
+    say = on_progress or (lambda message: None)
+    say(f"{name} goes to {folder}")
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(folder.parent / f".{name}.lock"):
+        if _pulled(folder):  # by the process that held the lock
+            return folder
+        if folder.exists():
+            raise ValueError(f"{folder} is in the way: it is no pulled base (it has no source.json); move it away")
+        for left in folder.parent.glob(f".{name}.*/"):  # by a process that was killed
+            shutil.rmtree(left)
+        with new_folder(folder) as filling:
+            bases[name].fetch(filling, say)
+    return folder
+
+
+def list_bases() -> list[CachedBase]:
+    """Every known base, pulled or not."""
+    bases = []
+    for name in known_bases():
+        folder = cache_dir() / "bases" / name
+        size = sum(file.stat().st_size for file in folder.iterdir()) if _pulled(folder) else 0
+        bases.append(CachedBase(name, folder, pulled=_pulled(folder), bytes=size, source=_source(folder)))
+    return bases
+
+
+def load_base(
+    name_or_path: str | Path,
+    *,
+    dtype: str = "bfloat16",
+    device: str | None = None,
+    revision: str | None = None,
+) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """A causal language model in eval mode and its tokenizer, which has a pad token.
+
+    `name_or_path` is a known short name (pulled if need be), a folder, or a name on the Hugging Face hub; `revision` is
+    for the hub alone. What the hub gave once is taken from its cache from then on. `dtype` is one of bfloat16, float32,
+    float16, auto (as stored). `device` defaults to the first there is of cuda, mps, cpu. Only safetensors are read, and
+    no code that comes with a model is run.
+
+    Raises ValueError for a name nobody knows, a folder without config or safetensors, weights that are damaged or lack
+    a tensor, an architecture that is no causal language model, an unknown dtype and a device that is not there.
+    """
+    import torch
+    from safetensors import SafetensorError
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    if dtype not in DTYPES:
+        raise ValueError(f"dtype {dtype!r} is none of {', '.join(DTYPES)}")
+    place = _device(device)
+    folder = _resolve(name_or_path, revision, fetch=True)
+    _weight_files(folder)
+    with _quiet():
+        try:
+            tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+            loaded: Any = AutoModelForCausalLM.from_pretrained(
+                folder,
+                dtype=dtype if dtype == "auto" else getattr(torch, dtype),
+                local_files_only=True,
+                trust_remote_code=False,
+                use_safetensors=True,
+                output_loading_info=True,
+            )
+        except SafetensorError as error:
+            raise ValueError(f"the weights in {folder} are damaged ({error}); remove it and fetch it anew") from error
+        except (OSError, ImportError, KeyError, RuntimeError, ValueError) as error:
+            raise ValueError(f"{name_or_path} cannot be loaded as a causal language model: {error}") from error
+    model, found = loaded
+    if missing := sorted(found["missing_keys"]):
+        raise ValueError(
+            f"the weights of {name_or_path} lack {len(missing)} tensors of a {type(model).__name__}, such as "
+            f"{missing[0]}; transformers would fill them at random. Give a complete causal language model"
+        )
+    if tokenizer.pad_token is None:
+        tokenizer.pad_token = tokenizer.eos_token or tokenizer.unk_token or tokenizer.convert_ids_to_tokens(0)
+    if model.generation_config is not None and model.generation_config.pad_token_id is None:
+        model.generation_config.pad_token_id = tokenizer.pad_token_id  # else generate() says so at every call
+    return model.to(place).eval(), tokenizer
+
+
+def show(name_or_path: str | Path) -> dict[str, Any]:
+    """What a base is, from its configs and the headers of its weights; nothing is fetched, no weight is read.
+
+    `bytes` are those of the weights; `chat_template` is the fingerprint that `data.tokens` gives it ("none" without).
+    Raises ValueError like `load_base`, and for a base that is not on this machine yet.
+    """
+    from transformers import AutoConfig, AutoTokenizer
+
+    folder = _resolve(name_or_path, revision=None, fetch=False)
+    files = _weight_files(folder)
+    with _quiet():
+        try:
+            config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+            tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+        except (OSError, ImportError, KeyError, ValueError) as error:
+            raise ValueError(f"{name_or_path} cannot be read: {error}") from error
+    text = config.get_text_config()
+    parameters, dtypes = _read_headers(files, tied=text.tie_word_embeddings)
+    template = tokenizer.get_chat_template() if tokenizer.chat_template else None
+    source = _source(folder) or {}
+    here = Path(name_or_path).expanduser() == folder
+    return {
+        "name": str(name_or_path),
+        "path": str(folder),
+        "architecture": (config.architectures or [config.model_type])[0],
+        "parameters": parameters,
+        "layers": text.num_hidden_layers,
+        "hidden": text.hidden_size,
+        "heads": text.num_attention_heads,
+        "kv_heads": getattr(text, "num_key_value_heads", text.num_attention_heads),
+        "vocabulary": text.vocab_size,
+        "context": getattr(text, "max_position_embeddings", None),
+        "dtype": ", ".join(dtypes),
+        "bytes": sum(file.stat().st_size for file in files),
+        "chat_template": hashlib.sha256(template.encode()).hexdigest()[:12] if template else "none",
+        "end_of_turn": _end_of_turn(tokenizer),
+        "source": source.get("origin") or (None if here else f"https://huggingface.co/{name_or_path}"),
+        "licence": source.get("licence") or _licence(folder),
+    }
+
+
+def _resolve(name_or_path: str | Path, revision: str | None, *, fetch: bool) -> Path:
+    """The folder that a short name, a path or a hub name stands for; fetched if need be and if `fetch` allows it."""
+    name = str(name_or_path)
+    known = isinstance(name_or_path, str) and name in known_bases()
+    folder = cache_dir() / "bases" / name if known else Path(name).expanduser()
+    if revision and (known or folder.is_dir()):
+        raise ValueError(f"revision {revision!r} is for names on the hub; {name} has none")
+    if known and not fetch and not _pulled(folder):
+        raise ValueError(f"{name} is not on this machine yet; `halka base pull {name}` fetches it")
+    if known:
+        return pull(name)
+    if folder.is_dir():
+        return folder
+    if isinstance(name_or_path, Path) or not HUB_NAME.fullmatch(name):
+        what = "is a file; a base is a folder" if folder.is_file() else "is no folder"
+        raise ValueError(f"{name} {what}; {_known_names(name)}")
+    return _from_hub(name, revision, fetch=fetch)
+
+
+def _from_hub(name: str, revision: str | None, *, fetch: bool) -> Path:
+    """The hub client's folder of that model: what its cache holds, else downloaded. Pickles are left on the hub."""
+    from huggingface_hub import errors, snapshot_download
+
+    def snapshot(*, local: bool) -> Path:
+        found = snapshot_download(
+            name,
+            revision=revision,
+            allow_patterns=HUB_FILES,
+            ignore_patterns=HUB_LEFT_OUT,
+            local_files_only=local,
+        )
+        return Path(found)
+
+    try:
+        folder = snapshot(local=True)
+        _weight_files(folder)
+        return folder
+    except (errors.LocalEntryNotFoundError, ValueError):  # nothing there, or only a part
+        if not fetch:
+            raise ValueError(
+                f"{name} is not on this machine: no folder, and not in the hub client's cache (load_base fetches it); "
+                f"{_known_names(name)}"
+            ) from None
+    try:
+        return snapshot(local=False)
+    except errors.GatedRepoError as error:
+        reason = f"{name} is gated: accept its terms on https://huggingface.co/{name}, then log in with `hf auth login`"
+        raise ValueError(reason) from error
+    except errors.RevisionNotFoundError as error:
+        raise ValueError(f"{name} has no revision {revision!r} on the hub") from error
+    except errors.RepositoryNotFoundError as error:
+        raise ValueError(f"{name} is neither a folder nor a model on the hub; {_known_names(name)}") from error
+    except (errors.LocalEntryNotFoundError, errors.HfHubHTTPError, OSError) as error:
+        cause = error.__cause__ or error
+        raise ValueError(
+            f"{name} is no folder, is not in the hub client's cache, and the hub cannot be reached "
+            f"({type(cause).__name__}: {cause}); {_known_names(name)}"
+        ) from error
+
+
+def _weight_files(folder: Path) -> list[Path]:
+    """The safetensors of a base. ValueError where the folder has no config, or lacks some of them."""
+    if not (folder / "config.json").is_file():
+        adapter = (folder / "adapter_config.json").is_file()
+        what = (
+            "it holds an adapter; give the base it was trained on" if adapter else "a base has one beside its weights"
+        )
+        raise ValueError(f"{folder} has no config.json: {what}")
+    index = folder / "model.safetensors.index.json"
+    names = ["model.safetensors"]
+    if index.is_file():
+        names = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
+    files = [folder / name for name in names]
+    if all(file.is_file() for file in files):
+        return files
+    others = sorted(file.name for file in folder.iterdir() if file.suffix in (".bin", ".pt", ".pth", ".ckpt", ".gguf"))
+    if others and len(files) == 1:
+        raise ValueError(
+            f"{folder} has no model.safetensors, only {', '.join(others)}. Halka reads safetensors alone, because a "
+            f"pickle can run code. If you trust it, convert it: AutoModelForCausalLM.from_pretrained(folder)"
+            f".save_pretrained(new_folder), and the tokenizer likewise"
+        )
+    lacking = [file.name for file in files if not file.is_file()]
+    raise ValueError(f"{folder} lacks {', '.join(lacking)}; fetch or copy it again")
+
+
+def _read_headers(files: list[Path], *, tied: bool) -> tuple[int, list[str]]:
+    """Number of parameters and the dtypes they are stored in. A tied head counts once, however it is stored."""
+    from safetensors import SafetensorError, safe_open
+
+    names = {"BF16": "bfloat16", "F16": "float16", "F32": "float32"}
+    parameters, dtypes = 0, set()
+    for path in files:
+        try:
+            with safe_open(path, framework="pt") as file:
+                slices = [file.get_slice(key) for key in file.keys() if not (tied and key == "lm_head.weight")]  # noqa: SIM118
+                parameters += sum(math.prod(part.get_shape()) for part in slices)
+                dtypes |= {names.get(part.get_dtype(), part.get_dtype()) for part in slices}
+        except SafetensorError as error:
+            raise ValueError(f"{path} is damaged ({error}); fetch or copy it again") from error
+    return parameters, sorted(dtypes)
+
+
+def _end_of_turn(tokenizer: PreTrainedTokenizerBase) -> str | None:
+    """The special token that follows an assistant's answer in the chat template, else the end of text."""
+    if tokenizer.chat_template:
+        answer = "42"
+        turns = [{"role": "user", "content": "?"}, {"role": "assistant", "content": answer}]
+        after = str(tokenizer.apply_chat_template(turns, tokenize=False)).rpartition(answer)[2]
+        for i in tokenizer(after, add_special_tokens=False)["input_ids"]:
+            if i in tokenizer.added_tokens_decoder and tokenizer.added_tokens_decoder[i].special:
+                return tokenizer.added_tokens_decoder[i].content
+    return str(tokenizer.eos_token) if tokenizer.eos_token else None
+
+
+def _licence(folder: Path) -> str | None:
+    """What the model card says."""
+    from huggingface_hub import ModelCard
+
+    card = folder / "README.md"
+    if not card.is_file():
+        return None
+    return ModelCard.load(card, ignore_metadata_errors=True).data.to_dict().get("license")
+
+
+def _device(device: str | None) -> torch.device:
+    import torch
+
+    there = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
+    if device is None:
+        return torch.device(next(kind for kind, found in there.items() if found))
+    try:
+        place = torch.device(device)
+    except RuntimeError as error:
+        raise ValueError(f"device {device!r} is none of {', '.join(there)} (or cuda:1, …)") from error
+    if not there.get(place.type, True) or (place.type == "cuda" and (place.index or 0) >= torch.cuda.device_count()):
+        raise ValueError(
+            f"device {device!r} is not there; there is {', '.join(k for k, found in there.items() if found)}"
+        )
+    return place
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """transformers without progress bars and advice; its settings are as before afterwards."""
+    from transformers.utils import logging
+
+    level = logging.get_verbosity()
+    hook = logging.set_tqdm_hook(lambda make, args, kwargs: make(*args, **{**kwargs, "disable": True}))
+    logging.set_verbosity_error()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(level)
+        logging.set_tqdm_hook(hook)
+
+
+def _known_names(name: str) -> str:
+    """The way out for a name that leads nowhere."""
+    known = list(known_bases())
+    close = difflib.get_close_matches(name.lower(), known, n=1)
+    return (f"did you mean {close[0]}? " if close else "") + f"Known short names: {', '.join(known)}"
+
+
+def _pulled(folder: Path) -> bool:
+    return (folder / "source.json").is_file()
+
+
+def _source(folder: Path) -> dict[str, str] | None:
+    return json.loads((folder / "source.json").read_text(encoding="utf-8")) if _pulled(folder) else None

@@ -1,0 +1,63 @@
+"""What every method must pass. A new method gets all of it by being in `src/halka/methods`."""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import replace
+
+import torch
+from tiny import tiny
+
+import halka
+from halka.core import AdaptedModel, Method
+
+# Methods whose fields must be set for the contract to bite, or that are tried in several forms.
+VARIANTS: dict[str, list[Method]] = {
+    "lora": [halka.LoRA(rank=4), halka.LoRA(rank=20, targets=("attn.linear", "head"), scaling="root")],
+    "bottleneck": [
+        halka.Bottleneck(width=6),
+        halka.Bottleneck(targets=("mlp",), activation="gelu"),
+        halka.Bottleneck(reads="input", scale=2.0),
+    ],
+    "prefix": [halka.Prefix(length=5), halka.Prefix(length=5, start="random"), halka.Prefix(length=5, hidden=8)],
+    "prompt": [halka.Prompt(length=5), halka.Prompt(length=5, tokens=(7, 8, 9))],
+}
+STARTS_ELSEWHERE = {"prefix", "prompt"}  # virtual tokens change the output from the first step on
+
+
+def adapted(method: Method, dtype=torch.float32, architecture="llama", trained: bool = True) -> AdaptedModel:
+    """A tiny base with `method` as adapter "a"; moved off its start if `trained`."""
+    model = halka.adapt(tiny(architecture, dtype))
+    model.add("a", method)
+    if trained:
+        disturb(model, "a")
+    return model
+
+
+def disturb(model: AdaptedModel, name: str, seed: int = 3, by: float = 0.05) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for parameter in model.parameters(name):
+            parameter.add_(torch.randn(parameter.shape, generator=generator) * by)
+
+
+def ids(rows: int = 3, length: int = 9, seed: int = 1) -> torch.Tensor:
+    return torch.randint(3, 97, (rows, length), generator=torch.Generator().manual_seed(seed))
+
+
+def padded(prompts: list[torch.Tensor], side: str) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Rows of unlike length as one batch: ids, attention mask, and position ids as `generate` makes them."""
+    longest = max(len(prompt) for prompt in prompts)
+    batch, mask = torch.zeros(len(prompts), longest, dtype=torch.int64), torch.zeros(len(prompts), longest).long()
+    for row, prompt in enumerate(prompts):
+        place = slice(0, len(prompt)) if side == "right" else slice(longest - len(prompt), longest)
+        batch[row, place], mask[row, place] = prompt, 1
+    return batch, mask, (mask.cumsum(1) - 1).clamp_min(0)
+
+
+def weights_of(base: torch.nn.Module) -> dict[str, torch.Tensor]:
+    return copy.deepcopy(dict(base.named_parameters()))
+
+
+def without_dropout(method: Method) -> Method:
+    return replace(method, dropout=0.0) if hasattr(method, "dropout") else method  # type: ignore[type-var]

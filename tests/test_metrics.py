@@ -1,0 +1,276 @@
+"""Metrics against values worked out by hand and against sacrebleu's and rouge-score's own; intervals that cover."""
+
+import json
+import math
+import time
+
+import numpy as np
+import pytest
+
+from halka.data.metric import Metric
+from halka.metrics import METRICS, find_metric, score
+
+SAID = [
+    "The cat sat on the mat.",
+    "A dog barked loudly at night",
+    "",
+    "There is a café near the river.",
+    "আমি ভাত খাই।",
+]
+TRUE = [
+    ["The cat sat on a mat.", "A cat was sitting on the mat."],
+    ["The dog barked at night.", "A dog barks loudly at night.", "Dogs bark."],
+    ["Nothing was said."],
+    ["A café is by the river.", "There is a café near the river."],
+    ["আমি ভাত খাই।", "আমি রুটি খাই।"],
+]
+
+
+def value(metric, predictions, references):
+    name = metric if isinstance(metric, str) else metric.name
+    return score(predictions, references, [metric], resamples=20)[name].value
+
+
+def of(metric, prediction, *references):
+    return value(metric, [prediction], [list(references)])
+
+
+# ---- each metric, by hand ----
+
+
+def test_exact_match_is_letter_for_letter_but_for_outer_space_and_unicode_spelling():
+    assert of("exact_match", " JL-4821\n", "JL-4821") == 1
+    assert of("exact_match", "jl-4821", "JL-4821") == 0
+    assert of("exact_match", "b", "a", "b") == 1
+    assert of("exact_match", "পড়া", "পড\u09bcা") == 1  # the letter rra composed, and as two code points
+    assert of("exact_match", "", "") == 1
+
+
+def test_squad_exact_forgives_case_articles_and_punctuation():
+    assert of("squad_exact", "The Eiffel Tower!", "eiffel tower") == 1
+    assert of("squad_exact", "An Eiffel", "eiffel tower") == 0
+    assert of("squad_exact", "ঢাকা।", "ঢাকা") == 1
+
+
+def test_token_f1():
+    assert of("token_f1", "the big red bus", "a red bus", "green") == pytest.approx(2 * 2 / (3 + 2))
+    assert of("token_f1", "red red", "red") == pytest.approx(2 / 3)
+    assert of("token_f1", "", "red") == 0
+    assert of("token_f1", "the", "a") == 1  # nothing left of either
+    assert of("token_f1", "আমি ভাত খাই", "আমি রুটি খাই।") == pytest.approx(2 / 3)
+
+
+def test_line_accuracy_counts_lines_at_their_place():
+    true = "Dear Ann,\nIssue: late\nBye"
+    assert of("line_accuracy", "Dear Ann,\n\n Issue: late \nBye", true) == 1
+    assert of("line_accuracy", "Dear Ann,\nIssue: lost\nBye", true) == pytest.approx(2 / 3)
+    assert of("line_accuracy", "Hello\nDear Ann,\nIssue: late\nBye", true) == 0
+    assert of("line_accuracy", true + "\nMore", true) == pytest.approx(3 / 4)
+    assert of("line_accuracy", "", true) == 0
+
+
+def test_classes():
+    assert of("accuracy", " Card_Arrival. ", "card_arrival") == 1
+    assert of("accuracy", "lost  CARD", "found", "lost card") == 1
+    said = ["a", "a", "b", "c", "nonsense"]
+    true = [["a"], ["b"], ["b"], ["a"], ["b"]]
+    # a: 1 hit of 2 said, 2 true -> 1/2; b: 1 hit of 1 said, 3 true -> 1/2; c and nonsense are no classes
+    assert value("accuracy", said, true) == pytest.approx(2 / 5)
+    assert value("macro_f1", said, true) == pytest.approx(1 / 2)
+    assert value("macro_f1", ["a", "a", "a", "x"], [["a"], ["a"], ["a"], ["b"]]) == pytest.approx(1 / 2)
+    assert value("macro_f1", ["b"], [["a", "b"]]) == 1
+
+
+def test_bleu_and_chrf_are_sacrebleus():
+    from sacrebleu.metrics.bleu import BLEU
+    from sacrebleu.metrics.chrf import CHRF
+
+    most = max(map(len, TRUE))
+    streams = [[refs[k] if k < len(refs) else None for refs in TRUE] for k in range(most)]
+    scores = score(SAID, TRUE, ["bleu", "chrf"], resamples=20)
+    assert scores["bleu"].value == pytest.approx(BLEU().corpus_score(SAID, streams).score, abs=1e-9)  # type: ignore
+    assert scores["chrf"].value == pytest.approx(CHRF().corpus_score(SAID, streams).score, abs=1e-9)  # type: ignore
+    assert of("bleu", SAID[3], *TRUE[3]) == pytest.approx(100)
+    assert of("bleu", "", "a b c d") == of("chrf", "", "a b c d") == 0
+
+
+def test_bleu_resamples_are_corpus_scores_of_the_drawn_items():
+    from sacrebleu.metrics.bleu import BLEU
+
+    seen = []
+    bleu = METRICS["bleu"]
+
+    def aggregate(sums):
+        seen.append(bleu.aggregate(sums))
+        return seen[-1]
+
+    score(SAID, TRUE, [Metric("x", "", bleu.per_item, aggregate, bleu.range)], seed=3, resamples=50)
+    rng = np.random.default_rng(3)
+    for got, drawn in zip(seen[1], rng.integers(len(SAID), size=(50, len(SAID))), strict=True):
+        streams = [[TRUE[i][k] if k < len(TRUE[i]) else None for i in drawn] for k in range(3)]
+        expected = BLEU(force=True).corpus_score([SAID[i] for i in drawn], streams).score  # type: ignore
+        assert got == pytest.approx(expected, abs=1e-9)
+
+
+def test_rouge_l_is_rouge_scores_and_reads_other_scripts():
+    from rouge_score.rouge_scorer import RougeScorer
+
+    own = RougeScorer(["rougeL"])
+    for said, true in zip(SAID[:3], TRUE[:3], strict=True):
+        assert of("rouge_l", said, *true) == pytest.approx(own.score_multi(true, said)["rougeL"].fmeasure)
+    assert of("rouge_l", "the cat ran", "the big cat ran off") == pytest.approx(2 * 3 / (3 + 5))
+    assert of("rouge_l", "আমি ভাত খাই", "আমি রুটি খাই") == pytest.approx(2 / 3)
+
+
+TRUE_JSON = '{"intent": "PlayMusic", "slots": {"artist": "Runa", "year": 1974, "live": true, "tags": ["x", "y"]}}'
+
+
+def test_json_valid_wants_the_whole_answer_to_be_json():
+    for text in ("{}", " [1] \n", TRUE_JSON):
+        assert of("json_valid", text, "{}") == 1
+    bad = [
+        "",
+        "5",
+        '"text"',
+        "{} and more",
+        "{'a': 1}",
+        '{"a": NaN}',
+        "[Infinity]",
+        "[" * 100_000,
+        "[" + "9" * 9999 + "]",
+    ]
+    for text in bad:
+        assert of("json_valid", text, "{}") == 0, text[:20]
+
+
+def test_json_exact():
+    same = '{"slots":{"year":1974.0,"artist":"Runa","tags":["x","y"],"live":true},"intent":"PlayMusic"}'
+    assert of("json_exact", same, TRUE_JSON) == of("json_exact", same, "{}", TRUE_JSON) == 1
+    for change in [("1974.0", '"1974"'), ("true", "1"), ('"x","y"', '"y","x"'), ("Runa", "runa")]:
+        assert of("json_exact", same.replace(*change), TRUE_JSON) == 0, change
+    assert of("json_exact", "Sure: " + TRUE_JSON, TRUE_JSON) == 0
+    assert of("json_exact", '{"a": "\\u09dc"}', '{"a": "ড\u09bc"}') == 1
+
+
+def test_json_fields():
+    said = '{"intent": "PlayMusic", "slots": {"artist": "Runa", "year": 1975, "tags": ["x"], "city": "Dhaka"}}'
+    # the reference has 6 leaves, the answer 5; in common: intent, artist, tags/0
+    assert of("json_field_f1", said, TRUE_JSON) == pytest.approx(2 * 3 / (6 + 5))
+    assert of("json_field_accuracy", said, TRUE_JSON) == pytest.approx(3 / 6)
+    assert of("json_field_f1:slots", said, TRUE_JSON) == pytest.approx(2 * 2 / (5 + 4))
+    assert of("json_field:intent", said, TRUE_JSON) == of("json_field:slots.artist", said, TRUE_JSON) == 1
+    assert of("json_field:slots.year", said, TRUE_JSON) == of("json_field:intent", "{", TRUE_JSON) == 0
+    assert of("json_field_f1", "nonsense", TRUE_JSON) == 0
+    assert of("json_field_f1:slots", '{"intent": "x", "slots": {}}', '{"intent": "x", "slots": {}}') == 1
+    # micro: hits, said and true are summed over the items first
+    micro = value("json_field_f1", ['{"a":1}', '{"a":1,"b":2,"c":3}'], [['{"a":2}'], ['{"a":1,"b":2,"c":4}']])
+    assert micro == pytest.approx(2 * 2 / (4 + 4))
+    # a field is judged on the items whose reference has it
+    assert value("json_field:b", ['{"a":1}', '{"b":2}'], [['{"a":1}'], ['{"b":2}']]) == 1
+
+
+# ---- names and errors ----
+
+
+def test_every_metric_says_what_it_is_and_gives_a_perfect_answer_its_best():
+    for name, metric in METRICS.items():
+        assert metric.name == name
+        assert metric.meaning
+        best = metric.range[1] if metric.higher_is_better else metric.range[0]
+        assert of(name, TRUE_JSON, TRUE_JSON) == pytest.approx(best), name
+        assert metric.range[0] <= of(name, "", TRUE_JSON) < best, name
+
+
+def test_unknown_names_give_the_choices():
+    with pytest.raises(ValueError, match=r"'exact_mach' \(did you mean 'exact_match'\?\).*json_field:<path>"):
+        find_metric("exact_mach")
+    for name in ("", "json_field:", "bleu:4"):
+        with pytest.raises(ValueError, match="unknown metric"):
+            find_metric(name)
+    mine = Metric.mean("length", "mean length", lambda said, _: len(said), range=(0, math.inf))
+    assert find_metric(mine) is mine
+    assert value(mine, ["ab", "abcd"], [["x"], ["x"]]) == 3
+
+
+@pytest.mark.parametrize(
+    ("predictions", "references", "message"),
+    [
+        ([], [], "no predictions"),
+        (["a"], [], "1 predictions for 0"),
+        (["a"], [[]], "item 0 has no reference"),
+        (["a"], ["a"], "are one text"),
+        (["a", float("nan")], [["a"], ["a"]], "item 1 holds nan"),
+        (["a"], [[None]], "item 0 holds None"),
+    ],
+)
+def test_what_cannot_be_scored_is_an_error(predictions, references, message):
+    with pytest.raises(ValueError, match=message):
+        score(predictions, references, ["exact_match"])
+
+
+def test_references_that_are_not_json_and_fields_that_no_reference_has_are_errors():
+    with pytest.raises(ValueError, match="json_exact, item 0: the reference is not a JSON object"):
+        of("json_exact", "{}", "not json")
+    with pytest.raises(ValueError, match="json_field:intnet is undefined"):
+        of("json_field:intnet", "{}", '{"intent": 1}')
+    broken = Metric.mean("broken", "", lambda said, true: math.nan)
+    with pytest.raises(ValueError, match="broken, item 0: counts are not finite"):
+        of(broken, "a", "a")
+    with pytest.raises(ValueError, match="resamples is 0"):
+        score(["a"], [["a"]], ["accuracy"], resamples=0)
+
+
+# ---- intervals ----
+
+
+def test_intervals_cover_the_true_value():
+    rng = np.random.default_rng(0)
+    for p in (0.3, 0.02):
+        covered = 0
+        for trial in range(200):
+            right = rng.random(80) < p
+            s = score(["x" if r else "y" for r in right], [["x"]] * 80, ["exact_match"], seed=trial, resamples=400)
+            covered += s["exact_match"].low <= p <= s["exact_match"].high
+        assert covered >= 0.9 * 200
+
+
+def test_an_interval_matches_the_normal_one_where_that_holds():
+    right = [i % 4 == 0 for i in range(400)]
+    s = score(["x" if r else "y" for r in right], [["x"]] * 400, ["exact_match"])["exact_match"]
+    half = 1.96 * math.sqrt(0.25 * 0.75 / 400)
+    assert s.value == 0.25
+    assert s.n == 400
+    assert s.low == pytest.approx(0.25 - half, abs=0.006)
+    assert s.high == pytest.approx(0.25 + half, abs=0.006)
+
+
+def test_all_alike_and_one_item_do_not_pretend_to_be_certain():
+    none = score(["y"] * 100, [["x"]] * 100, ["exact_match"])["exact_match"]
+    assert (none.value, none.low) == (0, 0)
+    assert none.high == pytest.approx(0.0295, abs=1e-4)  # three in a hundred
+    every = score(["x"] * 100, [["x"]] * 100, ["exact_match", "bleu"])
+    assert (every["exact_match"].value, every["exact_match"].high) == (1, 1)
+    assert every["exact_match"].low == pytest.approx(1 - 0.0295, abs=1e-4)
+    one = score(["x"], [["x"]], ["exact_match"])["exact_match"]
+    assert (one.value, one.high, one.n) == (1, 1, 1)
+    assert one.low == pytest.approx(0.05)
+
+
+def test_scores_repeat_and_do_not_depend_on_what_else_is_scored():
+    alone = score(SAID, TRUE, ["bleu"], seed=1)["bleu"]
+    beside = score(SAID, TRUE, ["chrf", "bleu", "exact_match"], seed=1)["bleu"]
+    assert alone == beside
+    assert alone != score(SAID, TRUE, ["bleu"], seed=2)["bleu"]
+    assert alone.low <= alone.value <= alone.high
+    assert score(SAID, TRUE, []) == {}
+
+
+def test_a_thousand_resamples_of_every_metric_are_fast():
+    said = [json.dumps({"intent": f"i{i % 7}", "slots": {"a": f"word {i % 50}"}}) for i in range(300)]
+    true = [[json.dumps({"intent": f"i{i % 6}", "slots": {"a": f"word {i % 40}"}})] for i in range(300)]
+    names = [*METRICS, "json_field:intent", "json_field_f1:slots"]
+    score(said[:2], true[:2], names, resamples=2)  # imports
+    start = time.perf_counter()
+    scores = score(said, true, names)
+    assert time.perf_counter() - start < 10
+    assert all(s.low < s.value < s.high for name, s in scores.items() if name != "json_valid")
