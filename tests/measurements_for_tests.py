@@ -146,7 +146,7 @@ def _samples(score: float, rng: random.Random) -> list[dict[str, str]]:
         {
             "prompt": prompt,
             "reference": reference,
-            "prediction": reference if rng.random() < 1.2 * score else wrong[(i + rng.randrange(2)) % 3],
+            "prediction": reference if (i + 0.5) / len(PROMPTS) < 1.3 * score else wrong[(i + rng.randrange(2)) % 3],
         }
         for i, (prompt, reference) in enumerate(PROMPTS)
     ]

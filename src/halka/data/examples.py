@@ -42,18 +42,17 @@ class Example:
 
     @property
     def prompt(self) -> tuple[Message, ...]:
-        """All messages before the last answer; all of them where there is no answer yet."""
-        return self.messages[: self._last_answer]
+        """All messages before the answer at the end; all of them where there is none yet."""
+        return self.messages[:-1] if self._answered else self.messages
 
     @property
     def answers(self) -> tuple[str, ...]:
-        """The references or, where none are given, the last answer."""
-        return self.references or tuple(message.content for message in self.messages[self._last_answer :][:1])
+        """The references or, where none are given, the answer at the end."""
+        return self.references or ((self.messages[-1].content,) if self._answered else ())
 
     @property
-    def _last_answer(self) -> int:
-        found = [i for i, message in enumerate(self.messages) if message.role == "assistant"]
-        return found[-1] if found else len(self.messages)
+    def _answered(self) -> bool:
+        return bool(self.messages) and self.messages[-1].role == "assistant"
 
 
 @dataclass(frozen=True)
@@ -114,7 +113,9 @@ def _detect(path: str | Path, rows: Sequence[Row | Problem]) -> str:
         name for keys in present for name, shape in SHAPES.items() if keys.issuperset(shape.keys)
     ).most_common(2)
     if not fits:
-        found = f"the first one has {', '.join(sorted(present[0])) or 'no values'}" if present else str(rows[0])
+        found = (
+            f"the first one has {', '.join(map(repr, sorted(present[0]))) or 'no values'}" if present else str(rows[0])
+        )
         raise ValueError(
             f"{path}: no row has a known shape; {found}. Known shapes: {_known()}. Rename the columns to one of them."
         )

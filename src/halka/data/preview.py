@@ -209,15 +209,17 @@ def _lines(preview: Preview) -> list[Text]:
         Text.assemble((preview.name, "bold"), f": {preview.examples:,} examples, read as {preview.shape}"),
         Text(f"chat template {preview.chat_template}"),
         Text(
-            f"{lengths.total:,} tokens, {preview.loss_share:.0%} of them with loss; an example has {lengths.shortest:,} "
-            f"to {lengths.longest:,}, half of them at most {lengths.median:,.0f}"
+            f"{lengths.total:,} tokens, {preview.loss_share:.0%} of them with loss; an example has "
+            f"{lengths.shortest:,} to {lengths.longest:,}, half of them at most {lengths.median:,.0f}"
         ),
     ]
     most = max(each.examples for each in lengths.bins)
     width = len(f"{lengths.longest:,}")
     for each in lengths.bins:
         bar = "█" * -(-each.examples * 40 // most)
-        lines.append(Text(f"  {each.first:>{width},} to {each.last:>{width},} {bar} {each.examples:,}"))
+        lines.append(
+            Text(f"  {each.first:>{width},} to {each.last:>{width},} {bar}{' ' if bar else ''}{each.examples:,}")
+        )
     if lengths.max_length is not None:
         lines.append(
             Text(
@@ -226,21 +228,19 @@ def _lines(preview: Preview) -> list[Text]:
             )
         )
     lines += [Text(note, style="yellow") for note in preview.notes]
-    lines += _listing("problems", [str(problem) for problem in preview.problems], "red")
-    lines += _listing("repeated within the file", [_pair(each) for each in preview.repeated], "yellow")
+    lines += _listing("rows that cannot be used", [str(problem) for problem in preview.problems], "red")
+    lines += _listing("examples that stand here twice", [_pair(each) for each in preview.repeated], "yellow")
     for other, found in preview.shared.items():
-        lines += _listing(f"prompts that stand in {other} too", [_pair(each) for each in found], "yellow")
+        lines += _listing(f"prompts that {other} has too", [_pair(each) for each in found], "yellow")
     for shown in preview.shown:
         lines += [Text(), Text(f"{shown.where or 'example'} ({shown.tokens:,} tokens)", style="bold"), _shown(shown)]
     return lines
 
 
 def _listing(title: str, items: Sequence[str], style: str) -> list[Text]:
-    if not items:
-        return [Text(f"no {title}")]
     more = [Text(f"  and {len(items) - LISTED:,} more")] if len(items) > LISTED else []
     listed = [Text("  " + _visible(item)) for item in items[:LISTED]]
-    return [Text(f"{len(items):,} {title}", style=style), *listed, *more]
+    return [Text(f"{len(items):,} {title}", style=style if items else ""), *listed, *more]
 
 
 def _pair(duplicate: Duplicate) -> str:
@@ -254,6 +254,7 @@ def _shown(shown: Shown) -> Text:
         half = SHOWN_CHARACTERS // 2
         short = span.text if middle <= 0 else f"{span.text[:half]} [{middle:,} characters] {span.text[-half:]}"
         text.append(_visible(short), style=("green" if span.loss else "dim") + (" reverse" if span.special else ""))
+    text.rstrip()
     return text
 
 

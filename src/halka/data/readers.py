@@ -66,7 +66,7 @@ def _text(path: Path, zipped: bool) -> str:
 
 def _row(where: str, value: object) -> Row | Problem:
     if not isinstance(value, dict):
-        return Problem(where, f"not an object but a {type(value).__name__}: {str(value)[:40]!r}")
+        return Problem(where, f"not an object but {str(value)[:40]!r}")
     return Row(where, {str(key).strip().lower(): item for key, item in value.items()})
 
 
@@ -77,7 +77,8 @@ def _decoder() -> json.JSONDecoder:
 
 def _json_reason(error: Exception) -> str:
     if isinstance(error, json.JSONDecodeError):
-        return f"not valid JSON: {error.msg} at column {error.colno}"
+        line = f"line {error.lineno} " if error.lineno > 1 else ""
+        return f"not valid JSON: {error.msg} at {line}column {error.colno}"
     return "not readable as JSON: nested too deeply"
 
 
@@ -106,7 +107,8 @@ def _json(text: str, name: str) -> Iterator[Row | Problem]:
 def _json_array(text: str, name: str) -> Iterator[Row | Problem]:
     """Element by element, so that each has its line, and a fault spoils only what comes after it."""
     decoder = _decoder()
-    at, line, counted = _next(text, text.index("[") + 1), 1, 0
+    line, counted = 1, 0
+    at = _next(text, text.index("[") + 1)
     closed = text[at : at + 1] == "]"
     while not closed:
         line, counted = line + text.count("\n", counted, at), at
@@ -114,17 +116,17 @@ def _json_array(text: str, name: str) -> Iterator[Row | Problem]:
         try:
             value, end = decoder.raw_decode(text, at)
         except (json.JSONDecodeError, RecursionError) as error:
-            yield Problem(where, f"{_json_reason(error)}. Nothing after this place was read.")
+            yield Problem(where, f"{_json_reason(error)}; nothing after this place was read")
             return
         yield _row(where, value)
-        end = _next(text, end)
-        if text[end : end + 1] not in (",", "]"):
-            yield Problem(where, "no comma or closing bracket after this row. Nothing after this place was read.")
+        at = _next(text, end)
+        closed = text[at : at + 1] == "]"
+        if not closed and text[at : at + 1] != ",":
+            yield Problem(where, "no comma or closing bracket after this row; nothing after it was read")
             return
-        closed = text[end] == "]"
-        at = _next(text, end + 1)
-    if at < len(text) and text[at:].strip("] \t\r\n"):
-        yield Problem(f"{name}:{line}", "text follows the end of the array, and was not read")
+        at = at if closed else _next(text, at + 1)
+    if text[at + 1 :].strip():
+        yield Problem(f"{name}:{line}", "text follows the end of the array; it was not read")
 
 
 def _next(text: str, at: int) -> int:
@@ -157,7 +159,7 @@ def _csv_records(reader, name: str) -> Iterator[Row | Problem]:
             lines = reader.line_num - int(where.rpartition(":")[2]) + 1
             yield Problem(where, f"not valid CSV: {error} (read as one row of {lines} lines)")
             continue
-        if not any(field.strip() for field in record):
+        if len(record) <= 1 and not "".join(record).strip():
             continue
         if header is None:
             header = record
@@ -172,7 +174,8 @@ def _parquet(path: Path) -> Iterator[Row | Problem]:
     import pyarrow.parquet as pq
 
     try:
-        batches = list(pq.ParquetFile(path).iter_batches())
+        with pq.ParquetFile(path) as file:
+            batches = list(file.iter_batches())
     except pa.ArrowException as error:
         raise ValueError(f"{path}: not a whole Parquet file ({error}). Write it again.") from error
     number = 0

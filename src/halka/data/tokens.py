@@ -122,7 +122,7 @@ def _shorten(tokens: Tokens, max_length: int, too_long: str) -> Tokens | ValueEr
 
 
 def encode_prompt(example: Example, tokenizer: PreTrainedTokenizerBase) -> list[int]:
-    """The prompt's ids as inference needs them: with the generation prompt, up to where the last answer begins.
+    """The prompt's ids as inference needs them: with the generation prompt, up to where the answer at the end begins.
 
     Raises:
         ValueError: the chat template refuses the prompt; or there is no template and it is not one user's message.

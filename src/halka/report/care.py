@@ -1,0 +1,219 @@
+"""Reasons to read a comparison with care, each computed from the measurements themselves."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from statistics import mean
+
+from halka.report import care_costs
+from halka.report.evidence import Evidence
+from halka.report.intervals import apart
+from halka.report.rows import is_done, name_of, number
+from halka.report.units import learning_rate, listed, one_line, plural
+
+
+def reasons(evidence: Evidence) -> tuple[str, ...]:
+    """Sentences, the ones that bear most on the conclusion first."""
+    finders: tuple[Callable[[Evidence], list[str]], ...] = (
+        not_told_apart,
+        no_better_than_base,
+        few_seeds,
+        missing_seeds,
+        edge_of_the_grid,
+        narrow_search,
+        not_the_best_rate,
+        still_falling,
+        small_test_set,
+        care_costs.unequal_budgets,
+        care_costs.noisy_timings,
+        care_costs.noisy_latency,
+        care_costs.memory_off_prediction,
+        care_costs.mixed_origins,
+        nothing_to_compare_with,
+    )
+    return tuple(sentence for find in finders for sentence in find(evidence))
+
+
+def not_told_apart(evidence: Evidence) -> list[str]:
+    """Runs of neighbouring methods of which no two can be told apart."""
+    rows, metric = evidence.scored, evidence.metric
+    groups: list[range] = []
+    for start in range(len(rows)):
+        end = start + 1
+        while end < len(rows) and not any(
+            apart(evidence.score(rows[i]), evidence.score(rows[end])) for i in range(start, end)
+        ):
+            end += 1
+        if end - start > 1 and not any(end <= group.stop for group in groups):
+            groups.append(range(start, end))
+    sentences = []
+    for group in groups:
+        members = [rows[i] for i in group]
+        values = [row.scores[metric.name] for row in members]
+        if any(value.interval is None for value in values):
+            continue
+        gap = metric.gap(values[0].value - values[-1].value)
+        distance = f"they lie within {gap}" if len(members) > 2 else f"they differ by {gap}"
+        widest = max(interval.high - interval.low for v in values if (interval := v.interval)) / 2
+        sentences.append(
+            f"{listed([row.label for row in members])} cannot be told apart here: {distance} in {metric.title}, "
+            f"and their 95 % intervals are up to ±{metric.gap(widest)}."
+        )
+    return sentences
+
+
+def no_better_than_base(evidence: Evidence) -> list[str]:
+    base = next((row for row in evidence.rows if row.is_base and evidence.score(row)), None)
+    floor = evidence.score(base) if base else None
+    if base is None or floor is None or floor.interval is None:
+        return []
+    same, worse = [], []
+    for row in evidence.scored:
+        score = evidence.score(row)
+        if score is None or score.interval is None:
+            continue
+        if not apart(score, floor):
+            same.append(row.label)
+        elif evidence.metric.sign(score.value) < evidence.metric.sign(floor.value):
+            worse.append(row.label)
+    sentences = [f"{listed(same)} cannot be told apart from {base.label}: no gain is shown."] if same else []
+    return sentences + ([f"{listed(worse)} scores below {base.label}."] if worse else [])
+
+
+def few_seeds(evidence: Evidence) -> list[str]:
+    single = [row for row in evidence.scored if row.runs == 1]
+    bare = [row.label for row in single if row.scores[evidence.metric.name].interval is None]
+    known = [row.label for row in single if row.label not in bare]
+    pairs = [row.label for row in evidence.scored if row.runs == 2]
+    sentences = []
+    if bare:
+        sentences.append(f"{_have(bare, evidence)} one finished run without an interval: how sure it is, is unknown.")
+    if known:
+        sentences.append(
+            f"{_have(known, evidence)} one finished seed: the interval covers the test items alone, and how much "
+            "another seed would change the score is not known."
+        )
+    if pairs:
+        sentences.append(
+            f"{_have(pairs, evidence)} two finished seeds: with so few, Student's t makes the seeds' part of the "
+            "interval 6.4 times their difference; a third seed would cut it to about a quarter."
+        )
+    return sentences
+
+
+def _have(labels: list[str], evidence: Evidence) -> str:
+    if len(labels) == len(evidence.scored) > 1:
+        return "Every method has"
+    return f"{listed(labels)} {'has' if len(labels) == 1 else 'have'}"
+
+
+def missing_seeds(evidence: Evidence) -> list[str]:
+    finals = [run for run in evidence.measurements if run.get("purpose") == "final" and name_of(run) != "base"]
+    wanted = {int(seed) for run in finals if (seed := number(run, "seed")) is not None}
+    sentences = []
+    for row in evidence.scored:
+        missing = sorted(wanted - set(row.seeds))
+        if not missing:
+            continue
+        failed = {
+            seed: one_line(run.get("error") or "no reason given")
+            for run in evidence.runs(row)
+            if run.get("purpose") == "final" and not is_done(run) and (seed := number(run, "seed")) is not None
+        }
+        why = [f"seed {seed} failed ({failed[seed]})" for seed in missing if seed in failed]
+        lost = [str(seed) for seed in missing if seed not in failed]
+        why += [f"seed{'s' if len(lost) > 1 else ''} {listed(lost)} not run"] if lost else []
+        sentences.append(
+            f"{row.label} stands on {row.runs} of {len(wanted)} seeds: {listed(why)}. If the lost runs are the worst "
+            "ones, its mean flatters it."
+        )
+    return sentences
+
+
+def edge_of_the_grid(evidence: Evidence) -> list[str]:
+    edge = [row for row in evidence.tuned if len(row.lrs) > 1 and row.lr in (row.lrs[0], row.lrs[-1])]
+    sentences = []
+    for end, beyond in (("highest", "higher"), ("lowest", "lower")):
+        rows = [row for row in edge if row.lr == row.lrs[-1 if end == "highest" else 0]]
+        names = [f"{row.label} ({learning_rate(row.lr)})" for row in rows if row.lr is not None]
+        if names:
+            sentences.append(
+                f"{listed(names)} took the {end} learning rate that was tried: {beyond} ones may be better, so the "
+                f"search may have been too narrow for {'it' if len(names) == 1 else 'them'}."
+            )
+    return sentences
+
+
+def narrow_search(evidence: Evidence) -> list[str]:
+    names = [row.label for row in evidence.scored if len(row.lrs) == 1]
+    return (
+        [f"{listed(names)} {'was' if len(names) == 1 else 'were'} run at one learning rate only, without a search."]
+        if names
+        else []
+    )
+
+
+def not_the_best_rate(evidence: Evidence) -> list[str]:
+    sentences = []
+    for row in evidence.scored:
+        tried: dict[float, float] = {}
+        for run in evidence.runs(row):
+            lr, loss = number(run, "lr"), number(run, "validation_loss")
+            if is_done(run) and run.get("purpose") == "search" and lr is not None and loss is not None:
+                tried[lr] = min(loss, tried.get(lr, loss))
+        if row.lr not in tried:
+            continue
+        best = min(tried, key=lambda lr: tried[lr])
+        if tried[best] < tried[row.lr]:
+            sentences.append(
+                f"{row.label} ran at {learning_rate(row.lr)}, though {learning_rate(best)} had the lower validation "
+                f"loss in its search ({tried[best]:.3f} against {tried[row.lr]:.3f})."
+            )
+    return sentences
+
+
+def still_falling(evidence: Evidence) -> list[str]:
+    names = []
+    for row in evidence.tuned:
+        ends = [
+            best >= last
+            for run in evidence.used(row)
+            if (best := number(run, "train", "best_step")) is not None
+            and (last := number(run, "train", "steps")) is not None
+            and last > 0
+        ]
+        if ends and sum(ends) * 2 > len(ends):
+            names.append(f"{row.label} ({sum(ends)} of {plural(len(ends), 'run')})")
+    return [f"The validation loss was best at the last step for {listed(names)}: more steps may help."] if names else []
+
+
+def small_test_set(evidence: Evidence) -> list[str]:
+    parts = [
+        (score.item_part, score.items)
+        for row in evidence.scored
+        if (score := evidence.score(row)) and score.item_part is not None and score.items is not None
+    ]
+    if not parts:
+        return []
+    half, items = mean(part for part, _ in parts), min(n for _, n in parts)
+    best = abs(evidence.scored[0].scores[evidence.metric.name].value)
+    if half < 0.025 * best:
+        return []
+    needed = items * 4
+    return [
+        f"The test set has {items} items, which alone leaves ±{evidence.metric.gap(half)} on a score, however many "
+        f"seeds are run; about {needed} items would halve that."
+    ]
+
+
+def nothing_to_compare_with(evidence: Evidence) -> list[str]:
+    if not evidence.scored:
+        return []
+    sentences = []
+    if not any(row.is_full for row in evidence.scored):
+        sentences.append(
+            "Full fine-tuning has no finished run, so nothing here says what tuning every weight would reach."
+        )
+    if not any(row.is_base and evidence.score(row) for row in evidence.rows):
+        sentences.append("The base without tuning was not scored, so the gain from tuning is not known.")
+    return sentences

@@ -1,0 +1,162 @@
+"""The report: one HTML file that needs nothing else, computed from the measurements alone."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import os
+import re
+import uuid
+from collections.abc import Sequence
+from dataclasses import dataclass
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+from halka.report.cards import key_figures
+from halka.report.examples import side_by_side, tally
+from halka.report.plots import draw_plots
+from halka.report.rows import Measurement, Row, is_done, label_of, number
+from halka.report.summary import Summary, summarise
+from halka.report.svg import css_variables, looks
+from halka.report.table import COMPACT, Cell, Column, cells, columns
+from halka.report.units import duration, learning_rate, one_line, size
+
+MAIN = (*COMPACT, "validation_loss")
+UNITS = re.compile(r"(?<=\d) (?=(?:%|k|M|B|kB|MB|GB|TB|s|ms|min|h|points|tokens/s)(?!\w))")
+
+
+@dataclass(frozen=True)
+class Strip:
+    """Where an interval lies on a scale that all rows share, in per cent of its width."""
+
+    low: float
+    high: float
+    at: float
+
+
+def write_report(
+    measurements: Sequence[Measurement],
+    path: str | os.PathLike[str],
+    title: str | None = None,
+    command: str | None = None,
+) -> Path:
+    """Writes the report on one experiment's measurements to `path`, whole or not at all, and returns the path.
+
+    measurements    what `halka.measure` writes, finished or not
+    title           the page's title; by default the task and the base
+    command         what makes the measurements again; by default what they record
+
+    The same measurements give the same bytes. Raises ValueError where `path` is a folder, and where the measurements
+    are not of one task, one base and one primary metric.
+    """
+    target = Path(path)
+    if target.is_dir():
+        raise ValueError(f"{target} is a folder; name a file in it, such as {target / 'report.html'}")
+    text = render(measurements, title, command)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    beside = target.with_name(f".{target.name}.{uuid.uuid4().hex}")
+    try:
+        with beside.open("xb") as file:
+            file.write(text.encode("utf-8", "replace"))
+            file.flush()
+            os.fsync(file.fileno())
+        beside.replace(target)
+    finally:
+        beside.unlink(missing_ok=True)
+    return target
+
+
+def render(measurements: Sequence[Measurement], title: str | None = None, command: str | None = None) -> str:
+    """The report as text; see `write_report`."""
+    from jinja2 import Environment, StrictUndefined
+    from markupsafe import Markup
+
+    summary = summarise(measurements, command)
+    script, style = _file("report.js"), _file("report.css")
+    plots = draw_plots(summary, measurements)
+    items = side_by_side(summary.rows, measurements)
+    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+    environment.filters["units"] = lambda text: UNITS.sub("\u00a0", text)
+    return environment.from_string(_file("report.html.j2")).render(
+        title=one_line(title or (f"{summary.task} on {summary.base}" if measurements else "Report")),
+        summary=summary,
+        cards=key_figures(summary),
+        main=_table(summary, MAIN),
+        rest=_table(summary, ["method", *(c.key for c in columns(summary) if c.key not in MAIN)]),
+        runs=_runs(summary, measurements),
+        plots=[plot for plot in plots if plot.name != "quality"],
+        hero=next((plot for plot in plots if plot.name == "quality"), None),
+        items=items,
+        tally=tally(items),
+        variables={label: look.variable for label, look in looks(summary.rows).items()},
+        strips=_strips(summary),
+        learning_rate=learning_rate,
+        size=size,
+        svg={plot.name: Markup(plot.svg) for plot in plots},
+        light=Markup(css_variables(dark=False)),
+        dark=Markup(css_variables(dark=True)),
+        style=Markup(style),
+        script=Markup(script),
+        script_hash=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
+    )
+
+
+def _file(name: str) -> str:
+    return files("halka.report").joinpath(name).read_text(encoding="utf-8")
+
+
+def _table(summary: Summary, keys: Sequence[str]) -> dict[str, Any]:
+    """The columns of these keys, and rows of their cells."""
+    shown = [column for column in columns(summary) if column.key in keys]
+    found = [cells(summary, column) for column in shown]
+    rows: list[tuple[Row, list[tuple[Column, Cell]]]] = [
+        (row, [(column, made[i]) for column, made in zip(shown, found, strict=True)])
+        for i, row in enumerate(summary.rows)
+    ]
+    return {"columns": shown, "rows": rows}
+
+
+def _strips(summary: Summary) -> dict[str, Strip]:
+    scores = {
+        row.label: score for row in summary.rows if (score := row.scores.get(summary.primary.name)) and score.interval
+    }
+    ends = [end for score in scores.values() for end in (score.low, score.high) if end is not None]
+    ends += [0.0] if summary.primary.is_share else []
+    start, width = min(ends, default=0.0), max(ends, default=0.0) - min(ends, default=0.0)
+
+    def at(value: float | None) -> float:
+        return round(100 * ((value or 0.0) - start) / width, 2) if width > 0 else 0.0
+
+    return {label: Strip(at(s.low), at(s.high), at(s.value)) for label, s in scores.items()}
+
+
+def _runs(summary: Summary, measurements: Sequence[Measurement]) -> list[list[Cell]]:
+    """Every run as a line of cells: method, purpose, rate, seed, best step, loss, score, speed, peak, time, outcome."""
+    order = {row.label: i for i, row in enumerate(summary.rows)}
+    primary = summary.primary
+
+    def cell(value: float | None, text: Any) -> Cell:
+        return Cell("–") if value is None else Cell(text(value), value)
+
+    def line(run: Measurement) -> list[Cell]:
+        steps, best = number(run, "train", "steps"), number(run, "train", "best_step")
+        return [
+            Cell(label_of(run)),
+            Cell(one_line(run.get("purpose") or "")),
+            cell(number(run, "lr"), learning_rate),
+            cell(number(run, "seed"), lambda value: f"{value:.0f}"),
+            cell(best, lambda value: f"{value:.0f}" + (f" of {steps:.0f}" if steps is not None else "")),
+            cell(number(run, "validation_loss"), lambda value: f"{value:.3f}"),
+            cell(number(run, "scores", primary.name, "value"), primary.text),
+            cell(number(run, "train", "tokens_per_second"), lambda value: f"{value:.0f}"),
+            cell(number(run, "memory", "peak"), size),
+            cell(number(run, "train", "seconds"), duration),
+            Cell("done" if is_done(run) else "failed"),
+        ]
+
+    def key(run: Measurement) -> tuple[Any, ...]:
+        first = order.get(label_of(run), len(order)), run.get("purpose") != "search"
+        return *first, number(run, "lr") or 0.0, number(run, "seed") or 0.0
+
+    return [line(run) for run in sorted(measurements, key=key)]

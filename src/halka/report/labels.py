@@ -1,0 +1,139 @@
+"""Names beside what they name, without overlaps: beside points, or stacked at the right end of lines."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import product
+from typing import TYPE_CHECKING
+
+from halka.report.svg import TEXT, colour
+from halka.report.units import shortened
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+Box = tuple[float, float, float, float]  # left, bottom, right, top in the figure's units
+
+LINE, DOT = 1.25 * TEXT, 10.0  # a line's height; the room that a label's dot takes
+
+
+@dataclass(frozen=True)
+class Name:
+    """A label and the point that it belongs to, in the data's units."""
+
+    text: str
+    x: float
+    y: float
+    colour: str
+
+
+def text_width(axes: Axes, text: str) -> float:
+    """The width of a line of text in the figure's units, measured with matplotlib's (rather wide) font."""
+    artist = axes.text(0, 0, text)
+    width = artist.get_window_extent().width
+    artist.remove()
+    return width
+
+
+def beside(axes: Axes, names: Sequence[Name], obstacles: Sequence[Box] = (), gap: float = 7.0) -> None:
+    """Writes each name next to its point, where it covers the least of other names and of the obstacles.
+
+    Names are placed in order; one that had to go far is joined to its point by a thin line, and one whose point has
+    near neighbours carries a dot of its point's colour.
+    """
+    inside = axes.bbox
+    right_edge = axes.figure.bbox.x1 - 2
+    points = [tuple(axes.transData.transform((name.x, name.y))) for name in names]
+    taken = [*obstacles, *((x - 5, y - 5, x + 5, y + 5) for x, y in points)]
+    for name, (x, y) in zip(names, points, strict=True):
+        text = shortened(name.text)
+        crowded = sum(abs(x - a) < 16 and abs(y - b) < 16 for a, b in points) > 1
+        width, height = text_width(axes, text) + (DOT if crowded else 0), LINE
+
+        def cost(box: Box, far: float) -> float:
+            out = max(inside.x0 - box[0], 0) + max(box[2] - right_edge, 0)
+            out += max(inside.y0 - box[1], 0) + max(box[3] - inside.y1 - 8, 0)
+            return far + 50 * out + 4 * sum(_overlap(box, other) for other in taken)
+
+        places = []
+        for distance, (dx, dy) in product((gap, gap + 9, gap + 20, gap + 32), _directions()):
+            cx = x + dx * (distance + width / 2) if dy == 0 else x + dx * (0.5 * distance + width / 2)
+            cy = y + dy * (distance + height / 2)
+            box = (cx - width / 2, cy - height / 2, cx + width / 2, cy + height / 2)
+            places.append((cost(box, distance + 2 * abs(dy)), distance, box))
+        _, distance, box = min(places, key=lambda place: place[0])
+        taken.append(box)
+        if distance > gap + 9:
+            end = (min(max(x, box[0]), box[2]), min(max(y, box[1]), box[3]))
+            _line(axes, (x, y), end, name.colour)
+        middle = (box[1] + box[3]) / 2
+        if crowded:
+            _dot(axes, box[0] + 3, middle, name.colour)
+        _write(axes, text, box[0] + (DOT if crowded else 0), middle)
+
+
+def at_the_right(axes: Axes, names: Sequence[Name]) -> None:
+    """Writes each name right of the axes, level with its line's end; those that would overlap are spread out."""
+    names = sorted(names, key=lambda name: name.y)
+    points = [tuple(axes.transData.transform((name.x, name.y))) for name in names]
+    places = spread_out([y for _, y in points], LINE, axes.bbox.y0 - 4, axes.bbox.y1 + 4)
+    start = axes.bbox.x1 + 6
+    for name, (x, y), place in zip(names, points, places, strict=True):
+        _line(axes, (x + 3, y), (start + 8, place), name.colour)
+        _write(axes, shortened(name.text), start + 11, place)
+
+
+def spread_out(wanted: Sequence[float], gap: float, low: float, high: float) -> list[float]:
+    """Sorted positions moved as little as needed to lie `gap` apart, within [low, high] where there is room.
+
+    Neighbours that are too close form a group, centred on the mean of what its members want.
+    """
+    groups: list[list[float]] = []
+    for position in wanted:
+        groups.append([position])
+        while len(groups) > 1 and _start(groups[-1], gap, low, high) < (
+            _start(groups[-2], gap, low, high) + gap * len(groups[-2])
+        ):
+            groups[-2:] = [groups[-2] + groups[-1]]
+    return [_start(group, gap, low, high) + gap * i for group in groups for i in range(len(group))]
+
+
+def _start(group: Sequence[float], gap: float, low: float, high: float) -> float:
+    length = gap * (len(group) - 1)
+    return max(low, min(sum(group) / len(group) - length / 2, high - length))
+
+
+def _directions() -> tuple[tuple[float, float], ...]:
+    return (1, 0), (-1, 0), (0, 1), (0, -1), (1, 1), (1, -1), (-1, 1), (-1, -1)
+
+
+def _overlap(a: Box, b: Box) -> float:
+    width, height = min(a[2], b[2]) - max(a[0], b[0]), min(a[3], b[3]) - max(a[1], b[1])
+    return width * height if width > 0 and height > 0 else 0.0
+
+
+def _line(axes: Axes, start: tuple[float, float], end: tuple[float, float], line_colour: str) -> None:
+    from matplotlib.lines import Line2D
+
+    line = Line2D(*zip(start, end, strict=True), color=line_colour, linewidth=0.8, alpha=0.7, transform=None)
+    line.set_clip_on(False)
+    axes.figure.add_artist(line)
+
+
+def _dot(axes: Axes, x: float, y: float, fill: str) -> None:
+    from matplotlib.patches import Circle
+
+    axes.figure.add_artist(Circle((x, y), 3, facecolor=fill, edgecolor="none", transform=None))
+
+
+def _write(axes: Axes, text: str, x: float, y: float) -> None:
+    from matplotlib.transforms import IdentityTransform
+
+    axes.figure.text(
+        *(x, y, text),
+        transform=IdentityTransform(),
+        va="center_baseline",
+        color=colour("--ink"),
+        fontsize=TEXT,
+    )

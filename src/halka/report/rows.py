@@ -1,0 +1,283 @@
+"""One method's runs as one row: what it scored, what it cost, and what that stands on."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from statistics import mean
+from typing import Any
+
+from halka.report.intervals import Estimate, Interval, Spread, estimate, finite, ratio, spread
+from halka.report.units import decimals, one_line, percent
+
+Measurement = Mapping[str, Any]
+
+MEMORY_PARTS = ("weights", "gradients", "optimizer", "activations")
+TASK_COUNTS = (1, 10, 100, 1000)
+LOWER_IS_BETTER = frozenset({"loss", "validation_loss", "perplexity", "wer", "cer", "ter", "mae", "mse", "rmse"})
+
+
+@dataclass(frozen=True)
+class MetricInfo:
+    """How to read a metric: its direction, the values it can take, whether it is a share."""
+
+    name: str
+    higher_is_better: bool
+    low: float | None
+    high: float | None
+
+    @property
+    def is_share(self) -> bool:
+        return (self.low, self.high) == (0.0, 1.0)
+
+    @property
+    def title(self) -> str:
+        return self.name.replace("_", " ")
+
+    @property
+    def bounds(self) -> tuple[float, float]:
+        low = float("-inf") if self.low is None else self.low
+        return low, float("inf") if self.high is None else self.high
+
+    def text(self, value: float) -> str:
+        """The value as it is read: 61.2 % for a share, else three figures."""
+        return percent(value, 1) if self.is_share else decimals(value)
+
+    def gap(self, value: float) -> str:
+        """A difference of two values: 2.1 points, or 0.042."""
+        return f"{decimals(100 * abs(value), 2)} points" if self.is_share else decimals(abs(value), 2)
+
+    def sign(self, value: float) -> float:
+        """`value` so that greater is better."""
+        return value if self.higher_is_better else -value
+
+
+@dataclass(frozen=True)
+class Row:
+    """One method. Figures are means over `runs` finished runs; None or absent where nothing was measured.
+
+    label, name, fields     what the method is; `name` is "base" without tuning and "full" for full fine-tuning
+    lr, lrs                 the learning rate of the runs that count; all that were tried for this method
+    seeds, runs             the seeds of the runs that count, and how many those are
+    final                   False where only searches have finished: then there is no score
+    scores                  by metric, the mean with its interval
+    relative                the primary score divided by full fine-tuning's, with its interval where that has bounds
+    trainable, share        trained parameters, and as a share of all
+    peak, beyond            bytes: peak memory, and what of it is beyond the process and the base's own weights
+    memory, predicted       bytes by part: weights, gradients, optimizer, activations
+    storage                 bytes on disk for so many tasks
+    latency, forgetting     added time a token (0.09: 9 % more), relative change of perplexity on other text
+    """
+
+    label: str
+    name: str
+    fields: dict[str, Any]
+    lr: float | None
+    lrs: tuple[float, ...]
+    seeds: tuple[int, ...]
+    runs: int
+    final: bool
+    scores: dict[str, Estimate]
+    relative: float | None
+    relative_interval: Interval | None
+    validation_loss: Spread | None
+    steps: int | None
+    examples: int | None
+    trainable: float | None
+    share: float | None
+    peak: Spread | None
+    beyond: Spread | None
+    memory: dict[str, float]
+    predicted: dict[str, float]
+    tokens_per_second: Spread | None
+    seconds: Spread | None
+    adapter_bytes: float | None
+    storage: dict[str, float]
+    latency: Spread | None
+    forgetting: Spread | None
+
+    @property
+    def is_base(self) -> bool:
+        return self.name == "base"
+
+    @property
+    def is_full(self) -> bool:
+        return self.name == "full"
+
+    @property
+    def is_light(self) -> bool:
+        """A parameter-efficient method: neither the base nor full fine-tuning."""
+        return not (self.is_base or self.is_full)
+
+
+def number(measurement: Measurement, *path: str) -> float | None:
+    """The finite number at a path of keys, else None."""
+    return finite(entry(measurement, *path))
+
+
+def entry(measurement: Measurement, *path: str) -> Any:
+    """What lies at a path of keys; None where the path ends early."""
+    value: Any = measurement
+    for key in path:
+        value = value.get(key) if isinstance(value, Mapping) else None
+    return value
+
+
+def label_of(measurement: Measurement) -> str:
+    """The method's label as one line."""
+    label = entry(measurement, "method", "label") or entry(measurement, "method", "name")
+    return one_line(label or "unnamed method")
+
+
+def name_of(measurement: Measurement) -> str:
+    return one_line(entry(measurement, "method", "name") or "")
+
+
+def is_done(measurement: Measurement) -> bool:
+    return measurement.get("status") == "done"
+
+
+def counting_runs(runs: Sequence[Measurement]) -> tuple[list[Measurement], bool]:
+    """The finished runs that a method's figures stand on, and whether these are final ones.
+
+    Final runs, or the base's only run; before there is any, the search run with the least validation loss.
+    """
+    done = [run for run in runs if is_done(run)]
+    final = [run for run in done if run.get("purpose") == "final" or name_of(run) == "base"]
+    if final:
+        return final, True
+    searched = [run for run in done if number(run, "validation_loss") is not None]
+    return ([min(searched, key=lambda run: number(run, "validation_loss") or 0.0)] if searched else done[:1]), False
+
+
+def metric_info(name: str) -> MetricInfo:
+    """The metric's direction and range where Halka knows the metric; else by its name, without a range."""
+    from halka.metrics import find_metric
+
+    try:
+        metric = find_metric(name)
+    except ValueError:
+        return MetricInfo(name, name.lower() not in LOWER_IS_BETTER, None, None)
+    low, high = (finite(bound) for bound in metric.range)
+    return MetricInfo(name, metric.higher_is_better, low, high)
+
+
+def build_rows(measurements: Sequence[Measurement], primary: MetricInfo) -> tuple[Row, ...]:
+    """A row a method: the base, full fine-tuning, then by score, best first, and last those without a score."""
+    groups: dict[str, list[Measurement]] = {}
+    for measurement in measurements:
+        groups.setdefault(label_of(measurement), []).append(measurement)
+    weights = base_weights(measurements)
+    rows = [_row(label, runs, weights) for label, runs in groups.items()]
+    full = next((row for row in rows if row.is_full and primary.name in row.scores), None)
+    stored = base_bytes(measurements)[0]
+    rows = [_compared(row, full, stored, primary.name) for row in rows]
+
+    def order(row: Row) -> tuple[int, float]:
+        score = row.scores.get(primary.name)
+        if row.is_base or row.is_full:
+            return (0 if row.is_base else 1), 0.0
+        return (3, 0.0) if score is None else (2, -primary.sign(score.value))
+
+    return tuple(sorted(rows, key=order))
+
+
+def base_weights(measurements: Sequence[Measurement]) -> float | None:
+    """Bytes of the base's weights in memory: as its own run measured, else the least that any run measured."""
+    done = [measurement for measurement in measurements if is_done(measurement)]
+    own = [number(run, "memory", "weights") for run in done if name_of(run) == "base"]
+    known = [value for value in own if value] or [value for run in done if (value := number(run, "memory", "weights"))]
+    return min(known) if known else None
+
+
+def base_bytes(measurements: Sequence[Measurement]) -> tuple[float | None, str]:
+    """Bytes of the base on disk, and where the figure is from."""
+    done = [measurement for measurement in measurements if is_done(measurement)]
+    for run in done:
+        if name_of(run) == "base" and (value := number(run, "memory", "weights")):
+            return value, "the base's weights as loaded"
+    for run in done:
+        if name_of(run) == "full" and (value := number(run, "adapter_bytes")):
+            return value, "the size of a full fine-tuned copy"
+    for run in done:
+        if value := number(run, "parameters", "total"):
+            return 2 * value, "two bytes a parameter, assumed"
+    return None, "not known"
+
+
+def _row(label: str, runs: Sequence[Measurement], weights: float | None) -> Row:
+    used, final = counting_runs(runs)
+    first = (used or list(runs))[0]
+    trainable, total = average(used, "parameters", "trainable"), average(used, "parameters", "total")
+    names = dict.fromkeys(name for run in used for name in entry(run, "scores") or {}) if final else {}
+    scores = {
+        name: estimate([entry(run, "scores", name) or {} for run in used], metric_info(name).bounds) for name in names
+    }
+    tried = {lr for run in runs if (lr := number(run, "lr")) is not None}
+    rates = [lr for run in used if (lr := number(run, "lr")) is not None]
+    return Row(
+        label=label,
+        name=name_of(first),
+        fields=dict(entry(first, "method", "fields") or {}),
+        lr=max(rates, key=rates.count) if rates else None,
+        lrs=tuple(sorted(tried)),
+        seeds=tuple(sorted({int(seed) for run in used if (seed := number(run, "seed")) is not None})),
+        runs=len(used),
+        final=final,
+        scores={name: score for name, score in scores.items() if score is not None},
+        relative=None,
+        relative_interval=None,
+        validation_loss=spread(number(run, "validation_loss") for run in used),
+        steps=_whole(average(used, "train", "steps")),
+        examples=_whole(average(used, "train", "examples")),
+        trainable=trainable,
+        share=trainable / total if trainable is not None and total else None,
+        peak=spread(number(run, "memory", "peak") for run in used),
+        beyond=spread(_beyond(run, weights) for run in used),
+        memory=_parts(used, "memory"),
+        predicted=_parts(used, "memory", "predicted"),
+        tokens_per_second=spread(number(run, "train", "tokens_per_second") for run in used),
+        seconds=spread(number(run, "train", "seconds") for run in used),
+        adapter_bytes=average(used, "adapter_bytes"),
+        storage={},
+        latency=spread(number(run, "latency", "added") for run in used),
+        forgetting=spread(number(run, "forgetting", "change") for run in used),
+    )
+
+
+def _compared(row: Row, full: Row | None, stored: float | None, primary: str) -> Row:
+    """The row with what needs the other rows: its share of full fine-tuning's score, and storage."""
+    relative = interval = None
+    if full is not None and not row.is_full and primary in row.scores:
+        mine, theirs = row.scores[primary], full.scores[primary]
+        relative = mine.value / theirs.value if theirs.value else None
+        interval = ratio(mine.interval, theirs.interval) if mine.interval and theirs.interval else None
+    storage: dict[str, float] = {}
+    if row.adapter_bytes is not None and not row.is_base:
+        if row.is_full:
+            storage = {str(n): n * row.adapter_bytes for n in TASK_COUNTS}
+        elif stored is not None:
+            storage = {str(n): stored + n * row.adapter_bytes for n in TASK_COUNTS}
+    return replace(row, relative=relative, relative_interval=interval, storage=storage)
+
+
+def average(runs: Iterable[Measurement], *path: str) -> float | None:
+    """The mean over the runs that have a number there."""
+    known = [value for run in runs if (value := number(run, *path)) is not None]
+    return mean(known) if known else None
+
+
+def _parts(runs: Sequence[Measurement], *path: str) -> dict[str, float]:
+    parts = {part: average(runs, *path, part) for part in MEMORY_PARTS}
+    return {part: value for part, value in parts.items() if value is not None}
+
+
+def _beyond(run: Measurement, weights: float | None) -> float | None:
+    peak, baseline = number(run, "memory", "peak"), number(run, "memory", "baseline")
+    if peak is None or weights is None:
+        return None
+    return max(peak - (baseline or 0.0) - weights, 0.0)
+
+
+def _whole(value: float | None) -> int | None:
+    return None if value is None else round(value)

@@ -1,0 +1,205 @@
+"""What the evidence says, in sentences: the headline and one takeaway for every plot."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from statistics import median
+
+from halka.report.intervals import apart, difference
+from halka.report.rows import MetricInfo, Row
+from halka.report.units import count, learning_rate, listed, percent, plural, signed, size, times
+
+FULL = "full fine-tuning"
+
+
+def headline(rows: Sequence[Row], metric: MetricInfo, finished: int, failed: int) -> str:
+    """The result in one sentence; or what is still missing for one."""
+    base = next((row for row in rows if row.is_base and metric.name in row.scores), None)
+    full = next((row for row in rows if row.is_full and metric.name in row.scores), None)
+    light = [row for row in rows if row.is_light and metric.name in row.scores]
+    if light and full:
+        return _against_full(light[0], full, metric)
+    best = light[0] if light else full
+    if best is not None:
+        among = f", the best of {len(light)} methods" if len(light) > 1 else ""
+        against = f", against {_score(base, metric)} without tuning" if base else ""
+        return f"{best.label} scores {_score(best, metric)} in {metric.title}{among}{against}."
+    tried = [row for row in rows if not row.is_base and row.runs]
+    lost = f"; {plural(failed, 'run')} failed" if failed else ""
+    if tried:
+        return f"No final run has finished yet: {plural(finished, 'run')} done so far, for {_names(tried)}{lost}."
+    if base:
+        return f"Only the base has been scored, at {_score(base, metric)} in {metric.title}{lost}."
+    return f"Nothing has finished yet{lost}." if failed else "Nothing has been measured yet."
+
+
+def _against_full(row: Row, full: Row, metric: MetricInfo) -> str:
+    mine, theirs = row.scores[metric.name], full.scores[metric.name]
+    if row.relative is None:
+        said = f"{row.label} scores {_score(row, metric)} in {metric.title} and {FULL} {_score(full, metric)}"
+    elif metric.higher_is_better:
+        said = f"{row.label} reaches {percent(row.relative)}{_bracket(row, 100)} of {FULL}'s {metric.title}"
+    else:
+        said = f"{row.label}'s {metric.title} is {row.relative:.2f}{_bracket(row, 1)} times that of {FULL}"
+    costs = []
+    if row.trainable and full.trainable:
+        costs.append(f"{percent(row.trainable / full.trainable)} of its trained parameters")
+    if row.beyond and full.beyond and full.beyond.mean:
+        costs.append(f"{percent(row.beyond.mean / full.beyond.mean)} of its memory beyond the base")
+    cost = f", with {listed(costs)}" if costs else ""
+    if mine.interval is None or theirs.interval is None:
+        return f"{said}{cost}."
+    if not apart(mine, theirs):
+        return f"{said}{cost}; the two scores cannot be told apart here."
+    gap = difference(mine.interval, theirs.interval)
+    ahead = "ahead" if metric.sign(gap.value) > 0 else "behind"
+    return f"{said}{cost}; it is {ahead} by {metric.gap(gap.value)}, more than chance explains."
+
+
+def quality_takeaway(rows: Sequence[Row], metric: MetricInfo) -> str:
+    scored = [row for row in rows if not row.is_base and metric.name in row.scores]
+    best = max(scored, key=lambda row: metric.sign(row.scores[metric.name].value))
+    level = [
+        row
+        for row in scored
+        if row.trainable is not None and not apart(row.scores[metric.name], best.scores[metric.name])
+    ]
+    if not level:
+        return f"{best.label} scores best, {_score(best, metric)}."
+    lightest = min(level, key=lambda row: row.trainable or 0.0)
+    share = f" ({percent(lightest.share)} of the model)" if lightest.share is not None else ""
+    trained = f"{count(lightest.trainable or 0)} trained parameters{share}"
+    if lightest is best:
+        behind = [row for row in scored if row is not best and (row.trainable or 0) < (best.trainable or 0)]
+        rest = f"; {'everything' if len(behind) > 1 else behind[0].label} lighter is behind" if behind else ""
+        return f"{best.label} scores best, {_score(best, metric)}, with {trained}{rest}."
+    return f"{lightest.label}, with {trained}, is the lightest that cannot be told apart from the best, {best.label}."
+
+
+def memory_takeaway(rows: Sequence[Row]) -> str:
+    shown = [row for row in rows if not row.is_base and row.memory]
+    names = {"optimizer": "optimiser states"}
+    said = []
+    full = next((row for row in shown if row.is_full), None)
+    light = next((row for row in shown if row.is_light), None)
+    for row in (full, light):
+        if row is not None:
+            part, most = max(row.memory.items(), key=lambda item: item[1])
+            total = sum(row.memory.values())
+            share = f", {percent(most / total)}" if total else ""
+            said.append(f"{row.label} spends most on {names.get(part, part)} ({size(most)}{share})")
+    both = [row for row in shown if row.predicted.keys() & row.memory.keys()]
+    ratios = [
+        abs(sum(row.predicted[p] for p in row.memory if p in row.predicted) / measured - 1)
+        for row in both
+        if (measured := sum(v for p, v in row.memory.items() if p in row.predicted)) > 0
+    ]
+    if ratios:
+        ways = f"predictions are off by {percent(median(ratios))} at the median, {percent(max(ratios))} at most"
+        return f"{listed(said)}; {ways}."
+    return f"{listed(said)}."
+
+
+def curves_takeaway(rows: Sequence[Row], falling: Sequence[str]) -> str:
+    shown = sorted((row.validation_loss.mean, row.label) for row in rows if row.validation_loss and not row.is_base)
+    if not shown:
+        return "Validation loss during training."
+    said = f"{shown[0][1]} comes lowest, {shown[0][0]:.3f}"
+    if len(shown) > 1:
+        said += f"; {shown[-1][1]} stays highest, {shown[-1][0]:.3f}"
+    if falling:
+        said += f"; {listed(falling)} {'was' if len(falling) == 1 else 'were'} still improving at the end"
+    return f"{said}."
+
+
+def storage_takeaway(rows: Sequence[Row], stored: float | None, tasks: int = 100) -> str:
+    light = [row for row in rows if row.is_light and str(tasks) in row.storage]
+    full = next((row for row in rows if row.is_full and row.storage), None)
+    if not light:
+        return f"{tasks} fully tuned copies need {size(full.storage[str(tasks)])}." if full else ""
+    row = light[0]
+    need = row.storage[str(tasks)]
+    if full is None or not full.adapter_bytes:
+        return f"{tasks} tasks with {row.label} need {size(need)}, the base included."
+    whole = full.storage[str(tasks)]
+    said = (
+        f"{tasks} tasks need {size(need)} with {row.label}, the base included, and {size(whole)} as full copies: "
+        f"{times(whole / need)} times as much"
+    )
+    saved = full.adapter_bytes - (row.adapter_bytes or 0.0)
+    if stored is None or saved <= 0:
+        return f"{said}."
+    return f"{said}. An adapter a task pays from {int(stored / saved) + 1} tasks on."
+
+
+def search_takeaway(rows: Sequence[Row]) -> str:
+    searched = [row for row in rows if row.lr is not None and len(row.lrs) > 1]
+    if not searched:
+        return "Each method was run at one learning rate."
+    edge = [row for row in searched if row.lr in (row.lrs[0], row.lrs[-1])]
+    if not edge and len(searched) == 1:
+        return "The chosen learning rate lies inside the range that was tried, not at its edge."
+    if not edge:
+        return "Every chosen learning rate lies inside the range that was tried, not at its edge."
+    inside = len(searched) - len(edge)
+    ends = listed([f"{row.label} ({learning_rate(row.lr)})" for row in edge if row.lr is not None])
+    kept = f"; the other {inside} chose inside" if inside else ""
+    return f"At the edge of what was tried: {ends}{kept}."
+
+
+def speed_takeaway(rows: Sequence[Row]) -> str:
+    timed = [row for row in rows if row.tokens_per_second is not None and not row.is_base]
+    full = next((row for row in timed if row.is_full), None)
+    light = [row for row in timed if row.is_light]
+    if full is None or not light or full.tokens_per_second is None:
+        fastest = max(timed, key=_speed)
+        if len(timed) == 1:
+            return f"{fastest.label} trains at {_speed(fastest):.0f} tokens a second."
+        return f"{fastest.label} trains fastest, {_speed(fastest):.0f} tokens a second."
+    factors = sorted((_speed(row) / _speed(full), row.label) for row in light)
+    top, bottom = factors[-1], factors[0]
+    if len(factors) == 1:
+        return f"{top[1]} trains at {top[0]:.2f} times full fine-tuning's speed."
+    return (
+        f"Against full fine-tuning's {_speed(full):.0f} tokens a second: from {bottom[0]:.2f} times ({bottom[1]}) to "
+        f"{top[0]:.2f} times ({top[1]})."
+    )
+
+
+def forgetting_takeaway(rows: Sequence[Row], text: str) -> str:
+    known = sorted(
+        ((row.forgetting.mean, row.label) for row in rows if row.forgetting is not None and not row.is_base),
+        reverse=True,
+    )
+    on = f" on {text}" if text else ""
+    if len(known) == 1:
+        return f"{known[0][1]} changes perplexity{on} by {signed(known[0][0])}."
+    return (
+        f"Perplexity{on} rises most with {known[0][1]} ({signed(known[0][0])}) and least with {known[-1][1]} "
+        f"({signed(known[-1][0])})."
+    )
+
+
+def _score(row: Row, metric: MetricInfo) -> str:
+    score = row.scores[metric.name]
+    if score.low is None or score.high is None:
+        return metric.text(score.value)
+    scale = 100 if metric.is_share else 1
+    places = 0 if metric.is_share else 3
+    return f"{metric.text(score.value)} [{scale * score.low:.{places}f}–{scale * score.high:.{places}f}]"
+
+
+def _bracket(row: Row, scale: float) -> str:
+    interval = row.relative_interval
+    if interval is None:
+        return ""
+    places = 0 if scale > 1 else 2
+    return f" [{scale * interval.low:.{places}f}–{scale * interval.high:.{places}f}]"
+
+
+def _speed(row: Row) -> float:
+    return row.tokens_per_second.mean if row.tokens_per_second else 0.0
+
+
+def _names(rows: Sequence[Row]) -> str:
+    return listed([row.label for row in rows])

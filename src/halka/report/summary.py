@@ -1,0 +1,200 @@
+"""Measurements of one experiment to one `Summary`: a row a method, what failed, and how far it can be trusted."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from halka.report.care import reasons
+from halka.report.evidence import Evidence
+from halka.report.rows import (
+    Measurement,
+    MetricInfo,
+    Row,
+    base_bytes,
+    build_rows,
+    entry,
+    is_done,
+    label_of,
+    metric_info,
+    name_of,
+    number,
+)
+from halka.report.sentences import headline
+from halka.report.units import one_line, size
+
+INTERVALS = (
+    "95 % intervals join two sources of variation: Student's t over the seeds, and each run's bootstrap over the test "
+    "items, averaged over the seeds; the two half-widths add as the root of the sum of their squares (MOVER, Zou and "
+    "Donner 2008). All seeds answer the same items, so more seeds do not shrink the items' part. With one seed only "
+    "the items' part is known. Two methods count as told apart when the interval of their difference, by the same "
+    "rule and as if they were independent, leaves zero out."
+)
+
+
+@dataclass(frozen=True)
+class Failure:
+    """A run that did not finish."""
+
+    label: str
+    lr: float | None
+    seed: int | None
+    purpose: str
+    reason: str
+
+
+@dataclass(frozen=True)
+class Provenance:
+    """Where the measurements are from, and how to make them again. Each field lists the distinct values seen."""
+
+    command: str | None
+    commits: tuple[str, ...]
+    versions: dict[str, tuple[str, ...]]
+    machines: tuple[str, ...]
+    seeds: tuple[int, ...]
+    first: str | None
+    last: str | None
+    licence: str | None
+    source: str | None
+
+
+@dataclass(frozen=True)
+class Summary:
+    """What an experiment's measurements say. `to_json` gives it as plain data.
+
+    rows            the base, full fine-tuning, then the other methods by score, best first
+    metrics         every metric that was scored, the primary one first
+    headline        the result in one sentence
+    care            sentences: reasons to read the result with care
+    intervals       how the intervals were made, and why so
+    base_bytes      the base on disk, and (`base_bytes_from`) where that figure is from
+    finished, total how many runs
+    """
+
+    experiment: str
+    task: str
+    base: str
+    primary: MetricInfo
+    metrics: tuple[MetricInfo, ...]
+    rows: tuple[Row, ...]
+    failed: tuple[Failure, ...]
+    headline: str
+    care: tuple[str, ...]
+    intervals: str
+    base_bytes: float | None
+    base_bytes_from: str
+    finished: int
+    total: int
+    provenance: Provenance
+
+    @property
+    def light(self) -> tuple[Row, ...]:
+        """The parameter-efficient methods, best first."""
+        return tuple(row for row in self.rows if row.is_light)
+
+    @property
+    def full(self) -> Row | None:
+        return next((row for row in self.rows if row.is_full), None)
+
+    @property
+    def base_row(self) -> Row | None:
+        return next((row for row in self.rows if row.is_base), None)
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain dictionaries, lists, numbers and texts."""
+        return asdict(self)
+
+
+def summarise(measurements: Sequence[Measurement], command: str | None = None) -> Summary:
+    """The summary of one experiment's measurements (the JSON that `halka.measure` writes), finished or not.
+
+    `command` is the one that makes the measurements again; by default what the measurements themselves record.
+
+    Raises ValueError where the measurements are not of one task, one base and one primary metric.
+    """
+    for measurement in measurements:
+        if not isinstance(measurement, Mapping):
+            raise ValueError(
+                f"a measurement is {type(measurement).__name__}, not an object; give a list of measurements"
+            )
+    task, base = (_one(measurements, key) for key in ("task", "base"))
+    primary = metric_info(_one(measurements, "primary") or "score")
+    names = [one_line(name) for m in measurements if is_done(m) for name in entry(m, "scores") or {}]
+    others = [metric_info(name) for name in dict.fromkeys(names) if name != primary.name]
+    rows = build_rows(measurements, primary)
+    evidence = Evidence(rows, primary, tuple(measurements))
+    failed = tuple(_failure(m) for m in measurements if not is_done(m))
+    stored, stored_from = base_bytes(measurements)
+    finished = len(measurements) - len(failed)
+    return Summary(
+        experiment=", ".join(_distinct(measurements, "experiment")) or "unnamed",
+        task=task or "unnamed task",
+        base=base or "unnamed base",
+        primary=primary,
+        metrics=(primary, *others),
+        rows=rows,
+        failed=failed,
+        headline=headline(rows, primary, finished, len(failed)),
+        care=reasons(evidence),
+        intervals=INTERVALS,
+        base_bytes=stored,
+        base_bytes_from=stored_from,
+        finished=finished,
+        total=len(measurements),
+        provenance=_provenance(measurements, command),
+    )
+
+
+def _failure(run: Measurement) -> Failure:
+    seed = number(run, "seed")
+    return Failure(
+        label=label_of(run),
+        lr=number(run, "lr"),
+        seed=None if seed is None else int(seed),
+        purpose=one_line(run.get("purpose") or ""),
+        reason=one_line(run.get("error") or "no reason given"),
+    )
+
+
+def _provenance(measurements: Sequence[Measurement], command: str | None) -> Provenance:
+    names = dict.fromkeys(name for m in measurements for name in entry(m, "versions") or {})
+    dates = sorted(_distinct(measurements, "date"))
+    tuned = [m for m in measurements if name_of(m) != "base"]
+    commands = _distinct(measurements, "command")
+    return Provenance(
+        command=command or (commands[0] if commands else None),
+        commits=_distinct(measurements, "commit"),
+        versions={one_line(name): _distinct(measurements, "versions", name) for name in names},
+        machines=tuple(dict.fromkeys(_machine(m) for m in measurements if m.get("machine"))),
+        seeds=tuple(sorted({int(seed) for m in tuned if (seed := number(m, "seed")) is not None})),
+        first=dates[0] if dates else None,
+        last=dates[-1] if dates else None,
+        licence=", ".join(_distinct(measurements, "licence")) or None,
+        source=", ".join(_distinct(measurements, "source")) or None,
+    )
+
+
+def _machine(run: Measurement) -> str:
+    cores, memory = number(run, "machine", "cores"), number(run, "machine", "memory")
+    parts = [
+        one_line(entry(run, "machine", "cpu") or ""),
+        f"{cores:.0f} cores" if cores is not None else "",
+        size(memory) if memory is not None else "",
+        f"device {one_line(entry(run, 'machine', 'device'))}" if entry(run, "machine", "device") else "",
+    ]
+    return ", ".join(part for part in parts if part)
+
+
+def _distinct(measurements: Sequence[Measurement], *path: str) -> tuple[str, ...]:
+    return tuple(dict.fromkeys(one_line(value) for m in measurements if (value := entry(m, *path))))
+
+
+def _one(measurements: Sequence[Measurement], key: str) -> str | None:
+    found = _distinct(measurements, key)
+    if len(found) > 1:
+        raise ValueError(
+            f"the measurements have several values of {key!r}: {', '.join(found)}; scores on different ones do not "
+            "compare, so summarise each by itself"
+        )
+    return found[0] if found else None

@@ -1,0 +1,277 @@
+"""A `Summary` as a table: its columns once, for Markdown, for a terminal and for the HTML report.
+
+A cell is best only where it can be told apart: a score when the interval of its difference to every other leaves zero
+out; a measured figure when its runs, two at least, all lie on the better side of all runs of every other method; an
+exact figure (parameters, bytes on disk) when it is less than every other.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+from halka.report.intervals import Spread, apart
+from halka.report.rows import MetricInfo, Row
+from halka.report.summary import Summary
+from halka.report.units import (
+    count,
+    decimals,
+    duration,
+    learning_rate,
+    one_line,
+    percent,
+    plural,
+    shortened,
+    signed,
+    size,
+)
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+NOTHING = "–"
+COMPACT = (
+    *("method", "score", "relative", "trainable", "beyond", "tokens_per_second"),
+    *("adapter", "latency", "forgetting"),
+)
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One figure: its text, the number it sorts by, a bracket that follows it, a longer note, whether it is best."""
+
+    text: str
+    sort: float | None = None
+    aside: str = ""
+    note: str = ""
+    best: bool = False
+
+    @property
+    def whole(self) -> str:
+        return f"{self.text} {self.aside}".strip()
+
+
+@dataclass(frozen=True)
+class Column:
+    """One column: `cell` makes a row's cell, `beats` says whether the first row is distinguishably better."""
+
+    key: str
+    title: str
+    hint: str
+    cell: Callable[[Row], Cell]
+    beats: Callable[[Row, Row], bool] | None = None
+
+
+def columns(summary: Summary) -> tuple[Column, ...]:
+    """The columns in which some row has a figure, in reading order; keys are stable, titles are not."""
+    primary = summary.primary
+    every = (
+        Column("method", "Method", "", lambda row: Cell(row.label)),
+        Column("settings", "Settings", "the method's hyper-parameters", _settings),
+        Column("lr", "lr", "the chosen learning rate", _learning_rate),
+        Column("seeds", "Seeds", "finished final runs", lambda row: _exact(row.runs if row.final else 0, str)),
+        Column("steps", "Steps", "steps of training", lambda row: _exact(row.steps, str)),
+        _score("score", primary),
+        Column("relative", "Of full", f"share of full fine-tuning's {primary.title}", _relative),
+        *(_score(f"score:{metric.name}", metric) for metric in summary.metrics[1:]),
+        _measured("validation_loss", "Val. loss", "validation loss", lambda r: r.validation_loss, _loss, False),
+        _counted("trainable", "Trained", "trained parameters, and their share of all", _trainable),
+        _measured("peak", "Peak memory", "peak memory of the process", lambda r: r.peak, size, False),
+        _measured(
+            *("beyond", "Beyond base", "peak memory beyond the process itself and the base's weights"),
+            *(lambda row: row.beyond, size, False),
+        ),
+        _measured(
+            *("tokens_per_second", "Tokens/s", "training speed, padding not counted"),
+            *(lambda row: row.tokens_per_second, lambda value: f"{value:.0f}", True),
+        ),
+        _measured("seconds", "Time", "wall time of training", lambda row: row.seconds, duration, False),
+        _counted("adapter", "On disk", "bytes of the saved adapter", lambda r: _exact(r.adapter_bytes, size)),
+        _counted("storage", "100 tasks", "bytes on disk for 100 tasks, the base included", _storage),
+        _measured("latency", "Latency", "added time a generated token", lambda r: r.latency, signed, False),
+        _measured(
+            *("forgetting", "Forgetting", "change of perplexity on other text"),
+            *(lambda row: row.forgetting, signed, False),
+        ),
+    )
+    return tuple(
+        column
+        for column in every
+        if column.key == "method" or any(column.cell(row).text != NOTHING for row in summary.rows)
+    )
+
+
+def cells(summary: Summary, column: Column) -> list[Cell]:
+    """The column's cells, one a row, with the best one marked where it can be told apart."""
+    best = _best(summary.rows, column)
+    found = [column.cell(row) for row in summary.rows]
+    return [replace(cell, best=row is best) for row, cell in zip(summary.rows, found, strict=True)]
+
+
+def to_markdown(summary: Summary, keys: Sequence[str] = COMPACT) -> str:
+    """The summary as a Markdown table with a line on where it is from; columns by key, those without figures left out.
+
+    Raises ValueError for an unknown key.
+    """
+    shown = _chosen(summary, keys)
+    lines = [[_markdown(column.title) for column in shown]]
+    lines.append(["---" if column.key == "method" else "---:" for column in shown])
+    table = [cells(summary, column) for column in shown]
+    for i in range(len(summary.rows)):
+        row = [_markdown(cell.text) if cell.sort is None else cell.whole for cell in (c[i] for c in table)]
+        lines.append([f"**{text}**" if column[i].best else text for text, column in zip(row, table, strict=True)])
+    body = "\n".join(f"| {' | '.join(line)} |" for line in lines)
+    return f"{body}\n\n{_markdown(caption(summary))}\n"
+
+
+def to_rich(summary: Summary, keys: Sequence[str] = COMPACT) -> Table:
+    """The summary as a `rich` table for a terminal; columns by key as in `to_markdown`."""
+    from rich.table import Table
+    from rich.text import Text
+
+    shown = _chosen(summary, keys)
+    table = Table(title=Text(f"{summary.task} on {summary.base}"), caption=Text(caption(summary)))
+    for column in shown:
+        left = column.key == "method"
+        table.add_column(Text(column.title), justify="left" if left else "right", no_wrap=left)
+    found = [cells(summary, column) for column in shown]
+    for i in range(len(summary.rows)):
+        row = [column[i] for column in found]
+        table.add_row(*(Text(cell.whole, style="bold" if cell.best else "") for cell in row))
+    return table
+
+
+def caption(summary: Summary) -> str:
+    """One line: task, base, seeds, test items, what brackets and bold mean, commit."""
+    scores = [row.scores[summary.primary.name] for row in summary.rows if summary.primary.name in row.scores]
+    items = sorted({score.items for score in scores if score.items is not None})
+    seeds = max((row.runs for row in summary.rows if row.final and not row.is_base), default=0)
+    parts = [
+        f"{summary.task} on {summary.base}",
+        f"up to {plural(seeds, 'seed')} a method" if seeds else "",
+        f"{items[0]} test items" if len(items) == 1 else "",
+        "in brackets 95 % intervals over seeds and items" if any(score.interval for score in scores) else "",
+        "bold where the best can be told apart" if seeds else "",
+        f"commit {summary.provenance.commits[0]}" if len(summary.provenance.commits) == 1 else "",
+    ]
+    text = "; ".join(part for part in parts if part)
+    return f"{text[:1].upper()}{text[1:]}."
+
+
+def _chosen(summary: Summary, keys: Sequence[str]) -> list[Column]:
+    known = {
+        *COMPACT,
+        *("settings", "lr", "seeds", "steps", "validation_loss", "peak", "seconds", "storage"),
+        *(f"score:{metric.name}" for metric in summary.metrics[1:]),
+    }
+    unknown = [key for key in keys if key not in known]
+    if unknown:
+        raise ValueError(f"unknown column {unknown[0]!r}; choose from {', '.join(sorted(known))}")
+    by_key = {column.key: column for column in columns(summary)}
+    return [by_key[key] for key in keys if key in by_key]
+
+
+def _best(rows: Sequence[Row], column: Column) -> Row | None:
+    """The tuned row that beats every other one with a figure; None where there is nothing to beat."""
+    having = [row for row in rows if not row.is_base and column.cell(row).text != NOTHING]
+    beats = column.beats
+    if beats is None or len(having) < 2:
+        return None
+    return next((row for row in having if all(beats(row, other) for other in having if other is not row)), None)
+
+
+def _score(key: str, metric: MetricInfo) -> Column:
+    def cell(row: Row) -> Cell:
+        score = row.scores.get(metric.name)
+        if score is None:
+            return Cell(NOTHING)
+        if score.low is None or score.high is None:
+            return Cell(metric.text(score.value), score.value, note=score.how)
+        scale, places = (100, 0) if metric.is_share else (1, 2)
+        bounds = f"{scale * score.low:.{places}f}–{scale * score.high:.{places}f}"
+        note = f"95 % interval {metric.text(score.low)} to {metric.text(score.high)}, from {score.how}"
+        return Cell(metric.text(score.value), score.value, f"[{bounds}]", note)
+
+    def beats(a: Row, b: Row) -> bool:
+        mine, theirs = a.scores[metric.name], b.scores[metric.name]
+        return apart(mine, theirs) and metric.sign(mine.value) > metric.sign(theirs.value)
+
+    arrow = "" if metric.higher_is_better else " ↓"
+    hint = f"{metric.title}: {'higher' if metric.higher_is_better else 'lower'} is better"
+    return Column(key, metric.title.capitalize() + arrow, hint, cell, beats)
+
+
+def _measured(
+    key: str,
+    title: str,
+    hint: str,
+    get: Callable[[Row], Spread | None],
+    text: Callable[[float], str],
+    higher: bool,
+) -> Column:
+    def cell(row: Row) -> Cell:
+        figure = get(row)
+        if figure is None or (row.is_base and figure.mean == 0):
+            return Cell(NOTHING)
+        note = f"{text(figure.low)} to {text(figure.high)} over {figure.n} runs" if figure.n > 1 else "one run"
+        return Cell(text(figure.mean), figure.mean, note=note)
+
+    def beats(a: Row, b: Row) -> bool:
+        mine, theirs = get(a), get(b)
+        if mine is None or theirs is None or min(mine.n, theirs.n) < 2:
+            return False
+        return mine.low > theirs.high if higher else mine.high < theirs.low
+
+    return Column(key, title, hint, cell, beats)
+
+
+def _counted(key: str, title: str, hint: str, cell: Callable[[Row], Cell]) -> Column:
+    def beats(a: Row, b: Row) -> bool:
+        mine, theirs = cell(a).sort, cell(b).sort
+        return mine is not None and theirs is not None and mine < theirs
+
+    return Column(key, title, hint, cell, beats)
+
+
+def _exact(value: float | None, text: Callable[[float], str]) -> Cell:
+    return Cell(text(value), value) if value else Cell(NOTHING)
+
+
+def _settings(row: Row) -> Cell:
+    said = ", ".join(f"{one_line(name)} {one_line(value)}" for name, value in row.fields.items())
+    return Cell(shortened(said, 60), note=said) if said else Cell(NOTHING)
+
+
+def _learning_rate(row: Row) -> Cell:
+    tried = f"tried: {', '.join(learning_rate(lr) for lr in row.lrs)}" if row.lrs else ""
+    return Cell(NOTHING) if row.lr is None else Cell(learning_rate(row.lr), row.lr, note=tried)
+
+
+def _relative(row: Row) -> Cell:
+    if row.relative is None or row.is_base:
+        return Cell(NOTHING)
+    value, interval = row.relative, row.relative_interval
+    note = f"95 % interval {percent(interval.low)} to {percent(interval.high)}" if interval else ""
+    bounds = f"[{100 * interval.low:.0f}–{100 * interval.high:.0f}]" if interval else ""
+    return Cell(percent(value, 0), value, bounds, note)
+
+
+def _trainable(row: Row) -> Cell:
+    if not row.trainable:
+        return Cell(NOTHING)
+    share = f"({percent(row.share)})" if row.share is not None else ""
+    return Cell(count(row.trainable), row.trainable, share, f"{row.trainable:,.0f} parameters")
+
+
+def _storage(row: Row) -> Cell:
+    return _exact(row.storage.get("100"), size)
+
+
+def _loss(value: float) -> str:
+    return decimals(value)
+
+
+def _markdown(text: str) -> str:
+    return re.sub(r"([\\`*_\[\]|<>#])", r"\\\1", text)

@@ -1,0 +1,91 @@
+"""Numbers as people read them: 4.9 M, 2.7 GB, 19.6 MB, 61 %, 2e-3, and names joined as in a sentence."""
+
+from __future__ import annotations
+
+import math
+import unicodedata
+from collections.abc import Sequence
+
+MINUS = "−"
+
+
+def decimals(value: float, digits: int = 3) -> str:
+    """`digits` significant figures, never in scientific notation, with a true minus sign: 0.514, 31.0, 1240."""
+    if value == 0:
+        return "0"
+    places = max(digits - 1 - math.floor(math.log10(abs(value))), 0)
+    return f"{value:.{min(places, 8)}f}".replace("-", MINUS)
+
+
+def count(value: float) -> str:
+    """A number of things: 950, 57.6 k, 4.9 M, 1.2 B."""
+    for size, unit in ((1e9, " B"), (1e6, " M"), (1e3, " k")):
+        if abs(value) >= 0.9995 * size:
+            return _scaled(value / size) + unit
+    return f"{value:.0f}".replace("-", MINUS)
+
+
+def size(value: float) -> str:
+    """Bytes, in powers of ten as files are sold: 512 B, 74 kB, 19.6 MB, 2.7 GB."""
+    for unit_size, unit in ((1e12, " TB"), (1e9, " GB"), (1e6, " MB"), (1e3, " kB")):
+        if abs(value) >= 0.9995 * unit_size:
+            return _scaled(value / unit_size) + unit
+    return f"{value:.0f} B".replace("-", MINUS)
+
+
+def percent(value: float, places: int | None = None) -> str:
+    """A share as a percentage: 61 %, 3.6 %, 0.014 %; `places` fixes the figures after the point."""
+    value = 100 * value
+    if places is None:
+        places = 0 if abs(value) >= 9.95 or value == 0 else min(1 - math.floor(math.log10(abs(value))), 6)
+    return f"{value:.{places}f} %".replace("-", MINUS)
+
+
+def signed(value: float) -> str:
+    """A change as a percentage with its sign: +9 %, −2.1 %."""
+    text = percent(value, 0 if abs(value) >= 0.0995 else 1)
+    return text if value <= 0 else f"+{text}"
+
+
+def learning_rate(value: float) -> str:
+    """2e-3, 1.5e-4, 1."""
+    mantissa, _, exponent = f"{value:.2e}".partition("e")
+    mantissa = mantissa.rstrip("0").rstrip(".")
+    return mantissa if int(exponent) == 0 else f"{mantissa}e{int(exponent)}"
+
+
+def duration(seconds: float) -> str:
+    """8.2 s, 61 s, 12 min, 3.4 h."""
+    if seconds < 100:
+        return f"{seconds:.1f} s" if seconds < 10 else f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
+
+
+def times(value: float) -> str:
+    """A factor: 1.3, 12, 140."""
+    return f"{value:.2g}" if value < 10 else f"{value:.0f}"
+
+
+def listed(names: Sequence[str], join: str = "and") -> str:
+    """A, B and C."""
+    return names[0] if len(names) == 1 else f"{', '.join(names[:-1])} {join} {names[-1]}"
+
+
+def plural(number: int, noun: str) -> str:
+    """1 run, 3 runs."""
+    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
+
+
+def one_line(text: object) -> str:
+    """Any value as one line of text without control characters."""
+    kept = (" " if unicodedata.category(c) in ("Cc", "Cs", "Zl", "Zp") else c for c in str(text))
+    return " ".join("".join(kept).split())
+
+
+def shortened(text: str, length: int = 22) -> str:
+    """At most `length` characters, the last one an ellipsis where something was cut."""
+    return text if len(text) <= length else f"{text[: length - 1].rstrip()}…"
+
+
+def _scaled(value: float) -> str:
+    return f"{value:.0f}".replace("-", MINUS) if abs(value) >= 99.95 else f"{value:.1f}".replace("-", MINUS)

@@ -1,0 +1,104 @@
+"""Batches hold every example once, keep their budget, group like lengths and can be made again."""
+
+import random
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from halka.data.batches import NO_LOSS, batches, collate, plan
+from halka.data.tokens import Tokens
+
+LENGTHS = st.lists(st.integers(1, 600), max_size=80)
+ITEMS = st.lists(
+    st.lists(st.tuples(st.integers(1, 99), st.booleans()), min_size=1, max_size=9).map(
+        lambda pairs: Tokens([token for token, _ in pairs], [loss for _, loss in pairs])
+    ),
+    min_size=1,
+    max_size=6,
+)
+
+
+@given(
+    lengths=LENGTHS,
+    batch_tokens=st.none() | st.integers(1, 2000),
+    batch_size=st.none() | st.integers(1, 9),
+    seed=st.integers(0, 5),
+    epoch=st.integers(0, 5),
+)
+def test_a_plan_has_every_example_once_within_the_limits(lengths, batch_tokens, batch_size, seed, epoch):
+    if batch_tokens is None and batch_size is None:
+        batch_size = 4
+    planned = plan(lengths, seed=seed, epoch=epoch, batch_tokens=batch_tokens, batch_size=batch_size)
+    assert sorted(index for batch in planned for index in batch) == list(range(len(lengths)))
+    for batch in planned:
+        padded = len(batch) * max(lengths[index] for index in batch)
+        assert batch_size is None or len(batch) <= batch_size
+        assert batch_tokens is None or padded <= batch_tokens or len(batch) == 1
+    assert planned == plan(lengths, seed=seed, epoch=epoch, batch_tokens=batch_tokens, batch_size=batch_size)
+
+
+@given(lengths=LENGTHS, batch_size=st.integers(1, 9))
+def test_batches_of_a_number_of_examples_are_full_but_for_one(lengths, batch_size):
+    sizes = sorted(len(batch) for batch in plan(lengths, seed=0, epoch=0, batch_size=batch_size))
+    assert all(size == batch_size for size in sizes[1:])
+
+
+def test_padding_is_little_and_budgets_are_filled():
+    rng = random.Random(0)
+    lengths = [int(rng.lognormvariate(5, 0.7)) + 1 for _ in range(5000)]
+    planned = plan(lengths, seed=0, epoch=0, batch_tokens=4096)
+    padded = sum(len(batch) * max(lengths[index] for index in batch) for batch in planned)
+    assert padded < 1.05 * sum(lengths)
+    assert padded > 0.9 * 4096 * len(planned)
+
+
+def test_epochs_and_seeds_mix_companions_and_order():
+    lengths = [20 + index % 3 for index in range(60)]
+    plans = [plan(lengths, seed=seed, epoch=epoch, batch_size=4) for seed, epoch in ((0, 0), (0, 1), (1, 0))]
+    as_sets = [{frozenset(batch) for batch in planned} for planned in plans]
+    assert as_sets[0] != as_sets[1] != as_sets[2] != as_sets[0]
+    longest = [max(lengths[index] for index in batch) for batch in plan(lengths, seed=0, epoch=0, batch_size=4)]
+    assert longest != sorted(longest)
+
+
+@given(items=ITEMS, side=st.sampled_from(["left", "right"]))
+def test_collating_pads_and_keeps_labels_at_their_tokens(items, side):
+    batch = collate(items, pad_id=0, side=side)
+    longest = max(len(item.ids) for item in items)
+    for tensor in (batch.input_ids, batch.attention_mask, batch.labels):
+        assert (tensor.shape, tensor.dtype) == ((len(items), longest), torch.int64)
+    assert batch.tokens == sum(len(item.ids) for item in items)
+    for row, item in enumerate(items):
+        padding = longest - len(item.ids)
+
+        def padded(values, fill, padding=padding):
+            return [fill] * padding + values if side == "left" else values + [fill] * padding
+
+        labels = [token if loss else NO_LOSS for token, loss in zip(item.ids, item.loss, strict=True)]
+        assert batch.input_ids[row].tolist() == padded(item.ids, 0)
+        assert batch.attention_mask[row].tolist() == padded([1] * len(item.ids), 0)
+        assert batch.labels[row].tolist() == padded(labels, NO_LOSS)
+
+
+def test_an_epoch_of_batches():
+    items = [Tokens([index] * (index % 5 + 1), [True] * (index % 5 + 1)) for index in range(1, 31)]
+    made = list(batches(items, pad_id=0, seed=0, epoch=0, batch_tokens=20))
+    assert sum(batch.tokens for batch in made) == sum(len(item.ids) for item in items)
+    assert all(batch.input_ids.numel() <= 20 for batch in made)
+    left = next(batches(items[:2], pad_id=0, seed=0, epoch=0, batch_size=2, side="left"))
+    assert left.attention_mask[:, -1].tolist() == [1, 1]
+    assert left.to("cpu").tokens == left.tokens
+
+
+def test_nonsense_is_refused():
+    with pytest.raises(ValueError, match=r"give batch_tokens .* batch_size .* or both"):
+        plan([1], seed=0, epoch=0)
+    with pytest.raises(ValueError, match="batch_size is 0; it must be at least 1"):
+        plan([1], seed=0, epoch=0, batch_size=0)
+    with pytest.raises(ValueError, match="side is 'middle'; choose left or right"):
+        collate([Tokens([1], [True])], pad_id=0, side="middle")
+    with pytest.raises(ValueError, match="at least one item"):
+        collate([], pad_id=0)
+    assert plan([], seed=0, epoch=0, batch_size=2) == []

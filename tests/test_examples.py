@@ -1,0 +1,368 @@
+"""Files in the shapes people have become examples; what cannot be read is named with its line, never dropped unsaid."""
+
+import gzip
+import json
+import math
+import re
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from halka.data.examples import SHAPES, Example, Message, read_examples
+from halka.data.readers import Problem
+
+PAIR = (Message("user", "2 + 2?"), Message("assistant", "4"))
+TURNS = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "2 + 2?"}]
+ANSWER = {"role": "assistant", "content": "4"}
+SHAREGPT = [{"from": "human", "value": "2 + 2?"}, {"from": "gpt", "value": "4"}]
+PARTS = [{"role": "user", "content": [{"type": "text", "text": "2 +"}, {"type": "text", "text": " 2?"}]}, ANSWER]
+
+ROWS = {
+    "messages": {"messages": [TURNS[1], ANSWER]},
+    "prompt": {"prompt": "2 + 2?", "completion": "4"},
+    "question": {"question": "2 + 2?", "answer": "4"},
+    "alpaca": {"instruction": "2 + 2?", "output": "4"},
+    "sharegpt": {"conversations": SHAREGPT},
+}
+
+
+@pytest.fixture
+def write(tmp_path):
+    def write(content, name="data.jsonl"):
+        path = tmp_path / name
+        if isinstance(content, list):
+            content = "".join(line if isinstance(line, str) else json.dumps(line) + "\n" for line in content)
+        path.write_bytes(content.encode() if isinstance(content, str) else content)
+        return path
+
+    return write
+
+
+def reasons(rows):
+    return [str(problem) for problem in rows.problems]
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_every_shape_is_recognised_and_gives_the_same_conversation(write, shape):
+    rows = read_examples(write([ROWS[shape]]))
+    assert (rows.shape, rows.problems) == (shape, [])
+    assert [example.messages for example in rows.examples] == [PAIR]
+
+
+@pytest.mark.parametrize(
+    ("row", "messages"),
+    [
+        ({"messages": [*TURNS, ANSWER]}, (Message("system", "Be brief."), *PAIR)),
+        ({"messages": [*TURNS, ANSWER, TURNS[1], ANSWER]}, (Message("system", "Be brief."), *PAIR, *PAIR)),
+        ({"messages": PARTS}, PAIR),
+        (
+            {"messages": [{"role": "developer", "content": "Be brief."}, *PARTS]},
+            (Message("system", "Be brief."), *PAIR),
+        ),
+        ({"messages": [{**message, "name": None} for message in (TURNS[1], ANSWER)]}, PAIR),
+        ({"conversations": SHAREGPT, "system": "Be brief."}, (Message("system", "Be brief."), *PAIR)),
+        (
+            {"conversations": [{"from": "system", "value": "Be brief."}, *SHAREGPT]},
+            (Message("system", "Be brief."), *PAIR),
+        ),
+        ({"conversations": [TURNS[1], ANSWER]}, PAIR),
+        ({"prompt": [TURNS[1]], "completion": [ANSWER]}, PAIR),
+        ({"instruction": "Add.", "input": "2 + 2", "output": "4"}, (Message("user", "Add.\n\n2 + 2"), PAIR[1])),
+        ({"instruction": "2 + 2?", "input": "", "output": 4}, PAIR),
+        ({"Prompt ": "2 + 2?", "COMPLETION": "4"}, PAIR),
+    ],
+)
+def test_what_people_write_within_a_shape(write, row, messages):
+    assert [example.messages for example in read_examples(write([row])).examples] == [messages]
+
+
+def test_an_example_knows_its_prompt_and_its_answers():
+    example = Example((*PAIR, Message("user", "3 + 3?"), Message("assistant", "6")))
+    assert example.prompt == (*PAIR, Message("user", "3 + 3?"))
+    assert example.answers == ("6",)
+    assert Example(PAIR, ("4", "four")).answers == ("4", "four")
+    asked = Example(PAIR[:1])
+    assert (asked.prompt, asked.answers) == (PAIR[:1], ())
+    assert Example((*PAIR, *PAIR[:1])).prompt == (*PAIR, *PAIR[:1])
+    assert Example(()).prompt == ()
+
+
+def test_references_are_a_list_a_text_or_a_list_in_a_cell(write):
+    rows = read_examples(
+        write([{**ROWS["prompt"], "references": ["4", 4.0, "four"]}, {**ROWS["prompt"], "references": "4"}])
+    )
+    assert [example.references for example in rows.examples] == [("4", "4.0", "four"), ("4",)]
+    table = 'prompt,completion,references\n2 + 2?,4,"[""4"", ""four""]"\n3 + 3?,6,\n'
+    rows = read_examples(write(table, "data.csv"))
+    assert [example.references for example in rows.examples] == [("4", "four"), ()]
+
+
+@pytest.mark.parametrize(
+    ("row", "reason"),
+    [
+        ({"prompt": "", "completion": "4"}, "'prompt' is empty"),
+        ({"prompt": " \n", "completion": "4"}, "'prompt' is empty"),
+        ({"prompt": "2 + 2?", "completion": None}, "no 'completion'"),
+        ({"prompt": "2 + 2?"}, "no 'completion', which a row of shape 'prompt' has"),
+        ({}, "no 'prompt' and no 'completion'"),
+        ({"prompt": {"a": 1}, "completion": "4"}, "'prompt' is not text but a dict"),
+        ({"prompt": "a", "completion": [{"type": "image_url"}]}, "'completion' has a part of type 'image_url'"),
+        ({"prompt": "a", "completion": "\ud800"}, r"'completion' is not UTF-8: it has half a character \(0xd800\)"),
+        ({"prompt": "a", "completion": "b", "references": [""]}, "a reference is empty"),
+        ('{"prompt": "a", "completion": NaN}\n', "no 'completion'"),
+        ('{"prompt": "a", "completion"\n', "not valid JSON: Expecting ':' delimiter at column 29"),
+        ("[1, 2]\n", r"not an object but \"\['1', '2'\]\""),
+        ("[" * 100_000 + "\n", "nested too deeply"),
+    ],
+)
+def test_a_bad_row_is_a_problem_with_its_line_and_the_others_are_read(write, row, reason):
+    rows = read_examples(write([ROWS["prompt"], "\n", row, ROWS["prompt"]]))
+    assert [example.where for example in rows.examples] == ["data.jsonl:1", "data.jsonl:4"]
+    assert [problem.where for problem in rows.problems] == ["data.jsonl:3"]
+    assert re.search(reason, rows.problems[0].reason)
+
+
+@pytest.mark.parametrize(
+    ("messages", "reason"),
+    [
+        ([], "'messages' is empty"),
+        ("hello", "'messages' is not a list of messages but a str"),
+        (TURNS, "no answer by the assistant"),
+        ([ANSWER], "no message by the user"),
+        ([*TURNS, ANSWER, TURNS[1]], "the last message is the user's, not the assistant's answer"),
+        ([TURNS[1], {"role": "assistant", "content": " "}], "message 2 is empty"),
+        ([TURNS[1], {"role": "assistant", "content": None}], "message 2 is missing"),
+        ([TURNS[1], {"role": "tool", "content": "4"}, ANSWER], "message 2 has the role 'tool'; known roles are system"),
+        ([TURNS[1], {"content": "4"}], "message 2 has the role None"),
+        ([TURNS[1], 4], "message 2 is not an object but a str"),
+        ([TURNS[1], {**ANSWER, "tool_calls": [{"id": 1}]}], "message 2 calls a tool"),
+        ([TURNS[1], {**ANSWER, "weight": 0}, *TURNS[1:], ANSWER], "message 2 has the weight 0"),
+    ],
+)
+def test_a_bad_conversation_is_a_problem(write, messages, reason):
+    rows = read_examples(write([ROWS["messages"], {"messages": messages}]))
+    assert len(rows.examples) == 1
+    assert rows.problems[0].where == "data.jsonl:2"
+    assert reason in rows.problems[0].reason
+
+
+def test_numbers_stay_as_the_file_writes_them(write):
+    huge = "9" * 10_000
+    rows = read_examples(
+        write([f'{{"prompt": 1.50, "completion": {huge}}}\n', '{"prompt": true, "completion": 1e400}\n'])
+    )
+    contents = [[message.content for message in example.messages] for example in rows.examples]
+    assert contents == [["1.50", huge], ["true", "1e400"]]
+
+
+def test_the_shape_most_rows_have_is_chosen_and_can_be_overridden(write):
+    path = write([ROWS["prompt"], ROWS["alpaca"], ROWS["prompt"]])
+    rows = read_examples(path)
+    assert (rows.shape, len(rows.examples), reasons(rows)) == (
+        "prompt",
+        2,
+        ["data.jsonl:2: no 'prompt' and no 'completion', which a row of shape 'prompt' has"],
+    )
+    rows = read_examples(path, shape="alpaca")
+    assert (rows.shape, len(rows.examples), len(rows.problems)) == ("alpaca", 1, 2)
+
+
+def test_two_shapes_that_fit_equally_well_must_be_told_apart(write):
+    path = write([{**ROWS["question"], **ROWS["prompt"]}])
+    with pytest.raises(ValueError, match=r"data\.jsonl: 1 rows fit 'prompt' and as many fit 'question'\. Say which"):
+        read_examples(path)
+    assert read_examples(path, shape="question").shape == "question"
+
+
+@pytest.mark.parametrize(
+    ("content", "reason"),
+    [
+        (
+            "",
+            r"data\.jsonl: the file has no rows\. Known shapes: messages \(messages\), prompt \(prompt \+ completion\)",
+        ),
+        ("\n \n", "the file has no rows"),
+        ('{"text": "a", "label": 1}\n', r"no row has a known shape; the first one has 'label', 'text'\. Known shapes"),
+        ("hello\n", r"no row has a known shape; data\.jsonl:1: not valid JSON"),
+        (
+            '{"prompt": "", "completion": "4"}\n',
+            r"none of 1 rows is usable as 'prompt'\. data\.jsonl:1: 'prompt' is empty",
+        ),
+    ],
+)
+def test_a_file_without_a_usable_row_is_an_error_that_says_why(write, content, reason):
+    with pytest.raises(ValueError, match=reason):
+        read_examples(write(content))
+
+
+def test_an_unknown_shape_kind_of_file_or_file_is_an_error(write, tmp_path):
+    with pytest.raises(ValueError, match=r"shape 'qa' is unknown\. Known shapes: messages"):
+        read_examples(write([ROWS["prompt"]]), shape="qa")
+    with pytest.raises(ValueError, match=r"data\.txt: not a kind of data file that is known\. Use one of \.jsonl"):
+        read_examples(write("a", "data.txt"))
+    with pytest.raises(FileNotFoundError):
+        read_examples(tmp_path / "none.jsonl")
+
+
+def test_byte_order_marks_and_windows_line_ends_do_no_harm(write):
+    line = json.dumps(ROWS["prompt"])
+    rows = read_examples(write(f"\ufeff{line}\r\n\r\n{line}\r\n"))
+    assert [example.where for example in rows.examples] == ["data.jsonl:1", "data.jsonl:3"]
+    rows = read_examples(write("\ufeffprompt;completion\r\n2 + 2?;4\r\n", "data.csv"))
+    assert [example.messages for example in rows.examples] == [PAIR]
+
+
+def test_line_separators_within_a_text_do_not_count_as_lines(write):
+    rows = read_examples(write('{"prompt": "a\u2028\x85b", "completion": "c"}\n{\n'))
+    assert rows.examples[0].messages[0].content == "a\u2028\x85b"
+    assert rows.problems[0].where == "data.jsonl:2"
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "line"),
+    [
+        ("data.jsonl", b'{"prompt": "a", "completion": "b"}\n{"prompt": "caf\xe9", "completion": "b"}\n', 2),
+        ("data.json", b'[{"prompt": "a", "completion": "b"},\n\n{"prompt": "caf\xe9", "completion": "b"}]\n', 3),
+        ("data.csv", b"prompt,completion\na,b\ncaf\xe9,b\n", 3),
+    ],
+)
+def test_bytes_that_are_not_utf8_are_named_with_their_line(write, name, content, line):
+    rows = read_examples(write(content, name))
+    assert len(rows.examples) == 1
+    assert reasons(rows) == [f"{name}:{line}: 'prompt' is not UTF-8: it has the byte 0xe9 at character 4"]
+
+
+def test_utf16_is_refused_with_the_way_out(write):
+    with pytest.raises(ValueError, match=r"is in UTF-16\. Save it as UTF-8"):
+        read_examples(write(json.dumps(ROWS["prompt"]).encode("utf-16")))
+
+
+def test_gzipped_files_are_read_and_broken_ones_refused(write):
+    packed = gzip.compress(json.dumps(ROWS["prompt"]).encode())
+    assert len(read_examples(write(packed, "data.jsonl.gz")).examples) == 1
+    with pytest.raises(ValueError, match=r"data\.jsonl\.gz: not a whole gzip file"):
+        read_examples(write(packed[:-9], "data.jsonl.gz"))
+
+
+def test_a_json_array_has_true_line_numbers(write):
+    rows = read_examples(write(json.dumps([ROWS["prompt"], 3, ROWS["prompt"]], indent=2), "data.json"))
+    assert [example.where for example in rows.examples] == ["data.json:2", "data.json:7"]
+    assert reasons(rows) == ["data.json:6: not an object but '3'"]
+
+
+@pytest.mark.parametrize(
+    ("after", "reason"),
+    [
+        (', {"prompt" 4}]', r"data\.json:2: not valid JSON: .* nothing after this place was read"),
+        (" 4]", r"data\.json:1: no comma or closing bracket after this row"),
+        ("", r"data\.json:1: no comma or closing bracket after this row"),
+        (",", r"data\.json:1: not valid JSON"),
+        ("] x", r"data\.json:1: text follows the end"),
+    ],
+)
+def test_a_broken_array_keeps_what_comes_before_the_fault(write, after, reason):
+    row = json.dumps(ROWS["prompt"])
+    rows = read_examples(write(f"[{row}{after.replace(' {', chr(10) + '{')}", "data.json"))
+    assert len(rows.examples) == 1
+    assert len(rows.problems) == 1
+    assert re.search(reason, reasons(rows)[0])
+
+
+def test_a_json_file_may_be_one_object_or_lines(write):
+    assert len(read_examples(write(json.dumps(ROWS["messages"], indent=1), "data.json")).examples) == 1
+    assert len(read_examples(write([ROWS["prompt"]] * 3, "data.json")).examples) == 3
+    with pytest.raises(ValueError, match="no rows"):
+        read_examples(write("[ ]", "data.json"))
+
+
+def test_csv_fields_over_many_lines_keep_the_lines_true(write):
+    table = 'prompt,completion\n"one\n\ntwo",1\n\n,2\nthree,3,4\n"a "" b",5\n"x"y,6\nlast,7\n'
+    rows = read_examples(write(table, "data.csv"))
+    assert [(e.where, e.messages[0].content) for e in rows.examples] == [
+        ("data.csv:2", "one\n\ntwo"),
+        ("data.csv:8", 'a " b'),
+        ("data.csv:10", "last"),
+    ]
+    assert [problem.where for problem in rows.problems] == ["data.csv:6", "data.csv:7", "data.csv:9"]
+    assert rows.problems[1].reason == "3 fields where the header has 2"
+
+
+def test_an_open_quote_is_named_where_it_opens(write):
+    rows = read_examples(write('prompt,completion\na,b\n"c,d\ne,f\n', "data.csv"))
+    assert len(rows.examples) == 1
+    assert reasons(rows) == ["data.csv:3: not valid CSV: unexpected end of data (read as one row of 2 lines)"]
+
+
+def test_long_csv_fields_and_tabs(write):
+    long = "word " * 100_000
+    rows = read_examples(write(f"prompt\tcompletion\n{long}\tb\n", "data.tsv"))
+    assert rows.examples[0].messages[0].content == long
+
+
+def test_a_csv_cell_may_hold_the_messages_as_json(write):
+    cell = json.dumps([TURNS[1], ANSWER]).replace('"', '""')
+    assert read_examples(write(f'id,messages\n1,"{cell}"\n', "data.csv")).examples[0].messages == PAIR
+
+
+def test_parquet_rows_are_numbered(tmp_path):
+    path = tmp_path / "data.parquet"
+    columns = {"messages": [[TURNS[1], ANSWER], None, [TURNS[1], {"role": "assistant", "content": None}]]}
+    pq.write_table(pa.table(columns), path)
+    rows = read_examples(path)
+    assert [(example.where, example.messages) for example in rows.examples] == [("data.parquet:row 1", PAIR)]
+    assert rows.problems == [
+        Problem("data.parquet:row 2", "no 'messages', which a row of shape 'messages' has"),
+        Problem("data.parquet:row 3", "message 2 is missing"),
+    ]
+
+
+def test_parquet_numbers_and_bytes(tmp_path):
+    path = tmp_path / "data.parquet"
+    pq.write_table(pa.table({"prompt": ["a", "b", "c"], "completion": [1.5, math.nan, math.inf]}), path)
+    rows = read_examples(path)
+    assert rows.examples[0].answers == ("1.5",)
+    assert [problem.reason for problem in rows.problems] == ["'completion' is missing"] * 2
+    pq.write_table(pa.table({"prompt": ["a"], "completion": [b"b"]}), path)
+    with pytest.raises(ValueError, match="'completion' is not text but a bytes"):
+        read_examples(path)
+    path.write_bytes(b"PAR1 no")
+    with pytest.raises(ValueError, match="not a whole Parquet file"):
+        read_examples(path)
+
+
+VALUES = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(),
+    lambda inner: (
+        st.lists(inner, max_size=3)
+        | st.dictionaries(st.sampled_from(["role", "content", "from", "value", "type", "text"]), inner, max_size=3)
+    ),
+    max_leaves=8,
+)
+KEYS = st.sampled_from(
+    sorted({key for shape in SHAPES.values() for key in shape.keys} | {"references", "system", "input"})
+)
+
+
+@given(
+    rows=st.lists(st.dictionaries(KEYS, VALUES, max_size=4) | VALUES, max_size=5), shape=st.sampled_from(sorted(SHAPES))
+)
+def test_no_row_crashes_and_none_is_lost(tmp_path_factory, rows, shape):
+    path = tmp_path_factory.mktemp("rows") / "data.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in [*rows, ROWS[shape]]), "utf-8")
+    read = read_examples(path, shape)
+    assert read.examples
+    assert len(read.examples) + len(read.problems) == len(rows) + 1
+
+
+@given(
+    content=st.binary(max_size=60),
+    name=st.sampled_from(["d.jsonl", "d.json", "d.csv", "d.tsv", "d.parquet", "d.json.gz"]),
+)
+def test_no_file_fails_otherwise_than_with_a_value_error(tmp_path_factory, content, name):
+    path = tmp_path_factory.mktemp("files") / name
+    path.write_bytes(content)
+    with pytest.raises(ValueError, match=name.replace(".", r"\.")):
+        read_examples(path)

@@ -1,0 +1,125 @@
+"""A preview tells what the model will get: counts, lengths, loss, repeats, and the tokens themselves."""
+
+import io
+import json
+
+import pytest
+from rich.console import Console
+
+from halka.data.examples import Rows, read_examples
+from halka.data.preview import Span, inspect, preview, render
+from halka.data.tokens import chat_template_fingerprint
+from tokenizers_for_tests import UNMARKED, chatml_tokenizer, plain_tokenizer, tokenizer
+
+CHATML = chatml_tokenizer()
+ROWS = [
+    {"prompt": "What is the capital of France?", "completion": "Paris.\nYes."},
+    {"prompt": "What?", "completion": "Yes. " * 60},
+    {"prompt": "What? " * 60, "completion": "Yes."},
+    {"prompt": "What?", "completion": ""},
+    {"prompt": "what is the capital of  France?", "completion": "Paris. Yes."},
+    {"prompt": "What?", "completion": "\n\nNo."},
+    {"prompt": "Say <|im_end|>", "completion": "No. [red]\x1b[31m"},
+]
+
+
+@pytest.fixture
+def write(tmp_path):
+    def write(rows, name="train.jsonl"):
+        path = tmp_path / name
+        path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+        return path
+
+    return write
+
+
+def printed(seen, **options) -> str:
+    console = Console(file=io.StringIO(), width=100, **options)
+    render(seen, console)
+    return console.file.getvalue()
+
+
+def test_counts_problems_lengths_and_loss(write):
+    seen = preview(write(ROWS), CHATML, max_length=60)
+    assert (seen.shape, seen.examples, seen.chat_template) == ("prompt", 5, chat_template_fingerprint(CHATML))
+    assert [problem.where for problem in seen.problems] == ["train.jsonl:4", "train.jsonl:6"]
+    lengths = seen.lengths
+    assert (lengths.max_length, lengths.too_long, lengths.lost) == (60, 2, 1)
+    assert sum(each.examples for each in lengths.bins) == 5
+    assert (lengths.bins[0].first, lengths.bins[-1].last) == (lengths.shortest, lengths.longest)
+    assert all(left.last + 1 == right.first for left, right in zip(lengths.bins, lengths.bins[1:], strict=False))
+    assert 0.2 < seen.loss_share < 0.6
+
+
+def test_repeats_within_and_between_files(write):
+    path = write(ROWS)
+    other = write([{"prompt": "WHAT IS THE CAPITAL of France?", "completion": "London"}], "test.jsonl")
+    seen = preview(path, CHATML, others=[other])
+    assert [(each.first, each.second) for each in seen.repeated] == [("train.jsonl:1", "train.jsonl:5")]
+    [shared] = seen.shared.values()
+    assert [(each.first, each.second) for each in shared] == [
+        ("test.jsonl:1", "train.jsonl:1"),
+        ("test.jsonl:1", "train.jsonl:5"),
+    ]
+    assert not shared[0].same_answer
+
+
+def test_shown_examples_are_their_tokens(write):
+    seen = preview(write(ROWS), CHATML, show=1)
+    [shown] = seen.shown
+    assert (shown.where, sum(span.tokens for span in shown.spans)) == ("train.jsonl:1", shown.tokens)
+    assert [span for span in shown.spans if span.loss] == [
+        Span("Paris.\nYes.", shown.spans[-3].tokens, loss=True, special=False),
+        Span("<|im_end|>", 1, loss=True, special=True),
+    ]
+    assert "".join(span.text for span in shown.spans).startswith("<|im_start|>system\nYou are")
+
+
+def test_what_is_doubtful_is_noted(write):
+    seen = preview(write(ROWS), CHATML)
+    assert seen.notes == [
+        "1 examples have special tokens in their text, which the model will take for real ones; "
+        "the first: train.jsonl:7 has <|im_end|>"
+    ]
+    seen = preview(write(ROWS[:2]), tokenizer(UNMARKED))
+    assert seen.notes == ["2 answers end without a token that closes them: the model will not learn to stop"]
+    assert preview(write(ROWS[:2]), plain_tokenizer()).notes == []
+
+
+def test_it_goes_to_json_unchanged(write):
+    seen = preview(write(ROWS), CHATML, max_length=60, others=[write(ROWS[:1], "test.jsonl")])
+    assert json.loads(json.dumps(seen.to_json())) == seen.to_json()
+
+
+def test_a_tasks_split_can_be_seen(write):
+    rows = read_examples(write(ROWS[:2]))
+    seen = inspect("validation", rows, CHATML, others={"train": rows.examples})
+    assert (seen.name, seen.examples, len(seen.shared["train"])) == ("validation", 2, 2)
+    with pytest.raises(ValueError, match="none of 0 examples can be used"):
+        inspect("validation", Rows([], "prompt", []), CHATML)
+
+
+def test_rendering_shows_everything_plainly(write):
+    text = printed(preview(write(ROWS), CHATML, max_length=60, show=5))
+    assert "train.jsonl: 5 examples, read as prompt" in text
+    assert "2 longer than 60 tokens and would be cut, 1 of them with nothing left to learn" in text
+    assert "2 rows that cannot be used\n  train.jsonl:4: 'completion' is empty" in text
+    assert "1 examples that stand here twice\n  train.jsonl:5 repeats train.jsonl:1" in text
+    assert "<|im_start|>assistant↵\nParis.↵\nYes.<|im_end|>" in text
+    assert "No. [red]␛[31m<|im_end|>" in text
+    assert "\x1b" not in text
+
+
+def test_rendering_colours_what_carries_loss(write):
+    text = printed(preview(write(ROWS[:1]), CHATML), force_terminal=True, color_system="standard")
+    assert "\x1b[32mParis.↵" in text
+    assert "\x1b[7;32m<|im_end|>" in text
+    assert "\x1b[2mWhat is the capital of France?" in text or "\x1b[2muser↵" in text
+
+
+def test_long_lists_and_texts_are_shortened(write):
+    rows = [{"prompt": "What? " * 2000, "completion": "Yes."}] + [{"prompt": "What?", "completion": ""}] * 30
+    text = printed(preview(write(rows), CHATML))
+    assert "  and 20 more\n" in text
+    assert " characters] " in text
+    assert len(text) < 6000

@@ -1,0 +1,644 @@
+"""Measurements to summary, tables, plots and the report: right intervals, honest sentences, safe and stable output."""
+
+from __future__ import annotations
+
+import base64
+import copy
+import hashlib
+import io
+import json
+import math
+import random
+import re
+import xml.etree.ElementTree as ET
+from html.parser import HTMLParser
+from pathlib import Path
+from statistics import mean, stdev
+from typing import Any
+
+import pytest
+from measurements_for_tests import METHODS, PROMPTS, WEIGHTS, measurements, perplexities
+
+from halka.report import Summary, summarise, to_markdown, to_rich, write_report
+from halka.report.html import render
+from halka.report.intervals import T_975, Estimate, Interval, apart, difference, estimate, ratio
+from halka.report.labels import spread_out
+from halka.report.plots import draw_plots
+from halka.report.svg import MARKERS, SERIES, THEME, looks
+from halka.report.table import cells, columns
+from halka.report.units import count, duration, learning_rate, listed, percent, signed, size
+
+UNIT = (0.0, 1.0)
+Runs = list[dict[str, Any]]
+
+
+def of(runs: Runs, label: str, purpose: str | None = None) -> Runs:
+    return [r for r in runs if r["method"]["label"] == label and purpose in (None, r["purpose"])]
+
+
+def without(runs: Runs, *labels: str) -> Runs:
+    return [r for r in runs if r["method"]["label"] not in labels]
+
+
+def about(summary: Summary, words: str) -> list[str]:
+    return [sentence for sentence in summary.care if words in sentence]
+
+
+def score(value: float, half: float, n: int = 200) -> dict[str, float]:
+    return {"value": value, "low": value - half, "high": value + half, "n": n}
+
+
+def small(runs: Runs) -> Runs:
+    """Without curves: quicker, for what does not look at them."""
+    return [r | {"train": {**r["train"], "curve": [], "validation": []} if r["train"] else None} for r in runs]
+
+
+# ---- intervals ----
+
+
+def test_one_seed_has_the_interval_of_its_items() -> None:
+    found = estimate([score(0.6, 0.07)], UNIT)
+    assert found is not None
+    assert (found.low, found.high) == (pytest.approx(0.53), pytest.approx(0.67))
+    assert found.seed_part is None
+    assert found.how == "the test items alone (one run)"
+
+
+def test_several_seeds_add_both_sources() -> None:
+    values = [0.60, 0.62, 0.61]
+    found = estimate([score(value, 0.07) for value in values], UNIT)
+    assert found is not None
+    seeds = T_975[1] * stdev(values) / math.sqrt(3)
+    assert found.seed_part == pytest.approx(seeds)
+    assert found.high is not None
+    assert found.high - mean(values) == pytest.approx(math.hypot(seeds, 0.07))
+    assert (found.seeds, found.items) == (3, 200)
+
+
+def test_equal_seeds_do_not_shrink_the_items_part() -> None:
+    one, five = estimate([score(0.6, 0.07)], UNIT), estimate([score(0.6, 0.07)] * 5, UNIT)
+    assert one is not None
+    assert five is not None
+    assert (five.low, five.high) == (pytest.approx(one.low), pytest.approx(one.high))
+
+
+def test_intervals_stay_lopsided_and_within_what_a_metric_can_be() -> None:
+    lopsided = {"value": 0.02, "low": 0.01, "high": 0.06, "n": 50}
+    found = estimate([lopsided, lopsided | {"value": 0.03}], UNIT)
+    assert found is not None
+    assert found.low is not None
+    assert found.high is not None
+    assert found.low == 0.0
+    assert found.high - found.value > 0.035
+
+
+def test_missing_parts_are_said() -> None:
+    assert estimate([], UNIT) is None
+    assert estimate([{"value": None}, {"value": math.nan}], UNIT) is None
+    bare = estimate([{"value": 0.5}], UNIT)
+    assert bare is not None
+    assert (bare.interval, bare.how) == (None, "no interval measured")
+    seeds = estimate([{"value": 0.5}, {"value": 0.6}], UNIT)
+    assert seeds is not None
+    assert seeds.interval is not None
+    assert seeds.how == "2 seeds, without the test items"
+
+
+def test_the_interval_covers_the_truth_as_often_as_it_says() -> None:
+    """Three seeds of varying skill on the same 100 items of varying difficulty: 95 % or a little more."""
+    rng, hits, trials = random.Random(0), 0, 400
+    for _ in range(trials):
+        hardness = [rng.gauss(0, 0.2) for _ in range(100)]
+        runs = []
+        for _ in range(3):
+            skill = 0.6 + rng.gauss(0, 0.03)
+            share = mean(float(rng.random() < min(max(skill + hard, 0), 1)) for hard in hardness)
+            runs.append(score(share, 1.96 * math.sqrt(share * (1 - share) / 100), 100))
+        found = estimate(runs, UNIT)
+        assert found is not None
+        assert found.interval is not None
+        hits += found.interval.low <= 0.599 <= found.interval.high
+    assert 0.94 <= hits / trials <= 1.0
+
+
+def test_the_ratio_of_even_intervals_is_fiellers() -> None:
+    a, b, da, db = 0.61, 0.62, 0.07, 0.05
+    found = ratio(Interval(a, a - da, a + da), Interval(b, b - db, b + db))
+    assert found is not None
+    root = math.sqrt((a * b) ** 2 - (a**2 - da**2) * (b**2 - db**2))
+    assert found.low == pytest.approx((a * b - root) / (b**2 - db**2))
+    assert found.high == pytest.approx((a * b + root) / (b**2 - db**2))
+    assert ratio(Interval(a, a - da, a + da), Interval(0.1, 0.0, 0.2)) is None
+
+
+def test_apart_only_when_the_difference_leaves_zero_out() -> None:
+    def about(value: float, half: float) -> Estimate:
+        found = estimate([score(value, half)], UNIT)
+        assert found is not None
+        return found
+
+    assert apart(about(0.60, 0.05), about(0.50, 0.05))  # the intervals touch, the difference is clear
+    assert not apart(about(0.60, 0.05), about(0.54, 0.05))
+    assert not apart(about(0.60, 0.05), None)
+    gap = difference(Interval(0.6, 0.55, 0.65), Interval(0.5, 0.45, 0.55))
+    assert gap.low == pytest.approx(0.1 - math.hypot(0.05, 0.05))
+
+
+# ---- the summary ----
+
+
+def test_rows_come_base_full_then_by_score() -> None:
+    labels = [row.label for row in summarise(small(measurements())).rows]
+    assert labels == ["base (no tuning)", *(method.label for method in METHODS)]
+    lower = [row.label for row in summarise(small(perplexities())).rows]
+    assert lower == labels
+
+
+def test_a_row_holds_the_means_over_final_runs() -> None:
+    runs = small(measurements())
+    summary = summarise(runs)
+    row, finals = next(r for r in summary.rows if r.label == "LoRA r16"), of(runs, "LoRA r16", "final")
+    assert (row.lr, row.lrs, row.seeds) == (2e-3, (5e-4, 1e-3, 2e-3, 4e-3), (0, 1, 2))
+    assert row.scores["exact_match"].value == pytest.approx(mean(r["scores"]["exact_match"]["value"] for r in finals))
+    assert row.share == pytest.approx(4_884_480 / 134_515_008)
+    assert row.peak is not None
+    assert row.beyond is not None
+    assert row.peak.n == 3
+    assert row.beyond.mean == pytest.approx(row.peak.mean - 0.41e9 - WEIGHTS)
+    assert row.storage["100"] == pytest.approx(WEIGHTS + 100 * finals[0]["adapter_bytes"])
+    assert summary.full is not None
+    full = of(runs, "Full", "final")[0]["adapter_bytes"]
+    assert summary.full.storage["1000"] == pytest.approx(1000 * full)
+    assert row.relative == pytest.approx(row.scores["exact_match"].value / summary.full.scores["exact_match"].value)
+    assert row.relative_interval is not None
+    assert row.relative_interval.low < row.relative < row.relative_interval.high
+
+
+def test_the_summary_goes_to_json() -> None:
+    plain = summarise(small(measurements())).to_json()
+    assert json.loads(json.dumps(plain, allow_nan=False))["rows"][2]["label"] == "LoRA r16"
+
+
+def test_failed_runs_are_listed_with_reasons() -> None:
+    failed = {(f.label, f.purpose): f.reason for f in summarise(small(measurements())).failed}
+    assert failed == {
+        ("Full", "search"): "loss became not finite at step 14",
+        ("Prefix", "final"): "killed: out of memory (limit 4.0 GB)",
+    }
+
+
+@pytest.mark.parametrize("key", ["task", "base", "primary"])
+def test_what_does_not_compare_is_refused(key: str) -> None:
+    runs = small(measurements())
+    runs[3] = runs[3] | {key: "other"}
+    with pytest.raises(ValueError, match=f"several values of '{key}'"):
+        summarise(runs)
+
+
+def test_a_measurement_must_be_an_object() -> None:
+    with pytest.raises(ValueError, match="not an object"):
+        summarise(["run.json"])  # type: ignore[list-item]
+
+
+# ---- the headline ----
+
+
+def test_the_headline_compares_the_best_light_method_with_full() -> None:
+    said = summarise(small(measurements())).headline
+    assert re.match(r"LoRA r16 reaches 98 % \[\d+–\d+\] of full fine-tuning's exact match", said)
+    assert "3.6 % of its trained parameters" in said
+    assert said.endswith("the two scores cannot be told apart here.")
+
+
+def test_the_headline_says_when_light_is_behind() -> None:
+    runs = [r for r in small(measurements()) if r["method"]["name"] in ("base", "full", "prompt")]
+    assert re.search(r"it is behind by 4\d points, more than chance explains\.$", summarise(runs).headline)
+
+
+def test_the_headline_turns_round_where_lower_is_better() -> None:
+    said = summarise(small(perplexities())).headline
+    assert re.match(r"LoRA r16's perplexity is 1\.03 \[0\.\d\d–1\.\d\d\] times that of full fine-tuning", said)
+
+
+def test_the_headline_says_what_is_missing() -> None:
+    runs = small(measurements())
+    searches = [r for r in runs if r["purpose"] == "search"]
+    assert summarise([]).headline == "Nothing has been measured yet."
+    assert (
+        summarise([r for r in runs if r["status"] == "failed"]).headline == "Nothing has finished yet; 2 runs failed."
+    )
+    assert summarise(searches).headline.startswith("No final run has finished yet: 22 runs done so far, for Full,")
+    assert summarise(runs[:1]).headline == "Only the base has been scored, at 0.0 % [0–1] in exact match."
+    assert "the best of 6 methods, against 0.0 %" in summarise(without(runs, "Full")).headline
+
+
+# ---- reasons for care ----
+
+
+def test_care_groups_what_cannot_be_told_apart() -> None:
+    found = about(summarise(small(measurements())), "cannot be told apart")
+    assert found[0].startswith("Full, LoRA r16, LoRA r8 and Bottleneck cannot be told apart here: they lie within 2.3 ")
+    assert not any("Prompt" in sentence for sentence in found)
+    assert not about(summarise(small(measurements(items=100_000))), "LoRA r8 and Bottleneck and IA3")
+
+
+def test_care_counts_seeds() -> None:
+    assert about(summarise(small(measurements(seeds=1))), "Every method has one finished seed")
+    assert about(summarise(small(measurements(seeds=2, failures=False))), "Every method has two finished seeds")
+    assert not about(summarise(small(measurements(seeds=3, failures=False))), "finished seed")
+
+
+def test_care_names_lost_seeds_and_why() -> None:
+    runs = small(measurements())
+    assert about(summarise(runs), "Prefix stands on 2 of 3 seeds: seed 2 failed (killed: out of memory")
+    runs = [r for r in runs if not (r["method"]["label"] == "IA3" and r["seed"] == 1)]
+    assert about(summarise(runs), "IA3 stands on 2 of 3 seeds: seed 1 not run")
+
+
+def test_care_sees_the_edge_of_the_grid() -> None:
+    runs = small(measurements())
+    found = about(summarise(runs), "highest learning rate")
+    assert found == [
+        "Bottleneck (2e-3) and Prompt (1e-1) took the highest learning rate that was tried: higher ones may be better, "
+        "so the search may have been too narrow for them."
+    ]  # not Full, whose highest rate was tried and failed
+    low = [r for r in runs if not (r["method"]["label"] == "IA3" and r["lr"] == 3e-3)]
+    assert about(summarise(low), "IA3 (1e-2) took the lowest")
+    unsearched = [r for r in runs if r["method"]["label"] != "IA3" or r["purpose"] == "final"]
+    assert about(summarise(unsearched), "IA3 was run at one learning rate only")
+
+
+def test_care_sees_a_choice_against_the_search() -> None:
+    runs = small(measurements())
+    for run in of(runs, "IA3", "search"):
+        run["validation_loss"] = 0.5 if run["lr"] == 3e-3 else 0.6
+    assert about(summarise(runs), "IA3 ran at 1e-2, though 3e-3 had the lower validation loss")
+
+
+def test_care_sees_training_cut_short() -> None:
+    assert about(summarise(small(measurements())), "best at the last step for IA3 (3 of 3 runs), Prefix (2 of 2 runs)")
+
+
+def test_care_weighs_the_test_set() -> None:
+    assert about(summarise(small(measurements(items=200))), "200 items, which alone leaves ±6.6 points")
+    assert not about(summarise(small(measurements(items=20_000))), "items, which alone")
+
+
+def test_care_sees_noise_and_mixed_origins() -> None:
+    runs = small(measurements())
+    for i, run in enumerate(of(runs, "LoRA r8", "final")):
+        run["train"]["tokens_per_second"] = 900.0 + 200 * i
+        run["commit"] = f"c{i}"
+    summary = summarise(runs)
+    assert about(summary, "the runs of LoRA r8 differ by 36 % among themselves")
+    assert about(summary, "4 commits (7e66daf, c0, c1 and c2)")
+    assert about(summary, "The same base took 29.")
+
+
+def test_care_sees_unequal_budgets_and_bad_predictions() -> None:
+    runs = small(measurements())
+    for run in of(runs, "Prompt"):
+        run["train"]["steps"] = 360
+        run["memory"]["predicted"]["activations"] *= 3
+    summary = summarise(runs)
+    assert about(summary, "The steps of training differ: Prompt 360; the others 120.")
+    assert about(summary, "off by more than a quarter for Prompt")
+
+
+def test_care_sees_no_gain() -> None:
+    runs = small(measurements())
+    runs[0]["scores"]["exact_match"] = score(0.25, 0.06)
+    summary = summarise(runs)
+    assert about(summary, "Prompt cannot be told apart from base (no tuning): no gain is shown.")
+    runs[0]["scores"]["exact_match"] = score(0.5, 0.06)
+    assert about(summarise(runs), "Prefix and Prompt score below base (no tuning).")
+
+
+def test_care_says_what_there_is_to_compare_with() -> None:
+    runs = of(small(measurements()), "LoRA r16")
+    assert about(summarise(runs), "Full fine-tuning has no finished run")
+    assert about(summarise(runs), "The base without tuning was not scored")
+
+
+# ---- tables ----
+
+
+def test_bold_marks_only_what_can_be_told_apart() -> None:
+    summary = summarise(small(measurements()))
+    best = {
+        column.key: [row.label for row, cell in zip(summary.rows, cells(summary, column), strict=True) if cell.best]
+        for column in columns(summary)
+    }
+    assert best["score"] == []
+    assert best["trainable"] == best["adapter"] == ["Prompt"]
+    assert best["tokens_per_second"] == []
+    clear = summarise(small(without(measurements(), "Full", "LoRA r8", "Bottleneck")))
+    assert "| **60.8 % [53–68]** |" in to_markdown(clear)
+    single = summarise(small(measurements(seeds=1)))
+    assert not any(cell.best for c in columns(single) if c.key in ("peak", "latency") for cell in cells(single, c))
+
+
+def test_markdown_has_the_figures_in_human_units() -> None:
+    text = to_markdown(summarise(small(measurements())))
+    line = next(line for line in text.splitlines() if line.startswith("| LoRA r16"))
+    for figure in ("60.8 % [53–68]", "98 % [82–116]", "4.9 M (3.6 %)", "1.1 GB", "19.5 MB", "+8.6 %", "+10 %"):
+        assert figure in line
+    assert len({line.count("|") for line in text.splitlines() if line.startswith("|")}) == 1
+    assert "200 test items" in text
+    assert "commit 7e66daf" in text
+    with pytest.raises(ValueError, match=r"unknown column 'speed'; choose from adapter, "):
+        to_markdown(summarise(small(measurements())), ["speed"])
+
+
+def test_columns_without_figures_are_left_out() -> None:
+    runs = [r | {"latency": None, "forgetting": None} for r in small(measurements())]
+    assert "Latency" not in to_markdown(summarise(runs))
+
+
+def test_names_cannot_break_a_table() -> None:
+    runs = small(measurements())
+    for run in of(runs, "LoRA r16"):
+        run["method"]["label"] = "[red]a|b*\x1b[2J\n<i>"
+    text = to_markdown(summarise(runs))
+    assert r"\[red\]a\|b\* \[2J \<i\>" in text
+    from rich.console import Console
+
+    console = Console(width=220, file=io.StringIO(), force_terminal=False)
+    console.print(to_rich(summarise(runs)))
+    assert "[red]a|b* [2J <i>" in console.file.getvalue()  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize(
+    ("text", "wanted"),
+    [
+        *((count(4_884_480), "4.9 M"), (count(57_600), "57.6 k"), (count(134_515_008), "135 M"), (count(12), "12")),
+        *((size(2.7e9), "2.7 GB"), (size(19_600_000), "19.6 MB"), (size(999_990), "1.0 MB"), (size(10), "10 B")),
+        *((percent(0.036), "3.6 %"), (percent(0.98), "98 %"), (percent(0.00014), "0.014 %"), (percent(0), "0 %")),
+        *((signed(0.09), "+9.0 %"), (signed(-0.021), "−2.1 %"), (learning_rate(2e-3), "2e-3")),
+        *((learning_rate(1.5e-4), "1.5e-4"), (learning_rate(1.0), "1"), (duration(61.2), "61 s")),
+        *((duration(754), "13 min"), (duration(12_000), "3.3 h"), (listed(["a", "b", "c"]), "a, b and c")),
+    ],
+)
+def test_units(text: str, wanted: str) -> None:
+    assert text == wanted
+
+
+# ---- plots ----
+
+
+@pytest.fixture(scope="module")
+def runs() -> Runs:
+    return measurements()
+
+
+def parsed(svg: str) -> ET.Element:
+    return ET.fromstring(svg.replace("<svg ", '<svg xmlns:xlink="x" ', 1))
+
+
+def test_plots_are_the_same_for_the_same_input_and_unique_on_a_page(runs: Runs) -> None:
+    plots = draw_plots(summarise(runs), runs)
+    assert [plot.name for plot in plots] == [
+        *("quality", "memory", "storage", "curves", "search", "speed", "forgetting")
+    ]
+    assert plots == draw_plots(summarise(copy.deepcopy(runs)), copy.deepcopy(runs))
+    ids = [element.get("id") for plot in plots for element in parsed(plot.svg).iter() if element.get("id")]
+    assert len(ids) == len(set(ids))
+    for plot in plots:
+        used = re.findall(r"url\(#([^)]+)\)|href=\"#([^\"]+)\"", plot.svg)
+        assert {a or b for a, b in used} <= set(ids)
+
+
+def test_plots_follow_the_page_and_hold_text(runs: Runs) -> None:
+    for plot in draw_plots(summarise(runs), runs):
+        root = parsed(plot.svg)
+        assert root.get("role") == "img"
+        assert (root.get("aria-label") or "").startswith(f"{plot.title}. {plot.takeaway[:20]}")
+        texts = ["".join(element.itertext()) for element in root.iter("text")]
+        assert any("LoRA r16" in text for text in texts)
+        assert not re.search(r"20\d\d-\d\d-\d\d|<metadata|<style|<!DOCTYPE", plot.svg)
+        loose = re.sub(r"var\(--\w+, #\w+\)", "", " ".join(re.findall(r'style="[^"]*"', plot.svg)))
+        assert not re.search(r"#[0-9a-f]{6}|DejaVu", loose)
+
+
+def test_takeaways_say_what_the_plots_show(runs: Runs) -> None:
+    said = {plot.name: plot.takeaway for plot in draw_plots(summarise(runs), runs)}
+    assert said["quality"].startswith("Bottleneck, with 2.2 M trained parameters (1.7 % of the model), is the lightest")
+    assert said["memory"].startswith("Full spends most on optimiser states (1.1 GB")
+    assert "26.9 GB as full copies: 12 times as much" in said["storage"]
+    assert said["curves"].endswith("IA3, Prefix and Prompt were still improving at the end.")
+    assert (
+        said["search"]
+        == "At the edge of what was tried: Bottleneck (2e-3) and Prompt (1e-1); the other 5 chose inside."
+    )
+    assert re.search(r"from 1\.3\d times \(.+\) to 1\.4\d times \(Prefix\)", said["speed"])
+    assert "rises most with Full (+33 %)" in said["forgetting"]
+
+
+def test_each_method_has_one_colour_that_does_not_hang_on_its_score(runs: Runs) -> None:
+    rows = summarise(runs).rows
+    assert looks(rows) == looks(rows[::-1])
+    pairs = {(look.variable, look.marker) for look in looks(rows).values()}
+    assert len(pairs) == len(rows)
+    assert math.gcd(SERIES, len(MARKERS)) == 1  # so that colour and marker together repeat late
+
+
+def test_the_palette_stands_out_from_its_ground() -> None:
+    def light(colour: str) -> float:
+        parts = [int(colour[i : i + 2], 16) / 255 for i in (1, 3, 5)]
+        red, green, blue = (c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in parts)
+        return 0.2126 * red + 0.7152 * green + 0.0722 * blue
+
+    def contrast(a: str, b: str) -> float:
+        low, high = sorted((light(a), light(b)))
+        return (high + 0.05) / (low + 0.05)
+
+    for i in (0, 1):
+        ground = THEME["--paper"][i]
+        for name, pair in THEME.items():
+            least = {"--paper": 0, "--line": 0, "--ink": 7, "--muted": 4.5}.get(name, 3)
+            assert contrast(pair[i], ground) >= least, name
+
+
+def test_labels_are_spread_without_overlap() -> None:
+    rng = random.Random(1)
+    for _ in range(200):
+        wanted = sorted(rng.uniform(0, 200) for _ in range(rng.randint(1, 12)))
+        placed = spread_out(wanted, 14, 0, 200)
+        assert all(b - a >= 14 - 1e-9 for a, b in zip(placed, placed[1:], strict=False))
+        assert -1e-9 <= placed[0] <= placed[-1] <= 200 + 1e-9
+    assert spread_out([10, 50, 90], 14, 0, 200) == [10, 50, 90]
+
+
+# ---- the report ----
+
+
+class Page(HTMLParser):
+    """Checks that elements nest, and collects what the tests ask about."""
+
+    VOID = frozenset({"meta", "link", "br", "img", "hr", "input"})
+
+    def __init__(self, text: str) -> None:
+        super().__init__(convert_charrefs=True)
+        self.open: list[str] = []
+        self.ids: list[str] = []
+        self.links: list[str] = []
+        self.headings: list[int] = []
+        self.tags: list[str] = []
+        self.texts: list[str] = []
+        self.feed(text)
+        assert self.open == []
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        given = dict(attrs)
+        assert not any(name.startswith("on") for name in given), given
+        self.tags.append(tag)
+        self.ids += [given["id"] or ""] if "id" in given else []
+        self.links += [value or "" for name, value in attrs if name in ("href", "src", "xlink:href")]
+        self.headings += [int(tag[1])] if re.fullmatch(r"h\d", tag) else []
+        if tag not in self.VOID:
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.handle_starttag(tag, attrs)
+        self.handle_endtag(tag)
+
+    def handle_endtag(self, tag: str) -> None:
+        if tag not in self.VOID:
+            assert self.open.pop() == tag
+
+    def handle_data(self, data: str) -> None:
+        self.texts.append(data)
+
+
+def test_the_report_is_one_file_that_needs_nothing_else(runs: Runs, tmp_path: Path) -> None:
+    path = write_report(runs, tmp_path / "deep" / "report.html", command="halka compare support")
+    text = path.read_text(encoding="utf-8")
+    page = Page(text)
+    assert all(link.startswith("#") or link == "data:," for link in page.links)
+    assert {link[1:] for link in page.links if link.startswith("#")} <= set(page.ids)
+    assert len(page.ids) == len(set(page.ids))
+    assert not re.search(r"@import|@font-face|url\((?!#)|https?://", text)
+    assert page.headings[0] == 1
+    assert page.headings.count(1) == 1
+    assert all(b - a <= 1 for a, b in zip(page.headings, page.headings[1:], strict=False))
+    assert page.tags.count("caption") == page.tags.count("table") == 4
+    assert "halka compare support" in page.texts
+    assert "prefers-color-scheme: dark" in text
+    assert list(path.parent.iterdir()) == [path]
+
+
+def test_the_report_is_the_same_for_the_same_measurements(runs: Runs) -> None:
+    assert render(runs) == render(copy.deepcopy(runs))
+
+
+def test_only_the_reports_own_script_may_run(runs: Runs) -> None:
+    text = render(runs)
+    script = re.search(r"<script>(.*?)</script>", text, re.DOTALL)
+    assert script is not None
+    digest = base64.b64encode(hashlib.sha256(script.group(1).encode()).digest()).decode()
+    assert f"default-src 'none'; img-src data:; style-src 'unsafe-inline'; script-src 'sha256-{digest}'" in text
+
+
+def test_nothing_from_measurements_can_run() -> None:
+    evil = "<script>alert(1)</script>\"'> onload=x {{7*7}} $x_1$ --> </style> বাংলা \x1b"
+    runs = measurements()
+    for run in runs:
+        run |= dict.fromkeys(("task", "base", "experiment", "commit", "licence", "source", "date"), evil)
+        run |= {"versions": {evil: evil}, "machine": {"cpu": evil, "device": evil}}
+        run["error"] = run["error"] and evil
+        if run["method"]["label"] == "LoRA r16":
+            run["method"] = {"name": evil, "label": evil, "fields": {evil: evil}}
+        for sample in run.get("samples", []):
+            sample |= {"prompt": sample["prompt"] + evil, "prediction": evil, "reference": [evil, evil + "2"]}
+        if run["forgetting"]:
+            run["forgetting"]["text"] = evil
+    text = render(runs, title=evil, command=evil)
+    page = Page(text)
+    assert page.tags.count("script") == 1
+    assert page.tags.count("style") == 1
+    assert any("<script>alert(1)</script>" in shown for shown in page.texts)
+    assert not any("49" in shown and "onload" in shown for shown in page.texts)
+
+
+def test_the_report_shows_answers_side_by_side(runs: Runs) -> None:
+    text = "".join(Page(render(runs)).texts)
+    assert all(prompt in text for prompt, _ in PROMPTS)
+    assert "Equal to a reference, letter for letter: base (no tuning) 0 of 4, Full 3 of 4" in text.replace(
+        "\u00a0", " "
+    )
+    silent = measurements(samples=False)
+    assert "The same items" not in render(silent)
+
+
+def test_conversations_and_long_answers_are_shown() -> None:
+    runs = measurements(methods=METHODS[:1])
+    finals = of(runs, "Full", "final")
+    finals[0]["samples"] = [
+        {
+            "prompt": [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "Hi"}],
+            "reference": ["Hello", "Hey"],
+            "prediction": " Hey \n" + "x" * 2000,
+        }
+    ]
+    text = "".join(Page(render(runs)).texts)
+    assert "system: Be brief.\nuser: Hi" in text
+    assert "x" * 600 in text
+    assert "x" * 700 not in text
+
+
+def partial() -> dict[str, Runs]:
+    runs = measurements()
+    empty = dict.fromkeys(
+        ("train", "memory", "latency", "forgetting", "adapter_bytes", "parameters", "versions", "machine", "date")
+    )
+    return {
+        "one method": of(runs, "LoRA r16"),
+        "one run": of(runs, "LoRA r16", "final")[:1],
+        "searches alone": [r for r in runs if r["purpose"] == "search"],
+        "nothing finished": [r for r in runs if r["status"] == "failed"],
+        "base alone": runs[:1],
+        "no full": without(runs, "Full"),
+        "no base": runs[1:],
+        "nothing": [],
+        "lower is better": perplexities(),
+        "nulls": [r | empty for r in runs],
+        "bare": [{"status": "done", "purpose": "final", "scores": {"exact_match": {"value": 0.5}}}, {}],
+        "not finite": [r | {"validation_loss": math.nan, "lr": math.inf} for r in runs],
+    }
+
+
+@pytest.mark.parametrize("case", sorted(partial()))
+def test_the_report_works_with_what_there_is(case: str) -> None:
+    runs = partial()[case]
+    text = render(runs)
+    Page(text)
+    assert not re.search(r">\s*(nan|None|inf)\b", text)
+    to_markdown(summarise(runs))
+    to_rich(summarise(runs))
+
+
+def test_an_unknown_metric_is_shown_as_it_is() -> None:
+    runs = small(measurements())
+    for run in runs:
+        run["primary"] = "kindness"
+        run["scores"] = {"kindness": score(3.5, 0.2)} if run["scores"] else {}
+    assert "3.50 [3.30–3.70]" in to_markdown(summarise(runs))
+
+
+def test_writing_is_whole_or_not_at_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    target = tmp_path / "report.html"
+    target.write_text("old")
+
+    def fail(self: Path, other: Path) -> None:
+        raise OSError("disk is gone")
+
+    monkeypatch.setattr(Path, "replace", fail)
+    with pytest.raises(OSError, match="disk is gone"):
+        write_report([], target)
+    assert target.read_text() == "old"
+    assert list(tmp_path.iterdir()) == [target]
+
+
+def test_a_folder_is_not_a_report(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"is a folder; name a file in it, such as .*report\.html"):
+        write_report([], tmp_path)

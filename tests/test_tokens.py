@@ -1,0 +1,251 @@
+"""Tokens are the chat template's, loss is on the assistant's words alone, inference sees what training saw."""
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from halka.data.examples import Example, Message
+from halka.data.tokens import Tokens, TooLong, chat_template_fingerprint, encode, encode_all, encode_prompt
+from tokenizers_for_tests import (
+    CHATML,
+    GPT2_SPLIT,
+    LLAMA3,
+    OPENED_THOUGHT,
+    UNMARKED,
+    chatml_tokenizer,
+    gemma_tokenizer,
+    llama3_tokenizer,
+    mistral_tokenizer,
+    plain_tokenizer,
+    thoughts_tokenizer,
+    tokenizer,
+)
+
+CHATS = {
+    "chatml": chatml_tokenizer(),
+    "llama3": llama3_tokenizer(),
+    "gemma": gemma_tokenizer(),
+    "mistral": mistral_tokenizer(),
+    "thoughts": thoughts_tokenizer(),
+    "unmarked": tokenizer(UNMARKED),
+}
+PLAIN = plain_tokenizer()
+
+
+def chat(*contents: str, system: str | None = None, where: str = "") -> Example:
+    turns = [Message(("user", "assistant")[i % 2], content) for i, content in enumerate(contents)]
+    return Example(tuple([Message("system", system)] if system else []) + tuple(turns), where=where)
+
+
+def dicts(messages) -> list[dict[str, str]]:
+    return [{"role": message.role, "content": message.content} for message in messages]
+
+
+def learned(tokens: Tokens, tokenizer) -> list[str]:
+    """The texts of the runs of tokens that carry loss."""
+    runs, before = [], False
+    for token, loss in zip(tokens.ids, tokens.loss, strict=True):
+        if loss:
+            runs = runs if before else [*runs, []]
+            runs[-1].append(token)
+        before = loss
+    return [tokenizer.decode(run) for run in runs]
+
+
+@pytest.mark.parametrize(
+    ("name", "first", "last"),
+    [
+        ("chatml", "Paris.<|im_end|>", "Perhaps, 42<|im_end|>"),
+        ("llama3", "Paris.<|eot_id|>", "Perhaps, 42<|eot_id|>"),
+        ("gemma", "Paris.<end_of_turn>", "Perhaps, 42<end_of_turn>"),
+        ("mistral", " Paris.</s>", " Perhaps, 42</s>"),
+        ("thoughts", "Paris.<|im_end|>", "<think>\n\n</think>\n\nPerhaps, 42<|im_end|>"),
+        ("unmarked", "Paris.\n\n", "Perhaps, 42\n\n"),
+    ],
+)
+def test_every_answer_and_its_end_carry_loss_and_nothing_else_does(name, first, last):
+    example = chat("What is the capital of France?", "Paris.", "আর?", "Perhaps, 42")
+    tokens = encode(example, CHATS[name])
+    assert learned(tokens, CHATS[name]) == [first, last]
+    assert tokens.ids == CHATS[name].apply_chat_template(dicts(example.messages))["input_ids"]
+
+
+@pytest.mark.parametrize("name", ["chatml", "llama3", "mistral", "thoughts"])
+def test_a_system_message_is_context(name):
+    example = chat("What?", "Paris.", system="You are helpful.")
+    tokens = encode(example, CHATS[name])
+    assert "Paris." in learned(tokens, CHATS[name])[0]
+    assert "helpful" in CHATS[name].decode(encode_prompt(example, CHATS[name]))
+
+
+WORDS = st.text(st.sampled_from("ab ক়ি.\n<|'é🙂12"), min_size=1, max_size=12).map(lambda text: f"a{text}b")
+
+
+@given(name=st.sampled_from(sorted(CHATS)), contents=st.lists(WORDS, min_size=2, max_size=6))
+@settings(deadline=None)
+def test_ids_are_the_templates_and_begin_with_the_prompts(name, contents):
+    tokenizer = CHATS[name]
+    example = chat(*contents[: len(contents) // 2 * 2])
+    tokens, prompt = encode(example, tokenizer), encode_prompt(example, tokenizer)
+    assert tokens.ids == tokenizer.apply_chat_template(dicts(example.messages))["input_ids"]
+    assert prompt == tokenizer.apply_chat_template(dicts(example.prompt), add_generation_prompt=True)["input_ids"]
+    assert tokens.ids[: len(prompt)] == prompt
+    assert tokens.loss[len(prompt)]
+    assert not tokens.loss[len(prompt) - 1]
+    for text, message in zip(learned(tokens, tokenizer), example.messages[1::2], strict=True):
+        assert message.content in text
+
+
+def test_a_template_that_refuses_says_so_with_the_way_out():
+    with pytest.raises(
+        ValueError, match=r"^d\.csv:3: .* refuses .*: System role not supported\. Put the system text into"
+    ):
+        encode(chat("What?", "Paris.", system="Be brief.", where="d.csv:3"), CHATS["gemma"])
+    with pytest.raises(ValueError, match=r"refuses the conversation: Conversation roles must alternate"):
+        encode_prompt(Example((Message("user", "a"), Message("user", "b"))), CHATS["gemma"])
+
+
+def test_a_template_that_drops_a_message_is_refused():
+    silent = tokenizer(
+        CHATML.replace("{{ '<|im_start|>' + ", "{{ '' if message['role'] == 'system' else '<|im_start|>' + ")
+    )
+    with pytest.raises(ValueError, match=r"drops or rewrites message 1 \(by the system\)"):
+        encode(chat("What?", "Paris.", system="Be brief."), silent)
+
+
+def test_a_template_that_rewrites_earlier_answers_is_refused():
+    thought = "<think>\nhmm\n</think>\n\nParis."
+    assert learned(encode(chat("What?", thought), CHATS["thoughts"]), CHATS["thoughts"]) == [f"{thought}<|im_end|>"]
+    with pytest.raises(ValueError, match=r"rewrites the answer in message 2 once others follow"):
+        encode(chat("What?", thought, "And?", "42"), CHATS["thoughts"])
+
+
+def test_a_template_that_moves_the_system_message_on_is_refused():
+    encode(chat("What?", "Paris.", system="Be brief."), CHATS["mistral"])
+    with pytest.raises(ValueError, match=r"what comes before the answer in message 3 otherwise"):
+        encode(chat("What?", "Paris.", "And?", "42", system="Be brief."), CHATS["mistral"])
+
+
+def test_a_generation_prompt_that_training_never_sees_is_refused():
+    with pytest.raises(ValueError, match=r"a prompt that it never sees"):
+        encode(chat("What?", "Paris."), tokenizer(OPENED_THOUGHT))
+
+
+def test_an_answer_that_melts_into_the_prompt_is_refused():
+    with pytest.raises(ValueError, match=r"melt into the prompt's last token"):
+        encode(chat("What?", "\n\nYes."), CHATS["chatml"])
+    other_split = tokenizer(LLAMA3, ("<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>"), split=GPT2_SPLIT)
+    other_split.bos_token = "<|eot_id|>"
+    with pytest.raises(ValueError, match=r"melt into the prompt's last token"):
+        encode(chat("What?", "Yes."), other_split)
+
+
+def test_special_tokens_within_an_answer_do_not_shorten_it():
+    tokens = encode(chat("What?", "Say <|im_end|> now", "And?", "No"), CHATS["chatml"])
+    assert learned(tokens, CHATS["chatml"]) == ["Say <|im_end|> now<|im_end|>", "No<|im_end|>"]
+
+
+@pytest.mark.parametrize(
+    "example", [chat("What?"), chat("What?", "Paris.", "And?"), Example(()), Example((Message("system", "a"),))]
+)
+@pytest.mark.parametrize("name", ["chatml", "mistral"])
+def test_a_conversation_without_a_last_answer_is_refused(example, name):
+    with pytest.raises(ValueError, match="does not end with the assistant's answer"):
+        encode(example, CHATS[name])
+
+
+def test_a_prompt_needs_no_answer():
+    asked, answered = chat("What?"), chat("What?", "Paris.")
+    assert encode_prompt(asked, CHATS["chatml"]) == encode_prompt(answered, CHATS["chatml"])
+
+
+@given(prompt=WORDS, answer=WORDS)
+@settings(deadline=None)
+def test_without_a_template_prompt_and_answer_follow_each_other(prompt, answer):
+    example = chat(prompt, answer)
+    tokens, start = encode(example, PLAIN), encode_prompt(example, PLAIN)
+    assert PLAIN.decode(tokens.ids) == f"<s>{prompt}{answer}</s>"
+    assert tokens.ids[: len(start)] == start
+    assert tokens.loss == [False] * len(start) + [True] * (len(tokens.ids) - len(start))
+
+
+def test_without_a_template_words_keep_their_usual_tokens():
+    prompt, answer = "The capital of France is", " Paris."
+    assert (
+        encode(chat(prompt, answer), PLAIN).ids[1:-1] == PLAIN(prompt + answer, add_special_tokens=False)["input_ids"]
+    )
+
+
+def test_without_a_template_only_a_prompt_and_an_answer_can_be_written():
+    for example in (chat("a", "b", "c", "d"), chat("a", "b", system="c"), chat("a")):
+        with pytest.raises(ValueError, match="no chat template, so an example can only be"):
+            encode(example, PLAIN)
+    with pytest.raises(ValueError, match="no chat template"):
+        encode_prompt(chat("a", "b", system="c"), PLAIN)
+    with pytest.raises(ValueError, match="no end-of-sequence token; set its eos_token"):
+        encode(chat("a", "b"), tokenizer(None, (), eos=None))
+
+
+def test_the_fingerprint_is_the_templates():
+    prints = {name: chat_template_fingerprint(each) for name, each in CHATS.items()}
+    assert len(set(prints.values())) == len(CHATS)
+    assert prints["chatml"] == chat_template_fingerprint(chatml_tokenizer())
+    assert len(prints["chatml"]) == 12
+    assert chat_template_fingerprint(PLAIN) == "none"
+
+
+def test_too_long_says_by_how_much():
+    example = chat("What is the capital of France?", "Paris.", where="d.csv:3")
+    length = len(encode(example, CHATS["chatml"]).ids)
+    assert encode(example, CHATS["chatml"], length) == encode(example, CHATS["chatml"])
+    with pytest.raises(TooLong, match=rf"d\.csv:3: {length} tokens, more than max_length {length - 1}") as caught:
+        encode(example, CHATS["chatml"], length - 1)
+    assert (caught.value.length, caught.value.max_length) == (length, length - 1)
+
+
+LONG = chat("What?", "Yes. " * 50, where="d:2")
+LATE = chat("What? " * 50, "Yes.", where="d:3")
+BAD = chat("What?", where="d:4")
+SHORT = chat("What?", "Yes.", where="d:1")
+
+
+def test_all_are_encoded_as_one_by_one_over_many_chunks():
+    examples = [chat(f"What is {i}?", f"{i}.", *(("And?", "Yes.") if i % 3 == 0 else ())) for i in range(2100)]
+    encoded = encode_all(examples, CHATS["chatml"])
+    assert encoded.tokens == [encode(example, CHATS["chatml"]) for example in examples]
+    assert encoded.kept == list(range(2100))
+    assert (encoded.problems, encoded.cut, encoded.dropped) == ([], 0, 0)
+
+
+def test_cutting_keeps_the_start_and_reports_what_is_lost():
+    encoded = encode_all([SHORT, LONG, LATE, BAD], CHATS["chatml"], 60, too_long="cut")
+    assert (encoded.kept, encoded.cut, encoded.dropped) == ([0, 1], 1, 2)
+    assert encoded.tokens[1].ids == encode(LONG, CHATS["chatml"]).ids[:60]
+    assert encoded.tokens[1].loss[-1]
+    assert [str(problem) for problem in encoded.problems] == [
+        f"d:3: the answer begins after max_length 60 (the example has {len(encode(LATE, CHATS['chatml']).ids)} tokens)",
+        "d:4: the conversation does not end with the assistant's answer",
+    ]
+
+
+def test_dropping_and_stopping():
+    encoded = encode_all([SHORT, LONG, LATE], CHATS["chatml"], 60, too_long="drop")
+    assert (encoded.kept, encoded.cut, encoded.dropped) == ([0], 0, 2)
+    assert [problem.where for problem in encoded.problems] == ["d:2", "d:3"]
+    with pytest.raises(TooLong, match=r"^d:2: "):
+        encode_all([SHORT, LONG, LATE], CHATS["chatml"], 60, too_long="error")
+
+
+def test_nothing_left_is_an_error_with_the_reason():
+    with pytest.raises(ValueError, match=r"none of 2 examples can be used\. d:3: the answer begins after .*; d:4: "):
+        encode_all([LATE, BAD], CHATS["chatml"], 60)
+    with pytest.raises(ValueError, match=r"none of 0 examples can be used\. There are none\."):
+        encode_all([], CHATS["chatml"])
+    with pytest.raises(ValueError, match=r"too_long is 'left'; choose one of cut, drop, error"):
+        encode_all([SHORT], CHATS["chatml"], 60, too_long="left")
+    with pytest.raises(ValueError, match=r"max_length is 1; it must be at least 2"):
+        encode_all([SHORT], CHATS["chatml"], 1)
+
+
+def test_an_example_without_a_place_is_numbered():
+    assert encode_all([chat("a", "b"), chat("a")], CHATS["chatml"]).problems[0].where == "example 2"
