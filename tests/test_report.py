@@ -12,12 +12,12 @@ import random
 import re
 import xml.etree.ElementTree as ET
 from html.parser import HTMLParser
+from itertools import pairwise
 from pathlib import Path
 from statistics import mean, stdev
 from typing import Any
 
 import pytest
-from measurements_for_tests import METHODS, PROMPTS, WEIGHTS, measurements, perplexities
 
 from halka.report import Summary, summarise, to_markdown, to_rich, write_report
 from halka.report.html import render
@@ -27,6 +27,7 @@ from halka.report.plots import draw_plots
 from halka.report.svg import MARKERS, SERIES, THEME, looks
 from halka.report.table import cells, columns
 from halka.report.units import count, duration, learning_rate, listed, percent, signed, size
+from measurements_for_tests import METHODS, PROMPTS, WEIGHTS, measurements, perplexities
 
 UNIT = (0.0, 1.0)
 Runs = list[dict[str, Any]]
@@ -311,7 +312,7 @@ def test_care_sees_no_gain() -> None:
     summary = summarise(runs)
     assert about(summary, "Prompt cannot be told apart from base (no tuning): no gain is shown.")
     runs[0]["scores"]["exact_match"] = score(0.5, 0.06)
-    assert about(summarise(runs), "Prefix and Prompt score below base (no tuning).")
+    assert about(summarise(runs), "Prefix and Prompt did worse than base (no tuning).")
 
 
 def test_care_says_what_there_is_to_compare_with() -> None:
@@ -464,7 +465,7 @@ def test_labels_are_spread_without_overlap() -> None:
     for _ in range(200):
         wanted = sorted(rng.uniform(0, 200) for _ in range(rng.randint(1, 12)))
         placed = spread_out(wanted, 14, 0, 200)
-        assert all(b - a >= 14 - 1e-9 for a, b in zip(placed, placed[1:], strict=False))
+        assert all(b - a >= 14 - 1e-9 for a, b in pairwise(placed))
         assert -1e-9 <= placed[0] <= placed[-1] <= 200 + 1e-9
     assert spread_out([10, 50, 90], 14, 0, 200) == [10, 50, 90]
 
@@ -520,7 +521,7 @@ def test_the_report_is_one_file_that_needs_nothing_else(runs: Runs, tmp_path: Pa
     assert not re.search(r"@import|@font-face|url\((?!#)|https?://", text)
     assert page.headings[0] == 1
     assert page.headings.count(1) == 1
-    assert all(b - a <= 1 for a, b in zip(page.headings, page.headings[1:], strict=False))
+    assert all(b - a <= 1 for a, b in pairwise(page.headings))
     assert page.tags.count("caption") == page.tags.count("table") == 4
     assert "halka compare support" in page.texts
     assert "prefers-color-scheme: dark" in text

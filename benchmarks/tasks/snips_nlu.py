@@ -49,7 +49,7 @@ def task() -> Task:
         test=examples(test),
         metrics=("json_exact", "json_valid", "json_field:intent", "json_field_f1:slots"),
         primary="json_exact",
-        max_new_tokens=128,
+        max_new_tokens=80,
         licence="CC0-1.0",
         source="github.com/sonos/nlu-benchmark",
     )

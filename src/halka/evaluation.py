@@ -58,10 +58,9 @@ def evaluate(
     references = [example.answers for example in examples]
     score([each[0] for each in references], references, metrics, resamples=1)
     answers: list[str] = [""] * len(examples)
-    done = 0
-    for index, text in generate(model, name, examples, max_new_tokens=max_new_tokens, batch_size=batch_size):
+    made = generate(model, name, examples, max_new_tokens=max_new_tokens, batch_size=batch_size)
+    for done, (index, text) in enumerate(made, start=1):
         answers[index] = text
-        done += 1
         if on_progress is not None:
             on_progress(done)
     predictions = tuple(

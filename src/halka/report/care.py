@@ -77,7 +77,7 @@ def no_better_than_base(evidence: Evidence) -> list[str]:
         elif evidence.metric.sign(score.value) < evidence.metric.sign(floor.value):
             worse.append(row.label)
     sentences = [f"{listed(same)} cannot be told apart from {base.label}: no gain is shown."] if same else []
-    return sentences + ([f"{listed(worse)} scores below {base.label}."] if worse else [])
+    return sentences + ([f"{listed(worse)} did worse than {base.label}."] if worse else [])
 
 
 def few_seeds(evidence: Evidence) -> list[str]:

@@ -1,0 +1,330 @@
+"""One run, in a process of its own, to one measurement: so that its peak memory is its own, and its failure too.
+
+`python -m halka.measure RUN.json RESULT.json` reads a `Run`, prints a line of JSON a step, and writes the measurement.
+"""
+
+from __future__ import annotations
+
+import gc
+import json
+import math
+import os
+import platform
+import statistics
+import subprocess
+import sys
+import time
+import traceback
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, fields
+from datetime import UTC, datetime
+from importlib.metadata import version
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+import psutil
+import torch
+
+from halka import estimate
+from halka.core import AdaptedModel
+from halka.data.batches import batches
+from halka.data.task import Task, limit, load_task
+from halka.data.tokens import Tokens
+from halka.evaluation import Evaluation, evaluate, perplexity
+from halka.files import write_text
+from halka.methods import method_named
+from halka.models import adapt
+from halka.models.attention import use_attention
+from halka.models.loading import load_base
+from halka.store import WEIGHTS, save
+from halka.training import TrainConfig, as_tokens, mean_loss, pad_id, train
+
+SCHEMA = 1
+BASE = "base"  # the method's name of a run without tuning
+NAME = "run"  # the adapter's, while it is measured
+
+
+@dataclass(frozen=True)
+class Run:
+    """What one process is to measure."""
+
+    experiment: str
+    task: str
+    base: str
+    method: str
+    label: str
+    fields: Mapping[str, Any]
+    train: Mapping[str, Any]  # TrainConfig's fields, with lr and seed
+    purpose: str = "final"  # a "search" run is judged by its validation loss alone
+    dtype: str = "bfloat16"
+    examples: Mapping[str, int | None] = field(default_factory=dict)  # at most so many, by split
+    folder: str = "."  # for weights and predictions
+    threads: int | None = None
+    forgetting: str | None = None  # a text file; a page that comes with Halka if not given
+
+
+def measure(run: Run) -> dict[str, Any]:
+    """Train, evaluate and time `run`; the measurement as plain data, ready for JSON."""
+    if run.threads:
+        torch.set_num_threads(run.threads)
+    base, tokenizer = load_base(run.base, dtype=run.dtype)
+    model = adapt(base, tokenizer)
+    task = limit(load_task(run.task), **run.examples)
+    config = TrainConfig(**run.train)
+    result = _identity(run, task, model)
+    text = Path(run.forgetting).read_text(encoding="utf-8") if run.forgetting else neutral_text()
+    before = perplexity(model, None, text)  # its pass also brings all weights into memory
+    held_out = as_tokens(model, task.validation, config)
+    if run.method == BASE:
+        name = None
+        result["validation_loss"] = mean_loss(model, None, held_out)
+    else:
+        name = NAME
+        result.update(_train(model, run, task, held_out, config))
+    if run.purpose == "search":
+        return result
+    evaluation = evaluate(model, name, task.test, task.metrics, max_new_tokens=task.max_new_tokens)
+    after = before if name is None else perplexity(model, name, text)
+    result |= {
+        "scores": {metric: asdict(score) for metric, score in evaluation.scores.items()},
+        "samples": [
+            {"prompt": each.prompt, "reference": each.references[0], "prediction": each.prediction}
+            for each in evaluation.predictions[:5]
+        ],
+        "forgetting": {
+            "text": Path(run.forgetting).stem if run.forgetting else "neutral",
+            "base_perplexity": before,
+            "perplexity": after,
+            "change": after / before - 1,
+        },
+        "latency": _latency(model, name, held_out),
+    }
+    _write_predictions(Path(run.folder) / "predictions.jsonl", evaluation)
+    if name is not None:
+        training = {"steps": result["train"]["steps"], "best_step": result["train"]["best_step"], **asdict(config)}
+        scores = {metric: score.value for metric, score in evaluation.scores.items()}
+        folder = save(model, name, Path(run.folder) / "adapter", task=task.name, training=training, measurements=scores)
+        result["adapter_bytes"] = (folder / WEIGHTS).stat().st_size
+    return result
+
+
+def neutral_text() -> str:
+    """A page of plain prose, written for this project: what tuning on a task should not make the base forget."""
+    return files("halka.data").joinpath("neutral.txt").read_text(encoding="utf-8")
+
+
+# ── the parts of a measurement ──────────────────────────────────────────────────────────────────────────────────────
+
+
+def _identity(run: Run, task: Task, model: AdaptedModel) -> dict[str, Any]:
+    device = next(model.base.parameters()).device
+    return {
+        "schema": SCHEMA,
+        "status": "done",
+        "error": None,
+        "experiment": run.experiment,
+        "task": task.name,
+        "licence": task.licence,
+        "source": task.source,
+        "base": run.base,
+        "dtype": run.dtype,
+        "method": {"name": run.method, "label": run.label, "fields": dict(run.fields)},
+        "lr": None if run.method == BASE else run.train.get("lr"),
+        "seed": run.train.get("seed", 0),
+        "purpose": run.purpose,
+        "config": dict(run.train),
+        "examples": {"train": len(task.train), "validation": len(task.validation), "test": len(task.test)},
+        "primary": task.primary,
+        "parameters": {"trainable": 0, "total": sum(parameter.numel() for parameter in model.base.parameters())},
+        "versions": {package: version(package) for package in ("halka", "torch", "transformers")}
+        | {"python": platform.python_version()},
+        "machine": {
+            "cpu": _cpu(),
+            "cores": os.cpu_count(),
+            "threads": torch.get_num_threads(),
+            "memory": psutil.virtual_memory().total,
+            "device": torch.cuda.get_device_name() if device.type == "cuda" else device.type,
+        },
+        "commit": _commit(),
+        "date": datetime.now(UTC).isoformat(timespec="seconds"),
+    }
+
+
+def _train(model: AdaptedModel, run: Run, task: Task, held_out: list[Tokens], config: TrainConfig) -> dict[str, Any]:
+    """Train the run's adapter, with a line of JSON to standard output a step."""
+    items = as_tokens(model, task.train, config)
+    baseline = _resident(model)
+    adapter = model.add(NAME, method_named(run.method)(**run.fields), seed=config.seed)
+    _reset_peak()
+    curve, validation, speeds, step = [], [], [], None
+    for step in train(model, NAME, items, config, validation=held_out, folder=run.folder):
+        print(json.dumps({"step": step.step, "steps": step.steps, "loss": step.loss}), flush=True)
+        curve.append({"step": step.step, "loss": step.loss})
+        speeds.append(step.tokens_per_second)
+        if step.validation is not None:
+            validation.append({"step": step.step, "loss": step.validation})
+    assert step is not None
+    peak = _peak(model)
+    best = min(validation, key=lambda each: each["loss"])
+    trained, frozen = adapter.count(), sum(p.numel() * p.element_size() for p in model.base.parameters())
+    copies = trained * 4 + (frozen if "base" in adapter.parts else 0)  # fp32 masters; full: and their cast copy
+    gradients, moments = trained * 4, trained * 8
+    return {
+        "train": {
+            "steps": step.step,
+            "best_step": best["step"],
+            "examples": len(items),
+            "tokens": step.tokens,
+            "seconds": step.seconds,
+            "tokens_per_second": statistics.median(speeds),
+            "curve": curve,
+            "validation": validation,
+        },
+        "validation_loss": best["loss"],
+        "parameters": {"trainable": trained, "total": sum(p.numel() for p in model.base.parameters())},
+        "memory": {
+            "peak": peak,
+            "baseline": baseline,
+            "weights": frozen + copies,
+            "gradients": gradients,
+            "optimizer": moments,
+            "activations": max(0, peak - baseline - copies - gradients - moments),
+            "predicted": asdict(_predicted(model, items, config)),
+        },
+    }
+
+
+def _predicted(model: AdaptedModel, items: list[Tokens], config: TrainConfig) -> estimate.MemorySplit:
+    """The estimate for the largest batch of the first epoch."""
+    budget = {"batch_tokens": config.batch_tokens, "batch_size": config.batch_size}
+    if config.batch_tokens is config.batch_size is None:
+        budget["batch_tokens"] = 1024
+    largest = max(
+        batches(items, pad_id=pad_id(model), seed=config.seed, epoch=0, **budget), key=lambda b: b.input_ids.numel()
+    )
+    rows, length = largest.input_ids.shape
+    labels = int((largest.labels >= 0).sum())
+    return estimate.memory(model.base, model.adapters[NAME], rows=rows, length=length, labels=labels)
+
+
+def _latency(model: AdaptedModel, name: str | None, items: list[Tokens], tokens: int = 24) -> dict[str, float]:
+    """Milliseconds a generated token, one row, with and without the adapter in turn; medians of five."""
+    base: Any = model.base
+    prompt = torch.tensor([items[0].ids[:32]], device=next(base.parameters()).device)
+    times: dict[str | None, list[float]] = {None: [], name: []}
+    with torch.inference_mode(), use_attention(base):
+        for _ in range(5):
+            for each, kept in times.items():
+                with model.use(each):
+                    started = time.perf_counter()
+                    base.generate(
+                        input_ids=prompt,
+                        attention_mask=torch.ones_like(prompt),
+                        max_new_tokens=tokens,
+                        min_new_tokens=tokens,
+                        do_sample=False,
+                        pad_token_id=pad_id(model),
+                    )
+                    kept.append((time.perf_counter() - started) / tokens * 1000)
+    bare, adapted = statistics.median(times[None]), statistics.median(times[name])
+    return {"base_ms_per_token": bare, "adapted_ms_per_token": adapted, "added": adapted / bare - 1}
+
+
+def _write_predictions(path: Path, evaluation: Evaluation) -> None:
+    write_text(path, "".join(json.dumps(asdict(each), ensure_ascii=False) + "\n" for each in evaluation.predictions))
+
+
+# ── memory and machine ──────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def _resident(model: AdaptedModel) -> int:
+    """Bytes that this process holds now (on a GPU: that torch has allocated there)."""
+    gc.collect()
+    if next(model.base.parameters()).is_cuda:
+        return torch.cuda.memory_allocated()
+    return psutil.Process().memory_info().rss
+
+
+def _reset_peak() -> None:
+    if torch.cuda.is_available():
+        torch.cuda.reset_peak_memory_stats()
+    clear = Path("/proc/self/clear_refs")
+    if clear.exists():
+        clear.write_text("5")  # Linux: the high-water mark of resident memory starts anew
+
+
+def _peak(model: AdaptedModel) -> int:
+    """The highest that resident (or GPU) memory stood since `_reset_peak`; on other systems, since the start."""
+    if next(model.base.parameters()).is_cuda:
+        return torch.cuda.max_memory_allocated()
+    status = Path("/proc/self/status")
+    if status.exists():
+        (line,) = [line for line in status.read_text().splitlines() if line.startswith("VmHWM")]
+        return int(line.split()[1]) * 1024
+    import resource
+
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024
+
+
+def _cpu() -> str:
+    info = Path("/proc/cpuinfo")
+    if info.exists():
+        for line in info.read_text().splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    return platform.processor() or platform.machine()
+
+
+def _commit() -> str | None:
+    """The commit of the checkout that this code runs from, if it is one."""
+    folder = Path(__file__).parent
+    found = subprocess.run(
+        ["git", "-C", folder, "rev-parse", "--short=12", "HEAD"], capture_output=True, text=True, check=False
+    )
+    return found.stdout.strip() or None if found.returncode == 0 else None
+
+
+def failed(run: Run, error: str) -> dict[str, Any]:
+    """The measurement of a run that came to nothing, with the reason."""
+    return {
+        "schema": SCHEMA,
+        "status": "failed",
+        "error": error,
+        "experiment": run.experiment,
+        "task": Path(run.task).stem,
+        "base": run.base,
+        "method": {"name": run.method, "label": run.label, "fields": dict(run.fields)},
+        "lr": run.train.get("lr"),
+        "seed": run.train.get("seed", 0),
+        "purpose": run.purpose,
+        "date": datetime.now(UTC).isoformat(timespec="seconds"),
+    }
+
+
+def finite(value: Any) -> Any:
+    """Plain data with None for what JSON has no number for."""
+    if isinstance(value, dict):
+        return {key: finite(each) for key, each in value.items()}
+    if isinstance(value, list):
+        return [finite(each) for each in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def main(arguments: list[str]) -> int:
+    source, target = map(Path, arguments)
+    given = json.loads(source.read_text(encoding="utf-8"))
+    given["fields"] = {key: tuple(v) if isinstance(v, list) else v for key, v in given["fields"].items()}
+    run = Run(**{each.name: given[each.name] for each in fields(Run) if each.name in given})
+    try:
+        result = measure(run)
+    except Exception as error:
+        traceback.print_exc()
+        result = failed(run, f"{type(error).__name__}: {error}")
+    write_text(target, json.dumps(finite(result), indent=1) + "\n")
+    return 0 if result["status"] == "done" else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
