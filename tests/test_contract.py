@@ -96,7 +96,11 @@ def test_generation_with_the_cache_equals_generation_without(method):
             with model.use("a"):
                 results.append(
                     model.base.generate(
-                        batch, attention_mask=mask, max_new_tokens=6, use_cache=use_cache, **{"do_sample": False, **options}
+                        batch,
+                        attention_mask=mask,
+                        max_new_tokens=6,
+                        use_cache=use_cache,
+                        **{"do_sample": False, **options},
                     )
                 )
         assert torch.equal(*results), options

@@ -8,6 +8,18 @@ from halka.training import TrainConfig, train
 
 __version__ = "0.1.0"
 __all__ = [
-    *("load_base", "adapt", "train", "TrainConfig", "save", "load"),
-    *("LoRA", "DoRA", "Bottleneck", "Prefix", "Prompt", "IA3", "BitFit", "Full"),
+    "IA3",
+    "BitFit",
+    "Bottleneck",
+    "DoRA",
+    "Full",
+    "LoRA",
+    "Prefix",
+    "Prompt",
+    "TrainConfig",
+    "adapt",
+    "load",
+    "load_base",
+    "save",
+    "train",
 ]

@@ -65,7 +65,7 @@ class Experiment(BaseModel):
     base: str = "smollm2-135m"
     dtype: str = "bfloat16"
     task: str
-    examples: dict[Literal["train", "validation", "test"], int] = {}
+    examples: dict[str, int] = {}
     methods: tuple[Entry, ...]
     train: dict[str, Any] = {}
     search_steps: int | None = Field(
@@ -80,6 +80,8 @@ class Experiment(BaseModel):
         TrainConfig(**self.train)
         if repeated := {"lr", "seed"} & self.train.keys():
             raise ValueError(f"train: {', '.join(repeated)} is searched or set by seeds, not here")
+        if unknown := self.examples.keys() - {"train", "validation", "test"}:
+            raise ValueError(f"examples: the splits are train, validation and test, not {', '.join(sorted(unknown))}")
         titles = [entry.title() for entry in self.methods]
         if double := {title for title in titles if titles.count(title) > 1}:
             raise ValueError(f"methods: two are called {', '.join(double)}: give each its own label")

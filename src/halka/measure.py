@@ -5,13 +5,10 @@
 
 from __future__ import annotations
 
-import gc
 import json
 import math
-import os
 import platform
 import statistics
-import subprocess
 import sys
 import time
 import traceback
@@ -23,10 +20,9 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
-import psutil
 import torch
 
-from halka import estimate
+from halka import estimate, machine
 from halka.core import AdaptedModel
 from halka.data.batches import batches
 from halka.data.task import Task, limit, load_task
@@ -58,7 +54,7 @@ class Run:
     train: Mapping[str, Any]  # TrainConfig's fields, with lr and seed
     purpose: str = "final"  # a "search" run is judged by its validation loss alone
     dtype: str = "bfloat16"
-    examples: Mapping[str, int | None] = field(default_factory=dict)  # at most so many, by split
+    examples: Mapping[str, int] = field(default_factory=dict)  # at most so many, by split
     folder: str = "."  # for weights and predictions
     threads: int | None = None
     forgetting: str | None = None  # a text file; a page that comes with Halka if not given
@@ -139,14 +135,8 @@ def _identity(run: Run, task: Task, model: AdaptedModel) -> dict[str, Any]:
         "parameters": {"trainable": 0, "total": sum(parameter.numel() for parameter in model.base.parameters())},
         "versions": {package: version(package) for package in ("halka", "torch", "transformers")}
         | {"python": platform.python_version()},
-        "machine": {
-            "cpu": _cpu(),
-            "cores": os.cpu_count(),
-            "threads": torch.get_num_threads(),
-            "memory": psutil.virtual_memory().total,
-            "device": torch.cuda.get_device_name() if device.type == "cuda" else device.type,
-        },
-        "commit": _commit(),
+        "machine": machine.describe(device),
+        "commit": machine.commit(),
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
     }
 
@@ -154,9 +144,10 @@ def _identity(run: Run, task: Task, model: AdaptedModel) -> dict[str, Any]:
 def _train(model: AdaptedModel, run: Run, task: Task, held_out: list[Tokens], config: TrainConfig) -> dict[str, Any]:
     """Train the run's adapter, with a line of JSON to standard output a step."""
     items = as_tokens(model, task.train, config)
-    baseline = _resident(model)
+    device = next(model.base.parameters()).device
+    baseline = machine.resident(device)
     adapter = model.add(NAME, method_named(run.method)(**run.fields), seed=config.seed)
-    _reset_peak()
+    machine.reset_peak(device)
     curve, validation, speeds, step = [], [], [], None
     for step in train(model, NAME, items, config, validation=held_out, folder=run.folder):
         print(json.dumps({"step": step.step, "steps": step.steps, "loss": step.loss}), flush=True)
@@ -165,7 +156,7 @@ def _train(model: AdaptedModel, run: Run, task: Task, held_out: list[Tokens], co
         if step.validation is not None:
             validation.append({"step": step.step, "loss": step.validation})
     assert step is not None
-    peak = _peak(model)
+    peak = machine.peak(device)
     best = min(validation, key=lambda each: each["loss"])
     trained, frozen = adapter.count(), sum(p.numel() * p.element_size() for p in model.base.parameters())
     copies = trained * 4 + (frozen if "base" in adapter.parts else 0)  # fp32 masters; full: and their cast copy
@@ -197,12 +188,8 @@ def _train(model: AdaptedModel, run: Run, task: Task, held_out: list[Tokens], co
 
 def _predicted(model: AdaptedModel, items: list[Tokens], config: TrainConfig) -> estimate.MemorySplit:
     """The estimate for the largest batch of the first epoch."""
-    budget = {"batch_tokens": config.batch_tokens, "batch_size": config.batch_size}
-    if config.batch_tokens is config.batch_size is None:
-        budget["batch_tokens"] = 1024
-    largest = max(
-        batches(items, pad_id=pad_id(model), seed=config.seed, epoch=0, **budget), key=lambda b: b.input_ids.numel()
-    )
+    a_epoch = batches(items, pad_id=pad_id(model), seed=config.seed, epoch=0, **config.limits())
+    largest = max(a_epoch, key=lambda batch: batch.input_ids.numel())
     rows, length = largest.input_ids.shape
     labels = int((largest.labels >= 0).sum())
     return estimate.memory(model.base, model.adapters[NAME], rows=rows, length=length, labels=labels)
@@ -235,55 +222,7 @@ def _write_predictions(path: Path, evaluation: Evaluation) -> None:
     write_text(path, "".join(json.dumps(asdict(each), ensure_ascii=False) + "\n" for each in evaluation.predictions))
 
 
-# ── memory and machine ──────────────────────────────────────────────────────────────────────────────────────────────
-
-
-def _resident(model: AdaptedModel) -> int:
-    """Bytes that this process holds now (on a GPU: that torch has allocated there)."""
-    gc.collect()
-    if next(model.base.parameters()).is_cuda:
-        return torch.cuda.memory_allocated()
-    return psutil.Process().memory_info().rss
-
-
-def _reset_peak() -> None:
-    if torch.cuda.is_available():
-        torch.cuda.reset_peak_memory_stats()
-    clear = Path("/proc/self/clear_refs")
-    if clear.exists():
-        clear.write_text("5")  # Linux: the high-water mark of resident memory starts anew
-
-
-def _peak(model: AdaptedModel) -> int:
-    """The highest that resident (or GPU) memory stood since `_reset_peak`; on other systems, since the start."""
-    if next(model.base.parameters()).is_cuda:
-        return torch.cuda.max_memory_allocated()
-    status = Path("/proc/self/status")
-    if status.exists():
-        (line,) = [line for line in status.read_text().splitlines() if line.startswith("VmHWM")]
-        return int(line.split()[1]) * 1024
-    import resource
-
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if sys.platform == "darwin" else peak * 1024
-
-
-def _cpu() -> str:
-    info = Path("/proc/cpuinfo")
-    if info.exists():
-        for line in info.read_text().splitlines():
-            if line.startswith("model name"):
-                return line.partition(":")[2].strip()
-    return platform.processor() or platform.machine()
-
-
-def _commit() -> str | None:
-    """The commit of the checkout that this code runs from, if it is one."""
-    folder = Path(__file__).parent
-    found = subprocess.run(
-        ["git", "-C", folder, "rev-parse", "--short=12", "HEAD"], capture_output=True, text=True, check=False
-    )
-    return found.stdout.strip() or None if found.returncode == 0 else None
+# ── what it becomes ─────────────────────────────────────────────────────────────────────────────────────────────────
 
 
 def failed(run: Run, error: str) -> dict[str, Any]:

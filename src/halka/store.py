@@ -64,7 +64,7 @@ def save(
             )
     card = Card(
         base={"name": written.config["base_model_name_or_path"], "fingerprint": fingerprint(base)},
-        method={"name": adapter.method.name, "fields": asdict(adapter.method)},  # type: ignore[call-overload]
+        method={"name": adapter.method.name, "fields": asdict(adapter.method)},
         parameters=adapter.count(),
         chat_template=template_of(model),
         task=task,

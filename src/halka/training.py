@@ -29,6 +29,7 @@ from halka.models import hidden_states, logits
 from halka.models.attention import use_attention
 
 CHECKPOINT, METRICS = "checkpoint.safetensors", "metrics.jsonl"
+DEFAULT_BATCH_TOKENS = 1024
 
 
 @dataclass(frozen=True)
@@ -40,7 +41,8 @@ class TrainConfig:
     steps: int | None = field(default=None, metadata={"help": "optimiser steps"})
     batch_size: int | None = field(default=None, metadata={"help": "examples a batch; no limit if not given"})
     batch_tokens: int | None = field(
-        default=None, metadata={"help": "tokens a batch, padding included; 1024 if there is no batch_size either"}
+        default=None,
+        metadata={"help": f"tokens a batch, padding included; {DEFAULT_BATCH_TOKENS} if there is no batch_size either"},
     )
     accumulate: int = field(default=1, metadata={"help": "batches whose gradients make one step"})
     max_length: int | None = field(
@@ -76,6 +78,11 @@ class TrainConfig:
             raise ValueError(f"warmup is a share of the steps, at least 0 and below 1, not {self.warmup}")
         if self.schedule not in ("cosine", "constant"):
             raise ValueError(f"schedule is 'cosine' or 'constant', not {self.schedule!r}")
+
+    def limits(self) -> dict[str, Any]:
+        """What bounds a batch, for `batches` and `plan`."""
+        tokens = DEFAULT_BATCH_TOKENS if self.batch_tokens is self.batch_size is None else self.batch_tokens
+        return {"batch_tokens": tokens, "batch_size": self.batch_size}
 
 
 @dataclass(frozen=True)
@@ -166,7 +173,6 @@ class _Run:
         self.adapter = model.adapters[name]
         self.head_trains = any(target.role in ("head", "base") for target in self.adapter.targets.values())
         self.lengths = [len(item.ids) for item in items]
-        self.budget = 1024 if config.batch_tokens is config.batch_size is None else config.batch_tokens
         self.steps = config.steps or max(1, math.ceil(len(self._plan(0)) / config.accumulate * config.epochs))
         self.evaluate_every = config.evaluate_every or max(1, self.steps // 10)
         self.peak_lr = config.lr or type(self.adapter.method).lr
@@ -274,8 +280,7 @@ class _Run:
     # ── data ────────────────────────────────────────────────────────────────────────────────────────────────────
 
     def _plan(self, epoch: int) -> list[list[int]]:
-        seed, size = self.config.seed, self.config.batch_size
-        return plan(self.lengths, seed=seed, epoch=epoch, batch_tokens=self.budget, batch_size=size)
+        return plan(self.lengths, seed=self.config.seed, epoch=epoch, **self.config.limits())
 
     def _batches(self, skip: int) -> Iterator[Batch]:
         """Batches without end, epoch after epoch; the first `skip` are passed over."""

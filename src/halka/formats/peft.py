@@ -131,7 +131,7 @@ def _write_prompt(adapter: Adapter, targets: tuple[Target, ...]) -> tuple[dict[s
 
 
 def _write_native(adapter: Adapter, targets: tuple[Target, ...]) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    config = {"peft_type": adapter.method.name.upper(), "fields": asdict(adapter.method)}  # type: ignore[call-overload]
+    config = {"peft_type": adapter.method.name.upper(), "fields": asdict(adapter.method)}
     if "base" in adapter.parts:  # full: what computes, not the fp32 masters
         return config, dict(adapter.parts["base"].weights())
     return config, adapter.state_dict()

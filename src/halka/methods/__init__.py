@@ -26,7 +26,7 @@ def all_methods() -> dict[str, type[Method]]:
     for module in iter_modules(__path__, prefix=f"{__name__}."):
         for _, member in getmembers(import_module(module.name), isclass):
             if is_dataclass(member) and member.__module__ == module.name and hasattr(member, "build"):
-                found[member.name] = member
+                found[member.name] = member  # type: ignore[attr-defined]
     return dict(sorted(found.items()))
 
 

@@ -51,7 +51,7 @@ class DoRAPart(LoRAPart):
             self.magnitude = nn.Parameter(self.norms(self._weight()).float())
 
     def _weight(self) -> Tensor:
-        weight = self._linear[0].weight
+        weight: Tensor = self._linear[0].get_parameter("weight")
         return weight.T if self._transposed else weight
 
     def norms(self, weight_OI: Tensor) -> Tensor:

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import ClassVar
+from typing import ClassVar, cast
 
 import torch
 from torch import Tensor, nn
 
-from halka.core import Part, Target
+from halka.core import Part, Reader, Target
 from halka.methods._checks import positive
 from halka.methods.prompt import starting_embeddings
 
@@ -47,9 +47,10 @@ class Prefix:
             return MLPPrefixPart(target, self.length, self.hidden)
         if self.start == "random" and not self.tokens:
             return PrefixPart(torch.randn(self.length, *target.shape) * 0.02)
-        start = starting_embeddings(target.module.vocabulary(), self.length, self.start, self.tokens)
+        base = cast(Reader, target.module)
+        start = starting_embeddings(base.vocabulary(), self.length, self.start, self.tokens)
         with torch.no_grad():
-            return PrefixPart(target.module.read(start[None])[0].float().contiguous())
+            return PrefixPart(base.read(start[None])[0].float().contiguous())
 
 
 class PrefixPart(Part):

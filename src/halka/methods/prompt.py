@@ -42,7 +42,9 @@ class Prompt:
         return ("embed",)
 
     def build(self, target: Target) -> Part:
-        return PromptPart(starting_embeddings(target.module.weight, self.length, self.start, self.tokens))
+        return PromptPart(
+            starting_embeddings(target.module.get_parameter("weight"), self.length, self.start, self.tokens)
+        )
 
 
 def starting_embeddings(vocabulary_VD: Tensor, length: int, start: str, tokens: tuple[int, ...]) -> Tensor:

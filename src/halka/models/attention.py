@@ -66,7 +66,7 @@ def attend(
     memory holds every layer's; `record`, if given, receives this layer's own keys and values under its number.
     """
     batch, _, tokens, width = query.shape
-    scaling = width**-0.5 if scaling is None else scaling
+    scale = width**-0.5 if scaling is None else scaling
     if record is not None:
         record[module.layer_idx] = (key, value)  # type: ignore[index]
     causal = (
@@ -86,10 +86,10 @@ def attend(
     if small or softcap is not None:
         if causal:
             attention_mask = torch.ones(tokens, tokens, dtype=torch.bool, device=query.device).tril()[None, None]
-        output = grouped_products(query, key, value, attention_mask, scaling, dropout, softcap)
+        output = grouped_products(query, key, value, attention_mask, scale, dropout, softcap)
     else:
         output = F.scaled_dot_product_attention(
-            query, key, value, attention_mask, dropout, causal, scale=scaling, enable_gqa=key.shape[1] != query.shape[1]
+            query, key, value, attention_mask, dropout, causal, scale=scale, enable_gqa=key.shape[1] != query.shape[1]
         )
     return output.transpose(1, 2).contiguous(), None
 

@@ -151,7 +151,7 @@ def layout_of(base: nn.Module) -> Layout:
 def linear_targets(base: nn.Module, layout: Layout) -> list[Target]:
     """Every linear layer, both sublayers' outputs and the head of `base`, in the order of its layers."""
     targets = []
-    for layer in range(len(base.get_submodule(layout.layers))):
+    for layer in range(len(list(base.get_submodule(layout.layers).children()))):
         prefix = f"{layout.layers}.{layer}"
         for role, path in layout.linears.items():
             targets.append(_linear(base, f"{prefix}.{path}", role, layer))

@@ -29,7 +29,7 @@ class VirtualTokens(nn.Module):
         super().__init__()
         config = base.config.get_text_config()
         heads = config.num_attention_heads
-        self.layers = len(base.get_submodule(layout.layers))
+        self.layers = len(list(base.get_submodule(layout.layers).children()))
         width = getattr(config, "head_dim", None) or config.hidden_size // heads
         self.shape = (2 * self.layers, getattr(config, "num_key_value_heads", None) or heads, width)
         self.limit: int | None = getattr(config, "max_position_embeddings", None)

@@ -8,10 +8,10 @@ from statistics import mean
 from typing import TYPE_CHECKING
 
 from halka.report import sentences
-from halka.report.labels import Name, at_the_right, beside, text_width
+from halka.report.labels import LINE, Name, at_the_right, beside, text_width
 from halka.report.rows import Measurement, Row, counting_runs, entry, is_done, label_of, number
 from halka.report.summary import Summary
-from halka.report.svg import Look, colour, grid, looks, name_axes, new_figure
+from halka.report.svg import HEIGHT, Look, colour, grid, looks, name_axes, new_figure
 from halka.report.units import count, learning_rate, shortened, size
 
 if TYPE_CHECKING:
@@ -87,7 +87,7 @@ def storage(summary: Summary, _: Sequence[Measurement]) -> tuple[Figure, str, st
     if not rows:
         return None
     look = looks(summary.rows)
-    figure, axes = new_figure(left=52, right=_room(rows))
+    figure, axes = new_figure(left=52, right=_room(rows), height=_tall(len(rows)))
     axes.set_xscale("log")
     axes.set_yscale("log")
     names = []
@@ -124,7 +124,7 @@ def curves(summary: Summary, measurements: Sequence[Measurement]) -> tuple[Figur
     if not lines:
         return None
     look = looks(summary.rows)
-    figure, axes = new_figure(left=46, right=_room([row for row, _ in lines]))
+    figure, axes = new_figure(left=46, right=_room([row for row, _ in lines]), height=_tall(len(lines)))
     names = []
     for row, points in lines:
         steps, low, middle, high = zip(*points, strict=True)
@@ -247,3 +247,8 @@ def _room(rows: Sequence[Row]) -> float:
     """The margin that labels at the right need."""
     _, axes = new_figure(left=60, right=60)
     return 24 + max(text_width(axes, shortened(row.label)) for row in rows)
+
+
+def _tall(names: int) -> float:
+    """The height at which so many labels have room at the right."""
+    return max(HEIGHT, 68 + LINE * names)

@@ -1,0 +1,50 @@
+"""`halka`: the commands by name, in the order of the work."""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Annotated
+
+import typer
+
+from halka.cli import adapters, bases, compare, data, evaluate, generate, methods, train
+from halka.cli.command import Command, Commands, examples
+
+app = typer.Typer(
+    cls=Commands,
+    help="Fine-tune language models lightly: one frozen base, many small adapters, measured.",
+    epilog=examples("halka demo", "halka train --base smollm2-135m --task support -o runs/support"),
+    rich_markup_mode=None,
+    add_completion=False,
+)
+command = partial(app.command, cls=Command)
+
+
+@app.callback(invoke_without_command=True)
+def halka(
+    ctx: typer.Context,
+    version: Annotated[bool, typer.Option("--version", help="print the version")] = False,
+    debug: Annotated[bool, typer.Option("--debug", help="show where an error came from, as HALKA_DEBUG=1 does")] = False,
+) -> None:
+    if version:
+        from importlib.metadata import version as version_of
+
+        typer.echo(f"halka {version_of('halka')}")
+    elif ctx.invoked_subcommand is None:
+        typer.echo(ctx.get_help())
+
+
+app.add_typer(bases.app, name="base")
+command("methods", epilog=examples("halka methods", "halka methods lora"))(methods.methods)
+app.add_typer(data.app, name="data")
+app.command("train", cls=train.Deferred)(train.train)
+command("evaluate", epilog=evaluate.EXAMPLES)(evaluate.evaluate)
+command("generate", epilog=generate.EXAMPLES)(generate.generate)
+command("compare", epilog=examples("halka compare experiment.yaml -o results"))(compare.compare)
+command("demo", epilog=examples("halka demo -o demo"))(compare.demo)
+app.add_typer(adapters.app, name="adapters")
+
+
+def main() -> None:
+    """The entry point of the package."""
+    app()

@@ -1,0 +1,65 @@
+"""`halka base`: the models that adapters are trained on."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from halka.cli.command import Command, Json, columns, emit, examples, group, say, show
+
+app = group("Bases: pull one, list those known by a short name, show what one is.")
+
+
+@app.command(cls=Command, epilog=examples("halka base pull smollm2-135m"))
+def pull(
+    name: Annotated[str, typer.Argument(metavar="NAME", help="a short name, as `halka base list` gives it")],
+    json: Json = False,
+) -> None:
+    """Fetch a base and keep it on this machine."""
+    from halka.models.loading import pull
+
+    folder = pull(name, say)
+    if json:
+        emit({"name": name, "path": folder})
+    else:
+        show(f"{name} is in {folder}")
+        say(f"Next: halka train --base {name} --task support -o runs/support")
+
+
+@app.command("list", cls=Command, epilog=examples("halka base list"))
+def list_(json: Json = False) -> None:
+    """List the bases that have a short name."""
+    from halka.models.loading import known_bases, list_bases
+    from halka.report.units import count, size
+
+    bases, known = list_bases(), known_bases()
+    if json:
+        return emit([{**vars(base), "parameters": known[base.name].parameters} for base in bases])
+    table = columns("name", "parameters", "on disk", "licence", "place", right=("parameters", "on disk"))
+    for base in bases:
+        info = known[base.name]
+        held = size(base.bytes) if base.pulled else "–"
+        place = str(base.path) if base.pulled else f"not here yet: halka base pull {base.name}"
+        table.add_row(base.name, count(info.parameters), held, info.licence, place)
+    show(table, "Any transformers folder or hub name of a causal language model will do as well.")
+
+
+@app.command("show", cls=Command, epilog=examples("halka base show smollm2-135m", "halka base show ./my-model --json"))
+def show_(
+    name: Annotated[str, typer.Argument(metavar="NAME", help="short name, folder or hub name of a base")],
+    json: Json = False,
+) -> None:
+    """Show what a base is: sizes, context, chat template, licence."""
+    from halka.models.loading import show as described
+    from halka.report.units import size
+
+    found = described(name)
+    if json:
+        return emit(found)
+    table = columns("", "")
+    table.show_header = False
+    for key, value in found.items():
+        shown = size(value) if key == "bytes" else f"{value:,}" if isinstance(value, int) else str(value or "–")
+        table.add_row(key.replace("_", " "), shown)
+    show(table)

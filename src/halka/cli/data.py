@@ -1,0 +1,59 @@
+"""`halka data`: what files hold, before anything is trained on them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from halka.cli.command import Command, Json, emit, examples, existing_file, group
+
+app = group("Data files: look at them as the model will.")
+
+
+@app.command(
+    cls=Command,
+    epilog=examples(
+        "halka data preview train.jsonl --base smollm2-135m",
+        "halka data preview train.jsonl test.jsonl --base smollm2-135m --max-length 512",
+    ),
+)
+def preview(
+    files: Annotated[list[Path], typer.Argument(metavar="FILE...", help="JSONL, JSON, CSV, TSV or Parquet")],
+    base: Annotated[str, typer.Option(metavar="NAME", help="the base whose tokens and chat template are used")],
+    max_length: Annotated[int | None, typer.Option(metavar="N", help="count examples with more tokens")] = None,
+    shape: Annotated[str | None, typer.Option(metavar="TEXT", help="how rows are written; else found out")] = None,
+    examples: Annotated[int, typer.Option(metavar="N", min=0, help="examples to show in full")] = 3,
+    json: Json = False,
+) -> None:
+    """Show files as the model will see them: tokens, loss, lengths, faults, leaks.
+
+    Each file's prompts are looked for in the files before it, so that a test file comes after what is trained on.
+    """
+    from rich.console import Console
+
+    from halka.data.preview import preview, render
+
+    for file in files:
+        existing_file(file, "FILE")
+    tokenizer = tokenizer_of(base)
+    previews = [
+        preview(file, tokenizer, max_length, shape, examples, others=files[:index]) for index, file in enumerate(files)
+    ]
+    if json:
+        return emit([each.to_json() for each in previews])
+    console = Console(highlight=False)
+    for index, each in enumerate(previews):
+        if index:
+            console.print()
+        render(each, console)
+
+
+def tokenizer_of(base: str):
+    """A base's tokenizer, without its weights."""
+    from transformers import AutoTokenizer
+
+    from halka.models.loading import show
+
+    return AutoTokenizer.from_pretrained(show(base)["path"], local_files_only=True, trust_remote_code=False)

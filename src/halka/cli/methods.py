@@ -1,0 +1,68 @@
+"""`halka methods`: what can be trained, with every hyper-parameter."""
+
+from __future__ import annotations
+
+import sys
+from typing import Annotated, Any
+
+import typer
+
+from halka.cli.command import Json, columns, emit, show
+
+
+def methods(
+    name: Annotated[str | None, typer.Argument(metavar="[NAME]", help="one method, with its fields")] = None,
+    json: Json = False,
+) -> None:
+    """List the methods, or show one: its fields, roles, learning rate and paper."""
+    from halka.methods import all_methods, method_named
+
+    found = {name: method_named(name)} if name else all_methods()
+    described = [describe(each) for each in found.values()]
+    if json:
+        emit(described[0] if name else described)
+    elif name:
+        _show_one(described[0])
+    else:
+        _show_all(described)
+
+
+def describe(method: Any) -> dict[str, Any]:
+    """A method as plain data; its meaning is the first line of its file."""
+    from halka.settings import settings_of
+
+    fields = [
+        {"name": each.name, "flag": each.flag, "default": each.default, "takes": each.words, "help": each.help}
+        for each in settings_of(method).values()
+    ]
+    return {
+        "name": method.name,
+        "meaning": (sys.modules[method.__module__].__doc__ or "").splitlines()[0],
+        "paper": method.paper,
+        "lr": method.lr,
+        "roles": list(method().roles()),
+        "fields": fields,
+    }
+
+
+def _show_all(described: list[dict[str, Any]]) -> None:
+    table = columns("method", "lr", "meaning", right=("lr",))
+    for each in described:
+        table.add_row(each["name"], f"{each['lr']:g}", each["meaning"])
+    show(table, "", "`halka methods NAME` shows a method's fields.")
+
+
+def _show_one(described: dict[str, Any]) -> None:
+    show(
+        described["meaning"],
+        f"paper: {described['paper']}",
+        f"learning rate to start from: {described['lr']:g}",
+        f"acts on: {', '.join(described['roles'])}",
+        "",
+    )
+    table = columns("flag", "default", "takes", "meaning")
+    for field in described["fields"]:
+        default = field["default"]
+        shown = ",".join(map(str, default)) if isinstance(default, tuple) else str(default).lower()
+        table.add_row(field["flag"], shown or "none", field["takes"], field["help"])
+    show(table if described["fields"] else "It has no fields.")

@@ -1,0 +1,140 @@
+"""What `halka train` may be told: its own settings, every method's fields and TrainConfig's, as flags and in files."""
+
+from __future__ import annotations
+
+import inspect
+import os
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from halka.core import Method
+from halka.methods import all_methods, method_named
+from halka.settings import (
+    Given,
+    Setting,
+    build,
+    from_environment,
+    from_file,
+    from_flags,
+    settings_of,
+    united,
+)
+from halka.training import TrainConfig
+
+
+@dataclass(frozen=True)
+class RunSettings:
+    """What is trained, on what, and where it goes."""
+
+    base: str = field(
+        metadata={"help": "short name, folder or hub name of the base", "metavar": "NAME", "beside": True}
+    )
+    out: Path = field(metadata={"help": "the run's folder", "metavar": "FOLDER", "short": "-o"})
+    method: str = field(default="lora", metadata={"help": "as `halka methods` lists them", "metavar": "NAME"})
+    task: str | None = field(
+        default=None,
+        metadata={"help": "a task: support, a .yaml or .py file", "metavar": "NAME", "beside": True},
+    )
+    data: tuple[Path, ...] = field(
+        default=(), metadata={"help": "examples to train on, where there is no task; may be repeated"}
+    )
+    validation: str | None = field(
+        default=None,
+        metadata={"help": "a file, or the share of --data to hold out (0.1)", "metavar": "FILE|X", "beside": True},
+    )
+    shape: str | None = field(default=None, metadata={"help": "how the rows of --data are written; else found out"})
+    text: str | None = field(default=None, metadata={"help": "what virtual tokens start as (prompt, prefix)"})
+    dtype: str = field(default="bfloat16", metadata={"help": "precision of the base: bfloat16, float32, …"})
+    device: str | None = field(default=None, metadata={"help": "cuda, mps or cpu; the first there is"})
+
+
+@dataclass(frozen=True)
+class Sources:
+    """Every setting that there is, by where it belongs."""
+
+    run: Mapping[str, Setting]
+    methods: Mapping[str, Mapping[str, Setting]]
+    train: Mapping[str, Setting]
+
+    @property
+    def of_methods(self) -> dict[str, Setting]:
+        return united(self.methods)
+
+    @property
+    def all(self) -> dict[str, Setting]:
+        found = {**self.run, **self.of_methods, **self.train}
+        names = [setting.name for setting in found.values()]
+        assert len({*names}) == len(self.run) + len(self.of_methods) + len(self.train), f"two settings share a flag: {names}"
+        return found
+
+
+def sources() -> Sources:
+    return Sources(
+        run=settings_of(RunSettings),
+        methods={name: settings_of(method) for name, method in all_methods().items()},
+        train=settings_of(TrainConfig, "train"),
+    )
+
+
+def read(config: Path | None, flags: Mapping[str, Any]) -> tuple[RunSettings, Callable[..., Method], TrainConfig]:
+    """The run's settings, its method (to be called with fields that replace what was given) and its TrainConfig.
+
+    Raises ValueError naming the setting, where it was given, and what is wrong with it.
+    """
+    known = sources()
+    every = known.all
+    given = from_file(config, every) if config is not None else {}
+    given |= from_environment(os.environ, every)
+    given |= from_flags(flags, every)
+    run = build(RunSettings, known.run, given)
+    method, fields = method_named(run.method), known.methods.get(run.method, {})
+    _refuse_others(given, known, run.method)
+    chosen = build(method, fields, given)
+    train = build(TrainConfig, known.train, given)
+    return run, chosen, train
+
+
+def _refuse_others(given: Mapping[str, Given], known: Sources, method: str) -> None:
+    own = known.methods[method]
+    for path in known.of_methods:
+        if path in given and path not in own:
+            fields = ", ".join(own) or "none"
+            raise ValueError(f"{given[path].where}: {method} has no field {path!r}; its fields are: {fields}")
+
+
+# ── flags ───────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def signature() -> inspect.Signature:
+    """Every setting as a flag, for typer to read."""
+    known = sources()
+    sections = {
+        "Run": known.run,
+        "Method (fields, and which methods have them)": known.of_methods,
+        "Training": known.train,
+    }
+    flags = [flag(setting, title) for title, settings in sections.items() for setting in settings.values()]
+    return inspect.Signature(flags)
+
+
+def flag(setting: Setting, section: str) -> inspect.Parameter:
+    """One setting as a flag; all are text, converted later with what files and the environment say."""
+    name = setting.flag
+    names = [f"{name}/--no-{name[2:]}"] if setting.item is bool else [name, *filter(None, [setting.short])]
+    kind: Any = bool | None if setting.item is bool else str | None
+    if setting.many and setting.item is Path:
+        kind = list[str] | None
+    shown = setting.shown
+    option = typer.Option(
+        *names,
+        help=setting.help + (f" [{shown}]" if shown else ""),
+        metavar=setting.metavar or None,
+        rich_help_panel=section,
+    )
+    return inspect.Parameter(
+        setting.name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=Annotated[kind, option]
+    )

@@ -1,0 +1,164 @@
+"""A base yields targets, a method builds parts for them, an adapter is the parts of one method on one base.
+
+Shape letters used in this project:
+    B rows of a batch    T tokens    D hidden width    I, O a linear's widths, in and out    R rank or bottleneck width
+    L layers             H key/value heads             P virtual tokens (of a prefix or a prompt)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any, ClassVar, Protocol
+
+import torch
+from torch import Tensor, nn
+
+# The linear layers of a decoder block, the fused forms that some architectures have, and names for groups of them.
+LINEAR_ROLES = (
+    *("attn.q", "attn.k", "attn.v", "attn.qkv", "attn.o"),
+    *("mlp.gate", "mlp.up", "mlp.gate_up", "mlp.down"),
+)
+ROLE_GROUPS: Mapping[str, tuple[str, ...]] = {
+    "linear": LINEAR_ROLES,
+    "attn.kv": ("attn.k", "attn.v", "attn.qkv"),
+    "attn.qv": ("attn.q", "attn.v", "attn.qkv"),
+    "attn.linear": tuple(role for role in LINEAR_ROLES if role.startswith("attn.")),
+    "mlp.linear": tuple(role for role in LINEAR_ROLES if role.startswith("mlp.")),
+}
+
+
+@dataclass(frozen=True)
+class Target:
+    """One place in a base where a method may act.
+
+    role        the same for every architecture: a linear layer (`attn.q` … `mlp.down`), a sublayer's output before the
+                residual sum (`attn`, `mlp`), the output layer (`head`), the input embeddings (`embed`), every layer's
+                keys and values (`memory`), or all weights (`base`)
+    name        the module's path in the base
+    d_in, d_out the widths of what the part reads and of what it returns
+    source      for `attn` and `mlp`: the path of the module that receives the sublayer's input; for `base`: of the
+                decoder, whose every pass begins there
+    shape       for `memory`: (2·L, H, head width), a key and a value per layer
+    transposed  the weight is stored as (I, O), as GPT-2's Conv1D does
+    """
+
+    name: str
+    role: str
+    module: nn.Module = field(repr=False, compare=False)
+    d_in: int
+    d_out: int
+    layer: int | None = None
+    source: str | None = None
+    shape: tuple[int, ...] = ()
+    transposed: bool = False
+
+    @property
+    def key(self) -> str:
+        """Unlike the name, never shared: `mlp` and `mlp.down` stand at the same module."""
+        return f"{self.name}:{self.role}"
+
+
+class Part(nn.Module):
+    """What a method puts at one target. A part overrides what applies to it; the rest leaves the base alone."""
+
+    def before(self, x: Tensor) -> Tensor:
+        """At a module: what it shall receive instead of x (B, T, I)."""
+        return x
+
+    def forward(self, x: Tensor, y: Tensor) -> Tensor:
+        """At a module: what it shall return instead of y (B, T, O), given that it received x (B, T, I).
+
+        At `attn` and `mlp`, x is what the whole sublayer received.
+        """
+        return y
+
+    def virtual(self) -> Tensor:
+        """At `embed`: virtual embeddings (P, D). At `memory`: keys and values (P, 2·L, H, width)."""
+        raise NotImplementedError
+
+    def weights(self) -> Mapping[str, Tensor]:
+        """At `base`: the tensors that stand in for the base's parameters, by name, in the base's precision."""
+        raise NotImplementedError
+
+    def merged(self, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor | None]:
+        """The module's weight (O, I) and bias (O,), fp32, with this part inside them."""
+        raise NotImplementedError(f"{type(self).__name__} has no form as a weight")
+
+
+class Reader(Protocol):
+    """What the module of a `memory` target can do: read text as the base does."""
+
+    def vocabulary(self) -> Tensor:
+        """The input embeddings (V, D) of the base's tokens."""
+        ...
+
+    def read(self, embeddings: Tensor) -> Tensor:
+        """The keys and values (N, P, 2·L, H, W) that the base computes for embeddings (N, P, D)."""
+        ...
+
+
+class Method(Protocol):
+    """A frozen dataclass whose fields are hyper-parameters; `docs/add-a-method.md` walks through one."""
+
+    __dataclass_fields__: ClassVar[dict[str, Any]]
+    name: ClassVar[str]  # in files and on the command line
+    paper: ClassVar[str]
+    lr: ClassVar[float]  # a learning rate to start from
+
+    def roles(self) -> tuple[str, ...]:
+        """The roles, or groups of roles, that it acts on."""
+        ...
+
+    def build(self, target: Target) -> Part | None:
+        """The part for one target of those roles, fp32, or None to leave that target alone."""
+        ...
+
+
+class Adapter:
+    """The parts that one method built for one base, by their targets' paths."""
+
+    def __init__(self, method: Method, parts: Mapping[str, Part], targets: Mapping[str, Target]):
+        self.method = method
+        self.parts = dict(parts)
+        self.targets = dict(targets)
+
+    def named_parameters(self) -> Iterator[tuple[str, nn.Parameter]]:
+        for path, part in self.parts.items():
+            for name, parameter in part.named_parameters():
+                yield f"{path}.{name}", parameter
+
+    def parameters(self) -> list[nn.Parameter]:
+        return [parameter for _, parameter in self.named_parameters()]
+
+    def count(self) -> int:
+        """The number of trained parameters."""
+        return sum(parameter.numel() for parameter in self.parameters())
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """Every part's tensors under `<target path>.<name>`, detached, sharing memory with the parts."""
+        state = {}
+        for path, part in self.parts.items():
+            state.update(part.state_dict(prefix=f"{path}."))
+        return state
+
+    def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
+        """Copy `state` in. Raises ValueError naming every key that is missing, unknown or of another shape."""
+        own = self.state_dict()
+        problems = [f"missing {key}" for key in own.keys() - state.keys()]
+        problems += [f"unknown {key}" for key in state.keys() - own.keys()]
+        problems += [
+            f"{key} is {tuple(state[key].shape)}, expected {tuple(own[key].shape)}"
+            for key in own.keys() & state.keys()
+            if state[key].shape != own[key].shape
+        ]
+        if problems:
+            shown = "; ".join(sorted(problems)[:5])
+            raise ValueError(f"the weights do not fit this adapter: {shown} ({len(problems)} problems in all)")
+        with torch.no_grad():
+            for key, tensor in own.items():
+                tensor.copy_(state[key])
+
+    def train(self, mode: bool = True) -> None:
+        for part in self.parts.values():
+            part.train(mode)

@@ -1,0 +1,72 @@
+"""What this process holds and has held, and what machine and commit it runs on."""
+
+from __future__ import annotations
+
+import gc
+import os
+import platform
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import psutil
+import torch
+
+_CLEAR, _STATUS = Path("/proc/self/clear_refs"), Path("/proc/self/status")
+
+
+def resident(device: torch.device) -> int:
+    """Bytes that this process holds now: in memory, or on a GPU as torch has allocated them there."""
+    gc.collect()
+    return torch.cuda.memory_allocated() if device.type == "cuda" else psutil.Process().memory_info().rss
+
+
+def reset_peak(device: torch.device) -> None:
+    """Let `peak` begin from what is held now (on a CPU: on Linux)."""
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats()
+    elif _CLEAR.exists():
+        _CLEAR.write_text("5")
+
+
+def peak(device: torch.device) -> int:
+    """The most bytes held since `reset_peak`; on a CPU elsewhere than on Linux, since the process began."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated()
+    if _STATUS.exists():
+        (line,) = [line for line in _STATUS.read_text().splitlines() if line.startswith("VmHWM")]
+        return int(line.split()[1]) * 1024
+    import resource
+
+    held = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return held if sys.platform == "darwin" else held * 1024
+
+
+def describe(device: torch.device) -> dict[str, Any]:
+    """The machine, for a measurement."""
+    return {
+        "cpu": _cpu(),
+        "cores": os.cpu_count(),
+        "threads": torch.get_num_threads(),
+        "memory": psutil.virtual_memory().total,
+        "device": torch.cuda.get_device_name() if device.type == "cuda" else device.type,
+    }
+
+
+def commit() -> str | None:
+    """The commit of the checkout that this code runs from, if it is one and git is there."""
+    command = ["git", "-C", str(Path(__file__).parent), "rev-parse", "--short=12", "HEAD"]
+    try:
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        return None
+
+
+def _cpu() -> str:
+    info = Path("/proc/cpuinfo")
+    if info.exists():
+        for line in info.read_text().splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    return platform.processor() or platform.machine()

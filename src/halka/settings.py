@@ -1,0 +1,261 @@
+"""Settings: a dataclass field said once, given by a YAML file, the environment or a flag, in rising order.
+
+    in the file             in the environment        as a flag
+    rank: 8                 HALKA_TRAIN_RANK=8        --rank 8
+    train: {lr: 0.001}      HALKA_TRAIN_LR=0.001      --lr 0.001
+
+A key that no setting has is an error that names its path and the closest one. A field's metadata may hold `help`,
+`metavar`, `short` (a one-letter flag), and `beside=True` for a name that a file may also give as a path seen from its
+own folder, as it gives every `Path`.
+"""
+
+from __future__ import annotations
+
+import difflib
+import types
+import typing
+from collections.abc import Iterable, Mapping
+from dataclasses import MISSING, dataclass, fields
+from pathlib import Path
+from typing import Any, TypeVar
+
+T = TypeVar("T")
+
+PREFIX = "HALKA_TRAIN_"
+WORDS = {int: "a whole number", float: "a number", bool: "true or false", str: "text", Path: "a path"}
+METAVARS = {int: "N", float: "X", str: "TEXT", Path: "FILE"}
+
+
+@dataclass(frozen=True)
+class Setting:
+    """One field that may be set: its path in a file ("train.lr"), its type, its meaning and what it is otherwise."""
+
+    path: str
+    kind: Any
+    help: str
+    default: Any = MISSING  # MISSING: it must be given
+    metavar: str = ""
+    short: str = ""
+    beside: bool = False
+
+    @property
+    def name(self) -> str:
+        return self.path.rpartition(".")[2]
+
+    @property
+    def flag(self) -> str:
+        return f"--{self.name.replace('_', '-')}"
+
+    @property
+    def variable(self) -> str:
+        return PREFIX + self.name.upper()
+
+    @property
+    def optional(self) -> bool:
+        return type(None) in typing.get_args(self.kind)
+
+    @property
+    def item(self) -> type:
+        """The type of one value: int for `int | None` and for `tuple[int, ...]`."""
+        kind = self.kind
+        if typing.get_origin(kind) in (typing.Union, types.UnionType):
+            (kind,) = (each for each in typing.get_args(kind) if each is not type(None))
+        return typing.get_args(kind)[0] if self.many else kind
+
+    @property
+    def many(self) -> bool:
+        return typing.get_origin(self.kind) is tuple
+
+    @property
+    def shown(self) -> str:
+        """The default as one would write it; nothing where there is none."""
+        if self.default is MISSING or self.default is None or self.default == ():
+            return ""
+        if self.many:
+            return ",".join(map(str, self.default))
+        return f"{self.default:g}" if self.item is float else str(self.default)
+
+    @property
+    def words(self) -> str:
+        """What it takes, for messages."""
+        one = WORDS[self.item]
+        return (f"{one}, or several with commas between" if self.many else one) + (", or none" if self.optional else "")
+
+
+@dataclass(frozen=True)
+class Given:
+    """A value as it was given, and where."""
+
+    value: Any
+    where: str
+
+
+Layer = dict[str, Given]  # by the setting's path
+
+
+def settings_of(cls: type, section: str = "") -> dict[str, Setting]:
+    """The settings that are a dataclass's fields, by path; `section` stands before each."""
+    hints = typing.get_type_hints(cls)
+    found = {}
+    for each in fields(cls):
+        path = f"{section}.{each.name}" if section else each.name
+        item = Setting(path, hints[each.name], "").item
+        found[path] = Setting(
+            path,
+            hints[each.name],
+            help=each.metadata.get("help", ""),
+            default=each.default,
+            metavar=each.metadata.get("metavar", METAVARS.get(item, "")),
+            short=each.metadata.get("short", ""),
+            beside=each.metadata.get("beside", item is Path),
+        )
+    return found
+
+
+def from_file(file: Path, known: Mapping[str, Setting]) -> Layer:
+    """What a YAML file says. Paths in it are seen from its own folder.
+
+    Raises ValueError for a file that is not there or no YAML, and for an unknown key.
+    """
+    import yaml
+
+    try:
+        content = yaml.safe_load(file.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise ValueError(f"there is no file {file}: check the path, it is seen from {Path.cwd()}") from None
+    except (yaml.YAMLError, UnicodeDecodeError, OSError) as error:
+        raise ValueError(f"{file} cannot be read as YAML: {error}") from None
+    if content is not None and not isinstance(content, dict):
+        raise ValueError(f"{file} holds no settings: it needs keys and values, such as method: lora")
+    layer = {}
+    for path, value in _leaves(content or {}, known):
+        if path not in known:
+            raise ValueError(f"{file}: {path}: there is no such setting{_hint(path, known)}")
+        setting = known[path]
+        layer[path] = Given(_seen_from(file.parent, value, setting) if setting.beside else value, f"{file}: {path}")
+    return layer
+
+
+def from_environment(environment: Mapping[str, str], known: Mapping[str, Setting]) -> Layer:
+    """What variables that begin with `PREFIX` say; an empty one says nothing. Raises ValueError for an unknown one."""
+    by_variable = {setting.variable: setting for setting in known.values()}
+    layer = {}
+    for variable, value in sorted(environment.items()):
+        if not variable.startswith(PREFIX) or not value:
+            continue
+        if variable not in by_variable:
+            raise ValueError(f"{variable}: there is no such setting{_hint(variable, by_variable)}")
+        layer[by_variable[variable].path] = Given(value, variable)
+    return layer
+
+
+def from_flags(flags: Mapping[str, Any], known: Mapping[str, Setting]) -> Layer:
+    """What was given on the command line, by the settings' names; None was not given."""
+    return {
+        setting.path: Given(flags[setting.name], setting.flag)
+        for setting in known.values()
+        if flags.get(setting.name) is not None
+    }
+
+
+def build(cls: type[T], settings: Mapping[str, Setting], given: Mapping[str, Given]) -> T:
+    """The dataclass whose fields are `settings`, from what is `given`; the rest keep their defaults.
+
+    Raises ValueError naming where a wrong value was given, or how to give one that is missing.
+    """
+    values = {}
+    for path, setting in settings.items():
+        if path in given:
+            values[setting.name] = convert(setting, given[path])
+        elif setting.default is MISSING:
+            raise ValueError(
+                f"{setting.name} is missing ({setting.help}): give {setting.flag} {setting.metavar}, "
+                f"{setting.path}: in a file for --config, or {setting.variable}"
+            )
+    return cls(**values)
+
+
+def convert(setting: Setting, given: Given) -> Any:
+    """The value in the setting's own type. Text may be "none" where that is allowed, and hold commas for several.
+
+    Raises ValueError naming where it was given and what it should be.
+    """
+    from pydantic import ConfigDict, TypeAdapter, ValidationError
+
+    value = given.value
+    if isinstance(value, str):
+        if setting.optional and setting.item is not str and value.lower() in ("none", "null"):
+            value = None
+        elif setting.many:
+            value = [value] if setting.item is Path else [each.strip() for each in value.split(",") if each.strip()]
+    wrong = ValueError(f"{given.where}: {given.value!r} is not {setting.words}")
+    if isinstance(value, bool) and setting.item is not bool:
+        raise wrong
+    try:
+        adapter = TypeAdapter(setting.kind, config=ConfigDict(coerce_numbers_to_str=True, allow_inf_nan=False))
+        return adapter.validate_python(value)
+    except ValidationError:
+        raise wrong from None
+
+
+def united(owned: Mapping[str, Mapping[str, Setting]]) -> dict[str, Setting]:
+    """One setting for each path that some of the owners have, whose help says which, and with what default."""
+    found: dict[str, dict[str, Setting]] = {}
+    for owner, settings in owned.items():
+        for path, setting in settings.items():
+            found.setdefault(path, {})[owner] = setting
+    return {path: _unite(path, owners) for path, owners in found.items()}
+
+
+def _unite(path: str, owners: Mapping[str, Setting]) -> Setting:
+    first = next(iter(owners.values()))
+    assert all(each.kind == first.kind for each in owners.values()), f"{path} is not of one type: {sorted(owners)}"
+    alike: dict[tuple[str, str], list[str]] = {}
+    for owner, setting in owners.items():
+        alike.setdefault((setting.help, setting.shown), []).append(owner)
+    told = [
+        f"{', '.join(names)}: {help}" + (f" [{default}]" if default else "") for (help, default), names in alike.items()
+    ]
+    return Setting(path, first.kind, "; ".join(told), None, first.metavar, first.short, first.beside)
+
+
+def _leaves(content: Mapping[Any, Any], known: Mapping[str, Setting], above: str = "") -> Iterable[tuple[str, Any]]:
+    for key, value in content.items():
+        path = f"{above}{key}"
+        if isinstance(value, dict) and path not in known:
+            yield from _leaves(value, known, f"{path}.")
+        elif value is None and any(each.startswith(f"{path}.") for each in known):
+            continue  # an empty section
+        else:
+            yield path, value
+
+
+def _seen_from(folder: Path, value: Any, setting: Setting) -> Any:
+    """A path, or a name that is a path beside the file, as seen from here; all else as it is."""
+    if isinstance(value, list):
+        return [_seen_from(folder, each, setting) for each in value]
+    if not isinstance(value, str):
+        return value
+    path = folder / Path(value).expanduser()
+    return str(path) if setting.item is Path or path.exists() else value
+
+
+def _hint(wrong: str, known: Iterable[str]) -> str:
+    known = list(known)
+    last = wrong.rpartition(".")[2]
+    close = [path for path in known if path.rpartition(".")[2] == last] or difflib.get_close_matches(wrong, known, n=1)
+    close = close or [p for p in known if difflib.get_close_matches(last, [p.rpartition(".")[2]], n=1)]
+    return f"; did you mean {close[0]}?" if close else ": `halka train --help` lists all"
+
+
+def said(value: Any) -> dict[str, Any]:
+    """A dataclass's fields as a file says them, wherever it will lie: paths are whole."""
+    return {each.name: _plain(getattr(value, each.name), each.metadata.get("beside", False)) for each in fields(value)}
+
+
+def _plain(value: Any, beside: bool) -> Any:
+    if isinstance(value, tuple):
+        return [_plain(each, beside) for each in value]
+    if isinstance(value, Path) or (beside and isinstance(value, str) and Path(value).exists()):
+        return str(Path(value).absolute())
+    return value
