@@ -7,6 +7,7 @@ import itertools
 import json
 import math
 import time
+import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
@@ -135,7 +136,15 @@ def as_tokens(model: AdaptedModel, examples: Sequence[Example | Tokens], config:
         if model.tokenizer is None:
             raise ValueError("to train on examples the model needs its tokenizer: `halka.adapt(base, tokenizer)`")
         context = getattr(model.base.config, "max_position_embeddings", None)
-        tokens += encode_all(raw, model.tokenizer, config.max_length or context, config.too_long).tokens
+        encoded = encode_all(raw, model.tokenizer, config.max_length or context, config.too_long)
+        tokens += encoded.tokens
+        if encoded.dropped or encoded.cut:
+            first = f", first {encoded.problems[0]}" if encoded.problems else ""
+            warnings.warn(
+                f"of {len(raw)} examples {encoded.cut} are cut to {config.max_length or context} tokens and "
+                f"{encoded.dropped} left out{first}; `halka data preview` shows them all",
+                stacklevel=2,
+            )
     if not any(any(each.loss[1:]) for each in tokens):
         raise ValueError(f"no token to learn from in {len(examples)} examples: each needs an answer by the assistant")
     return tokens

@@ -24,7 +24,9 @@ command = partial(app.command, cls=Command)
 def halka(
     ctx: typer.Context,
     version: Annotated[bool, typer.Option("--version", help="print the version")] = False,
-    debug: Annotated[bool, typer.Option("--debug", help="show where an error came from, as HALKA_DEBUG=1 does")] = False,
+    debug: Annotated[
+        bool, typer.Option("--debug", help="show where an error came from, as HALKA_DEBUG=1 does")
+    ] = False,
 ) -> None:
     if version:
         from importlib.metadata import version as version_of

@@ -2,27 +2,22 @@
 
 from __future__ import annotations
 
-import json as jsonlib
+import inspect
 import os
 import shlex
-import signal
-from collections.abc import Iterator
-from contextlib import closing, contextmanager
-from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from halka.cli.command import Command, Failed, emit, examples, existing_file, say, show
+from halka.cli.command import Command, emit, examples, existing_file, say, show
 
 if TYPE_CHECKING:
-    from halka.cli.train_settings import RunSettings
+    from halka.cli.train_settings import Plan, RunSettings
     from halka.core import AdaptedModel, Method
+    from halka.data.examples import Example
     from halka.data.task import Task
-    from halka.training import TrainConfig
 
-RUN, ADAPTER = "run.yaml", "adapter"
 EXAMPLES = examples(
     "halka train --base smollm2-135m --task support -o runs/support",
     "halka train --base smollm2-135m --method prefix --length 30 \\",
@@ -32,43 +27,142 @@ EXAMPLES = examples(
 
 
 def train() -> None:
-    """Train an adapter, and save it in the run's folder.
+    """Train an adapter and save it in the run's folder.
 
-    Every setting may stand in a YAML file (--config), in the environment and on the command line, each overriding the
+    Every setting may stand in a YAML file (--config), in the environment, and on the command line, each overriding the
     one before: `rank: 8` and `train: {lr: 0.001}`, HALKA_TRAIN_RANK=8, --rank 8.
 
-    A run that was stopped goes on where it was when the same command is given again; Ctrl-C stops it after the step.
+    A run that was stopped goes on where it was when the same command is given again. Ctrl-C stops it after its step.
     """
 
 
 class Deferred(Command):
-    """Stands for the command until it is called: its flags are the fields of classes that need torch."""
+    """Stands for the command until it is called: its flags are fields of classes that need torch."""
+
+    def make_context(self, info_name: str | None, args: list[str], parent: Any = None, **extra: Any) -> Any:
+        return self.whole().make_context(info_name, args, parent, **extra)
 
     def whole(self) -> Any:
+        """The command with all its flags."""
         from halka.cli.train_settings import signature
 
-        own = [
-            _flag("config", Path | None, None, "--config", metavar="FILE", help="a YAML file with settings"),
-            _flag("overwrite", bool, False, "--overwrite", help="train anew where a finished run is"),
-            _flag("tensorboard", bool, False, "--tensorboard", help="write FOLDER/tensorboard too"),
-            _flag("json", bool, False, "--json", help="print the result as JSON"),
-        ]
-
         def run(config: Path | None, overwrite: bool, tensorboard: bool, json: bool, **flags: Any) -> None:
-            go(config, overwrite, tensorboard, json, flags)
+            train_adapter(config, flags, overwrite=overwrite, tensorboard=tensorboard, json=json)
 
+        own = [
+            _flag("config", Path | None, None, metavar="FILE", help="a YAML file with settings"),
+            _flag("overwrite", bool, False, help="train anew where a run is"),
+            _flag("tensorboard", bool, False, help="write FOLDER/tensorboard too"),
+            _flag("json", bool, False, help="print the result as JSON"),
+        ]
         settings = signature()
         run.__signature__ = settings.replace(parameters=[*settings.parameters.values(), *own])  # type: ignore[attr-defined]
         app = typer.Typer(rich_markup_mode=None, add_completion=False)
         app.command("train", cls=Command, help=train.__doc__, epilog=EXAMPLES)(run)
         return typer.main.get_command(app)
 
-    def make_context(self, info_name: str | None, args: list[str], parent: Any = None, **extra: Any) -> Any:
-        return self.whole().make_context(info_name, args, parent, **extra)
 
-
-def _flag(name: str, kind: Any, default: Any, flag: str, **more: Any) -> Any:
-    import inspect
-
-    annotation = Annotated[kind, typer.Option(flag, **more)]
+def _flag(name: str, kind: Any, default: Any, **more: Any) -> inspect.Parameter:
+    annotation = Annotated[kind, typer.Option(f"--{name}", **more)]
     return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=annotation)
+
+
+def train_adapter(
+    config: Path | None, flags: dict[str, Any], *, overwrite: bool, tensorboard: bool, json: bool
+) -> None:
+    """Settings → task → base → method → add → train → save."""
+    from halka.cli.train_settings import read
+    from halka.cli.training_run import TrainingRun
+    from halka.models import adapt
+    from halka.models.loading import load_base
+
+    plan = read(config, flags, os.environ)
+    run = TrainingRun(plan, overwrite=overwrite, tensorboard=tensorboard)
+    task = task_of(plan.run)
+    say(f"loading {plan.run.base} …")
+    model = adapt(*load_base(plan.run.base, dtype=plan.run.dtype, device=plan.run.device))
+    model.add("adapter", method_of(plan, model), seed=plan.train.seed)
+    result = run.go(model, "adapter", task)
+    if json:
+        emit(result)
+    else:
+        _show(result, plan.run)
+
+
+# ── what it is trained on, and how ──────────────────────────────────────────────────────────────────────────────────
+
+
+def task_of(run: RunSettings) -> Task:
+    """The task that was named, or one made of the data files. Raises ValueError if neither or both were given."""
+    from halka.data.task import Task, load_task
+
+    if (run.task is None) == (not run.data):
+        raise ValueError("what to train on is said by --task NAME or by --data FILE: give one of them")
+    if run.task is not None:
+        if run.validation is not None:
+            raise ValueError(f"--validation is for --data: the task {run.task} has its own validation examples")
+        return load_task(run.task)
+    examples = [example for file in run.data for example in _read(file, "--data", run.shape)]
+    train, validation = _held_out(examples, run)
+    return Task(run.data[0].name.partition(".")[0], tuple(train), tuple(validation), (), (), "")
+
+
+def _held_out(examples: list[Example], run: RunSettings) -> tuple[list[Example], list[Example]]:
+    """What is trained on, and what is kept aside for validation: a file's, a share, or nothing."""
+    from halka.data.task import _split_off
+
+    if run.validation is None:
+        return examples, []
+    try:
+        share = float(run.validation)
+    except ValueError:
+        return examples, _read(Path(run.validation), "--validation", run.shape)
+    if not 0 < share < 1:
+        raise ValueError(f"--validation {run.validation} is no share of the data: give a number between 0 and 1")
+    train, validation = _split_off(examples, round(share * len(examples)), "0/validation")
+    if not train:
+        raise ValueError(f"--validation {run.validation} leaves nothing of {len(examples)} examples to train on")
+    return train, validation
+
+
+def _read(file: Path, flag: str, shape: str | None) -> list[Example]:
+    from halka.data.examples import read_examples
+
+    rows = read_examples(existing_file(file, flag), shape)
+    if rows.problems:
+        say(f"{file}: {len(rows.problems)} rows cannot be used; the first: {rows.problems[0]}")
+    return rows.examples
+
+
+def method_of(plan: Plan, model: AdaptedModel) -> Method:
+    """The plan's method; with --text, starting from that text's tokens."""
+    from dataclasses import replace
+
+    from halka.methods import Prompt
+
+    text, method = plan.run.text, plan.method
+    if text is None:
+        return method
+    if "tokens" not in vars(method):
+        raise ValueError(f"--text is for methods with virtual tokens (prompt, prefix), not for {method.name}")
+    if "tokens" in plan.given:
+        raise ValueError("--text and --tokens both say what virtual tokens start as: give one of them")
+    start = Prompt.from_text(text, model.tokenizer, vars(method)["length"] if "length" in plan.given else None)
+    return replace(method, length=start.length, tokens=start.tokens)  # type: ignore[type-var]
+
+
+def _show(result: dict[str, Any], run: RunSettings) -> None:
+    from halka.report.units import count, duration, size
+
+    loss = f"loss {result['loss']:.4f}"
+    if result["validation_loss"] is not None:
+        loss += f", validation loss {result['validation_loss']:.4f} at step {result['best_step']}"
+    show(
+        f"{result['steps']} steps in {duration(result['seconds'])}: {loss}",
+        f"{count(result['parameters'])} parameters, {size(result['bytes'])}, in {result['adapter']}",
+    )
+    with_base = f"--base {shlex.quote(run.base)} --adapter {shlex.quote(str(result['adapter']))}"
+    if run.task is None:
+        say(f'Next: halka generate {with_base} "…"')
+    else:
+        say(f"Next: halka evaluate {with_base} --task {shlex.quote(run.task)}")

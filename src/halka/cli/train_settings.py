@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import inspect
-import os
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any
@@ -13,16 +12,7 @@ import typer
 
 from halka.core import Method
 from halka.methods import all_methods, method_named
-from halka.settings import (
-    Given,
-    Setting,
-    build,
-    from_environment,
-    from_file,
-    from_flags,
-    settings_of,
-    united,
-)
+from halka.settings import Given, Setting, build, from_environment, from_file, from_flags, said, settings_of, united
 from halka.training import TrainConfig
 
 
@@ -66,10 +56,10 @@ class Sources:
 
     @property
     def all(self) -> dict[str, Setting]:
-        found = {**self.run, **self.of_methods, **self.train}
-        names = [setting.name for setting in found.values()]
-        assert len({*names}) == len(self.run) + len(self.of_methods) + len(self.train), f"two settings share a flag: {names}"
-        return found
+        parts = (self.run, self.of_methods, self.train)
+        names = [setting.name for part in parts for setting in part.values()]
+        assert len({*names}) == len(names), f"two settings share a flag: {sorted(names)}"
+        return {path: setting for part in parts for path, setting in part.items()}
 
 
 def sources() -> Sources:
@@ -80,22 +70,42 @@ def sources() -> Sources:
     )
 
 
-def read(config: Path | None, flags: Mapping[str, Any]) -> tuple[RunSettings, Callable[..., Method], TrainConfig]:
-    """The run's settings, its method (to be called with fields that replace what was given) and its TrainConfig.
+@dataclass(frozen=True)
+class Plan:
+    """What was decided: the run, its method and its training; `given` are the paths of what was not left as it is."""
+
+    run: RunSettings
+    method: Method
+    train: TrainConfig
+    given: frozenset[str]
+
+    def to_yaml(self) -> str:
+        """A file for --config that says all of it, and stands in the run's folder."""
+        import yaml
+
+        content = {**said(self.run), "out": ".", **said(self.method), "train": said(self.train)}
+        return yaml.safe_dump(content, sort_keys=False, allow_unicode=True)
+
+
+def read(config: Path | None, flags: Mapping[str, Any], environment: Mapping[str, str]) -> Plan:
+    """The plan that the file, the environment and the flags make together.
 
     Raises ValueError naming the setting, where it was given, and what is wrong with it.
     """
     known = sources()
     every = known.all
     given = from_file(config, every) if config is not None else {}
-    given |= from_environment(os.environ, every)
+    given |= from_environment(environment, every)
     given |= from_flags(flags, every)
     run = build(RunSettings, known.run, given)
-    method, fields = method_named(run.method), known.methods.get(run.method, {})
+    method = method_named(run.method)
     _refuse_others(given, known, run.method)
-    chosen = build(method, fields, given)
-    train = build(TrainConfig, known.train, given)
-    return run, chosen, train
+    return Plan(
+        run=run,
+        method=build(method, known.methods[run.method], given),
+        train=build(TrainConfig, known.train, given),
+        given=frozenset(given),
+    )
 
 
 def _refuse_others(given: Mapping[str, Given], known: Sources, method: str) -> None:

@@ -1,0 +1,72 @@
+"""`halka compare` and `halka demo`: an experiment run to its table and its report."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from halka.cli.command import Failed, Json, emit, existing_file, say, show
+
+if TYPE_CHECKING:
+    from halka.compare import Experiment
+
+Retry = Annotated[bool, typer.Option("--retry", help="run again what failed")]
+
+
+def compare(
+    experiment: Annotated[Path, typer.Argument(metavar="EXPERIMENT", help="a YAML file: base, task, methods, seeds")],
+    out: Annotated[Path, typer.Option("--out", "-o", metavar="FOLDER", help="measurements, table and report")],
+    retry: Retry = False,
+    json: Json = False,
+) -> None:
+    """Compare methods on a task: a learning-rate search, several seeds, a report.
+
+    Every run is kept: the same command runs what is missing, and adding a method runs that one.
+    """
+    from halka.compare import read_experiment
+
+    _run(read_experiment(existing_file(experiment, "EXPERIMENT")), out, retry, json)
+
+
+def demo(
+    out: Annotated[Path, typer.Option("--out", "-o", metavar="FOLDER", help="measurements, table and report")] = Path(
+        "halka-demo"
+    ),
+    retry: Retry = False,
+    json: Json = False,
+) -> None:
+    """See it work: tune a real model by every family, compare, open the report."""
+    from halka.compare import demo_experiment
+
+    _run(demo_experiment(), out, retry, json)
+
+
+def _run(experiment: Experiment, out: Path, retry: bool, json: bool) -> None:
+    from halka.cli.progress import RunsProgress
+    from halka.compare import run, write_outputs
+    from halka.models.loading import known_bases, pull
+
+    if out.is_file():
+        raise ValueError(f"--out: {out} is a file: name a folder")
+    if experiment.base in known_bases():
+        pull(experiment.base, say)  # once, and with words, before the runs want it
+    try:
+        with RunsProgress() as progress:
+            for event in run(experiment, out, retry=retry):
+                progress.event(event)
+    except KeyboardInterrupt:
+        say("Stopped. The same command goes on with what is missing")
+        raise typer.Exit(130) from None
+    outputs = write_outputs(experiment, out)
+    failed = [each for each in outputs.measurements if each["status"] != "done"]
+    if json:
+        files = {"report": outputs.report, "table": outputs.table, "summary": outputs.summary}
+        emit({**files, "runs": len(outputs.measurements), "failed": len(failed)})
+    else:
+        from halka.report import summarise, to_rich
+
+        show(to_rich(summarise(outputs.measurements)), "", f"report: {outputs.report}")
+    if failed:
+        raise Failed(f"{len(failed)} of {len(outputs.measurements)} runs failed: --retry runs them again")

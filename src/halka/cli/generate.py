@@ -1,0 +1,159 @@
+"""`halka generate`: answers to one prompt, as they are made, or to a file of prompts."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from halka.cli.command import Json, emit, examples, existing_file, show
+from halka.cli.opening import AdapterFolder, Base, Device, Dtype, OtherBase, OtherTemplate, open_model
+
+if TYPE_CHECKING:
+    from halka.core import AdaptedModel
+    from halka.data.examples import Example
+    from halka.data.readers import Row
+
+EXAMPLES = examples(
+    'halka generate --base smollm2-135m "What is a light year?"',
+    "halka generate --base smollm2-135m --adapter runs/support/adapter --file prompts.jsonl --json",
+    'echo "Where is my parcel?" | halka generate --base smollm2-135m --temperature 0.7 --seed 1',
+)
+
+
+def generate(
+    base: Base,
+    prompt: Annotated[str | None, typer.Argument(metavar="[PROMPT]", help="else --file, or standard input")] = None,
+    file: Annotated[
+        Path | None, typer.Option(metavar="FILE", help='prompts: rows with "prompt" or "messages", as JSONL or CSV')
+    ] = None,
+    adapter: AdapterFolder = None,
+    system: Annotated[str | None, typer.Option(metavar="TEXT", help="a system message before each prompt")] = None,
+    max_new_tokens: Annotated[int, typer.Option(metavar="N", min=1, help="tokens an answer, at most")] = 256,
+    temperature: Annotated[
+        float, typer.Option(metavar="X", min=0.0, help="0: always the likeliest token; above: drawn at random")
+    ] = 0.0,
+    top_p: Annotated[
+        float | None, typer.Option(metavar="X", help="draw among the likeliest tokens that hold this share")
+    ] = None,
+    seed: Annotated[int | None, typer.Option(metavar="N", help="makes draws repeatable")] = None,
+    batch_size: Annotated[int, typer.Option(metavar="N", min=1, help="prompts of a file at a time")] = 32,
+    dtype: Dtype = "bfloat16",
+    device: Device = None,
+    allow_other_base: OtherBase = False,
+    allow_other_template: OtherTemplate = False,
+    json: Json = False,
+) -> None:
+    """Answer a prompt, or each prompt of a file."""
+    options = sampling(temperature, top_p)
+    asked = asked_for(prompt, file, system)
+    model, name = open_model(
+        *(base, adapter),
+        dtype=dtype,
+        device=device,
+        allow_other_base=allow_other_base,
+        allow_other_template=allow_other_template,
+    )
+    if seed is not None:
+        import torch
+
+        torch.manual_seed(seed)
+    if file is not None:
+        answers = answer_all(model, name, asked, max_new_tokens, batch_size, options)
+        emit(answers) if json else _show(answers)
+    elif json:
+        emit(answer_all(model, name, asked, max_new_tokens, 1, options)[0])
+    else:
+        stream(model, name, asked[0], max_new_tokens, options)
+
+
+def sampling(temperature: float, top_p: float | None) -> dict[str, Any]:
+    """How tokens are chosen, as transformers' `generate` takes it."""
+    if top_p is not None and not 0 < top_p <= 1:
+        raise ValueError(f"--top-p is a share above 0 and at most 1, not {top_p}")
+    if temperature == 0:
+        if top_p is not None:
+            raise ValueError("--top-p is for drawing at random: give a --temperature above 0 with it")
+        return {}
+    return {"do_sample": True, "temperature": temperature, "top_p": top_p}
+
+
+def asked_for(prompt: str | None, file: Path | None, system: str | None) -> list[Example]:
+    """The prompts as conversations. Raises ValueError where there is none, or two ways were used to give them."""
+    from halka.data.examples import Example, Message
+    from halka.data.readers import Problem, read_rows
+
+    before = () if system is None else (Message("system", system),)
+    if file is not None:
+        if prompt is not None:
+            raise ValueError("a PROMPT and --file were given: give one of them")
+        found = []
+        for row in read_rows(existing_file(file, "--file")):
+            if isinstance(row, Problem):
+                raise ValueError(str(row))
+            found.append(Example((*before, *_messages(row)), where=row.where))
+        if not found:
+            raise ValueError(f"--file: {file} has no rows")
+        return found
+    if prompt is None:
+        if sys.stdin.isatty():
+            raise ValueError('there is no prompt: give one, such as "What is a light year?", or --file FILE')
+        prompt = sys.stdin.read().strip()
+    if not prompt.strip():
+        raise ValueError("the prompt is empty: give some text, or --file FILE")
+    return [Example((*before, Message("user", prompt)))]
+
+
+def _messages(row: Row) -> list[Any]:
+    """The conversation of a row up to the answer that is wanted."""
+    from halka.data.examples import Message
+
+    value = row.fields.get("messages", row.fields.get("prompt"))
+    if isinstance(value, str) and value.strip():
+        return [Message("user", value)]
+    try:
+        messages = [Message(each["role"], each["content"]) for each in value]  # type: ignore[union-attr, index]
+    except (TypeError, KeyError):
+        messages = []
+    if not messages or any(not isinstance(each.content, str) for each in messages):
+        raise ValueError(
+            f'{row.where}: no prompt: a row has "prompt": a text, or "messages": a list of role and content'
+        )
+    return messages[:-1] if messages[-1].role == "assistant" else messages
+
+
+def answer_all(
+    model: AdaptedModel, name: str | None, asked: list[Example], tokens: int, batch_size: int, options: dict[str, Any]
+) -> list[dict[str, str]]:
+    """Every prompt with its answer, in order."""
+    from halka.cli.progress import CountProgress
+    from halka.evaluation import generate
+
+    answers = [""] * len(asked)
+    with CountProgress("answers", len(asked)) as progress:
+        made = generate(model, name, asked, max_new_tokens=tokens, batch_size=batch_size, **options)
+        for done, (index, text) in enumerate(made, start=1):
+            answers[index] = text
+            progress.done(done)
+    return [
+        {"where": each.where, "prompt": each.prompt[-1].content, "answer": answer}
+        for each, answer in zip(asked, answers, strict=True)
+    ]
+
+
+def stream(model: AdaptedModel, name: str | None, asked: Example, tokens: int, options: dict[str, Any]) -> None:
+    """One answer on stdout, word by word as it is made."""
+    from transformers import TextStreamer
+
+    from halka.evaluation import generate
+
+    streamer = TextStreamer(model.tokenizer, skip_prompt=True, skip_special_tokens=True)
+    for _ in generate(model, name, [asked], max_new_tokens=tokens, batch_size=1, streamer=streamer, **options):
+        pass
+
+
+def _show(answers: list[dict[str, str]]) -> None:
+    for each in answers:
+        show(f"── {each['where']}: {each['prompt']}", each["answer"], "")

@@ -1,0 +1,121 @@
+"""What happens while one waits, on stderr: bars where that is a terminal, plain lines where it is not."""
+
+from __future__ import annotations
+
+import sys
+from types import TracebackType
+from typing import TYPE_CHECKING, Any
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, TextColumn
+
+from halka.cli.command import one_line, say
+from halka.report.units import duration, size
+
+if TYPE_CHECKING:
+    from rich.progress import TaskID
+
+    from halka.compare import Event
+    from halka.training import Step
+
+LINES = 20  # at most so many lines a run, evaluations aside
+
+
+class _Bars:
+    """A block in which bars are shown, if stderr is a terminal."""
+
+    def __init__(self, *columns: ProgressColumn):
+        self.bars: Progress | None = None
+        if sys.stderr.isatty():
+            self.bars = Progress(*columns, console=Console(stderr=True, highlight=False, markup=False))
+
+    def __enter__(self) -> Any:
+        if self.bars is not None:
+            self.bars.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self.bars is not None:
+            self.bars.stop()
+
+
+def _text(field: str) -> TextColumn:
+    return TextColumn(f"{{task.fields[{field}]}}", markup=False)
+
+
+class StepProgress(_Bars):
+    """The steps of one training run."""
+
+    def __init__(self) -> None:
+        super().__init__(BarColumn(), MofNCompleteColumn(), _text("told"))
+        self.task: TaskID | None = None
+        self.validation = ""
+
+    def step(self, step: Step) -> None:
+        """Show what a step did."""
+        if step.validation is not None:
+            self.validation = f", validation {step.validation:.4f}{' (best)' if step.best else ''}"
+        left = duration((step.steps - step.step) * step.seconds / step.step)
+        speed = f"{step.tokens_per_second:.0f} tokens/s, {size(step.memory)}, {left} left"
+        told = f"loss {step.loss:.4f}{self.validation}, {speed}"
+        if self.bars is None:
+            every = max(1, step.steps // LINES)
+            if step.step in (1, step.steps) or step.step % every == 0 or step.validation is not None:
+                say(f"step {step.step}/{step.steps}: {told}")
+        elif self.task is None:
+            self.task = self.bars.add_task("", completed=step.step, total=step.steps, told=told)
+        else:
+            self.bars.update(self.task, completed=step.step, told=told)
+
+
+class CountProgress(_Bars):
+    """So many of so many, of one kind of thing."""
+
+    def __init__(self, what: str, total: int) -> None:
+        super().__init__(TextColumn(what), BarColumn(), MofNCompleteColumn())
+        self.what, self.total = what, total
+        self.task = self.bars.add_task("", total=total) if self.bars is not None else None
+
+    def done(self, count: int) -> None:
+        """Show that `count` are done."""
+        if self.bars is not None and self.task is not None:
+            self.bars.update(self.task, completed=count)
+        elif count == self.total or count % max(1, self.total // LINES) == 0:
+            say(f"{self.what}: {count} of {self.total}")
+
+
+class RunsProgress(_Bars):
+    """The runs of an experiment: one bar for all, one for each under way, and a line for each that ended."""
+
+    def __init__(self) -> None:
+        super().__init__(_text("name"), BarColumn(), MofNCompleteColumn(), _text("told"))
+        self.all: TaskID | None = None
+        self.running: dict[str, TaskID] = {}
+
+    def event(self, event: Event) -> None:
+        """Show what happened to a run."""
+        if event.kind != "step" and (self.bars is None or event.kind != "started"):
+            told = f": {one_line(event.message)}" if event.message else ""
+            self._line(f"[{event.done}/{event.total}] {event.kind} {event.run}{told}")
+        if self.bars is None:
+            return
+        if self.all is None:
+            self.all = self.bars.add_task("", name="all runs", total=event.total, told="")
+        self.bars.update(self.all, completed=event.done, total=event.total)
+        if event.kind == "started":
+            self.running[event.run] = self.bars.add_task("", name=event.run, total=None, told="")
+        elif event.run in self.running:
+            task = self.running[event.run]
+            if event.kind == "step":
+                told = "" if event.loss is None else f"loss {event.loss:.4f}"
+                self.bars.update(task, completed=event.step, total=event.steps, told=told)
+            else:
+                self.bars.remove_task(self.running.pop(event.run))
+
+    def _line(self, text: str) -> None:
+        if self.bars is None:
+            say(text)
+        else:
+            self.bars.console.print(text, soft_wrap=True)

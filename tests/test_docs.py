@@ -1,0 +1,62 @@
+"""Every Python block in README and docs runs, every table comes from the results, every link leads somewhere."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+from results_in_docs import PAGES, filled
+
+ROOT = Path(__file__).parents[1]
+DOCS = sorted([ROOT / "README.md", ROOT / "CONTRIBUTING.md", *(ROOT / "docs").glob("*.md")])
+
+
+def blocks(page: Path, language: str) -> list[str]:
+    return re.findall(rf"```{language}\n(.*?)```", page.read_text(encoding="utf-8"), flags=re.DOTALL)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("page", [page for page in DOCS if blocks(page, "python")], ids=lambda page: page.name)
+def test_python_blocks_run(page, tmp_path, monkeypatch):
+    """A page's blocks in turn, in one namespace and an empty folder."""
+    monkeypatch.chdir(tmp_path)
+    namespace: dict = {"__name__": "a_page_of_docs"}
+    for block in blocks(page, "python"):
+        exec(compile(block, str(page), "exec"), namespace)
+
+
+def test_shell_blocks_name_what_is_there():
+    lines = [line for page in DOCS for block in blocks(page, "sh") for line in block.splitlines() if line.strip()]
+    assert lines
+    for line in lines:
+        command = line.split("#")[0].split()
+        if command and command[0].startswith("scripts/"):
+            assert (ROOT / command[0]).is_file(), line
+        elif command:
+            assert command[0] in ("halka", "python", "pip"), f"who runs this? {line}"
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_tables_are_what_the_results_say(page):
+    text = page.read_text(encoding="utf-8")
+    assert filled(text) == text, "run scripts/fix to write the tables anew"
+
+
+@pytest.mark.parametrize("page", DOCS, ids=lambda page: page.name)
+def test_links_lead_somewhere(page):
+    for target in re.findall(r"\]\(([^)#]+)", page.read_text(encoding="utf-8")):
+        if "://" not in target:
+            assert (page.parent / target).exists(), f"{page.name} links to {target}"
+
+
+def test_every_module_is_on_the_map():
+    """docs/architecture.md names each file of the package, or its folder."""
+    text = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8")
+    package = ROOT / "src" / "halka"
+    for path in package.rglob("*.py"):
+        relative = path.relative_to(package)
+        if path.name == "__init__.py":
+            continue
+        known = str(relative) in text or f"{relative.parts[0]}/" in text
+        assert known, f"docs/architecture.md does not name {relative}"
