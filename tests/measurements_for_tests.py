@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 TOTAL = 134_515_008
-WEIGHTS = 269_030_016.0
+WEIGHTS, HELD = 269_030_016.0, 0.41e9  # bytes: the base, and the process without it
 PROMPTS = (
     ("My card was charged twice for one order", '{"intent": "refund", "item": "order", "urgent": false}'),
     ("Please send the invoice for March again", '{"intent": "invoice", "month": "March", "urgent": false}'),
@@ -115,6 +115,7 @@ def _common() -> dict[str, Any]:
         "experiment": "support",
         "task": "support",
         "base": "smollm2-135m",
+        "dtype": "bfloat16",
         "primary": "exact_match",
         "versions": {"halka": "0.1.0", "torch": "2.13.0", "transformers": "5.24.0", "python": "3.11.7"},
         "machine": {"cpu": "AMD EPYC 9555", "cores": 2, "memory": 2.4e10, "device": "cpu"},
@@ -163,15 +164,7 @@ def _base(items: int, samples: bool) -> dict[str, Any]:
         "scores": _scores(0.0, items),
         "parameters": {"trainable": 0, "total": TOTAL},
         "adapter_bytes": None,
-        "memory": {
-            "peak": 1.02e9,
-            "baseline": 0.41e9,
-            "weights": WEIGHTS,
-            "gradients": 0.0,
-            "optimizer": 0.0,
-            "activations": 0.31e9,
-            "predicted": None,
-        },
+        "memory": None,
         "latency": {"base_ms_per_token": 30.1, "adapted_ms_per_token": None, "added": None},
         "forgetting": {"text": "tinyshakespeare", "base_perplexity": 40.0, "perplexity": 40.0, "change": 0.0},
     }
@@ -229,8 +222,8 @@ def _run(method: Invented, lr: float, seed: int, purpose: str, items: int, sampl
         "parameters": {"trainable": method.trainable, "total": TOTAL},
         "adapter_bytes": size,
         "memory": {
-            "peak": 0.41e9 + sum(parts.values()) * 1.04,
-            "baseline": 0.41e9,
+            "peak": HELD + sum(parts.values()),
+            "baseline": HELD + WEIGHTS,
             **parts,
             "predicted": predicted,
         },

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+import sys
+import types
 from pathlib import Path
 
 import pytest
@@ -21,9 +23,10 @@ def blocks(page: Path, language: str) -> list[str]:
 def test_python_blocks_run(page, tmp_path, monkeypatch):
     """A page's blocks in turn, in one namespace and an empty folder."""
     monkeypatch.chdir(tmp_path)
-    namespace: dict = {"__name__": "a_page_of_docs"}
+    module = types.ModuleType("a_page_of_docs")
+    monkeypatch.setitem(sys.modules, module.__name__, module)  # where dataclasses look their names up
     for block in blocks(page, "python"):
-        exec(compile(block, str(page), "exec"), namespace)
+        exec(compile(block, str(page), "exec"), vars(module))
 
 
 def test_shell_blocks_name_what_is_there():

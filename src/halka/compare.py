@@ -165,8 +165,8 @@ def measurements(folder: str | Path) -> list[dict[str, Any]]:
     return [json.loads(path.read_text(encoding="utf-8")) for path in sorted((Path(folder) / "runs").glob("*.json"))]
 
 
-def write_outputs(experiment: Experiment, folder: str | Path) -> Outputs:
-    """The table, the summary and the report of what has been measured so far."""
+def write_outputs(experiment: Experiment, folder: str | Path, command: str | None = None) -> Outputs:
+    """The table, the summary and the report of what has been measured so far; `command` is what it says to run again."""
     from halka.report import summarise, to_markdown, write_report
 
     folder = Path(folder)
@@ -175,7 +175,7 @@ def write_outputs(experiment: Experiment, folder: str | Path) -> Outputs:
     outputs = Outputs(folder / "report.html", folder / "table.md", folder / "summary.json", found)
     write_text(outputs.table, to_markdown(summary))
     write_text(outputs.summary, json.dumps(asdict(summary), indent=1) + "\n")
-    write_report(found, outputs.report, title=experiment.name)
+    write_report(found, outputs.report, title=experiment.name, command=command)
     return outputs
 
 

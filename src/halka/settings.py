@@ -33,7 +33,8 @@ class Setting:
     path: str
     kind: Any
     help: str
-    default: Any = MISSING  # MISSING: it must be given
+    default: Any = None
+    required: bool = False
     metavar: str = ""
     short: str = ""
     beside: bool = False
@@ -69,7 +70,7 @@ class Setting:
     @property
     def shown(self) -> str:
         """The default as one would write it; nothing where there is none."""
-        if self.default is MISSING or self.default is None or self.default == ():
+        if self.default is None or self.default is False or self.default == ():
             return ""
         if self.many:
             return ",".join(map(str, self.default))
@@ -104,7 +105,8 @@ def settings_of(cls: type, section: str = "") -> dict[str, Setting]:
             path,
             hints[each.name],
             help=each.metadata.get("help", ""),
-            default=each.default,
+            default=None if each.default is MISSING else each.default,
+            required=each.default is MISSING,
             metavar=each.metadata.get("metavar", METAVARS.get(item, "")),
             short=each.metadata.get("short", ""),
             beside=each.metadata.get("beside", item is Path),
@@ -167,7 +169,7 @@ def build(cls: type[T], settings: Mapping[str, Setting], given: Mapping[str, Giv
     for path, setting in settings.items():
         if path in given:
             values[setting.name] = convert(setting, given[path])
-        elif setting.default is MISSING:
+        elif setting.required:
             raise ValueError(
                 f"{setting.name} is missing ({setting.help}): give {setting.flag} {setting.metavar}, "
                 f"{setting.path}: in a file for --config, or {setting.variable}"
@@ -216,7 +218,7 @@ def _unite(path: str, owners: Mapping[str, Setting]) -> Setting:
     told = [
         f"{', '.join(names)}: {help}" + (f" [{default}]" if default else "") for (help, default), names in alike.items()
     ]
-    return Setting(path, first.kind, "; ".join(told), None, first.metavar, first.short, first.beside)
+    return Setting(path, first.kind, "; ".join(told), metavar=first.metavar, short=first.short, beside=first.beside)
 
 
 def _leaves(content: Mapping[Any, Any], known: Mapping[str, Setting], above: str = "") -> Iterable[tuple[str, Any]]:

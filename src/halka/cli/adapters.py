@@ -10,7 +10,7 @@ import typer
 from halka.cli.command import Command, Json, columns, emit, examples, group, show
 from halka.cli.opening import adapter_folder
 
-app = group("Adapter folders: look into them.")
+app = group("Adapter folders: look into them.", "halka adapters show runs/support/adapter")
 
 
 @app.command("show", cls=Command, epilog=examples("halka adapters show runs/support/adapter"))

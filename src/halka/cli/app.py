@@ -1,4 +1,4 @@
-"""`halka`: the commands by name, in the order of the work."""
+"""`halka`: all commands by name."""
 
 from __future__ import annotations
 

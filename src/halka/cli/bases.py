@@ -8,7 +8,7 @@ import typer
 
 from halka.cli.command import Command, Json, columns, emit, examples, group, say, show
 
-app = group("Bases: pull one, list those known by a short name, show what one is.")
+app = group("Bases: pull one, list them, show what one is.", "halka base list")
 
 
 @app.command(cls=Command, epilog=examples("halka base pull smollm2-135m"))

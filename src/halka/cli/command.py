@@ -29,9 +29,13 @@ Json = Annotated[bool, typer.Option("--json", help="print the result as JSON")]
 class Command(TyperCommand):
     """A command whose help lists its options by section, with defaults in brackets."""
 
+    def format_usage(self, ctx: Any, formatter: Any) -> None:
+        arguments = (_spelling(each) for each in self.get_params(ctx) if each.param_type_name != "option")
+        formatter.write_usage(ctx.command_path, " ".join(["[OPTIONS]", *arguments]))
+
     def format_options(self, ctx: Any, formatter: Any) -> None:
         sections: dict[str, list[tuple[str, str]]] = {}
-        for each in self.get_params(ctx):
+        for each in sorted(self.get_params(ctx), key=lambda each: each.param_type_name):
             is_option = each.param_type_name == "option"
             title = getattr(each, "rich_help_panel", None) or ("Options" if is_option else "Arguments")
             sections.setdefault(title, []).append((_spelling(each), _meaning(each)))
@@ -58,9 +62,9 @@ def examples(*lines: str) -> str:
     return "\n".join(["\b", "Example:" if len(lines) == 1 else "Examples:", *(f"  {line}" for line in lines)])
 
 
-def group(help: str) -> typer.Typer:
-    """A group of commands, which shows its help when called without one."""
-    made = typer.Typer(help=help, rich_markup_mode=None, add_completion=False)
+def group(help: str, *lines: str) -> typer.Typer:
+    """A group of commands, which shows its help, with `lines` as examples, when called without one."""
+    made = typer.Typer(help=help, epilog=examples(*lines), rich_markup_mode=None, add_completion=False)
 
     @made.callback(invoke_without_command=True)
     def alone(ctx: typer.Context) -> None:
@@ -172,7 +176,7 @@ class Failed(Exception):
     """The work came to nothing, and not by what the user gave; the message says why and what to do."""
 
 
-def explain(error: Exception) -> tuple[str, int]:
+def explain(error: Any) -> tuple[str, int]:
     """What to tell the user of an error, and the exit code."""
     if isinstance(error, UsageError):
         command = error.ctx.command_path if error.ctx else "halka"

@@ -21,9 +21,10 @@ def compare(
     retry: Retry = False,
     json: Json = False,
 ) -> None:
-    """Compare methods on a task: a learning-rate search, several seeds, a report.
+    """Compare methods on a task, fairly, and write a report.
 
-    Every run is kept: the same command runs what is missing, and adding a method runs that one.
+    Each method gets a small search for its learning rate, and then several seeds. Every run is kept:
+    the same command runs what is missing, and adding a method runs that one.
     """
     from halka.compare import read_experiment
 
@@ -37,7 +38,10 @@ def demo(
     retry: Retry = False,
     json: Json = False,
 ) -> None:
-    """See it work: tune a real model by every family, compare, open the report."""
+    """See it work: tune a real model by every family and compare.
+
+    It takes a few minutes on two cores, and fetches the model the first time.
+    """
     from halka.compare import demo_experiment
 
     _run(demo_experiment(), out, retry, json)

@@ -9,7 +9,7 @@ import typer
 
 from halka.cli.command import Command, Json, emit, examples, existing_file, group
 
-app = group("Data files: look at them as the model will.")
+app = group("Data files: look at them as the model will.", "halka data preview train.jsonl --base smollm2-135m")
 
 
 @app.command(

@@ -97,13 +97,12 @@ def asked_for(prompt: str | None, file: Path | None, system: str | None) -> list
         if not found:
             raise ValueError(f"--file: {file} has no rows")
         return found
-    if prompt is None:
-        if sys.stdin.isatty():
-            raise ValueError('there is no prompt: give one, such as "What is a light year?", or --file FILE')
-        prompt = sys.stdin.read().strip()
-    if not prompt.strip():
+    if prompt is None and sys.stdin.isatty():
+        raise ValueError('there is no prompt: give one, such as "What is a light year?", or --file FILE')
+    text = sys.stdin.read().strip() if prompt is None else prompt
+    if not text.strip():
         raise ValueError("the prompt is empty: give some text, or --file FILE")
-    return [Example((*before, Message("user", prompt)))]
+    return [Example((*before, Message("user", text)))]
 
 
 def _messages(row: Row) -> list[Any]:

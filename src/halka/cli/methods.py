@@ -14,7 +14,7 @@ def methods(
     name: Annotated[str | None, typer.Argument(metavar="[NAME]", help="one method, with its fields")] = None,
     json: Json = False,
 ) -> None:
-    """List the methods, or show one: its fields, roles, learning rate and paper."""
+    """List the methods, or show one with its fields, roles and paper."""
     from halka.methods import all_methods, method_named
 
     found = {name: method_named(name)} if name else all_methods()

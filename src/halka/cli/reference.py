@@ -10,7 +10,7 @@ import typer
 INTRODUCTION = """\
 # Command line
 
-This page is what `halka COMMAND --help` says; `python -m halka.cli.reference` prints it.
+This page is what `halka COMMAND --help` says; it is made by `halka.cli.cli_reference()`.
 
 Results go to stdout (`--json`: as JSON), progress and messages to stderr. An error is one line; the exit code is 2
 where the command can be mended, 1 where the work failed, 130 after Ctrl-C. `--debug`, or HALKA_DEBUG=1, shows where an
@@ -37,7 +37,3 @@ def _helps(command: Any, name: str, parent: Any) -> Iterator[tuple[str, str]]:
     yield context.command_path, text
     for below, each in getattr(command, "commands", {}).items():
         yield from _helps(each, below, context)
-
-
-if __name__ == "__main__":
-    print(cli_reference(), end="")

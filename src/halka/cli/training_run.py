@@ -60,7 +60,7 @@ class TrainingRun:
             (self.folder / CHECKPOINT).unlink(missing_ok=True)
         if not (self.folder / CHECKPOINT).exists():
             write_text(self.folder / RUN, self.plan.to_yaml())
-        steps = train(model, name, items, config, validation=held_out, folder=self.folder)
+        steps: Any = train(model, name, items, config, validation=held_out, folder=self.folder)
         try:
             if stopped := self._watch(steps):
                 self._say_how_to_go_on()
@@ -69,7 +69,7 @@ class TrainingRun:
             raise Failed(str(error)) from error
         return self._finish(model, name, task)
 
-    def _watch(self, steps: Generator[Step]) -> int:
+    def _watch(self, steps: Generator[Step, None, None]) -> int:
         """Take every step and show it; the number of the signal that stopped it, or 0 at the end."""
         try:
             with stop_signals() as asked, StepProgress() as progress, self._log() as log, closing(steps):

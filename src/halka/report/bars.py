@@ -81,7 +81,7 @@ def forgetting(summary: Summary, measurements: Sequence[Measurement]) -> tuple[F
     axes.axvline(0, color=colour("--muted"), linewidth=0.8)
     texts = [text for run in measurements if (text := entry(run, "forgetting", "text"))]
     text = one_line(texts[0]) if texts else ""
-    name_axes(axes, f"change of perplexity on {shortened(text, 30) or 'other text'}", "")
+    name_axes(axes, f"change of perplexity on “{shortened(text, 30)}”" if text else "change of perplexity", "")
     return figure, "Forgetting", sentences.forgetting_takeaway(summary.rows, text)
 
 

@@ -13,6 +13,7 @@ from halka.report.units import decimals, one_line, percent
 Measurement = Mapping[str, Any]
 
 MEMORY_PARTS = ("weights", "gradients", "optimizer", "activations")
+BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 TASK_COUNTS = (1, 10, 100, 1000)
 LOWER_IS_BETTER = frozenset({"loss", "validation_loss", "perplexity", "wer", "cer", "ter", "mae", "mse", "rmse"})
 
@@ -63,7 +64,7 @@ class Row:
     scores                  by metric, the mean with its interval
     relative                the primary score divided by full fine-tuning's, with its interval where that has bounds
     trainable, share        trained parameters, and as a share of all
-    peak, beyond            bytes: peak memory, and what of it is beyond the process and the base's own weights
+    peak, beyond            bytes: peak memory, and what of it training added to the process with the base loaded
     memory, predicted       bytes by part: weights, gradients, optimizer, activations
     storage                 bytes on disk for so many tasks
     latency, forgetting     added time a token (0.09: 9 % more), relative change of perplexity on other text
@@ -167,8 +168,7 @@ def build_rows(measurements: Sequence[Measurement], primary: MetricInfo) -> tupl
     groups: dict[str, list[Measurement]] = {}
     for measurement in measurements:
         groups.setdefault(label_of(measurement), []).append(measurement)
-    weights = base_weights(measurements)
-    rows = [_row(label, runs, weights) for label, runs in groups.items()]
+    rows = [_row(label, runs) for label, runs in groups.items()]
     full = next((row for row in rows if row.is_full and primary.name in row.scores), None)
     stored = base_bytes(measurements)[0]
     rows = [_compared(row, full, stored, primary.name) for row in rows]
@@ -182,30 +182,23 @@ def build_rows(measurements: Sequence[Measurement], primary: MetricInfo) -> tupl
     return tuple(sorted(rows, key=order))
 
 
-def base_weights(measurements: Sequence[Measurement]) -> float | None:
-    """Bytes of the base's weights in memory: as its own run measured, else the least that any run measured."""
-    done = [measurement for measurement in measurements if is_done(measurement)]
-    own = [number(run, "memory", "weights") for run in done if name_of(run) == "base"]
-    known = [value for value in own if value] or [value for run in done if (value := number(run, "memory", "weights"))]
-    return min(known) if known else None
-
-
 def base_bytes(measurements: Sequence[Measurement]) -> tuple[float | None, str]:
     """Bytes of the base on disk, and where the figure is from."""
     done = [measurement for measurement in measurements if is_done(measurement)]
-    for run in done:
-        if name_of(run) == "base" and (value := number(run, "memory", "weights")):
-            return value, "the base's weights as loaded"
+    for run in sorted(done, key=lambda run: name_of(run) != "base"):
+        width = BYTES.get(str(run.get("dtype")))
+        if width and (total := number(run, "parameters", "total")):
+            return width * total, f"{total:,.0f} parameters in {run['dtype']}"
     for run in done:
         if name_of(run) == "full" and (value := number(run, "adapter_bytes")):
             return value, "the size of a full fine-tuned copy"
     for run in done:
-        if value := number(run, "parameters", "total"):
-            return 2 * value, "two bytes a parameter, assumed"
+        if total := number(run, "parameters", "total"):
+            return 2 * total, "two bytes a parameter, assumed"
     return None, "not known"
 
 
-def _row(label: str, runs: Sequence[Measurement], weights: float | None) -> Row:
+def _row(label: str, runs: Sequence[Measurement]) -> Row:
     used, final = counting_runs(runs)
     first = (used or list(runs))[0]
     trainable, total = average(used, "parameters", "trainable"), average(used, "parameters", "total")
@@ -233,7 +226,7 @@ def _row(label: str, runs: Sequence[Measurement], weights: float | None) -> Row:
         trainable=trainable,
         share=trainable / total if trainable is not None and total else None,
         peak=spread(number(run, "memory", "peak") for run in used),
-        beyond=spread(_beyond(run, weights) for run in used),
+        beyond=spread(_beyond(run) for run in used),
         memory=_parts(used, "memory"),
         predicted=_parts(used, "memory", "predicted"),
         tokens_per_second=spread(number(run, "train", "tokens_per_second") for run in used),
@@ -272,11 +265,10 @@ def _parts(runs: Sequence[Measurement], *path: str) -> dict[str, float]:
     return {part: value for part, value in parts.items() if value is not None}
 
 
-def _beyond(run: Measurement, weights: float | None) -> float | None:
+def _beyond(run: Measurement) -> float | None:
+    """What training added: the baseline is what the process held before it, the base's weights included."""
     peak, baseline = number(run, "memory", "peak"), number(run, "memory", "baseline")
-    if peak is None or weights is None:
-        return None
-    return max(peak - (baseline or 0.0) - weights, 0.0)
+    return None if peak is None or baseline is None else max(peak - baseline, 0.0)
 
 
 def _whole(value: float | None) -> int | None:

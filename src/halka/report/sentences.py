@@ -171,7 +171,7 @@ def forgetting_takeaway(rows: Sequence[Row], text: str) -> str:
         ((row.forgetting.mean, row.label) for row in rows if row.forgetting is not None and not row.is_base),
         reverse=True,
     )
-    on = f" on {text}" if text else ""
+    on = f" on the text “{text}”" if text else ""
     if len(known) == 1:
         return f"{known[0][1]} changes perplexity{on} by {signed(known[0][0])}."
     return (

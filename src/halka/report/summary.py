@@ -111,15 +111,16 @@ def summarise(measurements: Sequence[Measurement], command: str | None = None) -
 
     `command` is the one that makes the measurements again; by default what the measurements themselves record.
 
-    Raises ValueError where the measurements are not of one task, one base and one primary metric.
+    Raises ValueError where the finished measurements are not of one task, one base and one primary metric.
     """
     for measurement in measurements:
         if not isinstance(measurement, Mapping):
             raise ValueError(
                 f"a measurement is {type(measurement).__name__}, not an object; give a list of measurements"
             )
-    task, base = (_one(measurements, key) for key in ("task", "base"))
-    primary = metric_info(_one(measurements, "primary") or "score")
+    done = [m for m in measurements if is_done(m)] or measurements
+    task, base = (_one(done, key) for key in ("task", "base"))
+    primary = metric_info(_one(done, "primary") or "score")
     names = [one_line(name) for m in measurements if is_done(m) for name in entry(m, "scores") or {}]
     others = [metric_info(name) for name in dict.fromkeys(names) if name != primary.name]
     rows = build_rows(measurements, primary)

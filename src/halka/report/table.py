@@ -80,7 +80,7 @@ def columns(summary: Summary) -> tuple[Column, ...]:
         _counted("trainable", "Trained", "trained parameters, and their share of all", _trainable),
         _measured("peak", "Peak memory", "peak memory of the process", lambda r: r.peak, size, False),
         _measured(
-            *("beyond", "Beyond base", "peak memory beyond the process itself and the base's weights"),
+            *("beyond", "Beyond base", "what training added to the process with the base loaded"),
             *(lambda row: row.beyond, size, False),
         ),
         _measured(

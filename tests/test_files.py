@@ -1,0 +1,174 @@
+"""A file or folder is the old one or the new one, whole, whatever stops its writer; nothing else is left behind."""
+
+from __future__ import annotations
+
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+import halka.files
+from halka.files import new_folder, write_file, write_text
+
+SIZE = 200_000  # long enough that a write can be interrupted
+
+
+class Stop(Exception):
+    pass
+
+
+# One letter again and again, a letter at a time through the alphabet. The module is run by its path: it needs nothing
+# of the package, whose import takes seconds.
+FILES = """
+import runpy, sys, pathlib
+write_text = runpy.run_path(sys.argv[1])["write_text"]
+for round in range(10**9):
+    write_text(pathlib.Path(sys.argv[2]), "abcdefgh"[round % 8] * SIZE)
+"""
+FOLDERS = """
+import runpy, sys, pathlib
+new_folder = runpy.run_path(sys.argv[1])["new_folder"]
+for round in range(10**9):
+    with new_folder(pathlib.Path(sys.argv[2])) as beside:
+        for name in ("one", "two", "three"):
+            (beside / name).write_text("abcdefgh"[round % 8] * SIZE)
+"""
+
+
+def killed_at_random(program: str, path: Path, seed: int) -> None:
+    """Run `program` in a process of its own, and kill it after a few milliseconds of writing."""
+    arguments = [sys.executable, "-c", program.replace("SIZE", str(SIZE)), halka.files.__file__, str(path)]
+    with subprocess.Popen(arguments) as process:
+        deadline = time.monotonic() + 20
+        while not path.exists():
+            assert time.monotonic() < deadline
+            assert process.poll() is None
+            time.sleep(0.001)
+        time.sleep(random.Random(seed).uniform(0.002, 0.04))
+        process.kill()
+    assert process.returncode == -signal.SIGKILL
+
+
+def test_write_file_puts_the_new_file_and_leaves_nothing_else(tmp_path):
+    path = tmp_path / "deep" / "er" / "file.txt"
+    write_text(path, "one")
+    write_text(path, "zwei 二")
+    assert path.read_text(encoding="utf-8") == "zwei 二"
+    assert list(path.parent.iterdir()) == [path]
+
+
+@pytest.mark.parametrize("old", [None, "old"])
+def test_an_error_while_writing_leaves_the_old_file(tmp_path, old):
+    path = tmp_path / "file.txt"
+    if old:
+        path.write_text(old)
+
+    def half(beside: Path) -> None:
+        beside.write_text("new, but only ha")
+        raise Stop
+
+    with pytest.raises(Stop):
+        write_file(path, half)
+    assert {each.name: each.read_text() for each in tmp_path.iterdir()} == ({"file.txt": "old"} if old else {})
+
+
+def test_an_error_while_flushing_leaves_the_old_file(tmp_path, monkeypatch):
+    path = tmp_path / "file.txt"
+    path.write_text("old")
+
+    def full_disk(path: Path) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(halka.files, "flush", full_disk)
+    with pytest.raises(OSError, match="No space"):
+        write_text(path, "new")
+    assert {each.name: each.read_text() for each in tmp_path.iterdir()} == {"file.txt": "old"}
+
+
+def test_the_file_is_on_the_disk_before_it_takes_its_place(tmp_path, monkeypatch):
+    """fsync of the file, then rename, then fsync of the folder."""
+    path, said = tmp_path / "file.txt", []
+    replace, flush = os.replace, halka.files.flush
+    monkeypatch.setattr(halka.files, "flush", lambda each: (said.append(("flush", each.name[:5])), flush(each)))
+    monkeypatch.setattr(os, "replace", lambda one, other: (said.append(("rename", other.name)), replace(one, other)))
+    write_text(path, "new")
+    assert said == [("flush", ".file"), ("rename", "file.txt"), ("flush", tmp_path.name[:5])]
+
+
+@pytest.mark.parametrize("old", [False, True])
+def test_new_folder_takes_the_place_of_what_was_there(tmp_path, old):
+    path = tmp_path / "folder"
+    if old:
+        path.mkdir()
+        (path / "old").write_text("old")
+    with new_folder(path) as beside:
+        assert path.exists() == old
+        (beside / "deeper").mkdir()
+        (beside / "deeper" / "new").write_text("new")
+    assert [str(each.relative_to(tmp_path)) for each in sorted(tmp_path.rglob("*"))] == [
+        "folder",
+        "folder/deeper",
+        "folder/deeper/new",
+    ]
+
+
+def test_an_error_while_filling_leaves_the_old_folder(tmp_path):
+    path = tmp_path / "folder"
+    path.mkdir()
+    (path / "old").write_text("old")
+    with pytest.raises(Stop), new_folder(path) as beside:
+        (beside / "new").write_text("new")
+        raise Stop
+    assert [str(each.relative_to(tmp_path)) for each in sorted(tmp_path.rglob("*"))] == ["folder", "folder/old"]
+
+
+def test_folders_are_exchanged_without_renameat2_too(tmp_path, monkeypatch):
+    """As on systems other than Linux: in two renames."""
+    monkeypatch.setattr(halka.files.ctypes, "CDLL", lambda *args, **options: object())
+    path = tmp_path / "folder"
+    for text in ("one", "two"):
+        with new_folder(path) as beside:
+            (beside / "file").write_text(text)
+    assert (path / "file").read_text() == "two"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_the_exchange_is_one_step_here(tmp_path, monkeypatch):
+    """On Linux the target is never missing, not even between two renames."""
+    path = tmp_path / "folder"
+    path.mkdir()
+
+    def refused(*args):
+        raise AssertionError("os.rename was needed")
+
+    monkeypatch.setattr(os, "rename", refused)
+    with new_folder(path) as beside:
+        (beside / "file").write_text("new")
+    assert (path / "file").read_text() == "new"
+
+
+def test_a_killed_writer_leaves_a_whole_file(tmp_path):
+    for seed in range(12):
+        folder = tmp_path / str(seed)
+        path = folder / "file.txt"
+        killed_at_random(FILES, path, seed)
+        text = path.read_text()
+        assert text == text[0] * SIZE
+        write_text(path, "after")
+        assert path.read_text() == "after"
+        # what a killed writer leaves beside is hidden, and never taken for the file
+        assert all(each.name.startswith(".file.txt.") for each in folder.iterdir() if each != path)
+
+
+def test_a_killed_writer_leaves_a_whole_folder(tmp_path):
+    for seed in range(12):
+        path = tmp_path / str(seed) / "folder"
+        killed_at_random(FOLDERS, path, seed)
+        texts = [(path / name).read_text() for name in ("one", "two", "three")]
+        assert texts == [texts[0][0] * SIZE] * 3
+        assert sorted(each.name for each in path.iterdir()) == ["one", "three", "two"]

@@ -1,0 +1,104 @@
+"""The chunked loss at label positions equals the plain one over all logits, in value and in every gradient."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+
+import halka.loss
+from halka.data.batches import NO_LOSS
+from halka.loss import label_loss, plain_label_loss
+
+B, T, D, V = 3, 11, 16, 37
+TOLERANCE = {torch.float32: 1e-5, torch.bfloat16: 3e-2}
+
+
+def inputs(dtype: torch.dtype, labelled: float = 0.5) -> tuple[torch.Tensor, torch.Tensor, nn.Linear]:
+    generator = torch.Generator().manual_seed(0)
+    hidden = torch.randn(B, T, D, generator=generator).to(dtype).requires_grad_()
+    labels = torch.randint(V, (B, T), generator=generator)
+    labels = labels.masked_fill(torch.rand(B, T, generator=generator) >= labelled, NO_LOSS)
+    head = nn.Linear(D, V)
+    with torch.no_grad():
+        head.weight.copy_(torch.randn(V, D, generator=generator) * 0.3)
+    return hidden, labels, head.to(dtype)
+
+
+@pytest.mark.parametrize("dtype", TOLERANCE, ids=str)
+@pytest.mark.parametrize("head_trains", [False, True], ids=["frozen", "trained"])
+@pytest.mark.parametrize("chunk", [1, 4, 256])
+def test_value_and_gradients_equal_the_plain_loss(dtype, head_trains, chunk, monkeypatch):
+    monkeypatch.setattr(halka.loss, "CHUNK", chunk)
+    hidden, labels, head = inputs(dtype)
+    head.requires_grad_(head_trains)
+    expected, expected_count = plain_label_loss(hidden, labels, head)
+    (expected * 0.25).backward()
+    gradients = [hidden.grad, head.weight.grad, head.bias.grad]
+    hidden.grad = head.weight.grad = head.bias.grad = None
+    loss, count = label_loss(hidden, labels, head, head_trains=head_trains)
+    (loss * 0.25).backward()
+    assert count == expected_count == int((labels[:, 1:] != NO_LOSS).sum()) > 4
+    assert loss.dtype == torch.float32
+    tolerance = {"rtol": TOLERANCE[dtype], "atol": TOLERANCE[dtype]}
+    torch.testing.assert_close(loss, expected, **tolerance)
+    for ours, plain in zip([hidden.grad, head.weight.grad, head.bias.grad], gradients, strict=True):
+        assert (ours is None) == (plain is None)
+        if plain is not None:
+            assert plain.abs().max() > 0.1
+            torch.testing.assert_close(ours, plain, **tolerance)
+
+
+@pytest.mark.parametrize("head_trains", [False, True])
+def test_without_gradients_it_is_the_same_value(head_trains):
+    hidden, labels, head = inputs(torch.float32)
+    with torch.no_grad():
+        loss, _ = label_loss(hidden, labels, head, head_trains=head_trains)
+        expected, _ = plain_label_loss(hidden, labels, head)
+    torch.testing.assert_close(loss, expected)
+    assert not loss.requires_grad
+
+
+@pytest.mark.parametrize("head_trains", [False, True])
+def test_no_labels_at_all_is_zero_with_zero_gradients(head_trains):
+    hidden, labels, head = inputs(torch.float32, labelled=0.0)
+    head.requires_grad_(head_trains)
+    loss, count = label_loss(hidden, labels, head, head_trains=head_trains)
+    loss.backward()
+    assert (float(loss.detach()), count) == (0.0, 0)
+    assert hidden.grad is not None
+    assert not hidden.grad.any()
+
+
+def test_the_label_of_the_first_token_counts_for_nothing():
+    hidden, labels, head = inputs(torch.float32)
+    first = labels.clone()
+    first[:, 0] = 5
+    with_it, _ = label_loss(hidden, first, head, head_trains=False)
+    assert torch.equal(with_it, label_loss(hidden, labels, head, head_trains=False)[0])
+
+
+def test_a_label_is_predicted_from_the_token_before_it():
+    hidden, _, head = inputs(torch.float32)
+    labels = torch.full((B, T), NO_LOSS)
+    labels[1, 4] = 7
+    loss, count = label_loss(hidden, labels, head, head_trains=False)
+    loss.backward()
+    torch.testing.assert_close(loss, -head(hidden[1, 3]).log_softmax(-1)[7])
+    assert count == 1
+    assert hidden.grad[1, 3].any()
+    hidden.grad[1, 3] = 0
+    assert not hidden.grad.any()
+
+
+def test_a_frozen_head_is_run_once_and_never_on_unlabelled_positions():
+    hidden, labels, head = inputs(torch.float32)
+    seen = []
+
+    def counted(h):
+        seen.append(len(h))
+        return head(h)
+
+    loss, count = label_loss(hidden, labels, counted, head_trains=False)
+    loss.backward()
+    assert sum(seen) == count
