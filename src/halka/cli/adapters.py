@@ -10,6 +10,8 @@ import typer
 from halka.cli.command import Command, Json, columns, emit, examples, group, show
 from halka.cli.opening import adapter_folder
 
+TOLD = ("lr", "steps", "best_step", "batch_size", "batch_tokens", "seed", "examples", "tokens", "loss")
+
 app = group("Adapter folders: look into them.", "halka adapters show runs/support/adapter")
 
 
@@ -68,7 +70,7 @@ def _tensors(folder: Path) -> list[dict[str, Any]]:
         raise ValueError(f"{folder / WEIGHTS} is damaged ({error}): copy or train it again") from None
     return [
         {"name": name, "shape": list(shape), "dtype": dtype, "count": count, "parameters": math.prod(shape) * count}
-        for (name, shape, dtype), count in kinds.items()
+        for (name, shape, dtype), count in sorted(kinds.items())
     ]
 
 
@@ -94,7 +96,7 @@ def _show(found: dict[str, Any]) -> None:
             "method": f"{card.method['name']} ({_said(card.method['fields'])})",
             "task": card.task,
             "chat template": card.chat_template,
-            "training": _said(card.training),
+            "training": _said({key: card.training.get(key) for key in TOLD}),
             "scores": _said(card.measurements),
             "made": f"{card.created} with {_said(card.versions)}",
         }
@@ -110,7 +112,7 @@ def _show(found: dict[str, Any]) -> None:
 
 
 def _said(values: Any) -> str:
-    return ", ".join(f"{key} {_text(value)}" for key, value in values.items() if value is not None)
+    return ", ".join(f"{key} {_text(value)}" for key, value in values.items() if value not in (None, []))
 
 
 def _text(value: Any) -> str:

@@ -88,10 +88,11 @@ def emit(value: Any) -> None:
 
 
 def show(*things: Any) -> None:
-    """Results for people, on stdout: lines of text, and whatever rich can draw."""
+    """Results for people, on stdout: lines of text, and whatever rich can draw; wide where nobody's screen is."""
     from rich.console import Console
 
-    console = Console(highlight=False, markup=False)
+    width = None if sys.stdout.isatty() or "COLUMNS" in os.environ else 200
+    console = Console(highlight=False, markup=False, width=width)
     for thing in things:
         console.print(thing, soft_wrap=isinstance(thing, str))
 

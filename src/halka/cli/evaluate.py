@@ -24,7 +24,6 @@ EXAMPLES = examples(
 METRICS = "exact_match,token_f1"
 
 Split = Literal["train", "validation", "test"]
-Count = Annotated[int | None, typer.Option(metavar="N", min=1)]
 
 
 def evaluate(

@@ -7,7 +7,9 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, TextColumn
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn
+from rich.table import Column
+from rich.text import Text
 
 from halka.cli.command import one_line, say
 from halka.report.units import duration, size
@@ -41,15 +43,28 @@ class _Bars:
             self.bars.stop()
 
 
-def _text(field: str) -> TextColumn:
-    return TextColumn(f"{{task.fields[{field}]}}", markup=False)
+class _Said(ProgressColumn):
+    """One of a bar's texts, in one line, cut where the terminal ends."""
+
+    def __init__(self, field: str):
+        super().__init__()
+        self.field = field
+
+    def render(self, task: Any) -> Text:
+        return Text(task.fields[self.field], no_wrap=True, overflow="ellipsis")
+
+
+def _bar() -> tuple[ProgressColumn, ProgressColumn]:
+    return BarColumn(bar_width=16, table_column=Column(no_wrap=True)), MofNCompleteColumn(
+        table_column=Column(no_wrap=True)
+    )
 
 
 class StepProgress(_Bars):
     """The steps of one training run."""
 
     def __init__(self) -> None:
-        super().__init__(BarColumn(), MofNCompleteColumn(), _text("told"))
+        super().__init__(*_bar(), _Said("told"))
         self.task: TaskID | None = None
         self.validation = ""
 
@@ -58,10 +73,10 @@ class StepProgress(_Bars):
         if step.validation is not None:
             self.validation = f", validation {step.validation:.4f}{' (best)' if step.best else ''}"
         left = duration((step.steps - step.step) * step.seconds / step.step)
-        speed = f"{step.tokens_per_second:.0f} tokens/s, {size(step.memory)}, {left} left"
-        told = f"loss {step.loss:.4f}{self.validation}, {speed}"
+        speed = f"{step.tokens_per_second:.0f} tokens/s, {size(step.memory)}"
+        told = f"{left} left, loss {step.loss:.4f}{self.validation}, {speed}"
         if self.bars is None:
-            every = max(1, step.steps // LINES)
+            every = -(-step.steps // LINES)
             if step.step in (1, step.steps) or step.step % every == 0 or step.validation is not None:
                 say(f"step {step.step}/{step.steps}: {told}")
         elif self.task is None:
@@ -74,15 +89,15 @@ class CountProgress(_Bars):
     """So many of so many, of one kind of thing."""
 
     def __init__(self, what: str, total: int) -> None:
-        super().__init__(TextColumn(what), BarColumn(), MofNCompleteColumn())
+        super().__init__(_Said("name"), *_bar())
         self.what, self.total = what, total
-        self.task = self.bars.add_task("", total=total) if self.bars is not None else None
+        self.task = self.bars.add_task("", total=total, name=what) if self.bars is not None else None
 
     def done(self, count: int) -> None:
         """Show that `count` are done."""
         if self.bars is not None and self.task is not None:
             self.bars.update(self.task, completed=count)
-        elif count == self.total or count % max(1, self.total // LINES) == 0:
+        elif count == self.total or count % -(-self.total // LINES) == 0:
             say(f"{self.what}: {count} of {self.total}")
 
 
@@ -90,7 +105,7 @@ class RunsProgress(_Bars):
     """The runs of an experiment: one bar for all, one for each under way, and a line for each that ended."""
 
     def __init__(self) -> None:
-        super().__init__(_text("name"), BarColumn(), MofNCompleteColumn(), _text("told"))
+        super().__init__(_Said("name"), *_bar(), _Said("told"))
         self.all: TaskID | None = None
         self.running: dict[str, TaskID] = {}
 

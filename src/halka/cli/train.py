@@ -143,10 +143,6 @@ def method_of(plan: Plan, model: AdaptedModel) -> Method:
     text, method = plan.run.text, plan.method
     if text is None:
         return method
-    if "tokens" not in vars(method):
-        raise ValueError(f"--text is for methods with virtual tokens (prompt, prefix), not for {method.name}")
-    if "tokens" in plan.given:
-        raise ValueError("--text and --tokens both say what virtual tokens start as: give one of them")
     start = Prompt.from_text(text, model.tokenizer, vars(method)["length"] if "length" in plan.given else None)
     return replace(method, length=start.length, tokens=start.tokens)  # type: ignore[type-var]
 

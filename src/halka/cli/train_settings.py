@@ -79,11 +79,11 @@ class Plan:
     train: TrainConfig
     given: frozenset[str]
 
-    def to_yaml(self) -> str:
-        """A file for --config that says all of it, and stands in the run's folder."""
+    def to_yaml(self, method: Method) -> str:
+        """A file for --config that says all of it, and stands in the run's folder; a text has become tokens."""
         import yaml
 
-        content = {**said(self.run), "out": ".", **said(self.method), "train": said(self.train)}
+        content = {**said(self.run), "text": None, "out": ".", **said(method), "train": said(self.train)}
         return yaml.safe_dump(content, sort_keys=False, allow_unicode=True)
 
 
@@ -100,9 +100,15 @@ def read(config: Path | None, flags: Mapping[str, Any], environment: Mapping[str
     run = build(RunSettings, known.run, given)
     method = method_named(run.method)
     _refuse_others(given, known, run.method)
+    chosen = build(method, known.methods[run.method], given)
+    if run.text is not None and "tokens" not in known.methods[run.method]:
+        raise ValueError(f"{given['text'].where}: {run.method} has no virtual tokens: choose prompt or prefix")
+    if run.text is not None and vars(chosen)["tokens"]:
+        both = f"{given['text'].where} and {given['tokens'].where}"
+        raise ValueError(f"{both} both say what virtual tokens start as: give one of them")
     return Plan(
         run=run,
-        method=build(method, known.methods[run.method], given),
+        method=chosen,
         train=build(TrainConfig, known.train, given),
         given=frozenset(given),
     )

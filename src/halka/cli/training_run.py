@@ -59,7 +59,7 @@ class TrainingRun:
         if self.overwrite:
             (self.folder / CHECKPOINT).unlink(missing_ok=True)
         if not (self.folder / CHECKPOINT).exists():
-            write_text(self.folder / RUN, self.plan.to_yaml())
+            write_text(self.folder / RUN, self.plan.to_yaml(model.adapters[name].method))
         steps: Any = train(model, name, items, config, validation=held_out, folder=self.folder)
         try:
             if stopped := self._watch(steps):

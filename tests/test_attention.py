@@ -1,0 +1,267 @@
+"""Both ways to compute attention equal torch's own, whatever the mask, the grouping and the precision."""
+
+from __future__ import annotations
+
+import math
+from types import SimpleNamespace
+
+import pytest
+import torch
+import torch.nn.functional as F
+from transformers import AttentionInterface, DynamicCache
+
+import halka.models.attention
+from contract import ids, padded
+from halka.models.attention import LayerMemory, attend, grouped_products, use_attention
+from tiny import CONFIGS, tiny
+
+B, H, T, W = 2, 2, 7, 8
+TOLERANCE = {torch.float32: 1e-5, torch.bfloat16: 2e-2}
+MODULE = SimpleNamespace(layer_idx=0, is_causal=True)
+
+dtypes = pytest.mark.parametrize("dtype", TOLERANCE, ids=str)
+groups = pytest.mark.parametrize("group", [1, 3, 4])
+
+
+def inputs(group: int, keys: int = T, dtype: torch.dtype = torch.float32, tokens: int = T) -> list[torch.Tensor]:
+    """Query (B, H·group, T, W), key and value (B, H, S, W)."""
+    generator = torch.Generator().manual_seed(0)
+    shapes = [(B, H * group, tokens, W), (B, H, keys, W), (B, H, keys, W)]
+    return [torch.randn(shape, generator=generator).to(dtype).requires_grad_() for shape in shapes]
+
+
+def bool_mask(keys: int = T, tokens: int = T) -> torch.Tensor:
+    """(B, 1, T, S): causal, and the first two keys of row 1 are padding (its first tokens see themselves alone)."""
+    mask = torch.ones(B, 1, tokens, keys, dtype=torch.bool).tril(keys - tokens)
+    mask[1, :, :, :2] = False
+    mask[1, :, 0, 0] = mask[1, :, 1, 1] = True
+    return mask
+
+
+def float_mask(keys: int = T) -> torch.Tensor:
+    return torch.randn(B, 1, T, keys, generator=torch.Generator().manual_seed(5))
+
+
+def plain(query, key, value, mask=None, scaling=None, softcap=None) -> torch.Tensor:
+    """The formula, head by head."""
+    group = query.shape[1] // key.shape[1]
+    out = torch.empty_like(query)
+    for head in range(query.shape[1]):
+        scores = query[:, head] @ key[:, head // group].transpose(1, 2) * (scaling or query.shape[-1] ** -0.5)
+        if softcap is not None:
+            scores = softcap * torch.tanh(scores / softcap)
+        if mask is not None:
+            scores = scores.masked_fill(~mask[:, 0], -math.inf) if mask.dtype == torch.bool else scores + mask[:, 0]
+        out[:, head] = scores.softmax(-1) @ value[:, head // group]
+    return out
+
+
+@pytest.fixture(params=["products", "fused"])
+def way(request, monkeypatch):
+    """Whichever way is taken is the one that is meant."""
+    called = []
+    for module, name, kind in (
+        (halka.models.attention, "grouped_products", "products"),
+        (F, "scaled_dot_product_attention", "fused"),
+    ):
+        own = getattr(module, name)
+        monkeypatch.setattr(module, name, lambda *a, own=own, kind=kind, **k: (called.append(kind), own(*a, **k))[1])
+    monkeypatch.setattr(halka.models.attention, "SMALL_SCORES", 0 if request.param == "fused" else 2**16)
+    yield request.param
+    assert set(called) == {request.param}
+
+
+@dtypes
+@groups
+@pytest.mark.parametrize("mask", [None, bool_mask(), float_mask()], ids=["no mask", "bool", "float"])
+def test_grouped_products_equal_torch(mask, group, dtype):
+    if mask is not None and mask.dtype != torch.bool:
+        mask = mask.to(dtype)
+    gradients, outputs = [], []
+    for ours in (False, True):
+        query, key, value = inputs(group, dtype=dtype)
+        if ours:
+            output = grouped_products(query, key, value, mask, 0.3)
+        else:
+            output = F.scaled_dot_product_attention(query, key, value, mask, scale=0.3, enable_gqa=True)
+        output.square().sum().backward()
+        outputs.append(output)
+        gradients.append([query.grad, key.grad, value.grad])
+    tolerance = {"rtol": TOLERANCE[dtype], "atol": TOLERANCE[dtype]}
+    torch.testing.assert_close(outputs[1], outputs[0], **tolerance)
+    for mine, theirs in zip(gradients[1], gradients[0], strict=True):
+        torch.testing.assert_close(mine, theirs, rtol=TOLERANCE[dtype], atol=5 * TOLERANCE[dtype])
+
+
+@dtypes
+@groups
+@pytest.mark.parametrize("mask", [None, bool_mask()], ids=["causal", "bool"])
+def test_attend_equals_torch_both_ways(way, mask, group, dtype):
+    query, key, value = inputs(group, dtype=dtype)
+    expected = plain(
+        *(each.float() for each in (query, key, value)),
+        bool_mask() if mask is not None else torch.ones(T, T).bool().tril()[None, None],
+    )
+    output, weights = attend(MODULE, query, key, value, mask)
+    assert weights is None
+    assert output.shape == (B, T, H * group, W)
+    torch.testing.assert_close(output.transpose(1, 2).float(), expected, rtol=TOLERANCE[dtype], atol=TOLERANCE[dtype])
+
+
+@pytest.mark.parametrize("why", ["module", "argument"])
+def test_without_causality_every_token_sees_every_other(way, why):
+    query, key, value = inputs(1)
+    module = SimpleNamespace(layer_idx=0, is_causal=why == "argument")
+    output, _ = attend(module, query, key, value, None, is_causal=False if why == "argument" else None)
+    torch.testing.assert_close(output.transpose(1, 2), plain(query, key, value))
+
+
+def test_one_token_sees_all_keys(way):
+    query, key, value = inputs(3, keys=12, tokens=1)
+    output, _ = attend(MODULE, query, key, value, None)
+    torch.testing.assert_close(output.transpose(1, 2), plain(query, key, value))
+
+
+def test_the_empty_rest_of_a_static_cache_is_not_read(way):
+    query, key, value = inputs(3, keys=T + 5)
+    output, _ = attend(MODULE, query, key, value, None)
+    expected = plain(query, key[:, :, :T], value[:, :, :T], torch.ones(T, T).bool().tril()[None, None])
+    torch.testing.assert_close(output.transpose(1, 2), expected)
+
+
+@groups
+@pytest.mark.parametrize("mask", [None, bool_mask()], ids=["causal", "bool"])
+def test_softcap_is_the_formula(mask, group):
+    query, key, value = inputs(group)
+    output, _ = attend(MODULE, query, key, value, mask, softcap=1.5, scaling=0.7)
+    seen = torch.ones(T, T).bool().tril()[None, None] if mask is None else mask
+    expected = plain(query, key, value, seen, scaling=0.7, softcap=1.5)
+    torch.testing.assert_close(output.transpose(1, 2), expected)
+    assert not torch.allclose(expected, plain(query, key, value, seen, scaling=0.7), atol=1e-3)
+
+
+def test_softcap_is_not_lost_where_the_fused_way_would_be_taken(monkeypatch):
+    monkeypatch.setattr(halka.models.attention, "SMALL_SCORES", 0)
+    query, key, value = inputs(1)
+    output, _ = attend(MODULE, query, key, value, bool_mask(), softcap=1.5)
+    torch.testing.assert_close(output.transpose(1, 2), plain(query, key, value, bool_mask(), softcap=1.5))
+
+
+def test_dropout_drops_and_rescales(way):
+    query, key, value = inputs(1)
+    ones = torch.ones_like(value)
+    torch.manual_seed(0)
+    many = torch.stack([attend(MODULE, query, key, ones, None, dropout=0.5)[0] for _ in range(200)])
+    assert many.std(0)[:, 1:].min() > 0.1
+    torch.testing.assert_close(many.mean(0), torch.ones(B, T, H, W), rtol=0, atol=0.35)
+    kept, _ = attend(MODULE, query, key, ones, None, dropout=0.0)
+    torch.testing.assert_close(kept, torch.ones(B, T, H, W))
+
+
+@pytest.mark.parametrize("rows", [1, B], ids=["one for all", "one a row"])
+@pytest.mark.parametrize("mask", [None, bool_mask(), "float"], ids=["causal", "bool", "float"])
+def test_memory_stands_in_front_of_the_layers_own_keys(way, mask, rows):
+    P = 3
+    query, key, value = inputs(3)
+    generator = torch.Generator().manual_seed(9)
+    keys, values = (torch.randn(rows, H, P, W, generator=generator) for _ in range(2))
+    valid = None if rows == 1 else torch.tensor([[True, True, True], [True, False, False]])
+    seen = torch.ones(B, 1, T, T).bool().tril() if mask is None else bool_mask()
+    given = torch.zeros(B, 1, T, T).masked_fill(~seen, -1e9) if mask == "float" else mask
+    front = torch.ones(B, 1, T, P).bool() if valid is None else valid[:, None, None].expand(B, 1, T, P)
+    expected = plain(
+        query,
+        torch.cat([keys.expand(B, -1, -1, -1), key], 2),
+        torch.cat([values.expand(B, -1, -1, -1), value], 2),
+        torch.cat([front, seen], -1),
+    )
+    other = LayerMemory(torch.zeros(1, H, 1, W), torch.zeros(1, H, 1, W), None)
+    module = SimpleNamespace(layer_idx=1, is_causal=True)
+    output, _ = attend(module, query, key, value, given, memory=[other, LayerMemory(keys, values, valid)])
+    torch.testing.assert_close(output.transpose(1, 2), expected)
+
+
+def test_record_receives_this_layers_own_keys_and_values():
+    query, key, value = inputs(1)
+    memory, recorded = [LayerMemory(torch.zeros(1, H, 1, W), torch.zeros(1, H, 1, W), None)], {}
+    attend(MODULE, query, key, value, None, memory=memory, record=recorded)
+    assert recorded[0][0] is key
+    assert recorded[0][1] is value
+
+
+# ── in a base ───────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+@pytest.mark.parametrize("own", ["sdpa", "eager"])
+def test_use_attention_gives_the_base_its_own_choice_back(own):
+    base = tiny(attn_implementation=own)
+    with use_attention(base):
+        assert base.config._attn_implementation == "halka"
+        with use_attention(base):
+            assert base.config._attn_implementation == "halka"
+        assert base.config._attn_implementation == "halka"
+    assert base.config._attn_implementation == own
+
+    with pytest.raises(RuntimeError, match="stop"), use_attention(base):
+        raise RuntimeError("stop")
+    assert base.config._attn_implementation == own
+
+
+def test_transformers_own_attentions_stay_registered():
+    names = set(AttentionInterface()) - {"halka"}
+    with use_attention(tiny()):
+        pass
+    assert set(AttentionInterface()) - {"halka"} == names
+
+
+@pytest.mark.parametrize("architecture", CONFIGS)
+@pytest.mark.parametrize("window", [0, 2**16], ids=["fused", "products"])
+def test_a_base_computes_the_same_with_it(architecture, window, monkeypatch):
+    """Unpadded, padded on either side, token by token with a cache, and several tokens onto a cache."""
+    monkeypatch.setattr(halka.models.attention, "SMALL_SCORES", window)
+    base = tiny(architecture)
+    rows = [ids(1, n, seed=n)[0] for n in (4, 9)]
+    runs = {side: padded(rows, side) for side in ("left", "right")}
+
+    def everything() -> list[torch.Tensor]:
+        found = [base(ids()).logits]
+        for batch, mask, positions in runs.values():
+            found.append(base(batch, attention_mask=mask, position_ids=positions).logits[mask == 1])
+        cache = DynamicCache(config=base.config)
+        for piece in ids().split([4, 1, 4], dim=1):
+            found.append(base(piece, cache=cache).logits)
+        return found
+
+    with torch.no_grad():
+        expected = everything()
+        with use_attention(base):
+            ours = everything()
+    for one, two in zip(ours, expected, strict=True):
+        torch.testing.assert_close(one, two, rtol=0, atol=1e-4)
+
+
+@pytest.mark.parametrize("architecture", ["gemma2", "gemma3_text", "mistral"])
+def test_a_sliding_window_is_kept(architecture):
+    base = tiny(architecture, sliding_window=4, attn_implementation="eager")
+    full = tiny(architecture, sliding_window=64, attn_implementation="eager")
+    text = ids(2, 20)
+    with torch.no_grad():
+        expected = base(text).logits
+        assert not torch.allclose(full(text).logits, expected, atol=1e-3)
+        with use_attention(base):
+            torch.testing.assert_close(base(text).logits, expected, rtol=0, atol=1e-4)
+            cached = base.generate(text, max_new_tokens=8, do_sample=False, use_cache=True)
+            assert torch.equal(base.generate(text, max_new_tokens=8, do_sample=False, use_cache=False), cached)
+
+
+@pytest.mark.parametrize("implementation", ["dynamic", "static"])
+def test_generation_is_the_same_with_it(implementation):
+    base = tiny()
+    batch, mask, _ = padded([ids(1, n, seed=n)[0] for n in (4, 9)], "left")
+    options = {"attention_mask": mask, "max_new_tokens": 8, "do_sample": False}
+    expected = base.generate(batch, **options)
+    with use_attention(base):
+        made = base.generate(
+            batch, **options, **({"cache_implementation": "static"} if implementation == "static" else {})
+        )
+    assert torch.equal(made, expected)
