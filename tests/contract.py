@@ -6,10 +6,10 @@ import copy
 from dataclasses import replace
 
 import torch
-from tiny import tiny
 
 import halka
 from halka.core import AdaptedModel, Method
+from tiny import tiny
 
 # Methods whose fields must be set for the contract to bite, or that are tried in several forms.
 VARIANTS: dict[str, list[Method]] = {

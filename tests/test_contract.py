@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import contract
 import pytest
 import torch
-from contract import STARTS_ELSEWHERE, VARIANTS, adapted, ids, padded
-from tiny import CONFIGS, tiny
 
+import contract
 import halka
+from contract import STARTS_ELSEWHERE, VARIANTS, adapted, ids, padded
 from halka.methods import all_methods
 from halka.models import hidden_states, logits
 from halka.models.attention import use_attention
+from tiny import CONFIGS, tiny
 
 METHODS = [method for name, kind in all_methods().items() for method in VARIANTS.get(name, [kind()])]
 every_method = pytest.mark.parametrize("method", METHODS, ids=lambda method: repr(method)[:60])

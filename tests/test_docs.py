@@ -8,6 +8,7 @@ import types
 from pathlib import Path
 
 import pytest
+
 from results_in_docs import PAGES, filled
 
 ROOT = Path(__file__).parents[1]

@@ -121,7 +121,7 @@ def test_an_error_while_filling_leaves_the_old_folder(tmp_path):
     path = tmp_path / "folder"
     path.mkdir()
     (path / "old").write_text("old")
-    with pytest.raises(Stop), new_folder(path) as beside:
+    with pytest.raises(Stop), new_folder(path) as beside:  # noqa: PT012
         (beside / "new").write_text("new")
         raise Stop
     assert [str(each.relative_to(tmp_path)) for each in sorted(tmp_path.rglob("*"))] == ["folder", "folder/old"]

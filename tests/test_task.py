@@ -60,7 +60,7 @@ def test_what_a_task_file_leaves_out(write):
     assert (task.validation, task.test, task.max_new_tokens, task.licence) == ((), (), 64, "")
 
 
-def test_fractions_are_split_off_reproducibly_with_equal_prompts_together(write):
+def test_fractions_aresplit_off_reproducibly_with_equal_prompts_together(write):
     text = "train: train.jsonl\nvalidation: 0.1\ntest: 0.2\nmetrics: m\n"
     task = Task.from_yaml(write(text))
     assert (len(task.train), len(task.validation), len(task.test)) == (28, 4, 8)

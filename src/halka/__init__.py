@@ -1,10 +1,16 @@
 """Halka: a large model stays as it is, a small part of it is trained."""
 
-from halka.methods import IA3, BitFit, Bottleneck, DoRA, Full, LoRA, Prefix, Prompt
-from halka.models import adapt
-from halka.models.loading import load_base
-from halka.store import load, save
-from halka.training import TrainConfig, train
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from halka.methods import IA3, BitFit, Bottleneck, DoRA, Full, LoRA, Prefix, Prompt
+    from halka.models import adapt
+    from halka.models.loading import load_base
+    from halka.store import load, save
+    from halka.training import TrainConfig, train
 
 __version__ = "0.1.0"
 __all__ = [
@@ -23,3 +29,18 @@ __all__ = [
     "save",
     "train",
 ]
+_HOMES = {
+    "adapt": "halka.models",
+    "load_base": "halka.models.loading",
+    "load": "halka.store",
+    "save": "halka.store",
+    "TrainConfig": "halka.training",
+    "train": "halka.training",
+}
+
+
+def __getattr__(name: str) -> Any:
+    """A public name from where it lives, at its first use: `halka --help` need not wait for torch."""
+    if name not in __all__:
+        raise AttributeError(f"module 'halka' has no attribute {name!r}")
+    return getattr(import_module(_HOMES.get(name, "halka.methods")), name)

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
@@ -54,7 +54,11 @@ def load_checkpoint(
     """
     if not path.exists():
         return None
-    with safe_open(path, framework="pt") as file:
+    try:
+        opened = safe_open(path, framework="pt")
+    except SafetensorError as error:
+        raise ValueError(f"{path} is damaged ({error}): remove {path.parent} to begin afresh") from None
+    with opened as file:
         metadata = file.metadata()
         then = json.loads(metadata["run"])
         now = json.loads(json.dumps(run))

@@ -142,14 +142,14 @@ def demo_experiment() -> Experiment:
         task="support",
         examples={"validation": 32, "test": 60},
         methods=(
-            Entry(method=BASE, label="base (no tuning)"),
             Entry(method="full", label="full", lrs=(4e-4,)),
             Entry.model_validate({"method": "lora", "label": "LoRA r16", "lrs": (4e-3,), "rank": 16}),
             Entry(method="bottleneck", label="bottleneck", lrs=(4e-3,)),
             Entry(method="prefix", label="prefix", lrs=(3e-2,)),
             Entry(method="prompt", label="prompt", lrs=(1e-1,)),
+            Entry(method=BASE, label="base (no tuning)"),
         ),
-        train={"steps": 56, "batch_size": 4, "evaluate_every": 28, "save_every": None},
+        train={"steps": 48, "batch_size": 4, "evaluate_every": 24, "save_every": None},
         seeds=(0,),
         jobs=max(1, min(4, (os.cpu_count() or 1))),
     )
@@ -166,7 +166,7 @@ def measurements(folder: str | Path) -> list[dict[str, Any]]:
 
 
 def write_outputs(experiment: Experiment, folder: str | Path, command: str | None = None) -> Outputs:
-    """The table, the summary and the report of what has been measured so far; `command` is what it says to run again."""
+    """The table, the summary and the report of what has been measured so far; `command` is how to run it again."""
     from halka.report import summarise, to_markdown, write_report
 
     folder = Path(folder)

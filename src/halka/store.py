@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from halka.core import AdaptedModel, Adapter
@@ -98,7 +99,10 @@ def load(
     card = read_card(folder)
     if card is not None:
         _check_base(card, model, folder, allow_other_base, allow_other_template)
-    tensors = load_file(folder / WEIGHTS)
+    try:
+        tensors = load_file(folder / WEIGHTS)
+    except SafetensorError as error:
+        raise ValueError(f"{folder / WEIGHTS} is damaged ({error}): fetch or train the adapter again") from None
     for key, tensor in tensors.items():
         if not torch.isfinite(tensor).all():
             raise ValueError(f"{folder / WEIGHTS} holds values that are not finite, in {key}: it is damaged or failed")

@@ -8,7 +8,7 @@ import json
 import math
 import time
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -111,7 +111,7 @@ def train(
     *,
     validation: Sequence[Example | Tokens] = (),
     folder: str | Path | None = None,
-) -> Iterator[Step]:
+) -> Generator[Step, None, None]:
     """Train adapter `name` of `model`; yields a `Step` after each optimiser step.
 
     With validation examples, the weights of the best evaluation are in place at the end. With a folder, each step is a
@@ -191,7 +191,7 @@ class _Run:
 
     # ── the loop ────────────────────────────────────────────────────────────────────────────────────────────────
 
-    def go(self, held_out: list[Tokens]) -> Iterator[Step]:
+    def go(self, held_out: list[Tokens]) -> Generator[Step, None, None]:
         progress = self._resume()
         stream = self._batches(progress.step * self.config.accumulate)
         while progress.step < self.steps and not progress.stopped:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -28,7 +29,8 @@ def compare(
     """
     from halka.compare import read_experiment
 
-    _run(read_experiment(existing_file(experiment, "EXPERIMENT")), out, retry, json)
+    command = shlex.join(["halka", "compare", str(experiment), "-o", str(out)])
+    _run(read_experiment(existing_file(experiment, "EXPERIMENT")), out, command, retry, json)
 
 
 def demo(
@@ -44,10 +46,10 @@ def demo(
     """
     from halka.compare import demo_experiment
 
-    _run(demo_experiment(), out, retry, json)
+    _run(demo_experiment(), out, shlex.join(["halka", "demo", "-o", str(out)]), retry, json)
 
 
-def _run(experiment: Experiment, out: Path, retry: bool, json: bool) -> None:
+def _run(experiment: Experiment, out: Path, command: str, retry: bool, json: bool) -> None:
     from halka.cli.progress import RunsProgress
     from halka.compare import run, write_outputs
     from halka.models.loading import known_bases, pull
@@ -63,7 +65,7 @@ def _run(experiment: Experiment, out: Path, retry: bool, json: bool) -> None:
     except KeyboardInterrupt:
         say("Stopped. The same command goes on with what is missing")
         raise typer.Exit(130) from None
-    outputs = write_outputs(experiment, out)
+    outputs = write_outputs(experiment, out, command)
     failed = [each for each in outputs.measurements if each["status"] != "done"]
     if json:
         files = {"report": outputs.report, "table": outputs.table, "summary": outputs.summary}

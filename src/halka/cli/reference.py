@@ -15,6 +15,18 @@ This page is what `halka COMMAND --help` says; it is made by `halka.cli.cli_refe
 Results go to stdout (`--json`: as JSON), progress and messages to stderr. An error is one line; the exit code is 2
 where the command can be mended, 1 where the work failed, 130 after Ctrl-C. `--debug`, or HALKA_DEBUG=1, shows where an
 error came from.
+
+What `halka train` is told may also stand in a file, which `--config` names and every run keeps as `run.yaml`, and in
+the environment. Flags override the environment, which overrides the file; a key that no setting has is an error.
+
+| in the file | in the environment | as a flag |
+| --- | --- | --- |
+| `base: smollm2-135m` | `HALKA_TRAIN_BASE=smollm2-135m` | `--base smollm2-135m` |
+| `rank: 8` | `HALKA_TRAIN_RANK=8` | `--rank 8` |
+| `train: {batch_size: 8}` | `HALKA_TRAIN_BATCH_SIZE=8` | `--batch-size 8` |
+
+Paths in a file are seen from the file's folder. Several values have commas between (`--targets attn.q,attn.v`), or are
+a list in a file; `none` takes a value away (`--save-every none`).
 """
 
 

@@ -109,7 +109,7 @@ def task_of(run: RunSettings) -> Task:
 
 def _held_out(examples: list[Example], run: RunSettings) -> tuple[list[Example], list[Example]]:
     """What is trained on, and what is kept aside for validation: a file's, a share, or nothing."""
-    from halka.data.task import _split_off
+    from halka.data.task import split_off
 
     if run.validation is None:
         return examples, []
@@ -119,7 +119,7 @@ def _held_out(examples: list[Example], run: RunSettings) -> tuple[list[Example],
         return examples, _read(Path(run.validation), "--validation", run.shape)
     if not 0 < share < 1:
         raise ValueError(f"--validation {run.validation} is no share of the data: give a number between 0 and 1")
-    train, validation = _split_off(examples, round(share * len(examples)), "0/validation")
+    train, validation = split_off(examples, round(share * len(examples)), "0/validation")
     if not train:
         raise ValueError(f"--validation {run.validation} leaves nothing of {len(examples)} examples to train on")
     return train, validation

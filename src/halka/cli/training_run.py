@@ -17,6 +17,7 @@ from types import FrameType
 from typing import Any
 
 import typer
+from filelock import FileLock, Timeout
 
 from halka.cli.command import Failed, say
 from halka.cli.progress import StepProgress
@@ -27,7 +28,8 @@ from halka.files import write_text
 from halka.store import WEIGHTS, save
 from halka.training import CHECKPOINT, METRICS, Step, TrainingError, as_tokens, train
 
-RUN, ADAPTER, TENSORBOARD, BEST = "run.yaml", "adapter", "tensorboard", "best.safetensors"
+RUN, ADAPTER, TENSORBOARD = "run.yaml", "adapter", "tensorboard"
+BEST, LOCK = "best.safetensors", ".lock"
 
 
 class TrainingRun:
@@ -41,7 +43,8 @@ class TrainingRun:
         self.tensorboard = tensorboard
         if self.folder.exists() and not self.folder.is_dir():
             raise ValueError(f"--out: {self.folder} is a file: name a folder")
-        if self.folder.is_dir() and any(self.folder.iterdir()) and not (self.folder / RUN).exists():
+        others = self.folder.is_dir() and any(not each.name.startswith(".") for each in self.folder.iterdir())
+        if others and not (self.folder / RUN).exists():
             raise ValueError(f"--out: {self.folder} exists and holds no run of halka train: choose another folder")
         if (self.folder / ADAPTER).exists() and not (self.folder / CHECKPOINT).exists() and not overwrite:
             raise ValueError(f"--out: {self.folder} holds a finished run: choose another folder, or add --overwrite")
@@ -56,18 +59,34 @@ class TrainingRun:
         if left_out := len(task.train) - len(items):
             say(f"{left_out} of {len(task.train)} examples are left out: `halka data preview` says why")
         held_out = as_tokens(model, task.validation, config) if task.validation else []
-        if self.overwrite:
-            (self.folder / CHECKPOINT).unlink(missing_ok=True)
-        if not (self.folder / CHECKPOINT).exists():
-            write_text(self.folder / RUN, self.plan.to_yaml(model.adapters[name].method))
-        steps: Any = train(model, name, items, config, validation=held_out, folder=self.folder)
+        with self._alone():
+            if self.overwrite:
+                (self.folder / CHECKPOINT).unlink(missing_ok=True)
+            if not (self.folder / CHECKPOINT).exists():
+                write_text(self.folder / RUN, self.plan.to_yaml(model.adapters[name].method))
+            steps: Any = train(model, name, items, config, validation=held_out, folder=self.folder)
+            try:
+                if stopped := self._watch(steps):
+                    self._say_how_to_go_on()
+                    raise typer.Exit(128 + stopped)
+            except TrainingError as error:
+                raise Failed(str(error)) from error
+            return self._finish(model, name, task)
+
+    @contextmanager
+    def _alone(self) -> Iterator[None]:
+        """No other process trains in this folder meanwhile; the system lets go where this one is killed."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        lock = FileLock(self.folder / LOCK)
         try:
-            if stopped := self._watch(steps):
-                self._say_how_to_go_on()
-                raise typer.Exit(128 + stopped)
-        except TrainingError as error:
-            raise Failed(str(error)) from error
-        return self._finish(model, name, task)
+            lock.acquire(timeout=0)
+        except Timeout:
+            raise ValueError(f"--out: another process is training in {self.folder}: choose another folder") from None
+        try:
+            yield
+        finally:
+            (self.folder / LOCK).unlink(missing_ok=True)
+            lock.release()
 
     def _watch(self, steps: Generator[Step, None, None]) -> int:
         """Take every step and show it; the number of the signal that stopped it, or 0 at the end."""

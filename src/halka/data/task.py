@@ -150,7 +150,7 @@ def _read_task(path: Path) -> Task:
         fraction = given.get(split)
         if isinstance(fraction, float):
             seed = f"{given.get('seed', 0)}/{split}"
-            train, files[split] = _split_off(train, round(fraction * len(files["train"])), seed)
+            train, files[split] = split_off(train, round(fraction * len(files["train"])), seed)
     if not train:
         raise ValueError(f"{path}: validation and test leave nothing of {len(files['train'])} train examples")
     metrics = tuple(_listed(given["metrics"]))
@@ -205,7 +205,7 @@ def _read_files(path: Path, given: dict[str, Any], split: str, problems: list[Pr
     return examples
 
 
-def _split_off(examples: Sequence[Example], count: int, seed: str) -> tuple[list[Example], list[Example]]:
+def split_off(examples: Sequence[Example], count: int, seed: str) -> tuple[list[Example], list[Example]]:
     """What stays and what goes, each in order: at least `count` and at least one go, equal prompts together."""
     groups: dict[object, list[int]] = {}
     for index, example in enumerate(examples):

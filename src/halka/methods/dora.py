@@ -19,7 +19,7 @@ class DoRA:
     lr: ClassVar[float] = 1e-3
 
     rank: int = field(default=16, metadata={"help": "rank r of the product"})
-    alpha: float | None = field(default=None, metadata={"help": "numerator of the scale α/r; 2·rank if not given"})
+    alpha: float | None = field(default=None, metadata={"help": "numerator α of the scale; 2·rank if not given"})
     dropout: float = field(default=0.0, metadata={"help": "dropout on the product's input while training"})
     targets: tuple[str, ...] = field(default=("linear",), metadata={"help": "roles, or groups of roles, to act on"})
 

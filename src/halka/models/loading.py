@@ -161,6 +161,10 @@ def load_base(
             f"the weights of {name_or_path} lack {len(missing)} tensors of a {type(model).__name__}, such as "
             f"{missing[0]}; transformers would fill them at random. Give a complete causal language model"
         )
+    if known := known_bases().get(str(name_or_path)):
+        model.config._name_or_path = (
+            known.hub_name
+        )  # what an adapter's folder names as its base, not this machine's path
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token or tokenizer.unk_token or tokenizer.convert_ids_to_tokens(0)
     if model.generation_config is not None and model.generation_config.pad_token_id is None:

@@ -1,0 +1,590 @@
+"""The command line on a tiny base: each command, its JSON, its errors in one line, a run that is stopped or killed."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+import typer
+import yaml
+from filelock import FileLock
+from safetensors.torch import load_file
+from typer.testing import CliRunner
+
+from halka.cli import app, cli_reference
+from halka.cli.train import Deferred
+from halka.compare import Event, Outputs
+from measurements_for_tests import measurements
+from tiny import tiny
+from tokenizers_for_tests import chatml_tokenizer
+
+ROOT = Path(__file__).parents[1]
+TRAIN = "--base base --data data.jsonl --dtype float32 --batch-size 4 --rank 4"
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory) -> Path:
+    """A folder with a base, data, prompts, a page of prose, and a run that is finished."""
+    folder = tmp_path_factory.mktemp("made")
+    tokenizer = chatml_tokenizer()
+    base = tiny("llama", vocab_size=len(tokenizer), max_position_embeddings=256, eos_token_id=tokenizer.eos_token_id)
+    base.save_pretrained(folder / "base")
+    tokenizer.save_pretrained(folder / "base")
+    rows = [{"prompt": f"What is {a} plus {b}?", "completion": str(a + b)} for a in range(5) for b in range(5)]
+    (folder / "data.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (folder / "prompts.jsonl").write_text('{"prompt": "Yes?"}\n{"messages": [{"role": "user", "content": "No?"}]}\n')
+    (folder / "prose.txt").write_text("What is the capital of France? " * 20)
+    halka(f"train {TRAIN} --steps 6 --validation 0.2 -o run", folder)
+    return folder
+
+
+@pytest.fixture
+def here(made, tmp_path, monkeypatch) -> Path:
+    """An empty folder that sees what was made, to work in."""
+    for each in made.iterdir():
+        (tmp_path / each.name).symlink_to(each)
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def halka(command: str, folder: Path | None = None, code: int = 0, **more):
+    """The command's result, run in this process."""
+    before = Path.cwd()
+    os.chdir(folder or before)
+    try:
+        arguments = [part.replace("␣", " ") for part in command.split()]
+        result = CliRunner().invoke(app, arguments, **more)
+    finally:
+        os.chdir(before)
+    assert result.exit_code == code, result.output
+    return result
+
+
+def parsed(command: str):
+    """What it prints with --json."""
+    return json.loads(halka(f"{command} --json").stdout)
+
+
+def failure(command: str, code: int = 2, **more) -> str:
+    """The one line that a wrong command gives, after what was said before."""
+    result = halka(command, code=code, **more)
+    assert result.stdout == ""
+    lines = [line for line in result.stderr.splitlines() if not line.startswith("loading")]
+    assert len(lines) == 1, result.stderr
+    assert lines[0].startswith("Error: ")
+    return lines[0].removeprefix("Error: ")
+
+
+def process(command: str, folder: Path) -> subprocess.Popen[str]:
+    """The command in a process of its own."""
+    return subprocess.Popen(
+        [sys.executable, "-c", "from halka.cli import main; main()", *command.split()],
+        cwd=folder,
+        env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT / "src"), "TOKENIZERS_PARALLELISM": "false"},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+# ── help ────────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def commands(command=None, path: str = "halka"):
+    command = command or typer.main.get_command(app)
+    yield path, command.whole() if isinstance(command, Deferred) else command
+    for name, each in getattr(command, "commands", {}).items():
+        yield from commands(each, f"{path} {name}")
+
+
+def test_the_page_is_up_to_date():
+    page = ROOT / "docs" / "cli.md"
+    assert page.read_text(encoding="utf-8") == cli_reference(), "write halka.cli.cli_reference() to docs/cli.md anew"
+
+
+@pytest.mark.parametrize(("path", "command"), list(commands()), ids=lambda each: each if isinstance(each, str) else "")
+def test_every_command_has_an_example_and_a_word_on_every_flag(path, command):
+    text = command.get_help(typer.Context(command, info_name=path, terminal_width=100))
+    assert "\n  Example" in text
+    assert "  halka " in text.partition("\n  Example")[2]
+    assert all(each.help for each in command.params if each.name != "help")
+
+
+def test_help_needs_neither_torch_nor_transformers():
+    """The package's own imports aside: those are `halka/__init__.py`'s."""
+    code = (
+        "import sys, types; package = types.ModuleType('halka'); package.__path__ = [sys.argv[1]]; "
+        "sys.modules['halka'] = package; from halka.cli import app; app(['--help'], standalone_mode=False)"
+    )
+    code = f"import atexit, sys; atexit.register(lambda: print('torch' in sys.modules, file=sys.stderr)); {code}"
+    done = subprocess.run([sys.executable, "-c", code, ROOT / "src" / "halka"], capture_output=True, text=True)
+    assert "Commands:" in done.stdout
+    assert done.stderr == "False\n"
+
+
+def test_version():
+    assert halka("--version").stdout.startswith("halka 0.")
+
+
+def test_a_group_without_a_command_shows_its_help():
+    assert "Commands:" in halka("").stdout
+    assert "preview" in halka("data").stdout
+
+
+# ── bases, methods, data ────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_base(here, monkeypatch):
+    monkeypatch.setenv("HALKA_CACHE", str(here / "cache"))
+    assert "not here yet: halka base pull smollm2-135m" in halka("base list").stdout
+    (known,) = parsed("base list")
+    assert (known["name"], known["pulled"]) == ("smollm2-135m", False)
+    assert "LlamaForCausalLM" in halka("base show base").stdout
+    assert parsed("base show base")["layers"] == 2
+    assert "unknown base 'foo'" in failure("base pull foo")
+    assert "halka base pull smollm2-135m" in failure("base show smollm2-135m")
+
+
+def test_base_pull(here, monkeypatch):
+    def pull(name, on_progress):
+        on_progress("fetching")
+        return Path("cache") / name
+
+    monkeypatch.setattr("halka.models.loading.pull", pull)
+    result = halka("base pull smollm2-135m --json")
+    assert json.loads(result.stdout) == {"name": "smollm2-135m", "path": "cache/smollm2-135m"}
+    assert result.stderr == "fetching\n"
+    assert "halka train --base smollm2-135m" in halka("base pull smollm2-135m").stderr
+
+
+def test_methods():
+    shown = halka("methods").stdout
+    described = parsed("methods")
+    assert all(each["name"] in shown for each in described)
+    lora = parsed("methods lora")
+    assert lora == next(each for each in described if each["name"] == "lora")
+    assert [lora["fields"][0][key] for key in ("name", "flag", "default")] == ["rank", "--rank", 16]
+    one = halka("methods lora").stdout
+    for told in ("--rank", "16", "rank r of the product", "acts on: linear", "arXiv:2106.09685", "0.001"):
+        assert told in one
+    assert "It has no fields" in halka("methods full").stdout
+    assert "choose one of bitfit" in failure("methods lorra")
+
+
+def test_data_preview(here):
+    assert "25 examples, read as prompt" in halka("data preview data.jsonl --base base").stdout
+    first, second = parsed("data preview data.jsonl data.jsonl --base base --examples 1")
+    assert (first["examples"], len(first["shown"]), first["shared"]) == (25, 1, {})
+    assert len(second["shared"]["data.jsonl"]) == 25
+    assert failure("data preview nope.jsonl --base base").startswith(
+        "FILE: there is no file nope.jsonl: check the path"
+    )
+
+
+# ── train ───────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_train_leaves_an_adapter_with_its_card(made):
+    folder = made / "run"
+    assert sorted(each.name for each in folder.iterdir()) == ["adapter", "metrics.jsonl", "run.yaml"]
+    assert len((folder / "metrics.jsonl").read_text().splitlines()) == 6
+    card = json.loads((folder / "adapter" / "halka.json").read_text())
+    assert (card["task"], card["method"]["name"], card["method"]["fields"]["rank"]) == ("data", "lora", 4)
+    assert (card["training"]["steps"], card["training"]["lr"], card["training"]["examples"]) == (6, 1e-3, 20)
+    assert card["measurements"]["validation_loss"] > 0
+
+
+def test_train_says_what_happened_and_what_is_next(here):
+    result = halka(f"train {TRAIN} --steps 6 -o new")
+    assert "6 steps in" in result.stdout
+    assert "step 6/6: 0.0 s left, loss " in result.stderr
+    assert "tokens/s" in result.stderr
+    assert "Next: halka generate --base base --adapter new/adapter" in result.stderr
+    made = parsed(f"train {TRAIN} --steps 6 --validation data.jsonl -o other")
+    assert (made["steps"], made["adapter"], made["method"]["name"]) == (6, "other/adapter", "lora")
+    assert made["validation_loss"] > 0
+
+
+def test_settings_combine(here, monkeypatch):
+    """The file below the environment below flags."""
+    Path("run.yaml").write_text("base: base\ndata: data.jsonl\nrank: 2\ntrain: {steps: 1, lr: 0.1, seed: 1}\n")
+    monkeypatch.setenv("HALKA_TRAIN_STEPS", "2")
+    monkeypatch.setenv("HALKA_TRAIN_LR", "0.2")
+    made = parsed("train --config run.yaml --lr 0.3 -o new")
+    assert (made["method"]["fields"]["rank"], made["steps"], made["lr"]) == (2, 2, 0.3)
+    told = yaml.safe_load(Path("new/run.yaml").read_text())
+    assert (told["rank"], told["train"]["steps"], told["train"]["seed"]) == (2, 2, 1)
+
+
+def test_the_runs_file_runs_it_again(here):
+    halka(f"train {TRAIN} --steps 4 --validation 0.2 -o new")
+    before = load_file("new/adapter/adapter_model.safetensors")
+    halka("train --config new/run.yaml --overwrite")
+    after = load_file("new/adapter/adapter_model.safetensors")
+    assert all(torch.equal(before[key], after[key]) for key in before)
+
+
+def test_virtual_tokens_start_from_a_text(here):
+    command = "train --base base --data data.jsonl --dtype float32 --steps 1 --text What␣is"
+    ids = chatml_tokenizer().encode("What is", add_special_tokens=False)
+    assert parsed(f"{command} --method prompt -o new")["method"]["fields"]["tokens"] == ids
+    fields = parsed(f"{command} --method prefix --length 5 -o other")["method"]["fields"]
+    assert (fields["length"], fields["tokens"]) == (5, ids)
+    assert parsed("train --config new/run.yaml --overwrite")["method"]["fields"]["tokens"] == ids
+    assert "lora has no virtual tokens: choose prompt or prefix" in failure(f"{command} -o third")
+    assert "--text and --tokens both say" in failure(f"{command} --method prompt --tokens 3 -o third")
+
+
+@pytest.mark.filterwarnings("default::DeprecationWarning")
+def test_tensorboard(here, monkeypatch):
+    halka(f"train {TRAIN} --steps 2 --tensorboard -o new")
+    assert list(Path("new/tensorboard").iterdir())
+    monkeypatch.setattr("halka.cli.training_run.find_spec", lambda name: None)
+    assert "pip install 'halka[tensorboard]'" in failure(f"train {TRAIN} --tensorboard -o other")
+
+
+@pytest.mark.parametrize(
+    ("command", "told"),
+    [
+        ("train --base base -o new", "what to train on is said by --task NAME or by --data FILE: give one of them"),
+        ("train --base base --data data.jsonl --task support -o new", "give one of them"),
+        ("train --base base --task support --validation 0.1 -o new", "--validation is for --data"),
+        ("train --base base --task nope -o new", "task 'nope' is unknown. Name support"),
+        ("train --base base --data nope.jsonl -o new", "--data: there is no file nope.jsonl: check the path"),
+        ("train --base base --data run -o new", "--data: run is a folder: name a file in it"),
+        ("train --base base --data prose.txt -o new", "prose.txt: not a kind of data file"),
+        (f"train {TRAIN} --validation 3 -o new", "--validation 3 is no share of the data"),
+        (f"train {TRAIN} --validation nope.jsonl -o new", "--validation: there is no file nope.jsonl"),
+        (f"train {TRAIN} -o run", "--out: run holds a finished run: choose another folder, or add --overwrite"),
+        (f"train {TRAIN} -o base", "--out: base exists and holds no run of halka train: choose another folder"),
+        (f"train {TRAIN} -o data.jsonl", "--out: data.jsonl is a file: name a folder"),
+        (f"train {TRAIN} --method lorra -o new", "there is no method 'lorra': choose one of"),
+        (f"train {TRAIN} --method prefix -o new", "--rank: prefix has no field 'rank'; its fields are: length"),
+        (f"train {TRAIN} --rnak 3 -o new", "--rank"),
+        (f"train {TRAIN} --lr fast -o new", "--lr: 'fast' is not a number"),
+        (f"train {TRAIN} --lr -1 -o new", "lr must be above 0, not -1"),
+        (f"train {TRAIN} --targets attn.x -o new", "'attn.x', which this base does not have"),
+        (f"train {TRAIN} --config nope.yaml -o new", "there is no file nope.yaml"),
+        (f"train {TRAIN.replace('--base base', '--base ./nope')} -o new", "./nope is no folder"),
+    ],
+)
+def test_what_is_wrong_is_said_in_one_line_and_nothing_is_made(here, command, told):
+    assert told in failure(command)
+    assert not Path("new").exists()
+
+
+def test_other_settings_do_not_go_on_with_an_unfinished_run(here, monkeypatch):
+    stop_at(3, monkeypatch)
+    halka(f"train {TRAIN} --steps 8 -o new", code=130)
+    monkeypatch.undo()
+    told = failure(f"train {TRAIN.replace('--base', '--seed 1 --base')} --steps 8 -o {here / 'new'}", folder=here)
+    assert "holds an unfinished run that differs from this one: seed was 0, is 1" in told
+
+
+def test_training_that_cannot_go_on_is_a_failure(here):
+    told = failure_after_steps(f"train {TRAIN} --steps 50 --lr 1e30 --warmup 0 --clip 0 -o new")
+    assert "try a lower learning rate" in told
+
+
+def test_two_processes_do_not_train_in_one_folder(here):
+    Path("new").mkdir()
+    with FileLock("new/.lock"):
+        assert "--out: another process is training in new" in failure(f"train {TRAIN} --steps 2 -o new")
+    halka(f"train {TRAIN} --steps 2 -o new")
+
+
+def failure_after_steps(command: str) -> str:
+    result = halka(command, code=1)
+    assert result.stdout == ""
+    return result.stderr.splitlines()[-1]
+
+
+# ── stopping ────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def stop_at(step: int, monkeypatch, times: int = 1) -> None:
+    """Ctrl-C while that step is shown."""
+    from halka.cli.progress import StepProgress
+
+    show = StepProgress.step
+
+    def shown(self, made):
+        show(self, made)
+        if made.step == step:
+            for _ in range(times):
+                os.kill(os.getpid(), signal.SIGINT)
+
+    monkeypatch.setattr(StepProgress, "step", shown)
+
+
+@pytest.mark.parametrize("times", [1, 2])
+def test_ctrl_c_stops_after_the_step_and_the_run_goes_on(here, monkeypatch, times):
+    command = f"train {TRAIN} --steps 12 --validation 0.2"
+    with monkeypatch.context() as patch:
+        stop_at(5, patch, times)
+        result = halka(f"{command} -o new", code=130)
+    assert "Stopped. Go on with: halka train --config new/run.yaml" in result.stderr
+    assert result.stdout == ""
+    assert not Path("new/adapter").exists()
+    assert "step 6/12" in halka("train --config new/run.yaml").stderr
+    halka(f"{command} -o straight")
+    steps = [json.loads(line)["step"] for line in Path("new/metrics.jsonl").read_text().splitlines()]
+    assert steps == [*range(1, 13)]
+    one, other = (load_file(f"{each}/adapter/adapter_model.safetensors") for each in ("new", "straight"))
+    assert all(torch.equal(one[key], other[key]) for key in one)
+
+
+def test_ctrl_c_without_checkpoints_says_so(here, monkeypatch):
+    stop_at(2, monkeypatch)
+    result = halka(f"train {TRAIN} --steps 5 --save-every none -o new", code=130)
+    assert "Stopped before the first checkpoint: the same command begins anew" in result.stderr
+
+
+@pytest.mark.slow
+def test_a_killed_process_goes_on_to_the_same_weights(made, tmp_path):
+    command = f"train {TRAIN.replace('base base', f'base {made}/base').replace('data.', f'{made}/data.')} --steps 400"
+    command += " --save-every 20 --json"
+    straight = process(f"{command} -o straight", tmp_path)
+    killed = process(f"{command} -o killed", tmp_path)
+    metrics = tmp_path / "killed" / "metrics.jsonl"
+    while not metrics.exists() or metrics.read_text().count("\n") < 70:
+        assert killed.poll() is None, killed.communicate()
+        time.sleep(0.01)
+    killed.kill()
+    assert killed.wait() == -signal.SIGKILL
+    killed.communicate()
+    assert not (tmp_path / "killed" / "adapter").exists()
+    again = process(f"{command} -o killed", tmp_path)
+    (said, _), (said_straight, _) = again.communicate(timeout=120), straight.communicate(timeout=120)
+    assert json.loads(said)["loss"] == json.loads(said_straight)["loss"]
+    steps = [json.loads(line)["step"] for line in metrics.read_text().splitlines()]
+    assert steps == [*range(1, 401)]
+    one, other = (tmp_path / name / "adapter" / "adapter_model.safetensors" for name in ("killed", "straight"))
+    assert one.read_bytes() == other.read_bytes()
+
+
+@pytest.mark.slow
+def test_processes_end_with_the_right_codes(made):
+    wrong = process("train --base base", made)
+    interrupted = process(f"train {TRAIN} --steps 100000 -o interrupted", made)
+    assert wrong.communicate()[1].startswith("Error: out is missing")
+    assert wrong.returncode == 2
+    metrics = made / "interrupted" / "metrics.jsonl"
+    while not metrics.exists():
+        assert interrupted.poll() is None, interrupted.communicate()
+        time.sleep(0.05)
+    interrupted.send_signal(signal.SIGTERM)
+    assert "Go on with: halka train --config interrupted/run.yaml" in interrupted.communicate(timeout=60)[1]
+    assert interrupted.returncode == 143
+
+
+# ── evaluate, generate, adapters ────────────────────────────────────────────────────────────────────────────────────
+
+
+EVALUATE = "evaluate --base base --dtype float32 --max-new-tokens 3"
+
+
+def test_evaluate(here):
+    result = halka(f"{EVALUATE} --adapter run/adapter --data data.jsonl --limit 4 -o p.jsonl --perplexity prose.txt")
+    for told in ("exact_match", "95 % interval", "over 4 examples of data", "predictions in p.jsonl", "perplexity"):
+        assert told in result.stdout
+    lines = [json.loads(line) for line in Path("p.jsonl").read_text().splitlines()]
+    assert len(lines) == 4
+    assert lines[0].keys() == {"where", "prompt", "references", "prediction"}
+    assert json.loads(Path("p.scores.json").read_text())["scores"].keys() == {"exact_match", "token_f1"}
+
+
+def test_evaluate_as_json(here):
+    found = parsed(f"{EVALUATE} --data data.jsonl --metrics chrf --limit 2")
+    assert found["scores"].keys() == {"chrf"}
+    assert found["scores"]["chrf"]["n"] == 2
+    alone = parsed(f"{EVALUATE} --perplexity prose.txt")
+    assert alone["perplexity"]["base"] > 1
+    assert "scores" not in alone
+
+
+def test_evaluate_on_a_task(here):
+    Path("task.yaml").write_text("train: data.jsonl\ntest: 0.2\nmetrics: exact_match\nmax_new_tokens: 2\n")
+    base = "evaluate --base base --dtype float32 --task task.yaml"
+    assert parsed(base)["examples"] == 5
+    assert parsed(f"{base} --split train --limit 3")["examples"] == 3
+    assert "the task task has no validation examples: choose another --split" in failure(f"{base} --split validation")
+
+
+@pytest.mark.parametrize(
+    ("command", "told"),
+    [
+        ("evaluate --base base", "what to evaluate on is said by --task NAME or by --data FILE"),
+        ("evaluate --data data.jsonl", "--base"),
+        ("evaluate --base base --data data.jsonl --metrics blue", "unknown metric 'blue' (did you mean 'bleu'?)"),
+        ("evaluate --base base --data data.jsonl --metrics ,", "--metrics ',' names none"),
+        ("evaluate --base base --data data.jsonl --limit 0", "--limit"),
+        ("evaluate --base base --perplexity nope.txt", "--perplexity: there is no file nope.txt"),
+        ("evaluate --base base --data data.jsonl -o nope/p.jsonl", "--out: there is no folder nope to write p.jsonl"),
+        ("evaluate --base base --data data.jsonl --adapter nope", "--adapter: there is no folder nope"),
+        ("evaluate --base base --data data.jsonl --adapter run", "run is a run's folder: its adapter is run/adapter"),
+        ("evaluate --base base --data data.jsonl --adapter base", "base holds no adapter_config.json"),
+        ("generate --base base --temperature hot Hi", "--temperature"),
+        ("generate --base base --top-p 0.5 Hi", "--top-p is for drawing at random: give a --temperature"),
+        ("generate --base base --temperature 1 --top-p 7 Hi", "--top-p is a share above 0 and at most 1, not 7"),
+        ("generate --base base", "the prompt is empty"),
+        ("generate --base base Hi --file prompts.jsonl", "a PROMPT and --file were given: give one of them"),
+        ("generate --base base --file wrong.jsonl", 'wrong.jsonl:1: no prompt: a row has "prompt"'),
+        ("generate --base ./nope Hi", "./nope is no folder"),
+        ("adapters show nope", "FOLDER: there is no folder nope"),
+        ("adapters show base", "base holds no adapter_config.json: it is not an adapter folder"),
+        ("adapters show data.jsonl", "data.jsonl is a file: name the folder it is in"),
+        ("trian", "No such command 'trian'"),
+        ("--foo", "--foo"),
+    ],
+)
+def test_a_wrong_command_is_one_line(here, command, told):
+    Path("wrong.jsonl").write_text('{"question": "?"}\n')
+    assert told in failure(command)
+
+
+def test_an_adapter_of_another_base_is_refused(here):
+    tiny("llama", seed=1, vocab_size=424, max_position_embeddings=256).save_pretrained("other")
+    chatml_tokenizer().save_pretrained("other")
+    command = "generate --base other --dtype float32 --adapter run/adapter --max-new-tokens 2 Hi"
+    assert "was made for another base" in failure(command)
+    halka(f"{command} --allow-other-base")
+
+
+def test_generate(here):
+    command = "generate --base base --dtype float32 --max-new-tokens 4"
+    streamed = halka(f"{command} --adapter run/adapter What␣is␣this?").stdout
+    told = parsed(f"{command} --adapter run/adapter What␣is␣this?")
+    assert told["prompt"] == "What is this?"
+    assert streamed.strip() == told["answer"].strip()
+    assert halka(f"{command} --system Yes.", input="What?\n").stdout
+
+
+def test_generate_draws_the_same_for_the_same_seed(here):
+    command = "generate --base base --dtype float32 --max-new-tokens 6 --file prompts.jsonl --temperature 1 --top-p 0.9"
+    first, again, other = (parsed(f"{command} --seed {seed}") for seed in (1, 1, 2))
+    assert first == again
+    assert first != other
+    assert [each["prompt"] for each in first] == ["Yes?", "No?"]
+    assert "── prompts.jsonl:1: Yes?" in halka(command).stdout
+
+
+def test_adapters_show(here):
+    found = parsed("adapters show run/adapter")
+    assert found["method"]["name"] == "lora"
+    assert found["parameters"] == found["card"]["parameters"]
+    assert [(each["name"], each["shape"], each["count"]) for each in found["tensors"]][:2] == [
+        ("lora_A", [4, 64], 12),
+        ("lora_A", [4, 96], 2),
+    ]
+    shown = halka("adapters show run/adapter").stdout
+    for told in ("lora (rank 4", "data", "steps 6", "validation_loss", "4 × 64"):
+        assert told in shown
+
+
+def test_adapters_show_reads_pefts_folders_and_finds_damage(here):
+    import shutil
+
+    folder = Path("mine")
+    shutil.copytree("run/adapter", folder)
+    (folder / "halka.json").unlink()
+    shown = halka("adapters show mine").stdout
+    assert "No Card (halka.json)" in shown
+    assert "LORA" in shown
+    assert parsed("adapters show mine")["method"] == "LORA"
+    (folder / "adapter_model.safetensors").write_bytes(b"damaged")
+    assert "mine/adapter_model.safetensors is damaged" in failure("adapters show mine")
+
+
+# ── compare and demo ────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+@pytest.fixture
+def experiment(here, monkeypatch):
+    """An experiment whose runs are only told of: one is done, one fails if `fails` says so."""
+    fails: list[bool] = []
+
+    def run(experiment, folder, *, retry=False):
+        yield Event("started", "LoRA, seed 0", 0, 2)
+        yield Event("step", "LoRA, seed 0", 0, 2, 1, 4, 0.5)
+        yield Event("done", "LoRA, seed 0", 1, 2, message="exact_match 0.500")
+        yield Event("failed" if fails else "skipped", "prefix, seed 0", 2, 2, message="two\nlines")
+
+    def write_outputs(experiment, folder, command):
+        assert command in ("halka compare experiment.yaml -o results", "halka demo -o halka-demo")
+        made = measurements(seeds=1, failures=False)
+        if fails:
+            made[-1] = {**made[-1], "status": "failed", "error": "no"}
+        return Outputs(folder / "report.html", folder / "table.md", folder / "summary.json", made)
+
+    monkeypatch.setattr("halka.compare.run", run)
+    monkeypatch.setattr("halka.compare.write_outputs", write_outputs)
+    Path("experiment.yaml").write_text("name: e\nbase: base\ntask: support\nmethods: [{method: lora}]\n")
+    return fails
+
+
+def test_compare(experiment):
+    result = halka("compare experiment.yaml -o results")
+    assert "[1/2] done LoRA, seed 0: exact_match 0.500" in result.stderr
+    assert "skipped prefix, seed 0: two lines" in result.stderr
+    assert "LoRA r16" in result.stdout
+    assert "report: results/report.html" in result.stdout
+    assert parsed("compare experiment.yaml -o results")["failed"] == 0
+
+
+def test_compare_with_failed_runs_fails_after_its_report(experiment):
+    experiment.append(True)
+    result = halka("compare experiment.yaml -o results", code=1)
+    assert "report: results/report.html" in result.stdout
+    assert "runs failed: --retry runs them again" in result.stderr
+
+
+def test_compare_stopped_says_how_to_go_on(experiment, monkeypatch):
+    def run(experiment, folder, *, retry=False):
+        yield Event("started", "LoRA, seed 0", 0, 2)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("halka.compare.run", run)
+    assert "goes on with what is missing" in halka("compare experiment.yaml -o results", code=130).stderr
+
+
+def test_demo_pulls_its_base_first(experiment, monkeypatch):
+    pulled = []
+    monkeypatch.setattr("halka.models.loading.pull", lambda name, say: pulled.append(name))
+    assert "report: halka-demo/report.html" in halka("demo").stdout
+    assert pulled == ["smollm2-135m"]
+
+
+def test_a_wrong_experiment_is_one_line(here):
+    Path("experiment.yaml").write_text("name: e\ntask: support\nmethods: []\nsede: 1\n")
+    assert "sede" in failure("compare experiment.yaml -o results")
+    assert "EXPERIMENT: there is no file nope.yaml" in failure("compare nope.yaml -o results")
+
+
+# ── failing ─────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_a_traceback_only_when_asked_for(here, monkeypatch):
+    command = "methods lorra"
+    assert "Traceback" not in halka(command, code=2).stderr
+    assert "Traceback" in halka(f"{command} --debug", code=2).stderr
+    assert "Traceback" in halka(f"--debug {command}", code=2).stderr
+    monkeypatch.setenv("HALKA_DEBUG", "1")
+    assert "Traceback" in halka(command, code=2).stderr
+
+
+def test_what_should_not_happen_says_so(monkeypatch):
+    def broken():
+        raise KeyError("oh\nno")
+
+    monkeypatch.setattr("halka.methods.all_methods", broken)
+    told = failure("methods", code=1)
+    assert told.startswith("KeyError: ")
+    assert "HALKA_DEBUG=1 shows where" in told
