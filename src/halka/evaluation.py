@@ -94,7 +94,7 @@ def generate(
         chosen = order[start : start + batch_size]
         batch = collate([Tokens(encoded[i], [False] * len(encoded[i])) for i in chosen], pad_id(model), "left")
         batch = batch.to(device)
-        with torch.inference_mode(), use_attention(base), model.use(name):
+        with torch.inference_mode(), model.use(name), use_attention(base):
             made = base.generate(
                 input_ids=batch.input_ids,
                 attention_mask=batch.attention_mask,

@@ -53,9 +53,13 @@ def save(
     """
     model.parameters(name)
     adapter, folder = model.adapters[name], Path(folder)
-    if folder.exists() and not (folder / CONFIG).exists() and any(folder.iterdir()):
-        raise ValueError(f"{folder} exists and holds no adapter: choose another folder, or remove it")
+    if folder.exists() and not folder.is_dir():
+        raise ValueError(f"{folder} is a file: choose another folder")
+    if other := sorted(path.name for path in folder.glob("*") if path.name not in (CONFIG, WEIGHTS, CARD, "README.md")):
+        raise ValueError(f"{folder} exists and holds {other[0]}, which is no part of an adapter: choose another folder")
     base: Any = model.base
+    with model.own_weights():
+        own = fingerprint(base)
     with torch.no_grad():
         written = to_peft(adapter, model.targets, getattr(base.config, "_name_or_path", "") or "")
     for key, tensor in written.tensors.items():
@@ -64,7 +68,7 @@ def save(
                 f"adapter {name!r} holds values that are not finite, in {key}: train it again, more gently"
             )
     card = Card(
-        base={"name": written.config["base_model_name_or_path"], "fingerprint": fingerprint(base)},
+        base={"name": written.config["base_model_name_or_path"], "fingerprint": own},
         method={"name": adapter.method.name, "fields": asdict(adapter.method)},
         parameters=adapter.count(),
         chat_template=template_of(model),
@@ -173,12 +177,16 @@ def template_of(model: AdaptedModel) -> str:
 
 
 def _check_base(card: Card, model: AdaptedModel, folder: Path, other_base: bool, other_template: bool) -> None:
-    then, now = card.base["fingerprint"], fingerprint(model.base)
+    then = card.base.get("fingerprint")
+    if not isinstance(then, dict):
+        raise ValueError(f"{folder / CARD} names no base: it is not a Card that this version reads")
+    with model.own_weights():
+        now = fingerprint(model.base)
     if different := [key for key in then if then[key] != now.get(key)]:
         shown = ", ".join(f"{key} {then[key]} instead of {now.get(key)}" for key in different)
         if different != ["weights"] or not other_base:
             hint = "; pass allow_other_base to load it all the same" if different == ["weights"] else ""
-            raise ValueError(f"{folder} was made for another base, {card.base['name'] or 'unnamed'}: {shown}{hint}")
+            raise ValueError(f"{folder} was made for another base, {card.base.get('name') or 'unnamed'}: {shown}{hint}")
     if model.tokenizer is not None and card.chat_template not in ("none", template_of(model)) and not other_template:
         raise ValueError(
             f"{folder} was trained with another chat template ({card.chat_template}) than this tokenizer has "

@@ -23,7 +23,7 @@ from halka.checkpoint import Progress, load_checkpoint, save_checkpoint
 from halka.core import AdaptedModel
 from halka.data.batches import NO_LOSS, Batch, batches, collate, plan
 from halka.data.examples import Example
-from halka.data.tokens import Tokens, encode_all
+from halka.data.tokens import TOO_LONG, Tokens, encode_all
 from halka.files import write_file, write_text
 from halka.loss import label_loss
 from halka.models import hidden_states, logits
@@ -79,6 +79,11 @@ class TrainConfig:
             raise ValueError(f"warmup is a share of the steps, at least 0 and below 1, not {self.warmup}")
         if self.schedule not in ("cosine", "constant"):
             raise ValueError(f"schedule is 'cosine' or 'constant', not {self.schedule!r}")
+        if self.too_long not in TOO_LONG:
+            raise ValueError(f"too_long is one of {', '.join(TOO_LONG)}, not {self.too_long!r}")
+        for name in ("clip", "weight_decay"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"{name} must be at least 0, not {getattr(self, name)}")
 
     def limits(self) -> dict[str, Any]:
         """What bounds a batch, for `batches` and `plan`."""
@@ -154,7 +159,7 @@ def mean_loss(model: AdaptedModel, name: str | None, items: Sequence[Tokens], ba
     """The mean loss per label token of `items` with adapter `name` (None: the bare base)."""
     total, count = 0.0, 0
     device = next(model.base.parameters()).device
-    with torch.no_grad(), use_attention(model.base), model.use(name):
+    with torch.no_grad(), model.use(name), use_attention(model.base):
         for batch in batches(items, pad_id=pad_id(model), seed=0, epoch=0, batch_tokens=batch_tokens):
             loss, labels = _batch_loss(model, batch.to(device), head_trains=False)
             total, count = total + float(loss), count + labels
@@ -182,7 +187,7 @@ class _Run:
         self.adapter = model.adapters[name]
         self.head_trains = any(target.role in ("head", "base") for target in self.adapter.targets.values())
         self.lengths = [len(item.ids) for item in items]
-        self.steps = config.steps or max(1, math.ceil(len(self._plan(0)) / config.accumulate * config.epochs))
+        self.steps = config.steps or max(1, math.ceil(round(len(self._plan(0)) / config.accumulate * config.epochs, 6)))
         self.evaluate_every = config.evaluate_every or max(1, self.steps // 10)
         self.peak_lr = config.lr or type(self.adapter.method).lr
         self.optimizer = torch.optim.AdamW(parameters, lr=self.peak_lr, weight_decay=config.weight_decay, fused=True)
@@ -223,8 +228,8 @@ class _Run:
             with self._training():
                 for batch in micro_batches:
                     summed, _ = _batch_loss(self.model, batch, self.head_trains)
-                    (summed / labels).backward()
-                    loss += float(summed.detach()) / labels
+                    (summed / max(1, labels)).backward()
+                    loss += float(summed.detach()) / max(1, labels)
             parameters = self.adapter.parameters()
             norm = float(torch.nn.utils.clip_grad_norm_(parameters, config.clip or math.inf))
             if not math.isfinite(loss + norm):
@@ -263,7 +268,7 @@ class _Run:
     def _training(self) -> Iterator[None]:
         """The base with this adapter, ready for a forward and a backward pass."""
         base: Any = self.model.base
-        with use_attention(base), self.model.use(self.name):
+        with self.model.use(self.name), use_attention(base):
             base.train()
             self.adapter.train()
             if self.config.checkpointing:
@@ -349,4 +354,6 @@ class _Run:
 
 
 def _is_out_of_memory(error: BaseException) -> bool:
-    return isinstance(error, torch.OutOfMemoryError) or "not enough memory" in str(error)
+    return isinstance(error, torch.OutOfMemoryError) or any(
+        words in str(error) for words in ("not enough memory", "can't allocate memory")
+    )

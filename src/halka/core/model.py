@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from halka.core.parts import LINEAR_ROLES, ROLE_GROUPS, Adapter, Method, Target
+from halka.core.parts import LINEAR_ROLES, ROLE_GROUPS, Adapter, Method, Part, Target
 from halka.core.routing import Memory, Route, resolve
 from halka.core.weights import StandIns
 
@@ -32,6 +32,8 @@ class AdaptedModel:
         self._by_path = dict(base.named_modules())
         self._lock = threading.RLock()
         self._route: Route | None = None
+        self._outer: list[Route | None] = []  # those of the blocks around the innermost
+        self._cast: list[int] | None = None  # the versions of the masters whose cast stands in
         self._inputs: dict[str, Tensor] = {}  # what a sublayer received, from its source to its output
         self._hooks: dict[str, list[torch.utils.hooks.RemovableHandle]] = {}
         self._stand_ins = StandIns(base)
@@ -49,7 +51,7 @@ class AdaptedModel:
             raise ValueError(f"an adapter's name is a non-empty string, not {name!r}")
         if name in self.adapters:
             raise ValueError(f"there is an adapter {name!r} already: remove it first, or choose another name")
-        with self._lock, torch.random.fork_rng(devices=[]):
+        with self._lock, self.own_weights(), torch.inference_mode(False), torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             parts, targets = {}, {}
             device = next(self.base.parameters()).device
@@ -71,7 +73,7 @@ class AdaptedModel:
         """Forget an adapter. The base is as if it had never been there."""
         self._adapter(name)
         with self._lock:
-            if self._route is not None and name in self._route.names:
+            if any(route is not None and name in route.names for route in (*self._outer, self._route)):
                 raise ValueError(f"adapter {name!r} is in use: leave its `with model.use(...)` first")
             if self.merged == name:
                 self.unmerge()
@@ -95,12 +97,13 @@ class AdaptedModel:
         else:
             names = tuple(adapters)
         with self._lock:
-            outer, inner = self._route, self._resolve(names)
+            inner = self._resolve(names)
+            self._outer.append(self._route)
             self._enter(inner)
             try:
                 yield self
             finally:
-                self._enter(outer)
+                self._enter(self._outer.pop())
 
     @property
     def active(self) -> tuple[str | None, ...]:
@@ -117,7 +120,7 @@ class AdaptedModel:
         """
         adapter = self._adapter(name)
         with self._lock, torch.no_grad():
-            if self._route is not None or self.merged is not None:
+            if any((*self._outer, self._route)) or self.merged is not None:
                 raise ValueError("merging needs an idle base: leave `use`, or `unmerge` what is merged")
             weights: dict[str, Tensor] = {}
             for path, part in adapter.parts.items():
@@ -137,14 +140,15 @@ class AdaptedModel:
                     weights[f"{path}.bias"] = new_bias.to(bias.dtype)
                 new = new.T if target.transposed else new
                 weights[f"{path}.weight"] = new.to(weight.dtype).contiguous()
-            self._stand_ins.put(weights)
+            self._stand_ins.put(weights, tied=False)
             self.merged = name
 
     def unmerge(self) -> None:
         """Put the base's own weights back, bit for bit."""
         with self._lock:
-            self._stand_ins.restore()
-            self.merged = None
+            if self.merged is not None:
+                self._stand_ins.restore()
+                self.merged = None
 
     # ── how it acts ─────────────────────────────────────────────────────────────────────────────────────────────
 
@@ -183,12 +187,26 @@ class AdaptedModel:
             self._memory.leave()
             if self._route.full is not None:
                 self._stand_ins.restore()
+                self._cast = None
         self._route = route
         self._inputs.clear()
         if route is not None:
             if route.full is not None:
-                self._stand_ins.put(route.full.weights())
+                self._put_full(route.full)
             self._memory.enter(route.memory, self._bare)
+
+    def _put_full(self, part: Part) -> None:
+        """fp32 masters are cast afresh at every pass that will be differentiated, and whenever they have changed."""
+        versions = [parameter._version for parameter in part.parameters()]
+        if torch.is_grad_enabled() or versions != self._cast:
+            self._stand_ins.put(part.weights())
+        self._cast = None if torch.is_grad_enabled() else versions
+
+    @contextmanager
+    def own_weights(self) -> Iterator[None]:
+        """Within the block the base has its own weights and no adapter, whatever is merged or in use."""
+        with self._lock, self._bare(), self._stand_ins.aside():
+            yield
 
     @contextmanager
     def _bare(self) -> Iterator[None]:
@@ -230,9 +248,8 @@ class AdaptedModel:
                 self._inputs[key] = args[0]
 
         def refresh(module: nn.Module, args: tuple) -> None:
-            # fp32 masters are cast afresh, inside the graph, at every forward pass that will be differentiated
-            if self._route is not None and self._route.full is not None and torch.is_grad_enabled():
-                self._stand_ins.put(self._route.full.weights())
+            if self._route is not None and self._route.full is not None:
+                self._put_full(self._route.full)
 
         source = None if target.source is None else self._by_path[target.source]
         if target.role == "base":

@@ -89,8 +89,8 @@ class Part(nn.Module):
 class Reader(Protocol):
     """What the module of a `memory` target can do: read text as the base does."""
 
-    def vocabulary(self) -> Tensor:
-        """The input embeddings (V, D) of the base's tokens."""
+    def vocabulary(self) -> nn.Module:
+        """The base's embedding module: token ids (P,) to input embeddings (P, D)."""
         ...
 
     def read(self, embeddings: Tensor) -> Tensor:

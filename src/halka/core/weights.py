@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 
 from torch import Tensor, nn
 
@@ -13,19 +14,38 @@ class StandIns:
 
     def __init__(self, base: nn.Module):
         self._own: dict[tuple[nn.Module, str], nn.Parameter | None] = {}
-        names = {id(parameter): name for name, parameter in base.named_parameters()}
-        self._places: dict[str, list[tuple[nn.Module, str]]] = defaultdict(list)  # tied parameters have several
-        for module in base.modules():
+        self._places: dict[str, tuple[nn.Module, str]] = {}
+        for path, module in base.named_modules():
             for key, parameter in module._parameters.items():
                 if parameter is not None:
-                    self._places[names[id(parameter)]].append((module, key))
+                    self._places[f"{path}.{key}" if path else key] = (module, key)
+        self._tied: dict[str, list[str]] = defaultdict(list)
+        names = {id(parameter): name for name, parameter in base.named_parameters()}
+        for place, (module, key) in self._places.items():
+            self._tied[names[id(module._parameters[key])]].append(place)
 
-    def put(self, weights: Mapping[str, Tensor]) -> None:
-        """Compute with `weights`, by the base's names for its parameters, until `restore`."""
+    def put(self, weights: Mapping[str, Tensor], *, tied: bool = True) -> None:
+        """Compute with `weights`, by the base's names for its parameters, until `restore`.
+
+        Tied parameters have several places: all of them take the new tensor, or only the one that is named.
+        """
         for name, tensor in weights.items():
-            for module, key in self._places[name]:
+            for place in self._tied[name] if tied else [name]:
+                module, key = self._places[place]
                 self._own.setdefault((module, key), module._parameters[key])
                 module._parameters[key] = tensor  # type: ignore[assignment]
+
+    @contextmanager
+    def aside(self) -> Iterator[None]:
+        """Within the block the base has its own parameters."""
+        standing = [(module, key, module._parameters[key]) for module, key in self._own]
+        for (module, key), parameter in self._own.items():
+            module._parameters[key] = parameter
+        try:
+            yield
+        finally:
+            for module, key, tensor in standing:
+                module._parameters[key] = tensor
 
     def restore(self) -> None:
         """Put the base's own parameters back."""

@@ -186,6 +186,14 @@ def _read_lora(folder: Folder, targets: tuple[Target, ...]) -> tuple[Method, dic
     names = {"lora_A.weight": "lora_A", "lora_B.weight": "lora_B", "lora_magnitude_vector": "magnitude"}
     state, modules = _renamed(folder.tensors, names)
     roles = _roles(modules, targets)
+    for key in ("r", "lora_alpha"):
+        if not isinstance(config.get(key), int | float):
+            raise ValueError(f"{CONFIG}: {key} is {config.get(key)!r}, where a LoRA needs a number")
+    if (start := config.get("init_lora_weights")) not in (None, True, False, "gaussian", "eva", "orthogonal"):
+        raise ValueError(
+            f"{CONFIG}: init_lora_weights = {start!r} took its start out of the base's weights, which are not in this "
+            "folder: convert it with peft's path_initial_model_for_weight_conversion first"
+        )
     rank, alpha, dropout = int(config["r"]), float(config["lora_alpha"]), float(config.get("lora_dropout") or 0.0)
     if config.get("use_dora"):
         if config.get("use_rslora"):
@@ -211,6 +219,10 @@ def _read_prefix(folder: Folder, targets: tuple[Target, ...]) -> tuple[Method, d
     flat = _only(folder.tensors, "prompt_embeddings")
     memory = _target(targets, "memory")
     slots, heads, width = memory.shape
+    if flat.dim() != 2:
+        raise ValueError(
+            f"{WEIGHTS}: prompt_embeddings is {tuple(flat.shape)}, where a row a virtual token is expected"
+        )
     if flat.shape[1] != slots * heads * width:
         raise ValueError(
             f"the prefix holds {flat.shape[1]} values a token, this base takes {slots * heads * width} "
@@ -223,6 +235,9 @@ def _read_prefix(folder: Folder, targets: tuple[Target, ...]) -> tuple[Method, d
 def _read_prompt(folder: Folder, targets: tuple[Target, ...]) -> tuple[Method, dict[str, Tensor]]:
     _refuse_unknown(folder.config, {"num_virtual_tokens"})
     embeddings = _only(folder.tensors, "prompt_embeddings")
+    layers = 1 + max(target.layer for target in targets if target.layer is not None)
+    if folder.config.get("num_layers") not in (None, layers):
+        raise ValueError(f"the prompt was made for another base: of {folder.config['num_layers']} layers, not {layers}")
     method = Prompt(length=embeddings.shape[0], start="random")
     return method, {f"{_target(targets, 'embed').name}.embeddings": embeddings}
 

@@ -42,22 +42,27 @@ class Prompt:
         return ("embed",)
 
     def build(self, target: Target) -> Part:
-        return PromptPart(
-            starting_embeddings(target.module.get_parameter("weight"), self.length, self.start, self.tokens)
-        )
+        return PromptPart(starting_embeddings(target.module, self.length, self.start, self.tokens))
 
 
-def starting_embeddings(vocabulary_VD: Tensor, length: int, start: str, tokens: tuple[int, ...]) -> Tensor:
-    """(P, D) in fp32: those of `tokens`, repeated to the length; of sampled ones; or noise as wide as theirs."""
+def starting_embeddings(embed: nn.Module, length: int, start: str, tokens: tuple[int, ...]) -> Tensor:
+    """(P, D) in fp32: those of `tokens`, repeated to the length; of sampled ones; or noise as wide as theirs.
+
+    They are what the module makes of a token, which in some architectures is not the bare row of its weight.
+    """
+    vocabulary, width = embed.get_parameter("weight").shape
+    device = embed.get_parameter("weight").device
     if tokens:
-        if max(tokens) >= len(vocabulary_VD) or min(tokens) < 0:
-            raise ValueError(f"token ids run from 0 to {len(vocabulary_VD) - 1} in this base, not {max(tokens)}")
+        if max(tokens) >= vocabulary or min(tokens) < 0:
+            raise ValueError(
+                f"token ids run from 0 to {vocabulary - 1} in this base, not {min(tokens)} … {max(tokens)}"
+            )
         ids = torch.tensor(tokens).repeat(-(-length // len(tokens)))[:length]
-    elif start == "vocabulary":
-        ids = torch.randint(len(vocabulary_VD), (length,))
     else:
-        return torch.randn(length, vocabulary_VD.shape[1]) * vocabulary_VD.float().std().cpu()
-    return vocabulary_VD.detach()[ids.to(vocabulary_VD.device)].float()
+        ids = torch.randint(vocabulary, (length if start == "vocabulary" else 1024,))
+    with torch.no_grad():
+        embeddings = embed(ids.to(device)).float()
+    return embeddings if tokens or start == "vocabulary" else torch.randn(length, width) * embeddings.std().cpu()
 
 
 class PromptPart(Part):

@@ -66,9 +66,9 @@ class VirtualTokens(nn.Module):
 
     # ── what the rows attend to ─────────────────────────────────────────────────────────────────────────────────
 
-    def vocabulary(self) -> Tensor:
-        """The input embeddings (V, D) of the base's tokens."""
-        return self._base[0].get_submodule(self._layout.embed).weight
+    def vocabulary(self) -> nn.Module:
+        """The base's embedding module: token ids (P,) to input embeddings (P, D)."""
+        return self._base[0].get_submodule(self._layout.embed)
 
     def read(self, embeddings: Tensor) -> Tensor:
         """The keys and values (N, P, 2·L, H, W) that the base computes for embeddings (N, P, D), differentiable."""
@@ -127,9 +127,9 @@ class VirtualTokens(nn.Module):
         cache = kwargs.get("cache") or kwargs.get("past_key_values")
         past = cache.get_seq_length() if cache is not None else 0
         longest = contents.shape[3]
-        if self.limit is not None and isinstance(past, int) and past + length + longest > self.limit:
+        if self.limit is not None and int(past) + length + longest > self.limit:
             raise ValueError(
-                f"{longest} virtual tokens and {past + length} of text exceed the base's {self.limit} positions: "
+                f"{longest} virtual tokens and {int(past) + length} of text exceed the base's {self.limit} positions: "
                 "shorten the text or the prefix"
             )
         valid, shift = None, lengths
