@@ -33,7 +33,7 @@ LAYERS: dict[str, set[str]] = {
     "training": {"core", "models", "data", "loss", "files", "checkpoint"},
     "evaluation": {"core", "models", "data", "metrics", "training"},
     "formats": {"core", "methods"},
-    "store": {"core", "data", "files", "formats"},
+    "store": {"core", "data", "files", "formats", "models"},
     "measure": {
         *("core", "methods", "models", "data", "training", "evaluation", "store"),
         *("estimate", "machine", "files"),

@@ -87,23 +87,7 @@ def test_a_prompt_is_embeddings_in_front_of_the_text(architecture):
     torch.testing.assert_close(embeddings.grad, gradient, rtol=1e-3, atol=1e-5)
 
 
-SCALED = ("gemma", "gemma2", "gemma3_text")
-
-
-@pytest.mark.parametrize(
-    "architecture",
-    [
-        pytest.param(
-            each,
-            marks=pytest.mark.xfail(
-                strict=each in SCALED,
-                condition=each in SCALED,
-                reason="starting_embeddings takes the weight's rows, not what the embedding makes of them",
-            ),
-        )
-        for each in CONFIGS
-    ],
-)
+@every_architecture
 @pytest.mark.parametrize("method", [halka.Prefix, halka.Prompt])
 def test_from_tokens_it_is_the_base_reading_those_tokens_first(method, architecture):
     """The start of a prefix or prompt from tokens is those tokens as context, exactly as the base reads them."""
@@ -268,9 +252,7 @@ def test_text_and_virtual_tokens_share_the_bases_positions(method):
         assert model.base(ids(1, 128)).logits.isfinite().all()
 
 
-STATIC = pytest.param(
-    "static", marks=pytest.mark.xfail(strict=True, reason="a static cache's length is a tensor, which is not compared")
-)
+STATIC = pytest.param("static")
 
 
 @pytest.mark.parametrize("cache", ["dynamic", STATIC])
@@ -376,7 +358,6 @@ def test_the_last_adapter_with_virtual_tokens_takes_the_hook_along():
     assert not decoder._forward_pre_hooks
 
 
-@pytest.mark.xfail(strict=True, reason="parameters made in inference mode carry no version, which the memory asks for")
 def test_an_adapter_made_in_inference_mode_can_be_used():
     model = halka.adapt(tiny())
     with torch.inference_mode():

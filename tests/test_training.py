@@ -132,7 +132,6 @@ def test_an_epoch_reads_every_example_once():
         assert [step.tokens for step in steps] == sorted(step.tokens for step in steps)
 
 
-@pytest.mark.xfail(strict=True, reason="29 / 7 * 7 is a little more than 29")
 def test_whole_epochs_have_a_whole_number_of_steps_whatever_floats_make_of_it():
     steps = next(train(model_for(), "a", items(29), TrainConfig(batch_size=1, accumulate=7, epochs=7))).steps
     assert steps == 29
@@ -234,13 +233,9 @@ def test_gradients_are_clipped_to_the_norm_and_reported_as_they_were(clip):
         *[(name, 0) for name in ("lr", "epochs", "steps", "batch_size", "batch_tokens", "accumulate", "max_length")],
         *[("evaluate_every", 0), ("patience", 0), ("save_every", 0), ("lr", -1e-3), ("warmup", 1.0), ("warmup", -0.1)],
         ("schedule", "linear"),
-        pytest.param(
-            "clip", -1.0, marks=pytest.mark.xfail(strict=True, reason="clip is not checked: below 0 it climbs")
-        ),
-        pytest.param(
-            "too_long", "cat", marks=pytest.mark.xfail(strict=True, reason="not checked before examples are read")
-        ),
-        pytest.param("weight_decay", -1.0, marks=pytest.mark.xfail(strict=True, reason="torch checks it, much later")),
+        pytest.param("clip", -1.0),
+        pytest.param("too_long", "cat"),
+        pytest.param("weight_decay", -1.0),
     ],
 )
 def test_a_value_that_makes_no_sense_is_refused_by_name(field, value):
@@ -344,12 +339,6 @@ def test_dropout_acts_in_training_and_nowhere_else():
     assert mean_loss(model, "a", items()) == mean_loss(model, "a", items())
 
 
-UNSEEDED = pytest.mark.xfail(
-    strict=True, reason="nothing seeds torch from the config: dropout takes its random state as it is"
-)
-
-
-@UNSEEDED
 def test_the_seed_says_what_dropout_drops():
     expected = after(SHORT, DROPOUT)
     assert same(after(SHORT, DROPOUT, torch_seed=7), expected)
@@ -357,7 +346,6 @@ def test_the_seed_says_what_dropout_drops():
     assert not same(after(replace(single, seed=1), DROPOUT), after(single, DROPOUT))
 
 
-@UNSEEDED
 def test_the_callers_random_state_is_neither_used_nor_changed():
     model = model_for(DROPOUT)
     torch.manual_seed(3)
@@ -464,7 +452,7 @@ CPU = (
 OUT_OF_MEMORY = [
     torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 MiB."),
     RuntimeError("DefaultCPUAllocator: not enough memory: you tried to allocate 400 bytes."),
-    pytest.param(RuntimeError(CPU), marks=pytest.mark.xfail(strict=True, reason="as Linux says it on a CPU")),
+    pytest.param(RuntimeError(CPU)),
 ]
 
 
@@ -486,7 +474,6 @@ def test_out_of_memory_says_what_to_do(error, tmp_path):
     assert same(weights(model), after(SHORT))
 
 
-@pytest.mark.xfail(strict=True, reason="only the step itself is watched")
 def test_out_of_memory_in_an_evaluation_says_what_to_do():
     model = model_for()
     with raising(model, OUT_OF_MEMORY[0], "evaluation"), pytest.raises(TrainingError, match="out of memory"):
@@ -527,7 +514,6 @@ def test_nothing_to_learn_from_is_refused_before_the_first_step(data):
         train(model_for(), "a", items(), validation=[Tokens([5, 6, 7], [False] * 3)])
 
 
-@pytest.mark.xfail(strict=True, reason="a batch of such examples alone divides by its zero labels")
 def test_examples_without_labels_among_others_are_harmless():
     data = [*items(2), Tokens([5, 6, 7, 8, 9, 10, 11], [False] * 7)]
     steps = run(model_for(), replace(SHORT, batch_size=1, steps=6), data)
@@ -588,7 +574,6 @@ def test_max_length_is_kept():
     assert len(tokens.ids) == len(tokens.loss) == 40
 
 
-@pytest.mark.xfail(strict=True, reason="as_tokens does not know of the virtual tokens, which take positions too")
 @pytest.mark.parametrize("method", [halka.Prefix(length=5), halka.Prompt(length=5)], ids=lambda m: m.name)
 def test_long_examples_leave_room_for_virtual_tokens(method):
     model = model_that_reads(method)
@@ -688,10 +673,9 @@ OTHERS = [
     pytest.param(
         {"validation": items(2, seed=8)},
         "validation",
-        marks=pytest.mark.xfail(strict=True, reason="not part of a run's identity"),
     ),
     pytest.param(
-        {"base": {"seed": 1}}, "base", marks=pytest.mark.xfail(strict=True, reason="not part of a run's identity")
+        {"base": {"seed": 1}}, "base"
     ),
 ]  # fmt: skip
 

@@ -1,4 +1,7 @@
-"""All that a training run needs to go on exactly where it was: one safetensors file, written whole or not at all."""
+"""All that a training run needs to go on exactly where it was: one safetensors file, written whole or not at all.
+
+Random state is no part of it: order and dropout follow from the seed and the step.
+"""
 
 from __future__ import annotations
 
@@ -37,9 +40,6 @@ def save_checkpoint(
     tensors: dict[str, Tensor] = {f"adapter.{key}": tensor for key, tensor in adapter.state_dict().items()}
     for index, state in optimizer.state_dict()["state"].items():
         tensors.update({f"optimizer.{names[index]}.{key}": torch.as_tensor(value) for key, value in state.items()})
-    tensors["rng"] = torch.get_rng_state()
-    if torch.cuda.is_available():
-        tensors["rng.cuda"] = torch.cuda.get_rng_state()
     tensors = {key: tensor.detach().contiguous().cpu() for key, tensor in tensors.items()}
     metadata = {"run": json.dumps(run, sort_keys=True), "progress": json.dumps(asdict(progress))}
     write_file(path, lambda beside: save_file(tensors, beside, metadata))
@@ -48,7 +48,7 @@ def save_checkpoint(
 def load_checkpoint(
     path: Path, run: dict[str, Any], adapter: Adapter, optimizer: torch.optim.Optimizer
 ) -> Progress | None:
-    """Put adapter, optimiser and random state back, and say where the run stood; None if there is no checkpoint.
+    """Put adapter and optimiser back, and say where the run stood; None if there is no checkpoint.
 
     Raises ValueError if the checkpoint is of another run, naming what differs.
     """
@@ -76,9 +76,6 @@ def load_checkpoint(
         if state := {key: value for key, value in _below(states, f"{name}.").items() if "." not in key}:
             whole["state"][index] = state
     optimizer.load_state_dict(whole)
-    torch.set_rng_state(tensors["rng"])
-    if "rng.cuda" in tensors and torch.cuda.is_available():
-        torch.cuda.set_rng_state(tensors["rng.cuda"])
     return Progress(**json.loads(metadata["progress"]))
 
 

@@ -143,10 +143,10 @@ def _identity(run: Run, task: Task, model: AdaptedModel) -> dict[str, Any]:
 
 def _train(model: AdaptedModel, run: Run, task: Task, held_out: list[Tokens], config: TrainConfig) -> dict[str, Any]:
     """Train the run's adapter, with a line of JSON to standard output a step."""
-    items = as_tokens(model, task.train, config)
     device = next(model.base.parameters()).device
     baseline = machine.resident(device)
     adapter = model.add(NAME, method_named(run.method)(**run.fields), seed=config.seed)
+    items = as_tokens(model, task.train, config, NAME)
     machine.reset_peak(device)
     curve, validation, speeds, step = [], [], [], None
     for step in train(model, NAME, items, config, validation=held_out, folder=run.folder):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
@@ -19,6 +18,7 @@ from halka.core import AdaptedModel, Adapter
 from halka.data.tokens import chat_template_fingerprint
 from halka.files import new_folder
 from halka.formats.peft import CONFIG, WEIGHTS, Folder, from_peft, to_peft
+from halka.models.fingerprint import fingerprint
 
 CARD = "halka.json"
 
@@ -154,22 +154,6 @@ def read_card(folder: Path) -> Card | None:
         return Card(**json.loads(path.read_text(encoding="utf-8")))
     except (ValueError, TypeError) as error:
         raise ValueError(f"{path} is not a Card that this version reads: {error}") from None
-
-
-def fingerprint(base: Any) -> dict[str, Any]:
-    """What tells one base from another: its architecture, its sizes, and a hash over samples of every weight.
-
-    Samples are rounded to bf16 first, so that a base loaded in bf16 and in fp32 is the same base.
-    """
-    digest = hashlib.sha256()
-    for name, parameter in base.named_parameters():
-        flat = parameter.detach().flatten()
-        steps = torch.linspace(0, flat.numel() - 1, 16, dtype=torch.float64).long().to(flat.device)
-        digest.update(f"{name} {tuple(parameter.shape)}".encode())
-        digest.update(flat[steps].bfloat16().view(torch.int16).cpu().numpy().tobytes())
-    config = base.config
-    sizes = {key: getattr(config, key, None) for key in ("num_hidden_layers", "hidden_size", "vocab_size")}
-    return {"architecture": config.model_type, **sizes, "weights": digest.hexdigest()[:16]}
 
 
 def template_of(model: AdaptedModel) -> str:

@@ -28,6 +28,7 @@ from halka.files import write_file, write_text
 from halka.loss import label_loss
 from halka.models import hidden_states, logits
 from halka.models.attention import use_attention
+from halka.models.fingerprint import fingerprint
 
 CHECKPOINT, METRICS = "checkpoint.safetensors", "metrics.jsonl"
 DEFAULT_BATCH_TOKENS = 1024
@@ -125,22 +126,29 @@ def train(
     Raises ValueError for data without labels, and `TrainingError` where training itself fails.
     """
     config = config or TrainConfig()
-    run = _Run(model, name, as_tokens(model, examples, config), config, folder)
-    return run.go(as_tokens(model, validation, config) if validation else [])
+    items = as_tokens(model, examples, config, name)
+    held_out = as_tokens(model, validation, config, name) if validation else []
+    return _Run(model, name, items, held_out, config, folder).go()
 
 
 class TrainingError(RuntimeError):
     """Training cannot go on; the message says why and what to do."""
 
 
-def as_tokens(model: AdaptedModel, examples: Sequence[Example | Tokens], config: TrainConfig) -> list[Tokens]:
-    """Examples as the base reads them. Raises ValueError where none is left, or the model came without a tokenizer."""
+def as_tokens(
+    model: AdaptedModel, examples: Sequence[Example | Tokens], config: TrainConfig, name: str | None = None
+) -> list[Tokens]:
+    """Examples as the base reads them, with room for adapter `name`'s virtual tokens.
+
+    Raises ValueError where none is left, or the model came without a tokenizer."""
     tokens = [each for each in examples if isinstance(each, Tokens)]
     raw = [each for each in examples if isinstance(each, Example)]
     if raw:
         if model.tokenizer is None:
             raise ValueError("to train on examples the model needs its tokenizer: `halka.adapt(base, tokenizer)`")
         context = getattr(model.base.config, "max_position_embeddings", None)
+        if name is not None and context is not None:
+            context -= _virtual_tokens(model, name)
         encoded = encode_all(raw, model.tokenizer, config.max_length or context, config.too_long)
         tokens += encoded.tokens
         if encoded.dropped or encoded.cut:
@@ -153,6 +161,18 @@ def as_tokens(model: AdaptedModel, examples: Sequence[Example | Tokens], config:
     if not any(any(each.loss[1:]) for each in tokens):
         raise ValueError(f"no token to learn from in {len(examples)} examples: each needs an answer by the assistant")
     return tokens
+
+
+def _virtual_tokens(model: AdaptedModel, name: str) -> int:
+    """The positions that adapter `name` takes for itself."""
+    model.parameters(name)
+    adapter = model.adapters[name]
+    with torch.no_grad():
+        return sum(
+            part.virtual().shape[0]
+            for path, part in adapter.parts.items()
+            if adapter.targets[path].role in ("memory", "embed")
+        )
 
 
 def mean_loss(model: AdaptedModel, name: str | None, items: Sequence[Tokens], batch_tokens: int = 4096) -> float:
@@ -180,10 +200,16 @@ class _Run:
     """One adapter's training: its data order, its optimiser, its place on the disk."""
 
     def __init__(
-        self, model: AdaptedModel, name: str, items: list[Tokens], config: TrainConfig, folder: str | Path | None
+        self,
+        model: AdaptedModel,
+        name: str,
+        items: list[Tokens],
+        held_out: list[Tokens],
+        config: TrainConfig,
+        folder: str | Path | None,
     ):
         parameters = model.parameters(name)
-        self.model, self.name, self.items, self.config = model, name, items, config
+        self.model, self.name, self.items, self.held_out, self.config = model, name, items, held_out, config
         self.adapter = model.adapters[name]
         self.head_trains = any(target.role in ("head", "base") for target in self.adapter.targets.values())
         self.lengths = [len(item.ids) for item in items]
@@ -196,14 +222,15 @@ class _Run:
 
     # ── the loop ────────────────────────────────────────────────────────────────────────────────────────────────
 
-    def go(self, held_out: list[Tokens]) -> Generator[Step, None, None]:
+    def go(self) -> Generator[Step, None, None]:
         progress = self._resume()
         stream = self._batches(progress.step * self.config.accumulate)
         while progress.step < self.steps and not progress.stopped:
             step = self._step(progress, [next(stream) for _ in range(self.config.accumulate)])
             progress = replace(progress, step=step.step, tokens=step.tokens, seconds=step.seconds)
-            if held_out and (step.step % self.evaluate_every == 0 or step.step == self.steps):
-                loss = mean_loss(self.model, self.name, held_out)
+            if self.held_out and (step.step % self.evaluate_every == 0 or step.step == self.steps):
+                with _watched(f"in the evaluation after step {step.step}"):
+                    loss = mean_loss(self.model, self.name, self.held_out)
                 step = replace(step, validation=loss, best=loss < progress.best_loss)
                 progress = self._judged(progress, step, loss)
             self._record(step)
@@ -224,8 +251,9 @@ class _Run:
         lr = self._lr(number)
         labels = sum(int((batch.labels[:, 1:] != NO_LOSS).sum()) for batch in micro_batches)
         loss = 0.0
+        rows, longest = micro_batches[0].input_ids.shape
         try:
-            with self._training():
+            with _watched(f"at step {number}, with a batch of {rows} rows of {longest} tokens"), self._training(number):
                 for batch in micro_batches:
                     summed, _ = _batch_loss(self.model, batch, self.head_trains)
                     (summed / max(1, labels)).backward()
@@ -239,15 +267,8 @@ class _Run:
                 )
             for group in self.optimizer.param_groups:
                 group["lr"] = lr
-            self.optimizer.step()
-        except (torch.OutOfMemoryError, RuntimeError) as error:
-            if isinstance(error, TrainingError) or not _is_out_of_memory(error):
-                raise
-            rows, longest = micro_batches[0].input_ids.shape
-            raise TrainingError(
-                f"out of memory at step {number}, with a batch of {rows} rows of {longest} tokens: lower batch_tokens "
-                f"(and raise accumulate to keep the step's size), or turn checkpointing on"
-            ) from error
+            with _watched(f"at step {number}, in the optimiser"):
+                self.optimizer.step()
         finally:
             self.optimizer.zero_grad()
         tokens = sum(batch.tokens for batch in micro_batches)
@@ -265,10 +286,11 @@ class _Run:
         )
 
     @contextmanager
-    def _training(self) -> Iterator[None]:
-        """The base with this adapter, ready for a forward and a backward pass."""
+    def _training(self, number: int) -> Iterator[None]:
+        """The base with this adapter, ready for step `number`; dropout follows from the seed and the step."""
         base: Any = self.model.base
-        with self.model.use(self.name), use_attention(base):
+        with self.model.use(self.name), use_attention(base), torch.random.fork_rng():
+            torch.manual_seed(self.config.seed * 1_000_003 + number)
             base.train()
             self.adapter.train()
             if self.config.checkpointing:
@@ -348,12 +370,34 @@ class _Run:
     def _identity(self) -> dict[str, Any]:
         """What must be the same for a run to go on."""
         method = self.adapter.method
-        data = hashlib.sha256(repr([(item.ids, item.loss) for item in self.items]).encode()).hexdigest()
-        config = {**asdict(self.config), "save_every": None}
-        return {"method": method.name, **asdict(method), **config, "steps": self.steps, "data": data[:16]}
+        with self.model.own_weights():
+            base = fingerprint(self.model.base)
+        return {
+            "method": method.name,
+            **asdict(method),
+            **asdict(self.config),
+            "save_every": None,
+            "steps": self.steps,
+            "data": _digest(self.items),
+            "validation": _digest(self.held_out),
+            "base": base["weights"],
+        }
 
 
-def _is_out_of_memory(error: BaseException) -> bool:
-    return isinstance(error, torch.OutOfMemoryError) or any(
-        words in str(error) for words in ("not enough memory", "can't allocate memory")
-    )
+def _digest(items: Sequence[Tokens]) -> str:
+    return hashlib.sha256(repr([(item.ids, item.loss) for item in items]).encode()).hexdigest()[:16]
+
+
+@contextmanager
+def _watched(when: str) -> Iterator[None]:
+    """Let memory that ran out be said with the way out."""
+    try:
+        yield
+    except (torch.OutOfMemoryError, RuntimeError) as error:
+        told = ("not enough memory", "can't allocate memory")
+        if not isinstance(error, torch.OutOfMemoryError) and not any(words in str(error) for words in told):
+            raise
+        raise TrainingError(
+            f"out of memory {when}: lower batch_tokens (and raise accumulate to keep the step's size), "
+            "or turn checkpointing on"
+        ) from error

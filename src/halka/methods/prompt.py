@@ -53,10 +53,9 @@ def starting_embeddings(embed: nn.Module, length: int, start: str, tokens: tuple
     vocabulary, width = embed.get_parameter("weight").shape
     device = embed.get_parameter("weight").device
     if tokens:
-        if max(tokens) >= vocabulary or min(tokens) < 0:
-            raise ValueError(
-                f"token ids run from 0 to {vocabulary - 1} in this base, not {min(tokens)} … {max(tokens)}"
-            )
+        wrong = next((each for each in tokens if not 0 <= each < vocabulary), None)
+        if wrong is not None:
+            raise ValueError(f"token ids run from 0 to {vocabulary - 1} in this base, not {wrong}")
         ids = torch.tensor(tokens).repeat(-(-length // len(tokens)))[:length]
     else:
         ids = torch.randint(vocabulary, (length if start == "vocabulary" else 1024,))

@@ -1,0 +1,24 @@
+"""What tells one base from another."""
+
+from __future__ import annotations
+
+import hashlib
+from typing import Any
+
+import torch
+
+
+def fingerprint(base: Any) -> dict[str, Any]:
+    """What tells one base from another: its architecture, its sizes, and a hash over samples of every weight.
+
+    Samples are rounded to bf16 first, so that a base loaded in bf16 and in fp32 is the same base.
+    """
+    digest = hashlib.sha256()
+    for name, parameter in base.named_parameters():
+        flat = parameter.detach().flatten()
+        steps = torch.linspace(0, flat.numel() - 1, 16, dtype=torch.float64).long().to(flat.device)
+        digest.update(f"{name} {tuple(parameter.shape)}".encode())
+        digest.update(flat[steps].bfloat16().view(torch.int16).cpu().numpy().tobytes())
+    config = base.config
+    sizes = {key: getattr(config, key, None) for key in ("num_hidden_layers", "hidden_size", "vocab_size")}
+    return {"architecture": config.model_type, **sizes, "weights": digest.hexdigest()[:16]}

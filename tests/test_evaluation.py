@@ -1,0 +1,288 @@
+"""Answers in batches are the answers alone, whatever their length; scores and perplexity are what they say."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from tokenizers import Tokenizer, models, pre_tokenizers
+from torch.nn.functional import cross_entropy
+from transformers import LogitsProcessor, LogitsProcessorList, PreTrainedTokenizerFast
+
+import halka
+import halka.evaluation
+from contract import disturb, weights_of
+from halka.core import AdaptedModel
+from halka.data.examples import Example, Message
+from halka.data.tokens import encode_prompt
+from halka.evaluation import evaluate, generate, perplexity
+from halka.metrics import score
+from tiny import tiny
+from tokenizers_for_tests import chatml_tokenizer
+
+QUESTIONS = [
+    "What is the capital of France?",
+    "Why?",
+    "How do I reset my password? Open the settings and choose reset. Then follow the link.",
+    "Yes. No. Perhaps?",
+    "Where are the settings?",
+    "You are a helpful AI assistant. What is the link?",
+    "Is 12 + 30 = 42?",
+]
+
+
+def asked(questions: list[str], answer: str = "Paris") -> list[Example]:
+    return [
+        Example((Message("user", text), Message("assistant", f"{answer} {number}")), where=f"q:{number}")
+        for number, text in enumerate(questions)
+    ]
+
+
+EXAMPLES = asked(QUESTIONS)
+
+
+def model_that_reads(*kinds: str) -> AdaptedModel:
+    tokenizer = chatml_tokenizer()
+    model = halka.adapt(tiny(vocab_size=len(tokenizer)), tokenizer)
+    methods = {"lora": halka.LoRA(rank=4), "prefix": halka.Prefix(length=4), "prompt": halka.Prompt(length=3)}
+    for kind in kinds:
+        model.add(kind, methods[kind])
+        disturb(model, kind, by=0.2)
+    return model
+
+
+# ── answers ─────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_every_example_is_answered_once_the_shortest_prompts_first():
+    model = model_that_reads()
+    made = list(generate(model, None, EXAMPLES, max_new_tokens=3, batch_size=2))
+    lengths = [len(encode_prompt(EXAMPLES[index], model.tokenizer)) for index, _ in made]
+    assert sorted(index for index, _ in made) == list(range(len(EXAMPLES)))
+    assert lengths == sorted(lengths)
+    assert lengths[0] < lengths[-1]
+
+
+def test_batches_hold_prompts_of_like_length_and_no_more_rows_than_they_may(monkeypatch):
+    model, shapes = model_that_reads(), []
+    own = model.base.generate
+
+    def watched(input_ids, attention_mask, **options):
+        shapes.append((tuple(input_ids.shape), attention_mask.sum(1).tolist()))
+        assert all(row[-1] == 1 for row in attention_mask)  # padded on the left
+        return own(input_ids=input_ids, attention_mask=attention_mask, **options)
+
+    monkeypatch.setattr(model.base, "generate", watched)
+    list(generate(model, None, EXAMPLES, max_new_tokens=1, batch_size=3))
+    lengths = sorted(len(encode_prompt(example, model.tokenizer)) for example in EXAMPLES)
+    assert [each for _, row in shapes for each in row] == lengths
+    assert [shape for shape, _ in shapes] == [(3, lengths[2]), (3, lengths[5]), (1, lengths[6])]
+
+
+@pytest.mark.parametrize("kind", [None, "lora", "prefix", "prompt"])
+def test_an_answer_in_a_batch_is_the_answer_alone(kind):
+    model = model_that_reads("lora", "prefix", "prompt")
+    alone = dict(generate(model, kind, EXAMPLES, max_new_tokens=8, batch_size=1))
+    assert len(set(alone.values())) > 3
+    assert dict(generate(model, kind, EXAMPLES, max_new_tokens=8, batch_size=4)) == alone
+    assert dict(generate(model, kind, EXAMPLES, max_new_tokens=8)) == alone
+    if kind is not None:
+        assert dict(generate(model, None, EXAMPLES, max_new_tokens=8)) != alone
+    for index, text in alone.items():
+        prompt = encode_prompt(EXAMPLES[index], model.tokenizer)
+        with model.use(kind):
+            made = model.base.generate(torch.tensor([prompt]), max_new_tokens=8, do_sample=False)[0, len(prompt) :]
+        assert text == model.tokenizer.decode(made, skip_special_tokens=True).strip()
+
+
+class Script(LogitsProcessor):
+    """Row i says a word as often as `counts` has it for a prompt of its length, and then the end of the turn."""
+
+    def __init__(self, word: int, end: int, counts: dict[int, int], pad: int = 0):
+        self.word, self.end, self.counts, self.pad, self.start = word, end, counts, pad, 0
+
+    def __call__(self, input_ids, scores):
+        self.start = self.start or input_ids.shape[1]
+        said = input_ids.shape[1] - self.start
+        scores = torch.full_like(scores, -math.inf)
+        for row, ids in enumerate(input_ids):
+            length = int((ids[: self.start] != self.pad).sum())
+            scores[row, self.word if said < self.counts[length] else self.end] = 0
+        return scores
+
+
+def test_an_answer_ends_where_its_turn_ends():
+    """Also one that ends at once, and one that has no room to end."""
+    model = model_that_reads()
+    tokenizer = model.tokenizer
+    word, end = tokenizer.encode("Paris", add_special_tokens=False)[0], tokenizer.eos_token_id
+    lengths = [len(encode_prompt(example, tokenizer)) for example in EXAMPLES]
+    assert len(set(lengths)) == len(lengths)
+    counts = {length: index for index, length in enumerate(lengths)}
+    script = LogitsProcessorList([Script(word, end, counts)])
+    made = dict(generate(model, None, EXAMPLES, max_new_tokens=5, logits_processor=script))
+    said = tokenizer.decode([word])
+    assert made == {index: (said * min(index, 5)).strip() for index in range(len(EXAMPLES))}
+
+
+@pytest.mark.xfail(strict=True, reason="without a padding token rows are filled up with token 0, which is a word")
+def test_what_fills_up_an_answer_that_is_over_is_not_part_of_it():
+    """With a tokenizer like GPT-2's: no padding token, and "!" as token 0."""
+    vocabulary = {word: index for index, word in enumerate(["!", "what", "<end>", "is", "it", "so"])}
+    core = Tokenizer(models.WordLevel(vocabulary, unk_token="what"))
+    core.pre_tokenizer = pre_tokenizers.Whitespace()
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=core, eos_token="<end>")
+    base = tiny(vocab_size=len(vocabulary), pad_token_id=None)
+    model = halka.adapt(base, tokenizer)
+    script = LogitsProcessorList([Script(vocabulary["so"], vocabulary["<end>"], {2: 1, 3: 4})])
+    examples = asked(["what it", "what is it"])
+    assert dict(generate(model, None, examples, max_new_tokens=6, logits_processor=script)) == {
+        0: "so",
+        1: "so so so so",
+    }
+
+
+def test_options_go_to_the_base():
+    model = model_that_reads()
+    made = []
+    for seed in (0, 0, 1):
+        torch.manual_seed(seed)
+        made.append(dict(generate(model, None, EXAMPLES, max_new_tokens=8, do_sample=True, temperature=5.0)))
+    assert made[0] == made[1] != made[2]
+
+
+def test_no_examples_give_no_answers():
+    assert list(generate(model_that_reads(), None, [])) == []
+
+
+def test_generating_needs_a_tokenizer_and_a_known_adapter():
+    with pytest.raises(ValueError, match=r"needs its tokenizer: `halka\.adapt\(base, tokenizer\)`"):
+        next(generate(halka.adapt(tiny()), None, EXAMPLES))
+    with pytest.raises(ValueError, match="no adapter 'a' here"):
+        next(generate(model_that_reads(), "a", EXAMPLES))
+
+
+def test_nothing_is_held_between_two_answers():
+    """The consumer of the stream may use the model as it likes."""
+    model = model_that_reads("lora", "prefix")
+    alone = dict(generate(model, "prefix", EXAMPLES, max_new_tokens=4, batch_size=2))
+    made = {}
+    for index, text in generate(model, "prefix", EXAMPLES, max_new_tokens=4, batch_size=2):
+        assert model.active == (None,)
+        assert model.base.config._attn_implementation == "sdpa"
+        assert torch.is_grad_enabled()
+        made[index] = text
+        with model.use("lora"):
+            model.base(torch.tensor([[5, 6]]))
+    assert made == alone
+
+
+# ── scores ──────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_an_evaluation_scores_answers_against_their_own_references(monkeypatch):
+    """Answers come in another order than the examples."""
+    model, said = (
+        model_that_reads(),
+        {0: "Paris 0", 1: "Rome", 2: "Paris 2", 3: "", 4: "Paris 4", 5: "Paris 6", 6: "paris 6"},
+    )
+    monkeypatch.setattr(halka.evaluation, "generate", lambda *_, **__: iter(sorted(said.items(), reverse=True)))
+    told = []
+    found = evaluate(model, None, EXAMPLES, ["exact_match"], on_progress=told.append, seed=3)
+    assert told == [1, 2, 3, 4, 5, 6, 7]
+    assert [each.prediction for each in found.predictions] == [said[index] for index in range(7)]
+    assert [each.prompt for each in found.predictions] == QUESTIONS
+    assert [each.where for each in found.predictions] == [f"q:{number}" for number in range(7)]
+    assert [each.references for each in found.predictions] == [(f"Paris {number}",) for number in range(7)]
+    answers = [said[index] for index in range(7)]
+    assert found.scores == score(answers, [example.answers for example in EXAMPLES], ["exact_match"], seed=3)
+    assert found.scores["exact_match"].n == 7
+    assert 0.4 < found.scores["exact_match"].value < 0.6
+
+
+def test_an_evaluation_answers_with_the_adapter_and_leaves_the_base_alone():
+    model = model_that_reads("lora")
+    before, settings = weights_of(model.base), model.base.generation_config.to_dict()
+    expected = dict(generate(model, "lora", EXAMPLES, max_new_tokens=5))
+    told = []
+    found = evaluate(model, "lora", EXAMPLES, ["exact_match"], max_new_tokens=5, batch_size=3, on_progress=told.append)
+    assert [each.prediction for each in found.predictions] == [expected[index] for index in range(7)]
+    assert told == [1, 2, 3, 4, 5, 6, 7]
+    assert all(torch.equal(parameter, before[name]) for name, parameter in model.base.named_parameters())
+    assert model.base.generation_config.to_dict() == settings
+    assert not model.base.training
+    assert model.active == (None,)
+    other = evaluate(model, None, EXAMPLES, ["exact_match"], max_new_tokens=5)
+    assert other.predictions != found.predictions
+
+
+def test_other_accepted_answers_count_too(monkeypatch):
+    example = Example((Message("user", "Why?"), Message("assistant", "Because")), references=("Because", "So"))
+    monkeypatch.setattr(halka.evaluation, "generate", lambda *_, **__: iter([(0, "So")]))
+    assert evaluate(model_that_reads(), None, [example], ["exact_match"]).scores["exact_match"].value == 1
+
+
+def test_nothing_to_evaluate_on_is_refused():
+    with pytest.raises(ValueError, match="there are no examples to evaluate on"):
+        evaluate(model_that_reads(), None, [], ["exact_match"])
+
+
+@pytest.mark.parametrize(
+    ("metric", "message"),
+    [("exact", "unknown metric 'exact'"), ("json_field:intent", "not a JSON"), ("json_exact", "not a JSON")],
+)
+def test_a_metric_that_the_gold_answers_do_not_satisfy_is_refused_before_anything_is_generated(
+    metric, message, monkeypatch
+):
+    def generated(*args, **options):
+        raise AssertionError("it was generated")
+
+    monkeypatch.setattr(halka.evaluation, "generate", generated)
+    with pytest.raises(ValueError, match=message):
+        evaluate(model_that_reads(), None, EXAMPLES, [metric])
+
+
+@pytest.mark.xfail(strict=True, reason="IndexError")
+def test_an_example_without_an_answer_is_refused_by_its_place():
+    unanswered = Example((Message("user", "Why?"),), where="test.jsonl:12")
+    with pytest.raises(ValueError, match=r"test\.jsonl:12"):
+        evaluate(model_that_reads(), None, [*EXAMPLES, unanswered], ["exact_match"])
+
+
+# ── perplexity ──────────────────────────────────────────────────────────────────────────────────────────────────────
+
+TEXT = " ".join(QUESTIONS)
+
+
+@pytest.mark.parametrize("kind", [None, "lora", "prompt"])
+@pytest.mark.parametrize("window", [7, 16, 100])
+def test_perplexity_is_the_exponential_of_the_mean_loss_a_token(window, kind):
+    model = model_that_reads("lora", "prompt")
+    ids = model.tokenizer.encode(TEXT, add_special_tokens=False)
+    assert len(ids) > 32
+    if window == 7:
+        ids += ids[: (1 - len(ids)) % 7]  # the last piece holds one token, which is predicted from nothing
+        assert len(ids) % 7 == 1
+    losses = []
+    for start in range(0, len(ids), window):
+        piece = torch.tensor([ids[start : start + window]])
+        with torch.no_grad(), model.use(kind):
+            losses.append(cross_entropy(model.base(piece).logits[0, :-1], piece[0, 1:], reduction="none"))
+    expected = math.exp(float(torch.cat(losses).mean()))
+
+    class Encoded:
+        pad_token_id = 0
+
+        def encode(self, text, add_special_tokens):
+            assert (text, add_special_tokens) == (TEXT, False)
+            return ids
+
+    model.tokenizer = Encoded()
+    assert perplexity(model, kind, TEXT, window=window) == pytest.approx(expected, rel=1e-4)
+
+
+@pytest.mark.parametrize("text", ["", "."])
+def test_a_text_without_two_tokens_has_no_perplexity(text):
+    with pytest.raises(ValueError, match="the text is too short for a perplexity"):
+        perplexity(model_that_reads(), None, text)
