@@ -26,7 +26,7 @@ QUESTIONS = [
     "Why?",
     "How do I reset my password? Open the settings and choose reset. Then follow the link.",
     "Yes. No. Perhaps?",
-    "Where are the settings?",
+    "Where are the settings? Open the link.",
     "You are a helpful AI assistant. What is the link?",
     "Is 12 + 30 = 42?",
 ]
