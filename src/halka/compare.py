@@ -329,9 +329,10 @@ class _Schedule:
 
     def _listen(self, run: Run, process: subprocess.Popen[str]) -> None:
         assert process.stdout is not None
-        for line in process.stdout:
-            if line.startswith("{"):
-                self.said.put((run, json.loads(line)))
+        with process.stdout:
+            for line in process.stdout:
+                if (step := _a_step(line)) is not None:
+                    self.said.put((run, step))
         self.said.put((run, None))
 
     def _lost(self, run: Run, code: int) -> dict[str, Any]:
@@ -340,3 +341,12 @@ class _Schedule:
         result = failed(run, f"the process ended with {code} (−9: killed, often for its memory). {log}".strip())
         write_text(self._path(run), json.dumps(result, indent=1) + "\n")
         return result
+
+
+def _a_step(line: str) -> dict[str, Any] | None:
+    """What a line of a run's output says of a step; libraries print there too."""
+    try:
+        said = json.loads(line)
+    except ValueError:
+        return None
+    return said if isinstance(said, dict) and {"step", "steps", "loss"} <= said.keys() else None
