@@ -41,7 +41,10 @@ class Entry(BaseModel):
     @model_validator(mode="after")
     def _builds(self) -> Entry:
         if self.method != BASE:
-            method_named(self.method)(**self.fields())
+            try:
+                method_named(self.method)(**self.fields())
+            except TypeError as error:
+                raise ValueError(f"{error}") from None
         return self
 
     def fields(self) -> dict[str, Any]:
@@ -77,7 +80,10 @@ class Experiment(BaseModel):
 
     @model_validator(mode="after")
     def _fits(self) -> Experiment:
-        TrainConfig(**self.train)
+        try:
+            TrainConfig(**self.train)
+        except TypeError as error:
+            raise ValueError(f"train: {error}") from None
         if repeated := {"lr", "seed"} & self.train.keys():
             raise ValueError(f"train: {', '.join(repeated)} is searched or set by seeds, not here")
         if unknown := self.examples.keys() - {"train", "validation", "test"}:
@@ -127,9 +133,11 @@ def read_experiment(path: str | Path) -> Experiment:
         raise ValueError(f"{path} holds no experiment: it needs at least name, task and methods")
     try:
         experiment = Experiment(**given)
-    except (ValidationError, TypeError) as error:
-        problems = error.errors() if isinstance(error, ValidationError) else [{"loc": ("methods",), "msg": str(error)}]
-        lines = "; ".join(f"{'.'.join(map(str, each['loc'])) or 'experiment'}: {each['msg']}" for each in problems)
+    except ValidationError as error:
+        told = [
+            ("".join(f"{part}." for part in each["loc"])[:-1] or "experiment", each["msg"]) for each in error.errors()
+        ]
+        lines = "; ".join(f"{place}: {reason}" for place, reason in told)
         raise ValueError(f"{path}: {lines}") from None
     near = path.parent / experiment.task
     return experiment.model_copy(update={"task": str(near.resolve())}) if near.exists() else experiment
@@ -188,6 +196,7 @@ class _Schedule:
         self.said: queue.Queue[tuple[Run, dict[str, Any] | None]] = queue.Queue()
         self.due: list[Run] = []
         self.searching: dict[str, list[Run]] = {}
+        self.ended: set[str] = set()  # search runs that this schedule has seen the end of
         self.processes: dict[str, subprocess.Popen[str]] = {}
         self.done = 0
         self.total = 0
@@ -217,7 +226,8 @@ class _Schedule:
                         "step", self.title(run), self.done, self.total, line["step"], line["steps"], line["loss"]
                     )
                     continue
-                code = self.processes.pop(self.key(run)).wait()
+                code = self.processes[self.key(run)].wait()
+                del self.processes[self.key(run)]
                 result = self._result(run) or self._lost(run, code)
                 yield self._ended(run, "done" if result["status"] == "done" else "failed", result)
                 self._follow_up(run, entries[run.label])
@@ -261,10 +271,11 @@ class _Schedule:
         searches = self.searching[run.label]
         if run.purpose != "search":
             return
-        results = [self._result(each) for each in searches]
-        if any(result is None for result in results):
+        self.ended.add(self.key(run))
+        if not self.ended.issuperset(map(self.key, searches)):
             return
-        good = [result for result in results if result and result["status"] == "done"]
+        results = [self._result(each) for each in searches]
+        good = [each for each in results if each and each["status"] == "done" and each["validation_loss"] is not None]
         if good:
             best = min(good, key=lambda result: result["validation_loss"])
             self.due = self._finals(entry, best["lr"]) + self.due
@@ -305,6 +316,8 @@ class _Schedule:
             message = str(result["error"])
         elif primary:
             message = f"{result['primary']} {primary['value']:.3f}"
+        elif result["validation_loss"] is None:
+            message = "the validation loss is not finite"
         else:
             message = f"validation loss {result['validation_loss']:.4f}"
         return Event(kind, self.title(run), self.done, self.total, message=message)

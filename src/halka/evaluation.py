@@ -55,6 +55,9 @@ def evaluate(
     """
     if not examples:
         raise ValueError("there are no examples to evaluate on")
+    for number, example in enumerate(examples, start=1):
+        if not example.answers:
+            raise ValueError(f"{example.where or f'example {number}'} has no answer to compare with: give it one")
     references = [example.answers for example in examples]
     score([each[0] for each in references], references, metrics, resamples=1)
     answers: list[str] = [""] * len(examples)

@@ -187,8 +187,9 @@ def mean_loss(model: AdaptedModel, name: str | None, items: Sequence[Tokens], ba
 
 
 def pad_id(model: AdaptedModel) -> int:
-    """The token that fills up rows; it is masked, so any will do where the base names none."""
-    return getattr(model.tokenizer, "pad_token_id", None) or 0
+    """The token that fills up rows: the tokenizer's, else its end of sequence, which no answer's text shows."""
+    known = (getattr(model.tokenizer, key, None) for key in ("pad_token_id", "eos_token_id"))
+    return next((token for token in known if token is not None), 0)
 
 
 def _batch_loss(model: AdaptedModel, batch: Batch, head_trains: bool) -> tuple[Tensor, int]:

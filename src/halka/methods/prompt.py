@@ -61,7 +61,7 @@ def starting_embeddings(embed: nn.Module, length: int, start: str, tokens: tuple
         ids = torch.randint(vocabulary, (length if start == "vocabulary" else 1024,))
     with torch.no_grad():
         embeddings = embed(ids.to(device)).float()
-    return embeddings if tokens or start == "vocabulary" else torch.randn(length, width) * embeddings.std().cpu()
+    return embeddings if tokens or start == "vocabulary" else torch.randn(length, width).to(device) * embeddings.std()
 
 
 class PromptPart(Part):

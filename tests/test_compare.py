@@ -1,0 +1,563 @@
+"""An experiment's file, and its schedule: what is run, what is not, and what happens when a run goes wrong.
+
+The runs here are processes, as they always are, but of a program that measures nothing and does what it is told.
+"""
+
+from __future__ import annotations
+
+import gc
+import json
+import os
+import signal
+import subprocess
+import sys
+import warnings
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+from itertools import pairwise
+from pathlib import Path
+from types import FrameType
+
+import pytest
+import yaml
+
+import halka.compare
+from halka.compare import Event, Experiment, measurements, read_experiment, run, write_outputs
+
+PROGRAM = '''
+"""Stands in for `python -m halka.measure RUN.json RESULT.json`: it does what the plan says for a run of that name."""
+import json, os, signal, sys, time
+
+given, target = json.load(open(sys.argv[1])), sys.argv[2]
+name = f"{given['label']} {given['train']['lr']} {given['train']['seed']} {given['purpose']}"
+plan = json.load(open(os.environ["HALKA_TEST_PLAN"]))
+todo = next((todo for start, todo in plan.items() if name.startswith(start)), {})
+
+
+def note(what):
+    with open(os.environ["HALKA_TEST_LOG"], "a") as file:
+        told = {"what": what, "name": name, "pid": os.getpid(), "at": time.monotonic()}
+        file.write(json.dumps(told | {"threads": os.environ["OMP_NUM_THREADS"]}) + chr(10))
+
+
+note("begins")
+print("loading", "{ a base }", flush=True)
+for line in todo.get("print", []):
+    print(line, flush=True)
+for step in (1, 2):
+    print(json.dumps({"step": step, "steps": 2, "loss": 1 / step}), flush=True)
+print("here it goes wrong", file=sys.stderr, flush=True)
+time.sleep(todo.get("sleep", 0))
+if todo.get("kill"):
+    os.kill(os.getpid(), signal.SIGKILL)
+if not todo.get("leave"):
+    result = {
+        "status": "failed" if todo.get("error") else "done",
+        "error": todo.get("error"),
+        "label": given["label"],
+        "lr": given["train"]["lr"],
+        "seed": given["train"]["seed"],
+        "steps": given["train"].get("steps"),
+        "purpose": given["purpose"],
+        "validation_loss": todo.get("loss", 0.5),
+        "primary": "exact_match",
+    }
+    if given["purpose"] == "final":
+        result["scores"] = {"exact_match": {"value": 0.25, "low": 0.0, "high": 1.0, "n": 4}}
+    os.makedirs(os.path.dirname(target), exist_ok=True)
+    json.dump(result, open(target, "w"))
+note("ends")
+sys.exit(1 if todo.get("error") else 0)
+'''
+
+
+class Stage:
+    """A folder to run experiments in, the plan that the runs follow, and what they have noted."""
+
+    def __init__(self, folder: Path):
+        self.folder, self.log, self._plan = folder / "out", folder / "log", folder / "plan.json"
+        self.plan()
+
+    def plan(self, **todo: dict) -> None:
+        self._plan.write_text(json.dumps({name.replace("_", " "): each for name, each in todo.items()}))
+
+    def notes(self, what: str = "begins") -> list[dict]:
+        lines = self.log.read_text().splitlines() if self.log.exists() else []
+        return [note for note in map(json.loads, lines) if note["what"] == what]
+
+    def names(self) -> list[str]:
+        return [note["name"] for note in self.notes()]
+
+    def forget(self) -> None:
+        self.log.unlink()
+
+    def go(self, experiment: Experiment, **options) -> list[Event]:
+        with within_seconds(30):
+            return list(run(experiment, self.folder, **options))
+
+
+@pytest.fixture
+def stage(tmp_path, monkeypatch) -> Iterator[Stage]:
+    program, own = tmp_path / "program.py", subprocess.Popen
+    program.write_text(PROGRAM)
+
+    def started(arguments, **options):
+        assert arguments[:3] == [sys.executable, "-m", "halka.measure"]
+        return own([sys.executable, "-S", str(program), *arguments[3:]], **options)
+
+    stage = Stage(tmp_path)
+    monkeypatch.setenv("HALKA_TEST_PLAN", str(tmp_path / "plan.json"))
+    monkeypatch.setenv("HALKA_TEST_LOG", str(stage.log))
+    monkeypatch.setattr(halka.compare.subprocess, "Popen", started)
+    yield stage
+    assert not [note["pid"] for note in stage.notes() if is_alive(note["pid"])]
+    gc.collect()
+
+
+@contextmanager
+def within_seconds(seconds: float, error: type[BaseException] = TimeoutError) -> Iterator[None]:
+    """Raises in the middle of whatever takes longer."""
+
+    def ring(number: int, frame: FrameType | None) -> None:
+        raise error
+
+    before = signal.signal(signal.SIGALRM, ring)
+    signal.setitimer(signal.ITIMER_REAL, seconds)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
+
+
+def is_alive(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    return True
+
+
+def experiment(*methods: dict, **changes) -> Experiment:
+    given = {"name": "test", "task": "support", "methods": methods, "seeds": (0, 1), "train": {"steps": 8}, **changes}
+    return Experiment.model_validate(given)
+
+
+BASE = {"method": "base", "label": "bare"}
+LORA = {"method": "lora", "label": "lora", "lrs": (0.1, 0.2, 0.3), "rank": 4}
+IA3 = {"method": "ia3", "label": "ia3"}
+SEARCHES = ["lora 0.1 0 search", "lora 0.2 0 search", "lora 0.3 0 search"]
+
+
+def kinds(events: list[Event]) -> Counter[str]:
+    return Counter(event.kind for event in events)
+
+
+def add_up(events: list[Event]) -> bool:
+    """Each end of a run counts as one, the total does not grow, and at the end they are equal."""
+    ends = [event for event in events if event.kind in ("done", "failed", "skipped")]
+    return (
+        [event.done for event in ends] == list(range(1, len(ends) + 1))
+        and all(one.total >= two.total for one, two in pairwise(events))
+        and events[-1].done == events[-1].total == len(ends)
+        and kinds(events)["started"] == kinds(events)["done"] + kinds(events)["failed"]
+    )
+
+
+# ── the schedule ────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_the_rate_with_the_lowest_validation_loss_goes_on_to_all_seeds(stage):
+    stage.plan(**{"lora_0.1": {"loss": 0.6}, "lora_0.2": {"loss": 0.4}, "lora_0.3": {"loss": 0.5}})
+    events = stage.go(experiment(BASE, LORA, IA3))
+    assert stage.names() == [
+        "bare None 0 final",
+        *SEARCHES,
+        "lora 0.2 0 final",
+        "lora 0.2 1 final",
+        "ia3 0.01 0 final",
+        "ia3 0.01 1 final",
+    ]
+    assert add_up(events)
+    assert kinds(events) == {"started": 8, "step": 16, "done": 8}
+    found = {(each["label"], each["lr"], each["seed"], each["purpose"]) for each in measurements(stage.folder)}
+    assert {" ".join(map(str, each)) for each in found} == set(stage.names())
+
+
+def test_a_search_is_shorter_and_uses_the_first_seed(stage):
+    stage.go(experiment(LORA, seeds=(5, 6)))
+    assert {(each["purpose"], each["steps"], each["seed"]) for each in measurements(stage.folder)} == {
+        ("search", 4, 5),
+        ("final", 8, 5),
+        ("final", 8, 6),
+    }
+    other = experiment(LORA, search_steps=3, name="other")
+    stage.go(other)
+    assert {each["steps"] for each in measurements(stage.folder) if each["purpose"] == "search"} == {3, 4}
+
+
+def test_events_say_what_happens(stage):
+    events = stage.go(experiment(BASE, {**LORA, "lrs": (0.1, 0.2)}, seeds=(0,)))
+    assert [(event.kind, event.run, event.step, event.steps, event.loss) for event in events[:4]] == [
+        ("started", "bare, seed 0", None, None, None),
+        ("step", "bare, seed 0", 1, 2, 1.0),
+        ("step", "bare, seed 0", 2, 2, 0.5),
+        ("done", "bare, seed 0", None, None, None),
+    ]
+    ends = {event.run: event.message for event in events if event.kind == "done"}
+    assert ends == {
+        "bare, seed 0": "exact_match 0.250",
+        "lora, lr 0.1, seed 0 (search)": "validation loss 0.5000",
+        "lora, lr 0.2, seed 0 (search)": "validation loss 0.5000",
+        "lora, lr 0.1, seed 0": "exact_match 0.250",
+    }
+
+
+@pytest.mark.parametrize("jobs", [1, 3])
+def test_so_many_runs_at_a_time_and_no_more(jobs, stage):
+    stage.plan(**{"": {"sleep": 0.15}})
+    stage.go(experiment(IA3, BASE, jobs=jobs, seeds=tuple(range(5))))
+    times = [(note["at"], 1) for note in stage.notes()] + [(note["at"], -1) for note in stage.notes("ends")]
+    running = [sum(change for _, change in sorted(times)[: count + 1]) for count in range(len(times))]
+    assert len(stage.notes()) == 6
+    assert max(running) == jobs
+    assert {note["threads"] for note in stage.notes()} == {str(max(1, (os.cpu_count() or 1) // jobs))}
+
+
+def test_runs_that_are_there_are_not_run_again(stage):
+    plan = experiment(BASE, IA3)
+    stage.go(plan)
+    before = {path.name: path.read_bytes() for path in (stage.folder / "runs").iterdir()}
+    stage.forget()
+    events = stage.go(plan)
+    assert stage.names() == []
+    assert kinds(events) == {"skipped": 3}
+    assert add_up(events)
+    assert {event.message for event in events} == {"exact_match 0.250"}
+    assert {path.name: path.read_bytes() for path in (stage.folder / "runs").iterdir()} == before
+    events = stage.go(experiment(BASE, IA3, seeds=(0, 1, 2)))
+    assert stage.names() == ["ia3 0.01 2 final"]
+    assert kinds(events) == {"skipped": 3, "started": 1, "step": 2, "done": 1}
+    assert add_up(events)
+
+
+def test_searches_that_are_there_lead_to_their_final_runs_once(stage):
+    plan = experiment(LORA)
+    stage.go(plan)
+    stage.forget()
+    events = stage.go(plan)
+    assert stage.names() == []
+    assert kinds(events) == {"skipped": 5}
+    assert add_up(events)
+
+
+@pytest.mark.parametrize("jobs", [1, 2])
+def test_an_experiment_stopped_after_its_searches_goes_on_with_the_final_runs(jobs, stage):
+    plan = experiment(LORA, jobs=jobs)
+    stage.plan(**{"": {"sleep": 0.1}})
+    stage.go(plan)
+    for path in (stage.folder / "runs").glob("*-final-*"):
+        path.unlink()
+    stage.forget()
+    events = stage.go(plan)
+    assert stage.names() == ["lora 0.1 0 final", "lora 0.1 1 final"]
+    assert add_up(events)
+
+
+def test_the_same_work_has_the_same_name_wherever_it_runs(stage, tmp_path):
+    def names(plan: Experiment, folder: Path) -> set[str]:
+        list(run(plan, folder))
+        return {path.name for path in (folder / "runs").iterdir()}
+
+    own = names(experiment(IA3), tmp_path / "one")
+    assert names(experiment(IA3, jobs=2), tmp_path / "two") == own
+    for changes in (
+        {"seeds": (7, 8)},
+        {"train": {"steps": 9}},
+        {"base": "other"},
+        {"task": "other"},
+        {"examples": {"test": 3}},
+    ):
+        assert not names(experiment(IA3, **changes), tmp_path / str(changes)) & own
+    assert not names(experiment({**IA3, "targets": ("attn.k",)}), tmp_path / "three") & own
+
+
+# ── when a run goes wrong ───────────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_a_run_that_fails_is_recorded_and_the_rest_goes_on(stage):
+    stage.plan(**{"ia3_0.01_0": {"error": "ValueError: no"}})
+    events = stage.go(experiment(IA3, BASE))
+    assert stage.names() == ["ia3 0.01 0 final", "ia3 0.01 1 final", "bare None 0 final"]
+    assert add_up(events)
+    assert [(event.run, event.message) for event in events if event.kind == "failed"] == [
+        ("ia3, lr 0.01, seed 0", "ValueError: no")
+    ]
+    assert Counter(each["status"] for each in measurements(stage.folder)) == {"done": 2, "failed": 1}
+
+
+@pytest.mark.parametrize(
+    ("how", "said"), [("kill", "the process ended with -9 "), ("leave", "the process ended with 0 ")]
+)
+def test_a_run_that_ends_without_a_word_is_recorded_with_its_last_ones(how, said, stage):
+    stage.plan(**{"ia3_0.01_0": {how: True}})
+    events = stage.go(experiment(IA3))
+    assert stage.names() == ["ia3 0.01 0 final", "ia3 0.01 1 final"]
+    assert add_up(events)
+    (lost,) = [each for each in measurements(stage.folder) if each["status"] == "failed"]
+    assert lost["error"].startswith(said)
+    assert lost["error"].endswith("here it goes wrong")
+    assert (lost["method"]["label"], lost["lr"], lost["seed"], lost["purpose"]) == ("ia3", 0.01, 0, "final")
+
+
+def test_a_search_goes_on_without_the_runs_that_failed(stage):
+    stage.plan(**{"lora_0.1": {"kill": True}, "lora_0.2": {"loss": 0.6}, "lora_0.3": {"loss": 0.5}})
+    events = stage.go(experiment(LORA))
+    assert stage.names() == [*SEARCHES, "lora 0.3 0 final", "lora 0.3 1 final"]
+    assert add_up(events)
+
+
+def test_a_method_whose_searches_all_failed_has_no_final_runs(stage):
+    stage.plan(lora={"error": "no"})
+    events = stage.go(experiment(LORA, IA3))
+    assert stage.names() == [*SEARCHES, "ia3 0.01 0 final", "ia3 0.01 1 final"]
+    assert add_up(events)
+    assert kinds(events)["failed"] == 3
+
+
+@pytest.mark.parametrize("others", [0.5, None])
+def test_a_search_whose_loss_is_not_finite_is_not_chosen(others, stage):
+    stage.plan(**{"lora_0.1": {"loss": None}, "lora": {"loss": others}})
+    events = stage.go(experiment(LORA, IA3))
+    assert stage.names()[:3] == SEARCHES
+    assert [name for name in stage.names() if name.startswith("lora 0.1")] == ["lora 0.1 0 search"]
+    assert stage.names()[-1] == "ia3 0.01 1 final"
+    assert add_up(events)
+
+
+def test_what_failed_is_tried_again_only_when_asked(stage):
+    plan = experiment(IA3, BASE)
+    stage.plan(**{"ia3_0.01_1": {"error": "no"}})
+    stage.go(plan)
+    stage.plan()
+    stage.forget()
+    events = stage.go(plan)
+    assert stage.names() == []
+    assert kinds(events) == {"skipped": 3}
+    assert [event.message for event in events] == ["exact_match 0.250", "no", "exact_match 0.250"]
+    events = stage.go(plan, retry=True)
+    assert stage.names() == ["ia3 0.01 1 final"]
+    assert kinds(events) == {"skipped": 2, "started": 1, "step": 2, "done": 1}
+    assert add_up(events)
+    assert {each["status"] for each in measurements(stage.folder)} == {"done"}
+
+
+def test_a_search_that_failed_is_tried_again_before_its_rate_is_passed_over(stage):
+    plan = experiment(LORA)
+    stage.plan(**{"lora_0.1": {"loss": 0.6}, "lora_0.2": {"loss": 0.5}, "lora_0.3": {"error": "no"}})
+    stage.go(plan)
+    stage.plan(**{"lora_0.1": {"loss": 0.6}, "lora_0.2": {"loss": 0.5}, "lora_0.3": {"loss": 0.4}})
+    stage.forget()
+    events = stage.go(plan, retry=True)
+    assert stage.names() == ["lora 0.3 0 search", "lora 0.3 0 final", "lora 0.3 1 final"]
+    assert add_up(events)
+
+
+def test_a_run_that_was_tried_again_and_killed_leaves_no_old_result(stage):
+    plan = experiment(IA3, seeds=(0,))
+    stage.plan(ia3={"error": "the first time"})
+    stage.go(plan)
+    stage.plan(ia3={"kill": True})
+    stage.go(plan, retry=True)
+    (found,) = measurements(stage.folder)
+    assert found["error"].startswith("the process ended with -9")
+
+
+def test_what_a_library_prints_is_no_step(stage):
+    stage.plan(ia3={"print": ["Loading weights: 100%", "[1, 2]", "", "  {}"]})
+    assert kinds(stage.go(experiment(IA3, seeds=(0,)))) == {"started": 1, "step": 2, "done": 1}
+
+
+@pytest.mark.parametrize("line", ["{'lr': 3}", '{"warning": "no GPU"}', "{"])
+def test_nor_is_what_only_looks_like_one(line, stage):
+    stage.plan(ia3={"print": [line]})
+    events = stage.go(experiment(IA3, seeds=(0,)))
+    assert kinds(events) == {"started": 1, "step": 2, "done": 1}
+
+
+# ── stopped from outside ────────────────────────────────────────────────────────────────────────────────────────────
+
+
+@pytest.mark.parametrize("how", ["interrupted while waiting", "interrupted between events", "closed"])
+def test_whoever_stops_it_stops_its_runs(how, stage):
+    stage.plan(ia3={"sleep": 60})
+    plan = experiment(IA3, BASE, jobs=2)
+    stream = run(plan, stage.folder)
+    assert [next(stream).kind for _ in range(6)].count("started") == 2
+    pids = [note["pid"] for note in stage.notes()]
+    assert len(pids) == 2
+    assert all(map(is_alive, pids))
+    if how == "closed":
+        stream.close()
+    elif how == "interrupted between events":
+        with pytest.raises(KeyboardInterrupt):
+            stream.throw(KeyboardInterrupt())
+    else:
+        with pytest.raises(KeyboardInterrupt), within_seconds(0.3, KeyboardInterrupt):
+            list(stream)
+    assert not any(map(is_alive, pids))
+    assert measurements(stage.folder) == []
+    stage.plan()
+    stage.forget()
+    events = stage.go(plan)
+    assert sorted(stage.names()) == ["bare None 0 final", "ia3 0.01 0 final", "ia3 0.01 1 final"]
+    assert add_up(events)
+
+
+def test_what_was_done_before_an_interruption_stays_done(stage):
+    stage.plan(**{"ia3_0.01_1": {"sleep": 60}})
+    plan = experiment(IA3)
+    stream = run(plan, stage.folder)
+    assert any(event.kind == "step" and "seed 1" in event.run for event in stream)  # and no further
+    with pytest.raises(KeyboardInterrupt):
+        stream.throw(KeyboardInterrupt())
+    stage.plan()
+    stage.forget()
+    events = stage.go(plan)
+    assert stage.names() == ["ia3 0.01 1 final"]
+    assert kinds(events) == {"skipped": 1, "started": 1, "step": 2, "done": 1}
+
+
+def test_no_pipe_is_left_open(stage):
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always", ResourceWarning)
+        stage.go(experiment(IA3))
+        gc.collect()
+    assert not [each.message for each in said if issubclass(each.category, ResourceWarning)]
+
+
+# ── the experiment's file ───────────────────────────────────────────────────────────────────────────────────────────
+
+GOOD = {"name": "test", "task": "support", "methods": [{"method": "lora", "rank": 4, "targets": ["attn.q"]}]}
+
+
+def written(folder: Path, content) -> Path:
+    path = folder / "experiment.yaml"
+    path.write_text(content if isinstance(content, str) else yaml.safe_dump(content))
+    return path
+
+
+def test_an_experiment_is_read_as_it_is_written(tmp_path):
+    given = {
+        **GOOD,
+        "base": "someone/base",
+        "dtype": "float32",
+        "examples": {"train": 10},
+        "methods": [
+            {"method": "base"},
+            {"method": "lora", "rank": 4, "targets": ["attn.q"], "lrs": [1e-3, 1e-2]},
+            {"method": "lora", "label": "other"},
+        ],
+        "train": {"epochs": 2.5},
+        "search_steps": 5,
+        "seeds": [3],
+        "jobs": 2,
+        "forgetting": "text.txt",
+    }
+    found = read_experiment(written(tmp_path, given))
+    assert found.model_dump(exclude={"methods"}) == {
+        key: tuple(value) if key == "seeds" else value for key, value in given.items() if key != "methods"
+    }
+    assert [entry.title() for entry in found.methods] == ["base", "lora rank=4 targets=('attn.q',)", "other"]
+    assert [entry.fields() for entry in found.methods] == [{}, {"rank": 4, "targets": ("attn.q",)}, {}]
+    assert [entry.rates() for entry in found.methods[1:]] == [(1e-3, 1e-2), (1e-3,)]
+
+
+def test_a_task_is_looked_for_beside_the_experiment(tmp_path, monkeypatch):
+    (tmp_path / "task.yaml").write_text("train: x.jsonl")
+    assert read_experiment(written(tmp_path, {**GOOD, "task": "task.yaml"})).task == str(
+        (tmp_path / "task.yaml").resolve()
+    )
+    assert read_experiment(written(tmp_path, GOOD)).task == "support"
+    monkeypatch.chdir(tmp_path)
+    assert read_experiment("experiment.yaml").name == "test"
+
+
+MISTAKES = [
+    ("name: [", "is not YAML"),
+    ("- lora", "holds no experiment: it needs at least name, task and methods"),
+    ("", "holds no experiment"),
+    ({"name": "test"}, r"task: Field required; methods: Field required"),
+    ({**GOOD, "seed": 3}, "seed: Extra inputs are not permitted"),
+    ({**GOOD, "jobs": 0}, "jobs: Input should be greater than or equal to 1"),
+    ({**GOOD, "seeds": []}, "seeds: at least one is needed"),
+    ({**GOOD, "seeds": ["a"]}, r"seeds\.0: Input should be a valid integer"),
+    ({**GOOD, "examples": {"dev": 3}}, "examples: the splits are train, validation and test, not dev"),
+    ({**GOOD, "methods": [{"method": "lara"}]}, r"methods\.0: .*no method 'lara': choose one of bitfit"),
+    ({**GOOD, "methods": [{"rank": 3}]}, r"methods\.0\.method: Field required"),
+    ({**GOOD, "methods": [{"method": "lora", "rank": 0}]}, r"methods\.0: .*rank must be above 0, not 0"),
+    ({**GOOD, "methods": [{"method": "lora", "rnk": 3}]}, r"methods.*: .*rnk"),
+    ({**GOOD, "methods": [{"method": "lora", "lrs": ["fast"]}]}, r"methods\.0\.lrs\.0: Input should be a valid number"),
+    ({**GOOD, "methods": [{"method": "lora"}, {"method": "lora"}]}, "methods: two are called lora: give each"),
+    ({**GOOD, "train": {"lr": 0.1}}, "train: lr is searched or set by seeds, not here"),
+    ({**GOOD, "train": {"seed": 1}}, "train: seed is searched or set by seeds, not here"),
+    ({**GOOD, "train": {"steps": 0}}, "steps must be above 0, not 0"),
+    ({**GOOD, "train": {"stps": 3}}, "train: .*stps"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("content", "message"), MISTAKES)
+def test_a_mistake_in_the_file_is_named_with_its_key(content, message, tmp_path):
+    path = written(tmp_path, content)
+    with pytest.raises(ValueError, match=message) as refused:
+        read_experiment(path)
+    assert str(refused.value).startswith(f"{path}")
+
+
+def test_a_file_that_is_not_there_is_said_to_be_missing(tmp_path):
+    with pytest.raises(ValueError, match=r"there is no experiment file .*none\.yaml"):
+        read_experiment(tmp_path / "none.yaml")
+
+
+def test_the_demo_is_an_experiment():
+    found = halka.compare.demo_experiment()
+    assert {entry.method for entry in found.methods} >= {"base", "full", "lora", "bottleneck", "prefix", "prompt"}
+
+
+# ── with the real program ───────────────────────────────────────────────────────────────────────────────────────────
+
+
+@pytest.mark.slow
+def test_a_small_experiment_from_its_file_to_its_report(tmp_path):
+    from tiny import tiny
+    from tokenizers_for_tests import chatml_tokenizer
+
+    tokenizer = chatml_tokenizer()
+    tiny(vocab_size=len(tokenizer), max_position_embeddings=512).save_pretrained(tmp_path / "base")
+    tokenizer.save_pretrained(tmp_path / "base")
+    rows = [{"prompt": f"What is {i} + 1?", "completion": f"It is {i + 1}."} for i in range(12)]
+    for split in ("train", "validation", "test"):
+        (tmp_path / f"{split}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    task = {split: f"{split}.jsonl" for split in ("train", "validation", "test")}
+    task |= {"metrics": "exact_match", "max_new_tokens": 4}
+    (tmp_path / "task.yaml").write_text(yaml.safe_dump(task))
+    plan = {
+        "name": "small",
+        "task": "task.yaml",
+        "base": str(tmp_path / "base"),
+        "dtype": "float32",
+        "methods": [{"method": "base", "label": "bare"}, {"method": "lora", "rank": 4}],
+        "train": {"steps": 2},
+        "seeds": [0],
+    }
+    found = read_experiment(written(tmp_path, plan))
+    with within_seconds(120):
+        events = list(run(found, tmp_path / "out"))
+    assert kinds(events) == {"started": 2, "step": 2, "done": 2}
+    assert add_up(events)
+    outputs = write_outputs(found, tmp_path / "out")
+    assert "lora" in outputs.table.read_text()
+    assert outputs.report.stat().st_size > 1000
+    assert json.loads(outputs.summary.read_text())
+    assert [each["status"] for each in outputs.measurements] == ["done", "done"]
