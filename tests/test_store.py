@@ -20,7 +20,8 @@ from contract import VARIANTS, adapted, disturb, ids
 from halka.core import AdaptedModel, Method
 from halka.data.tokens import chat_template_fingerprint
 from halka.methods import all_methods
-from halka.store import fingerprint, read_card
+from halka.models.fingerprint import fingerprint
+from halka.store import read_card
 from tiny import CONFIGS, tiny
 from tokenizers_for_tests import chatml_tokenizer, llama3_tokenizer
 

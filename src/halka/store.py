@@ -18,7 +18,7 @@ from halka.core import AdaptedModel, Adapter
 from halka.data.tokens import chat_template_fingerprint
 from halka.files import new_folder
 from halka.formats.peft import CONFIG, WEIGHTS, Folder, from_peft, to_peft
-from halka.models.fingerprint import fingerprint
+from halka.models.fingerprint import own_fingerprint
 
 CARD = "halka.json"
 
@@ -51,15 +51,12 @@ def save(
 
     Raises ValueError for weights that are not finite, and for a folder that holds something else.
     """
-    model.parameters(name)
-    adapter, folder = model.adapters[name], Path(folder)
+    adapter, folder = model.adapter(name), Path(folder)
     if folder.exists() and not folder.is_dir():
         raise ValueError(f"{folder} is a file: choose another folder")
     if other := sorted(path.name for path in folder.glob("*") if path.name not in (CONFIG, WEIGHTS, CARD, "README.md")):
         raise ValueError(f"{folder} exists and holds {other[0]}, which is no part of an adapter: choose another folder")
     base: Any = model.base
-    with model.own_weights():
-        own = fingerprint(base)
     with torch.no_grad():
         written = to_peft(adapter, model.targets, getattr(base.config, "_name_or_path", "") or "")
     for key, tensor in written.tensors.items():
@@ -68,7 +65,7 @@ def save(
                 f"adapter {name!r} holds values that are not finite, in {key}: train it again, more gently"
             )
     card = Card(
-        base={"name": written.config["base_model_name_or_path"], "fingerprint": own},
+        base={"name": written.config["base_model_name_or_path"], "fingerprint": own_fingerprint(model)},
         method={"name": adapter.method.name, "fields": asdict(adapter.method)},
         parameters=adapter.count(),
         chat_template=template_of(model),
@@ -164,8 +161,7 @@ def _check_base(card: Card, model: AdaptedModel, folder: Path, other_base: bool,
     then = card.base.get("fingerprint")
     if not isinstance(then, dict):
         raise ValueError(f"{folder / CARD} names no base: it is not a Card that this version reads")
-    with model.own_weights():
-        now = fingerprint(model.base)
+    now = own_fingerprint(model)
     if different := [key for key in then if then[key] != now.get(key)]:
         shown = ", ".join(f"{key} {then[key]} instead of {now.get(key)}" for key in different)
         if different != ["weights"] or not other_base:

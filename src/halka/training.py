@@ -11,6 +11,7 @@ import warnings
 from collections.abc import Generator, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +29,7 @@ from halka.files import write_file, write_text
 from halka.loss import label_loss
 from halka.models import hidden_states, logits
 from halka.models.attention import use_attention
-from halka.models.fingerprint import fingerprint
+from halka.models.fingerprint import own_fingerprint
 
 CHECKPOINT, METRICS = "checkpoint.safetensors", "metrics.jsonl"
 DEFAULT_BATCH_TOKENS = 1024
@@ -140,7 +141,8 @@ def as_tokens(
 ) -> list[Tokens]:
     """Examples as the base reads them, with room for adapter `name`'s virtual tokens.
 
-    Raises ValueError where none is left, or the model came without a tokenizer."""
+    Raises ValueError where none is left, or the model came without a tokenizer.
+    """
     tokens = [each for each in examples if isinstance(each, Tokens)]
     raw = [each for each in examples if isinstance(each, Example)]
     if raw:
@@ -165,8 +167,7 @@ def as_tokens(
 
 def _virtual_tokens(model: AdaptedModel, name: str) -> int:
     """The positions that adapter `name` takes for itself."""
-    model.parameters(name)
-    adapter = model.adapters[name]
+    adapter = model.adapter(name)
     with torch.no_grad():
         return sum(
             part.virtual().shape[0]
@@ -209,15 +210,16 @@ class _Run:
         config: TrainConfig,
         folder: str | Path | None,
     ):
-        parameters = model.parameters(name)
         self.model, self.name, self.items, self.held_out, self.config = model, name, items, held_out, config
-        self.adapter = model.adapters[name]
+        self.adapter = model.adapter(name)
         self.head_trains = any(target.role in ("head", "base") for target in self.adapter.targets.values())
         self.lengths = [len(item.ids) for item in items]
         self.steps = config.steps or max(1, math.ceil(round(len(self._plan(0)) / config.accumulate * config.epochs, 6)))
         self.evaluate_every = config.evaluate_every or max(1, self.steps // 10)
         self.peak_lr = config.lr or type(self.adapter.method).lr
-        self.optimizer = torch.optim.AdamW(parameters, lr=self.peak_lr, weight_decay=config.weight_decay, fused=True)
+        self.optimizer = torch.optim.AdamW(
+            self.adapter.parameters(), lr=self.peak_lr, weight_decay=config.weight_decay, fused=True
+        )
         self.folder = None if folder is None else Path(folder)
         self.best: dict[str, Tensor] | None = None
 
@@ -250,15 +252,15 @@ class _Run:
         started = time.perf_counter()
         number, config = progress.step + 1, self.config
         lr = self._lr(number)
-        labels = sum(int((batch.labels[:, 1:] != NO_LOSS).sum()) for batch in micro_batches)
+        labels = max(1, sum(int((batch.labels[:, 1:] != NO_LOSS).sum()) for batch in micro_batches))
         loss = 0.0
         rows, longest = micro_batches[0].input_ids.shape
         try:
             with _watched(f"at step {number}, with a batch of {rows} rows of {longest} tokens"), self._training(number):
                 for batch in micro_batches:
                     summed, _ = _batch_loss(self.model, batch, self.head_trains)
-                    (summed / max(1, labels)).backward()
-                    loss += float(summed.detach()) / max(1, labels)
+                    (summed / labels).backward()
+                    loss += float(summed.detach()) / labels
             parameters = self.adapter.parameters()
             norm = float(torch.nn.utils.clip_grad_norm_(parameters, config.clip or math.inf))
             if not math.isfinite(loss + norm):
@@ -349,13 +351,13 @@ class _Run:
 
     def _save(self, progress: Progress) -> None:
         if self.folder is not None and self.config.save_every:
-            save_checkpoint(self.folder / CHECKPOINT, self._identity(), progress, self.adapter, self.optimizer)
+            save_checkpoint(self.folder / CHECKPOINT, self._identity, progress, self.adapter, self.optimizer)
 
     def _resume(self) -> Progress:
         if self.folder is None:
             return Progress()
         self.folder.mkdir(parents=True, exist_ok=True)
-        progress = load_checkpoint(self.folder / CHECKPOINT, self._identity(), self.adapter, self.optimizer)
+        progress = load_checkpoint(self.folder / CHECKPOINT, self._identity, self.adapter, self.optimizer)
         progress = progress or Progress()
         metrics = self.folder / METRICS
         if metrics.exists():
@@ -368,11 +370,10 @@ class _Run:
             with (self.folder / METRICS).open("a", encoding="utf-8") as file:
                 file.write(json.dumps(asdict(step)) + "\n")
 
+    @cached_property
     def _identity(self) -> dict[str, Any]:
         """What must be the same for a run to go on."""
         method = self.adapter.method
-        with self.model.own_weights():
-            base = fingerprint(self.model.base)
         return {
             "method": method.name,
             **asdict(method),
@@ -381,7 +382,7 @@ class _Run:
             "steps": self.steps,
             "data": _digest(self.items),
             "validation": _digest(self.held_out),
-            "base": base["weights"],
+            "base": own_fingerprint(self.model)["weights"],
         }
 
 
@@ -394,7 +395,7 @@ def _watched(when: str) -> Iterator[None]:
     """Let memory that ran out be said with the way out."""
     try:
         yield
-    except (torch.OutOfMemoryError, RuntimeError) as error:
+    except RuntimeError as error:
         told = ("not enough memory", "can't allocate memory")
         if not isinstance(error, torch.OutOfMemoryError) and not any(words in str(error) for words in told):
             raise

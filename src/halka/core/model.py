@@ -51,7 +51,7 @@ class AdaptedModel:
             raise ValueError(f"an adapter's name is a non-empty string, not {name!r}")
         if name in self.adapters:
             raise ValueError(f"there is an adapter {name!r} already: remove it first, or choose another name")
-        with self._lock, self.own_weights(), torch.inference_mode(False), torch.random.fork_rng(devices=[]):
+        with self.own_weights(), torch.inference_mode(False), torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             parts, targets = {}, {}
             device = next(self.base.parameters()).device
@@ -71,7 +71,7 @@ class AdaptedModel:
 
     def remove(self, name: str) -> None:
         """Forget an adapter. The base is as if it had never been there."""
-        self._adapter(name)
+        self.adapter(name)
         with self._lock:
             if any(route is not None and name in route.names for route in (*self._outer, self._route)):
                 raise ValueError(f"adapter {name!r} is in use: leave its `with model.use(...)` first")
@@ -80,9 +80,16 @@ class AdaptedModel:
             del self.adapters[name]
             self._install()
 
+    def adapter(self, name: str) -> Adapter:
+        """The adapter of that name. Raises ValueError that lists the names there are."""
+        if name not in self.adapters:
+            known = ", ".join(map(repr, self.adapters)) or "none yet"
+            raise ValueError(f"no adapter {name!r} here (there are: {known}): `add` or `load` it first")
+        return self.adapters[name]
+
     def parameters(self, name: str) -> list[nn.Parameter]:
         """That adapter's trainable parameters, and no others."""
-        return self._adapter(name).parameters()
+        return self.adapter(name).parameters()
 
     # ── routing ─────────────────────────────────────────────────────────────────────────────────────────────────
 
@@ -118,7 +125,7 @@ class AdaptedModel:
         Products are computed in fp32 and rounded once to the base's precision. The base's own tensors are set aside
         untouched, so that `unmerge` has every bit back.
         """
-        adapter = self._adapter(name)
+        adapter = self.adapter(name)
         with self._lock, torch.no_grad():
             if any((*self._outer, self._route)) or self.merged is not None:
                 raise ValueError("merging needs an idle base: leave `use`, or `unmerge` what is merged")
@@ -152,12 +159,6 @@ class AdaptedModel:
 
     # ── how it acts ─────────────────────────────────────────────────────────────────────────────────────────────
 
-    def _adapter(self, name: str) -> Adapter:
-        if name not in self.adapters:
-            known = ", ".join(map(repr, self.adapters)) or "none yet"
-            raise ValueError(f"no adapter {name!r} here (there are: {known}): `add` or `load` it first")
-        return self.adapters[name]
-
     def _wanted(self, method: Method) -> list[Target]:
         """The targets of the method's roles. A named role must exist; of a group, at least one."""
         present = {target.role for target in self.targets}
@@ -173,7 +174,7 @@ class AdaptedModel:
         return [target for target in self.targets if target.role in wanted]
 
     def _resolve(self, names: tuple[str | None, ...]) -> Route | None:
-        adapters = {name: self._adapter(name) for name in names if name is not None}
+        adapters = {name: self.adapter(name) for name in names if name is not None}
         if not names:
             raise ValueError("`use` was given no rows: name an adapter, or None for the bare base")
         if not adapters:

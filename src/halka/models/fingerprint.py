@@ -7,6 +7,8 @@ from typing import Any
 
 import torch
 
+from halka.core import AdaptedModel
+
 
 def fingerprint(base: Any) -> dict[str, Any]:
     """What tells one base from another: its architecture, its sizes, and a hash over samples of every weight.
@@ -22,3 +24,9 @@ def fingerprint(base: Any) -> dict[str, Any]:
     config = base.config
     sizes = {key: getattr(config, key, None) for key in ("num_hidden_layers", "hidden_size", "vocab_size")}
     return {"architecture": config.model_type, **sizes, "weights": digest.hexdigest()[:16]}
+
+
+def own_fingerprint(model: AdaptedModel) -> dict[str, Any]:
+    """The fingerprint of the base's own weights, whatever is merged or in use."""
+    with model.own_weights():
+        return fingerprint(model.base)

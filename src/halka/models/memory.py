@@ -36,6 +36,7 @@ class VirtualTokens(nn.Module):
         self._layout = layout
         self._base = (base,)  # in a tuple, so that the base is no submodule of this one
         self._decoder = (base.get_submodule(layout.decoder),)
+        self._names = tuple(inspect.signature(self._decoder[0].forward).parameters)  # of what is given by position
         self._parts: tuple[Part | None, ...] = ()
         self._known: tuple[Any, Tensor, Tensor] | None = None
         self._bare: Callable[[], AbstractContextManager[None]] = nullcontext
@@ -118,8 +119,7 @@ class VirtualTokens(nn.Module):
         """Hand the rows' keys and values to this pass of the decoder, and move its own tokens behind them."""
         if not self._parts:
             return None
-        names = list(inspect.signature(decoder.forward).parameters)
-        kwargs = {**dict(zip(names, args, strict=False)), **kwargs}
+        kwargs = {**dict(zip(self._names, args, strict=False)), **kwargs}
         tokens = kwargs.get("inputs_embeds") if kwargs.get("input_ids") is None else kwargs["input_ids"]
         assert tokens is not None
         batch, length = tokens.shape[:2]
