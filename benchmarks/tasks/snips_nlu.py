@@ -27,7 +27,7 @@ INTENTS = (
     "SearchCreativeWork",
     "SearchScreeningEvent",
 )
-SYSTEM = f"Command to JSON: intent ({', '.join(INTENTS)}) and slots."
+SYSTEM = "Command to JSON: intent and slots."
 VALIDATION = 210
 
 
