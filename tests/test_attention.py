@@ -93,6 +93,23 @@ def test_grouped_products_equal_torch(mask, group, dtype):
         torch.testing.assert_close(mine, theirs, rtol=TOLERANCE[dtype], atol=5 * TOLERANCE[dtype])
 
 
+@pytest.mark.parametrize("additive", [False, True])
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32], ids=str)
+def test_a_row_that_may_see_nothing_is_finite_and_changes_no_other(dtype, additive):
+    """As left padding makes them; large negative scores go below what fp16 can say."""
+    query, key, value = (each.detach().to(dtype) for each in inputs(2))
+    query, key = query * 30, -key.abs() * 30
+    seen = torch.ones(1, 1, T, T, dtype=torch.bool).tril()
+    none = seen.clone()
+    none[..., 0, :] = False
+    masks = [seen, none]
+    if additive:
+        masks = [torch.zeros(each.shape, dtype=dtype).masked_fill(~each, torch.finfo(dtype).min) for each in masks]
+    expected, output = (grouped_products(query, key, value, mask, 0.3) for mask in masks)
+    assert output.isfinite().all()
+    assert torch.equal(output[:, :, 1:], expected[:, :, 1:])
+
+
 @dtypes
 @groups
 @pytest.mark.parametrize("mask", [None, bool_mask()], ids=["causal", "bool"])

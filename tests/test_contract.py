@@ -182,6 +182,17 @@ def test_saved_and_loaded_computes_the_same(method, tmp_path):
         torch.testing.assert_close(again.base(ids()).logits, model.base(ids()).logits, rtol=0, atol=1e-6)
 
 
+@pytest.mark.parametrize("kind", [halka.LoRA, halka.DoRA, halka.IA3, halka.BitFit])
+@pytest.mark.parametrize("role", ["attn", "mlp", "embed", "memory", "base", "attn.z"])
+def test_a_method_of_weights_takes_no_other_role(kind, role):
+    with pytest.raises(ValueError, match=f"{kind.name}: targets are linear layers .* not '{role}'"):
+        kind(targets=("attn.q", role))
+    with pytest.raises(ValueError, match=rf'{kind.name}: targets is a tuple of roles: \("linear",\)'):
+        kind(targets="linear")
+    with pytest.raises(ValueError, match=f"{kind.name}: targets is empty"):
+        kind(targets=())
+
+
 @every_method
 def test_merged_weights_compute_the_same_and_come_out_bit_for_bit(method):
     model = adapted(method)

@@ -51,6 +51,21 @@ def bare(model: AdaptedModel) -> torch.Tensor:
         return model.base(ids()).logits
 
 
+@pytest.mark.parametrize("kind", [*KINDS, None])
+@pytest.mark.parametrize("mixed", [False, True])
+def test_a_batch_that_is_no_multiple_of_the_rows_named_is_refused(kind, mixed):
+    model = model_with(*([kind] if kind else []))
+    rows = [kind, kind, kind, None if mixed else kind]
+    with torch.no_grad(), model.use(rows):
+        for batch in (1, 3, 6):
+            with pytest.raises(ValueError, match=f"the batch has {batch} rows, but `use` named an adapter for each of"):
+                model.base(ids()[:1].expand(batch, -1))
+        for batch in (4, 8):
+            assert model.base(ids()[:1].expand(batch, -1)).logits.shape[0] == batch
+    with torch.no_grad(), model.use([kind]):
+        model.base(ids())
+
+
 def train_a_step(model: AdaptedModel, name: str) -> None:
     optimizer = torch.optim.AdamW(model.parameters(name), lr=1e-2, fused=True)
     with model.use(name):
@@ -81,15 +96,15 @@ def test_a_role_that_the_base_lacks_is_refused_with_those_it_has():
     model = halka.adapt(tiny("gpt2"))
     with pytest.raises(ValueError, match=r"lora wants 'attn\.q', which this base does not have.*attn\.qkv.*attn\.qv"):
         model.add("a", halka.LoRA(targets=("attn.q",)))
-    with pytest.raises(ValueError, match="lora wants 'atn', which this base does not have"):
+    with pytest.raises(ValueError, match=r"lora: targets are linear layers \(attn.q, .* not 'atn'"):
         model.add("a", halka.LoRA(targets=("linear", "atn")))
     assert not model.adapters
 
 
 def test_a_method_that_builds_nothing_is_refused():
     model = halka.adapt(tiny())
-    with pytest.raises(ValueError, match="lora built no part for this base"):
-        model.add("a", halka.LoRA(targets=()))
+    with pytest.raises(ValueError, match="bottleneck built no part for this base"):
+        model.add("a", halka.Bottleneck(targets=()))
     assert not model.adapters
 
 
@@ -484,6 +499,66 @@ def test_in_bf16_a_merged_weight_is_rounded_once():
     model.merge("lora")
     merged = model.base.model.layers[0].self_attn.q_proj.weight
     assert torch.equal(merged, (own.float() + part.scale * part.lora_B @ part.lora_A).bfloat16())
+
+
+def test_a_merged_adapter_is_the_only_one_that_can_be_used():
+    model = model_with("lora", "ia3")
+    model.merge("lora")
+    for rows in ("lora", ["lora"] * len(ids())):
+        assert torch.equal(logits(model, rows), bare(model))
+    for rows in (None, "ia3", ["lora", None, None]):
+        with pytest.raises(ValueError, match="`unmerge` before using others or the bare base"), model.use(rows):
+            pass
+    with model.use("lora"):
+        with pytest.raises(ValueError, match="in use: leave `use` first"):
+            model.unmerge()
+        with pytest.raises(ValueError, match="is in use"):
+            model.remove("lora")
+    assert model.merged == "lora"
+
+
+def test_own_weights_are_the_bare_base_whatever_is_in_use():
+    model = model_with("lora", "prefix", "prompt", "full")
+    untouched = bare(model)
+    for rows in ("lora", "prefix", "prompt", "full", ["prefix", "lora", None]):
+        with torch.no_grad(), model.use(rows):
+            expected = model.base(ids()).logits
+            with model.own_weights():  # a prefix in use has its attention in use, which rounds otherwise
+                torch.testing.assert_close(model.base(ids()).logits, untouched, rtol=0, atol=1e-5)
+            assert torch.equal(model.base(ids()).logits, expected)
+            assert (expected - untouched).abs().max() > 1e-2
+
+
+def test_a_block_that_cannot_be_entered_leaves_nothing_behind(monkeypatch):
+    model = model_with("full", "lora")
+    untouched, expected = bare(model), logits(model, "lora")
+
+    def no_memory(part):
+        raise RuntimeError("not enough memory")
+
+    monkeypatch.setattr(type(model.adapter("full").parts["base"]), "weights", no_memory)
+    with torch.no_grad(), model.use("lora"):
+        with pytest.raises(RuntimeError, match="not enough memory"), model.use("full"):
+            pass
+        assert torch.equal(model.base(ids()).logits, expected)
+    assert model.active == (None,)
+    assert torch.equal(bare(model), untouched)
+    model.remove("full")
+    model.merge("lora")
+
+
+def test_adding_an_adapter_leaves_the_random_states_alone(monkeypatch):
+    model, seeded = halka.adapt(tiny()), []
+    monkeypatch.setattr(torch.cuda, "manual_seed_all", seeded.append)
+    before = torch.random.get_rng_state()
+    model.add("a", halka.LoRA(), seed=5)
+    assert torch.equal(torch.random.get_rng_state(), before)
+    assert not seeded
+
+
+def test_a_base_in_training_mode_is_put_into_eval_mode():
+    base = tiny("gpt2").train()
+    assert not halka.adapt(base).base.training
 
 
 def test_merging_within_a_block_is_refused():

@@ -151,6 +151,21 @@ def test_options_go_to_the_base():
     assert made[0] == made[1] != made[2]
 
 
+@pytest.mark.parametrize("architecture", ["llama", "gpt2", "opt"])
+def test_a_prompt_without_room_for_its_answer_is_refused_by_its_place(architecture):
+    tokenizer = chatml_tokenizer()
+    longest = max(len(encode_prompt(example, tokenizer)) for example in EXAMPLES)
+    positions = longest + 6
+    model = halka.adapt(tiny(architecture, vocab_size=len(tokenizer), max_position_embeddings=positions), tokenizer)
+    model.add("prefix", halka.Prefix(length=4))
+    assert len(list(generate(model, None, EXAMPLES, max_new_tokens=6))) == len(EXAMPLES)
+    with pytest.raises(
+        ValueError, match=rf"q:\d: a prompt of {longest} tokens .* do not fit the {longest + 2} positions"
+    ):
+        list(generate(model, "prefix", EXAMPLES, max_new_tokens=6))
+    assert math.isfinite(perplexity(model, "prefix", " ".join(QUESTIONS * 4)))
+
+
 def test_no_examples_give_no_answers():
     assert list(generate(model_that_reads(), None, [])) == []
 

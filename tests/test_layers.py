@@ -30,7 +30,7 @@ LAYERS: dict[str, set[str]] = {
     "loss": {"data"},
     "estimate": {"core"},
     "checkpoint": {"core", "files"},
-    "training": {"core", "models", "data", "loss", "files", "checkpoint"},
+    "training": {"core", "models", "data", "loss", "files", "checkpoint", "machine"},
     "evaluation": {"core", "models", "data", "metrics", "training"},
     "formats": {"core", "methods"},
     "store": {"core", "data", "files", "formats", "models"},
@@ -45,6 +45,7 @@ LAYERS: dict[str, set[str]] = {
         *("report", "compare", "settings", "files"),
     },
     "__init__": {"methods", "models", "store", "training"},
+    "__main__": {"cli"},
 }
 # What these may import besides Halka and the standard library; the others are free to use what pyproject.toml names.
 OUTSIDE = {"core": {"torch"}, "methods": {"torch"}, "files": set()}

@@ -56,21 +56,25 @@ def by_hand(base: nn.Module, changes: dict[str, Callable[[Tensor, Tensor], Tenso
 # ── fields ──────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 MISTAKES: list[tuple[Callable[[], object], str]] = [
-    (lambda: halka.LoRA(rank=0), "lora: rank must be above 0, not 0"),
+    (lambda: halka.LoRA(rank=0), "lora: rank must be a whole number above 0, not 0"),
+    (lambda: halka.LoRA(rank=2.5), "lora: rank must be a whole number above 0, not 2.5"),
+    (lambda: halka.LoRA(alpha=math.nan), "lora: alpha must be a finite number, not nan"),
+    (lambda: halka.DoRA(targets=("mlp",)), "dora: targets are linear layers"),
+    (lambda: halka.Prefix(hidden=8, tokens=(1,)), "prefix: the MLP .* starts at random"),
     (lambda: halka.LoRA(dropout=1.0), r"lora: dropout must be at least 0 and below 1, not 1\.0"),
     (lambda: halka.LoRA(dropout=-0.1), r"lora: dropout must be at least 0 and below 1, not -0\.1"),
     (lambda: halka.LoRA(scaling="sqrt"), r"scaling is 'rank' \(α/r\) or 'root' \(α/√r\), not 'sqrt'"),
-    (lambda: halka.DoRA(rank=-2), "rank must be above 0, not -2"),
+    (lambda: halka.DoRA(rank=-2), "rank must be a whole number above 0, not -2"),
     (lambda: halka.DoRA(dropout=1.0), "dropout must be at least 0 and below 1"),
-    (lambda: halka.Bottleneck(width=0), "bottleneck: width must be above 0, not 0"),
+    (lambda: halka.Bottleneck(width=0), "bottleneck: width must be a whole number above 0, not 0"),
     (lambda: halka.Bottleneck(dropout=2), "bottleneck: dropout must be at least 0 and below 1, not 2"),
     (lambda: halka.Bottleneck(activation="swish"), "activation is one of relu, gelu, silu, tanh, not 'swish'"),
     (lambda: halka.Bottleneck(reads="both"), "the sublayer's 'output' or 'input', not 'both'"),
     (lambda: halka.Bottleneck(targets=("attn.q",)), r"targets are 'attn' and 'mlp', not attn\.q"),
-    (lambda: halka.Prefix(length=0), "prefix: length must be above 0, not 0"),
-    (lambda: halka.Prefix(hidden=0), "prefix: hidden must be above 0, not 0"),
+    (lambda: halka.Prefix(length=0), "prefix: length must be a whole number above 0, not 0"),
+    (lambda: halka.Prefix(hidden=0), "prefix: hidden must be a whole number above 0, not 0"),
     (lambda: halka.Prefix(start="zeros"), "prefix: start is 'vocabulary' or 'random', not 'zeros'"),
-    (lambda: halka.Prompt(length=-1), "prompt: length must be above 0, not -1"),
+    (lambda: halka.Prompt(length=-1), "prompt: length must be a whole number above 0, not -1"),
     (lambda: halka.Prompt(start="zeros"), "prompt: start is 'vocabulary' or 'random', not 'zeros'"),
     (
         lambda: method_named("lara"),
@@ -318,6 +322,44 @@ def test_ia3_is_a_scale_of_keys_values_and_inner_activations():
 
 
 # ── prompts and prefixes ────────────────────────────────────────────────────────────────────────────────────────────
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_doras_norms_are_known_until_something_changes(dtype):
+    model = adapted(halka.DoRA(rank=4), dtype)
+    part = model.adapter("a").parts["model.layers.0.self_attn.q_proj"]
+    asked = []
+    own = part.norms
+    part.norms = lambda weight: (asked.append(1), own(weight))[1]
+    with model.use("a"):
+        differentiated = model.base(ids()).logits.detach()
+        with torch.no_grad():
+            known = [model.base(ids()).logits for _ in range(3)]
+            assert len(asked) == 2
+            assert all(torch.equal(each, differentiated) for each in known)
+            for parameter in part.parameters():
+                parameter.add_(0.1)
+                changed = model.base(ids()).logits
+                assert not torch.equal(changed, known[-1])
+                known.append(changed)
+            assert len(asked) == 5
+        with torch.inference_mode():
+            assert torch.equal(model.base(ids()).logits, known[-1])
+
+
+def test_dora_starts_as_the_base_where_a_weight_has_rows_of_nothing():
+    base = tiny()
+    with torch.no_grad():
+        for layer in base.model.layers:
+            layer.mlp.down_proj.weight[::3] = 0
+        expected = base(ids()).logits
+    model = halka.adapt(base)
+    model.add("a", halka.DoRA(rank=4))
+    with torch.no_grad(), model.use("a"):
+        assert torch.equal(model.base(ids()).logits, expected)
+    model.merge("a")
+    with torch.no_grad():
+        torch.testing.assert_close(model.base(ids()).logits, expected, rtol=0, atol=1e-5)
 
 
 def test_a_prompt_from_text_starts_as_its_tokens():

@@ -567,13 +567,27 @@ def test_another_kind_of_adapter_is_refused_with_those_that_are_known(kind, tmp_
     refused(edited(saved(tmp_path), peft_type=kind), f"'{kind}' cannot be read: Halka knows LORA, IA3, PREFIX_TUNING")
 
 
+def test_factors_on_the_head_come_back(tmp_path):
+    method = halka.IA3(targets=("attn.k", "head"))
+    folder = saved(tmp_path, method, tie_word_embeddings=False)
+    model = halka.adapt(tiny(tie_word_embeddings=False))
+    assert halka.load(model, folder).method == method
+
+
+def test_a_readme_in_the_folder_stays(tmp_path):
+    folder = saved(tmp_path)
+    (folder / "README.md").write_text("mine")
+    assert saved(tmp_path) == folder
+    assert (folder / "README.md").read_text() == "mine"
+
+
 def test_an_unknown_method_or_field_of_our_own_is_refused(tmp_path):
     folder = saved(tmp_path, halka.BitFit())
     refused(edited(folder, peft_type="MAGIC"), "there is no method 'magic': choose one of bitfit")
     refused(
         edited(folder, peft_type="BITFIT", fields={"strength": 3}), "BITFIT with fields that it does not have.*strength"
     )
-    refused(edited(folder, fields={"targets": ["attn.x"]}), r"bitfit wants 'attn\.x', which this base does not have")
+    refused(edited(folder, fields={"targets": ["attn.x"]}), r"bitfit: targets are linear layers .* not 'attn\.x\'")
 
 
 @pytest.mark.parametrize("key", ["r", "lora_alpha"])
@@ -585,7 +599,7 @@ def test_a_configuration_without_rank_or_scale_is_refused(key, tmp_path):
 def test_a_configuration_that_does_not_fit_is_refused(key, value, tmp_path):
     refused(
         edited(without_card(saved(tmp_path)), **{key: value}),
-        r"expected \(5, 64\)|rank must be above 0|dropout must be",
+        r"expected \(5, 64\)|rank must be a whole number above 0|dropout must be",
     )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import math
 import multiprocessing
@@ -20,6 +21,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from torch.optim.optimizer import register_optimizer_step_pre_hook
+from transformers import AutoConfig, AutoModelForMaskedLM
 
 import contract
 import halka
@@ -261,7 +263,7 @@ def test_the_best_evaluations_weights_are_in_place_at_the_end(on_disk, tmp_path)
     assert best.step < 20  # else this proves nothing
     assert best.best
     assert same(weights(model), seen[best.step])
-    assert not same(weights(model), seen[20])
+    assert not same(weights(model), seen[19])
     assert mean_loss(model, "a", held_out) == pytest.approx(best.validation, rel=1e-6)
     lowest = math.inf
     for step in evaluated:
@@ -274,6 +276,21 @@ def test_without_validation_the_last_weights_stay():
     for step in train(model, "a", items(), OVERFIT):
         seen[step.step] = weights(model)
     assert same(weights(model), seen[20])
+
+
+@pytest.mark.parametrize("patience", [None, 3])
+def test_who_leaves_at_the_last_step_has_the_best_weights_too(patience):
+    model, held_out = model_for(), items(4, seed=9)
+    config = replace(OVERFIT, steps=60 if patience else 20, patience=patience)
+    best = None
+    count = len(list(train(model_for(), "a", items(), config, validation=held_out)))
+    for step in train(model, "a", items(), config, validation=held_out):
+        if step.best:
+            best, seen = step.step, weights(model)
+        if step.step == count:
+            break
+    assert best < count
+    assert same(weights(model), seen)
 
 
 def test_it_stops_when_patience_is_at_its_end_with_the_best_weights():
@@ -307,9 +324,61 @@ def test_evaluation_does_not_disturb_training(method):
         torch.manual_seed(1)
         config = TrainConfig(lr=1e-2, steps=6, batch_size=2, evaluate_every=2)
         runs.append([(step.loss, weights(model)) for step in train(model, "a", items(), config, validation=held_out)])
-    for (one, mine), (two, theirs) in zip(*runs, strict=True):
+    assert runs[0][5][0] == runs[1][5][0]  # its weights are those of the best evaluation
+    for (one, mine), (two, theirs) in zip(runs[0][:5], runs[1][:5], strict=True):
         assert one == two
         assert same(mine, theirs)
+
+
+def test_a_validation_loss_that_is_no_number_ends_the_run(monkeypatch):
+    monkeypatch.setattr(halka.training, "mean_loss", lambda *_: math.nan)
+    with pytest.raises(TrainingError, match="the validation loss became nan at step 2: try a lower learning rate"):
+        run(model_for(), OVERFIT, validation=items(2))
+
+
+def test_the_mean_loss_knows_no_dropout():
+    model = model_for(architecture="gpt2", resid_pdrop=0.5, embd_pdrop=0.5)
+    expected = mean_loss(model, "a", items())
+    model.base.train()
+    assert mean_loss(model, "a", items()) == expected
+    assert model.base.training
+
+
+def test_checkpointing_that_was_on_stays_on():
+    model = model_for()
+    model.base.activation_checkpointing_enable({"use_reentrant": False})
+    run(model, TrainConfig(steps=1, batch_size=2, checkpointing=True))
+    assert model.base.is_activation_checkpointing
+
+
+@pytest.mark.parametrize("method", [halka.LoRA(rank=4), halka.Prompt(length=5)], ids=["lora", "prompt"])
+@pytest.mark.parametrize("architecture", ["llama", "gpt2", "opt"])
+def test_tokens_beyond_the_bases_context_are_refused(architecture, method):
+    model = model_for(method, architecture)
+    room = 128 - (5 if method.name == "prompt" else 0)
+    run(model, TrainConfig(steps=1, batch_size=2), items(2, length=room))
+    data = [*items(2), *items(1, length=room + 1)]
+    with pytest.raises(
+        ValueError, match=f"1 of 3 encoded examples, the first at 2, are longer than the {room} positions"
+    ):
+        run(model, TrainConfig(steps=1), data)
+
+
+def test_a_max_length_beyond_the_bases_context_is_the_context():
+    tokenizer = chatml_tokenizer()
+    model = halka.adapt(tiny("gpt2", vocab_size=len(tokenizer), n_positions=32), tokenizer)
+    model.add("a", halka.Prefix(length=4))
+    with pytest.warns(UserWarning, match="1 are cut to 28 tokens"):
+        tokens = as_tokens(model, examples("Yes. " * 40), TrainConfig(max_length=500), "a")
+    assert [len(each.ids) for each in tokens] == [28]
+
+
+def test_an_encoder_is_not_trained_as_a_language_model():
+    config = AutoConfig.for_model("bert", hidden_size=32, num_hidden_layers=1, num_attention_heads=2, vocab_size=97)
+    model = halka.adapt(AutoModelForMaskedLM.from_config(config))
+    model.add("a", halka.LoRA(rank=4))
+    with pytest.raises(ValueError, match="BertForMaskedLM is an encoder: it has no next token"):
+        run(model, TrainConfig(steps=1))
 
 
 # ── the same again ──────────────────────────────────────────────────────────────────────────────────────────────────
@@ -645,6 +714,15 @@ def test_a_finished_run_has_nothing_to_do_and_gives_its_best_weights_back(tmp_pa
     assert len(lines(tmp_path)) == 20
 
 
+def test_of_a_damaged_metrics_file_the_whole_lines_of_done_steps_are_kept(tmp_path):
+    list(itertools.islice(train(model_for(), "a", items(), replace(RUN, save_every=2), folder=tmp_path), 6))
+    file = tmp_path / "metrics.jsonl"
+    rows = file.read_text().splitlines()
+    file.write_text("\n".join([*rows[:2], *rows[4:], '{"step": 7, "lo']))
+    run(model_for(), replace(RUN, save_every=2), folder=tmp_path)
+    assert [line["step"] for line in lines(tmp_path)] == [1, 2, 5, 6, 7, 8, 9]
+
+
 def test_a_run_that_patience_stopped_stays_stopped(tmp_path):
     model, held_out, config = model_for(), items(4, seed=9), replace(OVERFIT, steps=60, patience=2, save_every=5)
     stopped = run(model, config, validation=held_out, folder=tmp_path)[-1].step
@@ -677,6 +755,7 @@ OTHERS = [
     pytest.param(
         {"base": {"seed": 1}}, "base"
     ),
+    ({"base": {"dtype": torch.bfloat16}}, r"dtype was 'torch.float32', is 'torch.bfloat16'"),
 ]  # fmt: skip
 
 

@@ -21,7 +21,7 @@ from halka.files import write_file
 
 @dataclass(frozen=True)
 class Progress:
-    """Where a run stands: steps done, label tokens and useful tokens seen, seconds spent, and the best so far."""
+    """Where a run stands: steps done, useful tokens seen, seconds spent, and the best so far."""
 
     step: int = 0
     tokens: int = 0
@@ -59,7 +59,9 @@ def load_checkpoint(
     except SafetensorError as error:
         raise ValueError(f"{path} is damaged ({error}): remove {path.parent} to begin afresh") from None
     with opened as file:
-        metadata = file.metadata()
+        metadata = file.metadata() or {}
+        if not {"run", "progress"} <= metadata.keys():
+            raise ValueError(f"{path} is no checkpoint of a run: remove it, or choose another folder")
         then = json.loads(metadata["run"])
         now = json.loads(json.dumps(run))
         if different := [key for key in {*then, *now} if then.get(key) != now.get(key)]:

@@ -15,6 +15,7 @@ from halka.data.examples import Example
 from halka.data.metric import Metric
 from halka.data.tokens import Tokens, encode_prompt
 from halka.metrics import Score, score
+from halka.models import context
 from halka.models.attention import use_attention
 from halka.training import mean_loss, pad_id
 
@@ -84,7 +85,8 @@ def generate(
 ) -> Iterator[tuple[int, str]]:
     """(index, answer) for each example's prompt, prompts of like length together.
 
-    `options` go to transformers' `generate`; without any, decoding is greedy.
+    `options` go to transformers' `generate`; without any, decoding is greedy. Raises ValueError for a prompt that
+    leaves no room for `max_new_tokens` in the base's context.
     """
     tokenizer: Any = model.tokenizer
     if tokenizer is None:
@@ -92,6 +94,13 @@ def generate(
     base: Any = model.base
     device = next(base.parameters()).device
     encoded = [encode_prompt(example, tokenizer) for example in examples]
+    room = context(model, name)
+    for number, (example, ids) in enumerate(zip(examples, encoded, strict=True), start=1):
+        if room is not None and len(ids) + max_new_tokens > room:
+            raise ValueError(
+                f"{example.where or f'example {number}'}: a prompt of {len(ids)} tokens and {max_new_tokens} new ones "
+                f"do not fit the {room} positions for text that this base has: shorten it or lower max_new_tokens"
+            )
     order = sorted(range(len(encoded)), key=lambda index: len(encoded[index]))
     for start in range(0, len(order), batch_size):
         chosen = order[start : start + batch_size]
@@ -116,6 +125,7 @@ def perplexity(model: AdaptedModel, name: str | None, text: str, *, window: int 
     """
     tokenizer: Any = model.tokenizer
     ids = tokenizer.encode(text, add_special_tokens=False)
+    window = min(window, context(model, name) or window)
     pieces = [ids[start : start + window] for start in range(0, len(ids), window)]
     items = [Tokens(piece, [False, *[True] * (len(piece) - 1)]) for piece in pieces if len(piece) > 1]
     if not items:

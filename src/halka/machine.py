@@ -19,7 +19,12 @@ _CLEAR, _STATUS = Path("/proc/self/clear_refs"), Path("/proc/self/status")
 def resident(device: torch.device) -> int:
     """Bytes that this process holds now: in memory, or on a GPU as torch has allocated them there."""
     gc.collect()
-    return torch.cuda.memory_allocated() if device.type == "cuda" else psutil.Process().memory_info().rss
+    return held(device)
+
+
+def held(device: torch.device) -> int:
+    """`resident`, with what Python has not yet let go of."""
+    return torch.cuda.memory_allocated(device) if device.type == "cuda" else psutil.Process().memory_info().rss
 
 
 def reset_peak(device: torch.device) -> None:

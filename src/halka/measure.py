@@ -71,13 +71,12 @@ def measure(run: Run) -> dict[str, Any]:
     result = _identity(run, task, model)
     text = Path(run.forgetting).read_text(encoding="utf-8") if run.forgetting else neutral_text()
     before = perplexity(model, None, text)  # its pass also brings all weights into memory
-    held_out = as_tokens(model, task.validation, config)
     if run.method == BASE:
         name = None
-        result["validation_loss"] = mean_loss(model, None, held_out)
+        result["validation_loss"] = mean_loss(model, None, as_tokens(model, task.validation, config))
     else:
         name = NAME
-        result.update(_train(model, run, task, held_out, config))
+        result.update(_train(model, run, task, config))
     if run.purpose == "search":
         return result
     evaluation = evaluate(model, name, task.test, task.metrics, max_new_tokens=task.max_new_tokens)
@@ -94,7 +93,7 @@ def measure(run: Run) -> dict[str, Any]:
             "perplexity": after,
             "change": after / before - 1,
         },
-        "latency": _latency(model, name, held_out),
+        "latency": _latency(model, name, as_tokens(model, task.validation, config)),
     }
     _write_predictions(Path(run.folder) / "predictions.jsonl", evaluation)
     if name is not None:
@@ -141,12 +140,12 @@ def _identity(run: Run, task: Task, model: AdaptedModel) -> dict[str, Any]:
     }
 
 
-def _train(model: AdaptedModel, run: Run, task: Task, held_out: list[Tokens], config: TrainConfig) -> dict[str, Any]:
+def _train(model: AdaptedModel, run: Run, task: Task, config: TrainConfig) -> dict[str, Any]:
     """Train the run's adapter, with a line of JSON to standard output a step."""
     device = next(model.base.parameters()).device
     baseline = machine.resident(device)
     adapter = model.add(NAME, method_named(run.method)(**run.fields), seed=config.seed)
-    items = as_tokens(model, task.train, config, NAME)
+    items, held_out = (as_tokens(model, split, config, NAME) for split in (task.train, task.validation))
     machine.reset_peak(device)
     curve, validation, speeds, step = [], [], [], None
     for step in train(model, NAME, items, config, validation=held_out, folder=run.folder):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
@@ -49,6 +50,7 @@ def save(
 ) -> Path:
     """Write adapter `name` to `folder`, which a crash leaves as it was or as it shall be. Returns the folder.
 
+    Task, training and measurements go into the Card as they are given. A README.md that is there stays.
     Raises ValueError for weights that are not finite, and for a folder that holds something else.
     """
     adapter, folder = model.adapter(name), Path(folder)
@@ -56,6 +58,7 @@ def save(
         raise ValueError(f"{folder} is a file: choose another folder")
     if other := sorted(path.name for path in folder.glob("*") if path.name not in (CONFIG, WEIGHTS, CARD, "README.md")):
         raise ValueError(f"{folder} exists and holds {other[0]}, which is no part of an adapter: choose another folder")
+    readme = folder / "README.md"
     base: Any = model.base
     with torch.no_grad():
         written = to_peft(adapter, model.targets, getattr(base.config, "_name_or_path", "") or "")
@@ -79,6 +82,8 @@ def save(
         (beside / CONFIG).write_text(json.dumps(written.config, indent=2) + "\n", encoding="utf-8")
         save_file({key: t.cpu() for key, t in written.tensors.items()}, beside / WEIGHTS, {"format": "pt"})
         (beside / CARD).write_text(json.dumps(asdict(card), indent=2) + "\n", encoding="utf-8")
+        if readme.exists():
+            shutil.copyfile(readme, beside / readme.name)
     return folder
 
 

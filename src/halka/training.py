@@ -15,10 +15,9 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-import psutil
 import torch
 from safetensors.torch import load_file, save_file
-from torch import Tensor
+from torch import Tensor, nn
 
 from halka.checkpoint import Progress, load_checkpoint, save_checkpoint
 from halka.core import AdaptedModel
@@ -27,7 +26,8 @@ from halka.data.examples import Example
 from halka.data.tokens import TOO_LONG, Tokens, encode_all
 from halka.files import write_file, write_text
 from halka.loss import label_loss
-from halka.models import hidden_states, logits
+from halka.machine import held
+from halka.models import context, hidden_states, logits
 from halka.models.attention import use_attention
 from halka.models.fingerprint import own_fingerprint
 
@@ -105,7 +105,7 @@ class Step:
     tokens: int  # useful tokens (no padding) so far
     seconds: float  # training time so far
     tokens_per_second: float  # of this step
-    memory: int  # bytes that the process holds
+    memory: int  # bytes that the process holds: in memory, or on the GPU
     validation: float | None = None  # mean loss over the validation labels, where evaluated
     best: bool = False  # the best validation so far
 
@@ -141,22 +141,27 @@ def as_tokens(
 ) -> list[Tokens]:
     """Examples as the base reads them, with room for adapter `name`'s virtual tokens.
 
-    Raises ValueError where none is left, or the model came without a tokenizer.
+    None is longer than the base's context, whatever `max_length` allows. Raises ValueError where none is left, for
+    `Tokens` over the context, and for a model that came without a tokenizer.
     """
     tokens = [each for each in examples if isinstance(each, Tokens)]
     raw = [each for each in examples if isinstance(each, Example)]
+    room = context(model, name)
+    if long := [str(i) for i, each in enumerate(tokens) if room is not None and len(each.ids) > room]:
+        raise ValueError(
+            f"{len(long)} of {len(tokens)} encoded examples, the first at {long[0]}, are longer than the {room} "
+            "positions that the base has for text: cut them"
+        )
     if raw:
         if model.tokenizer is None:
             raise ValueError("to train on examples the model needs its tokenizer: `halka.adapt(base, tokenizer)`")
-        context = getattr(model.base.config, "max_position_embeddings", None)
-        if name is not None and context is not None:
-            context -= _virtual_tokens(model, name)
-        encoded = encode_all(raw, model.tokenizer, config.max_length or context, config.too_long)
+        length = min((each for each in (config.max_length, room) if each is not None), default=None)
+        encoded = encode_all(raw, model.tokenizer, length, config.too_long)
         tokens += encoded.tokens
         if encoded.dropped or encoded.cut:
             first = f", first {encoded.problems[0]}" if encoded.problems else ""
             warnings.warn(
-                f"of {len(raw)} examples {encoded.cut} are cut to {config.max_length or context} tokens and "
+                f"of {len(raw)} examples {encoded.cut} are cut to {length} tokens and "
                 f"{encoded.dropped} left out{first}; `halka data preview` shows them all",
                 stacklevel=2,
             )
@@ -165,22 +170,11 @@ def as_tokens(
     return tokens
 
 
-def _virtual_tokens(model: AdaptedModel, name: str) -> int:
-    """The positions that adapter `name` takes for itself."""
-    adapter = model.adapter(name)
-    with torch.no_grad():
-        return sum(
-            part.virtual().shape[0]
-            for path, part in adapter.parts.items()
-            if adapter.targets[path].role in ("memory", "embed")
-        )
-
-
 def mean_loss(model: AdaptedModel, name: str | None, items: Sequence[Tokens], batch_tokens: int = 4096) -> float:
-    """The mean loss per label token of `items` with adapter `name` (None: the bare base)."""
+    """The mean loss per label token of `items` with adapter `name` (None: the bare base), without dropout."""
     total, count = 0.0, 0
     device = next(model.base.parameters()).device
-    with torch.no_grad(), model.use(name), use_attention(model.base):
+    with torch.no_grad(), model.use(name), use_attention(model.base), _mode(model.base, training=False):
         for batch in batches(items, pad_id=pad_id(model), seed=0, epoch=0, batch_tokens=batch_tokens):
             loss, labels = _batch_loss(model, batch.to(device), head_trains=False)
             total, count = total + float(loss), count + labels
@@ -228,25 +222,36 @@ class _Run:
     def go(self) -> Generator[Step, None, None]:
         progress = self._resume()
         stream = self._batches(progress.step * self.config.accumulate)
-        while progress.step < self.steps and not progress.stopped:
+        if self._over(progress):
+            self._restore_best(progress)
+        while not self._over(progress):
             step = self._step(progress, [next(stream) for _ in range(self.config.accumulate)])
             progress = replace(progress, step=step.step, tokens=step.tokens, seconds=step.seconds)
             if self.held_out and (step.step % self.evaluate_every == 0 or step.step == self.steps):
                 with _watched(f"in the evaluation after step {step.step}"):
                     loss = mean_loss(self.model, self.name, self.held_out)
+                if not math.isfinite(loss):
+                    raise TrainingError(
+                        f"the validation loss became {loss} at step {step.step}: try a lower learning rate, a longer "
+                        "warm-up, or fp32"
+                    )
                 step = replace(step, validation=loss, best=loss < progress.best_loss)
                 progress = self._judged(progress, step, loss)
             self._record(step)
-            if self.config.save_every and step.step % self.config.save_every == 0:
+            over = self._over(progress)
+            if over or (self.config.save_every and step.step % self.config.save_every == 0):
                 self._save(progress)
+            if over:  # before the last step is told, so that nobody has to ask for one more
+                self._restore_best(progress)
             try:
                 yield step
             except GeneratorExit:
-                self._save(progress)
+                if not over:
+                    self._save(progress)
                 raise
-        self._save(progress)
-        if progress.best_step:
-            self._restore_best()
+
+    def _over(self, progress: Progress) -> bool:
+        return progress.step >= self.steps or progress.stopped
 
     def _step(self, progress: Progress, micro_batches: list[Batch]) -> Step:
         started = time.perf_counter()
@@ -285,25 +290,24 @@ class _Run:
             tokens=progress.tokens + tokens,
             seconds=progress.seconds + seconds,
             tokens_per_second=tokens / seconds,
-            memory=psutil.Process().memory_info().rss,
+            memory=held(self.optimizer.param_groups[0]["params"][0].device),
         )
 
     @contextmanager
     def _training(self, number: int) -> Iterator[None]:
         """The base with this adapter, ready for step `number`; dropout follows from the seed and the step."""
         base: Any = self.model.base
-        with self.model.use(self.name), use_attention(base), torch.random.fork_rng():
+        recompute = self.config.checkpointing and not base.is_activation_checkpointing
+        with self.model.use(self.name), use_attention(base), torch.random.fork_rng(), _mode(base, training=True):
             torch.manual_seed(self.config.seed * 1_000_003 + number)
-            base.train()
             self.adapter.train()
-            if self.config.checkpointing:
+            if recompute:
                 base.activation_checkpointing_enable({"use_reentrant": False})
             try:
                 yield
             finally:
-                if self.config.checkpointing:
+                if recompute:
                     base.activation_checkpointing_disable()
-                base.eval()
                 self.adapter.train(False)
 
     def _lr(self, number: int) -> float:
@@ -344,10 +348,12 @@ class _Run:
             progress, waited=waited, stopped=self.config.patience is not None and waited >= self.config.patience
         )
 
-    def _restore_best(self) -> None:
-        state = self.best if self.folder is None else load_file(self.folder / "best.safetensors")
-        assert state is not None
-        self.adapter.load_state_dict(state)
+    def _restore_best(self, progress: Progress) -> None:
+        """Let the weights of the best evaluation be the adapter's, if there was one."""
+        if progress.best_step:
+            state = self.best if self.folder is None else load_file(self.folder / "best.safetensors")
+            assert state is not None
+            self.adapter.load_state_dict(state)
 
     def _save(self, progress: Progress) -> None:
         if self.folder is not None and self.config.save_every:
@@ -362,7 +368,7 @@ class _Run:
         metrics = self.folder / METRICS
         if metrics.exists():
             lines = metrics.read_text(encoding="utf-8").splitlines()
-            write_text(metrics, "".join(f"{line}\n" for line in lines[: progress.step]))
+            write_text(metrics, "".join(f"{line}\n" for line in lines if _step_of(line) <= progress.step))
         return progress
 
     def _record(self, step: Step) -> None:
@@ -376,18 +382,36 @@ class _Run:
         method = self.adapter.method
         return {
             "method": method.name,
-            **asdict(method),
-            **asdict(self.config),
-            "save_every": None,
-            "steps": self.steps,
+            **{f"{method.name}'s {key}": value for key, value in asdict(method).items()},
+            **asdict(replace(self.config, save_every=None, steps=self.steps, lr=self.peak_lr)),
+            "dtype": str(self.model.base.dtype),
             "data": _digest(self.items),
             "validation": _digest(self.held_out),
             "base": own_fingerprint(self.model)["weights"],
         }
 
 
+def _step_of(line: str) -> float:
+    """The step that a line of `metrics.jsonl` tells of; beyond all steps where the line was cut off."""
+    try:
+        return json.loads(line)["step"]
+    except ValueError:
+        return math.inf
+
+
 def _digest(items: Sequence[Tokens]) -> str:
     return hashlib.sha256(repr([(item.ids, item.loss) for item in items]).encode()).hexdigest()[:16]
+
+
+@contextmanager
+def _mode(base: nn.Module, *, training: bool) -> Iterator[None]:
+    """The base in train or eval mode, which decide over dropout; afterwards in the mode it was in."""
+    was = base.training
+    base.train(training)
+    try:
+        yield
+    finally:
+        base.train(was)
 
 
 @contextmanager

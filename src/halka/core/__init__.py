@@ -1,12 +1,24 @@
 """The idea in four files: parts (what acts), routing (on which row), weights (that stand in), model (all of it)."""
 
 from halka.core.model import AdaptedModel
-from halka.core.parts import LINEAR_ROLES, ROLE_GROUPS, Adapter, Method, Part, Reader, Target
+from halka.core.parts import (
+    LINEAR_ROLES,
+    ROLE_GROUPS,
+    VIRTUAL_ROLES,
+    WEIGHT_ROLES,
+    Adapter,
+    Method,
+    Part,
+    Reader,
+    Target,
+)
 from halka.core.routing import Memory, repeats
 
 __all__ = [
     "LINEAR_ROLES",
     "ROLE_GROUPS",
+    "VIRTUAL_ROLES",
+    "WEIGHT_ROLES",
     "AdaptedModel",
     "Adapter",
     "Memory",

@@ -10,8 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from halka.core.parts import LINEAR_ROLES, ROLE_GROUPS, Adapter, Method, Part, Target
-from halka.core.routing import Memory, Route, resolve
+from halka.core.parts import ROLE_GROUPS, VIRTUAL_ROLES, WEIGHT_ROLES, Adapter, Method, Part, Target
+from halka.core.routing import Memory, Route, repeats, resolve
 from halka.core.weights import StandIns
 
 
@@ -30,6 +30,9 @@ class AdaptedModel:
         self.merged: str | None = None
         self._memory = memory
         self._by_path = dict(base.named_modules())
+        decoder = next((each.source for each in self.targets if each.role == "base"), None)
+        self._decoder = base if decoder is None else self._by_path[decoder]
+        self._counting: torch.utils.hooks.RemovableHandle | None = None  # of a batch's rows, where `use` names each
         self._lock = threading.RLock()
         self._route: Route | None = None
         self._outer: list[Route | None] = []  # those of the blocks around the innermost
@@ -52,7 +55,7 @@ class AdaptedModel:
         if name in self.adapters:
             raise ValueError(f"there is an adapter {name!r} already: remove it first, or choose another name")
         with self.own_weights(), torch.inference_mode(False), torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed)
+            torch.default_generator.manual_seed(seed)  # parts begin on the CPU; a GPU's own state is left alone
             parts, targets = {}, {}
             device = next(self.base.parameters()).device
             for target in self._wanted(method):
@@ -97,6 +100,8 @@ class AdaptedModel:
     def use(self, adapters: str | Sequence[str | None] | None) -> Iterator[AdaptedModel]:
         """Within the block the base computes with one adapter, one per row (None for the bare base), or none.
 
+        While an adapter is merged, it is the only one that can be used. Raises ValueError for an unknown name, and in
+        the pass itself for a batch that is no multiple of the rows named.
         Holds the model's lock: other threads wait. Blocks nest; the inner one counts.
         """
         if adapters is None or isinstance(adapters, str):
@@ -106,8 +111,8 @@ class AdaptedModel:
         with self._lock:
             inner = self._resolve(names)
             self._outer.append(self._route)
-            self._enter(inner)
             try:
+                self._enter(inner)
                 yield self
             finally:
                 self._enter(self._outer.pop())
@@ -132,7 +137,7 @@ class AdaptedModel:
             weights: dict[str, Tensor] = {}
             for path, part in adapter.parts.items():
                 target = adapter.targets[path]
-                if target.role not in (*LINEAR_ROLES, "attn", "mlp", "head"):
+                if target.role not in (*WEIGHT_ROLES, "attn", "mlp"):
                     raise ValueError(f"{adapter.method.name} acts on {target.role}, which is no weight: not mergeable")
                 weight, bias = (getattr(target.module, key, None) for key in ("weight", "bias"))
                 assert weight is not None
@@ -151,9 +156,11 @@ class AdaptedModel:
             self.merged = name
 
     def unmerge(self) -> None:
-        """Put the base's own weights back, bit for bit."""
+        """Put the base's own weights back, bit for bit. Raises ValueError within `use`."""
         with self._lock:
             if self.merged is not None:
+                if any((*self._outer, self._route)):
+                    raise ValueError(f"the merged adapter {self.merged!r} is in use: leave `use` first")
                 self._stand_ins.restore()
                 self.merged = None
 
@@ -177,11 +184,13 @@ class AdaptedModel:
         adapters = {name: self.adapter(name) for name in names if name is not None}
         if not names:
             raise ValueError("`use` was given no rows: name an adapter, or None for the bare base")
-        if not adapters:
-            return None
         if self.merged is not None:
-            raise ValueError(f"adapter {self.merged!r} is merged into the base: `unmerge` before using others")
-        return resolve(names, adapters)
+            if set(names) != {self.merged}:
+                raise ValueError(
+                    f"adapter {self.merged!r} is merged into the base: `unmerge` before using others or the bare base"
+                )
+            return Route(names, {}, {})
+        return None if names == (None,) else resolve(names, adapters)
 
     def _enter(self, route: Route | None) -> None:
         if self._route is not None:
@@ -191,10 +200,22 @@ class AdaptedModel:
                 self._cast = None
         self._route = route
         self._inputs.clear()
+        if self._counting is not None:
+            self._counting.remove()
+            self._counting = None
         if route is not None:
+            if len(route.names) > 1:
+                self._counting = self._decoder.register_forward_pre_hook(self._count, with_kwargs=True)
             if route.full is not None:
                 self._put_full(route.full)
             self._memory.enter(route.memory, self._bare)
+
+    def _count(self, decoder: nn.Module, args: tuple, kwargs: dict[str, Any]) -> None:
+        """Refuse a batch whose rows are not those that `use` named, whatever its adapters do with them."""
+        given = (*args[:1], kwargs.get("input_ids"), kwargs.get("inputs_embeds"))
+        tokens = next((each for each in given if each is not None), None)
+        if self._route is not None and tokens is not None:
+            repeats(tokens.shape[0], len(self._route.names))
 
     def _put_full(self, part: Part) -> None:
         """fp32 masters are cast afresh at every pass that will be differentiated, and whenever they have changed."""
@@ -213,7 +234,8 @@ class AdaptedModel:
     def _bare(self) -> Iterator[None]:
         route, self._route = self._route, None
         try:
-            yield
+            with self._memory.aside():
+                yield
         finally:
             self._route = route
 
@@ -227,10 +249,10 @@ class AdaptedModel:
             if key not in self._hooks:
                 self._hooks[key] = self._hook(key, target)
         roles = {target.role for target in wanted.values()}
-        (self._memory.install if roles & {"memory", "embed"} else self._memory.uninstall)()
+        (self._memory.install if roles.intersection(VIRTUAL_ROLES) else self._memory.uninstall)()
 
     def _hook(self, key: str, target: Target) -> list[torch.utils.hooks.RemovableHandle]:
-        if target.role in ("memory", "embed"):
+        if target.role in VIRTUAL_ROLES:
             return []
 
         def before(module: nn.Module, args: tuple) -> tuple | None:

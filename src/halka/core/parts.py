@@ -19,6 +19,8 @@ LINEAR_ROLES = (
     *("attn.q", "attn.k", "attn.v", "attn.qkv", "attn.o"),
     *("mlp.gate", "mlp.up", "mlp.gate_up", "mlp.down"),
 )
+WEIGHT_ROLES = (*LINEAR_ROLES, "head")  # those that a weight (O, I) serves
+VIRTUAL_ROLES = ("memory", "embed")  # those of virtual tokens
 ROLE_GROUPS: Mapping[str, tuple[str, ...]] = {
     "linear": LINEAR_ROLES,
     "attn.kv": ("attn.k", "attn.v", "attn.qkv"),

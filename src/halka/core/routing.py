@@ -11,7 +11,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from halka.core.parts import Adapter, Part
+from halka.core.parts import VIRTUAL_ROLES, Adapter, Part
 
 
 class Memory(Protocol):
@@ -25,6 +25,10 @@ class Memory(Protocol):
         ...
 
     def leave(self) -> None: ...
+
+    def aside(self) -> AbstractContextManager[None]:
+        """Within the block every row attends to its own text alone."""
+        ...
 
     def install(self) -> None: ...
 
@@ -95,7 +99,7 @@ def resolve(names: tuple[str | None, ...], adapters: Mapping[str, Adapter]) -> R
                 if not alone:
                     raise ValueError(f"{name!r} is a full copy of the weights: it cannot share a batch with others")
                 full = part
-            elif target.role in ("memory", "embed"):
+            elif target.role in VIRTUAL_ROLES:
                 memory[name] = part
             else:
                 if type(part).before is not Part.before:

@@ -13,7 +13,7 @@ from typing import Any
 
 from torch import Tensor
 
-from halka.core import LINEAR_ROLES, Adapter, Method, Target
+from halka.core import WEIGHT_ROLES, Adapter, Method, Target
 from halka.methods import IA3, DoRA, LoRA, Prefix, Prompt, method_named
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
@@ -153,7 +153,7 @@ def _transposed(adapter: Adapter) -> bool:
 
 def _patterns(paths: set[str], targets: tuple[Target, ...]) -> list[str]:
     """The shortest endings that select exactly `paths` among the base's linear layers, as peft matches them."""
-    linears = {target.name for target in targets if target.role in (*LINEAR_ROLES, "head")}
+    linears = {target.name for target in targets if target.role in WEIGHT_ROLES}
 
     def selected(endings: set[str]) -> set[str]:
         return {name for name in linears for ending in endings if name == ending or name.endswith(f".{ending}")}
@@ -205,7 +205,7 @@ def _read_lora(folder: Folder, targets: tuple[Target, ...]) -> tuple[Method, dic
 def _read_ia3(folder: Folder, targets: tuple[Target, ...]) -> tuple[Method, dict[str, Tensor]]:
     _refuse_unknown(folder.config, {"target_modules", "feedforward_modules"})
     state, modules = _renamed(folder.tensors, {"ia3_l": "ia3_l"})
-    by_name = {target.name: target for target in targets if target.role in LINEAR_ROLES}
+    by_name = {target.name: target for target in targets if target.role in WEIGHT_ROLES}
     roles = _roles(modules, targets)
     for key, tensor in state.items():
         target = by_name[key.removesuffix(".ia3_l")]
@@ -291,7 +291,7 @@ def _renamed(tensors: Mapping[str, Tensor], names: Mapping[str, str]) -> tuple[d
 
 def _roles(modules: set[str], targets: tuple[Target, ...]) -> tuple[str, ...]:
     """The roles that `modules` fill. Raises ValueError if the base lacks one, or a role is filled in part."""
-    linears = [target for target in targets if target.role in (*LINEAR_ROLES, "head")]
+    linears = [target for target in targets if target.role in WEIGHT_ROLES]
     if unknown := sorted(modules - {target.name for target in linears}):
         shown = ", ".join(unknown[:3])
         raise ValueError(f"the adapter acts on {len(unknown)} modules that this base does not have: {shown} …")

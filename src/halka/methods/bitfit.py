@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from halka.core import Part, Target
+from halka.methods._checks import weight_roles
 
 
 @dataclass(frozen=True)
@@ -22,6 +23,9 @@ class BitFit:
     lr: ClassVar[float] = 3e-3
 
     targets: tuple[str, ...] = field(default=("linear",), metadata={"help": "roles, or groups of roles, to act on"})
+
+    def __post_init__(self) -> None:
+        weight_roles("bitfit", self.targets)
 
     def roles(self) -> tuple[str, ...]:
         return self.targets

@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from halka.core import Part, Target
-from halka.methods._checks import fraction, positive
+from halka.methods._checks import finite, fraction, whole
 from halka.methods.lora import padded
 
 ACTIVATIONS = {"relu": F.relu, "gelu": F.gelu, "silu": F.silu, "tanh": torch.tanh}
@@ -40,7 +40,8 @@ class Bottleneck:
 
     def __post_init__(self) -> None:
         if self.width is not None:
-            positive("bottleneck", width=self.width)
+            whole("bottleneck", width=self.width)
+        finite("bottleneck", scale=self.scale)
         fraction("bottleneck", dropout=self.dropout)
         if self.activation not in ACTIVATIONS:
             raise ValueError(f"bottleneck: activation is one of {', '.join(ACTIVATIONS)}, not {self.activation!r}")

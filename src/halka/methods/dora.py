@@ -11,6 +11,8 @@ from torch import Tensor, nn
 from halka.core import Part, Target
 from halka.methods.lora import LoRA, LoRAPart
 
+SMALLEST = 1e-12  # a norm: pruned bases have rows of nothing, whose quotient stays one
+
 
 @dataclass(frozen=True)
 class DoRA:
@@ -24,10 +26,13 @@ class DoRA:
     targets: tuple[str, ...] = field(default=("linear",), metadata={"help": "roles, or groups of roles, to act on"})
 
     def __post_init__(self) -> None:
-        self.as_lora()
+        try:
+            self.as_lora()
+        except ValueError as error:
+            raise ValueError(str(error).replace("lora:", "dora:", 1)) from None
 
     def as_lora(self) -> LoRA:
-        """The LoRA that trains the direction; it checks the fields."""
+        """The LoRA that trains the direction."""
         return LoRA(self.rank, self.alpha, self.dropout, self.targets)
 
     def roles(self) -> tuple[str, ...]:
@@ -47,6 +52,7 @@ class DoRAPart(LoRAPart):
         super().__init__(target, rank, scale, dropout)
         self._linear = (target.module,)  # in a tuple, so that the base is no submodule of its part
         self._transposed = target.transposed
+        self._known: tuple[tuple, Tensor] | None = None
         with torch.no_grad():
             self.magnitude = nn.Parameter(self.norms(self._weight()).float())
 
@@ -60,15 +66,25 @@ class DoRAPart(LoRAPart):
         own = torch.linalg.vector_norm(weight_OI, dim=1, dtype=torch.float32).square()
         crossed = ((weight_OI @ A.T.to(weight_OI.dtype)).float() * B).sum(1)
         product = ((B @ (A @ A.T)) * B).sum(1)
-        return (own + 2 * self.scale * crossed + self.scale**2 * product).clamp_min(0).sqrt()
+        return (own + 2 * self.scale * crossed + self.scale**2 * product).clamp_min(0).sqrt().clamp_min(SMALLEST)
+
+    def _ratio(self) -> Tensor:
+        """m / ‖W + s·BA‖ (O,); known until a parameter changes, where nothing is differentiated: norms cost more than
+        the rest of a decoded token."""
+        if torch.is_grad_enabled():
+            return self.magnitude / self.norms(self._weight())
+        state = (self.magnitude.device, *(parameter._version for parameter in self.parameters()))
+        if self._known is None or self._known[0] != state:
+            self._known = (state, self.magnitude / self.norms(self._weight()))
+        return self._known[1]
 
     def forward(self, x: Tensor, y: Tensor) -> Tensor:
         bias = getattr(self._linear[0], "bias", None)
-        ratio = self.magnitude / self.norms(self._weight())
+        ratio = self._ratio()
         own = y if bias is None else y - bias
         return y + (ratio - 1).to(y.dtype) * own + ratio.to(y.dtype) * self.product(x)
 
     def merged(self, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor | None]:
         direction = weight + self.delta()
-        norms = torch.linalg.vector_norm(direction, dim=1, keepdim=True)
+        norms = torch.linalg.vector_norm(direction, dim=1, keepdim=True).clamp_min(SMALLEST)
         return self.magnitude[:, None] * direction / norms, bias

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from halka.core import Part, Target
+from halka.methods._checks import weight_roles
 
 
 @dataclass(frozen=True)
@@ -19,8 +20,13 @@ class IA3:
 
     targets: tuple[str, ...] = field(
         default=("attn.kv", "mlp.down"),
-        metadata={"help": "roles whose output is scaled; at mlp.down the input is, as in the paper"},
+        metadata={
+            "help": "roles whose output is scaled (fused attn.qkv: queries too); at mlp.down the input, as in the paper"
+        },
     )
+
+    def __post_init__(self) -> None:
+        weight_roles("ia3", self.targets)
 
     def roles(self) -> tuple[str, ...]:
         return self.targets

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from halka.core import Part, Target
-from halka.methods._checks import fraction, positive
+from halka.methods._checks import finite, fraction, weight_roles, whole
 
 
 @dataclass(frozen=True)
@@ -29,8 +29,10 @@ class LoRA:
     )
 
     def __post_init__(self) -> None:
-        positive("lora", rank=self.rank)
+        whole("lora", rank=self.rank)
+        finite("lora", alpha=self.alpha or 0)
         fraction("lora", dropout=self.dropout)
+        weight_roles("lora", self.targets)
         if self.scaling not in ("rank", "root"):
             raise ValueError(f"lora: scaling is 'rank' (α/r) or 'root' (α/√r), not {self.scaling!r}")
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from halka.core import Part, Reader, Target
-from halka.methods._checks import positive
+from halka.methods._checks import whole
 from halka.methods.prompt import starting_embeddings
 
 
@@ -22,7 +22,7 @@ class Prefix:
     length: int = field(default=20, metadata={"help": "virtual tokens P"})
     start: str = field(
         default="vocabulary",
-        metadata={"help": "what the base computes for sampled tokens (vocabulary), or normal noise (random)"},
+        metadata={"help": "what the base computes for sampled tokens (vocabulary), or noise (random, as with hidden)"},
     )
     tokens: tuple[int, ...] = field(
         default=(), metadata={"help": "start from what the base computes for these token ids"}
@@ -33,9 +33,13 @@ class Prefix:
     )
 
     def __post_init__(self) -> None:
-        positive("prefix", length=self.length)
+        whole("prefix", length=self.length)
         if self.hidden is not None:
-            positive("prefix", hidden=self.hidden)
+            whole("prefix", hidden=self.hidden)
+            if self.tokens:
+                raise ValueError(
+                    "prefix: the MLP (hidden) starts at random: give it, or tokens to start from, not both"
+                )
         if self.start not in ("vocabulary", "random"):
             raise ValueError(f"prefix: start is 'vocabulary' or 'random', not {self.start!r}")
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from halka.core import Part, Target
-from halka.methods._checks import positive
+from halka.methods._checks import whole
 
 
 @dataclass(frozen=True)
@@ -26,7 +26,7 @@ class Prompt:
     tokens: tuple[int, ...] = field(default=(), metadata={"help": "start from the embeddings of these token ids"})
 
     def __post_init__(self) -> None:
-        positive("prompt", length=self.length)
+        whole("prompt", length=self.length)
         if self.start not in ("vocabulary", "random"):
             raise ValueError(f"prompt: start is 'vocabulary' or 'random', not {self.start!r}")
 
@@ -36,7 +36,7 @@ class Prompt:
         ids = tokenizer.encode(text, add_special_tokens=False)
         if not ids:
             raise ValueError("a prompt cannot start from a text without tokens")
-        return cls(length=length or len(ids), tokens=tuple(ids))
+        return cls(length=len(ids) if length is None else length, tokens=tuple(ids))
 
     def roles(self) -> tuple[str, ...]:
         return ("embed",)

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
 from torch import Tensor
 
-from halka.core import AdaptedModel, Target
+from halka.core import VIRTUAL_ROLES, AdaptedModel, Target
 from halka.models.layouts import layout_of, linear_targets
 from halka.models.memory import VirtualTokens
 
@@ -14,11 +15,12 @@ from halka.models.memory import VirtualTokens
 def adapt(base: Any, tokenizer: Any = None) -> AdaptedModel:
     """Freeze a transformers model, loaded by anyone, and make it ready for adapters.
 
-    The tokenizer is needed to train and to evaluate on text.
+    The tokenizer is needed to train and to evaluate on text. The base is put into eval mode.
 
     Raises ValueError for an architecture without a layout, naming the file to extend.
     """
     layout = layout_of(base)
+    base.eval()
     embed = base.get_submodule(layout.embed)
     vocabulary, width = embed.weight.shape
     targets = linear_targets(base, layout)
@@ -31,9 +33,29 @@ def adapt(base: Any, tokenizer: Any = None) -> AdaptedModel:
     return AdaptedModel(base, [*targets, whole], memory, tokenizer)
 
 
+def context(model: AdaptedModel, name: str | None = None) -> int | None:
+    """The positions that the base has for text beside adapter `name`'s virtual tokens; None if it names no limit."""
+    config: Any = model.base.config
+    positions = getattr(config.get_text_config(), "max_position_embeddings", None)
+    if positions is None or name is None:
+        return positions
+    adapter = model.adapter(name)
+    virtual = [part for path, part in adapter.parts.items() if adapter.targets[path].role in VIRTUAL_ROLES]
+    with torch.no_grad():
+        return positions - sum(part.virtual().shape[0] for part in virtual)
+
+
 def hidden_states(model: AdaptedModel, **inputs: Any) -> Tensor:
-    """The decoder's last hidden states (B, T, D), before the head."""
-    decoder = model.base.get_submodule(layout_of(model.base).decoder)
+    """The decoder's last hidden states (B, T, D), before the head.
+
+    Raises ValueError for an encoder: its tokens see those that they should predict.
+    """
+    layout = layout_of(model.base)
+    if not layout.causal:
+        raise ValueError(
+            f"{type(model.base).__name__} is an encoder: it has no next token to learn from or to generate"
+        )
+    decoder = model.base.get_submodule(layout.decoder)
     return decoder(**inputs, use_cache=False).last_hidden_state
 
 

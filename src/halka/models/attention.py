@@ -111,9 +111,11 @@ def grouped_products(
     if softcap is not None:
         scores = torch.tanh(scores / softcap) * softcap
     if mask is not None:
+        by_group, lowest = scores.view(batch, key.shape[1], groups, tokens, -1), torch.finfo(scores.dtype).min
         if mask.dtype == torch.bool:
-            mask = torch.zeros_like(mask, dtype=scores.dtype).masked_fill_(~mask, torch.finfo(scores.dtype).min)
-        scores = scores.view(batch, key.shape[1], groups, tokens, -1).add_(mask[:, :, None]).view_as(scores)
+            by_group.masked_fill_(~mask[:, :, None], lowest)
+        else:
+            by_group.add_(mask[:, :, None]).clamp_(min=lowest)  # a sum below is -inf: NaN in a row of nothing else
     probabilities = scores.softmax(-1)
     if dropout:
         probabilities = F.dropout(probabilities, dropout)

@@ -1,6 +1,7 @@
 """Where each transformers architecture keeps the places that methods act on: one `Layout` an architecture.
 
-To support another architecture, add its layout to `LAYOUTS`; `tests/test_layouts.py` then tries it with every method.
+To support another architecture, add its layout to `LAYOUTS`; with a tiny configuration in
+`tests/tiny.py` every test of the architectures then tries it.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ class Layout:
     layers      its list of layers
     attention   the module, in a layer, that calls the attention function; empty where prefixes are not supported
     linears     role -> path; the output projections stand for their sublayers too
+    causal      a token sees only those before it; an encoder can be counted, not trained as a language model
     positions_from_mask   without position ids the decoder counts the attention mask's ones, instead of all tokens
     """
 
@@ -30,6 +32,7 @@ class Layout:
     embed: str
     head: str
     positions_from_mask: bool = False
+    causal: bool = True
 
 
 _LLAMA = Layout(
@@ -62,6 +65,7 @@ _BERT = Layout(
     },
     embed="bert.embeddings.word_embeddings",
     head="cls.predictions.decoder",
+    causal=False,
 )
 
 LAYOUTS: dict[str, Layout] = {
@@ -121,7 +125,7 @@ LAYOUTS: dict[str, Layout] = {
         head="lm_head",
         positions_from_mask=True,
     ),
-    # Encoders: counted and tuned by the methods that need no prefix.
+    # Encoders: adapters are built and counted for them.
     "bert": _BERT,
     "roberta": Layout(
         decoder="roberta",
@@ -130,6 +134,7 @@ LAYOUTS: dict[str, Layout] = {
         linears=_BERT.linears,
         embed="roberta.embeddings.word_embeddings",
         head="lm_head.decoder",
+        causal=False,
     ),
 }
 

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from halka.files import new_folder
 from halka.models import smollm2
+from halka.models.layouts import LAYOUTS
 
 if TYPE_CHECKING:
     import torch
@@ -156,6 +157,8 @@ def load_base(
         except (OSError, ImportError, KeyError, RuntimeError, ValueError) as error:
             raise ValueError(f"{name_or_path} cannot be loaded as a causal language model: {error}") from error
     model, found = loaded
+    if (layout := LAYOUTS.get(model.config.model_type)) is not None and not layout.causal:
+        raise ValueError(f"{name_or_path} is an encoder ({model.config.model_type}), no causal language model")
     if missing := sorted(found["missing_keys"]):
         raise ValueError(
             f"the weights of {name_or_path} lack {len(missing)} tensors of a {type(model).__name__}, such as "

@@ -9,8 +9,8 @@ decoder adds an argument to its call, and transformers hands that on, layer by l
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -65,6 +65,14 @@ class VirtualTokens(nn.Module):
             self._parts, self._known = (), None
             self._attention.__exit__(None, None, None)
 
+    @contextmanager
+    def aside(self) -> Iterator[None]:
+        parts, self._parts = self._parts, ()
+        try:
+            yield
+        finally:
+            self._parts = parts
+
     # ── what the rows attend to ─────────────────────────────────────────────────────────────────────────────────
 
     def vocabulary(self) -> nn.Module:
@@ -76,11 +84,10 @@ class VirtualTokens(nn.Module):
         recorded: dict[int, tuple[Tensor, Tensor]] = {}
         decoder = self._decoder[0]
         positions = torch.arange(embeddings.shape[1], device=embeddings.device)[None]
-        parts, self._parts = self._parts, ()  # virtual tokens see only each other
         training = decoder.training
         decoder.eval()  # nothing to recompute in backward, when rows are routed
         try:
-            with use_attention(self._base[0]), self._bare():
+            with use_attention(self._base[0]), self._bare():  # virtual tokens see only each other
                 decoder(
                     inputs_embeds=embeddings.to(self._base[0].dtype),
                     position_ids=positions,
@@ -88,7 +95,6 @@ class VirtualTokens(nn.Module):
                     record=recorded,
                 )
         finally:
-            self._parts = parts
             decoder.train(training)
         pairs = [each for layer in range(self.layers) for each in recorded[layer]]
         return torch.stack(pairs).permute(1, 3, 0, 2, 4)  # 2L N H P W -> N P 2L H W

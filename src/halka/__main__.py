@@ -1,0 +1,5 @@
+"""`python -m halka` is `halka`."""
+
+from halka.cli import main
+
+main()
