@@ -34,7 +34,8 @@ def worker(side: str, pair: str, steps: int, target: str) -> None:
     import torch
 
     from halka import machine
-    from halka.data.task import limit, load_task
+    from halka.data.task import limit
+    from halka.data.tasks import load_task
     from halka.data.tokens import encode_all
     from halka.models.loading import load_base
 

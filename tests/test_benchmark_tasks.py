@@ -7,7 +7,8 @@ from types import ModuleType
 
 import pytest
 
-from halka.data.task import Task, load_task
+from halka.data.task import Task
+from halka.data.tasks import load_task
 from halka.metrics import find_metric, score
 
 FOLDER = Path(__file__).resolve().parents[1] / "benchmarks" / "tasks"

@@ -76,7 +76,7 @@ def failure(command: str, code: int = 2, **more) -> str:
     """The one line that a wrong command gives, after what was said before."""
     result = halka(command, code=code, **more)
     assert result.stdout == ""
-    lines = [line for line in result.stderr.splitlines() if not line.startswith("loading")]
+    lines = [line for line in result.stderr.splitlines() if not line.startswith("loading") and "read as" not in line]
     assert len(lines) == 1, result.stderr
     assert lines[0].startswith("Error: ")
     return lines[0].removeprefix("Error: ")
@@ -178,6 +178,52 @@ def test_methods():
     assert "choose one of bitfit" in failure("methods lorra")
 
 
+def test_the_bases_context_is_the_length_that_preview_counts_by(here):
+    Path("long.jsonl").write_text(json.dumps({"prompt": "What is it?", "completion": "It is. " * 200}) + "\n")
+    (found,) = parsed("data preview long.jsonl --base base")
+    assert (found["lengths"]["max_length"], found["lengths"]["too_long"]) == (256, 1)
+    assert "--max-length" in failure("data preview long.jsonl --base base --max-length -5")
+
+
+def test_what_is_read_is_said(here):
+    rows = [{"prompt": f"What is {i}?", "completion": str(i)} for i in range(4)]
+    for split, kept in (("train", rows), ("test", [*rows[:1], {"prompt": "Why?", "completion": "No"}])):
+        Path(f"{split}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in kept))
+    with Path("train.jsonl").open("a") as file:
+        file.write("not JSON\n")
+    task = {"name": "own", "train": "train.jsonl", "test": "test.jsonl", "metrics": "exact_match"}
+    Path("task.yaml").write_text(json.dumps(task))
+    for command in (
+        "train --task task.yaml --base base --dtype float32 --steps 1 --rank 4 -o new",
+        "evaluate --task task.yaml --base base --dtype float32 --max-new-tokens 1",
+    ):
+        told = halka(command).stderr
+        assert "own: 1 rows cannot be used; the first: train.jsonl:5: not valid JSON" in told
+        assert "own: 1 prompts of test stand in train too" in told
+    told = halka("evaluate --data train.jsonl --shape prompt --base base --dtype float32 --max-new-tokens 1").stderr
+    assert "train.jsonl: 4 examples, read as prompt\n" in told
+
+
+def test_long_rows_are_cut_to_the_room_beside_virtual_tokens(here):
+    rows = [{"prompt": "What is it?", "completion": "It is. " * 200}] * 3
+    Path("long.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    told = halka("train --base base --data long.jsonl --dtype float32 --method prompt --steps 1 -o new").stderr
+    assert "of 3 examples 3 are cut to 236 tokens" in told
+    assert "Warning" not in told
+
+
+def test_predictions_do_not_write_over_what_is_read(here):
+    Path("own.jsonl").write_text(Path("data.jsonl").read_text())
+    before = Path("own.jsonl").read_text()
+    told = failure("evaluate --base base --data own.jsonl -o own.jsonl")
+    assert "--out: own.jsonl would write over what is read" in told
+    assert Path("own.jsonl").read_text() == before
+    assert "nothing can be written to /proc" in failure("evaluate --base base --data own.jsonl -o /proc/x.jsonl")
+    Path("latin.txt").write_bytes("café".encode("latin-1"))
+    assert "--perplexity: latin.txt is not UTF-8" in failure("evaluate --base base --perplexity latin.txt")
+    assert "--split train is for --task" in failure("evaluate --base base --data own.jsonl --split train")
+
+
 def test_data_preview(here):
     assert "25 examples, read as prompt" in halka("data preview data.jsonl --base base").stdout
     first, second = parsed("data preview data.jsonl data.jsonl --base base --examples 1")
@@ -270,7 +316,7 @@ def test_tensorboard(here, monkeypatch):
         (f"train {TRAIN} --rnak 3 -o new", "--rank"),
         (f"train {TRAIN} --lr fast -o new", "--lr: 'fast' is not a number"),
         (f"train {TRAIN} --lr -1 -o new", "lr must be above 0, not -1"),
-        (f"train {TRAIN} --targets attn.x -o new", "'attn.x', which this base does not have"),
+        (f"train {TRAIN} --targets attn.x -o new", "lora: targets are linear layers"),
         (f"train {TRAIN} --config nope.yaml -o new", "there is no file nope.yaml"),
         (f"train {TRAIN.replace('--base base', '--base ./nope')} -o new", "./nope is no folder"),
     ],
@@ -522,7 +568,7 @@ def experiment(here, monkeypatch):
         made = measurements(seeds=1, failures=False)
         if fails:
             made[-1] = {**made[-1], "status": "failed", "error": "no"}
-        return Outputs(folder / "report.html", folder / "table.md", folder / "summary.json", made)
+        return Outputs(folder / "report.html", folder / "table.md", folder / "summary.json", made, 3)
 
     monkeypatch.setattr("halka.compare.run", run)
     monkeypatch.setattr("halka.compare.write_outputs", write_outputs)
@@ -536,6 +582,7 @@ def test_compare(experiment):
     assert "skipped prefix, seed 0: two lines" in result.stderr
     assert "LoRA r16" in result.stdout
     assert "report: results/report.html" in result.stdout
+    assert "3 measurements in results are of other settings, and left out" in result.stderr
     assert parsed("compare experiment.yaml -o results")["failed"] == 0
 
 
@@ -560,6 +607,24 @@ def test_demo_pulls_its_base_first(experiment, monkeypatch):
     monkeypatch.setattr("halka.models.loading.pull", lambda name, say: pulled.append(name))
     assert "report: halka-demo/report.html" in halka("demo").stdout
     assert pulled == ["smollm2-135m"]
+
+
+def test_a_terminated_comparison_ends_its_runs(experiment, monkeypatch):
+    ended = []
+
+    def run(experiment, folder, *, retry=False):
+        try:
+            yield Event("started", "LoRA, seed 0", 0, 2)
+            os.kill(os.getpid(), signal.SIGTERM)
+            time.sleep(5)
+        finally:
+            ended.append(True)
+
+    monkeypatch.setattr("halka.compare.run", run)
+    own = signal.getsignal(signal.SIGTERM)
+    assert "goes on with what is missing" in halka("compare experiment.yaml -o results", code=130).stderr
+    assert ended
+    assert signal.getsignal(signal.SIGTERM) is own
 
 
 def test_a_wrong_experiment_is_one_line(here):

@@ -23,7 +23,8 @@ import pytest
 import yaml
 
 import halka.compare
-from halka.compare import Event, Experiment, measurements, read_experiment, run, write_outputs
+from halka.compare import Event, measurements, run, write_outputs
+from halka.experiment import Experiment, demo_experiment, read_experiment
 
 PROGRAM = '''
 """Stands in for `python -m halka.measure RUN.json RESULT.json`: it does what the plan says for a run of that name."""
@@ -276,7 +277,7 @@ def test_the_same_work_has_the_same_name_wherever_it_runs(stage, tmp_path):
         {"seeds": (7, 8)},
         {"train": {"steps": 9}},
         {"base": "other"},
-        {"task": "other"},
+        {"task": other_task(tmp_path)},
         {"examples": {"test": 3}},
     ):
         assert not names(experiment(IA3, **changes), tmp_path / str(changes)) & own
@@ -463,8 +464,9 @@ def test_an_experiment_is_read_as_it_is_written(tmp_path):
         "search_steps": 5,
         "seeds": [3],
         "jobs": 2,
-        "forgetting": "text.txt",
+        "forgetting": str(tmp_path / "text.txt"),
     }
+    (tmp_path / "text.txt").write_text("some")
     found = read_experiment(written(tmp_path, given))
     assert found.model_dump(exclude={"methods"}) == {
         key: tuple(value) if key == "seeds" else value for key, value in given.items() if key != "methods"
@@ -492,18 +494,32 @@ MISTAKES = [
     ({**GOOD, "seed": 3}, "seed: Extra inputs are not permitted"),
     ({**GOOD, "jobs": 0}, "jobs: Input should be greater than or equal to 1"),
     ({**GOOD, "seeds": []}, "seeds: at least one is needed"),
+    ({**GOOD, "seeds": [1, 1]}, "seeds: .* none twice"),
+    ({**GOOD, "methods": []}, "methods: at least one is needed"),
+    ({**GOOD, "methods": [{"method": "lora", "lrs": [0.1, 0.1]}]}, r"methods\.0: lrs: a rate is there twice"),
+    ({**GOOD, "methods": [{"method": "lora", "lrs": [-0.1]}]}, r"methods\.0\.lrs\.0: Input should be greater than 0"),
+    ({**GOOD, "methods": [{"method": "lora", "rank": "x"}]}, r"methods\.0: rank: 'x' is not a whole number"),
+    ({**GOOD, "methods": [{"method": "lora", "targets": "atn"}]}, r"methods\.0: lora: targets .* not 'atn'"),
+    ({**GOOD, "methods": [{"method": "base", "rank": 3}]}, r"methods\.0: the bare base is not tuned: .* no rank"),
+    ({**GOOD, "search_steps": 0}, "search_steps: Input should be greater than or equal to 1"),
+    ({**GOOD, "examples": {"test": 0}}, r"examples\.test: Input should be greater than or equal to 1"),
+    ({**GOOD, "train": {"steps": 4.5}}, "train: steps: 4.5 is not a whole number"),
+    ({**GOOD, 1: 2}, "1: Keys should be strings"),
+    ({**GOOD, "task": "none.yaml"}, r"task: there is no .*none\.yaml"),
+    ({**GOOD, "base": "../base"}, r"base: there is no .*base"),
+    ({**GOOD, "forgetting": "none.txt"}, r"forgetting: there is no .*none\.txt"),
     ({**GOOD, "seeds": ["a"]}, r"seeds\.0: Input should be a valid integer"),
     ({**GOOD, "examples": {"dev": 3}}, "examples: the splits are train, validation and test, not dev"),
     ({**GOOD, "methods": [{"method": "lara"}]}, r"methods\.0: .*no method 'lara': choose one of bitfit"),
     ({**GOOD, "methods": [{"rank": 3}]}, r"methods\.0\.method: Field required"),
-    ({**GOOD, "methods": [{"method": "lora", "rank": 0}]}, r"methods\.0: .*rank must be above 0, not 0"),
-    ({**GOOD, "methods": [{"method": "lora", "rnk": 3}]}, r"methods.*: .*rnk"),
+    ({**GOOD, "methods": [{"method": "lora", "rank": 0}]}, r"methods\.0: .*rank must be a whole number above 0, not 0"),
+    ({**GOOD, "methods": [{"method": "lora", "rnk": 3}]}, r"methods\.0: rnk: there is no such setting; did you mean rank\?"),
     ({**GOOD, "methods": [{"method": "lora", "lrs": ["fast"]}]}, r"methods\.0\.lrs\.0: Input should be a valid number"),
     ({**GOOD, "methods": [{"method": "lora"}, {"method": "lora"}]}, "methods: two are called lora: give each"),
     ({**GOOD, "train": {"lr": 0.1}}, "train: lr is searched or set by seeds, not here"),
     ({**GOOD, "train": {"seed": 1}}, "train: seed is searched or set by seeds, not here"),
     ({**GOOD, "train": {"steps": 0}}, "steps must be above 0, not 0"),
-    ({**GOOD, "train": {"stps": 3}}, "train: .*stps"),
+    ({**GOOD, "train": {"stps": 3}}, "train: stps: there is no such setting; did you mean steps"),
 ]  # fmt: skip
 
 
@@ -520,8 +536,107 @@ def test_a_file_that_is_not_there_is_said_to_be_missing(tmp_path):
         read_experiment(tmp_path / "none.yaml")
 
 
+def test_numbers_that_yaml_reads_as_text_are_numbers(tmp_path):
+    """`1e-1` without a dot is text to YAML 1.1."""
+    entry = {"method": "lora", "rank": "16", "dropout": "1e-1", "lrs": ["1e-3"], "targets": "attn.q,attn.v"}
+    found = read_experiment(written(tmp_path, {**GOOD, "methods": [entry], "train": {"weight_decay": "1e-2"}}))
+    assert found.methods[0].fields() == {"rank": 16, "dropout": 0.1, "targets": ("attn.q", "attn.v")}
+    assert found.methods[0].lrs == (1e-3,)
+    assert found.train == {"weight_decay": 1e-2}
+
+
+def test_a_folder_called_as_a_shipped_task_or_base_is_not_meant(tmp_path):
+    for name in ("support", "smollm2-135m"):
+        (tmp_path / name).mkdir()
+    found = read_experiment(written(tmp_path, {**GOOD, "base": "smollm2-135m"}))
+    assert (found.task, found.base) == ("support", "smollm2-135m")
+
+
+def test_a_base_beside_the_experiment_is_found(tmp_path):
+    (tmp_path / "own").mkdir()
+    (tmp_path / "own" / "config.json").write_text("{}")
+    assert read_experiment(written(tmp_path, {**GOOD, "base": "own"})).base == str((tmp_path / "own").resolve())
+
+
+TASK_MISTAKES = [
+    ({"metrics": "exact_matchh"}, "exact_matchh"),
+    ({"validation": None}, "has no validation examples"),
+    ({"test": None}, "has no test examples"),
+    ({"metrics": "json_field:intent"}, "intent"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("changes", "message"), TASK_MISTAKES)
+def test_a_task_that_would_fail_every_run_is_refused_before_the_first(changes, message, stage, tmp_path):
+    with pytest.raises(ValueError, match=message):
+        stage.go(experiment(IA3, task=other_task(tmp_path, **changes)))
+    assert stage.names() == []
+    assert not (stage.folder / ".lock").exists()
+
+
+def other_task(folder: Path, **changes) -> str:
+    rows = [{"prompt": f"What is {i} + 1?", "completion": f"It is {i + 1}."} for i in range(12)]
+    for split in ("train", "validation", "test"):
+        (folder / f"{split}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    task = {split: f"{split}.jsonl" for split in ("train", "validation", "test")}
+    task |= {"metrics": "exact_match", "max_new_tokens": 4} | changes
+    path = folder / "task.yaml"
+    path.write_text(yaml.safe_dump(task))
+    return str(path)
+
+
+def test_changed_data_is_other_work(stage, tmp_path):
+    plan = experiment(IA3, task=other_task(tmp_path), seeds=(0,))
+    stage.go(plan)
+    stage.forget()
+    assert kinds(stage.go(plan)) == {"skipped": 1}
+    with (tmp_path / "train.jsonl").open("a") as file:
+        file.write(json.dumps({"prompt": "What is 99 + 1?", "completion": "It is 100."}) + "\n")
+    assert kinds(stage.go(plan))["done"] == 1
+    assert len(measurements(stage.folder)) == 2
+
+
+def test_table_and_report_are_of_this_experiments_runs_alone(stage, monkeypatch):
+    monkeypatch.setattr("halka.report.summarise", list)
+    monkeypatch.setattr("halka.report.to_markdown", str)
+    monkeypatch.setattr("halka.report.write_report", lambda *_, **__: None)
+    monkeypatch.setattr("halka.compare.asdict", lambda each: each if isinstance(each, list) else vars(each))
+    stage.plan(**{"lora_0.1": {"loss": 0.6}, "lora_0.2": {"loss": 0.4}, "lora_0.3": {"loss": 0.5}})
+    first = experiment(LORA, BASE)
+    stage.go(first)
+    second = experiment(LORA, train={"steps": 10}, seeds=(0,))
+    stage.plan()
+    stage.go(second)
+    found = write_outputs(first, stage.folder)
+    assert len(found.measurements) == 6
+    assert {each["steps"] for each in found.measurements if each["purpose"] == "final"} == {8}
+    assert {each["lr"] for each in found.measurements if each["purpose"] == "final"} == {0.2, None}
+    assert found.others == len(measurements(stage.folder)) - 6 == 4
+
+
+def test_two_processes_do_not_run_experiments_in_one_folder(stage):
+    stage.plan(ia3={"sleep": 60})
+    stream = run(experiment(IA3), stage.folder)
+    next(stream)
+    with pytest.raises(ValueError, match="another process runs an experiment in"):
+        stage.go(experiment(BASE))
+    stream.close()
+    assert kinds(stage.go(experiment(BASE)))["done"] == 1
+
+
+def test_a_run_begins_with_an_empty_folder(stage):
+    plan = experiment(IA3, seeds=(0,))
+    stage.go(plan)
+    (work,) = (stage.folder / "work").iterdir()
+    (work / "checkpoint.safetensors").write_text("of a run that was stopped")
+    for path in (stage.folder / "runs").iterdir():
+        path.unlink()
+    stage.go(plan)
+    assert not (work / "checkpoint.safetensors").exists()
+
+
 def test_the_demo_is_an_experiment():
-    found = halka.compare.demo_experiment()
+    found = demo_experiment()
     assert {entry.method for entry in found.methods} >= {"base", "full", "lora", "bottleneck", "prefix", "prompt"}
 
 

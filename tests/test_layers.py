@@ -39,10 +39,11 @@ LAYERS: dict[str, set[str]] = {
         *("estimate", "machine", "files"),
     },
     "report": {"metrics"},
-    "compare": {"measure", "report", "methods", "training", "files"},
+    "experiment": {"data", "methods", "metrics", "models", "settings", "training", "measure"},
+    "compare": {"experiment", "measure", "report", "training", "files"},
     "cli": {
         *("core", "methods", "models", "data", "training", "evaluation", "metrics", "formats", "store"),
-        *("report", "compare", "settings", "files"),
+        *("report", "experiment", "compare", "settings", "files"),
     },
     "__init__": {"methods", "models", "store", "training"},
     "__main__": {"cli"},

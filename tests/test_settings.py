@@ -63,7 +63,7 @@ def file(tmp_path: Path, text: str) -> Path:
         ("on", "true", True),
         ("on", False, False),
         ("place", "a,b", Path("a,b")),
-        ("label", "none", "none"),  # text stays text
+        ("label", "none", None),
         ("label", 0.1, "0.1"),
     ],
 )
@@ -156,10 +156,12 @@ def test_empty_files_and_sections_say_nothing(tmp_path):
 
 def test_paths_in_a_file_are_seen_from_its_folder(tmp_path):
     (tmp_path / "base").mkdir()
+    (tmp_path / "base" / "config.json").write_text("{}")
+    (tmp_path / "support").mkdir()
     path = file(tmp_path, "base: base\ntask: support\ndata: [a.jsonl]\nout: run\nvalidation: 0.2\n")
     run = read(path, {}, {}).run
     assert run.base == str(tmp_path / "base")
-    assert run.task == "support"  # no file of that name is there
+    assert run.task == "support"  # a folder of that name is no task
     assert (run.data, run.out, run.validation) == ((tmp_path / "a.jsonl",), tmp_path / "run", "0.2")
 
 

@@ -10,90 +10,23 @@ import hashlib
 import json
 import os
 import queue
+import shutil
 import subprocess
 import sys
 import threading
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Any, Literal
 
-import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from filelock import FileLock, Timeout
 
+from halka.experiment import Entry, Experiment, digest, task_of
 from halka.files import write_text
 from halka.measure import BASE, SCHEMA, Run, failed
-from halka.methods import method_named
 from halka.training import TrainConfig
 
 Kind = Literal["started", "step", "done", "failed", "skipped"]
-
-
-class Entry(BaseModel):
-    """One method of an experiment, with its fields beside it and the learning rates to search."""
-
-    model_config = ConfigDict(extra="allow", frozen=True)
-
-    method: str
-    label: str = ""
-    lrs: tuple[float, ...] = ()
-
-    @model_validator(mode="after")
-    def _builds(self) -> Entry:
-        if self.method != BASE:
-            try:
-                method_named(self.method)(**self.fields())
-            except TypeError as error:
-                raise ValueError(f"{error}") from None
-        return self
-
-    def fields(self) -> dict[str, Any]:
-        """The method's own fields, as the file gives them."""
-        return {key: tuple(v) if isinstance(v, list) else v for key, v in (self.model_extra or {}).items()}
-
-    def rates(self) -> tuple[float, ...]:
-        return self.lrs or (method_named(self.method).lr,)
-
-    def title(self) -> str:
-        shown = " ".join(f"{key}={value}" for key, value in self.fields().items())
-        return self.label or f"{self.method} {shown}".strip()
-
-
-class Experiment(BaseModel):
-    """What is compared, on what, and how."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-    name: str
-    base: str = "smollm2-135m"
-    dtype: str = "bfloat16"
-    task: str
-    examples: dict[str, int] = {}
-    methods: tuple[Entry, ...]
-    train: dict[str, Any] = {}
-    search_steps: int | None = Field(
-        default=None, description="steps of a search run; half of the final ones' if not given"
-    )
-    seeds: tuple[int, ...] = (0, 1, 2)
-    jobs: Annotated[int, Field(ge=1, description="runs at a time")] = 1
-    forgetting: str | None = None
-
-    @model_validator(mode="after")
-    def _fits(self) -> Experiment:
-        try:
-            TrainConfig(**self.train)
-        except TypeError as error:
-            raise ValueError(f"train: {error}") from None
-        if repeated := {"lr", "seed"} & self.train.keys():
-            raise ValueError(f"train: {', '.join(repeated)} is searched or set by seeds, not here")
-        if unknown := self.examples.keys() - {"train", "validation", "test"}:
-            raise ValueError(f"examples: the splits are train, validation and test, not {', '.join(sorted(unknown))}")
-        titles = [entry.title() for entry in self.methods]
-        if double := {title for title in titles if titles.count(title) > 1}:
-            raise ValueError(f"methods: two are called {', '.join(double)}: give each its own label")
-        if not self.seeds:
-            raise ValueError("seeds: at least one is needed")
-        return self
 
 
 @dataclass(frozen=True)
@@ -118,58 +51,30 @@ class Outputs:
     table: Path
     summary: Path
     measurements: list[dict[str, Any]]
-
-
-def read_experiment(path: str | Path) -> Experiment:
-    """An experiment from its YAML file; a task's path is relative to it. Raises ValueError naming each wrong key."""
-    path = Path(path)
-    try:
-        given = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise ValueError(f"there is no experiment file {path}") from None
-    except yaml.YAMLError as error:
-        raise ValueError(f"{path} is not YAML: {error}") from None
-    if not isinstance(given, dict):
-        raise ValueError(f"{path} holds no experiment: it needs at least name, task and methods")
-    try:
-        experiment = Experiment(**given)
-    except ValidationError as error:
-        told = [
-            ("".join(f"{part}." for part in each["loc"])[:-1] or "experiment", each["msg"]) for each in error.errors()
-        ]
-        lines = "; ".join(f"{place}: {reason}" for place, reason in told)
-        raise ValueError(f"{path}: {lines}") from None
-    near = path.parent / experiment.task
-    return experiment.model_copy(update={"task": str(near.resolve())}) if near.exists() else experiment
-
-
-def demo_experiment() -> Experiment:
-    """The demo: the shipped support desk, every family and full fine-tuning, a few minutes on two cores."""
-    return Experiment(
-        name="demo",
-        task="support",
-        examples={"validation": 32, "test": 60},
-        methods=(
-            Entry(method="full", label="full", lrs=(4e-4,)),
-            Entry.model_validate({"method": "lora", "label": "LoRA r16", "lrs": (4e-3,), "rank": 16}),
-            Entry(method="bottleneck", label="bottleneck", lrs=(4e-3,)),
-            Entry(method="prefix", label="prefix", lrs=(3e-2,)),
-            Entry(method="prompt", label="prompt", lrs=(1e-1,)),
-            Entry(method=BASE, label="base (no tuning)"),
-        ),
-        train={"steps": 48, "batch_size": 4, "evaluate_every": 24, "save_every": None},
-        seeds=(0,),
-        jobs=max(1, min(4, (os.cpu_count() or 1))),
-    )
+    others: int  # measurements in the folder that are not this experiment's, as it is now
 
 
 def run(experiment: Experiment, folder: str | Path, *, retry: bool = False) -> Iterator[Event]:
-    """Run what is missing in `folder`, at most `experiment.jobs` at a time, and say what happens."""
-    yield from _Schedule(experiment, Path(folder), retry).go()
+    """Run what is missing in `folder`, at most `experiment.jobs` at a time, and say what happens.
+
+    Raises ValueError, before anything runs, for what would fail every run, and where another process is at work there.
+    """
+    schedule, folder = _Schedule(experiment, Path(folder), retry), Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(folder / ".lock")
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        raise ValueError(f"another process runs an experiment in {folder}: wait for it, or name another") from None
+    try:
+        yield from schedule.go()
+    finally:
+        (folder / ".lock").unlink(missing_ok=True)
+        lock.release()
 
 
 def measurements(folder: str | Path) -> list[dict[str, Any]]:
-    """Every measurement in an experiment's folder, in the order of their names."""
+    """Every measurement in a folder, in the order of their names, whatever experiments they were made for."""
     return [json.loads(path.read_text(encoding="utf-8")) for path in sorted((Path(folder) / "runs").glob("*.json"))]
 
 
@@ -178,9 +83,10 @@ def write_outputs(experiment: Experiment, folder: str | Path, command: str | Non
     from halka.report import summarise, to_markdown, write_report
 
     folder = Path(folder)
-    found = measurements(folder)
+    found = _Schedule(experiment, folder, retry=False).found()
     summary = summarise(found)
-    outputs = Outputs(folder / "report.html", folder / "table.md", folder / "summary.json", found)
+    others = len(measurements(folder)) - len(found)
+    outputs = Outputs(folder / "report.html", folder / "table.md", folder / "summary.json", found, others)
     write_text(outputs.table, to_markdown(summary))
     write_text(outputs.summary, json.dumps(asdict(summary), indent=1) + "\n")
     write_report(found, outputs.report, title=experiment.name, command=command)
@@ -192,6 +98,7 @@ class _Schedule:
 
     def __init__(self, experiment: Experiment, folder: Path, retry: bool):
         self.experiment, self.folder, self.retry = experiment, folder, retry
+        self.data = digest(task_of(experiment))
         self.threads = max(1, (os.cpu_count() or 1) // experiment.jobs)
         self.said: queue.Queue[tuple[Run, dict[str, Any] | None]] = queue.Queue()
         self.due: list[Run] = []
@@ -274,20 +181,38 @@ class _Schedule:
         self.ended.add(self.key(run))
         if not self.ended.issuperset(map(self.key, searches)):
             return
-        results = [self._result(each) for each in searches]
-        good = [each for each in results if each and each["status"] == "done" and each["validation_loss"] is not None]
-        if good:
-            best = min(good, key=lambda result: result["validation_loss"])
-            self.due = self._finals(entry, best["lr"]) + self.due
+        if (rate := self._chosen(searches)) is not None:
+            self.due = self._finals(entry, rate) + self.due
         else:
             self.total -= len(self.experiment.seeds)
+
+    def _chosen(self, searches: list[Run]) -> float | None:
+        """The learning rate whose search ended with the lowest validation loss."""
+        results = [self._result(each) for each in searches]
+        good = [each for each in results if each and each["status"] == "done" and each["validation_loss"] is not None]
+        return min(good, key=lambda result: result["validation_loss"])["lr"] if good else None
+
+    def found(self) -> list[dict[str, Any]]:
+        """The measurements of this experiment's own runs, as far as they are there."""
+        runs = []
+        for entry in self.experiment.methods:
+            searches = self.searching[entry.title()]
+            if searches:
+                rate = self._chosen(searches)
+                runs += [*searches, *(self._finals(entry, rate) if rate is not None else [])]
+            else:
+                runs += self._finals(entry, None if entry.method == BASE else entry.rates()[0])
+        return [result for run in runs if (result := self._result(run)) is not None]
 
     # ── their files ─────────────────────────────────────────────────────────────────────────────────────────────
 
     def key(self, run: Run) -> str:
-        """A file name that is the same for the same work: where and with how many threads it runs does not count."""
+        """A file name that is the same for the same work under the same label, whatever the task's file is called.
+
+        Where and with how many threads it runs does not count.
+        """
         told = {key: value for key, value in asdict(run).items() if key not in ("folder", "threads", "label", "task")}
-        told = json.dumps({**told, "task": Path(run.task).name, "schema": SCHEMA}, sort_keys=True)
+        told = json.dumps({**told, "data": self.data, "schema": SCHEMA}, sort_keys=True)
         digest = hashlib.sha256(told.encode()).hexdigest()[:8]
         rate = "" if run.train["lr"] is None else f"-lr{run.train['lr']:g}"
         safe = "".join(letter if letter.isalnum() else "-" for letter in run.label.lower()).strip("-")
@@ -326,6 +251,7 @@ class _Schedule:
 
     def _start(self, run: Run) -> None:
         work = Path(run.folder)
+        shutil.rmtree(work, ignore_errors=True)  # of a run that was stopped: a measurement is of a whole run
         write_text(work / "run.json", json.dumps(asdict(run), indent=1) + "\n")
         self._path(run).unlink(missing_ok=True)
         environment = {**os.environ, "OMP_NUM_THREADS": str(self.threads), "TOKENIZERS_PARALLELISM": "false"}

@@ -60,10 +60,16 @@ def describe(device: torch.device) -> dict[str, Any]:
 
 
 def commit() -> str | None:
-    """The commit of the checkout that this code runs from, if it is one and git is there."""
-    command = ["git", "-C", str(Path(__file__).parent), "rev-parse", "--short=12", "HEAD"]
-    try:
+    """The commit that this code is of, with "-dirty" where files differ from it; None if git does not keep them."""
+    here = Path(__file__).parent
+
+    def git(*arguments: str) -> str:
+        command = ["git", "-C", str(here), *arguments]
         return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+
+    try:
+        git("ls-files", "--error-unmatch", __file__)
+        return git("rev-parse", "--short=12", "HEAD") + ("-dirty" if git("status", "--porcelain", "--", ".") else "")
     except (OSError, subprocess.CalledProcessError):
         return None
 

@@ -25,7 +25,8 @@ import torch
 from halka import estimate, machine
 from halka.core import AdaptedModel
 from halka.data.batches import batches
-from halka.data.task import Task, limit, load_task
+from halka.data.task import Task, limit
+from halka.data.tasks import load_task
 from halka.data.tokens import Tokens
 from halka.evaluation import Evaluation, evaluate, perplexity
 from halka.files import write_text
@@ -67,7 +68,7 @@ def measure(run: Run) -> dict[str, Any]:
     base, tokenizer = load_base(run.base, dtype=run.dtype)
     model = adapt(base, tokenizer)
     task = limit(load_task(run.task), **run.examples)
-    config = TrainConfig(**run.train)
+    config = TrainConfig(**{**run.train, "save_every": None})  # measured in one go, or not at all
     result = _identity(run, task, model)
     text = Path(run.forgetting).read_text(encoding="utf-8") if run.forgetting else neutral_text()
     before = perplexity(model, None, text)  # its pass also brings all weights into memory

@@ -5,8 +5,8 @@
     train: {lr: 0.001}      HALKA_TRAIN_LR=0.001      --lr 0.001
 
 A key that no setting has is an error that names its path and the closest one. A field's metadata may hold `help`,
-`metavar`, `short` (a one-letter flag), and `beside=True` for a name that a file may also give as a path seen from its
-own folder, as it gives every `Path`.
+`metavar`, `short` (a one-letter flag), and `beside`: for a name that may also be a path, what says of a path whether it
+is meant. A file gives such a path, and every `Path`, as seen from its own folder.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from __future__ import annotations
 import difflib
 import types
 import typing
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import MISSING, dataclass, fields
 from pathlib import Path
 from typing import Any, TypeVar
@@ -37,7 +37,7 @@ class Setting:
     required: bool = False
     metavar: str = ""
     short: str = ""
-    beside: bool = False
+    beside: Callable[[Path], bool] | None = None
 
     @property
     def name(self) -> str:
@@ -109,7 +109,7 @@ def settings_of(cls: type, section: str = "") -> dict[str, Setting]:
             required=each.default is MISSING,
             metavar=each.metadata.get("metavar", METAVARS.get(item, "")),
             short=each.metadata.get("short", ""),
-            beside=each.metadata.get("beside", item is Path),
+            beside=_always if item is Path else each.metadata.get("beside"),
         )
     return found
 
@@ -134,7 +134,8 @@ def from_file(file: Path, known: Mapping[str, Setting]) -> Layer:
         if path not in known:
             raise ValueError(f"{file}: {path}: there is no such setting{_hint(path, known)}")
         setting = known[path]
-        layer[path] = Given(_seen_from(file.parent, value, setting) if setting.beside else value, f"{file}: {path}")
+        seen = _seen_from(file.parent, value, setting.beside) if setting.beside else value
+        layer[path] = Given(seen, f"{file}: {path}")
     return layer
 
 
@@ -186,7 +187,7 @@ def convert(setting: Setting, given: Given) -> Any:
 
     value = given.value
     if isinstance(value, str):
-        if setting.optional and setting.item is not str and value.lower() in ("none", "null"):
+        if setting.optional and value.lower() in ("none", "null"):
             value = None
         elif setting.many:
             value = [value] if setting.item is Path else [each.strip() for each in value.split(",") if each.strip()]
@@ -198,6 +199,13 @@ def convert(setting: Setting, given: Given) -> Any:
         return adapter.validate_python(value)
     except ValidationError:
         raise wrong from None
+
+
+def converted(settings: Mapping[str, Setting], values: Mapping[str, Any]) -> dict[str, Any]:
+    """Values by the settings' names, each in its own type. Raises ValueError naming a wrong or unknown one."""
+    if unknown := next((key for key in values if key not in settings), None):
+        raise ValueError(f"{unknown}: there is no such setting{_hint(str(unknown), settings)}")
+    return {key: convert(settings[key], Given(value, key)) for key, value in values.items()}
 
 
 def united(owned: Mapping[str, Mapping[str, Setting]]) -> dict[str, Setting]:
@@ -232,14 +240,18 @@ def _leaves(content: Mapping[Any, Any], known: Mapping[str, Setting], above: str
             yield path, value
 
 
-def _seen_from(folder: Path, value: Any, setting: Setting) -> Any:
+def _always(path: Path) -> bool:
+    return True
+
+
+def _seen_from(folder: Path, value: Any, meant: Callable[[Path], bool]) -> Any:
     """A path, or a name that is a path beside the file, as seen from here; all else as it is."""
     if isinstance(value, list):
-        return [_seen_from(folder, each, setting) for each in value]
+        return [_seen_from(folder, each, meant) for each in value]
     if not isinstance(value, str):
         return value
     path = folder / Path(value).expanduser()
-    return str(path) if setting.item is Path or path.exists() else value
+    return str(path) if meant(path) else value
 
 
 def _hint(wrong: str, known: Iterable[str]) -> str:
@@ -252,12 +264,12 @@ def _hint(wrong: str, known: Iterable[str]) -> str:
 
 def said(value: Any) -> dict[str, Any]:
     """A dataclass's fields as a file says them, wherever it will lie: paths are whole."""
-    return {each.name: _plain(getattr(value, each.name), each.metadata.get("beside", False)) for each in fields(value)}
+    return {each.name: _plain(getattr(value, each.name), each.metadata.get("beside")) for each in fields(value)}
 
 
-def _plain(value: Any, beside: bool) -> Any:
+def _plain(value: Any, meant: Callable[[Path], bool] | None) -> Any:
     if isinstance(value, tuple):
-        return [_plain(each, beside) for each in value]
-    if isinstance(value, Path) or (beside and isinstance(value, str) and Path(value).exists()):
+        return [_plain(each, meant) for each in value]
+    if isinstance(value, Path) or (meant is not None and isinstance(value, str) and meant(Path(value))):
         return str(Path(value).absolute())
     return value

@@ -9,8 +9,11 @@ import json
 import math
 import os
 import sys
+import tempfile
 import traceback
-from collections.abc import Mapping, Sequence
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, is_dataclass
 from pathlib import Path
 from typing import Annotated, Any
@@ -97,6 +100,15 @@ def show(*things: Any) -> None:
         console.print(thing, soft_wrap=isinstance(thing, str))
 
 
+@contextmanager
+def warnings_said() -> Iterator[None]:
+    """Within the block what Halka warns of is a message to the user."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("always", UserWarning)
+        warnings.showwarning = lambda message, *_, **__: say(one_line(str(message)))
+        yield
+
+
 def columns(*titles: str, right: Sequence[str] = ()) -> Any:
     """An empty table without lines around it; columns named in `right` are aligned so."""
     from rich.table import Table
@@ -149,7 +161,19 @@ def new_file(path: Path, given_as: str) -> Path:
         raise ValueError(f"{given_as}: {path} is a folder: name a file")
     if not path.parent.is_dir():
         raise ValueError(f"{given_as}: there is no folder {path.parent} to write {path.name} to: make it first")
+    try:
+        tempfile.TemporaryFile(dir=path.parent).close()
+    except OSError as error:
+        raise ValueError(f"{given_as}: nothing can be written to {path.parent}: {error.strerror}") from None
     return path
+
+
+def readable_text(path: Path, given_as: str) -> str:
+    """What the text file holds. Raises ValueError for none, and for one that is not in UTF-8."""
+    try:
+        return existing_file(path, given_as).read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{given_as}: {path} is not UTF-8 text ({error.reason}): save it as UTF-8") from None
 
 
 # ── failing ─────────────────────────────────────────────────────────────────────────────────────────────────────────

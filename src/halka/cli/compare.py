@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import shlex
+import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from types import FrameType
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -11,7 +15,7 @@ import typer
 from halka.cli.command import Failed, Json, emit, existing_file, say, show
 
 if TYPE_CHECKING:
-    from halka.compare import Experiment
+    from halka.experiment import Experiment
 
 Retry = Annotated[bool, typer.Option("--retry", help="run again what failed")]
 
@@ -27,7 +31,7 @@ def compare(
     Each method gets a small search for its learning rate, and then several seeds. Every run is kept:
     the same command runs what is missing, and adding a method runs that one.
     """
-    from halka.compare import read_experiment
+    from halka.experiment import read_experiment
 
     command = shlex.join(["halka", "compare", str(experiment), "-o", str(out)])
     _run(read_experiment(existing_file(experiment, "EXPERIMENT")), out, command, retry, json)
@@ -44,7 +48,7 @@ def demo(
 
     It takes a few minutes on two cores, and fetches the model the first time.
     """
-    from halka.compare import demo_experiment
+    from halka.experiment import demo_experiment
 
     _run(demo_experiment(), out, shlex.join(["halka", "demo", "-o", str(out)]), retry, json)
 
@@ -59,7 +63,7 @@ def _run(experiment: Experiment, out: Path, command: str, retry: bool, json: boo
     if experiment.base in known_bases():
         pull(experiment.base, say)  # once, and with words, before the runs want it
     try:
-        with RunsProgress() as progress:
+        with terminated_as_interrupted(), RunsProgress() as progress:
             for event in run(experiment, out, retry=retry):
                 progress.event(event)
     except KeyboardInterrupt:
@@ -67,6 +71,8 @@ def _run(experiment: Experiment, out: Path, command: str, retry: bool, json: boo
         raise typer.Exit(130) from None
     outputs = write_outputs(experiment, out, command)
     failed = [each for each in outputs.measurements if each["status"] != "done"]
+    if outputs.others:
+        say(f"{outputs.others} measurements in {out} are of other settings, and left out of table and report")
     if json:
         files = {"report": outputs.report, "table": outputs.table, "summary": outputs.summary}
         emit({**files, "runs": len(outputs.measurements), "failed": len(failed)})
@@ -76,3 +82,17 @@ def _run(experiment: Experiment, out: Path, command: str, retry: bool, json: boo
         show(to_rich(summarise(outputs.measurements)), "", f"report: {outputs.report}")
     if failed:
         raise Failed(f"{len(failed)} of {len(outputs.measurements)} runs failed: --retry runs them again")
+
+
+@contextmanager
+def terminated_as_interrupted() -> Iterator[None]:
+    """A termination is a Ctrl-C, so that no run outlives the command."""
+
+    def interrupt(number: int, frame: FrameType | None) -> None:
+        raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGTERM, interrupt)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from halka.cli.command import Command, Json, emit, examples, existing_file, group
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 app = group("Data files: look at them as the model will.", "halka data preview train.jsonl --base smollm2-135m")
 
@@ -22,7 +25,10 @@ app = group("Data files: look at them as the model will.", "halka data preview t
 def preview(
     files: Annotated[list[Path], typer.Argument(metavar="FILE...", help="JSONL, JSON, CSV, TSV or Parquet")],
     base: Annotated[str, typer.Option(metavar="NAME", help="the base whose tokens and chat template are used")],
-    max_length: Annotated[int | None, typer.Option(metavar="N", help="count examples with more tokens")] = None,
+    max_length: Annotated[
+        int | None,
+        typer.Option(metavar="N", min=2, help="count examples with more tokens; the base's context if not given"),
+    ] = None,
     shape: Annotated[str | None, typer.Option(metavar="TEXT", help="how rows are written; else found out")] = None,
     examples: Annotated[int, typer.Option(metavar="N", min=0, help="examples to show in full")] = 3,
     json: Json = False,
@@ -37,9 +43,10 @@ def preview(
 
     for file in files:
         existing_file(file, "FILE")
-    tokenizer = tokenizer_of(base)
+    tokenizer, context = tokenizer_of(base)
     previews = [
-        preview(file, tokenizer, max_length, shape, examples, others=files[:index]) for index, file in enumerate(files)
+        preview(file, tokenizer, max_length or context, shape, examples, others=files[:index])
+        for index, file in enumerate(files)
     ]
     if json:
         return emit([each.to_json() for each in previews])
@@ -50,10 +57,12 @@ def preview(
         render(each, console)
 
 
-def tokenizer_of(base: str):
-    """A base's tokenizer, without its weights."""
+def tokenizer_of(base: str) -> tuple[PreTrainedTokenizerBase, int | None]:
+    """A base's tokenizer and its context in tokens, without its weights."""
     from transformers import AutoTokenizer
 
     from halka.models.loading import show
 
-    return AutoTokenizer.from_pretrained(show(base)["path"], local_files_only=True, trust_remote_code=False)
+    shown = show(base)
+    tokenizer = AutoTokenizer.from_pretrained(shown["path"], local_files_only=True, trust_remote_code=False)
+    return tokenizer, shown["context"]

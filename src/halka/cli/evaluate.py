@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from halka.cli.command import Json, columns, emit, examples, existing_file, new_file, plain, say, show
+from halka.cli.command import Json, columns, emit, examples, new_file, plain, readable_text, show
+from halka.cli.examples import named_task, read_data
 from halka.cli.opening import AdapterFolder, Base, Device, Dtype, OtherBase, OtherTemplate, open_model
 
 if TYPE_CHECKING:
@@ -30,8 +31,11 @@ def evaluate(
     base: Base,
     adapter: AdapterFolder = None,
     task: Annotated[str | None, typer.Option(metavar="NAME", help="a task: support, a .yaml or .py file")] = None,
-    split: Annotated[Split, typer.Option(metavar="NAME", help="the task's train, validation or test")] = "test",
+    split: Annotated[
+        Split | None, typer.Option(metavar="NAME", help="the task's train, validation or test (test if not given)")
+    ] = None,
     data: Annotated[Path | None, typer.Option(metavar="FILE", help="examples, where there is no task")] = None,
+    shape: Annotated[str | None, typer.Option(metavar="TEXT", help="how its rows are written; else found out")] = None,
     metrics: Annotated[
         str | None, typer.Option(metavar="NAMES", help=f"with commas between; else the task's, or {METRICS}")
     ] = None,
@@ -54,10 +58,13 @@ def evaluate(
     json: Json = False,
 ) -> None:
     """Score a base or an adapter on examples, with 95 % intervals."""
-    asked = None if perplexity and not (task or data) else judged_on(task, split, data, metrics, limit, seed)
-    text = existing_file(perplexity, "--perplexity").read_text(encoding="utf-8") if perplexity else None
+    asked = None if perplexity and not (task or data) else judged_on(task, split, data, shape, metrics, limit, seed)
+    text = readable_text(perplexity, "--perplexity") if perplexity else None
     if out is not None:
         new_file(out, "--out")
+        given = {each.resolve() for each in (data, perplexity, task and Path(task)) if each}
+        if given & {out.resolve(), scores_beside(out).resolve()}:
+            raise ValueError(f"--out: {out} would write over what is read: name another file")
     model, name = open_model(
         *(base, adapter),
         dtype=dtype,
@@ -77,7 +84,13 @@ def evaluate(
 
 
 def judged_on(
-    task: str | None, split: Split, data: Path | None, metrics: str | None, limit: int | None, seed: int
+    task: str | None,
+    split: Split | None,
+    data: Path | None,
+    shape: str | None,
+    metrics: str | None,
+    limit: int | None,
+    seed: int,
 ) -> Task:
     """The examples to answer, as a task's test split, with the metrics that judge them.
 
@@ -85,22 +98,22 @@ def judged_on(
     """
     from dataclasses import replace
 
-    from halka.data.examples import read_examples
-    from halka.data.task import Task, load_task
+    from halka.data.task import Task
     from halka.data.task import limit as limited
     from halka.metrics import find_metric
 
     if (task is None) == (data is None):
         raise ValueError("what to evaluate on is said by --task NAME or by --data FILE: give one of them")
     if data is not None:
-        rows = read_examples(existing_file(data, "--data"))
-        if rows.problems:
-            say(f"{data}: {len(rows.problems)} rows cannot be used; the first: {rows.problems[0]}")
+        if split is not None:
+            raise ValueError(f"--split {split} is for --task: a data file is one split")
         names = tuple(METRICS.split(","))
-        found = Task(data.name.partition(".")[0], (), (), tuple(rows.examples), names, names[0])
+        found = Task(data.name.partition(".")[0], (), (), tuple(read_data(data, "--data", shape)), names, names[0])
     else:
-        loaded = load_task(str(task))
-        found = replace(loaded, test={"train": loaded.train, "validation": loaded.validation}.get(split, loaded.test))
+        if shape is not None:
+            raise ValueError("--shape is for --data: a task says its own")
+        found = named_task(str(task))
+        found = replace(found, test=getattr(found, split or "test"))
     if metrics is not None:
         names = tuple(name.strip() for name in metrics.split(",") if name.strip())
         if not names:
@@ -109,7 +122,9 @@ def judged_on(
     for name in found.metrics:
         find_metric(name)
     if not found.test:
-        raise ValueError(f"the task {found.name} has no {split} examples: choose another --split, or give --data")
+        raise ValueError(
+            f"the task {found.name} has no {split or 'test'} examples: choose another --split, or give --data"
+        )
     return limited(found, test=limit, seed=seed)
 
 
@@ -131,11 +146,15 @@ def _score(
     result = {"task": task.name, "examples": len(task.test), "scores": evaluation.scores}
     if out is not None:
         lines = (jsonlib.dumps(asdict(each), ensure_ascii=False) for each in evaluation.predictions)
-        scores = out.with_suffix(".scores.json")
+        scores = scores_beside(out)
         write_text(out, "".join(f"{line}\n" for line in lines))
         write_text(scores, jsonlib.dumps(plain(result), indent=1) + "\n")
         result |= {"predictions": out, "scores_file": scores}
     return result
+
+
+def scores_beside(predictions: Path) -> Path:
+    return predictions.with_suffix(".scores.json")
 
 
 def _perplexity(model: AdaptedModel, name: str | None, text: str) -> dict[str, float]:

@@ -115,6 +115,7 @@ class RunsProgress(_Bars):
             told = f": {one_line(event.message)}" if event.message else ""
             self._line(f"[{event.done}/{event.total}] {event.kind} {event.run}{told}")
         if self.bars is None:
+            self._tell_of(event)
             return
         if self.all is None:
             self.all = self.bars.add_task("", name="all runs", total=event.total, told="")
@@ -128,6 +129,12 @@ class RunsProgress(_Bars):
                 self.bars.update(task, completed=event.step, total=event.steps, told=told)
             else:
                 self.bars.remove_task(self.running.pop(event.run))
+
+    def _tell_of(self, event: Event) -> None:
+        """A quarter of a run's steps at a time, where there are no bars."""
+        if event.kind == "step" and event.step and event.steps and event.step % -(-event.steps // 4) == 0:
+            told = "" if event.loss is None else f", loss {event.loss:.4f}"
+            self._line(f"[{event.done}/{event.total}] step {event.step}/{event.steps} of {event.run}{told}")
 
     def _line(self, text: str) -> None:
         if self.bars is None:

@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from halka.cli.command import Command, emit, examples, existing_file, say, show
+from halka.cli.command import Command, emit, examples, say, show
+from halka.cli.examples import named_task, read_data
 
 if TYPE_CHECKING:
     from halka.cli.train_settings import Plan, RunSettings
@@ -94,15 +95,15 @@ def train_adapter(
 
 def task_of(run: RunSettings) -> Task:
     """The task that was named, or one made of the data files. Raises ValueError if neither or both were given."""
-    from halka.data.task import Task, load_task
+    from halka.data.task import Task
 
     if (run.task is None) == (not run.data):
         raise ValueError("what to train on is said by --task NAME or by --data FILE: give one of them")
     if run.task is not None:
         if run.validation is not None:
             raise ValueError(f"--validation is for --data: the task {run.task} has its own validation examples")
-        return load_task(run.task)
-    examples = [example for file in run.data for example in _read(file, "--data", run.shape)]
+        return named_task(run.task)
+    examples = [example for file in run.data for example in read_data(file, "--data", run.shape)]
     train, validation = _held_out(examples, run)
     return Task(run.data[0].name.partition(".")[0], tuple(train), tuple(validation), (), (), "")
 
@@ -116,22 +117,13 @@ def _held_out(examples: list[Example], run: RunSettings) -> tuple[list[Example],
     try:
         share = float(run.validation)
     except ValueError:
-        return examples, _read(Path(run.validation), "--validation", run.shape)
+        return examples, read_data(Path(run.validation), "--validation", run.shape)
     if not 0 < share < 1:
         raise ValueError(f"--validation {run.validation} is no share of the data: give a number between 0 and 1")
     train, validation = split_off(examples, round(share * len(examples)), "0/validation")
     if not train:
         raise ValueError(f"--validation {run.validation} leaves nothing of {len(examples)} examples to train on")
     return train, validation
-
-
-def _read(file: Path, flag: str, shape: str | None) -> list[Example]:
-    from halka.data.examples import read_examples
-
-    rows = read_examples(existing_file(file, flag), shape)
-    if rows.problems:
-        say(f"{file}: {len(rows.problems)} rows cannot be used; the first: {rows.problems[0]}")
-    return rows.examples
 
 
 def method_of(plan: Plan, model: AdaptedModel) -> Method:

@@ -11,7 +11,9 @@ from typing import Annotated, Any
 import typer
 
 from halka.core import Method
+from halka.data.tasks import is_task_file
 from halka.methods import all_methods, method_named
+from halka.models.loading import is_base_folder
 from halka.settings import Given, Setting, build, from_environment, from_file, from_flags, said, settings_of, united
 from halka.training import TrainConfig
 
@@ -21,20 +23,24 @@ class RunSettings:
     """What is trained, on what, and where it goes."""
 
     base: str = field(
-        metadata={"help": "short name, folder or hub name of the base", "metavar": "NAME", "beside": True}
+        metadata={"help": "short name, folder or hub name of the base", "metavar": "NAME", "beside": is_base_folder}
     )
     out: Path = field(metadata={"help": "the run's folder", "metavar": "FOLDER", "short": "-o"})
     method: str = field(default="lora", metadata={"help": "as `halka methods` lists them", "metavar": "NAME"})
     task: str | None = field(
         default=None,
-        metadata={"help": "a task: support, a .yaml or .py file", "metavar": "NAME", "beside": True},
+        metadata={"help": "a task: support, a .yaml or .py file", "metavar": "NAME", "beside": is_task_file},
     )
     data: tuple[Path, ...] = field(
         default=(), metadata={"help": "examples to train on, where there is no task; may be repeated"}
     )
     validation: str | None = field(
         default=None,
-        metadata={"help": "a file, or the share of --data to hold out (0.1)", "metavar": "FILE|X", "beside": True},
+        metadata={
+            "help": "a file, or the share of --data to hold out (0.1)",
+            "metavar": "FILE|X",
+            "beside": Path.is_file,
+        },
     )
     shape: str | None = field(default=None, metadata={"help": "how the rows of --data are written; else found out"})
     text: str | None = field(default=None, metadata={"help": "what virtual tokens start as (prompt, prefix)"})

@@ -19,7 +19,7 @@ from typing import Any
 import typer
 from filelock import FileLock, Timeout
 
-from halka.cli.command import Failed, say
+from halka.cli.command import Failed, say, warnings_said
 from halka.cli.progress import StepProgress
 from halka.cli.train_settings import Plan
 from halka.core import AdaptedModel
@@ -55,10 +55,9 @@ class TrainingRun:
         Raises Failed where training cannot go on, and typer.Exit when it was told to stop.
         """
         config = self.plan.train
-        items = as_tokens(model, task.train, config)
-        if left_out := len(task.train) - len(items):
-            say(f"{left_out} of {len(task.train)} examples are left out: `halka data preview` says why")
-        held_out = as_tokens(model, task.validation, config) if task.validation else []
+        with warnings_said():
+            items = as_tokens(model, task.train, config, name)
+            held_out = as_tokens(model, task.validation, config, name) if task.validation else []
         with self._alone():
             if self.overwrite:
                 (self.folder / CHECKPOINT).unlink(missing_ok=True)

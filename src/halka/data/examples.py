@@ -121,7 +121,8 @@ def _detect(path: str | Path, rows: Sequence[Row | Problem]) -> str:
         )
     if len(fits) == 2 and fits[0][1] == fits[1][1]:
         raise ValueError(
-            f"{path}: {fits[0][1]} rows fit {fits[0][0]!r} and as many fit {fits[1][0]!r}. Say which with `shape`."
+            f"{path}: {fits[0][1]} rows fit {fits[0][0]!r} and as many fit {fits[1][0]!r}. "
+            "Say which: --shape, or `shape` in a task file."
         )
     return fits[0][0]
 

@@ -4,6 +4,7 @@ import csv
 import gzip
 import io
 import json
+import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -57,7 +58,7 @@ def _text(path: Path, zipped: bool) -> str:
     if zipped:
         try:
             data = gzip.decompress(data)
-        except (OSError, EOFError) as error:
+        except (OSError, EOFError, zlib.error) as error:
             raise ValueError(f"{path}: not a whole gzip file ({error}). Compress it again.") from error
     if data[:2] in (b"\xff\xfe", b"\xfe\xff"):
         raise ValueError(f"{path}: the file is in UTF-16. Save it as UTF-8.")
@@ -162,11 +163,19 @@ def _csv_records(reader, name: str) -> Iterator[Row | Problem]:
         if len(record) <= 1 and not "".join(record).strip():
             continue
         if header is None:
-            header = record
+            header = _distinct(record, name)
         elif len(record) != len(header):
             yield Problem(where, f"{len(record)} fields where the header has {len(header)}")
         else:
             yield _row(where, dict(zip(header, record, strict=True)))
+
+
+def _distinct(columns: list[str], name: str) -> list[str]:
+    """The columns' names, which blanks and capitals do not tell apart."""
+    plain = [column.strip().lower() for column in columns]
+    if double := next((column for column in plain if column and plain.count(column) > 1), None):
+        raise ValueError(f"{name}: two columns are called {double!r}: rename or remove one")
+    return columns
 
 
 def _parquet(path: Path) -> Iterator[Row | Problem]:
@@ -178,6 +187,8 @@ def _parquet(path: Path) -> Iterator[Row | Problem]:
             batches = list(file.iter_batches())
     except pa.ArrowException as error:
         raise ValueError(f"{path}: not a whole Parquet file ({error}). Write it again.") from error
+    if batches:
+        _distinct(batches[0].schema.names, path.name)
     number = 0
     for batch in batches:
         for index in range(batch.num_rows):

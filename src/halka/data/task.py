@@ -1,7 +1,6 @@
-"""`Task`: examples by split and the metrics that judge them; a YAML file, a Python file, or a shipped name."""
+"""`Task`: examples by split and the metrics that judge them, and the YAML file that says them."""
 
 import random
-import runpy
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from itertools import combinations
@@ -88,31 +87,6 @@ class Task:
             OSError: a file is missing or may not be opened.
         """
         return _read_task(Path(path))
-
-
-def load_task(name_or_path: str | Path) -> Task:
-    """The shipped task "support", a task's `.yaml` file, or a `.py` file that defines `task() -> Task` (it is run).
-
-    Raises:
-        ValueError: it is none of these, or the file is not right.
-        OSError: a file is missing or may not be opened.
-    """
-    path = Path(name_or_path)
-    if str(name_or_path) == "support":
-        from halka.data import support
-
-        return support.task()
-    if path.suffix in (".yaml", ".yml"):
-        return Task.from_yaml(path)
-    if path.suffix != ".py":
-        raise ValueError(f"task {str(name_or_path)!r} is unknown. Name support, a .yaml file or a .py file.")
-    make = runpy.run_path(str(path)).get("task")
-    if not callable(make):
-        raise ValueError(f"{path}: defines no function task(). Add one that returns a halka.data.task.Task.")
-    task = make()
-    if not isinstance(task, Task):
-        raise ValueError(f"{path}: task() returned a {type(task).__name__}, not a halka.data.task.Task.")
-    return task
 
 
 def limit(

@@ -115,6 +115,11 @@ def list_bases() -> list[CachedBase]:
     return bases
 
 
+def is_base_folder(path: Path) -> bool:
+    """Whether `path` holds a base, as `save_pretrained` writes one."""
+    return (path / "config.json").is_file()
+
+
 def load_base(
     name_or_path: str | Path,
     *,

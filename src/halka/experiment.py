@@ -1,0 +1,196 @@
+"""An experiment: what is compared, on what, and how; its YAML file, read and checked before anything runs.
+
+name: tickets
+base: smollm2-135m
+task: task.yaml                  # beside this file; or "support", or a .py file
+examples: {train: 2000, validation: 100, test: 200}
+methods:
+  - {method: base}
+  - {method: lora, rank: 16, lrs: [1.0e-3, 2.0e-3]}
+  - {method: full, lrs: [1.0e-4, 2.0e-4]}
+train: {steps: 200, batch_size: 8}
+seeds: [0, 1, 2]
+jobs: 2
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from pathlib import Path
+from typing import Annotated, Any
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+
+from halka.data.task import SPLITS, Task, limit
+from halka.data.tasks import TASK_FILES, is_task_file, load_task
+from halka.measure import BASE
+from halka.methods import method_named
+from halka.metrics import score
+from halka.models.loading import is_base_folder
+from halka.settings import converted, settings_of
+from halka.training import TrainConfig
+
+Count = Annotated[int, Field(ge=1)]
+Rate = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+
+
+class Entry(BaseModel):
+    """One method of an experiment, with its fields beside it and the learning rates to search."""
+
+    model_config = ConfigDict(extra="allow", frozen=True)
+
+    method: str
+    label: str = ""
+    lrs: tuple[Rate, ...] = ()
+
+    @model_validator(mode="after")
+    def _builds(self) -> Entry:
+        if self.method == BASE:
+            if wrong := [*(self.model_extra or {}), *(["lrs"] if self.lrs else [])]:
+                raise ValueError(f"the bare base is not tuned: it takes no {', '.join(wrong)}")
+        else:
+            method_named(self.method)(**self.fields())
+        if len({*self.lrs}) < len(self.lrs):
+            raise ValueError("lrs: a rate is there twice")
+        return self
+
+    def fields(self) -> dict[str, Any]:
+        """The method's own fields, as far as the file gives them, each in its own type."""
+        given = self.model_extra or {}
+        return converted(settings_of(method_named(self.method)), given) if given else {}
+
+    def rates(self) -> tuple[float, ...]:
+        return self.lrs or (method_named(self.method).lr,)
+
+    def title(self) -> str:
+        shown = " ".join(f"{key}={value}" for key, value in self.fields().items())
+        return self.label or f"{self.method} {shown}".strip()
+
+
+class Experiment(BaseModel):
+    """What is compared, on what, and how."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    name: str
+    base: str = "smollm2-135m"
+    dtype: str = "bfloat16"
+    task: str
+    examples: dict[str, Count] = {}
+    methods: tuple[Entry, ...]
+    train: dict[str, Any] = {}
+    search_steps: Count | None = Field(
+        default=None, description="steps of a search run; half of the final ones' if not given"
+    )
+    seeds: tuple[int, ...] = (0, 1, 2)
+    jobs: Annotated[int, Field(ge=1, description="runs at a time")] = 1
+    forgetting: str | None = Field(default=None, description="a text file; a page that comes with Halka if not given")
+
+    @field_validator("train")
+    @classmethod
+    def _in_their_types(cls, train: dict[str, Any]) -> dict[str, Any]:
+        given = converted(settings_of(TrainConfig), train)
+        TrainConfig(**given)
+        return given
+
+    @model_validator(mode="after")
+    def _fits(self) -> Experiment:
+        if repeated := {"lr", "seed"} & self.train.keys():
+            raise ValueError(f"train: {', '.join(repeated)} is searched or set by seeds, not here")
+        if unknown := self.examples.keys() - {"train", "validation", "test"}:
+            raise ValueError(f"examples: the splits are train, validation and test, not {', '.join(sorted(unknown))}")
+        titles = [entry.title() for entry in self.methods]
+        if double := {title for title in titles if titles.count(title) > 1}:
+            raise ValueError(f"methods: two are called {', '.join(double)}: give each its own label")
+        if not self.methods:
+            raise ValueError("methods: at least one is needed")
+        if not self.seeds or len({*self.seeds}) < len(self.seeds):
+            raise ValueError("seeds: at least one is needed, and none twice")
+        return self
+
+
+def read_experiment(path: str | Path) -> Experiment:
+    """An experiment from its YAML file; the paths in it are seen from its folder.
+
+    Raises ValueError naming each wrong key, and a path that leads nowhere.
+    """
+    path = Path(path)
+    try:
+        given = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise ValueError(f"there is no experiment file {path}") from None
+    except (yaml.YAMLError, UnicodeDecodeError, OSError) as error:
+        raise ValueError(f"{path} is not YAML: {error}") from None
+    if not isinstance(given, dict):
+        raise ValueError(f"{path} holds no experiment: it needs at least name, task and methods")
+    try:
+        experiment = Experiment.model_validate(given)
+    except ValidationError as error:
+        told = [
+            (".".join(map(str, each["loc"])) or "experiment", each["msg"].removeprefix("Value error, "))
+            for each in error.errors()
+        ]
+        lines = "; ".join(f"{place}: {reason}" for place, reason in told)
+        raise ValueError(f"{path}: {lines}") from None
+    return experiment.model_copy(update=_found(experiment, path))
+
+
+def _found(experiment: Experiment, path: Path) -> dict[str, str]:
+    """What of an experiment names a file or folder beside its own, as whole paths."""
+    found = {}
+    for key, there in (("task", is_task_file), ("base", is_base_folder), ("forgetting", Path.is_file)):
+        name = getattr(experiment, key)
+        if name is None:
+            continue
+        near = path.parent / Path(name).expanduser()
+        if there(near):
+            found[key] = str(near.resolve())
+        elif key == "forgetting" or name.startswith((".", "/", "~")) or Path(name).suffix in TASK_FILES:
+            raise ValueError(f"{path}: {key}: there is no {near}")
+    return found
+
+
+def task_of(experiment: Experiment) -> Task:
+    """The experiment's task, with as many examples as it wants of each split.
+
+    Raises ValueError for what would otherwise end every run after its training: a split without examples, or a metric
+    that is unknown or that the gold answers do not satisfy.
+    """
+    task = limit(load_task(experiment.task), **experiment.examples)
+    for split in ("train", "validation", "test"):
+        if not getattr(task, split):
+            raise ValueError(
+                f"task {task.name} has no {split} examples: runs train, are chosen by validation, and test"
+            )
+    golds = [example.answers for example in task.test if example.answers]
+    score([answers[0] for answers in golds], golds, task.metrics, resamples=1)
+    return task
+
+
+def digest(task: Task) -> str:
+    """What tells a task's examples and metrics from others: twelve letters of a hash."""
+    told = [(split, [repr(each.messages) + repr(each.references) for each in getattr(task, split)]) for split in SPLITS]
+    names = [metric if isinstance(metric, str) else metric.name for metric in task.metrics]
+    return hashlib.sha256(repr((told, names, task.primary, task.max_new_tokens)).encode()).hexdigest()[:12]
+
+
+def demo_experiment() -> Experiment:
+    """The demo: the shipped support desk, every family and full fine-tuning, a few minutes on two cores."""
+    return Experiment(
+        name="demo",
+        task="support",
+        examples={"validation": 32, "test": 60},
+        methods=(
+            Entry(method="full", label="full", lrs=(4e-4,)),
+            Entry.model_validate({"method": "lora", "label": "LoRA r16", "lrs": (4e-3,), "rank": 16}),
+            Entry(method="bottleneck", label="bottleneck", lrs=(4e-3,)),
+            Entry(method="prefix", label="prefix", lrs=(3e-2,)),
+            Entry(method="prompt", label="prompt", lrs=(1e-1,)),
+            Entry(method=BASE, label="base (no tuning)"),
+        ),
+        train={"steps": 48, "batch_size": 4, "evaluate_every": 24, "save_every": None},
+        seeds=(0,),
+        jobs=max(1, min(4, (os.cpu_count() or 1))),
+    )

@@ -1,0 +1,151 @@
+"""One measured run says what it is: counts, bytes, curves and memory that agree with what was trained."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from safetensors.torch import load_file
+
+import halka
+import halka.machine
+from halka.measure import BASE, Run, finite, main, measure
+from tiny import tiny
+from tokenizers_for_tests import chatml_tokenizer
+
+LAYERS, WIDTH, INNER, KEYS = 2, 64, 96, 32
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("made")
+    tokenizer = chatml_tokenizer()
+    tiny(vocab_size=len(tokenizer), max_position_embeddings=512).save_pretrained(folder / "base")
+    tokenizer.save_pretrained(folder / "base")
+    rows = [{"prompt": f"What is {i} + 1?", "completion": f"It is {i + 1}."} for i in range(12)]
+    for split in ("train", "validation", "test"):
+        (folder / f"{split}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    task = {split: f"{split}.jsonl" for split in ("train", "validation", "test")}
+    (folder / "task.yaml").write_text(yaml.safe_dump({**task, "metrics": "exact_match", "max_new_tokens": 3}))
+    return folder
+
+
+def a_run(made: Path, folder: Path, method: str = "lora", **changes) -> Run:
+    given = {
+        "experiment": "e",
+        "task": str(made / "task.yaml"),
+        "base": str(made / "base"),
+        "dtype": "float32",
+        "method": method,
+        "label": method,
+        "fields": {"rank": 4} if method == "lora" else {},
+        "train": {"steps": 6, "batch_size": 4, "evaluate_every": 2, "lr": 1e-2, "seed": 0},
+        "folder": str(folder),
+        "threads": 1,
+    }
+    return Run(**{**given, **changes})
+
+
+def test_a_run_says_what_was_trained(made, tmp_path, capsys):
+    found = measure(a_run(made, tmp_path))
+    per_layer = 4 * (2 * (WIDTH + WIDTH) + 2 * (WIDTH + KEYS) + 3 * (WIDTH + INNER))
+    assert found["parameters"]["trainable"] == LAYERS * per_layer
+    base, _ = halka.load_base(made / "base", dtype="float32")
+    assert found["parameters"]["total"] == sum(p.numel() for p in base.parameters())
+    assert found["adapter_bytes"] == (tmp_path / "adapter" / "adapter_model.safetensors").stat().st_size
+    train = found["train"]
+    assert [each["step"] for each in train["curve"]] == [1, 2, 3, 4, 5, 6]
+    assert [each["step"] for each in train["validation"]] == [2, 4, 6]
+    best = min(train["validation"], key=lambda each: each["loss"])
+    assert (train["best_step"], found["validation_loss"]) == (best["step"], best["loss"])
+    memory, trained = found["memory"], found["parameters"]["trainable"]
+    assert memory["weights"] == found["parameters"]["total"] * 4 + trained * 4
+    assert (memory["gradients"], memory["optimizer"]) == (trained * 4, trained * 8)
+    assert memory["peak"] >= memory["baseline"] > 0
+    assert memory["predicted"]["gradients"] == memory["gradients"]
+    assert found["scores"]["exact_match"]["n"] == 12
+    assert found["latency"]["added"] == pytest.approx(
+        found["latency"]["adapted_ms_per_token"] / found["latency"]["base_ms_per_token"] - 1
+    )
+    steps = [json.loads(line) for line in capsys.readouterr().out.splitlines() if line.startswith('{"step"')]
+    assert [each["loss"] for each in steps] == [each["loss"] for each in train["curve"]]
+    assert len((tmp_path / "predictions.jsonl").read_text().splitlines()) == 12
+
+
+def test_the_kept_adapter_is_the_best_and_gives_the_measured_loss(made, tmp_path):
+    from halka.data.tasks import load_task
+    from halka.training import TrainConfig, as_tokens, mean_loss
+
+    found = measure(a_run(made, tmp_path))
+    model = halka.adapt(*halka.load_base(made / "base", dtype="float32"))
+    halka.load(model, tmp_path / "adapter", name="a")
+    items = as_tokens(model, load_task(made / "task.yaml").validation, TrainConfig())
+    assert mean_loss(model, "a", items) == pytest.approx(found["validation_loss"], rel=1e-5)
+
+
+def test_the_bare_base_is_not_trained_and_forgets_nothing(made, tmp_path):
+    found = measure(a_run(made, tmp_path, BASE, train={"seed": 0, "lr": None}))
+    assert found["parameters"]["trainable"] == 0
+    assert found["forgetting"]["change"] == 0
+    assert "train" not in found
+    assert found["scores"]["exact_match"]["n"] == 12
+
+
+def test_a_search_run_ends_with_its_validation_loss(made, tmp_path):
+    found = measure(a_run(made, tmp_path, purpose="search"))
+    assert found["validation_loss"] > 0
+    assert "scores" not in found
+    assert not (tmp_path / "adapter").exists()
+
+
+def test_full_fine_tuning_counts_all_and_keeps_the_cast_copy(made, tmp_path):
+    found = measure(a_run(made, tmp_path, "full", dtype="bfloat16", train={"steps": 2, "batch_size": 4, "lr": 1e-4}))
+    total = found["parameters"]["total"]
+    assert found["parameters"]["trainable"] == total
+    assert found["memory"]["weights"] == total * 2 + total * 4 + total * 2
+    tensors = load_file(tmp_path / "adapter" / "adapter_model.safetensors")
+    assert {tensor.dtype for tensor in tensors.values()} == {torch.bfloat16}
+
+
+def test_what_a_stopped_run_left_is_not_gone_on_with(made, tmp_path):
+    run = a_run(made, tmp_path)
+    first = measure(a_run(made, tmp_path, train={**run.train, "save_every": 2}))
+    again = measure(run)
+    assert again["train"]["curve"] == first["train"]["curve"]
+    assert not (tmp_path / "checkpoint.safetensors").exists()
+
+
+def test_a_failed_run_is_a_measurement_that_says_why(made, tmp_path):
+    run = a_run(made, tmp_path, fields={"rank": 0})
+    (tmp_path / "run.json").write_text(json.dumps(vars(run)))
+    assert main([str(tmp_path / "run.json"), str(tmp_path / "out" / "result.json")]) == 1
+    found = json.loads((tmp_path / "out" / "result.json").read_text())
+    assert found["status"] == "failed"
+    assert "rank must be a whole number" in found["error"]
+
+
+def test_json_has_no_word_for_what_is_not_finite():
+    assert finite({"a": [1.0, float("nan")], "b": float("inf")}) == {"a": [1.0, None], "b": None}
+
+
+def test_the_commit_is_of_this_code_alone(tmp_path, monkeypatch):
+    """Code that lies untracked in somebody's repository has no commit there."""
+    import subprocess
+
+    def git(*arguments: str) -> str:
+        command = ["git", "-C", str(tmp_path), "-c", "user.name=a", "-c", "user.email=a@b", *arguments]
+        return subprocess.run(command, check=True, capture_output=True, text=True).stdout.strip()
+
+    git("init", "-q")
+    (tmp_path / "machine.py").write_text("one")
+    git("commit", "-q", "--allow-empty", "-m", "theirs")
+    monkeypatch.setattr(halka.machine, "__file__", str(tmp_path / "machine.py"))
+    assert halka.machine.commit() is None
+    git("add", ".")
+    git("commit", "-q", "-m", "ours")
+    assert halka.machine.commit() == git("rev-parse", "--short=12", "HEAD")
+    (tmp_path / "machine.py").write_text("two")
+    assert halka.machine.commit() == git("rev-parse", "--short=12", "HEAD") + "-dirty"
