@@ -30,6 +30,31 @@ def test_python_blocks_run(page, tmp_path, monkeypatch):
         exec(compile(block, str(page), "exec"), vars(module))
 
 
+def test_the_documented_data_task_and_experiment_are_read(tmp_path):
+    from halka.data.examples import SHAPES, read_examples
+    from halka.data.task import KEYS, Task
+    from halka.experiment import Experiment, read_experiment
+    from halka.metrics import FAMILIES, METRICS
+
+    page = (ROOT / "docs" / "data.md").read_text(encoding="utf-8")
+    (rows,), (task,) = blocks(ROOT / "docs" / "data.md", "jsonl"), blocks(ROOT / "docs" / "data.md", "yaml")
+    (tmp_path / "test.jsonl").write_text(rows)
+    assert len(read_examples(tmp_path / "test.jsonl").examples) == 2
+    (tmp_path / "train.jsonl").write_text(rows * 10)
+    (tmp_path / "task.yaml").write_text(task)
+    assert Task.from_yaml(tmp_path / "task.yaml").primary == "json_exact"
+    assert all(f"\n{key}: " in task for key in KEYS)
+    assert re.findall(r"^\| `(\w+)` \|", page, flags=re.MULTILINE) == list(SHAPES)
+    named = re.search(r"The metrics: (.*?), each with", page, flags=re.DOTALL)[1]
+    families = {f"{family}:NAME" for family in FAMILIES}
+    assert set(re.findall(r"`([\w:]+)`", named)) == {*METRICS, *families}
+    (experiment,) = blocks(ROOT / "docs" / "compare.md", "yaml")
+    (tmp_path / "experiment.yaml").write_text(experiment)
+    assert read_experiment(tmp_path / "experiment.yaml").seeds == (0, 1, 2)
+    told = (ROOT / "docs" / "compare.md").read_text(encoding="utf-8")
+    assert all(f"{key}:" in told for key in Experiment.model_fields)
+
+
 def test_shell_blocks_name_what_is_there():
     lines = [line for page in DOCS for block in blocks(page, "sh") for line in block.splitlines() if line.strip()]
     assert lines

@@ -38,7 +38,7 @@ LAYERS: dict[str, set[str]] = {
         *("core", "methods", "models", "data", "training", "evaluation", "store"),
         *("estimate", "machine", "files"),
     },
-    "report": {"metrics"},
+    "report": {"files", "metrics"},
     "experiment": {"data", "methods", "metrics", "models", "settings", "training", "measure"},
     "compare": {"experiment", "measure", "report", "training", "files"},
     "cli": {

@@ -6,13 +6,13 @@ import base64
 import hashlib
 import os
 import re
-import uuid
 from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
+from halka.files import write_file
 from halka.report.cards import key_figures
 from halka.report.examples import side_by_side, tally
 from halka.report.plots import draw_plots
@@ -54,16 +54,7 @@ def write_report(
     if target.is_dir():
         raise ValueError(f"{target} is a folder; name a file in it, such as {target / 'report.html'}")
     text = render(measurements, title, command)
-    target.parent.mkdir(parents=True, exist_ok=True)
-    beside = target.with_name(f".{target.name}.{uuid.uuid4().hex}")
-    try:
-        with beside.open("xb") as file:
-            file.write(text.encode("utf-8", "replace"))
-            file.flush()
-            os.fsync(file.fileno())
-        beside.replace(target)
-    finally:
-        beside.unlink(missing_ok=True)
+    write_file(target, lambda beside: beside.write_bytes(text.encode("utf-8", "replace")))
     return target
 
 
