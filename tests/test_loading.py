@@ -22,8 +22,10 @@ from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 from transformers import AutoConfig, BertConfig, BertModel, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from halka.data.tokens import chat_template_fingerprint
+from halka.models import cache as cached
 from halka.models import loading, smollm2
-from halka.models.loading import cache_dir, known_bases, list_bases, load_base, pull, show
+from halka.models.cache import cache_dir, known_bases, list_bases, pull
+from halka.models.loading import load_base, show
 
 SPECIAL = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
 ALPHABET = sorted(pre_tokenizers.ByteLevel.alphabet())
@@ -188,7 +190,7 @@ def test_a_headless_encoder_is_refused(folder: Path) -> None:
         hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=16, vocab_size=261
     )
     BertModel(config).save_pretrained(folder)
-    with pytest.raises(ValueError, match="lack"):
+    with pytest.raises(ValueError, match="is an encoder"):
         load_base(folder)
 
 
@@ -317,7 +319,7 @@ def test_show_wants_the_base_on_this_machine() -> None:
 
 def test_list_before_a_pull(cache: Path) -> None:
     (found,) = list_bases()
-    assert found == loading.CachedBase("smollm2-135m", cache / "bases" / "smollm2-135m", False, 0, None)
+    assert found == cached.CachedBase("smollm2-135m", cache / "bases" / "smollm2-135m", False, 0, None)
 
 
 def test_cache_dir(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -339,19 +341,19 @@ def fetches(monkeypatch: pytest.MonkeyPatch):
 
     def use(fetch) -> None:
         base = replace(known_bases()["smollm2-135m"], fetch=fetch)
-        monkeypatch.setattr(loading, "known_bases", lambda: {base.name: base})
+        monkeypatch.setattr(cached, "known_bases", lambda: {base.name: base})
 
     return use
 
 
-def fill(folder: Path, say: loading.Progress) -> None:
+def fill(folder: Path, say: cached.Progress) -> None:
     say("filling")
     (folder / "model.safetensors").write_bytes(b"weights")
     (folder / "source.json").write_text("{}")
 
 
 def test_a_crash_leaves_nothing_and_the_next_pull_works(fetches, cache: Path) -> None:
-    def crash(folder: Path, say: loading.Progress) -> None:
+    def crash(folder: Path, say: cached.Progress) -> None:
         fill(folder, say)
         raise KeyboardInterrupt
 
@@ -375,7 +377,7 @@ def test_pulling_at_once_fetches_once(fetches) -> None:
     runs: list[Path] = []
     together = threading.Barrier(3)
 
-    def slowly(folder: Path, say: loading.Progress) -> None:
+    def slowly(folder: Path, say: cached.Progress) -> None:
         runs.append(folder)
         threading.Event().wait(0.2)
         fill(folder, say)
@@ -663,12 +665,12 @@ def test_it_knows_paris(real) -> None:
 @pytest.mark.slow
 def test_two_processes_pull_at_once(tmp_path: Path) -> None:
     script = (
-        "import sys, time\nfrom dataclasses import replace\nfrom halka.models import loading\n"
+        "import sys, time\nfrom dataclasses import replace\nfrom halka.models import cache\n"
         "def fetch(folder, say):\n"
         "    (folder / 'source.json').write_text('{}'); print('fetched'); time.sleep(3)\n"
-        "base = replace(loading.known_bases()['smollm2-135m'], fetch=fetch)\n"
-        "loading.known_bases = lambda: {base.name: base}\n"
-        "print(loading.pull('smollm2-135m'))\n"
+        "base = replace(cache.known_bases()['smollm2-135m'], fetch=fetch)\n"
+        "cache.known_bases = lambda: {base.name: base}\n"
+        "print(cache.pull('smollm2-135m'))\n"
     )
     environment = {"HALKA_CACHE": str(tmp_path), "PYTHONPATH": str(Path(loading.__file__).parents[2])}
     runs = [

@@ -638,10 +638,10 @@ def test_writing_is_whole_or_not_at_all(tmp_path: Path, monkeypatch: pytest.Monk
     target = tmp_path / "report.html"
     target.write_text("old")
 
-    def fail(self: Path, other: Path) -> None:
+    def fail(beside: Path, target: Path) -> None:
         raise OSError("disk is gone")
 
-    monkeypatch.setattr(Path, "replace", fail)
+    monkeypatch.setattr("halka.files.os.replace", fail)
     with pytest.raises(OSError, match="disk is gone"):
         write_report([], target)
     assert target.read_text() == "old"

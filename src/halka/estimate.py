@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from halka.core import Adapter
+from halka.core import AdaptedModel
 
 FP32 = 4
 
@@ -20,37 +20,45 @@ class MemorySplit:
     activations: int
 
 
-def memory(base: Any, adapter: Adapter, *, rows: int, length: int, labels: int) -> MemorySplit:
-    """The memory of a training step with AdamW on a batch of `rows` by `length` tokens, `labels` of them with loss.
+def memory(
+    model: AdaptedModel, name: str, *, rows: int, length: int, labels: int, checkpointing: bool = False
+) -> MemorySplit:
+    """The memory of a training step of adapter `name` with AdamW on a batch of `rows` by `length` tokens.
 
     Weights: the base, and the adapter's fp32 masters (for full fine-tuning also their cast copy). Gradients and the
-    two moments of AdamW: fp32. Activations: what each layer keeps for the backward pass; see `_a_layer`.
+    two moments of AdamW: fp32. Activations: what is kept for the backward pass, of which `labels` positions reach the
+    head; what an allocator holds beyond that, and what products need in passing, is not counted.
     """
+    adapter, base = model.adapter(name), model.base
+    config: Any = base.config
+    config, width = config.get_text_config(), next(base.parameters()).element_size()
     trained = adapter.count()
     frozen = sum(parameter.numel() * parameter.element_size() for parameter in base.parameters())
     full = "base" in adapter.parts
-    config = base.config.get_text_config()
-    width = base.dtype.itemsize
-    layers = config.num_hidden_layers * rows * length * _a_layer(config, width, length, full)
+    layer = _a_layer(model, config, width, length, full)
+    layers = config.num_hidden_layers
+    kept = layer + layers * config.hidden_size * width if checkpointing else layers * layer
     head = labels * config.hidden_size * width + min(labels, 256) * config.vocab_size * (2 * FP32 + 2 * width)
     return MemorySplit(
         weights=frozen * (2 if full else 1) + trained * FP32,
         gradients=trained * FP32,
         optimizer=trained * 2 * FP32,
-        activations=layers + head,
+        activations=rows * length * kept + head,
     )
 
 
-def _a_layer(config: Any, width: int, length: int, full: bool) -> int:
+def _a_layer(model: AdaptedModel, config: Any, width: int, length: int, full: bool) -> int:
     """Bytes that a decoder layer keeps per token.
 
     Two norms keep their input in fp32 and their quotient; attention keeps queries, keys, values, its result and the
-    probabilities (a row of the score matrix per head); the MLP keeps its two inner products and what lies between.
+    probabilities (a row of the score matrix per head); the MLP keeps its inner products and what lies between.
     """
     heads = config.num_attention_heads
     keys = getattr(config, "num_key_value_heads", None) or heads
     head = getattr(config, "head_dim", None) or config.hidden_size // heads
-    inner = getattr(config, "intermediate_size", None) or 4 * config.hidden_size
+    widths = {target.role: target.d_out for target in model.targets if target.layer == 0}
+    gated = "mlp.gate" in widths or "mlp.gate_up" in widths
+    inner = widths["mlp.gate_up"] // 2 if "mlp.gate_up" in widths else widths["mlp.up"]
     norms = 2 * (config.hidden_size * (FP32 + width) + (config.hidden_size * width if full else 0))
     attention = width * (3 * heads * head + 2 * keys * head + config.hidden_size + heads * length)
-    return norms + attention + width * 4 * inner
+    return norms + attention + width * (4 if gated else 2) * inner

@@ -192,7 +192,7 @@ def _predicted(model: AdaptedModel, items: list[Tokens], config: TrainConfig) ->
     largest = max(a_epoch, key=lambda batch: batch.input_ids.numel())
     rows, length = largest.input_ids.shape
     labels = int((largest.labels >= 0).sum())
-    return estimate.memory(model.base, model.adapters[NAME], rows=rows, length=length, labels=labels)
+    return estimate.memory(model, NAME, rows=rows, length=length, labels=labels, checkpointing=config.checkpointing)
 
 
 def _latency(model: AdaptedModel, name: str | None, items: list[Tokens], tokens: int = 24) -> dict[str, float]:

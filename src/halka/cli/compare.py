@@ -56,7 +56,7 @@ def demo(
 def _run(experiment: Experiment, out: Path, command: str, retry: bool, json: bool) -> None:
     from halka.cli.progress import RunsProgress
     from halka.compare import run, write_outputs
-    from halka.models.loading import known_bases, pull
+    from halka.models.cache import known_bases, pull
 
     if out.is_file():
         raise ValueError(f"--out: {out} is a file: name a folder")

@@ -1,118 +1,27 @@
-"""Names, folders and hub names to a base model and its tokenizer; the cache of pulled bases."""
+"""Names, folders and hub names to a base model and its tokenizer."""
 
 from __future__ import annotations
 
 import contextlib
-import difflib
 import hashlib
 import json
 import math
-import os
 import re
-import shutil
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from halka.files import new_folder
-from halka.models import smollm2
+from halka.models.cache import cache_dir, is_pulled, known_bases, known_names, pull, source_of
 from halka.models.layouts import LAYOUTS
 
 if TYPE_CHECKING:
     import torch
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-Progress = Callable[[str], None]
-
 DTYPES = ("bfloat16", "float32", "float16", "auto")
 HUB_NAME = re.compile(r"\w[\w.-]*(/\w[\w.-]*)?")
 HUB_FILES = ["*.json", "*.jinja", "*.txt", "*.model", "*.tiktoken", "model*.safetensors", "README.md"]
 HUB_LEFT_OUT = ["*/*", "model.*.safetensors"]  # subfolders, weights in other precisions
-
-
-@dataclass(frozen=True)
-class BaseInfo:
-    """A base that Halka knows by a short name. `bytes` is its size on disk, about."""
-
-    name: str
-    hub_name: str
-    licence: str
-    parameters: int
-    bytes: int
-    fetch: Callable[[Path, Progress], None]
-
-
-@dataclass(frozen=True)
-class CachedBase:
-    """A known base as it stands in the cache: `bytes` on disk (0 if not pulled), `source` as its `source.json` says."""
-
-    name: str
-    path: Path
-    pulled: bool
-    bytes: int
-    source: dict[str, str] | None
-
-
-def known_bases() -> dict[str, BaseInfo]:
-    """The bases with a short name."""
-    smol = BaseInfo(
-        name=smollm2.NAME,
-        hub_name=smollm2.HUB_NAME,
-        licence=smollm2.LICENCE,
-        parameters=smollm2.PARAMETERS,
-        bytes=smollm2.BYTES,
-        fetch=smollm2.fetch,
-    )
-    return {smol.name: smol}
-
-
-def cache_dir() -> Path:
-    """`$HALKA_CACHE`, else `$XDG_CACHE_HOME/halka`, else `~/.cache/halka`. It need not exist."""
-    if own := os.environ.get("HALKA_CACHE"):
-        return Path(own).expanduser()
-    shared = os.environ.get("XDG_CACHE_HOME")
-    return (Path(shared).expanduser() if shared else Path.home() / ".cache") / "halka"
-
-
-def pull(name: str, on_progress: Progress | None = None) -> Path:
-    """The folder of a known base, fetched first if the cache lacks it.
-
-    The folder appears whole or not at all. Of processes that pull at once, one works and the others wait.
-    Raises ValueError for an unknown name and when no origin can be reached.
-    """
-    bases = known_bases()
-    if name not in bases:
-        raise ValueError(f"unknown base {name!r}; {_known_names(name)}")
-    folder = cache_dir() / "bases" / name
-    if _pulled(folder):
-        return folder
-
-    from filelock import FileLock
-
-    say = on_progress or (lambda message: None)
-    say(f"{name} goes to {folder}")
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    with FileLock(folder.parent / f".{name}.lock"):
-        if _pulled(folder):  # by the process that held the lock
-            return folder
-        if folder.exists():
-            raise ValueError(f"{folder} is in the way: it is no pulled base (it has no source.json); move it away")
-        for left in folder.parent.glob(f".{name}.*/"):  # by a process that was killed
-            shutil.rmtree(left)
-        with new_folder(folder) as filling:
-            bases[name].fetch(filling, say)
-    return folder
-
-
-def list_bases() -> list[CachedBase]:
-    """Every known base, pulled or not."""
-    bases = []
-    for name in known_bases():
-        folder = cache_dir() / "bases" / name
-        size = sum(file.stat().st_size for file in folder.iterdir()) if _pulled(folder) else 0
-        bases.append(CachedBase(name, folder, pulled=_pulled(folder), bytes=size, source=_source(folder)))
-    return bases
 
 
 def is_base_folder(path: Path) -> bool:
@@ -199,7 +108,7 @@ def show(name_or_path: str | Path) -> dict[str, Any]:
     text = config.get_text_config()
     parameters, dtypes = _read_headers(files, tied=text.tie_word_embeddings)
     template = tokenizer.get_chat_template() if tokenizer.chat_template else None
-    source = _source(folder) or {}
+    source = source_of(folder) or {}
     here = Path(name_or_path).expanduser() == folder
     return {
         "name": str(name_or_path),
@@ -228,7 +137,7 @@ def _resolve(name_or_path: str | Path, revision: str | None, *, fetch: bool) -> 
     folder = cache_dir() / "bases" / name if known else Path(name).expanduser()
     if revision and (known or folder.is_dir()):
         raise ValueError(f"revision {revision!r} is for names on the hub; {name} has none")
-    if known and not fetch and not _pulled(folder):
+    if known and not fetch and not is_pulled(folder):
         raise ValueError(f"{name} is not on this machine yet; `halka base pull {name}` fetches it")
     if known:
         return pull(name)
@@ -236,7 +145,7 @@ def _resolve(name_or_path: str | Path, revision: str | None, *, fetch: bool) -> 
         return folder
     if isinstance(name_or_path, Path) or not HUB_NAME.fullmatch(name):
         what = "is a file; a base is a folder" if folder.is_file() else "is no folder"
-        raise ValueError(f"{name} {what}; {_known_names(name)}")
+        raise ValueError(f"{name} {what}; {known_names(name)}")
     return _from_hub(name, revision, fetch=fetch)
 
 
@@ -262,7 +171,7 @@ def _from_hub(name: str, revision: str | None, *, fetch: bool) -> Path:
         if not fetch:
             raise ValueError(
                 f"{name} is not on this machine: no folder, and not in the hub client's cache (load_base fetches it); "
-                f"{_known_names(name)}"
+                f"{known_names(name)}"
             ) from None
     try:
         return snapshot(local=False)
@@ -272,12 +181,12 @@ def _from_hub(name: str, revision: str | None, *, fetch: bool) -> Path:
     except errors.RevisionNotFoundError as error:
         raise ValueError(f"{name} has no revision {revision!r} on the hub") from error
     except errors.RepositoryNotFoundError as error:
-        raise ValueError(f"{name} is neither a folder nor a model on the hub; {_known_names(name)}") from error
+        raise ValueError(f"{name} is neither a folder nor a model on the hub; {known_names(name)}") from error
     except (errors.LocalEntryNotFoundError, errors.HfHubHTTPError, OSError) as error:
         cause = error.__cause__ or error
         raise ValueError(
             f"{name} is no folder, is not in the hub client's cache, and the hub cannot be reached "
-            f"({type(cause).__name__}: {cause}); {_known_names(name)}"
+            f"({type(cause).__name__}: {cause}); {known_names(name)}"
         ) from error
 
 
@@ -376,18 +285,3 @@ def _quiet() -> Iterator[None]:
     finally:
         logging.set_verbosity(level)
         logging.set_tqdm_hook(hook)
-
-
-def _known_names(name: str) -> str:
-    """The way out for a name that leads nowhere."""
-    known = list(known_bases())
-    close = difflib.get_close_matches(name.lower(), known, n=1)
-    return (f"did you mean {close[0]}? " if close else "") + f"Known short names: {', '.join(known)}"
-
-
-def _pulled(folder: Path) -> bool:
-    return (folder / "source.json").is_file()
-
-
-def _source(folder: Path) -> dict[str, str] | None:
-    return json.loads((folder / "source.json").read_text(encoding="utf-8")) if _pulled(folder) else None
