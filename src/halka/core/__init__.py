@@ -1,4 +1,4 @@
-"""The idea in four files: parts (what acts), routing (on which row), weights (that stand in), model (all of it)."""
+"""The idea in five files: parts (what acts), routing (on which row), stacking (rows in one go), weights, model."""
 
 from halka.core.model import AdaptedModel
 from halka.core.parts import (
@@ -11,6 +11,7 @@ from halka.core.parts import (
     Part,
     Reader,
     Target,
+    linear,
 )
 from halka.core.routing import Memory, repeats
 
@@ -26,5 +27,6 @@ __all__ = [
     "Part",
     "Reader",
     "Target",
+    "linear",
     "repeats",
 ]

@@ -256,18 +256,18 @@ class AdaptedModel:
             return []
 
         def before(module: nn.Module, args: tuple) -> tuple | None:
-            if self._route is None or key not in self._route.before:
+            if self._route is None or key not in self._route.reading:
                 return None
-            return (self._route.edit(self._route.before[key], args[0]), *args[1:])
+            return (self._route.before(key, args[0]), *args[1:])
 
         def after(module: nn.Module, args: tuple, y: Tensor) -> Tensor | None:
-            if self._route is None or key not in self._route.after:
+            if self._route is None or key not in self._route.writing:
                 return None
             x = args[0] if target.source is None else self._inputs.pop(key)
-            return self._route.edit(self._route.after[key], x, y)
+            return self._route.after(key, x, y)
 
         def remember(module: nn.Module, args: tuple) -> None:
-            if self._route is not None and key in self._route.after:
+            if self._route is not None and key in self._route.writing:
                 self._inputs[key] = args[0]
 
         def refresh(module: nn.Module, args: tuple) -> None:

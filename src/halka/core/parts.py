@@ -7,11 +7,12 @@ Shape letters used in this project:
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Hashable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Protocol
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 # The linear layers of a decoder block, the fused forms that some architectures have, and names for groups of them.
@@ -62,18 +63,38 @@ class Target:
 
 
 class Part(nn.Module):
-    """What a method puts at one target. A part overrides what applies to it; the rest leaves the base alone."""
+    """What a method puts at one target. A part overrides what applies to it; the rest leaves the base alone.
+
+    At a module it says `before(x)` or `forward(x, y)`. Where it says instead what it computes with (`operands`) and
+    what that does (`reads` or `writes`), rows of a mixed batch that use several such parts are done in one go.
+    """
 
     def before(self, x: Tensor) -> Tensor:
         """At a module: what it shall receive instead of x (B, T, I)."""
-        return x
+        return self.reads(x, *self.operands(x.dtype))
 
     def forward(self, x: Tensor, y: Tensor) -> Tensor:
         """At a module: what it shall return instead of y (B, T, O), given that it received x (B, T, I).
 
         At `attn` and `mlp`, x is what the whole sublayer received.
         """
+        return self.writes(x, y, *self.operands(y.dtype))
+
+    def operands(self, dtype: torch.dtype) -> tuple[Tensor, ...]:
+        """What `reads` and `writes` compute with, in `dtype`: vectors (O,) and matrices (R, I)."""
+        return ()
+
+    def reads(self, x: Tensor, *operands: Tensor) -> Tensor:
+        """`before`, given the operands; in a mixed batch a row's each: vectors (B, 1, O), matrices (B, R, I)."""
+        return x
+
+    def writes(self, x: Tensor, y: Tensor, *operands: Tensor) -> Tensor:
+        """`forward`, given the operands, as in `reads`."""
         return y
+
+    def kin(self) -> Hashable:
+        """Parts of one class and of equal kin differ in their operands alone; asked where `use` begins."""
+        return ()
 
     def virtual(self) -> Tensor:
         """At `embed`: virtual embeddings (P, D). At `memory`: keys and values (P, 2·L, H, width)."""
@@ -86,6 +107,14 @@ class Part(nn.Module):
     def merged(self, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor | None]:
         """The module's weight (O, I) and bias (O,), fp32, with this part inside them."""
         raise NotImplementedError(f"{type(self).__name__} has no form as a weight")
+
+
+def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    """x (B, T, I) times a weight (R, I), or a weight for each row (B, R, I); bias (R,), or (B, 1, R)."""
+    if weight.dim() == 2:
+        return F.linear(x, weight, bias)
+    result = x @ weight.mT
+    return result if bias is None else result + bias
 
 
 class Reader(Protocol):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Protocol
@@ -12,6 +12,9 @@ import torch
 from torch import Tensor
 
 from halka.core.parts import VIRTUAL_ROLES, Adapter, Part
+from halka.core.stacking import Stack
+
+STACKING = True  # False: adapter by adapter, the slow twin
 
 
 class Memory(Protocol):
@@ -37,9 +40,9 @@ class Memory(Protocol):
 
 @dataclass(frozen=True)
 class Use:
-    """What one part does at one target, and the rows it serves; None serves every row."""
+    """What is done at one target with the rows named; None serves every row."""
 
-    act: Callable[..., Tensor]
+    act: Part | Stack
     rows: Tensor | None
 
 
@@ -48,23 +51,31 @@ class Route:
     """Which adapter each row of a batch uses, resolved to what happens at each module."""
 
     names: tuple[str | None, ...]
-    before: Mapping[str, list[Use]]
-    after: Mapping[str, list[Use]]
+    reading: Mapping[str, list[Use]]  # by the target's key: what it shall receive
+    writing: Mapping[str, list[Use]]  # what it shall return
     memory: tuple[Part | None, ...] = ()
     full: Part | None = None
 
-    def edit(self, uses: Iterable[Use], *tensors: Tensor) -> Tensor:
-        """The last of `tensors` as `uses` change it, each on its own rows."""
-        result = tensors[-1]
-        for use in uses:
-            if use.rows is None:
-                result = use.act(*tensors[:-1], result)
-            else:
-                times = repeats(result.shape[0], len(self.names))
-                rows = (use.rows[:, None] * times + torch.arange(times)).flatten().to(result.device)
-                mine = [tensor[rows] for tensor in (*tensors[:-1], result)]
-                result = result.index_copy(0, rows, use.act(*mine))
-        return result
+    def before(self, key: str, x: Tensor) -> Tensor:
+        """What the module of target `key` shall receive instead of x (B, T, I)."""
+        for use in self.reading[key]:
+            x = self._on_rows(use, use.act.before, x)
+        return x
+
+    def after(self, key: str, x: Tensor, y: Tensor) -> Tensor:
+        """What it shall return instead of y (B, T, O), given x."""
+        for use in self.writing[key]:
+            y = self._on_rows(use, use.act.forward, x, y)
+        return y
+
+    def _on_rows(self, use: Use, act: Callable[..., Tensor], *tensors: Tensor) -> Tensor:
+        """The last of `tensors` with the use's rows as `act` makes them."""
+        if use.rows is None:
+            return act(*tensors)
+        last = tensors[-1]
+        times = repeats(last.shape[0], len(self.names))
+        rows = (use.rows[:, None] * times + torch.arange(times)).flatten().to(last.device)
+        return last.index_copy(0, rows, act(*(tensor[rows] for tensor in tensors)))
 
 
 def repeats(batch: int, named: int) -> int:
@@ -87,12 +98,10 @@ def resolve(names: tuple[str | None, ...], adapters: Mapping[str, Adapter]) -> R
     Raises ValueError where a full copy of the weights would share a batch.
     """
     alone = len(set(names)) == 1
-    before: dict[str, list[Use]] = defaultdict(list)
-    after: dict[str, list[Use]] = defaultdict(list)
     memory: dict[str, Part] = {}
     full = None
+    at: dict[str, dict[str, Part]] = defaultdict(dict)  # target's key -> adapter's name -> part
     for name, adapter in adapters.items():
-        rows = None if alone else torch.tensor([i for i, each in enumerate(names) if each == name])
         for path, part in adapter.parts.items():
             target = adapter.targets[path]
             if target.role == "base":
@@ -102,9 +111,39 @@ def resolve(names: tuple[str | None, ...], adapters: Mapping[str, Adapter]) -> R
             elif target.role in VIRTUAL_ROLES:
                 memory[name] = part
             else:
-                if type(part).before is not Part.before:
-                    before[target.key].append(Use(part.before, rows))
-                if type(part).forward is not Part.forward:
-                    after[target.key].append(Use(part, rows))
+                at[target.key][name] = part
     shared = tuple(memory.values()) if alone else tuple(memory.get(name or "") for name in names)
-    return Route(names, dict(before), dict(after), shared if memory else (), full)
+    return Route(
+        names,
+        {key: uses for key, parts in at.items() if (uses := _uses(names, parts, "reads", "before"))},
+        {key: uses for key, parts in at.items() if (uses := _uses(names, parts, "writes", "forward"))},
+        shared if memory else (),
+        full,
+    )
+
+
+def _uses(names: tuple[str | None, ...], parts: Mapping[str, Part], *ways: str) -> list[Use]:
+    """The rows at one target whose parts override one of `ways`, those of like parts together."""
+    acting = {name: part for name, part in parts.items() if any(_overrides(part, way) for way in ways)}
+    if len(set(names)) == 1:
+        return [Use(part, None) for part in acting.values()]
+    groups: dict[Hashable, list[int]] = defaultdict(list)
+    for row, name in enumerate(names):
+        if name in acting:
+            groups[_kin(acting[name])].append(row)
+    uses = []
+    for rows in groups.values():
+        each = [acting[names[row] or ""] for row in rows]
+        act = each[0] if len({*each}) == 1 else Stack(each)
+        uses.append(Use(act, None if len(rows) == len(names) else torch.tensor(rows)))
+    return uses
+
+
+def _overrides(part: Part, way: str) -> bool:
+    return getattr(type(part), way) is not getattr(Part, way)
+
+
+def _kin(part: Part) -> Hashable:
+    """What is equal for parts that can be done in one go."""
+    alone = not STACKING or _overrides(part, "before") or _overrides(part, "forward")
+    return id(part) if alone else (type(part), part.kin())

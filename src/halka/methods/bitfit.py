@@ -41,8 +41,12 @@ class Offset(Part):
         super().__init__()
         self.bias = nn.Parameter(torch.zeros(width))
 
-    def forward(self, x: Tensor, y: Tensor) -> Tensor:
-        return y + self.bias.to(y.dtype)
+    def operands(self, dtype: torch.dtype) -> tuple[Tensor, ...]:
+        return (self.bias.to(dtype),)
+
+    def writes(self, x: Tensor, y: Tensor, *operands: Tensor) -> Tensor:
+        (offset,) = operands
+        return y + offset
 
     def merged(self, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor | None]:
         return weight, self.bias if bias is None else bias + self.bias

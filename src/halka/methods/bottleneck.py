@@ -7,6 +7,7 @@ arXiv:2005.00247 (`targets=("mlp",)`). Beside a sublayer, reading its input: He 
 
 from __future__ import annotations
 
+from collections.abc import Hashable
 from dataclasses import dataclass, field
 from typing import ClassVar
 
@@ -14,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from halka.core import Part, Target
+from halka.core import Part, Target, linear
 from halka.methods._checks import finite, fraction, whole
 from halka.methods.lora import padded
 
@@ -72,10 +73,17 @@ class BottleneckPart(Part):
         nn.init.zeros_(self.up.weight)
         nn.init.zeros_(self.up.bias)
 
-    def forward(self, x: Tensor, y: Tensor) -> Tensor:
+    def operands(self, dtype: torch.dtype) -> tuple[Tensor, ...]:
+        """Down (R, D), its bias (R,), up (D, R) and its bias (D,), both with the scale; R is padded for compute."""
+        down, up = padded(self.down.weight, self.up.weight, dtype)
+        bias = F.pad(self.down.bias.to(dtype), (0, down.shape[0] - self.down.bias.shape[0]))
+        return down, bias, up * self.method.scale, self.up.bias.to(dtype) * self.method.scale
+
+    def writes(self, x: Tensor, y: Tensor, *operands: Tensor) -> Tensor:
+        down, down_bias, up, up_bias = operands
         read = y if self.method.reads == "output" else x
-        down, up = padded(self.down.weight, self.up.weight, y.dtype)
-        bias = F.pad(self.down.bias.to(y.dtype), (0, down.shape[0] - self.down.bias.shape[0]))
-        middle = ACTIVATIONS[self.method.activation](F.linear(read, down, bias))
-        middle = F.dropout(middle, self.method.dropout, self.training)
-        return y + F.linear(middle, up * self.method.scale, self.up.bias.to(y.dtype) * self.method.scale)
+        middle = ACTIVATIONS[self.method.activation](linear(read, down, down_bias))
+        return y + linear(F.dropout(middle, self.method.dropout, self.training), up, up_bias)
+
+    def kin(self) -> Hashable:
+        return self.method.activation, self.method.reads, self.method.dropout if self.training else 0.0

@@ -6,9 +6,10 @@ from dataclasses import dataclass, field
 from typing import ClassVar
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
-from halka.core import Part, Target
+from halka.core import Part, Target, linear
 from halka.methods.lora import LoRA, LoRAPart
 
 SMALLEST = 1e-12  # a norm: pruned bases have rows of nothing, whose quotient stays one
@@ -78,11 +79,17 @@ class DoRAPart(LoRAPart):
             self._known = (state, self.magnitude / self.norms(self._weight()))
         return self._known[1]
 
-    def forward(self, x: Tensor, y: Tensor) -> Tensor:
-        bias = getattr(self._linear[0], "bias", None)
+    def operands(self, dtype: torch.dtype) -> tuple[Tensor, ...]:
+        """LoRA's two, and the quotient and what it is beyond one (O,)."""
         ratio = self._ratio()
+        return *super().operands(dtype), ratio.to(dtype), (ratio - 1).to(dtype)
+
+    def writes(self, x: Tensor, y: Tensor, *operands: Tensor) -> Tensor:
+        A_RI, B_OR, ratio, beyond = operands
+        bias = getattr(self._linear[0], "bias", None)
         own = y if bias is None else y - bias
-        return y + (ratio - 1).to(y.dtype) * own + ratio.to(y.dtype) * self.product(x)
+        product = linear(linear(F.dropout(x, self.dropout, self.training), A_RI), B_OR)
+        return y + beyond * own + ratio * product
 
     def merged(self, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor | None]:
         direction = weight + self.delta()

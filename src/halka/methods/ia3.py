@@ -42,8 +42,12 @@ class OutputScale(Part):
         super().__init__()
         self.ia3_l = nn.Parameter(torch.ones(width))
 
-    def forward(self, x: Tensor, y: Tensor) -> Tensor:
-        return y * self.ia3_l.to(y.dtype)
+    def operands(self, dtype: torch.dtype) -> tuple[Tensor, ...]:
+        return (self.ia3_l.to(dtype),)
+
+    def writes(self, x: Tensor, y: Tensor, *operands: Tensor) -> Tensor:
+        (factors,) = operands
+        return y * factors
 
     def merged(self, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor | None]:
         return weight * self.ia3_l[:, None], None if bias is None else bias * self.ia3_l
@@ -56,8 +60,12 @@ class InputScale(Part):
         super().__init__()
         self.ia3_l = nn.Parameter(torch.ones(width))
 
-    def before(self, x: Tensor) -> Tensor:
-        return x * self.ia3_l.to(x.dtype)
+    def operands(self, dtype: torch.dtype) -> tuple[Tensor, ...]:
+        return (self.ia3_l.to(dtype),)
+
+    def reads(self, x: Tensor, *operands: Tensor) -> Tensor:
+        (factors,) = operands
+        return x * factors
 
     def merged(self, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor | None]:
         return weight * self.ia3_l, bias

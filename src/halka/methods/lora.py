@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Hashable
 from dataclasses import dataclass, field
 from typing import ClassVar
 
@@ -10,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from halka.core import Part, Target
+from halka.core import Part, Target, linear
 from halka.methods._checks import finite, fraction, weight_roles, whole
 
 
@@ -58,15 +59,17 @@ class LoRAPart(Part):
         self.lora_B = nn.Parameter(torch.zeros(target.d_out, rank))
         nn.init.kaiming_uniform_(self.lora_A, a=math.sqrt(5))
 
-    def forward(self, x: Tensor, y: Tensor) -> Tensor:
-        return y + self.product(x)
+    def operands(self, dtype: torch.dtype) -> tuple[Tensor, ...]:
+        """A (R, I) and s·B (O, R), with the rank padded for compute."""
+        A_RI, B_OR = padded(self.lora_A, self.lora_B, dtype)
+        return A_RI, B_OR * self.scale
 
-    def product(self, x: Tensor) -> Tensor:
-        """s·B(A x) in x's precision, with the rank padded for compute."""
-        if self.dropout and self.training:
-            x = F.dropout(x, self.dropout)
-        A_RI, B_OR = padded(self.lora_A, self.lora_B, x.dtype)
-        return F.linear(F.linear(x, A_RI), B_OR * self.scale)
+    def writes(self, x: Tensor, y: Tensor, *operands: Tensor) -> Tensor:
+        A_RI, B_OR = operands
+        return y + linear(linear(F.dropout(x, self.dropout, self.training), A_RI), B_OR)
+
+    def kin(self) -> Hashable:
+        return self.dropout if self.training else 0.0
 
     def delta(self) -> Tensor:
         """(O, I): what is added to the weight."""

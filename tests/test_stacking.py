@@ -1,0 +1,163 @@
+"""Rows of many adapters in one go compute what each adapter computes alone, forward and backward."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+import halka
+import halka.core.routing
+from contract import disturb, ids, padded
+from halka.core import AdaptedModel, Part
+from halka.core.stacking import stacked
+from tiny import tiny
+
+FAMILIES = {
+    "lora": [
+        halka.LoRA(rank=3),
+        halka.LoRA(rank=20, targets=("attn.qv", "mlp.down"), scaling="root"),
+        halka.LoRA(rank=16, alpha=4, dropout=0.1, targets=("linear", "head")),
+    ],
+    "dora": [halka.DoRA(rank=3), halka.DoRA(rank=9, targets=("attn.linear",)), halka.DoRA(rank=16)],
+    "bottleneck": [
+        halka.Bottleneck(width=5),
+        halka.Bottleneck(width=17, scale=2.0, dropout=0.1),
+        halka.Bottleneck(width=6, activation="gelu", targets=("mlp",)),
+        halka.Bottleneck(width=7, reads="input"),
+    ],
+    "ia3": [halka.IA3(), halka.IA3(targets=("linear",)), halka.IA3(targets=("mlp.down",))],
+    "bitfit": [halka.BitFit(), halka.BitFit(targets=("attn.linear", "head"))],
+}
+FAMILIES["all"] = [method for methods in list(FAMILIES.values()) for method in methods[:2]] + [
+    halka.Prefix(length=3),
+    halka.Prompt(length=5),
+]
+every_family = pytest.mark.parametrize("family", FAMILIES)
+dtypes = pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+
+
+def model_of(family: str, dtype=torch.float32, architecture: str = "llama") -> tuple[AdaptedModel, list[str | None]]:
+    """A tiny base with the family's adapters, and rows that use each twice and the bare base once, in no order."""
+    base = tiny(architecture, dtype, **({"tie_word_embeddings": False} if architecture == "llama" else {}))
+    model = halka.adapt(base)
+    for seed, method in enumerate(FAMILIES[family]):
+        model.add(str(seed), method, seed=seed)
+        disturb(model, str(seed), seed=seed, by=0.1)
+    names = [str(seed) for seed in range(len(FAMILIES[family]))]
+    return model, [*names, None, *reversed(names)]
+
+
+def outputs(model: AdaptedModel, rows, batch: torch.Tensor, **more) -> torch.Tensor:
+    with torch.no_grad(), model.use(rows):
+        return model.base(batch, **more).logits
+
+
+@every_family
+@dtypes
+@pytest.mark.parametrize("architecture", ["llama", "gpt2", "phi3"])
+def test_each_row_is_its_own_single_run(family, dtype, architecture):
+    model, rows = model_of(family, dtype, architecture)
+    batch = ids(len(rows))
+    found = outputs(model, rows, batch)
+    tolerance = 1e-5 if dtype == torch.float32 else 0.05
+    for row, name in enumerate(rows):
+        alone = outputs(model, name, batch[row : row + 1])
+        torch.testing.assert_close(
+            found[row : row + 1], alone, rtol=0, atol=tolerance * max(1.0, float(alone.abs().max()))
+        )
+
+
+@every_family
+def test_the_slow_twin_agrees_forward_and_backward(family, monkeypatch):
+    model, rows = model_of(family)
+    batch, results = ids(len(rows)), []
+    for stacking in (True, False):
+        monkeypatch.setattr(halka.core.routing, "STACKING", stacking)
+        for name in model.adapters:
+            for parameter in model.parameters(name):
+                parameter.grad = None
+        with model.use(rows):
+            logits = model.base(batch).logits
+            logits.square().mean().backward()
+        gradients = {
+            f"{name} {key}": parameter.grad
+            for name, adapter in model.adapters.items()
+            for key, parameter in adapter.named_parameters()
+        }
+        results.append((logits.detach(), gradients))
+    (fast, mine), (slow, theirs) = results
+    torch.testing.assert_close(fast, slow, rtol=0, atol=1e-5)
+    assert mine.keys() == theirs.keys()
+    for key, gradient in theirs.items():
+        assert (gradient is None) == (mine[key] is None), key
+        if gradient is not None:
+            torch.testing.assert_close(mine[key], gradient, rtol=1e-4, atol=1e-6)
+
+
+def test_no_part_of_a_family_is_called_by_itself(monkeypatch):
+    """Twenty LoRAs in a batch: their operands are made once, and then every pass is products over the whole batch."""
+    model = halka.adapt(tiny())
+    names = [str(seed) for seed in range(20)]
+    for seed, name in enumerate(names):
+        model.add(name, halka.LoRA(rank=1 + seed % 5), seed=seed)
+        disturb(model, name, seed=seed)
+    made = []
+    own = halka.methods.lora.LoRAPart.operands
+    monkeypatch.setattr(
+        halka.methods.lora.LoRAPart, "operands", lambda part, dtype: (made.append(part), own(part, dtype))[1]
+    )
+    monkeypatch.setattr(Part, "forward", lambda *_: pytest.fail("a part was called by itself"))
+    with torch.no_grad(), model.use(names):
+        first = model.base(ids(20)).logits
+        count = len(made)
+        assert count == sum(len(adapter.parts) for adapter in model.adapters.values())
+        assert torch.equal(model.base(ids(20)).logits, first)
+        assert len(made) == count
+        model.parameters("7")[1].add_(0.1)
+        changed = model.base(ids(20)).logits
+    assert not torch.equal(changed[7], first[7])
+    assert torch.equal(changed[:7], first[:7])
+
+
+@every_family
+@pytest.mark.parametrize("side", ["left", "right"])
+def test_padded_rows_with_cache_and_beams(family, side):
+    model, rows = model_of(family)
+    prompts = [row[: 4 + i % 5] for i, row in enumerate(ids(len(rows), 9))]
+    batch, mask, positions = padded(prompts, side)
+    found = outputs(model, rows, batch, attention_mask=mask, position_ids=positions)
+    for row, (name, prompt) in enumerate(zip(rows, prompts, strict=True)):
+        alone = outputs(model, name, prompt[None])
+        torch.testing.assert_close(found[row][mask[row].bool()], alone[0], rtol=0, atol=1e-4)
+    if side == "left":
+        options = {"max_new_tokens": 4, "num_beams": 2, "do_sample": False, "pad_token_id": 0}
+        with torch.inference_mode(), model.use(rows):
+            made = model.base.generate(batch, attention_mask=mask, **options)
+        for row, (name, prompt) in enumerate(zip(rows, prompts, strict=True)):
+            with torch.inference_mode(), model.use(name):
+                alone = model.base.generate(prompt[None], attention_mask=torch.ones_like(prompt[None]), **options)
+            mine = made[row, batch.shape[1] :].tolist()
+            assert mine[: alone.shape[1] - len(prompt)] == alone[0, len(prompt) :].tolist()
+
+
+def test_dropout_in_training_is_drawn_for_parts_that_have_it_alone():
+    model = halka.adapt(tiny())
+    for name, dropout in (("none", 0.0), ("half", 0.5), ("too", 0.5)):
+        model.add(name, halka.LoRA(rank=4, dropout=dropout))
+        disturb(model, name)
+    model.adapter("half").train()
+    model.adapter("too").train()
+    rows = ["none", "half", "too"]
+    batch = ids(1).expand(3, -1)
+    with torch.no_grad(), model.use(rows):
+        one, two = (model.base(batch).logits for _ in range(2))
+    assert torch.equal(one[0], two[0])
+    assert not torch.allclose(one[1], two[1])
+    assert not torch.allclose(one[1], one[2])
+
+
+def test_stacked_is_filled_up_with_zeros():
+    found = stacked([torch.ones(2, 3), torch.ones(4, 3)])
+    assert found.shape == (2, 4, 3)
+    assert found.sum(dim=(1, 2)).tolist() == [6, 12]
+    assert stacked([torch.ones(2), torch.ones(3)]).tolist() == [[[1, 1, 0]], [[1, 1, 1]]]
