@@ -609,6 +609,24 @@ def test_demo_pulls_its_base_first(experiment, monkeypatch):
     assert pulled == ["smollm2-135m"]
 
 
+def test_a_store_of_adapters(here):
+    assert "support, version 1" in halka("adapters add run/adapter support --store adapters").stdout
+    assert parsed("adapters add run/adapter support --store adapters")["version"] == 2
+    halka("adapters add run/adapter other --store adapters")
+    assert "support: live" in halka("adapters tag support live --store adapters").stdout
+    assert "2 adapters in adapters" in halka("adapters list --store adapters").stdout
+    (found,) = parsed("adapters list --store adapters --tag live")
+    assert (found["name"], found["version"], found["versions"], found["method"]) == ("support", 2, 2, "lora")
+    assert parsed("adapters remove support --version 1 --store adapters")["versions"] == [2]
+    (Path("adapters") / "other" / "1" / "adapter_config.json").write_text("{")
+    assert "1 of 2 versions are damaged" in halka("adapters verify --store adapters", code=1).stderr
+    halka("adapters remove other --store adapters")
+    assert parsed("adapters verify --store adapters") == {"versions": 1, "damaged": [], "cleaned": 0}
+    assert "there is no folder nope" in failure("adapters list --store nope")
+    assert "cannot be a name in a store" in failure("adapters add run/adapter ../x --store adapters")
+    assert "holds no adapter 'supp': did you mean support" in failure("adapters tag supp x --store adapters")
+
+
 def test_a_terminated_comparison_ends_its_runs(experiment, monkeypatch):
     ended = []
 

@@ -34,6 +34,7 @@ LAYERS: dict[str, set[str]] = {
     "evaluation": {"core", "models", "data", "metrics", "training"},
     "formats": {"core", "methods"},
     "store": {"core", "data", "files", "formats", "models"},
+    "adapter_store": {"core", "files", "models", "store"},
     "measure": {
         *("core", "methods", "models", "data", "training", "evaluation", "store"),
         *("estimate", "machine", "files"),
@@ -43,7 +44,7 @@ LAYERS: dict[str, set[str]] = {
     "compare": {"experiment", "measure", "report", "training", "files"},
     "cli": {
         *("core", "methods", "models", "data", "training", "evaluation", "metrics", "formats", "store"),
-        *("report", "experiment", "compare", "settings", "files"),
+        *("report", "experiment", "compare", "settings", "files", "adapter_store"),
     },
     "__init__": {"methods", "models", "store", "training"},
     "__main__": {"cli"},

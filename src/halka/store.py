@@ -105,13 +105,7 @@ def load(
     card = read_card(folder)
     if card is not None:
         _check_base(card, model, folder, allow_other_base, allow_other_template)
-    try:
-        tensors = load_file(folder / WEIGHTS)
-    except SafetensorError as error:
-        raise ValueError(f"{folder / WEIGHTS} is damaged ({error}): fetch or train the adapter again") from None
-    for key, tensor in tensors.items():
-        if not torch.isfinite(tensor).all():
-            raise ValueError(f"{folder / WEIGHTS} holds values that are not finite, in {key}: it is damaged or failed")
+    tensors = read_tensors(folder)
     try:
         method, state = from_peft(Folder(config, tensors), model.targets)
     except ValueError as error:
@@ -145,6 +139,18 @@ def read_config(folder: Path) -> dict[str, Any]:
     if not isinstance(config, dict):
         raise ValueError(f"{folder / CONFIG} is not an adapter's configuration: it holds no JSON object")
     return config
+
+
+def read_tensors(folder: Path) -> dict[str, torch.Tensor]:
+    """The adapter's tensors by the file's names. Raises ValueError for a damaged file or values that are not finite."""
+    try:
+        tensors = load_file(folder / WEIGHTS)
+    except SafetensorError as error:
+        raise ValueError(f"{folder / WEIGHTS} is damaged ({error}): fetch or train the adapter again") from None
+    for key, tensor in tensors.items():
+        if not torch.isfinite(tensor).all():
+            raise ValueError(f"{folder / WEIGHTS} holds values that are not finite, in {key}: it is damaged or failed")
+    return tensors
 
 
 def read_card(folder: Path) -> Card | None:

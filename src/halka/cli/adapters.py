@@ -1,18 +1,30 @@
-"""`halka adapters`: what an adapter folder holds, ours or peft's, without loading any base."""
+"""`halka adapters`: what an adapter folder holds, ours or peft's, and stores of many, without loading any base."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from halka.cli.command import Command, Json, columns, emit, examples, group, show
+from halka.cli.command import Command, Failed, Json, columns, emit, examples, existing_folder, group, show
 from halka.cli.opening import adapter_folder
+
+if TYPE_CHECKING:
+    from halka.adapter_store import AdapterStore
 
 TOLD = ("lr", "steps", "best_step", "batch_size", "batch_tokens", "seed", "examples", "tokens", "loss")
 
-app = group("Adapter folders: look into them.", "halka adapters show runs/support/adapter")
+app = group(
+    "Adapter folders: look into one, or keep many of one base in a store.",
+    "halka adapters show runs/support/adapter",
+    "halka adapters add runs/support/adapter support --store adapters",
+    "halka adapters list --store adapters --task support",
+)
+
+Store = Annotated[Path, typer.Option("--store", metavar="FOLDER", envvar="HALKA_STORE", help="the store's folder")]
+Name = Annotated[str, typer.Argument(metavar="NAME", help="an adapter's name in the store")]
+Version = Annotated[int | None, typer.Option("--version", metavar="N", min=1, help="one version of it")]
 
 
 @app.command("show", cls=Command, epilog=examples("halka adapters show runs/support/adapter"))
@@ -26,6 +38,113 @@ def show_(
         emit(found)
     else:
         _show(found)
+
+
+@app.command(
+    "list",
+    cls=Command,
+    epilog=examples("halka adapters list --store adapters", "halka adapters list --store adapters --tag live --json"),
+)
+def list_(
+    store: Store,
+    task: Annotated[str | None, typer.Option(metavar="NAME", help="those of this task")] = None,
+    tag: Annotated[str | None, typer.Option(metavar="TAG", help="those with this tag")] = None,
+    method: Annotated[str | None, typer.Option(metavar="NAME", help="those of this method")] = None,
+    json: Json = False,
+) -> None:
+    """List a store's adapters, the newest version of each."""
+    from halka.report.units import count, size
+
+    opened = _opened(store)
+    found = [
+        {
+            "name": each.name,
+            "version": each.version,
+            "versions": len(opened.versions(each.name)),
+            "method": each.method,
+            "task": each.task,
+            "tags": each.tags,
+            "parameters": each.card.parameters if each.card else None,
+            "bytes": sum(file.stat().st_size for file in each.folder.iterdir()),
+            "folder": each.folder,
+        }
+        for each in opened.list(task=task, tag=tag, method=method)
+    ]
+    if json:
+        return emit(found)
+    table = columns("name", "version", "method", "task", "tags", "parameters", "size", right=("parameters", "size"))
+    for each in found:
+        parameters = "–" if each["parameters"] is None else count(each["parameters"])
+        told = (each["method"] or "–", each["task"] or "–", ", ".join(each["tags"]) or "–")
+        table.add_row(each["name"], str(each["version"]), *told, parameters, size(each["bytes"]))
+    show(table, f"{len(found)} adapters in {store}")
+
+
+@app.command("add", cls=Command, epilog=examples("halka adapters add runs/support/adapter support --store adapters"))
+def add(
+    folder: Annotated[Path, typer.Argument(metavar="FOLDER", help="an adapter's folder, ours or peft's")],
+    name: Name,
+    store: Store,
+    json: Json = False,
+) -> None:
+    """Copy an adapter's folder into a store, as the next version of a name."""
+    from halka.adapter_store import AdapterStore
+
+    stored = AdapterStore(store).add(adapter_folder(folder, "FOLDER"), name)
+    told = {"name": stored.name, "version": stored.version, "folder": stored.folder}
+    emit(told) if json else show(f"{stored.name}, version {stored.version}, in {stored.folder}")
+
+
+@app.command(
+    "tag",
+    cls=Command,
+    epilog=examples(
+        "halka adapters tag support live eu --store adapters",
+        "halka adapters tag support eu --remove --store adapters",
+    ),
+)
+def tag_(
+    name: Name,
+    tags: Annotated[list[str], typer.Argument(metavar="TAG...", help="words to find it by")],
+    store: Store,
+    remove: Annotated[bool, typer.Option("--remove", help="take them away")] = False,
+    json: Json = False,
+) -> None:
+    """Give an adapter tags, or take them away."""
+    now = _opened(store).tag(name, tags, remove=remove)
+    emit({"name": name, "tags": now}) if json else show(f"{name}: {', '.join(now) or 'no tags'}")
+
+
+@app.command("remove", cls=Command, epilog=examples("halka adapters remove support --version 2 --store adapters"))
+def remove(name: Name, store: Store, version: Version = None, json: Json = False) -> None:
+    """Remove an adapter from a store, or one version of it."""
+    opened = _opened(store)
+    opened.remove(name, version)
+    left = [] if name not in opened.names() else opened.versions(name)
+    told = f"versions left: {', '.join(map(str, left))}" if left else "removed"
+    emit({"name": name, "versions": left}) if json else show(f"{name}: {told}")
+
+
+@app.command("verify", cls=Command, epilog=examples("halka adapters verify --store adapters"))
+def verify(store: Store, json: Json = False) -> None:
+    """Read every file of a store, name what is damaged, and remove what killed writers left."""
+    opened = _opened(store)
+    cleaned = opened.clean()
+    results = list(opened.verify())
+    wrong = [{"adapter": str(each), "reason": reason} for each, reason in results if reason]
+    if json:
+        emit({"versions": len(results), "damaged": wrong, "cleaned": cleaned})
+    else:
+        show(*(f"{each['adapter']}: {each['reason']}" for each in wrong))
+        show(f"{len(results)} versions read, {len(wrong)} damaged, {cleaned} leftovers removed")
+    if wrong:
+        raise Failed(f"{len(wrong)} of {len(results)} versions are damaged: remove them, or add them again")
+
+
+def _opened(folder: Path) -> AdapterStore:
+    from halka.adapter_store import AdapterStore
+
+    return AdapterStore(existing_folder(folder, "--store"))
 
 
 def describe(folder: Path) -> dict[str, Any]:
