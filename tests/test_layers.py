@@ -35,6 +35,7 @@ LAYERS: dict[str, set[str]] = {
     "formats": {"core", "methods"},
     "store": {"core", "data", "files", "formats", "models"},
     "adapter_store": {"core", "files", "models", "store"},
+    "pool": {"adapter_store", "core"},
     "measure": {
         *("core", "methods", "models", "data", "training", "evaluation", "store"),
         *("estimate", "machine", "files"),
@@ -46,7 +47,7 @@ LAYERS: dict[str, set[str]] = {
         *("core", "methods", "models", "data", "training", "evaluation", "metrics", "formats", "store"),
         *("report", "experiment", "compare", "settings", "files", "adapter_store"),
     },
-    "__init__": {"methods", "models", "store", "training"},
+    "__init__": {"adapter_store", "methods", "models", "pool", "store", "training"},
     "__main__": {"cli"},
 }
 # What these may import besides Halka and the standard library; the others are free to use what pyproject.toml names.

@@ -6,15 +6,19 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from halka.adapter_store import AdapterStore
     from halka.methods import IA3, BitFit, Bottleneck, DoRA, Full, LoRA, Prefix, Prompt
     from halka.models import adapt
     from halka.models.loading import load_base
+    from halka.pool import AdapterPool
     from halka.store import load, save
     from halka.training import TrainConfig, train
 
 __version__ = "0.1.0"
 __all__ = [
     "IA3",
+    "AdapterPool",
+    "AdapterStore",
     "BitFit",
     "Bottleneck",
     "DoRA",
@@ -30,6 +34,8 @@ __all__ = [
     "train",
 ]
 _HOMES = {
+    "AdapterPool": "halka.pool",
+    "AdapterStore": "halka.adapter_store",
     "adapt": "halka.models",
     "load_base": "halka.models.loading",
     "load": "halka.store",

@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -13,6 +13,14 @@ from torch import Tensor, nn
 from halka.core.parts import ROLE_GROUPS, VIRTUAL_ROLES, WEIGHT_ROLES, Adapter, Method, Part, Target
 from halka.core.routing import Memory, Route, repeats, resolve
 from halka.core.weights import StandIns
+
+
+class Pool(Protocol):
+    """Where adapters come from that are not in the model yet (`halka.pool`)."""
+
+    def ready(self, names: Iterable[str]) -> None:
+        """Let these be in the model, or raise ValueError."""
+        ...
 
 
 class AdaptedModel:
@@ -28,6 +36,7 @@ class AdaptedModel:
         self.targets = tuple(targets)
         self.adapters: dict[str, Adapter] = {}
         self.merged: str | None = None
+        self.pool: Pool | None = None  # where adapters come from that are not here
         self._memory = memory
         self._by_path = dict(base.named_modules())
         decoder = next((each.source for each in self.targets if each.role == "base"), None)
@@ -76,7 +85,7 @@ class AdaptedModel:
         """Forget an adapter. The base is as if it had never been there."""
         self.adapter(name)
         with self._lock:
-            if any(route is not None and name in route.names for route in (*self._outer, self._route)):
+            if name in self.in_use:
                 raise ValueError(f"adapter {name!r} is in use: leave its `with model.use(...)` first")
             if self.merged == name:
                 self.unmerge()
@@ -85,6 +94,9 @@ class AdaptedModel:
 
     def adapter(self, name: str) -> Adapter:
         """The adapter of that name. Raises ValueError that lists the names there are."""
+        if name not in self.adapters and self.pool is not None:
+            with self._lock:
+                self.pool.ready([name])
         if name not in self.adapters:
             known = ", ".join(map(repr, self.adapters)) or "none yet"
             raise ValueError(f"no adapter {name!r} here (there are: {known}): `add` or `load` it first")
@@ -109,6 +121,8 @@ class AdaptedModel:
         else:
             names = tuple(adapters)
         with self._lock:
+            if self.pool is not None:
+                self.pool.ready(name for name in names if name is not None)
             inner = self._resolve(names)
             self._outer.append(self._route)
             try:
@@ -116,6 +130,12 @@ class AdaptedModel:
                 yield self
             finally:
                 self._enter(self._outer.pop())
+
+    @property
+    def in_use(self) -> set[str]:
+        """The names of all adapters that a block, inner or outer, uses now."""
+        routes = (route for route in (*self._outer, self._route) if route is not None)
+        return {name for route in routes for name in route.names if name is not None}
 
     @property
     def active(self) -> tuple[str | None, ...]:
