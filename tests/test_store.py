@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import pickle
 import re
@@ -53,6 +54,15 @@ def edited(folder: Path, **changes) -> Path:
     """The folder with changes to its configuration; None takes a key out."""
     config = json.loads((folder / CONFIG).read_text()) | changes
     (folder / CONFIG).write_text(json.dumps({key: value for key, value in config.items() if value is not None}))
+    return sealed(folder)
+
+
+def sealed(folder: Path) -> Path:
+    """The folder with a Card, if it has one, that was written for the files as they are."""
+    if (folder / CARD).exists():
+        card = json.loads((folder / CARD).read_text())
+        digests = {name: hashlib.sha256((folder / name).read_bytes()).hexdigest() for name in (CONFIG, WEIGHTS)}
+        (folder / CARD).write_text(json.dumps({**card, "files": digests}))
     return folder
 
 
@@ -61,7 +71,7 @@ def retensored(folder: Path, change) -> Path:
     tensors = load_file(folder / WEIGHTS)
     change(tensors)
     save_file(tensors, folder / WEIGHTS, {"format": "pt"})
-    return folder
+    return sealed(folder)
 
 
 def refused(folder: Path, match: str, model: AdaptedModel | None = None, **options) -> None:
@@ -329,7 +339,7 @@ def test_damaged_weights_are_refused_by_name(how, tmp_path):
 def test_a_configuration_that_is_none_is_refused(text, match, tmp_path):
     folder = saved(tmp_path)
     (folder / CONFIG).write_text(text)
-    refused(folder, match)
+    refused(sealed(folder), match)
 
 
 @pytest.mark.parametrize(
@@ -572,6 +582,23 @@ def test_factors_on_the_head_come_back(tmp_path):
     folder = saved(tmp_path, method, tie_word_embeddings=False)
     model = halka.adapt(tiny(tie_word_embeddings=False))
     assert halka.load(model, folder).method == method
+
+
+@pytest.mark.parametrize("name", [CONFIG, WEIGHTS])
+def test_a_file_that_changed_since_the_card_was_written_is_refused(name, tmp_path):
+    folder = saved(tmp_path)
+    content = (folder / name).read_bytes()
+    (folder / name).write_bytes(content + b" " if name == CONFIG else content[:-1] + bytes([content[-1] ^ 1]))
+    with pytest.raises(ValueError, match=rf"{name} changed since halka.json was written"):
+        halka.load(halka.adapt(tiny()), folder)
+
+
+def test_a_card_of_an_older_version_says_nothing_of_files(tmp_path):
+    folder = saved(tmp_path)
+    card = json.loads((folder / CARD).read_text())
+    del card["files"]
+    (folder / CARD).write_text(json.dumps(card))
+    halka.load(halka.adapt(tiny()), folder)
 
 
 def test_a_readme_in_the_folder_stays(tmp_path):

@@ -27,7 +27,7 @@ from filelock import FileLock, Timeout
 from halka.core import AdaptedModel, Adapter
 from halka.files import flush, write_text
 from halka.models.fingerprint import own_fingerprint
-from halka.store import Card, load, read_card, read_config, read_tensors, save
+from halka.store import Card, check_files, load, read_card, read_config, read_tensors, save
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 BASE, TAGS, LOCKS = "store.json", "tags.json", ".locks"
@@ -236,6 +236,8 @@ def checked(folder: Path) -> Card | None:
     """The Card of an adapter folder whose every file is read. Raises ValueError for what is wrong with them."""
     read_config(folder)
     card = read_card(folder)
+    if card is not None:
+        check_files(card, folder)
     read_tensors(folder)
     return card
 

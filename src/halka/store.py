@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import shutil
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields, replace
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
@@ -37,6 +38,13 @@ class Card:
     measurements: Mapping[str, Any] = field(default_factory=dict)
     versions: Mapping[str, str] = field(default_factory=dict)
     created: str = ""
+    files: Mapping[str, str] = field(default_factory=dict)  # SHA-256 of the two beside it
+
+    def __post_init__(self) -> None:
+        for each in fields(self):
+            kind = {"str": str, "int": int}.get(str(each.type), Mapping)
+            if not isinstance(getattr(self, each.name), kind):
+                raise TypeError(f"{each.name} is {getattr(self, each.name)!r}")
 
 
 def save(
@@ -81,6 +89,7 @@ def save(
     with new_folder(folder) as beside:
         (beside / CONFIG).write_text(json.dumps(written.config, indent=2) + "\n", encoding="utf-8")
         save_file({key: t.cpu() for key, t in written.tensors.items()}, beside / WEIGHTS, {"format": "pt"})
+        card = replace(card, files=_digests(beside))
         (beside / CARD).write_text(json.dumps(asdict(card), indent=2) + "\n", encoding="utf-8")
         if readme.exists():
             shutil.copyfile(readme, beside / readme.name)
@@ -98,13 +107,15 @@ def load(
     """Read an adapter folder, ours or peft's, into `model` under `name` (the folder's own if not given).
 
     Raises ValueError, and leaves the model as it was, for: a folder without an adapter, a pickle, another base or chat
-    template than the Card names, unknown or missing tensors, shapes that do not fit, values that are not finite.
+    template than the Card names, files that are not those that the Card was written for, unknown or missing tensors,
+    shapes that do not fit, values that are not finite.
     """
     folder = Path(folder)
     config = read_config(folder)
     card = read_card(folder)
     if card is not None:
         _check_base(card, model, folder, allow_other_base, allow_other_template)
+        check_files(card, folder)
     tensors = read_tensors(folder)
     try:
         method, state = from_peft(Folder(config, tensors), model.targets)
@@ -134,7 +145,7 @@ def read_config(folder: Path) -> dict[str, Any]:
         raise ValueError(f"{folder} holds no {WEIGHTS}: the adapter is incomplete")
     try:
         config = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"{folder / CONFIG} is not JSON: {error}") from None
     if not isinstance(config, dict):
         raise ValueError(f"{folder / CONFIG} is not an adapter's configuration: it holds no JSON object")
@@ -160,8 +171,26 @@ def read_card(folder: Path) -> Card | None:
         return None
     try:
         return Card(**json.loads(path.read_text(encoding="utf-8")))
-    except (ValueError, TypeError) as error:
+    except (ValueError, TypeError, RecursionError) as error:
         raise ValueError(f"{path} is not a Card that this version reads: {error}") from None
+
+
+def check_files(card: Card, folder: Path) -> None:
+    """Raises ValueError if the folder's files are not those that its Card was written for."""
+    now = _digests(folder)
+    if different := [name for name, digest in card.files.items() if now.get(name) != digest]:
+        raise ValueError(
+            f"{folder}: {' and '.join(different)} changed since {CARD} was written: the copy is damaged, or another "
+            f"tool wrote there. Copy it again; if the change is meant, remove {CARD}"
+        )
+
+
+def _digests(folder: Path) -> dict[str, str]:
+    found = {}
+    for name in (CONFIG, WEIGHTS):
+        with (folder / name).open("rb") as file:
+            found[name] = hashlib.file_digest(file, "sha256").hexdigest()
+    return found
 
 
 def template_of(model: AdaptedModel) -> str:

@@ -209,6 +209,8 @@ def _read_ia3(folder: Folder, targets: tuple[Target, ...]) -> tuple[Method, dict
     roles = _roles(modules, targets)
     for key, tensor in state.items():
         target = by_name[key.removesuffix(".ia3_l")]
+        if tensor.dim() != 2 or 1 not in tensor.shape:
+            raise ValueError(f"{key} is {tuple(tensor.shape)}, where a row or a column of factors is expected")
         if (tensor.shape[0] == 1) != (target.role == "mlp.down"):
             raise ValueError(f"{key}: Halka scales the input at mlp.down and the output elsewhere; this one differs")
     return IA3(roles), {key: tensor.flatten() for key, tensor in state.items()}
@@ -216,13 +218,9 @@ def _read_ia3(folder: Folder, targets: tuple[Target, ...]) -> tuple[Method, dict
 
 def _read_prefix(folder: Folder, targets: tuple[Target, ...]) -> tuple[Method, dict[str, Tensor]]:
     _refuse_unknown(folder.config, {"num_virtual_tokens", "prefix_projection"})
-    flat = _only(folder.tensors, "prompt_embeddings")
+    flat = _virtual_tokens(folder.tensors)
     memory = _target(targets, "memory")
     slots, heads, width = memory.shape
-    if flat.dim() != 2:
-        raise ValueError(
-            f"{WEIGHTS}: prompt_embeddings is {tuple(flat.shape)}, where a row a virtual token is expected"
-        )
     if flat.shape[1] != slots * heads * width:
         raise ValueError(
             f"the prefix holds {flat.shape[1]} values a token, this base takes {slots * heads * width} "
@@ -234,7 +232,7 @@ def _read_prefix(folder: Folder, targets: tuple[Target, ...]) -> tuple[Method, d
 
 def _read_prompt(folder: Folder, targets: tuple[Target, ...]) -> tuple[Method, dict[str, Tensor]]:
     _refuse_unknown(folder.config, {"num_virtual_tokens"})
-    embeddings = _only(folder.tensors, "prompt_embeddings")
+    embeddings = _virtual_tokens(folder.tensors)
     layers = 1 + max(target.layer for target in targets if target.layer is not None)
     if folder.config.get("num_layers") not in (None, layers):
         raise ValueError(f"the prompt was made for another base: of {folder.config['num_layers']} layers, not {layers}")
@@ -305,9 +303,13 @@ def _roles(modules: set[str], targets: tuple[Target, ...]) -> tuple[str, ...]:
     return roles
 
 
-def _only(tensors: Mapping[str, Tensor], name: str) -> Tensor:
+def _virtual_tokens(tensors: Mapping[str, Tensor]) -> Tensor:
+    name = "prompt_embeddings"
     if set(tensors) != {name}:
         raise ValueError(f"{WEIGHTS} should hold {name} alone; it holds {', '.join(sorted(tensors)[:5])}")
+    if tensors[name].dim() != 2 or not tensors[name].numel():
+        shape = tuple(tensors[name].shape)
+        raise ValueError(f"{WEIGHTS}: {name} is {shape}, where a row a virtual token is expected")
     return tensors[name]
 
 
