@@ -126,17 +126,21 @@ def _uses(names: tuple[str | None, ...], parts: Mapping[str, Part], *ways: str) 
     """The rows at one target whose parts override one of `ways`, those of like parts together."""
     acting = {name: part for name, part in parts.items() if any(_overrides(part, way) for way in ways)}
     if len(set(names)) == 1:
-        return [Use(part, None) for part in acting.values()]
+        return [Use(_act([part]), None) for part in acting.values()]
     groups: dict[Hashable, list[int]] = defaultdict(list)
     for row, name in enumerate(names):
         if name in acting:
             groups[_kin(acting[name])].append(row)
     uses = []
     for rows in groups.values():
-        each = [acting[names[row] or ""] for row in rows]
-        act = each[0] if len({*each}) == 1 else Stack(each)
+        act = _act([acting[names[row] or ""] for row in rows])
         uses.append(Use(act, None if len(rows) == len(names) else torch.tensor(rows)))
     return uses
+
+
+def _act(parts: Sequence[Part]) -> Part | Stack:
+    """Parts of one kin, as one that acts."""
+    return parts[0] if _acts_itself(parts[0]) else Stack(parts)
 
 
 def _overrides(part: Part, way: str) -> bool:
@@ -145,5 +149,8 @@ def _overrides(part: Part, way: str) -> bool:
 
 def _kin(part: Part) -> Hashable:
     """What is equal for parts that can be done in one go."""
-    alone = not STACKING or _overrides(part, "before") or _overrides(part, "forward")
-    return id(part) if alone else (type(part), part.kin())
+    return (type(part), part.kin()) if STACKING and not _acts_itself(part) else id(part)
+
+
+def _acts_itself(part: Part) -> bool:
+    return _overrides(part, "before") or _overrides(part, "forward")

@@ -1,7 +1,8 @@
-"""Rows that use different parts of one kin are done in one go: a batch of products instead of a loop over adapters.
+"""What parts compute with, made once a block; rows that use different parts of one kin are done in one go.
 
-Each part's operands are padded to the widest, stacked, and gathered by row: matrices (B, R, I), vectors (B, 1, O).
-Zeros in a rank's place add nothing.
+Of one part, the operands are its own. Of several they are padded to the widest, stacked, and gathered by row: matrices
+(B, R, I), vectors (B, 1, O); a batch of products takes the place of a loop over adapters. Zeros in a rank's place add
+nothing.
 """
 
 from __future__ import annotations
@@ -16,35 +17,41 @@ from halka.core.parts import Part
 
 
 class Stack:
-    """Parts of one class and kin at one target, one for each row."""
+    """Parts of one class and kin at one target: one for each row, or the same one for all."""
 
     def __init__(self, parts: Sequence[Part]):
-        self.parts = tuple(parts)
+        self._rows = len(parts)
         self._distinct = tuple(dict.fromkeys(parts))
         place = {part: i for i, part in enumerate(self._distinct)}
         self._which = torch.tensor([place[part] for part in parts])
+        self._parameters = tuple(parameter for part in self._distinct for parameter in part.parameters())
         self._known: tuple[tuple, tuple[Tensor, ...]] | None = None
 
     def before(self, x: Tensor) -> Tensor:
         """`Part.before` of each row's part."""
-        return self.parts[0].reads(x, *self._operands(x))
+        return self._distinct[0].reads(x, *self._operands(x))
 
     def forward(self, x: Tensor, y: Tensor) -> Tensor:
         """`Part.forward` of each row's part."""
-        return self.parts[0].writes(x, y, *self._operands(y))
+        return self._distinct[0].writes(x, y, *self._operands(y))
 
     def _operands(self, like: Tensor) -> tuple[Tensor, ...]:
-        """Each row's operands; known until a parameter changes, where nothing is differentiated."""
-        times = like.shape[0] // len(self.parts)
-        versions = tuple(p._version for part in self._distinct for p in part.parameters())
-        state = (versions, times, like.dtype, like.device)
-        if not torch.is_grad_enabled() and self._known is not None and self._known[0] == state:
-            return self._known[1]
-        rows = self._which.repeat_interleave(times).to(like.device)
-        made = zip(*(part.operands(like.dtype) for part in self._distinct), strict=True)
-        operands = tuple(stacked(each)[rows] for each in made)
-        self._known = None if torch.is_grad_enabled() else (state, operands)
-        return operands
+        """The rows' operands; where nothing is differentiated, known until a parameter changes."""
+        if torch.is_grad_enabled():
+            self._known = None
+            return self._made(like)
+        versions = tuple(parameter._version for parameter in self._parameters)
+        state = (versions, like.shape[0], like.dtype, like.device)
+        if self._known is None or self._known[0] != state:
+            self._known = (state, self._made(like))
+        return self._known[1]
+
+    def _made(self, like: Tensor) -> tuple[Tensor, ...]:
+        each = [part.operands(like.dtype) for part in self._distinct]
+        if len(each) == 1:
+            return each[0]
+        rows = self._which.repeat_interleave(like.shape[0] // self._rows).to(like.device)
+        return tuple(stacked(operands)[rows] for operands in zip(*each, strict=True))
 
 
 def stacked(tensors: Sequence[Tensor]) -> Tensor:

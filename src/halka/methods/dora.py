@@ -53,7 +53,6 @@ class DoRAPart(LoRAPart):
         super().__init__(target, rank, scale, dropout)
         self._linear = (target.module,)  # in a tuple, so that the base is no submodule of its part
         self._transposed = target.transposed
-        self._known: tuple[tuple, Tensor] | None = None
         with torch.no_grad():
             self.magnitude = nn.Parameter(self.norms(self._weight()).float())
 
@@ -69,19 +68,9 @@ class DoRAPart(LoRAPart):
         product = ((B @ (A @ A.T)) * B).sum(1)
         return (own + 2 * self.scale * crossed + self.scale**2 * product).clamp_min(0).sqrt().clamp_min(SMALLEST)
 
-    def _ratio(self) -> Tensor:
-        """m / ‖W + s·BA‖ (O,); known until a parameter changes, where nothing is differentiated: norms cost more than
-        the rest of a decoded token."""
-        if torch.is_grad_enabled():
-            return self.magnitude / self.norms(self._weight())
-        state = (self.magnitude.device, *(parameter._version for parameter in self.parameters()))
-        if self._known is None or self._known[0] != state:
-            self._known = (state, self.magnitude / self.norms(self._weight()))
-        return self._known[1]
-
     def operands(self, dtype: torch.dtype) -> tuple[Tensor, ...]:
         """LoRA's two, and the quotient and what it is beyond one (O,)."""
-        ratio = self._ratio()
+        ratio = self.magnitude / self.norms(self._weight())
         return *super().operands(dtype), ratio.to(dtype), (ratio - 1).to(dtype)
 
     def writes(self, x: Tensor, y: Tensor, *operands: Tensor) -> Tensor:
