@@ -1,17 +1,4 @@
-"""An experiment: what is compared, on what, and how; its YAML file, read and checked before anything runs.
-
-name: tickets
-base: smollm2-135m
-task: task.yaml                  # beside this file; or "support", or a .py file
-examples: {train: 2000, validation: 100, test: 200}
-methods:
-  - {method: base}
-  - {method: lora, rank: 16, lrs: [1.0e-3, 2.0e-3]}
-  - {method: full, lrs: [1.0e-4, 2.0e-4]}
-train: {steps: 200, batch_size: 8}
-seeds: [0, 1, 2]
-jobs: 2
-"""
+"""An experiment: what is compared, on what, and how; its YAML file (docs/compare.md), checked before anything runs."""
 
 from __future__ import annotations
 
@@ -186,8 +173,8 @@ def demo_experiment() -> Experiment:
             Entry(method="full", label="full", lrs=(4e-4,)),
             Entry.model_validate({"method": "lora", "label": "LoRA r16", "lrs": (4e-3,), "rank": 16}),
             Entry(method="bottleneck", label="bottleneck", lrs=(4e-3,)),
-            Entry(method="prefix", label="prefix", lrs=(3e-2,)),
-            Entry(method="prompt", label="prompt", lrs=(1e-1,)),
+            Entry(method="prefix", label="prefix", lrs=(1e-1,)),
+            Entry(method="prompt", label="prompt", lrs=(3e-2,)),
             Entry(method=BASE, label="base (no tuning)"),
         ),
         train={"steps": 48, "batch_size": 4, "evaluate_every": 24, "save_every": None},
