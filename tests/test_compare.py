@@ -262,7 +262,7 @@ def test_an_experiment_stopped_after_its_searches_goes_on_with_the_final_runs(jo
         path.unlink()
     stage.forget()
     events = stage.go(plan)
-    assert stage.names() == ["lora 0.1 0 final", "lora 0.1 1 final"]
+    assert sorted(stage.names()) == ["lora 0.1 0 final", "lora 0.1 1 final"]
     assert add_up(events)
 
 
