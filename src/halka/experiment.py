@@ -177,7 +177,7 @@ def demo_experiment() -> Experiment:
             Entry(method="prompt", label="prompt", lrs=(3e-2,)),
             Entry(method=BASE, label="base (no tuning)"),
         ),
-        train={"steps": 48, "batch_size": 4, "evaluate_every": 24, "save_every": None},
+        train={"steps": 44, "batch_size": 4, "evaluate_every": 22, "save_every": None},
         seeds=(0,),
         jobs=max(1, min(4, (os.cpu_count() or 1))),
     )
