@@ -25,7 +25,7 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from halka.core import AdaptedModel, Adapter
-from halka.files import flush, write_text
+from halka.files import flush, new_folder, write_text
 from halka.models.fingerprint import own_fingerprint
 from halka.store import Card, check_files, load, read_card, read_config, read_tensors, save
 
@@ -133,12 +133,8 @@ class AdapterStore:
             raise ValueError(f"{source} was made for another base than the adapters in {self.folder}")
         with self._writing(name) as place:
             version = max(_versions(place), default=0) + 1
-            beside = place / f".{version}.{uuid.uuid4().hex[:8]}"
-            shutil.copytree(source, beside)
-            for file in beside.rglob("*"):
-                flush(file)
-            beside.rename(place / str(version))
-            flush(place)
+            with new_folder(place / str(version)) as beside:
+                shutil.copytree(source, beside, dirs_exist_ok=True)
         return self.get(name, version)
 
     def tag(self, name: str, tags: Sequence[str], *, remove: bool = False) -> tuple[str, ...]:

@@ -6,10 +6,9 @@ from dataclasses import dataclass, field
 from typing import ClassVar
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
-from halka.core import Part, Target, linear
+from halka.core import Part, Target
 from halka.methods.lora import LoRA, LoRAPart
 
 SMALLEST = 1e-12  # a norm: pruned bases have rows of nothing, whose quotient stays one
@@ -77,8 +76,7 @@ class DoRAPart(LoRAPart):
         A_RI, B_OR, ratio, beyond = operands
         bias = getattr(self._linear[0], "bias", None)
         own = y if bias is None else y - bias
-        product = linear(linear(F.dropout(x, self.dropout, self.training), A_RI), B_OR)
-        return y + beyond * own + ratio * product
+        return y + beyond * own + ratio * self.product(x, A_RI, B_OR)
 
     def merged(self, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor | None]:
         direction = weight + self.delta()

@@ -66,7 +66,11 @@ class LoRAPart(Part):
 
     def writes(self, x: Tensor, y: Tensor, *operands: Tensor) -> Tensor:
         A_RI, B_OR = operands
-        return y + linear(linear(F.dropout(x, self.dropout, self.training), A_RI), B_OR)
+        return y + self.product(x, A_RI, B_OR)
+
+    def product(self, x: Tensor, A_RI: Tensor, B_OR: Tensor) -> Tensor:
+        """s·B(A x), with dropout on x while training."""
+        return linear(linear(F.dropout(x, self.dropout, self.training), A_RI), B_OR)
 
     def kin(self) -> Hashable:
         return self.dropout if self.training else 0.0
