@@ -161,3 +161,54 @@ def test_stacked_is_filled_up_with_zeros():
     assert found.shape == (2, 4, 3)
     assert found.sum(dim=(1, 2)).tolist() == [6, 12]
     assert stacked([torch.ones(2), torch.ones(3)]).tolist() == [[[1, 1, 0]], [[1, 1, 1]]]
+
+
+def next_token(model: AdaptedModel, rows, batch: torch.Tensor) -> torch.Tensor:
+    """Logits of one token after a cached text: (B, V)."""
+    with torch.no_grad(), model.use(rows):
+        read = model.base(batch[:, :-1], use_cache=True)
+        return model.base(batch[:, -1:], cache=read.past_key_values).logits[:, -1]
+
+
+@every_family
+@dtypes
+def test_one_token_a_row_is_what_the_whole_text_gives(family, dtype, monkeypatch):
+    """Decoding sums weighted rows of tables; its slow twins are a pass over the whole text, and batched products."""
+    model, rows = model_of(family, dtype)
+    batch = ids(len(rows))
+    fast = next_token(model, rows, batch)
+    monkeypatch.setattr(halka.core.parts, "_readable_once", lambda weight: False)
+    slow = next_token(model, rows, batch)
+    whole = outputs(model, rows, batch)[:, -1]
+    tolerance = (1e-5 if dtype == torch.float32 else 0.05) * max(1.0, float(whole.abs().max()))
+    torch.testing.assert_close(fast, slow, rtol=0, atol=tolerance)
+    torch.testing.assert_close(fast, whole, rtol=0, atol=tolerance)
+
+
+@pytest.mark.parametrize("rows", ["0", ["0", "1", None, "0"]], ids=["one", "mixed"])
+def test_trained_values_are_never_stale(rows):
+    """Within one block, without gradients in between: an optimiser's step and a load both count."""
+    model, _ = model_of("lora")
+    batch = ids(4)
+    with model.use(rows):
+        model.base(batch).logits.sum().backward()
+        with torch.no_grad():
+            before = model.base(batch).logits
+            torch.optim.AdamW(model.parameters("0"), lr=0.1, fused=True).step()
+            after = model.base(batch).logits
+            state = {key: torch.zeros_like(tensor) for key, tensor in model.adapter("0").state_dict().items()}
+            model.adapter("0").load_state_dict(state)
+            emptied = model.base(batch).logits
+    for found, then in ((after, before), (emptied, after)):
+        assert not torch.allclose(found[0], then[0])
+    torch.testing.assert_close(emptied[0], outputs(model, None, batch)[0])
+
+
+def test_changes_in_place_are_seen_where_one_adapter_acts():
+    model, _ = model_of("lora")
+    batch = ids(2)
+    with torch.no_grad(), model.use("0"):
+        before = model.base(batch).logits
+        for parameter in model.parameters("0"):
+            parameter.data = torch.zeros_like(parameter)
+        assert not torch.allclose(model.base(batch).logits, before)

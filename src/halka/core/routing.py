@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
-from typing import Protocol
+from dataclasses import dataclass, field
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -43,7 +43,16 @@ class Use:
     """What is done at one target with the rows named; None serves every row."""
 
     act: Part | Stack
-    rows: Tensor | None
+    rows: tuple[int, ...] | None
+    _known: dict[Any, Tensor] = field(default_factory=dict)
+
+    def rows_of(self, batch: int, named: int, device: torch.device) -> Tensor:
+        """The rows in a batch that may have repeated each row named in place."""
+        if (batch, device) not in self._known:
+            times = repeats(batch, named)
+            rows = [row * times + i for row in self.rows or () for i in range(times)]
+            self._known[batch, device] = torch.tensor(rows, device=device)
+        return self._known[batch, device]
 
 
 @dataclass(frozen=True)
@@ -73,8 +82,7 @@ class Route:
         if use.rows is None:
             return act(*tensors)
         last = tensors[-1]
-        times = repeats(last.shape[0], len(self.names))
-        rows = (use.rows[:, None] * times + torch.arange(times)).flatten().to(last.device)
+        rows = use.rows_of(last.shape[0], len(self.names), last.device)
         return last.index_copy(0, rows, act(*(tensor[rows] for tensor in tensors)))
 
 
@@ -134,7 +142,7 @@ def _uses(names: tuple[str | None, ...], parts: Mapping[str, Part], *ways: str) 
     uses = []
     for rows in groups.values():
         act = _act([acting[names[row] or ""] for row in rows])
-        uses.append(Use(act, None if len(rows) == len(names) else torch.tensor(rows)))
+        uses.append(Use(act, None if len(rows) == len(names) else tuple(rows)))
     return uses
 
 
