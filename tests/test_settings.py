@@ -10,6 +10,7 @@ import pytest
 
 from halka.cli.train_settings import RunSettings, read, sources
 from halka.methods import all_methods
+from halka.run import TrainConfig
 from halka.settings import (
     Given,
     Setting,
@@ -22,7 +23,6 @@ from halka.settings import (
     settings_of,
     united,
 )
-from halka.training import TrainConfig
 
 
 @dataclass(frozen=True)

@@ -30,7 +30,8 @@ from halka.core import AdaptedModel, Method
 from halka.data.examples import Example, Message
 from halka.data.tokens import Tokens
 from halka.methods import all_methods
-from halka.training import Step, TrainConfig, TrainingError, as_tokens, mean_loss, train
+from halka.run import Step, TrainConfig, TrainingError
+from halka.training import as_tokens, mean_loss, train
 from tiny import tiny
 from tokenizers_for_tests import chatml_tokenizer
 

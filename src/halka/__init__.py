@@ -11,8 +11,9 @@ if TYPE_CHECKING:
     from halka.models import adapt
     from halka.models.loading import load_base
     from halka.pool import AdapterPool
+    from halka.run import TrainConfig
     from halka.store import load, save
-    from halka.training import TrainConfig, train
+    from halka.training import Job, train, train_many
 
 __version__ = "0.1.0"
 __all__ = [
@@ -23,6 +24,7 @@ __all__ = [
     "Bottleneck",
     "DoRA",
     "Full",
+    "Job",
     "LoRA",
     "Prefix",
     "Prompt",
@@ -32,6 +34,7 @@ __all__ = [
     "load_base",
     "save",
     "train",
+    "train_many",
 ]
 _HOMES = {
     "AdapterPool": "halka.pool",
@@ -40,8 +43,10 @@ _HOMES = {
     "load_base": "halka.models.loading",
     "load": "halka.store",
     "save": "halka.store",
-    "TrainConfig": "halka.training",
+    "Job": "halka.training",
+    "TrainConfig": "halka.run",
     "train": "halka.training",
+    "train_many": "halka.training",
 }
 
 

@@ -24,7 +24,7 @@ from filelock import FileLock, Timeout
 from halka.experiment import Entry, Experiment, digest, task_of
 from halka.files import write_text
 from halka.measure import BASE, SCHEMA, Run, failed
-from halka.training import TrainConfig
+from halka.run import TrainConfig
 
 Kind = Literal["started", "step", "done", "failed", "skipped"]
 

@@ -16,8 +16,8 @@ from halka.measure import BASE
 from halka.methods import method_named
 from halka.metrics import score
 from halka.models.loading import is_base_folder
+from halka.run import TrainConfig
 from halka.settings import converted, settings_of
-from halka.training import TrainConfig
 
 Count = Annotated[int, Field(ge=1)]
 Rate = Annotated[float, Field(gt=0, allow_inf_nan=False)]

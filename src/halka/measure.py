@@ -34,8 +34,9 @@ from halka.methods import method_named
 from halka.models import adapt
 from halka.models.attention import use_attention
 from halka.models.loading import load_base
+from halka.run import TrainConfig
 from halka.store import WEIGHTS, save
-from halka.training import TrainConfig, as_tokens, mean_loss, pad_id, train
+from halka.training import as_tokens, mean_loss, pad_id, train
 
 SCHEMA = 1
 BASE = "base"  # the method's name of a run without tuning

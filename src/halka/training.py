@@ -1,113 +1,32 @@
-"""train(): the only loop. A generator of steps, the same for every method: print it, stream it, stop it, resume it."""
+"""train() and train_many(): the only loop. A generator of steps, the same for every method: print, stop, resume it.
+
+Adapters that are trained together go through the base together: rows of all of them in one pass, each with its own
+adapter, loss, gradients and optimiser. One adapter is the simplest case.
+"""
 
 from __future__ import annotations
 
-import hashlib
-import itertools
-import json
-import math
 import time
 import warnings
 from collections.abc import Generator, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field, replace
-from functools import cached_property
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from halka.checkpoint import Progress, load_checkpoint, save_checkpoint
 from halka.core import AdaptedModel
-from halka.data.batches import NO_LOSS, Batch, batches, collate, plan
+from halka.data.batches import Batch, batches, collate
 from halka.data.examples import Example
-from halka.data.tokens import TOO_LONG, Tokens, encode_all
-from halka.files import write_file, write_text
+from halka.data.tokens import Tokens, encode_all
 from halka.loss import label_loss
-from halka.machine import held
 from halka.models import context, hidden_states, logits
 from halka.models.attention import use_attention
-from halka.models.fingerprint import own_fingerprint
+from halka.run import Run, Step, TrainConfig, TrainingError
 
-CHECKPOINT, METRICS = "checkpoint.safetensors", "metrics.jsonl"
-DEFAULT_BATCH_TOKENS = 1024
-
-
-@dataclass(frozen=True)
-class TrainConfig:
-    """How to train, whatever the method."""
-
-    lr: float | None = field(default=None, metadata={"help": "peak learning rate; the method's own if not given"})
-    epochs: float = field(default=3.0, metadata={"help": "passes over the training examples, unless steps is given"})
-    steps: int | None = field(default=None, metadata={"help": "optimiser steps"})
-    batch_size: int | None = field(default=None, metadata={"help": "examples a batch; no limit if not given"})
-    batch_tokens: int | None = field(
-        default=None,
-        metadata={"help": f"tokens a batch, padding included; {DEFAULT_BATCH_TOKENS} if there is no batch_size either"},
-    )
-    accumulate: int = field(default=1, metadata={"help": "batches whose gradients make one step"})
-    max_length: int | None = field(
-        default=None, metadata={"help": "tokens an example; the base's context if not given"}
-    )
-    too_long: str = field(default="cut", metadata={"help": "an example over max_length: cut, drop or error"})
-    schedule: str = field(default="cosine", metadata={"help": "after warm-up: cosine (to a tenth) or constant"})
-    warmup: float = field(default=0.06, metadata={"help": "share of the steps with a rising learning rate"})
-    weight_decay: float = field(default=0.0, metadata={"help": "AdamW's"})
-    clip: float = field(default=1.0, metadata={"help": "largest gradient norm; 0 for none"})
-    checkpointing: bool = field(
-        default=False, metadata={"help": "recompute activations in backward: less memory, a third more time"}
-    )
-    evaluate_every: int | None = field(
-        default=None, metadata={"help": "steps between evaluations; 10 in all if not given"}
-    )
-    patience: int | None = field(default=None, metadata={"help": "stop after so many evaluations without improvement"})
-    save_every: int | None = field(
-        default=100, metadata={"help": "steps between checkpoints, if there is a folder; none writes none"}
-    )
-    seed: int = field(default=0, metadata={"help": "order of the examples and dropout"})
-
-    def __post_init__(self) -> None:
-        for name in ("lr", "epochs", "steps", "batch_size", "batch_tokens", "accumulate", "max_length", "save_every"):
-            value = getattr(self, name)
-            if value is not None and value <= 0:
-                raise ValueError(f"{name} must be above 0, not {value}")
-        for name in ("evaluate_every", "patience"):
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise ValueError(f"{name} must be at least 1, not {value}")
-        if not 0 <= self.warmup < 1:
-            raise ValueError(f"warmup is a share of the steps, at least 0 and below 1, not {self.warmup}")
-        if self.schedule not in ("cosine", "constant"):
-            raise ValueError(f"schedule is 'cosine' or 'constant', not {self.schedule!r}")
-        if self.too_long not in TOO_LONG:
-            raise ValueError(f"too_long is one of {', '.join(TOO_LONG)}, not {self.too_long!r}")
-        for name in ("clip", "weight_decay"):
-            if getattr(self, name) < 0:
-                raise ValueError(f"{name} must be at least 0, not {getattr(self, name)}")
-
-    def limits(self) -> dict[str, Any]:
-        """What bounds a batch, for `batches` and `plan`."""
-        tokens = DEFAULT_BATCH_TOKENS if self.batch_tokens is self.batch_size is None else self.batch_tokens
-        return {"batch_tokens": tokens, "batch_size": self.batch_size}
-
-
-@dataclass(frozen=True)
-class Step:
-    """What one optimiser step did."""
-
-    step: int
-    steps: int  # of the whole run
-    loss: float  # mean over the step's label tokens
-    lr: float
-    gradient_norm: float
-    tokens: int  # useful tokens (no padding) so far
-    seconds: float  # training time so far
-    tokens_per_second: float  # of this step
-    memory: int  # bytes that the process holds: in memory, or on the GPU
-    validation: float | None = None  # mean loss over the validation labels, where evaluated
-    best: bool = False  # the best validation so far
+ALIKE = 1.25  # batches up to so many times as long as the shortest go through the base in one pass
 
 
 def train(
@@ -129,11 +48,42 @@ def train(
     config = config or TrainConfig()
     items = as_tokens(model, examples, config, name)
     held_out = as_tokens(model, validation, config, name) if validation else []
-    return _Run(model, name, items, held_out, config, folder).go()
+    return _steps_of(Run(model, name, items, held_out, config, folder))
 
 
-class TrainingError(RuntimeError):
-    """Training cannot go on; the message says why and what to do."""
+@dataclass(frozen=True)
+class Job:
+    """One of the adapters that `train_many` trains: what `train` takes for it."""
+
+    name: str
+    examples: Sequence[Example | Tokens]
+    config: TrainConfig = field(default_factory=TrainConfig)
+    validation: Sequence[Example | Tokens] = ()
+    folder: str | Path | None = None
+
+
+def train_many(model: AdaptedModel, jobs: Sequence[Job]) -> Generator[dict[str, Step | TrainingError], None, None]:
+    """Train several adapters of `model` together; yields, by name, what one step did to each that is still going.
+
+    Each has its own data, learning rate, length and seed, and learns what `train` alone would teach it (what dropout
+    drops aside). Their batches go through the base in one pass where they are of like length; adapters of the head and
+    full copies of the weights go alone. The base is in memory once. One that fails is told once, by its TrainingError;
+    the others go on.
+
+    Raises ValueError for two jobs of one adapter or folder, and as `train` does; TrainingError where memory ran out.
+    """
+    if not jobs:
+        raise ValueError("there is nothing to train: give at least one job")
+    for what in ("name", "folder"):
+        values = [str(value) for job in jobs if (value := getattr(job, what)) is not None]
+        if double := {value for value in values if values.count(value) > 1}:
+            raise ValueError(f"two jobs have the {what} {', '.join(sorted(double))}: give each its own")
+    runs = []
+    for job in jobs:
+        items = as_tokens(model, job.examples, job.config, job.name)
+        held_out = as_tokens(model, job.validation, job.config, job.name) if job.validation else []
+        runs.append(Run(model, job.name, items, held_out, job.config, job.folder))
+    return _together(model, runs)
 
 
 def as_tokens(
@@ -176,7 +126,8 @@ def mean_loss(model: AdaptedModel, name: str | None, items: Sequence[Tokens], ba
     device = next(model.base.parameters()).device
     with torch.no_grad(), model.use(name), use_attention(model.base), _mode(model.base, training=False):
         for batch in batches(items, pad_id=pad_id(model), seed=0, epoch=0, batch_tokens=batch_tokens):
-            loss, labels = _batch_loss(model, batch.to(device), head_trains=False)
+            batch = batch.to(device)
+            loss, labels = _loss(model, _hidden(model, batch), batch.labels, head_trains=False)
             total, count = total + float(loss), count + labels
     return total / count
 
@@ -187,220 +138,151 @@ def pad_id(model: AdaptedModel) -> int:
     return next((token for token in known if token is not None), 0)
 
 
-def _batch_loss(model: AdaptedModel, batch: Batch, head_trains: bool) -> tuple[Tensor, int]:
-    hidden = hidden_states(model, input_ids=batch.input_ids, attention_mask=batch.attention_mask)
-    return label_loss(hidden, batch.labels, lambda h: logits(model, h), head_trains=head_trains)
+# ── the loop ────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
-class _Run:
-    """One adapter's training: its data order, its optimiser, its place on the disk."""
-
-    def __init__(
-        self,
-        model: AdaptedModel,
-        name: str,
-        items: list[Tokens],
-        held_out: list[Tokens],
-        config: TrainConfig,
-        folder: str | Path | None,
-    ):
-        self.model, self.name, self.items, self.held_out, self.config = model, name, items, held_out, config
-        self.adapter = model.adapter(name)
-        self.head_trains = any(target.role in ("head", "base") for target in self.adapter.targets.values())
-        self.lengths = [len(item.ids) for item in items]
-        self.steps = config.steps or max(1, math.ceil(round(len(self._plan(0)) / config.accumulate * config.epochs, 6)))
-        self.evaluate_every = config.evaluate_every or max(1, self.steps // 10)
-        self.peak_lr = config.lr or type(self.adapter.method).lr
-        self.optimizer = torch.optim.AdamW(
-            self.adapter.parameters(), lr=self.peak_lr, weight_decay=config.weight_decay, fused=True
-        )
-        self.folder = None if folder is None else Path(folder)
-        self.best: dict[str, Tensor] | None = None
-
-    # ── the loop ────────────────────────────────────────────────────────────────────────────────────────────────
-
-    def go(self) -> Generator[Step, None, None]:
-        progress = self._resume()
-        stream = self._batches(progress.step * self.config.accumulate)
-        if self._over(progress):
-            self._restore_best(progress)
-        while not self._over(progress):
-            step = self._step(progress, [next(stream) for _ in range(self.config.accumulate)])
-            progress = replace(progress, step=step.step, tokens=step.tokens, seconds=step.seconds)
-            if self.held_out and (step.step % self.evaluate_every == 0 or step.step == self.steps):
-                with _watched(f"in the evaluation after step {step.step}"):
-                    loss = mean_loss(self.model, self.name, self.held_out)
-                if not math.isfinite(loss):
-                    raise TrainingError(
-                        f"the validation loss became {loss} at step {step.step}: try a lower learning rate, a longer "
-                        "warm-up, or fp32"
-                    )
-                step = replace(step, validation=loss, best=loss < progress.best_loss)
-                progress = self._judged(progress, step, loss)
-            self._record(step)
-            over = self._over(progress)
-            if over or (self.config.save_every and step.step % self.config.save_every == 0):
-                self._save(progress)
-            if over:  # before the last step is told, so that nobody has to ask for one more
-                self._restore_best(progress)
-            try:
-                yield step
-            except GeneratorExit:
-                if not over:
-                    self._save(progress)
-                raise
-
-    def _over(self, progress: Progress) -> bool:
-        return progress.step >= self.steps or progress.stopped
-
-    def _step(self, progress: Progress, micro_batches: list[Batch]) -> Step:
-        started = time.perf_counter()
-        number, config = progress.step + 1, self.config
-        lr = self._lr(number)
-        labels = max(1, sum(int((batch.labels[:, 1:] != NO_LOSS).sum()) for batch in micro_batches))
-        loss = 0.0
-        rows, longest = micro_batches[0].input_ids.shape
-        try:
-            with _watched(f"at step {number}, with a batch of {rows} rows of {longest} tokens"), self._training(number):
-                for batch in micro_batches:
-                    summed, _ = _batch_loss(self.model, batch, self.head_trains)
-                    (summed / labels).backward()
-                    loss += float(summed.detach()) / labels
-            parameters = self.adapter.parameters()
-            norm = float(torch.nn.utils.clip_grad_norm_(parameters, config.clip or math.inf))
-            if not math.isfinite(loss + norm):
-                raise TrainingError(
-                    f"the loss became {loss} (gradient norm {norm}) at step {number} with learning rate {lr:.3g}: "
-                    "try a lower learning rate, a longer warm-up, or fp32; the weights are those before this step"
-                )
-            for group in self.optimizer.param_groups:
-                group["lr"] = lr
-            with _watched(f"at step {number}, in the optimiser"):
-                self.optimizer.step()
-        finally:
-            self.optimizer.zero_grad()
-        tokens = sum(batch.tokens for batch in micro_batches)
-        seconds = time.perf_counter() - started
-        return Step(
-            step=number,
-            steps=self.steps,
-            loss=loss,
-            lr=lr,
-            gradient_norm=norm,
-            tokens=progress.tokens + tokens,
-            seconds=progress.seconds + seconds,
-            tokens_per_second=tokens / seconds,
-            memory=held(self.optimizer.param_groups[0]["params"][0].device),
-        )
-
-    @contextmanager
-    def _training(self, number: int) -> Iterator[None]:
-        """The base with this adapter, ready for step `number`; dropout follows from the seed and the step."""
-        base: Any = self.model.base
-        recompute = self.config.checkpointing and not base.is_activation_checkpointing
-        self.adapter.train()
-        try:
-            with self.model.use(self.name), use_attention(base), torch.random.fork_rng(), _mode(base, training=True):
-                torch.manual_seed(self.config.seed * 1_000_003 + number)
-                if recompute:
-                    base.activation_checkpointing_enable({"use_reentrant": False})
-                yield
-        finally:
-            if recompute:
-                base.activation_checkpointing_disable()
-            self.adapter.train(False)
-
-    def _lr(self, number: int) -> float:
-        """The learning rate of step `number`: rising over the warm-up, then constant or a cosine to a tenth."""
-        warmup = math.ceil(self.config.warmup * self.steps)
-        if number <= warmup:
-            return self.peak_lr * number / warmup
-        if self.config.schedule == "constant":
-            return self.peak_lr
-        done = (number - warmup) / max(1, self.steps - warmup)
-        return self.peak_lr * (0.1 + 0.9 * 0.5 * (1 + math.cos(math.pi * done)))
-
-    # ── data ────────────────────────────────────────────────────────────────────────────────────────────────────
-
-    def _plan(self, epoch: int) -> list[list[int]]:
-        return plan(self.lengths, seed=self.config.seed, epoch=epoch, **self.config.limits())
-
-    def _batches(self, skip: int) -> Iterator[Batch]:
-        """Batches without end, epoch after epoch; the first `skip` are passed over."""
-        device = next(self.model.base.parameters()).device
-        indices = (each for epoch in itertools.count() for each in self._plan(epoch))
-        for chosen in itertools.islice(indices, skip, None):
-            yield collate([self.items[i] for i in chosen], pad_id(self.model)).to(device)
-
-    # ── the disk ────────────────────────────────────────────────────────────────────────────────────────────────
-
-    def _judged(self, progress: Progress, step: Step, loss: float) -> Progress:
-        """Keep the weights if they are the best so far; stop when patience is at its end."""
-        if step.best:
-            state = {key: tensor.detach().clone() for key, tensor in self.adapter.state_dict().items()}
-            if self.folder is None:
-                self.best = state
-            else:
-                write_file(self.folder / "best.safetensors", lambda beside: save_file(state, beside))
-            return replace(progress, best_step=step.step, best_loss=loss, waited=0)
-        waited = progress.waited + 1
-        return replace(
-            progress, waited=waited, stopped=self.config.patience is not None and waited >= self.config.patience
-        )
-
-    def _restore_best(self, progress: Progress) -> None:
-        """Let the weights of the best evaluation be the adapter's, if there was one."""
-        if progress.best_step:
-            state = self.best if self.folder is None else load_file(self.folder / "best.safetensors")
-            assert state is not None
-            self.adapter.load_state_dict(state)
-
-    def _save(self, progress: Progress) -> None:
-        if self.folder is not None and self.config.save_every:
-            save_checkpoint(self.folder / CHECKPOINT, self._identity, progress, self.adapter, self.optimizer)
-
-    def _resume(self) -> Progress:
-        if self.folder is None:
-            return Progress()
-        self.folder.mkdir(parents=True, exist_ok=True)
-        progress = load_checkpoint(self.folder / CHECKPOINT, self._identity, self.adapter, self.optimizer)
-        progress = progress or Progress()
-        metrics = self.folder / METRICS
-        if metrics.exists():
-            lines = metrics.read_text(encoding="utf-8").splitlines()
-            write_text(metrics, "".join(f"{line}\n" for line in lines if _step_of(line) <= progress.step))
-        return progress
-
-    def _record(self, step: Step) -> None:
-        if self.folder is not None:
-            with (self.folder / METRICS).open("a", encoding="utf-8") as file:
-                file.write(json.dumps(asdict(step)) + "\n")
-
-    @cached_property
-    def _identity(self) -> dict[str, Any]:
-        """What must be the same for a run to go on."""
-        method = self.adapter.method
-        return {
-            "method": method.name,
-            **{f"{method.name}'s {key}": value for key, value in asdict(method).items()},
-            **asdict(replace(self.config, save_every=None, steps=self.steps, lr=self.peak_lr)),
-            "dtype": str(self.model.base.dtype),
-            "data": _digest(self.items),
-            "validation": _digest(self.held_out),
-            "base": own_fingerprint(self.model)["weights"],
-        }
-
-
-def _step_of(line: str) -> float:
-    """The step that a line of `metrics.jsonl` tells of; beyond all steps where the line was cut off."""
+def _steps_of(run: Run) -> Generator[Step, None, None]:
+    """One run's steps."""
+    steps = _together(run.model, [run])
     try:
-        return json.loads(line)["step"]
-    except ValueError:
-        return math.inf
+        for told in steps:
+            if isinstance(told[run.name], TrainingError):
+                raise told[run.name]
+            yield told[run.name]
+    finally:
+        steps.close()
 
 
-def _digest(items: Sequence[Tokens]) -> str:
-    return hashlib.sha256(repr([(item.ids, item.loss) for item in items]).encode()).hexdigest()[:16]
+def _together(model: AdaptedModel, runs: list[Run]) -> Generator[dict[str, Step | TrainingError], None, None]:
+    for run in runs:
+        run.begin()
+    while going := [run for run in runs if not run.over]:
+        told: dict[str, Step | TrainingError] = {}
+        losses, tokens, seconds = _gradients(model, going)
+        for run in going:
+            try:
+                told[run.name] = _finished(run, losses[run], tokens[run], seconds)
+            except TrainingError as error:
+                told[run.name] = error
+                runs.remove(run)
+            finally:
+                run.optimizer.zero_grad()
+        try:
+            yield told
+        except GeneratorExit:
+            for run in runs:
+                if not run.over:
+                    run.save()
+            raise
+
+
+def _finished(run: Run, loss: float, tokens: int, seconds: float) -> Step:
+    """The rest of a step, whose gradients are there: the optimiser, an evaluation if one is due, the disk."""
+    started = time.perf_counter()
+    with _watched(f"at step {run.number}, in the optimiser"):
+        norm, lr = run.apply(loss)
+    step = run.stepped(loss, norm, lr, tokens, seconds + time.perf_counter() - started)
+    if run.wants_evaluation:
+        with _watched(f"in the evaluation after step {step.step}"):
+            step = run.judged(step, mean_loss(run.model, run.name, run.held_out))
+    run.record(step)
+    return step
+
+
+def _gradients(model: AdaptedModel, runs: list[Run]) -> tuple[dict[Run, float], dict[Run, int], float]:
+    """Every run's gradients of its next step; its loss, its tokens, and the seconds it took in all."""
+    started = time.perf_counter()
+    taken = {run: run.take() for run in runs}
+    labels = {run: max(1, sum(_labels(item) for batch in taken[run] for item in batch)) for run in runs}
+    losses = dict.fromkeys(runs, 0.0)
+    try:
+        with _training(model, runs):
+            for number in range(max(run.config.accumulate for run in runs)):
+                for shared in _passes({run: taken[run][number] for run in runs if number < run.config.accumulate}):
+                    for run, loss in _backward(model, shared, labels).items():
+                        losses[run] += loss
+    except BaseException:
+        for run in runs:
+            run.optimizer.zero_grad()
+        raise
+    tokens = {run: sum(len(item.ids) for batch in taken[run] for item in batch) for run in runs}
+    return losses, tokens, time.perf_counter() - started
+
+
+def _labels(item: Tokens) -> int:
+    return sum(item.loss[1:])
+
+
+def _passes(given: dict[Run, list[Tokens]]) -> Iterator[dict[Run, list[Tokens]]]:
+    """The batches that go through the base in one pass: those of like length, so that little of it is padding."""
+    longest = {run: max(len(item.ids) for item in items) for run, items in given.items()}
+    shared: dict[Run, list[Tokens]] = {}
+    shortest = 0
+    for run in sorted(given, key=longest.__getitem__):
+        if run.head_trains:  # the head sees label positions alone, without their rows
+            yield {run: given[run]}
+            continue
+        if shared and longest[run] > ALIKE * shortest:
+            yield shared
+            shared = {}
+        shortest = longest[run] if not shared else shortest
+        shared[run] = given[run]
+    if shared:
+        yield shared
+
+
+def _backward(model: AdaptedModel, shared: dict[Run, list[Tokens]], labels: dict[Run, int]) -> dict[Run, float]:
+    """One pass forward and back over the batches of several runs; what each adds to its mean loss."""
+    device = next(model.base.parameters()).device
+    batch = collate([item for items in shared.values() for item in items], pad_id(model)).to(device)
+    names = [run.name for run, items in shared.items() for _ in items]
+    rows, longest = batch.input_ids.shape
+    first = next(iter(shared))
+    losses: dict[Run, float] = {}
+    with (
+        _watched(f"at step {first.number}, with a batch of {rows} rows of {longest} tokens"),
+        model.use(names if len(shared) > 1 else first.name),
+    ):
+        hidden = _hidden(model, batch)
+        total: Tensor | float = 0.0
+        start = 0
+        for run, items in shared.items():
+            own = slice(start, start + len(items))
+            summed, _ = _loss(model, hidden[own], batch.labels[own], run.head_trains)
+            total = total + summed / labels[run]
+            losses[run] = float(summed.detach()) / labels[run]
+            start += len(items)
+        assert isinstance(total, Tensor)
+        total.backward()
+    return losses
+
+
+@contextmanager
+def _training(model: AdaptedModel, runs: list[Run]) -> Iterator[None]:
+    """The base and these adapters, ready for a step; dropout follows from the seed and the step."""
+    base: Any = model.base
+    recompute = any(run.config.checkpointing for run in runs) and not base.is_activation_checkpointing
+    for run in runs:
+        run.adapter.train()
+    try:
+        with use_attention(base), torch.random.fork_rng(), _mode(base, training=True):
+            torch.manual_seed(runs[0].config.seed * 1_000_003 + runs[0].number)
+            if recompute:
+                base.activation_checkpointing_enable({"use_reentrant": False})
+            yield
+    finally:
+        if recompute:
+            base.activation_checkpointing_disable()
+        for run in runs:
+            run.adapter.train(False)
+
+
+def _hidden(model: AdaptedModel, batch: Batch) -> Tensor:
+    return hidden_states(model, input_ids=batch.input_ids, attention_mask=batch.attention_mask)
+
+
+def _loss(model: AdaptedModel, hidden: Tensor, labels: Tensor, head_trains: bool) -> tuple[Tensor, int]:
+    return label_loss(hidden, labels, lambda h: logits(model, h), head_trains=head_trains)
 
 
 @contextmanager

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from rich.progress import TaskID
 
     from halka.compare import Event
-    from halka.training import Step
+    from halka.run import Step
 
 LINES = 20  # at most so many lines a run, evaluations aside
 

@@ -14,8 +14,8 @@ from halka.core import Method
 from halka.data.tasks import is_task_file
 from halka.methods import all_methods, method_named
 from halka.models.loading import is_base_folder
+from halka.run import TrainConfig
 from halka.settings import Given, Setting, build, from_environment, from_file, from_flags, said, settings_of, united
-from halka.training import TrainConfig
 
 
 @dataclass(frozen=True)

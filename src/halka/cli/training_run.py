@@ -25,11 +25,12 @@ from halka.cli.train_settings import Plan
 from halka.core import AdaptedModel
 from halka.data.task import Task
 from halka.files import write_text
+from halka.run import BEST, CHECKPOINT, METRICS, Step, TrainingError
 from halka.store import WEIGHTS, save
-from halka.training import CHECKPOINT, METRICS, Step, TrainingError, as_tokens, train
+from halka.training import as_tokens, train
 
 RUN, ADAPTER, TENSORBOARD = "run.yaml", "adapter", "tensorboard"
-BEST, LOCK = "best.safetensors", ".lock"
+LOCK = ".lock"
 
 
 class TrainingRun:
