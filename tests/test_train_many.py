@@ -200,7 +200,7 @@ def test_what_cannot_be_is_refused_before_the_first_step(tmp_path):
         train_many(model, [])
     with pytest.raises(ValueError, match="name lora"):
         train_many(model, [Job("lora", items()), Job("lora", items())])
-    with pytest.raises(ValueError, match="folder .*run"):
+    with pytest.raises(ValueError, match=r"folder .*run"):
         train_many(model, [Job(name, items(), folder=tmp_path / "run") for name in ("lora", "ia3")])
     with pytest.raises(ValueError, match="no adapter 'nobody'"):
         train_many(model, [Job("nobody", items())])

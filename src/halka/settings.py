@@ -115,10 +115,12 @@ def settings_of(cls: type, section: str = "") -> dict[str, Setting]:
 
 
 def from_file(file: Path, known: Mapping[str, Setting]) -> Layer:
-    """What a YAML file says. Paths in it are seen from its own folder.
+    """What a YAML file says. Raises ValueError for a file that is not there or no YAML, and for an unknown key."""
+    return from_content(yaml_of(file), file, known)
 
-    Raises ValueError for a file that is not there or no YAML, and for an unknown key.
-    """
+
+def yaml_of(file: Path) -> dict[Any, Any]:
+    """A YAML file's keys and values. Raises ValueError for a file that is not there or holds something else."""
     import yaml
 
     try:
@@ -129,13 +131,21 @@ def from_file(file: Path, known: Mapping[str, Setting]) -> Layer:
         raise ValueError(f"{file} cannot be read as YAML: {error}") from None
     if content is not None and not isinstance(content, dict):
         raise ValueError(f"{file} holds no settings: it needs keys and values, such as method: lora")
+    return content or {}
+
+
+def from_content(content: Mapping[Any, Any], file: Path, known: Mapping[str, Setting], within: str = "") -> Layer:
+    """What keys and values of a file say; those of a part of it stand `within`. Paths are seen from the file's folder.
+
+    Raises ValueError for an unknown key.
+    """
     layer = {}
-    for path, value in _leaves(content or {}, known):
+    for path, value in _leaves(content, known):
         if path not in known:
-            raise ValueError(f"{file}: {path}: there is no such setting{_hint(path, known)}")
+            raise ValueError(f"{file}: {within}{path}: there is no such setting{_hint(path, known)}")
         setting = known[path]
         seen = _seen_from(file.parent, value, setting.beside) if setting.beside else value
-        layer[path] = Given(seen, f"{file}: {path}")
+        layer[path] = Given(seen, f"{file}: {within}{path}")
     return layer
 
 

@@ -146,9 +146,10 @@ def _steps_of(run: Run) -> Generator[Step, None, None]:
     steps = _together(run.model, [run])
     try:
         for told in steps:
-            if isinstance(told[run.name], TrainingError):
-                raise told[run.name]
-            yield told[run.name]
+            step = told[run.name]
+            if isinstance(step, TrainingError):
+                raise step
+            yield step
     finally:
         steps.close()
 

@@ -61,28 +61,28 @@ def _bar() -> tuple[ProgressColumn, ProgressColumn]:
 
 
 class StepProgress(_Bars):
-    """The steps of one training run."""
+    """The steps of a training run, or of several that go on together and have names."""
 
     def __init__(self) -> None:
-        super().__init__(*_bar(), _Said("told"))
-        self.task: TaskID | None = None
-        self.validation = ""
+        super().__init__(_Said("name"), *_bar(), _Said("told"))
+        self.tasks: dict[str, TaskID] = {}
+        self.validations: dict[str, str] = {}
 
-    def step(self, step: Step) -> None:
+    def step(self, step: Step, name: str = "") -> None:
         """Show what a step did."""
         if step.validation is not None:
-            self.validation = f", validation {step.validation:.4f}{' (best)' if step.best else ''}"
+            self.validations[name] = f", validation {step.validation:.4f}{' (best)' if step.best else ''}"
         left = duration((step.steps - step.step) * step.seconds / step.step)
         speed = f"{step.tokens_per_second:.0f} tokens/s, {size(step.memory)}"
-        told = f"{left} left, loss {step.loss:.4f}{self.validation}, {speed}"
+        told = f"{left} left, loss {step.loss:.4f}{self.validations.get(name, '')}, {speed}"
         if self.bars is None:
             every = -(-step.steps // LINES)
             if step.step in (1, step.steps) or step.step % every == 0 or step.validation is not None:
-                say(f"step {step.step}/{step.steps}: {told}")
-        elif self.task is None:
-            self.task = self.bars.add_task("", completed=step.step, total=step.steps, told=told)
+                say(f"{name + ': ' if name else ''}step {step.step}/{step.steps}: {told}")
+        elif name not in self.tasks:
+            self.tasks[name] = self.bars.add_task("", completed=step.step, total=step.steps, name=name, told=told)
         else:
-            self.bars.update(self.task, completed=step.step, told=told)
+            self.bars.update(self.tasks[name], completed=step.step, told=told)
 
 
 class CountProgress(_Bars):

@@ -10,11 +10,12 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from halka.cli.command import Command, emit, examples, say, show
+from halka.cli.command import Command, Failed, columns, emit, examples, say, show
 from halka.cli.examples import named_task, read_data
 
 if TYPE_CHECKING:
     from halka.cli.train_settings import Plan, RunSettings
+    from halka.cli.training_run import TrainingRun
     from halka.core import AdaptedModel, Method
     from halka.data.examples import Example
     from halka.data.task import Task
@@ -24,6 +25,7 @@ EXAMPLES = examples(
     "halka train --base smollm2-135m --method prefix --length 30 \\",
     "    --data train.jsonl --validation 0.1 --lr 0.01 --epochs 5 -o runs/mine",
     "halka train --config runs/mine/run.yaml",
+    "halka train --many runs.yaml --base smollm2-135m --task support",
 )
 
 
@@ -34,6 +36,9 @@ def train() -> None:
     one before: `rank: 8` and `train: {lr: 0.001}`, HALKA_TRAIN_RANK=8, --rank 8.
 
     A run that was stopped goes on where it was when the same command is given again. Ctrl-C stops it after its step.
+
+    Several adapters are trained together, on one base in memory, by --many with a file that lists them under `runs:`,
+    each with its folder (out) and what is its own; all else is said once, above them or as a flag.
     """
 
 
@@ -47,11 +52,18 @@ class Deferred(Command):
         """The command with all its flags."""
         from halka.cli.train_settings import signature
 
-        def run(config: Path | None, overwrite: bool, tensorboard: bool, json: bool, **flags: Any) -> None:
-            train_adapter(config, flags, overwrite=overwrite, tensorboard=tensorboard, json=json)
+        def run(config: Path | None, many: Path | None, json: bool, **flags: Any) -> None:
+            folder = {key: flags.pop(key) for key in ("overwrite", "tensorboard")}
+            if many is None:
+                train_adapter(config, flags, json=json, **folder)
+            elif config is None:
+                train_adapters(many, flags, json=json, **folder)
+            else:
+                raise ValueError("--config says one run and --many several: give one of them")
 
         own = [
             _flag("config", Path | None, None, metavar="FILE", help="a YAML file with settings"),
+            _flag("many", Path | None, None, metavar="FILE", help="a YAML file with several runs, trained together"),
             _flag("overwrite", bool, False, help="train anew where a run is"),
             _flag("tensorboard", bool, False, help="write FOLDER/tensorboard too"),
             _flag("json", bool, False, help="print the result as JSON"),
@@ -68,26 +80,60 @@ def _flag(name: str, kind: Any, default: Any, **more: Any) -> inspect.Parameter:
     return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=annotation)
 
 
-def train_adapter(
-    config: Path | None, flags: dict[str, Any], *, overwrite: bool, tensorboard: bool, json: bool
-) -> None:
+def train_adapter(config: Path | None, flags: dict[str, Any], *, json: bool, **folder: bool) -> None:
     """Settings → task → base → method → add → train → save."""
     from halka.cli.train_settings import read
-    from halka.cli.training_run import TrainingRun
-    from halka.models import adapt
-    from halka.models.loading import load_base
+    from halka.cli.training_run import TrainingRun, train_runs
 
     plan = read(config, flags, os.environ)
-    run = TrainingRun(plan, overwrite=overwrite, tensorboard=tensorboard)
-    task = task_of(plan.run)
-    say(f"loading {plan.run.base} …")
-    model = adapt(*load_base(plan.run.base, dtype=plan.run.dtype, device=plan.run.device))
-    model.add("adapter", method_of(plan, model), seed=plan.train.seed)
-    result = run.go(model, "adapter", task)
+    run = TrainingRun(plan, "adapter", **folder)
+    if run.finished:
+        raise ValueError(f"--out: {run.folder} holds a finished run: choose another folder, or add --overwrite")
+    run.task = task_of(plan.run)
+    (result,) = train_runs(_model_for([run]), [run])
+    if "error" in result:
+        raise Failed(result["error"])
     if json:
         emit(result)
     else:
         _show(result, plan.run)
+
+
+def train_adapters(file: Path, flags: dict[str, Any], *, json: bool, **folder: bool) -> None:
+    """The same for several at once; those that are finished stay as they are."""
+    from halka.cli.train_settings import read_many
+    from halka.cli.training_run import TrainingRun, train_runs
+
+    runs = [TrainingRun(plan, str(plan.run.out), **folder) for plan in read_many(file, flags, os.environ)]
+    for run in runs:
+        if run.finished:
+            say(f"{run.name} holds a finished run: left as it is (--overwrite trains it anew)")
+    runs = [run for run in runs if not run.finished]
+    tasks: dict[tuple, Task] = {}
+    for run in runs:
+        said = run.plan.run
+        key = (said.task, said.data, said.validation, said.shape)
+        run.task = tasks[key] = tasks.get(key) or task_of(said)
+    results = train_runs(_model_for(runs), runs) if runs else []
+    if json:
+        emit(results)
+    else:
+        _show_all(results)
+    if failed := [f"{each['folder']}: {each['error']}" for each in results if "error" in each]:
+        raise Failed("\n".join(failed))
+
+
+def _model_for(runs: list[TrainingRun]) -> AdaptedModel:
+    """The base that the runs share, with an adapter for each."""
+    from halka.models import adapt
+    from halka.models.loading import load_base
+
+    settings = runs[0].plan.run
+    say(f"loading {settings.base} …")
+    model = adapt(*load_base(settings.base, dtype=settings.dtype, device=settings.device))
+    for run in runs:
+        model.add(run.name, method_of(run.plan, model), seed=run.plan.train.seed)
+    return model
 
 
 # ── what it is trained on, and how ──────────────────────────────────────────────────────────────────────────────────
@@ -137,6 +183,24 @@ def method_of(plan: Plan, model: AdaptedModel) -> Method:
         return method
     start = Prompt.from_text(text, model.tokenizer, vars(method)["length"] if "length" in plan.given else None)
     return replace(method, length=start.length, tokens=start.tokens)  # type: ignore[type-var]
+
+
+def _show_all(results: list[dict[str, Any]]) -> None:
+    from halka.report.units import count, duration
+
+    right = ("steps", "time", "loss", "validation", "parameters")
+    table = columns("run", "method", *right, right=right)
+    for each in results:
+        if "error" in each:
+            table.add_row(str(each["folder"]), each["method"]["name"], "failed", *[""] * 4)
+            continue
+        validation = "" if each["validation_loss"] is None else f"{each['validation_loss']:.4f}"
+        table.add_row(
+            *(str(each["folder"]), each["method"]["name"], str(each["steps"]), duration(each["seconds"])),
+            *(f"{each['loss']:.4f}", validation, count(each["parameters"])),
+        )
+    if results:
+        show(table)
 
 
 def _show(result: dict[str, Any], run: RunSettings) -> None:

@@ -15,7 +15,19 @@ from halka.data.tasks import is_task_file
 from halka.methods import all_methods, method_named
 from halka.models.loading import is_base_folder
 from halka.run import TrainConfig
-from halka.settings import Given, Setting, build, from_environment, from_file, from_flags, said, settings_of, united
+from halka.settings import (
+    Given,
+    Setting,
+    build,
+    from_content,
+    from_environment,
+    from_file,
+    from_flags,
+    said,
+    settings_of,
+    united,
+    yaml_of,
+)
 
 
 @dataclass(frozen=True)
@@ -46,6 +58,9 @@ class RunSettings:
     text: str | None = field(default=None, metadata={"help": "what virtual tokens start as (prompt, prefix)"})
     dtype: str = field(default="bfloat16", metadata={"help": "precision of the base: bfloat16, float32, …"})
     device: str | None = field(default=None, metadata={"help": "cuda, mps or cpu; the first there is"})
+
+
+ONE_FOR_ALL = ("base", "dtype", "device")  # of runs that are trained together
 
 
 @dataclass(frozen=True)
@@ -101,8 +116,39 @@ def read(config: Path | None, flags: Mapping[str, Any], environment: Mapping[str
     known = sources()
     every = known.all
     given = from_file(config, every) if config is not None else {}
-    given |= from_environment(environment, every)
-    given |= from_flags(flags, every)
+    return _plan(given | from_environment(environment, every) | from_flags(flags, every), known)
+
+
+def read_many(file: Path, flags: Mapping[str, Any], environment: Mapping[str, str]) -> list[Plan]:
+    """The plans of a file whose `runs` each say what is its own; what stands beside them, and flags, is for all.
+
+    Raises ValueError as `read` does, for a file without runs, and for runs of several bases or in one folder.
+    """
+    known = sources()
+    every = known.all
+    content = yaml_of(file)
+    runs = content.pop("runs", None)
+    if not isinstance(runs, list) or not runs or not all(isinstance(run, dict) for run in runs):
+        raise ValueError(f"{file}: runs: a list of runs is missing, such as runs: [{{out: a, rank: 8}}, {{out: b}}]")
+    if "out" in content or flags.get("out") is not None:
+        raise ValueError(f"{file}: out: each run has its own: give it there, and not for all")
+    shared = from_content(content, file, every)
+    over = from_environment(environment, every) | from_flags(flags, every)
+    plans = []
+    for number, run in enumerate(runs, start=1):
+        within = f"runs[{number}]."
+        if not run.get("out"):
+            raise ValueError(f"{file}: {within}out is missing: each run needs a folder of its own")
+        for path, one in from_content({key: run[key] for key in ONE_FOR_ALL if key in run}, file, every).items():
+            raise ValueError(f"{file}: {within}{path}: all runs share one {path} ({one.value!r} here): give it above")
+        plans.append(_plan(shared | from_content(run, file, every, within) | over, known))
+    folders = [plan.run.out.resolve() for plan in plans]
+    if double := [str(plan.run.out) for plan in plans if folders.count(plan.run.out.resolve()) > 1]:
+        raise ValueError(f"{file}: runs: two have the folder {double[0]}: give each its own out")
+    return plans
+
+
+def _plan(given: Mapping[str, Given], known: Sources) -> Plan:
     run = build(RunSettings, known.run, given)
     method = method_named(run.method)
     _refuse_others(given, known, run.method)
