@@ -45,7 +45,7 @@ LAYERS: dict[str, set[str]] = {
     "compare": {"experiment", "measure", "report", "training", "files"},
     "cli": {
         *("core", "methods", "models", "data", "training", "evaluation", "metrics", "formats", "store"),
-        *("report", "experiment", "compare", "settings", "files", "adapter_store"),
+        *("report", "experiment", "compare", "settings", "files", "adapter_store", "pool"),
     },
     "__init__": {"adapter_store", "methods", "models", "pool", "store", "training"},
     "__main__": {"cli"},
