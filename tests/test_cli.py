@@ -18,6 +18,8 @@ from filelock import FileLock
 from safetensors.torch import load_file
 from typer.testing import CliRunner
 
+from contract import disturb
+from halka import AdapterStore, LoRA, Prefix, adapt, load_base, save
 from halka.cli import app, cli_reference
 from halka.cli.train import Deferred
 from halka.compare import Event, Outputs
@@ -521,7 +523,7 @@ def test_evaluate(here):
         assert told in result.stdout
     lines = [json.loads(line) for line in Path("p.jsonl").read_text().splitlines()]
     assert len(lines) == 4
-    assert lines[0].keys() == {"where", "prompt", "references", "prediction"}
+    assert lines[0].keys() == {"where", "prompt", "references", "prediction", "adapter"}
     assert json.loads(Path("p.scores.json").read_text())["scores"].keys() == {"exact_match", "token_f1"}
 
 
@@ -598,6 +600,170 @@ def test_generate_draws_the_same_for_the_same_seed(here):
     assert first != other
     assert [each["prompt"] for each in first] == ["Yes?", "No?"]
     assert "── prompts.jsonl:1: Yes?" in halka(command).stdout
+
+
+# ── an adapter for each row ─────────────────────────────────────────────────────────────────────────────────────────
+
+
+GENERATE = "generate --base base --dtype float32 --max-new-tokens 6"
+
+
+@pytest.fixture
+def kinds(here) -> None:
+    """Folders `lora` and `prefix` with adapters, and a store `adapters` with both; a second `lora` is its newest."""
+    model = adapt(*load_base("base", dtype="float32"))
+    for name, method in (("lora", LoRA(rank=4)), ("prefix", Prefix(length=4))):
+        model.add(name, method)
+        disturb(model, name, by=0.2)
+        save(model, name, name)
+        AdapterStore("adapters").save(model, name)
+    disturb(model, "lora", seed=4, by=0.2)
+    AdapterStore("adapters").save(model, "lora")
+
+
+def rows(file: str, **adapters) -> str:
+    """A file of rows with `adapter` fields by their prompts."""
+    lines = ({"prompt": f"What is {key}?", "completion": "4", **named} for key, named in adapters.items())
+    Path(file).write_text("".join(json.dumps(line) + "\n" for line in lines))
+    return file
+
+
+def predictions(file: str) -> list[dict]:
+    return [json.loads(line) for line in Path(file).read_text().splitlines()]
+
+
+def answers(command: str) -> list[tuple[str | None, str]]:
+    """Who answered what."""
+    return [(each["adapter"], each["answer"]) for each in parsed(command)]
+
+
+def test_rows_of_a_file_name_their_adapters(kinds):
+    plain = rows("plain.jsonl", a={}, b={}, c={}, d={})
+    base, lora, prefix = (
+        [answer for _, answer in answers(f"{GENERATE} --file {plain} {adapter}")]
+        for adapter in ("", "--adapter lora", "--adapter prefix")
+    )
+    assert all(len({one, two, three}) == 3 for one, two, three in zip(base, lora, prefix, strict=True))
+    file = rows("f.jsonl", a={"adapter": "x"}, b={"adapter": None}, c={"adapter": "prefix"}, d={})
+    expected = [("x", lora[0]), (None, base[1]), ("prefix", prefix[2]), (None, base[3])]
+    assert answers(f"{GENERATE} --file {file} --adapter x=lora --adapter prefix=prefix") == expected
+    assert (
+        "── f.jsonl:3, prefix: What is c?"
+        in halka(f"{GENERATE} --file f.jsonl --adapter x=lora --adapter prefix").stdout
+    )
+    expected = [("x", lora[0]), ("prefix", prefix[1]), ("prefix", prefix[2]), ("prefix", prefix[3])]
+    assert answers(f"{GENERATE} --file {file} --adapter x=lora --adapter prefix") == expected
+    Path("f.csv").write_text("prompt,adapter\nWhat is a?, lora \nWhat is b?,\n")
+    assert answers(f"{GENERATE} --file f.csv --adapter lora=lora") == [("lora", lora[0]), (None, base[1])]
+
+
+def test_every_adapter_answers_where_rows_name_none(kinds):
+    alone = [parsed(f"{GENERATE} --adapter {name} What?") for name in ("lora", "prefix")]
+    assert parsed(f"{GENERATE} --adapter lora --adapter prefix What?") == alone
+    assert parsed(f"{GENERATE} --adapter x=lora What?") == {**alone[0], "adapter": "x"}
+    shown = halka(f"{GENERATE} --adapter lora --adapter prefix What?").stdout
+    assert "── lora: What?" in shown
+    assert "── prefix: What?" in shown
+    both = answers(f"{GENERATE} --adapter lora --adapter prefix --file {rows('f.jsonl', a={}, b={})}")
+    assert [name for name, _ in both] == ["lora", "prefix", "lora", "prefix"]
+
+
+def test_rows_and_flags_name_adapters_of_a_store(kinds):
+    first = parsed(f"{GENERATE} --adapter lora What?")["answer"]
+    newest = parsed(f"{GENERATE} --store adapters --adapter lora What?")
+    assert newest["adapter"] == "lora"
+    assert newest["answer"] != first
+    assert parsed(f"{GENERATE} --store adapters --adapter lora@1 What?")["answer"] == first
+    assert parsed(f"{GENERATE} --store adapters --adapter lora=lora What?")["answer"] == first
+    lines = [{"prompt": "What?", "adapter": name} for name in ("lora", "lora@1", None, "lora@2", "prefix")]
+    Path("f.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    made = dict(answers(f"{GENERATE} --file f.jsonl --store adapters"))
+    assert list(made) == ["lora", "lora@1", None, "lora@2", "prefix"]
+    assert made["lora"] == made["lora@2"] == newest["answer"]
+    assert made["lora@1"] == first
+    assert len(set(made.values())) == 4
+    assert made == dict(answers(f"{GENERATE} --file f.jsonl --store adapters --pool 1 --batch-size 1"))
+
+
+def test_a_store_of_another_base_is_refused_unless_allowed(kinds):
+    tiny("llama", seed=1, vocab_size=424, max_position_embeddings=256).save_pretrained("other")
+    chatml_tokenizer().save_pretrained("other")
+    command = f"{GENERATE.replace('base base', 'base other')} --store adapters --adapter prefix Hi"
+    assert "was made for another base" in failure(command)
+    halka(f"{command} --allow-other-base")
+
+
+@pytest.mark.parametrize(
+    ("adapters", "told"),
+    [
+        ("--adapter lora=lora", "f.jsonl:2: there is no adapter 'lroa' among those given: did you mean lora?"),
+        ("--adapter x=prefix", "f.jsonl:1: there is no adapter 'lora' among those given: those are x"),
+        ("", "f.jsonl:1: there is no adapter 'lora', and none was given: add --adapter lora=FOLDER, or --store FOLDER"),
+        ("--store adapters", "f.jsonl:2: there is no adapter 'lroa' among those given: did you mean lora?"),
+        ("--store run", "f.jsonl:1: there is no adapter 'lora', and none at all in run"),
+        ("--store nope", "--store: there is no folder nope"),
+        ("--store adapters --adapter lorra", "--adapter: there is no adapter 'lorra' among those given: did you mean"),
+        ("--store adapters --adapter lora@3", "--adapter: 'lora' has no version 3: there are 1, 2"),
+        ("--store adapters --adapter lora@x", "--adapter: there is no adapter 'lora@x' among those given: did you"),
+        ("--adapter lora --adapter lora=prefix", "--adapter: two are named 'lora': name each its own way, as in NAME="),
+        ("--adapter =lora", "--adapter: '=lora' is not NAME=FOLDER"),
+        ("--adapter lora=", "--adapter: 'lora=' is not NAME=FOLDER"),
+        ("--adapter lora=nope", "--adapter: there is no folder nope"),
+        ("--adapter lora=base", "--adapter: base holds no adapter_config.json"),
+        ("--adapter lora --pool 0", "--pool"),
+    ],
+)
+def test_an_adapter_that_is_not_there_is_told_by_its_row_before_the_base_is_loaded(kinds, adapters, told):
+    file = rows("f.jsonl", a={"adapter": "lora"}, b={"adapter": "lroa"})
+    assert told in failure(f"generate --base ./nope --file {file} {adapters}")
+    assert told in failure(f"evaluate --base ./nope --data {file} {adapters}")
+
+
+def test_what_names_no_adapter_is_told(kinds):
+    assert "--store: nothing names an adapter in it: add --adapter NAME" in failure(
+        "generate --base ./nope --store run Hi"
+    )
+    told = failure(f"generate --base ./nope --file {rows('f.jsonl', a={}, b={'adapter': ['lora']})}")
+    assert told == "f.jsonl:2: the adapter is ['lora']: give its name as a text, or null"
+
+
+def test_evaluate_scores_each_of_several_adapters(kinds):
+    command = f"{EVALUATE} --data data.jsonl --limit 4 --metrics chrf"
+    alone = [parsed(f"{command} --adapter {name} -o {name}.jsonl")["scores"] for name in ("lora", "prefix")]
+    found = parsed(f"{command} --adapter lora --adapter prefix --perplexity prose.txt -o p.jsonl")
+    assert found["by_adapter"] == [
+        {"adapter": name, "examples": 4, "scores": scores}
+        for name, scores in zip(("lora", "prefix"), alone, strict=True)
+    ]
+    assert "scores" not in found
+    assert found["examples"] == 4
+    assert [each["adapter"] for each in found["perplexity"]["by_adapter"]] == ["lora", "prefix"]
+    assert predictions("p.jsonl")[0::2] == predictions("lora.jsonl")
+    assert predictions("p.jsonl")[1::2] == predictions("prefix.jsonl")
+    assert predictions("lora.jsonl") != predictions("prefix.jsonl")
+    shown = " ".join(halka(f"{command} --adapter lora --adapter prefix --perplexity prose.txt").stdout.split())
+    for told in ("adapter examples chrf lora 4 ", " prefix 4 ", " over 4 examples of data ", " with lora "):
+        assert told in shown
+
+
+def test_evaluate_answers_each_row_with_its_adapter(kinds):
+    named = {"a": {"adapter": "lora"}, "b": {"adapter": "prefix"}, "c": {"adapter": "lora"}, "d": {}}
+    lines = [{"prompt": f"What is {key}?", "completion": "4", **named[key]} for key in named]
+    Path("f.json").write_text(json.dumps([*lines, {"prompt": "no answer"}]))  # all in one line
+    found = parsed(f"{EVALUATE} --data f.json --store adapters --metrics chrf -o p.jsonl")
+    assert [(each["adapter"], each["examples"]) for each in found["by_adapter"]] == [
+        ("lora", 2),
+        ("prefix", 1),
+        (None, 1),
+    ]
+    assert found["scores"]["chrf"]["n"] == 4
+    made = predictions("p.jsonl")
+    assert [each["adapter"] for each in made] == ["lora", "prefix", "lora", None]
+    answered = answers(f"{GENERATE.replace('6', '3')} --store adapters --file {rows('g.jsonl', **named)}")
+    assert [(each["adapter"], each["prediction"]) for each in made] == answered
+    shown = " ".join(halka(f"{EVALUATE} --data f.json --store adapters").stdout.split())
+    for told in (" the bare base 1 ", " all 4 ", "over 4 examples of f"):
+        assert told in shown
 
 
 def test_adapters_show(here):

@@ -45,10 +45,19 @@ EXAMPLES = asked(QUESTIONS)
 def model_that_reads(*kinds: str) -> AdaptedModel:
     tokenizer = chatml_tokenizer()
     model = halka.adapt(tiny(vocab_size=len(tokenizer)), tokenizer)
-    methods = {"lora": halka.LoRA(rank=4), "prefix": halka.Prefix(length=4), "prompt": halka.Prompt(length=3)}
+    methods = {
+        "lora": halka.LoRA(rank=4),
+        "dora": halka.DoRA(rank=4),
+        "prefix": halka.Prefix(length=4),
+        "prompt": halka.Prompt(length=3),
+        "bottleneck": halka.Bottleneck(width=6),
+        "ia3": halka.IA3(),
+        "bitfit": halka.BitFit(),
+        "full": halka.Full(),
+    }
     for kind in kinds:
         model.add(kind, methods[kind])
-        disturb(model, kind, by=0.2)
+        disturb(model, kind, by={"full": 0.05, "ia3": 1.0}.get(kind, 0.2))
     return model
 
 
@@ -166,6 +175,113 @@ def test_a_prompt_without_room_for_its_answer_is_refused_by_its_place(architectu
     assert math.isfinite(perplexity(model, "prefix", " ".join(QUESTIONS * 4)))
 
 
+# ── an adapter for each example ─────────────────────────────────────────────────────────────────────────────────────
+
+MIXED = ("lora", None, "prefix", "full", "prompt", "bottleneck", "ia3", "lora", "full", None, "dora", "bitfit")
+MANY = asked([f"{text} {more}" for more in ("Now.", "Please.") for text in QUESTIONS][: len(MIXED)])
+
+
+def alone(model: AdaptedModel, names, examples=MANY, **options) -> dict[int, str]:
+    """Each example's answer with its own adapter in a batch of one."""
+    return {
+        index: next(generate(model, name, [example], **options))[1]
+        for index, (name, example) in enumerate(zip(names, examples, strict=True))
+    }
+
+
+def test_answers_with_an_adapter_each_are_those_of_that_adapter_alone():
+    model = model_that_reads(*{name for name in MIXED if name})
+    expected = alone(model, MIXED, max_new_tokens=8)
+    bare = alone(model, [None] * len(MIXED), max_new_tokens=8)
+    assert [expected[index] != bare[index] for index in range(len(MIXED))] == [name is not None for name in MIXED]
+    for size in (1, 3, 32):
+        assert dict(generate(model, MIXED, MANY, max_new_tokens=8, batch_size=size)) == expected
+
+
+def test_beams_with_an_adapter_each_are_those_of_that_adapter_alone():
+    model = model_that_reads(*{name for name in MIXED if name})
+    expected = alone(model, MIXED, max_new_tokens=6, num_beams=3)
+    assert expected != alone(model, MIXED, max_new_tokens=6)
+    assert dict(generate(model, MIXED, MANY, max_new_tokens=6, num_beams=3)) == expected
+
+
+def test_draws_with_an_adapter_each_are_repeatable():
+    model = model_that_reads("lora", "prefix")
+    names, made = ["lora", None, "prefix", "prefix", None, "lora", "lora"], []
+    for seed in (0, 0, 1):
+        torch.manual_seed(seed)
+        made.append(dict(generate(model, names, EXAMPLES, max_new_tokens=8, do_sample=True, temperature=5.0)))
+    assert made[0] == made[1] != made[2]
+
+
+def batches_of(model: AdaptedModel, names, examples, monkeypatch, **options) -> list[tuple[str | None, ...]]:
+    """Which adapters each batch used."""
+    own, used = model.base.generate, []
+
+    def watched(**given):
+        used.append(model.active)
+        return own(**given)
+
+    monkeypatch.setattr(model.base, "generate", watched)
+    assert len(dict(generate(model, names, examples, **options))) == len(examples)
+    return used
+
+
+def test_a_full_copy_has_batches_of_its_own_and_all_others_share(monkeypatch):
+    model = model_that_reads(*{name for name in MIXED if name})
+    used = batches_of(model, MIXED, MANY, monkeypatch, max_new_tokens=1, batch_size=5)
+    assert ("full",) in used
+    shared = [names for names in used if "full" not in names]
+    assert [len(names) for names in shared] == [5, 5]
+    assert sorted(map(str, (name for names in shared for name in names))) == sorted(
+        str(name) for name in MIXED if name != "full"
+    )
+
+
+def test_a_batch_of_one_adapter_names_it_once(monkeypatch):
+    model = model_that_reads("lora")
+    assert batches_of(model, ["lora"] * 7, EXAMPLES, monkeypatch, max_new_tokens=1) == [("lora",)]
+    assert batches_of(model, [None] * 7, EXAMPLES, monkeypatch, max_new_tokens=1) == [(None,)]
+
+
+def test_a_long_prompt_does_not_share_a_batch_with_virtual_tokens_that_would_not_fit_beside_it():
+    tokenizer = chatml_tokenizer()
+    lengths = [len(encode_prompt(example, tokenizer)) for example in EXAMPLES]
+    longest = lengths.index(max(lengths))
+    model = halka.adapt(tiny(vocab_size=len(tokenizer), max_position_embeddings=max(lengths) + 5), tokenizer)
+    model.add("prefix", halka.Prefix(length=5))
+    names = [None if index == longest else "prefix" for index in range(len(EXAMPLES))]
+    assert sorted(lengths)[-2] + 5 <= max(lengths)  # the others do fit
+    made = dict(generate(model, names, EXAMPLES, max_new_tokens=5))
+    assert made == alone(model, names, EXAMPLES, max_new_tokens=5)
+    names[longest] = "prefix"
+    with pytest.raises(ValueError, match=rf"q:{longest}: a prompt of .* do not fit the {max(lengths)} positions"):
+        list(generate(model, names, EXAMPLES, max_new_tokens=5))
+
+
+def test_there_is_one_adapter_or_one_for_each_example():
+    model = model_that_reads("lora")
+    for names in (["lora"], [], [None] * 8):
+        with pytest.raises(ValueError, match=f"{len(names)} adapters were named for 7 examples: name one for each"):
+            next(generate(model, names, EXAMPLES))
+        with pytest.raises(ValueError, match=f"{len(names)} adapters were named for 7 examples"):
+            evaluate(model, names, EXAMPLES, ["exact_match"])
+    with pytest.raises(ValueError, match="no adapter 'b' here"):
+        next(generate(model, ["lora"] * 6 + ["b"], EXAMPLES))
+
+
+def test_an_adapter_each_from_a_pool(tmp_path):
+    store, source = halka.AdapterStore(tmp_path / "adapters"), model_that_reads("lora", "prefix", "ia3")
+    for name in ("lora", "prefix", "ia3"):
+        store.save(source, name)
+    names = ["lora", None, "prefix", "ia3", "lora", "prefix", None]
+    model = halka.adapt(source.base, source.tokenizer)
+    pool = halka.AdapterPool(model, store)
+    made = dict(generate(model, names, EXAMPLES, max_new_tokens=6, batch_size=3))
+    assert pool.loads == 3
+    assert made == alone(source, names, EXAMPLES, max_new_tokens=6)
+
+
 def test_no_examples_give_no_answers():
     assert list(generate(model_that_reads(), None, [])) == []
 
@@ -229,6 +345,27 @@ def test_an_evaluation_answers_with_the_adapter_and_leaves_the_base_alone():
     assert model.active == (None,)
     other = evaluate(model, None, EXAMPLES, ["exact_match"], max_new_tokens=5)
     assert other.predictions != found.predictions
+
+
+def test_an_evaluation_scores_each_adapter_on_its_own_examples(monkeypatch):
+    model, names = model_that_reads("lora"), ["lora", None, "lora", None, "lora", None, None]
+    right = {0: "Paris 0", 1: "Rome", 2: "Paris 2", 3: "Rome", 4: "Rome", 5: "Rome", 6: "Paris 6"}
+    monkeypatch.setattr(halka.evaluation, "generate", lambda *_, **__: iter(sorted(right.items(), reverse=True)))
+    found = evaluate(model, names, EXAMPLES, ["exact_match"], seed=3)
+    assert found.scores["exact_match"].value == pytest.approx(3 / 7)
+    assert {each: score["exact_match"].value for each, score in found.by_adapter.items()} == {"lora": 2 / 3, None: 0.25}
+    assert found.by_adapter["lora"] == score(
+        ["Paris 0", "Paris 2", "Rome"], [EXAMPLES[index].answers for index in (0, 2, 4)], ["exact_match"], seed=3
+    )
+    assert evaluate(model, "lora", EXAMPLES, ["exact_match"]).by_adapter == {}
+
+
+def test_an_evaluation_answers_each_example_with_its_adapter():
+    model, names = model_that_reads("lora", "prompt"), ["lora", None, "prompt", None, "lora", "prompt", None]
+    found = evaluate(model, names, EXAMPLES, ["exact_match"], max_new_tokens=5)
+    expected = dict(generate(model, names, EXAMPLES, max_new_tokens=5))
+    assert [each.prediction for each in found.predictions] == [expected[index] for index in range(7)]
+    assert found.by_adapter.keys() == {"lora", None, "prompt"}
 
 
 def test_other_accepted_answers_count_too(monkeypatch):

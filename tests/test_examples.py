@@ -122,6 +122,7 @@ def test_a_bad_row_is_a_problem_with_its_line_and_the_others_are_read(write, row
     rows = read_examples(write([ROWS["prompt"], "\n", row, ROWS["prompt"]]))
     assert [example.where for example in rows.examples] == ["data.jsonl:1", "data.jsonl:4"]
     assert [problem.where for problem in rows.problems] == ["data.jsonl:3"]
+    assert [row.where for row in rows.rows] == ["data.jsonl:1", "data.jsonl:4"]
     assert re.search(reason, rows.problems[0].reason)
 
 

@@ -46,7 +46,7 @@ LAYERS: dict[str, set[str]] = {
     "compare": {"experiment", "measure", "report", "run", "files"},
     "cli": {
         *("core", "methods", "models", "data", "run", "training", "evaluation", "metrics", "formats", "store"),
-        *("report", "experiment", "compare", "settings", "files", "adapter_store"),
+        *("report", "experiment", "compare", "settings", "files", "adapter_store", "pool"),
     },
     "__init__": {"adapter_store", "methods", "models", "pool", "run", "store", "training"},
     "__main__": {"cli"},

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
+from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -19,6 +20,9 @@ from halka.models import context
 from halka.models.attention import use_attention
 from halka.training import mean_loss, pad_id
 
+Names = str | None | Sequence[str | None]
+"""One adapter for all examples, or one for each; None is the bare base."""
+
 
 @dataclass(frozen=True)
 class Prediction:
@@ -32,15 +36,16 @@ class Prediction:
 
 @dataclass(frozen=True)
 class Evaluation:
-    """Scores by metric, and the predictions that they judge."""
+    """Scores by metric, and the predictions that they judge; `by_adapter` has each one's own where several answered."""
 
     scores: dict[str, Score]
     predictions: tuple[Prediction, ...]
+    by_adapter: dict[str | None, dict[str, Score]] = field(default_factory=dict)
 
 
 def evaluate(
     model: AdaptedModel,
-    name: str | None,
+    name: Names,
     examples: Sequence[Example],
     metrics: Sequence[str | Metric],
     *,
@@ -49,7 +54,7 @@ def evaluate(
     seed: int = 0,
     on_progress: Callable[[int], None] | None = None,
 ) -> Evaluation:
-    """Answer every example greedily with adapter `name` (None: the bare base) and score the answers.
+    """Answer every example greedily with its adapter (see `generate`) and score the answers, by adapter too.
 
     `on_progress` is told how many examples are done. Raises ValueError where there is no example, and for a metric
     that the gold answers themselves do not satisfy (a field that is not in them, say).
@@ -59,10 +64,11 @@ def evaluate(
     for number, example in enumerate(examples, start=1):
         if not example.answers:
             raise ValueError(f"{example.where or f'example {number}'} has no answer to compare with: give it one")
+    names = _one_each(name, examples)
     references = [example.answers for example in examples]
     score([each[0] for each in references], references, metrics, resamples=1)
     answers: list[str] = [""] * len(examples)
-    made = generate(model, name, examples, max_new_tokens=max_new_tokens, batch_size=batch_size)
+    made = generate(model, names, examples, max_new_tokens=max_new_tokens, batch_size=batch_size)
     for done, (index, text) in enumerate(made, start=1):
         answers[index] = text
         if on_progress is not None:
@@ -71,12 +77,16 @@ def evaluate(
         Prediction(example.where, example.prompt[-1].content, example.answers, answer)
         for example, answer in zip(examples, answers, strict=True)
     )
-    return Evaluation(score(answers, references, metrics, seed=seed), predictions)
+    by_adapter = {}
+    for each in dict.fromkeys(names) if len({*names}) > 1 else ():
+        own = [index for index, other in enumerate(names) if other == each]
+        by_adapter[each] = score([answers[i] for i in own], [references[i] for i in own], metrics, seed=seed)
+    return Evaluation(score(answers, references, metrics, seed=seed), predictions, by_adapter)
 
 
 def generate(
     model: AdaptedModel,
-    name: str | None,
+    name: Names,
     examples: Sequence[Example],
     *,
     max_new_tokens: int = 64,
@@ -85,8 +95,10 @@ def generate(
 ) -> Iterator[tuple[int, str]]:
     """(index, answer) for each example's prompt, prompts of like length together.
 
-    `options` go to transformers' `generate`; without any, decoding is greedy. Raises ValueError for a prompt that
-    leaves no room for `max_new_tokens` in the base's context.
+    `name` is the adapter of all examples, or a sequence with one for each; None is the bare base. Adapters of any
+    families share batches; full copies of the weights get batches of their own. `options` go to transformers'
+    `generate`; without any, decoding is greedy. Raises ValueError for a prompt that leaves no room for
+    `max_new_tokens` in the base's context.
     """
     tokenizer: Any = model.tokenizer
     if tokenizer is None:
@@ -94,19 +106,22 @@ def generate(
     base: Any = model.base
     device = next(base.parameters()).device
     encoded = [encode_prompt(example, tokenizer) for example in examples]
-    room = context(model, name)
-    for number, (example, ids) in enumerate(zip(examples, encoded, strict=True), start=1):
+    names = _one_each(name, examples)
+    kinds = {each: (context(model, each), _is_full(model, each)) for each in dict.fromkeys(names)}
+    rows = []
+    for number, (example, ids, each) in enumerate(zip(examples, encoded, names, strict=True), start=1):
+        room, full = kinds[each]
         if room is not None and len(ids) + max_new_tokens > room:
             raise ValueError(
                 f"{example.where or f'example {number}'}: a prompt of {len(ids)} tokens and {max_new_tokens} new ones "
                 f"do not fit the {room} positions for text that this base has: shorten it or lower max_new_tokens"
             )
-    order = sorted(range(len(encoded)), key=lambda index: len(encoded[index]))
-    for start in range(0, len(order), batch_size):
-        chosen = order[start : start + batch_size]
+        rows.append(_Row(len(ids) + max_new_tokens, room, each if full else None))
+    for chosen in _batches(rows, batch_size):
+        using = [names[i] for i in chosen]
         batch = collate([Tokens(encoded[i], [False] * len(encoded[i])) for i in chosen], pad_id(model), "left")
         batch = batch.to(device)
-        with torch.inference_mode(), model.use(name), use_attention(base):
+        with torch.inference_mode(), model.use(using if len({*using}) > 1 else using[0]), use_attention(base):
             made = base.generate(
                 input_ids=batch.input_ids,
                 attention_mask=batch.attention_mask,
@@ -116,6 +131,46 @@ def generate(
             )
         texts = tokenizer.batch_decode(made[:, batch.input_ids.shape[1] :], skip_special_tokens=True)
         yield from zip(chosen, (text.strip() for text in texts), strict=True)
+
+
+@dataclass(frozen=True)
+class _Row:
+    """What decides which batch a row may join."""
+
+    tokens: int  # of its prompt and its answer
+    room: int | None  # positions for text beside its adapter's virtual tokens
+    full: str | None  # its adapter, if that is a copy of all weights and acts on whole batches
+
+
+def _batches(rows: Sequence[_Row], size: int) -> Iterator[list[int]]:
+    """Indices of rows that go together, the shortest first: the longest text fits beside the most virtual tokens."""
+    groups: dict[str | None, list[int]] = defaultdict(list)
+    for index in sorted(range(len(rows)), key=lambda index: rows[index].tokens):
+        groups[rows[index].full].append(index)
+    for group in groups.values():
+        batch: list[int] = []
+        for index in group:
+            rooms = [room for i in (*batch, index) if (room := rows[i].room) is not None]
+            if batch and (len(batch) >= size or rows[index].tokens > min(rooms, default=math.inf)):
+                yield batch
+                batch = []
+            batch.append(index)
+        yield batch
+
+
+def _is_full(model: AdaptedModel, name: str | None) -> bool:
+    return name is not None and any(each.role == "base" for each in model.adapter(name).targets.values())
+
+
+def _one_each(name: Names, examples: Sequence[Example]) -> list[str | None]:
+    """Every example's adapter. Raises ValueError for a sequence of another length."""
+    if name is None or isinstance(name, str):
+        return [name] * len(examples)
+    if len(name) != len(examples):
+        raise ValueError(
+            f"{len(name)} adapters were named for {len(examples)} examples: name one for each, or a single one for all"
+        )
+    return list(name)
 
 
 def perplexity(model: AdaptedModel, name: str | None, text: str, *, window: int = 256) -> float:

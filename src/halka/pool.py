@@ -20,13 +20,13 @@ class AdapterPool:
     """Lets `model.use` name any adapter of `store`. `budget`: bytes that adapters of the store may take in memory.
 
     Adapters that were added to the model by hand are its own: they do not count and never go. A newer version in the
-    store is taken when the adapter is read next; `forget` lets it go before.
+    store is taken when the adapter is read next; `forget` lets it go before. `allowed` goes to `halka.load`.
     """
 
-    def __init__(self, model: AdaptedModel, store: AdapterStore, budget: int = DEFAULT_BUDGET):
+    def __init__(self, model: AdaptedModel, store: AdapterStore, budget: int = DEFAULT_BUDGET, **allowed: bool):
         if budget <= 0:
             raise ValueError(f"budget is the bytes that adapters may take, above 0, not {budget}")
-        self.model, self.store, self.budget = model, store, budget
+        self.model, self.store, self.budget, self.allowed = model, store, budget, allowed
         self.sizes: OrderedDict[str, int] = OrderedDict()  # bytes of those that are here, the last used at the end
         self.loads = 0
         model.pool = self
@@ -57,7 +57,7 @@ class AdapterPool:
 
     def _read(self, name: str) -> None:
         try:
-            adapter = self.store.load(self.model, name)
+            adapter = self.store.load(self.model, name, **self.allowed)
         except ValueError as error:
             known = ", ".join(map(repr, self.model.adapters)) or "none"
             raise ValueError(

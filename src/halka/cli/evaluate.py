@@ -10,17 +10,20 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from halka.cli.command import Json, columns, emit, examples, new_file, plain, readable_text, show
-from halka.cli.examples import named_task, read_data
-from halka.cli.opening import AdapterFolder, Base, Device, Dtype, OtherBase, OtherTemplate, open_model
+from halka.cli.examples import data_rows, named_task
+from halka.cli.opening import Base, Device, Dtype, OtherBase, OtherTemplate, open_model
+from halka.cli.routing import AdapterNames, PoolSize, StoreFolder, addressed, given_adapters, route
 
 if TYPE_CHECKING:
     from halka.core import AdaptedModel
+    from halka.data.examples import Example
     from halka.data.task import Task
 
 EXAMPLES = examples(
     "halka evaluate --base smollm2-135m --adapter runs/support/adapter --task support -o predictions.jsonl",
     "halka evaluate --base smollm2-135m --data test.jsonl --metrics exact_match,rouge_l --limit 100",
     "halka evaluate --base smollm2-135m --adapter runs/support/adapter --perplexity prose.txt",
+    "halka evaluate --base smollm2-135m --store adapters --adapter support --adapter support@1 --task support",
 )
 METRICS = "exact_match,token_f1"
 
@@ -29,7 +32,9 @@ Split = Literal["train", "validation", "test"]
 
 def evaluate(
     base: Base,
-    adapter: AdapterFolder = None,
+    adapter: AdapterNames = None,
+    store: StoreFolder = None,
+    pool: PoolSize = 1000,
     task: Annotated[str | None, typer.Option(metavar="NAME", help="a task: support, a .yaml or .py file")] = None,
     split: Annotated[
         Split | None, typer.Option(metavar="NAME", help="the task's train, validation or test (test if not given)")
@@ -57,7 +62,11 @@ def evaluate(
     allow_other_template: OtherTemplate = False,
     json: Json = False,
 ) -> None:
-    """Score a base or an adapter on examples, with 95 % intervals."""
+    """Score a base or adapters on examples, with 95 % intervals.
+
+    Several adapters are each scored on all examples. Where rows of --data have a field "adapter", each is answered by
+    the adapter that it names, and scores are told by adapter and overall.
+    """
     asked = None if perplexity and not (task or data) else judged_on(task, split, data, shape, metrics, limit, seed)
     text = readable_text(perplexity, "--perplexity") if perplexity else None
     if out is not None:
@@ -65,18 +74,23 @@ def evaluate(
         given = {each.resolve() for each in (data, perplexity, task and Path(task)) if each}
         if given & {out.resolve(), scores_beside(out).resolve()}:
             raise ValueError(f"--out: {out} would write over what is read: name another file")
-    model, name = open_model(
-        *(base, adapter),
+    adapters = given_adapters(adapter, store)
+    examples, names = route(asked.test if asked else (), adapters)
+    everyone = [*dict.fromkeys(names or adapters.named or (None,))]
+    model = open_model(
+        *(base, adapters, everyone),
+        pool=pool,
         dtype=dtype,
         device=device,
         allow_other_base=allow_other_base,
         allow_other_template=allow_other_template,
     )
-    result: dict[str, Any] = {"base": base, "adapter": adapter}
+    result: dict[str, Any] = {"base": base, "adapter": adapter[0] if adapter and len(adapter) == 1 else adapter or None}
     if asked is not None:
-        result |= _score(model, name, asked, max_new_tokens or asked.max_new_tokens, batch_size, seed, out)
+        tokens = max_new_tokens or asked.max_new_tokens
+        result |= _score(model, names, examples, asked, tokens, batch_size, seed, out)
     if text is not None:
-        result["perplexity"] = _perplexity(model, name, text)
+        result["perplexity"] = _perplexity(model, everyone, text)
     if json:
         emit(result)
     else:
@@ -108,7 +122,9 @@ def judged_on(
         if split is not None:
             raise ValueError(f"--split {split} is for --task: a data file is one split")
         names = tuple(METRICS.split(","))
-        found = Task(data.name.partition(".")[0], (), (), tuple(read_data(data, "--data", shape)), names, names[0])
+        rows = data_rows(data, "--data", shape)
+        test = addressed(rows.examples, rows.rows)
+        found = Task(data.name.partition(".")[0], (), (), tuple(test), names, names[0])
     else:
         if shape is not None:
             raise ValueError("--shape is for --data: a task says its own")
@@ -129,25 +145,40 @@ def judged_on(
 
 
 def _score(
-    model: AdaptedModel, name: str | None, task: Task, tokens: int, batch_size: int, seed: int, out: Path | None
+    model: AdaptedModel,
+    names: list[str | None],
+    examples: list[Example],
+    task: Task,
+    tokens: int,
+    batch_size: int,
+    seed: int,
+    out: Path | None,
 ) -> dict[str, Any]:
+    """Scores overall, unless each adapter answered the same examples, and by adapter where there are several."""
     from halka.cli.progress import CountProgress
     from halka.evaluation import evaluate
     from halka.files import write_text
 
-    with CountProgress("answers", len(task.test)) as progress:
+    with CountProgress("answers", len(examples)) as progress:
         evaluation = evaluate(
-            *(model, name, task.test, task.metrics),
+            *(model, names, examples, task.metrics),
             max_new_tokens=tokens,
             batch_size=batch_size,
             seed=seed,
             on_progress=progress.done,
         )
-    result = {"task": task.name, "examples": len(task.test), "scores": evaluation.scores}
+    result: dict[str, Any] = {"task": task.name, "examples": len(task.test)}
+    if len(examples) == len(task.test):
+        result["scores"] = evaluation.scores
+    if evaluation.by_adapter:
+        result["by_adapter"] = [
+            {"adapter": name, "examples": names.count(name), "scores": scores}
+            for name, scores in evaluation.by_adapter.items()
+        ]
     if out is not None:
-        lines = (jsonlib.dumps(asdict(each), ensure_ascii=False) for each in evaluation.predictions)
+        made = ({**asdict(each), "adapter": name} for each, name in zip(evaluation.predictions, names, strict=True))
         scores = scores_beside(out)
-        write_text(out, "".join(f"{line}\n" for line in lines))
+        write_text(out, "".join(f"{jsonlib.dumps(each, ensure_ascii=False)}\n" for each in made))
         write_text(scores, jsonlib.dumps(plain(result), indent=1) + "\n")
         result |= {"predictions": out, "scores_file": scores}
     return result
@@ -157,26 +188,50 @@ def scores_beside(predictions: Path) -> Path:
     return predictions.with_suffix(".scores.json")
 
 
-def _perplexity(model: AdaptedModel, name: str | None, text: str) -> dict[str, float]:
+def _perplexity(model: AdaptedModel, names: list[str | None], text: str) -> dict[str, Any]:
+    """The base's, and each adapter's with its change from that."""
     from halka.evaluation import perplexity
 
     bare = perplexity(model, None, text)
-    if name is None:
-        return {"base": bare}
-    adapted = perplexity(model, name, text)
-    return {"base": bare, "adapter": adapted, "change": adapted / bare - 1}
+    each = {name: perplexity(model, name, text) for name in names if name is not None}
+    found = [{"adapter": name, "perplexity": value, "change": value / bare - 1} for name, value in each.items()]
+    if len(found) == 1:
+        return {"base": bare, "adapter": found[0]["perplexity"], "change": found[0]["change"]}
+    return {"base": bare, "by_adapter": found} if found else {"base": bare}
 
 
 def _show(result: dict[str, Any]) -> None:
-    from halka.report.units import signed
-
-    if "scores" in result:
+    if "by_adapter" in result:
+        _show_by_adapter(result)
+    elif "scores" in result:
         table = columns("metric", "score", "95 % interval", right=("score",))
         for name, score in result["scores"].items():
             table.add_row(name, f"{score.value:.3f}", f"{score.low:.3f} to {score.high:.3f}")
-        show(table, f"over {result['examples']} examples of {result['task']}")
+        show(table)
+    if "examples" in result:
+        show(f"over {result['examples']} examples of {result['task']}")
     if "predictions" in result:
         show(f"predictions in {result['predictions']}, scores in {result['scores_file']}")
-    if found := result.get("perplexity"):
-        change = f", with the adapter {found['adapter']:.2f} ({signed(found['change'])})" if "adapter" in found else ""
-        show(f"perplexity of the base {found['base']:.2f}{change}")
+    if "perplexity" in result:
+        _show_perplexity(result["perplexity"])
+
+
+def _show_by_adapter(result: dict[str, Any]) -> None:
+    """A row an adapter, and one for all where they answered examples of their own."""
+    rows = list(result["by_adapter"])
+    if "scores" in result:
+        rows.append({"adapter": "all", "examples": result["examples"], "scores": result["scores"]})
+    table = columns("adapter", "examples", *rows[0]["scores"], right=("examples",))
+    for row in rows:
+        scores = (f"{each.value:.3f} ({each.low:.3f} to {each.high:.3f})" for each in row["scores"].values())
+        table.add_row(row["adapter"] or "the bare base", str(row["examples"]), *scores)
+    show(table)
+
+
+def _show_perplexity(found: dict[str, Any]) -> None:
+    from halka.report.units import signed
+
+    change = f", with the adapter {found['adapter']:.2f} ({signed(found['change'])})" if "adapter" in found else ""
+    show(f"perplexity of the base {found['base']:.2f}{change}")
+    for each in found.get("by_adapter", ()):
+        show(f"  with {each['adapter']} {each['perplexity']:.2f} ({signed(each['change'])})")

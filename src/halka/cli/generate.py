@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from halka.cli.command import Json, emit, examples, existing_file, show
-from halka.cli.opening import AdapterFolder, Base, Device, Dtype, OtherBase, OtherTemplate, open_model
+from halka.cli.opening import Base, Device, Dtype, OtherBase, OtherTemplate, open_model
+from halka.cli.routing import AdapterNames, PoolSize, StoreFolder, addressed, given_adapters, route
 
 if TYPE_CHECKING:
     from halka.core import AdaptedModel
@@ -19,6 +20,8 @@ if TYPE_CHECKING:
 EXAMPLES = examples(
     'halka generate --base smollm2-135m "What is a light year?"',
     "halka generate --base smollm2-135m --adapter runs/support/adapter --file prompts.jsonl --json",
+    "halka generate --base smollm2-135m --adapter a=runs/a/adapter --adapter b=runs/b/adapter --file prompts.jsonl",
+    'halka generate --base smollm2-135m --store adapters --adapter support "Where is my parcel?"',
     'echo "Where is my parcel?" | halka generate --base smollm2-135m --temperature 0.7 --seed 1',
 )
 
@@ -27,9 +30,12 @@ def generate(
     base: Base,
     prompt: Annotated[str | None, typer.Argument(metavar="[PROMPT]", help="else --file, or standard input")] = None,
     file: Annotated[
-        Path | None, typer.Option(metavar="FILE", help='prompts: rows with "prompt" or "messages", as JSONL or CSV')
+        Path | None,
+        typer.Option(metavar="FILE", help='rows with "prompt" or "messages", and "adapter" where they name one'),
     ] = None,
-    adapter: AdapterFolder = None,
+    adapter: AdapterNames = None,
+    store: StoreFolder = None,
+    pool: PoolSize = 1000,
     system: Annotated[str | None, typer.Option(metavar="TEXT", help="a system message before each prompt")] = None,
     max_new_tokens: Annotated[int, typer.Option(metavar="N", min=1, help="tokens an answer, at most")] = 256,
     temperature: Annotated[
@@ -46,11 +52,17 @@ def generate(
     allow_other_template: OtherTemplate = False,
     json: Json = False,
 ) -> None:
-    """Answer a prompt, or each prompt of a file."""
+    """Answer a prompt, or each prompt of a file.
+
+    A row of the file may name its adapter in the field "adapter"; rows that do not are answered by the --adapter that
+    was given without a name of its own, or by the bare base. Where no row has the field, every --adapter answers.
+    """
     options = sampling(temperature, top_p)
-    asked = asked_for(prompt, file, system)
-    model, name = open_model(
-        *(base, adapter),
+    adapters = given_adapters(adapter, store)
+    asked, names = route(asked_for(prompt, file, system), adapters)
+    model = open_model(
+        *(base, adapters, names),
+        pool=pool,
         dtype=dtype,
         device=device,
         allow_other_base=allow_other_base,
@@ -60,13 +72,13 @@ def generate(
         import torch
 
         torch.manual_seed(seed)
-    if file is not None:
-        answers = answer_all(model, name, asked, max_new_tokens, batch_size, options)
+    if file is not None or len(asked) > 1:
+        answers = answer_all(model, names, asked, max_new_tokens, batch_size, options)
         emit(answers) if json else _show(answers)
     elif json:
-        emit(answer_all(model, name, asked, max_new_tokens, 1, options)[0])
+        emit(answer_all(model, names, asked, max_new_tokens, 1, options)[0])
     else:
-        stream(model, name, asked[0], max_new_tokens, options)
+        stream(model, names[0], asked[0], max_new_tokens, options)
 
 
 def sampling(temperature: float, top_p: float | None) -> dict[str, Any]:
@@ -89,14 +101,15 @@ def asked_for(prompt: str | None, file: Path | None, system: str | None) -> list
     if file is not None:
         if prompt is not None:
             raise ValueError("a PROMPT and --file were given: give one of them")
-        found = []
+        found, rows = [], []
         for row in read_rows(existing_file(file, "--file")):
             if isinstance(row, Problem):
                 raise ValueError(str(row))
             found.append(Example((*before, *_messages(row)), where=row.where))
+            rows.append(row)
         if not found:
             raise ValueError(f"--file: {file} has no rows")
-        return found
+        return addressed(found, rows)
     if prompt is None and sys.stdin.isatty():
         raise ValueError('there is no prompt: give one, such as "What is a light year?", or --file FILE')
     text = sys.stdin.read().strip() if prompt is None else prompt
@@ -124,21 +137,26 @@ def _messages(row: Row) -> list[Any]:
 
 
 def answer_all(
-    model: AdaptedModel, name: str | None, asked: list[Example], tokens: int, batch_size: int, options: dict[str, Any]
-) -> list[dict[str, str]]:
+    model: AdaptedModel,
+    names: list[str | None],
+    asked: list[Example],
+    tokens: int,
+    batch_size: int,
+    options: dict[str, Any],
+) -> list[dict[str, str | None]]:
     """Every prompt with its answer, in order."""
     from halka.cli.progress import CountProgress
     from halka.evaluation import generate
 
     answers = [""] * len(asked)
     with CountProgress("answers", len(asked)) as progress:
-        made = generate(model, name, asked, max_new_tokens=tokens, batch_size=batch_size, **options)
+        made = generate(model, names, asked, max_new_tokens=tokens, batch_size=batch_size, **options)
         for done, (index, text) in enumerate(made, start=1):
             answers[index] = text
             progress.done(done)
     return [
-        {"where": each.where, "prompt": each.prompt[-1].content, "answer": answer}
-        for each, answer in zip(asked, answers, strict=True)
+        {"where": each.where, "adapter": name, "prompt": each.prompt[-1].content, "answer": answer}
+        for each, name, answer in zip(asked, names, answers, strict=True)
     ]
 
 
@@ -153,6 +171,9 @@ def stream(model: AdaptedModel, name: str | None, asked: Example, tokens: int, o
         pass
 
 
-def _show(answers: list[dict[str, str]]) -> None:
+def _show(answers: list[dict[str, str | None]]) -> None:
+    several = len({each["adapter"] for each in answers}) > 1
     for each in answers:
-        show(f"── {each['where']}: {each['prompt']}", each["answer"], "")
+        by = (each["adapter"] or "the bare base") if several else None
+        place = ", ".join(filter(None, (each["where"], by)))
+        show(f"── {place}: {each['prompt']}", each["answer"], "")

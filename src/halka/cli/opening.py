@@ -1,7 +1,8 @@
-"""A base and one of its adapters, as the commands that use them name them."""
+"""A base and its adapters, as the commands that use them name them."""
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -10,12 +11,10 @@ import typer
 from halka.cli.command import existing_folder, say
 
 if TYPE_CHECKING:
+    from halka.cli.routing import Adapters
     from halka.core import AdaptedModel
 
 Base = Annotated[str, typer.Option("--base", metavar="NAME", help="short name, folder or hub name of the base")]
-AdapterFolder = Annotated[
-    Path | None, typer.Option("--adapter", metavar="FOLDER", help="an adapter's folder; the bare base if not given")
-]
 Dtype = Annotated[str, typer.Option("--dtype", metavar="TEXT", help="precision of the base: bfloat16, float32, …")]
 Device = Annotated[str | None, typer.Option("--device", metavar="TEXT", help="cuda, mps or cpu; the first there is")]
 OtherBase = Annotated[bool, typer.Option("--allow-other-base", help="load an adapter of a base with other weights")]
@@ -26,32 +25,30 @@ OtherTemplate = Annotated[
 
 def open_model(
     base: str,
-    adapter: Path | None,
+    adapters: Adapters,
+    names: Iterable[str | None],
     *,
+    pool: int,
     dtype: str,
     device: str | None,
     allow_other_base: bool,
     allow_other_template: bool,
-) -> tuple[AdaptedModel, str | None]:
-    """The base, ready for adapters, and the name of the adapter loaded into it, if one was named."""
+) -> AdaptedModel:
+    """The base with the adapters of these names; those that a store has come when they are used, as `pool` MB allow."""
     from halka.models import adapt
     from halka.models.loading import load_base
-    from halka.store import load, read_config
+    from halka.pool import AdapterPool
+    from halka.store import load
 
-    if adapter is not None:
-        read_config(adapter_folder(adapter))  # before the base is loaded, which takes longer
     say(f"loading {base} …")
     model = adapt(*load_base(base, dtype=dtype, device=device))
-    if adapter is None:
-        return model, None
-    load(
-        model,
-        adapter,
-        name="adapter",
-        allow_other_base=allow_other_base,
-        allow_other_template=allow_other_template,
-    )
-    return model, "adapter"
+    allowed = {"allow_other_base": allow_other_base, "allow_other_template": allow_other_template}
+    if adapters.store is not None:
+        AdapterPool(model, adapters.store, pool * 10**6, **allowed)
+    for name in dict.fromkeys(names):
+        if name is not None and not adapters.pooled(name):
+            load(model, adapters.folder(name), name=name, **allowed)
+    return model
 
 
 def adapter_folder(folder: Path, given_as: str = "--adapter") -> Path:

@@ -4,7 +4,7 @@ import json
 import math
 from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from halka.data.readers import Problem, Row, read_rows
@@ -57,11 +57,15 @@ class Example:
 
 @dataclass(frozen=True)
 class Rows:
-    """What a file holds: its examples, the shape they were read in, and the rows that could not be used."""
+    """What a file holds: its examples, the shape they were read in, and the rows that could not be used.
+
+    `rows` are those that the examples were read from, with whatever else stands in them.
+    """
 
     examples: list[Example]
     shape: str
     problems: list[Problem]
+    rows: list[Row] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
@@ -89,18 +93,20 @@ def read_examples(path: str | Path, shape: str | None = None) -> Rows:
     shape = shape or _detect(path, rows)
     examples: list[Example] = []
     problems: list[Problem] = []
+    used: list[Row] = []
     for row in rows:
         if isinstance(row, Problem):
             problems.append(row)
             continue
         try:
             examples.append(_example(row, shape))
+            used.append(row)
         except ValueError as error:
             problems.append(Problem(row.where, str(error)))
     if not examples:
         first = "; ".join(str(problem) for problem in problems[:3])
         raise ValueError(f"{path}: none of {len(rows)} rows is usable as {shape!r}. {first}. Known shapes: {_known()}.")
-    return Rows(examples, shape, problems)
+    return Rows(examples, shape, problems, used)
 
 
 def _known() -> str:
