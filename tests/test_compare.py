@@ -27,49 +27,54 @@ from halka.compare import Event, measurements, run, write_outputs
 from halka.experiment import Experiment, demo_experiment, read_experiment
 
 PROGRAM = '''
-"""Stands in for `python -m halka.measure RUN.json RESULT.json`: it does what the plan says for a run of that name."""
+"""Stands in for `python -m halka.measure RUN.json RESULT.json …`: it does what the plan says for a run of that name."""
 import json, os, signal, sys, time
 
-given, target = json.load(open(sys.argv[1])), sys.argv[2]
-name = f"{given['label']} {given['train']['lr']} {given['train']['seed']} {given['purpose']}"
 plan = json.load(open(os.environ["HALKA_TEST_PLAN"]))
-todo = next((todo for start, todo in plan.items() if name.startswith(start)), {})
 
 
-def note(what):
+def note(what, name):
     with open(os.environ["HALKA_TEST_LOG"], "a") as file:
         told = {"what": what, "name": name, "pid": os.getpid(), "at": time.monotonic()}
         file.write(json.dumps(told | {"threads": os.environ["OMP_NUM_THREADS"]}) + chr(10))
 
 
-note("begins")
-print("loading", "{ a base }", flush=True)
-for line in todo.get("print", []):
-    print(line, flush=True)
-for step in (1, 2):
-    print(json.dumps({"step": step, "steps": 2, "loss": 1 / step}), flush=True)
-print("here it goes wrong", file=sys.stderr, flush=True)
-time.sleep(todo.get("sleep", 0))
-if todo.get("kill"):
-    os.kill(os.getpid(), signal.SIGKILL)
-if not todo.get("leave"):
-    result = {
-        "status": "failed" if todo.get("error") else "done",
-        "error": todo.get("error"),
-        "label": given["label"],
-        "lr": given["train"]["lr"],
-        "seed": given["train"]["seed"],
-        "steps": given["train"].get("steps"),
-        "purpose": given["purpose"],
-        "validation_loss": todo.get("loss", 0.5),
-        "primary": "exact_match",
-    }
-    if given["purpose"] == "final":
-        result["scores"] = {"exact_match": {"value": 0.25, "low": 0.0, "high": 1.0, "n": 4}}
-    os.makedirs(os.path.dirname(target), exist_ok=True)
-    json.dump(result, open(target, "w"))
-note("ends")
-sys.exit(1 if todo.get("error") else 0)
+def one(number, source, target):
+    given = json.load(open(source))
+    name = f"{given['label']} {given['train']['lr']} {given['train']['seed']} {given['purpose']}"
+    todo = next((todo for start, todo in plan.items() if name.startswith(start)), {})
+    note("begins", name)
+    print("loading", "{ a base }", flush=True)
+    for line in todo.get("print", []):
+        print(line, flush=True)
+    for step in (1, 2):
+        print(json.dumps({"run": number, "step": step, "steps": 2, "loss": 1 / step}), flush=True)
+    print("here it goes wrong", file=sys.stderr, flush=True)
+    time.sleep(todo.get("sleep", 0))
+    if todo.get("kill") or (todo.get("kill_together") and len(sys.argv) > 3):
+        os.kill(os.getpid(), signal.SIGKILL)
+    if not todo.get("leave"):
+        result = {
+            "status": "failed" if todo.get("error") else "done",
+            "error": todo.get("error"),
+            "label": given["label"],
+            "lr": given["train"]["lr"],
+            "seed": given["train"]["seed"],
+            "steps": given["train"].get("steps"),
+            "purpose": given["purpose"],
+            "validation_loss": todo.get("loss", 0.5),
+            "primary": "exact_match",
+        }
+        if given["purpose"] == "final":
+            result["scores"] = {"exact_match": {"value": 0.25, "low": 0.0, "high": 1.0, "n": 4}}
+        os.makedirs(os.path.dirname(target), exist_ok=True)
+        json.dump(result, open(target, "w"))
+    note("ends", name)
+    return bool(todo.get("error"))
+
+
+pairs = zip(sys.argv[1::2], sys.argv[2::2])
+sys.exit(1 if any([one(number, *pair) for number, pair in enumerate(pairs)]) else 0)
 '''
 
 
@@ -141,13 +146,15 @@ def is_alive(pid: int) -> bool:
 
 
 def experiment(*methods: dict, **changes) -> Experiment:
-    given = {"name": "test", "task": "support", "methods": methods, "seeds": (0, 1), "train": {"steps": 8}, **changes}
+    given = {"name": "test", "task": "support", "methods": methods, "seeds": (0, 1), "train": {"steps": 8}}
+    given |= {"search_together": False, **changes}
     return Experiment.model_validate(given)
 
 
 BASE = {"method": "base", "label": "bare"}
 LORA = {"method": "lora", "label": "lora", "lrs": (0.1, 0.2, 0.3), "rank": 4}
 IA3 = {"method": "ia3", "label": "ia3"}
+IA3_FINALS = ["ia3 0.01 0 final", "ia3 0.01 1 final"]
 SEARCHES = ["lora 0.1 0 search", "lora 0.2 0 search", "lora 0.3 0 search"]
 
 
@@ -164,6 +171,51 @@ def add_up(events: list[Event]) -> bool:
         and events[-1].done == events[-1].total == len(ends)
         and kinds(events)["started"] == kinds(events)["done"] + kinds(events)["failed"]
     )
+
+
+# ── searches together ───────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_a_methods_searches_share_one_process(stage):
+    stage.plan(**{"lora_0.2": {"loss": 0.4}})
+    events = stage.go(experiment(BASE, LORA, IA3, search_together=True))
+    assert stage.names() == ["bare None 0 final", *SEARCHES, "lora 0.2 0 final", "lora 0.2 1 final", *IA3_FINALS]
+    processes = {note["name"]: note["pid"] for note in stage.notes()}
+    assert len({processes[name] for name in SEARCHES}) == 1
+    assert len({*processes.values()}) == 6
+    assert add_up(events)
+    steps = [event.run for event in events if event.kind == "step" and "search" in event.run]
+    assert Counter(steps) == {f"lora, lr 0.{n}, seed 0 (search)": 2 for n in (1, 2, 3)}
+
+
+def test_those_that_are_too_much_together_run_one_by_one(stage):
+    stage.plan(**{"lora_0.2": {"kill_together": True, "loss": 0.4}})
+    events = stage.go(experiment(LORA, search_together=True))
+    assert [name for name in stage.names() if "search" in name] == [*SEARCHES[:2], *SEARCHES[1:]]
+    assert stage.names()[-2:] == ["lora 0.2 0 final", "lora 0.2 1 final"]
+    assert add_up(events)
+    assert kinds(events)["failed"] == 0
+
+
+def test_one_that_is_killed_alone_too_is_recorded_and_the_others_go_on(stage):
+    stage.plan(**{"lora_0.2": {"kill": True}})
+    events = stage.go(experiment(LORA, search_together=True))
+    assert add_up(events)
+    assert kinds(events) == {"started": 5, "step": 12, "done": 4, "failed": 1}
+
+
+def test_of_searches_together_only_what_is_missing_runs(stage):
+    plan = experiment({**LORA, "lrs": (0.1, 0.2)}, search_together=True)
+    stage.go(plan)
+    stage.forget()
+    stage.go(experiment(LORA, search_together=True))
+    assert stage.names() == ["lora 0.3 0 search"]
+
+
+def test_copies_of_all_weights_search_alone(stage):
+    stage.go(experiment({"method": "full", "label": "full", "lrs": (0.1, 0.2)}, search_together=True))
+    processes = {note["name"]: note["pid"] for note in stage.notes()}
+    assert processes["full 0.1 0 search"] != processes["full 0.2 0 search"]
 
 
 # ── the schedule ────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -462,6 +514,7 @@ def test_an_experiment_is_read_as_it_is_written(tmp_path):
         ],
         "train": {"epochs": 2.5},
         "search_steps": 5,
+        "search_together": False,
         "seeds": [3],
         "jobs": 2,
         "forgetting": str(tmp_path / "text.txt"),

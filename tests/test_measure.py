@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -12,7 +13,7 @@ from safetensors.torch import load_file
 
 import halka
 import halka.machine
-from halka.measure import BASE, Run, finite, main, measure
+from halka.measure import BASE, Run, finite, main, measure, search_together
 from tiny import tiny
 from tokenizers_for_tests import chatml_tokenizer
 
@@ -70,7 +71,7 @@ def test_a_run_says_what_was_trained(made, tmp_path, capsys):
     assert found["latency"]["added"] == pytest.approx(
         found["latency"]["adapted_ms_per_token"] / found["latency"]["base_ms_per_token"] - 1
     )
-    steps = [json.loads(line) for line in capsys.readouterr().out.splitlines() if line.startswith('{"step"')]
+    steps = [json.loads(line) for line in capsys.readouterr().out.splitlines() if line.startswith('{"run"')]
     assert [each["loss"] for each in steps] == [each["loss"] for each in train["curve"]]
     assert len((tmp_path / "predictions.jsonl").read_text().splitlines()) == 12
 
@@ -150,3 +151,39 @@ def test_the_commit_is_of_this_code_alone(tmp_path, monkeypatch):
     assert halka.machine.commit() == git("rev-parse", "--short=12", "HEAD")
     (tmp_path / "machine.py").write_text("two")
     assert halka.machine.commit() == git("rev-parse", "--short=12", "HEAD") + "-dirty"
+
+
+def searches(made: Path, folder: Path, *rates: float) -> list[Run]:
+    train = {"steps": 6, "batch_size": 4, "evaluate_every": 2, "seed": 0}
+    return [
+        a_run(made, folder / str(rate), purpose="search", train={**train, "lr": rate}, threads=None) for rate in rates
+    ]
+
+
+def test_searches_trained_together_measure_what_each_does_alone(made, tmp_path, capsys):
+    runs = searches(made, tmp_path, 1e-3, 1e-2)
+    files = []
+    for run in runs:
+        path = Path(run.folder) / "run.json"
+        path.parent.mkdir()
+        path.write_text(json.dumps(vars(run)))
+        files += [str(path), str(path.with_name("result.json"))]
+    assert main(files) == 0
+    said = [json.loads(line) for line in capsys.readouterr().out.splitlines() if line.startswith('{"run"')]
+    assert [(each["run"], each["step"]) for each in said] == [(run, step) for step in range(1, 7) for run in (0, 1)]
+    for run, path in zip(runs, files[1::2], strict=True):
+        together, alone = json.loads(Path(path).read_text()), measure(run)
+        assert together["validation_loss"] == pytest.approx(alone["validation_loss"], rel=1e-4)
+        assert together["train"]["best_step"] == alone["train"]["best_step"]
+        assert together["train"]["tokens"] == alone["train"]["tokens"]
+        assert (together["lr"], together["purpose"], together["together"]) == (run.train["lr"], "search", 2)
+        assert {*alone} - {*together} == {"memory"}
+
+
+def test_of_searches_trained_together_one_that_fails_is_recorded(made, tmp_path):
+    wild, tame = searches(made, tmp_path, 1e30, 1e-2)
+    wild = replace(wild, train={**wild.train, "warmup": 0.0, "clip": 0.0})
+    failed, done = search_together([wild, tame])
+    assert failed["status"] == "failed"
+    assert "try a lower learning rate" in failed["error"]
+    assert done["status"] == "done"

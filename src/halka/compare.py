@@ -100,9 +100,10 @@ class _Schedule:
         self.experiment, self.folder, self.retry = experiment, folder, retry
         self.data = digest(task_of(experiment))
         self.threads = max(1, (os.cpu_count() or 1) // experiment.jobs)
-        self.said: queue.Queue[tuple[Run, dict[str, Any] | None]] = queue.Queue()
-        self.due: list[Run] = []
+        self.said: queue.Queue[tuple[list[Run], dict[str, Any] | None]] = queue.Queue()
+        self.due: list[list[Run]] = []  # those of one list run in one process
         self.searching: dict[str, list[Run]] = {}
+        self.begun: set[str] = set()
         self.ended: set[str] = set()  # search runs that this schedule has seen the end of
         self.processes: dict[str, subprocess.Popen[str]] = {}
         self.done = 0
@@ -111,33 +112,47 @@ class _Schedule:
             searches = self._searches(entry)
             self.total += len(searches) + (1 if entry.method == BASE else len(experiment.seeds))
             self.searching[entry.title()] = searches
-            self.due += searches or self._finals(entry, entry.rates()[0] if entry.method != BASE else None)
+            if (
+                searches and experiment.search_together and entry.method != "full"
+            ):  # copies of all weights share no pass
+                self.due.append(searches)
+            else:
+                finals = self._finals(entry, entry.rates()[0] if entry.method != BASE else None)
+                self.due += [[run] for run in searches or finals]
 
     def go(self) -> Iterator[Event]:
         entries = {entry.title(): entry for entry in self.experiment.methods}
         try:
             while self.due or self.processes:
                 while self.due and len(self.processes) < self.experiment.jobs:
-                    run = self.due.pop(0)
-                    if result := self._finished(run):
-                        yield self._ended(run, "skipped", result)
-                        self._follow_up(run, entries[run.label])
-                    else:
-                        self._start(run)
-                        yield Event("started", self.title(run), self.done, self.total)
+                    missing = []
+                    for run in self.due.pop(0):
+                        if result := self._finished(run):
+                            yield self._ended(run, "skipped", result)
+                            self._follow_up(run, entries[run.label])
+                        else:
+                            missing.append(run)
+                            if self.key(run) not in self.begun:
+                                yield Event("started", self.title(run), self.done, self.total)
+                            self.begun.add(self.key(run))
+                    if missing:
+                        self._start(missing)
                 if not self.processes:
                     continue
-                run, line = self.said.get()
+                runs, line = self.said.get()
                 if line is not None:
-                    yield Event(
-                        "step", self.title(run), self.done, self.total, line["step"], line["steps"], line["loss"]
-                    )
+                    title = self.title(runs[line.get("run", 0)])
+                    yield Event("step", title, self.done, self.total, line["step"], line["steps"], line["loss"])
                     continue
-                code = self.processes[self.key(run)].wait()
-                del self.processes[self.key(run)]
-                result = self._result(run) or self._lost(run, code)
-                yield self._ended(run, "done" if result["status"] == "done" else "failed", result)
-                self._follow_up(run, entries[run.label])
+                code = self.processes[self.key(runs[0])].wait()
+                del self.processes[self.key(runs[0])]
+                if len(runs) > 1 and not all(map(self._result, runs)):  # together they may be too much: one by one
+                    self.due = [[run] for run in runs if not self._result(run)] + self.due
+                    runs = [run for run in runs if self._result(run)]
+                for run in runs:
+                    result = self._result(run) or self._lost(run, code)
+                    yield self._ended(run, "done" if result["status"] == "done" else "failed", result)
+                    self._follow_up(run, entries[run.label])
         finally:
             for process in self.processes.values():
                 process.kill()
@@ -182,7 +197,7 @@ class _Schedule:
         if not self.ended.issuperset(map(self.key, searches)):
             return
         if (rate := self._chosen(searches)) is not None:
-            self.due = self._finals(entry, rate) + self.due
+            self.due = [[run] for run in self._finals(entry, rate)] + self.due
         else:
             self.total -= len(self.experiment.seeds)
 
@@ -249,30 +264,33 @@ class _Schedule:
 
     # ── their processes ─────────────────────────────────────────────────────────────────────────────────────────
 
-    def _start(self, run: Run) -> None:
-        work = Path(run.folder)
-        shutil.rmtree(work, ignore_errors=True)  # of a run that was stopped: a measurement is of a whole run
-        write_text(work / "run.json", json.dumps(asdict(run), indent=1) + "\n")
-        self._path(run).unlink(missing_ok=True)
+    def _start(self, runs: list[Run]) -> None:
+        files = []
+        for run in runs:
+            work = Path(run.folder)
+            shutil.rmtree(work, ignore_errors=True)  # of a run that was stopped: a measurement is of a whole run
+            write_text(work / "run.json", json.dumps(asdict(run), indent=1) + "\n")
+            self._path(run).unlink(missing_ok=True)
+            files += [str(work / "run.json"), str(self._path(run))]
         environment = {**os.environ, "OMP_NUM_THREADS": str(self.threads), "TOKENIZERS_PARALLELISM": "false"}
-        with (work / "log.txt").open("w", encoding="utf-8") as log:
+        with (Path(runs[0].folder) / "log.txt").open("w", encoding="utf-8") as log:
             process = subprocess.Popen(
-                [sys.executable, "-m", "halka.measure", str(work / "run.json"), str(self._path(run))],
+                [sys.executable, "-m", "halka.measure", *files],
                 stdout=subprocess.PIPE,
                 stderr=log,
                 text=True,
                 env=environment,
             )
-        self.processes[self.key(run)] = process
-        threading.Thread(target=self._listen, args=(run, process), daemon=True).start()
+        self.processes[self.key(runs[0])] = process
+        threading.Thread(target=self._listen, args=(runs, process), daemon=True).start()
 
-    def _listen(self, run: Run, process: subprocess.Popen[str]) -> None:
+    def _listen(self, runs: list[Run], process: subprocess.Popen[str]) -> None:
         assert process.stdout is not None
         with process.stdout:
             for line in process.stdout:
                 if (step := _a_step(line)) is not None:
-                    self.said.put((run, step))
-        self.said.put((run, None))
+                    self.said.put((runs, step))
+        self.said.put((runs, None))
 
     def _lost(self, run: Run, code: int) -> dict[str, Any]:
         """A process that ended without a word was killed, most often for its memory."""

@@ -71,6 +71,7 @@ class Experiment(BaseModel):
     search_steps: Count | None = Field(
         default=None, description="steps of a search run; half of the final ones' if not given"
     )
+    search_together: bool = Field(default=True, description="a method's searches share one process and its passes")
     seeds: tuple[int, ...] = (0, 1, 2)
     jobs: Annotated[int, Field(ge=1, description="runs at a time")] = 1
     forgetting: str | None = Field(default=None, description="a text file; a page that comes with Halka if not given")

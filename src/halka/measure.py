@@ -1,6 +1,7 @@
 """One run, in a process of its own, to one measurement: so that its peak memory is its own, and its failure too.
 
 `python -m halka.measure RUN.json RESULT.json` reads a `Run`, prints a line of JSON a step, and writes the measurement.
+Several pairs of files are searches that are trained together.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ import statistics
 import sys
 import time
 import traceback
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from datetime import UTC, datetime
 from importlib.metadata import version
@@ -34,9 +35,9 @@ from halka.methods import method_named
 from halka.models import adapt
 from halka.models.attention import use_attention
 from halka.models.loading import load_base
-from halka.run import TrainConfig
+from halka.run import Step, TrainConfig, TrainingError
 from halka.store import WEIGHTS, save
-from halka.training import as_tokens, mean_loss, pad_id, train
+from halka.training import Job, as_tokens, mean_loss, pad_id, train, train_many
 
 SCHEMA = 1
 BASE = "base"  # the method's name of a run without tuning
@@ -106,6 +107,37 @@ def measure(run: Run) -> dict[str, Any]:
     return result
 
 
+def search_together(runs: Sequence[Run]) -> list[dict[str, Any]]:
+    """Train search runs of one task and base together: several times as fast where batches are small.
+
+    Their measurements are as `measure` gives them, without the memory, which is not of one run.
+    """
+    first = runs[0]
+    if first.threads:
+        torch.set_num_threads(first.threads)
+    model = adapt(*load_base(first.base, dtype=first.dtype))
+    task = limit(load_task(first.task), **first.examples)
+    jobs, results = [], {}
+    for number, run in enumerate(runs):
+        name, config = str(number), TrainConfig(**{**run.train, "save_every": None})
+        results[name] = _identity(run, task, model) | {"together": len(runs)}
+        model.add(name, method_named(run.method)(**run.fields), seed=config.seed)
+        items, held_out = (as_tokens(model, split, config, name) for split in (task.train, task.validation))
+        jobs.append(Job(name, items, config, held_out))
+    steps: dict[str, list[Step]] = {job.name: [] for job in jobs}
+    for told in train_many(model, jobs):
+        for name, step in told.items():
+            if isinstance(step, TrainingError):
+                results[name] = failed(runs[int(name)], f"{type(step).__name__}: {step}")
+                continue
+            _say(step, int(name))
+            steps[name].append(step)
+    for job in jobs:
+        if results[job.name]["status"] == "done":
+            results[job.name] |= _trained(model, job.name, steps[job.name], len(job.examples))
+    return [*results.values()]
+
+
 def neutral_text() -> str:
     """A page of plain prose, written for this project: what tuning on a task should not make the base forget."""
     return files("halka.data").joinpath("neutral.txt").read_text(encoding="utf-8")
@@ -149,32 +181,15 @@ def _train(model: AdaptedModel, run: Run, task: Task, config: TrainConfig) -> di
     adapter = model.add(NAME, method_named(run.method)(**run.fields), seed=config.seed)
     items, held_out = (as_tokens(model, split, config, NAME) for split in (task.train, task.validation))
     machine.reset_peak(device)
-    curve, validation, speeds, step = [], [], [], None
+    steps = []
     for step in train(model, NAME, items, config, validation=held_out, folder=run.folder):
-        print(json.dumps({"step": step.step, "steps": step.steps, "loss": step.loss}), flush=True)
-        curve.append({"step": step.step, "loss": step.loss})
-        speeds.append(step.tokens_per_second)
-        if step.validation is not None:
-            validation.append({"step": step.step, "loss": step.validation})
-    assert step is not None
+        _say(step)
+        steps.append(step)
     peak = machine.peak(device)
-    best = min(validation, key=lambda each: each["loss"])
     trained, frozen = adapter.count(), sum(p.numel() * p.element_size() for p in model.base.parameters())
     copies = trained * 4 + (frozen if "base" in adapter.parts else 0)  # fp32 masters; full: and their cast copy
     gradients, moments = trained * 4, trained * 8
-    return {
-        "train": {
-            "steps": step.step,
-            "best_step": best["step"],
-            "examples": len(items),
-            "tokens": step.tokens,
-            "seconds": step.seconds,
-            "tokens_per_second": statistics.median(speeds),
-            "curve": curve,
-            "validation": validation,
-        },
-        "validation_loss": best["loss"],
-        "parameters": {"trainable": trained, "total": sum(p.numel() for p in model.base.parameters())},
+    return _trained(model, NAME, steps, len(items)) | {
         "memory": {
             "peak": peak,
             "baseline": baseline,
@@ -183,6 +198,34 @@ def _train(model: AdaptedModel, run: Run, task: Task, config: TrainConfig) -> di
             "optimizer": moments,
             "activations": max(0, peak - baseline - copies - gradients - moments),
             "predicted": asdict(_predicted(model, items, config)),
+        },
+    }
+
+
+def _say(step: Step, run: int = 0) -> None:
+    """A line of JSON for who waits."""
+    print(json.dumps({"run": run, "step": step.step, "steps": step.steps, "loss": step.loss}), flush=True)
+
+
+def _trained(model: AdaptedModel, name: str, steps: Sequence[Step], examples: int) -> dict[str, Any]:
+    """What the steps came to."""
+    judged = [step for step in steps if step.validation is not None]
+    best, last = min(judged, key=lambda step: step.validation or 0.0), steps[-1]
+    return {
+        "train": {
+            "steps": last.step,
+            "best_step": best.step,
+            "examples": examples,
+            "tokens": last.tokens,
+            "seconds": last.seconds,
+            "tokens_per_second": statistics.median(step.tokens_per_second for step in steps),
+            "curve": [{"step": step.step, "loss": step.loss} for step in steps],
+            "validation": [{"step": step.step, "loss": step.validation} for step in judged],
+        },
+        "validation_loss": best.validation,
+        "parameters": {
+            "trainable": model.adapter(name).count(),
+            "total": sum(parameter.numel() for parameter in model.base.parameters()),
         },
     }
 
@@ -253,17 +296,23 @@ def finite(value: Any) -> Any:
 
 
 def main(arguments: list[str]) -> int:
-    source, target = map(Path, arguments)
-    given = json.loads(source.read_text(encoding="utf-8"))
-    given["fields"] = {key: tuple(v) if isinstance(v, list) else v for key, v in given["fields"].items()}
-    run = Run(**{each.name: given[each.name] for each in fields(Run) if each.name in given})
+    runs, targets = [_read(Path(source)) for source in arguments[::2]], [Path(target) for target in arguments[1::2]]
     try:
-        result = measure(run)
+        results = [measure(runs[0])] if len(runs) == 1 else search_together(runs)
     except Exception as error:
         traceback.print_exc()
-        result = failed(run, f"{type(error).__name__}: {error}")
-    write_text(target, json.dumps(finite(result), indent=1) + "\n")
-    return 0 if result["status"] == "done" else 1
+        if len(runs) > 1:  # one of them, or all of them at once: whoever waits can try them one by one
+            return 1
+        results = [failed(runs[0], f"{type(error).__name__}: {error}")]
+    for target, result in zip(targets, results, strict=True):
+        write_text(target, json.dumps(finite(result), indent=1) + "\n")
+    return 0 if all(result["status"] == "done" for result in results) else 1
+
+
+def _read(path: Path) -> Run:
+    given = json.loads(path.read_text(encoding="utf-8"))
+    given["fields"] = {key: tuple(v) if isinstance(v, list) else v for key, v in given["fields"].items()}
+    return Run(**{each.name: given[each.name] for each in fields(Run) if each.name in given})
 
 
 if __name__ == "__main__":
