@@ -297,18 +297,18 @@ class _Run:
     def _training(self, number: int) -> Iterator[None]:
         """The base with this adapter, ready for step `number`; dropout follows from the seed and the step."""
         base: Any = self.model.base
-        recompute = self.config.checkpointing and not base.is_activation_checkpointing
-        self.adapter.train()
-        try:
-            with self.model.use(self.name), use_attention(base), torch.random.fork_rng(), _mode(base, training=True):
+        with self.model.use(self.name), use_attention(base), torch.random.fork_rng(), _mode(base, training=True):
+            recompute = self.config.checkpointing and not base.is_activation_checkpointing
+            self.adapter.train()
+            try:
                 torch.manual_seed(self.config.seed * 1_000_003 + number)
                 if recompute:
                     base.activation_checkpointing_enable({"use_reentrant": False})
                 yield
-        finally:
-            if recompute:
-                base.activation_checkpointing_disable()
-            self.adapter.train(False)
+            finally:
+                if recompute:
+                    base.activation_checkpointing_disable()
+                self.adapter.train(False)
 
     def _lr(self, number: int) -> float:
         """The learning rate of step `number`: rising over the warm-up, then constant or a cosine to a tenth."""

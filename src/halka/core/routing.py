@@ -6,7 +6,7 @@ from collections import defaultdict
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -33,9 +33,9 @@ class Memory(Protocol):
         """Within the block every row attends to its own text alone."""
         ...
 
-    def install(self) -> None: ...
-
-    def uninstall(self) -> None: ...
+    def begin(self, args: tuple, kwargs: dict[str, Any]) -> tuple[tuple, dict[str, Any]] | None:
+        """What a pass of the decoder shall receive instead of args and kwargs; None: these."""
+        ...
 
 
 @dataclass(frozen=True)
