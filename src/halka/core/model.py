@@ -237,8 +237,7 @@ class AdaptedModel:
             self._memory.leave()
             if self._route.full is not None:
                 self._stand_ins.restore()
-                self._cast = None
-        self._route = route
+        self._route, self._cast = route, None
         self._inputs.clear()
         if route is not None:
             if route.full is not None:
