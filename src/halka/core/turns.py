@@ -71,7 +71,7 @@ class Turns:
             self._installed = self._count
             eager: Any = torch.compiler.disable  # compiled code would check but once
             self._hooks = [
-                self._decoder.register_forward_pre_hook(eager(self._before), with_kwargs=True, prepend=True),
+                self._decoder.register_forward_pre_hook(eager(self._before), with_kwargs=True),
                 *(each.register_forward_hook(eager(self._after)) for each in {self._decoder, self._base}),
             ]
         elif not wanted:
