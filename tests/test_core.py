@@ -1,54 +1,16 @@
-"""Routing, merging, threads: which adapter acts on which row, and a base that is always what it was."""
+"""Routing and merging: which adapter acts on which row, and a base that is what it was afterwards."""
 
 from __future__ import annotations
 
-import threading
-import time
-from concurrent.futures import ThreadPoolExecutor
-
 import pytest
 import torch
-from hypothesis import HealthCheck, given, settings
-from hypothesis import strategies as st
 from torch.nn.functional import cross_entropy
 
 import halka
 from contract import disturb, ids, padded, weights_of
-from halka.core import AdaptedModel, repeats
-from halka.data.tokens import Tokens
-from halka.training import mean_loss
+from halka.core import repeats
+from kinds import KINDS, bare, logits, model_with
 from tiny import tiny
-
-KINDS = {
-    "lora": halka.LoRA(rank=4),
-    "dora": halka.DoRA(rank=3, targets=("attn.q", "mlp.down")),
-    "parallel": halka.Bottleneck(width=6, reads="input"),
-    "serial": halka.Bottleneck(width=4, targets=("mlp",), activation="gelu"),
-    "ia3": halka.IA3(),
-    "bitfit": halka.BitFit(targets=("attn.o", "mlp.down")),
-    "prefix": halka.Prefix(length=3),
-    "prompt": halka.Prompt(length=4),
-    "head": halka.LoRA(rank=5, targets=("head", "mlp.down"), scaling="root"),
-}
-
-
-def model_with(*kinds: str, architecture: str = "llama", **changes) -> AdaptedModel:
-    """A tiny base with trained adapters, each named after its kind."""
-    model = halka.adapt(tiny(architecture, **changes))
-    for seed, kind in enumerate(kinds):
-        model.add(kind, KINDS.get(kind) or halka.Full(), seed=seed)
-        disturb(model, kind, seed=seed, by=0.01 if kind == "full" else 0.1)
-    return model
-
-
-def logits(model: AdaptedModel, name=None) -> torch.Tensor:
-    with torch.no_grad(), model.use(name):
-        return model.base(ids()).logits
-
-
-def bare(model: AdaptedModel) -> torch.Tensor:
-    with torch.no_grad():
-        return model.base(ids()).logits
 
 
 @pytest.mark.parametrize("kind", [*KINDS, None])
@@ -64,14 +26,6 @@ def test_a_batch_that_is_no_multiple_of_the_rows_named_is_refused(kind, mixed):
             assert model.base(ids()[:1].expand(batch, -1)).logits.shape[0] == batch
     with torch.no_grad(), model.use([kind]):
         model.base(ids())
-
-
-def train_a_step(model: AdaptedModel, name: str) -> None:
-    optimizer = torch.optim.AdamW(model.parameters(name), lr=1e-2, fused=True)
-    with model.use(name):
-        model.base(ids(), labels=ids()).loss.backward()
-    optimizer.step()
-    optimizer.zero_grad()
 
 
 # ── adding and removing ─────────────────────────────────────────────────────────────────────────────────────────────
@@ -368,68 +322,6 @@ def test_full_weights_that_changed_are_computed_with_without_gradients_too():
     assert torch.equal(within, logits(model, "full"))
 
 
-# ── threads ─────────────────────────────────────────────────────────────────────────────────────────────────────────
-
-
-def test_threads_never_see_each_others_adapters():
-    kinds = ["lora", "dora", "parallel", "ia3", "prefix", "prompt", "full", None]
-    model = model_with(*filter(None, kinds))
-    start = threading.Barrier(len(kinds))
-
-    def work(kind: str | None) -> torch.Tensor:
-        options = {"do_sample": False, "output_logits": True, "return_dict_in_generate": True}
-        with model.use(kind):
-            return model.base.generate(ids(2, 6), max_new_tokens=6, min_new_tokens=6, **options).logits[-1]
-
-    expected = [work(kind) for kind in kinds]
-    assert all(not torch.equal(one, two) for i, one in enumerate(expected) for two in expected[:i])
-
-    def repeatedly(kind: str | None) -> list[torch.Tensor]:
-        start.wait()
-        return [work(kind) for _ in range(3)]
-
-    with ThreadPoolExecutor(len(kinds)) as pool:
-        for kind, mine, found in zip(kinds, expected, pool.map(repeatedly, kinds), strict=True):
-            assert all(torch.equal(each, mine) for each in found), kind
-
-
-def in_a_thread_meanwhile(work) -> threading.Thread:
-    """Start `work` in another thread, and give it time to come as far as it can."""
-    thread = threading.Thread(target=work)
-    thread.start()
-    time.sleep(0.2)
-    return thread
-
-
-@pytest.mark.parametrize("change", ["add", "remove", "merge", "unmerge"])
-def test_other_threads_wait_with_their_changes(change):
-    model = model_with("lora", "ia3")
-    expected = logits(model, "lora")
-    changes = {
-        "add": lambda: model.add("new", halka.Full()),
-        "remove": lambda: model.remove("lora"),
-        "merge": lambda: model.merge("ia3"),
-        "unmerge": model.unmerge,
-    }
-    with torch.no_grad(), model.use("lora"):
-        thread = in_a_thread_meanwhile(changes[change])
-        assert thread.is_alive()
-        assert torch.equal(model.base(ids()).logits, expected)
-    thread.join(5)
-    assert not thread.is_alive()
-
-
-def test_threads_leave_the_base_its_own_attention():
-    model = model_with("prefix", "lora")
-    expected = bare(model)
-    items = [Tokens(row.tolist(), [True] * 9) for row in ids()]
-    with model.use("prefix"):
-        thread = in_a_thread_meanwhile(lambda: mean_loss(model, "lora", items))
-    thread.join(5)
-    assert model.base.config._attn_implementation == "sdpa"
-    assert torch.equal(bare(model), expected)
-
-
 # ── merging ─────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
@@ -605,77 +497,3 @@ def test_an_adapter_starts_from_the_bases_own_weights_whatever_stands_in(kind, s
             added = model.add("new", KINDS.get(kind) or halka.Full())
     for mine, theirs in zip(added.parameters(), expected.parameters(), strict=True):
         assert torch.equal(mine, theirs)
-
-
-# ── whatever happens ────────────────────────────────────────────────────────────────────────────────────────────────
-
-SLOTS = ("one", "two", "three")
-slot = st.sampled_from(SLOTS)
-kind = st.sampled_from([*KINDS, "full"])
-actions = st.one_of(
-    st.tuples(st.just("add"), slot, kind),
-    st.tuples(st.sampled_from(["train", "merge", "remove", "use", "fail"]), slot),
-    st.tuples(st.just("rows"), st.lists(st.sampled_from([*SLOTS, None]), min_size=3, max_size=3)),
-    st.tuples(st.just("unmerge")),
-)
-
-
-class Wrong(Exception):
-    pass
-
-
-def act(model: AdaptedModel, action: tuple) -> None:
-    match action:
-        case ("add", name, kind):
-            disturb(model, name) if model.add(name, KINDS.get(kind) or halka.Full()) else None
-        case ("train", name):
-            train_a_step(model, name)
-        case ("merge", name):
-            model.merge(name)
-        case ("remove", name):
-            model.remove(name)
-        case ("use", names) | ("rows", names):
-            assert logits(model, names).isfinite().all()
-        case ("fail", name):
-            with model.use(name):
-                raise Wrong
-        case ("unmerge",):
-            model.unmerge()
-
-
-REFUSALS = ("no adapter", "already", "merging needs", "is merged", "not mergeable", "cannot be merged", "full copy")
-
-
-@settings(
-    max_examples=40,
-    deadline=None,
-    database=None,
-    derandomize=True,
-    suppress_health_check=list(HealthCheck),
-    print_blob=False,
-)
-@given(st.lists(actions, min_size=3, max_size=14), st.sampled_from([{}, {"tie_word_embeddings": True}]))
-def test_the_base_is_what_it_was_whatever_happens(sequence, changes):
-    base = tiny(**changes)
-    own, before, expected = dict(base.named_parameters()), weights_of(base), base(ids()).logits.detach()
-    model = halka.adapt(base)
-    for action in sequence:
-        try:
-            act(model, action)
-        except Wrong:
-            pass
-        except ValueError as refused:
-            assert any(reason in str(refused) for reason in REFUSALS)  # noqa: PT017
-        if model.merged is None:
-            assert torch.equal(bare(model), expected), action
-    model.unmerge()
-    assert torch.equal(bare(model), expected)
-    for name, parameter in base.named_parameters():
-        assert parameter is own[name]
-        assert parameter.grad is None
-        assert torch.equal(parameter, before[name])
-    for name in list(model.adapters):
-        model.remove(name)
-    assert torch.equal(bare(model), expected)
-    assert not any(module._forward_hooks or module._forward_pre_hooks for module in base.modules())
-    assert base.config._attn_implementation == "sdpa"

@@ -348,14 +348,15 @@ def test_reading_leaves_training_mode_and_attention_as_they_were():
     assert model.base.config._attn_implementation == "sdpa"
 
 
-def test_the_last_adapter_with_virtual_tokens_takes_the_hook_along():
+def test_the_last_adapter_takes_the_decoders_hooks_along():
     model = company()
     decoder = model.base.get_decoder()
-    for name in ("a", "b", "c"):
-        model.remove(name)
+    for name in list(model.adapters):
         assert decoder._forward_pre_hooks
-    model.remove("d")
+        assert decoder._forward_hooks
+        model.remove(name)
     assert not decoder._forward_pre_hooks
+    assert not decoder._forward_hooks
 
 
 def test_an_adapter_made_in_inference_mode_can_be_used():

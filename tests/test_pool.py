@@ -96,6 +96,22 @@ def test_what_is_in_use_merged_or_added_by_hand_stays(made):
     assert {"mine", "a0", "a4"} == set(model.adapters)
 
 
+def test_an_adapter_that_the_model_removed_is_read_again_or_is_the_models_own(made):
+    store, expected, size = made
+    model = halka.adapt(tiny())
+    pool = AdapterPool(model, store, budget=size)
+    model.parameters("a0")
+    model.remove("a0")
+    assert pool.bytes == 0
+    with pytest.raises(ValueError, match="no adapter 'a0' here"):
+        model.remove("a0")
+    assert torch.equal(logits(model, "a0"), expected["a0"])
+    model.remove("a0")
+    mine = model.add("a0", halka.LoRA(rank=4))
+    assert torch.equal(logits(model, "a1"), expected["a1"])
+    assert model.adapter("a0") is mine
+
+
 def test_a_newer_version_is_read_after_the_old_one_is_forgotten(made, tmp_path):
     _, expected, size = made
     store, source = AdapterStore(tmp_path), halka.adapt(tiny())

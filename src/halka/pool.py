@@ -34,7 +34,7 @@ class AdapterPool:
     @property
     def bytes(self) -> int:
         """What the store's adapters take now."""
-        return sum(self.sizes.values())
+        return sum([*self.sizes.values()])
 
     def ready(self, names: Iterable[str]) -> None:
         """Let these adapters be in the model, others gone if they need the room; called where a block begins.
@@ -42,18 +42,23 @@ class AdapterPool:
         Raises ValueError for a name that neither has, and where these alone are over the budget.
         """
         wanted = [*dict.fromkeys(names)]
-        for name in wanted:
-            if name in self.sizes:
-                self.sizes.move_to_end(name)
-            elif name not in self.model.adapters:
-                self._read(name)
-        self._make_room(wanted)
+        with self.model.lock:
+            for name in wanted:
+                if name in self.sizes:
+                    self.sizes.move_to_end(name)
+                elif name not in self.model.adapters:
+                    self._read(name)
+            self._make_room(wanted)
 
     def forget(self, name: str) -> None:
         """Let an adapter go, so that its newest version is read next. Raises ValueError while it is in use."""
-        if name in self.sizes:
-            self.model.remove(name)
-            del self.sizes[name]
+        with self.model.lock:
+            if name in self.sizes:
+                self.model.remove(name)
+
+    def removed(self, name: str) -> None:
+        """Called by the model for every adapter that leaves it, whoever removed it."""
+        self.sizes.pop(name, None)
 
     def _read(self, name: str) -> None:
         try:

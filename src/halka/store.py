@@ -122,12 +122,13 @@ def load(
     except ValueError as error:
         raise ValueError(f"{folder}: {error}") from None
     name = folder.resolve().name if name is None else name
-    adapter = model.add(name, method)
-    try:
-        adapter.load_state_dict(state)
-    except ValueError as error:
-        model.remove(name)
-        raise ValueError(f"{folder}: {error}. It was made for another base") from None
+    with model.lock:  # no thread uses it before its weights are there
+        adapter = model.add(name, method)
+        try:
+            adapter.load_state_dict(state)
+        except ValueError as error:
+            model.remove(name)
+            raise ValueError(f"{folder}: {error}. It was made for another base") from None
     return adapter
 
 

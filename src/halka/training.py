@@ -262,20 +262,20 @@ def _backward(model: AdaptedModel, shared: dict[Run, list[Tokens]], labels: dict
 def _training(model: AdaptedModel, runs: list[Run]) -> Iterator[None]:
     """The base and these adapters, ready for a step; dropout follows from the seed and the step."""
     base: Any = model.base
-    recompute = any(run.config.checkpointing for run in runs) and not base.is_activation_checkpointing
-    for run in runs:
-        run.adapter.train()
-    try:
-        with use_attention(base), torch.random.fork_rng(), _mode(base, training=True):
+    with model.use(None), use_attention(base), torch.random.fork_rng(), _mode(base, training=True):
+        recompute = any(run.config.checkpointing for run in runs) and not base.is_activation_checkpointing
+        for run in runs:
+            run.adapter.train()
+        try:
             torch.manual_seed(runs[0].config.seed * 1_000_003 + runs[0].number)
             if recompute:
                 base.activation_checkpointing_enable({"use_reentrant": False})
             yield
-    finally:
-        if recompute:
-            base.activation_checkpointing_disable()
-        for run in runs:
-            run.adapter.train(False)
+        finally:
+            if recompute:
+                base.activation_checkpointing_disable()
+            for run in runs:
+                run.adapter.train(False)
 
 
 def _hidden(model: AdaptedModel, batch: Batch) -> Tensor:

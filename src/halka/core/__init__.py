@@ -1,4 +1,4 @@
-"""The idea in five files: parts (what acts), routing (on which row), stacking (rows in one go), weights, model."""
+"""The idea in six files: parts (what acts), routing (on which row), stacking, weights, turns (of threads), model."""
 
 from halka.core.model import AdaptedModel
 from halka.core.parts import (

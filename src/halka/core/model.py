@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any, Protocol
 
 import torch
@@ -12,6 +11,7 @@ from torch import Tensor, nn
 
 from halka.core.parts import ROLE_GROUPS, VIRTUAL_ROLES, WEIGHT_ROLES, Adapter, Method, Part, Target
 from halka.core.routing import Memory, Route, repeats, resolve
+from halka.core.turns import Turns
 from halka.core.weights import StandIns
 
 
@@ -19,15 +19,20 @@ class Pool(Protocol):
     """Where adapters come from that are not in the model yet (`halka.pool`)."""
 
     def ready(self, names: Iterable[str]) -> None:
-        """Let these be in the model, or raise ValueError."""
+        """Let these be in the model, or raise ValueError. Called while the model's lock is held."""
+        ...
+
+    def removed(self, name: str) -> None:
+        """The adapter of that name has left the model."""
         ...
 
 
 class AdaptedModel:
     """A frozen base with its named adapters. `base` stays a transformers model that computes as it always did.
 
-    Which adapter acts is said by `with model.use(...)`, for whole forward and backward passes; the lock makes threads
-    take turns, so that none can see another's rows.
+    Which adapter acts is said by `with model.use(...)`, for whole forward and backward passes. Threads take turns:
+    `use`, `add`, `remove` and `merge` wait for other threads' blocks to end, and a pass of the base outside of any
+    block raises RuntimeError if it meets another thread's. So none computes with another's adapters.
     """
 
     def __init__(self, base: nn.Module, targets: Iterable[Target], memory: Memory, tokenizer: Any = None):
@@ -40,9 +45,8 @@ class AdaptedModel:
         self._memory = memory
         self._by_path = dict(base.named_modules())
         decoder = next((each.source for each in self.targets if each.role == "base"), None)
-        self._decoder = base if decoder is None else self._by_path[decoder]
-        self._counting: torch.utils.hooks.RemovableHandle | None = None  # of a batch's rows, where `use` names each
-        self._lock = threading.RLock()
+        self._turns = Turns(base, base if decoder is None else self._by_path[decoder], self._begin)
+        self.lock = self._turns.lock  # held by whoever uses the adapters or changes them
         self._route: Route | None = None
         self._outer: list[Route | None] = []  # those of the blocks around the innermost
         self._cast: list[int] | None = None  # the versions of the masters whose cast stands in
@@ -61,13 +65,20 @@ class AdaptedModel:
         """
         if not name or not isinstance(name, str):
             raise ValueError(f"an adapter's name is a non-empty string, not {name!r}")
-        if name in self.adapters:
-            raise ValueError(f"there is an adapter {name!r} already: remove it first, or choose another name")
-        with self.own_weights(), torch.inference_mode(False), torch.random.fork_rng(devices=[]):
+        wanted = self._wanted(method)
+        reading = any(target.role in VIRTUAL_ROLES for target in wanted)  # with the attention of `models/attention.py`
+        with (
+            self.own_weights(),
+            self._turns.take() if reading else nullcontext(),
+            torch.inference_mode(False),
+            torch.random.fork_rng(devices=[]),
+        ):
+            if name in self.adapters:
+                raise ValueError(f"there is an adapter {name!r} already: remove it first, or choose another name")
             torch.default_generator.manual_seed(seed)  # parts begin on the CPU; a GPU's own state is left alone
             parts, targets = {}, {}
             device = next(self.base.parameters()).device
-            for target in self._wanted(method):
+            for target in wanted:
                 part = method.build(target)
                 if part is None:
                     continue
@@ -82,25 +93,25 @@ class AdaptedModel:
         return adapter
 
     def remove(self, name: str) -> None:
-        """Forget an adapter. The base is as if it had never been there."""
-        self.adapter(name)
-        with self._lock:
+        """Forget an adapter. The base is as if it had never been there. Raises ValueError while it is in use."""
+        with self.lock:
+            self._here(name)
             if name in self.in_use:
                 raise ValueError(f"adapter {name!r} is in use: leave its `with model.use(...)` first")
             if self.merged == name:
                 self.unmerge()
             del self.adapters[name]
             self._install()
+            if self.pool is not None:
+                self.pool.removed(name)
 
     def adapter(self, name: str) -> Adapter:
         """The adapter of that name. Raises ValueError that lists the names there are."""
-        if name not in self.adapters and self.pool is not None:
-            with self._lock:
-                self.pool.ready([name])
-        if name not in self.adapters:
-            known = ", ".join(map(repr, self.adapters)) or "none yet"
-            raise ValueError(f"no adapter {name!r} here (there are: {known}): `add` or `load` it first")
-        return self.adapters[name]
+        if name in self.adapters or self.pool is None:
+            return self._here(name)
+        with self.lock:
+            self.pool.ready([name])
+            return self._here(name)
 
     def parameters(self, name: str) -> list[nn.Parameter]:
         """That adapter's trainable parameters, and no others."""
@@ -114,13 +125,15 @@ class AdaptedModel:
 
         While an adapter is merged, it is the only one that can be used. Raises ValueError for an unknown name, and in
         the pass itself for a batch that is no multiple of the rows named.
-        Holds the model's lock: other threads wait. Blocks nest; the inner one counts.
+        Other threads' blocks wait for this one to end, and what they call outside of a block raises RuntimeError: a
+        thread that is started within the block, as for a streamer, is to hold the block itself. Blocks nest; the inner
+        one counts.
         """
         if adapters is None or isinstance(adapters, str):
             names: tuple[str | None, ...] = (adapters,)
         else:
             names = tuple(adapters)
-        with self._lock:
+        with self._turns.take():
             if self.pool is not None:
                 self.pool.ready(name for name in names if name is not None)
             inner = self._resolve(names)
@@ -150,9 +163,9 @@ class AdaptedModel:
         Products are computed in fp32 and rounded once to the base's precision. The base's own tensors are set aside
         untouched, so that `unmerge` has every bit back.
         """
-        adapter = self.adapter(name)
-        with self._lock, torch.no_grad():
-            if any((*self._outer, self._route)) or self.merged is not None:
+        with self._turns.take(), torch.no_grad():
+            adapter = self.adapter(name)
+            if self._outer or self.merged is not None:
                 raise ValueError("merging needs an idle base: leave `use`, or `unmerge` what is merged")
             weights: dict[str, Tensor] = {}
             for path, part in adapter.parts.items():
@@ -177,14 +190,21 @@ class AdaptedModel:
 
     def unmerge(self) -> None:
         """Put the base's own weights back, bit for bit. Raises ValueError within `use`."""
-        with self._lock:
+        with self._turns.take():
             if self.merged is not None:
-                if any((*self._outer, self._route)):
+                if self._outer:
                     raise ValueError(f"the merged adapter {self.merged!r} is in use: leave `use` first")
                 self._stand_ins.restore()
                 self.merged = None
 
     # ── how it acts ─────────────────────────────────────────────────────────────────────────────────────────────
+
+    def _here(self, name: str) -> Adapter:
+        found = self.adapters.get(name)
+        if found is None:
+            known = ", ".join(map(repr, [*self.adapters])) or "none yet"
+            raise ValueError(f"no adapter {name!r} here (there are: {known}): `add` or `load` it first")
+        return found
 
     def _wanted(self, method: Method) -> list[Target]:
         """The targets of the method's roles. A named role must exist; of a group, at least one."""
@@ -217,25 +237,25 @@ class AdaptedModel:
             self._memory.leave()
             if self._route.full is not None:
                 self._stand_ins.restore()
-                self._cast = None
-        self._route = route
+        self._route, self._cast = route, None
         self._inputs.clear()
-        if self._counting is not None:
-            self._counting.remove()
-            self._counting = None
         if route is not None:
-            if len(route.names) > 1:
-                self._counting = self._decoder.register_forward_pre_hook(self._count, with_kwargs=True)
             if route.full is not None:
                 self._put_full(route.full)
             self._memory.enter(route.memory, self._bare)
 
-    def _count(self, decoder: nn.Module, args: tuple, kwargs: dict[str, Any]) -> None:
-        """Refuse a batch whose rows are not those that `use` named, whatever its adapters do with them."""
+    def _begin(self, args: tuple, kwargs: dict[str, Any]) -> tuple[tuple, dict[str, Any]] | None:
+        """What a pass of the decoder receives. Refuses a batch whose rows are not those that `use` named."""
+        route = self._route
+        if route is None:
+            return None
         given = (*args[:1], kwargs.get("input_ids"), kwargs.get("inputs_embeds"))
         tokens = next((each for each in given if each is not None), None)
-        if self._route is not None and tokens is not None:
-            repeats(tokens.shape[0], len(self._route.names))
+        if len(route.names) > 1 and tokens is not None:
+            repeats(tokens.shape[0], len(route.names))
+        if route.full is not None:
+            self._put_full(route.full)
+        return self._memory.begin(args, kwargs)
 
     def _put_full(self, part: Part) -> None:
         """fp32 masters are cast afresh at every pass that will be differentiated, and whenever they have changed."""
@@ -247,17 +267,23 @@ class AdaptedModel:
     @contextmanager
     def own_weights(self) -> Iterator[None]:
         """Within the block the base has its own weights and no adapter, whatever is merged or in use."""
-        with self._lock, self._bare(), self._stand_ins.aside():
+        with (
+            self.lock,
+            nullcontext() if self.merged is None else self._turns.take(),
+            self._bare(),
+            self._stand_ins.aside(),
+        ):
             yield
 
     @contextmanager
     def _bare(self) -> Iterator[None]:
-        route, self._route = self._route, None
+        self._outer.append(self._route)
+        self._route = None
         try:
             with self._memory.aside():
                 yield
         finally:
-            self._route = route
+            self._route = self._outer.pop()
 
     def _install(self) -> None:
         """Hooks exactly where some adapter has a part, so that a base without adapters runs without hooks."""
@@ -268,39 +294,41 @@ class AdaptedModel:
         for key, target in wanted.items():
             if key not in self._hooks:
                 self._hooks[key] = self._hook(key, target)
-        roles = {target.role for target in wanted.values()}
-        (self._memory.install if roles.intersection(VIRTUAL_ROLES) else self._memory.uninstall)()
+        self._turns.watch(bool(self.adapters))
 
     def _hook(self, key: str, target: Target) -> list[torch.utils.hooks.RemovableHandle]:
-        if target.role in VIRTUAL_ROLES:
+        if target.role in (*VIRTUAL_ROLES, "base"):  # these act where a pass begins
             return []
 
         def before(module: nn.Module, args: tuple) -> tuple | None:
-            if self._route is None or key not in self._route.reading:
+            route = self._acting()
+            if route is None or key not in route.reading:
                 return None
-            return (self._route.before(key, args[0]), *args[1:])
+            return (route.before(key, args[0]), *args[1:])
 
         def after(module: nn.Module, args: tuple, y: Tensor) -> Tensor | None:
-            if self._route is None or key not in self._route.writing:
+            route = self._acting()
+            if route is None or key not in route.writing:
                 return None
             x = args[0] if target.source is None else self._inputs.pop(key)
-            return self._route.after(key, x, y)
+            return route.after(key, x, y)
 
         def remember(module: nn.Module, args: tuple) -> None:
-            if self._route is not None and key in self._route.writing:
+            route = self._acting()
+            if route is not None and key in route.writing:
                 self._inputs[key] = args[0]
 
-        def refresh(module: nn.Module, args: tuple) -> None:
-            if self._route is not None and self._route.full is not None:
-                self._put_full(self._route.full)
-
-        source = None if target.source is None else self._by_path[target.source]
-        if target.role == "base":
-            assert source is not None
-            return [source.register_forward_pre_hook(refresh)]
-        if source is None:
+        if target.source is None:
             return [
                 target.module.register_forward_pre_hook(before),
                 target.module.register_forward_hook(after),
             ]
+        source = self._by_path[target.source]
         return [source.register_forward_pre_hook(remember), target.module.register_forward_hook(after)]
+
+    def _acting(self) -> Route | None:
+        """The route of this pass. Raises RuntimeError if it is another thread's, whose block has overtaken the pass."""
+        route = self._route
+        if route is not None:
+            self._turns.check()
+        return route

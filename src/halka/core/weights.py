@@ -39,13 +39,14 @@ class StandIns:
     def aside(self) -> Iterator[None]:
         """Within the block the base has its own parameters."""
         standing = [(module, key, module._parameters[key]) for module, key in self._own]
-        for (module, key), parameter in self._own.items():
-            module._parameters[key] = parameter
+        own = dict(self._own)
+        self.restore()
         try:
             yield
         finally:
             for module, key, tensor in standing:
                 module._parameters[key] = tensor
+            self._own = own
 
     def restore(self) -> None:
         """Put the base's own parameters back."""

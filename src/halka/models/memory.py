@@ -2,8 +2,8 @@
 
 A prefix holds them as parameters. A prompt holds embeddings, and the base computes the keys and values: virtual tokens
 see only each other under causal attention, so one pass over them a batch is enough, instead of one in every row.
-Either way a row with P virtual tokens starts its own tokens at position P. Nothing enters the cache: one hook on the
-decoder adds an argument to its call, and transformers hands that on, layer by layer, to `attention.attend`.
+Either way a row with P virtual tokens starts its own tokens at position P. Nothing enters the cache: where the
+decoder is called, an argument is added, and transformers hands that on, layer by layer, to `attention.attend`.
 """
 
 from __future__ import annotations
@@ -41,22 +41,12 @@ class VirtualTokens(nn.Module):
         self._known: tuple[Any, Tensor, Tensor] | None = None
         self._bare: Callable[[], AbstractContextManager[None]] = nullcontext
         self._attention: Any = None
-        self._hook: torch.utils.hooks.RemovableHandle | None = None
 
     # ── core.Memory ─────────────────────────────────────────────────────────────────────────────────────────────
 
-    def install(self) -> None:
-        if self._hook is None:
-            self._hook = self._decoder[0].register_forward_pre_hook(self._begin, with_kwargs=True)
-
-    def uninstall(self) -> None:
-        if self._hook is not None:
-            self._hook.remove()
-            self._hook = None
-
     def enter(self, parts: Sequence[Part | None], bare: Callable[[], AbstractContextManager[None]]) -> None:
         if parts:
-            self._parts, self._bare = tuple(parts), bare
+            self._parts, self._known, self._bare = tuple(parts), None, bare
             self._attention = use_attention(self._base[0])
             self._attention.__enter__()
 
@@ -67,11 +57,11 @@ class VirtualTokens(nn.Module):
 
     @contextmanager
     def aside(self) -> Iterator[None]:
-        parts, self._parts = self._parts, ()
+        parts, attention, self._parts = self._parts, self._attention, ()
         try:
             yield
         finally:
-            self._parts = parts
+            self._parts, self._attention = parts, attention
 
     # ── what the rows attend to ─────────────────────────────────────────────────────────────────────────────────
 
@@ -121,7 +111,7 @@ class VirtualTokens(nn.Module):
         self._known = None if graph else (versions, contents, lengths)
         return contents, lengths
 
-    def _begin(self, decoder: nn.Module, args: tuple, kwargs: dict[str, Any]) -> tuple[tuple, dict[str, Any]] | None:
+    def begin(self, args: tuple, kwargs: dict[str, Any]) -> tuple[tuple, dict[str, Any]] | None:
         """Hand the rows' keys and values to this pass of the decoder, and move its own tokens behind them."""
         if not self._parts:
             return None

@@ -1,0 +1,98 @@
+"""Whose turn it is: threads share one base, and each must find there what it put there itself, or nothing."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from threading import get_ident
+from typing import Any
+
+import torch
+from torch import nn
+
+
+class Turns:
+    """Threads take turns with a base, whose passes are checked: those of other threads are refused meanwhile.
+
+    begin: called with every pass of the decoder in the thread whose turn it is, to change what the pass receives.
+    """
+
+    def __init__(self, base: nn.Module, decoder: nn.Module, begin: Callable[[tuple, dict[str, Any]], Any]):
+        self.lock = threading.RLock()
+        self._base, self._decoder, self._begin = base, decoder, begin
+        self._owner: int | None = None  # the thread whose turn it is
+        self._count = 0  # of turns so far
+        self._begun: dict[int, int] = {}  # that count when a thread's last pass outside of any turn began
+        self._installed = 0  # that count when the hooks were put there
+        self._always = False
+        self._hooks: list[torch.utils.hooks.RemovableHandle] = []
+
+    @contextmanager
+    def take(self) -> Iterator[None]:
+        """Within the block it is this thread's turn, once the others have had theirs. Blocks nest."""
+        with self.lock:
+            if self._owner is not None:
+                yield
+                return
+            self._owner = get_ident()
+            try:
+                self._install()
+                self._count += 1
+                yield
+            finally:
+                self._owner = None
+                self._install()
+
+    def watch(self, always: bool) -> None:
+        """Check passes at any time, or only while it is somebody's turn: then the base runs without hooks otherwise."""
+        self._always = always
+        self._install()
+
+    def check(self) -> None:
+        """Raises RuntimeError if it is not this thread's turn.
+
+        Within a backward pass it always is: there autograd's own threads compute parts of a pass once more.
+        """
+        if torch.compiler.is_compiling():  # `_before` and `_after` stay out of compiled code, and do check
+            return
+        if self._owner != get_ident() and not _in_backward():
+            raise RuntimeError(
+                "the base was called outside of `with model.use(...)` while another thread is, or was just now, inside "
+                "one, or changes the base: it would have computed with what that thread put there. Wrap the call in "
+                "`with model.use(...)` in the thread that makes it (None for the bare base): it waits its turn. If the "
+                "other thread's block waits for this call, as with a streamer, move its `with` into this thread"
+            )
+
+    def _install(self) -> None:
+        wanted = self._always or self._owner is not None
+        if wanted and not self._hooks:
+            self._begun.clear()
+            self._installed = self._count
+            eager: Any = torch.compiler.disable  # compiled code would check but once
+            self._hooks = [
+                self._decoder.register_forward_pre_hook(eager(self._before), with_kwargs=True),
+                *(each.register_forward_hook(eager(self._after)) for each in {self._decoder, self._base}),
+            ]
+        elif not wanted:
+            while self._hooks:
+                self._hooks.pop().remove()
+
+    def _before(self, decoder: nn.Module, args: tuple, kwargs: dict[str, Any] | None = None) -> Any:
+        """Refuse a pass or let it begin. Torch gives no kwargs while another thread takes the hook away."""
+        count = self._count
+        if self._owner is None:
+            self._begun[get_ident()] = count
+            return None
+        self.check()
+        return self._begin(args, kwargs or {})
+
+    def _after(self, module: nn.Module, args: tuple, output: Any) -> None:
+        """Refuse the result of a pass outside of any turn if one began meanwhile."""
+        me = get_ident()
+        if self._owner != me and self._begun.get(me, self._installed) != self._count:
+            self.check()
+
+
+def _in_backward() -> bool:
+    return torch._C._current_graph_task_id() != -1
