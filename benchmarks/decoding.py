@@ -4,10 +4,10 @@
     python benchmarks/decoding.py --rounds 3 --resident 1 32
 
 SmolLM2-135M-Instruct in bf16 with a text of 32 tokens in its cache, 32 rows, LoRA of rank 16 at every linear layer with
-random values. The ways are measured in turn, in random order, several rounds of 12 steps; a round's figure is its median
-step, a ratio is the median over rounds of a way's tokens per second to the base's in the same round. There are two bases:
-transformers' own attention, which is what people decode with, and Halka's, which is faster here on a CPU and which all
-adapters run with: the second is the harder measure. peft mixes a batch by its argument `adapter_names`.
+random values. The ways are measured in turn, in random order, several rounds of 12 steps; a round's figure is its
+median step, a ratio is the median over rounds of a way's tokens per second to the base's in the same round. There are
+two bases: with transformers' own attention, which is what people decode with, and with Halka's, which is faster here on
+a CPU and which all adapters run with: the second is the harder measure. peft mixes a batch by `adapter_names`.
 
 Then the same batch with 1 to 256 adapters in the model, rows spread over up to 32 of them. The result goes to
 benchmarks/results/decoding.json, its plot beside it.
@@ -21,6 +21,7 @@ import random
 import statistics
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -155,8 +156,8 @@ def residents(model: halka.core.AdaptedModel, text: torch.Tensor, counts: list[i
             if f"lora{number}" not in model.adapters:
                 added(model, f"lora{number}", halka.LoRA(rank=16), number)
         names = [f"lora{row * max(1, count // ROWS) % count}" for row in range(ROWS)]
-        ways = {"base": lambda: decode_with(model, None, text), "mixed": lambda: decode_with(model, names, text)}
-        seen = measured(ways, rounds)
+        given = {"base": None, "mixed": names}
+        seen = measured({way: partial(decode_with, model, using, text) for way, using in given.items()}, rounds)
         found.append(
             {
                 "resident": count,
