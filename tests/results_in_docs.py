@@ -7,11 +7,13 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
-PAGES = (ROOT / "README.md", ROOT / "docs" / "results.md")
+PAGES = (ROOT / "README.md", ROOT / "docs" / "results.md", ROOT / "docs" / "many-adapters.md")
 NOT_YET = "*Not measured yet.*\n"
 
 
@@ -24,39 +26,125 @@ def table(name: str) -> str:
     return to_markdown(summarise(found)) if found else NOT_YET
 
 
-def speed() -> str:
-    """The speed benchmark as a Markdown table."""
-    path = RESULTS / "speed.json"
+def speed(found: Any) -> list[list[str]]:
+    """Training beside transformers' Trainer with peft."""
+    rows = [["Method", "Useful tokens/s", "peft", "Ratio", "Memory beyond the base", "peft", "Validation loss", "peft"]]
+    for name, pair in found.items():
+        ours, theirs = pair["halka"], pair["peft"]
+        rows.append(
+            [
+                name,
+                f"{ours['tokens_per_second']:.0f}",
+                f"{theirs['tokens_per_second']:.0f}",
+                f"{pair['speed_ratio']:.2f}",
+                f"{ours['memory'] / 1e6:.0f} MB",
+                f"{theirs['memory'] / 1e6:.0f} MB",
+                f"{ours['validation_loss']:.3f}",
+                f"{theirs['validation_loss']:.3f}",
+            ]
+        )
+    return rows
+
+
+def decoding(found: Any) -> list[list[str]]:
+    """A step of 32 rows."""
+    names = {
+        "transformers": "the base with transformers' attention",
+        "base": "the base with Halka's attention",
+        "one adapter": "one LoRA for all rows",
+        "32 adapters": "32 LoRAs, one a row",
+        "four families": "LoRA, bottleneck, prefix and prompt mixed",
+        "peft": "peft, 32 LoRAs by `adapter_names`",
+    }
+    rows = [["32 rows", "ms a step", "Of transformers' base", "Of Halka's base", "Times peft's mixed batch"]]
+    for way, name in names.items():
+        each = found["ways"][way]
+        shares = [f"{each[key]:.2f}" for key in ("of_transformers", "of_base")]
+        rows.append([name, f"{each['ms_per_step']:.0f}", *shares, f"{each['of_peft']:.1f}"])
+    return rows
+
+
+def resident(found: Any) -> list[list[str]]:
+    """The same step with ever more adapters in the model."""
+    return [
+        ["Adapters in the model", *(str(each["resident"]) for each in found["resident"])],
+        ["in the batch", *(str(each["in_the_batch"]) for each in found["resident"])],
+        ["ms a step", *(f"{each['ms_per_step']:.0f}" for each in found["resident"])],
+    ]
+
+
+def together(found: Any) -> list[list[str]]:
+    """Training four adapters in one go."""
+    rows = [["Examples a batch", "Batches", "Time, of one after another", "Memory beyond the base, of one after another"]]
+    for each in found["found"]:
+        batches = "the same (one seed)" if each["seeds"] == "same" else "others (own seeds)"
+        rows.append([str(each["examples_a_batch"]), batches, f"{each['time_ratio']:.2f}", f"{each['memory_ratio']:.2f}"])
+    return rows
+
+
+def storage(found: Any) -> list[list[str]]:
+    """A store and its pool."""
+    first, pool = found["first_use"], found["pool"]
+    return [
+        ["What", "Measured"],
+        [f"a LoRA of rank {first['rank']} on disk", f"{first['bytes_on_disk'] / 1e6:.1f} MB"],
+        ["the same in memory (fp32)", f"{first['bytes_in_memory'] / 1e6:.1f} MB"],
+        ["its first use, not in the system's cache", f"{first['cold_ms']:.0f} ms"],
+        ["its first use, in the system's cache", f"{first['warm_ms']:.0f} ms"],
+        ["switching to one that is in memory", f"{first['switching_ms']:.2f} ms"],
+        [f"a pool's budget for {pool['adapters']:,} stored LoRAs of rank {pool['rank']}", f"{pool['budget'] / 1e6:.0f} MB"],
+        ["the most that it held", f"{pool['most_held'] / 1e6:.0f} MB"],
+        [f"reads from disk in {pool['uses']:,} uses", f"{pool['read_from_disk']:,}"],
+        ["until one is in use, at the median", f"{pool['median_ms_until_in_use']:.1f} ms"],
+        [f"listing the {pool['adapters']:,}", f"{pool['listing_ms']:.0f} ms"],
+    ]
+
+
+def mixed_answers(found: Any) -> list[list[str]]:
+    """Answers in batches beside answers one by one."""
+    rows = [["Greedy answers in batches, beside one by one", "The same", "Largest gap (fp32 logits) where they part"]]
+    names = {
+        "float32": "mixed, fp32",
+        "bfloat16": "mixed, bf16",
+        "bfloat16, the bare base": "the bare base alone, bf16",
+    }
+    for key, name in names.items():
+        each = found[key]
+        gaps = [abs(one["gap_in_fp32"]) for one in each["first_differences"]]
+        rows.append([name, f"{each['same']} of {each['of']}", f"{max(gaps):.3f}" if gaps else "–"])
+    return rows
+
+
+TABLES: dict[str, tuple[str, Callable[[Any], list[list[str]]]]] = {
+    "speed": ("speed", speed),
+    "decoding": ("decoding", decoding),
+    "resident": ("decoding", resident),
+    "together": ("together", together),
+    "storage": ("storage", storage),
+    "mixed_answers": ("mixed_answers", mixed_answers),
+}
+
+
+def benchmark(name: str) -> str:
+    """A benchmark's file as a Markdown table: first column to the left, numbers to the right."""
+    file, rows_of = TABLES[name]
+    path = RESULTS / f"{file}.json"
     if not path.exists():
         return NOT_YET
-    lines = [
-        "| Method | Useful tokens/s | peft | Ratio | Memory beyond the base | peft | Validation loss | peft |",
-        "| --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: |",
-    ]
-    for name, pair in json.loads(path.read_text(encoding="utf-8")).items():
-        ours, theirs = pair["halka"], pair["peft"]
-        cells = [
-            name,
-            f"{ours['tokens_per_second']:.0f}",
-            f"{theirs['tokens_per_second']:.0f}",
-            f"{pair['speed_ratio']:.2f}",
-            f"{ours['memory'] / 1e6:.0f} MB",
-            f"{theirs['memory'] / 1e6:.0f} MB",
-            f"{ours['validation_loss']:.3f}",
-            f"{theirs['validation_loss']:.3f}",
-        ]
-        lines.append(f"| {' | '.join(cells)} |")
-    return "\n".join(lines) + "\n"
+    head, *rows = rows_of(json.loads(path.read_text(encoding="utf-8")))
+    rule = ["---", *["---:"] * (len(head) - 1)]
+    return "".join(f"| {' | '.join(row)} |\n" for row in (head, rule, *rows))
 
 
 def filled(text: str) -> str:
     """`text` with every marked place holding what the results say now."""
 
     def place(match: re.Match[str]) -> str:
-        content = table(match["name"]) if match["name"] else speed()
+        content = table(match["name"]) if match["name"] else benchmark(match["benchmark"])
         return f"{match['mark']}\n{content.strip()}\n<!-- end -->"
 
-    return re.sub(r"(?P<mark><!-- (?:table: (?P<name>\w+)|speed) -->)\n.*?<!-- end -->", place, text, flags=re.DOTALL)
+    marks = rf"table: (?P<name>\w+)|(?P<benchmark>{'|'.join(TABLES)})"
+    return re.sub(rf"(?P<mark><!-- (?:{marks}) -->)\n.*?<!-- end -->", place, text, flags=re.DOTALL)
 
 
 if __name__ == "__main__":
