@@ -4,10 +4,11 @@
 
 Six adapters of SmolLM2-135M-Instruct, one of every family and two ranks of LoRA, are trained together on snips_nlu for
 a few steps. Then 140 of its test commands are answered, 24 tokens each, in mixed batches of 35 (a seventh of the rows
-on the bare base), and one by one. In fp32 the answers must be the same. In bf16 a batch's products are summed in another
-order than one row's, whatever the adapters, and a near-tie may fall the other way: each first difference is listed with
-the two tokens' gap in fp32, beside the gaps that tokens usually have; the bare base alone, in batches against one by
-one, shows how often bf16 does that without any adapter. The result goes to benchmarks/results/mixed_answers.json.
+on the bare base), and one by one. In fp32 the answers must be the same. In bf16 a batch's products are summed in
+another order than one row's, whatever the adapters, and a near-tie may fall the other way: each first difference is
+listed with the two tokens' gap in fp32, beside the gaps that tokens usually have; the bare base alone, in batches
+against one by one, shows how often bf16 does that without any adapter. The result goes to
+benchmarks/results/mixed_answers.json.
 """
 
 from __future__ import annotations

@@ -75,10 +75,14 @@ def resident(found: Any) -> list[list[str]]:
 
 def together(found: Any) -> list[list[str]]:
     """Training four adapters in one go."""
-    rows = [["Examples a batch", "Batches", "Time, of one after another", "Memory beyond the base, of one after another"]]
+    rows = [
+        ["Examples a batch", "Batches", "Time, of one after another", "Memory beyond the base, of one after another"]
+    ]
     for each in found["found"]:
         batches = "the same (one seed)" if each["seeds"] == "same" else "others (own seeds)"
-        rows.append([str(each["examples_a_batch"]), batches, f"{each['time_ratio']:.2f}", f"{each['memory_ratio']:.2f}"])
+        rows.append(
+            [str(each["examples_a_batch"]), batches, f"{each['time_ratio']:.2f}", f"{each['memory_ratio']:.2f}"]
+        )
     return rows
 
 
@@ -92,7 +96,10 @@ def storage(found: Any) -> list[list[str]]:
         ["its first use, not in the system's cache", f"{first['cold_ms']:.0f} ms"],
         ["its first use, in the system's cache", f"{first['warm_ms']:.0f} ms"],
         ["switching to one that is in memory", f"{first['switching_ms']:.2f} ms"],
-        [f"a pool's budget for {pool['adapters']:,} stored LoRAs of rank {pool['rank']}", f"{pool['budget'] / 1e6:.0f} MB"],
+        [
+            f"a pool's budget for {pool['adapters']:,} stored LoRAs of rank {pool['rank']}",
+            f"{pool['budget'] / 1e6:.0f} MB",
+        ],
         ["the most that it held", f"{pool['most_held'] / 1e6:.0f} MB"],
         [f"reads from disk in {pool['uses']:,} uses", f"{pool['read_from_disk']:,}"],
         ["until one is in use, at the median", f"{pool['median_ms_until_in_use']:.1f} ms"],

@@ -22,7 +22,7 @@ from halka.core import AdaptedModel, Method
 from halka.data.tokens import chat_template_fingerprint
 from halka.methods import all_methods
 from halka.models.fingerprint import fingerprint
-from halka.store import read_card
+from halka.store import read_card, read_tensors
 from tiny import CONFIGS, tiny
 from tokenizers_for_tests import chatml_tokenizer, llama3_tokenizer
 
@@ -646,3 +646,50 @@ def test_an_adapter_whose_start_changed_its_base_is_refused_or_right(start, tmp_
     except ValueError:
         return
     torch.testing.assert_close(logits(model, "a"), expected, rtol=0, atol=1e-4)
+
+
+# ── mapped into memory ──────────────────────────────────────────────────────────────────────────────────────────────
+
+
+@pytest.mark.parametrize("name", ["a", "ab", "abcdefg"])  # headers of other lengths
+def test_values_stand_where_torch_would_put_them(name, tmp_path):
+    model = adapted(halka.LoRA(rank=4))
+    model.add(name * 9, halka.LoRA(rank=2 + len(name)), seed=1)
+    folder = halka.save(model, name * 9, tmp_path / "saved")
+    tensors = read_tensors(folder)
+    assert {tensor.data_ptr() % 64 for tensor in tensors.values()} == {0}
+
+
+@pytest.mark.parametrize("method", [halka.LoRA(rank=4), halka.Bottleneck(width=8), halka.DoRA(rank=4)], ids=str)
+def test_training_what_was_loaded_leaves_its_files_alone(method, tmp_path):
+    """The parts hold the mapped file itself, until they are written to."""
+    folder = halka.save(adapted(method), "a", tmp_path / "saved")
+    before = (folder / WEIGHTS).read_bytes()
+    model = halka.adapt(tiny())
+    with torch.inference_mode():
+        halka.load(model, folder, name="a")
+    loaded = {key: tensor.clone() for key, tensor in model.adapter("a").state_dict().items()}
+    assert all(parameter.requires_grad for parameter in model.parameters("a"))
+    with model.use("a"):
+        model.base(ids()).logits.square().sum().backward()
+    torch.optim.AdamW(model.parameters("a"), lr=0.1).step()
+    changed = model.adapter("a").state_dict()
+    assert all(not torch.equal(changed[key], tensor) for key, tensor in loaded.items())
+    assert (folder / WEIGHTS).read_bytes() == before
+
+
+def test_a_loaded_adapter_stays_when_its_folder_goes(tmp_path):
+    folder = halka.save(adapted(halka.LoRA(rank=4)), "a", tmp_path / "saved")
+    model = halka.adapt(tiny())
+    halka.load(model, folder, name="a")
+    expected = {key: tensor.clone() for key, tensor in model.adapter("a").state_dict().items()}
+    halka.save(adapted(halka.LoRA(rank=8)), "a", folder)
+    assert all(torch.equal(tensor, expected[key]) for key, tensor in model.adapter("a").state_dict().items())
+
+
+def test_values_whose_sum_is_too_large_are_finite_all_the_same(tmp_path):
+    model = adapted(halka.IA3())
+    with torch.no_grad():
+        model.parameters("a")[0].fill_(3e38)
+    folder = halka.save(model, "a", tmp_path / "saved")
+    assert len(read_tensors(folder)) > 1

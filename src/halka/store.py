@@ -23,6 +23,7 @@ from halka.formats.peft import CONFIG, WEIGHTS, Folder, from_peft, to_peft
 from halka.models.fingerprint import own_fingerprint
 
 CARD = "halka.json"
+ALIGNED = 64  # bytes
 
 
 @dataclass(frozen=True)
@@ -88,7 +89,7 @@ def save(
     )
     with new_folder(folder) as beside:
         (beside / CONFIG).write_text(json.dumps(written.config, indent=2) + "\n", encoding="utf-8")
-        save_file({key: t.cpu() for key, t in written.tensors.items()}, beside / WEIGHTS, {"format": "pt"})
+        _write_tensors({key: t.cpu() for key, t in written.tensors.items()}, beside / WEIGHTS)
         card = replace(card, files=_digests(beside))
         (beside / CARD).write_text(json.dumps(asdict(card), indent=2) + "\n", encoding="utf-8")
         if readme.exists():
@@ -106,6 +107,7 @@ def load(
 ) -> Adapter:
     """Read an adapter folder, ours or peft's, into `model` under `name` (the folder's own if not given).
 
+    The file is mapped into memory, not copied: replace it by renaming, as `save` does, and never write into it.
     Raises ValueError, and leaves the model as it was, for: a folder without an adapter, a pickle, another base or chat
     template than the Card names, files that are not those that the Card was written for, unknown or missing tensors,
     shapes that do not fit, values that are not finite.
@@ -122,14 +124,24 @@ def load(
     except ValueError as error:
         raise ValueError(f"{folder}: {error}") from None
     name = folder.resolve().name if name is None else name
-    with model.lock:  # no thread uses it before its weights are there
-        adapter = model.add(name, method)
-        try:
-            adapter.load_state_dict(state)
-        except ValueError as error:
-            model.remove(name)
-            raise ValueError(f"{folder}: {error}. It was made for another base") from None
-    return adapter
+    try:
+        return model.add(name, method, state={key: tensor.float() for key, tensor in state.items()})
+    except ValueError as error:
+        raise ValueError(f"{folder}: {error}") from None
+
+
+def _write_tensors(tensors: Mapping[str, torch.Tensor], path: Path) -> None:
+    """A safetensors file whose values begin at a multiple of `ALIGNED` bytes.
+
+    Mapped into memory they then stand where torch would put them: some products are rounded otherwise elsewhere.
+    """
+    save_file(dict(tensors), path, {"format": "pt"})
+    with path.open("rb") as file:
+        header = file.read(int.from_bytes(file.read(8), "little"))
+    if (8 + len(header)) % ALIGNED:
+        entry = len(',"aligned":""')
+        missing = -(8 + len(header.rstrip()) + entry) % ALIGNED
+        save_file(dict(tensors), path, {"format": "pt", "aligned": "." * missing})
 
 
 def read_config(folder: Path) -> dict[str, Any]:
@@ -156,10 +168,14 @@ def read_config(folder: Path) -> dict[str, Any]:
 def read_tensors(folder: Path) -> dict[str, torch.Tensor]:
     """The adapter's tensors by the file's names. Raises ValueError for a damaged file or values that are not finite."""
     try:
-        tensors = load_file(folder / WEIGHTS)
+        with torch.inference_mode(False):
+            tensors = load_file(folder / WEIGHTS)  # mapped: its pages are read when they are needed, and shared
     except SafetensorError as error:
         raise ValueError(f"{folder / WEIGHTS} is damaged ({error}): fetch or train the adapter again") from None
-    for key, tensor in tensors.items():
+    sums = [tensor.sum(dtype=torch.float32) for tensor in tensors.values()]
+    if sums and torch.stack(sums).isfinite().all():
+        return tensors
+    for key, tensor in tensors.items():  # a sum may be no finite number although every value is
         if not torch.isfinite(tensor).all():
             raise ValueError(f"{folder / WEIGHTS} holds values that are not finite, in {key}: it is damaged or failed")
     return tensors

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from typing import Any, Protocol
 
@@ -58,10 +58,11 @@ class AdaptedModel:
 
     # ── adapters ────────────────────────────────────────────────────────────────────────────────────────────────
 
-    def add(self, name: str, method: Method, *, seed: int = 0) -> Adapter:
+    def add(self, name: str, method: Method, *, seed: int = 0, state: Mapping[str, Tensor] | None = None) -> Adapter:
         """Build `method`'s parts for this base, initialised from `seed`, and keep them under `name`.
 
-        Raises ValueError for a name in use or a role that this base does not have.
+        With `state`, fp32 tensors as `Adapter.state_dict` names them, the parts take these tensors as they are.
+        Raises ValueError for a name in use, a role that this base does not have, and a state that does not fit.
         """
         if not name or not isinstance(name, str):
             raise ValueError(f"an adapter's name is a non-empty string, not {name!r}")
@@ -79,16 +80,22 @@ class AdaptedModel:
             parts, targets = {}, {}
             device = next(self.base.parameters()).device
             for target in wanted:
-                part = method.build(target)
+                blank = state is not None and target.role not in (*VIRTUAL_ROLES, "base")
+                with torch.device("meta") if blank else nullcontext():
+                    part = method.build(target)
                 if part is None:
                     continue
                 if target.name in parts:
                     raise ValueError(f"{method.name} builds two parts at {target.name}: choose one of its roles")
-                part.to(device)
+                if not blank:
+                    part.to(device)
                 parts[target.name], targets[target.name] = part.eval(), target
             if not parts:
                 raise ValueError(f"{method.name} built no part for this base: widen its targets")
-            self.adapters[name] = adapter = Adapter(method, parts, targets)
+            adapter = Adapter(method, parts, targets)
+            if state is not None:
+                adapter.load_state_dict({key: tensor.to(device) for key, tensor in state.items()})
+            self.adapters[name] = adapter
             self._install()
         return adapter
 

@@ -213,7 +213,10 @@ class Adapter:
         return state
 
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
-        """Copy `state` in. Raises ValueError naming every key that is missing, unknown or of another shape."""
+        """Copy `state` in; parts that have no values yet take its tensors themselves.
+
+        Raises ValueError naming every key that is missing, unknown or of another shape.
+        """
         own = self.state_dict()
         problems = [f"missing {key}" for key in own.keys() - state.keys()]
         problems += [f"unknown {key}" for key in state.keys() - own.keys()]
@@ -224,10 +227,20 @@ class Adapter:
         ]
         if problems:
             shown = "; ".join(sorted(problems)[:5])
-            raise ValueError(f"the weights do not fit this adapter: {shown} ({len(problems)} problems in all)")
+            raise ValueError(
+                f"the weights do not fit this adapter on this base: {shown} ({len(problems)} problems in all): they "
+                "are another method's, or were made for another base"
+            )
         with torch.no_grad():
-            for key, tensor in own.items():
-                tensor.copy_(state[key])
+            for path, part in self.parts.items():
+                mine = part.state_dict()
+                if any(tensor.is_meta for tensor in mine.values()):
+                    for key in mine:
+                        owner, _, name = key.rpartition(".")
+                        setattr(part.get_submodule(owner), name, nn.Parameter(state[f"{path}.{key}"]))
+                else:
+                    for key, tensor in mine.items():
+                        tensor.copy_(state[f"{path}.{key}"])
         Edits.happened()
 
     def train(self, mode: bool = True) -> None:

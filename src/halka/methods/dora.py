@@ -53,7 +53,7 @@ class DoRAPart(LoRAPart):
         self._linear = (target.module,)  # in a tuple, so that the base is no submodule of its part
         self._transposed = target.transposed
         with torch.no_grad():
-            self.magnitude = nn.Parameter(self.norms(self._weight()).float())
+            self.magnitude = nn.Parameter(_squares(self._weight()).sqrt().clamp_min(SMALLEST))
 
     def _weight(self) -> Tensor:
         weight: Tensor = self._linear[0].get_parameter("weight")
@@ -62,10 +62,14 @@ class DoRAPart(LoRAPart):
     def norms(self, weight_OI: Tensor) -> Tensor:
         """‖W + s·BA‖ per row (O,), fp32, without forming the sum: ‖W‖² + 2s⟨W, BA⟩ + s²‖BA‖²."""
         A, B = self.lora_A.detach().to(weight_OI.device), self.lora_B.detach().to(weight_OI.device)
-        own = torch.linalg.vector_norm(weight_OI, dim=1, dtype=torch.float32).square()
         crossed = ((weight_OI @ A.T.to(weight_OI.dtype)).float() * B).sum(1)
         product = ((B @ (A @ A.T)) * B).sum(1)
-        return (own + 2 * self.scale * crossed + self.scale**2 * product).clamp_min(0).sqrt().clamp_min(SMALLEST)
+        return (
+            (_squares(weight_OI) + 2 * self.scale * crossed + self.scale**2 * product)
+            .clamp_min(0)
+            .sqrt()
+            .clamp_min(SMALLEST)
+        )
 
     def operands(self, dtype: torch.dtype) -> tuple[Tensor, ...]:
         """LoRA's two, and the quotient and what it is beyond one (O,)."""
@@ -82,3 +86,8 @@ class DoRAPart(LoRAPart):
         direction = weight + self.delta()
         norms = torch.linalg.vector_norm(direction, dim=1, keepdim=True).clamp_min(SMALLEST)
         return self.magnitude[:, None] * direction / norms, bias
+
+
+def _squares(weight_OI: Tensor) -> Tensor:
+    """‖W‖² per row (O,), fp32."""
+    return torch.linalg.vector_norm(weight_OI, dim=1, dtype=torch.float32).square()

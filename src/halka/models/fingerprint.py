@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import weakref
 from typing import Any
 
 import torch
@@ -27,6 +28,12 @@ def fingerprint(base: Any) -> dict[str, Any]:
 
 
 def own_fingerprint(model: AdaptedModel) -> dict[str, Any]:
-    """The fingerprint of the base's own weights, whatever is merged or in use."""
+    """The fingerprint of the base's own weights, whatever is merged or in use; known until one of them changes."""
     with model.own_weights():
-        return fingerprint(model.base)
+        state = [(each.data_ptr(), 0 if each.is_inference() else each._version) for each in model.base.parameters()]
+        if _known.get(model, (None,))[0] != state:
+            _known[model] = (state, fingerprint(model.base))
+        return dict(_known[model][1])
+
+
+_known: weakref.WeakKeyDictionary[AdaptedModel, tuple[Any, dict[str, Any]]] = weakref.WeakKeyDictionary()
