@@ -131,17 +131,18 @@ def load(
 
 
 def _write_tensors(tensors: Mapping[str, torch.Tensor], path: Path) -> None:
-    """A safetensors file whose values begin at a multiple of `ALIGNED` bytes.
+    """A safetensors file whose values begin at a multiple of `ALIGNED` bytes, after spaces that the format allows.
 
     Mapped into memory they then stand where torch would put them: some products are rounded otherwise elsewhere.
     """
-    save_file(dict(tensors), path, {"format": "pt"})
-    with path.open("rb") as file:
-        header = file.read(int.from_bytes(file.read(8), "little"))
-    if (8 + len(header)) % ALIGNED:
-        entry = len(',"aligned":""')
-        missing = -(8 + len(header.rstrip()) + entry) % ALIGNED
-        save_file(dict(tensors), path, {"format": "pt", "aligned": "." * missing})
+    packed = path.with_suffix(".packed")
+    save_file(dict(tensors), packed, {"format": "pt"})
+    with packed.open("rb") as source, path.open("wb") as target:
+        header = source.read(int.from_bytes(source.read(8), "little"))
+        header += b" " * (-(8 + len(header)) % ALIGNED)
+        target.write(len(header).to_bytes(8, "little") + header)
+        shutil.copyfileobj(source, target, 1 << 20)
+    packed.unlink()
 
 
 def read_config(folder: Path) -> dict[str, Any]:

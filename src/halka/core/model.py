@@ -9,6 +9,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
+from halka.core.blank import Blank
 from halka.core.parts import ROLE_GROUPS, VIRTUAL_ROLES, WEIGHT_ROLES, Adapter, Method, Part, Target
 from halka.core.routing import Memory, Route, repeats, resolve
 from halka.core.turns import Turns
@@ -47,6 +48,7 @@ class AdaptedModel:
         decoder = next((each.source for each in self.targets if each.role == "base"), None)
         self._turns = Turns(base, base if decoder is None else self._by_path[decoder], self._begin)
         self.lock = self._turns.lock  # held by whoever uses the adapters or changes them
+        self._routes: dict[str, tuple[Adapter, Route]] = {}  # of adapters that were used for whole batches
         self._route: Route | None = None
         self._outer: list[Route | None] = []  # those of the blocks around the innermost
         self._cast: list[int] | None = None  # the versions of the masters whose cast stands in
@@ -81,7 +83,7 @@ class AdaptedModel:
             device = next(self.base.parameters()).device
             for target in wanted:
                 blank = state is not None and target.role not in (*VIRTUAL_ROLES, "base")
-                with torch.device("meta") if blank else nullcontext():
+                with Blank() if blank else nullcontext():
                     part = method.build(target)
                 if part is None:
                     continue
@@ -108,6 +110,7 @@ class AdaptedModel:
             if self.merged == name:
                 self.unmerge()
             del self.adapters[name]
+            self._routes.pop(name, None)
             self._install()
             if self.pool is not None:
                 self.pool.removed(name)
@@ -150,6 +153,8 @@ class AdaptedModel:
                 yield self
             finally:
                 self._enter(self._outer.pop())
+                if inner is not None:
+                    inner.forget()
 
     @property
     def in_use(self) -> set[str]:
@@ -237,7 +242,14 @@ class AdaptedModel:
                     f"adapter {self.merged!r} is merged into the base: `unmerge` before using others or the bare base"
                 )
             return Route(names, {}, {})
-        return None if names == (None,) else resolve(names, adapters)
+        if len(names) > 1 or not adapters:
+            return None if names == (None,) else resolve(names, adapters)
+        ((name, adapter),) = adapters.items()
+        of, route = self._routes.get(name, (None, None))
+        if route is None or of is not adapter:
+            route = resolve(names, adapters)
+            self._routes[name] = adapter, route
+        return route
 
     def _enter(self, route: Route | None) -> None:
         if self._route is not None:

@@ -65,6 +65,13 @@ class Route:
     memory: tuple[Part | None, ...] = ()
     full: Part | None = None
 
+    def forget(self) -> None:
+        """Let go of what the parts computed with; another block makes it anew."""
+        for uses in (*self.reading.values(), *self.writing.values()):
+            for use in uses:
+                if isinstance(use.act, Stack):
+                    use.act.forget()
+
     def before(self, key: str, x: Tensor) -> Tensor:
         """What the module of target `key` shall receive instead of x (B, T, I)."""
         for use in self.reading[key]:

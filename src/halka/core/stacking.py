@@ -28,6 +28,10 @@ class Stack:
         self._seen: list[tuple[int, int]] = []  # where and in which version the parameters were when last looked at
         self._known: tuple[tuple, tuple[Tensor, ...]] | None = None
 
+    def forget(self) -> None:
+        """Let go of the operands."""
+        self._known = None
+
     def before(self, x: Tensor) -> Tensor:
         """`Part.before` of each row's part."""
         return self._distinct[0].reads(x, *self._operands(x))
@@ -56,21 +60,25 @@ class Stack:
         each = [part.operands(like.dtype) for part in self._distinct]
         if len(each) == 1:
             return each[0]
-        rows = self._which.repeat_interleave(like.shape[0] // self._rows).to(like.device)
-        made = (stacked(operands)[rows] for operands in zip(*each, strict=True))
-        return tuple(made) if torch.is_grad_enabled() else tuple(map(_by_input, made))
+        times = like.shape[0] // self._rows
+        by_input = not torch.is_grad_enabled()
+        together = [stacked(operands, by_input=by_input) for operands in zip(*each, strict=True)]
+        if times == 1 and len(each) == self._rows:  # they are the rows already
+            return tuple(together)
+        rows = self._which.repeat_interleave(times).to(like.device)
+        return tuple(whole.mT[rows].mT if by_input else whole[rows] for whole in together)
 
 
-def stacked(tensors: Sequence[Tensor]) -> Tensor:
-    """(N, …) of N vectors or matrices, each filled up with zeros to the largest; vectors become (N, 1, O)."""
-    shape = [max(sizes) for sizes in zip(*(tensor.shape for tensor in tensors), strict=True)]
-    together = torch.stack([F.pad(tensor, _missing(tensor, shape)) for tensor in tensors])
-    return together[:, None] if together.dim() == 2 else together
+def stacked(tensors: Sequence[Tensor], *, by_input: bool = False) -> Tensor:
+    """(N, …) of N vectors or matrices, each filled up with zeros to the largest; vectors become (N, 1, O).
 
-
-def _by_input(matrices: Tensor) -> Tensor:
-    """(B, R, I) laid out as (B, I, R), which `core.linear` reads fastest for one token a row."""
-    return matrices.mT.contiguous().mT
+    by_input: matrices (N, R, I) lie as (N, I, R) in memory, which `core.linear` reads fastest for one token a row.
+    """
+    shape = torch.Size(max(sizes) for sizes in zip(*(tensor.shape for tensor in tensors), strict=True))
+    filled = [tensor if tensor.shape == shape else F.pad(tensor, _missing(tensor, shape)) for tensor in tensors]
+    if len(shape) == 1:
+        return torch.stack(filled)[:, None]
+    return torch.stack([tensor.mT for tensor in filled]).mT if by_input else torch.stack(filled)
 
 
 def _missing(tensor: Tensor, shape: Sequence[int]) -> list[int]:
