@@ -429,7 +429,7 @@ def test_a_file_of_runs_that_makes_no_sense_is_refused_by_name(here, change, tol
 def test_one_run_and_several_are_not_said_at_once(here):
     Path("runs.yaml").write_text(MANY)
     assert "give one of them" in failure("train --many runs.yaml --config runs.yaml")
-    assert "each run has its own" in failure("train --many runs.yaml -o all")
+    assert "each run of runs.yaml has its own" in failure("train --many runs.yaml -o all")
 
 
 # ── stopping ────────────────────────────────────────────────────────────────────────────────────────────────────────

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import _thread
+import asyncio
 import hashlib
 import queue
 import random
@@ -23,7 +25,8 @@ from contract import disturb, ids
 from halka import AdapterPool, AdapterStore
 from halka.core import AdaptedModel, Adapter
 from halka.data.tokens import Tokens
-from halka.training import mean_loss
+from halka.run import TrainConfig
+from halka.training import mean_loss, train
 from kinds import KINDS, bare, logits, model_with, train_a_step
 from tiny import tiny
 
@@ -298,6 +301,22 @@ def test_a_pass_that_backward_computes_again_is_let_through(kind, backward_in):
     """Autograd does so in a thread of its own for each GPU."""
     model = model_with(kind)
 
+    def as_autograd_does(work: Callable) -> None:
+        """In a thread that Python did not start."""
+        done: list[BaseException | None] = []
+
+        def run() -> None:
+            try:
+                done.append(work())
+            except BaseException as error:
+                done.append(error)
+
+        _thread.start_new_thread(run, ())
+        while not done:
+            time.sleep(0.001)
+        if done[0] is not None:
+            raise done[0]
+
     def gradients(call: Callable, backward: Callable) -> list[Tensor]:
         with model.use(kind):
             loss = call(lambda: model.base(ids(), labels=ids()).loss)
@@ -310,9 +329,124 @@ def test_a_pass_that_backward_computes_again_is_let_through(kind, backward_in):
     expected = gradients(lambda loss: loss(), lambda backward: backward())
     again = gradients(
         lambda loss: checkpoint(loss, use_reentrant=False),
-        in_a_thread if backward_in == "another" else lambda backward: backward(),
+        as_autograd_does if backward_in == "another" else lambda backward: backward(),
     )
     assert all(torch.equal(one, two) for one, two in zip(again, expected, strict=True))
+
+
+def test_a_backward_pass_beside_another_threads_block_is_refused():
+    """It would compute parts of its forward pass once more, with that thread's adapter."""
+    model = model_with("lora", "ia3")
+    with model.use("ia3"):
+        loss = checkpoint(lambda: model.base(ids(), labels=ids()).loss, use_reentrant=False)
+    with ThreadPoolExecutor(1) as threads, model.use("lora"):
+        error = threads.submit(loss.backward).exception(30)
+    assert "Wrap the call in `with model.use(...)`" in str(error)
+
+
+def test_coroutines_that_await_within_a_block_are_refused():
+    model = model_with("lora", "ia3")
+
+    async def answers(name: str, within: asyncio.Event, other: asyncio.Event) -> Tensor:
+        with model.use(name):
+            within.set()
+            await other.wait()
+            return model.base(ids()).logits
+
+    async def both() -> list:
+        one, two = asyncio.Event(), asyncio.Event()
+        first = asyncio.create_task(answers("lora", one, two))
+        await one.wait()
+        try:
+            second = await asyncio.gather(answers("ia3", asyncio.Event(), one), return_exceptions=True)
+            plain = await asyncio.gather(asyncio.create_task(plain_pass()), return_exceptions=True)
+        finally:
+            two.set()
+        return [await first, *second, *plain]
+
+    async def plain_pass() -> Tensor:
+        return model.base(ids()).logits
+
+    first, second, plain = asyncio.run(both())
+    assert torch.equal(first, logits(model, "lora"))
+    assert "another coroutine of this thread" in str(second)
+    assert "Wrap the call in `with model.use(...)`" in str(plain)
+    with model.use("lora"):  # a loop within a block is one flow with it
+        assert torch.equal(asyncio.run(plain_pass()), first)
+
+
+def test_blocks_that_end_in_another_order_are_an_error():
+    model = model_with("lora", "ia3")
+
+    def steps(name: str):
+        with model.use(name):
+            yield
+            yield
+
+    one, two = steps("lora"), steps("ia3")
+    next(one), next(two)
+    with pytest.raises(RuntimeError, match="block of `use\\('lora'\\)` ended while another's"):
+        one.close()
+    with pytest.raises(RuntimeError, match="ia3"):
+        two.close()
+    assert torch.equal(bare(model), logits(model, None))
+
+
+def test_a_pass_that_begins_with_what_is_merged_and_removed_meanwhile_is_refused():
+    model = model_with("lora")
+    model.merge("lora")
+    inside, go_on = threading.Event(), threading.Event()
+
+    def wait(*_) -> None:
+        inside.set()
+        go_on.wait(30)
+
+    handle = model.base.get_decoder().layers[0].register_forward_pre_hook(wait)
+    with ThreadPoolExecutor(1) as threads:
+        passing = threads.submit(lambda: bare(model))
+        assert inside.wait(30)
+        model.remove("lora")
+        go_on.set()
+        error = passing.exception(30)
+    handle.remove()
+    assert "another thread" in str(error)
+    assert torch.isfinite(bare(model)).all()
+
+
+def test_training_changes_no_adapter_within_another_threads_block():
+    model = model_with("lora")
+    steps = train(model, "lora", [Tokens([5, 6, 7, 8], [True] * 4)] * 4, TrainConfig(lr=0.1, steps=10**6, batch_size=2))
+
+    def learn(i: int) -> None:
+        next(steps)
+
+    with meanwhile(learn) as learned:
+        for _ in range(40):
+            with model.use("lora"), torch.no_grad():
+                first = model.base(ids()).logits
+                time.sleep(0.002)
+                assert torch.equal(model.base(ids()).logits, first)
+    assert len(learned) > 5
+
+
+def test_saving_to_a_store_within_a_block_and_beside_one_goes_on(tmp_path):
+    model, store = model_with("lora", "ia3"), AdapterStore(tmp_path)
+
+    def save_beside(name: str) -> None:
+        for _ in range(5):
+            store.save(model, name, stored_as="same")
+
+    def save_within(name: str) -> None:
+        for _ in range(5):
+            with model.use(name):
+                time.sleep(0.005)
+                store.save(model, name, stored_as="same")
+
+    with ThreadPoolExecutor(2) as threads:
+        both = [threads.submit(save_beside, "lora"), threads.submit(save_within, "ia3")]
+        for each in both:
+            each.result(30)
+    assert store.versions("same") == [*range(1, 11)]
 
 
 # ── changes by several threads ──────────────────────────────────────────────────────────────────────────────────────

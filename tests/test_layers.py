@@ -36,7 +36,7 @@ LAYERS: dict[str, set[str]] = {
     "formats": {"core", "methods"},
     "store": {"core", "data", "files", "formats", "models"},
     "adapter_store": {"core", "files", "models", "store"},
-    "pool": {"adapter_store", "core"},
+    "pool": {"adapter_store", "core", "store"},
     "measure": {
         *("core", "methods", "models", "data", "run", "training", "evaluation", "store"),
         *("estimate", "machine", "files"),

@@ -9,6 +9,7 @@ import pytest
 import torch
 
 import halka
+import halka.pool
 from contract import disturb, ids
 from halka import AdapterPool, AdapterStore
 from halka.core import AdaptedModel
@@ -151,3 +152,43 @@ def test_threads_get_their_own_adapters_from_a_small_pool(made):
 
     with ThreadPoolExecutor(8) as threads:
         assert all(threads.map(ask, range(100)))
+
+
+def test_the_budget_is_kept_while_adapters_are_read(made, monkeypatch):
+    store, _, size = made
+    model = halka.adapt(tiny())
+    pool = AdapterPool(model, store, budget=3 * size)
+    own, held = halka.pool.load, []
+
+    def watched(*given, **options):
+        adapter = own(*given, **options)
+        held.append(sum(4 * each.count() for each in model.adapters.values()))
+        return adapter
+
+    monkeypatch.setattr(halka.pool, "load", watched)
+    for rows in (["a0", "a1", "a2"], ["a3", "a4", "a5"], ["a5", "a6", "a0"]):
+        with model.use(rows):
+            pass
+    assert len(held) == 8
+    assert max(held) == 3 * size
+    with pytest.raises(ValueError, match="over the pool's budget"), model.use([f"a{i}" for i in range(COUNT)]):
+        pass
+    assert len(held) == 8, "it is known before anything is read"
+    with model.use("a9"), pytest.raises(ValueError, match="over the pool's budget"), model.use(["a1", "a2", "a3"]):
+        pass
+    assert pool.fits(["a1", "a2", "a3"])
+    assert not pool.fits(["a1", "a2", "a3", "a4"])
+
+
+def test_what_is_stored_anew_may_be_larger(made, tmp_path):
+    model, store = halka.adapt(tiny()), AdapterStore(tmp_path)
+    made_with = halka.adapt(tiny())
+    for rank in (2, 8):
+        made_with.add("a", halka.LoRA(rank=rank))
+        size = 4 * made_with.adapter("a").count()
+        store.save(made_with, "a")
+        made_with.remove("a")
+        pool = model.pool or AdapterPool(model, store, budget=10**9)
+        with model.use("a"):
+            assert pool.bytes == size
+        pool.forget("a")

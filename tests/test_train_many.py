@@ -66,7 +66,7 @@ def jobs(model: AdaptedModel, **options) -> list[Job]:
 
 @contextmanager
 def gradients() -> Iterator[list[list[torch.Tensor]]]:
-    """What optimisers are given, step by step, sorted by size so that runs can be told apart by the caller."""
+    """What optimisers are given, one after another: in a step, in the order of the jobs."""
     found: list[list[torch.Tensor]] = []
 
     def record(optimizer, args, kwargs):
@@ -202,6 +202,11 @@ def test_what_cannot_be_is_refused_before_the_first_step(tmp_path):
         train_many(model, [Job("lora", items()), Job("lora", items())])
     with pytest.raises(ValueError, match=r"folder .*run"):
         train_many(model, [Job(name, items(), folder=tmp_path / "run") for name in ("lora", "ia3")])
+    folders = {"lora": tmp_path / "run", "ia3": f"{tmp_path}/other/../run"}
+    with pytest.raises(ValueError, match=r"folder .*run"):
+        train_many(model, [Job(name, items(), folder=folder) for name, folder in folders.items()])
+    with pytest.raises(ValueError, match="ia3: no token to learn from"):
+        train_many(model, [Job("lora", items()), Job("ia3", [Tokens([5, 6], [False] * 2)])])
     with pytest.raises(ValueError, match="no adapter 'nobody'"):
         train_many(model, [Job("nobody", items())])
     with pytest.raises(ValueError, match="no token to learn from"):
@@ -216,3 +221,46 @@ def test_memory_that_runs_out_ends_all_and_leaves_no_gradient(monkeypatch):
     with pytest.raises(TrainingError, match="out of memory at step 1, with a batch of 6 rows"):
         list(train_many(model, [Job(name, items(length=9), CONFIG) for name in model.adapters]))
     assert all(parameter.grad is None for name in model.adapters for parameter in model.parameters(name))
+
+
+def test_memory_that_runs_out_loses_no_step(tmp_path, monkeypatch):
+    own, count = halka.training.label_loss, [0]
+
+    def some(*given, **options):
+        count[0] += 1
+        if count[0] > 6:
+            raise torch.OutOfMemoryError("full")
+        return own(*given, **options)
+
+    names = ("lora", "ia3")
+
+    def given(model: AdaptedModel) -> list[Job]:
+        return [Job(name, items(length=9), CONFIG, folder=tmp_path / name) for name in names]
+
+    whole = model_with(*names)
+    expected = [told["lora"].loss for told in train_many(whole, [Job(name, items(length=9), CONFIG) for name in names])]
+    with monkeypatch.context() as patch:
+        patch.setattr(halka.training, "label_loss", some)
+        model, seen = model_with(*names), []
+        steps = train_many(model, given(model))
+        with pytest.raises(TrainingError, match="train fewer adapters together"):
+            seen.extend(told["lora"].loss for told in steps)
+    again = model_with(*names)
+    assert seen + [told["lora"].loss for told in train_many(again, given(again))] == expected
+    assert len(seen) == 3
+
+
+@pytest.mark.parametrize("checkpointing", [False, True])
+def test_gradients_in_bf16_and_with_checkpointing(checkpointing):
+    config = replace(CONFIG, steps=1, clip=0.0, checkpointing=checkpointing)
+    names = ("lora", "bottleneck", "prefix", "prompt", "dora")
+    model = model_with(*names, dtype=torch.bfloat16)
+    with gradients() as together:
+        list(train_many(model, [Job(name, items(length=9), config) for name in names]))
+    for name, found in zip(names, together, strict=True):
+        alone_model = model_with(name, dtype=torch.bfloat16)
+        with gradients() as alone:
+            list(train(alone_model, name, items(length=9), config))
+        size = max(float(tensor.norm()) for tensor in alone[0])
+        for mine, expected in zip(found, alone[0], strict=True):
+            assert float((mine - expected).norm()) < 0.03 * size

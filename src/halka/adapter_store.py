@@ -116,7 +116,7 @@ class AdapterStore:
         """
         stored_as = _named(name if stored_as is None else stored_as)
         self._claim(model)
-        with self._writing(stored_as) as folder:
+        with model.lock, self._writing(stored_as) as folder:  # in this order: who uses the model may save, too
             version = max(_versions(folder), default=0) + 1
             save(model, name, folder / str(version), **card)
         return self.get(stored_as, version)

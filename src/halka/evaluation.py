@@ -117,7 +117,7 @@ def generate(
                 f"do not fit the {room} positions for text that this base has: shorten it or lower max_new_tokens"
             )
         rows.append(_Row(len(ids) + max_new_tokens, room, each if full else None))
-    for chosen in _batches(rows, batch_size):
+    for chosen in _batches(rows, batch_size, lambda batch: _fit_the_pool(model, {names[i] for i in batch})):
         using = [names[i] for i in chosen]
         batch = collate([Tokens(encoded[i], [False] * len(encoded[i])) for i in chosen], pad_id(model), "left")
         batch = batch.to(device)
@@ -142,8 +142,11 @@ class _Row:
     full: str | None  # its adapter, if that is a copy of all weights and acts on whole batches
 
 
-def _batches(rows: Sequence[_Row], size: int) -> Iterator[list[int]]:
-    """Indices of rows that go together, the shortest first: the longest text fits beside the most virtual tokens."""
+def _batches(rows: Sequence[_Row], size: int, fit: Callable[[list[int]], bool]) -> Iterator[list[int]]:
+    """Indices of rows that go together, the shortest first, as many as `fit`.
+
+    The longest text fits beside the most virtual tokens.
+    """
     groups: dict[str | None, list[int]] = defaultdict(list)
     for index in sorted(range(len(rows)), key=lambda index: rows[index].tokens):
         groups[rows[index].full].append(index)
@@ -151,11 +154,17 @@ def _batches(rows: Sequence[_Row], size: int) -> Iterator[list[int]]:
         batch: list[int] = []
         for index in group:
             rooms = [room for i in (*batch, index) if (room := rows[i].room) is not None]
-            if batch and (len(batch) >= size or rows[index].tokens > min(rooms, default=math.inf)):
+            full = len(batch) >= size or rows[index].tokens > min(rooms, default=math.inf)
+            if batch and (full or not fit([*batch, index])):
                 yield batch
                 batch = []
             batch.append(index)
         yield batch
+
+
+def _fit_the_pool(model: AdaptedModel, names: set[str | None]) -> bool:
+    """Whether these can be in memory at once."""
+    return model.pool is None or model.pool.fits(name for name in names if name is not None)
 
 
 def _is_full(model: AdaptedModel, name: str | None) -> bool:

@@ -108,7 +108,7 @@ def measure(run: Run) -> dict[str, Any]:
 
 
 def search_together(runs: Sequence[Run]) -> list[dict[str, Any]]:
-    """Train search runs of one task and base together: several times as fast where batches are small.
+    """Train search runs of one task and base together, in the passes that they share.
 
     Their measurements are as `measure` gives them, without the memory, which is not of one run.
     """

@@ -10,8 +10,9 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Iterable
 
-from halka.adapter_store import AdapterStore
+from halka.adapter_store import AdapterStore, Stored
 from halka.core import AdaptedModel
+from halka.store import load, size_of
 
 DEFAULT_BUDGET = 1 << 30
 
@@ -29,6 +30,7 @@ class AdapterPool:
         self.model, self.store, self.budget, self.allowed = model, store, budget, allowed
         self.sizes: OrderedDict[str, int] = OrderedDict()  # bytes of those that are here, the last used at the end
         self.loads = 0
+        self._costs: dict[str, int] = {}  # bytes that those will take that are not here
         model.pool = self
 
     @property
@@ -43,12 +45,22 @@ class AdapterPool:
         """
         wanted = [*dict.fromkeys(names)]
         with self.model.lock:
+            if not self.fits(wanted):
+                raise ValueError(
+                    f"{', '.join(wanted)} take {self._cost(wanted):,} bytes together, over the pool's budget of "
+                    f"{self.budget:,}: raise it, or use fewer at a time"
+                )
             for name in wanted:
                 if name in self.sizes:
                     self.sizes.move_to_end(name)
                 elif name not in self.model.adapters:
+                    self._make_room(self._cost([name]), wanted)
                     self._read(name)
-            self._make_room(wanted)
+            self._make_room(0, wanted)
+
+    def fits(self, names: Iterable[str]) -> bool:
+        """Whether the budget has room for these, beside what is in use. Raises ValueError for an unknown name."""
+        return self._cost({*names, *self._kept()}) <= self.budget
 
     def forget(self, name: str) -> None:
         """Let an adapter go, so that its newest version is read next. Raises ValueError while it is in use."""
@@ -61,31 +73,41 @@ class AdapterPool:
         self.sizes.pop(name, None)
 
     def _read(self, name: str) -> None:
+        stored = self._stored(name)
+        self._costs.pop(name, None)
+        adapter = load(self.model, stored.folder, name=name, **self.allowed)
+        self.loads += 1
+        self.sizes[name] = sum(tensor.numel() * tensor.element_size() for tensor in adapter.state_dict().values())
+
+    def _stored(self, name: str) -> Stored:
         try:
-            adapter = self.store.load(self.model, name, **self.allowed)
+            return self.store.get(name)
         except ValueError as error:
             known = ", ".join(map(repr, self.model.adapters)) or "none"
             raise ValueError(
                 f"no adapter {name!r} in the model (there: {known}), and from the store: {error}"
             ) from None
-        self.loads += 1
-        self.sizes[name] = sum(tensor.numel() * tensor.element_size() for tensor in adapter.state_dict().values())
 
-    def _make_room(self, wanted: list[str]) -> None:
-        for name in self._idle({*self.sizes} - {*wanted}):
-            if self.bytes <= self.budget:
+    def _cost(self, names: Iterable[str]) -> int:
+        """The bytes that these take of the budget; those that are in the store alone are looked up there."""
+        cost = 0
+        for name in names:
+            if name in self.sizes:
+                cost += self.sizes[name]
+            elif name not in self.model.adapters:
+                if name not in self._costs:
+                    self._costs[name] = size_of(self._stored(name).folder)
+                cost += self._costs[name]
+        return cost
+
+    def _make_room(self, bytes: int, wanted: list[str]) -> None:
+        """Let the least recently used go until so much is free, or only what is wanted or in use is left."""
+        kept = {*wanted, *self._kept()}
+        for name in [each for each in self.sizes if each not in kept]:
+            if self.bytes + bytes <= self.budget:
                 return
             self.forget(name)
-        if self.bytes > self.budget:
-            taken, here = self.bytes, ", ".join(self.sizes)
-            for name in self._idle(wanted):
-                self.forget(name)
-            raise ValueError(
-                f"{here} take {taken:,} bytes together, over the pool's budget of {self.budget:,}: raise it, or use "
-                "fewer at a time"
-            )
 
-    def _idle(self, names: Iterable[str]) -> list[str]:
-        """Those of `names` that may go, the least recently used first."""
-        kept = {*self.model.in_use, self.model.merged}
-        return [each for each in self.sizes if each in {*names} - kept]
+    def _kept(self) -> set[str]:
+        """Those that may not go."""
+        return {name for name in (*self.model.in_use, self.model.merged) if name in self.sizes}

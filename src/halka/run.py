@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 from safetensors.torch import load_file, save_file
-from torch import Tensor
+from torch import Tensor, nn
 
 from halka.checkpoint import Progress, load_checkpoint, save_checkpoint
 from halka.core import AdaptedModel
@@ -162,6 +162,10 @@ class Run:
         Raises TrainingError, with the weights as they were, where loss or gradients are not finite.
         """
         parameters, lr = self.adapter.parameters(), self._lr(self.number)
+        with self.model.lock:  # no other thread computes with values half changed
+            return self._apply(parameters, lr, loss), lr
+
+    def _apply(self, parameters: list[nn.Parameter], lr: float, loss: float) -> float:
         norm = float(torch.nn.utils.clip_grad_norm_(parameters, self.config.clip or math.inf))
         if not math.isfinite(loss + norm):
             raise TrainingError(
@@ -171,7 +175,7 @@ class Run:
         for group in self.optimizer.param_groups:
             group["lr"] = lr
         self.optimizer.step()
-        return norm, lr
+        return norm
 
     def stepped(self, loss: float, norm: float, lr: float, tokens: int, seconds: float) -> Step:
         """What the step was, now that it is done."""
@@ -230,7 +234,8 @@ class Run:
         if self.progress.best_step:
             state = self.best if self.folder is None else load_file(self.folder / BEST)
             assert state is not None
-            self.adapter.load_state_dict(state)
+            with self.model.lock:
+                self.adapter.load_state_dict(state)
 
     def _lr(self, number: int) -> float:
         """The learning rate of step `number`: rising over the warm-up, then constant or a cosine to a tenth."""

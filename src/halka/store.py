@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import shutil
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields, replace
@@ -13,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 
 from halka.core import AdaptedModel, Adapter
@@ -24,6 +25,7 @@ from halka.models.fingerprint import own_fingerprint
 
 CARD = "halka.json"
 ALIGNED = 64  # bytes
+DTYPES = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
 
 
 @dataclass(frozen=True)
@@ -125,7 +127,7 @@ def load(
         raise ValueError(f"{folder}: {error}") from None
     name = folder.resolve().name if name is None else name
     try:
-        return model.add(name, method, state={key: tensor.float() for key, tensor in state.items()})
+        return model.add(name, method, state=state)
     except ValueError as error:
         raise ValueError(f"{folder}: {error}") from None
 
@@ -167,19 +169,37 @@ def read_config(folder: Path) -> dict[str, Any]:
 
 
 def read_tensors(folder: Path) -> dict[str, torch.Tensor]:
-    """The adapter's tensors by the file's names. Raises ValueError for a damaged file or values that are not finite."""
+    """The adapter's tensors by the file's names, in fp32; where they are so in the file, mapped into memory.
+
+    Raises ValueError for a damaged file, other types, and values that are not finite.
+    """
     try:
         with torch.inference_mode(False):
             tensors = load_file(folder / WEIGHTS)  # mapped: its pages are read when they are needed, and shared
     except SafetensorError as error:
         raise ValueError(f"{folder / WEIGHTS} is damaged ({error}): fetch or train the adapter again") from None
-    sums = [tensor.sum(dtype=torch.float32) for tensor in tensors.values()]
+    if other := [key for key, tensor in tensors.items() if tensor.dtype not in DTYPES]:
+        raise ValueError(
+            f"{folder / WEIGHTS} holds {tensors[other[0]].dtype} in {other[0]}, where an adapter has real numbers of "
+            "16, 32 or 64 bits: it is no adapter, or was made in another way"
+        )
+    tensors = {key: tensor.float() for key, tensor in tensors.items()}
+    sums = [tensor.sum() for tensor in tensors.values()]
     if sums and torch.stack(sums).isfinite().all():
         return tensors
     for key, tensor in tensors.items():  # a sum may be no finite number although every value is
         if not torch.isfinite(tensor).all():
             raise ValueError(f"{folder / WEIGHTS} holds values that are not finite, in {key}: it is damaged or failed")
     return tensors
+
+
+def size_of(folder: Path) -> int:
+    """The bytes that the adapter's values take in memory, in fp32. Raises ValueError for a damaged file."""
+    try:
+        with safe_open(folder / WEIGHTS, framework="pt") as file:
+            return 4 * sum(math.prod(file.get_slice(key).get_shape()) for key in file.keys())  # noqa: SIM118
+    except (SafetensorError, FileNotFoundError) as error:
+        raise ValueError(f"{folder / WEIGHTS} is damaged ({error}): fetch or train the adapter again") from None
 
 
 def read_card(folder: Path) -> Card | None:

@@ -74,14 +74,17 @@ def train_many(model: AdaptedModel, jobs: Sequence[Job]) -> Generator[dict[str, 
     """
     if not jobs:
         raise ValueError("there is nothing to train: give at least one job")
-    for what in ("name", "folder"):
-        values = [str(value) for job in jobs if (value := getattr(job, what)) is not None]
+    folders = [str(Path(job.folder).resolve()) for job in jobs if job.folder is not None]
+    for what, values in (("name", [job.name for job in jobs]), ("folder", folders)):
         if double := {value for value in values if values.count(value) > 1}:
             raise ValueError(f"two jobs have the {what} {', '.join(sorted(double))}: give each its own")
     runs = []
     for job in jobs:
-        items = as_tokens(model, job.examples, job.config, job.name)
-        held_out = as_tokens(model, job.validation, job.config, job.name) if job.validation else []
+        try:
+            items = as_tokens(model, job.examples, job.config, job.name)
+            held_out = as_tokens(model, job.validation, job.config, job.name) if job.validation else []
+        except ValueError as error:
+            raise ValueError(f"{job.name}: {error}") from None
         runs.append(Run(model, job.name, items, held_out, job.config, job.folder))
     return _together(model, runs)
 
@@ -159,7 +162,12 @@ def _together(model: AdaptedModel, runs: list[Run]) -> Generator[dict[str, Step 
         run.begin()
     while going := [run for run in runs if not run.over]:
         told: dict[str, Step | TrainingError] = {}
-        losses, tokens, seconds = _gradients(model, going)
+        try:
+            losses, tokens, seconds = _gradients(model, going)
+        except TrainingError:  # memory ran out: what is done can be gone on with
+            for run in going:
+                run.save()
+            raise
         for run in going:
             try:
                 told[run.name] = _finished(run, losses[run], tokens[run], seconds)
@@ -240,8 +248,9 @@ def _backward(model: AdaptedModel, shared: dict[Run, list[Tokens]], labels: dict
     rows, longest = batch.input_ids.shape
     first = next(iter(shared))
     losses: dict[Run, float] = {}
+    number = "/".join(map(str, sorted({run.number for run in shared})))
     with (
-        _watched(f"at step {first.number}, with a batch of {rows} rows of {longest} tokens"),
+        _watched(f"at step {number}, with a batch of {rows} rows of {longest} tokens"),
         model.use(names if len(shared) > 1 else first.name),
     ):
         hidden = _hidden(model, batch)
@@ -308,5 +317,5 @@ def _watched(when: str) -> Iterator[None]:
             raise
         raise TrainingError(
             f"out of memory {when}: lower batch_tokens (and raise accumulate to keep the step's size), "
-            "or turn checkpointing on"
+            "turn checkpointing on, or train fewer adapters together"
         ) from error

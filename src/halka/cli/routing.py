@@ -44,13 +44,18 @@ class Addressed(Example):
 
 @dataclass(frozen=True)
 class Adapters:
-    """What a command was given: folders by name and a store; who answers all, and who rows that name no adapter."""
+    """What a command was given: folders by name, a store, and who was named to answer."""
 
     folders: Mapping[str, Path]
     store: AdapterStore | None
     stored: Sequence[str]
     named: Sequence[str]
-    usual: str | None
+    plain: Sequence[str]  # those of `named` that were given without a name of their own
+
+    @property
+    def usual(self) -> str | None:
+        """Who answers rows that name none."""
+        return self.plain[0] if len(self.plain) == 1 else None
 
     def folder(self, name: str) -> Path:
         """Where that adapter is: given by hand, or in the store as NAME or NAME@VERSION. Raises ValueError if not."""
@@ -96,7 +101,7 @@ def given_adapters(given: Sequence[str] | None, store: Path | None) -> Adapters:
             folders[name] = adapter_folder(Path(folder))
         named.append(name)
     stored = [] if opened is None else opened.names()
-    found = Adapters(folders, opened, stored, named, plain[0] if len(plain) == 1 else None)
+    found = Adapters(folders, opened, stored, named, plain)
     for name in named:
         _check(found, name, "--adapter")
     return found
@@ -129,6 +134,11 @@ def route(examples: Sequence[Example], adapters: Adapters) -> tuple[list[Example
         everyone = adapters.named or (None,)
         return [each for each in examples for _ in everyone], [name for _ in examples for name in everyone]
     names = [(each.adapter if isinstance(each, Addressed) else None) or adapters.usual for each in examples]
+    if None in names and len(adapters.plain) > 1:
+        raise ValueError(
+            f"{examples[names.index(None)].where}: it names no adapter, and {' and '.join(adapters.plain)} were given: "
+            'name one in its field "adapter", or give a single one for those that name none'
+        )
     checked = set()
     for each, name in zip(examples, names, strict=True):
         if name is not None and name not in checked:

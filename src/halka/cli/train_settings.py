@@ -130,10 +130,12 @@ def read_many(file: Path, flags: Mapping[str, Any], environment: Mapping[str, st
     runs = content.pop("runs", None)
     if not isinstance(runs, list) or not runs or not all(isinstance(run, dict) for run in runs):
         raise ValueError(f"{file}: runs: a list of runs is missing, such as runs: [{{out: a, rank: 8}}, {{out: b}}]")
-    if "out" in content or flags.get("out") is not None:
+    if "out" in content:
         raise ValueError(f"{file}: out: each run has its own: give it there, and not for all")
     shared = from_content(content, file, every)
     over = from_environment(environment, every) | from_flags(flags, every)
+    if "out" in over:
+        raise ValueError(f"{over['out'].where}: out: each run of {file} has its own: leave this away")
     plans = []
     for number, run in enumerate(runs, start=1):
         within = f"runs[{number}]."

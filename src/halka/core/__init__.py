@@ -1,4 +1,4 @@
-"""The idea in six files: parts (what acts), routing (on which row), stacking, weights, turns (of threads), model."""
+"""The idea in seven files: parts (what acts), routing (on which row), stacking, weights, blank, turns, model."""
 
 from halka.core.model import AdaptedModel
 from halka.core.parts import (
@@ -12,6 +12,7 @@ from halka.core.parts import (
     Reader,
     Target,
     linear,
+    state_of,
 )
 from halka.core.routing import Memory, repeats
 
@@ -29,4 +30,5 @@ __all__ = [
     "Target",
     "linear",
     "repeats",
+    "state_of",
 ]

@@ -1,4 +1,8 @@
-"""Building a part without values, where tensors that are there already will take their place."""
+"""Building a part without values, where tensors that are there already will take their place.
+
+It is done for methods whose class says `starts_blank = True`: their parts hold parameters alone, and compute nothing
+with them while they are built.
+"""
 
 from __future__ import annotations
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from typing import Any, Protocol
@@ -10,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from halka.core.blank import Blank
-from halka.core.parts import ROLE_GROUPS, VIRTUAL_ROLES, WEIGHT_ROLES, Adapter, Method, Part, Target
+from halka.core.parts import ROLE_GROUPS, VIRTUAL_ROLES, WEIGHT_ROLES, Adapter, Method, Part, Target, state_of
 from halka.core.routing import Memory, Route, repeats, resolve
 from halka.core.turns import Turns
 from halka.core.weights import StandIns
@@ -21,6 +22,10 @@ class Pool(Protocol):
 
     def ready(self, names: Iterable[str]) -> None:
         """Let these be in the model, or raise ValueError. Called while the model's lock is held."""
+        ...
+
+    def fits(self, names: Iterable[str]) -> bool:
+        """Whether these can be in the model at once."""
         ...
 
     def removed(self, name: str) -> None:
@@ -51,8 +56,9 @@ class AdaptedModel:
         self._routes: dict[str, tuple[Adapter, Route]] = {}  # of adapters that were used for whole batches
         self._route: Route | None = None
         self._outer: list[Route | None] = []  # those of the blocks around the innermost
-        self._cast: list[int] | None = None  # the versions of the masters whose cast stands in
+        self._cast: tuple | None = None  # the state of the masters whose cast stands in
         self._inputs: dict[str, Tensor] = {}  # what a sublayer received, from its source to its output
+        self._parts_at: Counter[str] = Counter()  # how many there are, by their target's key
         self._hooks: dict[str, list[torch.utils.hooks.RemovableHandle]] = {}
         self._stand_ins = StandIns(base)
         for parameter in base.parameters():
@@ -63,8 +69,8 @@ class AdaptedModel:
     def add(self, name: str, method: Method, *, seed: int = 0, state: Mapping[str, Tensor] | None = None) -> Adapter:
         """Build `method`'s parts for this base, initialised from `seed`, and keep them under `name`.
 
-        With `state`, fp32 tensors as `Adapter.state_dict` names them, the parts take these tensors as they are.
-        Raises ValueError for a name in use, a role that this base does not have, and a state that does not fit.
+        With `state`, fp32 tensors as `Adapter.state_dict` names them, the parts hold these, where they can the very
+        tensors. Raises ValueError for a name in use, a role that this base does not have, a state that does not fit.
         """
         if not name or not isinstance(name, str):
             raise ValueError(f"an adapter's name is a non-empty string, not {name!r}")
@@ -82,7 +88,7 @@ class AdaptedModel:
             parts, targets = {}, {}
             device = next(self.base.parameters()).device
             for target in wanted:
-                blank = state is not None and target.role not in (*VIRTUAL_ROLES, "base")
+                blank = state is not None and getattr(method, "starts_blank", False)
                 with Blank() if blank else nullcontext():
                     part = method.build(target)
                 if part is None:
@@ -96,9 +102,11 @@ class AdaptedModel:
                 raise ValueError(f"{method.name} built no part for this base: widen its targets")
             adapter = Adapter(method, parts, targets)
             if state is not None:
+                if other := [key for key, tensor in state.items() if tensor.dtype != torch.float32]:
+                    raise ValueError(f"the state holds {state[other[0]].dtype} in {other[0]}: parts hold fp32")
                 adapter.load_state_dict({key: tensor.to(device) for key, tensor in state.items()})
             self.adapters[name] = adapter
-            self._install()
+            self._install(adapter)
         return adapter
 
     def remove(self, name: str) -> None:
@@ -107,11 +115,11 @@ class AdaptedModel:
             self._here(name)
             if name in self.in_use:
                 raise ValueError(f"adapter {name!r} is in use: leave its `with model.use(...)` first")
-            if self.merged == name:
+            if merged := self.merged == name:
                 self.unmerge()
-            del self.adapters[name]
+            adapter = self.adapters.pop(name)
             self._routes.pop(name, None)
-            self._install()
+            self._uninstall(adapter, still_checked=merged)
             if self.pool is not None:
                 self.pool.removed(name)
 
@@ -136,8 +144,9 @@ class AdaptedModel:
         While an adapter is merged, it is the only one that can be used. Raises ValueError for an unknown name, and in
         the pass itself for a batch that is no multiple of the rows named.
         Other threads' blocks wait for this one to end, and what they call outside of a block raises RuntimeError: a
-        thread that is started within the block, as for a streamer, is to hold the block itself. Blocks nest; the inner
-        one counts.
+        thread that is started within the block, as for a streamer, is to hold the block itself. Coroutines of one
+        thread do not await within a block. Blocks nest; the inner one counts.
+        Values changed by hand while a mixed batch decodes token by token are seen when text is read next.
         """
         if adapters is None or isinstance(adapters, str):
             names: tuple[str | None, ...] = (adapters,)
@@ -152,9 +161,16 @@ class AdaptedModel:
                 self._enter(inner)
                 yield self
             finally:
+                mixed_up = self._route is not inner
                 self._enter(self._outer.pop())
                 if inner is not None:
                     inner.forget()
+                if mixed_up:
+                    raise RuntimeError(
+                        f"the block of `use({adapters!r})` ended while another's, begun within it, went on: what was "
+                        "computed meanwhile used the other's adapters. Leave blocks in the order of their begin: no "
+                        "generator may hold one open between its items"
+                    )
 
     @property
     def in_use(self) -> set[str]:
@@ -278,10 +294,10 @@ class AdaptedModel:
 
     def _put_full(self, part: Part) -> None:
         """fp32 masters are cast afresh at every pass that will be differentiated, and whenever they have changed."""
-        versions = [parameter._version for parameter in part.parameters()]
-        if torch.is_grad_enabled() or versions != self._cast:
+        state = state_of(part.parameters())
+        if torch.is_grad_enabled() or state != self._cast:
             self._stand_ins.put(part.weights())
-        self._cast = None if torch.is_grad_enabled() else versions
+        self._cast = None if torch.is_grad_enabled() else state
 
     @contextmanager
     def own_weights(self) -> Iterator[None]:
@@ -304,16 +320,21 @@ class AdaptedModel:
         finally:
             self._route = self._outer.pop()
 
-    def _install(self) -> None:
+    def _install(self, adapter: Adapter) -> None:
         """Hooks exactly where some adapter has a part, so that a base without adapters runs without hooks."""
-        wanted = {target.key: target for adapter in self.adapters.values() for target in adapter.targets.values()}
-        for key in self._hooks.keys() - wanted.keys():
-            for handle in self._hooks.pop(key):
-                handle.remove()
-        for key, target in wanted.items():
-            if key not in self._hooks:
-                self._hooks[key] = self._hook(key, target)
-        self._turns.watch(bool(self.adapters))
+        for target in adapter.targets.values():
+            if not self._parts_at[target.key]:
+                self._hooks[target.key] = self._hook(target.key, target)
+            self._parts_at[target.key] += 1
+        self._turns.watch(True)
+
+    def _uninstall(self, adapter: Adapter, *, still_checked: bool) -> None:
+        for target in adapter.targets.values():
+            self._parts_at[target.key] -= 1
+            if not self._parts_at[target.key]:
+                for handle in self._hooks.pop(target.key):
+                    handle.remove()
+        self._turns.watch(bool(self.adapters) or still_checked)  # a pass may have begun with what was merged
 
     def _hook(self, key: str, target: Target) -> list[torch.utils.hooks.RemovableHandle]:
         if target.role in (*VIRTUAL_ROLES, "base"):  # these act where a pass begins

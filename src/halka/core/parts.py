@@ -8,7 +8,7 @@ Shape letters used in this project:
 from __future__ import annotations
 
 import functools
-from collections.abc import Hashable, Iterator, Mapping
+from collections.abc import Hashable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Protocol
 
@@ -135,7 +135,7 @@ def _one_token(x: Tensor, weight: Tensor) -> Tensor:
     return torch.embedding_bag(table, rows, starts, False, 0, False, x.reshape(-1))[0][:, None]
 
 
-@functools.cache
+@functools.lru_cache(maxsize=64)
 def _bags(count: int, length: int) -> tuple[Tensor, Tensor]:
     """The rows of `count` bags of `length` rows each, one after another, and where each bag starts."""
     with torch.inference_mode(False):
@@ -183,6 +183,14 @@ class Edits:
 
 
 register_optimizer_step_post_hook(Edits.happened)
+
+
+def state_of(parameters: Iterable[nn.Parameter]) -> tuple:
+    """What is equal while none of these has changed: in place, by other values, by an optimiser or a load.
+
+    Fused optimisers do not count a parameter's version up.
+    """
+    return (Edits.count, *((parameter.data_ptr(), parameter._version) for parameter in parameters))
 
 
 class Adapter:
@@ -237,7 +245,9 @@ class Adapter:
                 if any(tensor.is_meta for tensor in mine.values()):
                     for key in mine:
                         owner, _, name = key.rpartition(".")
-                        setattr(part.get_submodule(owner), name, nn.Parameter(state[f"{path}.{key}"]))
+                        module, tensor = part.get_submodule(owner), state[f"{path}.{key}"]
+                        trains = module.get_parameter(name).requires_grad
+                        setattr(module, name, nn.Parameter(tensor, requires_grad=trains))
                 else:
                     for key, tensor in mine.items():
                         tensor.copy_(state[f"{path}.{key}"])

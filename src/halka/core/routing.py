@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections import defaultdict
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from contextlib import AbstractContextManager
@@ -139,7 +140,7 @@ def resolve(names: tuple[str | None, ...], adapters: Mapping[str, Adapter]) -> R
 
 def _uses(names: tuple[str | None, ...], parts: Mapping[str, Part], *ways: str) -> list[Use]:
     """The rows at one target whose parts override one of `ways`, those of like parts together."""
-    acting = {name: part for name, part in parts.items() if any(_overrides(part, way) for way in ways)}
+    acting = {name: part for name, part in parts.items() if any(_overrides(type(part), way) for way in ways)}
     if len(set(names)) == 1:
         return [Use(_act([part]), None) for part in acting.values()]
     groups: dict[Hashable, list[int]] = defaultdict(list)
@@ -158,8 +159,9 @@ def _act(parts: Sequence[Part]) -> Part | Stack:
     return parts[0] if _acts_itself(parts[0]) else Stack(parts)
 
 
-def _overrides(part: Part, way: str) -> bool:
-    return getattr(type(part), way) is not getattr(Part, way)
+@functools.cache
+def _overrides(kind: type[Part], way: str) -> bool:
+    return getattr(kind, way) is not getattr(Part, way)
 
 
 def _kin(part: Part) -> Hashable:
@@ -168,4 +170,4 @@ def _kin(part: Part) -> Hashable:
 
 
 def _acts_itself(part: Part) -> bool:
-    return _overrides(part, "before") or _overrides(part, "forward")
+    return _overrides(type(part), "before") or _overrides(type(part), "forward")

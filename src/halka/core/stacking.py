@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from halka.core.parts import Edits, Part
+from halka.core.parts import Edits, Part, state_of
 
 
 class Stack:
@@ -25,7 +25,7 @@ class Stack:
         place = {part: i for i, part in enumerate(self._distinct)}
         self._which = torch.tensor([place[part] for part in parts])
         self._parameters = tuple(parameter for part in self._distinct for parameter in part.parameters())
-        self._seen: list[tuple[int, int]] = []  # where and in which version the parameters were when last looked at
+        self._seen: tuple = ()  # the parameters' state when last looked at
         self._known: tuple[tuple, tuple[Tensor, ...]] | None = None
 
     def forget(self) -> None:
@@ -50,7 +50,7 @@ class Stack:
             self._known = None
             return self._made(like)
         if like.shape[1] > 1 or len(self._distinct) == 1:
-            self._seen = [(parameter.data_ptr(), parameter._version) for parameter in self._parameters]
+            self._seen = state_of(self._parameters)
         state = (Edits.count, self._seen, like.shape[0], like.dtype, like.device)
         if self._known is None or self._known[0] != state:
             self._known = (state, self._made(like))

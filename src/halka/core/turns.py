@@ -2,14 +2,32 @@
 
 from __future__ import annotations
 
+import asyncio
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from threading import get_ident
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import nn
+
+
+class Flow(NamedTuple):
+    """Who computes: a thread, or one of the coroutines that share it."""
+
+    thread: int
+    task: int | None
+
+    @classmethod
+    def mine(cls) -> Flow:
+        loop = asyncio._get_running_loop()
+        task = None if loop is None else asyncio.current_task(loop)
+        return cls(get_ident(), None if task is None else id(task))
+
+    def holds(self, other: Flow) -> bool:
+        """Whether the other goes on within what this one does: it is the same, or its thread's loop runs in there."""
+        return self.thread == other.thread and self.task in (None, other.task)
 
 
 class Turns:
@@ -21,7 +39,7 @@ class Turns:
     def __init__(self, base: nn.Module, decoder: nn.Module, begin: Callable[[tuple, dict[str, Any]], Any]):
         self.lock = threading.RLock()
         self._base, self._decoder, self._begin = base, decoder, begin
-        self._owner: int | None = None  # the thread whose turn it is
+        self._owner: Flow | None = None  # whose turn it is
         self._count = 0  # of turns so far
         self._begun: dict[int, int] = {}  # that count when a thread's last pass outside of any turn began
         self._installed = 0  # that count when the hooks were put there
@@ -30,12 +48,21 @@ class Turns:
 
     @contextmanager
     def take(self) -> Iterator[None]:
-        """Within the block it is this thread's turn, once the others have had theirs. Blocks nest."""
+        """Within the block it is this thread's turn, once the others have had theirs. Blocks nest.
+
+        Raises RuntimeError if another coroutine of this thread has the turn: to wait for it would be for ever.
+        """
         with self.lock:
+            me = Flow.mine()
             if self._owner is not None:
+                if not self._owner.holds(me):
+                    raise RuntimeError(
+                        "another coroutine of this thread is inside `with model.use(...)`, or changes the base: do not "
+                        "await within a block, or run blocks in threads of their own (asyncio.to_thread)"
+                    )
                 yield
                 return
-            self._owner = get_ident()
+            self._owner = me
             try:
                 self._install()
                 self._count += 1
@@ -50,13 +77,10 @@ class Turns:
         self._install()
 
     def check(self) -> None:
-        """Raises RuntimeError if it is not this thread's turn.
-
-        Within a backward pass it always is: there autograd's own threads compute parts of a pass once more.
-        """
+        """Raises RuntimeError if it is not this thread's or coroutine's turn, nor within that one's backward pass."""
         if torch.compiler.is_compiling():  # `_before` and `_after` stay out of compiled code, and do check
             return
-        if self._owner != get_ident() and not _in_backward():
+        if (self._owner is None or not self._owner.holds(Flow.mine())) and not _autograds_own_thread():
             raise RuntimeError(
                 "the base was called outside of `with model.use(...)` while another thread is, or was just now, inside "
                 "one, or changes the base: it would have computed with what that thread put there. Wrap the call in "
@@ -89,10 +113,14 @@ class Turns:
 
     def _after(self, module: nn.Module, args: tuple, output: Any) -> None:
         """Refuse the result of a pass outside of any turn if one began meanwhile."""
-        me = get_ident()
-        if self._owner != me and self._begun.get(me, self._installed) != self._count:
+        mine = self._owner is not None and self._owner.holds(Flow.mine())
+        if not mine and self._begun.get(get_ident(), self._installed) != self._count:
             self.check()
 
 
-def _in_backward() -> bool:
-    return torch._C._current_graph_task_id() != -1
+def _autograds_own_thread() -> bool:
+    """Whether autograd computes a part of a pass once more, in a thread of its own, as it does for a GPU."""
+    if torch._C._current_graph_task_id() == -1:
+        return False
+    started_by_python = (each for each in threading.enumerate() if not isinstance(each, threading._DummyThread))
+    return all(thread.ident != get_ident() for thread in started_by_python)

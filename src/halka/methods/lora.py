@@ -20,6 +20,7 @@ class LoRA:
     name: ClassVar[str] = "lora"
     paper: ClassVar[str] = "Hu et al. 2021, arXiv:2106.09685"
     lr: ClassVar[float] = 1e-3
+    starts_blank: ClassVar[bool] = True
 
     rank: int = field(default=16, metadata={"help": "rank r of the product"})
     alpha: float | None = field(default=None, metadata={"help": "numerator α of the scale; 2·rank if not given"})

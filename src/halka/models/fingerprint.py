@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
-import weakref
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from halka.core import AdaptedModel
+
+SAMPLES = 16  # of each weight
 
 
 def fingerprint(base: Any) -> dict[str, Any]:
@@ -16,24 +19,26 @@ def fingerprint(base: Any) -> dict[str, Any]:
 
     Samples are rounded to bf16 first, so that a base loaded in bf16 and in fp32 is the same base.
     """
+    named = list(base.named_parameters())
+    flat = [parameter.detach().flatten() for _, parameter in named]
+    samples = torch.stack([each[_places(each.numel()).to(each.device)].bfloat16().cpu() for each in flat])
     digest = hashlib.sha256()
-    for name, parameter in base.named_parameters():
-        flat = parameter.detach().flatten()
-        steps = torch.linspace(0, flat.numel() - 1, 16, dtype=torch.float64).long().to(flat.device)
+    for (name, parameter), row in zip(named, samples.view(torch.int16).numpy(), strict=True):
         digest.update(f"{name} {tuple(parameter.shape)}".encode())
-        digest.update(flat[steps].bfloat16().view(torch.int16).cpu().numpy().tobytes())
+        digest.update(row.tobytes())
     config = base.config
     sizes = {key: getattr(config, key, None) for key in ("num_hidden_layers", "hidden_size", "vocab_size")}
     return {"architecture": config.model_type, **sizes, "weights": digest.hexdigest()[:16]}
 
 
+@functools.lru_cache(maxsize=256)
+def _places(count: int) -> Tensor:
+    """Where the samples of so many values stand."""
+    with torch.inference_mode(False):
+        return torch.linspace(0, count - 1, SAMPLES, dtype=torch.float64).long()
+
+
 def own_fingerprint(model: AdaptedModel) -> dict[str, Any]:
-    """The fingerprint of the base's own weights, whatever is merged or in use; known until one of them changes."""
+    """The fingerprint of the base's own weights, whatever is merged or in use."""
     with model.own_weights():
-        state = [(each.data_ptr(), 0 if each.is_inference() else each._version) for each in model.base.parameters()]
-        if _known.get(model, (None,))[0] != state:
-            _known[model] = (state, fingerprint(model.base))
-        return dict(_known[model][1])
-
-
-_known: weakref.WeakKeyDictionary[AdaptedModel, tuple[Any, dict[str, Any]]] = weakref.WeakKeyDictionary()
+        return fingerprint(model.base)

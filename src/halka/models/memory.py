@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 
-from halka.core import Part, repeats
+from halka.core import Part, repeats, state_of
 from halka.models.attention import LayerMemory, use_attention
 from halka.models.layouts import Layout
 
@@ -92,9 +92,9 @@ class VirtualTokens(nn.Module):
     def _contents(self) -> tuple[Tensor, Tensor]:
         """Keys and values (2·L, N, H, P, W) padded to the longest, and lengths (N,), for N rows or one for all."""
         distinct = [part for part in dict.fromkeys(self._parts) if part is not None]
-        versions = [parameter._version for part in distinct for parameter in part.parameters()]
+        state = state_of(parameter for part in distinct for parameter in part.parameters())
         graph = torch.is_grad_enabled() and any(p.requires_grad for part in distinct for p in part.parameters())
-        if self._known is not None and not graph and self._known[0] == versions:
+        if self._known is not None and not graph and self._known[0] == state:
             return self._known[1:]
         made = [part.virtual() for part in distinct]
         embedded = [i for i, each in enumerate(made) if each.dim() == 2]
@@ -108,7 +108,7 @@ class VirtualTokens(nn.Module):
         rows = [nothing if part is None else by_part[id(part)] for part in self._parts]
         lengths = torch.tensor([row.shape[0] for row in rows], device=device)
         contents = pad_sequence(rows, batch_first=True).permute(2, 0, 3, 1, 4).contiguous()
-        self._known = None if graph else (versions, contents, lengths)
+        self._known = None if graph else (state, contents, lengths)
         return contents, lengths
 
     def begin(self, args: tuple, kwargs: dict[str, Any]) -> tuple[tuple, dict[str, Any]] | None:
