@@ -426,6 +426,13 @@ def test_a_file_of_runs_that_makes_no_sense_is_refused_by_name(here, change, tol
     assert not Path("many").exists()
 
 
+def test_the_environment_gives_no_folder_for_several(here, monkeypatch):
+    Path("runs.yaml").write_text(MANY)
+    monkeypatch.setenv("HALKA_TRAIN_OUT", "elsewhere")
+    assert "HALKA_TRAIN_OUT: out: each run of runs.yaml has its own" in failure("train --many runs.yaml")
+    assert not Path("elsewhere").exists()
+
+
 def test_one_run_and_several_are_not_said_at_once(here):
     Path("runs.yaml").write_text(MANY)
     assert "give one of them" in failure("train --many runs.yaml --config runs.yaml")
@@ -653,6 +660,8 @@ def test_rows_of_a_file_name_their_adapters(kinds):
     )
     expected = [("x", lora[0]), ("prefix", prefix[1]), ("prefix", prefix[2]), ("prefix", prefix[3])]
     assert answers(f"{GENERATE} --file {file} --adapter x=lora --adapter prefix") == expected
+    told = failure(f"{GENERATE} --file {file} --adapter lora --adapter prefix --adapter x=lora")
+    assert "f.jsonl:2: it names no adapter, and lora and prefix were given" in told
     Path("f.csv").write_text("prompt,adapter\nWhat is a?, lora \nWhat is b?,\n")
     assert answers(f"{GENERATE} --file f.csv --adapter lora=lora") == [("lora", lora[0]), (None, base[1])]
 

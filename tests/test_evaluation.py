@@ -13,6 +13,7 @@ from transformers import LogitsProcessor, LogitsProcessorList, PreTrainedTokeniz
 import halka
 import halka.evaluation
 from contract import disturb, weights_of
+from halka import AdapterPool, AdapterStore
 from halka.core import AdaptedModel
 from halka.data.examples import Example, Message
 from halka.data.tokens import encode_prompt
@@ -212,6 +213,50 @@ def test_draws_with_an_adapter_each_are_repeatable():
         torch.manual_seed(seed)
         made.append(dict(generate(model, names, EXAMPLES, max_new_tokens=8, do_sample=True, temperature=5.0)))
     assert made[0] == made[1] != made[2]
+
+
+class Recorded(LogitsProcessor):
+    """The scores that tokens are drawn by."""
+
+    def __init__(self) -> None:
+        self.scores: list[torch.Tensor] = []
+
+    def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
+        self.scores.append(scores.clone())
+        return scores
+
+
+def test_each_row_draws_by_its_own_adapters_scores():
+    names = ["lora", None, "prefix", "prompt", "bottleneck", "ia3", "dora"]
+    model = model_that_reads(*filter(None, names))
+
+    def scores(using, examples) -> torch.Tensor:
+        seen = Recorded()
+        options = {"max_new_tokens": 1, "do_sample": True, "logits_processor": LogitsProcessorList([seen])}
+        order = [index for index, _ in generate(model, using, examples, **options)]
+        return seen.scores[0][torch.tensor(order).argsort()]
+
+    together = scores(names, EXAMPLES)
+    for row, (name, example) in enumerate(zip(names, EXAMPLES, strict=True)):
+        alone = scores(name, [example])
+        torch.testing.assert_close(together[row : row + 1], alone, rtol=0, atol=1e-4)
+    assert not torch.allclose(scores(None, EXAMPLES)[0], together[0])
+
+
+def test_batches_are_as_large_as_the_pool_allows(tmp_path, monkeypatch):
+    kinds = ["lora", "ia3", "bottleneck", "prefix"]
+    made, store = model_that_reads(*kinds), AdapterStore(tmp_path)
+    names = [kinds[i % 4] for i in range(len(EXAMPLES))]
+    expected = dict(generate(made, names, EXAMPLES, max_new_tokens=4))
+    for kind in kinds:
+        store.save(made, kind)
+    sizes = {kind: 4 * made.adapter(kind).count() for kind in kinds}
+    model = halka.adapt(made.base, made.tokenizer)
+    pool = AdapterPool(model, store, budget=max(sizes["lora"] + sizes["ia3"], *sizes.values()))
+    assert not pool.fits(kinds)
+    assert dict(generate(model, names, EXAMPLES, max_new_tokens=4)) == expected
+    with pytest.raises(ValueError, match="no adapter 'nobody'"):
+        next(generate(model, [*names[:-1], "nobody"], EXAMPLES, max_new_tokens=4))
 
 
 def batches_of(model: AdaptedModel, names, examples, monkeypatch, **options) -> list[tuple[str | None, ...]]:

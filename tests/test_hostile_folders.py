@@ -142,6 +142,17 @@ def not_finite(folder: Path, draw: random.Random) -> None:
     rewritten(folder, tensors, draw)
 
 
+def other_types(folder: Path, draw: random.Random) -> None:
+    """No real numbers, or some that fp32 has no room for."""
+    tensors = load_file(folder / WEIGHTS)
+    key = draw.choice(sorted(tensors))
+    if draw.random() < 0.3:
+        tensors[key] = tensors[key].double().fill_(1e300)
+    else:
+        tensors[key] = tensors[key].to(draw.choice([torch.int64, torch.bool, torch.uint8, torch.complex64]))
+    rewritten(folder, tensors, draw)
+
+
 def another_kind(folder: Path, draw: random.Random) -> None:
     config = json.loads((folder / CONFIG).read_text())
     kinds = {
@@ -203,6 +214,7 @@ WAYS: list[Callable[[Path, random.Random], None]] = [
     strange_tensors,
     other_shapes,
     not_finite,
+    other_types,
     another_kind,
     another_base,
     junk_in_the_card,

@@ -21,7 +21,7 @@ from contract import VARIANTS, adapted, disturb, ids
 from halka.core import AdaptedModel, Method
 from halka.data.tokens import chat_template_fingerprint
 from halka.methods import all_methods
-from halka.models.fingerprint import fingerprint
+from halka.models.fingerprint import fingerprint, own_fingerprint
 from halka.store import read_card, read_tensors
 from tiny import CONFIGS, tiny
 from tokenizers_for_tests import chatml_tokenizer, llama3_tokenizer
@@ -693,3 +693,42 @@ def test_values_whose_sum_is_too_large_are_finite_all_the_same(tmp_path):
         model.parameters("a")[0].fill_(3e38)
     folder = halka.save(model, "a", tmp_path / "saved")
     assert len(read_tensors(folder)) > 1
+
+
+@pytest.mark.skipif(not Path("/proc/self/maps").exists(), reason="only Linux tells what is mapped")
+def test_a_loaded_adapter_is_its_mapped_file(tmp_path):
+    folder = halka.save(adapted(halka.LoRA(rank=4)), "a", tmp_path / "saved")
+    model = halka.adapt(tiny())
+    halka.load(model, folder, name="a")
+    lines = [line for line in Path("/proc/self/maps").read_text().splitlines() if str(folder / WEIGHTS) in line]
+    places = [range(*(int(end, 16) for end in line.split()[0].split("-"))) for line in lines]
+    for tensor in model.adapter("a").state_dict().values():
+        assert any(tensor.data_ptr() in place for place in places)
+
+
+def test_a_state_that_is_given_keeps_what_trains_and_must_be_fp32():
+    state = {key: tensor.clone() for key, tensor in adapted(halka.LoRA(rank=4)).adapter("a").state_dict().items()}
+    model = halka.adapt(tiny())
+    with pytest.raises(ValueError, match=r"the state holds torch\.bfloat16 in .*: parts hold fp32"):
+        model.add("a", halka.LoRA(rank=4), state={key: tensor.bfloat16() for key, tensor in state.items()})
+    with pytest.raises(ValueError, match=r"missing .* they are another method's, or were made for another base"):
+        model.add("a", halka.LoRA(rank=4), state=dict(list(state.items())[1:]))
+    assert model.adapters == {}
+    adapter = model.add("a", halka.LoRA(rank=4), state=state)
+    assert all(parameter.requires_grad for parameter in adapter.parameters())
+    assert all(torch.equal(tensor, state[key]) for key, tensor in adapter.state_dict().items())
+
+
+def test_the_fingerprint_sees_every_way_to_change_a_weight():
+    model = adapted(halka.LoRA(rank=4))
+    seen = [own_fingerprint(model)["weights"]]
+    weight = model.base.get_parameter("model.layers.0.mlp.up_proj.weight")
+    changes = [
+        lambda: weight.data.mul_(2),
+        lambda: setattr(weight, "data", weight.data + 1),
+        lambda: weight.data.copy_(torch.zeros_like(weight)),
+    ]
+    for change in changes:
+        change()
+        seen.append(own_fingerprint(model)["weights"])
+    assert len({*seen}) == len(seen)
