@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 
 import halka
 import halka.machine
-from halka.measure import BASE, Run, finite, main, measure, search_together
+from halka.measure import BASE, Spec, finite, main, measure, search_together
 from tiny import tiny
 from tokenizers_for_tests import chatml_tokenizer
 
@@ -34,7 +34,7 @@ def made(tmp_path_factory) -> Path:
     return folder
 
 
-def a_run(made: Path, folder: Path, method: str = "lora", **changes) -> Run:
+def a_run(made: Path, folder: Path, method: str = "lora", **changes) -> Spec:
     given = {
         "experiment": "e",
         "task": str(made / "task.yaml"),
@@ -47,7 +47,7 @@ def a_run(made: Path, folder: Path, method: str = "lora", **changes) -> Run:
         "folder": str(folder),
         "threads": 1,
     }
-    return Run(**{**given, **changes})
+    return Spec(**{**given, **changes})
 
 
 def test_a_run_says_what_was_trained(made, tmp_path, capsys):
@@ -153,7 +153,7 @@ def test_the_commit_is_of_this_code_alone(tmp_path, monkeypatch):
     assert halka.machine.commit() == git("rev-parse", "--short=12", "HEAD") + "-dirty"
 
 
-def searches(made: Path, folder: Path, *rates: float) -> list[Run]:
+def searches(made: Path, folder: Path, *rates: float) -> list[Spec]:
     train = {"steps": 6, "batch_size": 4, "evaluate_every": 2, "seed": 0}
     return [
         a_run(made, folder / str(rate), purpose="search", train={**train, "lr": rate}, threads=None) for rate in rates

@@ -23,7 +23,7 @@ from filelock import FileLock, Timeout
 
 from halka.experiment import Entry, Experiment, digest, task_of
 from halka.files import write_text
-from halka.measure import BASE, SCHEMA, Run, failed
+from halka.measure import BASE, SCHEMA, Spec, failed
 from halka.run import TrainConfig
 
 Kind = Literal["started", "step", "done", "failed", "skipped"]
@@ -100,9 +100,9 @@ class _Schedule:
         self.experiment, self.folder, self.retry = experiment, folder, retry
         self.data = digest(task_of(experiment))
         self.threads = max(1, (os.cpu_count() or 1) // experiment.jobs)
-        self.said: queue.Queue[tuple[list[Run], dict[str, Any] | None]] = queue.Queue()
-        self.due: list[list[Run]] = []  # those of one list run in one process
-        self.searching: dict[str, list[Run]] = {}
+        self.said: queue.Queue[tuple[list[Spec], dict[str, Any] | None]] = queue.Queue()
+        self.due: list[list[Spec]] = []  # those of one list run in one process
+        self.searching: dict[str, list[Spec]] = {}
         self.begun: set[str] = set()
         self.ended: set[str] = set()  # search runs that this schedule has seen the end of
         self.processes: dict[str, subprocess.Popen[str]] = {}
@@ -160,19 +160,19 @@ class _Schedule:
 
     # ── which runs ──────────────────────────────────────────────────────────────────────────────────────────────
 
-    def _searches(self, entry: Entry) -> list[Run]:
+    def _searches(self, entry: Entry) -> list[Spec]:
         if entry.method == BASE or len(entry.rates()) < 2:
             return []
         steps = TrainConfig(**self.experiment.train).steps
         shorter = {"steps": self.experiment.search_steps or max(1, steps // 2)} if steps else {}
         return [self._run(entry, lr, self.experiment.seeds[0], "search", shorter) for lr in entry.rates()]
 
-    def _finals(self, entry: Entry, lr: float | None) -> list[Run]:
+    def _finals(self, entry: Entry, lr: float | None) -> list[Spec]:
         seeds = self.experiment.seeds[:1] if lr is None else self.experiment.seeds
         return [self._run(entry, lr, seed, "final", {}) for seed in seeds]
 
-    def _run(self, entry: Entry, lr: float | None, seed: int, purpose: str, changes: dict[str, Any]) -> Run:
-        run = Run(
+    def _run(self, entry: Entry, lr: float | None, seed: int, purpose: str, changes: dict[str, Any]) -> Spec:
+        run = Spec(
             experiment=self.experiment.name,
             task=self.experiment.task,
             base=self.experiment.base,
@@ -186,9 +186,9 @@ class _Schedule:
             threads=self.threads,
             forgetting=self.experiment.forgetting,
         )
-        return Run(**{**asdict(run), "folder": str(self.folder / "work" / self.key(run))})
+        return Spec(**{**asdict(run), "folder": str(self.folder / "work" / self.key(run))})
 
-    def _follow_up(self, run: Run, entry: Entry) -> None:
+    def _follow_up(self, run: Spec, entry: Entry) -> None:
         """After the last search run of a method: its final runs, with the rate that has the lowest validation loss."""
         searches = self.searching[run.label]
         if run.purpose != "search":
@@ -201,7 +201,7 @@ class _Schedule:
         else:
             self.total -= len(self.experiment.seeds)
 
-    def _chosen(self, searches: list[Run]) -> float | None:
+    def _chosen(self, searches: list[Spec]) -> float | None:
         """The learning rate whose search ended with the lowest validation loss."""
         results = [self._result(each) for each in searches]
         good = [each for each in results if each and each["status"] == "done" and each["validation_loss"] is not None]
@@ -221,7 +221,7 @@ class _Schedule:
 
     # ── their files ─────────────────────────────────────────────────────────────────────────────────────────────
 
-    def key(self, run: Run) -> str:
+    def key(self, run: Spec) -> str:
         """A file name that is the same for the same work under the same label, whatever the task's file is called.
 
         Where and with how many threads it runs does not count.
@@ -233,23 +233,23 @@ class _Schedule:
         safe = "".join(letter if letter.isalnum() else "-" for letter in run.label.lower()).strip("-")
         return f"{safe}{rate}-seed{run.train['seed']}-{run.purpose}-{digest}"
 
-    def title(self, run: Run) -> str:
+    def title(self, run: Spec) -> str:
         rate = "" if run.train["lr"] is None else f", lr {run.train['lr']:g}"
         return f"{run.label}{rate}, seed {run.train['seed']}{' (search)' if run.purpose == 'search' else ''}"
 
-    def _path(self, run: Run) -> Path:
+    def _path(self, run: Spec) -> Path:
         return self.folder / "runs" / f"{self.key(run)}.json"
 
-    def _result(self, run: Run) -> dict[str, Any] | None:
+    def _result(self, run: Spec) -> dict[str, Any] | None:
         path = self._path(run)
         return json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
 
-    def _finished(self, run: Run) -> dict[str, Any] | None:
+    def _finished(self, run: Spec) -> dict[str, Any] | None:
         """What the run gave earlier, unless it failed and is to be tried again."""
         result = self._result(run)
         return None if result is None or (self.retry and result["status"] == "failed") else result
 
-    def _ended(self, run: Run, kind: Kind, result: dict[str, Any]) -> Event:
+    def _ended(self, run: Spec, kind: Kind, result: dict[str, Any]) -> Event:
         self.done += 1
         primary = (result.get("scores") or {}).get(result.get("primary"))
         if result["status"] == "failed":
@@ -264,7 +264,7 @@ class _Schedule:
 
     # ── their processes ─────────────────────────────────────────────────────────────────────────────────────────
 
-    def _start(self, runs: list[Run]) -> None:
+    def _start(self, runs: list[Spec]) -> None:
         files = []
         for run in runs:
             work = Path(run.folder)
@@ -284,7 +284,7 @@ class _Schedule:
         self.processes[self.key(runs[0])] = process
         threading.Thread(target=self._listen, args=(runs, process), daemon=True).start()
 
-    def _listen(self, runs: list[Run], process: subprocess.Popen[str]) -> None:
+    def _listen(self, runs: list[Spec], process: subprocess.Popen[str]) -> None:
         assert process.stdout is not None
         with process.stdout:
             for line in process.stdout:
@@ -292,7 +292,7 @@ class _Schedule:
                     self.said.put((runs, step))
         self.said.put((runs, None))
 
-    def _lost(self, run: Run, code: int) -> dict[str, Any]:
+    def _lost(self, run: Spec, code: int) -> dict[str, Any]:
         """A process that ended without a word was killed, most often for its memory."""
         log = (Path(run.folder) / "log.txt").read_text(encoding="utf-8", errors="replace")[-500:]
         result = failed(run, f"the process ended with {code} (−9: killed, often for its memory). {log}".strip())

@@ -1,6 +1,6 @@
 """One run, in a process of its own, to one measurement: so that its peak memory is its own, and its failure too.
 
-`python -m halka.measure RUN.json RESULT.json` reads a `Run`, prints a line of JSON a step, and writes the measurement.
+`python -m halka.measure RUN.json RESULT.json` reads a `Spec`, prints a line of JSON a step, and writes the measurement.
 Several pairs of files are searches that are trained together.
 """
 
@@ -45,7 +45,7 @@ NAME = "run"  # the adapter's, while it is measured
 
 
 @dataclass(frozen=True)
-class Run:
+class Spec:
     """What one process is to measure."""
 
     experiment: str
@@ -63,7 +63,7 @@ class Run:
     forgetting: str | None = None  # a text file; a page that comes with Halka if not given
 
 
-def measure(run: Run) -> dict[str, Any]:
+def measure(run: Spec) -> dict[str, Any]:
     """Train, evaluate and time `run`; the measurement as plain data, ready for JSON."""
     if run.threads:
         torch.set_num_threads(run.threads)
@@ -107,7 +107,7 @@ def measure(run: Run) -> dict[str, Any]:
     return result
 
 
-def search_together(runs: Sequence[Run]) -> list[dict[str, Any]]:
+def search_together(runs: Sequence[Spec]) -> list[dict[str, Any]]:
     """Train search runs of one task and base together, in the passes that they share.
 
     Their measurements are as `measure` gives them, without the memory, which is not of one run.
@@ -146,7 +146,7 @@ def neutral_text() -> str:
 # ── the parts of a measurement ──────────────────────────────────────────────────────────────────────────────────────
 
 
-def _identity(run: Run, task: Task, model: AdaptedModel) -> dict[str, Any]:
+def _identity(run: Spec, task: Task, model: AdaptedModel) -> dict[str, Any]:
     device = next(model.base.parameters()).device
     return {
         "schema": SCHEMA,
@@ -174,7 +174,7 @@ def _identity(run: Run, task: Task, model: AdaptedModel) -> dict[str, Any]:
     }
 
 
-def _train(model: AdaptedModel, run: Run, task: Task, config: TrainConfig) -> dict[str, Any]:
+def _train(model: AdaptedModel, run: Spec, task: Task, config: TrainConfig) -> dict[str, Any]:
     """Train the run's adapter, with a line of JSON to standard output a step."""
     device = next(model.base.parameters()).device
     baseline = machine.resident(device)
@@ -269,7 +269,7 @@ def _write_predictions(path: Path, evaluation: Evaluation) -> None:
 # ── what it becomes ─────────────────────────────────────────────────────────────────────────────────────────────────
 
 
-def failed(run: Run, error: str) -> dict[str, Any]:
+def failed(run: Spec, error: str) -> dict[str, Any]:
     """The measurement of a run that came to nothing, with the reason."""
     return {
         "schema": SCHEMA,
@@ -309,10 +309,10 @@ def main(arguments: list[str]) -> int:
     return 0 if all(result["status"] == "done" for result in results) else 1
 
 
-def _read(path: Path) -> Run:
+def _read(path: Path) -> Spec:
     given = json.loads(path.read_text(encoding="utf-8"))
     given["fields"] = {key: tuple(v) if isinstance(v, list) else v for key, v in given["fields"].items()}
-    return Run(**{each.name: given[each.name] for each in fields(Run) if each.name in given})
+    return Spec(**{each.name: given[each.name] for each in fields(Spec) if each.name in given})
 
 
 if __name__ == "__main__":
