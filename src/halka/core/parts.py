@@ -225,7 +225,8 @@ class Adapter:
 
         Raises ValueError naming every key that is missing, unknown or of another shape.
         """
-        own = self.state_dict()
+        by_part = {path: part.state_dict() for path, part in self.parts.items()}
+        own = {f"{path}.{key}": tensor for path, mine in by_part.items() for key, tensor in mine.items()}
         problems = [f"missing {key}" for key in own.keys() - state.keys()]
         problems += [f"unknown {key}" for key in state.keys() - own.keys()]
         problems += [
@@ -240,8 +241,8 @@ class Adapter:
                 "are another method's, or were made for another base"
             )
         with torch.no_grad():
-            for path, part in self.parts.items():
-                mine = part.state_dict()
+            for path, mine in by_part.items():
+                part = self.parts[path]
                 if any(tensor.is_meta for tensor in mine.values()):
                     for key in mine:
                         owner, _, name = key.rpartition(".")
