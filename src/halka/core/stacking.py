@@ -23,7 +23,7 @@ class Stack:
         self._rows = len(parts)
         self._distinct = tuple(dict.fromkeys(parts))
         place = {part: i for i, part in enumerate(self._distinct)}
-        self._which = torch.tensor([place[part] for part in parts])
+        self._which = [place[part] for part in parts]
         self._parameters = tuple(parameter for part in self._distinct for parameter in part.parameters())
         self._seen: tuple = ()  # the parameters' state when last looked at
         self._known: tuple[tuple, tuple[Tensor, ...]] | None = None
@@ -65,7 +65,7 @@ class Stack:
         together = [stacked(operands, by_input=by_input) for operands in zip(*each, strict=True)]
         if times == 1 and len(each) == self._rows:  # they are the rows already
             return tuple(together)
-        rows = self._which.repeat_interleave(times).to(like.device)
+        rows = torch.tensor(self._which, device=like.device).repeat_interleave(times)
         return tuple(whole.mT[rows].mT if by_input else whole[rows] for whole in together)
 
 
