@@ -481,14 +481,14 @@ def test_an_adapter_that_is_loaded_is_used_by_no_thread_before_its_weights_are_t
     model = model_with("lora")
     expected = logits(model, "lora")
     halka.save(model, "lora", tmp_path / "loaded")
-    own, early = Adapter.load_state_dict, []
+    own, early = Adapter.take, []
 
     def slowly(adapter, state):
         early.append(threads.submit(lambda: logits(model, "loaded")))
         time.sleep(0.2)
         own(adapter, state)
 
-    monkeypatch.setattr(Adapter, "load_state_dict", slowly)
+    monkeypatch.setattr(Adapter, "take", slowly)
     with ThreadPoolExecutor(1) as threads:
         halka.load(model, tmp_path / "loaded")
         assert torch.equal(early[0].result(30), expected)

@@ -19,7 +19,7 @@ from safetensors.torch import load_file, save_file
 
 from halka.core import AdaptedModel, Adapter
 from halka.data.tokens import chat_template_fingerprint
-from halka.files import new_folder
+from halka.files import new_folder, soon_needed
 from halka.formats.peft import CONFIG, WEIGHTS, Folder, from_peft, to_peft
 from halka.models.fingerprint import own_fingerprint
 
@@ -117,6 +117,7 @@ def load(
     folder = Path(folder)
     config = read_config(folder)
     card = read_card(folder)
+    soon_needed(folder / WEIGHTS)
     if card is not None:
         _check_base(card, model, folder, allow_other_base, allow_other_template)
         check_files(card, folder)

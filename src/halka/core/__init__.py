@@ -1,5 +1,6 @@
 """The idea in seven files: parts (what acts), routing (on which row), stacking, weights, blank, turns, model."""
 
+from halka.core.blank import begun
 from halka.core.model import AdaptedModel
 from halka.core.parts import (
     LINEAR_ROLES,
@@ -28,6 +29,7 @@ __all__ = [
     "Part",
     "Reader",
     "Target",
+    "begun",
     "linear",
     "repeats",
     "state_of",

@@ -1,36 +1,29 @@
-"""Building a part without values, where tensors that are there already will take their place.
-
-It is done for methods whose class says `starts_blank = True`: their parts hold parameters alone, and compute nothing
-with them while they are built.
-"""
+"""How parameters begin, unless values that are there already take their place at once."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import Any
 
-import torch
-from torch import Tensor
-from torch.overrides import TorchFunctionMode
+from torch import Tensor, nn
 
-MAKERS = {torch.empty, torch.zeros, torch.ones, torch.full, torch.randn, torch.rand}
-FILLERS = {Tensor.uniform_, Tensor.normal_, Tensor.zero_, Tensor.fill_, Tensor.copy_}
+_blank: ContextVar[bool] = ContextVar("blank", default=False)
 
 
-class Blank(TorchFunctionMode):
-    """Within the block new tensors have a shape and no values, and are not filled.
+@contextmanager
+def without_starts() -> Iterator[None]:
+    """Within the block `begun` leaves its tensors as they are: a random start takes longer than reading a file."""
+    token = _blank.set(True)
+    try:
+        yield
+    finally:
+        _blank.reset(token)
 
-    torch's own way, `torch.device("meta")`, goes through a slow imitation of every random draw.
-    """
 
-    def __torch_function__(
-        self, func: Callable[..., Any], types: Any, args: tuple = (), kwargs: dict[str, Any] | None = None
-    ) -> Any:
-        kwargs = kwargs or {}
-        if func in MAKERS:
-            return func(*args, **{**kwargs, "device": "meta"})
-        if func in FILLERS or getattr(func, "__module__", "") == "torch.nn.init":
-            filled = args[0] if args else kwargs["tensor"]
-            if filled.is_meta:
-                return filled
-        return func(*args, **kwargs)
+def begun(tensor: Tensor, fill: Callable[..., Any], **options: Any) -> nn.Parameter:
+    """A parameter that begins with what `fill(tensor, **options)` puts into the tensor."""
+    if not _blank.get():
+        fill(tensor, **options)
+    return nn.Parameter(tensor)

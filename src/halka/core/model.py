@@ -10,7 +10,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
-from halka.core.blank import Blank
+from halka.core.blank import without_starts
 from halka.core.parts import ROLE_GROUPS, VIRTUAL_ROLES, WEIGHT_ROLES, Adapter, Method, Part, Target, state_of
 from halka.core.routing import Memory, Route, repeats, resolve
 from halka.core.turns import Turns
@@ -88,15 +88,13 @@ class AdaptedModel:
             parts, targets = {}, {}
             device = next(self.base.parameters()).device
             for target in wanted:
-                blank = state is not None and getattr(method, "starts_blank", False)
-                with Blank() if blank else nullcontext():
+                with nullcontext() if state is None else without_starts():
                     part = method.build(target)
                 if part is None:
                     continue
                 if target.name in parts:
                     raise ValueError(f"{method.name} builds two parts at {target.name}: choose one of its roles")
-                if not blank:
-                    part.to(device)
+                part.to(device)
                 parts[target.name], targets[target.name] = part.eval(), target
             if not parts:
                 raise ValueError(f"{method.name} built no part for this base: widen its targets")
@@ -104,7 +102,7 @@ class AdaptedModel:
             if state is not None:
                 if other := [key for key, tensor in state.items() if tensor.dtype != torch.float32]:
                     raise ValueError(f"the state holds {state[other[0]].dtype} in {other[0]}: parts hold fp32")
-                adapter.load_state_dict({key: tensor.to(device) for key, tensor in state.items()})
+                adapter.take({key: tensor.to(device) for key, tensor in state.items()})
             self.adapters[name] = adapter
             self._install(adapter)
         return adapter

@@ -221,12 +221,29 @@ class Adapter:
         return state
 
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
-        """Copy `state` in; parts that have no values yet take its tensors themselves.
+        """Copy `state` in. Raises ValueError naming every key that is missing, unknown or of another shape."""
+        own = self._fitting(state)
+        with torch.no_grad():
+            for key, tensor in own.items():
+                tensor.copy_(state[key])
+        Edits.happened()
 
-        Raises ValueError naming every key that is missing, unknown or of another shape.
-        """
-        by_part = {path: part.state_dict() for path, part in self.parts.items()}
-        own = {f"{path}.{key}": tensor for path, mine in by_part.items() for key, tensor in mine.items()}
+    def take(self, state: Mapping[str, Tensor]) -> None:
+        """Let the parameters be the very tensors of `state`; buffers are copied. Raises as `load_state_dict` does."""
+        own = self._fitting(state)
+        for path, part in self.parts.items():
+            for prefix, module in part.named_modules(prefix=path):
+                for name, parameter in module._parameters.items():
+                    if parameter is not None:
+                        given = nn.Parameter(state[f"{prefix}.{name}"], requires_grad=parameter.requires_grad)
+                        module.register_parameter(name, given)
+                for name, _ in module.named_buffers(recurse=False):
+                    if f"{prefix}.{name}" in own:
+                        own[f"{prefix}.{name}"].copy_(state[f"{prefix}.{name}"])
+
+    def _fitting(self, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """This adapter's own tensors, if those of `state` can take their place. Raises ValueError otherwise."""
+        own = self.state_dict()
         problems = [f"missing {key}" for key in own.keys() - state.keys()]
         problems += [f"unknown {key}" for key in state.keys() - own.keys()]
         problems += [
@@ -240,19 +257,7 @@ class Adapter:
                 f"the weights do not fit this adapter on this base: {shown} ({len(problems)} problems in all): they "
                 "are another method's, or were made for another base"
             )
-        with torch.no_grad():
-            for path, mine in by_part.items():
-                part = self.parts[path]
-                if any(tensor.is_meta for tensor in mine.values()):
-                    for key in mine:
-                        owner, _, name = key.rpartition(".")
-                        module, tensor = part.get_submodule(owner), state[f"{path}.{key}"]
-                        trains = module.get_parameter(name).requires_grad
-                        setattr(module, name, nn.Parameter(tensor, requires_grad=trains))
-                else:
-                    for key, tensor in mine.items():
-                        tensor.copy_(state[f"{path}.{key}"])
-        Edits.happened()
+        return own
 
     def train(self, mode: bool = True) -> None:
         for part in self.parts.values():

@@ -27,7 +27,6 @@ class Bottleneck:
     name: ClassVar[str] = "bottleneck"
     paper: ClassVar[str] = "Houlsby et al. 2019, arXiv:1902.00751; Pfeiffer et al. 2021, arXiv:2005.00247"
     lr: ClassVar[float] = 1e-3
-    starts_blank: ClassVar[bool] = True
 
     width: int | None = field(
         default=None, metadata={"help": "width of the bottleneck; hidden width / 16 if not given"}

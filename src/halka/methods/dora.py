@@ -6,9 +6,9 @@ from dataclasses import dataclass, field
 from typing import ClassVar
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from halka.core import Part, Target
+from halka.core import Part, Target, begun
 from halka.methods.lora import LoRA, LoRAPart
 
 SMALLEST = 1e-12  # a norm: pruned bases have rows of nothing, whose quotient stays one
@@ -53,7 +53,8 @@ class DoRAPart(LoRAPart):
         self._linear = (target.module,)  # in a tuple, so that the base is no submodule of its part
         self._transposed = target.transposed
         with torch.no_grad():
-            self.magnitude = nn.Parameter(_squares(self._weight()).sqrt().clamp_min(SMALLEST))
+            norms = torch.empty(target.d_out, device=self._weight().device)
+            self.magnitude = begun(norms, lambda it: it.copy_(_squares(self._weight()).sqrt().clamp_min(SMALLEST)))
 
     def _weight(self) -> Tensor:
         weight: Tensor = self._linear[0].get_parameter("weight")

@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from halka.core import Part, Target, linear
+from halka.core import Part, Target, begun, linear
 from halka.methods._checks import finite, fraction, weight_roles, whole
 
 
@@ -20,7 +20,6 @@ class LoRA:
     name: ClassVar[str] = "lora"
     paper: ClassVar[str] = "Hu et al. 2021, arXiv:2106.09685"
     lr: ClassVar[float] = 1e-3
-    starts_blank: ClassVar[bool] = True
 
     rank: int = field(default=16, metadata={"help": "rank r of the product"})
     alpha: float | None = field(default=None, metadata={"help": "numerator α of the scale; 2·rank if not given"})
@@ -56,9 +55,8 @@ class LoRAPart(Part):
     def __init__(self, target: Target, rank: int, scale: float, dropout: float):
         super().__init__()
         self.scale, self.dropout = scale, dropout
-        self.lora_A = nn.Parameter(torch.empty(rank, target.d_in))
-        self.lora_B = nn.Parameter(torch.zeros(target.d_out, rank))
-        nn.init.kaiming_uniform_(self.lora_A, a=math.sqrt(5))
+        self.lora_A = begun(torch.empty(rank, target.d_in), nn.init.kaiming_uniform_, a=math.sqrt(5))
+        self.lora_B = begun(torch.empty(target.d_out, rank), nn.init.zeros_)
 
     def operands(self, dtype: torch.dtype) -> tuple[Tensor, ...]:
         """A (R, I) and s·B (O, R), with the rank padded for compute."""
