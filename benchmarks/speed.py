@@ -21,6 +21,8 @@ import sys
 import time
 from pathlib import Path
 
+from side_by_side import setup
+
 HERE = Path(__file__).parent
 SIZE = 8
 PAIRS = {
@@ -183,7 +185,7 @@ def main() -> None:
             "memory_ratio": ours["memory"] / theirs["memory"],
             "runs": runs,
             "steps": arguments.steps,
-            "setup": _setup(),
+            "setup": setup("halka", "torch", "transformers", "peft"),
         }
         path.parent.mkdir(exist_ok=True)
         path.write_text(json.dumps(found, indent=1) + "\n")
@@ -193,21 +195,6 @@ def main() -> None:
             f"against {theirs['memory'] / 1e6:.0f} MB; validation loss {ours['validation_loss']:.4f} against "
             f"{theirs['validation_loss']:.4f}"
         )
-
-
-def _setup() -> dict:
-    from importlib.metadata import version
-
-    import torch
-
-    from halka import machine
-
-    packages = ("halka", "torch", "transformers", "peft")
-    return {
-        "machine": machine.describe(torch.device("cpu")),
-        "versions": {name: version(name) for name in packages},
-        "commit": machine.commit(),
-    }
 
 
 if __name__ == "__main__":

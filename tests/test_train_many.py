@@ -3,13 +3,10 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import replace
 
 import pytest
 import torch
-from torch.optim.optimizer import register_optimizer_step_pre_hook
 
 import halka
 import halka.training
@@ -18,7 +15,7 @@ from halka.core import AdaptedModel, Method
 from halka.data.tokens import Tokens
 from halka.run import Step, TrainConfig, TrainingError
 from halka.training import Job, train, train_many
-from test_training import items, weights
+from test_training import items, recorded_gradients, weights
 from tiny import tiny
 
 METHODS: dict[str, Method] = {
@@ -64,26 +61,13 @@ def jobs(model: AdaptedModel, **options) -> list[Job]:
     return [Job(name, data(name), configs()[name], **options) for name in model.adapters]
 
 
-@contextmanager
-def gradients() -> Iterator[list[list[torch.Tensor]]]:
-    """What optimisers are given, one after another: in a step, in the order of the jobs."""
-    found: list[list[torch.Tensor]] = []
-
-    def record(optimizer, args, kwargs):
-        found.append([p.grad.clone() for group in optimizer.param_groups for p in group["params"]])
-
-    handle = register_optimizer_step_pre_hook(record)
-    yield found
-    handle.remove()
-
-
 def test_the_gradients_are_those_of_training_alone():
     config = replace(CONFIG, steps=1, clip=0.0)
     model = model_with(*METHODS)
-    with gradients() as together:
+    with recorded_gradients() as together:
         (told,) = train_many(model, [Job(name, data(name), config) for name in METHODS])
     for name, found in zip(METHODS, together, strict=True):
-        with gradients() as alone:
+        with recorded_gradients() as alone:
             (step,) = train(model_with(name), name, data(name), config)
         assert told[name].loss == pytest.approx(step.loss, rel=1e-5)
         assert any(tensor.abs().max() > 1e-4 for tensor in alone[0])
@@ -255,11 +239,11 @@ def test_gradients_in_bf16_and_with_checkpointing(checkpointing):
     config = replace(CONFIG, steps=1, clip=0.0, checkpointing=checkpointing)
     names = ("lora", "bottleneck", "prefix", "prompt", "dora")
     model = model_with(*names, dtype=torch.bfloat16)
-    with gradients() as together:
+    with recorded_gradients() as together:
         list(train_many(model, [Job(name, items(length=9), config) for name in names]))
     for name, found in zip(names, together, strict=True):
         alone_model = model_with(name, dtype=torch.bfloat16)
-        with gradients() as alone:
+        with recorded_gradients() as alone:
             list(train(alone_model, name, items(length=9), config))
         size = max(float(tensor.norm()) for tensor in alone[0])
         for mine, expected in zip(found, alone[0], strict=True):

@@ -149,7 +149,7 @@ def test_a_step_says_what_it_did():
 
 @contextmanager
 def recorded_gradients() -> Iterator[list[list[torch.Tensor]]]:
-    """The gradients that the optimiser is given, step by step, clipped where they are."""
+    """The gradients that optimisers are given, one after another, clipped where they are."""
     found: list[list[torch.Tensor]] = []
 
     def record(optimizer, args, kwargs):

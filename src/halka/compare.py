@@ -112,13 +112,9 @@ class _Schedule:
             searches = self._searches(entry)
             self.total += len(searches) + (1 if entry.method == BASE else len(experiment.seeds))
             self.searching[entry.title()] = searches
-            if (
-                searches and experiment.search_together and entry.method != "full"
-            ):  # copies of all weights share no pass
-                self.due.append(searches)
-            else:
-                finals = self._finals(entry, entry.rates()[0] if entry.method != BASE else None)
-                self.due += [[run] for run in searches or finals]
+            runs = searches or self._finals(entry, entry.rates()[0] if entry.method != BASE else None)
+            shared = bool(searches) and experiment.search_together and entry.method != "full"  # copies share no pass
+            self.due += [runs] if shared else [[run] for run in runs]
 
     def go(self) -> Iterator[Event]:
         entries = {entry.title(): entry for entry in self.experiment.methods}

@@ -65,12 +65,8 @@ class Spec:
 
 def measure(run: Spec) -> dict[str, Any]:
     """Train, evaluate and time `run`; the measurement as plain data, ready for JSON."""
-    if run.threads:
-        torch.set_num_threads(run.threads)
-    base, tokenizer = load_base(run.base, dtype=run.dtype)
-    model = adapt(base, tokenizer)
-    task = limit(load_task(run.task), **run.examples)
-    config = TrainConfig(**{**run.train, "save_every": None})  # measured in one go, or not at all
+    model, task = _opened(run)
+    config = _config(run)
     result = _identity(run, task, model)
     text = Path(run.forgetting).read_text(encoding="utf-8") if run.forgetting else neutral_text()
     before = perplexity(model, None, text)  # its pass also brings all weights into memory
@@ -112,14 +108,10 @@ def search_together(runs: Sequence[Spec]) -> list[dict[str, Any]]:
 
     Their measurements are as `measure` gives them, without the memory, which is not of one run.
     """
-    first = runs[0]
-    if first.threads:
-        torch.set_num_threads(first.threads)
-    model = adapt(*load_base(first.base, dtype=first.dtype))
-    task = limit(load_task(first.task), **first.examples)
+    model, task = _opened(runs[0])
     jobs, results = [], {}
     for number, run in enumerate(runs):
-        name, config = str(number), TrainConfig(**{**run.train, "save_every": None})
+        name, config = str(number), _config(run)
         results[name] = _identity(run, task, model) | {"together": len(runs)}
         model.add(name, method_named(run.method)(**run.fields), seed=config.seed)
         items, held_out = (as_tokens(model, split, config, name) for split in (task.train, task.validation))
@@ -144,6 +136,18 @@ def neutral_text() -> str:
 
 
 # ── the parts of a measurement ──────────────────────────────────────────────────────────────────────────────────────
+
+
+def _opened(run: Spec) -> tuple[AdaptedModel, Task]:
+    """The run's base and task, with as many threads as it may have."""
+    if run.threads:
+        torch.set_num_threads(run.threads)
+    return adapt(*load_base(run.base, dtype=run.dtype)), limit(load_task(run.task), **run.examples)
+
+
+def _config(run: Spec) -> TrainConfig:
+    """How it is trained: in one go, or not at all."""
+    return TrainConfig(**{**run.train, "save_every": None})
 
 
 def _identity(run: Spec, task: Task, model: AdaptedModel) -> dict[str, Any]:

@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 from safetensors.torch import load_file, save_file
-from torch import Tensor, nn
+from torch import Tensor
 
 from halka.checkpoint import Progress, load_checkpoint, save_checkpoint
 from halka.core import AdaptedModel
@@ -161,12 +161,8 @@ class Run:
 
         Raises TrainingError, with the weights as they were, where loss or gradients are not finite.
         """
-        parameters, lr = self.adapter.parameters(), self._lr(self.number)
-        with self.model.lock:  # no other thread computes with values half changed
-            return self._apply(parameters, lr, loss), lr
-
-    def _apply(self, parameters: list[nn.Parameter], lr: float, loss: float) -> float:
-        norm = float(torch.nn.utils.clip_grad_norm_(parameters, self.config.clip or math.inf))
+        lr = self._lr(self.number)
+        norm = float(torch.nn.utils.clip_grad_norm_(self.adapter.parameters(), self.config.clip or math.inf))
         if not math.isfinite(loss + norm):
             raise TrainingError(
                 f"the loss became {loss} (gradient norm {norm}) at step {self.number} with learning rate {lr:.3g}: "
@@ -174,8 +170,9 @@ class Run:
             )
         for group in self.optimizer.param_groups:
             group["lr"] = lr
-        self.optimizer.step()
-        return norm
+        with self.model.lock:  # no other thread computes with values half changed
+            self.optimizer.step()
+        return norm, lr
 
     def stepped(self, loss: float, norm: float, lr: float, tokens: int, seconds: float) -> Step:
         """What the step was, now that it is done."""

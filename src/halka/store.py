@@ -178,7 +178,7 @@ def read_tensors(folder: Path) -> dict[str, torch.Tensor]:
         with torch.inference_mode(False):
             tensors = load_file(folder / WEIGHTS)  # mapped: its pages are read when they are needed, and shared
     except SafetensorError as error:
-        raise ValueError(f"{folder / WEIGHTS} is damaged ({error}): fetch or train the adapter again") from None
+        raise _damaged(folder, error) from None
     if other := [key for key, tensor in tensors.items() if tensor.dtype not in DTYPES]:
         raise ValueError(
             f"{folder / WEIGHTS} holds {tensors[other[0]].dtype} in {other[0]}, where an adapter has real numbers of "
@@ -200,7 +200,11 @@ def size_of(folder: Path) -> int:
         with safe_open(folder / WEIGHTS, framework="pt") as file:
             return 4 * sum(math.prod(file.get_slice(key).get_shape()) for key in file.keys())  # noqa: SIM118
     except (SafetensorError, FileNotFoundError) as error:
-        raise ValueError(f"{folder / WEIGHTS} is damaged ({error}): fetch or train the adapter again") from None
+        raise _damaged(folder, error) from None
+
+
+def _damaged(folder: Path, error: Exception) -> ValueError:
+    return ValueError(f"{folder / WEIGHTS} is damaged ({error}): fetch or train the adapter again")
 
 
 def read_card(folder: Path) -> Card | None:

@@ -45,10 +45,7 @@ def train(
 
     Raises ValueError for data without labels, and `TrainingError` where training itself fails.
     """
-    config = config or TrainConfig()
-    items = as_tokens(model, examples, config, name)
-    held_out = as_tokens(model, validation, config, name) if validation else []
-    return _steps_of(Run(model, name, items, held_out, config, folder))
+    return _steps_of(_run_of(model, Job(name, examples, config or TrainConfig(), validation, folder)))
 
 
 @dataclass(frozen=True)
@@ -81,12 +78,17 @@ def train_many(model: AdaptedModel, jobs: Sequence[Job]) -> Generator[dict[str, 
     runs = []
     for job in jobs:
         try:
-            items = as_tokens(model, job.examples, job.config, job.name)
-            held_out = as_tokens(model, job.validation, job.config, job.name) if job.validation else []
+            runs.append(_run_of(model, job))
         except ValueError as error:
             raise ValueError(f"{job.name}: {error}") from None
-        runs.append(Run(model, job.name, items, held_out, job.config, job.folder))
     return _together(model, runs)
+
+
+def _run_of(model: AdaptedModel, job: Job) -> Run:
+    """The job with its examples as the base reads them. Raises as `as_tokens` does."""
+    items = as_tokens(model, job.examples, job.config, job.name)
+    held_out = as_tokens(model, job.validation, job.config, job.name) if job.validation else []
+    return Run(model, job.name, items, held_out, job.config, job.folder)
 
 
 def as_tokens(
