@@ -20,8 +20,14 @@ VARIANTS: dict[str, list[Method]] = {
         halka.Bottleneck(reads="input", scale=2.0),
     ],
     "prefix": [halka.Prefix(length=5), halka.Prefix(length=5, start="random"), halka.Prefix(length=5, hidden=8)],
+    "modules": [halka.Modules(), halka.Modules(("embedding", "model.norm"))],
     "prompt": [halka.Prompt(length=5), halka.Prompt(length=5, tokens=(7, 8, 9))],
 }
+JOINT = [
+    halka.Joint((halka.LoRA(rank=4), halka.Modules())),
+    halka.Joint((halka.Bottleneck(width=6, reads="input"), halka.LoRA(rank=3, targets=("mlp.down", "attn.q")))),
+    halka.Joint((halka.Prefix(length=5), halka.Bottleneck(targets=("mlp",), reads="input"))),
+]
 STARTS_ELSEWHERE = {"prefix", "prompt"}  # virtual tokens change the output from the first step on
 
 
@@ -57,6 +63,15 @@ def padded(prompts: list[torch.Tensor], side: str) -> tuple[torch.Tensor, torch.
 
 def weights_of(base: torch.nn.Module) -> dict[str, torch.Tensor]:
     return copy.deepcopy(dict(base.named_parameters()))
+
+
+def of(method: Method) -> tuple[Method, ...]:
+    """A joint method's own, or the method itself."""
+    return method.methods if isinstance(method, halka.Joint) else (method,)
+
+
+def starts_elsewhere(method: Method) -> bool:
+    return any(each.name in STARTS_ELSEWHERE for each in of(method))
 
 
 def without_dropout(method: Method) -> Method:

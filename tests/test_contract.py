@@ -7,13 +7,13 @@ import torch
 
 import contract
 import halka
-from contract import STARTS_ELSEWHERE, VARIANTS, adapted, ids, padded
+from contract import JOINT, VARIANTS, adapted, ids, of, padded, starts_elsewhere
 from halka.methods import all_methods
 from halka.models import hidden_states, logits
 from halka.models.attention import use_attention
 from tiny import CONFIGS, tiny
 
-METHODS = [method for name, kind in all_methods().items() for method in VARIANTS.get(name, [kind()])]
+METHODS = [method for name, kind in all_methods().items() for method in VARIANTS.get(name, [kind()])] + JOINT
 every_method = pytest.mark.parametrize("method", METHODS, ids=lambda method: repr(method)[:60])
 every_kind = pytest.mark.parametrize("method", [kind() for kind in all_methods().values()], ids=lambda m: m.name)
 
@@ -43,7 +43,7 @@ def test_additive_methods_start_as_the_base(method, dtype):
     bare = model.base(ids()).logits
     with model.use("a"):
         used = model.base(ids()).logits
-    if method.name in STARTS_ELSEWHERE:
+    if starts_elsewhere(method):
         assert not torch.equal(used, bare)
     else:
         assert torch.equal(used, bare)
@@ -203,7 +203,7 @@ def test_merged_weights_compute_the_same_and_come_out_bit_for_bit(method):
         model.merge("a")
     except ValueError as refused:
         assert "not mergeable" in str(refused) or "cannot be merged" in str(refused)  # noqa: PT017
-        assert method.name in ("bottleneck", "prefix", "prompt", "full", "bitfit")
+        assert any(each.name in ("bottleneck", "prefix", "prompt", "full", "bitfit", "modules") for each in of(method))
     else:
         with torch.no_grad():
             torch.testing.assert_close(model.base(ids()).logits, expected, rtol=0, atol=1e-5)

@@ -62,13 +62,12 @@ def test_a_method_that_builds_nothing_is_refused():
     assert not model.adapters
 
 
-def test_two_parts_at_one_module_are_refused():
-    class Greedy(halka.BitFit):
-        def roles(self):
-            return ("mlp", "mlp.down")
-
-    with pytest.raises(ValueError, match=r"bitfit builds two parts at model\.layers\.0\.mlp\.down_proj"):
-        halka.adapt(tiny()).add("a", Greedy())
+def test_two_parts_at_one_module_have_names_of_their_own():
+    model = halka.adapt(tiny())
+    adapter = model.add("a", halka.Joint((halka.LoRA(rank=2, targets=("mlp.down",)), halka.Bottleneck(width=3))))
+    path = "model.layers.0.mlp.down_proj"
+    assert {path, f"{path}:mlp"} <= {*adapter.parts}
+    assert adapter.state_dict().keys() >= {f"{path}.lora_A", f"{path}:mlp.down.weight"}
 
 
 def test_adding_leaves_the_random_state_alone_and_depends_on_its_seed_only():

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from halka.adapter_store import AdapterStore
-    from halka.methods import IA3, BitFit, Bottleneck, DoRA, Full, LoRA, Prefix, Prompt
+    from halka.methods import IA3, BitFit, Bottleneck, DoRA, Full, Joint, LoRA, Modules, Prefix, Prompt
     from halka.models import adapt
     from halka.models.loading import load_base
     from halka.pool import AdapterPool
@@ -25,7 +25,9 @@ __all__ = [
     "DoRA",
     "Full",
     "Job",
+    "Joint",
     "LoRA",
+    "Modules",
     "Prefix",
     "Prompt",
     "TrainConfig",

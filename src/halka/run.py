@@ -17,7 +17,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from halka.checkpoint import Progress, load_checkpoint, save_checkpoint
-from halka.core import AdaptedModel
+from halka.core import AdaptedModel, described
 from halka.data.batches import plan
 from halka.data.tokens import TOO_LONG, Tokens
 from halka.files import write_file, write_text
@@ -275,7 +275,7 @@ class Run:
         method = self.adapter.method
         return {
             "method": method.name,
-            **{f"{method.name}'s {key}": value for key, value in asdict(method).items()},
+            **{f"{method.name}'s {key}": value for key, value in described(method)["fields"].items()},
             **asdict(replace(self.config, save_every=None, steps=self.steps, lr=self.peak_lr)),
             "dtype": str(self.model.base.dtype),
             "data": _digest(self.items),

@@ -17,7 +17,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 
-from halka.core import AdaptedModel, Adapter
+from halka.core import AdaptedModel, Adapter, described
 from halka.data.tokens import chat_template_fingerprint
 from halka.files import new_folder, soon_needed
 from halka.formats.peft import CONFIG, WEIGHTS, Folder, from_peft, to_peft
@@ -80,7 +80,7 @@ def save(
             )
     card = Card(
         base={"name": written.config["base_model_name_or_path"], "fingerprint": own_fingerprint(model)},
-        method={"name": adapter.method.name, "fields": asdict(adapter.method)},
+        method=described(adapter.method),
         parameters=adapter.count(),
         chat_template=template_of(model),
         task=task,

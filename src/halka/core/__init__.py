@@ -1,17 +1,20 @@
-"""The idea in seven files: parts (what acts), routing (on which row), stacking, weights, blank, turns, model."""
+"""The idea in eight files: parts (what acts), joint, routing (on which row), stacking, weights, blank, turns, model."""
 
 from halka.core.blank import begun
+from halka.core.joint import Joint
 from halka.core.model import AdaptedModel
 from halka.core.parts import (
     LINEAR_ROLES,
     ROLE_GROUPS,
     VIRTUAL_ROLES,
     WEIGHT_ROLES,
+    WHOLE,
     Adapter,
     Method,
     Part,
     Reader,
     Target,
+    described,
     linear,
     state_of,
 )
@@ -22,14 +25,17 @@ __all__ = [
     "ROLE_GROUPS",
     "VIRTUAL_ROLES",
     "WEIGHT_ROLES",
+    "WHOLE",
     "AdaptedModel",
     "Adapter",
+    "Joint",
     "Memory",
     "Method",
     "Part",
     "Reader",
     "Target",
     "begun",
+    "described",
     "linear",
     "repeats",
     "state_of",

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from halka.core.blank import without_starts
-from halka.core.parts import ROLE_GROUPS, VIRTUAL_ROLES, WEIGHT_ROLES, Adapter, Method, Part, Target, state_of
+from halka.core.parts import VIRTUAL_ROLES, WEIGHT_ROLES, Adapter, Method, Part, Target, select, state_of
 from halka.core.routing import Memory, Route, repeats, resolve
 from halka.core.turns import Turns
 from halka.core.weights import StandIns
@@ -74,7 +74,7 @@ class AdaptedModel:
         """
         if not name or not isinstance(name, str):
             raise ValueError(f"an adapter's name is a non-empty string, not {name!r}")
-        wanted = self._wanted(method)
+        wanted = select(method, self.targets, self._by_path)
         reading = any(target.role in VIRTUAL_ROLES for target in wanted)  # with the attention of `models/attention.py`
         with (
             self.own_weights(),
@@ -92,12 +92,13 @@ class AdaptedModel:
                     part = method.build(target)
                 if part is None:
                     continue
-                if target.name in parts:
-                    raise ValueError(f"{method.name} builds two parts at {target.name}: choose one of its roles")
+                path = target.key if target.name in parts else target.name
                 part.to(device)
-                parts[target.name], targets[target.name] = part.eval(), target
+                parts[path], targets[path] = part.eval(), target
             if not parts:
                 raise ValueError(f"{method.name} built no part for this base: widen its targets")
+            for part in parts.values():
+                part.meet(parts)
             adapter = Adapter(method, parts, targets)
             if state is not None:
                 if other := [key for key, tensor in state.items() if tensor.dtype != torch.float32]:
@@ -196,10 +197,12 @@ class AdaptedModel:
             weights: dict[str, Tensor] = {}
             for path, part in adapter.parts.items():
                 target = adapter.targets[path]
+                path = target.name
                 if target.role not in (*WEIGHT_ROLES, "attn", "mlp"):
                     raise ValueError(f"{adapter.method.name} acts on {target.role}, which is no weight: not mergeable")
                 weight, bias = (getattr(target.module, key, None) for key in ("weight", "bias"))
                 assert weight is not None
+                weight, bias = (weights.get(f"{path}.{key}", own) for key, own in (("weight", weight), ("bias", bias)))
                 as_linear = weight.T if target.transposed else weight
                 try:
                     new, new_bias = part.merged(as_linear.float(), None if bias is None else bias.float())
@@ -231,20 +234,6 @@ class AdaptedModel:
             known = ", ".join(map(repr, [*self.adapters])) or "none yet"
             raise ValueError(f"no adapter {name!r} here (there are: {known}): `add` or `load` it first")
         return found
-
-    def _wanted(self, method: Method) -> list[Target]:
-        """The targets of the method's roles. A named role must exist; of a group, at least one."""
-        present = {target.role for target in self.targets}
-        wanted: set[str] = set()
-        for role in method.roles():
-            found = present.intersection(ROLE_GROUPS.get(role, (role,)))
-            if not found:
-                raise ValueError(
-                    f"{method.name} wants {role!r}, which this base does not have: it has {', '.join(sorted(present))} "
-                    f"and the groups {', '.join(ROLE_GROUPS)}"
-                )
-            wanted |= found
-        return [target for target in self.targets if target.role in wanted]
 
     def _resolve(self, names: tuple[str | None, ...]) -> Route | None:
         adapters = {name: self.adapter(name) for name in names if name is not None}

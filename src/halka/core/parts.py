@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Hashable, Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields, is_dataclass
 from typing import Any, ClassVar, Protocol
 
 import torch
@@ -38,8 +38,9 @@ class Target:
     """One place in a base where a method may act.
 
     role        the same for every architecture: a linear layer (`attn.q` … `mlp.down`), a sublayer's output before the
-                residual sum (`attn`, `mlp`), the output layer (`head`), the input embeddings (`embed`), every layer's
-                keys and values (`memory`), or all weights (`base`)
+                residual sum (`attn`, `mlp`), the output layer (`head`), the module that turns tokens into embeddings
+                (`embedding`) and those that stand before the text's own (`embed`), every layer's keys and values
+                (`memory`), all weights (`base`), or any other module, trained whole (`module`)
     name        the module's path in the base
     d_in, d_out the widths of what the part reads and of what it returns
     source      for `attn` and `mlp`: the path of the module that receives the sublayer's input; for `base`: of the
@@ -62,6 +63,41 @@ class Target:
     def key(self) -> str:
         """Unlike the name, never shared: `mlp` and `mlp.down` stand at the same module."""
         return f"{self.name}:{self.role}"
+
+
+WHOLE = "module:"  # before a path, among a method's roles: that module, whatever it is
+
+
+def wants(roles: Iterable[str], target: Target) -> bool:
+    """Whether a method of these roles acts on the target."""
+    return any(_selects(each, target) for each in roles)
+
+
+def select(method: Method, targets: Iterable[Target], modules: Mapping[str, nn.Module]) -> list[Target]:
+    """The targets that a method acts on, of a base with these targets and modules (by path).
+
+    Raises ValueError for a role or a path that selects none; of a group, one role is enough.
+    """
+    targets, roles = list(targets), method.roles()
+    for role in roles:
+        path = role.removeprefix(WHOLE)
+        if role.startswith(WHOLE) and path in modules:
+            targets.append(Target(path, "module", modules[path], 0, 0))
+        if not any(_selects(role, target) for target in targets):
+            present = ", ".join(sorted({target.role for target in targets}))
+            raise ValueError(
+                f"{method.name} wants {path!r}, which this base does not have: it has {present} and the groups "
+                f"{', '.join(ROLE_GROUPS)}; a linear layer can also be named by its path"
+            )
+    return [target for target in targets if wants(roles, target)]
+
+
+def _selects(role: str, target: Target) -> bool:
+    if role.startswith(WHOLE):
+        return target.role == "module" and target.name == role.removeprefix(WHOLE)
+    if target.role in ROLE_GROUPS.get(role, (role,)):
+        return True
+    return target.role in WEIGHT_ROLES and target.name == role
 
 
 class Part(nn.Module):
@@ -93,6 +129,9 @@ class Part(nn.Module):
     def writes(self, x: Tensor, y: Tensor, *operands: Tensor) -> Tensor:
         """`forward`, given the operands, as in `reads`."""
         return y
+
+    def meet(self, others: Mapping[str, Part]) -> None:
+        """Called once, when all parts of the adapter are built, by their targets' paths: some share parameters."""
 
     def kin(self) -> Hashable:
         """Parts of one class and of equal kin differ in their operands alone; asked where `use` begins."""
@@ -164,12 +203,23 @@ class Method(Protocol):
     lr: ClassVar[float]  # a learning rate to start from
 
     def roles(self) -> tuple[str, ...]:
-        """The roles, or groups of roles, that it acts on."""
+        """The roles, or groups of roles, that it acts on; also paths of single linear layers."""
         ...
 
     def build(self, target: Target) -> Part | None:
         """The part for one target of those roles, fp32, or None to leave that target alone."""
         ...
+
+
+def described(method: Method) -> dict[str, Any]:
+    """A method as plain data, `{"name": …, "fields": …}`; `halka.methods.made` makes it again."""
+    return {"name": method.name, "fields": {each.name: _plain(getattr(method, each.name)) for each in fields(method)}}
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, tuple):
+        return [_plain(each) for each in value]
+    return described(value) if is_dataclass(value) else value  # type: ignore[arg-type]
 
 
 class Edits:

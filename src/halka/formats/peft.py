@@ -8,13 +8,13 @@ Layouts as peft 0.21 writes them.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 from torch import Tensor
 
-from halka.core import WEIGHT_ROLES, Adapter, Method, Target
-from halka.methods import IA3, DoRA, LoRA, Prefix, Prompt, method_named
+from halka.core import WEIGHT_ROLES, Adapter, Method, Target, described
+from halka.methods import IA3, DoRA, LoRA, Prefix, Prompt, made
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 _PREFIX = "base_model.model."
@@ -131,7 +131,7 @@ def _write_prompt(adapter: Adapter, targets: tuple[Target, ...]) -> tuple[dict[s
 
 
 def _write_native(adapter: Adapter, targets: tuple[Target, ...]) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    config = {"peft_type": adapter.method.name.upper(), "fields": asdict(adapter.method)}
+    config = {"peft_type": adapter.method.name.upper(), "fields": described(adapter.method)["fields"]}
     if "base" in adapter.parts:  # full: what computes, not the fp32 masters
         return config, dict(adapter.parts["base"].weights())
     return config, adapter.state_dict()
@@ -245,11 +245,10 @@ def _read_native(folder: Folder, targets: tuple[Target, ...]) -> tuple[Method, d
     known = ", ".join([*_READERS, "and Halka's own methods in capitals"])
     if "fields" not in folder.config:
         raise ValueError(f"adapters of the type {kind!r} cannot be read: Halka knows {known}")
-    fields = {key: tuple(v) if isinstance(v, list) else v for key, v in folder.config["fields"].items()}
     try:
-        method = method_named(kind.lower())(**fields)
-    except TypeError as error:
-        raise ValueError(f"{CONFIG}: {kind} with fields that it does not have: {error}") from None
+        method = made(kind.lower(), folder.config["fields"])
+    except ValueError as error:
+        raise ValueError(f"{CONFIG}: {error}") from None
     state = dict(folder.tensors)
     if kind == "FULL":
         state = {f"base.{key}": tensor.float() for key, tensor in state.items()}

@@ -2,22 +2,39 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import is_dataclass
 from importlib import import_module
 from inspect import getmembers, isclass
 from pkgutil import iter_modules
+from typing import Any
 
-from halka.core import Method
+from halka.core import Joint, Method
 from halka.methods.bitfit import BitFit
 from halka.methods.bottleneck import Bottleneck
 from halka.methods.dora import DoRA
 from halka.methods.full import Full
 from halka.methods.ia3 import IA3
 from halka.methods.lora import LoRA
+from halka.methods.modules import Modules
 from halka.methods.prefix import Prefix
 from halka.methods.prompt import Prompt
 
-__all__ = ["IA3", "BitFit", "Bottleneck", "DoRA", "Full", "LoRA", "Prefix", "Prompt", "all_methods", "method_named"]
+__all__ = [
+    "IA3",
+    "BitFit",
+    "Bottleneck",
+    "DoRA",
+    "Full",
+    "Joint",
+    "LoRA",
+    "Modules",
+    "Prefix",
+    "Prompt",
+    "all_methods",
+    "made",
+    "method_named",
+]
 
 
 def all_methods() -> dict[str, type[Method]]:
@@ -36,3 +53,18 @@ def method_named(name: str) -> type[Method]:
     if name not in methods:
         raise ValueError(f"there is no method {name!r}: choose one of {', '.join(methods)}")
     return methods[name]
+
+
+def made(name: str, fields: Mapping[str, Any]) -> Method:
+    """The method that `core.described` told of. Raises ValueError for an unknown name, field or value."""
+    kind = Joint if name == Joint.name else method_named(name)
+    try:
+        return kind(**{key: _value(value) for key, value in fields.items()})
+    except TypeError as error:
+        raise ValueError(f"{name} with fields that it does not have, or of other types: {error}") from None
+
+
+def _value(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return made(**value)
+    return tuple(_value(each) for each in value) if isinstance(value, list | tuple) else value

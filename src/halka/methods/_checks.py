@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import math
+import re
 
 from halka.core import ROLE_GROUPS, WEIGHT_ROLES
+
+IN_A_LAYER = re.compile(r".+\.\d+\..+").fullmatch  # a path such as model.layers.3.self_attn.q_proj
 
 
 def whole(method: str, **fields: int) -> None:
@@ -29,12 +32,12 @@ def fraction(method: str, **fields: float) -> None:
 
 
 def weight_roles(method: str, targets: tuple[str, ...]) -> None:
-    """`targets` are roles, or groups of roles, that a weight serves: what the method does there can be its weight's."""
+    """`targets` are roles, groups of roles, or paths, that a weight serves: what is done there can be its weight's."""
     if isinstance(targets, str):
         raise ValueError(f'{method}: targets is a tuple of roles: ("{targets}",), not "{targets}"')
     if not targets:
         raise ValueError(f"{method}: targets is empty: name at least one role")
-    if wrong := [each for each in targets if each not in (*WEIGHT_ROLES, *ROLE_GROUPS)]:
+    if wrong := [each for each in targets if each not in (*WEIGHT_ROLES, *ROLE_GROUPS) and not IN_A_LAYER(each)]:
         raise ValueError(
             f"{method}: targets are linear layers ({', '.join(WEIGHT_ROLES)}) or groups of them "
             f"({', '.join(ROLE_GROUPS)}), not {', '.join(map(repr, wrong))}"

@@ -23,7 +23,7 @@ def adapt(base: Any, tokenizer: Any = None) -> AdaptedModel:
     base.eval()
     embed = base.get_submodule(layout.embed)
     vocabulary, width = embed.weight.shape
-    targets = linear_targets(base, layout)
+    targets = [Target(layout.embed, "embedding", embed, vocabulary, width), *linear_targets(base, layout)]
     memory = VirtualTokens(base, layout)
     whole = Target("base", "base", base, width, vocabulary, source=layout.decoder)
     if layout.attention:

@@ -1,0 +1,45 @@
+"""Several methods in one adapter, each at targets of its own: a LoRA with a trained head, a prefix beside bottlenecks."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from halka.core.parts import Method, Part, Target, wants
+
+
+@dataclass(frozen=True)
+class Joint:
+    """The parts of all `methods`, trained, saved and used as one adapter.
+
+    Raises ValueError for fewer than two, for one within another, and where two act on one target.
+    """
+
+    name: ClassVar[str] = "joint"
+    paper: ClassVar[str] = (
+        "those of its methods; prefix and parallel bottleneck together: He et al. 2022, arXiv:2110.04366"
+    )
+
+    methods: tuple[Method, ...]
+
+    def __post_init__(self) -> None:
+        if len(self.methods) < 2 or any(isinstance(each, Joint) for each in self.methods):
+            raise ValueError("joint: give two or more methods, none of them joint itself")
+
+    @property
+    def lr(self) -> float:
+        """The most careful one."""
+        return min(each.lr for each in self.methods)
+
+    def roles(self) -> tuple[str, ...]:
+        return tuple(role for each in self.methods for role in each.roles())
+
+    def build(self, target: Target) -> Part | None:
+        built = [
+            (each.name, part) for each in self.methods if wants(each.roles(), target) and (part := each.build(target))
+        ]
+        if len(built) > 1:
+            raise ValueError(
+                f"{' and '.join(name for name, _ in built)} both act on {target.name}: narrow the targets of one"
+            )
+        return built[0][1] if built else None

@@ -1,0 +1,73 @@
+"""Modules trained whole: a copy of each takes its place, as a classifier's new head needs (peft's `modules_to_save`)."""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import dataclass, field
+from typing import ClassVar
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call
+
+from halka.core import WHOLE, Part, Target, begun
+
+ROLES = ("head", "embedding")
+
+
+@dataclass(frozen=True)
+class Modules:
+    name: ClassVar[str] = "modules"
+    paper: ClassVar[str] = "no paper: full fine-tuning of a few modules"
+    lr: ClassVar[float] = 1e-3
+
+    targets: tuple[str, ...] = field(
+        default=("head",), metadata={"help": "head, embedding, or paths of modules with one input: norms, classifiers"}
+    )
+
+    def __post_init__(self) -> None:
+        if isinstance(self.targets, str) or not self.targets:
+            raise ValueError(f'modules: targets is a tuple of modules, such as ("head",), not {self.targets!r}')
+
+    def roles(self) -> tuple[str, ...]:
+        return tuple(each if each in ROLES else f"{WHOLE}{each}" for each in self.targets)
+
+    def build(self, target: Target) -> Part:
+        return WholePart(target.module)
+
+
+class WholePart(Part):
+    """The module's own parameters under their own names, fp32, which start as the base's: y stays y.
+
+    Where the module is tied to another, as many heads are to the embeddings, the other stays as it is.
+    """
+
+    def __init__(self, module: nn.Module):
+        super().__init__()
+        if not any(True for _ in module.parameters()):
+            raise ValueError(f"modules: a {type(module).__name__} has nothing to train")
+        form = copy.deepcopy(module)  # without our hooks and weights: what is computed, not with what
+        for each in form.modules():
+            each._forward_hooks.clear()
+            each._forward_pre_hooks.clear()
+        self._form = (form.requires_grad_(False),)
+        for path, inner in module.named_modules():
+            mine: nn.Module = self
+            for step in path.split(".") if path else ():
+                if step not in mine._modules:
+                    mine.add_module(step, nn.Module())
+                mine = mine.get_submodule(step)
+            for key, parameter in inner._parameters.items():
+                if parameter is not None:
+                    own = parameter.detach()
+                    like = torch.empty_like(own, dtype=torch.float32)
+                    mine.register_parameter(key, begun(like, lambda it, own=own: it.copy_(own)))
+                    form.get_submodule(path)._parameters[key] = nn.Parameter(own.to("meta"), requires_grad=False)
+
+    def forward(self, x: Tensor, y: Tensor) -> Tensor:
+        weights = {name: parameter.to(y.dtype) for name, parameter in self.named_parameters()}
+        return functional_call(self._form[0].train(self.training), weights, (x,))
+
+    def merged(self, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor | None]:
+        own = dict(self.named_parameters())
+        return own["weight"], own.get("bias")
