@@ -5,8 +5,12 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+import mmap
+import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, fields, replace
 from datetime import UTC, datetime
 from importlib.metadata import version
@@ -25,6 +29,7 @@ from halka.models.fingerprint import own_fingerprint
 
 CARD = "halka.json"
 ALIGNED = 64  # bytes
+LARGE = 1 << 24  # bytes hashed at a time: in between a thread waits for its turn in Python
 DTYPES = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
 
 
@@ -118,19 +123,23 @@ def load(
     config = read_config(folder)
     card = read_card(folder)
     soon_needed(folder / WEIGHTS)
-    if card is not None:
-        _check_base(card, model, folder, allow_other_base, allow_other_template)
-        check_files(card, folder)
-    tensors = read_tensors(folder)
-    try:
-        method, state = from_peft(Folder(config, tensors), model.targets)
-    except ValueError as error:
-        raise ValueError(f"{folder}: {error}") from None
     name = folder.resolve().name if name is None else name
-    try:
-        return model.add(name, method, state=state)
-    except ValueError as error:
-        raise ValueError(f"{folder}: {error}") from None
+    with _checked_beside(card, folder) as check:
+        if card is not None:
+            _check_base(card, model, folder, allow_other_base, allow_other_template)
+        tensors = read_tensors(folder)
+        try:
+            method, state = from_peft(Folder(config, tensors), model.targets)
+            with model.lock:  # nobody uses it before its files are known to be the Card's
+                adapter = model.add(name, method, state=state)
+                try:
+                    check()
+                except BaseException:
+                    model.remove(name)
+                    raise
+        except ValueError as error:
+            raise ValueError(f"{folder}: {error}") from None
+    return adapter
 
 
 def _write_tensors(tensors: Mapping[str, torch.Tensor], path: Path) -> None:
@@ -228,11 +237,36 @@ def check_files(card: Card, folder: Path) -> None:
         )
 
 
+@contextmanager
+def _checked_beside(card: Card | None, folder: Path) -> Iterator[Callable[[], None]]:
+    """`check_files` in a thread beside what the block does, which can ask for its end.
+
+    That the files changed is told instead of whatever came of it in the block.
+    """
+    with ThreadPoolExecutor(1) as worker:
+        checked = None if card is None else worker.submit(check_files, card, folder)
+
+        def check() -> None:
+            if checked is not None:
+                checked.result()
+
+        try:
+            yield check
+        finally:
+            check()
+
+
 def _digests(folder: Path) -> dict[str, str]:
     found = {}
     for name in (CONFIG, WEIGHTS):
         with (folder / name).open("rb") as file:
-            found[name] = hashlib.file_digest(file, "sha256").hexdigest()
+            size = os.fstat(file.fileno()).st_size
+            digest = hashlib.sha256()
+            if size:  # nothing cannot be mapped
+                with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as mapped, memoryview(mapped) as all_of_it:
+                    for start in range(0, size, LARGE):
+                        digest.update(all_of_it[start : start + LARGE])
+            found[name] = digest.hexdigest()
     return found
 
 
