@@ -82,9 +82,7 @@ def test_a_path_selects_a_single_layer():
     assert set(adapter.parts) == {path, "model.layers.0.mlp.up_proj", "model.layers.1.mlp.up_proj"}
 
 
-@pytest.mark.parametrize(
-    "path", ["model.layers.7.self_attn.q_proj", "model.layers.0.mlp", "model.layers.0.self_attn.q"]
-)
+@pytest.mark.parametrize("path", ["model.layers.7.mlp.up_proj", "model.layers.0.mlp", "model.layers.0.self_attn.q"])
 def test_a_path_without_a_linear_layer_is_refused(path):
     with pytest.raises(ValueError, match=f"lora wants '{path}', which this base does not have"):
         halka.adapt(tiny()).add("a", halka.LoRA(targets=(path,)))
@@ -106,5 +104,5 @@ def test_a_module_trained_whole_takes_the_place_of_the_base_s():
 def test_a_module_without_parameters_cannot_be_trained_whole():
     with pytest.raises(ValueError, match="a SiLUActivation has nothing to train"):
         halka.adapt(tiny()).add("a", halka.Modules(("model.layers.0.mlp.act_fn",)))
-    with pytest.raises(ValueError, match="modules wants 'model.nrm', which this base does not have"):
+    with pytest.raises(ValueError, match=r"modules wants 'model\.nrm', which this base does not have"):
         halka.adapt(tiny()).add("a", halka.Modules(("model.nrm",)))

@@ -1,4 +1,4 @@
-"""Several methods in one adapter, each at targets of its own: a LoRA with a trained head, a prefix beside bottlenecks."""
+"""Several methods in one adapter, each at targets of its own: a LoRA with a trained head, a prefix with bottlenecks."""
 
 from __future__ import annotations
 
@@ -16,30 +16,23 @@ class Joint:
     """
 
     name: ClassVar[str] = "joint"
-    paper: ClassVar[str] = (
-        "those of its methods; prefix and parallel bottleneck together: He et al. 2022, arXiv:2110.04366"
-    )
+    paper: ClassVar[str] = "prefix and parallel bottleneck together: He et al. 2022, arXiv:2110.04366"
+    lr: ClassVar[float] = 1e-3  # an instance has the lowest of its methods'
 
     methods: tuple[Method, ...]
 
     def __post_init__(self) -> None:
         if len(self.methods) < 2 or any(isinstance(each, Joint) for each in self.methods):
             raise ValueError("joint: give two or more methods, none of them joint itself")
-
-    @property
-    def lr(self) -> float:
-        """The most careful one."""
-        return min(each.lr for each in self.methods)
+        object.__setattr__(self, "lr", min(each.lr for each in self.methods))
 
     def roles(self) -> tuple[str, ...]:
         return tuple(role for each in self.methods for role in each.roles())
 
     def build(self, target: Target) -> Part | None:
-        built = [
-            (each.name, part) for each in self.methods if wants(each.roles(), target) and (part := each.build(target))
-        ]
+        wanting = [each for each in self.methods if wants(each.roles(), target)]
+        built = [(each.name, part) for each in wanting if (part := each.build(target)) is not None]
         if len(built) > 1:
-            raise ValueError(
-                f"{' and '.join(name for name, _ in built)} both act on {target.name}: narrow the targets of one"
-            )
+            both = " and ".join(name for name, _ in built)
+            raise ValueError(f"{both} both act on {target.name}: narrow the targets of one")
         return built[0][1] if built else None

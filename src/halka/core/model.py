@@ -200,9 +200,9 @@ class AdaptedModel:
                 path = target.name
                 if target.role not in (*WEIGHT_ROLES, "attn", "mlp"):
                     raise ValueError(f"{adapter.method.name} acts on {target.role}, which is no weight: not mergeable")
-                weight, bias = (getattr(target.module, key, None) for key in ("weight", "bias"))
+                own = {key: getattr(target.module, key, None) for key in ("weight", "bias")}
+                weight, bias = (weights.get(f"{path}.{key}", tensor) for key, tensor in own.items())
                 assert weight is not None
-                weight, bias = (weights.get(f"{path}.{key}", own) for key, own in (("weight", weight), ("bias", bias)))
                 as_linear = weight.T if target.transposed else weight
                 try:
                     new, new_bias = part.merged(as_linear.float(), None if bias is None else bias.float())

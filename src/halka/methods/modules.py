@@ -1,4 +1,4 @@
-"""Modules trained whole: a copy of each takes its place, as a classifier's new head needs (peft's `modules_to_save`)."""
+"""Modules trained whole: a copy of each takes its place, as a classifier's new head needs."""
 
 from __future__ import annotations
 
