@@ -788,6 +788,20 @@ def test_adapters_show(here):
         assert told in shown
 
 
+def test_adapters_show_finds_a_name_in_a_store(here):
+    halka("adapters add run/adapter mine --store kept")
+    halka("adapters add run/adapter mine --store kept")
+    found = parsed("adapters show mine --store kept --version 1")
+    assert found["folder"].endswith("1")
+    assert found["tensors"] == parsed("adapters show run/adapter")["tensors"]
+    assert "--version is one of a name's in a store" in failure("adapters show run/adapter --version 1")
+    assert "nope" in failure("adapters show nope --store kept")
+
+
+def test_a_pool_without_a_store_is_refused(here):
+    assert "--pool is what a store's adapters may take" in failure('generate --base base --pool 5 "hello"')
+
+
 def test_adapters_show_reads_pefts_folders_and_finds_damage(here):
     import shutil
 

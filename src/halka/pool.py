@@ -14,7 +14,7 @@ from halka.adapter_store import AdapterStore, Stored
 from halka.core import AdaptedModel
 from halka.store import load, size_of
 
-DEFAULT_BUDGET = 1 << 30
+DEFAULT_BUDGET = 10**9  # bytes
 
 
 class AdapterPool:

@@ -27,13 +27,26 @@ Name = Annotated[str, typer.Argument(metavar="NAME", help="an adapter's name in 
 Version = Annotated[int | None, typer.Option("--version", metavar="N", min=1, help="one version of it")]
 
 
-@app.command("show", cls=Command, epilog=examples("halka adapters show runs/support/adapter"))
+@app.command(
+    "show",
+    cls=Command,
+    epilog=examples("halka adapters show runs/support/adapter", "halka adapters show support --store adapters"),
+)
 def show_(
-    folder: Annotated[Path, typer.Argument(metavar="FOLDER", help="an adapter's folder, ours or peft's")],
+    folder: Annotated[
+        Path, typer.Argument(metavar="FOLDER|NAME", help="its folder, ours or peft's; a name in --store")
+    ],
+    store: Annotated[Path | None, typer.Option(metavar="FOLDER", help="the store that has it")] = None,
+    version: Version = None,
     json: Json = False,
 ) -> None:
     """Show an adapter: its base, method, task, training, scores, sizes and shapes."""
-    found = describe(adapter_folder(folder, "FOLDER"))
+    if store is not None:
+        found = describe(_opened(store).get(str(folder), version).folder)
+    elif version is not None:
+        raise ValueError("--version is one of a name's in a store: give --store FOLDER with it")
+    else:
+        found = describe(adapter_folder(folder, "FOLDER"))
     if json:
         emit(found)
     else:

@@ -34,7 +34,7 @@ def evaluate(
     base: Base,
     adapter: AdapterNames = None,
     store: StoreFolder = None,
-    pool: PoolSize = 1000,
+    pool: PoolSize = None,
     task: Annotated[str | None, typer.Option(metavar="NAME", help="a task: support, a .yaml or .py file")] = None,
     split: Annotated[
         Split | None, typer.Option(metavar="NAME", help="the task's train, validation or test (test if not given)")

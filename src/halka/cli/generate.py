@@ -35,7 +35,7 @@ def generate(
     ] = None,
     adapter: AdapterNames = None,
     store: StoreFolder = None,
-    pool: PoolSize = 1000,
+    pool: PoolSize = None,
     system: Annotated[str | None, typer.Option(metavar="TEXT", help="a system message before each prompt")] = None,
     max_new_tokens: Annotated[int, typer.Option(metavar="N", min=1, help="tokens an answer, at most")] = 256,
     temperature: Annotated[

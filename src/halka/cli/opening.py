@@ -28,23 +28,28 @@ def open_model(
     adapters: Adapters,
     names: Iterable[str | None],
     *,
-    pool: int,
+    pool: int | None,
     dtype: str,
     device: str | None,
     allow_other_base: bool,
     allow_other_template: bool,
 ) -> AdaptedModel:
-    """The base with the adapters of these names; those that a store has come when they are used, as `pool` MB allow."""
+    """The base with the adapters of these names; those that a store has come when they are used, as `pool` MB allow.
+
+    Raises ValueError for a pool without a store.
+    """
     from halka.models import adapt
     from halka.models.loading import load_base
-    from halka.pool import AdapterPool
+    from halka.pool import DEFAULT_BUDGET, AdapterPool
     from halka.store import load
 
+    if pool is not None and adapters.store is None:
+        raise ValueError("--pool is what a store's adapters may take: give --store FOLDER with it")
     say(f"loading {base} …")
     model = adapt(*load_base(base, dtype=dtype, device=device))
     allowed = {"allow_other_base": allow_other_base, "allow_other_template": allow_other_template}
     if adapters.store is not None:
-        AdapterPool(model, adapters.store, pool * 10**6, **allowed)
+        AdapterPool(model, adapters.store, DEFAULT_BUDGET if pool is None else pool * 10**6, **allowed)
     for name in dict.fromkeys(names):
         if name is not None and not adapters.pooled(name):
             load(model, adapters.folder(name), name=name, **allowed)

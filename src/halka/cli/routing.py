@@ -31,7 +31,7 @@ StoreFolder = Annotated[
     typer.Option("--store", metavar="FOLDER", help="a store, whose adapters are named NAME or NAME@VERSION"),
 ]
 PoolSize = Annotated[
-    int, typer.Option("--pool", metavar="MB", min=1, help="memory that the store's adapters may take at a time")
+    int | None, typer.Option("--pool", metavar="MB", min=1, help="memory that the store's adapters may take [1000]")
 ]
 
 
