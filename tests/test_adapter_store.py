@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import random
 import signal
 import subprocess
@@ -186,32 +187,44 @@ def test_writers_and_readers_at_once(store, model):
 
 WRITER = """
 import sys
+from contract import adapted
+from halka import LoRA
 from halka.adapter_store import AdapterStore
-store = AdapterStore(sys.argv[1])
+store, folder = AdapterStore(sys.argv[1]), sys.argv[2]
+model = adapted(LoRA(rank=4))
 print("ready", flush=True)
+tags = [f"tag{number}" for number in range(2000)]
 while True:
-    store.add(sys.argv[2], "a")
-    if len(store.versions("a")) > 6:
+    store.add(folder, "a")
+    store.save(model, "a")
+    store.tag("a", tags)
+    store.tag("a", tags, remove=True)
+    while len(store.versions("a")) > 6:
         store.remove("a", store.versions("a")[0])
 """
 
 
 def test_a_killed_writer_leaves_whole_versions_and_no_garbage(store, model):
+    """Killed while it adds a folder, saves a model's adapter, tags or removes."""
     folder = halka.save(model, "a", store.folder.parent / "a")
-    seen = set()
+    seen, tagged, path = set(), set(), os.pathsep.join(sys.path)
     for seed in range(12):
         arguments = [sys.executable, "-c", WRITER, str(store.folder), str(folder)]
-        with subprocess.Popen(arguments, stdout=subprocess.PIPE, text=True) as process:
+        with subprocess.Popen(
+            arguments, stdout=subprocess.PIPE, text=True, env=os.environ | {"PYTHONPATH": path}
+        ) as process:
             assert process.stdout is not None
-            process.stdout.readline()
+            assert process.stdout.readline() == "ready\n"
             time.sleep(random.Random(seed).uniform(0.0, 0.08))
             process.kill()
         assert process.returncode == -signal.SIGKILL
         assert all(wrong == "" for _, wrong in store.verify())
+        tagged |= {len(each.tags) for each in store.list()}
         seen |= {*map(str, hidden(store))}
         store.clean()
         assert hidden(store) == []
     assert seen  # else no writer was killed in its work
+    assert tagged <= {0, 2000}  # all of them or none
     store.add(folder, "a")
 
 
