@@ -1,0 +1,35 @@
+"""What a base is for, told by its class: the next token, masked ones, a label, a label a token, one text from another."""
+
+from __future__ import annotations
+
+from typing import Any
+
+KINDS = {  # kind -> the transformers class that loads bases of it
+    "causal-lm": "AutoModelForCausalLM",
+    "masked-lm": "AutoModelForMaskedLM",
+    "sequence-classification": "AutoModelForSequenceClassification",
+    "token-classification": "AutoModelForTokenClassification",
+    "seq2seq-lm": "AutoModelForSeq2SeqLM",
+}
+
+
+def kind_of(base: Any) -> str:
+    """One of `KINDS`. Raises ValueError for a model that is none, such as a bare encoder without a head."""
+    from transformers.models.auto import modeling_auto as auto
+
+    classes = {
+        "causal-lm": auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
+        "masked-lm": auto.MODEL_FOR_MASKED_LM_MAPPING_NAMES,
+        "sequence-classification": auto.MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES,
+        "token-classification": auto.MODEL_FOR_TOKEN_CLASSIFICATION_MAPPING_NAMES,
+        "seq2seq-lm": auto.MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING_NAMES,
+    }
+    ancestry = [each.__name__ for each in type(base).__mro__]
+    model_type = getattr(getattr(base, "config", None), "model_type", None)
+    for kind, names in classes.items():
+        own = names.get(model_type, ())
+        if any(name in ((own,) if isinstance(own, str) else own) for name in ancestry):
+            return kind
+    raise ValueError(
+        f"{type(base).__name__} is none of {', '.join(KINDS)}: load the model with one of {', '.join(KINDS.values())}"
+    )
