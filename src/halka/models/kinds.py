@@ -1,4 +1,4 @@
-"""What a base is for, told by its class: the next token, masked ones, a label, a label a token, one text from another."""
+"""What a base is for, told by its class: the next token, masked ones, a label, labels of tokens, or another text."""
 
 from __future__ import annotations
 
