@@ -87,6 +87,6 @@ def test_every_module_is_on_the_map():
         relative = path.relative_to(package)
         if path.name == "__init__.py":
             continue
-        folder = f"{relative.parts[0]}/"
-        known = str(relative) in text or f"`{folder}`" in text or f"`{folder}*.py`" in text
+        folders = [f"{'/'.join(relative.parts[:depth])}/" for depth in range(1, len(relative.parts))]
+        known = str(relative) in text or any(f"`{each}`" in text or f"`{each}*.py`" in text for each in folders)
         assert known, f"docs/architecture.md does not name {relative}"

@@ -1,4 +1,4 @@
-"""The adapter folder: peft's two files and a Card, `halka.json`. Saved whole or not at all, loaded strictly."""
+"""The adapter folder: a format's two files and a Card, `halka.json`. Saved whole or not at all, loaded strictly."""
 
 from __future__ import annotations
 
@@ -24,9 +24,11 @@ from safetensors.torch import load_file, save_file
 from halka.core import AdaptedModel, Adapter, described
 from halka.data.tokens import chat_template_fingerprint
 from halka.files import new_folder, soon_needed
-from halka.formats.peft import CONFIG, WEIGHTS, Folder, from_peft, to_peft
+from halka.formats import Folder, format_named, format_of
+from halka.formats.peft import FILES
 from halka.models.fingerprint import own_fingerprint
 
+WEIGHTS = FILES.weights  # of what `save` writes, if it is not told otherwise
 CARD = "halka.json"
 ALIGNED = 64  # bytes
 LARGE = 1 << 24  # bytes hashed at a time: in between a thread waits for its turn in Python
@@ -63,28 +65,33 @@ def save(
     task: str = "",
     training: Mapping[str, Any] | None = None,
     measurements: Mapping[str, Any] | None = None,
+    format: str = "peft",
 ) -> Path:
     """Write adapter `name` to `folder`, which a crash leaves as it was or as it shall be. Returns the folder.
 
-    Task, training and measurements go into the Card as they are given. A README.md that is there stays.
-    Raises ValueError for weights that are not finite, and for a folder that holds something else.
+    `format` is one that `halka.formats` has. Task, training and measurements go into the Card as they are given. A
+    README.md that is there stays.
+    Raises ValueError for weights that are not finite, for a method that the format lacks, and for a folder that holds
+    something else.
     """
-    adapter, folder = model.adapter(name), Path(folder)
+    adapter, folder, form = model.adapter(name), Path(folder), format_named(format)
+    own = (form.FILES.config, form.FILES.weights, CARD, "README.md")
     if folder.exists() and not folder.is_dir():
         raise ValueError(f"{folder} is a file: choose another folder")
-    if other := sorted(path.name for path in folder.glob("*") if path.name not in (CONFIG, WEIGHTS, CARD, "README.md")):
+    if other := sorted(path.name for path in folder.glob("*") if path.name not in own):
         raise ValueError(f"{folder} exists and holds {other[0]}, which is no part of an adapter: choose another folder")
     readme = folder / "README.md"
     base: Any = model.base
     with torch.no_grad():
-        written = to_peft(adapter, model.targets, getattr(base.config, "_name_or_path", "") or "")
+        base_name = getattr(base.config, "_name_or_path", "") or ""
+        written = form.write(adapter, model.targets, base_name)
     for key, tensor in written.tensors.items():
         if not torch.isfinite(tensor).all():
             raise ValueError(
                 f"adapter {name!r} holds values that are not finite, in {key}: train it again, more gently"
             )
     card = Card(
-        base={"name": written.config["base_model_name_or_path"], "fingerprint": own_fingerprint(model)},
+        base={"name": base_name, "fingerprint": own_fingerprint(model)},
         method=described(adapter.method),
         parameters=adapter.count(),
         chat_template=template_of(model),
@@ -95,8 +102,8 @@ def save(
         created=datetime.now(UTC).isoformat(timespec="seconds"),
     )
     with new_folder(folder) as beside:
-        (beside / CONFIG).write_text(json.dumps(written.config, indent=2) + "\n", encoding="utf-8")
-        _write_tensors({key: t.cpu() for key, t in written.tensors.items()}, beside / WEIGHTS)
+        (beside / form.FILES.config).write_text(json.dumps(written.config, indent=2) + "\n", encoding="utf-8")
+        _write_tensors({key: t.cpu() for key, t in written.tensors.items()}, beside / form.FILES.weights)
         card = replace(card, files=_digests(beside))
         (beside / CARD).write_text(json.dumps(asdict(card), indent=2) + "\n", encoding="utf-8")
         if readme.exists():
@@ -122,14 +129,15 @@ def load(
     folder = Path(folder)
     config = read_config(folder)
     card = read_card(folder)
-    soon_needed(folder / WEIGHTS)
+    form = format_of(folder)
+    soon_needed(folder / form.FILES.weights)
     name = folder.resolve().name if name is None else name
     with _checked_beside(card, folder) as check:
         if card is not None:
             _check_base(card, model, folder, allow_other_base, allow_other_template)
         tensors = read_tensors(folder)
         try:
-            method, state = from_peft(Folder(config, tensors), model.targets)
+            method, state = form.read(Folder(config, tensors), model.targets)
             with model.lock:  # nobody uses it before its files are known to be the Card's
                 adapter = model.add(name, method, state=state)
                 try:
@@ -159,22 +167,23 @@ def _write_tensors(tensors: Mapping[str, torch.Tensor], path: Path) -> None:
 
 def read_config(folder: Path) -> dict[str, Any]:
     """The adapter's configuration. Raises ValueError if the folder holds no adapter that can be loaded safely."""
-    if not (folder / CONFIG).is_file():
-        raise ValueError(f"{folder} holds no {CONFIG}: it is not an adapter folder")
-    if not (folder / WEIGHTS).is_file():
+    files = format_of(folder).FILES
+    if not (folder / files.config).is_file():
+        raise ValueError(f"{folder} holds no {files.config}: it is not an adapter folder")
+    if not (folder / files.weights).is_file():
         pickles = ", ".join(path.name for path in folder.glob("*.bin"))
         if pickles:
             raise ValueError(
                 f"{folder} holds its weights as a pickle ({pickles}), which can run code: load it with peft where you "
                 "trust it, and save it again with safe_serialization=True"
             )
-        raise ValueError(f"{folder} holds no {WEIGHTS}: the adapter is incomplete")
+        raise ValueError(f"{folder} holds no {files.weights}: the adapter is incomplete")
     try:
-        config = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
+        config = json.loads((folder / files.config).read_text(encoding="utf-8"))
     except (ValueError, RecursionError) as error:
-        raise ValueError(f"{folder / CONFIG} is not JSON: {error}") from None
+        raise ValueError(f"{folder / files.config} is not JSON: {error}") from None
     if not isinstance(config, dict):
-        raise ValueError(f"{folder / CONFIG} is not an adapter's configuration: it holds no JSON object")
+        raise ValueError(f"{folder / files.config} is not an adapter's configuration: it holds no JSON object")
     return config
 
 
@@ -183,14 +192,15 @@ def read_tensors(folder: Path) -> dict[str, torch.Tensor]:
 
     Raises ValueError for a damaged file, other types, and values that are not finite.
     """
+    weights = folder / format_of(folder).FILES.weights
     try:
         with torch.inference_mode(False):
-            tensors = load_file(folder / WEIGHTS)  # mapped: its pages are read when they are needed, and shared
+            tensors = load_file(weights)  # mapped: its pages are read when they are needed, and shared
     except SafetensorError as error:
-        raise _damaged(folder, error) from None
+        raise _damaged(weights, error) from None
     if other := [key for key, tensor in tensors.items() if tensor.dtype not in DTYPES]:
         raise ValueError(
-            f"{folder / WEIGHTS} holds {tensors[other[0]].dtype} in {other[0]}, where an adapter has real numbers of "
+            f"{weights} holds {tensors[other[0]].dtype} in {other[0]}, where an adapter has real numbers of "
             "16, 32 or 64 bits: it is no adapter, or was made in another way"
         )
     tensors = {key: tensor.float() for key, tensor in tensors.items()}
@@ -199,21 +209,22 @@ def read_tensors(folder: Path) -> dict[str, torch.Tensor]:
         return tensors
     for key, tensor in tensors.items():  # a sum may be no finite number although every value is
         if not torch.isfinite(tensor).all():
-            raise ValueError(f"{folder / WEIGHTS} holds values that are not finite, in {key}: it is damaged or failed")
+            raise ValueError(f"{weights} holds values that are not finite, in {key}: it is damaged or failed")
     return tensors
 
 
 def size_of(folder: Path) -> int:
     """The bytes that the adapter's values take in memory, in fp32. Raises ValueError for a damaged file."""
+    weights = folder / format_of(folder).FILES.weights
     try:
-        with safe_open(folder / WEIGHTS, framework="pt") as file:
+        with safe_open(weights, framework="pt") as file:
             return 4 * sum(math.prod(file.get_slice(key).get_shape()) for key in file.keys())  # noqa: SIM118
     except (SafetensorError, FileNotFoundError) as error:
-        raise _damaged(folder, error) from None
+        raise _damaged(weights, error) from None
 
 
-def _damaged(folder: Path, error: Exception) -> ValueError:
-    return ValueError(f"{folder / WEIGHTS} is damaged ({error}): fetch or train the adapter again")
+def _damaged(weights: Path, error: Exception) -> ValueError:
+    return ValueError(f"{weights} is damaged ({error}): fetch or train the adapter again")
 
 
 def read_card(folder: Path) -> Card | None:
@@ -257,8 +268,8 @@ def _checked_beside(card: Card | None, folder: Path) -> Iterator[Callable[[], No
 
 
 def _digests(folder: Path) -> dict[str, str]:
-    found = {}
-    for name in (CONFIG, WEIGHTS):
+    found, files = {}, format_of(folder).FILES
+    for name in (files.config, files.weights):
         with (folder / name).open("rb") as file:
             size = os.fstat(file.fileno()).st_size
             digest = hashlib.sha256()

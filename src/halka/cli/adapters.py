@@ -190,16 +190,17 @@ def _tensors(folder: Path) -> list[dict[str, Any]]:
 
     from safetensors import SafetensorError, safe_open
 
-    from halka.formats.peft import WEIGHTS
+    from halka.formats import format_of
 
+    weights = folder / format_of(folder).FILES.weights
     try:
-        with safe_open(folder / WEIGHTS, framework="pt") as file:
+        with safe_open(weights, framework="pt") as file:
             slices = {key: file.get_slice(key) for key in file.keys()}  # noqa: SIM118 (a safetensors file is no mapping)
             kinds = Counter(
                 (_last_name(key), tuple(each.get_shape()), str(each.get_dtype())) for key, each in slices.items()
             )
     except SafetensorError as error:
-        raise ValueError(f"{folder / WEIGHTS} is damaged ({error}): copy or train it again") from None
+        raise ValueError(f"{weights} is damaged ({error}): copy or train it again") from None
     return [
         {"name": name, "shape": list(shape), "dtype": dtype, "count": count, "parameters": math.prod(shape) * count}
         for (name, shape, dtype), count in sorted(kinds.items())

@@ -1,0 +1,28 @@
+"""Methods that peft lacks: its two files, with `peft_type` in its manner and the method's fields under `fields`."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from halka.core import Adapter, Method, Target, described
+from halka.formats.folder import Folder
+from halka.methods import made
+
+
+def write(adapter: Adapter, targets: tuple[Target, ...]) -> Folder:
+    config = {"peft_type": adapter.method.name.upper(), "fields": described(adapter.method)["fields"]}
+    if "base" in adapter.parts:  # full: what computes, not the fp32 masters
+        return Folder(config, dict(adapter.parts["base"].weights()))
+    return Folder(config, adapter.state_dict())
+
+
+def read(folder: Folder, targets: tuple[Target, ...]) -> tuple[Method, dict[str, Tensor]]:
+    name = folder.config["peft_type"]
+    try:
+        method = made(name.lower(), folder.config["fields"])
+    except ValueError as error:
+        raise ValueError(f"adapter_config.json: {error}") from None
+    state = dict(folder.tensors)
+    if name == "FULL":
+        state = {f"base.{key}": tensor.float() for key, tensor in state.items()}
+    return method, state
