@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from halka.adapter_store import AdapterStore
+    from halka.merging.error import merge, merge_error
     from halka.methods import IA3, BitFit, Bottleneck, DoRA, Full, Joint, LoRA, Modules, Prefix, Prompt
     from halka.models import adapt
     from halka.models.loading import load_base
@@ -34,6 +35,8 @@ __all__ = [
     "adapt",
     "load",
     "load_base",
+    "merge",
+    "merge_error",
     "save",
     "train",
     "train_many",
@@ -45,6 +48,8 @@ _HOMES = {
     "load_base": "halka.models.loading",
     "load": "halka.store",
     "save": "halka.store",
+    "merge": "halka.merging.error",
+    "merge_error": "halka.merging.error",
     "Job": "halka.training",
     "TrainConfig": "halka.run",
     "train": "halka.training",

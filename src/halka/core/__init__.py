@@ -1,4 +1,4 @@
-"""The idea in eight files: parts (what acts), joint, routing (on which row), stacking, weights, blank, turns, model."""
+"""The idea in nine files: parts (what acts), joint, routing, stacking, merged, weights, blank, turns, model."""
 
 from halka.core.blank import begun
 from halka.core.joint import Joint

@@ -11,7 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from halka.core.blank import without_starts
-from halka.core.parts import VIRTUAL_ROLES, WEIGHT_ROLES, Adapter, Method, Part, Target, select, state_of
+from halka.core.merged import merged_weights
+from halka.core.parts import VIRTUAL_ROLES, Adapter, Method, Part, Target, select, state_of
 from halka.core.routing import Memory, Route, repeats, resolve
 from halka.core.turns import Turns
 from halka.core.weights import StandIns
@@ -190,31 +191,11 @@ class AdaptedModel:
         Products are computed in fp32 and rounded once to the base's precision. The base's own tensors are set aside
         untouched, so that `unmerge` has every bit back.
         """
-        with self._turns.take(), torch.no_grad():
+        with self._turns.take():
             adapter = self.adapter(name)
             if self._outer or self.merged is not None:
                 raise ValueError("merging needs an idle base: leave `use`, or `unmerge` what is merged")
-            weights: dict[str, Tensor] = {}
-            for path, part in adapter.parts.items():
-                target = adapter.targets[path]
-                path = target.name
-                if target.role not in (*WEIGHT_ROLES, "attn", "mlp"):
-                    raise ValueError(f"{adapter.method.name} acts on {target.role}, which is no weight: not mergeable")
-                own = {key: getattr(target.module, key, None) for key in ("weight", "bias")}
-                weight, bias = (weights.get(f"{path}.{key}", tensor) for key, tensor in own.items())
-                assert weight is not None
-                as_linear = weight.T if target.transposed else weight
-                try:
-                    new, new_bias = part.merged(as_linear.float(), None if bias is None else bias.float())
-                except NotImplementedError as error:
-                    raise ValueError(f"{adapter.method.name} cannot be merged: {error}") from None
-                if new_bias is not None:
-                    if bias is None:
-                        raise ValueError(f"{adapter.method.name} adds a bias to {path}, which has none: not mergeable")
-                    weights[f"{path}.bias"] = new_bias.to(bias.dtype)
-                new = new.T if target.transposed else new
-                weights[f"{path}.weight"] = new.to(weight.dtype).contiguous()
-            self._stand_ins.put(weights, tied=False)
+            self._stand_ins.put(merged_weights(adapter), tied=False)
             self.merged = name
 
     def unmerge(self) -> None:
@@ -225,6 +206,18 @@ class AdaptedModel:
                     raise ValueError(f"the merged adapter {self.merged!r} is in use: leave `use` first")
                 self._stand_ins.restore()
                 self.merged = None
+
+    @contextmanager
+    def in_precision(self, dtype: torch.dtype) -> Iterator[None]:
+        """Within the block the base, as it is now, computes in `dtype`: what it would say if it rounded less.
+
+        Copies of its weights in that precision stand in. Raises ValueError within `use`.
+        """
+        with self._turns.take():
+            if self._outer:
+                raise ValueError("another precision needs an idle base: leave `use` first")
+            with self._stand_ins.cast(dtype):
+                yield
 
     # ── how it acts ─────────────────────────────────────────────────────────────────────────────────────────────
 

@@ -6,6 +6,7 @@ from collections import defaultdict
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 
+import torch
 from torch import Tensor, nn
 
 
@@ -34,6 +35,22 @@ class StandIns:
                 module, key = self._places[place]
                 self._own.setdefault((module, key), module._parameters[key])
                 module._parameters[key] = tensor  # type: ignore[assignment]
+
+    @contextmanager
+    def cast(self, dtype: torch.dtype) -> Iterator[None]:
+        """Within the block what computes now, own or standing in, computes in `dtype`; packed weights stay."""
+        now = [(module, key, module._parameters[key]) for module, key in self._places.values()]
+        wider: dict[int, nn.Parameter] = {}  # by the tensor's identity: what is tied stays so
+        try:
+            for module, key, tensor in now:
+                if tensor is not None and tensor.is_floating_point():
+                    if id(tensor) not in wider:
+                        wider[id(tensor)] = nn.Parameter(tensor.detach().to(dtype), requires_grad=False)
+                    module._parameters[key] = wider[id(tensor)]
+            yield
+        finally:
+            for module, key, tensor in now:
+                module._parameters[key] = tensor
 
     @contextmanager
     def aside(self) -> Iterator[None]:

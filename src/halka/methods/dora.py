@@ -90,5 +90,6 @@ class DoRAPart(LoRAPart):
 
 
 def _squares(weight_OI: Tensor) -> Tensor:
-    """‖W‖² per row (O,), fp32."""
-    return torch.linalg.vector_norm(weight_OI, dim=1, dtype=torch.float32).square()
+    """‖W‖² per row (O,), summed in fp32 at least."""
+    wide = torch.promote_types(weight_OI.dtype, torch.float32)
+    return torch.linalg.vector_norm(weight_OI, dim=1, dtype=wide).square()

@@ -1,0 +1,52 @@
+"""What merging puts in the place of a base's weights: computed in fp32, rounded once to each weight's precision."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from halka.core.parts import WEIGHT_ROLES, Adapter
+
+MERGEABLE = (*WEIGHT_ROLES, "attn", "mlp")
+
+
+def merged_weights(adapter: Adapter, dtype: torch.dtype | None = None) -> dict[str, Tensor]:
+    """The weights and biases that change where the adapter is inside them, by the base's names for them.
+
+    In the precision of each, or all in `dtype`. Raises ValueError, by name, for a part that is no weight's, a bias
+    where the base has none, and a weight that is packed.
+    """
+    found: dict[str, Tensor] = {}  # in fp32: several parts may act on one weight
+    own: dict[str, Tensor] = {}
+    with torch.no_grad():
+        for path, part in adapter.parts.items():
+            target = adapter.targets[path]
+            if target.role not in MERGEABLE:
+                raise ValueError(f"{adapter.method.name} acts on {target.role}, which is no weight: not mergeable")
+            names = {key: f"{target.name}.{key}" for key in ("weight", "bias")}
+            for key, name in names.items():
+                if (tensor := getattr(target.module, key, None)) is not None:
+                    own[name] = tensor
+                    found.setdefault(name, _unpacked(tensor, name).float())
+            weight, bias = found[names["weight"]], found.get(names["bias"])
+            try:
+                new, new_bias = part.merged(weight.T if target.transposed else weight, bias)
+            except NotImplementedError as error:
+                raise ValueError(f"{adapter.method.name} cannot be merged: {error}") from None
+            if new_bias is not None:
+                if bias is None:
+                    raise ValueError(
+                        f"{adapter.method.name} adds a bias to {target.name}, which has none: not mergeable"
+                    )
+                found[names["bias"]] = new_bias
+            found[names["weight"]] = new.T if target.transposed else new
+    return {name: tensor.to(dtype or own[name].dtype).contiguous() for name, tensor in found.items()}
+
+
+def _unpacked(weight: Tensor, name: str) -> Tensor:
+    if weight.is_floating_point():
+        return weight
+    raise ValueError(
+        f"{name} is packed ({str(weight.dtype).removeprefix('torch.')}), and what is added would be rounded away with "
+        "it: load the base unpacked (halka.load_base without quantisation), load the adapter there and merge it"
+    )

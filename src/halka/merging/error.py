@@ -1,0 +1,144 @@
+"""What merging an adapter changes, beside what the adapter itself changes and what rounding does anyway.
+
+A merged weight is rounded to the base's precision, and a small update is partly lost there. Five things are compared on
+the same probes: the adapter as it is used (unmerged) and merged, each in the base's precision and exactly (in the next
+wider one), and the bare base.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from halka.core import AdaptedModel
+from halka.merging.probes import Probes, logits_of, probe_rows
+
+WIDER = {torch.bfloat16: torch.float32, torch.float16: torch.float32, torch.float32: torch.float64}
+LIMIT = 0.05
+
+
+@dataclass(frozen=True)
+class Difference:
+    """Two forms of a model on the same probes: over logits, and over the distributions they give (nats a token)."""
+
+    max: float
+    mean: float
+    kl: float  # of the first to the second
+    same_token: float  # the share of places whose likeliest token is the same
+
+    def __str__(self) -> str:
+        return f"KL {self.kl:.2g}, logits {self.max:.3g} at most and {self.mean:.2g} on average"
+
+
+@dataclass(frozen=True)
+class MergeError:
+    """What merging adapter `adapter` changes, over `tokens` places of the probes.
+
+    error      merged and unmerged, as they compute in the base's precision
+    effect     the bare base and the adapter, exactly: what the adapter is for
+    noise      unmerged, exactly and in the base's precision: what rounding does without any merging
+    merged     the adapter exactly, and merged in the base's precision: how far from it a merged model is
+    rounding   the adapter exactly, and with weights that were rounded as merging does: what is lost for good
+    """
+
+    adapter: str
+    dtype: str
+    tokens: int
+    error: Difference
+    effect: Difference
+    noise: Difference
+    merged: Difference
+    rounding: Difference
+
+    @property
+    def relative(self) -> float:
+        """The error's KL as a share of the effect's."""
+        return self.error.kl / self.effect.kl if self.effect.kl else (float("inf") if self.error.kl else 0.0)
+
+    def __str__(self) -> str:
+        return (
+            f"merging {self.adapter!r} ({self.dtype}, {self.tokens} places): {self.error}; "
+            f"{self.relative:.2%} of the adapter's effect ({self.effect}); "
+            f"rounding without any merging: {self.noise}; lost in the weights: {self.rounding}"
+        )
+
+
+def merge_error(model: AdaptedModel, name: str, probes: Probes | None = None) -> MergeError:
+    """Measure what `model.merge(name)` changes on `probes` (a neutral text if not given), and leave all as it was.
+
+    Takes six passes over the probes, and for a while copies of the weights in the next wider precision. Raises
+    ValueError for an adapter that cannot be merged, and where one is merged or in use.
+    """
+    rows = probe_rows(model, probes)
+    with model.lock:
+        if model.merged is not None or model.in_use:
+            raise ValueError("the error of merging needs an idle base: leave `use`, or `unmerge` what is merged")
+        dtype = next(model.base.parameters()).dtype
+        wider = WIDER[dtype]
+        with _merged(model, name):  # refused before anything is measured
+            merged = list(logits_of(model, rows))
+            with model.in_precision(wider):
+                rounded = list(logits_of(model, rows))
+        with model.use(name):
+            unmerged = list(logits_of(model, rows))
+        with model.in_precision(wider):
+            with model.use(name):
+                exact = list(logits_of(model, rows))
+            with model.use(None):
+                effect = difference(logits_of(model, rows), exact)
+    return MergeError(
+        adapter=name,
+        dtype=str(dtype).removeprefix("torch."),
+        tokens=sum(len(each) for each in exact),
+        error=difference(unmerged, merged),
+        effect=effect,
+        noise=difference(exact, unmerged),
+        merged=difference(exact, merged),
+        rounding=difference(exact, rounded),
+    )
+
+
+def merge(
+    model: AdaptedModel, name: str, *, probes: Probes | None = None, limit: float = LIMIT, force: bool = False
+) -> MergeError:
+    """`model.merge(name)`, unless it changes too much: the error's KL may be `limit` times the effect's. Returns it.
+
+    Raises ValueError past that limit, unless forced.
+    """
+    with model.lock:
+        found = merge_error(model, name, probes)
+        if found.relative > limit and not force:
+            raise ValueError(
+                f"merging {name!r} would change it by {found.relative:.1%} of its effect (KL {found.error.kl:.2g} of "
+                f"{found.effect.kl:.2g}), past the limit of {limit:.1%}; rounding to {found.dtype} without merging "
+                f"already makes {found.noise.kl:.2g}: merge on a float32 base, use the adapter unmerged, or force it"
+            )
+        model.merge(name)
+    return found
+
+
+def difference(one: Iterable[Tensor], other: Iterable[Tensor]) -> Difference:
+    """Of rows of logits (N, V), in fp64."""
+    most, total, count, divergence, same, places = 0.0, 0.0, 0, 0.0, 0, 0
+    for first, second in zip(one, other, strict=True):
+        a, b = first.double(), second.double()
+        gap = (a - b).abs()
+        most, total, count = max(most, gap.max().item()), total + gap.sum().item(), count + gap.numel()
+        p, q = a.log_softmax(-1), b.log_softmax(-1)
+        divergence += (p.exp() * (p - q)).sum().item()
+        same += int((a.argmax(-1) == b.argmax(-1)).sum())
+        places += len(a)
+    return Difference(most, total / count, max(0.0, divergence / places), same / places)
+
+
+@contextmanager
+def _merged(model: AdaptedModel, name: str) -> Iterator[None]:
+    model.merge(name)
+    try:
+        yield
+    finally:
+        model.unmerge()

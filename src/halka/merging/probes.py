@@ -1,0 +1,63 @@
+"""What two forms of a model are compared on: rows of tokens, and which of their places count."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from importlib.resources import files
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from halka.core import AdaptedModel
+from halka.data.examples import Example
+from halka.data.tokens import Tokens, encode_all
+from halka.models import context
+
+WINDOW = 256  # tokens of a text that are read at a time
+Probes = str | Sequence[str | Example | Tokens]
+"""A text or several, examples (their answers count), or tokens (those that carry loss count)."""
+
+
+def neutral_text() -> str:
+    """The text that Halka ships: prose, a sum, a function, JSON; of no task."""
+    return files(__package__).joinpath("neutral.txt").read_text(encoding="utf-8")
+
+
+def probe_rows(model: AdaptedModel, probes: Probes | None) -> list[Tokens]:
+    """The rows to compare on. Raises ValueError where there is none, and for text without a tokenizer."""
+    given = [neutral_text()] if probes is None else [probes] if isinstance(probes, str) else list(probes)
+    if not given:
+        raise ValueError("there are no probes to compare on: give texts or examples, or leave them out")
+    tokenizer: Any = model.tokenizer
+    if tokenizer is None and not all(isinstance(each, Tokens) for each in given):
+        raise ValueError("probes of text need the model's tokenizer: `halka.adapt(base, tokenizer)`, or give Tokens")
+    rows: list[Tokens] = []
+    for each in given:
+        if isinstance(each, str):
+            assert tokenizer is not None
+            ids = tokenizer.encode(each, add_special_tokens=False)
+            size = min(WINDOW, context(model) or WINDOW)
+            pieces = [ids[start : start + size] for start in range(0, len(ids), size)]
+            rows += [Tokens(piece, [True] * len(piece)) for piece in pieces]
+        elif isinstance(each, Example):
+            assert tokenizer is not None
+            rows += encode_all([each], tokenizer, context(model)).tokens
+        else:
+            rows.append(each)
+    rows = [row for row in rows if any(row.loss[1:])]
+    if not rows:
+        raise ValueError(
+            "the probes hold nothing to compare: each needs two tokens, and one that counts after the first"
+        )
+    return rows
+
+
+def logits_of(model: AdaptedModel, rows: Sequence[Tokens]) -> Iterator[Tensor]:
+    """For each row the logits (N, V) that predict the tokens that count, as the base computes now."""
+    base: Any = model.base
+    device = next(base.parameters()).device
+    for row in rows:
+        with torch.inference_mode():
+            whole = base(input_ids=torch.tensor([row.ids], device=device), use_cache=False).logits[0]
+        yield whole[:-1][torch.tensor(row.loss[1:], device=device)]

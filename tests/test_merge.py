@@ -1,0 +1,193 @@
+"""What merging costs: measured beside the adapter's effect, and refused past a limit; every bit comes back."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import pytest
+import torch
+
+import halka
+from contract import ids, weights_of
+from halka.core.merged import merged_weights
+from halka.data.examples import Example, Message
+from halka.data.tokens import Tokens
+from halka.merging.error import Difference, difference
+from halka.merging.probes import neutral_text, probe_rows
+from kinds import bare, logits, model_with
+from tiny import tiny
+from tokenizers_for_tests import chatml_tokenizer
+
+PROBES = [Tokens(row, [True] * len(row)) for row in ids(rows=4, length=40).tolist()]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("kind", ["lora", "dora", "ia3"])
+def test_the_error_is_that_of_the_two_models_and_all_is_as_it_was(kind, dtype):
+    model = model_with(kind, dtype=dtype)
+    before, untouched = weights_of(model.base), bare(model)
+    found = halka.merge_error(model, kind, PROBES)
+    assert model.merged is None
+    assert all(torch.equal(parameter, before[name]) for name, parameter in model.base.named_parameters())
+    assert torch.equal(bare(model), untouched)
+
+    batch = torch.tensor([row.ids for row in PROBES])
+    with torch.no_grad(), model.use(kind):
+        unmerged = torch.cat([model.base(row[None]).logits[0, :-1] for row in batch])
+    model.merge(kind)
+    with torch.no_grad():
+        merged = torch.cat([model.base(row[None]).logits[0, :-1] for row in batch])
+    assert found.tokens == len(merged)
+    gap = (unmerged.double() - merged.double()).abs()
+    assert found.error.max == gap.max().item()
+    assert found.error.mean == pytest.approx(gap.mean().item())
+    slow = torch.nn.functional.kl_div(
+        merged.double().log_softmax(-1), unmerged.double().log_softmax(-1), log_target=True, reduction="batchmean"
+    )
+    assert found.error.kl == pytest.approx(slow.item(), rel=1e-9, abs=1e-15)
+    assert found.relative == found.error.kl / found.effect.kl
+    assert f"merging '{kind}'" in str(found)
+
+
+def test_rounding_is_what_sets_the_precisions_apart():
+    found = {
+        dtype: halka.merge_error(model_with("lora", dtype=dtype), "lora", PROBES)
+        for dtype in (torch.float32, torch.float16, torch.bfloat16)
+    }
+    exact, half, brain = (found[dtype] for dtype in (torch.float32, torch.float16, torch.bfloat16))
+    assert exact.dtype == "float32"
+    for part in ("error", "noise", "merged", "rounding"):
+        sizes = [getattr(each, part).max for each in (exact, half, brain)]
+        assert sizes[0] < 1e-5 < sizes[1] < sizes[2], part
+    assert brain.effect.max == pytest.approx(exact.effect.max, rel=0.1)
+    assert brain.rounding.max < brain.effect.max
+
+
+def test_the_exact_pass_is_that_of_a_base_of_that_precision():
+    model, wide = (model_with("lora", "dora", dtype=dtype) for dtype in (torch.bfloat16, torch.float32))
+    with torch.no_grad():
+        for own, parameter in zip(wide.base.parameters(), model.base.parameters(), strict=True):
+            own.copy_(parameter)
+    wide.adapters["dora"].load_state_dict(model.adapters["dora"].state_dict())
+    for kind in ("lora", "dora", None):
+        with model.in_precision(torch.float32):
+            assert torch.equal(logits(model, kind), logits(wide, kind))
+    assert model.base.lm_head.weight.dtype == torch.bfloat16
+
+
+def test_what_is_tied_stays_so_in_another_precision():
+    model = model_with("lora", dtype=torch.bfloat16, tie_word_embeddings=True)
+    with model.in_precision(torch.float32):
+        assert model.base.lm_head.weight is model.base.model.embed_tokens.weight
+        assert model.base.lm_head.weight.dtype == torch.float32
+    assert model.base.lm_head.weight is model.base.model.embed_tokens.weight
+    with model.use("lora"), pytest.raises(ValueError, match="needs an idle base"), model.in_precision(torch.float32):
+        pass
+
+
+def test_it_merges_within_the_limit_and_refuses_past_it_unless_forced():
+    model = model_with("lora", dtype=torch.bfloat16)
+    found = halka.merge(model, "lora", probes=PROBES)
+    assert model.merged == "lora"
+    assert 0 < found.relative < 0.05
+    model.unmerge()
+    with pytest.raises(ValueError, match=r"of its effect .* past the limit .* force it"):
+        halka.merge(model, "lora", probes=PROBES, limit=found.relative / 2)
+    assert model.merged is None
+    assert halka.merge(model, "lora", probes=PROBES, limit=found.relative / 2, force=True) == found
+    assert model.merged == "lora"
+
+
+def test_an_adapter_without_effect_is_merged_where_nothing_changes():
+    model = halka.adapt(tiny())
+    model.add("start", halka.LoRA(rank=2))
+    found = halka.merge(model, "start", probes=PROBES)
+    assert found.effect.kl == found.error.kl == found.relative == 0
+    assert dataclasses.replace(found, error=Difference(1, 1, 1, 0)).relative == float("inf")
+
+
+@pytest.mark.parametrize("kind", ["parallel", "prefix", "full"])
+def test_what_cannot_be_merged_is_said(kind):
+    model = model_with(kind)
+    with pytest.raises(ValueError, match=r"not mergeable|cannot be merged"):
+        halka.merge_error(model, kind, PROBES)
+
+
+def test_a_base_in_use_is_not_measured():
+    model = model_with("lora", "ia3")
+    with model.use("ia3"), pytest.raises(ValueError, match="needs an idle base"):
+        halka.merge_error(model, "lora", PROBES)
+    model.merge("lora")
+    with pytest.raises(ValueError, match="needs an idle base"):
+        halka.merge_error(model, "ia3", PROBES)
+    assert model.merged == "lora"
+
+
+def test_a_packed_weight_is_refused_by_name_with_the_way_out():
+    model = model_with("lora")
+    layer = model.base.model.layers[1].mlp.up_proj
+    layer.weight = torch.nn.Parameter(torch.zeros(96 * 32, 1, dtype=torch.uint8), requires_grad=False)
+    with pytest.raises(
+        ValueError, match=r"layers\.1\.mlp\.up_proj\.weight is packed \(uint8\).*load the base unpacked"
+    ):
+        model.merge("lora")
+    assert model.merged is None
+
+
+def test_merged_weights_come_in_the_precision_that_is_asked_for():
+    model = model_with("lora", dtype=torch.bfloat16)
+    own, wide = (merged_weights(model.adapters["lora"], dtype) for dtype in (None, torch.float32))
+    assert own.keys() == wide.keys()
+    for name, weight in wide.items():
+        assert weight.dtype == torch.float32
+        assert torch.equal(weight.bfloat16(), own[name])
+
+
+def test_two_parts_at_one_weight_are_rounded_once():
+    """A Joint of an output scale and its offset at one module is built by hand: both are inside, fp32 in between."""
+    model = model_with("ia3", "bitfit", architecture="qwen2", dtype=torch.bfloat16)
+    path = "model.layers.0.self_attn.v_proj"
+    adapter = model.adapters["ia3"]
+    assert adapter.parts[path].ia3_l.dtype == torch.float32
+    weight, bias = (model.base.get_submodule(path).get_parameter(key) for key in ("weight", "bias"))
+    found = merged_weights(adapter)
+    factors = adapter.parts[path].ia3_l
+    assert torch.equal(found[f"{path}.weight"], (weight.float() * factors[:, None]).bfloat16())
+    assert torch.equal(found[f"{path}.bias"], (bias.float() * factors).bfloat16())
+
+
+def test_probes_are_texts_examples_or_tokens():
+    tokenizer = chatml_tokenizer()
+    model = halka.adapt(tiny(vocab_size=len(tokenizer), max_position_embeddings=64), tokenizer)
+    text = "What is the capital of France? " * 30
+    rows = probe_rows(model, text)
+    assert [i for row in rows for i in row.ids] == tokenizer.encode(text)[: sum(len(row.ids) for row in rows)]
+    assert {len(row.ids) for row in rows[:-1]} == {64}
+    example = Example((Message("user", "Yes?"), Message("assistant", "No.")))
+    (row,) = probe_rows(model, [example])
+    assert 0 < sum(row.loss) < len(row.loss)
+    assert probe_rows(model, [text, example, PROBES[0]]) == [*rows, row, PROBES[0]]
+    assert len(neutral_text().split()) > 300
+    assert probe_rows(model, None)
+    with pytest.raises(ValueError, match="no probes"):
+        probe_rows(model, [])
+    with pytest.raises(ValueError, match="nothing to compare"):
+        probe_rows(model, [Tokens([5], [True])])
+    with pytest.raises(ValueError, match="need the model's tokenizer"):
+        probe_rows(halka.adapt(tiny()), None)
+
+
+def test_only_places_that_count_are_compared():
+    model = model_with("lora")
+    whole = halka.merge_error(model, "lora", PROBES)
+    some = halka.merge_error(model, "lora", [Tokens(row.ids, [True, *[False] * 38, True]) for row in PROBES])
+    assert (whole.tokens, some.tokens) == (4 * 39, 4)
+    assert some.effect != whole.effect
+
+
+def test_a_difference_of_distributions_is_no_difference_of_logits_that_are_shifted():
+    a = torch.randn(5, 7, generator=torch.Generator().manual_seed(0))
+    found = difference([a], [a + 1])
+    assert (found.max, found.mean) == (pytest.approx(1), pytest.approx(1))
+    assert found.kl == pytest.approx(0, abs=1e-12)
+    assert found.same_token == 1
