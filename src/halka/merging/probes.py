@@ -21,7 +21,7 @@ Probes = str | Sequence[str | Example | Tokens]
 
 def neutral_text() -> str:
     """The text that Halka ships: prose, a sum, a function, JSON; of no task."""
-    return files(__package__).joinpath("neutral.txt").read_text(encoding="utf-8")
+    return files("halka.merging").joinpath("neutral.txt").read_text(encoding="utf-8")
 
 
 def probe_rows(model: AdaptedModel, probes: Probes | None) -> list[Tokens]:
