@@ -18,7 +18,14 @@ VARIANTS: dict[str, list[Method]] = {
         halka.Bottleneck(width=6),
         halka.Bottleneck(targets=("mlp",), activation="gelu"),
         halka.Bottleneck(reads="input", scale=2.0),
+        halka.Bottleneck(reads="residual", scale=2.0, scaling="learned", widths=(5, 3), activation="gelu_tanh"),
+        halka.Bottleneck(reads="sum", scaling="channel", targets=("mlp",)),
     ],
+    "normed_bottleneck": [
+        halka.NormedBottleneck(width=6),
+        halka.NormedBottleneck(width=6, reads="residual", norms=("before", "after"), scaling="learned"),
+    ],
+    "positionless_prefix": [halka.PositionlessPrefix(length=5)],
     "prefix": [halka.Prefix(length=5), halka.Prefix(length=5, start="random"), halka.Prefix(length=5, hidden=8)],
     "modules": [halka.Modules(), halka.Modules(("embedding", "model.norm"))],
     "prompt": [halka.Prompt(length=5), halka.Prompt(length=5, tokens=(7, 8, 9))],
@@ -28,7 +35,11 @@ JOINT = [
     halka.Joint((halka.Bottleneck(width=6, reads="input"), halka.LoRA(rank=3, targets=("mlp.down", "attn.q")))),
     halka.Joint((halka.Prefix(length=5), halka.Bottleneck(targets=("mlp",), reads="input"))),
 ]
-STARTS_ELSEWHERE = {"prefix", "prompt"}  # virtual tokens change the output from the first step on
+STARTS_ELSEWHERE = {
+    "prefix",
+    "positionless_prefix",
+    "prompt",
+}  # virtual tokens change the output from the first step on
 
 
 def adapted(method: Method, dtype=torch.float32, architecture="llama", trained: bool = True) -> AdaptedModel:

@@ -8,7 +8,20 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from halka.adapter_store import AdapterStore
     from halka.merging.error import merge, merge_error
-    from halka.methods import IA3, BitFit, Bottleneck, DoRA, Full, Joint, LoRA, Modules, Prefix, Prompt
+    from halka.methods import (
+        IA3,
+        BitFit,
+        Bottleneck,
+        DoRA,
+        Full,
+        Joint,
+        LoRA,
+        Modules,
+        NormedBottleneck,
+        PositionlessPrefix,
+        Prefix,
+        Prompt,
+    )
     from halka.models import adapt
     from halka.models.loading import load_base
     from halka.pool import AdapterPool
@@ -29,6 +42,8 @@ __all__ = [
     "Joint",
     "LoRA",
     "Modules",
+    "NormedBottleneck",
+    "PositionlessPrefix",
     "Prefix",
     "Prompt",
     "TrainConfig",

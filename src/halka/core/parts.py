@@ -38,13 +38,15 @@ class Target:
     """One place in a base where a method may act.
 
     role        the same for every architecture: a linear layer (`attn.q` … `mlp.down`), a sublayer's output before the
-                residual sum (`attn`, `mlp`), the output layer (`head`), the module that turns tokens into embeddings
-                (`embedding`) and those that stand before the text's own (`embed`), every layer's keys and values
-                (`memory`), all weights (`base`), or any other module, trained whole (`module`)
+                residual sum (`attn`, `mlp`; with `.residual` for parts that read the residual beside it), the output
+                layer (`head`), the module that turns tokens into embeddings (`embedding`) and those that stand before
+                the text's own (`embed`), every layer's keys and values (`memory`), all weights (`base`), or any other
+                module, trained whole (`module`)
     name        the module's path in the base
     d_in, d_out the widths of what the part reads and of what it returns
-    source      for `attn` and `mlp`: the path of the module that receives the sublayer's input; for `base`: of the
-                decoder, whose every pass begins there
+    source      for `attn` and `mlp`: the path of the module that receives the sublayer's input; with `.residual`: of
+                the one that receives the residual; for `base`: of the decoder, whose every pass begins there
+    norm        with `.residual`: the base's norm of the residual sum, where it stands there, as in BERT
     shape       for `memory`: (2·L, H, head width), a key and a value per layer
     transposed  the weight is stored as (I, O), as GPT-2's Conv1D does
     """
@@ -56,6 +58,7 @@ class Target:
     d_out: int
     layer: int | None = None
     source: str | None = None
+    norm: nn.Module | None = field(default=None, repr=False, compare=False)
     shape: tuple[int, ...] = ()
     transposed: bool = False
 
@@ -107,6 +110,8 @@ class Part(nn.Module):
     what that does (`reads` or `writes`), rows of a mixed batch that use several such parts are done in one go.
     """
 
+    takes_positions: bool = True  # at `memory`: the text's own positions begin behind the virtual tokens
+
     def before(self, x: Tensor) -> Tensor:
         """At a module: what it shall receive instead of x (B, T, I)."""
         return self.reads(x, *self.operands(x.dtype))
@@ -114,7 +119,7 @@ class Part(nn.Module):
     def forward(self, x: Tensor, y: Tensor) -> Tensor:
         """At a module: what it shall return instead of y (B, T, O), given that it received x (B, T, I).
 
-        At `attn` and `mlp`, x is what the whole sublayer received.
+        At `attn` and `mlp`, x is what the whole sublayer received; with `.residual`, what its output is added to.
         """
         return self.writes(x, y, *self.operands(y.dtype))
 

@@ -17,6 +17,8 @@ from halka.methods.full import Full
 from halka.methods.ia3 import IA3
 from halka.methods.lora import LoRA
 from halka.methods.modules import Modules
+from halka.methods.normed_bottleneck import NormedBottleneck
+from halka.methods.positionless_prefix import PositionlessPrefix
 from halka.methods.prefix import Prefix
 from halka.methods.prompt import Prompt
 
@@ -29,6 +31,8 @@ __all__ = [
     "Joint",
     "LoRA",
     "Modules",
+    "NormedBottleneck",
+    "PositionlessPrefix",
     "Prefix",
     "Prompt",
     "all_methods",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import re
+from collections.abc import Iterable
 
 from halka.core import ROLE_GROUPS, WEIGHT_ROLES
 
@@ -29,6 +30,13 @@ def fraction(method: str, **fields: float) -> None:
     for name, value in fields.items():
         if not 0 <= value < 1:
             raise ValueError(f"{method}: {name} must be at least 0 and below 1, not {value}")
+
+
+def one_of(method: str, **fields: tuple[str, Iterable[str]]) -> None:
+    """Each field's value is one of those that stand beside it."""
+    for name, (value, known) in fields.items():
+        if value not in known:
+            raise ValueError(f"{method}: {name} is one of {', '.join(known)}, not {value!r}")
 
 
 def weight_roles(method: str, targets: tuple[str, ...]) -> None:

@@ -42,7 +42,7 @@ def context(model: AdaptedModel, name: str | None = None) -> int | None:
     adapter = model.adapter(name)
     virtual = [part for path, part in adapter.parts.items() if adapter.targets[path].role in VIRTUAL_ROLES]
     with torch.no_grad():
-        return positions - sum(part.virtual().shape[0] for part in virtual)
+        return positions - sum(part.virtual().shape[0] for part in virtual if part.takes_positions)
 
 
 def hidden_states(model: AdaptedModel, **inputs: Any) -> Tensor:

@@ -6,7 +6,7 @@ To support another architecture, add its layout to `LAYOUTS`; with a tiny config
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 
 from torch import nn
 
@@ -21,6 +21,9 @@ class Layout:
     layers      its list of layers
     attention   the module, in a layer, that calls the attention function; empty where prefixes are not supported
     linears     role -> path; the output projections stand for their sublayers too
+    residuals   for `attn` and `mlp`: the module that receives the residual which the sublayer's output is added to;
+                empty where more than the sum stands between the two, as in gemma2
+    norms       the norms of these sums, where the base has them there; elsewhere its norms stand before the sublayers
     causal      a token sees only those before it; an encoder can be counted, not trained as a language model
     positions_from_mask   without position ids the decoder counts the attention mask's ones, instead of all tokens
     """
@@ -31,6 +34,8 @@ class Layout:
     linears: dict[str, str]
     embed: str
     head: str
+    residuals: dict[str, str] = field(default_factory=dict)
+    norms: dict[str, str] = field(default_factory=dict)
     positions_from_mask: bool = False
     causal: bool = True
 
@@ -50,6 +55,7 @@ _LLAMA = Layout(
     },
     embed="model.embed_tokens",
     head="lm_head",
+    residuals={"attn": "input_layernorm", "mlp": "post_attention_layernorm"},
 )
 _BERT = Layout(
     decoder="bert",
@@ -65,11 +71,14 @@ _BERT = Layout(
     },
     embed="bert.embeddings.word_embeddings",
     head="cls.predictions.decoder",
+    residuals={"attn": "attention.self.query", "mlp": "intermediate.dense"},
+    norms={"attn": "attention.output.LayerNorm", "mlp": "output.LayerNorm"},
     causal=False,
 )
 
 LAYOUTS: dict[str, Layout] = {
-    **dict.fromkeys(("llama", "qwen2", "qwen3", "mistral", "gemma", "gemma2", "gemma3_text"), _LLAMA),
+    **dict.fromkeys(("llama", "qwen2", "qwen3", "mistral", "gemma"), _LLAMA),
+    **dict.fromkeys(("gemma2", "gemma3_text"), replace(_LLAMA, residuals={})),
     "phi3": Layout(
         decoder="model",
         layers="model.layers",
@@ -82,6 +91,7 @@ LAYOUTS: dict[str, Layout] = {
         },
         embed="model.embed_tokens",
         head="lm_head",
+        residuals=_LLAMA.residuals,
     ),
     "gpt2": Layout(
         decoder="transformer",
@@ -95,6 +105,7 @@ LAYOUTS: dict[str, Layout] = {
         },
         embed="transformer.wte",
         head="lm_head",
+        residuals={"attn": "ln_1", "mlp": "ln_2"},
     ),
     "gpt_neox": Layout(
         decoder="gpt_neox",
@@ -108,6 +119,7 @@ LAYOUTS: dict[str, Layout] = {
         },
         embed="gpt_neox.embed_in",
         head="lm_head",
+        residuals=_LLAMA.residuals,
     ),
     "opt": Layout(
         decoder="model.decoder",
@@ -134,6 +146,8 @@ LAYOUTS: dict[str, Layout] = {
         linears=_BERT.linears,
         embed="roberta.embeddings.word_embeddings",
         head="lm_head.decoder",
+        residuals=_BERT.residuals,
+        norms=_BERT.norms,
         causal=False,
     ),
 }
@@ -166,7 +180,12 @@ def linear_targets(base: nn.Module, layout: Layout) -> list[Target]:
             d_in = _widths(base.get_submodule(source))[0]
             name = f"{prefix}.{layout.linears[output]}"
             module = base.get_submodule(name)
-            targets.append(Target(name, role, module, d_in, _widths(module)[1], layer, source))
+            d_out = _widths(module)[1]
+            targets.append(Target(name, role, module, d_in, d_out, layer, source))
+            if role in layout.residuals:
+                residual = f"{prefix}.{layout.residuals[role]}"
+                norm = base.get_submodule(f"{prefix}.{layout.norms[role]}") if layout.norms else None
+                targets.append(Target(name, f"{role}.residual", module, d_out, d_out, layer, residual, norm))
     targets.append(_linear(base, layout.head, "head", None))
     return targets
 

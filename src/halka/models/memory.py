@@ -2,8 +2,9 @@
 
 A prefix holds them as parameters. A prompt holds embeddings, and the base computes the keys and values: virtual tokens
 see only each other under causal attention, so one pass over them a batch is enough, instead of one in every row.
-Either way a row with P virtual tokens starts its own tokens at position P. Nothing enters the cache: where the
-decoder is called, an argument is added, and transformers hands that on, layer by layer, to `attention.attend`.
+Either way a row with P virtual tokens starts its own tokens at position P, unless its part takes no positions. Nothing
+enters the cache: where the decoder is called, an argument is added, and transformers hands that on, layer by layer, to
+`attention.attend`.
 """
 
 from __future__ import annotations
@@ -123,15 +124,18 @@ class VirtualTokens(nn.Module):
         cache = kwargs.get("cache") or kwargs.get("past_key_values")
         past = cache.get_seq_length() if cache is not None else 0
         longest = contents.shape[3]
-        if self.limit is not None and int(past) + length + longest > self.limit:
+        taking = [part is not None and part.takes_positions for part in self._parts]
+        shift = lengths * torch.tensor(taking, device=lengths.device)
+        text = int(past) + length
+        if self.limit is not None and text + longest > self.limit < text + (taken := int(shift.max())):
             raise ValueError(
-                f"{longest} virtual tokens and {int(past) + length} of text exceed the base's {self.limit} positions: "
+                f"{taken} virtual tokens and {text} of text exceed the base's {self.limit} positions: "
                 "shorten the text or the prefix"
             )
-        valid, shift = None, lengths
+        valid = None
         if len(self._parts) > 1:
             valid = torch.arange(longest, device=lengths.device) < lengths[:, None]
-            shift = lengths.repeat_interleave(repeats(batch, len(lengths)))
+            shift = shift.repeat_interleave(repeats(batch, len(lengths)))
         kwargs["position_ids"] = self._positions(kwargs, past, length, tokens.device) + shift[:, None]
         pairs = contents.unbind(0)
         kwargs["memory"] = [LayerMemory(pairs[2 * i], pairs[2 * i + 1], valid) for i in range(self.layers)]

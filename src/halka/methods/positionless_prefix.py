@@ -1,0 +1,21 @@
+"""Prefix tuning whose virtual tokens take no positions: the text's own begin at zero, as with AdapterHub's library."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from halka.core import Part, Target
+from halka.methods.prefix import Prefix
+
+
+@dataclass(frozen=True)
+class PositionlessPrefix(Prefix):
+    """A prefix beside the text instead of in front of it: nothing that the text computes of itself moves."""
+
+    name: ClassVar[str] = "positionless_prefix"
+
+    def build(self, target: Target) -> Part:
+        part = super().build(target)
+        part.takes_positions = False
+        return part
