@@ -37,7 +37,7 @@ LAYERS: dict[str, set[str]] = {
     "store": {"core", "data", "files", "formats", "models"},
     "adapter_store": {"core", "files", "models", "store"},
     "pool": {"adapter_store", "core", "store"},
-    "merging": {"core", "data", "models"},
+    "merging": {"core", "data", "methods", "models"},
     "measure": {
         *("core", "methods", "models", "data", "run", "training", "evaluation", "store"),
         *("estimate", "machine", "files"),

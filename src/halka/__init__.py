@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from halka.adapter_store import AdapterStore
+    from halka.merging.combining import combine
     from halka.merging.error import merge, merge_error
     from halka.methods import (
         IA3,
@@ -48,6 +49,7 @@ __all__ = [
     "Prompt",
     "TrainConfig",
     "adapt",
+    "combine",
     "load",
     "load_base",
     "merge",
@@ -63,6 +65,7 @@ _HOMES = {
     "load_base": "halka.models.loading",
     "load": "halka.store",
     "save": "halka.store",
+    "combine": "halka.merging.combining",
     "merge": "halka.merging.error",
     "merge_error": "halka.merging.error",
     "Job": "halka.training",

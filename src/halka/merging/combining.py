@@ -1,0 +1,245 @@
+"""Several adapters become one: their sum, or what of them does not contradict.
+
+LoRAs: `linear` sums their factors (A with A, B with B), whose product has cross terms; `cat` puts the factors side by
+side and is the exact weighted sum; `svd` is the nearest to that sum of a lower rank. Before summing, values may be left
+out: all but the largest (`magnitude_prune`), all but those of the winning sign among the largest (`ties`, Yadav et al.
+2023, arXiv:2306.01708), a random share, the rest scaled up (`dare_linear`, `dare_ties`, Yu et al. 2024,
+arXiv:2311.03099). With `_svd` behind the name that is done to products instead of factors.
+
+Other families: tensors of equal shape are summed; those that start at a fixed point (factors at one, copies of the
+base's weights) by their distance from it, so that weights need not sum to one, and values may be left out there too.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from halka.core import AdaptedModel, Adapter, Method, Part
+from halka.methods import IA3, BitFit, Full, LoRA, Modules, Prefix
+
+DENSITY = 0.5  # kept where a way leaves values out
+FROM_START = (BitFit, Full, IA3, Modules)  # these start at a point that the base gives, exactly
+
+
+@dataclass(frozen=True)
+class Way:
+    """What of each tensor is kept (all of it, if None), and whether only values of the winning sign are summed."""
+
+    keep: Callable[[Tensor, float, torch.Generator], Tensor] | None = None
+    elect: bool = False
+
+    def __call__(self, tensors: Sequence[Tensor], weights: Sequence[float], density: float, draw: Any) -> Tensor:
+        """One tensor of several that have its shape, fp32."""
+        kept = torch.stack([each if self.keep is None else self.keep(each, density, draw) for each in tensors])
+        factors = torch.tensor(weights, device=kept.device).view(-1, *(1 for _ in kept.shape[1:]))
+        if not self.elect:
+            return (kept * factors).sum(0)
+        winning = torch.where(kept.sum(0) >= 0, 1.0, -1.0)  # zeros have no sign, and are not counted
+        agrees = kept.sign() == winning
+        return (kept * factors * agrees).sum(0) / agrees.sum(0).clamp_min(1)
+
+
+def largest(tensor: Tensor, density: float, draw: torch.Generator) -> Tensor:
+    """The share `density` of its values that are largest; zeros elsewhere."""
+    flat, kept = tensor.flatten(), torch.zeros_like(tensor).flatten()
+    places = flat.abs().topk(int(density * flat.numel())).indices
+    kept[places] = flat[places]
+    return kept.view_as(tensor)
+
+
+def drawn(tensor: Tensor, density: float, draw: torch.Generator) -> Tensor:
+    """Each value with the chance `density`, scaled up so that their expectation stays; zeros elsewhere."""
+    chances = torch.full(tensor.shape, density)
+    return tensor * torch.bernoulli(chances, generator=draw).to(tensor.device) / density
+
+
+WAYS = {
+    "linear": Way(),
+    "ties": Way(largest, elect=True),
+    "dare_linear": Way(drawn),
+    "dare_ties": Way(drawn, elect=True),
+    "magnitude_prune": Way(largest),
+}
+OF_PRODUCTS = {"svd": "linear", **{f"{way}_svd": way for way in WAYS if way != "linear"}}
+COMBINATIONS = (*WAYS, "cat", *OF_PRODUCTS)
+
+
+def combine(
+    model: AdaptedModel,
+    adapters: Mapping[str, float],
+    method: str = "linear",
+    *,
+    name: str = "combined",
+    density: float | None = None,
+    seed: int = 0,
+    rank: int | None = None,
+) -> Adapter:
+    """Add the adapter `name`, made of others and their weights, which may be negative; those stay as they are.
+
+    density     the share of values that ties, dare and magnitude_prune keep [0.5]; `seed` is for dare's draws
+    rank        of the result, for svd and its like; the highest of the sources' if not given
+
+    Raises ValueError for fewer than two adapters, an unknown method, families that do not combine, ranks or shapes that
+    differ where they must not, and density or rank where the method has none.
+    """
+    if method not in COMBINATIONS:
+        raise ValueError(f"there is no combination {method!r}: choose one of {', '.join(COMBINATIONS)}")
+    if len(adapters) < 2:
+        raise ValueError(f"to combine, name two or more adapters with their weights, not {len(adapters)}")
+    way = WAYS.get(OF_PRODUCTS.get(method, method))
+    if density is not None and (way is None or way.keep is None):
+        raise ValueError(f"{method} keeps all values: leave density out, or choose ties, dare or magnitude_prune")
+    if density is not None and not 0 < density <= 1:
+        raise ValueError(f"density is the share of values that are kept: above 0 and at most 1, not {density}")
+    if rank is not None and (method not in OF_PRODUCTS or rank < 1):
+        raise ValueError(f"the rank of {method} follows from its sources: give one, above 0, for svd and its like")
+    with model.lock, torch.no_grad():
+        sources = [model.adapter(each) for each in adapters]
+        weights = [float(weight) for weight in adapters.values()]
+        draw = torch.Generator().manual_seed(seed)
+
+        def joined(tensors: Sequence[Tensor], factors: Sequence[float]) -> Tensor:
+            assert way is not None
+            return way(tensors, factors, DENSITY if density is None else density, draw)
+
+        if all(isinstance(each.method, LoRA) for each in sources):
+            made, state = _loras(sources, weights, method, rank, joined)
+        else:
+            made, state = _others(model, sources, weights, method, joined)
+        return model.add(name, made, seed=seed, state={key: tensor.float() for key, tensor in state.items()})
+
+
+Join = Callable[[Sequence[Tensor], Sequence[float]], Tensor]
+
+
+# ── LoRAs ───────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def _loras(
+    sources: Sequence[Adapter], weights: Sequence[float], method: str, rank: int | None, joined: Join
+) -> tuple[Method, dict[str, Tensor]]:
+    """A LoRA of scale one at every target that a source has, and its state."""
+    paths = dict.fromkeys(path for each in sources for path in each.parts)
+    ranks = [part.get_parameter("lora_A").shape[-2] for each in sources for part in each.parts.values()]
+    factors: dict[str, tuple[Tensor, Tensor]] = {}
+    for path in paths:
+        having = [
+            (each.parts[path], weight) for each, weight in zip(sources, weights, strict=True) if path in each.parts
+        ]
+        if method == "cat":
+            factors[path] = side_by_side(having)
+        elif method in OF_PRODUCTS:
+            factors[path] = _of_products(having, method, rank or max(ranks), joined)
+        else:
+            factors[path] = _of_factors(having, path, method, joined)
+    full = max(A.shape[-2] for A, _ in factors.values())
+    state = {}
+    for path, (A, B) in factors.items():
+        missing = full - A.shape[-2]
+        state[f"{path}.lora_A"] = torch.nn.functional.pad(A, (0, 0, 0, missing)).contiguous()
+        state[f"{path}.lora_B"] = torch.nn.functional.pad(B, (0, missing)).contiguous()
+    roles = tuple(dict.fromkeys(role for each in sources for role in each.method.roles()))
+    return LoRA(rank=full, alpha=float(full), targets=roles), state
+
+
+def _of_factors(having: Sequence[tuple[Part, float]], path: str, method: str, joined: Join) -> tuple[Tensor, Tensor]:
+    """A's with A's and B's with B's, each weighted by the root of weight times scale, its sign at A."""
+    As, Bs = ([part.get_parameter(key) for part, _ in having] for key in ("lora_A", "lora_B"))
+    if len(ranks := {A.shape[-2] for A in As}) > 1:
+        raise ValueError(
+            f"{method} sums factors, which need equal ranks; at {path} they are {', '.join(map(str, sorted(ranks)))}: "
+            "use cat (the exact sum), or svd"
+        )
+    scaled = [weight * scale_of(part) for part, weight in having]
+    roots = [abs(each) ** 0.5 for each in scaled]
+    signed = [root if each >= 0 else -root for root, each in zip(roots, scaled, strict=True)]
+    return joined(As, signed), joined(Bs, roots)
+
+
+def side_by_side(having: Sequence[tuple[Part, float]]) -> tuple[Tensor, Tensor]:
+    """Factors (ΣR, I) and (O, ΣR) of the weighted sum of products, exactly."""
+    A = torch.cat([part.get_parameter("lora_A") * (weight * scale_of(part)) for part, weight in having], dim=-2)
+    return A, torch.cat([part.get_parameter("lora_B") for part, _ in having], dim=-1)
+
+
+def _of_products(having: Sequence[tuple[Part, float]], method: str, rank: int, joined: Join) -> tuple[Tensor, Tensor]:
+    if method == "svd":
+        return nearest_of_factors(*side_by_side(having), rank)
+    products = [scale_of(part) * part.get_parameter("lora_B") @ part.get_parameter("lora_A") for part, _ in having]
+    return nearest(joined(products, [weight for _, weight in having]), rank)
+
+
+def nearest_of_factors(A: Tensor, B: Tensor, rank: int) -> tuple[Tensor, Tensor]:
+    """`nearest(B @ A, rank)` without forming the product: QR of both, and the SVD of what is between."""
+    left, upper = torch.linalg.qr(B)
+    right, lower = torch.linalg.qr(A.mT)
+    small_A, small_B = nearest(upper @ lower.mT, rank)
+    return small_A @ right.mT, left @ small_B
+
+
+def nearest(product: Tensor, rank: int) -> tuple[Tensor, Tensor]:
+    """Factors A (R, I), of orthonormal rows, and B (O, R) of the product of that rank that is nearest to (O, I)."""
+    U, S, V = torch.linalg.svd(product, full_matrices=False)
+    return V[..., :rank, :], U[..., :rank] * S[..., None, :rank]
+
+
+def scale_of(part: Part) -> float:
+    scale = part.scale
+    assert isinstance(scale, float | int)
+    return float(scale)
+
+
+# ── other families ──────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def _others(
+    model: AdaptedModel, sources: Sequence[Adapter], weights: Sequence[float], method: str, joined: Join
+) -> tuple[Method, dict[str, Tensor]]:
+    """The method that all sources share, and the sum of their tensors."""
+    first = sources[0].method
+    kinds = dict.fromkeys(each.method.name for each in sources)
+    if len(kinds) > 1:
+        raise ValueError(f"{' and '.join(kinds)} do not combine: adapters of one method do")
+    if any(_plain(each.method) != _plain(first) for each in sources):
+        raise ValueError(
+            f"these {first.name} adapters differ in their fields ({first} and others): tensors of equal shape and "
+            "meaning are summed, so train them with equal fields"
+        )
+    if isinstance(first, Prefix) and first.hidden is not None:
+        raise ValueError("prefixes behind a network do not combine: save and load them, which keeps the prefix alone")
+    if any(key.endswith("lora_A") for key in sources[0].state_dict()):
+        raise ValueError(
+            f"{first.name} is no sum of products, so its tensors do not add up: combine LoRAs, or merge one"
+        )
+    if method not in WAYS or (method != "linear" and not isinstance(first, FROM_START)):
+        able = "linear" if not isinstance(first, FROM_START) else ", ".join(WAYS)
+        raise ValueError(f"{method} is not defined for {first.name}: choose {able}")
+    states = [each.state_dict() for each in sources]
+    start = _start(model, sources[0]) if isinstance(first, FROM_START) else {}
+    summed = {}
+    for key, tensor in states[0].items():
+        origin = start.get(key, torch.zeros((), device=tensor.device))
+        summed[key] = origin + joined([state[key] - origin for state in states], weights)
+    return first, summed
+
+
+def _plain(method: Method) -> Method:
+    """Without what matters for training alone."""
+    dropless: Any = method
+    return replace(dropless, dropout=0.0) if "dropout" in method.__dataclass_fields__ else method
+
+
+def _start(model: AdaptedModel, adapter: Adapter) -> dict[str, Tensor]:
+    """The state that such an adapter begins with."""
+    state: dict[str, Tensor] = {}
+    with model.own_weights():
+        for path, target in adapter.targets.items():
+            part = adapter.method.build(target)
+            assert part is not None
+            state.update(part.state_dict(prefix=f"{path}."))
+    return state
