@@ -368,3 +368,18 @@ def test_an_adapter_made_in_inference_mode_can_be_used():
         model.add("a", halka.Prefix(length=P))
     with torch.no_grad(), model.use("a"):
         assert model.base(ids()).logits.isfinite().all()
+
+
+def test_a_prefix_and_a_prompt_in_one_adapter_are_refused_where_neither_would_see_the_other():
+    model = adapted(halka.Joint((halka.Prefix(length=3), halka.Prompt(length=3))))
+    with pytest.raises(ValueError, match="a prefix and a prompt works in encoders alone"), model.use("a"):
+        pass
+    with model.use(None):
+        assert model.base(ids()).logits.isfinite().all()
+
+
+def test_a_prefix_acts_on_an_attention_that_there_is():
+    with pytest.raises(ValueError, match=r"prefix wants 'memory\.cross', which this base does not have"):
+        adapted(halka.Prefix(length=3, targets=("memory", "memory.cross")))
+    with pytest.raises(ValueError, match="prefix: targets is a tuple of some of memory, memory"):
+        halka.Prefix(targets=("attn",))

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
+import transformers
+from transformers import AutoConfig, PreTrainedModel
+
+from halka.models.kinds import KINDS
 
 _SMALL = {
     "vocab_size": 97,
@@ -52,8 +55,49 @@ CONFIGS = {
 }
 
 
-def tiny(architecture: str = "llama", dtype: torch.dtype = torch.float32, seed: int = 0, **changes) -> PreTrainedModel:
-    """A random model with two layers of width 64, in eval mode."""
+_BERT = {"initializer_range": 0.1, "hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
+ENCODERS = {  # without dropout, as the others are, and with weights that make a difference
+    "bert": {**_SMALL, **_BERT, "type_vocab_size": 2},
+    "roberta": {**_SMALL, **_BERT, "pad_token_id": 1, "bos_token_id": 0, "max_position_embeddings": 130},
+    "modernbert": {
+        **_SMALL,
+        "initializer_range": 0.1,
+        "local_attention": 8,
+        "global_attn_every_n_layers": 2,
+        "classifier_pooling": "mean",
+        "cls_token_id": 1,
+        "sep_token_id": 2,
+    },
+}
+_T5 = {
+    "vocab_size": 97,
+    "d_model": 64,
+    "d_kv": 16,
+    "d_ff": 96,
+    "num_layers": 2,
+    "num_heads": 4,
+    "dropout_rate": 0.0,
+    "pad_token_id": 0,
+    "eos_token_id": 2,
+    "decoder_start_token_id": 0,
+}
+SEQ2SEQ = {"t5": {**_T5, "relative_attention_max_distance": 12}, "flan-t5": {**_T5, "feed_forward_proj": "gated-gelu"}}
+
+
+def tiny(
+    architecture: str = "llama",
+    dtype: torch.dtype = torch.float32,
+    seed: int = 0,
+    *,
+    kind: str | None = None,
+    **changes,
+) -> PreTrainedModel:
+    """A random model with two layers of width 64, in eval mode.
+
+    kind: one of `halka.models.kinds.KINDS`; what the architecture is mostly for if not given.
+    """
+    usual = "masked-lm" if architecture in ENCODERS else "seq2seq-lm" if architecture in SEQ2SEQ else "causal-lm"
     torch.manual_seed(seed)
-    config = AutoConfig.for_model(architecture, **{**CONFIGS[architecture], **changes})
-    return AutoModelForCausalLM.from_config(config, dtype=dtype).eval()
+    own = {**CONFIGS, **ENCODERS, **SEQ2SEQ}[architecture]
+    config = AutoConfig.for_model(architecture.removeprefix("flan-"), **{**own, **changes})
+    return getattr(transformers, KINDS[kind or usual]).from_config(config, dtype=dtype).eval()

@@ -21,7 +21,7 @@ def merged_weights(adapter: Adapter, dtype: torch.dtype | None = None) -> dict[s
     with torch.no_grad():
         for path, part in adapter.parts.items():
             target = adapter.targets[path]
-            if target.role not in MERGEABLE:
+            if target.role not in MERGEABLE or target.several:
                 raise ValueError(f"{adapter.method.name} acts on {target.role}, which is no weight: not mergeable")
             names = {key: f"{target.name}.{key}" for key in ("weight", "bias")}
             for key, name in names.items():

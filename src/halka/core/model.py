@@ -51,8 +51,7 @@ class AdaptedModel:
         self.pool: Pool | None = None  # where adapters come from that are not here
         self._memory = memory
         self._by_path = dict(base.named_modules())
-        decoder = next((each.source for each in self.targets if each.role == "base"), None)
-        self._turns = Turns(base, base if decoder is None else self._by_path[decoder], self._begin)
+        self._turns = Turns(base, memory.stacks, self._begin, memory.end)
         self.lock = self._turns.lock  # held by whoever uses the adapters or changes them
         self._routes: dict[str, tuple[Adapter, Route]] = {}  # of adapters that were used for whole batches
         self._route: Route | None = None
@@ -93,6 +92,11 @@ class AdaptedModel:
                     part = method.build(target)
                 if part is None:
                     continue
+                if target.several and type(part).forward is Part.forward:
+                    raise ValueError(
+                        f"{method.name} acts on single layers, and {target.name} of this base is several: train it "
+                        "whole, with the method modules"
+                    )
                 path = target.key if target.name in parts else target.name
                 part.to(device)
                 parts[path], targets[path] = part.eval(), target
@@ -259,8 +263,8 @@ class AdaptedModel:
                 self._put_full(route.full)
             self._memory.enter(route.memory, self._bare)
 
-    def _begin(self, args: tuple, kwargs: dict[str, Any]) -> tuple[tuple, dict[str, Any]] | None:
-        """What a pass of the decoder receives. Refuses a batch whose rows are not those that `use` named."""
+    def _begin(self, stack: nn.Module, args: tuple, kwargs: dict[str, Any]) -> tuple[tuple, dict[str, Any]] | None:
+        """What a pass of that stack receives. Refuses a batch whose rows are not those that `use` named."""
         route = self._route
         if route is None:
             return None
@@ -270,7 +274,7 @@ class AdaptedModel:
             repeats(tokens.shape[0], len(route.names))
         if route.full is not None:
             self._put_full(route.full)
-        return self._memory.begin(args, kwargs)
+        return self._memory.begin(stack, args, kwargs)
 
     def _put_full(self, part: Part) -> None:
         """fp32 masters are cast afresh at every pass that will be differentiated, and whenever they have changed."""

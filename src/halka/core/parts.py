@@ -23,7 +23,7 @@ LINEAR_ROLES = (
     *("mlp.gate", "mlp.up", "mlp.gate_up", "mlp.down"),
 )
 WEIGHT_ROLES = (*LINEAR_ROLES, "head")  # those that a weight (O, I) serves
-VIRTUAL_ROLES = ("memory", "embed")  # those of virtual tokens
+VIRTUAL_ROLES = ("memory", "memory.encoder", "memory.cross", "embed")  # those of virtual tokens
 ROLE_GROUPS: Mapping[str, tuple[str, ...]] = {
     "linear": LINEAR_ROLES,
     "attn.kv": ("attn.k", "attn.v", "attn.qkv"),
@@ -40,15 +40,17 @@ class Target:
     role        the same for every architecture: a linear layer (`attn.q` … `mlp.down`), a sublayer's output before the
                 residual sum (`attn`, `mlp`; with `.residual` for parts that read the residual beside it), the output
                 layer (`head`), the module that turns tokens into embeddings (`embedding`) and those that stand before
-                the text's own (`embed`), every layer's keys and values (`memory`), all weights (`base`), or any other
-                module, trained whole (`module`)
+                the text's own (`embed`), every layer's keys and values (`memory`; of a base that reads one text and
+                writes another the decoder's, beside `memory.encoder` and `memory.cross`), all weights (`base`), or any
+                other module, trained whole (`module`)
     name        the module's path in the base
     d_in, d_out the widths of what the part reads and of what it returns
     source      for `attn` and `mlp`: the path of the module that receives the sublayer's input; with `.residual`: of
-                the one that receives the residual; for `base`: of the decoder, whose every pass begins there
+                the one that receives the residual
     norm        with `.residual`: the base's norm of the residual sum, where it stands there, as in BERT
     shape       for `memory`: (2·L, H, head width), a key and a value per layer
     transposed  the weight is stored as (I, O), as GPT-2's Conv1D does
+    several     the module is several layers, as some classifiers' heads are: no single weight serves it
     """
 
     name: str
@@ -61,6 +63,7 @@ class Target:
     norm: nn.Module | None = field(default=None, repr=False, compare=False)
     shape: tuple[int, ...] = ()
     transposed: bool = False
+    several: bool = False
 
     @property
     def key(self) -> str:

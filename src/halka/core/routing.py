@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from halka.core.parts import VIRTUAL_ROLES, Adapter, Part
 from halka.core.stacking import Stack
@@ -19,10 +19,17 @@ STACKING = True  # False: adapter by adapter, the slow twin
 
 
 class Memory(Protocol):
-    """Where keys and values join the base's own (`models/memory.py`); the core only says whose."""
+    """Where virtual tokens join the base's own (`models/memory.py`); the core only says whose."""
 
-    def enter(self, parts: Sequence[Part | None], bare: Callable[[], AbstractContextManager[None]]) -> None:
-        """From now on row i, or every row if there is one part, attends to what parts[i] holds.
+    @property
+    def stacks(self) -> Sequence[nn.Module]:
+        """The modules where passes of the base begin: its decoder, its encoder, or both."""
+        ...
+
+    def enter(
+        self, parts: Mapping[str, Sequence[Part | None]], bare: Callable[[], AbstractContextManager[None]]
+    ) -> None:
+        """From now on row i, or every row if there is one part, attends to what parts[role][i] holds.
 
         Within `with bare():` the base runs without adapters.
         """
@@ -34,8 +41,12 @@ class Memory(Protocol):
         """Within the block every row attends to its own text alone."""
         ...
 
-    def begin(self, args: tuple, kwargs: dict[str, Any]) -> tuple[tuple, dict[str, Any]] | None:
-        """What a pass of the decoder shall receive instead of args and kwargs; None: these."""
+    def begin(self, stack: nn.Module, args: tuple, kwargs: dict[str, Any]) -> tuple[tuple, dict[str, Any]] | None:
+        """What a pass of that stack shall receive instead of args and kwargs; None: these."""
+        ...
+
+    def end(self, stack: nn.Module, kwargs: dict[str, Any], output: Any) -> Any:
+        """What the pass, which received kwargs, shall return instead of output; None: that."""
         ...
 
 
@@ -63,7 +74,7 @@ class Route:
     names: tuple[str | None, ...]
     reading: Mapping[str, list[Use]]  # by the target's key: what it shall receive
     writing: Mapping[str, list[Use]]  # what it shall return
-    memory: tuple[Part | None, ...] = ()
+    memory: Mapping[str, tuple[Part | None, ...]] = field(default_factory=dict)  # by role
     full: Part | None = None
 
     def forget(self) -> None:
@@ -114,7 +125,7 @@ def resolve(names: tuple[str | None, ...], adapters: Mapping[str, Adapter]) -> R
     Raises ValueError where a full copy of the weights would share a batch.
     """
     alone = len(set(names)) == 1
-    memory: dict[str, Part] = {}
+    memory: dict[str, dict[str, Part]] = defaultdict(dict)  # role -> adapter's name -> part
     full = None
     at: dict[str, dict[str, Part]] = defaultdict(dict)  # target's key -> adapter's name -> part
     for name, adapter in adapters.items():
@@ -125,15 +136,15 @@ def resolve(names: tuple[str | None, ...], adapters: Mapping[str, Adapter]) -> R
                     raise ValueError(f"{name!r} is a full copy of the weights: it cannot share a batch with others")
                 full = part
             elif target.role in VIRTUAL_ROLES:
-                memory[name] = part
+                memory[target.role][name] = part
             else:
                 at[target.key][name] = part
-    shared = tuple(memory.values()) if alone else tuple(memory.get(name or "") for name in names)
+    rows = names[:1] if alone else names
     return Route(
         names,
         {key: uses for key, parts in at.items() if (uses := _uses(names, parts, "reads", "before"))},
         {key: uses for key, parts in at.items() if (uses := _uses(names, parts, "writes", "forward"))},
-        shared if memory else (),
+        {role: tuple(parts.get(name or "") for name in rows) for role, parts in memory.items()},
         full,
     )
 

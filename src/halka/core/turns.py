@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from threading import get_ident
 from typing import Any, NamedTuple
@@ -33,12 +33,19 @@ class Flow(NamedTuple):
 class Turns:
     """Threads take turns with a base, whose passes are checked: those of other threads are refused meanwhile.
 
-    begin: called with every pass of the decoder in the thread whose turn it is, to change what the pass receives.
+    stacks      where its passes begin
+    begin, end  called with every pass of a stack in the thread whose turn it is, to change what it receives and returns
     """
 
-    def __init__(self, base: nn.Module, decoder: nn.Module, begin: Callable[[tuple, dict[str, Any]], Any]):
+    def __init__(
+        self,
+        base: nn.Module,
+        stacks: Iterable[nn.Module],
+        begin: Callable[[nn.Module, tuple, dict[str, Any]], Any],
+        end: Callable[[nn.Module, dict[str, Any], Any], Any],
+    ):
         self.lock = threading.RLock()
-        self._base, self._decoder, self._begin = base, decoder, begin
+        self._base, self._stacks, self._begin, self._end = base, tuple(stacks), begin, end
         self._owner: Flow | None = None  # whose turn it is
         self._count = 0  # of turns so far
         self._begun: dict[int, int] = {}  # that count when a thread's last pass outside of any turn began
@@ -95,21 +102,28 @@ class Turns:
             self._installed = self._count
             eager: Any = torch.compiler.disable  # compiled code would check but once
             self._hooks = [
-                self._decoder.register_forward_pre_hook(eager(self._before), with_kwargs=True),
-                *(each.register_forward_hook(eager(self._after)) for each in {self._decoder, self._base}),
+                *(each.register_forward_pre_hook(eager(self._before), with_kwargs=True) for each in self._stacks),
+                *(each.register_forward_hook(eager(self._finished), with_kwargs=True) for each in self._stacks),
+                *(each.register_forward_hook(eager(self._after)) for each in {*self._stacks, self._base}),
             ]
         elif not wanted:
             while self._hooks:
                 self._hooks.pop().remove()
 
-    def _before(self, decoder: nn.Module, args: tuple, kwargs: dict[str, Any] | None = None) -> Any:
+    def _before(self, stack: nn.Module, args: tuple, kwargs: dict[str, Any] | None = None) -> Any:
         """Refuse a pass or let it begin. Torch gives no kwargs while another thread takes the hook away."""
         count = self._count
         if self._owner is None:
             self._begun[get_ident()] = count
             return None
         self.check()
-        return self._begin(args, kwargs or {})
+        return self._begin(stack, args, kwargs or {})
+
+    def _finished(self, stack: nn.Module, args: tuple, *given: Any) -> Any:
+        """What a pass in whose turn it is returns. `_after` refuses those of others."""
+        *kwargs, output = given
+        mine = self._owner is not None and self._owner.holds(Flow.mine())
+        return self._end(stack, kwargs[0] if kwargs else {}, output) if mine else None
 
     def _after(self, module: nn.Module, args: tuple, output: Any) -> None:
         """Refuse the result of a pass outside of any turn if one began meanwhile."""

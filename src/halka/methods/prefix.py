@@ -12,6 +12,8 @@ from halka.core import Part, Reader, Target
 from halka.methods._checks import whole
 from halka.methods.prompt import starting_embeddings
 
+TARGETS = ("memory", "memory.encoder", "memory.cross")
+
 
 @dataclass(frozen=True)
 class Prefix:
@@ -31,9 +33,18 @@ class Prefix:
         default=None,
         metadata={"help": "width of the paper's MLP that makes keys and values while training; none: trained freely"},
     )
+    targets: tuple[str, ...] = field(
+        default=("memory",),
+        metadata={
+            "help": "which attention: memory; in encoder-decoders that is the decoder's own, and the paper has "
+            "memory.encoder and memory.cross, too"
+        },
+    )
 
     def __post_init__(self) -> None:
         whole("prefix", length=self.length)
+        if isinstance(self.targets, str) or not self.targets or not {*self.targets} <= {*TARGETS}:
+            raise ValueError(f"prefix: targets is a tuple of some of {', '.join(TARGETS)}, not {self.targets!r}")
         if self.hidden is not None:
             whole("prefix", hidden=self.hidden)
             if self.tokens:
@@ -44,7 +55,7 @@ class Prefix:
             raise ValueError(f"prefix: start is 'vocabulary' or 'random', not {self.start!r}")
 
     def roles(self) -> tuple[str, ...]:
-        return ("memory",)
+        return self.targets
 
     def build(self, target: Target) -> Part:
         if self.hidden is not None:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from halka.core import VIRTUAL_ROLES, AdaptedModel, Target
-from halka.models.layouts import layout_of, linear_targets
+from halka.models.layouts import check_layout, layout_of, linear_targets
 from halka.models.memory import VirtualTokens
 
 
@@ -20,17 +21,17 @@ def adapt(base: Any, tokenizer: Any = None) -> AdaptedModel:
     Raises ValueError for an architecture without a layout, naming the file to extend.
     """
     layout = layout_of(base)
+    check_layout(base, layout)
     base.eval()
     embed = base.get_submodule(layout.embed)
     vocabulary, width = embed.weight.shape
     targets = [Target(layout.embed, "embedding", embed, vocabulary, width), *linear_targets(base, layout)]
     memory = VirtualTokens(base, layout)
-    whole = Target("base", "base", base, width, vocabulary, source=layout.decoder)
-    if layout.attention:
-        virtual = memory.shape[0] * memory.shape[1] * memory.shape[2]
-        targets.append(Target(layout.embed, "embed", embed, vocabulary, width))
-        targets.append(Target("memory", "memory", memory, width, virtual, shape=memory.shape))
-    return AdaptedModel(base, [*targets, whole], memory, tokenizer)
+    targets.append(Target(layout.embed, "embed", embed, vocabulary, width))
+    for role, held in memory.held.items():
+        targets.append(Target(role, role, held, width, math.prod(held.shape), shape=held.shape))
+    targets.append(Target("base", "base", base, width, vocabulary))
+    return AdaptedModel(base, targets, memory, tokenizer)
 
 
 def context(model: AdaptedModel, name: str | None = None) -> int | None:

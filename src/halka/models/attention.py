@@ -5,6 +5,8 @@ keys and values, and picks the faster way to compute: two grouped matrix product
 CPU, with few tokens, several times faster than torch's fused attention), torch's fused attention elsewhere.
 
     B rows   Q query heads   H key/value heads   G = Q/H   T query tokens   S key tokens   P virtual ones   W head width
+
+In a decoder that also attends to an encoder's tokens, those virtual ones are given as `across`.
 """
 
 from __future__ import annotations
@@ -17,7 +19,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from transformers import AttentionInterface, AttentionMaskInterface
+from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
 from transformers.masking_utils import sdpa_mask
 
 NAME = "halka"
@@ -26,11 +28,15 @@ SMALL_SCORES = 2**16  # T·S up to which the two products win on a CPU (measured
 
 @dataclass(frozen=True)
 class LayerMemory:
-    """One layer's virtual keys and values (R, H, P, W) for R rows, or one for all; valid (R, P), None if all are."""
+    """One layer's virtual keys and values (R, H, P, W) for R rows, or one for all; valid (R, P), None if all are.
+
+    bias: what a base with relative positions adds to their scores, (R, Q, T, P).
+    """
 
     keys: Tensor
     values: Tensor
     valid: Tensor | None
+    bias: Tensor | None = None
 
 
 @contextmanager
@@ -38,12 +44,15 @@ def use_attention(base: Any) -> Iterator[None]:
     """Within the block the base computes attention here; its own choice returns afterwards. Blocks nest."""
     AttentionInterface.register(NAME, attend)
     AttentionMaskInterface.register(NAME, sdpa_mask)
-    own = base.config._attn_implementation
-    base.config._attn_implementation = NAME
+    configs = {id(each.config): each.config for each in base.modules() if isinstance(each, PreTrainedModel)}.values()
+    own = [config._attn_implementation for config in configs]
+    for config in configs:
+        config._attn_implementation = NAME
     try:
         yield
     finally:
-        base.config._attn_implementation = own
+        for config, implementation in zip(configs, own, strict=True):
+            config._attn_implementation = implementation
 
 
 def attend(
@@ -56,17 +65,23 @@ def attend(
     scaling: float | None = None,
     is_causal: bool | None = None,
     softcap: float | None = None,
+    position_bias: Tensor | None = None,
     memory: Sequence[LayerMemory] | None = None,
     record: dict[int, tuple[Tensor, Tensor]] | None = None,
+    across: Sequence[LayerMemory] | None = None,
+    record_across: dict[int, tuple[Tensor, Tensor]] | None = None,
     **unused: Any,
 ) -> tuple[Tensor, None]:
-    """Causal attention of query (B, Q, T, W) over memory and key, value (B, H, S, W); returns (B, T, Q, W).
+    """Attention of query (B, Q, T, W) over memory and key, value (B, H, S, W); returns (B, T, Q, W).
 
-    attention_mask is what transformers' `sdpa_mask` makes: (B, 1, T, S), true where attended, or None for plain causal.
+    attention_mask is what transformers' `sdpa_mask` makes: (B, 1, T, S), true where attended, or None for plain causal
+    attention, and in an encoder for all. position_bias (1 or B, Q, T, S) is added to the scores.
     memory holds every layer's; `record`, if given, receives this layer's own keys and values under its number.
     """
     batch, _, tokens, width = query.shape
     scale = width**-0.5 if scaling is None else scaling
+    if getattr(module, "is_decoder", False) and not getattr(module, "is_causal", True):
+        memory, record = across, record_across
     if record is not None:
         record[module.layer_idx] = (key, value)  # type: ignore[index]
     causal = (
@@ -76,11 +91,21 @@ def attend(
     )
     if causal and key.shape[2] > tokens:  # a static cache, empty but for these tokens
         key, value = key[:, :, :tokens], value[:, :, :tokens]
+        position_bias = None if position_bias is None else position_bias[..., :tokens]
     if memory is not None:
         mine = memory[module.layer_idx]  # type: ignore[index]
         key = torch.cat([_for_batch(mine.keys, batch), key], dim=2)
         value = torch.cat([_for_batch(mine.values, batch), value], dim=2)
         attention_mask = _widened(attention_mask, mine, batch, tokens, key.shape[2], causal, query.device)
+        if position_bias is not None:
+            before = position_bias.new_zeros(1, *position_bias.shape[1:3], mine.keys.shape[2])
+            before = before if mine.bias is None else mine.bias
+            rows = max(before.shape[0], position_bias.shape[0])
+            front, own = (_for_batch(each, batch if rows > 1 else 1) for each in (before, position_bias))
+            position_bias = torch.cat([front.to(own.dtype), own], dim=-1)
+        causal = False
+    if position_bias is not None:
+        attention_mask = _biased(attention_mask, position_bias, causal)
         causal = False
     small = query.device.type == "cpu" and tokens * key.shape[2] <= SMALL_SCORES
     if small or softcap is not None:
@@ -120,6 +145,15 @@ def grouped_products(
     if dropout:
         probabilities = F.dropout(probabilities, dropout)
     return (probabilities @ value).view(batch, heads, tokens, value.shape[-1])
+
+
+def _biased(mask: Tensor | None, bias: Tensor, causal: bool) -> Tensor:
+    """The additive mask of scores with this bias, of a mask of any kind."""
+    if causal:
+        mask = torch.ones(bias.shape[-2:], dtype=torch.bool, device=bias.device).tril()
+    if mask is None:
+        return bias
+    return bias + mask if mask.dtype != torch.bool else bias.masked_fill(~mask, torch.finfo(bias.dtype).min)
 
 
 def _for_batch(rows: Tensor, batch: int) -> Tensor:

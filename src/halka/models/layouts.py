@@ -6,26 +6,34 @@ To support another architecture, add its layout to `LAYOUTS`; with a tiny config
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 from torch import nn
 
 from halka.core import Target
+from halka.models.kinds import kind_of
 
 
 @dataclass(frozen=True)
 class Layout:
-    """Paths inside the causal (or masked) language model; linear roles are relative to a decoder layer.
+    """Paths inside the base; linear roles are relative to a layer of the stack.
 
-    decoder     the module that turns tokens into hidden states
+    decoder     the stack: the module that turns tokens into hidden states
     layers      its list of layers
-    attention   the module, in a layer, that calls the attention function; empty where prefixes are not supported
+    attention   the module, in a layer, that calls the attention function
     linears     role -> path; the output projections stand for their sublayers too
     residuals   for `attn` and `mlp`: the module that receives the residual which the sublayer's output is added to;
                 empty where more than the sum stands between the two, as in gemma2
     norms       the norms of these sums, where the base has them there; elsewhere its norms stand before the sublayers
-    causal      a token sees only those before it; an encoder can be counted, not trained as a language model
-    positions_from_mask   without position ids the decoder counts the attention mask's ones, instead of all tokens
+    cross       as linears, of a layer's second attention, over an encoder's tokens; its residual is that of `cross`
+    embed       the module that turns token ids into the stack's input
+    head        the output layer; a classifier has its own instead, of the name that transformers gives it
+    encoder     the other stack, of a base that reads one text and writes another
+    causal      a token sees only those before it
+    positions   what the stack counts if it is given no position ids: all tokens (index), the attention mask's ones
+                (mask), tokens that are no padding, from behind the padding's number on (words); or none: relative
     """
 
     decoder: str
@@ -33,12 +41,16 @@ class Layout:
     attention: str
     linears: dict[str, str]
     embed: str
-    head: str
+    head: str = ""
     residuals: dict[str, str] = field(default_factory=dict)
     norms: dict[str, str] = field(default_factory=dict)
-    positions_from_mask: bool = False
+    cross: dict[str, str] = field(default_factory=dict)
+    encoder: Layout | None = None
     causal: bool = True
+    positions: str = "index"
 
+
+CLASSIFIERS = ("classifier", "score")  # what transformers calls the head of a classifier
 
 _LLAMA = Layout(
     decoder="model",
@@ -60,7 +72,7 @@ _LLAMA = Layout(
 _BERT = Layout(
     decoder="bert",
     layers="bert.encoder.layer",
-    attention="",
+    attention="attention.self",
     linears={
         "attn.q": "attention.self.query",
         "attn.k": "attention.self.key",
@@ -75,6 +87,39 @@ _BERT = Layout(
     norms={"attn": "attention.output.LayerNorm", "mlp": "output.LayerNorm"},
     causal=False,
 )
+
+
+def _t5_attention(path: str) -> dict[str, str]:
+    return {f"attn.{each}": f"{path}.{each}" for each in "qkvo"}
+
+
+def _t5(mlp: dict[str, str]) -> Layout:
+    def of(sublayer: int) -> dict[str, str]:
+        return {role: f"layer.{sublayer}.DenseReluDense.{path}" for role, path in mlp.items()}
+
+    encoder = Layout(
+        decoder="encoder",
+        layers="encoder.block",
+        attention="layer.0.SelfAttention",
+        linears={**_t5_attention("layer.0.SelfAttention"), **of(1)},
+        embed="encoder.embed_tokens",
+        residuals={"attn": "layer.0.layer_norm", "mlp": "layer.1.layer_norm"},
+        causal=False,
+        positions="relative",
+    )
+    return Layout(
+        decoder="decoder",
+        layers="decoder.block",
+        attention="layer.0.SelfAttention",
+        linears={**_t5_attention("layer.0.SelfAttention"), **of(2)},
+        embed="encoder.embed_tokens",
+        head="lm_head",
+        residuals={"attn": "layer.0.layer_norm", "cross": "layer.1.layer_norm", "mlp": "layer.2.layer_norm"},
+        cross=_t5_attention("layer.1.EncDecAttention"),
+        encoder=encoder,
+        positions="relative",
+    )
+
 
 LAYOUTS: dict[str, Layout] = {
     **dict.fromkeys(("llama", "qwen2", "qwen3", "mistral", "gemma"), _LLAMA),
@@ -135,21 +180,34 @@ LAYOUTS: dict[str, Layout] = {
         },
         embed="model.decoder.embed_tokens",
         head="lm_head",
-        positions_from_mask=True,
+        positions="mask",
     ),
-    # Encoders: adapters are built and counted for them.
     "bert": _BERT,
-    "roberta": Layout(
+    "roberta": replace(
+        _BERT,
         decoder="roberta",
         layers="roberta.encoder.layer",
-        attention="",
-        linears=_BERT.linears,
         embed="roberta.embeddings.word_embeddings",
         head="lm_head.decoder",
-        residuals=_BERT.residuals,
-        norms=_BERT.norms,
+        positions="words",
+    ),
+    "modernbert": Layout(
+        decoder="model",
+        layers="model.layers",
+        attention="attn",
+        linears={
+            "attn.qkv": "attn.Wqkv",
+            "attn.o": "attn.Wo",
+            "mlp.gate_up": "mlp.Wi",
+            "mlp.down": "mlp.Wo",
+        },
+        embed="model.embeddings.tok_embeddings",
+        head="decoder",
+        residuals={"attn": "attn_norm", "mlp": "mlp_norm"},
         causal=False,
     ),
+    "t5": _t5({"mlp.up": "wi", "mlp.down": "wo"}),
+    "t5, gated": _t5({"mlp.gate": "wi_0", "mlp.up": "wi_1", "mlp.down": "wo"}),
 }
 
 _SOURCES = {"attn": ("attn.q", "attn.qkv"), "mlp": ("mlp.up", "mlp.gate_up")}
@@ -158,41 +216,73 @@ _OUTPUTS = {"attn": "attn.o", "mlp": "mlp.down"}
 
 def layout_of(base: nn.Module) -> Layout:
     """The layout of a transformers model. Raises ValueError that names the file to extend."""
-    model_type = getattr(getattr(base, "config", None), "model_type", None)
+    config: Any = getattr(base, "config", None)
+    model_type = getattr(config, "model_type", None)
+    if model_type == "t5" and config.is_gated_act:
+        model_type = "t5, gated"
     if model_type not in LAYOUTS:
         raise ValueError(
             f"the architecture {model_type!r} ({type(base).__name__}) is not known: add its layout to "
             f"src/halka/models/layouts.py, which knows {', '.join(LAYOUTS)}"
         )
-    return LAYOUTS[model_type]
+    layout = LAYOUTS[model_type]
+    head = next((name for name, _ in base.named_children() if name in CLASSIFIERS), layout.head)
+    return replace(layout, head=head)
+
+
+def check_layout(base: Any, layout: Layout) -> None:
+    """Raises ValueError for a class of the architecture that is built in another way."""
+    kind = kind_of(base)
+    modules = dict(base.named_modules())
+    missing = [path for path in (layout.layers, layout.embed, layout.head) if path not in modules]
+    if kind == "causal-lm" and not layout.causal:
+        missing = ["causal decoder"]
+    if missing:
+        raise ValueError(
+            f"{type(base).__name__} has no {missing[0]}: of {base.config.model_type} models for {kind} this class is "
+            "not known; src/halka/models/layouts.py says which are"
+        )
 
 
 def linear_targets(base: nn.Module, layout: Layout) -> list[Target]:
-    """Every linear layer, both sublayers' outputs and the head of `base`, in the order of its layers."""
+    """Every linear layer, all sublayers' outputs and the head of `base`, in the order of its layers."""
     targets = []
-    for layer in range(len(list(base.get_submodule(layout.layers).children()))):
-        prefix = f"{layout.layers}.{layer}"
-        for role, path in layout.linears.items():
-            targets.append(_linear(base, f"{prefix}.{path}", role, layer))
+    for stack in (layout.encoder, layout):
+        if stack is not None:
+            for layer in range(len(list(base.get_submodule(stack.layers).children()))):
+                targets += _of_layer(base, stack, layer)
+    return [*targets, _head(base, layout)]
+
+
+def _of_layer(base: nn.Module, stack: Layout, layer: int) -> Iterator[Target]:
+    prefix = f"{stack.layers}.{layer}"
+    for linears in (stack.linears, stack.cross):
+        for role, path in linears.items():
+            yield _linear(base, f"{prefix}.{path}", role, layer)
         for role, output in _OUTPUTS.items():
-            reader = next(layout.linears[each] for each in _SOURCES[role] if each in layout.linears)
-            source = f"{prefix}.{reader}"
-            d_in = _widths(base.get_submodule(source))[0]
-            name = f"{prefix}.{layout.linears[output]}"
-            module = base.get_submodule(name)
-            d_out = _widths(module)[1]
-            targets.append(Target(name, role, module, d_in, d_out, layer, source))
-            if role in layout.residuals:
-                residual = f"{prefix}.{layout.residuals[role]}"
-                norm = base.get_submodule(f"{prefix}.{layout.norms[role]}") if layout.norms else None
-                targets.append(Target(name, f"{role}.residual", module, d_out, d_out, layer, residual, norm))
-    targets.append(_linear(base, layout.head, "head", None))
-    return targets
+            if output in linears:
+                name = f"{prefix}.{linears[output]}"
+                module = base.get_submodule(name)
+                source = f"{prefix}.{next(linears[each] for each in _SOURCES[role] if each in linears)}"
+                d_in, d_out = _widths(base.get_submodule(source))[0], _widths(module)[1]
+                yield Target(name, role, module, d_in, d_out, layer, source)
+                place = "cross" if linears is stack.cross else role
+                if place in stack.residuals:
+                    residual = f"{prefix}.{stack.residuals[place]}"
+                    norm = base.get_submodule(f"{prefix}.{stack.norms[place]}") if stack.norms else None
+                    yield Target(name, f"{role}.residual", module, d_out, d_out, layer, residual, norm)
 
 
 def _linear(base: nn.Module, path: str, role: str, layer: int | None) -> Target:
     module = base.get_submodule(path)
     return Target(path, role, module, *_widths(module), layer=layer, transposed=_transposed(module))
+
+
+def _head(base: Any, layout: Layout) -> Target:
+    module = base.get_submodule(layout.head)
+    if any(True for _ in module.children()):  # RoBERTa's classifier is two layers
+        return Target(layout.head, "head", module, base.config.hidden_size, base.config.num_labels, several=True)
+    return _linear(base, layout.head, "head", None)
 
 
 def _transposed(module: nn.Module) -> bool:

@@ -1,151 +1,152 @@
-"""Virtual tokens: keys and values that join every layer's own, per row and of any length.
+"""Virtual tokens: what a batch's rows attend to besides their text, of any length.
 
-A prefix holds them as parameters. A prompt holds embeddings, and the base computes the keys and values: virtual tokens
-see only each other under causal attention, so one pass over them a batch is enough, instead of one in every row.
-Either way a row with P virtual tokens starts its own tokens at position P, unless its part takes no positions. Nothing
-enters the cache: where the decoder is called, an argument is added, and transformers hands that on, layer by layer, to
-`attention.attend`.
+Under causal attention virtual tokens see only each other, so one pass over a prompt's embeddings a batch is enough,
+instead of one in every row; a prefix needs none. Either way a row with P virtual tokens starts its own tokens at
+position P, unless its part takes no positions. Nothing enters the cache: where the decoder is called, an argument is
+added, and transformers hands that on, layer by layer, to `attention.attend`. In an encoder virtual tokens see the text,
+too: there a prompt's enter the input.
 """
 
 from __future__ import annotations
 
-import inspect
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 
-import torch
 from torch import Tensor, nn
-from torch.nn.utils.rnn import pad_sequence
 
-from halka.core import Part, repeats, state_of
-from halka.models.attention import LayerMemory, use_attention
+from halka.core import Part
+from halka.models.attention import use_attention
+from halka.models.held import Held
+from halka.models.inserted import ALL, FIRST, MEAN, TOKENS, Inserted
+from halka.models.kinds import kind_of
 from halka.models.layouts import Layout
+from halka.models.places import Stack, tokens_of
 
 
-class VirtualTokens(nn.Module):
-    """Implements `core.Memory` for one base; also the module of its `memory` target."""
+class VirtualTokens:
+    """Implements `core.Memory` for one base.
+
+    held    by role, the keys and values: `memory`, those of the decoder's own attention, or of an encoder that stands
+            alone; and beside a decoder `memory.encoder` and `memory.cross`, those of its attention to the encoder
+    limit   how many positions there are; None if there is no end
+    """
 
     def __init__(self, base: Any, layout: Layout):
-        super().__init__()
-        config = base.config.get_text_config()
-        heads = config.num_attention_heads
-        self.layers = len(list(base.get_submodule(layout.layers).children()))
-        width = getattr(config, "head_dim", None) or config.hidden_size // heads
-        self.shape = (2 * self.layers, getattr(config, "num_key_value_heads", None) or heads, width)
-        self.limit: int | None = getattr(config, "max_position_embeddings", None)
-        self._layout = layout
-        self._base = (base,)  # in a tuple, so that the base is no submodule of this one
-        self._decoder = (base.get_submodule(layout.decoder),)
-        self._names = tuple(inspect.signature(self._decoder[0].forward).parameters)  # of what is given by position
-        self._parts: tuple[Part | None, ...] = ()
-        self._known: tuple[Any, Tensor, Tensor] | None = None
-        self._bare: Callable[[], AbstractContextManager[None]] = nullcontext
+        self._base = base
+        decoder = Stack(base, layout)
+        self.held = {"memory": Held(base, decoder)}
+        self._entry = None if layout.causal else decoder  # whose input takes a prompt's embeddings
+        if layout.encoder is not None:
+            self._entry = Stack(base, layout.encoder)
+            self.held |= {
+                "memory.encoder": Held(base, self._entry),
+                "memory.cross": Held(base, decoder, over=self._entry),
+            }
+        self.limit = decoder.limit
+        self.stacks: Sequence[nn.Module] = list(dict.fromkeys(each.stack.module for each in self.held.values()))
+        self._output = _output(base, layout)
+        self._inserted: tuple[Part | None, ...] = ()
         self._attention: Any = None
 
     # ── core.Memory ─────────────────────────────────────────────────────────────────────────────────────────────
 
-    def enter(self, parts: Sequence[Part | None], bare: Callable[[], AbstractContextManager[None]]) -> None:
-        if parts:
-            self._parts, self._known, self._bare = tuple(parts), None, bare
-            self._attention = use_attention(self._base[0])
-            self._attention.__enter__()
+    def enter(
+        self, parts: Mapping[str, Sequence[Part | None]], bare: Callable[[], AbstractContextManager[None]]
+    ) -> None:
+        if not parts:
+            return
+        parts = dict(parts)
+        embedded = parts.pop("embed", ())
+        if self._entry is not None:
+            self._inserted = tuple(embedded)
+        elif embedded:
+            parts["memory"] = _either(parts.get("memory", (None,) * len(embedded)), embedded)
+        for role, rows in parts.items():
+            self.held[role].enter(rows, bare)
+        self._attention = use_attention(self._base)
+        self._attention.__enter__()
 
     def leave(self) -> None:
-        if self._parts:
-            self._parts, self._known = (), None
+        if self._attention is not None:
+            self._inserted = ()
+            for each in self.held.values():
+                each.enter((), each.bare)
             self._attention.__exit__(None, None, None)
+            self._attention = None
 
     @contextmanager
     def aside(self) -> Iterator[None]:
-        parts, attention, self._parts = self._parts, self._attention, ()
+        inserted, attention, self._inserted, self._attention = self._inserted, self._attention, (), None
+        parts = {role: each.parts for role, each in self.held.items()}
+        for each in self.held.values():
+            each.parts = ()
         try:
             yield
         finally:
-            self._parts, self._attention = parts, attention
+            self._inserted, self._attention = inserted, attention
+            for role, rows in parts.items():
+                self.held[role].parts = rows
 
-    # ── what the rows attend to ─────────────────────────────────────────────────────────────────────────────────
-
-    def vocabulary(self) -> nn.Module:
-        """The base's embedding module: token ids (P,) to input embeddings (P, D)."""
-        return self._base[0].get_submodule(self._layout.embed)
-
-    def read(self, embeddings: Tensor) -> Tensor:
-        """The keys and values (N, P, 2·L, H, W) that the base computes for embeddings (N, P, D), differentiable."""
-        recorded: dict[int, tuple[Tensor, Tensor]] = {}
-        decoder = self._decoder[0]
-        positions = torch.arange(embeddings.shape[1], device=embeddings.device)[None]
-        training = decoder.training
-        decoder.eval()  # nothing to recompute in backward, when rows are routed
-        try:
-            with use_attention(self._base[0]), self._bare():  # virtual tokens see only each other
-                decoder(
-                    inputs_embeds=embeddings.to(self._base[0].dtype),
-                    position_ids=positions,
-                    use_cache=False,
-                    record=recorded,
-                )
-        finally:
-            decoder.train(training)
-        pairs = [each for layer in range(self.layers) for each in recorded[layer]]
-        return torch.stack(pairs).permute(1, 3, 0, 2, 4)  # 2L N H P W -> N P 2L H W
-
-    def _contents(self) -> tuple[Tensor, Tensor]:
-        """Keys and values (2·L, N, H, P, W) padded to the longest, and lengths (N,), for N rows or one for all."""
-        distinct = [part for part in dict.fromkeys(self._parts) if part is not None]
-        state = state_of(parameter for part in distinct for parameter in part.parameters())
-        graph = torch.is_grad_enabled() and any(p.requires_grad for part in distinct for p in part.parameters())
-        if self._known is not None and not graph and self._known[0] == state:
-            return self._known[1:]
-        made = [part.virtual() for part in distinct]
-        embedded = [i for i, each in enumerate(made) if each.dim() == 2]
-        if embedded:
-            read = self.read(pad_sequence([made[i] for i in embedded], batch_first=True))
-            for row, i in zip(read, embedded, strict=True):
-                made[i] = row[: made[i].shape[0]]
-        dtype, device = self._base[0].dtype, made[0].device
-        by_part = {id(part): each.to(dtype) for part, each in zip(distinct, made, strict=True)}
-        nothing = torch.zeros(0, *self.shape, dtype=dtype, device=device)
-        rows = [nothing if part is None else by_part[id(part)] for part in self._parts]
-        lengths = torch.tensor([row.shape[0] for row in rows], device=device)
-        contents = pad_sequence(rows, batch_first=True).permute(2, 0, 3, 1, 4).contiguous()
-        self._known = None if graph else (state, contents, lengths)
-        return contents, lengths
-
-    def begin(self, args: tuple, kwargs: dict[str, Any]) -> tuple[tuple, dict[str, Any]] | None:
-        """Hand the rows' keys and values to this pass of the decoder, and move its own tokens behind them."""
-        if not self._parts:
+    def begin(self, stack: nn.Module, args: tuple, kwargs: dict[str, Any]) -> tuple[tuple, dict[str, Any]] | None:
+        """Hand the rows' virtual tokens to this pass, and move its own tokens behind them."""
+        held = [each for each in self.held.values() if each.stack.module is stack]
+        inserting = any(self._inserted)
+        if not inserting and not any(each.parts for each in held):
             return None
-        kwargs = {**dict(zip(self._names, args, strict=False)), **kwargs}
-        tokens = kwargs.get("inputs_embeds") if kwargs.get("input_ids") is None else kwargs["input_ids"]
-        assert tokens is not None
-        batch, length = tokens.shape[:2]
-        contents, lengths = self._contents()
-        cache = kwargs.get("cache") or kwargs.get("past_key_values")
-        past = cache.get_seq_length() if cache is not None else 0
-        longest = contents.shape[3]
-        taking = [part is not None and part.takes_positions for part in self._parts]
-        shift = lengths * torch.tensor(taking, device=lengths.device)
-        text = int(past) + length
-        if self.limit is not None and text + longest > self.limit < text + (taken := int(shift.max())):
-            raise ValueError(
-                f"{taken} virtual tokens and {text} of text exceed the base's {self.limit} positions: "
-                "shorten the text or the prefix"
-            )
-        valid = None
-        if len(self._parts) > 1:
-            valid = torch.arange(longest, device=lengths.device) < lengths[:, None]
-            shift = shift.repeat_interleave(repeats(batch, len(lengths)))
-        kwargs["position_ids"] = self._positions(kwargs, past, length, tokens.device) + shift[:, None]
-        pairs = contents.unbind(0)
-        kwargs["memory"] = [LayerMemory(pairs[2 * i], pairs[2 * i + 1], valid) for i in range(self.layers)]
+        kwargs = held[0].stack.named(args, kwargs)
+        if inserting and self._entry is not None:
+            if stack is self._entry.module:
+                kwargs = Inserted(self._embeddings(), tokens_of(kwargs).shape[0]).enter(self._entry, kwargs)
+            else:
+                kwargs = self._widened(kwargs)
+        for each in held:
+            kwargs = each.join(kwargs)
         return (), kwargs
 
-    def _positions(self, kwargs: dict[str, Any], past: Any, length: int, device: torch.device) -> Tensor:
-        """The positions (1 or B, T) that the decoder would have used."""
-        if kwargs.get("position_ids") is not None:
-            return kwargs["position_ids"]
-        mask = kwargs.get("attention_mask")
-        if self._layout.positions_from_mask and mask is not None:
-            return (mask.cumsum(1) * mask - 1).long()[:, past:]
-        return torch.arange(length, device=device)[None] + past
+    def end(self, stack: nn.Module, kwargs: dict[str, Any], output: Any) -> Any:
+        """What an encoder returns for its input's tokens, without those that were inserted."""
+        if self._entry is None or stack is not self._entry.module or not any(self._inserted):
+            return None
+        inserted = Inserted(self._embeddings(), output[0].shape[0])
+        hidden = inserted.leave(output[0], kwargs.get("attention_mask"), self._output)
+        if isinstance(output, tuple):
+            return (hidden, *output[1:])
+        return type(output)(**{**output, "last_hidden_state": hidden})
+
+    # ── what enters an encoder's input ──────────────────────────────────────────────────────────────────────────
+
+    def _embeddings(self) -> list[Tensor]:
+        """Every row's (P, D) of those that are inserted."""
+        made = {id(part): part.virtual() for part in dict.fromkeys(self._inserted) if part is not None}
+        nothing = next(iter(made.values()))[:0]
+        return [nothing if part is None else made[id(part)] for part in self._inserted]
+
+    def _widened(self, kwargs: dict[str, Any]) -> dict[str, Any]:
+        """A decoder's mask of the encoder's tokens, with those that were inserted there."""
+        states, mask = kwargs.get("encoder_hidden_states"), kwargs.get("encoder_attention_mask")
+        if states is None:
+            return kwargs
+        inserted = Inserted(self._embeddings(), states.shape[0])
+        tokens = states.shape[1] - inserted.longest
+        if mask is not None and mask.shape[1] != tokens:
+            return kwargs  # the encoder was run before, without them
+        return {**kwargs, **inserted.mask(mask, tokens, "encoder_attention_mask")}
+
+
+def _either(prefixes: Sequence[Part | None], prompts: Sequence[Part | None]) -> list[Part | None]:
+    """Each row's one of the two. Raises ValueError for both, of which neither would see the other."""
+    if any(prefix is not None and prompt is not None for prefix, prompt in zip(prefixes, prompts, strict=True)):
+        raise ValueError(
+            "an adapter with a prefix and a prompt works in encoders alone: elsewhere give each an adapter of its own"
+        )
+    return [prompt if prefix is None else prefix for prefix, prompt in zip(prefixes, prompts, strict=True)]
+
+
+def _output(base: Any, layout: Layout) -> str:
+    """What the rest of the base takes of an encoder's output."""
+    if layout.encoder is not None:
+        return ALL
+    if kind_of(base) != "sequence-classification":
+        return TOKENS
+    return MEAN if getattr(base.config, "classifier_pooling", "cls") == "mean" else FIRST

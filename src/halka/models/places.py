@@ -1,0 +1,82 @@
+"""Where virtual tokens join a base: a stack of layers that attend to them, or that receives them as input."""
+
+from __future__ import annotations
+
+import inspect
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from halka.models.layouts import Layout
+
+
+class Stack:
+    """A base's decoder or encoder: how many layers of which shape, and how its passes are called.
+
+    shape   of a token's keys and values in all layers, (2·L, H, head width)
+    first   the position of the first token
+    limit   how many positions there are; None if there is no end
+    """
+
+    def __init__(self, base: Any, layout: Layout):
+        self.layout = layout
+        self.module: Any = base.get_submodule(layout.decoder)
+        self.embed: nn.Module = base.get_submodule(layout.embed)
+        layers = list(base.get_submodule(layout.layers).children())
+        self.layers = len(layers)
+        self.attention: Any = layers[0].get_submodule(layout.attention)
+        config = self.module.config.get_text_config()
+        heads = config.num_attention_heads
+        width = getattr(config, "head_dim", None) or config.hidden_size // heads
+        self.shape = (2 * self.layers, getattr(config, "num_key_value_heads", None) or heads, width)
+        self.padding = config.pad_token_id
+        self.first = self.padding + 1 if layout.positions == "words" else 0
+        positions = getattr(config, "max_position_embeddings", None)
+        self.limit: int | None = None if positions is None else positions - self.first
+        self._names = tuple(inspect.signature(self.module.forward).parameters)  # of what is given by position
+
+    def named(self, args: tuple, kwargs: dict[str, Any]) -> dict[str, Any]:
+        """What a pass receives, all of it by name."""
+        return {**dict(zip(self._names, args, strict=False)), **kwargs}
+
+    def positions(self, kwargs: dict[str, Any], past: Any, shift: Tensor) -> dict[str, Tensor]:
+        """As arguments of a pass, the positions (1 or B, T) of its text, each row's moved by shift (1 or B,)."""
+        if self.layout.positions == "relative":
+            return {}
+        shift, given, mask = shift[:, None], kwargs.get("position_ids"), kwargs.get("attention_mask")
+        ids, tokens = kwargs.get("input_ids"), tokens_of(kwargs)
+        if given is not None:
+            return {"position_ids": given + shift}
+        if self.layout.positions == "mask" and mask is not None:
+            return {"position_ids": (mask.cumsum(1) * mask - 1).long()[:, past:] + shift}
+        if self.layout.positions == "words" and ids is not None:
+            words = ids != self.padding
+            return {"position_ids": self.padding + (words.cumsum(1) + past + shift) * words}
+        return {"position_ids": torch.arange(tokens.shape[1], device=tokens.device)[None] + self.first + past + shift}
+
+    def bias(self, lengths: Tensor, tokens: int, past: int) -> Tensor | None:
+        """With relative positions, what is added to scores of virtual tokens: (N, Q, T, P) for lengths (N,).
+
+        A row's last one stands right before its text, of which `past` tokens came before this pass.
+        """
+        if self.layout.positions != "relative":
+            return None
+        longest, rows = int(lengths.max()), []
+        for length in lengths.tolist():
+            keys = self.attention.compute_bias(tokens, length, lengths.device, past + length)
+            rows.append(nn.functional.pad(keys, (0, longest - length)))
+        return torch.cat(rows)
+
+    def check(self, virtual: int, text: int) -> None:
+        """Raises ValueError for more tokens than there are positions."""
+        if self.limit is not None and virtual + text > self.limit:
+            raise ValueError(
+                f"{virtual} virtual tokens and {text} of text exceed the base's {self.limit} positions: "
+                "shorten the text or the prefix"
+            )
+
+
+def tokens_of(kwargs: dict[str, Any]) -> Tensor:
+    """Token ids (B, T), or embeddings (B, T, D), of a pass."""
+    return kwargs["inputs_embeds"] if kwargs.get("input_ids") is None else kwargs["input_ids"]
