@@ -37,6 +37,7 @@ LAYERS: dict[str, set[str]] = {
     "store": {"core", "data", "files", "formats", "models"},
     "adapter_store": {"core", "files", "models", "store"},
     "pool": {"adapter_store", "core", "store"},
+    "exporting": {"core", "files", "formats", "methods", "store"},
     "merging": {"core", "data", "methods", "models"},
     "measure": {
         *("core", "methods", "models", "data", "run", "training", "evaluation", "store"),
@@ -49,7 +50,7 @@ LAYERS: dict[str, set[str]] = {
         *("core", "methods", "models", "data", "run", "training", "evaluation", "metrics", "formats", "store"),
         *("report", "experiment", "compare", "settings", "files", "adapter_store", "pool"),
     },
-    "__init__": {"adapter_store", "merging", "methods", "models", "pool", "run", "store", "training"},
+    "__init__": {"adapter_store", "exporting", "merging", "methods", "models", "pool", "run", "store", "training"},
     "__main__": {"cli"},
 }
 # What these may import besides Halka and the standard library; the others are free to use what pyproject.toml names.

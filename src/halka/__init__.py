@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from halka.adapter_store import AdapterStore
+    from halka.exporting import export
     from halka.merging.combining import combine
     from halka.merging.error import merge, merge_error
     from halka.methods import (
@@ -50,6 +51,7 @@ __all__ = [
     "TrainConfig",
     "adapt",
     "combine",
+    "export",
     "load",
     "load_base",
     "merge",
@@ -66,6 +68,7 @@ _HOMES = {
     "load": "halka.store",
     "save": "halka.store",
     "combine": "halka.merging.combining",
+    "export": "halka.exporting",
     "merge": "halka.merging.error",
     "merge_error": "halka.merging.error",
     "Job": "halka.training",

@@ -1,0 +1,163 @@
+"""`export`: an adapter leaves Halka, merged into a whole model or by itself, in the form that others load."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers.utils import logging
+
+from halka.core import AdaptedModel
+from halka.core.merged import merged_weights
+from halka.files import new_folder, write_file
+from halka.formats.gguf import write_gguf
+from halka.formats.gguf_lora import write_gguf_lora
+from halka.formats.model_folder import write_model
+from halka.methods import LoRA
+from halka.store import save
+
+DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
+RANKS = (8, 16, 32, 64, 128, 256, 320, 512)  # those that vLLM's --max-lora-rank takes
+SERVED = ("attn.q", "attn.k", "attn.v", "attn.qkv", "attn.o", "mlp.gate", "mlp.up", "mlp.gate_up", "mlp.down")
+
+
+def export(
+    model: AdaptedModel,
+    name: str | None,
+    to: str | Path,
+    *,
+    form: str = "safetensors",
+    dtype: str | None = None,
+    pad_rank: bool = False,
+) -> Path:
+    """Write adapter `name` to `to`, whole or not at all, and return it.
+
+    form        safetensors  the merged model as a transformers folder, with its tokenizer and settings
+                gguf         the merged model as a file for llama.cpp
+                lora-gguf    the LoRA alone as such a file
+                peft         the adapter alone as peft's folder
+                vllm         the same, refused by name where vLLM would not serve it
+    dtype       of the merged weights, computed in fp32 and rounded once: the base's own if not given; gguf has q8_0 too
+    pad_rank    for vllm: fill the rank up to the next that its --max-lora-rank takes; what it computes stays
+
+    The base's own weights are exported for the name None. Raises ValueError for what cannot be merged or has no such
+    form, by name, and for a folder that holds something else.
+    """
+    if form not in FORMS:
+        raise ValueError(f"there is no form {form!r}: choose one of {', '.join(FORMS)}")
+    if name is None and form not in WHOLE:
+        raise ValueError(f"{form} holds an adapter alone: name one")
+    if dtype is not None and form not in WHOLE:
+        raise ValueError(f"{form} keeps the adapter as it is, in fp32: leave dtype out")
+    if pad_rank and form != "vllm":
+        raise ValueError("the rank is padded for vllm alone: leave pad_rank out, or choose that form")
+    to = Path(to)
+    with model.lock:
+        FORMS[form](model, name, to, pad_rank if form == "vllm" else dtype)
+    return to
+
+
+def whole_weights(model: AdaptedModel, name: str | None, dtype: torch.dtype | None = None) -> dict[str, Tensor]:
+    """Every tensor of the base by its name, with the adapter inside; what is tied stays one tensor where it can."""
+    with model.own_weights(), torch.no_grad():
+        weights: dict[str, Tensor] = dict(model.base.state_dict())
+        changed: dict[str, Tensor] = {}
+        if name is not None:
+            adapter = model.adapter(name)
+            full = adapter.parts.get("base")
+            if full is None:
+                changed = merged_weights(adapter, dtype)
+            else:  # its masters, under the first of the names that tied tensors have
+                masters = dict(full.named_parameters())
+                places = {weights[each].data_ptr(): tensor.detach() for each, tensor in masters.items()}
+                own = {each: places.get(tensor.data_ptr()) for each, tensor in weights.items()}
+                changed = {each: tensor for each, tensor in own.items() if tensor is not None}
+                changed = {each: tensor.to(dtype or weights[each].dtype) for each, tensor in changed.items()}
+    return _cast({**weights, **changed}, dtype)
+
+
+def _cast(weights: dict[str, Tensor], dtype: torch.dtype | None) -> dict[str, Tensor]:
+    """In `dtype`, what shares its values staying so."""
+    made: dict[tuple[int, torch.Size], Tensor] = {}
+    for each, tensor in weights.items():
+        if dtype is not None and tensor.is_floating_point():
+            key = tensor.data_ptr(), tensor.shape
+            weights[each] = made.setdefault(key, tensor.to(dtype))
+    return weights
+
+
+def _safetensors(model: AdaptedModel, name: str | None, to: Path, dtype: str | None) -> None:
+    if dtype is not None and dtype not in DTYPES:
+        raise ValueError(f"safetensors hold {', '.join(DTYPES)} here, not {dtype}")
+    if to.exists() and not (to.is_dir() and (not any(to.iterdir()) or (to / "config.json").is_file())):
+        raise ValueError(f"{to} exists and holds something else than a model: choose another folder")
+    weights = whole_weights(model, name, None if dtype is None else DTYPES[dtype])
+    hook = logging.set_tqdm_hook(lambda make, args, kwargs: make(*args, **{**kwargs, "disable": True}))
+    try:
+        with new_folder(to) as beside:
+            write_model(model.base, model.tokenizer, weights, beside)
+    finally:
+        logging.set_tqdm_hook(hook)
+
+
+def _gguf(model: AdaptedModel, name: str | None, to: Path, dtype: str | None) -> None:
+    own = str(next(model.base.parameters()).dtype).removeprefix("torch.")
+    weights = whole_weights(model, name, torch.float32)  # rounded once, as the file's type says
+    write_file(_file(to), lambda path: write_gguf(model.base, model.tokenizer, weights, path, to.stem, dtype or own))
+
+
+def _lora_gguf(model: AdaptedModel, name: str, to: Path, dtype: None) -> None:
+    write_file(_file(to), lambda path: write_gguf_lora(model.base, model.adapter(name), path, to.stem))
+
+
+def _peft(model: AdaptedModel, name: str, to: Path, dtype: None) -> None:
+    save(model, name, to, format="peft")
+
+
+def _vllm(model: AdaptedModel, name: str, to: Path, pad_rank: bool) -> None:
+    adapter = model.adapter(name)
+    method = adapter.method
+    if not isinstance(method, LoRA):
+        raise ValueError(f"vLLM serves LoRA adapters alone, and this is {method.name}: merge it instead")
+    if other := [path for path, target in adapter.targets.items() if target.role not in SERVED]:
+        raise ValueError(f"vLLM does not serve a LoRA at {', '.join(other)}: train it without, or merge it instead")
+    rank = next((each for each in RANKS if each >= method.rank), None)
+    if rank is None:
+        raise ValueError(
+            f"vLLM serves ranks up to {RANKS[-1]}, and this is {method.rank}: use svd, or merge it instead"
+        )
+    if not pad_rank or rank == method.rank:
+        save(model, name, to, format="peft")
+        return
+    wider = LoRA(rank=rank, alpha=method.scale * rank, dropout=method.dropout, targets=method.targets)
+    missing = rank - method.rank
+    filled = {"lora_A": (0, 0, 0, missing), "lora_B": (0, missing)}
+    state = {
+        key: torch.nn.functional.pad(tensor, filled[key.rpartition(".")[2]])
+        for key, tensor in adapter.state_dict().items()
+    }
+    padded = f"{name}, its rank padded to {rank}"
+    model.add(padded, wider, state=state)
+    try:
+        save(model, padded, to, format="peft")
+    finally:
+        model.remove(padded)
+
+
+def _file(to: Path) -> Path:
+    if to.is_dir() or to.suffix != ".gguf":
+        raise ValueError(f"{to} is to be a file whose name ends with .gguf")
+    return to
+
+
+WHOLE = ("safetensors", "gguf")
+FORMS: dict[str, Callable[[AdaptedModel, Any, Path, Any], None]] = {
+    "safetensors": _safetensors,
+    "gguf": _gguf,
+    "lora-gguf": _lora_gguf,
+    "peft": _peft,
+    "vllm": _vllm,
+}

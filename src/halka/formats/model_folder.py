@@ -1,0 +1,42 @@
+"""A whole model as a transformers folder: safetensors, configuration, generation settings, tokenizer, chat template."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+
+def write_model(base: Any, tokenizer: Any, weights: Mapping[str, Tensor], folder: Path) -> None:
+    """Fill an empty folder with `base` as it is with these weights, by its own names for them; any precision.
+
+    A head that shares its tensor with the embeddings is written once; where they differ the folder says that they are
+    not tied.
+    """
+    told = described(base, weights)
+    told.save_pretrained(folder, state_dict=dict(weights), max_shard_size="5GB")
+    told.config.dtype = next(iter(weights.values())).dtype  # that of the modules, by now
+    told.config.save_pretrained(folder)
+    for file in folder.glob("*.safetensors"):
+        file.chmod(0o644)  # safetensors writes for the owner alone
+    if tokenizer is not None:
+        tokenizer.save_pretrained(folder)
+
+
+def described(base: Any, weights: Mapping[str, Tensor]) -> Any:
+    """The base as it shall be described: its own modules, with a configuration that says what these weights are."""
+    told = copy.copy(base)
+    told.config = copy.deepcopy(base.config)
+    if told.config.tie_word_embeddings and not is_tied(base, weights):
+        told.config.tie_word_embeddings = False
+        told.all_tied_weights_keys = {}
+    return told
+
+
+def is_tied(base: Any, weights: Mapping[str, Tensor]) -> bool:
+    """Whether every weight that the base ties to another is that one here too."""
+    tied: Mapping[str, str] = base.all_tied_weights_keys
+    return all(weights[one].data_ptr() == weights[other].data_ptr() for one, other in tied.items())

@@ -1,0 +1,185 @@
+"""Exports: a folder that transformers loads with equal logits, peft's and vLLM's folder, whole files or none."""
+
+from __future__ import annotations
+
+import json
+import stat
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+import halka
+from contract import disturb, ids
+from halka.exporting import FORMS, whole_weights
+from kinds import bare, logits, model_with
+from tiny import tiny
+from tokenizers_for_tests import chatml_tokenizer
+
+
+def again(folder, dtype: torch.dtype | str = "auto") -> torch.Tensor:
+    base, told = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, output_loading_info=True)
+    assert not any(told[key] for key in ("missing_keys", "unexpected_keys", "mismatched_keys"))
+    with torch.no_grad():
+        return base.eval()(ids()).logits
+
+
+def merged(model, name: str) -> torch.Tensor:
+    model.merge(name)
+    found = bare(model)
+    model.unmerge()
+    return found
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("kind", ["lora", "dora", "ia3"])
+@pytest.mark.parametrize("architecture", ["llama", "qwen2", "gpt2", "phi3", "gemma3_text"])
+def test_a_merged_folder_computes_in_transformers_what_the_merged_model_does(architecture, kind, dtype, tmp_path):
+    if kind == "dora" and architecture in ("gpt2", "phi3"):
+        pytest.skip("the roles of this one are others")
+    model = model_with(kind, architecture=architecture, dtype=dtype)
+    before = bare(model)
+    folder = halka.export(model, kind, tmp_path / "merged")
+    assert torch.equal(again(folder), merged(model, kind))
+    assert model.merged is None
+    assert torch.equal(bare(model), before)
+
+
+@pytest.mark.parametrize("kind", ["head", "full", None])
+@pytest.mark.parametrize("tied", [False, True])
+def test_tied_weights_stay_tied_unless_only_one_changed(kind, tied, tmp_path):
+    model = model_with(*([kind] if kind else []), tie_word_embeddings=tied)
+    expected = logits(model, kind)
+    folder = halka.export(model, kind, tmp_path / "merged")
+    torch.testing.assert_close(again(folder), expected, rtol=0, atol=1e-5)
+    stays = tied and kind != "head"
+    assert json.loads((folder / "config.json").read_text())["tie_word_embeddings"] == stays
+    assert ("lm_head.weight" in load_file(folder / "model.safetensors")) == (not stays)
+    assert model.base.config.tie_word_embeddings == tied
+
+
+def test_weights_in_another_precision_are_rounded_once(tmp_path):
+    model = model_with("lora", dtype=torch.bfloat16)
+    for name in ("float32", "float16"):
+        dtype = getattr(torch, name)
+        folder = halka.export(model, "lora", tmp_path / name, dtype=name)
+        assert json.loads((folder / "config.json").read_text())["dtype"] == name
+        part = model.adapters["lora"].parts["model.layers.0.mlp.up_proj"]
+        exact = model.base.model.layers[0].mlp.up_proj.weight.float() + part.delta().detach()
+        stored = load_file(folder / "model.safetensors")
+        assert torch.equal(stored["model.layers.0.mlp.up_proj.weight"], exact.to(dtype))
+        assert {tensor.dtype for tensor in stored.values()} == {dtype}
+    assert model.base.config.dtype == torch.bfloat16
+
+
+def test_the_folder_is_a_base_with_its_tokenizer_and_settings(tmp_path):
+    tokenizer = chatml_tokenizer()
+    base = tiny(vocab_size=len(tokenizer), eos_token_id=tokenizer.eos_token_id)
+    base.generation_config.repetition_penalty = 1.25
+    model = halka.adapt(base, tokenizer)
+    model.add("a", halka.LoRA(rank=2))
+    disturb(model, "a", by=0.2)
+    folder = halka.export(model, "a", tmp_path / "merged")
+    read = AutoTokenizer.from_pretrained(folder)
+    assert read.chat_template == tokenizer.chat_template
+    assert read.encode("12 + 30 = 42.") == tokenizer.encode("12 + 30 = 42.")
+    loaded, _ = halka.load_base(folder, dtype="auto", device="cpu")
+    assert loaded.generation_config.repetition_penalty == 1.25
+    with torch.no_grad():
+        assert torch.equal(loaded(ids()).logits, merged(model, "a"))
+    assert stat.S_IMODE((folder / "model.safetensors").stat().st_mode) == 0o644
+    assert halka.export(model, "a", folder) == folder  # it takes its own place
+
+
+def test_a_folder_of_something_else_is_left_alone_and_a_failure_leaves_nothing(tmp_path, monkeypatch):
+    model = model_with("lora", "prefix")
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "thesis.txt").write_text("mine")
+    with pytest.raises(ValueError, match="holds something else than a model"):
+        halka.export(model, "lora", tmp_path / "mine")
+    assert (tmp_path / "mine" / "thesis.txt").read_text() == "mine"
+    with pytest.raises(ValueError, match="not mergeable"):
+        halka.export(model, "prefix", tmp_path / "prefix")
+    monkeypatch.setattr(type(model.base), "save_pretrained", lambda *_, **__: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        halka.export(model, "lora", tmp_path / "half")
+    assert [path.name for path in tmp_path.iterdir()] == ["mine"]
+
+
+def test_whole_weights_share_what_is_tied_in_every_precision():
+    model = model_with("lora", tie_word_embeddings=True)
+    for dtype in (None, torch.float32, torch.float16):
+        weights = whole_weights(model, "lora", dtype)
+        assert weights["lm_head.weight"].data_ptr() == weights["model.embed_tokens.weight"].data_ptr()
+    model.merge("lora")  # what is merged does not stand in for the base's own
+    for name, tensor in whole_weights(model, None).items():
+        assert torch.equal(tensor, tiny(tie_word_embeddings=True).state_dict()[name])
+
+
+# ── the adapter alone ───────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_pefts_folder_is_the_one_that_save_writes(tmp_path):
+    model = model_with("lora")
+    halka.export(model, "lora", tmp_path / "exported", form="peft")
+    halka.load(model, tmp_path / "exported", name="again")
+    assert torch.equal(logits(model, "again"), logits(model, "lora"))
+
+
+@pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::UserWarning")  # peft's own
+def test_for_vllm_the_rank_is_padded_where_asked_and_computes_the_same(tmp_path):
+    peft = pytest.importorskip("peft")
+    model = halka.adapt(tiny())
+    model.add("a", halka.LoRA(rank=5, alpha=3.0, scaling="root"))
+    disturb(model, "a", by=0.2)
+    expected = logits(model, "a")
+    for pad, rank in ((False, 5), (True, 8)):
+        folder = halka.export(model, "a", tmp_path / f"rank{rank}", form="vllm", pad_rank=pad)
+        assert json.loads((folder / "adapter_config.json").read_text())["r"] == rank
+        theirs = peft.PeftModel.from_pretrained(tiny(), folder).eval()
+        with torch.no_grad():
+            torch.testing.assert_close(theirs(ids()).logits, expected, rtol=0, atol=1e-5)
+    assert [*model.adapters] == ["a"]
+
+
+@pytest.mark.parametrize(
+    ("method", "why"),
+    [
+        (halka.DoRA(rank=2), "LoRA adapters alone, and this is dora: merge it"),
+        (halka.LoRA(rank=2, targets=("attn.q", "head")), "does not serve a LoRA at lm_head"),
+        (halka.LoRA(rank=600, targets=("attn.q",)), "serves ranks up to 512, and this is 600"),
+    ],
+)
+def test_what_vllm_does_not_serve_is_said_by_name(method, why, tmp_path):
+    model = halka.adapt(tiny())
+    model.add("a", method)
+    with pytest.raises(ValueError, match=why):
+        halka.export(model, "a", tmp_path / "a", form="vllm", pad_rank=True)
+    assert not any(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("given", "why"),
+    [
+        ({"form": "onnx"}, "there is no form 'onnx': choose one of safetensors, gguf, lora-gguf, peft, vllm"),
+        ({"form": "peft", "name": None}, "peft holds an adapter alone: name one"),
+        ({"form": "lora-gguf", "dtype": "float16"}, "keeps the adapter as it is, in fp32"),
+        ({"pad_rank": True}, "padded for vllm alone"),
+        ({"dtype": "int4"}, "safetensors hold float32, float16, bfloat16 here, not int4"),
+        ({"form": "gguf"}, "a file whose name ends with .gguf"),
+        ({"name": "nobody"}, "no adapter 'nobody'"),
+    ],
+)
+def test_what_cannot_be_exported_is_said(given, why, tmp_path):
+    model = model_with("lora")
+    with pytest.raises(ValueError, match=why):
+        halka.export(model, **{"name": "lora", "to": tmp_path / "a", **given})
+    assert not any(tmp_path.iterdir())
+    assert {*FORMS} == {"safetensors", "gguf", "lora-gguf", "peft", "vllm"}
+
+
+def test_a_gguf_of_another_type_is_refused(tmp_path):
+    model = halka.adapt(tiny(vocab_size=500), chatml_tokenizer())
+    with pytest.raises(ValueError, match="GGUF files hold float32, float16, bfloat16, q8_0, not int4"):
+        halka.export(model, None, tmp_path / "a.gguf", form="gguf", dtype="int4")
