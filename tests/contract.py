@@ -13,7 +13,12 @@ from tiny import tiny
 
 # Methods whose fields must be set for the contract to bite, or that are tried in several forms.
 VARIANTS: dict[str, list[Method]] = {
-    "lora": [halka.LoRA(rank=4), halka.LoRA(rank=20, targets=("attn.linear", "head"), scaling="root")],
+    "lora": [
+        halka.LoRA(rank=4),
+        halka.LoRA(rank=20, targets=("attn.linear", "head"), scaling="root"),
+        halka.LoRA(rank=4, targets=("embedding", "attn.v")),
+    ],
+    "ia3": [halka.IA3(), halka.IA3(("attn.qv", "mlp.linear"), feedforward=("attn.qv",))],
     "bottleneck": [
         halka.Bottleneck(width=6),
         halka.Bottleneck(targets=("mlp",), activation="gelu"),
@@ -27,6 +32,8 @@ VARIANTS: dict[str, list[Method]] = {
     ],
     "positionless_prefix": [halka.PositionlessPrefix(length=5)],
     "prefix": [halka.Prefix(length=5), halka.Prefix(length=5, start="random"), halka.Prefix(length=5, hidden=8)],
+    "lora_bias": [halka.LoRABias(rank=4, targets=("attn.qv", "mlp.linear"))],
+    "tokens": [halka.Tokens((5, 6, 7)), halka.Tokens((8,), ("embedding",)), halka.Tokens((8, 5), ("head",))],
     "modules": [halka.Modules(), halka.Modules(("embedding", "model.norm"))],
     "prompt": [halka.Prompt(length=5), halka.Prompt(length=5, tokens=(7, 8, 9))],
 }

@@ -13,24 +13,166 @@ pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::UserWa
 
 IDS = torch.randint(3, 97, (3, 11), generator=torch.Generator().manual_seed(1))
 LLAMA = ["q_proj", "v_proj", "down_proj"]
-CONFIGS = {
-    "lora": lambda: peft.LoraConfig(r=4, lora_alpha=6, target_modules=LLAMA, task_type="CAUSAL_LM"),
-    "rslora": lambda: peft.LoraConfig(r=4, lora_alpha=6, use_rslora=True, target_modules=LLAMA, task_type="CAUSAL_LM"),
-    "dora": lambda: peft.LoraConfig(r=4, lora_alpha=6, use_dora=True, target_modules=LLAMA, task_type="CAUSAL_LM"),
-    "ia3": lambda: peft.IA3Config(
-        target_modules=["k_proj", "v_proj", "down_proj"], feedforward_modules=["down_proj"], task_type="CAUSAL_LM"
+
+
+def lora(modules=LLAMA, **options):
+    return peft.LoraConfig(r=4, lora_alpha=6, target_modules=modules, task_type="CAUSAL_LM", **options)
+
+
+# What peft writes and is read here: the architecture, and peft's configuration.
+READ = {
+    "lora": ("llama", lora),
+    "rslora": ("llama", lambda: lora(use_rslora=True)),
+    "dora": ("llama", lambda: lora(use_dora=True)),
+    "dora, rslora": ("llama", lambda: lora(use_dora=True, use_rslora=True)),
+    "rank_pattern": ("llama", lambda: lora(rank_pattern={"v_proj": 2, "layers.1.self_attn.q_proj": 7})),
+    "alpha_pattern": ("llama", lambda: lora(alpha_pattern={r"model\.layers\.\d+\.self_attn\.(q|v)_proj": 3})),
+    "rank_pattern, rslora": ("llama", lambda: lora(rank_pattern={"down_proj": 9}, use_rslora=True)),
+    "rank_pattern, dora": ("llama", lambda: lora(rank_pattern={"down_proj": 9}, use_dora=True)),
+    "lora_bias": ("llama", lambda: lora(lora_bias=True)),
+    "bias: lora_only": ("gpt2", lambda: lora(["c_attn", "c_proj"], bias="lora_only", fan_in_fan_out=True)),
+    "bias: all": ("gpt2", lambda: lora(["c_attn"], bias="all", fan_in_fan_out=True)),
+    "bias: all, modules_to_save": (
+        "opt",
+        lambda: lora(["q_proj", "fc1"], bias="all", lora_bias=True, modules_to_save=["final_layer_norm"]),
     ),
-    "prefix": lambda: peft.PrefixTuningConfig(num_virtual_tokens=5, task_type="CAUSAL_LM"),
-    "prompt": lambda: peft.PromptTuningConfig(num_virtual_tokens=5, task_type="CAUSAL_LM"),
+    "Conv1D": ("gpt2", lambda: lora(["c_attn", "c_fc"], fan_in_fan_out=True)),
+    "embedding": ("llama", lambda: lora(["embed_tokens", "v_proj"])),
+    "embedding, scaled": ("gemma3_text", lambda: lora(["embed_tokens"])),
+    "positions' embedding": ("gpt2", lambda: lora(["wte", "wpe", "c_attn"], fan_in_fan_out=True)),
+    "head": ("llama", lambda: lora(["lm_head", "q_proj"])),
+    "modules_to_save": ("llama", lambda: lora(modules_to_save=["lm_head", "embed_tokens", "norm", "classifier"])),
+    "modules_to_save, several layers": ("llama", lambda: lora(["q_proj"], modules_to_save=["mlp"])),
+    "trainable_token_indices": ("llama", lambda: lora(trainable_token_indices=[5, 8, 13])),
+    "trainable_token_indices, tied": (
+        "gpt2",
+        lambda: lora(["c_attn"], trainable_token_indices={"wte": [5, 8]}, fan_in_fan_out=True),
+    ),
+    "trainable_token_indices, two": (
+        "llama",
+        lambda: lora(trainable_token_indices={"embed_tokens": [5, 8], "lm_head": [13]}),
+    ),
+    "trainable tokens alone": (
+        "gemma3_text",
+        lambda: peft.TrainableTokensConfig(token_indices=[5, 8, 13], task_type="CAUSAL_LM"),
+    ),
+    "target_modules: a regular expression": ("llama", lambda: lora(r"model\.layers\.(0|1)\..*(q|up)_proj")),
+    "target_modules: all-linear": ("llama", lambda: lora("all-linear")),
+    "layers_to_transform": ("llama", lambda: lora(layers_to_transform=[1])),
+    "layers_pattern": ("llama", lambda: lora(layers_to_transform=0, layers_pattern="layers")),
+    "exclude_modules": ("llama", lambda: lora("all-linear", exclude_modules=["up_proj", "layers.0.self_attn.q_proj"])),
+    "exclude_modules: a regular expression": ("llama", lambda: lora(exclude_modules=r".*\.1\..*")),
+    "ia3": (
+        "llama",
+        lambda: peft.IA3Config(
+            target_modules=["k_proj", "v_proj", "down_proj"], feedforward_modules=["down_proj"], task_type="CAUSAL_LM"
+        ),
+    ),
+    "ia3, other feedforward_modules": (
+        "llama",
+        lambda: peft.IA3Config(
+            target_modules=["q_proj", "up_proj", "down_proj"], feedforward_modules=["up_proj"], task_type="CAUSAL_LM"
+        ),
+    ),
+    "ia3, modules_to_save": (
+        "gpt2",
+        lambda: peft.IA3Config(
+            target_modules=["c_attn", "mlp.c_proj"],
+            feedforward_modules=["mlp.c_proj"],
+            modules_to_save=["lm_head"],
+            fan_in_fan_out=True,
+            task_type="CAUSAL_LM",
+        ),
+    ),
+    "prefix": ("llama", lambda: peft.PrefixTuningConfig(num_virtual_tokens=5, task_type="CAUSAL_LM")),
+    "prefix, prefix_projection": (
+        "llama",
+        lambda: peft.PrefixTuningConfig(
+            num_virtual_tokens=5, prefix_projection=True, encoder_hidden_size=12, task_type="CAUSAL_LM"
+        ),
+    ),
+    "prefix, modules_to_save": (
+        "llama",
+        lambda: peft.PrefixTuningConfig(num_virtual_tokens=5, modules_to_save=["lm_head"], task_type="CAUSAL_LM"),
+    ),
+    "prompt": ("llama", lambda: peft.PromptTuningConfig(num_virtual_tokens=5, task_type="CAUSAL_LM")),
+    "prompt, modules_to_save": (
+        "llama",
+        lambda: peft.PromptTuningConfig(
+            num_virtual_tokens=5, modules_to_save=["lm_head", "model.norm"], task_type="CAUSAL_LM"
+        ),
+    ),
+    "P-tuning, MLP": (
+        "llama",
+        lambda: peft.PromptEncoderConfig(num_virtual_tokens=5, encoder_hidden_size=16, task_type="CAUSAL_LM"),
+    ),
+    "P-tuning, LSTM": (
+        "llama",
+        lambda: peft.PromptEncoderConfig(
+            num_virtual_tokens=5, encoder_reparameterization_type="LSTM", encoder_hidden_size=16, task_type="CAUSAL_LM"
+        ),
+    ),
+    "AdaLoRA": (
+        "llama",
+        lambda: peft.AdaLoraConfig(
+            init_r=4, target_modules=["q_proj", "down_proj"], total_step=9, task_type="CAUSAL_LM"
+        ),
+    ),
+    "VeRA": ("llama", lambda: peft.VeraConfig(r=8, target_modules=["q_proj", "v_proj"], task_type="CAUSAL_LM")),
+    "VeRA, bias: all": ("gpt2", lambda: peft.VeraConfig(r=8, target_modules=["c_attn"], fan_in_fan_out=True)),
 }
-METHODS = {
-    "lora": halka.LoRA(rank=4, alpha=6, targets=("attn.q", "attn.v", "mlp.down")),
-    "rslora": halka.LoRA(rank=4, alpha=6, targets=("attn.q", "mlp.up"), scaling="root"),
-    "dora": halka.DoRA(rank=4, alpha=6, targets=("attn.qv", "mlp.linear")),
-    "ia3": halka.IA3(),
-    "prefix": halka.Prefix(length=5),
-    "prefix through an MLP": halka.Prefix(length=5, hidden=8),
-    "prompt": halka.Prompt(length=5),
+Q, V, DOWN = "attn.q", "attn.v", "mlp.down"
+ONE = "model.layers.1.self_attn.k_proj"
+# What is written here and read by peft: the architecture, and the method.
+WRITTEN = {
+    "lora": ("llama", halka.LoRA(rank=4, alpha=6, targets=(Q, V, DOWN))),
+    "rslora": ("llama", halka.LoRA(rank=4, alpha=6, targets=(Q, "mlp.up"), scaling="root")),
+    "dora": ("llama", halka.DoRA(rank=4, alpha=6, targets=("attn.qv", "mlp.linear"))),
+    "lora_bias": ("llama", halka.LoRABias(rank=4, alpha=6, targets=(Q, DOWN))),
+    "Conv1D": ("gpt2", halka.LoRA(rank=4, targets=("attn.qkv", "attn.o", DOWN))),
+    "lora_bias, Conv1D": ("gpt2", halka.LoRABias(rank=4, targets=("attn.qkv", "attn.o", DOWN))),
+    "rank_pattern, alpha_pattern": (
+        "llama",
+        halka.Joint((halka.LoRA(4, targets=(Q, DOWN)), halka.LoRA(7, alpha=3, targets=(V, ONE)))),
+    ),
+    "rank_pattern, dora": ("llama", halka.Joint((halka.DoRA(4, targets=(Q,)), halka.DoRA(7, alpha=3, targets=(V,))))),
+    "single layers": ("llama", halka.LoRA(rank=4, targets=(ONE, "model.layers.0.mlp.up_proj"))),
+    "embedding": ("llama", halka.LoRA(rank=4, targets=("embedding", Q))),
+    "embedding, scaled": ("gemma3_text", halka.LoRA(rank=4, targets=("embedding",))),
+    "head": ("llama", halka.LoRA(rank=4, targets=("head", Q))),
+    "modules_to_save": (
+        "llama",
+        halka.Joint((halka.LoRA(rank=4, targets=(Q,)), halka.Modules(("head", "embedding", "model.norm")))),
+    ),
+    "modules_to_save, a sublayer": (
+        "llama",
+        halka.Joint((halka.LoRA(rank=4, targets=(Q,)), halka.Modules(("model.layers.1.mlp",)))),
+    ),
+    "trainable_token_indices": (
+        "llama",
+        halka.Joint((halka.LoRA(rank=4, targets=(Q,)), halka.Tokens((5, 8, 13), ("embedding",)))),
+    ),
+    "trainable_token_indices, two": (
+        "llama",
+        halka.Joint((halka.DoRA(rank=4, targets=(Q,)), halka.Tokens((5, 8, 13)))),
+    ),
+    "trainable_token_indices, tied": (
+        "gpt2",
+        halka.Joint((halka.LoRA(rank=4, targets=("attn.qkv",)), halka.Tokens((5, 8, 13)))),
+    ),
+    "trainable tokens alone": ("gpt2", halka.Tokens((5, 8, 13))),
+    "trainable tokens alone, the head": ("llama", halka.Tokens((5, 8, 13), ("head",))),
+    "ia3": ("llama", halka.IA3()),
+    "ia3, Conv1D": ("gpt2", halka.IA3()),
+    "ia3, other feedforward_modules": ("llama", halka.IA3((Q, "mlp.up", DOWN), feedforward=("mlp.up",))),
+    "ia3, modules_to_save": ("llama", halka.Joint((halka.IA3(), halka.Modules()))),
+    "prefix": ("llama", halka.Prefix(length=5)),
+    "prefix, GPT-2": ("gpt2", halka.Prefix(length=5)),
+    "prefix through an MLP": ("llama", halka.Prefix(length=5, hidden=8)),
+    "prefix, modules_to_save": ("llama", halka.Joint((halka.Prefix(length=5), halka.Modules(("head", "model.norm"))))),
+    "prompt": ("llama", halka.Prompt(length=5)),
+    "prompt, GPT-2": ("gpt2", halka.Prompt(length=5)),
+    "prompt, modules_to_save": ("llama", halka.Joint((halka.Prompt(length=5), halka.Modules()))),
 }
 
 
@@ -49,29 +191,26 @@ def peft_logits(model, ids):
         return model(input_ids=ids, attention_mask=torch.ones_like(ids)).logits[:, -ids.shape[1] :]
 
 
-@pytest.mark.parametrize("kind", CONFIGS)
-def test_a_peft_adapter_computes_the_same_here(kind, tmp_path):
-    theirs = peft.get_peft_model(tiny("llama"), CONFIGS[kind]())
+@pytest.mark.parametrize("what", READ)
+def test_a_peft_adapter_computes_the_same_here(what, tmp_path):
+    architecture, config = READ[what]
+    theirs = peft.get_peft_model(tiny(architecture), config())
     disturb(p for p in theirs.parameters() if p.requires_grad)
     expected = peft_logits(theirs, IDS)
     theirs.save_pretrained(tmp_path / "theirs")
-    base = tiny("llama")
+    base = tiny(architecture)
     bare = base(IDS).logits
     model = halka.adapt(base)
     halka.load(model, tmp_path / "theirs", name="a")
     with torch.no_grad(), model.use("a"):
         ours = base(IDS, attention_mask=torch.ones_like(IDS)).logits
-    assert (expected - bare).abs().max() > 1e-2
+    assert (expected - bare).abs().max() > 1e-3
     torch.testing.assert_close(ours, expected, rtol=0, atol=1e-5)
 
 
-@pytest.mark.parametrize("kind", METHODS)
-@pytest.mark.parametrize("architecture", ["llama", "gpt2"])
-def test_an_adapter_from_here_computes_the_same_in_peft(kind, architecture, tmp_path):
-    if architecture == "gpt2" and kind not in ("ia3", "prefix", "prompt"):
-        method = halka.LoRA(rank=4, targets=("attn.qkv", "attn.o", "mlp.down"))
-    else:
-        method = METHODS[kind]
+@pytest.mark.parametrize("what", WRITTEN)
+def test_an_adapter_from_here_computes_the_same_in_peft(what, tmp_path):
+    architecture, method = WRITTEN[what]
     base = tiny(architecture)
     bare = base(IDS).logits
     model = halka.adapt(base)
@@ -81,12 +220,35 @@ def test_an_adapter_from_here_computes_the_same_in_peft(kind, architecture, tmp_
         ours = base(IDS).logits
     halka.save(model, "a", tmp_path / "a")
     theirs = peft.PeftModel.from_pretrained(tiny(architecture), tmp_path / "a")
-    assert (ours - bare).abs().max() > 1e-2
+    assert (ours - bare).abs().max() > 1e-3
     torch.testing.assert_close(peft_logits(theirs, IDS), ours, rtol=0, atol=1e-5)
+    again = halka.adapt(tiny(architecture))
+    halka.load(again, tmp_path / "a", name="a")
+    with torch.no_grad(), again.use("a"):
+        torch.testing.assert_close(again.base(IDS).logits, ours, rtol=0, atol=1e-5)
+
+
+@pytest.mark.filterwarnings("ignore::RuntimeWarning")  # peft's own patterns of ranks are not what it expects
+def test_ranks_that_adalora_took_away_are_read(tmp_path):
+    config = peft.AdaLoraConfig(init_r=4, target_modules=["q_proj", "v_proj"], total_step=9, task_type="CAUSAL_LM")
+    theirs = peft.get_peft_model(tiny(), config)
+    disturb(p for p in theirs.parameters() if p.requires_grad)
+    kept = {"0.self_attn.q_proj": [1, 1, 0, 1], "0.self_attn.v_proj": [0, 0, 0, 0], "1.self_attn.q_proj": [0, 0, 0, 1]}
+    config.rank_pattern = {
+        f"model.layers.{name}.lora_E": [bool(each) for each in ranks] for name, ranks in kept.items()
+    }
+    theirs.save_pretrained(tmp_path / "a")
+    expected = peft_logits(peft.PeftModel.from_pretrained(tiny(), tmp_path / "a"), IDS)
+    model = halka.adapt(tiny())
+    adapter = halka.load(model, tmp_path / "a")
+    with torch.no_grad(), model.use("a"):
+        torch.testing.assert_close(model.base(IDS).logits, expected, rtol=0, atol=1e-5)
+    assert {part.lora_A.shape[0] for part in adapter.parts.values()} == {1, 3, 4}
+    assert len(adapter.parts) == 3
 
 
 def test_prompt_gradients_equal_peft(tmp_path):
-    theirs = peft.get_peft_model(tiny("llama"), CONFIGS["prompt"]())
+    theirs = peft.get_peft_model(tiny("llama"), READ["prompt"][1]())
     theirs.save_pretrained(tmp_path / "a")
     labels = IDS.masked_fill(torch.arange(11) < 5, -100)
     theirs(input_ids=IDS, attention_mask=torch.ones_like(IDS), labels=labels).loss.backward()

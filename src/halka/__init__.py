@@ -18,11 +18,13 @@ if TYPE_CHECKING:
         Full,
         Joint,
         LoRA,
+        LoRABias,
         Modules,
         NormedBottleneck,
         PositionlessPrefix,
         Prefix,
         Prompt,
+        Tokens,
     )
     from halka.models import adapt
     from halka.models.loading import load_base
@@ -43,11 +45,13 @@ __all__ = [
     "Job",
     "Joint",
     "LoRA",
+    "LoRABias",
     "Modules",
     "NormedBottleneck",
     "PositionlessPrefix",
     "Prefix",
     "Prompt",
+    "Tokens",
     "TrainConfig",
     "adapt",
     "combine",

@@ -82,7 +82,7 @@ def save(
         raise ValueError(f"{folder} exists and holds {other[0]}, which is no part of an adapter: choose another folder")
     readme = folder / "README.md"
     base: Any = model.base
-    with torch.no_grad():
+    with model.own_weights(), torch.no_grad():
         base_name = getattr(base.config, "_name_or_path", "") or ""
         written = form.write(adapter, model.targets, base_name)
     for key, tensor in written.tensors.items():
@@ -137,7 +137,8 @@ def load(
             _check_base(card, model, folder, allow_other_base, allow_other_template)
         tensors = read_tensors(folder)
         try:
-            method, state = form.read(Folder(config, tensors), model.targets)
+            with model.own_weights():
+                method, state = form.read(Folder(config, tensors), model.targets)
             with model.lock:  # nobody uses it before its files are known to be the Card's
                 adapter = model.add(name, method, state=state)
                 try:

@@ -17,6 +17,7 @@ from halka.core.parts import (
     described,
     linear,
     state_of,
+    wants,
 )
 from halka.core.routing import Memory, repeats
 
@@ -39,4 +40,5 @@ __all__ = [
     "linear",
     "repeats",
     "state_of",
+    "wants",
 ]

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from halka.core.parts import WEIGHT_ROLES, Adapter
 
-MERGEABLE = (*WEIGHT_ROLES, "attn", "mlp")
+MERGEABLE = (*WEIGHT_ROLES, "attn", "mlp", "embedding")
 
 
 def merged_weights(adapter: Adapter, dtype: torch.dtype | None = None) -> dict[str, Tensor]:
@@ -21,7 +21,8 @@ def merged_weights(adapter: Adapter, dtype: torch.dtype | None = None) -> dict[s
     with torch.no_grad():
         for path, part in adapter.parts.items():
             target = adapter.targets[path]
-            if target.role not in MERGEABLE or target.several:
+            linear = target.role == "module" and target.d_in > 0
+            if target.several or not (target.role in MERGEABLE or linear):
                 raise ValueError(f"{adapter.method.name} acts on {target.role}, which is no weight: not mergeable")
             names = {key: f"{target.name}.{key}" for key in ("weight", "bias")}
             for key, name in names.items():

@@ -88,7 +88,7 @@ def select(method: Method, targets: Iterable[Target], modules: Mapping[str, nn.M
     for role in roles:
         path = role.removeprefix(WHOLE)
         if role.startswith(WHOLE) and path in modules:
-            targets.append(Target(path, "module", modules[path], 0, 0))
+            targets.append(module_target(path, modules[path]))
         if not any(_selects(role, target) for target in targets):
             present = ", ".join(sorted({target.role for target in targets}))
             raise ValueError(
@@ -96,6 +96,17 @@ def select(method: Method, targets: Iterable[Target], modules: Mapping[str, nn.M
                 f"{', '.join(ROLE_GROUPS)}; a linear layer can also be named by its path"
             )
     return [target for target in targets if wants(roles, target)]
+
+
+def module_target(path: str, module: nn.Module) -> Target:
+    """Any module of a base as a target; its widths are those of a linear layer, else none."""
+    weight = module._parameters.get("weight")
+    if isinstance(module, nn.Embedding) or weight is None or weight.dim() != 2:
+        return Target(path, "module", module, 0, 0)
+    if isinstance(module, nn.Linear):
+        return Target(path, "module", module, module.in_features, module.out_features)
+    d_in, d_out = weight.shape
+    return Target(path, "module", module, d_in, d_out, transposed=True)
 
 
 def _selects(role: str, target: Target) -> bool:

@@ -16,11 +16,13 @@ from halka.methods.dora import DoRA
 from halka.methods.full import Full
 from halka.methods.ia3 import IA3
 from halka.methods.lora import LoRA
+from halka.methods.lora_bias import LoRABias
 from halka.methods.modules import Modules
 from halka.methods.normed_bottleneck import NormedBottleneck
 from halka.methods.positionless_prefix import PositionlessPrefix
 from halka.methods.prefix import Prefix
 from halka.methods.prompt import Prompt
+from halka.methods.tokens import Tokens
 
 __all__ = [
     "IA3",
@@ -30,11 +32,13 @@ __all__ = [
     "Full",
     "Joint",
     "LoRA",
+    "LoRABias",
     "Modules",
     "NormedBottleneck",
     "PositionlessPrefix",
     "Prefix",
     "Prompt",
+    "Tokens",
     "all_methods",
     "made",
     "method_named",

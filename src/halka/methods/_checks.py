@@ -6,7 +6,7 @@ import math
 import re
 from collections.abc import Iterable
 
-from halka.core import ROLE_GROUPS, WEIGHT_ROLES
+from halka.core import ROLE_GROUPS, WEIGHT_ROLES, WHOLE, Target
 
 IN_A_LAYER = re.compile(r".+\.\d+\..+").fullmatch  # a path such as model.layers.3.self_attn.q_proj
 
@@ -39,14 +39,31 @@ def one_of(method: str, **fields: tuple[str, Iterable[str]]) -> None:
             raise ValueError(f"{method}: {name} is one of {', '.join(known)}, not {value!r}")
 
 
-def weight_roles(method: str, targets: tuple[str, ...]) -> None:
-    """`targets` are roles, groups of roles, or paths, that a weight serves: what is done there can be its weight's."""
+def weight_roles(method: str, targets: tuple[str, ...], *also: str) -> None:
+    """`targets` are roles, groups of roles, or paths, that a weight serves: what is done there can be its weight's.
+
+    A linear layer outside of the roles is `module:` and its path.
+    """
     if isinstance(targets, str):
         raise ValueError(f'{method}: targets is a tuple of roles: ("{targets}",), not "{targets}"')
     if not targets:
         raise ValueError(f"{method}: targets is empty: name at least one role")
-    if wrong := [each for each in targets if each not in (*WEIGHT_ROLES, *ROLE_GROUPS) and not IN_A_LAYER(each)]:
+    roles = (*WEIGHT_ROLES, *also)
+    if wrong := [each for each in targets if each not in (*roles, *ROLE_GROUPS) and not _is_path(each)]:
         raise ValueError(
-            f"{method}: targets are linear layers ({', '.join(WEIGHT_ROLES)}) or groups of them "
+            f"{method}: targets are linear layers ({', '.join(roles)}) or groups of them "
             f"({', '.join(ROLE_GROUPS)}), not {', '.join(map(repr, wrong))}"
+        )
+
+
+def _is_path(target: str) -> bool:
+    return target.startswith(WHOLE) or IN_A_LAYER(target) is not None
+
+
+def linear_layer(method: str, target: Target) -> None:
+    """The target is a linear layer, as those named by their path may not be."""
+    if target.role == "module" and not target.d_in:
+        kind = type(target.module).__name__
+        raise ValueError(
+            f"{method}: {target.name} is a {kind}, no linear layer: leave it out, or train it by `Modules`"
         )

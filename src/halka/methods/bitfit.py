@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from halka.core import Part, Target
-from halka.methods._checks import weight_roles
+from halka.methods._checks import linear_layer, weight_roles
 
 
 @dataclass(frozen=True)
@@ -31,6 +31,7 @@ class BitFit:
         return self.targets
 
     def build(self, target: Target) -> Part:
+        linear_layer("bitfit", target)
         return Offset(target.d_out)
 
 

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from halka.core import Part, Target, begun
+from halka.methods._checks import linear_layer, weight_roles
 from halka.methods.lora import LoRA, LoRAPart
 
 SMALLEST = 1e-12  # a norm: pruned bases have rows of nothing, whose quotient stays one
@@ -26,6 +27,7 @@ class DoRA:
     targets: tuple[str, ...] = field(default=("linear",), metadata={"help": "roles, or groups of roles, to act on"})
 
     def __post_init__(self) -> None:
+        weight_roles("dora", self.targets)
         try:
             self.as_lora()
         except ValueError as error:
@@ -39,6 +41,7 @@ class DoRA:
         return self.targets
 
     def build(self, target: Target) -> Part:
+        linear_layer("dora", target)
         return DoRAPart(target, self.rank, self.as_lora().scale, self.dropout)
 
 

@@ -8,8 +8,8 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
-from halka.core import Part, Target
-from halka.methods._checks import weight_roles
+from halka.core import Part, Target, wants
+from halka.methods._checks import linear_layer, weight_roles
 
 
 @dataclass(frozen=True)
@@ -21,18 +21,24 @@ class IA3:
     targets: tuple[str, ...] = field(
         default=("attn.kv", "mlp.down"),
         metadata={
-            "help": "roles whose output is scaled (fused attn.qkv: queries too); at mlp.down the input, as in the paper"
+            "help": "roles that are scaled, most of them at their output (of the fused attn.qkv the queries too)"
         },
+    )
+    feedforward: tuple[str, ...] = field(
+        default=("mlp.down",), metadata={"help": "those of the roles that are scaled at their input"}
     )
 
     def __post_init__(self) -> None:
         weight_roles("ia3", self.targets)
+        if self.feedforward:
+            weight_roles("ia3", self.feedforward)
 
     def roles(self) -> tuple[str, ...]:
         return self.targets
 
     def build(self, target: Target) -> Part:
-        return InputScale(target.d_in) if target.role == "mlp.down" else OutputScale(target.d_out)
+        linear_layer("ia3", target)
+        return InputScale(target.d_in) if wants(self.feedforward, target) else OutputScale(target.d_out)
 
 
 class OutputScale(Part):

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from halka.core import Part, Target, begun, linear
-from halka.methods._checks import finite, fraction, weight_roles, whole
+from halka.methods._checks import finite, fraction, linear_layer, weight_roles, whole
 
 
 @dataclass(frozen=True)
@@ -24,7 +24,9 @@ class LoRA:
     rank: int = field(default=16, metadata={"help": "rank r of the product"})
     alpha: float | None = field(default=None, metadata={"help": "numerator α of the scale; 2·rank if not given"})
     dropout: float = field(default=0.0, metadata={"help": "dropout on the product's input while training"})
-    targets: tuple[str, ...] = field(default=("linear",), metadata={"help": "roles, or groups of roles, to act on"})
+    targets: tuple[str, ...] = field(
+        default=("linear",), metadata={"help": "roles, or groups of roles, to act on; also the embedding"}
+    )
     scaling: str = field(
         default="rank", metadata={"help": "α/r (rank), or α/√r (root: rank-stabilised, arXiv:2312.03732)"}
     )
@@ -33,7 +35,7 @@ class LoRA:
         whole("lora", rank=self.rank)
         finite("lora", alpha=self.alpha or 0)
         fraction("lora", dropout=self.dropout)
-        weight_roles("lora", self.targets)
+        weight_roles("lora", self.targets, "embedding")
         if self.scaling not in ("rank", "root"):
             raise ValueError(f"lora: scaling is 'rank' (α/r) or 'root' (α/√r), not {self.scaling!r}")
 
@@ -46,6 +48,9 @@ class LoRA:
         return self.targets
 
     def build(self, target: Target) -> Part:
+        if target.role == "embedding" or isinstance(target.module, nn.Embedding):
+            return EmbeddingLoRAPart(target, self.rank, self.scale)
+        linear_layer("lora", target)
         return LoRAPart(target, self.rank, self.scale, self.dropout)
 
 
@@ -80,6 +85,29 @@ class LoRAPart(Part):
 
     def merged(self, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor | None]:
         return weight + self.delta(), bias
+
+
+class EmbeddingLoRAPart(Part):
+    """y + s·B(A[:, x]) for token ids x: `lora_embedding_A` (R, V) starts at zero, `lora_embedding_B` (D, R)."""
+
+    def __init__(self, target: Target, rank: int, scale: float):
+        super().__init__()
+        self.scale, self.factor = scale, embedding_factor(target.module)
+        vocabulary, width = target.module.get_parameter("weight").shape
+        self.lora_embedding_A = begun(torch.empty(rank, vocabulary), nn.init.zeros_)
+        self.lora_embedding_B = begun(torch.empty(width, rank), nn.init.normal_)
+
+    def forward(self, x: Tensor, y: Tensor) -> Tensor:
+        rows = F.embedding(x, self.lora_embedding_A.mT).to(y.dtype)
+        return y + F.linear(rows, self.lora_embedding_B.to(y.dtype)) * (self.scale * self.factor)
+
+    def merged(self, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor | None]:
+        return weight + self.scale * (self.lora_embedding_B @ self.lora_embedding_A).mT, bias
+
+
+def embedding_factor(module: nn.Module) -> float:
+    """What some architectures (Gemma) multiply each row of their embedding's weight by."""
+    return float(getattr(module, "embed_scale", 1.0))
 
 
 def padded(A_RI: Tensor, B_OR: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:

@@ -2,42 +2,59 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
+from typing import Any
+
 from torch import Tensor
 
-from halka.core import WEIGHT_ROLES, Adapter, Method, Target
-from halka.formats.folder import Folder
+from halka.core import Method, Part, Target
 from halka.formats.peft.options import refuse_unknown
-from halka.formats.peft.places import PREFIX, patterns, renamed, roles_of, transposed
+from halka.formats.peft.places import PREFIX as PREFIX
+from halka.formats.peft.places import base_of, check_places, names_of, roles_of, split, transposed
+from halka.formats.peft.selection import endings
 from halka.methods import IA3
+from halka.methods.ia3 import InputScale
 
 PEFT_TYPE = "IA3"
 METHODS = ("ia3",)
+BARE = ()
 
 
-def write(adapter: Adapter, targets: tuple[Target, ...]) -> Folder:
-    inner = {path for path in adapter.parts if adapter.targets[path].role == "mlp.down"}
+def write(
+    methods: Sequence[Method], parts: Mapping[Method, Mapping[str, Part]], targets: tuple[Target, ...]
+) -> tuple[dict[str, Any], dict[str, Tensor]] | None:
+    """Options and tensors; None for several."""
+    if len(methods) > 1:
+        return None
+    at = parts[methods[0]]
+    inner = {path for path, part in at.items() if isinstance(part, InputScale)}
     tensors = {
-        f"{PREFIX}{path}.ia3_l": part.get_parameter("ia3_l").reshape((1, -1) if path in inner else (-1, 1))
-        for path, part in adapter.parts.items()
+        f"{path}.ia3_l": part.get_parameter("ia3_l").reshape((1, -1) if path in inner else (-1, 1))
+        for path, part in at.items()
     }
+    names = names_of(base_of(targets))
     config = {
         "peft_type": PEFT_TYPE,
-        "target_modules": patterns(set(adapter.parts), targets),
-        "feedforward_modules": patterns(inner, targets),
-        "fan_in_fan_out": transposed(adapter),
+        "target_modules": endings(set(at), names),
+        "feedforward_modules": endings(inner, names),
+        "fan_in_fan_out": transposed(at, targets),
     }
-    return Folder(config, tensors)
+    return config, tensors
 
 
-def read(folder: Folder, targets: tuple[Target, ...]) -> tuple[Method, dict[str, Tensor]]:
-    refuse_unknown(folder.config, {"target_modules", "feedforward_modules"})
-    state, modules = renamed(folder.tensors, {"ia3_l": "ia3_l"})
-    by_name = {target.name: target for target in targets if target.role in WEIGHT_ROLES}
-    roles = roles_of(modules, targets)
-    for key, tensor in state.items():
-        target = by_name[key.removesuffix(".ia3_l")]
-        if tensor.dim() != 2 or 1 not in tensor.shape:
-            raise ValueError(f"{key} is {tuple(tensor.shape)}, where a row or a column of factors is expected")
-        if (tensor.shape[0] == 1) != (target.role == "mlp.down"):
-            raise ValueError(f"{key}: Halka scales the input at mlp.down and the output elsewhere; this one differs")
-    return IA3(roles), {key: tensor.flatten() for key, tensor in state.items()}
+def read(
+    config: Mapping[str, Any], tensors: Mapping[str, Tensor], targets: tuple[Target, ...]
+) -> tuple[list[Method], dict[str, Tensor], dict[str, Tensor]]:
+    """The method, its state, and the tensors that are none of its."""
+    refuse_unknown(config, {"feedforward_modules"})
+    found, others = split(tensors, ("ia3_l",))
+    check_places(config, found, targets)
+    inner, state = [], {}
+    for path, each in found.items():
+        factors = each["ia3_l"]
+        if factors.dim() != 2 or 1 not in factors.shape:
+            raise ValueError(f"{path} has factors of {tuple(factors.shape)}, where a row or a column is expected")
+        if factors.shape[0] == 1:
+            inner.append(path)
+        state[f"{path}.ia3_l"] = factors.flatten()
+    return [IA3(roles_of(found, targets), roles_of(inner, targets))], state, others

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -16,19 +17,39 @@ HARMLESS = {
         "inference_mode",
         "auto_mapping",
     ),
-    *("init_lora_weights", "init_ia3_weights", "loftq_config", "eva_config", "corda_config", "lora_ga_config"),
-    *("megatron_config", "megatron_core", "qalora_group_size", "runtime_config", "lora_dropout", "bdlora_config"),
+    *("init_lora_weights", "init_ia3_weights", "init_weights", "loftq_config", "eva_config", "corda_config"),
+    *("lora_ga_config", "megatron_config", "megatron_core", "qalora_group_size", "runtime_config", "velora_config"),
     *("prompt_tuning_init", "prompt_tuning_init_text", "tokenizer_name_or_path", "tokenizer_kwargs"),
-    *("encoder_hidden_size", "num_transformer_submodules", "num_attention_heads", "num_layers", "token_dim"),
-    *("exclude_modules", "fan_in_fan_out", "arrow_config", "ensure_weight_tying", "velora_config"),
+    *("encoder_hidden_size", "num_attention_heads", "num_layers", "token_dim", "fan_in_fan_out"),
+}
+# Those that select modules; tensors are there for exactly these, which `places.check_places` holds true.
+SELECTING = {
+    *("target_modules", "exclude_modules", "layers_to_transform", "layers_pattern"),
+    *("modules_to_save", "trainable_token_indices"),
 }
 NEUTRAL = (None, False, "none", {}, [])
+WAYS_OUT = {
+    "layer_replication": "merge the adapter into its base by peft, and load that as a base",
+    "target_parameters": "train it with target_modules",
+    "use_qalora": "train it without",
+    "alora_invocation_tokens": "it acts behind these tokens alone; train it without",
+    "arrow_config": "it routes among other adapters; load these one by one",
+}
 
 
 def refuse_unknown(config: Mapping[str, Any], read: set[str]) -> None:
     """Raises ValueError for a key that is not understood and holds something that would change the numbers."""
     for key, value in config.items():
-        if key not in read and key not in HARMLESS and not any(value == neutral for neutral in NEUTRAL):
+        if key not in read | SELECTING | HARMLESS and not any(value == neutral for neutral in NEUTRAL):
+            way_out = WAYS_OUT.get(key, "merge the adapter by peft, or train it without")
             raise ValueError(
-                f"adapter_config.json: {key} = {value!r} changes what the adapter computes, and Halka does not have it"
+                f"adapter_config.json: {key} = {value!r} changes what the adapter computes, and Halka does not have "
+                f"it: {way_out}"
             )
+
+
+def number(config: Mapping[str, Any], key: str, value: Any) -> float:
+    """The value, if it is a finite number. Raises ValueError that names the key otherwise."""
+    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+        raise ValueError(f"adapter_config.json: {key} is {value!r}, where a number is needed")
+    return value

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
+from typing import Any
+
 from torch import Tensor
 
-from halka.core import Adapter, Method, Target
-from halka.formats.folder import Folder
+from halka.core import Method, Part, Target
 from halka.formats.peft.options import refuse_unknown
+from halka.formats.peft.places import OUTER as PREFIX  # noqa: F401 (every kind has one)
 from halka.formats.peft.places import target_of
+from halka.formats.peft.prompt import BARE as BARE
 from halka.formats.peft.prompt import KEY, virtual_tokens
 from halka.methods import Prefix
 
@@ -15,10 +19,14 @@ PEFT_TYPE = "PREFIX_TUNING"
 METHODS = ("prefix",)
 
 
-def write(adapter: Adapter, targets: tuple[Target, ...]) -> Folder:
-    part = adapter.parts["memory"]
-    slots, heads, width = adapter.targets["memory"].shape
-    flat = part.virtual().flatten(1)
+def write(
+    methods: Sequence[Method], parts: Mapping[Method, Mapping[str, Part]], targets: tuple[Target, ...]
+) -> tuple[dict[str, Any], dict[str, Tensor]] | None:
+    """Options and tensors; None for an encoder-decoder, of which peft holds both halves."""
+    if any(each.role == "memory.cross" for each in targets):
+        return None
+    slots, heads, width = target_of(targets, "memory").shape
+    flat = parts[methods[0]]["memory"].virtual().flatten(1)
     config = {
         "peft_type": PEFT_TYPE,
         "num_virtual_tokens": flat.shape[0],
@@ -29,12 +37,15 @@ def write(adapter: Adapter, targets: tuple[Target, ...]) -> Folder:
         "encoder_hidden_size": heads * width,
         "prefix_projection": False,
     }
-    return Folder(config, {KEY: flat})
+    return config, {KEY: flat}
 
 
-def read(folder: Folder, targets: tuple[Target, ...]) -> tuple[Method, dict[str, Tensor]]:
-    refuse_unknown(folder.config, {"num_virtual_tokens", "prefix_projection"})
-    flat = virtual_tokens(folder.tensors)
+def read(
+    config: Mapping[str, Any], tensors: Mapping[str, Tensor], targets: tuple[Target, ...]
+) -> tuple[list[Method], dict[str, Tensor], dict[str, Tensor]]:
+    """The method, its state, and the tensors that are none of its."""
+    refuse_unknown(config, {"num_virtual_tokens", "num_transformer_submodules", "prefix_projection"})
+    flat, others = virtual_tokens(config, tensors)
     memory = target_of(targets, "memory")
     slots, heads, width = memory.shape
     if flat.shape[1] != slots * heads * width:
@@ -42,4 +53,5 @@ def read(folder: Folder, targets: tuple[Target, ...]) -> tuple[Method, dict[str,
             f"the prefix holds {flat.shape[1]} values a token, this base takes {slots * heads * width} "
             f"({slots // 2} layers of {heads} key/value heads of {width}): it was made for another base"
         )
-    return Prefix(length=flat.shape[0], start="random"), {"memory.keys_values": flat.view(-1, *memory.shape)}
+    method = Prefix(length=flat.shape[0], start="random")
+    return [method], {"memory.keys_values": flat.view(-1, *memory.shape)}, others

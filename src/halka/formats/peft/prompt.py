@@ -2,23 +2,30 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 from torch import Tensor
 
-from halka.core import Adapter, Method, Target
-from halka.formats.folder import Folder
+from halka.core import Method, Part, Target
 from halka.formats.peft.options import refuse_unknown
-from halka.formats.peft.places import target_of
+from halka.formats.peft.places import OUTER as PREFIX  # noqa: F401 (every kind has one)
+from halka.formats.peft.places import layers_of, target_of
 from halka.methods import Prompt
 
 PEFT_TYPE = "PROMPT_TUNING"
 METHODS = ("prompt",)
 KEY = "prompt_embeddings"
+BARE = (KEY,)
 
 
-def write(adapter: Adapter, targets: tuple[Target, ...]) -> Folder:
-    (part,) = adapter.parts.values()
+def write(
+    methods: Sequence[Method], parts: Mapping[Method, Mapping[str, Part]], targets: tuple[Target, ...]
+) -> tuple[dict[str, Any], dict[str, Tensor]] | None:
+    """Options and tensors; None for an encoder-decoder, of which peft holds both halves."""
+    if any(each.role == "memory.cross" for each in targets):
+        return None
+    (part,) = parts[methods[0]].values()
     embeddings = part.virtual()
     config = {
         "peft_type": PEFT_TYPE,
@@ -29,27 +36,39 @@ def write(adapter: Adapter, targets: tuple[Target, ...]) -> Folder:
         "num_transformer_submodules": 1,
         "prompt_tuning_init": "RANDOM",
     }
-    return Folder(config, {KEY: embeddings})
+    return config, {KEY: embeddings}
 
 
-def read(folder: Folder, targets: tuple[Target, ...]) -> tuple[Method, dict[str, Tensor]]:
-    refuse_unknown(folder.config, {"num_virtual_tokens"})
-    embeddings = virtual_tokens(folder.tensors)
+def read(
+    config: Mapping[str, Any], tensors: Mapping[str, Tensor], targets: tuple[Target, ...]
+) -> tuple[list[Method], dict[str, Tensor], dict[str, Tensor]]:
+    """The method, its state, and the tensors that are none of its."""
+    refuse_unknown(config, {"num_virtual_tokens", "num_transformer_submodules"})
+    return read_embeddings(config, tensors, targets)
+
+
+def read_embeddings(
+    config: Mapping[str, Any], tensors: Mapping[str, Tensor], targets: tuple[Target, ...]
+) -> tuple[list[Method], dict[str, Tensor], dict[str, Tensor]]:
+    """As `read`, whatever the options say of how the embeddings were trained."""
+    embeddings, others = virtual_tokens(config, tensors)
     layers = layers_of(targets)
-    if folder.config.get("num_layers") not in (None, layers):
-        raise ValueError(f"the prompt was made for another base: of {folder.config['num_layers']} layers, not {layers}")
+    if config.get("num_layers") not in (None, layers):
+        raise ValueError(f"the prompt was made for another base: of {config['num_layers']} layers, not {layers}")
     method = Prompt(length=embeddings.shape[0], start="random")
-    return method, {f"{target_of(targets, 'embed').name}.embeddings": embeddings}
+    return [method], {f"{target_of(targets, 'embed').name}.embeddings": embeddings}, others
 
 
-def layers_of(targets: tuple[Target, ...]) -> int:
-    return 1 + max(target.layer for target in targets if target.layer is not None)
-
-
-def virtual_tokens(tensors: Mapping[str, Tensor]) -> Tensor:
-    """The one tensor (P, …) of a prefix or a prompt. Raises ValueError for others, and for no such form."""
-    if set(tensors) != {KEY}:
-        raise ValueError(f"the weights should be {KEY} alone; they are {', '.join(sorted(tensors)[:5])}")
-    if tensors[KEY].dim() != 2 or not tensors[KEY].numel():
-        raise ValueError(f"{KEY} is {tuple(tensors[KEY].shape)}, where a row a virtual token is expected")
-    return tensors[KEY]
+def virtual_tokens(config: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
+    """The tensor (P, …) of a prefix or a prompt, and all others. Raises ValueError for none, and for no such form."""
+    if KEY not in tensors:
+        raise ValueError(f"the weights lack {KEY}: they hold {', '.join(sorted(tensors)[:5]) or 'nothing'}")
+    found = tensors[KEY]
+    if found.dim() != 2 or not found.numel():
+        raise ValueError(f"{KEY} is {tuple(found.shape)}, where a row a virtual token is expected")
+    if config.get("num_virtual_tokens") not in (None, found.shape[0]):
+        raise ValueError(
+            f"{KEY} has {found.shape[0]} rows, and adapter_config.json says {config['num_virtual_tokens']!r} virtual "
+            "tokens: one for the encoder and one for the decoder, or the file is another's"
+        )
+    return found, {key: tensor for key, tensor in tensors.items() if key != KEY}

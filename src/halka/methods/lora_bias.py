@@ -1,0 +1,65 @@
+"""LoRA whose product has a bias of its own, y + s·(B·A x + b): peft's `lora_bias`, and its trained biases."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from halka.core import Part, Target, begun
+from halka.methods._checks import linear_layer
+from halka.methods.lora import LoRA, LoRAPart
+
+
+@dataclass(frozen=True)
+class LoRABias:
+    name: ClassVar[str] = "lora_bias"
+    paper: ClassVar[str] = "Hu et al. 2021, arXiv:2106.09685, with a bias as BitFit's (arXiv:2106.10199)"
+    lr: ClassVar[float] = 1e-3
+
+    rank: int = field(default=16, metadata={"help": "rank r of the product"})
+    alpha: float | None = field(default=None, metadata={"help": "numerator α of the scale; 2·rank if not given"})
+    dropout: float = field(default=0.0, metadata={"help": "dropout on the product's input while training"})
+    targets: tuple[str, ...] = field(default=("linear",), metadata={"help": "roles, or groups of roles, to act on"})
+    scaling: str = field(default="rank", metadata={"help": "α/r (rank), or α/√r (root)"})
+
+    def __post_init__(self) -> None:
+        try:
+            lora = self.as_lora()
+        except ValueError as error:
+            raise ValueError(str(error).replace("lora:", "lora_bias:", 1)) from None
+        if "embedding" in lora.targets:
+            raise ValueError("lora_bias: an embedding has no bias: leave it to a LoRA beside (halka.Joint)")
+
+    def as_lora(self) -> LoRA:
+        """The LoRA without its bias."""
+        return LoRA(self.rank, self.alpha, self.dropout, self.targets, self.scaling)
+
+    def roles(self) -> tuple[str, ...]:
+        return self.targets
+
+    def build(self, target: Target) -> Part:
+        linear_layer("lora_bias", target)
+        return LoRABiasPart(target, self.rank, self.as_lora().scale, self.dropout)
+
+
+class LoRABiasPart(LoRAPart):
+    """`lora_A` (R, I), `lora_B` (O, R) and `bias` (O,), which starts at zero as B does: y stays y."""
+
+    def __init__(self, target: Target, rank: int, scale: float, dropout: float):
+        super().__init__(target, rank, scale, dropout)
+        self.bias = begun(torch.empty(target.d_out), torch.nn.init.zeros_)
+
+    def operands(self, dtype: torch.dtype) -> tuple[Tensor, ...]:
+        """LoRA's two, and s·b (O,)."""
+        return *super().operands(dtype), self.bias.to(dtype) * self.scale
+
+    def writes(self, x: Tensor, y: Tensor, *operands: Tensor) -> Tensor:
+        A_RI, B_OR, offset = operands
+        return y + self.product(x, A_RI, B_OR) + offset
+
+    def merged(self, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor | None]:
+        offset = self.bias * self.scale
+        return weight + self.delta(), offset if bias is None else bias + offset

@@ -1,0 +1,100 @@
+"""Single tokens trained: their rows of the embedding and of the head, and no others (peft's trainable tokens)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import ClassVar
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from halka.core import Part, Target, begun
+from halka.methods.lora import embedding_factor
+
+
+@dataclass(frozen=True)
+class Tokens:
+    name: ClassVar[str] = "tokens"
+    paper: ClassVar[str] = "no paper: full fine-tuning of a few tokens' rows"
+    lr: ClassVar[float] = 1e-3
+
+    tokens: tuple[int, ...] = field(default=(0,), metadata={"help": "ids of the tokens"})
+    targets: tuple[str, ...] = field(
+        default=("embedding", "head"),
+        metadata={"help": "embedding (what is read), head (what is predicted); where tied, both have the same rows"},
+    )
+
+    def __post_init__(self) -> None:
+        if not self.tokens or len(set(self.tokens)) != len(self.tokens) or min(self.tokens) < 0:
+            raise ValueError(f"tokens: give ids of tokens, each once, not {self.tokens}")
+        if not self.targets or not set(self.targets) <= {"embedding", "head"}:
+            raise ValueError(f"tokens: targets are 'embedding' and 'head', not {', '.join(self.targets)}")
+
+    def roles(self) -> tuple[str, ...]:
+        return self.targets
+
+    def build(self, target: Target) -> Part:
+        vocabulary = target.module.get_parameter("weight").shape[0]
+        if max(self.tokens) >= vocabulary:
+            raise ValueError(
+                f"tokens: ids run from 0 to {vocabulary - 1} in this base, not {max(self.tokens)}: for new tokens call "
+                "base.resize_token_embeddings first"
+            )
+        return (ReadRows if target.role == "embedding" else PredictedRows)(target, self.tokens)
+
+
+class Rows(Part):
+    """`rows` (N, D), which start as the base's own."""
+
+    ids: Tensor
+
+    def __init__(self, target: Target, tokens: tuple[int, ...]):
+        super().__init__()
+        self._module = (target.module,)  # in a tuple, so that the base is no submodule of its part
+        self.register_buffer("ids", torch.tensor(tokens), persistent=False)
+        like = torch.empty(len(tokens), self._weight().shape[1], device=self._weight().device)
+        self.rows = begun(like, lambda it: it.copy_(self._own()))
+
+    def _weight(self) -> Tensor:
+        return self._module[0].get_parameter("weight")
+
+    def _own(self) -> Tensor:
+        return self._weight().detach()[self.ids.to(self._weight().device)]
+
+    def values(self) -> Tensor:
+        return self.rows
+
+    def merged(self, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor | None]:
+        return weight.index_copy(0, self.ids.to(weight.device), self.values().to(weight)), bias
+
+
+class ReadRows(Rows):
+    """At the embedding: these tokens' rows take the place of the base's."""
+
+    def __init__(self, target: Target, tokens: tuple[int, ...]):
+        super().__init__(target, tokens)
+        self.factor = embedding_factor(target.module)
+
+    def forward(self, x: Tensor, y: Tensor) -> Tensor:
+        same = torch.eq(x[..., None], self.ids)  # B T N
+        change = (self.rows - self._own()).to(y.dtype) * self.factor
+        return y + same.to(y.dtype) @ change
+
+
+class PredictedRows(Rows):
+    """At the head: these tokens' logits, as their rows would give them. Where it is tied, the embedding's rows."""
+
+    def meet(self, others: Mapping[str, Part]) -> None:
+        for each in others.values():
+            if isinstance(each, ReadRows) and each._weight() is self._weight():
+                del self.rows
+                self._shared = (each,)
+
+    def values(self) -> Tensor:
+        return self._shared[0].rows if hasattr(self, "_shared") else self.rows
+
+    def forward(self, x: Tensor, y: Tensor) -> Tensor:
+        change = (self.values() - self._own()).to(x.dtype)
+        return y.index_add(-1, self.ids, F.linear(x, change).to(y.dtype))
