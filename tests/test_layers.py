@@ -49,6 +49,7 @@ LAYERS: dict[str, set[str]] = {
     "cli": {
         *("core", "methods", "models", "data", "run", "training", "evaluation", "metrics", "formats", "store"),
         *("report", "experiment", "compare", "settings", "files", "adapter_store", "pool"),
+        *("exporting", "merging"),
     },
     "__init__": {"adapter_store", "exporting", "merging", "methods", "models", "pool", "run", "store", "training"},
     "__main__": {"cli"},

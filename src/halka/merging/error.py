@@ -111,14 +111,20 @@ def merge(
     """
     with model.lock:
         found = merge_error(model, name, probes)
-        if found.relative > limit and not force:
-            raise ValueError(
-                f"merging {name!r} would change it by {found.relative:.1%} of its effect (KL {found.error.kl:.2g} of "
-                f"{found.effect.kl:.2g}), past the limit of {limit:.1%}; rounding to {found.dtype} without merging "
-                f"already makes {found.noise.kl:.2g}: merge on a float32 base, use the adapter unmerged, or force it"
-            )
+        if not force:
+            refuse_past(limit, found)
         model.merge(name)
     return found
+
+
+def refuse_past(limit: float, found: MergeError) -> None:
+    """Raises ValueError for an error whose KL is more than `limit` times the effect's."""
+    if found.relative > limit:
+        raise ValueError(
+            f"merging {found.adapter!r} would change it by {found.relative:.1%} of its effect (KL {found.error.kl:.2g} "
+            f"of {found.effect.kl:.2g}), past the limit of {limit:.1%}; rounding to {found.dtype} without merging "
+            f"already makes {found.noise.kl:.2g}: merge on a float32 base, use the adapter unmerged, or force it"
+        )
 
 
 def difference(one: Iterable[Tensor], other: Iterable[Tensor]) -> Difference:

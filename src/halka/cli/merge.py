@@ -1,0 +1,197 @@
+"""`halka merge`: what merging an adapter costs, several adapters as one, and both written for others to load."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import typer
+
+from halka.cli.command import Json, columns, emit, examples, readable_text, say, show
+from halka.cli.examples import named_task
+from halka.cli.opening import Base, Device, Dtype, OtherBase, OtherTemplate, open_model
+from halka.cli.routing import StoreFolder, given_adapters
+
+if TYPE_CHECKING:
+    from halka.core import AdaptedModel
+    from halka.merging.error import MergeError
+
+EXAMPLES = examples(
+    "halka merge runs/support/adapter --base smollm2-135m",
+    "halka merge runs/support/adapter --base smollm2-135m --into support-model",
+    "halka merge runs/support/adapter --base smollm2-135m --into support.gguf --as gguf --to-dtype q8_0",
+    "halka merge a=runs/a/adapter b=runs/b/adapter --base smollm2-135m --combine ties --density 0.5 --task support",
+)
+COMBINED = "combined"
+
+Form = Literal["safetensors", "gguf", "lora-gguf", "peft", "vllm"]
+
+
+def merge(
+    adapter: Annotated[
+        list[str], typer.Argument(metavar="[NAME=]FOLDER...", help="adapters' folders, or with --store their names")
+    ],
+    base: Base,
+    store: StoreFolder = None,
+    combine: Annotated[
+        str | None, typer.Option(metavar="METHOD", help="make one of several: linear, cat, svd, ties, dare_linear, …")
+    ] = None,
+    weights: Annotated[
+        str | None, typer.Option(metavar="X,X,…", help="the adapters' weights; in equal parts if not given")
+    ] = None,
+    density: Annotated[
+        float | None, typer.Option(metavar="X", help="the share of values that ties, dare, magnitude_prune keep")
+    ] = None,
+    rank: Annotated[int | None, typer.Option(metavar="N", min=1, help="of the result of svd and its like")] = None,
+    seed: Annotated[int, typer.Option(metavar="N", help="for dare's draws, and which examples are taken")] = 0,
+    task: Annotated[
+        list[str] | None,
+        typer.Option(metavar="NAME", help="a task that base, adapters and combination are judged on; may be repeated"),
+    ] = None,
+    examples: Annotated[int, typer.Option(metavar="N", min=1, help="of each task's test split, at random")] = 50,
+    probes: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="a text that merged and unmerged are compared on; else our own")
+    ] = None,
+    into: Annotated[
+        Path | None, typer.Option("--into", "-o", metavar="PATH", help="write it here: a folder, or a .gguf file")
+    ] = None,
+    form: Annotated[
+        Form | None,
+        typer.Option("--as", metavar="FORM", help="safetensors, gguf (merged), lora-gguf, peft, vllm (not merged)"),
+    ] = None,
+    to_dtype: Annotated[
+        str | None, typer.Option(metavar="TEXT", help="precision of what is written; gguf has q8_0 too")
+    ] = None,
+    pad_rank: Annotated[bool, typer.Option("--pad-rank", help="for vllm: fill the rank up to one it takes")] = False,
+    limit: Annotated[
+        float, typer.Option(metavar="X", min=0.0, help="the error's KL may be this share of the adapter's effect")
+    ] = 0.05,
+    force: Annotated[bool, typer.Option("--force", help="write what is past the limit")] = False,
+    dtype: Dtype = "bfloat16",
+    device: Device = None,
+    allow_other_base: OtherBase = False,
+    allow_other_template: OtherTemplate = False,
+    json: Json = False,
+) -> None:
+    """Measure what merging an adapter into its base changes, and write the result.
+
+    Several adapters become one first, as --combine says. Without --into nothing is written.
+    """
+    given = given_adapters(adapter, store)
+    if (len(given.named) > 1) != (combine is not None):
+        raise ValueError("--combine METHOD is how several adapters become one: give it with two or more, and only then")
+    if into is None and (form or to_dtype or pad_rank):
+        raise ValueError("--as, --to-dtype and --pad-rank are how --into is written: give --into PATH with them")
+    tasks = [named_task(each) for each in task or ()]
+    text = readable_text(probes, "--probes") if probes else None
+    factors = weights_of(weights, given.named)
+    model = open_model(
+        *(base, given, given.named),
+        pool=None,
+        dtype=dtype,
+        device=device,
+        allow_other_base=allow_other_base,
+        allow_other_template=allow_other_template,
+    )
+    result: dict[str, Any] = {"base": base, "adapters": factors}
+    name = given.named[0]
+    if combine is not None:
+        from halka.merging.combining import combine as combined
+
+        name = COMBINED
+        combined(model, factors, combine, name=name, density=density, seed=seed, rank=rank)
+        result["combination"] = combine
+    if tasks:
+        result["tasks"] = judged(model, tasks, examples, seed)
+    if form in (None, "safetensors", "gguf"):
+        result["error"] = measured(model, name, text, limit, force, quiet=json)
+    if into is not None:
+        from halka.exporting import export
+
+        result["written"] = export(model, name, into, form=form or "safetensors", dtype=to_dtype, pad_rank=pad_rank)
+    if json:
+        return emit(result)
+    if tasks:
+        _show_tasks(result["tasks"])
+    if into is not None:
+        show(f"written to {into}")
+
+
+def weights_of(given: str | None, names: Sequence[str]) -> dict[str, float]:
+    """Each adapter's weight. Raises ValueError for what are no numbers, or not one for each."""
+    if given is None:
+        return dict.fromkeys(names, 1 / len(names))
+    try:
+        numbers = [float(each) for each in given.split(",")]
+    except ValueError:
+        raise ValueError(f"--weights {given!r} are no numbers with commas between, such as 0.5,0.5") from None
+    if len(numbers) != len(names):
+        raise ValueError(f"--weights gives {len(numbers)} for {len(names)} adapters: give one for each")
+    return dict(zip(names, numbers, strict=True))
+
+
+def measured(
+    model: AdaptedModel, name: str, text: str | None, limit: float, force: bool, *, quiet: bool
+) -> dict[str, Any]:
+    """What merging costs, shown unless quiet. Raises ValueError past the limit, unless forced."""
+    from dataclasses import asdict
+
+    from halka.merging.error import merge_error, refuse_past
+
+    say("comparing merged and unmerged …")
+    found = merge_error(model, name, text)
+    if not quiet:
+        _show_error(found)
+    if not force:
+        refuse_past(limit, found)
+    return {**asdict(found), "relative": found.relative}
+
+
+def judged(model: AdaptedModel, tasks: list[Any], count: int, seed: int) -> list[dict[str, Any]]:
+    """The loss, and the score that counts, of the base and of every adapter on each task's test examples."""
+    from halka.cli.progress import CountProgress
+    from halka.data.task import limit as limited
+    from halka.data.tokens import encode_all
+    from halka.evaluation import evaluate
+    from halka.training import mean_loss
+
+    found = []
+    for task in tasks:
+        test = limited(task, test=count, seed=seed).test
+        items = encode_all(test, model.tokenizer).tokens  # type: ignore[arg-type]
+        for name in (None, *model.adapters):
+            with CountProgress(f"{name or 'the bare base'} on {task.name}", len(test)) as progress:
+                told = evaluate(
+                    *(model, name, test, (task.primary,)),
+                    max_new_tokens=task.max_new_tokens,
+                    seed=seed,
+                    on_progress=progress.done,
+                )
+            row = {"task": task.name, "adapter": name, "examples": len(test), "loss": mean_loss(model, name, items)}
+            found.append({**row, "metric": task.primary, "score": told.scores[task.primary]})
+    return found
+
+
+def _show_error(found: MergeError) -> None:
+    table = columns("compared", "KL", "largest", "mean", "same token", right=("KL", "largest", "mean", "same token"))
+    rows = {
+        "merged and unmerged": found.error,
+        "the bare base and the adapter": found.effect,
+        f"rounding to {found.dtype}, unmerged": found.noise,
+        "the same, merged": found.merged,
+        "of the merged weights alone": found.rounding,
+    }
+    for what, each in rows.items():
+        table.add_row(what, f"{each.kl:.2g}", f"{each.max:.3g}", f"{each.mean:.2g}", f"{each.same_token:.1%}")
+    share = f"merging costs {found.relative:.2%} of what {found.adapter} does, over {found.tokens} places of text"
+    show(table, share)
+
+
+def _show_tasks(rows: list[dict[str, Any]]) -> None:
+    table = columns("task", "adapter", "loss", "metric", "score", "95 % interval", right=("loss", "score"))
+    for row in rows:
+        score = row["score"]
+        told = (row["metric"], f"{score.value:.3f}", f"{score.low:.3f} to {score.high:.3f}")
+        table.add_row(row["task"], row["adapter"] or "the bare base", f"{row['loss']:.3f}", *told)
+    show(table, f"over {rows[0]['examples']} examples of each task")

@@ -1,0 +1,128 @@
+"""`halka merge`: what it tells, refuses and writes, on a tiny base."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM
+from typer.testing import CliRunner
+
+import halka
+from contract import disturb, ids
+from halka.cli import app
+from kinds import bare
+from tiny import tiny
+from tokenizers_for_tests import chatml_tokenizer
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory) -> Path:
+    """A folder with a base, two LoRAs, a prefix and a task."""
+    folder = tmp_path_factory.mktemp("made")
+    tokenizer = chatml_tokenizer()
+    base = tiny("llama", vocab_size=len(tokenizer), max_position_embeddings=256, eos_token_id=tokenizer.eos_token_id)
+    base.save_pretrained(folder / "base")
+    tokenizer.save_pretrained(folder / "base")
+    model = halka.adapt(*halka.load_base(folder / "base", dtype="float32", device="cpu"))
+    for name, method in {"a": halka.LoRA(rank=3), "b": halka.LoRA(rank=5), "prefix": halka.Prefix(length=3)}.items():
+        model.add(name, method)
+        disturb(model, name, seed=len(name) + ord(name[0]), by=0.1)
+        halka.save(model, name, folder / name)
+    rows = [{"prompt": f"What is {a} plus {b}?", "completion": str(a + b)} for a in range(3) for b in range(3)]
+    (folder / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (folder / "sums.yaml").write_text("train: rows.jsonl\ntest: 0.4\nmetrics: exact_match\nmax_new_tokens: 2\n")
+    (folder / "prose.txt").write_text("What is the capital of France? " * 20)
+    return folder
+
+
+@pytest.fixture
+def run(made, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for each in made.iterdir():
+        (tmp_path / each.name).symlink_to(each)
+
+    def run(command: str, code: int = 0):
+        result = CliRunner().invoke(app, ["merge", *command.split(), "--base", "base"])
+        assert result.exit_code == code, result.output
+        return result
+
+    return run
+
+
+def test_it_tells_what_merging_costs(run):
+    told = json.loads(run("a --dtype float32 --probes prose.txt --json").stdout)
+    assert told["adapters"] == {"a": 1.0}
+    assert told["error"]["dtype"] == "float32"
+    assert told["error"]["relative"] == told["error"]["error"]["kl"] / told["error"]["effect"]["kl"] < 1e-6
+    shown = run("a").stdout
+    for words in ("merged and unmerged", "rounding to bfloat16, unmerged", "merging costs"):
+        assert words in shown
+    assert "written" not in shown
+
+
+def test_it_writes_the_merged_model_and_refuses_past_the_limit_unless_forced(run):
+    told = run("a --limit 0 --into merged", code=2)
+    assert "past the limit of 0.0%" in told.stderr
+    assert not Path("merged").exists()
+    assert "written to merged" in run("a --limit 0 --force --into merged").stdout
+    model = halka.adapt(*halka.load_base("base", device="cpu"))
+    halka.load(model, "a")
+    model.merge("a")
+    with torch.no_grad():
+        again = AutoModelForCausalLM.from_pretrained("merged", dtype=torch.bfloat16).eval()(ids()).logits
+    assert torch.equal(again, bare(model))
+
+
+@pytest.mark.parametrize(
+    ("form", "made_there"),
+    [("gguf", "x.gguf"), ("lora-gguf", "x.gguf"), ("peft", "x/adapter_config.json"), ("vllm", "x/adapter_config.json")],
+)
+def test_it_writes_every_form(form, made_there, run):
+    told = json.loads(run(f"a --into {Path(made_there).parts[0]} --as {form} --dtype float32 --json").stdout)
+    assert Path(made_there).is_file()
+    assert ("error" in told) == (form == "gguf")
+    assert told["written"] == Path(made_there).parts[0]
+
+
+def test_several_become_one_and_all_are_judged_on_the_tasks(run):
+    told = json.loads(
+        run(
+            "a one=b --combine cat --weights 0.5,-2 --task sums.yaml --into both --as peft --dtype float32 --json"
+        ).stdout
+    )
+    assert told["adapters"] == {"a": 0.5, "one": -2.0}
+    assert [row["adapter"] for row in told["tasks"]] == [None, "a", "one", "combined"]
+    assert {row["examples"] for row in told["tasks"]} == {4}
+    assert len({row["loss"] for row in told["tasks"]}) == 4
+    model = halka.adapt(*halka.load_base("base", dtype="float32", device="cpu"))
+    for name in ("a", "b", "both"):
+        halka.load(model, name)
+    halka.combine(model, {"a": 0.5, "b": -2.0}, "cat", name="by hand")
+    for key, tensor in model.adapters["by hand"].state_dict().items():
+        assert torch.equal(tensor, model.adapters["both"].state_dict()[key])
+    shown = run("a b --combine ties_svd --density 0.5 --task sums.yaml --examples 2").stdout
+    assert "the bare base" in shown
+    assert "over 2 examples of each task" in shown
+
+
+@pytest.mark.parametrize(
+    ("command", "why"),
+    [
+        ("a b", "--combine METHOD is how several adapters become one"),
+        ("a --combine linear", "give it with two or more, and only then"),
+        ("a b --combine mean", "there is no combination 'mean'"),
+        ("a b --combine linear", "need equal ranks"),
+        ("a b --combine cat --weights 1", "--weights gives 1 for 2 adapters"),
+        ("a b --combine cat --weights one,two", "are no numbers with commas between"),
+        ("a --as gguf", "give --into PATH with them"),
+        ("prefix", "prefix acts on memory, which is no weight: not mergeable"),
+        ("nobody", "there is no folder nobody"),
+        ("a --into x --as gguf", "a file whose name ends with .gguf"),
+    ],
+)
+def test_what_is_wrong_is_said(command, why, run):
+    assert why in run(command, code=2).stderr
+    assert not Path("x").exists()
