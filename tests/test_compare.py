@@ -506,6 +506,7 @@ def test_an_experiment_is_read_as_it_is_written(tmp_path):
         **GOOD,
         "base": "someone/base",
         "dtype": "float32",
+        "quantize": "int8",
         "examples": {"train": 10},
         "methods": [
             {"method": "base"},

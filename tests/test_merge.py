@@ -14,6 +14,7 @@ from halka.data.examples import Example, Message
 from halka.data.tokens import Tokens
 from halka.merging.error import Difference, difference
 from halka.merging.probes import neutral_text, probe_rows
+from halka.models.quantised import quantise
 from kinds import bare, logits, model_with
 from tiny import tiny
 from tokenizers_for_tests import chatml_tokenizer
@@ -124,12 +125,11 @@ def test_a_base_in_use_is_not_measured():
 
 
 def test_a_packed_weight_is_refused_by_name_with_the_way_out():
-    model = model_with("lora")
-    layer = model.base.model.layers[1].mlp.up_proj
-    layer.weight = torch.nn.Parameter(torch.zeros(96 * 32, 1, dtype=torch.uint8), requires_grad=False)
-    with pytest.raises(
-        ValueError, match=r"layers\.1\.mlp\.up_proj\.weight is packed \(uint8\).*load the base unpacked"
-    ):
+    base = tiny()
+    quantise(base, "int8")
+    model = halka.adapt(base)
+    model.add("lora", halka.LoRA(rank=4))
+    with pytest.raises(ValueError, match=r"layers\.0\..*q_proj is packed as int8: .*load the base unpacked"):
         model.merge("lora")
     assert model.merged is None
 

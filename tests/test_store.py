@@ -180,7 +180,7 @@ def test_the_card_says_what_it_is_and_where_from(tmp_path):
     told = {"task": "support", "training": {"steps": 3, "lr": 0.1}, "measurements": {"exact_match": 0.5}}
     assert halka.save(model, "a", tmp_path / "a", **told) == tmp_path / "a"
     card = read_card(tmp_path / "a")
-    assert card.base == {"name": "someone/tiny", "fingerprint": fingerprint(base)}
+    assert card.base == {"name": "someone/tiny", "fingerprint": fingerprint(base), "quantize": None}
     assert card.method == {"name": "lora", "fields": json.loads(json.dumps(asdict(method)))}
     assert card.parameters == adapter.count() == sum(t.numel() for t in load_file(tmp_path / "a" / WEIGHTS).values())
     assert card.chat_template == chat_template_fingerprint(tokenizer)

@@ -173,6 +173,7 @@ class _Schedule:
             task=self.experiment.task,
             base=self.experiment.base,
             dtype=self.experiment.dtype,
+            quantize=entry.quantize or self.experiment.quantize,
             method=entry.method,
             label=entry.title(),
             fields=entry.fields(),
@@ -223,6 +224,8 @@ class _Schedule:
         Where and with how many threads it runs does not count.
         """
         told = {key: value for key, value in asdict(run).items() if key not in ("folder", "threads", "label", "task")}
+        if run.quantize is None:  # runs are known by the names that they had before there was the field
+            del told["quantize"]
         told = json.dumps({**told, "data": self.data, "schema": SCHEMA}, sort_keys=True)
         digest = hashlib.sha256(told.encode()).hexdigest()[:8]
         rate = "" if run.train["lr"] is None else f"-lr{run.train['lr']:g}"

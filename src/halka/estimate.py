@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from halka.core import AdaptedModel
+from halka.core import AdaptedModel, bytes_of
 
 FP32 = 4
 
@@ -33,7 +33,7 @@ def memory(
     config: Any = base.config
     config, width = config.get_text_config(), next(base.parameters()).element_size()
     trained = adapter.count()
-    frozen = sum(parameter.numel() * parameter.element_size() for parameter in base.parameters())
+    frozen = bytes_of(base)
     full = "base" in adapter.parts
     layer = _a_layer(model, config, width, length, full)
     layers = config.num_hidden_layers

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
@@ -20,6 +20,7 @@ from halka.run import TrainConfig
 from halka.settings import converted, settings_of
 
 Count = Annotated[int, Field(ge=1)]
+Form = Literal["nf4", "int8"]
 Rate = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 
 
@@ -30,6 +31,7 @@ class Entry(BaseModel):
 
     method: str
     label: str = ""
+    quantize: Form | None = None
     lrs: tuple[Rate, ...] = ()
 
     @model_validator(mode="after")
@@ -53,7 +55,7 @@ class Entry(BaseModel):
 
     def title(self) -> str:
         shown = " ".join(f"{key}={value}" for key, value in self.fields().items())
-        return self.label or f"{self.method} {shown}".strip()
+        return self.label or " ".join(filter(None, (self.method, shown, self.quantize)))
 
 
 class Experiment(BaseModel):
@@ -64,6 +66,9 @@ class Experiment(BaseModel):
     name: str
     base: str = "smollm2-135m"
     dtype: str = "bfloat16"
+    quantize: Form | None = Field(
+        default=None, description="the form that the base is packed in; an entry's own counts"
+    )
     task: str
     examples: dict[str, Count] = {}
     methods: tuple[Entry, ...]

@@ -24,7 +24,7 @@ from typing import Any
 import torch
 
 from halka import estimate, machine
-from halka.core import AdaptedModel
+from halka.core import AdaptedModel, bytes_of, count_of
 from halka.data.batches import batches
 from halka.data.task import Task, limit
 from halka.data.tasks import load_task
@@ -57,6 +57,7 @@ class Spec:
     train: Mapping[str, Any]  # TrainConfig's fields, with lr and seed
     purpose: str = "final"  # a "search" run is judged by its validation loss alone
     dtype: str = "bfloat16"
+    quantize: str | None = None
     examples: Mapping[str, int] = field(default_factory=dict)  # at most so many, by split
     folder: str = "."  # for weights and predictions
     threads: int | None = None
@@ -142,7 +143,9 @@ def _opened(run: Spec) -> tuple[AdaptedModel, Task]:
     """The run's base and task, with as many threads as it may have."""
     if run.threads:
         torch.set_num_threads(run.threads)
-    return adapt(*load_base(run.base, dtype=run.dtype)), limit(load_task(run.task), **run.examples)
+    return adapt(*load_base(run.base, dtype=run.dtype, quantize=run.quantize)), limit(
+        load_task(run.task), **run.examples
+    )
 
 
 def _config(run: Spec) -> TrainConfig:
@@ -162,6 +165,7 @@ def _identity(run: Spec, task: Task, model: AdaptedModel) -> dict[str, Any]:
         "source": task.source,
         "base": run.base,
         "dtype": run.dtype,
+        "quantize": run.quantize,
         "method": {"name": run.method, "label": run.label, "fields": dict(run.fields)},
         "lr": None if run.method == BASE else run.train.get("lr"),
         "seed": run.train.get("seed", 0),
@@ -169,7 +173,7 @@ def _identity(run: Spec, task: Task, model: AdaptedModel) -> dict[str, Any]:
         "config": dict(run.train),
         "examples": {"train": len(task.train), "validation": len(task.validation), "test": len(task.test)},
         "primary": task.primary,
-        "parameters": {"trainable": 0, "total": sum(parameter.numel() for parameter in model.base.parameters())},
+        "parameters": {"trainable": 0, "total": count_of(model.base)},
         "versions": {package: version(package) for package in ("halka", "torch", "transformers")}
         | {"python": platform.python_version()},
         "machine": machine.describe(device),
@@ -190,7 +194,7 @@ def _train(model: AdaptedModel, run: Spec, task: Task, config: TrainConfig) -> d
         _say(step)
         steps.append(step)
     peak = machine.peak(device)
-    trained, frozen = adapter.count(), sum(p.numel() * p.element_size() for p in model.base.parameters())
+    trained, frozen = adapter.count(), bytes_of(model.base)
     copies = trained * 4 + (frozen if "base" in adapter.parts else 0)  # fp32 masters; full: and their cast copy
     gradients, moments = trained * 4, trained * 8
     return _trained(model, NAME, steps, len(items)) | {
@@ -229,7 +233,7 @@ def _trained(model: AdaptedModel, name: str, steps: Sequence[Step], examples: in
         "validation_loss": best.validation,
         "parameters": {
             "trainable": model.adapter(name).count(),
-            "total": sum(parameter.numel() for parameter in model.base.parameters()),
+            "total": count_of(model.base),
         },
     }
 

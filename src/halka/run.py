@@ -17,7 +17,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from halka.checkpoint import Progress, load_checkpoint, save_checkpoint
-from halka.core import AdaptedModel, described
+from halka.core import AdaptedModel, described, form_of
 from halka.data.batches import plan
 from halka.data.tokens import TOO_LONG, Tokens
 from halka.files import write_file, write_text
@@ -278,6 +278,7 @@ class Run:
             **{f"{method.name}'s {key}": value for key, value in described(method)["fields"].items()},
             **asdict(replace(self.config, save_every=None, steps=self.steps, lr=self.peak_lr)),
             "dtype": str(self.model.base.dtype),
+            "quantize": form_of(self.model.base),
             "data": _digest(self.items),
             "validation": _digest(self.held_out),
             "base": own_fingerprint(self.model)["weights"],

@@ -8,6 +8,7 @@ import math
 import mmap
 import os
 import shutil
+import warnings
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -21,7 +22,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 
-from halka.core import AdaptedModel, Adapter, described
+from halka.core import AdaptedModel, Adapter, described, form_of
 from halka.data.tokens import chat_template_fingerprint
 from halka.files import new_folder, soon_needed
 from halka.formats import Folder, format_named, format_of
@@ -39,7 +40,7 @@ DTYPES = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
 class Card:
     """What an adapter folder says of itself."""
 
-    base: Mapping[str, Any]  # name and fingerprint
+    base: Mapping[str, Any]  # name, fingerprint, and the form that it was packed in (`quantize`), or None
     method: Mapping[str, Any]  # name and fields
     parameters: int
     chat_template: str
@@ -91,7 +92,7 @@ def save(
                 f"adapter {name!r} holds values that are not finite, in {key}: train it again, more gently"
             )
     card = Card(
-        base={"name": base_name, "fingerprint": own_fingerprint(model)},
+        base={"name": base_name, "fingerprint": own_fingerprint(model), "quantize": form_of(model.base)},
         method=described(adapter.method),
         parameters=adapter.count(),
         chat_template=template_of(model),
@@ -122,6 +123,7 @@ def load(
     """Read an adapter folder, ours or peft's, into `model` under `name` (the folder's own if not given).
 
     The file is mapped into memory, not copied: replace it by renaming, as `save` does, and never write into it.
+    Warns where the base is packed (`load_base(quantize=…)`) in another form than the adapter was trained on.
     Raises ValueError, and leaves the model as it was, for: a folder without an adapter, a pickle, another base or chat
     template than the Card names, files that are not those that the Card was written for, unknown or missing tensors,
     shapes that do not fit, values that are not finite.
@@ -296,6 +298,13 @@ def _check_base(card: Card, model: AdaptedModel, folder: Path, other_base: bool,
         if different != ["weights"] or not other_base:
             hint = "; pass allow_other_base to load it all the same" if different == ["weights"] else ""
             raise ValueError(f"{folder} was made for another base, {card.base.get('name') or 'unnamed'}: {shown}{hint}")
+    forms = card.base.get("quantize"), form_of(model.base)
+    if len({*forms}) > 1:
+        trained_on, this = ("in full precision" if form is None else f"packed as {form}" for form in forms)
+        warnings.warn(
+            f"{folder} was trained on this base {trained_on}, which is {this} here: answers will differ a little",
+            stacklevel=3,
+        )
     if model.tokenizer is not None and card.chat_template not in ("none", template_of(model)) and not other_template:
         raise ValueError(
             f"{folder} was trained with another chat template ({card.chat_template}) than this tokenizer has "

@@ -11,7 +11,7 @@ import typer
 
 from halka.cli.command import Json, columns, emit, examples, new_file, plain, readable_text, show
 from halka.cli.examples import data_rows, named_task
-from halka.cli.opening import Base, Device, Dtype, OtherBase, OtherTemplate, open_model
+from halka.cli.opening import Base, Device, Dtype, OtherBase, OtherTemplate, Quantize, open_model
 from halka.cli.routing import AdapterNames, PoolSize, StoreFolder, addressed, given_adapters, route
 
 if TYPE_CHECKING:
@@ -58,6 +58,7 @@ def evaluate(
     seed: Annotated[int, typer.Option(metavar="N", help="for --limit and the intervals")] = 0,
     dtype: Dtype = "bfloat16",
     device: Device = None,
+    quantize: Quantize = None,
     allow_other_base: OtherBase = False,
     allow_other_template: OtherTemplate = False,
     json: Json = False,
@@ -82,6 +83,7 @@ def evaluate(
         pool=pool,
         dtype=dtype,
         device=device,
+        quantize=quantize,
         allow_other_base=allow_other_base,
         allow_other_template=allow_other_template,
     )

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from halka.cli.command import Json, emit, examples, existing_file, show
-from halka.cli.opening import Base, Device, Dtype, OtherBase, OtherTemplate, open_model
+from halka.cli.opening import Base, Device, Dtype, OtherBase, OtherTemplate, Quantize, open_model
 from halka.cli.routing import AdapterNames, PoolSize, StoreFolder, addressed, given_adapters, route
 
 if TYPE_CHECKING:
@@ -48,6 +48,7 @@ def generate(
     batch_size: Annotated[int, typer.Option(metavar="N", min=1, help="prompts of a file at a time")] = 32,
     dtype: Dtype = "bfloat16",
     device: Device = None,
+    quantize: Quantize = None,
     allow_other_base: OtherBase = False,
     allow_other_template: OtherTemplate = False,
     json: Json = False,
@@ -65,6 +66,7 @@ def generate(
         pool=pool,
         dtype=dtype,
         device=device,
+        quantize=quantize,
         allow_other_base=allow_other_base,
         allow_other_template=allow_other_template,
     )

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from halka.cli.command import existing_folder, say
+from halka.cli.command import existing_folder, say, warnings_said
 
 if TYPE_CHECKING:
     from halka.cli.routing import Adapters
@@ -17,6 +17,9 @@ if TYPE_CHECKING:
 Base = Annotated[str, typer.Option("--base", metavar="NAME", help="short name, folder or hub name of the base")]
 Dtype = Annotated[str, typer.Option("--dtype", metavar="TEXT", help="precision of the base: bfloat16, float32, …")]
 Device = Annotated[str | None, typer.Option("--device", metavar="TEXT", help="cuda, mps or cpu; the first there is")]
+Quantize = Annotated[
+    str | None, typer.Option("--quantize", metavar="FORM", help="pack the base's layers into fewer bits: nf4 or int8")
+]
 OtherBase = Annotated[bool, typer.Option("--allow-other-base", help="load an adapter of a base with other weights")]
 OtherTemplate = Annotated[
     bool, typer.Option("--allow-other-template", help="load an adapter trained with another chat template")
@@ -31,6 +34,7 @@ def open_model(
     pool: int | None,
     dtype: str,
     device: str | None,
+    quantize: str | None,
     allow_other_base: bool,
     allow_other_template: bool,
 ) -> AdaptedModel:
@@ -46,13 +50,14 @@ def open_model(
     if pool is not None and adapters.store is None:
         raise ValueError("--pool is what a store's adapters may take: give --store FOLDER with it")
     say(f"loading {base} …")
-    model = adapt(*load_base(base, dtype=dtype, device=device))
+    model = adapt(*load_base(base, dtype=dtype, device=device, quantize=quantize))
     allowed = {"allow_other_base": allow_other_base, "allow_other_template": allow_other_template}
     if adapters.store is not None:
         AdapterPool(model, adapters.store, DEFAULT_BUDGET if pool is None else pool * 10**6, **allowed)
-    for name in dict.fromkeys(names):
-        if name is not None and not adapters.pooled(name):
-            load(model, adapters.folder(name), name=name, **allowed)
+    with warnings_said():
+        for name in dict.fromkeys(names):
+            if name is not None and not adapters.pooled(name):
+                load(model, adapters.folder(name), name=name, **allowed)
     return model
 
 

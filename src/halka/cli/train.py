@@ -130,7 +130,7 @@ def _model_for(runs: list[TrainingRun]) -> AdaptedModel:
 
     settings = runs[0].plan.run
     say(f"loading {settings.base} …")
-    model = adapt(*load_base(settings.base, dtype=settings.dtype, device=settings.device))
+    model = adapt(*load_base(settings.base, dtype=settings.dtype, device=settings.device, quantize=settings.quantize))
     for run in runs:
         model.add(run.name, method_of(run.plan, model), seed=run.plan.train.seed)
     return model
@@ -214,6 +214,8 @@ def _show(result: dict[str, Any], run: RunSettings) -> None:
         f"{count(result['parameters'])} parameters, {size(result['bytes'])}, in {result['adapter']}",
     )
     with_base = f"--base {shlex.quote(run.base)} --adapter {shlex.quote(str(result['adapter']))}"
+    if run.quantize is not None:
+        with_base += f" --quantize {run.quantize}"
     if run.task is None:
         say(f'Next: halka generate {with_base} "…"')
     else:

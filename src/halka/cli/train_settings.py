@@ -58,9 +58,12 @@ class RunSettings:
     text: str | None = field(default=None, metadata={"help": "what virtual tokens start as (prompt, prefix)"})
     dtype: str = field(default="bfloat16", metadata={"help": "precision of the base: bfloat16, float32, …"})
     device: str | None = field(default=None, metadata={"help": "cuda, mps or cpu; the first there is"})
+    quantize: str | None = field(
+        default=None, metadata={"help": "pack the base's layers into fewer bits: nf4 or int8", "metavar": "FORM"}
+    )
 
 
-ONE_FOR_ALL = ("base", "dtype", "device")  # of runs that are trained together
+ONE_FOR_ALL = ("base", "dtype", "device", "quantize")  # of runs that are trained together
 
 
 @dataclass(frozen=True)

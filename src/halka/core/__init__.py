@@ -1,8 +1,9 @@
-"""The idea in nine files: parts (what acts), joint, routing, stacking, merged, weights, blank, turns, model."""
+"""The idea in ten files: parts (what acts), joint, routing, stacking, merged, weights, packed, blank, turns, model."""
 
 from halka.core.blank import begun
 from halka.core.joint import Joint
 from halka.core.model import AdaptedModel
+from halka.core.packed import Packed, bytes_of, count_of, form_of
 from halka.core.parts import (
     LINEAR_ROLES,
     ROLE_GROUPS,
@@ -32,11 +33,15 @@ __all__ = [
     "Joint",
     "Memory",
     "Method",
+    "Packed",
     "Part",
     "Reader",
     "Target",
     "begun",
+    "bytes_of",
+    "count_of",
     "described",
+    "form_of",
     "linear",
     "repeats",
     "state_of",

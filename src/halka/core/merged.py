@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from halka.core.packed import Packed
 from halka.core.parts import WEIGHT_ROLES, Adapter
 
 MERGEABLE = (*WEIGHT_ROLES, "attn", "mlp", "embedding")
@@ -24,11 +25,17 @@ def merged_weights(adapter: Adapter, dtype: torch.dtype | None = None) -> dict[s
             linear = target.role == "module" and target.d_in > 0
             if target.several or not (target.role in MERGEABLE or linear):
                 raise ValueError(f"{adapter.method.name} acts on {target.role}, which is no weight: not mergeable")
+            if isinstance(target.module, Packed):
+                raise ValueError(
+                    f"{target.name} is packed as {target.module.form}: what is added would be rounded away where it is "
+                    "packed anew, not mergeable. Use the adapter beside the base, or load the base unpacked "
+                    "(halka.load_base without quantize), load the adapter there and merge it"
+                )
             names = {key: f"{target.name}.{key}" for key in ("weight", "bias")}
             for key, name in names.items():
                 if (tensor := getattr(target.module, key, None)) is not None:
                     own[name] = tensor
-                    found.setdefault(name, _unpacked(tensor, name).float())
+                    found.setdefault(name, tensor.float())
             weight, bias = found[names["weight"]], found.get(names["bias"])
             try:
                 new, new_bias = part.merged(weight.T if target.transposed else weight, bias)
@@ -42,12 +49,3 @@ def merged_weights(adapter: Adapter, dtype: torch.dtype | None = None) -> dict[s
                 found[names["bias"]] = new_bias
             found[names["weight"]] = new.T if target.transposed else new
     return {name: tensor.to(dtype or own[name].dtype).contiguous() for name, tensor in found.items()}
-
-
-def _unpacked(weight: Tensor, name: str) -> Tensor:
-    if weight.is_floating_point():
-        return weight
-    raise ValueError(
-        f"{name} is packed ({str(weight.dtype).removeprefix('torch.')}), and what is added would be rounded away with "
-        "it: load the base unpacked (halka.load_base without quantisation), load the adapter there and merge it"
-    )

@@ -17,6 +17,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.optim.optimizer import register_optimizer_step_post_hook
 
+from halka.core.packed import Packed
+
 # The linear layers of a decoder block, the fused forms that some architectures have, and names for groups of them.
 LINEAR_ROLES = (
     *("attn.q", "attn.k", "attn.v", "attn.qkv", "attn.o"),
@@ -69,6 +71,13 @@ class Target:
     def key(self) -> str:
         """Unlike the name, never shared: `mlp` and `mlp.down` stand at the same module."""
         return f"{self.name}:{self.role}"
+
+    def weight(self) -> Tensor:
+        """The linear layer's weight (O, I) as it computes now; of a packed layer, what its few bits stand for."""
+        if isinstance(self.module, Packed):
+            return self.module.unpacked()
+        weight: Tensor = self.module.get_parameter("weight")
+        return weight.T if self.transposed else weight
 
 
 WHOLE = "module:"  # before a path, among a method's roles: that module, whatever it is

@@ -53,15 +53,11 @@ class DoRAPart(LoRAPart):
 
     def __init__(self, target: Target, rank: int, scale: float, dropout: float):
         super().__init__(target, rank, scale, dropout)
-        self._linear = (target.module,)  # in a tuple, so that the base is no submodule of its part
-        self._transposed = target.transposed
+        self._target = target
         with torch.no_grad():
-            norms = torch.empty(target.d_out, device=self._weight().device)
-            self.magnitude = begun(norms, lambda it: it.copy_(_squares(self._weight()).sqrt().clamp_min(SMALLEST)))
-
-    def _weight(self) -> Tensor:
-        weight: Tensor = self._linear[0].get_parameter("weight")
-        return weight.T if self._transposed else weight
+            weight = target.weight()
+            norms = torch.empty(target.d_out, device=weight.device)
+            self.magnitude = begun(norms, lambda it: it.copy_(_squares(weight).sqrt().clamp_min(SMALLEST)))
 
     def norms(self, weight_OI: Tensor) -> Tensor:
         """‖W + s·BA‖ per row (O,), fp32, without forming the sum: ‖W‖² + 2s⟨W, BA⟩ + s²‖BA‖²."""
@@ -77,12 +73,12 @@ class DoRAPart(LoRAPart):
 
     def operands(self, dtype: torch.dtype) -> tuple[Tensor, ...]:
         """LoRA's two, and the quotient and what it is beyond one (O,)."""
-        ratio = self.magnitude / self.norms(self._weight())
+        ratio = self.magnitude / self.norms(self._target.weight())
         return *super().operands(dtype), ratio.to(dtype), (ratio - 1).to(dtype)
 
     def writes(self, x: Tensor, y: Tensor, *operands: Tensor) -> Tensor:
         A_RI, B_OR, ratio, beyond = operands
-        bias = getattr(self._linear[0], "bias", None)
+        bias = getattr(self._target.module, "bias", None)
         own = y if bias is None else y - bias
         return y + beyond * own + ratio * self.product(x, A_RI, B_OR)
 

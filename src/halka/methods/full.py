@@ -9,7 +9,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
-from halka.core import Part, Target
+from halka.core import Part, Target, form_of
 
 
 @dataclass(frozen=True)
@@ -22,6 +22,8 @@ class Full:
         return ("base",)
 
     def build(self, target: Target) -> Part:
+        if (form := form_of(target.module)) is not None:
+            raise ValueError(f"full: the base is packed as {form}, which cannot be trained: load it without quantize")
         return FullPart(target.module)
 
 

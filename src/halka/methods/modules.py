@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from halka.core import WHOLE, Part, Target, begun
+from halka.core import WHOLE, Part, Target, begun, form_of
 
 ROLES = ("head", "embedding")
 
@@ -33,6 +33,10 @@ class Modules:
         return tuple(each if each in ROLES else f"{WHOLE}{each}" for each in self.targets)
 
     def build(self, target: Target) -> Part:
+        if (form := form_of(target.module)) is not None:
+            raise ValueError(
+                f"modules: {target.name} is packed as {form}, which cannot be trained: load the base without quantize"
+            )
         return WholePart(target.module)
 
 

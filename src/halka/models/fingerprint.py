@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import functools
 import hashlib
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from halka.core import AdaptedModel
+from halka.core import AdaptedModel, Packed
 
 SAMPLES = 16  # of each weight
 
@@ -17,18 +18,37 @@ SAMPLES = 16  # of each weight
 def fingerprint(base: Any) -> dict[str, Any]:
     """What tells one base from another: its architecture, its sizes, and a hash over samples of every weight.
 
-    Samples are rounded to bf16 first, so that a base loaded in bf16 and in fp32 is the same base.
+    Samples are rounded to bf16 first, so that a base loaded in bf16 and in fp32 is the same base; those of packed
+    layers were taken before.
     """
-    named = list(base.named_parameters())
-    flat = [parameter.detach().flatten() for _, parameter in named]
-    samples = torch.stack([each[_places(each.numel()).to(each.device)].bfloat16().cpu() for each in flat])
+    named = list(_sampled(base))
+    rows = torch.stack([row.cpu() for _, _, row in named]).numpy()
     digest = hashlib.sha256()
-    for (name, parameter), row in zip(named, samples.view(torch.int16).numpy(), strict=True):
-        digest.update(f"{name} {tuple(parameter.shape)}".encode())
+    for (name, shape, _), row in zip(named, rows, strict=True):
+        digest.update(f"{name} {tuple(shape)}".encode())
         digest.update(row.tobytes())
     config = base.config
     sizes = {key: getattr(config, key, None) for key in ("num_hidden_layers", "hidden_size", "vocab_size")}
     return {"architecture": config.model_type, **sizes, "weights": digest.hexdigest()[:16]}
+
+
+def samples(weight: Tensor) -> Tensor:
+    """Values of a weight at places that follow from its size (SAMPLES,): the bits of their bf16, as whole numbers."""
+    flat = weight.detach().flatten()
+    return flat[_places(flat.numel()).to(flat.device)].bfloat16().view(torch.int16)
+
+
+def _sampled(base: Any) -> Iterator[tuple[str, Sequence[int], Tensor]]:
+    """Name, shape and samples of every parameter, in the order of `named_parameters`, packed weights among them."""
+    seen: set[nn.Parameter] = set()
+    for path, module in base.named_modules():
+        prefix = f"{path}." if path else ""
+        if isinstance(module, Packed):
+            yield f"{prefix}weight", module.stored_shape(), module.samples
+        for key, parameter in module.named_parameters(recurse=False):
+            if parameter not in seen:
+                seen.add(parameter)
+                yield f"{prefix}{key}", parameter.shape, samples(parameter)
 
 
 @functools.lru_cache(maxsize=256)

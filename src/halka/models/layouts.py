@@ -12,7 +12,7 @@ from typing import Any
 
 from torch import nn
 
-from halka.core import Target
+from halka.core import Packed, Target
 from halka.models.kinds import kind_of
 
 
@@ -286,9 +286,17 @@ def _head(base: Any, layout: Layout) -> Target:
 
 
 def _transposed(module: nn.Module) -> bool:
+    if isinstance(module, Packed):
+        return module.transposed
     return not isinstance(module, nn.Linear)  # transformers' Conv1D, the only other linear layer of these models
 
 
 def _widths(module: nn.Module) -> tuple[int, int]:
-    weight = module.weight
+    if isinstance(module, Packed):
+        return module.in_features, module.out_features
+    weight = module.get_parameter("weight")
+    if not weight.is_floating_point():
+        raise ValueError(
+            f"the base holds a {type(module).__name__}, which another tool packed: load it with load_base(quantize=…)"
+        )
     return tuple(weight.shape) if _transposed(module) else tuple(weight.shape)[::-1]  # type: ignore[return-value]

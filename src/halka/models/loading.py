@@ -35,21 +35,28 @@ def load_base(
     dtype: str = "bfloat16",
     device: str | None = None,
     revision: str | None = None,
+    quantize: str | None = None,
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """A causal language model in eval mode and its tokenizer, which has a pad token.
 
     `name_or_path` is a known short name (pulled if need be), a folder, or a name on the Hugging Face hub; `revision` is
     for the hub alone. What the hub gave once is taken from its cache from then on. `dtype` is one of bfloat16, float32,
-    float16, auto (as stored). `device` defaults to the first there is of cuda, mps, cpu. Only safetensors are read, and
-    no code that comes with a model is run.
+    float16, auto (as stored). `device` defaults to the first there is of cuda, mps, cpu. `quantize` packs the layers'
+    weights into fewer bits, "nf4" or "int8" (`models/quantised.py`). Only safetensors are read, and no code that comes
+    with a model is run.
 
     Raises ValueError for a name nobody knows, a folder without config or safetensors, weights that are damaged or lack
-    a tensor, an architecture that is no causal language model, an unknown dtype and a device that is not there.
+    a tensor, an architecture that is no causal language model, an unknown dtype and a device that is not there; for a
+    form that there is not, or that needs what is not installed.
     """
     import torch
     from safetensors import SafetensorError
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
+    from halka.models.quantised import check_form, quantise
+
+    if quantize is not None:
+        check_form(quantize)
     if dtype not in DTYPES:
         raise ValueError(f"dtype {dtype!r} is none of {', '.join(DTYPES)}")
     place = _device(device)
@@ -78,6 +85,8 @@ def load_base(
             f"the weights of {name_or_path} lack {len(missing)} tensors of a {type(model).__name__}, such as "
             f"{missing[0]}; transformers would fill them at random. Give a complete causal language model"
         )
+    if quantize is not None:
+        quantise(model, quantize)
     if known := known_bases().get(str(name_or_path)):
         model.config._name_or_path = (
             known.hub_name

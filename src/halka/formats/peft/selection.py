@@ -13,6 +13,8 @@ import regex
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
+from halka.core import Packed
+
 PATIENCE = 1.0  # seconds for one expression and all names of a base
 ALL_LINEAR = "all-linear"
 
@@ -22,9 +24,8 @@ def selected(config: Mapping[str, Any], base: nn.Module, heads: Iterable[str]) -
     wanted, left_out = config.get("target_modules"), config.get("exclude_modules")
     if not wanted:
         return None
-    layers = {
-        name: module for name, module in base.named_modules() if isinstance(module, nn.Linear | nn.Embedding | Conv1D)
-    }
+    kinds = nn.Linear | nn.Embedding | Conv1D | Packed
+    layers = {name: module for name, module in base.named_modules() if isinstance(module, kinds)}
     if isinstance(wanted, str) and wanted.lower() == ALL_LINEAR:
         chosen = {name for name, module in layers.items() if not isinstance(module, nn.Embedding)} - {*heads}
     elif isinstance(wanted, str):

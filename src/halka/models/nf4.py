@@ -1,0 +1,67 @@
+"""Four bits a weight: NF4 with its scales packed once more (Dettmers et al. 2023, arXiv:2305.14314)."""
+
+from __future__ import annotations
+
+import functools
+import importlib
+import logging
+from typing import Any, ClassVar
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from halka.core import Packed
+
+BLOCK, SCALES_BLOCK = 64, 256  # weights that share a scale, scales that share theirs
+
+
+class NF4Linear(Packed):
+    """Each weight is the nearest of 16 quantiles of a normal distribution, times its block's scale.
+
+    Blocks follow one another through the whole weight, row after row: bitsandbytes' kernel for a matrix counts blocks
+    anew in every row, which is wrong where a row is no multiple of a block. So it is given one long row.
+    """
+
+    form: ClassVar[str] = "nf4"
+
+    values: Tensor
+    scales: Tensor
+    scales_of_scales: Tensor
+    mean_scale: Tensor
+    levels: Tensor
+
+    def __init__(self, weight_OI: Tensor, bias: nn.Parameter | None, transposed: bool, samples: Tensor):
+        super().__init__(weight_OI, bias, transposed, samples)
+        flat = weight_OI.reshape(-1)
+        even = F.pad(flat, (0, len(flat) % 2))
+        packed, state = bitsandbytes().quantize_4bit(even, blocksize=BLOCK, quant_type="nf4", compress_statistics=True)
+        self.register_buffer("values", packed.flatten())  # two a byte
+        self.register_buffer("scales", state.absmax)  # a byte a block, to be looked up in `levels`
+        self.register_buffer("scales_of_scales", state.state2.absmax)
+        self.register_buffer("mean_scale", state.offset)
+        self.register_buffer("levels", state.state2.code)
+
+    def unpacked(self, dtype: torch.dtype | None = None) -> Tensor:
+        ops = torch.ops.bitsandbytes
+        scales = ops.dequantize_blockwise(self.scales, self.scales_of_scales, self.levels, SCALES_BLOCK, torch.float32)
+        scales, count = scales + self.mean_scale, 2 * self.values.numel()
+        flat = ops.dequantize_4bit(self.values, scales, BLOCK, "nf4", (count,), dtype or self.dtype)
+        size = self.out_features * self.in_features
+        return flat.flatten()[:size].view(self.out_features, self.in_features)
+
+
+@functools.cache
+def bitsandbytes() -> Any:
+    """bitsandbytes' functions. Raises ValueError that names the extra where it is not installed."""
+    log = logging.getLogger("bitsandbytes")
+    level = log.level
+    log.setLevel(logging.ERROR)  # of a faster kernel that it would fetch from the hub
+    try:
+        return importlib.import_module("bitsandbytes.functional")
+    except ImportError as error:
+        raise ValueError(
+            f"nf4 needs bitsandbytes ({error}): pip install 'halka[quantised]', or use int8, which needs nothing"
+        ) from error
+    finally:
+        log.setLevel(level)

@@ -1,0 +1,479 @@
+"""Bases in fewer bits: what they compute, to the number; every method on them, in every use; folders and commands."""
+
+from __future__ import annotations
+
+import copy
+import json
+import sys
+
+import bitsandbytes.functional as reference
+import pytest
+import torch
+import yaml
+from torch import nn
+
+import contract
+import halka
+from contract import JOINT, disturb, ids, padded
+from halka.core import AdaptedModel, Method, Packed, bytes_of, count_of, form_of
+from halka.evaluation import evaluate, generate, perplexity
+from halka.methods import all_methods
+from halka.models import nf4
+from halka.models.fingerprint import fingerprint
+from halka.models.int8 import Int8Linear
+from halka.models.nf4 import NF4Linear
+from halka.models.quantised import FORMS, quantise
+from halka.training import Job, train_many
+from test_cli import halka as command
+from test_measure import a_run
+from tiny import CONFIGS, ENCODERS, SEQ2SEQ, tiny
+from tokenizers_for_tests import chatml_tokenizer
+
+UNTRAINABLE = {"full"}  # what these train is packed
+METHODS = [kind() for name, kind in all_methods().items() if name not in UNTRAINABLE] + JOINT
+every_method = pytest.mark.parametrize("method", METHODS, ids=lambda method: repr(method)[:60])
+every_form = pytest.mark.parametrize("form", FORMS)
+
+
+def packed(form: str, architecture: str = "llama", dtype: torch.dtype = torch.float32, **changes):
+    base = tiny(architecture, dtype, **changes)
+    quantise(base, form)
+    return base
+
+
+def adapted(form: str, method: Method, trained: bool = True) -> AdaptedModel:
+    model = halka.adapt(packed(form))
+    model.add("a", method)
+    if trained:
+        disturb(model, "a")
+    return model
+
+
+def twin(base: nn.Module) -> nn.Module:
+    """The same base with packed layers as ordinary ones, whose weights bitsandbytes packed and unpacked."""
+    slow = copy.deepcopy(base)
+    for path, layer in base.named_modules():
+        if isinstance(layer, Packed):
+            plain = nn.Linear(layer.in_features, layer.out_features, bias=layer.bias is not None)
+            plain.weight = nn.Parameter(by_bitsandbytes(layer), requires_grad=False)
+            plain.bias = layer.bias
+            slow.set_submodule(path, plain.eval())
+    return slow
+
+
+def by_bitsandbytes(layer: Packed) -> torch.Tensor:
+    """The weight (O, I), fp32, as bitsandbytes reads what the layer keeps."""
+    if isinstance(layer, Int8Linear):
+        return reference.int8_vectorwise_dequant(layer.values, layer.scale * 127)
+    assert isinstance(layer, NF4Linear)
+    levels = reference.get_4bit_type("nf4", device="cpu")
+    nested = reference.QuantState(layer.scales_of_scales, code=layer.levels, blocksize=256, dtype=torch.float32)
+    scales = reference.dequantize_blockwise(layer.scales, nested) + layer.mean_scale
+    nibbles = torch.stack([layer.values >> 4, layer.values & 15], dim=1).flatten()
+    size = layer.out_features * layer.in_features
+    values = levels[nibbles.long()] * scales.repeat_interleave(64)[: len(nibbles)]
+    return values[:size].view(layer.out_features, layer.in_features)
+
+
+def hash_of(base: nn.Module) -> dict[str, torch.Tensor]:
+    return copy.deepcopy({**dict(base.named_parameters()), **dict(base.named_buffers())})
+
+
+def unchanged(base: nn.Module, before: dict[str, torch.Tensor]) -> bool:
+    now = {**dict(base.named_parameters()), **dict(base.named_buffers())}
+    return now.keys() == before.keys() and all(torch.equal(now[key], before[key]) for key in before)
+
+
+# ── the layers ──────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def layer_of(form: str, weight: torch.Tensor, bias: torch.Tensor | None = None) -> Packed:
+    bias = None if bias is None else nn.Parameter(bias, requires_grad=False)
+    return FORMS[form](weight, bias, False, torch.zeros(16, dtype=torch.int16))
+
+
+@pytest.mark.parametrize("shape", [(64, 128), (64, 96), (33, 48), (5, 7), (1, 1), (192, 64)])
+@every_form
+def test_a_layer_is_the_product_with_the_unpacked_weight(form, shape):
+    """Whatever the width: rows that are no multiple of a block of 64, and an odd number of weights."""
+    torch.manual_seed(0)
+    weight, bias = torch.randn(shape), torch.randn(shape[0])
+    layer = layer_of(form, weight, bias)
+    expected = by_bitsandbytes(layer)
+    assert torch.equal(layer.unpacked(), expected) or form == "int8"
+    torch.testing.assert_close(layer.unpacked(), expected, rtol=1e-6, atol=1e-7)
+    assert (layer.unpacked() - weight).norm() / weight.norm() < {"nf4": 0.12, "int8": 0.01}[form]
+    x = torch.randn(2, 3, shape[1], requires_grad=True)
+    y = layer(x)
+    torch.testing.assert_close(y, x @ expected.T + bias, rtol=1e-5, atol=1e-5)
+    given = torch.randn_like(y)
+    y.backward(given)
+    torch.testing.assert_close(x.grad, given @ expected, rtol=1e-5, atol=1e-5)
+
+
+def test_int8_packs_as_bitsandbytes_does():
+    weight = torch.randn(40, 96).half()
+    values, largest, _ = reference.int8_vectorwise_quant(weight)
+    layer = layer_of("int8", weight)
+    torch.testing.assert_close(layer.scale * 127, largest)
+    assert (layer.values.int() - values.int()).abs().max() <= 1  # halves may be rounded either way
+    assert (layer.values != values).float().mean() < 0.01
+
+
+def test_nf4_packs_as_bitsandbytes_does():
+    weight = torch.randn(40, 128)
+    expected = reference.dequantize_4bit(*reference.quantize_4bit(weight, quant_type="nf4", compress_statistics=True))
+    assert torch.equal(layer_of("nf4", weight).unpacked(), expected)
+
+
+@pytest.mark.parametrize("rows", [1, 3, 8, 9])
+@pytest.mark.parametrize("shape", [(64, 96), (96, 64), (33, 47)])
+def test_few_rows_by_torchs_own_product_equal_many(shape, rows):
+    torch.manual_seed(0)
+    layer = layer_of("int8", torch.randn(shape, dtype=torch.bfloat16))
+    x = torch.randn(1, rows, shape[1]).bfloat16()
+    slow = x.float() @ by_bitsandbytes(layer).T
+    torch.testing.assert_close(layer(x).float(), slow, rtol=0.02, atol=0.05)
+    assert layer(x).dtype == torch.bfloat16
+    assert layer(x[:, :0]).shape == (1, 0, shape[0])
+
+
+@every_form
+def test_rows_of_nothing_stay_nothing(form):
+    weight = torch.randn(4, 64)
+    weight[2] = 0
+    found = layer_of(form, weight).unpacked()
+    assert found.isfinite().all()
+    assert found[2].abs().max() < 0.05  # a scale of a scale is not exact
+
+
+# ── whole bases ─────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+@pytest.mark.parametrize("architecture", [*CONFIGS, *ENCODERS, *SEQ2SEQ])
+@every_form
+def test_a_base_computes_as_its_slow_twin(form, architecture):
+    base = packed(form, architecture)
+    model, slow = halka.adapt(base), halka.adapt(twin(base))
+    for each in (model, slow):
+        each.add("a", halka.LoRA(rank=4))
+        disturb(each, "a")
+        with each.use("a"):
+            each.base(ids(), labels=ids()).loss.backward()
+    with torch.no_grad(), model.use("a"), slow.use("a"):
+        found, expected = (each.base(ids(), labels=ids()).logits for each in (model, slow))
+        torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
+    for one, two in zip(model.parameters("a"), slow.parameters("a"), strict=True):
+        torch.testing.assert_close(one.grad, two.grad, rtol=1e-3, atol=1e-6)
+
+
+@pytest.mark.parametrize("architecture", ["llama", "gpt2", "phi3"])
+@every_form
+def test_it_is_the_same_base_in_fewer_bytes(form, architecture):
+    plain, base = tiny(architecture, torch.bfloat16), tiny(architecture, torch.bfloat16)
+    quantise(base, form)
+    assert (form_of(plain), form_of(base)) == (None, form)
+    assert fingerprint(base) == fingerprint(plain)
+    assert count_of(base) == count_of(plain) == sum(parameter.numel() for parameter in plain.parameters())
+    layers = [layer for layer in base.modules() if isinstance(layer, Packed)]
+    before = sum(2 * layer.in_features * layer.out_features for layer in layers)
+    saved = bytes_of(plain) - bytes_of(base)
+    assert saved > 0.3 * before
+    head, embedding = base.get_output_embeddings(), base.get_input_embeddings()
+    tied = plain.get_output_embeddings().weight is plain.get_input_embeddings().weight
+    assert (head.weight is embedding.weight) == tied
+    with pytest.raises(ValueError, match=f"packed as {form} already"):
+        quantise(base, "int8")
+
+
+@pytest.mark.parametrize(("form", "most"), [("nf4", 0.27), ("int8", 0.51)])
+def test_bytes_of_a_layer_as_large_as_real_ones(form, most):
+    layer = layer_of(form, torch.randn(576, 576).bfloat16())
+    kept = sum(tensor.numel() * tensor.element_size() for tensor in layer.buffers())
+    assert kept / (2 * 576 * 576) < most
+
+
+def test_what_cannot_be_packed_is_refused_by_name(monkeypatch):
+    with pytest.raises(ValueError, match=r"quantize 'int4' is none of nf4, int8"):
+        quantise(tiny(), "int4")
+    nf4.bitsandbytes.cache_clear()
+    monkeypatch.setitem(sys.modules, "bitsandbytes.functional", None)
+    with pytest.raises(ValueError, match=r"nf4 needs bitsandbytes .*pip install 'halka\[quantised\]'"):
+        quantise(tiny(), "nf4")
+    quantise(tiny(), "int8")
+    foreign = tiny()
+    foreign.model.layers[0].mlp.up_proj.weight = nn.Parameter(torch.zeros(8, 1, dtype=torch.uint8), False)
+    with pytest.raises(ValueError, match=r"which another tool packed: load it with load_base\(quantize=…\)"):
+        halka.adapt(foreign)
+
+
+# ── every method ────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+@every_method
+@every_form
+def test_training_lowers_the_loss_and_leaves_the_base(form, method):
+    model = adapted(form, method, trained=False)
+    before = hash_of(model.base)
+    bare = model.base(ids()).logits
+    if not contract.starts_elsewhere(method):
+        with model.use("a"):
+            assert torch.equal(model.base(ids()).logits, bare)
+    optimizer = torch.optim.AdamW(model.parameters("a"), lr=5e-3)
+    losses = []
+    for _ in range(12):
+        with model.use("a"):
+            loss = model.base(ids(), labels=ids()).loss
+            loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        losses.append(loss.item())
+    assert losses[-1] < losses[0] - 0.001
+    model.remove("a")
+    assert unchanged(model.base, before)
+    assert torch.equal(model.base(ids()).logits, bare)
+
+
+@every_method
+@every_form
+def test_rows_of_a_mixed_batch_equal_their_own_runs(form, method):
+    model = adapted(form, method)
+    before = hash_of(model.base)
+    model.add("lora", halka.LoRA(rank=3))
+    model.add("long", halka.Prefix(length=7))
+    for name in ("lora", "long"):
+        disturb(model, name)
+    prompts = [ids(1, length, seed=length)[0] for length in (4, 9, 6, 5)]
+    batch, mask, positions = padded(prompts, "left")
+    names = ["a", None, "lora", "long"]
+    with torch.no_grad(), model.use(names):
+        together = model.base(batch, attention_mask=mask, position_ids=positions).logits
+        written = model.base.generate(batch, attention_mask=mask, max_new_tokens=4, do_sample=False)
+    for row, (name, prompt) in enumerate(zip(names, prompts, strict=True)):
+        with torch.no_grad(), model.use(name):
+            torch.testing.assert_close(
+                together[row][mask[row] == 1], model.base(prompt[None]).logits[0], rtol=0, atol=1e-5
+            )
+            own = model.base.generate(prompt[None], max_new_tokens=4, do_sample=False)[0, len(prompt) :]
+        assert torch.equal(written[row, 9 : 9 + len(own)], own)
+    assert unchanged(model.base, before)
+
+
+@every_method
+@every_form
+def test_gradient_checkpointing_gives_the_same_gradients(form, method):
+    model = adapted(form, method)
+    gradients = []
+    for checkpointing in (False, True):
+        if checkpointing:
+            model.base.activation_checkpointing_enable({"use_reentrant": False})
+        model.base.train()
+        with model.use("a"):
+            model.base(ids(), labels=ids(), use_cache=False).loss.backward()
+        gradients.append([parameter.grad.clone() for parameter in model.parameters("a")])
+        for parameter in model.parameters("a"):
+            parameter.grad = None
+    for plain, recomputed in zip(*gradients, strict=True):
+        torch.testing.assert_close(recomputed, plain, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.filterwarnings("ignore:<class 'torch.autograd.function.Function'> should not be instantiated")
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")  # both are the compiler's own
+@every_form
+def test_torch_compile_agrees(form):
+    model = halka.adapt(packed(form, num_hidden_layers=1))
+    model.add("a", halka.LoRA(rank=4))
+    disturb(model, "a")
+    compiled = torch.compile(model.base, backend="aot_eager")
+    gradients = []
+    for base in (model.base, compiled):
+        with model.use("a"):
+            base(ids(), labels=ids(), use_cache=False).loss.backward()
+        gradients.append([parameter.grad.clone() for parameter in model.parameters("a")])
+        for parameter in model.parameters("a"):
+            parameter.grad = None
+    for plain, other in zip(*gradients, strict=True):
+        torch.testing.assert_close(other, plain, rtol=1e-4, atol=1e-6)
+    torch.compiler.reset()
+
+
+@every_form
+def test_what_would_train_or_merge_packed_weights_is_refused(form):
+    model = adapted(form, halka.LoRA(rank=4))
+    before = hash_of(model.base)
+    with pytest.raises(ValueError, match=f"full: the base is packed as {form}, which cannot be trained"):
+        model.add("full", halka.Full())
+    whole = halka.Modules(("model.layers.0.mlp",))
+    with pytest.raises(ValueError, match=f"modules: model.layers.0.mlp is packed as {form}, which cannot be trained"):
+        model.add("whole", whole)
+    with pytest.raises(
+        ValueError, match=f"q_proj is packed as {form}: .*not mergeable. Use the adapter beside the base"
+    ):
+        model.merge("a")
+    assert (model.merged, list(model.adapters)) == (None, ["a"])
+    assert unchanged(model.base, before)
+
+
+@every_form
+def test_dora_has_the_norms_of_the_weights_that_count(form):
+    model = halka.adapt(packed(form))
+    adapter = model.add("a", halka.DoRA(rank=4))
+    for path, part in adapter.parts.items():
+        norms = model.base.get_submodule(path).unpacked().norm(dim=1)
+        torch.testing.assert_close(part.state_dict()["magnitude"], norms)
+
+
+# ── folders, training, evaluation ───────────────────────────────────────────────────────────────────────────────────
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory):
+    """A base's folder, and a task's."""
+    folder = tmp_path_factory.mktemp("made")
+    tokenizer = chatml_tokenizer()
+    tiny(vocab_size=len(tokenizer), max_position_embeddings=512, eos_token_id=tokenizer.eos_token_id).save_pretrained(
+        folder / "base"
+    )
+    tokenizer.save_pretrained(folder / "base")
+    rows = [{"prompt": f"What is {i} + 1?", "completion": f"It is {i + 1}."} for i in range(8)]
+    for split in ("train", "validation", "test"):
+        (folder / f"{split}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    task = {split: f"{split}.jsonl" for split in ("train", "validation", "test")}
+    (folder / "task.yaml").write_text(yaml.safe_dump({**task, "metrics": "exact_match", "max_new_tokens": 3}))
+    return folder
+
+
+def loaded(made, form: str | None, dtype: str = "float32") -> AdaptedModel:
+    return halka.adapt(*halka.load_base(made / "base", dtype=dtype, quantize=form))
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
+@every_form
+def test_a_folder_loads_packed(made, form, dtype):
+    base, _ = halka.load_base(made / "base", dtype=dtype, quantize=form)
+    plain, _ = halka.load_base(made / "base", dtype=dtype)
+    assert (form_of(base), fingerprint(base)) == (form, fingerprint(plain))
+    assert base.dtype == getattr(torch, dtype)
+    assert not base.training
+    with torch.no_grad():
+        found, expected = base(ids()).logits, plain(ids()).logits.float()
+    assert found.dtype == base.dtype
+    assert (found.float() - expected).norm() / expected.norm() < {"nf4": 0.2, "int8": 0.05}[form]
+    with pytest.raises(ValueError, match="quantize 'int3' is none of nf4, int8"):
+        halka.load_base(made / "base", quantize="int3")
+
+
+@every_form
+def test_an_adapter_goes_from_form_to_form_with_a_word(made, form, tmp_path, recwarn):
+    model = loaded(made, None)
+    model.add("a", halka.LoRA(rank=4))
+    disturb(model, "a")
+    halka.save(model, "a", tmp_path / "plain")
+    halka.load(model, tmp_path / "plain", name="again")
+    assert not recwarn
+    other = loaded(made, form)
+    with pytest.warns(UserWarning, match=f"trained on this base in full precision, which is packed as {form} here"):
+        halka.load(other, tmp_path / "plain")
+    assert all(torch.equal(*pair) for pair in zip(model.parameters("a"), other.parameters("plain"), strict=True))
+    halka.save(other, "plain", tmp_path / "packed")
+    assert json.loads((tmp_path / "packed" / "halka.json").read_text())["base"]["quantize"] == form
+    halka.load(other, tmp_path / "packed")
+    with pytest.warns(UserWarning, match=f"trained on this base packed as {form}, which is in full precision here"):
+        halka.load(model, tmp_path / "packed")
+    assert len(recwarn) == 0
+
+
+@every_form
+def test_training_evaluation_a_store_and_a_pool(made, form, tmp_path):
+    from halka.data.tasks import load_task
+
+    model, task = loaded(made, form, "bfloat16"), load_task(str(made / "task.yaml"))
+    before = hash_of(model.base)
+    config = halka.TrainConfig(steps=3, batch_size=4, lr=1e-2, save_every=None, checkpointing=True)
+    names = {"lora": halka.LoRA(rank=4), "prefix": halka.Prefix(length=3), "bottleneck": halka.Bottleneck(width=4)}
+    for name, method in names.items():
+        model.add(name, method)
+    told = list(train_many(model, [Job(name, task.train, config, task.validation) for name in names]))
+    assert all(step.loss < 20 for each in told for step in each.values())
+    steps = list(halka.train(model, "lora", task.train, config))
+    assert steps[-1].loss < steps[0].loss
+    found = evaluate(model, ["lora", None, "prefix", "bottleneck"] * 2, task.test, task.metrics, max_new_tokens=3)
+    assert found.scores["exact_match"].n == len(task.test)
+    assert len(dict(generate(model, "lora", task.test, max_new_tokens=3))) == len(task.test)
+    assert perplexity(model, None, "What is the capital of France? " * 20) > 1
+    store = halka.AdapterStore(tmp_path / "store")
+    for name in names:
+        store.save(model, name)
+        model.remove(name)
+    halka.AdapterPool(model, store, 10**6)
+    with torch.no_grad(), model.use(["lora", "prefix", None]):
+        model.base(ids(), use_cache=False)
+    assert unchanged(model.base, before)
+
+
+@every_form
+def test_a_run_goes_on_only_on_the_form_that_it_began_on(made, form, tmp_path):
+    from halka.data.tasks import load_task
+
+    task, config = load_task(str(made / "task.yaml")), halka.TrainConfig(steps=4, batch_size=4, save_every=1)
+    for begun, other in ((form, None), (None, form)):
+        folder = tmp_path / str(begun)
+        model = loaded(made, begun)
+        model.add("a", halka.LoRA(rank=2))
+        for step in halka.train(model, "a", task.train, config, folder=folder):
+            if step.step == 2:
+                break
+        second = loaded(made, other)
+        second.add("a", halka.LoRA(rank=2))
+        with pytest.raises(ValueError, match=f"quantize was {begun!r}, is {other!r}"):
+            list(halka.train(second, "a", task.train, config, folder=folder))
+
+
+@every_form
+def test_a_measured_run(made, form, tmp_path):
+    from halka.measure import measure
+
+    plain, found = (
+        measure(a_run(made, tmp_path / str(each), quantize=each, train={"steps": 2, "batch_size": 4, "lr": 1e-2}))
+        for each in (None, form)
+    )
+    assert (plain["quantize"], found["quantize"]) == (None, form)
+    assert found["parameters"]["total"] == plain["parameters"]["total"]
+    assert found["memory"]["weights"] < 0.7 * plain["memory"]["weights"]
+    assert found["memory"]["predicted"]["weights"] == found["memory"]["weights"]
+    assert found["scores"]["exact_match"]["n"] == 8
+
+
+def test_an_experiment_names_forms_and_old_runs_keep_their_names(made, tmp_path):
+    from halka.compare import _Schedule
+    from halka.experiment import read_experiment
+
+    def keys(**changes) -> list[str]:
+        given = {"name": "e", "base": str(made / "base"), "task": str(made / "task.yaml"), "seeds": [0], **changes}
+        (tmp_path / "e.yaml").write_text(yaml.safe_dump({"methods": [{"method": "lora"}], **given}))
+        schedule = _Schedule(read_experiment(tmp_path / "e.yaml"), tmp_path, retry=False)
+        return [schedule.key(run) for runs in schedule.due for run in runs]
+
+    (plain,), (whole,) = keys(), keys(quantize="nf4")
+    own = keys(methods=[{"method": "lora"}, {"method": "lora", "quantize": "nf4"}])
+    assert own[0] == plain
+    assert own[1].startswith("lora-nf4-")
+    assert own[1].rpartition("-")[2] == whole.rpartition("-")[2] != plain.rpartition("-")[2]
+    with pytest.raises(ValueError, match=r"methods\.0\.quantize: Input should be 'nf4' or 'int8'"):
+        keys(methods=[{"method": "lora", "quantize": "int3"}])
+
+
+@every_form
+def test_every_command_that_opens_a_base(made, form, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    shared = f"--base {made / 'base'} --dtype float32"
+    task = f"--task {made / 'task.yaml'}"
+    command(f"train {shared} {task} --quantize {form} --steps 2 --batch-size 4 --rank 2 -o run")
+    assert yaml.safe_load((tmp_path / "run" / "run.yaml").read_text())["quantize"] == form
+    for name in (f"evaluate {task}", "generate Yes? --max-new-tokens 2"):
+        same = command(f"{name} {shared} --quantize {form} --adapter run/adapter --json")
+        assert "trained on" not in same.stderr
+        other = command(f"{name} {shared} --adapter run/adapter --json")
+        assert f"trained on this base packed as {form}" in other.stderr
+    wrong = command(f"generate Yes? {shared} --quantize int3", code=2)
+    assert "quantize 'int3' is none of nf4, int8" in wrong.stderr
