@@ -475,5 +475,8 @@ def test_every_command_that_opens_a_base(made, form, tmp_path, monkeypatch):
         assert "trained on" not in same.stderr
         other = command(f"{name} {shared} --adapter run/adapter --json")
         assert f"trained on this base packed as {form}" in other.stderr
+    refused = command(f"merge run/adapter {shared} --quantize {form} --into whole", code=2)
+    assert f"packed as {form}" in refused.stderr
+    command(f"merge run/adapter {shared} --quantize {form} --as peft --into alone")
     wrong = command(f"generate Yes? {shared} --quantize int3", code=2)
     assert "quantize 'int3' is none of nf4, int8" in wrong.stderr

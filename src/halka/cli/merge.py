@@ -10,7 +10,7 @@ import typer
 
 from halka.cli.command import Json, columns, emit, examples, readable_text, say, show
 from halka.cli.examples import named_task
-from halka.cli.opening import Base, Device, Dtype, OtherBase, OtherTemplate, open_model
+from halka.cli.opening import Base, Device, Dtype, OtherBase, OtherTemplate, Quantize, open_model
 from halka.cli.routing import StoreFolder, given_adapters
 
 if TYPE_CHECKING:
@@ -70,6 +70,7 @@ def merge(
     force: Annotated[bool, typer.Option("--force", help="write what is past the limit")] = False,
     dtype: Dtype = "bfloat16",
     device: Device = None,
+    quantize: Quantize = None,
     allow_other_base: OtherBase = False,
     allow_other_template: OtherTemplate = False,
     json: Json = False,
@@ -91,6 +92,7 @@ def merge(
         pool=None,
         dtype=dtype,
         device=device,
+        quantize=quantize,
         allow_other_base=allow_other_base,
         allow_other_template=allow_other_template,
     )
