@@ -20,6 +20,7 @@ def blocks(page: Path, language: str) -> list[str]:
 
 
 @pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:.*is deprecated and will be removed in v6:FutureWarning")  # TRL's, of transformers
 @pytest.mark.parametrize("page", [page for page in DOCS if blocks(page, "python")], ids=lambda page: page.name)
 def test_python_blocks_run(page, tmp_path, monkeypatch):
     """A page's blocks in turn, in one namespace and an empty folder."""

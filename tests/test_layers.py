@@ -35,6 +35,8 @@ LAYERS: dict[str, set[str]] = {
     "evaluation": {"core", "models", "data", "metrics", "training"},
     "formats": {"core", "methods"},
     "store": {"core", "data", "files", "formats", "models"},
+    "views": {"core", "store"},
+    "lm_eval": {"core", "models", "store", "views"},
     "adapter_store": {"core", "files", "models", "store"},
     "pool": {"adapter_store", "core", "store"},
     "exporting": {"core", "files", "formats", "methods", "store"},
@@ -48,10 +50,13 @@ LAYERS: dict[str, set[str]] = {
     "compare": {"experiment", "measure", "report", "run", "files"},
     "cli": {
         *("core", "methods", "models", "data", "run", "training", "evaluation", "metrics", "formats", "store"),
-        *("report", "experiment", "compare", "settings", "files", "adapter_store", "pool"),
+        *("report", "experiment", "compare", "settings", "files", "adapter_store", "lm_eval", "pool"),
         *("exporting", "merging"),
     },
-    "__init__": {"adapter_store", "exporting", "merging", "methods", "models", "pool", "run", "store", "training"},
+    "__init__": {
+        *("adapter_store", "exporting", "merging", "methods", "models", "pool", "run", "store", "training"),
+        *("views",),
+    },
     "__main__": {"cli"},
 }
 # What these may import besides Halka and the standard library; the others are free to use what pyproject.toml names.

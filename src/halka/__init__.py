@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from halka.run import TrainConfig
     from halka.store import load, save
     from halka.training import Job, train, train_many
+    from halka.views import view
 
 __version__ = "0.1.0"
 __all__ = [
@@ -63,6 +64,7 @@ __all__ = [
     "save",
     "train",
     "train_many",
+    "view",
 ]
 _HOMES = {
     "AdapterPool": "halka.pool",
@@ -79,6 +81,7 @@ _HOMES = {
     "TrainConfig": "halka.run",
     "train": "halka.training",
     "train_many": "halka.training",
+    "view": "halka.views",
 }
 
 

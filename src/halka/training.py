@@ -15,9 +15,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from halka.core import AdaptedModel
+from halka.core import AdaptedModel, in_mode
 from halka.data.batches import Batch, batches, collate
 from halka.data.examples import Example
 from halka.data.tokens import Tokens, encode_all
@@ -129,7 +129,7 @@ def mean_loss(model: AdaptedModel, name: str | None, items: Sequence[Tokens], ba
     """The mean loss per label token of `items` with adapter `name` (None: the bare base), without dropout."""
     total, count = 0.0, 0
     device = next(model.base.parameters()).device
-    with torch.no_grad(), model.use(name), use_attention(model.base), _mode(model.base, training=False):
+    with torch.no_grad(), model.use(name), use_attention(model.base), in_mode(model.base, False):
         for batch in batches(items, pad_id=pad_id(model), seed=0, epoch=0, batch_tokens=batch_tokens):
             batch = batch.to(device)
             loss, labels = _loss(model, _hidden(model, batch), batch.labels, head_trains=False)
@@ -273,7 +273,7 @@ def _backward(model: AdaptedModel, shared: dict[Run, list[Tokens]], labels: dict
 def _training(model: AdaptedModel, runs: list[Run]) -> Iterator[None]:
     """The base and these adapters, ready for a step; dropout follows from the seed and the step."""
     base: Any = model.base
-    with model.use(None), use_attention(base), torch.random.fork_rng(), _mode(base, training=True):
+    with model.use(None), use_attention(base), torch.random.fork_rng(), in_mode(base, True):
         recompute = any(run.config.checkpointing for run in runs) and not base.is_activation_checkpointing
         for run in runs:
             run.adapter.train()
@@ -295,17 +295,6 @@ def _hidden(model: AdaptedModel, batch: Batch) -> Tensor:
 
 def _loss(model: AdaptedModel, hidden: Tensor, labels: Tensor, head_trains: bool) -> tuple[Tensor, int]:
     return label_loss(hidden, labels, lambda h: logits(model, h), head_trains=head_trains)
-
-
-@contextmanager
-def _mode(base: nn.Module, *, training: bool) -> Iterator[None]:
-    """The base in train or eval mode, which decide over dropout; afterwards in the mode it was in."""
-    was = base.training
-    base.train(training)
-    try:
-        yield
-    finally:
-        base.train(was)
 
 
 @contextmanager

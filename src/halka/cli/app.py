@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from halka.cli import adapters, bases, compare, data, evaluate, generate, merge, methods, train
+from halka.cli import adapters, bases, compare, data, evaluate, generate, lm_eval, merge, methods, train
 from halka.cli.command import Command, Commands, examples
 
 app = typer.Typer(
@@ -43,6 +43,7 @@ app.command("train", cls=train.Deferred)(train.train)
 command("evaluate", epilog=evaluate.EXAMPLES)(evaluate.evaluate)
 command("generate", epilog=generate.EXAMPLES)(generate.generate)
 command("merge", epilog=merge.EXAMPLES)(merge.merge)
+command("lm-eval", epilog=lm_eval.EXAMPLES, context_settings=lm_eval.PASSED_ON)(lm_eval.lm_eval)
 command("compare", epilog=examples("halka compare experiment.yaml -o results"))(compare.compare)
 command("demo", epilog=examples("halka demo -o demo"))(compare.demo)
 app.add_typer(adapters.app, name="adapters")

@@ -1,7 +1,8 @@
-"""The idea in ten files: parts (what acts), joint, routing, stacking, merged, weights, packed, blank, turns, model."""
+"""The idea: parts (what acts), joint, routing, stacking, merged, weights, packed, turns, model, and small helpers."""
 
 from halka.core.blank import begun
 from halka.core.joint import Joint
+from halka.core.mode import in_mode
 from halka.core.model import AdaptedModel
 from halka.core.packed import Packed, bytes_of, count_of, form_of
 from halka.core.parts import (
@@ -42,6 +43,7 @@ __all__ = [
     "count_of",
     "described",
     "form_of",
+    "in_mode",
     "linear",
     "repeats",
     "state_of",

@@ -4,17 +4,18 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
 
 from halka.core.blank import without_starts
+from halka.core.compiled import see_hooks
 from halka.core.merged import merged_weights
 from halka.core.parts import VIRTUAL_ROLES, Adapter, Method, Part, Target, select, state_of
 from halka.core.routing import Memory, Route, repeats, resolve
-from halka.core.turns import Turns
+from halka.core.turns import Flow, Turns
 from halka.core.weights import StandIns
 
 
@@ -176,6 +177,23 @@ class AdaptedModel:
                         "generator may hold one open between its items"
                     )
 
+    def as_now(self) -> AbstractContextManager[None]:
+        """A block for later, in backward, in which layers are computed once more with the adapters of now."""
+        return self._as_then(self.active, self._turns.owner)
+
+    @contextmanager
+    def _as_then(self, names: tuple[str | None, ...], owner: Flow | None) -> Iterator[None]:
+        if not self._turns.waits_for_backward(owner):
+            with self.use(names):
+                yield
+        elif self.active == names:
+            yield
+        else:
+            raise RuntimeError(
+                f"backward computes layers once more that were computed with {names}, but runs within "
+                f"`use({self.active})`: let the block end before backward, or begin after it"
+            )
+
     @property
     def in_use(self) -> set[str]:
         """The names of all adapters that a block, inner or outer, uses now."""
@@ -306,6 +324,7 @@ class AdaptedModel:
 
     def _install(self, adapter: Adapter) -> None:
         """Hooks exactly where some adapter has a part, so that a base without adapters runs without hooks."""
+        see_hooks()
         for target in adapter.targets.values():
             if not self._parts_at[target.key]:
                 self._hooks[target.key] = self._hook(target.key, target)

@@ -46,7 +46,7 @@ class Stack:
         While a mixed batch decodes, token by token, that is noticed of optimiser steps and loads alone: to look at each
         of its many parameters takes a third of the time that the products do.
         """
-        if torch.is_grad_enabled():
+        if torch.is_grad_enabled() or torch.compiler.is_compiling():  # a compiled graph makes them in every pass
             self._known = None
             return self._made(like)
         if like.shape[1] > 1 or len(self._distinct) == 1:

@@ -83,6 +83,15 @@ class Turns:
         self._always = always
         self._install()
 
+    @property
+    def owner(self) -> Flow | None:
+        """Whose turn it is."""
+        return self._owner
+
+    def waits_for_backward(self, flow: Flow | None) -> bool:
+        """Whether it is that one's turn while it waits for autograd, which asks this in a thread of its own."""
+        return flow is not None and self._owner == flow and _autograds_own_thread()
+
     def check(self) -> None:
         """Raises RuntimeError if it is not this thread's or coroutine's turn, nor within that one's backward pass."""
         if torch.compiler.is_compiling():  # `_before` and `_after` stay out of compiled code, and do check

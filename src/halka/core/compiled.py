@@ -1,0 +1,16 @@
+"""Compiled code and hooks: torch does not look, by default, whether a module has got hooks since it was compiled."""
+
+from __future__ import annotations
+
+import torch
+
+
+def see_hooks() -> None:
+    """From now on compiled code is made anew where hooks came or went; what was compiled without that look is dropped.
+
+    Otherwise a base that was compiled bare, or a second one of its class, would go on without its adapters.
+    """
+    config = torch._dynamo.config
+    if config.skip_nnmodule_hook_guards:
+        config.skip_nnmodule_hook_guards = False
+        torch.compiler.reset()

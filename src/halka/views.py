@@ -1,0 +1,204 @@
+"""A base with one of its adapters, as the model that others' tools expect: Trainer, pipelines, TRL, torch.compile.
+
+A view is of the base's own class, so that their checks pass, and shares its modules; every pass runs within
+`model.use(name)`. What it shows as trainable, saves and loads is the adapter alone.
+"""
+
+from __future__ import annotations
+
+import functools
+import os
+from collections.abc import Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import torch
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from halka.core import AdaptedModel, Adapter, in_mode
+from halka.store import save
+
+ADAPTER = "adapter"  # the submodule that holds the adapter's parts, by their paths with "/" for "."
+VALUES = "model.safetensors"  # what Trainer resumes from, by the view's own names
+_eager: Any = torch.compiler.disable
+
+
+def view(model: AdaptedModel, name: str | None) -> Any:
+    """The base with adapter `name` (None: the bare base) as a transformers model of the base's own class.
+
+    Views share the base, which stays as it is; each has a train or eval mode of its own. What a view computes, it
+    computes through `forward` and `generate`: the submodules it shows are the base's, and called by themselves know no
+    adapter. Raises ValueError for an unknown name.
+    """
+    return _class_of(type(model.base))(model, name)
+
+
+class View(nn.Module):
+    """What a view has instead of its base class's."""
+
+    def __init__(self, model: AdaptedModel, name: str | None):
+        nn.Module.__init__(self)
+        own = {*self.__dict__, "forward"}  # the base's hooks, and what accelerate puts in its forward's place
+        self.__dict__.update({key: value for key, value in model.base.__dict__.items() if key not in own})
+        self._modules.update(model.base._modules)
+        self._parameters.update(model.base._parameters)
+        self._buffers.update(model.base._buffers)
+        if ADAPTER in self._modules:
+            raise ValueError(
+                f"{type(model.base).__name__} has a module {ADAPTER!r} itself: it has no room for a view's"
+            )
+        self._model, self._name = model, name
+        self._adapter = None if name is None else model.adapter(name)
+        parts = {} if self._adapter is None else self._adapter.parts
+        self._inside = False  # one of its passes
+        self.adapter = nn.ModuleDict({path.replace(".", "/"): part for path, part in parts.items()})
+        self.train(False)
+
+    @torch.compiler.disable(recursive=False)  # what the base does is compiled, and taking turns is not
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """Whatever stands in `forward`'s place computes with the adapter, too: TRL puts its own there."""
+        with Uncompiled(self._acting()):
+            self._inside = True
+            try:
+                return nn.Module.__call__(self, *args, **kwargs)
+            finally:
+                self._inside = False
+
+    @torch.compiler.disable(recursive=False)
+    def _pass(self, *args: Any, **kwargs: Any) -> Any:
+        with Uncompiled(self._acting()):
+            return self._model.base(*args, **kwargs)
+
+    def generate(self, *args: Any, **kwargs: Any) -> Any:
+        """The base's `generate`, within `use`."""
+        with self._acting():
+            return self._model.base.generate(*args, **kwargs)  # type: ignore[operator]
+
+    def get_output_embeddings(self) -> Any:
+        """The base's head. Raises ValueError where a pass asks for it, for its weight, and the adapter acts there."""
+        targets = {} if self._adapter is None else self._adapter.targets
+        head = self._model.base.get_output_embeddings()  # type: ignore[operator]
+        if self._inside and any(each.module is head for each in targets.values()):
+            raise ValueError(
+                f"adapter {self._name!r} acts on the head, which this tool passes by: it computes with the head's "
+                "weight itself, as TRL's trainers do. Leave the head out of the adapter's targets, or use `halka.train`"
+            )
+        return head
+
+    @property
+    def generation_config(self) -> Any:
+        return self._model.base.generation_config
+
+    @generation_config.setter
+    def generation_config(self, value: Any) -> None:
+        self._model.base.generation_config = value
+
+    def train(self, mode: bool = True) -> View:
+        """The view's own mode; the base has it while the view computes."""
+        self.training = mode
+        self.adapter.train(mode)
+        return self
+
+    def enable_input_require_grads(self) -> None:
+        """Nothing: the checkpoints that a view has need no gradients of their inputs."""
+
+    def activation_checkpointing_enable(
+        self, activation_checkpointing_kwargs: Mapping[str, Any] | None = None, **options: Any
+    ) -> None:
+        """As the base's; what backward computes once more has the adapters that the forward pass had.
+
+        Raises ValueError for re-entrant checkpoints.
+        """
+        given = {"use_reentrant": False, **(activation_checkpointing_kwargs or {})}
+        if given["use_reentrant"]:
+            raise ValueError(
+                "re-entrant checkpoints do not know which adapter a layer was computed with: use_reentrant=False"
+            )
+        given["context_fn"] = functools.partial(_now_and_again, self._model)
+        super().activation_checkpointing_enable(given, **options)  # type: ignore[misc]
+
+    def state_dict(self, *args: Any, prefix: str = "", **kwargs: Any) -> dict[str, Tensor]:  # type: ignore[override]
+        """The adapter's values alone, under their names among the view's parameters."""
+        return self.adapter.state_dict(*args, prefix=f"{prefix}{ADAPTER}.", **kwargs)
+
+    def load_state_dict(self, state_dict: Mapping[str, Tensor], strict: bool = True, assign: bool = False) -> Any:
+        """Copy the adapter's values in; always strict, and raises as `Adapter.load_state_dict` does."""
+        state = {key.removeprefix(f"{ADAPTER}.").replace("/", "."): value for key, value in state_dict.items()}
+        with self._model.lock:
+            self._own().load_state_dict(state)
+        return nn.modules.module._IncompatibleKeys([], [])
+
+    def save_pretrained(
+        self, save_directory: str | Path, is_main_process: bool = True, state_dict: Any = None, **options: Any
+    ) -> None:
+        """Put the adapter folder's files, as `halka.save` writes them, among what is there; `halka.load` reads them.
+
+        The same values lie beside them in `model.safetensors`, under the view's names: Trainer resumes from these.
+        Options are for whole models, and say nothing here. Raises ValueError for a view of the bare base.
+        """
+        self._own()
+        if not is_main_process:
+            return
+        folder = Path(save_directory)
+        folder.mkdir(parents=True, exist_ok=True)
+        with TemporaryDirectory(prefix=".saving-", dir=folder) as beside:
+            written = save(self._model, self._name or "", Path(beside) / ADAPTER)
+            values = {key: value.clone() for key, value in self.state_dict().items()}
+            save_file(values, written / VALUES, {"format": "pt"})
+            for file in written.iterdir():
+                os.replace(file, folder / file.name)
+
+    def _own(self) -> Adapter:
+        if self._adapter is None:
+            raise ValueError("this is a view of the bare base, which has no values of its own: view an adapter")
+        return self._adapter
+
+    @contextmanager
+    def _acting(self) -> Iterator[None]:
+        """Within the block the base computes with this adapter, in the view's mode."""
+        with self._model.use(self._name), in_mode(self._model.base, self.training):
+            if self._name is not None and self._model.adapter(self._name) is not self._adapter:
+                raise ValueError(f"another adapter has the name {self._name!r} now: make a new view of it")
+            yield
+
+
+class Uncompiled(AbstractContextManager[None]):
+    """A block whose begin and end stay out of compiled code."""
+
+    def __init__(self, block: AbstractContextManager[None]):
+        self._block = block
+
+    @_eager
+    def __enter__(self) -> None:
+        self._block.__enter__()
+
+    @_eager
+    def __exit__(self, *error: Any) -> bool | None:
+        return self._block.__exit__(*error)
+
+
+@functools.cache
+def _class_of(base: type[nn.Module]) -> type[View]:
+    """The class of a base's views: a subclass of its own, of its name, whose `forward` has its signature."""
+
+    @functools.wraps(base.forward)
+    def forward(self: View, *args: Any, **kwargs: Any) -> Any:
+        return self._pass(*args, **kwargs)
+
+    return type(
+        base.__name__, (View, base), {"forward": forward, "__module__": base.__module__, "__doc__": base.__doc__}
+    )
+
+
+def _now_and_again(model: AdaptedModel) -> tuple[AbstractContextManager[Any], AbstractContextManager[Any]]:
+    """What a checkpointed layer is computed in: nothing more than there is now, and once more in backward, the same."""
+    return nullcontext(), _again(model, model.as_now())
+
+
+@contextmanager
+def _again(model: AdaptedModel, as_then: AbstractContextManager[None]) -> Iterator[None]:
+    with as_then, in_mode(model.base, True):  # layers are checkpointed in training alone
+        yield

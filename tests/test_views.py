@@ -1,0 +1,233 @@
+"""A view is the base with one adapter, whoever calls it: the same numbers, in passes, in backward and compiled."""
+
+from __future__ import annotations
+
+import inspect
+import threading
+
+import pytest
+import torch
+from transformers import PreTrainedModel
+
+import halka
+from contract import disturb, ids, weights_of
+from halka.core import AdaptedModel
+from kinds import KINDS, bare, logits, model_with
+from tiny import tiny
+
+EVERY = pytest.mark.parametrize("kind", [*KINDS, "full"])
+
+
+@pytest.fixture
+def compiler():
+    """Nothing compiled before, and nothing left."""
+    torch.compiler.reset()
+    yield
+    torch.compiler.reset()
+
+
+def gradients(model: AdaptedModel, name: str, run, checkpointed: bool = False) -> list[torch.Tensor]:
+    run.train()
+    run(ids(), labels=ids(), use_cache=False).loss.backward()
+    run.eval()
+    grads = [parameter.grad for parameter in model.parameters(name)]
+    for parameter in model.parameters(name):
+        parameter.grad = None
+    assert all(grad is not None for grad in grads)
+    return grads
+
+
+@EVERY
+def test_a_pass_and_an_answer_are_those_of_use(kind):
+    model = model_with(kind)
+    view = halka.view(model, kind)
+    assert torch.equal(view(ids()).logits, logits(model, kind))
+    assert torch.equal(view.forward(ids()).logits, logits(model, kind))
+    with model.use(kind):
+        expected = model.base.generate(ids(), max_new_tokens=6, do_sample=False)
+    assert torch.equal(view.generate(ids(), max_new_tokens=6, do_sample=False), expected)
+    assert torch.equal(halka.view(model, None)(ids()).logits, bare(model))
+    with model.use(None):  # blocks nest
+        assert torch.equal(view(ids()).logits, logits(model, kind))
+
+
+@EVERY
+@pytest.mark.filterwarnings("ignore:.*use_cache")
+def test_gradients_are_those_of_use_also_where_layers_are_computed_once_more(kind):
+    model = model_with(kind, "lora") if kind != "lora" else model_with("lora", "ia3")
+    with model.use(kind):
+        expected = gradients(model, kind, model.base)
+    view = halka.view(model, kind)
+    for got, wanted in zip(gradients(model, kind, view), expected, strict=True):
+        torch.testing.assert_close(got, wanted, rtol=0, atol=1e-7)
+    other = halka.view(model, next(name for name in model.adapters if name != kind))
+    other.activation_checkpointing_enable()  # the base's layers have it then, for every view
+    for got, wanted in zip(gradients(model, kind, view), expected, strict=True):
+        torch.testing.assert_close(got, wanted, rtol=0, atol=1e-6)
+    other.activation_checkpointing_disable()
+    assert not model.base.is_activation_checkpointing
+    assert not model.base.get_input_embeddings()._forward_hooks
+
+
+def test_layers_are_computed_once_more_with_the_mode_they_had():
+    """A base with dropout: without checkpoints and with them, the same seed drops the same."""
+    model = halka.adapt(tiny("gpt2", attn_pdrop=0.3, resid_pdrop=0.3, embd_pdrop=0.3))
+    model.add("a", halka.LoRA(rank=4, dropout=0.3))
+    disturb(model, "a")
+    view = halka.view(model, "a")
+    torch.manual_seed(0)
+    plain = gradients(model, "a", view)
+    view.activation_checkpointing_enable()
+    torch.manual_seed(0)
+    for got, wanted in zip(gradients(model, "a", view), plain, strict=True):
+        torch.testing.assert_close(got, wanted, rtol=0, atol=1e-6)
+    torch.manual_seed(1)
+    assert not torch.equal(gradients(model, "a", view)[0], plain[0])
+    assert not model.base.training
+    assert not view.training
+
+
+def test_modes_are_the_views_own():
+    model = model_with("lora", "ia3")
+    one, other = halka.view(model, "lora"), halka.view(model, "ia3")
+    one.train()
+    assert one.training
+    assert not other.training
+    assert not model.base.training
+    seen = []
+    with model.base.register_forward_pre_hook(lambda module, args: seen.append(module.training)):
+        one(ids()), other(ids())
+    assert seen == [True, False]
+    assert not model.base.training
+
+
+def test_it_passes_for_the_base():
+    model = model_with("lora")
+    view = halka.view(model, "lora")
+    assert isinstance(view, PreTrainedModel)
+    assert isinstance(view, type(model.base))
+    assert type(view).__name__ == "LlamaForCausalLM"
+    assert type(view) is type(halka.view(model, None))
+    assert inspect.signature(view.forward) == inspect.signature(model.base.forward)
+    assert view.config is model.base.config
+    assert view.device == model.base.device
+    assert view.dtype == model.base.dtype
+    assert view.get_input_embeddings() is model.base.get_input_embeddings()
+    assert view.generation_config is model.base.generation_config
+
+
+@EVERY
+def test_it_shows_the_bases_parameters_and_the_adapters_and_trains_these(kind):
+    model = model_with(*{kind: 0, "bitfit": 0})
+    view = halka.view(model, kind)
+    shown = dict(view.named_parameters())
+    assert {name: shown[name] for name, _ in model.base.named_parameters()} == dict(model.base.named_parameters())
+    trained = [parameter for parameter in shown.values() if parameter.requires_grad]
+    assert {id(parameter) for parameter in trained} == {id(parameter) for parameter in model.parameters(kind)}
+    assert not any(parameter.requires_grad for parameter in halka.view(model, None).parameters())
+    before = weights_of(model.base)
+    optimizer = torch.optim.SGD(trained, lr=0.1)
+    view.train()(ids(), labels=ids()).loss.backward()
+    optimizer.step()
+    assert not torch.equal(halka.view(model, kind)(ids()).logits, bare(model))
+    assert all(torch.equal(before[name], parameter) for name, parameter in model.base.named_parameters())
+
+
+@EVERY
+def test_its_values_come_and_go_as_a_folder_and_as_a_state(kind, tmp_path):
+    model = model_with(kind)
+    view = halka.view(model, kind)
+    (tmp_path / "trainer_state.json").write_text("{}")
+    view.save_pretrained(tmp_path)
+    assert (tmp_path / "trainer_state.json").exists()
+    halka.load(model, tmp_path, name="again")
+    assert torch.equal(logits(model, "again"), logits(model, kind))
+    state = {name: value.clone() for name, value in view.state_dict().items()}
+    assert set(state) == {name for name, parameter in view.named_parameters() if parameter.requires_grad}
+    expected = logits(model, kind)
+    disturb(model, kind, by=0.3)
+    assert not torch.equal(logits(model, kind), expected)
+    view.load_state_dict(state)
+    assert torch.equal(logits(model, kind), expected)
+    with pytest.raises(ValueError, match="missing"):
+        view.load_state_dict({}, strict=False)
+    assert not halka.view(model, None).state_dict()
+    with pytest.raises(ValueError, match="view of the bare base"):
+        halka.view(model, None).save_pretrained(tmp_path)
+
+
+def test_what_cannot_be_is_refused():
+    model = model_with("lora")
+    with pytest.raises(ValueError, match="no adapter 'nobody'"):
+        halka.view(model, "nobody")
+    view = halka.view(model, "lora")
+    with pytest.raises(ValueError, match="use_reentrant=False"):
+        view.activation_checkpointing_enable({"use_reentrant": True})
+    model.remove("lora")
+    model.add("lora", halka.LoRA(rank=2))
+    with pytest.raises(ValueError, match="make a new view"):
+        view(ids())
+
+
+def test_threads_have_views_of_their_own():
+    model = model_with("lora", "prefix", "ia3")
+    views = {name: halka.view(model, name) for name in (*model.adapters, None)}
+    expected = {name: logits(model, name) for name in views}
+    wrong = []
+
+    def work(name):
+        for _ in range(20):
+            with torch.no_grad():
+                if not torch.equal(views[name](ids()).logits, expected[name]):
+                    wrong.append(name)
+
+    threads = [threading.Thread(target=work, args=(name,)) for name in views]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert not wrong
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["lora", "prefix", "prompt", "full", "serial"])
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor")  # dynamo's own look
+def test_compiled_it_computes_the_same_and_sees_every_change(kind, compiler):
+    """Without gradients first: what parts then keep from pass to pass must not become a constant of the graph."""
+    model = model_with(*{kind: 0, "dora": 0})
+    view, other = halka.view(model, kind), halka.view(model, "dora" if kind != "dora" else None)
+    compiled = torch.compile(view, backend="aot_eager")
+    optimizer = torch.optim.AdamW(model.parameters(kind), lr=1e-2, fused=True)
+    for _ in range(2):
+        with torch.no_grad():
+            expected = logits(model, kind)
+            for _ in range(2):
+                torch.testing.assert_close(compiled(ids(), use_cache=False).logits, expected, rtol=0, atol=1e-5)
+            torch.testing.assert_close(other(ids()).logits, logits(model, other._name), rtol=0, atol=0)
+        out = compiled(ids(), labels=ids(), use_cache=False)
+        torch.testing.assert_close(out.logits, expected, rtol=0, atol=1e-5)
+        out.loss.backward()
+        got = [parameter.grad.clone() for parameter in model.parameters(kind)]
+        optimizer.zero_grad()
+        with model.use(kind):
+            model.base(ids(), labels=ids()).loss.backward()
+        for mine, parameter in zip(got, model.parameters(kind), strict=True):
+            torch.testing.assert_close(mine, parameter.grad, rtol=0, atol=1e-6)
+        optimizer.step()
+        optimizer.zero_grad()
+        assert not torch.equal(logits(model, kind), expected)
+
+
+def test_what_was_compiled_without_an_adapter_does_not_serve_one(compiler):
+    """Neither for the same base, nor for another of its class."""
+    first, second = model_with("ia3"), model_with("ia3", "head")
+    compiled = torch.compile(halka.view(first, "ia3"), backend="aot_eager")
+    with torch.no_grad():
+        torch.testing.assert_close(compiled(ids()).logits, logits(first, "ia3"), rtol=0, atol=1e-5)
+        other = torch.compile(halka.view(second, "head"), backend="aot_eager")
+        torch.testing.assert_close(other(ids()).logits, logits(second, "head"), rtol=0, atol=1e-5)
+        first.add("head", KINDS["head"])
+        disturb(first, "head")
+        late = torch.compile(halka.view(first, "head"), backend="aot_eager")
+        torch.testing.assert_close(late(ids()).logits, logits(first, "head"), rtol=0, atol=1e-5)
+        torch.testing.assert_close(compiled(ids()).logits, logits(first, "ia3"), rtol=0, atol=1e-5)
