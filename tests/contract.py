@@ -47,6 +47,10 @@ STARTS_ELSEWHERE = {
     "positionless_prefix",
     "prompt",
 }  # virtual tokens change the output from the first step on
+# Where a method's defaults name a role that an architecture lacks: what is tried there instead.
+INSTEAD: dict[tuple[str, str], Method] = {
+    ("ia3", architecture): halka.IA3(targets=("attn.kv", "experts.down")) for architecture in ("mixtral", "olmoe")
+}
 
 
 def adapted(method: Method, dtype=torch.float32, architecture="llama", trained: bool = True) -> AdaptedModel:

@@ -50,6 +50,16 @@ def test_activations_are_those_that_autograd_keeps(method, tolerance):
     assert predicted == pytest.approx(kept(model), rel=tolerance)
 
 
+@pytest.mark.parametrize("architecture", ["mixtral", "qwen3_moe", "qwen2_moe"])
+@pytest.mark.parametrize("targets", [("linear",), ("linear", "experts")])
+def test_activations_of_experts_are_those_that_autograd_keeps(architecture, targets):
+    wide = {**WIDE, "moe_intermediate_size": 384} if architecture != "mixtral" else WIDE
+    model = halka.adapt(tiny(architecture, torch.bfloat16, **wide))
+    model.add("a", halka.LoRA(rank=4, targets=targets))
+    predicted = memory(model, "a", rows=ROWS, length=LENGTH, labels=0).activations
+    assert predicted == pytest.approx(kept(model), rel=0.15)
+
+
 @pytest.mark.parametrize("architecture", ["gpt2", "opt", "phi3", "qwen3"])
 def test_the_widths_are_the_bases_own(architecture):
     """Whatever its configuration calls them; a wider MLP keeps more."""

@@ -177,7 +177,7 @@ def test_one_token_a_row_is_what_the_whole_text_gives(family, dtype, monkeypatch
     model, rows = model_of(family, dtype)
     batch = ids(len(rows))
     fast = next_token(model, rows, batch)
-    monkeypatch.setattr(halka.core.parts, "_readable_once", lambda weight: False)
+    monkeypatch.setattr(halka.core.products, "_readable_once", lambda weight: False)
     slow = next_token(model, rows, batch)
     whole = outputs(model, rows, batch)[:, -1]
     tolerance = (1e-5 if dtype == torch.float32 else 0.05) * max(1.0, float(whole.abs().max()))

@@ -20,6 +20,7 @@ _SMALL = {
     "pad_token_id": 0,
 }
 _GROUPED = {**_SMALL, "num_key_value_heads": 2}
+_MIXTURE = {**_GROUPED, "num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 48}
 CONFIGS = {
     "llama": _GROUPED,
     "qwen2": _GROUPED,
@@ -39,6 +40,10 @@ CONFIGS = {
         "eos_token_id": 2,
         "pad_token_id": 0,
     },
+    "mixtral": {**_GROUPED, "num_local_experts": 4, "num_experts_per_tok": 2, "sliding_window": None},
+    "qwen2_moe": {**_MIXTURE, "shared_expert_intermediate_size": 48},
+    "qwen3_moe": {**_MIXTURE, "head_dim": 16, "mlp_only_layers": [0]},
+    "olmoe": {**_GROUPED, "num_experts": 4, "num_experts_per_tok": 2},
     "gpt_neox": _SMALL,
     "opt": {
         "vocab_size": 97,

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from halka.core import AdaptedModel, bytes_of
+from halka.core import AdaptedModel, Adapter, bytes_of
 
 FP32 = 4
 
@@ -35,9 +35,8 @@ def memory(
     trained = adapter.count()
     frozen = bytes_of(base)
     full = "base" in adapter.parts
-    layer = _a_layer(model, config, width, length, full)
-    layers = config.num_hidden_layers
-    kept = layer + layers * config.hidden_size * width if checkpointing else layers * layer
+    layers = [_a_layer(model, adapter, config, width, length, full, layer) for layer in range(config.num_hidden_layers)]
+    kept = max(layers) + len(layers) * config.hidden_size * width if checkpointing else sum(layers)
     head = labels * config.hidden_size * width + min(labels, 256) * config.vocab_size * (2 * FP32 + 2 * width)
     return MemorySplit(
         weights=frozen * (2 if full else 1) + trained * FP32,
@@ -47,7 +46,9 @@ def memory(
     )
 
 
-def _a_layer(model: AdaptedModel, config: Any, width: int, length: int, full: bool) -> int:
+def _a_layer(
+    model: AdaptedModel, adapter: Adapter, config: Any, width: int, length: int, full: bool, layer: int
+) -> int:
     """Bytes that a decoder layer keeps per token.
 
     Two norms keep their input in fp32 and their quotient; attention keeps queries, keys, values, its result and the
@@ -56,9 +57,21 @@ def _a_layer(model: AdaptedModel, config: Any, width: int, length: int, full: bo
     heads = config.num_attention_heads
     keys = getattr(config, "num_key_value_heads", None) or heads
     head = getattr(config, "head_dim", None) or config.hidden_size // heads
-    widths = {target.role: target.d_out for target in model.targets if target.layer == 0}
+    widths = {target.role: target.d_out for target in model.targets if target.layer == layer}
     gated = "mlp.gate" in widths or "mlp.gate_up" in widths
-    inner = widths["mlp.gate_up"] // 2 if "mlp.gate_up" in widths else widths["mlp.up"]
+    inner = widths["mlp.gate_up"] // 2 if "mlp.gate_up" in widths else widths.get("mlp.up", 0)
     norms = 2 * (config.hidden_size * (FP32 + width) + (config.hidden_size * width if full else 0))
     attention = width * (3 * heads * head + 2 * keys * head + config.hidden_size + heads * length)
-    return norms + attention + width * (4 if gated else 2) * inner
+    return norms + attention + width * ((4 if gated else 2) * inner + _experts(adapter, config, widths, full, layer))
+
+
+def _experts(adapter: Adapter, config: Any, widths: dict[str, int], full: bool, layer: int) -> int:
+    """Values that a layer's experts keep per token, for each of those that it goes through.
+
+    The inner products and what lies between, and what is weighted; where parts act, also what they read.
+    """
+    if "experts.down" not in widths:
+        return 0
+    inner, outer = widths["experts.gate_up"] // 2, widths["experts.down"]
+    trained = full or any(target.stack and target.layer == layer for target in adapter.targets.values())
+    return config.num_experts_per_tok * (3 * inner + outer + (inner + outer if trained else 0))

@@ -1,11 +1,13 @@
-"""The idea: parts (what acts), joint, routing, stacking, merged, weights, packed, turns, model, and small helpers."""
+"""The idea: parts (what acts), joint, routing, products, stacking, experts, merged, packed, model, and helpers."""
 
 from halka.core.blank import begun
+from halka.core.experts import Choices, ExpertEdit
 from halka.core.joint import Joint
 from halka.core.mode import in_mode
 from halka.core.model import AdaptedModel
 from halka.core.packed import Packed, bytes_of, count_of, form_of
 from halka.core.parts import (
+    EXPERT_ROLES,
     LINEAR_ROLES,
     ROLE_GROUPS,
     VIRTUAL_ROLES,
@@ -17,13 +19,14 @@ from halka.core.parts import (
     Reader,
     Target,
     described,
-    linear,
     state_of,
     wants,
 )
+from halka.core.products import Grouped, linear
 from halka.core.routing import Memory, repeats
 
 __all__ = [
+    "EXPERT_ROLES",
     "LINEAR_ROLES",
     "ROLE_GROUPS",
     "VIRTUAL_ROLES",
@@ -31,6 +34,9 @@ __all__ = [
     "WHOLE",
     "AdaptedModel",
     "Adapter",
+    "Choices",
+    "ExpertEdit",
+    "Grouped",
     "Joint",
     "Memory",
     "Method",

@@ -31,11 +31,13 @@ def merged_weights(adapter: Adapter, dtype: torch.dtype | None = None) -> dict[s
                     "packed anew, not mergeable. Use the adapter beside the base, or load the base unpacked "
                     "(halka.load_base without quantize), load the adapter there and merge it"
                 )
-            names = {key: f"{target.name}.{key}" for key in ("weight", "bias")}
-            for key, name in names.items():
-                if (tensor := getattr(target.module, key, None)) is not None:
+            names = {"weight": target.parameter, "bias": f"{target.name}.bias"}
+            for name in names.values():
+                if (tensor := getattr(target.module, name.rpartition(".")[2], None)) is not None:
                     own[name] = tensor
                     found.setdefault(name, tensor.float())
+            if names["weight"] not in found:
+                raise ValueError(f"{adapter.method.name} acts on what a mixture of experts returns: not mergeable")
             weight, bias = found[names["weight"]], found.get(names["bias"])
             try:
                 new, new_bias = part.merged(weight.T if target.transposed else weight, bias)

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from typing import Any, Protocol
 
 import torch
@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from halka.core.blank import without_starts
 from halka.core.compiled import see_hooks
+from halka.core.experts import ExpertEdit
 from halka.core.merged import merged_weights
 from halka.core.parts import VIRTUAL_ROLES, Adapter, Method, Part, Target, select, state_of
 from halka.core.routing import Memory, Route, repeats, resolve
@@ -43,7 +44,15 @@ class AdaptedModel:
     block raises RuntimeError if it meets another thread's. So none computes with another's adapters.
     """
 
-    def __init__(self, base: nn.Module, targets: Iterable[Target], memory: Memory, tokenizer: Any = None):
+    def __init__(
+        self,
+        base: nn.Module,
+        targets: Iterable[Target],
+        memory: Memory,
+        tokenizer: Any = None,
+        experts: Callable[[], AbstractContextManager[None]] = nullcontext,
+    ):
+        """experts: within its block the base's experts take `ExpertEdit`s, by the last word of their roles."""
         self.base = base
         self.tokenizer = tokenizer
         self.targets = tuple(targets)
@@ -51,6 +60,8 @@ class AdaptedModel:
         self.merged: str | None = None
         self.pool: Pool | None = None  # where adapters come from that are not here
         self._memory = memory
+        self._experts = experts
+        self._entered = ExitStack()  # that block, while a part acts on experts
         self._by_path = dict(base.named_modules())
         self._turns = Turns(base, memory.stacks, self._begin, memory.end)
         self.lock = self._turns.lock  # held by whoever uses the adapters or changes them
@@ -272,6 +283,7 @@ class AdaptedModel:
     def _enter(self, route: Route | None) -> None:
         if self._route is not None:
             self._memory.leave()
+            self._entered.close()
             if self._route.full is not None:
                 self._stand_ins.restore()
         self._route, self._cast = route, None
@@ -280,6 +292,8 @@ class AdaptedModel:
             if route.full is not None:
                 self._put_full(route.full)
             self._memory.enter(route.memory, self._bare)
+            if route.experts:
+                self._entered.enter_context(self._experts())
 
     def _begin(self, stack: nn.Module, args: tuple, kwargs: dict[str, Any]) -> tuple[tuple, dict[str, Any]] | None:
         """What a pass of that stack receives. Refuses a batch whose rows are not those that `use` named."""
@@ -343,24 +357,39 @@ class AdaptedModel:
         if target.role in (*VIRTUAL_ROLES, "base"):  # these act where a pass begins
             return []
 
+        def as_rows(tensor: Tensor, route: Route) -> Tensor:
+            return tensor.unflatten(0, (len(route.names), -1)) if target.flat else tensor
+
+        def as_it_was(tensor: Tensor) -> Tensor:
+            return tensor.flatten(0, 1) if target.flat else tensor
+
         def before(module: nn.Module, args: tuple) -> tuple | None:
             route = self._acting()
             if route is None or key not in route.reading:
                 return None
-            return (route.before(key, args[0]), *args[1:])
+            return (as_it_was(route.before(key, as_rows(args[0], route))), *args[1:])
 
         def after(module: nn.Module, args: tuple, y: Tensor) -> Tensor | None:
             route = self._acting()
             if route is None or key not in route.writing:
                 return None
             x = args[0] if target.source is None else self._inputs.pop(key)
-            return route.after(key, x, y)
+            return as_it_was(route.after(key, as_rows(x, route), as_rows(y, route)))
+
+        def give(module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> tuple[tuple, dict[str, Any]] | None:
+            route = self._acting()
+            if route is None or not (key in route.reading or key in route.writing):
+                return None
+            edit = ExpertEdit(route.names, route.reading.get(key, ()), route.writing.get(key, ()))
+            return args, {**kwargs, target.role.rpartition(".")[2]: edit}
 
         def remember(module: nn.Module, args: tuple) -> None:
             route = self._acting()
             if route is not None and key in route.writing:
                 self._inputs[key] = args[0]
 
+        if target.stack:
+            return [target.module.register_forward_pre_hook(give, with_kwargs=True)]
         if target.source is None:
             return [
                 target.module.register_forward_pre_hook(before),

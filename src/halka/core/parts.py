@@ -2,18 +2,17 @@
 
 Shape letters used in this project:
     B rows of a batch    T tokens    D hidden width    I, O a linear's widths, in and out    R rank or bottleneck width
+    E experts            C choices: a token with one of its experts
     L layers             H key/value heads             P virtual tokens (of a prefix or a prompt)
 """
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Hashable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, fields, is_dataclass
 from typing import Any, ClassVar, Protocol
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.optim.optimizer import register_optimizer_step_post_hook
 
@@ -24,7 +23,8 @@ LINEAR_ROLES = (
     *("attn.q", "attn.k", "attn.v", "attn.qkv", "attn.o"),
     *("mlp.gate", "mlp.up", "mlp.gate_up", "mlp.down"),
 )
-WEIGHT_ROLES = (*LINEAR_ROLES, "head")  # those that a weight (O, I) serves
+EXPERT_ROLES = ("experts.gate_up", "experts.down")  # of a layer of experts: a weight (E, O, I), one for each expert
+WEIGHT_ROLES = (*LINEAR_ROLES, "head", *EXPERT_ROLES)  # those that a weight serves
 VIRTUAL_ROLES = ("memory", "memory.encoder", "memory.cross", "embed")  # those of virtual tokens
 ROLE_GROUPS: Mapping[str, tuple[str, ...]] = {
     "linear": LINEAR_ROLES,
@@ -32,6 +32,7 @@ ROLE_GROUPS: Mapping[str, tuple[str, ...]] = {
     "attn.qv": ("attn.q", "attn.v", "attn.qkv"),
     "attn.linear": tuple(role for role in LINEAR_ROLES if role.startswith("attn.")),
     "mlp.linear": tuple(role for role in LINEAR_ROLES if role.startswith("mlp.")),
+    "experts": EXPERT_ROLES,
 }
 
 
@@ -39,13 +40,14 @@ ROLE_GROUPS: Mapping[str, tuple[str, ...]] = {
 class Target:
     """One place in a base where a method may act.
 
-    role        the same for every architecture: a linear layer (`attn.q` … `mlp.down`), a sublayer's output before the
-                residual sum (`attn`, `mlp`; with `.residual` for parts that read the residual beside it), the output
-                layer (`head`), the module that turns tokens into embeddings (`embedding`) and those that stand before
-                the text's own (`embed`), every layer's keys and values (`memory`; of a base that reads one text and
-                writes another the decoder's, beside `memory.encoder` and `memory.cross`), all weights (`base`), or any
-                other module, trained whole (`module`)
-    name        the module's path in the base
+    role        the same for every architecture: a linear layer (`attn.q` … `mlp.down`), all experts' weights of a layer
+                (`experts.gate_up`, `experts.down`), a sublayer's output before the residual sum (`attn`, `mlp`; with
+                `.residual` for parts that read the residual beside it), the output layer (`head`), the module that
+                turns tokens into embeddings (`embedding`) and those that stand before the text's own (`embed`), every
+                layer's keys and values (`memory`; of a base that reads one text and writes another the decoder's,
+                beside `memory.encoder` and `memory.cross`), all weights (`base`), or any other module, trained whole
+                (`module`)
+    name        the module's path in the base; of experts, the path of the parameter that holds their weights
     d_in, d_out the widths of what the part reads and of what it returns
     source      for `attn` and `mlp`: the path of the module that receives the sublayer's input; with `.residual`: of
                 the one that receives the residual
@@ -53,6 +55,8 @@ class Target:
     shape       for `memory`: (2·L, H, head width), a key and a value per layer
     transposed  the weight is stored as (I, O), as GPT-2's Conv1D does
     several     the module is several layers, as some classifiers' heads are: no single weight serves it
+    stack       (E,) where each of E experts has a weight of its own, and parts have theirs; () elsewhere
+    flat        the module is given its tokens as (B·T, I)
     """
 
     name: str
@@ -66,17 +70,27 @@ class Target:
     shape: tuple[int, ...] = ()
     transposed: bool = False
     several: bool = False
+    stack: tuple[int, ...] = ()
+    flat: bool = False
 
     @property
     def key(self) -> str:
         """Unlike the name, never shared: `mlp` and `mlp.down` stand at the same module."""
         return f"{self.name}:{self.role}"
 
+    @property
+    def parameter(self) -> str:
+        """The base's name for the parameter that holds the weight."""
+        return self.name if self.stack else f"{self.name}.weight"
+
     def weight(self) -> Tensor:
-        """The linear layer's weight (O, I) as it computes now; of a packed layer, what its few bits stand for."""
+        """The linear layer's weight (O, I) as it computes now; of a packed layer, what its few bits stand for.
+
+        Of experts, all of theirs (E, O, I).
+        """
         if isinstance(self.module, Packed):
             return self.module.unpacked()
-        weight: Tensor = self.module.get_parameter("weight")
+        weight: Tensor = self.module.get_parameter(self.parameter.rpartition(".")[2])
         return weight.T if self.transposed else weight
 
 
@@ -147,11 +161,18 @@ class Part(nn.Module):
         return self.writes(x, y, *self.operands(y.dtype))
 
     def operands(self, dtype: torch.dtype) -> tuple[Tensor, ...]:
-        """What `reads` and `writes` compute with, in `dtype`: vectors (O,) and matrices (R, I)."""
+        """What `reads` and `writes` compute with, in `dtype`: vectors (O,) and matrices (R, I).
+
+        At experts, one for each expert: (E, O) and (E, R, I).
+        """
         return ()
 
     def reads(self, x: Tensor, *operands: Tensor) -> Tensor:
-        """`before`, given the operands; in a mixed batch a row's each: vectors (B, 1, O), matrices (B, R, I)."""
+        """`before`, given the operands; in a mixed batch a row's each: vectors (B, 1, O), matrices (B, R, I).
+
+        At experts x is (C, I), every token once for each of its experts, and operands are what `core.linear` takes:
+        vectors (C, O), matrices `Grouped`.
+        """
         return x
 
     def writes(self, x: Tensor, y: Tensor, *operands: Tensor) -> Tensor:
@@ -174,40 +195,8 @@ class Part(nn.Module):
         raise NotImplementedError
 
     def merged(self, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor | None]:
-        """The module's weight (O, I) and bias (O,), fp32, with this part inside them."""
+        """The module's weight (O, I) and bias (O,), or the experts' weights (E, O, I), fp32, with this part inside."""
         raise NotImplementedError(f"{type(self).__name__} has no form as a weight")
-
-
-def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-    """x (B, T, I) times a weight (R, I), or a weight for each row (B, R, I); bias (R,), or (B, 1, R)."""
-    if weight.dim() == 2:
-        return F.linear(x, weight, bias)
-    result = _one_token(x, weight) if x.shape[1] == 1 and _readable_once(weight) else x @ weight.mT
-    return result if bias is None else result + bias
-
-
-def _readable_once(weight: Tensor) -> bool:
-    """Whether `_one_token` can take it: laid out as (B, I, R), on a CPU, with nothing to differentiate."""
-    return weight.device.type == "cpu" and weight.mT.is_contiguous() and not torch.is_grad_enabled()
-
-
-def _one_token(x: Tensor, weight: Tensor) -> Tensor:
-    """x (B, 1, I) times a weight for each row (B, R, I): sums of weighted rows of a table, as embedding bags are.
-
-    Each weight is read once; torch's batched product of one row takes up to four times as long.
-    """
-    batch, width, length = weight.shape
-    rows, starts = _bags(batch, length)
-    table = weight.mT.reshape(batch * length, width)
-    return torch.embedding_bag(table, rows, starts, False, 0, False, x.reshape(-1))[0][:, None]
-
-
-@functools.lru_cache(maxsize=64)
-def _bags(count: int, length: int) -> tuple[Tensor, Tensor]:
-    """The rows of `count` bags of `length` rows each, one after another, and where each bag starts."""
-    with torch.inference_mode(False):
-        rows = torch.arange(count * length, dtype=torch.int32)
-        return rows, rows[::length].contiguous()
 
 
 class Reader(Protocol):

@@ -76,6 +76,7 @@ class Route:
     writing: Mapping[str, list[Use]]  # what it shall return
     memory: Mapping[str, tuple[Part | None, ...]] = field(default_factory=dict)  # by role
     full: Part | None = None
+    experts: bool = False  # some part acts on experts
 
     def forget(self) -> None:
         """Let go of what the parts computed with; another block makes it anew."""
@@ -146,6 +147,7 @@ def resolve(names: tuple[str | None, ...], adapters: Mapping[str, Adapter]) -> R
         {key: uses for key, parts in at.items() if (uses := _uses(names, parts, "writes", "forward"))},
         {role: tuple(parts.get(name or "") for name in rows) for role, parts in memory.items()},
         full,
+        any(target.stack for adapter in adapters.values() for target in adapter.targets.values()),
     )
 
 

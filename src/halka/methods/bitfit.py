@@ -32,15 +32,15 @@ class BitFit:
 
     def build(self, target: Target) -> Part:
         linear_layer("bitfit", target)
-        return Offset(target.d_out)
+        return Offset(*target.stack, target.d_out)
 
 
 class Offset(Part):
-    """y + b with `bias` (O,), which starts at zero: y stays y."""
+    """y + b with `bias` (O,), of experts (E, O), which starts at zero: y stays y."""
 
-    def __init__(self, width: int):
+    def __init__(self, *shape: int):
         super().__init__()
-        self.bias = nn.Parameter(torch.zeros(width))
+        self.bias = nn.Parameter(torch.zeros(shape))
 
     def operands(self, dtype: torch.dtype) -> tuple[Tensor, ...]:
         return (self.bias.to(dtype),)

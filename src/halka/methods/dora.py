@@ -42,6 +42,8 @@ class DoRA:
 
     def build(self, target: Target) -> Part:
         linear_layer("dora", target)
+        if target.stack:
+            raise ValueError("dora: it has no form for experts: narrow its targets to linear layers, or use lora")
         return DoRAPart(target, self.rank, self.as_lora().scale, self.dropout)
 
 

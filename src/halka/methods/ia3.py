@@ -25,7 +25,7 @@ class IA3:
         },
     )
     feedforward: tuple[str, ...] = field(
-        default=("mlp.down",), metadata={"help": "those of the roles that are scaled at their input"}
+        default=("mlp.down", "experts.down"), metadata={"help": "those of the roles that are scaled at their input"}
     )
 
     def __post_init__(self) -> None:
@@ -38,15 +38,17 @@ class IA3:
 
     def build(self, target: Target) -> Part:
         linear_layer("ia3", target)
-        return InputScale(target.d_in) if wants(self.feedforward, target) else OutputScale(target.d_out)
+        if wants(self.feedforward, target):
+            return InputScale(*target.stack, target.d_in)
+        return OutputScale(*target.stack, target.d_out)
 
 
 class OutputScale(Part):
-    """y · l with `ia3_l` (O,), which starts at one: y stays y."""
+    """y · l with `ia3_l` (O,), of experts (E, O), which starts at one: y stays y."""
 
-    def __init__(self, width: int):
+    def __init__(self, *shape: int):
         super().__init__()
-        self.ia3_l = nn.Parameter(torch.ones(width))
+        self.ia3_l = nn.Parameter(torch.ones(shape))
 
     def operands(self, dtype: torch.dtype) -> tuple[Tensor, ...]:
         return (self.ia3_l.to(dtype),)
@@ -56,15 +58,15 @@ class OutputScale(Part):
         return y * factors
 
     def merged(self, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor | None]:
-        return weight * self.ia3_l[:, None], None if bias is None else bias * self.ia3_l
+        return weight * self.ia3_l[..., None], None if bias is None else bias * self.ia3_l
 
 
 class InputScale(Part):
-    """x · l with `ia3_l` (I,), before the module."""
+    """x · l with `ia3_l` (I,), of experts (E, I), before the module."""
 
-    def __init__(self, width: int):
+    def __init__(self, *shape: int):
         super().__init__()
-        self.ia3_l = nn.Parameter(torch.ones(width))
+        self.ia3_l = nn.Parameter(torch.ones(shape))
 
     def operands(self, dtype: torch.dtype) -> tuple[Tensor, ...]:
         return (self.ia3_l.to(dtype),)
@@ -74,4 +76,4 @@ class InputScale(Part):
         return x * factors
 
     def merged(self, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor | None]:
-        return weight * self.ia3_l, bias
+        return weight * self.ia3_l[..., None, :], bias

@@ -55,13 +55,16 @@ class LoRA:
 
 
 class LoRAPart(Part):
-    """y + s·B(A x); `lora_A` (R, I), `lora_B` (O, R), named as in the paper's code. B starts at zero, so y stays y."""
+    """y + s·B(A x); `lora_A` (R, I), `lora_B` (O, R), named as in the paper's code. B starts at zero, so y stays y.
+
+    At experts, one of each for every expert: (E, R, I) and (E, O, R).
+    """
 
     def __init__(self, target: Target, rank: int, scale: float, dropout: float):
         super().__init__()
         self.scale, self.dropout = scale, dropout
-        self.lora_A = begun(torch.empty(rank, target.d_in), nn.init.kaiming_uniform_, a=math.sqrt(5))
-        self.lora_B = begun(torch.empty(target.d_out, rank), nn.init.zeros_)
+        self.lora_A = begun(torch.empty(*target.stack, rank, target.d_in), _start)
+        self.lora_B = begun(torch.empty(*target.stack, target.d_out, rank), nn.init.zeros_)
 
     def operands(self, dtype: torch.dtype) -> tuple[Tensor, ...]:
         """A (R, I) and s·B (O, R), with the rank padded for compute."""
@@ -110,13 +113,17 @@ def embedding_factor(module: nn.Module) -> float:
     return float(getattr(module, "embed_scale", 1.0))
 
 
+def _start(A_RI: Tensor) -> None:
+    nn.init.kaiming_uniform_(A_RI.flatten(0, -2), a=math.sqrt(5))
+
+
 def padded(A_RI: Tensor, B_OR: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
     """fp32 masters as compute wants them: in `dtype`, R filled up with zeros to a multiple of 16.
 
     A bf16 product with a narrow side of 8 takes over a hundred times as long as with 16 on some processors.
     """
     A_RI, B_OR = A_RI.to(dtype), B_OR.to(dtype)
-    missing = -A_RI.shape[0] % 16
+    missing = -A_RI.shape[-2] % 16
     if missing and dtype != torch.float32:
         A_RI, B_OR = F.pad(A_RI, (0, 0, 0, missing)), F.pad(B_OR, (0, missing))
     return A_RI, B_OR

@@ -50,7 +50,7 @@ class LoRABiasPart(LoRAPart):
 
     def __init__(self, target: Target, rank: int, scale: float, dropout: float):
         super().__init__(target, rank, scale, dropout)
-        self.bias = begun(torch.empty(target.d_out), torch.nn.init.zeros_)
+        self.bias = begun(torch.empty(*target.stack, target.d_out), torch.nn.init.zeros_)
 
     def operands(self, dtype: torch.dtype) -> tuple[Tensor, ...]:
         """LoRA's two, and s·b (O,)."""

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import math
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from halka.core import VIRTUAL_ROLES, AdaptedModel, Target
+from halka.models.experts import use_experts
 from halka.models.layouts import check_layout, layout_of, linear_targets
 from halka.models.memory import VirtualTokens
 
@@ -31,7 +33,7 @@ def adapt(base: Any, tokenizer: Any = None) -> AdaptedModel:
     for role, held in memory.held.items():
         targets.append(Target(role, role, held, width, math.prod(held.shape), shape=held.shape))
     targets.append(Target("base", "base", base, width, vocabulary))
-    return AdaptedModel(base, targets, memory, tokenizer)
+    return AdaptedModel(base, targets, memory, tokenizer, experts=partial(use_experts, base))
 
 
 def context(model: AdaptedModel, name: str | None = None) -> int | None:

@@ -6,7 +6,7 @@ To support another architecture, add its layout to `LAYOUTS`; with a tiny config
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -28,6 +28,8 @@ class Layout:
                 empty where more than the sum stands between the two, as in gemma2
     norms       the norms of these sums, where the base has them there; elsewhere its norms stand before the sublayers
     cross       as linears, of a layer's second attention, over an encoder's tokens; its residual is that of `cross`
+    experts     the module, in a layer, that holds all experts' weights; the module around it is the whole sublayer
+    shared      a mixture's linear layers that every token goes through: role -> path
     embed       the module that turns token ids into the stack's input
     head        the output layer; a classifier has its own instead, of the name that transformers gives it
     encoder     the other stack, of a base that reads one text and writes another
@@ -46,6 +48,8 @@ class Layout:
     norms: dict[str, str] = field(default_factory=dict)
     cross: dict[str, str] = field(default_factory=dict)
     encoder: Layout | None = None
+    experts: str = ""
+    shared: Mapping[str, str] = field(default_factory=dict)
     causal: bool = True
     positions: str = "index"
 
@@ -69,6 +73,7 @@ _LLAMA = Layout(
     head="lm_head",
     residuals={"attn": "input_layernorm", "mlp": "post_attention_layernorm"},
 )
+_MIXTURE = replace(_LLAMA, experts="mlp.experts")  # layers without experts are Llama's
 _BERT = Layout(
     decoder="bert",
     layers="bert.encoder.layer",
@@ -124,6 +129,15 @@ def _t5(mlp: dict[str, str]) -> Layout:
 LAYOUTS: dict[str, Layout] = {
     **dict.fromkeys(("llama", "qwen2", "qwen3", "mistral", "gemma"), _LLAMA),
     **dict.fromkeys(("gemma2", "gemma3_text"), replace(_LLAMA, residuals={})),
+    **dict.fromkeys(("mixtral", "qwen3_moe", "olmoe"), _MIXTURE),
+    "qwen2_moe": replace(
+        _MIXTURE,
+        shared={
+            "mlp.gate": "mlp.shared_expert.gate_proj",
+            "mlp.up": "mlp.shared_expert.up_proj",
+            "mlp.down": "mlp.shared_expert.down_proj",
+        },
+    ),
     "phi3": Layout(
         decoder="model",
         layers="model.layers",
@@ -244,6 +258,9 @@ def check_layout(base: Any, layout: Layout) -> None:
         )
 
 
+_EXPERTS = {"experts.gate_up": "gate_up_proj", "experts.down": "down_proj"}  # (E, 2·I, D) and (E, D, I)
+
+
 def linear_targets(base: nn.Module, layout: Layout) -> list[Target]:
     """Every linear layer, all sublayers' outputs and the head of `base`, in the order of its layers."""
     targets = []
@@ -256,7 +273,9 @@ def linear_targets(base: nn.Module, layout: Layout) -> list[Target]:
 
 def _of_layer(base: nn.Module, stack: Layout, layer: int) -> Iterator[Target]:
     prefix = f"{stack.layers}.{layer}"
-    for linears in (stack.linears, stack.cross):
+    mixture = bool(stack.experts) and stack.experts in dict(base.get_submodule(prefix).named_modules())
+    dense = {role: path for role, path in stack.linears.items() if not (mixture and role.startswith("mlp."))}
+    for linears in (dense, stack.cross):
         for role, path in linears.items():
             yield _linear(base, f"{prefix}.{path}", role, layer)
         for role, output in _OUTPUTS.items():
@@ -271,6 +290,25 @@ def _of_layer(base: nn.Module, stack: Layout, layer: int) -> Iterator[Target]:
                     residual = f"{prefix}.{stack.residuals[place]}"
                     norm = base.get_submodule(f"{prefix}.{stack.norms[place]}") if stack.norms else None
                     yield Target(name, f"{role}.residual", module, d_out, d_out, layer, residual, norm)
+    if mixture:
+        yield from _mixture(base, stack, prefix, layer)
+
+
+def _mixture(base: nn.Module, layout: Layout, prefix: str, layer: int) -> list[Target]:
+    """A mixture's shared linear layers, its experts' weights, and what it returns as a whole; no router."""
+    targets = [
+        replace(_linear(base, f"{prefix}.{path}", role, layer), flat=True) for role, path in layout.shared.items()
+    ]
+    path = f"{prefix}.{layout.experts}"
+    module = base.get_submodule(path)
+    for role, key in _EXPERTS.items():
+        count, d_out, d_in = module.get_parameter(key).shape
+        targets.append(Target(f"{path}.{key}", role, module, d_in, d_out, layer, stack=(count,)))
+    whole = path.rpartition(".")[0]
+    block, width = base.get_submodule(whole), base.get_submodule(layout.embed).get_parameter("weight").shape[1]
+    targets.append(Target(whole, "mlp", block, width, width, layer))
+    residual = f"{prefix}.{layout.residuals['mlp']}"
+    return [*targets, Target(whole, "mlp.residual", block, width, width, layer, residual)]
 
 
 def _linear(base: nn.Module, path: str, role: str, layer: int | None) -> Target:

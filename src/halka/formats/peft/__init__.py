@@ -110,7 +110,8 @@ def _theirs(adapter: Adapter, targets: tuple[Target, ...]) -> Folder | None:
     aside = [each for each in methods if each.name in beside.METHODS]
     main = [each for each in methods if each not in aside] or aside
     kind: Any = next((each for each in KINDS if {one.name for one in main} <= {*getattr(each, "METHODS", ())}), None)
-    if kind is None or _inside(methods):
+    on_experts = any(target.stack for target in adapter.targets.values())  # peft's are for linear layers
+    if kind is None or on_experts or _inside(methods):
         return None
     written = kind.write(main, parts, targets)
     if written is None:

@@ -1,4 +1,7 @@
-"""Methods that peft lacks: its two files, with `peft_type` in its manner and the method's fields under `fields`."""
+"""Methods that peft lacks: its two files, with `peft_type` in its manner and the method's fields under `fields`.
+
+A method that peft has, but not on experts, is told from peft's by `HALKA_` before its name.
+"""
 
 from __future__ import annotations
 
@@ -8,16 +11,20 @@ from halka.core import Adapter, Method, Target, described
 from halka.formats.folder import Folder
 from halka.methods import made
 
+MARK = "HALKA_"
+PEFTS = ("LORA", "IA3")
+
 
 def write(adapter: Adapter, targets: tuple[Target, ...]) -> Folder:
-    config = {"peft_type": adapter.method.name.upper(), "fields": described(adapter.method)["fields"]}
+    name = adapter.method.name.upper()
+    config = {"peft_type": f"{MARK}{name}" if name in PEFTS else name, "fields": described(adapter.method)["fields"]}
     if "base" in adapter.parts:  # full: what computes, not the fp32 masters
         return Folder(config, dict(adapter.parts["base"].weights()))
     return Folder(config, adapter.state_dict())
 
 
 def read(folder: Folder, targets: tuple[Target, ...]) -> tuple[Method, dict[str, Tensor]]:
-    name = folder.config["peft_type"]
+    name = folder.config["peft_type"].removeprefix(MARK)
     try:
         method = made(name.lower(), folder.config["fields"])
     except ValueError as error:

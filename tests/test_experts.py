@@ -1,0 +1,263 @@
+"""Adapters on mixtures of experts: the contract on their bases, and the fast way against the slow one."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+import contract
+import halka
+from contract import adapted, disturb, ids, padded
+from halka.core import experts
+from kinds import bare, logits
+from tiny import tiny
+
+EXPERTS = ("experts.gate_up", "experts.down")
+METHODS = {
+    "lora": halka.LoRA(rank=3, targets=("experts",)),
+    "lora everywhere": halka.LoRA(rank=20, targets=("linear", "experts"), scaling="root"),
+    "ia3": halka.IA3(targets=("attn.kv", "experts.down")),
+    "ia3 of outputs": halka.IA3(targets=("experts.gate_up",)),
+    "bitfit": halka.BitFit(targets=("experts",)),
+    "joint": halka.Joint((halka.LoRA(rank=4, targets=("experts.down",)), halka.Bottleneck(width=6, reads="input"))),
+}
+BASES = ("mixtral", "qwen3_moe", "qwen2_moe")
+every_method = pytest.mark.parametrize("method", METHODS.values(), ids=METHODS.keys())
+every_base = pytest.mark.parametrize("architecture", BASES)
+
+
+@every_base
+@every_method
+def test_the_base_is_untouched_and_the_start_is_the_base_exactly(method, architecture):
+    untouched = tiny(architecture)
+    expected, before = untouched(ids()).logits, contract.weights_of(untouched)
+    for dtype in (torch.float32, torch.bfloat16):
+        model = adapted(method, dtype, architecture, trained=False)
+        own, without = model.base.config._experts_implementation, bare(model)
+        assert torch.equal(logits(model, "a"), without)
+        assert model.base.config._experts_implementation == own
+        if dtype == torch.float32:
+            assert torch.equal(without, expected)
+    model = adapted(method, architecture=architecture)
+    with model.use("a"):
+        model.base(ids(), labels=ids()).loss.backward()
+    assert all(parameter.grad is not None for parameter in model.parameters("a"))
+    assert all(parameter.grad is None for parameter in model.base.parameters())
+    assert all(torch.equal(p, before[name]) for name, p in model.base.named_parameters())
+    with model.use(None):
+        assert torch.equal(model.base(ids()).logits, expected)
+    model.remove("a")
+    assert torch.equal(bare(model), expected)
+    assert not any(module._forward_hooks or module._forward_pre_hooks for module in model.base.modules())
+
+
+@pytest.mark.parametrize("implementation", ["eager", "batched_mm", "grouped_mm"])
+def test_the_bases_own_implementation_computes_wherever_no_part_acts(implementation):
+    base = tiny("mixtral")
+    base.set_experts_implementation(implementation)
+    expected = base(ids()).logits.detach()
+    model = halka.adapt(base)
+    model.add("second layer", halka.LoRA(rank=4, targets=("model.layers.1.mlp.experts.down_proj",)))
+    disturb(model, "second layer")
+    model.add("attention", halka.LoRA(rank=4))
+    assert torch.equal(bare(model), expected)
+    assert torch.equal(logits(model, "attention"), expected)  # it has not been trained
+    with torch.no_grad(), model.use("second layer"):
+        used = model.base(ids(), output_hidden_states=True)
+    first = base(ids(), output_hidden_states=True).hidden_states[1]
+    assert torch.equal(used.hidden_states[1], first)
+    assert (used.logits - expected).abs().max() > 1e-3
+    assert base.config._experts_implementation == implementation
+
+
+@every_base
+@every_method
+def test_grouped_products_agree_with_one_expert_and_one_row_at_a_time(method, architecture, monkeypatch):
+    model = adapted(method, architecture=architecture)
+    model.add("b", halka.LoRA(rank=5, alpha=3, targets=("experts",)))
+    disturb(model, "b", seed=9)
+    results = []
+    for grouping in (True, False):
+        monkeypatch.setattr(experts, "GROUPING", grouping)
+        for names in ("a", ["a", None, "b"], ["b", "a", "a"]):
+            for each in ("a", "b"):
+                for parameter in model.parameters(each):
+                    parameter.grad = None
+            with model.use(names):
+                output = model.base(ids(), labels=ids())
+                output.loss.backward()
+            gradients = [p.grad for each in ("a", "b") for p in model.parameters(each) if p.grad is not None]
+            results.append([output.logits.detach(), *(gradient.clone() for gradient in gradients)])
+    for fast, slow in zip(results[:3], results[3:], strict=True):
+        for one, other in zip(fast, slow, strict=True):
+            torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-6)
+
+
+@every_base
+@every_method
+def test_rows_of_a_mixed_batch_equal_their_own_runs(method, architecture):
+    model = adapted(method, architecture=architecture)
+    model.add("b", halka.LoRA(rank=5, targets=("experts", "attn.q")))
+    model.add("prefix", halka.Prefix(length=7))
+    model.add("mlp", halka.Bottleneck(width=6))
+    for name in ("b", "prefix", "mlp"):
+        disturb(model, name)
+    prompts = [ids(1, length, seed=length)[0] for length in (4, 9, 6, 5, 8, 7)]
+    batch, mask, positions = padded(prompts, "left")
+    names = ["a", None, "b", "prefix", "a", "mlp"]
+    with torch.no_grad(), model.use(names):
+        together = model.base(batch, attention_mask=mask, position_ids=positions).logits
+        searched = model.base.generate(batch, attention_mask=mask, max_new_tokens=5, do_sample=False, num_beams=2)
+    for row, (name, prompt) in enumerate(zip(names, prompts, strict=True)):
+        with torch.no_grad(), model.use(name):
+            alone = model.base(prompt[None]).logits[0]
+            torch.testing.assert_close(together[row][mask[row] == 1], alone, rtol=0, atol=1e-5)
+            own = model.base.generate(prompt[None], max_new_tokens=5, do_sample=False, num_beams=2)[0, len(prompt) :]
+            assert torch.equal(searched[row, 9 : 9 + len(own)], own)
+
+
+@every_base
+@every_method
+def test_gradient_checkpointing_gives_the_same_gradients(method, architecture):
+    model = adapted(method, architecture=architecture)
+    gradients = []
+    for checkpointing in (False, True):
+        if checkpointing:
+            model.base.activation_checkpointing_enable({"use_reentrant": False})
+        model.base.train()
+        with model.use(["a", None, "a"]):
+            model.base(ids(), labels=ids(), use_cache=False).loss.backward()
+        gradients.append([parameter.grad.clone() for parameter in model.parameters("a")])
+        for parameter in model.parameters("a"):
+            parameter.grad = None
+    for plain, recomputed in zip(*gradients, strict=True):
+        torch.testing.assert_close(recomputed, plain, rtol=1e-5, atol=1e-6)
+
+
+@every_base
+@every_method
+def test_merged_weights_compute_the_same_and_come_out_bit_for_bit(method, architecture):
+    model = adapted(method, architecture=architecture)
+    before, expected = contract.weights_of(model.base), logits(model, "a")
+    if isinstance(method, halka.BitFit | halka.Joint):
+        with pytest.raises(ValueError, match=r"adds a bias|cannot be merged|of experts returns: not mergeable"):
+            model.merge("a")
+    else:
+        model.merge("a")
+        torch.testing.assert_close(bare(model), expected, rtol=0, atol=1e-5)
+        model.unmerge()
+    assert all(torch.equal(p, before[name]) for name, p in model.base.named_parameters())
+
+
+def test_the_numbers_are_those_of_the_dense_formula():
+    """One mixture layer, written out token by token, and its gradients."""
+    model = adapted(METHODS["lora"], architecture="mixtral")
+    block = model.base.model.layers[0].mlp
+    path = "model.layers.0.mlp.experts"
+    parts = [model.adapters["a"].parts[f"{path}.{key}"] for key in ("gate_up_proj", "down_proj")]
+    x = torch.randn(1, 7, 64, generator=torch.Generator().manual_seed(5))
+    probe = torch.randn(7, 64, generator=torch.Generator().manual_seed(6))
+
+    def dense() -> torch.Tensor:
+        _, weights, chosen = block.gate(x[0])
+        own = (block.experts.gate_up_proj, block.experts.down_proj)
+        inner, outer = (w + p.scale * p.lora_B @ p.lora_A for w, p in zip(own, parts, strict=True))
+        rows = []
+        for token in range(7):
+            row = 0
+            for weight, expert in zip(weights[token], chosen[token], strict=True):
+                gate, up = (inner[expert] @ x[0, token]).chunk(2)
+                row = row + weight * (outer[expert] @ (F.silu(gate) * up))
+            rows.append(row)
+        return torch.stack(rows)
+
+    results = []
+    for made in (lambda: block(x)[0], dense):
+        with model.use("a"):
+            y = made()
+            gradients = torch.autograd.grad((y * probe).sum(), [p for part in parts for p in part.parameters()])
+        results.append([y, *gradients])
+    for ours, expected in zip(*results, strict=True):
+        torch.testing.assert_close(ours, expected, rtol=1e-4, atol=1e-6)
+
+
+def test_gradients_equal_finite_differences():
+    model = adapted(METHODS["lora"], architecture="mixtral")
+    block = model.base.model.layers[0].mlp.double()
+    parts = [part.double() for path, part in model.adapters["a"].parts.items() if ".layers.0." in path]
+    x = torch.randn(3, 2, 64, dtype=torch.float64, generator=torch.Generator().manual_seed(5))
+    parameters = tuple(parameter for part in parts for parameter in part.parameters())
+    with model.use(["a", None, "a"]):
+        assert torch.autograd.gradcheck(lambda *perturbed: block(x), parameters, fast_mode=True)
+
+
+def test_dropout_falls_on_what_the_experts_read_while_training_alone():
+    model = adapted(halka.LoRA(rank=4, dropout=0.5, targets=("experts",)), architecture="mixtral")
+    adapter = model.adapters["a"]
+    assert torch.equal(logits(model, "a"), logits(model, "a"))
+    adapter.train()
+    assert not torch.equal(logits(model, "a"), logits(model, "a"))
+
+
+@pytest.mark.slow
+def test_torch_compile_agrees():
+    model = adapted(METHODS["lora"], architecture="mixtral")
+    compiled = torch.compile(model.base, backend="aot_eager")
+    with torch.no_grad():
+        for names in ("a", ["a", None, "a"], None):
+            with model.use(names):
+                expected = model.base(ids(), use_cache=False).logits
+                torch.testing.assert_close(compiled(ids(), use_cache=False).logits, expected, rtol=0, atol=1e-5)
+    torch.compiler.reset()
+
+
+def test_layers_with_and_without_experts_have_their_own_roles():
+    by_layer = [
+        {target.role for target in halka.adapt(tiny("qwen3_moe")).targets if target.layer == layer} for layer in (0, 1)
+    ]
+    attention = {"attn", "attn.residual", "attn.q", "attn.k", "attn.v", "attn.o", "mlp", "mlp.residual"}
+    assert by_layer == [attention | {"mlp.gate", "mlp.up", "mlp.down"}, attention | set(EXPERTS)]
+    shared = {t.name: t.role for t in halka.adapt(tiny("qwen2_moe")).targets if "shared" in t.name and t.layer == 0}
+    assert sorted(shared.values()) == ["mlp.down", "mlp.gate", "mlp.up"]
+
+
+def test_methods_that_do_not_fit_say_so():
+    model = halka.adapt(tiny("mixtral"))
+    with pytest.raises(ValueError, match=r"ia3 wants 'mlp.down', which this base does not have: .*experts.down"):
+        model.add("a", halka.IA3())
+    with pytest.raises(ValueError, match="dora: it has no form for experts"):
+        model.add("a", halka.DoRA(targets=("experts",)))
+    with pytest.raises(ValueError, match="lora wants 'experts', which this base does not have"):
+        halka.adapt(tiny()).add("a", halka.LoRA(targets=("experts",)))
+    attention = {path.rpartition(".")[2] for path in model.add("a", halka.LoRA()).parts}
+    assert attention == {"q_proj", "k_proj", "v_proj", "o_proj"}  # the default leaves experts alone
+
+
+def test_a_part_without_operands_is_refused_at_experts():
+    class Own(halka.core.Part):
+        def __init__(self):
+            super().__init__()
+            self.bias = torch.nn.Parameter(torch.zeros(64))
+
+        def forward(self, x, y):
+            return y + self.bias
+
+    class Method(halka.BitFit):
+        def build(self, target):
+            return Own()
+
+    model = halka.adapt(tiny("mixtral"))
+    model.add("a", Method(targets=("experts.down",)))
+    with pytest.raises(ValueError, match=r"Own cannot act on experts.*`operands`"), model.use("a"):
+        model.base(ids())
+
+
+@every_base
+@every_method
+def test_saved_and_loaded_computes_the_same(method, architecture, tmp_path):
+    model = adapted(method, architecture=architecture)
+    halka.save(model, "a", tmp_path / "a")
+    again = halka.adapt(tiny(architecture))
+    halka.load(again, tmp_path / "a", name="a")
+    torch.testing.assert_close(logits(again, "a"), logits(model, "a"), rtol=0, atol=1e-6)
