@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import math
 import mmap
 import os
 import shutil
@@ -19,13 +18,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 
+from halka import tensors
 from halka.core import AdaptedModel, Adapter, described, form_of
 from halka.data.tokens import chat_template_fingerprint
 from halka.files import new_folder, soon_needed
-from halka.formats import Folder, format_named, format_of
+from halka.formats import Files, Folder, format_named, format_of
 from halka.formats.peft import FILES
 from halka.models.fingerprint import own_fingerprint
 
@@ -33,7 +32,6 @@ WEIGHTS = FILES.weights  # of what `save` writes, if it is not told otherwise
 CARD = "halka.json"
 ALIGNED = 64  # bytes
 LARGE = 1 << 24  # bytes hashed at a time: in between a thread waits for its turn in Python
-DTYPES = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
 
 
 @dataclass(frozen=True)
@@ -119,28 +117,34 @@ def load(
     name: str | None = None,
     allow_other_base: bool = False,
     allow_other_template: bool = False,
+    allow_pickle: bool = False,
+    head: bool = True,
 ) -> Adapter:
-    """Read an adapter folder, ours or peft's, into `model` under `name` (the folder's own if not given).
+    """Read an adapter folder, of any format in `halka.formats`, into `model` under `name` (the folder's if not given).
 
+    head: with the head that was saved beside it, where the format has such. A pickle is read by torch's loader for
+    weights alone, and only where it is allowed.
     The file is mapped into memory, not copied: replace it by renaming, as `save` does, and never write into it.
     Warns where the base is packed (`load_base(quantize=…)`) in another form than the adapter was trained on.
-    Raises ValueError, and leaves the model as it was, for: a folder without an adapter, a pickle, another base or chat
-    template than the Card names, files that are not those that the Card was written for, unknown or missing tensors,
-    shapes that do not fit, values that are not finite.
+    Raises ValueError, and leaves the model as it was, for: a folder without an adapter, a pickle that is not allowed,
+    another base or chat template than the Card names, files that are not those that the Card was written for, unknown
+    or missing tensors, shapes that do not fit, values that are not finite.
     """
     folder = Path(folder)
-    config = read_config(folder)
+    config = read_config(folder, allow_pickle=allow_pickle)
     card = read_card(folder)
     form = format_of(folder)
-    soon_needed(folder / form.FILES.weights)
+    weights = weights_of(folder, form.FILES, allow_pickle=allow_pickle)
+    soon_needed(weights)
     name = folder.resolve().name if name is None else name
     with _checked_beside(card, folder) as check:
         if card is not None:
             _check_base(card, model, folder, allow_other_base, allow_other_template)
-        tensors = read_tensors(folder)
+        read = tensors.read_tensors(weights)
+        beside = _read_head(folder, form.FILES.head, allow_pickle=allow_pickle) if head else None
         try:
             with model.own_weights():
-                method, state = form.read(Folder(config, tensors), model.targets)
+                method, state = form.read(Folder(config, read, beside), model.targets)
             with model.lock:  # nobody uses it before its files are known to be the Card's
                 adapter = model.add(name, method, state=state)
                 try:
@@ -168,66 +172,55 @@ def _write_tensors(tensors: Mapping[str, torch.Tensor], path: Path) -> None:
     packed.unlink()
 
 
-def read_config(folder: Path) -> dict[str, Any]:
+def read_config(folder: Path, *, allow_pickle: bool = False) -> dict[str, Any]:
     """The adapter's configuration. Raises ValueError if the folder holds no adapter that can be loaded safely."""
     files = format_of(folder).FILES
     if not (folder / files.config).is_file():
         raise ValueError(f"{folder} holds no {files.config}: it is not an adapter folder")
-    if not (folder / files.weights).is_file():
-        pickles = ", ".join(path.name for path in folder.glob("*.bin"))
-        if pickles:
-            raise ValueError(
-                f"{folder} holds its weights as a pickle ({pickles}), which can run code: load it with peft where you "
-                "trust it, and save it again with safe_serialization=True"
-            )
-        raise ValueError(f"{folder} holds no {files.weights}: the adapter is incomplete")
+    weights_of(folder, files, allow_pickle=allow_pickle)
+    return _read_json(folder / files.config)
+
+
+def weights_of(folder: Path, files: Files, *, allow_pickle: bool = False) -> Path:
+    """The file that holds the weights; a pickle only if that is allowed. Raises ValueError if there is none."""
+    if (folder / files.weights).is_file():
+        return folder / files.weights
+    if allow_pickle and (folder / files.pickle).is_file():
+        return folder / files.pickle
+    if pickles := ", ".join(path.name for path in folder.glob("*.bin")):
+        raise ValueError(
+            f"{folder} holds its weights as a pickle ({pickles}), which can run code: where you trust it, pass "
+            "allow_pickle (torch's loader for weights alone reads it), or use `halka adapters convert --allow-pickle`"
+        )
+    raise ValueError(f"{folder} holds no {files.weights}: the adapter is incomplete")
+
+
+def _read_head(folder: Path, files: Files | None, *, allow_pickle: bool) -> Folder | None:
+    """The head that was saved beside the adapter, if there is one."""
+    if files is None or not (folder / files.config).is_file():
+        return None
+    weights = weights_of(folder, files, allow_pickle=allow_pickle)
+    return Folder(_read_json(folder / files.config), tensors.read_tensors(weights))
+
+
+def _read_json(path: Path) -> dict[str, Any]:
     try:
-        config = json.loads((folder / files.config).read_text(encoding="utf-8"))
+        config = json.loads(path.read_text(encoding="utf-8"))
     except (ValueError, RecursionError) as error:
-        raise ValueError(f"{folder / files.config} is not JSON: {error}") from None
+        raise ValueError(f"{path} is not JSON: {error}") from None
     if not isinstance(config, dict):
-        raise ValueError(f"{folder / files.config} is not an adapter's configuration: it holds no JSON object")
+        raise ValueError(f"{path} is not an adapter's configuration: it holds no JSON object")
     return config
 
 
-def read_tensors(folder: Path) -> dict[str, torch.Tensor]:
-    """The adapter's tensors by the file's names, in fp32; where they are so in the file, mapped into memory.
-
-    Raises ValueError for a damaged file, other types, and values that are not finite.
-    """
-    weights = folder / format_of(folder).FILES.weights
-    try:
-        with torch.inference_mode(False):
-            tensors = load_file(weights)  # mapped: its pages are read when they are needed, and shared
-    except SafetensorError as error:
-        raise _damaged(weights, error) from None
-    if other := [key for key, tensor in tensors.items() if tensor.dtype not in DTYPES]:
-        raise ValueError(
-            f"{weights} holds {tensors[other[0]].dtype} in {other[0]}, where an adapter has real numbers of "
-            "16, 32 or 64 bits: it is no adapter, or was made in another way"
-        )
-    tensors = {key: tensor.float() for key, tensor in tensors.items()}
-    sums = [tensor.sum() for tensor in tensors.values()]
-    if sums and torch.stack(sums).isfinite().all():
-        return tensors
-    for key, tensor in tensors.items():  # a sum may be no finite number although every value is
-        if not torch.isfinite(tensor).all():
-            raise ValueError(f"{weights} holds values that are not finite, in {key}: it is damaged or failed")
-    return tensors
+def read_tensors(folder: Path, *, allow_pickle: bool = False) -> dict[str, torch.Tensor]:
+    """The adapter's tensors by the file's names. Raises ValueError as `tensors.read_tensors` and `weights_of` do."""
+    return tensors.read_tensors(weights_of(folder, format_of(folder).FILES, allow_pickle=allow_pickle))
 
 
 def size_of(folder: Path) -> int:
     """The bytes that the adapter's values take in memory, in fp32. Raises ValueError for a damaged file."""
-    weights = folder / format_of(folder).FILES.weights
-    try:
-        with safe_open(weights, framework="pt") as file:
-            return 4 * sum(math.prod(file.get_slice(key).get_shape()) for key in file.keys())  # noqa: SIM118
-    except (SafetensorError, FileNotFoundError) as error:
-        raise _damaged(weights, error) from None
-
-
-def _damaged(weights: Path, error: Exception) -> ValueError:
-    return ValueError(f"{weights} is damaged ({error}): fetch or train the adapter again")
+    return tensors.size_of(folder / format_of(folder).FILES.weights)
 
 
 def read_card(folder: Path) -> Card | None:

@@ -19,6 +19,7 @@ class Files:
     config: str
     weights: str
     pickle: str
+    head: Files | None = None  # those of a head that may stand beside the adapter
 
 
 @dataclass(frozen=True)
@@ -27,6 +28,7 @@ class Folder:
 
     config: Mapping[str, Any]
     tensors: Mapping[str, Tensor]
+    head: Folder | None = None
 
 
 class Format(Protocol):

@@ -1,0 +1,94 @@
+"""What `adapter_config.json` says: the adapter, and the base that it was made for."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from halka.core import Target
+
+NAME = "halka"  # of the adapters that we write, within the tensors' names
+VERSION = "adapters.1.3.0"
+
+
+def base_of(targets: tuple[Target, ...]) -> Any:
+    """The base that these are the targets of."""
+    return next(target.module for target in targets if target.role == "base")
+
+
+def identity(base: Any, base_name: str) -> dict[str, Any]:
+    """What a folder says besides its method: the base it is for, and what wrote it."""
+    config = base.config
+    return {
+        "hidden_size": config.hidden_size,
+        "model_class": type(base).__name__,
+        "model_name": base_name,
+        "model_type": config.model_type,
+        "name": NAME,
+        "version": VERSION,
+    }
+
+
+def checked(config: Mapping[str, Any], base: Any) -> dict[str, Any]:
+    """The adapter's own configuration, as the library mends those of its older versions.
+
+    Raises ValueError for another base than the folder names.
+    """
+    own, about = config.get("config"), base.config
+    if not isinstance(own, Mapping) or not isinstance(config.get("name"), str):
+        raise ValueError("adapter_config.json holds no `config` and `name`: it is not an AdapterHub adapter's")
+    for key, here in (("model_type", about.model_type), ("hidden_size", about.hidden_size)):
+        if config.get(key) not in (None, here):
+            raise ValueError(f"the adapter was made for another base: {key} {config[key]} instead of {here}")
+    version = config.get("version")
+    own = _mended(dict(own), version)
+    if config.get("type") == "text_task":  # of the forerunner: it named invertible adapters that it had none of
+        own = {key: value for key, value in own.items() if key not in ("inv_adapter", "invertible_adapter")}
+    if architecture_of(own) == "union":
+        own["configs"] = [_mended(dict(each), version) for each in own["configs"]]
+    return own
+
+
+def architecture_of(config: Mapping[str, Any]) -> str:
+    """The kind of adapter: what the library calls it, `ia3` for the LoRA that scales, and `bottleneck` for none."""
+    name = config.get("architecture") or "bottleneck"
+    return "ia3" if name == "lora" and config.get("composition_mode") == "scale" else name
+
+
+def parts_of(config: dict[str, Any]) -> list[dict[str, Any]]:
+    """The configurations of a union, or the one there is."""
+    return config["configs"] if architecture_of(config) == "union" else [config]
+
+
+def _mended(config: dict[str, Any], version: Any) -> dict[str, Any]:
+    """Before there were versions, "gelu" was another one; before 1.1.0 the library left out a LoRA's α/r."""
+    if version is None and "non_linearity" in config:
+        renamed = {"gelu": "gelu_new", "gelu_orig": "gelu"}
+        config["non_linearity"] = renamed.get(config["non_linearity"], config["non_linearity"])
+    if architecture_of(config) == "lora" and _before_1_1(version):
+        config["alpha"] = config["r"]
+    return config
+
+
+def _before_1_1(version: Any) -> bool:
+    if not isinstance(version, str) or not version.startswith("adapters."):  # its forerunner had it right
+        return False
+    numbers = version.removeprefix("adapters.").split(".")[:2]
+    return all(each.isdigit() for each in numbers) and tuple(map(int, numbers)) < (1, 1)
+
+
+def refuse(config: Mapping[str, Any], neutral: Mapping[str, Any], reasons: Mapping[str, str]) -> None:
+    """Raises ValueError for options that change the numbers and are not read here.
+
+    neutral: their values that change nothing; reasons: why not, for those of which more can be said.
+    """
+    for key, value in config.items():
+        if key in reasons and value not in (None, False):
+            raise ValueError(f"adapter_config.json: {key} = {value!r}: {reasons[key]}")
+        if key in neutral and value != neutral[key]:
+            raise ValueError(
+                f"adapter_config.json: {key} = {value!r} changes what the adapter computes, and Halka has none"
+            )
+
+
+GATES = "its gates are means over the whole text, so that a token would depend on those behind it: Halka has none"

@@ -1,0 +1,84 @@
+"""Heads that were saved beside an adapter, read as modules trained whole where the base has the like.
+
+Those of transformers' own classes have the base's names. Those of AdapterHub's classes are `heads.<name>.<i>`, a row of
+dropouts, layers and activations: where one of transformers' classes computes the same, they are its layers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from torch import Tensor, nn
+
+from halka.core import Target
+from halka.formats.adapterhub.config import base_of
+from halka.formats.folder import Files, Folder
+from halka.methods import Modules
+
+FILES = Files("head_config.json", "model_head.safetensors", "pytorch_model_head.bin")
+# By the base's class: what makes AdapterHub's head the same, and the modules that its numbered layers are.
+FLEXIBLE: dict[str, tuple[dict[str, Any], dict[str, str]]] = {
+    "BertForSequenceClassification": (
+        {"head_type": "classification", "layers": 2, "activation_function": "tanh", "use_pooler": False},
+        {"1": "bert.pooler.dense", "4": "classifier"},
+    ),
+    "RobertaForSequenceClassification": (
+        {"head_type": "classification", "layers": 2, "activation_function": "tanh", "use_pooler": False},
+        {"1": "classifier.dense", "4": "classifier.out_proj"},
+    ),
+    **dict.fromkeys(
+        ("BertForTokenClassification", "RobertaForTokenClassification"),
+        ({"head_type": "tagging", "layers": 1}, {"1": "classifier"}),
+    ),
+}
+WITHOUT = "load the adapter without it (head=False, --no-head)"
+
+
+def read(head: Folder, targets: tuple[Target, ...]) -> tuple[Modules, dict[str, Tensor]] | None:
+    """The modules that a head is and their state; None where it is the base's own.
+
+    Raises ValueError for a head that this base does not have.
+    """
+    base = base_of(targets)
+    name, config = type(base).__name__, head.config.get("config")
+    tensors = head.tensors if config is None else _as_modules(head, config, name)
+    own = dict(base.named_parameters(remove_duplicate=False)) | dict(base.named_buffers())
+    if unknown := [key for key, each in tensors.items() if key not in own or own[key].shape != each.shape]:
+        shape, made_for = tuple(tensors[unknown[0]].shape), head.config.get("model_class")
+        raise ValueError(
+            f"the folder's head, of a {made_for}, has {unknown[0]} {shape}, which this {name} does not: load a base "
+            f"with such a head, or {WITHOUT}"
+        )
+    paths = dict.fromkeys(key.rpartition(".")[0] for key, each in tensors.items() if not _same(each, own[key]))
+    if not paths:
+        return None
+    roles = {target.name: target.role for target in targets if target.role in ("head", "embedding")}
+    state = {
+        f"{path}.{key}": tensors[f"{path}.{key}"] if f"{path}.{key}" in tensors else parameter.detach().float()
+        for path in paths
+        for key, parameter in base.get_submodule(path).named_parameters()
+    }
+    return Modules(tuple(roles.get(path, path) for path in paths)), state
+
+
+def _as_modules(head: Folder, config: Mapping[str, Any], base: str) -> dict[str, Tensor]:
+    """The tensors of one of AdapterHub's heads by the names of a base of class `base`."""
+    same, modules = FLEXIBLE.get(base, ({}, {}))
+    if not same or any(config.get(key) != value for key, value in same.items()) or not config.get("bias", True):
+        kind = ", ".join(
+            f"{key} {config.get(key)}" for key in ("head_type", "layers", "activation_function", "use_pooler")
+        )
+        raise ValueError(f"the folder's head ({kind}) is not what a {base} has: {WITHOUT}")
+    prefix = f"heads.{head.config['name']}."
+    found = {}
+    for key, tensor in head.tensors.items():
+        number, _, ending = key.removeprefix(prefix).partition(".")
+        if not key.startswith(prefix) or number not in modules:
+            raise ValueError(f"the head's tensor {key} is not of a head with {same['layers']} layers: {WITHOUT}")
+        found[f"{modules[number]}.{ending}"] = tensor
+    return found
+
+
+def _same(tensor: Tensor, own: Tensor | nn.Parameter) -> bool:
+    return bool((tensor.to(own.device, own.dtype) == own).all())

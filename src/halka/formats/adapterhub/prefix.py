@@ -1,0 +1,78 @@
+"""Prefix tuning: one tensor or a small network for all layers' keys and values, which take no positions.
+
+The tensors stand under the decoder, and again under each layer: flat, `control_trans` (P·2·L·H·W,), or `wte` (P, D)
+through `control_trans.0`, a non-linearity and `control_trans.2`. They are read as the keys and values that come out,
+and written flat.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from halka.core import Adapter, Method, Target
+from halka.formats.adapterhub.bottleneck import ACTIVATIONS
+from halka.formats.adapterhub.config import GATES, NAME, refuse
+from halka.formats.adapterhub.places import Keys, decoder_of
+from halka.methods import PositionlessPrefix
+from halka.methods import bottleneck as bottlenecks
+
+ARCHITECTURE = "prefix_tuning"
+METHODS = ("positionless_prefix",)
+PLACE = "self_prefix"
+
+
+def read(config: Mapping[str, Any], keys: Keys, targets: tuple[Target, ...]) -> tuple[Method, dict[str, Tensor]]:
+    refuse(config, {"leave_out": []}, {"use_gating": GATES})
+    memory = next((target for target in targets if target.role == "memory"), None)
+    if memory is None:
+        raise ValueError("this base has no prefixes in Halka")
+    copies = list(keys.take("prefix").values())
+    first = copies[0] if copies else {}
+    for other in copies[1:]:
+        if other.keys() != first.keys() or not all(torch.equal(other[key], first[key]) for key in first):
+            raise ValueError("the prefix stands under every layer, and not the same everywhere: the folder is damaged")
+    flat = _flat(first, config)
+    length = int(config["prefix_length"])
+    size = length * memory.d_out
+    if flat.numel() != size:
+        raise ValueError(
+            f"the prefix holds {flat.numel()} values, where {length} tokens of this base have {size}: it was made for "
+            "another base"
+        )
+    return PositionlessPrefix(length, start="random"), {"memory.keys_values": flat.reshape(length, *memory.shape)}
+
+
+def _flat(there: Mapping[str, Tensor], config: Mapping[str, Any]) -> Tensor:
+    """The keys and values that the tensors are, or that the network makes."""
+    own = {key.removeprefix(f"{PLACE}."): tensor for key, tensor in there.items()}
+    network = ("wte.weight", *(f"control_trans.{i}.{key}" for i in (0, 2) for key in ("weight", "bias")))
+    if set(own) == {"control_trans"}:
+        return own["control_trans"]
+    if set(own) != set(network):
+        raise ValueError(
+            f"a prefix has control_trans, or {', '.join(network)}; this one has {', '.join(own) or 'nothing'}"
+        )
+    table, narrow, narrow_bias, wide, wide_bias = (own[key] for key in network)
+    activation = bottlenecks.ACTIVATIONS[ACTIVATIONS[str(config.get("non_linearity", "tanh")).lower()]]
+    return activation(table @ narrow.T + narrow_bias) @ wide.T + wide_bias
+
+
+def write(adapter: Adapter, targets: tuple[Target, ...]) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    values = adapter.parts["memory"].virtual()
+    config = {
+        "architecture": "prefix_tuning",
+        "flat": True,
+        "prefix_length": values.shape[0],
+        "encoder_prefix": True,
+        "cross_prefix": True,
+        "leave_out": [],
+        "dropout": 0.0,
+        "use_gating": False,
+    }
+    return config, {
+        f"{decoder_of(targets)}.prefix_tuning.prefix_tunings.{NAME}.{PLACE}.control_trans": values.flatten()
+    }

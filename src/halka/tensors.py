@@ -1,0 +1,81 @@
+"""An adapter's tensors out of their file: safetensors, mapped into memory; a pickle only where it was asked for."""
+
+from __future__ import annotations
+
+import math
+import pickle
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import load_file
+from torch import Tensor
+
+DTYPES = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
+
+
+def read_tensors(path: Path) -> dict[str, Tensor]:
+    """The file's tensors by its names for them, in fp32; of safetensors, where they are so there, mapped into memory.
+
+    Raises ValueError for a damaged file, other types, and values that are not finite.
+    """
+    with torch.inference_mode(False):
+        tensors = _mapped(path) if path.suffix == ".safetensors" else _unpickled(path)
+    if other := [key for key, tensor in tensors.items() if tensor.dtype not in DTYPES]:
+        raise ValueError(
+            f"{path} holds {tensors[other[0]].dtype} in {other[0]}, where an adapter has real numbers of "
+            "16, 32 or 64 bits: it is no adapter, or was made in another way"
+        )
+    tensors = {key: tensor.float() for key, tensor in tensors.items()}
+    sums = [tensor.sum() for tensor in tensors.values()]
+    if sums and torch.stack(sums).isfinite().all():
+        return tensors
+    for key, tensor in tensors.items():  # a sum may be no finite number although every value is
+        if not torch.isfinite(tensor).all():
+            raise ValueError(f"{path} holds values that are not finite, in {key}: it is damaged or failed")
+    return tensors
+
+
+def size_of(path: Path) -> int:
+    """The bytes that a safetensors file's values take in memory, in fp32. Raises ValueError for a damaged file."""
+    try:
+        with safe_open(path, framework="pt") as file:
+            return 4 * sum(math.prod(file.get_slice(key).get_shape()) for key in file.keys())  # noqa: SIM118
+    except (SafetensorError, FileNotFoundError) as error:
+        raise _damaged(path, error) from None
+
+
+def _mapped(path: Path) -> dict[str, Tensor]:
+    try:
+        return load_file(path)  # its pages are read when they are needed, and shared
+    except SafetensorError as error:
+        raise _damaged(path, error) from None
+
+
+def _unpickled(path: Path) -> dict[str, Tensor]:
+    """What torch's loader for weights alone makes of a pickle: it refuses whatever is more than tensors."""
+    try:
+        found = torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError:  # its message tells how to run the code
+        found = None
+    except Exception as error:  # a file made to do harm can make it raise whatever there is
+        raise _damaged(path, error) from None
+    if not isinstance(found, Mapping) or not all(isinstance(key, str) and _plain(each) for key, each in found.items()):
+        raise ValueError(f"{path} is damaged, or holds more than tensors by their names: it is no adapter's")
+    return {key: tensor.detach() for key, tensor in found.items()}
+
+
+def _plain(value: object) -> bool:
+    """A dense tensor whose values the file really holds."""
+    return (
+        isinstance(value, Tensor)
+        and value.layout == torch.strided
+        and value.device.type == "cpu"
+        and not value.is_quantized
+        and value.numel() * value.element_size() <= value.untyped_storage().nbytes()
+    )
+
+
+def _damaged(path: Path, error: Exception) -> ValueError:
+    return ValueError(f"{path} is damaged ({error}): fetch or train the adapter again")

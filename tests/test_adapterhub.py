@@ -1,0 +1,325 @@
+"""AdapterHub's folders: what `adapters` computed with them, computed here; fixtures/adapterhub/make.py wrote them."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+import halka
+from halka.formats import adapterhub
+from halka.formats.folder import Folder
+
+FIXTURES = Path(__file__).parent / "fixtures" / "adapterhub"
+sys.path.insert(0, str(FIXTURES))
+from bases import base, ids  # noqa: E402
+from written import cases, made  # noqa: E402
+
+EXPECTED = load_file(FIXTURES / "expected.safetensors")
+REFUSED = ("gated", "compacter", "dora", "invertible")
+HEADS = ("classifier", "flexible")
+READ = [case for case in EXPECTED if case.split("/")[1] not in (*REFUSED, *HEADS)]
+# What is written in another of the library's forms: a fused layer's matrices all three, a prefix flat, once.
+OTHERWISE = {"prefix", "prefix_flat", "mam"}
+
+
+def files(case: str) -> Folder:
+    """A fixture as its files hold it."""
+    folder = FIXTURES / case
+    config = json.loads((folder / "adapter_config.json").read_text())
+    if (folder / "adapter.safetensors").exists():
+        return Folder(config, load_file(folder / "adapter.safetensors"))
+    return Folder(config, torch.load(folder / "pytorch_adapter.bin", weights_only=True))
+
+
+def read(folder: Folder, architecture: str) -> halka.core.AdaptedModel:
+    model = halka.adapt(base(architecture))
+    method, state = adapterhub.read(folder, model.targets)
+    model.add("a", method, state=state)
+    return model
+
+
+def changed(case: str, **options) -> Folder:
+    """A fixture with other options in its adapter's configuration."""
+    folder = files(case)
+    return Folder({**folder.config, "config": {**folder.config["config"], **options}}, folder.tensors)
+
+
+def logits(model, name=None) -> torch.Tensor:
+    with torch.no_grad(), model.use(name):
+        return model.base(ids()).logits
+
+
+# ── reading ─────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+@pytest.mark.parametrize("case", READ)
+def test_its_adapters_compute_here_what_they_compute_there(case):
+    model = halka.adapt(base(case.split("/")[0]))
+    halka.load(model, FIXTURES / case, name="a", allow_pickle=True)
+    assert (EXPECTED[case] - logits(model)).abs().max() > 1e-3
+    torch.testing.assert_close(logits(model, "a"), EXPECTED[case], rtol=0, atol=2e-5)
+
+
+@pytest.mark.parametrize(
+    ("case", "reason"),
+    [
+        ("llama/gated", "use_gating = True: its gates are means over the whole text"),
+        ("bert/compacter", "phm_layer = True: a Compacter's matrices are sums of Kronecker products"),
+        ("llama/dora", r"use_dora = True: its DoRA norms W \+ BA without the scale"),
+        ("gpt2/invertible", "inv_adapter = 'nice': Halka has no invertible adapters"),
+    ],
+)
+def test_what_halka_does_not_have_is_refused_by_name(case, reason):
+    with pytest.raises(ValueError, match=reason):
+        read(files(case), case.split("/")[0])
+
+
+@pytest.mark.parametrize(
+    ("case", "options", "reason"),
+    [
+        ("llama/seq_bn", {"original_ln_after": False}, "original_ln_after = False lets the adapter's output go on"),
+        ("bert/kept_sum", {"original_ln_after": False}, "original_ln_after = False lets the adapter's output go on"),
+        ("llama/seq_bn", {"non_linearity": "gelu_10"}, "non_linearity 'gelu_10' is not one of relu, gelu, silu"),
+        ("llama/seq_bn", {"scaling": "halved"}, "scaling is a number, 'learned' or 'channel', not 'halved'"),
+        ("llama/seq_bn", {"reduction_factor": {"0": 16}}, "reduction_factor names no number above 0 for layer 1"),
+        ("llama/seq_bn", {"reduction_factor": 8}, r"adapter_down\S+|down.weight is \(2, 32\), expected \(4, 32\)"),
+        ("llama/seq_bn", {"leave_out": [0, 1]}, "leave_out names every layer"),
+        ("llama/seq_bn", {"leave_out": [0]}, "the weights hold 1 tensors that the configuration does not tell of"),
+        ("llama/seq_bn", {"mh_adapter": True}, "missing model.layers.0.self_attn.o_proj.down.bias"),
+        ("llama/seq_bn", {"output_adapter": False}, "names no place: neither mh_adapter nor output_adapter"),
+        ("llama/seq_bn", {"ln_after": True}, "missing model.layers.0.mlp.down_proj.norm_after.bias"),
+        ("llama/seq_bn", {"architecture": "reft"}, "a ReFT, which edits single tokens' states"),
+        ("bert/seq_bn", {"architecture": "prompt_tuning"}, "virtual tokens enter behind the embeddings' norm"),
+        ("llama/seq_bn", {"architecture": "marvel"}, "AdapterHub's 'marvel' is not known here"),
+        ("llama/lora", {"vera_d": 0.1}, "vera_d = 0.1: its VeRA trains whole matrices"),
+        ("llama/lora", {"attn_matrices": ["q", "x"]}, "attn_matrices names 'x'"),
+        ("llama/lora", {"selfattn_lora": False}, "names no layer to act on"),
+        ("llama/lora", {"attn_matrices": ["q", "k"]}, "tensors that the configuration does not tell of"),
+        ("gpt2/lora", {"attn_matrices": ["q"]}, r"lora_A \(4, 32\) and lora_B \(64, 2\) do not fit 1 matrices"),
+        ("llama/ia3", {"r": 2}, "r = 2 changes what the adapter computes"),
+        ("llama/prefix", {"leave_out": [1]}, r"leave_out = \[1\] changes what the adapter computes"),
+        ("llama/prefix", {"prefix_length": 4}, "the prefix holds 192 values, where 4 tokens of this base have 256"),
+    ],
+)
+def test_options_that_change_the_numbers_are_honoured_or_refused(case, options, reason):
+    with pytest.raises(ValueError, match=reason):
+        read(changed(case, **options), case.split("/")[0])
+
+
+@pytest.mark.parametrize(
+    ("about", "reason"),
+    [
+        ({"model_type": "gpt2"}, "made for another base: model_type gpt2 instead of llama"),
+        ({"hidden_size": 64}, "made for another base: hidden_size 64 instead of 32"),
+        ({"name": None}, "holds no `config` and `name`"),
+        ({"config": "pfeiffer"}, "holds no `config` and `name`"),
+        ({"name": "other"}, "the weights hold 8 tensors that the configuration does not tell of"),
+    ],
+)
+def test_a_folder_of_another_base_or_kind_is_refused(about, reason):
+    folder = files("llama/seq_bn")
+    with pytest.raises(ValueError, match=reason):
+        read(Folder({**folder.config, **about}, folder.tensors), "llama")
+
+
+def test_a_base_that_the_library_has_no_form_for_is_refused():
+    model = halka.adapt(base("llama"))
+    model.base.config.model_type = "qwen2"
+    folder = files("llama/seq_bn")
+    with pytest.raises(ValueError, match="written for llama, mistral, gpt2, bert, roberta, not for qwen2"):
+        adapterhub.read(Folder({**folder.config, "model_type": "qwen2"}, folder.tensors), model.targets)
+
+
+def test_a_prefix_that_differs_by_layer_is_damaged():
+    folder = files("llama/prefix_flat")
+    key = next(iter(folder.tensors))
+    with pytest.raises(ValueError, match="under every layer, and not the same everywhere"):
+        read(Folder(folder.config, {**folder.tensors, key: folder.tensors[key] + 1}), "llama")
+
+
+@pytest.mark.parametrize(("version", "scale"), [("adapters.1.0.1", 1.0), ("3.2.1", 3.0), (None, 3.0)])
+def test_before_1_1_the_library_left_out_the_scale_of_a_lora(version, scale):
+    folder = files("llama/lora")
+    model = read(Folder({**folder.config, "version": version}, folder.tensors), "llama")
+    assert model.adapter("a").method.scale == scale
+
+
+def test_names_of_older_versions_are_read():
+    folder = files("bert/seq_bn")
+    config = {key: value for key, value in folder.config.items() if key != "version"}
+    config["config"] = {**config["config"], "non_linearity": "gelu_orig", "attention_type": "sent-lvl-dynamic"}
+    config |= {"type": "text_task"}
+    config["config"]["invertible_adapter"] = {"block_type": "nice", "reduction_factor": 2}
+    old = {key.replace(".adapters.", ".layer_text_task_adapters."): each for key, each in folder.tensors.items()}
+    without_a_head = {key.removeprefix("bert."): each for key, each in old.items()}
+    model = read(Folder(config, without_a_head), "bert")
+    assert model.adapter("a").method.activation == "gelu"
+    new = read(changed("bert/seq_bn", non_linearity="gelu"), "bert")
+    assert torch.equal(logits(model, "a"), logits(new, "a"))
+
+
+def test_a_head_of_its_own_is_trained_whole_beside_the_adapter():
+    for case in ("bert/classifier", "bert/flexible"):
+        model = halka.adapt(base("bert", labels=3))
+        adapter = halka.load(model, FIXTURES / case, name="a")
+        assert [each.name for each in adapter.method.methods] == ["bottleneck", "modules"]
+        torch.testing.assert_close(logits(model, "a"), EXPECTED[case], rtol=0, atol=2e-5)
+        halka.load(model, FIXTURES / case, name="b", head=False)
+        assert model.adapter("b").method.name == "bottleneck"
+
+
+def test_a_head_that_the_base_has_already_is_not_trained():
+    model = halka.adapt(base("llama"))
+    assert halka.load(model, FIXTURES / "llama/own_head").method.name == "bottleneck"
+
+
+@pytest.mark.parametrize(
+    ("case", "reason"),
+    [
+        (
+            "classifier",
+            r"of a BertForSequenceClassification, has classifier.bias \(3,\), which this BertForMaskedLM does not",
+        ),
+        (
+            "flexible",
+            "head_type classification, layers 2, .* is not what a BertForMaskedLM has: load the adapter without",
+        ),
+    ],
+)
+def test_a_head_that_the_base_does_not_have_is_refused_with_the_way_out(case, reason):
+    model = halka.adapt(base("bert"))
+    with pytest.raises(ValueError, match=reason):
+        halka.load(model, FIXTURES / "bert" / case)
+    assert not model.adapters
+
+
+def test_a_pickle_is_read_only_where_it_is_asked_for(tmp_path):
+    model = halka.adapt(base("llama"))
+    with pytest.raises(ValueError, match=r"as a pickle \(pytorch_adapter.bin\), which can run code: .* allow_pickle"):
+        halka.load(model, FIXTURES / "llama/prefix")
+    (tmp_path / "adapter_config.json").write_text((FIXTURES / "llama/prefix/adapter_config.json").read_text())
+    weights = tmp_path / "pytorch_adapter.bin"
+    for harm, reason in (
+        (Harm(), "holds more than tensors by their names"),
+        ([1, 2], "holds more than tensors by their names"),
+        ({"a": torch.ones(1).expand(10**9)}, "holds more than tensors by their names"),
+        ({"a": torch.ones(2).to_sparse()}, "holds more than tensors by their names"),
+        ({"a": torch.tensor([float("nan")])}, "holds values that are not finite, in a"),
+        ({"a": torch.tensor([1])}, "holds torch.int64 in a"),
+    ):
+        torch.save(harm, weights)
+        with pytest.raises(ValueError, match=reason):
+            halka.load(model, tmp_path, allow_pickle=True)
+    for broken in (b"no pickle", weights.read_bytes()[:200], b""):
+        weights.write_bytes(broken)
+        with pytest.raises(ValueError, match="is damaged"):
+            halka.load(model, tmp_path, allow_pickle=True)
+    assert not model.adapters
+
+
+class Harm:
+    """What calls a function when it is unpickled."""
+
+    def __reduce__(self):
+        return (pytest.fail, ("it ran code",))
+
+
+# ── writing ─────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+@pytest.mark.parametrize("case", READ)
+def test_what_was_read_is_written_as_it_was(case):
+    architecture, _, kind = case.partition("/")
+    theirs, model = files(case), read(files(case), architecture)
+    ours = adapterhub.write(model.adapter("a"), model.targets, "")
+    again = read(ours, architecture)
+    torch.testing.assert_close(logits(again, "a"), logits(model, "a"), rtol=0, atol=1e-5)
+    assert ours.config.keys() == theirs.config.keys()
+    if kind in OTHERWISE or (architecture == "gpt2" and kind.startswith(("lora", "ia3"))):
+        return
+    assert {key.replace(".halka.", ".t."): each.shape for key, each in ours.tensors.items()} == {
+        key: each.shape for key, each in theirs.tensors.items()
+    }
+    assert {key: value for key, value in ours.config.items() if key not in ("config", "name")} == {
+        key: value for key, value in theirs.config.items() if key not in ("config", "name")
+    }
+    for mine, own in zip(configs(ours), configs(theirs), strict=True):
+        assert {key for key in mine if mine[key] != own[key]} <= unlike(own)
+
+
+def configs(folder: Folder) -> list[dict]:
+    config = folder.config["config"]
+    return config["configs"] if config.get("architecture") == "union" else [config]
+
+
+def unlike(own: dict) -> set[str]:
+    """Options that may be said in another way and mean the same."""
+    found = {"init_weights"}
+    if own.get("is_parallel"):
+        found.add("original_ln_before")  # which a parallel adapter does not ask
+    if not own.get("original_ln_after", True):
+        found |= {"original_ln_after", "residual_before_ln"}
+    if isinstance(own.get("reduction_factor"), dict):
+        found.add("reduction_factor")
+    if own.get("attn_matrices") == ["v", "k", "q"]:
+        found.add("attn_matrices")  # a set
+    return found
+
+
+@pytest.mark.parametrize("case", cases())
+def test_what_is_written_is_read_again(case):
+    model, architecture = made(case), case.split("/")[0]
+    with torch.no_grad():
+        folder = adapterhub.write(model.adapter("a"), model.targets, "tiny")
+    assert json.loads(json.dumps(folder.config)) == folder.config
+    again = read(folder, architecture)
+    assert (logits(model, "a") - logits(model)).abs().max() > 1e-3
+    torch.testing.assert_close(logits(again, "a"), logits(model, "a"), rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("architecture", "method", "reason"),
+    [
+        ("llama", halka.Prefix(length=2), "prefix cannot be written .* train a `positionless_prefix`"),
+        ("llama", halka.Prompt(length=2), "prompt cannot be written .* have no form on decoders"),
+        ("llama", halka.Full(), "full cannot be written .* no form for whole weights"),
+        ("llama", halka.DoRA(rank=2), "dora cannot be written .* its DoRA norms W"),
+        ("llama", halka.Bottleneck(reads="input"), "its parallel adapters read the residual before the norm"),
+        ("llama", halka.LoRA(rank=2, targets=("attn.o",)), "has no place for attn.o in llama: it has attn.q, attn.k"),
+        ("llama", halka.LoRA(rank=2, targets=("head",)), "has no place for head in llama"),
+        ("bert", halka.IA3(), "this one what mlp.down receives: in bert there is no place for that"),
+        ("llama", halka.IA3(targets=("mlp.up", "mlp.down")), "AdapterHub has one place for both"),
+        (
+            "llama",
+            halka.LoRA(rank=2, targets=("model.layers.0.self_attn.q_proj", "model.layers.1.self_attn.v_proj")),
+            "the same places in every layer that it does not leave out",
+        ),
+        ("llama", halka.NormedBottleneck(norms=("after", "outer")), "one norm after the bottleneck"),
+        (
+            "llama",
+            halka.NormedBottleneck(reads="residual", norms=("outer",)),
+            "a parallel bottleneck .* keeps the output",
+        ),
+        (
+            "llama",
+            halka.Joint((halka.Bottleneck(widths=(0, 2)), halka.Bottleneck(widths=(2, 0), activation="gelu"))),
+            "two of the adapter's methods act on like places",
+        ),
+    ],
+)
+def test_what_the_library_has_no_form_for_is_not_written(architecture, method, reason):
+    model = halka.adapt(base(architecture))
+    model.add("a", method)
+    with pytest.raises(ValueError, match=reason):
+        adapterhub.write(model.adapter("a"), model.targets, "")
+
+
+@pytest.mark.parametrize("hidden", [32, 48, 64, 768, 1000, 4096])
+def test_a_width_is_what_the_library_makes_of_its_factor(hidden):
+    for width in (*range(1, hidden, max(1, hidden // 97)), hidden, hidden + 3, 2 * hidden):
+        assert int(hidden // adapterhub.bottleneck._factor(hidden, width)) == width
