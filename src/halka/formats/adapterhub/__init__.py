@@ -105,7 +105,6 @@ def _write_one(adapter: Adapter, targets: tuple[Target, ...]) -> tuple[dict, dic
 
 UNWRITTEN = {
     "prefix": "its prefixes take no positions, and Halka's `prefix` does: train a `positionless_prefix`",
-    "dora": "its DoRA norms W + BA without the scale, and has the bias in the quotient",
     "prompt": "its prompts see the text in turn, and have no form on decoders",
     "full": "it has no form for whole weights: write a transformers model instead",
 }

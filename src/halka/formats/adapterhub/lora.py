@@ -1,12 +1,15 @@
 """LoRA: `loras.<name>.lora_A` (R, I) and `lora_B` (O, R), bare; GPT-2's fused layer has one pair for each of q, k, v.
 
+A DoRA has `m.weight` (O, 1) besides. The library's norms are of W + BA without the scale, and it has the bias in the
+quotient: it is the paper's where the scale is one and there are no biases.
+
 There A is those of the matrices that are trained, one below the other (n·R, I), and so is B (n·O/3, R): as one product
 they are of rank n·R, with B's blocks along the diagonal and nothing elsewhere.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from torch import Tensor
@@ -14,14 +17,13 @@ from torch import Tensor
 from halka.core import Adapter, Joint, Method, Target
 from halka.formats.adapterhub.config import GATES, NAME, refuse
 from halka.formats.adapterhub.places import LINEARS, Keys, architecture_of, layers_of, linears
-from halka.methods import LoRA
+from halka.methods import DoRA, LoRA
 
 ARCHITECTURE = "lora"
-METHODS = ("lora",)
+METHODS = ("lora", "dora")
 MATRICES = ("q", "k", "v")
 REASONS = {
     "use_gating": GATES,
-    "use_dora": "its DoRA norms W + BA without the scale and has the bias in the quotient: Halka's DoRA does not",
     "vera_d": "its VeRA trains whole matrices in the vectors' place: Halka does not have it",
     "vera_b": "its VeRA trains whole matrices in the vectors' place: Halka does not have it",
 }
@@ -32,16 +34,33 @@ def read(config: Mapping[str, Any], keys: Keys, targets: tuple[Target, ...]) -> 
     rank, alpha, dropout = int(config["r"]), float(config["alpha"]), float(config.get("dropout") or 0.0)
     wanted, matrices = targets_of(config, targets)
     fused = [target for target in wanted if target.role == "attn.qkv"]
+    dora = bool(config.get("use_dora"))
+    if dora and alpha != rank:
+        raise ValueError(
+            f"its DoRA norms W + BA without the scale, which is {alpha / rank:g} here: Halka's has it inside"
+        )
+    if dora:
+        _refuse_biases(wanted)
+    kind = DoRA if dora else LoRA
     groups = [(len(matrices), fused), (1, [target for target in wanted if target.role != "attn.qkv"])]
     methods, state = [], {}
     for times, group in groups:
         if group:
-            methods.append(LoRA(times * rank, times * alpha, dropout, named(group, targets)))
+            methods.append(kind(times * rank, times * alpha, dropout, named(group, targets)))
             for place, there in keys.take("lora", *(target.name for target in group)).items():
                 if times > 1 or group is fused:
                     there = _one_product(there, matrices, place)
+                if dora and "m.weight" in there:
+                    there = {**there, "magnitude": there["m.weight"].flatten()}
+                    there.pop("m.weight")
                 state |= {f"{place}.{key}": tensor for key, tensor in there.items()}
     return methods[0] if len(methods) == 1 else Joint(tuple(methods)), state
+
+
+def _refuse_biases(wanted: Iterable[Target]) -> None:
+    """Raises ValueError for a layer with a bias, which the library's DoRA would scale."""
+    if biased := [target.name for target in wanted if getattr(target.module, "bias", None) is not None]:
+        raise ValueError(f"AdapterHub's DoRA scales the layer's bias, too, and Halka's does not: {biased[0]} has one")
 
 
 def targets_of(config: Mapping[str, Any], targets: tuple[Target, ...]) -> tuple[list[Target], tuple[str, ...]]:
@@ -85,19 +104,27 @@ def _one_product(there: Mapping[str, Tensor], matrices: tuple[str, ...], place: 
 
 def write(adapter: Adapter, targets: tuple[Target, ...]) -> tuple[dict[str, Any], dict[str, Tensor]]:
     method = adapter.method
-    assert isinstance(method, LoRA)
+    assert isinstance(method, LoRA | DoRA)
+    dora = isinstance(method, DoRA)
+    if dora:
+        _refuse_biases(adapter.targets.values())
+    scale = (method.as_lora() if dora else method).scale
     tensors = {}
     for path, part in adapter.parts.items():
         A: Tensor = part.get_parameter("lora_A")
         B = part.get_parameter("lora_B")
         if adapter.targets[path].role == "attn.qkv":
             A = A.repeat(len(MATRICES), 1)
-        tensors |= {f"{path}.loras.{NAME}.lora_A": A, f"{path}.loras.{NAME}.lora_B": B}
+        there = {"lora_A": A, "lora_B": B}
+        if dora:
+            there = {"lora_A": A, "lora_B": B * scale, "m.weight": part.get_parameter("magnitude")[:, None]}
+        tensors |= {f"{path}.loras.{NAME}.{key}": tensor for key, tensor in there.items()}
     config = {
         "architecture": "lora",
         **where(list(adapter.targets.values()), targets),
         "r": method.rank,
-        "alpha": method.scale * method.rank,
+        "alpha": method.rank if dora else scale * method.rank,
+        "use_dora": dora,
         "dropout": method.dropout,
         "composition_mode": "add",
         "init_weights": "lora",
