@@ -16,7 +16,7 @@ from torch import Tensor
 
 from halka.core import Adapter, Joint, Method, Target, wants
 from halka.formats.folder import Files, Folder
-from halka.formats.peft import adalora, beside, ia3, lora, own, prefix, prompt, ptuning, tokens, vera
+from halka.formats.peft import adalora, beside, experts, ia3, lora, own, prefix, prompt, ptuning, tokens, vera
 from halka.formats.peft.places import base_of
 from halka.methods import Modules, Prompt
 
@@ -110,8 +110,10 @@ def _theirs(adapter: Adapter, targets: tuple[Target, ...]) -> Folder | None:
     aside = [each for each in methods if each.name in beside.METHODS]
     main = [each for each in methods if each not in aside] or aside
     kind: Any = next((each for each in KINDS if {one.name for one in main} <= {*getattr(each, "METHODS", ())}), None)
-    on_experts = any(target.stack for target in adapter.targets.values())  # peft's are for linear layers
-    if kind is None or on_experts or _inside(methods):
+    on_experts = any(target.stack for target in adapter.targets.values())
+    if kind is None or (on_experts and kind is not lora) or _inside(methods):
+        return None
+    if experts.confused((target.name for target in adapter.targets.values()), targets):
         return None
     written = kind.write(main, parts, targets)
     if written is None:

@@ -14,6 +14,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from halka.core import Method, Part, Target
+from halka.formats.peft import experts
 from halka.formats.peft.options import number, refuse_unknown
 from halka.formats.peft.places import PREFIX as PREFIX
 from halka.formats.peft.places import base_of, check_places, names_of, roles_of, split, transposed
@@ -25,7 +26,7 @@ METHODS = ("lora", "dora", "lora_bias")
 BARE = ()
 READ = {
     *("r", "lora_alpha", "lora_dropout", "use_rslora", "use_dora", "lora_bias", "bias"),
-    *("rank_pattern", "alpha_pattern"),
+    *("rank_pattern", "alpha_pattern", "target_parameters"),
 }
 NAMES = {
     "lora_A": "lora_A.weight",
@@ -60,6 +61,9 @@ def write(
     kind = next(iter(kinds), LoRA)
     if kind is not LoRA and _embedding(targets) in ranks:
         return None  # peft has one or the other
+    at_experts = experts.parameters(ranks, targets)
+    if at_experts and (kind is not LoRA or next(iter(loras.values())).dropout):
+        return None  # peft has neither there
     lora = next(iter(loras.values()))
     config = {
         "peft_type": PEFT_TYPE,
@@ -72,10 +76,11 @@ def write(
         "use_dora": kind is DoRA,
         "lora_bias": kind is LoRABias,
         "bias": "none",
-        "target_modules": endings(set(ranks), names_of(base_of(targets))),
+        "target_modules": endings(ranks.keys() - experts.weights_of(targets), names_of(base_of(targets))),
+        **({"target_parameters": at_experts} if at_experts else {}),
         "fan_in_fan_out": transposed(ranks, targets),
     }
-    return config, tensors
+    return config, experts.stacked(tensors, targets)
 
 
 def _embedding(targets: tuple[Target, ...]) -> str:
@@ -101,23 +106,26 @@ def read(
     """The methods, their state, and the tensors that are none of theirs."""
     refuse_unknown(config, READ)
     _refuse_start(config.get("init_lora_weights"))
+    tensors = experts.unstacked(config, tensors, targets)
     found, others = split(tensors, (*OURS, *WHOLE_LAYER))
     layers = {path: _take(each, WHOLE_LAYER) for path, each in found.items()}
     state = {f"{path}.{OURS[name]}": tensor for path, each in found.items() for name, tensor in each.items()}
     paths = sorted(found)
-    check_places(config, paths, targets)
+    stacks = experts.weights_of(targets)
+    check_places(config, [path for path in paths if path not in stacks], targets)
     base = base_of(targets)
     ranks = by_pattern(config, "rank_pattern", paths, config.get("r"))
     alphas = by_pattern(config, "alpha_pattern", paths, config.get("lora_alpha"))
     groups: dict[Method, list[str]] = {}
     for path in paths:
         like = _method(config, ranks[path], alphas[path])
-        change = _bias_change(layers[path], base.get_submodule(path))
+        module = stacks[path].module if path in stacks else base.get_submodule(path)
+        change = _bias_change(layers[path], module)
         if change is not None:
             like = _with_bias(like, path, change, state)
-        elif isinstance(base.get_submodule(path), nn.Embedding):
+        elif isinstance(module, nn.Embedding):
             like = _as_lora(like, path)
-            _whole_embedding(layers[path], base.get_submodule(path), path)
+            _whole_embedding(layers[path], module, path)
         groups.setdefault(like, []).append(path)
     methods = [type(each)(**{**vars(each), "targets": roles_of(group, targets)}) for each, group in groups.items()]
     if config.get("bias") == "all":

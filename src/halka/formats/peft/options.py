@@ -30,7 +30,6 @@ SELECTING = {
 NEUTRAL = (None, False, "none", {}, [])
 WAYS_OUT = {
     "layer_replication": "merge the adapter into its base by peft, and load that as a base",
-    "target_parameters": "train it with target_modules",
     "use_qalora": "train it without",
     "alora_invocation_tokens": "it acts behind these tokens alone; train it without",
     "arrow_config": "it routes among other adapters; load these one by one",
