@@ -788,6 +788,42 @@ def test_adapters_show(here):
         assert told in shown
 
 
+def test_adapters_convert_to_another_tools_folder_and_back(here):
+    model = adapt(*load_base("base", dtype="float32"))
+    model.add("a", LoRA(rank=4, targets=("attn.qv",)))
+    disturb(model, "a")
+    save(model, "a", "ours")
+    told = parsed("adapters convert ours theirs --base base --to adapterhub")
+    assert (told["from"], told["to"], told["method"]) == ("peft", "adapterhub", "lora")
+    assert sorted(each.name for each in Path("theirs").iterdir()) == [
+        "adapter.safetensors",
+        "adapter_config.json",
+        "halka.json",
+    ]
+    assert parsed("adapters show theirs")["parameters"] == model.adapter("a").count()
+    halka("adapters convert theirs back --base base")
+    before, after = (load_file(f"{each}/adapter_model.safetensors") for each in ("ours", "back"))
+    assert all(after[key].equal(tensor) for key, tensor in before.items())
+
+    torch.save(load_file("theirs/adapter.safetensors"), "theirs/pytorch_adapter.bin")
+    for name in ("adapter.safetensors", "halka.json"):
+        Path("theirs", name).unlink()
+    assert "as a pickle (pytorch_adapter.bin)" in failure("adapters convert theirs again --base base")
+    halka("adapters convert theirs again --base base --allow-pickle")
+    assert load_file("again/adapter_model.safetensors").keys() == before.keys()
+
+
+def test_adapters_convert_refuses_by_name(here):
+    assert "there is no format 'hub': choose one of adapterhub, peft" in failure(
+        "adapters convert run/adapter x --base base --to hub"
+    )
+    assert "AdapterHub's library has no place for attn.o in llama" in failure(
+        "adapters convert run/adapter x --base base --to adapterhub"
+    )
+    assert "is a run's folder: its adapter is run/adapter" in failure("adapters convert run x --base base")
+    assert not Path("x").exists()
+
+
 def test_adapters_show_finds_a_name_in_a_store(here):
     halka("adapters add run/adapter mine --store kept")
     halka("adapters add run/adapter mine --store kept")

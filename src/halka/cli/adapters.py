@@ -1,4 +1,4 @@
-"""`halka adapters`: what an adapter folder holds, ours or peft's, and stores of many, without loading any base."""
+"""`halka adapters`: what an adapter folder holds, of any format, and stores of many, without loading any base."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from halka.cli import convert
 from halka.cli.command import Command, Failed, Json, columns, emit, examples, existing_folder, group, show
 from halka.cli.opening import adapter_folder
 
@@ -21,6 +22,8 @@ app = group(
     "halka adapters add runs/support/adapter support --store adapters",
     "halka adapters list --store adapters --task support",
 )
+
+app.command("convert", cls=Command, epilog=convert.EXAMPLES)(convert.convert)
 
 Store = Annotated[Path, typer.Option("--store", metavar="FOLDER", envvar="HALKA_STORE", help="the store's folder")]
 Name = Annotated[str, typer.Argument(metavar="NAME", help="an adapter's name in the store")]
