@@ -14,6 +14,7 @@ from typing import Any
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
 PAGES = (ROOT / "README.md", ROOT / "docs" / "results.md", ROOT / "docs" / "many-adapters.md")
+PAGES += (ROOT / "docs" / "merging.md",)
 NOT_YET = "*Not measured yet.*\n"
 
 
@@ -123,6 +124,42 @@ def mixed_answers(found: Any) -> list[list[str]]:
     return rows
 
 
+def merging(found: Any) -> list[list[str]]:
+    """What merging changes, in each precision of the base."""
+    rows = [
+        [
+            *("Base in", "Adapter", "Merged beside unmerged", "Of the effect (KL)", "The effect"),
+            *("Rounding alone", "Peft's merge", "Elements changed after unmerging", "Peft's"),
+        ]
+    ]
+    for dtype, adapters in found["errors"].items():
+        for name, pair in adapters.items():
+            ours, theirs = pair["halka"], pair["peft"]
+            gaps = [ours["error"], ours["effect"], ours["noise"], theirs["error"]]
+            error, effect, noise, peft = (f"{each['max']:.2g}" for each in gaps)
+            share = f"{ours['relative']:.2g}" if ours["relative"] < 1e-4 else f"{ours['relative']:.2%}"
+            changed = [f"{each['changed']:.2%}" if each["changed"] else "0" for each in (ours, theirs)]
+            rows.append([dtype, name, error, share, effect, noise, peft, *changed])
+    return rows
+
+
+def combining(found: Any) -> list[list[str]]:
+    """What is left of two adapters in one: losses on both tasks."""
+    tasks = list(found["combined"][0]["loss"])
+    rows = [["Adapter", *(f"Loss on {task}" for task in tasks)]]
+    for each in found["combined"]:
+        rows.append([each["adapter"] or "the bare base", *(f"{each['loss'][task]:.3f}" for task in tasks)])
+    return rows
+
+
+def llama_cpp(found: Any) -> list[list[str]]:
+    """Greedy answers of llama.cpp beside ours."""
+    rows = [[f"GGUF, {found['tokens']} greedy tokens", "Answers the same", "Prompts tokenised alike"]]
+    for name, each in found["found"].items():
+        rows.append([name, f"{each['same']} of {each['of']}", f"{each['prompts_tokenised_alike']} of {each['of']}"])
+    return rows
+
+
 TABLES: dict[str, tuple[str, Callable[[Any], list[list[str]]]]] = {
     "speed": ("speed", speed),
     "decoding": ("decoding", decoding),
@@ -130,6 +167,9 @@ TABLES: dict[str, tuple[str, Callable[[Any], list[list[str]]]]] = {
     "together": ("together", together),
     "storage": ("storage", storage),
     "mixed_answers": ("mixed_answers", mixed_answers),
+    "merging": ("merging", merging),
+    "combining": ("merging", combining),
+    "llama_cpp": ("llama_cpp", llama_cpp),
 }
 
 
