@@ -107,6 +107,22 @@ def test_cat_is_the_exact_sum_of_any_ranks_and_targets():
         torch.testing.assert_close(product(part), expected, rtol=1e-5, atol=1e-6)
 
 
+def test_ranks_by_module_and_loras_of_the_embedding_combine_too():
+    model = halka.adapt(tiny())
+    wide = halka.LoRA(rank=6, targets=("attn.q", "embedding"))
+    model.add("one", halka.Joint((wide, halka.LoRA(rank=2, alpha=5.0, targets=("mlp.down",)))))
+    model.add("two", halka.LoRA(rank=3, targets=("attn.q", "embedding")))
+    for seed, name in enumerate(("one", "two")):
+        disturb(model, name, seed=seed, by=0.2)
+    halka.combine(model, {"one": 0.5, "two": 2.0}, "cat")
+    one, two, made = (model.adapters[name] for name in ("one", "two", "combined"))
+    assert made.method == halka.LoRA(rank=9, alpha=9.0, targets=("attn.q", "embedding", "mlp.down"))
+    for path, part in made.parts.items():
+        weight = torch.zeros_like(one.targets[path].module.weight)
+        each = [weight if path not in of.parts else of.parts[path].merged(weight, None)[0] for of in (one, two)]
+        torch.testing.assert_close(part.merged(weight, None)[0], 0.5 * each[0] + 2 * each[1], rtol=1e-5, atol=1e-6)
+
+
 def test_the_sum_of_merged_adapters_is_the_merged_sum():
     model = model_of(halka.LoRA(rank=2), halka.LoRA(rank=5))
     halka.combine(model, {"one": 1.0, "two": 1.0}, "cat", name="sum")

@@ -13,6 +13,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 import halka
 from contract import disturb, ids
 from halka.exporting import FORMS, whole_weights
+from halka.models.quantised import quantise
 from kinds import bare, logits, model_with
 from tiny import tiny
 from tokenizers_for_tests import chatml_tokenizer
@@ -183,3 +184,13 @@ def test_a_gguf_of_another_type_is_refused(tmp_path):
     model = halka.adapt(tiny(vocab_size=500), chatml_tokenizer())
     with pytest.raises(ValueError, match="GGUF files hold float32, float16, bfloat16, q8_0, not int4"):
         halka.export(model, None, tmp_path / "a.gguf", form="gguf", dtype="int4")
+
+
+def test_a_packed_base_is_not_exported(tmp_path):
+    base = tiny()
+    quantise(base, "int8")
+    model = halka.adapt(base)
+    model.add("head", halka.LoRA(rank=2, targets=("head",)))
+    for name in (None, "head"):
+        with pytest.raises(ValueError, match=r"q_proj is packed as int8, .*load the base unpacked"):
+            halka.export(model, name, tmp_path / "a")

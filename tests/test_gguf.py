@@ -266,11 +266,27 @@ def test_a_lora_alone_adds_in_llama_cpps_names_and_order_what_it_adds_here(archi
         torch.testing.assert_close(added, expected, rtol=1e-5, atol=1e-7)
 
 
+def test_ranks_and_scales_that_differ_by_module_are_added_rightly(tmp_path):
+    """The file has one alpha: where a module's is another, B makes up for it."""
+    model = halka.adapt(tiny(), chatml_tokenizer())
+    methods = halka.LoRA(rank=3, alpha=2.0, targets=("mlp.up",)), halka.LoRA(rank=4, alpha=8.0, targets=("mlp.down",))
+    model.add("a", halka.Joint(methods))
+    disturb(model, "a", by=0.1)
+    path = halka.export(model, "a", tmp_path / "a.gguf", form="lora-gguf")
+    factors = {tensor.name: torch.from_numpy(np.array(tensor.data)) for tensor in GGUFReader(path).tensors}
+    for theirs, ours in {"ffn_up": "mlp.up_proj", "ffn_down": "mlp.down_proj"}.items():
+        A, B = (factors[f"blk.0.{theirs}.weight.lora_{each}"] for each in "ab")
+        expected = model.adapters["a"].parts[f"model.layers.0.{ours}"].delta().detach()
+        torch.testing.assert_close(fields_of(path)["adapter.lora.alpha"] / len(A) * B @ A, expected)
+
+
 def test_what_is_no_lora_and_a_tied_head_are_refused(tmp_path):
     model = halka.adapt(tiny(tie_word_embeddings=True), chatml_tokenizer())
     model.add("dora", halka.DoRA(rank=2))
     model.add("head", halka.LoRA(rank=2, targets=("head",)))
-    with pytest.raises(ValueError, match="LoRA adapters alone, and this is dora: merge it"):
+    with pytest.raises(
+        ValueError, match=r"LoRA adapters of linear layers alone, and this is dora at model.layers.0.*: merge it"
+    ):
         halka.export(model, "dora", tmp_path / "a.gguf", form="lora-gguf")
     with pytest.raises(ValueError, match="lm_head is tied to the embeddings"):
         halka.export(model, "head", tmp_path / "a.gguf", form="lora-gguf")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,7 @@ import torch
 from torch import Tensor
 from transformers.utils import logging
 
-from halka.core import AdaptedModel
+from halka.core import AdaptedModel, Packed
 from halka.core.merged import merged_weights
 from halka.files import new_folder, write_file
 from halka.formats.gguf import write_gguf
@@ -63,6 +64,12 @@ def export(
 def whole_weights(model: AdaptedModel, name: str | None, dtype: torch.dtype | None = None) -> dict[str, Tensor]:
     """Every tensor of the base by its name, with the adapter inside; what is tied stays one tensor where it can."""
     with model.own_weights(), torch.no_grad():
+        for path, module in model.base.named_modules():
+            if isinstance(module, Packed):
+                raise ValueError(
+                    f"{path} is packed as {module.form}, and a whole model is written unpacked: load the base unpacked "
+                    "(halka.load_base without quantize), load the adapter there and export it"
+                )
         weights: dict[str, Tensor] = dict(model.base.state_dict())
         changed: dict[str, Tensor] = {}
         if name is not None:
@@ -132,7 +139,7 @@ def _vllm(model: AdaptedModel, name: str, to: Path, pad_rank: bool) -> None:
     if not pad_rank or rank == method.rank:
         save(model, name, to, format="peft")
         return
-    wider = LoRA(rank=rank, alpha=method.scale * rank, dropout=method.dropout, targets=method.targets)
+    wider = replace(method, rank=rank, alpha=method.scale * rank, scaling="rank")
     missing = rank - method.rank
     filled = {"lora_A": (0, 0, 0, missing), "lora_B": (0, missing)}
     state = {

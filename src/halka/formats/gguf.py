@@ -56,7 +56,7 @@ def write_gguf(base: Any, tokenizer: Any, weights: Mapping[str, Tensor], path: P
         raise ValueError("a GGUF file holds the tokenizer too: `halka.adapt(base, tokenizer)`")
     told = described(base, weights)
     writer = GGUFWriter(path, architecture)
-    with _quiet(), TemporaryDirectory() as temporary:
+    with quiet(), TemporaryDirectory() as temporary:
         folder = Path(temporary) / name
         folder.mkdir()
         told.config.save_pretrained(folder)
@@ -194,7 +194,7 @@ def _add(writer: GGUFWriter, name: str, tensor: Tensor, kind: str) -> None:
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
+def quiet() -> Iterator[None]:
     """The library tells every key it writes."""
     loggers = [logging.getLogger(name) for name in ("gguf", "gguf.vocab", "gguf.gguf_writer", "metadata")]
     levels = [each.level for each in loggers]

@@ -14,13 +14,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from halka.core import AdaptedModel, Adapter, Method, Part
 from halka.methods import IA3, BitFit, Full, LoRA, Modules, Prefix
+from halka.methods.lora import FACTORS, LoRAPart
 
 DENSITY = 0.5  # kept where a way leaves values out
 FROM_START = (BitFit, Full, IA3, Modules)  # these start at a point that the base gives, exactly
@@ -107,7 +108,7 @@ def combine(
             assert way is not None
             return way(tensors, factors, DENSITY if density is None else density, draw)
 
-        if all(isinstance(each.method, LoRA) for each in sources):
+        if all(type(part) in FACTORS for each in sources for part in each.parts.values()):
             made, state = _loras(sources, weights, method, rank, joined)
         else:
             made, state = _others(model, sources, weights, method, joined)
@@ -120,58 +121,75 @@ Join = Callable[[Sequence[Tensor], Sequence[float]], Tensor]
 # ── LoRAs ───────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
+class Factors(NamedTuple):
+    """One source's product at one target, weight · scale · B·A: A (R, I), B (O, R)."""
+
+    A: Tensor
+    B: Tensor
+    weight: float
+    scale: float
+
+    @classmethod
+    def of(cls, part: Part, weight: float) -> Factors:
+        scale = part.scale
+        assert isinstance(scale, float | int)
+        A, B = (part.get_parameter(key) for key in FACTORS[type(part)])
+        return cls(A, B, weight, float(scale))
+
+
 def _loras(
     sources: Sequence[Adapter], weights: Sequence[float], method: str, rank: int | None, joined: Join
 ) -> tuple[Method, dict[str, Tensor]]:
     """A LoRA of scale one at every target that a source has, and its state."""
-    paths = dict.fromkeys(path for each in sources for path in each.parts)
-    ranks = [part.get_parameter("lora_A").shape[-2] for each in sources for part in each.parts.values()]
-    factors: dict[str, tuple[Tensor, Tensor]] = {}
-    for path in paths:
-        having = [
-            (each.parts[path], weight) for each, weight in zip(sources, weights, strict=True) if path in each.parts
+    kinds = {path: type(part) for each in sources for path, part in each.parts.items()}
+    having = {
+        path: [
+            Factors.of(each.parts[path], weight)
+            for each, weight in zip(sources, weights, strict=True)
+            if path in each.parts
         ]
+        for path in kinds
+    }
+    wanted = rank or max(each.A.shape[-2] for found in having.values() for each in found)
+    made: dict[str, tuple[Tensor, Tensor]] = {}
+    for path, found in having.items():
         if method == "cat":
-            factors[path] = side_by_side(having)
+            made[path] = side_by_side(found)
+        elif method == "svd":
+            made[path] = nearest_of_factors(*side_by_side(found), wanted)
         elif method in OF_PRODUCTS:
-            factors[path] = _of_products(having, method, rank or max(ranks), joined)
+            products = [each.scale * each.B @ each.A for each in found]
+            made[path] = nearest(joined(products, [each.weight for each in found]), wanted)
         else:
-            factors[path] = _of_factors(having, path, method, joined)
-    full = max(A.shape[-2] for A, _ in factors.values())
+            made[path] = _of_factors(found, path, method, joined)
+    full = max(A.shape[-2] for A, _ in made.values())
     state = {}
-    for path, (A, B) in factors.items():
+    for path, (A, B) in made.items():
+        at_A, at_B = FACTORS[kinds[path]]
         missing = full - A.shape[-2]
-        state[f"{path}.lora_A"] = torch.nn.functional.pad(A, (0, 0, 0, missing)).contiguous()
-        state[f"{path}.lora_B"] = torch.nn.functional.pad(B, (0, missing)).contiguous()
+        state[f"{path}.{at_A}"] = torch.nn.functional.pad(A, (0, 0, 0, missing)).contiguous()
+        state[f"{path}.{at_B}"] = torch.nn.functional.pad(B, (0, missing)).contiguous()
     roles = tuple(dict.fromkeys(role for each in sources for role in each.method.roles()))
     return LoRA(rank=full, alpha=float(full), targets=roles), state
 
 
-def _of_factors(having: Sequence[tuple[Part, float]], path: str, method: str, joined: Join) -> tuple[Tensor, Tensor]:
+def _of_factors(having: Sequence[Factors], path: str, method: str, joined: Join) -> tuple[Tensor, Tensor]:
     """A's with A's and B's with B's, each weighted by the root of weight times scale, its sign at A."""
-    As, Bs = ([part.get_parameter(key) for part, _ in having] for key in ("lora_A", "lora_B"))
-    if len(ranks := {A.shape[-2] for A in As}) > 1:
+    if len(ranks := {each.A.shape[-2] for each in having}) > 1:
         raise ValueError(
             f"{method} sums factors, which need equal ranks; at {path} they are {', '.join(map(str, sorted(ranks)))}: "
             "use cat (the exact sum), or svd"
         )
-    scaled = [weight * scale_of(part) for part, weight in having]
+    scaled = [each.weight * each.scale for each in having]
     roots = [abs(each) ** 0.5 for each in scaled]
     signed = [root if each >= 0 else -root for root, each in zip(roots, scaled, strict=True)]
-    return joined(As, signed), joined(Bs, roots)
+    return joined([each.A for each in having], signed), joined([each.B for each in having], roots)
 
 
-def side_by_side(having: Sequence[tuple[Part, float]]) -> tuple[Tensor, Tensor]:
+def side_by_side(having: Sequence[Factors]) -> tuple[Tensor, Tensor]:
     """Factors (ΣR, I) and (O, ΣR) of the weighted sum of products, exactly."""
-    A = torch.cat([part.get_parameter("lora_A") * (weight * scale_of(part)) for part, weight in having], dim=-2)
-    return A, torch.cat([part.get_parameter("lora_B") for part, _ in having], dim=-1)
-
-
-def _of_products(having: Sequence[tuple[Part, float]], method: str, rank: int, joined: Join) -> tuple[Tensor, Tensor]:
-    if method == "svd":
-        return nearest_of_factors(*side_by_side(having), rank)
-    products = [scale_of(part) * part.get_parameter("lora_B") @ part.get_parameter("lora_A") for part, _ in having]
-    return nearest(joined(products, [weight for _, weight in having]), rank)
+    A = torch.cat([each.A * (each.weight * each.scale) for each in having], dim=-2)
+    return A, torch.cat([each.B for each in having], dim=-1)
 
 
 def nearest_of_factors(A: Tensor, B: Tensor, rank: int) -> tuple[Tensor, Tensor]:
@@ -186,12 +204,6 @@ def nearest(product: Tensor, rank: int) -> tuple[Tensor, Tensor]:
     """Factors A (R, I), of orthonormal rows, and B (O, R) of the product of that rank that is nearest to (O, I)."""
     U, S, V = torch.linalg.svd(product, full_matrices=False)
     return V[..., :rank, :], U[..., :rank] * S[..., None, :rank]
-
-
-def scale_of(part: Part) -> float:
-    scale = part.scale
-    assert isinstance(scale, float | int)
-    return float(scale)
 
 
 # ── other families ──────────────────────────────────────────────────────────────────────────────────────────────────
@@ -212,7 +224,7 @@ def _others(
         )
     if isinstance(first, Prefix) and first.hidden is not None:
         raise ValueError("prefixes behind a network do not combine: save and load them, which keeps the prefix alone")
-    if any(key.endswith("lora_A") for key in sources[0].state_dict()):
+    if any(isinstance(part, LoRAPart) for part in sources[0].parts.values()):
         raise ValueError(
             f"{first.name} is no sum of products, so its tensors do not add up: combine LoRAs, or merge one"
         )

@@ -108,6 +108,12 @@ class EmbeddingLoRAPart(Part):
         return weight + self.scale * (self.lora_embedding_B @ self.lora_embedding_A).mT, bias
 
 
+FACTORS: dict[type[Part], tuple[str, str]] = {  # where a product s·B·A has A (R, …) and B (…, R)
+    LoRAPart: ("lora_A", "lora_B"),
+    EmbeddingLoRAPart: ("lora_embedding_A", "lora_embedding_B"),
+}
+
+
 def embedding_factor(module: nn.Module) -> float:
     """What some architectures (Gemma) multiply each row of their embedding's weight by."""
     return float(getattr(module, "embed_scale", 1.0))
