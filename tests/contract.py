@@ -34,6 +34,7 @@ VARIANTS: dict[str, list[Method]] = {
     "prefix": [halka.Prefix(length=5), halka.Prefix(length=5, start="random"), halka.Prefix(length=5, hidden=8)],
     "lora_bias": [halka.LoRABias(rank=4, targets=("attn.qv", "mlp.linear"))],
     "tokens": [halka.Tokens((5, 6, 7)), halka.Tokens((8,), ("embedding",)), halka.Tokens((8, 5), ("head",))],
+    "llama_adapter": [halka.LlamaAdapter(length=4)],
     "modules": [halka.Modules(), halka.Modules(("embedding", "model.norm"))],
     "prompt": [halka.Prompt(length=5), halka.Prompt(length=5, tokens=(7, 8, 9))],
 }
@@ -47,6 +48,7 @@ STARTS_ELSEWHERE = {
     "positionless_prefix",
     "prompt",
 }  # virtual tokens change the output from the first step on
+STARTS_ROUNDED = {"llama_adapter"}  # in the base's own attention the last bits are others
 # Where a method's defaults name a role that an architecture lacks: what is tried there instead.
 INSTEAD: dict[tuple[str, str], Method] = {
     ("ia3", architecture): halka.IA3(targets=("attn.kv", "experts.down")) for architecture in ("mixtral", "olmoe")

@@ -11,10 +11,13 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import exchange
+
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
 PAGES = (ROOT / "README.md", ROOT / "docs" / "results.md", ROOT / "docs" / "many-adapters.md")
 PAGES += (ROOT / "docs" / "merging.md",)
+PAGES += (ROOT / "docs" / "formats.md",)
 NOT_YET = "*Not measured yet.*\n"
 
 
@@ -188,10 +191,14 @@ def filled(text: str) -> str:
     """`text` with every marked place holding what the results say now."""
 
     def place(match: re.Match[str]) -> str:
-        content = table(match["name"]) if match["name"] else benchmark(match["benchmark"])
+        if match["format"]:
+            content = exchange.table(match["format"])
+        else:
+            content = table(match["name"]) if match["name"] else benchmark(match["benchmark"])
         return f"{match['mark']}\n{content.strip()}\n<!-- end -->"
 
-    marks = rf"table: (?P<name>\w+)|(?P<benchmark>{'|'.join(TABLES)})"
+    formats = "|".join({row.format: 0 for row in exchange.ROWS})
+    marks = rf"table: (?P<name>\w+)|(?P<format>{formats})|(?P<benchmark>{'|'.join(TABLES)})"
     return re.sub(rf"(?P<mark><!-- (?:{marks}) -->)\n.*?<!-- end -->", place, text, flags=re.DOTALL)
 
 

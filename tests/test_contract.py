@@ -45,6 +45,8 @@ def test_additive_methods_start_as_the_base(method, dtype):
         used = model.base(ids()).logits
     if starts_elsewhere(method):
         assert not torch.equal(used, bare)
+    elif method.name in contract.STARTS_ROUNDED:
+        torch.testing.assert_close(used, bare, rtol=0, atol=1e-5 if dtype == torch.float32 else 2e-2)
     else:
         assert torch.equal(used, bare)
 
@@ -204,7 +206,10 @@ def test_merged_weights_compute_the_same_and_come_out_bit_for_bit(method):
     except ValueError as refused:
         assert "not mergeable" in str(refused) or "cannot be merged" in str(refused)  # noqa: PT017
         unmergeable = ("bottleneck", "normed_bottleneck", "prefix", "positionless_prefix", "prompt")
-        assert any(each.name in (*unmergeable, "full", "bitfit", "lora_bias", "modules") for each in of(method))
+        assert any(
+            each.name in (*unmergeable, "full", "bitfit", "llama_adapter", "lora_bias", "modules")
+            for each in of(method)
+        )
     else:
         with torch.no_grad():
             torch.testing.assert_close(model.base(ids()).logits, expected, rtol=0, atol=1e-5)

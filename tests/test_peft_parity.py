@@ -112,6 +112,14 @@ READ = {
             num_virtual_tokens=5, encoder_reparameterization_type="LSTM", encoder_hidden_size=16, task_type="CAUSAL_LM"
         ),
     ),
+    "LLaMA-Adapter": (
+        "llama",
+        lambda: peft.AdaptionPromptConfig(adapter_len=4, adapter_layers=2, task_type="CAUSAL_LM"),
+    ),
+    "LLaMA-Adapter, the last layer": (
+        "mistral",
+        lambda: peft.AdaptionPromptConfig(adapter_len=4, adapter_layers=1, task_type="CAUSAL_LM"),
+    ),
     "AdaLoRA": (
         "llama",
         lambda: peft.AdaLoraConfig(
@@ -170,6 +178,8 @@ WRITTEN = {
     "prefix, GPT-2": ("gpt2", halka.Prefix(length=5)),
     "prefix through an MLP": ("llama", halka.Prefix(length=5, hidden=8)),
     "prefix, modules_to_save": ("llama", halka.Joint((halka.Prefix(length=5), halka.Modules(("head", "model.norm"))))),
+    "LLaMA-Adapter": ("llama", halka.LlamaAdapter(length=4)),
+    "LLaMA-Adapter, the last layer": ("mistral", halka.LlamaAdapter(length=4, layers=1)),
     "prompt": ("llama", halka.Prompt(length=5)),
     "prompt, GPT-2": ("gpt2", halka.Prompt(length=5)),
     "prompt, modules_to_save": ("llama", halka.Joint((halka.Prompt(length=5), halka.Modules()))),

@@ -25,7 +25,8 @@ LINEAR_ROLES = (
 )
 EXPERT_ROLES = ("experts.gate_up", "experts.down")  # of a layer of experts: a weight (E, O, I), one for each expert
 WEIGHT_ROLES = (*LINEAR_ROLES, "head", *EXPERT_ROLES)  # those that a weight serves
-VIRTUAL_ROLES = ("memory", "memory.encoder", "memory.cross", "embed")  # those of virtual tokens
+# Those of virtual tokens.
+VIRTUAL_ROLES = ("memory", "memory.encoder", "memory.cross", "memory.gated", "embed")
 ROLE_GROUPS: Mapping[str, tuple[str, ...]] = {
     "linear": LINEAR_ROLES,
     "attn.kv": ("attn.k", "attn.v", "attn.qkv"),
@@ -45,14 +46,14 @@ class Target:
                 `.residual` for parts that read the residual beside it), the output layer (`head`), the module that
                 turns tokens into embeddings (`embedding`) and those that stand before the text's own (`embed`), every
                 layer's keys and values (`memory`; of a base that reads one text and writes another the decoder's,
-                beside `memory.encoder` and `memory.cross`), all weights (`base`), or any other module, trained whole
-                (`module`)
+                beside `memory.encoder` and `memory.cross`), tokens that layers attend to apart (`memory.gated`), all
+                weights (`base`), or any other module, trained whole (`module`)
     name        the module's path in the base; of experts, the path of the parameter that holds their weights
     d_in, d_out the widths of what the part reads and of what it returns
     source      for `attn` and `mlp`: the path of the module that receives the sublayer's input; with `.residual`: of
                 the one that receives the residual
     norm        with `.residual`: the base's norm of the residual sum, where it stands there, as in BERT
-    shape       for `memory`: (2·L, H, head width), a key and a value per layer
+    shape       for `memory`: (2·L, H, head width), a key and a value per layer; for `memory.gated` (L, D)
     transposed  the weight is stored as (I, O), as GPT-2's Conv1D does
     several     the module is several layers, as some classifiers' heads are: no single weight serves it
     stack       (E,) where each of E experts has a weight of its own, and parts have theirs; () elsewhere
@@ -187,7 +188,14 @@ class Part(nn.Module):
         return ()
 
     def virtual(self) -> Tensor:
-        """At `embed`: virtual embeddings (P, D). At `memory`: keys and values (P, 2·L, H, width)."""
+        """At `embed`: virtual embeddings (P, D). At `memory`: keys and values (P, 2·L, H, width).
+
+        At `memory.gated`: (P, K, D), what the attention of the last K layers is given.
+        """
+        raise NotImplementedError
+
+    def gates(self) -> Tensor:
+        """At `memory.gated`: what each of the last K layers multiplies its tokens' attention by, (K,)."""
         raise NotImplementedError
 
     def weights(self) -> Mapping[str, Tensor]:

@@ -15,6 +15,7 @@ from halka.methods.bottleneck import Bottleneck
 from halka.methods.dora import DoRA
 from halka.methods.full import Full
 from halka.methods.ia3 import IA3
+from halka.methods.llama_adapter import LlamaAdapter
 from halka.methods.lora import LoRA
 from halka.methods.lora_bias import LoRABias
 from halka.methods.modules import Modules
@@ -31,6 +32,7 @@ __all__ = [
     "DoRA",
     "Full",
     "Joint",
+    "LlamaAdapter",
     "LoRA",
     "LoRABias",
     "Modules",

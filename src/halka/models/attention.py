@@ -39,6 +39,16 @@ class LayerMemory:
     bias: Tensor | None = None
 
 
+@dataclass(frozen=True)
+class LayerGate:
+    """One layer's tokens beside its text, as a `LayerMemory`'s, and what their attention is multiplied by, (R,)."""
+
+    keys: Tensor
+    values: Tensor
+    valid: Tensor | None
+    gates: Tensor
+
+
 @contextmanager
 def use_attention(base: Any) -> Iterator[None]:
     """Within the block the base computes attention here; its own choice returns afterwards. Blocks nest."""
@@ -70,18 +80,20 @@ def attend(
     record: dict[int, tuple[Tensor, Tensor]] | None = None,
     across: Sequence[LayerMemory] | None = None,
     record_across: dict[int, tuple[Tensor, Tensor]] | None = None,
+    gated: Sequence[LayerGate | None] | None = None,
     **unused: Any,
 ) -> tuple[Tensor, None]:
     """Attention of query (B, Q, T, W) over memory and key, value (B, H, S, W); returns (B, T, Q, W).
 
     attention_mask is what transformers' `sdpa_mask` makes: (B, 1, T, S), true where attended, or None for plain causal
     attention, and in an encoder for all. position_bias (1 or B, Q, T, S) is added to the scores.
-    memory holds every layer's; `record`, if given, receives this layer's own keys and values under its number.
+    memory holds every layer's, and so does gated, whose own attention is added; `record`, if given, receives this
+    layer's own keys and values under its number.
     """
     batch, _, tokens, width = query.shape
     scale = width**-0.5 if scaling is None else scaling
     if getattr(module, "is_decoder", False) and not getattr(module, "is_causal", True):
-        memory, record = across, record_across
+        memory, record, gated = across, record_across, None
     if record is not None:
         record[module.layer_idx] = (key, value)  # type: ignore[index]
     causal = (
@@ -116,7 +128,18 @@ def attend(
         output = F.scaled_dot_product_attention(
             query, key, value, attention_mask, dropout, causal, scale=scale, enable_gqa=key.shape[1] != query.shape[1]
         )
+    beside = None if gated is None else gated[module.layer_idx]  # type: ignore[index]
+    if beside is not None:
+        output = output + _through_gate(query, beside, scale, softcap)
     return output.transpose(1, 2).contiguous(), None
+
+
+def _through_gate(query: Tensor, gate: LayerGate, scale: float, softcap: float | None) -> Tensor:
+    """What the layer's gated tokens add (B, Q, T, W)."""
+    batch = query.shape[0]
+    keys, values, gates = (_for_batch(each, batch) for each in (gate.keys, gate.values, gate.gates))
+    mask = None if gate.valid is None else _for_batch(gate.valid, batch)[:, None, None]
+    return gates[:, None, None, None] * grouped_products(query, keys, values, mask, scale, softcap=softcap)
 
 
 def grouped_products(

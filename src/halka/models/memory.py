@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from halka.core import Part
 from halka.models.attention import use_attention
+from halka.models.gated import Gated
 from halka.models.held import Held
 from halka.models.inserted import ALL, FIRST, MEAN, TOKENS, Inserted
 from halka.models.kinds import kind_of
@@ -28,14 +29,18 @@ class VirtualTokens:
     """Implements `core.Memory` for one base.
 
     held    by role, the keys and values: `memory`, those of the decoder's own attention, or of an encoder that stands
-            alone; and beside a decoder `memory.encoder` and `memory.cross`, those of its attention to the encoder
+            alone; and beside a decoder `memory.encoder` and `memory.cross`, those of its attention to the encoder.
+            Besides `memory.gated`, tokens that are attended to apart
     limit   how many positions there are; None if there is no end
     """
 
     def __init__(self, base: Any, layout: Layout):
         self._base = base
         decoder = Stack(base, layout)
-        self.held = {"memory": Held(base, decoder)}
+        self.held: dict[str, Held | Gated] = {
+            "memory": Held(base, decoder),
+            "memory.gated": Gated(base, decoder, layout),
+        }
         self._entry = None if layout.causal else decoder  # whose input takes a prompt's embeddings
         if layout.encoder is not None:
             self._entry = Stack(base, layout.encoder)

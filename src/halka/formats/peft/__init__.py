@@ -16,7 +16,20 @@ from torch import Tensor
 
 from halka.core import Adapter, Joint, Method, Target, wants
 from halka.formats.folder import Files, Folder
-from halka.formats.peft import adalora, beside, experts, ia3, lora, own, prefix, prompt, ptuning, tokens, vera
+from halka.formats.peft import (
+    adalora,
+    beside,
+    experts,
+    ia3,
+    llama_adapter,
+    lora,
+    own,
+    prefix,
+    prompt,
+    ptuning,
+    tokens,
+    vera,
+)
 from halka.formats.peft.places import base_of
 from halka.methods import Modules, Prompt
 
@@ -25,7 +38,7 @@ FILES = Files("adapter_config.json", "adapter_model.safetensors", "adapter_model
 CONFIG, WEIGHTS = FILES.config, FILES.weights
 # Each has PEFT_TYPE, PREFIX (what stands before the base's names in its keys), BARE (keys without), and `read`; those
 # with METHODS also `write`.
-KINDS: tuple[ModuleType, ...] = (lora, ia3, prefix, prompt, tokens, adalora, vera, ptuning)
+KINDS: tuple[ModuleType, ...] = (lora, ia3, prefix, prompt, tokens, llama_adapter, adalora, vera, ptuning)
 
 IN_A_LAYER = re.compile(r".*\.\d+\..*").fullmatch
 

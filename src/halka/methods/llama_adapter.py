@@ -1,0 +1,55 @@
+"""LLaMA-Adapter: the last layers attend to learned tokens, too, through gates (Zhang et al. 2023, arXiv:2303.16199)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from halka.core import Part, Target, begun
+from halka.methods._checks import whole
+
+
+@dataclass(frozen=True)
+class LlamaAdapter:
+    name: ClassVar[str] = "llama_adapter"
+    paper: ClassVar[str] = "Zhang et al. 2023, arXiv:2303.16199"
+    lr: ClassVar[float] = 9e-3
+
+    length: int = field(default=10, metadata={"help": "learned tokens P of a layer"})
+    layers: int | None = field(
+        default=None, metadata={"help": "how many of the last layers have them; all if not given"}
+    )
+
+    def __post_init__(self) -> None:
+        whole("llama_adapter", length=self.length)
+        if self.layers is not None:
+            whole("llama_adapter", layers=self.layers)
+
+    def roles(self) -> tuple[str, ...]:
+        return ("memory.gated",)
+
+    def build(self, target: Target) -> Part:
+        there, width = target.shape
+        if self.layers is not None and self.layers > there:
+            raise ValueError(f"llama_adapter: layers is {self.layers}, and this base has {there}")
+        return LlamaAdapterPart(self.layers or there, self.length, width)
+
+
+class LlamaAdapterPart(Part):
+    """`adaption_prompt` (K, P, D) for the last K layers, `adaption_gate` (K,), which starts at zero: y stays y."""
+
+    takes_positions = False
+
+    def __init__(self, layers: int, length: int, width: int):
+        super().__init__()
+        self.adaption_prompt = begun(torch.empty(layers, length, width), nn.init.normal_)
+        self.adaption_gate = begun(torch.empty(layers), nn.init.zeros_)
+
+    def virtual(self) -> Tensor:
+        return self.adaption_prompt.transpose(0, 1)
+
+    def gates(self) -> Tensor:
+        return self.adaption_gate

@@ -1,0 +1,110 @@
+"""Learned tokens that a stack's last layers attend to beside the text, through a gate, as LLaMA-Adapter has them.
+
+A layer's tokens are what its attention receives: keys and values come of one pass of the bare base at position 0, in
+which every layer reads its own. They take no positions, and the text's attention is as it was.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from halka.core import Part, state_of
+from halka.models.attention import LayerGate, use_attention
+from halka.models.layouts import Layout
+from halka.models.places import Stack
+
+
+class Gated(nn.Module):
+    """What `parts` hold for a stack's layers; the module of a `memory.gated` target."""
+
+    def __init__(self, base: Any, stack: Stack, layout: Layout):
+        super().__init__()
+        self.parts: tuple[Part | None, ...] = ()  # a row's each, or one for all
+        self.bare: Callable[[], AbstractContextManager[None]] = nullcontext
+        self.stack = stack
+        self.shape = (stack.layers, stack.module.config.get_text_config().hidden_size)
+        layers = base.get_submodule(layout.layers).children()
+        self._base = (base,)  # in a tuple, so that the base is no submodule of this one
+        self._attentions = (*(each.get_submodule(layout.attention) for each in layers),)
+        self._known: tuple[Any, list[LayerGate | None]] | None = None
+
+    def enter(self, parts: Sequence[Part | None], bare: Callable[[], AbstractContextManager[None]]) -> None:
+        """From now on these, whose keys and values the base makes within `bare()`."""
+        self.parts, self._known, self.bare = tuple(parts), None, bare
+
+    def join(self, kwargs: dict[str, Any]) -> dict[str, Any]:
+        """What a pass of the stack receives instead: with every layer's gated tokens."""
+        return {**kwargs, "gated": self._contents()} if any(self.parts) else kwargs
+
+    def _contents(self) -> list[LayerGate | None]:
+        """Every layer's tokens for N rows, or one for all; None in layers without."""
+        distinct = [part for part in dict.fromkeys(self.parts) if part is not None]
+        state = state_of(parameter for part in distinct for parameter in part.parameters())
+        if self._known is not None and not torch.is_grad_enabled() and self._known[0] == state:
+            return self._known[1]
+        made = [(part.virtual(), part.gates()) for part in distinct]  # P K D and K
+        longest, count = (max(tokens.shape[side] for tokens, _ in made) for side in (0, 1))
+        tokens_NPKD = torch.stack([_filled(tokens, longest, count) for tokens, _ in made])
+        gates_NK = torch.stack([F.pad(gates, (count - gates.shape[0], 0)) for _, gates in made])
+        valid_NP = torch.tensor([[place < tokens.shape[0] for place in range(longest)] for tokens, _ in made])
+        place = {id(part): number for number, part in enumerate(distinct)}
+        rows = torch.tensor([place.get(id(part), 0) for part in self.parts], device=gates_NK.device)
+        with_one = torch.tensor([part is not None for part in self.parts], device=gates_NK.device)
+        valid = None if valid_NP.all() else valid_NP.to(rows.device)[rows]
+        contents: list[LayerGate | None] = [None] * (self.stack.layers - count)
+        for number, (keys, values) in enumerate(self._read(tokens_NPKD)):
+            gates = (gates_NK[:, number][rows] * with_one).to(keys.dtype)
+            contents.append(LayerGate(keys[rows], values[rows], valid, gates))
+        self._known = None if torch.is_grad_enabled() else (state, contents)
+        return contents
+
+    def _read(self, tokens_NPKD: Tensor) -> list[tuple[Tensor, Tensor]]:
+        """Keys and values (N, H, P, W) that the last K layers make of what they are given, differentiable."""
+        recorded: dict[int, tuple[Tensor, Tensor]] = {}
+        decoder, embed = self.stack.module, self.stack.embed
+        count, length, last = tokens_NPKD.shape[0], tokens_NPKD.shape[1], tokens_NPKD.shape[2]
+        tokens = tokens_NPKD.to(self._base[0].dtype)
+        nothing = tokens.new_zeros(count, length, embed.get_parameter("weight").shape[1])
+        at_zero = torch.zeros(count, length, dtype=torch.int64, device=nothing.device)
+        positions = {} if self.stack.layout.positions == "relative" else {"position_ids": at_zero}
+        training = decoder.training
+        decoder.eval()  # nothing to recompute in backward, when rows are routed
+        try:
+            with use_attention(self._base[0]), self.bare(), self._given(tokens.unbind(2)):
+                decoder(inputs_embeds=nothing, use_cache=False, record=recorded, **positions)
+        finally:
+            decoder.train(training)
+        return [recorded[layer] for layer in range(self.stack.layers - last, self.stack.layers)]
+
+    @contextmanager
+    def _given(self, tokens: Sequence[Tensor]) -> Iterator[None]:
+        """Within the block the last layers' attention receives these (N, P, D) instead of the hidden states."""
+
+        def give(own: Tensor) -> Callable[..., tuple]:
+            def replace(module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> tuple[tuple, dict[str, Any]]:
+                return ((own, *args[1:]), kwargs) if args else ((), {**kwargs, "hidden_states": own})
+
+            return replace
+
+        last = self._attentions[len(self._attentions) - len(tokens) :]
+        hooks = [
+            module.register_forward_pre_hook(give(own), with_kwargs=True)
+            for module, own in zip(last, tokens, strict=True)
+        ]
+        try:
+            yield
+        finally:
+            for hook in hooks:
+                hook.remove()
+
+
+def _filled(tokens_PKD: Tensor, longest: int, count: int) -> Tensor:
+    """With zeros for tokens that are missing at the end, and for layers at the beginning."""
+    length, layers, _ = tokens_PKD.shape
+    return F.pad(tokens_PKD, (0, 0, count - layers, 0, 0, longest - length))

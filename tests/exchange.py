@@ -1,0 +1,119 @@
+"""What is exchanged with whom: for each format, method and direction the test that computes both sides of it.
+
+docs/formats.md shows the rows as tables (`python tests/results_in_docs.py` writes them); `test_exchange.py` holds that
+every test that a row names is there.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Row:
+    """One cell: a method's files of a format, read here or written here, with a test as pytest names it."""
+
+    format: str
+    method: str
+    direction: str  # "read" or "written"
+    test: str
+
+
+READ = "test_peft_parity.py::test_a_peft_adapter_computes_the_same_here"
+WRITTEN = "test_peft_parity.py::test_an_adapter_from_here_computes_the_same_in_peft"
+PRUNED = "test_peft_parity.py::test_ranks_that_adalora_took_away_are_read"
+
+EXPERTS_READ = "test_peft_experts.py::test_a_peft_adapter_on_experts_computes_the_same_here"
+EXPERTS_WRITTEN = "test_peft_experts.py::test_an_adapter_on_experts_from_here_computes_the_same_in_peft"
+EXPERTS = (
+    *(
+        Row("peft", "`target_parameters` (experts)", "read", f"{EXPERTS_READ}[{case}]")
+        for case in (
+            *("experts", "experts and attention", "one weight", "the other", "shared experts too", "rslora"),
+            *("rank_pattern", "one layer", "modules_to_save"),
+        )
+    ),
+    *(
+        Row("peft", "`target_parameters` (experts)", "written", f"{EXPERTS_WRITTEN}[{case}]")
+        for case in (
+            *("experts", "experts and all else", "one weight", "one layer", "root", "two ranks", "attention alone"),
+        )
+    ),
+)
+
+# A method or option as peft names it: the cases in which it is read, and those in which it is written.
+PEFT: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
+    "LoRA": (("lora", "Conv1D"), ("lora", "Conv1D")),
+    "LoRA on the head": (("head",), ("head",)),
+    "`use_rslora`": (("rslora", "rank_pattern, rslora"), ("rslora",)),
+    "`use_dora`": (("dora", "dora, rslora", "rank_pattern, dora"), ("dora", "rank_pattern, dora")),
+    "`rank_pattern`, `alpha_pattern`": (("rank_pattern", "alpha_pattern"), ("rank_pattern, alpha_pattern",)),
+    "`lora_bias`": (("lora_bias",), ("lora_bias", "lora_bias, Conv1D")),
+    "`bias: lora_only`": (("bias: lora_only",), ()),
+    "`bias: all`": (("bias: all", "bias: all, modules_to_save"), ()),
+    "LoRA on embeddings": (
+        ("embedding", "embedding, scaled", "positions' embedding"),
+        ("embedding", "embedding, scaled"),
+    ),
+    "`modules_to_save`": (
+        ("modules_to_save", "modules_to_save, several layers"),
+        ("modules_to_save", "modules_to_save, a sublayer"),
+    ),
+    "`trainable_token_indices`": (
+        ("trainable_token_indices", "trainable_token_indices, tied", "trainable_token_indices, two"),
+        ("trainable_token_indices", "trainable_token_indices, tied", "trainable_token_indices, two"),
+    ),
+    "`target_modules` as an expression, `all-linear`": (
+        ("target_modules: a regular expression", "target_modules: all-linear"),
+        (),
+    ),
+    "`layers_to_transform`, `layers_pattern`": (("layers_to_transform", "layers_pattern"), ("single layers",)),
+    "`exclude_modules`": (("exclude_modules", "exclude_modules: a regular expression"), ()),
+    "trainable tokens alone": (
+        ("trainable tokens alone",),
+        ("trainable tokens alone", "trainable tokens alone, the head"),
+    ),
+    "(IA)³": (("ia3", "ia3, other feedforward_modules"), ("ia3", "ia3, Conv1D", "ia3, other feedforward_modules")),
+    "(IA)³ with `modules_to_save`": (("ia3, modules_to_save",), ("ia3, modules_to_save",)),
+    "prefix tuning": (("prefix", "prefix, prefix_projection"), ("prefix", "prefix, GPT-2", "prefix through an MLP")),
+    "prefix tuning with `modules_to_save`": (("prefix, modules_to_save",), ("prefix, modules_to_save",)),
+    "prompt tuning": (("prompt",), ("prompt", "prompt, GPT-2")),
+    "prompt tuning with `modules_to_save`": (("prompt, modules_to_save",), ("prompt, modules_to_save",)),
+    "LLaMA-Adapter": (
+        ("LLaMA-Adapter", "LLaMA-Adapter, the last layer"),
+        ("LLaMA-Adapter", "LLaMA-Adapter, the last layer"),
+    ),
+    "P-tuning, as a prompt": (("P-tuning, MLP", "P-tuning, LSTM"), ()),
+    "AdaLoRA, as LoRA": (("AdaLoRA",), ()),
+    "VeRA, as LoRA": (("VeRA", "VeRA, bias: all"), ()),
+}
+
+
+def _peft() -> list[Row]:
+    rows = []
+    for method, (read, written) in PEFT.items():
+        rows += [Row("peft", method, "read", f"{READ}[{case}]") for case in read]
+        rows += [Row("peft", method, "written", f"{WRITTEN}[{case}]") for case in written]
+    return rows
+
+
+ROWS: list[Row] = [*_peft(), Row("peft", "AdaLoRA, as LoRA", "read", PRUNED), *EXPERTS]
+
+
+def table(format: str) -> str:
+    """A format's rows as a Markdown table: methods down, both directions across, the tests in the cells."""
+    rows = [row for row in ROWS if row.format == format]
+    lines = ["| Method or option | Read | Written |", "| --- | --- | --- |"]
+    for method in dict.fromkeys(row.method for row in rows):
+        cells = []
+        for direction in ("read", "written"):
+            tests = [row.test for row in rows if (row.method, row.direction) == (method, direction)]
+            cells.append("; ".join(f"`{_short(test)}`" for test in tests) or "–")
+        lines.append(f"| {method} | {' | '.join(cells)} |")
+    return "\n".join(lines) + "\n"
+
+
+def _short(test: str) -> str:
+    """The case of a parametrised test, else the test's own name."""
+    name = test.rpartition("::")[2]
+    return name.partition("[")[2].removesuffix("]") or name

@@ -1,0 +1,171 @@
+"""What a peft folder may say that is not to be had here: refused by name, and soon; what is at rest is passed over."""
+
+from __future__ import annotations
+
+import json
+import time
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+import halka
+from contract import disturb, ids
+from tiny import tiny
+
+peft = pytest.importorskip("peft")
+pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::UserWarning", "ignore::RuntimeWarning")
+CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
+
+
+def written(folder, config, architecture="llama", **changes):
+    """A folder by peft, with keys of its configuration changed."""
+    theirs = peft.get_peft_model(tiny(architecture), config)
+    generator = torch.Generator().manual_seed(3)
+    with torch.no_grad():
+        for each in (p for p in theirs.parameters() if p.requires_grad):
+            each.add_(torch.randn(each.shape, generator=generator) * 0.1)
+    theirs.save_pretrained(folder)
+    return changed(folder, **changes)
+
+
+def changed(folder, **changes):
+    path = folder / CONFIG
+    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+    return folder
+
+
+def lora(modules=("q_proj", "v_proj"), **options):
+    return peft.LoraConfig(r=4, target_modules=list(modules), task_type="CAUSAL_LM", **options)
+
+
+def refused(folder, message, architecture="llama"):
+    model = halka.adapt(tiny(architecture))
+    started = time.monotonic()
+    with pytest.raises(ValueError, match=message) as error:
+        halka.load(model, folder)
+    assert str(folder) in str(error.value)
+    assert time.monotonic() - started < 10
+    assert not model.adapters
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "message"),
+    [
+        ("layer_replication", [[0, 2], [1, 2]], "layer_replication.*merge the adapter into its base by peft"),
+        ("target_parameters", ["mlp.experts.gate_up_proj"], "target_parameters names .* no weight of experts of"),
+        ("use_qalora", True, "use_qalora.*train it without"),
+        ("alora_invocation_tokens", [3, 4], "alora_invocation_tokens.*acts behind these tokens alone"),
+        ("arrow_config", {"top_k": 3}, "arrow_config.*routes among other adapters"),
+        ("kasa_config", {"beta": 1}, "kasa_config = .*Halka does not have it"),
+        ("monteclora_config", {"k": 1}, "monteclora_config = .*Halka does not have it"),
+        ("use_bdlora", {"nblocks": 2}, "use_bdlora = .*Halka does not have it"),
+        ("something_new", 3, "something_new = 3 changes what the adapter computes"),
+        ("init_lora_weights", "pissa", "took its start out of the base's weights.*path_initial_model"),
+        ("r", "four", "r is 'four', where a number is needed"),
+        ("r", 1.5, "r is 1.5, where a whole number is needed"),
+        ("lora_alpha", None, "lora_alpha is None, where a number is needed"),
+        ("lora_dropout", [], r"weights|number|fit"),
+        ("rank_pattern", ["q_proj"], "rank_pattern is .*names with their values"),
+        ("rank_pattern", {"q_proj": 3}, "do not fit"),
+        ("alpha_pattern", {"(": 3}, r"alpha_pattern holds .*no regular expression"),
+        ("target_modules", "(q_proj", "target_modules holds .*no regular expression"),
+        ("target_modules", ["q_proj", 3], "target_modules is .*list of names"),
+        ("target_modules", ["q_proj"], "tensors of 2 modules that its target_modules do not name"),
+        ("target_modules", ["q_proj", "v_proj", "o_proj"], "leaves out 2 modules that its target_modules name"),
+        ("layers_to_transform", [1], "tensors of 2 modules that its target_modules do not name"),
+        ("modules_to_save", "lm_head", "modules_to_save is 'lm_head', where a list of names"),
+        ("modules_to_save", ["lm_head"], r"the weights lack lm_head\.weight, which modules_to_save names"),
+        ("trainable_token_indices", [3], "the weights lack the trained tokens' rows"),
+    ],
+)
+def test_what_cannot_be_had_is_refused_by_name(key, value, message, tmp_path):
+    folder = written(tmp_path / "a", lora(), **{key: value})
+    if (key, value) == ("lora_dropout", []):
+        halka.load(halka.adapt(tiny()), folder)  # nothing is no dropout
+    else:
+        refused(folder, message)
+
+
+@pytest.mark.parametrize("trap", ["(.*)*(.*)*(.*)*(.*)*(.*)*!", "((a|_|.)+)+(.|..)+!", "(.|.|.)*(.|.)*(..|.)*!"])
+@pytest.mark.parametrize("key", ["target_modules", "exclude_modules", "alpha_pattern"])
+def test_an_expression_that_takes_for_ever_is_given_up(key, trap, tmp_path):
+    value = {trap: 3} if key == "alpha_pattern" else trap
+    folder = written(tmp_path / "a", lora(), **{key: value})
+    model = halka.adapt(tiny())
+    started = time.monotonic()
+    try:
+        halka.load(model, folder)
+    except ValueError as error:
+        assert key in str(error) or "do not name" in str(error)  # noqa: PT017
+    assert time.monotonic() - started < 10
+
+
+def test_keys_at_rest_are_passed_over(tmp_path):
+    rest = {"something_new": None, "else_new": False, "more_new": [], "and_new": {}, "bias_new": "none"}
+    folder = written(tmp_path / "a", lora(), **rest)
+    assert halka.load(halka.adapt(tiny()), folder).count() > 0
+
+
+def test_whole_modules_that_the_base_lacks_are_passed_over_as_peft_does(tmp_path):
+    folder = written(tmp_path / "a", lora(), modules_to_save=["classifier", "score"])
+    adapter = halka.load(halka.adapt(tiny()), folder)
+    assert adapter.method.name == "lora"
+
+
+def test_a_dora_with_what_it_cannot_hold_is_refused(tmp_path):
+    config = lora(["c_attn"], use_dora=True, bias="lora_only", fan_in_fan_out=True)
+    refused(written(tmp_path / "a", config, "gpt2"), "DoRA with trained biases", "gpt2")
+    config = lora(["embed_tokens", "q_proj"], use_dora=True)
+    refused(written(tmp_path / "b", config), "dora on the embedding model.embed_tokens")
+
+
+def test_modules_within_layers_beside_a_prompt_are_refused(tmp_path):
+    config = peft.PromptTuningConfig(num_virtual_tokens=3, modules_to_save=["input_layernorm"], task_type="CAUSAL_LM")
+    refused(written(tmp_path / "a", config), r"trains model\.layers\.0\.input_layernorm whole beside a prompt")
+
+
+def test_a_vera_without_its_projections_is_refused(tmp_path):
+    config = peft.VeraConfig(r=8, target_modules=["q_proj"], save_projection=False, task_type="CAUSAL_LM")
+    refused(written(tmp_path / "a", config), "save_projection=True")
+
+
+def test_another_embedding_beside_its_lora_is_refused(tmp_path):
+    folder = written(tmp_path / "a", lora(["embed_tokens"]))
+    tensors = load_file(folder / WEIGHTS)
+    key = next(each for each in tensors if each.endswith("base_layer.weight"))
+    save_file({**tensors, key: tensors[key] + 1}, folder / WEIGHTS)
+    refused(folder, r"another model\.embed_tokens than this base")
+    save_file({**tensors, key: torch.zeros(99, 64)}, folder / WEIGHTS)
+    refused(folder, "vocabulary was resized, so call base.resize_token_embeddings first")
+
+
+def test_what_peft_has_no_form_for_is_written_in_our_own(tmp_path):
+    for number, method in enumerate(
+        [
+            halka.Joint((halka.Prompt(length=3), halka.Modules(("model.layers.0.mlp",)))),
+            halka.Joint((halka.LoRA(rank=2, targets=("attn.q",)), halka.DoRA(rank=2, targets=("attn.v",)))),
+            halka.Joint((halka.IA3(), halka.Tokens((5,)))),
+            halka.Modules(),
+        ]
+    ):
+        model = halka.adapt(tiny())
+        model.add("a", method)
+        disturb(model, "a")
+        folder = halka.save(model, "a", tmp_path / str(number))
+        assert "fields" in json.loads((folder / CONFIG).read_text())
+        again = halka.adapt(tiny())
+        assert halka.load(again, folder, name="a").method == method
+        with torch.no_grad(), model.use("a"), again.use("a"):
+            torch.testing.assert_close(again.base(ids()).logits, model.base(ids()).logits, rtol=0, atol=1e-6)
+
+
+def test_a_single_layer_is_named_as_short_as_it_can_be(tmp_path):
+    model = halka.adapt(tiny())
+    model.add("a", halka.LoRA(rank=2, targets=("attn.q", "model.layers.1.mlp.up_proj")))
+    config = json.loads((halka.save(model, "a", tmp_path / "a") / CONFIG).read_text())
+    queries = [f"model.layers.{layer}.self_attn.q_proj" for layer in (0, 1)]
+    assert config["target_modules"] == sorted([*queries, "model.layers.1.mlp.up_proj"])
+    model.add("b", halka.LoRA(rank=2, targets=("attn.q", "mlp.linear")))
+    config = json.loads((halka.save(model, "b", tmp_path / "b") / CONFIG).read_text())
+    assert config["target_modules"] == ["down_proj", "gate_proj", "q_proj", "up_proj"]
