@@ -17,7 +17,7 @@ from typing import Any
 from torch import Tensor
 
 from halka.core import Adapter, Method, Target
-from halka.formats.adapterhub.config import GATES, NAME, refuse
+from halka.formats.adapterhub.config import GATES, NAME, has_rows, listed, number, refuse
 from halka.formats.adapterhub.places import Keys, architecture_of, bottleneck_place, layers_of
 from halka.methods import Bottleneck, NormedBottleneck
 
@@ -62,15 +62,16 @@ def read(config: Mapping[str, Any], keys: Keys, targets: tuple[Target, ...]) -> 
     hidden = next(target.d_out for target in targets if target.role == "mlp")
     widths = _widths(said, hidden, layers_of(targets))
     one = {"width": widths[0]} if len(set(widths)) == 1 else {"widths": widths}
-    common = {"activation": _activation(said), "targets": places, "dropout": float(said["dropout"]), **one}
+    common = {"activation": activation_of(said), "targets": places, "dropout": number(said, "dropout"), **one}
     normed = "norms" in fields
     method = (NormedBottleneck if normed else Bottleneck)(**common, **fields)
     state: dict[str, Tensor] = {}
     for target in targets:
         if target.role in places and target.layer is not None and widths[target.layer]:
             place = bottleneck_place(target, architecture)
-            for there in keys.take("bottleneck", place).values():
-                state |= {f"{target.name}.{key}": tensor for key, tensor in _ours(there, method).items()}
+            there = keys.take("bottleneck", place).get(place, {})
+            has_rows(there, f"adapter_down.{int(bool(said['ln_before']))}.weight", widths[target.layer], place)
+            state |= {f"{target.name}.{key}": tensor for key, tensor in _ours(there, method).items()}
     return method, state
 
 
@@ -81,6 +82,8 @@ def _sums(said: Mapping[str, Any], *, post_norm: bool) -> dict[str, Any]:
         reads = "residual"
     else:
         reads = "sum" if said["original_ln_before"] else "output"
+        if said["residual_before_ln"] not in (True, False, "post_add"):
+            raise ValueError(f"adapter_config.json: residual_before_ln = {said['residual_before_ln']!r} is not known")
         if said["original_ln_before"] and said["residual_before_ln"] is not True:
             keeps = "sum" if said["residual_before_ln"] == "post_add" else "read"
     if not said["original_ln_after"]:
@@ -99,12 +102,11 @@ def _sums(said: Mapping[str, Any], *, post_norm: bool) -> dict[str, Any]:
 def _scale(scaling: Any) -> dict[str, Any]:
     if scaling in ("learned", "channel"):
         return {"scaling": scaling}
-    if isinstance(scaling, bool) or not isinstance(scaling, int | float):
-        raise ValueError(f"adapter_config.json: scaling is a number, 'learned' or 'channel', not {scaling!r}")
-    return {"scale": float(scaling)}
+    return {"scale": number({"scaling": scaling}, "scaling")}
 
 
-def _activation(said: Mapping[str, Any]) -> str:
+def activation_of(said: Mapping[str, Any]) -> str:
+    """Our name of the non-linearity. Raises ValueError for one that is not known."""
     name = str(said.get("non_linearity")).lower()
     if name not in ACTIVATIONS:
         raise ValueError(f"adapter_config.json: non_linearity {name!r} is not one of {', '.join(ACTIVATIONS)}")
@@ -115,12 +117,12 @@ def _widths(said: Mapping[str, Any], hidden: int, layers: int) -> tuple[int, ...
     factors = said.get("reduction_factor")
     if not isinstance(factors, Mapping):
         factors = {"default": factors}
-    widths = []
+    widths, left_out = [], listed(said, "leave_out", int)
     for layer in range(layers):
         factor = factors.get(str(layer), factors.get("default"))
         if isinstance(factor, bool) or not isinstance(factor, int | float) or factor <= 0:
             raise ValueError(f"adapter_config.json: reduction_factor names no number above 0 for layer {layer}")
-        widths.append(0 if layer in said["leave_out"] else max(1, int(hidden // factor)))
+        widths.append(0 if layer in left_out else max(1, int(hidden // factor)))
     if not any(widths):
         raise ValueError("adapter_config.json: leave_out names every layer")
     return tuple(widths)

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import math
+from collections.abc import Iterable, Mapping
 from typing import Any
+
+from torch import Tensor
 
 from halka.core import Target
 
@@ -45,13 +48,13 @@ def checked(config: Mapping[str, Any], base: Any) -> dict[str, Any]:
     if config.get("type") == "text_task":  # of the forerunner: it named invertible adapters that it had none of
         own = {key: value for key, value in own.items() if key not in ("inv_adapter", "invertible_adapter")}
     if architecture_of(own) == "union":
-        own["configs"] = [_mended(dict(each), version) for each in own["configs"]]
+        own["configs"] = [_mended(dict(each), version) for each in listed(own, "configs", dict)]
     return own
 
 
 def architecture_of(config: Mapping[str, Any]) -> str:
     """The kind of adapter: what the library calls it, `ia3` for the LoRA that scales, and `bottleneck` for none."""
-    name = config.get("architecture") or "bottleneck"
+    name = str(config.get("architecture") or "bottleneck")
     return "ia3" if name == "lora" and config.get("composition_mode") == "scale" else name
 
 
@@ -64,9 +67,9 @@ def _mended(config: dict[str, Any], version: Any) -> dict[str, Any]:
     """Before there were versions, "gelu" was another one; before 1.1.0 the library left out a LoRA's α/r."""
     if version is None and "non_linearity" in config:
         renamed = {"gelu": "gelu_new", "gelu_orig": "gelu"}
-        config["non_linearity"] = renamed.get(config["non_linearity"], config["non_linearity"])
+        config["non_linearity"] = renamed.get(str(config["non_linearity"]), config["non_linearity"])
     if architecture_of(config) == "lora" and _before_1_1(version):
-        config["alpha"] = config["r"]
+        config["alpha"] = config.get("r")
     return config
 
 
@@ -89,6 +92,40 @@ def refuse(config: Mapping[str, Any], neutral: Mapping[str, Any], reasons: Mappi
             raise ValueError(
                 f"adapter_config.json: {key} = {value!r} changes what the adapter computes, and Halka has none"
             )
+
+
+def number(config: Mapping[str, Any], key: str, default: float | None = None) -> float:
+    """A finite number. Raises ValueError for anything else."""
+    value = config.get(key, default)
+    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+        raise ValueError(f"adapter_config.json: {key} is {value!r}, where a number is expected")
+    return float(value)
+
+
+def count(config: Mapping[str, Any], key: str) -> int:
+    """A whole number above 0."""
+    value = number(config, key)
+    if value < 1 or value != int(value):
+        raise ValueError(f"adapter_config.json: {key} is {value!r}, where a whole number above 0 is expected")
+    return int(value)
+
+
+def listed(config: Mapping[str, Any], key: str, kind: type, default: Iterable[Any] = ()) -> tuple[Any, ...]:
+    """A list of values of one type."""
+    value = config.get(key)
+    value = list(default) if value is None else value
+    if not isinstance(value, list) or not all(type(each) is kind for each in value):
+        raise ValueError(f"adapter_config.json: {key} is {value!r}, where a list is expected")
+    return tuple(value)
+
+
+def has_rows(there: Mapping[str, Tensor], key: str, rows: int, place: str) -> None:
+    """Raises ValueError where the tensor is not there, or has not the rows that the configuration says."""
+    if key not in there:
+        raise ValueError(f"the weights lack {place}.{key}")
+    if there[key].dim() != 2 or there[key].shape[0] != rows:
+        shape = tuple(there[key].shape)
+        raise ValueError(f"{place}.{key} is {shape}, where the configuration says {rows} rows")
 
 
 GATES = "its gates are means over the whole text, so that a token would depend on those behind it: Halka has none"

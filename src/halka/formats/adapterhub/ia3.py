@@ -12,7 +12,7 @@ from typing import Any
 from torch import Tensor
 
 from halka.core import Adapter, Method, Target
-from halka.formats.adapterhub.config import GATES, NAME, refuse
+from halka.formats.adapterhub.config import GATES, NAME, number, refuse
 from halka.formats.adapterhub.lora import MATRICES, named, targets_of, where
 from halka.formats.adapterhub.places import Keys, architecture_of
 from halka.methods import IA3
@@ -30,7 +30,7 @@ def read(config: Mapping[str, Any], keys: Keys, targets: tuple[Target, ...]) -> 
     for place, there in keys.take("lora", *(target.name for target in wanted)).items():
         target = next(target for target in wanted if target.name == place)
         for key, tensor in there.items():
-            factors = tensor.flatten() * float(config.get("alpha", 1))
+            factors = tensor.flatten() * number(config, "alpha", 1.0)
             if target.role == "attn.qkv":
                 factors = _of_all(factors, matrices, target.d_out, place)
             state[f"{place}.{'ia3_l' if key == 'lora_B' else key}"] = factors

@@ -15,7 +15,7 @@ from typing import Any
 from torch import Tensor
 
 from halka.core import Adapter, Joint, Method, Target
-from halka.formats.adapterhub.config import GATES, NAME, refuse
+from halka.formats.adapterhub.config import GATES, NAME, count, has_rows, listed, number, refuse
 from halka.formats.adapterhub.places import LINEARS, Keys, architecture_of, layers_of, linears
 from halka.methods import DoRA, LoRA
 
@@ -31,7 +31,7 @@ REASONS = {
 
 def read(config: Mapping[str, Any], keys: Keys, targets: tuple[Target, ...]) -> tuple[Method, dict[str, Tensor]]:
     refuse(config, {"composition_mode": "add"}, REASONS)
-    rank, alpha, dropout = int(config["r"]), float(config["alpha"]), float(config.get("dropout") or 0.0)
+    rank, alpha, dropout = count(config, "r"), number(config, "alpha"), number(config, "dropout", 0.0)
     wanted, matrices = targets_of(config, targets)
     fused = [target for target in wanted if target.role == "attn.qkv"]
     dora = bool(config.get("use_dora"))
@@ -46,8 +46,11 @@ def read(config: Mapping[str, Any], keys: Keys, targets: tuple[Target, ...]) -> 
     methods, state = [], {}
     for times, group in groups:
         if group:
+            found = keys.take("lora", *(target.name for target in group))
+            for target in group:
+                has_rows(found.get(target.name, {}), "lora_A", times * rank, target.name)
             methods.append(kind(times * rank, times * alpha, dropout, named(group, targets)))
-            for place, there in keys.take("lora", *(target.name for target in group)).items():
+            for place, there in found.items():
                 if times > 1 or group is fused:
                     there = _one_product(there, matrices, place)
                 if dora and "m.weight" in there:
@@ -70,11 +73,11 @@ def targets_of(config: Mapping[str, Any], targets: tuple[Target, ...]) -> tuple[
         each for each, key in (("intermediate", "intermediate_lora"), ("output", "output_lora")) if config.get(key)
     ]
     if config.get("selfattn_lora", True):
-        given = config.get("attn_matrices", ("q", "v"))
+        given = listed(config, "attn_matrices", str, ("q", "v"))
         if wrong := set(given) - set(MATRICES):
             raise ValueError(f"adapter_config.json: attn_matrices names {sorted(wrong)[0]!r}, where it has {MATRICES}")
         matrices = tuple(each for each in MATRICES if each in given)
-    wanted = linears(targets, (roles[each] for each in (*matrices, *chosen)), config.get("leave_out") or ())
+    wanted = linears(targets, (roles[each] for each in (*matrices, *chosen)), listed(config, "leave_out", int))
     if not wanted:
         raise ValueError("adapter_config.json names no layer to act on")
     return wanted, matrices
@@ -91,7 +94,7 @@ def _one_product(there: Mapping[str, Tensor], matrices: tuple[str, ...], place: 
     if A is None or B is None or set(there) != {"lora_A", "lora_B"}:
         raise ValueError(f"{place} should have lora_A and lora_B, and has {', '.join(there)}")
     count = len(matrices)
-    if A.shape[0] != count * B.shape[1] or B.shape[0] % count:
+    if A.dim() != 2 or B.dim() != 2 or A.shape[0] != count * B.shape[1] or B.shape[0] % count:
         raise ValueError(f"{place}: lora_A {tuple(A.shape)} and lora_B {tuple(B.shape)} do not fit {count} matrices")
     blocks = dict(zip(matrices, B.chunk(count), strict=True))
     rows, rank = B.shape[0] // count, B.shape[1]

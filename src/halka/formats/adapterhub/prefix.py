@@ -14,8 +14,8 @@ import torch
 from torch import Tensor
 
 from halka.core import Adapter, Method, Target
-from halka.formats.adapterhub.bottleneck import ACTIVATIONS
-from halka.formats.adapterhub.config import GATES, NAME, refuse
+from halka.formats.adapterhub.bottleneck import activation_of
+from halka.formats.adapterhub.config import GATES, NAME, count, refuse
 from halka.formats.adapterhub.places import Keys, decoder_of
 from halka.methods import PositionlessPrefix
 from halka.methods import bottleneck as bottlenecks
@@ -36,7 +36,7 @@ def read(config: Mapping[str, Any], keys: Keys, targets: tuple[Target, ...]) -> 
         if other.keys() != first.keys() or not all(torch.equal(other[key], first[key]) for key in first):
             raise ValueError("the prefix stands under every layer, and not the same everywhere: the folder is damaged")
     flat = _flat(first, config)
-    length = int(config["prefix_length"])
+    length = count(config, "prefix_length")
     size = length * memory.d_out
     if flat.numel() != size:
         raise ValueError(
@@ -57,7 +57,7 @@ def _flat(there: Mapping[str, Tensor], config: Mapping[str, Any]) -> Tensor:
             f"a prefix has control_trans, or {', '.join(network)}; this one has {', '.join(own) or 'nothing'}"
         )
     table, narrow, narrow_bias, wide, wide_bias = (own[key] for key in network)
-    activation = bottlenecks.ACTIVATIONS[ACTIVATIONS[str(config.get("non_linearity", "tanh")).lower()]]
+    activation = bottlenecks.ACTIVATIONS[activation_of(config)]
     return activation(table @ narrow.T + narrow_bias) @ wide.T + wide_bias
 
 
