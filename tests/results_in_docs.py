@@ -18,6 +18,7 @@ RESULTS = ROOT / "benchmarks" / "results"
 PAGES = (ROOT / "README.md", ROOT / "docs" / "results.md", ROOT / "docs" / "many-adapters.md")
 PAGES += (ROOT / "docs" / "merging.md",)
 PAGES += (ROOT / "docs" / "formats.md",)
+PAGES += (ROOT / "docs" / "quantised.md",)
 NOT_YET = "*Not measured yet.*\n"
 
 
@@ -163,6 +164,43 @@ def llama_cpp(found: Any) -> list[list[str]]:
     return rows
 
 
+def quantised(found: Any) -> list[list[str]]:
+    """A base in fewer bits."""
+    head = ["Form", "Packed layers", "Of bf16", "All weights", "Process, after a pass", "Perplexity"]
+    head += ["Training tokens/s", "Decoding tokens/s"]
+    return [head] + [
+        [
+            name,
+            f"{each['layers_bytes'] / 1e6:.0f} MB",
+            f"{each['of_bf16']:.2f}",
+            f"{each['all_bytes'] / 1e6:.0f} MB",
+            f"{each['grew_by'] / 1e6:.0f} MB",
+            f"{each['perplexity']:.1f}",
+            f"{each['training_tokens_per_second']:.0f}",
+            f"{each['decoding_tokens_per_second']:.1f}",
+        ]
+        for name, each in found["forms"].items()
+    ]
+
+
+def quantised_runs(found: Any) -> list[list[str]]:
+    """The same LoRA trained on each form."""
+    rows = [["LoRA r16", "Score", "Peak memory", "Beyond base", "Training tokens/s", "Runs"]]
+    for each in found["rows"]:
+        score = each["scores"][found["primary"]["name"]]
+        rows.append(
+            [
+                each["label"].removeprefix("LoRA r16 "),
+                f"{100 * score['value']:.1f} %",
+                f"{each['peak']['mean'] / 1e9:.2f} GB",
+                f"{each['beyond']['mean'] / 1e9:.2f} GB",
+                f"{each['tokens_per_second']['mean']:.0f}",
+                str(each["runs"]),
+            ]
+        )
+    return rows
+
+
 TABLES: dict[str, tuple[str, Callable[[Any], list[list[str]]]]] = {
     "speed": ("speed", speed),
     "decoding": ("decoding", decoding),
@@ -173,6 +211,8 @@ TABLES: dict[str, tuple[str, Callable[[Any], list[list[str]]]]] = {
     "merging": ("merging", merging),
     "combining": ("merging", combining),
     "llama_cpp": ("llama_cpp", llama_cpp),
+    "quantised": ("quantised", quantised),
+    "quantised_runs": ("quantised/summary", quantised_runs),
 }
 
 

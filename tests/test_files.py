@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import random
+import re
 import signal
 import subprocess
 import sys
@@ -11,9 +12,11 @@ import time
 from pathlib import Path
 
 import pytest
+import torch
+from safetensors.torch import load_file, save_file
 
 import halka.files
-from halka.files import new_folder, write_file, write_text
+from halka.files import let_go, new_folder, write_file, write_text
 
 SIZE = 200_000  # long enough that a write can be interrupted
 
@@ -172,3 +175,28 @@ def test_a_killed_writer_leaves_a_whole_folder(tmp_path):
         texts = [(path / name).read_text() for name in ("one", "two", "three")]
         assert texts == [texts[0][0] * SIZE] * 3
         assert sorted(each.name for each in path.iterdir()) == ["one", "three", "two"]
+
+
+def test_memory_that_is_let_go_is_read_anew_where_it_is_a_files(tmp_path):
+    own = torch.arange(1 << 16, dtype=torch.float32)
+    save_file({"a": own, "b": own + 1}, tmp_path / "a.safetensors")
+    for tensors in (load_file(tmp_path / "a.safetensors"), {"a": own.clone(), "b": own + 1}):
+        for tensor in tensors.values():
+            let_go(tensor.data_ptr(), tensor.numel() * 4)
+        assert torch.equal(tensors["a"], own)
+        assert torch.equal(tensors["b"], own + 1)
+
+
+@pytest.mark.skipif(not Path("/proc/self/smaps").exists(), reason="the system does not tell")
+def test_memory_that_is_let_go_is_held_no_more(tmp_path):
+    def held() -> int:
+        """Kilobytes of the file that this process holds."""
+        regions = Path("/proc/self/smaps").read_text().split(str(tmp_path / "a.safetensors"))[1:]
+        return sum(int(re.search(r"Rss: +(\d+)", region)[1]) for region in regions)
+
+    save_file({"a": torch.zeros(1 << 20)}, tmp_path / "a.safetensors")
+    tensor = load_file(tmp_path / "a.safetensors")["a"]
+    tensor.sum()
+    assert held() >= 4096
+    let_go(tensor.data_ptr(), tensor.numel() * 4)
+    assert held() < 100

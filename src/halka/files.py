@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import mmap
 import os
 import shutil
 import uuid
@@ -54,6 +55,22 @@ def soon_needed(path: Path) -> None:
     if hasattr(os, "posix_fadvise"):
         with path.open("rb") as file:
             os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_WILLNEED)
+
+
+def let_go(start: int, size: int) -> None:
+    """Let the system take back the memory where a part of a file is mapped, if it is (on Linux).
+
+    It is read anew if it is used; what was written to the memory alone is lost.
+    """
+    maps, page = Path("/proc/self/maps"), mmap.PAGESIZE
+    first, last = -(-start // page) * page, (start + size) // page * page  # whole pages alone
+    if first >= last or not maps.exists():
+        return
+    for line in maps.read_text().splitlines():
+        place, _, _, _, _, *of = line.split(maxsplit=5)
+        low, high = (int(each, 16) for each in place.split("-"))
+        if low <= first and last <= high and of and of[0].startswith("/"):
+            ctypes.CDLL(None).madvise(ctypes.c_void_p(first), ctypes.c_size_t(last - first), mmap.MADV_DONTNEED)
 
 
 def _exchange(one: Path, other: Path) -> None:

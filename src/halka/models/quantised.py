@@ -7,6 +7,7 @@ from typing import Any
 import torch
 
 from halka.core import LINEAR_ROLES, Packed, form_of
+from halka.files import let_go
 from halka.models.fingerprint import samples
 from halka.models.int8 import Int8Linear
 from halka.models.layouts import layout_of, linear_targets
@@ -47,6 +48,7 @@ def quantise(base: Any, form: str) -> None:
                 weight.T.contiguous() if transposed else weight, linear.bias, transposed, samples(weight)
             )
             base.get_submodule(parent).register_module(leaf, packed.train(linear.training))
+            let_go(weight.data_ptr(), weight.numel() * weight.element_size())
             del linear, weight
         for module in base.modules():
             for parameter in module.parameters(recurse=False):
