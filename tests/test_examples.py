@@ -26,6 +26,8 @@ ROWS = {
     "question": {"question": "2 + 2?", "answer": "4"},
     "alpaca": {"instruction": "2 + 2?", "output": "4"},
     "sharegpt": {"conversations": SHAREGPT},
+    "labelled": {"text": "2 + 2?", "label": "4"},
+    "tagged": {"words": ["2", "+", "2?"], "tags": ["O", "O", "B-X"]},
 }
 
 
@@ -49,7 +51,8 @@ def reasons(rows):
 def test_every_shape_is_recognised_and_gives_the_same_conversation(write, shape):
     rows = read_examples(write([ROWS[shape]]))
     assert (rows.shape, rows.problems) == (shape, [])
-    assert [example.messages for example in rows.examples] == [PAIR]
+    tags = (PAIR[0], Message("assistant", "O O B-X"))
+    assert [example.messages for example in rows.examples] == [tags if shape == "tagged" else PAIR]
 
 
 @pytest.mark.parametrize(
@@ -186,7 +189,7 @@ def test_two_shapes_that_fit_equally_well_must_be_told_apart(write):
             r"data\.jsonl: the file has no rows\. Known shapes: messages \(messages\), prompt \(prompt \+ completion\)",
         ),
         ("\n \n", "the file has no rows"),
-        ('{"text": "a", "label": 1}\n', r"no row has a known shape; the first one has 'label', 'text'\. Known shapes"),
+        ('{"text": "a", "class": 1}\n', r"no row has a known shape; the first one has 'class', 'text'\. Known shapes"),
         ("hello\n", r"no row has a known shape; data\.jsonl:1: not valid JSON"),
         (
             '{"prompt": "", "completion": "4"}\n',

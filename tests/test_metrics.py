@@ -273,4 +273,5 @@ def test_a_thousand_resamples_of_every_metric_are_fast():
     start = time.perf_counter()
     scores = score(said, true, names)
     assert time.perf_counter() - start < 10
-    assert all(s.low < s.value < s.high for name, s in scores.items() if name != "json_valid")
+    same = ("json_valid", "tag_f1")  # nothing is tagged here
+    assert all(s.low < s.value < s.high for name, s in scores.items() if name not in same)

@@ -78,7 +78,7 @@ def test_fractions_aresplit_off_reproducibly_with_equal_prompts_together(write):
     [
         (
             "train: train.jsonl\nmetrics: m\nepochs: 3\n",
-            r"epochs: unknown key\. Known keys: name, train, validation, test",
+            r"epochs: unknown key\. Known keys: name, kind, labels, train",
         ),
         ("metrics: m\n", r"train: missing; give a file or a list of files"),
         ("train: train.jsonl\n", r"metrics: missing; give a name or a list of names"),

@@ -13,6 +13,7 @@ import halka.training
 from contract import disturb, weights_of
 from halka.core import AdaptedModel, Method
 from halka.data.tokens import Tokens
+from halka.objectives import language_modelling
 from halka.run import Step, TrainConfig, TrainingError
 from halka.training import Job, train, train_many
 from test_training import items, recorded_gradients, weights
@@ -200,7 +201,9 @@ def test_what_cannot_be_is_refused_before_the_first_step(tmp_path):
 def test_memory_that_runs_out_ends_all_and_leaves_no_gradient(monkeypatch):
     model = model_with("lora", "ia3")
     monkeypatch.setattr(
-        halka.training, "label_loss", lambda *_, **__: (_ for _ in ()).throw(torch.OutOfMemoryError("full"))
+        halka.objectives.language_modelling,
+        "label_loss",
+        lambda *_, **__: (_ for _ in ()).throw(torch.OutOfMemoryError("full")),
     )
     with pytest.raises(TrainingError, match="out of memory at step 1, with a batch of 6 rows"):
         list(train_many(model, [Job(name, items(length=9), CONFIG) for name in model.adapters]))
@@ -208,7 +211,7 @@ def test_memory_that_runs_out_ends_all_and_leaves_no_gradient(monkeypatch):
 
 
 def test_memory_that_runs_out_loses_no_step(tmp_path, monkeypatch):
-    own, count = halka.training.label_loss, [0]
+    own, count = language_modelling.label_loss, [0]
 
     def some(*given, **options):
         count[0] += 1
@@ -224,7 +227,7 @@ def test_memory_that_runs_out_loses_no_step(tmp_path, monkeypatch):
     whole = model_with(*names)
     expected = [told["lora"].loss for told in train_many(whole, [Job(name, items(length=9), CONFIG) for name in names])]
     with monkeypatch.context() as patch:
-        patch.setattr(halka.training, "label_loss", some)
+        patch.setattr(language_modelling, "label_loss", some)
         model, seen = model_with(*names), []
         steps = train_many(model, given(model))
         with pytest.raises(TrainingError, match="train fewer adapters together"):

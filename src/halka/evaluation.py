@@ -11,14 +11,14 @@ from typing import Any
 import torch
 
 from halka.core import AdaptedModel
-from halka.data.batches import collate
 from halka.data.examples import Example
 from halka.data.metric import Metric
-from halka.data.tokens import Tokens, encode_prompt
+from halka.data.tokens import Tokens
 from halka.metrics import Score, score
 from halka.models import context
 from halka.models.attention import use_attention
-from halka.training import mean_loss, pad_id
+from halka.objectives import objective_of
+from halka.training import mean_loss
 
 Names = str | None | Sequence[str | None]
 """One adapter for all examples, or one for each; None is the bare base."""
@@ -96,41 +96,34 @@ def generate(
     """(index, answer) for each example's prompt, prompts of like length together.
 
     `name` is the adapter of all examples, or a sequence with one for each; None is the bare base. Adapters of any
-    families share batches; full copies of the weights get batches of their own. `options` go to transformers'
-    `generate`; without any, decoding is greedy. Raises ValueError for a prompt that leaves no room for
-    `max_new_tokens` in the base's context.
+    families share batches; full copies of the weights get batches of their own. A classifier answers by its label's
+    name, a tagger by a tag for each word. `options` go to transformers' `generate`; without any, decoding is greedy.
+    Raises ValueError for a prompt that leaves no room for `max_new_tokens` in the base's context.
     """
-    tokenizer: Any = model.tokenizer
-    if tokenizer is None:
+    if model.tokenizer is None:
         raise ValueError("to generate text the model needs its tokenizer: `halka.adapt(base, tokenizer)`")
-    base: Any = model.base
-    device = next(base.parameters()).device
-    encoded = [encode_prompt(example, tokenizer) for example in examples]
+    objective = objective_of(model)
+    new = max_new_tokens if objective.answers_take_room else 0
     names = _one_each(name, examples)
     kinds = {each: (context(model, each), _is_full(model, each)) for each in dict.fromkeys(names)}
     rows = []
-    for number, (example, ids, each) in enumerate(zip(examples, encoded, names, strict=True), start=1):
+    items = []
+    for number, (example, each) in enumerate(zip(examples, names, strict=True), start=1):
         room, full = kinds[each]
-        if room is not None and len(ids) + max_new_tokens > room:
+        item = objective.question(model, example, room)
+        if room is not None and len(item) + new > room:
             raise ValueError(
-                f"{example.where or f'example {number}'}: a prompt of {len(ids)} tokens and {max_new_tokens} new ones "
+                f"{example.where or f'example {number}'}: a prompt of {len(item)} tokens and {max_new_tokens} new ones "
                 f"do not fit the {room} positions for text that this base has: shorten it or lower max_new_tokens"
             )
-        rows.append(_Row(len(ids) + max_new_tokens, room, each if full else None))
+        items.append(item)
+        rows.append(_Row(len(item) + new, room, each if full else None))
     for chosen in _batches(rows, batch_size, lambda batch: _fit_the_pool(model, {names[i] for i in batch})):
         using = [names[i] for i in chosen]
-        batch = collate([Tokens(encoded[i], [False] * len(encoded[i])) for i in chosen], pad_id(model), "left")
-        batch = batch.to(device)
-        with torch.inference_mode(), model.use(using if len({*using}) > 1 else using[0]), use_attention(base):
-            made = base.generate(
-                input_ids=batch.input_ids,
-                attention_mask=batch.attention_mask,
-                max_new_tokens=max_new_tokens,
-                pad_token_id=pad_id(model),
-                **{"do_sample": False, "temperature": None, "top_p": None, "top_k": None, **options},
-            )
-        texts = tokenizer.batch_decode(made[:, batch.input_ids.shape[1] :], skip_special_tokens=True)
-        yield from zip(chosen, (text.strip() for text in texts), strict=True)
+        asked = [items[i] for i in chosen]
+        with torch.inference_mode(), model.use(using if len({*using}) > 1 else using[0]), use_attention(model.base):
+            answers = objective.answers(model, using, asked, max_new_tokens, options)
+        yield from zip(chosen, answers, strict=True)
 
 
 @dataclass(frozen=True)

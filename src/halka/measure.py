@@ -25,19 +25,20 @@ import torch
 
 from halka import estimate, machine
 from halka.core import AdaptedModel, bytes_of, count_of
-from halka.data.batches import batches
+from halka.data.batches import plan
 from halka.data.task import Task, limit
 from halka.data.tasks import load_task
-from halka.data.tokens import Tokens
+from halka.data.tokens import Item
 from halka.evaluation import Evaluation, evaluate, perplexity
 from halka.files import write_text
 from halka.methods import made
-from halka.models import adapt
+from halka.models import adapt, pad_id
 from halka.models.attention import use_attention
+from halka.models.kinds import kind_of
 from halka.models.loading import load_base
 from halka.run import Step, TrainConfig, TrainingError
 from halka.store import WEIGHTS, save
-from halka.training import Job, as_tokens, mean_loss, pad_id, train, train_many
+from halka.training import Job, as_tokens, mean_loss, train, train_many
 
 SCHEMA = 1
 BASE = "base"  # the method's name of a run without tuning
@@ -70,7 +71,8 @@ def measure(run: Spec) -> dict[str, Any]:
     config = _config(run)
     result = _identity(run, task, model)
     text = Path(run.forgetting).read_text(encoding="utf-8") if run.forgetting else neutral_text()
-    before = perplexity(model, None, text)  # its pass also brings all weights into memory
+    speaks = kind_of(model.base) == "causal-lm"
+    before = perplexity(model, None, text) if speaks else None  # its pass also brings all weights into memory
     if run.method == BASE:
         name = None
         result["validation_loss"] = mean_loss(model, None, as_tokens(model, task.validation, config))
@@ -80,21 +82,24 @@ def measure(run: Spec) -> dict[str, Any]:
     if run.purpose == "search":
         return result
     evaluation = evaluate(model, name, task.test, task.metrics, max_new_tokens=task.max_new_tokens)
-    after = before if name is None else perplexity(model, name, text)
     result |= {
         "scores": {metric: asdict(score) for metric, score in evaluation.scores.items()},
         "samples": [
             {"prompt": each.prompt, "reference": each.references[0], "prediction": each.prediction}
             for each in evaluation.predictions[:5]
         ],
-        "forgetting": {
-            "text": Path(run.forgetting).stem if run.forgetting else "neutral",
-            "base_perplexity": before,
-            "perplexity": after,
-            "change": after / before - 1,
-        },
-        "latency": _latency(model, name, as_tokens(model, task.validation, config)),
     }
+    if before is not None:
+        after = before if name is None else perplexity(model, name, text)
+        result |= {
+            "forgetting": {
+                "text": Path(run.forgetting).stem if run.forgetting else "neutral",
+                "base_perplexity": before,
+                "perplexity": after,
+                "change": after / before - 1,
+            },
+            "latency": _latency(model, name, as_tokens(model, task.validation, config)),
+        }
     _write_predictions(Path(run.folder) / "predictions.jsonl", evaluation)
     if name is not None:
         training = {"steps": result["train"]["steps"], "best_step": result["train"]["best_step"], **asdict(config)}
@@ -143,9 +148,9 @@ def _opened(run: Spec) -> tuple[AdaptedModel, Task]:
     """The run's base and task, with as many threads as it may have."""
     if run.threads:
         torch.set_num_threads(run.threads)
-    return adapt(*load_base(run.base, dtype=run.dtype, quantize=run.quantize)), limit(
-        load_task(run.task), **run.examples
-    )
+    task = load_task(run.task)
+    base = load_base(run.base, dtype=run.dtype, quantize=run.quantize, kind=task.kind, labels=task.labels or None)
+    return adapt(*base), limit(task, **run.examples)
 
 
 def _config(run: Spec) -> TrainConfig:
@@ -238,16 +243,19 @@ def _trained(model: AdaptedModel, name: str, steps: Sequence[Step], examples: in
     }
 
 
-def _predicted(model: AdaptedModel, items: list[Tokens], config: TrainConfig) -> estimate.MemorySplit:
+def _predicted(model: AdaptedModel, items: Sequence[Item], config: TrainConfig) -> estimate.MemorySplit:
     """The estimate for the largest batch of the first epoch."""
-    a_epoch = batches(items, pad_id=pad_id(model), seed=config.seed, epoch=0, **config.limits())
-    largest = max(a_epoch, key=lambda batch: batch.input_ids.numel())
-    rows, length = largest.input_ids.shape
-    labels = int((largest.labels >= 0).sum())
+    a_epoch = plan([len(item) for item in items], seed=config.seed, epoch=0, **config.limits())
+    batches = [[items[i] for i in chosen] for chosen in a_epoch]
+    rows, length, labels = max(
+        ((len(batch), max(map(len, batch)), sum(item.labels for item in batch)) for batch in batches),
+        key=lambda sizes: sizes[0] * sizes[1],
+    )
+    labels = 0 if model.labels else labels  # of a vocabulary
     return estimate.memory(model, NAME, rows=rows, length=length, labels=labels, checkpointing=config.checkpointing)
 
 
-def _latency(model: AdaptedModel, name: str | None, items: list[Tokens], tokens: int = 24) -> dict[str, float]:
+def _latency(model: AdaptedModel, name: str | None, items: Sequence[Item], tokens: int = 24) -> dict[str, float]:
     """Milliseconds a generated token, one row, with and without the adapter in turn; medians of five."""
     base: Any = model.base
     prompt = torch.tensor([items[0].ids[:32]], device=next(base.parameters()).device)

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from halka.data.metric import Counts, Metric, Sums, ratio
 from halka.json_metrics import JSON_METRICS, json_field, json_field_f1
+from halka.tag_metrics import TAG_METRICS
 
 Array = NDArray[np.float64]
 
@@ -298,6 +299,7 @@ METRICS: dict[str, Metric] = {
         Metric("bleu", "sacrebleu's corpus BLEU, 13a tokens", _bleu_counts, _bleu, (0.0, 100.0)),
         Metric("chrf", "sacrebleu's corpus chrF2", _chrf_counts, _chrf, (0.0, 100.0)),
         Metric.mean("rouge_l", "ROUGE-L F1 with the best reference", _rouge_l),
+        *TAG_METRICS,
         *JSON_METRICS,
     ]
 }

@@ -19,10 +19,11 @@ from torch import Tensor
 from halka.checkpoint import Progress, load_checkpoint, save_checkpoint
 from halka.core import AdaptedModel, described, form_of
 from halka.data.batches import plan
-from halka.data.tokens import TOO_LONG, Tokens
+from halka.data.tokens import TOO_LONG, Item
 from halka.files import write_file, write_text
 from halka.machine import held
 from halka.models.fingerprint import own_fingerprint
+from halka.objectives import objective_of
 
 CHECKPOINT, METRICS, BEST = "checkpoint.safetensors", "metrics.jsonl", "best.safetensors"
 DEFAULT_BATCH_TOKENS = 1024
@@ -92,7 +93,7 @@ class Step:
 
     step: int
     steps: int  # of the whole run
-    loss: float  # mean over the step's label tokens
+    loss: float  # mean over the step's labels: the answers' tokens, or what a classifier or a tagger is to say
     lr: float
     gradient_norm: float
     tokens: int  # useful tokens (no padding) so far
@@ -114,18 +115,20 @@ class Run:
         self,
         model: AdaptedModel,
         name: str,
-        items: list[Tokens],
-        held_out: list[Tokens],
+        items: list[Item],
+        held_out: list[Item],
         config: TrainConfig,
         folder: str | Path | None,
     ):
         self.model, self.name, self.items, self.held_out, self.config = model, name, items, held_out, config
         self.adapter = model.adapter(name)
-        self.head_trains = any(target.role in ("head", "base") for target in self.adapter.targets.values())
-        self.lengths = [len(item.ids) for item in items]
+        self.objective = objective_of(model)
+        roles = {target.role for target in self.adapter.targets.values()}
+        self.alone = "base" in roles or ("head" in roles and not self.objective.head_sees_rows)
+        self.lengths = [len(item) for item in items]
         self.steps = config.steps or max(1, math.ceil(round(len(self._plan(0)) / config.accumulate * config.epochs, 6)))
         self.evaluate_every = config.evaluate_every or max(1, self.steps // 10)
-        self.peak_lr = config.lr or type(self.adapter.method).lr
+        self.peak_lr = config.lr or self.adapter.method.lr
         self.optimizer = torch.optim.AdamW(
             self.adapter.parameters(), lr=self.peak_lr, weight_decay=config.weight_decay, fused=True
         )
@@ -152,7 +155,7 @@ class Run:
     def over(self) -> bool:
         return self.progress.step >= self.steps or self.progress.stopped
 
-    def take(self) -> list[list[Tokens]]:
+    def take(self) -> list[list[Item]]:
         """The batches whose gradients make the next step."""
         return [next(self._stream) for _ in range(self.config.accumulate)]
 
@@ -247,7 +250,7 @@ class Run:
     def _plan(self, epoch: int) -> list[list[int]]:
         return plan(self.lengths, seed=self.config.seed, epoch=epoch, **self.config.limits())
 
-    def _from(self, skip: int) -> Iterator[list[Tokens]]:
+    def _from(self, skip: int) -> Iterator[list[Item]]:
         """Batches without end, epoch after epoch; the first `skip` are passed over."""
         indices = (each for epoch in itertools.count() for each in self._plan(epoch))
         for chosen in itertools.islice(indices, skip, None):
@@ -293,5 +296,5 @@ def _step_of(line: str) -> float:
         return math.inf
 
 
-def _digest(items: Sequence[Tokens]) -> str:
-    return hashlib.sha256(repr([(item.ids, item.loss) for item in items]).encode()).hexdigest()[:16]
+def _digest(items: Sequence[Item]) -> str:
+    return hashlib.sha256(repr([tuple(vars(item).values()) for item in items]).encode()).hexdigest()[:16]

@@ -8,7 +8,7 @@ import mmap
 import os
 import shutil
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, fields, replace
@@ -26,7 +26,9 @@ from halka.data.tokens import chat_template_fingerprint
 from halka.files import new_folder, soon_needed
 from halka.formats import Files, Folder, format_named, format_of
 from halka.formats.peft import FILES
+from halka.models.classes import fitted_head
 from halka.models.fingerprint import own_fingerprint
+from halka.models.kinds import TASK_TYPES, kind_of
 
 WEIGHTS = FILES.weights  # of what `save` writes, if it is not told otherwise
 CARD = "halka.json"
@@ -47,11 +49,14 @@ class Card:
     measurements: Mapping[str, Any] = field(default_factory=dict)
     versions: Mapping[str, str] = field(default_factory=dict)
     created: str = ""
+    kind: str = "causal-lm"  # of the base, as `load_base` takes it
+    labels: Sequence[str] = ()  # what the adapter's head tells apart, by place
     files: Mapping[str, str] = field(default_factory=dict)  # SHA-256 of the two beside it
 
     def __post_init__(self) -> None:
         for each in fields(self):
-            kind = {"str": str, "int": int}.get(str(each.type), Mapping)
+            kinds = {"str": str, "int": int, "Sequence[str]": list | tuple}
+            kind = kinds.get(str(each.type), Mapping)
             if not isinstance(getattr(self, each.name), kind):
                 raise TypeError(f"{each.name} is {getattr(self, each.name)!r}")
 
@@ -84,6 +89,9 @@ def save(
     with model.own_weights(), torch.no_grad():
         base_name = getattr(base.config, "_name_or_path", "") or ""
         written = form.write(adapter, model.targets, base_name)
+    config = dict(written.config)
+    if "task_type" in config:
+        config["task_type"] = TASK_TYPES[kind_of(base)]
     for key, tensor in written.tensors.items():
         if not torch.isfinite(tensor).all():
             raise ValueError(
@@ -97,11 +105,13 @@ def save(
         task=task,
         training=training or {},
         measurements=measurements or {},
+        kind=kind_of(base),
+        labels=model.labels_of(name),
         versions={package: version(package) for package in ("halka", "torch", "transformers")},
         created=datetime.now(UTC).isoformat(timespec="seconds"),
     )
     with new_folder(folder) as beside:
-        (beside / form.FILES.config).write_text(json.dumps(written.config, indent=2) + "\n", encoding="utf-8")
+        (beside / form.FILES.config).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
         _write_tensors({key: t.cpu() for key, t in written.tensors.items()}, beside / form.FILES.weights)
         card = replace(card, files=_digests(beside))
         (beside / CARD).write_text(json.dumps(asdict(card), indent=2) + "\n", encoding="utf-8")
@@ -145,8 +155,10 @@ def load(
         try:
             with model.own_weights():
                 method, state = form.read(Folder(config, read, beside), model.targets)
+            labels = () if card is None else tuple(card.labels)
+            state = fitted_head(model, labels, state)
             with model.lock:  # nobody uses it before its files are known to be the Card's
-                adapter = model.add(name, method, state=state)
+                adapter = model.add(name, method, state=state, labels=labels)
                 try:
                     check()
                 except BaseException:
@@ -282,6 +294,12 @@ def template_of(model: AdaptedModel) -> str:
 
 
 def _check_base(card: Card, model: AdaptedModel, folder: Path, other_base: bool, other_template: bool) -> None:
+    if card.kind != (kind := kind_of(model.base)):
+        labels = f", labels={list(card.labels)}" if card.labels else ""
+        raise ValueError(
+            f"{folder} is an adapter of a {card.kind}, and this base is a {kind}: load the base with "
+            f'`halka.load_base(name, kind="{card.kind}"{labels})`'
+        )
     then = card.base.get("fingerprint")
     if not isinstance(then, dict):
         raise ValueError(f"{folder / CARD} names no base: it is not a Card that this version reads")

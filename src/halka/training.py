@@ -18,12 +18,12 @@ import torch
 from torch import Tensor
 
 from halka.core import AdaptedModel, in_mode
-from halka.data.batches import Batch, batches, collate
+from halka.data.batches import plan
 from halka.data.examples import Example
-from halka.data.tokens import Tokens, encode_all
-from halka.loss import label_loss
-from halka.models import context, hidden_states, logits
+from halka.data.tokens import Item
+from halka.models import context, pad_id
 from halka.models.attention import use_attention
+from halka.objectives import objective_of
 from halka.run import Run, Step, TrainConfig, TrainingError
 
 ALIKE = 1.25  # batches up to so many times as long as the shortest go through the base in one pass
@@ -32,10 +32,10 @@ ALIKE = 1.25  # batches up to so many times as long as the shortest go through t
 def train(
     model: AdaptedModel,
     name: str,
-    examples: Sequence[Example | Tokens],
+    examples: Sequence[Example | Item],
     config: TrainConfig | None = None,
     *,
-    validation: Sequence[Example | Tokens] = (),
+    validation: Sequence[Example | Item] = (),
     folder: str | Path | None = None,
 ) -> Generator[Step, None, None]:
     """Train adapter `name` of `model`; yields a `Step` after each optimiser step.
@@ -53,9 +53,9 @@ class Job:
     """One of the adapters that `train_many` trains: what `train` takes for it."""
 
     name: str
-    examples: Sequence[Example | Tokens]
+    examples: Sequence[Example | Item]
     config: TrainConfig = field(default_factory=TrainConfig)
-    validation: Sequence[Example | Tokens] = ()
+    validation: Sequence[Example | Item] = ()
     folder: str | Path | None = None
 
 
@@ -63,9 +63,9 @@ def train_many(model: AdaptedModel, jobs: Sequence[Job]) -> Generator[dict[str, 
     """Train several adapters of `model` together; yields, by name, what one step did to each that is still going.
 
     Each has its own data, learning rate, length and seed, and learns what `train` alone would teach it (what dropout
-    drops aside). Their batches go through the base in one pass where they are of like length; adapters of the head and
-    full copies of the weights go alone. The base is in memory once. One that fails is told once, by its TrainingError;
-    the others go on.
+    drops aside). Their batches go through the base in one pass where they are of like length; adapters of a
+    language model's head and full copies of the weights go alone. The base is in memory once. One that fails is told
+    once, by its TrainingError; the others go on.
 
     Raises ValueError for two jobs of one adapter or folder, and as `train` does; TrainingError where memory ran out.
     """
@@ -92,17 +92,18 @@ def _run_of(model: AdaptedModel, job: Job) -> Run:
 
 
 def as_tokens(
-    model: AdaptedModel, examples: Sequence[Example | Tokens], config: TrainConfig, name: str | None = None
-) -> list[Tokens]:
-    """Examples as the base reads them, with room for adapter `name`'s virtual tokens.
+    model: AdaptedModel, examples: Sequence[Example | Item], config: TrainConfig, name: str | None = None
+) -> list[Item]:
+    """Examples as the base reads them for what it learns, with room for adapter `name`'s virtual tokens.
 
     None is longer than the base's context, whatever `max_length` allows. Raises ValueError where none is left, for
-    `Tokens` over the context, and for a model that came without a tokenizer.
+    items over the context, a label that the adapter does not know, and a model that came without a tokenizer.
     """
-    tokens = [each for each in examples if isinstance(each, Tokens)]
+    objective = objective_of(model)
+    tokens = [each for each in examples if not isinstance(each, Example)]
     raw = [each for each in examples if isinstance(each, Example)]
     room = context(model, name)
-    if long := [str(i) for i, each in enumerate(tokens) if room is not None and len(each.ids) > room]:
+    if long := [str(i) for i, each in enumerate(tokens) if room is not None and len(each) > room]:
         raise ValueError(
             f"{len(long)} of {len(tokens)} encoded examples, the first at {long[0]}, are longer than the {room} "
             "positions that the base has for text: cut them"
@@ -111,7 +112,7 @@ def as_tokens(
         if model.tokenizer is None:
             raise ValueError("to train on examples the model needs its tokenizer: `halka.adapt(base, tokenizer)`")
         length = min((each for each in (config.max_length, room) if each is not None), default=None)
-        encoded = encode_all(raw, model.tokenizer, length, config.too_long)
+        encoded = objective.encode(model, name, raw, length, config.too_long)
         tokens += encoded.tokens
         if encoded.dropped or encoded.cut:
             first = f", first {encoded.problems[0]}" if encoded.problems else ""
@@ -120,27 +121,22 @@ def as_tokens(
                 f"{encoded.dropped} left out{first}; `halka data preview` shows them all",
                 stacklevel=2,
             )
-    if not any(any(each.loss[1:]) for each in tokens):
+    if not any(each.labels for each in tokens):
         raise ValueError(f"no token to learn from in {len(examples)} examples: each needs an answer by the assistant")
     return tokens
 
 
-def mean_loss(model: AdaptedModel, name: str | None, items: Sequence[Tokens], batch_tokens: int = 4096) -> float:
-    """The mean loss per label token of `items` with adapter `name` (None: the bare base), without dropout."""
+def mean_loss(model: AdaptedModel, name: str | None, items: Sequence[Item], batch_tokens: int = 4096) -> float:
+    """The mean loss per label of `items` with adapter `name` (None: the bare base), without dropout."""
+    objective = objective_of(model)
     total, count = 0.0, 0
     device = next(model.base.parameters()).device
     with torch.no_grad(), model.use(name), use_attention(model.base), in_mode(model.base, False):
-        for batch in batches(items, pad_id=pad_id(model), seed=0, epoch=0, batch_tokens=batch_tokens):
-            batch = batch.to(device)
-            loss, labels = _loss(model, _hidden(model, batch), batch.labels, head_trains=False)
+        for chosen in plan([len(item) for item in items], seed=0, epoch=0, batch_tokens=batch_tokens):
+            batch = objective.collate([items[i] for i in chosen], pad_id(model)).to(device)
+            loss, labels = objective.loss(model, name, objective.outputs(model, batch), batch.labels)
             total, count = total + float(loss), count + labels
     return total / count
-
-
-def pad_id(model: AdaptedModel) -> int:
-    """The token that fills up rows: the tokenizer's, else its end of sequence, which no answer's text shows."""
-    known = (getattr(model.tokenizer, key, None) for key in ("pad_token_id", "eos_token_id"))
-    return next((token for token in known if token is not None), 0)
 
 
 # ── the loop ────────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -204,7 +200,7 @@ def _gradients(model: AdaptedModel, runs: list[Run]) -> tuple[dict[Run, float], 
     """Every run's gradients of its next step; its loss, its tokens, and the seconds it took in all."""
     started = time.perf_counter()
     taken = {run: run.take() for run in runs}
-    labels = {run: max(1, sum(_labels(item) for batch in taken[run] for item in batch)) for run in runs}
+    labels = {run: max(1, sum(item.labels for batch in taken[run] for item in batch)) for run in runs}
     losses = dict.fromkeys(runs, 0.0)
     try:
         with _training(model, runs):
@@ -216,21 +212,17 @@ def _gradients(model: AdaptedModel, runs: list[Run]) -> tuple[dict[Run, float], 
         for run in runs:
             run.optimizer.zero_grad()
         raise
-    tokens = {run: sum(len(item.ids) for batch in taken[run] for item in batch) for run in runs}
+    tokens = {run: sum(len(item) for batch in taken[run] for item in batch) for run in runs}
     return losses, tokens, time.perf_counter() - started
 
 
-def _labels(item: Tokens) -> int:
-    return sum(item.loss[1:])
-
-
-def _passes(given: dict[Run, list[Tokens]]) -> Iterator[dict[Run, list[Tokens]]]:
+def _passes(given: dict[Run, list[Item]]) -> Iterator[dict[Run, list[Item]]]:
     """The batches that go through the base in one pass: those of like length, so that little of it is padding."""
-    longest = {run: max(len(item.ids) for item in items) for run, items in given.items()}
-    shared: dict[Run, list[Tokens]] = {}
+    longest = {run: max(map(len, items)) for run, items in given.items()}
+    shared: dict[Run, list[Item]] = {}
     shortest = 0
     for run in sorted(given, key=longest.__getitem__):
-        if run.head_trains:  # the head sees label positions alone, without their rows
+        if run.alone:
             yield {run: given[run]}
             continue
         if shared and longest[run] > ALIKE * shortest:
@@ -242,25 +234,26 @@ def _passes(given: dict[Run, list[Tokens]]) -> Iterator[dict[Run, list[Tokens]]]
         yield shared
 
 
-def _backward(model: AdaptedModel, shared: dict[Run, list[Tokens]], labels: dict[Run, int]) -> dict[Run, float]:
+def _backward(model: AdaptedModel, shared: dict[Run, list[Item]], labels: dict[Run, int]) -> dict[Run, float]:
     """One pass forward and back over the batches of several runs; what each adds to its mean loss."""
     device = next(model.base.parameters()).device
-    batch = collate([item for items in shared.values() for item in items], pad_id(model)).to(device)
+    first = next(iter(shared))
+    together = [item for items in shared.values() for item in items]
+    batch = first.objective.collate(together, pad_id(model)).to(device)
     names = [run.name for run, items in shared.items() for _ in items]
     rows, longest = batch.input_ids.shape
-    first = next(iter(shared))
     losses: dict[Run, float] = {}
     number = "/".join(map(str, sorted({run.number for run in shared})))
     with (
         _watched(f"at step {number}, with a batch of {rows} rows of {longest} tokens"),
         model.use(names if len(shared) > 1 else first.name),
     ):
-        hidden = _hidden(model, batch)
+        outputs = first.objective.outputs(model, batch)
         total: Tensor | float = 0.0
         start = 0
         for run, items in shared.items():
             own = slice(start, start + len(items))
-            summed, _ = _loss(model, hidden[own], batch.labels[own], run.head_trains)
+            summed, _ = run.objective.loss(model, run.name, outputs[own], batch.labels[own])
             total = total + summed / labels[run]
             losses[run] = float(summed.detach()) / labels[run]
             start += len(items)
@@ -287,14 +280,6 @@ def _training(model: AdaptedModel, runs: list[Run]) -> Iterator[None]:
                 base.activation_checkpointing_disable()
             for run in runs:
                 run.adapter.train(False)
-
-
-def _hidden(model: AdaptedModel, batch: Batch) -> Tensor:
-    return hidden_states(model, input_ids=batch.input_ids, attention_mask=batch.attention_mask)
-
-
-def _loss(model: AdaptedModel, hidden: Tensor, labels: Tensor, head_trains: bool) -> tuple[Tensor, int]:
-    return label_loss(hidden, labels, lambda h: logits(model, h), head_trains=head_trains)
 
 
 @contextmanager

@@ -1,10 +1,11 @@
-"""The idea: parts (what acts), joint, routing, products, stacking, experts, merged, packed, model, and helpers."""
+"""The idea: parts (what acts), joint, modules, routing, products, stacking, experts, merged, packed, model, helpers."""
 
 from halka.core.blank import begun
 from halka.core.experts import Choices, ExpertEdit
 from halka.core.joint import Joint
 from halka.core.mode import in_mode
 from halka.core.model import AdaptedModel
+from halka.core.modules import Modules
 from halka.core.packed import Packed, bytes_of, count_of, form_of
 from halka.core.parts import (
     EXPERT_ROLES,
@@ -40,6 +41,7 @@ __all__ = [
     "Joint",
     "Memory",
     "Method",
+    "Modules",
     "Packed",
     "Part",
     "Reader",

@@ -36,3 +36,8 @@ class Joint:
             both = " and ".join(name for name, _ in built)
             raise ValueError(f"{both} both act on {target.name}: narrow the targets of one")
         return built[0][1] if built else None
+
+
+def beside(method: Method, other: Method) -> Joint:
+    """`method` with `other` beside it, also where it is joint itself."""
+    return Joint((*(method.methods if isinstance(method, Joint) else (method,)), other))

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from halka.core.blank import without_starts
 from halka.core.compiled import see_hooks
 from halka.core.experts import ExpertEdit
+from halka.core.joint import beside
 from halka.core.merged import merged_weights
 from halka.core.parts import VIRTUAL_ROLES, Adapter, Method, Part, Target, select, state_of
 from halka.core.routing import Memory, Route, repeats, resolve
@@ -51,10 +52,14 @@ class AdaptedModel:
         memory: Memory,
         tokenizer: Any = None,
         experts: Callable[[], AbstractContextManager[None]] = nullcontext,
+        head: Method | None = None,
+        labels: Sequence[str] = (),
     ):
         """experts: within its block the base's experts take `ExpertEdit`s, by the last word of their roles."""
         self.base = base
         self.tokenizer = tokenizer
+        self.head = head  # what every new adapter has beside its own parts: a classifier's head, trained whole
+        self.labels = tuple(labels)  # what the base's head tells apart, by place
         self.targets = tuple(targets)
         self.adapters: dict[str, Adapter] = {}
         self.merged: str | None = None
@@ -78,15 +83,30 @@ class AdaptedModel:
 
     # ── adapters ────────────────────────────────────────────────────────────────────────────────────────────────
 
-    def add(self, name: str, method: Method, *, seed: int = 0, state: Mapping[str, Tensor] | None = None) -> Adapter:
+    def add(
+        self,
+        name: str,
+        method: Method,
+        *,
+        seed: int = 0,
+        state: Mapping[str, Tensor] | None = None,
+        labels: Sequence[str] = (),
+    ) -> Adapter:
         """Build `method`'s parts for this base, initialised from `seed`, and keep them under `name`.
 
-        With `state`, fp32 tensors as `Adapter.state_dict` names them, the parts hold these, where they can the very
-        tensors. Raises ValueError for a name in use, a role that this base does not have, a state that does not fit.
+        Where the base has a head to be trained, a copy of it is a part too. `labels` names what it tells apart, if
+        these are not the base's own labels. With `state`, fp32 tensors as `Adapter.state_dict` names them, the parts
+        hold these, where they can the very tensors, and there is no more than them. Raises ValueError for a name in
+        use, a role that this base does not have, more labels than it has, a state that does not fit.
         """
         if not name or not isinstance(name, str):
             raise ValueError(f"an adapter's name is a non-empty string, not {name!r}")
         wanted = select(method, self.targets, self._by_path)
+        if self.head is not None and state is None:
+            own = select(self.head, self.targets, self._by_path)
+            if not any(target.role == "base" or target.name in {each.name for each in own} for target in wanted):
+                method = beside(method, self.head)
+                wanted = select(method, self.targets, self._by_path)
         reading = any(target.role in VIRTUAL_ROLES for target in wanted)  # with the attention of `models/attention.py`
         with (
             self.own_weights(),
@@ -112,11 +132,17 @@ class AdaptedModel:
                 path = target.key if target.name in parts else target.name
                 part.to(device)
                 parts[path], targets[path] = part.eval(), target
+            if len(labels) > len(self.labels):
+                raise ValueError(
+                    f"{name!r} is to tell {len(labels)} labels apart, where this base has {len(self.labels)}: load "
+                    "the base with as many, `halka.load_base(name, kind=…, labels=[…])`"
+                )
             if not parts:
                 raise ValueError(f"{method.name} built no part for this base: widen its targets")
             for part in parts.values():
                 part.meet(parts)
             adapter = Adapter(method, parts, targets)
+            adapter.labels = tuple(labels)
             if state is not None:
                 if other := [key for key, tensor in state.items() if tensor.dtype != torch.float32]:
                     raise ValueError(f"the state holds {state[other[0]].dtype} in {other[0]}: parts hold fp32")
@@ -146,6 +172,10 @@ class AdaptedModel:
         with self.lock:
             self.pool.ready([name])
             return self._here(name)
+
+    def labels_of(self, name: str | None) -> tuple[str, ...]:
+        """What adapter `name` tells apart, by place: its own labels, else the base's, which are the bare base's."""
+        return (() if name is None else self.adapter(name).labels) or self.labels
 
     def parameters(self, name: str) -> list[nn.Parameter]:
         """That adapter's trainable parameters, and no others."""

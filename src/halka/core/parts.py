@@ -275,6 +275,7 @@ class Adapter:
         self.method = method
         self.parts = dict(parts)
         self.targets = dict(targets)
+        self.labels: tuple[str, ...] = ()  # what its head tells apart, by place; the base's own names if empty
 
     def named_parameters(self) -> Iterator[tuple[str, nn.Parameter]]:
         for path, part in self.parts.items():

@@ -18,11 +18,22 @@ NO_LOSS = -100
 
 @dataclass(frozen=True, eq=False)
 class Batch:
-    """Three int64 tensors (B, T). Labels stand at their own token's place (not shifted), `NO_LOSS` where no loss is."""
+    """int64 tensors: tokens (B, T), their mask (B, T), and labels, `NO_LOSS` where no loss is.
+
+    Of a language model labels stand at their own token's place (B, T), not shifted; of a tagger at each word's first
+    token; of a classifier they are one a row (B,); of a sequence-to-sequence model they are the answer's tokens (B, S).
+    """
 
     input_ids: torch.Tensor
     attention_mask: torch.Tensor
     labels: torch.Tensor
+    token_type_ids: torch.Tensor | None = None  # 1 at the second of two texts, where a base tells them apart
+
+    @property
+    def inputs(self) -> dict[str, torch.Tensor]:
+        """What the base receives."""
+        given = {"input_ids": self.input_ids, "attention_mask": self.attention_mask}
+        return given if self.token_type_ids is None else {**given, "token_type_ids": self.token_type_ids}
 
     @property
     def tokens(self) -> int:
@@ -30,7 +41,8 @@ class Batch:
         return int(self.attention_mask.sum())
 
     def to(self, device: torch.device | str) -> "Batch":
-        return Batch(self.input_ids.to(device), self.attention_mask.to(device), self.labels.to(device))
+        types = None if self.token_type_ids is None else self.token_type_ids.to(device)
+        return Batch(self.input_ids.to(device), self.attention_mask.to(device), self.labels.to(device), types)
 
 
 def plan(
@@ -82,20 +94,25 @@ def collate(items: Sequence[Tokens], pad_id: int, side: str = "right") -> Batch:
     """
     if side not in ("left", "right"):
         raise ValueError(f"side is {side!r}; choose left or right")
-    if not items:
+    labels = [[t if loss else NO_LOSS for t, loss in zip(item.ids, item.loss, strict=True)] for item in items]
+    ids = [item.ids for item in items]
+    return Batch(padded(ids, pad_id, side), mask_of(ids, side), padded(labels, NO_LOSS, side))
+
+
+def padded(rows: Sequence[Sequence[int]], fill: int, side: str = "right") -> torch.Tensor:
+    """The rows as one tensor (B, T), filled up to the longest. Raises ValueError if there are none."""
+    if not rows:
         raise ValueError("a batch needs at least one item")
-    shape = (len(items), max(len(item.ids) for item in items))
-    input_ids = torch.full(shape, pad_id, dtype=torch.int64)
-    attention_mask = torch.zeros(shape, dtype=torch.int64)
-    labels = torch.full(shape, NO_LOSS, dtype=torch.int64)
-    for row, item in enumerate(items):
-        length = len(item.ids)
-        place = slice(0, length) if side == "right" else slice(shape[1] - length, shape[1])
-        ids = torch.tensor(item.ids, dtype=torch.int64)
-        input_ids[row, place] = ids
-        attention_mask[row, place] = 1
-        labels[row, place] = ids.masked_fill(~torch.tensor(item.loss, dtype=torch.bool), NO_LOSS)
-    return Batch(input_ids, attention_mask, labels)
+    whole = torch.full((len(rows), max(map(len, rows))), fill, dtype=torch.int64)
+    for row, values in zip(whole, rows, strict=True):
+        place = slice(0, len(values)) if side == "right" else slice(len(row) - len(values), len(row))
+        row[place] = torch.tensor(values, dtype=torch.int64)
+    return whole
+
+
+def mask_of(rows: Sequence[Sequence[int]], side: str = "right") -> torch.Tensor:
+    """1 where `padded` has a row's own values, 0 where it is filled up."""
+    return padded([[1] * len(values) for values in rows], 0, side)
 
 
 def batches(

@@ -242,10 +242,37 @@ def _alpaca(row: dict[str, object]) -> list[Message]:
     return [Message("user", instruction), Message("assistant", _text(row["output"], "'output'"))]
 
 
+def _labelled(row: dict[str, object]) -> list[Message]:
+    """One text, or two of which the second is `text_pair`, and the label's name."""
+    texts = [_text(row["text"], "'text'")]
+    if row.get("text_pair") not in (None, ""):
+        texts.append(_text(row["text_pair"], "'text_pair'"))
+    return [*(Message("user", text) for text in texts), Message("assistant", _text(row["label"], "'label'").strip())]
+
+
+def _tagged(row: dict[str, object]) -> list[Message]:
+    """A sentence, as words, and a tag for each."""
+    words, tags = (_words(row[key], key) for key in ("words", "tags"))
+    if len(words) != len(tags):
+        raise ValueError(f"{len(words)} words have {len(tags)} tags")
+    return [Message("user", " ".join(words)), Message("assistant", " ".join(tags))]
+
+
+def _words(value: object, key: str) -> list[str]:
+    """A list of texts without blanks, also one text with blanks between."""
+    items = _list(value)
+    words = _text(value, repr(key)).split() if items is None else [_text(item, f"one of {key!r}") for item in items]
+    if wrong := [word for word in words if word.split() != [word]]:
+        raise ValueError(f"{key!r} holds {wrong[0]!r}, which is not one word")
+    return words
+
+
 SHAPES: dict[str, Shape] = {
     "messages": Shape(("messages",), lambda row: _conversation(row["messages"], "messages")),
     "prompt": Shape(("prompt", "completion"), lambda row: _pair(row, "prompt", "completion")),
     "question": Shape(("question", "answer"), lambda row: _pair(row, "question", "answer")),
     "alpaca": Shape(("instruction", "output"), _alpaca),
     "sharegpt": Shape(("conversations",), lambda row: _conversation(row["conversations"], "conversations")),
+    "labelled": Shape(("text", "label"), _labelled),
+    "tagged": Shape(("words", "tags"), _tagged),
 }

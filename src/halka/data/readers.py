@@ -9,7 +9,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-SUFFIXES = (".jsonl", ".ndjson", ".json", ".csv", ".tsv", ".parquet")
+from halka.data import conll
+
+SUFFIXES = (".jsonl", ".ndjson", ".json", ".csv", ".tsv", ".parquet", *conll.SUFFIXES)
 
 
 @dataclass(frozen=True)
@@ -32,7 +34,7 @@ class Row:
 
 
 def read_rows(path: str | Path) -> list[Row | Problem]:
-    """Every row of a JSONL, JSON, CSV, TSV or Parquet file in its order; text files may be gzipped (`.jsonl.gz`).
+    """Every row of a JSONL, JSON, CSV, TSV, Parquet or CoNLL file in its order; text may be gzipped (`.jsonl.gz`).
 
     Blank lines are skipped. A JSON file may be one array, one object, or objects line by line. Bytes that are not
     UTF-8 come out as lone surrogates, for whoever uses the text to find.
@@ -49,7 +51,8 @@ def read_rows(path: str | Path) -> list[Row | Problem]:
         raise ValueError(f"{path}: not a kind of data file that is known. Use one of {', '.join(SUFFIXES)}.")
     if kind[0] == ".parquet":
         return list(_parquet(path))
-    read = {".json": _json, ".csv": _csv, ".tsv": _csv}.get(kind[0], _json_lines)
+    tables = {".csv": _csv, ".tsv": _csv, **dict.fromkeys(conll.SUFFIXES, _conll)}
+    read = {".json": _json, **tables}.get(kind[0], _json_lines)
     return list(read(_text(path, zipped), path.name))
 
 
@@ -135,6 +138,14 @@ def _next(text: str, at: int) -> int:
     while at < len(text) and text[at] in " \t\r\n":
         at += 1
     return at
+
+
+def _conll(text: str, name: str) -> Iterator[Row | Problem]:
+    for line, columns in conll.sentences(text):
+        try:
+            yield _row(f"{name}:{line}", conll.tagged(columns))
+        except ValueError as error:
+            yield Problem(f"{name}:{line}", str(error))
 
 
 def _csv(text: str, name: str) -> Iterator[Row | Problem]:

@@ -11,6 +11,7 @@ import yaml
 
 from halka.data.duplicates import Duplicate, between, prompt_key
 from halka.data.examples import Example, read_examples
+from halka.data.labels import classes_in, tags_in
 from halka.data.readers import Problem
 
 T = TypeVar("T")
@@ -41,8 +42,14 @@ PART = Kind(
     "a file, a list of files, or a fraction of train between 0 and 1",
     lambda value: _is_fraction(value) or _is_names(value),
 )
+KINDS = ("causal-lm", "sequence-classification", "token-classification", "seq2seq-lm")
+OF_SHAPES = {"labelled": "sequence-classification", "tagged": "token-classification"}
+"""What examples of a shape are for, unless the task says otherwise."""
+
 KEYS = {
     "name": TEXT,
+    "kind": Kind(f"one of {', '.join(KINDS)}", lambda value: value in KINDS),
+    "labels": Kind("a list of names", lambda value: isinstance(value, list) and _is_names(value)),
     "train": FILES,
     "validation": PART,
     "test": PART,
@@ -61,6 +68,8 @@ KEYS = {
 class Task:
     """What is to be learned: `metrics` are names of metrics, `primary` is the one that compares methods.
 
+    `kind` is what the base is loaded as, if it is not to be a language model of any kind, and `labels` are what its
+    head tells apart.
     `problems` are the rows of the task's files that could not be used.
     """
 
@@ -74,6 +83,8 @@ class Task:
     licence: str = ""
     source: str = ""
     problems: tuple[Problem, ...] = ()
+    kind: str | None = None
+    labels: tuple[str, ...] = ()
 
     @staticmethod
     def from_yaml(path: str | Path) -> "Task":
@@ -118,7 +129,9 @@ def overlaps(task: Task) -> dict[tuple[str, str], list[Duplicate]]:
 def _read_task(path: Path) -> Task:
     given = _checked(path)
     problems: list[Problem] = []
-    files = {split: _read_files(path, given, split, problems) for split in SPLITS}
+    shapes: list[str] = []
+    files = {split: _read_files(path, given, split, problems, shapes) for split in SPLITS}
+    kind = given.get("kind") or OF_SHAPES.get(shapes[0])
     train = files["train"]
     for split in ("test", "validation"):
         fraction = given.get(split)
@@ -142,7 +155,15 @@ def _read_task(path: Path) -> Task:
         licence=given.get("licence", ""),
         source=given.get("source", ""),
         problems=tuple(problems),
+        kind=kind,
+        labels=tuple(given.get("labels", ())) or labels_for(kind, [*train, *files["validation"], *files["test"]]),
     )
+
+
+def labels_for(kind: str | None, examples: Iterable[Example]) -> tuple[str, ...]:
+    """The labels that the examples of a task of that kind are answered by; none where the kind has none."""
+    found = {"sequence-classification": classes_in, "token-classification": tags_in}
+    return found[kind](examples) if kind in found else ()
 
 
 def _checked(path: Path) -> dict[str, Any]:
@@ -169,13 +190,17 @@ def _listed(value: str | list[str]) -> list[str]:
     return [value] if isinstance(value, str) else value
 
 
-def _read_files(path: Path, given: dict[str, Any], split: str, problems: list[Problem]) -> list[Example]:
+def _read_files(
+    path: Path, given: dict[str, Any], split: str, problems: list[Problem], shapes: list[str]
+) -> list[Example]:
+    """A split's examples; what is wrong with its rows, and their shapes, go to the two lists."""
     value = given.get(split, [])
     examples: list[Example] = []
     for file in [] if isinstance(value, float) else _listed(value):
         rows = read_examples(path.parent / file, given.get("shape"))
         examples += rows.examples
         problems += rows.problems
+        shapes.append(rows.shape)
     return examples
 
 

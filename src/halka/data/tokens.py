@@ -8,8 +8,9 @@ Without a chat template the prompt's and the answer's text follow each other, wi
 """
 
 from bisect import bisect_left
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any, Protocol
 
 from transformers import PreTrainedTokenizerBase
 
@@ -25,12 +26,33 @@ NOT_PLAIN = (
 )
 
 
+class Item(Protocol):
+    """An example as a base reads it. Its length is the number of its tokens; equal fields are the same item."""
+
+    @property
+    def ids(self) -> list[int]: ...
+
+    @property
+    def labels(self) -> int:
+        """How many predictions its loss is of."""
+        ...
+
+    def __len__(self) -> int: ...
+
+
 @dataclass(frozen=True)
 class Tokens:
     """Token ids and, for each, whether predicting it carries loss."""
 
     ids: list[int]
     loss: list[bool]
+
+    @property
+    def labels(self) -> int:
+        return sum(self.loss[1:])
+
+    def __len__(self) -> int:
+        return len(self.ids)
 
 
 class TooLong(ValueError):
@@ -49,7 +71,7 @@ class TooLong(ValueError):
 class Encoded:
     """What became of a list of examples: `tokens[i]` is `examples[kept[i]]`; each dropped one has its problem."""
 
-    tokens: list[Tokens]
+    tokens: list[Any]  # of one kind of `Item`
     kept: list[int]
     problems: list[Problem]
     cut: int
@@ -86,38 +108,54 @@ def encode_all(
         TooLong: with "error", for the first that is.
         ValueError: no example is left, or `too_long` or `max_length` makes no sense.
     """
+    encoded = _encode_in_chunks(examples, tokenizer)
+    return sifted(examples, encoded, lambda _, tokens, length: _shorten(tokens, length), max_length, too_long)
+
+
+def sifted(
+    examples: Sequence[Example],
+    encoded: Iterable[Any],
+    shorten: Callable[[int, Any, int], Any],
+    max_length: int | None,
+    too_long: str,
+) -> Encoded:
+    """What becomes of each example's item, or the ValueError in its place, where no item may be over `max_length`.
+
+    `shorten(index, item, length)` is the item cut to a length, or the ValueError that says why it cannot be.
+    Raises as `encode_all` does.
+    """
     if too_long not in TOO_LONG:
         raise ValueError(f"too_long is {too_long!r}; choose one of {', '.join(TOO_LONG)}")
     if max_length is not None and max_length < 2:
         raise ValueError(f"max_length is {max_length}; it must be at least 2, one token of prompt and one of answer")
-    kept: dict[int, Tokens] = {}
+    kept: dict[int, Any] = {}
     problems: list[Problem] = []
     cut = 0
-    for index, tokens in enumerate(_encode_in_chunks(examples, tokenizer)):
+    for index, item in enumerate(encoded):
         where = examples[index].where or f"example {index + 1}"
-        length = 0 if isinstance(tokens, ValueError) else len(tokens.ids)
-        if isinstance(tokens, Tokens) and max_length is not None and length > max_length:
+        length = 0 if isinstance(item, ValueError) else len(item)
+        if max_length is not None and length > max_length:
             if too_long == "error":
                 raise TooLong(where, length, max_length)
-            tokens = _shorten(tokens, max_length, too_long)
-        if isinstance(tokens, ValueError):
-            problems.append(Problem(where, str(tokens)))
+            if too_long == "drop":
+                item = ValueError(f"{length} tokens, more than max_length {max_length}")
+            else:
+                item = shorten(index, item, max_length)
+        if isinstance(item, ValueError):
+            problems.append(Problem(where, str(item)))
         else:
-            kept[index] = tokens
-            cut += len(tokens.ids) < length
+            kept[index] = item
+            cut += len(item) < length
     if not kept:
         first = "; ".join(str(problem) for problem in problems[:3])
         raise ValueError(f"none of {len(examples)} examples can be used. {first or 'There are none.'}")
     return Encoded(list(kept.values()), list(kept), problems, cut, len(problems))
 
 
-def _shorten(tokens: Tokens, max_length: int, too_long: str) -> Tokens | ValueError:
+def _shorten(tokens: Tokens, max_length: int) -> Tokens | ValueError:
     """The first `max_length` tokens, or why the example is dropped."""
-    length = len(tokens.ids)
-    if too_long == "drop":
-        return ValueError(f"{length} tokens, more than max_length {max_length}")
     if not any(tokens.loss[:max_length]):
-        return ValueError(f"the answer begins after max_length {max_length} (the example has {length} tokens)")
+        return ValueError(f"the answer begins after max_length {max_length} (the example has {len(tokens)} tokens)")
     return Tokens(tokens.ids[:max_length], tokens.loss[:max_length])
 
 

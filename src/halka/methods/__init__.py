@@ -1,4 +1,4 @@
-"""The methods, one file each. A new one is found by being here: no registration."""
+"""The methods, one file each. A new one is found by being here: no registration. The core has two of its own."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from inspect import getmembers, isclass
 from pkgutil import iter_modules
 from typing import Any
 
-from halka.core import Joint, Method
+from halka.core import Joint, Method, Modules
 from halka.methods.bitfit import BitFit
 from halka.methods.bottleneck import Bottleneck
 from halka.methods.dora import DoRA
@@ -18,7 +18,6 @@ from halka.methods.ia3 import IA3
 from halka.methods.llama_adapter import LlamaAdapter
 from halka.methods.lora import LoRA
 from halka.methods.lora_bias import LoRABias
-from halka.methods.modules import Modules
 from halka.methods.normed_bottleneck import NormedBottleneck
 from halka.methods.positionless_prefix import PositionlessPrefix
 from halka.methods.prefix import Prefix
@@ -48,8 +47,8 @@ __all__ = [
 
 
 def all_methods() -> dict[str, type[Method]]:
-    """Every method in this folder by its name, in alphabetical order."""
-    found = {}
+    """Every method in this folder, and `Modules`, by its name, in alphabetical order."""
+    found: dict[str, type[Method]] = {Modules.name: Modules}
     for module in iter_modules(__path__, prefix=f"{__name__}."):
         for _, member in getmembers(import_module(module.name), isclass):
             if is_dataclass(member) and member.__module__ == module.name and hasattr(member, "build"):

@@ -9,7 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from halka.core import VIRTUAL_ROLES, AdaptedModel, Target
+from halka.core import VIRTUAL_ROLES, WHOLE, AdaptedModel, Modules, Target
+from halka.models.classes import head_of, labels_of
 from halka.models.experts import use_experts
 from halka.models.layouts import check_layout, layout_of, linear_targets
 from halka.models.memory import VirtualTokens
@@ -18,7 +19,8 @@ from halka.models.memory import VirtualTokens
 def adapt(base: Any, tokenizer: Any = None) -> AdaptedModel:
     """Freeze a transformers model, loaded by anyone, and make it ready for adapters.
 
-    The tokenizer is needed to train and to evaluate on text. The base is put into eval mode.
+    The tokenizer is needed to train and to evaluate on text. The base is put into eval mode. Where its head tells
+    labels apart, every adapter that is added has a head of its own.
 
     Raises ValueError for an architecture without a layout, naming the file to extend.
     """
@@ -33,7 +35,10 @@ def adapt(base: Any, tokenizer: Any = None) -> AdaptedModel:
     for role, held in memory.held.items():
         targets.append(Target(role, role, held, width, math.prod(held.shape), shape=held.shape))
     targets.append(Target("base", "base", base, width, vocabulary))
-    return AdaptedModel(base, targets, memory, tokenizer, experts=partial(use_experts, base))
+    learned = tuple("head" if path == layout.head else f"{WHOLE}{path}" for path in head_of(base))
+    head = Modules(learned) if learned else None
+    experts = partial(use_experts, base)
+    return AdaptedModel(base, targets, memory, tokenizer, experts=experts, head=head, labels=labels_of(base))
 
 
 def context(model: AdaptedModel, name: str | None = None) -> int | None:
@@ -46,6 +51,23 @@ def context(model: AdaptedModel, name: str | None = None) -> int | None:
     virtual = [part for path, part in adapter.parts.items() if adapter.targets[path].role in VIRTUAL_ROLES]
     with torch.no_grad():
         return positions - sum(part.virtual().shape[0] for part in virtual if part.takes_positions)
+
+
+def pad_id(model: AdaptedModel) -> int:
+    """The token that fills up rows: the tokenizer's, else its end of sequence, which no answer's text shows.
+
+    A base that finds the end of a text by its padding, as classifiers and encoders do, has its own.
+    """
+    config: Any = model.base.config
+    own = None if layout_of(model.base).causal and not model.labels else config.pad_token_id
+    known: Any = (own, *(getattr(model.tokenizer, key, None) for key in ("pad_token_id", "eos_token_id")))
+    return next((token for token in known if token is not None), 0)
+
+
+def run(model: AdaptedModel, **inputs: Any) -> Any:
+    """What the whole base returns, head included, without a cache."""
+    base: Any = model.base
+    return base(**inputs, use_cache=False) if layout_of(base).causal else base(**inputs)
 
 
 def hidden_states(model: AdaptedModel, **inputs: Any) -> Tensor:

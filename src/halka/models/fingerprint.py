@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from halka.core import AdaptedModel, Packed
+from halka.models.classes import head_of
 
 SAMPLES = 16  # of each weight
 
@@ -18,10 +19,11 @@ SAMPLES = 16  # of each weight
 def fingerprint(base: Any) -> dict[str, Any]:
     """What tells one base from another: its architecture, its sizes, and a hash over samples of every weight.
 
-    Samples are rounded to bf16 first, so that a base loaded in bf16 and in fp32 is the same base; those of packed
-    layers were taken before.
+    A head that every adapter has its own of does not count, nor what else is new. Samples are rounded to bf16 first, so
+    that a base loaded in bf16 and in fp32 is the same base; those of packed layers were taken before.
     """
-    named = list(_sampled(base))
+    new = tuple(f"{path}." for path in head_of(base))
+    named = [sample for sample in _sampled(base) if not sample[0].startswith(new)]
     rows = torch.stack([row.cpu() for _, _, row in named]).numpy()
     digest = hashlib.sha256()
     for (name, shape, _), row in zip(named, rows, strict=True):

@@ -13,6 +13,15 @@ KINDS = {  # kind -> the transformers class that loads bases of it
 }
 
 
+TASK_TYPES = {  # kind -> Hugging Face peft's word for it
+    "causal-lm": "CAUSAL_LM",
+    "masked-lm": None,
+    "sequence-classification": "SEQ_CLS",
+    "token-classification": "TOKEN_CLS",
+    "seq2seq-lm": "SEQ_2_SEQ_LM",
+}
+
+
 def kind_of(base: Any) -> str:
     """One of `KINDS`. Raises ValueError for a model that is none, such as a bare encoder without a head."""
     from transformers.models.auto import modeling_auto as auto

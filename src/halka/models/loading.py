@@ -7,11 +7,12 @@ import hashlib
 import json
 import math
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from halka.models.cache import cache_dir, is_pulled, known_bases, known_names, pull, source_of
+from halka.models.classes import from_folder, usual_kind
 from halka.models.layouts import LAYOUTS
 
 if TYPE_CHECKING:
@@ -32,13 +33,19 @@ def is_base_folder(path: Path) -> bool:
 def load_base(
     name_or_path: str | Path,
     *,
+    kind: str | None = None,
+    labels: Sequence[str] | None = None,
     dtype: str = "bfloat16",
     device: str | None = None,
     revision: str | None = None,
     quantize: str | None = None,
+    seed: int = 0,
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    """A causal language model in eval mode and its tokenizer, which has a pad token.
+    """A base in eval mode and its tokenizer, which has a pad token.
 
+    `kind` is what the base is for: causal-lm, masked-lm, seq2seq-lm, or, with `labels` that it is to tell apart,
+    sequence-classification and token-classification; as its configuration says if not given. A head that the weights
+    do not have begins from `seed`.
     `name_or_path` is a known short name (pulled if need be), a folder, or a name on the Hugging Face hub; `revision` is
     for the hub alone. What the hub gave once is taken from its cache from then on. `dtype` is one of bfloat16, float32,
     float16, auto (as stored). `device` defaults to the first there is of cuda, mps, cpu. `quantize` packs the layers'
@@ -46,12 +53,12 @@ def load_base(
     with a model is run.
 
     Raises ValueError for a name nobody knows, a folder without config or safetensors, weights that are damaged or lack
-    a tensor, an architecture that is no causal language model, an unknown dtype and a device that is not there; for a
+    more than the head, an architecture that is not of that kind, an unknown dtype and a device that is not there; for a
     form that there is not, or that needs what is not installed.
     """
     import torch
     from safetensors import SafetensorError
-    from transformers import AutoModelForCausalLM, AutoTokenizer
+    from transformers import AutoConfig, AutoTokenizer
 
     from halka.models.quantised import check_form, quantise
 
@@ -65,26 +72,23 @@ def load_base(
     with _quiet():
         try:
             tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
-            loaded: Any = AutoModelForCausalLM.from_pretrained(
-                folder,
+            config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+            kind = kind or usual_kind(config)
+            layout = LAYOUTS.get(config.model_type)
+            if kind == "causal-lm" and layout is not None and not layout.causal:
+                raise ValueError(f"it is an encoder ({config.model_type}), no causal language model")
+            model = from_folder(
+                *(folder, kind, labels, seed),
                 dtype=dtype if dtype == "auto" else getattr(torch, dtype),
                 local_files_only=True,
                 trust_remote_code=False,
                 use_safetensors=True,
-                output_loading_info=True,
             )
         except SafetensorError as error:
             raise ValueError(f"the weights in {folder} are damaged ({error}); remove it and fetch it anew") from error
         except (OSError, ImportError, KeyError, RuntimeError, ValueError) as error:
-            raise ValueError(f"{name_or_path} cannot be loaded as a causal language model: {error}") from error
-    model, found = loaded
-    if (layout := LAYOUTS.get(model.config.model_type)) is not None and not layout.causal:
-        raise ValueError(f"{name_or_path} is an encoder ({model.config.model_type}), no causal language model")
-    if missing := sorted(found["missing_keys"]):
-        raise ValueError(
-            f"the weights of {name_or_path} lack {len(missing)} tensors of a {type(model).__name__}, such as "
-            f"{missing[0]}; transformers would fill them at random. Give a complete causal language model"
-        )
+            what = "causal language model" if kind in (None, "causal-lm") else kind
+            raise ValueError(f"{name_or_path} cannot be loaded as a {what}: {error}") from error
     if quantize is not None:
         quantise(model, quantize)
     if known := known_bases().get(str(name_or_path)):
@@ -93,7 +97,9 @@ def load_base(
         )  # what an adapter's folder names as its base, not this machine's path
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token or tokenizer.unk_token or tokenizer.convert_ids_to_tokens(0)
-    if model.generation_config is not None and model.generation_config.pad_token_id is None:
+    if model.config.pad_token_id is None:
+        model.config.pad_token_id = tokenizer.pad_token_id  # where a text ends, a classifier tells by it
+    if model.can_generate() and model.generation_config.pad_token_id is None:
         model.generation_config.pad_token_id = tokenizer.pad_token_id  # else generate() says so at every call
     return model.to(place).eval(), tokenizer
 

@@ -10,7 +10,9 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from halka.core import WHOLE, Part, Target, begun, form_of
+from halka.core.blank import begun
+from halka.core.packed import form_of
+from halka.core.parts import WHOLE, Part, Target
 
 ROLES = ("head", "embedding")
 
@@ -30,7 +32,7 @@ class Modules:
             raise ValueError(f'modules: targets is a tuple of modules, such as ("head",), not {self.targets!r}')
 
     def roles(self) -> tuple[str, ...]:
-        return tuple(each if each in ROLES else f"{WHOLE}{each}" for each in self.targets)
+        return tuple(each if each in ROLES or each.startswith(WHOLE) else f"{WHOLE}{each}" for each in self.targets)
 
     def build(self, target: Target) -> Part:
         if (form := form_of(target.module)) is not None:

@@ -1,0 +1,34 @@
+"""The names of classes and tags: a list whose places are what a head tells apart."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+from halka.data.examples import Example
+
+OUTSIDE = "O"
+"""The tag of a word that is part of nothing."""
+
+
+def classes_in(examples: Iterable[Example]) -> tuple[str, ...]:
+    """The labels that the examples are answered by, numbers in their order and names in the alphabet's."""
+    return _in_order({label for example in examples for label in example.answers})
+
+
+def tags_in(examples: Iterable[Example]) -> tuple[str, ...]:
+    """The tags that the examples are answered by, `OUTSIDE` first."""
+    found = _in_order({tag for example in examples for answer in example.answers for tag in answer.split()})
+    return (*(tag for tag in found if tag == OUTSIDE), *(tag for tag in found if tag != OUTSIDE))
+
+
+def place_of(label: str, labels: Sequence[str]) -> int:
+    """Where a label stands. Raises ValueError that shows the labels there are."""
+    try:
+        return labels.index(label)
+    except ValueError:
+        shown = ", ".join(labels[:10]) + (", …" if len(labels) > 10 else "")
+        raise ValueError(f"the label {label!r} is none of the {len(labels)} labels: {shown}") from None
+
+
+def _in_order(labels: set[str]) -> tuple[str, ...]:
+    return tuple(sorted(labels, key=lambda label: (0, int(label), label) if label.isdecimal() else (1, 0, label)))

@@ -1,0 +1,133 @@
+"""What a base is loaded as: with the head for its kind, which is new where a base is to tell labels apart."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from halka.core import AdaptedModel
+from halka.models.kinds import KINDS, kind_of
+
+LABELLED = ("sequence-classification", "token-classification")
+"""The kinds whose head tells labels apart."""
+NEW = "new_modules"  # in a base's configuration: the modules that its weights did not have
+
+
+def labels_of(base: Any) -> tuple[str, ...]:
+    """The labels that a base's head tells apart, by place; none where it does something else."""
+    if kind_of(base) not in LABELLED:
+        return ()
+    names = base.config.id2label
+    return tuple(str(names[place]) for place in sorted(names))
+
+
+def usual_kind(config: Any) -> str:
+    """What a base is for, as its configuration says: of an encoder-decoder the other text, else the next token."""
+    (architecture,) = (config.architectures or [""])[:1]
+    heads = {"ForSequenceClassification": LABELLED[0], "ForTokenClassification": LABELLED[1]}
+    own = next((kind for ending, kind in heads.items() if architecture.endswith(ending)), None)
+    return own or ("seq2seq-lm" if config.is_encoder_decoder else "causal-lm")
+
+
+def head_of(base: Any) -> tuple[str, ...]:
+    """The modules, by path, that an adapter of a base with labels trains whole: its head, and others that are new."""
+    if kind_of(base) not in LABELLED:
+        return ()
+    beside = [
+        path
+        for path, module in base.named_children()
+        if path != base.base_model_prefix and any(True for _ in module.parameters())
+    ]
+    return tuple(dict.fromkeys([*beside, *getattr(base.config, NEW, ())]))
+
+
+def fitted_head(model: AdaptedModel, labels: Sequence[str], state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """An adapter's state for a base whose head has more places than `labels`, which are the adapter's: zeros there.
+
+    Raises ValueError for more labels than places, and for an adapter without a head of its own and other labels.
+    """
+    if not labels:
+        return dict(state)
+    places = f"{len(model.labels)} labels ({', '.join(model.labels[:5])}{', …' if len(model.labels) > 5 else ''})"
+    told = f"the adapter tells {len(labels)} labels apart ({', '.join(labels[:5])}{', …' if len(labels) > 5 else ''})"
+    if len(labels) > len(model.labels):
+        raise ValueError(f"{told}, and this base {places}: load the base with labels={list(labels)}")
+    paths = tuple(f"{path}." for path in head_of(model.base))
+    if not any(key.startswith((*paths, "base.")) for key in state) and tuple(labels) != model.labels:
+        raise ValueError(f"{told} with the base's own head, which tells {places}: load the base it was trained on")
+    own = dict(model.base.named_parameters())
+    fitted = dict(state)
+    for key, tensor in state.items():
+        whole = own.get(key) if key.startswith(paths) else None
+        if whole is not None and whole.shape[1:] == tensor.shape[1:] and len(tensor) < len(whole):
+            fitted[key] = torch.cat([tensor, tensor.new_zeros(len(whole) - len(tensor), *tensor.shape[1:])])
+    return fitted
+
+
+def checked(labels: Iterable[str]) -> tuple[str, ...]:
+    """The labels, if they can be told apart. Raises ValueError for fewer than two, and for one that is there twice."""
+    if isinstance(labels, str):
+        raise ValueError(f"labels is a list of names, not the text {labels!r}")
+    labels = tuple(labels)
+    if wrong := [each for each in labels if not isinstance(each, str) or not each.strip()]:
+        raise ValueError(f"a label is a text that is not empty, not {wrong[0]!r}")
+    if double := [each for each in labels if labels.count(each) > 1]:
+        raise ValueError(f"the label {double[0]!r} is there twice")
+    if len(labels) < 2:
+        raise ValueError(f"there are {len(labels)} labels: it takes two to tell something apart")
+    return labels
+
+
+def from_folder(folder: Path, kind: str, labels: Sequence[str] | None, seed: int, **options: Any) -> Any:
+    """A base of that kind from a folder; what of its head is not there begins from `seed`.
+
+    Raises ValueError for a kind that there is not, labels that the kind does not have, a head without labels, and
+    weights that lack anything but the head.
+    """
+    import transformers
+
+    if kind not in KINDS:
+        raise ValueError(f"kind {kind!r} is none of {', '.join(KINDS)}")
+    if labels is not None and kind not in LABELLED:
+        raise ValueError(f"labels are for {' and '.join(LABELLED)}: a {kind} has none")
+    labels = None if labels is None else checked(labels)
+    named = {} if labels is None else {"id2label": dict(enumerate(labels)), "label2id": _places(labels)}
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(seed)
+        model, found = getattr(transformers, KINDS[kind]).from_pretrained(
+            folder,
+            **named,
+            **options,
+            ignore_mismatched_sizes=labels is not None,
+            output_loading_info=True,
+        )
+    new = {*found["missing_keys"], *(key for key, *_ in found["mismatched_keys"])}
+    modules = _modules_of(new, model) if kind in LABELLED else ()
+    if missing := sorted(key for key in new if not any(key.startswith(f"{path}.") for path in modules)):
+        raise ValueError(
+            f"the weights of {folder} lack {len(missing)} tensors of a {type(model).__name__}, such as {missing[0]}; "
+            f"transformers would fill them at random. Give complete weights of a {kind}"
+        )
+    if new and labels is None:
+        raise ValueError(
+            f"the weights of {folder} have no head that tells labels apart: say which labels it shall learn, "
+            f'`halka.load_base(name, kind="{kind}", labels=[…])`'
+        )
+    setattr(model.config, NEW, list(modules))
+    return model
+
+
+def _places(labels: Sequence[str]) -> dict[str, int]:
+    return {label: place for place, label in enumerate(labels)}
+
+
+def _modules_of(new: set[str], model: Any) -> tuple[str, ...]:
+    """The modules of the head that new tensors are in: those beside the backbone, and its pooler."""
+    prefix = f"{model.base_model_prefix}."
+    paths = {key.partition(".")[0] for key in new if not key.startswith(prefix)}
+    poolers = {f"{prefix}pooler" for key in new if key.startswith(f"{prefix}pooler.")}
+    return tuple(sorted(paths | poolers))

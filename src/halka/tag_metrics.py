@@ -1,0 +1,51 @@
+"""Scores of tagged words: by whole entities, as conlleval and seqeval count them, and word by word."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+from halka.data.labels import OUTSIDE
+from halka.data.metric import Counts, Metric, ratio
+
+
+def entities(tags: Sequence[str]) -> Iterator[tuple[str, int, int]]:
+    """(type, first word, last word) of what is tagged, in the schemes IOB1, IOB2, IOE and IOBES.
+
+    A tag goes on with the entity before it unless it begins one (B, S), names another type, or follows an end (E, S).
+    """
+    kind, first, before = "", 0, OUTSIDE
+    for place, tag in enumerate([*tags, OUTSIDE]):
+        way, _, own = tag.partition("-")
+        goes_on = way in "IE" and before in "BI" and own == kind
+        if before != OUTSIDE and not goes_on:
+            yield kind, first, place - 1
+        if not goes_on:
+            kind, first = own, place
+        before = way
+
+
+def _entity_counts(prediction: str, references: Sequence[str]) -> Counts:
+    said, true = set(entities(prediction.split())), set(entities(references[0].split()))
+    return {"hit": float(len(said & true)), "both": float(len(said) + len(true))}
+
+
+def _word_counts(prediction: str, references: Sequence[str]) -> Counts:
+    said, true = prediction.split(), references[0].split()
+    hits = sum(one == other for one, other in zip(said, true, strict=False))
+    return {"hit": float(hits), "words": float(max(len(said), len(true)))}
+
+
+TAG_METRICS = (
+    Metric(
+        "tag_f1",
+        "F1 of whole entities, type and place, over all sentences",
+        _entity_counts,
+        lambda sums: ratio(2 * sums["hit"], sums["both"]),
+    ),
+    Metric(
+        "tag_accuracy",
+        "share of words with the right tag",
+        _word_counts,
+        lambda sums: ratio(sums["hit"], sums["words"]),
+    ),
+)

@@ -1,0 +1,321 @@
+"""Classification, tagging and sequence to sequence: transformers' own losses, heads apart, and one loop for all."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import torch
+from transformers import BertConfig, BertModel
+
+import halka
+from classifiers import CLASSES, LABELS, TAGS, TEXTS, classifier, example, examples, logits
+from contract import disturb
+from halka.data.batches import NO_LOSS
+from halka.data.words import encode_words
+from halka.evaluation import evaluate, generate
+from halka.models import pad_id
+from halka.models.classes import head_of
+from halka.models.loading import load_base
+from halka.objectives import objective_of
+from halka.run import TrainConfig
+from halka.store import read_card
+from halka.training import Job, as_tokens, mean_loss, train, train_many
+from tokenizers_for_tests import plain_tokenizer
+
+ARCHITECTURES = ("bert", "llama")
+CONFIG = TrainConfig(steps=4, batch_size=4, lr=1e-2, schedule="constant", warmup=0.0)
+LORA = halka.LoRA(rank=4)
+
+
+def model_with(architecture: str = "bert", kind: str = CLASSES, **methods):
+    model = classifier(architecture, kind)
+    for seed, (name, method) in enumerate(methods.items()):
+        model.add(name, method, seed=seed)
+        disturb(model, name, seed=seed)
+    return model
+
+
+# ── what is learned ─────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+@pytest.mark.parametrize("kind", [CLASSES, TAGS])
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_loss_and_gradients_are_those_of_transformers(architecture, kind):
+    model = model_with(architecture, kind, a=LORA)
+    objective = objective_of(model)
+    items = as_tokens(model, examples(kind), CONFIG, "a")
+    batch = objective.collate(items, pad_id(model))
+
+    def gradients(loss: torch.Tensor) -> dict[str, torch.Tensor]:
+        names, parameters = zip(*model.adapter("a").named_parameters(), strict=True)
+        return dict(zip(names, torch.autograd.grad(loss, parameters), strict=True))
+
+    with model.use("a"):
+        theirs = model.base(**batch.inputs, labels=batch.labels).loss
+        expected = gradients(theirs)
+        summed, count = objective.loss(model, "a", objective.outputs(model, batch), batch.labels)
+        found = gradients(summed / count)
+    assert count == int((batch.labels != NO_LOSS).sum()) == sum(item.labels for item in items)
+    torch.testing.assert_close(summed / count, theirs)
+    assert any("lora" in key for key in found)
+    assert any(key.startswith(("classifier.", "score.")) for key in found)
+    for key, gradient in expected.items():
+        torch.testing.assert_close(found[key], gradient, rtol=1e-4, atol=1e-7)
+
+
+@pytest.mark.parametrize("kind", [CLASSES, TAGS])
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_it_learns_and_answers_by_names(architecture, kind):
+    model = model_with(architecture, kind, a=LORA)
+    data = examples(kind)
+    steps = list(train(model, "a", data, replace(CONFIG, steps=30), validation=data))
+    assert mean_loss(model, "a", as_tokens(model, data, CONFIG, "a")) == pytest.approx(
+        min(step.validation for step in steps if step.validation is not None), rel=1e-5
+    )
+    metric = "tag_accuracy" if kind == TAGS else "accuracy"
+    assert evaluate(model, "a", data, [metric]).scores[metric].value == 1
+    assert dict(generate(model, "a", data)) == {i: each.answers[0] for i, each in enumerate(data)}
+
+
+def test_accumulated_batches_are_one_large_batch():
+    whole, parts = model_with(a=LORA), model_with(a=LORA)
+    data = examples(count=4)
+    (one,) = train(whole, "a", data, replace(CONFIG, steps=1))
+    (two,) = train(parts, "a", data, replace(CONFIG, steps=1, batch_size=2, accumulate=2))
+    assert two.loss == pytest.approx(one.loss, rel=1e-5)
+    assert two.gradient_norm == pytest.approx(one.gradient_norm, rel=1e-4)
+
+
+def test_a_stopped_run_ends_as_any_other(tmp_path):
+    whole, halves = model_with(a=LORA), model_with(a=LORA)
+    expected = [step.loss for step in train(whole, "a", examples(), CONFIG)]
+    steps = train(halves, "a", examples(), CONFIG, folder=tmp_path)
+    seen = [next(steps).loss for _ in range(2)]
+    steps.close()
+    again = model_with(a=LORA)
+    assert seen + [step.loss for step in train(again, "a", examples(), CONFIG, folder=tmp_path)] == expected
+
+
+# ── heads ───────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+@pytest.mark.parametrize("kind", [CLASSES, TAGS])
+def test_every_adapter_has_a_head_of_its_own(kind):
+    model = model_with(kind=kind, a=LORA, b=halka.IA3())
+    bare, other = logits(model, None), logits(model, "b")
+    list(train(model, "a", examples(kind), CONFIG))
+    assert torch.equal(logits(model, None), bare)
+    assert torch.equal(logits(model, "b"), other)
+    assert "classifier.weight" in model.adapter("a").state_dict()
+
+
+@pytest.mark.parametrize(
+    "method",
+    [halka.Full(), halka.Modules(("classifier",)), halka.Joint((LORA, halka.Modules(("classifier",))))],
+    ids=lambda method: method.name,
+)
+def test_a_method_that_trains_the_head_gets_no_other(method):
+    model = classifier()
+    assert model.add("a", method).method == method
+
+
+def test_a_language_model_has_no_head_to_train():
+    from tiny import tiny
+
+    assert halka.adapt(tiny()).add("a", LORA).method == LORA
+
+
+@pytest.mark.parametrize("kind", [CLASSES, TAGS])
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_rows_of_a_batch_use_their_own_adapters_and_heads(architecture, kind):
+    model = model_with(architecture, kind, a=LORA, b=halka.IA3(), c=halka.LoRA(rank=3))
+    names = ["a", None, "b", "c"]
+    mixed = logits(model, names)
+    for row, name in enumerate(names):
+        torch.testing.assert_close(mixed[row], logits(model, name)[row], rtol=1e-4, atol=1e-6)
+    asked = examples(kind, count=4)
+    together = dict(generate(model, names, asked))
+    assert together == {row: dict(generate(model, name, asked))[row] for row, name in enumerate(names)}
+
+
+def test_adapters_trained_together_learn_what_each_would_alone():
+    alone, together = model_with(a=LORA, b=halka.IA3()), model_with(a=LORA, b=halka.IA3())
+    jobs = [Job("a", examples(), CONFIG), Job("b", examples()[::-1], CONFIG)]
+    expected = {job.name: [step.loss for step in train(alone, job.name, job.examples, CONFIG)] for job in jobs}
+    told = list(train_many(together, jobs))
+    for name, losses in expected.items():
+        assert [steps[name].loss for steps in told] == pytest.approx(losses, rel=1e-4)
+
+
+def test_fewer_labels_than_the_base_has_places():
+    """The loss is that of a head as wide as the labels, and no answer is beyond them."""
+    wide = classifier(labels=(*LABELS, "fourth"))
+    wide.add("a", LORA, labels=["yes", "no"])
+    data = examples(labels=("yes", "no"))
+    items = as_tokens(wide, data, CONFIG, "a")
+    labels = torch.tensor([item.label for item in items])
+    texts = tuple(each.prompt[0].content for each in data)
+    expected = torch.nn.functional.cross_entropy(logits(wide, "a", texts)[:, :2], labels)
+    assert mean_loss(wide, "a", items) == pytest.approx(float(expected), rel=1e-5)
+    assert {answer for _, answer in generate(wide, "a", data)} <= {"yes", "no"}
+    with pytest.raises(ValueError, match="'b' is to tell 5 labels apart, where this base has 4"):
+        wide.add("b", LORA, labels=list("vwxyz"))
+
+
+# ── the folder ──────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+@pytest.mark.parametrize("kind", [CLASSES, TAGS])
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_a_saved_adapter_comes_back_with_its_head_and_labels(architecture, kind, tmp_path):
+    model = model_with(architecture, kind, a=LORA)
+    halka.save(model, "a", tmp_path / "a")
+    card = read_card(tmp_path / "a")
+    assert card is not None
+    assert (card.kind, tuple(card.labels)) == (kind, LABELS)
+    again = classifier(architecture, kind)
+    with torch.no_grad():
+        for path in head_of(again.base):  # another head: it is no part of what tells bases apart
+            again.base.get_submodule(path).weight.add_(1)
+    halka.load(again, tmp_path / "a")
+    assert torch.equal(logits(again, "a"), logits(model, "a"))
+    assert again.labels_of("a") == LABELS
+
+
+def test_an_adapter_of_other_labels_is_read_by_a_base_with_as_many_places_or_more(tmp_path):
+    model = model_with(a=LORA)
+    halka.save(model, "a", tmp_path / "a")
+    wide = classifier(labels=tuple("vwxyz"))
+    with torch.no_grad():
+        for name, parameter in wide.base.bert.named_parameters():
+            parameter.copy_(model.base.bert.get_parameter(name))
+    halka.load(wide, tmp_path / "a")
+    torch.testing.assert_close(logits(wide, "a")[:, :3], logits(model, "a"))
+    assert wide.labels_of("a") == LABELS
+    narrow = classifier(labels=("x", "y"))
+    with torch.no_grad():
+        for name, parameter in narrow.base.bert.named_parameters():
+            parameter.copy_(model.base.bert.get_parameter(name))
+    with pytest.raises(ValueError, match=r"3 labels apart \(good, bad, meh\), and this base 2 labels \(x, y\)"):
+        halka.load(narrow, tmp_path / "a")
+    assert not narrow.adapters
+
+
+def test_an_adapter_of_another_kind_is_refused(tmp_path):
+    model = model_with(kind=TAGS, a=LORA)
+    halka.save(model, "a", tmp_path / "a")
+    with pytest.raises(ValueError, match="is an adapter of a token-classification, and this base is a sequence-class"):
+        halka.load(classifier(), tmp_path / "a")
+
+
+# ── bases ───────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+@pytest.fixture
+def encoder(tmp_path):
+    """A folder with an encoder that has no head."""
+    tokenizer = plain_tokenizer()
+    sizes = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16}
+    BertModel(BertConfig(**sizes, vocab_size=len(tokenizer), pad_token_id=0)).save_pretrained(tmp_path)
+    tokenizer.save_pretrained(tmp_path)
+    return tmp_path
+
+
+def test_a_head_that_is_not_there_begins_from_the_seed(encoder):
+    def head(**options) -> torch.Tensor:
+        base, _ = load_base(encoder, kind=CLASSES, labels=LABELS, dtype="float32", **options)
+        assert [base.config.id2label[place] for place in range(3)] == list(LABELS)
+        return base.classifier.weight
+
+    before = torch.get_rng_state()
+    assert torch.equal(head(), head(seed=0))
+    assert not torch.equal(head(), head(seed=1))
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_a_new_pooler_is_trained_with_the_head(encoder):
+    BertModel.from_pretrained(encoder, add_pooling_layer=False).save_pretrained(encoder)
+    base, tokenizer = load_base(encoder, kind=CLASSES, labels=LABELS)
+    assert halka.adapt(base, tokenizer).head == halka.Modules(("head", "module:bert.pooler"))
+
+
+def test_the_head_of_a_trained_classifier_is_kept_or_set_aside(encoder, tmp_path):
+    base, tokenizer = load_base(encoder, kind=CLASSES, labels=LABELS, seed=5)
+    base.save_pretrained(encoder)
+    again, _ = load_base(encoder)  # its configuration says what it is
+    assert torch.equal(again.classifier.weight, base.classifier.weight)
+    assert halka.adapt(again, tokenizer).labels == LABELS
+    other, _ = load_base(encoder, kind=CLASSES, labels=["a", "b"])
+    assert other.classifier.out_features == 2
+
+
+@pytest.mark.parametrize(
+    ("options", "reason"),
+    [
+        ({"kind": "classification", "labels": LABELS}, "kind 'classification' is none of causal-lm"),
+        ({"kind": "masked-lm", "labels": LABELS}, "a masked-lm has none"),
+        ({"kind": CLASSES, "labels": ["a"]}, "1 labels: it takes two"),
+        ({"kind": CLASSES, "labels": ["a", "a"]}, "'a' is there twice"),
+        ({"kind": CLASSES, "labels": "ab"}, "a list of names, not the text 'ab'"),
+        ({"kind": CLASSES}, "have no head that tells labels apart: say which"),
+        ({"kind": "masked-lm"}, "lack .* tensors of a BertForMaskedLM"),
+    ],
+)
+def test_what_cannot_be_loaded_is_refused_with_the_reason(encoder, options, reason):
+    with pytest.raises(ValueError, match=reason):
+        load_base(encoder, **options)
+
+
+# ── examples ────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_a_tag_stands_at_its_words_first_token():
+    tokenizer = plain_tokenizer()
+    sentence = "Reset my password, ওগো!"
+    (item,) = encode_words([example(sentence, "O O B-X I-X")], tokenizer, ("O", "B-X", "I-X")).tokens
+    texts = [tokenizer.decode([token]) for token in item.ids]
+    firsts = [texts[place].strip() for place, word in enumerate(item.words) if word >= 0]
+    assert item.labels == 4
+    assert all(
+        word.startswith(first) or "\ufffd" in first for word, first in zip(sentence.split(), firsts, strict=True)
+    )
+    assert item.tags == [0, 0, 1, 2]
+    cut = encode_words([example(sentence, "O O B-X I-X")], tokenizer, ("O", "B-X", "I-X"), max_length=4)
+    assert (cut.cut, len(cut.tokens[0].ids)) == (1, 4)
+    assert 0 < cut.tokens[0].labels < 4
+
+
+@pytest.mark.parametrize(
+    ("kind", "given", "reason"),
+    [
+        (CLASSES, example("Hello", "awful", "x:3"), "x:3: the label 'awful' is none of the 3 labels: good, bad, meh"),
+        (TAGS, example("Hello you", "good awful"), "the label 'awful' is none"),
+        (TAGS, example("Hello you", "good"), "2 words have 1 tags"),
+        (CLASSES, replace(example("Hello", "good"), messages=example("Hello", "good").messages * 2), "one text or two"),
+    ],
+)
+def test_an_example_that_cannot_be_learned_is_refused_by_name(kind, given, reason):
+    model = model_with(kind=kind, a=LORA)
+    with pytest.raises(ValueError, match=reason):
+        as_tokens(model, [*examples(kind), given], CONFIG, "a")
+
+
+def test_two_texts_are_told_apart_where_the_base_asks():
+    model = model_with(a=LORA)
+    pair = replace(
+        example("", "good"), messages=(*example("Hello", "").prompt, *example("What is it?", "good").messages)
+    )
+    (item,) = as_tokens(model, [pair], CONFIG, "a")
+    theirs = model.tokenizer("Hello", "What is it?")
+    assert item.ids == theirs["input_ids"]
+    assert item.types == theirs.get("token_type_ids", [])
+    assert objective_of(model).collate([item, item], 0).inputs.keys() == {*theirs.keys()}
+
+
+def test_a_text_over_the_context_is_cut_when_it_is_answered():
+    model = model_with(a=LORA)
+    long = example(" ".join(TEXTS * 20), "good")
+    assert dict(generate(model, "a", [long]))[0] in LABELS
+    with pytest.warns(UserWarning, match="1 are cut to 64 tokens"):
+        assert len(as_tokens(model, [long], CONFIG, "a")[0]) == 64
