@@ -8,7 +8,7 @@ import pytest
 import torch
 
 import halka
-from contract import ids, weights_of
+from contract import disturb, ids, weights_of
 from halka.core.merged import merged_weights
 from halka.data.examples import Example, Message
 from halka.data.tokens import Tokens
@@ -183,6 +183,19 @@ def test_only_places_that_count_are_compared():
     some = halka.merge_error(model, "lora", [Tokens(row.ids, [True, *[False] * 38, True]) for row in PROBES])
     assert (whole.tokens, some.tokens) == (4 * 39, 4)
     assert some.effect != whole.effect
+
+
+@pytest.mark.parametrize(
+    ("architecture", "kind"),
+    [("bert", "sequence-classification"), ("bert", "token-classification"), ("flan-t5", "seq2seq-lm")],
+)
+def test_bases_of_other_kinds_are_compared_by_what_they_give(architecture, kind):
+    model = halka.adapt(tiny(architecture, kind=kind))
+    model.add("a", halka.LoRA(rank=2))
+    disturb(model, "a", by=0.2)
+    found = halka.merge_error(model, "a", PROBES)
+    assert found.tokens == (4 if kind == "sequence-classification" else 4 * 39)
+    assert found.error.max < 1e-4 < 1e-3 < found.effect.max
 
 
 def test_a_difference_of_distributions_is_no_difference_of_logits_that_are_shifted():

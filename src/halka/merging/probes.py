@@ -54,10 +54,15 @@ def probe_rows(model: AdaptedModel, probes: Probes | None) -> list[Tokens]:
 
 
 def logits_of(model: AdaptedModel, rows: Sequence[Tokens]) -> Iterator[Tensor]:
-    """For each row the logits (N, V) that predict the tokens that count, as the base computes now."""
+    """For each row the logits (N, V) that predict the tokens that count, as the base computes now.
+
+    Of a classifier the row's only ones (1, C); an encoder's decoder is given the row too.
+    """
     base: Any = model.base
     device = next(base.parameters()).device
     for row in rows:
+        ids = torch.tensor([row.ids], device=device)
+        given = {"input_ids": ids, **({"decoder_input_ids": ids} if base.config.is_encoder_decoder else {})}
         with torch.inference_mode():
-            whole = base(input_ids=torch.tensor([row.ids], device=device), use_cache=False).logits[0]
-        yield whole[:-1][torch.tensor(row.loss[1:], device=device)]
+            logits = base(**given).logits
+        yield logits if logits.dim() == 2 else logits[0, :-1][torch.tensor(row.loss[1:], device=device)]
