@@ -27,6 +27,7 @@ from filelock import FileLock, Timeout
 from halka.core import AdaptedModel, Adapter
 from halka.files import flush, new_folder, write_text
 from halka.models.fingerprint import own_fingerprint
+from halka.models.hub import adapter_folder
 from halka.store import Card, check_files, load, read_card, read_config, read_tensors, save
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
@@ -122,11 +123,11 @@ class AdapterStore:
         return self.get(stored_as, version)
 
     def add(self, folder: str | Path, name: str) -> Stored:
-        """Copy an adapter folder, ours or peft's, into the store as the next version of `name`.
+        """Copy an adapter folder, ours or peft's, here or on the hub, into the store as the next version of `name`.
 
         Raises ValueError for a folder that is no whole adapter, or whose Card names another base.
         """
-        source, name = Path(folder), _named(name)
+        source, name = adapter_folder(folder), _named(name)
         card = checked(source)
         base = self.base()
         if card is not None and base and card.base.get("fingerprint") != base:

@@ -28,6 +28,7 @@ from halka.formats import Files, Folder, format_named, format_of
 from halka.formats.peft import FILES
 from halka.models.classes import fitted_head
 from halka.models.fingerprint import own_fingerprint
+from halka.models.hub import adapter_folder, adapter_name
 from halka.models.kinds import TASK_TYPES, kind_of
 
 WEIGHTS = FILES.weights  # of what `save` writes, if it is not told otherwise
@@ -132,6 +133,7 @@ def load(
 ) -> Adapter:
     """Read an adapter folder, of any format in `halka.formats`, into `model` under `name` (the folder's if not given).
 
+    A text that is no path here may be a name on the Hugging Face hub: `org/adapter`, or `org/adapter@revision`.
     head: with the head that was saved beside it, where the format has such. A pickle is read by torch's loader for
     weights alone, and only where it is allowed.
     The file is mapped into memory, not copied: replace it by renaming, as `save` does, and never write into it.
@@ -140,13 +142,13 @@ def load(
     another base or chat template than the Card names, files that are not those that the Card was written for, unknown
     or missing tensors, shapes that do not fit, values that are not finite.
     """
-    folder = Path(folder)
+    name = adapter_name(folder) if name is None else name
+    folder = adapter_folder(folder, allow_pickle=allow_pickle)
     config = read_config(folder, allow_pickle=allow_pickle)
     card = read_card(folder)
     form = format_of(folder)
     weights = weights_of(folder, form.FILES, allow_pickle=allow_pickle)
     soon_needed(weights)
-    name = folder.resolve().name if name is None else name
     with _checked_beside(card, folder) as check:
         if card is not None:
             _check_base(card, model, folder, allow_other_base, allow_other_template)

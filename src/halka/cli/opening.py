@@ -24,6 +24,9 @@ OtherBase = Annotated[bool, typer.Option("--allow-other-base", help="load an ada
 OtherTemplate = Annotated[
     bool, typer.Option("--allow-other-template", help="load an adapter trained with another chat template")
 ]
+Pickle = Annotated[
+    bool, typer.Option("--allow-pickle", help="read weights that are a pickle, by torch's loader of weights alone")
+]
 
 
 def open_model(
@@ -61,8 +64,12 @@ def open_model(
     return model
 
 
-def adapter_folder(folder: Path, given_as: str = "--adapter") -> Path:
-    """The folder, if there is one; ValueError with the way out if it is a run's folder, which holds the adapter's."""
+def adapter_folder(folder: Path, given_as: str = "--adapter", *, allow_pickle: bool = False) -> Path:
+    """The folder, here or on the hub; ValueError with the way out if it is a run's, which holds the adapter's."""
+    from halka.models import hub
+
+    if hub.is_adapter_name(folder):
+        return hub.adapter_folder(folder, allow_pickle=allow_pickle)
     existing_folder(folder, given_as)
     if not (folder / "adapter_config.json").exists() and (folder / "adapter" / "adapter_config.json").exists():
         raise ValueError(f"{given_as}: {folder} is a run's folder: its adapter is {folder / 'adapter'}")

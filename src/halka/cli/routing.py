@@ -23,7 +23,8 @@ AdapterNames = Annotated[
     typer.Option(
         "--adapter",
         metavar="[NAME=]FOLDER",
-        help="an adapter's folder, or with --store its name there; may be repeated; the bare base if not given",
+        help="an adapter's folder or its name on the hub, with --store its name there; may be repeated; the bare base "
+        "if not given",
     ),
 ]
 StoreFolder = Annotated[
@@ -81,6 +82,7 @@ class Adapters:
 def given_adapters(given: Sequence[str] | None, store: Path | None) -> Adapters:
     """What `--adapter` and `--store` say. Raises ValueError for what is not there, and for a name given twice."""
     from halka.adapter_store import AdapterStore
+    from halka.models.hub import adapter_name
 
     opened = None if store is None else AdapterStore(existing_folder(store, "--store"))
     folders: dict[str, Path] = {}
@@ -88,7 +90,7 @@ def given_adapters(given: Sequence[str] | None, store: Path | None) -> Adapters:
     for text in given or ():
         name, named_so, folder = text.partition("=")
         if not named_so or Path(text).exists():
-            name = text if opened is not None else adapter_folder(Path(text)).resolve().name
+            name = text if opened is not None else adapter_name(text)
             folder = "" if opened is not None else text
             plain.append(name)
         elif not name or not folder:

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from halka.models.cache import cache_dir, is_pulled, known_bases, known_names, pull, source_of
 from halka.models.classes import from_folder, usual_kind
+from halka.models.hub import from_hub
 from halka.models.layouts import LAYOUTS
 
 if TYPE_CHECKING:
@@ -161,48 +162,15 @@ def _resolve(name_or_path: str | Path, revision: str | None, *, fetch: bool) -> 
     if isinstance(name_or_path, Path) or not HUB_NAME.fullmatch(name):
         what = "is a file; a base is a folder" if folder.is_file() else "is no folder"
         raise ValueError(f"{name} {what}; {known_names(name)}")
-    return _from_hub(name, revision, fetch=fetch)
-
-
-def _from_hub(name: str, revision: str | None, *, fetch: bool) -> Path:
-    """The hub client's folder of that model: what its cache holds, else downloaded. Pickles are left on the hub."""
-    from huggingface_hub import errors, snapshot_download
-
-    def snapshot(*, local: bool) -> Path:
-        found = snapshot_download(
-            name,
-            revision=revision,
-            allow_patterns=HUB_FILES,
-            ignore_patterns=HUB_LEFT_OUT,
-            local_files_only=local,
-        )
-        return Path(found)
-
-    try:
-        folder = snapshot(local=True)
-        _weight_files(folder)
-        return folder
-    except (errors.LocalEntryNotFoundError, ValueError):  # nothing there, or only a part
-        if not fetch:
-            raise ValueError(
-                f"{name} is not on this machine: no folder, and not in the hub client's cache (load_base fetches it); "
-                f"{known_names(name)}"
-            ) from None
-    try:
-        return snapshot(local=False)
-    except errors.GatedRepoError as error:
-        reason = f"{name} is gated: accept its terms on https://huggingface.co/{name}, then log in with `hf auth login`"
-        raise ValueError(reason) from error
-    except errors.RevisionNotFoundError as error:
-        raise ValueError(f"{name} has no revision {revision!r} on the hub") from error
-    except errors.RepositoryNotFoundError as error:
-        raise ValueError(f"{name} is neither a folder nor a model on the hub; {known_names(name)}") from error
-    except (errors.LocalEntryNotFoundError, errors.HfHubHTTPError, OSError) as error:
-        cause = error.__cause__ or error
-        raise ValueError(
-            f"{name} is no folder, is not in the hub client's cache, and the hub cannot be reached "
-            f"({type(cause).__name__}: {cause}); {known_names(name)}"
-        ) from error
+    return from_hub(
+        *(name, revision),
+        files=HUB_FILES,
+        left_out=HUB_LEFT_OUT,
+        check=_weight_files,
+        what="a model",
+        hint=known_names(name),
+        fetch=fetch,
+    )
 
 
 def _weight_files(folder: Path) -> list[Path]:

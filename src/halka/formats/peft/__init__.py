@@ -30,7 +30,6 @@ from halka.formats.peft import (
     tokens,
     vera,
 )
-from halka.formats.peft.places import base_of
 from halka.methods import Modules, Prompt
 
 NAME = "peft"
@@ -104,7 +103,7 @@ def write(adapter: Adapter, targets: tuple[Target, ...], base_name: str) -> Fold
     """An adapter in peft's names, in our own where peft has none; `targets` are all of its base's."""
     written = _theirs(adapter, targets) or own.write(adapter, targets)
     common = {
-        "task_type": _task_type(adapter, targets),
+        "task_type": None,  # `store` knows what the base is for
         "base_model_name_or_path": base_name,
         "inference_mode": True,
         "revision": None,
@@ -140,16 +139,3 @@ def _theirs(adapter: Adapter, targets: tuple[Target, ...]) -> Folder | None:
         config = {**config, **more[0]}
         named |= {f"{kind.PREFIX}{key}": tensor for key, tensor in more[1].items()}
     return Folder(config, named)
-
-
-def _task_type(adapter: Adapter, targets: tuple[Target, ...]) -> str | None:
-    """What peft wraps such a base in; none for a classifier whose head was not trained: peft would look for it."""
-    name = type(base_of(targets)).__name__
-    heads = {"ForSequenceClassification": "SEQ_CLS", "ForTokenClassification": "TOKEN_CLS"}
-    head = next((task for ending, task in heads.items() if name.endswith(ending)), None)
-    if head is not None:
-        whole = [path.rpartition(".")[2] for path in adapter.parts if adapter.targets[path].role in ("head", "module")]
-        return head if {"classifier", "score"} & {*whole} else None
-    if name.endswith("ForConditionalGeneration"):
-        return "SEQ_2_SEQ_LM"
-    return "CAUSAL_LM" if name.endswith(("ForCausalLM", "LMHeadModel")) else None
