@@ -196,8 +196,8 @@ def test_names_of_older_versions_are_read():
 
 
 def test_a_head_of_its_own_is_trained_whole_beside_the_adapter():
-    for case in ("bert/classifier", "bert/flexible"):
-        model = halka.adapt(base("bert", labels=3))
+    for case in ("bert/classifier", "bert/flexible", "roberta/classifier", "roberta/flexible"):
+        model = halka.adapt(base(case.split("/")[0], labels=3))
         adapter = halka.load(model, FIXTURES / case, name="a")
         assert [each.name for each in adapter.method.methods] == ["bottleneck", "modules"]
         torch.testing.assert_close(logits(model, "a"), EXPECTED[case], rtol=0, atol=2e-5)
