@@ -218,7 +218,7 @@ def test_training_lowers_the_loss_and_leaves_the_base(form, method):
     bare = model.base(ids()).logits
     if not contract.starts_elsewhere(method):
         with model.use("a"):
-            assert torch.equal(model.base(ids()).logits, bare)
+            torch.testing.assert_close(model.base(ids()).logits, bare, rtol=0, atol=1e-5)
     optimizer = torch.optim.AdamW(model.parameters("a"), lr=5e-3)
     losses = []
     for _ in range(12):
@@ -277,23 +277,18 @@ def test_gradient_checkpointing_gives_the_same_gradients(form, method):
         torch.testing.assert_close(recomputed, plain, rtol=1e-5, atol=1e-6)
 
 
-@pytest.mark.filterwarnings("ignore:<class 'torch.autograd.function.Function'> should not be instantiated")
-@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")  # both are the compiler's own
+@pytest.mark.filterwarnings("ignore:<class 'torch.autograd.function.Function'> should not be instantiated")  # its own
 @every_form
 def test_torch_compile_agrees(form):
-    model = halka.adapt(packed(form, num_hidden_layers=1))
-    model.add("a", halka.LoRA(rank=4))
-    disturb(model, "a")
-    compiled = torch.compile(model.base, backend="aot_eager")
-    gradients = []
-    for base in (model.base, compiled):
-        with model.use("a"):
-            base(ids(), labels=ids(), use_cache=False).loss.backward()
-        gradients.append([parameter.grad.clone() for parameter in model.parameters("a")])
-        for parameter in model.parameters("a"):
-            parameter.grad = None
-    for plain, other in zip(*gradients, strict=True):
-        torch.testing.assert_close(other, plain, rtol=1e-4, atol=1e-6)
+    layer = layer_of(form, torch.randn(64, 96), torch.randn(64))
+    compiled = torch.compile(layer, backend="aot_eager", fullgraph=True)
+    found = []
+    for each in (layer, compiled):
+        x = torch.randn(2, 3, 96, generator=torch.Generator().manual_seed(0), requires_grad=True)
+        y = each(x)
+        y.square().sum().backward()
+        found.append((y.detach(), x.grad))
+    torch.testing.assert_close(found[1], found[0])
     torch.compiler.reset()
 
 
@@ -429,19 +424,18 @@ def test_a_run_goes_on_only_on_the_form_that_it_began_on(made, form, tmp_path):
             list(halka.train(second, "a", task.train, config, folder=folder))
 
 
-@every_form
-def test_a_measured_run(made, form, tmp_path):
+def test_a_measured_run(made, tmp_path):
     from halka.measure import measure
 
-    plain, found = (
-        measure(a_run(made, tmp_path / str(each), quantize=each, train={"steps": 2, "batch_size": 4, "lr": 1e-2}))
-        for each in (None, form)
-    )
-    assert (plain["quantize"], found["quantize"]) == (None, form)
-    assert found["parameters"]["total"] == plain["parameters"]["total"]
-    assert found["memory"]["weights"] < 0.7 * plain["memory"]["weights"]
-    assert found["memory"]["predicted"]["weights"] == found["memory"]["weights"]
-    assert found["scores"]["exact_match"]["n"] == 8
+    short = {"steps": 2, "batch_size": 4, "lr": 1e-2}
+    plain, *others = (measure(a_run(made, tmp_path / str(form), quantize=form, train=short)) for form in (None, *FORMS))
+    assert plain["quantize"] is None
+    for form, found in zip(FORMS, others, strict=True):
+        assert found["quantize"] == form
+        assert found["parameters"]["total"] == plain["parameters"]["total"]
+        assert found["memory"]["weights"] < 0.7 * plain["memory"]["weights"]
+        assert found["memory"]["predicted"]["weights"] == found["memory"]["weights"]
+        assert found["scores"]["exact_match"]["n"] == 8
 
 
 def test_an_experiment_names_forms_and_old_runs_keep_their_names(made, tmp_path):
@@ -475,6 +469,7 @@ def test_every_command_that_opens_a_base(made, form, tmp_path, monkeypatch):
         assert "trained on" not in same.stderr
         other = command(f"{name} {shared} --adapter run/adapter --json")
         assert f"trained on this base packed as {form}" in other.stderr
+    assert f"packed as {form}" in command("adapters show run/adapter").stdout
     refused = command(f"merge run/adapter {shared} --quantize {form} --into whole", code=2)
     assert f"packed as {form}" in refused.stderr
     command(f"merge run/adapter {shared} --quantize {form} --as peft --into alone")

@@ -227,8 +227,9 @@ def _show(found: dict[str, Any]) -> None:
         lines.pop("base_model_name_or_path", None)
     else:
         base = card.base
+        form = f", packed as {base['quantize']}" if base.get("quantize") else ""
         lines = {
-            "base": f"{base['name'] or 'unnamed'} ({_said(base['fingerprint'])})",
+            "base": f"{base['name'] or 'unnamed'} ({_said(base['fingerprint'])}){form}",
             "method": f"{card.method['name']} ({_said(card.method['fields'])})",
             "task": card.task,
             "chat template": card.chat_template,
