@@ -19,6 +19,7 @@ PAGES = (ROOT / "README.md", ROOT / "docs" / "results.md", ROOT / "docs" / "many
 PAGES += (ROOT / "docs" / "merging.md",)
 PAGES += (ROOT / "docs" / "formats.md",)
 PAGES += (ROOT / "docs" / "quantised.md",)
+PAGES += (ROOT / "docs" / "experts.md",)
 NOT_YET = "*Not measured yet.*\n"
 
 
@@ -201,6 +202,23 @@ def quantised_runs(found: Any) -> list[list[str]]:
     return rows
 
 
+def experts(found: Any) -> list[list[str]]:
+    """LoRA on a mixture's experts."""
+    names = {
+        "bare base": "the bare base",
+        "grouped": "one adapter",
+        "one at a time": "the same, one expert and row at a time",
+        "peft": "the same in peft",
+        "grouped, an adapter a row": "an adapter a row",
+        "one at a time, an adapter a row": "the same, one expert and row at a time",
+    }
+    columns = ("training step", "forward", "8 tokens a row")
+    rows = [["ms", "Training step", "Forward", "Decoding 8 tokens a row"]]
+    for way, name in names.items():
+        rows.append([name, *(f"{found['ms'][way][each]:.0f}" if each in found["ms"][way] else "–" for each in columns)])
+    return rows
+
+
 TABLES: dict[str, tuple[str, Callable[[Any], list[list[str]]]]] = {
     "speed": ("speed", speed),
     "decoding": ("decoding", decoding),
@@ -213,6 +231,7 @@ TABLES: dict[str, tuple[str, Callable[[Any], list[list[str]]]]] = {
     "llama_cpp": ("llama_cpp", llama_cpp),
     "quantised": ("quantised", quantised),
     "quantised_runs": ("quantised/summary", quantised_runs),
+    "experts": ("experts", experts),
 }
 
 

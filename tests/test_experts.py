@@ -5,12 +5,18 @@ from __future__ import annotations
 import pytest
 import torch
 import torch.nn.functional as F
+from transformers import AutoModelForCausalLM
 
 import contract
 import halka
 from contract import adapted, disturb, ids, padded
 from halka.core import experts
+from halka.exporting import export
+from halka.merging.combining import combine
+from halka.run import TrainConfig
+from halka.training import Job, train, train_many
 from kinds import bare, logits
+from test_training import items
 from tiny import tiny
 
 EXPERTS = ("experts.gate_up", "experts.down")
@@ -261,3 +267,48 @@ def test_saved_and_loaded_computes_the_same(method, architecture, tmp_path):
     again = halka.adapt(tiny(architecture))
     halka.load(again, tmp_path / "a", name="a")
     torch.testing.assert_close(logits(again, "a"), logits(model, "a"), rtol=0, atol=1e-6)
+
+
+@every_base
+def test_trained_together_each_learns_what_it_learns_alone(architecture):
+    methods = {"lora": METHODS["lora"], "ia3": METHODS["ia3"], "bottleneck": halka.Bottleneck(width=5)}
+    config = TrainConfig(steps=3, batch_size=3, lr=1e-2)
+
+    def model_with(*names: str) -> halka.core.AdaptedModel:
+        model = halka.adapt(tiny(architecture))
+        for name in names:
+            model.add(name, methods[name])
+            disturb(model, name)
+        return model
+
+    together = model_with(*methods)
+    told = list(train_many(together, [Job(name, items(6, seed=1), config) for name in methods]))
+    for name in methods:
+        alone = model_with(name)
+        steps = list(train(alone, name, items(6, seed=1), config))
+        assert [each[name].loss for each in told] == pytest.approx([step.loss for step in steps], rel=1e-4)
+        for key, tensor in alone.adapters[name].state_dict().items():
+            torch.testing.assert_close(together.adapters[name].state_dict()[key], tensor, rtol=1e-3, atol=2e-5)
+
+
+def test_adapters_of_experts_combine_and_are_exported_merged(tmp_path):
+    model = adapted(METHODS["lora"], architecture="qwen3_moe")
+    model.add("b", halka.LoRA(rank=5, targets=("experts", "attn.q")))
+    disturb(model, "b", seed=9)
+    both = combine(model, {"a": 0.5, "b": 2.0}, "cat", name="both")
+    for path, part in both.parts.items():
+        owners = ((model.adapters["a"], 0.5), (model.adapters["b"], 2.0))
+        expected = sum(weight * each.parts[path].delta() for each, weight in owners if path in each.parts)
+        torch.testing.assert_close(part.delta(), expected)
+    export(model, "both", tmp_path / "merged")
+    again = AutoModelForCausalLM.from_pretrained(tmp_path / "merged")
+    torch.testing.assert_close(again(ids()).logits, logits(model, "both"), rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_runs_are_multiplied_bit_for_bit_as_alone(dtype):
+    """In bf16 they are filled up to lengths that repeat, which no result may show; runs may be empty."""
+    sizes = [3, 0, 17, 1, 16, 0]
+    x, weights = torch.randn(sum(sizes), 64).to(dtype), torch.randn(len(sizes), 20, 64).to(dtype)
+    alone = torch.cat([F.linear(run, weight) for run, weight in zip(x.split(sizes), weights, strict=True)])
+    assert torch.equal(halka.core.linear(x, halka.core.Grouped(weights.unbind(), sizes)), alone)

@@ -25,12 +25,20 @@ def linear(x: Tensor, weight: Tensor | Grouped, bias: Tensor | None = None) -> T
     """
     if isinstance(weight, Grouped):
         runs = zip(x.split(list(weight.sizes)), weight.weights, strict=True)
-        result = torch.cat([F.linear(run, each) for run, each in runs if len(run)])
+        result = torch.cat([_of_run(run, each) for run, each in runs if len(run)])
         return result if bias is None else result + bias
     if weight.dim() == 2:
         return F.linear(x, weight, bias)
     result = _one_token(x, weight) if x.shape[1] == 1 and _readable_once(weight) else x @ weight.mT
     return result if bias is None else result + bias
+
+
+def _of_run(x: Tensor, weight: Tensor) -> Tensor:
+    """x (C, I) times a weight (R, I), with C filled up in bf16: a CPU makes a kernel anew for every other C."""
+    missing = -len(x) % 16
+    if not missing or x.dtype != torch.bfloat16 or x.device.type != "cpu":
+        return F.linear(x, weight)
+    return F.linear(F.pad(x, (0, 0, 0, missing)), weight)[: len(x)]
 
 
 def _readable_once(weight: Tensor) -> bool:
