@@ -17,7 +17,7 @@ from halka.formats.folder import Folder
 FIXTURES = Path(__file__).parent / "fixtures" / "adapterhub"
 sys.path.insert(0, str(FIXTURES))
 from bases import base, ids  # noqa: E402
-from written import cases, made  # noqa: E402
+from written import cases, classifier, made  # noqa: E402
 
 EXPECTED = load_file(FIXTURES / "expected.safetensors")
 REFUSED = ("gated", "compacter", "invertible")
@@ -314,6 +314,24 @@ def test_what_is_written_is_read_again(case):
     torch.testing.assert_close(logits(again, "a"), logits(model, "a"), rtol=0, atol=1e-5)
 
 
+@pytest.mark.parametrize("architecture", ["bert", "roberta"])
+def test_a_head_is_written_beside_the_adapter_and_read_again(architecture, tmp_path):
+    model, theirs = classifier(architecture), FIXTURES / architecture / "classifier"
+    halka.save(model, "a", tmp_path / "a", format="adapterhub")
+    own, other = (load_file(folder / "model_head.safetensors") for folder in (tmp_path / "a", theirs))
+    assert {key: each.shape for key, each in own.items()} == {key: each.shape for key, each in other.items()}
+    own, other = (json.loads((folder / "head_config.json").read_text()) for folder in (tmp_path / "a", theirs))
+    assert own == other
+    again = halka.adapt(base(architecture, labels=3))
+    halka.load(again, tmp_path / "a")
+    assert (logits(model, "a") - logits(model)).abs().max() > 1e-3
+    torch.testing.assert_close(logits(again, "a"), logits(model, "a"), rtol=0, atol=1e-6)
+    changed = tmp_path / "a" / "head_config.json"
+    changed.write_text(changed.read_text() + " ")
+    with pytest.raises(ValueError, match=r"head_config\.json changed since halka\.json was written"):
+        halka.load(again, tmp_path / "a", name="b")
+
+
 @pytest.mark.parametrize(
     ("architecture", "method", "reason"),
     [
@@ -321,6 +339,17 @@ def test_what_is_written_is_read_again(case):
         ("llama", halka.Prompt(length=2), "prompt cannot be written .* have no form on decoders"),
         ("llama", halka.Full(), "full cannot be written .* no form for whole weights"),
         ("bert", halka.DoRA(rank=2, targets=("attn.q",)), "AdapterHub's DoRA scales the layer's bias"),
+        ("llama", halka.Modules(), "modules alone cannot be written"),
+        (
+            "llama",
+            halka.Joint((halka.LoRA(rank=2, targets=("attn.q",)), halka.Modules(("model.norm",)))),
+            "hold modules of the head alone, and model.norm.weight is of the base",
+        ),
+        (
+            "gpt2",
+            halka.Joint((halka.Bottleneck(width=2), halka.Modules())),
+            "lm_head.weight is of the base, or tied to it",
+        ),
         ("llama", halka.BitFit(), "bitfit cannot be written .* AdapterHub's library has no such method"),
         ("llama", halka.Bottleneck(reads="input"), "its parallel adapters read the residual before the norm"),
         ("llama", halka.LoRA(rank=2, targets=("attn.o",)), "has no place for attn.o in llama: it has attn.q, attn.k"),

@@ -52,7 +52,7 @@ class Card:
     created: str = ""
     kind: str = "causal-lm"  # of the base, as `load_base` takes it
     labels: Sequence[str] = ()  # what the adapter's head tells apart, by place
-    files: Mapping[str, str] = field(default_factory=dict)  # SHA-256 of the two beside it
+    files: Mapping[str, str] = field(default_factory=dict)  # SHA-256 of those beside it
 
     def __post_init__(self) -> None:
         for each in fields(self):
@@ -80,7 +80,8 @@ def save(
     something else.
     """
     adapter, folder, form = model.adapter(name), Path(folder), format_named(format)
-    own = (form.FILES.config, form.FILES.weights, CARD, "README.md")
+    beside_it = () if form.FILES.head is None else (form.FILES.head.config, form.FILES.head.weights)
+    own = (form.FILES.config, form.FILES.weights, *beside_it, CARD, "README.md")
     if folder.exists() and not folder.is_dir():
         raise ValueError(f"{folder} is a file: choose another folder")
     if other := sorted(path.name for path in folder.glob("*") if path.name not in own):
@@ -93,7 +94,8 @@ def save(
     config = dict(written.config)
     if "task_type" in config:
         config["task_type"] = TASK_TYPES[kind_of(base)]
-    for key, tensor in written.tensors.items():
+    head = written.head
+    for key, tensor in {**written.tensors, **(head.tensors if head else {})}.items():
         if not torch.isfinite(tensor).all():
             raise ValueError(
                 f"adapter {name!r} holds values that are not finite, in {key}: train it again, more gently"
@@ -114,6 +116,9 @@ def save(
     with new_folder(folder) as beside:
         (beside / form.FILES.config).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
         _write_tensors({key: t.cpu() for key, t in written.tensors.items()}, beside / form.FILES.weights)
+        if head is not None:
+            (beside / beside_it[0]).write_text(json.dumps(head.config, indent=2) + "\n", encoding="utf-8")
+            _write_tensors({key: t.cpu() for key, t in head.tensors.items()}, beside / beside_it[1])
         card = replace(card, files=_digests(beside))
         (beside / CARD).write_text(json.dumps(asdict(card), indent=2) + "\n", encoding="utf-8")
         if readme.exists():
@@ -279,7 +284,8 @@ def _checked_beside(card: Card | None, folder: Path) -> Iterator[Callable[[], No
 
 def _digests(folder: Path) -> dict[str, str]:
     found, files = {}, format_of(folder).FILES
-    for name in (files.config, files.weights):
+    beside_it = () if files.head is None else (files.head.config, files.head.weights)
+    for name in (files.config, files.weights, *(each for each in beside_it if (folder / each).is_file())):
         with (folder / name).open("rb") as file:
             size = os.fstat(file.fileno()).st_size
             digest = hashlib.sha256()

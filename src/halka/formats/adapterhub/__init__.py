@@ -18,7 +18,7 @@ from halka.formats.folder import Files, Folder
 
 NAME = "adapterhub"
 FILES = Files("adapter_config.json", "adapter.safetensors", "pytorch_adapter.bin", heads.FILES)
-KINDS = (bottleneck, lora, ia3, prefix)  # each has METHODS, ARCHITECTURE, KIND, `read` and `write`
+KINDS = (bottleneck, lora, ia3, prefix)  # each has METHODS, ARCHITECTURE, `read` and `write`
 
 
 def found(folder: Path) -> bool:
@@ -48,12 +48,22 @@ def write(adapter: Adapter, targets: tuple[Target, ...], base_name: str) -> Fold
 
     Raises ValueError for a method, or fields of one, that `adapters` has no form for.
     """
-    base = base_of(targets)
-    written = [_write_one(each, targets) for each in _alone(adapter)]
+    alone = _alone(adapter)
+    whole = [each for each in alone if each.method.name == "modules"]
+    written = [_write_one(each, targets) for each in alone if each not in whole]
+    if not written:
+        raise ValueError(
+            "modules alone cannot be written as an AdapterHub folder: a head stands beside an adapter there"
+        )
     configs = [config for config, _ in written]
     config = configs[0] if len(configs) == 1 else {"architecture": "union", "configs": configs}
+    about = identity(base_of(targets), base_name)
     tensors = {key: tensor.detach().contiguous() for _, part in written for key, tensor in part.items()}
-    return Folder({"config": config, **identity(base, base_name)}, tensors)
+    head = None
+    for each in whole:
+        head = heads.write(each, targets)
+        head = Folder({**about, **head.config}, head.tensors)
+    return Folder({"config": config, **about}, tensors, head)
 
 
 def _read_one(config: dict, keys: Keys, targets: tuple[Target, ...]) -> tuple[Method, dict[str, Tensor]]:

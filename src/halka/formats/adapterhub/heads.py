@@ -1,7 +1,8 @@
-"""Heads that were saved beside an adapter, read as modules trained whole where the base has the like.
+"""Heads that stand beside an adapter: modules trained whole, in files of their own.
 
-Those of transformers' own classes have the base's names. Those of AdapterHub's classes are `heads.<name>.<i>`, a row of
-dropouts, layers and activations: where one of transformers' classes computes the same, they are its layers.
+Those of transformers' own classes have the base's names, and are written so. Those of AdapterHub's classes are
+`heads.<name>.<i>`, a row of dropouts, layers and activations: where one of transformers' classes computes the same,
+they are its layers.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from halka.core import Target
+from halka.core import Adapter, Target
 from halka.formats.adapterhub.config import base_of
 from halka.formats.folder import Files, Folder
 from halka.methods import Modules
@@ -60,6 +61,22 @@ def read(head: Folder, targets: tuple[Target, ...]) -> tuple[Modules, dict[str, 
         for key, parameter in base.get_submodule(path).named_parameters()
     }
     return Modules(tuple(roles.get(path, path) for path in paths)), state
+
+
+def write(adapter: Adapter, targets: tuple[Target, ...]) -> Folder:
+    """The head with these modules in it. Raises ValueError for modules that are not of the base's head."""
+    base = base_of(targets)
+    inside = f"{base.base_model_prefix}."
+    own = dict(base.named_parameters(remove_duplicate=False))
+    trained = adapter.state_dict()
+    shared = {parameter for key, parameter in own.items() if key.startswith(inside)}
+    if other := [key for key in trained if key.startswith(inside) or own[key] in shared]:
+        raise ValueError(
+            f"AdapterHub's folders hold modules of the head alone, and {other[0]} is of the base, or tied to it"
+        )
+    tensors = {key: trained.get(key, each.detach().float()) for key, each in own.items() if not key.startswith(inside)}
+    about = {"config": None, "name": None, "num_labels": base.config.num_labels, "label2id": base.config.label2id}
+    return Folder(about, {key: tensor.clone().contiguous() for key, tensor in tensors.items()})
 
 
 def _as_modules(head: Folder, config: Mapping[str, Any], base: str) -> dict[str, Tensor]:
