@@ -100,6 +100,48 @@ def _peft() -> list[Row]:
 ROWS: list[Row] = [*_peft(), Row("peft", "AdaLoRA, as LoRA", "read", PRUNED), *EXPERTS]
 
 
+# The same of AdapterHub's, by the names of the fixtures that its library wrote, and of what it was shown to read.
+ADAPTERHUB: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
+    "Pfeiffer's bottlenecks (`seq_bn`)": (("seq_bn", "own_head"), ("pfeiffer",)),
+    "Houlsby's (`double_seq_bn`)": (("double_seq_bn",), ("houlsby",)),
+    "parallel ones (`par_bn`, `scaled_par_bn`)": (("par_bn", "par_double"), ("parallel", "input")),
+    "`scaling`: learned, by channel": (("channel", "channel_plus"), ("learned", "channel")),
+    "`reduction_factor` by layer, `leave_out`": (("by_layer", "left_out"), ("by_layer", "left_out")),
+    "`ln_before`, `ln_after`": (
+        ("ln_before", "ln_after", "ln_around", "par_ln_after"),
+        ("normed", "outer", "parallel_normed"),
+    ),
+    "`residual_before_ln`": (("kept_sum", "post_add"), ("kept_sum",)),
+    "LoRA": (("lora", "lora_everywhere", "lora_layers"), ("lora", "lora_root", "lora_layer")),
+    "DoRA": (("dora",), ("dora",)),
+    "(IA)³": (("ia3", "ia3_out"), ("ia3", "ia3_out")),
+    "prefix tuning": (("prefix", "prefix_flat"), ("prefix",)),
+    "unions, such as MAM": (("mam", "lora_and_seq_bn"), ("joint",)),
+}
+HEADS_WRITTEN = "test_adapterhub.py::test_a_head_is_written_beside_the_adapter_and_read_again"
+
+
+def _adapterhub() -> list[Row]:
+    from test_adapterhub import READ as READ_CASES
+    from test_adapterhub import cases
+
+    def rows(method: str, direction: str, test: str, names: tuple[str, ...], there: list[str]) -> list[Row]:
+        mine = [case for case in there if case.partition("/")[2] in names]
+        return [Row("adapterhub", method, direction, f"test_adapterhub.py::{test}[{case}]") for case in mine]
+
+    found = []
+    for method, (read, written) in ADAPTERHUB.items():
+        found += rows(method, "read", "test_its_adapters_compute_here_what_they_compute_there", read, READ_CASES)
+        found += rows(method, "written", "test_what_is_written_is_read_again", written, cases())
+    head = "test_adapterhub.py::test_a_head_of_its_own_is_trained_whole_beside_the_adapter"
+    found.append(Row("adapterhub", "a classifier's head", "read", head))
+    each = ("bert", "roberta")
+    return found + [Row("adapterhub", "a classifier's head", "written", f"{HEADS_WRITTEN}[{case}]") for case in each]
+
+
+ROWS += _adapterhub()
+
+
 def table(format: str) -> str:
     """A format's rows as a Markdown table: methods down, both directions across, the tests in the cells."""
     rows = [row for row in ROWS if row.format == format]
