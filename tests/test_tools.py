@@ -15,6 +15,7 @@ from halka.core import AdaptedModel, Method
 from halka.data.batches import collate, plan
 from halka.data.tokens import Tokens
 from halka.run import TrainConfig
+from test_quantised import packed
 from test_training import items, model_for, weights
 from tiny import tiny
 from tokenizers_for_tests import chatml_tokenizer
@@ -103,6 +104,19 @@ def test_trainer_teaches_what_train_teaches_saves_and_resumes(method, tmp_path):
     fresh = halka.adapt(tiny())
     halka.load(fresh, tmp_path, name="b")
     assert all(torch.equal(value, weights(fresh, "b")[key]) for key, value in weights(theirs).items())
+
+
+@pytest.mark.parametrize("form", ["nf4", "int8"])
+def test_trainer_takes_a_packed_base(form, tmp_path):
+    data = items(6)
+    ours, theirs = (halka.adapt(packed(form)) for _ in range(2))
+    for model in (ours, theirs):
+        model.add("a", halka.LoRA(rank=4))
+    config = TrainConfig(steps=3, batch_size=2, schedule="constant", warmup=0, lr=1e-2)
+    expected = [step.loss for step in halka.train(ours, "a", data, config)]
+    trainer = trainer_for(theirs, data, tmp_path, max_steps=3, save_strategy="no")
+    trainer.train()
+    assert losses(trainer) == pytest.approx(expected, abs=1e-4)
 
 
 @pytest.mark.filterwarnings("ignore:.*`gradient_checkpointing`")

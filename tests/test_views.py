@@ -69,6 +69,39 @@ def test_gradients_are_those_of_use_also_where_layers_are_computed_once_more(kin
     assert not model.base.get_input_embeddings()._forward_hooks
 
 
+@pytest.mark.parametrize(
+    ("architecture", "kind"),
+    [
+        ("bert", "sequence-classification"),
+        ("roberta", "token-classification"),
+        ("modernbert", None),
+        ("t5", None),
+    ],
+)
+def test_bases_of_other_kinds_have_views_too(architecture, kind):
+    model = halka.adapt(tiny(architecture, kind=kind))
+    for name, method in (("lora", halka.LoRA(rank=4)), ("prefix", halka.Prefix(length=3))):
+        model.add(name, method)
+        disturb(model, name)
+    labels = torch.tensor([0, 1, 0]) if kind == "sequence-classification" else ids() % 2
+    for name in model.adapters:
+        view = halka.view(model, name)
+        with model.use(name):
+            expected = model.base(ids(), labels=labels)
+            expected.loss.backward()
+        grads = [parameter.grad.clone() for parameter in model.parameters(name)]
+        for parameter in model.parameters(name):
+            parameter.grad = None
+        view.activation_checkpointing_enable()
+        view.train()
+        got = view(ids(), labels=labels)
+        got.loss.backward()
+        view.activation_checkpointing_disable()
+        torch.testing.assert_close(got.logits, expected.logits, rtol=0, atol=1e-5)
+        for parameter, grad in zip(model.parameters(name), grads, strict=True):
+            torch.testing.assert_close(parameter.grad, grad, rtol=0, atol=1e-5)
+
+
 def test_layers_are_computed_once_more_with_the_mode_they_had():
     """A base with dropout: without checkpoints and with them, the same seed drops the same."""
     model = halka.adapt(tiny("gpt2", attn_pdrop=0.3, resid_pdrop=0.3, embd_pdrop=0.3))
