@@ -73,6 +73,7 @@ def refused(folder, message, architecture="llama"):
         ("target_modules", ["q_proj", 3], "target_modules is .*list of names"),
         ("target_modules", ["q_proj"], "tensors of 2 modules that its target_modules do not name"),
         ("target_modules", ["q_proj", "v_proj", "o_proj"], "leaves out 2 modules that its target_modules name"),
+        ("target_modules", ["q_proj", "v_proj", "nowhere"], "names nowhere, and no layer of this base is called so"),
         ("layers_to_transform", [1], "tensors of 2 modules that its target_modules do not name"),
         ("modules_to_save", "lm_head", "modules_to_save is 'lm_head', where a list of names"),
         ("modules_to_save", ["lm_head"], r"the weights lack lm_head\.weight, which modules_to_save names"),

@@ -91,7 +91,7 @@ class Target:
         """
         if isinstance(self.module, Packed):
             return self.module.unpacked()
-        weight: Tensor = self.module.get_parameter(self.parameter.rpartition(".")[2])
+        weight: Tensor = getattr(self.module, self.parameter.rpartition(".")[2])
         return weight.T if self.transposed else weight
 
 

@@ -20,7 +20,10 @@ ALL_LINEAR = "all-linear"
 
 
 def selected(config: Mapping[str, Any], base: nn.Module, heads: Iterable[str]) -> set[str] | None:
-    """The base's layers that the configuration selects; None if it names none. Raises ValueError as `Pattern` does."""
+    """The base's layers that the configuration selects; None if it names none.
+
+    Raises ValueError for a name in a list that no layer has, and as `Pattern` does.
+    """
     wanted, left_out = config.get("target_modules"), config.get("exclude_modules")
     if not wanted:
         return None
@@ -32,6 +35,12 @@ def selected(config: Mapping[str, Any], base: nn.Module, heads: Iterable[str]) -
         chosen = Pattern("target_modules", wanted).of(layers)
     else:
         wanted = _names("target_modules", wanted)
+        if nowhere := [each for each in wanted if not any(_ends(name, [each]) for name in layers)]:
+            raise ValueError(
+                f"adapter_config.json: target_modules names {', '.join(sorted(nowhere))}, and no layer of this base is "
+                "called so: the adapter is another base's, or was made with a name too many. Remove it there if it is "
+                "meant for this base"
+            )
         chosen = {name for name in layers if name in wanted or (_ends(name, wanted) and _in_layers(config, name))}
     if isinstance(left_out, str):
         chosen -= Pattern("exclude_modules", left_out).of(chosen)
