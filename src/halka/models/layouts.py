@@ -332,7 +332,7 @@ def _transposed(module: nn.Module) -> bool:
 def _widths(module: nn.Module) -> tuple[int, int]:
     if isinstance(module, Packed):
         return module.in_features, module.out_features
-    weight = module.get_parameter("weight")
+    weight: Any = module.weight  # what is merged may stand in for the parameter
     if not weight.is_floating_point():
         raise ValueError(
             f"the base holds a {type(module).__name__}, which another tool packed: load it with load_base(quantize=…)"
