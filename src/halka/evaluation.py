@@ -65,6 +65,9 @@ def evaluate(
         if not example.answers:
             raise ValueError(f"{example.where or f'example {number}'} has no answer to compare with: give it one")
     names = _one_each(name, examples)
+    for each in dict.fromkeys(names) if model.labels else ():  # that its head can say what is right
+        own = [example for example, other in zip(examples, names, strict=True) if other == each]
+        objective_of(model).encode(model, each, own, None, "cut")
     references = [example.answers for example in examples]
     score([each[0] for each in references], references, metrics, resamples=1)
     answers: list[str] = [""] * len(examples)

@@ -26,6 +26,8 @@ EXAMPLES = examples(
     "halka evaluate --base smollm2-135m --store adapters --adapter support --adapter support@1 --task support",
 )
 METRICS = "exact_match,token_f1"
+METRICS_OF = {"labelled": "accuracy,macro_f1", "tagged": "tag_f1,tag_accuracy"}
+"""Of data whose rows have these shapes."""
 
 Split = Literal["train", "validation", "test"]
 
@@ -42,7 +44,7 @@ def evaluate(
     data: Annotated[Path | None, typer.Option(metavar="FILE", help="examples, where there is no task")] = None,
     shape: Annotated[str | None, typer.Option(metavar="TEXT", help="how its rows are written; else found out")] = None,
     metrics: Annotated[
-        str | None, typer.Option(metavar="NAMES", help=f"with commas between; else the task's, or {METRICS}")
+        str | None, typer.Option(metavar="NAMES", help="with commas between; else the task's, or as the data need")
     ] = None,
     limit: Annotated[int | None, typer.Option(metavar="N", min=1, help="at most so many examples, at random")] = None,
     out: Annotated[
@@ -123,8 +125,8 @@ def judged_on(
     if data is not None:
         if split is not None:
             raise ValueError(f"--split {split} is for --task: a data file is one split")
-        names = tuple(METRICS.split(","))
         rows = data_rows(data, "--data", shape)
+        names = tuple(METRICS_OF.get(rows.shape, METRICS).split(","))
         test = addressed(rows.examples, rows.rows)
         found = Task(data.name.partition(".")[0], (), (), tuple(test), names, names[0])
     else:

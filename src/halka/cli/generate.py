@@ -31,7 +31,9 @@ def generate(
     prompt: Annotated[str | None, typer.Argument(metavar="[PROMPT]", help="else --file, or standard input")] = None,
     file: Annotated[
         Path | None,
-        typer.Option(metavar="FILE", help='rows with "prompt" or "messages", and "adapter" where they name one'),
+        typer.Option(
+            metavar="FILE", help='rows with "prompt", "messages", "text" or "words", and "adapter" where they name one'
+        ),
     ] = None,
     adapter: AdapterNames = None,
     store: StoreFolder = None,
@@ -77,8 +79,9 @@ def generate(
     if file is not None or len(asked) > 1:
         answers = answer_all(model, names, asked, max_new_tokens, batch_size, options)
         emit(answers) if json else _show(answers)
-    elif json:
-        emit(answer_all(model, names, asked, max_new_tokens, 1, options)[0])
+    elif json or model.labels:
+        (answer,) = answer_all(model, names, asked, max_new_tokens, 1, options)
+        emit(answer) if json else show(answer["answer"])
     else:
         stream(model, names[0], asked[0], max_new_tokens, options)
 
@@ -124,16 +127,21 @@ def _messages(row: Row) -> list[Any]:
     """The conversation of a row up to the answer that is wanted."""
     from halka.data.examples import Message
 
-    value = row.fields.get("messages", row.fields.get("prompt"))
+    value = next((row.fields[key] for key in ("messages", "prompt", "text") if key in row.fields), None)
+    words = row.fields.get("words")
+    if value is None and isinstance(words, list) and words and all(isinstance(word, str) for word in words):
+        value = " ".join(words)
     if isinstance(value, str) and value.strip():
-        return [Message("user", value)]
+        second = row.fields.get("text_pair")
+        return [Message("user", text) for text in (value, second) if isinstance(text, str) and text.strip()]
     try:
         messages = [Message(each["role"], each["content"]) for each in value]  # type: ignore[union-attr, index]
     except (TypeError, KeyError):
         messages = []
     if not messages or any(not isinstance(each.content, str) for each in messages):
         raise ValueError(
-            f'{row.where}: no prompt: a row has "prompt": a text, or "messages": a list of role and content'
+            f'{row.where}: no prompt: a row has "prompt" or "text": a text, "words": a list, or "messages": '
+            "a list of role and content"
         )
     return messages[:-1] if messages[-1].role == "assistant" else messages
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -29,6 +29,40 @@ Pickle = Annotated[
 ]
 
 
+def load_for(
+    base: str,
+    kind: str | None,
+    labels: Sequence[str],
+    *,
+    dtype: str,
+    device: str | None,
+    quantize: str | None,
+) -> AdaptedModel:
+    """The base, loaded as that kind (as it is if None) with a head for these labels, ready for adapters."""
+    from halka.models import adapt
+    from halka.models.loading import load_base
+
+    say(f"loading {base}{f' as a {kind}' if kind else ''} …")
+    options = {"dtype": dtype, "device": device, "quantize": quantize}
+    return adapt(*load_base(base, kind=kind, labels=labels or None, **options))
+
+
+def kind_for(adapters: Adapters, names: Iterable[str | None]) -> tuple[str | None, tuple[str, ...]]:
+    """The kind of base that the adapters of these names are for, and labels for a head wide enough for each.
+
+    Raises ValueError for adapters of several kinds.
+    """
+    from halka.store import read_card
+
+    cards = {name: read_card(adapters.folder(name)) for name in dict.fromkeys(names) if name is not None}
+    kinds = {card.kind: name for name, card in cards.items() if card is not None}
+    if len(kinds) > 1:
+        shown = " and ".join(f"{name} of a {kind}" for kind, name in kinds.items())
+        raise ValueError(f"--adapter: {shown}: one base cannot be both, so use them apart")
+    labels = [tuple(card.labels) for card in cards.values() if card is not None]
+    return next(iter(kinds), None), max(labels, key=len, default=())
+
+
 def open_model(
     base: str,
     adapters: Adapters,
@@ -45,15 +79,13 @@ def open_model(
 
     Raises ValueError for a pool without a store.
     """
-    from halka.models import adapt
-    from halka.models.loading import load_base
     from halka.pool import DEFAULT_BUDGET, AdapterPool
     from halka.store import load
 
     if pool is not None and adapters.store is None:
         raise ValueError("--pool is what a store's adapters may take: give --store FOLDER with it")
-    say(f"loading {base} …")
-    model = adapt(*load_base(base, dtype=dtype, device=device, quantize=quantize))
+    names = [*names]
+    model = load_for(base, *kind_for(adapters, names), dtype=dtype, device=device, quantize=quantize)
     allowed = {"allow_other_base": allow_other_base, "allow_other_template": allow_other_template}
     if adapters.store is not None:
         AdapterPool(model, adapters.store, DEFAULT_BUDGET if pool is None else pool * 10**6, **allowed)

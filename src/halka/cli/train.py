@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from halka.cli.command import Command, Failed, columns, emit, examples, say, show
-from halka.cli.examples import named_task, read_data
+from halka.cli.examples import data_rows, named_task, read_data
+from halka.cli.opening import load_for
 
 if TYPE_CHECKING:
     from halka.cli.train_settings import Plan, RunSettings
@@ -112,7 +113,7 @@ def train_adapters(file: Path, flags: dict[str, Any], *, json: bool, **folder: b
     tasks: dict[tuple, Task] = {}
     for run in runs:
         said = run.plan.run
-        key = (said.task, said.data, said.validation, said.shape)
+        key = (said.task, said.data, said.validation, said.shape, said.kind)
         run.task = tasks[key] = tasks.get(key) or task_of(said)
     results = train_runs(_model_for(runs), runs) if runs else []
     if json:
@@ -125,14 +126,20 @@ def train_adapters(file: Path, flags: dict[str, Any], *, json: bool, **folder: b
 
 def _model_for(runs: list[TrainingRun]) -> AdaptedModel:
     """The base that the runs share, with an adapter for each."""
-    from halka.models import adapt
-    from halka.models.loading import load_base
-
     settings = runs[0].plan.run
-    say(f"loading {settings.base} …")
-    model = adapt(*load_base(settings.base, dtype=settings.dtype, device=settings.device, quantize=settings.quantize))
+    kinds = {run.task.kind: run.task.name for run in runs}
+    if len(kinds) > 1:
+        shown = " and ".join(f"{name} a {kind or 'language model'}" for kind, name in kinds.items())
+        raise ValueError(f"runs: of their tasks {shown} is for: train them apart")
+    model = load_for(
+        *(settings.base, next(iter(kinds)), max((run.task.labels for run in runs), key=len)),
+        dtype=settings.dtype,
+        device=settings.device,
+        quantize=settings.quantize,
+    )
     for run in runs:
-        model.add(run.name, method_of(run.plan, model), seed=run.plan.train.seed)
+        method = method_of(run.plan, model)
+        model.add(run.name, method, seed=run.plan.train.seed, labels=run.task.labels)
     return model
 
 
@@ -141,17 +148,18 @@ def _model_for(runs: list[TrainingRun]) -> AdaptedModel:
 
 def task_of(run: RunSettings) -> Task:
     """The task that was named, or one made of the data files. Raises ValueError if neither or both were given."""
-    from halka.data.task import Task
+    from halka.data.task import OF_SHAPES, Task, of_kind
 
     if (run.task is None) == (not run.data):
         raise ValueError("what to train on is said by --task NAME or by --data FILE: give one of them")
     if run.task is not None:
         if run.validation is not None:
             raise ValueError(f"--validation is for --data: the task {run.task} has its own validation examples")
-        return named_task(run.task)
-    examples = [example for file in run.data for example in read_data(file, "--data", run.shape)]
-    train, validation = _held_out(examples, run)
-    return Task(run.data[0].name.partition(".")[0], tuple(train), tuple(validation), (), (), "")
+        return of_kind(named_task(run.task), run.kind)
+    rows = [data_rows(file, "--data", run.shape) for file in run.data]
+    train, validation = _held_out([example for each in rows for example in each.examples], run)
+    task = Task(run.data[0].name.partition(".")[0], tuple(train), tuple(validation), (), (), "")
+    return of_kind(task, run.kind or OF_SHAPES.get(rows[0].shape))
 
 
 def _held_out(examples: list[Example], run: RunSettings) -> tuple[list[Example], list[Example]]:

@@ -55,6 +55,10 @@ class RunSettings:
         },
     )
     shape: str | None = field(default=None, metadata={"help": "how the rows of --data are written; else found out"})
+    kind: str | None = field(
+        default=None,
+        metadata={"help": "what the base learns to be: sequence-classification, …; as the task or the data say"},
+    )
     text: str | None = field(default=None, metadata={"help": "what virtual tokens start as (prompt, prefix)"})
     dtype: str = field(default="bfloat16", metadata={"help": "precision of the base: bfloat16, float32, …"})
     device: str | None = field(default=None, metadata={"help": "cuda, mps or cpu; the first there is"})

