@@ -146,7 +146,7 @@ def test_a_group_without_a_command_shows_its_help():
 def test_base(here, monkeypatch):
     monkeypatch.setenv("HALKA_CACHE", str(here / "cache"))
     assert "not here yet" in halka("base list").stdout
-    (known,) = parsed("base list")
+    known, _ = parsed("base list")
     assert (known["name"], known["pulled"]) == ("smollm2-135m", False)
     assert "LlamaForCausalLM" in halka("base show base").stdout
     assert parsed("base show base")["layers"] == 2

@@ -318,7 +318,7 @@ def test_show_wants_the_base_on_this_machine() -> None:
 
 
 def test_list_before_a_pull(cache: Path) -> None:
-    (found,) = list_bases()
+    found, _ = list_bases()
     assert found == cached.CachedBase("smollm2-135m", cache / "bases" / "smollm2-135m", False, 0, None)
 
 
@@ -487,7 +487,7 @@ def test_the_wheel_gives_the_same_model(wheel) -> None:
     assert ids[0, :2].tolist() == [VOCABULARY.index("he"), VOCABULARY.index("ll")]
     with torch.inference_mode():
         torch.testing.assert_close(base(ids).logits, wheel.model(ids).logits, rtol=0, atol=1e-5)
-    (listed,) = list_bases()
+    listed, _ = list_bases()
     assert listed.pulled
     assert listed.bytes > 100_000
     assert listed.source is not None
