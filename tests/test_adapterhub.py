@@ -9,10 +9,13 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file
+from typer.testing import CliRunner
 
 import halka
+from halka.cli import app
 from halka.formats import adapterhub
 from halka.formats.folder import Folder
+from tokenizers_for_tests import chatml_tokenizer
 
 FIXTURES = Path(__file__).parent / "fixtures" / "adapterhub"
 sys.path.insert(0, str(FIXTURES))
@@ -203,6 +206,19 @@ def test_a_head_of_its_own_is_trained_whole_beside_the_adapter():
         torch.testing.assert_close(logits(model, "a"), EXPECTED[case], rtol=0, atol=2e-5)
         halka.load(model, FIXTURES / case, name="b", head=False)
         assert model.adapter("b").method.name == "bottleneck"
+
+
+@pytest.mark.parametrize("case", ["classifier", "flexible"])
+def test_a_classifier_is_converted_with_its_head_on_a_base_without(case, tmp_path):
+    base("bert").save_pretrained(tmp_path / "base")
+    chatml_tokenizer().save_pretrained(tmp_path / "base")
+    command = ["adapters", "convert", str(FIXTURES / "bert" / case), str(tmp_path / "a"), "--base"]
+    result = CliRunner().invoke(app, [*command, str(tmp_path / "base"), "--json"])
+    assert result.exit_code == 0, result.output
+    assert json.loads(result.stdout)["method"] == "joint"
+    model = halka.adapt(base("bert", labels=3))
+    halka.load(model, tmp_path / "a", allow_other_base=True)  # whose head began otherwise
+    torch.testing.assert_close(logits(model, "a"), EXPECTED[f"bert/{case}"], rtol=0, atol=2e-5)
 
 
 def test_a_head_that_the_base_has_already_is_not_trained():

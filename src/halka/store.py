@@ -18,7 +18,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import save_file
 
 from halka import tensors
 from halka.core import AdaptedModel, Adapter, described, form_of
@@ -33,7 +32,6 @@ from halka.models.kinds import TASK_TYPES, kind_of
 
 WEIGHTS = FILES.weights  # of what `save` writes, if it is not told otherwise
 CARD = "halka.json"
-ALIGNED = 64  # bytes
 LARGE = 1 << 24  # bytes hashed at a time: in between a thread waits for its turn in Python
 
 
@@ -80,8 +78,7 @@ def save(
     something else.
     """
     adapter, folder, form = model.adapter(name), Path(folder), format_named(format)
-    beside_it = () if form.FILES.head is None else (form.FILES.head.config, form.FILES.head.weights)
-    own = (form.FILES.config, form.FILES.weights, *beside_it, CARD, "README.md")
+    own = (*_names(form.FILES), CARD, "README.md")
     if folder.exists() and not folder.is_dir():
         raise ValueError(f"{folder} is a file: choose another folder")
     if other := sorted(path.name for path in folder.glob("*") if path.name not in own):
@@ -94,8 +91,8 @@ def save(
     config = dict(written.config)
     if "task_type" in config:
         config["task_type"] = TASK_TYPES[kind_of(base)]
-    head = written.head
-    for key, tensor in {**written.tensors, **(head.tensors if head else {})}.items():
+    head = written.head or Folder({}, {})
+    for key, tensor in (*written.tensors.items(), *head.tensors.items()):
         if not torch.isfinite(tensor).all():
             raise ValueError(
                 f"adapter {name!r} holds values that are not finite, in {key}: train it again, more gently"
@@ -114,11 +111,9 @@ def save(
         created=datetime.now(UTC).isoformat(timespec="seconds"),
     )
     with new_folder(folder) as beside:
-        (beside / form.FILES.config).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
-        _write_tensors({key: t.cpu() for key, t in written.tensors.items()}, beside / form.FILES.weights)
-        if head is not None:
-            (beside / beside_it[0]).write_text(json.dumps(head.config, indent=2) + "\n", encoding="utf-8")
-            _write_tensors({key: t.cpu() for key, t in head.tensors.items()}, beside / beside_it[1])
+        _write(replace(written, config=config), form.FILES, beside)
+        if written.head is not None and form.FILES.head is not None:
+            _write(written.head, form.FILES.head, beside)
         card = replace(card, files=_digests(beside))
         (beside / CARD).write_text(json.dumps(asdict(card), indent=2) + "\n", encoding="utf-8")
         if readme.exists():
@@ -176,19 +171,14 @@ def load(
     return adapter
 
 
-def _write_tensors(tensors: Mapping[str, torch.Tensor], path: Path) -> None:
-    """A safetensors file whose values begin at a multiple of `ALIGNED` bytes, after spaces that the format allows.
+def _names(files: Files) -> tuple[str, ...]:
+    """The files of an adapter, and of the head beside it."""
+    return files.config, files.weights, *(() if files.head is None else _names(files.head))
 
-    Mapped into memory they then stand where torch would put them: some products are rounded otherwise elsewhere.
-    """
-    packed = path.with_suffix(".packed")
-    save_file(dict(tensors), packed, {"format": "pt"})
-    with packed.open("rb") as source, path.open("wb") as target:
-        header = source.read(int.from_bytes(source.read(8), "little"))
-        header += b" " * (-(8 + len(header)) % ALIGNED)
-        target.write(len(header).to_bytes(8, "little") + header)
-        shutil.copyfileobj(source, target, 1 << 20)
-    packed.unlink()
+
+def _write(written: Folder, files: Files, folder: Path) -> None:
+    (folder / files.config).write_text(json.dumps(written.config, indent=2) + "\n", encoding="utf-8")
+    tensors.write_tensors({key: tensor.cpu() for key, tensor in written.tensors.items()}, folder / files.weights)
 
 
 def read_config(folder: Path, *, allow_pickle: bool = False) -> dict[str, Any]:
@@ -197,7 +187,7 @@ def read_config(folder: Path, *, allow_pickle: bool = False) -> dict[str, Any]:
     if not (folder / files.config).is_file():
         raise ValueError(f"{folder} holds no {files.config}: it is not an adapter folder")
     weights_of(folder, files, allow_pickle=allow_pickle)
-    return _read_json(folder / files.config)
+    return read_json(folder / files.config)
 
 
 def weights_of(folder: Path, files: Files, *, allow_pickle: bool = False) -> Path:
@@ -219,10 +209,11 @@ def _read_head(folder: Path, files: Files | None, *, allow_pickle: bool) -> Fold
     if files is None or not (folder / files.config).is_file():
         return None
     weights = weights_of(folder, files, allow_pickle=allow_pickle)
-    return Folder(_read_json(folder / files.config), tensors.read_tensors(weights))
+    return Folder(read_json(folder / files.config), tensors.read_tensors(weights))
 
 
-def _read_json(path: Path) -> dict[str, Any]:
+def read_json(path: Path) -> dict[str, Any]:
+    """A configuration out of its file. Raises ValueError for what is no JSON object."""
     try:
         config = json.loads(path.read_text(encoding="utf-8"))
     except (ValueError, RecursionError) as error:
@@ -284,8 +275,8 @@ def _checked_beside(card: Card | None, folder: Path) -> Iterator[Callable[[], No
 
 def _digests(folder: Path) -> dict[str, str]:
     found, files = {}, format_of(folder).FILES
-    beside_it = () if files.head is None else (files.head.config, files.head.weights)
-    for name in (files.config, files.weights, *(each for each in beside_it if (folder / each).is_file())):
+    own = (files.config, files.weights)
+    for name in (*own, *(each for each in _names(files) if each not in own and (folder / each).is_file())):
         with (folder / name).open("rb") as file:
             size = os.fstat(file.fileno()).st_size
             digest = hashlib.sha256()

@@ -58,8 +58,7 @@ def convert(
     config, card = read_config(folder, allow_pickle=allow_pickle), read_card(folder)
     base = base or _base_of(config, card)
     say(f"loading {base} …")
-    made_for = {} if card is None else {"kind": card.kind, "labels": card.labels or None}
-    model = adapt(*load_base(base, dtype=dtype, device=device, **made_for))
+    model = adapt(*load_base(base, dtype=dtype, device=device, **_made_for(folder, card, head=not no_head)))
     with warnings_said():
         adapter = load(
             model,
@@ -74,6 +73,20 @@ def convert(
     written = save(model, "converted", into, format=to, **kept)
     told = {"from": source, "to": to, "method": adapter.method.name, "parameters": adapter.count(), "folder": written}
     emit(told) if json else show(f"{adapter.method.name} of {source} written to {written} as {to}'s folder")
+
+
+def _made_for(folder: Path, card: Card | None, *, head: bool) -> dict[str, Any]:
+    """The kind of base and its labels, where the Card says them, or the head beside the adapter."""
+    from halka.formats import format_of
+    from halka.formats.adapterhub.heads import base_for
+    from halka.store import read_json
+
+    if card is not None:
+        return {"kind": card.kind, "labels": card.labels or None}
+    files = format_of(folder).FILES.head
+    if not head or files is None or not (folder / files.config).is_file():
+        return {}
+    return base_for(read_json(folder / files.config))
 
 
 def _base_of(config: dict[str, Any], card: Card | None) -> str:

@@ -36,6 +36,19 @@ FLEXIBLE: dict[str, tuple[dict[str, Any], dict[str, str]]] = {
 WITHOUT = "load the adapter without it (head=False, --no-head)"
 
 
+def base_for(config: Mapping[str, Any]) -> dict[str, Any]:
+    """The kind and labels of a base with such a head, as `load_base` takes them; nothing where the base has its own."""
+    kinds = {"classification": "sequence-classification", "tagging": "token-classification"}
+    kind = kinds.get((config.get("config") or {}).get("head_type", ""))
+    name = str(config.get("model_class"))
+    for ending, each in (("ForSequenceClassification", "sequence"), ("ForTokenClassification", "token")):
+        kind = f"{each}-classification" if name.endswith(ending) else kind
+    if kind is None:
+        return {}
+    labels = (config.get("config") or config).get("label2id") or {}
+    return {"kind": kind, "labels": sorted(labels, key=labels.__getitem__)}
+
+
 def read(head: Folder, targets: tuple[Target, ...]) -> tuple[Modules, dict[str, Tensor]] | None:
     """The modules that a head is and their state; None where it is the base's own.
 
@@ -74,9 +87,9 @@ def write(adapter: Adapter, targets: tuple[Target, ...]) -> Folder:
         raise ValueError(
             f"AdapterHub's folders hold modules of the head alone, and {other[0]} is of the base, or tied to it"
         )
-    tensors = {key: trained.get(key, each.detach().float()) for key, each in own.items() if not key.startswith(inside)}
+    head = {key: each.detach().float() for key, each in own.items() if not key.startswith(inside)}
     about = {"config": None, "name": None, "num_labels": base.config.num_labels, "label2id": base.config.label2id}
-    return Folder(about, {key: tensor.clone().contiguous() for key, tensor in tensors.items()})
+    return Folder(about, {key: tensor.clone() for key, tensor in {**head, **trained}.items()})
 
 
 def _as_modules(head: Folder, config: Mapping[str, Any], base: str) -> dict[str, Tensor]:
