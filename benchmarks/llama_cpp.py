@@ -63,7 +63,9 @@ def main() -> None:
                 command = [str(arguments.python), __file__, "--worker", json.dumps({**given, "texts": texts})]
                 done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
                 there = json.loads(done.stdout.splitlines()[-1])
-                same = [one == other["tokens"] for one, other in zip(here, there["answers"], strict=True)]
+                end = model.tokenizer.eos_token_id
+                found_there = [[each for each in other["tokens"] if each != end] for other in there["answers"]]
+                same = [one == other for one, other in zip(here, found_there, strict=True)]
                 counts = [model.tokenizer.encode(text, add_special_tokens=False) for text in texts]
                 alike = [len(one) == other["prompt"] for one, other in zip(counts, there["answers"], strict=True)]
                 found[f"{name}, {way}"] = {

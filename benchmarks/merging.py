@@ -51,22 +51,24 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--adapters", type=Path, default=Path("runs/merging"))
     parser.add_argument("--steps", type=int, default=60)
-    parser.add_argument("--examples", type=int, default=60, help="of each task's test split")
+    parser.add_argument("--examples", type=int, default=20, help="of each task's test split")
+    parser.add_argument("--only", choices=(*PRECISIONS, "combined"), nargs="+", help="what to measure anew")
     arguments = parser.parse_args()
     trained(arguments.adapters, arguments.steps)
-    errors = {}
-    for dtype in PRECISIONS:
-        errors[dtype] = {name: measured(arguments.adapters / name, dtype) for name in TASKS}
-        print(dtype, json.dumps(errors[dtype], indent=1), flush=True)
-    result = {
+    path = HERE / "results" / "merging.json"
+    found: dict[str, Any] = json.loads(path.read_text()) if arguments.only and path.exists() else {"errors": {}}
+    found |= {
         "setup": setup("halka", "torch", "transformers", "peft"),
         "base": BASE,
         "method": "LoRA r16",
         "steps": arguments.steps,
-        "errors": errors,
-        "combined": combined(arguments.adapters, arguments.examples),
     }
-    (HERE / "results" / "merging.json").write_text(json.dumps(result, indent=1) + "\n")
+    for part in arguments.only or (*PRECISIONS, "combined"):
+        if part == "combined":
+            found["combined"] = combined(arguments.adapters, arguments.examples)
+        else:
+            found["errors"][part] = {name: measured(arguments.adapters / name, part) for name in TASKS}
+        path.write_text(json.dumps(found, indent=1) + "\n")
 
 
 def trained(folder: Path, steps: int) -> None:

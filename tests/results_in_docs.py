@@ -151,7 +151,8 @@ def merging(found: Any) -> list[list[str]]:
 def combining(found: Any) -> list[list[str]]:
     """What is left of two adapters in one: losses on both tasks."""
     tasks = list(found["combined"][0]["loss"])
-    rows = [["Adapter", *(f"Loss on {task}" for task in tasks)]]
+    count = found["combined"][0]["examples"]
+    rows = [["Adapter", *(f"Loss on {task} ({count} examples)" for task in tasks)]]
     for each in found["combined"]:
         rows.append([each["adapter"] or "the bare base", *(f"{each['loss'][task]:.3f}" for task in tasks)])
     return rows
