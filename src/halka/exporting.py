@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +23,14 @@ from halka.store import save
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 RANKS = (8, 16, 32, 64, 128, 256, 320, 512)  # those that vLLM's --max-lora-rank takes
 SERVED = ("attn.q", "attn.k", "attn.v", "attn.qkv", "attn.o", "mlp.gate", "mlp.up", "mlp.gate_up", "mlp.down")
+
+
+@dataclass(frozen=True)
+class How:
+    """What else `export` was asked for."""
+
+    dtype: str | None
+    pad_rank: bool
 
 
 def export(
@@ -57,7 +65,7 @@ def export(
         raise ValueError("the rank is padded for vllm alone: leave pad_rank out, or choose that form")
     to = Path(to)
     with model.lock:
-        FORMS[form](model, name, to, pad_rank if form == "vllm" else dtype)
+        FORMS[form](model, name, to, How(dtype, pad_rank))
     return to
 
 
@@ -96,12 +104,12 @@ def _cast(weights: dict[str, Tensor], dtype: torch.dtype | None) -> dict[str, Te
     return weights
 
 
-def _safetensors(model: AdaptedModel, name: str | None, to: Path, dtype: str | None) -> None:
-    if dtype is not None and dtype not in DTYPES:
-        raise ValueError(f"safetensors hold {', '.join(DTYPES)} here, not {dtype}")
+def _safetensors(model: AdaptedModel, name: str | None, to: Path, how: How) -> None:
+    if how.dtype is not None and how.dtype not in DTYPES:
+        raise ValueError(f"safetensors hold {', '.join(DTYPES)} here, not {how.dtype}")
     if to.exists() and not (to.is_dir() and (not any(to.iterdir()) or (to / "config.json").is_file())):
         raise ValueError(f"{to} exists and holds something else than a model: choose another folder")
-    weights = whole_weights(model, name, None if dtype is None else DTYPES[dtype])
+    weights = whole_weights(model, name, None if how.dtype is None else DTYPES[how.dtype])
     hook = logging.set_tqdm_hook(lambda make, args, kwargs: make(*args, **{**kwargs, "disable": True}))
     try:
         with new_folder(to) as beside:
@@ -110,21 +118,21 @@ def _safetensors(model: AdaptedModel, name: str | None, to: Path, dtype: str | N
         logging.set_tqdm_hook(hook)
 
 
-def _gguf(model: AdaptedModel, name: str | None, to: Path, dtype: str | None) -> None:
-    own = str(next(model.base.parameters()).dtype).removeprefix("torch.")
+def _gguf(model: AdaptedModel, name: str | None, to: Path, how: How) -> None:
+    kind = how.dtype or str(next(model.base.parameters()).dtype).removeprefix("torch.")
     weights = whole_weights(model, name, torch.float32)  # rounded once, as the file's type says
-    write_file(_file(to), lambda path: write_gguf(model.base, model.tokenizer, weights, path, to.stem, dtype or own))
+    write_file(_file(to), lambda path: write_gguf(model.base, model.tokenizer, weights, path, to.stem, kind))
 
 
-def _lora_gguf(model: AdaptedModel, name: str, to: Path, dtype: None) -> None:
+def _lora_gguf(model: AdaptedModel, name: str, to: Path, how: How) -> None:
     write_file(_file(to), lambda path: write_gguf_lora(model.base, model.adapter(name), path, to.stem))
 
 
-def _peft(model: AdaptedModel, name: str, to: Path, dtype: None) -> None:
+def _peft(model: AdaptedModel, name: str, to: Path, how: How) -> None:
     save(model, name, to, format="peft")
 
 
-def _vllm(model: AdaptedModel, name: str, to: Path, pad_rank: bool) -> None:
+def _vllm(model: AdaptedModel, name: str, to: Path, how: How) -> None:
     adapter = model.adapter(name)
     method = adapter.method
     if not isinstance(method, LoRA):
@@ -136,7 +144,7 @@ def _vllm(model: AdaptedModel, name: str, to: Path, pad_rank: bool) -> None:
         raise ValueError(
             f"vLLM serves ranks up to {RANKS[-1]}, and this is {method.rank}: use svd, or merge it instead"
         )
-    if not pad_rank or rank == method.rank:
+    if not how.pad_rank or rank == method.rank:
         save(model, name, to, format="peft")
         return
     wider = replace(method, rank=rank, alpha=method.scale * rank, scaling="rank")
@@ -161,7 +169,7 @@ def _file(to: Path) -> Path:
 
 
 WHOLE = ("safetensors", "gguf")
-FORMS: dict[str, Callable[[AdaptedModel, Any, Path, Any], None]] = {
+FORMS: dict[str, Callable[[AdaptedModel, Any, Path, How], None]] = {
     "safetensors": _safetensors,
     "gguf": _gguf,
     "lora-gguf": _lora_gguf,
