@@ -1,6 +1,6 @@
 """What does merging cost, and what is left of two adapters in one? Beside peft, on SmolLM2-135M-Instruct.
 
-    python benchmarks/merging.py             # about half an hour on one core
+    python benchmarks/merging.py             # some ten minutes on an idle machine
 
 Two LoRAs of rank 16 are trained in bf16, on support and on snips_nlu, and kept in --adapters for the next time. With
 the base in bf16, fp16 and fp32 each is measured merged against unmerged on the neutral text, in Halka and in peft
@@ -51,7 +51,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--adapters", type=Path, default=Path("runs/merging"))
     parser.add_argument("--steps", type=int, default=60)
-    parser.add_argument("--examples", type=int, default=20, help="of each task's test split")
+    parser.add_argument("--examples", type=int, default=40, help="of each task's test split")
     parser.add_argument("--only", choices=(*PRECISIONS, "combined"), nargs="+", help="what to measure anew")
     arguments = parser.parse_args()
     trained(arguments.adapters, arguments.steps)
