@@ -42,7 +42,7 @@ def memory(
         weights=frozen * (2 if full else 1) + trained * FP32,
         gradients=trained * FP32,
         optimizer=trained * 2 * FP32,
-        activations=rows * length * kept + head,
+        activations=rows * length * kept + head + _cast(adapter, width),
     )
 
 
@@ -63,6 +63,12 @@ def _a_layer(
     norms = 2 * (config.hidden_size * (FP32 + width) + (config.hidden_size * width if full else 0))
     attention = width * (3 * heads * head + 2 * keys * head + config.hidden_size + heads * length)
     return norms + attention + width * ((4 if gated else 2) * inner + _experts(adapter, config, widths, full, layer))
+
+
+def _cast(adapter: Adapter, width: int) -> int:
+    """Bytes of the cast copies of parts at experts, which are kept however few the tokens are."""
+    stacks = [part for path, part in adapter.parts.items() if adapter.targets[path].stack]
+    return 0 if width == FP32 else width * sum(each.numel() for part in stacks for each in part.parameters())
 
 
 def _experts(adapter: Adapter, config: Any, widths: dict[str, int], full: bool, layer: int) -> int:

@@ -34,11 +34,13 @@ def linear(x: Tensor, weight: Tensor | Grouped, bias: Tensor | None = None) -> T
 
 
 def _of_run(x: Tensor, weight: Tensor) -> Tensor:
-    """x (C, I) times a weight (R, I), with C filled up in bf16: a CPU makes a kernel anew for every other C."""
-    missing = -len(x) % 16
-    if not missing or x.dtype != torch.bfloat16 or x.device.type != "cpu":
+    """x (C, I) times a weight (R, I), with C filled up in bf16: a CPU makes a kernel anew for every other C.
+
+    Every run is copied, so that none keeps all of them for the backward pass.
+    """
+    if x.dtype != torch.bfloat16 or x.device.type != "cpu":
         return F.linear(x, weight)
-    return F.linear(F.pad(x, (0, 0, 0, missing)), weight)[: len(x)]
+    return F.linear(F.pad(x, (0, 0, 0, -len(x) % 16)), weight)[: len(x)]
 
 
 def _readable_once(weight: Tensor) -> bool:
