@@ -6,6 +6,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from peft import LoraConfig, PeftModel, get_peft_model
 from transformers import BertConfig, BertModel
 
 import halka
@@ -21,6 +22,7 @@ from halka.objectives import objective_of
 from halka.run import TrainConfig
 from halka.store import read_card
 from halka.training import Job, as_tokens, mean_loss, train, train_many
+from tiny import tiny
 from tokenizers_for_tests import plain_tokenizer
 
 ARCHITECTURES = ("bert", "llama")
@@ -121,7 +123,6 @@ def test_a_method_that_trains_the_head_gets_no_other(method):
 
 
 def test_a_language_model_has_no_head_to_train():
-    from tiny import tiny
 
     assert halka.adapt(tiny()).add("a", LORA).method == LORA
 
@@ -319,3 +320,88 @@ def test_a_text_over_the_context_is_cut_when_it_is_answered():
     assert dict(generate(model, "a", [long]))[0] in LABELS
     with pytest.warns(UserWarning, match="1 are cut to 64 tokens"):
         assert len(as_tokens(model, [long], CONFIG, "a")[0]) == 64
+
+
+# ── sequence to sequence ────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def translator(method=LORA):
+    tokenizer = plain_tokenizer()
+    model = halka.adapt(tiny("t5", vocab_size=len(tokenizer), pad_token_id=tokenizer.pad_token_id), tokenizer)
+    model.add("a", method)
+    disturb(model, "a")
+    return model
+
+
+PAIRS = [example("What is the capital?", "Paris."), example("Yes. No.", "Perhaps, 42."), example("Reset", "Open it.")]
+
+
+@pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::UserWarning")  # peft's own
+def test_a_sequence_to_sequence_loss_and_its_gradients_are_those_of_transformers_and_peft():
+    """Of the same LoRA in peft, at every layer of both stacks and the attention across."""
+    model = translator()
+    objective = objective_of(model)
+    items = as_tokens(model, PAIRS, CONFIG, "a")
+    batch = objective.collate(items, pad_id(model))
+    with model.use("a"):
+        theirs = model.base(**batch.inputs, labels=batch.labels).loss
+        summed, count = objective.loss(model, "a", objective.outputs(model, batch), batch.labels)
+        (summed / count).backward()
+    assert count == sum(len(item.answer) for item in items)
+    torch.testing.assert_close(summed / count, theirs)
+
+    own = dict(model.adapter("a").named_parameters())
+    paths = sorted({key.rpartition(".lora_")[0] for key in own})
+    other = get_peft_model(
+        tiny("t5", vocab_size=len(model.tokenizer)),
+        LoraConfig(task_type="SEQ_2_SEQ_LM", r=4, lora_alpha=8, target_modules=paths),
+    ).eval()
+    parameters = dict(other.named_parameters())
+    with torch.no_grad():
+        for key, tensor in own.items():
+            parameters[f"base_model.model.{key}.default.weight"].copy_(tensor)
+    loss = other(**batch.inputs, labels=batch.labels).loss
+    loss.backward()
+    torch.testing.assert_close(loss, theirs)
+    for key, tensor in own.items():
+        gradient = parameters[f"base_model.model.{key}.default.weight"].grad
+        torch.testing.assert_close(tensor.grad, gradient, rtol=1e-3, atol=1e-7)
+
+
+def test_sequence_to_sequence_learns_and_answers():
+    model = translator(halka.Full())
+    steps = list(train(model, "a", PAIRS, replace(CONFIG, steps=60, lr=3e-3)))
+    assert steps[-1].loss < steps[0].loss / 5
+    assert dict(generate(model, "a", PAIRS, max_new_tokens=12)) == {i: p.answers[0] for i, p in enumerate(PAIRS)}
+
+
+# ── peft ────────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+@pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::UserWarning")  # peft's own
+@pytest.mark.parametrize("kind", [CLASSES, TAGS])
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_peft_loads_a_folder_with_its_head_and_computes_the_same(architecture, kind, tmp_path):
+    model = model_with(architecture, kind, a=LORA)
+    halka.save(model, "a", tmp_path / "a")
+    expected = logits(model, "a")
+    given = model.tokenizer(list(TEXTS), return_tensors="pt", padding=True)
+    other = PeftModel.from_pretrained(classifier(architecture, kind).base, tmp_path / "a").eval()
+    assert other.peft_config["default"].task_type == {CLASSES: "SEQ_CLS", TAGS: "TOKEN_CLS"}[kind]
+    with torch.no_grad():
+        torch.testing.assert_close(other(**given).logits, expected)
+
+
+@pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::UserWarning")  # peft's own
+def test_a_classifiers_folder_by_peft_is_read(tmp_path):
+    other = get_peft_model(classifier().base, LoraConfig(task_type="SEQ_CLS", r=4, target_modules=["query", "value"]))
+    with torch.no_grad():
+        for parameter in other.parameters():
+            if parameter.requires_grad:
+                parameter.add_(torch.randn_like(parameter) * 0.1)
+    other.save_pretrained(tmp_path / "theirs")
+    model = classifier()
+    halka.load(model, tmp_path / "theirs", name="a")
+    given = model.tokenizer(list(TEXTS), return_tensors="pt", padding=True)
+    with torch.no_grad():
+        torch.testing.assert_close(logits(model, "a"), other.eval()(**given).logits)

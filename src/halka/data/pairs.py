@@ -15,7 +15,7 @@ from halka.data.tokens import Encoded, sifted
 
 @dataclass(frozen=True)
 class Pair:
-    """Token ids of the prompt and of the answer, each with the tokens that the tokenizer puts around it."""
+    """Token ids of the prompt and of the answer, with what the tokenizer puts around them; an answer has an end."""
 
     ids: list[int]
     answer: list[int]
@@ -71,6 +71,8 @@ def _pair(example: Example, tokenizer: Any) -> Pair | ValueError:
     if not example.answers:
         return ValueError("it has no answer")
     answer = tokenizer(text_target=example.answers[0], verbose=False)["input_ids"]
+    end = tokenizer.eos_token_id
+    answer = answer if end is None or answer[-1:] == [end] else [*answer, end]
     return Pair(_ids(source_of(example), tokenizer), answer)
 
 
