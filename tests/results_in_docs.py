@@ -20,6 +20,7 @@ PAGES += (ROOT / "docs" / "merging.md",)
 PAGES += (ROOT / "docs" / "formats.md",)
 PAGES += (ROOT / "docs" / "quantised.md",)
 PAGES += (ROOT / "docs" / "experts.md",)
+PAGES += (ROOT / "docs" / "vllm.md",)
 NOT_YET = "*Not measured yet.*\n"
 
 
@@ -220,6 +221,18 @@ def experts(found: Any) -> list[list[str]]:
     return rows
 
 
+def vllm_exchange(found: Any) -> list[list[str]]:
+    """vLLM's greedy answers beside ours."""
+    rows = [["Greedy answers by vLLM, beside ours", "fp32: the same", "bf16: the same", "Largest gap where they part"]]
+    names = {"halka": "LoRA trained by Halka", "peft": "LoRA trained by peft", "no adapter": "the bare base"}
+    for key, name in names.items():
+        each = [found[dtype][key] for dtype in ("float32", "bfloat16")]
+        gaps = [abs(one["gap_in_fp32"]) for both in each for one in both["first_differences"]]
+        shares = [f"{one['same']} of {one['of']}" for one in each]
+        rows.append([name, *shares, f"{max(gaps):.3f}" if gaps else "–"])
+    return rows
+
+
 TABLES: dict[str, tuple[str, Callable[[Any], list[list[str]]]]] = {
     "speed": ("speed", speed),
     "decoding": ("decoding", decoding),
@@ -227,6 +240,7 @@ TABLES: dict[str, tuple[str, Callable[[Any], list[list[str]]]]] = {
     "together": ("together", together),
     "storage": ("storage", storage),
     "mixed_answers": ("mixed_answers", mixed_answers),
+    "vllm_exchange": ("vllm_exchange", vllm_exchange),
     "merging": ("merging", merging),
     "combining": ("merging", combining),
     "llama_cpp": ("llama_cpp", llama_cpp),
