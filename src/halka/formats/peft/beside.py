@@ -52,7 +52,7 @@ def write_rows(method: Method, parts: Mapping[str, Part], targets: tuple[Target,
     assert isinstance(method, Tokens)
     roles = [*method.targets]
     if _tied(targets):
-        if {*roles} != {"embedding", "head"}:
+        if {*roles} != {"embedding", "head"} or _tied_further(targets):
             return None
         roles = ["embedding"]
     return {path: parts[path].get_parameter("rows") for path in (_path(role, targets) for role in roles)}
@@ -78,6 +78,14 @@ def _tied(targets: tuple[Target, ...]) -> bool:
     """Whether the head's weight is the embedding's."""
     weights = [each.module.get_parameter("weight") for each in targets if each.role in ("embedding", "head")]
     return len(weights) == 2 and weights[0] is weights[1]
+
+
+def _tied_further(targets: tuple[Target, ...]) -> bool:
+    """Whether other modules have the embedding's weight, too, as T5's two halves have."""
+    known = {each.name for each in targets if each.role in ("embedding", "head")}
+    own = next(each.module.get_parameter("weight") for each in targets if each.role == "embedding")
+    modules = base_of(targets).named_modules()
+    return any(module._parameters.get("weight") is own and name not in known for name, module in modules)
 
 
 # ── reading ─────────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -111,6 +119,8 @@ def read_rows(
     if not isinstance(indices, Mapping) or not indices:
         raise ValueError(f"adapter_config.json: the trained tokens are {indices!r}, where ids are expected")
     tied = _tied(targets)
+    if _tied_further(targets):
+        raise ValueError("the adapter trains single tokens, and this base ties more than its embedding and its head")
     methods: list[Method] = []
     state: dict[str, Tensor] = {}
     left = dict(rows)

@@ -119,6 +119,7 @@ def read(
     groups: dict[Method, list[str]] = {}
     for path in paths:
         like = _method(config, ranks[path], alphas[path])
+        _check_rank(path, like.rank, found[path])
         module = stacks[path].module if path in stacks else base.get_submodule(path)
         change = _bias_change(layers[path], module)
         if change is not None:
@@ -159,6 +160,16 @@ def _method(config: Mapping[str, Any], rank: Any, alpha: Any) -> LoRA | DoRA | L
         return DoRA(int(rank), alpha * math.sqrt(rank) if root and rank > 0 else alpha, dropout)
     kind = LoRABias if config.get("lora_bias") else LoRA
     return kind(int(rank), alpha, dropout, scaling="root" if root else "rank")
+
+
+def _check_rank(path: str, rank: int, tensors: Mapping[str, Tensor]) -> None:
+    """Before a part of that rank is made: a configuration may name any."""
+    for name in ("lora_A.weight", "lora_embedding_A"):
+        if name in tensors and (tensors[name].dim() < 2 or tensors[name].shape[-2] != rank):
+            raise ValueError(
+                f"{path}.{name} is {tuple(tensors[name].shape)}, and adapter_config.json gives it the rank {rank}: "
+                "they do not fit"
+            )
 
 
 def _as_lora(method: Method, path: str) -> LoRA:

@@ -5,6 +5,8 @@ A method that peft has, but not on experts, is told from peft's by `HALKA_` befo
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from torch import Tensor
 
 from halka.core import Adapter, Method, Target, described
@@ -24,9 +26,15 @@ def write(adapter: Adapter, targets: tuple[Target, ...]) -> Folder:
 
 
 def read(folder: Folder, targets: tuple[Target, ...]) -> tuple[Method, dict[str, Tensor]]:
-    name = folder.config["peft_type"].removeprefix(MARK)
+    name, fields = folder.config["peft_type"].removeprefix(MARK), folder.config["fields"]
+    if not isinstance(fields, Mapping):
+        raise ValueError(f"adapter_config.json: fields is {fields!r}, where a method's fields are expected")
+    values = sum(tensor.numel() for tensor in folder.tensors.values())
+    for key, value in fields.items():
+        if isinstance(value, int) and value > values:  # before a part of that size is made
+            raise ValueError(f"adapter_config.json: {key} is {value}, and the file holds {values} values in all")
     try:
-        method = made(name.lower(), folder.config["fields"])
+        method = made(name.lower(), fields)
     except ValueError as error:
         raise ValueError(f"adapter_config.json: {error}") from None
     state = dict(folder.tensors)

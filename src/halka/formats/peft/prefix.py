@@ -45,6 +45,11 @@ def read(
 ) -> tuple[list[Method], dict[str, Tensor], dict[str, Tensor]]:
     """The method, its state, and the tensors that are none of its."""
     refuse_unknown(config, {"num_virtual_tokens", "num_transformer_submodules", "prefix_projection"})
+    if any(each.role == "memory.cross" for each in targets):
+        raise ValueError(
+            "a prefix of an encoder-decoder cannot be read: peft gives one to both of the decoder's attentions, "
+            "in a way that Halka does not compute. Train one here, or a LoRA there"
+        )
     flat, others = virtual_tokens(config, tensors)
     memory = target_of(targets, "memory")
     slots, heads, width = memory.shape

@@ -22,9 +22,7 @@ BARE = (KEY,)
 def write(
     methods: Sequence[Method], parts: Mapping[Method, Mapping[str, Part]], targets: tuple[Target, ...]
 ) -> tuple[dict[str, Any], dict[str, Tensor]] | None:
-    """Options and tensors; None for an encoder-decoder, of which peft holds both halves."""
-    if any(each.role == "memory.cross" for each in targets):
-        return None
+    """Options and tensors; an encoder-decoder's are its encoder's alone, as here."""
     (part,) = parts[methods[0]].values()
     embeddings = part.virtual()
     config = {
@@ -69,6 +67,6 @@ def virtual_tokens(config: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> 
     if config.get("num_virtual_tokens") not in (None, found.shape[0]):
         raise ValueError(
             f"{KEY} has {found.shape[0]} rows, and adapter_config.json says {config['num_virtual_tokens']!r} virtual "
-            "tokens: one for the encoder and one for the decoder, or the file is another's"
+            "tokens: they are an encoder's and a decoder's (train it with num_transformer_submodules=1), or another's"
         )
     return found, {key: tensor for key, tensor in tensors.items() if key != KEY}

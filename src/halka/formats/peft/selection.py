@@ -65,10 +65,15 @@ def _in_layers(config: Mapping[str, Any], name: str) -> bool:
     layers, patterns = config.get("layers_to_transform"), config.get("layers_pattern") or [r"[^.]*"]
     if layers is None or layers == []:
         return True
-    for each in [patterns] if isinstance(patterns, str) else patterns:
+    layers = [layers] if isinstance(layers, int) else layers
+    if not isinstance(layers, list) or not all(isinstance(each, int) for each in layers):
+        raise ValueError(
+            f"adapter_config.json: layers_to_transform is {layers!r}, where numbers of layers are expected"
+        )
+    for each in [patterns] if isinstance(patterns, str) else _names("layers_pattern", patterns):
         found = Pattern("layers_pattern", rf"(?:.*?\.)?{each}\.(?P<number>\d+)\..*").match(name)
         if found is not None:
-            return int(found["number"]) in ([layers] if isinstance(layers, int) else layers)
+            return int(found["number"]) in layers
     return False
 
 
