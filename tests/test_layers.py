@@ -36,7 +36,7 @@ LAYERS: dict[str, set[str]] = {
     "run": {"core", "models", "data", "files", "checkpoint", "machine", "objectives"},
     "training": {"core", "models", "data", "objectives", "run"},
     "evaluation": {"core", "models", "data", "metrics", "objectives", "training"},
-    "formats": {"core", "methods"},
+    "formats": {"core", "methods", "models"},
     "store": {"core", "data", "files", "formats", "models", "tensors"},
     "views": {"core", "store"},
     "lm_eval": {"core", "models", "store", "views"},

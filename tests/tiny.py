@@ -86,7 +86,10 @@ _T5 = {
     "eos_token_id": 2,
     "decoder_start_token_id": 0,
 }
-SEQ2SEQ = {"t5": {**_T5, "relative_attention_max_distance": 12}, "flan-t5": {**_T5, "feed_forward_proj": "gated-gelu"}}
+SEQ2SEQ = {
+    "t5": {**_T5, "relative_attention_num_buckets": 8, "relative_attention_max_distance": 12},
+    "flan-t5": {**_T5, "feed_forward_proj": "gated-gelu"},
+}
 
 
 def tiny(

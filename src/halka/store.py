@@ -28,7 +28,7 @@ from halka.formats.peft import FILES
 from halka.models.classes import fitted_head
 from halka.models.fingerprint import own_fingerprint
 from halka.models.hub import adapter_folder, adapter_name
-from halka.models.kinds import TASK_TYPES, kind_of
+from halka.models.kinds import kind_of
 
 WEIGHTS = FILES.weights  # of what `save` writes, if it is not told otherwise
 CARD = "halka.json"
@@ -88,9 +88,6 @@ def save(
     with model.own_weights(), torch.no_grad():
         base_name = getattr(base.config, "_name_or_path", "") or ""
         written = form.write(adapter, model.targets, base_name)
-    config = dict(written.config)
-    if "task_type" in config:
-        config["task_type"] = TASK_TYPES[kind_of(base)]
     head = written.head or Folder({}, {})
     for key, tensor in (*written.tensors.items(), *head.tensors.items()):
         if not torch.isfinite(tensor).all():
@@ -111,7 +108,7 @@ def save(
         created=datetime.now(UTC).isoformat(timespec="seconds"),
     )
     with new_folder(folder) as beside:
-        _write(replace(written, config=config), form.FILES, beside)
+        _write(written, form.FILES, beside)
         if written.head is not None and form.FILES.head is not None:
             _write(written.head, form.FILES.head, beside)
         card = replace(card, files=_digests(beside))

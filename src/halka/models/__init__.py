@@ -43,8 +43,8 @@ def adapt(base: Any, tokenizer: Any = None) -> AdaptedModel:
 
 def context(model: AdaptedModel, name: str | None = None) -> int | None:
     """The positions that the base has for text beside adapter `name`'s virtual tokens; None if it names no limit."""
-    config: Any = model.base.config
-    positions = getattr(config.get_text_config(), "max_position_embeddings", None)
+    memory: Any = next(each.module for each in model.targets if each.role == "memory")
+    positions = memory.stack.limit
     if positions is None or name is None:
         return positions
     adapter = model.adapter(name)

@@ -14,7 +14,7 @@ from typing import Any
 
 from torch import Tensor
 
-from halka.core import Adapter, Joint, Method, Target, wants
+from halka.core import VIRTUAL_ROLES, Adapter, Joint, Method, Target, wants
 from halka.formats.folder import Files, Folder
 from halka.formats.peft import (
     adalora,
@@ -30,7 +30,11 @@ from halka.formats.peft import (
     tokens,
     vera,
 )
+from halka.formats.peft.places import base_of
 from halka.methods import Modules, Prompt
+from halka.models.classes import LABELLED
+from halka.models.kinds import TASK_TYPES, kind_of
+from halka.models.layouts import CLASSIFIERS
 
 NAME = "peft"
 FILES = Files("adapter_config.json", "adapter_model.safetensors", "adapter_model.bin")
@@ -103,7 +107,7 @@ def write(adapter: Adapter, targets: tuple[Target, ...], base_name: str) -> Fold
     """An adapter in peft's names, in our own where peft has none; `targets` are all of its base's."""
     written = _theirs(adapter, targets) or own.write(adapter, targets)
     common = {
-        "task_type": None,  # `store` knows what the base is for
+        "task_type": _task_type(adapter, targets),
         "base_model_name_or_path": base_name,
         "inference_mode": True,
         "revision": None,
@@ -139,3 +143,13 @@ def _theirs(adapter: Adapter, targets: tuple[Target, ...]) -> Folder | None:
         config = {**config, **more[0]}
         named |= {f"{kind.PREFIX}{key}": tensor for key, tensor in more[1].items()}
     return Folder(config, named)
+
+
+def _task_type(adapter: Adapter, targets: tuple[Target, ...]) -> str | None:
+    """What peft wraps such a base in; none for a classifier whose head was not trained: peft would look for it."""
+    kind = kind_of(base_of(targets))
+    if kind == "masked-lm" and any(each.role in VIRTUAL_ROLES for each in adapter.targets.values()):
+        return "FEATURE_EXTRACTION"  # of those that leave the base as it is, the one that knows virtual tokens
+    if kind in LABELLED and not {path.rpartition(".")[2] for path in adapter.parts} & {*CLASSIFIERS}:
+        return None
+    return TASK_TYPES[kind]

@@ -76,7 +76,8 @@ def _name(path: str, base: nn.Module) -> str:
 
 def _tied(targets: tuple[Target, ...]) -> bool:
     """Whether the head's weight is the embedding's."""
-    weights = [each.module.get_parameter("weight") for each in targets if each.role in ("embedding", "head")]
+    places = [each for each in targets if each.role in ("embedding", "head") and not each.several]
+    weights = [each.module.get_parameter("weight") for each in places]
     return len(weights) == 2 and weights[0] is weights[1]
 
 

@@ -1,4 +1,4 @@
-"""Prompt tuning: `prompt_embeddings` (P, D)."""
+"""Prompt tuning: `prompt_embeddings` (P, D); of an encoder-decoder also (2·P, D), of which peft uses the first half."""
 
 from __future__ import annotations
 
@@ -64,9 +64,12 @@ def virtual_tokens(config: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> 
     found = tensors[KEY]
     if found.dim() != 2 or not found.numel():
         raise ValueError(f"{KEY} is {tuple(found.shape)}, where a row a virtual token is expected")
-    if config.get("num_virtual_tokens") not in (None, found.shape[0]):
+    count = config.get("num_virtual_tokens")
+    if config.get("num_transformer_submodules") == 2 and isinstance(count, int) and found.shape[0] == 2 * count:
+        found = found[:count]
+    if count not in (None, found.shape[0]):
         raise ValueError(
-            f"{KEY} has {found.shape[0]} rows, and adapter_config.json says {config['num_virtual_tokens']!r} virtual "
-            "tokens: they are an encoder's and a decoder's (train it with num_transformer_submodules=1), or another's"
+            f"{KEY} has {found.shape[0]} rows, and adapter_config.json says {count!r} virtual tokens: the file is "
+            "another's, or not whole"
         )
     return found, {key: tensor for key, tensor in tensors.items() if key != KEY}

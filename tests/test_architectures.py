@@ -1,0 +1,67 @@
+"""The table of docs/architectures.md is what the code has."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import halka
+from halka.core import LINEAR_ROLES
+from halka.methods import all_methods
+from halka.models.layouts import LAYOUTS
+from test_encoder_parity import SAVED
+from tiny import CONFIGS, ENCODERS, SEQ2SEQ, tiny
+
+PAGE = Path(__file__).parents[1] / "docs" / "architectures.md"
+PLACE = re.compile(r"(<!-- tests/test_architectures.py writes this table -->\n).*?(<!-- end -->)", re.DOTALL)
+FOR = {
+    **dict.fromkeys(CONFIGS, "next tokens; classifiers"),
+    **dict.fromkeys(ENCODERS, "masked words, labels, labels of tokens"),
+    **dict.fromkeys(SEQ2SEQ, "one text from another"),
+}
+
+
+def table() -> str:
+    lines = [
+        "| `model_type` | for | linear roles | a prefix joins | a prompt enters |",
+        "| --- | --- | --- | --- | --- |",
+    ]
+    same: dict[tuple[str, ...], list[str]] = {}
+    for architecture, purpose in FOR.items():
+        roles = {each.role for each in halka.adapt(tiny(architecture)).targets}
+        linears = ", ".join(f"`{each}`" for each in LINEAR_ROLES if each in roles)
+        joins = ", ".join(f"`{each}`" for each in ("memory", "memory.encoder", "memory.cross") if each in roles)
+        enters = (
+            "every layer" if architecture in CONFIGS else "the input" if architecture in ENCODERS else "the encoder"
+        )
+        same.setdefault((purpose, linears, joins, enters), []).append(f"`{architecture.replace('flan-', '')}`")
+    for (purpose, *rest), names in same.items():
+        kind = " (gated)" if "`mlp.gate`" in rest[0] and names == ["`t5`"] else ""
+        lines.append(f"| {', '.join(names)}{kind} | {purpose} | {' | '.join(rest)} |")
+    return "".join(f"{line}\n" for line in lines)
+
+
+def test_the_table_of_architectures_is_what_the_code_has():
+    text = PAGE.read_text(encoding="utf-8")
+    written = PLACE.sub(lambda match: match[1] + table() + match[2], text)
+    assert written == text, "run `python tests/test_architectures.py` to write the table anew"
+
+
+def test_every_method_is_in_the_table_of_what_it_is_exact_against():
+    lines = PAGE.read_text(encoding="utf-8").partition("## Exact against whom")[2].splitlines()
+    rows = [line.split(" | ") for line in lines if line.startswith("| `")]
+    told = {name: row[1:] for row in rows for name in re.findall(r"`(\w+)`", row[0])}
+    assert set(told) == set(all_methods())
+    for name, (_, bert, modernbert, t5) in told.items():
+        assert ("peft" in bert) == (name in (*SAVED, "prefix", "modules")), name
+        assert ("peft" in modernbert) == ("peft" in t5) == (name in SAVED), name
+
+
+def test_every_layout_has_a_tiny_base():
+    assert {name.partition(",")[0] for name in LAYOUTS} == {each.removeprefix("flan-") for each in FOR}
+
+
+if __name__ == "__main__":
+    PAGE.write_text(
+        PLACE.sub(lambda match: match[1] + table() + match[2], PAGE.read_text(encoding="utf-8")), encoding="utf-8"
+    )
