@@ -16,7 +16,7 @@ VARIANTS: dict[str, list[Method]] = {
     "lora": [
         halka.LoRA(rank=4),
         halka.LoRA(rank=20, targets=("attn.linear", "head"), scaling="root"),
-        halka.LoRA(rank=4, targets=("embedding", "attn.v")),
+        halka.LoRA(rank=4, targets=("embedding", "attn.qv")),
     ],
     "ia3": [halka.IA3(), halka.IA3(("attn.qv", "mlp.linear"), feedforward=("attn.qv",))],
     "bottleneck": [
@@ -96,6 +96,15 @@ def of(method: Method) -> tuple[Method, ...]:
 
 def starts_elsewhere(method: Method) -> bool:
     return any(each.name in STARTS_ELSEWHERE for each in of(method))
+
+
+def starts_right(method: Method, used: torch.Tensor, bare: torch.Tensor) -> bool:
+    """Whether an adapter that was not trained lets the base compute what it shall at first."""
+    if starts_elsewhere(method):
+        return not torch.equal(used, bare)
+    if method.name in STARTS_ROUNDED:
+        return torch.allclose(used, bare, rtol=0, atol=1e-5 if used.dtype == torch.float32 else 2e-2)
+    return torch.equal(used, bare)
 
 
 def without_dropout(method: Method) -> Method:

@@ -41,6 +41,17 @@ EXPERTS = (
     ),
 )
 
+KINDS_TEST = "test_peft_kinds.py::test_other_kinds_of_bases_compute_the_same_both_ways"
+KINDS = tuple(
+    Row("peft", "classifiers, taggers, encoder-decoders", direction, f"{KINDS_TEST}[{case}]")
+    for direction in ("read", "written")
+    for case in (
+        *("LoRA, BERT's classifier", "LoRA, RoBERTa's classifier", "(IA)³, ModernBERT's tagger"),
+        *("prompt, BERT's classifier", "LoRA, T5", "(IA)³, T5", "prompt, T5's encoder"),
+        "prompt, both halves of T5",
+    )
+)
+
 # A method or option as peft names it: the cases in which it is read, and those in which it is written.
 PEFT: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     "LoRA": (("lora", "Conv1D"), ("lora", "Conv1D")),
@@ -97,7 +108,7 @@ def _peft() -> list[Row]:
     return rows
 
 
-ROWS: list[Row] = [*_peft(), Row("peft", "AdaLoRA, as LoRA", "read", PRUNED), *EXPERTS]
+ROWS: list[Row] = [*_peft(), Row("peft", "AdaLoRA, as LoRA", "read", PRUNED), *EXPERTS, *KINDS]
 
 
 # The same of AdapterHub's, by the names of the fixtures that its library wrote, and of what it was shown to read.

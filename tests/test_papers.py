@@ -176,7 +176,11 @@ def test_bitfit_on_bert_large():
 
 # ── without weights ─────────────────────────────────────────────────────────────────────────────────────────────────
 
-OTHERWISE = {"prefix": halka.Prefix(start="random"), "prompt": halka.Prompt(start="random")}
+OTHERWISE = {
+    "positionless_prefix": halka.PositionlessPrefix(start="random"),
+    "prefix": halka.Prefix(start="random"),
+    "prompt": halka.Prompt(start="random"),
+}
 
 
 @pytest.mark.parametrize("name", all_methods())

@@ -382,7 +382,7 @@ def test_a_missing_tensor_is_refused(method, card, tmp_path):
     key = sorted(load_file(folder / WEIGHTS))[0]
     retensored(folder, lambda tensors: tensors.pop(key))
     module = key.removeprefix("base_model.model.").removesuffix(".lora_A.weight").removesuffix(".ia3_l")
-    shown = r"prompt_embeddings alone" if method.name in ("prefix", "prompt") else rf"missing .*{re.escape(module)}"
+    shown = r"lack prompt_embeddings" if method.name in ("prefix", "prompt") else rf"missing .*{re.escape(module)}"
     refused(folder, shown + "|leaves out .*" + re.escape(module))
 
 
@@ -499,7 +499,7 @@ def test_some_layers_only_are_refused(method, tmp_path):
         for key in [key for key in tensors if ".layers.1." in key]:
             del tensors[key]
 
-    refused(retensored(folder, without_the_last_layer), r"leaves out \d modules whose like it acts on in other layers")
+    refused(retensored(folder, without_the_last_layer), r"leaves out \d modules that its target_modules name")
 
 
 def test_modules_of_another_architecture_are_refused(tmp_path):
@@ -530,33 +530,36 @@ def test_an_adapter_that_knew_no_template_goes_with_any(tmp_path):
 
 # ── loading is strict: what peft can do and Halka cannot ────────────────────────────────────────────────────────────
 
-LORA_OPTIONS = {
+REFUSED = {"use_qalora": True, "layer_replication": [[0, 2]], "alora_invocation_tokens": [1, 2], "something_new": 1}
+UNFIT = {  # options that are read, and that the weights do not bear out
     "modules_to_save": ["lm_head"],
     "layers_to_transform": [0],
-    "layers_pattern": "layers",
     "rank_pattern": {"q_proj": 8},
-    "alpha_pattern": {"q_proj": 8},
-    "bias": "all",
     "lora_bias": True,
-    "use_qalora": True,
-    "layer_replication": [[0, 2]],
     "trainable_token_indices": [1],
     "target_parameters": ["weight"],
-    "alora_invocation_tokens": [1, 2],
-    "something_new": 1,
 }
 
 
-@pytest.mark.parametrize("option", LORA_OPTIONS)
+@pytest.mark.parametrize("option", REFUSED)
 def test_an_option_of_peft_that_changes_the_numbers_is_refused_by_name(option, tmp_path):
     folder = without_card(saved(tmp_path))
-    refused(edited(folder, **{option: LORA_OPTIONS[option]}), f"{option} = .* changes what the adapter computes")
+    refused(edited(folder, **{option: REFUSED[option]}), f"{option} = .* changes what the adapter computes")
+
+
+@pytest.mark.parametrize("option", UNFIT)
+def test_an_option_that_the_weights_do_not_bear_out_is_refused(option, tmp_path):
+    folder = without_card(saved(tmp_path))
+    refused(edited(folder, **{option: UNFIT[option]}), "do not fit|the weights lack|do not name|no weight of experts")
 
 
 @pytest.mark.parametrize("method", [halka.IA3(), halka.Prefix(length=3), halka.Prompt(length=3)], ids=lambda m: m.name)
 def test_so_it_is_for_the_other_methods(method, tmp_path):
     folder = without_card(saved(tmp_path, method))
-    refused(edited(folder, modules_to_save=["lm_head"]), "modules_to_save = .* changes what the adapter computes")
+    refused(
+        edited(folder, modules_to_save=["lm_head"]), r"the weights lack lm_head\.weight, which modules_to_save names"
+    )
+    refused(edited(folder, something_new=1), "something_new = .* changes what the adapter computes")
 
 
 @pytest.mark.parametrize("value", [None, False, {}, [], "none", 0])
@@ -567,12 +570,13 @@ def test_an_option_that_does_nothing_is_no_matter(value, tmp_path):
     halka.load(halka.adapt(tiny()), folder)
 
 
-def test_dora_with_rank_stabilised_scale_is_refused(tmp_path):
-    folder = without_card(saved(tmp_path, halka.DoRA(rank=4)))
-    refused(edited(folder, use_rslora=True), "a DoRA with use_rslora")
+def test_dora_with_rank_stabilised_scale_has_another_alpha(tmp_path):
+    folder = without_card(saved(tmp_path, halka.DoRA(rank=4, alpha=3.0)))
+    method = halka.load(halka.adapt(tiny()), edited(folder, use_rslora=True)).method
+    assert (method.name, method.rank, method.alpha) == ("dora", 4, 6.0)
 
 
-@pytest.mark.parametrize("kind", ["LOHA", "ADALORA", "VERA"])
+@pytest.mark.parametrize("kind", ["LOHA", "OFT", "XLORA"])
 def test_another_kind_of_adapter_is_refused_with_those_that_are_known(kind, tmp_path):
     refused(edited(saved(tmp_path), peft_type=kind), f"'{kind}' cannot be read: Halka knows LORA, IA3, PREFIX_TUNING")
 
@@ -626,7 +630,7 @@ def test_a_configuration_without_rank_or_scale_is_refused(key, tmp_path):
 def test_a_configuration_that_does_not_fit_is_refused(key, value, tmp_path):
     refused(
         edited(without_card(saved(tmp_path)), **{key: value}),
-        r"expected \(5, 64\)|rank must be a whole number above 0|dropout must be",
+        r"gives it the rank 5: they do not fit|rank must be a whole number above 0|dropout must be",
     )
 
 

@@ -36,6 +36,8 @@ class Tokens:
         return self.targets
 
     def build(self, target: Target) -> Part:
+        if target.several:
+            raise ValueError(f"tokens: {target.name} has no row for each token: leave {target.role} out of targets")
         vocabulary = target.module.get_parameter("weight").shape[0]
         if max(self.tokens) >= vocabulary:
             raise ValueError(

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from torch import Tensor
 
-from halka.core import Method, Part, Target
+from halka.core import Method, Part, Target, wants
 from halka.formats.peft.options import refuse_unknown
 from halka.formats.peft.places import PREFIX as PREFIX
 from halka.formats.peft.places import base_of, check_places, names_of, roles_of, split, transposed
@@ -57,4 +58,7 @@ def read(
         if factors.shape[0] == 1:
             inner.append(path)
         state[f"{path}.ia3_l"] = factors.flatten()
-    return [IA3(roles_of(found, targets), roles_of(inner, targets))], state, others
+    usual = IA3(roles_of(found, targets))
+    at_input = {each.name for each in targets if each.name in found and wants(usual.feedforward, each)}
+    method = usual if at_input == {*inner} else replace(usual, feedforward=roles_of(inner, targets))
+    return [method], state, others
