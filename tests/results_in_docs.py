@@ -21,6 +21,7 @@ PAGES += (ROOT / "docs" / "formats.md",)
 PAGES += (ROOT / "docs" / "quantised.md",)
 PAGES += (ROOT / "docs" / "experts.md",)
 PAGES += (ROOT / "docs" / "vllm.md",)
+PAGES += (ROOT / "docs" / "classification.md",)
 NOT_YET = "*Not measured yet.*\n"
 
 
