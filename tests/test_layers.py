@@ -44,6 +44,7 @@ LAYERS: dict[str, set[str]] = {
     "pool": {"adapter_store", "core", "store"},
     "exporting": {"core", "files", "formats", "methods", "store"},
     "merging": {"core", "data", "methods", "models"},
+    "rag": {"files", "models"},
     "measure": {
         *("core", "methods", "models", "data", "run", "training", "evaluation", "store"),
         *("estimate", "machine", "files"),
@@ -53,7 +54,7 @@ LAYERS: dict[str, set[str]] = {
     "compare": {"experiment", "measure", "report", "run", "files"},
     "cli": {
         *("core", "methods", "models", "data", "run", "training", "evaluation", "metrics", "formats", "store"),
-        *("report", "experiment", "compare", "settings", "files", "adapter_store", "lm_eval", "pool"),
+        *("report", "experiment", "compare", "settings", "files", "adapter_store", "lm_eval", "pool", "rag"),
         *("exporting", "merging"),
     },
     "__init__": {

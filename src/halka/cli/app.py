@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from halka.cli import adapters, bases, compare, data, evaluate, generate, lm_eval, merge, methods, train
+from halka.cli import adapters, ask, bases, compare, data, docs, evaluate, generate, lm_eval, merge, methods, train
 from halka.cli.command import Command, Commands, examples
 
 app = typer.Typer(
@@ -47,6 +47,8 @@ command("lm-eval", epilog=lm_eval.EXAMPLES, context_settings=lm_eval.PASSED_ON)(
 command("compare", epilog=examples("halka compare experiment.yaml -o results"))(compare.compare)
 command("demo", epilog=examples("halka demo -o demo"))(compare.demo)
 app.add_typer(adapters.app, name="adapters")
+app.add_typer(docs.app, name="docs")
+command("ask", epilog=ask.EXAMPLES)(ask.ask)
 
 
 def main() -> None:

@@ -1,0 +1,152 @@
+"""`halka ask`: a question, answered from a collection's passages, with sources."""
+
+from __future__ import annotations
+
+import queue
+import threading
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from halka.cli.command import Json, emit, examples, show
+from halka.cli.docs import HERE, Asking, Mode, Place, Tags, Under, opened, scope_of
+from halka.cli.generate import sampling
+from halka.cli.opening import Base, Device, Dtype, OtherBase, OtherTemplate, open_model
+from halka.cli.routing import AdapterNames, StoreFolder, given_adapters
+
+if TYPE_CHECKING:
+    from halka.core import AdaptedModel
+    from halka.rag.answer import Answer, Generate
+
+EXAMPLES = examples(
+    'halka ask "When are parcels sent?" --collection faq --base smollm2-135m',
+    'halka ask "Who earns more?" --collection hr --as bob --base smollm2-135m --adapter runs/style/adapter --json',
+)
+
+
+def ask(
+    question: Annotated[str, typer.Argument(metavar="QUESTION", help="what to answer")],
+    base: Base,
+    collection: Annotated[str, typer.Option(metavar="NAME", help="the collection that holds the answer")],
+    adapter: AdapterNames = None,
+    store: StoreFolder = None,
+    passages: Annotated[int, typer.Option(metavar="N", min=1, help="passages in the prompt, at most")] = 4,
+    mode: Mode = "hybrid",
+    asking: Asking = None,
+    tag: Tags = None,
+    under: Under = None,
+    max_new_tokens: Annotated[int, typer.Option(metavar="N", min=1, help="tokens an answer, at most")] = 256,
+    temperature: Annotated[
+        float, typer.Option(metavar="X", min=0.0, help="0: always the likeliest token; above: drawn at random")
+    ] = 0.0,
+    collections: Place = HERE,
+    dtype: Dtype = "bfloat16",
+    device: Device = None,
+    allow_other_base: OtherBase = False,
+    allow_other_template: OtherTemplate = False,
+    json: Json = False,
+) -> None:
+    """Answer a question from a collection's passages, with the sources; as it is made, unless --json asks for all.
+
+    The adapter gives the form, the documents the knowledge. Nothing is answered from what --as may not read.
+    """
+    from halka.rag.answer import Answerer
+    from halka.rag.retrieve import Retriever
+
+    options = sampling(temperature, None)
+    retriever = Retriever(opened(collection, collections), mode)  # type: ignore[arg-type]
+    adapters = given_adapters(adapter, store)
+    if len(adapters.named) > 1:
+        raise ValueError(f"{len(adapters.named)} adapters were given: one answers, so name one")
+    name = adapters.usual
+    model = open_model(
+        *(base, adapters, [name]),
+        pool=None,
+        dtype=dtype,
+        device=device,
+        allow_other_base=allow_other_base,
+        allow_other_template=allow_other_template,
+    )
+    answerer = Answerer(
+        retriever,
+        answering(model, name, max_new_tokens, options),
+        prompt_budget(model, name, max_new_tokens),
+        lambda text: prompt_tokens(model, text),
+        passages,
+    )
+    scope = scope_of(asking, tag, under)
+    if json:
+        return emit(answerer.ask(question, scope))
+    for each in answerer.stream(question, scope):
+        if isinstance(each, str):
+            typer.echo(each, nl=False)
+        else:
+            typer.echo()
+            _show_sources(each)
+
+
+def prompt_budget(model: AdaptedModel, name: str | None, new_tokens: int) -> int:
+    """The tokens that a prompt may take beside an answer of `new_tokens`. Raises ValueError where none are left."""
+    from halka.models import context
+
+    room = context(model, name)
+    if room is None:
+        return 2**16
+    if room <= new_tokens:
+        raise ValueError(f"--max-new-tokens {new_tokens} leaves nothing of the {room} tokens that this base reads")
+    return room - new_tokens
+
+
+def prompt_tokens(model: AdaptedModel, prompt: str) -> int:
+    """The tokens that the model reads for a prompt, its chat template's included."""
+    from halka.data.examples import Example, Message
+    from halka.data.tokens import encode_prompt
+
+    return len(encode_prompt(Example((Message("user", prompt),)), model.tokenizer))
+
+
+def answering(model: AdaptedModel, name: str | None, tokens: int, options: dict[str, Any]) -> Generate:
+    """What makes an adapter's answers, in pieces as they are made."""
+    from transformers import TextIteratorStreamer
+
+    from halka.data.examples import Example, Message
+    from halka.evaluation import generate
+
+    def answer(prompt: str) -> Iterator[str]:
+        streamer: Any = TextIteratorStreamer(model.tokenizer, skip_prompt=True, skip_special_tokens=True)
+        failed: queue.SimpleQueue[BaseException] = queue.SimpleQueue()
+
+        def work() -> None:
+            try:
+                for _ in generate(
+                    model,
+                    name,
+                    [Example((Message("user", prompt),))],
+                    max_new_tokens=tokens,
+                    batch_size=1,
+                    streamer=streamer,
+                    **options,
+                ):
+                    pass
+            except BaseException as error:  # raised again where the answer is read
+                failed.put(error)
+                streamer.end()
+
+        thread = threading.Thread(target=work, daemon=True)
+        thread.start()
+        yield from streamer
+        thread.join()
+        if not failed.empty():
+            raise failed.get()
+
+    return answer
+
+
+def _show_sources(answer: Answer) -> None:
+    cited = [each for each in answer.sources if each.cited]
+    if answer.sources and not answer.abstained:
+        show("", "Sources:" if cited else "No source is cited. Read:")
+    for each in (cited or answer.sources) if not answer.abstained else ():
+        page = f", page {each.page}" if each.page else ""
+        show(f"[{each.number}] {each.document}{page}, {each.start}–{each.end}")

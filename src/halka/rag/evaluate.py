@@ -1,0 +1,109 @@
+"""How well passages are found: queries whose documents are known, in BEIR's layout, scored by ir-measures.
+
+scifact/
+  corpus.jsonl      {"_id": "4983", "title": "…", "text": "…"}
+  queries.jsonl     {"_id": "1", "text": "…"}
+  qrels/test.tsv    query-id, corpus-id, score; a line of titles above
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from halka.rag.retrieve import Retriever
+from halka.rag.store import Scope
+
+DEPTH = 100
+MEASURES = ("nDCG@10", "RR@10", "R@5", "R@100", "Success@1", "Success@5")
+
+
+@dataclass(frozen=True)
+class Queries:
+    """Questions by id, and for each the documents that answer it with how well they do."""
+
+    texts: Mapping[str, str]
+    relevant: Mapping[str, Mapping[str, int]]
+
+
+def read_queries(folder: Path, split: str = "test") -> Queries:
+    """The queries of a folder in BEIR's layout that have judgements in that split.
+
+    Raises ValueError for a file that is missing, and for a line that is not as the layout says.
+    """
+    relevant: dict[str, dict[str, int]] = {}
+    for line, (query, document, score) in enumerate(_tsv(folder / "qrels" / f"{split}.tsv"), start=2):
+        if not score.lstrip("-").isdigit():
+            raise ValueError(f"{folder / 'qrels' / f'{split}.tsv'}, line {line}: {score!r} is no whole number")
+        relevant.setdefault(query, {})[document] = int(score)
+    texts = {row["_id"]: row["text"] for row in _rows(folder / "queries.jsonl", "_id", "text")}
+    if lacking := [each for each in relevant if each not in texts]:
+        raise ValueError(f"{folder / 'queries.jsonl'} lacks query {lacking[0]}, which {split}.tsv judges")
+    return Queries({each: texts[each] for each in relevant}, relevant)
+
+
+def read_corpus(folder: Path) -> Iterator[tuple[str, str]]:
+    """The documents (id, text) of a folder in BEIR's layout, a title as a heading above its text."""
+    for row in _rows(folder / "corpus.jsonl", "_id", "text"):
+        title = str(row.get("title") or "").strip()
+        yield row["_id"], f"# {title}\n\n{row['text']}" if title else row["text"]
+
+
+def evaluate(
+    retriever: Retriever,
+    queries: Queries,
+    *,
+    scope: Scope = Scope(),  # noqa: B008
+    on_progress: Callable[[int], None] | None = None,
+) -> dict[str, float]:
+    """Means over the queries by measure, of documents ranked by their best passage.
+
+    Raises ValueError where the extra `rag` is missing, or there is no query.
+    """
+    try:
+        import ir_measures
+    except ImportError:
+        raise ValueError("scoring retrieval needs the extra: pip install 'halka[rag]'") from None
+    if not queries.texts:
+        raise ValueError("there are no queries to evaluate on")
+    run: dict[str, dict[str, float]] = {}
+    for done, (query, text) in enumerate(queries.texts.items(), start=1):
+        best: dict[str, float] = {}
+        for rank, hit in enumerate(retriever.search(text, DEPTH, scope)):
+            best.setdefault(hit.passage.document, -float(rank))
+        run[query] = best
+        if on_progress is not None:
+            on_progress(done)
+    measures = [ir_measures.parse_measure(each) for each in MEASURES]
+    relevant = {query: dict(documents) for query, documents in queries.relevant.items()}
+    found = ir_measures.calc_aggregate(measures, relevant, run)
+    return {str(measure): float(found[measure]) for measure in measures}
+
+
+def _rows(path: Path, *fields: str) -> Iterator[dict[str, str]]:
+    for number, line in enumerate(_lines(path), start=1):
+        try:
+            row = json.loads(line)
+            if any(not isinstance(row[field], str) for field in fields):
+                raise TypeError
+        except (ValueError, KeyError, TypeError):
+            raise ValueError(f"{path}, line {number}: not an object with texts {' and '.join(fields)}") from None
+        yield row
+
+
+def _tsv(path: Path) -> Iterator[tuple[str, str, str]]:
+    for number, row in enumerate(csv.reader(_lines(path), delimiter="\t"), start=1):
+        if len(row) != 3:
+            raise ValueError(f"{path}, line {number}: {len(row)} columns, where query, document and score stand")
+        if number > 1:
+            yield row[0], row[1], row[2]
+
+
+def _lines(path: Path) -> Iterator[str]:
+    if not path.is_file():
+        raise ValueError(f"there is no file {path}: BEIR's layout has corpus.jsonl, queries.jsonl and qrels/test.tsv")
+    with path.open(encoding="utf-8") as file:
+        yield from file

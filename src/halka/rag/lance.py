@@ -1,0 +1,193 @@
+"""A collection's passages in LanceDB: one table in a folder, no server, safe with several processes.
+
+Every document's passages are rows that repeat what is said of the document: one commit puts all of it in place, and
+takes the older passages away. Writers take turns by a lock beside the table; readers need none.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable, Sequence
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+from filelock import FileLock
+
+from halka.rag.passages import Passage
+from halka.rag.store import Document, Entry, Found, Scope
+
+TABLE = "passages"
+TRIES = 5
+PASSAGE = ["document", "number", "text", "start", "end", "page", "heading", "readers"]
+DOCUMENT = ["document", "digest", "readers", "tags", "added"]
+
+
+def _schema(width: int) -> pa.Schema:
+    texts = ("id", "document", "digest", "added", "text", "heading", "searched")
+    return pa.schema(
+        [
+            *(pa.field(name, pa.string(), nullable=False) for name in texts),
+            *(pa.field(name, pa.list_(pa.string())) for name in ("readers", "tags")),
+            *(pa.field(name, pa.int64()) for name in ("number", "start", "end", "page", "of")),
+            pa.field("vector", pa.list_(pa.float32(), width)),
+        ]
+    )
+
+
+class LanceStore:
+    """Implements `store.VectorStore` in a folder."""
+
+    def __init__(self, folder: str | Path, width: int):
+        """`width` is that of the vectors. Raises ValueError where the extra `rag` is missing, or for another width."""
+        try:
+            import lancedb
+        except ImportError:
+            raise ValueError("collections of documents need the extra: pip install 'halka[rag]'") from None
+        self.folder = Path(folder)
+        self.folder.mkdir(parents=True, exist_ok=True)
+        self._lock = FileLock(self.folder / ".lock")
+        self._schema = _schema(width)
+        self._database: Any = lancedb.connect(self.folder, read_consistency_interval=timedelta(0))
+        self._table: Any = self._opened()
+        if self._table.schema.field("vector").type != self._schema.field("vector").type:
+            raise ValueError(f"{self.folder} holds vectors of another width than {width}: another embedder made them")
+
+    def _opened(self) -> Any:
+        from lancedb.index import FTS
+
+        with self._lock:
+            if TABLE in self._database.list_tables().tables:
+                return self._database.open_table(TABLE)
+            table = self._database.create_table(TABLE, schema=self._schema)
+            table.set_unenforced_primary_key("id")
+            table.create_index("searched", config=FTS(with_position=False))
+            return table
+
+    # ── changes ─────────────────────────────────────────────────────────────────────────────────────────────────
+
+    def put(self, entries: Sequence[Entry]) -> None:
+        rows: dict[str, list[Any]] = {name: [] for name in self._schema.names}
+        for entry in entries:
+            for passage, vector in zip(entry.passages, entry.vectors, strict=True):
+                about = {
+                    **{name: getattr(passage, name) for name in ("id", *PASSAGE, "searched")},
+                    **{name: getattr(entry.document, name) for name in DOCUMENT[1:]},
+                    "of": len(entry.passages),
+                    "vector": vector.astype(np.float32),
+                }
+                for name, value in about.items():
+                    rows[name].append(value)
+        names = [entry.document.name for entry in entries]
+        with self._lock:
+            (
+                self._table.merge_insert("id")
+                .when_matched_update_all()
+                .when_not_matched_insert_all()
+                .when_not_matched_by_source_delete(_in("document", names))
+                .execute(pa.table(rows, schema=self._schema))
+            )
+
+    def remove(self, names: Sequence[str]) -> int:
+        if not names:
+            return 0
+        with self._lock:
+            where = _in("document", names)
+            count = self._table.count_rows(where)
+            self._table.delete(where)
+            self._forget()
+        return count
+
+    def tidy(self) -> None:
+        with self._lock:
+            self._forget()
+
+    def _forget(self) -> None:
+        """Older versions of the table go from the disk with their text; who reads one now asks again (`_ask`)."""
+        self._table.optimize()
+        time.sleep(0.002)  # what was rewritten is older than a moment now
+        self._table.optimize(cleanup_older_than=timedelta(milliseconds=1), delete_unverified=True)
+
+    # ── questions ───────────────────────────────────────────────────────────────────────────────────────────────
+
+    def documents(self, scope: Scope | None = None) -> list[Document]:
+        where = "number = 0" if scope is None else f"number = 0 AND {_where(scope)}"
+        rows = self._ask(lambda: self._table.search().where(where).select([*DOCUMENT, "of"]).limit(None))
+        found = [
+            Document(row["document"], row["digest"], tuple(row["readers"]), tuple(row["tags"]), row["added"], row["of"])
+            for row in rows
+        ]
+        return sorted(found, key=lambda each: each.name)
+
+    def nearest(self, vector: np.ndarray, count: int, scope: Scope) -> list[Found]:
+        found = [*PASSAGE, "_distance"]
+        near = vector.astype(np.float32)
+        rows = self._ask(
+            lambda: (
+                self._table.search(near)
+                .distance_type("cosine")
+                .where(_where(scope), prefilter=True)
+                .select(found)
+                .limit(count)
+            )
+        )
+        return [Found(_passage(row), 1.0 - row["_distance"]) for row in rows]
+
+    def matching(self, words: str, count: int, scope: Scope) -> list[Found]:
+        from lancedb.query import MatchQuery
+
+        query, found = MatchQuery(words, "searched"), [*PASSAGE, "_score"]
+        rows = self._ask(
+            lambda: self._table.search(query).where(_where(scope), prefilter=True).select(found).limit(count)
+        )
+        return [Found(_passage(row), row["_score"]) for row in rows]
+
+    def passages(self, document: str, numbers: Iterable[int], scope: Scope) -> list[Passage]:
+        among = ", ".join(str(int(number)) for number in numbers)
+        where = f"document = {_quoted(document)} AND number IN ({among}) AND {_where(scope)}"
+        rows = self._ask(lambda: self._table.search().where(where).select(PASSAGE).limit(None)) if among else []
+        return sorted((_passage(row) for row in rows), key=lambda each: each.number)
+
+    def vectors(self, ids: Sequence[str], scope: Scope) -> dict[str, np.ndarray]:
+        where = f"{_in('id', ids)} AND {_where(scope)}"
+        rows = self._ask(lambda: self._table.search().where(where).select(["id", "vector"]).limit(None)) if ids else []
+        return {row["id"]: np.asarray(row["vector"], dtype=np.float32) for row in rows}
+
+    def _ask(self, query: Callable[[], Any]) -> list[dict[str, Any]]:
+        """The rows that a query finds. Where another process removed the version that was being read, it asks again."""
+        for _ in range(TRIES - 1):
+            try:
+                return query().to_list()
+            except (OSError, RuntimeError, ValueError) as error:
+                if "not found" not in str(error).lower():
+                    raise
+        return query().to_list()
+
+
+def _passage(row: dict[str, Any]) -> Passage:
+    return Passage(**{name: tuple(row[name]) if name == "readers" else row[name] for name in PASSAGE})
+
+
+def _where(scope: Scope) -> str:
+    """The scope as the table's filter."""
+    parts = [f"array_has_any(readers, {_array(scope.readers)})"]
+    if scope.tags:
+        parts.append(f"array_has_all(tags, {_array(scope.tags)})")
+    if scope.under:
+        parts.append(f"starts_with(document, {_quoted(scope.under)})")
+    return " AND ".join(parts)
+
+
+def _in(column: str, values: Iterable[str]) -> str:
+    return f"{column} IN ({', '.join(map(_quoted, values))})"
+
+
+def _array(values: Iterable[str]) -> str:
+    return f"[{', '.join(map(_quoted, sorted(values)))}]"
+
+
+def _quoted(text: str) -> str:
+    """A text as the filter's language writes it; a quote within is doubled, nothing else has a meaning there."""
+    return "'" + text.replace("'", "''") + "'"

@@ -1,0 +1,106 @@
+"""Training data for answering from passages: gold ones among distractors, and some questions without their gold one.
+
+In the manner of RAFT (Zhang et al. 2024, arXiv:2403.10131): distractors are what the collection's own search finds for
+the question, and where the gold passage is left out the answer is that the documents do not say, so that an adapter
+learns to abstain instead of guessing.
+"""
+
+from __future__ import annotations
+
+import random
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from halka.rag.passages import Passage
+from halka.rag.prompt import ABSTAINED, prompted
+from halka.rag.retrieve import Retriever
+from halka.rag.store import Scope
+
+
+@dataclass(frozen=True)
+class Asked:
+    """A question, its answers (the first is taught) and the document that holds them; None: whichever does."""
+
+    question: str
+    answers: tuple[str, ...]
+    document: str | None = None
+
+
+def asked_in(row: Mapping[str, Any], where: str) -> Asked:
+    """What a row asks. Raises ValueError for a row without a question, or without `answer` or `answers`."""
+    question, answers = row.get("question"), row.get("answers", row.get("answer"))
+    answers = [answers] if isinstance(answers, str) else answers
+    if not isinstance(question, str) or not question.strip():
+        raise ValueError(f'{where}: no question: a row has "question": a text')
+    if not isinstance(answers, list) or not answers or not all(isinstance(each, str) and each for each in answers):
+        raise ValueError(f'{where}: no answer: a row has "answer": a text, or "answers": a list of texts')
+    document = row.get("document")
+    return Asked(question, tuple(answers), document if isinstance(document, str) else None)
+
+
+@dataclass(frozen=True)
+class Raft:
+    """How the examples are made.
+
+    passages  how many a prompt holds
+    without   the share of questions whose gold passage is left out
+    cite      whether the answer is followed by its citation
+    seed      of the order of passages and of which are left out
+    """
+
+    passages: int = 4
+    without: float = 0.2
+    cite: bool = True
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if self.passages < 1 or not 0 <= self.without < 1:
+            raise ValueError("passages must be 1 or more, and without a share from 0 to below 1")
+
+    def examples(
+        self,
+        retriever: Retriever,
+        asked: Iterable[Asked],
+        scope: Scope = Scope(),  # noqa: B008
+    ) -> Iterator[dict[str, Any]]:
+        """A row for training for each question, as `messages`; those whose answer no passage holds are left out."""
+        draw = random.Random(self.seed)
+        for each in asked:
+            found = [hit.passage for hit in retriever.search(each.question, 8 * self.passages, scope)]
+            gold = next((passage for passage in found if holds(passage, each)), None)
+            if gold is None and each.document is not None:
+                own = retriever.collection.store.passages(each.document, range(10_000), scope)
+                gold = next((passage for passage in own if holds(passage, each)), None)
+            if gold is None:
+                continue
+            left_out = draw.random() < self.without
+            others = [passage for passage in found if not holds(passage, replace(each, document=None))]
+            shown = others[: self.passages] if left_out else [gold, *others[: self.passages - 1]]
+            draw.shuffle(shown)
+            yield {
+                "messages": [
+                    {"role": "user", "content": prompted(each.question, shown)},
+                    {"role": "assistant", "content": self._answer(each, shown, gold, left_out)},
+                ],
+                "answers": [ABSTAINED] if left_out else list(each.answers),
+                "gold": None if left_out else shown.index(gold) + 1,
+            }
+
+    def _answer(self, asked: Asked, shown: Sequence[Passage], gold: Passage, left_out: bool) -> str:
+        if left_out:
+            return ABSTAINED
+        return f"{asked.answers[0]} [{shown.index(gold) + 1}]" if self.cite else asked.answers[0]
+
+
+def holds(passage: Passage, asked: Asked) -> bool:
+    """Whether an answer's words stand in the passage, in order, whatever their case and punctuation."""
+    if asked.document is not None and passage.document != asked.document:
+        return False
+    text = f" {_words(passage.searched)} "
+    return any(f" {_words(answer)} " in text for answer in asked.answers if _words(answer))
+
+
+def _words(text: str) -> str:
+    return " ".join(re.findall(r"\w+", text.casefold()))

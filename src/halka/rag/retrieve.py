@@ -1,0 +1,163 @@
+"""`Retriever`: a question to the passages that may answer it, by vectors and by words.
+
+**How the two are joined.** Ranks forget how sure each side is: joined by reciprocal ranks, words that match nothing in
+particular drag down vectors that found the answer. Here a passage's score is its cosine, plus its BM25 as a share of
+the best passage's, weighted by how far that best stands out among the next nine. Where words single something out they
+count; where they do not, they hardly do.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from itertools import pairwise
+from statistics import mean
+from typing import Literal, get_args
+
+import numpy as np
+
+from halka.rag.collection import Collection
+from halka.rag.passages import Passage
+from halka.rag.store import Found, Scope
+
+Mode = Literal["hybrid", "vectors", "words"]
+WORDS = 0.5  # weight of a BM25 that stands out fully
+NEXT = 9  # passages that the best is seen among
+DEPTH = 100  # candidates that each side brings
+SAME = 0.95  # cosine from which two passages say the same
+
+Reranker = Callable[[str, Sequence[str]], Sequence[float]]
+"""A question and texts to a score for each: a cross-encoder."""
+
+
+@dataclass(frozen=True)
+class Hit:
+    """A passage that was found: `score` as the search's mode gives it, and its cosine and BM25 where known."""
+
+    passage: Passage
+    score: float
+    cosine: float | None = None
+    bm25: float | None = None
+
+
+@dataclass(frozen=True)
+class Retriever:
+    """Searches one collection.
+
+    mode        by vectors, by words, or both
+    rerank      scores the best candidates anew, if given
+    candidates  how many are scored anew
+    distinct    leave out passages that say what a better one says
+    """
+
+    collection: Collection
+    mode: Mode = "hybrid"
+    rerank: Reranker | None = None
+    candidates: int = 32
+    distinct: bool = True
+
+    def __post_init__(self) -> None:
+        if self.mode not in get_args(Mode):
+            raise ValueError(f"{self.mode!r} is no way to search: choose one of {', '.join(get_args(Mode))}")
+
+    def search(self, question: str, count: int = 8, scope: Scope = Scope()) -> list[Hit]:  # noqa: B008
+        """The best passages among those that the scope holds, best first. Raises ValueError for an empty question."""
+        if not question.strip():
+            raise ValueError("the question is empty: ask something")
+        if count < 1:
+            raise ValueError(f"{count} passages cannot be looked for: ask for one or more")
+        store, vector = self.collection.store, self.collection.embedder.query(question)
+        depth = max(DEPTH, 2 * count)
+        near = store.nearest(vector, depth, scope) if self.mode != "words" else []
+        worded = store.matching(question, depth, scope) if self.mode != "vectors" else []
+        if self.mode == "hybrid":
+            near += self._cosines(vector, near, worded, scope)
+        hits = joined(near, worded)
+        if self.rerank is not None and hits:
+            chosen = hits[: max(self.candidates, count)]
+            scores = self.rerank(question, [hit.passage.searched for hit in chosen])
+            hits = [replace(hit, score=float(score)) for hit, score in zip(chosen, scores, strict=True)]
+            hits.sort(key=lambda hit: -hit.score)
+        if self.distinct:
+            hits = self._distinct(hits[: 3 * count], scope)
+        return hits[:count]
+
+    def _cosines(self, vector: np.ndarray, near: list[Found], worded: list[Found], scope: Scope) -> list[Found]:
+        """What words alone found, with its cosine."""
+        seen = {found.passage.id for found in near}
+        others = [found.passage for found in worded if found.passage.id not in seen]
+        vectors = self.collection.store.vectors([each.id for each in others], scope)
+        return [Found(each, float(vectors[each.id] @ vector)) for each in others if each.id in vectors]
+
+    def _distinct(self, hits: list[Hit], scope: Scope) -> list[Hit]:
+        """Without those whose text, or nearly so, a better one has."""
+        vectors = self.collection.store.vectors([hit.passage.id for hit in hits], scope)
+        kept: list[Hit] = []
+        for hit in hits:
+            mine = vectors.get(hit.passage.id)
+            if mine is not None and not any(
+                mine @ vectors[other.passage.id] >= SAME and hit.passage.id != other.passage.id for other in kept
+            ):
+                kept.append(hit)
+        return kept
+
+    def expanded(self, hits: Sequence[Hit], budget: int, scope: Scope = Scope()) -> list[Passage]:  # noqa: B008
+        """The hits' passages with what stands before and after them, best first, within `budget` tokens in all.
+
+        First every hit in its order, as many as the budget holds; then, for each, its neighbours in the document, as
+        long as there is room. Passages that touch become one.
+        """
+        room, chosen = budget, {}
+        for hit in hits:
+            if (cost := self._tokens(hit.passage)) <= room:
+                chosen[hit.passage.id] = hit.passage
+                room -= cost
+        spans = [[each] for each in chosen.values()]
+        for span in spans:
+            around = {span[0].number - 1, span[-1].number + 1}
+            for each in self.collection.store.passages(span[0].document, around, scope):
+                cost = self._tokens(each)
+                if each.id in chosen or cost > room:
+                    continue
+                room -= cost
+                chosen[each.id] = each
+                span.insert(0, each) if each.number < span[0].number else span.append(each)
+        return [_one(span) for span in spans]
+
+    def _tokens(self, passage: Passage) -> int:
+        return len(self.collection.embedder.tokenizer.encode(passage.searched, add_special_tokens=False).ids)
+
+
+def joined(near: Sequence[Found], worded: Sequence[Found], weight: float = WORDS) -> list[Hit]:
+    """Passages by cosine and BM25 together, best first; either side may be empty."""
+    words = {found.passage.id: found.score for found in worded}
+    best = max(words.values(), default=0.0)
+    if not near:
+        return [Hit(found.passage, found.score, bm25=found.score) for found in worded]
+    share = weight * _standing_out([*words.values()]) / best if best > 0 else 0.0
+    hits = [
+        Hit(
+            found.passage,
+            found.score + share * words.get(found.passage.id, 0.0),
+            found.score,
+            words.get(found.passage.id),
+        )
+        for found in near
+    ]
+    return sorted(hits, key=lambda hit: -hit.score)
+
+
+def _standing_out(scores: Sequence[float]) -> float:
+    """How far the best stands out among the next: from 0, all alike, to 1, alone."""
+    first, *others = sorted(scores, reverse=True)
+    others = [*others[:NEXT], *[0.0] * (NEXT - len(others[:NEXT]))]
+    return (first - mean(others)) / first
+
+
+def _one(span: Sequence[Passage]) -> Passage:
+    """Passages of one document that follow each other, as one."""
+    text = span[0].text
+    for before, each in pairwise(span):
+        gap = each.start - before.end  # of spaces and line ends, which passages do not keep
+        text += ("\n\n" if gap > 1 else " " * gap) + each.text[max(0, -gap) :]
+    return replace(span[0], text=text, end=span[-1].end)

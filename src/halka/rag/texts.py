@@ -1,0 +1,156 @@
+"""A file to its text, and where its pages begin: what passages are cut from, and what citations point into.
+
+To read another kind of file, add its reader to `READERS`; kinds that are not there are left to the extra `documents`.
+"""
+
+from __future__ import annotations
+
+import bisect
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+EXTRA = (".docx", ".pptx", ".xlsx", ".xls", ".epub", ".msg", ".ipynb", ".csv", ".json", ".xml")
+"""What the extra `documents` reads, besides what is read here."""
+PAGE_BREAK = "\n\n"
+
+
+class Unreadable(ValueError):
+    """A file that no text can be had from; the message says why, and what to do."""
+
+
+@dataclass(frozen=True)
+class Text:
+    """What a file says.
+
+    text      with line ends of one character; offsets count its characters
+    pages     the offsets at which its pages begin; empty where it has none
+    markdown  whether its headings are marked with #
+    """
+
+    text: str
+    pages: tuple[int, ...] = ()
+    markdown: bool = False
+
+    def page(self, offset: int) -> int | None:
+        """The number, from 1, of the page that holds the character there; None where there are no pages."""
+        return bisect.bisect_right(self.pages, offset) or None
+
+
+def read_text(path: Path) -> Text:
+    """The text of a file, by the ending of its name. Raises Unreadable for one that holds none that can be had."""
+    suffix = path.suffix.lower()
+    try:
+        if suffix in READERS:
+            read = READERS[suffix](path)
+        elif suffix in EXTRA:
+            read = _converted(path)
+        else:
+            raise Unreadable(
+                f"{path}: files of the kind {suffix or 'without an ending'} are not read: convert it to text"
+            )
+    except OSError as error:
+        raise Unreadable(f"{path}: {(error.strerror or str(error)).lower()}") from None
+    if "\0" in read.text:
+        raise Unreadable(f"{path} is binary, not text")
+    if not read.text.strip():
+        raise Unreadable(f"{path} holds no text" + (" (a scan?): recognise it first" if suffix == ".pdf" else ""))
+    return read
+
+
+def is_readable(path: Path) -> bool:
+    """Whether files of that name are read at all; hidden ones are not."""
+    return path.suffix.lower() in (*READERS, *EXTRA) and not path.name.startswith((".", "~$"))
+
+
+def _plain(path: Path) -> Text:
+    return Text(_decoded(path))
+
+
+def _markdown(path: Path) -> Text:
+    return Text(_decoded(path), markdown=True)
+
+
+def _decoded(path: Path) -> str:
+    try:
+        text = path.read_text(encoding="utf-8-sig")  # with universal newlines
+    except UnicodeDecodeError as error:
+        raise Unreadable(f"{path} is not UTF-8 text ({error.reason} at byte {error.start}): save it as UTF-8") from None
+    return text
+
+
+def _html(path: Path) -> Text:
+    from bs4 import BeautifulSoup
+    from markdownify import MarkdownConverter
+
+    page = BeautifulSoup(path.read_bytes(), "html.parser")  # by the encoding that it declares
+    for each in page(["script", "style", "template", "noscript", "nav", "head"]):
+        each.decompose()
+    made = MarkdownConverter(heading_style="ATX", strip=["a", "img"]).convert_soup(page)
+    return Text(_without_gaps(made), markdown=True)
+
+
+def _pdf(path: Path) -> Text:
+    from pypdfium2 import PdfDocument, PdfiumError
+
+    try:
+        document = PdfDocument(path)
+    except PdfiumError as error:
+        locked = "password" in str(error).lower()
+        reason = "is encrypted: save it without a password" if locked else f"is no whole PDF ({error}): fetch it again"
+        raise Unreadable(f"{path} {reason}") from None
+    pages, starts, length = [], [], 0
+    try:
+        for page in document:
+            text = page.get_textpage().get_text_bounded()
+            text = (
+                text.replace("\r\n", "\n")
+                .replace("\r", "\n")
+                .replace("\ufffe\n", "")
+                .replace("\ufffe", "")
+                .replace("\0", "")
+            )
+            starts.append(length)
+            pages.append(text)
+            length += len(text) + len(PAGE_BREAK)
+    except PdfiumError as error:
+        raise Unreadable(f"{path}: page {len(pages) + 1} cannot be read ({error}): fetch it again") from None
+    finally:
+        document.close()
+    return Text(PAGE_BREAK.join(pages), tuple(starts))
+
+
+def _converted(path: Path) -> Text:
+    try:
+        from markitdown import MarkItDown
+    except ImportError:
+        raise Unreadable(
+            f"{path}: files of the kind {path.suffix} need the extra: pip install 'halka[documents]'"
+        ) from None
+    try:
+        made = MarkItDown(enable_plugins=False).convert_local(str(path))
+    except Exception as error:  # each converter fails in its own way; the file is what is at fault
+        raise Unreadable(f"{path} cannot be converted ({type(error).__name__}): is it whole?") from error
+    return Text(_without_gaps(made.text_content), markdown=True)
+
+
+def _without_gaps(text: str) -> str:
+    """Markdown with at most one empty line in a row and no spaces at line ends."""
+    lines: list[str] = []
+    for line in text.replace("\r\n", "\n").replace("\r", "\n").split("\n"):
+        line = line.rstrip()
+        if line or (lines and lines[-1]):
+            lines.append(line)
+    return "\n".join(lines).strip("\n")
+
+
+READERS: dict[str, Callable[[Path], Text]] = {
+    ".md": _markdown,
+    ".markdown": _markdown,
+    ".txt": _plain,
+    ".text": _plain,
+    ".rst": _plain,
+    ".html": _html,
+    ".htm": _html,
+    ".pdf": _pdf,
+}

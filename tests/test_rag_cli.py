@@ -1,0 +1,114 @@
+"""`halka docs` from end to end, with a small embedder of the sentence-transformers library."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from transformers import BertConfig, BertModel, BertTokenizerFast
+
+from halka.cli import main
+
+TEXT = "the parcels are sent on monday refunds take nine days where is my parcel salary secret"
+
+
+@pytest.fixture(scope="module")
+def embedder(tmp_path_factory) -> Path:
+    from sentence_transformers import SentenceTransformer
+    from sentence_transformers.sentence_transformer.modules import Pooling, Transformer
+
+    folder = tmp_path_factory.mktemp("embedder")
+    tokens = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *TEXT.split(), *"abcdefghijklmnopqrstuvwxyz", ".", "?"]
+    (folder / "vocab.txt").write_text("\n".join([*tokens, *(f"##{each}" for each in "abcdefghijklmnopqrstuvwxyz")]))
+    tokenizer = BertTokenizerFast(str(folder / "vocab.txt"), model_max_length=128)
+    config = BertConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=32,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        intermediate_size=32,
+        max_position_embeddings=128,
+    )
+    BertModel(config).save_pretrained(folder / "bert")
+    tokenizer.save_pretrained(folder / "bert")
+    bert = Transformer(str(folder / "bert"), max_seq_length=128)
+    SentenceTransformer(modules=[bert, Pooling(32)], device="cpu").save(str(folder / "made"))
+    return folder / "made"
+
+
+@pytest.fixture
+def halka(capsys, monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+
+    def run(*arguments: str) -> tuple[int, str, str]:
+        with pytest.raises(SystemExit) as ended:
+            main_with(arguments, monkeypatch)
+        out = capsys.readouterr()
+        return int(ended.value.code or 0), out.out, out.err
+
+    return run
+
+
+def main_with(arguments, monkeypatch) -> None:
+    monkeypatch.setattr("sys.argv", ["halka", *arguments])
+    main()
+
+
+def test_from_files_to_passages_and_back(halka, embedder, tmp_path):
+    folder = tmp_path / "documents"
+    folder.mkdir()
+    (folder / "parcels.md").write_text("# Parcels\n\nThe parcels are sent on monday.")
+    (folder / "refunds.txt").write_text("Refunds take nine days.")
+    (folder / "broken.pdf").write_bytes(b"%PDF-1.4")
+    code, out, err = halka("docs", "add", "faq", "documents", "--embedder", str(embedder))
+    assert (code, out) == (0, "1 skipped, 2 added\n"), err
+    assert "skipped:" in err
+    assert "broken.pdf" in err
+    code, out, _ = halka("docs", "search", "faq", "when are parcels sent", "--count", "1", "--mode", "words")
+    assert code == 0
+    assert out.startswith("[1] ")
+    assert "parcels.md, " in out
+    assert "sent on monday" in out
+    _, out, _ = halka("docs", "search", "faq", "refunds days", "--json")
+    assert {"passage", "score", "cosine", "bm25"} <= json.loads(out)[0].keys()
+    (folder / "refunds.txt").unlink()
+    assert halka("docs", "refresh", "faq")[1] == "1 removed, 1 skipped, 1 unchanged\n"
+    _, out, _ = halka("docs", "list", "faq", "--json")
+    assert [Path(each["name"]).name for each in json.loads(out)] == ["parcels.md"]
+    assert "1 collections" in halka("docs", "list")[1]
+    assert "Parcels" in halka("docs", "show", "faq", "documents/parcels.md")[1]
+    assert halka("docs", "remove", "faq")[0] == 0
+    assert not (tmp_path / "collections" / "faq").exists()
+    code, _, err = halka("docs", "search", "faq", "x")
+    assert code == 2
+    assert "holds no collection 'faq'" in err
+
+
+def test_readers_are_asked_for(halka, embedder, tmp_path):
+    (tmp_path / "pay.md").write_text("The salary is secret.")
+    assert halka("docs", "add", "hr", "pay.md", "--reader", "staff", "--embedder", str(embedder))[0] == 0
+    assert halka("docs", "search", "hr", "salary")[1] == "nothing was found that you may read\n"
+    assert "secret" in halka("docs", "search", "hr", "salary", "--as", "staff")[1]
+    code, _, err = halka("docs", "search", "hr", "salary", "--as", "x' OR 1")
+    assert (code, "cannot name a reader" in err) == (2, True)
+
+
+def test_a_folder_in_beirs_layout_is_scored(halka, embedder, tmp_path):
+    (tmp_path / "q" / "qrels").mkdir(parents=True)
+    texts = {"a": "Parcels are sent on monday.", "b": "Refunds take nine days.", "c": "The salary is secret."}
+    corpus = [{"_id": name, "title": "", "text": text} for name, text in texts.items()]
+    (tmp_path / "q" / "corpus.jsonl").write_text("\n".join(map(json.dumps, corpus)))
+    (tmp_path / "q" / "queries.jsonl").write_text(
+        '{"_id": "1", "text": "when are parcels sent"}\n{"_id": "2", "text": "x"}'
+    )
+    (tmp_path / "q" / "qrels" / "test.tsv").write_text("query-id\tcorpus-id\tscore\n1\ta\t1\n")
+    assert halka("docs", "add", "q", "q/corpus.jsonl", "--embedder", str(embedder))[0] == 0
+    code, out, _ = halka("docs", "evaluate", "q", "q", "--json")
+    assert code == 0
+    scores = json.loads(out)
+    assert scores["words"]["nDCG@10"] == scores["words"]["Success@1"] == 1.0
+    assert set(scores) == {"hybrid", "vectors", "words"}
+    (tmp_path / "q" / "qrels" / "test.tsv").write_text("query-id\tcorpus-id\tscore\n9\ta\t1\n")
+    code, _, err = halka("docs", "evaluate", "q", "q")
+    assert (code, "lacks query 9" in err) == (2, True)

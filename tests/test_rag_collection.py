@@ -1,0 +1,331 @@
+"""Collections: what changed is read anew, what is removed is gone, nobody reads what is not theirs, nothing is lost."""
+
+from __future__ import annotations
+
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from embedder_for_tests import WordEmbedder
+from halka.rag.collection import Collection, collection_folder
+from halka.rag.retrieve import Retriever, joined
+from halka.rag.store import Found, Scope
+
+
+@pytest.fixture
+def documents(tmp_path) -> Path:
+    folder = tmp_path / "documents"
+    (folder / "deep").mkdir(parents=True)
+    (folder / "parcels.md").write_text("# Parcels\n\nParcels are sent on Monday.\n\n## Lost\n\nWrite to the depot.")
+    (folder / "deep" / "refunds.txt").write_text("Refunds take nine days.")
+    (folder / ".hidden.md").write_text("hidden")
+    (folder / "picture.png").write_bytes(b"\x89PNG")
+    return folder
+
+
+@pytest.fixture
+def collection(tmp_path) -> Collection:
+    return Collection(tmp_path / "collections" / "faq", WordEmbedder())
+
+
+def told(events) -> list[tuple[str, str]]:
+    return [(event.what, Path(event.document).name) for event in events]
+
+
+def texts(collection: Collection, question: str, scope: Scope | None = None, **options) -> list[str]:
+    hits = Retriever(collection, **options).search(question, 50, scope or Scope())
+    return [hit.passage.text for hit in hits]
+
+
+# ── what is taken in ────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_only_what_changed_is_read_anew(collection, documents):
+    assert told(collection.add([documents])) == [("added", "parcels.md"), ("added", "refunds.txt")]
+    before = collection.embedder.embedded
+    assert told(collection.add([documents])) == [("unchanged", "parcels.md"), ("unchanged", "refunds.txt")]
+    assert collection.embedder.embedded == before
+    (documents / "parcels.md").write_text("# Parcels\n\nParcels are sent on Friday.")
+    (documents / "new.md").write_text("New things.")
+    (documents / "deep" / "refunds.txt").unlink()
+    assert told(collection.refresh()) == [("removed", "refunds.txt"), ("added", "new.md"), ("changed", "parcels.md")]
+    assert "sent on Friday" in texts(collection, "Parcels sent Monday Friday")[0]
+    assert not any("Monday" in each or "depot" in each for each in texts(collection, "Monday depot nine days"))
+    assert {Path(each.name).name for each in collection.documents()} == {"new.md", "parcels.md"}
+
+
+def test_what_cannot_be_read_is_told_and_the_rest_goes_in(collection, documents):
+    (documents / "broken.pdf").write_bytes(b"%PDF-1.4 broken")
+    (documents / "latin.txt").write_bytes(b"caf\xe9")
+    events = [*collection.add([documents])]
+    skipped = [event for event in events if event.what == "skipped"]
+    assert [Path(event.document).name for event in skipped] == ["broken.pdf", "latin.txt"]
+    assert all(event.document in event.reason for event in skipped)
+    assert told(events)[-2:] == [("added", "parcels.md"), ("added", "refunds.txt")]
+
+
+def test_a_file_that_broke_keeps_its_older_passages(collection, documents):
+    [*collection.add([documents])]
+    (documents / "parcels.md").write_bytes(b"\xff\xfe")
+    assert ("skipped", "parcels.md") in told(collection.refresh())
+    assert "Parcels are sent on Monday." in texts(collection, "parcels")[0]
+
+
+def test_removal_is_at_once_and_from_the_disk(collection, documents):
+    [*collection.add([documents])]
+    (documents / "parcels.md").unlink()
+    collection.remove([str(documents / "parcels.md")])
+    left = subprocess.run(["grep", "-rlaE", "Monday|depot", collection.folder], capture_output=True, text=True)
+    assert left.stdout == ""
+    assert texts(collection, "parcels Monday") == ["Refunds take nine days."]
+
+
+def test_a_folder_is_removed_with_what_is_in_it_and_not_its_neighbour(collection, documents, tmp_path):
+    (tmp_path / "documents2").mkdir()
+    (tmp_path / "documents2" / "other.md").write_text("Other things.")
+    [*collection.add([documents, tmp_path / "documents2"])]
+    assert told(collection.remove([str(documents)])) == [("removed", "refunds.txt"), ("removed", "parcels.md")]
+    assert texts(collection, "things") == ["Other things."]
+    assert [Path(each.path).name for each in collection.roots] == ["documents2"]
+
+
+def test_texts_of_ones_own(collection):
+    assert told(collection.put([("a", "Apples are red."), ("b", "")])) == [("skipped", "b"), ("added", "a")]
+    assert told(collection.put([("a", "Apples are green.")])) == [("changed", "a")]
+    assert texts(collection, "apples") == ["Apples are green."]
+
+
+def test_what_is_not_there_is_said(collection, documents):
+    with pytest.raises(ValueError, match="there is no file or folder"):
+        [*collection.add([documents / "nothing"])]
+    with pytest.raises(ValueError, match="has no document"):
+        collection.remove(["nothing"])
+    with pytest.raises(ValueError, match="is empty"):
+        Retriever(collection).search(" ")
+
+
+@pytest.mark.parametrize("name", ["", "..", "../x", "a/b", ".a", "a.", "x" * 101, "a\nb"])
+def test_a_name_never_becomes_a_path(name, tmp_path):
+    with pytest.raises(ValueError, match="cannot name a collection"):
+        collection_folder(name, tmp_path)
+
+
+def test_another_embedder_or_folder_is_refused(collection, tmp_path):
+    other = WordEmbedder()
+    other.name = "other"
+    with pytest.raises(ValueError, match="was embedded by words"):
+        Collection(collection.folder, other)
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "file").write_text("x")
+    with pytest.raises(ValueError, match="is no collection"):
+        Collection(tmp_path / "mine", WordEmbedder())
+
+
+# ── who may read ────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_nobody_finds_what_is_not_theirs(collection):
+    [*collection.put([("open", "The canteen opens at noon.")])]
+    [*collection.put([("pay", "The salary of Ada is secret.")], readers=["hr"])]
+    [*collection.put([("mine", "The salary of Bob is his.")], readers=["bob", "hr"], tags=["money"])]
+    asked = "What is the salary of Ada and of Bob?"
+    for mode in ("hybrid", "vectors", "words"):
+        seen = {
+            who: sorted(texts(collection, asked, Scope(frozenset(who)), mode=mode)) for who in [(), ("bob",), ("hr",)]
+        }
+        assert not any("salary" in each for each in seen[()])
+        assert [each for each in seen["bob",] if "salary" in each] == ["The salary of Bob is his."]
+        assert len([each for each in seen["hr",] if "salary" in each]) == 2
+    assert [each.name for each in collection.documents(Scope())] == ["open"]
+
+
+ATTACKS = [
+    "hr' OR '1'='1",
+    "*' , 'hr",
+    "hr']) OR array_has_any(readers, ['hr",
+    "",
+    " ",
+    "hr\0",
+    "h%",
+    "%",
+    "_r",
+    "hr--",
+]
+
+
+@pytest.mark.parametrize("attack", ATTACKS)
+def test_no_name_and_no_path_opens_what_is_closed(collection, attack):
+    [*collection.put([("pay", "The salary of Ada is secret.")], readers=["hr"])]
+    try:
+        scope = Scope(frozenset([attack]))
+    except ValueError as refused:
+        assert "cannot name a reader" in str(refused)  # noqa: PT017
+    else:
+        assert texts(collection, "salary", scope) == []
+    under = Scope(under=attack)
+    assert texts(collection, "salary", under) == []
+    assert collection.store.passages("pay", [0], Scope()) == []
+    assert collection.store.passages("pay' OR '1'='1", [0], Scope()) == []
+    assert collection.store.vectors(["pay#0"], Scope()) == {}
+    assert collection.documents(Scope()) == []
+    assert texts(collection, attack.strip() or "x") == []
+    hits = Retriever(collection).search("salary", 3, Scope(frozenset(["hr"])))
+    assert Retriever(collection).expanded(hits, 100, Scope()) == [hit.passage for hit in hits]  # no neighbours beyond
+
+
+def test_taking_rights_away_takes_effect_without_new_contents(collection, documents):
+    [*collection.add([documents])]
+    assert {what for what, _ in told(collection.add([documents], readers=["staff"]))} == {"changed"}
+    assert texts(collection, "parcels") == []
+    assert texts(collection, "parcels", Scope(frozenset(["staff"])))
+
+
+def test_tags_and_places_narrow(collection, documents):
+    [*collection.add([documents], tags=["shop", "eu"])]
+    assert len(texts(collection, "parcels refunds", Scope(tags=frozenset(["eu", "shop"])))) > 1
+    assert texts(collection, "parcels refunds", Scope(tags=frozenset(["us"]))) == []
+    assert texts(collection, "parcels", Scope(under=str(documents / "deep"))) == ["Refunds take nine days."]
+
+
+def test_the_filter_is_its_slow_twin(collection):
+    draw = random.Random(0)
+    for number in range(24):
+        name = draw.choice(["a/", "b/", "a'b/"]) + str(number)
+        who, what = (
+            draw.sample(["ada", "bob", "hr", "*"], draw.randint(1, 2)),
+            draw.sample(["x", "y"], draw.randint(0, 2)),
+        )
+        [*collection.put([(name, f"Text {number}.")], readers=who, tags=what)]
+    every = collection.documents()
+    assert len(every) == 24
+    for readers, under, tags in [
+        ((), "", ()),
+        (("ada",), "", ("x",)),
+        (("hr", "bob"), "a'b/", ()),
+        ((), "b/", ("x", "y")),
+    ]:
+        scope = Scope(frozenset(readers), under, frozenset(tags))
+        assert collection.documents(scope) == [each for each in every if scope.holds(each)]
+
+
+# ── finding ─────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_words_count_where_they_single_something_out():
+    def found(scores):
+        return [Found(passages[name], score) for name, score in scores.items()]
+
+    from halka.rag.passages import Passage
+
+    passages = {name: Passage(name, 0, name, 0, 1) for name in "abcdefghijkl"}
+    near = found({"a": 0.60, "b": 0.55})
+    rare = joined(near, found({"b": 9.0, **dict.fromkeys("cdefghijk", 1.0)}))
+    assert rare[0].passage.document == "b"
+    common = joined(near, found(dict.fromkeys("bcdefghijkl", 2.0) | {"b": 2.1}))
+    assert common[0].passage.document == "a"
+    assert joined([], []) == []
+    assert [hit.passage.document for hit in joined([], found({"c": 2.0}))] == ["c"]
+
+
+def test_a_reranker_has_the_last_word_and_twins_are_left_out(collection):
+    [
+        *collection.put(
+            [("a", "Parcels are sent on Monday."), ("b", "Parcels are sent on Monday."), ("c", "Parcels parcels.")]
+        )
+    ]
+    assert len(texts(collection, "parcels Monday")) == 2
+    assert len(texts(collection, "parcels Monday", distinct=False)) == 3
+    shortest = texts(collection, "parcels Monday", rerank=lambda question, found: [-len(each) for each in found])
+    assert shortest[0] == "Parcels parcels."
+
+
+def test_neighbours_join_within_the_budget(collection):
+    text = "# A\n\n" + "\n\n".join(f"Paragraph {n} says {'word ' * 30}end{n}." for n in range(8))
+    [*collection.put([("a", text)])]
+    retriever = Retriever(collection)
+    hits = retriever.search("end4", 1)
+    (alone,) = retriever.expanded(hits, 45)
+    assert alone == hits[0].passage
+    (wider,) = retriever.expanded(hits, 130)
+    assert wider.text == text[wider.start : wider.end]
+    assert hits[0].passage.text in wider.text
+    assert len(wider.text) > 2 * len(alone.text)
+    assert retriever.expanded(hits, 3) == []
+
+
+# ── many at once, and crashes ───────────────────────────────────────────────────────────────────────────────────────
+
+WRITER = """
+import sys
+from embedder_for_tests import WordEmbedder
+from halka.rag import collection
+collection.AT_ONCE = 1500
+made = collection.Collection(sys.argv[1], WordEmbedder())
+print("ready", flush=True)
+for event in made.add([sys.argv[2]]):
+    print(event.what, event.document, flush=True)
+"""
+
+
+def writer(collection: Collection, folder: Path) -> subprocess.Popen[str]:
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
+    arguments = [sys.executable, "-W", "ignore", "-c", WRITER, str(collection.folder), str(folder)]
+    return subprocess.Popen(arguments, stdout=subprocess.PIPE, text=True, env=environment)
+
+
+@pytest.fixture
+def many(tmp_path) -> Path:
+    folder = tmp_path / "many"
+    folder.mkdir()
+    for number in range(24):
+        (folder / f"{number:03}.md").write_text("\n\n".join(f"Line {n} of {number}: {'word ' * 20}" for n in range(4)))
+    return folder
+
+
+def whole(collection: Collection) -> set[str]:
+    """The names of the documents; each must have all its passages."""
+    found = collection.documents()
+    for each in found:
+        passages = collection.store.passages(each.name, range(1000), Scope())
+        assert [passage.number for passage in passages] == [*range(each.passages)]
+    return {each.name for each in found}
+
+
+@pytest.mark.slow
+def test_a_writer_that_is_killed_loses_nothing_and_leaves_no_half(collection, many):
+    acknowledged: set[str] = set()
+    killed = 0
+    for seed in range(20):
+        if seed % 4 == 0:
+            for path in many.iterdir():
+                path.write_text(path.read_text() + f"\n\nMore of {seed}.")
+        with writer(collection, many) as process:
+            assert process.stdout is not None
+            assert process.stdout.readline() == "ready\n"
+            time.sleep(random.Random(seed).uniform(0.0, 0.6))
+            process.send_signal(signal.SIGKILL)
+            lines = [line.split() for line in process.stdout.read().splitlines()]
+        killed += process.returncode == -signal.SIGKILL
+        acknowledged |= {line[1] for line in lines if len(line) == 2 and line[0] in ("added", "changed")}
+        assert acknowledged <= whole(Collection(collection.folder, WordEmbedder()))
+    assert killed > 10
+    [*collection.add([many])]
+    assert whole(collection) == {str(path) for path in many.iterdir()}
+
+
+@pytest.mark.slow
+def test_two_processes_that_add_the_same_make_no_doubles(collection, many):
+    with writer(collection, many) as one, writer(collection, many) as other:
+        assert one.stdout is not None
+        assert other.stdout is not None
+        while one.poll() is None or other.poll() is None:
+            Retriever(collection).search("word of line", 5)  # a reader meanwhile
+        one.stdout.read(), other.stdout.read()
+    assert (one.returncode, other.returncode) == (0, 0)
+    assert whole(collection) == {str(path) for path in many.iterdir()}
