@@ -9,6 +9,8 @@ import pytest
 from transformers import BertConfig, BertModel, BertTokenizerFast
 
 from halka.cli import main
+from tiny import tiny
+from tokenizers_for_tests import chatml_tokenizer
 
 TEXT = "the parcels are sent on monday refunds take nine days where is my parcel salary secret"
 
@@ -112,3 +114,39 @@ def test_a_folder_in_beirs_layout_is_scored(halka, embedder, tmp_path):
     (tmp_path / "q" / "qrels" / "test.tsv").write_text("query-id\tcorpus-id\tscore\n9\ta\t1\n")
     code, _, err = halka("docs", "evaluate", "q", "q")
     assert (code, "lacks query 9" in err) == (2, True)
+
+
+def test_a_question_is_answered_with_its_sources(halka, embedder, tmp_path):
+    """By a base of random values: what it says means nothing, its sources do."""
+    tiny("llama", vocab_size=424, max_position_embeddings=1024).save_pretrained(tmp_path / "base")
+    chatml_tokenizer().save_pretrained(tmp_path / "base")
+    (tmp_path / "parcels.md").write_text("The parcels are sent on monday.")
+    (tmp_path / "pay.md").write_text("The salary is secret.")
+    assert halka("docs", "add", "faq", "parcels.md", "--embedder", str(embedder))[0] == 0
+    assert halka("docs", "add", "faq", "pay.md", "--reader", "hr")[0] == 0
+    asking = ("ask", "when are parcels sent", "--collection", "faq", "--base", str(tmp_path / "base"))
+    code, out, err = halka(*asking, "--max-new-tokens", "4", "--dtype", "float32")
+    assert code == 0, err
+    assert out.splitlines()[-1].startswith(f"[1] {tmp_path / 'parcels.md'}, 0–31")
+    code, out, err = halka(*asking, "--max-new-tokens", "4", "--json")
+    assert code == 0, err
+    found = json.loads(out)
+    assert [Path(source["document"]).name for source in found["sources"]] == ["parcels.md"]
+    assert not found["abstained"]
+    code, out, _ = halka(*asking, "--under", "nowhere")
+    assert (code, out) == (0, "The documents do not say.\n")
+    code, _, err = halka(*asking, "--max-new-tokens", "1020")
+    assert (code, "shorten it" in err) == (2, True)
+
+
+def test_questions_become_training_data(halka, embedder, tmp_path):
+    (tmp_path / "parcels.md").write_text("The parcels are sent on monday.")
+    assert halka("docs", "add", "faq", "parcels.md", "--embedder", str(embedder))[0] == 0
+    (tmp_path / "asked.jsonl").write_text('{"question": "when are parcels sent", "answer": "on monday"}\n')
+    code, out, err = halka("docs", "examples", "faq", "asked.jsonl", "-o", "train.jsonl", "--without", "0")
+    assert (code, out) == (0, "1 questions, 1 examples, 0 abstaining, in train.jsonl\n"), err
+    row = json.loads((tmp_path / "train.jsonl").read_text())
+    assert row["messages"][1]["content"] == "on monday [1]"
+    (tmp_path / "asked.jsonl").write_text('{"question": "when are parcels sent", "answer": "never"}\n')
+    code, _, err = halka("docs", "examples", "faq", "asked.jsonl", "-o", "train.jsonl")
+    assert (code, "holds an answer" in err) == (2, True)

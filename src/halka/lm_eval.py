@@ -54,7 +54,8 @@ class HalkaLM(HFLM):
         if model.tokenizer is None:
             raise ValueError("to be evaluated on text the model needs its tokenizer: `halka.adapt(base, tokenizer)`")
         options.setdefault("max_length", context(model, name))
-        super().__init__(pretrained=view(model, name), tokenizer=model.tokenizer, **options)
+        options |= {"pretrained": view(model, name), "tokenizer": model.tokenizer}
+        super().__init__(**options)
 
 
 def main(arguments: Sequence[str]) -> None:

@@ -12,7 +12,7 @@ import typer
 from halka.cli.command import Json, emit, examples, show
 from halka.cli.docs import HERE, Asking, Mode, Place, Tags, Under, opened, scope_of
 from halka.cli.generate import sampling
-from halka.cli.opening import Base, Device, Dtype, OtherBase, OtherTemplate, open_model
+from halka.cli.opening import Base, Device, Dtype, OtherBase, OtherTemplate, Quantize, open_model
 from halka.cli.routing import AdapterNames, StoreFolder, given_adapters
 
 if TYPE_CHECKING:
@@ -43,6 +43,7 @@ def ask(
     collections: Place = HERE,
     dtype: Dtype = "bfloat16",
     device: Device = None,
+    quantize: Quantize = None,
     allow_other_base: OtherBase = False,
     allow_other_template: OtherTemplate = False,
     json: Json = False,
@@ -65,6 +66,7 @@ def ask(
         pool=None,
         dtype=dtype,
         device=device,
+        quantize=quantize,
         allow_other_base=allow_other_base,
         allow_other_template=allow_other_template,
     )

@@ -138,7 +138,8 @@ class LanceStore:
     def matching(self, words: str, count: int, scope: Scope) -> list[Found]:
         from lancedb.query import MatchQuery
 
-        query, found = MatchQuery(words, "searched"), [*PASSAGE, "_score"]
+        query = MatchQuery(words, "searched")  # type: ignore[call-arg]
+        found = [*PASSAGE, "_score"]
         rows = self._ask(
             lambda: self._table.search(query).where(_where(scope), prefilter=True).select(found).limit(count)
         )
@@ -167,7 +168,8 @@ class LanceStore:
 
 
 def _passage(row: dict[str, Any]) -> Passage:
-    return Passage(**{name: tuple(row[name]) if name == "readers" else row[name] for name in PASSAGE})
+    found: dict[str, Any] = {name: row[name] for name in PASSAGE}
+    return Passage(**{**found, "readers": tuple(row["readers"])})
 
 
 def _where(scope: Scope) -> str:

@@ -122,7 +122,7 @@ def _pdf(path: Path) -> Text:
 
 def _converted(path: Path) -> Text:
     try:
-        from markitdown import MarkItDown
+        from markitdown import MarkItDown  # type: ignore[import-not-found]
     except ImportError:
         raise Unreadable(
             f"{path}: files of the kind {path.suffix} need the extra: pip install 'halka[documents]'"
