@@ -37,8 +37,13 @@ class Embedder(Protocol):
 class SentenceEmbedder:
     """An embedder of the sentence-transformers library: a known short name, a folder, or a name on the hub."""
 
-    def __init__(self, name_or_path: str = DEFAULT, *, device: str | None = None, batch_size: int = 64):
-        """Raises ValueError where the extra `rag` is missing, and for a name that leads to no embedder."""
+    def __init__(
+        self, name_or_path: str = DEFAULT, *, dtype: str = "bfloat16", device: str | None = None, batch_size: int = 64
+    ):
+        """`dtype` is what it computes in; vectors are fp32.
+
+        Raises ValueError where the extra `rag` is missing, and for a name that leads to no embedder.
+        """
         try:
             from sentence_transformers import SentenceTransformer
         except ImportError:
@@ -46,7 +51,9 @@ class SentenceEmbedder:
         self.name = str(name_or_path)
         self.batch_size = batch_size
         try:
-            self._model: Any = SentenceTransformer(str(folder_of(self.name)), device=device, trust_remote_code=False)
+            self._model: Any = SentenceTransformer(
+                str(folder_of(self.name)), device=device, trust_remote_code=False, model_kwargs={"dtype": dtype}
+            )
         except (OSError, ValueError, KeyError) as error:
             raise ValueError(f"{name_or_path} cannot be loaded as an embedder: {error}") from error
         self.width = int(self._model.get_embedding_dimension())
@@ -63,8 +70,10 @@ class SentenceEmbedder:
         return self._vectors([text], self._model.encode_query)[0]
 
     def _vectors(self, texts: list[str], encode: Callable[..., Any]) -> np.ndarray:
-        made = encode(texts, batch_size=self.batch_size, show_progress_bar=False, normalize_embeddings=True)
-        return np.asarray(made, dtype=np.float32)
+        if not texts:
+            return np.zeros((0, self.width), np.float32)
+        made = encode(texts, batch_size=self.batch_size, show_progress_bar=False, convert_to_tensor=True).float()
+        return (made / made.norm(dim=-1, keepdim=True)).numpy(force=True)
 
 
 def folder_of(name: str) -> str | Path:
