@@ -29,7 +29,7 @@ from side_by_side import setup
 from halka.rag.collection import Collection
 from halka.rag.embed import SentenceEmbedder
 from halka.rag.evaluate import Queries
-from halka.rag.retrieve import DEPTH, Retriever, joined
+from halka.rag.retrieve import DEPTH, Retriever, joined, with_cosines
 from halka.rag.store import Scope
 
 HERE = Path(__file__).parent
@@ -113,7 +113,7 @@ def by_ranks(*sides: list[Any]) -> list[Any]:
 
 def scored(collection: Collection, asked: Queries) -> dict[str, dict[str, float]]:
     """Each way's means."""
-    retriever, scope = Retriever(collection, distinct=False), Scope()
+    scope = Scope()
     runs: dict[str, dict[str, dict[str, float]]] = defaultdict(dict)
     for query, text in asked.texts.items():
         vector = collection.embedder.query(text)
@@ -123,7 +123,7 @@ def scored(collection: Collection, asked: Queries) -> dict[str, dict[str, float]
             "vectors": near,
             "words": worded,
             "ranks": by_ranks(near, worded),
-            "joined": joined([*near, *retriever._cosines(vector, near, worded, scope)], worded),
+            "joined": joined(with_cosines(vector, near, worded), worded),
         }
         for way, hits in ways.items():
             best: dict[str, float] = {}

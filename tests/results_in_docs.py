@@ -205,6 +205,29 @@ def quantised_runs(found: Any) -> list[list[str]]:
     return rows
 
 
+def retrieval(found: Any) -> list[list[str]]:
+    """nDCG@10 and how often the first, or one of the first five, is right, of each way to search."""
+    names = {"vectors": "vectors", "words": "words (BM25)", "ranks": "by ranks", "joined": "as Halka joins them"}
+    rows = [["Set", "Passages", *(f"{each}: nDCG@10, hit@1, hit@5" for each in names.values())]]
+    for name, each in found["quality"].items():
+        ways = [[each["ways"][way][measure] for measure in ("nDCG@10", "Success@1", "Success@5")] for way in names]
+        rows.append([name, f"{each['passages']:,}", *(", ".join(f"{value:.3f}" for value in way) for way in ways)])
+    return rows
+
+
+def searching(found: Any) -> list[list[str]]:
+    """What a search and taking in cost."""
+    search, ingest = found["search"], found["ingest"]
+    return [
+        ["All sets in one collection", "Measured"],
+        ["passages", f"{search['passages']:,}"],
+        ["a search, at the median", f"{search['ms_median']:.0f} ms"],
+        ["a search, at the 95th percentile", f"{search['ms_p95']:.0f} ms"],
+        ["passages taken in a second", f"{ingest['passages_per_second']:.0f}"],
+        ["of that time, the embedder's share", f"{100 * ingest['embedding']:.0f} %"],
+    ]
+
+
 def experts(found: Any) -> list[list[str]]:
     """LoRA on a mixture's experts."""
     names = {
@@ -248,6 +271,8 @@ TABLES: dict[str, tuple[str, Callable[[Any], list[list[str]]]]] = {
     "quantised": ("quantised", quantised),
     "quantised_runs": ("quantised/summary", quantised_runs),
     "experts": ("experts", experts),
+    "retrieval": ("retrieval", retrieval),
+    "searching": ("retrieval", searching),
 }
 
 

@@ -10,6 +10,7 @@ import sys
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from embedder_for_tests import WordEmbedder
@@ -172,7 +173,6 @@ def test_no_name_and_no_path_opens_what_is_closed(collection, attack):
     assert texts(collection, "salary", under) == []
     assert collection.store.passages("pay", [0], Scope()) == []
     assert collection.store.passages("pay' OR '1'='1", [0], Scope()) == []
-    assert collection.store.vectors(["pay#0"], Scope()) == {}
     assert collection.documents(Scope()) == []
     assert texts(collection, attack.strip() or "x") == []
     hits = Retriever(collection).search("salary", 3, Scope(frozenset(["hr"])))
@@ -219,7 +219,7 @@ def test_the_filter_is_its_slow_twin(collection):
 
 def test_words_count_where_they_single_something_out():
     def found(scores):
-        return [Found(passages[name], score) for name, score in scores.items()]
+        return [Found(passages[name], score, np.zeros(2)) for name, score in scores.items()]
 
     from halka.rag.passages import Passage
 
@@ -301,20 +301,21 @@ def whole(collection: Collection) -> set[str]:
 def test_a_writer_that_is_killed_loses_nothing_and_leaves_no_half(collection, many):
     acknowledged: set[str] = set()
     killed = 0
-    for seed in range(20):
-        if seed % 4 == 0:
-            for path in many.iterdir():
-                path.write_text(path.read_text() + f"\n\nMore of {seed}.")
+    for seed in range(80):
+        for path in [*many.iterdir()][:: 1 if seed % 4 == 0 else 3]:
+            path.write_text(path.read_text() + f"\n\nMore of {seed}.")
         with writer(collection, many) as process:
             assert process.stdout is not None
             assert process.stdout.readline() == "ready\n"
-            time.sleep(random.Random(seed).uniform(0.0, 0.6))
+            time.sleep(random.Random(seed).uniform(0.0, 0.4))
             process.send_signal(signal.SIGKILL)
             lines = [line.split() for line in process.stdout.read().splitlines()]
         killed += process.returncode == -signal.SIGKILL
         acknowledged |= {line[1] for line in lines if len(line) == 2 and line[0] in ("added", "changed")}
         assert acknowledged <= whole(Collection(collection.folder, WordEmbedder()))
-    assert killed > 10
+        if killed == 20:
+            break
+    assert killed == 20
     [*collection.add([many])]
     assert whole(collection) == {str(path) for path in many.iterdir()}
 

@@ -56,7 +56,7 @@ class LanceStore:
             raise ValueError(f"{self.folder} holds vectors of another width than {width}: another embedder made them")
 
     def _opened(self) -> Any:
-        from lancedb.index import FTS
+        from lancedb.index import FTS, LabelList
 
         with self._lock:
             if TABLE in self._database.list_tables().tables:
@@ -64,6 +64,8 @@ class LanceStore:
             table = self._database.create_table(TABLE, schema=self._schema)
             table.set_unenforced_primary_key("id")
             table.create_index("searched", config=FTS(with_position=False))
+            for labels in ("readers", "tags"):
+                table.create_index(labels, config=LabelList())
             return table
 
     # ── changes ─────────────────────────────────────────────────────────────────────────────────────────────────
@@ -122,7 +124,7 @@ class LanceStore:
         return sorted(found, key=lambda each: each.name)
 
     def nearest(self, vector: np.ndarray, count: int, scope: Scope) -> list[Found]:
-        found = [*PASSAGE, "_distance"]
+        found = [*PASSAGE, "vector", "_distance"]
         near = vector.astype(np.float32)
         rows = self._ask(
             lambda: (
@@ -133,17 +135,17 @@ class LanceStore:
                 .limit(count)
             )
         )
-        return [Found(_passage(row), 1.0 - row["_distance"]) for row in rows]
+        return [Found(_passage(row), 1.0 - row["_distance"], row["vector"]) for row in rows]
 
     def matching(self, words: str, count: int, scope: Scope) -> list[Found]:
         from lancedb.query import MatchQuery
 
         query = MatchQuery(words, "searched")  # type: ignore[call-arg]
-        found = [*PASSAGE, "_score"]
+        found = [*PASSAGE, "vector", "_score"]
         rows = self._ask(
             lambda: self._table.search(query).where(_where(scope), prefilter=True).select(found).limit(count)
         )
-        return [Found(_passage(row), row["_score"]) for row in rows]
+        return [Found(_passage(row), row["_score"], row["vector"]) for row in rows]
 
     def passages(self, document: str, numbers: Iterable[int], scope: Scope) -> list[Passage]:
         among = ", ".join(str(int(number)) for number in numbers)
@@ -151,25 +153,30 @@ class LanceStore:
         rows = self._ask(lambda: self._table.search().where(where).select(PASSAGE).limit(None)) if among else []
         return sorted((_passage(row) for row in rows), key=lambda each: each.number)
 
-    def vectors(self, ids: Sequence[str], scope: Scope) -> dict[str, np.ndarray]:
-        where = f"{_in('id', ids)} AND {_where(scope)}"
-        rows = self._ask(lambda: self._table.search().where(where).select(["id", "vector"]).limit(None)) if ids else []
-        return {row["id"]: np.asarray(row["vector"], dtype=np.float32) for row in rows}
-
     def _ask(self, query: Callable[[], Any]) -> list[dict[str, Any]]:
         """The rows that a query finds. Where another process removed the version that was being read, it asks again."""
         for _ in range(TRIES - 1):
             try:
-                return query().to_list()
+                return _rows(query().to_arrow())
             except (OSError, RuntimeError, ValueError) as error:
                 if "not found" not in str(error).lower():
                     raise
-        return query().to_list()
+        return _rows(query().to_arrow())
 
 
 def _passage(row: dict[str, Any]) -> Passage:
     found: dict[str, Any] = {name: row[name] for name in PASSAGE}
     return Passage(**{**found, "readers": tuple(row["readers"])})
+
+
+def _rows(table: pa.Table) -> list[dict[str, Any]]:
+    """A table's rows by column; their vectors as arrays, without a Python object for each number."""
+    if "vector" not in table.column_names:
+        return table.to_pylist()
+    width = table.schema.field("vector").type.list_size
+    vectors = table["vector"].combine_chunks().flatten().to_numpy().reshape(-1, width)
+    rows = table.drop_columns("vector").to_pylist()
+    return [{**row, "vector": vector} for row, vector in zip(rows, vectors, strict=True)]
 
 
 def _where(scope: Scope) -> str:

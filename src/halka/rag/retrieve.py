@@ -8,7 +8,8 @@ count; where they do not, they hardly do.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from itertools import pairwise
 from statistics import mean
@@ -66,12 +67,16 @@ class Retriever:
             raise ValueError("the question is empty: ask something")
         if count < 1:
             raise ValueError(f"{count} passages cannot be looked for: ask for one or more")
-        store, vector = self.collection.store, self.collection.embedder.query(question)
-        depth = max(DEPTH, 2 * count)
-        near = store.nearest(vector, depth, scope) if self.mode != "words" else []
-        worded = store.matching(question, depth, scope) if self.mode != "vectors" else []
+        store, embedder, depth = self.collection.store, self.collection.embedder, max(DEPTH, 2 * count)
+        near: list[Found] = []
+        with ThreadPoolExecutor(1) as beside:
+            matching = beside.submit(store.matching, question, depth, scope) if self.mode != "vectors" else None
+            if self.mode != "words":
+                vector = embedder.query(question)
+                near = store.nearest(vector, depth, scope)
+            worded = [] if matching is None else matching.result()
         if self.mode == "hybrid":
-            near += self._cosines(vector, near, worded, scope)
+            near = with_cosines(vector, near, worded)
         hits = joined(near, worded)
         if self.rerank is not None and hits:
             chosen = hits[: max(self.candidates, count)]
@@ -79,27 +84,8 @@ class Retriever:
             hits = [replace(hit, score=float(score)) for hit, score in zip(chosen, scores, strict=True)]
             hits.sort(key=lambda hit: -hit.score)
         if self.distinct:
-            hits = self._distinct(hits[: 3 * count], scope)
+            hits = _distinct(hits, count, {found.passage.id: found.vector for found in (*near, *worded)})
         return hits[:count]
-
-    def _cosines(self, vector: np.ndarray, near: list[Found], worded: list[Found], scope: Scope) -> list[Found]:
-        """What words alone found, with its cosine."""
-        seen = {found.passage.id for found in near}
-        others = [found.passage for found in worded if found.passage.id not in seen]
-        vectors = self.collection.store.vectors([each.id for each in others], scope)
-        return [Found(each, float(vectors[each.id] @ vector)) for each in others if each.id in vectors]
-
-    def _distinct(self, hits: list[Hit], scope: Scope) -> list[Hit]:
-        """Without those whose text, or nearly so, a better one has."""
-        vectors = self.collection.store.vectors([hit.passage.id for hit in hits], scope)
-        kept: list[Hit] = []
-        for hit in hits:
-            mine = vectors.get(hit.passage.id)
-            if mine is not None and not any(
-                mine @ vectors[other.passage.id] >= SAME and hit.passage.id != other.passage.id for other in kept
-            ):
-                kept.append(hit)
-        return kept
 
     def expanded(self, hits: Sequence[Hit], budget: int, scope: Scope = Scope()) -> list[Passage]:  # noqa: B008
         """The hits' passages with what stands before and after them, best first, within `budget` tokens in all.
@@ -128,6 +114,13 @@ class Retriever:
         return len(self.collection.embedder.tokenizer.encode(passage.searched, add_special_tokens=False).ids)
 
 
+def with_cosines(vector: np.ndarray, near: Sequence[Found], worded: Sequence[Found]) -> list[Found]:
+    """What vectors found, and what words alone found with its cosine to the question's vector."""
+    seen = {found.passage.id for found in near}
+    others = (found for found in worded if found.passage.id not in seen)
+    return [*near, *(replace(found, score=float(found.vector @ vector)) for found in others)]
+
+
 def joined(near: Sequence[Found], worded: Sequence[Found], weight: float = WORDS) -> list[Hit]:
     """Passages by cosine and BM25 together, best first; either side may be empty."""
     words = {found.passage.id: found.score for found in worded}
@@ -145,6 +138,18 @@ def joined(near: Sequence[Found], worded: Sequence[Found], weight: float = WORDS
         for found in near
     ]
     return sorted(hits, key=lambda hit: -hit.score)
+
+
+def _distinct(hits: Sequence[Hit], count: int, vectors: Mapping[str, np.ndarray]) -> list[Hit]:
+    """The first `count` whose text, or nearly so, no better one has."""
+    kept: list[Hit] = []
+    for hit in hits:
+        mine = vectors[hit.passage.id]
+        if all(mine @ vectors[other.passage.id] < SAME for other in kept):
+            kept.append(hit)
+        if len(kept) == count:
+            break
+    return kept
 
 
 def _standing_out(scores: Sequence[float]) -> float:

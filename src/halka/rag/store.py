@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Protocol
 
 import numpy as np
@@ -76,10 +76,11 @@ class Document:
 
 @dataclass(frozen=True)
 class Found:
-    """A passage and how well it matches, by the store's own measure: cosine, or BM25."""
+    """A passage with its vector (width,), and how well it matches: its cosine, or its BM25."""
 
     passage: Passage
     score: float
+    vector: np.ndarray = field(repr=False, compare=False)
 
 
 @dataclass(frozen=True)
@@ -116,10 +117,6 @@ class VectorStore(Protocol):
 
     def passages(self, document: str, numbers: Iterable[int], scope: Scope) -> list[Passage]:
         """Some passages of one document, in order."""
-        ...
-
-    def vectors(self, ids: Sequence[str], scope: Scope) -> dict[str, np.ndarray]:
-        """The vectors of some passages by their ids."""
         ...
 
     def tidy(self) -> None:
