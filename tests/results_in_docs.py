@@ -15,13 +15,7 @@ import exchange
 
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
-PAGES = (ROOT / "README.md", ROOT / "docs" / "results.md", ROOT / "docs" / "many-adapters.md")
-PAGES += (ROOT / "docs" / "merging.md",)
-PAGES += (ROOT / "docs" / "formats.md",)
-PAGES += (ROOT / "docs" / "quantised.md",)
-PAGES += (ROOT / "docs" / "experts.md",)
-PAGES += (ROOT / "docs" / "vllm.md",)
-PAGES += (ROOT / "docs" / "classification.md",)
+PAGES = (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")))
 NOT_YET = "*Not measured yet.*\n"
 
 
