@@ -126,6 +126,52 @@ def test_nf4_packs_as_bitsandbytes_does():
     assert torch.equal(layer_of("nf4", weight).unpacked(), expected)
 
 
+@every_form
+def test_large_activations_and_small_gradients_have_room_in_fp16(form):
+    """Whole numbers of up to 127 would overflow 65504 before the scale, and a gradient times it be nothing."""
+    torch.manual_seed(0)
+    layer = layer_of(form, 0.02 * torch.randn(48, 128).half())
+    x = (200 * torch.randn(2, 128)).half().requires_grad_()
+    given = (1e-5 * torch.randn(2, 48)).half()
+    y = layer(x)
+    y.backward(given)
+    weight = by_bitsandbytes(layer)
+    torch.testing.assert_close(y.float(), x.float() @ weight.T, rtol=0.01, atol=0.5)
+    expected = given.float() @ weight
+    assert (x.grad.float() - expected).norm() < 0.1 * expected.norm()
+
+
+@every_form
+def test_a_base_with_large_activations_in_fp16(form):
+    plain = tiny("llama", torch.float16)
+    for layer in plain.model.layers:
+        layer.post_attention_layernorm.weight.data.fill_(300)
+    base = copy.deepcopy(plain)
+    quantise(base, form)
+    with torch.no_grad():
+        found, expected = base(ids()).logits.float(), plain(ids()).logits.float()
+    assert expected.isfinite().all()
+    assert (found - expected).norm() < {"nf4": 0.5, "int8": 0.1}[form] * expected.norm()
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64])
+@every_form
+def test_a_cast_changes_what_a_packed_base_computes_in_and_not_what_it_keeps(form, dtype):
+    base = packed(form)
+    layer = next(each for each in base.modules() if isinstance(each, Packed))
+    kept, x = copy.deepcopy(dict(layer.named_buffers())), torch.randn(3, layer.in_features)
+    with torch.no_grad():
+        expected, y = base(ids()).logits, layer(x)
+        found = base.to(dtype)(ids()).logits
+    assert (layer.dtype, layer.unpacked().dtype, found.dtype) == (dtype, dtype, dtype)
+    assert (found.float() - expected).norm() < 0.05 * expected.norm()
+    assert all(each.dtype == kept[name].dtype for name, each in layer.named_buffers())
+    assert all(torch.equal(each, kept[name]) for name, each in layer.named_buffers())
+    with torch.no_grad():
+        assert torch.equal(base.float().get_submodule("model.layers.0.self_attn.q_proj")(x), y)
+    assert {each.device.type for each in base.to("meta").buffers()} == {"meta"}
+
+
 @pytest.mark.parametrize("rows", [1, 3, 8, 9])
 @pytest.mark.parametrize("shape", [(64, 96), (96, 64), (33, 47)])
 def test_few_rows_by_torchs_own_product_equal_many(shape, rows):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, ClassVar
 
 import torch
@@ -54,6 +55,17 @@ class Packed(nn.Module):
         """The weight's shape in the base before it was packed."""
         out_and_in, in_and_out = (self.out_features, self.in_features), (self.in_features, self.out_features)
         return in_and_out if self.transposed else out_and_in
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Packed:
+        """Whatever moves the layer moves it all; a cast changes what it computes in, and never what is kept."""
+        kept = dict(self._buffers)
+        super()._apply(fn, recurse)
+        self.dtype = fn(self.samples.new_empty(0, dtype=self.dtype)).dtype
+        for name, before in kept.items():
+            after = self._buffers[name]
+            if before is not None and after is not None and after.dtype != before.dtype:
+                self._buffers[name] = before.to(after.device)
+        return self
 
     def extra_repr(self) -> str:
         return f"{self.in_features}, {self.out_features}, {self.form}"

@@ -38,14 +38,21 @@ class Int8Linear(Packed):
         return (self.values * self.scale[:, None]).to(dtype or self.dtype)
 
     def product(self, x: Tensor) -> Tensor:
-        """x (…, I) to scale · (x valuesᵀ): the whole numbers are exact in every precision."""
+        """x (…, I) to scale · (x valuesᵀ): the whole numbers are exact in every precision.
+
+        fp16 has no room for their sums, and none for small gradients times a scale: there W has it inside.
+        """
         if self._by_torch(x):
             rows = x.reshape(-1, self.in_features)
             scale = self.scale.to(x.dtype)
             return torch.ops.aten._weight_int8pack_mm(rows, self.values, scale).view(*x.shape[:-1], self.out_features)
+        if x.dtype == torch.float16:
+            return super().product(x)
         return (F.linear(x, self.values.to(x.dtype)) * self.scale).to(x.dtype)
 
     def backward_product(self, y: Tensor) -> Tensor:
+        if y.dtype == torch.float16:
+            return super().backward_product(y)
         return (y * self.scale).to(y.dtype) @ self.values.to(y.dtype)
 
     def _by_torch(self, x: Tensor) -> bool:

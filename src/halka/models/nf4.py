@@ -15,6 +15,8 @@ from halka.core import Packed
 
 BLOCK, SCALES_BLOCK = 64, 256  # weights that share a scale, scales that share theirs
 
+KNOWN = (torch.float32, torch.float16, torch.bfloat16)  # what bitsandbytes unpacks in; others it fills with anything
+
 
 class NF4Linear(Packed):
     """Each weight is the nearest of 16 quantiles of a normal distribution, times its block's scale.
@@ -43,10 +45,11 @@ class NF4Linear(Packed):
         self.register_buffer("levels", state.state2.code)
 
     def unpacked(self, dtype: torch.dtype | None = None) -> Tensor:
-        ops = torch.ops.bitsandbytes
+        ops, dtype = torch.ops.bitsandbytes, dtype or self.dtype
+        known = dtype if dtype in KNOWN else torch.float32
         scales = ops.dequantize_blockwise(self.scales, self.scales_of_scales, self.levels, SCALES_BLOCK, torch.float32)
         scales, count = scales + self.mean_scale, 2 * self.values.numel()
-        flat = ops.dequantize_4bit(self.values, scales, BLOCK, "nf4", (count,), dtype or self.dtype)
+        flat = ops.dequantize_4bit(self.values, scales, BLOCK, "nf4", (count,), known).to(dtype)
         size = self.out_features * self.in_features
         return flat.flatten()[:size].view(self.out_features, self.in_features)
 
