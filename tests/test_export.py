@@ -160,6 +160,17 @@ def test_what_vllm_does_not_serve_is_said_by_name(method, why, tmp_path):
     assert not any(tmp_path.iterdir())
 
 
+def test_what_peft_has_no_form_for_is_not_written_for_vllm(tmp_path):
+    model = halka.adapt(tiny("qwen3_moe"))
+    model.add("a", halka.LoRA(rank=8))
+    with pytest.raises(ValueError, match="peft takes the names of this base's dense MLPs for those of experts"):
+        halka.export(model, "a", tmp_path / "a", form="vllm")
+    assert not any(tmp_path.iterdir())
+    model.add("b", halka.LoRA(rank=8, targets=("attn.qv",)))
+    halka.export(model, "b", tmp_path / "b", form="vllm")
+    assert json.loads((tmp_path / "b" / "adapter_config.json").read_text())["peft_type"] == "LORA"
+
+
 @pytest.mark.parametrize(
     ("given", "why"),
     [

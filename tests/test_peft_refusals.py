@@ -11,6 +11,7 @@ from safetensors.torch import load_file, save_file
 
 import halka
 from contract import disturb, ids
+from halka.models.quantised import quantise
 from tiny import tiny
 
 peft = pytest.importorskip("peft")
@@ -62,6 +63,8 @@ def refused(folder, message, architecture="llama"):
         ("use_bdlora", {"nblocks": 2}, "use_bdlora = .*Halka does not have it"),
         ("something_new", 3, "something_new = 3 changes what the adapter computes"),
         ("init_lora_weights", "pissa", "took its start out of the base's weights.*path_initial_model"),
+        ("bias", "everything", "bias is 'everything', where one of none, lora_only, all is expected"),
+        pytest.param("r", 10**400, "r is 1000.*, where a number is needed", id="huge"),
         ("r", "four", "r is 'four', where a number is needed"),
         ("r", 1.5, "r is 1.5, where a whole number is needed"),
         ("lora_alpha", None, "lora_alpha is None, where a number is needed"),
@@ -139,6 +142,29 @@ def test_another_embedding_beside_its_lora_is_refused(tmp_path):
     refused(folder, r"another model\.embed_tokens than this base")
     save_file({**tensors, key: torch.zeros(99, 64)}, folder / WEIGHTS)
     refused(folder, "vocabulary was resized, so call base.resize_token_embeddings first")
+
+
+@pytest.mark.parametrize("key", ["lm_head.base_layer.weight", "q_proj.base_layer.weight"])
+def test_another_weight_beside_any_lora_is_refused(key, tmp_path):
+    theirs = peft.get_peft_model(tiny(), lora(["lm_head", "q_proj"]))
+    theirs.save_pretrained(tmp_path / "a", save_embedding_layers=True)
+    tensors = load_file(tmp_path / "a" / WEIGHTS)
+    own = {name: each for name, each in theirs.state_dict().items() if name.endswith(key)}
+    save_file({**own, **tensors}, tmp_path / "a" / WEIGHTS)
+    halka.load(halka.adapt(tiny()), tmp_path / "a")
+    name = next(iter(own))
+    save_file({**own, **tensors, name: own[name] + 1}, tmp_path / "a" / WEIGHTS)
+    refused(tmp_path / "a", f"another .*{key.partition('.')[0]} than this base")
+
+
+def test_a_whole_weight_is_not_held_against_a_packed_one(tmp_path):
+    folder = written(tmp_path / "a", lora(["q_proj"]))
+    tensors, name = load_file(folder / WEIGHTS), "base_model.model.model.layers.0.self_attn.q_proj.base_layer.weight"
+    save_file({**tensors, name: torch.zeros(64, 64)}, folder / WEIGHTS)
+    base = tiny()
+    quantise(base, "int8")
+    with pytest.raises(ValueError, match=r"holds all of model\.layers\.0\.self_attn\.q_proj, .* it is packed"):
+        halka.load(halka.adapt(base), folder)
 
 
 def test_what_peft_has_no_form_for_is_written_in_our_own(tmp_path):

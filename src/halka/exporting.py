@@ -17,6 +17,7 @@ from halka.files import new_folder, write_file
 from halka.formats.gguf import write_gguf
 from halka.formats.gguf_lora import write_gguf_lora
 from halka.formats.model_folder import write_model
+from halka.formats.peft.experts import confused
 from halka.methods import LoRA
 from halka.store import save
 
@@ -139,6 +140,11 @@ def _vllm(model: AdaptedModel, name: str, to: Path, how: How) -> None:
         raise ValueError(f"vLLM serves LoRA adapters alone, and this is {method.name}: merge it instead")
     if other := [path for path, target in adapter.targets.items() if target.role not in SERVED]:
         raise ValueError(f"vLLM does not serve a LoRA at {', '.join(other)}: train it without, or merge it instead")
+    if confused(adapter.targets, model.targets):
+        raise ValueError(
+            "vLLM reads peft's folders, and peft takes the names of this base's dense MLPs for those of experts: train "
+            "the LoRA without them, or merge it instead"
+        )
     rank = next((each for each in RANKS if each >= method.rank), None)
     if rank is None:
         raise ValueError(

@@ -42,8 +42,8 @@ def read(
         if missing := {"lora_A", "lora_B", "lora_E"} - each.keys():
             raise ValueError(f"the weights lack {path}.{min(missing)}: the file is not whole")
         A_RI, B_OR, values_R1 = each["lora_A"], each["lora_B"], each["lora_E"]
-        rank = A_RI.shape[0]
-        if A_RI.dim() != 2 or B_OR.dim() != 2 or values_R1.shape != (rank, 1) or B_OR.shape[1] != rank:
+        rank = len(A_RI) if A_RI.dim() == B_OR.dim() == 2 else -1
+        if values_R1.shape != (rank, 1) or B_OR.shape[1] != rank:
             raise ValueError(f"{path} holds tensors whose ranks differ: the file is another's, or damaged")
         if rank:  # none is left where training took them all
             ranks.setdefault(rank, []).append(path)

@@ -37,6 +37,7 @@ NAMES = {
     "lora_embedding_B": "lora_embedding_B",
 }
 OURS = {theirs: ours for ours, theirs in NAMES.items()}
+BIASES = ("none", "lora_only", "all")
 WHOLE_LAYER = ("base_layer.weight", "base_layer.bias")
 
 
@@ -105,6 +106,8 @@ def read(
 ) -> tuple[list[Method], dict[str, Tensor], dict[str, Tensor]]:
     """The methods, their state, and the tensors that are none of theirs."""
     refuse_unknown(config, READ)
+    if (biases := config.get("bias")) not in (None, *BIASES):
+        raise ValueError(f"adapter_config.json: bias is {biases!r}, where one of {', '.join(BIASES)} is expected")
     _refuse_start(config.get("init_lora_weights"))
     tensors = experts.unstacked(config, tensors, targets)
     found, others = split(tensors, (*OURS, *WHOLE_LAYER))
@@ -121,12 +124,12 @@ def read(
         like = _method(config, ranks[path], alphas[path])
         _check_rank(path, like.rank, found[path])
         module = stacks[path].module if path in stacks else base.get_submodule(path)
+        _whole_weight(layers[path], module, path)
         change = _bias_change(layers[path], module)
         if change is not None:
             like = _with_bias(like, path, change, state)
         elif isinstance(module, nn.Embedding):
             like = _as_lora(like, path)
-            _whole_embedding(layers[path], module, path)
         groups.setdefault(like, []).append(path)
     methods = [type(each)(**{**vars(each), "targets": roles_of(group, targets)}) for each, group in groups.items()]
     if config.get("bias") == "all":
@@ -204,11 +207,16 @@ def _with_bias(method: LoRA | DoRA | LoRABias, path: str, change: Tensor, state:
     return LoRABias(plain.rank, plain.alpha, plain.dropout, scaling=plain.scaling)
 
 
-def _whole_embedding(layer: Mapping[str, Tensor], module: nn.Module, path: str) -> None:
-    """peft writes the embedding's weight beside a LoRA on it: it must be the base's."""
-    saved, own = layer.get("base_layer.weight"), module.get_parameter("weight")
+def _whole_weight(layer: Mapping[str, Tensor], module: nn.Module, path: str) -> None:
+    """peft writes the weight of an embedding or a head beside a LoRA on it: it must be the base's."""
+    saved, own = layer.get("base_layer.weight"), getattr(module, "weight", None)
     if saved is None:
         return
+    if own is None:
+        raise ValueError(
+            f"the adapter holds all of {path}, which cannot be held against this base's: it is packed, or no linear "
+            "layer. Load the base in full precision, or save the adapter with save_embedding_layers=False"
+        )
     if saved.shape != own.shape:
         raise ValueError(
             f"the adapter's {path} is {tuple(saved.shape)}, this base's {tuple(own.shape)}: its vocabulary was "

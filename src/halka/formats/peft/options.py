@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import math
+import sys
 from collections.abc import Mapping
 from typing import Any
 
@@ -49,6 +49,6 @@ def refuse_unknown(config: Mapping[str, Any], read: set[str]) -> None:
 
 def number(config: Mapping[str, Any], key: str, value: Any) -> float:
     """The value, if it is a finite number. Raises ValueError that names the key otherwise."""
-    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+    if isinstance(value, bool) or not isinstance(value, int | float) or not abs(value) <= sys.float_info.max:
         raise ValueError(f"adapter_config.json: {key} is {value!r}, where a number is needed")
     return value

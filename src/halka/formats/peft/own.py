@@ -5,7 +5,8 @@ A method that peft has, but not on experts, is told from peft's by `HALKA_` befo
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from typing import Any
 
 from torch import Tensor
 
@@ -25,13 +26,26 @@ def write(adapter: Adapter, targets: tuple[Target, ...]) -> Folder:
     return Folder(config, adapter.state_dict())
 
 
+def _whole_numbers(fields: Mapping[str, Any]) -> Iterator[tuple[str, int]]:
+    """Those in there, however deep, with the key that each stands under."""
+    found: list[tuple[str, Any]] = [*fields.items()]
+    while found:
+        key, value = found.pop()
+        if isinstance(value, Mapping):
+            found.extend(value.items())
+        elif isinstance(value, list):
+            found.extend((key, each) for each in value)
+        elif isinstance(value, int):
+            yield key, value
+
+
 def read(folder: Folder, targets: tuple[Target, ...]) -> tuple[Method, dict[str, Tensor]]:
     name, fields = folder.config["peft_type"].removeprefix(MARK), folder.config["fields"]
     if not isinstance(fields, Mapping):
         raise ValueError(f"adapter_config.json: fields is {fields!r}, where a method's fields are expected")
     values = sum(tensor.numel() for tensor in folder.tensors.values())
-    for key, value in fields.items():
-        if isinstance(value, int) and value > values:  # before a part of that size is made
+    for key, value in _whole_numbers(fields):
+        if value > values:  # before a part of that size is made
             raise ValueError(f"adapter_config.json: {key} is {value}, and the file holds {values} values in all")
     try:
         method = made(name.lower(), fields)
