@@ -10,11 +10,14 @@ import pytest
 import torch
 
 import halka
+from classifiers import TEXTS, classifier, example
 from contract import disturb, weights_of
 from halka.core import AdaptedModel, Method
 from halka.data.batches import collate, plan
 from halka.data.tokens import Tokens
+from halka.evaluation import generate
 from halka.run import TrainConfig
+from halka.training import mean_loss
 from test_quantised import packed
 from test_training import items, model_for, weights
 from tiny import tiny
@@ -145,6 +148,27 @@ def trainer_after(model: AdaptedModel, data: list[Tokens], folder: Path):
     trainer = trainer_for(model, data, folder / "after", max_steps=2)
     trainer.train()
     return trainer
+
+
+def test_trainer_leaves_no_dropout_behind(tmp_path):
+    model = model_for(halka.LoRA(rank=4, dropout=0.5))
+    data = items(4)
+    trainer_for(model, data, tmp_path, max_steps=2, save_strategy="no").train()
+    assert mean_loss(model, "a", data) == mean_loss(model, "a", data)
+
+
+@pytest.mark.parametrize("labels", [("no", "yes", "perhaps"), ("no", "yes")])
+def test_pipeline_names_the_adapters_labels(labels):
+    from transformers import pipeline
+
+    model = classifier()
+    model.add("a", halka.LoRA(rank=4), labels=labels)
+    disturb(model, "a", by=0.3)
+    made = pipeline("text-classification", model=halka.view(model, "a"), tokenizer=model.tokenizer)
+    made_here = dict(generate(model, "a", [example(text, labels[0]) for text in TEXTS]))
+    answers = [made_here[place] for place in range(len(TEXTS))]
+    assert [each["label"] for each in made(list(TEXTS))] == answers
+    assert {each["label"] for each in made(TEXTS[0], top_k=None)} == {*labels}
 
 
 def test_pipeline_writes_what_generate_writes():

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
+import copy
 import inspect
 import threading
 
 import pytest
 import torch
+import torch.nn.functional as F
 from transformers import PreTrainedModel
 
 import halka
+from classifiers import CLASSES, TAGS, classifier
 from contract import disturb, ids, weights_of
 from halka.core import AdaptedModel
 from kinds import KINDS, bare, logits, model_with
@@ -132,6 +136,65 @@ def test_modes_are_the_views_own():
         one(ids()), other(ids())
     assert seen == [True, False]
     assert not model.base.training
+
+
+def test_the_adapter_drops_in_passes_of_views_that_train_and_in_no_others():
+    model = halka.adapt(tiny())
+    model.add("a", halka.LoRA(rank=4, dropout=0.5))
+    disturb(model, "a")
+    expected = logits(model, "a")
+    one, other = halka.view(model, "a"), halka.view(model, "a")
+    one.train()
+    for _ in range(2):
+        assert not torch.equal(one(ids()).logits, expected)
+        assert torch.equal(other(ids()).logits, expected)
+        assert torch.equal(logits(model, "a"), expected)
+    third = halka.view(model, "a")
+    assert not torch.equal(one(ids()).logits, expected)
+    assert torch.equal(third(ids()).logits, expected)
+    part = next(iter(model.adapter("a").parts.values()))
+    part.register_forward_pre_hook(lambda *_: 1 / 0)
+    with contextlib.suppress(ZeroDivisionError):
+        one(ids())
+    assert not part.training
+
+
+def test_labels_are_the_adapters_own_and_all_else_of_the_configuration_is_the_bases():
+    model = classifier(labels=("good", "bad", "meh"))
+    model.add("own", halka.LoRA(rank=4), labels=("no", "yes", "perhaps"))
+    model.add("few", halka.LoRA(rank=4), labels=("no", "yes"))
+    model.add("plain", halka.LoRA(rank=4))
+    for name in model.adapters:
+        disturb(model, name, by=0.3)
+    assert halka.view(model, "plain").config is model.base.config
+    for name in ("own", "few"):
+        config = halka.view(model, name).config
+        labels = model.labels_of(name)
+        assert config.id2label == dict(enumerate(labels))
+        assert config.label2id == {label: place for place, label in enumerate(labels)}
+        assert config.num_labels == len(labels)
+        assert copy.deepcopy(config).id2label == config.id2label
+        assert isinstance(config, type(model.base.config))
+        config.use_cache = not config.use_cache
+        assert model.base.config.use_cache == config.use_cache
+    assert model.base.config.num_labels == 3
+
+
+@pytest.mark.parametrize("kind", [CLASSES, TAGS])
+def test_logits_and_loss_are_of_the_adapters_labels_where_the_base_has_more(kind):
+    model = classifier(kind=kind, labels=("good", "bad", "meh"))
+    model.add("few", halka.LoRA(rank=4), labels=("no", "yes"))
+    disturb(model, "few", by=0.3)
+    view = halka.view(model, "few")
+    labels = ids() % 2 if kind == TAGS else ids()[:, 0] % 2
+    with model.use("few"):
+        expected = model.base(ids()).logits[..., :2]
+    made = view(ids(), labels=labels)
+    assert torch.equal(made.logits, expected)
+    torch.testing.assert_close(made.loss, F.cross_entropy(expected.flatten(0, -2), labels.flatten()))
+    loss, logits = view(ids(), labels=labels, return_dict=False)
+    assert torch.equal(loss, made.loss)
+    assert torch.equal(logits, made.logits)
 
 
 def test_it_passes_for_the_base():

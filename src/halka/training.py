@@ -131,7 +131,7 @@ def mean_loss(model: AdaptedModel, name: str | None, items: Sequence[Item], batc
     objective = objective_of(model)
     total, count = 0.0, 0
     device = next(model.base.parameters()).device
-    with torch.no_grad(), model.use(name), use_attention(model.base), in_mode(model.base, False):
+    with torch.no_grad(), model.use(name), use_attention(model.base), in_mode(False, model.base):
         for chosen in plan([len(item) for item in items], seed=0, epoch=0, batch_tokens=batch_tokens):
             batch = objective.collate([items[i] for i in chosen], pad_id(model)).to(device)
             loss, labels = objective.loss(model, name, objective.outputs(model, batch), batch.labels)
@@ -266,7 +266,7 @@ def _backward(model: AdaptedModel, shared: dict[Run, list[Item]], labels: dict[R
 def _training(model: AdaptedModel, runs: list[Run]) -> Iterator[None]:
     """The base and these adapters, ready for a step; dropout follows from the seed and the step."""
     base: Any = model.base
-    with model.use(None), use_attention(base), torch.random.fork_rng(), in_mode(base, True):
+    with model.use(None), use_attention(base), torch.random.fork_rng(), in_mode(True, base):
         recompute = any(run.config.checkpointing for run in runs) and not base.is_activation_checkpointing
         for run in runs:
             run.adapter.train()

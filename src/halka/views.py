@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import functools
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
@@ -29,9 +30,9 @@ _eager: Any = torch.compiler.disable
 def view(model: AdaptedModel, name: str | None) -> Any:
     """The base with adapter `name` (None: the bare base) as a transformers model of the base's own class.
 
-    Views share the base, which stays as it is; each has a train or eval mode of its own. What a view computes, it
-    computes through `forward` and `generate`: the submodules it shows are the base's, and called by themselves know no
-    adapter. Raises ValueError for an unknown name.
+    Views share the base, which stays as it is; each has a train or eval mode of its own, and its adapter's labels. What
+    a view computes, it computes through `forward` and `generate`: the submodules it shows are the base's, and called by
+    themselves know no adapter. Raises ValueError for an unknown name.
     """
     return _class_of(type(model.base))(model, name)
 
@@ -54,8 +55,11 @@ class View(nn.Module):
         self._adapter = None if name is None else model.adapter(name)
         parts = {} if self._adapter is None else self._adapter.parts
         self._inside = False  # one of its passes
+        self._labels = model.labels_of(name)
+        if self._labels != model.labels:
+            self.config = _config_with(self._labels, self.config)
         self.adapter = nn.ModuleDict({path.replace(".", "/"): part for path, part in parts.items()})
-        self.train(False)
+        self.training = False
 
     @torch.compiler.disable(recursive=False)  # what the base does is compiled, and taking turns is not
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
@@ -70,7 +74,20 @@ class View(nn.Module):
     @torch.compiler.disable(recursive=False)
     def _pass(self, *args: Any, **kwargs: Any) -> Any:
         with Uncompiled(self._acting()):
+            if len(self._labels) < len(self._model.labels):
+                return self._narrowed(*args, **kwargs)
             return self._model.base(*args, **kwargs)
+
+    def _narrowed(
+        self, *args: Any, labels: Tensor | None = None, return_dict: bool | None = None, **kwargs: Any
+    ) -> Any:
+        """A pass where the base's head has more places than the adapter has labels: logits and loss are of these."""
+        wide = self._model.base(*args, return_dict=True, **kwargs)
+        outputs = {**wide, "logits": wide.logits[..., : len(self._labels)]}
+        if labels is not None:
+            outputs["loss"] = F.cross_entropy(outputs["logits"].flatten(0, -2).float(), labels.flatten())
+        narrow = type(wide)(**outputs)
+        return narrow.to_tuple() if return_dict is False else narrow
 
     def generate(self, *args: Any, **kwargs: Any) -> Any:
         """The base's `generate`, within `use`."""
@@ -97,9 +114,8 @@ class View(nn.Module):
         self._model.base.generation_config = value
 
     def train(self, mode: bool = True) -> View:
-        """The view's own mode; the base has it while the view computes."""
+        """The view's own mode; the base and the adapter have it while the view computes."""
         self.training = mode
-        self.adapter.train(mode)
         return self
 
     def enable_input_require_grads(self) -> None:
@@ -159,7 +175,8 @@ class View(nn.Module):
     @contextmanager
     def _acting(self) -> Iterator[None]:
         """Within the block the base computes with this adapter, in the view's mode."""
-        with self._model.use(self._name), in_mode(self._model.base, self.training):
+        parts = self.adapter.values()
+        with self._model.use(self._name), in_mode(self.training, self._model.base, *parts):
             if self._name is not None and self._model.adapter(self._name) is not self._adapter:
                 raise ValueError(f"another adapter has the name {self._name!r} now: make a new view of it")
             yield
@@ -193,12 +210,28 @@ def _class_of(base: type[nn.Module]) -> type[View]:
     )
 
 
+def _config_with(labels: Sequence[str], config: Any) -> Any:
+    """The configuration with an adapter's labels; all else is the very same, for whoever reads it or sets it."""
+    named = {"id2label": dict(enumerate(labels)), "label2id": {label: place for place, label in enumerate(labels)}}
+    own = type(config)
+    made = object.__new__(type(own.__name__, (own,), {"__module__": own.__module__, **_constants(named)}))
+    made.__dict__ = config.__dict__
+    return made
+
+
+def _constants(values: Mapping[str, Any]) -> dict[str, property]:
+    """A class's attributes that come before what its objects hold."""
+    return {key: property(lambda _, value=value: value) for key, value in values.items()}
+
+
 def _now_and_again(model: AdaptedModel) -> tuple[AbstractContextManager[Any], AbstractContextManager[Any]]:
     """What a checkpointed layer is computed in: nothing more than there is now, and once more in backward, the same."""
-    return nullcontext(), _again(model, model.as_now())
+    acting = [model.adapters[name] for name in {*model.active} if name is not None]
+    training = [part for adapter in acting for part in adapter.parts.values() if part.training]
+    return nullcontext(), _again(model.as_now(), model.base, *training)
 
 
 @contextmanager
-def _again(model: AdaptedModel, as_then: AbstractContextManager[None]) -> Iterator[None]:
-    with as_then, in_mode(model.base, True):  # layers are checkpointed in training alone
+def _again(as_then: AbstractContextManager[None], *training: nn.Module) -> Iterator[None]:
+    with as_then, in_mode(True, *training):
         yield

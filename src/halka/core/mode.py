@@ -1,4 +1,4 @@
-"""A module in train or eval mode, which decide over dropout, for a while."""
+"""Modules in train or eval mode, which decide over dropout, for a while."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ from torch import nn
 
 
 @contextmanager
-def in_mode(module: nn.Module, training: bool) -> Iterator[None]:
-    """Within the block the module trains or does not; afterwards it is in the mode it was in."""
-    was = module.training
-    if was != training:
+def in_mode(training: bool, *modules: nn.Module) -> Iterator[None]:
+    """Within the block the modules train or do not; afterwards each is in the mode it was in."""
+    switched = [module for module in modules if module.training != training]
+    for module in switched:
         module.train(training)
     try:
         yield
     finally:
-        if was != training:
-            module.train(was)
+        for module in switched:
+            module.train(not training)
