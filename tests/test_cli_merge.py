@@ -117,6 +117,7 @@ def test_several_become_one_and_all_are_judged_on_the_tasks(run):
         ("a b --combine linear", "need equal ranks"),
         ("a b --combine cat --weights 1", "--weights gives 1 for 2 adapters"),
         ("a b --combine cat --weights one,two", "are no numbers with commas between"),
+        ("a b --combine cat --weights nan,1 --into x", "the weight of 'a' is nan"),
         ("a --as gguf", "give --into PATH with them"),
         ("prefix", "prefix acts on memory, which is no weight: not mergeable"),
         ("nobody", "there is no folder nobody"),

@@ -308,6 +308,8 @@ def test_ia3_equals_peft_where_weights_sum_to_one(tmp_path):
         ({"method": "mean"}, r"no combination 'mean': choose one of linear, ties"),
         ({"adapters": {"one": 1.0}}, "two or more adapters"),
         ({"adapters": {"one": 1.0, "nobody": 1.0}}, "no adapter 'nobody'"),
+        ({"adapters": {"one": 1.0, "two": math.nan}}, "the weight of 'two' is nan: give each adapter a finite number"),
+        ({"adapters": {"one": -math.inf, "two": 1.0}}, "the weight of 'one' is -inf"),
         ({"density": 0.5}, "linear keeps all values"),
         ({"method": "svd", "density": 0.5}, "svd keeps all values"),
         ({"method": "ties", "density": 0.0}, "above 0 and at most 1"),

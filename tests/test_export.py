@@ -108,6 +108,26 @@ def test_a_folder_of_something_else_is_left_alone_and_a_failure_leaves_nothing(t
     assert [path.name for path in tmp_path.iterdir()] == ["mine"]
 
 
+@pytest.mark.parametrize("value", [float("nan"), 1e20])
+def test_values_that_are_not_finite_are_not_exported(value, tmp_path):
+    """Nor those that are not once they are rounded to the precision that is asked for."""
+    tokenizer = chatml_tokenizer()
+    model = halka.adapt(tiny(vocab_size=len(tokenizer)), tokenizer)
+    model.add("a", halka.LoRA(rank=2, targets=("mlp.up",)))
+    disturb(model, "a")
+    model.parameters("a")[1].data[3] = value
+    for form, to, dtype in (("safetensors", "a", "float16"), ("gguf", "a.gguf", "float16"), ("gguf", "a.gguf", "q8_0")):
+        with pytest.raises(
+            ValueError, match=r"(up_proj.weight|ffn_up.weight) holds values that are (not finite|too l)"
+        ):
+            halka.export(model, "a", tmp_path / to, form=form, dtype=dtype)
+    if value != value:
+        for form, to in (("safetensors", "a"), ("gguf", "a.gguf"), ("lora-gguf", "a.gguf"), ("peft", "a")):
+            with pytest.raises(ValueError, match="not finite"):
+                halka.export(model, "a", tmp_path / to, form=form)
+    assert not any(tmp_path.iterdir())
+
+
 def test_whole_weights_share_what_is_tied_in_every_precision():
     model = model_with("lora", tie_word_embeddings=True)
     for dtype in (None, torch.float32, torch.float16):

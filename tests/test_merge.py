@@ -12,7 +12,7 @@ from contract import disturb, ids, weights_of
 from halka.core.merged import merged_weights
 from halka.data.examples import Example, Message
 from halka.data.tokens import Tokens
-from halka.merging.error import Difference, difference
+from halka.merging.error import Difference, difference, refuse_past
 from halka.merging.probes import neutral_text, probe_rows
 from halka.models.quantised import quantise
 from kinds import bare, logits, model_with
@@ -97,6 +97,22 @@ def test_it_merges_within_the_limit_and_refuses_past_it_unless_forced():
     assert model.merged is None
     assert halka.merge(model, "lora", probes=PROBES, limit=found.relative / 2, force=True) == found
     assert model.merged == "lora"
+
+
+def test_logits_that_are_not_finite_are_no_small_error():
+    model = halka.adapt(tiny(dtype=torch.float16))
+    model.add("a", halka.LoRA(rank=4))
+    disturb(model, "a", by=3000)
+    with pytest.raises(ValueError, match="the logits of 'a' on a base in float16 are not finite"):
+        halka.merge(model, "a", probes=PROBES, force=True)
+    assert model.merged is None
+    with pytest.raises(ValueError, match="these logits are not finite"):
+        difference([torch.zeros(2, 3)], [torch.full((2, 3), torch.nan)])
+    found = halka.merge_error(model_with("lora"), "lora", PROBES)
+    for limit, relative in ((torch.nan, found.error.kl), (0.05, torch.nan)):
+        odd = dataclasses.replace(found, error=dataclasses.replace(found.error, kl=relative))
+        with pytest.raises(ValueError, match="past the limit"):
+            refuse_past(limit, odd)
 
 
 def test_an_adapter_without_effect_is_merged_where_nothing_changes():

@@ -54,7 +54,7 @@ def export(
     pad_rank    for vllm: fill the rank up to the next that its --max-lora-rank takes; what it computes stays
 
     The base's own weights are exported for the name None. Raises ValueError for what cannot be merged or has no such
-    form, by name, and for a folder that holds something else.
+    form, by name, for values that are not finite, and for a folder that holds something else.
     """
     if form not in FORMS:
         raise ValueError(f"there is no form {form!r}: choose one of {', '.join(FORMS)}")
@@ -92,7 +92,7 @@ def whole_weights(model: AdaptedModel, name: str | None, dtype: torch.dtype | No
                 own = {each: places.get(tensor.data_ptr()) for each, tensor in weights.items()}
                 changed = {each: tensor for each, tensor in own.items() if tensor is not None}
                 changed = {each: tensor.to(dtype or weights[each].dtype) for each, tensor in changed.items()}
-    return _cast({**weights, **changed}, dtype)
+    return _finite(_cast({**weights, **changed}, dtype))
 
 
 def _cast(weights: dict[str, Tensor], dtype: torch.dtype | None) -> dict[str, Tensor]:
@@ -102,6 +102,17 @@ def _cast(weights: dict[str, Tensor], dtype: torch.dtype | None) -> dict[str, Te
         if dtype is not None and tensor.is_floating_point():
             key = tensor.data_ptr(), tensor.shape
             weights[each] = made.setdefault(key, tensor.to(dtype))
+    return weights
+
+
+def _finite(weights: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The same. Raises ValueError, by name, for values that are not finite."""
+    for each, tensor in weights.items():
+        if not tensor.isfinite().all():
+            raise ValueError(
+                f"{each} holds values that are not finite in {str(tensor.dtype).removeprefix('torch.')}: choose another "
+                "dtype (float32 holds the largest), or train the adapter again, more gently"
+            )
     return weights
 
 
@@ -126,6 +137,7 @@ def _gguf(model: AdaptedModel, name: str | None, to: Path, how: How) -> None:
 
 
 def _lora_gguf(model: AdaptedModel, name: str, to: Path, how: How) -> None:
+    _finite(model.adapter(name).state_dict())
     write_file(_file(to), lambda path: write_gguf_lora(model.base, model.adapter(name), path, to.stem))
 
 

@@ -15,6 +15,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -179,17 +180,24 @@ def _rotary_factors(base: Any) -> Tensor:
 
 
 def _add(writer: GGUFWriter, name: str, tensor: Tensor, kind: str) -> None:
-    """Vectors and norms in fp32, matrices as `kind` says; fp16 where their rows cannot be cut into its blocks."""
+    """Vectors and norms in fp32, matrices as `kind` says; fp16 where their rows cannot be cut into its blocks.
+
+    Raises ValueError where what is finite is not so any more, as what is too large for fp16.
+    """
     from gguf import GGMLQuantizationType, QuantError
-    from gguf.quants import quantize
+    from gguf.quants import dequantize, quantize
 
     stored = "F32" if tensor.dim() == 1 else FILE_TYPES[kind].rpartition("_")[2] if kind != "q8_0" else "Q8_0"
     data, stored_as = tensor.contiguous().numpy(), GGMLQuantizationType[stored]
-    try:
-        packed = quantize(data, stored_as)
-    except QuantError:
-        stored_as = GGMLQuantizationType.F16
-        packed = quantize(data, stored_as)
+    with np.errstate(over="ignore", invalid="ignore"):
+        try:
+            packed = quantize(data, stored_as)
+        except QuantError:
+            stored_as = GGMLQuantizationType.F16
+            packed = quantize(data, stored_as)
+        finite = np.isfinite(dequantize(packed, stored_as)).all()
+    if not finite:
+        raise ValueError(f"{name} holds values that are too large for {stored_as.name}: choose float32 or bfloat16")
     writer.add_tensor(name, packed, raw_dtype=stored_as)
 
 

@@ -12,6 +12,7 @@ base's weights) by their distance from it, so that weights need not sum to one, 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
@@ -85,13 +86,15 @@ def combine(
     density     the share of values that ties, dare and magnitude_prune keep [0.5]; `seed` is for dare's draws
     rank        of the result, for svd and its like; the highest of the sources' if not given
 
-    Raises ValueError for fewer than two adapters, an unknown method, families that do not combine, ranks or shapes that
-    differ where they must not, and density or rank where the method has none.
+    Raises ValueError for fewer than two adapters, weights that are not finite, an unknown method, families that do not
+    combine, ranks or shapes that differ where they must not, and density or rank where the method has none.
     """
     if method not in COMBINATIONS:
         raise ValueError(f"there is no combination {method!r}: choose one of {', '.join(COMBINATIONS)}")
     if len(adapters) < 2:
         raise ValueError(f"to combine, name two or more adapters with their weights, not {len(adapters)}")
+    if wrong := [each for each, weight in adapters.items() if not math.isfinite(weight)]:
+        raise ValueError(f"the weight of {wrong[0]!r} is {adapters[wrong[0]]}: give each adapter a finite number")
     way = WAYS.get(OF_PRODUCTS.get(method, method))
     if density is not None and (way is None or way.keep is None):
         raise ValueError(f"{method} keeps all values: leave density out, or choose ties, dare or magnitude_prune")

@@ -71,7 +71,7 @@ def merge_error(model: AdaptedModel, name: str, probes: Probes | None = None) ->
     """Measure what `model.merge(name)` changes on `probes` (a neutral text if not given), and leave all as it was.
 
     Takes six passes over the probes, and for a while copies of the weights in the next wider precision. Raises
-    ValueError for an adapter that cannot be merged, and where one is merged or in use.
+    ValueError for an adapter that cannot be merged, logits that are not finite, and where one is merged or in use.
     """
     rows = probe_rows(model, probes)
     with model.lock:
@@ -79,6 +79,7 @@ def merge_error(model: AdaptedModel, name: str, probes: Probes | None = None) ->
             raise ValueError("the error of merging needs an idle base: leave `use`, or `unmerge` what is merged")
         dtype = next(model.base.parameters()).dtype
         wider = WIDER[dtype]
+        told = f"the logits of {name!r} on a base in {_plain(dtype)}"
         with _merged(model, name):  # refused before anything is measured
             merged = list(logits_of(model, rows))
             with model.in_precision(wider):
@@ -89,16 +90,16 @@ def merge_error(model: AdaptedModel, name: str, probes: Probes | None = None) ->
             with model.use(name):
                 exact = list(logits_of(model, rows))
             with model.use(None):
-                effect = difference(logits_of(model, rows), exact)
+                effect = difference(logits_of(model, rows), exact, told)
     return MergeError(
         adapter=name,
-        dtype=str(dtype).removeprefix("torch."),
+        dtype=_plain(dtype),
         tokens=sum(len(each) for each in exact),
-        error=difference(unmerged, merged),
+        error=difference(unmerged, merged, told),
         effect=effect,
-        noise=difference(exact, unmerged),
-        merged=difference(exact, merged),
-        rounding=difference(exact, rounded),
+        noise=difference(exact, unmerged, told),
+        merged=difference(exact, merged, told),
+        rounding=difference(exact, rounded, told),
     )
 
 
@@ -119,7 +120,7 @@ def merge(
 
 def refuse_past(limit: float, found: MergeError) -> None:
     """Raises ValueError for an error whose KL is more than `limit` times the effect's."""
-    if found.relative > limit:
+    if not found.relative <= limit:  # nor where one of them is no number
         raise ValueError(
             f"merging {found.adapter!r} would change it by {found.relative:.1%} of its effect (KL {found.error.kl:.2g} "
             f"of {found.effect.kl:.2g}), past the limit of {limit:.1%}; rounding to {found.dtype} without merging "
@@ -127,18 +128,27 @@ def refuse_past(limit: float, found: MergeError) -> None:
         )
 
 
-def difference(one: Iterable[Tensor], other: Iterable[Tensor]) -> Difference:
-    """Of rows of logits (N, V), in fp64."""
+def difference(one: Iterable[Tensor], other: Iterable[Tensor], told: str = "these logits") -> Difference:
+    """Of rows of logits (N, V), in fp64. Raises ValueError, with the name `told`, where they are not finite."""
     most, total, count, divergence, same, places = 0.0, 0.0, 0, 0.0, 0, 0
     for first, second in zip(one, other, strict=True):
         a, b = first.double(), second.double()
         gap = (a - b).abs()
+        if not gap.isfinite().all():
+            raise ValueError(
+                f"{told} are not finite, so what merging changes cannot be measured: load the base in bfloat16 or "
+                "float32, or train the adapter again, more gently"
+            )
         most, total, count = max(most, gap.max().item()), total + gap.sum().item(), count + gap.numel()
         p, q = a.log_softmax(-1), b.log_softmax(-1)
         divergence += (p.exp() * (p - q)).sum().item()
         same += int((a.argmax(-1) == b.argmax(-1)).sum())
         places += len(a)
     return Difference(most, total / count, max(0.0, divergence / places), same / places)
+
+
+def _plain(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
 
 
 @contextmanager
