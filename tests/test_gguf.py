@@ -176,6 +176,7 @@ def test_other_architectures_are_refused_by_name(architecture, tmp_path):
             {"rope_parameters": {"rope_type": "dynamic", "rope_theta": 1e4, "factor": 2.0}},
             "rotary embeddings .*dynamic",
         ),
+        ({"hidden_act": "gelu"}, "llama.cpp has silu in this architecture, and the base gelu"),
         ({"architecture": "mistral", "sliding_window": 16}, "no sliding window .of 16 tokens"),
     ],
 )

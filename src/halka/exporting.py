@@ -16,7 +16,7 @@ from halka.core.merged import merged_weights
 from halka.files import new_folder, write_file
 from halka.formats.gguf import write_gguf
 from halka.formats.gguf_lora import write_gguf_lora
-from halka.formats.model_folder import write_model
+from halka.formats.model_folder import stranger, write_model
 from halka.formats.peft.experts import confused
 from halka.methods import LoRA
 from halka.store import save
@@ -54,7 +54,8 @@ def export(
     pad_rank    for vllm: fill the rank up to the next that its --max-lora-rank takes; what it computes stays
 
     The base's own weights are exported for the name None. Raises ValueError for what cannot be merged or has no such
-    form, by name, for values that are not finite, and for a folder that holds something else.
+    form, by name, for values that are not finite, for a folder that holds something else, and
+    for the one that the base was loaded from.
     """
     if form not in FORMS:
         raise ValueError(f"there is no form {form!r}: choose one of {', '.join(FORMS)}")
@@ -88,10 +89,12 @@ def whole_weights(model: AdaptedModel, name: str | None, dtype: torch.dtype | No
                 changed = merged_weights(adapter, dtype)
             else:  # its masters, under the first of the names that tied tensors have
                 masters = dict(full.named_parameters())
-                places = {weights[each].data_ptr(): tensor.detach() for each, tensor in masters.items()}
+                places = {
+                    weights[each].data_ptr(): tensor.detach().to(dtype or weights[each].dtype)
+                    for each, tensor in masters.items()
+                }
                 own = {each: places.get(tensor.data_ptr()) for each, tensor in weights.items()}
                 changed = {each: tensor for each, tensor in own.items() if tensor is not None}
-                changed = {each: tensor.to(dtype or weights[each].dtype) for each, tensor in changed.items()}
     return _finite(_cast({**weights, **changed}, dtype))
 
 
@@ -110,17 +113,20 @@ def _finite(weights: dict[str, Tensor]) -> dict[str, Tensor]:
     for each, tensor in weights.items():
         if not tensor.isfinite().all():
             raise ValueError(
-                f"{each} holds values that are not finite in {str(tensor.dtype).removeprefix('torch.')}: choose another "
-                "dtype (float32 holds the largest), or train the adapter again, more gently"
+                f"{each} holds values that are not finite in {_plain(tensor.dtype)}: choose another dtype (float32 "
+                "holds the largest), or train the adapter again, more gently"
             )
     return weights
+
+
+def _plain(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
 
 
 def _safetensors(model: AdaptedModel, name: str | None, to: Path, how: How) -> None:
     if how.dtype is not None and how.dtype not in DTYPES:
         raise ValueError(f"safetensors hold {', '.join(DTYPES)} here, not {how.dtype}")
-    if to.exists() and not (to.is_dir() and (not any(to.iterdir()) or (to / "config.json").is_file())):
-        raise ValueError(f"{to} exists and holds something else than a model: choose another folder")
+    _check_folder(model, to)
     weights = whole_weights(model, name, None if how.dtype is None else DTYPES[how.dtype])
     hook = logging.set_tqdm_hook(lambda make, args, kwargs: make(*args, **{**kwargs, "disable": True}))
     try:
@@ -130,8 +136,22 @@ def _safetensors(model: AdaptedModel, name: str | None, to: Path, how: How) -> N
         logging.set_tqdm_hook(hook)
 
 
+def _check_folder(model: AdaptedModel, to: Path) -> None:
+    """Raises ValueError for what a model's folder shall not take the place of: files of others, and the base."""
+    if not to.exists():
+        return
+    if not to.is_dir():
+        raise ValueError(f"{to} is a file: choose another folder")
+    base: Any = model.base
+    sources = {getattr(each, key, "") for each, key in ((base, "name_or_path"), (base.config, "_name_or_path"))}
+    if any(Path(each).exists() and to.samefile(each) for each in sources if each):
+        raise ValueError(f"{to} is what the base was loaded from: choose another folder")
+    if (other := stranger(to, model.tokenizer)) is not None:
+        raise ValueError(f"{to} exists and holds {other}, which is no part of an exported model: choose another folder")
+
+
 def _gguf(model: AdaptedModel, name: str | None, to: Path, how: How) -> None:
-    kind = how.dtype or str(next(model.base.parameters()).dtype).removeprefix("torch.")
+    kind = how.dtype or _plain(next(model.base.parameters()).dtype)
     weights = whole_weights(model, name, torch.float32)  # rounded once, as the file's type says
     write_file(_file(to), lambda path: write_gguf(model.base, model.tokenizer, weights, path, to.stem, kind))
 

@@ -100,6 +100,8 @@ def check(base: Any) -> None:
     rotary = config.rope_parameters["rope_type"]
     if rotary not in ("default", "linear", "llama3"):
         raise ValueError(f"rotary embeddings of the type {rotary!r} cannot be written as GGUF here: {WHY_NOT}")
+    if config.hidden_act not in ("silu", "swish"):
+        raise ValueError(f"llama.cpp has silu in this architecture, and the base {config.hidden_act}: {WHY_NOT}")
     window = getattr(config, "sliding_window", None)
     if window is not None and window < config.max_position_embeddings:
         raise ValueError(f"llama.cpp has no sliding window (of {window} tokens) for this architecture: {WHY_NOT}")

@@ -4,10 +4,17 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Mapping
+from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor
+
+WRITTEN = (  # beside the files of the tokenizer's own vocabulary
+    *("config.json", "generation_config.json", "model.safetensors", "model-*-of-*.safetensors"),
+    *("model.safetensors.index.json", "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json"),
+    *("added_tokens.json", "chat_template.jinja", "additional_chat_templates"),
+)
 
 
 def write_model(base: Any, tokenizer: Any, weights: Mapping[str, Tensor], folder: Path) -> None:
@@ -24,6 +31,14 @@ def write_model(base: Any, tokenizer: Any, weights: Mapping[str, Tensor], folder
         file.chmod(0o644)  # safetensors writes for the owner alone
     if tokenizer is not None:
         tokenizer.save_pretrained(folder)
+
+
+def stranger(folder: Path, tokenizer: Any) -> str | None:
+    """What a folder holds that `write_model` does not write, by its name; of one without a model, anything."""
+    names = sorted(path.name for path in folder.iterdir())
+    own = {*WRITTEN, *getattr(tokenizer, "vocab_files_names", {}).values()}
+    others = [each for each in names if not any(fnmatch(each, pattern) for pattern in own)]
+    return next(iter(others if "config.json" in names else names), None)
 
 
 def described(base: Any, weights: Mapping[str, Tensor]) -> Any:
