@@ -7,6 +7,7 @@ from dataclasses import replace
 import pytest
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
+from safetensors.torch import load_file
 from transformers import BertConfig, BertModel
 
 import halka
@@ -16,7 +17,7 @@ from halka.data.batches import NO_LOSS
 from halka.data.words import encode_words
 from halka.evaluation import evaluate, generate
 from halka.models import pad_id
-from halka.models.classes import head_of
+from halka.models.classes import head_of, label_rows
 from halka.models.loading import load_base
 from halka.objectives import objective_of
 from halka.run import TrainConfig
@@ -201,6 +202,26 @@ def test_an_adapter_of_other_labels_is_read_by_a_base_with_as_many_places_or_mor
     with pytest.raises(ValueError, match=r"3 labels apart \(good, bad, meh\), and this base 2 labels \(x, y\)"):
         halka.load(narrow, tmp_path / "a")
     assert not narrow.adapters
+
+
+@pytest.mark.parametrize("method", [LORA, halka.Full()], ids=lambda method: method.name)
+@pytest.mark.parametrize("architecture", ["bert", "roberta", "llama"])
+def test_an_adapter_of_fewer_labels_is_read_by_the_base_that_its_card_asks_for(architecture, method, tmp_path):
+    wide = classifier(architecture, labels=(*LABELS, "fourth"))
+    wide.add("a", method, labels=["yes", "no"])
+    disturb(wide, "a")
+    halka.save(wide, "a", tmp_path / "a")
+    narrow = classifier(architecture, labels=("yes", "no"))
+    inside = wide.base.base_model_prefix
+    narrow.base.get_submodule(inside).load_state_dict(wide.base.get_submodule(inside).state_dict())
+    for model in (narrow, wide):
+        adapter = halka.load(model, tmp_path / "a", name="again")
+        assert adapter.labels == ("yes", "no")
+        torch.testing.assert_close(logits(model, "again")[:, :2], logits(wide, "a")[:, :2])
+    if method is LORA:
+        weights = load_file(tmp_path / "a" / "adapter_model.safetensors")
+        (head,) = (each for key, each in weights.items() if key.endswith(f"{label_rows(wide.base)[0]}"))
+        assert len(head) == 2
 
 
 def test_an_adapter_of_another_kind_is_refused(tmp_path):

@@ -25,8 +25,8 @@ from halka.data.tokens import chat_template_fingerprint
 from halka.files import new_folder, soon_needed
 from halka.formats import Files, Folder, format_named, format_of
 from halka.formats.peft import FILES
-from halka.models.classes import fitted_head
 from halka.models.fingerprint import own_fingerprint
+from halka.models.heads import fitted_head, narrowed
 from halka.models.hub import adapter_folder, adapter_name
 from halka.models.kinds import kind_of
 
@@ -77,7 +77,7 @@ def save(
     Raises ValueError for weights that are not finite, for a method that the format lacks, and for a folder that holds
     something else.
     """
-    adapter, folder, form = model.adapter(name), Path(folder), format_named(format)
+    adapter, folder, form = narrowed(model, name), Path(folder), format_named(format)
     own = (*_names(form.FILES), CARD, "README.md")
     if folder.exists() and not folder.is_dir():
         raise ValueError(f"{folder} is a file: choose another folder")
@@ -103,7 +103,7 @@ def save(
         training=training or {},
         measurements=measurements or {},
         kind=kind_of(base),
-        labels=model.labels_of(name),
+        labels=adapter.labels,
         versions={package: version(package) for package in ("halka", "torch", "transformers")},
         created=datetime.now(UTC).isoformat(timespec="seconds"),
     )

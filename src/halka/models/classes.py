@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 
-from halka.core import AdaptedModel
 from halka.models.kinds import KINDS, kind_of
 
 LABELLED = ("sequence-classification", "token-classification")
@@ -45,27 +43,13 @@ def head_of(base: Any) -> tuple[str, ...]:
     return tuple(dict.fromkeys([*beside, *getattr(base.config, NEW, ())]))
 
 
-def fitted_head(model: AdaptedModel, labels: Sequence[str], state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """An adapter's state for a base whose head has more places than `labels`, which are the adapter's: zeros there.
-
-    Raises ValueError for more labels than places, and for an adapter without a head of its own and other labels.
-    """
-    if not labels:
-        return dict(state)
-    places = f"{len(model.labels)} labels ({', '.join(model.labels[:5])}{', …' if len(model.labels) > 5 else ''})"
-    told = f"the adapter tells {len(labels)} labels apart ({', '.join(labels[:5])}{', …' if len(labels) > 5 else ''})"
-    if len(labels) > len(model.labels):
-        raise ValueError(f"{told}, and this base {places}: load the base with labels={list(labels)}")
-    paths = tuple(f"{path}." for path in head_of(model.base))
-    if not any(key.startswith((*paths, "base.")) for key in state) and tuple(labels) != model.labels:
-        raise ValueError(f"{told} with the base's own head, which tells {places}: load the base it was trained on")
-    own = dict(model.base.named_parameters())
-    fitted = dict(state)
-    for key, tensor in state.items():
-        whole = own.get(key) if key.startswith(paths) else None
-        if whole is not None and whole.shape[1:] == tensor.shape[1:] and len(tensor) < len(whole):
-            fitted[key] = torch.cat([tensor, tensor.new_zeros(len(whole) - len(tensor), *tensor.shape[1:])])
-    return fitted
+def label_rows(base: Any) -> tuple[str, ...]:
+    """The parameters, by name, that have a row for each label: those of the head's last layer."""
+    if kind_of(base) not in LABELLED:
+        return ()
+    inside = f"{base.base_model_prefix}."
+    *_, last = (path for path, each in base.named_modules() if each._parameters and not path.startswith(inside))
+    return tuple(f"{last}.{key}" for key, each in base.get_submodule(last)._parameters.items() if each is not None)
 
 
 def checked(labels: Iterable[str]) -> tuple[str, ...]:
