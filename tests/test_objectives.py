@@ -123,6 +123,18 @@ def test_a_method_that_trains_the_head_gets_no_other(method):
     assert model.add("a", method).method == method
 
 
+@pytest.mark.parametrize("method", [LORA, halka.IA3(), halka.BitFit()], ids=lambda method: method.name)
+def test_a_method_that_would_change_the_bases_own_head_is_refused(method):
+    model, reason = classifier(), f"{method.name} would act on classifier, this base's head"
+    for each in (replace(method, targets=("linear", "head")), replace(method, targets=("module:classifier",))):
+        with pytest.raises(ValueError, match=reason):
+            model.add("a", each)
+    both = halka.Joint((replace(method, targets=("head",)), halka.Modules(("bert.pooler",))))
+    with pytest.raises(ValueError, match="would act on classifier"):
+        model.add("a", both)
+    assert not model.adapters
+
+
 def test_a_language_model_has_no_head_to_train():
 
     assert halka.adapt(tiny()).add("a", LORA).method == LORA
@@ -222,6 +234,29 @@ def test_an_adapter_of_fewer_labels_is_read_by_the_base_that_its_card_asks_for(a
         weights = load_file(tmp_path / "a" / "adapter_model.safetensors")
         (head,) = (each for key, each in weights.items() if key.endswith(f"{label_rows(wide.base)[0]}"))
         assert len(head) == 2
+
+
+@pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::UserWarning")  # peft's own
+@pytest.mark.parametrize("places", [["query"], ["query", "classifier"]])
+def test_an_adapter_that_uses_the_bases_head_is_read_by_a_base_with_that_head(places, tmp_path):
+    get_peft_model(classifier().base, LoraConfig(r=4, target_modules=places)).save_pretrained(tmp_path / "theirs")
+    model = classifier()
+    assert halka.load(model, tmp_path / "theirs", name="a").method.name == "lora"
+    disturb(model, "a")
+    halka.save(model, "a", tmp_path / "a")
+    again = classifier()
+    halka.load(again, tmp_path / "a")
+    assert torch.equal(logits(again, "a"), logits(model, "a"))
+    other = classifier()
+    with torch.no_grad():
+        other.base.classifier.weight.normal_()
+    with pytest.raises(ValueError, match="has no head of its own, and this base's is not the one"):
+        halka.load(other, tmp_path / "a")
+    other.base.config.new_modules = ["classifier"]
+    if "classifier" in places:
+        with pytest.raises(ValueError, match=r"changes the base's head \(classifier.lora_A.*, and this base's is new"):
+            halka.load(other, tmp_path / "theirs", name="b")
+    assert not other.adapters
 
 
 def test_an_adapter_of_another_kind_is_refused(tmp_path):

@@ -26,7 +26,7 @@ from halka.files import new_folder, soon_needed
 from halka.formats import Files, Folder, format_named, format_of
 from halka.formats.peft import FILES
 from halka.models.fingerprint import own_fingerprint
-from halka.models.heads import fitted_head, narrowed
+from halka.models.heads import fitted_head, has_head, narrowed
 from halka.models.hub import adapter_folder, adapter_name
 from halka.models.kinds import kind_of
 
@@ -39,7 +39,8 @@ LARGE = 1 << 24  # bytes hashed at a time: in between a thread waits for its tur
 class Card:
     """What an adapter folder says of itself."""
 
-    base: Mapping[str, Any]  # name, fingerprint, and the form that it was packed in (`quantize`), or None
+    # name, fingerprint, the form that it was packed in (`quantize`), or None; `head` where the adapter uses the base's
+    base: Mapping[str, Any]
     method: Mapping[str, Any]  # name and fields
     parameters: int
     chat_template: str
@@ -94,8 +95,11 @@ def save(
             raise ValueError(
                 f"adapter {name!r} holds values that are not finite, in {key}: train it again, more gently"
             )
+    identity = {"name": base_name, "fingerprint": own_fingerprint(model), "quantize": form_of(model.base)}
+    if adapter.labels and not has_head(model, adapter.state_dict()):
+        identity["head"] = own_fingerprint(model, head=True)["weights"]
     card = Card(
-        base={"name": base_name, "fingerprint": own_fingerprint(model), "quantize": form_of(model.base)},
+        base=identity,
         method=described(adapter.method),
         parameters=adapter.count(),
         chat_template=template_of(model),
@@ -305,6 +309,11 @@ def _check_base(card: Card, model: AdaptedModel, folder: Path, other_base: bool,
         if different != ["weights"] or not other_base:
             hint = "; pass allow_other_base to load it all the same" if different == ["weights"] else ""
             raise ValueError(f"{folder} was made for another base, {card.base.get('name') or 'unnamed'}: {shown}{hint}")
+    if card.base.get("head") and not other_base and card.base["head"] != own_fingerprint(model, head=True)["weights"]:
+        raise ValueError(
+            f"{folder} has no head of its own, and this base's is not the one it was made for: load the base that has "
+            "it, or pass allow_other_base"
+        )
     forms = card.base.get("quantize"), form_of(model.base)
     if len({*forms}) > 1:
         trained_on, this = ("in full precision" if form is None else f"packed as {form}" for form in forms)

@@ -43,6 +43,11 @@ def chosen(method: Method) -> Method:
     return method.methods[0] if isinstance(method, Joint) else method
 
 
+def methods_of(method: Method) -> tuple[Method, ...]:
+    """Those that a joint method is made of; else the one there is."""
+    return method.methods if isinstance(method, Joint) else (method,)
+
+
 def beside(method: Method, other: Method) -> Joint:
     """`method` with `other` beside it, also where it is joint itself."""
-    return Joint((*(method.methods if isinstance(method, Joint) else (method,)), other))
+    return Joint((*methods_of(method), other))

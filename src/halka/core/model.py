@@ -13,9 +13,10 @@ from torch import Tensor, nn
 from halka.core.blank import without_starts
 from halka.core.compiled import see_hooks
 from halka.core.experts import ExpertEdit
-from halka.core.joint import beside
+from halka.core.joint import beside, methods_of
 from halka.core.merged import merged_weights
-from halka.core.parts import VIRTUAL_ROLES, Adapter, Method, Part, Target, select, state_of
+from halka.core.modules import Modules
+from halka.core.parts import VIRTUAL_ROLES, Adapter, Method, Part, Target, select, state_of, wants
 from halka.core.routing import Memory, Route, repeats, resolve
 from halka.core.turns import Flow, Turns
 from halka.core.weights import StandIns
@@ -103,10 +104,8 @@ class AdaptedModel:
             raise ValueError(f"an adapter's name is a non-empty string, not {name!r}")
         wanted = select(method, self.targets, self._by_path)
         if self.head is not None and state is None:
-            own = select(self.head, self.targets, self._by_path)
-            if not any(target.role == "base" or target.name in {each.name for each in own} for target in wanted):
-                method = beside(method, self.head)
-                wanted = select(method, self.targets, self._by_path)
+            method = self._with_head(method, wanted)
+            wanted = select(method, self.targets, self._by_path)
         reading = any(target.role in VIRTUAL_ROLES for target in wanted)  # with the attention of `models/attention.py`
         with (
             self.own_weights(),
@@ -150,6 +149,22 @@ class AdaptedModel:
             self.adapters[name] = adapter
             self._install(adapter)
         return adapter
+
+    def _with_head(self, method: Method, wanted: Sequence[Target]) -> Method:
+        """The method with the head beside it, unless it trains that itself.
+
+        Raises ValueError for one that would change the base's own head, which is no part of the adapter's folder.
+        """
+        assert self.head is not None
+        own = {target.name for target in select(self.head, self.targets, self._by_path)}
+        acts = [target for target in wanted if target.name in own]
+        whole = [each for each in methods_of(method) if isinstance(each, Modules)]
+        if other := [each for each in acts if not any(wants(one.roles(), each) for one in whole)]:
+            raise ValueError(
+                f"{method.name} would act on {other[0].name}, this base's head, of which every adapter has a copy of "
+                "its own: it is trained whole. Leave it out of the targets"
+            )
+        return method if acts or any(target.role == "base" for target in wanted) else beside(method, self.head)
 
     def remove(self, name: str) -> None:
         """Forget an adapter. The base is as if it had never been there. Raises ValueError while it is in use."""

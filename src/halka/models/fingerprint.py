@@ -16,13 +16,14 @@ from halka.models.classes import head_of
 SAMPLES = 16  # of each weight
 
 
-def fingerprint(base: Any) -> dict[str, Any]:
+def fingerprint(base: Any, *, head: bool = False) -> dict[str, Any]:
     """What tells one base from another: its architecture, its sizes, and a hash over samples of every weight.
 
-    A head that every adapter has its own of does not count, nor what else is new. Samples are rounded to bf16 first, so
-    that a base loaded in bf16 and in fp32 is the same base; those of packed layers were taken before.
+    A head that every adapter has its own of does not count, nor what else is new, unless `head` says so: for adapters
+    that use the base's. Samples are rounded to bf16 first, so that a base loaded in bf16 and in fp32 is the same base;
+    those of packed layers were taken before.
     """
-    new = tuple(f"{path}." for path in head_of(base))
+    new = () if head else tuple(f"{path}." for path in head_of(base))
     named = [sample for sample in _sampled(base) if not sample[0].startswith(new)]
     rows = torch.stack([row.cpu() for _, _, row in named]).numpy()
     digest = hashlib.sha256()
@@ -60,7 +61,7 @@ def _places(count: int) -> Tensor:
         return torch.linspace(0, count - 1, SAMPLES, dtype=torch.float64).long()
 
 
-def own_fingerprint(model: AdaptedModel) -> dict[str, Any]:
+def own_fingerprint(model: AdaptedModel, *, head: bool = False) -> dict[str, Any]:
     """The fingerprint of the base's own weights, whatever is merged or in use."""
     with model.own_weights():
-        return fingerprint(model.base)
+        return fingerprint(model.base, head=head)
