@@ -11,11 +11,14 @@ from transformers import AutoModelForCausalLM
 from typer.testing import CliRunner
 
 import halka
+from classifiers import CLASSES, TAGS, classifier, examples
 from contract import disturb, ids
 from halka.cli import app
+from halka.cli.merge import judged
+from halka.data.task import Task
 from kinds import bare
 from tiny import tiny
-from tokenizers_for_tests import chatml_tokenizer
+from tokenizers_for_tests import chatml_tokenizer, plain_tokenizer
 
 
 @pytest.fixture(scope="module")
@@ -106,6 +109,36 @@ def test_several_become_one_and_all_are_judged_on_the_tasks(run):
     shown = run("a b --combine ties_svd --density 0.5 --task sums.yaml --examples 2").stdout
     assert "the bare base" in shown
     assert "over 2 examples of each task" in shown
+
+
+def test_an_adapter_of_a_store_is_judged_as_its_folder_is(run, tmp_path):
+    model = halka.adapt(*halka.load_base("base", dtype="float32", device="cpu"))
+    halka.load(model, "a")
+    halka.AdapterStore(tmp_path / "store").save(model, "a")
+    stored, given = (
+        json.loads(run(f"a {how} --task sums.yaml --dtype float32 --json").stdout)["tasks"]
+        for how in ("--store store", "")
+    )
+    assert [row["adapter"] for row in stored] == [None, "a"]
+    assert stored == given
+
+
+@pytest.mark.parametrize("kind", [CLASSES, TAGS, "seq2seq-lm"])
+def test_bases_of_other_kinds_are_judged_by_what_they_learn(kind):
+    tokenizer = plain_tokenizer()
+    if kind == "seq2seq-lm":
+        model = halka.adapt(tiny("t5", vocab_size=len(tokenizer)), tokenizer)
+        metric = "exact_match"
+    else:
+        model = classifier(kind=kind)
+        metric = "accuracy" if kind == CLASSES else "tag_accuracy"
+    model.add("a", halka.LoRA(rank=4))
+    disturb(model, "a", by=0.1)
+    test = tuple(examples(kind))
+    rows = judged(model, [None, "a"], [Task("texts", (), (), test, (metric,), metric, max_new_tokens=2)], 4, 0)
+    assert [row["adapter"] for row in rows] == [None, "a"]
+    assert all(0 < row["loss"] < 20 for row in rows)
+    assert rows[0]["loss"] != rows[1]["loss"]
 
 
 @pytest.mark.parametrize(

@@ -105,7 +105,8 @@ def merge(
         combined(model, factors, combine, name=name, density=density, seed=seed, rank=rank)
         result["combination"] = combine
     if tasks:
-        result["tasks"] = judged(model, tasks, examples, seed)
+        everyone = dict.fromkeys((None, *given.named, name))
+        result["tasks"] = judged(model, [*everyone], tasks, examples, seed)
     if form in (None, "safetensors", "gguf"):
         result["error"] = measured(model, name, text, limit, force, quiet=json)
     if into is not None:
@@ -150,19 +151,20 @@ def measured(
     return {**asdict(found), "relative": found.relative}
 
 
-def judged(model: AdaptedModel, tasks: list[Any], count: int, seed: int) -> list[dict[str, Any]]:
-    """The loss, and the score that counts, of the base and of every adapter on each task's test examples."""
+def judged(
+    model: AdaptedModel, names: Sequence[str | None], tasks: Sequence[Any], count: int, seed: int
+) -> list[dict[str, Any]]:
+    """The loss, and the score that counts, of adapters (None: the bare base) on each task's test examples."""
     from halka.cli.progress import CountProgress
     from halka.data.task import limit as limited
-    from halka.data.tokens import encode_all
     from halka.evaluation import evaluate
-    from halka.training import mean_loss
+    from halka.run import TrainConfig
+    from halka.training import as_tokens, mean_loss
 
     found = []
     for task in tasks:
         test = limited(task, test=count, seed=seed).test
-        items = encode_all(test, model.tokenizer).tokens  # type: ignore[arg-type]
-        for name in (None, *model.adapters):
+        for name in names:
             with CountProgress(f"{name or 'the bare base'} on {task.name}", len(test)) as progress:
                 told = evaluate(
                     *(model, name, test, (task.primary,)),
@@ -170,7 +172,8 @@ def judged(model: AdaptedModel, tasks: list[Any], count: int, seed: int) -> list
                     seed=seed,
                     on_progress=progress.done,
                 )
-            row = {"task": task.name, "adapter": name, "examples": len(test), "loss": mean_loss(model, name, items)}
+            loss = mean_loss(model, name, as_tokens(model, test, TrainConfig(max_length=None), name))
+            row = {"task": task.name, "adapter": name, "examples": len(test), "loss": loss}
             found.append({**row, "metric": task.primary, "score": told.scores[task.primary]})
     return found
 
