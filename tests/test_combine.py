@@ -11,6 +11,8 @@ import torch
 from torch import Tensor
 
 import halka
+from classifiers import LABELS, classifier
+from classifiers import logits as classified
 from contract import disturb, ids
 from halka.merging.combining import COMBINATIONS, OF_PRODUCTS, WAYS, drawn, largest, nearest, nearest_of_factors
 from kinds import logits, model_with
@@ -297,6 +299,69 @@ def test_ia3_equals_peft_where_weights_sum_to_one(tmp_path):
     halka.combine(model, weights)
     with torch.no_grad():
         torch.testing.assert_close(logits(model, "combined"), theirs.eval()(ids()).logits, rtol=0, atol=1e-5)
+
+
+# ── adapters of several methods ─────────────────────────────────────────────────────────────────────────────────────
+
+
+@pytest.mark.parametrize("way", COMBINATIONS)
+def test_classifiers_combine_by_their_products_and_their_heads(way):
+    model = classifier()
+    for seed, name in enumerate(("one", "two")):
+        model.add(name, halka.LoRA(rank=4), labels=LABELS[:2])
+        disturb(model, name, seed=seed, by=0.2)
+    weights, density = {"one": 0.7, "two": 0.6}, {} if way in ("linear", "cat", "svd") else {"density": 1.0}
+    made = halka.combine(model, weights, way, **density)
+    assert [each.name for each in made.method.methods] == ["lora", "modules"]
+    assert model.labels_of("combined") == LABELS[:2]
+    assert {*made.parts} == {*model.adapters["one"].parts}
+    one, two = (model.adapters[name].parts["classifier"].weight for name in weights)
+    base = model.base.classifier.weight
+    if "ties" not in way:
+        torch.testing.assert_close(
+            made.parts["classifier"].weight, base + 0.7 * (one - base) + 0.6 * (two - base), rtol=1e-4, atol=1e-6
+        )
+    if way == "cat":
+        path = "bert.encoder.layer.0.attention.self.query"
+        expected = sum(weight * product(model.adapters[name].parts[path]) for name, weight in weights.items())
+        torch.testing.assert_close(product(made.parts[path]), expected, rtol=1e-5, atol=1e-6)
+
+
+def test_each_method_of_a_joint_combines_by_its_own_start():
+    """Fresh (IA)³ and heads change nothing, however they are weighted."""
+    model = classifier()
+    for name in ("one", "two"):
+        model.add(name, halka.IA3())
+    before = classified(model, None)
+    halka.combine(model, {"one": 1.0, "two": 1.0})
+    torch.testing.assert_close(classified(model, "combined"), before, rtol=0, atol=1e-6)
+    with pytest.raises(ValueError, match="cat is not defined for ia3"):
+        halka.combine(model, {"one": 1.0, "two": 1.0}, "cat", name="other")
+
+
+def test_a_joint_of_three_stays_one():
+    model = halka.adapt(tiny())
+    method = halka.Joint((halka.Bottleneck(width=4), halka.Prefix(length=2), halka.IA3(targets=("attn.k",))))
+    for seed, name in enumerate(("one", "two")):
+        model.add(name, method)
+        disturb(model, name, seed=seed, by=0.2)
+    made = halka.combine(model, {"one": 0.5, "two": 0.5})
+    assert made.method == method
+    one, two = (model.adapters[name].state_dict() for name in ("one", "two"))
+    for key, tensor in made.state_dict().items():
+        torch.testing.assert_close(tensor, (one[key] + two[key]) / 2)
+
+
+def test_classifiers_of_other_labels_or_methods_are_refused_by_name():
+    model = classifier()
+    model.add("one", halka.LoRA(rank=4))
+    model.add("two", halka.LoRA(rank=4), labels=("bad", "good", "meh"))
+    model.add("ia3", halka.IA3())
+    with pytest.raises(ValueError, match="'one' tells good, bad, meh apart and 'two' bad, good, meh, so that"):
+        halka.combine(model, {"one": 1.0, "two": 1.0})
+    with pytest.raises(ValueError, match="lora with modules and ia3 with modules do not combine"):
+        halka.combine(model, {"one": 1.0, "ia3": 1.0})
+    assert [*model.adapters] == ["one", "two", "ia3"]
 
 
 # ── refusals ────────────────────────────────────────────────────────────────────────────────────────────────────────

@@ -2,7 +2,7 @@
 
 from halka.core.blank import begun
 from halka.core.experts import Choices, ExpertEdit
-from halka.core.joint import Joint, chosen
+from halka.core.joint import Joint, beside, chosen
 from halka.core.mode import in_mode
 from halka.core.model import AdaptedModel
 from halka.core.modules import Modules
@@ -47,6 +47,7 @@ __all__ = [
     "Reader",
     "Target",
     "begun",
+    "beside",
     "bytes_of",
     "chosen",
     "count_of",

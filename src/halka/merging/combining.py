@@ -8,6 +8,8 @@ arXiv:2311.03099). With `_svd` behind the name that is done to products instead 
 
 Other families: tensors of equal shape are summed; those that start at a fixed point (factors at one, copies of the
 base's weights) by their distance from it, so that weights need not sum to one, and values may be left out there too.
+
+Adapters of several methods, such as a classifier's LoRA with its head, combine method by method.
 """
 
 from __future__ import annotations
@@ -20,7 +22,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from halka.core import AdaptedModel, Adapter, Method, Part
+from halka.core import AdaptedModel, Adapter, Joint, Method, Part
+from halka.merging.pieces import is_lora, kind, pieces
 from halka.methods import IA3, BitFit, Full, LoRA, Modules, Prefix
 from halka.methods.lora import FACTORS, LoRAPart
 
@@ -87,7 +90,7 @@ def combine(
     rank        of the result, for svd and its like; the highest of the sources' if not given
 
     Raises ValueError for fewer than two adapters, weights that are not finite, an unknown method, families that do not
-    combine, ranks or shapes that differ where they must not, and density or rank where the method has none.
+    combine, ranks, shapes or labels that differ where they must not, and density or rank where the method has none.
     """
     if method not in COMBINATIONS:
         raise ValueError(f"there is no combination {method!r}: choose one of {', '.join(COMBINATIONS)}")
@@ -95,8 +98,8 @@ def combine(
         raise ValueError(f"to combine, name two or more adapters with their weights, not {len(adapters)}")
     if wrong := [each for each, weight in adapters.items() if not math.isfinite(weight)]:
         raise ValueError(f"the weight of {wrong[0]!r} is {adapters[wrong[0]]}: give each adapter a finite number")
-    way = WAYS.get(OF_PRODUCTS.get(method, method))
-    if density is not None and (way is None or way.keep is None):
+    way = WAYS.get(OF_PRODUCTS.get(method, method), Way())
+    if density is not None and way.keep is None:
         raise ValueError(f"{method} keeps all values: leave density out, or choose ties, dare or magnitude_prune")
     if density is not None and not 0 < density <= 1:
         raise ValueError(f"density is the share of values that are kept: above 0 and at most 1, not {density}")
@@ -108,17 +111,39 @@ def combine(
         draw = torch.Generator().manual_seed(seed)
 
         def joined(tensors: Sequence[Tensor], factors: Sequence[float]) -> Tensor:
-            assert way is not None
             return way(tensors, factors, DENSITY if density is None else density, draw)
 
-        if all(type(part) in FACTORS for each in sources for part in each.parts.values()):
-            made, state = _loras(sources, weights, method, rank, joined)
-        else:
-            made, state = _others(model, sources, weights, method, joined)
-        return model.add(name, made, seed=seed, state={key: tensor.float() for key, tensor in state.items()})
+        labels = _labels(model, [*adapters])
+        of_each = [pieces(each) for each in sources]
+        if len(kinds := dict.fromkeys(" with ".join(map(kind, each)) for each in of_each)) > 1:
+            raise ValueError(f"{' and '.join(kinds)} do not combine: adapters of the same methods do")
+        besides = OF_PRODUCTS.get(method, "linear") if any(map(is_lora, of_each[0])) and method not in WAYS else method
+        methods: list[Method] = []
+        state: dict[str, Tensor] = {}
+        for of_one in zip(*of_each, strict=True):
+            if is_lora(of_one[0]):
+                made, found = _loras(of_one, weights, method, rank, joined)
+            else:
+                made, found = _others(model, of_one, weights, besides, joined)
+            methods.append(made)
+            state.update({key: tensor.float() for key, tensor in found.items()})
+        whole = methods[0] if len(methods) == 1 else Joint(tuple(methods))
+        return model.add(name, whole, seed=seed, state=state, labels=labels)
 
 
 Join = Callable[[Sequence[Tensor], Sequence[float]], Tensor]
+
+
+def _labels(model: AdaptedModel, names: Sequence[str]) -> tuple[str, ...]:
+    """What all of these tell apart. Raises ValueError where two differ."""
+    first, own = names[0], model.labels_of(names[0])
+    for other in names[1:]:
+        if (labels := model.labels_of(other)) != own:
+            raise ValueError(
+                f"{first!r} tells {', '.join(own)} apart and {other!r} {', '.join(labels)}, so that the places of "
+                "their heads do not mean the same: combine adapters of the same labels in the same order"
+            )
+    return model.adapter(first).labels
 
 
 # ── LoRAs ───────────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -217,9 +242,6 @@ def _others(
 ) -> tuple[Method, dict[str, Tensor]]:
     """The method that all sources share, and the sum of their tensors."""
     first = sources[0].method
-    kinds = dict.fromkeys(each.method.name for each in sources)
-    if len(kinds) > 1:
-        raise ValueError(f"{' and '.join(kinds)} do not combine: adapters of one method do")
     if any(_plain(each.method) != _plain(first) for each in sources):
         raise ValueError(
             f"these {first.name} adapters differ in their fields ({first} and others): tensors of equal shape and "
