@@ -691,7 +691,8 @@ def test_rows_and_flags_name_adapters_of_a_store(kinds):
     assert made["lora"] == made["lora@2"] == newest["answer"]
     assert made["lora@1"] == first
     assert len(set(made.values())) == 4
-    assert made == dict(answers(f"{GENERATE} --file f.jsonl --store adapters --pool 1 --batch-size 1"))
+    for size in ("1", "1MB"):
+        assert made == dict(answers(f"{GENERATE} --file f.jsonl --store adapters --pool {size} --batch-size 1"))
 
 
 def test_a_store_of_another_base_is_refused_unless_allowed(kinds):
@@ -810,6 +811,10 @@ def test_adapters_convert_to_another_tools_folder_and_back(here):
         Path("theirs", name).unlink()
     assert "as a pickle (pytorch_adapter.bin)" in failure("adapters convert theirs again --base base")
     halka("adapters convert theirs again --base base --allow-pickle")
+    use = 'generate --base base --dtype float32 --max-new-tokens 4 "What?" --adapter'
+    assert "as a pickle (pytorch_adapter.bin)" in failure(f"{use} theirs")
+    assert parsed(f"{use} theirs --allow-pickle --json")["answer"] == parsed(f"{use} ours --json")["answer"]
+    halka("merge theirs --base base --allow-pickle --force")
     assert load_file("again/adapter_model.safetensors").keys() == before.keys()
 
 
@@ -836,6 +841,8 @@ def test_adapters_show_finds_a_name_in_a_store(here):
 
 def test_a_pool_without_a_store_is_refused(here):
     assert "--pool is what a store's adapters may take" in failure('generate --base base --pool 5 "hello"')
+    told = failure('generate --base base --store kept --pool much "hello"')
+    assert "'--pool': 'much' is no size above 0: write it as 512MB, 1.5GB, or as a number of MB: see" in told
 
 
 def test_adapters_show_reads_pefts_folders_and_finds_damage(here):

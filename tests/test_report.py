@@ -26,7 +26,7 @@ from halka.report.labels import spread_out
 from halka.report.plots import draw_plots
 from halka.report.svg import MARKERS, SERIES, THEME, looks
 from halka.report.table import cells, columns
-from halka.report.units import count, duration, learning_rate, listed, percent, signed, size
+from halka.report.units import bytes_said, count, duration, learning_rate, listed, percent, signed, size
 from measurements_for_tests import HELD, METHODS, PROMPTS, WEIGHTS, measurements, perplexities
 
 UNIT = (0.0, 1.0)
@@ -390,6 +390,23 @@ def test_names_cannot_break_a_table() -> None:
 )
 def test_units(text: str, wanted: str) -> None:
     assert text == wanted
+
+
+@pytest.mark.parametrize(
+    ("text", "wanted"),
+    [
+        *(("1000", 10**9), ("1.5", 1_500_000), ("512MB", 512 * 10**6), ("2 gb", 2 * 10**9), ("1.5GB", 1_500_000_000)),
+        *(("64 kB", 64_000), ("3MiB", 3 * 2**20), ("2GiB", 2**31), ("1TB", 10**12), ("7 B", 7)),
+    ],
+)
+def test_sizes_are_read_as_they_are_told(text: str, wanted: int) -> None:
+    assert bytes_said(text) == wanted
+
+
+@pytest.mark.parametrize("text", ["", "0", "0.1B", "-5", "much", "MB", "5 bits", "inf", "1e3", "5M"])
+def test_what_is_no_size_is_refused(text: str) -> None:
+    with pytest.raises(ValueError, match="is no size above 0: write it as 512MB"):
+        bytes_said(text)
 
 
 # ---- plots ----

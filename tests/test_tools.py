@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from pathlib import Path
 
 import pytest
@@ -366,6 +367,34 @@ def test_lm_eval_takes_a_model_that_is_there_with_an_adapter_of_any_kind():
         assert greedy == bool((logits.argmax(-1) == target).all())
     with pytest.raises(ValueError, match="needs its tokenizer"):
         HalkaLM(halka.adapt(tiny()))
+    with pytest.raises(ValueError, match="quantize packs a base as it is loaded"):
+        HalkaLM(model, "a", quantize="nf4")
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::ResourceWarning")
+@pytest.mark.parametrize(
+    ("options", "told"),
+    [
+        ({"adaptor": "x"}, "'adaptor' is no option of a model that Halka loads: did you mean adapter?"),
+        ({"load_in_4bit": True}, "'load_in_4bit' is no option of a model that Halka loads: there are adapter, "),
+        ({"peft": "x"}, "'peft' is no option of a model that Halka loads"),
+    ],
+)
+def test_lm_eval_refuses_what_would_have_no_effect(options, told):
+    from halka.lm_eval import HalkaLM
+
+    with pytest.raises(ValueError, match=re.escape(told)):
+        HalkaLM(speaking(), "a", **options)
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::ResourceWarning")
+def test_lm_eval_takes_a_packed_base(places):
+    from halka.core import form_of
+    from halka.lm_eval import HalkaLM
+
+    with pytest.warns(UserWarning, match="in full precision, which is packed as int8 here"):
+        lm = HalkaLM(str(places["base"]), str(places["adapter"]), quantize="int8", dtype="float32", device="cpu")
+    assert form_of(lm.model._model.base) == "int8"
 
 
 @pytest.mark.slow

@@ -5,8 +5,10 @@ halka lm-eval --model_args base=smollm2-135m,adapter=adapters/support --tasks he
 
 from __future__ import annotations
 
+import difflib
+import inspect
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -20,6 +22,12 @@ from halka.store import load
 from halka.views import view
 
 ADAPTER = "adapter"
+OF_LOADING = {
+    *("pretrained", "tokenizer", "revision", "subfolder", "trust_remote_code", "use_fast_tokenizer", "gguf_file"),
+    *("parallelize", "max_memory_per_gpu", "max_cpu_memory", "offload_folder", "tp_plan"),
+    *("peft", "delta", "autogptq", "gptqmodel"),
+}
+"""What lm-eval's `hf` asks for where it loads a model itself."""
 
 
 @register_model("halka")
@@ -27,7 +35,7 @@ class HalkaLM(HFLM):
     """A base (name, folder) with the adapter of a folder, or an adapted model with the adapter of a name; or bare.
 
     Options are those of lm-eval's own `hf` that make sense for a model that is there already, such as `batch_size`.
-    Raises ValueError as `halka.load_base` and `halka.load` do.
+    Raises ValueError as `halka.load_base` and `halka.load` do, and for an option that would have no effect.
     """
 
     def __init__(
@@ -37,25 +45,47 @@ class HalkaLM(HFLM):
         *,
         dtype: str = "bfloat16",
         device: str | None = None,
+        quantize: str | None = None,
         allow_other_base: bool = False,
         allow_other_template: bool = False,
+        allow_pickle: bool = False,
         **options: Any,
     ):
+        _check_options(options)
         name = adapter
         if isinstance(base, AdaptedModel):
+            if quantize is not None:
+                raise ValueError("quantize packs a base as it is loaded, and this one is there: load_base(quantize=…)")
             model = base
         else:
             there = device is None or torch.cuda.is_available() or not device.startswith("cuda")
-            model = adapt(*load_base(base, dtype=dtype, device=device if there else None))  # lm-eval says cuda:0 itself
+            place = device if there else None  # lm-eval says cuda:0 itself
+            model = adapt(*load_base(base, dtype=dtype, device=place, quantize=quantize))
             if adapter is not None:
                 name = ADAPTER
-                allowed = {"allow_other_base": allow_other_base, "allow_other_template": allow_other_template}
-                load(model, adapter, name=name, **allowed)
+                load(
+                    *(model, adapter),
+                    name=name,
+                    allow_other_base=allow_other_base,
+                    allow_other_template=allow_other_template,
+                    allow_pickle=allow_pickle,
+                )
         if model.tokenizer is None:
             raise ValueError("to be evaluated on text the model needs its tokenizer: `halka.adapt(base, tokenizer)`")
         options.setdefault("max_length", context(model, name))
         options |= {"pretrained": view(model, name), "tokenizer": model.tokenizer}
         super().__init__(**options)
+
+
+def _check_options(options: Mapping[str, Any]) -> None:
+    """Raises ValueError for the options that lm-eval's `hf` does not know, or that count only for what it loads."""
+    own, theirs = (inspect.signature(each.__init__).parameters for each in (HalkaLM, HFLM))
+    known = sorted({*own, *theirs} - {"self", "options", "kwargs"} - OF_LOADING)
+    for name in options:
+        if name not in known:
+            near = difflib.get_close_matches(name, known, n=1)
+            hint = f"did you mean {near[0]}?" if near else f"there are {', '.join(known)}"
+            raise ValueError(f"{name!r} is no option of a model that Halka loads: {hint}")
 
 
 def main(arguments: Sequence[str]) -> None:

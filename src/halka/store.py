@@ -200,7 +200,8 @@ def weights_of(folder: Path, files: Files, *, allow_pickle: bool = False) -> Pat
     if pickles := ", ".join(path.name for path in folder.glob("*.bin")):
         raise ValueError(
             f"{folder} holds its weights as a pickle ({pickles}), which can run code: where you trust it, pass "
-            "allow_pickle (torch's loader for weights alone reads it), or use `halka adapters convert --allow-pickle`"
+            "allow_pickle (--allow-pickle: torch's loader for weights alone reads it), or have it written anew by "
+            "`halka adapters convert --allow-pickle`"
         )
     raise ValueError(f"{folder} holds no {files.weights}: the adapter is incomplete")
 

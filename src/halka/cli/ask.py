@@ -12,7 +12,7 @@ import typer
 from halka.cli.command import Json, emit, examples, show
 from halka.cli.docs import HERE, Asking, Mode, Place, Tags, Under, opened, scope_of
 from halka.cli.generate import sampling
-from halka.cli.opening import Base, Device, Dtype, OtherBase, OtherTemplate, Quantize, open_model
+from halka.cli.opening import Base, Device, Dtype, OtherBase, OtherTemplate, Pickle, Quantize, open_model
 from halka.cli.routing import AdapterNames, StoreFolder, given_adapters
 
 if TYPE_CHECKING:
@@ -46,6 +46,7 @@ def ask(
     quantize: Quantize = None,
     allow_other_base: OtherBase = False,
     allow_other_template: OtherTemplate = False,
+    allow_pickle: Pickle = False,
     json: Json = False,
 ) -> None:
     """Answer a question from a collection's passages, with the sources; as it is made, unless --json asks for all.
@@ -57,7 +58,7 @@ def ask(
 
     options = sampling(temperature, None)
     retriever = Retriever(opened(collection, collections), mode)  # type: ignore[arg-type]
-    adapters = given_adapters(adapter, store)
+    adapters = given_adapters(adapter, store, allow_pickle)
     if len(adapters.named) > 1:
         raise ValueError(f"{len(adapters.named)} adapters were given: one answers, so name one")
     name = adapters.usual

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from halka.cli.command import Json, emit, examples, say, show, warnings_said
-from halka.cli.opening import Device, Dtype, OtherBase, OtherTemplate, adapter_folder
+from halka.cli.opening import Device, Dtype, OtherBase, OtherTemplate, Pickle, adapter_folder
 
 if TYPE_CHECKING:
     from halka.store import Card
@@ -30,14 +30,12 @@ def convert(
         typer.Option("--base", metavar="NAME", help="the base it is for; else the one its folder names"),
     ] = None,
     to: Annotated[str, typer.Option("--to", metavar="FORMAT", help="adapterhub, or peft: our own")] = "peft",
-    allow_pickle: Annotated[
-        bool, typer.Option("--allow-pickle", help="read weights that are a pickle, by torch's loader for weights alone")
-    ] = False,
     no_head: Annotated[bool, typer.Option("--no-head", help="leave out the head that stands beside it")] = False,
     dtype: Dtype = "float32",
     device: Device = None,
     allow_other_base: OtherBase = False,
     allow_other_template: OtherTemplate = False,
+    allow_pickle: Pickle = False,
     json: Json = False,
 ) -> None:
     """Write an adapter's folder as another tool's.

@@ -11,7 +11,7 @@ import typer
 
 from halka.cli.command import Json, columns, emit, examples, new_file, plain, readable_text, show
 from halka.cli.examples import data_rows, named_task
-from halka.cli.opening import Base, Device, Dtype, OtherBase, OtherTemplate, Quantize, open_model
+from halka.cli.opening import Base, Device, Dtype, OtherBase, OtherTemplate, Pickle, Quantize, open_model
 from halka.cli.routing import AdapterNames, PoolSize, StoreFolder, addressed, given_adapters, route
 
 if TYPE_CHECKING:
@@ -63,6 +63,7 @@ def evaluate(
     quantize: Quantize = None,
     allow_other_base: OtherBase = False,
     allow_other_template: OtherTemplate = False,
+    allow_pickle: Pickle = False,
     json: Json = False,
 ) -> None:
     """Score a base or adapters on examples, with 95 % intervals.
@@ -77,7 +78,7 @@ def evaluate(
         given = {each.resolve() for each in (data, perplexity, task and Path(task)) if each}
         if given & {out.resolve(), scores_beside(out).resolve()}:
             raise ValueError(f"--out: {out} would write over what is read: name another file")
-    adapters = given_adapters(adapter, store)
+    adapters = given_adapters(adapter, store, allow_pickle)
     examples, names = route(asked.test if asked else (), adapters)
     everyone = [*dict.fromkeys(names or adapters.named or (None,))]
     model = open_model(

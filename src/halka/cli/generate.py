@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from halka.cli.command import Json, emit, examples, existing_file, show
-from halka.cli.opening import Base, Device, Dtype, OtherBase, OtherTemplate, Quantize, open_model
+from halka.cli.opening import Base, Device, Dtype, OtherBase, OtherTemplate, Pickle, Quantize, open_model
 from halka.cli.routing import AdapterNames, PoolSize, StoreFolder, addressed, given_adapters, route
 
 if TYPE_CHECKING:
@@ -53,6 +53,7 @@ def generate(
     quantize: Quantize = None,
     allow_other_base: OtherBase = False,
     allow_other_template: OtherTemplate = False,
+    allow_pickle: Pickle = False,
     json: Json = False,
 ) -> None:
     """Answer a prompt, or each prompt of a file.
@@ -61,7 +62,7 @@ def generate(
     was given without a name of its own, or by the bare base. Where no row has the field, every --adapter answers.
     """
     options = sampling(temperature, top_p)
-    adapters = given_adapters(adapter, store)
+    adapters = given_adapters(adapter, store, allow_pickle)
     asked, names = route(asked_for(prompt, file, system), adapters)
     model = open_model(
         *(base, adapters, names),

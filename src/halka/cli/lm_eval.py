@@ -23,7 +23,7 @@ def lm_eval(
     """Score an adapter by lm-eval's tasks.
 
     `--model_args` names the base (a short name, folder or hub name) and the adapter's folder; without one it is the
-    bare base. It also takes dtype, device, max_length and the like.
+    bare base. It also takes dtype, device, quantize, max_length and the like.
     """
     try:
         from halka.lm_eval import main

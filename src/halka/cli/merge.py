@@ -10,7 +10,7 @@ import typer
 
 from halka.cli.command import Json, columns, emit, examples, readable_text, say, show
 from halka.cli.examples import named_task
-from halka.cli.opening import Base, Device, Dtype, OtherBase, OtherTemplate, Quantize, open_model
+from halka.cli.opening import Base, Device, Dtype, OtherBase, OtherTemplate, Pickle, Quantize, open_model
 from halka.cli.routing import StoreFolder, given_adapters
 
 if TYPE_CHECKING:
@@ -73,13 +73,14 @@ def merge(
     quantize: Quantize = None,
     allow_other_base: OtherBase = False,
     allow_other_template: OtherTemplate = False,
+    allow_pickle: Pickle = False,
     json: Json = False,
 ) -> None:
     """Measure what merging an adapter into its base changes, and write the result.
 
     Several adapters become one first, as --combine says. Without --into nothing is written.
     """
-    given = given_adapters(adapter, store)
+    given = given_adapters(adapter, store, allow_pickle)
     if (len(given.named) > 1) != (combine is not None):
         raise ValueError("--combine METHOD is how several adapters become one: give it with two or more, and only then")
     if into is None and (form or to_dtype or pad_rank):

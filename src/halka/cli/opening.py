@@ -25,7 +25,7 @@ OtherTemplate = Annotated[
     bool, typer.Option("--allow-other-template", help="load an adapter trained with another chat template")
 ]
 Pickle = Annotated[
-    bool, typer.Option("--allow-pickle", help="read weights that are a pickle, by torch's loader of weights alone")
+    bool, typer.Option("--allow-pickle", help="read weights that are a pickle, by torch's loader for weights alone")
 ]
 
 
@@ -75,7 +75,7 @@ def open_model(
     allow_other_base: bool,
     allow_other_template: bool,
 ) -> AdaptedModel:
-    """The base with the adapters of these names; those that a store has come when they are used, as `pool` MB allow.
+    """The base with the adapters of these names; those that a store has come when they are used, as `pool` bytes allow.
 
     Raises ValueError for a pool without a store.
     """
@@ -86,9 +86,13 @@ def open_model(
         raise ValueError("--pool is what a store's adapters may take: give --store FOLDER with it")
     names = [*names]
     model = load_for(base, *kind_for(adapters, names), dtype=dtype, device=device, quantize=quantize)
-    allowed = {"allow_other_base": allow_other_base, "allow_other_template": allow_other_template}
+    allowed = {
+        "allow_other_base": allow_other_base,
+        "allow_other_template": allow_other_template,
+        "allow_pickle": adapters.allow_pickle,
+    }
     if adapters.store is not None:
-        AdapterPool(model, adapters.store, DEFAULT_BUDGET if pool is None else pool * 10**6, **allowed)
+        AdapterPool(model, adapters.store, DEFAULT_BUDGET if pool is None else pool, **allowed)
     with warnings_said():
         for name in dict.fromkeys(names):
             if name is not None and not adapters.pooled(name):

@@ -31,8 +31,26 @@ StoreFolder = Annotated[
     Path | None,
     typer.Option("--store", metavar="FOLDER", help="a store, whose adapters are named NAME or NAME@VERSION"),
 ]
+
+
+def _size(text: str) -> int:
+    """The bytes that a size stands for, as typer takes what an option says."""
+    from halka.report.units import bytes_said
+
+    try:
+        return bytes_said(text)
+    except ValueError as error:
+        raise typer.BadParameter(str(error)) from None
+
+
 PoolSize = Annotated[
-    int | None, typer.Option("--pool", metavar="MB", min=1, help="memory that the store's adapters may take [1000]")
+    int | None,
+    typer.Option(
+        "--pool",
+        parser=_size,
+        metavar="SIZE",
+        help="memory that the store's adapters may take: 512MB, 2GB, or a number of MB [1GB]",
+    ),
 ]
 
 
@@ -52,6 +70,7 @@ class Adapters:
     stored: Sequence[str]
     named: Sequence[str]
     plain: Sequence[str]  # those of `named` that were given without a name of their own
+    allow_pickle: bool  # weights may be a pickle
 
     @property
     def usual(self) -> str | None:
@@ -79,7 +98,7 @@ class Adapters:
         return name in self.stored and name not in self.folders
 
 
-def given_adapters(given: Sequence[str] | None, store: Path | None) -> Adapters:
+def given_adapters(given: Sequence[str] | None, store: Path | None, allow_pickle: bool = False) -> Adapters:
     """What `--adapter` and `--store` say. Raises ValueError for what is not there, and for a name given twice."""
     from halka.adapter_store import AdapterStore
     from halka.models.hub import adapter_name
@@ -100,10 +119,10 @@ def given_adapters(given: Sequence[str] | None, store: Path | None) -> Adapters:
                 f"--adapter: two are named {name!r}: name each its own way, as in NAME={folder or 'FOLDER'}"
             )
         if folder:
-            folders[name] = adapter_folder(Path(folder))
+            folders[name] = adapter_folder(Path(folder), allow_pickle=allow_pickle)
         named.append(name)
     stored = [] if opened is None else opened.names()
-    found = Adapters(folders, opened, stored, named, plain)
+    found = Adapters(folders, opened, stored, named, plain, allow_pickle)
     for name in named:
         _check(found, name, "--adapter")
     return found
@@ -154,6 +173,6 @@ def _check(adapters: Adapters, name: str, where: str) -> None:
     from halka.store import read_config
 
     try:
-        read_config(adapters.folder(name))
+        read_config(adapters.folder(name), allow_pickle=adapters.allow_pickle)
     except ValueError as error:
         raise ValueError(f"{where}: {error}") from None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 import unicodedata
 from collections.abc import Sequence
 
@@ -31,6 +32,19 @@ def size(value: float) -> str:
         if abs(value) >= 0.9995 * unit_size:
             return _scaled(value / unit_size) + unit
     return f"{value:.0f} B".replace("-", MINUS)
+
+
+def bytes_said(text: str) -> int:
+    """What a size stands for, as `size` tells it: 512MB, 1.5 GB, 2GiB; a number alone is MB.
+
+    Raises ValueError for what is no size, and for less than a byte.
+    """
+    found = re.fullmatch(r"(\d+(?:\.\d+)?)\s*(?:([KMGT]?)(I?)B)?", text.strip().upper())
+    number, prefix, binary = found.groups() if found else ("0", "", "")
+    unit = 10**6 if prefix is None else (1024 if binary else 1000) ** " KMGT".index(prefix or " ")
+    if (total := int(float(number) * unit)) < 1:
+        raise ValueError(f"{text!r} is no size above 0: write it as 512MB, 1.5GB, or as a number of MB")
+    return total
 
 
 def percent(value: float, places: int | None = None) -> str:
