@@ -291,10 +291,15 @@ def test_a_head_that_is_not_there_begins_from_the_seed(encoder):
     assert torch.equal(torch.get_rng_state(), before)
 
 
-def test_a_new_pooler_is_trained_with_the_head(encoder):
+def test_a_new_pooler_is_trained_with_the_head_and_kept_with_it(encoder, tmp_path):
     BertModel.from_pretrained(encoder, add_pooling_layer=False).save_pretrained(encoder)
-    base, tokenizer = load_base(encoder, kind=CLASSES, labels=LABELS)
-    assert halka.adapt(base, tokenizer).head == halka.Modules(("head", "module:bert.pooler"))
+    model = halka.adapt(*load_base(encoder, kind=CLASSES, labels=LABELS, dtype="float32"))
+    assert model.head == halka.Modules(("head", "module:bert.pooler"))
+    model.add("a", halka.LoRA(rank=4, targets=("attn.qv",)))
+    disturb(model, "a")
+    halka.save(model, "a", tmp_path / "a")
+    halka.load(model, tmp_path / "a", name="b")
+    assert torch.equal(logits(model, "b"), logits(model, "a"))
 
 
 def test_the_head_of_a_trained_classifier_is_kept_or_set_aside(encoder, tmp_path):

@@ -10,7 +10,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from halka.core import Method, Part, Target
+from halka.core import WHOLE, Method, Part, Target
 from halka.formats.peft.places import base_of
 from halka.methods import Modules, Tokens
 
@@ -60,7 +60,7 @@ def write_rows(method: Method, parts: Mapping[str, Part], targets: tuple[Target,
 
 def _path(target: str, targets: tuple[Target, ...]) -> str:
     """The module's path: of `head` and `embedding` the base knows it."""
-    return next((each.name for each in targets if each.role == target), target)
+    return next((each.name for each in targets if each.role == target), target.removeprefix(WHOLE))
 
 
 def _name(path: str, base: nn.Module) -> str:
