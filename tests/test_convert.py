@@ -11,9 +11,11 @@ from safetensors.torch import load_file
 from typer.testing import CliRunner
 
 import halka
+from classifiers import CLASSES, LABELS, TAGS, classifier
 from contract import disturb, ids
 from halka.cli import app
 from halka.formats import all_formats
+from halka.store import read_card
 from tiny import tiny
 from tokenizers_for_tests import chatml_tokenizer
 
@@ -87,6 +89,52 @@ def test_a_pickle_is_read_where_it_is_asked_for_alone(made, tmp_path):
     assert not (tmp_path / "b").exists()
     convert(made / "pickled", tmp_path / "b", "--to", "peft", "--base", made / "base", "--allow-pickle")
     torch.testing.assert_close(computed(tmp_path / "b", made / "base"), computed(made / "a", made / "base"))
+
+
+@pytest.fixture(scope="module")
+def encoder(tmp_path_factory) -> Path:
+    """A base for masked words, and adapters of it for three ends, without a Card, as peft leaves them."""
+    folder = tmp_path_factory.mktemp("encoder")
+    for kind in ("masked-lm", CLASSES, TAGS):
+        if kind == "masked-lm":
+            model = classifier(kind=kind)
+            model.base.save_pretrained(folder / "base")
+            model.tokenizer.save_pretrained(folder / "base")
+        else:
+            model = halka.adapt(*halka.load_base(folder / "base", kind=kind, labels=LABELS, dtype="float32"))
+        model.add("a", halka.LoRA(rank=2, targets=("attn.qv",)))
+        disturb(model, "a")
+        halka.save(model, "a", folder / kind)
+        (folder / kind / "halka.json").unlink()
+    return folder
+
+
+@pytest.mark.parametrize("kind", ["masked-lm", CLASSES, TAGS])
+def test_without_a_card_the_base_is_loaded_as_pefts_task_or_its_architecture_says(kind, encoder, tmp_path):
+    labels = [] if kind == "masked-lm" else list(LABELS)
+    more = ["--labels", ",".join(labels)] if labels else []
+    convert(encoder / kind, tmp_path / "b", "--base", encoder / "base", *more)
+    card = read_card(tmp_path / "b")
+    assert card is not None
+    assert (card.kind, card.labels) == (kind, labels)
+    before, after = (load_file(each / WEIGHTS) for each in (encoder / kind, tmp_path / "b"))
+    assert before.keys() == after.keys()
+    assert all(after[key].equal(tensor) for key, tensor in before.items())
+
+
+def test_what_a_folder_does_not_say_is_asked_for_and_what_its_card_says_is_not(encoder, made, tmp_path):
+    on = ("--base", encoder / "base")
+    assert "--labels" in convert(encoder / CLASSES, tmp_path / "b", *on, code=2).stderr
+    config = json.loads((encoder / CLASSES / "adapter_config.json").read_text())
+    (tmp_path / "untold").mkdir()
+    (tmp_path / "untold" / "adapter_config.json").write_text(json.dumps(config | {"task_type": None}))
+    (tmp_path / "untold" / WEIGHTS).write_bytes((encoder / CLASSES / WEIGHTS).read_bytes())
+    convert(tmp_path / "untold", tmp_path / "b", *on, "--kind", CLASSES, "--labels", "good, bad, meh")
+    card = read_card(tmp_path / "b")
+    assert card is not None
+    assert (card.kind, card.labels) == (CLASSES, list(LABELS))
+    said = convert(made / "a", tmp_path / "c", "--base", made / "base", "--kind", "causal-lm", code=2).stderr
+    assert "are for a folder without a Card, and this one's says causal-lm" in said
 
 
 def test_what_cannot_be_written_leaves_nothing(made, tmp_path):

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from halka.cli.command import Json, emit, examples, say, show, warnings_said
-from halka.cli.opening import Device, Dtype, OtherBase, OtherTemplate, Pickle, adapter_folder
+from halka.cli.command import Json, emit, examples, show, warnings_said
+from halka.cli.opening import Device, Dtype, OtherBase, OtherTemplate, Pickle, adapter_folder, load_for, made_for
 
 if TYPE_CHECKING:
     from halka.store import Card
@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 EXAMPLES = examples(
     "halka adapters convert runs/support/adapter support-for-adapters --base smollm2-135m --to adapterhub",
     "halka adapters convert their-adapter ours --base ./bert --allow-pickle --no-head",
+    "halka adapters convert peft-classifier ours --base ./bert --labels good,bad",
     "halka adapters convert org/adapter@v2 adapters/theirs --to peft",
 )
 
@@ -28,6 +29,16 @@ def convert(
     base: Annotated[
         str | None,
         typer.Option("--base", metavar="NAME", help="the base it is for; else the one its folder names"),
+    ] = None,
+    kind: Annotated[
+        str | None,
+        typer.Option(
+            metavar="KIND",
+            help="of base that it is for: causal-lm, sequence-classification, …; else as its folder says",
+        ),
+    ] = None,
+    labels: Annotated[
+        str | None, typer.Option(metavar="NAME,NAME,…", help="what it tells apart, by place; else as its folder says")
     ] = None,
     to: Annotated[str, typer.Option("--to", metavar="FORMAT", help="adapterhub, or peft: our own")] = "peft",
     no_head: Annotated[bool, typer.Option("--no-head", help="leave out the head that stands beside it")] = False,
@@ -44,8 +55,6 @@ def convert(
     name. Its task, training and scores go along.
     """
     from halka.formats import format_named, format_of
-    from halka.models import adapt
-    from halka.models.loading import load_base
     from halka.store import load, read_card, read_config, save
 
     format_named(to)
@@ -54,9 +63,11 @@ def convert(
         raise ValueError(f"INTO: {into} is the adapter's own folder: name another")
     source = format_of(folder).NAME
     config, card = read_config(folder, allow_pickle=allow_pickle), read_card(folder)
-    base = base or _base_of(config, card)
-    say(f"loading {base} …")
-    model = adapt(*load_base(base, dtype=dtype, device=device, **_made_for(folder, card, head=not no_head)))
+    if card is not None and (kind or labels):
+        raise ValueError(f"--kind and --labels are for a folder without a Card, and this one's says {card.kind}")
+    said, known = made_for(folder, head=not no_head)
+    names = [each.strip() for each in labels.split(",")] if labels else known if kind in (None, said) else ()
+    model = load_for(*(base or _base_of(config, card), kind or said, names), dtype=dtype, device=device, quantize=None)
     with warnings_said():
         adapter = load(
             model,
@@ -71,20 +82,6 @@ def convert(
     written = save(model, "converted", into, format=to, **kept)
     told = {"from": source, "to": to, "method": adapter.method.name, "parameters": adapter.count(), "folder": written}
     emit(told) if json else show(f"{adapter.method.name} of {source} written to {written} as {to}'s folder")
-
-
-def _made_for(folder: Path, card: Card | None, *, head: bool) -> dict[str, Any]:
-    """The kind of base and its labels, where the Card says them, or the head beside the adapter."""
-    from halka.formats import format_of
-    from halka.formats.adapterhub.heads import base_for
-    from halka.store import read_json
-
-    if card is not None:
-        return {"kind": card.kind, "labels": card.labels or None}
-    files = format_of(folder).FILES.head
-    if not head or files is None or not (folder / files.config).is_file():
-        return {}
-    return base_for(read_json(folder / files.config))
 
 
 def _base_of(config: dict[str, Any], card: Card | None) -> str:

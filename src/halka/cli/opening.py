@@ -47,20 +47,36 @@ def load_for(
     return adapt(*load_base(base, kind=kind, labels=labels or None, **options))
 
 
+def made_for(folder: Path, *, head: bool = True) -> tuple[str | None, tuple[str, ...]]:
+    """The kind of base that an adapter is for, None where its folder does not say, and the labels that it says.
+
+    The Card says both; without one the head that is saved beside the adapter (where `head` wants it), or peft's task.
+    """
+    from halka.formats import format_of
+    from halka.formats.adapterhub.heads import base_for
+    from halka.models.kinds import kind_of_task
+    from halka.store import read_card, read_json
+
+    if (card := read_card(folder)) is not None:
+        return card.kind, tuple(card.labels)
+    files = format_of(folder).FILES
+    if head and files.head is not None and (folder / files.head.config).is_file():
+        found = base_for(read_json(folder / files.head.config))
+        return found.get("kind"), tuple(found.get("labels", ()))
+    return kind_of_task(read_json(folder / files.config).get("task_type")), ()
+
+
 def kind_for(adapters: Adapters, names: Iterable[str | None]) -> tuple[str | None, tuple[str, ...]]:
     """The kind of base that the adapters of these names are for, and labels for a head wide enough for each.
 
     Raises ValueError for adapters of several kinds.
     """
-    from halka.store import read_card
-
-    cards = {name: read_card(adapters.folder(name)) for name in dict.fromkeys(names) if name is not None}
-    kinds = {card.kind: name for name, card in cards.items() if card is not None}
+    found = {name: made_for(adapters.folder(name)) for name in dict.fromkeys(names) if name is not None}
+    kinds = {kind: name for name, (kind, _) in found.items() if kind is not None}
     if len(kinds) > 1:
         shown = " and ".join(f"{name} of a {kind}" for kind, name in kinds.items())
         raise ValueError(f"--adapter: {shown}: one base cannot be both, so use them apart")
-    labels = [tuple(card.labels) for card in cards.values() if card is not None]
-    return next(iter(kinds), None), max(labels, key=len, default=())
+    return next(iter(kinds), None), max((labels for _, labels in found.values()), key=len, default=())
 
 
 def open_model(

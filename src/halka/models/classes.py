@@ -24,9 +24,13 @@ def labels_of(base: Any) -> tuple[str, ...]:
 
 
 def usual_kind(config: Any) -> str:
-    """What a base is for, as its configuration says: of an encoder-decoder the other text, else the next token."""
+    """What a base is for, as its configuration says: by its class, else the other text or the next token."""
     (architecture,) = (config.architectures or [""])[:1]
-    heads = {"ForSequenceClassification": LABELLED[0], "ForTokenClassification": LABELLED[1]}
+    heads = {
+        "ForSequenceClassification": LABELLED[0],
+        "ForTokenClassification": LABELLED[1],
+        "ForMaskedLM": "masked-lm",
+    }
     own = next((kind for ending, kind in heads.items() if architecture.endswith(ending)), None)
     return own or ("seq2seq-lm" if config.is_encoder_decoder else "causal-lm")
 
@@ -99,7 +103,7 @@ def from_folder(folder: Path, kind: str, labels: Sequence[str] | None, seed: int
     if new and labels is None:
         raise ValueError(
             f"the weights of {folder} have no head that tells labels apart: say which labels it shall learn, "
-            f'`halka.load_base(name, kind="{kind}", labels=[…])`'
+            f'`halka.load_base(name, kind="{kind}", labels=[…])`, or `halka adapters convert --labels`'
         )
     setattr(model.config, NEW, list(modules))
     return model

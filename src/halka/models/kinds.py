@@ -22,6 +22,11 @@ TASK_TYPES = {  # kind -> Hugging Face peft's word for it
 }
 
 
+def kind_of_task(task_type: Any) -> str | None:
+    """The kind that peft's word stands for; None for one that no kind has, and for none."""
+    return next((kind for kind, word in TASK_TYPES.items() if word is not None and word == task_type), None)
+
+
 def kind_of(base: Any) -> str:
     """One of `KINDS`. Raises ValueError for a model that is none, such as a bare encoder without a head."""
     from transformers.models.auto import modeling_auto as auto

@@ -77,7 +77,10 @@ def load_base(
             kind = kind or usual_kind(config)
             layout = LAYOUTS.get(config.model_type)
             if kind == "causal-lm" and layout is not None and not layout.causal:
-                raise ValueError(f"it is an encoder ({config.model_type}), no causal language model")
+                raise ValueError(
+                    f"it is an encoder ({config.model_type}), no causal language model: say what kind it is to be, "
+                    "such as sequence-classification"
+                )
             model = from_folder(
                 *(folder, kind, labels, seed),
                 dtype=dtype if dtype == "auto" else getattr(torch, dtype),
