@@ -116,6 +116,15 @@ def test_what_halka_does_not_have_is_refused_by_name(case, reason):
         ("llama/lora", {"r": None}, "r is None, where a number is expected"),
         ("llama/lora", {"leave_out": "all"}, "leave_out is 'all', where a list is expected"),
         ("gpt2/lora", {"attn_matrices": ["q"]}, r"c_attn.lora_A is \(4, 32\), where the configuration says 2 rows"),
+        ("llama/seq_bn", {"reduction_factor": 5e-324}, "reduction_factor names no number above 0 for layer 0"),
+        ("llama/seq_bn", {"reduction_factor": {"2": 8, "default": 16}}, "names layer 2, and this base has 2: .* another"),
+        ("llama/seq_bn", {"leave_out": [2]}, "leave_out names layer 2, and this base has 2: .* for another base"),
+        ("llama/lora", {"leave_out": [1, 7]}, "leave_out names layer 7, and this base has 2: .* for another base"),
+        ("llama/seq_bn", {"scaling_of_the_future": 3}, "scaling_of_the_future = 3 changes what the adapter computes"),
+        ("llama/lora", {"new_matrix": "x"}, "new_matrix = 'x' changes what the adapter computes"),
+        ("llama/ia3", {"dropout": 0.1}, "dropout = 0.1 changes what the adapter computes"),
+        ("llama/prefix", {"new_network": {"a": 1}}, "new_network = {'a': 1} changes what the adapter computes"),
+        ("llama/mam", {"weights": [1, 2]}, r"weights = \[1, 2\] changes what the adapter computes"),
         ("llama/ia3", {"r": 2}, "r = 2 changes what the adapter computes"),
         ("llama/prefix", {"leave_out": [1]}, r"leave_out = \[1\] changes what the adapter computes"),
         ("llama/prefix", {"prefix_length": 4}, "the prefix holds 192 values, where 4 tokens of this base have 256"),
@@ -124,6 +133,13 @@ def test_what_halka_does_not_have_is_refused_by_name(case, reason):
 def test_options_that_change_the_numbers_are_honoured_or_refused(case, options, reason):
     with pytest.raises(ValueError, match=reason):
         read(changed(case, **options), case.split("/")[0])
+
+
+@pytest.mark.parametrize("case", ["llama/seq_bn", "llama/lora", "llama/ia3", "llama/prefix", "llama/mam"])
+def test_unknown_options_at_rest_are_passed_over(case):
+    rest = {"something_new": None, "else_new": False, "more_new": [], "and_new": {}}
+    model = read(changed(case, **rest), "llama")
+    torch.testing.assert_close(logits(model, "a"), EXPECTED[case], rtol=0, atol=2e-5)
 
 
 @pytest.mark.parametrize("case", ["llama/by_layer", "llama/mam", "gpt2/lora", "gpt2/ia3", "llama/prefix_flat"])
@@ -174,6 +190,13 @@ def test_a_prefix_that_differs_by_layer_is_damaged():
     folder = files("llama/prefix_flat")
     key = next(iter(folder.tensors))
     with pytest.raises(ValueError, match="under every layer, and not the same everywhere"):
+        read(Folder(folder.config, {**folder.tensors, key: folder.tensors[key] + 1}), "llama")
+
+
+def test_a_norm_that_stands_there_twice_and_differs_is_damaged():
+    folder = files("llama/ln_before")
+    key = next(each for each in folder.tensors if each.endswith("adapter_down.0.weight"))
+    with pytest.raises(ValueError, match="adapter_down.0.weight and adapter_norm_before.weight are one, and differ"):
         read(Folder(folder.config, {**folder.tensors, key: folder.tensors[key] + 1}), "llama")
 
 

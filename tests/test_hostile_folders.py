@@ -1,4 +1,7 @@
-"""A thousand adapter folders, each spoilt in some way: every one is refused in words, and nothing else happens."""
+"""A thousand adapter folders, each spoilt in some way: every one is refused in words, and nothing else happens.
+
+So are folders of kinds that are read alone, and AdapterHub's, of which some that are spoilt can be read all the same.
+"""
 
 from __future__ import annotations
 
@@ -17,7 +20,10 @@ from safetensors.torch import load_file, save_file
 import halka
 from contract import disturb, ids
 from halka.core import AdaptedModel
+from halka.formats import adapterhub, peft
+from halka.formats.folder import Folder
 from halka.models.fingerprint import fingerprint
+from test_adapterhub import EXPECTED, FIXTURES, base, files
 from tiny import tiny
 
 CONFIG, WEIGHTS, CARD = "adapter_config.json", "adapter_model.safetensors", "halka.json"
@@ -173,6 +179,18 @@ def another_kind(folder: Path, draw: random.Random) -> None:
     (folder / CARD).unlink()
 
 
+def huge_fields(folder: Path, draw: random.Random) -> None:
+    """Sizes of our own methods, at any depth, that no such file can hold."""
+    size = draw.choice([10**12, 2**63, 10**400])
+    fields = {"lora": {"rank": size}, "prefix": {"length": size}, "bottleneck": {"widths": [size, size]}}
+    name = draw.choice(sorted(fields))
+    methods = [{"name": name, "fields": fields[name]}, {"name": "bitfit", "fields": {}}]
+    alone = {"peft_type": f"HALKA_{name.upper()}", "fields": fields[name]}
+    config = draw.choice([alone, {"peft_type": "JOINT", "fields": {"methods": methods}}])
+    (folder / CONFIG).write_text(json.dumps(config))
+    (folder / CARD).unlink()
+
+
 def another_base(folder: Path, draw: random.Random) -> None:
     card = json.loads((folder / CARD).read_text())
     key = draw.choice(sorted(card["base"]["fingerprint"]))
@@ -216,6 +234,7 @@ WAYS: list[Callable[[Path, random.Random], None]] = [
     not_finite,
     other_types,
     another_kind,
+    huge_fields,
     another_base,
     junk_in_the_card,
     a_loop_of_links,
@@ -247,3 +266,96 @@ def test_a_spoilt_folder_is_refused_in_words_and_nothing_else_happens(way, good,
     with torch.no_grad():
         assert torch.equal(model.base(ids()).logits, before)
     assert fingerprint(model.base) == weights
+
+
+# ── folders that others wrote ───────────────────────────────────────────────────────────────────────────────────────
+
+SHAPES: list[Callable[[torch.Tensor], torch.Tensor]] = [
+    lambda tensor: torch.tensor(1.0),
+    lambda tensor: tensor.new_zeros(0),
+    lambda tensor: tensor[None],
+    lambda tensor: tensor[..., :-1],
+    lambda tensor: tensor[:0],
+]
+PLACE = "base_model.model.model.layers.{}.self_attn.q_proj."
+READ_ALONE = {
+    "ADALORA": ({"init_r": 4, "lora_alpha": 8}, {"lora_A": (4, 64), "lora_B": (64, 4), "lora_E": (4, 1)}, {}),
+    "VERA": (
+        {"r": 4},
+        {"vera_lambda_b": (64,), "vera_lambda_d": (4,)},
+        {"base_model.vera_A": (4, 64), "base_model.vera_B": (64, 4)},
+    ),
+}
+
+
+@pytest.mark.parametrize("kind", READ_ALONE)
+def test_tensors_of_any_shape_are_refused_in_kinds_that_are_read_alone(kind):
+    options, own, shared = READ_ALONE[kind]
+    config = {"peft_type": kind, "target_modules": ["q_proj"], **options}
+    shapes = {f"{PLACE.format(layer)}{key}": shape for layer in (0, 1) for key, shape in own.items()} | shared
+    tensors = {key: torch.ones(shape) for key, shape in shapes.items()}
+    model = halka.adapt(tiny())
+    model.add("a", *peft.read(Folder(config, tensors), model.targets)[:1])
+    for key in tensors:
+        for change in SHAPES:
+            broken = Folder(config, {**tensors, key: change(tensors[key])})
+            with pytest.raises(ValueError, match=r"."):
+                peft.read(broken, model.targets)
+
+
+def test_a_module_that_is_no_linear_layer_is_refused_of_a_vera():
+    config, tensors = {"peft_type": "VERA", "r": 4}, {"base_model.vera_A": torch.ones(4, 64)}
+    tensors |= {"base_model.vera_B": torch.ones(64, 4)}
+    tensors |= {f"base_model.model.model.layers.0.{key}": torch.ones(4) for key in ("vera_lambda_b", "vera_lambda_d")}
+    with pytest.raises(ValueError, match=r"model\.layers\.0, which is no linear layer of this base"):
+        peft.read(Folder(config, tensors), halka.adapt(tiny()).targets)
+
+
+def with_another_shape(folder: Folder, draw: random.Random) -> None:
+    """Of a tensor, and of those that are the same: prefixes stand under every layer."""
+    key = draw.choice(sorted(folder.tensors))
+    old, new = folder.tensors[key], draw.choice(SHAPES)(folder.tensors[key])
+    folder.tensors.update({each: new for each, tensor in folder.tensors.items() if torch.equal(tensor, old)})
+
+
+def with_other_options(folder: Folder, draw: random.Random) -> None:
+    """At any depth of the configuration."""
+    places, left = [], [folder.config]
+    while left:
+        there = left.pop()
+        places += [(there, key) for key in there]
+        left += [each for value in there.values() for each in (value if isinstance(value, list) else [value])]
+        left = [each for each in left if isinstance(each, dict)]
+    there, key = draw.choice(places)
+    there[key] = draw.choice([*JUNK, 5e-324, 10**400, 2.5, [[1]], {"default": 5e-324}])
+    if draw.random() < 0.1:
+        del there[key]
+
+
+@pytest.mark.parametrize("way", [with_another_shape, with_other_options], ids=lambda way: way.__name__)
+def test_whatever_adapterhubs_folders_hold_they_are_read_or_refused_in_words(way):
+    heads = [case for case in EXPECTED if (FIXTURES / case / "head_config.json").exists()]
+    models = {}
+    refusals = 0
+    for number in range(300):
+        draw = random.Random(f"{way.__name__} {number}")
+        case = draw.choice(heads if draw.random() < 0.2 else sorted(EXPECTED))
+        architecture, labels = case.split("/")[0], 3 if case in heads and "own" not in case else 0
+        if (architecture, labels) not in models:
+            models[architecture, labels] = halka.adapt(base(architecture, labels=labels))
+        model, folder, head = models[architecture, labels], files(case), None
+        if case in heads:
+            config = json.loads((FIXTURES / case / "head_config.json").read_text())
+            head = Folder(config, load_file(FIXTURES / case / "model_head.safetensors"))
+        way(head if head is not None and draw.random() < 0.5 else folder, draw)
+        try:
+            method, state = adapterhub.read(Folder(folder.config, folder.tensors, head), model.targets)
+            model.add("a", method, state=state)
+            model.remove("a")
+        except ValueError as error:
+            refusals += 1
+            assert str(error)  # noqa: PT017
+        except Exception as error:
+            raise AssertionError((case, number)) from error
+        assert not model.adapters
+    assert refusals > 60

@@ -7,7 +7,8 @@ from dataclasses import is_dataclass
 from importlib import import_module
 from inspect import getmembers, isclass
 from pkgutil import iter_modules
-from typing import Any
+from types import NoneType
+from typing import Any, get_args, get_origin, get_type_hints
 
 from halka.core import Joint, Method, Modules
 from halka.methods.bitfit import BitFit
@@ -67,8 +68,13 @@ def method_named(name: str) -> type[Method]:
 def made(name: str, fields: Mapping[str, Any]) -> Method:
     """The method that `core.described` told of. Raises ValueError for an unknown name, field or value."""
     kind = Joint if name == Joint.name else method_named(name)
+    hints = get_type_hints(kind)
     try:
-        return kind(**{key: _value(value) for key, value in fields.items()})
+        given = {key: _value(value) for key, value in fields.items()}
+        for key, value in given.items():
+            if not _fits(value, hints.get(key)):
+                raise TypeError(f"{key} is {value!r}")
+        return kind(**given)
     except TypeError as error:
         raise ValueError(f"{name} with fields that it does not have, or of other types: {error}") from None
 
@@ -77,3 +83,17 @@ def _value(value: Any) -> Any:
     if isinstance(value, Mapping):
         return made(**value)
     return tuple(_value(each) for each in value) if isinstance(value, list | tuple) else value
+
+
+PLAIN: dict[Any, Any] = {int: int, float: int | float, str: str, bool: bool, NoneType: NoneType}
+
+
+def _fits(value: Any, hint: Any) -> bool:
+    """Whether a value is of a field's type; whatever is none of the plain ones fits."""
+    if get_origin(hint) is tuple:
+        return isinstance(value, tuple) and all(_fits(each, get_args(hint)[0]) for each in value)
+    if get_args(hint):
+        return any(_fits(value, each) for each in get_args(hint))
+    if hint is Method:
+        return is_dataclass(value)
+    return hint not in PLAIN or (isinstance(value, PLAIN[hint]) and isinstance(value, bool) == (hint is bool))

@@ -7,7 +7,7 @@ residual before the norm: He et al. 2022, arXiv:2110.04366 (`reads="input"`, `re
 
 from __future__ import annotations
 
-from collections.abc import Hashable
+from collections.abc import Hashable, Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from typing import ClassVar
@@ -74,7 +74,7 @@ class Bottleneck:
         one_of(self.name, scaling=(self.scaling, SCALINGS))
         if not set(self.targets) <= {"attn", "mlp"}:
             raise ValueError(f"{self.name}: targets are 'attn' and 'mlp', not {', '.join(self.targets)}")
-        if self.widths and (min(self.widths) < 0 or self.width is not None):
+        if self.widths and (not _numbers(self.widths) or self.width is not None):
             raise ValueError(f"{self.name}: give one width above 0, or widths of 0 and more for each layer, not both")
 
     def roles(self) -> tuple[str, ...]:
@@ -94,6 +94,10 @@ class Bottleneck:
         return self.widths[target.layer]
 
 
+def _numbers(widths: tuple[int, ...]) -> bool:
+    return all(type(each) is int and each >= 0 for each in widths)
+
+
 class BottleneckPart(Part):
     """`down` (R, D) with bias, `up` (D, R) with bias. Up starts at zero, so y stays y.
 
@@ -102,7 +106,7 @@ class BottleneckPart(Part):
 
     def __init__(self, target: Target, method: Bottleneck):
         super().__init__()
-        self.method = method
+        self.method, self.layer = method, target.layer
         d_in = target.d_out if method.reads == "output" else target.d_in
         width = method.width_at(target)
         self._norm = (target.norm,)  # in a tuple, so that the base is no submodule of its part
@@ -115,6 +119,13 @@ class BottleneckPart(Part):
         if method.scaling != "fixed":
             size = target.d_out if method.scaling == "channel" else 1
             self.factor = nn.Parameter(torch.full((size,), method.scale))
+
+    def meet(self, others: Mapping[str, Part]) -> None:
+        """Raises ValueError for widths of layers that the base does not have."""
+        alike = (each for each in others.values() if isinstance(each, BottleneckPart) and each.method == self.method)
+        built = {each.layer for each in alike}
+        if more := [layer for layer, width in enumerate(self.method.widths) if width and layer not in built]:
+            raise ValueError(f"{self.method.name}: widths names layer {more[0]}, which this base does not have")
 
     def operands(self, dtype: torch.dtype) -> tuple[Tensor, ...]:
         """Down (R, D), its bias (R,), up (D, R) and its bias (D,), both with the scale; R is padded for compute."""

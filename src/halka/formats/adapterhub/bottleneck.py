@@ -11,13 +11,15 @@ serial adapter gives out + r to N, and its options say of what:
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Mapping
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from halka.core import Adapter, Method, Target
-from halka.formats.adapterhub.config import GATES, NAME, has_rows, listed, number, refuse
+from halka.formats.adapterhub.config import GATES, NAME, has_rows, left_out, number, refuse
 from halka.formats.adapterhub.places import Keys, architecture_of, bottleneck_place, layers_of
 from halka.methods import Bottleneck, NormedBottleneck
 
@@ -34,6 +36,13 @@ DEFAULTS: dict[str, Any] = {
     "scaling": 1.0,
     "leave_out": [],
     "dropout": 0.0,
+}
+READ = {
+    *DEFAULTS,
+    *("mh_adapter", "output_adapter", "reduction_factor", "non_linearity"),
+    *("inv_adapter_reduction_factor", "stochastic_depth"),  # of no adapter; in training alone
+    *("phm_dim", "phm_rank", "phm_bias", "phm_c_init", "phm_init_range", "learn_phm", "hypercomplex_nonlinearity"),
+    *("shared_phm_rule", "factorized_phm_rule", "shared_W_phm", "factorized_phm_W"),  # of no layer
 }
 REASONS = {
     "use_gating": GATES,
@@ -53,7 +62,7 @@ NORMS = {"before": "adapter_norm_before", "after": "adapter_norm_after", "outer"
 
 def read(config: Mapping[str, Any], keys: Keys, targets: tuple[Target, ...]) -> tuple[Method, dict[str, Tensor]]:
     architecture = architecture_of(targets)
-    refuse(config, {}, REASONS)
+    refuse(config, READ, {}, REASONS)
     said = {**DEFAULTS, **config}
     places = tuple(role for role, key in (("attn", "mh_adapter"), ("mlp", "output_adapter")) if said.get(key))
     if not places:
@@ -117,12 +126,17 @@ def _widths(said: Mapping[str, Any], hidden: int, layers: int) -> tuple[int, ...
     factors = said.get("reduction_factor")
     if not isinstance(factors, Mapping):
         factors = {"default": factors}
-    widths, left_out = [], listed(said, "leave_out", int)
+    if other := [each for each in factors if each not in ("default", *map(str, range(layers)))]:
+        raise ValueError(
+            f"adapter_config.json: reduction_factor names layer {other[0]}, and this base has {layers}: the adapter "
+            "was made for another base"
+        )
+    widths, absent = [], left_out(said, layers)
     for layer in range(layers):
         factor = factors.get(str(layer), factors.get("default"))
-        if isinstance(factor, bool) or not isinstance(factor, int | float) or factor <= 0:
+        if isinstance(factor, bool) or not isinstance(factor, int | float) or not factor > hidden / sys.float_info.max:
             raise ValueError(f"adapter_config.json: reduction_factor names no number above 0 for layer {layer}")
-        widths.append(0 if layer in left_out else max(1, int(hidden // factor)))
+        widths.append(0 if layer in absent else max(1, int(hidden // factor)))
     if not any(widths):
         raise ValueError("adapter_config.json: leave_out names every layer")
     return tuple(widths)
@@ -137,7 +151,10 @@ def _ours(there: Mapping[str, Tensor], method: Bottleneck) -> dict[str, Tensor]:
     names |= {f"{NORMS[each]}.{key}": f"norm_{each}.{key}" for each in norms for key in ("weight", "bias")}
     if method.scaling != "fixed":
         names["scaling"] = "factor"
-    copies = {f"adapter_down.0.{key}" for key in ("weight", "bias")} if "before" in norms else set()
+    copies = {f"adapter_down.0.{key}": f"adapter_norm_before.{key}" for key in ("weight", "bias")}
+    copies = {copy: own for copy, own in copies.items() if "before" in norms and own in there and copy in there}
+    if wrong := [copy for copy, own in copies.items() if not torch.equal(there[copy], there[own])]:
+        raise ValueError(f"{wrong[0]} and {copies[wrong[0]]} are one, and differ: the folder is damaged")
     return {names.get(key, key): tensor for key, tensor in there.items() if key not in copies}
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import math
+import sys
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -12,6 +12,9 @@ from halka.core import Target
 
 NAME = "halka"  # of the adapters that we write, within the tensors' names
 VERSION = "adapters.1.3.0"
+# Options that say how an adapter began or was stored, or act between adapters, and do not change its numbers.
+HARMLESS = ("architecture", "init_weights", "init_weights_seed", "dtype", "attention_type", "new_attention_norm")
+AT_REST = (None, False, {}, [])
 
 
 def base_of(targets: tuple[Target, ...]) -> Any:
@@ -48,6 +51,7 @@ def checked(config: Mapping[str, Any], base: Any) -> dict[str, Any]:
     if config.get("type") == "text_task":  # of the forerunner: it named invertible adapters that it had none of
         own = {key: value for key, value in own.items() if key not in ("inv_adapter", "invertible_adapter")}
     if architecture_of(own) == "union":
+        refuse(own, ("configs",), {}, {})
         own["configs"] = [_mended(dict(each), version) for each in listed(own, "configs", dict)]
     return own
 
@@ -80,15 +84,21 @@ def _before_1_1(version: Any) -> bool:
     return all(each.isdigit() for each in numbers) and tuple(map(int, numbers)) < (1, 1)
 
 
-def refuse(config: Mapping[str, Any], neutral: Mapping[str, Any], reasons: Mapping[str, str]) -> None:
-    """Raises ValueError for options that change the numbers and are not read here.
+def refuse(
+    config: Mapping[str, Any], read: Iterable[str], neutral: Mapping[str, Any], reasons: Mapping[str, str]
+) -> None:
+    """Raises ValueError for options that are not read here, if they may change the numbers.
 
-    neutral: their values that change nothing; reasons: why not, for those of which more can be said.
+    read: those that are, or that change nothing; neutral: others' values that change nothing; reasons: why not, for
+    those of which more can be said.
     """
+    passed = {*read, *HARMLESS}
     for key, value in config.items():
-        if key in reasons and value not in (None, False):
+        if key in passed or any(value == each for each in AT_REST):
+            continue
+        if key in reasons:
             raise ValueError(f"adapter_config.json: {key} = {value!r}: {reasons[key]}")
-        if key in neutral and value != neutral[key]:
+        if key not in neutral or value != neutral[key]:
             raise ValueError(
                 f"adapter_config.json: {key} = {value!r} changes what the adapter computes, and Halka has none"
             )
@@ -97,7 +107,7 @@ def refuse(config: Mapping[str, Any], neutral: Mapping[str, Any], reasons: Mappi
 def number(config: Mapping[str, Any], key: str, default: float | None = None) -> float:
     """A finite number. Raises ValueError for anything else."""
     value = config.get(key, default)
-    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+    if isinstance(value, bool) or not isinstance(value, int | float) or not abs(value) <= sys.float_info.max:
         raise ValueError(f"adapter_config.json: {key} is {value!r}, where a number is expected")
     return float(value)
 
@@ -117,6 +127,17 @@ def listed(config: Mapping[str, Any], key: str, kind: type, default: Iterable[An
     if not isinstance(value, list) or not all(type(each) is kind for each in value):
         raise ValueError(f"adapter_config.json: {key} is {value!r}, where a list is expected")
     return tuple(value)
+
+
+def left_out(config: Mapping[str, Any], layers: int) -> tuple[int, ...]:
+    """The layers that `leave_out` names. Raises ValueError for one that a base with so many does not have."""
+    named = listed(config, "leave_out", int)
+    if other := [each for each in named if not 0 <= each < layers]:
+        raise ValueError(
+            f"adapter_config.json: leave_out names layer {other[0]}, and this base has {layers}: the adapter was made "
+            "for another base"
+        )
+    return named
 
 
 def has_rows(there: Mapping[str, Tensor], key: str, rows: int, place: str) -> None:

@@ -39,14 +39,25 @@ WITHOUT = "load the adapter without it (head=False, --no-head)"
 def base_for(config: Mapping[str, Any]) -> dict[str, Any]:
     """The kind and labels of a base with such a head, as `load_base` takes them; nothing where the base has its own."""
     kinds = {"classification": "sequence-classification", "tagging": "token-classification"}
-    kind = kinds.get((config.get("config") or {}).get("head_type", ""))
+    own = _options(config)
+    kind = kinds.get(str((own or {}).get("head_type")))
     name = str(config.get("model_class"))
     for ending, each in (("ForSequenceClassification", "sequence"), ("ForTokenClassification", "token")):
         kind = f"{each}-classification" if name.endswith(ending) else kind
     if kind is None:
         return {}
-    labels = (config.get("config") or config).get("label2id") or {}
+    labels = (own or config).get("label2id") or {}
+    if not isinstance(labels, Mapping) or not all(type(each) is int for each in labels.values()):
+        raise ValueError(f"head_config.json: label2id is {labels!r}, where labels with their numbers are expected")
     return {"kind": kind, "labels": sorted(labels, key=labels.__getitem__)}
+
+
+def _options(config: Mapping[str, Any]) -> Mapping[str, Any] | None:
+    """Those of one of AdapterHub's heads; None of transformers' own."""
+    own = config.get("config")
+    if own is not None and not isinstance(own, Mapping):
+        raise ValueError(f"head_config.json: config is {own!r}, where a head's options are expected")
+    return own
 
 
 def read(head: Folder, targets: tuple[Target, ...]) -> tuple[Modules, dict[str, Tensor]] | None:
@@ -55,7 +66,7 @@ def read(head: Folder, targets: tuple[Target, ...]) -> tuple[Modules, dict[str, 
     Raises ValueError for a head that this base does not have.
     """
     base = base_of(targets)
-    name, config = type(base).__name__, head.config.get("config")
+    name, config = type(base).__name__, _options(head.config)
     tensors = head.tensors if config is None else _as_modules(head, config, name)
     own = dict(base.named_parameters(remove_duplicate=False)) | dict(base.named_buffers())
     if unknown := [key for key, each in tensors.items() if key not in own or own[key].shape != each.shape]:
@@ -100,7 +111,7 @@ def _as_modules(head: Folder, config: Mapping[str, Any], base: str) -> dict[str,
             f"{key} {config.get(key)}" for key in ("head_type", "layers", "activation_function", "use_pooler")
         )
         raise ValueError(f"the folder's head ({kind}) is not what a {base} has: {WITHOUT}")
-    prefix = f"heads.{head.config['name']}."
+    prefix = f"heads.{head.config.get('name')}."
     found = {}
     for key, tensor in head.tensors.items():
         number, _, ending = key.removeprefix(prefix).partition(".")

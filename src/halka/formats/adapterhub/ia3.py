@@ -13,7 +13,7 @@ from torch import Tensor
 
 from halka.core import Adapter, Method, Target
 from halka.formats.adapterhub.config import GATES, NAME, number, refuse
-from halka.formats.adapterhub.lora import MATRICES, named, targets_of, where
+from halka.formats.adapterhub.lora import MATRICES, PLACES, named, targets_of, where
 from halka.formats.adapterhub.places import Keys, architecture_of
 from halka.methods import IA3
 from halka.methods.ia3 import InputScale
@@ -24,7 +24,7 @@ GATED = ("llama", "mistral")  # where the up projection's output is multiplied i
 
 
 def read(config: Mapping[str, Any], keys: Keys, targets: tuple[Target, ...]) -> tuple[Method, dict[str, Tensor]]:
-    refuse(config, {"r": 1, "use_dora": False}, {"use_gating": GATES})
+    refuse(config, {*PLACES, "alpha", "composition_mode"}, {"r": 1, "dropout": 0}, {"use_gating": GATES})
     wanted, matrices = targets_of(config, targets)
     state = {}
     for place, there in keys.take("lora", *(target.name for target in wanted)).items():

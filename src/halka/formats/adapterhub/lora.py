@@ -15,13 +15,14 @@ from typing import Any
 from torch import Tensor
 
 from halka.core import Adapter, Joint, Method, Target
-from halka.formats.adapterhub.config import GATES, NAME, count, has_rows, listed, number, refuse
+from halka.formats.adapterhub.config import GATES, NAME, count, has_rows, left_out, listed, number, refuse
 from halka.formats.adapterhub.places import LINEARS, Keys, architecture_of, layers_of, linears
 from halka.methods import DoRA, LoRA
 
 ARCHITECTURE = "lora"
 METHODS = ("lora", "dora")
 MATRICES = ("q", "k", "v")
+PLACES = {"selfattn_lora", "attn_matrices", "intermediate_lora", "output_lora", "leave_out"}
 REASONS = {
     "use_gating": GATES,
     "vera_d": "its VeRA trains whole matrices in the vectors' place: Halka does not have it",
@@ -30,7 +31,7 @@ REASONS = {
 
 
 def read(config: Mapping[str, Any], keys: Keys, targets: tuple[Target, ...]) -> tuple[Method, dict[str, Tensor]]:
-    refuse(config, {"composition_mode": "add"}, REASONS)
+    refuse(config, {*PLACES, "r", "alpha", "dropout", "use_dora"}, {"composition_mode": "add"}, REASONS)
     rank, alpha, dropout = count(config, "r"), number(config, "alpha"), number(config, "dropout", 0.0)
     wanted, matrices = targets_of(config, targets)
     fused = [target for target in wanted if target.role == "attn.qkv"]
@@ -77,7 +78,7 @@ def targets_of(config: Mapping[str, Any], targets: tuple[Target, ...]) -> tuple[
         if wrong := set(given) - set(MATRICES):
             raise ValueError(f"adapter_config.json: attn_matrices names {sorted(wrong)[0]!r}, where it has {MATRICES}")
         matrices = tuple(each for each in MATRICES if each in given)
-    wanted = linears(targets, (roles[each] for each in (*matrices, *chosen)), listed(config, "leave_out", int))
+    wanted = linears(targets, (roles[each] for each in (*matrices, *chosen)), left_out(config, layers_of(targets)))
     if not wanted:
         raise ValueError("adapter_config.json names no layer to act on")
     return wanted, matrices

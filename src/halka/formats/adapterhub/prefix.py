@@ -23,10 +23,14 @@ from halka.methods import bottleneck as bottlenecks
 ARCHITECTURE = "prefix_tuning"
 METHODS = ("positionless_prefix",)
 PLACE = "self_prefix"
+READ = {
+    *("prefix_length", "non_linearity", "flat", "bottleneck_size", "shared_gating"),
+    *("encoder_prefix", "cross_prefix", "dropout"),  # of bases with two stacks; in training alone
+}
 
 
 def read(config: Mapping[str, Any], keys: Keys, targets: tuple[Target, ...]) -> tuple[Method, dict[str, Tensor]]:
-    refuse(config, {"leave_out": []}, {"use_gating": GATES})
+    refuse(config, READ, {}, {"use_gating": GATES})
     memory = next((target for target in targets if target.role == "memory"), None)
     if memory is None:
         raise ValueError("this base has no prefixes in Halka")
@@ -57,6 +61,12 @@ def _flat(there: Mapping[str, Tensor], config: Mapping[str, Any]) -> Tensor:
             f"a prefix has control_trans, or {', '.join(network)}; this one has {', '.join(own) or 'nothing'}"
         )
     table, narrow, narrow_bias, wide, wide_bias = (own[key] for key in network)
+    if any(each.dim() != 2 for each in (table, narrow, wide)) or (
+        (narrow.shape[1], wide.shape[1], *narrow_bias.shape, *wide_bias.shape)
+        != (table.shape[1], len(narrow), len(narrow), len(wide))
+    ):
+        shapes = ", ".join(f"{key} {tuple(own[key].shape)}" for key in network)
+        raise ValueError(f"the prefix's network holds {shapes}: they do not fit one another, the folder is damaged")
     activation = bottlenecks.ACTIVATIONS[activation_of(config)]
     return activation(table @ narrow.T + narrow_bias) @ wide.T + wide_bias
 
