@@ -14,6 +14,7 @@ from typer.testing import CliRunner
 import halka
 from halka.cli import app
 from halka.formats import adapterhub
+from halka.formats.adapterhub import heads
 from halka.formats.folder import Folder
 from tokenizers_for_tests import chatml_tokenizer
 
@@ -117,7 +118,11 @@ def test_what_halka_does_not_have_is_refused_by_name(case, reason):
         ("llama/lora", {"leave_out": "all"}, "leave_out is 'all', where a list is expected"),
         ("gpt2/lora", {"attn_matrices": ["q"]}, r"c_attn.lora_A is \(4, 32\), where the configuration says 2 rows"),
         ("llama/seq_bn", {"reduction_factor": 5e-324}, "reduction_factor names no number above 0 for layer 0"),
-        ("llama/seq_bn", {"reduction_factor": {"2": 8, "default": 16}}, "names layer 2, and this base has 2: .* another"),
+        (
+            "llama/seq_bn",
+            {"reduction_factor": {"2": 8, "default": 16}},
+            "names layer 2, and this base has 2: .* another",
+        ),
         ("llama/seq_bn", {"leave_out": [2]}, "leave_out names layer 2, and this base has 2: .* for another base"),
         ("llama/lora", {"leave_out": [1, 7]}, "leave_out names layer 7, and this base has 2: .* for another base"),
         ("llama/seq_bn", {"scaling_of_the_future": 3}, "scaling_of_the_future = 3 changes what the adapter computes"),
@@ -196,7 +201,9 @@ def test_a_prefix_that_differs_by_layer_is_damaged():
 def test_a_norm_that_stands_there_twice_and_differs_is_damaged():
     folder = files("llama/ln_before")
     key = next(each for each in folder.tensors if each.endswith("adapter_down.0.weight"))
-    with pytest.raises(ValueError, match="adapter_down.0.weight and adapter_norm_before.weight are one, and differ"):
+    with pytest.raises(
+        ValueError, match=r"adapter_down\.0\.weight and adapter_norm_before\.weight are one, and differ"
+    ):
         read(Folder(folder.config, {**folder.tensors, key: folder.tensors[key] + 1}), "llama")
 
 
@@ -242,6 +249,41 @@ def test_a_classifier_is_converted_with_its_head_on_a_base_without(case, tmp_pat
     model = halka.adapt(base("bert", labels=3))
     halka.load(model, tmp_path / "a", allow_other_base=True)  # whose head began otherwise
     torch.testing.assert_close(logits(model, "a"), EXPECTED[f"bert/{case}"], rtol=0, atol=2e-5)
+
+
+def test_labels_without_names_are_numbered(tmp_path):
+    config = json.loads((FIXTURES / "bert/flexible/head_config.json").read_text())
+    numbered = {"kind": "sequence-classification", "labels": ["LABEL_0", "LABEL_1", "LABEL_2"]}
+    assert heads.base_for(config) == numbered
+    assert heads.base_for({**config, "config": {**config["config"], "label2id": None}}) == numbered
+    own = json.loads((FIXTURES / "bert/classifier/head_config.json").read_text())
+    assert heads.base_for({**own, "label2id": None}) == numbered
+
+
+@pytest.mark.parametrize(
+    ("options", "reason"),
+    [
+        ({"config": [1]}, r"head_config.json: config is \[1\], where a head's options are expected"),
+        ({"label2id": ["a"]}, r"label2id is \['a'\], where labels with their numbers are expected"),
+        ({"label2id": {"a": 0, "b": 0}}, "label2id is .*, where labels with their numbers are expected"),
+        ({"label2id": None, "num_labels": None}, "num_labels is None, where a number of labels is expected"),
+        ({"label2id": None, "num_labels": 10**12}, "num_labels is 1000000000000, where a number of labels is expected"),
+        ({"label2id": None, "num_labels": True}, "num_labels is True, where a number of labels is expected"),
+    ],
+)
+def test_a_head_s_configuration_that_is_damaged_is_refused_in_words(options, reason):
+    config = json.loads((FIXTURES / "bert/classifier/head_config.json").read_text())
+    with pytest.raises(ValueError, match=reason):
+        heads.base_for({**config, **options})
+
+
+@pytest.mark.parametrize("name", [{}, {"name": None}, {"name": [1]}])
+def test_a_head_without_a_name_is_refused_in_words(name):
+    config = json.loads((FIXTURES / "bert/flexible/head_config.json").read_text())
+    del config["name"]
+    head = Folder({**config, **name}, load_file(FIXTURES / "bert/flexible/model_head.safetensors"))
+    with pytest.raises(ValueError, match=r"head_config.json: name is .*, where the head's name is expected"):
+        heads.read(head, halka.adapt(base("bert", labels=3)).targets)
 
 
 def test_a_head_that_the_base_has_already_is_not_trained():

@@ -34,6 +34,24 @@ every_base = pytest.mark.parametrize("architecture", BASES)
 
 
 @every_base
+@pytest.mark.parametrize(
+    ("path", "reason"),
+    [
+        ("model.layers.1.mlp.gate", "model.layers.1.mlp.gate is a router, .* tokens go where the base sends them"),
+        (
+            "model.layers.1.mlp.experts",
+            r"a \w+Experts, takes several inputs \(hidden_states, .* name modules with one input",
+        ),
+    ],
+)
+def test_routers_and_experts_are_not_trained_whole(path, reason, architecture):
+    model = halka.adapt(tiny(architecture))
+    with pytest.raises(ValueError, match=reason):
+        model.add("a", halka.Modules((path,)))
+    assert not model.adapters
+
+
+@every_base
 @every_method
 def test_the_base_is_untouched_and_the_start_is_the_base_exactly(method, architecture):
     untouched = tiny(architecture)

@@ -295,12 +295,17 @@ def test_tensors_of_any_shape_are_refused_in_kinds_that_are_read_alone(kind):
     shapes = {f"{PLACE.format(layer)}{key}": shape for layer in (0, 1) for key, shape in own.items()} | shared
     tensors = {key: torch.ones(shape) for key, shape in shapes.items()}
     model = halka.adapt(tiny())
-    model.add("a", *peft.read(Folder(config, tensors), model.targets)[:1])
+
+    def add(name: str, given: dict[str, torch.Tensor]) -> None:
+        method, state = peft.read(Folder(config, given), model.targets)
+        model.add(name, method, state=state)
+
+    add("a", tensors)
     for key in tensors:
         for change in SHAPES:
-            broken = Folder(config, {**tensors, key: change(tensors[key])})
             with pytest.raises(ValueError, match=r"."):
-                peft.read(broken, model.targets)
+                add("b", {**tensors, key: change(tensors[key])})
+            assert [*model.adapters] == ["a"]
 
 
 def test_a_module_that_is_no_linear_layer_is_refused_of_a_vera():

@@ -313,6 +313,27 @@ def test_the_head_of_a_trained_classifier_is_kept_or_set_aside(encoder, tmp_path
 
 
 @pytest.mark.parametrize(
+    ("labels", "rows"),
+    [
+        (("meh", "good", "bad"), [2, 0, 1]),
+        (("x", "y", "z"), [0, 1, 2]),  # other names for the same places
+        (("bad", "y", "z"), [1, 0, 2]),
+        (("good", "y", "meh"), [0, 1, 2]),
+    ],
+)
+@pytest.mark.parametrize("architecture", ["bert", "roberta", "llama"])
+def test_a_trained_label_keeps_its_own_row_wherever_it_stands(architecture, labels, rows, tmp_path):
+    model = classifier(architecture)
+    for key in label_rows(model.base):
+        torch.nn.init.normal_(model.base.get_parameter(key))
+    model.base.save_pretrained(tmp_path)
+    model.tokenizer.save_pretrained(tmp_path)
+    other = halka.adapt(*load_base(tmp_path, labels=labels, dtype="float32", device="cpu"))
+    assert other.labels == labels
+    torch.testing.assert_close(logits(other, None), logits(model, None)[:, rows], rtol=0, atol=0)
+
+
+@pytest.mark.parametrize(
     ("options", "reason"),
     [
         ({"kind": "classification", "labels": LABELS}, "kind 'classification' is none of causal-lm"),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from dataclasses import dataclass, field
+from inspect import Parameter, signature
 from typing import ClassVar
 
 import torch
@@ -15,6 +16,7 @@ from halka.core.packed import form_of
 from halka.core.parts import WHOLE, Part, Target
 
 ROLES = ("head", "embedding")
+ONE_BY_ONE = (Parameter.POSITIONAL_ONLY, Parameter.POSITIONAL_OR_KEYWORD)
 
 
 @dataclass(frozen=True)
@@ -39,7 +41,23 @@ class Modules:
             raise ValueError(
                 f"modules: {target.name} is packed as {form}, which cannot be trained: load the base without quantize"
             )
+        _check_form(target)
         return WholePart(target.module)
+
+
+def _check_form(target: Target) -> None:
+    """Raises ValueError for a module that a copy cannot stand in for: it is to take one tensor and return one."""
+    kind = type(target.module).__name__
+    if kind.endswith("Router"):  # it is given all rows' tokens as one, and returns several tensors
+        raise ValueError(
+            f"modules: {target.name} is a router, which is not trained: tokens go where the base sends them"
+        )
+    given = signature(target.module.forward).parameters.values()
+    needed = [each.name for each in given if each.default is Parameter.empty and each.kind in ONE_BY_ONE]
+    if len(needed) > 1:
+        raise ValueError(
+            f"modules: {target.name}, a {kind}, takes several inputs ({', '.join(needed)}): name modules with one input"
+        )
 
 
 class WholePart(Part):
@@ -71,6 +89,9 @@ class WholePart(Part):
                     form.get_submodule(path)._parameters[key] = nn.Parameter(own.to("meta"), requires_grad=False)
 
     def forward(self, x: Tensor, y: Tensor) -> Tensor:
+        if not isinstance(y, Tensor):
+            kind = type(self._form[0]).__name__
+            raise ValueError(f"modules: a {kind} returns several tensors: name modules with one output")
         weights = {name: parameter.to(y.dtype) for name, parameter in self.named_parameters()}
         return functional_call(self._form[0].train(self.training), weights, (x,))
 

@@ -73,6 +73,7 @@ def checked(labels: Iterable[str]) -> tuple[str, ...]:
 def from_folder(folder: Path, kind: str, labels: Sequence[str] | None, seed: int, **options: Any) -> Any:
     """A base of that kind from a folder; what of its head is not there begins from `seed`.
 
+    Labels that the head in the weights has too keep their rows, wherever they stand; others name the rows left.
     Raises ValueError for a kind that there is not, labels that the kind does not have, a head without labels, and
     weights that lack anything but the head.
     """
@@ -105,8 +106,24 @@ def from_folder(folder: Path, kind: str, labels: Sequence[str] | None, seed: int
             f"the weights of {folder} have no head that tells labels apart: say which labels it shall learn, "
             f'`halka.load_base(name, kind="{kind}", labels=[…])`, or `halka adapters convert --labels`'
         )
+    if labels is not None and new.isdisjoint(label_rows(model)):
+        own: Any = transformers.AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+        _reorder(model, [str(own.id2label[place]) for place in sorted(own.id2label)], labels)
     setattr(model.config, NEW, list(modules))
     return model
+
+
+def _reorder(model: Any, before: Sequence[str], labels: Sequence[str]) -> None:
+    """Gives each label its own of the head's rows, which stand for the labels `before`, and new ones the others'."""
+    if len(before) != len(labels):  # a configuration that does not tell of its own weights
+        return
+    rows = {label: before.index(label) for label in labels if label in before}
+    left = iter(sorted(set(range(len(before))) - set(rows.values())))
+    order = [rows[label] if label in rows else next(left) for label in labels]
+    with torch.no_grad():
+        for key in label_rows(model):
+            parameter = model.get_parameter(key)
+            parameter.copy_(parameter[order])
 
 
 def _places(labels: Sequence[str]) -> dict[str, int]:

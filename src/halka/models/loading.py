@@ -46,7 +46,7 @@ def load_base(
 
     `kind` is what the base is for: causal-lm, masked-lm, seq2seq-lm, or, with `labels` that it is to tell apart,
     sequence-classification and token-classification; as its configuration says if not given. A head that the weights
-    do not have begins from `seed`.
+    do not have begins from `seed`; labels that the weights' head has too keep what it learnt for them, in any order.
     `name_or_path` is a known short name (pulled if need be), a folder, or a name on the Hugging Face hub; `revision` is
     for the hub alone. What the hub gave once is taken from its cache from then on. `dtype` is one of bfloat16, float32,
     float16, auto (as stored). `device` defaults to the first there is of cuda, mps, cpu. `quantize` packs the layers'

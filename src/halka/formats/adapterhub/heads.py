@@ -33,6 +33,7 @@ FLEXIBLE: dict[str, tuple[dict[str, Any], dict[str, str]]] = {
         ({"head_type": "tagging", "layers": 1}, {"1": "classifier"}),
     ),
 }
+MOST = 100_000  # labels that a head has without naming them: a damaged number is not to fill the memory
 WITHOUT = "load the adapter without it (head=False, --no-head)"
 
 
@@ -46,10 +47,23 @@ def base_for(config: Mapping[str, Any]) -> dict[str, Any]:
         kind = f"{each}-classification" if name.endswith(ending) else kind
     if kind is None:
         return {}
-    labels = (own or config).get("label2id") or {}
-    if not isinstance(labels, Mapping) or not all(type(each) is int for each in labels.values()):
+    return {"kind": kind, "labels": _labels(own or config)}
+
+
+def _labels(options: Mapping[str, Any]) -> list[str]:
+    """A head's labels by place; where it names none, transformers' own names for as many."""
+    labels, count = options.get("label2id"), options.get("num_labels")
+    if labels is None:
+        if type(count) is not int or not 0 < count <= MOST:
+            raise ValueError(f"head_config.json: num_labels is {count!r}, where a number of labels is expected")
+        return [f"LABEL_{place}" for place in range(count)]
+    if (
+        not isinstance(labels, Mapping)
+        or not all(type(each) is int for each in labels.values())
+        or len(set(labels.values())) < len(labels)
+    ):
         raise ValueError(f"head_config.json: label2id is {labels!r}, where labels with their numbers are expected")
-    return {"kind": kind, "labels": sorted(labels, key=labels.__getitem__)}
+    return sorted(labels, key=labels.__getitem__)
 
 
 def _options(config: Mapping[str, Any]) -> Mapping[str, Any] | None:
@@ -111,7 +125,9 @@ def _as_modules(head: Folder, config: Mapping[str, Any], base: str) -> dict[str,
             f"{key} {config.get(key)}" for key in ("head_type", "layers", "activation_function", "use_pooler")
         )
         raise ValueError(f"the folder's head ({kind}) is not what a {base} has: {WITHOUT}")
-    prefix = f"heads.{head.config.get('name')}."
+    if not isinstance(name := head.config.get("name"), str):
+        raise ValueError(f"head_config.json: name is {name!r}, where the head's name is expected")
+    prefix = f"heads.{name}."
     found = {}
     for key, tensor in head.tensors.items():
         number, _, ending = key.removeprefix(prefix).partition(".")
