@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import json
 import math
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,6 +14,7 @@ from halka.models.cache import cache_dir, is_pulled, known_bases, known_names, p
 from halka.models.classes import from_folder, usual_kind
 from halka.models.hub import from_hub
 from halka.models.layouts import LAYOUTS
+from halka.models.quiet import quiet_transformers
 
 if TYPE_CHECKING:
     import torch
@@ -70,7 +70,7 @@ def load_base(
     place = _device(device)
     folder = _resolve(name_or_path, revision, fetch=True)
     _weight_files(folder)
-    with _quiet():
+    with quiet_transformers():
         try:
             tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
             config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
@@ -118,7 +118,7 @@ def show(name_or_path: str | Path) -> dict[str, Any]:
 
     folder = _resolve(name_or_path, revision=None, fetch=False)
     files = _weight_files(folder)
-    with _quiet():
+    with quiet_transformers():
         try:
             config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
             tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
@@ -256,18 +256,3 @@ def _device(device: str | None) -> torch.device:
             f"device {device!r} is not there; there is {', '.join(k for k, found in there.items() if found)}"
         )
     return place
-
-
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """transformers without progress bars and advice; its settings are as before afterwards."""
-    from transformers.utils import logging
-
-    level = logging.get_verbosity()
-    hook = logging.set_tqdm_hook(lambda make, args, kwargs: make(*args, **{**kwargs, "disable": True}))
-    logging.set_verbosity_error()
-    try:
-        yield
-    finally:
-        logging.set_verbosity(level)
-        logging.set_tqdm_hook(hook)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 import importlib
-import logging
 from typing import Any, ClassVar
 
 import torch
@@ -12,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from halka.core import Packed
+from halka.models.quiet import quiet_bitsandbytes
 
 BLOCK, SCALES_BLOCK = 64, 256  # weights that share a scale, scales that share theirs
 
@@ -57,14 +57,10 @@ class NF4Linear(Packed):
 @functools.cache
 def bitsandbytes() -> Any:
     """bitsandbytes' functions. Raises ValueError that names the extra where it is not installed."""
-    log = logging.getLogger("bitsandbytes")
-    level = log.level
-    log.setLevel(logging.ERROR)  # of a faster kernel that it would fetch from the hub
     try:
-        return importlib.import_module("bitsandbytes.functional")
+        with quiet_bitsandbytes():
+            return importlib.import_module("bitsandbytes.functional")
     except ImportError as error:
         raise ValueError(
             f"nf4 needs bitsandbytes ({error}): pip install 'halka[quantised]', or use int8, which needs nothing"
         ) from error
-    finally:
-        log.setLevel(level)

@@ -44,8 +44,11 @@ class SentenceEmbedder:
 
         Raises ValueError where the extra `rag` is missing, and for a name that leads to no embedder.
         """
+        from halka.models.quiet import quiet_bitsandbytes
+
         try:
-            from sentence_transformers import SentenceTransformer
+            with quiet_bitsandbytes():  # which comes with it, where it is installed
+                from sentence_transformers import SentenceTransformer
         except ImportError:
             raise ValueError("embedding texts needs the extra: pip install 'halka[rag]'") from None
         self.name = str(name_or_path)
