@@ -12,7 +12,7 @@ import typer
 from halka.cli.command import Json, emit, examples, show
 from halka.cli.docs import HERE, Asking, Mode, Place, Tags, Under, opened, scope_of
 from halka.cli.generate import sampling
-from halka.cli.opening import Base, Device, Dtype, OtherBase, OtherTemplate, Pickle, Quantize, open_model
+from halka.cli.opening import Base, Loading, open_model, with_loading
 from halka.cli.routing import AdapterNames, StoreFolder, given_adapters
 
 if TYPE_CHECKING:
@@ -25,6 +25,7 @@ EXAMPLES = examples(
 )
 
 
+@with_loading
 def ask(
     question: Annotated[str, typer.Argument(metavar="QUESTION", help="what to answer")],
     base: Base,
@@ -41,12 +42,8 @@ def ask(
         float, typer.Option(metavar="X", min=0.0, help="0: always the likeliest token; above: drawn at random")
     ] = 0.0,
     collections: Place = HERE,
-    dtype: Dtype = "bfloat16",
-    device: Device = None,
-    quantize: Quantize = None,
-    allow_other_base: OtherBase = False,
-    allow_other_template: OtherTemplate = False,
-    allow_pickle: Pickle = False,
+    *,
+    loading: Loading,
     json: Json = False,
 ) -> None:
     """Answer a question from a collection's passages, with the sources; as it is made, unless --json asks for all.
@@ -58,19 +55,11 @@ def ask(
 
     options = sampling(temperature, None)
     retriever = Retriever(opened(collection, collections), mode)  # type: ignore[arg-type]
-    adapters = given_adapters(adapter, store, allow_pickle)
+    adapters = given_adapters(adapter, store, loading.allow_pickle)
     if len(adapters.named) > 1:
         raise ValueError(f"{len(adapters.named)} adapters were given: one answers, so name one")
     name = adapters.usual
-    model = open_model(
-        *(base, adapters, [name]),
-        pool=None,
-        dtype=dtype,
-        device=device,
-        quantize=quantize,
-        allow_other_base=allow_other_base,
-        allow_other_template=allow_other_template,
-    )
+    model = open_model(base, adapters, [name], loading)
     answerer = Answerer(
         retriever,
         answering(model, name, max_new_tokens, options),

@@ -11,7 +11,7 @@ import typer
 
 from halka.cli.command import Json, columns, emit, examples, new_file, plain, readable_text, show
 from halka.cli.examples import data_rows, named_task
-from halka.cli.opening import Base, Device, Dtype, OtherBase, OtherTemplate, Pickle, Quantize, open_model
+from halka.cli.opening import Base, Loading, open_model, with_loading
 from halka.cli.routing import AdapterNames, PoolSize, StoreFolder, addressed, given_adapters, route
 
 if TYPE_CHECKING:
@@ -32,6 +32,7 @@ METRICS_OF = {"labelled": "accuracy,macro_f1", "tagged": "tag_f1,tag_accuracy"}
 Split = Literal["train", "validation", "test"]
 
 
+@with_loading
 def evaluate(
     base: Base,
     adapter: AdapterNames = None,
@@ -58,12 +59,8 @@ def evaluate(
     ] = None,
     batch_size: Annotated[int, typer.Option(metavar="N", min=1, help="examples at a time")] = 32,
     seed: Annotated[int, typer.Option(metavar="N", help="for --limit and the intervals")] = 0,
-    dtype: Dtype = "bfloat16",
-    device: Device = None,
-    quantize: Quantize = None,
-    allow_other_base: OtherBase = False,
-    allow_other_template: OtherTemplate = False,
-    allow_pickle: Pickle = False,
+    *,
+    loading: Loading,
     json: Json = False,
 ) -> None:
     """Score a base or adapters on examples, with 95 % intervals.
@@ -78,18 +75,10 @@ def evaluate(
         given = {each.resolve() for each in (data, perplexity, task and Path(task)) if each}
         if given & {out.resolve(), scores_beside(out).resolve()}:
             raise ValueError(f"--out: {out} would write over what is read: name another file")
-    adapters = given_adapters(adapter, store, allow_pickle)
+    adapters = given_adapters(adapter, store, loading.allow_pickle)
     examples, names = route(asked.test if asked else (), adapters)
     everyone = [*dict.fromkeys(names or adapters.named or (None,))]
-    model = open_model(
-        *(base, adapters, everyone),
-        pool=pool,
-        dtype=dtype,
-        device=device,
-        quantize=quantize,
-        allow_other_base=allow_other_base,
-        allow_other_template=allow_other_template,
-    )
+    model = open_model(base, adapters, everyone, loading, pool=pool)
     result: dict[str, Any] = {"base": base, "adapter": adapter[0] if adapter and len(adapter) == 1 else adapter or None}
     if asked is not None:
         tokens = max_new_tokens or asked.max_new_tokens

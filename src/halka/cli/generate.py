@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from halka.cli.command import Json, emit, examples, existing_file, show
-from halka.cli.opening import Base, Device, Dtype, OtherBase, OtherTemplate, Pickle, Quantize, open_model
+from halka.cli.opening import Base, Loading, open_model, with_loading
 from halka.cli.routing import AdapterNames, PoolSize, StoreFolder, addressed, given_adapters, route
 
 if TYPE_CHECKING:
@@ -26,6 +26,7 @@ EXAMPLES = examples(
 )
 
 
+@with_loading
 def generate(
     base: Base,
     prompt: Annotated[str | None, typer.Argument(metavar="[PROMPT]", help="else --file, or standard input")] = None,
@@ -48,12 +49,8 @@ def generate(
     ] = None,
     seed: Annotated[int | None, typer.Option(metavar="N", help="makes draws repeatable")] = None,
     batch_size: Annotated[int, typer.Option(metavar="N", min=1, help="prompts of a file at a time")] = 32,
-    dtype: Dtype = "bfloat16",
-    device: Device = None,
-    quantize: Quantize = None,
-    allow_other_base: OtherBase = False,
-    allow_other_template: OtherTemplate = False,
-    allow_pickle: Pickle = False,
+    *,
+    loading: Loading,
     json: Json = False,
 ) -> None:
     """Answer a prompt, or each prompt of a file.
@@ -62,17 +59,9 @@ def generate(
     was given without a name of its own, or by the bare base. Where no row has the field, every --adapter answers.
     """
     options = sampling(temperature, top_p)
-    adapters = given_adapters(adapter, store, allow_pickle)
+    adapters = given_adapters(adapter, store, loading.allow_pickle)
     asked, names = route(asked_for(prompt, file, system), adapters)
-    model = open_model(
-        *(base, adapters, names),
-        pool=pool,
-        dtype=dtype,
-        device=device,
-        quantize=quantize,
-        allow_other_base=allow_other_base,
-        allow_other_template=allow_other_template,
-    )
+    model = open_model(base, adapters, names, loading, pool=pool)
     if seed is not None:
         import torch
 

@@ -10,7 +10,7 @@ import typer
 
 from halka.cli.command import Json, columns, emit, examples, readable_text, say, show
 from halka.cli.examples import named_task
-from halka.cli.opening import Base, Device, Dtype, OtherBase, OtherTemplate, Pickle, Quantize, open_model
+from halka.cli.opening import Base, Loading, open_model, with_loading
 from halka.cli.routing import StoreFolder, given_adapters
 
 if TYPE_CHECKING:
@@ -28,6 +28,7 @@ COMBINED = "combined"
 Form = Literal["safetensors", "gguf", "lora-gguf", "peft", "vllm"]
 
 
+@with_loading
 def merge(
     adapter: Annotated[
         list[str], typer.Argument(metavar="[NAME=]FOLDER...", help="adapters' folders, or with --store their names")
@@ -68,19 +69,15 @@ def merge(
         float, typer.Option(metavar="X", min=0.0, help="the error's KL may be this share of the adapter's effect")
     ] = 0.05,
     force: Annotated[bool, typer.Option("--force", help="write what is past the limit")] = False,
-    dtype: Dtype = "bfloat16",
-    device: Device = None,
-    quantize: Quantize = None,
-    allow_other_base: OtherBase = False,
-    allow_other_template: OtherTemplate = False,
-    allow_pickle: Pickle = False,
+    *,
+    loading: Loading,
     json: Json = False,
 ) -> None:
     """Measure what merging an adapter into its base changes, and write the result.
 
     Several adapters become one first, as --combine says. Without --into nothing is written.
     """
-    given = given_adapters(adapter, store, allow_pickle)
+    given = given_adapters(adapter, store, loading.allow_pickle)
     if (len(given.named) > 1) != (combine is not None):
         raise ValueError("--combine METHOD is how several adapters become one: give it with two or more, and only then")
     if into is None and (form or to_dtype or pad_rank):
@@ -88,15 +85,7 @@ def merge(
     tasks = [named_task(each) for each in task or ()]
     text = readable_text(probes, "--probes") if probes else None
     factors = weights_of(weights, given.named)
-    model = open_model(
-        *(base, given, given.named),
-        pool=None,
-        dtype=dtype,
-        device=device,
-        quantize=quantize,
-        allow_other_base=allow_other_base,
-        allow_other_template=allow_other_template,
-    )
+    model = open_model(base, given, given.named, loading)
     result: dict[str, Any] = {"base": base, "adapters": factors}
     name = given.named[0]
     if combine is not None:

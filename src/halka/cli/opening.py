@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+import functools
+import inspect
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -27,6 +30,34 @@ OtherTemplate = Annotated[
 Pickle = Annotated[
     bool, typer.Option("--allow-pickle", help="read weights that are a pickle, by torch's loader for weights alone")
 ]
+
+
+@dataclass(frozen=True)
+class Loading:
+    """How a base is loaded and which adapters it takes: the options that all commands have that use both."""
+
+    dtype: Dtype = "bfloat16"
+    device: Device = None
+    quantize: Quantize = None
+    allow_other_base: OtherBase = False
+    allow_other_template: OtherTemplate = False
+    allow_pickle: Pickle = False
+
+
+def with_loading(command: Callable[..., None]) -> Callable[..., None]:
+    """The command with the options of `Loading`, for typer to read, in the place of its parameter `loading`."""
+    options = inspect.signature(Loading, eval_str=True).parameters
+
+    @functools.wraps(command)
+    def run(**given: Any) -> None:
+        command(loading=Loading(**{name: given.pop(name) for name in options}), **given)
+
+    shown: list[inspect.Parameter] = []
+    for each in inspect.signature(command, eval_str=True).parameters.values():
+        shown += options.values() if each.name == "loading" else [each]
+    named = [each.replace(kind=inspect.Parameter.KEYWORD_ONLY) for each in shown]
+    run.__signature__ = inspect.Signature(named)  # type: ignore[attr-defined]
+    return run
 
 
 def load_for(
@@ -83,13 +114,9 @@ def open_model(
     base: str,
     adapters: Adapters,
     names: Iterable[str | None],
+    loading: Loading,
     *,
-    pool: int | None,
-    dtype: str,
-    device: str | None,
-    quantize: str | None,
-    allow_other_base: bool,
-    allow_other_template: bool,
+    pool: int | None = None,
 ) -> AdaptedModel:
     """The base with the adapters of these names; those that a store has come when they are used, as `pool` bytes allow.
 
@@ -101,12 +128,9 @@ def open_model(
     if pool is not None and adapters.store is None:
         raise ValueError("--pool is what a store's adapters may take: give --store FOLDER with it")
     names = [*names]
-    model = load_for(base, *kind_for(adapters, names), dtype=dtype, device=device, quantize=quantize)
-    allowed = {
-        "allow_other_base": allow_other_base,
-        "allow_other_template": allow_other_template,
-        "allow_pickle": adapters.allow_pickle,
-    }
+    how = asdict(loading)
+    allowed = {key: how.pop(key) for key in [*how] if key.startswith("allow_")}
+    model = load_for(base, *kind_for(adapters, names), **how)
     if adapters.store is not None:
         AdapterPool(model, adapters.store, DEFAULT_BUDGET if pool is None else pool, **allowed)
     with warnings_said():
