@@ -87,6 +87,34 @@ def test_from_files_to_passages_and_back(halka, embedder, tmp_path):
     assert "holds no collection 'faq'" in err
 
 
+def test_passages_are_kept_where_the_collection_began(halka, embedder, tmp_path, postgres):
+    (tmp_path / "parcels.md").write_text("The parcels are sent on monday.")
+    begun = ("docs", "add", "faq", "parcels.md", "--embedder", str(embedder), "--at")
+    code, _, err = halka(*begun, "postgresql://ada:secret@host/db")
+    assert (code, "must not have a password" in err, "secret" in err) == (2, True, False)
+    code, _, err = halka(*begun, postgres)
+    assert code == 0, err
+    assert "sent on monday" in halka("docs", "search", "faq", "parcels")[1]
+    assert f"at: {postgres}" in halka("docs", "show", "faq")[1].splitlines()
+    assert json.loads(halka("docs", "list", "--json")[1])[0]["passages"] == 1
+    assert not [*(tmp_path / "collections" / "faq").glob("*.lance")]
+    assert halka("docs", "refresh", "faq")[1] == "1 unchanged\n"
+    code, _, err = halka(*begun, "postgresql://elsewhere/db")
+    assert (code, "not at postgresql://elsewhere/db" in err) == (2, True)
+    assert halka("docs", "remove", "faq")[0] == 0
+
+
+def test_a_place_that_does_not_answer_hides_no_other_collection(halka, embedder, tmp_path):
+    (tmp_path / "parcels.md").write_text("The parcels are sent on monday.")
+    assert halka("docs", "add", "faq", "parcels.md", "--embedder", str(embedder))[0] == 0
+    away = {"embedder": str(embedder), "at": f"postgresql://ada@/db?host={tmp_path}", "key": "away", "roots": []}
+    (tmp_path / "collections" / "away").mkdir()
+    (tmp_path / "collections" / "away" / "collection.json").write_text(json.dumps(away))
+    code, out, err = halka("docs", "list")
+    assert (code, "faq" in out, "away: PostgreSQL at /db cannot be opened" in err) == (0, True, True)
+    assert [each["name"] for each in json.loads(halka("docs", "list", "--json")[1])] == ["faq"]
+
+
 def test_readers_are_asked_for(halka, embedder, tmp_path):
     (tmp_path / "pay.md").write_text("The salary is secret.")
     assert halka("docs", "add", "hr", "pay.md", "--reader", "staff", "--embedder", str(embedder))[0] == 0

@@ -31,8 +31,8 @@ def documents(tmp_path) -> Path:
 
 
 @pytest.fixture
-def collection(tmp_path) -> Collection:
-    return Collection(tmp_path / "collections" / "faq", WordEmbedder())
+def collection(tmp_path, at) -> Collection:
+    return Collection(tmp_path / "collections" / "faq", WordEmbedder(), at=at)
 
 
 def told(events) -> list[tuple[str, str]]:

@@ -52,7 +52,11 @@ Mode = Annotated[str, typer.Option("--mode", metavar="MODE", help="hybrid, vecto
 @app.command(
     "add",
     cls=Command,
-    epilog=examples("halka docs add faq ./documents handbook.pdf", "halka docs add staff ./hr --reader staff --tag hr"),
+    epilog=examples(
+        "halka docs add faq ./documents handbook.pdf",
+        "halka docs add staff ./hr --reader staff --tag hr",
+        "halka docs add faq ./documents --at postgresql://db.example.org/halka",
+    ),
 )
 def add(
     name: Name,
@@ -63,6 +67,12 @@ def add(
     tag: Annotated[list[str] | None, typer.Option(metavar="TAG", help="words to choose them by")] = None,
     embedder: Annotated[
         str | None, typer.Option(metavar="NAME", help="of a new collection: a folder or a hub name [minilm-l6]")
+    ] = None,
+    at: Annotated[
+        str | None,
+        typer.Option(
+            metavar="PLACE", help="where a new collection keeps its passages: postgresql://HOST/DB [its folder]"
+        ),
     ] = None,
     collections: Place = HERE,
     json: Json = False,
@@ -77,7 +87,7 @@ def add(
     from halka.rag.store import EVERYONE
 
     made = None if embedder is None else SentenceEmbedder(embedder)
-    collection = Collection(collection_folder(name, collections), made)
+    collection = Collection(collection_folder(name, collections), made, at=at)
     _tell(collection.add(paths, readers=reader or [EVERYONE], tags=tag or []), json)
 
 
@@ -115,7 +125,12 @@ def list_(
             table.add_row(each.name, str(each.passages), readers, tags, each.added)
         return show(table, f"{len(documents)} documents in {name}")
     names = [each.parent.name for each in sorted(collections.glob("*/collection.json"))]
-    found = [{"name": each, **_counts(opened(each, collections))} for each in names]
+    found = []
+    for each in names:
+        try:
+            found.append({"name": each, **_counts(opened(each, collections))})
+        except ValueError as error:  # of one whose place does not answer, or whose embedder is gone
+            say(f"{each}: {error}")
     if json:
         return emit(found)
     table = columns("collection", "documents", "passages", "embedder", right=("documents", "passages"))
@@ -136,10 +151,11 @@ def show_(
 
     collection = opened(name, collections)
     if document is None:
-        told = {"name": name, **_counts(collection), "paths": collection.roots}
+        told = {"name": name, **_counts(collection), "at": collection.at, "paths": collection.roots}
         if json:
             return emit(told)
         show(*(f"{key}: {told[key]}" for key in ("name", "documents", "passages", "embedder")))
+        show(*([] if collection.at is None else [f"at: {collection.at}"]))
         return show(*(f"path: {each.path} (read by {', '.join(each.readers)})" for each in collection.roots))
     found = collection.document(document)
     everyone = Scope(frozenset(found.readers))

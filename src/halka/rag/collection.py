@@ -1,8 +1,8 @@
 """`Collection`: documents of folders under one name, cut, embedded and kept; what changed is read anew, the rest not.
 
 collections/faq/
-  collection.json   the embedder, how passages are cut, and the paths that were added, with who may read them
-  passages.lance/   the passages (`lance.py`)
+  collection.json   the embedder, the paths that were added, with who may read them, and where the passages are
+  passages.lance/   the passages (`lance.py`), unless they are elsewhere (`stores.py`)
 """
 
 from __future__ import annotations
@@ -23,9 +23,9 @@ from filelock import FileLock
 
 from halka.files import write_text
 from halka.rag.embed import DEFAULT, Embedder, SentenceEmbedder
-from halka.rag.lance import LanceStore
 from halka.rag.passages import Cutter
 from halka.rag.store import EVERYONE, Document, Entry, Scope, VectorStore, named
+from halka.rag.stores import new_key, place, store_at
 from halka.rag.texts import Text, Unreadable, is_readable, read_text
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
@@ -69,15 +69,34 @@ class Given:
 class Collection:
     """Documents under one name. Any number of processes may add to it and ask it at once."""
 
-    def __init__(self, folder: str | Path, embedder: Embedder | None = None, store: VectorStore | None = None):
-        """A collection's folder, made if it is not there. `embedder` is MiniLM, or what the collection began with.
+    def __init__(
+        self,
+        folder: str | Path,
+        embedder: Embedder | None = None,
+        store: VectorStore | None = None,
+        *,
+        at: str | None = None,
+    ):
+        """A collection's folder, made if it is not there.
 
-        Raises ValueError for a folder of something else, and for another embedder than the collection began with.
+        embedder  MiniLM, or what the collection began with
+        at        where a new collection keeps its passages (`stores.place`), else in its folder; it is recorded
+        store     keeps them in place of that, and has to be given each time
+
+        Raises ValueError for a folder of something else, for another embedder or place than the collection began with,
+        and for a store that cannot be opened.
         """
         self.folder = Path(folder)
-        settings = self._settings()
-        if not settings and self.folder.exists() and (not self.folder.is_dir() or any(self.folder.iterdir())):
+        settings, at = self._settings(), None if at is None else place(at)
+        if not settings and not _is_free(self.folder):
             raise ValueError(f"{self.folder} is no collection of documents: name a new folder")
+        if store is not None and at is not None:
+            raise ValueError("a collection has a store or a place to keep its passages, not both: leave one out")
+        if settings and at not in (None, settings.get("at")):
+            raise ValueError(
+                f"{self.folder} keeps its passages {settings.get('at') or 'in its folder'}, not at {at}: leave the "
+                "place out, or add the documents to a new collection there"
+            )
         self.embedder = SentenceEmbedder(settings.get("embedder", DEFAULT)) if embedder is None else embedder
         if settings and settings["embedder"] != self.embedder.name:
             raise ValueError(
@@ -88,11 +107,19 @@ class Collection:
         self._lock = FileLock(self.folder / ".lock")
         with self._lock:
             if not self._settings():
-                self._write({"embedder": self.embedder.name, "roots": []})
-        self.store: VectorStore = LanceStore(self.folder, self.embedder.width) if store is None else store
+                where = {} if at is None else {"at": at, "key": new_key(self.folder.name)}
+                if at is not None:  # before anything is written: a place that cannot be opened begins no collection
+                    store = store_at(at, where["key"], self.folder, self.embedder.width)
+                self._write({"embedder": self.embedder.name, **where, "roots": []})
+        self.store: VectorStore = self._opened() if store is None else store
         self._cutter = Cutter(self.embedder.tokenizer, self.embedder.limit)
 
     # ── what is in it ───────────────────────────────────────────────────────────────────────────────────────────
+
+    @property
+    def at(self) -> str | None:
+        """Where its passages are, if not in its folder."""
+        return self._settings().get("at")
 
     @property
     def roots(self) -> list[Root]:
@@ -170,7 +197,8 @@ class Collection:
         return found
 
     def delete(self) -> None:
-        """Remove the collection with all that is in it, from the disk."""
+        """Remove the collection with all that is in it, from the disk, or from where its passages are."""
+        self.store.drop()
         with self._lock:
             (self.folder / SETTINGS).unlink()  # from here on it is none
         shutil.rmtree(self.folder)
@@ -218,6 +246,10 @@ class Collection:
         self.store.remove(names)
         yield from (Event("removed", name, known[name].passages) for name in names)
 
+    def _opened(self) -> VectorStore:
+        settings = self._settings()
+        return store_at(settings.get("at"), settings.get("key", ""), self.folder, self.embedder.width)
+
     def _known(self) -> dict[str, Document]:
         return {each.name: each for each in self.store.documents()}
 
@@ -237,6 +269,11 @@ def collection_folder(name: str, among: Path) -> Path:
             "or digit first"
         )
     return among / name
+
+
+def _is_free(folder: Path) -> bool:
+    """Whether a collection can begin there: nothing is in it but the lock of one that could not."""
+    return not folder.exists() or (folder.is_dir() and all(each.name == ".lock" for each in folder.iterdir()))
 
 
 def _given(root: Root) -> Iterator[Given]:

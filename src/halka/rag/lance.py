@@ -106,6 +106,10 @@ class LanceStore:
         with self._lock:
             self._forget()
 
+    def drop(self) -> None:
+        with self._lock:
+            self._database.drop_table(TABLE, ignore_missing=True)
+
     def _forget(self) -> None:
         """Older versions of the table go from the disk with their text; who reads one now asks again (`_ask`)."""
         self._table.optimize()

@@ -1,7 +1,9 @@
 """What a collection keeps its passages in, and who may see what of them. `lance.py` is the one that needs no server.
 
 Whoever asks is part of every question: a store's methods take a `Scope`, there is no way to ask without one, and what
-its caller may not read takes part in nothing: not in a ranking, not in a count.
+its caller may not read is not found, told or counted. One trace is left in LanceDB: BM25 weighs a word by how rare it
+is, and there it is counted over all passages, so that what is hidden can move a score. PostgreSQL counts within the
+scope.
 """
 
 from __future__ import annotations
@@ -16,6 +18,7 @@ import numpy as np
 from halka.rag.passages import Passage
 
 EVERYONE = "*"
+BM25_K1, BM25_B = 1.2, 0.75  # as Lucene and LanceDB have them
 READER = re.compile(r"[\w][\w.@:/+-]{0,199}")
 
 
@@ -121,4 +124,8 @@ class VectorStore(Protocol):
 
     def tidy(self) -> None:
         """Bring indexes up to date and forget what was removed."""
+        ...
+
+    def drop(self) -> None:
+        """Remove all that is kept here; nothing can be asked of it or put into it afterwards."""
         ...

@@ -1,0 +1,44 @@
+"""Where a collection keeps its passages: in its folder, or at a place such as `postgresql://host/database`."""
+
+from __future__ import annotations
+
+import re
+import secrets
+from pathlib import Path
+from urllib.parse import parse_qsl, urlsplit
+
+from halka.rag.lance import LanceStore
+from halka.rag.store import VectorStore
+
+POSTGRES = ("postgresql://", "postgres://")
+SECRETS = {"password", "sslpassword"}
+
+
+def place(at: str) -> str:
+    """A place, checked, as a collection records it.
+
+    Raises ValueError for what is no place, and for one with a password, which would stand in a file from then on.
+    """
+    if not at.startswith(POSTGRES):
+        raise ValueError(f"{at!r} is no place to keep a collection: write postgresql://HOST/DATABASE")
+    parts = urlsplit(at)
+    if parts.password or any(key.lower() in SECRETS for key, _ in parse_qsl(parts.query)):
+        raise ValueError(
+            "a place is recorded in the collection's folder, so it must not have a password: leave it out and set "
+            "PGPASSWORD, or write it into ~/.pgpass"
+        )
+    return at
+
+
+def new_key(name: str) -> str:
+    """What a new collection is called at its place: no other is, not even one of the same name in another folder."""
+    return f"{re.sub('[^a-z0-9]+', '_', name.lower())[:30]}_{secrets.token_hex(6)}"
+
+
+def store_at(at: str | None, key: str, folder: Path, width: int) -> VectorStore:
+    """The store of a collection at a place; without one, in its folder. Raises ValueError as the stores do."""
+    if at is None:
+        return LanceStore(folder, width)
+    from halka.rag.postgres import PostgresStore
+
+    return PostgresStore(at, key, width)

@@ -1,0 +1,383 @@
+"""Stores of passages: each against its slow twins, with names that attack, many at once, and places to keep them."""
+
+from __future__ import annotations
+
+import json
+import math
+import random
+import sys
+import zlib
+from collections import Counter
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from embedder_for_tests import WordEmbedder
+from halka.rag import stores
+from halka.rag.collection import Collection
+from halka.rag.passages import Passage
+from halka.rag.store import EVERYONE, Document, Entry, Scope, VectorStore
+
+WORDS = ["parcel", "parcels", "sent", "sending", "monday", "depot", "refund", "refunds", "nine", "days", "the", "of"]
+WORDS += ["lost", "letter", "o'neil", "a.com/x?a=1&b=2"]
+EMBEDDER = WordEmbedder()
+EVERY = Scope(frozenset(["ada", "bob"]))
+
+
+def entry(name: str, *texts: str, readers: Sequence[str] = (EVERYONE,), tags: Sequence[str] = ()) -> Entry:
+    who = tuple(sorted(readers))
+    passages = tuple(Passage(name, n, text, 0, len(text), None, "", who) for n, text in enumerate(texts))
+    vectors = EMBEDDER.passages(texts)
+    return Entry(Document(name, f"digest of {texts}", who, tuple(sorted(tags)), "now", len(texts)), passages, vectors)
+
+
+def drawn(count: int = 60) -> list[Entry]:
+    """Documents of one to three passages, with readers, tags and folders."""
+    draw = random.Random(1)
+    made = []
+    for number in range(count):
+        texts = [" ".join(draw.choices(WORDS, k=draw.randint(3, 30))) for _ in range(draw.randint(1, 3))]
+        readers = draw.choice([["*"], ["ada"], ["bob"], ["ada", "bob"]])
+        made.append(
+            entry(f"{draw.choice(['a', 'b'])}/{number}", *texts, readers=readers, tags=draw.choice([[], ["x"]]))
+        )
+    return made
+
+
+SCOPES = [
+    Scope(),
+    EVERY,
+    Scope(frozenset(["ada"]), "a/"),
+    Scope(frozenset(["bob"]), tags=frozenset(["x"])),
+    Scope(under="b/1", tags=frozenset(["x"])),
+    Scope(under="nothing"),
+]
+
+
+@pytest.fixture
+def opened(at, tmp_path) -> Callable[..., VectorStore]:
+    """Opens the store of a name at a place, anew each time."""
+    salt = f"{zlib.crc32(str(tmp_path).encode())}"
+    return lambda name="one", width=EMBEDDER.width: stores.store_at(at, f"{name}-{salt}", tmp_path / name, width)
+
+
+@pytest.fixture
+def store(opened) -> VectorStore:
+    return opened()
+
+
+def names(found) -> list[str]:
+    return [each.passage.id for each in found]
+
+
+def texts_of(store: VectorStore, document: str, scope: Scope = EVERY) -> list[str]:
+    return [each.text for each in store.passages(document, range(9), scope)]
+
+
+# ── what is found, and its slow twins ───────────────────────────────────────────────────────────────────────────────
+
+
+def test_what_was_put_is_there_until_it_is_replaced_or_removed(store):
+    first, second = entry("a", "one", "two", tags=["x"]), entry("b", "three", readers=["ada"])
+    store.put([first, second])
+    assert store.documents() == [first.document, second.document]
+    assert store.passages("a", [1, 0, 7], EVERY) == list(first.passages)
+    assert store.passages("b", [0], Scope()) == store.passages("a", [], EVERY) == []
+    (found,) = store.nearest(second.vectors[0], 1, EVERY)
+    assert found.passage == second.passages[0]
+    np.testing.assert_allclose(found.vector, second.vectors[0], atol=1e-6)
+    store.put([entry("a", "four")])
+    assert texts_of(store, "a") == ["four"]
+    assert store.remove(["a", "nothing"]) == 1
+    assert store.remove([]) == 0
+    store.tidy()
+    assert [each.name for each in store.documents()] == ["b"]
+    assert names(store.nearest(second.vectors[0], 9, EVERY)) == ["b#0"]
+
+
+@pytest.mark.parametrize("scope", SCOPES, ids=str)
+def test_the_nearest_are_those_of_the_highest_cosine(store, scope):
+    entries = drawn()
+    store.put(entries)
+    for question in ("parcels sent on monday", "refund", "depot letter"):
+        vector = EMBEDDER.query(question)
+        cosines = {
+            passage.id: float(its @ vector)
+            for each in entries
+            if scope.holds(each.document)
+            for passage, its in zip(each.passages, each.vectors, strict=True)
+        }
+        found = store.nearest(vector, 10, scope)
+        assert [each.score for each in found] == pytest.approx(sorted(cosines.values(), reverse=True)[:10], abs=1e-5)
+        assert all(each.score == pytest.approx(cosines[each.passage.id], abs=1e-5) for each in found)
+
+
+def bm25(question: Counter[str], passages: dict[str, Counter[str]], length: float | None = None) -> dict[str, float]:
+    """Scores of passages by their words' counts; `length` is how long one is on average, if that is not counted."""
+    lengths = {name: words.total() for name, words in passages.items()}
+    average = length or sum(lengths.values()) / max(1, len(lengths))
+    scores: dict[str, float] = {}
+    for word, times in question.items():
+        having = [name for name, words in passages.items() if words[word]]
+        rare = math.log(1 + (len(passages) - len(having) + 0.5) / (len(having) + 0.5))
+        for name in having:
+            tf = passages[name][word]
+            norm = 1.2 * (0.25 + 0.75 * lengths[name] / average)
+            scores[name] = scores.get(name, 0.0) + times * rare * tf * 2.2 / (tf + norm)
+    return scores
+
+
+def words_of_postgres(url: str, text: str) -> Counter[str]:
+    import psycopg
+
+    with psycopg.connect(url) as connection:
+        asked = "SELECT lexeme, cardinality(positions) FROM unnest(to_tsvector('english', %s))"
+        return Counter(dict(connection.execute(asked, [text]).fetchall()))
+
+
+@pytest.mark.parametrize("scope", SCOPES, ids=str)
+def test_words_are_weighed_by_bm25_within_the_scope(store, at, scope):
+    if at is None:
+        pytest.skip("LanceDB has its own words, and counts them over all passages")
+    entries = drawn()
+    store.put(entries)
+    held = [passage for each in entries if scope.holds(each.document) for passage in each.passages]
+    passages = {each.id: words_of_postgres(at, each.text) for each in held}
+    for question in ("parcels sent on monday", "refund refunds", "o'neil a.com/x?a=1&b=2 of", "the", "unheard"):
+        scores = bm25(words_of_postgres(at, question), passages)
+        found = store.matching(question, 10, scope)
+        assert [each.score for each in found] == pytest.approx(sorted(scores.values(), reverse=True)[:10], rel=1e-5)
+        assert all(each.score == pytest.approx(scores[each.passage.id], rel=1e-5) for each in found)
+
+
+def test_words_find_what_has_them_best_first(store):
+    store.put([entry("a", "The parcel was sent."), entry("b", "Parcels, parcels, parcels!"), entry("c", "Nine days.")])
+    assert names(store.matching("parcels", 9, EVERY)) == ["b#0", "a#0"]
+    assert names(store.matching("parcels", 1, EVERY)) == ["b#0"]
+    assert store.matching("unheard", 9, EVERY) == []
+
+
+# ── what attacks ────────────────────────────────────────────────────────────────────────────────────────────────────
+
+ATTACKS = [
+    "'; DROP TABLE documents; --",
+    '"; DROP SCHEMA halka CASCADE; --',
+    "%s %(readers)s {passages} $1",
+    "100%",
+    "_",
+    "a\\'b\\",
+    "') OR ('1'='1",
+    "parcel' | 'salary",
+    "!salary & :*",
+    "ünïcödé 文書 🙂",
+    '{"must": []}',
+]
+
+
+@pytest.mark.parametrize("attack", ATTACKS)
+def test_a_text_is_a_text_wherever_it_stands(opened, attack):
+    store, other = opened(), opened("other")
+    other.put([entry("kept", "parcel")])
+    secret, own = entry("secret", "salary", readers=["hr"]), entry(attack, f"{attack} zebra")
+    store.put([secret, own])
+    assert [each.name for each in store.documents()] == sorted(["secret", attack])
+    assert store.documents(Scope(under=attack)) == [own.document]
+    assert store.passages(attack, [0], Scope()) == list(own.passages)
+    assert names(store.matching(f"{attack} zebra", 9, Scope())) == [f"{attack}#0"]
+    assert names(store.matching(f"{attack} zebra", 9, Scope(under=attack))) == [f"{attack}#0"]
+    for asked in (store.matching(attack, 9, Scope()), store.nearest(secret.vectors[0], 9, Scope(under=attack))):
+        assert "secret#0" not in names(asked)
+    assert store.remove([f"{attack}x"]) == 0
+    assert store.remove([attack]) == 1
+    assert [each.name for each in store.documents()] == ["secret"]
+    assert [each.name for each in other.documents()] == ["kept"]
+
+
+def test_a_zero_byte_opens_nothing(store):
+    store.put([entry("secret", "salary", readers=["hr"]), entry("open", "par\0cel parcel")])
+    assert names(store.matching("parcel\0salary", 9, Scope())) == ["open#0"]
+    assert store.documents(Scope(under="secret\0")) == []
+    assert store.nearest(EMBEDDER.query("salary"), 9, Scope(under="\0")) == []
+    assert store.passages("secret\0", [0], EVERY) == []
+    assert store.remove(["secret\0"]) == 0
+    assert len(texts_of(store, "open")[0]) == len("par\0cel parcel")
+
+
+# ── many at once, and what is whole ─────────────────────────────────────────────────────────────────────────────────
+
+
+def test_a_change_is_whole_or_not_there(store):
+    store.put([entry("a", "old one", "old two"), entry("b", "old")])
+    broken = entry("b", "new")
+    with pytest.raises(Exception, match=r".+"):
+        store.put([entry("a", "new"), replace(broken, vectors=np.zeros((1, 7), np.float32))])
+    assert texts_of(store, "a") == ["old one", "old two"]
+    assert texts_of(store, "b") == ["old"]
+
+
+def test_writers_and_readers_at_once_see_whole_documents(opened):
+    versions = [[f"{letter} parcel {number}" for number in range(4)] for letter in ("one", "two", "three")]
+    opened().put([entry("a", *versions[0]), entry("b", *versions[0])])
+
+    def write(texts: list[str]) -> None:
+        mine = opened()
+        for _ in range(5):
+            mine.put([entry("a", *texts), entry("b", *texts)])
+
+    def read() -> None:
+        mine = opened()
+        for _ in range(15):
+            assert texts_of(mine, "a") in versions
+            found = [each.passage for each in mine.matching("parcel", 20, EVERY)]
+            for name in ("a", "b"):
+                seen = sorted((each.number, each.text) for each in found if each.document == name)
+                assert [text for _, text in seen] in versions
+
+    with ThreadPoolExecutor(5) as pool:
+        running = [pool.submit(write, texts) for texts in versions] + [pool.submit(read), pool.submit(read)]
+        for each in running:
+            each.result()
+    assert len(opened().documents()) == 2
+    assert len(opened().nearest(EMBEDDER.query("parcel"), 20, EVERY)) == 8
+
+
+def test_one_store_answers_many_threads(store):
+    store.put(drawn(20))
+    expected = names(store.matching("parcel depot", 5, EVERY))
+    with ThreadPoolExecutor(6) as pool:
+        found = [*pool.map(lambda _: names(store.matching("parcel depot", 5, EVERY)), range(24))]
+    assert found == [expected] * 24
+
+
+def test_what_was_dropped_is_gone(opened):
+    other = opened("other")
+    other.put([entry("a", "kept")])
+    opened().put([entry("a", "gone")])
+    opened().drop()
+    assert opened().documents() == []
+    assert len(other.documents()) == 1
+
+
+def test_another_width_is_refused(opened):
+    opened().put([entry("a", "parcel")])
+    with pytest.raises(ValueError, match="width"):
+        opened(width=7)
+
+
+# ── places ──────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+@pytest.mark.parametrize(
+    "at",
+    [
+        "postgresql://ada:secret7@host/db",
+        "postgres://host/db?password=secret7",
+        "postgresql://host/db?sslmode=require&%70assword=secret7",
+    ],
+)
+def test_a_password_is_not_written_down(tmp_path, at):
+    with pytest.raises(ValueError, match=r"must not have a password: .* set PGPASSWORD") as refused:
+        Collection(tmp_path / "faq", EMBEDDER, at=at)
+    assert "secret7" not in str(refused.value)
+    assert not (tmp_path / "faq").exists()
+
+
+@pytest.mark.parametrize("at", ["", "mysql://host/db", "/folder", "host/db"])
+def test_what_is_no_place_is_refused(tmp_path, at):
+    with pytest.raises(ValueError, match="is no place to keep a collection"):
+        Collection(tmp_path / "faq", EMBEDDER, at=at)
+
+
+def test_a_collection_knows_its_place(tmp_path, at):
+    collection = Collection(tmp_path / "faq", EMBEDDER, at=at)
+    [*collection.put([("a", "Parcels are sent.")])]
+    again = Collection(tmp_path / "faq", EMBEDDER)
+    assert again.at == at
+    assert [each.name for each in again.documents()] == ["a"]
+    assert Collection(tmp_path / "faq", EMBEDDER, at=at).documents() == again.documents()
+    (tmp_path / "elsewhere").mkdir()
+    namesake = Collection(tmp_path / "elsewhere" / "faq", EMBEDDER, at=at)
+    assert namesake.documents() == []
+    namesake.delete()
+    with pytest.raises(ValueError, match=r"keeps its passages .*, not at postgresql://nowhere/db"):
+        Collection(tmp_path / "faq", EMBEDDER, at="postgresql://nowhere/db")
+    again.delete()
+    assert not (tmp_path / "faq").exists()
+
+
+def test_a_server_that_does_not_answer_begins_no_collection(tmp_path):
+    nowhere = f"postgresql://ada@/db?host={tmp_path}"
+    with pytest.raises(ValueError, match=r"PostgreSQL at /db cannot be opened: .*PGPASSWORD"):
+        Collection(tmp_path / "faq", EMBEDDER, at=nowhere)
+    with pytest.raises(ValueError, match="cannot be opened: invalid"):
+        Collection(tmp_path / "faq", EMBEDDER, at="postgresql://host/db?nothing=1")
+    Collection(tmp_path / "faq", EMBEDDER).delete()  # another place may be named
+
+
+def test_a_missing_extra_is_named(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "psycopg", None)
+    with pytest.raises(ValueError, match=r"pip install 'halka\[postgres\]'"):
+        Collection(tmp_path / "faq", EMBEDDER, at="postgresql://host/db")
+
+
+def test_two_stores_are_one_too_many(tmp_path):
+    store = stores.store_at(None, "", tmp_path / "store", EMBEDDER.width)
+    with pytest.raises(ValueError, match="not both"):
+        Collection(tmp_path / "faq", EMBEDDER, store, at="postgresql://host/db")
+
+
+# ── PostgreSQL ──────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_a_server_without_pgvector_is_told(postgres, monkeypatch):
+    from halka.rag import postgres as module
+
+    monkeypatch.setattr(module, "BEGIN", ("CREATE EXTENSION IF NOT EXISTS nobody_has_it",))
+    with pytest.raises(ValueError, match="lacks pgvector: install it on the server"):
+        module.PostgresStore(postgres, "without", 3)
+
+
+def test_a_user_without_rights_is_told_whom_to_ask(postgres):
+    import psycopg
+
+    from halka.rag.postgres import PostgresStore
+
+    with psycopg.connect(postgres, autocommit=True) as connection:
+        connection.execute("CREATE ROLE nobody_much LOGIN")
+        connection.execute("CREATE DATABASE closed")
+    url = postgres.replace("postgres@/postgres", "nobody_much@/closed")
+    with pytest.raises(ValueError, match="let its administrator run CREATE EXTENSION vector"):
+        PostgresStore(url, "without", 3)
+
+
+def test_a_server_that_began_anew_is_asked_anew(postgres):
+    import psycopg
+
+    from halka.rag.postgres import PostgresStore
+
+    store = PostgresStore(postgres, "interrupted", EMBEDDER.width)
+    store.put([entry("a", "parcel")])
+    with psycopg.connect(postgres) as connection:
+        connection.execute("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE pid <> pg_backend_pid()")
+    assert texts_of(store, "a") == ["parcel"]
+
+
+@pytest.mark.parametrize("name", ["", "a\0b", "ü", "a" * 51, 'a"; DROP SCHEMA halka; --', "100%", "a.b"])
+def test_what_cannot_name_tables_is_refused(postgres, name):
+    from halka.rag.postgres import PostgresStore
+
+    with pytest.raises(ValueError, match="cannot name tables"):
+        PostgresStore(postgres, name, 3)
+
+
+def test_a_collections_key_is_short_and_its_own(tmp_path):
+    one, other = stores.new_key("Ä B" * 40), stores.new_key("Ä B" * 40)
+    assert one != other
+    assert len(one) < 50
+    assert one.isascii()
+    settings = Collection(Path(tmp_path) / "faq", EMBEDDER).folder / "collection.json"
+    assert set(json.loads(settings.read_text())) == {"embedder", "roots"}
