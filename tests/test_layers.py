@@ -45,6 +45,7 @@ LAYERS: dict[str, set[str]] = {
     "exporting": {"core", "files", "formats", "methods", "store"},
     "merging": {"core", "data", "methods", "models"},
     "rag": {"files", "models"},
+    "answering": {"core", "data", "evaluation", "models"},
     "measure": {
         *("core", "methods", "models", "data", "run", "training", "evaluation", "store"),
         *("estimate", "machine", "files"),
@@ -52,10 +53,14 @@ LAYERS: dict[str, set[str]] = {
     "report": {"files", "metrics"},
     "experiment": {"data", "methods", "metrics", "models", "settings", "run", "measure"},
     "compare": {"experiment", "measure", "report", "run", "files"},
+    "ablation": {
+        *("answering", "compare", "core", "data", "evaluation", "experiment", "files", "machine", "methods", "metrics"),
+        *("models", "rag", "report", "run", "settings", "store", "training"),
+    },
     "cli": {
         *("core", "methods", "models", "data", "run", "training", "evaluation", "metrics", "formats", "store"),
         *("report", "experiment", "compare", "settings", "files", "adapter_store", "lm_eval", "pool", "rag"),
-        *("exporting", "merging"),
+        *("exporting", "merging", "ablation", "answering"),
     },
     "__init__": {
         *("adapter_store", "exporting", "merging", "methods", "models", "pool", "run", "store", "training"),

@@ -6,7 +6,7 @@ import pytest
 
 import halka
 from embedder_for_tests import WordEmbedder
-from halka.cli.ask import answering
+from halka.answering import answering
 from halka.rag.answer import Answerer
 from halka.rag.collection import Collection
 from halka.rag.passages import Passage

@@ -14,10 +14,11 @@ import shutil
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from filelock import FileLock, Timeout
 
@@ -25,6 +26,9 @@ from halka.experiment import Entry, Experiment, digest, task_of
 from halka.files import write_text
 from halka.measure import BASE, SCHEMA, Spec, failed
 from halka.run import TrainConfig
+
+if TYPE_CHECKING:
+    from halka.report import Section
 
 Kind = Literal["started", "step", "done", "failed", "skipped"]
 
@@ -59,7 +63,17 @@ def run(experiment: Experiment, folder: str | Path, *, retry: bool = False) -> I
 
     Raises ValueError, before anything runs, for what would fail every run, and where another process is at work there.
     """
-    schedule, folder = _Schedule(experiment, Path(folder), retry), Path(folder)
+    schedule = _Schedule(experiment, Path(folder), retry)
+    with alone_in(Path(folder)):
+        yield from schedule.go()
+
+
+@contextmanager
+def alone_in(folder: Path) -> Iterator[None]:
+    """An experiment's folder, made if it is not there, for this process alone.
+
+    Raises ValueError where another is at work there.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     lock = FileLock(folder / ".lock")
     try:
@@ -67,7 +81,7 @@ def run(experiment: Experiment, folder: str | Path, *, retry: bool = False) -> I
     except Timeout:
         raise ValueError(f"another process runs an experiment in {folder}: wait for it, or name another") from None
     try:
-        yield from schedule.go()
+        yield
     finally:
         (folder / ".lock").unlink(missing_ok=True)
         lock.release()
@@ -78,8 +92,13 @@ def measurements(folder: str | Path) -> list[dict[str, Any]]:
     return [json.loads(path.read_text(encoding="utf-8")) for path in sorted((Path(folder) / "runs").glob("*.json"))]
 
 
-def write_outputs(experiment: Experiment, folder: str | Path, command: str | None = None) -> Outputs:
-    """The table, the summary and the report of what has been measured so far; `command` is how to run it again."""
+def write_outputs(
+    experiment: Experiment, folder: str | Path, command: str | None = None, sections: Sequence[Section] = ()
+) -> Outputs:
+    """The table, the summary and the report of what has been measured so far; `command` is how to run it again.
+
+    `sections` are what else the report is to hold.
+    """
     from halka.report import summarise, to_markdown, write_report
 
     folder = Path(folder)
@@ -89,7 +108,7 @@ def write_outputs(experiment: Experiment, folder: str | Path, command: str | Non
     outputs = Outputs(folder / "report.html", folder / "table.md", folder / "summary.json", found, others)
     write_text(outputs.table, to_markdown(summary))
     write_text(outputs.summary, json.dumps(asdict(summary), indent=1) + "\n")
-    write_report(found, outputs.report, title=experiment.name, command=command)
+    write_report(found, outputs.report, title=experiment.name, command=command, sections=sections)
     return outputs
 
 

@@ -121,13 +121,16 @@ def read_experiment(path: str | Path) -> Experiment:
     try:
         experiment = Experiment.model_validate(given)
     except ValidationError as error:
-        told = [
-            (".".join(map(str, each["loc"])) or "experiment", each["msg"].removeprefix("Value error, "))
-            for each in error.errors()
-        ]
-        lines = "; ".join(f"{place}: {reason}" for place, reason in told)
-        raise ValueError(f"{path}: {lines}") from None
+        raise ValueError(f"{path}: {told_by(error, 'experiment')}") from None
     return experiment.model_copy(update=_found(experiment, path))
+
+
+def told_by(error: ValidationError, whole: str) -> str:
+    """Each wrong key and why, in a line; what is wrong of all of it is told of `whole`."""
+    told = [
+        (".".join(map(str, each["loc"])) or whole, each["msg"].removeprefix("Value error, ")) for each in error.errors()
+    ]
+    return "; ".join(f"{place}: {reason}" for place, reason in told)
 
 
 def _found(experiment: Experiment, path: Path) -> dict[str, str]:

@@ -61,6 +61,12 @@ def score(
     }
 
 
+def mean_of(values: Sequence[float], seed: int = 0, resamples: int = 1000) -> Score:
+    """The mean of values from 0 to 1, one an item, with its interval as `score` has it. Raises ValueError for none."""
+    mean = Metric.mean("mean", "mean of what the items are worth", lambda value, _: float(value))
+    return score([repr(float(value)) for value in values], [[""]] * len(values), [mean], seed, resamples)["mean"]
+
+
 def find_metric(name: str | Metric) -> Metric:
     """The metric of that name; `family:path` builds one (see `FAMILIES`); a `Metric` is returned as it is.
 

@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import queue
-import threading
-from collections.abc import Iterator
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -16,8 +13,7 @@ from halka.cli.opening import Base, Loading, open_model, with_loading
 from halka.cli.routing import AdapterNames, StoreFolder, given_adapters
 
 if TYPE_CHECKING:
-    from halka.core import AdaptedModel
-    from halka.rag.answer import Answer, Generate
+    from halka.rag.answer import Answer
 
 EXAMPLES = examples(
     'halka ask "When are parcels sent?" --collection faq --base smollm2-135m',
@@ -50,6 +46,7 @@ def ask(
 
     The adapter gives the form, the documents the knowledge. Nothing is answered from what --as may not read.
     """
+    from halka.answering import answering, prompt_budget, prompt_tokens
     from halka.rag.answer import Answerer
     from halka.rag.retrieve import Retriever
 
@@ -76,63 +73,6 @@ def ask(
         else:
             typer.echo()
             _show_sources(each)
-
-
-def prompt_budget(model: AdaptedModel, name: str | None, new_tokens: int) -> int:
-    """The tokens that a prompt may take beside an answer of `new_tokens`. Raises ValueError where none are left."""
-    from halka.models import context
-
-    room = context(model, name)
-    if room is None:
-        return 2**16
-    if room <= new_tokens:
-        raise ValueError(f"--max-new-tokens {new_tokens} leaves nothing of the {room} tokens that this base reads")
-    return room - new_tokens
-
-
-def prompt_tokens(model: AdaptedModel, prompt: str) -> int:
-    """The tokens that the model reads for a prompt, its chat template's included."""
-    from halka.data.examples import Example, Message
-    from halka.data.tokens import encode_prompt
-
-    return len(encode_prompt(Example((Message("user", prompt),)), model.tokenizer))
-
-
-def answering(model: AdaptedModel, name: str | None, tokens: int, options: dict[str, Any]) -> Generate:
-    """What makes an adapter's answers, in pieces as they are made."""
-    from transformers import TextIteratorStreamer
-
-    from halka.data.examples import Example, Message
-    from halka.evaluation import generate
-
-    def answer(prompt: str) -> Iterator[str]:
-        streamer: Any = TextIteratorStreamer(model.tokenizer, skip_prompt=True, skip_special_tokens=True)
-        failed: queue.SimpleQueue[BaseException] = queue.SimpleQueue()
-
-        def work() -> None:
-            try:
-                for _ in generate(
-                    model,
-                    name,
-                    [Example((Message("user", prompt),))],
-                    max_new_tokens=tokens,
-                    batch_size=1,
-                    streamer=streamer,
-                    **options,
-                ):
-                    pass
-            except BaseException as error:  # raised again where the answer is read
-                failed.put(error)
-                streamer.end()
-
-        thread = threading.Thread(target=work, daemon=True)
-        thread.start()
-        yield from streamer
-        thread.join()
-        if not failed.empty():
-            raise failed.get()
-
-    return answer
 
 
 def _show_sources(answer: Answer) -> None:

@@ -12,29 +12,94 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from halka.cli.command import Failed, Json, emit, existing_file, say, show
+from halka.cli.command import Failed, Json, emit, examples, existing_file, say, show
 
 if TYPE_CHECKING:
+    from halka.ablation import Summary
     from halka.experiment import Experiment
+    from halka.report import Section
 
 Retry = Annotated[bool, typer.Option("--retry", help="run again what failed")]
 
 
+EXAMPLES = examples(
+    "halka compare experiment.yaml -o results",
+    "halka compare --rag ablation.yaml -o results",
+)
+
+
 def compare(
-    experiment: Annotated[Path, typer.Argument(metavar="EXPERIMENT", help="a YAML file: base, task, methods, seeds")],
     out: Annotated[Path, typer.Option("--out", "-o", metavar="FOLDER", help="measurements, table and report")],
+    experiment: Annotated[
+        Path | None, typer.Argument(metavar="[EXPERIMENT]", help="a YAML file: base, task, methods, seeds")
+    ] = None,
+    rag: Annotated[
+        Path | None,
+        typer.Option(
+            "--rag", metavar="FILE", help="a YAML file: documents, questions, form; what adapter and retrieval do"
+        ),
+    ] = None,
     retry: Retry = False,
     json: Json = False,
 ) -> None:
-    """Compare methods on a task, fairly, and write a report.
+    """Compare methods on a task, fairly, and write a report; with --rag, what an adapter and documents each bring.
 
     Each method gets a small search for its learning rate, and then several seeds. Every run is kept:
     the same command runs what is missing, and adding a method runs that one.
     """
     from halka.experiment import read_experiment
 
-    command = shlex.join(["halka", "compare", str(experiment), "-o", str(out)])
-    _run(read_experiment(existing_file(experiment, "EXPERIMENT")), out, command, retry, json)
+    if experiment is None and rag is None:
+        raise ValueError("there is nothing to compare: give an EXPERIMENT, or --rag FILE")
+    given = [] if experiment is None else [str(experiment)]
+    command = shlex.join(["halka", "compare", *given, *([] if rag is None else ["--rag", str(rag)]), "-o", str(out)])
+    ablation = None if rag is None else existing_file(rag, "--rag")
+    if experiment is None:
+        assert ablation is not None
+        return _ablate(ablation, out, command, json)
+    read = read_experiment(existing_file(experiment, "EXPERIMENT"))
+    _run(read, out, command, retry, json, ablation)
+
+
+def _ablate(path: Path, out: Path, command: str, json: bool) -> None:
+    """An ablation alone, to its table and report."""
+    from halka.ablation.tables import to_rich
+    from halka.report import write_report
+
+    summary, section = _ablated(path, out)
+    report = write_report((), out / "report.html", title=summary.name, command=command, sections=[section])
+    if json:
+        return emit({"report": report, "table": out / "ablation.md", "summary": out / "ablation.json"})
+    show(to_rich(summary), "", f"report: {report}")
+
+
+def _ablated(path: Path, out: Path) -> tuple[Summary, Section]:
+    """What an ablation's runs say, when what was missing has run; its table and summary are written."""
+    import json
+
+    from halka.ablation import found, read_ablation, study, summarise
+    from halka.ablation.tables import headline, to_html, to_markdown
+    from halka.cli.progress import RunsProgress
+    from halka.files import write_text
+    from halka.models.cache import known_bases, pull
+    from halka.report import Section
+
+    ablation = read_ablation(path)
+    if out.is_file():
+        raise ValueError(f"--out: {out} is a file: name a folder")
+    if ablation.base in known_bases():
+        pull(ablation.base, say)
+    try:
+        with terminated_as_interrupted(), RunsProgress() as progress:
+            for event in study(ablation, out):
+                progress.event(event)
+    except KeyboardInterrupt:
+        say("Stopped. The same command goes on with what is missing")
+        raise typer.Exit(130) from None
+    summary = summarise(found(ablation, out))
+    write_text(out / "ablation.json", json.dumps(summary.to_json(), indent=1) + "\n")
+    write_text(out / "ablation.md", to_markdown(summary))
+    return summary, Section(to_html(summary), headline(summary))
 
 
 def demo(
@@ -53,7 +118,9 @@ def demo(
     _run(demo_experiment(), out, shlex.join(["halka", "demo", "-o", str(out)]), retry, json)
 
 
-def _run(experiment: Experiment, out: Path, command: str, retry: bool, json: bool) -> None:
+def _run(
+    experiment: Experiment, out: Path, command: str, retry: bool, json: bool, ablation: Path | None = None
+) -> None:
     from halka.cli.progress import RunsProgress
     from halka.compare import run, write_outputs
     from halka.models.cache import known_bases, pull
@@ -69,7 +136,8 @@ def _run(experiment: Experiment, out: Path, command: str, retry: bool, json: boo
     except KeyboardInterrupt:
         say("Stopped. The same command goes on with what is missing")
         raise typer.Exit(130) from None
-    outputs = write_outputs(experiment, out, command)
+    sections = [] if ablation is None else [_ablated(ablation, out)[1]]
+    outputs = write_outputs(experiment, out, command, sections)
     failed = [each for each in outputs.measurements if each["status"] != "done"]
     if outputs.others:
         say(f"{outputs.others} measurements in {out} are of other settings, and left out of table and report")

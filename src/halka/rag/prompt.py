@@ -27,6 +27,7 @@ INSTRUCTION = (
     "Answer the question from the passages. Cite each passage that you use by its number, like [1]. If the passages do "
     f"not hold the answer, reply: {ABSTAINED}"
 )
+ANSWER = "{answer}"
 CITATION = re.compile(r"\[(\d{1,3})\]")
 FORM = re.compile(r"^(?=\s*(\[\d+\]|Question:|Answer the question from))", re.MULTILINE)
 
@@ -52,6 +53,13 @@ def fitting(question: str, passages: Sequence[Passage], budget: int, count: Coun
         if count(prompted(question, [*kept, each])) <= budget:
             kept.append(each)
     return kept
+
+
+def in_form(form: str, answer: str) -> str:
+    """The answer as a form has it, which holds `{answer}` once. Raises ValueError for a form that does not."""
+    if form.count(ANSWER) != 1:
+        raise ValueError(f"the form {form!r} must hold {ANSWER} once, where the answer stands")
+    return form.replace(ANSWER, answer)
 
 
 def cited(answer: str, passages: int) -> list[int]:

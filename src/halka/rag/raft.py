@@ -9,19 +9,22 @@ from __future__ import annotations
 
 import random
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
 from halka.rag.passages import Passage
-from halka.rag.prompt import ABSTAINED, prompted
+from halka.rag.prompt import ABSTAINED, ANSWER, in_form, prompted
 from halka.rag.retrieve import Retriever
 from halka.rag.store import Scope
 
 
 @dataclass(frozen=True)
 class Asked:
-    """A question, its answers (the first is taught) and the document that holds them; None: whichever does."""
+    """A question, its answers (the first is taught) and the document that holds them; None: whichever does.
+
+    Without answers it is a question of what the documents do not hold.
+    """
 
     question: str
     answers: tuple[str, ...]
@@ -29,12 +32,15 @@ class Asked:
 
 
 def asked_in(row: Mapping[str, Any], where: str) -> Asked:
-    """What a row asks. Raises ValueError for a row without a question, or without `answer` or `answers`."""
+    """What a row asks; `answers: []` where the documents do not say.
+
+    Raises ValueError for a row without a question, or without `answer` or `answers`.
+    """
     question, answers = row.get("question"), row.get("answers", row.get("answer"))
     answers = [answers] if isinstance(answers, str) else answers
     if not isinstance(question, str) or not question.strip():
         raise ValueError(f'{where}: no question: a row has "question": a text')
-    if not isinstance(answers, list) or not answers or not all(isinstance(each, str) and each for each in answers):
+    if not isinstance(answers, list) or not all(isinstance(each, str) and each for each in answers):
         raise ValueError(f'{where}: no answer: a row has "answer": a text, or "answers": a list of texts')
     document = row.get("document")
     return Asked(question, tuple(answers), document if isinstance(document, str) else None)
@@ -47,17 +53,20 @@ class Raft:
     passages  how many a prompt holds
     without   the share of questions whose gold passage is left out
     cite      whether the answer is followed by its citation
+    form      how the answer is put, with {answer} where it stands
     seed      of the order of passages and of which are left out
     """
 
     passages: int = 4
     without: float = 0.2
     cite: bool = True
+    form: str = ANSWER
     seed: int = 0
 
     def __post_init__(self) -> None:
         if self.passages < 1 or not 0 <= self.without < 1:
             raise ValueError("passages must be 1 or more, and without a share from 0 to below 1")
+        in_form(self.form, "")
 
     def examples(
         self,
@@ -73,25 +82,26 @@ class Raft:
             if gold is None and each.document is not None:
                 own = retriever.collection.store.passages(each.document, range(10_000), scope)
                 gold = next((passage for passage in own if holds(passage, each)), None)
-            if gold is None:
+            if gold is None and each.answers:
                 continue
-            left_out = draw.random() < self.without
+            left_out = gold is None or draw.random() < self.without
             others = [passage for passage in found if not holds(passage, replace(each, document=None))]
-            shown = others[: self.passages] if left_out else [gold, *others[: self.passages - 1]]
+            shown = others[: self.passages] if gold is None or left_out else [gold, *others[: self.passages - 1]]
             draw.shuffle(shown)
+            number = None if gold is None or left_out else shown.index(gold) + 1
             yield {
                 "messages": [
                     {"role": "user", "content": prompted(each.question, shown)},
-                    {"role": "assistant", "content": self._answer(each, shown, gold, left_out)},
+                    {"role": "assistant", "content": self._answer(each, number)},
                 ],
-                "answers": [ABSTAINED] if left_out else list(each.answers),
-                "gold": None if left_out else shown.index(gold) + 1,
+                "answers": [ABSTAINED] if number is None else list(each.answers),
+                "gold": number,
             }
 
-    def _answer(self, asked: Asked, shown: Sequence[Passage], gold: Passage, left_out: bool) -> str:
-        if left_out:
+    def _answer(self, asked: Asked, number: int | None) -> str:
+        if number is None:
             return ABSTAINED
-        return f"{asked.answers[0]} [{shown.index(gold) + 1}]" if self.cite else asked.answers[0]
+        return in_form(self.form, asked.answers[0]) + (f" [{number}]" if self.cite else "")
 
 
 def holds(passage: Passage, asked: Asked) -> bool:

@@ -35,17 +35,27 @@ class Strip:
     at: float
 
 
+@dataclass(frozen=True)
+class Section:
+    """A part of the report that another kind of measurement has made: its HTML, and what it says in a sentence."""
+
+    html: str
+    headline: str
+
+
 def write_report(
     measurements: Sequence[Measurement],
     path: str | os.PathLike[str],
     title: str | None = None,
     command: str | None = None,
+    sections: Sequence[Section] = (),
 ) -> Path:
     """Writes the report on one experiment's measurements to `path`, whole or not at all, and returns the path.
 
     measurements    what `halka.measure` writes, finished or not
     title           the page's title; by default the task and the base
     command         what makes the measurements again; by default what they record
+    sections        what else was measured, and stands behind the methods; the first heads a report without any
 
     The same measurements give the same bytes. Raises ValueError where `path` is a folder, and where the measurements
     are not of one task, one base and one primary metric.
@@ -53,12 +63,17 @@ def write_report(
     target = Path(path)
     if target.is_dir():
         raise ValueError(f"{target} is a folder; name a file in it, such as {target / 'report.html'}")
-    text = render(measurements, title, command)
+    text = render(measurements, title, command, sections)
     write_file(target, lambda beside: beside.write_bytes(text.encode("utf-8", "replace")))
     return target
 
 
-def render(measurements: Sequence[Measurement], title: str | None = None, command: str | None = None) -> str:
+def render(
+    measurements: Sequence[Measurement],
+    title: str | None = None,
+    command: str | None = None,
+    sections: Sequence[Section] = (),
+) -> str:
     """The report as text; see `write_report`."""
     from jinja2 import Environment, StrictUndefined
     from markupsafe import Markup
@@ -72,6 +87,8 @@ def render(measurements: Sequence[Measurement], title: str | None = None, comman
     return environment.from_string(_file("report.html.j2")).render(
         title=one_line(title or (f"{summary.task} on {summary.base}" if measurements else "Report")),
         summary=summary,
+        headline=sections[0].headline if sections and not measurements else summary.headline,
+        sections=[Markup(section.html) for section in sections],
         cards=key_figures(summary),
         main=_table(summary, MAIN),
         rest=_table(summary, ["method", *(c.key for c in columns(summary) if c.key not in MAIN)]),

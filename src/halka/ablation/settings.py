@@ -1,0 +1,166 @@
+"""An ablation: whose documents, which questions, what form, how it is trained; its YAML file (docs/rag.md)."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+
+from halka.data.readers import Row, read_rows
+from halka.data.task import SPLITS
+from halka.experiment import Count, Entry, told_by
+from halka.rag.prompt import ANSWER, in_form
+from halka.rag.raft import Asked, asked_in
+from halka.run import TrainConfig
+from halka.settings import converted, settings_of
+
+
+class Ablation(BaseModel):
+    """What is asked of which documents, and by whom: the base, an adapter, and an adapter tuned for passages."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    name: str
+    base: str = "smollm2-135m"
+    dtype: str = "bfloat16"
+    documents: tuple[str, ...] = Field(min_length=1, description='files and folders; .jsonl: rows of "name", "text"')
+    questions: dict[str, str] = Field(description="files of train, validation and test")
+    examples: dict[str, Count] = {}
+    form: str = Field(default=ANSWER, description="how an answer is to look, with {answer} where it stands")
+    instruction: str = Field(default="", description="the form in words, for the base, which has not learned it")
+    passages: Count = 4
+    without: Annotated[float, Field(ge=0, lt=1)] = 0.2
+    method: Entry = Entry(method="lora", label="LoRA")
+    train: dict[str, Any] = Field(default={}, description="as for `halka train`, without lr and seed")
+    seeds: tuple[int, ...] = Field(default=(0, 1, 2), min_length=1)
+    max_new_tokens: Count = 48
+    injections: Annotated[int, Field(ge=0, description="questions whose passages get an attack put in")] = 20
+    changes: Annotated[int, Field(ge=0, description="answers that are changed in their documents")] = 20
+
+    @field_validator("train")
+    @classmethod
+    def _in_their_types(cls, train: dict[str, Any]) -> dict[str, Any]:
+        given = converted(settings_of(TrainConfig), train)
+        if repeated := {"lr", "seed"} & given.keys():
+            raise ValueError(f"{', '.join(sorted(repeated))} is the method's (lrs) or set by seeds, not here")
+        TrainConfig(**given)
+        return given
+
+    @model_validator(mode="after")
+    def _fits(self) -> Ablation:
+        if self.questions.keys() != {*SPLITS}:
+            raise ValueError(f"questions: give a file for each of {', '.join(SPLITS)}")
+        if unknown := self.examples.keys() - {*SPLITS}:
+            raise ValueError(f"examples: the splits are {', '.join(SPLITS)}, not {', '.join(sorted(unknown))}")
+        in_form(self.form, "")
+        if len({*self.seeds}) < len(self.seeds):
+            raise ValueError("seeds: one is there twice")
+        if self.method.method == "base" or len(self.method.rates()) != 1:
+            raise ValueError("method: an adapter's, with one learning rate (lrs)")
+        return self
+
+    @property
+    def lr(self) -> float:
+        return self.method.rates()[0]
+
+
+@dataclass(frozen=True)
+class Questions:
+    """The splits' questions; those without answers are of what the documents do not hold."""
+
+    train: tuple[Asked, ...]
+    validation: tuple[Asked, ...]
+    test: tuple[Asked, ...]
+
+    @property
+    def digest(self) -> str:
+        return hashlib.sha256(repr(self).encode()).hexdigest()[:12]
+
+
+def read_ablation(path: str | Path) -> Ablation:
+    """An ablation from its YAML file; the paths in it are seen from its folder.
+
+    Raises ValueError naming each wrong key, and a path that leads nowhere.
+    """
+    path = Path(path)
+    try:
+        given = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise ValueError(f"there is no file {path}") from None
+    except (yaml.YAMLError, UnicodeDecodeError, OSError) as error:
+        raise ValueError(f"{path} is not YAML: {error}") from None
+    if not isinstance(given, dict):
+        raise ValueError(f"{path} holds no ablation: it needs at least name, documents and questions")
+    try:
+        ablation = Ablation.model_validate(given)
+    except ValidationError as error:
+        raise ValueError(f"{path}: {told_by(error, 'ablation')}") from None
+
+    def found(name: str) -> str:
+        place = (path.parent / Path(name).expanduser()).resolve()
+        if not place.exists():
+            raise ValueError(f"{path}: there is no {place}")
+        return str(place)
+
+    near = path.parent / Path(ablation.base).expanduser()
+    return ablation.model_copy(
+        update={
+            "documents": tuple(map(found, ablation.documents)),
+            "questions": {split: found(name) for split, name in ablation.questions.items()},
+            "base": str(near.resolve()) if near.is_dir() else ablation.base,
+        }
+    )
+
+
+def read_questions(ablation: Ablation) -> Questions:
+    """Its questions, the first of each split as many as it wants.
+
+    Raises ValueError for a row that is none, and for a split without questions that have answers.
+    """
+    splits = {}
+    for split, path in ablation.questions.items():
+        rows = [asked_in(row.fields, row.where) for row in _rows(path)]
+        splits[split] = tuple(rows[: ablation.examples.get(split)])
+        if not any(each.answers for each in splits[split]):
+            raise ValueError(f"{path}: no question with an answer")
+    return Questions(**splits)
+
+
+def is_rows(path: str) -> bool:
+    """Whether a path of `documents` is a file of rows, each a document."""
+    return path.endswith((".jsonl", ".jsonl.gz"))
+
+
+def read_documents(path: str) -> Iterator[tuple[str, str]]:
+    """(name, text) of a file's rows. Raises ValueError for a row that has not both."""
+    for row in _rows(path):
+        name, text = row.fields.get("name"), row.fields.get("text")
+        if not isinstance(name, str) or not isinstance(text, str):
+            raise ValueError(f'{row.where}: not a document: a row has "name" and "text"')
+        yield name, text
+
+
+def _rows(path: str) -> Iterator[Row]:
+    for row in read_rows(path):
+        if not isinstance(row, Row):
+            raise ValueError(str(row))
+        yield row
+
+
+def key_of(ablation: Ablation, told: dict[str, Any]) -> str:
+    """Eight letters that are the same for the same work, wherever its files are."""
+    own = ablation.model_dump(exclude={"documents", "questions", "examples", "seeds", "name"}) | told
+    return hashlib.sha256(json.dumps(own, sort_keys=True, default=str).encode()).hexdigest()[:8]
+
+
+def matcher(form: str) -> re.Pattern[str]:
+    """What an answer in this form looks like, its citations after it; its group is the answer itself."""
+    before, after = form.split("{answer}")
+    return re.compile(rf"{re.escape(before)}(.{{1,400}}?){re.escape(after)}(?:\s*\[\d{{1,3}}\])*\s*")

@@ -1,0 +1,292 @@
+"""The runs of an ablation: base, adapters and tuned adapters, each answering the test; what is missing is run.
+
+folder/
+  collection/    the documents
+  work/RUN/      a run's checkpoint while it is trained, and its adapter
+  runs/RUN.json  a run's answers; one that is there is not run again
+"""
+
+from __future__ import annotations
+
+import json
+import platform
+import random
+import re
+import time
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, Literal
+
+from halka import machine
+from halka.ablation.injections import attacks, injected
+from halka.ablation.scores import Answered, as_rows, from_row, said, scored
+from halka.ablation.settings import Ablation, Questions, is_rows, key_of, matcher, read_documents, read_questions
+from halka.answering import prompt_budget, prompt_tokens
+from halka.compare import Event, alone_in
+from halka.core import AdaptedModel
+from halka.data.examples import Example, Message
+from halka.evaluation import generate
+from halka.files import write_text
+from halka.methods import made
+from halka.metrics import find_metric
+from halka.models import adapt
+from halka.models.loading import load_base
+from halka.rag.collection import Collection
+from halka.rag.passages import Passage
+from halka.rag.prompt import fitting, in_form, prompted
+from halka.rag.raft import Asked, Raft, holds
+from halka.rag.retrieve import Retriever
+from halka.rag.store import Scope
+from halka.run import TrainConfig
+from halka.store import save
+from halka.training import train
+
+SCHEMA = 1
+NAME = "run"
+BATCH = 16
+Who = Literal["base", "adapter", "tuned"]
+
+
+@dataclass(frozen=True)
+class Run:
+    """Who answers: the base, an adapter trained on questions alone, or one tuned for answering from passages."""
+
+    who: Who
+    seed: int = 0
+
+    @property
+    def title(self) -> str:
+        return self.who if self.who == "base" else f"{self.who}, seed {self.seed}"
+
+
+def runs_of(ablation: Ablation) -> list[Run]:
+    return [Run("base"), *(Run(who, seed) for seed in ablation.seeds for who in ("adapter", "tuned"))]
+
+
+def study(ablation: Ablation, folder: str | Path, collection: Collection | None = None) -> Iterator[Event]:
+    """Run what is missing in `folder` and say what happens; `collection` is one in the folder, embedded by MiniLM.
+
+    Raises ValueError for data that cannot be used, and where another process is at work there.
+    """
+    folder = Path(folder)
+    questions = read_questions(ablation)
+    runs = runs_of(ablation)
+    with alone_in(folder):
+        left = []
+        for done, run in enumerate(runs, start=1):
+            if _path(ablation, questions, folder, run).exists():
+                yield Event("skipped", run.title, done, len(runs), message="its answers are there")
+            else:
+                left.append(run)
+        if not left:
+            return
+        collection = collection or Collection(folder / "collection")
+        texts = {name: text for path in ablation.documents if is_rows(path) for name, text in read_documents(path)}
+        files = [path for path in ablation.documents if not is_rows(path)]
+        yield Event("started", "documents", len(runs) - len(left), len(runs))
+        for event in (*collection.put(texts.items()), *collection.add(files)):
+            if event.what == "skipped":
+                yield Event("skipped", event.document, len(runs) - len(left), len(runs), message=event.reason)
+        model = adapt(*load_base(ablation.base, dtype=ablation.dtype))
+        subject = _Subject(ablation, questions, collection, model, texts)
+        for done, run in enumerate(left, start=len(runs) - len(left) + 1):
+            yield Event("started", run.title, done - 1, len(runs))
+            path = _path(ablation, questions, folder, run)
+            result: dict[str, Any] = _identity(subject, run)
+            if run.who != "base":
+                yield from _trained(subject, run, folder / "work" / path.stem, done - 1, len(runs), result)
+            result |= subject.answers(None if run.who == "base" else NAME, run)
+            write_text(path, json.dumps(result, indent=1, ensure_ascii=False) + "\n")
+            if run.who != "base":
+                model.remove(NAME)
+            yield Event("done", run.title, done, len(runs), message=_told(result))
+
+
+def found(ablation: Ablation, folder: str | Path) -> list[dict[str, Any]]:
+    """The runs that are there, as `study` wrote them."""
+    questions = read_questions(ablation)
+    paths = [_path(ablation, questions, Path(folder), run) for run in runs_of(ablation)]
+    return [json.loads(path.read_text(encoding="utf-8")) for path in paths if path.exists()]
+
+
+# ── one run ─────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def _trained(subject: _Subject, run: Run, work: Path, done: int, total: int, result: dict[str, Any]) -> Iterator[Event]:
+    """Train the run's adapter in `subject.model`, telling its steps; what that took goes into `result`."""
+    ablation, model = subject.ablation, subject.model
+    config = TrainConfig(**{**ablation.train, "lr": ablation.lr, "seed": run.seed})
+    adapter = model.add(NAME, made(ablation.method.method, ablation.method.fields()), seed=run.seed)
+    examples = subject.lessons(subject.questions.train, run)
+    step = None
+    held_out = subject.lessons(subject.questions.validation, run)
+    for step in train(model, NAME, examples, config, validation=held_out, folder=work):
+        yield Event("step", run.title, done, total, step.step, step.steps, step.loss)
+    assert step is not None
+    result["train"] = {
+        "examples": len(examples),
+        "steps": step.step,
+        "seconds": step.seconds,
+        "tokens": step.tokens,
+        "parameters": adapter.count(),
+        "validation": step.validation,
+    }
+    save(model, NAME, work / "adapter", training={**asdict(config), "steps": step.step, "examples": len(examples)})
+
+
+@dataclass
+class _Subject:
+    """The model with what it is asked."""
+
+    ablation: Ablation
+    questions: Questions
+    collection: Collection
+    model: AdaptedModel
+    texts: Mapping[str, str]  # of the documents that are rows
+
+    def __post_init__(self) -> None:
+        self.retriever = Retriever(self.collection)
+        self.budget = prompt_budget(self.model, None, self.ablation.max_new_tokens)
+        self.shown = [self.passages(each.question) for each in self.questions.test]
+
+    def passages(self, question: str) -> list[Passage]:
+        """What is put before the model, the same for every adapter."""
+        hits = self.retriever.search(question, self.ablation.passages)
+        return fitting(
+            question, [hit.passage for hit in hits], self.budget, lambda text: prompt_tokens(self.model, text)
+        )
+
+    def lessons(self, asked: Iterable[Asked], run: Run) -> list[Example]:
+        """Training data: questions and answers in form alone, or with passages and citations as well."""
+        form = self.ablation.form
+        if run.who == "adapter":
+            rows = [(each.question, in_form(form, each.answers[0])) for each in asked if each.answers]
+        else:
+            raft = Raft(self.ablation.passages, self.ablation.without, form=form, seed=run.seed)
+            made = raft.examples(self.retriever, asked)
+            rows = [(row["messages"][0]["content"], row["messages"][1]["content"]) for row in made]
+        return [Example((Message("user", prompt), Message("assistant", answer))) for prompt, answer in rows]
+
+    def answers(self, name: str | None, run: Run) -> dict[str, Any]:
+        """All that a run is asked."""
+        test, result = self.questions.test, {}
+        if run.who != "tuned":
+            texts = self.ask(name, [each.question for each in test])
+            alone = [Answered(each.question, each.answers, text) for each, text in zip(test, texts, strict=True)]
+            result["alone"] = as_rows(alone)
+        texts = self.ask(name, [prompted(each.question, shown) for each, shown in zip(test, self.shown, strict=True)])
+        read = [_answered(each, text, shown) for each, text, shown in zip(test, texts, self.shown, strict=True)]
+        result["passages"] = as_rows(read)
+        result["injections"] = self._attacked(name)
+        if run.who == "tuned":
+            result["changes"] = self._changed(name, read)
+        return result
+
+    def ask(self, name: str | None, prompts: Sequence[str]) -> list[str]:
+        system = (Message("system", self.ablation.instruction),) if name is None and self.ablation.instruction else ()
+        examples = [Example((*system, Message("user", each))) for each in prompts]
+        tokens = self.ablation.max_new_tokens
+        made = dict(generate(self.model, name, examples, max_new_tokens=tokens, batch_size=BATCH))
+        return [made[number].strip() for number in range(len(prompts))]
+
+    def _attacked(self, name: str | None) -> list[dict[str, Any]]:
+        """The first questions again, with an attack in one of their passages."""
+        chosen = [(each, shown) for each, shown in zip(self.questions.test, self.shown, strict=True) if shown]
+        chosen = chosen[: self.ablation.injections]
+        used = [attacks()[number % len(attacks())] for number in range(len(chosen))]
+        prompts = [
+            prompted(each.question, injected(shown, attack, number))
+            for number, ((each, shown), attack) in enumerate(zip(chosen, used, strict=True))
+        ]
+        return [
+            {"way": attack.way, "question": each.question, "text": text, "obeyed": attack.succeeds(text)}
+            for (each, _), attack, text in zip(chosen, used, self.ask(name, prompts), strict=True)
+        ]
+
+    def _changed(self, name: str | None, read: Sequence[Answered]) -> dict[str, Any]:
+        """Answers that were right, asked again after their documents say something else; then all is put back."""
+        form, draw = matcher(self.ablation.form), random.Random(0)
+        exact = find_metric("squad_exact").per_item
+        right = [
+            (each, shown)
+            for each, answered, shown in zip(self.questions.test, read, self.shown, strict=True)
+            if each.answers and exact(said(answered.text, form), each.answers)["sum"] and answered.gold
+        ]
+        others = sorted({each.answers[0] for each in self.questions.test if each.answers})
+        told, seconds = [], 0.0
+        for each, shown in right[: self.ablation.changes]:
+            document = next(passage.document for passage in shown if holds(passage, each))
+            new = draw.choice([other for other in others if other not in each.answers])
+            started = time.perf_counter()
+            list(self.collection.put([(document, replaced(self._text(document), each.answers, new))]))
+            seconds += time.perf_counter() - started
+            (text,) = self.ask(name, [prompted(each.question, self.passages(each.question))])
+            follows = bool(exact(said(text, form), [new])["sum"])
+            told.append(
+                {"question": each.question, "was": each.answers[0], "is": new, "text": text, "follows": follows}
+            )
+            list(
+                self.collection.put([(document, self.texts[document])])
+                if document in self.texts
+                else self.collection.refresh()
+            )
+        return {"asked": told, "seconds": seconds / len(told) if told else None}
+
+    def _text(self, document: str) -> str:
+        """A document's text; of a file, what its passages hold of it."""
+        if document in self.texts:
+            return self.texts[document]
+        known = self.collection.document(document)
+        passages = self.collection.store.passages(document, range(known.passages), Scope(frozenset(known.readers)))
+        return "\n\n".join(passage.text for passage in passages)
+
+
+def replaced(text: str, answers: Sequence[str], new: str) -> str:
+    """The text with `new` wherever one of the answers stands as words, the longest first, whatever its case."""
+    either = "|".join(re.escape(answer) for answer in sorted(answers, key=len, reverse=True))
+    return re.sub(rf"(?<!\w)(?:{either})(?!\w)", lambda _: new, text, flags=re.IGNORECASE)
+
+
+def _answered(asked: Asked, text: str, shown: Sequence[Passage]) -> Answered:
+    gold = (number for number, passage in enumerate(shown, start=1) if asked.answers and holds(passage, asked))
+    return Answered(asked.question, asked.answers, text, len(shown), tuple(gold))
+
+
+# ── its file ────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def _path(ablation: Ablation, questions: Questions, folder: Path, run: Run) -> Path:
+    key = key_of(ablation, {"who": run.who, "seed": run.seed, "questions": questions.digest, "schema": SCHEMA})
+    return folder / "runs" / f"{run.who}-seed{run.seed}-{key}.json"
+
+
+def _identity(subject: _Subject, run: Run) -> dict[str, Any]:
+    ablation, documents = subject.ablation, subject.collection.documents()
+    device = next(subject.model.base.parameters()).device
+    return {
+        "schema": SCHEMA,
+        "ablation": ablation.name,
+        "who": run.who,
+        "seed": run.seed,
+        "base": ablation.base,
+        "dtype": ablation.dtype,
+        "method": {"name": ablation.method.method, "label": ablation.method.title(), "lr": ablation.lr},
+        "config": ablation.train,
+        "form": ablation.form,
+        "passages_shown": ablation.passages,
+        "documents": len(documents),
+        "embedder": subject.collection.embedder.name,
+        "versions": {package: version(package) for package in ("halka", "torch", "transformers")}
+        | {"python": platform.python_version()},
+        "machine": machine.describe(device),
+        "commit": machine.commit(),
+        "date": datetime.now(UTC).isoformat(timespec="seconds"),
+    }
+
+
+def _told(result: dict[str, Any]) -> str:
+    scores = scored([from_row(row) for row in result["passages"]], result["form"])
+    return f"exact {scores['exact'].value:.3f} with passages"
