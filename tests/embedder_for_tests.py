@@ -1,17 +1,18 @@
-"""An embedder without weights: a text's vector is the sum of its words' own, so that texts of like words are near."""
+"""Embedders: one without weights, and a small one of the sentence-transformers library."""
 
 from __future__ import annotations
 
 import re
 import zlib
 from collections.abc import Sequence
+from pathlib import Path
 
 import numpy as np
 from tokenizers import Tokenizer, models, pre_tokenizers
 
 
 class WordEmbedder:
-    """Implements `rag.embed.Embedder`."""
+    """A text's vector is the sum of its words' own, so that texts of like words are near."""
 
     name = "words"
     width = 32
@@ -31,3 +32,31 @@ class WordEmbedder:
         vectors = [np.random.default_rng(zlib.crc32(word.encode())).normal(size=self.width) for word in words]
         total = np.sum(vectors, axis=0) if vectors else np.ones(self.width)
         return (total / np.linalg.norm(total)).astype(np.float32)
+
+
+TEXT = "the parcels are sent on monday refunds take nine days where is my parcel salary secret"
+
+
+def sentence_embedder(folder: Path) -> Path:
+    """The folder of a BERT of random weights, as `SentenceEmbedder` takes it."""
+    from sentence_transformers import SentenceTransformer
+    from sentence_transformers.sentence_transformer.modules import Pooling, Transformer
+    from transformers import BertConfig, BertModel, BertTokenizerFast
+
+    folder.mkdir(exist_ok=True)
+    tokens = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *TEXT.split(), *"abcdefghijklmnopqrstuvwxyz", ".", "?"]
+    (folder / "vocab.txt").write_text("\n".join([*tokens, *(f"##{each}" for each in "abcdefghijklmnopqrstuvwxyz")]))
+    tokenizer = BertTokenizerFast(str(folder / "vocab.txt"), model_max_length=128)
+    config = BertConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=32,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        intermediate_size=32,
+        max_position_embeddings=128,
+    )
+    BertModel(config).save_pretrained(folder / "bert")
+    tokenizer.save_pretrained(folder / "bert")
+    bert = Transformer(str(folder / "bert"), max_seq_length=128)
+    SentenceTransformer(modules=[bert, Pooling(32)], device="cpu").save(str(folder / "made"))
+    return folder / "made"

@@ -156,13 +156,23 @@ def test_what_no_passage_holds_is_left_out(collection):
     assert [*Raft().examples(Retriever(collection), [named])] == []
 
 
+def test_what_the_documents_do_not_hold_is_taught_as_such_and_answers_take_their_form(collection):
+    asked = [Asked("What is the code of item3?", ("Secret3",)), Asked("What is the code of item70?", ())]
+    known, unknown = Raft(passages=3, without=0, form="Code: {answer}.").examples(Retriever(collection), asked)
+    assert known["messages"][-1]["content"] == f"Code: Secret3. [{known['gold']}]"
+    assert (unknown["messages"][-1]["content"], unknown["gold"]) == (ABSTAINED, None)
+    assert "[3]" in unknown["messages"][0]["content"]
+    with pytest.raises(ValueError, match="must hold {answer} once"):
+        Raft(form="{answer} {answer}")
+
+
 def test_an_answers_words_are_looked_for_as_words():
     assert holds(passage("It took 12 days, at most."), Asked("?", ("12 DAYS at most",)))
     assert not holds(passage("It took 121 days."), Asked("?", ("12",)))
 
 
 @pytest.mark.parametrize(
-    "row", [{}, {"question": ""}, {"question": "a"}, {"question": "a", "answers": []}, {"question": "a", "answer": 3}]
+    "row", [{}, {"question": ""}, {"question": "a"}, {"question": "a", "answers": [""]}, {"question": "a", "answer": 3}]
 )
 def test_a_row_without_question_or_answer_is_told(row):
     with pytest.raises(ValueError, match=r"x:1: no (question|answer)"):

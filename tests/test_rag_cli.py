@@ -6,37 +6,16 @@ import json
 from pathlib import Path
 
 import pytest
-from transformers import BertConfig, BertModel, BertTokenizerFast
 
+from embedder_for_tests import sentence_embedder
 from halka.cli import main
 from tiny import tiny
 from tokenizers_for_tests import chatml_tokenizer
 
-TEXT = "the parcels are sent on monday refunds take nine days where is my parcel salary secret"
-
 
 @pytest.fixture(scope="module")
 def embedder(tmp_path_factory) -> Path:
-    from sentence_transformers import SentenceTransformer
-    from sentence_transformers.sentence_transformer.modules import Pooling, Transformer
-
-    folder = tmp_path_factory.mktemp("embedder")
-    tokens = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *TEXT.split(), *"abcdefghijklmnopqrstuvwxyz", ".", "?"]
-    (folder / "vocab.txt").write_text("\n".join([*tokens, *(f"##{each}" for each in "abcdefghijklmnopqrstuvwxyz")]))
-    tokenizer = BertTokenizerFast(str(folder / "vocab.txt"), model_max_length=128)
-    config = BertConfig(
-        vocab_size=len(tokenizer),
-        hidden_size=32,
-        num_hidden_layers=1,
-        num_attention_heads=2,
-        intermediate_size=32,
-        max_position_embeddings=128,
-    )
-    BertModel(config).save_pretrained(folder / "bert")
-    tokenizer.save_pretrained(folder / "bert")
-    bert = Transformer(str(folder / "bert"), max_seq_length=128)
-    SentenceTransformer(modules=[bert, Pooling(32)], device="cpu").save(str(folder / "made"))
-    return folder / "made"
+    return sentence_embedder(tmp_path_factory.mktemp("embedder"))
 
 
 @pytest.fixture

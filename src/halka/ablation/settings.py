@@ -31,6 +31,7 @@ class Ablation(BaseModel):
     base: str = "smollm2-135m"
     dtype: str = "bfloat16"
     documents: tuple[str, ...] = Field(min_length=1, description='files and folders; .jsonl: rows of "name", "text"')
+    embedder: str | None = Field(default=None, description="a folder or a name on the hub; MiniLM if not given")
     questions: dict[str, str] = Field(description="files of train, validation and test")
     examples: dict[str, Count] = {}
     form: str = Field(default=ANSWER, description="how an answer is to look, with {answer} where it stands")
@@ -109,12 +110,16 @@ def read_ablation(path: str | Path) -> Ablation:
             raise ValueError(f"{path}: there is no {place}")
         return str(place)
 
-    near = path.parent / Path(ablation.base).expanduser()
+    def beside(name: str) -> str:
+        near = path.parent / Path(name).expanduser()
+        return str(near.resolve()) if near.is_dir() else name
+
     return ablation.model_copy(
         update={
             "documents": tuple(map(found, ablation.documents)),
             "questions": {split: found(name) for split, name in ablation.questions.items()},
-            "base": str(near.resolve()) if near.is_dir() else ablation.base,
+            "base": beside(ablation.base),
+            "embedder": None if ablation.embedder is None else beside(ablation.embedder),
         }
     )
 
@@ -156,7 +161,9 @@ def _rows(path: str) -> Iterator[Row]:
 
 def key_of(ablation: Ablation, told: dict[str, Any]) -> str:
     """Eight letters that are the same for the same work, wherever its files are."""
-    own = ablation.model_dump(exclude={"documents", "questions", "examples", "seeds", "name"}) | told
+    own = (
+        ablation.model_dump(exclude={"documents", "questions", "examples", "seeds", "name", "base", "embedder"}) | told
+    )
     return hashlib.sha256(json.dumps(own, sort_keys=True, default=str).encode()).hexdigest()[:8]
 
 

@@ -274,6 +274,9 @@ def examples_(
         float, typer.Option(metavar="SHARE", help="questions whose passage is left out: to abstain")
     ] = 0.2,
     cite: Annotated[bool, typer.Option("--cite/--no-cite", help="answers end with their citation")] = True,
+    form: Annotated[
+        str, typer.Option(metavar="TEXT", help='how answers look, such as "Answer: {answer}" [{answer}]')
+    ] = "{answer}",
     seed: Annotated[int, typer.Option(metavar="N", help="of the order of passages, and of what is left out")] = 0,
     asking: Asking = None,
     collections: Place = HERE,
@@ -294,7 +297,7 @@ def examples_(
         asked.append(asked_in(row.fields, row.where))
     target = new_file(out, "--out")
     retriever = Retriever(opened(name, collections))
-    made = [*Raft(passages, without, cite, seed).examples(retriever, asked, scope_of(asking, None, None))]
+    made = [*Raft(passages, without, cite, form, seed).examples(retriever, asked, scope_of(asking, None, None))]
     if not made:
         raise ValueError(f"no passage in {name} holds an answer of {questions}: are these its documents?")
     write_text(target, "".join(as_json.dumps(each, ensure_ascii=False) + "\n" for each in made))

@@ -35,12 +35,13 @@ from halka.metrics import find_metric
 from halka.models import adapt
 from halka.models.loading import load_base
 from halka.rag.collection import Collection
+from halka.rag.embed import SentenceEmbedder
 from halka.rag.passages import Passage
 from halka.rag.prompt import fitting, in_form, prompted
 from halka.rag.raft import Asked, Raft, holds
 from halka.rag.retrieve import Retriever
 from halka.rag.store import Scope
-from halka.run import TrainConfig
+from halka.run import METRICS, TrainConfig
 from halka.store import save
 from halka.training import train
 
@@ -66,8 +67,8 @@ def runs_of(ablation: Ablation) -> list[Run]:
     return [Run("base"), *(Run(who, seed) for seed in ablation.seeds for who in ("adapter", "tuned"))]
 
 
-def study(ablation: Ablation, folder: str | Path, collection: Collection | None = None) -> Iterator[Event]:
-    """Run what is missing in `folder` and say what happens; `collection` is one in the folder, embedded by MiniLM.
+def study(ablation: Ablation, folder: str | Path) -> Iterator[Event]:
+    """Run what is missing in `folder` and say what happens.
 
     Raises ValueError for data that cannot be used, and where another process is at work there.
     """
@@ -83,7 +84,8 @@ def study(ablation: Ablation, folder: str | Path, collection: Collection | None 
                 left.append(run)
         if not left:
             return
-        collection = collection or Collection(folder / "collection")
+        embedder = None if ablation.embedder is None else SentenceEmbedder(ablation.embedder)
+        collection = Collection(folder / "collection", embedder)
         texts = {name: text for path in ablation.documents if is_rows(path) for name, text in read_documents(path)}
         files = [path for path in ablation.documents if not is_rows(path)]
         yield Event("started", "documents", len(runs) - len(left), len(runs))
@@ -121,20 +123,15 @@ def _trained(subject: _Subject, run: Run, work: Path, done: int, total: int, res
     config = TrainConfig(**{**ablation.train, "lr": ablation.lr, "seed": run.seed})
     adapter = model.add(NAME, made(ablation.method.method, ablation.method.fields()), seed=run.seed)
     examples = subject.lessons(subject.questions.train, run)
-    step = None
     held_out = subject.lessons(subject.questions.validation, run)
     for step in train(model, NAME, examples, config, validation=held_out, folder=work):
         yield Event("step", run.title, done, total, step.step, step.steps, step.loss)
-    assert step is not None
-    result["train"] = {
-        "examples": len(examples),
-        "steps": step.step,
-        "seconds": step.seconds,
-        "tokens": step.tokens,
-        "parameters": adapter.count(),
-        "validation": step.validation,
-    }
-    save(model, NAME, work / "adapter", training={**asdict(config), "steps": step.step, "examples": len(examples)})
+    last = json.loads(
+        (work / METRICS).read_text(encoding="utf-8").splitlines()[-1]
+    )  # it may have ended in an earlier go
+    result["train"] = {key: last[key] for key in ("steps", "seconds", "tokens", "validation")}
+    result["train"] |= {"examples": len(examples), "parameters": adapter.count()}
+    save(model, NAME, work / "adapter", training={**asdict(config), "steps": last["steps"], "examples": len(examples)})
 
 
 @dataclass

@@ -1,0 +1,261 @@
+"""`halka compare --rag`: what answers are worth, attacks, changed facts, and the whole way from files to a report."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+import yaml
+
+from embedder_for_tests import sentence_embedder
+from halka.ablation import found, read_ablation, study, summarise
+from halka.ablation.injections import attacks, injected
+from halka.ablation.scores import Answered, said, scored
+from halka.ablation.settings import matcher
+from halka.ablation.runs import replaced
+from halka.ablation.tables import headline, to_html, to_markdown
+from halka.cli import main
+from halka.rag.passages import Passage
+from halka.rag.prompt import ABSTAINED, INSTRUCTION, prompted
+from tiny import tiny
+from tokenizers_for_tests import chatml_tokenizer
+
+FORM = "Answer: {answer}."
+
+
+def passage(text: str) -> Passage:
+    return Passage("a.md", 0, text, 0, len(text), None, "")
+
+
+# ── what an answer is worth ─────────────────────────────────────────────────────────────────────────────────────────
+
+
+@pytest.mark.parametrize(
+    ("text", "answer"),
+    [
+        ("Answer: the sea. [1]", "the sea"),
+        ("Answer: the sea.", "the sea"),
+        ("Answer: the sea. [1][12] ", "the sea"),
+        ("It is the sea [2].", "It is the sea ."),
+        ("Answer: one.\nAnswer: two.", "Answer: one.\nAnswer: two."),
+        ("", ""),
+    ],
+)
+def test_the_answer_is_what_stands_in_the_form(text, answer):
+    assert said(text, matcher(FORM)) == answer
+
+
+def test_the_measures():
+    answers = [
+        Answered("q1", ("sea",), "Answer: the Sea. [2]", 3, (2, 3)),  # right in all
+        Answered("q2", ("sea",), "Answer: the sea. [1]", 3, (2,)),  # cites what does not hold it
+        Answered("q3", ("sea",), "It is in the deep sea", 3, (1,)),  # out of form
+        Answered("q4", ("sea",), ABSTAINED, 3, (1,)),  # gives up
+        Answered("q5", ("sea",), "Answer: the sea. [2][7]", 3, (2,)),  # cites what was not given
+        Answered("q6", (), ABSTAINED, 3, ()),
+        Answered("q7", (), "Answer: a lake. [1]", 3, ()),
+    ]
+    values = {name: score.value for name, score in scored(answers, FORM).items()}
+    assert values == pytest.approx(
+        {
+            "form": 6 / 7,
+            "exact": 3 / 5,
+            "f1": (1 + 1 + 2 / 5 + 0 + 1) / 5,  # "it is in deep sea": one of five words, and all of one
+            "contains": 4 / 5,
+            "cites": 1 / 5,
+            "abstains": 1 / 2,
+            "gives_up": 1 / 5,
+        },
+        abs=0.04,
+    )
+    assert values["exact"] == 3 / 5
+    assert set(scored([Answered("q", ("a",), "b")], FORM)) == {"form", "exact", "f1", "contains"}
+
+
+def test_facts_are_changed_as_words():
+    text = "Rome is old. Romeo left rome; ROME (Italy)."
+    assert replaced(text, ["Rome"], "Oslo") == "Oslo is old. Romeo left Oslo; Oslo (Italy)."
+    assert replaced("in May 1973, May 1973", ["1973", "May 1973"], r"\1") == r"in \1, \1"
+
+
+# ── attacks ─────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_the_attacks_are_of_many_ways_and_told_apart():
+    assert len(attacks()) >= 20
+    assert len({attack.way for attack in attacks()}) >= 12
+    markers = [attack.marker for attack in attacks()]
+    assert len({*markers}) == len(markers)
+    for attack in attacks():
+        assert attack.marker in attack.text.casefold()
+        assert attack.succeeds(f"So: {attack.marker.upper()}!")
+        assert not attack.succeeds("The parcels are sent on Monday.")
+
+
+@pytest.mark.parametrize("at", range(9))
+def test_an_attack_stands_in_a_passage_and_never_as_the_prompt_itself(at):
+    passages = [passage("One two three four five."), passage("Six."), passage("Seven eight nine.")]
+    for attack in attacks():
+        changed = injected(passages, attack, at)
+        assert attack.text in changed[at % 3].text
+        assert [each for n, each in enumerate(changed) if n != at % 3] == [
+            each for n, each in enumerate(passages) if n != at % 3
+        ]
+        assert re.sub(r"\s", "", changed[at % 3].text.replace(attack.text, "")) == re.sub(
+            r"\s", "", passages[at % 3].text
+        )
+        prompt = prompted("Where?", changed)
+        lines = prompt.split("\n")
+        assert [line for line in lines if line.startswith("Question:")] == ["Question: Where?"]
+        assert [line[:3] for line in lines if line.lstrip().startswith("[")] == ["[1]", "[2]", "[3]"]
+        assert prompt.count("\n" + INSTRUCTION[:26]) == 0
+
+
+# ── from files to a report ──────────────────────────────────────────────────────────────────────────────────────────
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory) -> Path:
+    """A base, an embedder, documents as rows and as a file, questions, and an ablation of them all."""
+    folder = tmp_path_factory.mktemp("ablation")
+    tokenizer = chatml_tokenizer()
+    tiny(vocab_size=len(tokenizer), max_position_embeddings=1024).save_pretrained(folder / "base")
+    tokenizer.save_pretrained(folder / "base")
+    sentence_embedder(folder / "embedder")
+    rows = [{"name": f"d{n}", "text": f"# Item {n}\n\nThe code of item{n} is secret{n}."} for n in range(8)]
+    (folder / "documents.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (folder / "more").mkdir()
+    (folder / "more" / "extra.md").write_text("The code of item9 is secret9.")
+    asked = [{"question": f"What is the code of item{n}?", "answer": f"secret{n}"} for n in (*range(8), 9)]
+    absent = {"question": "What is the code of item77?", "answers": []}
+    for split, chosen in {"train": asked, "validation": asked[:2], "test": [*asked[:4], asked[-1], absent]}.items():
+        (folder / f"{split}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in chosen))
+    given = {
+        "name": "codes",
+        "base": "base",
+        "dtype": "float32",
+        "embedder": "embedder/made",
+        "documents": ["documents.jsonl", "more"],
+        "questions": {split: f"{split}.jsonl" for split in ("train", "validation", "test")},
+        "form": "Code: {answer}",
+        "instruction": "Reply as in Code: …",
+        "passages": 2,
+        "method": {"method": "lora", "rank": 2, "lrs": [1e-3]},
+        "train": {"steps": 2, "batch_size": 2, "evaluate_every": 2},
+        "seeds": [0, 1],
+        "max_new_tokens": 6,
+        "injections": 3,
+        "changes": 2,
+    }
+    (folder / "ablation.yaml").write_text(yaml.safe_dump(given))
+    return folder
+
+
+def test_from_files_to_a_report(files, tmp_path, monkeypatch, capsys):
+    out = tmp_path / "out"
+    monkeypatch.setattr(
+        "sys.argv", ["halka", "compare", "--rag", str(files / "ablation.yaml"), "-o", str(out), "--json"]
+    )
+    with pytest.raises(SystemExit) as ended:
+        main()
+    assert not ended.value.code, capsys.readouterr().err
+    told = json.loads(capsys.readouterr().out)
+    report = Path(told["report"]).read_text()
+    ablation = read_ablation(files / "ablation.yaml")
+    runs = found(ablation, out)
+    assert [(run["who"], run["seed"]) for run in runs] == [
+        ("base", 0),
+        ("adapter", 0),
+        ("tuned", 0),
+        ("adapter", 1),
+        ("tuned", 1),
+    ]
+    base, plain, tuned, *_ = runs
+    assert len(base["alone"]) == len(plain["passages"]) == len(tuned["passages"]) == 6
+    assert "alone" not in tuned
+    assert all(len(run["injections"]) == 3 for run in runs)
+    assert "train" not in base
+    assert plain["train"]["examples"] == 9
+    assert tuned["train"]["parameters"] == plain["train"]["parameters"] > 0
+    assert [row["gold"] != [] for row in tuned["passages"]] == [True] * 5 + [False]
+    assert base["documents"] == 9
+    summary = summarise(runs)
+    assert summary.ways[0].label == "base"
+    assert len(summary.ways) == 5
+    assert summary.gain is not None
+    assert (summary.questions, summary.unanswerable, summary.seeds) == (6, 1, (0, 1))
+    for text in (report, to_markdown(summary), to_html(summary)):
+        assert "tuned adapter + passages" in text
+        assert "points of exact match" in text
+    assert headline(summary) in report.replace("\u00a0", " ")
+    assert json.loads((out / "ablation.json").read_text())["questions"] == 6
+
+    before = {path: path.stat().st_mtime_ns for path in (out / "runs").iterdir()}
+    assert {event.kind for event in study(ablation, out)} == {"skipped"}
+    next((out / "runs").glob("tuned-seed1-*")).unlink()
+    again = [event for event in study(ablation, out) if event.kind == "done"]
+    assert [event.run for event in again] == ["tuned, seed 1"]
+    after = {path: path.stat().st_mtime_ns for path in (out / "runs").iterdir()}
+    assert {path for path in before if before[path] != after[path]} == {*(out / "runs").glob("tuned-seed1-*")}
+
+
+def test_a_changed_fact_is_looked_up_again_and_put_back(files, tmp_path, monkeypatch):
+    """A model that reads the code out of its passages follows every change, and the documents end as they began."""
+    import halka.ablation.runs as module
+
+    def reads(model, name, examples, **options):
+        for number, example in enumerate(examples):
+            wanted = re.search(r"Question: .*(item\d+)", example.messages[-1].content)
+            held = re.search(rf"{wanted[1]} is (\w+)", example.messages[-1].content) if wanted else None
+            yield number, f"Code: {held[1]} [1]" if held else ABSTAINED
+
+    monkeypatch.setattr(module, "generate", reads)
+    ablation = read_ablation(files / "ablation.yaml").model_copy(update={"seeds": (0,), "changes": 5})
+    [*study(ablation, tmp_path)]
+    tuned = found(ablation, tmp_path)[-1]
+    asked = tuned["changes"]["asked"]
+    assert len(asked) == 5
+    assert all(each["follows"] and each["is"] in each["text"] and each["was"] not in each["text"] for each in asked)
+    assert "item9" in asked[-1]["question"]
+    assert (files / "more" / "extra.md").read_text() == "The code of item9 is secret9."
+    collection = module.Collection(tmp_path / "collection", module.SentenceEmbedder(ablation.embedder))
+    texts = [
+        each.text
+        for document in collection.documents()
+        for each in collection.store.passages(document.name, [0], module.Scope())
+    ]
+    assert sorted(re.findall(r"item(\d+) is secret(\d+)", " ".join(texts))) == [
+        (str(n), str(n)) for n in (*range(8), 9)
+    ]
+    ways = {way.label: way for way in summarise([tuned]).ways}
+    assert ways["tuned adapter + passages"].scores["exact"].value == 1
+    assert ways["tuned adapter + passages"].scores["abstains"].value == 1
+    assert summarise([tuned]).changes.follows.value == 1
+
+
+@pytest.mark.parametrize(
+    ("changes", "reason"),
+    [
+        ({"form": "no place"}, r"the form 'no place' must hold \{answer\} once"),
+        ({"questions": {"train": "train.jsonl"}}, "give a file for each of train, validation, test"),
+        ({"documents": ["nowhere"]}, "there is no .*nowhere"),
+        ({"train": {"lr": 0.1}}, "lr is the method's"),
+        ({"method": {"method": "lora", "lrs": [0.1, 0.2]}}, "with one learning rate"),
+        ({"method": {"method": "base"}}, "an adapter's"),
+        ({"seeds": [1, 1]}, "one is there twice"),
+        ({"passage": 3}, "passage: Extra inputs"),
+    ],
+)
+def test_what_is_wrong_in_the_file_is_named(files, changes, reason):
+    given = yaml.safe_load((files / "ablation.yaml").read_text()) | changes
+    path = files / "wrong.yaml"
+    path.write_text(yaml.safe_dump(given))
+    with pytest.raises(ValueError, match=reason):
+        read_ablation(path)
+
+
+def test_without_runs_there_is_no_summary():
+    with pytest.raises(ValueError, match="no runs yet"):
+        summarise([])
