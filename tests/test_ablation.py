@@ -12,9 +12,9 @@ import yaml
 from embedder_for_tests import sentence_embedder
 from halka.ablation import found, read_ablation, study, summarise
 from halka.ablation.injections import attacks, injected
+from halka.ablation.runs import replaced
 from halka.ablation.scores import Answered, said, scored
 from halka.ablation.settings import matcher
-from halka.ablation.runs import replaced
 from halka.ablation.tables import headline, to_html, to_markdown
 from halka.cli import main
 from halka.rag.passages import Passage

@@ -34,7 +34,7 @@ def test_python_blocks_run(page, tmp_path, monkeypatch):
 def test_the_documented_data_task_and_experiment_are_read(tmp_path):
     from halka.data.examples import SHAPES, read_examples
     from halka.data.task import KEYS, Task
-    from halka.experiment import Experiment, read_experiment
+    from halka.experiment import read_experiment
     from halka.metrics import FAMILIES, METRICS
 
     page = (ROOT / "docs" / "data.md").read_text(encoding="utf-8")
@@ -54,6 +54,17 @@ def test_the_documented_data_task_and_experiment_are_read(tmp_path):
     assert read_experiment(tmp_path / "experiment.yaml").seeds == (0, 1, 2)
     told = (ROOT / "docs" / "compare.md").read_text(encoding="utf-8")
     assert all(f"{key}:" in told for key in Experiment.model_fields)
+
+
+def test_the_ablation_in_the_docs_is_one(tmp_path):
+    from halka.ablation import read_ablation
+
+    (ablation,) = blocks(ROOT / "docs" / "rag.md", "yaml")
+    (tmp_path / "ablation.yaml").write_text(ablation)
+    (tmp_path / "documents").mkdir()
+    for name in ("more", "train", "validation", "test"):
+        (tmp_path / f"{name}.jsonl").touch()
+    assert read_ablation(tmp_path / "ablation.yaml").passages == 3
 
 
 def test_shell_blocks_name_what_is_there():

@@ -162,7 +162,7 @@ def test_what_the_documents_do_not_hold_is_taught_as_such_and_answers_take_their
     assert known["messages"][-1]["content"] == f"Code: Secret3. [{known['gold']}]"
     assert (unknown["messages"][-1]["content"], unknown["gold"]) == (ABSTAINED, None)
     assert "[3]" in unknown["messages"][0]["content"]
-    with pytest.raises(ValueError, match="must hold {answer} once"):
+    with pytest.raises(ValueError, match=r"must hold \{answer\} once"):
         Raft(form="{answer} {answer}")
 
 
