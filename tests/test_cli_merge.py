@@ -79,6 +79,19 @@ def test_it_writes_the_merged_model_and_refuses_past_the_limit_unless_forced(run
     assert torch.equal(again, bare(model))
 
 
+@pytest.mark.parametrize("how", ["--to-dtype float16", "--as gguf --to-dtype q8_0"])
+def test_the_error_and_its_limit_are_those_of_the_precision_that_is_written(how, run):
+    to = "x.gguf" if "gguf" in how else "x"
+    told = json.loads(run(f"a --dtype float32 {how} --into {to} --json --force").stdout)["error"]
+    assert told["dtype"] == how.split()[-1]
+    assert told["relative"] > 1e-7 > json.loads(run("a --dtype float32 --json").stdout)["error"]["relative"]
+    Path("before").mkdir()
+    between = told["relative"] / 2
+    assert "past the limit" in run(f"a --dtype float32 {how} --into before/{to} --limit {between}", code=2).stderr
+    assert not any(Path("before").iterdir())
+    assert f"rounding to {told['dtype']}" in run(f"a --dtype float32 {how} --into before/{to} --limit 1").stdout
+
+
 @pytest.mark.parametrize(
     ("form", "made_there"),
     [("gguf", "x.gguf"), ("lora-gguf", "x.gguf"), ("peft", "x/adapter_config.json"), ("vllm", "x/adapter_config.json")],

@@ -318,7 +318,7 @@ def test_adapters_of_experts_combine_and_are_exported_merged(tmp_path):
         owners = ((model.adapters["a"], 0.5), (model.adapters["b"], 2.0))
         expected = sum(weight * each.parts[path].delta() for each, weight in owners if path in each.parts)
         torch.testing.assert_close(part.delta(), expected)
-    export(model, "both", tmp_path / "merged")
+    export(model, "both", tmp_path / "merged", force=True)
     again = AutoModelForCausalLM.from_pretrained(tmp_path / "merged")
     torch.testing.assert_close(again(ids()).logits, logits(model, "both"), rtol=0, atol=1e-5)
 

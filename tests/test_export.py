@@ -12,11 +12,15 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import halka
 from contract import disturb, ids
+from halka.data.tokens import Tokens
 from halka.exporting import FORMS, whole_weights
+from halka.merging.error import difference
 from halka.models.quantised import quantise
 from kinds import bare, logits, model_with
 from tiny import tiny
 from tokenizers_for_tests import chatml_tokenizer
+
+PROBES = [Tokens(row, [True] * len(row)) for row in ids(rows=4, length=40).tolist()]
 
 
 def again(folder, dtype: torch.dtype | str = "auto") -> torch.Tensor:
@@ -41,7 +45,7 @@ def test_a_merged_folder_computes_in_transformers_what_the_merged_model_does(arc
         pytest.skip("the roles of this one are others")
     model = model_with(kind, architecture=architecture, dtype=dtype)
     before = bare(model)
-    folder = halka.export(model, kind, tmp_path / "merged")
+    folder = halka.export(model, kind, tmp_path / "merged", probes=PROBES)
     assert torch.equal(again(folder), merged(model, kind))
     assert model.merged is None
     assert torch.equal(bare(model), before)
@@ -53,7 +57,7 @@ def test_a_merged_folder_computes_in_transformers_what_the_merged_model_does(arc
 def test_tied_weights_stay_tied_unless_only_one_changed(kind, tied, dtype, tmp_path):
     model = model_with(*([kind] if kind else []), dtype=dtype, tie_word_embeddings=tied)
     expected = logits(model, kind)
-    folder = halka.export(model, kind, tmp_path / "merged")
+    folder = halka.export(model, kind, tmp_path / "merged", probes=PROBES)
     rounding = 0.05 if kind == "head" and dtype == torch.bfloat16 else 1e-5  # beside its product, and in the weight
     torch.testing.assert_close(again(folder), expected, rtol=0, atol=rounding)
     stays = tied and kind != "head"
@@ -66,7 +70,7 @@ def test_weights_in_another_precision_are_rounded_once(tmp_path):
     model = model_with("lora", dtype=torch.bfloat16)
     for name in ("float32", "float16"):
         dtype = getattr(torch, name)
-        folder = halka.export(model, "lora", tmp_path / name, dtype=name)
+        folder = halka.export(model, "lora", tmp_path / name, dtype=name, probes=PROBES)
         assert json.loads((folder / "config.json").read_text())["dtype"] == name
         part = model.adapters["lora"].parts["model.layers.0.mlp.up_proj"]
         exact = model.base.model.layers[0].mlp.up_proj.weight.float() + part.delta().detach()
@@ -106,7 +110,7 @@ def test_a_folder_of_something_else_is_left_alone_and_a_failure_leaves_nothing(t
         halka.export(model, "prefix", tmp_path / "prefix")
     monkeypatch.setattr(type(model.base), "save_pretrained", lambda *_, **__: 1 / 0)
     with pytest.raises(ZeroDivisionError):
-        halka.export(model, "lora", tmp_path / "half")
+        halka.export(model, "lora", tmp_path / "half", force=True)
     assert [path.name for path in tmp_path.iterdir()] == ["mine"]
 
 
@@ -160,6 +164,65 @@ def test_whole_weights_share_what_is_tied_in_every_precision():
     model.merge("lora")  # what is merged does not stand in for the base's own
     for name, tensor in whole_weights(model, None).items():
         assert torch.equal(tensor, tiny(tie_word_embeddings=True).state_dict()[name])
+
+
+# ── what it costs ───────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def error_of(model, name, to, **how):
+    found = []
+    halka.export(model, name, to, probes=PROBES, on_error=found.append, **how)
+    return found[0]
+
+
+@pytest.mark.parametrize("kind", ["lora", "full"])
+@pytest.mark.parametrize(
+    ("own", "written"), [("float32", "bfloat16"), ("float32", "float16"), ("bfloat16", "float16"), ("bfloat16", None)]
+)
+def test_the_error_is_that_of_the_folder_as_it_is_read(own, written, kind, tmp_path):
+    model = model_with(kind, dtype=getattr(torch, own))
+    before = bare(model)
+    found = error_of(model, kind, tmp_path / "merged", dtype=written)
+    base = AutoModelForCausalLM.from_pretrained(tmp_path / "merged", dtype="auto").eval()
+    with torch.no_grad():
+        read = [base(torch.tensor([row.ids])).logits[0, :-1] for row in PROBES]
+    wider = torch.float64 if own == "float32" else torch.float32
+    with torch.no_grad(), model.in_precision(wider), model.use(kind):
+        exact = [model.base(torch.tensor([row.ids])).logits[0, :-1] for row in PROBES]
+    assert found.dtype == (written or own)
+    assert found.merged == difference(exact, read)
+    assert found.error == found.merged or (kind, written) == ("lora", None)
+    assert 0 < found.rounding.kl < 0.05 * found.effect.kl
+    assert 0 < found.noise.max < found.effect.max
+    assert torch.equal(bare(model), before)
+
+
+def test_a_wider_precision_than_the_bases_costs_next_to_nothing(tmp_path):
+    model = model_with("lora", dtype=torch.bfloat16)
+    assert error_of(model, "lora", tmp_path / "wide", dtype="float32", limit=1e-6).relative < 1e-9
+
+
+def test_what_would_be_lost_in_the_precision_that_is_asked_for_is_not_written_unless_forced(tmp_path):
+    """The base in fp32 would keep it: the limit is that of what is written."""
+    model = model_with("lora")
+    for key, tensor in model.adapters["lora"].state_dict().items():
+        tensor.mul_(0.005 if key.endswith("lora_B") else 1)
+    assert halka.merge_error(model, "lora", PROBES).relative < 1e-3
+    with pytest.raises(ValueError, match=r"of its effect .* past the limit .*rounding to bfloat16 .* write float32"):
+        halka.export(model, "lora", tmp_path / "merged", dtype="bfloat16", probes=PROBES)
+    assert not any(tmp_path.iterdir())
+    halka.export(model, "lora", tmp_path / "merged", dtype="float32", probes=PROBES)
+    halka.export(model, "lora", tmp_path / "small", dtype="bfloat16", probes=PROBES, limit=1e3)
+    halka.export(model, "lora", tmp_path / "forced", dtype="bfloat16", force=True)
+
+
+def test_where_nothing_can_be_compared_it_is_said(tmp_path):
+    model = model_with("lora")
+    for dtype in (None, "float16"):
+        with pytest.raises(ValueError, match=r"probes of text need the model's tokenizer: .* or give Tokens"):
+            halka.export(model, "lora", tmp_path / "merged", dtype=dtype)
+    assert not any(tmp_path.iterdir())
+    halka.export(model, "lora", tmp_path / "merged", force=True)
 
 
 # ── the adapter alone ───────────────────────────────────────────────────────────────────────────────────────────────

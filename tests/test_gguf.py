@@ -17,8 +17,10 @@ from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
 
 import halka
 from contract import disturb, ids
+from halka.data.tokens import Tokens
 from halka.formats.gguf import ARCHITECTURES, rotated
 from halka.formats.gguf_tokenizer import LLAMA3, QWEN2, split_of
+from halka.merging.error import difference
 from halka.models.smollm2 import rotary_halves
 from kinds import logits
 from tiny import CONFIGS, tiny
@@ -127,6 +129,30 @@ def test_matrices_are_rounded_once_as_asked_and_vectors_are_not(dtype, kind, tmp
         assert torch.equal(found, exact.to(getattr(torch, dtype)).float())
     default = halka.export(model, "a", tmp_path / "default.gguf", form="gguf")
     assert fields_of(default)["general.file_type"] == gguf.LlamaFileType.MOSTLY_BF16
+
+
+@pytest.mark.parametrize("dtype", ["float16", "q8_0"])
+@pytest.mark.parametrize("own", [torch.float32, torch.bfloat16])
+def test_the_error_of_a_file_is_that_of_the_values_in_it(dtype, own, tmp_path):
+    model = with_tokenizer("llama", own, intermediate_size=80)  # of which q8_0 has no blocks
+    probes = [Tokens(row, [True] * len(row)) for row in ids(rows=2, length=30).tolist()]
+    told = []
+    path = halka.export(
+        model, "a", tmp_path / "a.gguf", form="gguf", dtype=dtype, probes=probes, on_error=told.append, limit=1
+    )
+    (found,) = told
+    read = read_by_transformers(path)
+    with torch.no_grad():
+        there = [read(torch.tensor([row.ids])).logits[0, :-1] for row in probes]
+        with model.in_precision(torch.float64 if own == torch.float32 else torch.float32), model.use("a"):
+            exact = [model.base(torch.tensor([row.ids])).logits[0, :-1] for row in probes]
+    expected = difference(exact, there)
+    assert found.dtype == dtype
+    assert found.error.kl == pytest.approx(expected.kl, rel=1e-2)
+    assert found.error.mean == pytest.approx(expected.mean, rel=1e-2)
+    assert found.noise.kl > 0
+    with pytest.raises(ValueError, match=rf"past the limit of .*rounding to {dtype}"):
+        halka.export(model, "a", path, form="gguf", dtype=dtype, probes=probes, limit=found.relative / 2)
 
 
 def test_rows_that_cannot_be_cut_into_blocks_are_kept_in_fp16(tmp_path):

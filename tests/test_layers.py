@@ -42,7 +42,7 @@ LAYERS: dict[str, set[str]] = {
     "lm_eval": {"core", "models", "store", "views"},
     "adapter_store": {"core", "files", "models", "store"},
     "pool": {"adapter_store", "core", "store"},
-    "exporting": {"core", "files", "formats", "methods", "store"},
+    "exporting": {"core", "files", "formats", "merging", "methods", "store"},
     "merging": {"core", "data", "methods", "models"},
     "rag": {"files", "models"},
     "answering": {"core", "data", "evaluation", "models"},

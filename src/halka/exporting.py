@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -14,10 +14,12 @@ from transformers.utils import logging
 from halka.core import AdaptedModel, Packed
 from halka.core.merged import merged_weights
 from halka.files import new_folder, write_file
-from halka.formats.gguf import write_gguf
+from halka.formats.gguf import as_stored, check_whole, write_gguf
 from halka.formats.gguf_lora import write_gguf_lora
 from halka.formats.model_folder import stranger, write_model
 from halka.formats.peft.experts import confused
+from halka.merging.error import LIMIT, MergeError, merge_error, refuse_past, written_error
+from halka.merging.probes import Probes
 from halka.methods import LoRA
 from halka.store import save
 
@@ -32,6 +34,20 @@ class How:
 
     dtype: str | None
     pad_rank: bool
+    probes: Probes | None
+    limit: float
+    force: bool
+    on_error: Callable[[MergeError], None] | None
+
+    def judge(self, measure: Callable[[], MergeError]) -> None:
+        """Measure what merging costs, tell it, and raise ValueError past the limit, unless forced."""
+        if self.force and self.on_error is None:
+            return
+        found = measure()
+        if self.on_error is not None:
+            self.on_error(found)
+        if not self.force:
+            refuse_past(self.limit, found)
 
 
 def export(
@@ -42,6 +58,10 @@ def export(
     form: str = "safetensors",
     dtype: str | None = None,
     pad_rank: bool = False,
+    probes: Probes | None = None,
+    limit: float = LIMIT,
+    force: bool = False,
+    on_error: Callable[[MergeError], None] | None = None,
 ) -> Path:
     """Write adapter `name` to `to`, whole or not at all, and return it.
 
@@ -52,10 +72,14 @@ def export(
                 vllm         the same, refused by name where vLLM would not serve it
     dtype       of the merged weights, computed in fp32 and rounded once: the base's own if not given; gguf has q8_0 too
     pad_rank    for vllm: fill the rank up to the next that its --max-lora-rank takes; what it computes stays
+    probes      what the merged model and the adapter are compared on: a neutral text if not given
+    limit       of the error's KL, as a share of the effect's, measured on the weights as they will be written
+    force       write what is past the limit, or cannot be measured
+    on_error    called with what was measured; where it is not given, what is forced is not measured
 
     The base's own weights are exported for the name None. Raises ValueError for what cannot be merged or has no such
-    form, by name, for values that are not finite, for a folder that holds something else, and
-    for the one that the base was loaded from.
+    form, by name, for an error past the limit, for values that are not finite, for a folder that holds something else,
+    and for the one that the base was loaded from.
     """
     if form not in FORMS:
         raise ValueError(f"there is no form {form!r}: choose one of {', '.join(FORMS)}")
@@ -67,7 +91,7 @@ def export(
         raise ValueError("the rank is padded for vllm alone: leave pad_rank out, or choose that form")
     to = Path(to)
     with model.lock:
-        FORMS[form](model, name, to, How(dtype, pad_rank))
+        FORMS[form](model, name, to, How(dtype, pad_rank, probes, limit, force, on_error))
     return to
 
 
@@ -127,7 +151,19 @@ def _safetensors(model: AdaptedModel, name: str | None, to: Path, how: How) -> N
     if how.dtype is not None and how.dtype not in DTYPES:
         raise ValueError(f"safetensors hold {', '.join(DTYPES)} here, not {how.dtype}")
     _check_folder(model, to)
-    weights = whole_weights(model, name, None if how.dtype is None else DTYPES[how.dtype])
+    dtype = None if how.dtype is None else DTYPES[how.dtype]
+    weights = whole_weights(model, name, dtype)
+    if name is not None:
+        own = next(model.base.parameters()).dtype
+        computed = dtype or own
+
+        def as_written(other: str | None) -> Mapping[str, Tensor]:
+            return weights if other == name else whole_weights(model, other, dtype)
+
+        if computed == own and "base" not in model.adapter(name).parts:
+            how.judge(lambda: merge_error(model, name, how.probes))
+        else:
+            how.judge(lambda: written_error(model, name, as_written, computed, _plain(computed), how.probes))
     hook = logging.set_tqdm_hook(lambda make, args, kwargs: make(*args, **{**kwargs, "disable": True}))
     try:
         with new_folder(to) as beside:
@@ -152,8 +188,17 @@ def _check_folder(model: AdaptedModel, to: Path) -> None:
 
 def _gguf(model: AdaptedModel, name: str | None, to: Path, how: How) -> None:
     kind = how.dtype or _plain(next(model.base.parameters()).dtype)
+    _file(to)
+    check_whole(model.base, model.tokenizer, kind)
     weights = whole_weights(model, name, torch.float32)  # rounded once, as the file's type says
-    write_file(_file(to), lambda path: write_gguf(model.base, model.tokenizer, weights, path, to.stem, kind))
+    if name is not None:
+
+        def as_read(other: str | None) -> Mapping[str, Tensor]:
+            exact = weights if other == name else whole_weights(model, other, torch.float32)
+            return {each: as_stored(each, tensor, kind) for each, tensor in exact.items()}
+
+        how.judge(lambda: written_error(model, name, as_read, torch.float32, kind, how.probes))
+    write_file(to, lambda path: write_gguf(model.base, model.tokenizer, weights, path, to.stem, kind))
 
 
 def _lora_gguf(model: AdaptedModel, name: str, to: Path, how: How) -> None:

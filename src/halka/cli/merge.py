@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -97,12 +98,26 @@ def merge(
     if tasks:
         everyone = dict.fromkeys((None, *given.named, name))
         result["tasks"] = judged(model, [*everyone], tasks, examples, seed)
+
+    def told(found: MergeError) -> None:
+        result["error"] = {**asdict(found), "relative": found.relative}
+        if not json:
+            _show_error(found)
+
     if form in (None, "safetensors", "gguf"):
-        result["error"] = measured(model, name, text, limit, force, quiet=json)
-    if into is not None:
+        say("comparing merged and unmerged …")
+    if into is None:
+        from halka.merging.error import merge_error, refuse_past
+
+        told(found := merge_error(model, name, text))
+        if not force:
+            refuse_past(limit, found)
+    else:
         from halka.exporting import export
 
-        result["written"] = export(model, name, into, form=form or "safetensors", dtype=to_dtype, pad_rank=pad_rank)
+        written = {"form": form or "safetensors", "dtype": to_dtype, "pad_rank": pad_rank}
+        judged_by = {"probes": text, "limit": limit, "force": force, "on_error": told}
+        result["written"] = export(model, name, into, **written, **judged_by)
     if json:
         return emit(result)
     if tasks:
@@ -122,23 +137,6 @@ def weights_of(given: str | None, names: Sequence[str]) -> dict[str, float]:
     if len(numbers) != len(names):
         raise ValueError(f"--weights gives {len(numbers)} for {len(names)} adapters: give one for each")
     return dict(zip(names, numbers, strict=True))
-
-
-def measured(
-    model: AdaptedModel, name: str, text: str | None, limit: float, force: bool, *, quiet: bool
-) -> dict[str, Any]:
-    """What merging costs, shown unless quiet. Raises ValueError past the limit, unless forced."""
-    from dataclasses import asdict
-
-    from halka.merging.error import merge_error, refuse_past
-
-    say("comparing merged and unmerged …")
-    found = merge_error(model, name, text)
-    if not quiet:
-        _show_error(found)
-    if not force:
-        refuse_past(limit, found)
-    return {**asdict(found), "relative": found.relative}
 
 
 def judged(

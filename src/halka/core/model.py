@@ -75,6 +75,7 @@ class AdaptedModel:
         self._route: Route | None = None
         self._outer: list[Route | None] = []  # those of the blocks around the innermost
         self._cast: tuple | None = None  # the state of the masters whose cast stands in
+        self._precision: torch.dtype | None = None  # what the base computes in, where that is not its own
         self._inputs: dict[str, Tensor] = {}  # what a sublayer received, from its source to its output
         self._parts_at: Counter[str] = Counter()  # how many there are, by their target's key
         self._hooks: dict[str, list[torch.utils.hooks.RemovableHandle]] = {}
@@ -286,16 +287,21 @@ class AdaptedModel:
                 self.merged = None
 
     @contextmanager
-    def in_precision(self, dtype: torch.dtype) -> Iterator[None]:
+    def in_precision(self, dtype: torch.dtype, weights: Mapping[str, Tensor] | None = None) -> Iterator[None]:
         """Within the block the base, as it is now, computes in `dtype`: what it would say if it rounded less.
 
-        Copies of its weights in that precision stand in. Raises ValueError within `use`.
+        Copies of its weights in that precision stand in, or of these `weights` by its state's names. Raises ValueError
+        within `use`.
         """
         with self._turns.take():
             if self._outer:
                 raise ValueError("another precision needs an idle base: leave `use` first")
-            with self._stand_ins.cast(dtype):
-                yield
+            outer, self._precision = self._precision, dtype
+            try:
+                with self._stand_ins.cast(dtype, weights or {}):
+                    yield
+            finally:
+                self._precision = outer
 
     # ── how it acts ─────────────────────────────────────────────────────────────────────────────────────────────
 
@@ -357,7 +363,7 @@ class AdaptedModel:
         """fp32 masters are cast afresh at every pass that will be differentiated, and whenever they have changed."""
         state = state_of(part.parameters())
         if torch.is_grad_enabled() or state != self._cast:
-            self._stand_ins.put(part.weights())
+            self._stand_ins.put(part.weights(self._precision))
         self._cast = None if torch.is_grad_enabled() else state
 
     @contextmanager

@@ -198,8 +198,8 @@ class Part(nn.Module):
         """At `memory.gated`: what each of the last K layers multiplies its tokens' attention by, (K,)."""
         raise NotImplementedError
 
-    def weights(self) -> Mapping[str, Tensor]:
-        """At `base`: the tensors that stand in for the base's parameters, by name, in the base's precision."""
+    def weights(self, dtype: torch.dtype | None = None) -> Mapping[str, Tensor]:
+        """At `base`: the tensors that stand in for the base's parameters, by name, in `dtype` or the base's own."""
         raise NotImplementedError
 
     def merged(self, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor | None]:

@@ -37,12 +37,16 @@ class StandIns:
                 module._parameters[key] = tensor  # type: ignore[assignment]
 
     @contextmanager
-    def cast(self, dtype: torch.dtype) -> Iterator[None]:
-        """Within the block what computes now, own or standing in, computes in `dtype`; packed weights stay."""
+    def cast(self, dtype: torch.dtype, weights: Mapping[str, Tensor]) -> Iterator[None]:
+        """Within the block what computes now, own or standing in, computes in `dtype`; packed weights stay.
+
+        `weights` take their places' own values' place, what is tied by its several names.
+        """
         now = [(module, key, module._parameters[key]) for module, key in self._places.values()]
         wider: dict[int, nn.Parameter] = {}  # by the tensor's identity: what is tied stays so
         try:
-            for module, key, tensor in now:
+            for place, (module, key, own) in zip(self._places, now, strict=True):
+                tensor = weights.get(place, own)
                 if tensor is not None and tensor.is_floating_point():
                     if id(tensor) not in wider:
                         wider[id(tensor)] = nn.Parameter(tensor.detach().to(dtype), requires_grad=False)

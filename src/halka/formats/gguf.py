@@ -49,12 +49,8 @@ def write_gguf(base: Any, tokenizer: Any, weights: Mapping[str, Tensor], path: P
     """
     from gguf import GGML_QUANT_VERSION, GGUFType, GGUFWriter, LlamaFileType, Metadata, size_label
 
+    check_whole(base, tokenizer, kind)
     architecture = architecture_of(base)
-    check(base)
-    if kind not in FILE_TYPES:
-        raise ValueError(f"GGUF files hold {', '.join(FILE_TYPES)}, not {kind}")
-    if tokenizer is None:
-        raise ValueError("a GGUF file holds the tokenizer too: `halka.adapt(base, tokenizer)`")
     told = described(base, weights)
     writer = GGUFWriter(path, architecture)
     with quiet(), TemporaryDirectory() as temporary:
@@ -81,6 +77,16 @@ def write_gguf(base: Any, tokenizer: Any, weights: Mapping[str, Tensor], path: P
         if architecture == "llama" and told.config.vocab_size == 49152:  # the converter's, for SmolLM and Granite
             writer.add_add_bos_token(False)
         finish(writer)
+
+
+def check_whole(base: Any, tokenizer: Any, kind: str) -> None:
+    """Raises ValueError for a base, a tokenizer or a kind of tensors of which there is no such file."""
+    architecture_of(base)
+    check(base)
+    if kind not in FILE_TYPES:
+        raise ValueError(f"GGUF files hold {', '.join(FILE_TYPES)}, not {kind}")
+    if tokenizer is None:
+        raise ValueError("a GGUF file holds the tokenizer too: `halka.adapt(base, tokenizer)`")
 
 
 def architecture_of(base: Any) -> str:
@@ -182,9 +188,20 @@ def _rotary_factors(base: Any) -> Tensor:
 
 
 def _add(writer: GGUFWriter, name: str, tensor: Tensor, kind: str) -> None:
+    packed, stored_as, _ = _stored(name, tensor, kind)
+    writer.add_tensor(name, packed, raw_dtype=stored_as)
+
+
+def as_stored(name: str, tensor: Tensor, kind: str) -> Tensor:
+    """What is read back, in fp32, where `tensor` is written into a file of that kind. Raises as `write_gguf` does."""
+    return torch.from_numpy(np.array(_stored(name, tensor.detach().cpu().float(), kind)[2])).to(tensor.device)
+
+
+def _stored(name: str, tensor: Tensor, kind: str) -> tuple[Any, Any, Any]:
     """Vectors and norms in fp32, matrices as `kind` says; fp16 where their rows cannot be cut into its blocks.
 
-    Raises ValueError where what is finite is not so any more, as what is too large for fp16.
+    Returns what is written, as what, and what is read. Raises ValueError where what is finite is not so any more, as
+    what is too large for fp16.
     """
     from gguf import GGMLQuantizationType, QuantError
     from gguf.quants import dequantize, quantize
@@ -197,10 +214,10 @@ def _add(writer: GGUFWriter, name: str, tensor: Tensor, kind: str) -> None:
         except QuantError:
             stored_as = GGMLQuantizationType.F16
             packed = quantize(data, stored_as)
-        finite = np.isfinite(dequantize(packed, stored_as)).all()
-    if not finite:
+        read = dequantize(packed, stored_as)
+    if not np.isfinite(read).all():
         raise ValueError(f"{name} holds values that are too large for {stored_as.name}: choose float32 or bfloat16")
-    writer.add_tensor(name, packed, raw_dtype=stored_as)
+    return packed, stored_as, read
 
 
 @contextmanager

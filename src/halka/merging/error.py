@@ -7,7 +7,7 @@ wider one), and the bare base.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -38,11 +38,17 @@ class Difference:
 class MergeError:
     """What merging adapter `adapter` changes, over `tokens` places of the probes.
 
+    dtype      the precision of the merged weights: the base's, or what they are written in
+
     error      merged and unmerged, as they compute in the base's precision
     effect     the bare base and the adapter, exactly: what the adapter is for
     noise      unmerged, exactly and in the base's precision: what rounding does without any merging
     merged     the adapter exactly, and merged in the base's precision: how far from it a merged model is
     rounding   the adapter exactly, and with weights that were rounded as merging does: what is lost for good
+
+    Where weights are written in another precision than the base's, no unmerged adapter computes as they do: `error`
+    and `merged` are both between the adapter exactly and what was written, `noise` between the bare base exactly and
+    written the same way.
     """
 
     adapter: str
@@ -75,8 +81,7 @@ def merge_error(model: AdaptedModel, name: str, probes: Probes | None = None) ->
     """
     rows = probe_rows(model, probes)
     with model.lock:
-        if model.merged is not None or model.in_use:
-            raise ValueError("the error of merging needs an idle base: leave `use`, or `unmerge` what is merged")
+        _check_idle(model)
         dtype = next(model.base.parameters()).dtype
         wider = WIDER[dtype]
         told = f"the logits of {name!r} on a base in {_plain(dtype)}"
@@ -103,6 +108,52 @@ def merge_error(model: AdaptedModel, name: str, probes: Probes | None = None) ->
     )
 
 
+def written_error(
+    model: AdaptedModel,
+    name: str,
+    as_written: Callable[[str | None], Mapping[str, Tensor]],
+    dtype: torch.dtype,
+    kind: str,
+    probes: Probes | None = None,
+) -> MergeError:
+    """`merge_error` of weights in another precision than the base's.
+
+    as_written    an adapter's name (None: the bare base) to all weights, with the values that a reader will find
+    dtype, kind   what the reader computes in; what the weights are written as
+
+    Takes five passes over the probes. Raises ValueError as `merge_error` does.
+    """
+    rows = probe_rows(model, probes)
+    with model.lock:
+        _check_idle(model)
+        wider = WIDER[next(model.base.parameters()).dtype]
+        told = f"the logits of {name!r} written as {kind}"
+
+        def logits(weights: Mapping[str, Tensor], computed: torch.dtype) -> list[Tensor]:
+            with model.in_precision(computed, weights):
+                return list(logits_of(model, rows))
+
+        weights = as_written(name)
+        written, rounded = logits(weights, dtype), logits(weights, wider)
+        weights = as_written(None)
+        bare_written = logits(weights, dtype)
+        del weights
+        bare = logits({}, wider)
+        with model.in_precision(wider), model.use(name):
+            exact = list(logits_of(model, rows))
+    error = difference(exact, written, told)
+    return MergeError(
+        adapter=name,
+        dtype=kind,
+        tokens=sum(len(each) for each in exact),
+        error=error,
+        effect=difference(bare, exact, told),
+        noise=difference(bare, bare_written, told),
+        merged=error,
+        rounding=difference(exact, rounded, told),
+    )
+
+
 def merge(
     model: AdaptedModel, name: str, *, probes: Probes | None = None, limit: float = LIMIT, force: bool = False
 ) -> MergeError:
@@ -124,8 +175,14 @@ def refuse_past(limit: float, found: MergeError) -> None:
         raise ValueError(
             f"merging {found.adapter!r} would change it by {found.relative:.1%} of its effect (KL {found.error.kl:.2g} "
             f"of {found.effect.kl:.2g}), past the limit of {limit:.1%}; rounding to {found.dtype} without merging "
-            f"already makes {found.noise.kl:.2g}: merge on a float32 base, use the adapter unmerged, or force it"
+            f"already makes {found.noise.kl:.2g}: take a wider precision (load the base in float32, or write float32), "
+            "use the adapter unmerged, or force it"
         )
+
+
+def _check_idle(model: AdaptedModel) -> None:
+    if model.merged is not None or model.in_use:
+        raise ValueError("the error of merging needs an idle base: leave `use`, or `unmerge` what is merged")
 
 
 def difference(one: Iterable[Tensor], other: Iterable[Tensor], told: str = "these logits") -> Difference:

@@ -43,5 +43,5 @@ class FullPart(Part):
                 module = module.get_submodule(step)
             module.register_parameter(leaf, nn.Parameter(parameter.detach().float().clone()))
 
-    def weights(self) -> Mapping[str, Tensor]:
-        return {name: master.to(self._dtypes[name]) for name, master in self.named_parameters()}
+    def weights(self, dtype: torch.dtype | None = None) -> Mapping[str, Tensor]:
+        return {name: master.to(dtype or self._dtypes[name]) for name, master in self.named_parameters()}
