@@ -4,7 +4,7 @@
 
 nq_oracle: Natural Questions with the passage of Wikipedia that holds each answer (Kwiatkowski et al. 2019; Liu et al.
 2023, arXiv:2307.03172; MIT, passages CC BY-SA). tofu: questions on invented authors (Maini et al. 2024,
-arXiv:2401.06121; MIT), whose documents are built of the gold answers, one an author.
+arXiv:2401.06121; MIT), whose documents are built of the gold answers, four each.
 
 The splits are fixed and share no passage, in tofu no author. Of the test's questions one in five has no answer in the
 documents: its passage was left out (tofu: its author's sentence).
@@ -23,6 +23,7 @@ from typing import Any
 
 OUT = Path(__file__).parent / "data" / "rag"
 TRAIN, VALIDATION, TEST = 1000, 60, 300
+PART = 4  # answers a document of tofu
 WITHHELD = 5  # one test question in so many
 
 
@@ -83,15 +84,20 @@ def tofu(folder: Path) -> None:
     }
     documents = []
     for author, asked in by_author.items():
-        told = [each["answer"] for number, each in enumerate(asked) if (author, number) not in withheld]
-        paragraphs = [" ".join(told[start : start + 4]) for start in range(0, len(told), 4)]
-        documents.append({"name": f"author {author}", "text": "\n\n".join(paragraphs)})
+        for start in range(0, len(asked), PART):
+            numbers = range(start, min(start + PART, len(asked)))
+            told = " ".join(asked[number]["answer"] for number in numbers if (author, number) not in withheld)
+            documents.append({"name": f"author {author} part {start // PART}", "text": told})
     write(folder / "documents.jsonl", documents)
     for split, authors in zip(("test", "validation", "train"), parts, strict=True):
         found = [
             {"question": each["question"], "answers": [], "would_be": [each["answer"]]}
             if (author, number) in withheld
-            else {"question": each["question"], "answers": [each["answer"]], "document": f"author {author}"}
+            else {
+                "question": each["question"],
+                "answers": [each["answer"]],
+                "document": f"author {author} part {number // PART}",
+            }
             for author in authors
             for number, each in enumerate(by_author[author])
         ]

@@ -41,9 +41,18 @@ def sentence_embedder(folder: Path) -> Path:
     """The folder of a BERT of random weights, as `SentenceEmbedder` takes it."""
     from sentence_transformers import SentenceTransformer
     from sentence_transformers.sentence_transformer.modules import Pooling, Transformer
-    from transformers import BertConfig, BertModel, BertTokenizerFast
+    from transformers import BertModel
 
-    folder.mkdir(exist_ok=True)
+    bert = Transformer(str(small_bert(folder / "bert", BertModel)), max_seq_length=128)
+    SentenceTransformer(modules=[bert, Pooling(32)], device="cpu").save(str(folder / "made"))
+    return folder / "made"
+
+
+def small_bert(folder: Path, kind: type, **options: int) -> Path:
+    """The folder of a BERT of that class of transformers', of random weights, with its tokenizer."""
+    from transformers import BertConfig, BertTokenizerFast
+
+    folder.mkdir(parents=True, exist_ok=True)
     tokens = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *TEXT.split(), *"abcdefghijklmnopqrstuvwxyz", ".", "?"]
     (folder / "vocab.txt").write_text("\n".join([*tokens, *(f"##{each}" for each in "abcdefghijklmnopqrstuvwxyz")]))
     tokenizer = BertTokenizerFast(str(folder / "vocab.txt"), model_max_length=128)
@@ -54,9 +63,8 @@ def sentence_embedder(folder: Path) -> Path:
         num_attention_heads=2,
         intermediate_size=32,
         max_position_embeddings=128,
+        **options,
     )
-    BertModel(config).save_pretrained(folder / "bert")
-    tokenizer.save_pretrained(folder / "bert")
-    bert = Transformer(str(folder / "bert"), max_seq_length=128)
-    SentenceTransformer(modules=[bert, Pooling(32)], device="cpu").save(str(folder / "made"))
-    return folder / "made"
+    kind(config).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder

@@ -99,6 +99,19 @@ def test_an_answer_has_its_sources(collection):
     assert f"[1] d4: Topic 4\n{first.text}" in asked[0]
 
 
+def test_what_stands_around_a_passage_is_read_on_demand(tmp_path):
+    made = Collection(tmp_path / "long", WordEmbedder(limit=49))
+    parts = [f"## Part {n}\n\nThe code of item{n} is secret{n}, {'as is known ' * 5}." for n in range(5)]
+    [*made.put([("long", "\n\n".join(parts))])]
+    plain = Answerer(Retriever(made), lambda prompt: ["secret2 [1]"], 10_000, words, passages=1)
+    wide = Answerer(Retriever(made), lambda prompt: ["secret2 [1]"], 10_000, words, passages=1, neighbours=160)
+    (alone,), (around,) = (each.ask("What is the code of item2?").sources for each in (plain, wide))
+    assert "secret1" not in alone.text
+    assert all(f"secret{n}" in around.text for n in (1, 2, 3))
+    assert around.start < alone.start
+    assert around.end > alone.end
+
+
 def test_without_passages_the_model_is_not_asked(collection):
     def reply(prompt: str):
         raise AssertionError(prompt)

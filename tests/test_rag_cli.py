@@ -7,8 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from embedder_for_tests import sentence_embedder
+from embedder_for_tests import sentence_embedder, small_bert
 from halka.cli import main
+from halka.rag.rerank import CrossEncoder
 from tiny import tiny
 from tokenizers_for_tests import chatml_tokenizer
 
@@ -157,3 +158,31 @@ def test_questions_become_training_data(halka, embedder, tmp_path):
     (tmp_path / "asked.jsonl").write_text('{"question": "when are parcels sent", "answer": "never"}\n')
     code, _, err = halka("docs", "examples", "faq", "asked.jsonl", "-o", "train.jsonl")
     assert (code, "holds an answer" in err) == (2, True)
+
+
+def test_a_cross_encoder_has_the_last_word(halka, embedder, tmp_path):
+    import torch
+    from transformers import BertForSequenceClassification
+
+    torch.manual_seed(0)
+    reranker = small_bert(tmp_path / "cross", BertForSequenceClassification, num_labels=1)
+    for name, text in (
+        ("a", "The parcels are sent on monday."),
+        ("b", "Refunds take nine days."),
+        ("c", "Secret salary."),
+    ):
+        (tmp_path / f"{name}.md").write_text(text)
+    assert halka("docs", "add", "faq", "a.md", "b.md", "c.md", "--embedder", str(embedder))[0] == 0
+    code, out, err = halka("docs", "search", "faq", "refunds", "--rerank", str(reranker), "--json")
+    assert code == 0, err
+    hits = json.loads(out)
+    scores = CrossEncoder(str(reranker))("refunds", [hit["passage"]["text"] for hit in hits])
+    assert [hit["score"] for hit in hits] == pytest.approx(scores, abs=1e-5)
+    assert scores == sorted(scores, reverse=True)
+    assert CrossEncoder(str(reranker))("refunds", []) == []
+    code, _, err = halka("docs", "search", "faq", "refunds", "--rerank", "nowhere/./at-all")
+    assert code == 2
+    assert "cannot be loaded as a cross-encoder" in err
+    many = small_bert(tmp_path / "many", BertForSequenceClassification, num_labels=3)
+    with pytest.raises(ValueError, match="gives 3 scores for a pair"):
+        CrossEncoder(str(many))

@@ -137,6 +137,16 @@ def test_passages_are_slices_within_the_limit_and_lose_nothing(limit):
     assert text.text[passages[-1].end :].strip() == ""
 
 
+def test_no_passage_is_a_heading_alone():
+    body = "It says a word and then another one. " * 30
+    text = Text(f"# Guide\n\n{body}\n\n## Install\n\n{body}\n\n## Empty", markdown=True)
+    passages = [*cutter(64).cut("d", text, ("*",))]
+    assert passages[0].text.startswith("# Guide\n\nIt says")
+    assert not any(each.text.startswith("#") and "\n" not in each.text for each in passages)
+    tokenizer = WordEmbedder().tokenizer
+    assert all(len(tokenizer.encode(each.searched).ids) <= 64 for each in passages)
+
+
 def test_a_passage_knows_its_headings():
     by_text = {each.text[:9]: each.heading for each in cutter().cut("d", Text(MARKDOWN, markdown=True), ("*",))}
     headings = set(by_text.values())
@@ -147,6 +157,6 @@ def test_a_passage_knows_its_headings():
 
 def test_a_long_heading_keeps_its_end():
     title = " ".join(f"w{number}" for number in range(60))
-    passage = [*cutter().cut("d", Text(f"# {title}\n\nBody.", markdown=True), ("*",))][-1]
+    passage = [*cutter().cut("d", Text(f"# {title}\n\n{'Body. ' * 60}", markdown=True), ("*",))][-1]
     assert passage.heading.endswith("w59")
     assert len(passage.heading.split()) < 24

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from halka.cli.command import Json, emit, examples, show
-from halka.cli.docs import HERE, Asking, Mode, Place, Tags, Under, opened, scope_of
+from halka.cli.docs import HERE, Asking, Mode, Place, Rerank, Tags, Under, opened, retriever_of, scope_of
 from halka.cli.generate import sampling
 from halka.cli.opening import Base, Loading, open_model, with_loading
 from halka.cli.routing import AdapterNames, StoreFolder, given_adapters
@@ -29,7 +29,11 @@ def ask(
     adapter: AdapterNames = None,
     store: StoreFolder = None,
     passages: Annotated[int, typer.Option(metavar="N", min=1, help="passages in the prompt, at most")] = 4,
+    neighbours: Annotated[
+        int, typer.Option(metavar="TOKENS", min=0, help="read what stands around passages, so many tokens in all [0]")
+    ] = 0,
     mode: Mode = "hybrid",
+    rerank: Rerank = None,
     asking: Asking = None,
     tag: Tags = None,
     under: Under = None,
@@ -48,10 +52,9 @@ def ask(
     """
     from halka.answering import answering, prompt_budget, prompt_tokens
     from halka.rag.answer import Answerer
-    from halka.rag.retrieve import Retriever
 
     options = sampling(temperature, None)
-    retriever = Retriever(opened(collection, collections), mode)  # type: ignore[arg-type]
+    retriever = retriever_of(opened(collection, collections), mode, rerank)
     adapters = given_adapters(adapter, store, loading.allow_pickle)
     if len(adapters.named) > 1:
         raise ValueError(f"{len(adapters.named)} adapters were given: one answers, so name one")
@@ -63,6 +66,7 @@ def ask(
         prompt_budget(model, name, max_new_tokens),
         lambda text: prompt_tokens(model, text),
         passages,
+        neighbours,
     )
     scope = scope_of(asking, tag, under)
     if json:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections import Counter
 from collections.abc import Iterable
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -27,6 +28,7 @@ from halka.cli.command import (
 
 if TYPE_CHECKING:
     from halka.rag.collection import Collection, Event
+    from halka.rag.retrieve import Retriever
     from halka.rag.store import Scope
 
 app = group(
@@ -47,6 +49,10 @@ Asking = Annotated[
 Tags = Annotated[list[str] | None, typer.Option("--tag", metavar="TAG", help="only documents with it; may be repeated")]
 Under = Annotated[Path | None, typer.Option("--under", metavar="PATH", help="only documents under this path")]
 Mode = Annotated[str, typer.Option("--mode", metavar="MODE", help="hybrid, vectors or words")]
+Rerank = Annotated[
+    str | None,
+    typer.Option("--rerank", metavar="NAME", help="a cross-encoder that has the last word: a folder or a hub name"),
+]
 
 
 @app.command(
@@ -194,6 +200,7 @@ def search(
     question: Annotated[str, typer.Argument(metavar="QUESTION", help="what to find passages for")],
     count: Annotated[int, typer.Option(metavar="N", min=1, help="passages at most")] = 5,
     mode: Mode = "hybrid",
+    rerank: Rerank = None,
     asking: Asking = None,
     tag: Tags = None,
     under: Under = None,
@@ -201,9 +208,8 @@ def search(
     json: Json = False,
 ) -> None:
     """Find the passages that best fit a question."""
-    from halka.rag.retrieve import Retriever
-
-    hits = Retriever(opened(name, collections), mode).search(question, count, scope_of(asking, tag, under))  # type: ignore[arg-type]
+    retriever = retriever_of(opened(name, collections), mode, rerank)
+    hits = retriever.search(question, count, scope_of(asking, tag, under))
     if json:
         return emit(hits)
     for rank, hit in enumerate(hits, start=1):
@@ -226,6 +232,7 @@ def evaluate(
     ],
     split: Annotated[str, typer.Option(metavar="NAME", help="which of its judgements")] = "test",
     mode: Annotated[str | None, typer.Option("--mode", metavar="MODE", help="hybrid, vectors or words [all]")] = None,
+    rerank: Rerank = None,
     asking: Asking = None,
     collections: Place = HERE,
     json: Json = False,
@@ -244,7 +251,7 @@ def evaluate(
         _tell(collection.put(read_corpus(folder)), json=False, quiet=True)
     scores = {}
     for each in get_args(retrieve.Mode) if mode is None else [mode]:
-        retriever = retrieve.Retriever(collection, each, distinct=False)  # type: ignore[arg-type]
+        retriever = replace(retriever_of(collection, each, rerank), distinct=False)
         with CountProgress(f"{each}: queries", len(queries.texts)) as progress:
             scores[each] = evaluate(retriever, queries, scope=scope_of(asking, None, None), on_progress=progress.done)
     if json:
@@ -316,6 +323,13 @@ def opened(name: str, among: Path) -> Collection:
         known = f"there are {', '.join(names)}" if names else "there is none yet"
         raise ValueError(f"{among} holds no collection {name!r} ({known}): `halka docs add {name} PATH` makes it")
     return Collection(folder)
+
+
+def retriever_of(collection: Collection, mode: str, rerank: str | None) -> Retriever:
+    from halka.rag.rerank import CrossEncoder
+    from halka.rag.retrieve import Retriever
+
+    return Retriever(collection, mode, None if rerank is None else CrossEncoder(rerank))  # type: ignore[arg-type]
 
 
 def scope_of(asking: list[str] | None, tags: list[str] | None, under: Path | None) -> Scope:

@@ -45,6 +45,7 @@ class Answerer:
     budget     tokens that a prompt may take: the base's context, less what its answer may
     count      how many tokens a text is
     passages   how many are put before the model, at most
+    neighbours tokens of passages together with what stands around them in their documents; 0: as they were found
     """
 
     retriever: Retriever
@@ -52,6 +53,7 @@ class Answerer:
     budget: int
     count: Count
     passages: int = 4
+    neighbours: int = 0
 
     def ask(self, question: str, scope: Scope = Scope()) -> Answer:  # noqa: B008
         """The answer, when all of it is there."""
@@ -80,4 +82,7 @@ class Answerer:
     def found(self, question: str, scope: Scope) -> list[Passage]:
         """The passages that the prompt will hold."""
         hits = self.retriever.search(question, self.passages, scope)
-        return fitting(question, [hit.passage for hit in hits], self.budget, self.count)
+        found = [hit.passage for hit in hits]
+        if self.neighbours:
+            found = self.retriever.expanded(hits, self.neighbours, scope)
+        return fitting(question, found, self.budget, self.count)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Container, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -59,7 +59,7 @@ class Cutter:
             raise ValueError(
                 f"passages of {limit} tokens are too short to cut: {special + 2 * HEADING_TOKENS + 1} at least"
             )
-        self._tokenizer = tokenizer
+        self._tokenizer, self._limit = tokenizer, limit
         capacity = limit - special - HEADING_TOKENS
         self._markdown: Any = MarkdownSplitter.from_huggingface_tokenizer(tokenizer, capacity)
         self._plain: Any = TextSplitter.from_huggingface_tokenizer(tokenizer, capacity)
@@ -68,10 +68,27 @@ class Cutter:
         """The passages of a document, in order; every character that is no space is in one of them."""
         headings = _headings(text) if text.markdown else []
         splitter = self._markdown if text.markdown else self._plain
-        for number, (start, piece) in enumerate(splitter.chunk_indices(text.text)):
+        starts = {at for at, _ in headings}
+        pieces: list[tuple[int, int]] = []
+        for start, piece in splitter.chunk_indices(text.text):
+            end = start + len(piece)
+            if pieces and self._is_title(text.text, pieces[-1], starts) and self._fits(text.text[pieces[-1][0] : end]):
+                start = pieces.pop()[0]  # a title that was cut off from its text
+            pieces.append((start, end))
+        for number, (start, end) in enumerate(pieces):
             above = [title for at, title in headings if at <= start]
             heading = self._short(above[-1]) if above else ""
-            yield Passage(document, number, piece, start, start + len(piece), text.page(start), heading, readers)
+            piece = text.text[start:end]
+            if start in starts and not self._fits(f"{heading}\n{piece}"):
+                heading = ""  # it stands there
+            yield Passage(document, number, piece, start, end, text.page(start), heading, readers)
+
+    def _is_title(self, text: str, span: tuple[int, int], starts: Container[int]) -> bool:
+        """Whether a piece is a heading and nothing else."""
+        return span[0] in starts and "\n" not in text[slice(*span)].strip()
+
+    def _fits(self, text: str) -> bool:
+        return len(self._tokenizer.encode(text).ids) <= self._limit
 
     def _short(self, heading: str) -> str:
         """As much of the end of a heading as the tokens left for it hold."""
