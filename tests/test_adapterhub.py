@@ -12,6 +12,7 @@ from safetensors.torch import load_file
 from typer.testing import CliRunner
 
 import halka
+from contract import disturb
 from halka.cli import app
 from halka.formats import adapterhub
 from halka.formats.adapterhub import heads
@@ -411,6 +412,25 @@ def test_a_head_is_written_beside_the_adapter_and_read_again(architecture, tmp_p
     changed.write_text(changed.read_text() + " ")
     with pytest.raises(ValueError, match=r"head_config\.json changed since halka\.json was written"):
         halka.load(again, tmp_path / "a", name="b")
+
+
+@pytest.mark.parametrize("labels", [("no", "yes"), ("no", "yes", "perhaps")])
+@pytest.mark.parametrize("card", [True, False])
+def test_a_head_names_the_adapters_labels_and_has_a_row_for_each(labels, card, tmp_path):
+    model = halka.adapt(base("bert", labels=3))
+    model.add("a", halka.Bottleneck(width=4), labels=labels)
+    disturb(model, "a")
+    halka.save(model, "a", tmp_path / "a", format="adapterhub")
+    config = json.loads((tmp_path / "a" / "head_config.json").read_text())
+    assert config["label2id"] == {label: place for place, label in enumerate(labels)}
+    assert config["num_labels"] == len(labels)
+    assert len(load_file(tmp_path / "a" / "model_head.safetensors")["classifier.weight"]) == len(labels)
+    if not card:
+        (tmp_path / "a" / "halka.json").unlink()
+    again = halka.adapt(base("bert", labels=3))
+    assert halka.load(again, tmp_path / "a").labels == labels
+    count = len(labels)
+    torch.testing.assert_close(logits(again, "a")[:, :count], logits(model, "a")[:, :count], rtol=0, atol=1e-6)
 
 
 @pytest.mark.parametrize(

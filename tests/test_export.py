@@ -11,6 +11,7 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import halka
+from classifiers import CLASSES, LABELS, TAGS, classifier
 from contract import disturb, ids
 from halka.data.tokens import Tokens
 from halka.exporting import FORMS, whole_weights
@@ -164,6 +165,28 @@ def test_whole_weights_share_what_is_tied_in_every_precision():
     model.merge("lora")  # what is merged does not stand in for the base's own
     for name, tensor in whole_weights(model, None).items():
         assert torch.equal(tensor, tiny(tie_word_embeddings=True).state_dict()[name])
+
+
+@pytest.mark.parametrize("kind", [CLASSES, TAGS])
+@pytest.mark.parametrize("method", [halka.LoRA(rank=4), halka.Full()], ids=lambda method: method.name)
+def test_a_merged_classifier_names_the_adapters_labels_and_has_a_row_for_each(method, kind, tmp_path):
+    model = classifier(kind=kind)
+    model.base.config.new_modules = ["classifier"]
+    for labels in (("no", "yes"), ("no", "yes", "perhaps"), ()):
+        name = f"{len(labels)}"
+        model.add(name, method, labels=labels)
+        disturb(model, name, by=0.01)
+        halka.export(model, name, tmp_path / name)
+        base = halka.load_base(tmp_path / name, dtype="float32", device="cpu")[0]
+        expected = labels or LABELS
+        assert base.config.id2label == dict(enumerate(expected))
+        assert base.config.label2id == {label: place for place, label in enumerate(expected)}
+        assert "new_modules" not in json.loads((tmp_path / name / "config.json").read_text())
+        with torch.no_grad(), model.use(name):
+            there = model.base(ids()).logits[..., : len(expected)]
+        with torch.no_grad():
+            torch.testing.assert_close(base.eval()(ids()).logits, there, rtol=0, atol=1e-4)
+    assert model.base.config.id2label == dict(enumerate(LABELS))
 
 
 # ── what it costs ───────────────────────────────────────────────────────────────────────────────────────────────────

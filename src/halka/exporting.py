@@ -167,7 +167,7 @@ def _safetensors(model: AdaptedModel, name: str | None, to: Path, how: How) -> N
     hook = logging.set_tqdm_hook(lambda make, args, kwargs: make(*args, **{**kwargs, "disable": True}))
     try:
         with new_folder(to) as beside:
-            write_model(model.base, model.tokenizer, weights, beside)
+            write_model(model.base, model.tokenizer, weights, beside, model.labels_of(name))
     finally:
         logging.set_tqdm_hook(hook)
 

@@ -24,6 +24,7 @@ from halka.core import AdaptedModel, Adapter, described, form_of
 from halka.data.tokens import chat_template_fingerprint
 from halka.files import new_folder, soon_needed
 from halka.formats import Files, Folder, format_named, format_of
+from halka.formats.adapterhub.heads import named_labels
 from halka.formats.peft import FILES
 from halka.models.fingerprint import own_fingerprint
 from halka.models.heads import fitted_head, has_head, narrowed
@@ -159,6 +160,8 @@ def load(
             with model.own_weights():
                 method, state = form.read(Folder(config, read, beside), model.targets)
             labels = () if card is None else tuple(card.labels)
+            if card is None and beside is not None and has_head(model, state):
+                labels = named_labels(beside.config)
             state = fitted_head(model, labels, state)
             with model.lock:  # nobody uses it before its files are known to be the Card's
                 adapter = model.add(name, method, state=state, labels=labels)

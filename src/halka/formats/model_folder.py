@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor
+
+from halka.models.classes import NEW, label_rows
 
 WRITTEN = (  # beside the files of the tokenizer's own vocabulary
     *("config.json", "generation_config.json", "model.safetensors", "model-*-of-*.safetensors"),
@@ -17,13 +19,21 @@ WRITTEN = (  # beside the files of the tokenizer's own vocabulary
 )
 
 
-def write_model(base: Any, tokenizer: Any, weights: Mapping[str, Tensor], folder: Path) -> None:
+def write_model(
+    base: Any, tokenizer: Any, weights: Mapping[str, Tensor], folder: Path, labels: Sequence[str] = ()
+) -> None:
     """Fill an empty folder with `base` as it is with these weights, by its own names for them; any precision.
 
-    A head that shares its tensor with the embeddings is written once; where they differ the folder says that they are
-    not tied.
+    `labels` are what its head tells apart, where it does: the head has a row for each, and no more. A head that shares
+    its tensor with the embeddings is written once; where they differ the folder says that they are not tied.
     """
     told = described(base, weights)
+    if labels:
+        told.config.id2label = dict(enumerate(labels))
+        told.config.label2id = {label: place for place, label in enumerate(labels)}
+        told.config.__dict__.pop(NEW, None)  # its weights have them
+        rows = label_rows(base)
+        weights = {key: each[: len(labels)].contiguous() if key in rows else each for key, each in weights.items()}
     told.save_pretrained(folder, state_dict=dict(weights), max_shard_size="5GB")
     told.config.dtype = next(iter(weights.values())).dtype  # that of the modules, by now
     told.config.save_pretrained(folder)

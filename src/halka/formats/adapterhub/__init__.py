@@ -61,7 +61,7 @@ def write(adapter: Adapter, targets: tuple[Target, ...], base_name: str) -> Fold
     tensors = {key: tensor.detach().contiguous() for _, part in written for key, tensor in part.items()}
     head = None
     for each in whole:
-        head = heads.write(each, targets)
+        head = heads.write(each, targets, adapter.labels)
         head = Folder({**about, **head.config}, head.tensors)
     return Folder({"config": config, **about}, tensors, head)
 

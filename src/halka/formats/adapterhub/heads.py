@@ -7,7 +7,7 @@ they are its layers.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from torch import Tensor, nn
@@ -16,6 +16,7 @@ from halka.core import Adapter, Target
 from halka.formats.adapterhub.config import base_of
 from halka.formats.folder import Files, Folder
 from halka.methods import Modules
+from halka.models.classes import label_rows
 
 FILES = Files("head_config.json", "model_head.safetensors", "pytorch_model_head.bin")
 # By the base's class: what makes AdapterHub's head the same, and the modules that its numbered layers are.
@@ -48,6 +49,12 @@ def base_for(config: Mapping[str, Any]) -> dict[str, Any]:
     if kind is None:
         return {}
     return {"kind": kind, "labels": _labels(own or config)}
+
+
+def named_labels(config: Mapping[str, Any]) -> tuple[str, ...]:
+    """A head's labels by place, where it has names for them that are more than numbers."""
+    labels = tuple(base_for(config).get("labels", ()))
+    return () if labels == tuple(f"LABEL_{place}" for place in range(len(labels))) else labels
 
 
 def _labels(options: Mapping[str, Any]) -> list[str]:
@@ -83,7 +90,13 @@ def read(head: Folder, targets: tuple[Target, ...]) -> tuple[Modules, dict[str, 
     name, config = type(base).__name__, _options(head.config)
     tensors = head.tensors if config is None else _as_modules(head, config, name)
     own = dict(base.named_parameters(remove_duplicate=False)) | dict(base.named_buffers())
-    if unknown := [key for key, each in tensors.items() if key not in own or own[key].shape != each.shape]:
+    rows = label_rows(base)
+
+    def fits(key: str, tensor: Tensor) -> bool:
+        fewer = key in rows and tensor.shape[1:] == own[key].shape[1:] and len(tensor) < len(own[key])
+        return key in own and (tensor.shape == own[key].shape or fewer)
+
+    if unknown := [key for key, each in tensors.items() if not fits(key, each)]:
         shape, made_for = tuple(tensors[unknown[0]].shape), head.config.get("model_class")
         raise ValueError(
             f"the folder's head, of a {made_for}, has {unknown[0]} {shape}, which this {name} does not: load a base "
@@ -101,8 +114,11 @@ def read(head: Folder, targets: tuple[Target, ...]) -> tuple[Modules, dict[str, 
     return Modules(tuple(roles.get(path, path) for path in paths)), state
 
 
-def write(adapter: Adapter, targets: tuple[Target, ...]) -> Folder:
-    """The head with these modules in it. Raises ValueError for modules that are not of the base's head."""
+def write(adapter: Adapter, targets: tuple[Target, ...], labels: Sequence[str]) -> Folder:
+    """The head with these modules in it; `labels` are what it tells apart, if not the base's own.
+
+    Raises ValueError for modules that are not of the base's head.
+    """
     base = base_of(targets)
     inside = f"{base.base_model_prefix}."
     own = dict(base.named_parameters(remove_duplicate=False))
@@ -113,7 +129,8 @@ def write(adapter: Adapter, targets: tuple[Target, ...]) -> Folder:
             f"AdapterHub's folders hold modules of the head alone, and {other[0]} is of the base, or tied to it"
         )
     head = {key: each.detach().float() for key, each in own.items() if not key.startswith(inside)}
-    about = {"config": None, "name": None, "num_labels": base.config.num_labels, "label2id": base.config.label2id}
+    places = {label: place for place, label in enumerate(labels)} or base.config.label2id
+    about = {"config": None, "name": None, "num_labels": len(places), "label2id": places}
     return Folder(about, {key: tensor.clone() for key, tensor in {**head, **trained}.items()})
 
 
@@ -138,4 +155,4 @@ def _as_modules(head: Folder, config: Mapping[str, Any], base: str) -> dict[str,
 
 
 def _same(tensor: Tensor, own: Tensor | nn.Parameter) -> bool:
-    return bool((tensor.to(own.device, own.dtype) == own).all())
+    return tensor.shape == own.shape and bool((tensor.to(own.device, own.dtype) == own).all())
