@@ -352,6 +352,17 @@ def test_a_joint_of_three_stays_one():
         torch.testing.assert_close(tensor, (one[key] + two[key]) / 2)
 
 
+@pytest.mark.parametrize("method", ["linear", "cat", "svd", "ties"])
+def test_values_that_are_not_finite_are_refused_by_name(method):
+    model = model_of(*three())
+    name, *_, last = WEIGHTS
+    model.parameters(last)[0].data[0, 0] = math.nan
+    before = [*model.adapters]
+    with pytest.raises(ValueError, match=f"adapter '{last}' holds values that are not finite, in .*lora_A"):
+        halka.combine(model, {name: 1.0, last: 0.5}, method)
+    assert [*model.adapters] == before
+
+
 def test_classifiers_of_other_labels_or_methods_are_refused_by_name():
     model = classifier()
     model.add("one", halka.LoRA(rank=4))

@@ -104,7 +104,7 @@ def test_a_folder_of_something_else_is_left_alone_and_a_failure_leaves_nothing(t
     model = model_with("lora", "prefix")
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "thesis.txt").write_text("mine")
-    with pytest.raises(ValueError, match=r"mine exists and holds thesis.txt, which is no part of an exported model"):
+    with pytest.raises(ValueError, match=r"mine exists and holds thesis.txt, which no export wrote"):
         halka.export(model, "lora", tmp_path / "mine")
     assert (tmp_path / "mine" / "thesis.txt").read_text() == "mine"
     with pytest.raises(ValueError, match="not mergeable"):
@@ -146,12 +146,16 @@ def test_what_stands_beside_a_model_and_the_base_itself_are_left_alone(tmp_path)
             halka.export(model, None, tmp_path / base)
     folder = halka.export(model, None, tmp_path / "out")
     (folder / "LICENSE").write_text("mine")
-    with pytest.raises(ValueError, match="out exists and holds LICENSE, which is no part"):
+    with pytest.raises(ValueError, match="out exists and holds LICENSE, which no export wrote"):
         halka.export(model, None, folder)
     (folder / "LICENSE").unlink()
     (folder / "config.json").unlink()
     with pytest.raises(ValueError, match="out exists and holds"):
         halka.export(model, None, folder)
+    base = tiny(seed=1)
+    base.save_pretrained(tmp_path / "other")
+    with pytest.raises(ValueError, match=r"other exists and holds config.json, which no export wrote"):
+        halka.export(model, None, tmp_path / "other")
     (tmp_path / "file").touch()
     with pytest.raises(ValueError, match="file is a file: choose another folder"):
         halka.export(model, None, tmp_path / "file")

@@ -42,8 +42,8 @@ LAYERS: dict[str, set[str]] = {
     "lm_eval": {"core", "models", "store", "views"},
     "adapter_store": {"core", "files", "models", "store"},
     "pool": {"adapter_store", "core", "store"},
-    "exporting": {"core", "files", "formats", "merging", "methods", "store"},
-    "merging": {"core", "data", "methods", "models"},
+    "exporting": {"core", "files", "formats", "merging", "methods", "store", "tensors"},
+    "merging": {"core", "data", "methods", "models", "tensors"},
     "rag": {"files", "models"},
     "answering": {"core", "data", "evaluation", "models"},
     "measure": {

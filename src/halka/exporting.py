@@ -22,6 +22,7 @@ from halka.merging.error import LIMIT, MergeError, merge_error, refuse_past, wri
 from halka.merging.probes import Probes
 from halka.methods import LoRA
 from halka.store import save
+from halka.tensors import check_finite
 
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 RANKS = (8, 16, 32, 64, 128, 256, 320, 512)  # those that vLLM's --max-lora-rank takes
@@ -183,7 +184,7 @@ def _check_folder(model: AdaptedModel, to: Path) -> None:
     if any(Path(each).exists() and to.samefile(each) for each in sources if each):
         raise ValueError(f"{to} is what the base was loaded from: choose another folder")
     if (other := stranger(to, model.tokenizer)) is not None:
-        raise ValueError(f"{to} exists and holds {other}, which is no part of an exported model: choose another folder")
+        raise ValueError(f"{to} exists and holds {other}, which no export wrote: choose another folder")
 
 
 def _gguf(model: AdaptedModel, name: str | None, to: Path, how: How) -> None:
@@ -202,7 +203,7 @@ def _gguf(model: AdaptedModel, name: str | None, to: Path, how: How) -> None:
 
 
 def _lora_gguf(model: AdaptedModel, name: str, to: Path, how: How) -> None:
-    _finite(model.adapter(name).state_dict())
+    check_finite(name, model.adapter(name).state_dict())
     write_file(_file(to), lambda path: write_gguf_lora(model.base, model.adapter(name), path, to.stem))
 
 

@@ -91,11 +91,7 @@ def save(
         base_name = getattr(base.config, "_name_or_path", "") or ""
         written = form.write(adapter, model.targets, base_name)
     head = written.head or Folder({}, {})
-    for key, tensor in (*written.tensors.items(), *head.tensors.items()):
-        if not torch.isfinite(tensor).all():
-            raise ValueError(
-                f"adapter {name!r} holds values that are not finite, in {key}: train it again, more gently"
-            )
+    tensors.check_finite(name, {**written.tensors, **head.tensors})
     identity = {"name": base_name, "fingerprint": own_fingerprint(model), "quantize": form_of(model.base)}
     if adapter.labels and not has_head(model, adapter.state_dict()):
         identity["head"] = own_fingerprint(model, head=True)["weights"]

@@ -17,6 +17,15 @@ ALIGNED = 64  # bytes
 DTYPES = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
 
 
+def check_finite(name: str, tensors: Mapping[str, Tensor]) -> None:
+    """Raises ValueError for values of adapter `name` that are not finite."""
+    for key, tensor in tensors.items():
+        if not tensor.isfinite().all():
+            raise ValueError(
+                f"adapter {name!r} holds values that are not finite, in {key}: train it again, more gently"
+            )
+
+
 def read_tensors(path: Path) -> dict[str, Tensor]:
     """The file's tensors by its names for them, in fp32; of safetensors, where they are so there, mapped into memory.
 

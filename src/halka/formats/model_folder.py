@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import copy
+import json
 from collections.abc import Mapping, Sequence
 from fnmatch import fnmatch
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +19,8 @@ WRITTEN = (  # beside the files of the tokenizer's own vocabulary
     *("model.safetensors.index.json", "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json"),
     *("added_tokens.json", "chat_template.jinja", "additional_chat_templates"),
 )
+
+MARK = "halka_version"  # in the configuration: only such a folder is written anew
 
 
 def write_model(
@@ -36,6 +40,7 @@ def write_model(
         weights = {key: each[: len(labels)].contiguous() if key in rows else each for key, each in weights.items()}
     told.save_pretrained(folder, state_dict=dict(weights), max_shard_size="5GB")
     told.config.dtype = next(iter(weights.values())).dtype  # that of the modules, by now
+    setattr(told.config, MARK, version("halka"))
     told.config.save_pretrained(folder)
     for file in folder.glob("*.safetensors"):
         file.chmod(0o644)  # safetensors writes for the owner alone
@@ -44,11 +49,18 @@ def write_model(
 
 
 def stranger(folder: Path, tokenizer: Any) -> str | None:
-    """What a folder holds that `write_model` does not write, by its name; of one without a model, anything."""
+    """What a folder holds that `write_model` did not write, by its name; of one without its mark, anything."""
     names = sorted(path.name for path in folder.iterdir())
     own = {*WRITTEN, *getattr(tokenizer, "vocab_files_names", {}).values()}
     others = [each for each in names if not any(fnmatch(each, pattern) for pattern in own)]
-    return next(iter(others if "config.json" in names else names), None)
+    return next(iter(others if _marked(folder / "config.json") else names), None)
+
+
+def _marked(config: Path) -> bool:
+    try:
+        return MARK in json.loads(config.read_text(encoding="utf-8"))
+    except (OSError, ValueError, TypeError):  # not there, or another's
+        return False
 
 
 def described(base: Any, weights: Mapping[str, Tensor]) -> Any:

@@ -26,6 +26,7 @@ from halka.core import AdaptedModel, Adapter, Joint, Method, Part
 from halka.merging.pieces import is_lora, kind, pieces
 from halka.methods import IA3, BitFit, Full, LoRA, Modules, Prefix
 from halka.methods.lora import FACTORS, LoRAPart
+from halka.tensors import check_finite
 
 DENSITY = 0.5  # kept where a way leaves values out
 FROM_START = (BitFit, Full, IA3, Modules)  # these start at a point that the base gives, exactly
@@ -89,8 +90,9 @@ def combine(
     density     the share of values that ties, dare and magnitude_prune keep [0.5]; `seed` is for dare's draws
     rank        of the result, for svd and its like; the highest of the sources' if not given
 
-    Raises ValueError for fewer than two adapters, weights that are not finite, an unknown method, families that do not
-    combine, ranks, shapes or labels that differ where they must not, and density or rank where the method has none.
+    Raises ValueError for fewer than two adapters, weights and values that are not finite, an unknown method, families
+    that do not combine, ranks, shapes or labels that differ where they must not, and density or rank where the method
+    has none.
     """
     if method not in COMBINATIONS:
         raise ValueError(f"there is no combination {method!r}: choose one of {', '.join(COMBINATIONS)}")
@@ -113,6 +115,8 @@ def combine(
         def joined(tensors: Sequence[Tensor], factors: Sequence[float]) -> Tensor:
             return way(tensors, factors, DENSITY if density is None else density, draw)
 
+        for each, source in zip(adapters, sources, strict=True):
+            check_finite(each, source.state_dict())
         labels = _labels(model, [*adapters])
         of_each = [pieces(each) for each in sources]
         if len(kinds := dict.fromkeys(" with ".join(map(kind, each)) for each in of_each)) > 1:
