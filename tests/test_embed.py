@@ -6,8 +6,12 @@ import logging
 import sys
 
 import pytest
+from tokenizers import Tokenizer
 
+from embedder_for_tests import TEXT, sentence_embedder
+from halka.rag.collection import Collection
 from halka.rag.embed import SentenceEmbedder
+from halka.rag.store import Scope
 
 
 def test_the_library_is_imported_without_advice_on_a_kernel_that_nobody_asked_for(tmp_path, monkeypatch, caplog):
@@ -24,6 +28,22 @@ def test_the_library_is_imported_without_advice_on_a_kernel_that_nobody_asked_fo
     monkeypatch.syspath_prepend(tmp_path)
     with pytest.raises(ValueError, match="nowhere cannot be loaded as an embedder: no embedder"):
         SentenceEmbedder("nowhere")
-    monkeypatch.delitem(sys.modules, "sentence_transformers")
+    del sys.modules["sentence_transformers"]
     assert [record.getMessage() for record in caplog.records] == ["something else"]
     assert not logging.getLogger("bitsandbytes.backends.cpu.ops").filters
+
+
+def test_passages_fit_the_embedder_whatever_its_tokenizers_file_says_of_padding(tmp_path):
+    """MiniLM's pads every text to 128 tokens and cuts it there, until something was embedded."""
+    folder = sentence_embedder(tmp_path)
+    tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
+    tokenizer.enable_padding(length=40)
+    tokenizer.enable_truncation(40)
+    tokenizer.save(str(folder / "tokenizer.json"))
+    collection = Collection(tmp_path / "faq", SentenceEmbedder(str(folder)))
+    (event,) = collection.put([("rules", "# Rules\n\n" + "\n\n".join([f"{TEXT}."] * 40))])
+    found = collection.store.passages("rules", range(event.passages), Scope())
+    counts = [len(collection.embedder.tokenizer.encode(each.searched).ids) for each in found]
+    assert len(counts) > 4
+    assert max(counts) <= collection.embedder.limit
+    assert {each.heading for each in found} == {"Rules"}

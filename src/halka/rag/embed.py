@@ -61,10 +61,11 @@ class SentenceEmbedder:
             raise ValueError(f"{name_or_path} cannot be loaded as an embedder: {error}") from error
         self.width = int(self._model.get_embedding_dimension())
         self.limit = int(self._model.max_seq_length)
+        self._tokenizer = counting(self._model.tokenizer.backend_tokenizer)
 
     @property
     def tokenizer(self) -> Tokenizer:
-        return self._model.tokenizer.backend_tokenizer
+        return self._tokenizer
 
     def passages(self, texts: Sequence[str]) -> np.ndarray:
         return self._vectors(list(texts), self._model.encode_document)
@@ -77,6 +78,14 @@ class SentenceEmbedder:
             return np.zeros((0, self.width), np.float32)
         made = encode(texts, batch_size=self.batch_size, show_progress_bar=False, convert_to_tensor=True).float()
         return (made / made.norm(dim=-1, keepdim=True)).numpy(force=True)
+
+
+def counting(tokenizer: Tokenizer) -> Tokenizer:
+    """A copy that counts what is there: it neither pads nor cuts, as a file of a tokenizer may tell it to."""
+    made = type(tokenizer).from_str(tokenizer.to_str())
+    made.no_padding()
+    made.no_truncation()
+    return made
 
 
 def folder_of(name: str) -> str | Path:
