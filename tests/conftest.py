@@ -1,4 +1,4 @@
-"""Where passages are kept, for the tests of collections: in a folder, and in a PostgreSQL that begins with them."""
+"""Where passages are kept, for the tests of collections: a folder, a PostgreSQL that begins with them, and Qdrant."""
 
 from __future__ import annotations
 
@@ -14,7 +14,9 @@ def postgres():
         yield url
 
 
-@pytest.fixture(params=["folder", "postgres"])
-def at(request) -> str | None:
+@pytest.fixture(params=["folder", "postgres", "qdrant"])
+def at(request, tmp_path) -> str | None:
     """A place to keep passages, as `rag.stores` names it, each in turn."""
+    if request.param == "qdrant":
+        return f"qdrant:{tmp_path / 'qdrant'}"
     return request.getfixturevalue("postgres") if request.param == "postgres" else None

@@ -4,23 +4,30 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import random
+import re
+import subprocess
 import sys
 import zlib
 from collections import Counter
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from snowballstemmer import stemmer
 
 from embedder_for_tests import WordEmbedder
 from halka.rag import stores
 from halka.rag.collection import Collection
 from halka.rag.passages import Passage
 from halka.rag.store import EVERYONE, Document, Entry, Scope, VectorStore
+from halka.rag.words import LENGTH
 
 WORDS = ["parcel", "parcels", "sent", "sending", "monday", "depot", "refund", "refunds", "nine", "days", "the", "of"]
 WORDS += ["lost", "letter", "o'neil", "a.com/x?a=1&b=2"]
@@ -139,6 +146,11 @@ def words_of_postgres(url: str, text: str) -> Counter[str]:
         return Counter(dict(connection.execute(asked, [text]).fetchall()))
 
 
+def words_of_qdrant(text: str) -> Counter[str]:
+    stem = stemmer("english").stemWord
+    return Counter(stem(word) for word in re.findall(r"\w+", text.lower()) if word not in ("of", "the", "on", "a"))
+
+
 @pytest.mark.parametrize("scope", SCOPES, ids=str)
 def test_words_are_weighed_by_bm25_within_the_scope(store, at, scope):
     if at is None:
@@ -146,9 +158,11 @@ def test_words_are_weighed_by_bm25_within_the_scope(store, at, scope):
     entries = drawn()
     store.put(entries)
     held = [passage for each in entries if scope.holds(each.document) for passage in each.passages]
-    passages = {each.id: words_of_postgres(at, each.text) for each in held}
+    words = words_of_qdrant if at.startswith("qdrant") else partial(words_of_postgres, at)
+    length = LENGTH if at.startswith("qdrant") else None
+    passages = {each.id: words(each.text) for each in held}
     for question in ("parcels sent on monday", "refund refunds", "o'neil a.com/x?a=1&b=2 of", "the", "unheard"):
-        scores = bm25(words_of_postgres(at, question), passages)
+        scores = bm25(words(question), passages, length)
         found = store.matching(question, 10, scope)
         assert [each.score for each in found] == pytest.approx(sorted(scores.values(), reverse=True)[:10], rel=1e-5)
         assert all(each.score == pytest.approx(scores[each.passage.id], rel=1e-5) for each in found)
@@ -277,6 +291,8 @@ def test_another_width_is_refused(opened):
         "postgresql://ada:secret7@host/db",
         "postgres://host/db?password=secret7",
         "postgresql://host/db?sslmode=require&%70assword=secret7",
+        "qdrant:https://ada:secret7@host:6333",
+        "qdrant:https://host:6333?api-key=secret7",
     ],
 )
 def test_a_password_is_not_written_down(tmp_path, at):
@@ -286,7 +302,7 @@ def test_a_password_is_not_written_down(tmp_path, at):
     assert not (tmp_path / "faq").exists()
 
 
-@pytest.mark.parametrize("at", ["", "mysql://host/db", "/folder", "host/db"])
+@pytest.mark.parametrize("at", ["", "mysql://host/db", "/folder", "host/db", "qdrant:", "qdrant:ftp://host"])
 def test_what_is_no_place_is_refused(tmp_path, at):
     with pytest.raises(ValueError, match="is no place to keep a collection"):
         Collection(tmp_path / "faq", EMBEDDER, at=at)
@@ -310,6 +326,8 @@ def test_a_collection_knows_its_place(tmp_path, at):
 
 
 def test_a_server_that_does_not_answer_begins_no_collection(tmp_path):
+    with pytest.raises(ValueError, match=r"Qdrant at http://127.0.0.1:9 cannot be opened: .*QDRANT_API_KEY"):
+        Collection(tmp_path / "faq", EMBEDDER, at="qdrant:http://127.0.0.1:9")
     nowhere = f"postgresql://ada@/db?host={tmp_path}"
     with pytest.raises(ValueError, match=r"PostgreSQL at /db cannot be opened: .*PGPASSWORD"):
         Collection(tmp_path / "faq", EMBEDDER, at=nowhere)
@@ -318,10 +336,17 @@ def test_a_server_that_does_not_answer_begins_no_collection(tmp_path):
     Collection(tmp_path / "faq", EMBEDDER).delete()  # another place may be named
 
 
-def test_a_missing_extra_is_named(tmp_path, monkeypatch):
-    monkeypatch.setitem(sys.modules, "psycopg", None)
-    with pytest.raises(ValueError, match=r"pip install 'halka\[postgres\]'"):
-        Collection(tmp_path / "faq", EMBEDDER, at="postgresql://host/db")
+@pytest.mark.parametrize(("module", "extra"), [("psycopg", "postgres"), ("qdrant_client", "qdrant")])
+def test_a_missing_extra_is_named(tmp_path, monkeypatch, module, extra):
+    monkeypatch.setitem(sys.modules, module, None)
+    with pytest.raises(ValueError, match=rf"pip install 'halka\[{extra}\]'"):
+        Collection(tmp_path / "faq", EMBEDDER, at={"postgres": "postgresql://host/db", "qdrant": "qdrant:x"}[extra])
+
+
+def test_a_folder_is_recorded_whole(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert stores.place("qdrant:kept/here") == f"qdrant:{tmp_path}/kept/here"
+    assert stores.place("qdrant:http://localhost:6333") == "qdrant:http://localhost:6333"
 
 
 def test_two_stores_are_one_too_many(tmp_path):
@@ -372,6 +397,107 @@ def test_what_cannot_name_tables_is_refused(postgres, name):
 
     with pytest.raises(ValueError, match="cannot name tables"):
         PostgresStore(postgres, name, 3)
+
+
+# ── Qdrant ──────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+class Crash(Exception):
+    pass
+
+
+class CrashingAt:
+    """A client that stops at one of its changes."""
+
+    def __init__(self, client, step: int):
+        self.client, self.step = client, step
+
+    def __getattr__(self, name):
+        if name in ("upsert", "delete"):
+            self.step -= 1
+            if self.step < 0:
+                raise Crash
+        return getattr(self.client, name)
+
+
+@pytest.fixture
+def qdrant(tmp_path):
+    from halka.rag.qdrant import QdrantStore
+
+    return QdrantStore(str(tmp_path / "qdrant"), "one", EMBEDDER.width)
+
+
+@pytest.mark.parametrize("step", range(4))
+def test_a_crash_at_any_step_leaves_documents_whole(qdrant, step, monkeypatch):
+    from halka.rag import qdrant as module
+
+    older, newer = entry("a", "old one", "old two", readers=["ada"]), entry("a", "new one", "new two", readers=["bob"])
+    qdrant.put([older])
+    client = qdrant._client
+    qdrant._client = CrashingAt(client, step)
+    if step < 3:
+        with pytest.raises(Crash):
+            qdrant.put([newer])
+    else:
+        qdrant.put([newer])
+    qdrant._client = client
+    expected = [older, newer][step >= 2]
+    (document,) = qdrant.documents()
+    assert document == expected.document
+    assert texts_of(qdrant, "a") == [each.text for each in expected.passages]
+    for found in (qdrant.matching("old new", 9, EVERY), qdrant.nearest(EMBEDDER.query("old new"), 9, EVERY)):
+        assert {each.passage for each in found} == set(expected.passages)
+    hidden = Scope(frozenset(["bob" if expected is older else "ada"]))
+    assert qdrant.matching("old new", 9, hidden) == qdrant.documents(hidden) == []
+    monkeypatch.setattr(module, "LEFT", 60.0)
+    qdrant.tidy()  # a writer may still be at work on it
+    assert client.count(qdrant._passages).count == (2 if step in (0, 3) else 4)
+    monkeypatch.setattr(module, "LEFT", -60.0)
+    qdrant.tidy()
+    assert client.count(qdrant._passages).count == 2
+    assert texts_of(qdrant, "a") == [each.text for each in expected.passages]
+
+
+def test_what_changes_between_two_looks_is_looked_at_again(qdrant):
+    """A writer comes between the passages that were found and the documents' points that tell what counts."""
+    qdrant.put([entry("a", "parcel one"), entry("b", "parcel b")])
+    for question in (
+        lambda: sorted(each.passage.text for each in qdrant.matching("parcel", 9, EVERY)),
+        lambda: sorted(each.passage.text for each in qdrant.nearest(EMBEDDER.query("parcel"), 9, EVERY)),
+        lambda: sorted([*texts_of(qdrant, "a"), *texts_of(qdrant, "b")]),
+    ):
+        looks, retrieve = iter(range(9)), qdrant._heads
+
+        def heads(names, looks=looks, retrieve=retrieve):
+            if (look := next(looks)) < 2:
+                qdrant._heads = retrieve
+                qdrant.put([entry("a", f"parcel {look}")])
+                qdrant._heads = heads
+            return retrieve(names)
+
+        qdrant._heads = heads
+        assert question() == ["parcel 1", "parcel b"]
+        qdrant._heads = retrieve
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # the client leaves a file open there
+def test_a_folder_that_another_process_has_open_is_told(qdrant, tmp_path):
+    asked = "import sys; from halka.rag.qdrant import QdrantStore; QdrantStore(sys.argv[1], 'one', 32)"
+    arguments = [sys.executable, "-W", "ignore", "-c", asked, str(tmp_path / "qdrant")]
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
+    ended = subprocess.run(arguments, capture_output=True, text=True, env=environment)
+    assert "is open in another process" in ended.stderr
+    qdrant.put([entry("a", "parcel")])
+    del qdrant
+
+
+def test_an_old_server_is_told(monkeypatch):
+    from halka.rag import qdrant as module
+
+    server = SimpleNamespace(info=lambda: SimpleNamespace(version="1.18.2-dev"))
+    monkeypatch.setattr(module, "_remote", lambda url: server)
+    with pytest.raises(ValueError, match=r"is 1\.18\.2-dev: 1\.19 or newer is needed"):
+        module.QdrantStore("http://host:6333", "one", 3)
 
 
 def test_a_collections_key_is_short_and_its_own(tmp_path):

@@ -77,7 +77,8 @@ def add(
     at: Annotated[
         str | None,
         typer.Option(
-            metavar="PLACE", help="where a new collection keeps its passages: postgresql://HOST/DB [its folder]"
+            metavar="PLACE",
+            help="where a new collection keeps its passages: postgresql://HOST/DB, qdrant:URL [its folder]",
         ),
     ] = None,
     collections: Place = HERE,

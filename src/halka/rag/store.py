@@ -2,8 +2,8 @@
 
 Whoever asks is part of every question: a store's methods take a `Scope`, there is no way to ask without one, and what
 its caller may not read is not found, told or counted. One trace is left in LanceDB: BM25 weighs a word by how rare it
-is, and there it is counted over all passages, so that what is hidden can move a score. PostgreSQL counts within the
-scope.
+is, and there it is counted over all passages, so that what is hidden can move a score. PostgreSQL and Qdrant count
+within the scope.
 """
 
 from __future__ import annotations
@@ -96,7 +96,10 @@ class Entry:
 
 
 class VectorStore(Protocol):
-    """Passages with their vectors and words. Every change is whole or not there, also after a crash."""
+    """Passages with their vectors and words. Every change is whole or not there, also after a crash.
+
+    In Qdrant this holds for each document, not for several that are put together (`qdrant.py`).
+    """
 
     def put(self, entries: Sequence[Entry]) -> None:
         """Let these documents be what they are here, in one step; older passages of theirs are gone."""

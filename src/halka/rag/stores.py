@@ -11,7 +11,8 @@ from halka.rag.lance import LanceStore
 from halka.rag.store import VectorStore
 
 POSTGRES = ("postgresql://", "postgres://")
-SECRETS = {"password", "sslpassword"}
+QDRANT = "qdrant:"
+SECRETS = {"password", "sslpassword", "api_key", "api-key"}
 
 
 def place(at: str) -> str:
@@ -19,14 +20,20 @@ def place(at: str) -> str:
 
     Raises ValueError for what is no place, and for one with a password, which would stand in a file from then on.
     """
-    if not at.startswith(POSTGRES):
-        raise ValueError(f"{at!r} is no place to keep a collection: write postgresql://HOST/DATABASE")
-    parts = urlsplit(at)
+    parts = urlsplit(at.removeprefix(QDRANT))
+    in_qdrant = at.startswith(QDRANT) and at != QDRANT and parts.scheme in ("http", "https", "")
+    if not in_qdrant and not at.startswith(POSTGRES):
+        raise ValueError(
+            f"{at!r} is no place to keep a collection: write postgresql://HOST/DATABASE, qdrant:http://HOST:6333 or "
+            "qdrant:FOLDER"
+        )
     if parts.password or any(key.lower() in SECRETS for key, _ in parse_qsl(parts.query)):
         raise ValueError(
             "a place is recorded in the collection's folder, so it must not have a password: leave it out and set "
-            "PGPASSWORD, or write it into ~/.pgpass"
+            "PGPASSWORD, or write it into ~/.pgpass (for Qdrant, set QDRANT_API_KEY)"
         )
+    if in_qdrant and not parts.scheme:
+        return f"{QDRANT}{Path(at.removeprefix(QDRANT)).expanduser().resolve()}"
     return at
 
 
@@ -39,6 +46,10 @@ def store_at(at: str | None, key: str, folder: Path, width: int) -> VectorStore:
     """The store of a collection at a place; without one, in its folder. Raises ValueError as the stores do."""
     if at is None:
         return LanceStore(folder, width)
+    if at.startswith(QDRANT):
+        from halka.rag.qdrant import QdrantStore
+
+        return QdrantStore(at.removeprefix(QDRANT), key, width)
     from halka.rag.postgres import PostgresStore
 
     return PostgresStore(at, key, width)

@@ -1,0 +1,325 @@
+"""A collection's passages in Qdrant: on a server, or in a folder by the client's local mode, for one process at a time.
+
+Qdrant changes points one by one and has no transactions. So a document is a point of its own that names the version of
+its passages that counts: `documents` has these, `passages` the passages of every version. A change puts the passages of
+a new version first, where nobody sees them; then the document's point, which is the step that counts; then it deletes
+the older version's passages. Whoever asks reads the documents' points after the passages and drops what does not count.
+
+So a document is always whole, the older or the newer one, after a crash and with any number of writers. Documents that
+are put together change one after another, not in one step as in the other stores. What a crash leaves behind is seen by
+nobody, though it counts when it is asked how rare a word is, and goes with a later `tidy` (after LEFT seconds).
+
+Words are sparse vectors (`words.py`) which Qdrant weighs by how rare they are among what the scope holds.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import threading
+import time
+import uuid
+import weakref
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from typing import Any, TypeVar
+
+import numpy as np
+
+from halka.rag.passages import Passage
+from halka.rag.store import Document, Entry, Found, Scope
+from halka.rag.words import counted, weighed
+
+T = TypeVar("T")
+OLDEST = (1, 19)  # the first server that counts words within a filter, and has filters of prefixes
+WAIT = 30  # seconds for a server to answer
+LEFT = 3600.0  # seconds after which passages that do not count are those of a crash, not of a writer at work
+AT_ONCE, TRIES = 256, 10
+MEANING, WORDS = "meaning", "words"
+PASSAGE = ["document", "number", "text", "start", "end", "page", "heading", "readers"]
+DOCUMENT = ["name", "digest", "readers", "tags", "added", "passages"]
+INDEXES = {
+    "documents": {"name": "prefix", "readers": "keyword", "tags": "keyword"},
+    "passages": {
+        **{"document": "prefix", "readers": "keyword", "tags": "keyword", "version": "keyword"},
+        **{"number": "integer", "since": "float"},
+    },
+}
+
+
+class QdrantStore:
+    """Implements `store.VectorStore` at a server's URL or in a folder."""
+
+    def __init__(self, place: str, name: str, width: int):
+        """`place` is a URL or a folder, `name` what the collection is called there, `width` that of the vectors.
+
+        Raises ValueError where the extra `qdrant` is missing, for a server that does not answer or is too old, for a
+        folder that another process has open, and for another width.
+        """
+        try:
+            import snowballstemmer  # noqa: F401
+            from qdrant_client import models
+            from qdrant_client.http.exceptions import ApiException
+        except ImportError:
+            raise ValueError("collections in Qdrant need the extra: pip install 'halka[qdrant]'") from None
+        self._place, self._width, self._models = place, width, models
+        self._documents, self._passages = f"{name}-documents", f"{name}-passages"
+        self._local = "://" not in place
+        try:
+            self._client: Any = _local(place) if self._local else _remote(place)
+            self._open()
+        except ApiException as error:
+            raise ValueError(
+                f"Qdrant at {place} cannot be opened: {str(error).strip()}. Check that the server runs and is reached "
+                "from here; a key is read from QDRANT_API_KEY"
+            ) from error
+
+    def _open(self) -> None:
+        m, client = self._models, self._client
+        if not self._local:
+            version = client.info().version
+            if tuple(int(part) for part in version.split("-")[0].split(".")[:2]) < OLDEST:
+                raise ValueError(f"Qdrant at {self._place} is {version}: 1.19 or newer is needed")
+        if not client.collection_exists(self._documents):
+            client.create_collection(self._documents, vectors_config={})
+        if not client.collection_exists(self._passages):
+            client.create_collection(
+                self._passages,
+                vectors_config={MEANING: m.VectorParams(size=self._width, distance=m.Distance.COSINE)},
+                sparse_vectors_config={WORDS: m.SparseVectorParams(modifier=m.Modifier.IDF)},
+            )
+        width = client.get_collection(self._passages).config.params.vectors[MEANING].size
+        if width != self._width:
+            raise ValueError(
+                f"Qdrant at {self._place} holds vectors of width {width} there, not {self._width}: another embedder "
+                "made them. Open the collection with its own"
+            )
+        for kind, indexes in {} if self._local else INDEXES.items():
+            where = self._documents if kind == "documents" else self._passages
+            known = client.get_collection(where).payload_schema
+            for field, what in indexes.items():
+                if field not in known:
+                    names = m.KeywordIndexParams(type=m.KeywordIndexType.KEYWORD, prefix=True)
+                    client.create_payload_index(where, field, names if what == "prefix" else m.PayloadSchemaType(what))
+
+    # ── changes ─────────────────────────────────────────────────────────────────────────────────────────────────
+
+    def put(self, entries: Sequence[Entry]) -> None:
+        """Documents change one after another, each whole (see above)."""
+        m, heads, points = self._models, [], []
+        for entry in {entry.document.name: entry for entry in entries}.values():
+            version, document = uuid.uuid4().hex, entry.document
+            about = {"readers": [*document.readers], "tags": [*document.tags], "version": version}
+            head = {**vars(document), **about, "passages": len(entry.passages)}
+            heads.append(m.PointStruct(id=_id(document.name), vector={}, payload=head))
+            for passage, vector in zip(entry.passages, entry.vectors, strict=True):
+                words = weighed(counted(passage.searched))
+                payload = {**vars(passage), **about, "since": time.time()}
+                vectors = {
+                    MEANING: vector.astype(np.float32).tolist(),
+                    WORDS: m.SparseVector(indices=[*words], values=[*words.values()]),
+                }
+                points.append(m.PointStruct(id=str(uuid.uuid4()), vector=vectors, payload=payload))
+        for start in range(0, len(points), AT_ONCE):
+            self._client.upsert(self._passages, points[start : start + AT_ONCE], wait=True)
+        before = self._heads(head.payload["name"] for head in heads)
+        for start in range(0, len(heads), AT_ONCE):
+            self._client.upsert(self._documents, heads[start : start + AT_ONCE], wait=True)
+        self._forget(head["version"] for head in before)
+
+    def remove(self, names: Sequence[str]) -> int:
+        heads = self._heads(names)
+        if heads:
+            self._client.delete(self._documents, [_id(head["name"]) for head in heads], wait=True)
+            self._forget(head["version"] for head in heads)
+        return sum(head["passages"] for head in heads)
+
+    def tidy(self) -> None:
+        """Delete what crashes left; Qdrant tends to its indexes by itself."""
+        m = self._models
+        heads = self._scrolled(self._documents, None, ["version", "passages"])
+        if self._client.count(self._passages).count == sum(head["passages"] for head in heads):
+            return
+        old = m.Filter(must=[m.FieldCondition(key="since", range=m.Range(lt=time.time() - LEFT))])
+        kept = {each["version"] for each in self._scrolled(self._passages, old, ["version"])}
+        live = {head["version"] for head in self._scrolled(self._documents, None, ["version"])}
+        self._forget(kept - live)
+
+    def drop(self) -> None:
+        self._client.delete_collection(self._documents)
+        self._client.delete_collection(self._passages)
+
+    def _forget(self, versions: Iterable[str]) -> None:
+        versions = list(versions)
+        for start in range(0, len(versions), AT_ONCE):
+            gone = self._models.Filter(must=[self._any("version", versions[start : start + AT_ONCE])])
+            self._client.delete(self._passages, self._models.FilterSelector(filter=gone), wait=True)
+
+    # ── questions ───────────────────────────────────────────────────────────────────────────────────────────────
+
+    def documents(self, scope: Scope | None = None) -> list[Document]:
+        where = None if scope is None else self._filter(scope, "name")
+        found = [
+            Document(
+                **{
+                    **{key: head[key] for key in DOCUMENT},
+                    "readers": tuple(head["readers"]),
+                    "tags": tuple(head["tags"]),
+                }
+            )
+            for head in self._scrolled(self._documents, where, DOCUMENT)
+        ]
+        return sorted(found, key=lambda each: each.name)
+
+    def nearest(self, vector: np.ndarray, count: int, scope: Scope) -> list[Found]:
+        return self._found(vector.astype(np.float32).tolist(), MEANING, None, count, scope)
+
+    def matching(self, words: str, count: int, scope: Scope) -> list[Found]:
+        """How rare a word is is counted within the scope; a passage's length is measured against a fixed one."""
+        m, asked = self._models, counted(words)
+        if not asked:
+            return []
+        query = m.SparseVector(indices=[*asked], values=[float(times) for times in asked.values()])
+        among = m.SearchParams(idf=m.IdfCorpusParams(corpus=self._filter(scope, "document")))
+        return self._found(query, WORDS, among, count, scope)
+
+    def passages(self, document: str, numbers: Iterable[int], scope: Scope) -> list[Passage]:
+        m, among = self._models, sorted({int(number) for number in numbers})
+        if not among:
+            return []
+
+        def ask(without: Iterable[str]) -> list[dict[str, Any]]:
+            where = self._filter(scope, "document", without)
+            where.must += [m.FieldCondition(key="document", match=m.MatchValue(value=document))]
+            where.must += [m.FieldCondition(key="number", match=m.MatchAny(any=among))]
+            return self._scrolled(self._passages, where, [*PASSAGE, "version"])
+
+        found = self._live(ask, lambda payload: payload)
+        return sorted((_passage(payload) for payload in found), key=lambda each: each.number)
+
+    # ── inside ──────────────────────────────────────────────────────────────────────────────────────────────────
+
+    def _found(self, query: Any, using: str, params: Any, count: int, scope: Scope) -> list[Found]:
+        def ask(without: Iterable[str]) -> list[Any]:
+            where = self._filter(scope, "document", without)
+            options = {"with_payload": [*PASSAGE, "version"], "with_vectors": [MEANING], "search_params": params}
+            asked = self._client.query_points(
+                self._passages, query, using=using, query_filter=where, limit=count, **options
+            )
+            return asked.points
+
+        return [
+            Found(_passage(point.payload), float(point.score), np.asarray(point.vector[MEANING], np.float32))
+            for point in self._live(ask, lambda point: point.payload, count)
+        ]
+
+    def _live(
+        self, ask: Callable[[Iterable[str]], list[T]], payload: Callable[[T], dict[str, Any]], count: float = math.inf
+    ) -> list[T]:
+        """What a question for `count` passages finds of the versions that count.
+
+        Documents' points are read after the passages. What was found of other versions is dropped. The question is
+        asked again without it if it took the place of something, or if a version counts that was not found and may
+        have come only after the passages were read.
+        """
+        seen: dict[str, str] = {}
+        without: set[str] = set()
+        counted_before: set[str] = set()
+        for _ in range(TRIES):
+            found = ask(without)
+            versions = {payload(each)["version"]: payload(each)["document"] for each in found}
+            seen |= versions
+            live = {head["version"] for head in self._heads(seen.values())}
+            late = live - versions.keys() - counted_before
+            if not late and (versions.keys() <= live or len(found) < count):
+                break
+            without, counted_before = seen.keys() - live, live
+        return [each for each in found if payload(each)["version"] in live]
+
+    def _heads(self, names: Iterable[str]) -> list[dict[str, Any]]:
+        """What the points of some documents say; those that are there."""
+        ids = [_id(name) for name in dict.fromkeys(names)]
+        return [
+            point.payload
+            for start in range(0, len(ids), AT_ONCE)
+            for point in self._client.retrieve(
+                self._documents, ids[start : start + AT_ONCE], with_payload=["name", "version", "passages"]
+            )
+        ]
+
+    def _scrolled(self, where: str, filter: Any, fields: list[str]) -> list[dict[str, Any]]:
+        found, offset = [], None
+        while True:
+            points, offset = self._client.scroll(
+                where, scroll_filter=filter, limit=4 * AT_ONCE, offset=offset, with_payload=fields
+            )
+            found += [point.payload for point in points]
+            if offset is None:
+                return found
+
+    def _filter(self, scope: Scope, name: str, without: Iterable[str] = ()) -> Any:
+        """The scope as Qdrant's filter; `name` is the field that has the document's."""
+        m = self._models
+        must = [self._any("readers", scope.readers)]
+        must += [m.FieldCondition(key="tags", match=m.MatchValue(value=tag)) for tag in sorted(scope.tags)]
+        if scope.under:
+            must.append(m.FieldCondition(key=name, match=m.MatchPrefix(prefix=scope.under)))
+        return m.Filter(must=must, must_not=[self._any("version", without)] if without else None)
+
+    def _any(self, key: str, values: Iterable[str]) -> Any:
+        return self._models.FieldCondition(key=key, match=self._models.MatchAny(any=sorted(values)))
+
+
+class _InTurn:
+    """The client's local mode, which threads have to use one after another."""
+
+    def __init__(self, client: Any):
+        self._client, self._lock = client, threading.RLock()
+        weakref.finalize(self, client.close)
+
+    def __getattr__(self, name: str) -> Any:
+        method = getattr(self._client, name)
+
+        def call(*arguments: Any, **options: Any) -> Any:
+            with self._lock:
+                return method(*arguments, **options)
+
+        return call
+
+
+_open_here: weakref.WeakValueDictionary[str, _InTurn] = weakref.WeakValueDictionary()
+_opening = threading.Lock()
+
+
+def _local(folder: str) -> Any:
+    """A folder's client: one for all of this process. Raises ValueError if another process has it."""
+    from qdrant_client import QdrantClient
+
+    path = str(Path(folder).expanduser().resolve())
+    with _opening:
+        client = _open_here.get(path)
+        if client is None:
+            try:
+                made = QdrantClient(path=path, force_disable_check_same_thread=True)
+            except RuntimeError as error:
+                raise ValueError(
+                    f"{folder} is open in another process, and only one can use Qdrant without a server: wait for it, "
+                    f"or keep the collection on a server ({error})"
+                ) from None
+            client = _open_here[path] = _InTurn(made)
+        return client
+
+
+def _remote(url: str) -> Any:
+    from qdrant_client import QdrantClient
+
+    return QdrantClient(url, api_key=os.environ.get("QDRANT_API_KEY"), timeout=WAIT, check_compatibility=False)
+
+
+def _id(document: str) -> str:
+    return str(uuid.uuid5(uuid.NAMESPACE_URL, document))
+
+
+def _passage(payload: dict[str, Any]) -> Passage:
+    found: dict[str, Any] = {name: payload[name] for name in PASSAGE}
+    return Passage(**{**found, "readers": tuple(payload["readers"])})
