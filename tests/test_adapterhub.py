@@ -267,6 +267,7 @@ def test_labels_without_names_are_numbered(tmp_path):
         ({"config": [1]}, r"head_config.json: config is \[1\], where a head's options are expected"),
         ({"label2id": ["a"]}, r"label2id is \['a'\], where labels with their numbers are expected"),
         ({"label2id": {"a": 0, "b": 0}}, "label2id is .*, where labels with their numbers are expected"),
+        ({"label2id": {"a": 1, "b": 2}}, "label2id is .*, where labels with their numbers are expected"),
         ({"label2id": None, "num_labels": None}, "num_labels is None, where a number of labels is expected"),
         ({"label2id": None, "num_labels": 10**12}, "num_labels is 1000000000000, where a number of labels is expected"),
         ({"label2id": None, "num_labels": True}, "num_labels is True, where a number of labels is expected"),
@@ -276,6 +277,20 @@ def test_a_head_s_configuration_that_is_damaged_is_refused_in_words(options, rea
     config = json.loads((FIXTURES / "bert/classifier/head_config.json").read_text())
     with pytest.raises(ValueError, match=reason):
         heads.base_for({**config, **options})
+
+
+@pytest.mark.parametrize("case", ["bert/classifier", "bert/flexible"])
+def test_a_head_whose_tensors_are_not_those_of_its_labels_is_refused_in_words(case):
+    config = json.loads((FIXTURES / case / "head_config.json").read_text())
+    tensors = load_file(FIXTURES / case / "model_head.safetensors")
+    targets = halka.adapt(base("bert", labels=3)).targets
+    own = {"config": {**config["config"], "label2id": {"no": 0, "yes": 1}}} if config["config"] else {}
+    with pytest.raises(ValueError, match=r"names 2 labels, and the head's classifier.\w+ has 3 rows: .* --no-head"):
+        heads.read(Folder({**config, "label2id": {"no": 0, "yes": 1}, **own}, tensors), targets)
+    for key, tensor in tensors.items():
+        for spoilt in (tensor.sum(), tensor[None], tensor[..., :0]):
+            with pytest.raises(ValueError, match=r"the folder's head, of a .* which this Bert"):
+                heads.read(Folder(config, {**tensors, key: spoilt}), targets)
 
 
 @pytest.mark.parametrize("name", [{}, {"name": None}, {"name": [1]}])

@@ -44,10 +44,14 @@ every_base = pytest.mark.parametrize("architecture", BASES)
         ),
     ],
 )
-def test_routers_and_experts_are_not_trained_whole(path, reason, architecture):
+def test_routers_and_experts_are_not_trained_whole_and_routers_not_at_all(path, reason, architecture):
     model = halka.adapt(tiny(architecture))
     with pytest.raises(ValueError, match=reason):
         model.add("a", halka.Modules((path,)))
+    if path.endswith("gate"):
+        for method in (halka.LoRA, halka.IA3, halka.BitFit):
+            with pytest.raises(ValueError, match=reason):
+                model.add("a", method(targets=(f"module:{path}",)))
     assert not model.adapters
 
 

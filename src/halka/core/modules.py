@@ -48,10 +48,6 @@ class Modules:
 def _check_form(target: Target) -> None:
     """Raises ValueError for a module that a copy cannot stand in for: it is to take one tensor and return one."""
     kind = type(target.module).__name__
-    if kind.endswith("Router"):  # it is given all rows' tokens as one, and returns several tensors
-        raise ValueError(
-            f"modules: {target.name} is a router, which is not trained: tokens go where the base sends them"
-        )
     given = signature(target.module.forward).parameters.values()
     needed = [each.name for each in given if each.default is Parameter.empty and each.kind in ONE_BY_ONE]
     if len(needed) > 1:

@@ -106,12 +106,18 @@ def wants(roles: Iterable[str], target: Target) -> bool:
 def select(method: Method, targets: Iterable[Target], modules: Mapping[str, nn.Module]) -> list[Target]:
     """The targets that a method acts on, of a base with these targets and modules (by path).
 
-    Raises ValueError for a role or a path that selects none; of a group, one role is enough.
+    Raises ValueError for a role or a path that selects none, and for a router; of a group, one role is enough.
     """
     targets, roles = list(targets), method.roles()
     for role in roles:
         path = role.removeprefix(WHOLE)
         if role.startswith(WHOLE) and path in modules:
+            if type(modules[path]).__name__.endswith(
+                "Router"
+            ):  # it returns several tensors, of all rows' tokens as one
+                raise ValueError(
+                    f"{method.name}: {path} is a router, which is not trained: tokens go where the base sends them"
+                )
             targets.append(module_target(path, modules[path]))
         if not any(_selects(role, target) for target in targets):
             present = ", ".join(sorted({target.role for target in targets}))

@@ -67,7 +67,7 @@ def _labels(options: Mapping[str, Any]) -> list[str]:
     if (
         not isinstance(labels, Mapping)
         or not all(type(each) is int for each in labels.values())
-        or len(set(labels.values())) < len(labels)
+        or sorted(labels.values()) != [*range(len(labels))]
     ):
         raise ValueError(f"head_config.json: label2id is {labels!r}, where labels with their numbers are expected")
     return sorted(labels, key=labels.__getitem__)
@@ -90,17 +90,24 @@ def read(head: Folder, targets: tuple[Target, ...]) -> tuple[Modules, dict[str, 
     name, config = type(base).__name__, _options(head.config)
     tensors = head.tensors if config is None else _as_modules(head, config, name)
     own = dict(base.named_parameters(remove_duplicate=False)) | dict(base.named_buffers())
-    rows = label_rows(base)
+    rows, named = label_rows(base), named_labels(head.config)
 
     def fits(key: str, tensor: Tensor) -> bool:
-        fewer = key in rows and tensor.shape[1:] == own[key].shape[1:] and len(tensor) < len(own[key])
-        return key in own and (tensor.shape == own[key].shape or fewer)
+        if key not in own or tensor.shape == own[key].shape:
+            return key in own
+        narrower = bool(named) and key in rows and tensor.dim() > 0 and len(tensor) < len(own[key])
+        return narrower and tensor.shape[1:] == own[key].shape[1:]
 
     if unknown := [key for key, each in tensors.items() if not fits(key, each)]:
         shape, made_for = tuple(tensors[unknown[0]].shape), head.config.get("model_class")
         raise ValueError(
             f"the folder's head, of a {made_for}, has {unknown[0]} {shape}, which this {name} does not: load a base "
             f"with such a head, or {WITHOUT}"
+        )
+    if wrong := [key for key in tensors if named and key in rows and len(tensors[key]) != len(named)]:
+        raise ValueError(
+            f"head_config.json names {len(named)} labels, and the head's {wrong[0]} has {len(tensors[wrong[0]])} rows: "
+            f"the folder is damaged; {WITHOUT}"
         )
     paths = dict.fromkeys(key.rpartition(".")[0] for key, each in tensors.items() if not _same(each, own[key]))
     if not paths:
