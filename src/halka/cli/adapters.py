@@ -9,7 +9,7 @@ import typer
 
 from halka.cli import convert
 from halka.cli.command import Command, Failed, Json, columns, emit, examples, existing_folder, group, show
-from halka.cli.opening import adapter_folder
+from halka.cli.routing import adapter_folder
 
 if TYPE_CHECKING:
     from halka.adapter_store import AdapterStore

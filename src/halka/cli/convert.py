@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from halka.cli.command import Json, emit, examples, show, warnings_said
-from halka.cli.opening import Device, Dtype, OtherBase, OtherTemplate, Pickle, adapter_folder, load_for, made_for
+from halka.cli.opening import Device, Dtype, OtherBase, OtherTemplate, Pickle, load_for, made_for
+from halka.cli.routing import adapter_folder
 
 if TYPE_CHECKING:
     from halka.store import Card

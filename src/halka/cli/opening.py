@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from halka.cli.command import existing_folder, say, warnings_said
+from halka.cli.command import say, warnings_said
 
 if TYPE_CHECKING:
     from halka.cli.routing import Adapters
@@ -138,15 +138,3 @@ def open_model(
             if name is not None and not adapters.pooled(name):
                 load(model, adapters.folder(name), name=name, **allowed)
     return model
-
-
-def adapter_folder(folder: Path, given_as: str = "--adapter", *, allow_pickle: bool = False) -> Path:
-    """The folder, here or on the hub; ValueError with the way out if it is a run's, which holds the adapter's."""
-    from halka.models import hub
-
-    if hub.is_adapter_name(folder):
-        return hub.adapter_folder(folder, allow_pickle=allow_pickle)
-    existing_folder(folder, given_as)
-    if not (folder / "adapter_config.json").exists() and (folder / "adapter" / "adapter_config.json").exists():
-        raise ValueError(f"{given_as}: {folder} is a run's folder: its adapter is {folder / 'adapter'}")
-    return folder

@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from halka.cli.command import existing_folder
-from halka.cli.opening import adapter_folder
 from halka.data.examples import Example
 from halka.data.readers import Row
 
@@ -176,3 +175,15 @@ def _check(adapters: Adapters, name: str, where: str) -> None:
         read_config(adapters.folder(name), allow_pickle=adapters.allow_pickle)
     except ValueError as error:
         raise ValueError(f"{where}: {error}") from None
+
+
+def adapter_folder(folder: Path, given_as: str = "--adapter", *, allow_pickle: bool = False) -> Path:
+    """The folder, here or on the hub; ValueError with the way out if it is a run's, which holds the adapter's."""
+    from halka.models import hub
+
+    if hub.is_adapter_name(folder):
+        return hub.adapter_folder(folder, allow_pickle=allow_pickle)
+    existing_folder(folder, given_as)
+    if not (folder / "adapter_config.json").exists() and (folder / "adapter" / "adapter_config.json").exists():
+        raise ValueError(f"{given_as}: {folder} is a run's folder: its adapter is {folder / 'adapter'}")
+    return folder
