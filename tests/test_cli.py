@@ -873,7 +873,7 @@ def experiment(here, monkeypatch):
         yield Event("done", "LoRA, seed 0", 1, 2, message="exact_match 0.500")
         yield Event("failed" if fails else "skipped", "prefix, seed 0", 2, 2, message="two\nlines")
 
-    def write_outputs(experiment, folder, command):
+    def write_outputs(experiment, folder, command, sections=()):
         assert command in ("halka compare experiment.yaml -o results", "halka demo -o halka-demo")
         made = measurements(seeds=1, failures=False)
         if fails:
