@@ -13,9 +13,9 @@ from typer.testing import CliRunner
 import halka
 from classifiers import CLASSES, LABELS, TAGS, classifier
 from contract import disturb, ids
+from halka.card import read_card
 from halka.cli import app
 from halka.formats import all_formats
-from halka.store import read_card
 from tiny import tiny
 from tokenizers_for_tests import chatml_tokenizer
 

@@ -13,6 +13,7 @@ from transformers import BertConfig, BertModel
 import halka
 from classifiers import CLASSES, LABELS, TAGS, TEXTS, classifier, example, examples, logits
 from contract import disturb
+from halka.card import read_card
 from halka.data.batches import NO_LOSS
 from halka.data.words import encode_words
 from halka.evaluation import evaluate, generate
@@ -21,7 +22,6 @@ from halka.models.classes import head_of, label_rows
 from halka.models.loading import load_base
 from halka.objectives import objective_of
 from halka.run import TrainConfig
-from halka.store import read_card
 from halka.training import Job, as_tokens, mean_loss, train, train_many
 from tiny import tiny
 from tokenizers_for_tests import plain_tokenizer

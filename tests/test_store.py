@@ -18,11 +18,12 @@ from safetensors.torch import load_file, save_file
 import halka
 import halka.store
 from contract import INSTEAD, VARIANTS, adapted, disturb, ids
+from halka.card import read_card
 from halka.core import AdaptedModel, Method
 from halka.data.tokens import chat_template_fingerprint
 from halka.methods import all_methods
 from halka.models.fingerprint import fingerprint, own_fingerprint
-from halka.store import read_card, read_tensors
+from halka.store import read_tensors
 from tiny import CONFIGS, tiny
 from tokenizers_for_tests import chatml_tokenizer, llama3_tokenizer
 

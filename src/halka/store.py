@@ -2,16 +2,10 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
-import mmap
-import os
 import shutil
-import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field, fields, replace
+from collections.abc import Mapping
+from dataclasses import asdict, replace
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
@@ -20,8 +14,8 @@ from typing import Any
 import torch
 
 from halka import tensors
+from halka.card import CARD, Card, check_base, checked_beside, digests, read_card, template_of
 from halka.core import AdaptedModel, Adapter, described, form_of
-from halka.data.tokens import chat_template_fingerprint
 from halka.files import new_folder, soon_needed
 from halka.formats import Files, Folder, format_named, format_of
 from halka.formats.adapterhub.heads import named_labels
@@ -32,34 +26,6 @@ from halka.models.hub import adapter_folder, adapter_name
 from halka.models.kinds import kind_of
 
 WEIGHTS = FILES.weights  # of what `save` writes, if it is not told otherwise
-CARD = "halka.json"
-LARGE = 1 << 24  # bytes hashed at a time: in between a thread waits for its turn in Python
-
-
-@dataclass(frozen=True)
-class Card:
-    """What an adapter folder says of itself."""
-
-    # name, fingerprint, the form that it was packed in (`quantize`), or None; `head` where the adapter uses the base's
-    base: Mapping[str, Any]
-    method: Mapping[str, Any]  # name and fields
-    parameters: int
-    chat_template: str
-    task: str = ""
-    training: Mapping[str, Any] = field(default_factory=dict)
-    measurements: Mapping[str, Any] = field(default_factory=dict)
-    versions: Mapping[str, str] = field(default_factory=dict)
-    created: str = ""
-    kind: str = "causal-lm"  # of the base, as `load_base` takes it
-    labels: Sequence[str] = ()  # what the adapter's head tells apart, by place
-    files: Mapping[str, str] = field(default_factory=dict)  # SHA-256 of those beside it
-
-    def __post_init__(self) -> None:
-        for each in fields(self):
-            kinds = {"str": str, "int": int, "Sequence[str]": list | tuple}
-            kind = kinds.get(str(each.type), Mapping)
-            if not isinstance(getattr(self, each.name), kind):
-                raise TypeError(f"{each.name} is {getattr(self, each.name)!r}")
 
 
 def save(
@@ -80,7 +46,7 @@ def save(
     something else.
     """
     adapter, folder, form = narrowed(model, name), Path(folder), format_named(format)
-    own = (*_names(form.FILES), CARD, "README.md")
+    own = (*form.FILES.names(), CARD, "README.md")
     if folder.exists() and not folder.is_dir():
         raise ValueError(f"{folder} is a file: choose another folder")
     if other := sorted(path.name for path in folder.glob("*") if path.name not in own):
@@ -112,7 +78,7 @@ def save(
         _write(written, form.FILES, beside)
         if written.head is not None and form.FILES.head is not None:
             _write(written.head, form.FILES.head, beside)
-        card = replace(card, files=_digests(beside))
+        card = replace(card, files=digests(beside))
         (beside / CARD).write_text(json.dumps(asdict(card), indent=2) + "\n", encoding="utf-8")
         if readme.exists():
             shutil.copyfile(readme, beside / readme.name)
@@ -147,9 +113,9 @@ def load(
     form = format_of(folder)
     weights = weights_of(folder, form.FILES, allow_pickle=allow_pickle)
     soon_needed(weights)
-    with _checked_beside(card, folder) as check:
+    with checked_beside(card, folder) as check:
         if card is not None:
-            _check_base(card, model, folder, allow_other_base, allow_other_template)
+            check_base(card, model, folder, allow_other_base, allow_other_template)
         read = tensors.read_tensors(weights)
         beside = _read_head(folder, form.FILES.head, allow_pickle=allow_pickle) if head else None
         try:
@@ -169,11 +135,6 @@ def load(
         except ValueError as error:
             raise ValueError(f"{folder}: {error}") from None
     return adapter
-
-
-def _names(files: Files) -> tuple[str, ...]:
-    """The files of an adapter, and of the head beside it."""
-    return files.config, files.weights, *(() if files.head is None else _names(files.head))
 
 
 def _write(written: Folder, files: Files, folder: Path) -> None:
@@ -232,97 +193,3 @@ def read_tensors(folder: Path, *, allow_pickle: bool = False) -> dict[str, torch
 def size_of(folder: Path) -> int:
     """The bytes that the adapter's values take in memory, in fp32. Raises ValueError for a damaged file."""
     return tensors.size_of(folder / format_of(folder).FILES.weights)
-
-
-def read_card(folder: Path) -> Card | None:
-    """The folder's Card, or None: others write none."""
-    path = folder / CARD
-    if not path.exists():
-        return None
-    try:
-        return Card(**json.loads(path.read_text(encoding="utf-8")))
-    except (ValueError, TypeError, RecursionError) as error:
-        raise ValueError(f"{path} is not a Card that this version reads: {error}") from None
-
-
-def check_files(card: Card, folder: Path) -> None:
-    """Raises ValueError if the folder's files are not those that its Card was written for."""
-    now = _digests(folder)
-    if different := [name for name, digest in card.files.items() if now.get(name) != digest]:
-        raise ValueError(
-            f"{folder}: {' and '.join(different)} changed since {CARD} was written: the copy is damaged, or another "
-            f"tool wrote there. Copy it again; if the change is meant, remove {CARD}"
-        )
-
-
-@contextmanager
-def _checked_beside(card: Card | None, folder: Path) -> Iterator[Callable[[], None]]:
-    """`check_files` in a thread beside what the block does, which can ask for its end.
-
-    That the files changed is told instead of whatever came of it in the block.
-    """
-    with ThreadPoolExecutor(1) as worker:
-        checked = None if card is None else worker.submit(check_files, card, folder)
-
-        def check() -> None:
-            if checked is not None:
-                checked.result()
-
-        try:
-            yield check
-        finally:
-            check()
-
-
-def _digests(folder: Path) -> dict[str, str]:
-    found, files = {}, format_of(folder).FILES
-    own = (files.config, files.weights)
-    for name in (*own, *(each for each in _names(files) if each not in own and (folder / each).is_file())):
-        with (folder / name).open("rb") as file:
-            size = os.fstat(file.fileno()).st_size
-            digest = hashlib.sha256()
-            if size:  # nothing cannot be mapped
-                with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as mapped, memoryview(mapped) as all_of_it:
-                    for start in range(0, size, LARGE):
-                        digest.update(all_of_it[start : start + LARGE])
-            found[name] = digest.hexdigest()
-    return found
-
-
-def template_of(model: AdaptedModel) -> str:
-    return "none" if model.tokenizer is None else chat_template_fingerprint(model.tokenizer)
-
-
-def _check_base(card: Card, model: AdaptedModel, folder: Path, other_base: bool, other_template: bool) -> None:
-    if card.kind != (kind := kind_of(model.base)):
-        labels = f", labels={list(card.labels)}" if card.labels else ""
-        raise ValueError(
-            f"{folder} is an adapter of a {card.kind}, and this base is a {kind}: load the base with "
-            f'`halka.load_base(name, kind="{card.kind}"{labels})`'
-        )
-    then = card.base.get("fingerprint")
-    if not isinstance(then, dict):
-        raise ValueError(f"{folder / CARD} names no base: it is not a Card that this version reads")
-    now = own_fingerprint(model)
-    if different := [key for key in then if then[key] != now.get(key)]:
-        shown = ", ".join(f"{key} {then[key]} instead of {now.get(key)}" for key in different)
-        if different != ["weights"] or not other_base:
-            hint = "; pass allow_other_base to load it all the same" if different == ["weights"] else ""
-            raise ValueError(f"{folder} was made for another base, {card.base.get('name') or 'unnamed'}: {shown}{hint}")
-    if card.base.get("head") and not other_base and card.base["head"] != own_fingerprint(model, head=True)["weights"]:
-        raise ValueError(
-            f"{folder} has no head of its own, and this base's is not the one it was made for: load the base that has "
-            "it, or pass allow_other_base"
-        )
-    forms = card.base.get("quantize"), form_of(model.base)
-    if len({*forms}) > 1:
-        trained_on, this = ("in full precision" if form is None else f"packed as {form}" for form in forms)
-        warnings.warn(
-            f"{folder} was trained on this base {trained_on}, which is {this} here: answers will differ a little",
-            stacklevel=3,
-        )
-    if model.tokenizer is not None and card.chat_template not in ("none", template_of(model)) and not other_template:
-        raise ValueError(
-            f"{folder} was trained with another chat template ({card.chat_template}) than this tokenizer has "
-            f"({template_of(model)}): pass allow_other_template to load it all the same"
-        )

@@ -168,7 +168,8 @@ def describe(folder: Path) -> dict[str, Any]:
 
     Raises ValueError for a folder without an adapter, and for one that is damaged.
     """
-    from halka.store import read_card, read_config
+    from halka.card import read_card
+    from halka.store import read_config
 
     config, card = read_config(folder), read_card(folder)
     tensors = _tensors(folder)

@@ -83,10 +83,11 @@ def made_for(folder: Path, *, head: bool = True) -> tuple[str | None, tuple[str,
 
     The Card says both; without one the head that is saved beside the adapter (where `head` wants it), or peft's task.
     """
+    from halka.card import read_card
     from halka.formats import format_of
     from halka.formats.adapterhub.heads import base_for
     from halka.models.kinds import kind_of_task
-    from halka.store import read_card, read_json
+    from halka.store import read_json
 
     if (card := read_card(folder)) is not None:
         return card.kind, tuple(card.labels)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from typing import Any, Protocol
@@ -11,8 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from halka.core.blank import without_starts
-from halka.core.compiled import see_hooks
-from halka.core.experts import ExpertEdit
+from halka.core.hooks import Hooks
 from halka.core.joint import beside, methods_of
 from halka.core.merged import merged_weights
 from halka.core.modules import Modules
@@ -76,9 +74,7 @@ class AdaptedModel:
         self._outer: list[Route | None] = []  # those of the blocks around the innermost
         self._cast: tuple | None = None  # the state of the masters whose cast stands in
         self._precision: torch.dtype | None = None  # what the base computes in, where that is not its own
-        self._inputs: dict[str, Tensor] = {}  # what a sublayer received, from its source to its output
-        self._parts_at: Counter[str] = Counter()  # how many there are, by their target's key
-        self._hooks: dict[str, list[torch.utils.hooks.RemovableHandle]] = {}
+        self._hooks = Hooks(self._by_path, self._acting)
         self._stand_ins = StandIns(base)
         for parameter in base.parameters():
             parameter.requires_grad_(False)
@@ -148,7 +144,8 @@ class AdaptedModel:
                     raise ValueError(f"the state holds {state[other[0]].dtype} in {other[0]}: parts hold fp32")
                 adapter.take({key: tensor.to(device) for key, tensor in state.items()})
             self.adapters[name] = adapter
-            self._install(adapter)
+            self._hooks.add(adapter.targets.values())
+            self._turns.watch(True)
         return adapter
 
     def _with_head(self, method: Method, wanted: Sequence[Target]) -> Method:
@@ -177,7 +174,8 @@ class AdaptedModel:
                 self.unmerge()
             adapter = self.adapters.pop(name)
             self._routes.pop(name, None)
-            self._uninstall(adapter, still_checked=merged)
+            self._hooks.remove(adapter.targets.values())
+            self._turns.watch(bool(self.adapters) or merged)  # a pass may have begun with what was merged
             if self.pool is not None:
                 self.pool.removed(name)
 
@@ -338,7 +336,7 @@ class AdaptedModel:
             if self._route.full is not None:
                 self._stand_ins.restore()
         self._route, self._cast = route, None
-        self._inputs.clear()
+        self._hooks.forget()
         if route is not None:
             if route.full is not None:
                 self._put_full(route.full)
@@ -386,68 +384,6 @@ class AdaptedModel:
                 yield
         finally:
             self._route = self._outer.pop()
-
-    def _install(self, adapter: Adapter) -> None:
-        """Hooks exactly where some adapter has a part, so that a base without adapters runs without hooks."""
-        see_hooks()
-        for target in adapter.targets.values():
-            if not self._parts_at[target.key]:
-                self._hooks[target.key] = self._hook(target.key, target)
-            self._parts_at[target.key] += 1
-        self._turns.watch(True)
-
-    def _uninstall(self, adapter: Adapter, *, still_checked: bool) -> None:
-        for target in adapter.targets.values():
-            self._parts_at[target.key] -= 1
-            if not self._parts_at[target.key]:
-                for handle in self._hooks.pop(target.key):
-                    handle.remove()
-        self._turns.watch(bool(self.adapters) or still_checked)  # a pass may have begun with what was merged
-
-    def _hook(self, key: str, target: Target) -> list[torch.utils.hooks.RemovableHandle]:
-        if target.role in (*VIRTUAL_ROLES, "base"):  # these act where a pass begins
-            return []
-
-        def as_rows(tensor: Tensor, route: Route) -> Tensor:
-            return tensor.unflatten(0, (len(route.names), -1)) if target.flat else tensor
-
-        def as_it_was(tensor: Tensor) -> Tensor:
-            return tensor.flatten(0, 1) if target.flat else tensor
-
-        def before(module: nn.Module, args: tuple) -> tuple | None:
-            route = self._acting()
-            if route is None or key not in route.reading:
-                return None
-            return (as_it_was(route.before(key, as_rows(args[0], route))), *args[1:])
-
-        def after(module: nn.Module, args: tuple, y: Tensor) -> Tensor | None:
-            route = self._acting()
-            if route is None or key not in route.writing:
-                return None
-            x = args[0] if target.source is None else self._inputs.pop(key)
-            return as_it_was(route.after(key, as_rows(x, route), as_rows(y, route)))
-
-        def give(module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> tuple[tuple, dict[str, Any]] | None:
-            route = self._acting()
-            if route is None or not (key in route.reading or key in route.writing):
-                return None
-            edit = ExpertEdit(route.names, route.reading.get(key, ()), route.writing.get(key, ()))
-            return args, {**kwargs, target.role.rpartition(".")[2]: edit}
-
-        def remember(module: nn.Module, args: tuple) -> None:
-            route = self._acting()
-            if route is not None and key in route.writing:
-                self._inputs[key] = args[0]
-
-        if target.stack:
-            return [target.module.register_forward_pre_hook(give, with_kwargs=True)]
-        if target.source is None:
-            return [
-                target.module.register_forward_pre_hook(before),
-                target.module.register_forward_hook(after),
-            ]
-        source = self._by_path[target.source]
-        return [source.register_forward_pre_hook(remember), target.module.register_forward_hook(after)]
 
     def _acting(self) -> Route | None:
         """The route of this pass. Raises RuntimeError if it is another thread's, whose block has overtaken the pass."""

@@ -21,6 +21,10 @@ class Files:
     pickle: str
     head: Files | None = None  # those of a head that may stand beside the adapter
 
+    def names(self) -> tuple[str, ...]:
+        """The files of an adapter, and of the head beside it."""
+        return self.config, self.weights, *(() if self.head is None else self.head.names())
+
 
 @dataclass(frozen=True)
 class Folder:
