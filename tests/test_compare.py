@@ -541,7 +541,7 @@ def test_a_task_is_looked_for_beside_the_experiment(tmp_path, monkeypatch):
 
 
 MISTAKES = [
-    ("name: [", "is not YAML"),
+    ("name: [", "cannot be read as YAML"),
     ("- lora", "holds no experiment: it needs at least name, task and methods"),
     ("", "holds no experiment"),
     ({"name": "test"}, r"task: Field required; methods: Field required"),
@@ -586,7 +586,7 @@ def test_a_mistake_in_the_file_is_named_with_its_key(content, message, tmp_path)
 
 
 def test_a_file_that_is_not_there_is_said_to_be_missing(tmp_path):
-    with pytest.raises(ValueError, match=r"there is no experiment file .*none\.yaml"):
+    with pytest.raises(ValueError, match=r"there is no file .*none\.yaml"):
         read_experiment(tmp_path / "none.yaml")
 
 

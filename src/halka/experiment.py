@@ -5,9 +5,8 @@ from __future__ import annotations
 import hashlib
 import os
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypeVar
 
-import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from halka.data.task import SPLITS, Task, limit
@@ -17,11 +16,12 @@ from halka.methods import method_named
 from halka.metrics import score
 from halka.models.loading import is_base_folder
 from halka.run import TrainConfig
-from halka.settings import converted, settings_of
+from halka.settings import converted, settings_of, yaml_of
 
 Count = Annotated[int, Field(ge=1)]
 Form = Literal["nf4", "int8"]
 Rate = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+Read = TypeVar("Read", bound=BaseModel)
 
 
 class Entry(BaseModel):
@@ -110,27 +110,22 @@ def read_experiment(path: str | Path) -> Experiment:
     Raises ValueError naming each wrong key, and a path that leads nowhere.
     """
     path = Path(path)
-    try:
-        given = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise ValueError(f"there is no experiment file {path}") from None
-    except (yaml.YAMLError, UnicodeDecodeError, OSError) as error:
-        raise ValueError(f"{path} is not YAML: {error}") from None
-    if not isinstance(given, dict):
-        raise ValueError(f"{path} holds no experiment: it needs at least name, task and methods")
-    try:
-        experiment = Experiment.model_validate(given)
-    except ValidationError as error:
-        raise ValueError(f"{path}: {told_by(error, 'experiment')}") from None
+    experiment = read_form(path, Experiment, "it needs at least name, task and methods")
     return experiment.model_copy(update=_found(experiment, path))
 
 
-def told_by(error: ValidationError, whole: str) -> str:
-    """Each wrong key and why, in a line; what is wrong of all of it is told of `whole`."""
-    told = [
-        (".".join(map(str, each["loc"])) or whole, each["msg"].removeprefix("Value error, ")) for each in error.errors()
-    ]
-    return "; ".join(f"{place}: {reason}" for place, reason in told)
+def read_form(path: Path, form: type[Read], needs: str) -> Read:
+    """Such a form from its YAML file. Raises ValueError naming each wrong key and why."""
+    whole = form.__name__.lower()
+    given = yaml_of(path, f"no {whole}: {needs}")
+    try:
+        return form.model_validate(given)
+    except ValidationError as error:
+        told = [
+            (".".join(map(str, each["loc"])) or whole, each["msg"].removeprefix("Value error, "))
+            for each in error.errors()
+        ]
+        raise ValueError(f"{path}: " + "; ".join(f"{place}: {reason}" for place, reason in told)) from None
 
 
 def _found(experiment: Experiment, path: Path) -> dict[str, str]:

@@ -119,8 +119,11 @@ def from_file(file: Path, known: Mapping[str, Setting]) -> Layer:
     return from_content(yaml_of(file), file, known)
 
 
-def yaml_of(file: Path) -> dict[Any, Any]:
-    """A YAML file's keys and values. Raises ValueError for a file that is not there or holds something else."""
+def yaml_of(file: Path, otherwise: str = "") -> dict[Any, Any]:
+    """A YAML file's keys and values; of an empty file none, unless `otherwise` says what a file without them holds.
+
+    Raises ValueError for a file that is not there or holds something else.
+    """
     import yaml
 
     try:
@@ -129,9 +132,12 @@ def yaml_of(file: Path) -> dict[Any, Any]:
         raise ValueError(f"there is no file {file}: check the path, it is seen from {Path.cwd()}") from None
     except (yaml.YAMLError, UnicodeDecodeError, OSError) as error:
         raise ValueError(f"{file} cannot be read as YAML: {error}") from None
-    if content is not None and not isinstance(content, dict):
-        raise ValueError(f"{file} holds no settings: it needs keys and values, such as method: lora")
-    return content or {}
+    if content is None and not otherwise:
+        return {}
+    if not isinstance(content, dict):
+        what = otherwise or "no settings: it needs keys and values, such as method: lora"
+        raise ValueError(f"{file} holds {what}")
+    return content
 
 
 def from_content(content: Mapping[Any, Any], file: Path, known: Mapping[str, Setting], within: str = "") -> Layer:

@@ -10,12 +10,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
-import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from halka.data.readers import Row, read_rows
 from halka.data.task import SPLITS
-from halka.experiment import Count, Entry, told_by
+from halka.experiment import Count, Entry, read_form
 from halka.rag.prompt import ANSWER, in_form
 from halka.rag.raft import Asked, asked_in
 from halka.run import TrainConfig
@@ -91,18 +90,7 @@ def read_ablation(path: str | Path) -> Ablation:
     Raises ValueError naming each wrong key, and a path that leads nowhere.
     """
     path = Path(path)
-    try:
-        given = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise ValueError(f"there is no file {path}") from None
-    except (yaml.YAMLError, UnicodeDecodeError, OSError) as error:
-        raise ValueError(f"{path} is not YAML: {error}") from None
-    if not isinstance(given, dict):
-        raise ValueError(f"{path} holds no ablation: it needs at least name, documents and questions")
-    try:
-        ablation = Ablation.model_validate(given)
-    except ValidationError as error:
-        raise ValueError(f"{path}: {told_by(error, 'ablation')}") from None
+    ablation = read_form(path, Ablation, "it needs at least name, documents and questions")
 
     def found(name: str) -> str:
         place = (path.parent / Path(name).expanduser()).resolve()
