@@ -64,6 +64,13 @@ def test_rounding_is_what_sets_the_precisions_apart():
     assert brain.rounding.max < brain.effect.max
 
 
+def test_a_base_in_the_widest_precision_is_measured_too():
+    model = model_with("lora", dtype=torch.float64)
+    found = halka.merge_error(model, "lora", PROBES)
+    assert found.relative < 1e-8
+    assert found.noise.max == 0
+
+
 def test_the_exact_pass_is_that_of_a_base_of_that_precision():
     model, wide = (model_with("lora", "dora", dtype=dtype) for dtype in (torch.bfloat16, torch.float32))
     with torch.no_grad():

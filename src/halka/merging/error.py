@@ -17,7 +17,12 @@ from torch import Tensor
 from halka.core import AdaptedModel
 from halka.merging.probes import Probes, logits_of, probe_rows
 
-WIDER = {torch.bfloat16: torch.float32, torch.float16: torch.float32, torch.float32: torch.float64}
+WIDER = {
+    torch.bfloat16: torch.float32,
+    torch.float16: torch.float32,
+    torch.float32: torch.float64,
+    torch.float64: torch.float64,  # there is none
+}
 LIMIT = 0.05
 
 
