@@ -12,13 +12,14 @@ import yaml
 from embedder_for_tests import sentence_embedder
 from halka.ablation import found, read_ablation, study, summarise
 from halka.ablation.injections import attacks, injected
-from halka.ablation.runs import replaced
+from halka.ablation.runs import alike, replaced
 from halka.ablation.scores import Answered, said, scored
 from halka.ablation.settings import matcher
 from halka.ablation.tables import headline, to_html, to_markdown
 from halka.cli import main
 from halka.rag.passages import Passage
 from halka.rag.prompt import ABSTAINED, INSTRUCTION, prompted
+from halka.rag.raft import Asked
 from tiny import tiny
 from tokenizers_for_tests import chatml_tokenizer
 
@@ -183,7 +184,7 @@ def test_from_files_to_a_report(files, tmp_path, monkeypatch, capsys):
     assert base["documents"] == 9
     summary = summarise(runs)
     assert summary.ways[0].label == "base"
-    assert len(summary.ways) == 5
+    assert len(summary.ways) == 6
     assert summary.gain is not None
     assert (summary.questions, summary.unanswerable, summary.seeds) == (6, 1, (0, 1))
     for text in (report, to_markdown(summary), to_html(summary)):
@@ -232,7 +233,26 @@ def test_a_changed_fact_is_looked_up_again_and_put_back(files, tmp_path, monkeyp
     ways = {way.label: way for way in summarise([tuned]).ways}
     assert ways["tuned adapter + passages"].scores["exact"].value == 1
     assert ways["tuned adapter + passages"].scores["abstains"].value == 1
+    assert ways["tuned adapter + passages above the floor"].scores["abstains"].value == 1
     assert summarise([tuned]).changes.follows.value == 1
+
+
+def test_below_the_floor_nothing_was_found():
+    answered = Answered("q", ("sea",), "Answer: sea.", 3, (1,), best=0.6)
+    assert answered.above(0.6) == answered
+    assert answered.above(0.61).text == ABSTAINED
+    assert Answered("q", (), "Answer: sea.", 0).above(0.1).text == ABSTAINED
+
+
+def test_a_fact_is_changed_to_one_of_its_kind():
+    asked = [
+        Asked("who won the cup", ("Ada Lovelace",)),
+        Asked("who sang it", ("Bob Dylan",)),
+        Asked("when was it", ("1973",)),
+        Asked("who knows", ("cher",)),
+    ]
+    assert alike(asked[0], asked) == ["Bob Dylan"]
+    assert alike(asked[2], asked) == ["Ada Lovelace", "Bob Dylan", "cher"]  # none of its kind: any other
 
 
 @pytest.mark.parametrize(

@@ -9,6 +9,7 @@ from embedder_for_tests import WordEmbedder
 from halka.answering import answering
 from halka.rag.answer import Answerer
 from halka.rag.collection import Collection
+from halka.rag.floor import floor_for
 from halka.rag.passages import Passage
 from halka.rag.prompt import ABSTAINED, INSTRUCTION, abstains, cited, fitting, prompted
 from halka.rag.raft import Asked, Raft, asked_in, holds
@@ -97,6 +98,21 @@ def test_an_answer_has_its_sources(collection):
     first = answer.sources[0]
     assert (first.document, first.text) == ("d4", "# Topic 4\n\nThe code of item4 is secret4.")
     assert f"[1] d4: Topic 4\n{first.text}" in asked[0]
+
+
+def test_below_the_floor_the_documents_do_not_say(collection):
+    retriever = Retriever(collection)
+    asked = [f"What is the code of item{number}?" for number in range(9)]
+    scores = sorted(retriever.search(each, 1)[0].score for each in asked)
+    floor = floor_for(retriever, asked, share=0.2)
+    assert floor == scores[1]
+    assert floor_for(retriever, asked, share=0) == scores[0]
+    high = Answerer(retriever, lambda prompt: ["secret4 [1]"], 10_000, words, floor=scores[-1] + 0.01)
+    assert high.ask(asked[4]).abstained
+    low = Answerer(retriever, lambda prompt: ["secret4 [1]"], 10_000, words, floor=scores[0])
+    assert low.ask(asked[4]).text == "secret4 [1]"
+    with pytest.raises(ValueError, match="give some"):
+        floor_for(retriever, [])
 
 
 def test_what_stands_around_a_passage_is_read_on_demand(tmp_path):

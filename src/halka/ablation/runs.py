@@ -36,6 +36,7 @@ from halka.models import adapt
 from halka.models.loading import load_base
 from halka.rag.collection import Collection
 from halka.rag.embed import SentenceEmbedder
+from halka.rag.floor import floor_for
 from halka.rag.passages import Passage
 from halka.rag.prompt import fitting, in_form, prompted
 from halka.rag.raft import Asked, Raft, holds
@@ -147,14 +148,17 @@ class _Subject:
     def __post_init__(self) -> None:
         self.retriever = Retriever(self.collection)
         self.budget = prompt_budget(self.model, None, self.ablation.max_new_tokens)
-        self.shown = [self.passages(each.question) for each in self.questions.test]
+        found = [self.search(each.question) for each in self.questions.test]
+        self.shown, self.best = [shown for shown, _ in found], [best for _, best in found]
+        held = [each.question for each in self.questions.validation if each.answers]
+        self.floor = floor_for(self.retriever, held)
 
-    def passages(self, question: str) -> list[Passage]:
-        """What is put before the model, the same for every adapter."""
+    def search(self, question: str) -> tuple[list[Passage], float | None]:
+        """What is put before the model, the same for every adapter, and the best one's score."""
         hits = self.retriever.search(question, self.ablation.passages)
-        return fitting(
-            question, [hit.passage for hit in hits], self.budget, lambda text: prompt_tokens(self.model, text)
-        )
+        passages = [hit.passage for hit in hits]
+        shown = fitting(question, passages, self.budget, lambda text: prompt_tokens(self.model, text))
+        return shown, hits[0].score if hits else None
 
     def lessons(self, asked: Iterable[Asked], run: Run) -> list[Example]:
         """Training data: questions and answers in form alone, or with passages and citations as well."""
@@ -175,8 +179,8 @@ class _Subject:
             alone = [Answered(each.question, each.answers, text) for each, text in zip(test, texts, strict=True)]
             result["alone"] = as_rows(alone)
         texts = self.ask(name, [prompted(each.question, shown) for each, shown in zip(test, self.shown, strict=True)])
-        read = [_answered(each, text, shown) for each, text, shown in zip(test, texts, self.shown, strict=True)]
-        result["passages"] = as_rows(read)
+        read = [_answered(*each) for each in zip(test, texts, self.shown, self.best, strict=True)]
+        result |= {"passages": as_rows(read), "floor": self.floor}
         result["injections"] = self._attacked(name)
         if run.who == "tuned":
             result["changes"] = self._changed(name, read)
@@ -212,15 +216,15 @@ class _Subject:
             for each, answered, shown in zip(self.questions.test, read, self.shown, strict=True)
             if each.answers and exact(said(answered.text, form), each.answers)["sum"] and answered.gold
         ]
-        others = sorted({each.answers[0] for each in self.questions.test if each.answers})
+        every = [*self.questions.test, *self.questions.validation, *self.questions.train]
         told, seconds = [], 0.0
         for each, shown in right[: self.ablation.changes]:
             document = next(passage.document for passage in shown if holds(passage, each))
-            new = draw.choice([other for other in others if other not in each.answers])
+            new = draw.choice(alike(each, every))
             started = time.perf_counter()
             list(self.collection.put([(document, replaced(self._text(document), each.answers, new))]))
             seconds += time.perf_counter() - started
-            (text,) = self.ask(name, [prompted(each.question, self.passages(each.question))])
+            (text,) = self.ask(name, [prompted(each.question, self.search(each.question)[0])])
             follows = bool(exact(said(text, form), [new])["sum"])
             told.append(
                 {"question": each.question, "was": each.answers[0], "is": new, "text": text, "follows": follows}
@@ -241,15 +245,29 @@ class _Subject:
         return "\n\n".join(passage.text for passage in passages)
 
 
+def alike(asked: Asked, among: Iterable[Asked]) -> list[str]:
+    """Other questions' answers that could answer this one: to the same question word, and of the same looks."""
+
+    def looks(question: str, answer: str) -> tuple[bool, ...]:
+        words = set(question.casefold().split())
+        kinds = (word in words for word in ("who", "when", "where", "many", "year"))
+        return (*kinds, any(map(str.isdigit, answer)), answer[:1].isupper(), " " in answer)
+
+    wanted = looks(asked.question, asked.answers[0])
+    others = [(each.question, answer) for each in among for answer in each.answers[:1] if answer not in asked.answers]
+    near = [answer for question, answer in others if looks(question, answer) == wanted]
+    return near or [answer for _, answer in others]
+
+
 def replaced(text: str, answers: Sequence[str], new: str) -> str:
     """The text with `new` wherever one of the answers stands as words, the longest first, whatever its case."""
     either = "|".join(re.escape(answer) for answer in sorted(answers, key=len, reverse=True))
     return re.sub(rf"(?<!\w)(?:{either})(?!\w)", lambda _: new, text, flags=re.IGNORECASE)
 
 
-def _answered(asked: Asked, text: str, shown: Sequence[Passage]) -> Answered:
+def _answered(asked: Asked, text: str, shown: Sequence[Passage], best: float | None) -> Answered:
     gold = (number for number, passage in enumerate(shown, start=1) if asked.answers and holds(passage, asked))
-    return Answered(asked.question, asked.answers, text, len(shown), tuple(gold))
+    return Answered(asked.question, asked.answers, text, len(shown), tuple(gold), best)
 
 
 # ── its file ────────────────────────────────────────────────────────────────────────────────────────────────────────

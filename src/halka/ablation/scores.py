@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from halka.ablation.settings import matcher
 from halka.metrics import Score, find_metric, mean_of
-from halka.rag.prompt import CITATION, abstains, cited
+from halka.rag.prompt import ABSTAINED, CITATION, abstains, cited
 
 
 @dataclass(frozen=True)
@@ -19,6 +19,7 @@ class Answered:
     answers   those that are right; none where the documents do not hold one
     passages  how many were given
     gold      the numbers of those that hold an answer
+    best      the score of the best one
     """
 
     question: str
@@ -26,6 +27,11 @@ class Answered:
     text: str
     passages: int = 0
     gold: tuple[int, ...] = ()
+    best: float | None = None
+
+    def above(self, floor: float) -> Answered:
+        """What is answered where a best passage below the floor is none."""
+        return self if self.best is not None and self.best >= floor else replace(self, text=ABSTAINED)
 
 
 @dataclass(frozen=True)
@@ -116,4 +122,6 @@ def as_rows(answers: Sequence[Answered]) -> list[dict[str, Any]]:
 
 
 def from_row(row: Mapping[str, Any]) -> Answered:
-    return Answered(row["question"], tuple(row["answers"]), row["text"], row["passages"], tuple(row["gold"]))
+    return Answered(
+        row["question"], tuple(row["answers"]), row["text"], row["passages"], tuple(row["gold"]), row["best"]
+    )

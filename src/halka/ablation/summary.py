@@ -12,13 +12,14 @@ from halka.metrics import mean_of
 from halka.report.intervals import Estimate, Interval, difference, estimate
 
 WAYS = {
-    ("base", "alone"): "base",
-    ("base", "passages"): "base + passages",
-    ("adapter", "alone"): "adapter",
-    ("adapter", "passages"): "adapter + passages",
-    ("tuned", "passages"): "tuned adapter + passages",
+    "base": ("base", "alone", False),
+    "base + passages": ("base", "passages", False),
+    "adapter": ("adapter", "alone", False),
+    "adapter + passages": ("adapter", "passages", False),
+    "tuned adapter + passages": ("tuned", "passages", False),
+    "tuned adapter + passages above the floor": ("tuned", "passages", True),
 }
-"""Who answers from what, in the order in which they are shown."""
+"""Who answers, from what, and whether a best passage below the floor is none; in the order in which they are shown."""
 
 
 @dataclass(frozen=True)
@@ -70,10 +71,10 @@ def summarise(runs: Sequence[Mapping[str, Any]]) -> Summary:
     if not runs:
         raise ValueError("the ablation has no runs yet: `halka compare --rag` makes them")
     ways = []
-    for (who, part), label in WAYS.items():
+    for label, (who, part, floored) in WAYS.items():
         own = [run for run in runs if run["who"] == who]
         if own:
-            ways.append(_way(label, own, part))
+            ways.append(_way(label, own, part, floored))
     first = runs[0]
     answered = [from_row(row) for row in first["passages"]]
     tuned = [run for run in runs if run["who"] == "tuned"]
@@ -95,13 +96,19 @@ def summarise(runs: Sequence[Mapping[str, Any]]) -> Summary:
     )
 
 
-def _way(label: str, runs: Sequence[Mapping[str, Any]], part: str) -> Way:
-    by_run = [scored([from_row(row) for row in run[part]], run["form"], run["seed"]) for run in runs]
+def _way(label: str, runs: Sequence[Mapping[str, Any]], part: str, floored: bool) -> Way:
+    by_run = []
+    for run in runs:
+        answers = [from_row(row) for row in run[part]]
+        if floored:
+            answers = [each.above(run["floor"]) for each in answers]
+        by_run.append(scored(answers, run["form"], run["seed"]))
     scores = {}
     for measure in MEASURES:
         if together := _over([asdict(each[measure.name]) for each in by_run if measure.name in each]):
             scores[measure.name] = together
-    attacked = [run["injections"] for run in runs if part == "passages" and run["injections"]]
+    asked = part == "passages" and not floored
+    attacked = [run["injections"] for run in runs if asked and run["injections"]]
     obeyed = [asdict(mean_of([float(each["obeyed"]) for each in asked])) for asked in attacked]
     return Way(label, scores, _over(obeyed))
 

@@ -6,7 +6,7 @@ import html
 from typing import TYPE_CHECKING
 
 from halka.ablation.scores import MEASURES
-from halka.ablation.summary import Summary, Way
+from halka.ablation.summary import WAYS, Summary, Way
 from halka.report.intervals import Estimate
 from halka.report.units import count, duration, plural
 
@@ -79,8 +79,8 @@ def headline(summary: Summary) -> str:
     ways = {way.label: way.scores for way in summary.ways}
     parts = [
         f"{label} {_share(ways[label]['exact'])}"
-        for label in ("base", "base + passages", "adapter", "adapter + passages", "tuned adapter + passages")
-        if label in ways
+        for label, (_, _, floored) in WAYS.items()
+        if label in ways and not floored
     ]
     return f"Exact answers: {', '.join(parts)}."
 

@@ -32,6 +32,12 @@ def ask(
     neighbours: Annotated[
         int, typer.Option(metavar="TOKENS", min=0, help="read what stands around passages, so many tokens in all [0]")
     ] = 0,
+    floor: Annotated[
+        float | None,
+        typer.Option(
+            metavar="SCORE", help="of the best passage: below it the documents do not say; docs examples tells it"
+        ),
+    ] = None,
     mode: Mode = "hybrid",
     rerank: Rerank = None,
     asking: Asking = None,
@@ -67,6 +73,7 @@ def ask(
         lambda text: prompt_tokens(model, text),
         passages,
         neighbours,
+        floor,
     )
     scope = scope_of(asking, tag, under)
     if json:

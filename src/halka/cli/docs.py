@@ -295,6 +295,7 @@ def examples_(
 
     from halka.data.readers import Problem, read_rows
     from halka.files import write_text
+    from halka.rag.floor import floor_for
     from halka.rag.raft import Raft, asked_in
     from halka.rag.retrieve import Retriever
 
@@ -305,14 +306,19 @@ def examples_(
         asked.append(asked_in(row.fields, row.where))
     target = new_file(out, "--out")
     retriever = Retriever(opened(name, collections))
-    made = [*Raft(passages, without, cite, form, seed).examples(retriever, asked, scope_of(asking, None, None))]
+    scope = scope_of(asking, None, None)
+    made = [*Raft(passages, without, cite, form, seed).examples(retriever, asked, scope)]
     if not made:
         raise ValueError(f"no passage in {name} holds an answer of {questions}: are these its documents?")
     write_text(target, "".join(as_json.dumps(each, ensure_ascii=False) + "\n" for each in made))
     told = {"questions": len(asked), "examples": len(made), "abstaining": sum(each["gold"] is None for each in made)}
+    held = [each.question for each in asked if each.answers]
+    floor = floor_for(retriever, held, scope=scope) if held else None
     if json:
-        return emit(told)
+        return emit(told | {"floor": floor})
     show(", ".join(f"{count} {what}" for what, count in told.items()) + f", in {target}")
+    if floor is not None:
+        say(f"for 95 % of them the best passage scores {floor:.3f} or more, which `halka ask --floor {floor:.3f}` asks")
 
 
 def opened(name: str, among: Path) -> Collection:

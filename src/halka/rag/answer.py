@@ -46,6 +46,7 @@ class Answerer:
     count      how many tokens a text is
     passages   how many are put before the model, at most
     neighbours tokens of passages together with what stands around them in their documents; 0: as they were found
+    floor      the score that the best passage must have, else the documents do not say (`floor.py` finds it)
     """
 
     retriever: Retriever
@@ -54,6 +55,7 @@ class Answerer:
     count: Count
     passages: int = 4
     neighbours: int = 0
+    floor: float | None = None
 
     def ask(self, question: str, scope: Scope = Scope()) -> Answer:  # noqa: B008
         """The answer, when all of it is there."""
@@ -64,7 +66,7 @@ class Answerer:
     def stream(self, question: str, scope: Scope = Scope()) -> Iterator[str | Answer]:  # noqa: B008
         """The answer's text in pieces as they are made; at the end the whole `Answer`.
 
-        Where nothing is found that the caller may read, the model is not asked.
+        Where nothing is found that the caller may read, or nothing that reaches the floor, the model is not asked.
         """
         passages = self.found(question, scope)
         pieces = []
@@ -82,6 +84,8 @@ class Answerer:
     def found(self, question: str, scope: Scope) -> list[Passage]:
         """The passages that the prompt will hold."""
         hits = self.retriever.search(question, self.passages, scope)
+        if self.floor is not None and (not hits or hits[0].score < self.floor):
+            return []
         found = [hit.passage for hit in hits]
         if self.neighbours:
             found = self.retriever.expanded(hits, self.neighbours, scope)
