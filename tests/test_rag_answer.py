@@ -12,7 +12,7 @@ from halka.rag.collection import Collection
 from halka.rag.floor import floor_for
 from halka.rag.passages import Passage
 from halka.rag.prompt import ABSTAINED, INSTRUCTION, abstains, cited, fitting, prompted
-from halka.rag.raft import Asked, Raft, asked_in, holds
+from halka.rag.raft import Asked, Raft, asked_in, holds, placed
 from halka.rag.retrieve import Retriever
 from halka.rag.store import Scope
 
@@ -183,6 +183,27 @@ def test_what_no_passage_holds_is_left_out(collection):
     assert [*Raft().examples(Retriever(collection), [Asked("What is the code of item1?", ("nothing",))])] == []
     named = Asked("What is the code of item1?", ("secret1",), document="d2")
     assert [*Raft().examples(Retriever(collection), [named])] == []
+
+
+def test_a_document_is_named_by_the_end_of_its_path(collection):
+    names = ["/home/faq/a.md", "/home/faq/old/a.md", "/home/faq/ba.md", "c d", "x/c d"]
+
+    def document(name: str | None) -> str | None:
+        (found,) = placed([Asked("?", ("1",), name)], names)
+        return found.document
+
+    for name in (None, "", "d", ".md", "q/a.md", "/a.md", "/faq/ba.md"):
+        assert document(name) == name
+    assert document("old/a.md") == document("./old/a.md") == document(names[1]) == names[1]
+    assert document("ba.md") == "/home/faq/ba.md"
+    assert document("faq/a.md") == names[0]
+    assert document("c d") == "c d"
+    with pytest.raises(ValueError, match=r"a\.md may be /home/faq/a\.md or /home/faq/old/a\.md: give more of its path"):
+        document("a.md")
+    [*collection.put([("/home/faq/item1.md", "The code of item1 is secret1, too.")])]
+    asked = [Asked("What is the code of item1?", ("secret1",), "item1.md"), Asked("What?", ("secret1",), "tem1.md")]
+    (row,) = Raft(passages=3, without=0).examples(Retriever(collection), asked)
+    assert f"[{row['gold']}] item1.md" in row["messages"][0]["content"]
 
 
 def test_what_the_documents_do_not_hold_is_taught_as_such_and_answers_take_their_form(collection):

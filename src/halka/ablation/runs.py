@@ -14,7 +14,7 @@ import random
 import re
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
@@ -39,7 +39,7 @@ from halka.rag.embed import SentenceEmbedder
 from halka.rag.floor import floor_for
 from halka.rag.passages import Passage
 from halka.rag.prompt import fitting, in_form, prompted
-from halka.rag.raft import Asked, Raft, holds
+from halka.rag.raft import Asked, Raft, holds, placed
 from halka.rag.retrieve import Retriever
 from halka.rag.store import Scope
 from halka.run import METRICS, TrainConfig
@@ -146,6 +146,8 @@ class _Subject:
     texts: Mapping[str, str]  # of the documents that are rows
 
     def __post_init__(self) -> None:
+        names = [document.name for document in self.collection.documents()]
+        self.questions = replace(self.questions, test=(*placed(self.questions.test, names),))
         self.retriever = Retriever(self.collection)
         self.budget = prompt_budget(self.model, None, self.ablation.max_new_tokens)
         found = [self.search(each.question) for each in self.questions.test]

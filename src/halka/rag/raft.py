@@ -9,8 +9,10 @@ from __future__ import annotations
 
 import random
 import re
+from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
+from pathlib import PurePath
 from typing import Any
 
 from halka.rag.passages import Passage
@@ -23,6 +25,7 @@ from halka.rag.store import Scope
 class Asked:
     """A question, its answers (the first is taught) and the document that holds them; None: whichever does.
 
+    A document is given by its name or by the end of its path, as seen from the folder that was added: `placed`.
     Without answers it is a question of what the documents do not hold.
     """
 
@@ -44,6 +47,27 @@ def asked_in(row: Mapping[str, Any], where: str) -> Asked:
         raise ValueError(f'{where}: no answer: a row has "answer": a text, or "answers": a list of texts')
     document = row.get("document")
     return Asked(question, tuple(answers), document if isinstance(document, str) else None)
+
+
+def placed(asked: Iterable[Asked], documents: Iterable[str]) -> Iterator[Asked]:
+    """The questions, with the whole name of one of `documents` where they have the end of its path.
+
+    An end is of whole parts: `b.md` is one of `/a/b.md`, and not of `/a/ab.md`. What fits none stays as it is.
+    Raises ValueError for an end that several documents have.
+    """
+    names, ending = {*documents}, defaultdict[str, list[str]](list)
+    for name in sorted(names):
+        ending[PurePath(name).name].append(name)
+    for each in asked:
+        if each.document is None or each.document in names:
+            yield each
+            continue
+        parts = PurePath(each.document).parts
+        alike = ending.get(PurePath(each.document).name, []) if parts else []
+        found = [name for name in alike if PurePath(name).parts[-len(parts) :] == parts]
+        if len(found) > 1:
+            raise ValueError(f"the document {each.document} may be {found[0]} or {found[1]}: give more of its path")
+        yield replace(each, document=found[0]) if found else each
 
 
 @dataclass(frozen=True)
@@ -76,7 +100,7 @@ class Raft:
     ) -> Iterator[dict[str, Any]]:
         """A row for training for each question, as `messages`; those whose answer no passage holds are left out."""
         draw = random.Random(self.seed)
-        for each in asked:
+        for each in placed(asked, [document.name for document in retriever.collection.documents(scope)]):
             found = [hit.passage for hit in retriever.search(each.question, 8 * self.passages, scope)]
             gold = next((passage for passage in found if holds(passage, each)), None)
             if gold is None and each.document is not None:
