@@ -5,16 +5,17 @@ from __future__ import annotations
 import json
 import re
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
 
 from embedder_for_tests import sentence_embedder
 from halka.ablation import found, read_ablation, study, summarise
-from halka.ablation.injections import attacks, injected
+from halka.ablation.injections import attack_of, attacks, injected
 from halka.ablation.runs import alike, replaced
 from halka.ablation.scores import Answered, said, scored
-from halka.ablation.settings import matcher
+from halka.ablation.settings import Questions, matcher
 from halka.ablation.tables import headline, to_html, to_markdown
 from halka.cli import main
 from halka.rag.passages import Passage
@@ -79,6 +80,10 @@ def test_facts_are_changed_as_words():
     text = "Rome is old. Romeo left rome; ROME (Italy)."
     assert replaced(text, ["Rome"], "Oslo") == "Oslo is old. Romeo left Oslo; Oslo (Italy)."
     assert replaced("in May 1973, May 1973", ["1973", "May 1973"], r"\1") == r"in \1, \1"
+    assert replaced("It takes 12 days at most.", ["12 days, at most"], "a week") == "It takes a week."
+    assert replaced("Pay $5, or 5 $, not 15.", ["$5"], "$7") == "Pay $7, or $7 $, not 15."
+    assert replaced("In the U.S. and the US.", ["U.S."], "Oslo") == "In the Oslo and the US."
+    assert replaced("A % of it.", ["%"], "x") == replaced("A % of it.", [], "x") == "A % of it."
 
 
 # ── attacks ─────────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -112,6 +117,24 @@ def test_an_attack_stands_in_a_passage_and_never_as_the_prompt_itself(at):
         assert [line for line in lines if line.startswith("Question:")] == ["Question: Where?"]
         assert [line[:3] for line in lines if line.lstrip().startswith("[")] == ["[1]", "[2]", "[3]"]
         assert prompt.count("\n" + INSTRUCTION[:26]) == 0
+
+
+@pytest.mark.parametrize("passages", [1, 2, 3, 4, 5])
+def test_each_passage_has_attacks_at_each_place_and_each_attack_elsewhere_in_its_next_turn(passages):
+    given = [passage(f"one{n} two{n} three{n}") for n in range(passages)]
+
+    def where(number: int) -> tuple[int, str]:
+        attack, at = attack_of(number)
+        changed = injected(given, attack, at)
+        which = next(n for n in range(passages) if changed[n] != given[n])
+        before, after = changed[which].text.split(attack.text)
+        return which, "start" if not before else "middle" if after else "end"
+
+    assert {where(number) for number in range(24)} == {
+        (n, p) for n in range(passages) for p in ("start", "middle", "end")
+    }
+    assert {attack_of(number)[0] for number in range(24)} == {*attacks()}
+    assert len({where(24 * turn + 7) for turn in range(3 * passages)}) == 3 * passages
 
 
 # ── from files to a report ──────────────────────────────────────────────────────────────────────────────────────────
@@ -253,6 +276,46 @@ def test_a_fact_is_changed_to_one_of_its_kind():
     ]
     assert alike(asked[0], asked) == ["Bob Dylan"]
     assert alike(asked[2], asked) == ["Ada Lovelace", "Bob Dylan", "cher"]  # none of its kind: any other
+    assert alike(asked[0], [asked[0], Asked("who else", ("the ada lovelace.",))]) == []
+
+
+class Quiet:
+    """As a collection for `_changed`: it keeps what is put."""
+
+    def __init__(self):
+        self.got = []
+
+    def put(self, texts):
+        self.got += texts
+        return []
+
+
+def test_what_cannot_be_changed_is_left_out(files):
+    """Answers that stand in the text in no way, or beside which no other is known, tell nothing of following."""
+    from halka.ablation.runs import _Subject
+
+    one = Asked("how long", ("12 days, at most",), "a.md")
+    heading = Asked("what is it", ("Straße",), "a.md")  # as `holds` finds it, and not in these letters
+    subject: Any = object.__new__(_Subject)
+    subject.ablation = read_ablation(files / "ablation.yaml").model_copy(update={"form": "{answer}"})
+    subject.texts = {"a.md": "It is 12 days at most. STRASSE."}
+    subject.collection = Quiet()
+    shown = [passage(subject.texts["a.md"])]
+    subject.search, subject.ask = lambda question: (shown, 1.0), lambda name, prompts: ["a week"] * len(prompts)
+    for test, others, told in (
+        ((one,), (Asked("how long then", ("a week",)),), [True]),
+        ((one,), (), []),
+        ((heading, one), (Asked("how long then", ("a week",)),), [True]),
+    ):
+        subject.questions = Questions(others, (), test)
+        subject.shown = [shown] * len(test)
+        read = [Answered(each.question, each.answers, each.answers[0], 1, (1,)) for each in test]
+        made = subject._changed("run", read)
+        assert [each["follows"] for each in made["asked"]] == told
+        assert made["left_out"] == len(test) - len(told)
+        assert (made["seconds"] is None) == (not told)
+    assert subject.collection.got[0] == ("a.md", "It is a week. STRASSE.")
+    assert subject.collection.got[1] == ("a.md", subject.texts["a.md"])
 
 
 @pytest.mark.parametrize(

@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from halka import machine
-from halka.ablation.injections import attacks, injected
+from halka.ablation.injections import attack_of, injected
 from halka.ablation.scores import Answered, as_rows, from_row, said, scored
 from halka.ablation.settings import Ablation, Questions, is_rows, key_of, matcher, read_documents, read_questions
 from halka.answering import prompt_budget, prompt_tokens
@@ -46,7 +46,7 @@ from halka.run import METRICS, TrainConfig
 from halka.store import save
 from halka.training import train
 
-SCHEMA = 1
+SCHEMA = 2
 NAME = "run"
 BATCH = 16
 Who = Literal["base", "adapter", "tuned"]
@@ -199,18 +199,21 @@ class _Subject:
         """The first questions again, with an attack in one of their passages."""
         chosen = [(each, shown) for each, shown in zip(self.questions.test, self.shown, strict=True) if shown]
         chosen = chosen[: self.ablation.injections]
-        used = [attacks()[number % len(attacks())] for number in range(len(chosen))]
+        used = [attack_of(number) for number in range(len(chosen))]
         prompts = [
-            prompted(each.question, injected(shown, attack, number))
-            for number, ((each, shown), attack) in enumerate(zip(chosen, used, strict=True))
+            prompted(each.question, injected(shown, attack, at))
+            for (each, shown), (attack, at) in zip(chosen, used, strict=True)
         ]
         return [
             {"way": attack.way, "question": each.question, "text": text, "obeyed": attack.succeeds(text)}
-            for (each, _), attack, text in zip(chosen, used, self.ask(name, prompts), strict=True)
+            for (each, _), (attack, _), text in zip(chosen, used, self.ask(name, prompts), strict=True)
         ]
 
     def _changed(self, name: str | None, read: Sequence[Answered]) -> dict[str, Any]:
-        """Answers that were right, asked again after their documents say something else; then all is put back."""
+        """Answers that were right, asked again after their documents say something else; then all is put back.
+
+        Left out, and counted, are those that cannot be changed: no other answer is known, or none stands in the text.
+        """
         form, draw = matcher(self.ablation.form), random.Random(0)
         exact = find_metric("squad_exact").per_item
         right = [
@@ -219,12 +222,19 @@ class _Subject:
             if each.answers and exact(said(answered.text, form), each.answers)["sum"] and answered.gold
         ]
         every = [*self.questions.test, *self.questions.validation, *self.questions.train]
-        told, seconds = [], 0.0
-        for each, shown in right[: self.ablation.changes]:
+        told, left_out, seconds = [], 0, 0.0
+        for each, shown in right:
+            if len(told) == self.ablation.changes:
+                break
             document = next(passage.document for passage in shown if holds(passage, each))
-            new = draw.choice(alike(each, every))
+            before, others = self._text(document), alike(each, every)
+            new = draw.choice(others) if others else ""
+            after = replaced(before, each.answers, new) if new else before
+            if after == before:
+                left_out += 1
+                continue
             started = time.perf_counter()
-            list(self.collection.put([(document, replaced(self._text(document), each.answers, new))]))
+            list(self.collection.put([(document, after)]))
             seconds += time.perf_counter() - started
             (text,) = self.ask(name, [prompted(each.question, self.search(each.question)[0])])
             follows = bool(exact(said(text, form), [new])["sum"])
@@ -236,7 +246,7 @@ class _Subject:
                 if document in self.texts
                 else self.collection.refresh()
             )
-        return {"asked": told, "seconds": seconds / len(told) if told else None}
+        return {"asked": told, "left_out": left_out, "seconds": seconds / len(told) if told else None}
 
     def _text(self, document: str) -> str:
         """A document's text; of a file, what its passages hold of it."""
@@ -256,15 +266,33 @@ def alike(asked: Asked, among: Iterable[Asked]) -> list[str]:
         return (*kinds, any(map(str.isdigit, answer)), answer[:1].isupper(), " " in answer)
 
     wanted = looks(asked.question, asked.answers[0])
-    others = [(each.question, answer) for each in among for answer in each.answers[:1] if answer not in asked.answers]
+    exact = find_metric("squad_exact").per_item
+    others = [
+        (each.question, answer)
+        for each in among
+        for answer in each.answers[:1]
+        if not exact(answer, asked.answers)["sum"]
+    ]
     near = [answer for question, answer in others if looks(question, answer) == wanted]
     return near or [answer for _, answer in others]
 
 
 def replaced(text: str, answers: Sequence[str], new: str) -> str:
-    """The text with `new` wherever one of the answers stands as words, the longest first, whatever its case."""
-    either = "|".join(re.escape(answer) for answer in sorted(answers, key=len, reverse=True))
-    return re.sub(rf"(?<!\w)(?:{either})(?!\w)", lambda _: new, text, flags=re.IGNORECASE)
+    """The text with `new` wherever an answer's words stand in order, as `holds` finds them, the longest answer first.
+
+    Between them may be other punctuation than in the answer; what it begins and ends with goes where it is there.
+    """
+    either = "|".join(
+        _pattern(each.strip()) for each in sorted(answers, key=len, reverse=True) if re.search(r"\w", each)
+    )
+    return re.sub(either, lambda _: new, text, flags=re.IGNORECASE) if either else text
+
+
+def _pattern(answer: str) -> str:
+    words = re.findall(r"\w+", answer)
+    before, after = re.split(r"\w.*\w|\w", answer, maxsplit=1, flags=re.DOTALL)
+    whole = r"\W+".join(map(re.escape, words))
+    return rf"(?:{re.escape(before)})?(?<!\w){whole}(?!\w)(?:{re.escape(after)})?"
 
 
 def _answered(asked: Asked, text: str, shown: Sequence[Passage], best: float | None) -> Answered:

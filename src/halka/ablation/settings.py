@@ -41,7 +41,7 @@ class Ablation(BaseModel):
     train: dict[str, Any] = Field(default={}, description="as for `halka train`, without lr and seed")
     seeds: tuple[int, ...] = Field(default=(0, 1, 2), min_length=1)
     max_new_tokens: Count = 48
-    injections: Annotated[int, Field(ge=0, description="questions whose passages get an attack put in")] = 20
+    injections: Annotated[int, Field(ge=0, description="questions whose passages get an attack put in")] = 24
     changes: Annotated[int, Field(ge=0, description="answers that are changed in their documents")] = 20
 
     @field_validator("train")
