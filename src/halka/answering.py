@@ -1,8 +1,13 @@
-"""A model with an adapter, as `rag.answer.Answerer` asks it: answers in pieces, and the tokens of a prompt."""
+"""A model with an adapter, as `rag.answer.Answerer` asks it: answers in pieces, and the tokens of a prompt.
+
+A prompt is text, whatever documents were put into it: what the base's tokenizer would read as a control token, and so
+as the end of the user's turn, is broken up by a space.
+"""
 
 from __future__ import annotations
 
 import queue
+import re
 import threading
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
@@ -12,6 +17,9 @@ from halka.data.examples import Example, Message
 from halka.data.tokens import encode_prompt
 from halka.evaluation import generate
 from halka.models import context
+
+BRACKETED = re.compile(r"<.+>|\[.+\]", re.DOTALL)
+TRIES = 4
 
 
 def prompt_budget(model: AdaptedModel, name: str | None, new_tokens: int) -> int:
@@ -24,9 +32,49 @@ def prompt_budget(model: AdaptedModel, name: str | None, new_tokens: int) -> int
     return room - new_tokens
 
 
+def user_message(model: AdaptedModel, prompt: str) -> Message:
+    """The user's message of a prompt, in which no control token stands.
+
+    Raises ValueError for a tokenizer that does not tell where its tokens stand, and for a text that is one however it
+    is written.
+    """
+    for _ in range(TRIES):
+        starts = _control_tokens(model.tokenizer, prompt)
+        if not starts:
+            return Message("user", prompt)
+        for start in reversed(starts):
+            prompt = f"{prompt[: start + 1]} {prompt[start + 1 :]}"
+    raise ValueError(
+        f"the base's tokenizer reads {prompt[starts[0] : starts[0] + 20]!r} as a control token, with spaces too: take "
+        "it out of the documents and the question"
+    )
+
+
+def _control_tokens(tokenizer: Any, text: str) -> list[int]:
+    """Where the control tokens begin that a text would be read with: the special ones, and what is added in brackets.
+
+    Other tokens that were added, words and spaces, are a text's own.
+    """
+    if not tokenizer.is_fast:
+        raise ValueError(f"{type(tokenizer).__name__} does not tell where its tokens stand; load the fast tokenizer")
+    control = {
+        number: token.content
+        for number, token in tokenizer.added_tokens_decoder.items()
+        if (token.special or BRACKETED.fullmatch(token.content)) and not token.content.isspace()
+    }
+    read = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
+    found = [
+        (number, end - len(text[start:end].lstrip()), end)
+        for number, (start, end) in zip(read["input_ids"], read["offset_mapping"], strict=True)
+        if number in control
+    ]
+    unknown = tokenizer.unk_token_id  # where it stands for what the tokenizer does not know, it says nothing
+    return [start for number, start, end in found if number != unknown or text[start:end].strip() == control[number]]
+
+
 def prompt_tokens(model: AdaptedModel, prompt: str) -> int:
     """The tokens that the model reads for a prompt, its chat template's included."""
-    return len(encode_prompt(Example((Message("user", prompt),)), model.tokenizer))
+    return len(encode_prompt(Example((user_message(model, prompt),)), model.tokenizer))
 
 
 def answering(
@@ -44,7 +92,7 @@ def answering(
                 for _ in generate(
                     model,
                     name,
-                    [Example((Message("user", prompt),))],
+                    [Example((user_message(model, prompt),))],
                     max_new_tokens=tokens,
                     batch_size=1,
                     streamer=streamer,

@@ -24,7 +24,7 @@ from halka import machine
 from halka.ablation.injections import attack_of, injected
 from halka.ablation.scores import Answered, as_rows, from_row, said, scored
 from halka.ablation.settings import Ablation, Questions, is_rows, key_of, matcher, read_documents, read_questions
-from halka.answering import prompt_budget, prompt_tokens
+from halka.answering import prompt_budget, prompt_tokens, user_message
 from halka.compare import Event, alone_in
 from halka.core import AdaptedModel
 from halka.data.examples import Example, Message
@@ -171,7 +171,7 @@ class _Subject:
             raft = Raft(self.ablation.passages, self.ablation.without, form=form, seed=run.seed)
             made = raft.examples(self.retriever, asked)
             rows = [(row["messages"][0]["content"], row["messages"][1]["content"]) for row in made]
-        return [Example((Message("user", prompt), Message("assistant", answer))) for prompt, answer in rows]
+        return [Example((user_message(self.model, prompt), Message("assistant", answer))) for prompt, answer in rows]
 
     def answers(self, name: str | None, run: Run) -> dict[str, Any]:
         """All that a run is asked."""
@@ -190,7 +190,7 @@ class _Subject:
 
     def ask(self, name: str | None, prompts: Sequence[str]) -> list[str]:
         system = (Message("system", self.ablation.instruction),) if name is None and self.ablation.instruction else ()
-        examples = [Example((*system, Message("user", each))) for each in prompts]
+        examples = [Example((*system, user_message(self.model, each))) for each in prompts]
         tokens = self.ablation.max_new_tokens
         made = dict(generate(self.model, name, examples, max_new_tokens=tokens, batch_size=BATCH))
         return [made[number].strip() for number in range(len(prompts))]
