@@ -9,6 +9,7 @@ import pytest
 
 from embedder_for_tests import sentence_embedder, small_bert
 from halka.cli import main
+from halka.cli.docs import scope_of
 from halka.rag.rerank import CrossEncoder
 from tiny import tiny
 from tokenizers_for_tests import chatml_tokenizer
@@ -102,6 +103,13 @@ def test_readers_are_asked_for(halka, embedder, tmp_path):
     assert "secret" in halka("docs", "search", "hr", "salary", "--as", "staff")[1]
     code, _, err = halka("docs", "search", "hr", "salary", "--as", "x' OR 1")
     assert (code, "cannot name a reader" in err) == (2, True)
+
+
+def test_a_place_is_a_path_or_a_name(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "docs").mkdir()
+    under = [scope_of(None, None, None if each is None else Path(each)).under for each in (None, "docs", "MED-10")]
+    assert under == ["", str(tmp_path / "docs"), "MED-10"]
 
 
 def test_a_folder_in_beirs_layout_is_scored(halka, embedder, tmp_path):

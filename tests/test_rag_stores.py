@@ -60,7 +60,7 @@ SCOPES = [
     EVERY,
     Scope(frozenset(["ada"]), "a/"),
     Scope(frozenset(["bob"]), tags=frozenset(["x"])),
-    Scope(under="b/1", tags=frozenset(["x"])),
+    Scope(under="b", tags=frozenset(["x"])),
     Scope(under="nothing"),
 ]
 
@@ -173,6 +173,18 @@ def test_words_find_what_has_them_best_first(store):
     assert names(store.matching("parcels", 9, EVERY)) == ["b#0", "a#0"]
     assert names(store.matching("parcels", 1, EVERY)) == ["b#0"]
     assert store.matching("unheard", 9, EVERY) == []
+
+
+@pytest.mark.parametrize("under", ["docs", "docs/", "docs/a", "docs/a/", "doc", "/", ""])
+def test_a_path_ends_where_its_part_does(store, under):
+    given = ["docs", "docs/a", "docs/a/b", "docs/ab", "docs2/a", "docs2", "/docs/a"]
+    store.put([entry(name, f"parcel {name}") for name in given])
+    expected = [name for name in sorted(given) if (name + "/").startswith(under.rstrip("/") + "/" if under else "")]
+    scope = Scope(under=under)
+    assert [each.name for each in store.documents(scope)] == expected
+    assert [each.name for each in store.documents() if scope.holds(each)] == expected
+    for found in (store.nearest(EMBEDDER.query("parcel"), 9, scope), store.matching("parcel", 9, scope)):
+        assert sorted(each.passage.document for each in found) == expected
 
 
 # ── what attacks ────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -291,8 +303,13 @@ def test_another_width_is_refused(opened):
         "postgresql://ada:secret7@host/db",
         "postgres://host/db?password=secret7",
         "postgresql://host/db?sslmode=require&%70assword=secret7",
+        "postgresql://ada:se#secret7@host/db",
+        "postgresql://ada:se?secret7@host/db",
+        "postgresql://host/db?sslpassword=secret7",
         "qdrant:https://ada:secret7@host:6333",
         "qdrant:https://host:6333?api-key=secret7",
+        "qdrant:https://ada:se#secret7@host:6333",
+        "qdrant:https://ada:se/secret7@host:6333",
     ],
 )
 def test_a_password_is_not_written_down(tmp_path, at):

@@ -47,7 +47,9 @@ Asking = Annotated[
     list[str] | None, typer.Option("--as", metavar="NAME", help="who asks, and groups of theirs; may be repeated")
 ]
 Tags = Annotated[list[str] | None, typer.Option("--tag", metavar="TAG", help="only documents with it; may be repeated")]
-Under = Annotated[Path | None, typer.Option("--under", metavar="PATH", help="only documents under this path")]
+Under = Annotated[
+    Path | None, typer.Option("--under", metavar="PATH", help="only this document, or those below this path")
+]
 Mode = Annotated[str, typer.Option("--mode", metavar="MODE", help="hybrid, vectors or words")]
 Rerank = Annotated[
     str | None,
@@ -342,8 +344,10 @@ def retriever_of(collection: Collection, mode: str, rerank: str | None) -> Retri
 def scope_of(asking: list[str] | None, tags: list[str] | None, under: Path | None) -> Scope:
     from halka.rag.store import Scope
 
-    place = "" if under is None else str(under.expanduser().resolve())
-    return Scope(frozenset(asking or ()), place, frozenset(tags or ()))
+    place = None if under is None else under.expanduser()
+    if place is not None and place.exists():  # else it may be a name that a text was put in under
+        place = place.resolve()
+    return Scope(frozenset(asking or ()), "" if place is None else str(place), frozenset(tags or ()))
 
 
 def _counts(collection: Collection) -> dict[str, Any]:

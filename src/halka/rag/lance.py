@@ -17,7 +17,7 @@ import pyarrow as pa
 from filelock import FileLock
 
 from halka.rag.passages import Passage
-from halka.rag.store import Document, Entry, Found, Scope
+from halka.rag.store import Document, Entry, Found, Scope, below
 
 TABLE = "passages"
 TRIES = 5
@@ -189,7 +189,8 @@ def _where(scope: Scope) -> str:
     if scope.tags:
         parts.append(f"array_has_all(tags, {_array(scope.tags)})")
     if scope.under:
-        parts.append(f"starts_with(document, {_quoted(scope.under)})")
+        name, beginning = _quoted(scope.under.rstrip("/")), _quoted(below(scope.under))
+        parts.append(f"(document = {name} OR starts_with(document, {beginning}))")
     return " AND ".join(parts)
 
 

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any, LiteralString
 import numpy as np
 
 from halka.rag.passages import Passage
-from halka.rag.store import BM25_B, BM25_K1, Document, Entry, Found, Scope
+from halka.rag.store import BM25_B, BM25_K1, Document, Entry, Found, Scope, below
 
 if TYPE_CHECKING:
     from psycopg import Connection
@@ -58,9 +58,8 @@ REMOVE: LiteralString = """WITH gone AS (DELETE FROM {documents} WHERE name = AN
     SELECT coalesce(sum(passages), 0) FROM gone"""
 
 DOCUMENTS: LiteralString = "SELECT name, digest, readers, tags, added, passages FROM {documents} AS d"
-SCOPE: LiteralString = (
-    "d.readers && %(readers)s::text[] AND d.tags @> %(tags)s::text[] AND starts_with(d.name, %(under)s)"
-)
+SCOPE: LiteralString = """d.readers && %(readers)s::text[] AND d.tags @> %(tags)s::text[]
+    AND (d.name = %(under)s OR starts_with(d.name, %(below)s))"""
 PASSAGES: LiteralString = """SELECT p.document, p.number, p.text, p."start", p."end", p.page, p.heading, d.readers{more}
     FROM {passages} AS p JOIN {documents} AS d ON d.name = p.document"""
 SOME: LiteralString = f"{PASSAGES} WHERE {SCOPE} AND d.name = %(document)s AND p.number = ANY(%(numbers)s) ORDER BY 2"
@@ -131,10 +130,8 @@ class PostgresStore:
 
     def __str__(self) -> str:
         """The database as it is told to people, without a password."""
-        from urllib.parse import urlsplit
-
-        parts = urlsplit(self._url)
-        return f"PostgreSQL at {parts.netloc.rpartition('@')[2]}{parts.path}"
+        where = self._url.partition("://")[2].rpartition("@")[2].partition("?")[0]
+        return f"PostgreSQL at {where}"
 
     def _open(self) -> None:
         with self._change(of_all=True) as connection:
@@ -272,7 +269,8 @@ class PostgresStore:
 
 
 def _values(scope: Scope) -> dict[str, Any]:
-    return {"readers": sorted(scope.readers), "tags": sorted(scope.tags), "under": scope.under}
+    under = {"under": scope.under.rstrip("/"), "below": below(scope.under) if scope.under else ""}
+    return {"readers": sorted(scope.readers), "tags": sorted(scope.tags), **under}
 
 
 def _passage(row: Sequence[Any]) -> Passage:

@@ -27,7 +27,7 @@ from typing import Any, TypeVar
 import numpy as np
 
 from halka.rag.passages import Passage
-from halka.rag.store import Document, Entry, Found, Scope
+from halka.rag.store import Document, Entry, Found, Scope, below
 from halka.rag.words import counted, weighed
 
 T = TypeVar("T")
@@ -263,7 +263,8 @@ class QdrantStore:
         must = [self._any("readers", scope.readers)]
         must += [m.FieldCondition(key="tags", match=m.MatchValue(value=tag)) for tag in sorted(scope.tags)]
         if scope.under:
-            must.append(m.FieldCondition(key=name, match=m.MatchPrefix(prefix=scope.under)))
+            its, prefix = m.MatchValue(value=scope.under.rstrip("/")), m.MatchPrefix(prefix=below(scope.under))
+            must.append(m.Filter(should=[m.FieldCondition(key=name, match=match) for match in (its, prefix)]))
         return m.Filter(must=must, must_not=[self._any("version", without)] if without else None)
 
     def _any(self, key: str, values: Iterable[str]) -> Any:

@@ -27,7 +27,7 @@ class Scope:
     """Which passages a question is about.
 
     readers   who asks: a name, and the groups that it belongs to; what everyone may read is always in
-    under     only documents whose name begins so
+    under     only the document of this name, and those whose name goes on with a / after it
     tags      only documents that have all of these
     """
 
@@ -43,9 +43,19 @@ class Scope:
         """Whether the document is one of these: the slow twin of what stores ask their tables."""
         return (
             not self.readers.isdisjoint(document.readers)
-            and document.name.startswith(self.under)
+            and (not self.under or within(document.name, self.under))
             and self.tags.issubset(document.tags)
         )
+
+
+def within(name: str, path: str) -> bool:
+    """Whether a document's name is that path or stands below it."""
+    return name == path.rstrip("/") or name.startswith(below(path))
+
+
+def below(path: str) -> str:
+    """What all names below a path begin with."""
+    return path.rstrip("/") + "/"
 
 
 def named(names: Iterable[str]) -> list[str]:

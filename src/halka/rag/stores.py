@@ -12,7 +12,10 @@ from halka.rag.store import VectorStore
 
 POSTGRES = ("postgresql://", "postgres://")
 QDRANT = "qdrant:"
-SECRETS = {"password", "sslpassword", "api_key", "api-key"}
+SECRETS = {
+    *("password", "sslpassword", "oauth_client_secret", "scram_client_key", "scram_server_key"),
+    *("api_key", "api-key"),
+}
 
 
 def place(at: str) -> str:
@@ -27,7 +30,7 @@ def place(at: str) -> str:
             f"{at!r} is no place to keep a collection: write postgresql://HOST/DATABASE, qdrant:http://HOST:6333 or "
             "qdrant:FOLDER"
         )
-    if parts.password or any(key.lower() in SECRETS for key, _ in parse_qsl(parts.query)):
+    if _has_a_secret(at):
         raise ValueError(
             "a place is recorded in the collection's folder, so it must not have a password: leave it out and set "
             "PGPASSWORD, or write it into ~/.pgpass (for Qdrant, set QDRANT_API_KEY)"
@@ -35,6 +38,24 @@ def place(at: str) -> str:
     if in_qdrant and not parts.scheme:
         return f"{QDRANT}{Path(at.removeprefix(QDRANT)).expanduser().resolve()}"
     return at
+
+
+def _has_a_secret(at: str) -> bool:
+    """Whether something in a place must not be written down, as whoever connects by it reads it."""
+    if at.startswith(POSTGRES):
+        try:
+            from psycopg import ProgrammingError
+            from psycopg.conninfo import conninfo_to_dict
+        except ImportError:
+            raise ValueError("collections in PostgreSQL need the extra: pip install 'halka[postgres]'") from None
+        try:
+            return not SECRETS.isdisjoint(conninfo_to_dict(at))
+        except ProgrammingError as error:
+            reason = str(error).partition(":")[0].strip()  # what follows may be a piece of a password
+            raise ValueError(f"the place cannot be opened: {reason}. Write postgresql://HOST/DATABASE") from None
+    parts = urlsplit(at.removeprefix(QDRANT))
+    options = [*parse_qsl(parts.query), *parse_qsl(parts.fragment)]
+    return bool(parts.scheme) and ("@" in at or any(key.lower() in SECRETS for key, _ in options))
 
 
 def new_key(name: str) -> str:
