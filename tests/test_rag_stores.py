@@ -106,6 +106,29 @@ def test_what_was_put_is_there_until_it_is_replaced_or_removed(store):
     assert names(store.nearest(second.vectors[0], 9, EVERY)) == ["b#0"]
 
 
+def test_who_reads_changes_without_the_texts(store):
+    first, second = entry("a", "parcel one", "parcel two", tags=["x"]), entry("b", "parcel", readers=["ada"])
+    store.put([first, second])
+    for readers, tags in ((("hr",), ("x", "y")), (("bob", "hr"), ()), (("hr",), ("z",))):
+        store.set_access(["a", "nothing", "a\0"], readers, tags)
+        store.tidy()
+        hr = Scope(frozenset(["hr"]), tags=frozenset(tags))
+        assert store.documents(hr) == [replace(first.document, readers=readers, tags=tags)]
+        assert store.passages("a", [0, 1], hr) == [replace(each, readers=readers) for each in first.passages]
+        for asked in (partial(store.matching, "parcel", 9), partial(store.nearest, first.vectors[0], 9)):
+            assert sorted(names(asked(hr))) == ["a#0", "a#1"]
+            assert names(asked(Scope(frozenset(["ada"])))) == ["b#0"]
+            assert asked(Scope()) == asked(Scope(frozenset(["hr"]), tags=frozenset(["none"]))) == []
+    store.set_access([], ("*",), ())
+    assert store.documents(Scope()) == []
+
+
+def test_of_documents_of_one_name_the_last_counts(store):
+    store.put([entry("a", "older", "longer"), entry("b", "other"), entry("a", "newer")])
+    assert [(each.name, each.passages) for each in store.documents()] == [("a", 1), ("b", 1)]
+    assert texts_of(store, "a") == ["newer"]
+
+
 @pytest.mark.parametrize("scope", SCOPES, ids=str)
 def test_the_nearest_are_those_of_the_highest_cosine(store, scope):
     entries = drawn()

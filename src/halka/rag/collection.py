@@ -1,7 +1,8 @@
 """`Collection`: documents of folders under one name, cut, embedded and kept; what changed is read anew, the rest not.
 
 collections/faq/
-  collection.json   the embedder, the paths that were added, with who may read them, and where the passages are
+  collection.json   the embedder, the paths that were added, with who may read them, what was removed below them, and
+                    where the passages are
   passages.lance/   the passages (`lance.py`), unless they are elsewhere (`stores.py`)
 """
 
@@ -12,8 +13,8 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Container, Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
@@ -24,9 +25,10 @@ from filelock import FileLock
 from halka.files import write_text
 from halka.rag.embed import DEFAULT, Embedder, SentenceEmbedder
 from halka.rag.passages import Cutter
-from halka.rag.store import EVERYONE, Document, Entry, Scope, VectorStore, named
+from halka.rag.roots import Given, Root, Roots
+from halka.rag.store import EVERYONE, Document, Entry, Scope, VectorStore, named, within
 from halka.rag.stores import new_key, place, store_at
-from halka.rag.texts import Text, Unreadable, is_readable, read_text
+from halka.rag.texts import Text, Unreadable
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 SETTINGS = "collection.json"
@@ -44,26 +46,6 @@ class Event:
     document: str
     passages: int = 0
     reason: str = ""
-
-
-@dataclass(frozen=True)
-class Root:
-    """A path that was added, with who may read what is found there, and its tags."""
-
-    path: str
-    readers: tuple[str, ...] = (EVERYONE,)
-    tags: tuple[str, ...] = ()
-
-
-@dataclass(frozen=True)
-class Given:
-    """What is to be taken in: its name, its bytes and how its text is had."""
-
-    name: str
-    content: Callable[[], bytes]
-    read: Callable[[], Text]
-    readers: tuple[str, ...]
-    tags: tuple[str, ...]
 
 
 class Collection:
@@ -124,7 +106,7 @@ class Collection:
     @property
     def roots(self) -> list[Root]:
         """The paths that were added."""
-        return [Root(each["path"], tuple(each["readers"]), tuple(each["tags"])) for each in self._settings()["roots"]]
+        return [*self._roots()]
 
     def add(
         self, paths: Iterable[str | Path], *, readers: Sequence[str] = (EVERYONE,), tags: Sequence[str] = ()
@@ -132,20 +114,27 @@ class Collection:
         """Take in files, and whatever is readable in folders, in the order of their names; a generator: print it.
 
         What is in the collection already and has not changed is left alone. Who may read the documents is `readers`:
-        names of people or groups, or everyone. A path that was added before gets the readers and tags named now.
+        names of people or groups, or everyone. A path that was added before gets the readers and tags named now, and
+        so does at once every document there, without being read; but what was added by a path below keeps its own, and
+        what was removed stays away until it is added by its own path.
         A file that cannot be read is skipped and told; if it was readable before, its older passages stay.
         Raises ValueError for a path that is not there.
         """
-        roots = []
+        added = []
         for path in paths:
             found = Path(path).expanduser().resolve()
             if not found.exists():
                 raise ValueError(f"there is no file or folder {path}: check the path, it is seen from {Path.cwd()}")
-            roots.append(Root(str(found), tuple(sorted(named(readers))), tuple(sorted(named(tags)))))
+            added.append(Root(str(found), tuple(sorted(named(readers))), tuple(sorted(named(tags)))))
         with self._lock:
-            kept = [each for each in self.roots if each.path not in {root.path for root in roots}]
-            self._write(self._settings() | {"roots": [asdict(each) for each in (*kept, *roots)]})
-        yield from self._take_in(each for root in roots for each in _given(root))
+            roots = self._roots().adding(added)
+            self._write(self._settings() | roots.settings())
+            events = self._set_access(roots)
+        yield from events
+        for path in roots.removed:
+            if any(within(path, root.path) for root in added):
+                yield Event("skipped", path, reason=f"{path} was removed: add it by its own path to have it again")
+        yield from self._take_in(roots.given(each.path for each in added), {each.document for each in events})
 
     def put(
         self, texts: Iterable[tuple[str, str]], *, readers: Sequence[str] = (EVERYONE,), tags: Sequence[str] = ()
@@ -157,32 +146,38 @@ class Collection:
         )
 
     def refresh(self) -> Iterator[Event]:
-        """Read anew what changed in the paths that were added, take in what is new there, remove what is gone."""
-        roots = self.roots
-        gone = [
-            each.name
-            for each in self.store.documents()
-            if any(_within(each.name, root.path) for root in roots) and not Path(each.name).exists()
-        ]
-        yield from self._remove(gone)
-        yield from self._take_in(each for root in roots if Path(root.path).exists() for each in _given(root))
+        """Read anew what changed in the paths that were added, take in what is new there, remove what is gone.
+
+        Where a folder that was added is not there itself, its documents stay, which is told: a disk may be missing.
+        """
+        with self._lock:
+            roots, known = self._roots(), self._known()
+            gone = [name for name in known if roots.lost(name)]
+            self.store.remove(gone)
+            events = self._set_access(roots)
+        yield from (Event("removed", name, known[name].passages) for name in gone)
+        yield from events
+        for root in roots:
+            if root.away and any(within(name, root.path) for name in known.keys() - gone):
+                reason = f"{root.path} is not there: its documents stay as they were until it is back, or removed here"
+                yield Event("skipped", root.path, reason=reason)
+        yield from self._take_in(roots.given(each.path for each in roots), {each.document for each in events})
 
     def remove(self, names: Iterable[str]) -> list[Event]:
-        """Remove documents, or whatever stands under a folder that was added, at once and from the disk.
+        """Remove documents, or whatever stands under a path, at once and from the disk; all of them or nothing.
 
+        They stay away, also from `refresh`, until they are added by their own path.
         Raises ValueError for a name that nothing here has.
         """
-        known, doomed = self._known(), []
-        for name in names:
-            path = str(Path(name).expanduser().resolve())
-            found = [each for each in known if each == name or _within(each, path)]
-            if not found:
-                raise ValueError(f"the collection has no document {name}: `halka docs list` shows those it has")
-            doomed += found
-            with self._lock:
-                kept = [each for each in self.roots if not _within(each.path, path)]
-                self._write(self._settings() | {"roots": [asdict(each) for each in kept]})
-        return list(self._remove(list(dict.fromkeys(doomed))))
+        with self._lock:
+            known, roots = self._known(), self._roots()
+            left, doomed = roots, {}
+            for name in names:
+                path, found = _meant(name, known, roots)
+                left, doomed = left.removing(path), doomed | dict.fromkeys(found)
+            self._write(self._settings() | left.settings())
+            self.store.remove([*doomed])
+        return [Event("removed", name, known[name].passages) for name in doomed]
 
     def documents(self, scope: Scope | None = None) -> list[Document]:
         """The documents that a scope holds; without one all of them, which is for whoever keeps the collection."""
@@ -198,53 +193,77 @@ class Collection:
 
     def delete(self) -> None:
         """Remove the collection with all that is in it, from the disk, or from where its passages are."""
-        self.store.drop()
         with self._lock:
+            self.store.drop()
             (self.folder / SETTINGS).unlink()  # from here on it is none
         shutil.rmtree(self.folder)
 
     # ── inside ──────────────────────────────────────────────────────────────────────────────────────────────────
 
-    def _take_in(self, given: Iterable[Given]) -> Iterator[Event]:
-        known, changed = self._known(), False
-        waiting: list[tuple[Document, Text, Document | None]] = []
+    def _take_in(self, given: Iterable[Given], told: Container[str] = ()) -> Iterator[Event]:
+        """Put what changed; `told` are documents of which it was said before that they changed."""
+        known, changed = self._known(), bool(told)
+        waiting: dict[str, tuple[Given, Document, Text]] = {}
         for each in given:
             try:
                 document = Document(each.name, hashlib.sha256(each.content()).hexdigest(), each.readers, each.tags)
                 before = known.get(each.name)
                 if before is not None and replace(document, added=before.added, passages=before.passages) == before:
-                    yield Event("unchanged", each.name, before.passages)
+                    waiting.pop(each.name, None)
+                    if each.name not in told:
+                        yield Event("unchanged", each.name, before.passages)
                     continue
-                waiting.append((document, each.read(), before))
+                waiting[each.name] = each, document, each.read()
             except OSError as error:
                 yield Event("skipped", each.name, reason=f"{each.name}: {(error.strerror or str(error)).lower()}")
             except Unreadable as error:
                 yield Event("skipped", each.name, reason=str(error))
-            if sum(len(text.text) for _, text, _ in waiting) > AT_ONCE:
-                yield from self._commit(waiting)
-                waiting, changed = [], True
+            if sum(len(text.text) for _, _, text in waiting.values()) > AT_ONCE:
+                yield from self._commit([*waiting.values()], known)
+                waiting, changed = {}, True
         if waiting:
-            yield from self._commit(waiting)
+            yield from self._commit([*waiting.values()], known)
             changed = True
         if changed:
             self.store.tidy()
 
-    def _commit(self, texts: Sequence[tuple[Document, Text, Document | None]]) -> list[Event]:
-        """Cut, embed and put documents in one step; told when that is done."""
-        added = datetime.now(UTC).isoformat(timespec="seconds")
-        entries, events = [], []
-        for document, text, before in texts:
+    def _commit(self, texts: Sequence[tuple[Given, Document, Text]], known: dict[str, Document]) -> list[Event]:
+        """Cut, embed and put documents in one step; told when that is done.
+
+        Files are put as the paths that were added say by then: others may have changed or removed them meanwhile.
+        """
+        made, added = [], datetime.now(UTC).isoformat(timespec="seconds")
+        for given, document, text in texts:
             passages = tuple(self._cutter.cut(document.name, text, document.readers))
             vectors = self.embedder.passages([each.searched for each in passages])
-            entries.append(Entry(replace(document, added=added, passages=len(passages)), passages, vectors))
-            events.append(Event("added" if before is None else "changed", document.name, len(passages)))
-        self.store.put(entries)
+            made.append((given, Entry(replace(document, added=added, passages=len(passages)), passages, vectors)))
+        entries, events = [], []
+        with self._lock:
+            roots = self._roots()
+            for given, entry in made:
+                root = roots.root(given.name)
+                if given.rooted and (root is None or roots.lost(given.name)):
+                    events.append(Event("skipped", given.name, reason=f"{given.name} was removed meanwhile"))
+                    continue
+                entries.append(entry.read_by(root.readers, root.tags) if given.rooted and root else entry)
+            if entries:
+                self.store.put(entries)
+        for document in (entry.document for entry in entries):
+            what = "changed" if document.name in known else "added"
+            events.append(Event(what, document.name, document.passages))
+            known[document.name] = document
         return events
 
-    def _remove(self, names: Sequence[str]) -> Iterator[Event]:
-        known = self._known()
-        self.store.remove(names)
-        yield from (Event("removed", name, known[name].passages) for name in names)
+    def _set_access(self, roots: Roots) -> list[Event]:
+        """Let every document be read by whom the path that gives it says. The caller has the lock."""
+        others: dict[tuple[tuple[str, ...], tuple[str, ...]], list[Document]] = {}
+        for each in self.store.documents():
+            root = roots.root(each.name)
+            if root is not None and (root.readers, root.tags) != (each.readers, each.tags):
+                others.setdefault((root.readers, root.tags), []).append(each)
+        for (readers, tags), documents in others.items():
+            self.store.set_access([each.name for each in documents], readers, tags)
+        return [Event("changed", each.name, each.passages) for documents in others.values() for each in documents]
 
     def _opened(self) -> VectorStore:
         settings = self._settings()
@@ -252,6 +271,12 @@ class Collection:
 
     def _known(self) -> dict[str, Document]:
         return {each.name: each for each in self.store.documents()}
+
+    def _roots(self) -> Roots:
+        settings = self._settings()
+        if not settings:
+            raise ValueError(f"{self.folder} is no collection any more: it was removed meanwhile")
+        return Roots.of_settings(settings)
 
     def _settings(self) -> dict[str, Any]:
         path = self.folder / SETTINGS
@@ -276,29 +301,22 @@ def _is_free(folder: Path) -> bool:
     return not folder.exists() or (folder.is_dir() and all(each.name == ".lock" for each in folder.iterdir()))
 
 
-def _given(root: Root) -> Iterator[Given]:
-    for file in _files(Path(root.path)):
-        yield Given(str(file), file.read_bytes, partial(read_text, file), root.readers, root.tags)
-
-
 def _text_of(name: str, text: str) -> Text:
     if not text.strip():
         raise Unreadable(f"{name} holds no text")
     return Text(text, markdown=True)
 
 
-def _files(root: Path) -> Iterator[Path]:
-    """What is readable at a path, in the order of names; hidden files and folders are not looked into, nor links."""
-    if root.is_file():
-        yield root
-        return
-    for folder, folders, files in os.walk(root):
-        folders[:] = sorted(each for each in folders if not each.startswith("."))
-        for name in sorted(files):
-            path = Path(folder) / name
-            if is_readable(path) and path.is_file() and not path.is_symlink():
-                yield path
+def _meant(name: str, known: Iterable[str], roots: Iterable[Root]) -> tuple[str, list[str]]:
+    """The path, or name of a text of the caller's, that is meant, and the documents there. Raises ValueError for none.
 
-
-def _within(name: str, root: str) -> bool:
-    return name == root or name.startswith(root.rstrip("/") + "/")
+    Where links stand now, what is known by the path itself comes before what is where they lead.
+    """
+    if name in known and not os.path.isabs(name):
+        return name, [name]
+    plain = os.path.expanduser(name)
+    for path in (os.path.abspath(plain), os.path.realpath(plain)):
+        found = [each for each in known if within(each, path)]
+        if found or any(within(each.path, path) for each in roots):
+            return path, found
+    raise ValueError(f"the collection has no document {name}: `halka docs list` shows those it has")

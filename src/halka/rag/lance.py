@@ -17,7 +17,7 @@ import pyarrow as pa
 from filelock import FileLock
 
 from halka.rag.passages import Passage
-from halka.rag.store import Document, Entry, Found, Scope, below
+from halka.rag.store import Document, Entry, Found, Scope, below, last_of_each
 
 TABLE = "passages"
 TRIES = 5
@@ -48,7 +48,7 @@ class LanceStore:
             raise ValueError("collections of documents need the extra: pip install 'halka[rag]'") from None
         self.folder = Path(folder)
         self.folder.mkdir(parents=True, exist_ok=True)
-        self._lock = FileLock(self.folder / ".lock")
+        self._lock = FileLock(self.folder / f".{TABLE}.lock")  # another than the collection's, which is held meanwhile
         self._schema = _schema(width)
         self._database: Any = lancedb.connect(self.folder, read_consistency_interval=timedelta(0))
         self._table: Any = self._opened()
@@ -72,6 +72,7 @@ class LanceStore:
 
     def put(self, entries: Sequence[Entry]) -> None:
         rows: dict[str, list[Any]] = {name: [] for name in self._schema.names}
+        entries = last_of_each(entries)
         for entry in entries:
             for passage, vector in zip(entry.passages, entry.vectors, strict=True):
                 about = {
@@ -91,6 +92,13 @@ class LanceStore:
                 .when_not_matched_by_source_delete(_in("document", names))
                 .execute(pa.table(rows, schema=self._schema))
             )
+
+    def set_access(self, names: Sequence[str], readers: tuple[str, ...], tags: tuple[str, ...]) -> None:
+        if names:
+            with self._lock:
+                self._table.update(
+                    _in("document", names), values_sql={"readers": _array(readers), "tags": _array(tags)}
+                )
 
     def remove(self, names: Sequence[str]) -> int:
         if not names:
@@ -199,7 +207,8 @@ def _in(column: str, values: Iterable[str]) -> str:
 
 
 def _array(values: Iterable[str]) -> str:
-    return f"[{', '.join(map(_quoted, sorted(values)))}]"
+    among = ", ".join(map(_quoted, sorted(values)))
+    return f"[{among}]" if among else "arrow_cast(make_array(), 'List(Utf8)')"
 
 
 def _quoted(text: str) -> str:

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any, LiteralString
 import numpy as np
 
 from halka.rag.passages import Passage
-from halka.rag.store import BM25_B, BM25_K1, Document, Entry, Found, Scope, below
+from halka.rag.store import BM25_B, BM25_K1, Document, Entry, Found, Scope, below, last_of_each
 
 if TYPE_CHECKING:
     from psycopg import Connection
@@ -54,6 +54,8 @@ PUT_PASSAGE: LiteralString = """INSERT INTO {passages}
 PUT_LENGTHS: LiteralString = """UPDATE {documents} AS d SET length = total
     FROM (SELECT document, sum(length) AS total FROM {passages} WHERE document = ANY(%(names)s) GROUP BY document) AS p
     WHERE d.name = p.document"""
+SET_ACCESS: LiteralString = """UPDATE {documents} SET readers = %(readers)s, tags = %(tags)s
+    WHERE name = ANY(%(names)s)"""
 REMOVE: LiteralString = """WITH gone AS (DELETE FROM {documents} WHERE name = ANY(%(names)s) RETURNING passages)
     SELECT coalesce(sum(passages), 0) FROM gone"""
 
@@ -152,7 +154,7 @@ class PostgresStore:
 
     def put(self, entries: Sequence[Entry]) -> None:
         """Raises ValueError for a document whose name has a zero byte, which no text in PostgreSQL can have."""
-        documents, passages = [], []
+        documents, passages, entries = [], [], last_of_each(entries)
         for entry in entries:
             about = entry.document
             if "\0" in about.name:
@@ -169,10 +171,14 @@ class PostgresStore:
             cursor.executemany(self._query(PUT_PASSAGE), passages)
             cursor.execute(self._query(PUT_LENGTHS), {"names": names})
 
-    def remove(self, names: Sequence[str]) -> int:
-        known = [name for name in names if "\0" not in name]
+    def set_access(self, names: Sequence[str], readers: tuple[str, ...], tags: tuple[str, ...]) -> None:
+        values = {"names": _known(names), "readers": [*readers], "tags": [*tags]}
         with self._change() as connection:
-            found = connection.execute(self._query(REMOVE), {"names": known}).fetchone()
+            connection.execute(self._query(SET_ACCESS), values)
+
+    def remove(self, names: Sequence[str]) -> int:
+        with self._change() as connection:
+            found = connection.execute(self._query(REMOVE), {"names": _known(names)}).fetchone()
         return int(found[0]) if found else 0
 
     def tidy(self) -> None:
@@ -282,6 +288,11 @@ def _found(row: Sequence[Any]) -> Found:
     *passage, vector, score = row
     numbers = np.frombuffer(vector, ">f4", offset=4).astype(np.float32)  # pgvector writes the width before them
     return Found(_passage(passage), float(score), numbers)
+
+
+def _known(names: Iterable[str]) -> list[str]:
+    """Names that a document here can have."""
+    return [name for name in names if "\0" not in name]
 
 
 def _storable(text: str) -> str:

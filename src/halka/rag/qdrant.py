@@ -27,7 +27,7 @@ from typing import Any, TypeVar
 import numpy as np
 
 from halka.rag.passages import Passage
-from halka.rag.store import Document, Entry, Found, Scope, below
+from halka.rag.store import Document, Entry, Found, Scope, below, last_of_each
 from halka.rag.words import counted, weighed
 
 T = TypeVar("T")
@@ -107,7 +107,7 @@ class QdrantStore:
     def put(self, entries: Sequence[Entry]) -> None:
         """Documents change one after another, each whole (see above)."""
         m, heads, points = self._models, [], []
-        for entry in {entry.document.name: entry for entry in entries}.values():
+        for entry in last_of_each(entries):
             version, document = uuid.uuid4().hex, entry.document
             about = {"readers": [*document.readers], "tags": [*document.tags], "version": version}
             head = {**vars(document), **about, "passages": len(entry.passages)}
@@ -126,6 +126,21 @@ class QdrantStore:
         for start in range(0, len(heads), AT_ONCE):
             self._client.upsert(self._documents, heads[start : start + AT_ONCE], wait=True)
         self._forget(head["version"] for head in before)
+
+    def set_access(self, names: Sequence[str], readers: tuple[str, ...], tags: tuple[str, ...]) -> None:
+        """Passages, which questions are asked of, change before the document's point that tells of it.
+
+        So what is seen meanwhile, or after a crash, is whole but for passages that are open or closed already. Where
+        another writer has put a newer version of a document, its point stays as it is and tells what holds there.
+        """
+        m, access = self._models, {"readers": [*readers], "tags": [*tags]}
+        heads = self._heads(names)
+        for start in range(0, len(heads), AT_ONCE):
+            some = heads[start : start + AT_ONCE]
+            versions = self._any("version", [head["version"] for head in some])
+            these = m.HasIdCondition(has_id=[_id(head["name"]) for head in some])
+            self._client.set_payload(self._passages, access, m.Filter(must=[versions]), wait=True)
+            self._client.set_payload(self._documents, access, m.Filter(must=[these, versions]), wait=True)
 
     def remove(self, names: Sequence[str]) -> int:
         heads = self._heads(names)

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Protocol
 
 import numpy as np
@@ -104,6 +104,16 @@ class Entry:
     passages: tuple[Passage, ...]
     vectors: np.ndarray
 
+    def read_by(self, readers: tuple[str, ...], tags: tuple[str, ...]) -> Entry:
+        """The same, read by others."""
+        passages = tuple(replace(each, readers=readers) for each in self.passages)
+        return replace(self, document=replace(self.document, readers=readers, tags=tags), passages=passages)
+
+
+def last_of_each(entries: Iterable[Entry]) -> list[Entry]:
+    """Entries without those whose document comes again later."""
+    return [*{entry.document.name: entry for entry in entries}.values()]
+
 
 class VectorStore(Protocol):
     """Passages with their vectors and words. Every change is whole or not there, also after a crash.
@@ -112,7 +122,14 @@ class VectorStore(Protocol):
     """
 
     def put(self, entries: Sequence[Entry]) -> None:
-        """Let these documents be what they are here, in one step; older passages of theirs are gone."""
+        """Let these documents be what they are here, in one step; older passages of theirs are gone.
+
+        Of those that have the same name, the last counts.
+        """
+        ...
+
+    def set_access(self, names: Sequence[str], readers: tuple[str, ...], tags: tuple[str, ...]) -> None:
+        """Let documents be read by these and have these tags, in one step; the rest of them stays."""
         ...
 
     def remove(self, names: Sequence[str]) -> int:

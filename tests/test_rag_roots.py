@@ -1,0 +1,257 @@
+"""Paths of a collection: who reads what they give, what was removed stays away, what is gone, what is only not seen."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import os
+import shutil
+from pathlib import Path
+
+import pytest
+
+from embedder_for_tests import WordEmbedder
+from halka.rag import collection as module
+from halka.rag.collection import Collection
+from halka.rag.store import Scope
+from test_rag_collection import told
+
+HR = Scope(frozenset(["hr"]))
+
+
+@pytest.fixture
+def docs(tmp_path) -> Path:
+    folder = tmp_path / "docs"
+    (folder / "deep").mkdir(parents=True)
+    (folder / "open.md").write_text("Parcels are sent on Monday.")
+    (folder / "pay.md").write_text("The salary of Ada.")
+    (folder / "deep" / "note.md").write_text("A note.")
+    return folder
+
+
+@pytest.fixture
+def collection(tmp_path) -> Collection:
+    return Collection(tmp_path / "faq", WordEmbedder())
+
+
+def another(collection: Collection) -> Collection:
+    return Collection(collection.folder, WordEmbedder())
+
+
+def seen(collection: Collection, scope: Scope | None = None) -> list[str]:
+    """The documents that a scope holds and whose first passage is found by it."""
+    found = [
+        Path(each.name).name
+        for each in collection.documents(scope)
+        if collection.store.passages(each.name, [0], scope or Scope(frozenset(each.readers)))
+    ]
+    return sorted(found)
+
+
+# ── who reads ───────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+@pytest.mark.parametrize("order", [*itertools.permutations(["docs", "docs/pay.md", "docs/deep"])], ids=str)
+def test_the_deepest_path_says_who_reads_in_any_order(collection, docs, order):
+    readers = {"docs": ["*"], "docs/pay.md": ["hr"], "docs/deep": ["ada"]}
+    for path in order:
+        [*collection.add([docs.parent / path], readers=readers[path])]
+    for _ in range(3):
+        assert seen(collection, Scope()) == ["open.md"]
+        assert seen(collection, HR) == ["open.md", "pay.md"]
+        assert {what for what, _ in told(collection.refresh())} == {"unchanged"}
+    [*collection.add([docs])]
+    (docs / "pay.md").write_text("The salary of Ada, raised.")
+    (docs / "deep" / "new.md").write_text("New.")
+    assert sorted(told(collection.refresh()))[:2] == [("added", "new.md"), ("changed", "pay.md")]
+    assert seen(collection, Scope()) == ["open.md"]
+    [*collection.add([docs], readers=["bob"])]
+    assert seen(collection, Scope()) == []
+    assert seen(collection, HR) == ["pay.md"]
+    collection.remove([docs / "pay.md", docs / "deep"])
+    assert seen(collection) == ["open.md"]
+
+
+def test_rights_are_taken_away_from_what_cannot_be_read_now(tmp_path, at, docs):
+    collection = Collection(tmp_path / "faq", WordEmbedder(), at=at)
+    [*collection.add([docs], tags=["x"])]
+    (docs / "pay.md").write_bytes(b"\xff\xfe")
+    (docs / "deep" / "note.md").unlink()
+    before = collection.embedder.embedded
+    events = told(collection.add([docs], readers=["hr"]))
+    assert sorted(events) == [
+        ("changed", "note.md"),
+        ("changed", "open.md"),
+        ("changed", "pay.md"),
+        ("skipped", "pay.md"),
+    ]
+    assert collection.embedder.embedded == before
+    assert seen(collection, Scope()) == []
+    assert seen(collection, HR) == ["note.md", "open.md", "pay.md"]
+    assert {each.tags for each in collection.documents()} == {()}
+
+
+def test_rights_that_were_recorded_are_given_by_the_next_refresh(collection, docs):
+    """As after a crash between the two."""
+    [*collection.add([docs])]
+    settings = json.loads((collection.folder / "collection.json").read_text())
+    settings["roots"][0]["readers"] = ["hr"]
+    (collection.folder / "collection.json").write_text(json.dumps(settings))
+    assert {what for what, _ in told(collection.refresh())} == {"changed"}
+    assert seen(collection, Scope()) == []
+
+
+# ── others at work meanwhile ────────────────────────────────────────────────────────────────────────────────────────
+
+
+@pytest.mark.parametrize("change", ["readers", "remove", "remove one", "delete file", "delete"])
+def test_an_older_refresh_undoes_nothing(collection, docs, change):
+    [*collection.add([docs])]
+    (docs / "pay.md").write_text("The salary of Ada, raised.")
+    refreshing = collection.refresh()
+    assert told(itertools.islice(refreshing, 2)) == [("unchanged", "open.md"), ("unchanged", "note.md")]
+    # by now its new text is read, and waits to be put
+    other = another(collection)
+    if change == "readers":
+        [*other.add([docs], readers=["hr"])]
+        rest = told(refreshing)
+        assert ("changed", "pay.md") in rest
+        assert seen(other, Scope()) == []
+        assert seen(other, HR) == ["note.md", "open.md", "pay.md"]
+    elif change == "delete":
+        other.delete()
+        with pytest.raises(ValueError, match="is no collection any more"):
+            told(refreshing)
+    else:
+        if change == "delete file":
+            (docs / "pay.md").unlink()
+            [*other.refresh()]
+        else:
+            other.remove([docs if change == "remove" else docs / "pay.md"])
+        events = told(refreshing)
+        assert ("changed", "pay.md") not in events
+        assert "pay.md" not in seen(other)
+
+
+def test_what_is_put_is_read_by_whom_the_path_says_then(collection, docs, monkeypatch):
+    """Between embedding and putting, others take rights away."""
+    embed = collection.embedder.passages
+
+    def late(texts):
+        collection.embedder.passages = embed
+        [*another(collection).add([docs], readers=["hr"])]
+        return embed(texts)
+
+    collection.embedder.passages = late
+    [*collection.add([docs])]
+    assert seen(collection, Scope()) == []
+    assert seen(collection, HR) == ["note.md", "open.md", "pay.md"]
+
+
+# ── what was removed ────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_what_was_removed_stays_away_until_it_is_added_by_itself(collection, docs):
+    [*collection.add([docs])]
+    assert told(collection.remove([docs / "pay.md", docs / "deep"])) == [("removed", "pay.md"), ("removed", "note.md")]
+    (docs / "deep" / "new.md").write_text("New.")
+    assert told(collection.refresh()) == [("unchanged", "open.md")]
+    events = [*collection.add([docs])]
+    assert told(events) == [("skipped", "pay.md"), ("skipped", "deep"), ("unchanged", "open.md")]
+    assert "add it by its own path" in events[0].reason
+    assert told(collection.add([docs / "deep" / "new.md"])) == [("added", "new.md")]
+    assert told(collection.add([docs / "deep"], readers=["hr"])) == [("unchanged", "new.md"), ("added", "note.md")]
+    assert seen(collection, Scope()) == ["new.md", "open.md"]
+    assert seen(collection) == ["new.md", "note.md", "open.md"]
+    collection.remove([docs])
+    assert collection.documents() == collection.roots == []
+    assert len([*collection.add([docs])]) == 4  # all of it is new
+
+
+def test_names_are_removed_together_or_not_at_all(collection, docs):
+    [*collection.add([docs])]
+    with pytest.raises(ValueError, match="has no document nothing"):
+        collection.remove([docs, "nothing"])
+    assert [each.path for each in collection.roots] == [str(docs)]
+    assert len(collection.documents()) == 3
+    (docs.parent / "empty").mkdir()
+    assert told(collection.add([docs.parent / "empty"])) == []
+    assert collection.remove([docs.parent / "empty"]) == []
+    assert [each.path for each in collection.roots] == [str(docs)]
+
+
+def test_a_text_that_was_put_in_is_not_a_path(collection, docs, monkeypatch):
+    monkeypatch.chdir(docs)
+    [*collection.add(["."])]
+    [*collection.put([("deep", "A text.")])]
+    assert told(collection.remove(["deep"])) == [("removed", "deep")]
+    assert seen(collection) == ["note.md", "open.md", "pay.md"]
+    assert told(collection.remove(["deep"])) == [("removed", "note.md")]
+
+
+# ── what is gone, and what is only not seen ─────────────────────────────────────────────────────────────────────────
+
+
+def test_what_became_something_else_is_gone(collection, docs, tmp_path):
+    (docs / "old.md").write_text("Old.")
+    [*collection.add([docs, docs / "pay.md"])]
+    away = tmp_path / "away"
+    shutil.move(docs / "deep", away)
+    (docs / "deep").symlink_to(away)
+    for name in ("open.md", "pay.md"):
+        shutil.move(docs / name, away / name)
+        (docs / name).symlink_to(away / name)
+    (docs / "old.md").unlink()
+    (docs / "old.md").mkdir()
+    (docs / "old.md" / "new.md").write_text("New.")
+    assert sorted(told(collection.refresh())) == [
+        ("added", "new.md"),
+        *(("removed", name) for name in ("note.md", "old.md", "open.md", "pay.md")),
+    ]
+    assert seen(collection) == ["new.md"]
+    shutil.rmtree(docs / "old.md")
+    (docs / "old.md").write_text("A file again.")
+    assert sorted(told(collection.refresh())) == [("added", "old.md"), ("removed", "new.md")]
+
+
+def test_what_stands_below_a_path_that_is_away_stays(collection, docs, tmp_path):
+    (tmp_path / "disk").mkdir()
+    (tmp_path / "disk" / "alone.md").write_text("Alone.")
+    [*collection.add([docs, tmp_path / "disk" / "alone.md"])]
+    shutil.move(docs, tmp_path / "elsewhere")
+    shutil.move(tmp_path / "disk", tmp_path / "unmounted")
+    events = [*collection.refresh()]
+    assert told(events) == [("skipped", "docs"), ("skipped", "alone.md")]
+    assert "docs is not there: its documents stay" in events[0].reason
+    (tmp_path / "docs").symlink_to(tmp_path / "elsewhere")
+    assert told(collection.refresh()) == [("skipped", "docs"), ("skipped", "alone.md")]
+    assert len(seen(collection)) == 4
+    (tmp_path / "disk").mkdir()  # the folder is there and the file is not
+    assert told(collection.refresh())[0] == ("removed", "alone.md")
+    assert len(collection.remove([tmp_path / "docs"])) == 3
+    assert told(collection.refresh()) == []
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root reads everything")
+def test_a_folder_that_may_not_be_looked_into_keeps_its_documents(collection, docs):
+    [*collection.add([docs])]
+    (docs / "deep").chmod(0)
+    try:
+        [*collection.refresh()]
+    finally:
+        (docs / "deep").chmod(0o755)
+    assert seen(collection) == ["note.md", "open.md", "pay.md"]
+
+
+# ── one name twice ──────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+@pytest.mark.parametrize("at_once", [10, 1000])
+def test_of_texts_of_one_name_the_last_counts(tmp_path, at, at_once, monkeypatch):
+    monkeypatch.setattr(module, "AT_ONCE", at_once)
+    collection = Collection(tmp_path / "faq", WordEmbedder(), at=at)
+    [*collection.put([("a", "Older text."), ("b", "Other text."), ("a", "Newer text.")])]
+    assert [each.name for each in collection.documents()] == ["a", "b"]
+    assert [each.text for each in collection.store.passages("a", range(9), Scope())] == ["Newer text."]
+    [*collection.put([("a", "Between them."), ("a", "Newer text.")])]
+    assert [each.text for each in collection.store.passages("a", range(9), Scope())] == ["Newer text."]
