@@ -251,6 +251,31 @@ def vllm_exchange(found: Any) -> list[list[str]]:
     return rows
 
 
+def estimator(found: Any) -> list[list[str]]:
+    """Estimated memory beside measured, by what the cases have in common."""
+    rows = [["Estimated, of the measured peak", "Cases", "Off, at the median", "Off, at worst", "Off, on average"]]
+    told = found["summary"]
+    names = {"method": "", "base": "on ", "dtype": "in ", "checkpointing": "checkpointing "}
+    groups = [("all", told["all"])]
+    for key, before in names.items():
+        said = {"True": "on", "False": "off"}
+        groups += [(f"{before}{said.get(value, value)}", each) for value, each in told["by"][key].items()]
+    for name, each in groups:
+        offs = f"{100 * each['worst']:+.0f} %", f"{100 * each['mean']:+.0f} %"
+        rows.append(
+            [name, str(each["cases"]), f"{100 * each['median']:.0f} %", *(off.replace("-", "−") for off in offs)]
+        )
+    return rows
+
+
+def estimator_published(found: Any) -> list[list[str]]:
+    """Estimates of Halka's runs beside what was published of others' software."""
+    rows = [["7B and 65B", "Estimated for Halka", "Published", "By"]]
+    for each in found["published"]:
+        rows.append([each["case"], f"{each['estimated'] / 1e9:.1f} GB", each["published"], each["source"]])
+    return rows
+
+
 TABLES: dict[str, tuple[str, Callable[[Any], list[list[str]]]]] = {
     "speed": ("speed", speed),
     "decoding": ("decoding", decoding),
@@ -264,6 +289,8 @@ TABLES: dict[str, tuple[str, Callable[[Any], list[list[str]]]]] = {
     "llama_cpp": ("llama_cpp", llama_cpp),
     "quantised": ("quantised", quantised),
     "quantised_runs": ("quantised/summary", quantised_runs),
+    "estimator": ("estimator", estimator),
+    "estimator_published": ("estimator", estimator_published),
     "experts": ("experts", experts),
     "retrieval": ("retrieval", retrieval),
     "searching": ("retrieval", searching),

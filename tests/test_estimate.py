@@ -1,93 +1,337 @@
-"""What is predicted is what autograd keeps."""
+"""What is estimated is what is there: counts of a base that is not there, and what autograd keeps of a real one."""
 
 from __future__ import annotations
 
+import json
+import re
+from dataclasses import replace
+
 import pytest
 import torch
+from transformers import AutoConfig
+from typer.testing import CliRunner
 
 import halka
-from contract import adapted
-from halka.core import AdaptedModel
-from halka.estimate import memory
+from halka.cli import app
+from halka.core import bytes_of, count_of
+from halka.estimating import FAMILIES, Setup, largest_batch, rehearse
+from halka.estimating.devices import DEVICES, Device, calibrated
+from halka.estimating.ghosts import Ghost, Rehearsal, Work
+from halka.estimating.heap import PAGE, Heap
+from halka.estimating.rehearsing import model_of, training_items
+from halka.methods import made
 from halka.models import hidden_states
 from halka.models.attention import use_attention
-from tiny import tiny
+from halka.models.loading import base_config
+from halka.training import TrainConfig, train
+from tiny import CONFIGS, ENCODERS, SEQ2SEQ, tiny
 
-ROWS, LENGTH = 4, 64
+SIZES = Setup(rows=2, length=16, dtype="float32")
 WIDE = {"hidden_size": 128, "num_hidden_layers": 3, "intermediate_size": 384}
 
 
-def kept(model: AdaptedModel) -> int:
-    """Bytes of the tensors that a forward pass saves for backward, parameters aside."""
-    own = {p.untyped_storage().data_ptr() for p in [*model.base.parameters(), *model.parameters("a")]}
+def config_of(architecture: str = "llama", **changes):
+    own = {**CONFIGS, **ENCODERS, **SEQ2SEQ}[architecture]
+    return AutoConfig.for_model(architecture.removeprefix("flan-"), **{**own, **changes})
+
+
+def setup_of(architecture: str) -> Setup:
+    kinds = dict.fromkeys(ENCODERS, "sequence-classification") | dict.fromkeys(SEQ2SEQ, "seq2seq-lm")
+    return replace(SIZES, kind=kinds.get(architecture, "causal-lm"))
+
+
+# ── exact ───────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+@pytest.mark.parametrize("architecture", ["llama", "gpt2", "gemma2", "qwen2_moe", "bert", "t5"])
+@pytest.mark.parametrize("method", FAMILIES)
+def test_counts_are_those_of_an_adapter_that_is_there(architecture, method):
+    config, setup = config_of(architecture), setup_of(architecture)
+    found = rehearse(config, made(method, {}), setup)
+    model = model_of(config, setup)
+    adapter = model.add("a", made(method, {}))
+    optimizer = torch.optim.AdamW(adapter.parameters())
+    for parameter in adapter.parameters():
+        parameter.grad = torch.zeros_like(parameter)
+    optimizer.step()
+    moments = [each for state in optimizer.state.values() for key, each in state.items() if key != "step"]
+    assert found.trained == adapter.count()
+    assert (found.parameters, found.base_bytes) == (count_of(model.base), bytes_of(model.base))
+    assert found.stored == sum(each.nbytes for each in adapter.state_dict().values())
+    assert found.memory.weights == bytes_of(model.base) + sum(each.nbytes for each in adapter.parameters())
+    assert found.memory.gradients == sum(each.grad.nbytes for each in adapter.parameters())
+    assert found.memory.optimizer == sum(each.nbytes for each in moments)
+    parts = ("weights", "gradients", "optimizer", "activations", "allocator")
+    assert found.memory.total == sum(getattr(found.memory, part) for part in parts)
+
+
+def kept(model: halka.core.AdaptedModel) -> int:
+    """Bytes of the tensors that a forward pass saves for backward, the base's and the adapter's own aside."""
+    own = {id_of(p) for p in [*model.base.parameters(), *model.parameters("a")]}
     saved: dict[int, torch.Tensor] = {}
 
     def pack(tensor: torch.Tensor) -> torch.Tensor:
-        saved[tensor.untyped_storage().data_ptr()] = tensor
+        saved[id_of(tensor)] = tensor
         return tensor
 
-    model.base.train()
-    ids = torch.randint(3, 97, (ROWS, LENGTH))
-    with (
-        model.use("a"),
-        use_attention(model.base),
-        torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor),
-    ):
-        states = hidden_states(model, input_ids=ids, attention_mask=torch.ones_like(ids))
-    assert states.requires_grad
-    return sum(tensor.untyped_storage().nbytes() for address, tensor in saved.items() if address not in own)
+    ids = torch.randint(3, 97, (4, 64))
+    with model.use("a"), use_attention(model.base), torch.autograd.graph.saved_tensors_hooks(pack, lambda it: it):
+        hidden_states(model, input_ids=ids, attention_mask=torch.ones_like(ids))
+    return sum(storage_of(tensor).nbytes() for address, tensor in saved.items() if address not in own)
+
+
+def storage_of(tensor: torch.Tensor) -> torch.UntypedStorage:
+    return (tensor.inner if isinstance(tensor, Ghost) else tensor).untyped_storage()
+
+
+def id_of(tensor: torch.Tensor) -> int:
+    return storage_of(tensor)._cdata
+
+
+@pytest.mark.parametrize("architecture", ["llama", "gemma2", "qwen3_moe"])
+@pytest.mark.parametrize("method", FAMILIES)
+def test_what_a_ghost_keeps_is_what_autograd_keeps(architecture, method):
+    config, setup = config_of(architecture), replace(SIZES, dtype="bfloat16")
+    found = []
+    for rehearsed in (False, True):
+        with Rehearsal() if rehearsed else torch.enable_grad():
+            model = model_of(config, setup)
+            model.add("a", made(method, {}))
+            found.append(kept(model))
+    assert found[0] == found[1] > 0
+
+
+@pytest.mark.parametrize("form", ["nf4", "int8"])
+def test_few_bits_take_the_bytes_that_they_take(form):
+    if form == "nf4":
+        pytest.importorskip("bitsandbytes")
+    config, setup = config_of(**WIDE), replace(SIZES, dtype="bfloat16", quantize=form)
+    found = rehearse(config, halka.LoRA(rank=4), setup)
+    model = model_of(config, setup)  # after the rehearsal: nothing of it is left in any cache
+    assert found.base_bytes == bytes_of(model.base) < 2 * count_of(model.base)
+    assert found.parameters == count_of(model.base)
+
+
+def test_full_fine_tuning_holds_weights_their_copies_and_masters():
+    found = rehearse(config_of(), halka.Full(), replace(SIZES, dtype="bfloat16"))
+    assert found.memory.weights == (2 + 2 + 4) * found.parameters
+    single = rehearse(config_of(), halka.Full(), SIZES)
+    assert single.memory.weights == (4 + 4) * single.parameters
+
+
+@pytest.mark.parametrize("architecture", ["llama", "gpt2", "gemma2", "mixtral", "bert", "t5"])
+def test_a_gpu_that_is_not_there_can_be_rehearsed(architecture):
+    here, there = (rehearse(config_of(architecture), halka.LoRA(), setup_of(architecture), gpu=gpu) for gpu in (0, 1))
+    assert there.trained == here.trained
+    assert there.memory.allocator == 0
+    assert there.memory.weights == here.memory.weights
+
+
+# ── as it should grow ───────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_more_rows_and_more_tokens_need_more():
+    config = config_of(**WIDE)
+    by_rows = [rehearse(config, halka.LoRA(), replace(SIZES, rows=rows), gpu=True) for rows in (1, 2, 4, 8)]
+    by_length = [rehearse(config, halka.LoRA(), replace(SIZES, length=length), gpu=True) for length in (8, 16, 64)]
+    for several in (by_rows, by_length):
+        totals = [each.memory.total for each in several]
+        assert totals == sorted(set(totals))
+        assert [each.flops for each in several] == sorted(each.flops for each in several)
+
+
+def test_checkpointing_needs_less_and_computes_more():
+    config, setup = config_of(**WIDE, num_attention_heads=2), replace(SIZES, rows=8, length=64)
+    whole = rehearse(config, halka.LoRA(), setup, gpu=True)
+    less = rehearse(config, halka.LoRA(), replace(setup, checkpointing=True), gpu=True)
+    assert less.memory.activations < 0.7 * whole.memory.activations
+    assert less.flops > 1.2 * whole.flops
+
+
+def test_what_needs_no_input_keeps_none():
+    """Biases and vectors behind a layer keep less than what reads its input; the last layers' alone keep least."""
+    config = config_of(**WIDE)
+    lora, bitfit = (rehearse(config, made(name, {}), SIZES, gpu=True).memory.activations for name in ("lora", "bitfit"))
+    assert bitfit < lora
+
+
+def test_answers_alone_reach_the_head():
+    config = config_of(vocab_size=4096)
+    few, all_of_them = (
+        rehearse(config, halka.LoRA(), replace(SIZES, rows=8, answers=answers), gpu=True) for answers in (1, None)
+    )
+    assert few.memory.total < all_of_them.memory.total
+    assert few.flops < all_of_them.flops
+
+
+@pytest.mark.parametrize("method", ["lora", "full"])
+def test_the_largest_batch_is_the_largest(method):
+    config, room = config_of(**WIDE), 40_000_000
+    rows = largest_batch(config, made(method, {}), SIZES, room)
+    needs = [rehearse(config, made(method, {}), replace(SIZES, rows=each), gpu=True) for each in (rows, rows + 1)]
+    assert needs[0].memory.total <= room < needs[1].memory.total
+    assert largest_batch(config, made(method, {}), SIZES, 1_000_000) == 0
+
+
+def test_the_peak_is_that_of_a_run():
+    """The same steps for real, watched in the same way: tensors that come and go within kernels are not seen."""
+    config, setup = config_of(**WIDE), replace(SIZES, rows=3)
+    with Watched() as real:
+        model = model_of(config, setup)
+        model.add("a", halka.LoRA())
+        real.reset()
+        for _ in train(model, "a", training_items(model, setup), TrainConfig(batch_size=3, steps=2)):
+            pass
+    memory = rehearse(config, halka.LoRA(), setup).memory
+    assert memory.total - memory.allocator == pytest.approx(real.peak, rel=0.01)
+
+
+class Watched(Rehearsal):
+    """All is done as it is, and seen."""
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        out = func(*args, **(kwargs or {}))
+        for each in torch.utils._pytree.tree_leaves(out):
+            if isinstance(each, torch.Tensor):
+                self._see(each)
+        return out
+
+
+# ── memory and time of a machine ────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_large_pieces_go_back_and_holes_stay():
+    heap = Heap()
+    large = heap.take(10**6)
+    assert 10**6 <= heap.held < 10**6 + 2 * PAGE
+    heap.free(large)
+    assert heap.held == 0
+    small = [heap.take(50_000) for _ in range(8)]
+    held = heap.held
+    assert held >= 8 * 50_000
+    for each in small[:4]:
+        heap.free(each)
+    assert heap.held == held  # holes below what is in use
+
+
+def test_a_hole_has_no_room_for_an_aligned_piece_of_its_own_size(monkeypatch):
+    monkeypatch.setattr("halka.estimating.heap.LIFE", 10**6)
+    heap = Heap()
+    first, second, _ = (heap.take(64_000) for _ in range(3))
+    heap.free(first)
+    heap.free(second)
+    assert heap.take(64_000) not in (first, second)  # nor are both holes one, with a small object in between
+    assert heap.take(32_000) in (first + 64, second + 64, first, second)
+
+
+def test_holes_become_one_when_what_is_between_them_is_gone(monkeypatch):
+    monkeypatch.setattr("halka.estimating.heap.LIFE", 1)
+    heap = Heap()
+    first, second, _ = (heap.take(64_000) for _ in range(3))
+    held = heap.held
+    heap.free(first)
+    heap.free(second)
+    for _ in range(4):
+        heap.free(heap.take(16))
+    assert first <= heap.take(100_000) < second
+    assert heap.held == held
+
+
+def test_time_is_of_what_takes_longest():
+    device = Device("d", {"float32": 100.0}, 10.0, start=1.0, products=0.5, reading=0.5)
+    assert device.seconds({Work(500, 0): 1}, "float32") == 10
+    assert device.seconds({Work(0, 50): 2}, "float32") == 20
+    assert device.seconds({Work(1, 1): 3}, "float32") == 3
+    assert {*DEVICES} >= {"h100", "a100", "rtx4090", "l4", "t4"}
+    assert all(each.source and each.memory for each in DEVICES.values())
+    here = calibrated("float32", 64, 32)
+    assert here.flops["float32"] > 1e6
+    assert here.bandwidth > 1e6
+
+
+def test_products_are_counted_forward_and_back():
+    """Of a frozen layer twice its weights a token forward, as much for its input's gradient, and no weight's."""
+    config = config_of(tie_word_embeddings=False, **WIDE)
+    found, setup = {}, replace(SIZES, answers=1)
+    for name in ("bitfit", "full"):
+        found[name] = rehearse(config, made(name, {}), setup, gpu=True).flops
+    assert 1.3 * found["bitfit"] < found["full"] < 1.6 * found["bitfit"]
+
+
+# ── the public function and the command ─────────────────────────────────────────────────────────────────────────────
+
+
+def test_a_folder_with_a_configuration_alone_is_enough(tmp_path):
+    config_of().save_pretrained(tmp_path)
+    found = halka.estimate(
+        tmp_path, [halka.LoRA(rank=2), halka.Full()], batch_size=2, length=16, tasks=3, device="a100"
+    )
+    lora, full = found.rows
+    assert [each.method for each in found.rows] == ["lora", "full"]
+    assert lora.stored == 3 * 4 * lora.trained
+    assert full.served > 3 * found.base_bytes
+    assert lora.served < full.served
+    assert lora.fits
+    assert lora.seconds > 0
+    assert found.memory == DEVICES["a100"].memory
+    tokens = found.cache / 16
+    assert tokens == 2 * 2 * 2 * 16 * 2  # layers, key and value, heads, width, bytes
+
+
+def test_a_method_that_cannot_be_is_told_with_the_others(tmp_path):
+    config_of("mixtral").save_pretrained(tmp_path)
+    rows = halka.estimate(tmp_path, ["ia3", "lora"], batch_size=1, length=8).rows
+    assert "mlp.down" in rows[0].refused
+    assert rows[1].refused is None
+    with pytest.raises(ValueError, match=re.escape("ia3 wants 'mlp.down'")):
+        halka.estimate(tmp_path, ["ia3"], batch_size=1, length=8)
 
 
 @pytest.mark.parametrize(
-    ("method", "tolerance"),
-    [(halka.LoRA(rank=16), 0.05), (halka.LoRA(rank=16, targets=("head", "attn.qv", "mlp.linear")), 0.2)],
-    ids=["lora", "some of it"],
+    ("given", "message"),
+    [
+        ({"device": "rtx409"}, "no device 'rtx409' in the table: did you mean rtx4090"),
+        ({"kind": "masked-lm"}, "kind 'masked-lm' is none that is trained"),
+        ({"dtype": "auto"}, "dtype 'auto' is none of"),
+        ({"quantize": "int3"}, "quantize 'int3' is none of"),
+        ({"batch_size": 0}, "batch_size must be at least 1"),
+        ({"length": 2}, "length must be at least 3 tokens"),
+    ],
 )
-def test_activations_are_those_that_autograd_keeps(method, tolerance):
-    model = halka.adapt(tiny("llama", torch.bfloat16, **WIDE))
-    model.add("a", method)
-    predicted = memory(model, "a", rows=ROWS, length=LENGTH, labels=0).activations
-    assert predicted == pytest.approx(kept(model), rel=tolerance)
+def test_what_cannot_be_estimated_is_refused(given, message):
+    with pytest.raises(ValueError, match=re.escape(message)):
+        halka.estimate(config_of(), ["lora"], **given)
 
 
-@pytest.mark.parametrize("architecture", ["mixtral", "qwen3_moe", "qwen2_moe"])
-@pytest.mark.parametrize("targets", [("linear",), ("linear", "experts")])
-def test_activations_of_experts_are_those_that_autograd_keeps(architecture, targets):
-    wide = {**WIDE, "moe_intermediate_size": 384} if architecture != "mixtral" else WIDE
-    model = halka.adapt(tiny(architecture, torch.bfloat16, **wide))
-    model.add("a", halka.LoRA(rank=16, targets=targets))
-    predicted = memory(model, "a", rows=ROWS, length=LENGTH, labels=0).activations
-    assert predicted == pytest.approx(kept(model), rel=0.1)
+def test_a_folder_without_a_configuration_is_no_base(tmp_path):
+    with pytest.raises(ValueError, match=re.escape("has no config.json")):
+        base_config(tmp_path)
+    with pytest.raises(ValueError, match="is no folder"):
+        base_config(tmp_path / "nothing here")
 
 
-@pytest.mark.parametrize("architecture", ["gpt2", "opt", "phi3", "qwen3"])
-def test_the_widths_are_the_bases_own(architecture):
-    """Whatever its configuration calls them; a wider MLP keeps more."""
-    key = {"gpt2": "n_inner", "opt": "ffn_dim"}.get(architecture, "intermediate_size")
-    sizes = []
-    for width in (96, 192):
-        model = halka.adapt(tiny(architecture, **{key: width}))
-        model.add("a", halka.LoRA(rank=4))
-        sizes.append(memory(model, "a", rows=1, length=10, labels=0).activations)
-    factor = 2 if architecture in ("gpt2", "opt") else 4
-    assert sizes[1] - sizes[0] == 2 * 10 * factor * 96 * 4
+def test_the_command_shows_a_table_and_gives_json(tmp_path):
+    config_of().save_pretrained(tmp_path)
+    given = ["estimate", str(tmp_path), "--method", "lora", "--method", "prompt", "--length", "16", "--batch-size", "2"]
+    called = CliRunner().invoke(app, [*given, "--gpu-memory", "2MB", "--tasks", "10"])
+    assert called.exit_code == 0
+    assert re.search(r"lora .* no +0 ", called.stdout)
+    found = json.loads(CliRunner().invoke(app, [*given, "--json"]).stdout)
+    assert [row["method"] for row in found["rows"]] == ["lora", "prompt"]
+    assert found["rows"][0]["memory"]["total"] > found["base_bytes"]
+    called = CliRunner().invoke(app, [*given, "--gpu-memory", "much"])
+    assert called.exit_code == 2
+    assert "--gpu-memory: 'much' is no size" in called.stderr
 
 
-def test_weights_gradients_and_moments_are_counted():
-    for method in (halka.LoRA(rank=4), halka.Full()):
-        model = adapted(method, torch.bfloat16)
-        base = sum(p.numel() for p in model.base.parameters())
-        trained, split = model.adapter("a").count(), memory(model, "a", rows=1, length=10, labels=5)
-        copies = 2 if method.name == "full" else 1
-        assert (split.weights, split.gradients, split.optimizer) == (
-            2 * base * copies + 4 * trained,
-            4 * trained,
-            8 * trained,
-        )
-
-
-def test_checkpointing_keeps_one_layer_and_the_layers_inputs():
-    model = adapted(halka.LoRA(rank=4))
-    whole = memory(model, "a", rows=2, length=10, labels=0).activations
-    less = memory(model, "a", rows=2, length=10, labels=0, checkpointing=True).activations
-    assert less == whole // 2 + 2 * 10 * 2 * 64 * 4
+def test_ghosts_stay_within_their_rehearsal():
+    with Rehearsal():
+        weight = torch.zeros(3, 3)
+        assert isinstance(weight, Ghost)
+        assert not isinstance(torch.arange(3), Ghost)
+        chosen = torch.topk(weight, 2).indices
+        assert chosen.tolist() == [[0, 1], [2, 0], [1, 2]]
+        assert isinstance(weight[torch.tensor([True, False, True])], Ghost)
+    with pytest.raises(RuntimeError, match="outside of its rehearsal"):
+        _ = weight + 1
+    assert not isinstance(tiny().lm_head.weight, Ghost)

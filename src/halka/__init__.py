@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from halka.adapter_store import AdapterStore
+    from halka.estimating import estimate
     from halka.exporting import export
     from halka.merging.combining import combine
     from halka.merging.error import merge, merge_error
@@ -58,6 +59,7 @@ __all__ = [
     "TrainConfig",
     "adapt",
     "combine",
+    "estimate",
     "export",
     "load",
     "load_base",
@@ -76,6 +78,7 @@ _HOMES = {
     "load": "halka.store",
     "save": "halka.store",
     "combine": "halka.merging.combining",
+    "estimate": "halka.estimating",
     "export": "halka.exporting",
     "merge": "halka.merging.error",
     "merge_error": "halka.merging.error",

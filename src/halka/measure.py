@@ -23,12 +23,13 @@ from typing import Any
 
 import torch
 
-from halka import estimate, machine
-from halka.core import AdaptedModel, bytes_of, count_of
+from halka import machine
+from halka.core import AdaptedModel, bytes_of, count_of, form_of
 from halka.data.batches import plan
 from halka.data.task import Task, limit
 from halka.data.tasks import load_task
 from halka.data.tokens import Item
+from halka.estimating.rehearsing import FP32, Setup, rehearse, weights_of
 from halka.evaluation import Evaluation, evaluate, perplexity
 from halka.files import write_text
 from halka.methods import made
@@ -199,18 +200,18 @@ def _train(model: AdaptedModel, run: Spec, task: Task, config: TrainConfig) -> d
         _say(step)
         steps.append(step)
     peak = machine.peak(device)
-    trained, frozen = adapter.count(), bytes_of(model.base)
-    copies = trained * 4 + (frozen if "base" in adapter.parts else 0)  # fp32 masters; full: and their cast copy
-    gradients, moments = trained * 4, trained * 8
+    trained, weights = adapter.count(), weights_of(model, NAME)
+    copies = weights - bytes_of(model.base)
+    gradients, moments = trained * FP32, trained * 2 * FP32
     return _trained(model, NAME, steps, len(items)) | {
         "memory": {
             "peak": peak,
             "baseline": baseline,
-            "weights": frozen + copies,
+            "weights": weights,
             "gradients": gradients,
             "optimizer": moments,
             "activations": max(0, peak - baseline - copies - gradients - moments),
-            "predicted": asdict(_predicted(model, items, config)),
+            "predicted": _predicted(model, items, config),
         },
     }
 
@@ -243,16 +244,26 @@ def _trained(model: AdaptedModel, name: str, steps: Sequence[Step], examples: in
     }
 
 
-def _predicted(model: AdaptedModel, items: Sequence[Item], config: TrainConfig) -> estimate.MemorySplit:
-    """The estimate for the largest batch of the first epoch."""
+def _predicted(model: AdaptedModel, items: Sequence[Item], config: TrainConfig) -> dict[str, int]:
+    """The estimate for the largest batch of the first epoch, by the parts that are measured."""
     a_epoch = plan([len(item) for item in items], seed=config.seed, epoch=0, **config.limits())
     batches = [[items[i] for i in chosen] for chosen in a_epoch]
-    rows, length, labels = max(
-        ((len(batch), max(map(len, batch)), sum(item.labels for item in batch)) for batch in batches),
-        key=lambda sizes: sizes[0] * sizes[1],
+    batch = max(batches, key=lambda batch: len(batch) * max(map(len, batch)))
+    base: Any = model.base
+    setup = Setup(
+        rows=len(batch),
+        length=max(map(len, batch)),
+        answers=sum(item.labels for item in batch) // len(batch),
+        accumulate=config.accumulate,
+        checkpointing=config.checkpointing,
+        dtype=str(base.dtype).removeprefix("torch."),
+        quantize=form_of(base),
+        kind=kind_of(base),
+        labels=len(model.labels),
     )
-    labels = 0 if model.labels else labels  # of a vocabulary
-    return estimate.memory(model, NAME, rows=rows, length=length, labels=labels, checkpointing=config.checkpointing)
+    memory = rehearse(base.config, model.adapter(NAME).method, setup, gpu=base.device.type == "cuda").memory
+    parts = {key: getattr(memory, key) for key in ("weights", "gradients", "optimizer")}
+    return {**parts, "activations": memory.activations + memory.allocator}
 
 
 def _latency(model: AdaptedModel, name: str | None, items: Sequence[Item], tokens: int = 24) -> dict[str, float]:

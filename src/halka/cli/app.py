@@ -7,7 +7,21 @@ from typing import Annotated
 
 import typer
 
-from halka.cli import adapters, ask, bases, compare, data, docs, evaluate, generate, lm_eval, merge, methods, train
+from halka.cli import (
+    adapters,
+    ask,
+    bases,
+    compare,
+    data,
+    docs,
+    estimate,
+    evaluate,
+    generate,
+    lm_eval,
+    merge,
+    methods,
+    train,
+)
 from halka.cli.command import Command, Commands, examples
 
 app = typer.Typer(
@@ -38,6 +52,7 @@ def halka(
 
 app.add_typer(bases.app, name="base")
 command("methods", epilog=examples("halka methods", "halka methods lora"))(methods.methods)
+command("estimate", epilog=estimate.EXAMPLES)(estimate.estimate)
 app.add_typer(data.app, name="data")
 app.command("train", cls=train.Deferred)(train.train)
 command("evaluate", epilog=evaluate.EXAMPLES)(evaluate.evaluate)

@@ -18,7 +18,7 @@ from halka.models.quiet import quiet_transformers
 
 if TYPE_CHECKING:
     import torch
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+    from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 DTYPES = ("bfloat16", "float32", "float16", "auto")
 HUB_NAME = re.compile(r"\w[\w.-]*(/\w[\w.-]*)?")
@@ -108,6 +108,38 @@ def load_base(
     return model.to(place).eval(), tokenizer
 
 
+def base_config(name_or_path: str | Path) -> PretrainedConfig:
+    """A base's configuration; of one that is on the hub alone, nothing else is fetched.
+
+    Raises ValueError like `load_base` for a name nobody knows, and for a folder without a configuration.
+    """
+    from transformers import AutoConfig
+
+    name = str(name_or_path)
+    known = known_bases().get(name)
+    if known is not None and not is_pulled(cache_dir() / "bases" / name):
+        name = known.hub_name
+    if known is None and (Path(name).expanduser().exists() or not HUB_NAME.fullmatch(name)):
+        folder = _resolve(name_or_path, revision=None, fetch=False)
+        _check_config(folder)
+    elif name == str(name_or_path) and known is not None:
+        folder = _resolve(name, revision=None, fetch=False)
+    else:
+        folder = from_hub(
+            *(name, None),
+            files=["config.json"],
+            left_out=HUB_LEFT_OUT,
+            check=_check_config,
+            what="a model",
+            hint=known_names(str(name_or_path)),
+        )
+    with quiet_transformers():
+        try:
+            return AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+        except (OSError, ImportError, KeyError, ValueError) as error:
+            raise ValueError(f"{name_or_path} cannot be read: {error}") from error
+
+
 def show(name_or_path: str | Path) -> dict[str, Any]:
     """What a base is, from its configs and the headers of its weights; nothing is fetched, no weight is read.
 
@@ -178,12 +210,7 @@ def _resolve(name_or_path: str | Path, revision: str | None, *, fetch: bool) -> 
 
 def _weight_files(folder: Path) -> list[Path]:
     """The safetensors of a base. ValueError where the folder has no config, or lacks some of them."""
-    if not (folder / "config.json").is_file():
-        adapter = (folder / "adapter_config.json").is_file()
-        what = (
-            "it holds an adapter; give the base it was trained on" if adapter else "a base has one beside its weights"
-        )
-        raise ValueError(f"{folder} has no config.json: {what}")
+    _check_config(folder)
     index = folder / "model.safetensors.index.json"
     names = ["model.safetensors"]
     if index.is_file():
@@ -200,6 +227,15 @@ def _weight_files(folder: Path) -> list[Path]:
         )
     lacking = [file.name for file in files if not file.is_file()]
     raise ValueError(f"{folder} lacks {', '.join(lacking)}; fetch or copy it again")
+
+
+def _check_config(folder: Path) -> None:
+    if not (folder / "config.json").is_file():
+        adapter = (folder / "adapter_config.json").is_file()
+        what = (
+            "it holds an adapter; give the base it was trained on" if adapter else "a base has one beside its weights"
+        )
+        raise ValueError(f"{folder} has no config.json: {what}")
 
 
 def _read_headers(files: list[Path], *, tied: bool) -> tuple[int, list[str]]:

@@ -1,0 +1,219 @@
+"""What training and serving will need, told before anything is downloaded: bytes by part, batches that fit, seconds."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from halka.core import Method, described
+from halka.estimating.devices import Device, calibrated, device_named
+from halka.estimating.rehearsing import Memory, Rehearsed, Setup, rehearse
+from halka.methods import made
+from halka.models.classes import usual_kind
+from halka.models.loading import DTYPES, base_config
+from halka.models.quantised import check_form
+from halka.objectives import OBJECTIVES
+
+__all__ = ["FAMILIES", "Estimate", "Memory", "Row", "Setup", "estimate", "largest_batch", "rehearse"]
+
+FAMILIES = ("lora", "dora", "ia3", "bitfit", "bottleneck", "prefix", "prompt", "llama_adapter", "full")
+PROCESS = 440 * 10**6  # what Python, torch and transformers hold on a CPU before there is a base (measured)
+CONTEXT = 500 * 10**6  # what CUDA takes of a GPU before there is a tensor (stated, not measured)
+MOST = 4096  # rows that are tried
+
+
+@dataclass(frozen=True)
+class Row:
+    """One method on the base.
+
+    fits            in the memory given, beside what the process holds; None if none was given
+    largest_batch   rows that fit there at that length: 0 if not even one does
+    seconds         a step's, where a device is known
+    flops           of a step's products
+    stored          bytes on the disk of all tasks' adapters (of full fine-tuning, of all tasks' models)
+    served          bytes of memory in which one base serves all tasks, and a batch's keys and values
+    refused         why the base cannot be trained so; all else is None then
+    """
+
+    method: str
+    fields: Mapping[str, Any]
+    refused: str | None = None
+    trained: int | None = None
+    memory: Memory | None = None
+    fits: bool | None = None
+    largest_batch: int | None = None
+    seconds: float | None = None
+    flops: int | None = None
+    stored: int | None = None
+    served: int | None = None
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """What was asked, and a row for each method.
+
+    process      bytes that are held before there is a base; no row's memory has them
+    base_bytes   of the base's weights as they are kept
+    cache        bytes of keys and values of one row of that length
+    device       whose speed tells the seconds, and where it is from; None if there is none
+    """
+
+    base: str
+    parameters: int
+    base_bytes: int
+    setup: Setup
+    gpu: bool
+    process: int
+    memory: int | None
+    tasks: int
+    cache: int
+    device: str | None
+    source: str | None
+    rows: tuple[Row, ...]
+
+
+def estimate(
+    base: str | Path | Any,
+    methods: Sequence[Method | str] = FAMILIES,
+    *,
+    kind: str | None = None,
+    labels: int = 2,
+    batch_size: int = 4,
+    length: int = 256,
+    accumulate: int = 1,
+    checkpointing: bool = False,
+    dtype: str = "bfloat16",
+    quantize: str | None = None,
+    memory: int | None = None,
+    device: str | None = None,
+    tasks: int = 1,
+    progress: Callable[[str], None] | None = None,
+) -> Estimate:
+    """What each of `methods` needs on a base, of which nothing but the configuration is read.
+
+    base     a short name, a folder, a name on the hub, or a transformers configuration
+    kind, labels, dtype, quantize   as `load_base` takes them; labels only as many as they are
+    memory   bytes of the GPU that it is to fit in; the largest batch that does is looked for
+    device   of `devices.DEVICES`: whose memory and speed it is; "here" for this machine's processor, which a second of
+             products and copies tells; without both it is for this machine's processor, and no seconds are told
+
+    A batch is rows of equal length that all carry loss: the most that `batch_size` and `length` allow.
+    Raises ValueError as `load_base`, `adapt` and `AdaptedModel.add` do, and for a device nobody knows.
+    """
+    config = base_config(base) if isinstance(base, str | Path) else base
+    kind = kind or usual_kind(config)
+    _check(kind, dtype, quantize, batch_size=batch_size, length=length, accumulate=accumulate, tasks=tasks)
+    setup = Setup(
+        rows=batch_size,
+        length=length,
+        accumulate=accumulate,
+        checkpointing=checkpointing,
+        dtype=dtype,
+        quantize=quantize,
+        kind=kind,
+        labels=labels,
+    )
+    known = device_named(device) if device not in (None, "here") else None
+    memory = known.memory if known is not None and memory is None else memory
+    gpu = known is not None or memory is not None
+    if device == "here":
+        known = calibrated(dtype, batch_size * length, config.get_text_config().hidden_size)
+    process = CONTEXT if gpu else PROCESS
+    room = None if memory is None else memory - process
+    chosen = [made(each, {}) if isinstance(each, str) else each for each in methods]
+    rows, found = [], None
+    for method in chosen:
+        if progress is not None:
+            progress(method.name)
+        told = described(method)
+        try:
+            found = rehearse(config, method, setup, gpu=gpu)
+        except ValueError as error:
+            if len(chosen) == 1:
+                raise
+            rows.append(Row(told["name"], told["fields"], refused=str(error)))
+            continue
+        row = _row(found, setup, known, tasks)
+        if room is not None:
+            row |= {"fits": found.memory.total <= room}
+            row |= {"largest_batch": largest_batch(config, method, setup, room, gpu=gpu, total=found.memory.total)}
+        rows.append(Row(told["name"], told["fields"], **row))
+    if found is None:
+        raise ValueError(f"none of the methods can be trained on this base: {rows[0].refused}")
+    return Estimate(
+        base=str(base) if isinstance(base, str | Path) else str(config.model_type),
+        parameters=found.parameters,
+        base_bytes=found.base_bytes,
+        setup=setup,
+        gpu=gpu,
+        process=process,
+        memory=memory,
+        tasks=tasks,
+        cache=found.cached * length,
+        device=None if known is None else known.name,
+        source=None if known is None else known.source,
+        rows=tuple(rows),
+    )
+
+
+def largest_batch(
+    config: Any, method: Method, setup: Setup, room: int, *, gpu: bool = True, total: int | None = None
+) -> int:
+    """The most rows of that length with which a step stays within `room` bytes, where one more does not.
+
+    It is looked for between what fits and what does not, where the line through both meets the room. `total` is that
+    of the setup's own rows, if it is known.
+    """
+    known = {} if total is None else {setup.rows: total}
+
+    def needs(rows: int) -> int:
+        if rows not in known:
+            known[rows] = rehearse(config, method, replace(setup, rows=rows), gpu=gpu).memory.total
+        return known[rows]
+
+    if needs(1) > room:
+        return 0
+    low, high = 1, MOST + 1
+    for rows, need in known.items():
+        low, high = (max(low, rows), high) if need <= room else (low, min(high, rows))
+    while high - low > 1:
+        other = high if high in known else max((each for each in known if each != low), default=2)
+        slope = (needs(other) - needs(low)) / (other - low)
+        guess = high - 1 if slope <= 0 else low + int((room - needs(low)) / slope)
+        guess = min(max(guess, low + 1), high - 1)
+        low, high = (guess, high) if needs(guess) <= room else (low, guess)
+    return low
+
+
+def _row(found: Rehearsed, setup: Setup, device: Device | None, tasks: int) -> dict[str, Any]:
+    """What a row tells besides whether it fits."""
+    full = found.trained >= found.parameters
+    own = found.parameters * getattr(torch, setup.dtype).itemsize if full else found.trained * 4
+    return {
+        "trained": found.trained,
+        "memory": found.memory,
+        "seconds": None if device is None else device.seconds(found.work, setup.dtype) * setup.accumulate,
+        "flops": found.flops * setup.accumulate,
+        "stored": found.stored * tasks,
+        "served": own * tasks + (0 if full else found.base_bytes) + found.cached * setup.length * setup.rows,
+    }
+
+
+def _check(kind: str, dtype: str, quantize: str | None, **numbers: int) -> None:
+    if kind not in OBJECTIVES:
+        raise ValueError(f"kind {kind!r} is none that is trained: choose one of {', '.join(OBJECTIVES)}")
+    if dtype not in DTYPES[:-1]:
+        raise ValueError(f"dtype {dtype!r} is none of {', '.join(DTYPES[:-1])}: what is stored is not looked at")
+    if quantize is not None:
+        check_form(quantize)
+    for name, value in numbers.items():
+        if value < 1:
+            raise ValueError(f"{name} must be at least 1, not {value}")
+    if numbers["length"] < 3:
+        raise ValueError(
+            f"length must be at least 3 tokens, not {numbers['length']}: there is nothing to learn in fewer"
+        )

@@ -1,0 +1,106 @@
+"""How glibc's malloc lays out what a process takes and frees: a CPU process holds more than its tensors need.
+
+Large pieces are pages of their own, which the system has back at once. Smaller ones share a heap, which shrinks at its
+end alone: a hole below stays the process's. What is large grows with what was freed, up to 32 MB (mallopt(3)).
+
+Torch asks for aligned pieces. So a hole has no room for a piece of its own size, and in front of each piece some bytes
+are left over, which small objects take for a while: as long as they live, the holes at both sides do not become one.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_left, insort
+
+PAGE, ALIGNED, HEADER, SPARE = 4096, 64, 16, 96
+FIRST_THRESHOLD, LARGEST_THRESHOLD = 128 * 1024, 32 * 1024 * 1024
+TOP_PAD = 128 * 1024
+LIFE = 10  # pieces taken or freed, on average, while a small object lives; it was set by measured peaks
+STEP = 7919  # a prime, so that lives of all lengths come in turn
+
+
+class Heap:
+    """Places of pieces: below zero pages of their own, else where they begin on the heap. `held` is what there is."""
+
+    def __init__(self) -> None:
+        self.held = 0
+        self._threshold, self._trim = FIRST_THRESHOLD, FIRST_THRESHOLD
+        self._top = 0  # where the last piece ends
+        self._end = 0  # where the heap does
+        self._pieces: dict[int, int] = {}  # place -> size
+        self._holes: list[tuple[int, int]] = []  # size and start, sorted
+        self._starts: dict[int, int] = {}  # of holes: start -> size
+        self._ends: dict[int, int] = {}  # of holes: end -> start
+        self._pages = 0  # how many pieces were pages of their own
+        self._time = self._objects = 0  # pieces taken or freed; small objects
+        self._dying: dict[int, list[int]] = {}  # when -> places of small objects
+
+    def take(self, size: int) -> int:
+        """The place of a piece of so many bytes: the smallest hole that has room for it, wherever its start is."""
+        self._tick()
+        size = -(-(size + HEADER) // ALIGNED) * ALIGNED
+        if size + SPARE >= self._threshold:
+            size = -(-(size + SPARE) // PAGE) * PAGE
+            self._pages += 1
+            self._pieces[-self._pages] = size
+            self.held += size
+            return -self._pages
+        found = bisect_left(self._holes, (size + SPARE, -1))
+        if found < len(self._holes):
+            room, place = self._holes[found]
+            self._forget(place, room)
+            if room > size + ALIGNED:
+                self._hole(place + ALIGNED + size, room - ALIGNED - size)
+        else:
+            place = self._top
+            self._top += ALIGNED + size
+            if self._top + SPARE > self._end:
+                self.held += self._top + SPARE + TOP_PAD - self._end
+                self._end = self._top + SPARE + TOP_PAD
+        self._object(place)
+        self._pieces[place + ALIGNED] = size
+        return place + ALIGNED
+
+    def free(self, place: int) -> None:
+        self._tick()
+        self._free(place)
+
+    def _free(self, place: int) -> None:
+        size = self._pieces.pop(place)
+        if place < 0:
+            self.held -= size
+            if self._threshold < size <= LARGEST_THRESHOLD:
+                self._threshold, self._trim = size, 2 * size
+            return
+        if (before := self._ends.get(place)) is not None:
+            size += self._starts[before]
+            self._forget(before, self._starts[before])
+            place = before
+        if (after := self._starts.get(place + size)) is not None:
+            self._forget(place + size, after)
+            size += after
+        if place + size < self._top:
+            self._hole(place, size)
+            return
+        self._top = place
+        if self._end - self._top > self._trim + TOP_PAD:
+            self.held -= self._end - self._top - TOP_PAD
+            self._end = self._top + TOP_PAD
+
+    def _object(self, place: int) -> None:
+        """A small object in front of a piece."""
+        self._pieces[place] = ALIGNED
+        self._objects += 1
+        self._dying.setdefault(self._time + 1 + self._objects * STEP % (2 * LIFE), []).append(place)
+
+    def _tick(self) -> None:
+        self._time += 1
+        for place in self._dying.pop(self._time, ()):
+            self._free(place)
+
+    def _hole(self, start: int, size: int) -> None:
+        insort(self._holes, (size, start))
+        self._starts[start], self._ends[start + size] = size, start
+
+    def _forget(self, start: int, size: int) -> None:
+        del self._holes[bisect_left(self._holes, (size, start))]
+        del self._starts[start], self._ends[start + size]
