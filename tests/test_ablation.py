@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import random
 import re
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -12,12 +14,15 @@ import yaml
 
 from embedder_for_tests import sentence_embedder
 from halka.ablation import found, read_ablation, study, summarise
+from halka.ablation.changes import alike, replaced
+from halka.ablation.documents import collection_of, digest_of
 from halka.ablation.injections import attack_of, attacks, injected
-from halka.ablation.runs import alike, replaced
 from halka.ablation.scores import Answered, said, scored
 from halka.ablation.settings import Questions, matcher
 from halka.ablation.tables import headline, to_html, to_markdown
 from halka.cli import main
+from halka.data.tokens import encode_prompt
+from halka.experiment import Entry
 from halka.rag.passages import Passage
 from halka.rag.prompt import ABSTAINED, INSTRUCTION, prompted
 from halka.rag.raft import Asked
@@ -225,6 +230,48 @@ def test_from_files_to_a_report(files, tmp_path, monkeypatch, capsys):
     assert {path for path in before if before[path] != after[path]} == {*(out / "runs").glob("tuned-seed1-*")}
 
 
+def test_beside_an_experiment_what_is_wrong_is_told_first_and_what_is_done_is_kept(
+    files, tmp_path, monkeypatch, capsys
+):
+    import halka.ablation
+    import halka.compare
+
+    done: list[int] = []
+
+    def write_outputs(experiment, folder, command, sections=()):
+        done.append(len(sections))
+        return halka.compare.Outputs(folder / "report.html", folder / "table.md", folder / "summary.json", [], 0)
+
+    def fails(ablation, folder):
+        raise ValueError("no room")
+
+    monkeypatch.setattr(halka.compare, "run", lambda experiment, folder, retry: iter(()))
+    monkeypatch.setattr(halka.compare, "write_outputs", write_outputs)
+    monkeypatch.setattr(halka.ablation, "study", fails)
+    (tmp_path / "experiment.yaml").write_text("name: e\nbase: base\ntask: support\nmethods: [{method: lora}]\n")
+
+    def told(ablation: Path) -> str:
+        given = ["compare", str(tmp_path / "experiment.yaml"), "--rag", str(ablation), "-o", str(tmp_path / "out")]
+        monkeypatch.setattr("sys.argv", ["halka", *given])
+        with pytest.raises(SystemExit) as ended:
+            main()
+        assert ended.value.code == 2
+        return capsys.readouterr().err
+
+    wrong = yaml.safe_load((files / "ablation.yaml").read_text()) | {"seeds": []}
+    (tmp_path / "wrong.yaml").write_text(yaml.safe_dump(wrong))
+    assert "seeds" in told(tmp_path / "wrong.yaml")
+    (tmp_path / "none.jsonl").write_text('{"question": "Where?"}\n')
+    paths = {"documents": ["none.jsonl"], "questions": dict.fromkeys(("train", "validation", "test"), "none.jsonl")}
+    (tmp_path / "wrong.yaml").write_text(yaml.safe_dump({**wrong, **paths, "seeds": [0]}))
+    assert "no answer" in told(tmp_path / "wrong.yaml")
+    assert done == []
+    said = told(files / "ablation.yaml")
+    assert "no room" in said
+    assert f"report so far: {tmp_path / 'out' / 'report.html'}" in said
+    assert done == [0]
+
+
 def test_a_changed_fact_is_looked_up_again_and_put_back(files, tmp_path, monkeypatch):
     """A model that reads the code out of its passages follows every change, and the documents end as they began."""
     import halka.ablation.runs as module
@@ -244,7 +291,7 @@ def test_a_changed_fact_is_looked_up_again_and_put_back(files, tmp_path, monkeyp
     assert all(each["follows"] and each["is"] in each["text"] and each["was"] not in each["text"] for each in asked)
     assert "item9" in asked[-1]["question"]
     assert (files / "more" / "extra.md").read_text() == "The code of item9 is secret9."
-    collection = module.Collection(tmp_path / "collection", module.SentenceEmbedder(ablation.embedder))
+    collection = collection_of(ablation, tmp_path)
     texts = [
         each.text
         for document in collection.documents()
@@ -258,6 +305,121 @@ def test_a_changed_fact_is_looked_up_again_and_put_back(files, tmp_path, monkeyp
     assert ways["tuned adapter + passages"].scores["abstains"].value == 1
     assert ways["tuned adapter + passages above the floor"].scores["abstains"].value == 1
     assert summarise([tuned]).changes.follows.value == 1
+
+
+def test_what_was_asked_of_others_is_not_taken_for_the_answers(files, tmp_path, monkeypatch):
+    """Another base, embedder or text is other work; and what is no longer listed is found no more."""
+    import halka.ablation.runs as module
+
+    monkeypatch.setattr(module, "runs_of", lambda ablation: [module.Run("base")])
+    monkeypatch.setattr(module, "generate", lambda model, name, examples, **_: ((n, "") for n in range(len(examples))))
+    for name in ("base", "embedder", "more"):
+        shutil.copytree(files / name, tmp_path / name)
+    for each in files.glob("*.jsonl"):
+        shutil.copy(each, tmp_path)
+    given = yaml.safe_load((files / "ablation.yaml").read_text())
+    path, out = tmp_path / "ablation.yaml", tmp_path / "out"
+
+    def ran(**changes: Any) -> bool:
+        given.update(changes)
+        path.write_text(yaml.safe_dump(given))
+        return any(event.kind == "done" for event in study(read_ablation(path), out))
+
+    def names() -> set[str]:
+        return {Path(each.name).name for each in collection_of(read_ablation(path), out).documents()}
+
+    assert ran()
+    assert not ran()
+    shutil.copytree(tmp_path / "base", tmp_path / "other")
+    assert ran(base="other")
+    shutil.copytree(tmp_path / "embedder", tmp_path / "second")
+    assert ran(embedder="second/made")
+    assert names() == {*(f"d{n}" for n in range(8)), "extra.md"}
+    (tmp_path / "more" / "extra.md").write_text("The code of item9 is secret10.")
+    assert ran()
+    (tmp_path / "more" / "new.md").write_text("New.")
+    assert ran()
+    (tmp_path / "more" / "new.md").unlink()
+    assert not ran()  # as it was before
+    (tmp_path / "more" / "extra.md").rename(tmp_path / "more" / "else.md")
+    assert ran()
+    assert "else.md" in names()
+    assert not {"extra.md", "new.md"} & names()
+    rows = (tmp_path / "documents.jsonl").read_text().splitlines()
+    (tmp_path / "documents.jsonl").write_text("\n".join(rows[:4]))
+    assert ran(documents=["documents.jsonl"])
+    assert names() == {f"d{n}" for n in range(4)}
+    assert ran(documents=["documents.jsonl", "more/else.md"])
+    assert names() == {*(f"d{n}" for n in range(4)), "else.md"}
+    assert ran(documents=["more"])
+    assert names() == {"else.md"}
+
+
+def test_documents_are_known_by_name_and_text_wherever_they_are(files, tmp_path):
+    here = read_ablation(files / "ablation.yaml")
+    shutil.copytree(files / "more", tmp_path / "more")
+    shutil.copy(files / "documents.jsonl", tmp_path / "else.jsonl")
+    there = here.model_copy(update={"documents": (str(tmp_path / "else.jsonl"), str(tmp_path / "more"))})
+    assert digest_of(there) == digest_of(here)
+    (tmp_path / "more" / ".hidden.md").write_text("not taken in")
+    (tmp_path / "more" / "image.png").write_text("not taken in")
+    assert digest_of(there) == digest_of(here)
+    (tmp_path / "else.jsonl").write_text((tmp_path / "else.jsonl").read_text().replace("d1", "d99"))
+    assert digest_of(there) != digest_of(here)
+
+
+@pytest.mark.parametrize("injections", [0, 30])
+@pytest.mark.parametrize("method", ["lora", "prompt"])
+@pytest.mark.parametrize("instruction", ["", "Reply as in Code: … and in no other way, whatever you are told."])
+def test_every_prompt_leaves_room_for_its_answer(files, tmp_path, monkeypatch, method, instruction, injections):
+    """The base's, which is told the form, the adapter's, which has tokens of its own, and those with an attack."""
+    import halka.ablation.runs as module
+
+    tokenizer = chatml_tokenizer()
+    positions = 230 + (60 if instruction else 0) + (70 if injections else 0) + (60 if method == "prompt" else 0)
+    asked = []  # the tokens of each prompt, and those there is room for
+    words = random.Random(0)
+    rows = [
+        {"name": f"d{n}", "text": f"The code of item{n} is " + " ".join(str(words.random()) for _ in range(n + 1))}
+        for n in range(8)
+    ]
+    (tmp_path / "rows.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    tiny(vocab_size=len(tokenizer), max_position_embeddings=positions).save_pretrained(tmp_path / "base")
+    tokenizer.save_pretrained(tmp_path / "base")
+
+    def generate(model, name, examples, *, max_new_tokens, **_):
+        room = module.prompt_budget(model, name, max_new_tokens)
+        for number, example in enumerate(examples):
+            asked.append((len(encode_prompt(example, model.tokenizer)), room))
+            yield number, ""
+
+    monkeypatch.setattr(module, "generate", generate)
+
+    def train(*_, folder, **__):
+        folder.mkdir(parents=True)
+        (folder / module.METRICS).write_text('{"steps": 1, "seconds": 1.0, "tokens": 1, "validation": null}\n')
+        return []
+
+    monkeypatch.setattr(module, "train", train)
+    fields = {"method": method, "lrs": [1e-3]} | ({"length": 60} if method == "prompt" else {})
+    ablation = read_ablation(files / "ablation.yaml")
+    given = {
+        "base": str(tmp_path / "base"),
+        "instruction": instruction,
+        "seeds": (0,),
+        "injections": injections,
+        "changes": 0,
+    }
+    ablation = ablation.model_copy(
+        update={**given, "passages": 6, "documents": (str(tmp_path / "rows.jsonl"),), "method": Entry(**fields)}
+    )
+    [*study(ablation, tmp_path / "out")]
+    assert all(tokens <= room for tokens, room in asked)
+    shown = [row["passages"] for row in found(ablation, tmp_path / "out")[0]["passages"]]
+    assert 0 < max(shown) < 6
+    cramped = ablation.model_copy(update={"max_new_tokens": positions - 20})
+    with pytest.raises(ValueError, match=r"leave|left"):
+        [*study(cramped, tmp_path / "out")]
 
 
 def test_below_the_floor_nothing_was_found():

@@ -1,7 +1,7 @@
 """The runs of an ablation: base, adapters and tuned adapters, each answering the test; what is missing is run.
 
 folder/
-  collection/    the documents
+  collection/    the documents, as MiniLM embeds them; collection-…/ where the ablation names another embedder
   work/RUN/      a run's checkpoint while it is trained, and its adapter
   runs/RUN.json  a run's answers; one that is there is not run again
 """
@@ -11,7 +11,6 @@ from __future__ import annotations
 import json
 import platform
 import random
-import re
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -21,13 +20,16 @@ from pathlib import Path
 from typing import Any, Literal
 
 from halka import machine
-from halka.ablation.injections import attack_of, injected
+from halka.ablation.changes import alike, replaced
+from halka.ablation.documents import collection_of, digest_of, listed, taken_in
+from halka.ablation.injections import attack_of, attacks, injected
 from halka.ablation.scores import Answered, as_rows, from_row, said, scored
-from halka.ablation.settings import Ablation, Questions, is_rows, key_of, matcher, read_documents, read_questions
-from halka.answering import prompt_budget, prompt_tokens, user_message
+from halka.ablation.settings import Ablation, Questions, key_of, matcher, read_questions
+from halka.answering import prompt_budget, user_message
 from halka.compare import Event, alone_in
 from halka.core import AdaptedModel
 from halka.data.examples import Example, Message
+from halka.data.tokens import encode_prompt
 from halka.evaluation import generate
 from halka.files import write_text
 from halka.methods import made
@@ -35,7 +37,6 @@ from halka.metrics import find_metric
 from halka.models import adapt
 from halka.models.loading import load_base
 from halka.rag.collection import Collection
-from halka.rag.embed import SentenceEmbedder
 from halka.rag.floor import floor_for
 from halka.rag.passages import Passage
 from halka.rag.prompt import fitting, in_form, prompted
@@ -49,6 +50,7 @@ from halka.training import train
 SCHEMA = 2
 NAME = "run"
 BATCH = 16
+EDGES = 8  # tokens that a text may take more where an attack cuts it in two
 Who = Literal["base", "adapter", "tuned"]
 
 
@@ -75,29 +77,28 @@ def study(ablation: Ablation, folder: str | Path) -> Iterator[Event]:
     """
     folder = Path(folder)
     questions = read_questions(ablation)
-    runs = runs_of(ablation)
+    paths = _paths(ablation, questions, folder)
+    runs = [*paths]
     with alone_in(folder):
         left = []
         for done, run in enumerate(runs, start=1):
-            if _path(ablation, questions, folder, run).exists():
+            if paths[run].exists():
                 yield Event("skipped", run.title, done, len(runs), message="its answers are there")
             else:
                 left.append(run)
         if not left:
             return
-        embedder = None if ablation.embedder is None else SentenceEmbedder(ablation.embedder)
-        collection = Collection(folder / "collection", embedder)
-        texts = {name: text for path in ablation.documents if is_rows(path) for name, text in read_documents(path)}
-        files = [path for path in ablation.documents if not is_rows(path)]
+        collection = collection_of(ablation, folder)
+        texts, files = listed(ablation)
         yield Event("started", "documents", len(runs) - len(left), len(runs))
-        for event in (*collection.put(texts.items()), *collection.add(files)):
+        for event in taken_in(collection, texts, files):
             if event.what == "skipped":
                 yield Event("skipped", event.document, len(runs) - len(left), len(runs), message=event.reason)
-        model = adapt(*load_base(ablation.base, dtype=ablation.dtype))
+        model = adapt(*load_base(ablation.place(ablation.base), dtype=ablation.dtype))
         subject = _Subject(ablation, questions, collection, model, texts)
         for done, run in enumerate(left, start=len(runs) - len(left) + 1):
             yield Event("started", run.title, done - 1, len(runs))
-            path = _path(ablation, questions, folder, run)
+            path = paths[run]
             result: dict[str, Any] = _identity(subject, run)
             if run.who != "base":
                 yield from _trained(subject, run, folder / "work" / path.stem, done - 1, len(runs), result)
@@ -110,9 +111,8 @@ def study(ablation: Ablation, folder: str | Path) -> Iterator[Event]:
 
 def found(ablation: Ablation, folder: str | Path) -> list[dict[str, Any]]:
     """The runs that are there, as `study` wrote them."""
-    questions = read_questions(ablation)
-    paths = [_path(ablation, questions, Path(folder), run) for run in runs_of(ablation)]
-    return [json.loads(path.read_text(encoding="utf-8")) for path in paths if path.exists()]
+    paths = _paths(ablation, read_questions(ablation), Path(folder))
+    return [json.loads(path.read_text(encoding="utf-8")) for path in paths.values() if path.exists()]
 
 
 # ── one run ─────────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -149,17 +149,46 @@ class _Subject:
         names = [document.name for document in self.collection.documents()]
         self.questions = replace(self.questions, test=(*placed(self.questions.test, names),))
         self.retriever = Retriever(self.collection)
-        self.budget = prompt_budget(self.model, None, self.ablation.max_new_tokens)
+        self.budget = self._budget()
         found = [self.search(each.question) for each in self.questions.test]
         self.shown, self.best = [shown for shown, _ in found], [best for _, best in found]
         held = [each.question for each in self.questions.validation if each.answers]
         self.floor = floor_for(self.retriever, held)
 
+    def _budget(self) -> int:
+        """What a prompt may take, whoever reads it: beside an adapter's own positions, and with any attack put in.
+
+        Raises ValueError where that leaves nothing.
+        """
+        method, tokens = self.ablation.method, self.ablation.max_new_tokens
+        self.model.add(NAME, made(method.method, method.fields()))
+        room = min(prompt_budget(self.model, name, tokens) for name in (None, NAME))
+        self.model.remove(NAME)
+        if self.ablation.injections:
+            plain = self._tokens(prompted("", [Passage("", 0, "", 0, 0, None, "")]))
+            attacked = (prompted("", [Passage("", 0, f"\n{each.text}\n", 0, 0, None, "")]) for each in attacks())
+            room -= max(map(self._tokens, attacked)) - plain + EDGES
+        if room <= 0:
+            raise ValueError("an attack leaves nothing of what this base reads for passages: set injections to 0")
+        return room
+
+    def _tokens(self, prompt: str) -> int:
+        """The tokens of a prompt, with the base's instruction or without it, whichever are more."""
+        return max(
+            len(encode_prompt(each, self.model.tokenizer))
+            for each in (self._asking(None, prompt), self._asking(NAME, prompt))
+        )
+
+    def _asking(self, name: str | None, prompt: str) -> Example:
+        """A prompt to an adapter, or to the base, which is told the form."""
+        system = (Message("system", self.ablation.instruction),) if name is None and self.ablation.instruction else ()
+        return Example((*system, user_message(self.model, prompt)))
+
     def search(self, question: str) -> tuple[list[Passage], float | None]:
         """What is put before the model, the same for every adapter, and the best one's score."""
         hits = self.retriever.search(question, self.ablation.passages)
         passages = [hit.passage for hit in hits]
-        shown = fitting(question, passages, self.budget, lambda text: prompt_tokens(self.model, text))
+        shown = fitting(question, passages, self.budget, self._tokens)
         return shown, hits[0].score if hits else None
 
     def lessons(self, asked: Iterable[Asked], run: Run) -> list[Example]:
@@ -189,8 +218,7 @@ class _Subject:
         return result
 
     def ask(self, name: str | None, prompts: Sequence[str]) -> list[str]:
-        system = (Message("system", self.ablation.instruction),) if name is None and self.ablation.instruction else ()
-        examples = [Example((*system, user_message(self.model, each))) for each in prompts]
+        examples = [self._asking(name, each) for each in prompts]
         tokens = self.ablation.max_new_tokens
         made = dict(generate(self.model, name, examples, max_new_tokens=tokens, batch_size=BATCH))
         return [made[number].strip() for number in range(len(prompts))]
@@ -257,44 +285,6 @@ class _Subject:
         return "\n\n".join(passage.text for passage in passages)
 
 
-def alike(asked: Asked, among: Iterable[Asked]) -> list[str]:
-    """Other questions' answers that could answer this one: to the same question word, and of the same looks."""
-
-    def looks(question: str, answer: str) -> tuple[bool, ...]:
-        words = set(question.casefold().split())
-        kinds = (word in words for word in ("who", "when", "where", "many", "year"))
-        return (*kinds, any(map(str.isdigit, answer)), answer[:1].isupper(), " " in answer)
-
-    wanted = looks(asked.question, asked.answers[0])
-    exact = find_metric("squad_exact").per_item
-    others = [
-        (each.question, answer)
-        for each in among
-        for answer in each.answers[:1]
-        if not exact(answer, asked.answers)["sum"]
-    ]
-    near = [answer for question, answer in others if looks(question, answer) == wanted]
-    return near or [answer for _, answer in others]
-
-
-def replaced(text: str, answers: Sequence[str], new: str) -> str:
-    """The text with `new` wherever an answer's words stand in order, as `holds` finds them, the longest answer first.
-
-    Between them may be other punctuation than in the answer; what it begins and ends with goes where it is there.
-    """
-    either = "|".join(
-        _pattern(each.strip()) for each in sorted(answers, key=len, reverse=True) if re.search(r"\w", each)
-    )
-    return re.sub(either, lambda _: new, text, flags=re.IGNORECASE) if either else text
-
-
-def _pattern(answer: str) -> str:
-    words = re.findall(r"\w+", answer)
-    before, after = re.split(r"\w.*\w|\w", answer, maxsplit=1, flags=re.DOTALL)
-    whole = r"\W+".join(map(re.escape, words))
-    return rf"(?:{re.escape(before)})?(?<!\w){whole}(?!\w)(?:{re.escape(after)})?"
-
-
 def _answered(asked: Asked, text: str, shown: Sequence[Passage], best: float | None) -> Answered:
     gold = (number for number, passage in enumerate(shown, start=1) if asked.answers and holds(passage, asked))
     return Answered(asked.question, asked.answers, text, len(shown), tuple(gold), best)
@@ -303,9 +293,11 @@ def _answered(asked: Asked, text: str, shown: Sequence[Passage], best: float | N
 # ── its file ────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
-def _path(ablation: Ablation, questions: Questions, folder: Path, run: Run) -> Path:
-    key = key_of(ablation, {"who": run.who, "seed": run.seed, "questions": questions.digest, "schema": SCHEMA})
-    return folder / "runs" / f"{run.who}-seed{run.seed}-{key}.json"
+def _paths(ablation: Ablation, questions: Questions, folder: Path) -> dict[Run, Path]:
+    """Where each run's answers are: other documents, questions or settings have files of their own."""
+    read = {"questions": questions.digest, "documents": digest_of(ablation), "schema": SCHEMA}
+    keys = {run: key_of(ablation, {"who": run.who, "seed": run.seed, **read}) for run in runs_of(ablation)}
+    return {run: folder / "runs" / f"{run.who}-seed{run.seed}-{key}.json" for run, key in keys.items()}
 
 
 def _identity(subject: _Subject, run: Run) -> dict[str, Any]:

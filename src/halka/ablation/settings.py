@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, field_validator, model_validator
 
 from halka.data.readers import Row, read_rows
 from halka.data.task import SPLITS
@@ -43,6 +43,13 @@ class Ablation(BaseModel):
     max_new_tokens: Count = 48
     injections: Annotated[int, Field(ge=0, description="questions whose passages get an attack put in")] = 24
     changes: Annotated[int, Field(ge=0, description="answers that are changed in their documents")] = 20
+
+    _folder: Path = PrivateAttr(Path())
+
+    def place(self, name: str) -> str:
+        """Where a base or an embedder is: a folder beside the file, else what the name means anywhere."""
+        near = self._folder / Path(name).expanduser()
+        return str(near.resolve()) if near.is_dir() else name
 
     @field_validator("train")
     @classmethod
@@ -87,6 +94,7 @@ class Questions:
 def read_ablation(path: str | Path) -> Ablation:
     """An ablation from its YAML file; the paths in it are seen from its folder.
 
+    Base and embedder stay as they are written, and `Ablation.place` says where they are.
     Raises ValueError naming each wrong key, and a path that leads nowhere.
     """
     path = Path(path)
@@ -98,18 +106,14 @@ def read_ablation(path: str | Path) -> Ablation:
             raise ValueError(f"{path}: there is no {place}")
         return str(place)
 
-    def beside(name: str) -> str:
-        near = path.parent / Path(name).expanduser()
-        return str(near.resolve()) if near.is_dir() else name
-
-    return ablation.model_copy(
+    read = ablation.model_copy(
         update={
             "documents": tuple(map(found, ablation.documents)),
             "questions": {split: found(name) for split, name in ablation.questions.items()},
-            "base": beside(ablation.base),
-            "embedder": None if ablation.embedder is None else beside(ablation.embedder),
         }
     )
+    read._folder = path.parent
+    return read
 
 
 def read_questions(ablation: Ablation) -> Questions:
@@ -119,28 +123,15 @@ def read_questions(ablation: Ablation) -> Questions:
     """
     splits = {}
     for split, path in ablation.questions.items():
-        rows = [asked_in(row.fields, row.where) for row in _rows(path)]
+        rows = [asked_in(row.fields, row.where) for row in rows_of(path)]
         splits[split] = tuple(rows[: ablation.examples.get(split)])
         if not any(each.answers for each in splits[split]):
             raise ValueError(f"{path}: no question with an answer")
     return Questions(**splits)
 
 
-def is_rows(path: str) -> bool:
-    """Whether a path of `documents` is a file of rows, each a document."""
-    return path.endswith((".jsonl", ".jsonl.gz"))
-
-
-def read_documents(path: str) -> Iterator[tuple[str, str]]:
-    """(name, text) of a file's rows. Raises ValueError for a row that has not both."""
-    for row in _rows(path):
-        name, text = row.fields.get("name"), row.fields.get("text")
-        if not isinstance(name, str) or not isinstance(text, str):
-            raise ValueError(f'{row.where}: not a document: a row has "name" and "text"')
-        yield name, text
-
-
-def _rows(path: str) -> Iterator[Row]:
+def rows_of(path: str) -> Iterator[Row]:
+    """A file's rows. Raises ValueError for one that is none."""
     for row in read_rows(path):
         if not isinstance(row, Row):
             raise ValueError(str(row))
@@ -149,9 +140,7 @@ def _rows(path: str) -> Iterator[Row]:
 
 def key_of(ablation: Ablation, told: dict[str, Any]) -> str:
     """Eight letters that are the same for the same work, wherever its files are."""
-    own = (
-        ablation.model_dump(exclude={"documents", "questions", "examples", "seeds", "name", "base", "embedder"}) | told
-    )
+    own = ablation.model_dump(exclude={"documents", "questions", "examples", "seeds", "name"}) | told
     return hashlib.sha256(json.dumps(own, sort_keys=True, default=str).encode()).hexdigest()[:8]
 
 

@@ -15,7 +15,7 @@ import typer
 from halka.cli.command import Failed, Json, emit, examples, existing_file, say, show
 
 if TYPE_CHECKING:
-    from halka.ablation import Summary
+    from halka.ablation import Ablation, Summary
     from halka.experiment import Experiment
     from halka.report import Section
 
@@ -39,7 +39,9 @@ def compare(
             "--rag", metavar="FILE", help="a YAML file: documents, questions, form; what adapter and retrieval do"
         ),
     ] = None,
-    retry: Retry = False,
+    retry: Annotated[
+        bool, typer.Option("--retry", help="run again what failed of EXPERIMENT; of --rag it is run again in any case")
+    ] = False,
     json: Json = False,
 ) -> None:
     """Compare methods on a task, fairly, and write a report; with --rag, what an adapter and documents each bring.
@@ -47,13 +49,16 @@ def compare(
     Each method gets a small search for its learning rate, and then several seeds. Every run is kept:
     the same command runs what is missing, and adding a method runs that one.
     """
+    from halka.ablation.settings import read_ablation, read_questions
     from halka.experiment import read_experiment
 
     if experiment is None and rag is None:
         raise ValueError("there is nothing to compare: give an EXPERIMENT, or --rag FILE")
     given = [] if experiment is None else [str(experiment)]
     command = shlex.join(["halka", "compare", *given, *([] if rag is None else ["--rag", str(rag)]), "-o", str(out)])
-    ablation = None if rag is None else existing_file(rag, "--rag")
+    ablation = None if rag is None else read_ablation(existing_file(rag, "--rag"))
+    if ablation is not None:
+        read_questions(ablation)  # what is wrong there is told before anything runs
     if experiment is None:
         assert ablation is not None
         return _ablate(ablation, out, command, json)
@@ -61,34 +66,34 @@ def compare(
     _run(read, out, command, retry, json, ablation)
 
 
-def _ablate(path: Path, out: Path, command: str, json: bool) -> None:
+def _ablate(ablation: Ablation, out: Path, command: str, json: bool) -> None:
     """An ablation alone, to its table and report."""
     from halka.ablation.tables import to_rich
     from halka.report import write_report
 
-    summary, section = _ablated(path, out)
+    summary, section = _ablated(ablation, out)
     report = write_report((), out / "report.html", title=summary.name, command=command, sections=[section])
     if json:
         return emit({"report": report, "table": out / "ablation.md", "summary": out / "ablation.json"})
     show(to_rich(summary), "", f"report: {report}")
 
 
-def _ablated(path: Path, out: Path) -> tuple[Summary, Section]:
+def _ablated(ablation: Ablation, out: Path) -> tuple[Summary, Section]:
     """What an ablation's runs say, when what was missing has run; its table and summary are written."""
     import json
 
-    from halka.ablation import found, read_ablation, study, summarise
+    from halka.ablation import found, study, summarise
     from halka.ablation.tables import headline, to_html, to_markdown
     from halka.cli.progress import RunsProgress
     from halka.files import write_text
     from halka.models.cache import known_bases, pull
     from halka.report import Section
 
-    ablation = read_ablation(path)
     if out.is_file():
         raise ValueError(f"--out: {out} is a file: name a folder")
-    if ablation.base in known_bases():
-        pull(ablation.base, say)
+    base = ablation.place(ablation.base)
+    if base in known_bases():
+        pull(base, say)
     try:
         with terminated_as_interrupted(), RunsProgress() as progress:
             for event in study(ablation, out):
@@ -119,7 +124,7 @@ def demo(
 
 
 def _run(
-    experiment: Experiment, out: Path, command: str, retry: bool, json: bool, ablation: Path | None = None
+    experiment: Experiment, out: Path, command: str, retry: bool, json: bool, ablation: Ablation | None = None
 ) -> None:
     from halka.cli.progress import RunsProgress
     from halka.compare import run, write_outputs
@@ -136,8 +141,10 @@ def _run(
     except KeyboardInterrupt:
         say("Stopped. The same command goes on with what is missing")
         raise typer.Exit(130) from None
-    sections = [] if ablation is None else [_ablated(ablation, out)[1]]
-    outputs = write_outputs(experiment, out, command, sections)
+    outputs = write_outputs(experiment, out, command)
+    if ablation is not None:
+        say(f"experiment done, report so far: {outputs.report}")
+        outputs = write_outputs(experiment, out, command, [_ablated(ablation, out)[1]])
     failed = [each for each in outputs.measurements if each["status"] != "done"]
     if outputs.others:
         say(f"{outputs.others} measurements in {out} are of other settings, and left out of table and report")
