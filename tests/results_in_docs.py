@@ -28,6 +28,15 @@ def table(name: str) -> str:
     return to_markdown(summarise(found)) if found else NOT_YET
 
 
+def ablation(name: str) -> str:
+    """What adapter and retrieval bring, as a Markdown table and in sentences."""
+    from halka.ablation import summarise
+    from halka.ablation.tables import to_markdown
+
+    runs = [json.loads(path.read_text(encoding="utf-8")) for path in sorted((RESULTS / name / "runs").glob("*.json"))]
+    return to_markdown(summarise(runs)) if runs else NOT_YET
+
+
 def speed(found: Any) -> list[list[str]]:
     """Training beside transformers' Trainer with peft."""
     rows = [["Method", "Useful tokens/s", "peft", "Ratio", "Memory beyond the base", "peft", "Validation loss", "peft"]]
@@ -314,12 +323,14 @@ def filled(text: str) -> str:
     def place(match: re.Match[str]) -> str:
         if match["format"]:
             content = exchange.table(match["format"])
+        elif match["ablation"]:
+            content = ablation(match["ablation"])
         else:
             content = table(match["name"]) if match["name"] else benchmark(match["benchmark"])
         return f"{match['mark']}\n{content.strip()}\n<!-- end -->"
 
     formats = "|".join({row.format: 0 for row in exchange.ROWS})
-    marks = rf"table: (?P<name>\w+)|(?P<format>{formats})|(?P<benchmark>{'|'.join(TABLES)})"
+    marks = rf"table: (?P<name>\w+)|ablation: (?P<ablation>\w+)|(?P<format>{formats})|(?P<benchmark>{'|'.join(TABLES)})"
     return re.sub(rf"(?P<mark><!-- (?:{marks}) -->)\n.*?<!-- end -->", place, text, flags=re.DOTALL)
 
 
