@@ -167,7 +167,8 @@ def main() -> None:
             collection = Collection(Path(folder) / name, SentenceEmbedder())
             for _ in collection.put(texts.items()):
                 pass
-            quality[name] = {"passages": len(texts), "queries": len(asked.texts), "ways": scored(collection, asked)}
+            counts = {"documents": len(texts), "passages": sum(each.passages for each in collection.documents())}
+            quality[name] = {**counts, "queries": len(asked.texts), "ways": scored(collection, asked)}
             print(name, json.dumps(quality[name], indent=1), flush=True)
             every += [(f"{name} {each}", text) for each, text in texts.items()]
             asked_of_all += list(asked.texts.values())[:60]
