@@ -34,6 +34,17 @@ class WordEmbedder:
         return (total / np.linalg.norm(total)).astype(np.float32)
 
 
+class PiecesEmbedder(WordEmbedder):
+    """As MiniLM it reads words in pieces, here letters, and what is longer than 100 of them as one unknown word."""
+
+    def __init__(self, limit: int = 64):
+        super().__init__(limit)
+        signs = "".join(map(chr, range(33, 127)))
+        known = ["[UNK]", *signs, *(f"##{each}" for each in signs)]
+        self.tokenizer = Tokenizer(models.WordPiece({each: at for at, each in enumerate(known)}, unk_token="[UNK]"))
+        self.tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()  # type: ignore[assignment]
+
+
 TEXT = "the parcels are sent on monday refunds take nine days where is my parcel salary secret"
 
 

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import os
 import random
 import signal
 import subprocess
 import sys
 import time
+from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
@@ -69,6 +71,28 @@ def test_what_cannot_be_read_is_told_and_the_rest_goes_in(collection, documents)
     assert [Path(event.document).name for event in skipped] == ["broken.pdf", "latin.txt"]
     assert all(event.document in event.reason for event in skipped)
     assert told(events)[-2:] == [("added", "parcels.md"), ("added", "refunds.txt")]
+
+
+def test_one_bad_file_or_text_leaves_the_rest_in_peace(collection, documents):
+    bad = os.fsencode(documents) + b"/caf\xe9.md"
+    with open(bad, "wb") as file:
+        file.write(b"Coffee.")
+    (documents / "deep.html").write_text("<div>" * 3000 + "Deep.")
+    skipped = {each.document: each.reason for each in collection.add([documents]) if each.what == "skipped"}
+    assert {Path(name).name for name in skipped} == {"caf\\udce9.md", "deep.html"}
+    assert any("a name that is no Unicode" in each for each in skipped.values())
+    assert any("nested too deep" in each for each in skipped.values())
+    assert len(collection.documents()) == 2
+    events = [*collection.put([("a", "half \ud800 of one"), ("b\udcff", "Text."), ("c", "Whole."), ("d", "a\0b")])]
+    assert [(each.what, each.document) for each in events] == [
+        ("skipped", "a"),
+        ("skipped", "b\\udcff"),
+        ("skipped", "d"),
+        ("added", "c"),
+    ]
+    json.dumps([asdict(each) for each in events], ensure_ascii=False).encode()
+    with pytest.raises(ValueError, match="a name that is no Unicode"):
+        [*collection.add([os.fsdecode(bad)])]
 
 
 def test_a_file_that_broke_keeps_its_older_passages(collection, documents):

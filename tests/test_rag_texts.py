@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+import base64
 import itertools
+import random
+import sys
+import time
+import zipfile
 
 import pytest
 
-from embedder_for_tests import WordEmbedder
+from embedder_for_tests import PiecesEmbedder, WordEmbedder
+from halka.rag import texts
 from halka.rag.passages import Cutter
 from halka.rag.texts import Text, Unreadable, is_readable, read_text
 
@@ -34,8 +40,8 @@ def cutter(limit: int = 64) -> Cutter:
     return Cutter(WordEmbedder().tokenizer, limit)
 
 
-def pdf(path, *pages: str):
-    """A PDF of these pages, written by hand."""
+def pdf(path, *pages: str, locked: bool = False):
+    """A PDF of these pages, written by hand; `locked` by a password that nobody knows."""
     objects = ["<< /Type /Catalog /Pages 2 0 R >>", "", "<< /Type /Font /Subtype /Type1 /BaseFont /Helvetica >>"]
     kids = []
     for text in pages:
@@ -53,8 +59,10 @@ def pdf(path, *pages: str):
         places.append(len(body))
         body += f"{number} 0 obj\n{each}\nendobj\n"
     table = "".join(f"{place:010d} 00000 n \n" for place in places)
+    key = f"/Encrypt << /Filter /Standard /V 1 /R 2 /O <{'11' * 32}> /U <{'22' * 32}> /P -4 >> /ID [<33> <33>] "
     end = (
-        f"xref\n0 {len(objects) + 1}\n0000000000 65535 f \n{table}trailer\n<< /Size {len(objects) + 1} /Root 1 0 R >>\n"
+        f"xref\n0 {len(objects) + 1}\n0000000000 65535 f \n{table}trailer\n"
+        f"<< /Size {len(objects) + 1} /Root 1 0 R {key if locked else ''}>>\n"
     )
     path.write_text(f"{body}{end}startxref\n{len(body)}\n%%EOF\n")
     return path
@@ -110,6 +118,62 @@ def test_a_scan_says_so(tmp_path):
         read_text(pdf(tmp_path / "a.pdf", ""))
 
 
+def test_an_encrypted_pdf_says_so(tmp_path):
+    with pytest.raises(Unreadable, match="is encrypted: save it without a password"):
+        read_text(pdf(tmp_path / "a.pdf", "Secret.", locked=True))
+
+
+def test_what_fails_in_its_reader_is_told(tmp_path, monkeypatch):
+    def broken(path):
+        raise RuntimeError("no such table")
+
+    monkeypatch.setitem(texts.READERS, ".md", broken)
+    with pytest.raises(Unreadable, match=r"a\.md cannot be read \(RuntimeError\): is it whole\?"):
+        read_text(tmp_path / "a.md")
+
+
+def docx(path, *paragraphs: tuple[str, str]):
+    """A Word document of (style, text), written by hand."""
+    space = "http://schemas.openxmlformats.org"
+    body = "".join(
+        f'<w:p><w:pPr><w:pStyle w:val="{style}"/></w:pPr><w:r><w:t>{text}</w:t></w:r></w:p>'
+        for style, text in paragraphs
+    )
+    kind = "application/vnd.openxmlformats-officedocument.wordprocessingml.document.main+xml"
+    parts = {
+        "[Content_Types].xml": f'<Types xmlns="{space}/package/2006/content-types">'
+        '<Default Extension="rels" ContentType="application/vnd.openxmlformats-package.relationships+xml"/>'
+        f'<Override PartName="/word/document.xml" ContentType="{kind}"/></Types>',
+        "_rels/.rels": f'<Relationships xmlns="{space}/package/2006/relationships"><Relationship Id="r1" '
+        f'Type="{space}/officeDocument/2006/relationships/officeDocument" Target="word/document.xml"/></Relationships>',
+        "word/document.xml": f'<w:document xmlns:w="{space}/wordprocessingml/2006/main">'
+        f"<w:body>{body}</w:body></w:document>",
+    }
+    with zipfile.ZipFile(path, "w") as file:
+        for name, text in parts.items():
+            file.writestr(name, f'<?xml version="1.0" encoding="UTF-8"?>{text}')
+    return path
+
+
+def test_a_word_document_becomes_text_with_headings(tmp_path):
+    """Where the extra `documents` is installed; it is too heavy for the extra `test`."""
+    pytest.importorskip("markitdown", reason="the extra `documents` is not installed: Word documents are not read")
+    read = read_text(docx(tmp_path / "a.docx", ("Heading1", "Parcels"), ("Normal", "They are sent by noon.")))
+    assert read == Text("# Parcels\n\nThey are sent by noon.", markdown=True)
+    whole = (tmp_path / "a.docx").read_bytes()
+    (tmp_path / "half.docx").write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(Unreadable, match=r"half\.docx is no whole \.docx file"):
+        read_text(tmp_path / "half.docx")
+    with pytest.raises(Unreadable, match=r"bad\.docx"):
+        read_text(docx(tmp_path / "bad.docx", ("Normal", "<")))
+
+
+def test_a_word_document_without_the_extra_says_what_is_missing(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "markitdown", None)
+    with pytest.raises(Unreadable, match=r"a\.docx: files of the kind \.docx need the extra: pip install 'halka\[docu"):
+        read_text(docx(tmp_path / "a.docx"))
+
+
 def test_hidden_files_are_not_read(tmp_path):
     assert [is_readable(tmp_path / name) for name in ("a.md", ".a.md", "~$a.docx", "a.png")] == [
         True,
@@ -160,3 +224,59 @@ def test_a_long_heading_keeps_its_end():
     passage = [*cutter().cut("d", Text(f"# {title}\n\n{'Body. ' * 60}", markdown=True), ("*",))][-1]
     assert passage.heading.endswith("w59")
     assert len(passage.heading.split()) < 24
+
+
+def test_a_run_without_spaces_is_cut_though_it_is_one_token():
+    """To the tokenizer it is one unknown word, however long; what stands around it stays findable."""
+    run = base64.b64encode(random.Random(0).randbytes(30_000)).decode()
+    text = Text(
+        f"# Guide\n\nBefore it. {'More words. ' * 30}\n\n{run}\n\nAfter it.\n\n# {run} #\n\nAt the end.", markdown=True
+    )
+    passages = [*Cutter(PiecesEmbedder().tokenizer, 64).cut("d", text, ("*",))]
+    assert max(len(each.text) for each in passages) <= 16 * 64
+    assert max(len(each.heading) for each in passages) <= 16 * 24
+    assert all(len(PiecesEmbedder().tokenizer.encode(each.searched).ids) <= 64 for each in passages)
+    assert all(each.text == text.text[each.start : each.end] for each in passages)
+    assert "".join("".join(each.text.split()) for each in passages) == "".join(text.text.split())
+
+
+def test_spaces_are_no_reason_to_cut():
+    table = Text(f"| a |{' ' * 3000}| b |\n| c |{' ' * 3000}| d |", markdown=True)
+    assert [each.text for each in cutter(64).cut("d", table, ("*",))] == [table.text]
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "# " + " ".join(f"w{number}" for number in range(20_000)),
+        "# a" + " " * 100_000 + "b",
+        "# " + "#" * 100_000 + "b",
+        "\n".join(f"{'#' * (1 + number % 6)} Heading {number}" for number in range(8_000)),
+        "# " + "a" * 500_000 + "\n\n" + "\n\n".join(f"## {number}\n\nText." for number in range(2_000)),
+        "".join(chr(0x4E00 + number % 5_000) for number in range(100_000)),
+        "\n\n".join(f"```\n# {number}\n```\n\n# {number}" for number in range(4_000)),
+    ],
+    ids=["words", "spaces", "signs", "headings", "giant", "characters", "fences"],
+)
+def test_no_line_stalls_the_cutting(text):
+    started = time.process_time()
+    passages = [*Cutter(PiecesEmbedder().tokenizer, 64).cut("d", Text(text, markdown=True), ("*",))]
+    assert time.process_time() - started < 20
+    assert "".join("".join(each.text.split()) for each in passages) == "".join(text.split())
+
+
+@pytest.mark.parametrize(
+    ("line", "title"),
+    [
+        ("# a", "a"),
+        ("## a b ##", "a b"),
+        ("#\ta#", "a"),
+        ("# #", "#"),
+        ("# ## ", "##"),
+        ("# a # b", "a # b"),
+        ("#a", ""),
+    ],
+)
+def test_a_headings_title_is_without_its_signs(line, title):
+    (passage,) = cutter().cut("d", Text(f"{line}\nText.", markdown=True), ("*",))
+    assert passage.heading == title

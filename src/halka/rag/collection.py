@@ -28,7 +28,7 @@ from halka.rag.passages import Cutter
 from halka.rag.roots import Given, Root, Roots
 from halka.rag.store import EVERYONE, Document, Entry, Scope, VectorStore, named, within
 from halka.rag.stores import new_key, place, store_at
-from halka.rag.texts import Text, Unreadable
+from halka.rag.texts import Text, Unreadable, check_unicode, shown
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 SETTINGS = "collection.json"
@@ -125,6 +125,7 @@ class Collection:
             found = Path(path).expanduser().resolve()
             if not found.exists():
                 raise ValueError(f"there is no file or folder {path}: check the path, it is seen from {Path.cwd()}")
+            check_unicode(str(found))
             added.append(Root(str(found), tuple(sorted(named(readers))), tuple(sorted(named(tags)))))
         with self._lock:
             roots = self._roots().adding(added)
@@ -142,7 +143,8 @@ class Collection:
         """Take in (name, text) of the caller's; Markdown headings count. An older text of that name is gone."""
         who, what = tuple(sorted(named(readers))), tuple(sorted(named(tags)))
         yield from self._take_in(
-            Given(name, text.encode, partial(_text_of, name, text), who, what) for name, text in texts
+            Given(name, partial(text.encode, errors="surrogatepass"), partial(_text_of, name, text), who, what)
+            for name, text in texts
         )
 
     def refresh(self) -> Iterator[Event]:
@@ -206,6 +208,7 @@ class Collection:
         waiting: dict[str, tuple[Given, Document, Text]] = {}
         for each in given:
             try:
+                check_unicode(each.name)
                 document = Document(each.name, hashlib.sha256(each.content()).hexdigest(), each.readers, each.tags)
                 before = known.get(each.name)
                 if before is not None and replace(document, added=before.added, passages=before.passages) == before:
@@ -217,7 +220,7 @@ class Collection:
             except OSError as error:
                 yield Event("skipped", each.name, reason=f"{each.name}: {(error.strerror or str(error)).lower()}")
             except Unreadable as error:
-                yield Event("skipped", each.name, reason=str(error))
+                yield Event("skipped", shown(each.name), reason=str(error))
             if sum(len(text.text) for _, _, text in waiting.values()) > AT_ONCE:
                 yield from self._commit([*waiting.values()], known)
                 waiting, changed = {}, True
@@ -302,6 +305,7 @@ def _is_free(folder: Path) -> bool:
 
 
 def _text_of(name: str, text: str) -> Text:
+    check_unicode(name, text)
     if not text.strip():
         raise Unreadable(f"{name} holds no text")
     return Text(text, markdown=True)

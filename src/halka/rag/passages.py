@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import bisect
 import re
-from collections.abc import Container, Iterator
+from collections.abc import Callable, Container, Iterator
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
 from halka.rag.texts import Text
@@ -12,9 +14,11 @@ from halka.rag.texts import Text
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
-HEADING = re.compile(r"^(#{1,6})[ \t]+(.+?)[ \t]*#*$", re.MULTILINE)
+HEADING = re.compile(r"^(#{1,6})[ \t]+([^ \t\n].*)$", re.MULTILINE)  # with the #s at its end
 FENCE = re.compile(r"^(```|~~~).*?^\1", re.MULTILINE | re.DOTALL)
 HEADING_TOKENS = 24  # of a passage's tokens, for the headings that it stands under
+CHARACTERS = 16  # besides spaces, at most, for each token that there may be: a run of them may be one, however long
+RUN = 10_000  # characters of such a run that are cut at a time: the time that it takes grows with their square
 
 
 @dataclass(frozen=True)
@@ -49,7 +53,10 @@ class Passage:
 
 
 class Cutter:
-    """Cuts texts into passages of at most `limit` tokens, headings included, as the embedder counts them."""
+    """Cuts texts into passages of at most `limit` tokens, headings included, as the embedder counts them.
+
+    None has more than 16 characters, spaces left out, for each of those tokens.
+    """
 
     def __init__(self, tokenizer: Tokenizer, limit: int):
         from semantic_text_splitter import MarkdownSplitter, TextSplitter
@@ -63,25 +70,41 @@ class Cutter:
         capacity = limit - special - HEADING_TOKENS
         self._markdown: Any = MarkdownSplitter.from_huggingface_tokenizer(tokenizer, capacity)
         self._plain: Any = TextSplitter.from_huggingface_tokenizer(tokenizer, capacity)
+        self._most = CHARACTERS * capacity
 
     def cut(self, document: str, text: Text, readers: tuple[str, ...]) -> Iterator[Passage]:
         """The passages of a document, in order; every character that is no space is in one of them."""
-        headings = _headings(text) if text.markdown else []
-        splitter = self._markdown if text.markdown else self._plain
-        starts = {at for at, _ in headings}
-        pieces: list[tuple[int, int]] = []
-        for start, piece in splitter.chunk_indices(text.text):
-            end = start + len(piece)
-            if pieces and self._is_title(text.text, pieces[-1], starts) and self._fits(text.text[pieces[-1][0] : end]):
-                start = pieces.pop()[0]  # a title that was cut off from its text
+        headings = _headings(text, self._short) if text.markdown else []
+        starts = [at for at, _ in headings]
+        titles, pieces = {*starts}, list[tuple[int, int]]()
+        for start, end in self._pieces(text):
+            if pieces and self._is_title(text.text, pieces[-1], titles):
+                with_title = text.text[pieces[-1][0] : end]
+                if not self._is_long(with_title) and self._fits(with_title):
+                    start = pieces.pop()[0]  # a title that was cut off from its text
             pieces.append((start, end))
         for number, (start, end) in enumerate(pieces):
-            above = [title for at, title in headings if at <= start]
-            heading = self._short(above[-1]) if above else ""
+            above = bisect.bisect_right(starts, start)
+            heading = headings[above - 1][1] if above else ""
             piece = text.text[start:end]
-            if start in starts and not self._fits(f"{heading}\n{piece}"):
+            if start in titles and not self._fits(f"{heading}\n{piece}"):
                 heading = ""  # it stands there
             yield Passage(document, number, piece, start, end, text.page(start), heading, readers)
+
+    def _pieces(self, text: Text) -> Iterator[tuple[int, int]]:
+        """Where the text is cut: by its structure, and what has too many characters for its tokens once more."""
+        splitter = self._markdown if text.markdown else self._plain
+        for base, stretch in _stretches(text.text):
+            for start, piece in splitter.chunk_indices(stretch):
+                if not self._is_long(piece):
+                    yield base + start, base + start + len(piece)
+                    continue
+                for at, part in _parts(piece, self._most):
+                    for within, small in splitter.chunk_indices(part):  # whose tokens may be others, and more
+                        yield base + start + at + within, base + start + at + within + len(small)
+
+    def _is_long(self, text: str) -> bool:
+        return len(text) > self._most and sum(map(len, text.split())) > self._most
 
     def _is_title(self, text: str, span: tuple[int, int], starts: Container[int]) -> bool:
         """Whether a piece is a heading and nothing else."""
@@ -91,22 +114,54 @@ class Cutter:
         return len(self._tokenizer.encode(text).ids) <= self._limit
 
     def _short(self, heading: str) -> str:
-        """As much of the end of a heading as the tokens left for it hold."""
-        while heading and len(self._tokenizer.encode(heading, add_special_tokens=False).ids) > HEADING_TOKENS - 1:
-            _, _, shorter = heading.partition(" ")
-            heading = shorter if shorter != heading else ""
-        return heading
+        """As much of the end of a heading, in whole words, as what is left for it holds."""
+        heading = _tail(heading)
+        words = [0, *(match.end() for match in re.finditer(" ", heading)), len(heading)]
+        return heading[words[bisect.bisect_left(words, True, key=lambda at: self._is_short(heading[at:]))] :]
+
+    def _is_short(self, heading: str) -> bool:
+        return len(self._tokenizer.encode(heading, add_special_tokens=False).ids) < HEADING_TOKENS
 
 
-def _headings(text: Text) -> list[tuple[int, str]]:
-    """Where headings stand, and the path of titles from the outermost to each: `Guide › Install`."""
+def _headings(text: Text, short: Callable[[str], str]) -> list[tuple[int, str]]:
+    """Where headings stand, and the path of titles from the outermost to each: `Guide › Install`, made short."""
     code = [match.span() for match in FENCE.finditer(text.text)]
     found: list[tuple[int, str]] = []
     path: list[tuple[int, str]] = []
     for match in HEADING.finditer(text.text):
-        if any(start <= match.start() < end for start, end in code):
+        fence = bisect.bisect_right(code, match.start(), key=lambda span: span[0])
+        if fence and match.start() < code[fence - 1][1]:
             continue
-        level = len(match[1])
-        path = [(depth, title) for depth, title in path if depth < level] + [(level, match[2])]
-        found.append((match.start(), " › ".join(title for _, title in path)))
+        level, title = len(match[1]), match[2].rstrip("#").rstrip(" \t") or "#"
+        path = [(depth, above) for depth, above in path if depth < level] + [(level, _tail(title))]
+        found.append((match.start(), short(" › ".join(each for _, each in path if each))))
     return found
+
+
+def _stretches(text: str) -> Iterator[tuple[int, str]]:
+    """The text, or where there are very long runs without spaces what stands between them, and their parts."""
+    ends = [len(text)]
+    if len(text) > 2 * RUN:
+        runs = (match.span() for match in re.finditer(r"\S+", text) if match.end() - match.start() > 2 * RUN)
+        ends = [at for start, end in runs for at in (*range(start, end, RUN), end)] + ends
+    for start, end in pairwise([0, *ends]):
+        if start < end:
+            yield start, text[start:end]
+
+
+def _parts(text: str, most: int) -> Iterator[tuple[int, str]]:
+    """A text in parts of at most so many characters, each with its offset; cut at the last line end or space there."""
+    start = 0
+    while start < len(text):
+        end = start + most
+        if end < len(text):
+            gaps = (text.rfind(gap, start + 1, end) for gap in ("\n\n", "\n", " "))
+            end = next((at for at in gaps if at > start), end)
+        yield start, text[start:end]
+        start = end
+
+
+def _tail(heading: str) -> str:
+    """The end of a heading, in whole words, beyond which none is read."""
+    most = CHARACTERS * HEADING_TOKENS
+    return heading if len(heading) <= most else heading[-most:].partition(" ")[2]

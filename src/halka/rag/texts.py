@@ -9,9 +9,11 @@ import bisect
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from zipfile import is_zipfile
 
 EXTRA = (".docx", ".pptx", ".xlsx", ".xls", ".epub", ".msg", ".ipynb", ".csv", ".json", ".xml")
 """What the extra `documents` reads, besides what is read here."""
+ZIPPED = (".docx", ".pptx", ".xlsx", ".epub")
 PAGE_BREAK = "\n\n"
 
 
@@ -51,11 +53,34 @@ def read_text(path: Path) -> Text:
             )
     except OSError as error:
         raise Unreadable(f"{path}: {(error.strerror or str(error)).lower()}") from None
-    if "\0" in read.text:
-        raise Unreadable(f"{path} is binary, not text")
+    except (Unreadable, ImportError):
+        raise
+    except RecursionError as error:
+        raise Unreadable(f"{path} is nested too deep to be read: simplify it, or save it as text") from error
+    except Exception as error:  # each reader fails in its own way; the file is what is at fault
+        raise Unreadable(f"{path} cannot be read ({type(error).__name__}): is it whole?") from error
+    check_unicode(str(path), read.text)
     if not read.text.strip():
         raise Unreadable(f"{path} holds no text" + (" (a scan?): recognise it first" if suffix == ".pdf" else ""))
     return read
+
+
+def check_unicode(name: str, text: str = "") -> None:
+    """Raises Unreadable for a name or text with what is none: halves of characters, bytes of another code, or zeros."""
+    for each, what in ((name, "a name"), (text, "text")):
+        try:
+            each.encode()
+        except UnicodeEncodeError as error:
+            raise Unreadable(
+                f"{shown(name)} has {what} that is no Unicode, from character {error.start}: change it"
+            ) from None
+    if "\0" in text:
+        raise Unreadable(f"{shown(name)} is binary, not text")
+
+
+def shown(name: str) -> str:
+    """A name as it can be printed, whatever bytes it has."""
+    return name.encode("utf-8", "backslashreplace").decode()
 
 
 def is_readable(path: Path) -> bool:
@@ -127,10 +152,9 @@ def _converted(path: Path) -> Text:
         raise Unreadable(
             f"{path}: files of the kind {path.suffix} need the extra: pip install 'halka[documents]'"
         ) from None
-    try:
-        made = MarkItDown(enable_plugins=False).convert_local(str(path))
-    except Exception as error:  # each converter fails in its own way; the file is what is at fault
-        raise Unreadable(f"{path} cannot be converted ({type(error).__name__}): is it whole?") from error
+    if path.suffix.lower() in ZIPPED and not is_zipfile(path):  # which would be read as plain text
+        raise Unreadable(f"{path} is no whole {path.suffix} file: fetch it again")
+    made = MarkItDown(enable_plugins=False).convert_local(str(path))
     return Text(_without_gaps(made.text_content), markdown=True)
 
 
