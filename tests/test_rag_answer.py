@@ -208,6 +208,21 @@ def test_what_stands_around_a_passage_is_read_on_demand(tmp_path):
     assert around.end > alone.end
 
 
+def test_neighbours_turn_no_answer_into_abstaining(tmp_path):
+    made = Collection(tmp_path / "long", WordEmbedder(limit=49))
+    parts = [f"## Part {n}\n\nThe code of item{n} is secret{n}, {'as is known ' * 5}." for n in range(5)]
+    [*made.put([("long", "\n\n".join(parts))])]
+    question = "What is the code of item2?"
+    budget = words(prompted(question, [made.store.passages("long", [2], Scope())[0]]))
+    for room in (budget, budget + 25, budget + 50):
+        for neighbours in (1, 40, 160):
+            wide = Answerer(Retriever(made), lambda prompt: ["secret2 [1]"], room, words, 1, neighbours)
+            found = wide.found(question, Scope())
+            assert "secret2" in found[0].text
+            assert words(prompted(question, found)) <= room
+    assert all(f"secret{n}" in found[0].text for n in (1, 2, 3))
+
+
 def test_without_passages_the_model_is_not_asked(collection):
     def reply(prompt: str):
         raise AssertionError(prompt)

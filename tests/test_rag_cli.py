@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -163,6 +164,13 @@ def test_questions_become_training_data(halka, embedder, tmp_path):
     assert (code, out) == (0, "1 questions, 1 examples, 0 abstaining, in train.jsonl\n"), err
     row = json.loads((tmp_path / "train.jsonl").read_text())
     assert row["messages"][1]["content"] == "on monday [1]"
+    told = re.search(r"`halka ask --floor (.+)` asks", err)
+    assert told
+    with (tmp_path / "asked.jsonl").open("a") as file:
+        file.write('{"question": "xyz", "answer": "nowhere"}\n')
+    examples = ("docs", "examples", "faq", "asked.jsonl", "-o", "more.jsonl")
+    assert f"--floor {told[1]}`" in halka(*examples)[2]  # what no passage answers has no part in it
+    assert re.search(r"`halka ask --mode words --floor \d", halka(*examples, "--mode", "words")[2])
     (tmp_path / "asked.jsonl").write_text('{"question": "when are parcels sent", "answer": "never"}\n')
     code, _, err = halka("docs", "examples", "faq", "asked.jsonl", "-o", "train.jsonl")
     assert (code, "holds an answer" in err) == (2, True)

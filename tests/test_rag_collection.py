@@ -17,7 +17,8 @@ import pytest
 
 from embedder_for_tests import WordEmbedder
 from halka.rag.collection import Collection, collection_folder
-from halka.rag.retrieve import Retriever, joined
+from halka.rag.evaluate import _ranked
+from halka.rag.retrieve import Hit, Retriever, joined
 from halka.rag.store import Found, Scope
 
 
@@ -280,7 +281,23 @@ def test_neighbours_join_within_the_budget(collection):
     assert wider.text == text[wider.start : wider.end]
     assert hits[0].passage.text in wider.text
     assert len(wider.text) > 2 * len(alone.text)
-    assert retriever.expanded(hits, 3) == []
+    assert retriever.expanded(hits, 3) == [hits[0].passage]
+    assert retriever.expanded(hits, 130, fits=lambda passages: False) == [hits[0].passage]
+    passages = collection.store.passages("a", range(8), Scope())
+    five = [Hit(passages[number], 1.0) for number in (3, 2, 4, 6)]
+    joined, apart = retriever.expanded(five, 0)
+    assert (joined.start, joined.end) == (passages[2].start, passages[4].end)
+    assert joined.text == text[joined.start : joined.end]
+    assert apart == passages[6]
+
+
+def test_a_hundred_documents_are_ranked_though_one_has_a_hundred_passages(collection):
+    long = "\n\n".join(f"# Part {n}\n\nParcels are sent on Monday, {'word ' * 20}." for n in range(120))
+    [*collection.put([("a", long), ("b", "Parcels."), ("c", "Refunds take nine days.")])]
+    retriever = Retriever(collection, "vectors", distinct=False)
+    assert _ranked(retriever, "Parcels sent Monday word", 3, Scope()) == ["a", "b", "c"]
+    assert _ranked(retriever, "Parcels sent Monday word", 2, Scope()) == ["a", "b"]
+    assert len(_ranked(Retriever(collection, "words"), "Parcels", 3, Scope())) == 2
 
 
 # ── many at once, and crashes ───────────────────────────────────────────────────────────────────────────────────────

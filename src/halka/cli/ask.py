@@ -35,7 +35,8 @@ def ask(
     floor: Annotated[
         float | None,
         typer.Option(
-            metavar="SCORE", help="of the best passage: below it the documents do not say; docs examples tells it"
+            metavar="SCORE",
+            help="of the best passage: below it the documents do not say; docs examples tells it, by --mode",
         ),
     ] = None,
     mode: Mode = "hybrid",

@@ -288,6 +288,8 @@ def examples_(
         str, typer.Option(metavar="TEXT", help='how answers look, such as "Answer: {answer}" [{answer}]')
     ] = "{answer}",
     seed: Annotated[int, typer.Option(metavar="N", help="of the order of passages, and of what is left out")] = 0,
+    mode: Mode = "hybrid",
+    rerank: Rerank = None,
     asking: Asking = None,
     collections: Place = HERE,
     json: Json = False,
@@ -299,7 +301,6 @@ def examples_(
     from halka.files import write_text
     from halka.rag.floor import floor_for
     from halka.rag.raft import Raft, asked_in
-    from halka.rag.retrieve import Retriever
 
     asked = []
     for row in read_rows(existing_file(questions, "FILE")):
@@ -307,20 +308,25 @@ def examples_(
             raise ValueError(str(row))
         asked.append(asked_in(row.fields, row.where))
     target = new_file(out, "--out")
-    retriever = Retriever(opened(name, collections))
+    retriever = retriever_of(opened(name, collections), mode, rerank)
     scope = scope_of(asking, None, None)
-    made = [*Raft(passages, without, cite, form, seed).examples(retriever, asked, scope)]
+    pairs = [*Raft(passages, without, cite, form, seed).pairs(retriever, asked, scope)]
+    made = [row for _, row in pairs]
     if not made:
         raise ValueError(f"no passage in {name} holds an answer of {questions}: are these its documents?")
     write_text(target, "".join(as_json.dumps(each, ensure_ascii=False) + "\n" for each in made))
     told = {"questions": len(asked), "examples": len(made), "abstaining": sum(each["gold"] is None for each in made)}
-    held = [each.question for each in asked if each.answers]
+    held = [each.question for each, _ in pairs if each.answers]  # by a passage, else there were no row
     floor = floor_for(retriever, held, scope=scope) if held else None
     if json:
         return emit(told | {"floor": floor})
     show(", ".join(f"{count} {what}" for what, count in told.items()) + f", in {target}")
     if floor is not None:
-        say(f"for 95 % of them the best passage scores {floor:.3f} or more, which `halka ask --floor {floor:.3f}` asks")
+        same = ("" if mode == "hybrid" else f" --mode {mode}") + ("" if rerank is None else f" --rerank {rerank}")
+        say(
+            f"for 95 % of those that a passage answers the best one scores {floor:.3f} or more, which "
+            f"`halka ask{same} --floor {floor:.3f}` asks"
+        )
 
 
 def opened(name: str, among: Path) -> Collection:

@@ -16,7 +16,10 @@ Generate = Callable[[str], Iterable[str]]
 
 @dataclass(frozen=True)
 class Source:
-    """A passage that the answer was made from: its number in the prompt, where it stands, and whether it is cited."""
+    """A passage that the answer was made from: its number in the prompt, where it stands, and whether it is cited.
+
+    With neighbours its text is of several, and has between them what `Retriever.expanded` says.
+    """
 
     number: int
     document: str
@@ -45,7 +48,8 @@ class Answerer:
     budget     tokens that a prompt may take: the base's context, less what its answer may
     count      how many tokens a text is
     passages   how many are put before the model, at most
-    neighbours tokens of passages together with what stands around them in their documents; 0: as they were found
+    neighbours tokens of passages together with what stands around them in their documents, while the budget has
+               room for that; 0: as they were found
     floor      the score that the best passage must have, else the documents do not say (`floor.py` finds it)
     """
 
@@ -86,7 +90,10 @@ class Answerer:
         hits = self.retriever.search(question, self.passages, scope)
         if self.floor is not None and (not hits or hits[0].score < self.floor):
             return []
-        found = [hit.passage for hit in hits]
-        if self.neighbours:
-            found = self.retriever.expanded(hits, self.neighbours, scope)
-        return fitting(question, found, self.budget, self.count)
+        found = fitting(question, [hit.passage for hit in hits], self.budget, self.count)
+        if not self.neighbours:
+            return found
+        kept = [hit for hit in hits if hit.passage in found]
+        return self.retriever.expanded(
+            kept, self.neighbours, scope, lambda wider: self.count(prompted(question, wider)) <= self.budget
+        )

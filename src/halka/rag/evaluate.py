@@ -11,7 +11,7 @@ from __future__ import annotations
 import csv
 import json
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from halka.rag.retrieve import Retriever
@@ -59,7 +59,7 @@ def evaluate(
     scope: Scope = Scope(),  # noqa: B008
     on_progress: Callable[[int], None] | None = None,
 ) -> dict[str, float]:
-    """Means over the queries by measure, of documents ranked by their best passage.
+    """Means over the queries by measure, of 100 documents ranked by their best passage.
 
     Raises ValueError where the extra `rag` is missing, or there is no query.
     """
@@ -69,18 +69,32 @@ def evaluate(
         raise ValueError("scoring retrieval needs the extra: pip install 'halka[rag]'") from None
     if not queries.texts:
         raise ValueError("there are no queries to evaluate on")
+    wanted = min(DEPTH, len(retriever.collection.documents(scope)))
     run: dict[str, dict[str, float]] = {}
     for done, (query, text) in enumerate(queries.texts.items(), start=1):
-        best: dict[str, float] = {}
-        for rank, hit in enumerate(retriever.search(text, DEPTH, scope)):
-            best.setdefault(hit.passage.document, -float(rank))
-        run[query] = best
+        run[query] = {name: -float(rank) for rank, name in enumerate(_ranked(retriever, text, wanted, scope))}
         if on_progress is not None:
             on_progress(done)
     measures = [ir_measures.parse_measure(each) for each in MEASURES]
     relevant = {query: dict(documents) for query, documents in queries.relevant.items()}
     found = ir_measures.calc_aggregate(measures, relevant, run)
     return {str(measure): float(found[measure]) for measure in measures}
+
+
+def _ranked(retriever: Retriever, question: str, wanted: int, scope: Scope) -> list[str]:
+    """That many documents by their best passage, or all that are found.
+
+    Those of the first 100 passages come first; where they are fewer, passages further down bring the others, whom no
+    cross-encoder moves.
+    """
+    best: dict[str, None] = {}
+    count, before, found = DEPTH, -1, 0
+    while len(best) < wanted and found > before:
+        hits = retriever.search(question, count, scope)
+        best |= dict.fromkeys(hit.passage.document for hit in hits if hit.passage.document not in best)
+        before, found, count = found, len(hits), 2 * count
+        retriever = replace(retriever, rerank=None)
+    return [*best][:wanted]
 
 
 def _rows(path: Path, *fields: str) -> Iterator[dict[str, str]]:

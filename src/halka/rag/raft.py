@@ -99,6 +99,15 @@ class Raft:
         scope: Scope = Scope(),  # noqa: B008
     ) -> Iterator[dict[str, Any]]:
         """A row for training for each question, as `messages`; those whose answer no passage holds are left out."""
+        return (row for _, row in self.pairs(retriever, asked, scope))
+
+    def pairs(
+        self,
+        retriever: Retriever,
+        asked: Iterable[Asked],
+        scope: Scope = Scope(),  # noqa: B008
+    ) -> Iterator[tuple[Asked, dict[str, Any]]]:
+        """The same rows, each with the question that it is of."""
         draw = random.Random(self.seed)
         for each in placed(asked, [document.name for document in retriever.collection.documents(scope)]):
             found = [hit.passage for hit in retriever.search(each.question, 8 * self.passages, scope)]
@@ -113,7 +122,7 @@ class Raft:
             shown = others[: self.passages] if gold is None or left_out else [gold, *others[: self.passages - 1]]
             draw.shuffle(shown)
             number = None if gold is None or left_out else shown.index(gold) + 1
-            yield {
+            row = {
                 "messages": [
                     {"role": "user", "content": prompted(each.question, shown)},
                     {"role": "assistant", "content": self._answer(each, number)},
@@ -121,6 +130,7 @@ class Raft:
                 "answers": [ABSTAINED] if number is None else list(each.answers),
                 "gold": number,
             }
+            yield each, row
 
     def _answer(self, asked: Asked, number: int | None) -> str:
         if number is None:

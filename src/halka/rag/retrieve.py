@@ -8,7 +8,7 @@ count; where they do not, they hardly do.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from itertools import pairwise
@@ -87,28 +87,30 @@ class Retriever:
             hits = _distinct(hits, count, {found.passage.id: found.vector for found in (*near, *worded)})
         return hits[:count]
 
-    def expanded(self, hits: Sequence[Hit], budget: int, scope: Scope = Scope()) -> list[Passage]:  # noqa: B008
-        """The hits' passages with what stands before and after them, best first, within `budget` tokens in all.
+    def expanded(
+        self,
+        hits: Sequence[Hit],
+        budget: int,
+        scope: Scope = Scope(),  # noqa: B008
+        fits: Callable[[Sequence[Passage]], bool] = lambda passages: True,
+    ) -> list[Passage]:
+        """The hits' passages, best first, with what stands before and after each; those that touch become one.
 
-        First every hit in its order, as many as the budget holds; then, for each, its neighbours in the document, as
-        long as there is room. Passages that touch become one.
+        Neighbours come in, the best hit's first, while all passages have at most `budget` tokens and `fits` holds for
+        them; hits are left out by neither. What was joined begins and ends where it says, but between passages it has
+        a space or an empty line, whatever the document has there: that is kept nowhere.
         """
-        room, chosen = budget, {}
-        for hit in hits:
-            if (cost := self._tokens(hit.passage)) <= room:
-                chosen[hit.passage.id] = hit.passage
-                room -= cost
-        spans = [[each] for each in chosen.values()]
-        for span in spans:
-            around = {span[0].number - 1, span[-1].number + 1}
-            for each in self.collection.store.passages(span[0].document, around, scope):
-                cost = self._tokens(each)
-                if each.id in chosen or cost > room:
+        chosen = {hit.passage.id: hit.passage for hit in hits}
+        room = budget - sum(map(self._tokens, chosen.values()))
+        for middle in [*chosen.values()]:
+            around = {middle.number - 1, middle.number + 1}
+            for each in self.collection.store.passages(middle.document, around, scope):
+                if each.id in chosen or (cost := self._tokens(each)) > room:
                     continue
-                room -= cost
-                chosen[each.id] = each
-                span.insert(0, each) if each.number < span[0].number else span.append(each)
-        return [_one(span) for span in spans]
+                wider = {**chosen, each.id: each}
+                if fits(_touching(wider.values())):
+                    chosen, room = wider, room - cost
+        return _touching(chosen.values())
 
     def _tokens(self, passage: Passage) -> int:
         return len(self.collection.embedder.tokenizer.encode(passage.searched, add_special_tokens=False).ids)
@@ -157,6 +159,22 @@ def _standing_out(scores: Sequence[float]) -> float:
     first, *others = sorted(scores, reverse=True)
     others = [*others[:NEXT], *[0.0] * (NEXT - len(others[:NEXT]))]
     return (first - mean(others)) / first
+
+
+def _touching(passages: Iterable[Passage]) -> list[Passage]:
+    """The passages, those that follow each other in a document as one, at the place of the first given."""
+    at = {(each.document, each.number): each for each in passages}
+    joined = []
+    while at:
+        document, first = next(iter(at))
+        while (document, first - 1) in at:
+            first -= 1
+        span, number = list[Passage](), first
+        while (document, number) in at:
+            span.append(at.pop((document, number)))
+            number += 1
+        joined.append(_one(span))
+    return joined
 
 
 def _one(span: Sequence[Passage]) -> Passage:
