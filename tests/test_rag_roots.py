@@ -91,6 +91,13 @@ def test_rights_are_taken_away_from_what_cannot_be_read_now(tmp_path, at, docs):
     assert {each.tags for each in collection.documents()} == {()}
 
 
+def test_rights_are_taken_away_by_a_text_that_is_none(collection):
+    [*collection.put([("a", "The salary."), ("b", "Open.")])]
+    assert told(collection.put([("a", "")], readers=["hr"])) == [("skipped", "a")]
+    assert seen(collection, Scope()) == ["b"]
+    assert seen(collection, HR) == ["a", "b"]
+
+
 def test_rights_that_were_recorded_are_given_by_the_next_refresh(collection, docs):
     """As after a crash between the two."""
     [*collection.add([docs])]

@@ -442,6 +442,9 @@ def test_what_cannot_name_tables_is_refused(postgres, name):
 # ── Qdrant ──────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
+CLIENT = ("upsert", "delete", "retrieve", "scroll", "query_points")
+
+
 class Crash(Exception):
     pass
 
@@ -453,7 +456,7 @@ class CrashingAt:
         self.client, self.step = client, step
 
     def __getattr__(self, name):
-        if name in ("upsert", "delete"):
+        if name in ("upsert", "delete", "set_payload"):
             self.step -= 1
             if self.step < 0:
                 raise Crash
@@ -496,6 +499,42 @@ def test_a_crash_at_any_step_leaves_documents_whole(qdrant, step, monkeypatch):
     qdrant.tidy()
     assert client.count(qdrant._passages).count == 2
     assert texts_of(qdrant, "a") == [each.text for each in expected.passages]
+
+
+@pytest.mark.parametrize("step", range(3))
+def test_rights_are_taken_away_from_passages_before_it_is_told(qdrant, step):
+    """And where a crash came between, it is told that they are not taken away yet."""
+    given = entry("a", "salary one", "salary two")
+    qdrant.put([given])
+    client = qdrant._client
+    qdrant._client = CrashingAt(client, step)
+    if step < 2:
+        with pytest.raises(Crash):
+            qdrant.set_access(["a"], ("hr",), ("x",))
+    else:
+        qdrant.set_access(["a"], ("hr",), ("x",))
+    qdrant._client = client
+    assert qdrant.documents()[0].readers == (("hr",) if step == 2 else ("*",))
+    assert len(qdrant.matching("salary", 9, Scope())) == (2 if step == 0 else 0)
+    qdrant.set_access(["a"], ("hr",), ("x",))
+    assert qdrant.documents(Scope()) == qdrant.matching("salary", 9, Scope()) == []
+    assert len(qdrant.matching("salary", 9, Scope(frozenset(["hr"]), tags=frozenset(["x"])))) == 2
+
+
+def test_a_newer_version_is_told_as_it_is(qdrant, monkeypatch):
+    """Another writer puts one between the passages that are closed and the document's point."""
+    qdrant.put([entry("a", "salary")])
+    change = qdrant._client.set_payload
+
+    def late(where, *arguments, **options):
+        if where == qdrant._documents:
+            qdrant.put([entry("a", "salary, newer")])
+        return change(where, *arguments, **options)
+
+    qdrant._client = SimpleNamespace(**{name: getattr(qdrant._client, name) for name in CLIENT}, set_payload=late)
+    qdrant.set_access(["a"], ("hr",), ())
+    assert texts_of(qdrant, "a", Scope()) == ["salary, newer"]
+    assert qdrant.documents()[0].readers == ("*",)  # so that whoever compares sees it
 
 
 def test_what_changes_between_two_looks_is_looked_at_again(qdrant):

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import re
 import shutil
 from collections.abc import Container, Iterable, Iterator, Sequence
@@ -175,7 +174,7 @@ class Collection:
             known, roots = self._known(), self._roots()
             left, doomed = roots, {}
             for name in names:
-                path, found = _meant(name, known, roots)
+                path, found = roots.meant(name, known)
                 left, doomed = left.removing(path), doomed | dict.fromkeys(found)
             self._write(self._settings() | left.settings())
             self.store.remove([*doomed])
@@ -220,6 +219,10 @@ class Collection:
             except OSError as error:
                 yield Event("skipped", each.name, reason=f"{each.name}: {(error.strerror or str(error)).lower()}")
             except Unreadable as error:
+                if each.name in known and not each.rooted:  # the older text stays, for who may read it from now on
+                    known[each.name] = replace(known[each.name], readers=each.readers, tags=each.tags)
+                    with self._lock:
+                        self.store.set_access([each.name], each.readers, each.tags)
                 yield Event("skipped", shown(each.name), reason=str(error))
             if sum(len(text.text) for _, _, text in waiting.values()) > AT_ONCE:
                 yield from self._commit([*waiting.values()], known)
@@ -309,18 +312,3 @@ def _text_of(name: str, text: str) -> Text:
     if not text.strip():
         raise Unreadable(f"{name} holds no text")
     return Text(text, markdown=True)
-
-
-def _meant(name: str, known: Iterable[str], roots: Iterable[Root]) -> tuple[str, list[str]]:
-    """The path, or name of a text of the caller's, that is meant, and the documents there. Raises ValueError for none.
-
-    Where links stand now, what is known by the path itself comes before what is where they lead.
-    """
-    if name in known and not os.path.isabs(name):
-        return name, [name]
-    plain = os.path.expanduser(name)
-    for path in (os.path.abspath(plain), os.path.realpath(plain)):
-        found = [each for each in known if within(each, path)]
-        if found or any(within(each.path, path) for each in roots):
-            return path, found
-    raise ValueError(f"the collection has no document {name}: `halka docs list` shows those it has")

@@ -80,6 +80,21 @@ class Roots:
         )
         return Roots(left, [*left.removed, path]) if left.root(path) else left
 
+    def meant(self, name: str, known: Iterable[str]) -> tuple[str, list[str]]:
+        """The path, or name of a text of the caller's, that is meant, and the documents there.
+
+        Where links stand now, what is known by the path itself comes before what is where they lead. Raises ValueError
+        for what is neither known nor was added.
+        """
+        if name in known and not os.path.isabs(name):
+            return name, [name]
+        plain = os.path.expanduser(name)
+        for path in (os.path.abspath(plain), os.path.realpath(plain)):
+            found = [each for each in known if within(each, path)]
+            if found or any(within(each.path, path) for each in self):
+                return path, found
+        raise ValueError(f"the collection has no document {name}: `halka docs list` shows those it has")
+
     def root(self, name: str) -> Root | None:
         """The path that gives a document; None if none does."""
         return self._added.get(self._above(name) or "")
