@@ -44,6 +44,7 @@ from halka.training import TrainConfig, train
 
 RESULT = Path(__file__).parent / "results" / "estimator.json"
 STEPS = 2
+MEASURED = ("before", "beyond", "how", "seconds", "estimated", "off")  # what of a case is no setting
 SMALL = {"vocab_size": 16384, "hidden_size": 384, "num_hidden_layers": 8, "num_attention_heads": 6}
 SMALL |= {"intermediate_size": 1024, "max_position_embeddings": 1024, "pad_token_id": 0}
 GROUPED = {**SMALL, "num_key_value_heads": 2, "head_dim": 64}
@@ -132,7 +133,7 @@ def measured(given: dict[str, Any]) -> dict[str, Any]:
     machine.reset_peak(cpu)
     own = str(folder / f"{given['base']}-{how.dtype}") if given["base"] in BASES else given["base"]
     seconds = run(own, given["method"], how)
-    return {"before": before, "peak": machine.peak(cpu), "seconds": seconds[-1]}
+    return {"before": before, "beyond": machine.peak(cpu) - before, "seconds": seconds[-1]}
 
 
 def run(base: str, method: str, how: Setup) -> list[float]:
@@ -183,7 +184,7 @@ def estimated(given: dict[str, Any]) -> dict[str, Any]:
 
 def compared(each: dict[str, Any]) -> float:
     """What was estimated, of what was measured, beyond 1."""
-    return each["estimated"]["total"] / (each["peak"] - each["before"]) - 1
+    return each["estimated"]["total"] / each["beyond"] - 1
 
 
 def summary(found: list[dict[str, Any]]) -> dict[str, Any]:
@@ -200,7 +201,7 @@ def summary(found: list[dict[str, Any]]) -> dict[str, Any]:
     for key in ("method", "base", "dtype", "checkpointing"):
         values = dict.fromkeys(str(each[key]) for each in found)
         by[key] = {value: of([each for each in found if str(each[key]) == value]) for value in values}
-    before = [each["before"] for each in found]
+    before = [each["before"] for each in found if "before" in each]
     return {
         "all": of(found),
         "by": by,
@@ -233,11 +234,11 @@ R64 = ("lora", {"rank": 64})
 def published() -> list[dict[str, Any]]:
     """Name, base, method, quantisation, rows and length; what was published, in GB, and by whom."""
     rows: list[tuple[Any, ...]] = [
-        ("7B LoRA, 1 × 256", QWEN, R64, None, 256, "20.1 GB", QWEN_README),
-        ("7B LoRA, 1 × 1024", QWEN, R64, None, 1024, "21.5 GB", QWEN_README),
-        ("7B LoRA, 1 × 4096", QWEN, R64, None, 4096, "29.7 GB", QWEN_README),
-        ("7B QLoRA, 1 × 256", QWEN, R64, "nf4", 256, "11.5 GB", QWEN_README),
-        ("7B QLoRA, 1 × 4096", QWEN, R64, "nf4", 4096, "16.9 GB", QWEN_README),
+        ("7B LoRA, 1 × 256", QWEN, R64, None, 256, "20.1 G", QWEN_README),
+        ("7B LoRA, 1 × 1024", QWEN, R64, None, 1024, "21.5 G", QWEN_README),
+        ("7B LoRA, 1 × 4096", QWEN, R64, None, 4096, "29.7 G", QWEN_README),
+        ("7B QLoRA, 1 × 256", QWEN, R64, "nf4", 256, "11.5 G", QWEN_README),
+        ("7B QLoRA, 1 × 4096", QWEN, R64, "nf4", 4096, "16.9 G", QWEN_README),
         ("7B LoRA", LLAMA_7B, ("lora", {}), None, 512, "16 GB", FACTORY),
         ("7B QLoRA, 4 bits", LLAMA_7B, ("lora", {}), "nf4", 512, "6 GB", FACTORY),
         ("7B full, mixed precision", LLAMA_7B, ("full", {}), None, 512, "120 GB", FACTORY),
@@ -281,9 +282,9 @@ def main() -> None:
         if arguments.only and arguments.only not in (given["base"], given["method"]):
             continue
         started = time.perf_counter()
-        own = {key: given[key] for key in given if key not in ("before", "peak", "seconds", "estimated", "off")}
+        own = {key: given[key] for key in given if key not in MEASURED}
         real = (
-            {key: given[key] for key in ("before", "peak")}
+            {key: given[key] for key in MEASURED[:3] if key in given}
             if arguments.predict
             else in_a_process(__file__, {**own, "folder": folder.name})
         )
@@ -294,7 +295,7 @@ def main() -> None:
             each.pop("seconds", None)
         found.append({**each, "off": compared(each)})
         print(f"{own['base']:13} {own['method']:13} {own['rows']:2} x {own['length']:3} {own['dtype']:8} ", end="")
-        print(f"{'ck' if own['checkpointing'] else '  '} {(each['peak'] - each['before']) / 1e6:7.0f} MB", end=" ")
+        print(f"{'ck' if own['checkpointing'] else '  '} {each['beyond'] / 1e6:7.0f} MB", end=" ")
         print(f"{100 * found[-1]['off']:+5.1f} %  {time.perf_counter() - started:.0f} s", flush=True)
     told = summary(found)
     print(json.dumps(told, indent=1))
@@ -323,7 +324,7 @@ def plot(result: dict[str, Any], target: Path) -> None:
     figure, axes = pyplot.subplots(figsize=(5, 4.4), layout="constrained")
     for method in METHODS:
         own = [each for each in result["cases"] if each["method"] == method]
-        real = [(each["peak"] - each["before"]) / 1e6 for each in own]
+        real = [each["beyond"] / 1e6 for each in own]
         axes.plot(real, [each["estimated"]["total"] / 1e6 for each in own], "o", markersize=4, label=method)
     ends = [20, 6000]
     axes.plot(ends, ends, color="grey", linewidth=1)

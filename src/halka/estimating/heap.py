@@ -14,7 +14,7 @@ from bisect import bisect_left, insort
 PAGE, ALIGNED, HEADER, SPARE = 4096, 64, 16, 96
 FIRST_THRESHOLD, LARGEST_THRESHOLD = 128 * 1024, 32 * 1024 * 1024
 TOP_PAD = 128 * 1024
-LIFE = 10  # pieces taken or freed, on average, while a small object lives; it was set by measured peaks
+LIFE = 15  # pieces taken or freed, on average, while a small object lives; it was set by measured peaks
 STEP = 7919  # a prime, so that lives of all lengths come in turn
 
 
