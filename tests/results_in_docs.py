@@ -279,7 +279,7 @@ def estimator(found: Any) -> list[list[str]]:
 
 def estimator_published(found: Any) -> list[list[str]]:
     """Estimates of Halka's runs beside what was published of others' software."""
-    rows = [["7B and 65B", "Estimated for Halka", "Published", "By"]]
+    rows = [["Run", "Estimated for Halka", "Published", "By"]]
     for each in found["published"]:
         rows.append([each["case"], f"{each['estimated'] / 1e9:.1f} GB", each["published"], each["source"]])
     return rows
