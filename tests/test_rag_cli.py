@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -122,15 +123,98 @@ def test_a_folder_in_beirs_layout_is_scored(halka, embedder, tmp_path):
         '{"_id": "1", "text": "when are parcels sent"}\n{"_id": "2", "text": "x"}'
     )
     (tmp_path / "q" / "qrels" / "test.tsv").write_text("query-id\tcorpus-id\tscore\n1\ta\t1\n")
-    assert halka("docs", "add", "q", "q/corpus.jsonl", "--embedder", str(embedder))[0] == 0
-    code, out, _ = halka("docs", "evaluate", "q", "q", "--json")
-    assert code == 0
+    code, out, err = halka("docs", "evaluate", "q", "q", "--json", "--embedder", str(embedder))
+    assert code == 0, err
     scores = json.loads(out)
     assert scores["words"]["nDCG@10"] == scores["words"]["Success@1"] == 1.0
     assert set(scores) == {"hybrid", "vectors", "words"}
     (tmp_path / "q" / "qrels" / "test.tsv").write_text("query-id\tcorpus-id\tscore\n9\ta\t1\n")
     code, _, err = halka("docs", "evaluate", "q", "q")
     assert (code, "lacks query 9" in err) == (2, True)
+
+    (tmp_path / "q" / "qrels" / "test.tsv").write_text("query-id\tcorpus-id\tscore\n1\ta\t1\n")
+    assert halka("docs", "evaluate", "q", "q")[0] == 0
+    (tmp_path / "own.md").write_text("Parcels are sent on monday.")
+    assert halka("docs", "add", "own", "own.md", "--embedder", str(embedder))[0] == 0
+    code, _, err = halka("docs", "evaluate", "own", "q")  # nothing is put among what somebody keeps
+    assert (code, "take another name" in err) == (2, True)
+    assert len(json.loads(halka("docs", "list", "own", "--json")[1])) == 1
+    (tmp_path / "q" / "corpus.jsonl").unlink()
+    assert halka("docs", "evaluate", "own", "q")[0] == 0
+    code, _, err = halka("docs", "evaluate", "typoed", "q")
+    assert (code, "holds no collection 'typoed'" in err) == (2, True)
+    assert not (tmp_path / "collections" / "typoed").exists()
+
+
+def test_where_all_is_skipped_nothing_begins(halka, embedder, tmp_path):
+    (tmp_path / "broken.pdf").write_bytes(b"%PDF-1.4")
+    (tmp_path / "good.md").write_text("Good.")
+    code, _, err = halka("docs", "add", "faq", "broken.pdf", "--embedder", str(embedder))
+    assert (code, "nothing was taken in: 1 file skipped" in err) == (1, True)
+    assert not (tmp_path / "collections" / "faq").exists()
+    assert halka("docs", "add", "faq", "good.md", "--embedder", str(embedder))[0] == 0
+    code, out, _ = halka("docs", "add", "faq", "broken.pdf", "--json")
+    assert (code, [each["what"] for each in json.loads(out)]) == (1, ["skipped"])
+    assert len(json.loads(halka("docs", "list", "faq", "--json")[1])) == 1
+
+
+def test_a_collection_that_was_stopped_as_it_began_begins_again(halka, embedder, tmp_path):
+    (tmp_path / "good.md").write_text("Good.")
+    folder = tmp_path / "collections" / "faq"
+    folder.mkdir(parents=True)
+    (folder / ".lock").touch()
+    (folder / ".collection.json.0123abcd").write_text("{")
+    assert halka("docs", "add", "faq", "good.md", "--embedder", str(embedder))[0] == 0
+
+
+@pytest.mark.parametrize("as_json", [False, True])
+def test_watching_tells_what_changes_and_nothing_twice(halka, embedder, tmp_path, monkeypatch, as_json):
+    folder = tmp_path / "documents"
+    folder.mkdir()
+    (folder / "a.md").write_text("The parcels are sent on monday.")
+    (folder / "broken.pdf").write_bytes(b"%PDF-1.4")
+    assert halka("docs", "add", "faq", "documents", "--embedder", str(embedder))[0] == 0
+    steps = [
+        lambda: None,
+        lambda: (folder / "a.md").write_text("The parcels are sent on friday."),
+        lambda: None,
+        lambda: (folder / "b.md").write_text("New."),
+        lambda: (folder / "broken.pdf").write_bytes(b"\xff no PDF"),
+        lambda: (folder / "b.md").unlink(),
+    ]
+
+    def sleep(seconds: float) -> None:
+        if not steps:
+            raise KeyboardInterrupt
+        steps.pop(0)()
+
+    monkeypatch.setattr("halka.cli.docs.time", SimpleNamespace(sleep=sleep))
+    _, out, err = halka("docs", "refresh", "faq", "--watch", "5", *(["--json"] if as_json else []))
+    said = [
+        line.partition(" (")[0] for line in err.splitlines() if line.split(":")[0] in ("changed", "added", "removed")
+    ]
+    assert said == [f"changed: {folder}/a.md", f"added: {folder}/b.md", f"removed: {folder}/b.md"]
+    assert 1 <= err.count("skipped: ") <= 2  # again only for another reason
+    if as_json:
+        assert "[]" not in out
+    else:
+        assert "nothing to do" not in out
+        assert [line for line in out.splitlines() if "skipped" not in line] == ["1 changed", "1 added", "1 removed"]
+
+
+def test_what_names_and_texts_hold_steers_no_terminal(halka, embedder, tmp_path):
+    folder = tmp_path / "documents"
+    folder.mkdir()
+    (folder / "a\nremoved: all \x1b[2J.md").write_text("# Par\x1b[1mcels\n\nSent\x1b]0;x\x07 on\x9b monday.\tYes.")
+    code, out, err = halka("docs", "add", "faq", "documents", "--embedder", str(embedder))
+    assert code == 0
+    told = [out, err, halka("docs", "list", "faq")[1]]
+    (name,) = (each["name"] for each in json.loads(halka("docs", "list", "faq", "--json")[1]))
+    told += [halka("docs", "show", "faq", name)[1], halka("docs", "search", "faq", "monday", "--mode", "words")[1]]
+    for each in told:
+        assert not {"\x1b", "\x07", "\x9b"} & {*each}
+        assert not [line for line in each.splitlines() if line.startswith("removed")]
+    assert "monday.\tYes." in told[-1] or "monday.  " in told[-1]
 
 
 def test_a_question_is_answered_with_its_sources(halka, embedder, tmp_path):

@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import re
 import sys
 import tempfile
 import traceback
@@ -22,6 +23,8 @@ import typer
 from typer.core import TyperCommand, TyperGroup
 
 UsageError: Any = typer.BadParameter.__mro__[1]  # for which typer has no public name
+
+CONTROLS = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
 
 Json = Annotated[bool, typer.Option("--json", help="print the result as JSON")]
 
@@ -91,13 +94,16 @@ def emit(value: Any) -> None:
 
 
 def show(*things: Any) -> None:
-    """Results for people, on stdout: lines of text, and whatever rich can draw; wide where nobody's screen is."""
+    """Results for people, on stdout: lines of text, and whatever rich can draw; wide where nobody's screen is.
+
+    Of control characters, which may steer a terminal, text keeps tabs and ends of lines.
+    """
     from rich.console import Console
 
     width = None if sys.stdout.isatty() or "COLUMNS" in os.environ else 200
     console = Console(highlight=False, markup=False, width=width)
     for thing in things:
-        console.print(thing, soft_wrap=isinstance(thing, str))
+        console.print(CONTROLS.sub("", thing) if isinstance(thing, str) else thing, soft_wrap=isinstance(thing, str))
 
 
 @contextmanager

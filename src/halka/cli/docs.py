@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -13,6 +13,7 @@ import typer
 
 from halka.cli.command import (
     Command,
+    Failed,
     Json,
     columns,
     emit,
@@ -89,15 +90,24 @@ def add(
     """Take documents into a collection, a new one if there is none of that name.
 
     Markdown, text, HTML and PDF are read; Word, PowerPoint, Excel, EPUB and others with the extra `documents`. What is
-    there already and has not changed is left alone. A file that cannot be read is told and skipped.
+    there already and has not changed is left alone. A file that cannot be read is told and skipped; where that is so of
+    all, the command fails, and no new collection is begun.
     """
     from halka.rag.collection import Collection, collection_folder
     from halka.rag.embed import SentenceEmbedder
     from halka.rag.store import EVERYONE
 
     made = None if embedder is None else SentenceEmbedder(embedder)
-    collection = Collection(collection_folder(name, collections), made, at=at)
-    _tell(collection.add(paths, readers=reader or [EVERYONE], tags=tag or []), json)
+    folder = collection_folder(name, collections)
+    begun = not _is_there(folder)
+    collection = Collection(folder, made, at=at)
+    counts = _tell(collection.add(paths, readers=reader or [EVERYONE], tags=tag or []), json)
+    if counts and counts.keys() == {"skipped"}:
+        if begun and not collection.documents():
+            collection.delete()
+        from halka.report.units import plural
+
+        raise Failed(f"nothing was taken in: {plural(counts['skipped'], 'file')} skipped, for the reasons above")
 
 
 @app.command("refresh", cls=Command, epilog=examples("halka docs refresh faq", "halka docs refresh faq --watch 10"))
@@ -107,12 +117,19 @@ def refresh(
     collections: Place = HERE,
     json: Json = False,
 ) -> None:
-    """Read anew what changed in the paths that were added, take in what is new there, and remove what is gone."""
+    """Read anew what changed in the paths that were added, take in what is new there, and remove what is gone.
+
+    With --watch it tells what becomes of each document, and a file that cannot be read once, until the reason changes.
+    """
     collection = opened(name, collections)
-    _tell(collection.refresh(), json)
+    skipped: set[Event] = set()
+    _tell(_noted(collection.refresh(), skipped), json)
     while watch is not None:
         time.sleep(watch)
-        _tell((event for event in collection.refresh() if event.what != "unchanged"), json, quiet=True)
+        before = {*skipped}
+        skipped.clear()
+        news = _noted(collection.refresh(), skipped)
+        _tell((each for each in news if each.what != "unchanged" and each not in before), json, idle=True)
 
 
 @app.command("list", cls=Command, epilog=examples("halka docs list", "halka docs list faq --json"))
@@ -123,7 +140,7 @@ def list_(
     collections: Place = HERE,
     json: Json = False,
 ) -> None:
-    """List the collections, or the documents of one."""
+    """List the collections, or all documents of one, whoever may read them: for whoever keeps the collection."""
     if name is not None:
         documents = opened(name, collections).documents()
         if json:
@@ -131,7 +148,7 @@ def list_(
         table = columns("document", "passages", "readers", "tags", "added", right=("passages",))
         for each in documents:
             readers, tags = ", ".join(each.readers), ", ".join(each.tags) or "–"
-            table.add_row(each.name, str(each.passages), readers, tags, each.added)
+            table.add_row(one_line(each.name), str(each.passages), readers, tags, each.added)
         return show(table, f"{len(documents)} documents in {name}")
     names = [each.parent.name for each in sorted(collections.glob("*/collection.json"))]
     found = []
@@ -155,7 +172,10 @@ def show_(
     collections: Place = HERE,
     json: Json = False,
 ) -> None:
-    """Show what a collection holds and where it came from, or a document's passages."""
+    """Show what a collection holds and where it came from, or a document's passages.
+
+    Whoever may read them, they are shown: it is for whoever keeps the collection. `halka docs search --as` asks.
+    """
     from halka.rag.store import Scope
 
     collection = opened(name, collections)
@@ -165,7 +185,7 @@ def show_(
             return emit(told)
         show(*(f"{key}: {told[key]}" for key in ("name", "documents", "passages", "embedder")))
         show(*([] if collection.at is None else [f"at: {collection.at}"]))
-        return show(*(f"path: {each.path} (read by {', '.join(each.readers)})" for each in collection.roots))
+        return show(*(f"path: {one_line(each.path)} (read by {', '.join(each.readers)})" for each in collection.roots))
     found = collection.document(document)
     everyone = Scope(frozenset(found.readers))
     passages = collection.store.passages(found.name, range(found.passages), everyone)
@@ -173,7 +193,7 @@ def show_(
         return emit(passages)
     for each in passages:
         page = f", page {each.page}" if each.page else ""
-        show(f"── {each.number}: {each.start}–{each.end}{page} {each.heading}", each.text, "")
+        show(f"── {each.number}: {each.start}–{each.end}{page} {one_line(each.heading)}", each.text, "")
 
 
 @app.command(
@@ -191,7 +211,8 @@ def remove(
     """Remove documents from a collection, or the collection; at once, and from the disk."""
     collection = opened(name, collections)
     if documents:
-        return _tell(collection.remove(documents), json)
+        _tell(collection.remove(documents), json)
+        return
     counts = _counts(collection)
     collection.delete()
     emit({"name": name, "removed": counts}) if json else show(f"{name}: removed with {counts['documents']} documents")
@@ -217,8 +238,8 @@ def search(
         return emit(hits)
     for rank, hit in enumerate(hits, start=1):
         page = f", page {hit.passage.page}" if hit.passage.page else ""
-        place = f"{hit.passage.document}{page}, {hit.passage.start}–{hit.passage.end}"
-        show(f"[{rank}] {hit.score:.3f}  {place}", *filter(None, [hit.passage.heading]), hit.passage.text, "")
+        place = f"{one_line(hit.passage.document)}{page}, {hit.passage.start}–{hit.passage.end}"
+        show(f"[{rank}] {hit.score:.3f}  {place}", *filter(None, [one_line(hit.passage.heading)]), hit.passage.text, "")
     if not hits:
         show("nothing was found that you may read" if asking is None else "nothing was found")
 
@@ -237,21 +258,37 @@ def evaluate(
     mode: Annotated[str | None, typer.Option("--mode", metavar="MODE", help="hybrid, vectors or words [all]")] = None,
     rerank: Rerank = None,
     asking: Asking = None,
+    embedder: Annotated[
+        str | None, typer.Option(metavar="NAME", help="of a new collection: a folder or a hub name [minilm-l6]")
+    ] = None,
     collections: Place = HERE,
     json: Json = False,
 ) -> None:
-    """Score how well a collection's passages are found; its corpus.jsonl is taken in first, where there is one."""
+    """Score how well a collection's passages are found.
+
+    Where FOLDER has a corpus.jsonl, that is taken in first: into a new collection, or one that holds nothing else.
+    """
     from typing import get_args
 
     from halka.cli.progress import CountProgress
     from halka.rag import retrieve
     from halka.rag.collection import Collection, collection_folder
+    from halka.rag.embed import SentenceEmbedder
     from halka.rag.evaluate import evaluate, read_corpus, read_queries
 
     queries = read_queries(existing_folder(folder, "FOLDER"), split)
-    collection = Collection(collection_folder(name, collections))
+    made = None if embedder is None else SentenceEmbedder(embedder)
     if (folder / "corpus.jsonl").is_file():
-        _tell(collection.put(read_corpus(folder)), json=False, quiet=True)
+        corpus = dict(read_corpus(folder))
+        collection = Collection(collection_folder(name, collections), made)
+        if others := [each.name for each in collection.documents() if each.name not in corpus]:
+            raise ValueError(
+                f"{name} holds {others[0]}, which {folder / 'corpus.jsonl'} does not: take another name, and the "
+                "corpus gets a collection of its own"
+            )
+        _tell(collection.put(corpus.items()), json=False, quiet=True)
+    else:
+        collection = opened(name, collections)
     scores = {}
     for each in get_args(retrieve.Mode) if mode is None else [mode]:
         retriever = replace(retriever_of(collection, each, rerank), distinct=False)
@@ -333,7 +370,7 @@ def opened(name: str, among: Path) -> Collection:
     from halka.rag.collection import Collection, collection_folder
 
     folder = collection_folder(name, among)
-    if not (folder / "collection.json").is_file():
+    if not _is_there(folder):
         names = [each.parent.name for each in sorted(among.glob("*/collection.json"))]
         known = f"there are {', '.join(names)}" if names else "there is none yet"
         raise ValueError(f"{among} holds no collection {name!r} ({known}): `halka docs add {name} PATH` makes it")
@@ -362,8 +399,24 @@ def _counts(collection: Collection) -> dict[str, Any]:
     return {"documents": len(documents), "passages": passages, "embedder": collection.embedder.name}
 
 
-def _tell(events: Iterable[Event], json: bool, *, quiet: bool = False) -> None:
-    """Say what becomes of each document, as it happens, and at the end how many there were of each."""
+def _is_there(folder: Path) -> bool:
+    return (folder / "collection.json").is_file()
+
+
+def _noted(events: Iterable[Event], skipped: set[Event]) -> Iterator[Event]:
+    """The events; those of skipped documents are put into `skipped`."""
+    for each in events:
+        if each.what == "skipped":
+            skipped.add(each)
+        yield each
+
+
+def _tell(events: Iterable[Event], json: bool, *, quiet: bool = False, idle: bool = False) -> Counter[str]:
+    """Say what becomes of each document, as it happens, and at the end how many there were of each.
+
+    quiet  nothing but what is skipped
+    idle   nothing where nothing happens
+    """
     counts: Counter[str] = Counter()
     told = []
     for event in events:
@@ -372,8 +425,11 @@ def _tell(events: Iterable[Event], json: bool, *, quiet: bool = False) -> None:
         if event.what == "skipped":
             say(f"skipped: {one_line(event.reason)}")
         elif event.what != "unchanged" and not quiet:
-            say(f"{event.what}: {event.document} ({event.passages} passages)")
+            say(f"{event.what}: {one_line(event.document)} ({event.passages} passages)")
+    if idle and not told:
+        return counts
     if json:
         emit(told)
     elif not quiet:
         show(", ".join(f"{count} {what}" for what, count in counts.items()) or "nothing to do")
+    return counts

@@ -31,6 +31,7 @@ from halka.rag.texts import Text, Unreadable, check_unicode, shown
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 SETTINGS = "collection.json"
+LEFT = re.compile(r"\.lock|\.collection\.json\.[0-9a-f]{8}")  # of a collection whose settings were never written whole
 AT_ONCE = 200_000  # characters that are embedded and put in one step, about
 
 
@@ -303,8 +304,8 @@ def collection_folder(name: str, among: Path) -> Path:
 
 
 def _is_free(folder: Path) -> bool:
-    """Whether a collection can begin there: nothing is in it but the lock of one that could not."""
-    return not folder.exists() or (folder.is_dir() and all(each.name == ".lock" for each in folder.iterdir()))
+    """Whether a collection can begin there: nothing is in it but what is left of one that could not."""
+    return not folder.exists() or (folder.is_dir() and all(LEFT.fullmatch(each.name) for each in folder.iterdir()))
 
 
 def _text_of(name: str, text: str) -> Text:
