@@ -412,20 +412,25 @@ def _noted(events: Iterable[Event], skipped: set[Event]) -> Iterator[Event]:
 
 
 def _tell(events: Iterable[Event], json: bool, *, quiet: bool = False, idle: bool = False) -> Counter[str]:
-    """Say what becomes of each document, as it happens, and at the end how many there were of each.
+    """Say what becomes of each document, as it happens, under a bar that counts; at the end how many of each.
+
 
     quiet  nothing but what is skipped
     idle   nothing where nothing happens
     """
+    from halka.cli.progress import CountProgress
+
     counts: Counter[str] = Counter()
     told = []
-    for event in events:
-        counts[event.what] += 1
-        told.append(event)
-        if event.what == "skipped":
-            say(f"skipped: {one_line(event.reason)}")
-        elif event.what != "unchanged" and not quiet:
-            say(f"{event.what}: {one_line(event.document)} ({event.passages} passages)")
+    with CountProgress("documents", None) as progress:
+        for number, event in enumerate(events, start=1):
+            counts[event.what] += 1
+            told.append(event)
+            if event.what == "skipped":
+                progress.tell(f"skipped: {one_line(event.reason)}")
+            elif event.what != "unchanged" and not quiet:
+                progress.tell(f"{event.what}: {one_line(event.document)} ({event.passages} passages)")
+            progress.done(number)
     if idle and not told:
         return counts
     if json:

@@ -86,9 +86,9 @@ class StepProgress(_Bars):
 
 
 class CountProgress(_Bars):
-    """So many of so many, of one kind of thing."""
+    """So many of one kind of thing, of so many, or of nobody knows how many (None)."""
 
-    def __init__(self, what: str, total: int) -> None:
+    def __init__(self, what: str, total: int | None) -> None:
         super().__init__(_Said("name"), *_bar())
         self.what, self.total = what, total
         self.task = self.bars.add_task("", total=total, name=what) if self.bars is not None else None
@@ -97,8 +97,15 @@ class CountProgress(_Bars):
         """Show that `count` are done."""
         if self.bars is not None and self.task is not None:
             self.bars.update(self.task, completed=count)
-        elif count == self.total or count % -(-self.total // LINES) == 0:
+        elif self.total is not None and (count == self.total or count % -(-self.total // LINES) == 0):
             say(f"{self.what}: {count} of {self.total}")
+
+    def tell(self, text: str) -> None:
+        """A line above the bar."""
+        if self.bars is not None:
+            self.bars.console.print(text, markup=False, highlight=False, soft_wrap=True)
+        else:
+            say(text)
 
 
 class RunsProgress(_Bars):
