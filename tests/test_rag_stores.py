@@ -129,7 +129,7 @@ def test_of_documents_of_one_name_the_last_counts(store):
     assert texts_of(store, "a") == ["newer"]
 
 
-@pytest.mark.parametrize("scope", SCOPES, ids=str)
+@pytest.mark.parametrize("scope", SCOPES, ids=range(len(SCOPES)))
 def test_the_nearest_are_those_of_the_highest_cosine(store, scope):
     entries = drawn()
     store.put(entries)
@@ -174,7 +174,7 @@ def words_of_qdrant(text: str) -> Counter[str]:
     return Counter(stem(word) for word in re.findall(r"\w+", text.lower()) if word not in ("of", "the", "on", "a"))
 
 
-@pytest.mark.parametrize("scope", SCOPES, ids=str)
+@pytest.mark.parametrize("scope", SCOPES, ids=range(len(SCOPES)))
 def test_words_are_weighed_by_bm25_within_the_scope(store, at, scope):
     if at is None:
         pytest.skip("LanceDB has its own words, and counts them over all passages")

@@ -414,7 +414,6 @@ def _noted(events: Iterable[Event], skipped: set[Event]) -> Iterator[Event]:
 def _tell(events: Iterable[Event], json: bool, *, quiet: bool = False, idle: bool = False) -> Counter[str]:
     """Say what becomes of each document, as it happens, under a bar that counts; at the end how many of each.
 
-
     quiet  nothing but what is skipped
     idle   nothing where nothing happens
     """
