@@ -12,6 +12,7 @@ import pytest
 from embedder_for_tests import sentence_embedder, small_bert
 from halka.cli import main
 from halka.cli.docs import scope_of
+from halka.rag.answer import Answer, Source
 from halka.rag.rerank import CrossEncoder
 from tiny import tiny
 from tokenizers_for_tests import chatml_tokenizer
@@ -286,3 +287,11 @@ def test_a_cross_encoder_has_the_last_word(halka, embedder, tmp_path):
     many = small_bert(tmp_path / "many", BertForSequenceClassification, num_labels=3)
     with pytest.raises(ValueError, match="gives 3 scores for a pair"):
         CrossEncoder(str(many))
+
+
+def test_a_source_steers_no_terminal(capsys):
+    from halka.cli.ask import _show_sources
+
+    source = Source(1, "a\n[2] forged.md\x1b[2J", None, 0, 3, "abc", cited=True)
+    _show_sources(Answer("It is so. [1]", (source,), abstained=False))
+    assert capsys.readouterr().out.splitlines()[-1] == "[1] a [2] forged.md [2J, 0–3"

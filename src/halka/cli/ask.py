@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from halka.cli.command import Json, emit, examples, show
+from halka.cli.command import CONTROLS, Json, emit, examples, one_line, show
 from halka.cli.docs import HERE, Asking, Mode, Place, Rerank, Tags, Under, opened, retriever_of, scope_of
 from halka.cli.generate import sampling
 from halka.cli.opening import Base, Loading, open_model, with_loading
@@ -81,7 +81,7 @@ def ask(
         return emit(answerer.ask(question, scope))
     for each in answerer.stream(question, scope):
         if isinstance(each, str):
-            typer.echo(each, nl=False)
+            typer.echo(CONTROLS.sub("", each), nl=False)
         else:
             typer.echo()
             _show_sources(each)
@@ -93,4 +93,4 @@ def _show_sources(answer: Answer) -> None:
         show("", "Sources:" if cited else "No source is cited. Read:")
     for each in (cited or answer.sources) if not answer.abstained else ():
         page = f", page {each.page}" if each.page else ""
-        show(f"[{each.number}] {each.document}{page}, {each.start}–{each.end}")
+        show(f"[{each.number}] {one_line(each.document)}{page}, {each.start}–{each.end}")
