@@ -22,7 +22,7 @@ from side_by_side import setup
 import halka
 from halka.ablation.scores import Answered, as_rows, scored
 from halka.answering import answering, prompt_budget, prompt_tokens
-from halka.data.readers import Problem, read_rows
+from halka.data.readers import whole_rows
 from halka.rag.answer import Answerer
 from halka.rag.collection import Collection
 from halka.rag.floor import floor_for
@@ -36,8 +36,7 @@ FORM, NEW_TOKENS, PASSAGES = "Answer: {answer}", 48, 3
 
 
 def asked(path: Path) -> Iterator[Asked]:
-    for row in read_rows(path):
-        assert not isinstance(row, Problem), row
+    for row in whole_rows(path):
         yield asked_in(row.fields, row.where)
 
 

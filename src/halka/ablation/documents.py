@@ -6,7 +6,8 @@ import hashlib
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
-from halka.ablation.settings import Ablation, rows_of
+from halka.ablation.settings import Ablation
+from halka.data.readers import whole_rows
 from halka.rag.collection import Collection, Event
 from halka.rag.embed import SentenceEmbedder
 from halka.rag.texts import is_readable
@@ -64,7 +65,7 @@ def _is_rows(path: str) -> bool:
 
 def _read_rows(path: str) -> Iterator[tuple[str, str]]:
     """(name, text) of a file's rows. Raises ValueError for a row that has not both."""
-    for row in rows_of(path):
+    for row in whole_rows(path):
         name, text = row.fields.get("name"), row.fields.get("text")
         if not isinstance(name, str) or not isinstance(text, str):
             raise ValueError(f'{row.where}: not a document: a row has "name" and "text"')

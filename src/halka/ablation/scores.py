@@ -10,6 +10,7 @@ from typing import Any
 from halka.ablation.settings import matcher
 from halka.metrics import Score, find_metric, mean_of
 from halka.rag.prompt import ABSTAINED, CITATION, abstains, cited
+from halka.rag.raft import stands_in
 
 
 @dataclass(frozen=True)
@@ -36,14 +37,13 @@ class Answered:
 
 @dataclass(frozen=True)
 class Measure:
-    """One figure: of which answers it is the mean, and what of each; `less` where less is better."""
+    """One figure: of which answers it is the mean, and what of each."""
 
     name: str
     title: str
     meaning: str
     of: Callable[[Answered], bool]
     value: Callable[[Answered, re.Pattern[str]], float]
-    less: bool = False
 
 
 def said(text: str, form: re.Pattern[str]) -> str:
@@ -64,8 +64,7 @@ def _known(metric: str) -> Callable[[Answered, re.Pattern[str]], float]:
 
 
 def _contains(each: Answered, form: re.Pattern[str]) -> float:
-    text = f" {_words(each.text)} "
-    return float(any(f" {_words(answer)} " in text for answer in each.answers if _words(answer)))
+    return float(stands_in(each.answers, each.text))
 
 
 def _cites(each: Answered, form: re.Pattern[str]) -> float:
@@ -76,10 +75,6 @@ def _cites(each: Answered, form: re.Pattern[str]) -> float:
 
 def _abstains(each: Answered, form: re.Pattern[str]) -> float:
     return float(abstains(each.text))
-
-
-def _words(text: str) -> str:
-    return " ".join(re.findall(r"\w+", text.casefold()))
 
 
 def _answerable(each: Answered) -> bool:
@@ -101,7 +96,7 @@ MEASURES: tuple[Measure, ...] = (
     ),
     Measure(
         *("gives_up", "Gives up", "says so where they do"),
-        *(lambda each: bool(each.answers and each.passages), _abstains, True),
+        *(lambda each: bool(each.answers and each.passages), _abstains),
     ),
 )
 

@@ -5,14 +5,13 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, field_validator, model_validator
 
-from halka.data.readers import Row, read_rows
+from halka.data.readers import whole_rows
 from halka.data.task import SPLITS
 from halka.experiment import Count, Entry, read_form
 from halka.rag.prompt import ANSWER, in_form
@@ -123,19 +122,11 @@ def read_questions(ablation: Ablation) -> Questions:
     """
     splits = {}
     for split, path in ablation.questions.items():
-        rows = [asked_in(row.fields, row.where) for row in rows_of(path)]
+        rows = [asked_in(row.fields, row.where) for row in whole_rows(path)]
         splits[split] = tuple(rows[: ablation.examples.get(split)])
         if not any(each.answers for each in splits[split]):
             raise ValueError(f"{path}: no question with an answer")
     return Questions(**splits)
-
-
-def rows_of(path: str) -> Iterator[Row]:
-    """A file's rows. Raises ValueError for one that is none."""
-    for row in read_rows(path):
-        if not isinstance(row, Row):
-            raise ValueError(str(row))
-        yield row
 
 
 def key_of(ablation: Ablation, told: dict[str, Any]) -> str:
@@ -146,5 +137,5 @@ def key_of(ablation: Ablation, told: dict[str, Any]) -> str:
 
 def matcher(form: str) -> re.Pattern[str]:
     """What an answer in this form looks like, its citations after it; its group is the answer itself."""
-    before, after = form.split("{answer}")
+    before, after = form.split(ANSWER)
     return re.compile(rf"{re.escape(before)}(.{{1,400}}?){re.escape(after)}(?:\s*\[\d{{1,3}}\])*\s*")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shlex
 import signal
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
@@ -16,6 +16,7 @@ from halka.cli.command import Failed, Json, emit, examples, existing_file, say, 
 
 if TYPE_CHECKING:
     from halka.ablation import Ablation, Summary
+    from halka.compare import Event
     from halka.experiment import Experiment
     from halka.report import Section
 
@@ -84,23 +85,10 @@ def _ablated(ablation: Ablation, out: Path) -> tuple[Summary, Section]:
 
     from halka.ablation import found, study, summarise
     from halka.ablation.tables import headline, to_html, to_markdown
-    from halka.cli.progress import RunsProgress
     from halka.files import write_text
-    from halka.models.cache import known_bases, pull
     from halka.report import Section
 
-    if out.is_file():
-        raise ValueError(f"--out: {out} is a file: name a folder")
-    base = ablation.place(ablation.base)
-    if base in known_bases():
-        pull(base, say)
-    try:
-        with terminated_as_interrupted(), RunsProgress() as progress:
-            for event in study(ablation, out):
-                progress.event(event)
-    except KeyboardInterrupt:
-        say("Stopped. The same command goes on with what is missing")
-        raise typer.Exit(130) from None
+    _follow(study(ablation, out), ablation.place(ablation.base), out)
     summary = summarise(found(ablation, out))
     write_text(out / "ablation.json", json.dumps(summary.to_json(), indent=1) + "\n")
     write_text(out / "ablation.md", to_markdown(summary))
@@ -126,21 +114,9 @@ def demo(
 def _run(
     experiment: Experiment, out: Path, command: str, retry: bool, json: bool, ablation: Ablation | None = None
 ) -> None:
-    from halka.cli.progress import RunsProgress
     from halka.compare import run, write_outputs
-    from halka.models.cache import known_bases, pull
 
-    if out.is_file():
-        raise ValueError(f"--out: {out} is a file: name a folder")
-    if experiment.base in known_bases():
-        pull(experiment.base, say)  # once, and with words, before the runs want it
-    try:
-        with terminated_as_interrupted(), RunsProgress() as progress:
-            for event in run(experiment, out, retry=retry):
-                progress.event(event)
-    except KeyboardInterrupt:
-        say("Stopped. The same command goes on with what is missing")
-        raise typer.Exit(130) from None
+    _follow(run(experiment, out, retry=retry), experiment.base, out)
     outputs = write_outputs(experiment, out, command)
     if ablation is not None:
         say(f"experiment done, report so far: {outputs.report}")
@@ -157,6 +133,24 @@ def _run(
         show(to_rich(summarise(outputs.measurements)), "", f"report: {outputs.report}")
     if failed:
         raise Failed(f"{len(failed)} of {len(outputs.measurements)} runs failed: --retry runs them again")
+
+
+def _follow(events: Iterable[Event], base: str, out: Path) -> None:
+    """Show what happens to runs in a folder, until all have ended, or it is interrupted."""
+    from halka.cli.progress import RunsProgress
+    from halka.models.cache import known_bases, pull
+
+    if out.is_file():
+        raise ValueError(f"--out: {out} is a file: name a folder")
+    if base in known_bases():
+        pull(base, say)  # once, and with words, before the runs want it
+    try:
+        with terminated_as_interrupted(), RunsProgress() as progress:
+            for event in events:
+                progress.event(event)
+    except KeyboardInterrupt:
+        say("Stopped. The same command goes on with what is missing")
+        raise typer.Exit(130) from None
 
 
 @contextmanager

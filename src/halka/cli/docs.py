@@ -289,11 +289,13 @@ def evaluate(
         _tell(collection.put(corpus.items()), json=False, quiet=True)
     else:
         collection = opened(name, collections)
-    scores = {}
-    for each in get_args(retrieve.Mode) if mode is None else [mode]:
-        retriever = replace(retriever_of(collection, each, rerank), distinct=False)
+    modes = get_args(retrieve.Mode) if mode is None else [mode]
+    scores, retriever = {}, replace(retriever_of(collection, modes[0], rerank), distinct=False)
+    for each in modes:
         with CountProgress(f"{each}: queries", len(queries.texts)) as progress:
-            scores[each] = evaluate(retriever, queries, scope=scope_of(asking, None, None), on_progress=progress.done)
+            scores[each] = evaluate(
+                replace(retriever, mode=each), queries, scope=scope_of(asking, None, None), on_progress=progress.done
+            )
     if json:
         return emit(scores)
     measures = [*next(iter(scores.values()))]
@@ -334,16 +336,12 @@ def examples_(
     """Make training data of questions: each with the passage that answers it among others that its search finds."""
     import json as as_json
 
-    from halka.data.readers import Problem, read_rows
+    from halka.data.readers import whole_rows
     from halka.files import write_text
     from halka.rag.floor import floor_for
     from halka.rag.raft import Raft, asked_in
 
-    asked = []
-    for row in read_rows(existing_file(questions, "FILE")):
-        if isinstance(row, Problem):
-            raise ValueError(str(row))
-        asked.append(asked_in(row.fields, row.where))
+    asked = [asked_in(row.fields, row.where) for row in whole_rows(existing_file(questions, "FILE"))]
     target = new_file(out, "--out")
     retriever = retriever_of(opened(name, collections), mode, rerank)
     scope = scope_of(asking, None, None)

@@ -90,18 +90,14 @@ def sampling(temperature: float, top_p: float | None) -> dict[str, Any]:
 def asked_for(prompt: str | None, file: Path | None, system: str | None) -> list[Example]:
     """The prompts as conversations. Raises ValueError where there is none, or two ways were used to give them."""
     from halka.data.examples import Example, Message
-    from halka.data.readers import Problem, read_rows
+    from halka.data.readers import whole_rows
 
     before = () if system is None else (Message("system", system),)
     if file is not None:
         if prompt is not None:
             raise ValueError("a PROMPT and --file were given: give one of them")
-        found, rows = [], []
-        for row in read_rows(existing_file(file, "--file")):
-            if isinstance(row, Problem):
-                raise ValueError(str(row))
-            found.append(Example((*before, *_messages(row)), where=row.where))
-            rows.append(row)
+        rows = whole_rows(existing_file(file, "--file"))
+        found = [Example((*before, *_messages(row)), where=row.where) for row in rows]
         if not found:
             raise ValueError(f"--file: {file} has no rows")
         return addressed(found, rows)

@@ -56,6 +56,16 @@ def read_rows(path: str | Path) -> list[Row | Problem]:
     return list(read(_text(path, zipped), path.name))
 
 
+def whole_rows(path: str | Path) -> list[Row]:
+    """The rows of a file of which none may be left out. Raises ValueError for one that is none, and as `read_rows`."""
+    rows = []
+    for row in read_rows(path):
+        if isinstance(row, Problem):
+            raise ValueError(str(row))
+        rows.append(row)
+    return rows
+
+
 def _text(path: Path, zipped: bool) -> str:
     data = path.read_bytes()
     if zipped:

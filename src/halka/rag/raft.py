@@ -142,8 +142,13 @@ def holds(passage: Passage, asked: Asked) -> bool:
     """Whether an answer's words stand in the passage, in order, whatever their case and punctuation."""
     if asked.document is not None and passage.document != asked.document:
         return False
-    text = f" {_words(passage.searched)} "
-    return any(f" {_words(answer)} " in text for answer in asked.answers if _words(answer))
+    return stands_in(asked.answers, passage.searched)
+
+
+def stands_in(answers: Iterable[str], text: str) -> bool:
+    """Whether the words of one of the answers stand in a text, in order, whatever their case and punctuation."""
+    within = f" {_words(text)} "
+    return any(f" {words} " in within for words in map(_words, answers) if words)
 
 
 def _words(text: str) -> str:
