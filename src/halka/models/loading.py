@@ -117,21 +117,21 @@ def base_config(name_or_path: str | Path) -> PretrainedConfig:
 
     name = str(name_or_path)
     known = known_bases().get(name)
-    if known is not None and not is_pulled(cache_dir() / "bases" / name):
-        name = known.hub_name
-    if known is None and (Path(name).expanduser().exists() or not HUB_NAME.fullmatch(name)):
+    if known is not None:
+        remote = None if is_pulled(cache_dir() / "bases" / name) else known.hub_name
+    else:
+        remote = None if Path(name).expanduser().exists() or not HUB_NAME.fullmatch(name) else name
+    if remote is None:
         folder = _resolve(name_or_path, revision=None, fetch=False)
         _check_config(folder)
-    elif name == str(name_or_path) and known is not None:
-        folder = _resolve(name, revision=None, fetch=False)
     else:
         folder = from_hub(
-            *(name, None),
+            *(remote, None),
             files=["config.json"],
             left_out=HUB_LEFT_OUT,
             check=_check_config,
             what="a model",
-            hint=known_names(str(name_or_path)),
+            hint=known_names(name),
         )
     with quiet_transformers():
         try:
