@@ -28,7 +28,7 @@ from side_by_side import setup
 
 from halka.rag.collection import Collection
 from halka.rag.embed import SentenceEmbedder
-from halka.rag.evaluate import Queries
+from halka.rag.evaluate import Queries, measures_of
 from halka.rag.retrieve import DEPTH, Retriever, joined, with_cosines
 from halka.rag.store import Scope
 
@@ -130,7 +130,7 @@ def scored(collection: Collection, asked: Queries) -> dict[str, dict[str, float]
             for rank, hit in enumerate(hits):
                 best.setdefault(hit.passage.document, -float(rank))
             runs[way][query] = best
-    measures = [ir_measures.parse_measure(each) for each in MEASURES]
+    measures = measures_of(MEASURES)
     relevant: Mapping[str, Any] = {query: dict(each) for query, each in asked.relevant.items()}
     return {
         way: {

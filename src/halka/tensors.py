@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import pickle
 import shutil
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -82,7 +83,9 @@ def _mapped(path: Path) -> dict[str, Tensor]:
 def _unpickled(path: Path) -> dict[str, Tensor]:
     """What torch's loader for weights alone makes of a pickle: it refuses whatever is more than tensors."""
     try:
-        found = torch.load(path, map_location="cpu", weights_only=True)
+        with warnings.catch_warnings():  # that sparse tensors take time to be checked: they are refused below
+            warnings.filterwarnings("ignore", "Validating sparse tensor invariants")
+            found = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError:  # its message tells how to run the code
         found = None
     except Exception as error:  # a file made to do harm can make it raise whatever there is

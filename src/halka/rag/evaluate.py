@@ -10,9 +10,10 @@ from __future__ import annotations
 
 import csv
 import json
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from halka.rag.retrieve import Retriever
 from halka.rag.store import Scope
@@ -63,10 +64,9 @@ def evaluate(
 
     Raises ValueError where the extra `rag` is missing, or there is no query.
     """
-    try:
-        import ir_measures
-    except ImportError:
-        raise ValueError("scoring retrieval needs the extra: pip install 'halka[rag]'") from None
+    measures = measures_of(MEASURES)  # which tells of a missing extra
+    from ir_measures import calc_aggregate
+
     if not queries.texts:
         raise ValueError("there are no queries to evaluate on")
     wanted = min(DEPTH, len(retriever.collection.documents(scope)))
@@ -75,10 +75,21 @@ def evaluate(
         run[query] = {name: -float(rank) for rank, name in enumerate(_ranked(retriever, text, wanted, scope))}
         if on_progress is not None:
             on_progress(done)
-    measures = [ir_measures.parse_measure(each) for each in MEASURES]
     relevant = {query: dict(documents) for query, documents in queries.relevant.items()}
-    found = ir_measures.calc_aggregate(measures, relevant, run)
+    found = calc_aggregate(measures, relevant, run)
     return {str(measure): float(found[measure]) for measure in measures}
+
+
+def measures_of(names: Sequence[str]) -> list[Any]:
+    """Measures of ir-measures by their names, such as nDCG@10. Raises ValueError where the extra `rag` is missing.
+
+    Its own parser asks Python for what 3.14 has no more.
+    """
+    try:
+        import ir_measures
+    except ImportError:
+        raise ValueError("scoring retrieval needs the extra: pip install 'halka[rag]'") from None
+    return [getattr(ir_measures, kind) @ int(depth) for kind, depth in (name.split("@") for name in names)]
 
 
 def _ranked(retriever: Retriever, question: str, wanted: int, scope: Scope) -> list[str]:

@@ -293,6 +293,14 @@ class _InTurn:
         self._client, self._lock = client, threading.RLock()
         weakref.finalize(self, client.close)
 
+    def delete_collection(self, name: str) -> None:
+        """The collection's database is closed before, which the client leaves open."""
+        with self._lock:
+            own = self._client._client.collections.get(name)
+            if own is not None:
+                own.close()
+            self._client.delete_collection(name)
+
     def __getattr__(self, name: str) -> Any:
         method = getattr(self._client, name)
 
