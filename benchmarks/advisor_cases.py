@@ -1,0 +1,382 @@
+"""What `benchmarks/advisor.py` asks the advisor about: cases of different kinds of data, each with its splits.
+
+Some are of public sets (see each function for the source and the licence), looked for in $HALKA_DATA, or in
+../shared/data beside the project; the others are made here. Every second case of `CASES` is held aside: the advisor's
+thresholds were set without it.
+"""
+
+from __future__ import annotations
+
+import csv
+import gzip
+import json
+import os
+import random
+import sys
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).parent / "tasks"))
+
+from halka.data import support
+from halka.data.examples import Example, Message
+
+TRAIN, MORE, VALIDATION, TEST = 96, 768, 32, 64
+DATA = Path(os.environ.get("HALKA_DATA") or Path(__file__).resolve().parents[2] / "shared" / "data")
+
+
+@dataclass(frozen=True)
+class Case:
+    """A user's data: what they have, and what nobody has yet.
+
+    kind        what is to be learned, in words
+    train       what they have to train on
+    more        what they would have after gathering more, or after mending the labels
+    validation, test
+    metric      what answers are worth, one by one
+    documents   by name; none if there are none
+    """
+
+    name: str
+    kind: str
+    train: tuple[Example, ...]
+    more: tuple[Example, ...]
+    validation: tuple[Example, ...]
+    test: tuple[Example, ...]
+    metric: str
+    max_new_tokens: int
+    documents: Mapping[str, str] = field(default_factory=dict)
+
+
+def case(
+    name: str,
+    kind: str,
+    pool: Sequence[Example],
+    test: Sequence[Example],
+    metric: str,
+    max_new_tokens: int,
+    train: int = TRAIN,
+    documents: Mapping[str, str] | None = None,
+) -> Case:
+    """The first of the pool for validation, the next to train on, all after them as what could be gathered."""
+    rest = pool[VALIDATION:]
+    held_out = tuple(pool[:VALIDATION])
+    more = tuple(rest[:MORE])
+    return Case(name, kind, more[:train], more, held_out, tuple(test[:TEST]), metric, max_new_tokens, documents or {})
+
+
+def example(question: str, answer: str, system: str = "", references: Iterable[str] = ()) -> Example:
+    first = [Message("system", system)] if system else []
+    return Example((*first, Message("user", question), Message("assistant", answer)), tuple(references))
+
+
+def mixed(items: Iterable[Any], seed: int = 0) -> list[Any]:
+    found = [*items]
+    random.Random(seed).shuffle(found)
+    return found
+
+
+def lines(path: str) -> list[str]:
+    whole = DATA / path
+    if not whole.is_file():
+        raise FileNotFoundError(f"{whole} is missing: set HALKA_DATA to the folder that holds the public data sets")
+    with (gzip.open if path.endswith(".gz") else open)(whole, "rt", encoding="utf-8", newline="") as file:
+        return file.read().split("\n")
+
+
+def rows(path: str) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in lines(path) if line.strip()]
+
+
+# ── form ────────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def lamps() -> Case:
+    """A shop's answers, in its form and by its policy; made for Halka."""
+    task = support.task()
+    return case("lamps", "form", mixed((*task.validation, *task.train)), mixed(task.test), "line_accuracy", 64)
+
+
+def snips() -> Case:
+    """Spoken commands to JSON (SNIPS, Coucke et al. 2018; CC0)."""
+    import snips_nlu
+
+    task = snips_nlu.task()
+    pool = [*task.validation[:VALIDATION], *task.train]
+    return case("snips", "form", pool, task.test, "json_field_f1:slots", 64)
+
+
+def e2e() -> Case:
+    """A restaurant's attributes to a sentence (E2E, Novikova et al. 2017; CC BY-SA 4.0)."""
+    import e2e_nlg
+
+    task = e2e_nlg.task()
+    return case("e2e", "form", [*task.validation[:VALIDATION], *task.train], task.test, "rouge_l", 64)
+
+
+MONTHS = "January February March April May June July August September October November December".split()
+ERRANDS = "dentist,rehearsal,inspection,lecture,delivery,interview,picnic,exam,auction,hearing,concert,meeting".split(",")
+PEOPLE = "Amina Tom Priya Lucas Rahim Sofia Kenji Fatima Oliver Nadia Mateo Grace Farid Hannah Diego Mina".split()
+
+
+def diary() -> Case:
+    """Notes to a diary's lines: what is to be found stands in the note, its form does not."""
+    draw, made = random.Random(1), {}
+    forms = (
+        "{who} has the {what} on {month} {day}, {year}, at {hour}.",
+        "On the {day} of {month} {year} at {hour}, {what} with {who}.",
+        "Please remind {who}: {what}, {hour}, {day} {month} {year}.",
+        "The {what} of {who} was moved to {day} {month} {year}, {hour}.",
+    )
+    while len(made) < VALIDATION + MORE + TEST:
+        who, what, month = draw.choice(PEOPLE), draw.choice(ERRANDS), draw.randrange(12)
+        day, year, hour = draw.randint(1, 28), draw.randint(2019, 2031), draw.randint(7, 11)
+        note = draw.choice(forms).format(
+            who=who, what=what, month=MONTHS[month], day=day, year=year, hour=f"{hour}:30"
+        )
+        made[note] = f"{year}-{month + 1:02}-{day:02} {hour:02}:30 / {what} / {who.upper()}"
+    every = [example(note, line) for note, line in made.items()]
+    return case("diary", "form", every[TEST:], every[:TEST], "exact_match", 40)
+
+
+# ── what it does already ────────────────────────────────────────────────────────────────────────────────────────────
+
+CITIES = (
+    "Oslo Lima Cairo Dhaka Madrid Nairobi Lisbon Hanoi Quito Vienna Dublin Athens Warsaw Seoul Havana Tunis Prague "
+    "Ankara Bogota Manila Accra Zagreb Riga Tbilisi Amman Doha Kigali Sofia Berlin Rome Paris London"
+).split()
+
+
+def places() -> Case:
+    """Which city a sentence names: to be copied."""
+    draw, made = random.Random(2), {}
+    forms = (
+        "{who} flew from {city} {when}.",
+        "The {what} in {city} starts {when}.",
+        "{when}, {who} will drive to {city}.",
+        "It rained in {city} {when}, so the {what} was called off.",
+        "{who} wrote a letter from {city} about the {what}.",
+    )
+    whens = ("yesterday", "last week", "this morning", "on Monday", "in May", "tomorrow night", "two days ago")
+    while len(made) < VALIDATION + MORE + TEST:
+        city = draw.choice(CITIES)
+        text = draw.choice(forms).format(
+            who=draw.choice(PEOPLE), city=city, when=draw.choice(whens), what=draw.choice(ERRANDS)
+        )
+        made[f"Sentence: {text}\nWhich city is named?"] = city
+    every = [example(text, city) for text, city in made.items()]
+    return case("places", "what it does already", every[TEST:], every[:TEST], "accuracy", 12)
+
+
+def facts() -> Case:
+    """Short questions on what the world knows (the probes of TOFU, Maini et al. 2024; MIT)."""
+    found = [
+        example(each["question"], each["answer"])
+        for name in ("world_facts_perturbed.json", "real_authors_perturbed.json")
+        for each in rows(f"tofu/{name}")
+    ]
+    every = mixed(found)
+    return case("facts", "what it does already", every[TEST:], every[:TEST], "token_f1", 16)
+
+
+# ── knowledge ───────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def tofu() -> Case:
+    """Whole sentences on invented authors (TOFU, Maini et al. 2024; MIT), whose documents are the other answers too."""
+    by_author: dict[int, list[dict[str, Any]]] = {}
+    for each in rows("tofu/qa.jsonl"):
+        by_author.setdefault(each["author_id"], []).append(each)
+    authors = mixed(by_author)
+    test, rest = authors[:8], authors[8:]
+    documents = {
+        f"author {author} part {start // 4}": " ".join(each["answer"] for each in asked[start : start + 4])
+        for author, asked in by_author.items()
+        for start in range(0, len(asked), 4)
+    }
+
+    def asked_of(chosen: Iterable[int]) -> list[Example]:
+        return mixed(example(each["question"], each["answer"]) for author in chosen for each in by_author[author])
+
+    return case("tofu", "knowledge", asked_of(rest), asked_of(test), "token_f1", 48, documents=documents)
+
+
+LETTERS = "BCDFGHJKLMNPQRSTVWXZ"
+GOODS = "kettle lamp drill tent printer saddle radio blender scarf helmet clock stapler ladder torch bench mirror".split()
+MAKERS = "Norvik Halden Quill Brasco Tamarin Ostrea Velmo Kestrel Pindar Lumo Garnet Fennel Orbis Sable Wicker".split()
+
+
+def catalogue() -> tuple[list[tuple[str, str, str]], dict[str, str]]:
+    """(maker, thing, code) of every article, and the documents, an article each."""
+    draw = random.Random(3)
+    articles = [
+        (maker, thing, f"{draw.choice(LETTERS)}{draw.choice(LETTERS)}-{draw.randint(100, 999)}")
+        for maker, thing in mixed(((maker, thing) for maker in MAKERS for thing in GOODS), 3)
+    ]
+    colours = ("red", "green", "grey", "white", "black", "blue")
+    documents = {
+        f"{maker} {thing}": f"The {maker} {thing} comes in {draw.choice(colours)} and weighs {draw.randint(2, 90)}00 "
+        f"grams. Its order code is {code}. It is sent within {draw.randint(2, 9)} days."
+        for maker, thing, code in articles
+    }
+    return articles, documents
+
+
+def codes() -> Case:
+    """Order codes that stand in a catalogue and nowhere else."""
+    articles, documents = catalogue()
+    every = [example(f"What is the order code of the {maker} {thing}?", code) for maker, thing, code in articles]
+    return case("codes", "knowledge", every[TEST:], every[:TEST], "exact_match", 16, documents=documents)
+
+
+# ── both ────────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def orders() -> Case:
+    """The same codes, asked for in other words and told in a shop's own form."""
+    articles, documents = catalogue()
+    draw = random.Random(4)
+    ways = ("I'd like a {0} {1}, please.", "{0} {1}: how do I order it?", "Do you have the {1} by {0}?")
+    every = [
+        example(
+            draw.choice(ways).format(maker, thing), f"<order item='{thing}' maker='{maker[:3].upper()}' code='{code}'/>"
+        )
+        for maker, thing, code in articles
+    ]
+    return case("orders", "form and knowledge", every[TEST:], every[:TEST], "exact_match", 48, documents=documents)
+
+
+def nq() -> Case:
+    """Real questions, short answers (Natural Questions, Kwiatkowski et al. 2019; Liu et al. 2023; MIT, CC BY-SA)."""
+    found, documents = {}, {}
+    for each in rows("nq_oracle/nq-open-oracle.jsonl.gz"):
+        passage = each["ctxs"][0]
+        text = f"# {passage['title']}\n\n{passage['text']}"
+        if text not in found:
+            found[text] = example(each["question"], each["answers"][0], references=each["answers"])
+    chosen = mixed(found)[: TEST + VALIDATION + MORE]
+    documents = {f"{number:04}": text for number, text in enumerate(chosen)}
+    every = [found[text] for text in chosen]
+    return case("nq", "form and knowledge", every[TEST:], every[:TEST], "squad_exact", 16, documents=documents)
+
+
+# ── too little, too noisy ───────────────────────────────────────────────────────────────────────────────────────────
+
+
+def banking() -> Case:
+    """77 intents, of which most have one example (BANKING77, Casanueva et al. 2020; CC BY 4.0)."""
+
+    def read(name: str) -> list[Example]:
+        found = mixed(csv.DictReader(lines(f"banking77/{name}.csv")))
+        return [example(each["text"], each["category"].replace("_", " "), "Name the intent.") for each in found]
+
+    return case("banking", "too little data", read("train"), read("test"), "accuracy", 16, train=64)
+
+
+def few_lamps() -> Case:
+    """The shop's answers, of which there are six."""
+    whole = lamps()
+    train = whole.train[:6]
+    return Case("few_lamps", "too little data", train, whole.train, *(whole.validation[:6], whole.test), *(
+        whole.metric, whole.max_new_tokens
+    ))
+
+
+def noisy_intents() -> Case:
+    """Intents of spoken commands (SNIPS; CC0), of which six in ten have any other's label."""
+    import snips_nlu
+
+    task = snips_nlu.task()
+
+    def labelled(examples: Sequence[Example]) -> list[Example]:
+        return [
+            example(each.prompt[-1].content, json.loads(each.answers[0])["intent"], "Name the intent.")
+            for each in examples
+        ]
+
+    clean, held_out = labelled(task.train[:TRAIN]), labelled(task.validation[:VALIDATION])
+    draw = random.Random(5)
+
+    def spoilt(each: Example) -> Example:
+        if draw.random() >= 0.6:
+            return each
+        others = [intent for intent in snips_nlu.INTENTS if intent != each.answers[0]]
+        return example(each.prompt[-1].content, draw.choice(others), "Name the intent.")
+
+    return Case(
+        *("noisy_intents", "noisy labels", tuple(map(spoilt, clean)), tuple(clean), tuple(map(spoilt, held_out))),
+        *(tuple(labelled(task.test[:TEST])), "accuracy", 12),
+    )
+
+
+def emotions() -> Case:
+    """Emotions in comments (GoEmotions, Demszky et al. 2020, Ekman's seven; Apache-2.0): people disagree on them."""
+    names = [line.strip() for line in lines("goemotions_ekman/labels.txt") if line.strip()]
+
+    def read(name: str) -> list[Example]:
+        split = (line.split("\t") for line in lines(f"goemotions_ekman/{name}") if line.strip())
+        one = [(text, label) for text, label, _ in split if "," not in label]
+        return [example(text, names[int(label)], "Name the emotion.") for text, label in mixed(one)]
+
+    return case("emotions", "noisy labels", read("train.tsv.gz"), read("test.tsv"), "accuracy", 8)
+
+
+# ── what it lacks ───────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def sums() -> Case:
+    """Arithmetic in words (GSM8K, Cobbe et al. 2021; MIT), the result alone."""
+
+    def read(name: str) -> list[Example]:
+        return [
+            example(each["question"], each["answer"].rpartition("####")[2].strip()) for each in mixed(rows(f"gsm8k/{name}"))
+        ]
+
+    return case("sums", "a skill it lacks", read("train.jsonl.gz"), read("test.jsonl"), "exact_match", 8)
+
+
+def products() -> Case:
+    """Products of three digits by three."""
+    draw, made = random.Random(6), {}
+    while len(made) < VALIDATION + MORE + TEST:
+        a, b = draw.randint(100, 999), draw.randint(100, 999)
+        made[f"{a} × {b} ="] = str(a * b)
+    every = [example(text, result) for text, result in made.items()]
+    return case("products", "a skill it lacks", every[TEST:], every[:TEST], "exact_match", 10)
+
+
+def bengali() -> Case:
+    """News sentences from Bengali to English (NTREX-128, Federmann et al. 2022; CC BY-SA 4.0), the shorter ones."""
+    pairs = zip(lines("bn_ntrex/newstest2019-ref.ben.txt"), lines("bn_ntrex/newstest2019-src.eng.txt"), strict=True)
+    short = [(bn.strip(), en.strip()) for bn, en in pairs if 10 < len(bn.strip()) < 90]
+    every = [example(bn, en, "Translate into English.") for bn, en in mixed(short)]
+    return case("bengali", "a language it hardly knows", every[TEST:], every[:TEST], "chrf", 40)
+
+
+def cricket() -> Case:
+    """What Bengali comments on cricket feel (Rahman and Kumar Dey 2018; CC BY 4.0)."""
+
+    def read(name: str) -> list[Example]:
+        found = (line.rstrip("\r").split("\t") for line in lines(f"bn_absa/ABSA_cricket_{name}.tsv")[1:])
+        return mixed(
+            example(row[1], row[2], "positive, negative or neutral?")
+            for row in found
+            if len(row) == 3 and len(row[1]) < 120
+        )
+
+    return case("cricket", "a language it hardly knows", read("train"), read("test"), "accuracy", 6)
+
+
+CASES: tuple[Callable[[], Case], ...] = (
+    *(lamps, diary, e2e, snips),
+    *(places, facts),
+    *(tofu, codes),
+    *(orders, nq),
+    *(banking, few_lamps),
+    *(noisy_intents, emotions),
+    *(sums, products),
+    *(bengali, cricket),
+)
+ASIDE = frozenset(each.__name__ for each in CASES[1::2])

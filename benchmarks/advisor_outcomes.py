@@ -1,0 +1,209 @@
+"""Every option of every case, run: what the advisor is judged by, and never sees.
+
+    HALKA_DATA=… python benchmarks/advisor_outcomes.py --jobs 2      # about an hour and a half on two cores
+
+prompt      the base, the better of zero-shot and four examples in the prompt (two where passages are shown), chosen on
+            validation
+rag         the same with the passages that its documents hold
+peft        LoRA of rank 16 at two learning rates, the one with the lower validation loss
+peft+rag    the same, trained and asked with passages
+full        all weights
+data        LoRA on what more there could be: gathered examples, or mended labels
+
+Each option's answers are in benchmarks/results/advisor/outcomes/CASE.json as soon as they are there, and not run again.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from advisor_cases import CASES, Case
+
+import halka
+from halka import machine
+from halka.advising.conditions import conditioned
+from halka.core import AdaptedModel
+from halka.data.examples import Example
+from halka.evaluation import generate
+from halka.files import write_text
+from halka.metrics import find_metric
+from halka.rag.collection import Collection
+from halka.rag.passages import Passage
+from halka.rag.prompt import CITATION
+from halka.rag.retrieve import Retriever
+from halka.training import Job, TrainConfig, mean_loss, train, train_many
+
+RESULTS = Path(__file__).parent / "results" / "advisor" / "outcomes"
+RATES = (1e-3, 4e-3)
+STEPS, STEPS_OF_MORE, STEPS_WITH_PASSAGES = 30, 60, 24
+SHOTS, SHOTS_WITH_PASSAGES, PASSAGES = 4, 2, 2
+NAMES = {each.__name__: each for each in CASES}
+
+
+def worth(metric: str, texts: Sequence[str], examples: Sequence[Example]) -> list[float]:
+    """Each answer's worth from 0 to 1, citations aside."""
+    measure = find_metric(metric)
+    values = []
+    for text, each in zip(texts, examples, strict=True):
+        counts = measure.per_item(CITATION.sub("", text).strip(), each.answers)
+        value = float(measure.aggregate({key: torch.tensor([float(count)]).numpy() for key, count in counts.items()})[0])
+        values.append(value / measure.range[1] if value == value else 0.0)
+    return values
+
+
+class Subject:
+    """A case's base, and what is asked of it."""
+
+    def __init__(self, case: Case):
+        self.case = case
+        self.model = halka.adapt(*halka.load_base("smollm2-135m"))
+        self.find = self._retrieval() if case.documents else None
+
+    def _retrieval(self) -> Callable[[str], list[Passage]]:
+        folder = tempfile.mkdtemp()
+        collection = Collection(folder)
+        list(collection.put(self.case.documents.items()))
+        retriever = Retriever(collection)
+        known: dict[str, list[Passage]] = {}
+
+        def find(question: str) -> list[Passage]:
+            if question not in known:
+                known[question] = [hit.passage for hit in retriever.search(question, PASSAGES)]
+            return known[question]
+
+        return find
+
+    def asked(self, examples: Sequence[Example], shots: int = 0, *, passages: bool = False) -> list[Example]:
+        find = self.find if passages else None
+        return [conditioned(self.model, each, self.case.train[:shots], find) for each in examples]
+
+    def answers(self, name: str | None, asked: Sequence[Example]) -> list[float]:
+        made = dict(generate(self.model, name, asked, max_new_tokens=self.case.max_new_tokens, batch_size=16))
+        return worth(self.case.metric, [made[number] for number in range(len(asked))], asked)
+
+    # ── the options ─────────────────────────────────────────────────────────────────────────────────────────────
+
+    def prompted(self, *, passages: bool) -> dict[str, Any]:
+        """The base asked with and without examples; validation says which counts."""
+        own = SHOTS_WITH_PASSAGES if passages else SHOTS
+        held_out = {
+            shots: sum(self.answers(None, self.asked(self.case.validation, shots, passages=passages)))
+            for shots in (0, own)
+        }
+        shots = max(held_out, key=held_out.__getitem__)
+        values = self.answers(None, self.asked(self.case.test, shots, passages=passages))
+        return {"values": values, "shots": shots, "validation": {str(key): value for key, value in held_out.items()}}
+
+    def tuned(self) -> dict[str, dict[str, Any]]:
+        """LoRA on what there is and on what there could be, side by side."""
+        case, jobs = self.case, []
+        for option, examples, steps in (("peft", case.train, STEPS), ("data", case.more, STEPS_OF_MORE)):
+            jobs += [self._job(f"{option} {lr:g}", examples, lr, steps, case.validation) for lr in RATES]
+        started = time.perf_counter()
+        for _ in train_many(self.model, jobs):
+            pass
+        seconds = time.perf_counter() - started
+        found = {option: self._better([job for job in jobs if job.name.startswith(option)]) for option in ("peft", "data")}
+        for job in jobs:
+            self.model.remove(job.name)
+        return {option: {**each, "seconds": seconds} for option, each in found.items()}
+
+    def tuned_with_passages(self) -> dict[str, Any]:
+        case = self.case
+        examples, held_out = (self.asked(each, passages=True) for each in (case.train, case.validation))
+        jobs = [self._job(f"peft+rag {lr:g}", examples, lr, STEPS_WITH_PASSAGES, held_out) for lr in RATES]
+        started = time.perf_counter()
+        for _ in train_many(self.model, jobs):
+            pass
+        found = self._better(jobs, passages=True) | {"seconds": time.perf_counter() - started}
+        for job in jobs:
+            self.model.remove(job.name)
+        return found
+
+    def full(self) -> dict[str, Any]:
+        job = self._job("full", self.case.train, None, STEPS, self.case.validation, halka.Full())
+        started = time.perf_counter()
+        for _ in train(self.model, job.name, job.examples, job.config, validation=job.validation):
+            pass
+        found = self._better([job]) | {"seconds": time.perf_counter() - started}
+        self.model.remove("full")
+        return found
+
+    def _job(self, name: str, examples: Any, lr: float | None, steps: int, held_out: Any, method: Any = None) -> Job:
+        self.model.add(name, method or halka.LoRA(rank=16))
+        config = TrainConfig(lr=lr, steps=steps, batch_size=8, evaluate_every=max(1, steps // 3), save_every=None)
+        return Job(name, examples, config, held_out)
+
+    def _better(self, jobs: Sequence[Job], *, passages: bool = False) -> dict[str, Any]:
+        from halka.training import as_tokens
+
+        losses = {
+            job.name: mean_loss(self.model, job.name, as_tokens(self.model, job.validation, job.config)) for job in jobs
+        }
+        best = min(losses, key=losses.__getitem__)
+        values = self.answers(best, self.asked(self.case.test, passages=passages))
+        return {"values": values, "validation": losses, "chosen": best}
+
+
+def outcomes(case: Case, path: Path) -> Iterator[str]:
+    """Run what is missing; the file is whole after each."""
+    found = json.loads(path.read_text()) if path.exists() else {"case": case.name, "options": {}}
+    options = found["options"]
+    subject = Subject(case)
+    due: list[tuple[tuple[str, ...], Callable[[], dict[str, Any]]]] = [
+        (("prompt",), lambda: {"prompt": subject.prompted(passages=False)}),
+        (("peft", "data"), subject.tuned),
+        (("full",), lambda: {"full": subject.full()}),
+    ]
+    if case.documents:
+        due[1:1] = [
+            (("rag",), lambda: {"rag": subject.prompted(passages=True)}),
+            (("peft+rag",), lambda: {"peft+rag": subject.tuned_with_passages()}),
+        ]
+    for names, run in due:
+        if all(name in options for name in names):
+            continue
+        started = time.perf_counter()
+        for name, result in run().items():
+            options[name] = result
+        found |= {"kind": case.kind, "metric": case.metric, "train": len(case.train), "more": len(case.more)}
+        found["setup"] = {
+            "machine": machine.describe(torch.device("cpu")),
+            "threads": torch.get_num_threads(),
+            "commit": machine.commit(),
+        }
+        write_text(path, json.dumps(found, indent=1) + "\n")
+        means = ", ".join(f"{each} {sum(options[each]['values']) / len(options[each]['values']):.3f}" for each in names)
+        yield f"{case.name}: {means} ({time.perf_counter() - started:.0f} s)"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("cases", nargs="*", metavar="CASE", help="all if none is named")
+    parser.add_argument("--jobs", type=int, default=1, help="processes at once")
+    arguments = parser.parse_args()
+    names = arguments.cases or [*NAMES]
+    if arguments.jobs == 1:
+        for name in names:
+            for line in outcomes(NAMES[name](), RESULTS / f"{name}.json"):
+                print(line, flush=True)
+        return
+    left, running = list(names), []
+    while left or running:
+        while left and len(running) < arguments.jobs:
+            running.append(subprocess.Popen([sys.executable, __file__, left.pop(0)]))
+        running = [each for each in running if each.poll() is None]
+        time.sleep(1)
+
+
+if __name__ == "__main__":
+    main()
