@@ -1,0 +1,70 @@
+"""`Advice`: what to do, how sure that is, why, and what would change it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from halka.metrics import Score
+
+CHOICES = {
+    "prompt": "prompting suffices",
+    "rag": "retrieval (RAG)",
+    "peft": "parameter-efficient fine-tuning (PEFT)",
+    "peft+rag": "PEFT and retrieval together",
+    "full": "full fine-tuning or continued pre-training",
+    "data": "more or better data first",
+    "base": "a better base",
+}
+"""What can be advised, the cheapest first."""
+
+
+@dataclass(frozen=True)
+class Prospect:
+    """What a choice is expected to score, 0 to 1 with its 95 % interval, and whether that was measured or told ahead."""
+
+    choice: str
+    score: Score
+    how: str
+
+
+@dataclass(frozen=True)
+class Reason:
+    """A rule that spoke: its name, what it saw in numbers, and what follows."""
+
+    rule: str
+    text: str
+
+
+@dataclass(frozen=True)
+class Advice:
+    """The verdict.
+
+    choice       a key of `CHOICES`
+    confidence   how likely it is that no cheaper choice is as good and no other better, 0 to 1, by the probes' intervals
+    prospects    what each choice is expected to score, those that the evidence tells of
+    reasons      rules that led here, the weightiest first
+    change       what would change this advice
+    missing      what was not there to be looked at, and what that leaves open
+    settings     of the method, where one is to be trained: method, its fields, lr, steps, …
+    commands     what to run next, ready to be pasted
+    """
+
+    choice: str
+    confidence: float
+    prospects: tuple[Prospect, ...]
+    reasons: tuple[Reason, ...]
+    change: tuple[str, ...]
+    missing: tuple[str, ...]
+    commands: tuple[str, ...]
+    settings: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def title(self) -> str:
+        return CHOICES[self.choice]
+
+    @property
+    def sure(self) -> str:
+        """The confidence as a word."""
+        return "high" if self.confidence >= 0.85 else "medium" if self.confidence >= 0.65 else "low"

@@ -1,0 +1,195 @@
+"""What the probes found: plain data that goes to JSON unchanged and comes back. Nothing here decides anything.
+
+Losses are means a token, in nats; scores are of the task's metric as a share of its range, 0 to 1, higher is better.
+Each has its 95 % interval.
+"""
+
+from __future__ import annotations
+
+import types
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields, is_dataclass
+from typing import Any, Union, get_args, get_origin, get_type_hints
+
+from halka.metrics import Score
+
+
+@dataclass(frozen=True)
+class Subject:
+    """Whose evidence it is: the base, the data, the metric, and what of them was looked at."""
+
+    base: str
+    parameters: int
+    data: str
+    train: int
+    held_out: int
+    metric: str
+    documents: int = 0
+    tasks: int = 1
+    target: float | None = None
+
+
+@dataclass(frozen=True)
+class Strength:
+    """The base without training, beside what needs no model.
+
+    shots     worked examples in the prompt under the condition "examples"
+    losses    of the answers, by condition: "closed" and "examples"
+    unigram   the loss of guessing each token by how often it stands in the training answers
+    scores    by condition
+    values    each held-out example's worth, by condition, in one order for all probes
+    trivial   scores of "majority" (always the commonest answer) and "copy" (the question itself)
+    """
+
+    shots: int
+    losses: Mapping[str, Score]
+    unigram: float
+    scores: Mapping[str, Score]
+    values: Mapping[str, tuple[float, ...]]
+    trivial: Mapping[str, Score]
+
+
+@dataclass(frozen=True)
+class Knowledge:
+    """What falls with examples is form; what falls only with documents is knowledge.
+
+    losses   by condition ("closed", "examples", "documents", "both"; the last two only with documents), and of that by
+             part: "all", "form" (tokens that a quarter of the other answers have, too), "content" (the rest)
+    tokens   how many tokens each part has
+    found    the share of examples whose answer stands in the passages that were found for it
+    scores, values   under "documents" and "both"
+    """
+
+    losses: Mapping[str, Mapping[str, Score]]
+    tokens: Mapping[str, int]
+    found: float | None = None
+    scores: Mapping[str, Score] = field(default_factory=dict)
+    values: Mapping[str, tuple[float, ...]] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Trial:
+    """A short training run: `curve` has (step, held-out loss); `expected` is its loss if it went on for long.
+
+    examples   how many it was trained on
+    passages   whether questions came with passages
+    score, values   of its answers, where they were asked for
+    """
+
+    name: str
+    method: str
+    fields: Mapping[str, Any]
+    lr: float
+    examples: int
+    passages: bool
+    steps: int
+    parameters: int
+    curve: tuple[tuple[int, float], ...]
+    loss: Score
+    expected: Score | None = None
+    score: Score | None = None
+    values: tuple[float, ...] = ()
+
+
+@dataclass(frozen=True)
+class Learnability:
+    """What short training runs learned.
+
+    trials     all of them; those of one kind with fewer examples are the curve over data size
+    more       the loss to expect with `times` as many examples; None where there are too few to tell
+    agreement  how far two trials agree with each other beyond chance, and with the given answers (Cohen's kappa);
+               None where answers are not of few kinds. Models that agree with each other and not with the labels tell
+               of wrong labels
+    """
+
+    batch_size: int
+    seconds: float
+    trials: tuple[Trial, ...]
+    times: int = 4
+    more: Score | None = None
+    agreement: tuple[float, float] | None = None
+
+
+@dataclass(frozen=True)
+class Cleanliness:
+    """What is wrong with the data by itself: numbers of examples, and some of their places.
+
+    repeated        stand in the training data twice
+    contradictory   ask what another asks, and have another answer
+    leaked          held-out examples whose question stands in the training data
+    answers         different answers among the training examples
+    """
+
+    repeated: int
+    contradictory: int
+    leaked: int
+    answers: int
+    places: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Option:
+    """One way of training on the hardware. Bytes and seconds; None is unknown."""
+
+    method: str
+    quantize: str | None
+    checkpointing: bool
+    memory: int
+    fits: bool | None
+    largest_batch: int | None
+    trained: int
+    step_seconds: float | None
+    stored: int
+    served: int
+
+
+@dataclass(frozen=True)
+class Fit:
+    """What every family needs on the hardware: `memory` bytes of it, None if they are not known.
+
+    options   of each family what fits best: as it is, with checkpointing, on a packed base
+    parts     bytes by part of each method as it is: weights, gradients, optimizer, activations, allocator
+    process   bytes beside a run's own
+    """
+
+    device: str
+    memory: int | None
+    process: int
+    length: int
+    batch_size: int
+    tasks: int
+    options: tuple[Option, ...]
+    parts: Mapping[str, Mapping[str, int]]
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """All of it; None is a probe that was skipped or had nothing to look at, and `missing` says why."""
+
+    subject: Subject
+    strength: Strength | None = None
+    knowledge: Knowledge | None = None
+    learnability: Learnability | None = None
+    cleanliness: Cleanliness | None = None
+    fit: Fit | None = None
+    missing: Mapping[str, str] = field(default_factory=dict)
+
+
+def restored(kind: Any, told: Any) -> Any:
+    """The data of type `kind` that was written as JSON. Raises TypeError or KeyError for what is not of that shape."""
+    origin = get_origin(kind)
+    if origin in (Union, types.UnionType):
+        return None if told is None else restored(next(each for each in get_args(kind) if each is not type(None)), told)
+    if is_dataclass(kind):
+        hints = get_type_hints(kind)
+        known = {each.name for each in fields(kind)}
+        if unknown := told.keys() - known:
+            raise TypeError(f"{kind.__name__} has no {', '.join(sorted(unknown))}")
+        return kind(**{name: restored(hints[name], value) for name, value in told.items()})  # type: ignore[operator]
+    if origin is tuple:
+        inner = get_args(kind)
+        kinds = [inner[0]] * len(told) if inner[1:] == (...,) else inner
+        return tuple(restored(each, value) for each, value in zip(kinds, told, strict=True))
+    if origin in (dict, Mapping):
+        return {key: restored(get_args(kind)[1], value) for key, value in told.items()}
+    return told
