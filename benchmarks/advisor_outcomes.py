@@ -31,7 +31,6 @@ from advisor_cases import CASES, Case
 import halka
 from halka import machine
 from halka.advising.conditions import conditioned
-from halka.core import AdaptedModel
 from halka.data.examples import Example
 from halka.evaluation import generate
 from halka.files import write_text
@@ -40,7 +39,7 @@ from halka.rag.collection import Collection
 from halka.rag.passages import Passage
 from halka.rag.prompt import CITATION
 from halka.rag.retrieve import Retriever
-from halka.training import Job, TrainConfig, mean_loss, train, train_many
+from halka.training import Job, TrainConfig, as_tokens, mean_loss, train, train_many
 
 RESULTS = Path(__file__).parent / "results" / "advisor" / "outcomes"
 RATES = (1e-3, 4e-3)
@@ -55,7 +54,9 @@ def worth(metric: str, texts: Sequence[str], examples: Sequence[Example]) -> lis
     values = []
     for text, each in zip(texts, examples, strict=True):
         counts = measure.per_item(CITATION.sub("", text).strip(), each.answers)
-        value = float(measure.aggregate({key: torch.tensor([float(count)]).numpy() for key, count in counts.items()})[0])
+        value = float(
+            measure.aggregate({key: torch.tensor([float(count)]).numpy() for key, count in counts.items()})[0]
+        )
         values.append(value / measure.range[1] if value == value else 0.0)
     return values
 
@@ -112,7 +113,9 @@ class Subject:
         for _ in train_many(self.model, jobs):
             pass
         seconds = time.perf_counter() - started
-        found = {option: self._better([job for job in jobs if job.name.startswith(option)]) for option in ("peft", "data")}
+        found = {
+            option: self._better([job for job in jobs if job.name.startswith(option)]) for option in ("peft", "data")
+        }
         for job in jobs:
             self.model.remove(job.name)
         return {option: {**each, "seconds": seconds} for option, each in found.items()}
@@ -144,8 +147,6 @@ class Subject:
         return Job(name, examples, config, held_out)
 
     def _better(self, jobs: Sequence[Job], *, passages: bool = False) -> dict[str, Any]:
-        from halka.training import as_tokens
-
         losses = {
             job.name: mean_loss(self.model, job.name, as_tokens(self.model, job.validation, job.config)) for job in jobs
         }
@@ -187,7 +188,7 @@ def outcomes(case: Case, path: Path) -> Iterator[str]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("cases", nargs="*", metavar="CASE", help="all if none is named")
     parser.add_argument("--jobs", type=int, default=1, help="processes at once")
     arguments = parser.parse_args()

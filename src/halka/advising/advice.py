@@ -22,7 +22,7 @@ CHOICES = {
 
 @dataclass(frozen=True)
 class Prospect:
-    """What a choice is expected to score, 0 to 1 with its 95 % interval, and whether that was measured or told ahead."""
+    """What a choice is expected to score, 0 to 1 with its 95 % interval, and how that is known."""
 
     choice: str
     score: Score
@@ -42,7 +42,7 @@ class Advice:
     """The verdict.
 
     choice       a key of `CHOICES`
-    confidence   how likely it is that no cheaper choice is as good and no other better, 0 to 1, by the probes' intervals
+    confidence   how likely, 0 to 1, that no cheaper choice is as good and no other better, by the probes' intervals
     prospects    what each choice is expected to score, those that the evidence tells of
     reasons      rules that led here, the weightiest first
     change       what would change this advice

@@ -16,7 +16,9 @@ Find = Callable[[str], Sequence[Passage]]
 """A question to the passages that may answer it."""
 
 
-def conditioned(model: AdaptedModel, example: Example, shots: Sequence[Example] = (), find: Find | None = None) -> Example:
+def conditioned(
+    model: AdaptedModel, example: Example, shots: Sequence[Example] = (), find: Find | None = None
+) -> Example:
     """The example with `shots` as turns before its own, and every question with the passages that `find` gives.
 
     A base without a chat template reads all of it as one text.
@@ -27,7 +29,9 @@ def conditioned(model: AdaptedModel, example: Example, shots: Sequence[Example] 
     turns = [message for each in asked for message in each.messages if message.role != "system"]
     if model.tokenizer.chat_template is None and shots:
         answer = turns.pop() if example.messages[-1].role == "assistant" else None
-        text = "\n".join(f"{message.content}\n" if message.role == "assistant" else message.content for message in turns)
+        text = "\n".join(
+            f"{message.content}\n" if message.role == "assistant" else message.content for message in turns
+        )
         turns = [Message("user", f"{text}\n"), *([] if answer is None else [answer])]
     return Example((*system, *turns), example.references, example.where)
 

@@ -184,7 +184,7 @@ def restored(kind: Any, told: Any) -> Any:
         hints = get_type_hints(kind)
         known = {each.name for each in fields(kind)}
         if unknown := told.keys() - known:
-            raise TypeError(f"{kind.__name__} has no {', '.join(sorted(unknown))}")
+            raise TypeError(f"{kind} has no {', '.join(sorted(unknown))}")
         return kind(**{name: restored(hints[name], value) for name, value in told.items()})  # type: ignore[operator]
     if origin is tuple:
         inner = get_args(kind)
