@@ -58,14 +58,11 @@ LAYERS: dict[str, set[str]] = {
         *("answering", "compare", "core", "data", "evaluation", "experiment", "files", "machine", "methods", "metrics"),
         *("models", "rag", "report", "run", "settings", "store", "training"),
     },
-    "advising": {
-        *("answering", "core", "data", "estimating", "evaluation", "files", "machine", "methods", "metrics", "models"),
-        *("rag", "run", "training"),
-    },
+    "advising": {"answering", "core", "data", "metrics", "rag"},
     "cli": {
         *("card", "core", "methods", "models", "data", "run", "training", "evaluation", "metrics", "formats", "store"),
         *("report", "experiment", "compare", "settings", "files", "adapter_store", "lm_eval", "pool", "rag"),
-        *("exporting", "merging", "ablation", "advising", "answering", "estimating"),
+        *("exporting", "merging", "ablation", "answering", "estimating"),
     },
     "__init__": {
         *(
