@@ -174,7 +174,7 @@ def _squad_words(text: str) -> list[str]:
     return [word for word in kept.split() if word not in ("a", "an", "the")]
 
 
-def _label(text: str) -> str:
+def as_label(text: str) -> str:
     """A class name as compared: no case, single spaces, no quotes or full stop around it."""
     return " ".join(_plain(text).casefold().split()).strip(" .,;:!?\"'`*।")
 
@@ -213,12 +213,12 @@ def _lines(prediction: str, references: Sequence[str]) -> float:
 
 
 def _accuracy(prediction: str, references: Sequence[str]) -> float:
-    return float(_label(prediction) in map(_label, references))
+    return float(as_label(prediction) in map(as_label, references))
 
 
 def _class_counts(prediction: str, references: Sequence[str]) -> Counts:
     """Hits, predictions and truths by class; of several accepted classes the predicted one, else the first."""
-    said, accepted = _label(prediction), [_label(reference) for reference in references]
+    said, accepted = as_label(prediction), [as_label(reference) for reference in references]
     true = said if said in accepted else accepted[0]
     return {("hit", true): float(said == true), ("said", said): 1.0, ("true", true): 1.0}
 

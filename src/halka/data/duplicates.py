@@ -20,10 +20,11 @@ def within(examples: Sequence[Example]) -> list[Duplicate]:
     seen: dict[object, str] = {}
     found: list[Duplicate] = []
     for index, example in enumerate(examples):
-        place = _place(example, index)
-        first = seen.setdefault(_key(example.messages), place)
-        if first is not place:
-            found.append(Duplicate(first, place, same_answer=True))
+        key, place = _key(example.messages), place_of(example, index)
+        if key in seen:
+            found.append(Duplicate(seen[key], place, same_answer=True))
+        else:
+            seen[key] = place
     return found
 
 
@@ -33,10 +34,10 @@ def between(first: Sequence[Example], second: Sequence[Example]) -> list[Duplica
     answers: dict[object, set[str]] = {}
     for index, example in enumerate(first):
         key = prompt_key(example)
-        places.setdefault(key, _place(example, index))
-        answers.setdefault(key, set()).update(map(_plain, example.answers))
+        places.setdefault(key, place_of(example, index))
+        answers.setdefault(key, set()).update(answer_keys(example))
     return [
-        Duplicate(places[key], _place(example, index), not answers[key].isdisjoint(map(_plain, example.answers)))
+        Duplicate(places[key], place_of(example, index), not answers[key].isdisjoint(answer_keys(example)))
         for index, example in enumerate(second)
         if (key := prompt_key(example)) in places
     ]
@@ -47,13 +48,19 @@ def prompt_key(example: Example) -> object:
     return _key(example.prompt)
 
 
+def answer_keys(example: Example) -> frozenset[str]:
+    """All answers that count as right, blanks and capitals aside."""
+    return frozenset(map(_plain, example.answers))
+
+
+def place_of(example: Example, index: int) -> str:
+    """Where the example was read from, else its number, from 1, in the list where it stands at `index`."""
+    return example.where or f"example {index + 1}"
+
+
 def _key(messages: Sequence[Message]) -> object:
     return tuple((message.role, _plain(message.content)) for message in messages)
 
 
 def _plain(text: str) -> str:
     return " ".join(text.split()).casefold()
-
-
-def _place(example: Example, index: int) -> str:
-    return example.where or f"example {index + 1}"
