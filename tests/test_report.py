@@ -11,7 +11,6 @@ import math
 import random
 import re
 import xml.etree.ElementTree as ET
-from html.parser import HTMLParser
 from itertools import pairwise
 from pathlib import Path
 from statistics import mean, stdev
@@ -28,6 +27,7 @@ from halka.report.svg import MARKERS, SERIES, THEME, looks
 from halka.report.table import cells, columns
 from halka.report.units import bytes_said, count, duration, learning_rate, listed, percent, signed, size
 from measurements_for_tests import HELD, METHODS, PROMPTS, WEIGHTS, measurements, perplexities
+from page_for_tests import Page
 
 UNIT = (0.0, 1.0)
 Runs = list[dict[str, Any]]
@@ -496,44 +496,6 @@ def test_labels_are_spread_without_overlap() -> None:
 
 
 # ---- the report ----
-
-
-class Page(HTMLParser):
-    """Checks that elements nest, and collects what the tests ask about."""
-
-    VOID = frozenset({"meta", "link", "br", "img", "hr", "input"})
-
-    def __init__(self, text: str) -> None:
-        super().__init__(convert_charrefs=True)
-        self.open: list[str] = []
-        self.ids: list[str] = []
-        self.links: list[str] = []
-        self.headings: list[int] = []
-        self.tags: list[str] = []
-        self.texts: list[str] = []
-        self.feed(text)
-        assert self.open == []
-
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        given = dict(attrs)
-        assert not any(name.startswith("on") for name in given), given
-        self.tags.append(tag)
-        self.ids += [given["id"] or ""] if "id" in given else []
-        self.links += [value or "" for name, value in attrs if name in ("href", "src", "xlink:href")]
-        self.headings += [int(tag[1])] if re.fullmatch(r"h\d", tag) else []
-        if tag not in self.VOID:
-            self.open.append(tag)
-
-    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.handle_starttag(tag, attrs)
-        self.handle_endtag(tag)
-
-    def handle_endtag(self, tag: str) -> None:
-        if tag not in self.VOID:
-            assert self.open.pop() == tag
-
-    def handle_data(self, data: str) -> None:
-        self.texts.append(data)
 
 
 def test_the_report_is_one_file_that_needs_nothing_else(runs: Runs, tmp_path: Path) -> None:

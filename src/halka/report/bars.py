@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from halka.report import sentences
-from halka.report.labels import text_width
-from halka.report.rows import MEMORY_PARTS, Measurement, Row, entry
+from halka.report.labels import LINE, text_width
+from halka.report.rows import MEMORY_PARTS, Measurement, entry
 from halka.report.summary import Summary
 from halka.report.svg import Look, colour, grid, looks, name_axes, new_figure
 from halka.report.units import MINUS, one_line, shortened, signed, size
@@ -16,13 +17,24 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
+PART_NAMES = {"optimizer": "optimiser"}
+
+
+@dataclass(frozen=True)
+class Key:
+    """An entry of a legend: its text, its colour (None is an outline), and a marker in a rectangle's place."""
+
+    text: str
+    fill: str | None
+    marker: str = ""
+
 
 def memory(summary: Summary, _: Sequence[Measurement]) -> tuple[Figure, str, str] | None:
     """Memory by what it is spent on: measured as filled bars, predicted as outlines under them."""
     rows = [row for row in summary.rows if not row.is_base and sum(row.memory.values()) > 0]
     if not rows:
         return None
-    figure, axes = _bar_axes(rows, right=56, top=44)
+    figure, axes = bar_axes([row.label for row in rows], right=56, top=44)
     for i, row in enumerate(rows):
         for of, y, height in ((row.memory, i - 0.12, 0.46), (row.predicted, i + 0.27, 0.2)):
             start = 0.0
@@ -35,18 +47,13 @@ def memory(summary: Summary, _: Sequence[Measurement]) -> tuple[Figure, str, str
                 else:
                     axes.barh(y, width, height, start, color="none", edgecolor=fill, linewidth=1.0)
                 start += width
-        _value(axes, sum(row.memory.values()), i - 0.12, size(sum(row.memory.values())))
+        value_at(axes, sum(row.memory.values()), i - 0.12, size(sum(row.memory.values())))
     grid(axes, "x")
     axes.xaxis.set_major_formatter(lambda value, _: size(value).replace(".0", "") if value else "0")
     axes.set_xlim(0, None)
-    named = {"optimizer": "optimiser"}
-    x, y = 6.0, axes.bbox.y1 + 26
-    entries = [(part, named.get(part, part)) for part in MEMORY_PARTS if any(row.memory.get(part) for row in rows)]
-    entries += [("", "predicted")] if any(row.predicted for row in rows) else []
-    for part, text in entries:
-        _swatch(figure, x, y, colour(f"--{part}") if part else None)
-        axes.annotate(text, (x + 14, y), xycoords="figure pixels", color=colour("--muted"), va="center_baseline")
-        x += 24 + text_width(axes, text)
+    parts = [part for part in MEMORY_PARTS if any(row.memory.get(part) for row in rows)]
+    keys = [Key(PART_NAMES.get(part, part), colour(f"--{part}")) for part in parts]
+    legend(axes, [*keys, *([Key("predicted", None)] if any(row.predicted for row in rows) else [])])
     return figure, "Where the memory goes in training", sentences.memory_takeaway(summary.rows)
 
 
@@ -55,7 +62,7 @@ def speed(summary: Summary, _: Sequence[Measurement]) -> tuple[Figure, str, str]
     rows = [row for row in summary.rows if row.tokens_per_second is not None and not row.is_base]
     if not rows:
         return None
-    figure, axes = _bar_axes(rows, right=44)
+    figure, axes = bar_axes([row.label for row in rows], right=44)
     look = looks(summary.rows)
     for i, row in enumerate(rows):
         figures = row.tokens_per_second
@@ -71,7 +78,7 @@ def forgetting(summary: Summary, measurements: Sequence[Measurement]) -> tuple[F
     rows = [row for row in summary.rows if row.forgetting is not None and not row.is_base]
     if not rows:
         return None
-    figure, axes = _bar_axes(rows, right=44)
+    figure, axes = bar_axes([row.label for row in rows], right=44)
     look = looks(summary.rows)
     for i, row in enumerate(rows):
         figures = row.forgetting
@@ -85,16 +92,16 @@ def forgetting(summary: Summary, measurements: Sequence[Measurement]) -> tuple[F
     return figure, "Forgetting", sentences.forgetting_takeaway(summary.rows, text)
 
 
-def _bar_axes(rows: Sequence[Row], right: float, top: float = 12) -> tuple[Figure, Axes]:
-    """Axes for one horizontal bar a row, the first on top, named at the left."""
+def bar_axes(names: Sequence[str], right: float, top: float = 12, each: float = 31) -> tuple[Figure, Axes]:
+    """Axes for one horizontal bar a name, the first on top, named at the left."""
     from matplotlib.ticker import MaxNLocator
 
-    labels = [shortened(row.label) for row in rows]
+    labels = [shortened(name) for name in names]
     _, axes = new_figure(left=60, right=right)
     left = max(text_width(axes, label) for label in labels) + 10
-    figure, axes = new_figure(left=left, right=right, top=top, height=max(150, 62 + top + 31 * len(rows)))
-    axes.set_yticks(range(len(rows)), labels, color=colour("--ink"))
-    axes.set_ylim(len(rows) - 0.4, -0.6)
+    figure, axes = new_figure(left=left, right=right, top=top, height=max(150, 62 + top + each * len(names)))
+    axes.set_yticks(range(len(names)), labels, color=colour("--ink"))
+    axes.set_ylim(len(names) - 0.4, -0.6)
     axes.spines["bottom"].set_visible(False)
     axes.xaxis.set_major_locator(MaxNLocator(5, steps=[1, 2, 2.5, 5, 10]))
     grid(axes, "x")
@@ -106,18 +113,31 @@ def _bar(axes: Axes, y: float, value: float, low: float, high: float, look: Look
     if low < high:
         axes.plot([low, high], [y, y], color=colour("--paper"), linewidth=3.4, solid_capstyle="butt")
         axes.plot([low, high], [y, y], color=colour("--ink"), linewidth=1.2, solid_capstyle="butt")
-    _value(axes, max(value, high, 0.0), y, text)
+    value_at(axes, max(value, high, 0.0), y, text)
 
 
-def _value(axes: Axes, x: float, y: float, text: str) -> None:
+def value_at(axes: Axes, x: float, y: float, text: str) -> None:
+    """A figure right of a bar's end."""
     axes.annotate(text, (x, y), xytext=(5, 0), textcoords="offset points", va="center_baseline", annotation_clip=False)
 
 
-def _swatch(figure: Figure, x: float, y: float, fill: str | None) -> None:
+def legend(axes: Axes, keys: Sequence[Key]) -> None:
+    """What colours and marks mean, from the figure's upper left corner on, in as many lines as that takes."""
+    from matplotlib.lines import Line2D
     from matplotlib.patches import Rectangle
 
-    edge = colour("--muted") if fill is None else fill
-    height = 5 if fill is None else 9
-    figure.add_artist(
-        Rectangle((x, y - height / 2), 10, height, facecolor=fill or "none", edgecolor=edge, transform=None)
-    )
+    figure, start = axes.figure, 6.0
+    x, y = start, figure.bbox.y1 - 18
+    for key in keys:
+        width = 24 + text_width(axes, key.text)
+        if x > start and x + width > figure.bbox.x1:
+            x, y = start, y - LINE
+        if key.marker:
+            figure.add_artist(Line2D([x + 5], [y], color=key.fill, marker=key.marker, markersize=7, transform=None))
+        else:
+            height = 5 if key.fill is None else 9
+            edge, fill = key.fill or colour("--muted"), key.fill or "none"
+            place = (x, y - height / 2)
+            figure.add_artist(Rectangle(place, 10, height, facecolor=fill, edgecolor=edge, transform=None))
+        axes.annotate(key.text, (x + 14, y), xycoords="figure pixels", color=colour("--muted"), va="center_baseline")
+        x += width

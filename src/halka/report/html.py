@@ -2,28 +2,23 @@
 
 from __future__ import annotations
 
-import base64
-import hashlib
 import os
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
-from halka.files import write_file
 from halka.report.cards import key_figures
 from halka.report.examples import side_by_side, tally
+from halka.report.page import fill, write_page
 from halka.report.plots import draw_plots
 from halka.report.rows import Measurement, Row, is_done, label_of, number
 from halka.report.summary import Summary, summarise
-from halka.report.svg import css_variables, looks
+from halka.report.svg import looks
 from halka.report.table import COMPACT, Cell, Column, cells, columns
 from halka.report.units import duration, learning_rate, one_line, size
 
 MAIN = (*COMPACT, "validation_loss")
-UNITS = re.compile(r"(?<=\d) (?=(?:%|k|M|B|kB|MB|GB|TB|s|ms|min|h|points|tokens/s)(?!\w))")
 
 
 @dataclass(frozen=True)
@@ -60,12 +55,7 @@ def write_report(
     The same measurements give the same bytes. Raises ValueError where `path` is a folder, and where the measurements
     are not of one task, one base and one primary metric.
     """
-    target = Path(path)
-    if target.is_dir():
-        raise ValueError(f"{target} is a folder; name a file in it, such as {target / 'report.html'}")
-    text = render(measurements, title, command, sections)
-    write_file(target, lambda beside: beside.write_bytes(text.encode("utf-8", "replace")))
-    return target
+    return write_page(path, lambda: render(measurements, title, command, sections))
 
 
 def render(
@@ -75,16 +65,15 @@ def render(
     sections: Sequence[Section] = (),
 ) -> str:
     """The report as text; see `write_report`."""
-    from jinja2 import Environment, StrictUndefined
     from markupsafe import Markup
 
     summary = summarise(measurements, command)
-    script, style = _file("report.js"), _file("report.css")
     plots = draw_plots(summary, measurements)
     items = side_by_side(summary.rows, measurements)
-    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-    environment.filters["units"] = lambda text: UNITS.sub("\u00a0", text)
-    return environment.from_string(_file("report.html.j2")).render(
+    return fill(
+        "report.html.j2",
+        ["report.css"],
+        ["report.js"],
         title=one_line(title or (f"{summary.task} on {summary.base}" if measurements else "Report")),
         summary=summary,
         headline=sections[0].headline if sections and not measurements else summary.headline,
@@ -101,17 +90,7 @@ def render(
         strips=_strips(summary),
         learning_rate=learning_rate,
         size=size,
-        svg={plot.name: Markup(plot.svg) for plot in plots},
-        light=Markup(css_variables(dark=False)),
-        dark=Markup(css_variables(dark=True)),
-        style=Markup(style),
-        script=Markup(script),
-        script_hash=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
     )
-
-
-def _file(name: str) -> str:
-    return files("halka.report").joinpath(name).read_text(encoding="utf-8")
 
 
 def _table(summary: Summary, keys: Sequence[str]) -> dict[str, Any]:

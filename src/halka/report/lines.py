@@ -39,7 +39,7 @@ def quality(summary: Summary, _: Sequence[Measurement]) -> tuple[Figure, str, st
         score, style = row.scores[metric.name], look[row.label]
         low, high = (score.value if end is None else end for end in (score.low, score.high))
         axes.plot([x, x], [low, high], color=style.colour, linewidth=1.4, solid_capstyle="butt")
-        _mark(axes, x, score.value, style)
+        mark(axes, x, score.value, style)
         names.append(Name(row.label, x, score.value, style.colour))
         ends += [low, high]
         bars.append((x, low, high))
@@ -51,7 +51,7 @@ def quality(summary: Summary, _: Sequence[Measurement]) -> tuple[Figure, str, st
     axes.set_ylim(min(ends) - pad, max(ends) + pad)
     axes.set_xlim(min(sizes) / 3, max(sizes) * 3)
     grid(axes, "y")
-    _log_ticks(axes.xaxis, min(sizes), max(sizes))
+    log_ticks(axes.xaxis, min(sizes), max(sizes))
     axes.xaxis.set_major_formatter(lambda value, _: count(value).replace(".0", ""))
     if metric.is_share:
         axes.yaxis.set_major_formatter(lambda value, _: f"{100 * value:.0f} %")
@@ -87,7 +87,7 @@ def storage(summary: Summary, _: Sequence[Measurement]) -> tuple[Figure, str, st
     if not rows:
         return None
     look = looks(summary.rows)
-    figure, axes = new_figure(left=52, right=_room(rows), height=_tall(len(rows)))
+    figure, axes = new_figure(left=52, right=room([row.label for row in rows]), height=tall(len(rows)))
     axes.set_xscale("log")
     axes.set_yscale("log")
     names = []
@@ -124,7 +124,7 @@ def curves(summary: Summary, measurements: Sequence[Measurement]) -> tuple[Figur
     if not lines:
         return None
     look = looks(summary.rows)
-    figure, axes = new_figure(left=46, right=_room([row for row, _ in lines]), height=_tall(len(lines)))
+    figure, axes = new_figure(left=46, right=room([row.label for row, _ in lines]), height=tall(len(lines)))
     names = []
     for row, points in lines:
         steps, low, middle, high = zip(*points, strict=True)
@@ -135,7 +135,7 @@ def curves(summary: Summary, measurements: Sequence[Measurement]) -> tuple[Figur
     losses = [value for _, points in lines for point in points for value in point[1:]]
     if min(losses) > 0 and max(losses) / min(losses) > 3:
         axes.set_yscale("log")
-        _log_ticks(axes.yaxis, min(losses), max(losses))
+        log_ticks(axes.yaxis, min(losses), max(losses))
         axes.yaxis.set_major_formatter(lambda value, _: f"{value:g}")
     grid(axes, "y")
     axes.minorticks_off()
@@ -175,7 +175,7 @@ def search(summary: Summary, measurements: Sequence[Measurement]) -> tuple[Figur
         axes.plot(*zip(*points, strict=True), color=style.colour, linewidth=1.4, alpha=0.9)
         dots += points
         for x, y in points:
-            _mark(axes, x, y, style, small=x != row.lr)
+            mark(axes, x, y, style, small=x != row.lr)
             if x == row.lr:
                 axes.plot(x, y, "o", markersize=13, fillstyle="none", color=style.colour, markeredgewidth=1.1)
         for x in lost:
@@ -185,7 +185,7 @@ def search(summary: Summary, measurements: Sequence[Measurement]) -> tuple[Figur
         best = min(points, key=lambda point: point[1])
         names.append(Name(row.label, *best, style.colour))
     grid(axes, "y")
-    _log_ticks(axes.xaxis, min(rates), max(rates))
+    log_ticks(axes.xaxis, min(rates), max(rates))
     axes.xaxis.set_major_formatter(lambda value, _: learning_rate(value))
     axes.minorticks_off()
     blocked = [(float(x) - 8, float(y) - 8, float(x) + 8, float(y) + 8) for x, y in axes.transData.transform(dots)]
@@ -210,7 +210,7 @@ def _joined(curves: Sequence[Sequence[Measurement]]) -> list[tuple[float, float,
     return joined[::-1][::stride][::-1]  # the last point always stays
 
 
-def _mark(axes: Axes, x: float, y: float, look: Look, small: bool = False) -> None:
+def mark(axes: Axes, x: float, y: float, look: Look, small: bool = False) -> None:
     axes.plot(
         x,
         y,
@@ -222,7 +222,7 @@ def _mark(axes: Axes, x: float, y: float, look: Look, small: bool = False) -> No
     )
 
 
-def _log_ticks(axis: Axis, low: float, high: float) -> None:
+def log_ticks(axis: Axis, low: float, high: float) -> None:
     """Whole decades, with steps between them where the range is short."""
     from matplotlib.ticker import LogLocator
 
@@ -243,12 +243,12 @@ def _along(axes: Axes, points: Sequence[tuple[float, float]]) -> list[tuple[floa
     return boxes
 
 
-def _room(rows: Sequence[Row]) -> float:
+def room(names: Sequence[str]) -> float:
     """The margin that labels at the right need."""
     _, axes = new_figure(left=60, right=60)
-    return 24 + max(text_width(axes, shortened(row.label)) for row in rows)
+    return 24 + max(text_width(axes, shortened(name)) for name in names)
 
 
-def _tall(names: int) -> float:
+def tall(names: int) -> float:
     """The height at which so many labels have room at the right."""
     return max(HEIGHT, 68 + LINE * names)

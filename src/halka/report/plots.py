@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from halka.report import bars, lines
 from halka.report.rows import Measurement
@@ -42,12 +42,16 @@ def draw_plots(summary: Summary, measurements: Sequence[Measurement]) -> tuple[P
         bars.speed,
         bars.forgetting,
     )
-    plots = []
-    for make in makers:
-        name = make.__name__
-        with drawing(name):
-            made = make(summary, measurements)
-            if made is not None:
-                figure, title, takeaway = made
-                plots.append(Plot(name, title, takeaway, to_svg(figure, name, f"{title}. {takeaway}")))
-    return tuple(plots)
+    found = (drawn(make, summary, measurements) for make in makers)
+    return tuple(plot for plot in found if plot is not None)
+
+
+def drawn(make: Callable[..., tuple[Figure, str, str] | None], *given: Any) -> Plot | None:
+    """What a maker draws of what is given, under the maker's own name; None where there is nothing to draw."""
+    name = make.__name__
+    with drawing(name):
+        made = make(*given)
+        if made is None:
+            return None
+        figure, title, takeaway = made
+        return Plot(name, title, takeaway, to_svg(figure, name, f"{title}. {takeaway}"))

@@ -1,0 +1,299 @@
+"""The advice as a page and in a terminal: all that was found, why the rest is not there, and nothing that can run."""
+
+from __future__ import annotations
+
+import copy
+import math
+import re
+from collections.abc import Callable
+from dataclasses import replace
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from advice_for_tests import GB, about, full_advice, full_evidence, parts
+from halka.advising.advice import CHOICES, Advice, Reason
+from halka.advising.conditions import CONDITIONS
+from halka.advising.evidence import Evidence, Fit, Knowledge, Learnability, Strength
+from halka.cli.advice_shown import show_advice
+from halka.metrics import Score
+from halka.report import advice_words as words
+from halka.report.advice import render_advice, write_advice
+from page_for_tests import Page
+
+EVIL = "<script>alert(1)</script>\"'> onload=x {{7*7}} $x_1$ --> </style> বাংলা \x1b[31m"
+
+
+def alone(**further: Any) -> Evidence:
+    """The subject, and no probe but what is given."""
+    missing = {
+        "strength": "the base was not asked",
+        "knowledge": "there are no documents",
+        "learnability": "training was skipped with --quick",
+        "cleanliness": "the data could not be read twice",
+        "fit": "no device is known",
+    }
+    subject = replace(full_evidence().subject, documents=0, tasks=1, target=None)
+    return Evidence(subject, **further, missing={name: why for name, why in missing.items() if name not in further})
+
+
+def unsure() -> Advice:
+    return Advice("data", 0.4, (), (), (), (), ())
+
+
+def without_documents() -> Evidence:
+    full = full_evidence()
+    assert full.knowledge is not None
+    closed = {name: full.knowledge.losses[name] for name in ("closed", "examples")}
+    return alone(strength=full.strength, knowledge=Knowledge(closed, full.knowledge.tokens))
+
+
+def without_memory() -> Evidence:
+    fit = full_evidence().fit
+    assert fit is not None
+    unknown = {"fits": None, "largest_batch": None, "step_seconds": None}
+    options = tuple(replace(each, **unknown) for each in fit.options)
+    return alone(fit=replace(fit, memory=None, options=options))
+
+
+def diverged() -> Evidence:
+    full, nan = full_evidence(), Score(math.nan, math.nan, math.nan, 3)
+    assert full.learnability is not None
+    lost = replace(full.learnability.trials[0], loss=nan, expected=nan, score=nan, curve=((0, 3.1), (12, math.inf)))
+    return alone(learnability=replace(full.learnability, trials=(lost,), more=nan, agreement=None))
+
+
+CASES: dict[str, Callable[[], Evidence]] = {
+    "nothing": alone,
+    "no documents": without_documents,
+    "no memory known": without_memory,
+    "a diverged trial": diverged,
+    "no trial": lambda: alone(learnability=Learnability(4, 0.0, ())),
+    "no option": lambda: alone(fit=Fit("a100", 80 * GB, 0, 256, 4, 1, (), {})),
+    "strength alone": lambda: alone(strength=Strength(0, {}, 5.0, {}, {}, {})),
+}
+
+
+def read(advice: Advice, evidence: Evidence, **further: Any) -> str:
+    """The words of the page."""
+    return " ".join(" ".join(Page(render_advice(advice, evidence, **further)).texts).split())
+
+
+def shown(advice: Advice, evidence: Evidence, capsys: pytest.CaptureFixture[str]) -> str:
+    show_advice(advice, evidence)
+    return capsys.readouterr().out
+
+
+@pytest.fixture
+def narrow(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "100")
+
+
+# ---- words ----
+
+
+def test_choices_and_conditions_have_names_in_the_advisors_order() -> None:
+    assert list(words.CHOICES) == list(CHOICES)
+    assert tuple(words.CONDITIONS) == CONDITIONS
+
+
+def test_settings_are_told_in_a_line() -> None:
+    given = {"method": "lora", "fields": {"r": 8, "targets": ("q", "v")}, "lr": 2e-3, "steps": 400, "extra": {}}
+    assert words.settings(given) == "method lora, r 8, targets q v, lr 2e-3, steps 400"
+
+
+def test_the_best_trial_is_judged_by_what_it_would_come_to() -> None:
+    learnability = full_evidence().learnability
+    assert learnability is not None
+    assert words.best_trial(learnability) is learnability.trials[3]
+    one, two = replace(learnability.trials[0], expected=None), replace(learnability.trials[5], expected=about(1.1, 0.1))
+    assert words.best_trial(replace(learnability, trials=(one, two))) is two
+
+
+# ---- the page ----
+
+
+def test_the_page_is_one_file_that_needs_nothing_else(tmp_path: Path) -> None:
+    path = write_advice(full_advice(), full_evidence(), tmp_path / "deep" / "advice.html", command="halka advise x")
+    text = path.read_text(encoding="utf-8")
+    page = Page(text)
+    assert all(link.startswith("#") or link == "data:," for link in page.links)
+    assert len(page.ids) == len(set(page.ids))
+    assert not re.search(r"@import|@font-face|url\((?!#)|https?://", text)
+    assert page.headings[0] == 1
+    assert page.headings.count(1) == 1
+    assert all(b - a <= 1 for a, b in pairwise(page.headings))
+    assert page.tags.count("table") == page.tags.count("caption") == 3
+    assert page.tags.count("svg") == 6
+    assert "prefers-color-scheme: dark" in text
+
+
+def test_the_page_tells_all_in_order() -> None:
+    text = read(full_advice(), full_evidence(), command="halka advise smollm2-135m")
+    order = [
+        "Advice for support.jsonl on smollm2-135m",
+        "PEFT and retrieval together, with high confidence (87 %).",
+        "What each choice is expected to score",
+        "target 70 %",
+        "72 % (66 % to 78 %)",
+        "Why",
+        "Passages take the loss of content from 4.26 to 2.66",
+        "What would change this advice",
+        "What was missing",
+        "What to run next",
+        "halka docs add support --from documents/",
+        "To be trained with: method lora, r 8, alpha 16, lr 2e-3, steps 400.",
+        "Scores without training",
+        "Losses under each condition",
+        "by frequency 5.43",
+        "documents take the loss of content from 4.26 to 2.66",
+        "Pilot runs",
+        "1.44 (1.36 to 1.52)",
+        "Memory in training, by part",
+        "memory 6.0 GB",
+        "4 of 4 ways of training fit into the 6.0 GB of NVIDIA RTX A2000",
+        "with checkpointing",
+        "Of 400 training examples, 6 repeated and 4 contradictory; of 96 held out, 3",
+        "support.jsonl:40",
+        "halka advise smollm2-135m",
+    ]
+    text = text.replace("\u00a0", " ")
+    places = [text.find(each) for each in order]
+    assert -1 not in places, order[places.index(-1)]
+    at = 0
+    for each in order:
+        found = text.find(each, at)
+        assert found >= 0, f"{each} comes too early"
+        at = found
+    assert "with 4 times as many, 1.31 (1.19 to 1.43) is to be expected" in text
+
+
+def test_the_cheapest_choice_stands_first_and_the_advised_one_is_marked() -> None:
+    advice = replace(full_advice(), prospects=full_advice().prospects[::-1])
+    text = render_advice(advice, full_evidence())
+    rows = re.findall(r'<tr( class="marked")?>\s*<th scope="row">([^<]*)</th>', text)[:6]
+    assert [name for _, name in rows] == list(words.CHOICES.values())[:6]
+    assert [name for mark, name in rows if mark] == ["PEFT and retrieval"]
+
+
+def test_the_page_is_the_same_for_the_same_input() -> None:
+    first = render_advice(full_advice(), full_evidence())
+    assert first == render_advice(copy.deepcopy(full_advice()), copy.deepcopy(full_evidence()))
+
+
+@pytest.mark.parametrize("case", sorted(CASES))
+def test_what_was_not_looked_at_leaves_only_its_reason(case: str) -> None:
+    evidence = CASES[case]()
+    text = render_advice(unsure(), evidence, title="x")
+    page = Page(text)
+    said = " ".join(page.texts)
+    for name, why in evidence.missing.items():
+        assert f"{words.left_out(evidence, name)}" in said
+        assert said.count(why) == 1
+        assert name in ("strength", "knowledge") or f'id="{name}"' not in text
+    assert "More or better data first, with low confidence (40\u00a0%)." in said
+    assert not re.search(r">\s*(nan|None|inf)\b|\bnan\b", said)
+    for gone in ("What each choice", "Why", "What was missing", "What to run next", "Reproduce"):
+        assert gone not in said
+
+
+def test_only_what_is_known_is_told_of_the_memory() -> None:
+    text = read(unsure(), without_memory())
+    assert "how much memory there is, is not known" in text
+    assert "memory 6" not in text
+
+
+def test_a_memory_far_larger_than_the_need_does_not_dwarf_it() -> None:
+    fit = full_evidence().fit
+    assert fit is not None
+    text = read(unsure(), alone(fit=replace(fit, memory=80 * GB)))
+    assert "That memory lies far to the right of the plot." in text
+    assert "60 GB" not in text
+
+
+def test_reasons_of_no_probe_are_told_at_the_end() -> None:
+    text = read(unsure(), replace(full_evidence(), missing={"documents": "the folder is empty."}))
+    assert "documents is left out: the folder is empty. Made by Halka" in text
+
+
+def hostile() -> tuple[Advice, Evidence]:
+    advice, full = full_advice(), full_evidence()
+    assert full.learnability is not None
+    assert full.fit is not None
+    assert full.cleanliness is not None
+    trials = tuple(replace(each, name=EVIL, method=EVIL, fields={EVIL: EVIL}) for each in full.learnability.trials)
+    options = tuple(replace(each, method=EVIL, quantize=EVIL) for each in full.fit.options)
+    advice = replace(
+        advice,
+        prospects=tuple(replace(each, how=EVIL) for each in advice.prospects),
+        reasons=(Reason(EVIL, EVIL),),
+        change=(EVIL,),
+        missing=(EVIL,),
+        commands=(EVIL, EVIL),
+        settings={EVIL: EVIL, "fields": {EVIL: [EVIL]}},
+    )
+    return advice, replace(
+        full,
+        subject=replace(full.subject, base=EVIL, data=EVIL, metric=EVIL),
+        learnability=replace(full.learnability, trials=trials),
+        fit=replace(full.fit, device=EVIL, options=options, parts={EVIL: {**parts(1, 2, 3, 4, 5), EVIL: 3}}),
+        cleanliness=replace(full.cleanliness, places={EVIL: (EVIL,) * 20}),
+        missing={EVIL: EVIL},
+    )
+
+
+def test_nothing_that_was_given_can_run() -> None:
+    advice, evidence = hostile()
+    text = render_advice(advice, evidence, title=EVIL, command=EVIL)
+    page = Page(text)
+    assert page.tags.count("script") == page.tags.count("style") == 1
+    assert sum("<script>alert(1)</script>" in said for said in page.texts) > 20
+    assert not any("49" in said and "onload" in said for said in page.texts)
+    assert "\x1b" not in text
+
+
+def test_a_folder_is_no_page(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="is a folder; name a file in it"):
+        write_advice(full_advice(), full_evidence(), tmp_path)
+
+
+# ---- the terminal ----
+
+
+def test_the_terminal_begins_with_the_verdict_and_ends_with_the_commands(
+    narrow: None, capsys: pytest.CaptureFixture[str]
+) -> None:
+    advice = full_advice()
+    lines = [line.rstrip() for line in shown(advice, full_evidence(), capsys).splitlines()]
+    assert lines[0] == "PEFT and retrieval together, with high confidence (87 %)."
+    assert lines[-4:] == ["Next:", *(f"  {command}" for command in advice.commands)]
+    assert max(map(len, lines)) <= 100
+    text = " ".join(" ".join(lines).split())
+    for told in (
+        "> PEFT and retrieval 72 % (66 % to 78 %)",
+        "with documents 2.31 2.05 2.66 47 % (42 % to 52 %)",
+        "lora with passages learns best: it comes to a loss of 0.97",
+        "6 repeated and 4 contradictory",
+        "prefix on nf4 1.8 GB yes 31 410 ms",
+        "full with checkpointing 5.2 GB yes 9 1.2 s",
+    ):
+        assert told in text
+
+
+@pytest.mark.parametrize("case", sorted(CASES))
+def test_the_terminal_shows_what_there_is(case: str, narrow: None, capsys: pytest.CaptureFixture[str]) -> None:
+    evidence = CASES[case]()
+    text = shown(unsure(), evidence, capsys)
+    assert text.startswith("More or better data first, with low confidence (40 %).")
+    assert max(map(len, text.splitlines())) <= 100
+    said = " ".join(text.split())
+    assert all(words.left_out(evidence, name) in said for name in evidence.missing)
+    assert not re.search(r"\b(nan|None|inf)\b", said)
+    assert "Expected:" not in said
+    assert "Next:" not in said
+
+
+def test_the_terminal_is_not_steered(narrow: None, capsys: pytest.CaptureFixture[str]) -> None:
+    assert "\x1b" not in shown(*hostile(), capsys)
