@@ -58,7 +58,7 @@ LAYERS: dict[str, set[str]] = {
         *("answering", "compare", "core", "data", "evaluation", "experiment", "files", "machine", "methods", "metrics"),
         *("models", "rag", "report", "run", "settings", "store", "training"),
     },
-    "advising": {"answering", "core", "data", "metrics", "rag"},
+    "advising": {"answering", "core", "data", "estimating", "machine", "methods", "metrics", "rag"},
     "cli": {
         *("card", "core", "methods", "models", "data", "run", "training", "evaluation", "metrics", "formats", "store"),
         *("report", "experiment", "compare", "settings", "files", "adapter_store", "lm_eval", "pool", "rag"),

@@ -7,6 +7,7 @@ import os
 import platform
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ import psutil
 import torch
 
 _CLEAR, _STATUS = Path("/proc/self/clear_refs"), Path("/proc/self/status")
+_GROUPS, _GROUPS_TREE = Path("/proc/self/cgroup"), Path("/sys/fs/cgroup")
 
 
 def resident(device: torch.device) -> int:
@@ -46,6 +48,36 @@ def peak(device: torch.device) -> int:
 
     held = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return held if sys.platform == "darwin" else held * 1024
+
+
+def available() -> int:
+    """Bytes of memory that this process can hold in all: what it holds, and what the machine has left.
+
+    On Linux, no more than what the limits of its control groups leave.
+    """
+    return psutil.Process().memory_info().rss + min([psutil.virtual_memory().available, *_left_in_groups()])
+
+
+def _left_in_groups() -> Iterator[int]:
+    """Bytes that each control group with a limit has left; files that are kept in memory may be let go of."""
+    if not _GROUPS.exists():
+        return
+    for line in _GROUPS.read_text().splitlines():
+        _, controllers, path = line.split(":", 2)
+        if controllers == "":
+            root, limit, used, files = _GROUPS_TREE, "memory.max", "memory.current", "inactive_file"
+        elif controllers == "memory":
+            root, files = _GROUPS_TREE / "memory", "total_inactive_file"
+            limit, used = "memory.limit_in_bytes", "memory.usage_in_bytes"
+        else:
+            continue
+        group = root / path.lstrip("/")
+        for folder in (group, *group.parents):
+            if folder.is_relative_to(root) and (folder / limit).exists():
+                most = (folder / limit).read_text().strip()
+                if most != "max":
+                    told = dict(each.split() for each in (folder / "memory.stat").read_text().splitlines())
+                    yield max(0, int(most) - int((folder / used).read_text()) + int(told.get(files, 0)))
 
 
 def describe(device: torch.device) -> dict[str, Any]:

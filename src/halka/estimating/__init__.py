@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from halka.core import Method, described
-from halka.estimating.devices import Device, calibrated, device_named
+from halka.estimating.devices import Hardware, hardware
 from halka.estimating.rehearsing import Memory, Rehearsed, Setup, rehearse
 from halka.methods import made
 from halka.models.classes import usual_kind
@@ -18,11 +18,21 @@ from halka.models.loading import DTYPES, base_config
 from halka.models.quantised import check_form
 from halka.objectives import OBJECTIVES
 
-__all__ = ["FAMILIES", "Estimate", "Memory", "Row", "Setup", "estimate", "largest_batch", "rehearse"]
+__all__ = [
+    "FAMILIES",
+    "Estimate",
+    "Memory",
+    "Row",
+    "Setup",
+    "at_least_one",
+    "estimate",
+    "largest_batch",
+    "prepared",
+    "rehearse",
+    "row_of",
+]
 
 FAMILIES = ("lora", "dora", "ia3", "bitfit", "bottleneck", "prefix", "prompt", "llama_adapter", "full")
-PROCESS = 440 * 10**6  # what Python, torch and transformers hold on a CPU before there is a base (measured)
-CONTEXT = 500 * 10**6  # what CUDA takes of a GPU before there is a tensor (stated, not measured)
 MOST = 4096  # rows that are tried
 
 
@@ -97,51 +107,46 @@ def estimate(
 
     base     a short name, a folder, a name on the hub, or a transformers configuration
     kind, labels, dtype, quantize   as `load_base` takes them; labels only as many as they are
-    memory   bytes of the GPU that it is to fit in; the largest batch that does is looked for
-    device   of `devices.DEVICES`: whose memory and speed it is; "here" for this machine's processor, which a second of
-             products and copies tells; without both it is for this machine's processor, and no seconds are told
+    memory   bytes that it is to fit in, of a GPU unless the device is "here"; the largest batch that does is looked for
+    device   of `devices.DEVICES`: whose memory and speed it is; "here" for this machine's processor, whose speed a
+             second of products and copies tells; without both it is for this machine's processor, and no seconds are
+             told
 
     A batch is rows of equal length that all carry loss: the most that `batch_size` and `length` allow.
     Raises ValueError as `load_base`, `adapt` and `AdaptedModel.add` do, and for a device nobody knows.
     """
-    config = base_config(base) if isinstance(base, str | Path) else base
-    kind = kind or usual_kind(config)
-    _check(kind, dtype, quantize, batch_size=batch_size, length=length, accumulate=accumulate, tasks=tasks)
-    setup = Setup(
+    config, setup = prepared(
+        base,
+        kind,
         rows=batch_size,
         length=length,
         accumulate=accumulate,
         checkpointing=checkpointing,
         dtype=dtype,
         quantize=quantize,
-        kind=kind,
         labels=labels,
     )
-    known = device_named(device) if device not in (None, "here") else None
-    memory = known.memory if known is not None and memory is None else memory
-    gpu = known is not None or memory is not None
-    if device == "here":
-        known = calibrated(dtype, batch_size * length, config.get_text_config().hidden_size)
-    process = CONTEXT if gpu else PROCESS
-    room = None if memory is None else memory - process
+    at_least_one(tasks=tasks)
+    width = config.get_text_config().hidden_size
+    where = hardware(device, memory, dtype=dtype, tokens=batch_size * length, width=width)
     chosen = [made(each, {}) if isinstance(each, str) else each for each in methods]
     rows, found = [], None
     for method in chosen:
         if progress is not None:
             progress(method.name)
-        told = described(method)
         try:
-            found = rehearse(config, method, setup, gpu=gpu)
+            found = rehearse(config, method, setup, gpu=where.gpu)
         except ValueError as error:
             if len(chosen) == 1:
                 raise
+            told = described(method)
             rows.append(Row(told["name"], told["fields"], refused=str(error)))
             continue
-        row = _row(found, setup, known, tasks)
-        if room is not None:
-            row |= {"fits": found.memory.total <= room}
-            row |= {"largest_batch": largest_batch(config, method, setup, room, gpu=gpu, total=found.memory.total)}
-        rows.append(Row(told["name"], told["fields"], **row))
+        row = row_of(method, found, setup, where, tasks)
+        if where.room is not None:
+            most = largest_batch(config, method, setup, where.room, gpu=where.gpu, total=found.memory.total)
+            row = replace(row, largest_batch=most)
+        rows.append(row)
     if found is None:
         raise ValueError(f"none of the methods can be trained on this base: {rows[0].refused}")
     return Estimate(
@@ -149,21 +154,65 @@ def estimate(
         parameters=found.parameters,
         base_bytes=found.base_bytes,
         setup=setup,
-        gpu=gpu,
-        process=process,
-        memory=memory,
+        gpu=where.gpu,
+        process=where.process,
+        memory=where.memory,
         tasks=tasks,
         cache=found.cached * length,
-        device=None if known is None else known.name,
-        source=None if known is None else known.source,
+        device=None if where.device is None else where.device.name,
+        source=None if where.device is None else where.device.source,
         rows=tuple(rows),
     )
 
 
+def prepared(base: str | Path | Any, kind: str | None = None, **how: Any) -> tuple[Any, Setup]:
+    """A base's configuration, and the setup of that kind, or as the configuration says, with what else is given of it.
+
+    Raises ValueError for a name nobody knows, and for a setup that cannot be.
+    """
+    config = base_config(base) if isinstance(base, str | Path) else base
+    setup = Setup(kind=kind or usual_kind(config), **how)
+    if setup.kind not in OBJECTIVES:
+        raise ValueError(f"kind {setup.kind!r} is none that is trained: choose one of {', '.join(OBJECTIVES)}")
+    if setup.dtype not in DTYPES[:-1]:
+        raise ValueError(f"dtype {setup.dtype!r} is none of {', '.join(DTYPES[:-1])}: what is stored is not looked at")
+    if setup.quantize is not None:
+        check_form(setup.quantize)
+    at_least_one(batch_size=setup.rows, length=setup.length, accumulate=setup.accumulate)
+    if setup.length < 3:
+        raise ValueError(f"length must be at least 3 tokens, not {setup.length}: there is nothing to learn in fewer")
+    return config, setup
+
+
+def row_of(method: Method, found: Rehearsed, setup: Setup, where: Hardware, tasks: int = 1) -> Row:
+    """What a rehearsal of the method tells of a run on that hardware; the largest batch is not looked for."""
+    full = found.trained >= found.parameters
+    own = found.parameters * getattr(torch, setup.dtype).itemsize if full else found.trained * 4
+    told = described(method)
+    return Row(
+        told["name"],
+        told["fields"],
+        trained=found.trained,
+        memory=found.memory,
+        fits=None if where.room is None else found.memory.total <= where.room,
+        seconds=None if where.device is None else where.device.seconds(found.work, setup.dtype) * setup.accumulate,
+        flops=found.flops * setup.accumulate,
+        stored=found.stored * tasks,
+        served=own * tasks + (0 if full else found.base_bytes) + found.cached * setup.length * setup.rows,
+    )
+
+
 def largest_batch(
-    config: Any, method: Method, setup: Setup, room: int, *, gpu: bool = True, total: int | None = None
+    config: Any,
+    method: Method,
+    setup: Setup,
+    room: int,
+    *,
+    gpu: bool = True,
+    total: int | None = None,
+    most: int = MOST,
 ) -> int:
-    """The most rows of that length with which a step stays within `room` bytes, where one more does not.
+    """The most rows of that length with which a step stays within `room` bytes, where one more does not; up to `most`.
 
     It is looked for between what fits and what does not, where the line through both meets the room. `total` is that
     of the setup's own rows, if it is known.
@@ -177,7 +226,7 @@ def largest_batch(
 
     if needs(1) > room:
         return 0
-    low, high = 1, MOST + 1
+    low, high = 1, most + 1
     for rows, need in known.items():
         low, high = (max(low, rows), high) if need <= room else (low, min(high, rows))
     while high - low > 1:
@@ -189,31 +238,8 @@ def largest_batch(
     return low
 
 
-def _row(found: Rehearsed, setup: Setup, device: Device | None, tasks: int) -> dict[str, Any]:
-    """What a row tells besides whether it fits."""
-    full = found.trained >= found.parameters
-    own = found.parameters * getattr(torch, setup.dtype).itemsize if full else found.trained * 4
-    return {
-        "trained": found.trained,
-        "memory": found.memory,
-        "seconds": None if device is None else device.seconds(found.work, setup.dtype) * setup.accumulate,
-        "flops": found.flops * setup.accumulate,
-        "stored": found.stored * tasks,
-        "served": own * tasks + (0 if full else found.base_bytes) + found.cached * setup.length * setup.rows,
-    }
-
-
-def _check(kind: str, dtype: str, quantize: str | None, **numbers: int) -> None:
-    if kind not in OBJECTIVES:
-        raise ValueError(f"kind {kind!r} is none that is trained: choose one of {', '.join(OBJECTIVES)}")
-    if dtype not in DTYPES[:-1]:
-        raise ValueError(f"dtype {dtype!r} is none of {', '.join(DTYPES[:-1])}: what is stored is not looked at")
-    if quantize is not None:
-        check_form(quantize)
+def at_least_one(**numbers: int) -> None:
+    """Raises ValueError that names the number that is less."""
     for name, value in numbers.items():
         if value < 1:
             raise ValueError(f"{name} must be at least 1, not {value}")
-    if numbers["length"] < 3:
-        raise ValueError(
-            f"length must be at least 3 tokens, not {numbers['length']}: there is nothing to learn in fewer"
-        )

@@ -7,6 +7,7 @@ starting it, whichever is longest.
 from __future__ import annotations
 
 import difflib
+import re
 import statistics
 import time
 from collections.abc import Callable, Mapping
@@ -18,6 +19,8 @@ from halka.estimating.ghosts import Work
 
 PRODUCTS, MEMORY = 0.6, 0.8  # what of the published speeds large products and plain reading reach
 LAUNCH = 8e-6  # seconds in which Python and the driver start an operation on a GPU
+PROCESS = 440 * 10**6  # bytes that Python, torch and transformers hold on a CPU before there is a base (measured)
+CONTEXT = 500 * 10**6  # bytes that CUDA takes of a GPU before there is a tensor (stated, not measured)
 
 
 @dataclass(frozen=True)
@@ -68,6 +71,52 @@ def device_named(name: str) -> Device:
         hint = f"did you mean {close[0]}? " if close else ""
         raise ValueError(f"there is no device {name!r} in the table: {hint}choose one of {', '.join(DEVICES)}, or here")
     return DEVICES[name.lower()]
+
+
+@dataclass(frozen=True)
+class Hardware:
+    """What a run is to fit on: its bytes of memory and whose speed it has, None where that is not known."""
+
+    name: str
+    gpu: bool
+    memory: int | None
+    device: Device | None
+
+    @property
+    def process(self) -> int:
+        """Bytes that are held there before there is a base."""
+        return CONTEXT if self.gpu else PROCESS
+
+    @property
+    def room(self) -> int | None:
+        """Bytes that are left to a run."""
+        return None if self.memory is None else self.memory - self.process
+
+
+def hardware(device: str | None, memory: int | None, *, dtype: str, tokens: int, width: int) -> Hardware:
+    """A device of the table, or "here", this machine's processor, which is calibrated; no device is some GPU of that
+    memory, and without that a processor nothing is known of.
+
+    memory   bytes; for a device of the table its own if not given
+    dtype, tokens, width   of the products that a calibration is to take
+    Raises ValueError for a device nobody knows.
+    """
+    if device == "here":
+        return Hardware(device, False, memory, calibrated(dtype, tokens, width))
+    if device is not None:
+        known = device_named(device)
+        return Hardware(known.name, True, known.memory if memory is None else memory, known)
+    return Hardware("a processor" if memory is None else "a GPU", memory is not None, memory, None)
+
+
+def gpu_here() -> Hardware | None:
+    """The first GPU that torch sees, with the speed of the one of the table that it is named like; None without one."""
+    if not torch.cuda.is_available():
+        return None
+    name = torch.cuda.get_device_name(0)
+    plain = re.sub(r"\bRTX (?=\d)", "rtx", name, flags=re.I).lower()
+    like = next((each for each in DEVICES.values() if re.search(rf"\b{each.name}\b", plain)), None)
+    return Hardware(name, True, torch.cuda.get_device_properties(0).total_memory, like)
 
 
 def calibrated(dtype: str, rows: int, width: int) -> Device:

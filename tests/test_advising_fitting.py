@@ -1,0 +1,192 @@
+"""What fits, and how, on hardware of every size: real configurations of two layers, nothing but sizes is computed."""
+
+from __future__ import annotations
+
+import json
+import re
+from dataclasses import asdict, replace
+
+import pytest
+import torch
+from transformers import AutoConfig
+
+import halka
+from halka.advising import fitting
+from halka.advising.evidence import Fit, restored
+from halka.advising.fitting import fit
+from halka.estimating import Setup, rehearse
+from halka.estimating.devices import CONTEXT, DEVICES, PROCESS, Device, gpu_here
+from halka.methods import made
+from tiny import CONFIGS
+
+CONFIG = AutoConfig.for_model(
+    "llama",
+    **{**CONFIGS["llama"], "hidden_size": 128, "num_hidden_layers": 2, "intermediate_size": 384, "vocab_size": 997},
+)
+SIZES = {"length": 32, "batch_size": 4}
+SETUP = Setup(rows=4, length=32)
+
+
+def total(form: str | None, checkpointing: bool, method: str = "lora", rows: int = 4) -> int:
+    how = replace(SETUP, quantize=form, checkpointing=checkpointing, rows=rows)
+    return rehearse(CONFIG, made(method, {}), how, gpu=True).memory.total
+
+
+def lora_in(room: int, **given):
+    (option,) = fit(CONFIG, **{**SIZES, "methods": ["lora"], "memory": CONTEXT + room, **given}).options
+    return option
+
+
+def test_what_fits_as_it_is_stays_as_it_is():
+    needs, more = total(None, False), total(None, False, rows=5)
+    found = lora_in((needs + more) // 2)
+    assert (found.quantize, found.checkpointing, found.fits) == (None, False, True)
+    assert found.memory == pytest.approx(needs, rel=1e-3)
+    assert found.largest_batch == 4
+
+
+def test_where_only_checkpointing_fits_it_is_with_checkpointing():
+    needs, less = total(None, False), total(None, True)
+    assert less < 0.95 * needs
+    found = lora_in(needs - (needs - less) // 4)
+    assert (found.quantize, found.checkpointing, found.fits) == (None, True, True)
+    assert found.memory == pytest.approx(less, rel=1e-3)
+    assert found.largest_batch >= 4
+
+
+def test_int8_comes_before_nf4_and_nf4_before_nothing():
+    pytest.importorskip("bitsandbytes")
+    plain, int8, nf4 = (total(form, True) for form in (None, "int8", "nf4"))
+    assert nf4 < 0.98 * int8
+    assert int8 < 0.98 * min(plain, total("int8", False))
+    ways = [lora_in((more + less) // 2) for more, less in ((plain, int8), (int8, nf4), (nf4, nf4 - nf4 // 10))]
+    assert [(each.quantize, each.checkpointing, each.fits) for each in ways] == [
+        ("int8", True, True),
+        ("nf4", True, True),
+        ("nf4", True, False),
+    ]
+    assert ways[-1].memory == pytest.approx(nf4, rel=1e-3)
+    assert ways[-1].largest_batch < 4
+
+
+def test_a_packed_base_is_without_checkpointing_where_that_fits():
+    """A batch of few tokens keeps little, so all that counts is the weights."""
+    config = AutoConfig.for_model("llama", **{**CONFIGS["llama"], "hidden_size": 512, "intermediate_size": 1024})
+    room = rehearse(config, halka.LoRA(), Setup(rows=1, length=8, quantize="int8"), gpu=True).memory.total * 1.01
+    (found,) = fit(config, methods=["lora"], length=8, batch_size=1, memory=CONTEXT + int(room)).options
+    assert (found.quantize, found.checkpointing, found.fits) == ("int8", False, True)
+
+
+def test_full_fine_tuning_is_never_packed_and_nothing_fits_nowhere():
+    found = fit(CONFIG, methods=["full", "lora"], memory=CONTEXT + 1000, **SIZES)
+    full, lora = found.options
+    assert (full.quantize, full.fits, lora.fits) == (None, False, False)
+    assert (full.largest_batch, lora.largest_batch) == (0, 0)
+    assert full.memory == pytest.approx(min(total(None, each, "full") for each in (False, True)), rel=1e-3)
+    assert lora.memory < total(None, True)
+
+
+def test_a_form_that_is_not_installed_is_no_way(monkeypatch):
+    def missing():
+        raise ValueError("needs bitsandbytes")
+
+    monkeypatch.setattr("halka.models.nf4.bitsandbytes", missing)
+    monkeypatch.setattr("halka.models.quantised.bitsandbytes", missing)
+    found = fit(CONFIG, methods=["lora", "prompt"], memory=CONTEXT + 1000, **SIZES)
+    assert [(each.quantize, each.fits) for each in found.options] == [("int8", False)] * 2
+
+
+def test_parts_are_of_every_method_as_it_is_and_make_its_memory():
+    found = fit(CONFIG, memory=10**10, **SIZES)
+    assert [each.method for each in found.options] == ["lora", "bottleneck", "prefix", "prompt", "full"]
+    assert list(found.parts) == [each.method for each in found.options]
+    for each in found.options:
+        assert sum(found.parts[each.method].values()) == each.memory
+        assert each.largest_batch == fitting.MOST
+        assert each.step_seconds is None
+    assert list(found.parts["lora"]) == ["weights", "gradients", "optimizer", "activations", "allocator"]
+    less = fit(CONFIG, methods=["lora"], memory=CONTEXT + 1000, **SIZES)
+    assert sum(less.parts["lora"].values()) == pytest.approx(found.options[0].memory, rel=1e-3)
+    assert less.options[0].memory < sum(less.parts["lora"].values())
+
+
+def test_tasks_take_their_storage_each_and_share_the_base():
+    one, many = (fit(CONFIG, methods=["lora", "full"], memory=10**10, tasks=each, **SIZES) for each in (1, 20))
+    for single, several in zip(one.options, many.options, strict=True):
+        assert several.stored == 20 * single.stored
+    lora, full = (several.served - single.served for single, several in zip(one.options, many.options, strict=True))
+    assert lora == 19 * 4 * one.options[0].trained
+    assert full == 19 * 2 * one.options[1].trained
+    assert (one.tasks, many.tasks) == (1, 20)
+
+
+def test_what_the_base_refuses_is_left_out():
+    config = AutoConfig.for_model("mixtral", **CONFIGS["mixtral"])
+    told = []
+    found = fit(config, methods=["ia3", "lora"], memory=10**10, progress=told.append, **SIZES)
+    assert told == ["ia3", "lora"]
+    assert [each.method for each in found.options] == list(found.parts) == ["lora"]
+    with pytest.raises(ValueError, match=re.escape("none of the methods can be trained on this base: ia3 wants")):
+        fit(config, methods=["ia3"], memory=10**10, **SIZES)
+
+
+def test_a_device_of_the_table_has_its_memory_and_speed():
+    found = fit(CONFIG, methods=["lora"], device="A100", **SIZES)
+    assert (found.device, found.memory, found.process) == ("a100", DEVICES["a100"].memory, CONTEXT)
+    assert found.options[0].step_seconds > 0
+    less = fit(CONFIG, methods=["lora"], device="a100", memory=CONTEXT + 1000, **SIZES)
+    assert (less.memory, less.options[0].fits) == (CONTEXT + 1000, False)
+    assert restored(Fit, json.loads(json.dumps(asdict(found)))) == found
+
+
+def test_without_anything_named_it_is_this_machine(monkeypatch):
+    slow = Device("here", {"bfloat16": 1e9}, 1e9)
+    monkeypatch.setattr("halka.estimating.devices.calibrated", lambda *given: slow)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(fitting, "available", lambda: 2 * 10**9)
+    found = fit(CONFIG, methods=["prompt"], **SIZES)
+    assert (found.device, found.memory, found.process) == ("here", 2 * 10**9, PROCESS)
+    assert found.options[0].step_seconds > 0
+    assert found.options[0].fits
+    assert found.parts["prompt"]["allocator"] > 0
+    less = fit(CONFIG, methods=["prompt"], device="here", memory=PROCESS + 1000, **SIZES)
+    assert (less.device, less.memory, less.options[0].fits) == ("here", PROCESS + 1000, False)
+
+
+@pytest.mark.parametrize(
+    ("name", "like"),
+    [
+        ("NVIDIA H100 80GB HBM3", "h100"),
+        ("NVIDIA A100-SXM4-80GB", "a100"),
+        ("NVIDIA GeForce RTX 4090", "rtx4090"),
+        ("Tesla T4", "t4"),
+        ("NVIDIA L40S", None),
+        ("NVIDIA T400 4GB", None),
+    ],
+)
+def test_a_gpu_that_is_here_has_its_own_memory(monkeypatch, name, like):
+    class Properties:
+        total_memory = 10**10
+
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device=None: name)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device=None: Properties)
+    found = gpu_here()
+    assert (found.name, found.gpu, found.memory) == (name, True, 10**10)
+    assert found.device is (None if like is None else DEVICES[like])
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"device": "rtx409"}, "no device 'rtx409' in the table: did you mean rtx4090"),
+        ({"methods": ["lorra"]}, "lorra"),
+        ({"kind": "masked-lm"}, "kind 'masked-lm' is none that is trained"),
+        ({"length": 2}, "length must be at least 3 tokens"),
+        ({"tasks": 0}, "tasks must be at least 1"),
+        ({"methods": []}, "none is given"),
+    ],
+)
+def test_what_cannot_be_is_refused(given, message):
+    with pytest.raises(ValueError, match=re.escape(message)):
+        fit(CONFIG, **{**SIZES, "memory": 10**10, **given})
