@@ -27,7 +27,7 @@ def about(value: float, half: float, n: int = 100) -> Score:
 
 
 def trial(name: str, method: str, lr: float, examples: int, curve: list[float], **further: Any) -> Trial:
-    fields = {"lora": {"r": 8, "alpha": 16}, "ia3": {}, "full": {}}[method]
+    fields = {"lora": {"rank": 8, "alpha": 16}, "ia3": {}, "full": {}}[method]
     steps = 12 * (len(curve) - 1)
     points = tuple((12 * i, loss) for i, loss in enumerate(curve))
     trained = {"lora": 2_442_240, "ia3": 131_040, "full": 134_515_008}[method]
@@ -48,7 +48,9 @@ def full_evidence() -> Evidence:
         "both": {"all": about(1.62, 0.09), "form": about(0.98, 0.08), "content": about(2.49, 0.17)},
     }
     return Evidence(
-        subject=Subject("smollm2-135m", 134_515_008, "support.jsonl", 400, 96, "token_f1", 38, 3, 0.7),
+        subject=Subject(
+            "smollm2-135m", 134_515_008, "support.jsonl", 400, 96, "token_f1", 256, documents=38, tasks=3, target=0.7
+        ),
         strength=Strength(
             shots=4,
             losses={name: losses[name]["all"] for name in ("closed", "examples")},
@@ -144,5 +146,5 @@ def full_advice() -> Advice:
             "halka docs examples support support.jsonl -o raft.jsonl",
             "halka train smollm2-135m raft.jsonl --method lora --lr 2e-3 --steps 400 -o adapter",
         ),
-        settings={"method": "lora", "fields": {"r": 8, "alpha": 16}, "lr": 2e-3, "steps": 400},
+        settings={"method": "lora", "fields": {"rank": 8, "alpha": 16}, "lr": 2e-3, "steps": 400},
     )

@@ -285,6 +285,30 @@ def estimator_published(found: Any) -> list[list[str]]:
     return rows
 
 
+def advisor(found: Any) -> list[list[str]]:
+    """The advisor's advice beside the truth, case by case."""
+    rows = [["Case", "What is to be learned", "Truth", "Advised", "Confidence", "Regret", "What each option scored"]]
+    for each in found["cases"]:
+        name = each["case"].replace("_", " ") + (" (aside)" if each["aside"] else "")
+        scores = ", ".join(f"{option} {value:.2f}" for option, value in each["scores"].items())
+        advised = each["advised"] if each["agrees"] else f"**{each['advised']}**"
+        told = [f"{each['confidence']:.2f}", f"{each['regret']:.2f}", scores]
+        rows.append([name, each["kind"], each["truth"], advised, *told])
+    return rows
+
+
+def advisor_summary(found: Any) -> list[list[str]]:
+    """How often the advisor agrees, and what following it costs."""
+    names = {"all": "all cases", "seen": "those that thresholds were set on", "aside": "those held aside"}
+    rows = [["", "Agrees", "Regret, on average", "Regret, at worst"]]
+    for key, name in names.items():
+        each = found["summary"][key]
+        rows.append(
+            [name, f"{each['agrees']} of {each['cases']}", f"{each['mean_regret']:.3f}", f"{each['worst_regret']:.2f}"]
+        )
+    return rows
+
+
 TABLES: dict[str, tuple[str, Callable[[Any], list[list[str]]]]] = {
     "speed": ("speed", speed),
     "decoding": ("decoding", decoding),
@@ -301,6 +325,8 @@ TABLES: dict[str, tuple[str, Callable[[Any], list[list[str]]]]] = {
     "estimator": ("estimator", estimator),
     "estimator_published": ("estimator", estimator_published),
     "experts": ("experts", experts),
+    "advisor": ("advisor/advisor", advisor),
+    "advisor_summary": ("advisor/advisor", advisor_summary),
     "retrieval": ("retrieval", retrieval),
     "searching": ("retrieval", searching),
 }

@@ -15,7 +15,7 @@ import yaml
 from embedder_for_tests import sentence_embedder
 from halka.ablation import found, read_ablation, study, summarise
 from halka.ablation.changes import alike, replaced
-from halka.ablation.documents import collection_of, digest_of
+from halka.ablation.documents import collection_of
 from halka.ablation.injections import attack_of, attacks, injected
 from halka.ablation.scores import Answered, said, scored
 from halka.ablation.settings import Questions, matcher
@@ -26,6 +26,7 @@ from halka.experiment import Entry
 from halka.rag.passages import Passage
 from halka.rag.prompt import ABSTAINED, INSTRUCTION, prompted
 from halka.rag.raft import Asked
+from halka.rag.sources import digest_of
 from tiny import tiny
 from tokenizers_for_tests import chatml_tokenizer
 
@@ -360,12 +361,12 @@ def test_documents_are_known_by_name_and_text_wherever_they_are(files, tmp_path)
     shutil.copytree(files / "more", tmp_path / "more")
     shutil.copy(files / "documents.jsonl", tmp_path / "else.jsonl")
     there = here.model_copy(update={"documents": (str(tmp_path / "else.jsonl"), str(tmp_path / "more"))})
-    assert digest_of(there) == digest_of(here)
+    assert digest_of(there.documents) == digest_of(here.documents)
     (tmp_path / "more" / ".hidden.md").write_text("not taken in")
     (tmp_path / "more" / "image.png").write_text("not taken in")
-    assert digest_of(there) == digest_of(here)
+    assert digest_of(there.documents) == digest_of(here.documents)
     (tmp_path / "else.jsonl").write_text((tmp_path / "else.jsonl").read_text().replace("d1", "d99"))
-    assert digest_of(there) != digest_of(here)
+    assert digest_of(there.documents) != digest_of(here.documents)
 
 
 @pytest.mark.parametrize("injections", [0, 30])

@@ -144,7 +144,7 @@ def test_the_page_tells_all_in_order() -> None:
         "What was missing",
         "What to run next",
         "halka docs add support --from documents/",
-        "To be trained with: method lora, r 8, alpha 16, lr 2e-3, steps 400.",
+        "To be trained with: method lora, rank 8, alpha 16, lr 2e-3, steps 400.",
         "Scores without training",
         "Losses under each condition",
         "by frequency 5.43",

@@ -45,7 +45,7 @@ LAYERS: dict[str, set[str]] = {
     "pool": {"adapter_store", "core", "store"},
     "exporting": {"core", "files", "formats", "merging", "methods", "store", "tensors"},
     "merging": {"core", "data", "methods", "models", "tensors"},
-    "rag": {"files", "models"},
+    "rag": {"data", "files", "models"},
     "answering": {"core", "data", "evaluation", "models"},
     "measure": {
         *("core", "methods", "models", "data", "run", "training", "evaluation", "store"),
@@ -58,11 +58,14 @@ LAYERS: dict[str, set[str]] = {
         *("answering", "compare", "core", "data", "evaluation", "experiment", "files", "machine", "methods", "metrics"),
         *("models", "rag", "report", "run", "settings", "store", "training"),
     },
-    "advising": {"answering", "core", "data", "estimating", "machine", "methods", "metrics", "rag"},
+    "advising": {
+        *("answering", "core", "data", "estimating", "evaluation", "files", "machine", "methods", "metrics", "models"),
+        *("rag", "run", "training"),
+    },
     "cli": {
         *("card", "core", "methods", "models", "data", "run", "training", "evaluation", "metrics", "formats", "store"),
         *("report", "experiment", "compare", "settings", "files", "adapter_store", "lm_eval", "pool", "rag"),
-        *("exporting", "merging", "ablation", "answering", "estimating"),
+        *("exporting", "merging", "ablation", "advising", "answering", "estimating"),
     },
     "__init__": {
         *(

@@ -21,7 +21,7 @@ from typing import Any, Literal
 
 from halka import machine
 from halka.ablation.changes import alike, replaced
-from halka.ablation.documents import collection_of, digest_of, listed, taken_in
+from halka.ablation.documents import collection_of
 from halka.ablation.injections import attack_of, attacks, injected
 from halka.ablation.scores import Answered, as_rows, from_row, said, scored
 from halka.ablation.settings import Ablation, Questions, key_of, matcher, read_questions
@@ -42,6 +42,7 @@ from halka.rag.passages import Passage
 from halka.rag.prompt import fitting, in_form, prompted
 from halka.rag.raft import Asked, Raft, holds, placed
 from halka.rag.retrieve import Retriever
+from halka.rag.sources import digest_of, listed, taken_in
 from halka.rag.store import Scope
 from halka.run import METRICS, TrainConfig
 from halka.store import save
@@ -89,7 +90,7 @@ def study(ablation: Ablation, folder: str | Path) -> Iterator[Event]:
         if not left:
             return
         collection = collection_of(ablation, folder)
-        texts, files = listed(ablation)
+        texts, files = listed(ablation.documents)
         yield Event("started", "documents", len(runs) - len(left), len(runs))
         for event in taken_in(collection, texts, files):
             if event.what == "skipped":
@@ -295,7 +296,7 @@ def _answered(asked: Asked, text: str, shown: Sequence[Passage], best: float | N
 
 def _paths(ablation: Ablation, questions: Questions, folder: Path) -> dict[Run, Path]:
     """Where each run's answers are: other documents, questions or settings have files of their own."""
-    read = {"questions": questions.digest, "documents": digest_of(ablation), "schema": SCHEMA}
+    read = {"questions": questions.digest, "documents": digest_of(ablation.documents), "schema": SCHEMA}
     keys = {run: key_of(ablation, {"who": run.who, "seed": run.seed, **read}) for run in runs_of(ablation)}
     return {run: folder / "runs" / f"{run.who}-seed{run.seed}-{key}.json" for run, key in keys.items()}
 

@@ -16,7 +16,15 @@ from halka.metrics import Score
 
 @dataclass(frozen=True)
 class Subject:
-    """Whose evidence it is: the base, the data, the metric, and what of them was looked at."""
+    """Whose evidence it is: the base, the data, the metric, and what of them was looked at.
+
+    train, held_out   numbers of examples; `split_off` where the held-out ones were taken from those to train on
+    length            tokens of a training example, at the median
+    documents         how many there are; `paths` are those given
+    flags             how commands name the data, such as --data train.jsonl
+    out               the folder with the evidence
+    target            the score that is needed, 0 to 1, if one was named
+    """
 
     base: str
     parameters: int
@@ -24,7 +32,12 @@ class Subject:
     train: int
     held_out: int
     metric: str
+    length: int
+    split_off: bool = False
     documents: int = 0
+    paths: tuple[str, ...] = ()
+    flags: tuple[str, ...] = ()
+    out: str = "advice"
     tasks: int = 1
     target: float | None = None
 

@@ -9,6 +9,7 @@ import typer
 
 from halka.cli import (
     adapters,
+    advise,
     ask,
     bases,
     compare,
@@ -52,6 +53,7 @@ def halka(
 
 app.add_typer(bases.app, name="base")
 command("methods", epilog=examples("halka methods", "halka methods lora"))(methods.methods)
+command("advise", epilog=advise.EXAMPLES)(advise.advise)
 command("estimate", epilog=estimate.EXAMPLES)(estimate.estimate)
 app.add_typer(data.app, name="data")
 app.command("train", cls=train.Deferred)(train.train)

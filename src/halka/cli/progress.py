@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import time
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
     from halka.compare import Event
     from halka.run import Step
 
+PAUSE = 2.0  # seconds between two lines on one probe
 LINES = 20  # at most so many lines a run, evaluations aside
 
 
@@ -148,3 +150,17 @@ class RunsProgress(_Bars):
             say(text)
         else:
             self.bars.console.print(text, soft_wrap=True)
+
+
+class ProbesProgress:
+    """Called with what a probe does: a line, at most one in a second unless the probe is another."""
+
+    def __init__(self) -> None:
+        self._probe, self._at = "", 0.0
+
+    def __call__(self, probe: str, doing: str) -> None:
+        now = time.monotonic()
+        if probe == self._probe and now - self._at < (PAUSE if sys.stderr.isatty() else 10 * PAUSE):
+            return
+        self._probe, self._at = probe, now
+        say(f"{probe}: {doing}")

@@ -1,0 +1,182 @@
+"""Is the advisor right? Its advice for each case beside what every option really scored there.
+
+    HALKA_DATA=… python benchmarks/advisor_outcomes.py --jobs 2     # the outcomes: an hour and a half on two cores
+    HALKA_DATA=… python benchmarks/advisor.py --jobs 2              # the probes: three quarters of an hour
+    python benchmarks/advisor.py --judge                            # what is there, judged anew: a second
+
+The advisor sees a case's training and validation examples and its documents, never the test or an outcome. What it
+found is kept in benchmarks/results/advisor/evidence, so the verdict, a pure function of it, can be asked again.
+
+The truth of a case follows from its outcomes alone: the cheapest option whose score is within noise of the best (95 %
+paired bootstrap over the test's examples); "data" where more or cleaner examples beat all that beyond noise; "a better
+base" where nothing is a tenth above answers that need no model. Regret is the score that following the advice loses
+against the best option.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections import Counter
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from advisor_cases import ASIDE, CASES, Case
+from side_by_side import setup
+
+from halka.advising.advice import CHOICES, Advice
+from halka.advising.evidence import Evidence, restored
+from halka.advising.probing import Need, probe
+from halka.advising.verdict import OF_USE, advise_from
+from halka.files import write_text
+
+FOLDER = Path(__file__).parent / "results" / "advisor"
+MINUTES = 3.0
+WAYS = tuple(each for each in CHOICES if each not in ("data", "base"))
+NAMES = {each.__name__: each for each in CASES}
+
+
+def probed(case: Case, path: Path) -> None:
+    """The advisor's evidence on a case, written whole."""
+    started = time.perf_counter()
+    with tempfile.TemporaryDirectory() as place:
+        documents = ()
+        if case.documents:
+            rows = Path(place) / "documents.jsonl"
+            told = ({"name": name, "text": text} for name, text in case.documents.items())
+            rows.write_text("".join(json.dumps(each) + "\n" for each in told), encoding="utf-8")
+            documents = (str(rows),)
+        need = Need(
+            "smollm2-135m",
+            *(case.train, case.validation, case.metric, case.max_new_tokens, documents),
+            passages=2,
+            data=case.name,
+        )
+        evidence = probe(need, Path(place) / "advice", minutes=MINUTES, skip=("fit",))
+    seconds = time.perf_counter() - started
+    told = asdict(evidence)
+    told["subject"] |= {"paths": (), "out": "advice"}
+    result = {"case": case.name, "minutes": MINUTES, "seconds": seconds, **setup("halka", "torch", "transformers")}
+    write_text(path, json.dumps(result | {"evidence": told}, indent=1, ensure_ascii=False) + "\n")
+
+
+# ── the truth ───────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def within_noise(best: np.ndarray, other: np.ndarray) -> bool:
+    """Whether the best's lead over the other may be nothing."""
+    draw = np.random.default_rng(0).integers(len(best), size=(4000, len(best)))
+    return float(np.quantile((best - other)[draw].mean(axis=1), 0.025)) <= 0
+
+
+def truth(options: dict[str, np.ndarray], floor: float) -> str:
+    """What is best for a case, by its outcomes."""
+    ways = {each: options[each] for each in WAYS if each in options}
+    best = max(ways.values(), key=np.mean)
+    if max(best.mean(), options["data"].mean()) < floor + OF_USE:
+        return "base"
+    if not within_noise(options["data"], best):
+        return "data"
+    return next(each for each, values in ways.items() if within_noise(best, values))
+
+
+def regret(choice: str, options: dict[str, np.ndarray], floor: float) -> float:
+    """The score that the choice loses against the best option; of "base" what the best one has above no model."""
+    best = max(values.mean() for values in options.values())
+    if choice == "base":
+        return max(0.0, best - floor - OF_USE)
+    return float(best - options[choice].mean()) if choice in options else float(best - floor)
+
+
+# ── beside the advice ───────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def judged(name: str) -> dict[str, Any] | None:
+    """A case's advice and truth; None where outcomes or evidence are missing."""
+    outcome, found = (FOLDER / each / f"{name}.json" for each in ("outcomes", "evidence"))
+    if not (outcome.exists() and found.exists()):
+        return None
+    told = json.loads(outcome.read_text(encoding="utf-8"))
+    options = {each: np.array(result["values"]) for each, result in told["options"].items()}
+    if not {"prompt", "peft", "full", "data"} <= options.keys():
+        return None
+    evidence = restored(Evidence, json.loads(found.read_text(encoding="utf-8"))["evidence"])
+    advice: Advice = advise_from(evidence)
+    floor = told["trivial"]
+    right = truth(options, floor)
+    return {
+        "case": name,
+        "kind": told["kind"],
+        "aside": name in ASIDE,
+        "truth": right,
+        "advised": advice.choice,
+        "confidence": advice.confidence,
+        "agrees": advice.choice == right,
+        "regret": regret(advice.choice, options, floor),
+        "trivial": floor,
+        "scores": {each: float(values.mean()) for each, values in options.items()},
+        "expected": {each.choice: each.score.value for each in advice.prospects},
+    }
+
+
+def summary(rows: list[dict[str, Any]]) -> dict[str, Any]:
+    def of(some: list[dict[str, Any]]) -> dict[str, Any]:
+        regrets = [each["regret"] for each in some] or [0.0]
+        return {
+            "cases": len(some),
+            "agrees": sum(each["agrees"] for each in some),
+            "mean_regret": statistics.mean(regrets),
+            "worst_regret": max(regrets),
+        }
+
+    confusion = Counter((each["truth"], each["advised"]) for each in rows)
+    return {
+        "all": of(rows),
+        "seen": of([each for each in rows if not each["aside"]]),
+        "aside": of([each for each in rows if each["aside"]]),
+        "confusion": [{"truth": was, "advised": said, "cases": n} for (was, said), n in sorted(confusion.items())],
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument("cases", nargs="*", metavar="CASE", help="all if none is named")
+    parser.add_argument("--jobs", type=int, default=1, help="processes at once")
+    parser.add_argument("--judge", action="store_true", help="judge what is there, and probe nothing")
+    arguments = parser.parse_args()
+    names = arguments.cases or [*NAMES]
+    if not arguments.judge:
+        left = [name for name in names if not (FOLDER / "evidence" / f"{name}.json").exists()]
+        if len(left) == 1 or arguments.jobs == 1:
+            for name in left:
+                probed(NAMES[name](), FOLDER / "evidence" / f"{name}.json")
+                print(f"{name}: probed", flush=True)
+        else:
+            running: list[subprocess.Popen[bytes]] = []
+            while left or running:
+                while left and len(running) < arguments.jobs:
+                    running.append(subprocess.Popen([sys.executable, __file__, left.pop(0)]))
+                running = [each for each in running if each.poll() is None]
+                time.sleep(1)
+    rows = [row for name in NAMES if (row := judged(name)) is not None]
+    for row in rows:
+        mark = "    " if row["agrees"] else " !! "
+        scores = ", ".join(f"{each} {value:.2f}" for each, value in row["scores"].items())
+        expected = ", ".join(f"{each} {value:.2f}" for each, value in row["expected"].items())
+        print(f"{row['case']:14}{'*' if row['aside'] else ' '} {row['truth']:8} {row['advised']:8}{mark}", end="")
+        print(f"{row['confidence']:.2f} regret {row['regret']:.2f} | {scores} | expected {expected}")
+    if rows and not arguments.cases:
+        told = {"summary": summary(rows), "cases": rows, **setup("halka", "torch", "transformers")}
+        write_text(FOLDER / "advisor.json", json.dumps(told, indent=1) + "\n")
+        print(json.dumps(told["summary"], indent=1))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,275 @@
+"""Probe: what the base learns of the data in a short time, by whom best, and whether more data would help.
+
+Several small adapters are trained side by side in shared passes: two families, two learning rates, and less of the
+data; with documents also one that is shown passages. Their held-out curves are extrapolated.
+"""
+
+from __future__ import annotations
+
+import json
+import statistics
+import time
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import closing
+from dataclasses import dataclass, field, replace
+from functools import partial
+from itertools import combinations
+from pathlib import Path
+from typing import Any
+
+from halka.advising.agreement import kappa, of_few_kinds
+from halka.advising.conditions import CLOSED, DOCUMENTS
+from halka.advising.curves import extrapolated, interval
+from halka.advising.evidence import Learnability, Trial
+from halka.advising.questions import Questions
+from halka.advising.worth import scored
+from halka.core import described
+from halka.files import write_text
+from halka.methods import made as method_of
+from halka.metrics import Score
+from halka.run import METRICS, TrainConfig, TrainingError
+from halka.training import Job, train_many
+
+Progress = Callable[[str], None]
+LEAST_STEPS, MOST_STEPS = 12, 48
+EVALUATIONS = 6
+BATCH_TOKENS = 2048  # of a trial's batch: passages make prompts long, and all trials' batches are in memory at once
+FARTHER = 4  # how many times as long, or as many examples, the curves are followed
+RAISED = 4  # the second learning rate, as a multiple of the method's own
+
+
+@dataclass(frozen=True)
+class Plan:
+    """One trial before it is run: `share` of the training examples, at `rate` times the method's own learning rate."""
+
+    name: str
+    method: str
+    fields: Mapping[str, Any] = field(default_factory=dict)
+    rate: float = 1.0
+    share: float = 1.0
+    passages: bool = False
+
+
+LORA = {"rank": 16}
+PLANS = (
+    Plan("LoRA", "lora", LORA),
+    Plan("LoRA, higher rate", "lora", LORA, rate=RAISED),
+    Plan("LoRA, half of the data", "lora", LORA, rate=RAISED, share=0.5),
+    Plan("LoRA, a quarter of the data", "lora", LORA, rate=RAISED, share=0.25),
+    Plan("bottleneck", "bottleneck", rate=2),
+)
+ALL_WEIGHTS = Plan("full fine-tuning", "full")
+WITH_PASSAGES = Plan("LoRA with passages", "lora", LORA, rate=RAISED, passages=True)
+
+
+def learnability(
+    questions: Questions,
+    seconds: float,
+    *,
+    batch_size: int = 8,
+    checkpointing: bool = False,
+    plans: Sequence[Plan] = PLANS,
+    folder: Path | None = None,
+    progress: Progress = lambda _: None,
+) -> Learnability:
+    """Train the trials for about `seconds`, ask them the held-out examples, and follow their curves farther.
+
+    batch_size      examples that a trial sees in a step, fewer where they are long
+    checkpointing   recompute activations: for where the trials together would not fit
+    plans           the trials; one with passages is added where there are documents
+
+    With a folder a run that was stopped goes on where it was. Trials that fail are left out.
+    Raises TrainingError where all do.
+    """
+    started = time.perf_counter()
+    plans = [*plans, *([WITH_PASSAGES] if questions.find is not None else [])]
+    made = partial(_job, questions, batch_size=batch_size, checkpointing=checkpointing)
+    steps = _steps(questions, plans, made, batch_size, seconds, folder)
+    adapters = {f"pilot-{number}": plan for number, plan in enumerate(plans)}
+    jobs = [made(name, plan, steps, folder) for name, plan in adapters.items()]
+    try:
+        curves, failed = _trained(questions, jobs, progress)
+        left = {name: plan for name, plan in adapters.items() if name not in failed}
+        if not left:
+            raise next(iter(failed.values()))
+        progress(f"asking {len(left)} adapters")
+        said = _said(questions, left)
+        trials = [
+            _trial(questions, plan, job, curves[job.name], said[job.name])
+            for job, plan in zip(jobs, plans, strict=True)
+            if job.name in left
+        ]
+    finally:
+        for name in adapters:
+            questions.model.remove(name)
+    closed = [said[name] for name, plan in left.items() if not plan.passages and plan.share == 1]
+    return Learnability(
+        batch_size=batch_size,
+        seconds=time.perf_counter() - started,
+        trials=tuple(trials),
+        times=FARTHER,
+        more=_with_more(trials),
+        agreement=_agreement(questions, closed),
+    )
+
+
+def best_of(trials: Sequence[Trial], *, passages: bool = False) -> Trial | None:
+    """The trial with the lowest held-out loss of those on all of the data, with or without passages."""
+    alike = [each for each in trials if each.passages == passages]
+    most = max((each.examples for each in alike), default=0)
+    return min((each for each in alike if each.examples == most), key=lambda each: each.loss.value, default=None)
+
+
+# ── training ────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def _steps(
+    questions: Questions,
+    plans: Sequence[Plan],
+    made: Callable[[str, Plan, int, Path | None], Job],
+    batch_size: int,
+    seconds: float,
+    folder: Path | None,
+) -> int:
+    """As many steps of all trials as fit into the time, as one step tells; as many as before in a run that goes on."""
+    known = None if folder is None else folder / "steps.json"
+    if known is not None and known.exists():
+        return json.loads(known.read_text(encoding="utf-8"))["steps"]
+    names = [f"step-{number}" for number in range(len(plans))]
+    jobs = [made(name, plan, 1, None) for name, plan in zip(names, plans, strict=True)]
+    jobs = [replace(job, validation=()) for job in jobs]
+    started = time.perf_counter()
+    try:
+        for _ in train_many(questions.model, jobs):
+            pass
+    finally:
+        for name in names:
+            questions.model.remove(name)
+    one = time.perf_counter() - started
+    evaluations = one * EVALUATIONS * len(questions.held_out) / batch_size / 3  # a forward pass is a third of a step
+    steps = min(MOST_STEPS, max(LEAST_STEPS, int((seconds - one - evaluations) / one)))
+    if known is not None:
+        write_text(known, json.dumps({"steps": steps}) + "\n")
+    return steps
+
+
+def _job(
+    questions: Questions,
+    name: str,
+    plan: Plan,
+    steps: int,
+    folder: Path | None,
+    *,
+    batch_size: int,
+    checkpointing: bool,
+) -> Job:
+    """What trains a plan's adapter, which is in the model then."""
+    method = method_of(plan.method, dict(plan.fields))
+    questions.model.add(name, method)
+    every = max(1, steps // EVALUATIONS)
+    return Job(
+        name,
+        [questions.put(each, _condition(plan)) for each in questions.train[: _count(questions, plan)]],
+        TrainConfig(
+            lr=method.lr * plan.rate,
+            steps=steps,
+            batch_size=batch_size,
+            batch_tokens=BATCH_TOKENS,
+            checkpointing=checkpointing,
+            evaluate_every=every,
+            save_every=None if folder is None else every,
+        ),
+        [questions.put(each, _condition(plan)) for each in questions.held_out],
+        None if folder is None else folder / name,
+    )
+
+
+def _condition(plan: Plan) -> str:
+    return DOCUMENTS if plan.passages else CLOSED
+
+
+def _count(questions: Questions, plan: Plan) -> int:
+    return max(1, round(plan.share * len(questions.train)))
+
+
+def _trained(
+    questions: Questions, jobs: Sequence[Job], progress: Progress
+) -> tuple[dict[str, list[tuple[int, float]]], dict[str, TrainingError]]:
+    """Each job's held-out curve, and what went wrong. What an earlier go has done is read from its folder."""
+    curves: dict[str, dict[int, float]] = {job.name: {} for job in jobs}
+    failed: dict[str, TrainingError] = {}
+    with closing(train_many(questions.model, jobs)) as steps_of_all:  # stopped here, it leaves a checkpoint
+        for told in steps_of_all:
+            for name, step in told.items():
+                if isinstance(step, TrainingError):
+                    failed[name] = step
+                    continue
+                progress(f"training {len(jobs)} adapters: step {step.step} of {step.steps}")
+                if step.validation is not None:
+                    curves[name][step.step] = step.validation
+    for job in jobs:
+        metrics = None if job.folder is None else Path(job.folder) / METRICS
+        if metrics is not None and metrics.exists():
+            steps = map(json.loads, metrics.read_text(encoding="utf-8").splitlines())
+            curves[job.name] |= {step["step"]: step["validation"] for step in steps if step["validation"] is not None}
+    return {name: sorted(curve.items()) for name, curve in curves.items()}, failed
+
+
+# ── what came of it ─────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def _said(questions: Questions, adapters: Mapping[str, Plan]) -> dict[str, list[str]]:
+    """What each adapter answers to the held-out examples; all of them share batches."""
+    asked = [questions.put(each, _condition(plan)) for plan in adapters.values() for each in questions.held_out]
+    count = len(questions.held_out)
+    texts = questions.answers([name for name in adapters for _ in range(count)], asked)
+    return {name: texts[number * count : (number + 1) * count] for number, name in enumerate(adapters)}
+
+
+def _trial(
+    questions: Questions, plan: Plan, job: Job, curve: Sequence[tuple[int, float]], said: Sequence[str]
+) -> Trial:
+    read = [losses for _, losses in questions.losses(job.name, list(job.validation))]  # type: ignore[arg-type]
+    loss = interval([each.mean() for each in read], [len(each) for each in read])
+    values = questions.values(said)
+    method = described(questions.model.adapter(job.name).method)
+    assert job.config.lr is not None
+    assert job.config.steps is not None
+    return Trial(
+        name=plan.name,
+        method=method["name"],
+        fields=method["fields"],
+        lr=job.config.lr,
+        examples=_count(questions, plan),
+        passages=plan.passages,
+        steps=job.config.steps,
+        parameters=questions.model.adapter(job.name).count(),
+        curve=tuple(curve),
+        loss=loss,
+        expected=extrapolated([*curve], FARTHER * job.config.steps),
+        score=scored(values),
+        values=values,
+    )
+
+
+def _with_more(trials: Sequence[Trial]) -> Score | None:
+    """The loss with more examples, as the trials on parts of them tell."""
+    parts = {each.examples: each for each in trials if not each.passages and each.method == "lora"}
+    rates = {each.lr for each in parts.values() if each.examples < max(parts)}
+    alike = sorted(
+        (each for each in trials if each.method == "lora" and each.lr in rates and not each.passages),
+        key=lambda each: each.examples,
+    )
+    points = {float(each.examples): each.loss.value for each in alike}
+    if len(points) < 2:
+        return None
+    return extrapolated([*points.items()], FARTHER * max(points))
+
+
+def _agreement(questions: Questions, said: Sequence[Sequence[str]]) -> tuple[float, float] | None:
+    """How far the answers of whole trials agree with each other, and with the given ones: the means over trials."""
+    given = [each.answers[0] for each in questions.held_out]
+    if len(said) < 2 or not of_few_kinds([each.answers[0] for each in (*questions.train, *questions.held_out)]):
+        return None
+    each_other = [kappa(first, second) for first, second in combinations(said, 2)]
+    return statistics.mean(each_other), statistics.mean(kappa(each, given) for each in said)

@@ -1,0 +1,103 @@
+"""What each choice is expected to score: measured where a probe asked for it, told ahead where its curve goes on."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+from halka.advising.advice import Prospect
+from halka.advising.evidence import Evidence, Learnability, Strength, Trial
+from halka.advising.learning import best_of
+from halka.metrics import Score
+
+NOISY = 0.25  # kappa by which trials agree better with each other than with the labels: tests/test_advising_verdict.py
+
+
+def prospects(evidence: Evidence) -> tuple[Prospect, ...]:
+    """Those that the evidence tells of, the cheapest first."""
+    return tuple(_prospects(evidence))
+
+
+def _prospects(evidence: Evidence) -> Iterator[Prospect]:
+    strength, knowledge, learned = evidence.strength, evidence.knowledge, evidence.learnability
+    if strength is not None:
+        condition = max(strength.scores, key=lambda each: strength.scores[each].value)
+        yield Prospect("prompt", strength.scores[condition], f"measured, {_how(condition)}")
+    if knowledge is not None and knowledge.scores:
+        condition = max(knowledge.scores, key=lambda each: knowledge.scores[each].value)
+        yield Prospect("rag", knowledge.scores[condition], f"measured, {_how(condition)}")
+    if learned is None:
+        return
+    whole = [each for each in learned.trials if each.method != "full"]
+    gain = _slope(strength, learned)
+    tuned = best_of(whole)
+    if tuned is not None and tuned.score is not None:
+        yield Prospect("peft", _further(tuned, gain), _trial(tuned))
+    if (shown := best_of(whole, passages=True)) is not None and shown.score is not None:
+        yield Prospect("peft+rag", _further(shown, gain), _trial(shown))
+    full = [each for each in learned.trials if each.method == "full"]
+    if full and full[0].score is not None:
+        yield Prospect("full", _further(full[0], gain), _trial(full[0]))
+    if tuned is not None and tuned.score is not None:
+        yield from _data(learned, tuned, gain)
+
+
+def _how(condition: str) -> str:
+    return {"closed": "zero-shot", "examples": "with examples in the prompt", "documents": "with passages"}.get(
+        condition, "with passages and examples"
+    )
+
+
+def _trial(trial: Trial) -> str:
+    return f"{trial.name} after {trial.steps} steps, its curve followed"
+
+
+def _slope(strength: Strength | None, learned: Learnability) -> float:
+    """The score that a nat less of held-out loss brings, at least 0: least squares over the trials and the base."""
+    points = [(each.loss.value, each.score.value) for each in learned.trials if each.score and not each.passages]
+    if strength is not None:
+        points.append((strength.losses["closed"].value, strength.scores["closed"].value))
+    if len(points) < 2:
+        return 0.0
+    x, y = (sum(each[axis] for each in points) / len(points) for axis in (0, 1))
+    spread = sum((loss - x) ** 2 for loss, _ in points)
+    return max(0.0, -sum((loss - x) * (score - y) for loss, score in points) / spread) if spread > 1e-9 else 0.0
+
+
+def _further(trial: Trial, gain: float) -> Score:
+    """The trial's score, with what its loss is expected to fall yet."""
+    assert trial.score is not None
+    return trial.score if trial.expected is None else _moved(trial.score, trial.loss, trial.expected, gain)
+
+
+def _moved(score: Score, loss: Score, later: Score, gain: float) -> Score:
+    """The score where the loss falls from one to the other; the interval has the curve's uncertainty on top."""
+    rise = max(0.0, gain * (loss.value - later.value))
+    more = max(0.0, gain * (loss.value - later.low)) - rise
+    less = rise - max(0.0, gain * (loss.value - later.high))
+    value = min(1.0, score.value + rise)
+    low, high = max(0.0, score.low + rise - less), min(1.0, score.high + rise + more)
+    return Score(value, min(low, value), max(high, value), score.n)
+
+
+def _data(learned: Learnability, tuned: Trial, gain: float) -> Iterator[Prospect]:
+    """What more, or cleaner, examples promise."""
+    score = _further(tuned, gain)
+    if is_noisy(learned):
+        assert learned.agreement is not None
+        value = max(score.value, learned.agreement[0])
+        yield Prospect("data", Score(value, score.low, 1.0, score.n), "labels mended: as far as trials agree")
+        return
+    parts = [each for each in learned.trials if each.method == "lora" and not each.passages]
+    whole = max(parts, key=lambda each: (each.examples, each.lr), default=None)
+    if learned.more is not None and whole is not None:
+        moved = _moved(score, whole.loss, learned.more, gain)
+        yield Prospect("data", moved, f"{learned.times} times the examples, by the curve over their number")
+
+
+def is_noisy(learned: Learnability) -> bool:
+    """Whether trials agree with each other far better than with the labels."""
+    return learned.agreement is not None and learned.agreement[0] - learned.agreement[1] > NOISY
+
+
+def by_choice(found: Sequence[Prospect]) -> dict[str, Prospect]:
+    return {each.choice: each for each in found}

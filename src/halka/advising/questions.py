@@ -1,0 +1,114 @@
+"""`Questions`: the user's examples and the base, as all probes ask it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+
+from halka.advising.conditions import BOTH, CLOSED, DOCUMENTS, EXAMPLES, Find, conditioned
+from halka.advising.worth import worth
+from halka.core import AdaptedModel, in_mode
+from halka.data.batches import collate, plan
+from halka.data.examples import Example
+from halka.data.tokens import Tokens, encode, encode_prompt
+from halka.evaluation import generate
+from halka.models import context, hidden_states, logits, pad_id
+from halka.models.attention import use_attention
+
+BATCH = 16
+BATCH_TOKENS = 4096
+SHOTS = {CLOSED: 0, EXAMPLES: 4, DOCUMENTS: 0, BOTH: 2}  # with passages fewer, as each shot brings its own
+
+
+@dataclass(frozen=True)
+class Questions:
+    """What is asked of whom.
+
+    train, held_out   examples to learn from and to be judged by, that end with their answer
+    metric            what answers are worth
+    find              a question to its passages, where there are documents
+    """
+
+    model: AdaptedModel
+    train: tuple[Example, ...]
+    held_out: tuple[Example, ...]
+    metric: str
+    max_new_tokens: int
+    find: Find | None = None
+    shots: dict[str, int] = field(default_factory=lambda: dict(SHOTS))
+
+    @property
+    def conditions(self) -> tuple[str, ...]:
+        """Those under which the base can be asked: with documents only if there are some."""
+        return (CLOSED, EXAMPLES) if self.find is None else (CLOSED, EXAMPLES, DOCUMENTS, BOTH)
+
+    def first(self, count: int) -> Questions:
+        """The same with fewer held-out examples."""
+        return replace(self, held_out=self.held_out[:count])
+
+    def put(self, example: Example, condition: str) -> Example:
+        """The example as it is asked under a condition, with as many shots as the base's context holds."""
+        find = self.find if condition in (DOCUMENTS, BOTH) else None
+        room = context(self.model, None)
+        own = self.train[: self.shots[condition]]
+        for count in range(len(own), -1, -1):
+            asked = conditioned(self.model, example, own[:count], find)
+            if count == 0 or room is None or len(self._whole(asked)) + self.max_new_tokens <= room:
+                return asked
+        raise AssertionError("with no shots it is returned")
+
+    def answers(
+        self, names: str | Sequence[str | None] | None, asked: Sequence[Example], done: Callable[[], None] | None = None
+    ) -> list[str]:
+        """What the base, an adapter, or an adapter for each answers."""
+        texts = [""] * len(asked)
+        for number, text in generate(self.model, names, asked, max_new_tokens=self.max_new_tokens, batch_size=BATCH):
+            texts[number] = text
+            if done is not None:
+                done()
+        return texts
+
+    def values(self, texts: Sequence[str], examples: Sequence[Example] | None = None) -> tuple[float, ...]:
+        """What answers to the held-out examples are worth."""
+        return worth(self.metric, texts, [each.answers for each in examples or self.held_out])
+
+    def losses(self, name: str | None, asked: Sequence[Example]) -> list[tuple[list[int], np.ndarray]]:
+        """Of each example's last answer the token ids, and each one's loss in nats."""
+        return token_losses(self.model, name, [self._whole(each) for each in asked])
+
+    def answer_ids(self, example: Example) -> list[int]:
+        """The tokens of its last answer, with what ends it."""
+        whole = self._whole(example)
+        return [token for token, counts in zip(whole.ids, whole.loss, strict=True) if counts]
+
+    def _whole(self, example: Example) -> Tokens:
+        """Its tokens, with loss on the last answer alone; what is over the context is cut in front."""
+        tokens = encode(example, self.model.tokenizer)
+        start = len(encode_prompt(example, self.model.tokenizer))
+        loss = [False] * start + tokens.loss[start:]
+        room = context(self.model, None)
+        over = 0 if room is None else max(0, len(loss) - room)
+        return Tokens(tokens.ids[over:], loss[over:])
+
+
+def token_losses(model: AdaptedModel, name: str | None, items: Sequence[Tokens]) -> list[tuple[list[int], np.ndarray]]:
+    """Of each item the ids that carry loss, and the loss of each, in nats, without dropout."""
+    found: list[tuple[list[int], np.ndarray]] = [([], np.zeros(0))] * len(items)
+    device = next(model.base.parameters()).device
+    with torch.inference_mode(), model.use(name), use_attention(model.base), in_mode(False, model.base):
+        for chosen in plan([len(item) for item in items], seed=0, epoch=0, batch_tokens=BATCH_TOKENS):
+            batch = collate([items[index] for index in chosen], pad_id(model)).to(device)
+            hidden = hidden_states(model, **batch.inputs)
+            for row, index in enumerate(chosen):
+                at = [place for place, counts in enumerate(items[index].loss) if counts and place]
+                ids = [items[index].ids[place] for place in at]
+                before = hidden[row, [place - 1 for place in at]]
+                told = F.cross_entropy(
+                    logits(model, before).float(), torch.tensor(ids, device=device), reduction="none"
+                )
+                found[index] = (ids, told.cpu().double().numpy())
+    return found

@@ -1,0 +1,197 @@
+"""The rules in words: what the evidence shows, one reason a function; what would change the advice; what was not there.
+
+The choice itself is made in `verdict.py`. A rule here speaks where its threshold is passed, with the numbers it saw.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+from halka.advising.advice import Prospect, Reason
+from halka.advising.evidence import Evidence, Trial
+from halka.advising.learning import best_of
+from halka.advising.prospects import by_choice, is_noisy
+from halka.metrics import Score
+
+FALLS = 0.1  # share of a loss by which it falls visibly: twice the width of a typical interval on 32 examples
+HELD = (
+    0.6  # share of answers that must stand in the passages found, below which retrieval is the weak part; a convention
+)
+FEW = 30  # held-out examples below which an interval of a share is wider than 0.35 (binomial, at one half)
+LEAKED = 0.05  # share of held-out examples that stand in the training data, from which scores flatter; a convention
+
+Rule = Callable[[Evidence, str, Sequence[Prospect]], str | None]
+
+
+def reasons(evidence: Evidence, choice: str, found: Sequence[Prospect], needed: float) -> tuple[Reason, ...]:
+    """What speaks for the choice, then what else was seen."""
+    said = [Reason("the choice", _choice(evidence, choice, found, needed))]
+    return (*said, *(Reason(name, text) for name, rule in RULES.items() if (text := rule(evidence, choice, found))))
+
+
+def _choice(evidence: Evidence, choice: str, found: Sequence[Prospect], needed: float) -> str:
+    by, metric = by_choice(found), evidence.subject.metric
+    if not found:
+        fits = "fits" if choice == "peft" else "does not fit, however it is packed"
+        return f"nothing was asked of the base; training a small part of it {fits} on the hardware"
+    best = max(found, key=lambda each: each.score.value)
+    if choice == "base":
+        return (
+            f"nothing that was tried is expected to reach {needed:.2f} {metric}, which is of use: the best is "
+            f"{best.choice} with {_score(best.score)}"
+        )
+    if choice == "data":
+        ways = [each for each in found if each.choice != "data"]
+        now = max(ways, key=lambda each: each.score.value)
+        return (
+            f"{by['data'].how} promise {_score(by['data'].score)} {metric}, where {now.choice} has {_score(now.score)}"
+        )
+    own = by[choice]
+    if own is best or best.choice == "data":
+        return f"it is expected to score highest: {_score(own.score)} {metric} ({own.how})"
+    return (
+        f"it is the cheapest that is about as good as any: {_score(own.score)} {metric} ({own.how}), where "
+        f"{best.choice} has {_score(best.score)}"
+    )
+
+
+# ── rules ───────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def _falls_with_examples(evidence: Evidence, choice: str, found: Sequence[Prospect]) -> str | None:
+    told = evidence.knowledge
+    if told is None or "form" not in told.losses["closed"]:
+        return None
+    before, after = (told.losses[each]["form"].value for each in ("closed", "examples"))
+    if before - after < FALLS * before:
+        return None
+    return (
+        f"examples in the prompt lower the loss of what answers share from {before:.2f} to {after:.2f}: it is form, "
+        "which tuning keeps"
+    )
+
+
+def _falls_with_documents(evidence: Evidence, choice: str, found: Sequence[Prospect]) -> str | None:
+    told = evidence.knowledge
+    if told is None or "content" not in told.losses.get("both", {}):
+        return None
+    before, after = (told.losses[each]["content"].value for each in ("examples", "both"))
+    if before - after < FALLS * before:
+        return (
+            f"passages do not lower the loss of what is an answer's own ({before:.2f}, with them {after:.2f}): the "
+            "documents do not hold it, or the base does not read it there"
+        )
+    return (
+        f"passages lower the loss of what is an answer's own from {before:.2f} to {after:.2f}: it is knowledge, which "
+        "retrieval keeps fresh and tuning does not teach well"
+    )
+
+
+def _not_found(evidence: Evidence, choice: str, found: Sequence[Prospect]) -> str | None:
+    told = evidence.knowledge
+    if told is None or told.found is None or told.found >= HELD:
+        return None
+    return (
+        f"only {100 * told.found:.0f} % of the answers stand in the passages that are found: mend the retrieval first"
+    )
+
+
+def _learns(evidence: Evidence, choice: str, found: Sequence[Prospect]) -> str | None:
+    trial = _best(evidence)
+    if trial is None or evidence.strength is None:
+        return None
+    closed = evidence.strength.losses["closed"].value
+    rest = "" if trial.expected is None else f", and {trial.expected.value:.2f} is expected if it goes on"
+    return (
+        f"{trial.steps} steps of {trial.name} at {trial.lr:g} lower the held-out loss from {closed:.2f} to "
+        f"{trial.loss.value:.2f}{rest}"
+    )
+
+
+def _noise(evidence: Evidence, choice: str, found: Sequence[Prospect]) -> str | None:
+    learned = evidence.learnability
+    if learned is None or not is_noisy(learned):
+        return None
+    assert learned.agreement is not None
+    each_other, given = learned.agreement
+    return (
+        f"trained adapters agree with each other ({each_other:.2f} beyond chance) and not with the labels "
+        f"({given:.2f}): labels are wrong"
+    )
+
+
+def _dirty(evidence: Evidence, choice: str, found: Sequence[Prospect]) -> str | None:
+    clean, train = evidence.cleanliness, evidence.subject.train
+    if clean is None:
+        return None
+    told = []
+    if clean.contradictory:
+        told.append(f"{clean.contradictory} of {train} examples ask what another asks and have another answer")
+    if clean.repeated:
+        told.append(f"{clean.repeated} stand there twice")
+    if clean.leaked > LEAKED * evidence.subject.held_out:
+        told.append(f"{clean.leaked} held-out questions stand in the training data, so scores flatter")
+    return "; ".join(told) or None
+
+
+def _memory(evidence: Evidence, choice: str, found: Sequence[Prospect]) -> str | None:
+    fit = evidence.fit
+    if fit is None or fit.memory is None:
+        return None
+    lacking = [each.method for each in fit.options if each.fits is False]
+    if not lacking:
+        return None
+    return f"{', '.join(lacking)} would not fit into {fit.memory / 1e9:.1f} GB of {fit.device}"
+
+
+RULES: dict[str, Rule] = {
+    "form": _falls_with_examples,
+    "knowledge": _falls_with_documents,
+    "retrieval": _not_found,
+    "learnability": _learns,
+    "noise": _noise,
+    "cleanliness": _dirty,
+    "memory": _memory,
+}
+"""In the order in which they are told."""
+
+
+# ── what is open ────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def changes(evidence: Evidence, choice: str, found: Sequence[Prospect]) -> tuple[str, ...]:
+    """What would change the advice."""
+    by, told = by_choice(found), []
+    if evidence.subject.documents == 0 and choice != "prompt":
+        told.append("documents that hold the answers (--documents): retrieval was not looked at")
+    ranked = sorted((each for each in found if each.choice != choice), key=lambda each: -each.score.value)
+    if choice in by and ranked and ranked[0].score.high > by[choice].score.low:
+        told.append(f"more held-out examples: {ranked[0].choice} may do as well ({_score(ranked[0].score)})")
+    if choice == "prompt":
+        told.append("many requests: a trained adapter needs no examples in the prompt, and answers faster")
+    if choice in ("peft", "peft+rag", "full"):
+        told.append("a score that suffices (--target): something cheaper may reach it")
+    if choice == "base":
+        told.append("a larger base that was trained on more of this: ask again with --base")
+    if choice == "rag" and evidence.learnability is None:
+        told.append("a pilot: what training adds to retrieval was not looked at")
+    return tuple(told)
+
+
+def missing(evidence: Evidence) -> tuple[str, ...]:
+    """What was not there to be looked at, and what that leaves open; each makes the advice less sure."""
+    subject = evidence.subject
+    told = [f"{probe}: {why}" for probe, why in evidence.missing.items()]
+    if subject.held_out < FEW:
+        told.append(f"{subject.held_out} held-out examples: scores are uncertain, {FEW} or more would tell better")
+    if subject.split_off:
+        told.append("no validation examples of their own: some of the training examples were held out")
+    return tuple(told)
+
+
+def _best(evidence: Evidence) -> Trial | None:
+    return None if evidence.learnability is None else best_of(evidence.learnability.trials)
+
+
+def _score(score: Score) -> str:
+    return f"{score.value:.2f} ({score.low:.2f} to {score.high:.2f})"

@@ -1,0 +1,155 @@
+"""`halka advise`: probes of the user's own base, data and hardware, to a verdict with its evidence."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from halka.cli.command import Json, emit, examples, existing_file, say
+from halka.cli.opening import Base, Dtype, Quantize
+
+if TYPE_CHECKING:
+    from halka.data.examples import Example
+
+EXAMPLES = examples(
+    "halka advise --base smollm2-135m --task support",
+    "halka advise --base smollm2-135m --data questions.jsonl --documents handbook/ --minutes 20",
+    "halka advise --base Qwen/Qwen2.5-7B --data train.jsonl --device rtx4090 --tasks 40 --skip learnability",
+)
+
+
+def advise(
+    base: Base,
+    task: Annotated[str | None, typer.Option(metavar="NAME", help="a task: support, a .yaml or .py file")] = None,
+    data: Annotated[
+        list[Path] | None, typer.Option(metavar="FILE", help="examples, where there is no task; may be repeated")
+    ] = None,
+    validation: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="examples to judge by; else some of --data are held out"),
+    ] = None,
+    shape: Annotated[str | None, typer.Option(metavar="TEXT", help="how the rows are written; else found out")] = None,
+    documents: Annotated[
+        list[Path] | None,
+        typer.Option(metavar="PATH", help="files and folders that may hold the answers; may be repeated"),
+    ] = None,
+    metric: Annotated[
+        str | None, typer.Option(metavar="NAME", help="what answers are worth; else the task's, or as they look")
+    ] = None,
+    target: Annotated[
+        float | None, typer.Option(metavar="X", min=0.0, max=1.0, help="the score that suffices, 0 to 1")
+    ] = None,
+    tasks: Annotated[int, typer.Option(metavar="N", min=1, help="tasks like this one, for storage and serving")] = 1,
+    gpu_memory: Annotated[
+        str | None, typer.Option(metavar="SIZE", help="memory of the GPU that is to train it, such as 24GB")
+    ] = None,
+    device: Annotated[
+        str | None, typer.Option(metavar="NAME", help="the GPU that is to train it, such as h100; else this machine")
+    ] = None,
+    full: Annotated[bool, typer.Option("--full", help="try full fine-tuning, too, beside the small adapters")] = False,
+    passages: Annotated[int, typer.Option(metavar="N", min=1, help="passages in a prompt")] = 3,
+    max_new_tokens: Annotated[
+        int | None, typer.Option(metavar="N", min=1, help="tokens an answer; else the task's, or 64")
+    ] = None,
+    minutes: Annotated[
+        float, typer.Option(metavar="X", help="how long to ask and train; loading and documents come on top")
+    ] = 10.0,
+    skip: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="PROBE", help="leave out: fit, cleanliness, strength, knowledge, learnability; may be repeated"
+        ),
+    ] = None,
+    dtype: Dtype = "bfloat16",
+    quantize: Quantize = None,
+    out: Annotated[Path, typer.Option("--out", "-o", metavar="FOLDER", help="evidence, advice and report")] = Path(
+        "advice"
+    ),
+    json: Json = False,
+) -> None:
+    """Advise what to do with a base, data and hardware: prompt, PEFT, RAG, both, full fine-tuning, or something first.
+
+    Nothing is assumed that can be measured: the base is asked with and without examples and documents, and small
+    adapters are trained for some minutes. The same command goes on where it was stopped.
+    """
+    from dataclasses import asdict
+    from json import dumps
+
+    from halka.advising.probing import Need, probe
+    from halka.advising.verdict import advise_from
+    from halka.cli.advice_shown import show_advice
+    from halka.cli.progress import ProbesProgress
+    from halka.files import write_text
+    from halka.report.advice import write_advice
+    from halka.report.units import bytes_said
+
+    if out.is_file():
+        raise ValueError(f"--out: {out} is a file: name a folder")
+    given = _given(task, data or [], validation, shape)
+    for path in documents or []:
+        if not path.exists():
+            raise ValueError(f"--documents: there is no {path}: check the path, it is seen from {Path.cwd()}")
+    try:
+        memory = None if gpu_memory is None else bytes_said(gpu_memory)
+    except ValueError as error:
+        raise ValueError(f"--gpu-memory: {error}") from None
+    need = Need(
+        base=base,
+        **{**given, "metric": metric or given["metric"], "max_new_tokens": max_new_tokens or given["max_new_tokens"]},
+        documents=tuple(map(str, documents or ())),
+        target=target,
+        tasks=tasks,
+        memory=memory,
+        device=device,
+        dtype=dtype,
+        quantize=quantize,
+        full=full,
+        passages=passages,
+    )
+    evidence = probe(need, out, minutes=minutes, skip=skip or (), progress=ProbesProgress())
+    advice = advise_from(evidence)
+    told = {"advice": {**asdict(advice), "title": advice.title}, "evidence": asdict(evidence)}
+    write_text(out / "advice.json", dumps(told, indent=1, ensure_ascii=False) + "\n")
+    report = write_advice(advice, evidence, out / "report.html")
+    if json:
+        return emit({**told, "report": report})
+    show_advice(advice, evidence)
+    say(f"report: {report}")
+
+
+def _given(task: str | None, data: list[Path], validation: Path | None, shape: str | None) -> dict[str, Any]:
+    """The examples by what they are for, and how they are called."""
+    from halka.cli.examples import named_task, read_data
+
+    if (task is None) == (not data):
+        raise ValueError("what is to be learned is said by --task NAME or by --data FILE: give one of them")
+    if task is not None:
+        if validation is not None:
+            raise ValueError(f"--validation is for --data: the task {task} has its own validation examples")
+        read = named_task(task)
+        if read.kind not in (None, "causal-lm"):
+            raise ValueError(f"--task: {task} is for a {read.kind}: the advisor asks language models")
+        return {
+            "train": read.train,
+            "held_out": read.validation,
+            "metric": read.primary or None,
+            "max_new_tokens": read.max_new_tokens,
+            "data": read.name,
+            "flags": ("--task", task),
+        }
+    train: list[Example] = []
+    for file in data:
+        train += read_data(file, "--data", shape)
+    held_out = [] if validation is None else read_data(existing_file(validation, "--validation"), "--validation", shape)
+    flags = [part for file in data for part in ("--data", str(file))]
+    flags += ["--validation", "0.1" if validation is None else str(validation)]
+    return {
+        "train": tuple(train),
+        "held_out": tuple(held_out),
+        "metric": None,
+        "max_new_tokens": 64,
+        "data": ", ".join(file.name for file in data),
+        "flags": (*flags, *(() if shape is None else ("--shape", shape))),
+    }

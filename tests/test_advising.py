@@ -1,0 +1,337 @@
+"""`halka advise`, the whole way on a tiny base; each probe by itself; what was stopped, left out, or cannot be used."""
+
+from __future__ import annotations
+
+import json
+import math
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+
+import halka
+from halka.advising import learning, probing
+from halka.advising.conditions import CONDITIONS, conditioned
+from halka.advising.knowledge import knowledge
+from halka.advising.learning import Plan, learnability
+from halka.advising.probing import Need, probe
+from halka.advising.questions import Questions, token_losses
+from halka.advising.strength import strength
+from halka.advising.verdict import advise_from
+from halka.advising.worth import usual_metric, worth
+from halka.cli import main
+from halka.data.examples import Example, Message
+from halka.data.tokens import encode, encode_prompt
+from halka.rag.passages import Passage
+from tiny import tiny
+from tokenizers_for_tests import chatml_tokenizer
+
+COLOURS = ("red", "green", "blue")
+
+
+def example(number: int) -> Example:
+    asked = Message("user", f"Item {number}?")
+    return Example((asked, Message("assistant", COLOURS[number % 3])), where=f"data:{number}")
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("base")
+    tokenizer = chatml_tokenizer()
+    tiny(vocab_size=len(tokenizer), max_position_embeddings=512).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture
+def questions(base) -> Questions:
+    model = halka.adapt(*halka.load_base(str(base), dtype="float32"))
+    return Questions(model, tuple(map(example, range(24))), tuple(map(example, range(24, 33))), "accuracy", 4)
+
+
+@pytest.fixture(autouse=True)
+def quick(monkeypatch):
+    monkeypatch.setattr(learning, "LEAST_STEPS", 3)
+    monkeypatch.setattr(learning, "PLANS", learning.PLANS[:3])
+
+
+def passage(text: str) -> Passage:
+    return Passage("a.md", 0, text, 0, len(text), None, "")
+
+
+def ran(words: list[str]) -> Any:
+    """The exit code of a command."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("sys.argv", ["halka", *words])
+        with pytest.raises(SystemExit) as ended:
+            main()
+    return ended.value.code
+
+
+def need(base: Path, **changes) -> Need:
+    made = Need(str(base), tuple(map(example, range(20))), tuple(map(example, range(20, 28))), None, 4, dtype="float32")
+    return replace(made, **changes)
+
+
+# ── how it is asked ─────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_a_condition_adds_examples_before_and_passages_within(questions):
+    one = Example((Message("system", "Be brief."), *example(7).messages), ("green", "Green"), "here")
+    both = conditioned(questions.model, one, [example(1), example(2)], lambda asked: [passage(f"About {asked}")])
+    assert [message.role for message in both.messages] == ["system", *("user", "assistant") * 3]
+    assert "About Item 1?" in both.messages[1].content
+    assert "About Item 7?" in both.messages[-2].content
+    assert both.messages[2].content == "green"
+    assert both.references == ("green", "Green")
+    assert conditioned(questions.model, one) is not None
+    assert conditioned(questions.model, one).messages == one.messages
+
+
+def test_a_base_without_a_chat_template_reads_examples_as_one_text(questions):
+    questions.model.tokenizer.chat_template = None
+    asked = conditioned(questions.model, example(7), [example(1), example(2)])
+    assert [message.role for message in asked.messages] == ["user", "assistant"]
+    assert asked.messages[0].content == "Item 1?\ngreen\n\nItem 2?\nblue\n\nItem 7?\n"
+    assert encode(asked, questions.model.tokenizer).labels > 0
+
+
+def test_no_more_examples_than_the_context_holds(questions):
+    long = replace(questions, train=(Example((Message("user", "long " * 150), Message("assistant", "red"))),) * 4)
+    fits = len(encode_prompt(long.put(example(30), "examples"), questions.model.tokenizer))
+    assert fits + long.max_new_tokens <= 512
+    assert len(long.put(example(30), "examples").messages) in (2, 4, 6)
+
+
+def test_token_losses_are_those_of_the_whole_logits(questions):
+    asked = [questions.put(each, "examples") for each in questions.held_out[:3]]
+    for each, (ids, losses) in zip(asked, questions.losses(None, asked), strict=True):
+        tokens = encode(each, questions.model.tokenizer)
+        start = len(encode_prompt(each, questions.model.tokenizer))
+        with torch.no_grad():
+            logits = questions.model.base(torch.tensor([tokens.ids])).logits[0]
+        own = [place for place in range(start, len(tokens.ids)) if tokens.loss[place]]
+        assert ids == [tokens.ids[place] for place in own]
+        slow = F.cross_entropy(logits[[place - 1 for place in own]], torch.tensor(ids), reduction="none")
+        np.testing.assert_allclose(losses, slow.numpy(), atol=1e-4)
+    assert token_losses(questions.model, None, []) == []
+
+
+# ── the probes ──────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_strength_is_told_beside_what_needs_no_model(questions):
+    found = strength(questions)
+    assert found.trivial["majority"].value == pytest.approx(1 / 3)
+    assert found.trivial["copy"].value == 0
+    assert 0 < found.unigram < math.log(len(questions.model.tokenizer)) + 1
+    assert set(found.losses) == set(found.scores) == {"closed", "examples"}
+    assert len(found.values["closed"]) == len(questions.held_out)
+
+
+def test_documents_lower_the_loss_of_what_only_they_hold(questions, monkeypatch):
+    monkeypatch.setattr(
+        Questions,
+        "losses",
+        lambda self, name, asked: [
+            (
+                [*self.answer_ids(each)],
+                np.full(len(self.answer_ids(each)), 0.5 if "Passage" in each.messages[-2].content else 2.0),
+            )
+            for each in asked
+        ],
+    )
+    alone = knowledge(questions)
+    assert set(alone.losses) == {"closed", "examples"}
+    assert alone.found is None
+    found = knowledge(replace(questions, find=lambda asked: [passage(f"Passage: {asked} is green")]))
+    assert set(found.losses) == set(CONDITIONS)
+    assert found.losses["closed"]["all"].value == 2.0
+    assert found.losses["both"]["all"].value == 0.5
+    assert found.found == pytest.approx(1 / 3)
+    assert found.tokens["all"] == found.tokens["form"] + found.tokens.get("content", 0)
+
+
+def test_the_pilot_learns_what_can_be_learned(questions, monkeypatch):
+    """One answer to everything: any adapter of any size learns it, and none is left in the model."""
+    same = Example((Message("user", "What?"), Message("assistant", "red red")))
+    alike = replace(questions, train=(same,) * 12, held_out=(same,) * 4)
+    monkeypatch.setattr(learning, "LEAST_STEPS", 48)
+    plans = (Plan("LoRA", "lora", {"rank": 4}, rate=20), Plan("part", "lora", {"rank": 4}, rate=20, share=0.5))
+    found = learnability(alike, 0.0, batch_size=4, plans=plans)
+    assert [each.name for each in found.trials] == ["LoRA", "part"]
+    assert [each.examples for each in found.trials] == [12, 6]
+    for each in found.trials:
+        assert each.steps == 48
+        assert each.curve[-1][1] < each.curve[0][1] - 0.5
+        assert each.loss.value == pytest.approx(min(loss for _, loss in each.curve), rel=0.05)
+        assert each.score is not None
+    assert found.more is not None
+    assert questions.model.adapters == {}
+
+
+def test_trials_that_fail_are_left_out(questions):
+    plans = (Plan("LoRA", "lora", {"rank": 4}), Plan("too fast", "lora", {"rank": 4}, rate=1e30))
+    found = learnability(questions, 0.0, batch_size=4, plans=plans)
+    assert [each.name for each in found.trials] == ["LoRA"]
+
+
+@pytest.mark.parametrize(
+    ("metric", "texts", "references", "values"),
+    [
+        ("accuracy", ["Red.", "blue"], [["red"], ["red"]], (1.0, 0.0)),
+        ("exact_match", ["X-1 [2]", "X-1"], [["X-1"], ["X-1"]], (1.0, 1.0)),  # a citation is no part of it
+        ("chrf", ["a cat", ""], [["a cat"], ["a cat"]], (1.0, 0.0)),
+        ("json_field_f1:slots", ['{"slots": {"a": "1"}}'], [['{"slots": {"a": "1"}}']], (1.0,)),
+    ],
+)
+def test_answers_are_worth_a_share_of_the_metrics_range(metric, texts, references, values):
+    assert worth(metric, texts, references) == pytest.approx(values)
+
+
+@pytest.mark.parametrize(
+    ("answers", "metric"),
+    [
+        (["red", "blue", "red"] * 9, "accuracy"),
+        (['{"a": 1}', '{"a": 2}'], "exact_match"),
+        ([f"word{n}" for n in range(9)], "squad_exact"),
+        ([f"a whole sentence about the number {n}" for n in range(9)], "token_f1"),
+    ],
+)
+def test_the_metric_follows_from_how_answers_look(answers, metric):
+    assert usual_metric(answers) == metric
+
+
+# ── all of it ───────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_what_is_done_is_not_done_again(base, tmp_path, monkeypatch):
+    said: list[str] = []
+    first = probe(need(base), tmp_path, minutes=0.01, progress=lambda name, doing: said.append(name))
+    assert {"fit", "cleanliness", "strength", "knowledge", "learnability"} <= {*said}
+    assert first.missing == {}
+    assert not (tmp_path / "pilot").exists()
+
+    def never(*_: object, **__: object) -> None:
+        raise AssertionError("it is there")
+
+    for name in ("strength", "knowledge", "learnability", "fit", "cleanliness"):
+        monkeypatch.setattr(probing, name, never)
+    assert probe(need(base), tmp_path, minutes=0.01) == first
+    with pytest.raises(AssertionError, match="it is there"):  # other data are another question
+        probe(need(base, train=tuple(map(example, range(19)))), tmp_path, minutes=0.01)
+
+
+def test_a_pilot_that_was_stopped_goes_on(base, tmp_path, monkeypatch):
+    class Stopped(Exception):
+        pass
+
+    def stop(name: str, doing: str) -> None:
+        if "step 2 of" in doing:
+            raise Stopped
+
+    with pytest.raises(Stopped):
+        probe(need(base), tmp_path, minutes=0.01, skip=("fit",), progress=stop)
+    assert (tmp_path / "strength.json").exists()
+    assert list(tmp_path.glob("pilot/*/steps.json"))
+    done: list[str] = []
+    found = probe(need(base), tmp_path, minutes=0.01, skip=("fit",), progress=lambda name, doing: done.append(doing))
+    assert not any("step 1 of" in doing for doing in done)
+    assert found.learnability is not None
+    for each in found.learnability.trials:
+        steps = [step for step, _ in each.curve]
+        every = max(1, each.steps // 6)
+        assert steps == sorted({*range(every, each.steps + 1, every), each.steps})
+
+
+def test_ten_examples_no_test_split_no_documents(base, tmp_path):
+    found = probe(need(base, train=tuple(map(example, range(10))), held_out=()), tmp_path, minutes=0.01, skip=("fit",))
+    assert found.subject.split_off
+    assert found.subject.train + found.subject.held_out == 10
+    advice = advise_from(found)
+    assert advice.confidence < 0.7
+    assert any("held-out" in each for each in advice.missing)
+    assert any("held out" in each for each in advice.missing)
+    assert any("--documents" in each for each in advice.change)
+
+
+def test_a_base_that_does_not_fit_is_told(base, tmp_path, monkeypatch):
+    monkeypatch.setattr(probing, "available", lambda: 1000)
+    monkeypatch.setattr(probing, "load_base", lambda *_, **__: pytest.fail("it would not fit"))
+    found = probe(need(base, device="t4"), tmp_path)
+    assert found.strength is found.knowledge is found.learnability is None
+    assert "free here" in found.missing["strength"]
+    assert found.fit is not None
+    assert found.fit.device == "t4"
+    assert advise_from(found).sure == "low"
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"train": ()}, "0 examples tell nothing"),
+        ({"train": (example(1), Example((Message("user", "What?"),), (), "data:9"))}, "data:9 has no answer"),
+        ({"train": (example(1),) * 5, "held_out": ()}, "all examples ask the same"),
+        ({"metric": "fluency"}, "unknown metric 'fluency'"),
+        ({"device": "abacus"}, "abacus"),
+    ],
+)
+def test_what_cannot_be_used_is_named(base, tmp_path, changes, message):
+    with pytest.raises(ValueError, match=message):
+        probe(need(base, **changes), tmp_path, minutes=0.01)
+
+
+@pytest.mark.parametrize(("given", "message"), [({"skip": ("luck",)}, "no probe luck"), ({"minutes": 0}, "minutes")])
+def test_settings_that_make_no_sense(base, tmp_path, given, message):
+    with pytest.raises(ValueError, match=message):
+        probe(need(base), tmp_path, **given)
+
+
+def test_the_command_to_its_report(base, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    rows = [{"question": f"Item {number}?", "answer": COLOURS[number % 3]} for number in range(24)]
+    Path("train.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    Path("docs").mkdir()
+    Path("docs/items.md").write_text("Item 3 is red. Item 4 is green.")
+    asked = ["advise", "--base", str(base), "--data", "train.jsonl", "--documents", "docs", "--dtype", "float32"]
+    asked += ["--minutes", "0.01", "--max-new-tokens", "4", "--tasks", "5", "-o", "out"]
+    assert ran([*asked, "--json"]) == 0
+    told = json.loads(capsys.readouterr().out)
+    assert told["evidence"]["subject"]["documents"] == 1
+    assert told["evidence"]["knowledge"]["losses"].keys() == {*CONDITIONS}
+    assert told["advice"]["choice"] in ("prompt", "rag", "peft", "peft+rag", "data", "base")
+    assert json.loads(Path("out/advice.json").read_text()) == {key: told[key] for key in ("advice", "evidence")}
+    assert Path(told["report"]).read_text().startswith("<!doctype html>")
+    assert len(Path("out/prompted.jsonl").read_text().splitlines()) == told["evidence"]["subject"]["held_out"]
+    assert ran(asked) == 0
+    shown = capsys.readouterr().out
+    assert told["advice"]["title"].lower() in shown.lower()
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ([], "--task NAME or by --data FILE"),
+        (["--data", "nowhere.jsonl"], "nowhere.jsonl"),
+        (["--data", "train.jsonl", "--documents", "nowhere"], "--documents: there is no nowhere"),
+        (["--data", "train.jsonl", "--gpu-memory", "much"], "--gpu-memory"),
+        (["--task", "support", "--validation", "train.jsonl"], "its own validation examples"),
+    ],
+)
+def test_bad_words_are_answered_in_a_line(base, tmp_path, monkeypatch, capsys, words, message):
+    monkeypatch.chdir(tmp_path)
+    Path("train.jsonl").write_text('{"question": "a?", "answer": "b"}\n' * 3)
+    assert ran(["advise", "--base", str(base), *words]) == 2
+    assert message in capsys.readouterr().err.splitlines()[-1]
+    assert not Path("advice").exists()
+
+
+def test_full_fine_tuning_is_tried_where_it_is_asked_for(base, tmp_path):
+    found = probe(need(base, full=True), tmp_path, minutes=0.01, skip=("fit", "strength", "knowledge"))
+    assert found.learnability is not None
+    assert [each.method for each in found.learnability.trials if each.name == "full fine-tuning"] == ["full"]
+    assert "full" in {each.choice for each in advise_from(found).prospects}

@@ -1,0 +1,232 @@
+"""The verdict: what the evidence says to do, by its rules; how sure that is; what would change it; what to run next."""
+
+from __future__ import annotations
+
+import shlex
+from dataclasses import asdict, replace
+from itertools import pairwise
+from typing import Any
+
+import pytest
+
+from advice_for_tests import full_evidence
+from halka.advising.advice import CHOICES
+from halka.advising.evidence import (
+    Evidence,
+    Fit,
+    Knowledge,
+    Learnability,
+    Option,
+    Strength,
+    Subject,
+    Trial,
+    restored,
+)
+from halka.advising.verdict import OF_USE, TOLERANCE, WORTH_GATHERING, advise_from, chosen
+from halka.metrics import Score
+
+SUBJECT = Subject(
+    "smollm2-135m", 134_000_000, "train.jsonl", 200, 40, "exact_match", 80, flags=("--data", "train.jsonl")
+)
+
+
+def score(value: float, half: float = 0.1) -> Score:
+    return Score(value, max(0.0, value - half), min(1.0, value + half), 40)
+
+
+def loss(value: float, half: float = 0.05) -> Score:
+    return Score(value, value - half, value + half, 40)
+
+
+def trial(name: str, end: float, worth: float, **further: Any) -> Trial:
+    made = Trial(name, "lora", {"rank": 16}, 4e-3, 200, False, 24, 4_000_000, ((12, end + 0.2), (24, end)), loss(end))
+    return replace(made, score=score(worth), values=(worth,), **further)
+
+
+def strength(closed: float, examples: float, trivial: float = 0.0) -> Strength:
+    return Strength(
+        4,
+        {"closed": loss(3.0), "examples": loss(2.0)},
+        6.0,
+        {"closed": score(closed), "examples": score(examples)},
+        {"closed": (closed,), "examples": (examples,)},
+        {"majority": score(trivial), "copy": score(0.0)},
+    )
+
+
+def knowledge(documents: float, both: float) -> Knowledge:
+    told = {"all": loss(1.0), "form": loss(0.5), "content": loss(1.5)}
+    losses = dict.fromkeys(("closed", "examples", "documents", "both"), told)
+    return Knowledge(losses, {"all": 9}, 0.9, {"documents": score(documents), "both": score(both)})
+
+
+def learned(*trials: Trial, **further: Any) -> Learnability:
+    return Learnability(8, 100.0, trials, **further)
+
+
+def evidence(**found: Any) -> Evidence:
+    return Evidence(SUBJECT, **found)
+
+
+# ── which ───────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+@pytest.mark.parametrize(
+    ("scores", "choice"),
+    [
+        ({"prompt": 0.9, "peft": 0.92}, "prompt"),  # as good, and cheaper
+        ({"prompt": 0.4, "peft": 0.9, "data": 0.92}, "peft"),
+        ({"prompt": 0.2, "rag": 0.8, "peft": 0.3, "peft+rag": 0.85}, "rag"),
+        ({"prompt": 0.2, "rag": 0.4, "peft": 0.3, "peft+rag": 0.85}, "peft+rag"),
+        ({"prompt": 0.2, "peft": 0.5, "full": 0.8}, "full"),
+        ({"prompt": 0.2, "peft": 0.4, "data": 0.8}, "data"),
+        ({"prompt": 0.01, "peft": 0.05, "data": 0.08}, "base"),
+        ({"prompt": 0.01, "peft": 0.06, "data": 0.3}, "data"),  # of no use as it is
+    ],
+)
+def test_the_cheapest_that_is_as_good_as_any(scores, choice):
+    assert chosen(scores, needed=OF_USE) == choice
+
+
+def test_a_target_is_enough():
+    scores = {"prompt": 0.55, "peft": 0.9}
+    assert chosen(scores, needed=0.5, target=0.5) == "prompt"
+    assert chosen(scores, needed=0.8, target=0.8) == "peft"
+    assert chosen(scores, needed=0.95, target=0.95) == "base"
+
+
+def test_thresholds_are_where_they_are_said_to_be():
+    best = 0.8
+    assert chosen({"prompt": best - TOLERANCE + 0.001, "peft": best}, 0.1) == "prompt"
+    assert chosen({"prompt": best - TOLERANCE - 0.001, "peft": best}, 0.1) == "peft"
+    assert chosen({"peft": 0.5, "data": 0.5 + WORTH_GATHERING - 0.001}, 0.1) == "peft"
+    assert chosen({"peft": 0.5, "data": 0.5 + WORTH_GATHERING + 0.001}, 0.1) == "data"
+
+
+def test_a_trivial_answer_is_what_has_to_be_beaten():
+    tuned = learned(trial("LoRA", 1.0, 0.55))
+    assert advise_from(evidence(strength=strength(0.1, 0.2, trivial=0.2), learnability=tuned)).choice == "peft"
+    assert advise_from(evidence(strength=strength(0.1, 0.2, trivial=0.5), learnability=tuned)).choice == "base"
+
+
+def test_wrong_labels_are_seen_by_what_trials_agree_on():
+    trials = (trial("LoRA", 1.4, 0.4), trial("bottleneck", 1.45, 0.4))
+    strong = strength(0.1, 0.2)
+    noisy = advise_from(evidence(strength=strong, learnability=learned(*trials, agreement=(0.8, 0.3))))
+    assert noisy.choice == "data"
+    assert any(reason.rule == "noise" for reason in noisy.reasons)
+    clean = advise_from(evidence(strength=strong, learnability=learned(*trials, agreement=(0.45, 0.35))))
+    assert clean.choice == "peft"
+
+
+def test_a_curve_that_still_falls_is_followed():
+    still = trial("LoRA", 1.0, 0.5, expected=loss(0.5))
+    (peft,) = (
+        each
+        for each in advise_from(evidence(strength=strength(0.0, 0.1), learnability=learned(still))).prospects
+        if each.choice == "peft"
+    )
+    assert peft.score.value == pytest.approx(0.5 + 0.25 * 0.5)  # 0.5 of score came with 2 nats, 0.5 nats more will come
+    assert peft.score.low < peft.score.value < peft.score.high
+
+
+def test_less_data_tells_what_more_would_bring():
+    parts = (trial("half", 1.6, 0.3, examples=100), trial("LoRA", 1.2, 0.5))
+    strong = strength(0.0, 0.1)
+    assert advise_from(evidence(strength=strong, learnability=learned(*parts, more=loss(0.4)))).choice == "data"
+    assert advise_from(evidence(strength=strong, learnability=learned(*parts, more=loss(1.15)))).choice == "peft"
+
+
+# ── how sure ────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_wide_intervals_and_what_was_not_seen_make_it_less_sure():
+    def sure(half: float, **further: Any) -> float:
+        strong = strength(0.3, 0.3)
+        strong = replace(strong, scores={"closed": score(0.3, half), "examples": score(0.3, half)})
+        tuned = learned(replace(trial("LoRA", 1.0, 0.6), score=score(0.6, half)))
+        return advise_from(replace(evidence(strength=strong, learnability=tuned), **further)).confidence
+
+    assert sure(0.02) > sure(0.15) > sure(0.4)
+    assert sure(0.02, missing={"knowledge": "skipped"}) < sure(0.02)
+    assert sure(0.02, subject=replace(SUBJECT, held_out=10)) < sure(0.02)
+
+
+def test_the_same_evidence_gives_the_same_advice():
+    assert advise_from(full_evidence()) == advise_from(full_evidence())
+
+
+def test_evidence_comes_back_from_json():
+    import json
+
+    there = full_evidence()
+    assert restored(Evidence, json.loads(json.dumps(asdict(there)))) == there
+    with pytest.raises(TypeError, match="unheard"):
+        restored(Evidence, {**asdict(there), "unheard": 1})
+
+
+# ── without much ────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_without_asking_the_hardware_still_answers():
+    fits = Option("lora", "nf4", True, 5 * 10**9, True, 2, 10**7, None, 10**7, 10**10)
+    fit = Fit("rtx4090", 24 * 10**9, 5 * 10**8, 256, 8, 1, (fits,), {})
+    lacking = dict.fromkeys(("strength", "knowledge", "learnability"), "the base does not fit here")
+    advice = advise_from(evidence(fit=fit, missing=lacking))
+    assert advice.choice == "peft"
+    assert advice.sure == "low"
+    assert "--quantize nf4 --checkpointing" in advice.commands[0]
+    assert len(advice.missing) >= 3
+    none = advise_from(evidence(fit=replace(fit, options=(replace(fits, fits=False),)), missing=lacking))
+    assert none.choice == "base"
+
+
+def test_with_nothing_at_all_there_is_no_advice():
+    with pytest.raises(ValueError, match="nothing to advise from"):
+        advise_from(evidence())
+
+
+# ── what next ───────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+@pytest.mark.parametrize("choice", CHOICES)
+def test_every_command_is_one_that_halka_takes(choice, capsys, monkeypatch):
+    """Each is parsed by the command line itself, up to what it would read."""
+    from halka.advising.commands import commands
+
+    found = replace(full_evidence(), subject=replace(SUBJECT, paths=("handbook",), documents=3))
+    for line in commands(found, choice):
+        words = shlex.split(line)
+        assert words[0] == "halka"
+        known = _options(words[1:])
+        for word, after in pairwise([*words, ""]):
+            if word.startswith("--") or word == "-o":
+                assert word in known, (line, after)
+
+
+def _options(words: list[str]) -> set[str]:
+    """The options of the command that these words call."""
+    import typer
+
+    from halka.cli import app
+    from halka.cli.train import Deferred
+
+    command: Any = typer.main.get_command(app)
+    for word in words:
+        if not hasattr(command, "commands"):
+            break
+        command = command.commands[word]
+    if isinstance(command, Deferred):
+        command = command.whole()
+    return {option for parameter in command.params for option in (*parameter.opts, *parameter.secondary_opts)}
+
+
+def test_what_is_trained_is_what_the_pilot_chose():
+    tuned = learned(replace(trial("LoRA, higher rate", 0.4, 0.9), lr=4e-3))
+    advice = advise_from(evidence(strength=strength(0.0, 0.2), learnability=tuned))
+    assert advice.settings == {"method": "lora", "rank": 16, "lr": 4e-3, "steps": 96}
+    (command,) = advice.commands
+    assert command.startswith("halka train --base smollm2-135m --method lora --rank 16 --lr 0.004 --steps 96")
+    assert command.endswith("--data train.jsonl -o runs/advised")
+    over = replace(tuned.trials[0], curve=((12, 0.4), (24, 0.6)))
+    assert advise_from(evidence(strength=strength(0.0, 0.2), learnability=learned(over))).settings["steps"] == 12
