@@ -112,9 +112,11 @@ def test_a_trivial_answer_is_what_has_to_be_beaten():
 def test_wrong_labels_are_seen_by_what_trials_agree_on():
     trials = (trial("LoRA", 1.4, 0.4), trial("bottleneck", 1.45, 0.4))
     strong = strength(0.1, 0.2)
-    noisy = advise_from(evidence(strength=strong, learnability=learned(*trials, agreement=(0.8, 0.3))))
+    wrong = learned(*trials, agreement=(0.8, 0.3), suspects=("labels.csv:7", "labels.csv:9"))
+    noisy = advise_from(evidence(strength=strong, learnability=wrong))
     assert noisy.choice == "data"
-    assert any(reason.rule == "noise" for reason in noisy.reasons)
+    said = next(reason.text for reason in noisy.reasons if reason.rule == "noise")
+    assert said.endswith("labels.csv:9 for instance")
     clean = advise_from(evidence(strength=strong, learnability=learned(*trials, agreement=(0.45, 0.35))))
     assert clean.choice == "peft"
 
@@ -221,12 +223,31 @@ def _options(words: list[str]) -> set[str]:
     return {option for parameter in command.params for option in (*parameter.opts, *parameter.secondary_opts)}
 
 
+@pytest.mark.parametrize(
+    ("parameters", "memory", "larger"),
+    [
+        (135 * 10**6, None, "HuggingFaceTB/SmolLM2-360M-Instruct"),
+        (1711 * 10**6, 24 * 10**9, "Qwen/Qwen2.5-7B-Instruct"),
+        (7616 * 10**6, 8 * 10**9, "Qwen/Qwen2.5-32B-Instruct"),  # none fits: the first that is twice as large
+    ],
+)
+def test_a_better_base_is_named_that_the_hardware_holds(parameters, memory, larger):
+    weak = strength(0.0, 0.0)
+    fit = None if memory is None else Fit("a GPU", memory, 0, 80, 8, 1, (), {})
+    found = Evidence(
+        replace(SUBJECT, parameters=parameters), strength=weak, learnability=learned(trial("a", 2, 0)), fit=fit
+    )
+    advice = advise_from(found)
+    assert advice.choice == "base"
+    assert f"--base {larger} " in advice.commands[0]
+
+
 def test_what_is_trained_is_what_the_pilot_chose():
     tuned = learned(replace(trial("LoRA, higher rate", 0.4, 0.9), lr=4e-3))
     advice = advise_from(evidence(strength=strength(0.0, 0.2), learnability=tuned))
-    assert advice.settings == {"method": "lora", "rank": 16, "lr": 4e-3, "steps": 96}
+    assert advice.settings == {"method": "lora", "rank": 16, "lr": 4e-3, "steps": 96, "batch_size": 8}
     (command,) = advice.commands
     assert command.startswith("halka train --base smollm2-135m --method lora --rank 16 --lr 0.004 --steps 96")
-    assert command.endswith("--data train.jsonl -o runs/advised")
+    assert command.endswith("--batch-size 8 --data train.jsonl -o runs/advised")
     over = replace(tuned.trials[0], curve=((12, 0.4), (24, 0.6)))
     assert advise_from(evidence(strength=strength(0.0, 0.2), learnability=learned(over))).settings["steps"] == 12

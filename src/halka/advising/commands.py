@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Callable
+from itertools import pairwise
 from typing import Any
 
 from halka.advising.evidence import Evidence, Option, Trial
@@ -11,6 +12,14 @@ from halka.advising.learning import FARTHER, best_of
 from halka.core import described
 from halka.methods import made
 
+LARGER = {  # names on the hub, with their parameters; all are Apache-2.0
+    "HuggingFaceTB/SmolLM2-360M-Instruct": 362 * 10**6,
+    "HuggingFaceTB/SmolLM2-1.7B-Instruct": 1711 * 10**6,
+    "Qwen/Qwen2.5-7B-Instruct": 7616 * 10**6,
+    "Qwen/Qwen2.5-14B-Instruct": 14_770 * 10**6,
+    "Qwen/Qwen2.5-32B-Instruct": 32_764 * 10**6,
+}
+PACKED = 0.6  # bytes a parameter of a base in NF4, with its scales
 COLLECTION, PROMPTED, ASKED = "documents", "prompted.jsonl", "questions.jsonl"
 """In the advisor's folder: the documents, the held-out examples as the base is best asked, the training questions."""
 
@@ -24,7 +33,9 @@ def settings(evidence: Evidence, choice: str) -> dict[str, Any]:
         return {"method": "full" if choice == "full" else "lora", **_room(evidence, "lora")}
     usual = described(made(trial.method, {}))["fields"]
     own = {key: value for key, value in trial.fields.items() if value != usual[key] or key == "rank"}
-    return {"method": trial.method, **own, "lr": trial.lr, "steps": _steps(trial), **_room(evidence, trial.method)}
+    assert evidence.learnability is not None
+    how = {"lr": trial.lr, "steps": _steps(trial), "batch_size": evidence.learnability.batch_size}
+    return {"method": trial.method, **own, **how, **_room(evidence, trial.method)}
 
 
 def commands(evidence: Evidence, choice: str) -> tuple[str, ...]:
@@ -121,11 +132,22 @@ def _collection(evidence: Evidence) -> list[str]:
 
 
 def _data(evidence: Evidence) -> list[list[str]]:
-    return [_again(evidence, evidence.subject.base)]
+    base, flags = evidence.subject.base, evidence.subject.flags
+    files = [after for flag, after in pairwise(flags) if flag == "--data"]
+    look = [["halka", "data", "preview", *files, "--base", base]] if files else []
+    return [*look, _again(evidence, base)]
 
 
 def _base(evidence: Evidence) -> list[list[str]]:
-    return [_again(evidence, "a-larger-base")]
+    return [_again(evidence, _larger(evidence))]
+
+
+def _larger(evidence: Evidence) -> str:
+    """The first of `LARGER` with twice the parameters, whose packed weights the hardware holds; else the first such."""
+    twice = [name for name, parameters in LARGER.items() if parameters >= 2 * evidence.subject.parameters]
+    memory = None if evidence.fit is None else evidence.fit.memory
+    fits = [name for name in twice if memory is None or PACKED * LARGER[name] <= memory]
+    return (fits or twice or [*LARGER][-1:])[0]
 
 
 def _again(evidence: Evidence, base: str) -> list[str]:

@@ -113,6 +113,7 @@ class Learnability:
     agreement  how far two trials agree with each other beyond chance, and with the given answers (Cohen's kappa);
                None where answers are not of few kinds. Models that agree with each other and not with the labels tell
                of wrong labels
+    suspects   places of held-out examples to which all trials give the same answer, another than theirs
     """
 
     batch_size: int
@@ -121,6 +122,7 @@ class Learnability:
     times: int = 4
     more: Score | None = None
     agreement: tuple[float, float] | None = None
+    suspects: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)

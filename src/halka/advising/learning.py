@@ -26,7 +26,7 @@ from halka.advising.worth import scored
 from halka.core import described
 from halka.files import write_text
 from halka.methods import made as method_of
-from halka.metrics import Score
+from halka.metrics import Score, as_label
 from halka.run import METRICS, TrainConfig, TrainingError
 from halka.training import Job, train_many
 
@@ -109,7 +109,8 @@ def learnability(
         trials=tuple(trials),
         times=FARTHER,
         more=_with_more(trials),
-        agreement=_agreement(questions, closed),
+        agreement=(agreement := _agreement(questions, closed)),
+        suspects=() if agreement is None else _suspects(questions, closed),
     )
 
 
@@ -273,3 +274,13 @@ def _agreement(questions: Questions, said: Sequence[Sequence[str]]) -> tuple[flo
         return None
     each_other = [kappa(first, second) for first, second in combinations(said, 2)]
     return statistics.mean(each_other), statistics.mean(kappa(each, given) for each in said)
+
+
+def _suspects(questions: Questions, said: Sequence[Sequence[str]]) -> tuple[str, ...]:
+    """Where the held-out examples are to which all trials give one answer, and another than what is given."""
+    found = []
+    for number, each in enumerate(questions.held_out):
+        answers = {as_label(texts[number]) for texts in said}
+        if len(answers) == 1 and answers.isdisjoint(map(as_label, each.answers)):
+            found.append(each.where or f"held-out example {number + 1}")
+    return tuple(found)

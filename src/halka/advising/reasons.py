@@ -18,6 +18,7 @@ HELD = (
     0.6  # share of answers that must stand in the passages found, below which retrieval is the weak part; a convention
 )
 FEW = 30  # held-out examples below which an interval of a share is wider than 0.35 (binomial, at one half)
+NAMED = 5  # places that are named
 LEAKED = 0.05  # share of held-out examples that stand in the training data, from which scores flatter; a convention
 
 Rule = Callable[[Evidence, str, Sequence[Prospect]], str | None]
@@ -114,9 +115,10 @@ def _noise(evidence: Evidence, choice: str, found: Sequence[Prospect]) -> str | 
         return None
     assert learned.agreement is not None
     each_other, given = learned.agreement
+    some = f", those of {', '.join(learned.suspects[:NAMED])} for instance" if learned.suspects else ""
     return (
         f"trained adapters agree with each other ({each_other:.2f} beyond chance) and not with the labels "
-        f"({given:.2f}): labels are wrong"
+        f"({given:.2f}): labels are wrong{some}"
     )
 
 
