@@ -370,5 +370,5 @@ CASES: tuple[Callable[[], Case], ...] = (
     *(sums, products),
     bengali,
 )
-ASIDE = frozenset(each.__name__ for each in (diary, snips, places, codes, orders, banking, emotions, products))
-"""Of every kind about half."""
+ASIDE = frozenset(each.__name__ for each in (diary, e2e, snips, codes, orders, few_lamps, sums, bengali))
+"""Of the kinds about half; of these nothing was looked at before the rules and thresholds stood."""

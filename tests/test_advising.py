@@ -107,6 +107,26 @@ def test_no_more_examples_than_the_context_holds(questions):
     assert len(long.put(example(30), "examples").messages) in (2, 4, 6)
 
 
+def test_no_more_passages_than_the_context_holds(questions):
+    found = [passage(f"long {number} " * 60) for number in range(9)]
+    many = replace(questions, find=lambda asked: found)
+    for condition in ("documents", "both"):
+        asked = many.put(example(30), condition)
+        assert many.fits(asked)
+        assert "[1]" in asked.messages[-2].content
+        assert "[9]" not in asked.messages[-2].content
+
+
+def test_held_out_examples_over_the_context_are_left_out_and_told(base, tmp_path):
+    long = Example((Message("user", "long " * 600), Message("assistant", "red")), where="data:99")
+    given = need(base, held_out=(*map(example, range(20, 24)), long))
+    found = probe(given, tmp_path, minutes=0.01, skip=("fit", "learnability"))
+    assert found.subject.held_out == 4
+    assert found.missing["held-out examples"] == "1 of 5 are longer than the base's context"
+    with pytest.raises(ValueError, match="none of 1 held-out examples fits"):
+        probe(replace(given, held_out=(long,)), tmp_path, minutes=0.01)
+
+
 def test_token_losses_are_those_of_the_whole_logits(questions):
     asked = [questions.put(each, "examples") for each in questions.held_out[:3]]
     for each, (ids, losses) in zip(asked, questions.losses(None, asked), strict=True):

@@ -88,6 +88,20 @@ def test_the_cheapest_that_is_as_good_as_any(scores, choice):
     assert chosen(scores, needed=OF_USE) == choice
 
 
+def test_a_score_that_is_as_good_by_luck_has_twice_the_loss():
+    scores = {"rag": 0.42, "peft+rag": 0.40}
+    assert chosen(scores, 0.1, losses={"rag": 0.5, "peft+rag": 0.3}) == "rag"
+    assert chosen(scores, 0.1, losses={"rag": 0.5, "peft+rag": 0.24}) == "peft+rag"
+    assert chosen({"rag": 0.42, "peft+rag": 0.2}, 0.1, losses={"rag": 0.5, "peft+rag": 0.24}) == "rag"
+
+
+def test_where_nothing_is_of_use_a_curve_that_falls_with_data_asks_for_more():
+    strong = strength(0.0, 0.0)
+    parts = (trial("half", 2.4, 0.0, examples=100), trial("LoRA", 2.0, 0.0))
+    assert advise_from(evidence(strength=strong, learnability=learned(*parts, more=loss(1.5)))).choice == "data"
+    assert advise_from(evidence(strength=strong, learnability=learned(*parts, more=loss(1.95)))).choice == "base"
+
+
 def test_a_target_is_enough():
     scores = {"prompt": 0.55, "peft": 0.9}
     assert chosen(scores, needed=0.5, target=0.5) == "prompt"
@@ -146,7 +160,7 @@ def test_wide_intervals_and_what_was_not_seen_make_it_less_sure():
     def sure(half: float, **further: Any) -> float:
         strong = strength(0.3, 0.3)
         strong = replace(strong, scores={"closed": score(0.3, half), "examples": score(0.3, half)})
-        tuned = learned(replace(trial("LoRA", 1.0, 0.6), score=score(0.6, half)))
+        tuned = learned(replace(trial("LoRA", 1.6, 0.6), score=score(0.6, half)))
         return advise_from(replace(evidence(strength=strong, learnability=tuned), **further)).confidence
 
     assert sure(0.02) > sure(0.15) > sure(0.4)

@@ -22,11 +22,12 @@ CHOICES = {
 
 @dataclass(frozen=True)
 class Prospect:
-    """What a choice is expected to score, 0 to 1 with its 95 % interval, and how that is known."""
+    """What a choice is expected to score, 0 to 1 with its 95 % interval, how that is known, and the answers' loss."""
 
     choice: str
     score: Score
     how: str
+    loss: float | None = None
 
 
 @dataclass(frozen=True)

@@ -135,7 +135,7 @@ class _Probing:
             model = self._loaded()
             questions = Questions(model, train[:MOST_TRAIN], held_out, metric, self.need.max_new_tokens)
             questions = self._with_documents(questions)
-            questions = self._sized(questions)
+            questions = self._sized(self._that_fit(questions))
         elif lacking is not None:
             self.missing |= dict.fromkeys(("strength", "knowledge", "learnability"), lacking)
         length = self._length(model, train)
@@ -200,6 +200,20 @@ class _Probing:
             self.missing["learnability"] = f"training failed: {error}"
         rmtree(self.folder / PILOT, ignore_errors=True)
         return {"strength": strong, "knowledge": known, "learnability": learned}
+
+    def _that_fit(self, questions: Questions) -> Questions:
+        """Without the held-out examples that the base's context does not hold. Raises ValueError if that is all."""
+        fit = tuple(each for each in questions.held_out if questions.fits(each))
+        if lost := len(questions.held_out) - len(fit):
+            self.missing["held-out examples"] = (
+                f"{lost} of {len(questions.held_out)} are longer than the base's context"
+            )
+        if not fit:
+            raise ValueError(
+                f"none of {lost} held-out examples fits the base's context with {questions.max_new_tokens} new tokens: "
+                "shorten them, or lower max_new_tokens"
+            )
+        return replace(questions, held_out=fit)
 
     def _is_tight(self, questions: Questions) -> bool:
         """Whether the trials' batches together would not fit here."""

@@ -11,6 +11,10 @@ from halka.metrics import Score
 
 NOISY = 0.25  # kappa by which trials agree better with each other than with the labels: tests/test_advising_verdict.py
 
+FALLING = (
+    0.1  # share of the loss: what trials of one kind differ by on the benchmark's first half (benchmarks/advisor.py)
+)
+
 
 def prospects(evidence: Evidence) -> tuple[Prospect, ...]:
     """Those that the evidence tells of, the cheapest first."""
@@ -21,22 +25,24 @@ def _prospects(evidence: Evidence) -> Iterator[Prospect]:
     strength, knowledge, learned = evidence.strength, evidence.knowledge, evidence.learnability
     if strength is not None:
         condition = max(strength.scores, key=lambda each: strength.scores[each].value)
-        yield Prospect("prompt", strength.scores[condition], f"measured, {_how(condition)}")
+        loss = strength.losses[condition].value
+        yield Prospect("prompt", strength.scores[condition], f"measured, {_how(condition)}", loss)
     if knowledge is not None and knowledge.scores:
         condition = max(knowledge.scores, key=lambda each: knowledge.scores[each].value)
-        yield Prospect("rag", knowledge.scores[condition], f"measured, {_how(condition)}")
+        loss = knowledge.losses[condition]["all"].value
+        yield Prospect("rag", knowledge.scores[condition], f"measured, {_how(condition)}", loss)
     if learned is None:
         return
     whole = [each for each in learned.trials if each.method != "full"]
     gain = _slope(strength, learned)
     tuned = best_of(whole)
     if tuned is not None and tuned.score is not None:
-        yield Prospect("peft", _further(tuned, gain), _trial(tuned))
+        yield Prospect("peft", _further(tuned, gain), _trial(tuned), tuned.loss.value)
     if (shown := best_of(whole, passages=True)) is not None and shown.score is not None:
-        yield Prospect("peft+rag", _further(shown, gain), _trial(shown))
+        yield Prospect("peft+rag", _further(shown, gain), _trial(shown), shown.loss.value)
     full = [each for each in learned.trials if each.method == "full"]
     if full and full[0].score is not None:
-        yield Prospect("full", _further(full[0], gain), _trial(full[0]))
+        yield Prospect("full", _further(full[0], gain), _trial(full[0]), full[0].loss.value)
     if tuned is not None and tuned.score is not None:
         yield from _data(learned, tuned, gain)
 
@@ -87,11 +93,22 @@ def _data(learned: Learnability, tuned: Trial, gain: float) -> Iterator[Prospect
         value = max(score.value, learned.agreement[0])
         yield Prospect("data", Score(value, score.low, 1.0, score.n), "labels mended: as far as trials agree")
         return
-    parts = [each for each in learned.trials if each.method == "lora" and not each.passages]
-    whole = max(parts, key=lambda each: (each.examples, each.lr), default=None)
+    whole = _whole(learned)
     if learned.more is not None and whole is not None:
         moved = _moved(score, whole.loss, learned.more, gain)
         yield Prospect("data", moved, f"{learned.times} times the examples, by the curve over their number")
+
+
+def _whole(learned: Learnability) -> Trial | None:
+    """The trial on all of the data that those on parts of it are compared with."""
+    parts = [each for each in learned.trials if each.method == "lora" and not each.passages]
+    return max(parts, key=lambda each: (each.examples, each.lr), default=None)
+
+
+def falls_with_data(learned: Learnability) -> bool:
+    """Whether more examples lower the held-out loss by more than trials differ among themselves."""
+    whole = _whole(learned)
+    return learned.more is not None and whole is not None and learned.more.value < (1 - FALLING) * whole.loss.value
 
 
 def is_noisy(learned: Learnability) -> bool:

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from halka.advising.conditions import BOTH, CLOSED, DOCUMENTS, EXAMPLES, Find, conditioned
+from halka.advising.conditions import BOTH, CLOSED, DOCUMENTS, EXAMPLES, Find, conditioned, question_of
 from halka.advising.worth import worth
 from halka.core import AdaptedModel, in_mode
 from halka.data.batches import collate, plan
@@ -18,6 +18,7 @@ from halka.data.tokens import Tokens, encode, encode_prompt
 from halka.evaluation import generate
 from halka.models import context, hidden_states, logits, pad_id
 from halka.models.attention import use_attention
+from halka.rag.passages import Passage
 
 BATCH = 16
 BATCH_TOKENS = 4096
@@ -51,15 +52,29 @@ class Questions:
         return replace(self, held_out=self.held_out[:count])
 
     def put(self, example: Example, condition: str) -> Example:
-        """The example as it is asked under a condition, with as many shots as the base's context holds."""
-        find = self.find if condition in (DOCUMENTS, BOTH) else None
-        room = context(self.model, None)
+        """The example as it is asked under a condition, with as many shots, and then passages, as the context holds."""
         own = self.train[: self.shots[condition]]
-        for count in range(len(own), -1, -1):
-            asked = conditioned(self.model, example, own[:count], find)
-            if count == 0 or room is None or len(self._whole(asked)) + self.max_new_tokens <= room:
+        passages = self.find(question_of(example)) if self.find and condition in (DOCUMENTS, BOTH) else None
+        ways = [(count, passages) for count in range(len(own), 0, -1)]
+        ways += [(0, passages and passages[:count]) for count in range(len(passages or ()), -1, -1)]
+        for count, shown in ways:
+            asked = self._asked(example, own[:count], shown)
+            if self.fits(asked):
                 return asked
-        raise AssertionError("with no shots it is returned")
+        return asked
+
+    def _asked(self, example: Example, shots: Sequence[Example], shown: Sequence[Passage] | None) -> Example:
+        if shown is None:
+            return conditioned(self.model, example, shots)
+        assert self.find is not None
+        own = {question_of(each): self.find(question_of(each)) for each in shots} | {question_of(example): shown}
+        return conditioned(self.model, example, shots, own.__getitem__)
+
+    def fits(self, asked: Example) -> bool:
+        """Whether the base's context holds it, with its answer and with what the base may answer."""
+        room = context(self.model, None)
+        length = max(len(self._whole(asked)), len(encode_prompt(asked, self.model.tokenizer)) + self.max_new_tokens)
+        return room is None or length <= room
 
     def answers(
         self, names: str | Sequence[str | None] | None, asked: Sequence[Example], done: Callable[[], None] | None = None

@@ -41,6 +41,8 @@ def _choice(evidence: Evidence, choice: str, found: Sequence[Prospect], needed: 
             f"nothing that was tried is expected to reach {needed:.2f} {metric}, which is of use: the best is "
             f"{best.choice} with {_score(best.score)}"
         )
+    if choice == "data" and ("data" not in by or by["data"].score.value < needed):
+        return f"nothing is of use yet (below {needed:.2f} {metric}), but more examples still lower the held-out loss"
     if choice == "data":
         ways = [each for each in found if each.choice != "data"]
         now = max(ways, key=lambda each: each.score.value)
