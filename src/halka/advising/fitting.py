@@ -72,7 +72,8 @@ def fit(
         options.append(_option(config, method, how, found, where, tasks))
     if not options:
         raise ValueError(f"none of the methods can be trained on this base: {(refused or ['none is given'])[0]}")
-    return Fit(where.name, where.memory, where.process, length, batch_size, tasks, tuple(options), parts)
+    name = "this machine" if where.name == "here" else where.name
+    return Fit(name, where.memory, where.process, length, batch_size, tasks, tuple(options), parts)
 
 
 def _hardware(config: Any, setup: Setup, memory: int | None, device: str | None) -> Hardware:

@@ -50,7 +50,15 @@ def _choice(evidence: Evidence, choice: str, found: Sequence[Prospect], needed: 
             f"{by['data'].how} promise {_score(by['data'].score)} {metric}, where {now.choice} has {_score(now.score)}"
         )
     own = by[choice]
-    if own is best or best.choice == "data":
+    ways = [each for each in found if each.choice != "data"]
+    best = max(ways, key=lambda each: each.score.value)
+    cheaper = [each for each in ways[: ways.index(own)] if each.score.value >= own.score.value]
+    if cheaper and own.loss is not None and cheaper[-1].loss is not None:
+        return (
+            f"it leaves a loss of {own.loss:.2f}, where {cheaper[-1].choice}, as good by a few answers, leaves "
+            f"{cheaper[-1].loss:.2f}: {_score(own.score)} {metric} is expected ({own.how})"
+        )
+    if own is best:
         return f"it is expected to score highest: {_score(own.score)} {metric} ({own.how})"
     return (
         f"it is the cheapest that is about as good as any: {_score(own.score)} {metric} ({own.how}), where "

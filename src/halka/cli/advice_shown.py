@@ -12,7 +12,8 @@ def show_advice(advice: Any, evidence: Any) -> None:
     """Shows `Advice` and the `Evidence` that it stands on, short enough to be read at a glance."""
     from halka.report import advice_words as words
 
-    further = [words.left_out(evidence, name) for name in evidence.missing]
+    said = " ".join(advice.missing)
+    further = [words.left_out(evidence, name) for name, why in evidence.missing.items() if why not in said]
     show(
         f"{words.verdict(advice)}.",
         _points([words.about(evidence.subject)], mark=""),
