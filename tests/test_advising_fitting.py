@@ -145,12 +145,12 @@ def test_without_anything_named_it_is_this_machine(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     monkeypatch.setattr(fitting, "available", lambda: 2 * 10**9)
     found = fit(CONFIG, methods=["prompt"], **SIZES)
-    assert (found.device, found.memory, found.process) == ("here", 2 * 10**9, PROCESS)
+    assert (found.device, found.memory, found.process) == ("this machine", 2 * 10**9, PROCESS)
     assert found.options[0].step_seconds > 0
     assert found.options[0].fits
     assert found.parts["prompt"]["allocator"] > 0
     less = fit(CONFIG, methods=["prompt"], device="here", memory=PROCESS + 1000, **SIZES)
-    assert (less.device, less.memory, less.options[0].fits) == ("here", PROCESS + 1000, False)
+    assert (less.device, less.memory, less.options[0].fits) == ("this machine", PROCESS + 1000, False)
 
 
 @pytest.mark.parametrize(
