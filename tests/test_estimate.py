@@ -19,6 +19,7 @@ from halka.estimating.devices import DEVICES, Device, calibrated
 from halka.estimating.ghosts import Ghost, Rehearsal, Work
 from halka.estimating.heap import PAGE, Heap
 from halka.estimating.rehearsing import model_of, training_items
+from halka.machine import LARGE, RETURNED
 from halka.methods import made
 from halka.models import hidden_states
 from halka.models.attention import use_attention
@@ -235,6 +236,38 @@ def test_holes_become_one_when_what_is_between_them_is_gone(monkeypatch):
         heap.free(heap.take(16))
     assert first <= heap.take(100_000) < second
     assert heap.held == held
+
+
+def test_what_training_lets_go_back_goes_back():
+    heap = Heap()
+    with heap.returning():
+        pieces = [heap.take(RETURNED) for _ in range(8)]
+        assert 8 * RETURNED < heap.held <= 8 * (RETURNED + 2 * PAGE)
+        for each in pieces[:4]:
+            heap.free(each)
+        assert heap.held <= 4 * (RETURNED + 2 * PAGE)
+        assert heap.take(RETURNED // 2) >= 0
+    assert heap.take(RETURNED) >= 0  # it is of the heap again
+    large = heap.take(2 * LARGE)
+    assert large < 0
+    heap.free(large)
+    assert heap.take(LARGE + PAGE) < 0  # the threshold does not follow what is freed any more
+
+
+@pytest.mark.parametrize("method", ["lora", "full"])
+def test_with_checkpointing_a_process_holds_little_beyond_its_tensors(method):
+    """Its thresholds are those of the steps that are rehearsed, on a CPU alone; the process's own are left alone."""
+    config = config_of(**{**WIDE, "num_hidden_layers": 6})
+    setup = replace(SIZES, rows=64, length=128)
+    share = {}
+    with pytest.MonkeyPatch.context() as changed:
+        changed.setattr("halka.machine._thresholds", lambda: pytest.fail("the process's thresholds were set"))
+        for checkpointing in (False, True):
+            memory = rehearse(config, made(method, {}), replace(setup, checkpointing=checkpointing)).memory
+            share[checkpointing] = memory.allocator / (memory.total - memory.allocator)
+        rehearse(config, made(method, {}), replace(setup, checkpointing=True), gpu=True)
+    assert share[True] < 0.05
+    assert share[True] < share[False]
 
 
 def test_time_is_of_what_takes_longest():

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import ctypes
+import functools
 import gc
 import os
 import platform
 import subprocess
 import sys
-from collections.abc import Iterator
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +20,9 @@ import torch
 
 _CLEAR, _STATUS = Path("/proc/self/clear_refs"), Path("/proc/self/status")
 _GROUPS, _GROUPS_TREE = Path("/proc/self/cgroup"), Path("/sys/fs/cgroup")
+_TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3  # glibc's malloc.h
+RETURNED, TRIMMED = 1024 * 1024, 1024 * 1024  # bytes that are returned when freed, and at the heap's end
+LARGE = 32 * 1024 * 1024  # bytes that glibc returns at most by itself
 
 
 def resident(device: torch.device) -> int:
@@ -56,6 +63,54 @@ def available() -> int:
     On Linux, no more than what the limits of its control groups leave.
     """
     return psutil.Process().memory_info().rss + min([psutil.virtual_memory().available, *_left_in_groups()])
+
+
+@contextmanager
+def returning_memory() -> Iterator[None]:
+    """Let memory of RETURNED bytes and more go back to the system when freed within the block (by glibc's malloc).
+
+    It costs some time. Else freed pieces of up to 32 MB stay in the heap, which shrinks at its end only. Thresholds
+    follow what is freed until one is set (mallopt(3)); from then on they stay as they were set. So after the block they
+    are what they come to once large tensors have been freed, LARGE and twice of it. Where the environment sets them,
+    they are left alone. Blocks may be nested, and be in several threads: the thresholds are the process's.
+    """
+    thresholds = _thresholds()
+    if thresholds is None:
+        yield
+        return
+    with _lock:
+        _inside.append(None)
+        if len(_inside) == 1:
+            thresholds(RETURNED, TRIMMED)
+    try:
+        yield
+    finally:
+        with _lock:
+            _inside.pop()
+            if not _inside:
+                thresholds(LARGE, 2 * LARGE)
+
+
+_lock = threading.Lock()
+_inside: list[None] = []  # one for each block that runs
+
+
+@functools.cache
+def _thresholds() -> Callable[[int, int], None] | None:
+    """Sets from what size on memory is mapped for itself, and from what on a heap's end is given back; None where there
+    is no such malloc, or the environment has set it."""
+    told = ("MALLOC_MMAP_THRESHOLD_", "MALLOC_TRIM_THRESHOLD_", "GLIBC_TUNABLES")
+    if sys.platform != "linux" or any(name in os.environ for name in told):
+        return None
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+    if mallopt is None:
+        return None
+
+    def set_both(mapped: int, trimmed: int) -> None:
+        mallopt(_MMAP_THRESHOLD, mapped)
+        mallopt(_TRIM_THRESHOLD, trimmed)
+
+    return set_both
 
 
 def _left_in_groups() -> Iterator[int]:

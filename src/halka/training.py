@@ -9,7 +9,7 @@ from __future__ import annotations
 import time
 import warnings
 from collections.abc import Generator, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -21,6 +21,7 @@ from halka.core import AdaptedModel, in_mode
 from halka.data.batches import plan
 from halka.data.examples import Example
 from halka.data.tokens import Item
+from halka.machine import returning_memory
 from halka.models import context, pad_id
 from halka.models.attention import use_attention
 from halka.objectives import objective_of
@@ -274,7 +275,8 @@ def _training(model: AdaptedModel, runs: list[Run]) -> Iterator[None]:
             torch.manual_seed(runs[0].config.seed * 1_000_003 + runs[0].number)
             if recompute:
                 base.activation_checkpointing_enable({"use_reentrant": False})
-            yield
+            with returning_memory() if recompute and base.device.type == "cpu" else nullcontext():
+                yield
         finally:
             if recompute:
                 base.activation_checkpointing_disable()

@@ -1,7 +1,8 @@
 """How glibc's malloc lays out what a process takes and frees: a CPU process holds more than its tensors need.
 
 Large pieces are pages of their own, which the system has back at once. Smaller ones share a heap, which shrinks at its
-end alone: a hole below stays the process's. What is large grows with what was freed, up to 32 MB (mallopt(3)).
+end alone: a hole below stays the process's. What is large grows with what was freed, up to 32 MB (mallopt(3)), until
+training sets it (`machine.returning_memory`).
 
 Torch asks for aligned pieces. So a hole has no room for a piece of its own size, and in front of each piece some bytes
 are left over, which small objects take for a while: as long as they live, the holes at both sides do not become one.
@@ -10,9 +11,13 @@ are left over, which small objects take for a while: as long as they live, the h
 from __future__ import annotations
 
 from bisect import bisect_left, insort
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from halka.machine import LARGE, RETURNED, TRIMMED
 
 PAGE, ALIGNED, HEADER, SPARE = 4096, 64, 16, 96
-FIRST_THRESHOLD, LARGEST_THRESHOLD = 128 * 1024, 32 * 1024 * 1024
+FIRST_THRESHOLD = 128 * 1024
 TOP_PAD = 128 * 1024
 LIFE = 15  # pieces taken or freed, on average, while a small object lives; it was set by measured peaks
 STEP = 7919  # a prime, so that lives of all lengths come in turn
@@ -23,7 +28,7 @@ class Heap:
 
     def __init__(self) -> None:
         self.held = 0
-        self._threshold, self._trim = FIRST_THRESHOLD, FIRST_THRESHOLD
+        self._threshold, self._trim, self._follows = FIRST_THRESHOLD, FIRST_THRESHOLD, True
         self._top = 0  # where the last piece ends
         self._end = 0  # where the heap does
         self._pieces: dict[int, int] = {}  # place -> size
@@ -33,6 +38,15 @@ class Heap:
         self._pages = 0  # how many pieces were pages of their own
         self._time = self._objects = 0  # pieces taken or freed; small objects
         self._dying: dict[int, list[int]] = {}  # when -> places of small objects
+
+    @contextmanager
+    def returning(self) -> Iterator[None]:
+        """What `machine.returning_memory` does to the thresholds."""
+        self._threshold, self._trim, self._follows = RETURNED, TRIMMED, False
+        try:
+            yield
+        finally:
+            self._threshold, self._trim = LARGE, 2 * LARGE
 
     def take(self, size: int) -> int:
         """The place of a piece of so many bytes: the smallest hole that has room for it, wherever its start is."""
@@ -68,7 +82,7 @@ class Heap:
         size = self._pieces.pop(place)
         if place < 0:
             self.held -= size
-            if self._threshold < size <= LARGEST_THRESHOLD:
+            if self._follows and self._threshold < size <= LARGE:
                 self._threshold, self._trim = size, 2 * size
             return
         if (before := self._ends.get(place)) is not None:
