@@ -18,7 +18,8 @@ from halka.advising import learning, probing
 from halka.advising.conditions import CONDITIONS, conditioned
 from halka.advising.knowledge import knowledge
 from halka.advising.learning import Plan, learnability
-from halka.advising.probing import Need, probe
+from halka.advising.need import Need, sample
+from halka.advising.probing import probe
 from halka.advising.questions import Questions, token_losses
 from halka.advising.strength import strength
 from halka.advising.verdict import advise_from
@@ -27,6 +28,7 @@ from halka.cli import main
 from halka.data.examples import Example, Message
 from halka.data.tokens import encode, encode_prompt
 from halka.rag.passages import Passage
+from halka.run import TrainingError
 from tiny import tiny
 from tokenizers_for_tests import chatml_tokenizer
 
@@ -195,9 +197,16 @@ def test_the_pilot_learns_what_can_be_learned(questions, monkeypatch):
 
 
 def test_trials_that_fail_are_left_out(questions):
-    plans = (Plan("LoRA", "lora", {"rank": 4}), Plan("too fast", "lora", {"rank": 4}, rate=1e30))
+    plans = (
+        Plan("LoRA", "lora", {"rank": 4}),
+        Plan("too fast", "lora", {"rank": 4}, rate=1e30),
+        Plan("nowhere", "lora", {"targets": "experts"}),
+    )
     found = learnability(questions, 0.0, batch_size=4, plans=plans)
     assert [each.name for each in found.trials] == ["LoRA"]
+    with pytest.raises(TrainingError):
+        learnability(questions, 0.0, batch_size=4, plans=plans[1:])
+    assert questions.model.adapters == {}
 
 
 @pytest.mark.parametrize(
@@ -239,11 +248,82 @@ def test_what_is_done_is_not_done_again(base, tmp_path, monkeypatch):
     def never(*_: object, **__: object) -> None:
         raise AssertionError("it is there")
 
-    for name in ("strength", "knowledge", "learnability", "fit", "cleanliness"):
+    for name in ("strength", "knowledge", "learnability", "fit", "cleanliness", "load_base"):
         monkeypatch.setattr(probing, name, never)
     assert probe(need(base), tmp_path, minutes=0.01) == first
     with pytest.raises(AssertionError, match="it is there"):  # other data are another question
         probe(need(base, train=tuple(map(example, range(19)))), tmp_path, minutes=0.01)
+
+
+def test_only_what_a_change_touches_is_done_anew(base, tmp_path, monkeypatch):
+    probe(need(base), tmp_path, minutes=0.01)
+    done: list[str] = []
+    probe(need(base, tasks=9), tmp_path, minutes=0.01, progress=lambda name, doing: done.append(name))
+    assert {*done} == {"fit"}
+    weights = next(base.glob("*.safetensors"))
+    before = weights.stat()
+    import os
+
+    try:
+        os.utime(weights, ns=(before.st_atime_ns, before.st_mtime_ns + 1))  # as if other weights were put there
+        probe(need(base, tasks=9), tmp_path, minutes=0.01, progress=lambda name, doing: done.append(name))
+    finally:
+        os.utime(weights, ns=(before.st_atime_ns, before.st_mtime_ns))
+    assert {"strength", "knowledge", "learnability"} <= {*done}
+
+
+def test_a_folder_of_something_else_is_left_alone(base, tmp_path):
+    (tmp_path / "pilot").mkdir()
+    (tmp_path / "pilot" / "thesis.txt").write_text("years of work")
+    with pytest.raises(ValueError, match="holds something, and no advice"):
+        probe(need(base), tmp_path, minutes=0.01)
+    assert (tmp_path / "pilot" / "thesis.txt").read_text() == "years of work"
+
+
+def test_a_file_that_was_spoilt_counts_as_not_there(base, tmp_path):
+    skip = ("learnability", "knowledge")
+    first = probe(need(base), tmp_path, minutes=0.01, skip=skip)
+    (tmp_path / "strength.json").write_text("")
+    (tmp_path / "cleanliness.json").write_text("[]")
+    again = probe(need(base), tmp_path, minutes=0.01, skip=skip)
+    assert (again.strength, again.cleanliness) == (first.strength, first.cleanliness)
+
+
+def test_sorted_files_are_mixed_and_what_is_held_out_is_not_learned(base):
+    ordered = tuple(sorted(map(example, range(600)), key=lambda each: each.answers))
+    found = sample(need(base, train=ordered, held_out=ordered[::2]))
+    assert len({each.answers for each in found.held_out}) == 3
+    assert len({each.answers for each in found.train[:12]}) > 1
+    assert {each.where for each in found.train}.isdisjoint(each.where for each in found.held_out)
+    assert (len(found.train), len(found.held_out)) == (512, 48)
+
+
+def test_rows_that_a_base_cannot_read_are_left_out_and_told(base, tmp_path, monkeypatch):
+    loaded = halka.load_base(str(base), dtype="float32")
+    loaded[1].chat_template = None  # then a system message cannot be read
+    monkeypatch.setattr(probing, "load_base", lambda *_, **__: loaded)
+    odd = Example((Message("system", "Be brief."), *example(99).messages), where="data:99")
+    given = need(base, train=(*map(example, range(20)), odd))
+    found = probe(given, tmp_path, minutes=0.01, skip=("fit", "learnability"))
+    assert found.strength is not None
+    assert "data:99" in found.missing["examples"]
+
+
+def test_long_examples_do_not_end_the_advice(base, tmp_path):
+    long = tuple(Example((Message("user", f"long {n} " * 300), Message("assistant", "red"))) for n in range(4))
+    found = probe(need(base, train=(*map(example, range(8)), *long)), tmp_path, minutes=0.01)
+    assert found.subject.length <= 512
+    assert found.fit is not None
+    assert found.learnability is not None
+
+
+def test_documents_that_hold_nothing_are_told(base, tmp_path):
+    (tmp_path / "blank.md").write_text(" \n")
+    given = need(base, documents=(str(tmp_path / "blank.md"),))
+    found = probe(given, tmp_path / "out", minutes=0.01, skip=("fit", "learnability"))
+    assert found.knowledge is not None
+    assert found.knowledge.scores == {}
+    assert "none that can be read" in found.missing["documents"]
 
 
 def test_a_pilot_that_was_stopped_goes_on(base, tmp_path, monkeypatch):
@@ -295,7 +375,8 @@ def test_a_base_that_does_not_fit_is_told(base, tmp_path, monkeypatch):
     [
         ({"train": ()}, "0 examples tell nothing"),
         ({"train": (example(1), Example((Message("user", "What?"),), (), "data:9"))}, "data:9 has no answer"),
-        ({"train": (example(1),) * 5, "held_out": ()}, "all examples ask the same"),
+        ({"train": (example(1),) * 5, "held_out": ()}, "all examples ask what is held out"),
+        ({"full": True, "quantize": "int8"}, "leave one of both out"),
         ({"metric": "fluency"}, "unknown metric 'fluency'"),
         ({"device": "abacus"}, "abacus"),
     ],
@@ -326,6 +407,9 @@ def test_the_command_to_its_report(base, tmp_path, monkeypatch, capsys):
     assert told["advice"]["choice"] in ("prompt", "rag", "peft", "peft+rag", "data", "base")
     assert json.loads(Path("out/advice.json").read_text()) == {key: told[key] for key in ("advice", "evidence")}
     assert Path(told["report"]).read_text().startswith("<!doctype html>")
+    assert {path.name for path in Path("out").glob("*.jsonl")} == {
+        *("prompted.jsonl", "questions.jsonl", "train.jsonl", "held-out.jsonl")
+    }
     assert len(Path("out/prompted.jsonl").read_text().splitlines()) == told["evidence"]["subject"]["held_out"]
     assert ran(asked) == 0
     shown = capsys.readouterr().out
@@ -347,7 +431,7 @@ def test_bad_words_are_answered_in_a_line(base, tmp_path, monkeypatch, capsys, w
     Path("train.jsonl").write_text('{"question": "a?", "answer": "b"}\n' * 3)
     assert ran(["advise", "--base", str(base), *words]) == 2
     assert message in capsys.readouterr().err.splitlines()[-1]
-    assert not Path("advice").exists()
+    assert not Path("advice/plan.json").exists()
 
 
 def test_full_fine_tuning_is_tried_where_it_is_asked_for(base, tmp_path):

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import shlex
 from dataclasses import asdict, replace
-from itertools import pairwise
 from typing import Any
 
 import pytest
 
 from advice_for_tests import full_evidence
 from halka.advising.advice import CHOICES
+from halka.advising.commands import commands
 from halka.advising.evidence import (
     Evidence,
     Fit,
@@ -22,6 +22,7 @@ from halka.advising.evidence import (
     Trial,
     restored,
 )
+from halka.advising.prospects import Bar
 from halka.advising.verdict import OF_USE, TOLERANCE, WORTH_GATHERING, advise_from, chosen
 from halka.metrics import Score
 
@@ -85,14 +86,15 @@ def evidence(**found: Any) -> Evidence:
     ],
 )
 def test_the_cheapest_that_is_as_good_as_any(scores, choice):
-    assert chosen(scores, needed=OF_USE) == choice
+    assert chosen(scores, Bar(OF_USE))[0] == choice
 
 
 def test_a_score_that_is_as_good_by_luck_has_twice_the_loss():
-    scores = {"rag": 0.42, "peft+rag": 0.40}
-    assert chosen(scores, 0.1, losses={"rag": 0.5, "peft+rag": 0.3}) == "rag"
-    assert chosen(scores, 0.1, losses={"rag": 0.5, "peft+rag": 0.24}) == "peft+rag"
-    assert chosen({"rag": 0.42, "peft+rag": 0.2}, 0.1, losses={"rag": 0.5, "peft+rag": 0.24}) == "rag"
+    bar, scores = Bar(0.1), {"rag": 0.42, "peft+rag": 0.40}
+    assert chosen(scores, bar, {"rag": 0.5, "peft+rag": 0.3}) == ("rag", "best")
+    assert chosen(scores, bar, {"rag": 0.5, "peft+rag": 0.24}) == ("peft+rag", "loss")
+    assert chosen({"rag": 0.42, "peft+rag": 0.2}, bar, {"rag": 0.5, "peft+rag": 0.24}) == ("rag", "best")
+    assert chosen({"prompt": 1.0, "peft": 1.0}, bar, {"prompt": 0.1, "peft": 0.01}) == ("prompt", "best")
 
 
 def test_where_nothing_is_of_use_a_curve_that_falls_with_data_asks_for_more():
@@ -104,17 +106,42 @@ def test_where_nothing_is_of_use_a_curve_that_falls_with_data_asks_for_more():
 
 def test_a_target_is_enough():
     scores = {"prompt": 0.55, "peft": 0.9}
-    assert chosen(scores, needed=0.5, target=0.5) == "prompt"
-    assert chosen(scores, needed=0.8, target=0.8) == "peft"
-    assert chosen(scores, needed=0.95, target=0.95) == "base"
+    assert chosen(scores, Bar(0.5, target=0.5)) == ("prompt", "target")
+    assert chosen(scores, Bar(0.8, target=0.8)) == ("peft", "target")
+    assert chosen(scores, Bar(0.95, target=0.95)) == ("base", "useless")
+    assert chosen({"prompt": 0.6, "data": 0.8}, Bar(0.5, target=0.5)) == ("prompt", "target")
+    assert chosen({"prompt": 0.6, "data": 0.8}, Bar(0.7, target=0.7)) == ("data", "data")
 
 
 def test_thresholds_are_where_they_are_said_to_be():
-    best = 0.8
-    assert chosen({"prompt": best - TOLERANCE + 0.001, "peft": best}, 0.1) == "prompt"
-    assert chosen({"prompt": best - TOLERANCE - 0.001, "peft": best}, 0.1) == "peft"
-    assert chosen({"peft": 0.5, "data": 0.5 + WORTH_GATHERING - 0.001}, 0.1) == "peft"
-    assert chosen({"peft": 0.5, "data": 0.5 + WORTH_GATHERING + 0.001}, 0.1) == "data"
+    best, bar = 0.8, Bar(0.1)
+    assert chosen({"prompt": best - TOLERANCE + 0.001, "peft": best}, bar) == ("prompt", "cheapest")
+    assert chosen({"prompt": best - TOLERANCE - 0.001, "peft": best}, bar) == ("peft", "best")
+    assert chosen({"peft": 0.5, "data": 0.5 + WORTH_GATHERING - 0.001}, bar) == ("peft", "best")
+    assert chosen({"peft": 0.5, "data": 0.5 + WORTH_GATHERING + 0.001}, bar) == ("data", "data")
+
+
+@pytest.mark.parametrize(
+    ("found", "rule", "said"),
+    [
+        ({"strength": strength(0.1, 0.9)}, "best", "expected to score highest"),
+        ({"strength": strength(0.05, 0.05)}, "useless", "0.10, a tenth above the 0.00 of answers that need no model"),
+        (
+            {"strength": strength(0.1, 0.85), "learnability": learned(trial("LoRA", 1.5, 0.9))},
+            "cheapest",
+            "where parameter-efficient fine-tuning (PEFT) has 0.90",
+        ),
+        (
+            {"strength": strength(0.1, 0.5), "learnability": learned(trial("LoRA", 0.5, 0.49))},
+            "loss",
+            "leaves a loss of 2.00 where this leaves 0.50",
+        ),
+    ],
+)
+def test_the_first_reason_is_the_rule_that_decided(found, rule, said):
+    first = advise_from(evidence(**found)).reasons[0]
+    assert first.rule == rule
+    assert said in first.text
 
 
 def test_a_trivial_answer_is_what_has_to_be_beaten():
@@ -133,6 +160,8 @@ def test_wrong_labels_are_seen_by_what_trials_agree_on():
     assert said.endswith("labels.csv:9 for instance")
     clean = advise_from(evidence(strength=strong, learnability=learned(*trials, agreement=(0.45, 0.35))))
     assert clean.choice == "peft"
+    guessing = learned(trial("LoRA", 2.9, 0.2), trial("bottleneck", 2.9, 0.2), agreement=(0.9, 0.0))
+    assert advise_from(evidence(strength=strength(0.1, 0.2, trivial=0.2), learnability=guessing)).choice == "base"
 
 
 def test_a_curve_that_still_falls_is_followed():
@@ -191,10 +220,15 @@ def test_without_asking_the_hardware_still_answers():
     advice = advise_from(evidence(fit=fit, missing=lacking))
     assert advice.choice == "peft"
     assert advice.sure == "low"
-    assert "--quantize nf4 --checkpointing" in advice.commands[0]
+    assert "--checkpointing --quantize nf4" in advice.commands[0]
     assert len(advice.missing) >= 3
-    none = advise_from(evidence(fit=replace(fit, options=(replace(fits, fits=False),)), missing=lacking))
+    few = replace(fits, fits=False, largest_batch=3)
+    less = advise_from(evidence(fit=replace(fit, options=(few,)), missing=lacking))
+    assert less.choice == "peft"
+    assert "--batch-size 3 --accumulate 3" in less.commands[0]
+    none = advise_from(evidence(fit=replace(fit, options=(replace(few, largest_batch=0),)), missing=lacking))
     assert none.choice == "base"
+    assert "smaller base" in none.reasons[0].text
 
 
 def test_with_nothing_at_all_there_is_no_advice():
@@ -206,35 +240,34 @@ def test_with_nothing_at_all_there_is_no_advice():
 
 
 @pytest.mark.parametrize("choice", CHOICES)
-def test_every_command_is_one_that_halka_takes(choice, capsys, monkeypatch):
-    """Each is parsed by the command line itself, up to what it would read."""
-    from halka.advising.commands import commands
-
-    found = replace(full_evidence(), subject=replace(SUBJECT, paths=("handbook",), documents=3))
-    for line in commands(found, choice):
-        words = shlex.split(line)
-        assert words[0] == "halka"
-        known = _options(words[1:])
-        for word, after in pairwise([*words, ""]):
-            if word.startswith("--") or word == "-o":
-                assert word in known, (line, after)
-
-
-def _options(words: list[str]) -> set[str]:
-    """The options of the command that these words call."""
+def test_every_command_is_one_that_halka_takes(choice):
+    """Each is read by the command line itself, values and all."""
     import typer
 
     from halka.cli import app
     from halka.cli.train import Deferred
 
-    command: Any = typer.main.get_command(app)
-    for word in words:
-        if not hasattr(command, "commands"):
-            break
-        command = command.commands[word]
-    if isinstance(command, Deferred):
-        command = command.whole()
-    return {option for parameter in command.params for option in (*parameter.opts, *parameter.secondary_opts)}
+    subject = replace(
+        full_evidence().subject,
+        flags=("--data", "train.jsonl", "--validation", "0.1"),
+        again=("--data", "train.jsonl", "--target", "0.5", "--documents", "handbook"),
+        dtype="float32",
+        quantize="nf4",
+    )
+    lines = commands(replace(full_evidence(), subject=subject), choice)
+    assert lines
+    for line in lines:
+        words = shlex.split(line)
+        assert words.pop(0) == "halka"
+        command: Any = typer.main.get_command(app)
+        while hasattr(command, "commands"):
+            command = command.commands[words.pop(0)]
+        if isinstance(command, Deferred):
+            command = command.whole()
+        context = command.make_context("halka", words)
+        assert any(context.params.values())
+    loaded = [line for line in lines if line.split()[1] in ("train", "evaluate", "ask")]
+    assert all("--dtype float32 --quantize nf4" in line for line in loaded)
 
 
 @pytest.mark.parametrize(
@@ -253,15 +286,16 @@ def test_a_better_base_is_named_that_the_hardware_holds(parameters, memory, larg
     )
     advice = advise_from(found)
     assert advice.choice == "base"
-    assert f"--base {larger} " in advice.commands[0]
+    assert advice.commands[-1].split()[:4] == ["halka", "advise", "--base", larger]
 
 
 def test_what_is_trained_is_what_the_pilot_chose():
     tuned = learned(replace(trial("LoRA, higher rate", 0.4, 0.9), lr=4e-3))
     advice = advise_from(evidence(strength=strength(0.0, 0.2), learnability=tuned))
     assert advice.settings == {"method": "lora", "rank": 16, "lr": 4e-3, "steps": 96, "batch_size": 8}
-    (command,) = advice.commands
+    command, judged = advice.commands
     assert command.startswith("halka train --base smollm2-135m --method lora --rank 16 --lr 0.004 --steps 96")
-    assert command.endswith("--batch-size 8 --data train.jsonl -o runs/advised")
+    assert command.endswith("--batch-size 8 --data train.jsonl -o advice/run")
+    assert "--adapter advice/run/adapter --data advice/held-out.jsonl --metrics exact_match" in judged
     over = replace(tuned.trials[0], curve=((12, 0.4), (24, 0.6)))
     assert advise_from(evidence(strength=strength(0.0, 0.2), learnability=learned(over))).settings["steps"] == 12

@@ -27,7 +27,7 @@ class Prospect:
     choice: str
     score: Score
     how: str
-    loss: float | None = None
+    loss: Score | None = None
 
 
 @dataclass(frozen=True)

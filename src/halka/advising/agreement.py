@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
+from itertools import combinations
+from statistics import mean
 
 from halka.metrics import as_label
 
@@ -39,3 +41,28 @@ def of_few_kinds(answers: Sequence[str]) -> bool:
     """
     kinds = {as_label(text) for text in answers}
     return 2 <= len(kinds) <= len(answers) / 3 and max(map(len, kinds)) <= LONGEST
+
+
+def labels_said(said: Sequence[Sequence[str]], labels: Sequence[str]) -> list[list[str]]:
+    """Answers in which what is none of the labels is made unlike any other, since nothing follows from it."""
+    known = {*map(as_label, labels)}
+    return [
+        [text if as_label(text) in known else f"no label {number}.{place}" for place, text in enumerate(texts)]
+        for number, texts in enumerate(said)
+    ]
+
+
+def agreement(said: Sequence[Sequence[str]], given: Sequence[str]) -> tuple[float, float]:
+    """The mean kappa of two or more lists of answers with each other, and with those that are given."""
+    each_other = mean(kappa(first, second) for first, second in combinations(said, 2))
+    return each_other, mean(kappa(each, given) for each in said)
+
+
+def doubted(said: Sequence[Sequence[str]], accepted: Sequence[Sequence[str]]) -> list[int]:
+    """Where all lists give one answer, and it is none of the accepted ones."""
+    found = []
+    for index, right in enumerate(accepted):
+        answers = {as_label(texts[index]) for texts in said}
+        if len(answers) == 1 and answers.isdisjoint(map(as_label, right)):
+            found.append(index)
+    return found

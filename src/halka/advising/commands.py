@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import shlex
 from collections.abc import Callable
 from itertools import pairwise
@@ -12,6 +13,10 @@ from halka.advising.learning import FARTHER, best_of
 from halka.core import described
 from halka.methods import made
 
+COLLECTION, PROMPTED, ASKED = "documents", "prompted.jsonl", "questions.jsonl"
+TRAIN, HELD_OUT = "train.jsonl", "held-out.jsonl"
+"""In the advisor's folder: the documents, the held-out examples as the base is best asked, the training questions; the
+examples, by what they are for."""
 LARGER = {  # names on the hub, with their parameters; all are Apache-2.0
     "HuggingFaceTB/SmolLM2-360M-Instruct": 362 * 10**6,
     "HuggingFaceTB/SmolLM2-1.7B-Instruct": 1711 * 10**6,
@@ -20,8 +25,14 @@ LARGER = {  # names on the hub, with their parameters; all are Apache-2.0
     "Qwen/Qwen2.5-32B-Instruct": 32_764 * 10**6,
 }
 PACKED = 0.6  # bytes a parameter of a base in NF4, with its scales
-COLLECTION, PROMPTED, ASKED = "documents", "prompted.jsonl", "questions.jsonl"
-"""In the advisor's folder: the documents, the held-out examples as the base is best asked, the training questions."""
+
+
+def commands(evidence: Evidence, choice: str) -> tuple[str, ...]:
+    """The commands of a choice, ready to be pasted."""
+    return tuple(shlex.join(each) for each in COMMANDS[choice](evidence))
+
+
+# ── what is trained ─────────────────────────────────────────────────────────────────────────────────────────────────
 
 
 def settings(evidence: Evidence, choice: str) -> dict[str, Any]:
@@ -30,44 +41,13 @@ def settings(evidence: Evidence, choice: str) -> dict[str, Any]:
         return {}
     trial = _trial(evidence, choice)
     if trial is None:
-        return {"method": "full" if choice == "full" else "lora", **_room(evidence, "lora")}
+        method = "full" if choice == "full" else "lora"
+        return {"method": method, **_room(evidence, method, 8 if evidence.fit is None else evidence.fit.batch_size)}
     usual = described(made(trial.method, {}))["fields"]
     own = {key: value for key, value in trial.fields.items() if value != usual[key] or key == "rank"}
     assert evidence.learnability is not None
-    how = {"lr": trial.lr, "steps": _steps(trial), "batch_size": evidence.learnability.batch_size}
-    return {"method": trial.method, **own, **how, **_room(evidence, trial.method)}
-
-
-def commands(evidence: Evidence, choice: str) -> tuple[str, ...]:
-    """The commands of a choice, ready to be pasted."""
-    return tuple(shlex.join(each) for each in COMMANDS[choice](evidence))
-
-
-def _train(evidence: Evidence, choice: str, flags: list[str], out: str) -> list[str]:
-    said = ["halka", "train", "--base", evidence.subject.base]
-    for key, value in settings(evidence, choice).items():
-        said += _flag(key, value)
-    return [*said, *flags, "-o", out]
-
-
-def _flag(key: str, value: Any) -> list[str]:
-    name = "--" + key.replace("_", "-")
-    if isinstance(value, bool):
-        return [name] if value else ["--no-" + key.replace("_", "-")]
-    told = (
-        ",".join(map(str, value))
-        if isinstance(value, tuple | list)
-        else f"{value:g}"
-        if isinstance(value, float)
-        else value
-    )
-    return [name, str(told)]
-
-
-def _steps(trial: Trial) -> int:
-    """To where its curve was lowest, or on, as far as it was followed, if that was at its end."""
-    lowest = min(trial.curve, key=lambda point: point[1], default=(trial.steps, 0.0))[0]
-    return lowest if lowest < trial.steps else FARTHER * trial.steps
+    how = {"lr": trial.lr, "steps": _steps(trial)}
+    return {"method": trial.method, **own, **how, **_room(evidence, trial.method, evidence.learnability.batch_size)}
 
 
 def _trial(evidence: Evidence, choice: str) -> Trial | None:
@@ -77,91 +57,141 @@ def _trial(evidence: Evidence, choice: str) -> Trial | None:
     return best_of([each for each in trials if each.method != "full"], passages=choice == "peft+rag")
 
 
-def _room(evidence: Evidence, method: str) -> dict[str, Any]:
-    """What makes the method fit: a packed base, checkpointing."""
+def _steps(trial: Trial) -> int:
+    """To where its curve was lowest, or on, as far as it was followed, if that was at its end."""
+    lowest = min(trial.curve, key=lambda point: point[1], default=(trial.steps, 0.0))[0]
+    return lowest if lowest < trial.steps else FARTHER * trial.steps
+
+
+def _room(evidence: Evidence, method: str, batch_size: int) -> dict[str, Any]:
+    """What makes the method fit: smaller batches of which several make a step, checkpointing, a packed base."""
     option = _option(evidence, method)
-    if option is None:
-        return {}
-    return ({"quantize": option.quantize} if option.quantize else {}) | (
-        {"checkpointing": True} if option.checkpointing else {}
-    )
+    most = batch_size if option is None or not option.largest_batch else min(batch_size, option.largest_batch)
+    told: dict[str, Any] = {"batch_size": most}
+    if most < batch_size:
+        told["accumulate"] = math.ceil(batch_size / most)
+    if option is not None and option.checkpointing:
+        told["checkpointing"] = True
+    return told | _form(evidence, option)
+
+
+def _form(evidence: Evidence, option: Option | None) -> dict[str, Any]:
+    """How the base is loaded, where that is not the usual way."""
+    subject = evidence.subject
+    quantize = subject.quantize or (option.quantize if option is not None else None)
+    dtype = {} if subject.dtype == "bfloat16" else {"dtype": subject.dtype}
+    return dtype | ({} if quantize is None else {"quantize": quantize})
 
 
 def _option(evidence: Evidence, method: str) -> Option | None:
-    return (
-        None if evidence.fit is None else next((each for each in evidence.fit.options if each.method == method), None)
-    )
+    options = () if evidence.fit is None else evidence.fit.options
+    return next((each for each in options if each.method == method), None)
 
 
-def _evaluate(evidence: Evidence, adapter: str | None, data: list[str]) -> list[str]:
-    own = [] if adapter is None else ["--adapter", adapter]
-    return ["halka", "evaluate", "--base", evidence.subject.base, *own, *data, "--metrics", evidence.subject.metric]
+# ── the commands ────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def _halka(evidence: Evidence, command: str, form: dict[str, Any] | None = None) -> list[str]:
+    """A command that loads the base."""
+    form = _form(evidence, None) if form is None else form
+    told = [part for key, value in form.items() for part in _flag(key, value)]
+    return ["halka", command, "--base", evidence.subject.base, *told]
+
+
+def _flag(key: str, value: Any) -> list[str]:
+    name = "--" + key.replace("_", "-")
+    if isinstance(value, bool):
+        return [name] if value else ["--no-" + key.replace("_", "-")]
+    if isinstance(value, tuple | list):
+        return [name, ",".join(map(str, value))]
+    return [name, f"{value:g}" if isinstance(value, float) else str(value)]
+
+
+def _in(evidence: Evidence, name: str) -> str:
+    return f"{evidence.subject.out}/{name}"
 
 
 def _prompt(evidence: Evidence) -> list[list[str]]:
-    return [_evaluate(evidence, None, ["--data", f"{evidence.subject.out}/{PROMPTED}"])]
+    return [[*_halka(evidence, "evaluate"), "--data", _in(evidence, PROMPTED), *_judged(evidence)]]
 
 
-def _peft(evidence: Evidence) -> list[list[str]]:
-    return [_train(evidence, "peft", [*evidence.subject.flags], "runs/advised")]
+def _judged(evidence: Evidence) -> list[str]:
+    return ["--metrics", evidence.subject.metric, "--max-new-tokens", str(evidence.subject.max_new_tokens)]
 
 
-def _full(evidence: Evidence) -> list[list[str]]:
-    return [_train(evidence, "full", [*evidence.subject.flags], "runs/advised")]
-
-
-def _rag(evidence: Evidence) -> list[list[str]]:
-    return [["halka", "ask", "--base", evidence.subject.base, *_collection(evidence), "your question"]]
-
-
-def _both(evidence: Evidence) -> list[list[str]]:
-    out = evidence.subject.out
-    rows = ["-o", f"{out}/passages.jsonl", "--collections", out]
+def _trained(evidence: Evidence, choice: str) -> list[list[str]]:
+    """Training on all examples, and how good it is then."""
+    form, subject = settings(evidence, choice), evidence.subject
+    held_out = ["--data", _in(evidence, HELD_OUT)] if subject.flags[:1] != ("--task",) else list(subject.flags)
+    loaded = {key: form[key] for key in ("dtype", "quantize") if key in form}
     return [
-        ["halka", "docs", "examples", COLLECTION, f"{out}/{ASKED}", *rows],
-        _train(evidence, "peft+rag", ["--data", f"{out}/passages.jsonl", "--validation", "0.1"], "runs/advised"),
+        [*_halka(evidence, "train", form), *subject.flags, "-o", _in(evidence, "run")],
         [
-            *("halka", "ask", "--base", evidence.subject.base, "--adapter", "runs/advised/adapter"),
-            *(*_collection(evidence), "your question"),
+            *_halka(evidence, "evaluate", loaded),
+            "--adapter",
+            _in(evidence, "run/adapter"),
+            *held_out,
+            *_judged(evidence),
         ],
     ]
 
 
-def _collection(evidence: Evidence) -> list[str]:
-    return ["--collection", COLLECTION, "--collections", evidence.subject.out]
+def _rag(evidence: Evidence) -> list[list[str]]:
+    return [[*_halka(evidence, "ask"), *_asking(evidence)]]
+
+
+def _both(evidence: Evidence) -> list[list[str]]:
+    form, shown = settings(evidence, "peft+rag"), ["--passages", str(evidence.subject.passages)]
+    rows, loaded = _in(evidence, "passages.jsonl"), {key: form[key] for key in ("dtype", "quantize") if key in form}
+    return [
+        [
+            *("halka", "docs", "examples", COLLECTION, _in(evidence, ASKED), "-o", rows),
+            *("--collections", evidence.subject.out, *shown),
+        ],
+        [*_halka(evidence, "train", form), "--data", rows, "--validation", "0.1", "-o", _in(evidence, "run")],
+        [*_halka(evidence, "ask", loaded), "--adapter", _in(evidence, "run/adapter"), *_asking(evidence)],
+    ]
+
+
+def _asking(evidence: Evidence) -> list[str]:
+    place = ["--collection", COLLECTION, "--collections", evidence.subject.out]
+    return [*place, "--passages", str(evidence.subject.passages), "your question"]
 
 
 def _data(evidence: Evidence) -> list[list[str]]:
-    base, flags = evidence.subject.base, evidence.subject.flags
-    files = [after for flag, after in pairwise(flags) if flag == "--data"]
-    look = [["halka", "data", "preview", *files, "--base", base]] if files else []
-    return [*look, _again(evidence, base)]
+    files = [after for flag, after in pairwise(evidence.subject.again) if flag == "--data"]
+    look = [["halka", "data", "preview", *files, "--base", evidence.subject.base]] if files else []
+    return [*look, _again(evidence, evidence.subject.base)]
 
 
 def _base(evidence: Evidence) -> list[list[str]]:
-    return [_again(evidence, _larger(evidence))]
-
-
-def _larger(evidence: Evidence) -> str:
-    """The first of `LARGER` with twice the parameters, whose packed weights the hardware holds; else the first such."""
-    twice = [name for name, parameters in LARGER.items() if parameters >= 2 * evidence.subject.parameters]
-    memory = None if evidence.fit is None else evidence.fit.memory
-    fits = [name for name in twice if memory is None or PACKED * LARGER[name] <= memory]
-    return (fits or twice or [*LARGER][-1:])[0]
+    return [_again(evidence, _other_base(evidence))]
 
 
 def _again(evidence: Evidence, base: str) -> list[str]:
-    subject = evidence.subject
-    documents = [part for path in subject.paths for part in ("--documents", path)]
-    return ["halka", "advise", "--base", base, *subject.flags, *documents]
+    return ["halka", "advise", "--base", base, *evidence.subject.again]
+
+
+def _other_base(evidence: Evidence) -> str:
+    """The first of `LARGER` with twice the parameters that the hardware holds when it is packed, else the first such.
+
+    Where not even the base can be trained, the largest smaller one that the hardware holds, else the smallest.
+    """
+    subject, fit = evidence.subject, evidence.fit
+    holds = [each for each in LARGER if fit is None or fit.memory is None or PACKED * LARGER[each] <= fit.memory]
+    if fit is not None and all(each.largest_batch == 0 for each in fit.options) and fit.options:
+        smaller = [each for each in holds if LARGER[each] < subject.parameters]
+        return (smaller or [*LARGER][:1])[-1]
+    twice = [each for each in LARGER if LARGER[each] >= 2 * subject.parameters]
+    return ([each for each in twice if each in holds] or twice or [*LARGER][-1:])[0]
 
 
 COMMANDS: dict[str, Callable[[Evidence], list[list[str]]]] = {
     "prompt": _prompt,
     "rag": _rag,
-    "peft": _peft,
+    "peft": lambda evidence: _trained(evidence, "peft"),
     "peft+rag": _both,
-    "full": _full,
+    "full": lambda evidence: _trained(evidence, "full"),
     "data": _data,
     "base": _base,
 }

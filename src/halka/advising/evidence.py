@@ -19,9 +19,10 @@ class Subject:
     """Whose evidence it is: the base, the data, the metric, and what of them was looked at.
 
     train, held_out   numbers of examples; `split_off` where the held-out ones were taken from those to train on
-    length            tokens of a training example, at the median
-    documents         how many there are; `paths` are those given
-    flags             how commands name the data, such as --data train.jsonl
+    length            tokens that nine in ten training examples stay below
+    max_new_tokens, dtype, quantize, passages   how the base was loaded and asked
+    documents         how many there are
+    flags, again      how `halka train` names the data, and what `halka advise` is given to ask again
     out               the folder with the evidence
     target            the score that is needed, 0 to 1, if one was named
     """
@@ -34,9 +35,13 @@ class Subject:
     metric: str
     length: int
     split_off: bool = False
+    max_new_tokens: int = 64
+    dtype: str = "bfloat16"
+    quantize: str | None = None
+    passages: int = 3
     documents: int = 0
-    paths: tuple[str, ...] = ()
     flags: tuple[str, ...] = ()
+    again: tuple[str, ...] = ()
     out: str = "advice"
     tasks: int = 1
     target: float | None = None

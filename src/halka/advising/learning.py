@@ -7,17 +7,15 @@ data; with documents also one that is shown passages. Their held-out curves are 
 from __future__ import annotations
 
 import json
-import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import closing
+from contextlib import closing, suppress
 from dataclasses import dataclass, field, replace
 from functools import partial
-from itertools import combinations
 from pathlib import Path
 from typing import Any
 
-from halka.advising.agreement import kappa, of_few_kinds
+from halka.advising.agreement import agreement, doubted, labels_said, of_few_kinds
 from halka.advising.conditions import CLOSED, DOCUMENTS
 from halka.advising.curves import extrapolated, interval
 from halka.advising.evidence import Learnability, Trial
@@ -26,7 +24,7 @@ from halka.advising.worth import scored
 from halka.core import described
 from halka.files import write_text
 from halka.methods import made as method_of
-from halka.metrics import Score, as_label
+from halka.metrics import Score
 from halka.run import METRICS, TrainConfig, TrainingError
 from halka.training import Job, train_many
 
@@ -86,21 +84,30 @@ def learnability(
     made = partial(_job, questions, batch_size=batch_size, checkpointing=checkpointing)
     steps = _steps(questions, plans, made, batch_size, seconds, folder)
     adapters = {f"pilot-{number}": plan for number, plan in enumerate(plans)}
-    jobs = [made(name, plan, steps, folder) for name, plan in adapters.items()]
+    jobs: list[Job] = []
+    failed: dict[str, Exception] = {}
     try:
-        curves, failed = _trained(questions, jobs, progress)
+        for name, plan in adapters.items():
+            try:
+                jobs.append(made(name, plan, steps, folder))
+            except ValueError as error:  # this base refuses the method
+                failed[name] = error
+        curves, stopped = _trained(questions, jobs, progress)
+        failed |= stopped
         left = {name: plan for name, plan in adapters.items() if name not in failed}
+        for name, error in failed.items():
+            progress(f"{adapters[name].name} is left out: {error}")
         if not left:
-            raise next(iter(failed.values()))
+            raise TrainingError(str(next(iter(failed.values()))))
         progress(f"asking {len(left)} adapters")
         said = _said(questions, left)
         trials = [
-            _trial(questions, plan, job, curves[job.name], said[job.name])
-            for job, plan in zip(jobs, plans, strict=True)
+            _trial(questions, adapters[job.name], job, curves[job.name], said[job.name])
+            for job in jobs
             if job.name in left
         ]
     finally:
-        for name in adapters:
+        for name in adapters.keys() & questions.model.adapters.keys():
             questions.model.remove(name)
     closed = [said[name] for name, plan in left.items() if not plan.passages and plan.share == 1]
     return Learnability(
@@ -109,8 +116,7 @@ def learnability(
         trials=tuple(trials),
         times=FARTHER,
         more=_with_more(trials),
-        agreement=(agreement := _agreement(questions, closed)),
-        suspects=() if agreement is None else _suspects(questions, closed),
+        **_agreed(questions, closed),
     )
 
 
@@ -137,14 +143,16 @@ def _steps(
     if known is not None and known.exists():
         return json.loads(known.read_text(encoding="utf-8"))["steps"]
     names = [f"step-{number}" for number in range(len(plans))]
-    jobs = [made(name, plan, 1, None) for name, plan in zip(names, plans, strict=True)]
-    jobs = [replace(job, validation=()) for job in jobs]
-    started = time.perf_counter()
     try:
-        for _ in train_many(questions.model, jobs):
+        jobs = []
+        for name, plan in zip(names, plans, strict=True):
+            with suppress(ValueError):  # what the base refuses is told when it is to be trained
+                jobs.append(replace(made(name, plan, 1, None), validation=()))
+        started = time.perf_counter()
+        for _ in train_many(questions.model, jobs) if jobs else ():
             pass
     finally:
-        for name in names:
+        for name in {*names} & questions.model.adapters.keys():
             questions.model.remove(name)
     one = time.perf_counter() - started
     evaluations = one * EVALUATIONS * len(questions.held_out) / batch_size / 3  # a forward pass is a third of a step
@@ -180,7 +188,7 @@ def _job(
             evaluate_every=every,
             save_every=None if folder is None else every,
         ),
-        [questions.put(each, _condition(plan)) for each in questions.held_out],
+        [questions.whole(questions.put(each, _condition(plan))) for each in questions.held_out],
         None if folder is None else folder / name,
     )
 
@@ -230,7 +238,8 @@ def _said(questions: Questions, adapters: Mapping[str, Plan]) -> dict[str, list[
 def _trial(
     questions: Questions, plan: Plan, job: Job, curve: Sequence[tuple[int, float]], said: Sequence[str]
 ) -> Trial:
-    read = [losses for _, losses in questions.losses(job.name, list(job.validation))]  # type: ignore[arg-type]
+    asked = [questions.put(each, _condition(plan)) for each in questions.held_out]
+    read = [losses for _, losses in questions.losses(job.name, asked)]
     loss = interval([each.mean() for each in read], [len(each) for each in read])
     values = questions.values(said)
     method = described(questions.model.adapter(job.name).method)
@@ -267,20 +276,14 @@ def _with_more(trials: Sequence[Trial]) -> Score | None:
     return extrapolated([*points.items()], FARTHER * max(points))
 
 
-def _agreement(questions: Questions, said: Sequence[Sequence[str]]) -> tuple[float, float] | None:
-    """How far the answers of whole trials agree with each other, and with the given ones: the means over trials."""
-    given = [each.answers[0] for each in questions.held_out]
+def _agreed(questions: Questions, said: Sequence[Sequence[str]]) -> dict[str, Any]:
+    """How far trials on all of the data agree with each other and with what is given, and whom they doubt together."""
+    every = [each for one in (*questions.train, *questions.held_out) for each in one.answers]
     if len(said) < 2 or not of_few_kinds([each.answers[0] for each in (*questions.train, *questions.held_out)]):
-        return None
-    each_other = [kappa(first, second) for first, second in combinations(said, 2)]
-    return statistics.mean(each_other), statistics.mean(kappa(each, given) for each in said)
-
-
-def _suspects(questions: Questions, said: Sequence[Sequence[str]]) -> tuple[str, ...]:
-    """Where the held-out examples are to which all trials give one answer, and another than what is given."""
-    found = []
-    for number, each in enumerate(questions.held_out):
-        answers = {as_label(texts[number]) for texts in said}
-        if len(answers) == 1 and answers.isdisjoint(map(as_label, each.answers)):
-            found.append(each.where or f"held-out example {number + 1}")
-    return tuple(found)
+        return {}
+    answers = [each.answers for each in questions.held_out]
+    places = [each.where or f"held-out example {number}" for number, each in enumerate(questions.held_out, start=1)]
+    return {
+        "agreement": agreement(labels_said(said, every), [each[0] for each in answers]),
+        "suspects": tuple(places[index] for index in doubted(labels_said(said, every), answers)),
+    }

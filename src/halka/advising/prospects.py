@@ -1,8 +1,9 @@
-"""What each choice is expected to score: measured where a probe asked for it, told ahead where its curve goes on."""
+"""What each choice is expected to score, measured or told ahead by its curve, and the bar that it has to reach."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 
 from halka.advising.advice import Prospect
 from halka.advising.evidence import Evidence, Learnability, Strength, Trial
@@ -16,6 +17,21 @@ FALLING = (
 )
 
 
+@dataclass(frozen=True)
+class Bar:
+    """What the choices have to reach.
+
+    needed    the score below which nothing is of use; `trivial` of it is what needs no model
+    target    the score that was asked for, if one was
+    falling   whether the loss still falls with more examples
+    """
+
+    needed: float
+    trivial: float = 0.0
+    target: float | None = None
+    falling: bool = False
+
+
 def prospects(evidence: Evidence) -> tuple[Prospect, ...]:
     """Those that the evidence tells of, the cheapest first."""
     return tuple(_prospects(evidence))
@@ -25,11 +41,11 @@ def _prospects(evidence: Evidence) -> Iterator[Prospect]:
     strength, knowledge, learned = evidence.strength, evidence.knowledge, evidence.learnability
     if strength is not None:
         condition = max(strength.scores, key=lambda each: strength.scores[each].value)
-        loss = strength.losses[condition].value
+        loss = strength.losses[condition]
         yield Prospect("prompt", strength.scores[condition], f"measured, {_how(condition)}", loss)
     if knowledge is not None and knowledge.scores:
         condition = max(knowledge.scores, key=lambda each: knowledge.scores[each].value)
-        loss = knowledge.losses[condition]["all"].value
+        loss = knowledge.losses[condition]["all"]
         yield Prospect("rag", knowledge.scores[condition], f"measured, {_how(condition)}", loss)
     if learned is None:
         return
@@ -37,14 +53,14 @@ def _prospects(evidence: Evidence) -> Iterator[Prospect]:
     gain = _slope(strength, learned)
     tuned = best_of(whole)
     if tuned is not None and tuned.score is not None:
-        yield Prospect("peft", _further(tuned, gain), _trial(tuned), tuned.loss.value)
+        yield Prospect("peft", _further(tuned, gain), _trial(tuned), tuned.loss)
     if (shown := best_of(whole, passages=True)) is not None and shown.score is not None:
-        yield Prospect("peft+rag", _further(shown, gain), _trial(shown), shown.loss.value)
+        yield Prospect("peft+rag", _further(shown, gain), _trial(shown), shown.loss)
     full = [each for each in learned.trials if each.method == "full"]
     if full and full[0].score is not None:
-        yield Prospect("full", _further(full[0], gain), _trial(full[0]), full[0].loss.value)
+        yield Prospect("full", _further(full[0], gain), _trial(full[0]), full[0].loss)
     if tuned is not None and tuned.score is not None:
-        yield from _data(learned, tuned, gain)
+        yield from _data(strength, learned, tuned, gain)
 
 
 def _how(condition: str) -> str:
@@ -85,12 +101,12 @@ def _moved(score: Score, loss: Score, later: Score, gain: float) -> Score:
     return Score(value, min(low, value), max(high, value), score.n)
 
 
-def _data(learned: Learnability, tuned: Trial, gain: float) -> Iterator[Prospect]:
+def _data(strength: Strength | None, learned: Learnability, tuned: Trial, gain: float) -> Iterator[Prospect]:
     """What more, or cleaner, examples promise."""
     score = _further(tuned, gain)
-    if is_noisy(learned):
+    if is_noisy(strength, learned):
         assert learned.agreement is not None
-        value = max(score.value, learned.agreement[0])
+        value = max(score.value, learned.agreement[0])  # beyond chance, and so no more than the share that agree
         yield Prospect("data", Score(value, score.low, 1.0, score.n), "labels mended: as far as trials agree")
         return
     whole = _whole(learned)
@@ -111,9 +127,12 @@ def falls_with_data(learned: Learnability) -> bool:
     return learned.more is not None and whole is not None and learned.more.value < (1 - FALLING) * whole.loss.value
 
 
-def is_noisy(learned: Learnability) -> bool:
-    """Whether trials agree with each other far better than with the labels."""
-    return learned.agreement is not None and learned.agreement[0] - learned.agreement[1] > NOISY
+def is_noisy(strength: Strength | None, learned: Learnability) -> bool:
+    """Whether trials agree with each other far better than with the labels, and have learned more than to guess."""
+    if learned.agreement is None or learned.agreement[0] - learned.agreement[1] <= NOISY:
+        return False
+    best = max((each.score.value for each in learned.trials if each.score is not None), default=0.0)
+    return strength is None or best > max(each.value for each in strength.trivial.values())
 
 
 def by_choice(found: Sequence[Prospect]) -> dict[str, Prospect]:

@@ -73,7 +73,7 @@ class Questions:
     def fits(self, asked: Example) -> bool:
         """Whether the base's context holds it, with its answer and with what the base may answer."""
         room = context(self.model, None)
-        length = max(len(self._whole(asked)), len(encode_prompt(asked, self.model.tokenizer)) + self.max_new_tokens)
+        length = max(len(self.whole(asked)), len(encode_prompt(asked, self.model.tokenizer)) + self.max_new_tokens)
         return room is None or length <= room
 
     def answers(
@@ -93,14 +93,14 @@ class Questions:
 
     def losses(self, name: str | None, asked: Sequence[Example]) -> list[tuple[list[int], np.ndarray]]:
         """Of each example's last answer the token ids, and each one's loss in nats."""
-        return token_losses(self.model, name, [self._whole(each) for each in asked])
+        return token_losses(self.model, name, [self.whole(each) for each in asked])
 
     def answer_ids(self, example: Example) -> list[int]:
         """The tokens of its last answer, with what ends it."""
-        whole = self._whole(example)
+        whole = self.whole(example)
         return [token for token, counts in zip(whole.ids, whole.loss, strict=True) if counts]
 
-    def _whole(self, example: Example) -> Tokens:
+    def whole(self, example: Example) -> Tokens:
         """Its tokens, with loss on the last answer alone; what is over the context is cut in front."""
         tokens = encode(example, self.model.tokenizer)
         start = len(encode_prompt(example, self.model.tokenizer))

@@ -7,69 +7,77 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-from halka.advising.advice import Prospect, Reason
+from halka.advising.advice import CHOICES, Prospect, Reason
 from halka.advising.evidence import Evidence, Trial
 from halka.advising.learning import best_of
-from halka.advising.prospects import by_choice, is_noisy
+from halka.advising.prospects import Bar, by_choice, is_noisy
 from halka.metrics import Score
 
 FALLS = 0.1  # share of a loss by which it falls visibly: twice the width of a typical interval on 32 examples
-HELD = (
-    0.6  # share of answers that must stand in the passages found, below which retrieval is the weak part; a convention
-)
+HELD = 0.6  # share of answers that stand in the passages found, below which retrieval is the weak part; a convention
 FEW = 30  # held-out examples below which an interval of a share is wider than 0.35 (binomial, at one half)
 NAMED = 5  # places that are named
 LEAKED = 0.05  # share of held-out examples that stand in the training data, from which scores flatter; a convention
 
-Rule = Callable[[Evidence, str, Sequence[Prospect]], str | None]
+Rule = Callable[[Evidence], str | None]
 
 
-def reasons(evidence: Evidence, choice: str, found: Sequence[Prospect], needed: float) -> tuple[Reason, ...]:
-    """What speaks for the choice, then what else was seen."""
-    said = [Reason("the choice", _choice(evidence, choice, found, needed))]
-    return (*said, *(Reason(name, text) for name, rule in RULES.items() if (text := rule(evidence, choice, found))))
+def reasons(evidence: Evidence, choice: str, rule: str, found: Sequence[Prospect], bar: Bar) -> tuple[Reason, ...]:
+    """What speaks for the choice, by the rule of the verdict that made it, then what else was seen."""
+    said = Reason(rule, _choice(evidence, choice, rule, found, bar))
+    return (said, *(Reason(name, text) for name, each in RULES.items() if (text := each(evidence))))
 
 
-def _choice(evidence: Evidence, choice: str, found: Sequence[Prospect], needed: float) -> str:
+def _choice(evidence: Evidence, choice: str, rule: str, found: Sequence[Prospect], bar: Bar) -> str:
     by, metric = by_choice(found), evidence.subject.metric
-    if not found:
-        fits = "fits" if choice == "peft" else "does not fit, however it is packed"
-        return f"nothing was asked of the base; training a small part of it {fits} on the hardware"
-    best = max(found, key=lambda each: each.score.value)
-    if choice == "base":
+    if rule == "hardware":
         return (
-            f"nothing that was tried is expected to reach {needed:.2f} {metric}, which is of use: the best is "
-            f"{best.choice} with {_score(best.score)}"
+            "nothing was asked of the base; training a small part of it fits on the hardware"
+            if choice == "peft"
+            else "the base cannot be trained on the hardware, not even one example at a time on a packed base: take a "
+            "smaller base, or more memory"
         )
-    if choice == "data" and ("data" not in by or by["data"].score.value < needed):
-        return f"nothing is of use yet (below {needed:.2f} {metric}), but more examples still lower the held-out loss"
-    if choice == "data":
-        ways = [each for each in found if each.choice != "data"]
-        now = max(ways, key=lambda each: each.score.value)
+    ways = [each for each in found if each.choice != "data"] or [*found]
+    best = max(ways, key=lambda each: each.score.value)
+    if rule == "useless":
+        needed = (
+            f"the target of {bar.target:.2f}"
+            if bar.target is not None
+            else f"{bar.needed:.2f}, a tenth above the {bar.trivial:.2f} of answers that need no model"
+        )
+        rest = "; but more examples still lower the held-out loss" if choice == "data" else ""
         return (
-            f"{by['data'].how} promise {_score(by['data'].score)} {metric}, where {now.choice} has {_score(now.score)}"
+            f"nothing is expected to reach {needed}: the best is {named(best.choice)} with {_score(best.score)}{rest}"
+        )
+    if rule == "data":
+        data = by["data"]
+        return (
+            f"{data.how}: {_score(data.score)} {metric} is promised, where {named(best.choice)} has "
+            f"{_score(best.score)}"
         )
     own = by[choice]
-    ways = [each for each in found if each.choice != "data"]
-    best = max(ways, key=lambda each: each.score.value)
-    cheaper = [each for each in ways[: ways.index(own)] if each.score.value >= own.score.value]
-    if cheaper and own.loss is not None and cheaper[-1].loss is not None:
+    told = f"{_score(own.score)} {metric} ({own.how})"
+    if rule == "target":
+        return f"it is the cheapest that reaches the target of {bar.target:.2f}: {told}"
+    if rule == "loss":
+        cheaper = max(ways[: ways.index(own)], key=lambda each: each.score.value)
+        assert own.loss is not None
+        assert cheaper.loss is not None
         return (
-            f"it leaves a loss of {own.loss:.2f}, where {cheaper[-1].choice}, as good by a few answers, leaves "
-            f"{cheaper[-1].loss:.2f}: {_score(own.score)} {metric} is expected ({own.how})"
+            f"{named(cheaper.choice)} scores as much, as far as so few answers tell ({_score(cheaper.score)}), but "
+            f"leaves a loss of {cheaper.loss.value:.2f} where this leaves {own.loss.value:.2f}: {told}"
         )
-    if own is best:
-        return f"it is expected to score highest: {_score(own.score)} {metric} ({own.how})"
+    if rule == "best":
+        return f"it is expected to score highest: {told}"
     return (
-        f"it is the cheapest that is about as good as any: {_score(own.score)} {metric} ({own.how}), where "
-        f"{best.choice} has {_score(best.score)}"
+        f"it is the cheapest that is about as good as any: {told}, where {named(best.choice)} has {_score(best.score)}"
     )
 
 
 # ── rules ───────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
-def _falls_with_examples(evidence: Evidence, choice: str, found: Sequence[Prospect]) -> str | None:
+def _falls_with_examples(evidence: Evidence) -> str | None:
     told = evidence.knowledge
     if told is None or "form" not in told.losses["closed"]:
         return None
@@ -82,7 +90,7 @@ def _falls_with_examples(evidence: Evidence, choice: str, found: Sequence[Prospe
     )
 
 
-def _falls_with_documents(evidence: Evidence, choice: str, found: Sequence[Prospect]) -> str | None:
+def _falls_with_documents(evidence: Evidence) -> str | None:
     told = evidence.knowledge
     if told is None or "content" not in told.losses.get("both", {}):
         return None
@@ -98,7 +106,7 @@ def _falls_with_documents(evidence: Evidence, choice: str, found: Sequence[Prosp
     )
 
 
-def _not_found(evidence: Evidence, choice: str, found: Sequence[Prospect]) -> str | None:
+def _not_found(evidence: Evidence) -> str | None:
     told = evidence.knowledge
     if told is None or told.found is None or told.found >= HELD:
         return None
@@ -107,7 +115,7 @@ def _not_found(evidence: Evidence, choice: str, found: Sequence[Prospect]) -> st
     )
 
 
-def _learns(evidence: Evidence, choice: str, found: Sequence[Prospect]) -> str | None:
+def _learns(evidence: Evidence) -> str | None:
     trial = _best(evidence)
     if trial is None or evidence.strength is None:
         return None
@@ -119,20 +127,20 @@ def _learns(evidence: Evidence, choice: str, found: Sequence[Prospect]) -> str |
     )
 
 
-def _noise(evidence: Evidence, choice: str, found: Sequence[Prospect]) -> str | None:
+def _noise(evidence: Evidence) -> str | None:
     learned = evidence.learnability
-    if learned is None or not is_noisy(learned):
+    if learned is None or not is_noisy(evidence.strength, learned):
         return None
     assert learned.agreement is not None
     each_other, given = learned.agreement
     some = f", those of {', '.join(learned.suspects[:NAMED])} for instance" if learned.suspects else ""
     return (
         f"trained adapters agree with each other ({each_other:.2f} beyond chance) and not with the labels "
-        f"({given:.2f}): labels are wrong{some}"
+        f"({given:.2f}): labels may be wrong{some}"
     )
 
 
-def _dirty(evidence: Evidence, choice: str, found: Sequence[Prospect]) -> str | None:
+def _dirty(evidence: Evidence) -> str | None:
     clean, train = evidence.cleanliness, evidence.subject.train
     if clean is None:
         return None
@@ -146,14 +154,19 @@ def _dirty(evidence: Evidence, choice: str, found: Sequence[Prospect]) -> str | 
     return "; ".join(told) or None
 
 
-def _memory(evidence: Evidence, choice: str, found: Sequence[Prospect]) -> str | None:
+def _memory(evidence: Evidence) -> str | None:
     fit = evidence.fit
     if fit is None or fit.memory is None:
         return None
-    lacking = [each.method for each in fit.options if each.fits is False]
-    if not lacking:
+    tight = [each for each in fit.options if each.fits is False]
+    if not tight:
         return None
-    return f"{', '.join(lacking)} would not fit into {fit.memory / 1e9:.1f} GB of {fit.device}"
+    told = (
+        f"{each.method} " + (f"with batches of {each.largest_batch} alone" if each.largest_batch else "not at all")
+        for each in tight
+    )
+    room = f"{fit.memory / 1e9:.1f} GB of {fit.device}"
+    return f"with {fit.batch_size} examples a batch not everything fits into {room}: {', '.join(told)}"
 
 
 RULES: dict[str, Rule] = {
@@ -174,11 +187,11 @@ RULES: dict[str, Rule] = {
 def changes(evidence: Evidence, choice: str, found: Sequence[Prospect]) -> tuple[str, ...]:
     """What would change the advice."""
     by, told = by_choice(found), []
-    if evidence.subject.documents == 0 and choice != "prompt":
+    if evidence.knowledge is not None and not evidence.knowledge.scores and choice != "prompt":
         told.append("documents that hold the answers (--documents): retrieval was not looked at")
     ranked = sorted((each for each in found if each.choice != choice), key=lambda each: -each.score.value)
     if choice in by and ranked and ranked[0].score.high > by[choice].score.low:
-        told.append(f"more held-out examples: {ranked[0].choice} may do as well ({_score(ranked[0].score)})")
+        told.append(f"more held-out examples: {named(ranked[0].choice)} may do as well ({_score(ranked[0].score)})")
     if choice == "prompt":
         told.append("many requests: a trained adapter needs no examples in the prompt, and answers faster")
     if choice in ("peft", "peft+rag", "full"):
@@ -203,6 +216,11 @@ def missing(evidence: Evidence) -> tuple[str, ...]:
 
 def _best(evidence: Evidence) -> Trial | None:
     return None if evidence.learnability is None else best_of(evidence.learnability.trials)
+
+
+def named(choice: str) -> str:
+    """A choice in words."""
+    return CHOICES[choice]
 
 
 def _score(score: Score) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -77,7 +78,8 @@ def advise(
     from dataclasses import asdict
     from json import dumps
 
-    from halka.advising.probing import Need, probe
+    from halka.advising.need import Need
+    from halka.advising.probing import probe
     from halka.advising.verdict import advise_from
     from halka.cli.advice_shown import show_advice
     from halka.cli.progress import ProbesProgress
@@ -95,9 +97,25 @@ def advise(
         memory = None if gpu_memory is None else bytes_said(gpu_memory)
     except ValueError as error:
         raise ValueError(f"--gpu-memory: {error}") from None
+    given = {**given, "metric": metric or given["metric"], "max_new_tokens": max_new_tokens or given["max_new_tokens"]}
+    others = {
+        "--documents": documents,
+        "--metric": metric,
+        "--target": target,
+        "--tasks": None if tasks == 1 else tasks,
+        "--gpu-memory": gpu_memory,
+        "--device": device,
+        "--max-new-tokens": max_new_tokens,
+        "--passages": None if passages == 3 else passages,
+        "--dtype": None if dtype == "bfloat16" else dtype,
+        "--quantize": quantize,
+        "--out": None if str(out) == "advice" else out,
+    }
+    again = [*given.pop("again"), *_flags(others), *(["--full"] if full else [])]
     need = Need(
         base=base,
-        **{**given, "metric": metric or given["metric"], "max_new_tokens": max_new_tokens or given["max_new_tokens"]},
+        **given,
+        again=tuple(again),
         documents=tuple(map(str, documents or ())),
         target=target,
         tasks=tasks,
@@ -121,7 +139,8 @@ def advise(
 
 def _given(task: str | None, data: list[Path], validation: Path | None, shape: str | None) -> dict[str, Any]:
     """The examples by what they are for, and how they are called."""
-    from halka.cli.examples import named_task, read_data
+    from halka.cli.examples import data_rows, named_task, read_data
+    from halka.data.task import OF_SHAPES
 
     if (task is None) == (not data):
         raise ValueError("what is to be learned is said by --task NAME or by --data FILE: give one of them")
@@ -138,18 +157,32 @@ def _given(task: str | None, data: list[Path], validation: Path | None, shape: s
             "max_new_tokens": read.max_new_tokens,
             "data": read.name,
             "flags": ("--task", task),
+            "again": ("--task", task),
         }
     train: list[Example] = []
+    shapes = set()
     for file in data:
-        train += read_data(file, "--data", shape)
+        rows = data_rows(file, "--data", shape)
+        train += rows.examples
+        shapes.add(rows.shape)
     held_out = [] if validation is None else read_data(existing_file(validation, "--validation"), "--validation", shape)
-    flags = [part for file in data for part in ("--data", str(file))]
-    flags += ["--validation", "0.1" if validation is None else str(validation)]
+    own = _flags({"--data": data, "--validation": validation, "--shape": shape})
+    as_text = ["--kind", "causal-lm"] if shapes & OF_SHAPES.keys() else []  # labels are asked for as answers, in words
     return {
         "train": tuple(train),
         "held_out": tuple(held_out),
         "metric": None,
         "max_new_tokens": 64,
         "data": ", ".join(file.name for file in data),
-        "flags": (*flags, *(() if shape is None else ("--shape", shape))),
+        "flags": (*own, *as_text),
+        "again": tuple(own),
     }
+
+
+def _flags(given: Mapping[str, Any]) -> list[str]:
+    """Flags with their values, those that have one; a list's each with the flag."""
+    told = []
+    for flag, value in given.items():
+        for each in value if isinstance(value, list) else [value]:
+            told += [] if each is None else [flag, str(each)]
+    return told

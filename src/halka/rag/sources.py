@@ -17,7 +17,7 @@ def listed(documents: Sequence[str]) -> tuple[dict[str, str], list[str]]:
     Raises ValueError for a row that is no document.
     """
     texts = {name: text for path in documents if _is_rows(path) for name, text in _read_rows(path)}
-    return texts, [path for path in documents if not _is_rows(path)]
+    return texts, [str(Path(path).absolute()) for path in documents if not _is_rows(path)]
 
 
 def taken_in(collection: Collection, texts: Mapping[str, str], files: Sequence[str]) -> Iterator[Event]:

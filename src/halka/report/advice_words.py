@@ -137,7 +137,13 @@ def end(trial: Any) -> Score | None:
 
 
 def best_trial(learnability: Any) -> Any | None:
-    ended = [(found.value, i) for i, trial in enumerate(learnability.trials) if (found := end(trial)) is not None]
+    """The trial with the lowest loss of those on most examples; one with passages before one without."""
+    most = max((trial.examples for trial in learnability.trials), default=0)
+    ended = [
+        (found.value, number)
+        for number, trial in enumerate(learnability.trials)
+        if trial.examples == most and (found := end(trial)) is not None
+    ]
     return learnability.trials[min(ended)[1]] if ended else None
 
 
