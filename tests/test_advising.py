@@ -124,8 +124,8 @@ def test_held_out_examples_over_the_context_are_left_out_and_told(base, tmp_path
     given = need(base, held_out=(*map(example, range(20, 24)), long))
     found = probe(given, tmp_path, minutes=0.01, skip=("fit", "learnability"))
     assert found.subject.held_out == 4
-    assert found.missing["held-out examples"] == "1 of 5 are longer than the base's context"
-    with pytest.raises(ValueError, match="none of 1 held-out examples fits"):
+    assert found.missing["examples"].startswith("1 of 5 examples cannot be used with this base, the first: data:99")
+    with pytest.raises(ValueError, match="none of 1 examples can be used"):
         probe(replace(given, held_out=(long,)), tmp_path, minutes=0.01)
 
 

@@ -196,8 +196,8 @@ class _Probing:
         """
         encoded = encode_all(examples, model.tokenizer, context(model, None))
         if encoded.problems:
-            first = f"{len(encoded.problems)} examples cannot be read by this base, the first: {encoded.problems[0]}"
-            self.missing.setdefault("examples", first)
+            lost = f"{len(encoded.problems)} of {len(examples)} examples cannot be used with this base, the first: "
+            self.missing.setdefault("examples", lost + str(encoded.problems[0]))
         return tuple(examples[index] for index in encoded.kept)
 
     def _that_fit(self, questions: Questions) -> Questions:
