@@ -104,6 +104,25 @@ def test_where_nothing_is_of_use_a_curve_that_falls_with_data_asks_for_more():
     assert advise_from(evidence(strength=strong, learnability=learned(*parts, more=loss(1.95)))).choice == "base"
 
 
+def test_a_trial_that_was_too_short_goes_on():
+    strong = strength(0.0, 0.0)
+    short = advise_from(evidence(strength=strong, learnability=learned(trial("LoRA", 0.9, 0.05, expected=loss(0.4)))))
+    assert (short.choice, short.reasons[0].rule) == ("peft", "learning")
+    flat = advise_from(evidence(strength=strong, learnability=learned(trial("LoRA", 0.9, 0.05, expected=loss(0.8)))))
+    assert (flat.choice, flat.reasons[0].rule) == ("base", "useless")
+
+
+def test_of_few_examples_more_come_first():
+    found = {"strength": strength(0.1, 0.4), "learnability": learned(trial("LoRA", 1.5, 0.3))}
+    few = replace(evidence(**found), subject=replace(SUBJECT, train=6))
+    assert (advise_from(few).choice, advise_from(few).reasons[0].rule) == ("data", "few")
+    assert advise_from(evidence(**found)).choice == "prompt"
+    enough = replace(few, strength=strength(0.1, 0.95))
+    assert advise_from(enough).choice == "prompt"
+    told = replace(few, subject=replace(few.subject, target=0.4))
+    assert advise_from(told).choice == "prompt"
+
+
 def test_a_target_is_enough():
     scores = {"prompt": 0.55, "peft": 0.9}
     assert chosen(scores, Bar(0.5, target=0.5)) == ("prompt", "target")

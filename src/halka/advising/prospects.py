@@ -24,12 +24,16 @@ class Bar:
     needed    the score below which nothing is of use; `trivial` of it is what needs no model
     target    the score that was asked for, if one was
     falling   whether the loss still falls with more examples
+    learning  whether a trial's curve still falls much
+    examples  how many there are to train on
     """
 
     needed: float
     trivial: float = 0.0
     target: float | None = None
     falling: bool = False
+    learning: bool = False
+    examples: int | None = None
 
 
 def prospects(evidence: Evidence) -> tuple[Prospect, ...]:
@@ -125,6 +129,15 @@ def falls_with_data(learned: Learnability) -> bool:
     """Whether more examples lower the held-out loss by more than trials differ among themselves."""
     whole = _whole(learned)
     return learned.more is not None and whole is not None and learned.more.value < (1 - FALLING) * whole.loss.value
+
+
+def still_learns(learned: Learnability, share: float) -> bool:
+    """Whether the best trial is expected to lose that share of its loss yet, if it goes on."""
+    trials = [best_of(learned.trials, passages=shown) for shown in (False, True)]
+    return any(
+        each is not None and each.expected is not None and each.expected.value < (1 - share) * each.loss.value
+        for each in trials
+    )
 
 
 def is_noisy(strength: Strength | None, learned: Learnability) -> bool:

@@ -49,6 +49,16 @@ def _choice(evidence: Evidence, choice: str, rule: str, found: Sequence[Prospect
         return (
             f"nothing is expected to reach {needed}: the best is {named(best.choice)} with {_score(best.score)}{rest}"
         )
+    if rule == "learning":
+        return (
+            f"nothing is of use yet (the best: {named(best.choice)} with {_score(best.score)}), but the trial was too "
+            "short to tell: its held-out loss is still falling fast"
+        )
+    if rule == "few":
+        return (
+            f"{evidence.subject.train} examples are few: no curve over fewer of them tells what more would bring. As "
+            f"it is, the best is {named(best.choice)} with {_score(best.score)}"
+        )
     if rule == "data":
         data = by["data"]
         return (
