@@ -3,12 +3,15 @@
     nice python benchmarks/estimator.py                 # memory, a quarter of an hour on one core
     nice python benchmarks/estimator.py --predict       # the same measurements, estimated anew
     python benchmarks/estimator.py --time               # a step's time too: on a machine that does nothing else
+    python benchmarks/estimator.py --predict --time     # the peaks that are known, and times
 
 Each case is a process of its own: it imports everything, trains a model of two layers for two steps, so that what
 kernels and libraries need once is there, and notes what it holds; then it loads a base with random weights (SmolLM2:
 its own) from a file, reads them all, and trains it for two steps. What its peak is beyond that is compared with the
-estimate, to which nothing is fitted. The published figures are of other software on a GPU, with the settings that it
-names; they stand beside estimates for ours.
+estimate, to which nothing is fitted. For its time it trains for five steps in one more process, where the machine is
+calibrated right before and after; the median of all steps but the first is compared with the mean of both estimates.
+The published figures are of other software on a GPU, with the settings that it names; they stand beside estimates for
+ours.
 
 The result goes to benchmarks/results/estimator.json, its plot beside it.
 """
@@ -43,8 +46,16 @@ from halka.models.quantised import quantise
 from halka.training import TrainConfig, train
 
 RESULT = Path(__file__).parent / "results" / "estimator.json"
-STEPS = 2
-MEASURED = ("before", "beyond", "how", "seconds", "estimated", "off")  # what of a case is no setting
+STEPS, TIMED = 2, 5
+MEASURED = (
+    "before",
+    "beyond",
+    "how",
+    "seconds",
+    "estimated_seconds",
+    "estimated",
+    "off",
+)  # what of a case is no setting
 SMALL = {"vocab_size": 16384, "hidden_size": 384, "num_hidden_layers": 8, "num_attention_heads": 6}
 SMALL |= {"intermediate_size": 1024, "max_position_embeddings": 1024, "pad_token_id": 0}
 GROUPED = {**SMALL, "num_key_value_heads": 2, "head_dim": 64}
@@ -124,19 +135,37 @@ def setup_of(given: dict[str, Any]) -> Setup:
 
 
 def measured(given: dict[str, Any]) -> dict[str, Any]:
-    """The peak of a run, beyond what the process held before there was a base; and the time of its last step."""
+    """The peak of a run, beyond what the process held before there was a base."""
     torch.set_num_threads(1)
     cpu, how = torch.device("cpu"), setup_of(given)
     folder = Path(given["folder"])
     run(str(folder / f"{given['base']}-tiny-{how.dtype}"), given["method"], replace(how, rows=2, length=16))
     before = machine.resident(cpu)
     machine.reset_peak(cpu)
-    own = str(folder / f"{given['base']}-{how.dtype}") if given["base"] in BASES else given["base"]
-    seconds = run(own, given["method"], how)
-    return {"before": before, "beyond": machine.peak(cpu) - before, "seconds": seconds[-1]}
+    run(_source(given, folder), given["method"], how)
+    return {"before": before, "beyond": machine.peak(cpu) - before}
 
 
-def run(base: str, method: str, how: Setup) -> list[float]:
+def timed(given: dict[str, Any]) -> dict[str, Any]:
+    """The time of a step after the first, and the estimates of it by what the machine does before and after."""
+    torch.set_num_threads(1)
+    how, config = setup_of(given), config_of(given["base"])
+    work = rehearse(config, made(given["method"], {}), how).work
+
+    def estimate() -> float:
+        width = config.get_text_config().hidden_size
+        return calibrated(how.dtype, how.rows * how.length, width).seconds(work, how.dtype)
+
+    before = estimate()
+    seconds = run(_source(given, Path(given["folder"])), given["method"], how, TIMED)[1:]
+    return {"seconds": statistics.median(seconds), "estimated_seconds": (before + estimate()) / 2}
+
+
+def _source(given: dict[str, Any], folder: Path) -> str:
+    return str(folder / f"{given['base']}-{given['dtype']}") if given["base"] in BASES else given["base"]
+
+
+def run(base: str, method: str, how: Setup, steps: int = STEPS) -> list[float]:
     """Seconds of each step on the base of that name or folder."""
     if Path(base).is_dir():
         loaded: Any = getattr(transformers, KIND_CLASSES[how.kind]).from_pretrained(
@@ -152,7 +181,7 @@ def run(base: str, method: str, how: Setup) -> list[float]:
             each.flatten()[::512].clone()  # read, page by page, from the file into memory
     model.add("a", made(method, {}))
     limits = TrainConfig(
-        batch_size=how.rows, accumulate=how.accumulate, steps=STEPS, checkpointing=how.checkpointing, save_every=None
+        batch_size=how.rows, accumulate=how.accumulate, steps=steps, checkpointing=how.checkpointing, save_every=None
     )
     seconds, done = [], 0.0
     for step in train(model, "a", training_items(model, how) * how.accumulate, limits):
@@ -202,9 +231,11 @@ def summary(found: list[dict[str, Any]]) -> dict[str, Any]:
         values = dict.fromkeys(str(each[key]) for each in found)
         by[key] = {value: of([each for each in found if str(each[key]) == value]) for value in values}
     before = [each["before"] for each in found if "before" in each]
+    times = [each["estimated_seconds"] / each["seconds"] for each in found if "seconds" in each]
     return {
         "all": of(found),
         "by": by,
+        **({"time": {"cases": len(times), "within": sum(0.75 <= each <= 1.25 for each in times)}} if times else {}),
         "before": {"median": statistics.median(before), "least": min(before), "most": max(before)},
     }
 
@@ -269,14 +300,15 @@ def main() -> None:
     if arguments.save:
         return save(Path(arguments.save))
     if arguments.worker:
-        print(json.dumps(measured(json.loads(arguments.worker))))
+        given = json.loads(arguments.worker)
+        print(json.dumps(timed(given) if given.pop("timed") else measured(given)))
         return
     known = json.loads(RESULT.read_text()) if RESULT.exists() else {}
     if arguments.published:
         RESULT.write_text(json.dumps({**known, "published": published()}, indent=1) + "\n")
         return
     found, folder = [], tempfile.TemporaryDirectory()
-    if not arguments.predict:
+    if arguments.time or not arguments.predict:
         subprocess.run([sys.executable, __file__, "--save", folder.name], check=True)
     for given in known["cases"] if arguments.predict else cases():
         if arguments.only and arguments.only not in (given["base"], given["method"]):
@@ -284,18 +316,18 @@ def main() -> None:
         started = time.perf_counter()
         own = {key: given[key] for key in given if key not in MEASURED}
         real = (
-            {key: given[key] for key in MEASURED[:3] if key in given}
+            {key: given[key] for key in MEASURED[:5] if key in given}
             if arguments.predict
-            else in_a_process(__file__, {**own, "folder": folder.name})
+            else in_a_process(__file__, {**own, "folder": folder.name, "timed": False})
         )
-        each = {**own, "estimated": estimated(own), **real}
         if arguments.time:
-            each["estimated_seconds"] = seconds_of(own)
-        else:
-            each.pop("seconds", None)
+            real |= in_a_process(__file__, {**own, "folder": folder.name, "timed": True})
+        each = {**own, "estimated": estimated(own), **real}
         found.append({**each, "off": compared(each)})
         print(f"{own['base']:13} {own['method']:13} {own['rows']:2} x {own['length']:3} {own['dtype']:8} ", end="")
         print(f"{'ck' if own['checkpointing'] else '  '} {each['beyond'] / 1e6:7.0f} MB", end=" ")
+        if "seconds" in each:
+            print(f"{each['seconds']:.3f} s, estimated {each['estimated_seconds']:.3f} s", end=" ")
         print(f"{100 * found[-1]['off']:+5.1f} %  {time.perf_counter() - started:.0f} s", flush=True)
     told = summary(found)
     print(json.dumps(told, indent=1))
@@ -305,14 +337,6 @@ def main() -> None:
     result = {"setup": about, "summary": told, "published": known.get("published", []), "cases": found}
     RESULT.write_text(json.dumps(result, indent=1) + "\n")
     plot(result, RESULT.with_suffix(".svg"))
-
-
-def seconds_of(given: dict[str, Any]) -> float:
-    """A step's estimated time on this machine, of which a second tells how fast it is."""
-    config = config_of(given["base"])
-    found = rehearse(config, made(given["method"], {}), setup_of(given))
-    here = calibrated(given["dtype"], given["rows"] * given["length"], config.get_text_config().hidden_size)
-    return here.seconds(found.work, given["dtype"]) * given["accumulate"]
 
 
 def plot(result: dict[str, Any], target: Path) -> None:

@@ -15,8 +15,9 @@ import halka
 from halka.cli import app
 from halka.core import bytes_of, count_of
 from halka.estimating import FAMILIES, Setup, largest_batch, rehearse
-from halka.estimating.devices import DEVICES, Device, calibrated
-from halka.estimating.ghosts import Ghost, Rehearsal, Work
+from halka.estimating.costs import Work
+from halka.estimating.devices import CACHE, DEVICES, Device, Processor, calibrated
+from halka.estimating.ghosts import Ghost, Rehearsal
 from halka.estimating.heap import PAGE, Heap
 from halka.estimating.rehearsing import model_of, training_items
 from halka.machine import LARGE, RETURNED
@@ -277,9 +278,105 @@ def test_time_is_of_what_takes_longest():
     assert device.seconds({Work(1, 1): 3}, "float32") == 3
     assert {*DEVICES} >= {"h100", "a100", "rtx4090", "l4", "t4"}
     assert all(each.source and each.memory for each in DEVICES.values())
-    here = calibrated("float32", 64, 32)
-    assert here.flops["float32"] > 1e6
-    assert here.bandwidth > 1e6
+
+
+def test_on_a_processor_nothing_overlaps_with_starting():
+    figures = {"cached": 20.0, "fresh": 0.5, "product_start": 3.0, "attention": 50.0}
+    here = Processor("here", {"float32": 100.0}, 10.0, start=1.0, **figures)
+    assert here.seconds({Work(0, 60): 2}, "float32") == 2 * (1 + 3)
+    assert here.seconds({Work(500, 20): 1}, "float32") == 3 + 5
+    assert here.seconds({Work(500, 200): 1}, "float32") == 3 + 10
+    assert here.seconds({Work(500, 20, attention=True): 1}, "float32") == 3 + 10
+    assert here.seconds({Work(0, 60, fresh=40): 1}, "float32") == 1 + 3 + 20
+    assert here.seconds({Work(0, 2 * CACHE): 1}, "float32") == 1 + 2 * CACHE / 10
+
+
+@pytest.mark.slow
+def test_this_machine_is_measured():
+    here = calibrated("float32", 64, 512)
+    assert min(here.flops["float32"], here.bandwidth, here.cached, here.attention) > 1e6
+    assert 0 < here.start <= here.product_start < 1
+    assert 0 <= here.fresh < 1
+
+
+def work_of_one(do, heap: Heap | None = None) -> Work:
+    """What the one operation that is done costs."""
+    with Rehearsal(heap) as rehearsal:
+        given = torch.zeros(2, 4, 16, 8), torch.zeros(50, 64)
+        rehearsal.reset()
+        kept = do(*given)
+        ((work, times),) = rehearsal.work.items()
+        del kept
+    assert times == 1
+    return work
+
+
+def test_attention_of_a_processor_is_counted():
+    attend = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
+    forward = work_of_one(lambda heads, _: attend(heads, heads, heads))
+    assert (forward.flops, forward.attention) == (2 * 2 * 2 * 4 * 16 * 16 * 8, True)
+    config = config_of(**WIDE, max_position_embeddings=1024)
+    works = [rehearse(config, halka.LoRA(), replace(SIZES, rows=1, length=length)).work for length in (600, 16)]
+    scores = 2 * 4 * 600 * 600 * 32
+    assert sorted({each.flops for each in works[0] if each.attention}) == [2 * scores, 5 * scores]
+    assert not any(each.attention for each in works[1])
+
+
+def test_what_is_not_touched_costs_no_bytes():
+    """A table's other rows, memory that is not filled, what is written over; and another view of the same is free."""
+    rows = torch.tensor([3, 4])
+    assert work_of_one(lambda _, table: torch.embedding(table, rows)).bytes == 2 * 2 * 64 * 4 + rows.nbytes
+    assert work_of_one(lambda _, table: table[rows]).bytes == 2 * 2 * 64 * 4 + rows.nbytes
+    assert work_of_one(lambda _, table: torch.zeros_like(table)).bytes == 50 * 64 * 4
+    assert work_of_one(lambda _, table: torch.empty_like(table)).bytes == 0
+    assert work_of_one(lambda _, table: table[:10].copy_(table[10:20])).bytes == 2 * 10 * 64 * 4
+    with Rehearsal() as rehearsal:
+        table = torch.zeros(50, 64)
+        rehearsal.reset()
+        both = [torch.ops.aten._unsafe_view(table, [64, 50]) for _ in range(2)]
+        assert not rehearsal.work
+        assert rehearsal.peak == table.numel() * 4
+        del both
+
+
+def test_what_the_optimiser_changes_is_read_and_written():
+    """Values and both moments, and gradients read."""
+
+    def update(_, table):
+        now = torch.tensor(1.0)
+        how = {"lr": 0.1, "beta1": 0.9, "beta2": 0.9, "weight_decay": 0.1, "eps": 1e-8}
+        several = [[table] for _ in range(4)]
+        torch._fused_adamw_(*several, [], [now], **how, amsgrad=False, maximize=False)
+
+    assert work_of_one(update).bytes == 7 * 50 * 64 * 4 + 4
+
+
+def test_what_no_hole_has_room_for_is_fresh():
+    assert work_of_one(lambda _, table: torch.zeros(10**6), Heap()).fresh >= 4 * 10**6
+    with Rehearsal(Heap()) as rehearsal:
+        first = torch.zeros(20_000)
+        later = torch.zeros(10)
+        del first
+        rehearsal.reset()
+        again = torch.zeros(15_000)
+        (work,) = rehearsal.work
+        assert work.fresh == 0
+        del later, again
+
+
+def test_more_passes_do_not_let_the_optimiser_work_more():
+    config = config_of(**WIDE)
+    one, two, four = (rehearse(config, halka.Full(), replace(SIZES, accumulate=passes)) for passes in (1, 2, 4))
+    assert two.flops == pytest.approx(2 * one.flops, rel=0.05)  # a pass of the shorter rows alone is less
+    assert four.flops == pytest.approx(4 * one.flops, rel=0.05)
+    update = 7 * 4 * one.trained
+
+    def updates(found):
+        return sum(times for each, times in found.work.items() if update <= each.bytes < update + 1000)
+
+    assert [updates(each) for each in (one, two, four)] == [1, 1, 1]
+    states = [each for each in one.work if each.bytes == 4 * config.vocab_size * config.hidden_size and not each.flops]
+    assert sum(one.work[each] for each in states) <= 1  # the moments are made in the first step
 
 
 def test_products_are_counted_forward_and_back():

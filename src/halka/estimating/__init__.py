@@ -108,9 +108,9 @@ def estimate(
     base     a short name, a folder, a name on the hub, or a transformers configuration
     kind, labels, dtype, quantize   as `load_base` takes them; labels only as many as they are
     memory   bytes that it is to fit in, of a GPU unless the device is "here"; the largest batch that does is looked for
-    device   of `devices.DEVICES`: whose memory and speed it is; "here" for this machine's processor, whose speed a
-             second of products and copies tells; without both it is for this machine's processor, and no seconds are
-             told
+    device   of `devices.DEVICES`: whose memory and speed it is; "here" for this machine's processor, whose speed
+             two seconds of products and copies tell; without both it is for this machine's processor, and no seconds
+             are told
 
     A batch is rows of equal length that all carry loss: the most that `batch_size` and `length` allow.
     Raises ValueError as `load_base`, `adapt` and `AdaptedModel.add` do, and for a device nobody knows.
@@ -195,8 +195,8 @@ def row_of(method: Method, found: Rehearsed, setup: Setup, where: Hardware, task
         trained=found.trained,
         memory=found.memory,
         fits=None if where.room is None else found.memory.total <= where.room,
-        seconds=None if where.device is None else where.device.seconds(found.work, setup.dtype) * setup.accumulate,
-        flops=found.flops * setup.accumulate,
+        seconds=None if where.device is None else where.device.seconds(found.work, setup.dtype),
+        flops=found.flops,
         stored=found.stored * tasks,
         served=own * tasks + (0 if full else found.base_bytes) + found.cached * setup.length * setup.rows,
     )

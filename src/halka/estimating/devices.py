@@ -1,24 +1,30 @@
 """How fast a device is: the table of those that are named, and a second's calibration of the one that is here.
 
-An operation takes as long as its products at the device's speed, or as what it reads and writes at its memory's, or as
-starting it, whichever is longest.
+On a GPU an operation takes as long as its products at the device's speed, or as what it reads and writes at its
+memory's, or as starting it, whichever is longest. On a processor, which is measured more finely, starting does not
+overlap with the rest.
 """
 
 from __future__ import annotations
 
 import difflib
+import math
 import re
-import statistics
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
+import torch.nn.functional as F
 
-from halka.estimating.ghosts import Work
+from halka.estimating.costs import Work
+from halka.estimating.heap import PAGE
+from halka.machine import LARGE
 
 PRODUCTS, MEMORY = 0.6, 0.8  # what of the published speeds large products and plain reading reach
 LAUNCH = 8e-6  # seconds in which Python and the driver start an operation on a GPU
+SMALL, ATTENDED = 64, 512  # of a calibration: width of small products, and tokens that attend to each other
+CACHE = 64 * 2**20  # bytes: an operation that moves more finds little of it in a processor's caches
 PROCESS = 440 * 10**6  # bytes that Python, torch and transformers hold on a CPU before there is a base (measured)
 CONTEXT = 500 * 10**6  # bytes that CUDA takes of a GPU before there is a tensor (stated, not measured)
 
@@ -43,6 +49,30 @@ class Device:
         """How long this work takes."""
         speed, width = self.flops[dtype] * self.products, self.bandwidth * self.reading
         return sum(times * max(each.flops / speed, each.bytes / width, self.start) for each, times in work.items())
+
+
+@dataclass(frozen=True)
+class Processor(Device):
+    """A CPU as it was measured: an operation takes its start, plus its products or its memory, plus new pages.
+
+    cached          bytes a second of operations on tensors that the processor's caches hold, up to CACHE in all
+    fresh           seconds that a byte takes which no freed memory is used for again: the system maps and clears it
+    product_start   seconds that starting products takes
+    attention       floating-point operations a second of torch's kernel for attention
+    """
+
+    cached: float = field(kw_only=True)
+    fresh: float = field(kw_only=True)
+    product_start: float = field(kw_only=True)
+    attention: float = field(kw_only=True)
+
+    def seconds(self, work: Mapping[Work, int], dtype: str) -> float:
+        return sum(times * self._one(each, dtype) for each, times in work.items())
+
+    def _one(self, work: Work, dtype: str) -> float:
+        products = work.flops / (self.attention if work.attention else self.flops[dtype])
+        moved = work.bytes / (self.cached if work.bytes <= CACHE else self.bandwidth)
+        return (self.product_start if work.flops else self.start) + max(products, moved) + work.fresh * self.fresh
 
 
 def _gpu(name: str, half: float, single: float, bandwidth: float, memory: int, source: str) -> Device:
@@ -119,33 +149,49 @@ def gpu_here() -> Hardware | None:
     return Hardware(name, True, torch.cuda.get_device_properties(0).total_memory, like)
 
 
-def calibrated(dtype: str, rows: int, width: int) -> Device:
-    """This machine's processor: products of `rows` tokens of that width, a copy, and the smallest operation."""
+def calibrated(dtype: str, rows: int, width: int) -> Processor:
+    """This machine's processor: products of `rows` tokens of that width, and what else a step is made of."""
     kind = getattr(torch, dtype)
     rows = min(rows, 2048)
-    tokens, weight = torch.randn(rows, width).to(kind), torch.randn(3 * width, width).to(kind)
-    long, short = torch.zeros(2**24), torch.zeros(8, requires_grad=True)
-    product = _seconds(lambda: torch.nn.functional.linear(tokens, weight))
-    copy = _seconds(long.clone)
-    least = _seconds(lambda: short + 1)
-    return Device(
+    torch.empty(LARGE - PAGE, dtype=torch.uint8)  # once freed, what is smaller stays in the heap, as after a first step
+    several = max(1, CACHE // (3 * width * width * kind.itemsize))  # so that weights come from memory, as a base's do
+    tokens, weights = torch.ones(rows, width, dtype=kind), torch.ones(several, 3 * width, width, dtype=kind)
+    products = _seconds(lambda: [F.linear(tokens, weight) for weight in weights])
+    speed = 2 * rows * width * 3 * width * several / products
+
+    few = torch.zeros(SMALL, SMALL, dtype=kind, requires_grad=True)
+    start = _seconds(lambda: few[0] + 1)  # with a view, as most operations have one, which counts nothing else
+    product_start = max(start, _seconds(lambda: F.linear(few, few)) - 2 * SMALL**3 / speed)
+
+    heads = torch.randn(1, 2, ATTENDED, SMALL).to(kind).requires_grad_()
+    attention = _seconds(lambda: F.scaled_dot_product_attention(heads, heads, heads).backward(heads))
+    scores = 2 * 2 * heads.numel() * ATTENDED
+
+    some, others, large = torch.ones(4, 2**20, dtype=kind), torch.ones(4, 2**20, dtype=kind), torch.ones(2**25)
+    cached = 3 * some.nbytes / _seconds(lambda: [one * other for one, other in zip(some, others, strict=True)])
+    part = large[: 2**24]
+    new = _seconds(part.clone)
+    other = large.clone()
+    bandwidth = 2 * large.nbytes / _seconds(lambda: other.copy_(large))
+    return Processor(
         "here",
-        {dtype: 2 * rows * width * 3 * width / product},
-        2 * long.nbytes / copy,
-        start=least,
-        products=1.0,
-        reading=1.0,
+        {dtype: speed},
+        bandwidth,
+        start=start,
         source="measured here",
+        cached=cached,
+        fresh=max(0.0, new / part.nbytes - 2 / bandwidth),
+        product_start=product_start,
+        attention=scores * 3.5 / attention,
     )
 
 
-def _seconds(do: Callable[[], object], spent: float = 0.3) -> float:
-    """The median time of doing it, again and again for a while."""
+def _seconds(do: Callable[[], object], spent: float = 0.15) -> float:
+    """The least time of doing it, again and again for a while: other work on the machine only adds to it."""
     do()
-    times: list[float] = []
-    begun = time.perf_counter()
-    while len(times) < 5 or time.perf_counter() - begun < spent:
+    least, begun, times = math.inf, time.perf_counter(), 0
+    while times < 5 or time.perf_counter() - begun < spent:
         started = time.perf_counter()
         do()
-        times.append(time.perf_counter() - started)
-    return statistics.median(times)
+        least, times = min(least, time.perf_counter() - started), times + 1
+    return least

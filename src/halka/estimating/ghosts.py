@@ -9,7 +9,7 @@ from __future__ import annotations
 import functools
 import weakref
 from collections import Counter
-from collections.abc import ItemsView, Iterable, Iterator
+from collections.abc import ItemsView
 from contextlib import ExitStack
 from typing import Any, NamedTuple, Protocol
 from unittest.mock import patch
@@ -20,9 +20,9 @@ from torch import Tensor
 from torch.autograd.graph import _engine_run_backward
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode, return_and_correct_aliasing
-from torch.utils.flop_counter import flop_registry
 
-aten: Any = torch.ops.aten
+from halka.estimating.costs import Work, aten, tensors, work_of
+
 REAL = 2**22  # values; of more, whole numbers are ghosts too
 META, GPU = torch.device("meta"), torch.device("cuda")
 RECENT = (8, 0)  # the compute capability that kernels for experts ask for
@@ -70,13 +70,6 @@ class GPUGhost(Ghost):
     @property
     def device(self) -> torch.device:  # type: ignore[override]
         return GPU
-
-
-class Work(NamedTuple):
-    """What an operation costs: floating-point operations of its products, and bytes that it reads and writes."""
-
-    flops: int
-    bytes: int
 
 
 class Allocator(Protocol):
@@ -133,22 +126,18 @@ class Rehearsal(TorchDispatchMode):
                 return told
         if func in _INDEXING:
             args = (args[0], _numbered(args[1]), *args[2:])
-        given = [*_tensors((*args, *kwargs.values()))]
+        given = [*tensors((*args, *kwargs.values()))]
         if any(isinstance(each, Ghost) for each in given) or not _stays_real(func, args, kwargs):
             out = self._imagined(func, args, kwargs)
         else:
             out = func(*args, **kwargs)
-        made = [*_tensors((out,))]
-        for each in made:
-            self._see(each.inner if isinstance(each, Ghost) else each)
-        if not _of(func).view:
-            flops = _of(func).flops
-            moved = sum(each.numel() * each.element_size() for each in (*given, *made))
-            self.work[Work(flops(*args, **kwargs, out_val=out) if flops else 0, moved)] += 1
+        fresh = sum(self._see(each.inner if isinstance(each, Ghost) else each) for each in tensors((out,)))
+        if (work := work_of(func, args, kwargs, out, fresh)) is not None:
+            self.work[work] += 1
         return out
 
     def _imagined(self, func: Any, args: Any, kwargs: Any) -> Any:
-        if _of(func).alias:
+        if _shares(func):
             return return_and_correct_aliasing(func, args, kwargs, self.ghosts(_on_meta(func, args, kwargs)))
         key = (func, _shapes(args), _shapes(kwargs.items()))
         if key not in self._known:
@@ -162,12 +151,14 @@ class Rehearsal(TorchDispatchMode):
             return self._ghost(value)
         return type(value)(map(self.ghosts, value)) if isinstance(value, list | tuple) else value
 
-    def _see(self, tensor: Tensor) -> None:
+    def _see(self, tensor: Tensor) -> int:
+        """How many bytes the allocator asked the system for."""
         storage = tensor.untyped_storage()
         address = id(storage)
         if address in self._there:
-            return
+            return 0
         size = storage.nbytes()
+        before = 0 if self._allocator is None else self._allocator.held
         place = None if self._allocator is None or not size else self._allocator.take(size)
 
         def gone(_: Any) -> None:
@@ -179,39 +170,25 @@ class Rehearsal(TorchDispatchMode):
         self._there[address] = weakref.ref(storage, gone)
         self.live += size
         self.peak = max(self.peak, self.live)
-        if self._allocator is not None:
-            self.held = max(self.held, self._allocator.held)
+        if self._allocator is None:
+            return 0
+        self.held = max(self.held, self._allocator.held)
+        return self._allocator.held - before
 
 
 # ── operations ──────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
-class _Kind(NamedTuple):
-    view: bool  # what comes out shares memory with what went in, and nothing is written
-    alias: bool  # it shares memory, or is what went in
-    flops: Any
-
-
 @functools.cache
-def _of(func: Any) -> _Kind:
-    shared = [each.alias_info for each in func._schema.returns if each.alias_info is not None]
-    view = bool(shared) and not any(each.is_write for each in shared)
-    flops = _grouped_flops if func is aten._grouped_mm.default else flop_registry.get(func._overloadpacket)
-    return _Kind(view, bool(shared), flops)
-
-
-def _tensors(values: Iterable[Any]) -> Iterator[Tensor]:
-    for each in values:
-        if isinstance(each, Tensor):
-            yield each
-        elif isinstance(each, list | tuple):
-            yield from _tensors(each)
+def _shares(func: Any) -> bool:
+    """Whether what comes out shares memory with what goes in, or is that."""
+    return func._overloadpacket is aten._unsafe_view or any(each.alias_info for each in func._schema.returns)
 
 
 def _stays_real(func: Any, args: Any, kwargs: Any) -> bool:
     """Whether an operation without ghosts is to be done: unless something large, or numbers to learn, come out."""
     try:
-        out = [*_tensors((_on_meta(func, args, kwargs),))]
+        out = [*tensors((_on_meta(func, args, kwargs),))]
     except (NotImplementedError, RuntimeError):  # what comes out depends on the values
         return True
     filled = func._overloadpacket in _FILLED
@@ -220,7 +197,7 @@ def _stays_real(func: Any, args: Any, kwargs: Any) -> bool:
 
 def _on_meta(func: Any, args: Any, kwargs: Any) -> Any:
     args, kwargs = _inner(args), {key: _inner(each) for key, each in kwargs.items()}
-    if "device" in kwargs or not any(True for _ in _tensors((*args, *kwargs.values()))):
+    if "device" in kwargs or not any(True for _ in tensors((*args, *kwargs.values()))):
         kwargs["device"] = META
     return (_grouped if func is aten._grouped_mm.default else func)(*args, **kwargs)
 
@@ -229,11 +206,6 @@ def _grouped(tokens: Tensor, weights: Tensor, *rest: Any, **more: Any) -> Any:
     """Products of runs of tokens, each with its expert's weight; on the meta device only bf16 is taken."""
     made = aten._grouped_mm.default(tokens.bfloat16(), weights.bfloat16(), *rest, **more)
     return made.to(tokens.dtype)
-
-
-def _grouped_flops(tokens: Tensor, weights: Tensor, *rest: Any, out_val: Any = None, **more: Any) -> int:
-    """Tokens (S, I) and weights (E, I, O), or for the weights' gradient (O, S) and (S, I)."""
-    return 2 * tokens.numel() * weights.shape[-1]
 
 
 def _inner(value: Any) -> Any:

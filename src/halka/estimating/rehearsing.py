@@ -6,6 +6,7 @@ Nothing is modelled twice: what a method or an architecture keeps for its backwa
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass, field
@@ -19,12 +20,13 @@ from halka.data.labelled import Labelled
 from halka.data.pairs import Pair
 from halka.data.tokens import Item, Tokens
 from halka.data.words import Tagged
-from halka.estimating.ghosts import Rehearsal, Work
+from halka.estimating.costs import Work
+from halka.estimating.ghosts import Rehearsal
 from halka.estimating.heap import Heap
 from halka.models import adapt
 from halka.models.kinds import KINDS
 from halka.models.quantised import quantise
-from halka.training import TrainConfig, train
+from halka.training import TrainConfig, _backward, train
 
 FP32 = 4
 NAME = "rehearsed"
@@ -79,7 +81,7 @@ class Rehearsed:
 
     stored     bytes of the adapter on the disk, as Halka writes it (fp32)
     cached     bytes that a token of text takes in the key/value cache of one row
-    work       how often operations of the same cost are done in a step's pass
+    work       how often operations of the same cost are done in a step, its optimiser's among them
     """
 
     parameters: int
@@ -92,7 +94,7 @@ class Rehearsed:
 
     @property
     def flops(self) -> int:
-        """Of the products of one pass forward and back."""
+        """Of a step's products."""
         return sum(each.flops * times for each, times in self.work.items())
 
 
@@ -114,8 +116,19 @@ def rehearse(config: Any, method: Method, setup: Setup, *, gpu: bool = False) ->
             batch_size=setup.rows, accumulate=passes, steps=STEPS, checkpointing=setup.checkpointing, save_every=None
         )
         rehearsal.reset()
-        for _ in train(model, NAME, [*training_items(model, setup)] * passes, how):
-            pass
+        first, last = Counter[Work](), Counter[Work]()  # of the first step, in which states begin, and of the last pass
+
+        def backward(*given: Any) -> Any:
+            nonlocal last
+            before = rehearsal.work.copy()
+            losses = _backward(*given)
+            last = rehearsal.work - before
+            return losses
+
+        with patch("halka.training._backward", backward):
+            for step in train(model, NAME, [*training_items(model, setup)] * passes, how):
+                first = rehearsal.work.copy() if step.step < STEPS else first
+        work = rehearsal.work - first
         trained = adapter.count()
         weights = weights_of(model, NAME)
         gradients, moments = trained * FP32, trained * 2 * FP32
@@ -133,7 +146,7 @@ def rehearse(config: Any, method: Method, setup: Setup, *, gpu: bool = False) ->
                 activations=max(0, rehearsal.peak - weights - gradients - moments),
                 allocator=held - rehearsal.peak,
             ),
-            work={each: -(-times // (STEPS * passes)) for each, times in rehearsal.work.items()},
+            work=work + Counter({each: times * (setup.accumulate - passes) for each, times in last.items()}),
         )
 
 
