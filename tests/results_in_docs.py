@@ -309,6 +309,17 @@ def advisor_summary(found: Any) -> list[list[str]]:
     return rows
 
 
+def advisor_confusion(found: Any) -> list[list[str]]:
+    """How often each choice was advised where each was the truth."""
+    cells = {(each["truth"], each["advised"]): each["cases"] for each in found["summary"]["confusion"]}
+    order = ("prompt", "rag", "peft", "peft+rag", "full", "data", "base")
+    truths, advised = ([choice for choice in order if any(pair[at] == choice for pair in cells)] for at in (0, 1))
+    return [
+        ["Truth, and what was advised", *advised],
+        *([was, *(str(cells.get((was, said), "")) for said in advised)] for was in truths),
+    ]
+
+
 TABLES: dict[str, tuple[str, Callable[[Any], list[list[str]]]]] = {
     "speed": ("speed", speed),
     "decoding": ("decoding", decoding),
@@ -327,6 +338,7 @@ TABLES: dict[str, tuple[str, Callable[[Any], list[list[str]]]]] = {
     "experts": ("experts", experts),
     "advisor": ("advisor/advisor", advisor),
     "advisor_summary": ("advisor/advisor", advisor_summary),
+    "advisor_confusion": ("advisor/advisor", advisor_confusion),
     "retrieval": ("retrieval", retrieval),
     "searching": ("retrieval", searching),
 }
