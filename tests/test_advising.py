@@ -196,6 +196,13 @@ def test_the_pilot_learns_what_can_be_learned(questions, monkeypatch):
     assert questions.model.adapters == {}
 
 
+def test_what_was_not_seen_once_tells_nothing_of_more_data(questions, monkeypatch):
+    monkeypatch.setattr(learning, "MOST_STEPS", 3)
+    plans = (Plan("LoRA", "lora", {"rank": 2}), Plan("part", "lora", {"rank": 2}, share=0.5))
+    assert learnability(questions, 0.0, batch_size=8, plans=plans).more is not None  # 24 examples, 12 of them, in 3 × 8
+    assert learnability(questions, 0.0, batch_size=4, plans=plans).more is None
+
+
 def test_trials_that_fail_are_left_out(questions):
     plans = (
         Plan("LoRA", "lora", {"rank": 4}),

@@ -148,7 +148,7 @@ def test_thresholds_are_where_they_are_said_to_be():
         (
             {"strength": strength(0.1, 0.85), "learnability": learned(trial("LoRA", 1.5, 0.9))},
             "cheapest",
-            "where parameter-efficient fine-tuning (PEFT) has 0.90",
+            "where PEFT has 0.90",
         ),
         (
             {"strength": strength(0.1, 0.5), "learnability": learned(trial("LoRA", 0.5, 0.49))},

@@ -114,7 +114,7 @@ class Learnability:
     """What short training runs learned.
 
     trials     all of them; those of one kind with fewer examples are the curve over data size
-    more       the loss to expect with `times` as many examples; None where there are too few to tell
+    more       the loss to expect with `times` as many examples; None where fewer than two trials saw all of theirs
     agreement  how far two trials agree with each other beyond chance, and with the given answers (Cohen's kappa);
                None where answers are not of few kinds. Models that agree with each other and not with the labels tell
                of wrong labels

@@ -115,7 +115,7 @@ def learnability(
         seconds=time.perf_counter() - started,
         trials=tuple(trials),
         times=FARTHER,
-        more=_with_more(trials),
+        more=_with_more([each for each in trials if each.examples <= each.steps * batch_size]),
         **_agreed(questions, closed),
     )
 
@@ -263,7 +263,7 @@ def _trial(
 
 
 def _with_more(trials: Sequence[Trial]) -> Score | None:
-    """The loss with more examples, as the trials on parts of them tell."""
+    """The loss with more examples, as the trials on parts of them tell; of those that saw all of their examples."""
     parts = {each.examples: each for each in trials if not each.passages and each.method == "lora"}
     rates = {each.lr for each in parts.values() if each.examples < max(parts)}
     alike = sorted(

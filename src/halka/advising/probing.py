@@ -83,7 +83,7 @@ class _Probing:
     missing: dict[str, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        at_hand = (psutil.cpu_count(), round(available() / 1e9))
+        at_hand = (psutil.cpu_count(), psutil.virtual_memory().total)
         self.keys = keys(self.need, self.sample, self.seconds, base_state(self.need.base), at_hand)
         self.plan = self.kept.plan(self.keys["knowledge"])
         self.missing |= dict.fromkeys(self.skip, "skipped")
