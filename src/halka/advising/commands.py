@@ -83,6 +83,11 @@ def _form(evidence: Evidence, option: Option | None) -> dict[str, Any]:
     return dtype | ({} if quantize is None else {"quantize": quantize})
 
 
+def _loaded(form: dict[str, Any]) -> dict[str, Any]:
+    """Of the settings that train an adapter those that load its base."""
+    return {key: form[key] for key in ("dtype", "quantize") if key in form}
+
+
 def _option(evidence: Evidence, method: str) -> Option | None:
     options = () if evidence.fit is None else evidence.fit.options
     return next((each for each in options if each.method == method), None)
@@ -123,11 +128,10 @@ def _trained(evidence: Evidence, choice: str) -> list[list[str]]:
     """Training on all examples, and how good it is then."""
     form, subject = settings(evidence, choice), evidence.subject
     held_out = ["--data", _in(evidence, HELD_OUT)] if subject.flags[:1] != ("--task",) else list(subject.flags)
-    loaded = {key: form[key] for key in ("dtype", "quantize") if key in form}
     return [
         [*_halka(evidence, "train", form), *subject.flags, "-o", _in(evidence, "run")],
         [
-            *_halka(evidence, "evaluate", loaded),
+            *_halka(evidence, "evaluate", _loaded(form)),
             "--adapter",
             _in(evidence, "run/adapter"),
             *held_out,
@@ -142,14 +146,14 @@ def _rag(evidence: Evidence) -> list[list[str]]:
 
 def _both(evidence: Evidence) -> list[list[str]]:
     form, shown = settings(evidence, "peft+rag"), ["--passages", str(evidence.subject.passages)]
-    rows, loaded = _in(evidence, "passages.jsonl"), {key: form[key] for key in ("dtype", "quantize") if key in form}
+    rows = _in(evidence, "passages.jsonl")
     return [
         [
             *("halka", "docs", "examples", COLLECTION, _in(evidence, ASKED), "-o", rows),
             *("--collections", evidence.subject.out, *shown),
         ],
         [*_halka(evidence, "train", form), "--data", rows, "--validation", "0.1", "-o", _in(evidence, "run")],
-        [*_halka(evidence, "ask", loaded), "--adapter", _in(evidence, "run/adapter"), *_asking(evidence)],
+        [*_halka(evidence, "ask", _loaded(form)), "--adapter", _in(evidence, "run/adapter"), *_asking(evidence)],
     ]
 
 

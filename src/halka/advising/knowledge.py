@@ -15,8 +15,7 @@ from halka.advising.conditions import BOTH, DOCUMENTS, question_of
 from halka.advising.curves import interval
 from halka.advising.evidence import Knowledge
 from halka.advising.questions import Questions
-from halka.advising.worth import scored
-from halka.metrics import Score
+from halka.metrics import Score, mean_of
 from halka.rag.raft import stands_in
 
 COMMON = 0.25  # share of the other answers that a token of form stands in
@@ -40,7 +39,7 @@ def knowledge(questions: Questions, progress: Progress = lambda _: None) -> Know
         losses=losses,
         tokens=tokens,
         found=None if questions.find is None else _found(questions),
-        scores={condition: scored(each) for condition, each in values.items()},
+        scores={condition: mean_of(each) for condition, each in values.items()},
         values=values,
     )
 

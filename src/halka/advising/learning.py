@@ -20,11 +20,10 @@ from halka.advising.conditions import CLOSED, DOCUMENTS
 from halka.advising.curves import extrapolated, interval
 from halka.advising.evidence import Learnability, Trial
 from halka.advising.questions import Questions
-from halka.advising.worth import scored
 from halka.core import described
 from halka.files import write_text
 from halka.methods import made as method_of
-from halka.metrics import Score
+from halka.metrics import Score, mean_of
 from halka.run import METRICS, TrainConfig, TrainingError
 from halka.training import Job, train_many
 
@@ -257,7 +256,7 @@ def _trial(
         curve=tuple(curve),
         loss=loss,
         expected=extrapolated([*curve], FARTHER * job.config.steps),
-        score=scored(values),
+        score=mean_of(values),
         values=values,
     )
 

@@ -10,7 +10,7 @@ from halka.advising.conditions import CLOSED, EXAMPLES, question_of
 from halka.advising.curves import interval
 from halka.advising.evidence import Strength
 from halka.advising.questions import Questions
-from halka.advising.worth import scored
+from halka.metrics import mean_of
 
 Progress = Callable[[str], None]
 
@@ -37,9 +37,9 @@ def strength(questions: Questions, progress: Progress = lambda _: None) -> Stren
         shots=min(questions.shots[EXAMPLES], len(questions.train)),
         losses=losses,
         unigram=_unigram(questions),
-        scores={condition: scored(each) for condition, each in values.items()},
+        scores={condition: mean_of(each) for condition, each in values.items()},
         values=values,
-        trivial={name: scored(questions.values(texts)) for name, texts in _without_a_model(questions).items()},
+        trivial={name: mean_of(questions.values(texts)) for name, texts in _without_a_model(questions).items()},
     )
 
 

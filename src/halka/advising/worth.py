@@ -9,7 +9,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from halka.advising.agreement import of_few_kinds
-from halka.metrics import Score, find_metric, mean_of
+from halka.metrics import find_metric
 from halka.rag.prompt import CITATION
 
 SHORT = 5  # words of an answer that is a name or a number rather than a text
@@ -29,11 +29,6 @@ def worth(metric: str, texts: Sequence[str], references: Sequence[Sequence[str]]
         share = (value - low) / (high - low) if np.isfinite(value) else 0.0
         values.append(min(1.0, max(0.0, share if measure.higher_is_better else 1 - share)))
     return tuple(values)
-
-
-def scored(values: Sequence[float]) -> Score:
-    """Their mean with its interval."""
-    return mean_of(values)
 
 
 def usual_metric(answers: Sequence[str]) -> str:
