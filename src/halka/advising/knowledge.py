@@ -29,11 +29,10 @@ def knowledge(questions: Questions, progress: Progress = lambda _: None) -> Know
     losses, tokens, values = {}, {}, {}
     for condition in questions.conditions:
         progress(f"reading answers: {condition}")
-        asked = [questions.put(each, condition) for each in questions.held_out]
-        read = questions.losses(None, asked)
-        losses[condition], tokens = _by_part(read, common)
+        losses[condition], tokens = _by_part(questions.read(condition), common)
         if condition in (DOCUMENTS, BOTH):
             progress(f"answering: {condition}")
+            asked = [questions.put(each, condition) for each in questions.held_out]
             values[condition] = questions.values(questions.answers(None, asked))
     return Knowledge(
         losses=losses,

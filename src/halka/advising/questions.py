@@ -41,6 +41,9 @@ class Questions:
     max_new_tokens: int
     find: Find | None = None
     shots: dict[str, int] = field(default_factory=lambda: dict(SHOTS))
+    _read: dict[str, list[tuple[list[int], np.ndarray]]] = field(
+        init=False, default_factory=dict, repr=False, compare=False
+    )
 
     @property
     def conditions(self) -> tuple[str, ...]:
@@ -90,6 +93,12 @@ class Questions:
     def values(self, texts: Sequence[str], examples: Sequence[Example] | None = None) -> tuple[float, ...]:
         """What answers to the held-out examples are worth."""
         return worth(self.metric, texts, [each.answers for each in examples or self.held_out])
+
+    def read(self, condition: str) -> list[tuple[list[int], np.ndarray]]:
+        """The bare base's losses of the held-out answers under a condition; whoever asks again reads nothing anew."""
+        if condition not in self._read:
+            self._read[condition] = self.losses(None, [self.put(each, condition) for each in self.held_out])
+        return self._read[condition]
 
     def losses(self, name: str | None, asked: Sequence[Example]) -> list[tuple[list[int], np.ndarray]]:
         """Of each example's last answer the token ids, and each one's loss in nats."""

@@ -23,7 +23,7 @@ def strength(questions: Questions, progress: Progress = lambda _: None) -> Stren
     losses, values = {}, {}
     for condition in (CLOSED, EXAMPLES):
         asked = [questions.put(each, condition) for each in questions.held_out]
-        found = [losses for _, losses in questions.losses(None, asked)]
+        found = [losses for _, losses in questions.read(condition)]
         losses[condition] = interval([each.sum() / max(1, len(each)) for each in found], [len(each) for each in found])
         answered = 0
 
