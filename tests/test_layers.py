@@ -60,7 +60,7 @@ LAYERS: dict[str, set[str]] = {
     },
     "advising": {
         *("answering", "core", "data", "estimating", "evaluation", "files", "machine", "methods", "metrics", "models"),
-        *("rag", "run", "training"),
+        *("rag", "report", "run", "training"),
     },
     "cli": {
         *("card", "core", "methods", "models", "data", "run", "training", "evaluation", "metrics", "formats", "store"),

@@ -42,8 +42,9 @@ class Kept:
     def result(self, probe: str, key: str, kind: type[T], run: Callable[[], T]) -> T:
         """The probe's result: what is there of the same question, or what it gives now, which is kept."""
         path = self.folder / f"{probe}.json"
-        if self.has(probe, key):
-            return restored(kind, _read(path)["found"])
+        known = _read(path)
+        if known.get("key") == key:
+            return restored(kind, known["found"])
         found = run()
         told = {"key": key, "found": asdict(found)}  # type: ignore[call-overload]
         write_text(path, json.dumps(told, indent=1, ensure_ascii=False) + "\n")

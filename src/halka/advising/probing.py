@@ -34,6 +34,7 @@ from halka.rag.collection import Collection
 from halka.rag.passages import Passage
 from halka.rag.retrieve import Retriever
 from halka.rag.sources import listed, taken_in
+from halka.report.units import size
 from halka.run import TrainingError
 
 ASKING_PROBES = ("strength", "knowledge", "learnability")
@@ -96,7 +97,7 @@ class _Probing:
             **{"batch_size": 1, "length": 8, "dtype": self.need.dtype, "quantize": self.need.quantize},
         )
         if (room := available()) < sized.base_bytes:
-            lacking = f"the base takes {sized.base_bytes / 1e9:.1f} GB where {room / 1e9:.1f} are free here"
+            lacking = f"the base takes {size(sized.base_bytes)} where {size(room)} are free here"
             self.missing |= {name: lacking for name in ASKING_PROBES if name not in self.skip}
         wanted = [name for name in ASKING_PROBES if name not in self.missing]
         found = self._asked(wanted) if wanted else {}

@@ -12,22 +12,14 @@ from halka.advising.evidence import Evidence, Trial
 from halka.advising.learning import best_of
 from halka.advising.prospects import Bar, by_choice, is_noisy
 from halka.metrics import Score
+from halka.report.advice_words import choice as named
+from halka.report.units import size
 
 FALLS = 0.1  # share of a loss by which it falls visibly: twice the width of a typical interval on 32 examples
 HELD = 0.6  # share of answers that stand in the passages found, below which retrieval is the weak part; a convention
 FEW = 30  # held-out examples below which an interval of a share is wider than 0.35 (binomial, at one half)
 NAMED = 5  # places that are named
 LEAKED = 0.05  # share of held-out examples that stand in the training data, from which scores flatter; a convention
-
-NAMES = {
-    "prompt": "prompting",
-    "rag": "retrieval",
-    "peft": "PEFT",
-    "peft+rag": "PEFT with retrieval",
-    "full": "full fine-tuning",
-    "data": "more or better data",
-    "base": "a better base",
-}
 
 Rule = Callable[[Evidence], str | None]
 
@@ -57,22 +49,22 @@ def _choice(evidence: Evidence, choice: str, rule: str, found: Sequence[Prospect
         )
         rest = "; but more examples still lower the held-out loss" if choice == "data" else ""
         return (
-            f"nothing is expected to reach {needed}: the best is {NAMES[best.choice]} with {_score(best.score)}{rest}"
+            f"nothing is expected to reach {needed}: the best is {named(best.choice)} with {_score(best.score)}{rest}"
         )
     if rule == "learning":
         return (
-            f"nothing is of use yet (the best: {NAMES[best.choice]} with {_score(best.score)}), but the trial was too "
+            f"nothing is of use yet (the best: {named(best.choice)} with {_score(best.score)}), but the trial was too "
             "short to tell: its held-out loss is still falling fast"
         )
     if rule == "few":
         return (
             f"{evidence.subject.train} examples are few: no curve over fewer of them tells what more would bring. As "
-            f"it is, the best is {NAMES[best.choice]} with {_score(best.score)}"
+            f"it is, the best is {named(best.choice)} with {_score(best.score)}"
         )
     if rule == "data":
         data = by["data"]
         return (
-            f"{data.how}: {_score(data.score)} {metric} is promised, where {NAMES[best.choice]} has "
+            f"{data.how}: {_score(data.score)} {metric} is promised, where {named(best.choice)} has "
             f"{_score(best.score)}"
         )
     own = by[choice]
@@ -84,13 +76,13 @@ def _choice(evidence: Evidence, choice: str, rule: str, found: Sequence[Prospect
         assert own.loss is not None
         assert cheaper.loss is not None
         return (
-            f"{NAMES[cheaper.choice]} scores as much, as far as so few answers tell ({_score(cheaper.score)}), but "
+            f"{named(cheaper.choice)} scores as much, as far as so few answers tell ({_score(cheaper.score)}), but "
             f"leaves a loss of {cheaper.loss.value:.2f} where this leaves {own.loss.value:.2f}: {told}"
         )
     if rule == "best":
         return f"it is expected to score highest: {told}"
     return (
-        f"it is the cheapest that is about as good as any: {told}, where {NAMES[best.choice]} has {_score(best.score)}"
+        f"it is the cheapest that is about as good as any: {told}, where {named(best.choice)} has {_score(best.score)}"
     )
 
 
@@ -185,7 +177,7 @@ def _memory(evidence: Evidence) -> str | None:
         f"{each.method} " + (f"with batches of {each.largest_batch} alone" if each.largest_batch else "not at all")
         for each in tight
     )
-    room = f"{fit.memory / 1e9:.1f} GB of {fit.device}"
+    room = f"{size(fit.memory)} of {fit.device}"
     return f"with {fit.batch_size} examples a batch not everything fits into {room}: {', '.join(told)}"
 
 
@@ -211,7 +203,7 @@ def changes(evidence: Evidence, choice: str, found: Sequence[Prospect]) -> tuple
         told.append("documents that hold the answers (--documents): retrieval was not looked at")
     ranked = sorted((each for each in found if each.choice != choice), key=lambda each: -each.score.value)
     if choice in by and ranked and ranked[0].score.high > by[choice].score.low:
-        told.append(f"more held-out examples: {NAMES[ranked[0].choice]} may do as well ({_score(ranked[0].score)})")
+        told.append(f"more held-out examples: {named(ranked[0].choice)} may do as well ({_score(ranked[0].score)})")
     if choice == "prompt":
         told.append("many requests: a trained adapter needs no examples in the prompt, and answers faster")
     if choice in ("peft", "peft+rag", "full"):
