@@ -104,12 +104,30 @@ def test_settings_are_told_in_a_line() -> None:
     assert words.settings(given) == "method lora, r 8, targets q v, lr 2e-3, steps 400"
 
 
-def test_the_best_trial_is_judged_by_what_it_would_come_to() -> None:
+def test_the_best_trials_are_those_that_the_advice_is_made_of() -> None:
     learnability = full_evidence().learnability
     assert learnability is not None
-    assert words.best_trial(learnability) is learnability.trials[3]
-    one, two = replace(learnability.trials[0], expected=None), replace(learnability.trials[5], expected=about(1.1, 0.1))
-    assert words.best_trial(replace(learnability, trials=(one, two))) is two
+    alone, shown = learnability.best(), learnability.best(passages=True)
+    assert (alone, shown) == (learnability.trials[0], learnability.trials[3])
+    said = words.best_trials_said(learnability)
+    assert said.startswith("lora learns best: it comes to a loss of 1.52")
+    assert "lora with passages learns best with passages: it comes to a loss of 0.97" in said
+    low = replace(learnability.trials[4], expected=about(0.1, 0.1))  # hoped for, and not reached
+    assert replace(learnability, trials=(*learnability.trials, low)).best() == alone
+
+
+@pytest.mark.parametrize(("choice", "name"), [("peft", "lora"), ("peft+rag", "lora with passages"), ("full", "full")])
+def test_the_trial_that_is_marked_is_the_one_that_is_advised(choice: str, name: str) -> None:
+    text = render_advice(replace(full_advice(), choice=choice), full_evidence())
+    marked = [row for row in re.findall("<tr.*?</tr>", text, re.DOTALL) if 'class="marked"' in row]
+    assert re.search(rf">{name}</", "".join(marked))
+
+
+def test_how_often_every_example_is_seen_is_told() -> None:
+    advice = replace(full_advice(), settings={"steps": 100, "batch_size": 2, "accumulate": 4})
+    told = words.trained_with(advice, full_evidence())
+    assert told == "steps 100, batch_size 2, accumulate 4: every one of 400 examples is seen 2.0 times"
+    assert words.trained_with(replace(advice, settings={"method": "lora"}), full_evidence()) == "method lora"
 
 
 # ---- the page ----
@@ -144,7 +162,7 @@ def test_the_page_tells_all_in_order() -> None:
         "What was missing",
         "What to run next",
         "halka docs add support --from documents/",
-        "To be trained with: method lora, rank 8, alpha 16, lr 2e-3, steps 400.",
+        "To be trained with: method lora, rank 8, alpha 16, lr 2e-3, steps 400: every one of 400 examples is",
         "Scores without training",
         "Losses under each condition",
         "by frequency 5.43",
@@ -174,7 +192,7 @@ def test_the_cheapest_choice_stands_first_and_the_advised_one_is_marked() -> Non
     advice = replace(full_advice(), prospects=full_advice().prospects[::-1])
     text = render_advice(advice, full_evidence())
     rows = re.findall(r'<tr( class="marked")?>\s*<th scope="row">([^<]*)</th>', text)[:6]
-    assert [name for _, name in rows] == list(words.CHOICES.values())[:6]
+    assert [name for _, name in rows] == [words.choice(name) for name in words.CHOICES][:6]
     assert [name for mark, name in rows if mark] == ["PEFT and retrieval"]
 
 
@@ -274,7 +292,7 @@ def test_the_terminal_begins_with_the_verdict_and_ends_with_the_commands(
     for told in (
         "> PEFT and retrieval 72 % (66 % to 78 %)",
         "with documents 2.31 2.05 2.66 47 % (42 % to 52 %)",
-        "lora with passages learns best: it comes to a loss of 0.97",
+        "lora with passages learns best with passages: it comes to a loss of 0.97",
         "6 repeated and 4 contradictory",
         "prefix on nf4 1.8 GB yes 31 410 ms",
         "full with checkpointing 5.2 GB yes 9 1.2 s",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -150,7 +151,12 @@ def test_strength_is_told_beside_what_needs_no_model(questions):
     found = strength(questions)
     assert found.trivial["majority"].value == pytest.approx(1 / 3)
     assert found.trivial["copy"].value == 0
-    assert 0 < found.unigram < math.log(len(questions.model.tokenizer)) + 1
+    told = [questions.answer_ids(each) for each in questions.held_out]  # with what ends an answer, as losses have it
+    seen = Counter(token for each in questions.train for token in questions.answer_ids(each))
+    total = seen.total() + len(questions.model.tokenizer)
+    losses = [-math.log((seen[token] + 1) / total) for each in told for token in each]
+    assert found.unigram == pytest.approx(sum(losses) / len(losses))
+    assert all(each[-1] == told[0][-1] for each in told)
     assert set(found.losses) == set(found.scores) == {"closed", "examples"}
     assert len(found.values["closed"]) == len(questions.held_out)
 

@@ -7,16 +7,9 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from halka.metrics import Score
+from halka.report import advice_words
 
-CHOICES = {
-    "prompt": "prompting suffices",
-    "rag": "retrieval (RAG)",
-    "peft": "parameter-efficient fine-tuning (PEFT)",
-    "peft+rag": "PEFT and retrieval together",
-    "full": "full fine-tuning or continued pre-training",
-    "data": "more or better data first",
-    "base": "a better base",
-}
+CHOICES = {name: title for name, (_, title) in advice_words.CHOICES.items()}
 """What can be advised, the cheapest first."""
 
 

@@ -9,7 +9,7 @@ from itertools import pairwise
 from typing import Any
 
 from halka.advising.evidence import Evidence, Option, Trial
-from halka.advising.learning import FARTHER, best_of
+from halka.advising.learning import FARTHER
 from halka.core import described
 from halka.methods import made
 
@@ -46,27 +46,37 @@ def settings(evidence: Evidence, choice: str) -> dict[str, Any]:
     usual = described(made(trial.method, {}))["fields"]
     own = {key: value for key, value in trial.fields.items() if value != usual[key] or key == "rank"}
     assert evidence.learnability is not None
-    how = {"lr": trial.lr, "steps": _steps(trial)}
-    return {"method": trial.method, **own, **how, **_room(evidence, trial.method, evidence.learnability.batch_size)}
+    batch_size = evidence.learnability.batch_size
+    how = {"lr": trial.lr, "steps": _steps(trial, math.ceil(evidence.subject.train / batch_size))}
+    return {"method": trial.method, **own, **how, **_room(evidence, trial.method, batch_size, trial.passages)}
 
 
 def _trial(evidence: Evidence, choice: str) -> Trial | None:
-    trials = () if evidence.learnability is None else evidence.learnability.trials
+    learned = evidence.learnability
+    if learned is None:
+        return None
     if choice == "full":
-        return next((each for each in trials if each.method == "full"), None)
-    return best_of([each for each in trials if each.method != "full"], passages=choice == "peft+rag")
+        return next((each for each in learned.trials if each.method == "full"), None)
+    return learned.best(passages=choice == "peft+rag")
 
 
-def _steps(trial: Trial) -> int:
-    """To where its curve was lowest, or on, as far as it was followed, if that was at its end."""
+def _steps(trial: Trial, once: int) -> int:
+    """To where its curve was lowest; if that was at its end on, as far as it was followed, and at least `once`.
+
+    once   the steps in which every example is seen once
+    """
     lowest = min(trial.curve, key=lambda point: point[1], default=(trial.steps, 0.0))[0]
-    return lowest if lowest < trial.steps else FARTHER * trial.steps
+    return lowest if lowest < trial.steps else max(FARTHER * trial.steps, once)
 
 
-def _room(evidence: Evidence, method: str, batch_size: int) -> dict[str, Any]:
-    """What makes the method fit: smaller batches of which several make a step, checkpointing, a packed base."""
-    option = _option(evidence, method)
-    most = batch_size if option is None or not option.largest_batch else min(batch_size, option.largest_batch)
+def _room(evidence: Evidence, method: str, batch_size: int, passages: bool = False) -> dict[str, Any]:
+    """What makes the method fit: smaller batches of which several make a step, checkpointing, a packed base.
+
+    Where nothing does, it is what needs least.
+    """
+    option = _option(evidence, method, passages)
+    largest = batch_size if option is None or option.largest_batch is None else option.largest_batch
+    most = max(1, min(batch_size, largest))
     told: dict[str, Any] = {"batch_size": most}
     if most < batch_size:
         told["accumulate"] = math.ceil(batch_size / most)
@@ -88,8 +98,9 @@ def _loaded(form: dict[str, Any]) -> dict[str, Any]:
     return {key: form[key] for key in ("dtype", "quantize") if key in form}
 
 
-def _option(evidence: Evidence, method: str) -> Option | None:
-    options = () if evidence.fit is None else evidence.fit.options
+def _option(evidence: Evidence, method: str, passages: bool) -> Option | None:
+    fit = evidence.fit
+    options = () if fit is None else fit.shown if passages and fit.shown else fit.options
     return next((each for each in options if each.method == method), None)
 
 
@@ -127,14 +138,13 @@ def _judged(evidence: Evidence) -> list[str]:
 def _trained(evidence: Evidence, choice: str) -> list[list[str]]:
     """Training on all examples, and how good it is then."""
     form, subject = settings(evidence, choice), evidence.subject
-    held_out = ["--data", _in(evidence, HELD_OUT)] if subject.flags[:1] != ("--task",) else list(subject.flags)
     return [
         [*_halka(evidence, "train", form), *subject.flags, "-o", _in(evidence, "run")],
         [
             *_halka(evidence, "evaluate", _loaded(form)),
             "--adapter",
             _in(evidence, "run/adapter"),
-            *held_out,
+            *("--data", _in(evidence, HELD_OUT)),
             *_judged(evidence),
         ],
     ]
@@ -163,8 +173,10 @@ def _asking(evidence: Evidence) -> list[str]:
 
 
 def _data(evidence: Evidence) -> list[list[str]]:
-    files = [after for flag, after in pairwise(evidence.subject.again) if flag == "--data"]
-    look = [["halka", "data", "preview", *files, "--base", evidence.subject.base]] if files else []
+    again = [*pairwise(evidence.subject.again)]
+    files = [after for flag, after in again if flag == "--data"]
+    shape = [part for pair in again if pair[0] == "--shape" for part in pair]
+    look = [["halka", "data", "preview", *files, "--base", evidence.subject.base, *shape]] if files else []
     return [*look, _again(evidence, evidence.subject.base)]
 
 

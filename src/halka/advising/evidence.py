@@ -1,4 +1,5 @@
-"""What the probes found: plain data that goes to JSON unchanged and comes back. Nothing here decides anything.
+"""What the probes found: plain data that goes to JSON unchanged and comes back. Nothing here decides anything,
+except which trial is the best.
 
 Losses are means a token, in nats; scores are of the task's metric as a share of its range, 0 to 1, higher is better.
 Each has its 95 % interval.
@@ -129,6 +130,12 @@ class Learnability:
     agreement: tuple[float, float] | None = None
     suspects: tuple[str, ...] = ()
 
+    def best(self, *, passages: bool = False) -> Trial | None:
+        """Of the small adapters on all of the data, with or without passages, the one with the lowest loss."""
+        alike = [each for each in self.trials if each.passages == passages and each.method != "full"]
+        most = max((each.examples for each in alike), default=0)
+        return min((each for each in alike if each.examples == most), key=lambda each: each.loss.value, default=None)
+
 
 @dataclass(frozen=True)
 class Cleanliness:
@@ -170,6 +177,7 @@ class Fit:
     options   of each family what fits best: as it is, with checkpointing, on a packed base
     parts     bytes by part of each method as it is: weights, gradients, optimizer, activations, allocator
     process   bytes beside a run's own
+    shown     the options of what is trained with passages, for prompts that are as long as those
     """
 
     device: str
@@ -180,6 +188,7 @@ class Fit:
     tasks: int
     options: tuple[Option, ...]
     parts: Mapping[str, Mapping[str, int]]
+    shown: tuple[Option, ...] = ()
 
 
 @dataclass(frozen=True)

@@ -119,13 +119,6 @@ def learnability(
     )
 
 
-def best_of(trials: Sequence[Trial], *, passages: bool = False) -> Trial | None:
-    """The trial with the lowest held-out loss of those on all of the data, with or without passages."""
-    alike = [each for each in trials if each.passages == passages]
-    most = max((each.examples for each in alike), default=0)
-    return min((each for each in alike if each.examples == most), key=lambda each: each.loss.value, default=None)
-
-
 # ── training ────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 

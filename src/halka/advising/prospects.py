@@ -7,7 +7,6 @@ from dataclasses import dataclass
 
 from halka.advising.advice import Prospect
 from halka.advising.evidence import Evidence, Learnability, Strength, Trial
-from halka.advising.learning import best_of
 from halka.metrics import Score
 
 NOISY = 0.25  # kappa by which trials agree better with each other than with the labels: tests/test_advising_verdict.py
@@ -53,12 +52,11 @@ def _prospects(evidence: Evidence) -> Iterator[Prospect]:
         yield Prospect("rag", knowledge.scores[condition], f"measured, {_how(condition)}", loss)
     if learned is None:
         return
-    whole = [each for each in learned.trials if each.method != "full"]
     gain = _slope(strength, learned)
-    tuned = best_of(whole)
+    tuned = learned.best()
     if tuned is not None and tuned.score is not None:
         yield Prospect("peft", _further(tuned, gain), _trial(tuned), tuned.loss)
-    if (shown := best_of(whole, passages=True)) is not None and shown.score is not None:
+    if (shown := learned.best(passages=True)) is not None and shown.score is not None:
         yield Prospect("peft+rag", _further(shown, gain), _trial(shown), shown.loss)
     full = [each for each in learned.trials if each.method == "full"]
     if full and full[0].score is not None:
@@ -133,7 +131,7 @@ def falls_with_data(learned: Learnability) -> bool:
 
 def still_learns(learned: Learnability, share: float) -> bool:
     """Whether the best trial is expected to lose that share of its loss yet, if it goes on."""
-    trials = [best_of(learned.trials, passages=shown) for shown in (False, True)]
+    trials = [learned.best(), learned.best(passages=True), *(each for each in learned.trials if each.method == "full")]
     return any(
         each is not None and each.expected is not None and each.expected.value < (1 - share) * each.loss.value
         for each in trials

@@ -9,7 +9,6 @@ from collections.abc import Callable, Sequence
 
 from halka.advising.advice import Prospect, Reason
 from halka.advising.evidence import Evidence, Trial
-from halka.advising.learning import best_of
 from halka.advising.prospects import Bar, by_choice, is_noisy
 from halka.metrics import Score
 from halka.report.advice_words import choice as named
@@ -227,7 +226,7 @@ def missing(evidence: Evidence) -> tuple[str, ...]:
 
 
 def _best(evidence: Evidence) -> Trial | None:
-    return None if evidence.learnability is None else best_of(evidence.learnability.trials)
+    return None if evidence.learnability is None else evidence.learnability.best()
 
 
 def _score(score: Score) -> str:

@@ -10,6 +10,7 @@ from halka.advising.conditions import CLOSED, EXAMPLES, question_of
 from halka.advising.curves import interval
 from halka.advising.evidence import Strength
 from halka.advising.questions import Questions
+from halka.data.examples import Example
 from halka.metrics import mean_of
 
 Progress = Callable[[str], None]
@@ -53,14 +54,14 @@ def _without_a_model(questions: Questions) -> dict[str, list[str]]:
 
 
 def _unigram(questions: Questions) -> float:
-    """The held-out answers' mean loss a token, each token by its share of the training answers, one added to each."""
+    """The held-out answers' mean loss a token, each token by its share of the training answers, one added to each.
 
-    def read(texts: Sequence[str]) -> list[int]:
-        return [
-            token for text in texts for token in questions.model.tokenizer(text, add_special_tokens=False).input_ids
-        ]
+    The tokens are those of all other losses, with what ends an answer.
+    """
 
-    seen = Counter(read([each.answers[0] for each in questions.train]))
+    def read(examples: Sequence[Example]) -> list[int]:
+        return [token for each in examples for token in questions.answer_ids(each)]
+
+    seen, told = Counter(read(questions.train)), read(questions.held_out)
     total = seen.total() + len(questions.model.tokenizer)
-    told = read([each.answers[0] for each in questions.held_out])
     return -sum(math.log((seen[token] + 1) / total) for token in told) / max(1, len(told))

@@ -22,7 +22,7 @@ def show_advice(advice: Any, evidence: Any) -> None:
         *_titled("What would change it", _points(advice.change)),
         *_titled("Missing", _points([*advice.missing, *further])),
         *_titled("Evidence", *_evidence(evidence)),
-        *_titled("To be trained with", _points([words.settings(advice.settings)], mark="")),
+        *_titled("To be trained with", _points([words.trained_with(advice, evidence)], mark="")),
         *(["", "Next:", *(f"  {command}" for command in advice.commands)] if advice.commands else []),
     )
 
@@ -60,7 +60,7 @@ def _evidence(evidence: Any) -> list[Any]:
     conditions, fit = _conditions(evidence), _fit(evidence.fit)
     said = [
         f"guessing by frequency has a loss of {evidence.strength.unigram:.2f}" if evidence.strength else "",
-        words.best_trial_said(evidence.learnability) if evidence.learnability else "",
+        words.best_trials_said(evidence.learnability) if evidence.learnability else "",
         (words.agreement_said(evidence.learnability) or "") if evidence.learnability else "",
         words.cleanliness_said(evidence) if evidence.cleanliness else "",
         words.fit_said(evidence.fit) if evidence.fit else "",

@@ -44,10 +44,11 @@ def advise(
     ] = None,
     tasks: Annotated[int, typer.Option(metavar="N", min=1, help="tasks like this one, for storage and serving")] = 1,
     gpu_memory: Annotated[
-        str | None, typer.Option(metavar="SIZE", help="memory of the GPU that is to train it, such as 24GB")
+        str | None, typer.Option(metavar="SIZE", help="judge what fits by a GPU with this memory, such as 24GB")
     ] = None,
     device: Annotated[
-        str | None, typer.Option(metavar="NAME", help="the GPU that is to train it, such as h100; else this machine")
+        str | None,
+        typer.Option(metavar="NAME", help="judge what fits by this GPU, such as h100; it asks and trains here"),
     ] = None,
     full: Annotated[bool, typer.Option("--full", help="try full fine-tuning, too, beside the small adapters")] = False,
     passages: Annotated[int, typer.Option(metavar="N", min=1, help="passages in a prompt")] = 3,

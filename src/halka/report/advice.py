@@ -61,7 +61,7 @@ def write_advice(
 def render_advice(advice: Any, evidence: Any, *, title: str | None = None, command: str | None = None) -> str:
     """The page as text; see `write_advice`."""
     subject = evidence.subject
-    probes = [_strength(evidence), _learnability(evidence), _fit(evidence), _cleanliness(evidence)]
+    probes = [_strength(evidence), _learnability(evidence, advice.choice), _fit(evidence), _cleanliness(evidence)]
     return fill(
         "advice.html.j2",
         ["report.css", "advice.css"],
@@ -74,7 +74,7 @@ def render_advice(advice: Any, evidence: Any, *, title: str | None = None, comma
         reasons=[(one_line(each.rule).replace("_", " "), one_line(each.text)) for each in advice.reasons],
         change=[one_line(each) for each in advice.change],
         missing=[one_line(each) for each in advice.missing],
-        settings=words.settings(advice.settings),
+        settings=words.trained_with(advice, evidence),
         commands=["".join(c for c in each if c.isprintable() or c in "\n\t") for each in advice.commands],
         probes=[probe for probe in probes if probe.plots or probe.tables or probe.sentences or probe.left_out],
         further=[words.left_out(evidence, name) for name in evidence.missing if name not in words.PROBES],
@@ -110,7 +110,7 @@ def _strength(evidence: Any) -> Probe:
     return Probe("strength", words.PROBES["strength"], tuple(sentences), plots, (), tuple(why))
 
 
-def _learnability(evidence: Any) -> Probe:
+def _learnability(evidence: Any, choice: str) -> Probe:
     found, name = evidence.learnability, "learnability"
     if found is None:
         return Probe(name, words.PROBES[name], left_out=(words.left_out(evidence, name),))
@@ -118,7 +118,9 @@ def _learnability(evidence: Any) -> Probe:
         f"{plural(len(found.trials), 'trial')} in {duration(found.seconds)}, {found.batch_size} examples a batch.",
         words.agreement_said(found) or "",
     ]
-    best = words.best_trial(found)
+    best = found.best(passages=choice == "peft+rag")
+    if choice == "full":
+        best = next((trial for trial in found.trials if trial.method == "full"), None)
     lines = tuple(
         (
             one_line(trial.name),

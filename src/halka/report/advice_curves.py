@@ -63,7 +63,7 @@ def pilot(evidence: Any) -> Drawn | None:
         "steps; shaded: after long training" if expecting else "steps",
         f"held-out loss{f' ({keys})' if keys else ''}",
     )
-    return figure, "Pilot runs", words.best_trial_said(learnability)
+    return figure, "Pilot runs", words.best_trials_said(learnability)
 
 
 def amounts(evidence: Any) -> Drawn | None:

@@ -10,15 +10,15 @@ from halka.report.intervals import finite
 from halka.report.units import count, duration, learning_rate, one_line, percent, plural, size
 
 CHOICES = {
-    "prompt": "prompting",
-    "rag": "retrieval (RAG)",
-    "peft": "PEFT",
-    "peft+rag": "PEFT and retrieval",
-    "full": "full fine-tuning",
-    "data": "more or better data",
-    "base": "a better base",
+    "prompt": ("prompting", "prompting suffices"),
+    "rag": ("retrieval (RAG)", "retrieval (RAG)"),
+    "peft": ("PEFT", "parameter-efficient fine-tuning (PEFT)"),
+    "peft+rag": ("PEFT and retrieval", "PEFT and retrieval together"),
+    "full": ("full fine-tuning", "full fine-tuning or continued pre-training"),
+    "data": ("more or better data", "more or better data first"),
+    "base": ("a better base", "a better base"),
 }
-"""What can be advised, in few letters, the cheapest first."""
+"""What can be advised, the cheapest first: in few letters, and as it is said to whoever asks."""
 
 CONDITIONS = {
     "closed": "question alone",
@@ -67,7 +67,7 @@ def by_cost(prospects: Sequence[Any]) -> list[Any]:
 
 
 def choice(name: str) -> str:
-    return CHOICES.get(name, one_line(name))
+    return CHOICES[name][0] if name in CHOICES else one_line(name)
 
 
 def verdict(advice: Any) -> str:
@@ -131,31 +131,29 @@ def settings(given: Mapping[str, Any]) -> str:
     return ", ".join(told)
 
 
-def end(trial: Any) -> Score | None:
-    """The loss to judge a trial by: what it would come to, where that is known, else what it came to."""
-    return known(trial.expected) or known(trial.loss)
+def best_trials_said(learnability: Any) -> str:
+    """The trials with the lowest loss, with and without passages, in a sentence each."""
+    alone, shown = (learnability.best(passages=passages) for passages in (False, True))
+    told = [_trial_said(trial) for trial in (alone, shown) if trial is not None and known(trial.loss)]
+    return " ".join(told) or "No trial ended with a loss."
 
 
-def best_trial(learnability: Any) -> Any | None:
-    """The trial with the lowest loss of those on most examples; one with passages before one without."""
-    most = max((trial.examples for trial in learnability.trials), default=0)
-    ended = [
-        (found.value, number)
-        for number, trial in enumerate(learnability.trials)
-        if trial.examples == most and (found := end(trial)) is not None
-    ]
-    return learnability.trials[min(ended)[1]] if ended else None
-
-
-def best_trial_said(learnability: Any) -> str:
-    """The trial with the lowest loss, in a sentence."""
-    trial = best_trial(learnability)
-    if trial is None:
-        return "No trial ended with a loss."
+def _trial_said(trial: Any) -> str:
     further = f", and would come to {loss(trial.expected)}" if known(trial.expected) else ""
     scored = f"; it scores {share(trial.score)}" if known(trial.score) else ""
     reached = f"comes to a loss of {loss(trial.loss)} after {trial.steps} steps"
-    return f"{one_line(trial.name)} learns best: it {reached}{further}{scored}."
+    shown = " with passages" if trial.passages else ""
+    return f"{one_line(trial.name)} learns best{shown}: it {reached}{further}{scored}."
+
+
+def trained_with(advice: Any, evidence: Any) -> str:
+    """The settings in a line, and how often training sees every example with them."""
+    told, given = settings(advice.settings), advice.settings
+    steps, train = given.get("steps"), evidence.subject.train
+    if steps is None or not train:
+        return told
+    times = steps * given.get("batch_size", 1) * given.get("accumulate", 1) / train
+    return f"{told}: every one of {plural(train, 'example')} is seen {times:.1f} times"
 
 
 def agreement_said(learnability: Any) -> str | None:
