@@ -34,7 +34,7 @@ from side_by_side import setup
 from halka.advising.advice import CHOICES, Advice
 from halka.advising.evidence import Evidence, restored
 from halka.advising.probing import Need, probe
-from halka.advising.verdict import OF_USE, advise_from
+from halka.advising.verdict import advise_from, needed
 from halka.files import write_text
 
 FOLDER = Path(__file__).parent / "results" / "advisor"
@@ -62,7 +62,7 @@ def probed(case: Case, path: Path) -> None:
         evidence = probe(need, Path(place) / "advice", minutes=MINUTES, skip=("fit",))
     seconds = time.perf_counter() - started
     told = asdict(evidence)
-    told["subject"] |= {"paths": (), "out": "advice"}
+    told["subject"] |= {"out": "advice"}
     result = {"case": case.name, "minutes": MINUTES, "seconds": seconds, **setup("halka", "torch", "transformers")}
     write_text(path, json.dumps(result | {"evidence": told}, indent=1, ensure_ascii=False) + "\n")
 
@@ -80,19 +80,17 @@ def truth(options: dict[str, np.ndarray], floor: float) -> str:
     """What is best for a case, by its outcomes."""
     ways = {each: options[each] for each in WAYS if each in options}
     best = max(ways.values(), key=np.mean)
-    if max(best.mean(), options["data"].mean()) < floor + OF_USE:
+    if max(best.mean(), options["data"].mean()) < needed(floor):
         return "base"
     if not within_noise(options["data"], best):
         return "data"
     return next(each for each, values in ways.items() if within_noise(best, values))
 
 
-def regret(choice: str, options: dict[str, np.ndarray], floor: float) -> float:
-    """The score that the choice loses against the best option; of "base" what the best one has above no model."""
+def regret(choice: str, options: dict[str, np.ndarray]) -> float:
+    """The score that the choice loses against the best option; of what was not run, as "base", all of that."""
     best = max(values.mean() for values in options.values())
-    if choice == "base":
-        return max(0.0, best - floor - OF_USE)
-    return float(best - options[choice].mean()) if choice in options else float(best - floor)
+    return float(best - (options[choice].mean() if choice in options else 0.0))
 
 
 # ── beside the advice ───────────────────────────────────────────────────────────────────────────────────────────────
@@ -119,7 +117,7 @@ def judged(name: str) -> dict[str, Any] | None:
         "advised": advice.choice,
         "confidence": advice.confidence,
         "agrees": advice.choice == right,
-        "regret": regret(advice.choice, options, floor),
+        "regret": regret(advice.choice, options),
         "trivial": floor,
         "scores": {each: float(values.mean()) for each, values in options.items()},
         "expected": {each.choice: each.score.value for each in advice.prospects},

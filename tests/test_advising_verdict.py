@@ -23,7 +23,7 @@ from halka.advising.evidence import (
     restored,
 )
 from halka.advising.prospects import Bar
-from halka.advising.verdict import OF_USE, TOLERANCE, WORTH_GATHERING, advise_from, chosen
+from halka.advising.verdict import OF_USE, TOLERANCE, WORTH_GATHERING, advise_from, chosen, needed
 from halka.metrics import Score
 
 SUBJECT = Subject(
@@ -83,6 +83,7 @@ def evidence(**found: Any) -> Evidence:
         ({"prompt": 0.2, "peft": 0.4, "data": 0.8}, "data"),
         ({"prompt": 0.01, "peft": 0.05, "data": 0.08}, "base"),
         ({"prompt": 0.01, "peft": 0.06, "data": 0.3}, "data"),  # of no use as it is
+        ({"prompt": 0.0}, "peft"),  # what was not tried may be of use
     ],
 )
 def test_the_cheapest_that_is_as_good_as_any(scores, choice):
@@ -112,15 +113,87 @@ def test_a_trial_that_was_too_short_goes_on():
     assert (flat.choice, flat.reasons[0].rule) == ("base", "useless")
 
 
-def test_of_few_examples_more_come_first():
-    found = {"strength": strength(0.1, 0.4), "learnability": learned(trial("LoRA", 1.5, 0.3))}
+def test_of_few_examples_to_train_on_more_come_first():
+    found = {"strength": strength(0.1, 0.2), "learnability": learned(trial("LoRA", 1.5, 0.5))}
     few = replace(evidence(**found), subject=replace(SUBJECT, train=6))
-    assert (advise_from(few).choice, advise_from(few).reasons[0].rule) == ("data", "few")
-    assert advise_from(evidence(**found)).choice == "prompt"
-    enough = replace(few, strength=strength(0.1, 0.95))
-    assert advise_from(enough).choice == "prompt"
+    advice = advise_from(few)
+    assert (advice.choice, advice.reasons[0].rule, advice.sure) == ("data", "few", "low")
+    assert advise_from(evidence(**found)).choice == "peft"
+    enough = replace(few, learnability=learned(trial("LoRA", 1.5, 0.95)))
+    assert advise_from(enough).choice == "peft"
     told = replace(few, subject=replace(few.subject, target=0.4))
-    assert advise_from(told).choice == "prompt"
+    assert advise_from(told).choice == "peft"
+    useless = replace(few, strength=strength(0.0, 0.0), learnability=learned(trial("LoRA", 2.5, 0.0)))
+    assert (advise_from(useless).choice, advise_from(useless).sure) == ("data", "low")
+
+
+def test_what_needs_no_examples_is_taken_with_few():
+    few = replace(SUBJECT, train=20)
+    tuned = learned(trial("LoRA", 2.5, 0.2))
+    retrieved = Evidence(few, strength=strength(0.1, 0.2), knowledge=knowledge(0.85, 0.85), learnability=tuned)
+    assert advise_from(retrieved).choice == "rag"
+    assert advise_from(Evidence(few, strength=strength(0.1, 0.6), learnability=tuned)).choice == "prompt"
+
+
+def test_a_base_is_weak_only_where_it_was_trained():
+    """Without a trial tuning may be of use yet, and a trial is what would tell."""
+    strong, lacking = strength(0.0, 0.0), {"learnability": "skipped"}
+    untried = advise_from(evidence(strength=strong, missing=lacking))
+    assert (untried.choice, untried.reasons[0].rule, untried.sure) == ("peft", "untried", "low")
+    assert any(each.startswith("a pilot (skipped)") for each in untried.change)
+    few = advise_from(Evidence(replace(SUBJECT, train=8), strength=strong, missing=lacking))
+    assert (few.choice, few.sure) == ("data", "low")
+    assert any(each.startswith("a pilot (skipped)") for each in few.change)
+
+
+def test_something_can_be_of_use_beside_a_good_trivial_answer():
+    assert needed(0.2) == pytest.approx(0.2 + OF_USE)
+    assert needed(0.93) == pytest.approx(0.965)
+    tuned = learned(trial("LoRA", 0.1, 1.0))
+    advice = advise_from(evidence(strength=strength(0.5, 0.93, trivial=0.93), learnability=tuned))
+    assert advice.choice == "peft"
+
+
+# ── on what hardware ────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def hardware(**largest: int) -> Fit:
+    option = Option("lora", None, False, 5 * 10**9, True, 8, 10**7, None, 10**7, 10**10)
+    options = tuple(
+        replace(option, method=method, fits=most >= 8, largest_batch=most) for method, most in largest.items()
+    )
+    return Fit("rtx4090", 24 * 10**9, 5 * 10**8, 256, 8, 1, options, {})
+
+
+def test_what_the_hardware_cannot_train_is_not_advised():
+    tuned, none = learned(trial("LoRA", 0.5, 0.9)), hardware(lora=0, full=0)
+    weak = advise_from(evidence(strength=strength(0.0, 0.0), learnability=tuned, fit=none))
+    assert (weak.choice, weak.reasons[0].rule, weak.sure) == ("base", "hardware", "low")
+    assert "smaller base" in weak.reasons[0].text
+    assert any("cannot train lora" in each.text and "0.90" in each.text for each in weak.reasons)
+    prompted = advise_from(evidence(strength=strength(0.3, 0.6), learnability=tuned, fit=none))
+    assert prompted.choice == "prompt"
+    assert [each.choice for each in prompted.prospects] == ["prompt"]
+    assert advise_from(evidence(learnability=tuned, fit=none)).choice == "base"
+    some = advise_from(evidence(strength=strength(0.0, 0.0), learnability=tuned, fit=hardware(lora=1, full=0)))
+    assert some.choice == "peft"
+
+
+def test_of_the_methods_those_that_fit_are_advised():
+    full = replace(trial("full fine-tuning", 0.2, 0.95), method="full", fields={}, lr=1e-5)
+    other = replace(trial("bottleneck", 0.9, 0.6), method="bottleneck", fields={}, lr=1e-3)
+    trials = learned(trial("LoRA", 0.5, 0.7), other, full)
+    found = evidence(strength=strength(0.0, 0.0), learnability=trials)
+    assert advise_from(found).choice == "full"
+    without = advise_from(replace(found, fit=hardware(lora=8, bottleneck=8, full=0)))
+    assert (without.choice, without.settings["method"]) == ("peft", "lora")
+    least = advise_from(replace(found, fit=hardware(lora=0, bottleneck=8, full=0)))
+    assert (least.choice, least.settings["method"]) == ("peft", "bottleneck")
+    untried = advise_from(evidence(strength=strength(0.0, 0.0), fit=hardware(lora=0, prompt=8, full=0)))
+    assert (untried.choice, untried.settings["method"]) == ("peft", "prompt")
+
+
+# ── by what bar ─────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
 def test_a_target_is_enough():
@@ -144,7 +217,12 @@ def test_thresholds_are_where_they_are_said_to_be():
     ("found", "rule", "said"),
     [
         ({"strength": strength(0.1, 0.9)}, "best", "expected to score highest"),
-        ({"strength": strength(0.05, 0.05)}, "useless", "0.10, a tenth above the 0.00 of answers that need no model"),
+        (
+            {"strength": strength(0.05, 0.05), "learnability": learned(trial("LoRA", 2.0, 0.05))},
+            "useless",
+            "0.10, where answers that need no model have 0.00",
+        ),
+        ({"strength": strength(0.05, 0.05)}, "untried", "but training was not tried"),
         (
             {"strength": strength(0.1, 0.85), "learnability": learned(trial("LoRA", 1.5, 0.9))},
             "cheapest",

@@ -41,8 +41,10 @@ def settings(evidence: Evidence, choice: str) -> dict[str, Any]:
         return {}
     trial = _trial(evidence, choice)
     if trial is None:
-        method = "full" if choice == "full" else "lora"
-        return {"method": method, **_room(evidence, method, 8 if evidence.fit is None else evidence.fit.batch_size)}
+        fit = evidence.fit
+        small = [each for each in (fit.options if fit else ()) if each.method != "full" and each.largest_batch != 0]
+        method = "full" if choice == "full" else small[0].method if small else "lora"
+        return {"method": method, **_room(evidence, method, 8 if fit is None else fit.batch_size)}
     usual = described(made(trial.method, {}))["fields"]
     own = {key: value for key, value in trial.fields.items() if value != usual[key] or key == "rank"}
     assert evidence.learnability is not None
@@ -99,9 +101,7 @@ def _loaded(form: dict[str, Any]) -> dict[str, Any]:
 
 
 def _option(evidence: Evidence, method: str, passages: bool) -> Option | None:
-    fit = evidence.fit
-    options = () if fit is None else fit.shown if passages and fit.shown else fit.options
-    return next((each for each in options if each.method == method), None)
+    return None if evidence.fit is None else evidence.fit.option(method, passages=passages)
 
 
 # ── the commands ────────────────────────────────────────────────────────────────────────────────────────────────────

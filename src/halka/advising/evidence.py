@@ -190,6 +190,11 @@ class Fit:
     parts: Mapping[str, Mapping[str, int]]
     shown: tuple[Option, ...] = ()
 
+    def option(self, method: str, *, passages: bool = False) -> Option | None:
+        """How a method is trained there, with or without passages; None where that was not looked at."""
+        options = self.shown if passages and self.shown else self.options
+        return next((each for each in options if each.method == method), None)
+
 
 @dataclass(frozen=True)
 class Evidence:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from halka.advising.advice import Prospect
 from halka.advising.evidence import Evidence, Learnability, Strength, Trial
@@ -25,6 +25,7 @@ class Bar:
     falling   whether the loss still falls with more examples
     learning  whether a trial's curve still falls much
     examples  how many there are to train on
+    trainable whether the hardware can train anything
     """
 
     needed: float
@@ -33,6 +34,24 @@ class Bar:
     falling: bool = False
     learning: bool = False
     examples: int | None = None
+    trainable: bool = True
+
+
+def trainable(evidence: Evidence) -> Evidence:
+    """The same without the trials of methods that the hardware cannot train, not even one example at a time."""
+    if evidence.learnability is None:
+        return evidence
+    trials = tuple(each for each in evidence.learnability.trials if each not in too_large(evidence))
+    return replace(evidence, learnability=replace(evidence.learnability, trials=trials))
+
+
+def too_large(evidence: Evidence) -> tuple[Trial, ...]:
+    """The trials that are left out so."""
+    fit, learned = evidence.fit, evidence.learnability
+    if fit is None or learned is None:
+        return ()
+    options = ((each, fit.option(each.method, passages=each.passages)) for each in learned.trials)
+    return tuple(each for each, option in options if option is not None and option.largest_batch == 0)
 
 
 def prospects(evidence: Evidence) -> tuple[Prospect, ...]:

@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 
 from halka.advising.advice import Prospect, Reason
 from halka.advising.evidence import Evidence, Trial
-from halka.advising.prospects import Bar, by_choice, is_noisy
+from halka.advising.prospects import Bar, by_choice, is_noisy, too_large, trainable
 from halka.metrics import Score
 from halka.report.advice_words import choice as named
 from halka.report.units import size
@@ -30,23 +30,21 @@ def reasons(evidence: Evidence, choice: str, rule: str, found: Sequence[Prospect
 
 
 def _choice(evidence: Evidence, choice: str, rule: str, found: Sequence[Prospect], bar: Bar) -> str:
-    by, metric = by_choice(found), evidence.subject.metric
     if rule == "hardware":
-        return (
-            "nothing was asked of the base; training a small part of it fits on the hardware"
-            if choice == "peft"
-            else "the base cannot be trained on the hardware, not even one example at a time on a packed base: take a "
-            "smaller base, or more memory"
-        )
+        return _hardware(choice, found)
+    by, metric = by_choice(found), evidence.subject.metric
     ways = [each for each in found if each.choice != "data"] or [*found]
     best = max(ways, key=lambda each: each.score.value)
-    if rule == "useless":
+    if rule in ("useless", "untried"):
         needed = (
             f"the target of {bar.target:.2f}"
             if bar.target is not None
-            else f"{bar.needed:.2f}, a tenth above the {bar.trivial:.2f} of answers that need no model"
+            else f"{bar.needed:.2f}, where answers that need no model have {bar.trivial:.2f}"
         )
-        rest = "; but more examples still lower the held-out loss" if choice == "data" else ""
+        if rule == "untried":
+            rest = "; but training was not tried"
+        else:
+            rest = "; but more examples still lower the held-out loss" if choice == "data" else ""
         return (
             f"nothing is expected to reach {needed}: the best is {named(best.choice)} with {_score(best.score)}{rest}"
         )
@@ -82,6 +80,17 @@ def _choice(evidence: Evidence, choice: str, rule: str, found: Sequence[Prospect
         return f"it is expected to score highest: {told}"
     return (
         f"it is the cheapest that is about as good as any: {told}, where {named(best.choice)} has {_score(best.score)}"
+    )
+
+
+def _hardware(choice: str, found: Sequence[Prospect]) -> str:
+    """The reason where the hardware alone decides."""
+    if choice == "peft":
+        return "nothing was asked of the base; training a small part of it fits on the hardware"
+    asked = "".join(f"{named(each.choice)} has {_score(each.score)}, which is not enough, and " for each in found)
+    return (
+        f"{asked}the base cannot be trained on the hardware, not even one example at a time on a packed base: take a "
+        "smaller base, or more memory"
     )
 
 
@@ -165,6 +174,19 @@ def _dirty(evidence: Evidence) -> str | None:
     return "; ".join(told) or None
 
 
+def _too_large(evidence: Evidence) -> str | None:
+    scored = [each for each in too_large(evidence) if each.score is not None]
+    if not scored or evidence.fit is None:
+        return None
+    best = max(scored, key=lambda each: each.score.value if each.score else 0.0)
+    assert best.score is not None
+    names = ", ".join(dict.fromkeys(each.method for each in scored))
+    return (
+        f"{evidence.fit.device} cannot train {names}, not even one example at a time: trials of it are left out, of "
+        f"which {best.name} scores {_score(best.score)}"
+    )
+
+
 def _memory(evidence: Evidence) -> str | None:
     fit = evidence.fit
     if fit is None or fit.memory is None:
@@ -187,6 +209,7 @@ RULES: dict[str, Rule] = {
     "learnability": _learns,
     "noise": _noise,
     "cleanliness": _dirty,
+    "too large": _too_large,
     "memory": _memory,
 }
 """In the order in which they are told."""
@@ -195,7 +218,7 @@ RULES: dict[str, Rule] = {
 # ── what is open ────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
-def changes(evidence: Evidence, choice: str, found: Sequence[Prospect]) -> tuple[str, ...]:
+def changes(evidence: Evidence, choice: str, rule: str, found: Sequence[Prospect]) -> tuple[str, ...]:
     """What would change the advice."""
     by, told = by_choice(found), []
     if evidence.knowledge is not None and not evidence.knowledge.scores and choice != "prompt":
@@ -207,10 +230,13 @@ def changes(evidence: Evidence, choice: str, found: Sequence[Prospect]) -> tuple
         told.append("many requests: a trained adapter needs no examples in the prompt, and answers faster")
     if choice in ("peft", "peft+rag", "full"):
         told.append("a score that suffices (--target): something cheaper may reach it")
-    if choice == "base":
+    if choice == "base" and rule != "hardware":
         told.append("a larger base that was trained on more of this: ask again with --base")
-    if choice == "rag" and evidence.learnability is None:
-        told.append("a pilot: what training adds to retrieval was not looked at")
+    if evidence.learnability is None:
+        why = evidence.missing.get("learnability", "it was not run")
+        told.append(f"a pilot ({why}): what training brings was not looked at")
+    if (choice == "base" and rule == "hardware") or too_large(evidence):
+        told.append("more memory, or a smaller base: what does not fit was left out")
     return tuple(told)
 
 
@@ -226,7 +252,8 @@ def missing(evidence: Evidence) -> tuple[str, ...]:
 
 
 def _best(evidence: Evidence) -> Trial | None:
-    return None if evidence.learnability is None else evidence.learnability.best()
+    learned = trainable(evidence).learnability
+    return None if learned is None else learned.best()
 
 
 def _score(score: Score) -> str:
