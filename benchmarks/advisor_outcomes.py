@@ -83,10 +83,10 @@ class Subject:
         find = self.find if passages else None
         return [conditioned(self.model, each, self.case.train[:shots], find) for each in examples]
 
-    def answers(self, name: str | None, asked: Sequence[Example]) -> list[float]:
+    def answers(self, name: str | None, asked: Sequence[Example], *, passages: bool = False) -> list[float]:
         made = dict(generate(self.model, name, asked, max_new_tokens=self.case.max_new_tokens, batch_size=16))
         texts = [made[number] for number in range(len(asked))]
-        return list(worth(self.case.metric, texts, [each.answers for each in asked]))
+        return list(worth(self.case.metric, texts, [each.answers for each in asked], passages=passages))
 
     # ── the options ─────────────────────────────────────────────────────────────────────────────────────────────
 
@@ -94,11 +94,13 @@ class Subject:
         """The base asked with and without examples; validation says which counts."""
         own = SHOTS_WITH_PASSAGES if passages else SHOTS
         held_out = {
-            shots: sum(self.answers(None, self.asked(self.case.validation, shots, passages=passages)))
+            shots: sum(
+                self.answers(None, self.asked(self.case.validation, shots, passages=passages), passages=passages)
+            )
             for shots in (0, own)
         }
         shots = max(held_out, key=held_out.__getitem__)
-        values = self.answers(None, self.asked(self.case.test, shots, passages=passages))
+        values = self.answers(None, self.asked(self.case.test, shots, passages=passages), passages=passages)
         return {"values": values, "shots": shots, "validation": {str(key): value for key, value in held_out.items()}}
 
     def tuned(self) -> dict[str, dict[str, Any]]:
@@ -151,7 +153,7 @@ class Subject:
             job.name: mean_loss(self.model, job.name, as_tokens(self.model, job.validation, job.config)) for job in jobs
         }
         best = min(losses, key=losses.__getitem__)
-        values = self.answers(best, self.asked(self.case.test, passages=passages))
+        values = self.answers(best, self.asked(self.case.test, passages=passages), passages=passages)
         return {"values": values, "validation": losses, "chosen": best}
 
 

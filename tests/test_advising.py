@@ -16,6 +16,7 @@ import torch.nn.functional as F
 
 import halka
 from halka.advising import learning, probing
+from halka.advising import questions as asking
 from halka.advising.conditions import CONDITIONS, conditioned
 from halka.advising.knowledge import knowledge
 from halka.advising.learning import Plan, learnability
@@ -226,13 +227,56 @@ def test_trials_that_fail_are_left_out(questions):
     ("metric", "texts", "references", "values"),
     [
         ("accuracy", ["Red.", "blue"], [["red"], ["red"]], (1.0, 0.0)),
-        ("exact_match", ["X-1 [2]", "X-1"], [["X-1"], ["X-1"]], (1.0, 1.0)),  # a citation is no part of it
+        ("exact_match", ["X-1 [2]", "X-1"], [["X-1"], ["X-1"]], (0.0, 1.0)),
+        (
+            "exact_match",
+            ["[3]", '{"ids": [12]}', "see arr[0]"],
+            [["[3]"], ['{"ids": [12]}'], ["see arr[0]"]],
+            (1.0,) * 3,
+        ),
         ("chrf", ["a cat", ""], [["a cat"], ["a cat"]], (1.0, 0.0)),
         ("json_field_f1:slots", ['{"slots": {"a": "1"}}'], [['{"slots": {"a": "1"}}']], (1.0,)),
     ],
 )
 def test_answers_are_worth_a_share_of_the_metrics_range(metric, texts, references, values):
     assert worth(metric, texts, references) == pytest.approx(values)
+
+
+@pytest.mark.parametrize(
+    ("said", "accepted", "value"),
+    [
+        ("X-1 [2]", "X-1", 1.0),
+        ("It is X-1 [1][2].", "It is X-1.", 1.0),
+        ("It is X-1. [1] [2]", "It is X-1.", 1.0),
+        ("row [2] of 9", "row of 9", 0.0),
+        ("see arr[0]", "see arr[0]", 1.0),
+        ('{"ids": [12]}', '{"ids": [12]}', 1.0),
+    ],
+)
+def test_where_passages_were_shown_a_citation_at_the_end_is_no_part_of_the_answer(said, accepted, value):
+    assert worth("exact_match", [said], [[accepted]], passages=True) == (value,)
+
+
+def test_answers_are_made_in_batches_of_so_many_tokens(questions, monkeypatch):
+    asked = [*questions.held_out, *(Example((Message("user", "long " * count),)) for count in (40, 50, 60))]
+    alone = [questions.answers(None, [each])[0] for each in asked]
+    monkeypatch.setattr(asking, "BATCH_TOKENS", 150)
+    sizes: list[int] = []
+    made = asking.generate
+
+    def counted(model, names, rows, **options):
+        sizes.append(len(rows))
+        assert (
+            len(rows) == 1
+            or len(rows) * max(len(encode_prompt(each, model.tokenizer)) + questions.max_new_tokens for each in rows)
+            <= 150
+        )
+        return made(model, names, rows, **options)
+
+    monkeypatch.setattr(asking, "generate", counted)
+    assert questions.answers(None, asked) == alone
+    assert max(sizes) > 1
+    assert sizes.count(1) >= 3
 
 
 @pytest.mark.parametrize(
@@ -392,11 +436,30 @@ def test_a_base_that_does_not_fit_is_told(base, tmp_path, monkeypatch):
         ({"full": True, "quantize": "int8"}, "leave one of both out"),
         ({"metric": "fluency"}, "unknown metric 'fluency'"),
         ({"device": "abacus"}, "abacus"),
+        ({"metric": "json_field_f1:x"}, "json_field_f1:x, item 0"),
     ],
 )
-def test_what_cannot_be_used_is_named(base, tmp_path, changes, message):
+def test_what_cannot_be_used_is_named_before_anything_is_loaded(base, tmp_path, monkeypatch, changes, message):
+    monkeypatch.setattr(probing, "load_base", lambda *_, **__: pytest.fail("it was loaded"))
     with pytest.raises(ValueError, match=message):
         probe(need(base, **changes), tmp_path, minutes=0.01)
+
+
+@pytest.mark.parametrize(
+    ("model_type", "architecture"),
+    [
+        *(("t5", "T5ForConditionalGeneration"), ("bert", "BertForMaskedLM"), ("bert", "BertModel")),
+        ("llama", "LlamaForSequenceClassification"),
+    ],
+)
+def test_a_base_that_is_no_decoder_is_refused(tmp_path, model_type, architecture):
+    folder = tmp_path / "base"
+    folder.mkdir()
+    (folder / "config.json").write_text(json.dumps({"model_type": model_type, "architectures": [architecture]}))
+    with pytest.raises(
+        ValueError, match="base does not make texts from left to right: the advisor asks language models"
+    ):
+        probe(need(folder), tmp_path / "out")
 
 
 @pytest.mark.parametrize(("given", "message"), [({"skip": ("luck",)}, "no probe luck"), ({"minutes": 0}, "minutes")])
@@ -427,6 +490,22 @@ def test_the_command_to_its_report(base, tmp_path, monkeypatch, capsys):
     assert ran(asked) == 0
     shown = capsys.readouterr().out
     assert told["advice"]["title"].lower() in shown.lower()
+
+
+def test_the_advisors_own_folder_is_none_of_the_documents(base, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    Path("train.jsonl").write_text("".join(f'{{"question": "Item {n}?", "answer": "{n}"}}\n' for n in range(24)))
+    Path("items.md").write_text("Item 3 is red.")
+    Path(".git").mkdir()
+    Path(".git/notes.md").write_text("hidden")
+    asked = ["advise", "--base", str(base), "--data", "train.jsonl", "--documents", ".", "--dtype", "float32"]
+    asked += ["--minutes", "0.01", "--max-new-tokens", "4", "--skip", "fit", "--skip", "learnability", "--json"]
+    assert ran(asked) == 0
+    first = json.loads(capsys.readouterr().out)
+    assert first["evidence"]["subject"]["documents"] == 1
+    monkeypatch.setattr(probing, "load_base", lambda *_, **__: pytest.fail("nothing is new"))
+    assert ran(asked) == 0
+    assert json.loads(capsys.readouterr().out) == first
 
 
 @pytest.mark.parametrize(

@@ -29,6 +29,7 @@ def test_each_is_counted_and_placed():
     held_out = [example("WHO?", "he", where="h:1"), example("Why?", "so", where="h:2")]
     found = cleanliness(train, held_out)
     assert (found.repeated, found.contradictory, found.leaked, found.answers) == (1, 2, 1, 3)
+    assert found.held_out == 2
     assert found.places == {"repeated": ("t:2",), "contradictory": ("t:3", "t:4"), "leaked": ("h:1",)}
 
 

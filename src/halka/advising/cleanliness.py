@@ -36,6 +36,7 @@ def cleanliness(train: Sequence[Example], held_out: Sequence[Example]) -> Cleanl
             "contradictory": _some(contradictory),
             "leaked": _some(each.second for each in leaked),
         },
+        held_out=len(held_out),
     )
 
 

@@ -145,6 +145,7 @@ class Cleanliness:
     contradictory   ask what another asks, and have another answer
     leaked          held-out examples whose question stands in the training data
     answers         different answers among the training examples
+    held_out        how many held-out examples were looked at: all, where the base may be asked fewer
     """
 
     repeated: int
@@ -152,6 +153,7 @@ class Cleanliness:
     leaked: int
     answers: int
     places: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    held_out: int = 0
 
 
 @dataclass(frozen=True)

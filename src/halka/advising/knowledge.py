@@ -33,7 +33,7 @@ def knowledge(questions: Questions, progress: Progress = lambda _: None) -> Know
         if condition in (DOCUMENTS, BOTH):
             progress(f"answering: {condition}")
             asked = [questions.put(each, condition) for each in questions.held_out]
-            values[condition] = questions.values(questions.answers(None, asked))
+            values[condition] = questions.values(questions.answers(None, asked), condition)
     return Knowledge(
         losses=losses,
         tokens=tokens,

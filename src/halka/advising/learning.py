@@ -233,7 +233,7 @@ def _trial(
     asked = [questions.put(each, _condition(plan)) for each in questions.held_out]
     read = [losses for _, losses in questions.losses(job.name, asked)]
     loss = interval([each.mean() for each in read], [len(each) for each in read])
-    values = questions.values(said)
+    values = questions.values(said, _condition(plan))
     method = described(questions.model.adapter(job.name).method)
     assert job.config.lr is not None
     assert job.config.steps is not None

@@ -14,7 +14,7 @@ from halka.advising.worth import usual_metric
 from halka.data.duplicates import prompt_key
 from halka.data.examples import Example
 from halka.data.task import split_off
-from halka.metrics import find_metric
+from halka.metrics import score
 from halka.rag.sources import digest_of
 
 MOST_HELD_OUT, MOST_TRAIN = 48, 512
@@ -77,8 +77,8 @@ class Sample:
 def sample(need: Need) -> Sample:
     """The need's examples as the probes see them; the same for the same need.
 
-    Raises ValueError for fewer than two examples, one without an answer, an unknown metric, and for examples of which
-    nothing is left beside what is held out.
+    Raises ValueError for fewer than two examples, one without an answer, an unknown metric, one that the given answers
+    themselves do not satisfy, and for examples of which nothing is left beside what is held out.
     """
     if wrong := next((each for each in (*need.train, *need.held_out) if not each.answers), None):
         raise ValueError(f"{wrong.where or 'an example'} has no answer to learn or to compare with: give it one")
@@ -94,14 +94,16 @@ def sample(need: Need) -> Sample:
     if not train:
         raise ValueError("all examples ask what is held out: give some that differ, or others with --validation")
     metric = need.metric or usual_metric([each.answers[0] for each in (*train, *held_out)])
-    find_metric(metric)
+    given_answers = [each.answers for each in held_out]
+    score([each[0] for each in given_answers], given_answers, [metric], resamples=1)
     return Sample(given, train, held_out, metric, not need.held_out)
 
 
-def keys(need: Need, found: Sample, seconds: float, base: object, machine: object) -> dict[str, str]:
+def keys(need: Need, found: Sample, seconds: float, base: object, machine: object, out: Path) -> dict[str, str]:
     """For each probe what its result is of: the same for the same question, however the data are called.
 
-    `base` tells one base from another of that name, `machine` what the hardware at hand has now.
+    `base` tells one base from another of that name, `machine` what the hardware at hand has now; what is in the folder
+    `out` is none of the documents.
     """
     asked = {
         "schema": 2,
@@ -109,7 +111,7 @@ def keys(need: Need, found: Sample, seconds: float, base: object, machine: objec
         "examples": [[asdict(each) for each in some] for some in (found.train, found.held_out)],
         "how": (found.metric, need.max_new_tokens, seconds),
     }
-    documents = (digest_of(need.documents), need.passages) if need.documents else None
+    documents = (digest_of(need.documents, out), need.passages) if need.documents else None
     hardware = (need.memory, need.device, machine if need.memory is need.device is None else None)
     told: dict[str, Any] = {
         "cleanliness": [[asdict(each) for each in some] for some in (found.given, found.held_out)],

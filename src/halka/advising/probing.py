@@ -27,8 +27,11 @@ from halka.core import AdaptedModel
 from halka.data.examples import Example
 from halka.data.tokens import encode_all
 from halka.estimating import estimate
+from halka.estimating.devices import device_named
 from halka.machine import available
 from halka.models import adapt, context
+from halka.models.classes import usual_kind
+from halka.models.layouts import LAYOUTS
 from halka.models.loading import base_config, load_base
 from halka.rag.collection import Collection
 from halka.rag.passages import Passage
@@ -60,8 +63,8 @@ def probe(
               least that is done of everything, which takes longer on a slow machine
     skip      probes of `PROBES` to leave out
 
-    Raises ValueError for a probe that there is not, a folder of something else, data that cannot be used, and as
-    `load_base` does.
+    Raises ValueError for a probe or a device that there is not, a folder of something else, data that cannot be used, a
+    base that is no decoder, and as `load_base` does.
     """
     if unknown := {*skip} - {*PROBES}:
         raise ValueError(f"there is no probe {', '.join(sorted(unknown))}: they are {', '.join(PROBES)}")
@@ -69,7 +72,13 @@ def probe(
         raise ValueError(f"minutes must be above 0, not {minutes}")
     if need.full and need.quantize:
         raise ValueError("full fine-tuning trains all weights, which a packed base does not let: leave one of both out")
+    if need.device not in (None, "here"):
+        device_named(need.device)
     found = sample(need)
+    config = base_config(need.base)
+    layout = LAYOUTS.get(config.model_type)
+    if usual_kind(config) != "causal-lm" or (layout is not None and not layout.causal):
+        raise ValueError(f"{need.base} does not make texts from left to right: the advisor asks language models")
     return _Probing(need, found, Kept(folder), 60 * minutes, frozenset(skip), progress).evidence()
 
 
@@ -85,7 +94,7 @@ class _Probing:
 
     def __post_init__(self) -> None:
         at_hand = (psutil.cpu_count(), psutil.virtual_memory().total)
-        self.keys = keys(self.need, self.sample, self.seconds, base_state(self.need.base), at_hand)
+        self.keys = keys(self.need, self.sample, self.seconds, base_state(self.need.base), at_hand, self.kept.folder)
         self.plan = self.kept.plan(self.keys["knowledge"])
         self.missing |= dict.fromkeys(self.skip, "skipped")
 
@@ -131,8 +140,6 @@ class _Probing:
         """The base, loaded, with as many questions as the time allows: only if a probe has to ask."""
         self.progress("base", f"loading {self.need.base}")
         model = adapt(*load_base(self.need.base, dtype=self.need.dtype, quantize=self.need.quantize))
-        if model.labels or not hasattr(model.base, "generate"):
-            raise ValueError(f"{self.need.base} does not make texts: the advisor asks language models")
         train, held_out = (self._readable(model, each) for each in (self.sample.train, self.sample.held_out))
         asked = Questions(model, train, held_out, self.sample.metric, self.need.max_new_tokens, self._finding())
         return self._sized(self._that_fit(asked))
@@ -220,7 +227,7 @@ class _Probing:
         if not self.need.documents:
             return None
         collection = Collection(self.kept.folder / COLLECTION)
-        for number, event in enumerate(taken_in(collection, *listed(self.need.documents)), start=1):
+        for number, event in enumerate(taken_in(collection, *listed(self.need.documents), self.kept.folder), start=1):
             self.progress("documents", f"{number} taken in: {event.document}")
         self.plan["documents"] = len(collection.documents())
         if not self.plan["documents"]:

@@ -20,8 +20,7 @@ from halka.models import context, hidden_states, logits, pad_id
 from halka.models.attention import use_attention
 from halka.rag.passages import Passage
 
-BATCH = 16
-BATCH_TOKENS = 4096
+BATCH, BATCH_TOKENS = 16, 4096  # examples, and tokens with padding, that are asked or read at once
 SHOTS = {CLOSED: 0, EXAMPLES: 4, DOCUMENTS: 0, BOTH: 2}  # with passages fewer, as each shot brings its own
 
 
@@ -84,15 +83,21 @@ class Questions:
     ) -> list[str]:
         """What the base, an adapter, or an adapter for each answers."""
         texts = [""] * len(asked)
-        for number, text in generate(self.model, names, asked, max_new_tokens=self.max_new_tokens, batch_size=BATCH):
-            texts[number] = text
-            if done is not None:
-                done()
+        each_by = [names] * len(asked) if names is None or isinstance(names, str) else names
+        lengths = [len(encode_prompt(each, self.model.tokenizer)) + self.max_new_tokens for each in asked]
+        for chosen in plan(lengths, seed=0, epoch=0, batch_tokens=BATCH_TOKENS, batch_size=BATCH):
+            by, put = [each_by[index] for index in chosen], [asked[index] for index in chosen]
+            made = generate(self.model, by, put, max_new_tokens=self.max_new_tokens, batch_size=BATCH)
+            for number, text in made:
+                texts[chosen[number]] = text
+                if done is not None:
+                    done()
         return texts
 
-    def values(self, texts: Sequence[str], examples: Sequence[Example] | None = None) -> tuple[float, ...]:
-        """What answers to the held-out examples are worth."""
-        return worth(self.metric, texts, [each.answers for each in examples or self.held_out])
+    def values(self, texts: Sequence[str], condition: str = CLOSED) -> tuple[float, ...]:
+        """What answers to the held-out examples are worth, as they were asked under a condition."""
+        references = [each.answers for each in self.held_out]
+        return worth(self.metric, texts, references, passages=condition in (DOCUMENTS, BOTH))
 
     def read(self, condition: str) -> list[tuple[list[int], np.ndarray]]:
         """The bare base's losses of the held-out answers under a condition; whoever asks again reads nothing anew."""

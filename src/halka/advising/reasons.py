@@ -18,7 +18,7 @@ FALLS = 0.1  # share of a loss by which it falls visibly: twice the width of a t
 HELD = 0.6  # share of answers that stand in the passages found, below which retrieval is the weak part; a convention
 FEW = 30  # held-out examples below which an interval of a share is wider than 0.35 (binomial, at one half)
 NAMED = 5  # places that are named
-LEAKED = 0.05  # share of held-out examples that stand in the training data, from which scores flatter; a convention
+LEAKED = 0.05  # share of held-out examples that stand in the training data, from which it is told; a convention
 
 Rule = Callable[[Evidence], str | None]
 
@@ -169,8 +169,12 @@ def _dirty(evidence: Evidence) -> str | None:
         told.append(f"{clean.contradictory} of {train} examples ask what another asks and have another answer")
     if clean.repeated:
         told.append(f"{clean.repeated} stand there twice")
-    if clean.leaked > LEAKED * evidence.subject.held_out:
-        told.append(f"{clean.leaked} held-out questions stand in the training data, so scores flatter")
+    held_out = max(clean.held_out, evidence.subject.held_out)
+    if clean.leaked > LEAKED * held_out:
+        told.append(
+            f"{clean.leaked} of {held_out} held-out questions stand in the training data: the pilot leaves them out, "
+            "but scores of an adapter that is trained on all of it flatter"
+        )
     return "; ".join(told) or None
 
 

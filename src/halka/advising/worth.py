@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import statistics
 from collections.abc import Sequence
 
@@ -13,10 +14,16 @@ from halka.metrics import find_metric
 from halka.rag.prompt import CITATION
 
 SHORT = 5  # words of an answer that is a name or a number rather than a text
+CITED = re.compile(rf"(\s*{CITATION.pattern})+(?=\s*\.?\s*$)")  # at an answer's end, before or after its full stop
 
 
-def worth(metric: str, texts: Sequence[str], references: Sequence[Sequence[str]]) -> tuple[float, ...]:
-    """Each answer's worth by the metric, as a share of its range; citations of passages do not count.
+def worth(
+    metric: str, texts: Sequence[str], references: Sequence[Sequence[str]], *, passages: bool = False
+) -> tuple[float, ...]:
+    """Each answer's worth by the metric, as a share of its range.
+
+    passages   whether passages were shown: citations of them at an answer's end do not count then, unless what is
+               accepted has such marks itself
 
     A measure of a whole corpus is taken of each answer alone. Raises ValueError for a metric that there is not.
     """
@@ -24,7 +31,9 @@ def worth(metric: str, texts: Sequence[str], references: Sequence[Sequence[str]]
     low, high = measure.range
     values = []
     for text, accepted in zip(texts, references, strict=True):
-        counts = measure.per_item(CITATION.sub("", text).strip(), accepted)
+        if passages and not any(map(CITATION.search, accepted)):
+            text = CITED.sub("", text).strip()
+        counts = measure.per_item(text, accepted)
         value = float(measure.aggregate({key: np.array([float(count)]) for key, count in counts.items()})[0])
         share = (value - low) / (high - low) if np.isfinite(value) else 0.0
         values.append(min(1.0, max(0.0, share if measure.higher_is_better else 1 - share)))

@@ -109,18 +109,23 @@ class Collection:
         return [*self._roots()]
 
     def add(
-        self, paths: Iterable[str | Path], *, readers: Sequence[str] = (EVERYONE,), tags: Sequence[str] = ()
+        self,
+        paths: Iterable[str | Path],
+        *,
+        readers: Sequence[str] = (EVERYONE,),
+        tags: Sequence[str] = (),
+        leave_out: str | Path | None = None,
     ) -> Iterator[Event]:
         """Take in files, and whatever is readable in folders, in the order of their names; a generator: print it.
 
         What is in the collection already and has not changed is left alone. Who may read the documents is `readers`:
         names of people or groups, or everyone. A path that was added before gets the readers and tags named now, and
         so does at once every document there, without being read; but what was added by a path below keeps its own, and
-        what was removed stays away until it is added by its own path.
+        what was removed stays away until it is added by its own path. So does what is below the folder `leave_out`.
         A file that cannot be read is skipped and told; if it was readable before, its older passages stay.
         Raises ValueError for a path that is not there.
         """
-        added = []
+        added, out = [], None if leave_out is None else str(Path(leave_out).expanduser().resolve())
         for path in paths:
             found = Path(path).expanduser().resolve()
             if not found.exists():
@@ -129,11 +134,13 @@ class Collection:
             added.append(Root(str(found), tuple(sorted(named(readers))), tuple(sorted(named(tags)))))
         with self._lock:
             roots = self._roots().adding(added)
+            if out is not None:
+                roots = roots.removing(out)
             self._write(self._settings() | roots.settings())
             events = self._set_access(roots)
         yield from events
         for path in roots.removed:
-            if any(within(path, root.path) for root in added):
+            if path != out and any(within(path, root.path) for root in added):
                 yield Event("skipped", path, reason=f"{path} was removed: add it by its own path to have it again")
         yield from self._take_in(roots.given(each.path for each in added), {each.document for each in events})
 

@@ -103,7 +103,7 @@ class Roots:
         """The files at these paths, each once, and as the deepest path above it has it."""
         seen: set[str] = set()
         for path in paths:
-            for file in _files(Path(path)):
+            for file in files_at(Path(path)):
                 name = str(file)
                 root = self.root(name)
                 if root is not None and name not in seen:
@@ -134,7 +134,7 @@ class Roots:
 
 
 def _is_gone(name: str, root: str) -> bool:
-    """Whether no file is there, or links lead to it. The slow twin of what `_files` finds, for one file."""
+    """Whether no file is there, or links lead to it. The slow twin of what `files_at` finds, for one file."""
     try:
         for folder in Path(name).parents:
             if not within(str(folder), root):
@@ -148,7 +148,7 @@ def _is_gone(name: str, root: str) -> bool:
         return False
 
 
-def _files(root: Path) -> Iterator[Path]:
+def files_at(root: Path) -> Iterator[Path]:
     """What is readable at a path, in the order of names; hidden files and folders are not looked into, nor links."""
     if root.is_symlink():
         return

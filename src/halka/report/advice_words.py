@@ -169,9 +169,10 @@ def agreement_said(learnability: Any) -> str | None:
 def cleanliness_said(evidence: Any) -> str:
     """What is wrong with the data by itself, in a sentence."""
     found, subject = evidence.cleanliness, evidence.subject
+    held_out = max(found.held_out, subject.held_out)
     return (
         f"Of {plural(subject.train, 'training example')}, {found.repeated} repeated and {found.contradictory} "
-        f"contradictory; of {subject.held_out} held out, {found.leaked} with a question that stands in the training "
+        f"contradictory; of {held_out} held out, {found.leaked} with a question that stands in the training "
         f"data; {plural(found.answers, 'different answer')}."
     )
 
