@@ -9,7 +9,7 @@ Each case is a process of its own: it imports everything, trains a model of two 
 kernels and libraries need once is there, and notes what it holds; then it loads a base with random weights (SmolLM2:
 its own) from a file, reads them all, and trains it for two steps. What its peak is beyond that is compared with the
 estimate, to which nothing is fitted. For its time it trains for five steps in one more process, where the machine is
-calibrated right before and after; the median of all steps but the first is compared with the mean of both estimates.
+measured right before and after; the median of all steps but the first is compared with the mean of both estimates.
 The published figures are of other software on a GPU, with the settings that it names; they stand beside estimates for
 ours.
 
@@ -37,7 +37,7 @@ from transformers import AutoConfig, LlamaConfig
 
 import halka
 from halka import machine
-from halka.estimating.devices import calibrated
+from halka.estimating.here import processor_here
 from halka.estimating.rehearsing import Setup, model_of, rehearse, training_items
 from halka.methods import made
 from halka.models.kinds import KINDS as KIND_CLASSES
@@ -153,8 +153,7 @@ def timed(given: dict[str, Any]) -> dict[str, Any]:
     work = rehearse(config, made(given["method"], {}), how).work
 
     def estimate() -> float:
-        width = config.get_text_config().hidden_size
-        return calibrated(how.dtype, how.rows * how.length, width).seconds(work, how.dtype)
+        return processor_here(how.dtype).seconds(work, how.dtype)
 
     before = estimate()
     seconds = run(_source(given, Path(given["folder"])), given["method"], how, TIMED)[1:]

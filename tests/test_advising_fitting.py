@@ -15,7 +15,8 @@ from halka.advising import fitting
 from halka.advising.evidence import Fit, restored
 from halka.advising.fitting import fit
 from halka.estimating import Setup, rehearse
-from halka.estimating.devices import CONTEXT, DEVICES, PROCESS, Device, gpu_here
+from halka.estimating.devices import DEVICES, Device
+from halka.estimating.hardware import CONTEXT, PROCESS, gpu_here
 from halka.methods import made
 from tiny import CONFIGS
 
@@ -141,7 +142,7 @@ def test_a_device_of_the_table_has_its_memory_and_speed():
 
 def test_without_anything_named_it_is_this_machine(monkeypatch):
     slow = Device("here", {"bfloat16": 1e9}, 1e9)
-    monkeypatch.setattr("halka.estimating.devices.calibrated", lambda *given: slow)
+    monkeypatch.setattr("halka.estimating.hardware.processor_here", lambda *given: slow)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     monkeypatch.setattr(fitting, "available", lambda: 2 * 10**9)
     found = fit(CONFIG, methods=["prompt"], **SIZES)

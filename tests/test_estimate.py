@@ -15,10 +15,12 @@ import halka
 from halka.cli import app
 from halka.core import bytes_of, count_of
 from halka.estimating import FAMILIES, Setup, largest_batch, rehearse
-from halka.estimating.costs import Work
-from halka.estimating.devices import CACHE, DEVICES, Device, Processor, calibrated
+from halka.estimating.costs import Call, Layout, Plain, Work
+from halka.estimating.devices import DEVICES, Device
+from halka.estimating.doing import Doer
 from halka.estimating.ghosts import Ghost, Rehearsal
 from halka.estimating.heap import PAGE, Heap
+from halka.estimating.here import LONG, Processor, processor_here
 from halka.estimating.rehearsing import model_of, training_items
 from halka.machine import LARGE, RETURNED
 from halka.methods import made
@@ -280,22 +282,68 @@ def test_time_is_of_what_takes_longest():
     assert all(each.source and each.memory for each in DEVICES.values())
 
 
-def test_on_a_processor_nothing_overlaps_with_starting():
-    figures = {"cached": 20.0, "fresh": 0.5, "product_start": 3.0, "attention": 50.0}
-    here = Processor("here", {"float32": 100.0}, 10.0, start=1.0, **figures)
-    assert here.seconds({Work(0, 60): 2}, "float32") == 2 * (1 + 3)
-    assert here.seconds({Work(500, 20): 1}, "float32") == 3 + 5
-    assert here.seconds({Work(500, 200): 1}, "float32") == 3 + 10
-    assert here.seconds({Work(500, 20, attention=True): 1}, "float32") == 3 + 10
-    assert here.seconds({Work(0, 60, fresh=40): 1}, "float32") == 1 + 3 + 20
-    assert here.seconds({Work(0, 2 * CACHE): 1}, "float32") == 1 + 2 * CACHE / 10
+def test_what_is_not_done_takes_its_products_or_its_memory():
+    """Starting does not overlap with the rest on a processor, nor do new pages."""
+    here = Processor("here", {"float32": 100.0}, 10.0, start=1.0, fresh=0.5)
+    assert here.seconds({Work(0, 60): 2}, "float32") == 2 * (1 + 6)
+    assert here.seconds({Work(500, 20): 1}, "float32") == 1 + 5
+    assert here.seconds({Work(500, 20, fresh=40): 1}, "float32") == 1 + 5 + 20
+    call = works_of(config_of(), "lora")[0].call
+    assert here.seconds({Work(100 * int(LONG + 1), 0, call=call): 1}, "float32") == 1 + int(LONG + 1)
+    assert not here.doer.known
+
+
+def works_of(config, method: str, **changes) -> list[Work]:
+    """What of a step can be done again."""
+    work = rehearse(config, made(method, {}), replace(SIZES, **changes)).work
+    return [each for each in work if each.call is not None]
+
+
+@pytest.mark.parametrize("architecture", ["llama", "gemma2", "mixtral", "bert", "t5"])
+@pytest.mark.parametrize("method", ["lora", "full"])
+def test_every_operation_of_a_step_can_be_done_again(architecture, method):
+    """On made-up tensors, and the numbers that are drawn afterwards are those that would have been."""
+    doer, state = Doer(spent=0.0), torch.get_rng_state()
+    works = works_of(config_of(architecture), method, kind=setup_of(architecture).kind, dtype="bfloat16")
+    assert len(works) > 30
+    assert not [each.call.func for each in works if doer.seconds(each.call, 0.0) is None]
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+def test_an_operation_is_done_on_tensors_of_its_sizes_once_for_all_alike(monkeypatch):
+    seen = []
+
+    def func(*args, **kwargs):
+        seen.append((args, kwargs))
+        return args[0]
+
+    layout = Layout((2, 3), (1, 4), torch.bfloat16)
+    counts = Layout((2,), (1,), torch.int32, (5, 9))
+    call = Call(func, ((layout, layout), counts, Plain(bool, True)), ((Plain(str, "dim"), Plain(int, 1)),))
+    doer = Doer(spent=0.0)
+    assert doer.seconds(call, 0.0) == doer.seconds(Call(*call), 0.0)
+    ((pair, numbers, flag), kwargs) = seen[0]
+    assert [(each.shape, each.stride(), each.dtype) for each in pair] == [((2, 3), (1, 4), torch.bfloat16)] * 2
+    assert numbers.tolist() == [5, 9]
+    assert (flag, kwargs) == (True, {"dim": 1})
+    done = len(seen)
+    doer.seconds(call, 0.0)
+    assert len(seen) == done
+
+
+def test_what_refuses_made_up_values_is_told_by_its_size():
+    def refusing(*_):
+        raise RuntimeError("no such values")
+
+    here = Processor("here", {"float32": 100.0}, 10.0, start=1.0, fresh=0.0)
+    assert here.seconds({Work(500, 20, call=Call(refusing, (), ())): 1}, "float32") == 1 + 5
 
 
 @pytest.mark.slow
 def test_this_machine_is_measured():
-    here = calibrated("float32", 64, 512)
-    assert min(here.flops["float32"], here.bandwidth, here.cached, here.attention) > 1e6
-    assert 0 < here.start <= here.product_start < 1
+    here = processor_here("float32")
+    assert min(here.flops["float32"], here.bandwidth) > 1e6
+    assert 0 <= here.start < 1
     assert 0 <= here.fresh < 1
 
 
@@ -314,12 +362,12 @@ def work_of_one(do, heap: Heap | None = None) -> Work:
 def test_attention_of_a_processor_is_counted():
     attend = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
     forward = work_of_one(lambda heads, _: attend(heads, heads, heads))
-    assert (forward.flops, forward.attention) == (2 * 2 * 2 * 4 * 16 * 16 * 8, True)
+    assert forward.flops == 2 * 2 * 2 * 4 * 16 * 16 * 8
     config = config_of(**WIDE, max_position_embeddings=1024)
-    works = [rehearse(config, halka.LoRA(), replace(SIZES, rows=1, length=length)).work for length in (600, 16)]
+    works = [works_of(config, "lora", rows=1, length=length) for length in (600, 16)]
+    attending = [sorted({each.flops for each in some if "attention" in str(each.call.func)}) for some in works]
     scores = 2 * 4 * 600 * 600 * 32
-    assert sorted({each.flops for each in works[0] if each.attention}) == [2 * scores, 5 * scores]
-    assert not any(each.attention for each in works[1])
+    assert attending == [[2 * scores, 5 * scores], []]
 
 
 def test_what_is_not_touched_costs_no_bytes():

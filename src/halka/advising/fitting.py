@@ -11,7 +11,7 @@ from typing import Any
 from halka.advising.evidence import Fit, Option
 from halka.core import Method
 from halka.estimating import Memory, Setup, at_least_one, largest_batch, prepared, rehearse, row_of
-from halka.estimating.devices import Hardware, gpu_here, hardware
+from halka.estimating.hardware import Hardware, gpu_here, hardware_of
 from halka.estimating.rehearsing import Rehearsed
 from halka.machine import available
 from halka.methods import Full, made
@@ -57,7 +57,7 @@ def fit(
     config, setup = prepared(base, kind, rows=batch_size, length=length, dtype=dtype, labels=labels)
     at_least_one(tasks=tasks)
     chosen = [made(name, {}) for name in methods]
-    where = _hardware(config, setup, memory, device)
+    where = _hardware(dtype, memory, device)
     options, parts, refused, sizes = [], {}, [], {}
     for method in chosen:
         if progress is not None:
@@ -76,15 +76,14 @@ def fit(
     return Fit(name, where.memory, where.process, length, batch_size, tasks, tuple(options), parts)
 
 
-def _hardware(config: Any, setup: Setup, memory: int | None, device: str | None) -> Hardware:
+def _hardware(dtype: str, memory: int | None, device: str | None) -> Hardware:
     if device is None and memory is None:
         if (gpu := gpu_here()) is not None:
             return gpu
         device = "here"
     if device == "here" and memory is None:
         memory = available()
-    width = config.get_text_config().hidden_size
-    return hardware(device, memory, dtype=setup.dtype, tokens=setup.rows * setup.length, width=width)
+    return hardware_of(device, memory, dtype)
 
 
 def _best(

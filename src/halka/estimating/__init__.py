@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from halka.core import Method, described
-from halka.estimating.devices import Hardware, hardware
+from halka.estimating.hardware import Hardware, hardware_of
 from halka.estimating.rehearsing import Memory, Rehearsed, Setup, rehearse
 from halka.methods import made
 from halka.models.classes import usual_kind
@@ -108,9 +108,9 @@ def estimate(
     base     a short name, a folder, a name on the hub, or a transformers configuration
     kind, labels, dtype, quantize   as `load_base` takes them; labels only as many as they are
     memory   bytes that it is to fit in, of a GPU unless the device is "here"; the largest batch that does is looked for
-    device   of `devices.DEVICES`: whose memory and speed it is; "here" for this machine's processor, whose speed
-             two seconds of products and copies tell; without both it is for this machine's processor, and no seconds
-             are told
+    device   of `devices.DEVICES`: whose memory and speed it is; "here" for this machine's processor, on which
+             each operation of a step is done and timed; without both it is for this machine's processor, and no
+             seconds are told
 
     A batch is rows of equal length that all carry loss: the most that `batch_size` and `length` allow.
     Raises ValueError as `load_base`, `adapt` and `AdaptedModel.add` do, and for a device nobody knows.
@@ -127,8 +127,7 @@ def estimate(
         labels=labels,
     )
     at_least_one(tasks=tasks)
-    width = config.get_text_config().hidden_size
-    where = hardware(device, memory, dtype=dtype, tokens=batch_size * length, width=width)
+    where = hardware_of(device, memory, dtype)
     chosen = [made(each, {}) if isinstance(each, str) else each for each in methods]
     rows, found = [], None
     for method in chosen:

@@ -13,28 +13,52 @@ from torch.utils.flop_counter import flop_registry
 aten: Any = torch.ops.aten
 
 
+class Layout(NamedTuple):
+    """All that there is of a tensor without content; of a few whole numbers, which may decide over the work, these."""
+
+    size: tuple[int, ...]
+    stride: tuple[int, ...]
+    dtype: torch.dtype
+    values: tuple[int, ...] | None = None
+
+
+class Plain(NamedTuple):
+    """Any other argument; its kind counts, for True is not 1."""
+
+    kind: type
+    value: Any
+
+
+class Call(NamedTuple):
+    """An operation and what it is given, by which it is known again: layers are alike."""
+
+    func: Any
+    args: tuple[Any, ...]
+    kwargs: tuple[Any, ...]
+
+
 class Work(NamedTuple):
     """
-    flops       of its products
-    bytes       that it reads and writes
-    fresh       bytes of these that no freed memory is used for again, so that the system clears them (on a CPU)
-    attention   whether the products are those of a kernel of attention
+    flops   of its products
+    bytes   that it reads and writes
+    fresh   bytes of these that no freed memory is used for again, so that the system clears them (on a CPU)
+    call    the operation, for whoever can do it
     """
 
     flops: int
     bytes: int
     fresh: int = 0
-    attention: bool = False
+    call: Call | None = None
 
 
-def work_of(func: Any, args: Any, kwargs: Any, out: Any, fresh: int = 0) -> Work | None:
+def work_of(func: Any, args: Any, kwargs: Any, out: Any, fresh: int = 0, call: Call | None = None) -> Work | None:
     """What it cost to compute `out`; None for what is free: another view of the same memory."""
     if _free(func):
         return None
     packet = func._overloadpacket
     flops = _FLOPS.get(packet) or flop_registry.get(packet)
     moved = sum(each.numel() * each.element_size() for each in _moved(func, args, kwargs, out))
-    return Work(flops(*args, **kwargs, out_val=out) if flops else 0, moved, fresh, packet in _ATTENTION)
+    return Work(flops(*args, **kwargs, out_val=out) if flops else 0, moved, fresh, call)
 
 
 def tensors(values: Iterable[Any]) -> Iterator[Tensor]:
@@ -72,11 +96,12 @@ def _moved(func: Any, args: Any, kwargs: Any, out: Any) -> list[Tensor]:
     return [*read, *written]
 
 
-_ATTENTION = aten._scaled_dot_product_flash_attention_for_cpu, aten._scaled_dot_product_flash_attention_for_cpu_backward
 _FLOPS = {  # that torch does not count
     aten._grouped_mm: grouped_flops,
-    _ATTENTION[0]: flop_registry[aten._scaled_dot_product_flash_attention],
-    _ATTENTION[1]: flop_registry[aten._scaled_dot_product_flash_attention_backward],
+    aten._scaled_dot_product_flash_attention_for_cpu: flop_registry[aten._scaled_dot_product_flash_attention],
+    aten._scaled_dot_product_flash_attention_for_cpu_backward: flop_registry[
+        aten._scaled_dot_product_flash_attention_backward
+    ],
 }
 _EMPTY = {aten.empty, aten.empty_like, aten.empty_strided, aten.new_empty, aten.new_empty_strided}
 _PICKING = {aten.embedding, aten.gather, aten.index, aten.index_select}  # as much is read as comes out

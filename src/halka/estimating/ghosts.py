@@ -11,7 +11,7 @@ import weakref
 from collections import Counter
 from collections.abc import ItemsView
 from contextlib import ExitStack
-from typing import Any, NamedTuple, Protocol
+from typing import Any, Protocol
 from unittest.mock import patch
 
 import torch
@@ -21,9 +21,10 @@ from torch.autograd.graph import _engine_run_backward
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode, return_and_correct_aliasing
 
-from halka.estimating.costs import Work, aten, tensors, work_of
+from halka.estimating.costs import Call, Layout, Plain, Work, aten, tensors, work_of
 
 REAL = 2**22  # values; of more, whole numbers are ghosts too
+FEW = 64  # whole numbers that are told apart: where experts' tokens end, for instance
 META, GPU = torch.device("meta"), torch.device("cuda")
 RECENT = (8, 0)  # the compute capability that kernels for experts ask for
 
@@ -97,7 +98,7 @@ class Rehearsal(TorchDispatchMode):
         self.work: Counter[Work] = Counter()
         self._allocator = allocator
         self._there: dict[int, Any] = {}  # a storage's address -> what sees it go
-        self._known: dict[Any, Any] = {}  # what comes out of an operation: layers are alike
+        self._known: dict[Call, Any] = {}  # what comes out of an operation: layers are alike
         self._ghost = GPUGhost if gpu else Ghost
         self._gpu = gpu
         self._entered = ExitStack()
@@ -128,23 +129,23 @@ class Rehearsal(TorchDispatchMode):
             args = (args[0], _numbered(args[1]), *args[2:])
         given = [*tensors((*args, *kwargs.values()))]
         if any(isinstance(each, Ghost) for each in given) or not _stays_real(func, args, kwargs):
-            out = self._imagined(func, args, kwargs)
+            call = _call(func, args, kwargs)
+            out = self._imagined(call, args, kwargs)
         else:
-            out = func(*args, **kwargs)
+            call, out = None, func(*args, **kwargs)
         fresh = sum(self._see(each.inner if isinstance(each, Ghost) else each) for each in tensors((out,)))
-        if (work := work_of(func, args, kwargs, out, fresh)) is not None:
+        if (work := work_of(func, args, kwargs, out, fresh, call)) is not None:
             self.work[work] += 1
         return out
 
-    def _imagined(self, func: Any, args: Any, kwargs: Any) -> Any:
-        if _shares(func):
-            return return_and_correct_aliasing(func, args, kwargs, self.ghosts(_on_meta(func, args, kwargs)))
-        key = (func, _shapes(args), _shapes(kwargs.items()))
-        if key not in self._known:
-            out = _on_meta(func, args, kwargs)
-            self._known[key] = _like(out)
+    def _imagined(self, call: Call, args: Any, kwargs: Any) -> Any:
+        if _shares(call.func):
+            return return_and_correct_aliasing(call.func, args, kwargs, self.ghosts(_on_meta(call.func, args, kwargs)))
+        if call not in self._known:
+            out = _on_meta(call.func, args, kwargs)
+            self._known[call] = _like(out)
             return self.ghosts(out)
-        return self.ghosts(_made(self._known[key]))
+        return self.ghosts(_made(self._known[call]))
 
     def ghosts(self, value: Any) -> Any:
         if isinstance(value, Tensor):
@@ -199,7 +200,7 @@ def _on_meta(func: Any, args: Any, kwargs: Any) -> Any:
     args, kwargs = _inner(args), {key: _inner(each) for key, each in kwargs.items()}
     if "device" in kwargs or not any(True for _ in tensors((*args, *kwargs.values()))):
         kwargs["device"] = META
-    return (_grouped if func is aten._grouped_mm.default else func)(*args, **kwargs)
+    return _ON_META.get(func, func)(*args, **kwargs)
 
 
 def _grouped(tokens: Tensor, weights: Tensor, *rest: Any, **more: Any) -> Any:
@@ -208,39 +209,44 @@ def _grouped(tokens: Tensor, weights: Tensor, *rest: Any, **more: Any) -> Any:
     return made.to(tokens.dtype)
 
 
+def _normed(tokens: Tensor, shape: Any, weight: Tensor | None, *rest: Any) -> Any:
+    """Means and deviations are in the tokens' precision on a CPU, unless weights are in a higher one."""
+    made, *about = aten.native_layer_norm.default(tokens, shape, weight, *rest)
+    kind = tokens.dtype if weight is None else weight.dtype
+    return made, *(each.to(kind) for each in about)
+
+
 def _inner(value: Any) -> Any:
     if isinstance(value, Tensor):
         return value.inner if isinstance(value, Ghost) else value.to(META)
     return type(value)(map(_inner, value)) if isinstance(value, list | tuple) else value
 
 
-class _Layout(NamedTuple):
-    """All that there is of a tensor on the meta device."""
-
-    size: tuple[int, ...]
-    stride: tuple[int, ...]
-    dtype: torch.dtype
-
-
 def _like(value: Any) -> Any:
     if isinstance(value, Tensor):
-        return _Layout(tuple(value.shape), value.stride(), value.dtype)
+        return Layout(tuple(value.shape), value.stride(), value.dtype)
     return [*map(_like, value)] if isinstance(value, list | tuple) else value
 
 
 def _made(value: Any) -> Any:
-    if isinstance(value, _Layout):
+    if isinstance(value, Layout):
         return torch.empty_strided(value.size, value.stride, dtype=value.dtype, device=META)
     return tuple(map(_made, value)) if isinstance(value, list) else value
 
 
-def _shapes(value: Any) -> Any:
-    """What an operation's arguments have in common with others of which the same comes out; a number's kind counts."""
+def _call(func: Any, args: Any, kwargs: Any) -> Call:
+    """What an operation has in common with others that do the same work and of which the same comes out."""
+    return Call(func, _told(args), _told(kwargs.items()))
+
+
+def _told(value: Any) -> Any:
     if isinstance(value, Tensor):
-        return value.shape, value.stride(), value.dtype
+        known = value.numel() <= FEW and value.dtype in _WHOLE and not isinstance(value, Ghost)
+        values = tuple(value.flatten().tolist()) if known else None
+        return Layout(tuple(value.shape), value.stride(), value.dtype, values)
     if isinstance(value, list | tuple | ItemsView):
-        return tuple(map(_shapes, value))
-    return type(value), value
+        return tuple(map(_told, value))
+    return Plain(type(value), value)
 
 
 def _numbered(indices: Any) -> list[Any]:
@@ -280,7 +286,9 @@ _TOLD = {
     aten.topk.default: _top,
     aten.is_pinned.default: lambda tensor, device=None: False,
 }
+_ON_META = {aten._grouped_mm.default: _grouped, aten.native_layer_norm.default: _normed}
 _FILLED = {aten.empty, aten.empty_strided, aten.zeros, aten.ones, aten.full, aten.rand, aten.randn}
+_WHOLE = (torch.int32, torch.int64)
 _INDEXING = (aten.index.Tensor, aten.index_put.default, aten.index_put_.default)
 
 

@@ -1,0 +1,103 @@
+"""An operation's time on this machine's processor: it is done, on made-up tensors of the same sizes, and timed."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from halka.estimating.costs import Call, Layout, Plain, tensors
+from halka.machine import LARGE
+
+TURNS = 128 * 2**20  # bytes of tensors that are taken in turn: more than caches hold, as a step has more in between
+MOST_TURNS = 4
+LEAST_TIMES = 3
+
+
+class Doer:
+    """Seconds of operations, each of which is done when it is asked for the first time.
+
+    spent   seconds that an operation is done for, again and again, if it is not done `LEAST_TIMES` by then
+    """
+
+    def __init__(self, spent: float = 0.005) -> None:
+        self.known: dict[Call, float | None] = {}
+        self._spent = spent
+
+    def seconds(self, call: Call, fresh: float) -> float | None:
+        """How long it takes, without the pages that are new to the process, whose bytes take `fresh` seconds each.
+
+        None for an operation that refuses made-up values.
+        """
+        if call not in self.known:
+            with torch.no_grad(), torch.random.fork_rng(devices=()):
+                try:
+                    self.known[call] = _timed(call, fresh, self._spent)
+                except (RuntimeError, IndexError, ValueError):
+                    self.known[call] = None
+        return self.known[call]
+
+
+def _timed(call: Call, fresh: float, spent: float) -> float:
+    given = _given(call)
+    size = sum(each.numel() * each.element_size() for each in tensors((*given[0], *given[1].values())))
+    turns = [given, *(_given(call) for _ in range(_turns(size) - 1))]
+    place = 0
+
+    def do() -> Any:
+        nonlocal place
+        args, kwargs = turns[place % len(turns)]
+        place += 1
+        return call.func(*args, **kwargs)
+
+    out = do()
+    own = sum(each.nbytes for each in tensors((out,)) if each.nbytes >= LARGE)  # these are new pages every time
+    del out
+    return max(0.0, least(do, spent, len(turns)) - own * fresh)
+
+
+def _turns(size: int) -> int:
+    return max(1, min(MOST_TURNS, TURNS // max(1, size)))
+
+
+def _given(call: Call) -> tuple[list[Any], dict[str, Any]]:
+    return _real(call.args), dict(_real(call.kwargs))
+
+
+def _real(value: Any) -> Any:
+    if isinstance(value, Layout):
+        return _tensor(value)
+    if isinstance(value, Plain):
+        return value.value
+    return [*map(_real, value)]
+
+
+def _tensor(layout: Layout) -> Tensor:
+    """Of numbers to learn some around zero; of whole numbers those that are known, else zeros."""
+    if layout.values is not None:
+        return torch.tensor(layout.values, dtype=layout.dtype).view(layout.size)
+    extent = 1 + sum((size - 1) * stride for size, stride in zip(layout.size, layout.stride, strict=True))
+    storage = torch.zeros(max(0, extent) if math.prod(layout.size) else 0, dtype=layout.dtype)
+    if layout.dtype.is_floating_point:
+        storage.normal_()
+    return storage.as_strided(layout.size, layout.stride)
+
+
+def least(do: Callable[[], object], spent: float, times: int = LEAST_TIMES) -> float:
+    """The least time of doing it, again and again for a while: other work on the machine only adds to it."""
+    return min(_times(do, spent, times))
+
+
+def _times(do: Callable[[], object], spent: float, times: int) -> Iterator[float]:
+    begun, done = time.perf_counter(), 0
+    while done < times or time.perf_counter() - begun < spent:
+        started = time.perf_counter()
+        do()
+        yield time.perf_counter() - started
+        done += 1
+        if time.perf_counter() - begun > 10 * spent and done > 1:
+            return
