@@ -208,6 +208,25 @@ def test_what_was_not_seen_once_tells_nothing_of_more_data(questions, monkeypatc
     plans = (Plan("LoRA", "lora", {"rank": 2}), Plan("part", "lora", {"rank": 2}, share=0.5))
     assert learnability(questions, 0.0, batch_size=8, plans=plans).more is not None  # 24 examples, 12 of them, in 3 × 8
     assert learnability(questions, 0.0, batch_size=4, plans=plans).more is None
+    monkeypatch.setattr(learning, "BATCH_TOKENS", 40)  # two or three examples
+    found = learnability(questions, 0.0, batch_size=8, plans=plans)
+    assert found.more is None
+    assert {each.seen for each in found.trials} <= {3, 4, 5, 6, 7, 8, 9}
+
+
+def test_the_curve_goes_on_from_what_was_seen_to_what_there_is(questions, monkeypatch):
+    monkeypatch.setattr(learning, "MOST_STEPS", 3)
+    parts = (0.25, 0.5, 1.0)
+    plans = tuple(Plan(f"LoRA {share}", "lora", {"rank": 2}, share=share) for share in parts)
+    all_seen = learnability(questions, 0.0, batch_size=8, plans=plans)
+    assert [each.seen for each in all_seen.trials] == [6, 12, 24]
+    assert (all_seen.examples, all_seen.owned) == (24, None)
+    many = learnability(questions, 0.0, batch_size=4, plans=plans, owned=1000)  # the whole is not seen whole
+    assert [(each.examples, each.seen) for each in many.trials] == [(6, 6), (12, 12), (24, 12)]
+    assert many.examples == 1000
+    assert many.owned is not None
+    assert many.more is not None
+    assert many.more.value <= many.owned.value
 
 
 def test_trials_that_fail_are_left_out(questions):

@@ -279,6 +279,29 @@ def test_less_data_tells_what_more_would_bring():
     assert advise_from(evidence(strength=strong, learnability=learned(*parts, more=loss(1.15)))).choice == "peft"
 
 
+def test_what_the_user_has_is_no_more_data():
+    """A pilot saw a part of the examples: its curve goes to all of them for tuning, and on from there for more."""
+    parts = (trial("half", 1.6, 0.3, examples=100, seen=100), trial("LoRA", 1.2, 0.5, seen=200))
+    many = evidence(strength=strength(0.0, 0.1), learnability=learned(*parts, more=loss(0.4), owned=loss(0.5)))
+    advice = advise_from(many)
+    assert advice.choice == "peft"
+    by = {each.choice: each.score.value for each in advice.prospects}
+    assert by["peft"] == pytest.approx(0.5 + (1.2 - 0.5) * 0.2586, abs=0.01)  # what a nat brought in these trials
+    assert 0 < by["data"] - by["peft"] < 0.05
+    weak = replace(many, strength=strength(0.0, 0.0, trivial=0.95))
+    assert advise_from(weak).choice == "data"
+    assert advise_from(replace(weak, learnability=learned(*parts, more=loss(0.48), owned=loss(0.5)))).choice == "base"
+
+
+def test_a_curve_over_the_data_that_is_not_there_is_told():
+    found = evidence(strength=strength(0.0, 0.1), learnability=learned(trial("LoRA", 1.2, 0.5)))
+    advice = advise_from(found)
+    assert any("no curve over the number of examples" in each for each in advice.missing)
+    told = advise_from(replace(found, learnability=learned(trial("LoRA", 1.2, 0.5), more=loss(1.19))))
+    assert told.confidence > advice.confidence
+    assert not told.missing
+
+
 # ── how sure ────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 

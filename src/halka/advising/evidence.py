@@ -90,7 +90,8 @@ class Knowledge:
 class Trial:
     """A short training run: `curve` has (step, held-out loss); `expected` is its loss if it went on for long.
 
-    examples   how many it was trained on
+    examples   how many it was given to train on
+    seen       how many of them its steps came to, the shorter trials not to all; None where that was not kept
     passages   whether questions came with passages
     score, values   of its answers, where they were asked for
     """
@@ -108,14 +109,17 @@ class Trial:
     expected: Score | None = None
     score: Score | None = None
     values: tuple[float, ...] = ()
+    seen: int | None = None
 
 
 @dataclass(frozen=True)
 class Learnability:
     """What short training runs learned.
 
-    trials     all of them; those of one kind with fewer examples are the curve over data size
-    more       the loss to expect with `times` as many examples; None where fewer than two trials saw all of theirs
+    trials     all of them; those of one kind that saw fewer examples are the curve over data size
+    examples   how many there are to train on, of which a pilot is given a part; 0 where that was not kept
+    owned      the loss to expect of them all, where the trials saw fewer
+    more       the loss to expect with `times` as many; None where all trials saw about as many
     agreement  how far two trials agree with each other beyond chance, and with the given answers (Cohen's kappa);
                None where answers are not of few kinds. Models that agree with each other and not with the labels tell
                of wrong labels
@@ -129,6 +133,8 @@ class Learnability:
     more: Score | None = None
     agreement: tuple[float, float] | None = None
     suspects: tuple[str, ...] = ()
+    examples: int = 0
+    owned: Score | None = None
 
     def best(self, *, passages: bool = False) -> Trial | None:
         """Of the small adapters on all of the data, with or without passages, the one with the lowest loss."""

@@ -21,11 +21,12 @@ from halka.advising.curves import extrapolated, interval
 from halka.advising.evidence import Learnability, Trial
 from halka.advising.questions import Questions
 from halka.core import described
+from halka.data.batches import plan as batched
 from halka.files import write_text
 from halka.methods import made as method_of
-from halka.metrics import Score, mean_of
+from halka.metrics import mean_of
 from halka.run import METRICS, TrainConfig, TrainingError
-from halka.training import Job, train_many
+from halka.training import Job, as_tokens, train_many
 
 Progress = Callable[[str], None]
 LEAST_STEPS, MOST_STEPS = 12, 48
@@ -66,6 +67,7 @@ def learnability(
     batch_size: int = 8,
     checkpointing: bool = False,
     plans: Sequence[Plan] = PLANS,
+    owned: int | None = None,
     folder: Path | None = None,
     progress: Progress = lambda _: None,
 ) -> Learnability:
@@ -74,6 +76,7 @@ def learnability(
     batch_size      examples that a trial sees in a step, fewer where they are long
     checkpointing   recompute activations: for where the trials together would not fit
     plans           the trials; one with passages is added where there are documents
+    owned           how many examples there are, those that are not asked here among them; these if not given
 
     With a folder a run that was stopped goes on where it was. Trials that fail are left out.
     Raises TrainingError where all do.
@@ -114,7 +117,7 @@ def learnability(
         seconds=time.perf_counter() - started,
         trials=tuple(trials),
         times=FARTHER,
-        more=_with_more([each for each in trials if each.examples <= each.steps * batch_size]),
+        **_with_more(trials, owned or len(questions.train)),
         **_agreed(questions, closed),
     )
 
@@ -243,6 +246,7 @@ def _trial(
         fields=method["fields"],
         lr=job.config.lr,
         examples=_count(questions, plan),
+        seen=_seen(questions, job),
         passages=plan.passages,
         steps=job.config.steps,
         parameters=questions.model.adapter(job.name).count(),
@@ -254,18 +258,30 @@ def _trial(
     )
 
 
-def _with_more(trials: Sequence[Trial]) -> Score | None:
-    """The loss with more examples, as the trials on parts of them tell; of those that saw all of their examples."""
-    parts = {each.examples: each for each in trials if not each.passages and each.method == "lora"}
-    rates = {each.lr for each in parts.values() if each.examples < max(parts)}
-    alike = sorted(
-        (each for each in trials if each.method == "lora" and each.lr in rates and not each.passages),
-        key=lambda each: each.examples,
-    )
-    points = {float(each.examples): each.loss.value for each in alike}
-    if len(points) < 2:
-        return None
-    return extrapolated([*points.items()], FARTHER * max(points))
+def _seen(questions: Questions, job: Job) -> int:
+    """How many of its examples a job's steps came to: fewer a step where they are long."""
+    lengths = [len(each) for each in as_tokens(questions.model, job.examples, job.config, job.name)]
+    batches = batched(lengths, seed=job.config.seed, epoch=0, **job.config.limits())
+    return sum(map(len, batches[: job.config.steps]))
+
+
+def _with_more(trials: Sequence[Trial], owned: int) -> dict[str, Any]:
+    """The losses of all examples that there are, and of more, as trials tell that saw different numbers of them.
+
+    Nothing where the most is less than twice the least: short trials see the same number, whatever they are given.
+    """
+    loras = [each for each in trials if each.method == "lora" and not each.passages]
+    whole = max((each.examples for each in loras), default=0)
+    rates = {each.lr for each in loras if each.examples < whole}
+    points = [(float(each.seen or each.examples), each.loss.value) for each in loras if each.lr in rates]
+    places = sorted(place for place, _ in points)
+    if not places or places[-1] < 2 * places[0]:
+        return {"examples": owned}
+    return {
+        "examples": owned,
+        "owned": extrapolated(points, owned) if owned > places[-1] else None,
+        "more": extrapolated(points, FARTHER * owned),
+    }
 
 
 def _agreed(questions: Questions, said: Sequence[Sequence[str]]) -> dict[str, Any]:

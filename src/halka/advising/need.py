@@ -117,7 +117,7 @@ def keys(need: Need, found: Sample, seconds: float, base: object, machine: objec
         "cleanliness": [[asdict(each) for each in some] for some in (found.given, found.held_out)],
         "strength": (asked, bool(documents)),  # with documents there is less time for each condition
         "knowledge": (asked, documents),
-        "learnability": (asked, documents, need.full, need.batch_size),
+        "learnability": (asked, documents, need.full, need.batch_size, len(found.given)),
         "fit": (asked["base"], asked["examples"][0], need.batch_size, need.tasks, hardware),
     }
     return {

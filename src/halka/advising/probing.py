@@ -170,6 +170,7 @@ class _Probing:
             batch_size=self.need.batch_size,
             checkpointing=self._is_tight(),
             plans=(*PLANS, ALL_WEIGHTS) if self.need.full else PLANS,
+            owned=len(self.sample.given),
             folder=self.kept.pilot(key),
             progress=self._told("learnability"),
         )

@@ -74,7 +74,7 @@ def _prospects(evidence: Evidence) -> Iterator[Prospect]:
     gain = _slope(strength, learned)
     tuned = learned.best()
     if tuned is not None and tuned.score is not None:
-        yield Prospect("peft", _further(tuned, gain), _trial(tuned), tuned.loss)
+        yield Prospect("peft", _of_all(tuned, learned, gain), _trial(tuned), tuned.loss)
     if (shown := learned.best(passages=True)) is not None and shown.score is not None:
         yield Prospect("peft+rag", _further(shown, gain), _trial(shown), shown.loss)
     full = [each for each in learned.trials if each.method == "full"]
@@ -112,6 +112,12 @@ def _further(trial: Trial, gain: float) -> Score:
     return trial.score if trial.expected is None else _moved(trial.score, trial.loss, trial.expected, gain)
 
 
+def _of_all(tuned: Trial, learned: Learnability, gain: float) -> Score:
+    """The trial's score on all examples that there are, of which it may have seen a part."""
+    score, whole = _further(tuned, gain), _whole(learned)
+    return score if learned.owned is None or whole is None else _moved(score, whole.loss, learned.owned, gain)
+
+
 def _moved(score: Score, loss: Score, later: Score, gain: float) -> Score:
     """The score where the loss falls from one to the other; the interval has the curve's uncertainty on top."""
     rise = max(0.0, gain * (loss.value - later.value))
@@ -124,28 +130,30 @@ def _moved(score: Score, loss: Score, later: Score, gain: float) -> Score:
 
 def _data(strength: Strength | None, learned: Learnability, tuned: Trial, gain: float) -> Iterator[Prospect]:
     """What more, or cleaner, examples promise."""
-    score = _further(tuned, gain)
     if is_noisy(strength, learned):
+        score = _of_all(tuned, learned, gain)
         assert learned.agreement is not None
         value = max(score.value, learned.agreement[0])  # beyond chance, and so no more than the share that agree
         yield Prospect("data", Score(value, score.low, 1.0, score.n), "labels mended: as far as trials agree")
         return
     whole = _whole(learned)
     if learned.more is not None and whole is not None:
-        moved = _moved(score, whole.loss, learned.more, gain)
+        moved = _moved(_further(tuned, gain), whole.loss, learned.more, gain)
         yield Prospect("data", moved, f"{learned.times} times the examples, by the curve over their number")
 
 
 def _whole(learned: Learnability) -> Trial | None:
-    """The trial on all of the data that those on parts of it are compared with."""
+    """The trial on all of the data, where the curve over their number has its last point."""
     parts = [each for each in learned.trials if each.method == "lora" and not each.passages]
     return max(parts, key=lambda each: (each.examples, each.lr), default=None)
 
 
 def falls_with_data(learned: Learnability) -> bool:
-    """Whether more examples lower the held-out loss by more than trials differ among themselves."""
+    """Whether more examples than there are lower the held-out loss by more than trials differ among themselves."""
     whole = _whole(learned)
-    return learned.more is not None and whole is not None and learned.more.value < (1 - FALLING) * whole.loss.value
+    if learned.more is None or whole is None:
+        return False
+    return learned.more.value < (1 - FALLING) * (learned.owned or whole.loss).value
 
 
 def still_learns(learned: Learnability, share: float) -> bool:

@@ -250,6 +250,9 @@ def missing(evidence: Evidence) -> tuple[str, ...]:
     told = [f"{probe}: {why}" for probe, why in evidence.missing.items()]
     if subject.held_out < FEW:
         told.append(f"{subject.held_out} held-out examples: scores are uncertain, {FEW} or more would tell better")
+    learned = evidence.learnability
+    if learned is not None and learned.more is None:
+        told.append("no curve over the number of examples: the trials saw about as many, so what more bring is open")
     if subject.split_off:
         told.append("no validation examples of their own: some of the training examples were held out")
     return tuple(told)

@@ -73,13 +73,11 @@ def amounts(evidence: Any) -> Drawn | None:
         return None
     kinds: dict[str, list[tuple[Any, Look, Score]]] = {}
     for trial, look in _looks(learnability):
-        if (score := words.known(trial.loss)) is not None and trial.examples > 0:
+        if (score := words.known(trial.loss)) is not None and _seen(trial) > 0:
             kind = repr((trial.method, sorted(trial.fields.items(), key=repr), trial.lr, trial.passages))
             kinds.setdefault(kind, []).append((trial, look, score))
     series = [
-        sorted(each, key=lambda one: one[0].examples)
-        for each in kinds.values()
-        if len({t.examples for t, *_ in each}) > 1
+        sorted(each, key=lambda one: _seen(one[0])) for each in kinds.values() if len({_seen(t) for t, *_ in each}) > 1
     ]
     if not series:
         return None
@@ -88,7 +86,7 @@ def amounts(evidence: Any) -> Drawn | None:
     axes.set_xscale("log")
     labels, ends, sizes = [], [], set()
     for each, name in zip(series, names, strict=True):
-        look, points = each[-1][1], [(trial.examples, score) for trial, _, score in each]
+        look, points = each[-1][1], [(_seen(trial), score) for trial, _, score in each]
         line = {x: mean(score.value for at, score in points if at == x) for x, _ in points}
         axes.plot(list(line), list(line.values()), color=look.colour, linewidth=1.6)
         for x, score in points:
@@ -96,22 +94,19 @@ def amounts(evidence: Any) -> Drawn | None:
         labels.append(Name(name, points[-1][0], points[-1][1].value, look.colour))
         ends += [end for _, score in points for end in (score.low, score.high)]
         sizes |= {x for x, _ in points}
-    longest = max(range(len(series)), key=lambda i: (len(series[i]), series[i][-1][0].examples))
+    longest = max(range(len(series)), key=lambda i: (len(series[i]), _seen(series[i][-1][0])))
     (least, _, before), (trial, look, score) = series[longest][0], series[longest][-1]
     more = words.known(learnability.more)
-    said = (
-        f"From {least.examples} to {trial.examples} examples the loss goes from {before.value:.2f} to {score.value:.2f}"
-    )
+    said = f"From {_seen(least)} to {_seen(trial)} examples the loss goes from {before.value:.2f} to {score.value:.2f}"
     if more is not None:
-        x = trial.examples * learnability.times
-        axes.plot(
-            [trial.examples, x], [score.value, more.value], color=look.colour, linewidth=1.0, linestyle=(0, (1, 2))
-        )
+        there = learnability.examples or _seen(trial)
+        x, many = learnability.times * there, "as many" if there == _seen(trial) else f"the {there} that there are"
+        axes.plot([_seen(trial), x], [score.value, more.value], color=look.colour, linewidth=1.0, linestyle=(0, (1, 2)))
         _upright(axes, x, more, look)
         labels[longest] = Name(names[longest], x, more.value, look.colour)
         ends += [more.low, more.high]
         sizes |= {x}
-        said += f"; with {learnability.times} times as many, {words.loss(more)} is to be expected"
+        said += f"; with {learnability.times} times {many}, {words.loss(more)} is to be expected"
     axes.set_xlim(min(sizes) / 1.25, max(sizes) * 1.25)
     axes.set_xticks(_apart(sorted(sizes)), [count(x).replace(".0", "") for x in _apart(sorted(sizes))])
     _scale(axes, ends)
@@ -121,6 +116,11 @@ def amounts(evidence: Any) -> Drawn | None:
     hollow = " (hollow: expected)" if more is not None else ""
     name_axes(axes, "training examples", f"held-out loss{hollow}")
     return figure, "Loss for the number of examples", f"{said}."
+
+
+def _seen(trial: Any) -> int:
+    """How many different examples a trial was trained on."""
+    return trial.examples if trial.seen is None else trial.seen
 
 
 def _looks(learnability: Any) -> list[tuple[Any, Look]]:
