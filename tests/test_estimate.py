@@ -69,6 +69,22 @@ def test_counts_are_those_of_an_adapter_that_is_there(architecture, method):
     assert found.memory.total == sum(getattr(found.memory, part) for part in parts)
 
 
+@pytest.mark.parametrize("architecture", ["llama", "gpt2", "qwen2_moe", "bert", "t5"])
+@pytest.mark.parametrize("method", FAMILIES)
+def test_an_adapter_is_in_fp32_whatever_its_base_is_in(architecture, method):
+    """Where shapes of both meet, too."""
+    config, setup = config_of(architecture), replace(setup_of(architecture), dtype="bfloat16")
+    found = rehearse(config, made(method, {}), setup)
+    adapter = model_of(config, setup).add("a", made(method, {}))
+    assert found.stored == sum(each.nbytes for each in adapter.state_dict().values())
+
+
+@pytest.mark.parametrize(("architecture", "cached"), [("bert", False), ("llama", True), ("t5", True)])
+def test_only_what_makes_text_keeps_keys_and_values(architecture, cached):
+    found = rehearse(config_of(architecture), made("lora", {}), setup_of(architecture))
+    assert (found.cached > 0) == cached
+
+
 def kept(model: halka.core.AdaptedModel) -> int:
     """Bytes of the tensors that a forward pass saves for backward, the base's and the adapter's own aside."""
     own = {id_of(p) for p in [*model.base.parameters(), *model.parameters("a")]}

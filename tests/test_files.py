@@ -16,7 +16,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 import halka.files
-from halka.files import let_go, new_folder, write_file, write_text
+from halka.files import let_go, let_go_but, new_folder, write_file, write_text
 
 SIZE = 200_000  # long enough that a write can be interrupted
 
@@ -187,16 +187,33 @@ def test_memory_that_is_let_go_is_read_anew_where_it_is_a_files(tmp_path):
         assert torch.equal(tensors["b"], own + 1)
 
 
+def held(path: Path) -> int:
+    """Kilobytes of a file that this process holds."""
+    regions = Path("/proc/self/smaps").read_text().split(str(path))[1:]
+    return sum(int(re.search(r"Rss: +(\d+)", region)[1]) for region in regions)
+
+
 @pytest.mark.skipif(not Path("/proc/self/smaps").exists(), reason="the system does not tell")
 def test_memory_that_is_let_go_is_held_no_more(tmp_path):
-    def held() -> int:
-        """Kilobytes of the file that this process holds."""
-        regions = Path("/proc/self/smaps").read_text().split(str(tmp_path / "a.safetensors"))[1:]
-        return sum(int(re.search(r"Rss: +(\d+)", region)[1]) for region in regions)
-
-    save_file({"a": torch.zeros(1 << 20)}, tmp_path / "a.safetensors")
-    tensor = load_file(tmp_path / "a.safetensors")["a"]
+    path = tmp_path / "a.safetensors"
+    save_file({"a": torch.zeros(1 << 20)}, path)
+    tensor = load_file(path)["a"]
     tensor.sum()
-    assert held() >= 4096
+    assert held(path) >= 4096
     let_go(tensor.data_ptr(), tensor.numel() * 4)
-    assert held() < 100
+    assert held(path) < 100
+
+
+@pytest.mark.skipif(not Path("/proc/self/smaps").exists(), reason="the system does not tell")
+def test_of_a_file_no_more_is_held_than_what_is_kept(tmp_path):
+    some, other = tmp_path / "a.safetensors", tmp_path / "b.safetensors"
+    for path in (some, other):
+        save_file({name: torch.full((1 << 20,), 1.0) for name in "abc"}, path)
+    tensors, others = load_file(some), load_file(other)
+    assert sum(each.sum().item() for each in (*tensors.values(), *others.values())) == 6 << 20
+    assert min(held(some), held(other)) >= 3 * 4096
+    (tmp_path / "link.safetensors").symlink_to(some)
+    let_go_but([tmp_path / "link.safetensors"], [(tensors["b"].data_ptr(), tensors["b"].nbytes)])
+    assert 4096 <= held(some) < 4200
+    assert held(other) >= 3 * 4096
+    assert sum(each.sum().item() for each in tensors.values()) == 3 << 20  # what is used is read anew

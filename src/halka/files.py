@@ -7,7 +7,7 @@ import mmap
 import os
 import shutil
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -62,15 +62,40 @@ def let_go(start: int, size: int) -> None:
 
     It is read anew if it is used; what was written to the memory alone is lost.
     """
-    maps, page = Path("/proc/self/maps"), mmap.PAGESIZE
-    first, last = -(-start // page) * page, (start + size) // page * page  # whole pages alone
-    if first >= last or not maps.exists():
-        return
-    for line in maps.read_text().splitlines():
+    if any(low <= start and start + size <= high for low, high, _ in _mapped()):
+        _take_back(start, start + size)
+
+
+def let_go_but(paths: Iterable[Path], kept: Iterable[tuple[int, int]]) -> None:
+    """The same of all that is mapped of files, but for places of which start and size are given."""
+    known, places = {str(path.resolve()) for path in paths}, sorted(kept)
+    for low, high, path in _mapped():
+        if path not in known:
+            continue
+        begin = low
+        for start, size in places:
+            if low <= start < high:
+                _take_back(begin, start)
+                begin = max(begin, start + size)
+        _take_back(begin, high)
+
+
+def _mapped() -> Iterator[tuple[int, int, str]]:
+    """Where files are mapped: from where to where, and which."""
+    maps = Path("/proc/self/maps")
+    for line in maps.read_text().splitlines() if maps.exists() else ():
         place, _, _, _, _, *of = line.split(maxsplit=5)
-        low, high = (int(each, 16) for each in place.split("-"))
-        if low <= first and last <= high and of and of[0].startswith("/"):
-            ctypes.CDLL(None).madvise(ctypes.c_void_p(first), ctypes.c_size_t(last - first), mmap.MADV_DONTNEED)
+        if of and of[0].startswith("/"):
+            low, high = (int(each, 16) for each in place.split("-"))
+            yield low, high, of[0]
+
+
+def _take_back(start: int, end: int) -> None:
+    """Whole pages alone."""
+    page = mmap.PAGESIZE
+    first, last = -(-start // page) * page, end // page * page
+    if first < last:
+        ctypes.CDLL(None).madvise(ctypes.c_void_p(first), ctypes.c_size_t(last - first), mmap.MADV_DONTNEED)
 
 
 def _exchange(one: Path, other: Path) -> None:

@@ -185,7 +185,7 @@ def prepared(base: str | Path | Any, kind: str | None = None, **how: Any) -> tup
 
 def row_of(method: Method, found: Rehearsed, setup: Setup, where: Hardware, tasks: int = 1) -> Row:
     """What a rehearsal of the method tells of a run on that hardware; the largest batch is not looked for."""
-    full = found.trained >= found.parameters
+    full = "base" in method.roles()
     own = found.parameters * getattr(torch, setup.dtype).itemsize if full else found.trained * 4
     told = described(method)
     return Row(

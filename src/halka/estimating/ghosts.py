@@ -98,7 +98,7 @@ class Rehearsal(TorchDispatchMode):
         self.work: Counter[Work] = Counter()
         self._allocator = allocator
         self._there: dict[int, Any] = {}  # a storage's address -> what sees it go
-        self._known: dict[Call, Any] = {}  # what comes out of an operation: layers are alike
+        self._known: dict[tuple[Call, torch.dtype], Any] = {}  # what comes out of an operation: layers are alike
         self._ghost = GPUGhost if gpu else Ghost
         self._gpu = gpu
         self._entered = ExitStack()
@@ -141,11 +141,12 @@ class Rehearsal(TorchDispatchMode):
     def _imagined(self, call: Call, args: Any, kwargs: Any) -> Any:
         if _shares(call.func):
             return return_and_correct_aliasing(call.func, args, kwargs, self.ghosts(_on_meta(call.func, args, kwargs)))
-        if call not in self._known:
+        key = (call, torch.get_default_dtype())  # in which a base's own weights are made, and an adapter's are not
+        if key not in self._known:
             out = _on_meta(call.func, args, kwargs)
-            self._known[call] = _like(out)
+            self._known[key] = _like(out)
             return self.ghosts(out)
-        return self.ghosts(_made(self._known[call]))
+        return self.ghosts(_made(self._known[key]))
 
     def ghosts(self, value: Any) -> Any:
         if isinstance(value, Tensor):

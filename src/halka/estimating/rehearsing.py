@@ -25,6 +25,7 @@ from halka.estimating.ghosts import Rehearsal
 from halka.estimating.heap import Heap
 from halka.models import adapt
 from halka.models.kinds import KINDS
+from halka.models.layouts import layout_of
 from halka.models.quantised import quantise
 from halka.training import TrainConfig, _backward, train
 
@@ -59,7 +60,8 @@ class Memory:
 
     weights        the base's, and the adapter's fp32 masters; of full fine-tuning, their cast copy too
     gradients, optimizer   fp32, the optimizer's two moments for each trained value
-    activations    all else that is there then: what the backward pass needs, and what is computed in passing
+    activations    all else that is there then: what the backward pass needs, and what is computed in passing. Where the
+                   fullest moment is before the gradients are there, what takes their room until then is not told again
     allocator      what the system's allocator holds beyond that, in holes that it cannot give back (on a CPU)
     """
 
@@ -200,7 +202,9 @@ def _item(model: AdaptedModel, setup: Setup, length: int) -> Item:
 
 
 def _cached(model: AdaptedModel) -> int:
-    """Bytes of the keys and values of a token, as the base computes them."""
-    shape = next(target.shape for target in model.targets if target.role == "memory")
+    """Bytes of the keys and values of a token, as the base computes them; none of a base that makes no text."""
     base: Any = model.base
+    if not layout_of(base).causal and not base.config.is_encoder_decoder:
+        return 0
+    shape = next(target.shape for target in model.targets if target.role == "memory")
     return math.prod(shape) * base.dtype.itemsize

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from halka.files import let_go_but
 from halka.models.cache import cache_dir, is_pulled, known_bases, known_names, pull, source_of
 from halka.models.classes import from_folder, usual_kind
 from halka.models.hub import from_hub
@@ -93,6 +94,7 @@ def load_base(
         except (OSError, ImportError, KeyError, RuntimeError, ValueError) as error:
             what = "causal language model" if kind in (None, "causal-lm") else kind
             raise ValueError(f"{name_or_path} cannot be loaded as a {what}: {error}") from error
+    let_go_of_files(model, folder)
     if quantize is not None:
         quantise(model, quantize)
     if known := known_bases().get(str(name_or_path)):
@@ -106,6 +108,12 @@ def load_base(
     if model.can_generate() and model.generation_config.pad_token_id is None:
         model.generation_config.pad_token_id = tokenizer.pad_token_id  # else generate() says so at every call
     return model.to(place).eval(), tokenizer
+
+
+def let_go_of_files(model: PreTrainedModel, folder: Path) -> None:
+    """Hold no more of a base's files than its weights: experts were put together of many, which stay mapped."""
+    storages = [each.untyped_storage() for each in (*model.parameters(), *model.buffers())]
+    let_go_but(folder.glob("*.safetensors"), [(each.data_ptr(), each.nbytes()) for each in storages])
 
 
 def base_config(name_or_path: str | Path) -> PretrainedConfig:
