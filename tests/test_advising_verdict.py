@@ -317,6 +317,18 @@ def test_wide_intervals_and_what_was_not_seen_make_it_less_sure():
     assert sure(0.02, subject=replace(SUBJECT, held_out=10)) < sure(0.02)
 
 
+def test_what_is_better_on_every_question_is_better_by_no_luck():
+    """The same scores and intervals, of answers that were right for the same questions and for others."""
+    right = (1.0,) * 12 + (0.0,) * 28
+    strong, tuned = strength(0.3, 0.3), trial("LoRA", 2.0, 0.45)
+
+    def sure(values: tuple[float, ...]) -> float:
+        asked = replace(strong, values=dict.fromkeys(("closed", "examples"), right))
+        return advise_from(evidence(strength=asked, learnability=learned(replace(tuned, values=values)))).confidence
+
+    assert sure((1.0,) * 18 + (0.0,) * 22) > sure((0.0,) * 22 + (1.0,) * 18)
+
+
 def test_the_same_evidence_gives_the_same_advice():
     assert advise_from(full_evidence()) == advise_from(full_evidence())
 

@@ -15,12 +15,16 @@ CHOICES = {name: title for name, (_, title) in advice_words.CHOICES.items()}
 
 @dataclass(frozen=True)
 class Prospect:
-    """What a choice is expected to score, 0 to 1 with its 95 % interval, how that is known, and the answers' loss."""
+    """What a choice is expected to score, 0 to 1 with its 95 % interval, how that is known, and the answers' loss.
+
+    values   what each held-out answer was worth from which the score is told; none where it is not told from answers
+    """
 
     choice: str
     score: Score
     how: str
     loss: Score | None = None
+    values: tuple[float, ...] = ()
 
 
 @dataclass(frozen=True)

@@ -64,22 +64,24 @@ def _prospects(evidence: Evidence) -> Iterator[Prospect]:
     if strength is not None:
         condition = max(strength.scores, key=lambda each: strength.scores[each].value)
         loss = strength.losses[condition]
-        yield Prospect("prompt", strength.scores[condition], f"measured, {_how(condition)}", loss)
+        values = strength.values.get(condition, ())
+        yield Prospect("prompt", strength.scores[condition], f"measured, {_how(condition)}", loss, values)
     if knowledge is not None and knowledge.scores:
         condition = max(knowledge.scores, key=lambda each: knowledge.scores[each].value)
         loss = knowledge.losses[condition]["all"]
-        yield Prospect("rag", knowledge.scores[condition], f"measured, {_how(condition)}", loss)
+        values = knowledge.values.get(condition, ())
+        yield Prospect("rag", knowledge.scores[condition], f"measured, {_how(condition)}", loss, values)
     if learned is None:
         return
     gain = _slope(strength, learned)
     tuned = learned.best()
     if tuned is not None and tuned.score is not None:
-        yield Prospect("peft", _of_all(tuned, learned, gain), _trial(tuned), tuned.loss)
+        yield Prospect("peft", _of_all(tuned, learned, gain), _trial(tuned), tuned.loss, tuned.values)
     if (shown := learned.best(passages=True)) is not None and shown.score is not None:
-        yield Prospect("peft+rag", _further(shown, gain), _trial(shown), shown.loss)
+        yield Prospect("peft+rag", _further(shown, gain), _trial(shown), shown.loss, shown.values)
     full = [each for each in learned.trials if each.method == "full"]
     if full and full[0].score is not None:
-        yield Prospect("full", _further(full[0], gain), _trial(full[0]), full[0].loss)
+        yield Prospect("full", _further(full[0], gain), _trial(full[0]), full[0].loss, full[0].values)
     if tuned is not None and tuned.score is not None:
         yield from _data(strength, learned, tuned, gain)
 
@@ -139,7 +141,8 @@ def _data(strength: Strength | None, learned: Learnability, tuned: Trial, gain: 
     whole = _whole(learned)
     if learned.more is not None and whole is not None:
         moved = _moved(_further(tuned, gain), whole.loss, learned.more, gain)
-        yield Prospect("data", moved, f"{learned.times} times the examples, by the curve over their number")
+        how = f"{learned.times} times the examples, by the curve over their number"
+        yield Prospect("data", moved, how, values=tuned.values)
 
 
 def _whole(learned: Learnability) -> Trial | None:

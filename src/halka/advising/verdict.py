@@ -15,14 +15,15 @@ What the hardware cannot train, not even one example at a time, is left out befo
    over so few tells what more would bring. Prompting and retrieval need none.
 
 The confidence is the share of draws from the prospects' intervals in which the same is chosen, times `UNSURE` for each
-thing that was not looked at, and times `UNTRIED` where a rule of thumb chose (few, untried, hardware). The prospects
-are drawn apart from each other, though all were asked the same questions.
+thing that was not looked at, and times `UNTRIED` where a rule of thumb chose (few, untried, hardware). In a draw all
+scores are of the same held-out questions; losses are drawn apart.
 """
 
 from __future__ import annotations
 
-import random
 from collections.abc import Mapping
+
+import numpy as np
 
 from halka.advising.advice import CHOICES, Advice, Prospect
 from halka.advising.commands import commands, settings
@@ -141,17 +142,37 @@ def _bar(evidence: Evidence) -> Bar:
 
 
 def _confidence(found: tuple[Prospect, ...], choice: str, bar: Bar) -> float:
-    draw = random.Random(0)
+    """The share of draws in which the same is chosen."""
+    rng = np.random.default_rng(0)
+    lucks = _lucks(found, rng)
+    losses = {each.choice: (each.loss, rng.standard_normal(DRAWS)) for each in found if each.loss is not None}
     same = 0
-    for _ in range(DRAWS):
-        scores = {each.choice: min(1.0, _drawn(draw, each.score)) for each in found}
-        losses = {each.choice: _drawn(draw, each.loss) for each in found if each.loss is not None}
-        same += chosen(scores, bar, losses)[0] == choice
+    for draw in range(DRAWS):
+        drawn = {each.choice: min(1.0, _at(each.score, lucks[each.choice][draw])) for each in found}
+        left = {each: _at(loss, luck[draw]) for each, (loss, luck) in losses.items()}
+        same += chosen(drawn, bar, left)[0] == choice
     return same / DRAWS
 
 
-def _drawn(draw: random.Random, score: Score) -> float:
-    """A value from the interval, as if it were normal on either side; not below 0."""
-    sigma = draw.gauss(0, 1)
-    side = score.high - score.value if sigma > 0 else score.value - score.low
-    return max(0.0, score.value + sigma * side / 1.96)
+def _lucks(found: tuple[Prospect, ...], rng: np.random.Generator) -> dict[str, np.ndarray]:
+    """How far each score lies from what was seen, in standard deviations, draw by draw.
+
+    All that were asked the same questions are asked the same draw of them, so what they share tells nothing apart.
+    Those of which no answers are known, or all are worth the same, are drawn by themselves.
+    """
+    asked = max(len(each.values) for each in found)
+    questions = rng.integers(max(1, asked), size=(DRAWS, asked))
+    lucks = {}
+    for each in found:
+        luck, values = rng.standard_normal(DRAWS), np.array(each.values)
+        if len(values) == asked and len({*each.values}) > 1:
+            means = values[questions].mean(axis=1)
+            luck = (means - means.mean()) / means.std()
+        lucks[each.choice] = luck
+    return lucks
+
+
+def _at(score: Score, luck: float) -> float:
+    """A value of the interval, as if it were normal on either side; not below 0."""
+    side = score.high - score.value if luck > 0 else score.value - score.low
+    return max(0.0, score.value + luck * side / 1.96)
