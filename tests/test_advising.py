@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import json
 import math
+import shlex
 from collections import Counter
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ import torch
 import torch.nn.functional as F
 
 import halka
-from halka.advising import learning, probing
+from halka.advising import learning, probing, verdict
 from halka.advising import questions as asking
 from halka.advising.conditions import CONDITIONS, conditioned
 from halka.advising.knowledge import knowledge
@@ -499,12 +500,15 @@ def test_the_command_to_its_report(base, tmp_path, monkeypatch, capsys):
     told = json.loads(capsys.readouterr().out)
     assert told["evidence"]["subject"]["documents"] == 1
     assert told["evidence"]["knowledge"]["losses"].keys() == {*CONDITIONS}
+    (shown,) = told["evidence"]["fit"]["shown"]  # with passages prompts are longer
+    (lora,) = (each for each in told["evidence"]["fit"]["options"] if each["method"] == "lora")
+    assert shown["method"] == "lora"
+    assert shown["memory"] > lora["memory"]
     assert told["advice"]["choice"] in ("prompt", "rag", "peft", "peft+rag", "data", "base")
     assert json.loads(Path("out/advice.json").read_text()) == {key: told[key] for key in ("advice", "evidence")}
     assert Path(told["report"]).read_text().startswith("<!doctype html>")
-    assert {path.name for path in Path("out").glob("*.jsonl")} == {
-        *("prompted.jsonl", "questions.jsonl", "train.jsonl", "held-out.jsonl")
-    }
+    left = {"prompted.jsonl", "prompted-with-passages.jsonl", "train.jsonl", "held-out.jsonl"}
+    assert left <= {path.name for path in Path("out").glob("*.jsonl")}
     assert len(Path("out/prompted.jsonl").read_text().splitlines()) == told["evidence"]["subject"]["held_out"]
     assert ran(asked) == 0
     shown = capsys.readouterr().out
@@ -525,6 +529,38 @@ def test_the_advisors_own_folder_is_none_of_the_documents(base, tmp_path, monkey
     monkeypatch.setattr(probing, "load_base", lambda *_, **__: pytest.fail("nothing is new"))
     assert ran(asked) == 0
     assert json.loads(capsys.readouterr().out) == first
+
+
+@pytest.mark.parametrize("choice", ["prompt", "peft", "peft+rag"])
+def test_what_is_advised_can_be_run(base, tmp_path, monkeypatch, capsys, choice):
+    """Of a task without test examples, with answers that no document has word by word, and system messages."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(verdict, "chosen", lambda *_: (choice, "best"))
+    monkeypatch.setattr(learning, "FARTHER", 1)
+    monkeypatch.setattr(probing, "PLANS", learning.PLANS[:2])
+    for name, numbers in (("train", range(24)), ("validation", range(24, 30))):
+        asked = [[Message("system", "Be brief."), *example(number).messages] for number in numbers]
+        Path(f"{name}.jsonl").write_text(
+            "".join(json.dumps({"messages": list(map(asdict, each))}) + "\n" for each in asked)
+        )
+    Path("mine.yaml").write_text(
+        "name: mine\ntrain: train.jsonl\nvalidation: validation.jsonl\nmetrics: [exact_match]\n"
+    )
+    Path("docs").mkdir()
+    Path("docs/items.md").write_text("Item 3 is like blood. Item 4 is like grass.")
+    words = ["advise", "--base", str(base), "--task", "mine.yaml", "--dtype", "float32", "--minutes", "0.01"]
+    documents = ["--documents", "docs"] if choice == "peft+rag" else []
+    assert ran([*words, "--max-new-tokens", "4", "--skip", "fit", "-o", "out", "--json", *documents]) == 0
+    told = json.loads(capsys.readouterr().out)
+    rows = Path("out/train-with-passages.jsonl")
+    shown = list(map(json.loads, rows.read_text().splitlines())) if choice == "peft+rag" else []
+    assert rows.exists() == (len(shown) == 24)
+    for each in shown:
+        assert [message["role"] for message in each["messages"]] == ["system", "user", "assistant"]
+        assert "Item 3 is like blood" in each["messages"][1]["content"]
+    assert told["advice"]["commands"]
+    for command in told["advice"]["commands"]:
+        assert ran(shlex.split(command)[1:]) == 0, f"{command}\n{capsys.readouterr().err}"
 
 
 @pytest.mark.parametrize(

@@ -363,6 +363,23 @@ def test_without_asking_the_hardware_still_answers():
     assert "smaller base" in none.reasons[0].text
 
 
+def test_retrieval_is_asked_as_it_was_measured():
+    alone, examples = (evidence(knowledge=knowledge(*each)) for each in ((0.3, 0.3), (0.3, 0.4)))
+    judged, ask = commands(alone, "rag")
+    assert "--data advice/prompted-with-passages.jsonl" in judged
+    assert ask.startswith("halka ask ")
+    assert "--max-new-tokens 64" in ask
+    assert commands(examples, "rag") == (judged,)  # `halka ask` shows no worked examples
+
+
+def test_answers_that_stand_nowhere_are_no_fault_where_passages_help():
+    told = replace(knowledge(0.3, 0.3), found=0.0)
+    assert "retrieval" in {each.rule for each in advise_from(evidence(knowledge=told)).reasons}
+    helped = {**told.losses, "both": {**told.losses["both"], "content": loss(0.3)}}
+    with_help = advise_from(evidence(knowledge=replace(told, losses=helped)))
+    assert "retrieval" not in {each.rule for each in with_help.reasons}
+
+
 def test_with_nothing_at_all_there_is_no_advice():
     with pytest.raises(ValueError, match="nothing to advise from"):
         advise_from(evidence())

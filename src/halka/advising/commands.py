@@ -8,15 +8,18 @@ from collections.abc import Callable
 from itertools import pairwise
 from typing import Any
 
+from halka.advising.conditions import BOTH, best_asked
 from halka.advising.evidence import Evidence, Option, Trial
 from halka.advising.learning import FARTHER
 from halka.core import described
 from halka.methods import made
 
-COLLECTION, PROMPTED, ASKED = "documents", "prompted.jsonl", "questions.jsonl"
+COLLECTION = "documents"
+PROMPTED, PROMPTED_SHOWN = "prompted.jsonl", "prompted-with-passages.jsonl"
 TRAIN, HELD_OUT = "train.jsonl", "held-out.jsonl"
-"""In the advisor's folder: the documents, the held-out examples as the base is best asked, the training questions; the
-examples, by what they are for."""
+SHOWN, HELD_OUT_SHOWN = "train-with-passages.jsonl", "held-out-with-passages.jsonl"
+"""In the advisor's folder: the documents; the held-out examples as the base is best asked, without passages and with
+them; the examples, by what they are for, as they are and with passages."""
 LARGER = {  # names on the hub, with their parameters; all are Apache-2.0
     "HuggingFaceTB/SmolLM2-360M-Instruct": 362 * 10**6,
     "HuggingFaceTB/SmolLM2-1.7B-Instruct": 1711 * 10**6,
@@ -128,7 +131,11 @@ def _in(evidence: Evidence, name: str) -> str:
 
 
 def _prompt(evidence: Evidence) -> list[list[str]]:
-    return [[*_halka(evidence, "evaluate"), "--data", _in(evidence, PROMPTED), *_judged(evidence)]]
+    return [_best_asked(evidence, PROMPTED)]
+
+
+def _best_asked(evidence: Evidence, name: str) -> list[str]:
+    return [*_halka(evidence, "evaluate"), "--data", _in(evidence, name), *_judged(evidence)]
 
 
 def _judged(evidence: Evidence) -> list[str]:
@@ -137,39 +144,41 @@ def _judged(evidence: Evidence) -> list[str]:
 
 def _trained(evidence: Evidence, choice: str) -> list[list[str]]:
     """Training on all examples, and how good it is then."""
-    form, subject = settings(evidence, choice), evidence.subject
+    form = settings(evidence, choice)
     return [
-        [*_halka(evidence, "train", form), *subject.flags, "-o", _in(evidence, "run")],
-        [
-            *_halka(evidence, "evaluate", _loaded(form)),
-            "--adapter",
-            _in(evidence, "run/adapter"),
-            *("--data", _in(evidence, HELD_OUT)),
-            *_judged(evidence),
-        ],
+        [*_halka(evidence, "train", form), *evidence.subject.flags, "-o", _in(evidence, "run")],
+        [*_tuned(evidence, "evaluate", form), "--data", _in(evidence, HELD_OUT), *_judged(evidence)],
     ]
 
 
+def _tuned(evidence: Evidence, command: str, form: dict[str, Any]) -> list[str]:
+    """A command that loads the base with what was trained."""
+    return [*_halka(evidence, command, _loaded(form)), "--adapter", _in(evidence, "run/adapter")]
+
+
 def _rag(evidence: Evidence) -> list[list[str]]:
-    return [[*_halka(evidence, "ask"), *_asking(evidence)]]
+    """How good it is as it was best asked; `halka ask` only where that was without examples, as it shows none."""
+    told = evidence.knowledge
+    examples = told is not None and told.scores and best_asked(told.scores) == BOTH
+    ask = [] if examples else [[*_halka(evidence, "ask"), *_asking(evidence)]]
+    return [_best_asked(evidence, PROMPTED_SHOWN), *ask]
 
 
 def _both(evidence: Evidence) -> list[list[str]]:
-    form, shown = settings(evidence, "peft+rag"), ["--passages", str(evidence.subject.passages)]
-    rows = _in(evidence, "passages.jsonl")
+    form, held_out = settings(evidence, "peft+rag"), _in(evidence, HELD_OUT_SHOWN)
+    data = ["--data", _in(evidence, SHOWN), "--validation", held_out]
     return [
-        [
-            *("halka", "docs", "examples", COLLECTION, _in(evidence, ASKED), "-o", rows),
-            *("--collections", evidence.subject.out, *shown),
-        ],
-        [*_halka(evidence, "train", form), "--data", rows, "--validation", "0.1", "-o", _in(evidence, "run")],
-        [*_halka(evidence, "ask", _loaded(form)), "--adapter", _in(evidence, "run/adapter"), *_asking(evidence)],
+        [*_halka(evidence, "train", form), *data, "-o", _in(evidence, "run")],
+        [*_tuned(evidence, "evaluate", form), "--data", held_out, *_judged(evidence)],
+        [*_tuned(evidence, "ask", form), *_asking(evidence)],
     ]
 
 
 def _asking(evidence: Evidence) -> list[str]:
-    place = ["--collection", COLLECTION, "--collections", evidence.subject.out]
-    return [*place, "--passages", str(evidence.subject.passages), "your question"]
+    subject = evidence.subject
+    place = ["--collection", COLLECTION, "--collections", subject.out]
+    how = ["--passages", str(subject.passages), "--max-new-tokens", str(subject.max_new_tokens)]
+    return [*place, *how, "your question"]
 
 
 def _data(evidence: Evidence) -> list[list[str]]:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 from halka.answering import user_message
 from halka.core import AdaptedModel
 from halka.data.examples import Example, Message
+from halka.metrics import Score
 from halka.rag.passages import Passage
 from halka.rag.prompt import prompted
 
@@ -34,6 +35,11 @@ def conditioned(
         )
         turns = [Message("user", f"{text}\n"), *([] if answer is None else [answer])]
     return Example((*system, *turns), example.references, example.where)
+
+
+def best_asked(scores: Mapping[str, Score]) -> str:
+    """The condition with the highest score; of those that are alike the first, which needs less of a prompt."""
+    return max(scores, key=lambda each: scores[each].value)
 
 
 def question_of(example: Example) -> str:

@@ -5,7 +5,9 @@ folder/
   strength.json, knowledge.json, learnability.json, cleanliness.json, fit.json   a probe's result, and of what it is
   pilot/KEY/      the pilot's checkpoints, while it is trained
   documents/      the collection, for `halka ask --collections FOLDER --collection documents`
-  prompted.jsonl, questions.jsonl, train.jsonl, held-out.jsonl   what the next commands read
+  train.jsonl, held-out.jsonl, prompted.jsonl   what the next commands read
+  prompted-with-passages.jsonl                  the same with documents
+  train-with-passages.jsonl, held-out-with-passages.jsonl   the same where passages are to be trained on
   advice.json, report.html   what `halka advise` made of it
 """
 

@@ -118,7 +118,7 @@ def keys(need: Need, found: Sample, seconds: float, base: object, machine: objec
         "strength": (asked, bool(documents)),  # with documents there is less time for each condition
         "knowledge": (asked, documents),
         "learnability": (asked, documents, need.full, need.batch_size, len(found.given)),
-        "fit": (asked["base"], asked["examples"][0], need.batch_size, need.tasks, hardware),
+        "fit": (asked["base"], asked["examples"][0], need.batch_size, need.tasks, hardware, documents),
     }
     return {
         name: hashlib.sha256(json.dumps(each, sort_keys=True, default=str).encode()).hexdigest()[:16]

@@ -4,31 +4,34 @@ from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, field, replace
-from functools import cached_property
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
 import psutil
 
 from halka.advising.cleanliness import cleanliness
-from halka.advising.commands import ASKED, COLLECTION, HELD_OUT, PROMPTED, TRAIN
-from halka.advising.conditions import CLOSED, Find, question_of
+from halka.advising.commands import COLLECTION, HELD_OUT, HELD_OUT_SHOWN, PROMPTED, PROMPTED_SHOWN, SHOWN, TRAIN
+from halka.advising.conditions import CLOSED, DOCUMENTS, Find, best_asked
 from halka.advising.evidence import Cleanliness, Evidence, Fit, Knowledge, Learnability, Strength, Subject
 from halka.advising.fitting import fit
 from halka.advising.kept import Kept
 from halka.advising.knowledge import knowledge
-from halka.advising.learning import ALL_WEIGHTS, PLANS, learnability
+from halka.advising.learning import ALL_WEIGHTS, PLANS, WITH_PASSAGES, learnability
 from halka.advising.need import MOST_TRAIN, Need, Sample, base_state, keys, sample
 from halka.advising.questions import Questions
+from halka.advising.rows import rows, with_passages
 from halka.advising.strength import strength
+from halka.advising.verdict import advise_from
 from halka.core import AdaptedModel
 from halka.data.examples import Example
 from halka.data.tokens import encode_all
 from halka.estimating import estimate
 from halka.estimating.devices import device_named
 from halka.machine import available
+from halka.metrics import Score
 from halka.models import adapt, context
 from halka.models.classes import usual_kind
 from halka.models.layouts import LAYOUTS
@@ -41,9 +44,11 @@ from halka.report.units import size
 from halka.run import TrainingError
 
 ASKING_PROBES = ("strength", "knowledge", "learnability")
+LEFT = {"strength": PROMPTED, "knowledge": PROMPTED_SHOWN}  # of a probe that asked the base: how it was asked best
 PROBES = ("fit", "cleanliness", *ASKING_PROBES)
 LEAST_HELD_OUT = 16
 ASKING = 0.35  # share of the time for making answers; the rest is the pilot's
+MEASURED = 64  # examples whose length with passages is looked at
 TRIED = 8  # examples that tell how long an answer takes
 Progress = Callable[[str, str], None]
 """Is told of which probe, and what it does."""
@@ -131,7 +136,9 @@ class _Probing:
             tasks=self.need.tasks,
             target=self.need.target,
         )
-        return Evidence(subject, cleanliness=clean, fit=hardware, missing=self.missing, **found)
+        evidence = Evidence(subject, cleanliness=clean, fit=hardware, missing=self.missing, **found)
+        self._leave_passages(evidence)
+        return evidence
 
     # ── what is asked of the base ───────────────────────────────────────────────────────────────────────────────
 
@@ -157,8 +164,8 @@ class _Probing:
                 found[name] = self._result(name, *runs[name])
             except TrainingError as error:
                 self.missing[name] = f"training failed: {error}"
-            if name == "strength" and "questions" in vars(self):
-                self._leave_prompts(found[name])
+            if name in LEFT and "questions" in vars(self):
+                self._leave_prompts(LEFT[name], found[name].scores)
         return found
 
     def _pilot(self) -> Learnability:
@@ -192,6 +199,11 @@ class _Probing:
             **self.plan,
         }
         self.kept.write_plan(self.plan)
+        if questions.find is not None and "shown_length" not in self.plan:
+            shown = [questions.put(each, DOCUMENTS) for each in questions.train[:MEASURED]]
+            lengths = [len(each) for each in encode_all(shown, questions.model.tokenizer).tokens]
+            self.plan["shown_length"] = _nine_in_ten(lengths)
+            self.kept.write_plan(self.plan)
         least = self.one * asked * self.plan["held_out"]
         self.progress(
             "base", f"{self.plan['held_out']} held-out examples; to ask them takes about {least / 60:.1f} min"
@@ -239,16 +251,16 @@ class _Probing:
     # ── what is asked of the configuration ──────────────────────────────────────────────────────────────────────
 
     def _fit(self) -> Fit:
-        return fit(
-            self.need.base,
-            length=self._length(),
-            batch_size=self.need.batch_size,
-            tasks=self.need.tasks,
-            dtype=self.need.dtype,
-            memory=self.need.memory,
-            device=self.need.device,
-            progress=self._told("fit"),
+        need = self.need
+        run = partial(
+            *(fit, need.base),
+            **{"batch_size": need.batch_size, "tasks": need.tasks, "dtype": need.dtype},
+            **{"memory": need.memory, "device": need.device, "progress": self._told("fit")},
         )
+        found = run(length=self._length())
+        if "shown_length" not in self.plan:
+            return found
+        return replace(found, shown=run(methods=[WITH_PASSAGES.method], length=self.plan["shown_length"]).options)
 
     def _length(self) -> int:
         """The tokens that nine in ten examples stay below; of a base that is not here by their characters."""
@@ -296,16 +308,27 @@ class _Probing:
         return ("--data", str(folder / TRAIN), "--validation", str(folder / HELD_OUT), *kind)
 
     def _leave_examples(self) -> None:
-        """The examples as they were split, and the questions that `halka docs examples` takes."""
-        self.kept.write_rows(TRAIN, map(_row, self.sample.given))
-        self.kept.write_rows(HELD_OUT, map(_row, self.sample.held_out))
-        asked = ({"question": question_of(each), "answers": each.answers} for each in self.sample.train)
-        self.kept.write_rows(ASKED, asked)
+        """The examples as they were split."""
+        self.kept.write_rows(TRAIN, rows(self.sample.given))
+        self.kept.write_rows(HELD_OUT, rows(self.sample.held_out))
 
-    def _leave_prompts(self, strong: Strength) -> None:
-        """The held-out examples as the base is best asked."""
-        best = max(strong.scores, key=lambda each: strong.scores[each].value)
-        self.kept.write_rows(PROMPTED, (_row(self.questions.put(each, best)) for each in self.questions.held_out))
+    def _leave_prompts(self, name: str, scores: Mapping[str, Score]) -> None:
+        """The held-out examples as the base is best asked, if it was."""
+        if scores:
+            best = best_asked(scores)
+            self.kept.write_rows(name, rows(self.questions.put(each, best) for each in self.questions.held_out))
+
+    def _leave_passages(self, found: Evidence) -> None:
+        """All examples with their passages, where those are to be trained on: to find them takes a while."""
+        if found.learnability is None or found.learnability.best(passages=True) is None:
+            return
+        there = self.plan.get("shown") == self.keys["cleanliness"] and (self.kept.folder / HELD_OUT_SHOWN).exists()
+        if there or advise_from(found).choice != "peft+rag":
+            return
+        for name, examples in ((SHOWN, self.sample.given), (HELD_OUT_SHOWN, self.questions.held_out)):
+            self.kept.write_rows(name, with_passages(self.questions, examples, self._told("documents")))
+        self.plan["shown"] = self.keys["cleanliness"]
+        self.kept.write_plan(self.plan)
 
 
 def _finding(collection: Collection, count: int) -> Find:
@@ -317,11 +340,6 @@ def _finding(collection: Collection, count: int) -> Find:
         return known[question]
 
     return find
-
-
-def _row(example: Example) -> dict[str, Any]:
-    """An example as data files have it."""
-    return {"messages": [asdict(each) for each in example.messages], "references": example.references}
 
 
 def _nine_in_ten(lengths: Sequence[int]) -> int:

@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
 from halka.advising.advice import Prospect
+from halka.advising.conditions import best_asked
 from halka.advising.evidence import Evidence, Learnability, Strength, Trial
 from halka.metrics import Score
 
@@ -62,12 +63,12 @@ def prospects(evidence: Evidence) -> tuple[Prospect, ...]:
 def _prospects(evidence: Evidence) -> Iterator[Prospect]:
     strength, knowledge, learned = evidence.strength, evidence.knowledge, evidence.learnability
     if strength is not None:
-        condition = max(strength.scores, key=lambda each: strength.scores[each].value)
+        condition = best_asked(strength.scores)
         loss = strength.losses[condition]
         values = strength.values.get(condition, ())
         yield Prospect("prompt", strength.scores[condition], f"measured, {_how(condition)}", loss, values)
     if knowledge is not None and knowledge.scores:
-        condition = max(knowledge.scores, key=lambda each: knowledge.scores[each].value)
+        condition = best_asked(knowledge.scores)
         loss = knowledge.losses[condition]["all"]
         values = knowledge.values.get(condition, ())
         yield Prospect("rag", knowledge.scores[condition], f"measured, {_how(condition)}", loss, values)

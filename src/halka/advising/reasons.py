@@ -111,10 +111,9 @@ def _falls_with_examples(evidence: Evidence) -> str | None:
 
 
 def _falls_with_documents(evidence: Evidence) -> str | None:
-    told = evidence.knowledge
-    if told is None or "content" not in told.losses.get("both", {}):
+    if (told := _own_losses(evidence)) is None:
         return None
-    before, after = (told.losses[each]["content"].value for each in ("examples", "both"))
+    before, after = told
     if before - after < FALLS * before:
         return (
             f"passages do not lower the loss of what is an answer's own ({before:.2f}, with them {after:.2f}): the "
@@ -126,9 +125,21 @@ def _falls_with_documents(evidence: Evidence) -> str | None:
     )
 
 
-def _not_found(evidence: Evidence) -> str | None:
+def _own_losses(evidence: Evidence) -> tuple[float, float] | None:
+    """The loss of what is an answer's own, without and with passages, after worked examples."""
     told = evidence.knowledge
-    if told is None or told.found is None or told.found >= HELD:
+    if told is None or "content" not in told.losses.get("both", {}):
+        return None
+    before, after = (told.losses[each]["content"].value for each in ("examples", "both"))
+    return before, after
+
+
+def _not_found(evidence: Evidence) -> str | None:
+    """Where passages are of no use: an answer in a form of its own need not stand there word by word."""
+    told, losses = evidence.knowledge, _own_losses(evidence)
+    if told is None or told.found is None or told.found >= HELD or losses is None:
+        return None
+    if losses[0] - losses[1] >= FALLS * losses[0]:
         return None
     return (
         f"only {100 * told.found:.0f} % of the answers stand in the passages that are found: mend the retrieval first"
