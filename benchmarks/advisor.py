@@ -87,10 +87,15 @@ def truth(options: dict[str, np.ndarray], floor: float) -> str:
     return next(each for each, values in ways.items() if within_noise(best, values))
 
 
-def regret(choice: str, options: dict[str, np.ndarray]) -> float:
-    """The score that the choice loses against the best option; of what was not run, as "base", all of that."""
+def regret(choice: str, right: str, options: dict[str, np.ndarray], trivial: float) -> float:
+    """The score that the choice loses against the best option, if it is not the right one.
+
+    Who looks for another base has, until then, the answers that need no model.
+    """
+    if choice == right:
+        return 0.0
     best = max(values.mean() for values in options.values())
-    return float(best - (options[choice].mean() if choice in options else 0.0))
+    return float(max(0.0, best - (options[choice].mean() if choice in options else trivial)))
 
 
 # ── beside the advice ───────────────────────────────────────────────────────────────────────────────────────────────
@@ -117,7 +122,7 @@ def judged(name: str) -> dict[str, Any] | None:
         "advised": advice.choice,
         "confidence": advice.confidence,
         "agrees": advice.choice == right,
-        "regret": regret(advice.choice, options),
+        "regret": regret(advice.choice, right, options, floor),
         "trivial": floor,
         "scores": {each: float(values.mean()) for each, values in options.items()},
         "expected": {each.choice: each.score.value for each in advice.prospects},

@@ -132,7 +132,7 @@ def test_what_needs_no_examples_is_taken_with_few():
     tuned = learned(trial("LoRA", 2.5, 0.2))
     retrieved = Evidence(few, strength=strength(0.1, 0.2), knowledge=knowledge(0.85, 0.85), learnability=tuned)
     assert advise_from(retrieved).choice == "rag"
-    assert advise_from(Evidence(few, strength=strength(0.1, 0.6), learnability=tuned)).choice == "prompt"
+    assert advise_from(Evidence(few, strength=strength(0.1, 0.6), learnability=tuned)).choice == "data"
 
 
 def test_a_base_is_weak_only_where_it_was_trained():

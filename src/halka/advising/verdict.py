@@ -11,8 +11,8 @@ What the hardware cannot train, not even one example at a time, is left out befo
 4. What is expected within `TOLERANCE` of the best, and above answers that need no model, is as good, unless another
    such leaves less than `HALF` of its loss (what is nearly all right is good whatever it leaves). The cheapest of those
    is taken.
-5. Where that would be trained on fewer than `FEW` examples, they come first, unless what there is suffices: no curve
-   over so few tells what more would bring. Prompting and retrieval need none.
+5. Where there are fewer than `FEW` examples, more come first, unless what there is suffices: no curve over so few tells
+   what training on more would bring. Retrieval needs none.
 
 The confidence is the share of draws from the prospects' intervals in which the same is chosen, times `UNSURE` for each
 thing that was not looked at, and times `UNTRIED` where a rule of thumb chose (few, untried, hardware). In a draw all
@@ -106,7 +106,7 @@ def chosen(scores: Mapping[str, float], bar: Bar, losses: Mapping[str, float] | 
     least = min((known[each] for each in good if each in known), default=0.0)
     kept = [each for each in good if HALF * known.get(each, 0.0) <= least or ways[each] >= 1 - TOLERANCE]
     choice = kept[0]
-    if few and choice in TRAINED and best < 1 - TOLERANCE:
+    if few and choice != "rag" and best < 1 - TOLERANCE:
         return "data", "few"
     if choice != good[0]:
         return choice, "loss"

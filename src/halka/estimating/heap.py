@@ -19,7 +19,7 @@ from halka.machine import LARGE, RETURNED, TRIMMED
 PAGE, ALIGNED, HEADER, SPARE = 4096, 64, 16, 96
 FIRST_THRESHOLD = 128 * 1024
 TOP_PAD = 128 * 1024
-LIFE = 15  # pieces taken or freed, on average, while a small object lives; it was set by measured peaks
+LIFE = 8  # pieces taken or freed, on average, while a small object lives; it was set by measured peaks
 STEP = 7919  # a prime, so that lives of all lengths come in turn
 
 
