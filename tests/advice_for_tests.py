@@ -106,7 +106,7 @@ def full_evidence() -> Evidence:
             parts={
                 "lora": parts(538, 10, 20, 1642, 0),
                 "ia3": parts(539, 1, 1, 1349, 0),
-                "prefix": parts(541, 2, 3, 1470, 0),
+                "prefix": parts(541, 2, 3, 5470, 0),
                 "full": parts(1076, 538, 1076, 4080, 0),
             },
         ),

@@ -123,10 +123,57 @@ def test_the_trial_that_is_marked_is_the_one_that_is_advised(choice: str, name: 
     assert re.search(rf">{name}</", "".join(marked))
 
 
+def test_of_a_trials_settings_those_are_told_that_are_not_the_usual_ones() -> None:
+    learnability = full_evidence().learnability
+    assert learnability is not None
+    usual = {"rank": 16, "alpha": None, "dropout": 0.0, "targets": ["linear"], "scaling": "rank"}
+    trials = [replace(learnability.trials[0], fields=fields) for fields in (usual, usual | {"dropout": 0.1})]
+    assert [words.settings(trial.own) for trial in trials] == ["rank 16", "rank 16, dropout 0.1"]
+    gone = replace(trials[0], method="gone", fields={"width": None})
+    assert gone.own == {"width": None}
+
+
+def test_each_thing_that_was_missing_is_told_once() -> None:
+    missing = {
+        "fit": "skipped",
+        "learnability": "skipped",
+        "examples": "2 of 100 examples cannot be used with this base, the first: it is too long",
+        "documents": "the folder is empty.",
+    }
+    evidence = replace(full_evidence(), learnability=None, fit=None, knowledge=None, missing=missing)
+    advice = replace(full_advice(), missing=(*(f"{name}: {why}" for name, why in missing.items()), "no curve"))
+    told = [
+        "What short training runs learn and what training takes of the hardware were not looked at: skipped.",
+        "What examples and documents add was not looked at: this was not probed.",
+        "2 of 100 examples cannot be used with this base, the first: it is too long.",
+        "Documents: the folder is empty.",
+        "No curve.",
+    ]
+    assert sorted(words.missing(advice, evidence)) == sorted(told)
+    text = read(advice, evidence)
+    assert [text.count(each) for each in told] == [1] * 5
+    assert "left out" not in text
+
+
+def test_which_methods_fit_and_how_is_told() -> None:
+    fit = full_evidence().fit
+    assert fit is not None
+    lora, ia3, prefix, full = fit.options
+    assert words.fit_said(fit).endswith(
+        "lora and ia3 fit as they are; prefix fits on nf4; full fits with checkpointing."
+    )
+    small = replace(full, fits=False, largest_batch=3)
+    options = (lora, replace(prefix, fits=False, largest_batch=0), small, replace(ia3, fits=False, largest_batch=5))
+    assert words.fit_said(replace(fit, options=options)).endswith(
+        "lora fits as it is; prefix does not fit, not even one example; full does not fit with checkpointing, but for "
+        "batches of 3; ia3 does not fit, but for batches of 5."
+    )
+
+
 def test_how_often_every_example_is_seen_is_told() -> None:
     advice = replace(full_advice(), settings={"steps": 100, "batch_size": 2, "accumulate": 4})
     told = words.trained_with(advice, full_evidence())
-    assert told == "steps 100, batch_size 2, accumulate 4: every one of 400 examples is seen 2.0 times"
+    assert told == "steps 100, batch size 2, accumulate 4: every one of 400 examples is seen 2.0 times"
     assert words.trained_with(replace(advice, settings={"method": "lora"}), full_evidence()) == "method lora"
 
 
@@ -144,7 +191,7 @@ def test_the_page_is_one_file_that_needs_nothing_else(tmp_path: Path) -> None:
     assert page.headings.count(1) == 1
     assert all(b - a <= 1 for a, b in pairwise(page.headings))
     assert page.tags.count("table") == page.tags.count("caption") == 3
-    assert page.tags.count("svg") == 6
+    assert page.tags.count("svg") == 7
     assert "prefers-color-scheme: dark" in text
 
 
@@ -153,6 +200,9 @@ def test_the_page_tells_all_in_order() -> None:
     order = [
         "Advice for support.jsonl on smollm2-135m",
         "PEFT and retrieval together, with high confidence (87 %).",
+        "What to run next",
+        "halka docs add support --from documents/",
+        "To be trained with: method lora, rank 8, alpha 16, lr 2e-3, steps 400: every one of 400 examples is",
         "What each choice is expected to score",
         "target 70 %",
         "72 % (66 % to 78 %)",
@@ -160,19 +210,18 @@ def test_the_page_tells_all_in_order() -> None:
         "Passages take the loss of content from 4.26 to 2.66",
         "What would change this advice",
         "What was missing",
-        "What to run next",
-        "halka docs add support --from documents/",
-        "To be trained with: method lora, rank 8, alpha 16, lr 2e-3, steps 400: every one of 400 examples is",
         "Scores without training",
         "Losses under each condition",
         "by frequency 5.43",
+        "4.26",
         "documents take the loss of content from 4.26 to 2.66",
         "Pilot runs",
         "1.44 (1.36 to 1.52)",
         "Memory in training, by part",
-        "memory 6.0 GB",
-        "4 of 4 ways of training fit into the 6.0 GB of NVIDIA RTX A2000",
         "with checkpointing",
+        "memory 6.0 GB",
+        "5.7 GB",
+        "Into the 6.0 GB of NVIDIA RTX A2000, with a batch of 8",
         "Of 400 training examples, 6 repeated and 4 contradictory; of 96 held out, 3",
         "support.jsonl:40",
         "halka advise smollm2-135m",
@@ -208,12 +257,13 @@ def test_what_was_not_looked_at_leaves_only_its_reason(case: str) -> None:
     page = Page(text)
     said = " ".join(page.texts)
     for name, why in evidence.missing.items():
-        assert f"{words.left_out(evidence, name)}" in said
+        assert f"{words.PROBES[name]} was not looked at: {why}." in said
         assert said.count(why) == 1
         assert name in ("strength", "knowledge") or f'id="{name}"' not in text
+    assert ("What was missing" in said) == bool(evidence.missing)
     assert "More or better data first, with low confidence (40\u00a0%)." in said
     assert not re.search(r">\s*(nan|None|inf)\b|\bnan\b", said)
-    for gone in ("What each choice", "Why", "What was missing", "What to run next", "Reproduce"):
+    for gone in ("What each choice", "Why", "What to run next", "Reproduce"):
         assert gone not in said
 
 
@@ -223,17 +273,54 @@ def test_only_what_is_known_is_told_of_the_memory() -> None:
     assert "memory 6" not in text
 
 
-def test_a_memory_far_larger_than_the_need_does_not_dwarf_it() -> None:
+def test_a_memory_far_larger_than_the_need_is_told_at_the_edge() -> None:
     fit = full_evidence().fit
     assert fit is not None
     text = read(unsure(), alone(fit=replace(fit, memory=80 * GB)))
-    assert "That memory lies far to the right of the plot." in text
+    assert "memory 80.0 GB →" in text
     assert "60 GB" not in text
+    assert "→" not in read(unsure(), alone(fit=fit))
 
 
-def test_reasons_of_no_probe_are_told_at_the_end() -> None:
+def test_each_method_is_drawn_as_it_is_and_where_that_does_not_fit_in_the_way_that_does() -> None:
+    fit = full_evidence().fit
+    assert fit is not None
+    svg = re.search("<svg.*?</svg>", render_advice(unsure(), alone(fit=fit)), re.DOTALL)
+    assert svg is not None
+    texts = " ".join(" ".join(Page(svg.group()).texts).split())
+    assert "lora ia3 prefix on nf4 full with checkpointing" in texts
+    for told in ("2.7 GB", "2.4 GB", "6.5 GB", "2.2 GB", "7.3 GB", "5.7 GB"):
+        assert told in texts
+
+
+def test_a_loss_of_guessing_that_is_far_away_does_not_crowd_the_others() -> None:
+    strength = full_evidence().strength
+    assert strength is not None
+    text = read(unsure(), replace(full_evidence(), strength=replace(strength, unigram=18.92)))
+    assert "by frequency" not in text
+    assert "how often they stand in the answers: 18.92, beyond the plot." in text
+
+
+def test_trials_with_passages_have_a_plot_of_their_own() -> None:
+    text = render_advice(full_advice(), full_evidence())
+    alone, shown = (
+        " ".join(Page(each).texts) for each in re.findall('<svg[^>]*aria-label="Pilot runs.*?</svg>', text, re.DOTALL)
+    )
+    assert "lora with passages" not in alone
+    assert "lora, half" in alone
+    assert "lora with passages" in shown
+    assert "lora, half" not in shown
+
+
+def test_a_reason_is_a_sentence_without_its_rules_name() -> None:
+    advice = replace(full_advice(), reasons=(Reason("best", "it is expected to score highest"),))
+    text = read(advice, full_evidence())
+    assert "Why It is expected to score highest. Expected token f1" in text
+
+
+def test_reasons_of_no_probe_are_told_among_what_was_missing() -> None:
     text = read(unsure(), replace(full_evidence(), missing={"documents": "the folder is empty."}))
-    assert "documents is left out: the folder is empty. Made by Halka" in text
+    assert "What was missing Documents: the folder is empty. What the base" in text
 
 
 def hostile() -> tuple[Advice, Evidence]:
@@ -307,7 +394,7 @@ def test_the_terminal_shows_what_there_is(case: str, narrow: None, capsys: pytes
     assert text.startswith("More or better data first, with low confidence (40 %).")
     assert max(map(len, text.splitlines())) <= 100
     said = " ".join(text.split())
-    assert all(words.left_out(evidence, name) in said for name in evidence.missing)
+    assert all(f"{words.PROBES[name]} was not looked at: {why}." in said for name, why in evidence.missing.items())
     assert not re.search(r"\b(nan|None|inf)\b", said)
     assert "Expected:" not in said
     assert "Next:" not in said

@@ -170,7 +170,7 @@ def test_what_the_hardware_cannot_train_is_not_advised():
     weak = advise_from(evidence(strength=strength(0.0, 0.0), learnability=tuned, fit=none))
     assert (weak.choice, weak.reasons[0].rule, weak.sure) == ("base", "hardware", "low")
     assert "smaller base" in weak.reasons[0].text
-    assert any("cannot train lora" in each.text and "0.90" in each.text for each in weak.reasons)
+    assert any("cannot train lora" in each.text and "90 %" in each.text for each in weak.reasons)
     prompted = advise_from(evidence(strength=strength(0.3, 0.6), learnability=tuned, fit=none))
     assert prompted.choice == "prompt"
     assert [each.choice for each in prompted.prospects] == ["prompt"]
@@ -216,17 +216,17 @@ def test_thresholds_are_where_they_are_said_to_be():
 @pytest.mark.parametrize(
     ("found", "rule", "said"),
     [
-        ({"strength": strength(0.1, 0.9)}, "best", "expected to score highest"),
+        ({"strength": strength(0.1, 0.9)}, "best", "of what can be done now it is expected to score highest"),
         (
             {"strength": strength(0.05, 0.05), "learnability": learned(trial("LoRA", 2.0, 0.05))},
             "useless",
-            "0.10, where answers that need no model have 0.00",
+            "10 %, where answers that need no model have 0 %",
         ),
         ({"strength": strength(0.05, 0.05)}, "untried", "but training was not tried"),
         (
             {"strength": strength(0.1, 0.85), "learnability": learned(trial("LoRA", 1.5, 0.9))},
             "cheapest",
-            "where PEFT has 0.90",
+            "where PEFT has 90 %",
         ),
         (
             {"strength": strength(0.1, 0.5), "learnability": learned(trial("LoRA", 0.5, 0.49))},

@@ -11,8 +11,6 @@ from typing import Any
 from halka.advising.conditions import BOTH, best_asked
 from halka.advising.evidence import Evidence, Option, Trial
 from halka.advising.learning import FARTHER
-from halka.core import described
-from halka.methods import made
 
 COLLECTION = "documents"
 PROMPTED, PROMPTED_SHOWN = "prompted.jsonl", "prompted-with-passages.jsonl"
@@ -48,12 +46,10 @@ def settings(evidence: Evidence, choice: str) -> dict[str, Any]:
         small = [each for each in (fit.options if fit else ()) if each.method != "full" and each.largest_batch != 0]
         method = "full" if choice == "full" else small[0].method if small else "lora"
         return {"method": method, **_room(evidence, method, 8 if fit is None else fit.batch_size)}
-    usual = described(made(trial.method, {}))["fields"]
-    own = {key: value for key, value in trial.fields.items() if value != usual[key] or key == "rank"}
     assert evidence.learnability is not None
     batch_size = evidence.learnability.batch_size
     how = {"lr": trial.lr, "steps": _steps(trial, math.ceil(evidence.subject.train / batch_size))}
-    return {"method": trial.method, **own, **how, **_room(evidence, trial.method, batch_size, trial.passages)}
+    return {"method": trial.method, **trial.own, **how, **_room(evidence, trial.method, batch_size, trial.passages)}
 
 
 def _trial(evidence: Evidence, choice: str) -> Trial | None:

@@ -12,6 +12,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, is_dataclass
 from typing import Any, Union, get_args, get_origin, get_type_hints
 
+from halka.core import described
+from halka.methods import all_methods, made
 from halka.metrics import Score
 
 
@@ -110,6 +112,14 @@ class Trial:
     score: Score | None = None
     values: tuple[float, ...] = ()
     seen: int | None = None
+
+    @property
+    def own(self) -> dict[str, Any]:
+        """Its rank, and those of its fields that are not the method's usual ones; all, of a method that is not here."""
+        if self.method not in all_methods():
+            return dict(self.fields)
+        usual = described(made(self.method, {}))["fields"]
+        return {key: value for key, value in self.fields.items() if key == "rank" or value != usual.get(key)}
 
 
 @dataclass(frozen=True)

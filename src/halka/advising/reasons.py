@@ -10,9 +10,9 @@ from collections.abc import Callable, Sequence
 from halka.advising.advice import Prospect, Reason
 from halka.advising.evidence import Evidence, Trial
 from halka.advising.prospects import Bar, by_choice, is_noisy, too_large, trainable
-from halka.metrics import Score
 from halka.report.advice_words import choice as named
-from halka.report.units import size
+from halka.report.advice_words import metric_of, share
+from halka.report.units import learning_rate, percent, size
 
 FALLS = 0.1  # share of a loss by which it falls visibly: twice the width of a typical interval on 32 examples
 HELD = 0.6  # share of answers that stand in the passages found, below which retrieval is the weak part; a convention
@@ -32,54 +32,51 @@ def reasons(evidence: Evidence, choice: str, rule: str, found: Sequence[Prospect
 def _choice(evidence: Evidence, choice: str, rule: str, found: Sequence[Prospect], bar: Bar) -> str:
     if rule == "hardware":
         return _hardware(choice, found)
-    by, metric = by_choice(found), evidence.subject.metric
+    by, metric = by_choice(found), metric_of(evidence.subject)
     ways = [each for each in found if each.choice != "data"] or [*found]
     best = max(ways, key=lambda each: each.score.value)
     if rule in ("useless", "untried"):
         needed = (
-            f"the target of {bar.target:.2f}"
+            f"the target of {percent(bar.target)}"
             if bar.target is not None
-            else f"{bar.needed:.2f}, where answers that need no model have {bar.trivial:.2f}"
+            else f"{percent(bar.needed)}, where answers that need no model have {percent(bar.trivial)}"
         )
         if rule == "untried":
             rest = "; but training was not tried"
         else:
             rest = "; but more examples still lower the held-out loss" if choice == "data" else ""
-        return (
-            f"nothing is expected to reach {needed}: the best is {named(best.choice)} with {_score(best.score)}{rest}"
-        )
+        return f"nothing is expected to reach {needed}: the best is {named(best.choice)} with {share(best.score)}{rest}"
     if rule == "learning":
         return (
-            f"nothing is of use yet (the best: {named(best.choice)} with {_score(best.score)}), but the trial was too "
+            f"nothing is of use yet (the best: {named(best.choice)} with {share(best.score)}), but the trial was too "
             "short to tell: its held-out loss is still falling fast"
         )
     if rule == "few":
         return (
             f"{evidence.subject.train} examples are few: no curve over fewer of them tells what more would bring. As "
-            f"it is, the best is {named(best.choice)} with {_score(best.score)}"
+            f"it is, the best is {named(best.choice)} with {share(best.score)}"
         )
     if rule == "data":
         data = by["data"]
         return (
-            f"{data.how}: {_score(data.score)} {metric} is promised, where {named(best.choice)} has "
-            f"{_score(best.score)}"
+            f"{data.how}: {share(data.score)} {metric} is promised, where {named(best.choice)} has {share(best.score)}"
         )
     own = by[choice]
-    told = f"{_score(own.score)} {metric} ({own.how})"
+    told = f"{share(own.score)} {metric} ({own.how})"
     if rule == "target":
-        return f"it is the cheapest that reaches the target of {bar.target:.2f}: {told}"
+        return f"it is the cheapest that reaches the target of {percent(bar.target)}: {told}"
     if rule == "loss":
         cheaper = max(ways[: ways.index(own)], key=lambda each: each.score.value)
         assert own.loss is not None
         assert cheaper.loss is not None
         return (
-            f"{named(cheaper.choice)} scores as much, as far as so few answers tell ({_score(cheaper.score)}), but "
+            f"{named(cheaper.choice)} scores as much, as far as so few answers tell: {share(cheaper.score)}; but it "
             f"leaves a loss of {cheaper.loss.value:.2f} where this leaves {own.loss.value:.2f}: {told}"
         )
     if rule == "best":
-        return f"it is expected to score highest: {told}"
+        return f"of what can be done now it is expected to score highest: {told}"
     return (
-        f"it is the cheapest that is about as good as any: {told}, where {named(best.choice)} has {_score(best.score)}"
+        f"it is the cheapest that is about as good as any: {told}, where {named(best.choice)} has {share(best.score)}"
     )
 
 
@@ -87,7 +84,7 @@ def _hardware(choice: str, found: Sequence[Prospect]) -> str:
     """The reason where the hardware alone decides."""
     if choice == "peft":
         return "nothing was asked of the base; training a small part of it fits on the hardware"
-    asked = "".join(f"{named(each.choice)} has {_score(each.score)}, which is not enough, and " for each in found)
+    asked = "".join(f"{named(each.choice)} has {share(each.score)}, which is not enough, and " for each in found)
     return (
         f"{asked}the base cannot be trained on the hardware, not even one example at a time on a packed base: take a "
         "smaller base, or more memory"
@@ -141,9 +138,7 @@ def _not_found(evidence: Evidence) -> str | None:
         return None
     if losses[0] - losses[1] >= FALLS * losses[0]:
         return None
-    return (
-        f"only {100 * told.found:.0f} % of the answers stand in the passages that are found: mend the retrieval first"
-    )
+    return f"only {percent(told.found)} of the answers stand in the passages that are found: mend the retrieval first"
 
 
 def _learns(evidence: Evidence) -> str | None:
@@ -153,8 +148,8 @@ def _learns(evidence: Evidence) -> str | None:
     closed = evidence.strength.losses["closed"].value
     rest = "" if trial.expected is None else f", and {trial.expected.value:.2f} is expected if it goes on"
     return (
-        f"{trial.steps} steps of {trial.name} at {trial.lr:g} lower the held-out loss from {closed:.2f} to "
-        f"{trial.loss.value:.2f}{rest}"
+        f"{trial.steps} steps of {trial.name} at a learning rate of {learning_rate(trial.lr)} lower the held-out loss "
+        f"from {closed:.2f} to {trial.loss.value:.2f}{rest}"
     )
 
 
@@ -198,7 +193,7 @@ def _too_large(evidence: Evidence) -> str | None:
     names = ", ".join(dict.fromkeys(each.method for each in scored))
     return (
         f"{evidence.fit.device} cannot train {names}, not even one example at a time: trials of it are left out, of "
-        f"which {best.name} scores {_score(best.score)}"
+        f"which {best.name} scores {share(best.score)}"
     )
 
 
@@ -240,7 +235,7 @@ def changes(evidence: Evidence, choice: str, rule: str, found: Sequence[Prospect
         told.append("documents that hold the answers (--documents): retrieval was not looked at")
     ranked = sorted((each for each in found if each.choice != choice), key=lambda each: -each.score.value)
     if choice in by and ranked and ranked[0].score.high > by[choice].score.low:
-        told.append(f"more held-out examples: {named(ranked[0].choice)} may do as well ({_score(ranked[0].score)})")
+        told.append(f"more held-out examples: {named(ranked[0].choice)} may do as well, with {share(ranked[0].score)}")
     if choice == "prompt":
         told.append("many requests: a trained adapter needs no examples in the prompt, and answers faster")
     if choice in ("peft", "peft+rag", "full"):
@@ -272,7 +267,3 @@ def missing(evidence: Evidence) -> tuple[str, ...]:
 def _best(evidence: Evidence) -> Trial | None:
     learned = trainable(evidence).learnability
     return None if learned is None else learned.best()
-
-
-def _score(score: Score) -> str:
-    return f"{score.value:.2f} ({score.low:.2f} to {score.high:.2f})"

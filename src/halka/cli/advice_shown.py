@@ -12,17 +12,15 @@ def show_advice(advice: Any, evidence: Any) -> None:
     """Shows `Advice` and the `Evidence` that it stands on, short enough to be read at a glance."""
     from halka.report import advice_words as words
 
-    said = " ".join(advice.missing)
-    further = [words.left_out(evidence, name) for name, why in evidence.missing.items() if why not in said]
     show(
         f"{words.verdict(advice)}.",
         _points([words.about(evidence.subject)], mark=""),
         *_titled("Expected", _prospects(advice)),
-        *_titled("Why", _points([each.text for each in advice.reasons])),
-        *_titled("What would change it", _points(advice.change)),
-        *_titled("Missing", _points([*advice.missing, *further])),
+        *_titled("Why", _points([words.sentence(each.text) for each in advice.reasons])),
+        *_titled("What would change it", _points([words.sentence(each) for each in advice.change])),
+        *_titled("Missing", _points(words.missing(advice, evidence))),
         *_titled("Evidence", *_evidence(evidence)),
-        *_titled("To be trained with", _points([words.trained_with(advice, evidence)], mark="")),
+        *_titled("To be trained with", _points([words.trained_with(advice, evidence)], mark=" ")),
         *(["", "Next:", *(f"  {command}" for command in advice.commands)] if advice.commands else []),
     )
 
@@ -59,7 +57,7 @@ def _evidence(evidence: Any) -> list[Any]:
 
     conditions, fit = _conditions(evidence), _fit(evidence.fit)
     said = [
-        f"guessing by frequency has a loss of {evidence.strength.unigram:.2f}" if evidence.strength else "",
+        f"Guessing by frequency has a loss of {evidence.strength.unigram:.2f}." if evidence.strength else "",
         words.best_trials_said(evidence.learnability) if evidence.learnability else "",
         (words.agreement_said(evidence.learnability) or "") if evidence.learnability else "",
         words.cleanliness_said(evidence) if evidence.cleanliness else "",

@@ -29,14 +29,13 @@ class Table:
 
 @dataclass(frozen=True)
 class Probe:
-    """What one kind of evidence shows; where there is nothing, only why."""
+    """What one kind of evidence shows."""
 
     name: str
     title: str
     sentences: tuple[str, ...] = ()
     plots: tuple[Plot, ...] = ()
     tables: tuple[Table, ...] = ()
-    left_out: tuple[str, ...] = ()
 
 
 def write_advice(
@@ -71,13 +70,12 @@ def render_advice(advice: Any, evidence: Any, *, title: str | None = None, comma
         about=f"{words.about(subject)}.",
         hero=drawn(advice_plots.prospects, advice, evidence),
         prospects=_prospects(advice, evidence),
-        reasons=[(one_line(each.rule).replace("_", " "), one_line(each.text)) for each in advice.reasons],
-        change=[one_line(each) for each in advice.change],
-        missing=[one_line(each) for each in advice.missing],
+        reasons=[words.sentence(each.text) for each in advice.reasons],
+        change=[words.sentence(each) for each in advice.change],
+        missing=words.missing(advice, evidence),
         settings=words.trained_with(advice, evidence),
         commands=["".join(c for c in each if c.isprintable() or c in "\n\t") for each in advice.commands],
-        probes=[probe for probe in probes if probe.plots or probe.tables or probe.sentences or probe.left_out],
-        further=[words.left_out(evidence, name) for name in evidence.missing if name not in words.PROBES],
+        probes=[probe for probe in probes if probe.plots or probe.tables or probe.sentences],
         command=one_line(command) if command else None,
     )
 
@@ -105,15 +103,14 @@ def _strength(evidence: Any) -> Probe:
             )
         if (found := finite(knowledge.found)) is not None:
             sentences.append(f"In {percent(found)} of the examples the passages that were found hold the answer.")
-    why = [words.left_out(evidence, name) for name in ("strength", "knowledge") if getattr(evidence, name) is None]
     plots = _drawn(evidence, advice_plots.scores, advice_plots.losses)
-    return Probe("strength", words.PROBES["strength"], tuple(sentences), plots, (), tuple(why))
+    return Probe("strength", words.PROBES["strength"], tuple(sentences), plots)
 
 
 def _learnability(evidence: Any, choice: str) -> Probe:
     found, name = evidence.learnability, "learnability"
     if found is None:
-        return Probe(name, words.PROBES[name], left_out=(words.left_out(evidence, name),))
+        return Probe(name, words.PROBES[name])
     sentences = [
         f"{plural(len(found.trials), 'trial')} in {duration(found.seconds)}, {found.batch_size} examples a batch.",
         words.agreement_said(found) or "",
@@ -124,7 +121,7 @@ def _learnability(evidence: Any, choice: str) -> Probe:
     lines = tuple(
         (
             one_line(trial.name),
-            ", ".join(filter(None, (one_line(trial.method), words.settings(trial.fields)))),
+            ", ".join(filter(None, (one_line(trial.method), words.settings(trial.own)))),
             learning_rate(trial.lr),
             count(trial.examples),
             "yes" if trial.passages else "no",
@@ -139,14 +136,14 @@ def _learnability(evidence: Any, choice: str) -> Probe:
     heads = ("Trial", "Method", "lr", "Examples", "Passages", "Steps", "Trained", "Loss", "Expected", "Score")
     marked = next((i for i, trial in enumerate(found.trials) if trial is best), None)
     table = Table("Every trial, with 95 % intervals in brackets", heads, lines, ("Method",), marked)
-    plots = _drawn(evidence, advice_curves.pilot, advice_curves.amounts)
+    plots = _drawn(evidence, advice_curves.pilot, advice_curves.pilot_shown, advice_curves.amounts)
     return Probe(name, words.PROBES[name], tuple(filter(None, sentences)), plots, (table,) if lines else ())
 
 
 def _fit(evidence: Any) -> Probe:
     found, name = evidence.fit, "fit"
     if found is None:
-        return Probe(name, words.PROBES[name], left_out=(words.left_out(evidence, name),))
+        return Probe(name, words.PROBES[name])
     tasks = plural(found.tasks, "task")
     heads = (
         *("Method", "How", "Trained", "Memory", "Fits", "Largest batch", "A step"),
@@ -167,7 +164,7 @@ def _fit(evidence: Any) -> Probe:
         for option in found.options
     )
     plots = _drawn(evidence, advice_plots.memory)
-    caption = f"Of each method, the way that fits best; memory beside the {size(found.process)} of the process"
+    caption = f"Each method in the way that fits best; to the memory come {size(found.process)} of the process"
     table = Table(caption, heads, lines, ("How",))
     sentences = () if plots else (words.fit_said(found),)
     return Probe(name, words.PROBES[name], sentences, plots, (table,) if lines else ())
@@ -176,7 +173,7 @@ def _fit(evidence: Any) -> Probe:
 def _cleanliness(evidence: Any) -> Probe:
     found, name = evidence.cleanliness, "cleanliness"
     if found is None:
-        return Probe(name, words.PROBES[name], left_out=(words.left_out(evidence, name),))
+        return Probe(name, words.PROBES[name])
     return Probe(name, words.PROBES[name], (words.cleanliness_said(evidence), *words.places_said(found)))
 
 

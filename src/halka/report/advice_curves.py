@@ -23,14 +23,35 @@ Drawn = tuple["Figure", str, str]
 
 def pilot(evidence: Any) -> Drawn | None:
     """Each trial's held-out loss, and at the right what it would come to."""
-    learnability = evidence.learnability
+    drawn = _pilot(evidence.learnability, passages=False)
+    if drawn is None:
+        return None
+    said = words.best_trial_said(evidence.learnability, passages=False)
+    return drawn, "Pilot runs", said or "No trial ended with a loss."
+
+
+def pilot_shown(evidence: Any) -> Drawn | None:
+    """The same of trials that are shown passages: their prompts are others, and so are their losses."""
+    drawn = _pilot(evidence.learnability, passages=True)
+    if drawn is None:
+        return None
+    said = words.best_trial_said(evidence.learnability, passages=True)
+    other = "Their prompts are others: losses without passages do not compare with these."
+    return drawn, "Pilot runs with passages", f"{said} {other}".strip()
+
+
+def _pilot(learnability: Any, *, passages: bool) -> Figure | None:
     if learnability is None:
         return None
-    found = [(trial, look, points) for trial, look in _looks(learnability) if (points := _points(trial.curve))]
+    found = [
+        (trial, look, points)
+        for trial, look in _looks(learnability)
+        if bool(trial.passages) == passages and (points := _points(trial.curve))
+    ]
     if not found:
         return None
     most = max(trial.examples for trial, *_ in found)
-    names = [one_line(trial.name) for trial, *_ in found]
+    names = [one_line(trial.name).removesuffix(" of the data") for trial, *_ in found]  # as short as labels are
     figure, axes = new_figure(left=46, right=room(names), height=tall(len(found)))
     first, last = (side(point[0] for *_, points in found for point in points) for side in (min, max))
     expecting = [trial for trial, *_ in found if words.known(trial.expected)]
@@ -63,7 +84,7 @@ def pilot(evidence: Any) -> Drawn | None:
         "steps; shaded: after long training" if expecting else "steps",
         f"held-out loss{f' ({keys})' if keys else ''}",
     )
-    return figure, "Pilot runs", words.best_trials_said(learnability)
+    return figure
 
 
 def amounts(evidence: Any) -> Drawn | None:
@@ -142,7 +163,7 @@ def _upright(axes: Axes, x: float, score: Score, look: Look, filled: bool = Fals
     """A value with its interval, upright."""
     axes.plot([x, x], [score.low, score.high], color=look.colour, linewidth=1.4, solid_capstyle="butt")
     fill, edge = (look.colour, colour("--paper")) if filled else (colour("--paper"), look.colour)
-    axes.plot(x, score.value, look.marker, markersize=6, markerfacecolor=fill, markeredgecolor=edge)
+    axes.plot(x, score.value, look.marker, markersize=7.5 if filled else 6, markerfacecolor=fill, markeredgecolor=edge)
 
 
 def _scale(axes: Axes, ends: Sequence[float]) -> None:

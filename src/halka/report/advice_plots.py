@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from halka.metrics import Score
 from halka.report import advice_words as words
-from halka.report.bars import PART_NAMES, Key, bar_axes, legend, value_at
+from halka.report.bars import PART_NAMES, Key, bar_axes, legend
 from halka.report.intervals import finite
 from halka.report.labels import text_width
 from halka.report.rows import MEMORY_PARTS
@@ -27,7 +27,7 @@ MEMORY = {
     **{part: f"--{part}" for part in MEMORY_PARTS},
     "allocator": "--s4",
 }
-FAR = 4  # a memory so many times the largest need is told and not drawn, or the needs would be too small to see
+FAR = 4  # a memory so many times the largest need is told at the edge, or the needs would be too small to see
 
 
 @dataclass(frozen=True)
@@ -38,6 +38,19 @@ class Point:
     score: Score
     chosen: bool = False
     hollow: bool = False
+
+
+@dataclass(frozen=True)
+class Need:
+    """Memory of a way of training, by part as far as that is known."""
+
+    name: str
+    parts: Mapping[str, int]
+    rest: int = 0
+
+    @property
+    def total(self) -> int:
+        return sum(self.parts.values()) + self.rest
 
 
 def prospects(advice: Any, evidence: Any) -> Drawn | None:
@@ -88,52 +101,73 @@ def losses(evidence: Any) -> Drawn | None:
     if not rows:
         return None
     used = [part for part in PARTS if any(part in parts for _, parts in rows)]
-    figure, axes = bar_axes([words.CONDITIONS.get(name, one_line(name)) for name, _ in rows], right=20, top=62, each=40)
+    figure, axes = bar_axes(
+        [words.CONDITIONS.get(name, one_line(name)) for name, _ in rows], right=34, top=62, each=14 + 15 * len(used)
+    )
     ends = [end for _, parts in rows for score in parts.values() for end in (score.low, score.high)]
-    for y, (_, parts) in enumerate(rows):
+    unigram = finite(strength.unigram) if strength else None
+    near = unigram is not None and unigram - max(ends) <= (max(ends) - min(ends)) / 2
+    _limits(axes, [*ends, *([unigram] if near and unigram is not None else [])])
+    if near and unigram is not None:
+        _line(axes, unigram, f"by frequency {unigram:.2f}")
+    for row, (_, parts) in enumerate(rows):
         for part in used:
             if part in parts:
                 variable, marker = PARTS[part]
-                _mark(axes, parts[part], y + 0.24 * (used.index(part) - (len(used) - 1) / 2), variable, marker)
-    unigram = finite(strength.unigram) if strength else None
-    _limits(axes, [*ends, *([] if unigram is None else [unigram])])
-    if unigram is not None:
-        _line(axes, unigram, f"by frequency {unigram:.2f}")
+                y = row + 15 / (14 + 15 * len(used)) * (used.index(part) - (len(used) - 1) / 2)
+                _mark(axes, parts[part], y, variable, marker)
+                _beside(axes, parts[part].high, y, f"{parts[part].value:.2f}")
     named = {"all": "all tokens", "form": "form", "content": "content"}
     legend(axes, [Key(named[part], colour(PARTS[part][0]), PARTS[part][1]) for part in used])
     axes.locator_params(axis="x", nbins=7)
     name_axes(axes, "loss a token, in nats", "")
-    return figure, "Losses under each condition", _losses_said(dict(rows), unigram)
+    return figure, "Losses under each condition", _losses_said(dict(rows), unigram, near)
 
 
 def memory(evidence: Any) -> Drawn | None:
-    """Memory by part of each method as it is, and how much of it there is."""
+    """Memory by part of each method as it is, and below in all of the way in which it fits; how much there is."""
     fit = evidence.fit
     if fit is None or not fit.parts:
         return None
-    rows = [(one_line(name), {"process": fit.process, **parts}) for name, parts in fit.parts.items()]
-    order = [*MEMORY, *sorted({part for _, parts in rows for part in parts} - MEMORY.keys())]
-    used = [part for part in order if any(parts.get(part) for _, parts in rows)]
-    totals = [sum(parts.values()) for _, parts in rows]
+    rows = _needs(fit)
+    order = [*MEMORY, *sorted({part for row in rows for part in row.parts} - MEMORY.keys())]
+    used = [part for part in order if any(row.parts.get(part) for row in rows)]
+    most = max(row.total for row in rows)
     figure, axes = bar_axes(
-        [name for name, _ in rows], right=58, top=74 if len(used) > 5 else 60
+        [row.name for row in rows], right=58, top=74 if len(used) > 5 else 60
     )  # a legend of two lines, or of one
-    for y, ((_, parts), total) in enumerate(zip(rows, totals, strict=True)):
-        start = 0.0
-        for part in used:
-            width, fill = parts.get(part, 0), colour(MEMORY.get(part, "--s5"))
-            axes.barh(y, width, 0.56, start, color=fill, edgecolor=colour("--paper"), linewidth=0.6)
-            start += width
-        value_at(axes, total, y, size(total))
-    there = fit.memory if fit.memory is not None and fit.memory <= FAR * max(totals) else None
-    axes.set_xlim(0, 1.04 * max(*totals, there or 0))
+    there = fit.memory if fit.memory is not None and fit.memory <= FAR * most else None
+    axes.set_xlim(0, 1.04 * max(most, there or 0))
     if there is not None:
         _line(axes, there, f"memory {size(there)}")
+    elif fit.memory is not None:
+        _beyond(axes, f"memory {size(fit.memory)}")
+    for y, (row, label) in enumerate(zip(rows, axes.get_yticklabels(), strict=True)):
+        start = 0.0
+        for part in used:
+            width, fill = row.parts.get(part, 0), colour(MEMORY.get(part, "--s5"))
+            axes.barh(y, width, 0.56, start, color=fill, edgecolor=colour("--paper"), linewidth=0.6)
+            start += width
+        if row.rest:
+            label.set_color(colour("--muted"))
+            axes.barh(y, row.rest, 0.5, start, color=colour("--paper"), edgecolor=colour("--muted"), linewidth=1.2)
+        _beside(axes, row.total, y, size(row.total))
     axes.xaxis.set_major_formatter(lambda value, _: size(value).replace(".0", "") if value else "0")
     legend(axes, [Key(PART_NAMES.get(part, one_line(part)), colour(MEMORY.get(part, "--s5"))) for part in used])
-    far = there is None and fit.memory is not None
-    said = f"{words.fit_said(fit)}{' That memory lies far to the right of the plot.' if far else ''}"
-    return figure, "Memory in training, by part", said
+    other = " Outlined: the method above, trained in the way that is named." if any(row.rest for row in rows) else ""
+    return figure, "Memory in training, by part", f"{words.fit_said(fit)}{other}"
+
+
+def _needs(fit: Any) -> list[Need]:
+    """Each method as it is; below those that are trained in another way, what they need so."""
+    rows = []
+    for name, parts in fit.parts.items():
+        rows.append(Need(one_line(name), {"process": fit.process, **parts}))
+        option = fit.option(name)
+        if option is not None and words.way(option):
+            way = words.way(option).replace(", with", ",")  # as short as names beside bars are
+            rows.append(Need(way, {"process": fit.process}, option.memory))
+    return rows
 
 
 def _points(points: Sequence[Point], subject: Any, how: str) -> Figure:
@@ -196,6 +230,26 @@ def _line(axes: Axes, x: float, text: str) -> None:
     axes.annotate(text, (left, axes.bbox.y1 + 6), xycoords="figure pixels", color=colour("--muted"))
 
 
+def _beyond(axes: Axes, text: str) -> None:
+    """Something right of all that is drawn, named above the axes' right end."""
+    right = axes.figure.bbox.x1 - 4
+    axes.annotate(f"{text} →", (right, axes.bbox.y1 + 6), xycoords="figure pixels", color=colour("--muted"), ha="right")
+
+
+def _beside(axes: Axes, x: float, y: float, text: str) -> None:
+    """A figure right of what it belongs to, over lines that cross its place."""
+    ground = {"facecolor": colour("--paper"), "edgecolor": "none", "pad": 1.5}
+    axes.annotate(
+        text,
+        (x, y),
+        xytext=(5, 0),
+        textcoords="offset points",
+        va="center_baseline",
+        annotation_clip=False,
+        bbox=ground,
+    )
+
+
 def _limits(axes: Axes, ends: Sequence[float], share: bool = False) -> None:
     low, high = min(ends), max(ends)
     pad = 0.06 * (high - low or abs(high) or 1.0)
@@ -210,7 +264,7 @@ def _known(parts: Any) -> dict[str, Score]:
     return {part: score for part, each in parts.items() if (score := words.known(each)) is not None and part in PARTS}
 
 
-def _losses_said(rows: dict[str, dict[str, Score]], unigram: float | None) -> str:
+def _losses_said(rows: dict[str, dict[str, Score]], unigram: float | None, near: bool) -> str:
     """What examples take from the loss of form, and documents from that of content."""
     told = []
     for part, condition in (("form", "examples"), ("content", "documents"), ("all", "examples")):
@@ -220,5 +274,6 @@ def _losses_said(rows: dict[str, dict[str, Score]], unigram: float | None) -> st
         of = "" if part == "all" else f" of {part}"
         told.append(f"{condition} take the loss{of} from {before.value:.2f} to {after.value:.2f}")
     said = ", ".join(told)
-    line = "" if unigram is None else f" Guessing tokens by how often they stand in the answers: {unigram:.2f}."
+    far = "" if near else ", beyond the plot"
+    line = "" if unigram is None else f" Guessing tokens by how often they stand in the answers: {unigram:.2f}{far}."
     return f"{said[:1].upper()}{said[1:]}{'.' if said else ''}{line}".strip()

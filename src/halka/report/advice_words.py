@@ -7,7 +7,7 @@ from typing import Any
 
 from halka.metrics import Score
 from halka.report.intervals import finite
-from halka.report.units import count, duration, learning_rate, one_line, percent, plural, size
+from halka.report.units import count, duration, learning_rate, listed, one_line, percent, plural, size
 
 CHOICES = {
     "prompt": ("prompting", "prompting suffices"),
@@ -92,17 +92,39 @@ def about(subject: Any) -> str:
     )
 
 
-def left_out(evidence: Any, name: str) -> str:
-    """Why a probe has nothing to show, in a sentence."""
-    why = one_line(evidence.missing.get(name) or "this was not probed").rstrip(".")
-    return f"{PROBES.get(name, one_line(name))} is left out: {why}."
+def sentence(text: Any) -> str:
+    """A text with a capital and a full stop."""
+    told = one_line(text)
+    return f"{told[:1].upper()}{told[1:]}{'' if told.endswith(('.', '!', '?')) else '.'}" if told else ""
+
+
+def missing(advice: Any, evidence: Any) -> list[str]:
+    """What was not there to be looked at, each thing once, in sentences."""
+    why = {name: "this was not probed" for name in PROBES if getattr(evidence, name) is None} | dict(evidence.missing)
+    probes: dict[str, list[str]] = {}
+    for name in PROBES:
+        if name in why:
+            probes.setdefault(one_line(why[name]), []).append(PROBES[name])
+    told = []
+    for each, names in probes.items():
+        first, *rest = names
+        subject = listed([first, *(f"{name[:1].lower()}{name[1:]}" for name in rest)])
+        told.append(sentence(f"{subject} {'were' if rest else 'was'} not looked at: {each}"))
+    told += [sentence(each if name in each else f"{name}: {each}") for name, each in why.items() if name not in PROBES]
+    known_already = {f"{name}: {each}" for name, each in evidence.missing.items()}
+    return [*told, *(sentence(each) for each in advice.missing if each not in known_already)]
+
+
+def way(option: Any) -> str:
+    """What a way of training does to need less: on nf4, with checkpointing; empty for a method as it is."""
+    parts = [f"on {one_line(option.quantize)}" if option.quantize else ""]
+    parts += ["with checkpointing" if option.checkpointing else ""]
+    return ", ".join(filter(None, parts))
 
 
 def how_trained(option: Any) -> str:
-    """A way of training, beside its method: on nf4, with checkpointing."""
-    parts = [f"on {one_line(option.quantize)}" if option.quantize else ""]
-    parts += ["with checkpointing" if option.checkpointing else ""]
-    return ", ".join(filter(None, parts)) or "as it is"
+    """A way of training, beside its method."""
+    return way(option) or "as it is"
 
 
 def fits(option: Any) -> str:
@@ -123,22 +145,29 @@ def settings(given: Mapping[str, Any]) -> str:
         if isinstance(value, Mapping):
             told += [settings(value)] if value else []
         elif isinstance(value, list | tuple):
-            told.append(f"{one_line(name)} {' '.join(map(one_line, value))}")
+            told.append(f"{_setting(name)} {' '.join(map(one_line, value))}")
         else:
             number = finite(value)
             rate = number is not None and isinstance(value, float) and 0 < abs(number) < 0.01
-            told.append(f"{one_line(name)} {learning_rate(number) if rate and number else one_line(value)}")
+            told.append(f"{_setting(name)} {learning_rate(number) if rate and number else one_line(value)}")
     return ", ".join(told)
+
+
+def _setting(name: str) -> str:
+    return one_line(name).replace("_", " ")
 
 
 def best_trials_said(learnability: Any) -> str:
     """The trials with the lowest loss, with and without passages, in a sentence each."""
-    alone, shown = (learnability.best(passages=passages) for passages in (False, True))
-    told = [_trial_said(trial) for trial in (alone, shown) if trial is not None and known(trial.loss)]
-    return " ".join(told) or "No trial ended with a loss."
+    told = [best_trial_said(learnability, passages=passages) for passages in (False, True)]
+    return " ".join(filter(None, told)) or "No trial ended with a loss."
 
 
-def _trial_said(trial: Any) -> str:
+def best_trial_said(learnability: Any, *, passages: bool) -> str:
+    """The trial with the lowest loss in a sentence; empty where none has a loss."""
+    trial = learnability.best(passages=passages)
+    if trial is None or known(trial.loss) is None:
+        return ""
     further = f", and would come to {loss(trial.expected)}" if known(trial.expected) else ""
     scored = f"; it scores {share(trial.score)}" if known(trial.score) else ""
     reached = f"comes to a loss of {loss(trial.loss)} after {trial.steps} steps"
@@ -188,12 +217,20 @@ def places_said(found: Any, most: int = 8) -> list[str]:
 
 
 def fit_said(fit: Any) -> str:
-    """How many ways of training fit, in a sentence."""
+    """Which methods fit, and in which way, in a sentence."""
     batch = f"a batch of {fit.batch_size} × {fit.length} tokens"
     if fit.memory is None:
         return f"With {batch}; how much memory there is, is not known."
-    ok = sum(option.fits is True for option in fit.options)
-    return (
-        f"{ok} of {plural(len(fit.options), 'way')} of training fit into the {size(fit.memory)} of "
-        f"{one_line(fit.device)}, with {batch} and {size(fit.process)} that the process holds beside it."
-    )
+    plain = [one_line(each.method) for each in fit.options if each.fits and not way(each)]
+    told = [f"{listed(plain)} {'fit as they are' if len(plain) > 1 else 'fits as it is'}"] if plain else []
+    told += [f"{one_line(each.method)} fits {way(each)}" for each in fit.options if each.fits and way(each)]
+    told += [f"{one_line(each.method)} does not fit{_smaller(each)}" for each in fit.options if each.fits is False]
+    there = f"Into the {size(fit.memory)} of {one_line(fit.device)}, with {batch}"
+    return f"{there} and {size(fit.process)} that the process holds beside it: {'; '.join(told) or 'nothing fits'}."
+
+
+def _smaller(option: Any) -> str:
+    how = f" {way(option)}" if way(option) else ""
+    if option.largest_batch is None:
+        return how
+    return f"{how}, but for batches of {option.largest_batch}" if option.largest_batch else ", not even one example"
