@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 
 import halka
-from halka.advising import learning, probing, verdict
+from halka.advising import learning, opening, probing, sizing, verdict
 from halka.advising import questions as asking
 from halka.advising.conditions import CONDITIONS, conditioned
 from halka.advising.knowledge import knowledge
@@ -317,19 +317,81 @@ def test_the_metric_follows_from_how_answers_look(answers, metric):
 
 def test_what_is_done_is_not_done_again(base, tmp_path, monkeypatch):
     said: list[str] = []
-    first = probe(need(base), tmp_path, minutes=0.01, progress=lambda name, doing: said.append(name))
+    long = Example((Message("user", "long " * 600), Message("assistant", "red")), where="data:99")
+    (tmp_path / "blank.md").write_text(" \n")
+    asked = need(base, train=(*map(example, range(19)), long), documents=(str(tmp_path / "blank.md"),))
+    folder = tmp_path / "out"
+    first = probe(asked, folder, minutes=0.01, progress=lambda name, doing: said.append(name))
     assert {"fit", "cleanliness", "strength", "knowledge", "learnability"} <= {*said}
-    assert first.missing == {}
+    assert {*first.missing} == {"examples", "documents"}
     assert not (tmp_path / "pilot").exists()
 
     def never(*_: object, **__: object) -> None:
         raise AssertionError("it is there")
 
-    for name in ("strength", "knowledge", "learnability", "fit", "cleanliness", "load_base"):
+    for name in ("strength", "knowledge", "learnability", "fit", "cleanliness", "opened"):
         monkeypatch.setattr(probing, name, never)
-    assert probe(need(base), tmp_path, minutes=0.01) == first
+    assert probe(asked, folder, minutes=0.01) == first
     with pytest.raises(AssertionError, match="it is there"):  # other data are another question
-        probe(need(base, train=tuple(map(example, range(19)))), tmp_path, minutes=0.01)
+        probe(need(base), folder, minutes=0.01)
+
+
+def test_hardware_is_looked_at_anew_when_the_length_is_known(base, tmp_path):
+    """By its characters text of another script is short; by its tokens it is not."""
+    told = tuple(
+        Example((Message("user", f"हिंदी में {number} " * 6), Message("assistant", COLOURS[number % 3])))
+        for number in range(20)
+    )
+    asked, rest = need(base, train=told), ("strength", "learnability")
+    guessed = probe(asked, tmp_path, minutes=0.01, skip=(*rest, "knowledge"))
+    found = probe(asked, tmp_path, minutes=0.01, skip=rest)
+    assert guessed.fit is not None
+    assert found.fit is not None
+    assert guessed.fit.length == guessed.subject.length < found.fit.length == found.subject.length
+    assert probe(asked, tmp_path, minutes=0.01, skip=(*rest, "knowledge")).fit == found.fit
+
+
+def test_another_pilot_has_its_time_and_takes_the_place_of_what_an_earlier_one_left(base, tmp_path, monkeypatch):
+    probe(need(base), tmp_path, minutes=10, skip=("fit", "learnability"))
+    plan = json.loads((tmp_path / "plan.json").read_text())
+    plan["spent"]["learnability"] = 1e6
+    (tmp_path / "plan.json").write_text(json.dumps(plan))
+    (tmp_path / "pilot" / "of-another").mkdir(parents=True)
+    given: list[float] = []
+
+    def stopped(questions, seconds, **how):
+        given.append(seconds)
+        raise TrainingError("stopped")
+
+    monkeypatch.setattr(probing, "learnability", stopped)
+    found = probe(need(base, full=True), tmp_path, minutes=10, skip=("fit",))
+    assert found.missing["learnability"] == "training failed: stopped"
+    assert given[0] > 400
+    assert not (tmp_path / "pilot" / "of-another").exists()
+
+
+def test_a_pilot_leaves_memory_to_others(base, monkeypatch):
+    config, asked = opening.decoder_config(str(base)), need(base, full=True)
+    rooms = []
+    for free in (100e9, 700e6, 100e6):
+        monkeypatch.setattr(sizing, "available", lambda free=free: int(free))
+        rooms.append(sizing.pilot_room(asked, config, [64, 200]))
+    assert [each.checkpointing for each in rooms] == [False, True, True]
+    assert [each.without_full is None for each in rooms] == [True, True, False]
+    assert "are free here" in rooms[-1].without_full
+    assert sizing.pilot_room(need(base), config, [64]).without_full is None
+
+
+def test_full_fine_tuning_that_does_not_fit_is_told_each_time(base, tmp_path, monkeypatch):
+    monkeypatch.setattr(sizing, "available", lambda: 10**8)
+    skip = ("fit", "strength", "knowledge")
+    found = probe(need(base, full=True), tmp_path, minutes=0.01, skip=skip)
+    assert found.learnability is not None
+    assert "full" not in {each.method for each in found.learnability.trials}
+    assert "are free here" in found.missing["full fine-tuning"]
+    monkeypatch.setattr(sizing, "available", lambda: 10**12)
+    assert probe(need(base, full=True), tmp_path, minutes=0.01, skip=skip) == found
+    assert "full fine-tuning" not in probe(need(base), tmp_path, minutes=0.01, skip=(*skip, "learnability")).missing
 
 
 def test_only_what_a_change_touches_is_done_anew(base, tmp_path, monkeypatch):
@@ -378,7 +440,7 @@ def test_sorted_files_are_mixed_and_what_is_held_out_is_not_learned(base):
 def test_rows_that_a_base_cannot_read_are_left_out_and_told(base, tmp_path, monkeypatch):
     loaded = halka.load_base(str(base), dtype="float32")
     loaded[1].chat_template = None  # then a system message cannot be read
-    monkeypatch.setattr(probing, "load_base", lambda *_, **__: loaded)
+    monkeypatch.setattr(opening, "load_base", lambda *_, **__: loaded)
     odd = Example((Message("system", "Be brief."), *example(99).messages), where="data:99")
     given = need(base, train=(*map(example, range(20)), odd))
     found = probe(given, tmp_path, minutes=0.01, skip=("fit", "learnability"))
@@ -438,7 +500,7 @@ def test_ten_examples_no_test_split_no_documents(base, tmp_path):
 
 def test_a_base_that_does_not_fit_is_told(base, tmp_path, monkeypatch):
     monkeypatch.setattr(probing, "available", lambda: 1000)
-    monkeypatch.setattr(probing, "load_base", lambda *_, **__: pytest.fail("it would not fit"))
+    monkeypatch.setattr(opening, "load_base", lambda *_, **__: pytest.fail("it would not fit"))
     found = probe(need(base, device="t4"), tmp_path)
     assert found.strength is found.knowledge is found.learnability is None
     assert "free here" in found.missing["strength"]
@@ -460,7 +522,7 @@ def test_a_base_that_does_not_fit_is_told(base, tmp_path, monkeypatch):
     ],
 )
 def test_what_cannot_be_used_is_named_before_anything_is_loaded(base, tmp_path, monkeypatch, changes, message):
-    monkeypatch.setattr(probing, "load_base", lambda *_, **__: pytest.fail("it was loaded"))
+    monkeypatch.setattr(opening, "load_base", lambda *_, **__: pytest.fail("it was loaded"))
     with pytest.raises(ValueError, match=message):
         probe(need(base, **changes), tmp_path, minutes=0.01)
 
@@ -526,7 +588,7 @@ def test_the_advisors_own_folder_is_none_of_the_documents(base, tmp_path, monkey
     assert ran(asked) == 0
     first = json.loads(capsys.readouterr().out)
     assert first["evidence"]["subject"]["documents"] == 1
-    monkeypatch.setattr(probing, "load_base", lambda *_, **__: pytest.fail("nothing is new"))
+    monkeypatch.setattr(opening, "load_base", lambda *_, **__: pytest.fail("nothing is new"))
     assert ran(asked) == 0
     assert json.loads(capsys.readouterr().out) == first
 

@@ -1,7 +1,7 @@
 """The advisor's folder: what is done is kept there, and found again; a folder of anything else is left alone.
 
 folder/
-  plan.json       how many examples the time allowed, how long they are, and the time that was spent
+  plan.json       what is settled once for a question (`planned.py`)
   strength.json, knowledge.json, learnability.json, cleanliness.json, fit.json   a probe's result, and of what it is
   pilot/KEY/      the pilot's checkpoints, while it is trained
   documents/      the collection, for `halka ask --collections FOLDER --collection documents`
@@ -14,13 +14,14 @@ folder/
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict
 from pathlib import Path
 from shutil import rmtree
 from typing import Any, TypeVar
 
 from halka.advising.evidence import restored
+from halka.advising.planned import Planned
 from halka.files import write_text
 
 PLAN, PILOT = "plan.json", "pilot"
@@ -38,41 +39,38 @@ class Kept:
         if not (self.folder / PLAN).exists():
             write_text(self.folder / PLAN, "{}\n")
 
-    def has(self, probe: str, key: str) -> bool:
-        return _read(self.folder / f"{probe}.json").get("key") == key
+    def found(self, probe: str, key: str, kind: type[T]) -> T | None:
+        """The probe's result on the same question, if it is there."""
+        known = _read(self.folder / f"{probe}.json")
+        return restored(kind, known["found"]) if known.get("key") == key else None
 
-    def result(self, probe: str, key: str, kind: type[T], run: Callable[[], T]) -> T:
-        """The probe's result: what is there of the same question, or what it gives now, which is kept."""
-        path = self.folder / f"{probe}.json"
-        known = _read(path)
-        if known.get("key") == key:
-            return restored(kind, known["found"])
-        found = run()
-        told = {"key": key, "found": asdict(found)}  # type: ignore[call-overload]
-        write_text(path, json.dumps(told, indent=1, ensure_ascii=False) + "\n")
-        return found
+    def keep(self, probe: str, key: str, found: Any) -> None:
+        told = {"key": key, "found": asdict(found)}
+        write_text(self.folder / f"{probe}.json", json.dumps(told, indent=1, ensure_ascii=False) + "\n")
 
-    def plan(self, key: str) -> dict[str, Any]:
-        """What was planned for this question; nothing for another."""
+    def plan(self, key: str) -> Planned:
+        """What was settled for this question; nothing for another."""
         plan = _read(self.folder / PLAN)
-        return dict(plan) if plan.get("key") == key else {"key": key}
+        return restored(Planned, plan) if plan.get("key") == key else Planned(key)
 
-    def write_plan(self, plan: Mapping[str, Any]) -> None:
-        write_text(self.folder / PLAN, json.dumps(dict(plan)) + "\n")
+    def write_plan(self, plan: Planned) -> None:
+        write_text(self.folder / PLAN, json.dumps(asdict(plan), ensure_ascii=False) + "\n")
 
     def write_rows(self, name: str, rows: Iterable[Mapping[str, Any]]) -> None:
         write_text(self.folder / name, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
 
-    def pilot(self, key: str) -> Path:
-        """Where the pilot of this question keeps its checkpoints."""
-        return self.folder / PILOT / key
+    def begin_pilot(self, key: str) -> Path:
+        """Where the pilot of this question keeps its checkpoints; those of other questions are of no more use."""
+        own = self.folder / PILOT / key
+        for other in own.parent.iterdir() if own.parent.exists() else ():
+            if other != own:
+                rmtree(other)
+        return own
 
-    def end_pilot(self, key: str) -> None:
-        """Its checkpoints are of no more use."""
-        if self.pilot(key).exists():
-            rmtree(self.pilot(key))
-            if not any((self.folder / PILOT).iterdir()):
-                (self.folder / PILOT).rmdir()
+    def end_pilots(self) -> None:
+        """No checkpoints are of use any more."""
+        if (self.folder / PILOT).exists():
+            rmtree(self.folder / PILOT)
 
 
 def _read(path: Path) -> Mapping[str, Any]:

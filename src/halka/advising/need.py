@@ -106,7 +106,7 @@ def keys(need: Need, found: Sample, seconds: float, base: object, machine: objec
     `out` is none of the documents.
     """
     asked = {
-        "schema": 2,
+        "schema": 3,
         "base": (need.base, base, need.dtype, need.quantize),
         "examples": [[asdict(each) for each in some] for some in (found.train, found.held_out)],
         "how": (found.metric, need.max_new_tokens, seconds),
@@ -118,7 +118,7 @@ def keys(need: Need, found: Sample, seconds: float, base: object, machine: objec
         "strength": (asked, bool(documents)),  # with documents there is less time for each condition
         "knowledge": (asked, documents),
         "learnability": (asked, documents, need.full, need.batch_size, len(found.given)),
-        "fit": (asked["base"], asked["examples"][0], need.batch_size, need.tasks, hardware, documents),
+        "fit": (asked["base"], need.batch_size, need.tasks, hardware),  # and of the examples' lengths
     }
     return {
         name: hashlib.sha256(json.dumps(each, sort_keys=True, default=str).encode()).hexdigest()[:16]
