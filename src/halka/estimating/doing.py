@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 import time
 from collections.abc import Callable, Iterator
@@ -15,14 +16,11 @@ from halka.machine import LARGE
 
 TURNS = 128 * 2**20  # bytes of tensors that are taken in turn: more than caches hold, as a step has more in between
 MOST_TURNS = 4
-LEAST_TIMES = 3
+TIMES, LONG = 3, 10  # how often something is done at least; how many times what is to be spent is too long for that
 
 
 class Doer:
-    """Seconds of operations, each of which is done when it is asked for the first time.
-
-    spent   seconds that an operation is done for, again and again, if it is not done `LEAST_TIMES` by then
-    """
+    """Seconds of operations, each of which is done for `spent` seconds when it is asked for the first time."""
 
     def __init__(self, spent: float = 0.005) -> None:
         self.known: dict[Call, float | None] = {}
@@ -37,7 +35,7 @@ class Doer:
             with torch.no_grad(), torch.random.fork_rng(devices=()):
                 try:
                     self.known[call] = _timed(call, fresh, self._spent)
-                except (RuntimeError, IndexError, ValueError):
+                except (RuntimeError, IndexError, ValueError):  # torch's words for values that cannot be
                     self.known[call] = None
         return self.known[call]
 
@@ -57,7 +55,7 @@ def _timed(call: Call, fresh: float, spent: float) -> float:
     out = do()
     own = sum(each.nbytes for each in tensors((out,)) if each.nbytes >= LARGE)  # these are new pages every time
     del out
-    return max(0.0, least(do, spent, len(turns)) - own * fresh)
+    return max(0.0, least(do, spent, max(TIMES, len(turns))) - own * fresh)
 
 
 def _turns(size: int) -> int:
@@ -87,17 +85,19 @@ def _tensor(layout: Layout) -> Tensor:
     return storage.as_strided(layout.size, layout.stride)
 
 
-def least(do: Callable[[], object], spent: float, times: int = LEAST_TIMES) -> float:
+def least(do: Callable[[], object], spent: float, times: int = TIMES) -> float:
     """The least time of doing it, again and again for a while: other work on the machine only adds to it."""
     return min(_times(do, spent, times))
 
 
 def _times(do: Callable[[], object], spent: float, times: int) -> Iterator[float]:
-    begun, done = time.perf_counter(), 0
-    while done < times or time.perf_counter() - begun < spent:
+    """Of so many times at least, and for so many seconds; of what takes long twice."""
+    begun = now = time.perf_counter()
+    for done in itertools.count():
+        enough = now - begun > spent
+        if (enough and done >= times) or (done >= 2 and now - begun > LONG * spent):
+            return
         started = time.perf_counter()
         do()
-        yield time.perf_counter() - started
-        done += 1
-        if time.perf_counter() - begun > 10 * spent and done > 1:
-            return
+        now = time.perf_counter()
+        yield now - started
