@@ -490,11 +490,58 @@ def test_a_method_that_cannot_be_is_told_with_the_others(tmp_path):
         ({"quantize": "int3"}, "quantize 'int3' is none of"),
         ({"batch_size": 0}, "batch_size must be at least 1"),
         ({"length": 2}, "length must be at least 3 tokens"),
+        ({"length": 100_000}, "length must be at most the base's 128 positions, not 100,000"),
+        ({"methods": []}, "there is no method to estimate: name one or more of lora, dora"),
+        (
+            {"kind": "seq2seq-lm"},
+            "transformers has no seq2seq-lm of the architecture 'llama': choose a kind of causal-lm",
+        ),
+        ({"labels": 3}, "labels are for sequence-classification and token-classification: a causal-lm has none"),
+        *(({"kind": "sequence-classification", "labels": n}, "labels must be at least 2") for n in (-1, 0, 1)),
+        ({"steps": 0, "device": "a100"}, "steps must be at least 1, not 0"),
+        ({"steps": 5}, "steps take time by the speed of a device"),
     ],
 )
 def test_what_cannot_be_estimated_is_refused(given, message):
     with pytest.raises(ValueError, match=re.escape(message)):
-        halka.estimate(config_of(), ["lora"], **given)
+        halka.estimate(config_of(), **{"methods": ["lora"], "length": 8, **given})
+
+
+def test_a_length_beside_virtual_tokens_is_that_method_s_affair():
+    rows = halka.estimate(config_of(), ["lora", "prompt"], batch_size=1, length=128).rows
+    assert rows[0].refused is None
+    assert (
+        "128 tokens are more than the 108 positions that the base has for text beside prompt's own" in rows[1].refused
+    )
+
+
+@pytest.mark.parametrize(
+    ("base", "message"),
+    [
+        (lambda: tiny(), "not a LlamaForCausalLM: give its .config"),
+        (lambda: 5, "a base is a name, a folder or a transformers configuration, not a int: give one"),
+        (lambda: AutoConfig.for_model("clip"), "no causal-lm of the architecture 'clip': it is no language model"),
+        (lambda: config_of("bert"), "it is an encoder (bert), no causal language model: say what kind"),
+        (
+            lambda: config_of("bert", architectures=["BertForMaskedLM"]),
+            "kind 'masked-lm' (the configuration is of BertForMaskedLM) is none that is trained: choose one of "
+            "causal-lm, sequence-classification, token-classification, seq2seq-lm, with kind (--kind)",
+        ),
+        (
+            lambda: config_of(quantization_config={"quant_method": "gptq", "bits": 4}),
+            "the base is packed already (gptq), which is not rehearsed: name the plain base that it was made of, with "
+            'quantize="nf4" (--quantize nf4)',
+        ),
+    ],
+)
+def test_what_is_no_base_to_estimate_is_refused(base, message):
+    with pytest.raises(ValueError, match=re.escape(message)):
+        halka.estimate(base(), ["lora"], length=8)
+
+
+def test_a_single_method_is_one():
+    for one in ("lora", halka.LoRA()):
+        assert [row.method for row in halka.estimate(config_of(), one, length=8, batch_size=1).rows] == ["lora"]
 
 
 def test_a_folder_without_a_configuration_is_no_base(tmp_path):
@@ -516,6 +563,67 @@ def test_the_command_shows_a_table_and_gives_json(tmp_path):
     called = CliRunner().invoke(app, [*given, "--gpu-memory", "much"])
     assert called.exit_code == 2
     assert "--gpu-memory: 'much' is no size" in called.stderr
+
+
+@pytest.fixture
+def estimated(tmp_path):
+    """Calls `halka estimate` on a tiny base with small batches: all that it says, and how it ends."""
+    config_of().save_pretrained(tmp_path)
+
+    def call(*given: str, code: int = 0, method: str = "lora") -> str:
+        small = ["--method", method, "--length", "8", "--batch-size", "1"]
+        called = CliRunner().invoke(app, ["estimate", str(tmp_path), *small, *given])
+        assert called.exit_code == code, called.output
+        return called.stdout if code == 0 else called.stderr
+
+    return call
+
+
+def test_the_command_says_what_hardware_it_is_for(estimated):
+    assert "on a processor; what fits is told with --gpu-memory or a GPU as --device\n" in estimated()
+    assert "on a GPU, 24.0 GB; what fits: 23.5 GB, the rest is for CUDA\n" in estimated("--gpu-memory", "24G")
+    assert "on the GPU rtx4090, 24.0 GB; what fits: 23.5 GB" in estimated("--device", "rtx4090")
+
+
+@pytest.mark.parametrize(
+    ("size", "message"),
+    [("24", "'24' has no unit: write it as 512MB, 1.5GB\n"), ("9" * 400 + "GB", "is more than there is")],
+)
+def test_a_memory_has_its_unit_and_an_end(estimated, size, message):
+    told = estimated("--gpu-memory", size, code=2)
+    assert told.startswith("Error: --gpu-memory: ")
+    assert message in told
+    assert len(told) < 120
+
+
+def test_the_run_s_time_is_told_with_a_device_alone(estimated):
+    assert "--steps: a run's time is told by a device's speed: give --device" in estimated("--steps", "5", code=2)
+    assert "steps must be at least 1, not -5" in estimated("--steps", "-5", "--device", "t4", code=2)
+    assert "the run" in estimated("--steps", "5", "--device", "t4")
+    found = json.loads(estimated("--steps", "5", "--device", "t4", "--json"))
+    assert found["steps"] == 5
+    assert found["rows"][0]["run_seconds"] == 5 * found["rows"][0]["seconds"] > 0
+
+
+def test_a_method_has_its_fields(estimated):
+    assert "lora:rank=2 " in estimated(method="lora:rank=2")
+    (row,) = json.loads(estimated("--json", method="lora:rank=2,targets=attn.q,attn.v,alpha=8"))["rows"]
+    assert (row["fields"]["rank"], row["fields"]["targets"]) == (2, ["attn.q", "attn.v"])
+    assert row["fields"]["alpha"] == 8
+
+
+@pytest.mark.parametrize(
+    ("method", "message"),
+    [
+        ("lora:ranks=2", "--method lora:ranks=2: lora has no field 'ranks'; it has rank, alpha"),
+        ("lora:rank=two", "--method lora:rank=two: rank: 'two' is not a whole number"),
+        ("lora:64", "--method lora:64: '64' is no field: write it as in lora:rank=64,alpha=128"),
+        ("lora:rank=0", "--method lora:rank=0: "),
+        ("lor:rank=2", "there is no method 'lor'"),
+    ],
+)
+def test_a_field_that_is_none_is_refused(estimated, method, message):
+    assert message in estimated(method=method, code=2)
 
 
 def test_ghosts_stay_within_their_rehearsal():

@@ -397,16 +397,25 @@ def test_units(text: str, wanted: str) -> None:
     [
         *(("1000", 10**9), ("1.5", 1_500_000), ("512MB", 512 * 10**6), ("2 gb", 2 * 10**9), ("1.5GB", 1_500_000_000)),
         *(("64 kB", 64_000), ("3MiB", 3 * 2**20), ("2GiB", 2**31), ("1TB", 10**12), ("7 B", 7)),
+        *(("5M", 5_000_000), ("24G", 24 * 10**9), ("2Gi", 2**31)),
     ],
 )
 def test_sizes_are_read_as_they_are_told(text: str, wanted: int) -> None:
     assert bytes_said(text) == wanted
 
 
-@pytest.mark.parametrize("text", ["", "0", "0.1B", "-5", "much", "MB", "5 bits", "inf", "1e3", "5M"])
+@pytest.mark.parametrize("text", ["", "0", "0.1B", "-5", "much", "MB", "5 bits", "inf", "1e3", "5iB"])
 def test_what_is_no_size_is_refused(text: str) -> None:
     with pytest.raises(ValueError, match="is no size above 0: write it as 512MB"):
         bytes_said(text)
+
+
+def test_a_size_without_a_unit_or_without_end_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"^'24' has no unit: write it as 512MB, 1.5GB$"):
+        bytes_said("24", bare=False)
+    for text in ("9" * 400, "1" + "0" * 30 + "TB"):
+        with pytest.raises(ValueError, match="is more than there is: write it as"):
+            bytes_said(text)
 
 
 # ---- plots ----

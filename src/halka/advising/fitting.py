@@ -25,7 +25,7 @@ def fit(
     base: str | Path | Any,
     *,
     kind: str | None = None,
-    labels: int = 2,
+    labels: int | None = None,
     methods: Sequence[str] = METHODS,
     length: int,
     batch_size: int,

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from halka.cli.command import Json, emit, examples, existing_file, say
+from halka.cli.command import Json, emit, examples, existing_file, memory_said, say
 from halka.cli.opening import Base, Dtype, Quantize
 
 if TYPE_CHECKING:
@@ -86,7 +86,6 @@ def advise(
     from halka.cli.progress import ProbesProgress
     from halka.files import write_text
     from halka.report.advice import write_advice
-    from halka.report.units import bytes_said
 
     if out.is_file():
         raise ValueError(f"--out: {out} is a file: name a folder")
@@ -94,10 +93,7 @@ def advise(
     for path in documents or []:
         if not path.exists():
             raise ValueError(f"--documents: there is no {path}: check the path, it is seen from {Path.cwd()}")
-    try:
-        memory = None if gpu_memory is None else bytes_said(gpu_memory)
-    except ValueError as error:
-        raise ValueError(f"--gpu-memory: {error}") from None
+    memory = memory_said(gpu_memory, "--gpu-memory")
     given = {**given, "metric": metric or given["metric"], "max_new_tokens": max_new_tokens or given["max_new_tokens"]}
     others = {
         "--documents": documents,

@@ -182,6 +182,16 @@ def readable_text(path: Path, given_as: str) -> str:
         raise ValueError(f"{given_as}: {path} is not UTF-8 text ({error.reason}): save it as UTF-8") from None
 
 
+def memory_said(text: str | None, given_as: str) -> int | None:
+    """The bytes of a memory's size. Raises ValueError, naming the flag, for what is none, and for a bare number."""
+    from halka.report.units import bytes_said
+
+    try:
+        return None if text is None else bytes_said(text, bare=False)
+    except ValueError as error:
+        raise ValueError(f"{given_as}: {error}") from None
+
+
 # ── failing ─────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Annotated, Any
 
 import typer
 
-from halka.cli.command import Json, columns, emit, examples, say, show
+from halka.cli.command import Json, columns, emit, examples, memory_said, say, show
 
 EXAMPLES = examples(
     "halka estimate smollm2-135m",
     "halka estimate Qwen/Qwen2.5-7B --device rtx4090 --checkpointing --quantize nf4",
-    "halka estimate ./my-model --method lora --method full --gpu-memory 24GB --length 1024 --tasks 50",
+    "halka estimate ./my-model --method lora:rank=64 --method full --gpu-memory 24GB --length 1024 --tasks 50",
 )
 
 
@@ -19,12 +20,18 @@ def estimate(
     base: Annotated[str, typer.Argument(metavar="BASE", help="short name, folder or hub name of a base")],
     method: Annotated[
         list[str] | None,
-        typer.Option(metavar="NAME", help="a method; more than one by repeating it; else all families"),
+        typer.Option(
+            metavar="NAME",
+            help="a method, with fields of its own as in lora:rank=64,alpha=128 (`halka methods NAME` lists them); "
+            "more than one by repeating it; else all families",
+        ),
     ] = None,
     kind: Annotated[
         str | None, typer.Option(metavar="KIND", help="what the base is for; as its configuration says if not given")
     ] = None,
-    labels: Annotated[int, typer.Option(metavar="N", help="labels that a classifier tells apart")] = 2,
+    labels: Annotated[
+        int | None, typer.Option(metavar="N", help="labels that a classifier tells apart; 2 if not given")
+    ] = None,
     batch_size: Annotated[int, typer.Option(metavar="N", help="examples a batch")] = 4,
     length: Annotated[int, typer.Option(metavar="N", help="tokens an example")] = 256,
     accumulate: Annotated[int, typer.Option(metavar="N", help="batches whose gradients make one step")] = 1,
@@ -32,14 +39,21 @@ def estimate(
     dtype: Annotated[str, typer.Option(metavar="TYPE", help="bfloat16, float32 or float16")] = "bfloat16",
     quantize: Annotated[str | None, typer.Option(metavar="FORM", help="the base in fewer bits: nf4 or int8")] = None,
     gpu_memory: Annotated[
-        str | None, typer.Option(metavar="SIZE", help="memory that it is to fit in, such as 24GB")
+        str | None,
+        typer.Option(
+            metavar="SIZE",
+            help="memory that it is to fit in, such as 24GB: a GPU's, or with --device here the processor's",
+        ),
     ] = None,
     device: Annotated[
         str | None,
-        typer.Option(metavar="NAME", help="whose memory and speed: a GPU of the table such as a100, or here"),
+        typer.Option(
+            metavar="NAME",
+            help="whose memory and speed: a GPU of the table such as a100, or here: this machine's processor",
+        ),
     ] = None,
     tasks: Annotated[int, typer.Option(metavar="N", help="tasks, each with an adapter of its own")] = 1,
-    steps: Annotated[int | None, typer.Option(metavar="N", help="steps of a run, to tell its time")] = None,
+    steps: Annotated[int | None, typer.Option(metavar="N", help="steps of a run, to tell its time on --device")] = None,
     json: Json = False,
 ) -> None:
     """Tell what each method needs on a base: memory by part, the largest batch, time, storage.
@@ -48,15 +62,13 @@ def estimate(
     """
     import halka
     from halka.estimating import FAMILIES
-    from halka.report.units import bytes_said
 
-    try:
-        memory = None if gpu_memory is None else bytes_said(gpu_memory)
-    except ValueError as error:
-        raise ValueError(f"--gpu-memory: {error}") from None
+    if steps is not None and device is None:
+        raise ValueError("--steps: a run's time is told by a device's speed: give --device, such as a100, or here")
+    chosen = method or FAMILIES
     found = halka.estimate(
         base,
-        method or FAMILIES,
+        [_method(each) for each in chosen],
         kind=kind,
         labels=labels,
         batch_size=batch_size,
@@ -65,33 +77,60 @@ def estimate(
         checkpointing=checkpointing,
         dtype=dtype,
         quantize=quantize,
-        memory=memory,
+        memory=memory_said(gpu_memory, "--gpu-memory"),
         device=device,
         tasks=tasks,
+        steps=steps,
         progress=lambda name: say(f"rehearsing {name}"),
     )
     if json:
         return emit(found)
-    _show(found, steps)
+    _show(found, chosen)
 
 
-def _show(found: Any, steps: int | None) -> None:
+def _method(text: str) -> Any:
+    """A method as it was given: its name, and behind a colon fields, of which several values have commas, too."""
+    from halka.methods import method_named
+    from halka.settings import converted, settings_of
+
+    name, _, given = text.partition(":")
+    kind = method_named(name)
+    values: dict[str, str] = {}
+    for piece in given.split(",") if given else ():
+        key, equals, value = piece.partition("=")
+        if equals:
+            values[key.strip()] = value
+        elif values:
+            values[[*values][-1]] += f",{piece}"
+        else:
+            raise ValueError(f"--method {text}: {piece!r} is no field: write it as in lora:rank=64,alpha=128")
+    settings = settings_of(kind)
+    for key in values:
+        if key not in settings:
+            raise ValueError(f"--method {text}: {name} has no field {key!r}; it has {', '.join(settings) or 'none'}")
+    try:
+        return kind(**converted(settings, values))
+    except ValueError as error:
+        raise ValueError(f"--method {text}: {error}") from None
+
+
+def _show(found: Any, chosen: Sequence[str]) -> None:
     from halka.report.units import count, size
 
     numbers = ["trained", "weights", "gradients", "optimizer", "activations", "allocator", "total"]
     extra = ["fits", "largest batch"] if found.memory is not None else []
-    timed = ["a step", *(["the run"] if steps else [])] if found.device else []
+    timed = ["a step", *(["the run"] if found.steps else [])] if found.device else []
     table = columns(
         *("method", *numbers, *extra, *timed, "on disk", "serving"),
         right=(*numbers, "largest batch", *timed, "on disk", "serving"),
     )
-    for row in found.rows:
+    for row, name in zip(found.rows, chosen, strict=True):
         if row.memory is None:
             continue
         parts = [size(getattr(row.memory, part)) for part in numbers[1:]]
         fits = [("yes" if row.fits else "no"), str(row.largest_batch)] if extra else []
-        seconds = [_time(row.seconds * times) for times in (1, steps) if times] if timed else []
-        table.add_row(row.method, count(row.trained), *parts, *fits, *seconds, size(row.stored), size(row.served))
+        seconds = [_time(each) for each in (row.seconds, row.run_seconds) if each is not None] if timed else []
+        table.add_row(name, count(row.trained), *parts, *fits, *seconds, size(row.stored), size(row.served))
     how = found.setup
     form = f"{how.quantize} in {how.dtype}" if how.quantize else how.dtype
     show(
@@ -99,15 +138,36 @@ def _show(found: Any, steps: int | None) -> None:
         f"a batch of {how.rows} × {how.length} tokens"
         + (f", {how.accumulate} a step" if how.accumulate > 1 else "")
         + (", checkpointing" if how.checkpointing else ""),
+        _hardware(found),
         "",
         table,
         "",
-        f"Beside the total, {'CUDA' if found.gpu else 'the process'} holds about {size(found.process)}. "
+        f"Beside the total, {_holder(found)} holds about {size(found.process)}. "
         f"On disk and serving: of {found.tasks} task{'s' if found.tasks > 1 else ''}, serving with the keys and values "
         f"of the batch ({size(found.cache)} a row).",
         *([f"Speed of {found.device}: {found.source}."] if found.device else []),
-        *(f"{row.method} cannot be trained here: {row.refused}" for row in found.rows if row.refused),
+        *(
+            f"{name} cannot be trained here: {row.refused}"
+            for row, name in zip(found.rows, chosen, strict=True)
+            if row.refused
+        ),
     )
+
+
+def _hardware(found: Any) -> str:
+    """What it is for, and by what memory it is judged what fits."""
+    from halka.report.units import size
+
+    kind = "GPU" if found.gpu else "processor"
+    named = {None: f"a {kind}", "here": "this machine's processor"}.get(found.device, f"the {kind} {found.device}")
+    if found.memory is None:
+        return f"on {named}; what fits is told with --gpu-memory or a GPU as --device"
+    left = size(max(0, found.memory - found.process))
+    return f"on {named}, {size(found.memory)}; what fits: {left}, the rest is for {_holder(found)}"
+
+
+def _holder(found: Any) -> str:
+    return "CUDA" if found.gpu else "the process"
 
 
 def _time(seconds: float) -> str:

@@ -23,7 +23,7 @@ from halka.data.words import Tagged
 from halka.estimating.costs import Work
 from halka.estimating.ghosts import Rehearsal
 from halka.estimating.heap import Heap
-from halka.models import adapt
+from halka.models import adapt, context
 from halka.models.kinds import KINDS
 from halka.models.layouts import layout_of
 from halka.models.quantised import quantise
@@ -113,6 +113,12 @@ def rehearse(config: Any, method: Method, setup: Setup, *, gpu: bool = False) ->
         with no_init_weights():
             model = model_of(config, setup)
         adapter = model.add(NAME, method)
+        room = context(model, NAME)
+        if room is not None and setup.length > room:
+            raise ValueError(
+                f"{setup.length:,} tokens are more than the {room:,} positions that the base has for text beside "
+                f"{method.name}'s own tokens: choose a length of at most {room:,}"
+            )
         passes = min(setup.accumulate, 2)  # further ones are as the second
         how = TrainConfig(
             batch_size=setup.rows, accumulate=passes, steps=STEPS, checkpointing=setup.checkpointing, save_every=None

@@ -8,7 +8,8 @@ from typing import Any
 
 import torch
 
-from halka.models.kinds import KINDS, kind_of
+from halka.models.kinds import KINDS, class_names, kind_of
+from halka.models.layouts import LAYOUTS
 
 LABELLED = ("sequence-classification", "token-classification")
 """The kinds whose head tells labels apart."""
@@ -33,6 +34,19 @@ def usual_kind(config: Any) -> str:
     }
     own = next((kind for ending, kind in heads.items() if architecture.endswith(ending)), None)
     return own or ("seq2seq-lm" if config.is_encoder_decoder else "causal-lm")
+
+
+def check_class(config: Any, kind: str) -> None:
+    """Raises ValueError for a kind of base that an architecture cannot be."""
+    layout, there = LAYOUTS.get(config.model_type), class_names(config.model_type)
+    if kind == "causal-lm" and layout is not None and not layout.causal:
+        raise ValueError(
+            f"it is an encoder ({config.model_type}), no causal language model: say what kind it is to be, "
+            "such as sequence-classification"
+        )
+    if kind not in there:
+        others = f"choose a kind of {', '.join(there)}" if there else "it is no language model: choose another base"
+        raise ValueError(f"transformers has no {kind} of the architecture {config.model_type!r}: {others}")
 
 
 def head_of(base: Any) -> tuple[str, ...]:

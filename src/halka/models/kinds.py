@@ -27,8 +27,8 @@ def kind_of_task(task_type: Any) -> str | None:
     return next((kind for kind, word in TASK_TYPES.items() if word is not None and word == task_type), None)
 
 
-def kind_of(base: Any) -> str:
-    """One of `KINDS`. Raises ValueError for a model that is none, such as a bare encoder without a head."""
+def class_names(model_type: Any) -> dict[str, tuple[str, ...]]:
+    """By kind, the transformers classes of that architecture; kinds that it has none for are left out."""
     from transformers.models.auto import modeling_auto as auto
 
     classes = {
@@ -38,11 +38,15 @@ def kind_of(base: Any) -> str:
         "token-classification": auto.MODEL_FOR_TOKEN_CLASSIFICATION_MAPPING_NAMES,
         "seq2seq-lm": auto.MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING_NAMES,
     }
+    found = {kind: names.get(model_type, ()) for kind, names in classes.items()}
+    return {kind: (own,) if isinstance(own, str) else tuple(own) for kind, own in found.items() if own}
+
+
+def kind_of(base: Any) -> str:
+    """One of `KINDS`. Raises ValueError for a model that is none, such as a bare encoder without a head."""
     ancestry = [each.__name__ for each in type(base).__mro__]
-    model_type = getattr(getattr(base, "config", None), "model_type", None)
-    for kind, names in classes.items():
-        own = names.get(model_type, ())
-        if any(name in ((own,) if isinstance(own, str) else own) for name in ancestry):
+    for kind, names in class_names(getattr(getattr(base, "config", None), "model_type", None)).items():
+        if any(name in names for name in ancestry):
             return kind
     raise ValueError(
         f"{type(base).__name__} is none of {', '.join(KINDS)}: load the model with one of {', '.join(KINDS.values())}"

@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING, Any
 
 from halka.files import let_go_but
 from halka.models.cache import cache_dir, is_pulled, known_bases, known_names, pull, source_of
-from halka.models.classes import from_folder, usual_kind
+from halka.models.classes import check_class, from_folder, usual_kind
 from halka.models.hub import from_hub
-from halka.models.layouts import LAYOUTS
+from halka.models.kinds import KINDS
 from halka.models.quiet import quiet_transformers
 
 if TYPE_CHECKING:
@@ -76,12 +76,8 @@ def load_base(
             tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
             config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
             kind = kind or usual_kind(config)
-            layout = LAYOUTS.get(config.model_type)
-            if kind == "causal-lm" and layout is not None and not layout.causal:
-                raise ValueError(
-                    f"it is an encoder ({config.model_type}), no causal language model: say what kind it is to be, "
-                    "such as sequence-classification"
-                )
+            if kind in KINDS:
+                check_class(config, kind)
             model = from_folder(
                 *(folder, kind, labels, seed),
                 dtype=dtype if dtype == "auto" else getattr(torch, dtype),

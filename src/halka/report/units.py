@@ -8,6 +8,7 @@ import unicodedata
 from collections.abc import Sequence
 
 MINUS = "−"
+MOST_BYTES = 2**60
 
 
 def decimals(value: float, digits: int = 3) -> str:
@@ -34,17 +35,20 @@ def size(value: float) -> str:
     return f"{value:.0f} B".replace("-", MINUS)
 
 
-def bytes_said(text: str) -> int:
-    """What a size stands for, as `size` tells it: 512MB, 1.5 GB, 2GiB; a number alone is MB.
+def bytes_said(text: str, *, bare: bool = True) -> int:
+    """What a size stands for, as `size` tells it: 512MB, 1.5 GB, 2GiB, 24G; a number alone is MB if it may be `bare`.
 
-    Raises ValueError for what is no size, and for less than a byte.
+    Raises ValueError for what is no size, for less than a byte, and for more than any machine has.
     """
-    found = re.fullmatch(r"(\d+(?:\.\d+)?)\s*(?:([KMGT]?)(I?)B)?", text.strip().upper())
-    number, prefix, binary = found.groups() if found else ("0", "", "")
-    unit = 10**6 if prefix is None else (1024 if binary else 1000) ** " KMGT".index(prefix or " ")
-    if (total := int(float(number) * unit)) < 1:
-        raise ValueError(f"{text!r} is no size above 0: write it as 512MB, 1.5GB, or as a number of MB")
-    return total
+    found = re.fullmatch(r"(\d+(?:\.\d+)?)\s*(?:([KMGT])(I?)B?|(B))?", text.strip().upper())
+    number, prefix, binary, whole = found.groups() if found else ("0", None, None, None)
+    way = "write it as 512MB, 1.5GB" + (", or as a number of MB" if bare else "")
+    if found and not (bare or prefix or whole):
+        raise ValueError(f"{shortened(text)!r} has no unit: {way}")
+    unit = (1024 if binary else 1000) ** " KMGT".index(prefix) if prefix else 1 if whole else 10**6
+    if not 1 <= (total := float(number) * unit) < MOST_BYTES:
+        raise ValueError(f"{shortened(text)!r} is {'no size above 0' if total < 1 else 'more than there is'}: {way}")
+    return int(total)
 
 
 def percent(value: float, places: int | None = None) -> str:
