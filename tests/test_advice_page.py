@@ -19,8 +19,10 @@ from halka.advising.conditions import CONDITIONS
 from halka.advising.evidence import Evidence, Fit, Knowledge, Learnability, Strength
 from halka.cli.advice_shown import show_advice
 from halka.metrics import Score
+from halka.report import advice_plots
 from halka.report import advice_words as words
 from halka.report.advice import render_advice, write_advice
+from halka.report.svg import drawing
 from page_for_tests import Page
 
 EVIL = "<script>alert(1)</script>\"'> onload=x {{7*7}} $x_1$ --> </style> বাংলা \x1b[31m"
@@ -110,7 +112,7 @@ def test_the_best_trials_are_those_that_the_advice_is_made_of() -> None:
     alone, shown = learnability.best(), learnability.best(passages=True)
     assert (alone, shown) == (learnability.trials[0], learnability.trials[3])
     said = words.best_trials_said(learnability)
-    assert said.startswith("lora learns best: it comes to a loss of 1.52")
+    assert said.startswith("lora learns best of the small adapters: it comes to a loss of 1.52")
     assert "lora with passages learns best with passages: it comes to a loss of 0.97" in said
     low = replace(learnability.trials[4], expected=about(0.1, 0.1))  # hoped for, and not reached
     assert replace(learnability, trials=(*learnability.trials, low)).best() == alone
@@ -255,7 +257,7 @@ def test_what_was_not_looked_at_leaves_only_its_reason(case: str) -> None:
     evidence = CASES[case]()
     text = render_advice(unsure(), evidence, title="x")
     page = Page(text)
-    said = " ".join(page.texts)
+    said = re.sub(" +", " ", " ".join(page.texts))
     for name, why in evidence.missing.items():
         assert f"{words.PROBES[name]} was not looked at: {why}." in said
         assert said.count(why) == 1
@@ -310,6 +312,21 @@ def test_trials_with_passages_have_a_plot_of_their_own() -> None:
     assert "lora, half" in alone
     assert "lora with passages" in shown
     assert "lora, half" not in shown
+
+
+def test_the_longest_name_has_room_in_bold() -> None:
+    prospects = tuple(each for each in full_advice().prospects if each.choice in ("prompt", "data"))
+    with drawing("prospects"):
+        made = advice_plots.prospects(replace(full_advice(), choice="data", prospects=prospects), full_evidence())
+        assert made is not None
+        figure, *_ = made
+        assert min(label.get_window_extent().x0 for label in figure.axes[0].get_yticklabels()) >= 0
+
+
+def test_what_is_advised_and_was_not_measured_is_said() -> None:
+    assert "A better base, which is advised, was not measured." in read(
+        replace(full_advice(), choice="base"), full_evidence()
+    )
 
 
 def test_a_reason_is_a_sentence_without_its_rules_name() -> None:

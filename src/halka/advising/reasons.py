@@ -48,7 +48,7 @@ def _choice(evidence: Evidence, choice: str, rule: str, found: Sequence[Prospect
         return f"nothing is expected to reach {needed}: the best is {named(best.choice)} with {share(best.score)}{rest}"
     if rule == "learning":
         return (
-            f"nothing is of use yet (the best: {named(best.choice)} with {share(best.score)}), but the trial was too "
+            f"nothing is of use yet, at best {named(best.choice)} with {share(best.score)}, but the trial was too "
             "short to tell: its held-out loss is still falling fast"
         )
     if rule == "few":
@@ -64,6 +64,7 @@ def _choice(evidence: Evidence, choice: str, rule: str, found: Sequence[Prospect
     own = by[choice]
     told = f"{share(own.score)} {metric} ({own.how})"
     if rule == "target":
+        assert bar.target is not None
         return f"it is the cheapest that reaches the target of {percent(bar.target)}: {told}"
     if rule == "loss":
         cheaper = max(ways[: ways.index(own)], key=lambda each: each.score.value)

@@ -20,7 +20,7 @@ def show_advice(advice: Any, evidence: Any) -> None:
         *_titled("What would change it", _points([words.sentence(each) for each in advice.change])),
         *_titled("Missing", _points(words.missing(advice, evidence))),
         *_titled("Evidence", *_evidence(evidence)),
-        *_titled("To be trained with", _points([words.trained_with(advice, evidence)], mark=" ")),
+        *_titled("To be trained with", _points([words.trained_with(advice, evidence)])),
         *(["", "Next:", *(f"  {command}" for command in advice.commands)] if advice.commands else []),
     )
 

@@ -104,7 +104,7 @@ def _strength(evidence: Any) -> Probe:
         if (found := finite(knowledge.found)) is not None:
             sentences.append(f"In {percent(found)} of the examples the passages that were found hold the answer.")
     plots = _drawn(evidence, advice_plots.scores, advice_plots.losses)
-    return Probe("strength", words.PROBES["strength"], tuple(sentences), plots)
+    return Probe("strength", words.PROBES["strength"], tuple(filter(None, [" ".join(sentences)])), plots)
 
 
 def _learnability(evidence: Any, choice: str) -> Probe:
@@ -133,11 +133,11 @@ def _learnability(evidence: Any, choice: str) -> Probe:
         )
         for trial in found.trials
     )
-    heads = ("Trial", "Method", "lr", "Examples", "Passages", "Steps", "Trained", "Loss", "Expected", "Score")
+    heads = ("Trial", "Method", "lr", "Examples", "Passages", "Steps", "Parameters", "Loss", "If it goes on", "Score")
     marked = next((i for i, trial in enumerate(found.trials) if trial is best), None)
     table = Table("Every trial, with 95 % intervals in brackets", heads, lines, ("Method",), marked)
     plots = _drawn(evidence, advice_curves.pilot, advice_curves.pilot_shown, advice_curves.amounts)
-    return Probe(name, words.PROBES[name], tuple(filter(None, sentences)), plots, (table,) if lines else ())
+    return Probe(name, words.PROBES[name], (" ".join(filter(None, sentences)),), plots, (table,) if lines else ())
 
 
 def _fit(evidence: Any) -> Probe:
@@ -146,7 +146,7 @@ def _fit(evidence: Any) -> Probe:
         return Probe(name, words.PROBES[name])
     tasks = plural(found.tasks, "task")
     heads = (
-        *("Method", "How", "Trained", "Memory", "Fits", "Largest batch", "A step"),
+        *("Method", "How", "Parameters", "Memory", "Fits", "Largest batch", "A step"),
         *(f"On disk, {tasks}", f"Serving {tasks}"),
     )
     lines = tuple(

@@ -81,7 +81,7 @@ def _pilot(learnability: Any, *, passages: bool) -> Figure | None:
     keys = "dashed: fewer examples" if any(trial.examples < most for trial, *_ in found) else ""
     name_axes(
         axes,
-        "steps; shaded: after long training" if expecting else "steps",
+        "steps; shaded: expected if it goes on" if expecting else "steps",
         f"held-out loss{f' ({keys})' if keys else ''}",
     )
     return figure

@@ -18,6 +18,7 @@ from halka.report.units import one_line, percent, size
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
+    from matplotlib.text import Text
 
 Drawn = tuple["Figure", str, str]
 
@@ -64,7 +65,8 @@ def prospects(advice: Any, evidence: Any) -> Drawn | None:
         return None
     figure = _points(points, evidence.subject, "expected")
     told = [f"{point.name} {words.share(point.score)}" for point in points if point.chosen]
-    said = f"Advised, as a diamond: {told[0]}. " if told else ""
+    other = f"{words.choice(advice.choice)}, which is advised, was not measured"
+    said = f"Advised, as a diamond: {told[0]}. " if told else f"{words.sentence(other)} "
     return (
         figure,
         "What each choice is expected to score",
@@ -85,7 +87,7 @@ def scores(evidence: Any) -> Drawn | None:
     if not points:
         return None
     asked = max((point for point in points if not point.hollow), key=lambda point: point.score.value, default=None)
-    told = f"Untrained, the base does best {asked.name}: {words.share(asked.score)}." if asked else ""
+    told = f"The base's best without training: {words.share(asked.score)}, {asked.name}." if asked else ""
     needs = " Hollow: what needs no model." if any(point.hollow for point in points) else ""
     return _points(points, evidence.subject, ""), "Scores without training", f"{told}{needs}".strip()
 
@@ -175,12 +177,12 @@ def _points(points: Sequence[Point], subject: Any, how: str) -> Figure:
     _, measured = bar_axes(["x"], right=60)
     wide = max(text_width(measured, percent(point.score.value)) for point in points)
     figure, axes = bar_axes([point.name for point in points], right=wide + 16, top=26 if target is None else 30)
+    _embolden(axes, [label for point, label in zip(points, axes.get_yticklabels(), strict=True) if point.chosen])
     ends = [end for point in points for end in (point.score.low, point.score.high)]
     _limits(axes, [*ends, *([] if target is None else [target])], share=True)
-    for y, (point, label) in enumerate(zip(points, axes.get_yticklabels(), strict=True)):
+    for y, point in enumerate(points):
         if point.chosen:
             axes.axhspan(y - 0.42, y + 0.42, color=colour("--line"), alpha=0.6, linewidth=0, zorder=0)
-            label.set_fontweight("bold")
         variable = "--s0" if point.chosen else "--base" if point.hollow else "--ink"
         _mark(axes, point.score, y, variable, "D" if point.chosen else "o", hollow=point.hollow, large=point.chosen)
         _at_the_edge(axes, y, percent(point.score.value), point.chosen)
@@ -189,6 +191,16 @@ def _points(points: Sequence[Point], subject: Any, how: str) -> Figure:
     axes.xaxis.set_major_formatter(lambda value, _: f"{100 * value:.0f} %")
     name_axes(axes, f"{how} {words.metric_of(subject)}".strip(), "")
     return figure
+
+
+def _embolden(axes: Axes, labels: Sequence[Text]) -> None:
+    """Rows' names in bold, and room for them left of the axes."""
+    for label in labels:
+        label.set_fontweight("bold")
+    left = min((label.get_window_extent().x0 for label in labels), default=2.0)
+    if left < 2:
+        box, more = axes.get_position(), (2 - left) / axes.figure.bbox.width
+        axes.set_position((box.x0 + more, box.y0, box.width - more, box.height))
 
 
 def _mark(

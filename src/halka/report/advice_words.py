@@ -172,7 +172,9 @@ def best_trial_said(learnability: Any, *, passages: bool) -> str:
     scored = f"; it scores {share(trial.score)}" if known(trial.score) else ""
     reached = f"comes to a loss of {loss(trial.loss)} after {trial.steps} steps"
     shown = " with passages" if trial.passages else ""
-    return f"{one_line(trial.name)} learns best{shown}: it {reached}{further}{scored}."
+    full = any(each.method == "full" and each.passages == passages for each in learnability.trials)
+    small = " of the small adapters" if full else ""
+    return f"{one_line(trial.name)} learns best{shown}{small}: it {reached}{further}{scored}."
 
 
 def trained_with(advice: Any, evidence: Any) -> str:
