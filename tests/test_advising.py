@@ -6,6 +6,7 @@ import json
 import math
 import shlex
 from collections import Counter
+from collections.abc import Iterator
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -30,7 +31,9 @@ from halka.advising.worth import usual_metric, worth
 from halka.cli import main
 from halka.data.examples import Example, Message
 from halka.data.tokens import encode, encode_prompt
+from halka.rag.answer import Answerer
 from halka.rag.passages import Passage
+from halka.rag.prompt import prompted
 from halka.run import TrainingError
 from tiny import tiny
 from tokenizers_for_tests import chatml_tokenizer
@@ -620,9 +623,19 @@ def test_what_is_advised_can_be_run(base, tmp_path, monkeypatch, capsys, choice)
     for each in shown:
         assert [message["role"] for message in each["messages"]] == ["system", "user", "assistant"]
         assert "Item 3 is like blood" in each["messages"][1]["content"]
+    sent: list[str] = []
+
+    def answer(self: Answerer, question: str, scope: object) -> Iterator[str]:
+        sent.append(prompted(question, self.found(question, scope)))  # type: ignore[arg-type]
+        yield from stream(self, question, scope)  # type: ignore[misc,arg-type]
+
+    stream = Answerer.stream
+    monkeypatch.setattr(Answerer, "stream", answer)
     assert told["advice"]["commands"]
     for command in told["advice"]["commands"]:
-        assert ran(shlex.split(command)[1:]) == 0, f"{command}\n{capsys.readouterr().err}"
+        words = shlex.split(command.replace("your question", "Item 0?"))
+        assert ran(words[1:]) == 0, f"{command}\n{capsys.readouterr().err}"
+    assert sent == [each["messages"][1]["content"] for each in shown[:1]]  # asked as it was trained
 
 
 @pytest.mark.parametrize(
