@@ -46,6 +46,14 @@ def test_what_fits_as_it_is_stays_as_it_is():
     assert found.largest_batch == 4
 
 
+def test_a_base_that_is_asked_for_packed_is_judged_packed():
+    needs, less = total("int8", False), total("int8", True)
+    found = lora_in(2 * needs, quantize="int8")
+    assert (found.quantize, found.checkpointing, found.memory) == ("int8", False, pytest.approx(needs, rel=1e-3))
+    tight = lora_in((needs + less) // 2, quantize="int8")
+    assert (tight.quantize, tight.checkpointing, tight.fits) == ("int8", True, True)
+
+
 def test_where_only_checkpointing_fits_it_is_with_checkpointing():
     needs, less = total(None, False), total(None, True)
     assert less < 0.95 * needs

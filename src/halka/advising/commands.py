@@ -89,7 +89,7 @@ def _room(evidence: Evidence, method: str, batch_size: int, passages: bool = Fal
 def _form(evidence: Evidence, option: Option | None) -> dict[str, Any]:
     """How the base is loaded, where that is not the usual way."""
     subject = evidence.subject
-    quantize = subject.quantize or (option.quantize if option is not None else None)
+    quantize = (option.quantize if option is not None else None) or subject.quantize
     dtype = {} if subject.dtype == "bfloat16" else {"dtype": subject.dtype}
     return dtype | ({} if quantize is None else {"quantize": quantize})
 

@@ -17,7 +17,7 @@ from halka.machine import available
 from halka.methods import Full, made
 
 METHODS = ("lora", "bottleneck", "prefix", "prompt", "full")
-PACKED = ("int8", "nf4")  # the most exact first
+FORMS = (None, "int8", "nf4")  # in which a base is tried, the most exact first
 MOST = 256  # rows that are tried for the largest batch
 
 
@@ -31,6 +31,7 @@ def fit(
     batch_size: int,
     tasks: int = 1,
     dtype: str = "bfloat16",
+    quantize: str | None = None,
     memory: int | None = None,
     device: str | None = None,
     progress: Callable[[str], None] | None = None,
@@ -38,11 +39,12 @@ def fit(
     """What each of `methods` needs on the hardware, and the way of training it that fits there.
 
     It is the first that does of: as it is, with checkpointing, on a base in int8, in NF4; these with checkpointing only
-    where they do not fit without. Where none fits, it is the one that needs least. Nothing but the base's configuration
-    is read. A way takes a second or two to be tried, and the largest batch, of at most `MOST` rows, as long as a few.
+    where they do not fit without, and from `quantize` on, if it is given. Where none fits, it is the one that needs
+    least. Nothing but the base's configuration is read. A way takes a second or two to be tried, and the largest batch,
+    of at most `MOST` rows, as long as a few.
 
     base       a short name, a folder, a name on the hub, or a transformers configuration
-    kind, labels, dtype   as `halka.estimate` takes them
+    kind, labels, dtype, quantize   as `halka.estimate` takes them
     length, batch_size    tokens an example, examples a batch
     tasks      how many are to be stored and served, each with an adapter of its own
     memory     bytes, of a GPU unless the device is "here"; the device's own if not given
@@ -54,7 +56,7 @@ def fit(
     Raises ValueError as `halka.estimate` does: for a base, a setup, a method or a device that cannot be, and for a base
     that refuses all the methods.
     """
-    config, setup = prepared(base, kind, rows=batch_size, length=length, dtype=dtype, labels=labels)
+    config, setup = prepared(base, kind, rows=batch_size, length=length, dtype=dtype, quantize=quantize, labels=labels)
     at_least_one(tasks=tasks)
     chosen = [made(name, {}) for name in methods]
     where = _hardware(dtype, memory, device)
@@ -95,10 +97,10 @@ def _best(
     smaller form is known, the form is not tried again.
     """
     room, ways = _room(where), [(setup, plain)]
-    sizes[None] = plain.base_bytes
+    sizes[setup.quantize] = plain.base_bytes
     if plain.memory.total <= room:
         return ways[0]
-    forms = (None,) if isinstance(method, Full) else (None, *PACKED)
+    forms = (None,) if isinstance(method, Full) else FORMS[FORMS.index(setup.quantize) :]
     for form, checkpointing in product(forms, (False, True)):
         how = replace(setup, quantize=form, checkpointing=checkpointing)
         if how == setup or room < sizes.get(form, 0) > min(sizes[each] for each in forms if each in sizes):

@@ -195,7 +195,7 @@ class _Probing:
         need, shown = self.need, self.plan.shown_length
         run = partial(
             *(fit, self.config),
-            **{"batch_size": need.batch_size, "tasks": need.tasks, "dtype": need.dtype},
+            **{"batch_size": need.batch_size, "tasks": need.tasks, "dtype": need.dtype, "quantize": need.quantize},
             **{"memory": need.memory, "device": need.device, "progress": self._told("fit")},
         )
         found = run(length=self._length())
