@@ -19,7 +19,7 @@ from halka.advising.conditions import CONDITIONS
 from halka.advising.evidence import Evidence, Fit, Knowledge, Learnability, Strength
 from halka.cli.advice_shown import show_advice
 from halka.metrics import Score
-from halka.report import advice_plots
+from halka.report import advice_curves, advice_plots
 from halka.report import advice_words as words
 from halka.report.advice import render_advice, write_advice
 from halka.report.svg import drawing
@@ -419,3 +419,8 @@ def test_the_terminal_shows_what_there_is(case: str, narrow: None, capsys: pytes
 
 def test_the_terminal_is_not_steered(narrow: None, capsys: pytest.CaptureFixture[str]) -> None:
     assert "\x1b" not in shown(*hostile(), capsys)
+
+
+def test_sizes_that_are_close_are_not_written_over_each_other():
+    assert advice_curves._apart([125, 162, 168]) == [125, 168]
+    assert advice_curves._apart([50, 100, 400]) == [50, 100, 400]

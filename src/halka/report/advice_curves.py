@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 Drawn = tuple["Figure", str, str]
+BESIDE = 1.25  # how many times the most, and the least, an axis of sizes goes to
 
 
 def pilot(evidence: Any) -> Drawn | None:
@@ -128,7 +129,7 @@ def amounts(evidence: Any) -> Drawn | None:
         ends += [more.low, more.high]
         sizes |= {x}
         said += f"; with {learnability.times} times {many}, {words.loss(more)} is to be expected"
-    axes.set_xlim(min(sizes) / 1.25, max(sizes) * 1.25)
+    axes.set_xlim(min(sizes) / BESIDE, max(sizes) * BESIDE)
     axes.set_xticks(_apart(sorted(sizes)), [count(x).replace(".0", "") for x in _apart(sorted(sizes))])
     _scale(axes, ends)
     grid(axes, "y")
@@ -191,6 +192,6 @@ def _apart(sizes: Sequence[int]) -> list[int]:
     """The sizes that are far enough from each other to be written under the axis."""
     kept: list[int] = []
     for each in reversed(sizes):
-        if not kept or kept[-1] / each >= (sizes[-1] / sizes[0]) ** 0.12:
+        if not kept or kept[-1] / each >= (BESIDE**2 * sizes[-1] / sizes[0]) ** 0.12:
             kept.append(each)
     return kept[::-1]
