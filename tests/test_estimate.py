@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import re
 from dataclasses import replace
+from itertools import product
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -14,7 +16,7 @@ from typer.testing import CliRunner
 import halka
 from halka.cli import app
 from halka.core import bytes_of, count_of
-from halka.estimating import FAMILIES, Setup, largest_batch, rehearse
+from halka.estimating import FAMILIES, Memory, Setup, largest_batch, rehearse
 from halka.estimating.costs import Call, Layout, Plain, Work
 from halka.estimating.devices import DEVICES, Device
 from halka.estimating.doing import Doer
@@ -184,13 +186,69 @@ def test_answers_alone_reach_the_head():
     assert few.flops < all_of_them.flops
 
 
+@pytest.mark.parametrize("gpu", [True, False])
 @pytest.mark.parametrize("method", ["lora", "full"])
-def test_the_largest_batch_is_the_largest(method):
-    config, room = config_of(**WIDE), 40_000_000
-    rows = largest_batch(config, made(method, {}), SIZES, room)
-    needs = [rehearse(config, made(method, {}), replace(SIZES, rows=each), gpu=True) for each in (rows, rows + 1)]
+def test_the_largest_batch_is_the_largest(method, gpu):
+    config = config_of(**WIDE)
+    room = rehearse(config, made(method, {}), replace(SIZES, rows=12), gpu=gpu).memory.total
+    rows = largest_batch(config, made(method, {}), SIZES, room, gpu=gpu)
+    needs = [rehearse(config, made(method, {}), replace(SIZES, rows=each), gpu=gpu) for each in (rows, rows + 1)]
+    assert rows >= 12
     assert needs[0].memory.total <= room < needs[1].memory.total
-    assert largest_batch(config, made(method, {}), SIZES, 1_000_000) == 0
+    assert largest_batch(config, made(method, {}), SIZES, 1_000_000, gpu=gpu) == 0
+
+
+def fake(monkeypatch, tensors, held) -> list[int]:
+    """What rows need is told by two functions; the rows that are tried."""
+    tried = []
+
+    def rehearsed(config, method, setup, *, gpu):
+        tried.append(setup.rows)
+        return SimpleNamespace(memory=Memory(100, 10, 20, tensors(setup.rows), held(setup.rows)))
+
+    monkeypatch.setattr("halka.estimating.batches.rehearse", rehearsed)
+    return tried
+
+
+def test_a_line_takes_few_tries(monkeypatch):
+    for room in (1000, 5000, 28_003):
+        tried = fake(monkeypatch, lambda rows: 7 * rows, lambda rows: 0)
+        rows = largest_batch(None, None, SIZES, room)
+        assert tried == [SIZES.rows, rows, rows + 1]
+        assert rows == (room - 130) // 7
+
+
+@pytest.mark.parametrize("slopes", [(50, 3), (3, 50), (0, 9)])
+def test_a_bent_line_is_followed(monkeypatch, slopes):
+    """Logits are computed in parts: up to some rows all at once."""
+    for bend, room in product((1, 5, 40, 300), (130, 150, 200, 1000, 20_000)):
+        needs = lambda rows: slopes[0] * min(rows, bend) + slopes[1] * max(0, rows - bend)  # noqa: B023, E731
+        tried = fake(monkeypatch, needs, lambda rows: 0)
+        rows = largest_batch(None, None, SIZES, room)
+        assert rows == max(each for each in range(4097) if 130 + needs(each) <= room)
+        assert len(tried) <= 20
+
+
+def test_what_a_heap_holds_does_not_lead_astray(monkeypatch):
+    """It goes up and down: rows that fit may lie beyond rows that do not."""
+    held = lambda rows: 40 * (rows % 7) + 25 * (rows % 2)  # noqa: E731
+    for room in range(150, 700, 9):
+        tried = fake(monkeypatch, lambda rows: 20 * rows, held)
+        rows = largest_batch(None, None, SIZES, room)
+        assert rows == max((each for each in range(64) if 130 + 20 * each + held(each) <= room and each), default=0)
+        assert len(tried) <= 20
+    tried = fake(monkeypatch, lambda rows: 20 * rows, lambda rows: 2 * rows + held(rows))
+    rows = largest_batch(None, None, SIZES, 50_000)
+    assert 130 + 22 * rows + held(rows) <= 50_000 < 130 + 22 * (rows + 1) + held(rows + 1)
+    assert rows > 2250
+    assert len(tried) <= 40
+
+
+def test_each_batch_that_is_tried_is_told():
+    told = []
+    halka.estimate(config_of(), "lora", batch_size=2, length=8, device="t4", progress=told.append)
+    assert told[0] == "lora"
+    assert told[-1] == "lora, a batch of 4,096"
 
 
 def test_the_peak_is_that_of_a_run():

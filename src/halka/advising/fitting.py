@@ -117,18 +117,18 @@ def _best(
 
 
 def _option(config: Any, method: Method, how: Setup, found: Rehearsed, where: Hardware, tasks: int) -> Option:
-    row, room, total = row_of(method, found, how, where, tasks), _room(where), found.memory.total
+    row, room = row_of(method, found, how, where, tasks), _room(where)
     assert row.stored is not None
     assert row.served is not None
     return Option(
         method=method.name,
         quantize=how.quantize,
         checkpointing=how.checkpointing,
-        memory=total,
+        memory=found.memory.total,
         fits=row.fits,
         largest_batch=0
         if found.base_bytes > room
-        else largest_batch(config, method, how, room, gpu=where.gpu, total=total, most=MOST),
+        else largest_batch(config, method, how, room, gpu=where.gpu, memory=found.memory, most=MOST),
         trained=found.trained,
         step_seconds=row.seconds,
         stored=row.stored,

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from halka.core import Method, described
+from halka.estimating.batches import largest_batch
 from halka.estimating.hardware import Hardware, hardware_of
 from halka.estimating.rehearsing import Memory, Rehearsed, Setup, rehearse
 from halka.methods import made
@@ -33,7 +35,6 @@ __all__ = [
 ]
 
 FAMILIES = ("lora", "dora", "ia3", "bitfit", "bottleneck", "prefix", "prompt", "llama_adapter", "full")
-MOST = 4096  # rows that are tried
 
 
 @dataclass(frozen=True)
@@ -117,6 +118,7 @@ def estimate(
              each operation of a step is done and timed; without both it is for this machine's processor, and no
              seconds are told
     steps    of a run, whose seconds are told, too
+    progress   is told what is rehearsed: each method, and each batch that is tried for the largest
 
     A batch is rows of equal length that all carry loss: the most that `batch_size` and `length` allow.
     Raises ValueError as `load_base`, `adapt` and `AdaptedModel.add` do, for a device nobody knows, and for steps
@@ -157,7 +159,12 @@ def estimate(
         if steps is not None and row.seconds is not None:
             row = replace(row, run_seconds=steps * row.seconds)
         if where.room is not None:
-            most = largest_batch(config, method, setup, where.room, gpu=where.gpu, total=found.memory.total)
+            most = largest_batch(
+                *(config, method, setup, where.room),
+                gpu=where.gpu,
+                memory=found.memory,
+                progress=partial(_tell, progress, method.name),
+            )
             row = replace(row, largest_batch=most)
         rows.append(row)
     if found is None:
@@ -177,6 +184,11 @@ def estimate(
         steps=steps,
         rows=tuple(rows),
     )
+
+
+def _tell(progress: Callable[[str], None] | None, name: str, rows: int) -> None:
+    if progress is not None:
+        progress(f"{name}, a batch of {rows:,}")
 
 
 def prepared(
@@ -245,42 +257,6 @@ def row_of(method: Method, found: Rehearsed, setup: Setup, where: Hardware, task
         stored=found.stored * tasks,
         served=own * tasks + (0 if full else found.base_bytes) + found.cached * setup.length * setup.rows,
     )
-
-
-def largest_batch(
-    config: Any,
-    method: Method,
-    setup: Setup,
-    room: int,
-    *,
-    gpu: bool = True,
-    total: int | None = None,
-    most: int = MOST,
-) -> int:
-    """The most rows of that length with which a step stays within `room` bytes, where one more does not; up to `most`.
-
-    It is looked for between what fits and what does not, where the line through both meets the room. `total` is that
-    of the setup's own rows, if it is known.
-    """
-    known = {} if total is None else {setup.rows: total}
-
-    def needs(rows: int) -> int:
-        if rows not in known:
-            known[rows] = rehearse(config, method, replace(setup, rows=rows), gpu=gpu).memory.total
-        return known[rows]
-
-    if needs(1) > room:
-        return 0
-    low, high = 1, most + 1
-    for rows, need in known.items():
-        low, high = (max(low, rows), high) if need <= room else (low, min(high, rows))
-    while high - low > 1:
-        other = high if high in known else max((each for each in known if each != low), default=2)
-        slope = (needs(other) - needs(low)) / (other - low)
-        guess = high - 1 if slope <= 0 else low + int((room - needs(low)) / slope)
-        guess = min(max(guess, low + 1), high - 1)
-        low, high = (guess, high) if needs(guess) <= room else (low, guess)
-    return low
 
 
 def at_least_one(**numbers: int) -> None:
