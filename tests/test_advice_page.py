@@ -125,12 +125,15 @@ def test_the_trial_that_is_marked_is_the_one_that_is_advised(choice: str, name: 
     assert re.search(rf">{name}</", "".join(marked))
 
 
-def test_of_a_trials_settings_those_are_told_that_are_not_the_usual_ones() -> None:
+def test_of_a_trials_settings_rank_and_places_are_told_and_what_is_not_the_usual() -> None:
     learnability = full_evidence().learnability
     assert learnability is not None
     usual = {"rank": 16, "alpha": None, "dropout": 0.0, "targets": ["linear"], "scaling": "rank"}
     trials = [replace(learnability.trials[0], fields=fields) for fields in (usual, usual | {"dropout": 0.1})]
-    assert [words.settings(trial.own) for trial in trials] == ["rank 16", "rank 16, dropout 0.1"]
+    assert [words.settings(trial.own) for trial in trials] == [
+        "rank 16, targets linear",
+        "rank 16, dropout 0.1, targets linear",
+    ]
     gone = replace(trials[0], method="gone", fields={"width": None})
     assert gone.own == {"width": None}
 
@@ -398,7 +401,7 @@ def test_the_terminal_begins_with_the_verdict_and_ends_with_the_commands(
         "with documents 2.31 2.05 2.66 47 % (42 % to 52 %)",
         "lora with passages learns best with passages: it comes to a loss of 0.97",
         "6 repeated and 4 contradictory",
-        "prefix on nf4 1.8 GB yes 31 410 ms",
+        "prefix on nf4 1.8 GB yes 31 410 ms 5.0 MB 560 MB",
         "full with checkpointing 5.2 GB yes 9 1.2 s",
     ):
         assert told in text

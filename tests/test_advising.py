@@ -17,12 +17,14 @@ import torch
 import torch.nn.functional as F
 
 import halka
+from halka.advising import commands as advised
 from halka.advising import learning, opening, probing, sizing, verdict
+from halka.advising import need as needs
 from halka.advising import questions as asking
 from halka.advising.conditions import CONDITIONS, conditioned
 from halka.advising.knowledge import knowledge
 from halka.advising.learning import Plan, learnability
-from halka.advising.need import Need, sample
+from halka.advising.need import Need, keys, sample
 from halka.advising.probing import probe
 from halka.advising.questions import Questions, token_losses
 from halka.advising.strength import strength
@@ -31,6 +33,7 @@ from halka.advising.worth import usual_metric, worth
 from halka.cli import main
 from halka.data.examples import Example, Message
 from halka.data.tokens import encode, encode_prompt
+from halka.estimating.hardware import Hardware
 from halka.rag.answer import Answerer
 from halka.rag.passages import Passage
 from halka.rag.prompt import prompted
@@ -64,7 +67,8 @@ def questions(base) -> Questions:
 @pytest.fixture(autouse=True)
 def quick(monkeypatch):
     monkeypatch.setattr(learning, "LEAST_STEPS", 3)
-    monkeypatch.setattr(learning, "PLANS", learning.PLANS[:3])
+    for module in (probing, sizing):
+        monkeypatch.setattr(module, "PLANS", learning.PLANS[:3])
 
 
 def passage(text: str) -> Passage:
@@ -414,6 +418,37 @@ def test_only_what_a_change_touches_is_done_anew(base, tmp_path, monkeypatch):
     assert {"strength", "knowledge", "learnability"} <= {*done}
 
 
+def test_the_same_is_asked_where_all_that_it_depends_on_is_the_same(base, tmp_path, monkeypatch):
+    for name in ("one", "other"):
+        (tmp_path / f"{name}.md").write_text(f"{name} text")
+
+    def asked(machine: object = "machine", **changes: Any) -> dict[str, str]:
+        given = need(base, **changes)
+        return keys(given, sample(given), 60.0, None, machine, tmp_path / "out")
+
+    def changed(before: dict[str, str], after: dict[str, str]) -> set[str]:
+        return {name for name in before if before[name] != after[name]}
+
+    one, other = (asked(documents=(str(tmp_path / f"{name}.md"),)) for name in ("one", "other"))
+    assert changed(one, other) == {"strength", "knowledge", "learnability", "question"}
+    assert changed(asked(), asked("another machine")) == {"fit"}
+    assert changed(asked(device="here"), asked("another machine", device="here")) == {"fit"}
+    assert changed(asked(device="t4"), asked("another machine", device="t4")) == set()
+    before = asked()
+    monkeypatch.setattr(needs, "SCHEMA", needs.SCHEMA + 1)
+    assert changed(before, asked()) == {*before}
+
+
+def test_another_gpu_is_looked_at_anew(base, tmp_path, monkeypatch):
+    skip = ("cleanliness", "strength", "knowledge", "learnability")
+    first = probe(need(base), tmp_path, minutes=0.01, skip=skip[::-1])
+    assert [*first.missing] == [*skip[::-1]]  # in the order that was given
+    monkeypatch.setattr(probing, "gpu_here", lambda: Hardware("RTX 9", True, 9 * 10**9, None))
+    done: list[str] = []
+    probe(need(base), tmp_path, minutes=0.01, skip=skip, progress=lambda name, doing: done.append(name))
+    assert {*done} == {"fit"}
+
+
 def test_a_folder_of_something_else_is_left_alone(base, tmp_path):
     (tmp_path / "pilot").mkdir()
     (tmp_path / "pilot" / "thesis.txt").write_text("years of work")
@@ -429,6 +464,10 @@ def test_a_file_that_was_spoilt_counts_as_not_there(base, tmp_path):
     (tmp_path / "cleanliness.json").write_text("[]")
     again = probe(need(base), tmp_path, minutes=0.01, skip=skip)
     assert (again.strength, again.cleanliness) == (first.strength, first.cleanliness)
+    told = json.loads((tmp_path / "cleanliness.json").read_text())
+    told["found"]["unheard"] = 1  # as another version of ours might write it
+    (tmp_path / "cleanliness.json").write_text(json.dumps(told))
+    assert probe(need(base), tmp_path, minutes=0.01, skip=skip).cleanliness == first.cleanliness
 
 
 def test_sorted_files_are_mixed_and_what_is_held_out_is_not_learned(base):
@@ -499,6 +538,7 @@ def test_ten_examples_no_test_split_no_documents(base, tmp_path):
     assert any("held-out" in each for each in advice.missing)
     assert any("held out" in each for each in advice.missing)
     assert any("--documents" in each for each in advice.change)
+    assert any(each.startswith("no documents") for each in advice.missing)
 
 
 def test_a_base_that_does_not_fit_is_told(base, tmp_path, monkeypatch):
@@ -601,7 +641,7 @@ def test_what_is_advised_can_be_run(base, tmp_path, monkeypatch, capsys, choice)
     """Of a task without test examples, with answers that no document has word by word, and system messages."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(verdict, "chosen", lambda *_: (choice, "best"))
-    monkeypatch.setattr(learning, "FARTHER", 1)
+    monkeypatch.setattr(advised, "FARTHER", 1)
     monkeypatch.setattr(probing, "PLANS", learning.PLANS[:2])
     for name, numbers in (("train", range(24)), ("validation", range(24, 30))):
         asked = [[Message("system", "Be brief."), *example(number).messages] for number in numbers]

@@ -8,7 +8,7 @@ from itertools import pairwise
 import numpy as np
 import pytest
 
-from halka.advising.curves import extrapolated, interval
+from halka.advising.curves import extrapolated, interval, lowest_before_rising
 
 DRAWS = 200
 
@@ -189,3 +189,22 @@ def test_order_is_nothing_and_the_same_comes_out_again():
 def test_what_is_no_curve_is_refused(points, at, noise, told):
     with pytest.raises(ValueError, match=told):
         extrapolated(points, at, noise)
+
+
+@pytest.mark.parametrize(
+    ("points", "lowest"),
+    [
+        ([(10, 1.2), (12, 1.2003)], None),
+        ([(12, 1.4), (10, 1.2)], 10),
+        ([(0, 1.0), (10, 1.2), (12, 1.15)], None),
+        ([(2, 2.0), (4, 1.6), (6, 1.45), (8, 1.5), (10, 1.6), (12, 1.8)], 6),
+        ([(12, 1.0)], None),
+        ([], None),
+    ],
+)
+def test_a_curve_is_lowest_before_its_end_where_it_rises_by_more_than_noise(points, lowest):
+    assert lowest_before_rising(points) == lowest
+    real = [point for point in points if point[0] > 0]
+    found = extrapolated(real, 100) if len(real) > 1 else None
+    if found is not None:
+        assert (found.value == min(loss for _, loss in real)) == (lowest is not None)

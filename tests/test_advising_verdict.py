@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shlex
 from dataclasses import asdict, replace
 from typing import Any
@@ -23,7 +24,8 @@ from halka.advising.evidence import (
     restored,
 )
 from halka.advising.prospects import Bar
-from halka.advising.verdict import OF_USE, TOLERANCE, WORTH_GATHERING, advise_from, chosen, needed
+from halka.advising.thresholds import FARTHER, OF_USE, TOLERANCE, UNSURE, WORTH_GATHERING
+from halka.advising.verdict import advise_from, chosen, needed
 from halka.metrics import Score
 
 SUBJECT = Subject(
@@ -317,6 +319,21 @@ def test_wide_intervals_and_what_was_not_seen_make_it_less_sure():
     assert sure(0.02, subject=replace(SUBJECT, held_out=10)) < sure(0.02)
 
 
+def test_without_documents_it_is_less_sure_and_says_so():
+    told = {"all": loss(1.0), "form": loss(0.5)}
+    closed = Knowledge({"closed": told, "examples": told}, {"all": 9})
+    found = evidence(strength=strength(0.1, 0.2), learnability=learned(trial("LoRA", 1.5, 0.5), more=loss(1.45)))
+    advice, unasked = advise_from(replace(found, knowledge=closed)), advise_from(found)
+    assert advice.missing == ("no documents: whether passages would hold the answers was not looked at",)
+    assert advice.confidence == pytest.approx(UNSURE * unasked.confidence, abs=1e-3)
+    assert any("--documents" in each for each in advice.change)
+    assert not any("not looked at" in each for each in advice.change)
+    blank = advise_from(replace(found, knowledge=closed, missing={"documents": "docs: there is none that can be read"}))
+    assert blank.missing == ("documents: docs: there is none that can be read",)
+    asked = advise_from(replace(found, knowledge=knowledge(0.2, 0.2)))
+    assert not asked.missing
+
+
 def test_what_is_better_on_every_question_is_better_by_no_luck():
     """The same scores and intervals, of answers that were right for the same questions and for others."""
     right = (1.0,) * 12 + (0.0,) * 28
@@ -469,10 +486,49 @@ def test_what_is_trained_is_what_the_pilot_chose():
     assert advice.settings == {"method": "lora", "rank": 16, "lr": 4e-3, "steps": 96, "batch_size": 8}
     command, judged = advice.commands
     assert command.startswith("halka train --base smollm2-135m --method lora --rank 16 --lr 0.004 --steps 96")
-    assert command.endswith("--batch-size 8 --data train.jsonl -o advice/run")
-    assert "--adapter advice/run/adapter --data advice/held-out.jsonl --metrics exact_match" in judged
+    run = command.rpartition(" ")[2]
+    assert re.fullmatch("advice/run-lora-[0-9a-f]{6}", run)
+    assert command.endswith(f"--batch-size 8 --data train.jsonl -o {run}")
+    assert f"--adapter {run}/adapter --data advice/held-out.jsonl --metrics exact_match" in judged
     many = evidence(strength=strength(0.0, 0.2), learnability=tuned)
     many = replace(many, subject=replace(many.subject, train=10_001))
     assert settings(many, "peft")["steps"] == 1251  # of 8 examples: each is seen once
     over = replace(tuned.trials[0], curve=((12, 0.4), (24, 0.6)))
     assert advise_from(evidence(strength=strength(0.0, 0.2), learnability=learned(over))).settings["steps"] == 12
+
+
+@pytest.mark.parametrize(
+    ("curve", "steps"),
+    [
+        (((10, 1.2), (12, 1.2003)), FARTHER * 12),
+        (((10, 1.2), (12, 1.4)), 10),
+        (((2, 2.0), (4, 1.6), (6, 1.45), (8, 1.36), (10, 1.3), (12, 1.31)), FARTHER * 12),
+        (((2, 2.0), (4, 1.6), (6, 1.45), (8, 1.5), (10, 1.6), (12, 1.8)), 6),
+        (((12, 1.2),), FARTHER * 12),
+    ],
+)
+def test_training_stops_early_only_where_the_curve_rises_by_more_than_noise(curve, steps):
+    noisy = learned(replace(trial("LoRA", 1.2, 0.9), steps=12, curve=curve))
+    assert settings(evidence(strength=strength(0.0, 0.2), learnability=noisy), "peft")["steps"] == steps
+
+
+def test_another_question_is_trained_in_a_folder_of_its_own():
+    found = evidence(strength=strength(0.0, 0.2), learnability=learned(trial("LoRA", 0.4, 0.9)))
+
+    def folders(key: str, choice: str = "peft", **further: Any) -> set[str]:
+        asked = replace(found, subject=replace(SUBJECT, key=key), **further)
+        return {place for line in commands(asked, choice) for place in re.findall(r"advice/run-lora-\w+", line)}
+
+    (first,) = folders("first")
+    assert folders("first") == {first}
+    assert folders("second").isdisjoint({first})
+    assert folders("first", "peft+rag").isdisjoint({first})
+    longer = learned(replace(trial("LoRA", 0.4, 0.9), steps=48))
+    assert folders("first", learnability=longer).isdisjoint({first})
+
+
+def test_where_nothing_was_tried_rank_and_places_are_the_usual_ones():
+    told = settings(evidence(), "peft")
+    assert (told["method"], told["rank"], told["targets"]) == ("lora", 16, ["linear"])
+    (train, _) = commands(evidence(), "peft")
+    assert "--method lora --rank 16 --targets linear" in train

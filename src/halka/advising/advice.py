@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from halka.advising.thresholds import HIGH, MEDIUM
 from halka.metrics import Score
 from halka.report import advice_words
 
@@ -65,4 +66,4 @@ class Advice:
     @property
     def sure(self) -> str:
         """The confidence as a word."""
-        return "high" if self.confidence >= 0.85 else "medium" if self.confidence >= 0.65 else "low"
+        return "high" if self.confidence >= HIGH else "medium" if self.confidence >= MEDIUM else "low"

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import math
 import shlex
 from collections.abc import Callable
@@ -9,15 +11,13 @@ from itertools import pairwise
 from typing import Any
 
 from halka.advising.conditions import BOTH, best_asked
-from halka.advising.evidence import Evidence, Option, Trial
-from halka.advising.learning import FARTHER
+from halka.advising.curves import lowest_before_rising
+from halka.advising.evidence import Evidence, Option, Trial, own_fields
+from halka.advising.kept import COLLECTION, HELD_OUT, HELD_OUT_SHOWN, PROMPTED, PROMPTED_SHOWN, SHOWN
+from halka.advising.thresholds import FARTHER
+from halka.core import described
+from halka.methods import made
 
-COLLECTION = "documents"
-PROMPTED, PROMPTED_SHOWN = "prompted.jsonl", "prompted-with-passages.jsonl"
-TRAIN, HELD_OUT = "train.jsonl", "held-out.jsonl"
-SHOWN, HELD_OUT_SHOWN = "train-with-passages.jsonl", "held-out-with-passages.jsonl"
-"""In the advisor's folder: the documents; the held-out examples as the base is best asked, without passages and with
-them; the examples, by what they are for, as they are and with passages."""
 LARGER = {  # names on the hub, with their parameters; all are Apache-2.0
     "HuggingFaceTB/SmolLM2-360M-Instruct": 362 * 10**6,
     "HuggingFaceTB/SmolLM2-1.7B-Instruct": 1711 * 10**6,
@@ -45,7 +45,8 @@ def settings(evidence: Evidence, choice: str) -> dict[str, Any]:
         fit = evidence.fit
         small = [each for each in (fit.options if fit else ()) if each.method != "full" and each.largest_batch != 0]
         method = "full" if choice == "full" else small[0].method if small else "lora"
-        return {"method": method, **_room(evidence, method, 8 if fit is None else fit.batch_size)}
+        own = own_fields(method, described(made(method, {}))["fields"])
+        return {"method": method, **own, **_room(evidence, method, 8 if fit is None else fit.batch_size)}
     assert evidence.learnability is not None
     batch_size = evidence.learnability.batch_size
     how = {"lr": trial.lr, "steps": _steps(trial, math.ceil(evidence.subject.train / batch_size))}
@@ -62,12 +63,12 @@ def _trial(evidence: Evidence, choice: str) -> Trial | None:
 
 
 def _steps(trial: Trial, once: int) -> int:
-    """To where its curve was lowest; if that was at its end on, as far as it was followed, and at least `once`.
+    """To where its curve was lowest, if it rises from there; else as far as it was followed, and at least `once`.
 
     once   the steps in which every example is seen once
     """
-    lowest = min(trial.curve, key=lambda point: point[1], default=(trial.steps, 0.0))[0]
-    return lowest if lowest < trial.steps else max(FARTHER * trial.steps, once)
+    lowest = lowest_before_rising(trial.curve)
+    return max(FARTHER * trial.steps, once) if lowest is None else int(lowest)
 
 
 def _room(evidence: Evidence, method: str, batch_size: int, passages: bool = False) -> dict[str, Any]:
@@ -126,6 +127,13 @@ def _in(evidence: Evidence, name: str) -> str:
     return f"{evidence.subject.out}/{name}"
 
 
+def _run(evidence: Evidence, choice: str) -> str:
+    """Where what is trained is kept: another question, or other settings, have another folder."""
+    form = settings(evidence, choice)
+    told = json.dumps((evidence.subject.key, choice, form), sort_keys=True)
+    return _in(evidence, f"run-{form['method']}-{hashlib.sha256(told.encode()).hexdigest()[:6]}")
+
+
 def _prompt(evidence: Evidence) -> list[list[str]]:
     return [_best_asked(evidence, PROMPTED)]
 
@@ -142,14 +150,15 @@ def _trained(evidence: Evidence, choice: str) -> list[list[str]]:
     """Training on all examples, and how good it is then."""
     form = settings(evidence, choice)
     return [
-        [*_halka(evidence, "train", form), *evidence.subject.flags, "-o", _in(evidence, "run")],
-        [*_tuned(evidence, "evaluate", form), "--data", _in(evidence, HELD_OUT), *_judged(evidence)],
+        [*_halka(evidence, "train", form), *evidence.subject.flags, "-o", _run(evidence, choice)],
+        [*_tuned(evidence, "evaluate", choice), "--data", _in(evidence, HELD_OUT), *_judged(evidence)],
     ]
 
 
-def _tuned(evidence: Evidence, command: str, form: dict[str, Any]) -> list[str]:
+def _tuned(evidence: Evidence, command: str, choice: str) -> list[str]:
     """A command that loads the base with what was trained."""
-    return [*_halka(evidence, command, _loaded(form)), "--adapter", _in(evidence, "run/adapter")]
+    loaded = _loaded(settings(evidence, choice))
+    return [*_halka(evidence, command, loaded), "--adapter", f"{_run(evidence, choice)}/adapter"]
 
 
 def _rag(evidence: Evidence) -> list[list[str]]:
@@ -164,9 +173,9 @@ def _both(evidence: Evidence) -> list[list[str]]:
     form, held_out = settings(evidence, "peft+rag"), _in(evidence, HELD_OUT_SHOWN)
     data = ["--data", _in(evidence, SHOWN), "--validation", held_out]
     return [
-        [*_halka(evidence, "train", form), *data, "-o", _in(evidence, "run")],
-        [*_tuned(evidence, "evaluate", form), "--data", held_out, *_judged(evidence)],
-        [*_tuned(evidence, "ask", form), *_asking(evidence)],
+        [*_halka(evidence, "train", form), *data, "-o", _run(evidence, "peft+rag")],
+        [*_tuned(evidence, "evaluate", "peft+rag"), "--data", held_out, *_judged(evidence)],
+        [*_tuned(evidence, "ask", "peft+rag"), *_asking(evidence)],
     ]
 
 

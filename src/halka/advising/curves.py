@@ -8,6 +8,7 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
+from halka.advising.thresholds import RISING
 from halka.data.metric import Counts, Metric
 from halka.metrics import Score, score
 
@@ -69,7 +70,7 @@ def extrapolated(points: Sequence[tuple[float, float]], at: float, noise: float 
     the last point and its noise; noise that is not known is what neighbours tell or, under five points, a twentieth of
     the fall.
 
-    A curve whose last point lies above its best by three times the noise is rising, as in overfitting, and no power
+    A curve whose last point lies above its best by `RISING` times the noise is rising, as in overfitting, and no power
     law: training would stop at the best, so that is expected, and `high` is at least the last point.
 
     Raises ValueError for an x that is not above 0, a loss or noise that is below 0 or not finite, and an `at` before
@@ -78,16 +79,25 @@ def extrapolated(points: Sequence[tuple[float, float]], at: float, noise: float 
     x, y = _columns(points, at, noise)
     if len(np.unique(x)) < 2:
         return None
-    # No curve is a power law more closely than a cell of the grid is wide.
-    least = max(float(y.max()) / len(LEVELS), 1e-9)
-    spread = max(noise or _scatter(x, y), least)
+    spread = _spread(x, y, noise)
     last, best = float(y[x == x[-1]].mean()), float(y.min())
-    if last > best + 3 * spread:
+    if _rises(x, y, spread):
         return Score(best, max(best - 2 * spread, 0.0), max(last, best + 2 * spread), len(y))
     drawn = _drawn(x, y, at, spread, 8 if noise else 1, np.random.default_rng(seed))
     low, value, high = (float(each) for each in np.quantile(drawn, [0.025, 0.5, 0.975]))
     value = min(value, last + spread)
     return Score(value, min(low, value), high, len(y))
+
+
+def lowest_before_rising(points: Sequence[tuple[float, float]]) -> float | None:
+    """Where a curve is lowest, if it rises from there as `extrapolated` tells it; None where it may fall on.
+
+    A point before the first step, at 0, is left out. Raises ValueError as `extrapolated` does.
+    """
+    x, y = _columns([point for point in points if point[0] > 0], math.inf, 0.0)
+    if len(np.unique(x)) < 2 or not _rises(x, y, _spread(x, y, 0.0)):
+        return None
+    return float(x[y.argmin()])
 
 
 def _columns(points: Sequence[tuple[float, float]], at: float, noise: float) -> tuple[Array, Array]:
@@ -100,6 +110,16 @@ def _columns(points: Sequence[tuple[float, float]], at: float, noise: float) -> 
     if len(x) and not at >= x[-1]:
         raise ValueError(f"{at:g} lies before the curve's last point, {x[-1]:g}; leave out the points past it")
     return x, y
+
+
+def _spread(x: Array, y: Array, noise: float) -> float:
+    """The noise, if it is known; no curve is a power law more closely than a cell of the grid is wide."""
+    return max(noise or _scatter(x, y), float(y.max()) / len(LEVELS), 1e-9)
+
+
+def _rises(x: Array, y: Array, spread: float) -> bool:
+    """Whether it ends above its best by more than noise."""
+    return bool(y[x == x[-1]].mean() > y.min() + RISING * spread)
 
 
 def _scatter(x: Array, y: Array) -> float:

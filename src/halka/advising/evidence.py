@@ -16,6 +16,8 @@ from halka.core import described
 from halka.methods import all_methods, made
 from halka.metrics import Score
 
+TOLD = ("rank", "targets")  # of a method's fields, whatever they are
+
 
 @dataclass(frozen=True)
 class Subject:
@@ -28,6 +30,7 @@ class Subject:
     flags, again      how `halka train` names the data, and what `halka advise` is given to ask again
     out               the folder with the evidence
     target            the score that is needed, 0 to 1, if one was named
+    key               of which question it is: other data, base, documents or ways of asking have another
     """
 
     base: str
@@ -48,6 +51,7 @@ class Subject:
     out: str = "advice"
     tasks: int = 1
     target: float | None = None
+    key: str = ""
 
 
 @dataclass(frozen=True)
@@ -115,11 +119,8 @@ class Trial:
 
     @property
     def own(self) -> dict[str, Any]:
-        """Its rank, and those of its fields that are not the method's usual ones; all, of a method that is not here."""
-        if self.method not in all_methods():
-            return dict(self.fields)
-        usual = described(made(self.method, {}))["fields"]
-        return {key: value for key, value in self.fields.items() if key == "rank" or value != usual.get(key)}
+        """Those of its fields that are told (`own_fields`)."""
+        return own_fields(self.method, self.fields)
 
 
 @dataclass(frozen=True)
@@ -225,6 +226,14 @@ class Evidence:
     cleanliness: Cleanliness | None = None
     fit: Fit | None = None
     missing: Mapping[str, str] = field(default_factory=dict)
+
+
+def own_fields(method: str, fields: Mapping[str, Any]) -> dict[str, Any]:
+    """Rank and places, and what is not the method's usual; of a method that is not here, all."""
+    if method not in all_methods():
+        return dict(fields)
+    usual = described(made(method, {}))["fields"]
+    return {key: value for key, value in fields.items() if key in TOLD or value != usual.get(key)}
 
 
 def restored(kind: Any, told: Any) -> Any:

@@ -5,10 +5,11 @@ folder/
   strength.json, knowledge.json, learnability.json, cleanliness.json, fit.json   a probe's result, and of what it is
   pilot/KEY/      the pilot's checkpoints, while it is trained
   documents/      the collection, for `halka ask --collections FOLDER --collection documents`
-  train.jsonl, held-out.jsonl, prompted.jsonl   what the next commands read
-  prompted-with-passages.jsonl                  the same with documents
-  train-with-passages.jsonl, held-out-with-passages.jsonl   the same where passages are to be trained on
+  train.jsonl, held-out.jsonl   the examples, by what they are for
+  prompted.jsonl, prompted-with-passages.jsonl   the held-out ones as the base is best asked, the second with documents
+  train-with-passages.jsonl, held-out-with-passages.jsonl   the examples with passages, where those are to be trained on
   advice.json, report.html   what `halka advise` made of it
+  run-METHOD-KEY/             what the advised `halka train` makes; another question, or settings, have another KEY
 """
 
 from __future__ import annotations
@@ -25,6 +26,10 @@ from halka.advising.planned import Planned
 from halka.files import write_text
 
 PLAN, PILOT = "plan.json", "pilot"
+COLLECTION = "documents"
+TRAIN, HELD_OUT = "train.jsonl", "held-out.jsonl"
+PROMPTED, PROMPTED_SHOWN = "prompted.jsonl", "prompted-with-passages.jsonl"
+SHOWN, HELD_OUT_SHOWN = "train-with-passages.jsonl", "held-out-with-passages.jsonl"
 T = TypeVar("T")
 
 
@@ -42,7 +47,7 @@ class Kept:
     def found(self, probe: str, key: str, kind: type[T]) -> T | None:
         """The probe's result on the same question, if it is there."""
         known = _read(self.folder / f"{probe}.json")
-        return restored(kind, known["found"]) if known.get("key") == key else None
+        return _restored(kind, known.get("found")) if known.get("key") == key else None
 
     def keep(self, probe: str, key: str, found: Any) -> None:
         told = {"key": key, "found": asdict(found)}
@@ -51,7 +56,8 @@ class Kept:
     def plan(self, key: str) -> Planned:
         """What was settled for this question; nothing for another."""
         plan = _read(self.folder / PLAN)
-        return restored(Planned, plan) if plan.get("key") == key else Planned(key)
+        known = _restored(Planned, plan) if plan.get("key") == key else None
+        return Planned(key) if known is None else known
 
     def write_plan(self, plan: Planned) -> None:
         write_text(self.folder / PLAN, json.dumps(asdict(plan), ensure_ascii=False) + "\n")
@@ -80,3 +86,11 @@ def _read(path: Path) -> Mapping[str, Any]:
     except (FileNotFoundError, ValueError):
         return {}
     return found if isinstance(found, dict) else {}
+
+
+def _restored(kind: type[T], told: Any) -> T | None:
+    """What was written as JSON; nothing for what another version wrote in another shape."""
+    try:
+        return restored(kind, told) if isinstance(told, dict) else None
+    except (TypeError, KeyError):
+        return None

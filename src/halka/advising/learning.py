@@ -20,6 +20,7 @@ from halka.advising.conditions import CLOSED, DOCUMENTS
 from halka.advising.curves import extrapolated, interval
 from halka.advising.evidence import Learnability, Trial
 from halka.advising.questions import Questions
+from halka.advising.thresholds import FARTHER
 from halka.core import described
 from halka.data.batches import plan as batched
 from halka.files import write_text
@@ -32,7 +33,6 @@ Progress = Callable[[str], None]
 LEAST_STEPS, MOST_STEPS = 12, 48
 EVALUATIONS = 6
 BATCH_TOKENS = 2048  # of a trial's batch: passages make prompts long, and all trials' batches are in memory at once
-FARTHER = 4  # how many times as long, or as many examples, the curves are followed
 RAISED = 4  # the second learning rate, as a multiple of the method's own
 
 

@@ -5,9 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
-from halka.advising.commands import HELD_OUT, HELD_OUT_SHOWN, SHOWN, TRAIN
 from halka.advising.conditions import best_asked
-from halka.advising.kept import Kept
+from halka.advising.kept import HELD_OUT, HELD_OUT_SHOWN, SHOWN, TRAIN, Kept
 from halka.advising.need import Need, Sample
 from halka.advising.questions import Questions
 from halka.advising.rows import rows, with_passages

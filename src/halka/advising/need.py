@@ -19,6 +19,7 @@ from halka.rag.sources import digest_of
 
 MOST_HELD_OUT, MOST_TRAIN = 48, 512
 HELD_OUT = 0.25  # share of the examples that is held out where none are given for it
+SCHEMA = 4  # of what a probe's result is and means: raised with every change, so that none of before is taken for it
 
 
 @dataclass(frozen=True)
@@ -100,28 +101,29 @@ def sample(need: Need) -> Sample:
 
 
 def keys(need: Need, found: Sample, seconds: float, base: object, machine: object, out: Path) -> dict[str, str]:
-    """For each probe what its result is of: the same for the same question, however the data are called.
+    """For each probe what its result is of, and for "question" what all but the hardware's are of.
 
-    `base` tells one base from another of that name, `machine` what the hardware at hand has now; what is in the folder
-    `out` is none of the documents.
+    They are the same for the same question, however the data are called. `base` tells one base from another of that
+    name, `machine` what the hardware at hand has now; what is in the folder `out` is none of the documents.
     """
     asked = {
-        "schema": 3,
         "base": (need.base, base, need.dtype, need.quantize),
         "examples": [[asdict(each) for each in some] for some in (found.train, found.held_out)],
         "how": (found.metric, need.max_new_tokens, seconds),
     }
     documents = (digest_of(need.documents, out), need.passages) if need.documents else None
-    hardware = (need.memory, need.device, machine if need.memory is need.device is None else None)
+    here = need.device == "here" or need.memory is need.device is None
+    hardware = (need.memory, need.device, machine if here else None)
     told: dict[str, Any] = {
         "cleanliness": [[asdict(each) for each in some] for some in (found.given, found.held_out)],
-        "strength": (asked, bool(documents)),  # with documents there is less time for each condition
+        "strength": (asked, documents),  # as many questions as with documents: the time is for all conditions
         "knowledge": (asked, documents),
         "learnability": (asked, documents, need.full, need.batch_size, len(found.given)),
         "fit": (asked["base"], need.batch_size, need.tasks, hardware),  # and of the examples' lengths
     }
+    told["question"] = (told["cleanliness"], told["learnability"])
     return {
-        name: hashlib.sha256(json.dumps(each, sort_keys=True, default=str).encode()).hexdigest()[:16]
+        name: hashlib.sha256(json.dumps((SCHEMA, each), sort_keys=True, default=str).encode()).hexdigest()[:16]
         for name, each in told.items()
     }
 

@@ -7,8 +7,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from halka.advising.commands import COLLECTION
 from halka.advising.conditions import Find
+from halka.advising.kept import COLLECTION
 from halka.advising.need import Need, Sample
 from halka.advising.questions import Questions
 from halka.core import AdaptedModel

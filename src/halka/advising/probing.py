@@ -12,10 +12,9 @@ from typing import Any, TypeVar
 import psutil
 
 from halka.advising.cleanliness import cleanliness
-from halka.advising.commands import HELD_OUT_SHOWN, PROMPTED, PROMPTED_SHOWN
 from halka.advising.evidence import Cleanliness, Evidence, Fit, Knowledge, Learnability, Strength, Subject
 from halka.advising.fitting import fit
-from halka.advising.kept import Kept
+from halka.advising.kept import HELD_OUT_SHOWN, PROMPTED, PROMPTED_SHOWN, Kept
 from halka.advising.knowledge import knowledge
 from halka.advising.learning import ALL_WEIGHTS, PLANS, WITH_PASSAGES, learnability
 from halka.advising.leaving import leave_examples, leave_passages, leave_prompts, train_flags
@@ -35,6 +34,7 @@ from halka.advising.strength import strength
 from halka.advising.verdict import advise_from
 from halka.estimating import Estimate, estimate
 from halka.estimating.devices import device_named
+from halka.estimating.hardware import gpu_here
 from halka.machine import available
 from halka.report.units import size
 from halka.run import TrainingError
@@ -73,7 +73,7 @@ def probe(
     if need.device not in (None, "here"):
         device_named(need.device)
     config, found = decoder_config(need.base), sample(need)
-    return _Probing(need, found, config, Kept(folder), 60 * minutes, frozenset(skip), progress).evidence()
+    return _Probing(need, found, config, Kept(folder), 60 * minutes, tuple(skip), progress).evidence()
 
 
 @dataclass
@@ -85,12 +85,13 @@ class _Probing:
     config: Any
     kept: Kept
     seconds: float
-    skip: frozenset[str]
+    skip: tuple[str, ...]
     progress: Progress
     missing: dict[str, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        at_hand = (psutil.cpu_count(), psutil.virtual_memory().total)
+        gpu = gpu_here()
+        at_hand = (psutil.cpu_count(), psutil.virtual_memory().total, gpu and (gpu.name, gpu.memory))
         self.keys = keys(self.need, self.sample, self.seconds, base_state(self.need.base), at_hand, self.kept.folder)
         self.plan = self.kept.plan(self.keys["knowledge"])
 
@@ -267,4 +268,5 @@ class _Probing:
             out=str(self.kept.folder),
             tasks=need.tasks,
             target=need.target,
+            key=self.keys["question"],
         )

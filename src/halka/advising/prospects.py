@@ -8,13 +8,8 @@ from dataclasses import dataclass, replace
 from halka.advising.advice import Prospect
 from halka.advising.conditions import best_asked
 from halka.advising.evidence import Evidence, Learnability, Strength, Trial
+from halka.advising.thresholds import FALLING, NOISY
 from halka.metrics import Score
-
-NOISY = 0.25  # kappa by which trials agree better with each other than with the labels: tests/test_advising_verdict.py
-
-FALLING = (
-    0.1  # share of the loss: what trials of one kind differ by on the benchmark's first half (benchmarks/advisor.py)
-)
 
 
 @dataclass(frozen=True)

@@ -10,15 +10,12 @@ from collections.abc import Callable, Sequence
 from halka.advising.advice import Prospect, Reason
 from halka.advising.evidence import Evidence, Trial
 from halka.advising.prospects import Bar, by_choice, is_noisy, too_large, trainable
+from halka.advising.thresholds import FALLS, FEW_HELD_OUT, HELD, LEAKED
 from halka.report.advice_words import choice as named
 from halka.report.advice_words import metric_of, share
 from halka.report.units import learning_rate, percent, size
 
-FALLS = 0.1  # share of a loss by which it falls visibly: twice the width of a typical interval on 32 examples
-HELD = 0.6  # share of answers that stand in the passages found, below which retrieval is the weak part; a convention
-FEW = 30  # held-out examples below which an interval of a share is wider than 0.35 (binomial, at one half)
 NAMED = 5  # places that are named
-LEAKED = 0.05  # share of held-out examples that stand in the training data, from which it is told; a convention
 
 Rule = Callable[[Evidence], str | None]
 
@@ -233,7 +230,7 @@ def changes(evidence: Evidence, choice: str, rule: str, found: Sequence[Prospect
     """What would change the advice."""
     by, told = by_choice(found), []
     if evidence.knowledge is not None and not evidence.knowledge.scores and choice != "prompt":
-        told.append("documents that hold the answers (--documents): retrieval was not looked at")
+        told.append("documents that hold the answers, if there are any (--documents): retrieval may do better")
     ranked = sorted((each for each in found if each.choice != choice), key=lambda each: -each.score.value)
     if choice in by and ranked and ranked[0].score.high > by[choice].score.low:
         told.append(f"more held-out examples: {named(ranked[0].choice)} may do as well, with {share(ranked[0].score)}")
@@ -255,8 +252,11 @@ def missing(evidence: Evidence) -> tuple[str, ...]:
     """What was not there to be looked at, and what that leaves open; each makes the advice less sure."""
     subject = evidence.subject
     told = [f"{probe}: {why}" for probe, why in evidence.missing.items()]
-    if subject.held_out < FEW:
-        told.append(f"{subject.held_out} held-out examples: scores are uncertain, {FEW} or more would tell better")
+    known = evidence.knowledge
+    if known is not None and not known.scores and "documents" not in evidence.missing:
+        told.append("no documents: whether passages would hold the answers was not looked at")
+    if subject.held_out < FEW_HELD_OUT:
+        told.append(f"{subject.held_out} held-out examples: scores are uncertain, {FEW_HELD_OUT} or more tell better")
     learned = evidence.learnability
     if learned is not None and learned.more is None:
         told.append("no curve over the number of examples: the trials saw about as many, so what more bring is open")

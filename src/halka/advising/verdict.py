@@ -1,17 +1,17 @@
-"""The verdict: a pure function of the evidence. Its rules and thresholds stand here, each with where it comes from.
+"""The verdict: a pure function of the evidence. Its rules stand here; `thresholds.py` has what they decide by.
 
 What the hardware cannot train, not even one example at a time, is left out before.
 
 1. Nothing is of use: the best is not far enough above answers that need no model (`needed`), or misses the target.
    Where nothing can be trained, the base is too large. As long as the loss still falls with more examples, the data are
    too few; as long as a trial's curve still falls by `LEARNING`, it was too short, and tuning goes on. Of fewer than
-   `FEW` examples more come first; without a trial tuning is untried, and is tried; only else the base is too weak.
+   `FEW_EXAMPLES` more come first; without a trial tuning is untried, and is tried; only else the base is too weak.
 2. A target that is reached is reached: the cheapest choice that does (`CHOICES` has their order).
 3. More or better data come first where they promise `WORTH_GATHERING` beyond all else.
 4. What is expected within `TOLERANCE` of the best, and above answers that need no model, is as good, unless another
    such leaves less than `HALF` of its loss (what is nearly all right is good whatever it leaves). The cheapest of those
    is taken.
-5. Where there are fewer than `FEW` examples, more come first, unless what there is suffices: no curve over so few tells
+5. Where there are fewer than `FEW_EXAMPLES`, more come first, unless what there is suffices: no curve over so few tells
    what training on more would bring. Retrieval needs none.
 
 The confidence is the share of draws from the prospects' intervals in which the same is chosen, times `UNSURE` for each
@@ -30,18 +30,20 @@ from halka.advising.commands import commands, settings
 from halka.advising.evidence import Evidence
 from halka.advising.prospects import Bar, falls_with_data, prospects, still_learns, trainable
 from halka.advising.reasons import changes, missing, reasons
+from halka.advising.thresholds import (
+    FEW_EXAMPLES,
+    HALF,
+    LEARNING,
+    OF_THE_REST,
+    OF_USE,
+    TOLERANCE,
+    UNSURE,
+    UNTRIED,
+    WORTH_GATHERING,
+)
 from halka.metrics import Score
 
-TOLERANCE = 0.08  # score; set on the benchmark's first half (benchmarks/advisor.py): what 64 test items cannot tell
-WORTH_GATHERING = 0.12  # score; set there, too: gathering data costs people's time, training does not
-HALF = 0.5  # of the loss: a few dozen answers are counted right or wrong by luck, of their tokens' losses half is none
-OF_USE = 0.1  # score above the best trivial answer, below which nothing was learned that helps anyone; a convention
-OF_THE_REST = 0.5  # of what the best trivial answer leaves, where that is less than twice `OF_USE`; a convention
-LEARNING = 1 / 3  # of the loss, if training went on four times as long; set after a case that was held aside (SNIPS)
-FEW = 50  # examples: where published guidance on fine-tuning begins; set after a case that was held aside (few_lamps)
 DRAWS = 2000
-UNSURE = 0.8  # a convention
-UNTRIED = 0.5  # a convention
 TRAINED = ("peft", "peft+rag", "full")
 
 
@@ -92,7 +94,7 @@ def chosen(scores: Mapping[str, float], bar: Bar, losses: Mapping[str, float] | 
     ways = {each: scores[each] for each in CHOICES if each in scores and each != "data"}
     best = max(ways.values(), default=0.0)
     gathered = max(best, scores.get("data", 0.0))
-    few = bar.examples is not None and bar.examples < FEW
+    few = bar.examples is not None and bar.examples < FEW_EXAMPLES
     if gathered < bar.needed:
         return _where_nothing_is_of_use({each: ways[each] for each in TRAINED if each in ways}, bar, few)
     if bar.target is not None and best >= bar.target:

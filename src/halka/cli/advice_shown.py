@@ -85,16 +85,17 @@ def _conditions(evidence: Any) -> Any:
 
 
 def _fit(fit: Any) -> Any:
-    """What each method needs."""
+    """What each method needs; what all tasks take on disk and when they are served."""
     if fit is None or not fit.options:
         return None
     from halka.report import advice_words as words
     from halka.report.units import size
 
-    right = ["memory", "largest batch", "a step", "on disk"]
+    right = ["memory", "largest batch", "a step", "on disk", "serving"]
     table = columns("  method", "how", "memory", "fits", *right[1:], right=right)
     for option in fit.options:
         batch = words.NOTHING if option.largest_batch is None else str(option.largest_batch)
-        row = size(option.memory), words.fits(option), batch, words.step_time(option), size(option.stored)
+        held = size(option.stored), size(option.served)
+        row = size(option.memory), words.fits(option), batch, words.step_time(option), *held
         table.add_row(f"  {one_line(option.method)}", words.how_trained(option), *row)
     return table
