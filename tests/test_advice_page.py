@@ -427,3 +427,15 @@ def test_the_terminal_is_not_steered(narrow: None, capsys: pytest.CaptureFixture
 def test_sizes_that_are_close_are_not_written_over_each_other():
     assert advice_curves._apart([125, 162, 168]) == [125, 168]
     assert advice_curves._apart([50, 100, 400]) == [50, 100, 400]
+
+
+def test_the_hardware_is_told_in_eighty_columns(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    fit = full_evidence().fit
+    assert fit is not None
+    packed = replace(fit.options[0], method="bottleneck", quantize="nf4", checkpointing=True, memory=22_150_000_000)
+    text = shown(full_advice(), replace(full_evidence(), fit=replace(fit, options=(*fit.options, packed))), capsys)
+    assert re.search(r"memory +fits +batch +a step +disk +served", text)
+    assert [line.strip() for line in text.splitlines()].count("checkpointing") == 2

@@ -91,7 +91,7 @@ def _fit(fit: Any) -> Any:
     from halka.report import advice_words as words
     from halka.report.units import size
 
-    right = ["memory", "largest batch", "a step", "on disk", "serving"]
+    right = ["memory", "largest batch", "a step", "disk", "served"]
     table = columns("  method", "how", "memory", "fits", *right[1:], right=right)
     for option in fit.options:
         batch = words.NOTHING if option.largest_batch is None else str(option.largest_batch)
