@@ -9,6 +9,7 @@ from collections import Counter
 from collections.abc import Iterator
 from dataclasses import asdict, replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -33,6 +34,7 @@ from halka.advising.worth import usual_metric, worth
 from halka.cli import main
 from halka.data.examples import Example, Message
 from halka.data.tokens import encode, encode_prompt
+from halka.estimating.devices import Device
 from halka.estimating.hardware import Hardware
 from halka.rag.answer import Answerer
 from halka.rag.passages import Passage
@@ -377,11 +379,23 @@ def test_another_pilot_has_its_time_and_takes_the_place_of_what_an_earlier_one_l
     assert not (tmp_path / "pilot" / "of-another").exists()
 
 
+def taking(monkeypatch, **told: int) -> None:
+    """What each method takes, with a process of nothing; half of it with checkpointing."""
+
+    def rehearsed(config, method, setup, *, gpu):
+        total = told.get(method.name, 0) // (2 if setup.checkpointing else 1)
+        return SimpleNamespace(memory=SimpleNamespace(total=total))
+
+    monkeypatch.setattr(sizing, "rehearse", rehearsed)
+    monkeypatch.setattr(sizing, "PROCESS", 0)
+
+
 def test_a_pilot_leaves_memory_to_others(base, monkeypatch):
     config, asked = opening.decoder_config(str(base)), need(base, full=True)
+    taking(monkeypatch, lora=300, full=800)
     rooms = []
-    for free in (100e9, 700e6, 100e6):
-        monkeypatch.setattr(sizing, "available", lambda free=free: int(free))
+    for free in (2000, 1000, 300):
+        monkeypatch.setattr(sizing, "available", lambda place=None, free=free: free)
         rooms.append(sizing.pilot_room(asked, config, [64, 200]))
     assert [each.checkpointing for each in rooms] == [False, True, True]
     assert [each.without_full is None for each in rooms] == [True, True, False]
@@ -389,14 +403,57 @@ def test_a_pilot_leaves_memory_to_others(base, monkeypatch):
     assert sizing.pilot_room(need(base), config, [64]).without_full is None
 
 
+def test_a_pilot_that_does_not_fit_is_told_until_it_does(base, tmp_path, monkeypatch):
+    taking(monkeypatch, lora=10**15)
+    found = probe(need(base), tmp_path, minutes=0.01, skip=("fit", "strength"))
+    assert found.knowledge is not None
+    assert found.learnability is None
+    assert found.missing["learnability"].startswith("the pilot takes 500 TB where ")
+    taking(monkeypatch, lora=1000)
+    assert probe(need(base), tmp_path, minutes=0.01, skip=("fit", "strength")).learnability is not None
+
+
+def test_the_room_is_that_of_the_device_that_the_base_is_loaded_to(base, monkeypatch):
+    config, gpus = opening.decoder_config(str(base)), []
+
+    def rehearsed(config, method, setup, *, gpu):
+        gpus.append(gpu)
+        return SimpleNamespace(memory=SimpleNamespace(total=7 * 10**9))
+
+    def free(place=None):
+        return (8 if place is not None and place.type == "cuda" else 64) * 10**9
+
+    monkeypatch.setattr(sizing, "rehearse", rehearsed)
+    monkeypatch.setattr(sizing, "available", free)
+    assert not sizing.pilot_room(need(base), config, [64]).checkpointing
+    assert sizing.base_lacks(15 * 10**9) is None
+    monkeypatch.setattr(sizing, "place_of", lambda: torch.device("cuda"))
+    assert sizing.pilot_room(need(base), config, [64]).checkpointing
+    assert sizing.base_lacks(15 * 10**9) == "the base takes 15.0 GB where 8.0 GB are free here"
+    assert {*gpus} == {False, True}
+
+
+def test_memory_that_runs_out_within_a_probe_is_told(base, tmp_path, monkeypatch):
+    def full(*_: object, **__: object) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.\nMore.")
+
+    monkeypatch.setattr(probing, "knowledge", full)
+    found = probe(need(base), tmp_path, minutes=0.01, skip=("fit", "learnability"))
+    assert found.strength is not None
+    assert found.missing["knowledge"] == "CUDA out of memory. Tried to allocate 2.00 GiB."
+    monkeypatch.setattr(opening, "load_base", full)
+    other = probe(need(base, max_new_tokens=5), tmp_path, minutes=0.01, skip=("fit",))
+    assert "CUDA out of memory" in other.missing["strength"]
+
+
 def test_full_fine_tuning_that_does_not_fit_is_told_each_time(base, tmp_path, monkeypatch):
-    monkeypatch.setattr(sizing, "available", lambda: 10**8)
+    taking(monkeypatch, full=10**15)
     skip = ("fit", "strength", "knowledge")
     found = probe(need(base, full=True), tmp_path, minutes=0.01, skip=skip)
     assert found.learnability is not None
     assert "full" not in {each.method for each in found.learnability.trials}
     assert "are free here" in found.missing["full fine-tuning"]
-    monkeypatch.setattr(sizing, "available", lambda: 10**12)
+    taking(monkeypatch)
     assert probe(need(base, full=True), tmp_path, minutes=0.01, skip=skip) == found
     assert "full fine-tuning" not in probe(need(base), tmp_path, minutes=0.01, skip=(*skip, "learnability")).missing
 
@@ -498,6 +555,40 @@ def test_long_examples_do_not_end_the_advice(base, tmp_path):
     assert found.learnability is not None
 
 
+@pytest.mark.filterwarnings("ignore:of .* are cut to 512 tokens")
+def test_long_answers_with_passages_do_not_end_the_advice(base, tmp_path, monkeypatch):
+    measured, told = [], []
+
+    def processor(dtype):
+        measured.append(dtype)
+        return Device("here", {dtype: 1e9}, 1e9)
+
+    monkeypatch.setattr("halka.estimating.hardware.processor_here", processor)
+    (tmp_path / "items.md").write_text("Item 3 is red. Item 4 is green.")
+    long = tuple(Example((Message("user", f"Item {n}?"), Message("assistant", f"red {n} " * 300))) for n in range(8))
+    given = need(base, train=(*map(example, range(8)), *long), documents=(str(tmp_path / "items.md"),))
+    found = probe(given, tmp_path / "out", minutes=0.01, progress=lambda name, doing: told.append((name, doing)))
+    assert found.subject.length == 512
+    assert found.fit is not None
+    assert found.fit.shown
+    assert found.learnability is not None
+    assert measured == ["float32"]
+    fits = [doing for name, doing in told if name == "fit"]
+    assert any(", a batch of " in each for each in fits)
+    assert "lora, with passages" in fits
+
+
+def test_a_row_in_which_nobody_asks_is_left_out_and_told(base, tmp_path):
+    silent = Example((Message("system", "Name a colour."), Message("assistant", "red")), where="data:99")
+    given = need(base, train=(*map(example, range(20)), silent))
+    found = probe(given, tmp_path, minutes=0.01, skip=("fit", "learnability"))
+    assert found.strength is not None
+    told = "1 of 21 examples cannot be used with this base, the first: data:99: no message by the user"
+    assert found.missing["examples"].startswith(told)
+    with pytest.raises(ValueError, match=r"none of 2 examples can be used\. data:99: no message by the user"):
+        probe(replace(given, train=(silent, silent)), tmp_path, minutes=0.01)
+
+
 def test_documents_that_hold_nothing_are_told(base, tmp_path):
     (tmp_path / "blank.md").write_text(" \n")
     given = need(base, documents=(str(tmp_path / "blank.md"),))
@@ -542,7 +633,7 @@ def test_ten_examples_no_test_split_no_documents(base, tmp_path):
 
 
 def test_a_base_that_does_not_fit_is_told(base, tmp_path, monkeypatch):
-    monkeypatch.setattr(probing, "available", lambda: 1000)
+    monkeypatch.setattr(sizing, "available", lambda place=None: 1000)
     monkeypatch.setattr(opening, "load_base", lambda *_, **__: pytest.fail("it would not fit"))
     found = probe(need(base, device="t4"), tmp_path)
     assert found.strength is found.knowledge is found.learnability is None

@@ -46,6 +46,17 @@ def test_what_fits_as_it_is_stays_as_it_is():
     assert found.largest_batch == 4
 
 
+def test_a_form_that_cannot_be_tried_is_told(monkeypatch):
+    def missing():
+        raise ValueError("nf4 needs bitsandbytes")
+
+    monkeypatch.setattr("halka.models.quantised.bitsandbytes", missing)
+    found = fit(CONFIG, **SIZES, methods=["lora"], memory=CONTEXT + 1000)
+    assert dict(found.untried) == {"nf4": "nf4 needs bitsandbytes"}
+    assert restored(Fit, json.loads(json.dumps(asdict(found)))) == found
+    assert not fit(CONFIG, **SIZES, methods=["lora"], memory=CONTEXT + 10**9).untried
+
+
 def test_a_base_that_is_asked_for_packed_is_judged_packed():
     needs, less = total("int8", False), total("int8", True)
     found = lora_in(2 * needs, quantize="int8")
@@ -133,7 +144,7 @@ def test_what_the_base_refuses_is_left_out():
     config = AutoConfig.for_model("mixtral", **CONFIGS["mixtral"])
     told = []
     found = fit(config, methods=["ia3", "lora"], memory=10**10, progress=told.append, **SIZES)
-    assert told == ["ia3", "lora"]
+    assert told[:3] == ["ia3", "lora", f"lora, a batch of {fitting.MOST}"]
     assert [each.method for each in found.options] == list(found.parts) == ["lora"]
     with pytest.raises(ValueError, match=re.escape("none of the methods can be trained on this base: ia3 wants")):
         fit(config, methods=["ia3"], memory=10**10, **SIZES)

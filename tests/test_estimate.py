@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import re
 from dataclasses import replace
 from itertools import product
@@ -242,6 +243,21 @@ def test_what_a_heap_holds_does_not_lead_astray(monkeypatch):
     assert 130 + 22 * rows + held(rows) <= 50_000 < 130 + 22 * (rows + 1) + held(rows + 1)
     assert rows > 2250
     assert len(tried) <= 40
+
+
+def test_labels_are_no_surprise_to_transformers(caplog, monkeypatch):
+    monkeypatch.setattr(logging.getLogger("transformers"), "propagate", True)
+    config = config_of("bert")
+    found = halka.estimate(config, "lora", kind="sequence-classification", labels=5, batch_size=2, length=8)
+    assert found.parameters > 0
+    assert not caplog.records
+    assert model_of(config, Setup(2, 8, kind="sequence-classification", labels=5)).base.config.num_labels == 5
+
+
+def test_a_batch_of_more_than_is_tried_is_looked_at_too(monkeypatch):
+    fake(monkeypatch, lambda rows: rows, lambda rows: 0)
+    for room, rows in ((10**6, 5000), (130 + 5000, 5000), (130 + 4990, 4990), (130 + 7, 7)):
+        assert largest_batch(None, None, replace(SIZES, rows=5000), room) == rows
 
 
 def test_each_batch_that_is_tried_is_told():

@@ -30,6 +30,13 @@ def test_what_the_machine_has_left_and_what_is_held(groups):
     assert halka.machine.available() > held
 
 
+def test_a_gpu_has_what_is_held_there_and_what_is_free(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "memory_reserved", lambda device: 3)
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (5, 10))
+    assert halka.machine.available(torch.device("cuda")) == 8
+    assert halka.machine.available(torch.device("cpu")) > 10**6
+
+
 def test_a_group_above_may_leave_less(groups):
     inner = groups / "tree" / "outer" / "inner"
     inner.mkdir(parents=True)

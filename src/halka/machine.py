@@ -36,6 +36,12 @@ def held(device: torch.device) -> int:
     return torch.cuda.memory_allocated(device) if device.type == "cuda" else psutil.Process().memory_info().rss
 
 
+def ran_out(error: BaseException) -> bool:
+    """Whether an error says that there is no more memory, on a GPU or in the machine."""
+    told = ("not enough memory", "can't allocate memory")
+    return isinstance(error, torch.OutOfMemoryError) or any(words in str(error) for words in told)
+
+
 def reset_peak(device: torch.device) -> None:
     """Let `peak` begin from what is held now (on a CPU: on Linux)."""
     if device.type == "cuda":
@@ -57,11 +63,13 @@ def peak(device: torch.device) -> int:
     return held if sys.platform == "darwin" else held * 1024
 
 
-def available() -> int:
+def available(device: torch.device | None = None) -> int:
     """Bytes of memory that this process can hold in all: what it holds, and what the machine has left.
 
-    On Linux, no more than what the limits of its control groups leave.
+    On Linux, no more than what the limits of its control groups leave. Of a GPU, what tensors can take there.
     """
+    if device is not None and device.type == "cuda":
+        return torch.cuda.memory_reserved(device) + torch.cuda.mem_get_info(device)[0]
     return psutil.Process().memory_info().rss + min([psutil.virtual_memory().available, *_left_in_groups()])
 
 

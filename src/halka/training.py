@@ -21,7 +21,7 @@ from halka.core import AdaptedModel, in_mode
 from halka.data.batches import plan
 from halka.data.examples import Example
 from halka.data.tokens import Item
-from halka.machine import returning_memory
+from halka.machine import ran_out, returning_memory
 from halka.models import context, pad_id
 from halka.models.attention import use_attention
 from halka.objectives import objective_of
@@ -290,8 +290,7 @@ def _watched(when: str) -> Iterator[None]:
     try:
         yield
     except RuntimeError as error:
-        told = ("not enough memory", "can't allocate memory")
-        if not isinstance(error, torch.OutOfMemoryError) and not any(words in str(error) for words in told):
+        if not ran_out(error):
             raise
         raise TrainingError(
             f"out of memory {when}: lower batch_tokens (and raise accumulate to keep the step's size), "

@@ -78,7 +78,8 @@ def _room(evidence: Evidence, method: str, batch_size: int, passages: bool = Fal
     """
     option = _option(evidence, method, passages)
     largest = batch_size if option is None or option.largest_batch is None else option.largest_batch
-    most = max(1, min(batch_size, largest))
+    fits = option is None or option.fits is not False  # else a batch of more may: what a heap holds goes up and down
+    most = max(1, min(batch_size, largest) if fits else largest)
     told: dict[str, Any] = {"batch_size": most}
     if most < batch_size:
         told["accumulate"] = math.ceil(batch_size / most)

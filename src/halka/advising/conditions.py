@@ -7,11 +7,15 @@ from collections.abc import Callable, Mapping, Sequence
 from halka.answering import user_message
 from halka.core import AdaptedModel
 from halka.data.examples import Example, Message
+from halka.data.readers import Problem
+from halka.data.tokens import encode_all
 from halka.metrics import Score
+from halka.models import context
 from halka.rag.passages import Passage
 from halka.rag.prompt import prompted
 
 CLOSED, EXAMPLES, DOCUMENTS, BOTH = CONDITIONS = ("closed", "examples", "documents", "both")
+NOBODY = "no message by the user before the answer: give it one"
 
 Find = Callable[[str], Sequence[Passage]]
 """A question to the passages that may answer it."""
@@ -37,6 +41,22 @@ def conditioned(
     return Example((*system, *turns), example.references, example.where)
 
 
+def usable(model: AdaptedModel, examples: Sequence[Example]) -> tuple[list[int], list[Problem]]:
+    """The places of the examples that the base can be asked, and what is wrong with the others.
+
+    Its chat template takes them, their answer begins within its context, and a user asks. Raises ValueError where none
+    is left.
+    """
+    encoded = encode_all(examples, model.tokenizer, context(model, None))
+    asked = [index for index in encoded.kept if any(message.role == "user" for message in examples[index].prompt)]
+    silent = sorted({*encoded.kept} - {*asked})
+    places = [examples[index].where or f"example {index + 1}" for index in silent]
+    problems = [*encoded.problems, *(Problem(place, NOBODY) for place in places)]
+    if not asked:
+        raise ValueError(f"none of {len(examples)} examples can be used. {problems[0]}")
+    return asked, problems
+
+
 def best_asked(scores: Mapping[str, Score]) -> str:
     """The condition with the highest score; of those that are alike the first, which needs less of a prompt."""
     return max(scores, key=lambda each: scores[each].value)
@@ -47,7 +67,7 @@ def question_of(example: Example) -> str:
     for message in reversed(example.prompt):
         if message.role == "user":
             return message.content
-    raise ValueError(f"{example.where or 'an example'}: no message by the user")
+    raise ValueError(f"{example.where or 'an example'}: {NOBODY}")
 
 
 def _with_passages(model: AdaptedModel, example: Example, find: Find | None) -> Example:

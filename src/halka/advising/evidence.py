@@ -197,6 +197,7 @@ class Fit:
     parts     bytes by part of each method as it is: weights, gradients, optimizer, activations, allocator
     process   bytes beside a run's own
     shown     the options of what is trained with passages, for prompts that are as long as those
+    untried   forms of the base that could not be tried where others did not fit, and why
     """
 
     device: str
@@ -208,6 +209,7 @@ class Fit:
     options: tuple[Option, ...]
     parts: Mapping[str, Mapping[str, int]]
     shown: tuple[Option, ...] = ()
+    untried: Mapping[str, str] = field(default_factory=dict)
 
     def option(self, method: str, *, passages: bool = False) -> Option | None:
         """How a method is trained there, with or without passages; None where that was not looked at."""

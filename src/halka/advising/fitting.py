@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import fields, replace
+from dataclasses import dataclass, field, fields, replace
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -34,7 +34,8 @@ def fit(
     quantize: str | None = None,
     memory: int | None = None,
     device: str | None = None,
-    progress: Callable[[str], None] | None = None,
+    where: Hardware | None = None,
+    progress: Callable[[str], None] = lambda doing: None,
 ) -> Fit:
     """What each of `methods` needs on the hardware, and the way of training it that fits there.
 
@@ -47,38 +48,45 @@ def fit(
     kind, labels, dtype, quantize   as `halka.estimate` takes them
     length, batch_size    tokens an example, examples a batch
     tasks      how many are to be stored and served, each with an adapter of its own
-    memory     bytes, of a GPU unless the device is "here"; the device's own if not given
-    device     of `estimating.devices.DEVICES`, or "here": this machine's processor, with the memory that is available
-               now; without both it is the GPU that torch sees, else "here". Seconds are told where its speed is known
-    progress   is told each method's name before it is tried
+    memory, device   the hardware, as `hardware_for` takes them; or `where`, that it gave before
+    progress   is told each method, each other way and each batch before it is tried
 
-    A method that the base refuses is left out, and so is a form in which the base cannot be, or not on this machine.
+    A method that the base refuses is left out; so is a form in which the base cannot be, or not on this machine, which
+    is told in `Fit.untried`.
     Raises ValueError as `halka.estimate` does: for a base, a setup, a method or a device that cannot be, and for a base
     that refuses all the methods.
     """
     config, setup = prepared(base, kind, rows=batch_size, length=length, dtype=dtype, quantize=quantize, labels=labels)
     at_least_one(tasks=tasks)
     chosen = [made(name, {}) for name in methods]
-    where = _hardware(dtype, memory, device)
-    options, parts, refused, sizes = [], {}, [], {}
+    where = where or hardware_for(dtype, memory, device)
+    fitting = _Fitting(config, setup, where, progress)
+    options, parts, refused = [], {}, []
     for method in chosen:
-        if progress is not None:
-            progress(method.name)
+        progress(method.name)
         try:
             plain = rehearse(config, method, setup, gpu=where.gpu)
         except ValueError as error:
             refused.append(str(error))
             continue
         parts[method.name] = {each.name: getattr(plain.memory, each.name) for each in fields(Memory) if each.init}
-        how, found = _best(config, method, setup, plain, where, sizes)
-        options.append(_option(config, method, how, found, where, tasks))
+        options.append(fitting.option(method, plain, tasks))
     if not options:
         raise ValueError(f"none of the methods can be trained on this base: {(refused or ['none is given'])[0]}")
-    name = "this machine" if where.name == "here" else where.name
-    return Fit(name, where.memory, where.process, length, batch_size, tasks, tuple(options), parts)
+    name, untried = "this machine" if where.name == "here" else where.name, fitting.untried
+    return Fit(name, where.memory, where.process, length, batch_size, tasks, tuple(options), parts, untried=untried)
 
 
-def _hardware(dtype: str, memory: int | None, device: str | None) -> Hardware:
+def hardware_for(dtype: str, memory: int | None = None, device: str | None = None) -> Hardware:
+    """The hardware that it is to fit on.
+
+    memory   bytes, of a GPU unless the device is "here"; the device's own if not given
+    device   of `estimating.devices.DEVICES`, or "here": this machine's processor, measured for about two seconds with
+             that dtype, with the memory that is available now; without both it is the GPU that torch sees, else "here".
+             Seconds are told where its speed is known
+
+    Raises ValueError for a device nobody knows.
+    """
     if device is None and memory is None:
         if (gpu := gpu_here()) is not None:
             return gpu
@@ -88,55 +96,83 @@ def _hardware(dtype: str, memory: int | None, device: str | None) -> Hardware:
     return hardware_of(device, memory, dtype)
 
 
-def _best(
-    config: Any, method: Method, setup: Setup, plain: Rehearsed, where: Hardware, sizes: dict[str | None, int]
-) -> tuple[Setup, Rehearsed]:
-    """The first way that fits, else the one that needs least, and what it needs; `plain` is as it is.
+@dataclass
+class _Fitting:
+    """The search for a way that fits.
 
-    `sizes` are the base's bytes by form, as far as any method has tried them: where they alone are too many and a
-    smaller form is known, the form is not tried again.
+    sizes     the base's bytes by form, as far as any method has tried them
+    untried   the forms that cannot be tried, and why
     """
-    room, ways = _room(where), [(setup, plain)]
-    sizes[setup.quantize] = plain.base_bytes
-    if plain.memory.total <= room:
-        return ways[0]
-    forms = (None,) if isinstance(method, Full) else FORMS[FORMS.index(setup.quantize) :]
-    for form, checkpointing in product(forms, (False, True)):
-        how = replace(setup, quantize=form, checkpointing=checkpointing)
-        if how == setup or room < sizes.get(form, 0) > min(sizes[each] for each in forms if each in sizes):
-            continue
-        try:
-            found = rehearse(config, method, how, gpu=where.gpu)
-        except ValueError:  # the base as it is was not refused: this form is
-            continue
-        sizes[form] = found.base_bytes
-        ways.append((how, found))
-        if found.memory.total <= room:
-            return ways[-1]
-    return min(ways, key=lambda way: way[1].memory.total)
+
+    config: Any
+    setup: Setup
+    where: Hardware
+    told: Callable[[str], None]
+    sizes: dict[str | None, int] = field(default_factory=dict)
+    untried: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def room(self) -> int:
+        """Bytes that are left to a run; the memory of all hardware that is asked for here is known."""
+        assert self.where.room is not None
+        return self.where.room
+
+    def option(self, method: Method, plain: Rehearsed, tasks: int) -> Option:
+        """The way of training it, and what it comes to; `plain` is what it needs as it is."""
+        how, found = self._best(method, plain)
+        row = row_of(method, found, how, self.where, tasks)
+        assert row.stored is not None
+        assert row.served is not None
+        return Option(
+            method=method.name,
+            quantize=how.quantize,
+            checkpointing=how.checkpointing,
+            memory=found.memory.total,
+            fits=row.fits,
+            largest_batch=0 if found.base_bytes > self.room else self._largest(method, how, found),
+            trained=found.trained,
+            step_seconds=row.seconds,
+            stored=row.stored,
+            served=row.served,
+        )
+
+    def _best(self, method: Method, plain: Rehearsed) -> tuple[Setup, Rehearsed]:
+        """The first way that fits, else the one that needs least, and what it needs.
+
+        Where a form's base alone is too much and a smaller form is known, the form is not tried again.
+        """
+        setup, sizes, ways = self.setup, self.sizes, [(self.setup, plain)]
+        sizes[setup.quantize] = plain.base_bytes
+        if plain.memory.total <= self.room:
+            return ways[0]
+        forms = (None,) if isinstance(method, Full) else FORMS[FORMS.index(setup.quantize) :]
+        for form, checkpointing in product(forms, (False, True)):
+            how = replace(setup, quantize=form, checkpointing=checkpointing)
+            if how == setup or self.room < sizes.get(form, 0) > min(sizes[each] for each in forms if each in sizes):
+                continue
+            self.told(_called(method, how))
+            try:
+                found = rehearse(self.config, method, how, gpu=self.where.gpu)
+            except ValueError as error:  # the base as it is was not refused: this form is
+                self.untried[str(form)] = str(error)
+                continue
+            sizes[form] = found.base_bytes
+            ways.append((how, found))
+            if found.memory.total <= self.room:
+                return ways[-1]
+        return min(ways, key=lambda way: way[1].memory.total)
+
+    def _largest(self, method: Method, how: Setup, found: Rehearsed) -> int:
+        return largest_batch(
+            *(self.config, method, how, self.room),
+            gpu=self.where.gpu,
+            memory=found.memory,
+            most=MOST,
+            progress=lambda rows: self.told(f"{_called(method, how)}, a batch of {rows:,}"),
+        )
 
 
-def _option(config: Any, method: Method, how: Setup, found: Rehearsed, where: Hardware, tasks: int) -> Option:
-    row, room = row_of(method, found, how, where, tasks), _room(where)
-    assert row.stored is not None
-    assert row.served is not None
-    return Option(
-        method=method.name,
-        quantize=how.quantize,
-        checkpointing=how.checkpointing,
-        memory=found.memory.total,
-        fits=row.fits,
-        largest_batch=0
-        if found.base_bytes > room
-        else largest_batch(config, method, how, room, gpu=where.gpu, memory=found.memory, most=MOST),
-        trained=found.trained,
-        step_seconds=row.seconds,
-        stored=row.stored,
-        served=row.served,
-    )
-
-
-def _room(where: Hardware) -> int:
-    """Bytes that are left to a run; the memory of all hardware that is asked for here is known."""
-    assert where.room is not None
-    return where.room
+def _called(method: Method, how: Setup) -> str:
+    """A way of training in words."""
+    form = "" if how.quantize is None else f" on a base in {how.quantize}"
+    return f"{method.name}{form}{' with checkpointing' if how.checkpointing else ''}"

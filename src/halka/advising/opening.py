@@ -7,14 +7,13 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from halka.advising.conditions import Find
+from halka.advising.conditions import Find, usable
 from halka.advising.kept import COLLECTION
 from halka.advising.need import Need, Sample
 from halka.advising.questions import Questions
 from halka.core import AdaptedModel
 from halka.data.examples import Example
-from halka.data.tokens import encode_all
-from halka.models import adapt, context
+from halka.models import adapt
 from halka.models.classes import usual_kind
 from halka.models.layouts import LAYOUTS
 from halka.models.loading import base_config, load_base
@@ -43,22 +42,19 @@ def opened(need: Need, sample: Sample, folder: Path, progress: Progress) -> tupl
     missing: dict[str, str] = {}
     progress("base", f"loading {need.base}")
     model = adapt(*load_base(need.base, dtype=need.dtype, quantize=need.quantize))
-    train, held_out = (_readable(model, each, missing) for each in (sample.train, sample.held_out))
+    train, held_out = (_used(model, each, missing) for each in (sample.train, sample.held_out))
     find, documents = _finding(need, folder, missing, progress) if need.documents else (None, 0)
     asked = Questions(model, train, held_out, sample.metric, need.max_new_tokens, find)
     return _that_fit(asked, missing), documents, missing
 
 
-def _readable(model: AdaptedModel, examples: Sequence[Example], missing: dict[str, str]) -> tuple[Example, ...]:
-    """Those that the base's chat template takes and whose answer begins within its context; others are told.
-
-    Raises ValueError where none is left.
-    """
-    encoded = encode_all(examples, model.tokenizer, context(model, None))
-    if encoded.problems:
-        lost = f"{len(encoded.problems)} of {len(examples)} examples cannot be used with this base, the first: "
-        missing.setdefault("examples", lost + str(encoded.problems[0]))
-    return tuple(examples[index] for index in encoded.kept)
+def _used(model: AdaptedModel, examples: Sequence[Example], missing: dict[str, str]) -> tuple[Example, ...]:
+    """Those that are `usable`; others are told. Raises ValueError where none is left."""
+    kept, problems = usable(model, examples)
+    if problems:
+        lost = f"{len(problems)} of {len(examples)} examples cannot be used with this base, the first: "
+        missing.setdefault("examples", lost + str(problems[0]))
+    return tuple(examples[index] for index in kept)
 
 
 def _that_fit(questions: Questions, missing: dict[str, str]) -> Questions:

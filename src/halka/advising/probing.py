@@ -13,7 +13,7 @@ import psutil
 
 from halka.advising.cleanliness import cleanliness
 from halka.advising.evidence import Cleanliness, Evidence, Fit, Knowledge, Learnability, Strength, Subject
-from halka.advising.fitting import fit
+from halka.advising.fitting import fit, hardware_for
 from halka.advising.kept import HELD_OUT_SHOWN, PROMPTED, PROMPTED_SHOWN, Kept
 from halka.advising.knowledge import knowledge
 from halka.advising.learning import ALL_WEIGHTS, PLANS, WITH_PASSAGES, learnability
@@ -22,9 +22,11 @@ from halka.advising.need import Need, Sample, base_state, keys, sample
 from halka.advising.opening import decoder_config, opened
 from halka.advising.questions import Questions
 from halka.advising.sizing import (
+    NoRoom,
     affordable,
     answer_seconds,
     answers_each,
+    base_lacks,
     guessed_length,
     lengths_of,
     pilot_room,
@@ -35,8 +37,7 @@ from halka.advising.verdict import advise_from
 from halka.estimating import Estimate, estimate
 from halka.estimating.devices import device_named
 from halka.estimating.hardware import gpu_here
-from halka.machine import available
-from halka.report.units import size
+from halka.machine import ran_out
 from halka.run import TrainingError
 
 ASKING_PROBES = ("strength", "knowledge", "learnability")
@@ -107,6 +108,7 @@ class _Probing:
         learned = self._result("learnability", Learnability, self._pilot)
         hardware = self._result("fit", Fit, self._fit, of=f"-{self._length()}-{self.plan.shown_length}")
         self.missing |= self._not_used() if asking else {}
+        self.missing |= {} if hardware is None else {f"a base in {each}": why for each, why in hardware.untried.items()}
         found = Evidence(
             self._subject(sized),
             strength=strong,
@@ -187,22 +189,23 @@ class _Probing:
 
     def _without_room(self, sized: Estimate) -> dict[str, str]:
         """The probes that ask the base, where it does not fit here."""
-        if sized.base_bytes <= (room := available()):
-            return {}
-        lacking = f"the base takes {size(sized.base_bytes)} where {size(room)} are free here"
-        return {name: lacking for name in ASKING_PROBES if name not in self.skip}
+        lacking = base_lacks(sized.base_bytes)
+        return {name: lacking for name in ASKING_PROBES if lacking is not None and name not in self.skip}
 
     def _fit(self) -> Fit:
-        need, shown = self.need, self.plan.shown_length
+        need, shown, told = self.need, self.plan.shown_length, self._told("fit")
         run = partial(
             *(fit, self.config),
             **{"batch_size": need.batch_size, "tasks": need.tasks, "dtype": need.dtype, "quantize": need.quantize},
-            **{"memory": need.memory, "device": need.device, "progress": self._told("fit")},
+            where=hardware_for(need.dtype, need.memory, need.device),
         )
-        found = run(length=self._length())
-        return (
-            found if shown is None else replace(found, shown=run(methods=[WITH_PASSAGES.method], length=shown).options)
+        found = run(length=self._length(), progress=told)
+        if shown is None:
+            return found
+        longer = run(
+            methods=[WITH_PASSAGES.method], length=shown, progress=lambda doing: told(f"{doing}, with passages")
         )
+        return replace(found, shown=longer.options)
 
     def _length(self) -> int:
         """The tokens that nine in ten examples stay below; before the base was loaded by their characters."""
@@ -222,14 +225,19 @@ class _Probing:
         key = f"{self.keys[name]}{of}"
         if (known := self.kept.found(name, key, kind)) is not None:
             return known
-        if name in ASKING_PROBES:
-            _ = self.questions  # loading is not counted
-        self.progress(name, "begins")
-        started = time.perf_counter()
         try:
+            if name in ASKING_PROBES:
+                _ = self.questions  # loading is not counted
+            self.progress(name, "begins")
+            started = time.perf_counter()
             found = run()
         except TrainingError as error:
             self.missing[name] = f"training failed: {error}"
+            return None
+        except RuntimeError as error:
+            if not isinstance(error, NoRoom) and not ran_out(error):
+                raise
+            self.missing[name] = str(error).splitlines()[0]
             return None
         self.kept.keep(name, key, found)
         if name in ASKING_PROBES:

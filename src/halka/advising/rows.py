@@ -6,11 +6,9 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict
 from typing import Any
 
-from halka.advising.conditions import DOCUMENTS
+from halka.advising.conditions import DOCUMENTS, usable
 from halka.advising.questions import Questions
 from halka.data.examples import Example
-from halka.data.tokens import encode_all
-from halka.models import context
 
 TOLD = 50  # examples after which progress is told
 
@@ -24,8 +22,8 @@ def rows(examples: Iterable[Example]) -> Iterator[dict[str, Any]]:
 def with_passages(
     questions: Questions, examples: Sequence[Example], progress: Callable[[str], None] = lambda _: None
 ) -> Iterator[dict[str, Any]]:
-    """The same, each question with its passages; without the examples that the base cannot read."""
-    kept = encode_all(examples, questions.model.tokenizer, context(questions.model, None)).kept
+    """The same, each question with its passages; without the examples that the base cannot be asked."""
+    kept, _ = usable(questions.model, examples)
     for number, index in enumerate(kept, start=1):
         yield from rows([questions.put(examples[index], DOCUMENTS)])
         if number % TOLD == 0 or number == len(kept):

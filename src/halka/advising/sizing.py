@@ -14,8 +14,12 @@ from halka.advising.planned import Room
 from halka.advising.questions import Questions
 from halka.data.examples import Example
 from halka.data.tokens import encode_all
-from halka.estimating import estimate
+from halka.estimating import prepared, rehearse
+from halka.estimating.hardware import PROCESS
 from halka.machine import available
+from halka.methods import made
+from halka.models import context
+from halka.models.loading import place_of
 from halka.report.units import size
 
 LEAST_HELD_OUT = 16
@@ -32,10 +36,15 @@ def nine_in_ten(lengths: Sequence[int]) -> int:
 
 
 def lengths_of(questions: Questions) -> tuple[int, int | None]:
-    """The tokens that nine in ten training examples stay below, as they are and, with documents, with passages."""
+    """The tokens that nine in ten training examples stay below, as they are and, with documents, with passages.
+
+    They are no more than the base's context holds, to which training cuts them.
+    """
+    room = context(questions.model, None)
 
     def told(examples: Sequence[Example]) -> int:
-        return nine_in_ten([len(each) for each in encode_all(examples, questions.model.tokenizer).tokens])
+        lengths = [len(each) for each in encode_all(examples, questions.model.tokenizer).tokens]
+        return nine_in_ten(lengths) if room is None else min(nine_in_ten(lengths), room)
 
     shown = [questions.put(each, DOCUMENTS) for each in questions.train[:MEASURED]] if questions.find else []
     return told(questions.train), told(shown) if shown else None
@@ -76,23 +85,37 @@ def pilot_seconds(seconds: float, spent: float, answers: float) -> float:
 # ── memory ──────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
+class NoRoom(RuntimeError):
+    """Something does not fit into the memory that is free here; the message has the figures."""
+
+
+def base_lacks(base_bytes: int) -> str | None:
+    """Why a base cannot be loaded here; None where it can. It passes the main memory on its way to a GPU."""
+    room, gpu = _here()
+    room, takes = min(room, available()), base_bytes + (0 if gpu else PROCESS)
+    return f"the base takes {size(takes)} where {size(room)} are free here" if takes > room else None
+
+
 def pilot_room(need: Need, config: Any, lengths: Sequence[int]) -> Room:
     """How the pilot fits into what is available here; its passes go one after another, so the largest counts.
 
     lengths   tokens of the trials' examples, and of those with passages where there are some
+
+    Raises NoRoom where the small adapters do not, whatever is recomputed.
     """
+    room, gpu = _here()
 
     def needed(method: str, trials: int, length: int, checkpointing: bool) -> int:
         rows = trials * max(1, min(need.batch_size, BATCH_TOKENS // length))
         how: dict[str, Any] = {"dtype": need.dtype, "quantize": need.quantize, "checkpointing": checkpointing}
-        told = estimate(config, [method], batch_size=rows, length=length, **how)
-        memory = told.rows[0].memory
-        assert memory is not None
-        return memory.total + told.process
+        _, setup = prepared(config, rows=rows, length=length, **how)
+        return rehearse(config, made(method, {}), setup, gpu=gpu).memory.total + (0 if gpu else PROCESS)
 
-    room = available()
     small = [(len(PLANS), lengths[0]), *((1, length) for length in lengths[1:])]
     checkpointing = any(needed("lora", *each, False) > SHARE * room for each in small)
+    least = max(needed("lora", *each, True) for each in small) if checkpointing else 0
+    if least > room:
+        raise NoRoom(f"the pilot takes {size(least)} where {size(room)} are free here")
     if not need.full:
         return Room(checkpointing)
     checkpointing = checkpointing or needed("full", 1, lengths[0], False) > SHARE * room
@@ -100,3 +123,9 @@ def pilot_room(need: Need, config: Any, lengths: Sequence[int]) -> Room:
     if whole > room:
         return Room(checkpointing, f"it takes {size(whole)} to be tried where {size(room)} are free here")
     return Room(checkpointing)
+
+
+def _here() -> tuple[int, bool]:
+    """Bytes that can be held where a base is loaded to, on a CPU those of the process too; whether that is a GPU."""
+    place = place_of()
+    return available(place), place.type == "cuda"

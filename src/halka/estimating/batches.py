@@ -25,7 +25,8 @@ def largest_batch(
     most: int = MOST,
     progress: Callable[[int], None] | None = None,
 ) -> int:
-    """Rows of that length with which a step stays within `room` bytes, where one more does not; up to `most`.
+    """Rows of that length with which a step stays within `room` bytes, where one more does not; up to `most`, or to the
+    setup's own where those are more.
 
     What tensors need grows with the rows: the most whose tensors fit are looked for first, and on a GPU that is all.
     What a CPU's heap holds beyond it goes up and down. So one goes back until all fits: of few rows, each is tried.
@@ -33,6 +34,7 @@ def largest_batch(
     memory     that of the setup's own rows, if it is known
     progress   is told the rows of each batch before it is tried
     """
+    most = max(most, setup.rows)
     known = {} if memory is None else {setup.rows: memory}
 
     def needs(rows: int) -> Memory:

@@ -180,7 +180,9 @@ def model_of(config: Any, setup: Setup) -> AdaptedModel:
 
 
 def _heads(setup: Setup) -> dict[str, Any]:
-    return {"num_labels": setup.labels} if setup.kind.endswith("classification") else {}
+    names = {number: str(number) for number in range(setup.labels)}
+    told = {"id2label": names, "label2id": {name: number for number, name in names.items()}}
+    return told if setup.kind.endswith("classification") else {}
 
 
 def training_items(model: AdaptedModel, setup: Setup) -> list[Item]:

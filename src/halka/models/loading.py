@@ -68,7 +68,7 @@ def load_base(
         check_form(quantize)
     if dtype not in DTYPES:
         raise ValueError(f"dtype {dtype!r} is none of {', '.join(DTYPES)}")
-    place = _device(device)
+    place = place_of(device)
     folder = _resolve(name_or_path, revision, fetch=True)
     _weight_files(folder)
     with quiet_transformers():
@@ -281,7 +281,11 @@ def _licence(folder: Path) -> str | None:
     return ModelCard.load(card, ignore_metadata_errors=True).data.to_dict().get("license")
 
 
-def _device(device: str | None) -> torch.device:
+def place_of(device: str | None = None) -> torch.device:
+    """Where a base is loaded to: the device of that name, else the first there is of cuda, mps, cpu.
+
+    Raises ValueError for one that is not there.
+    """
     import torch
 
     there = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
