@@ -48,6 +48,7 @@ from halka.training import TrainConfig, train
 
 RESULT = Path(__file__).parent / "results" / "estimator.json"
 STEPS, TIMED = 2, 5
+WITHIN = 0.25  # of a step's measured time
 MEASURED = (
     "before",
     "beyond",
@@ -218,25 +219,27 @@ def compared(each: dict[str, Any]) -> float:
 
 
 def summary(found: list[dict[str, Any]]) -> dict[str, Any]:
-    def of(some: list[dict[str, Any]]) -> dict[str, Any]:
-        off = [compared(each) for each in some]
+    def off(values: list[float]) -> dict[str, Any]:
         return {
-            "cases": len(some),
-            "median": statistics.median(map(abs, off)),
-            "worst": max(off, key=abs),
-            "mean": statistics.mean(off),
+            "cases": len(values),
+            "median": statistics.median(map(abs, values)),
+            "worst": max(values, key=abs),
+            "mean": statistics.mean(values),
         }
+
+    def of(some: list[dict[str, Any]]) -> dict[str, Any]:
+        times = [each["estimated_seconds"] / each["seconds"] - 1 for each in some if "seconds" in each]
+        within = {"within": sum(abs(each) <= WITHIN for each in times)}
+        return off([compared(each) for each in some]) | ({"time": off(times) | within} if times else {})
 
     by = {}
     for key in ("method", "base", "dtype", "checkpointing"):
         values = dict.fromkeys(str(each[key]) for each in found)
         by[key] = {value: of([each for each in found if str(each[key]) == value]) for value in values}
     before = [each["before"] for each in found if "before" in each]
-    times = [each["estimated_seconds"] / each["seconds"] for each in found if "seconds" in each]
     return {
         "all": of(found),
         "by": by,
-        **({"time": {"cases": len(times), "within": sum(0.75 <= each <= 1.25 for each in times)}} if times else {}),
         "before": {"median": statistics.median(before), "least": min(before), "most": max(before)},
     }
 

@@ -261,8 +261,9 @@ def vllm_exchange(found: Any) -> list[list[str]]:
 
 
 def estimator(found: Any) -> list[list[str]]:
-    """Estimated memory beside measured, by what the cases have in common."""
-    rows = [["Estimated, of the measured peak", "Cases", "Off, at the median", "Off, at worst", "Off, on average"]]
+    """Estimated memory and time beside measured, by what the cases have in common."""
+    head = ["Estimated, of what was measured", "Cases", "Memory, at the median", "at worst", "on average"]
+    rows = [[*head, "A step's time, at the median", "at worst", "within 25 %"]]
     told = found["summary"]
     names = {"method": "", "base": "on ", "dtype": "in ", "checkpointing": "checkpointing "}
     groups = [("all", told["all"])]
@@ -270,10 +271,11 @@ def estimator(found: Any) -> list[list[str]]:
         said = {"True": "on", "False": "off"}
         groups += [(f"{before}{said.get(value, value)}", each) for value, each in told["by"][key].items()]
     for name, each in groups:
-        offs = f"{100 * each['worst']:+.0f} %", f"{100 * each['mean']:+.0f} %"
-        rows.append(
-            [name, str(each["cases"]), f"{100 * each['median']:.0f} %", *(off.replace("-", "−") for off in offs)]
-        )
+        time = each["time"]
+        offs = (f"{100 * each['worst']:+.0f} %", f"{100 * each['mean']:+.0f} %"), (f"{100 * time['worst']:+.0f} %",)
+        memory, worst = ([off.replace("-", "−") for off in some] for some in offs)
+        timed = [f"{100 * time['median']:.0f} %", *worst, f"{time['within']} of {time['cases']}"]
+        rows.append([name, str(each["cases"]), f"{100 * each['median']:.0f} %", *memory, *timed])
     return rows
 
 

@@ -20,7 +20,7 @@ from halka.core import bytes_of, count_of
 from halka.estimating import FAMILIES, Memory, Setup, largest_batch, rehearse
 from halka.estimating.costs import Call, Layout, Plain, Work
 from halka.estimating.devices import DEVICES, Device
-from halka.estimating.doing import Doer
+from halka.estimating.doing import SOME, Doer, bytes_given
 from halka.estimating.ghosts import Ghost, Rehearsal
 from halka.estimating.heap import PAGE, Heap
 from halka.estimating.here import LONG, Processor, processor_here
@@ -380,6 +380,8 @@ def test_what_is_not_done_takes_its_products_or_its_memory():
     assert here.seconds({Work(500, 20, fresh=40): 1}, "float32") == 1 + 5 + 20
     call = works_of(config_of(), "lora")[0].call
     assert here.seconds({Work(100 * int(LONG + 1), 0, call=call): 1}, "float32") == 1 + int(LONG + 1)
+    table = Call(torch.ops.aten.clone.default, (Layout((2, 2), (2**50, 1), torch.bfloat16),), ())
+    assert here.seconds({Work(0, 20, call=table): 1}, "float32") == 1 + 2  # of which little would be read
     assert not here.doer.known
 
 
@@ -398,6 +400,18 @@ def test_every_operation_of_a_step_can_be_done_again(architecture, method):
     assert len(works) > 30
     assert not [each.call.func for each in works if doer.seconds(each.call, 0.0) is None]
     assert torch.equal(torch.get_rng_state(), state)
+
+
+def test_made_up_tensors_have_as_many_values_as_are_told():
+    many = Layout((2 * SOME + 3,), (1,), torch.bfloat16)
+    strided, none = Layout((3, 2), (4, 1), torch.float32), Layout((0, 2), (2, 1), torch.float32)
+    assert bytes_given((many, (Plain(int, 7), strided), none)) == 2 * (2 * SOME + 3) + 4 * 10
+    seen = []
+    Doer(spent=0.0).seconds(Call(lambda *given: seen.append(given), (many, strided, none), ()), 0.0)
+    values = seen[0][0]
+    assert torch.equal(values[:SOME], values[SOME : 2 * SOME])
+    assert values[:SOME].float().std() == pytest.approx(1, abs=0.05)
+    assert [each.shape for each in seen[0]] == [(2 * SOME + 3,), (3, 2), (0, 2)]
 
 
 def test_an_operation_is_done_on_tensors_of_its_sizes_once_for_all_alike(monkeypatch):

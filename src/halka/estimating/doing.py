@@ -16,6 +16,7 @@ from halka.machine import LARGE
 
 TURNS = 128 * 2**20  # bytes of tensors that are taken in turn: more than caches hold, as a step has more in between
 MOST_TURNS = 4
+SOME = 2**16  # different values; more are these again
 TIMES, LONG = 3, 10  # how often something is done at least; how many times what is to be spent is too long for that
 
 
@@ -41,9 +42,7 @@ class Doer:
 
 
 def _timed(call: Call, fresh: float, spent: float) -> float:
-    given = _given(call)
-    size = sum(each.numel() * each.element_size() for each in tensors((*given[0], *given[1].values())))
-    turns = [given, *(_given(call) for _ in range(_turns(size) - 1))]
+    turns = [_given(call) for _ in range(_turns(bytes_given((call.args, call.kwargs))))]
     place = 0
 
     def do() -> Any:
@@ -62,6 +61,13 @@ def _turns(size: int) -> int:
     return max(1, min(MOST_TURNS, TURNS // max(1, size)))
 
 
+def bytes_given(value: Any) -> int:
+    """Of the tensors that an operation is given, whether it reads all of them or not."""
+    if isinstance(value, Layout):
+        return _extent(value) * value.dtype.itemsize
+    return 0 if isinstance(value, Plain) else sum(map(bytes_given, value))
+
+
 def _given(call: Call) -> tuple[list[Any], dict[str, Any]]:
     return _real(call.args), dict(_real(call.kwargs))
 
@@ -78,11 +84,20 @@ def _tensor(layout: Layout) -> Tensor:
     """Of numbers to learn some around zero; of whole numbers those that are known, else zeros."""
     if layout.values is not None:
         return torch.tensor(layout.values, dtype=layout.dtype).view(layout.size)
-    extent = 1 + sum((size - 1) * stride for size, stride in zip(layout.size, layout.stride, strict=True))
-    storage = torch.zeros(max(0, extent) if math.prod(layout.size) else 0, dtype=layout.dtype)
+    count = _extent(layout)
     if layout.dtype.is_floating_point:
-        storage.normal_()
+        some = torch.randn(min(count, SOME)).to(layout.dtype)
+        storage = some.repeat(-(-count // SOME))[:count] if count > SOME else some
+    else:
+        storage = torch.zeros(count, dtype=layout.dtype)
     return storage.as_strided(layout.size, layout.stride)
+
+
+def _extent(layout: Layout) -> int:
+    """How many values there are from the first to the last."""
+    if not math.prod(layout.size):
+        return 0
+    return 1 + sum((size - 1) * stride for size, stride in zip(layout.size, layout.stride, strict=True))
 
 
 def least(do: Callable[[], object], spent: float, times: int = TIMES) -> float:

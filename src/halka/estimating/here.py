@@ -11,7 +11,7 @@ import torch.nn.functional as F
 
 from halka.estimating.costs import Work
 from halka.estimating.devices import Device
-from halka.estimating.doing import Doer, least
+from halka.estimating.doing import Doer, bytes_given, least
 from halka.estimating.heap import PAGE
 from halka.estimating.rehearsing import NAME, Setup, model_of, rehearse, training_items
 from halka.machine import LARGE, available, held
@@ -19,7 +19,7 @@ from halka.methods import LoRA
 from halka.training import TrainConfig, train
 
 SPENT = 0.15  # seconds that each figure is measured for
-LONG, SHARE = 1.0, 0.25  # seconds, and of the memory that is left: operations that take more are not done
+LONG, SHARE = 0.5, 0.25  # seconds, and of the memory that is left: operations that take more are not done
 WIDTH, FEW = 1024, 8  # of large products, tokens and features; tokens of a step in which hardly anything is computed
 TINY = {"vocab_size": 64, "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 4, "num_attention_heads": 2}
 STEPS = 6
@@ -45,8 +45,9 @@ class Processor(Device):
 
     def _one(self, work: Work, dtype: str, room: float) -> float:
         told = max(work.flops / self.flops[dtype], work.bytes / self.bandwidth)
-        small = told <= LONG and work.bytes <= room
-        done = self.doer.seconds(work.call, self.fresh) if small and work.call is not None else None
+        done = None
+        if work.call is not None and told <= LONG and work.bytes + bytes_given(work.call[1:]) <= room:
+            done = self.doer.seconds(work.call, self.fresh)
         return self.start + (told if done is None else done) + work.fresh * self.fresh
 
 
