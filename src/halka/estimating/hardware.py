@@ -11,9 +11,7 @@ from halka.estimating.devices import DEVICES, Device, device_named
 from halka.estimating.here import processor_here
 
 KERNELS = 15 * 10**6  # bytes of a step beside its tensors: kernels made for its sizes, their scratch, Python's objects
-PROCESS = (
-    440 * 10**6 + KERNELS
-)  # bytes beside a run's own, on a CPU; the rest are Python, torch, transformers (measured)
+PROCESS = 440 * 10**6 + KERNELS  # bytes beside a run's own on a CPU: Python, torch, transformers (measured), and these
 CONTEXT = 500 * 10**6  # bytes that CUDA takes of a GPU before there is a tensor (stated, not measured)
 
 
