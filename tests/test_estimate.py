@@ -654,8 +654,9 @@ def test_the_command_shows_a_table_and_gives_json(tmp_path):
 
 
 @pytest.fixture
-def estimated(tmp_path):
+def estimated(tmp_path, monkeypatch):
     """Calls `halka estimate` on a tiny base with small batches: all that it says, and how it ends."""
+    monkeypatch.setenv("COLUMNS", "200")
     config_of().save_pretrained(tmp_path)
 
     def call(*given: str, code: int = 0, method: str = "lora") -> str:
