@@ -655,8 +655,8 @@ def test_the_command_shows_a_table_and_gives_json(tmp_path):
 
 @pytest.fixture
 def estimated(tmp_path, monkeypatch):
-    """Calls `halka estimate` on a tiny base with small batches: all that it says, and how it ends."""
-    monkeypatch.setenv("COLUMNS", "200")
+    """Calls `halka estimate` on a tiny base with small batches: all that it says on a small screen, and how it ends."""
+    monkeypatch.setenv("COLUMNS", "80")
     config_of().save_pretrained(tmp_path)
 
     def call(*given: str, code: int = 0, method: str = "lora") -> str:

@@ -13,7 +13,7 @@ import sys
 import tempfile
 import traceback
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, is_dataclass
 from pathlib import Path
@@ -115,7 +115,7 @@ def warnings_said() -> Iterator[None]:
         yield
 
 
-def columns(*titles: str, right: Sequence[str] = ()) -> Any:
+def columns(*titles: str, right: Collection[str] = ()) -> Any:
     """An empty table without lines around it; columns named in `right` are aligned so."""
     from rich.table import Table
 

@@ -117,20 +117,18 @@ def _method(text: str) -> Any:
 def _show(found: Any, chosen: Sequence[str]) -> None:
     from halka.report.units import count, size
 
-    numbers = ["trained", "weights", "gradients", "optimizer", "activations", "allocator", "total"]
-    extra = ["fits", "largest batch"] if found.memory is not None else []
+    parts = ["weights", "gradients", "optimizer", "activations", "allocator", "total"]
+    fits = ["fits", "largest batch"] if found.memory is not None else []
     timed = ["a step", *(["the run"] if found.steps else [])] if found.device else []
-    table = columns(
-        *("method", *numbers, *extra, *timed, "on disk", "serving"),
-        right=(*numbers, "largest batch", *timed, "on disk", "serving"),
-    )
+    rest = ["trained", *fits, *timed, "on disk", "serving"]
+    memory, others = columns("method", *parts, right=parts), columns("method", *rest, right={*rest} - {"fits"})
     for row, name in zip(found.rows, chosen, strict=True):
         if row.memory is None:
             continue
-        parts = [size(getattr(row.memory, part)) for part in numbers[1:]]
-        fits = [("yes" if row.fits else "no"), str(row.largest_batch)] if extra else []
+        memory.add_row(name, *(size(getattr(row.memory, part)) for part in parts))
+        most = [("yes" if row.fits else "no"), str(row.largest_batch)] if fits else []
         seconds = [_time(each) for each in (row.seconds, row.run_seconds) if each is not None] if timed else []
-        table.add_row(name, count(row.trained), *parts, *fits, *seconds, size(row.stored), size(row.served))
+        others.add_row(name, count(row.trained), *most, *seconds, size(row.stored), size(row.served))
     how = found.setup
     form = f"{how.quantize} in {how.dtype}" if how.quantize else how.dtype
     show(
@@ -140,7 +138,9 @@ def _show(found: Any, chosen: Sequence[str]) -> None:
         + (", checkpointing" if how.checkpointing else ""),
         _hardware(found),
         "",
-        table,
+        memory,
+        "",
+        others,
         "",
         f"Beside the total, {_holder(found)} holds about {size(found.process)}. "
         f"On disk and serving: of {found.tasks} task{'s' if found.tasks > 1 else ''}, serving with the keys and values "
