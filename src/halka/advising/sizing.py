@@ -118,8 +118,9 @@ def pilot_room(need: Need, config: Any, lengths: Sequence[int]) -> Room:
         raise NoRoom(f"the pilot takes {size(least)} where {size(room)} are free here")
     if not need.full:
         return Room(checkpointing)
-    checkpointing = checkpointing or needed("full", 1, lengths[0], False) > SHARE * room
     whole = needed("full", 1, lengths[0], checkpointing)
+    if not checkpointing and whole > SHARE * room:
+        checkpointing, whole = True, needed("full", 1, lengths[0], True)
     if whole > room:
         return Room(checkpointing, f"it takes {size(whole)} to be tried where {size(room)} are free here")
     return Room(checkpointing)
