@@ -13,6 +13,9 @@ from halka.report import advice_words
 CHOICES = {name: title for name, (_, title) in advice_words.CHOICES.items()}
 """What can be advised, the cheapest first."""
 
+TRAINED = ("peft", "peft+rag", "full")
+"""Of these what trains something."""
+
 
 @dataclass(frozen=True)
 class Prospect:

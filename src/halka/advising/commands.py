@@ -10,6 +10,7 @@ from collections.abc import Callable
 from itertools import pairwise
 from typing import Any
 
+from halka.advising.advice import TRAINED
 from halka.advising.conditions import BOTH, best_asked
 from halka.advising.curves import lowest_before_rising
 from halka.advising.evidence import Evidence, Option, Trial, own_fields
@@ -38,7 +39,7 @@ def commands(evidence: Evidence, choice: str) -> tuple[str, ...]:
 
 def settings(evidence: Evidence, choice: str) -> dict[str, Any]:
     """Method, its fields, learning rate and steps as the pilot chose them; empty where nothing is to be trained."""
-    if choice not in ("peft", "peft+rag", "full"):
+    if choice not in TRAINED:
         return {}
     trial = _trial(evidence, choice)
     if trial is None:

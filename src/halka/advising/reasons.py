@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-from halka.advising.advice import Prospect, Reason
+from halka.advising.advice import TRAINED, Prospect, Reason
 from halka.advising.evidence import Evidence, Trial
 from halka.advising.prospects import Bar, by_choice, is_noisy, too_large, trainable
 from halka.advising.thresholds import FALLS, FEW_HELD_OUT, HELD, LEAKED
@@ -236,7 +236,7 @@ def changes(evidence: Evidence, choice: str, rule: str, found: Sequence[Prospect
         told.append(f"more held-out examples: {named(ranked[0].choice)} may do as well, with {share(ranked[0].score)}")
     if choice == "prompt":
         told.append("many requests: a trained adapter needs no examples in the prompt, and answers faster")
-    if choice in ("peft", "peft+rag", "full"):
+    if choice in TRAINED:
         told.append("a score that suffices (--target): something cheaper may reach it")
     if choice == "base" and rule != "hardware":
         told.append("a larger base that was trained on more of this: ask again with --base")

@@ -25,7 +25,7 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from halka.advising.advice import CHOICES, Advice, Prospect
+from halka.advising.advice import CHOICES, TRAINED, Advice, Prospect
 from halka.advising.commands import commands, settings
 from halka.advising.evidence import Evidence
 from halka.advising.prospects import Bar, falls_with_data, prospects, still_learns, trainable
@@ -44,7 +44,6 @@ from halka.advising.thresholds import (
 from halka.metrics import Score
 
 DRAWS = 2000
-TRAINED = ("peft", "peft+rag", "full")
 
 
 def advise_from(evidence: Evidence) -> Advice:
