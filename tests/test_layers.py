@@ -1,8 +1,9 @@
-"""Who may import whom, as docs/architecture.md says, and what is public."""
+"""Who may import whom, as the diagram in docs/architecture.md draws it, and what is public."""
 
 from __future__ import annotations
 
 import ast
+import re
 import sys
 from collections.abc import Iterator
 from importlib import import_module
@@ -15,75 +16,31 @@ import halka
 
 PACKAGE = Path(halka.__file__).parent
 
-# Each piece (a file or folder of the package) and the pieces of Halka that it may import, anywhere in a file. Every
-# piece may import itself.
-LAYERS: dict[str, set[str]] = {
-    "files": set(),
-    "machine": set(),
-    "settings": set(),
-    "core": set(),
-    "methods": {"core"},
-    "models": {"core", "files"},
-    "data": set(),
-    "json_metrics": {"data"},
-    "metrics": {"data", "json_metrics", "tag_metrics"},
-    "tag_metrics": {"data"},
-    "loss": {"data"},
-    "estimating": {"core", "data", "machine", "methods", "models", "objectives", "training"},
-    "tensors": set(),
-    "checkpoint": {"core", "files"},
-    "objectives": {"core", "models", "data", "loss"},
-    "run": {"core", "models", "data", "files", "checkpoint", "machine", "objectives"},
-    "training": {"core", "models", "data", "machine", "objectives", "run"},
-    "evaluation": {"core", "models", "data", "metrics", "objectives", "training"},
-    "formats": {"core", "methods", "models"},
-    "card": {"core", "data", "formats", "models"},
-    "store": {"card", "core", "files", "formats", "models", "tensors"},
-    "views": {"core", "store"},
-    "lm_eval": {"core", "models", "store", "views"},
-    "adapter_store": {"card", "core", "files", "models", "store"},
-    "pool": {"adapter_store", "core", "store"},
-    "exporting": {"core", "files", "formats", "merging", "methods", "store", "tensors"},
-    "merging": {"core", "data", "methods", "models", "tensors"},
-    "rag": {"data", "files", "models"},
-    "answering": {"core", "data", "evaluation", "models"},
-    "measure": {
-        *("core", "methods", "models", "data", "run", "training", "evaluation", "store"),
-        *("estimating", "machine", "files"),
-    },
-    "report": {"files", "metrics"},
-    "experiment": {"data", "methods", "metrics", "models", "settings", "run", "measure"},
-    "compare": {"experiment", "measure", "report", "run", "files"},
-    "ablation": {
-        *("answering", "compare", "core", "data", "evaluation", "experiment", "files", "machine", "methods", "metrics"),
-        *("models", "rag", "report", "run", "settings", "store", "training"),
-    },
-    "advising": {
-        *("answering", "core", "data", "estimating", "evaluation", "files", "machine", "methods", "metrics", "models"),
-        *("rag", "report", "run", "training"),
-    },
-    "cli": {
-        *("card", "core", "methods", "models", "data", "run", "training", "evaluation", "metrics", "formats", "store"),
-        *("report", "experiment", "compare", "settings", "files", "adapter_store", "lm_eval", "pool", "rag"),
-        *("exporting", "merging", "ablation", "advising", "answering", "estimating"),
-    },
-    "__init__": {
-        *(
-            "adapter_store",
-            "estimating",
-            "exporting",
-            "merging",
-            "methods",
-            "models",
-            "pool",
-            "run",
-            "store",
-            "training",
-        ),
-        *("views",),
-    },
-    "__main__": {"cli"},
-}
+DIAGRAM = Path(__file__).parents[1] / "docs" / "architecture.md"
+
+
+def drawn() -> dict[str, set[str]]:
+    """The diagram's arrows: each package and those that it points to."""
+    (block,) = re.findall(r"```mermaid\n(.*?)```", DIAGRAM.read_text(encoding="utf-8"), flags=re.DOTALL)
+    arrows: dict[str, set[str]] = {}
+    for line in block.splitlines():
+        if "-->" in line:
+            above, below = (side.split("&") for side in line.split("-->"))
+            for one in above:
+                arrows.setdefault(one.strip(), set()).update(each.strip() for each in below)
+    return arrows
+
+
+ARROWS = drawn()
+PACKAGES = sorted({*ARROWS, *(each for below in ARROWS.values() for each in below)})
+
+
+def below(package: str) -> set[str]:
+    """The packages that the arrows lead to from one: those that it may import."""
+    direct = ARROWS.get(package, set())
+    return direct.union(*map(below, direct))
+
+
 # What these may import besides Halka and the standard library; the others are free to use what pyproject.toml names.
 OUTSIDE = {"core": {"torch"}, "methods": {"torch"}, "files": set()}
 
@@ -119,35 +76,35 @@ def outside(piece: str) -> set[str]:
     return names - {"halka", "__future__"} - sys.stdlib_module_names
 
 
-def test_the_table_names_every_piece():
-    assert set(LAYERS) == pieces()
+def test_the_diagram_shows_every_package():
+    assert set(PACKAGES) == pieces() - {"__init__", "__main__"}
 
 
-@pytest.mark.parametrize("piece", LAYERS)
-def test_a_piece_imports_only_what_lies_below_it(piece):
-    if piece not in pieces():
-        pytest.skip("not there")
-    assert within(piece) <= LAYERS[piece]
+@pytest.mark.parametrize("package", PACKAGES)
+def test_a_package_imports_only_what_the_arrows_lead_to(package):
+    assert within(package) <= below(package)
 
 
-@pytest.mark.parametrize("piece", LAYERS)
-def test_the_table_allows_no_more_than_is_used(piece):
-    if piece not in pieces():
-        pytest.skip("not there")
-    assert within(piece) >= LAYERS[piece]
+@pytest.mark.parametrize("package", ARROWS)
+def test_every_arrow_is_an_import(package):
+    assert ARROWS[package] <= within(package)
+
+
+def test_the_arrows_have_no_circle():
+    left = {package: set(ARROWS.get(package, ())) for package in PACKAGES}
+    while left:
+        ready = {package for package, others in left.items() if not others & left.keys()}
+        assert ready, f"a circle among {', '.join(left)}"
+        left = {package: others for package, others in left.items() if package not in ready}
+
+
+def test_only_main_starts_the_command_line():
+    assert within("__main__") == {"cli"}
 
 
 @pytest.mark.parametrize("piece", OUTSIDE)
 def test_what_stands_lowest_needs_no_library_but_torch(piece):
     assert outside(piece) <= OUTSIDE[piece]
-
-
-def test_the_table_has_no_circle():
-    below = {piece: set(others) for piece, others in LAYERS.items()}
-    while below:
-        ready = {piece for piece, others in below.items() if not others & below.keys()}
-        assert ready, f"a circle among {', '.join(below)}"
-        below = {piece: others for piece, others in below.items() if piece not in ready}
 
 
 def test_the_reader_of_imports_sees_all_of_them(tmp_path):
