@@ -35,7 +35,7 @@ from halka.advising.advice import CHOICES, Advice
 from halka.advising.evidence import Evidence, restored
 from halka.advising.probing import Need, probe
 from halka.advising.verdict import advise_from, needed
-from halka.files import write_text
+from halka.util.files import write_text
 
 FOLDER = Path(__file__).parent / "results" / "advisor"
 MINUTES = 3.0

@@ -31,16 +31,16 @@ import torch
 from advisor_cases import CASES, Case
 
 import halka
-from halka import machine
 from halka.advising.conditions import conditioned, question_of
 from halka.advising.worth import worth
 from halka.data.examples import Example
 from halka.evaluation import generate
-from halka.files import write_text
 from halka.rag.collection import Collection
 from halka.rag.passages import Passage
 from halka.rag.retrieve import Retriever
 from halka.training import Job, TrainConfig, as_tokens, mean_loss, train, train_many
+from halka.util import machine
+from halka.util.files import write_text
 
 RESULTS = Path(__file__).parent / "results" / "advisor" / "outcomes"
 RATES = (1e-3, 4e-3)

@@ -38,7 +38,6 @@ from side_by_side import in_a_process, setup
 from transformers import AutoConfig, LlamaConfig
 
 import halka
-from halka import machine
 from halka.estimating.hardware import KERNELS
 from halka.estimating.here import processor_here
 from halka.estimating.rehearsing import Setup, model_of, rehearse, training_items
@@ -47,6 +46,7 @@ from halka.models.kinds import KINDS as KIND_CLASSES
 from halka.models.loading import base_config, let_go_of_files
 from halka.models.quantised import quantise
 from halka.training import TrainConfig, train
+from halka.util import machine
 
 RESULT = Path(__file__).parent / "results" / "estimator.json"
 STEPS, TIMED = 2, 5

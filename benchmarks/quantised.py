@@ -25,13 +25,13 @@ import torch
 from side_by_side import in_a_process, setup
 
 import halka
-from halka import machine
 from halka.core import AdaptedModel, Packed, bytes_of
 from halka.evaluation import perplexity
 from halka.measure import neutral_text
 from halka.models.attention import use_attention
 from halka.models.loading import load_base
 from halka.models.quantised import check_form
+from halka.util import machine
 
 HERE = Path(__file__).parent
 BASE, FORMS = "smollm2-135m", (None, "nf4", "int8")

@@ -20,7 +20,7 @@ def setup(*packages: str) -> dict[str, Any]:
     """The machine, the packages' versions and the commit."""
     import torch
 
-    from halka import machine
+    from halka.util import machine
 
     return {
         "machine": machine.describe(torch.device("cpu")),

@@ -36,11 +36,11 @@ def worker(side: str, pair: str, steps: int, target: str) -> None:
     """One run of one side, in this process."""
     import torch
 
-    from halka import machine
     from halka.data.task import limit
     from halka.data.tasks import load_task
     from halka.data.tokens import encode_all
     from halka.models.loading import load_base
+    from halka.util import machine
 
     task = limit(load_task(HERE / "tasks" / "snips_nlu.py"), train=1000, validation=60)
     base, tokenizer = load_base("smollm2-135m")

@@ -24,9 +24,9 @@ import torch
 from side_by_side import setup
 
 import halka
-from halka import machine
 from halka.models.loading import load_base
 from halka.store import WEIGHTS
+from halka.util import machine
 
 HERE = Path(__file__).parent
 

@@ -27,11 +27,11 @@ def worker(way: str, seeds: str, size: int, steps: int) -> dict:
     import torch
 
     import halka
-    from halka import machine
     from halka.data.task import limit
     from halka.data.tasks import load_task
     from halka.data.tokens import encode_all
     from halka.models.loading import load_base
+    from halka.util import machine
 
     task = limit(load_task(HERE / "tasks" / "snips_nlu.py"), train=1000)
     base, tokenizer = load_base("smollm2-135m")

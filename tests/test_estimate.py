@@ -25,12 +25,12 @@ from halka.estimating.ghosts import Ghost, Rehearsal
 from halka.estimating.heap import PAGE, Heap
 from halka.estimating.here import LONG, Processor, processor_here
 from halka.estimating.rehearsing import model_of, training_items
-from halka.machine import LARGE, RETURNED
 from halka.methods import made
 from halka.models import hidden_states
 from halka.models.attention import use_attention
 from halka.models.loading import base_config
 from halka.training import TrainConfig, train
+from halka.util.machine import LARGE, RETURNED
 from tiny import CONFIGS, ENCODERS, SEQ2SEQ, tiny
 
 SIZES = Setup(rows=2, length=16, dtype="float32")
@@ -354,7 +354,7 @@ def test_with_checkpointing_a_process_holds_little_beyond_its_tensors(method):
     setup = replace(SIZES, rows=64, length=128)
     share = {}
     with pytest.MonkeyPatch.context() as changed:
-        changed.setattr("halka.machine._thresholds", lambda: pytest.fail("the process's thresholds were set"))
+        changed.setattr("halka.util.machine._thresholds", lambda: pytest.fail("the process's thresholds were set"))
         for checkpointing in (False, True):
             memory = rehearse(config, made(method, {}), replace(setup, checkpointing=checkpointing)).memory
             share[checkpointing] = memory.allocator / (memory.total - memory.allocator)

@@ -12,7 +12,7 @@ import yaml
 from safetensors.torch import load_file
 
 import halka
-import halka.machine
+import halka.util.machine
 from halka.measure import BASE, Spec, finite, main, measure, search_together
 from tiny import tiny
 from tokenizers_for_tests import chatml_tokenizer
@@ -144,13 +144,13 @@ def test_the_commit_is_of_this_code_alone(tmp_path, monkeypatch):
     git("init", "-q")
     (tmp_path / "machine.py").write_text("one")
     git("commit", "-q", "--allow-empty", "-m", "theirs")
-    monkeypatch.setattr(halka.machine, "__file__", str(tmp_path / "machine.py"))
-    assert halka.machine.commit() is None
+    monkeypatch.setattr(halka.util.machine, "__file__", str(tmp_path / "machine.py"))
+    assert halka.util.machine.commit() is None
     git("add", ".")
     git("commit", "-q", "-m", "ours")
-    assert halka.machine.commit() == git("rev-parse", "--short=12", "HEAD")
+    assert halka.util.machine.commit() == git("rev-parse", "--short=12", "HEAD")
     (tmp_path / "machine.py").write_text("two")
-    assert halka.machine.commit() == git("rev-parse", "--short=12", "HEAD") + "-dirty"
+    assert halka.util.machine.commit() == git("rev-parse", "--short=12", "HEAD") + "-dirty"
 
 
 def searches(made: Path, folder: Path, *rates: float) -> list[Spec]:

@@ -629,7 +629,7 @@ def test_writing_is_whole_or_not_at_all(tmp_path: Path, monkeypatch: pytest.Monk
     def fail(beside: Path, target: Path) -> None:
         raise OSError("disk is gone")
 
-    monkeypatch.setattr("halka.files.os.replace", fail)
+    monkeypatch.setattr("halka.util.files.os.replace", fail)
     with pytest.raises(OSError, match="disk is gone"):
         write_report([], target)
     assert target.read_text() == "old"

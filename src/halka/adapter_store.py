@@ -26,10 +26,10 @@ from filelock import FileLock, Timeout
 
 from halka.card import Card, check_files, read_card
 from halka.core import AdaptedModel, Adapter
-from halka.files import flush, new_folder, write_text
 from halka.models.fingerprint import own_fingerprint
 from halka.models.hub import adapter_folder
 from halka.store import load, read_config, read_tensors, save
+from halka.util.files import flush, new_folder, write_text
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 BASE, TAGS, LOCKS = "store.json", "tags.json", ".locks"

@@ -16,7 +16,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from halka.core import Adapter
-from halka.files import write_file
+from halka.util.files import write_file
 
 
 @dataclass(frozen=True)

@@ -23,9 +23,9 @@ from typing import TYPE_CHECKING, Any, Literal
 from filelock import FileLock, Timeout
 
 from halka.experiment import Entry, Experiment, digest, task_of
-from halka.files import write_text
 from halka.measure import BASE, SCHEMA, Spec, failed
 from halka.run import TrainConfig
+from halka.util.files import write_text
 
 if TYPE_CHECKING:
     from halka.report import Section

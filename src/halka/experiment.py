@@ -16,7 +16,7 @@ from halka.methods import method_named
 from halka.metrics import score
 from halka.models.loading import is_base_folder
 from halka.run import TrainConfig
-from halka.settings import converted, settings_of, yaml_of
+from halka.util.settings import converted, settings_of, yaml_of
 
 Count = Annotated[int, Field(ge=1)]
 Form = Literal["nf4", "int8"]

@@ -13,7 +13,6 @@ from transformers.utils import logging
 
 from halka.core import AdaptedModel, Packed
 from halka.core.merged import merged_weights
-from halka.files import new_folder, write_file
 from halka.formats.gguf import as_stored, check_whole, write_gguf
 from halka.formats.gguf_lora import write_gguf_lora
 from halka.formats.model_folder import stranger, write_model
@@ -23,6 +22,7 @@ from halka.merging.probes import Probes
 from halka.methods import LoRA
 from halka.store import save
 from halka.tensors import check_finite
+from halka.util.files import new_folder, write_file
 
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 RANKS = (8, 16, 32, 64, 128, 256, 320, 512)  # those that vLLM's --max-lora-rank takes

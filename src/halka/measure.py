@@ -23,7 +23,6 @@ from typing import Any
 
 import torch
 
-from halka import machine
 from halka.core import AdaptedModel, bytes_of, count_of, form_of
 from halka.data.batches import plan
 from halka.data.task import Task, limit
@@ -31,7 +30,6 @@ from halka.data.tasks import load_task
 from halka.data.tokens import Item
 from halka.estimating.rehearsing import FP32, Setup, rehearse, weights_of
 from halka.evaluation import Evaluation, evaluate, perplexity
-from halka.files import write_text
 from halka.methods import made
 from halka.models import adapt, pad_id
 from halka.models.attention import use_attention
@@ -40,6 +38,8 @@ from halka.models.loading import load_base
 from halka.run import Step, TrainConfig, TrainingError
 from halka.store import WEIGHTS, save
 from halka.training import Job, as_tokens, mean_loss, train, train_many
+from halka.util import machine
+from halka.util.files import write_text
 
 SCHEMA = 1
 BASE = "base"  # the method's name of a run without tuning

@@ -20,10 +20,10 @@ from halka.checkpoint import Progress, load_checkpoint, save_checkpoint
 from halka.core import AdaptedModel, described, form_of
 from halka.data.batches import plan
 from halka.data.tokens import TOO_LONG, Item
-from halka.files import write_file, write_text
-from halka.machine import held
 from halka.models.fingerprint import own_fingerprint
 from halka.objectives import objective_of
+from halka.util.files import write_file, write_text
+from halka.util.machine import held
 
 CHECKPOINT, METRICS, BEST = "checkpoint.safetensors", "metrics.jsonl", "best.safetensors"
 DEFAULT_BATCH_TOKENS = 1024

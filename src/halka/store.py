@@ -16,7 +16,6 @@ import torch
 from halka import tensors
 from halka.card import CARD, Card, check_base, checked_beside, digests, read_card, template_of
 from halka.core import AdaptedModel, Adapter, described, form_of
-from halka.files import new_folder, soon_needed
 from halka.formats import Files, Folder, format_named, format_of
 from halka.formats.adapterhub.heads import named_labels
 from halka.formats.peft import FILES
@@ -24,6 +23,7 @@ from halka.models.fingerprint import own_fingerprint
 from halka.models.heads import fitted_head, has_head, narrowed
 from halka.models.hub import adapter_folder, adapter_name
 from halka.models.kinds import kind_of
+from halka.util.files import new_folder, soon_needed
 
 WEIGHTS = FILES.weights  # of what `save` writes, if it is not told otherwise
 

@@ -21,11 +21,11 @@ from halka.core import AdaptedModel, in_mode
 from halka.data.batches import plan
 from halka.data.examples import Example
 from halka.data.tokens import Item
-from halka.machine import ran_out, returning_memory
 from halka.models import context, pad_id
 from halka.models.attention import use_attention
 from halka.objectives import objective_of
 from halka.run import Run, Step, TrainConfig, TrainingError
+from halka.util.machine import ran_out, returning_memory
 
 ALIKE = 1.25  # batches up to so many times as long as the shortest go through the base in one pass
 

@@ -19,7 +19,6 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Literal
 
-from halka import machine
 from halka.ablation.changes import alike, replaced
 from halka.ablation.documents import collection_of
 from halka.ablation.injections import attack_of, attacks, injected
@@ -31,7 +30,6 @@ from halka.core import AdaptedModel
 from halka.data.examples import Example, Message
 from halka.data.tokens import encode_prompt
 from halka.evaluation import generate
-from halka.files import write_text
 from halka.methods import made
 from halka.metrics import find_metric
 from halka.models import adapt
@@ -47,6 +45,8 @@ from halka.rag.store import Scope
 from halka.run import METRICS, TrainConfig
 from halka.store import save
 from halka.training import train
+from halka.util import machine
+from halka.util.files import write_text
 
 SCHEMA = 2
 NAME = "run"

@@ -17,7 +17,7 @@ from halka.experiment import Count, Entry, read_form
 from halka.rag.prompt import ANSWER, in_form
 from halka.rag.raft import Asked, asked_in
 from halka.run import TrainConfig
-from halka.settings import converted, settings_of
+from halka.util.settings import converted, settings_of
 
 
 class Ablation(BaseModel):

@@ -13,8 +13,8 @@ from halka.core import Method
 from halka.estimating import Memory, Setup, at_least_one, largest_batch, prepared, rehearse, row_of
 from halka.estimating.hardware import Hardware, gpu_here, hardware_of
 from halka.estimating.rehearsing import Rehearsed
-from halka.machine import available
 from halka.methods import Full, made
+from halka.util.machine import available
 
 METHODS = ("lora", "bottleneck", "prefix", "prompt", "full")
 FORMS = (None, "int8", "nf4")  # in which a base is tried, the most exact first

@@ -23,7 +23,7 @@ from typing import Any, TypeVar
 
 from halka.advising.evidence import restored
 from halka.advising.planned import Planned
-from halka.files import write_text
+from halka.util.files import write_text
 
 PLAN, PILOT = "plan.json", "pilot"
 COLLECTION = "documents"

@@ -23,11 +23,11 @@ from halka.advising.questions import Questions
 from halka.advising.thresholds import FARTHER
 from halka.core import described
 from halka.data.batches import plan as batched
-from halka.files import write_text
 from halka.methods import made as method_of
 from halka.metrics import mean_of
 from halka.run import METRICS, TrainConfig, TrainingError
 from halka.training import Job, as_tokens, train_many
+from halka.util.files import write_text
 
 Progress = Callable[[str], None]
 LEAST_STEPS, MOST_STEPS = 12, 48

@@ -37,8 +37,8 @@ from halka.advising.verdict import advise_from
 from halka.estimating import Estimate, estimate
 from halka.estimating.devices import device_named
 from halka.estimating.hardware import gpu_here
-from halka.machine import ran_out
 from halka.run import TrainingError
+from halka.util.machine import ran_out
 
 ASKING_PROBES = ("strength", "knowledge", "learnability")
 PROBES = ("fit", "cleanliness", *ASKING_PROBES)

@@ -16,11 +16,11 @@ from halka.data.examples import Example
 from halka.data.tokens import encode_all
 from halka.estimating import prepared, rehearse
 from halka.estimating.hardware import PROCESS
-from halka.machine import available
 from halka.methods import made
 from halka.models import context
 from halka.models.loading import place_of
 from halka.report.units import size
+from halka.util.machine import available
 
 LEAST_HELD_OUT = 16
 ASKING = 0.35  # share of the time for making answers; the rest is the pilot's

@@ -84,8 +84,8 @@ def advise(
     from halka.advising.verdict import advise_from
     from halka.cli.advice_shown import show_advice
     from halka.cli.progress import ProbesProgress
-    from halka.files import write_text
     from halka.report.advice import write_advice
+    from halka.util.files import write_text
 
     if out.is_file():
         raise ValueError(f"--out: {out} is a file: name a folder")

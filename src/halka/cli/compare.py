@@ -85,8 +85,8 @@ def _ablated(ablation: Ablation, out: Path) -> tuple[Summary, Section]:
 
     from halka.ablation import found, study, summarise
     from halka.ablation.tables import headline, to_html, to_markdown
-    from halka.files import write_text
     from halka.report import Section
+    from halka.util.files import write_text
 
     _follow(study(ablation, out), ablation.place(ablation.base), out)
     summary = summarise(found(ablation, out))

@@ -337,9 +337,9 @@ def examples_(
     import json as as_json
 
     from halka.data.readers import whole_rows
-    from halka.files import write_text
     from halka.rag.floor import floor_for
     from halka.rag.raft import Raft, asked_in
+    from halka.util.files import write_text
 
     asked = [asked_in(row.fields, row.where) for row in whole_rows(existing_file(questions, "FILE"))]
     target = new_file(out, "--out")

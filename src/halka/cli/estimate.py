@@ -91,7 +91,7 @@ def estimate(
 def _method(text: str) -> Any:
     """A method as it was given: its name, and behind a colon fields, of which several values have commas, too."""
     from halka.methods import method_named
-    from halka.settings import converted, settings_of
+    from halka.util.settings import converted, settings_of
 
     name, _, given = text.partition(":")
     kind = method_named(name)

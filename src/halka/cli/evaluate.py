@@ -151,7 +151,7 @@ def _score(
     """Scores overall, unless each adapter answered the same examples, and by adapter where there are several."""
     from halka.cli.progress import CountProgress
     from halka.evaluation import evaluate
-    from halka.files import write_text
+    from halka.util.files import write_text
 
     with CountProgress("answers", len(examples)) as progress:
         evaluation = evaluate(

@@ -29,7 +29,7 @@ def methods(
 
 def describe(method: Any) -> dict[str, Any]:
     """A method as plain data; its meaning is the first line of its file."""
-    from halka.settings import settings_of
+    from halka.util.settings import settings_of
 
     fields = [
         {"name": each.name, "flag": each.flag, "default": each.default, "takes": each.words, "help": each.help}

@@ -24,10 +24,10 @@ from halka.cli.progress import StepProgress
 from halka.cli.train_settings import Plan
 from halka.core import AdaptedModel, chosen
 from halka.data.task import Task
-from halka.files import write_text
 from halka.run import BEST, CHECKPOINT, METRICS, Step, TrainingError
 from halka.store import WEIGHTS, save
 from halka.training import Job, as_tokens, train_many
+from halka.util.files import write_text
 
 RUN, ADAPTER, TENSORBOARD, LOCK = "run.yaml", "adapter", "tensorboard", ".lock"
 

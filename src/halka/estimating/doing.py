@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from halka.estimating.costs import Call, Layout, Plain, tensors
-from halka.machine import LARGE
+from halka.util.machine import LARGE
 
 TURNS = 128 * 2**20  # bytes of tensors that are taken in turn: more than caches hold, as a step has more in between
 MOST_TURNS = 4

@@ -14,7 +14,7 @@ from bisect import bisect_left, insort
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from halka.machine import LARGE, RETURNED, TRIMMED
+from halka.util.machine import LARGE, RETURNED, TRIMMED
 
 PAGE, ALIGNED, HEADER, SPARE = 4096, 64, 16, 96
 FIRST_THRESHOLD = 128 * 1024

@@ -14,9 +14,9 @@ from halka.estimating.devices import Device
 from halka.estimating.doing import Doer, bytes_given, least
 from halka.estimating.heap import PAGE
 from halka.estimating.rehearsing import NAME, Setup, model_of, rehearse, training_items
-from halka.machine import LARGE, available, held
 from halka.methods import LoRA
 from halka.training import TrainConfig, train
+from halka.util.machine import LARGE, available, held
 
 SPENT = 0.15  # seconds that each figure is measured for
 LONG, SHARE = 0.5, 0.25  # seconds, and of the memory that is left: operations that take more are not done

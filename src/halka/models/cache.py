@@ -10,8 +10,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from halka.files import new_folder
 from halka.models import minilm, smollm2
+from halka.util.files import new_folder
 
 Progress = Callable[[str], None]
 

@@ -10,12 +10,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from halka.files import let_go_but
 from halka.models.cache import cache_dir, is_pulled, known_bases, known_names, pull, source_of
 from halka.models.classes import check_class, from_folder, usual_kind
 from halka.models.hub import from_hub
 from halka.models.kinds import KINDS
-from halka.models.quiet import quiet_transformers
+from halka.util.files import let_go_but
+from halka.util.quiet import quiet_transformers
 
 if TYPE_CHECKING:
     import torch

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from halka.core import Packed
-from halka.models.quiet import quiet_bitsandbytes
+from halka.util.quiet import quiet_bitsandbytes
 
 BLOCK, SCALES_BLOCK = 64, 256  # weights that share a scale, scales that share theirs
 

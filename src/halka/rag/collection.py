@@ -21,13 +21,13 @@ from typing import Any
 
 from filelock import FileLock
 
-from halka.files import write_text
 from halka.rag.embed import DEFAULT, Embedder, SentenceEmbedder
 from halka.rag.passages import Cutter
 from halka.rag.roots import Given, Root, Roots
 from halka.rag.store import EVERYONE, Document, Entry, Scope, VectorStore, named, within
 from halka.rag.stores import new_key, place, store_at
 from halka.rag.texts import Text, Unreadable, check_unicode, shown
+from halka.util.files import write_text
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 SETTINGS = "collection.json"

@@ -44,7 +44,7 @@ class SentenceEmbedder:
 
         Raises ValueError where the extra `rag` is missing, and for a name that leads to no embedder.
         """
-        from halka.models.quiet import quiet_bitsandbytes
+        from halka.util.quiet import quiet_bitsandbytes
 
         try:
             with quiet_bitsandbytes():  # which comes with it, where it is installed

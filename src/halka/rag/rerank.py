@@ -11,7 +11,7 @@ class CrossEncoder:
 
     def __init__(self, name_or_path: str, *, device: str | None = None, batch_size: int = 32):
         """Raises ValueError where the extra `rag` is missing, and for a name that leads to no cross-encoder."""
-        from halka.models.quiet import quiet_bitsandbytes
+        from halka.util.quiet import quiet_bitsandbytes
 
         try:
             with quiet_bitsandbytes():

@@ -11,8 +11,8 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
-from halka.files import write_file
 from halka.report.svg import css_variables
+from halka.util.files import write_file
 
 UNITS = re.compile(r"(?<=\d) (?=(?:%|k|M|B|kB|MB|GB|TB|s|ms|min|h|points|tokens/s)(?!\w))")
 

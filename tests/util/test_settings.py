@@ -11,7 +11,7 @@ import pytest
 from halka.cli.train_settings import RunSettings, read, sources
 from halka.methods import all_methods
 from halka.run import TrainConfig
-from halka.settings import (
+from halka.util.settings import (
     Given,
     Setting,
     build,

@@ -15,8 +15,8 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-import halka.files
-from halka.files import let_go, let_go_but, new_folder, write_file, write_text
+import halka.util.files
+from halka.util.files import let_go, let_go_but, new_folder, write_file, write_text
 
 SIZE = 200_000  # long enough that a write can be interrupted
 
@@ -45,7 +45,7 @@ for round in range(10**9):
 
 def killed_at_random(program: str, path: Path, seed: int) -> None:
     """Run `program` in a process of its own, and kill it after a few milliseconds of writing."""
-    arguments = [sys.executable, "-c", program.replace("SIZE", str(SIZE)), halka.files.__file__, str(path)]
+    arguments = [sys.executable, "-c", program.replace("SIZE", str(SIZE)), halka.util.files.__file__, str(path)]
     with subprocess.Popen(arguments) as process:
         deadline = time.monotonic() + 20
         while not path.exists():
@@ -87,7 +87,7 @@ def test_an_error_while_flushing_leaves_the_old_file(tmp_path, monkeypatch):
     def full_disk(path: Path) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(halka.files, "flush", full_disk)
+    monkeypatch.setattr(halka.util.files, "flush", full_disk)
     with pytest.raises(OSError, match="No space"):
         write_text(path, "new")
     assert {each.name: each.read_text() for each in tmp_path.iterdir()} == {"file.txt": "old"}
@@ -96,8 +96,8 @@ def test_an_error_while_flushing_leaves_the_old_file(tmp_path, monkeypatch):
 def test_the_file_is_on_the_disk_before_it_takes_its_place(tmp_path, monkeypatch):
     """fsync of the file, then rename, then fsync of the folder."""
     path, said = tmp_path / "file.txt", []
-    replace, flush = os.replace, halka.files.flush
-    monkeypatch.setattr(halka.files, "flush", lambda each: (said.append(("flush", each.name[:5])), flush(each)))
+    replace, flush = os.replace, halka.util.files.flush
+    monkeypatch.setattr(halka.util.files, "flush", lambda each: (said.append(("flush", each.name[:5])), flush(each)))
     monkeypatch.setattr(os, "replace", lambda one, other: (said.append(("rename", other.name)), replace(one, other)))
     write_text(path, "new")
     assert said == [("flush", ".file"), ("rename", "file.txt"), ("flush", tmp_path.name[:5])]
@@ -132,7 +132,7 @@ def test_an_error_while_filling_leaves_the_old_folder(tmp_path):
 
 def test_folders_are_exchanged_without_renameat2_too(tmp_path, monkeypatch):
     """As on systems other than Linux: in two renames."""
-    monkeypatch.setattr(halka.files.ctypes, "CDLL", lambda *args, **options: object())
+    monkeypatch.setattr(halka.util.files.ctypes, "CDLL", lambda *args, **options: object())
     path = tmp_path / "folder"
     for text in ("one", "two"):
         with new_folder(path) as beside:

@@ -10,8 +10,8 @@ import psutil
 import pytest
 import torch
 
-import halka.machine
-from halka.machine import LARGE, RETURNED, TRIMMED, returning_memory
+import halka.util.machine
+from halka.util.machine import LARGE, RETURNED, TRIMMED, returning_memory
 
 SET_BY_THE_ENVIRONMENT = ("MALLOC_MMAP_THRESHOLD_", "MALLOC_TRIM_THRESHOLD_", "GLIBC_TUNABLES")
 
@@ -19,22 +19,22 @@ SET_BY_THE_ENVIRONMENT = ("MALLOC_MMAP_THRESHOLD_", "MALLOC_TRIM_THRESHOLD_", "G
 @pytest.fixture
 def groups(tmp_path, monkeypatch):
     """A folder of control groups, and the file that says which of them a process is in."""
-    monkeypatch.setattr(halka.machine, "_GROUPS", tmp_path / "cgroup")
-    monkeypatch.setattr(halka.machine, "_GROUPS_TREE", tmp_path / "tree")
+    monkeypatch.setattr(halka.util.machine, "_GROUPS", tmp_path / "cgroup")
+    monkeypatch.setattr(halka.util.machine, "_GROUPS_TREE", tmp_path / "tree")
     return tmp_path
 
 
 def test_what_the_machine_has_left_and_what_is_held(groups):
     held, left = psutil.Process().memory_info().rss, psutil.virtual_memory().available
-    assert halka.machine.available() == pytest.approx(held + left, rel=0.2)
-    assert halka.machine.available() > held
+    assert halka.util.machine.available() == pytest.approx(held + left, rel=0.2)
+    assert halka.util.machine.available() > held
 
 
 def test_a_gpu_has_what_is_held_there_and_what_is_free(monkeypatch):
     monkeypatch.setattr(torch.cuda, "memory_reserved", lambda device: 3)
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (5, 10))
-    assert halka.machine.available(torch.device("cuda")) == 8
-    assert halka.machine.available(torch.device("cpu")) > 10**6
+    assert halka.util.machine.available(torch.device("cuda")) == 8
+    assert halka.util.machine.available(torch.device("cpu")) > 10**6
 
 
 def test_a_group_above_may_leave_less(groups):
@@ -45,7 +45,7 @@ def test_a_group_above_may_leave_less(groups):
     (inner.parent / "memory.max").write_text("5000\n")
     (inner.parent / "memory.current").write_text("4000\n")
     (inner.parent / "memory.stat").write_text("anon 1000\ninactive_file 2500\n")
-    assert halka.machine.available() == pytest.approx(psutil.Process().memory_info().rss + 3500, rel=0.01)
+    assert halka.util.machine.available() == pytest.approx(psutil.Process().memory_info().rss + 3500, rel=0.01)
 
 
 def test_groups_of_the_first_version(groups):
@@ -56,7 +56,7 @@ def test_groups_of_the_first_version(groups):
     (memory / "memory.limit_in_bytes").write_text("900\n")
     (memory / "memory.usage_in_bytes").write_text("1000\n")
     (memory / "memory.stat").write_text("total_inactive_file 0\n")
-    assert list(halka.machine._left_in_groups()) == [0]
+    assert list(halka.util.machine._left_in_groups()) == [0]
 
 
 # ── memory that goes back ───────────────────────────────────────────────────────────────────────────────────────────
@@ -65,9 +65,9 @@ def test_groups_of_the_first_version(groups):
 @pytest.fixture
 def anew():
     """Whether there is glibc's malloc is looked for again, then and afterwards."""
-    halka.machine._thresholds.cache_clear()
+    halka.util.machine._thresholds.cache_clear()
     yield
-    halka.machine._thresholds.cache_clear()
+    halka.util.machine._thresholds.cache_clear()
 
 
 def some_are_mapped() -> bool:
@@ -118,17 +118,17 @@ def test_without_such_a_malloc_or_where_the_environment_sets_it_nothing_is_done(
     monkeypatch.setattr(ctypes, "CDLL", no_library)
     for platform in ("darwin", "win32"):
         monkeypatch.setattr(sys, "platform", platform)
-        halka.machine._thresholds.cache_clear()
+        halka.util.machine._thresholds.cache_clear()
         with returning_memory():
             pass
     monkeypatch.setattr(sys, "platform", "linux")
     for name in SET_BY_THE_ENVIRONMENT:
         monkeypatch.setenv(name, "65536")
-        halka.machine._thresholds.cache_clear()
+        halka.util.machine._thresholds.cache_clear()
         with returning_memory():
             pass
         monkeypatch.delenv(name)
     monkeypatch.setattr(ctypes, "CDLL", lambda name: SimpleNamespace())  # musl has none
-    halka.machine._thresholds.cache_clear()
+    halka.util.machine._thresholds.cache_clear()
     with returning_memory():
         pass

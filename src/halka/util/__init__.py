@@ -1,0 +1,1 @@
+"""Util: files that are whole or not there, this machine, settings, other libraries kept quiet."""
