@@ -29,7 +29,7 @@ import torch
 from side_by_side import setup
 
 import halka
-from halka.models.attention import use_attention
+from halka.models.attention.function import use_attention
 from halka.models.loading import load_base
 
 HERE = Path(__file__).parent

@@ -28,9 +28,9 @@ import halka
 from halka.core import AdaptedModel, Packed, bytes_of
 from halka.evaluation import perplexity
 from halka.measure import neutral_text
-from halka.models.attention import use_attention
+from halka.models.attention.function import use_attention
 from halka.models.loading import load_base
-from halka.models.quantised import check_form
+from halka.models.quantised.packing import check_form
 from halka.util import machine
 
 HERE = Path(__file__).parent

@@ -10,7 +10,7 @@ import halka
 from contract import INSTEAD, JOINT, VARIANTS, adapted, ids, of, padded
 from halka.methods import all_methods
 from halka.models import hidden_states, logits
-from halka.models.attention import use_attention
+from halka.models.attention.function import use_attention
 from tiny import CONFIGS, tiny
 
 METHODS = [method for name, kind in all_methods().items() for method in VARIANTS.get(name, [kind()])] + JOINT

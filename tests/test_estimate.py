@@ -27,7 +27,7 @@ from halka.estimating.here import LONG, Processor, processor_here
 from halka.estimating.rehearsing import model_of, training_items
 from halka.methods import made
 from halka.models import hidden_states
-from halka.models.attention import use_attention
+from halka.models.attention.function import use_attention
 from halka.models.loading import base_config
 from halka.training import TrainConfig, train
 from halka.util.machine import LARGE, RETURNED

@@ -42,7 +42,7 @@ def below(package: str) -> set[str]:
 
 
 # What these may import besides Halka and the standard library; the others are free to use what pyproject.toml names.
-OUTSIDE = {"core": {"torch"}, "methods": {"torch"}, "files": set()}
+OUTSIDE = {"core": {"torch"}, "methods": {"torch"}}
 
 
 def pieces() -> set[str]:

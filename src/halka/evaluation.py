@@ -16,7 +16,7 @@ from halka.data.metric import Metric
 from halka.data.tokens import Tokens
 from halka.metrics import Score, score
 from halka.models import context
-from halka.models.attention import use_attention
+from halka.models.attention.function import use_attention
 from halka.objectives import objective_of
 from halka.training import mean_loss
 

@@ -32,7 +32,7 @@ from halka.estimating.rehearsing import FP32, Setup, rehearse, weights_of
 from halka.evaluation import Evaluation, evaluate, perplexity
 from halka.methods import made
 from halka.models import adapt, pad_id
-from halka.models.attention import use_attention
+from halka.models.attention.function import use_attention
 from halka.models.kinds import kind_of
 from halka.models.loading import load_base
 from halka.run import Step, TrainConfig, TrainingError

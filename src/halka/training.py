@@ -22,7 +22,7 @@ from halka.data.batches import plan
 from halka.data.examples import Example
 from halka.data.tokens import Item
 from halka.models import context, pad_id
-from halka.models.attention import use_attention
+from halka.models.attention.function import use_attention
 from halka.objectives import objective_of
 from halka.run import Run, Step, TrainConfig, TrainingError
 from halka.util.machine import ran_out, returning_memory

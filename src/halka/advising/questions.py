@@ -17,7 +17,7 @@ from halka.data.examples import Example
 from halka.data.tokens import Tokens, encode, encode_prompt
 from halka.evaluation import generate
 from halka.models import context, hidden_states, logits, pad_id
-from halka.models.attention import use_attention
+from halka.models.attention.function import use_attention
 from halka.rag.passages import Passage
 
 BATCH, BATCH_TOKENS = 16, 4096  # examples, and tokens with padding, that are asked or read at once

@@ -103,7 +103,7 @@ class AdaptedModel:
         if self.head is not None and state is None:
             method = self._with_head(method, wanted)
             wanted = select(method, self.targets, self._by_path)
-        reading = any(target.role in VIRTUAL_ROLES for target in wanted)  # with the attention of `models/attention.py`
+        reading = any(target.role in VIRTUAL_ROLES for target in wanted)  # by `models.attention`
         with (
             self.own_weights(),
             self._turns.take() if reading else nullcontext(),

@@ -19,7 +19,7 @@ STACKING = True  # False: adapter by adapter, the slow twin
 
 
 class Memory(Protocol):
-    """Where virtual tokens join the base's own (`models/memory.py`); the core only says whose."""
+    """Where virtual tokens join the base's own (`models/attention/virtual_tokens.py`); the core only says whose."""
 
     @property
     def stacks(self) -> Sequence[nn.Module]:

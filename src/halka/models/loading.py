@@ -51,7 +51,7 @@ def load_base(
     `name_or_path` is a known short name (pulled if need be), a folder, or a name on the Hugging Face hub; `revision` is
     for the hub alone. What the hub gave once is taken from its cache from then on. `dtype` is one of bfloat16, float32,
     float16, auto (as stored). `device` defaults to the first there is of cuda, mps, cpu. `quantize` packs the layers'
-    weights into fewer bits, "nf4" or "int8" (`models/quantised.py`). Only safetensors are read, and no code that comes
+    weights into fewer bits, "nf4" or "int8" (`models.quantised`). Only safetensors are read, and no code that comes
     with a model is run.
 
     Raises ValueError for a name nobody knows, a folder without config or safetensors, weights that are damaged or lack
@@ -62,7 +62,7 @@ def load_base(
     from safetensors import SafetensorError
     from transformers import AutoConfig, AutoTokenizer
 
-    from halka.models.quantised import check_form, quantise
+    from halka.models.quantised.packing import check_form, quantise
 
     if quantize is not None:
         check_form(quantize)

@@ -14,8 +14,8 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 
 from halka.core import Part, repeats, state_of
-from halka.models.attention import LayerMemory, use_attention
-from halka.models.places import Stack, tokens_of
+from halka.models.attention.function import LayerMemory, use_attention
+from halka.models.attention.places import Stack, tokens_of
 
 
 class Held(nn.Module):

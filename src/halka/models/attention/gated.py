@@ -15,9 +15,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from halka.core import Part, state_of
-from halka.models.attention import LayerGate, use_attention
+from halka.models.attention.function import LayerGate, use_attention
+from halka.models.attention.places import Stack
 from halka.models.layouts import Layout
-from halka.models.places import Stack
 
 
 class Gated(nn.Module):

@@ -15,7 +15,7 @@ from contract import disturb, ids
 from halka.core import AdaptedModel, Method
 from halka.methods import all_methods
 from halka.methods.prefix import TARGETS
-from halka.models.attention import use_attention
+from halka.models.attention.function import use_attention
 from tiny import SEQ2SEQ, tiny
 
 P = 5

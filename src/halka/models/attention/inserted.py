@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
 from halka.core import repeats
-from halka.models.places import Stack
+from halka.models.attention.places import Stack
 
 TOKENS, FIRST, MEAN, ALL = "tokens", "first", "mean", "all"  # what becomes of an encoder's output
 

@@ -16,13 +16,13 @@ from typing import Any
 from torch import Tensor, nn
 
 from halka.core import Part
-from halka.models.attention import use_attention
-from halka.models.gated import Gated
-from halka.models.held import Held
-from halka.models.inserted import ALL, FIRST, MEAN, TOKENS, Inserted
+from halka.models.attention.function import use_attention
+from halka.models.attention.gated import Gated
+from halka.models.attention.inserted import ALL, FIRST, MEAN, TOKENS, Inserted
+from halka.models.attention.places import Stack, tokens_of
+from halka.models.attention.virtual_kv import Held
 from halka.models.kinds import kind_of
 from halka.models.layouts import Layout
-from halka.models.places import Stack, tokens_of
 
 
 class VirtualTokens:

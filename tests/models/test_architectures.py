@@ -5,15 +5,16 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
+from test_encoder_parity import SAVED
+
 import halka
 from halka.core import LINEAR_ROLES
 from halka.methods import all_methods
 from halka.models.layouts import LAYOUTS
-from test_encoder_parity import SAVED
 from tiny import CONFIGS, ENCODERS, SEQ2SEQ, tiny
 
-PAGE = Path(__file__).parents[1] / "docs" / "architectures.md"
-PLACE = re.compile(r"(<!-- tests/test_architectures.py writes this table -->\n).*?(<!-- end -->)", re.DOTALL)
+PAGE = Path(__file__).parents[2] / "docs" / "architectures.md"
+PLACE = re.compile(r"(<!-- tests/models/test_architectures.py writes this table -->\n).*?(<!-- end -->)", re.DOTALL)
 FOR = {
     **dict.fromkeys(CONFIGS, "next tokens; classifiers"),
     **dict.fromkeys(ENCODERS, "masked words, labels, labels of tokens"),
@@ -44,7 +45,7 @@ def table() -> str:
 def test_the_table_of_architectures_is_what_the_code_has():
     text = PAGE.read_text(encoding="utf-8")
     written = PLACE.sub(lambda match: match[1] + table() + match[2], text)
-    assert written == text, "run `python tests/test_architectures.py` to write the table anew"
+    assert written == text, "run `python tests/models/test_architectures.py` to write the table anew"
 
 
 def test_every_method_is_in_the_table_of_what_it_is_exact_against():

@@ -8,9 +8,9 @@ import torch
 
 from halka.core import LINEAR_ROLES, Packed, form_of
 from halka.models.fingerprint import samples
-from halka.models.int8 import Int8Linear
 from halka.models.layouts import layout_of, linear_targets
-from halka.models.nf4 import NF4Linear, bitsandbytes
+from halka.models.quantised.int8 import Int8Linear
+from halka.models.quantised.nf4 import NF4Linear, bitsandbytes
 from halka.util.files import let_go
 
 FORMS: dict[str, type[Packed]] = {each.form: each for each in (NF4Linear, Int8Linear)}

@@ -10,9 +10,9 @@ import torch
 import torch.nn.functional as F
 from transformers import AttentionInterface, DynamicCache
 
-import halka.models.attention
+import halka.models.attention.function
 from contract import ids, padded
-from halka.models.attention import LayerMemory, attend, grouped_products, use_attention
+from halka.models.attention.function import LayerMemory, attend, grouped_products, use_attention
 from tiny import CONFIGS, tiny
 
 B, H, T, W = 2, 2, 7, 8
@@ -61,12 +61,12 @@ def way(request, monkeypatch):
     """Whichever way is taken is the one that is meant."""
     called = []
     for module, name, kind in (
-        (halka.models.attention, "grouped_products", "products"),
+        (halka.models.attention.function, "grouped_products", "products"),
         (F, "scaled_dot_product_attention", "fused"),
     ):
         own = getattr(module, name)
         monkeypatch.setattr(module, name, lambda *a, own=own, kind=kind, **k: (called.append(kind), own(*a, **k))[1])
-    monkeypatch.setattr(halka.models.attention, "SMALL_SCORES", 0 if request.param == "fused" else 2**16)
+    monkeypatch.setattr(halka.models.attention.function, "SMALL_SCORES", 0 if request.param == "fused" else 2**16)
     yield request.param
     assert set(called) == {request.param}
 
@@ -158,7 +158,7 @@ def test_softcap_is_the_formula(mask, group):
 
 
 def test_softcap_is_not_lost_where_the_fused_way_would_be_taken(monkeypatch):
-    monkeypatch.setattr(halka.models.attention, "SMALL_SCORES", 0)
+    monkeypatch.setattr(halka.models.attention.function, "SMALL_SCORES", 0)
     query, key, value = inputs(1)
     output, _ = attend(MODULE, query, key, value, bool_mask(), softcap=1.5)
     torch.testing.assert_close(output.transpose(1, 2), plain(query, key, value, bool_mask(), softcap=1.5))
@@ -235,7 +235,7 @@ def test_transformers_own_attentions_stay_registered():
 @pytest.mark.parametrize("window", [0, 2**16], ids=["fused", "products"])
 def test_a_base_computes_the_same_with_it(architecture, window, monkeypatch):
     """Unpadded, padded on either side, token by token with a cache, and several tokens onto a cache."""
-    monkeypatch.setattr(halka.models.attention, "SMALL_SCORES", window)
+    monkeypatch.setattr(halka.models.attention.function, "SMALL_SCORES", window)
     base = tiny(architecture)
     rows = [ids(1, n, seed=n)[0] for n in (4, 9)]
     runs = {side: padded(rows, side) for side in ("left", "right")}

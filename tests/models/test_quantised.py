@@ -18,11 +18,10 @@ from contract import JOINT, disturb, ids, padded
 from halka.core import AdaptedModel, Method, Packed, bytes_of, count_of, form_of
 from halka.evaluation import evaluate, generate, perplexity
 from halka.methods import all_methods
-from halka.models import nf4
 from halka.models.fingerprint import fingerprint
-from halka.models.int8 import Int8Linear
-from halka.models.nf4 import NF4Linear
-from halka.models.quantised import FORMS, quantise
+from halka.models.quantised.int8 import Int8Linear
+from halka.models.quantised.nf4 import NF4Linear
+from halka.models.quantised.packing import FORMS, nf4, quantise
 from halka.training import Job, train_many
 from test_cli import halka as command
 from test_measure import a_run

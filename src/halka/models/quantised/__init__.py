@@ -1,0 +1,1 @@
+"""A base's layers packed into fewer bits, and the two forms."""
