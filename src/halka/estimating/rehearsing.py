@@ -16,10 +16,7 @@ from unittest.mock import patch
 import torch
 
 from halka.core import AdaptedModel, Method, bytes_of, count_of
-from halka.data.labelled import Labelled
-from halka.data.pairs import Pair
 from halka.data.tokens import Item, Tokens
-from halka.data.words import Tagged
 from halka.estimating.costs import Work
 from halka.estimating.ghosts import Rehearsal
 from halka.estimating.heap import Heap
@@ -27,6 +24,9 @@ from halka.models import adapt, context
 from halka.models.kinds import KINDS
 from halka.models.layouts import layout_of
 from halka.models.quantised.packing import quantise
+from halka.objectives.labelled import Labelled
+from halka.objectives.pairs import Pair
+from halka.objectives.words import Tagged
 from halka.training import TrainConfig, _backward, train
 
 FP32 = 4

@@ -11,9 +11,9 @@ from torch import Tensor
 from halka.core import AdaptedModel
 from halka.data.batches import NO_LOSS, Batch
 from halka.data.examples import Example
-from halka.data.labelled import Labelled, collate_labelled, encode_labelled, encode_texts
 from halka.data.tokens import Encoded
 from halka.models import pad_id, run
+from halka.objectives.labelled import Labelled, collate_labelled, encode_labelled, encode_texts
 
 
 class Classification:

@@ -11,8 +11,8 @@ from halka.core import AdaptedModel
 from halka.data.batches import Batch, collate
 from halka.data.examples import Example
 from halka.data.tokens import Encoded, Tokens, encode_all, encode_prompt
-from halka.loss import label_loss
 from halka.models import hidden_states, logits, pad_id
+from halka.objectives.cross_entropy import label_loss
 
 
 class LanguageModelling:

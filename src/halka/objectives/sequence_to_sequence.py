@@ -10,10 +10,10 @@ from torch import Tensor
 from halka.core import AdaptedModel
 from halka.data.batches import Batch
 from halka.data.examples import Example
-from halka.data.pairs import Pair, collate_pairs, encode_pairs, encode_source
 from halka.data.tokens import Encoded
 from halka.models import pad_id, run
 from halka.objectives.classification import entropy
+from halka.objectives.pairs import Pair, collate_pairs, encode_pairs, encode_source
 
 
 class SequenceToSequence:

@@ -12,9 +12,9 @@ from halka.data.batches import Batch
 from halka.data.examples import Example
 from halka.data.labels import OUTSIDE
 from halka.data.tokens import Encoded
-from halka.data.words import Tagged, collate_words, encode_sentence, encode_words
 from halka.models import pad_id, run
 from halka.objectives.classification import entropy
+from halka.objectives.words import Tagged, collate_words, encode_sentence, encode_words
 
 
 class Tagging:

@@ -13,9 +13,9 @@ from transformers import PreTrainedTokenizerBase
 
 from halka.data.batches import NO_LOSS, Batch, mask_of, padded
 from halka.data.examples import Example
-from halka.data.labelled import texts_of
 from halka.data.labels import place_of
 from halka.data.tokens import Encoded, sifted
+from halka.objectives.labelled import texts_of
 
 
 @dataclass(frozen=True)

@@ -15,12 +15,12 @@ from classifiers import CLASSES, LABELS, TAGS, TEXTS, classifier, example, examp
 from contract import disturb
 from halka.card import read_card
 from halka.data.batches import NO_LOSS
-from halka.data.words import encode_words
 from halka.evaluation import evaluate, generate
 from halka.models import pad_id
 from halka.models.classes import head_of, label_rows
 from halka.models.loading import load_base
 from halka.objectives import objective_of
+from halka.objectives.words import encode_words
 from halka.run import TrainConfig
 from halka.training import Job, as_tokens, mean_loss, train, train_many
 from tiny import tiny

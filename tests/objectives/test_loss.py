@@ -6,9 +6,9 @@ import pytest
 import torch
 from torch import nn
 
-import halka.loss
+import halka.objectives.cross_entropy
 from halka.data.batches import NO_LOSS
-from halka.loss import label_loss, plain_label_loss
+from halka.objectives.cross_entropy import label_loss, plain_label_loss
 
 B, T, D, V = 3, 11, 16, 37
 TOLERANCE = {torch.float32: 1e-5, torch.bfloat16: 3e-2}
@@ -29,7 +29,7 @@ def inputs(dtype: torch.dtype, labelled: float = 0.5) -> tuple[torch.Tensor, tor
 @pytest.mark.parametrize("head_trains", [False, True], ids=["frozen", "trained"])
 @pytest.mark.parametrize("chunk", [1, 4, 256])
 def test_value_and_gradients_equal_the_plain_loss(dtype, head_trains, chunk, monkeypatch):
-    monkeypatch.setattr(halka.loss, "CHUNK", chunk)
+    monkeypatch.setattr(halka.objectives.cross_entropy, "CHUNK", chunk)
     hidden, labels, head = inputs(dtype)
     head.requires_grad_(head_trains)
     expected, expected_count = plain_label_loss(hidden, labels, head)
