@@ -28,7 +28,7 @@ from halka.rag.collection import Collection
 from halka.rag.floor import floor_for
 from halka.rag.raft import Asked, asked_in
 from halka.rag.retrieve import Retriever
-from halka.store import read_card
+from halka.storage.adapter_folder import read_card
 
 HERE = Path(__file__).parent
 HANDBOOK = HERE.parent / "examples" / "handbook"

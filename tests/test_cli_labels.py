@@ -7,7 +7,7 @@ import json
 import pytest
 
 from classifiers import LABELS, TAGS, examples
-from halka.card import read_card
+from halka.storage.card import read_card
 from test_cli import failure, halka, parsed
 from tiny import tiny
 from tokenizers_for_tests import plain_tokenizer

@@ -78,8 +78,8 @@ def test_a_run_says_what_was_trained(made, tmp_path, capsys):
 
 def test_the_kept_adapter_is_the_best_and_gives_the_measured_loss(made, tmp_path):
     from halka.data.tasks import load_task
-    from halka.run import TrainConfig
-    from halka.training import as_tokens, mean_loss
+    from halka.training.loop import as_tokens, mean_loss
+    from halka.training.run import TrainConfig
 
     found = measure(a_run(made, tmp_path))
     model = halka.adapt(*halka.load_base(made / "base", dtype="float32"))

@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 import torch
+from test_quantised import packed
+from test_training import items, model_for, weights
 
 import halka
 from classifiers import TEXTS, classifier, example
@@ -17,10 +19,8 @@ from halka.core import AdaptedModel, Method
 from halka.data.batches import collate, plan
 from halka.data.tokens import Tokens
 from halka.evaluation import generate
-from halka.run import TrainConfig
-from halka.training import mean_loss
-from test_quantised import packed
-from test_training import items, model_for, weights
+from halka.training.loop import mean_loss
+from halka.training.run import TrainConfig
 from tiny import tiny
 from tokenizers_for_tests import chatml_tokenizer
 

@@ -6,7 +6,6 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from halka.adapter_store import AdapterStore
     from halka.estimating import estimate
     from halka.exporting import export
     from halka.merging.combining import combine
@@ -30,10 +29,11 @@ if TYPE_CHECKING:
     )
     from halka.models import adapt
     from halka.models.loading import load_base
-    from halka.pool import AdapterPool
-    from halka.run import TrainConfig
-    from halka.store import load, save
-    from halka.training import Job, train, train_many
+    from halka.storage.adapter_folder import load, save
+    from halka.storage.adapter_store import AdapterStore
+    from halka.storage.pool import AdapterPool
+    from halka.training.loop import Job, train, train_many
+    from halka.training.run import TrainConfig
     from halka.views import view
 
 __version__ = "0.1.0"
@@ -71,21 +71,21 @@ __all__ = [
     "view",
 ]
 _HOMES = {
-    "AdapterPool": "halka.pool",
-    "AdapterStore": "halka.adapter_store",
+    "AdapterPool": "halka.storage.pool",
+    "AdapterStore": "halka.storage.adapter_store",
     "adapt": "halka.models",
     "load_base": "halka.models.loading",
-    "load": "halka.store",
-    "save": "halka.store",
+    "load": "halka.storage.adapter_folder",
+    "save": "halka.storage.adapter_folder",
     "combine": "halka.merging.combining",
     "estimate": "halka.estimating",
     "export": "halka.exporting",
     "merge": "halka.merging.error",
     "merge_error": "halka.merging.error",
-    "Job": "halka.training",
-    "TrainConfig": "halka.run",
-    "train": "halka.training",
-    "train_many": "halka.training",
+    "Job": "halka.training.loop",
+    "TrainConfig": "halka.training.run",
+    "train": "halka.training.loop",
+    "train_many": "halka.training.loop",
     "view": "halka.views",
 }
 

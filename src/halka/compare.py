@@ -24,7 +24,7 @@ from filelock import FileLock, Timeout
 
 from halka.experiment import Entry, Experiment, digest, task_of
 from halka.measure import BASE, SCHEMA, Spec, failed
-from halka.run import TrainConfig
+from halka.training.run import TrainConfig
 from halka.util.files import write_text
 
 if TYPE_CHECKING:

@@ -18,7 +18,7 @@ from halka.metrics import Score, score
 from halka.models import context
 from halka.models.attention.function import use_attention
 from halka.objectives import objective_of
-from halka.training import mean_loss
+from halka.training.loop import mean_loss
 
 Names = str | None | Sequence[str | None]
 """One adapter for all examples, or one for each; None is the bare base."""

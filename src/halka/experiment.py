@@ -15,7 +15,7 @@ from halka.measure import BASE
 from halka.methods import method_named
 from halka.metrics import score
 from halka.models.loading import is_base_folder
-from halka.run import TrainConfig
+from halka.training.run import TrainConfig
 from halka.util.settings import converted, settings_of, yaml_of
 
 Count = Annotated[int, Field(ge=1)]

@@ -13,15 +13,15 @@ from transformers.utils import logging
 
 from halka.core import AdaptedModel, Packed
 from halka.core.merged import merged_weights
-from halka.formats.gguf import as_stored, check_whole, write_gguf
-from halka.formats.gguf_lora import write_gguf_lora
-from halka.formats.model_folder import stranger, write_model
-from halka.formats.peft.experts import confused
 from halka.merging.error import LIMIT, MergeError, merge_error, refuse_past, written_error
 from halka.merging.probes import Probes
 from halka.methods import LoRA
-from halka.store import save
-from halka.tensors import check_finite
+from halka.storage.adapter_folder import save
+from halka.storage.formats.gguf import as_stored, check_whole, write_gguf
+from halka.storage.formats.gguf_lora import write_gguf_lora
+from halka.storage.formats.model_folder import stranger, write_model
+from halka.storage.formats.peft.experts import confused
+from halka.storage.tensors import check_finite
 from halka.util.files import new_folder, write_file
 
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}

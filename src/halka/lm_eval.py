@@ -18,7 +18,7 @@ from lm_eval.models.huggingface import HFLM
 from halka.core import AdaptedModel
 from halka.models import adapt, context
 from halka.models.loading import load_base
-from halka.store import load
+from halka.storage.adapter_folder import load
 from halka.views import view
 
 ADAPTER = "adapter"

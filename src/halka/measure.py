@@ -35,9 +35,9 @@ from halka.models import adapt, pad_id
 from halka.models.attention.function import use_attention
 from halka.models.kinds import kind_of
 from halka.models.loading import load_base
-from halka.run import Step, TrainConfig, TrainingError
-from halka.store import WEIGHTS, save
-from halka.training import Job, as_tokens, mean_loss, train, train_many
+from halka.storage.adapter_folder import WEIGHTS, save
+from halka.training.loop import Job, as_tokens, mean_loss, train, train_many
+from halka.training.run import Step, TrainConfig, TrainingError
 from halka.util import machine
 from halka.util.files import write_text
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 import torch.nn.functional as F
+from test_training import items
 from transformers import AutoModelForCausalLM
 
 import contract
@@ -13,10 +14,9 @@ from contract import adapted, disturb, ids, padded
 from halka.core import experts
 from halka.exporting import export
 from halka.merging.combining import combine
-from halka.run import TrainConfig
-from halka.training import Job, train, train_many
+from halka.training.loop import Job, train, train_many
+from halka.training.run import TrainConfig
 from kinds import bare, logits
-from test_training import items
 from tiny import tiny
 
 EXPERTS = ("experts.gate_up", "experts.down")

@@ -22,7 +22,7 @@ from halka.models.fingerprint import fingerprint
 from halka.models.quantised.int8 import Int8Linear
 from halka.models.quantised.nf4 import NF4Linear
 from halka.models.quantised.packing import FORMS, nf4, quantise
-from halka.training import Job, train_many
+from halka.training.loop import Job, train_many
 from test_cli import halka as command
 from test_measure import a_run
 from tiny import CONFIGS, ENCODERS, SEQ2SEQ, tiny

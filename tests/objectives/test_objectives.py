@@ -13,7 +13,6 @@ from transformers import BertConfig, BertModel
 import halka
 from classifiers import CLASSES, LABELS, TAGS, TEXTS, classifier, example, examples, logits
 from contract import disturb
-from halka.card import read_card
 from halka.data.batches import NO_LOSS
 from halka.evaluation import evaluate, generate
 from halka.models import pad_id
@@ -21,8 +20,9 @@ from halka.models.classes import head_of, label_rows
 from halka.models.loading import load_base
 from halka.objectives import objective_of
 from halka.objectives.words import encode_words
-from halka.run import TrainConfig
-from halka.training import Job, as_tokens, mean_loss, train, train_many
+from halka.storage.card import read_card
+from halka.training.loop import Job, as_tokens, mean_loss, train, train_many
+from halka.training.run import TrainConfig
 from tiny import tiny
 from tokenizers_for_tests import plain_tokenizer
 

@@ -10,7 +10,7 @@ import pytest
 
 from halka.cli.train_settings import RunSettings, read, sources
 from halka.methods import all_methods
-from halka.run import TrainConfig
+from halka.training.run import TrainConfig
 from halka.util.settings import (
     Given,
     Setting,

@@ -42,9 +42,9 @@ from halka.rag.raft import Asked, Raft, holds, placed
 from halka.rag.retrieve import Retriever
 from halka.rag.sources import digest_of, listed, taken_in
 from halka.rag.store import Scope
-from halka.run import METRICS, TrainConfig
-from halka.store import save
-from halka.training import train
+from halka.storage.adapter_folder import save
+from halka.training.loop import train
+from halka.training.run import METRICS, TrainConfig
 from halka.util import machine
 from halka.util.files import write_text
 

@@ -25,8 +25,8 @@ from halka.core import described
 from halka.data.batches import plan as batched
 from halka.methods import made as method_of
 from halka.metrics import mean_of
-from halka.run import METRICS, TrainConfig, TrainingError
-from halka.training import Job, as_tokens, train_many
+from halka.training.loop import Job, as_tokens, train_many
+from halka.training.run import METRICS, TrainConfig, TrainingError
 from halka.util.files import write_text
 
 Progress = Callable[[str], None]

@@ -37,7 +37,7 @@ from halka.advising.verdict import advise_from
 from halka.estimating import Estimate, estimate
 from halka.estimating.devices import device_named
 from halka.estimating.hardware import gpu_here
-from halka.run import TrainingError
+from halka.training.run import TrainingError
 from halka.util.machine import ran_out
 
 ASKING_PROBES = ("strength", "knowledge", "learnability")

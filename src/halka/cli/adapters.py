@@ -12,7 +12,7 @@ from halka.cli.command import Command, Failed, Json, columns, emit, examples, ex
 from halka.cli.routing import adapter_folder
 
 if TYPE_CHECKING:
-    from halka.adapter_store import AdapterStore
+    from halka.storage.adapter_store import AdapterStore
 
 TOLD = ("lr", "steps", "best_step", "batch_size", "batch_tokens", "seed", "examples", "tokens", "loss")
 
@@ -104,7 +104,7 @@ def add(
     json: Json = False,
 ) -> None:
     """Copy an adapter's folder into a store, as the next version of a name."""
-    from halka.adapter_store import AdapterStore
+    from halka.storage.adapter_store import AdapterStore
 
     stored = AdapterStore(store).add(adapter_folder(folder, "FOLDER"), name)
     told = {"name": stored.name, "version": stored.version, "folder": stored.folder}
@@ -158,7 +158,7 @@ def verify(store: Store, json: Json = False) -> None:
 
 
 def _opened(folder: Path) -> AdapterStore:
-    from halka.adapter_store import AdapterStore
+    from halka.storage.adapter_store import AdapterStore
 
     return AdapterStore(existing_folder(folder, "--store"))
 
@@ -168,8 +168,8 @@ def describe(folder: Path) -> dict[str, Any]:
 
     Raises ValueError for a folder without an adapter, and for one that is damaged.
     """
-    from halka.card import read_card
-    from halka.store import read_config
+    from halka.storage.adapter_folder import read_config
+    from halka.storage.card import read_card
 
     config, card = read_config(folder), read_card(folder)
     tensors = _tensors(folder)
@@ -194,7 +194,7 @@ def _tensors(folder: Path) -> list[dict[str, Any]]:
 
     from safetensors import SafetensorError, safe_open
 
-    from halka.formats import format_of
+    from halka.storage.formats import format_of
 
     weights = folder / format_of(folder).FILES.weights
     try:

@@ -12,7 +12,7 @@ from halka.cli.opening import Device, Dtype, OtherBase, OtherTemplate, Pickle, l
 from halka.cli.routing import adapter_folder
 
 if TYPE_CHECKING:
-    from halka.card import Card
+    from halka.storage.card import Card
 
 EXAMPLES = examples(
     "halka adapters convert runs/support/adapter support-for-adapters --base smollm2-135m --to adapterhub",
@@ -55,9 +55,9 @@ def convert(
     The base says where the adapter's parts stand, and that it fits. What the other tool has no form for is refused by
     name. Its task, training and scores go along.
     """
-    from halka.card import read_card
-    from halka.formats import format_named, format_of
-    from halka.store import load, read_config, save
+    from halka.storage.adapter_folder import load, read_config, save
+    from halka.storage.card import read_card
+    from halka.storage.formats import format_named, format_of
 
     format_named(to)
     folder = adapter_folder(folder, "FOLDER", allow_pickle=allow_pickle)

@@ -146,8 +146,8 @@ def judged(
     from halka.cli.progress import CountProgress
     from halka.data.task import limit as limited
     from halka.evaluation import evaluate
-    from halka.run import TrainConfig
-    from halka.training import as_tokens, mean_loss
+    from halka.training.loop import as_tokens, mean_loss
+    from halka.training.run import TrainConfig
 
     found = []
     for task in tasks:

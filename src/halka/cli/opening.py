@@ -83,11 +83,11 @@ def made_for(folder: Path, *, head: bool = True) -> tuple[str | None, tuple[str,
 
     The Card says both; without one the head that is saved beside the adapter (where `head` wants it), or peft's task.
     """
-    from halka.card import read_card
-    from halka.formats import format_of
-    from halka.formats.adapterhub.heads import base_for
     from halka.models.kinds import kind_of_task
-    from halka.store import read_json
+    from halka.storage.adapter_folder import read_json
+    from halka.storage.card import read_card
+    from halka.storage.formats import format_of
+    from halka.storage.formats.adapterhub.heads import base_for
 
     if (card := read_card(folder)) is not None:
         return card.kind, tuple(card.labels)
@@ -123,8 +123,8 @@ def open_model(
 
     Raises ValueError for a pool without a store.
     """
-    from halka.pool import DEFAULT_BUDGET, AdapterPool
-    from halka.store import load
+    from halka.storage.adapter_folder import load
+    from halka.storage.pool import DEFAULT_BUDGET, AdapterPool
 
     if pool is not None and adapters.store is None:
         raise ValueError("--pool is what a store's adapters may take: give --store FOLDER with it")

@@ -15,7 +15,7 @@ from halka.data.examples import Example
 from halka.data.readers import Row
 
 if TYPE_CHECKING:
-    from halka.adapter_store import AdapterStore
+    from halka.storage.adapter_store import AdapterStore
 
 AdapterNames = Annotated[
     list[str] | None,
@@ -99,8 +99,8 @@ class Adapters:
 
 def given_adapters(given: Sequence[str] | None, store: Path | None, allow_pickle: bool = False) -> Adapters:
     """What `--adapter` and `--store` say. Raises ValueError for what is not there, and for a name given twice."""
-    from halka.adapter_store import AdapterStore
     from halka.models.hub import adapter_name
+    from halka.storage.adapter_store import AdapterStore
 
     opened = None if store is None else AdapterStore(existing_folder(store, "--store"))
     folders: dict[str, Path] = {}
@@ -169,7 +169,7 @@ def route(examples: Sequence[Example], adapters: Adapters) -> tuple[list[Example
 
 def _check(adapters: Adapters, name: str, where: str) -> None:
     """Raises ValueError that begins with the place for an adapter that is not there, or not whole."""
-    from halka.store import read_config
+    from halka.storage.adapter_folder import read_config
 
     try:
         read_config(adapters.folder(name), allow_pickle=adapters.allow_pickle)

@@ -14,7 +14,7 @@ from halka.core import Method
 from halka.data.tasks import is_task_file
 from halka.methods import all_methods, method_named
 from halka.models.loading import is_base_folder
-from halka.run import TrainConfig
+from halka.training.run import TrainConfig
 from halka.util.settings import (
     Given,
     Setting,

@@ -24,9 +24,9 @@ from halka.cli.progress import StepProgress
 from halka.cli.train_settings import Plan
 from halka.core import AdaptedModel, chosen
 from halka.data.task import Task
-from halka.run import BEST, CHECKPOINT, METRICS, Step, TrainingError
-from halka.store import WEIGHTS, save
-from halka.training import Job, as_tokens, train_many
+from halka.storage.adapter_folder import WEIGHTS, save
+from halka.training.loop import Job, as_tokens, train_many
+from halka.training.run import BEST, CHECKPOINT, METRICS, Step, TrainingError
 from halka.util.files import write_text
 
 RUN, ADAPTER, TENSORBOARD, LOCK = "run.yaml", "adapter", "tensorboard", ".lock"

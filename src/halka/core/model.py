@@ -21,7 +21,7 @@ from halka.core.weights import StandIns
 
 
 class Pool(Protocol):
-    """Where adapters come from that are not in the model yet (`halka.pool`)."""
+    """Where adapters come from that are not in the model yet (`halka.storage.pool`)."""
 
     def ready(self, names: Iterable[str]) -> None:
         """Let these be in the model, or raise ValueError. Called while the model's lock is held."""

@@ -27,7 +27,7 @@ from halka.models.quantised.packing import quantise
 from halka.objectives.labelled import Labelled
 from halka.objectives.pairs import Pair
 from halka.objectives.words import Tagged
-from halka.training import TrainConfig, _backward, train
+from halka.training.loop import TrainConfig, _backward, train
 
 FP32 = 4
 NAME = "rehearsed"
@@ -108,7 +108,7 @@ def rehearse(config: Any, method: Method, setup: Setup, *, gpu: bool = False) ->
     from transformers.initialization import no_init_weights
 
     heap = None if gpu else Heap()
-    replayed: Any = nullcontext() if heap is None else patch("halka.training.returning_memory", heap.returning)
+    replayed: Any = nullcontext() if heap is None else patch("halka.training.loop.returning_memory", heap.returning)
     with replayed, Rehearsal(heap, gpu=gpu) as rehearsal:
         with no_init_weights():
             model = model_of(config, setup)
@@ -133,7 +133,7 @@ def rehearse(config: Any, method: Method, setup: Setup, *, gpu: bool = False) ->
             last = rehearsal.work - before
             return losses
 
-        with patch("halka.training._backward", backward):
+        with patch("halka.training.loop._backward", backward):
             for step in train(model, NAME, [*training_items(model, setup)] * passes, how):
                 first = rehearsal.work.copy() if step.step < STEPS else first
         work = rehearsal.work - first

@@ -26,7 +26,7 @@ from halka.core import AdaptedModel, Adapter, Joint, Method, Part
 from halka.merging.pieces import is_lora, kind, pieces
 from halka.methods import IA3, BitFit, Full, LoRA, Modules, Prefix
 from halka.methods.lora import FACTORS, LoRAPart
-from halka.tensors import check_finite
+from halka.storage.tensors import check_finite
 
 DENSITY = 0.5  # kept where a way leaves values out
 FROM_START = (BitFit, Full, IA3, Modules)  # these start at a point that the base gives, exactly

@@ -1,0 +1,262 @@
+"""`AdapterStore`: thousands of adapters of one base in one folder, by name and version.
+
+    store/
+      store.json            which base: its fingerprint, from the first adapter that was saved
+      support/1/ … 4/       adapter folders, as `save` writes them; the highest number is the current version
+      support/tags.json     what `tag` was told
+      .locks/support        held by whoever writes under that name
+
+A version appears by one rename and disappears by one rename: a crash at any moment leaves it whole or absent, and
+readers need no lock. What a killed writer left is hidden, and removed by the next one of that name, or by `clean`.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+import uuid
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock, Timeout
+
+from halka.core import AdaptedModel, Adapter
+from halka.models.fingerprint import own_fingerprint
+from halka.models.hub import adapter_folder
+from halka.storage.adapter_folder import load, read_config, read_tensors, save
+from halka.storage.card import Card, check_files, read_card
+from halka.util.files import flush, new_folder, write_text
+
+NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
+BASE, TAGS, LOCKS = "store.json", "tags.json", ".locks"
+
+
+@dataclass(frozen=True)
+class Stored:
+    """One version of an adapter in a store; `card` is None where another tool wrote the folder."""
+
+    name: str
+    version: int
+    folder: Path
+    tags: tuple[str, ...]
+    card: Card | None
+
+    @property
+    def task(self) -> str:
+        return self.card.task if self.card else ""
+
+    @property
+    def method(self) -> str:
+        return str(self.card.method["name"]) if self.card else ""
+
+
+class AdapterStore:
+    """The adapters of one base in a folder. Any number of processes may read and write it at once."""
+
+    def __init__(self, folder: str | Path):
+        self.folder = Path(folder)
+        if self.folder.exists() and not self.folder.is_dir():
+            raise ValueError(f"{self.folder} is a file: a store is a folder")
+
+    # ── what there is ───────────────────────────────────────────────────────────────────────────────────────────
+
+    def names(self) -> list[str]:
+        """Every name that has a version, in order."""
+        if not self.folder.is_dir():
+            return []
+        return sorted(each.name for each in self.folder.iterdir() if NAME.fullmatch(each.name) and _versions(each))
+
+    def versions(self, name: str) -> list[int]:
+        """A name's versions, oldest first. Raises ValueError if there is none."""
+        found = _versions(self.folder / _named(name))
+        if not found:
+            near = [each for each in self.names() if name.lower() in each.lower()][:5]
+            hint = f": did you mean {', '.join(near)}?" if near else ""
+            raise ValueError(f"{self.folder} holds no adapter {name!r}{hint}")
+        return found
+
+    def get(self, name: str, version: int | None = None) -> Stored:
+        """One version, the newest if none is named. Raises ValueError if it is not there."""
+        there = self.versions(name)
+        version = there[-1] if version is None else version
+        if version not in there:
+            raise ValueError(f"{name!r} has no version {version}: there are {', '.join(map(str, there))}")
+        folder = self.folder / name / str(version)
+        found = Stored(name, version, folder, self._tags(name), read_card(folder))
+        if not folder.is_dir():
+            raise ValueError(f"version {version} of {name!r} was removed meanwhile")
+        return found
+
+    def list(self, *, task: str | None = None, tag: str | None = None, method: str | None = None) -> list[Stored]:
+        """The newest version of every name, or of those with that task, tag or method."""
+        found = []
+        for name in self.names():
+            try:
+                each = self.get(name)
+            except ValueError:
+                if _versions(self.folder / name):
+                    raise
+                continue  # removed meanwhile
+            if (
+                (task is None or each.task == task)
+                and (tag is None or tag in each.tags)
+                and (method is None or each.method == method)
+            ):
+                found.append(each)
+        return found
+
+    # ── changes ─────────────────────────────────────────────────────────────────────────────────────────────────
+
+    def save(self, model: AdaptedModel, name: str, *, stored_as: str | None = None, **card: Any) -> Stored:
+        """Write adapter `name` of `model` as the next version; `card` goes to `halka.save`.
+
+        Raises ValueError for a name that is no file name, and where the store is of another base.
+        """
+        stored_as = _named(name if stored_as is None else stored_as)
+        self._claim(model)
+        with model.lock, self._writing(stored_as) as folder:  # in this order: who uses the model may save, too
+            version = max(_versions(folder), default=0) + 1
+            save(model, name, folder / str(version), **card)
+        return self.get(stored_as, version)
+
+    def add(self, folder: str | Path, name: str) -> Stored:
+        """Copy an adapter folder, ours or peft's, here or on the hub, into the store as the next version of `name`.
+
+        Raises ValueError for a folder that is no whole adapter, or whose Card names another base.
+        """
+        source, name = adapter_folder(folder), _named(name)
+        card = checked(source)
+        base = self.base()
+        if card is not None and base and card.base.get("fingerprint") != base:
+            raise ValueError(f"{source} was made for another base than the adapters in {self.folder}")
+        with self._writing(name) as place:
+            version = max(_versions(place), default=0) + 1
+            with new_folder(place / str(version)) as beside:
+                shutil.copytree(source, beside, dirs_exist_ok=True)
+        return self.get(name, version)
+
+    def tag(self, name: str, tags: Sequence[str], *, remove: bool = False) -> tuple[str, ...]:
+        """Give a name tags, or take them away; returns all that it has then."""
+        self.versions(name)
+        with self._writing(name) as folder:
+            now = set(self._tags(name))
+            kept = tuple(sorted(now - {*tags} if remove else now | {*tags}))
+            write_text(folder / TAGS, json.dumps(kept) + "\n")
+        return kept
+
+    def remove(self, name: str, version: int | None = None) -> None:
+        """Remove one version, or the name with all of them. Raises ValueError if it is not there."""
+        there = self.versions(name)
+        if version is not None and version not in there:
+            raise ValueError(f"{name!r} has no version {version}: there are {', '.join(map(str, there))}")
+        with self._writing(name) as folder:
+            for each in there if version is None else [version]:
+                if (folder / str(each)).exists():  # else another process was faster
+                    (folder / str(each)).rename(folder / f".{each}.{uuid.uuid4().hex[:8]}")
+            flush(folder)
+
+    # ── use ─────────────────────────────────────────────────────────────────────────────────────────────────────
+
+    def load(self, model: AdaptedModel, name: str, version: int | None = None, **allowed: bool) -> Adapter:
+        """Add a stored adapter to `model` under its name, as strictly as `halka.load` does."""
+        return load(model, self.get(name, version).folder, name=name, **allowed)
+
+    def base(self) -> Mapping[str, Any] | None:
+        """The fingerprint of the base whose adapters these are; None before the first."""
+        path = self.folder / BASE
+        return json.loads(path.read_text(encoding="utf-8"))["fingerprint"] if path.exists() else None
+
+    def verify(self) -> Iterator[tuple[Stored | str, str]]:
+        """Each version with what is wrong with it, or "" if nothing is; every file is read."""
+        for name in self.names():
+            for version in _versions(self.folder / name):
+                try:
+                    each = self.get(name, version)
+                    checked(each.folder)
+                    yield each, ""
+                except (ValueError, OSError) as error:
+                    yield f"{name} {version}", str(error)
+
+    def clean(self) -> int:
+        """Remove what killed writers left and return how much; names that are being written to are passed over."""
+        count = 0
+        for folder in self.folder.iterdir() if self.folder.is_dir() else ():
+            if not NAME.fullmatch(folder.name) or not folder.is_dir():
+                continue
+            left = len([*folder.glob(".*")])
+            try:
+                with self._writing(folder.name, wait=0):
+                    count += left
+            except Timeout:
+                continue
+        return count
+
+    # ── inside ──────────────────────────────────────────────────────────────────────────────────────────────────
+
+    def _tags(self, name: str) -> tuple[str, ...]:
+        path = self.folder / name / TAGS
+        return tuple(json.loads(path.read_text(encoding="utf-8"))) if path.exists() else ()
+
+    def _claim(self, model: AdaptedModel) -> None:
+        """The first adapter says which base the store is of."""
+        mine = own_fingerprint(model)
+        self.folder.mkdir(parents=True, exist_ok=True)
+        (self.folder / LOCKS).mkdir(exist_ok=True)
+        with FileLock(self.folder / LOCKS / ".store"):
+            theirs = self.base()
+            if theirs is None:
+                name = getattr(model.base.config, "_name_or_path", "")
+                write_text(self.folder / BASE, json.dumps({"base": name, "fingerprint": mine}, indent=2) + "\n")
+            elif theirs != mine:
+                raise ValueError(f"the adapters in {self.folder} are of another base: use another folder")
+
+    @contextmanager
+    def _writing(self, name: str, wait: float = -1) -> Iterator[Path]:
+        """The name's folder, for this process alone to change; before and after, hidden leftovers are removed."""
+        folder = self.folder / name
+        (self.folder / LOCKS).mkdir(parents=True, exist_ok=True)
+        with FileLock(self.folder / LOCKS / name, timeout=wait):
+            folder.mkdir(exist_ok=True)
+            try:
+                _remove_hidden(folder)
+                yield folder
+            finally:
+                _remove_hidden(folder)
+                if not _versions(folder):
+                    shutil.rmtree(folder, ignore_errors=True)
+
+
+def checked(folder: Path) -> Card | None:
+    """The Card of an adapter folder whose every file is read. Raises ValueError for what is wrong with them."""
+    read_config(folder)
+    card = read_card(folder)
+    if card is not None:
+        check_files(card, folder)
+    read_tensors(folder)
+    return card
+
+
+def _versions(folder: Path) -> list[int]:
+    try:
+        return sorted(int(each.name) for each in folder.iterdir() if each.name.isascii() and each.name.isdigit())
+    except (FileNotFoundError, NotADirectoryError):
+        return []
+
+
+def _remove_hidden(folder: Path) -> None:
+    for left in folder.glob(".*"):
+        shutil.rmtree(left) if left.is_dir() else left.unlink(missing_ok=True)
+
+
+def _named(name: str) -> str:
+    """The name, if it can be a file's on any system. Raises ValueError otherwise."""
+    if not isinstance(name, str) or not NAME.fullmatch(name) or name.endswith("."):
+        raise ValueError(
+            f"{name!r} cannot be a name in a store: use up to 100 letters, digits, dots, dashes and underscores, "
+            "a letter or digit first"
+        )
+    return name

@@ -1,0 +1,165 @@
+"""Heads that stand beside an adapter: modules trained whole, in files of their own.
+
+Those of transformers' own classes have the base's names, and are written so. Those of AdapterHub's classes are
+`heads.<name>.<i>`, a row of dropouts, layers and activations: where one of transformers' classes computes the same,
+they are its layers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from torch import Tensor, nn
+
+from halka.core import Adapter, Target
+from halka.methods import Modules
+from halka.models.classes import label_rows
+from halka.storage.formats.adapterhub.config import base_of
+from halka.storage.formats.folder import Files, Folder
+
+FILES = Files("head_config.json", "model_head.safetensors", "pytorch_model_head.bin")
+# By the base's class: what makes AdapterHub's head the same, and the modules that its numbered layers are.
+FLEXIBLE: dict[str, tuple[dict[str, Any], dict[str, str]]] = {
+    "BertForSequenceClassification": (
+        {"head_type": "classification", "layers": 2, "activation_function": "tanh", "use_pooler": False},
+        {"1": "bert.pooler.dense", "4": "classifier"},
+    ),
+    "RobertaForSequenceClassification": (
+        {"head_type": "classification", "layers": 2, "activation_function": "tanh", "use_pooler": False},
+        {"1": "classifier.dense", "4": "classifier.out_proj"},
+    ),
+    **dict.fromkeys(
+        ("BertForTokenClassification", "RobertaForTokenClassification"),
+        ({"head_type": "tagging", "layers": 1}, {"1": "classifier"}),
+    ),
+}
+MOST = 100_000  # labels that a head has without naming them: a damaged number is not to fill the memory
+WITHOUT = "load the adapter without it (head=False, --no-head)"
+
+
+def base_for(config: Mapping[str, Any]) -> dict[str, Any]:
+    """The kind and labels of a base with such a head, as `load_base` takes them; nothing where the base has its own."""
+    kinds = {"classification": "sequence-classification", "tagging": "token-classification"}
+    own = _options(config)
+    kind = kinds.get(str((own or {}).get("head_type")))
+    name = str(config.get("model_class"))
+    for ending, each in (("ForSequenceClassification", "sequence"), ("ForTokenClassification", "token")):
+        kind = f"{each}-classification" if name.endswith(ending) else kind
+    if kind is None:
+        return {}
+    return {"kind": kind, "labels": _labels(own or config)}
+
+
+def named_labels(config: Mapping[str, Any]) -> tuple[str, ...]:
+    """A head's labels by place, where it has names for them that are more than numbers."""
+    labels = tuple(base_for(config).get("labels", ()))
+    return () if labels == tuple(f"LABEL_{place}" for place in range(len(labels))) else labels
+
+
+def _labels(options: Mapping[str, Any]) -> list[str]:
+    """A head's labels by place; where it names none, transformers' own names for as many."""
+    labels, count = options.get("label2id"), options.get("num_labels")
+    if labels is None:
+        if type(count) is not int or not 0 < count <= MOST:
+            raise ValueError(f"head_config.json: num_labels is {count!r}, where a number of labels is expected")
+        return [f"LABEL_{place}" for place in range(count)]
+    if (
+        not isinstance(labels, Mapping)
+        or not all(type(each) is int for each in labels.values())
+        or sorted(labels.values()) != [*range(len(labels))]
+    ):
+        raise ValueError(f"head_config.json: label2id is {labels!r}, where labels with their numbers are expected")
+    return sorted(labels, key=labels.__getitem__)
+
+
+def _options(config: Mapping[str, Any]) -> Mapping[str, Any] | None:
+    """Those of one of AdapterHub's heads; None of transformers' own."""
+    own = config.get("config")
+    if own is not None and not isinstance(own, Mapping):
+        raise ValueError(f"head_config.json: config is {own!r}, where a head's options are expected")
+    return own
+
+
+def read(head: Folder, targets: tuple[Target, ...]) -> tuple[Modules, dict[str, Tensor]] | None:
+    """The modules that a head is and their state; None where it is the base's own.
+
+    Raises ValueError for a head that this base does not have.
+    """
+    base = base_of(targets)
+    name, config = type(base).__name__, _options(head.config)
+    tensors = head.tensors if config is None else _as_modules(head, config, name)
+    own = dict(base.named_parameters(remove_duplicate=False)) | dict(base.named_buffers())
+    rows, named = label_rows(base), named_labels(head.config)
+
+    def fits(key: str, tensor: Tensor) -> bool:
+        if key not in own or tensor.shape == own[key].shape:
+            return key in own
+        narrower = bool(named) and key in rows and tensor.dim() > 0 and len(tensor) < len(own[key])
+        return narrower and tensor.shape[1:] == own[key].shape[1:]
+
+    if unknown := [key for key, each in tensors.items() if not fits(key, each)]:
+        shape, made_for = tuple(tensors[unknown[0]].shape), head.config.get("model_class")
+        raise ValueError(
+            f"the folder's head, of a {made_for}, has {unknown[0]} {shape}, which this {name} does not: load a base "
+            f"with such a head, or {WITHOUT}"
+        )
+    if wrong := [key for key in tensors if named and key in rows and len(tensors[key]) != len(named)]:
+        raise ValueError(
+            f"head_config.json names {len(named)} labels, and the head's {wrong[0]} has {len(tensors[wrong[0]])} rows: "
+            f"the folder is damaged; {WITHOUT}"
+        )
+    paths = dict.fromkeys(key.rpartition(".")[0] for key, each in tensors.items() if not _same(each, own[key]))
+    if not paths:
+        return None
+    roles = {target.name: target.role for target in targets if target.role in ("head", "embedding")}
+    state = {
+        f"{path}.{key}": tensors[f"{path}.{key}"] if f"{path}.{key}" in tensors else parameter.detach().float()
+        for path in paths
+        for key, parameter in base.get_submodule(path).named_parameters()
+    }
+    return Modules(tuple(roles.get(path, path) for path in paths)), state
+
+
+def write(adapter: Adapter, targets: tuple[Target, ...], labels: Sequence[str]) -> Folder:
+    """The head with these modules in it; `labels` are what it tells apart, if not the base's own.
+
+    Raises ValueError for modules that are not of the base's head.
+    """
+    base = base_of(targets)
+    inside = f"{base.base_model_prefix}."
+    own = dict(base.named_parameters(remove_duplicate=False))
+    trained = adapter.state_dict()
+    shared = {parameter for key, parameter in own.items() if key.startswith(inside)}
+    if other := [key for key in trained if key.startswith(inside) or own[key] in shared]:
+        raise ValueError(
+            f"AdapterHub's folders hold modules of the head alone, and {other[0]} is of the base, or tied to it"
+        )
+    head = {key: each.detach().float() for key, each in own.items() if not key.startswith(inside)}
+    places = {label: place for place, label in enumerate(labels)} or base.config.label2id
+    about = {"config": None, "name": None, "num_labels": len(places), "label2id": places}
+    return Folder(about, {key: tensor.clone() for key, tensor in {**head, **trained}.items()})
+
+
+def _as_modules(head: Folder, config: Mapping[str, Any], base: str) -> dict[str, Tensor]:
+    """The tensors of one of AdapterHub's heads by the names of a base of class `base`."""
+    same, modules = FLEXIBLE.get(base, ({}, {}))
+    if not same or any(config.get(key) != value for key, value in same.items()) or not config.get("bias", True):
+        kind = ", ".join(
+            f"{key} {config.get(key)}" for key in ("head_type", "layers", "activation_function", "use_pooler")
+        )
+        raise ValueError(f"the folder's head ({kind}) is not what a {base} has: {WITHOUT}")
+    if not isinstance(name := head.config.get("name"), str):
+        raise ValueError(f"head_config.json: name is {name!r}, where the head's name is expected")
+    prefix = f"heads.{name}."
+    found = {}
+    for key, tensor in head.tensors.items():
+        number, _, ending = key.removeprefix(prefix).partition(".")
+        if not key.startswith(prefix) or number not in modules:
+            raise ValueError(f"the head's tensor {key} is not of a head with {same['layers']} layers: {WITHOUT}")
+        found[f"{modules[number]}.{ending}"] = tensor
+    return found
+
+
+def _same(tensor: Tensor, own: Tensor | nn.Parameter) -> bool:
+    return tensor.shape == own.shape and bool((tensor.to(own.device, own.dtype) == own).all())

@@ -1,0 +1,83 @@
+"""(IA)³, in the library a LoRA that scales: `loras.<name>.lora_B` (O, 1), always on a layer's output.
+
+What the paper scales is the down projection's input. In Llama that is the output of the one up, and is written so;
+where an activation stands in between there is no such place.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from torch import Tensor
+
+from halka.core import Adapter, Method, Target
+from halka.methods import IA3
+from halka.methods.ia3 import InputScale
+from halka.storage.formats.adapterhub.config import GATES, NAME, number, refuse
+from halka.storage.formats.adapterhub.lora import MATRICES, PLACES, named, targets_of, where
+from halka.storage.formats.adapterhub.places import Keys, architecture_of
+
+ARCHITECTURE = "ia3"
+METHODS = ("ia3",)
+GATED = ("llama", "mistral")  # where the up projection's output is multiplied into the down projection's input
+
+
+def read(config: Mapping[str, Any], keys: Keys, targets: tuple[Target, ...]) -> tuple[Method, dict[str, Tensor]]:
+    refuse(config, {*PLACES, "alpha", "composition_mode"}, {"r": 1, "dropout": 0}, {"use_gating": GATES})
+    wanted, matrices = targets_of(config, targets)
+    state = {}
+    for place, there in keys.take("lora", *(target.name for target in wanted)).items():
+        target = next(target for target in wanted if target.name == place)
+        for key, tensor in there.items():
+            factors = tensor.flatten() * number(config, "alpha", 1.0)
+            if target.role == "attn.qkv":
+                factors = _of_all(factors, matrices, target.d_out, place)
+            state[f"{place}.{'ia3_l' if key == 'lora_B' else key}"] = factors
+    return IA3(named(wanted, targets), feedforward=()), state
+
+
+def _of_all(factors: Tensor, matrices: tuple[str, ...], d_out: int, place: str) -> Tensor:
+    """Factors of all three matrices of a fused layer: one, where none were trained."""
+    rows = d_out // len(MATRICES)
+    if factors.shape[0] != len(matrices) * rows:
+        raise ValueError(f"{place} has {factors.shape[0]} factors, where {', '.join(matrices)} have {rows} each")
+    given = dict(zip(matrices, factors.split(rows), strict=True))
+    whole = factors.new_ones(d_out)
+    for i, name in enumerate(MATRICES):
+        if name in given:
+            whole[i * rows : (i + 1) * rows] = given[name]
+    return whole
+
+
+def write(adapter: Adapter, targets: tuple[Target, ...]) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    factors = {}
+    for path, part in adapter.parts.items():
+        target = adapter.targets[path]
+        if isinstance(part, InputScale):
+            target = _before(target, adapter, targets)
+        factors[target] = part.get_parameter("ia3_l")
+    config = {
+        "architecture": "lora",
+        **where(list(factors), targets),
+        "r": 1,
+        "alpha": 1,
+        "composition_mode": "scale",
+        "init_weights": "ia3",
+        "use_gating": False,
+    }
+    return config, {f"{target.name}.loras.{NAME}.lora_B": own[:, None] for target, own in factors.items()}
+
+
+def _before(target: Target, adapter: Adapter, targets: tuple[Target, ...]) -> Target:
+    """The layer whose output stands as a factor in what this one receives. Raises ValueError where there is none."""
+    architecture = architecture_of(targets)
+    before = next((each for each in targets if (each.layer, each.role) == (target.layer, "mlp.up")), None)
+    if architecture not in GATED or target.role != "mlp.down" or before is None:
+        raise ValueError(
+            f"AdapterHub's (IA)³ scales what a layer returns, and this one what {target.role} receives: in "
+            f"{architecture} there is no place for that (give it an empty `feedforward`)"
+        )
+    if before.name in adapter.parts:
+        raise ValueError("this (IA)³ scales mlp.up and what mlp.down receives: AdapterHub has one place for both")
+    return before

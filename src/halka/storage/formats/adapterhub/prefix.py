@@ -1,0 +1,88 @@
+"""Prefix tuning: one tensor or a small network for all layers' keys and values, which take no positions.
+
+The tensors stand under the decoder, and again under each layer: flat, `control_trans` (P·2·L·H·W,), or `wte` (P, D)
+through `control_trans.0`, a non-linearity and `control_trans.2`. They are read as the keys and values that come out,
+and written flat.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from halka.core import Adapter, Method, Target
+from halka.methods import PositionlessPrefix
+from halka.methods import bottleneck as bottlenecks
+from halka.storage.formats.adapterhub.bottleneck import activation_of
+from halka.storage.formats.adapterhub.config import GATES, NAME, count, refuse
+from halka.storage.formats.adapterhub.places import Keys, decoder_of
+
+ARCHITECTURE = "prefix_tuning"
+METHODS = ("positionless_prefix",)
+PLACE = "self_prefix"
+READ = {
+    *("prefix_length", "non_linearity", "flat", "bottleneck_size", "shared_gating"),
+    *("encoder_prefix", "cross_prefix", "dropout"),  # of bases with two stacks; in training alone
+}
+
+
+def read(config: Mapping[str, Any], keys: Keys, targets: tuple[Target, ...]) -> tuple[Method, dict[str, Tensor]]:
+    refuse(config, READ, {}, {"use_gating": GATES})
+    memory = next((target for target in targets if target.role == "memory"), None)
+    if memory is None:
+        raise ValueError("this base has no prefixes in Halka")
+    copies = list(keys.take("prefix").values())
+    first = copies[0] if copies else {}
+    for other in copies[1:]:
+        if other.keys() != first.keys() or not all(torch.equal(other[key], first[key]) for key in first):
+            raise ValueError("the prefix stands under every layer, and not the same everywhere: the folder is damaged")
+    flat = _flat(first, config)
+    length = count(config, "prefix_length")
+    size = length * memory.d_out
+    if flat.numel() != size:
+        raise ValueError(
+            f"the prefix holds {flat.numel()} values, where {length} tokens of this base have {size}: it was made for "
+            "another base"
+        )
+    return PositionlessPrefix(length, start="random"), {"memory.keys_values": flat.reshape(length, *memory.shape)}
+
+
+def _flat(there: Mapping[str, Tensor], config: Mapping[str, Any]) -> Tensor:
+    """The keys and values that the tensors are, or that the network makes."""
+    own = {key.removeprefix(f"{PLACE}."): tensor for key, tensor in there.items()}
+    network = ("wte.weight", *(f"control_trans.{i}.{key}" for i in (0, 2) for key in ("weight", "bias")))
+    if set(own) == {"control_trans"}:
+        return own["control_trans"]
+    if set(own) != set(network):
+        raise ValueError(
+            f"a prefix has control_trans, or {', '.join(network)}; this one has {', '.join(own) or 'nothing'}"
+        )
+    table, narrow, narrow_bias, wide, wide_bias = (own[key] for key in network)
+    if any(each.dim() != 2 for each in (table, narrow, wide)) or (
+        (narrow.shape[1], wide.shape[1], *narrow_bias.shape, *wide_bias.shape)
+        != (table.shape[1], len(narrow), len(narrow), len(wide))
+    ):
+        shapes = ", ".join(f"{key} {tuple(own[key].shape)}" for key in network)
+        raise ValueError(f"the prefix's network holds {shapes}: they do not fit one another, the folder is damaged")
+    activation = bottlenecks.ACTIVATIONS[activation_of(config)]
+    return activation(table @ narrow.T + narrow_bias) @ wide.T + wide_bias
+
+
+def write(adapter: Adapter, targets: tuple[Target, ...]) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    values = adapter.parts["memory"].virtual()
+    config = {
+        "architecture": "prefix_tuning",
+        "flat": True,
+        "prefix_length": values.shape[0],
+        "encoder_prefix": True,
+        "cross_prefix": True,
+        "leave_out": [],
+        "dropout": 0.0,
+        "use_gating": False,
+    }
+    return config, {
+        f"{decoder_of(targets)}.prefix_tuning.prefix_tunings.{NAME}.{PLACE}.control_trans": values.flatten()
+    }

@@ -1,0 +1,54 @@
+"""AdaLoRA (Zhang et al. 2023, arXiv:2303.10512) as others write it: bare `lora_A`, `lora_B`, `lora_E` (R, 1).
+
+Read as LoRAs whose A has its singular values inside: one for each rank that training left.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from torch import Tensor
+
+from halka.core import Method, Target
+from halka.methods import LoRA
+from halka.storage.formats.peft.options import number, refuse_unknown
+from halka.storage.formats.peft.places import PREFIX as PREFIX
+from halka.storage.formats.peft.places import check_places, roles_of, split
+
+PEFT_TYPE = "ADALORA"
+BARE = ()
+SMALL = 1e-5  # peft adds it to the rank that it divides by
+TRAINING = {
+    *("target_r", "tinit", "tfinal", "deltaT", "beta1", "beta2", "orth_reg_weight", "total_step"),
+    *("r", "use_rslora", "rank_pattern"),
+}
+
+
+def read(
+    config: Mapping[str, Any], tensors: Mapping[str, Tensor], targets: tuple[Target, ...]
+) -> tuple[list[Method], dict[str, Tensor], dict[str, Tensor]]:
+    """The methods, their state, and the tensors that are none of theirs."""
+    refuse_unknown(config, {"init_r", "lora_alpha", "lora_dropout", *TRAINING})
+    first = number(config, "init_r", config.get("init_r"))
+    alpha = float(number(config, "lora_alpha", config.get("lora_alpha")))
+    dropout = float(number(config, "lora_dropout", config.get("lora_dropout") or 0.0))
+    scale = (alpha if alpha > 0 else first) / (first + SMALL)
+    found, others = split(tensors, ("lora_A", "lora_B", "lora_E"))
+    check_places(config, found, targets)
+    ranks: dict[int, list[str]] = {}
+    state = {}
+    for path, each in found.items():
+        if missing := {"lora_A", "lora_B", "lora_E"} - each.keys():
+            raise ValueError(f"the weights lack {path}.{min(missing)}: the file is not whole")
+        A_RI, B_OR, values_R1 = each["lora_A"], each["lora_B"], each["lora_E"]
+        rank = len(A_RI) if A_RI.dim() == B_OR.dim() == 2 else -1
+        if values_R1.shape != (rank, 1) or B_OR.shape[1] != rank:
+            raise ValueError(f"{path} holds tensors whose ranks differ: the file is another's, or damaged")
+        if rank:  # none is left where training took them all
+            ranks.setdefault(rank, []).append(path)
+            state |= {f"{path}.lora_A": A_RI * values_R1, f"{path}.lora_B": B_OR}
+    methods: list[Method] = [
+        LoRA(rank, scale * rank, dropout, roles_of(paths, targets)) for rank, paths in sorted(ranks.items())
+    ]
+    return methods, state, others

@@ -1,0 +1,197 @@
+"""What stands beside a method: modules trained whole (`modules_to_save`), and single tokens' rows.
+
+Their tensors have the base's own names, or `<module>.token_adapter.trainable_tokens_delta`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from torch import Tensor, nn
+
+from halka.core import WHOLE, Method, Part, Target
+from halka.methods import Modules, Tokens
+from halka.storage.formats.peft.places import base_of
+
+ROWS = "token_adapter.trainable_tokens_delta"
+
+
+METHODS = ("modules", "tokens")
+
+
+# ── writing ─────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def write(
+    methods: Sequence[Method], parts: Mapping[str, Part], targets: tuple[Target, ...], *, tokens: bool
+) -> tuple[dict[str, Any], dict[str, Tensor]] | None:
+    """Options and tensors, by the base's names; None where peft has no form for them (`tokens`: whether for those)."""
+    base = base_of(targets)
+    names: list[str] = []
+    indices: dict[str, list[int]] = {}
+    tensors: dict[str, Tensor] = {}
+    for method in methods:
+        if isinstance(method, Modules):
+            for path in (_path(each, targets) for each in method.targets):
+                names.append(_name(path, base))
+                tensors.update({f"{path}.{key}": tensor for key, tensor in parts[path].state_dict().items()})
+        else:
+            rows = write_rows(method, parts, targets)
+            if rows is None or not tokens:
+                return None
+            assert isinstance(method, Tokens)
+            indices |= {path.rpartition(".")[2]: list(method.tokens) for path in rows}
+            tensors |= {f"{path}.{ROWS}": tensor for path, tensor in rows.items()}
+    config = {"modules_to_save": names or None}
+    return ({**config, "trainable_token_indices": indices} if indices else config), tensors
+
+
+def write_rows(method: Method, parts: Mapping[str, Part], targets: tuple[Target, ...]) -> dict[str, Tensor] | None:
+    """A `Tokens`' rows by its modules' paths, once where they are tied; None where peft would tie and we do not."""
+    assert isinstance(method, Tokens)
+    roles = [*method.targets]
+    if _tied(targets):
+        if {*roles} != {"embedding", "head"} or _tied_further(targets):
+            return None
+        roles = ["embedding"]
+    return {path: parts[path].get_parameter("rows") for path in (_path(role, targets) for role in roles)}
+
+
+def _path(target: str, targets: tuple[Target, ...]) -> str:
+    """The module's path: of `head` and `embedding` the base knows it."""
+    return next((each.name for each in targets if each.role == target), target.removeprefix(WHOLE))
+
+
+def _name(path: str, base: nn.Module) -> str:
+    """The shortest name of a module that no other module's ends with."""
+    steps = path.split(".")
+    names = [name for name, module in base.named_modules() if any(True for _ in module.parameters())]
+    for count in range(1, len(steps)):
+        ending = ".".join(steps[-count:])
+        if [name for name in names if name.endswith(ending)] == [path]:
+            return ending
+    return path
+
+
+def _tied(targets: tuple[Target, ...]) -> bool:
+    """Whether the head's weight is the embedding's."""
+    places = [each for each in targets if each.role in ("embedding", "head") and not each.several]
+    weights = [each.module.get_parameter("weight") for each in places]
+    return len(weights) == 2 and weights[0] is weights[1]
+
+
+def _tied_further(targets: tuple[Target, ...]) -> bool:
+    """Whether other modules have the embedding's weight, too, as T5's two halves have."""
+    known = {each.name for each in targets if each.role in ("embedding", "head")}
+    own = next(each.module.get_parameter("weight") for each in targets if each.role == "embedding")
+    modules = base_of(targets).named_modules()
+    return any(module._parameters.get("weight") is own and name not in known for name, module in modules)
+
+
+# ── reading ─────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def read(
+    config: Mapping[str, Any], tensors: Mapping[str, Tensor], targets: tuple[Target, ...]
+) -> tuple[list[Method], dict[str, Tensor]]:
+    """The methods that tensors with the base's own names make, and their state.
+
+    Raises ValueError for names that the base does not have, and for modules that are there in part.
+    """
+    ending = f".{ROWS}"
+    rows = {key.removesuffix(ending): tensor for key, tensor in tensors.items() if key.endswith(ending)}
+    methods, state = read_rows(config.get("trainable_token_indices"), rows, targets)
+    whole = {key: tensor for key, tensor in tensors.items() if not key.endswith(ending)}
+    paths, values = _read_whole(config.get("modules_to_save") or [], whole, base_of(targets))
+    if paths:
+        roles = {each.name: each.role for each in targets if each.role in ("head", "embedding")}
+        methods.append(Modules(tuple(roles.get(path, path) for path in paths)))
+    return methods, {**state, **values}
+
+
+def read_rows(
+    indices: Any, rows: Mapping[str, Tensor], targets: tuple[Target, ...]
+) -> tuple[list[Method], dict[str, Tensor]]:
+    """A `Tokens` for each module that has rows, and their state; `indices` as peft has them: ids, of one or by name."""
+    if indices is None and not rows:
+        return [], {}
+    indices = {_path("embedding", targets): indices} if isinstance(indices, list) else indices
+    if not isinstance(indices, Mapping) or not indices:
+        raise ValueError(f"adapter_config.json: the trained tokens are {indices!r}, where ids are expected")
+    tied = _tied(targets)
+    if _tied_further(targets):
+        raise ValueError("the adapter trains single tokens, and this base ties more than its embedding and its head")
+    methods: list[Method] = []
+    state: dict[str, Tensor] = {}
+    left = dict(rows)
+    embedding, head = _path("embedding", targets), _path("head", targets)
+    if tied and {embedding, head} <= left.keys() and left[embedding].equal(left[head]):
+        left.pop(head)  # written twice
+    for name, ids in indices.items():
+        role = next((each for each in ("embedding", "head") if f".{_path(each, targets)}".endswith(f".{name}")), None)
+        if role is None:
+            raise ValueError(f"the adapter trains tokens at {name}, which is neither embedding nor head of this base")
+        if not isinstance(ids, list) or not all(isinstance(each, int) for each in ids):
+            raise ValueError(f"adapter_config.json: the trained tokens of {name} are {ids!r}, where ids are expected")
+        if tied and role == "head":
+            continue  # the embedding's rows count for it
+        path = _path(role, targets)
+        if path not in left:
+            raise ValueError(f"the weights lack the trained tokens' rows of {path}: the file is not whole")
+        methods.append(Tokens(tuple(ids), ("embedding", "head") if tied else (role,)))
+        state[f"{path}.rows"] = left.pop(path)
+    if left:
+        raise ValueError(f"the weights hold tokens' rows of {next(iter(left))}, which the configuration does not name")
+    return methods, state
+
+
+def _read_whole(
+    names: Sequence[str], tensors: Mapping[str, Tensor], base: nn.Module
+) -> tuple[list[str], dict[str, Tensor]]:
+    """The modules' paths and their state. What has the base's own value and was not to be saved is left out."""
+    if not isinstance(names, list) or not all(isinstance(each, str) for each in names):
+        raise ValueError(f"adapter_config.json: modules_to_save is {names!r}, where a list of names is expected")
+    own = dict(base.named_parameters(remove_duplicate=False))
+    if unknown := sorted(tensors.keys() - own.keys()):
+        raise ValueError(
+            f"{len(unknown)} tensors are neither of this method nor of this base: {', '.join(unknown[:3])} …"
+        )
+    asked = _outermost(
+        [name for name, module in base.named_modules() if name.endswith(tuple(names)) and _trains(module)]
+        if names
+        else []
+    )
+    paths = list(asked)
+    for key, tensor in tensors.items():
+        path = key.rpartition(".")[0]
+        if not any(f"{path}.".startswith(f"{each}.") for each in paths) and not _same(tensor, own[key]):
+            paths.append(path)
+    state = {}
+    for path in paths:
+        for key, _ in base.get_submodule(path).named_parameters():
+            full = f"{path}.{key}"
+            if full in tensors:
+                state[full] = tensors[full]
+            elif path in asked:
+                raise ValueError(f"the weights lack {full}, which modules_to_save names: the file is not whole")
+            else:
+                state[full] = own[full].detach().float()
+    return paths, state
+
+
+def _outermost(names: list[str]) -> list[str]:
+    return [name for name in names if not any(name.startswith(f"{other}.") for other in names)]
+
+
+def _trains(module: nn.Module) -> bool:
+    return any(True for _ in module.parameters())
+
+
+def _same(tensor: Tensor, own: Tensor) -> bool:
+    if tensor.shape != own.shape:
+        raise ValueError(
+            f"the weights hold a module of the shape {tuple(tensor.shape)}, where this base has {tuple(own.shape)}: if "
+            "its vocabulary was resized, call base.resize_token_embeddings first"
+        )
+    return bool((tensor.to(own.device, own.dtype) == own).all())

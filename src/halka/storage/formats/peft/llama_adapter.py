@@ -1,0 +1,71 @@
+"""LLaMA-Adapter: in each of the last layers `adaption_prompt` (1, P, D) and `adaption_gate` (1,)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from halka.core import Method, Part, Target
+from halka.methods import LlamaAdapter
+from halka.storage.formats.peft.options import refuse_unknown
+from halka.storage.formats.peft.places import PREFIX as PREFIX
+from halka.storage.formats.peft.places import base_of, split
+
+PEFT_TYPE = "ADAPTION_PROMPT"
+METHODS = ("llama_adapter",)
+BARE = ()
+NAMES = ("adaption_prompt", "adaption_gate")
+ARCHITECTURES = ("llama", "mistral")  # peft has GPT-2, too, where it leaves the output projection out
+
+
+def write(
+    methods: Sequence[Method], parts: Mapping[Method, Mapping[str, Part]], targets: tuple[Target, ...]
+) -> tuple[dict[str, Any], dict[str, Tensor]] | None:
+    """Options and tensors; None on bases for which peft has none."""
+    if base_of(targets).config.model_type not in ARCHITECTURES:
+        return None
+    (part,) = parts[methods[0]].values()
+    prompts, gates = (part.get_parameter(name) for name in NAMES)
+    places = _attentions(targets)[-len(gates) :]
+    tensors = {f"{path}.adaption_prompt": prompts[number][None] for number, path in enumerate(places)}
+    tensors |= {f"{path}.adaption_gate": gates[number][None] for number, path in enumerate(places)}
+    config = {
+        "peft_type": PEFT_TYPE,
+        "adapter_len": prompts.shape[1],
+        "adapter_layers": len(gates),
+        "target_modules": places[0].rpartition(".")[2],
+    }
+    return config, tensors
+
+
+def read(
+    config: Mapping[str, Any], tensors: Mapping[str, Tensor], targets: tuple[Target, ...]
+) -> tuple[list[Method], dict[str, Tensor], dict[str, Tensor]]:
+    """The method, its state, and the tensors that are none of its."""
+    refuse_unknown(config, {"adapter_len", "adapter_layers"})
+    kind = base_of(targets).config.model_type
+    if kind not in ARCHITECTURES:
+        raise ValueError(f"a LLaMA-Adapter of peft can be read on {' and '.join(ARCHITECTURES)}, not on {kind}")
+    found, others = split(tensors, NAMES)
+    places = _attentions(targets)
+    wanted = places[len(places) - len(found) :]
+    if not found or set(found) != set(wanted) or any(len(each) != len(NAMES) for each in found.values()):
+        raise ValueError(
+            f"the adapter's tokens stand at {', '.join(sorted(found)[:3]) or 'no layer'}, which are not the last of "
+            f"this base's {len(places)} layers: it was made for another base, or its file is not whole"
+        )
+    prompts, gates = ([found[path][name] for path in wanted] for name in NAMES)
+    alike = all(each.shape == prompts[0].shape and each.dim() == 3 for each in prompts)
+    if not alike or any(each.shape != (1,) for each in gates):
+        raise ValueError(f"the adapter's tokens are {tuple(prompts[0].shape)} and differ, where (1, P, D) is expected")
+    method = LlamaAdapter(length=prompts[0].shape[1], layers=len(wanted))
+    state = {"memory.gated.adaption_prompt": torch.cat(prompts), "memory.gated.adaption_gate": torch.cat(gates)}
+    return [method], state, others
+
+
+def _attentions(targets: tuple[Target, ...]) -> list[str]:
+    """The paths of every layer's attention, in order."""
+    return [target.name.rpartition(".")[0] for target in targets if target.role == "attn.q"]

@@ -1,0 +1,256 @@
+"""LoRA and its kin: `lora_A.weight` (R, I), `lora_B.weight` (O, R), with a magnitude (DoRA) or a bias (`lora_bias`).
+
+Ranks and scales that differ by module are several methods here, joint in one adapter. The base's biases that were
+trained with it (`bias: lora_only`, `all`) become what they changed by.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from torch import Tensor, nn
+
+from halka.core import Method, Part, Target
+from halka.methods import BitFit, DoRA, LoRA, LoRABias, Modules
+from halka.storage.formats.peft import experts
+from halka.storage.formats.peft.options import number, refuse_unknown
+from halka.storage.formats.peft.places import PREFIX as PREFIX
+from halka.storage.formats.peft.places import base_of, check_places, names_of, roles_of, split, transposed
+from halka.storage.formats.peft.selection import by_pattern, endings
+
+PEFT_TYPE = "LORA"
+METHODS = ("lora", "dora", "lora_bias")
+BARE = ()
+READ = {
+    *("r", "lora_alpha", "lora_dropout", "use_rslora", "use_dora", "lora_bias", "bias"),
+    *("rank_pattern", "alpha_pattern", "target_parameters"),
+}
+NAMES = {
+    "lora_A": "lora_A.weight",
+    "lora_B": "lora_B.weight",
+    "magnitude": "lora_magnitude_vector",
+    "bias": "lora_B.bias",
+    "lora_embedding_A": "lora_embedding_A",
+    "lora_embedding_B": "lora_embedding_B",
+}
+OURS = {theirs: ours for ours, theirs in NAMES.items()}
+BIASES = ("none", "lora_only", "all")
+WHOLE_LAYER = ("base_layer.weight", "base_layer.bias")
+
+
+# ── writing ─────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def write(
+    methods: Sequence[Method], parts: Mapping[Method, Mapping[str, Part]], targets: tuple[Target, ...]
+) -> tuple[dict[str, Any], dict[str, Tensor]] | None:
+    """Options and tensors of one method, or of several that differ in rank and scale; None for others together."""
+    loras = {each: each if isinstance(each, LoRA) else each.as_lora() for each in methods}  # type: ignore[union-attr]
+    kinds = {type(each) for each in methods if set(parts[each]) != {_embedding(targets)}}
+    if len(kinds) > 1 or len({(each.scaling, each.dropout) for each in loras.values()}) > 1:
+        return None
+    tensors, ranks, alphas = {}, {}, {}
+    for method, lora in loras.items():
+        for path, part in parts[method].items():
+            tensors.update({f"{path}.{NAMES[key]}": tensor for key, tensor in part.state_dict().items()})
+            ranks[path] = lora.rank
+            alphas[path] = 2 * lora.rank if lora.alpha is None else lora.alpha
+    rank, alpha = (Counter(each.values()).most_common(1)[0][0] for each in (ranks, alphas))
+    kind = next(iter(kinds), LoRA)
+    if kind is not LoRA and _embedding(targets) in ranks:
+        return None  # peft has one or the other
+    at_experts = experts.parameters(ranks, targets)
+    if at_experts and (kind is not LoRA or next(iter(loras.values())).dropout):
+        return None  # peft has neither there
+    lora = next(iter(loras.values()))
+    config = {
+        "peft_type": PEFT_TYPE,
+        "r": rank,
+        "lora_alpha": alpha,
+        "rank_pattern": _pattern(ranks, rank),
+        "alpha_pattern": _pattern(alphas, alpha),
+        "lora_dropout": lora.dropout,
+        "use_rslora": lora.scaling == "root",
+        "use_dora": kind is DoRA,
+        "lora_bias": kind is LoRABias,
+        "bias": "none",
+        "target_modules": endings(ranks.keys() - experts.weights_of(targets), names_of(base_of(targets))),
+        **({"target_parameters": at_experts} if at_experts else {}),
+        "fan_in_fan_out": transposed(ranks, targets),
+    }
+    return config, experts.stacked(tensors, targets)
+
+
+def _embedding(targets: tuple[Target, ...]) -> str:
+    return next(each.name for each in targets if each.role == "embedding")
+
+
+def _pattern(values: Mapping[str, Any], usual: Any) -> dict[str, Any]:
+    """The names of modules whose value is not the usual one, as short as they can be."""
+    found: dict[str, Any] = {}
+    for value in dict.fromkeys(values.values()):
+        if value != usual:
+            paths = {path for path, each in values.items() if each == value}
+            found.update(dict.fromkeys(endings(paths, values), value))
+    return found
+
+
+# ── reading ─────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def read(
+    config: Mapping[str, Any], tensors: Mapping[str, Tensor], targets: tuple[Target, ...]
+) -> tuple[list[Method], dict[str, Tensor], dict[str, Tensor]]:
+    """The methods, their state, and the tensors that are none of theirs."""
+    refuse_unknown(config, READ)
+    if (biases := config.get("bias")) not in (None, *BIASES):
+        raise ValueError(f"adapter_config.json: bias is {biases!r}, where one of {', '.join(BIASES)} is expected")
+    _refuse_start(config.get("init_lora_weights"))
+    tensors = experts.unstacked(config, tensors, targets)
+    found, others = split(tensors, (*OURS, *WHOLE_LAYER))
+    layers = {path: _take(each, WHOLE_LAYER) for path, each in found.items()}
+    state = {f"{path}.{OURS[name]}": tensor for path, each in found.items() for name, tensor in each.items()}
+    paths = sorted(found)
+    stacks = experts.weights_of(targets)
+    check_places(config, [path for path in paths if path not in stacks], targets)
+    base = base_of(targets)
+    ranks = by_pattern(config, "rank_pattern", paths, config.get("r"))
+    alphas = by_pattern(config, "alpha_pattern", paths, config.get("lora_alpha"))
+    groups: dict[Method, list[str]] = {}
+    for path in paths:
+        like = _method(config, ranks[path], alphas[path])
+        _check_rank(path, like.rank, found[path])
+        module = stacks[path].module if path in stacks else base.get_submodule(path)
+        _whole_weight(layers[path], module, path)
+        change = _bias_change(layers[path], module)
+        if change is not None:
+            like = _with_bias(like, path, change, state)
+        elif isinstance(module, nn.Embedding):
+            like = _as_lora(like, path)
+        groups.setdefault(like, []).append(path)
+    methods = [type(each)(**{**vars(each), "targets": roles_of(group, targets)}) for each, group in groups.items()]
+    if config.get("bias") == "all":
+        more, values, others = _all_biases(config, others, targets)
+        methods, state = [*methods, *more], {**state, **values}
+    return methods, state, others
+
+
+def _refuse_start(start: Any) -> None:
+    if start not in (None, True, False, "gaussian", "eva", "orthogonal"):
+        raise ValueError(
+            f"adapter_config.json: init_lora_weights = {start!r} took its start out of the base's weights, which are "
+            "not in this folder: convert it with peft's path_initial_model_for_weight_conversion first"
+        )
+
+
+def _take(tensors: dict[str, Tensor], names: Sequence[str]) -> dict[str, Tensor]:
+    return {name: tensors.pop(name) for name in names if name in tensors}
+
+
+def _method(config: Mapping[str, Any], rank: Any, alpha: Any) -> LoRA | DoRA | LoRABias:
+    rank = number(config, "r", rank)
+    alpha = float(number(config, "lora_alpha", alpha))
+    if rank != int(rank):
+        raise ValueError(f"adapter_config.json: r is {rank!r}, where a whole number is needed")
+    dropout = float(number(config, "lora_dropout", config.get("lora_dropout") or 0.0))
+    root = bool(config.get("use_rslora"))
+    if config.get("use_dora"):
+        if config.get("lora_bias"):
+            raise ValueError("adapter_config.json: use_dora with lora_bias is no method: take one of them away")
+        return DoRA(int(rank), alpha * math.sqrt(rank) if root and rank > 0 else alpha, dropout)
+    kind = LoRABias if config.get("lora_bias") else LoRA
+    return kind(int(rank), alpha, dropout, scaling="root" if root else "rank")
+
+
+def _check_rank(path: str, rank: int, tensors: Mapping[str, Tensor]) -> None:
+    """Before a part of that rank is made: a configuration may name any."""
+    for name in ("lora_A.weight", "lora_embedding_A"):
+        if name in tensors and (tensors[name].dim() < 2 or tensors[name].shape[-2] != rank):
+            raise ValueError(
+                f"{path}.{name} is {tuple(tensors[name].shape)}, and adapter_config.json gives it the rank {rank}: "
+                "they do not fit"
+            )
+
+
+def _as_lora(method: Method, path: str) -> LoRA:
+    if not isinstance(method, LoRA):
+        raise ValueError(
+            f"the adapter has {method.name} on the embedding {path}, which Halka does not have: leave it out"
+        )
+    return method
+
+
+def _bias_change(layer: Mapping[str, Tensor], module: nn.Module) -> Tensor | None:
+    """What the trained bias of the base's layer is beyond the base's own; None if it was not trained."""
+    if "base_layer.bias" not in layer:
+        return None
+    own = getattr(module, "bias", None)
+    if own is None or own.shape != layer["base_layer.bias"].shape:
+        raise ValueError("the adapter holds biases that this base does not have: it was made for another base")
+    return layer["base_layer.bias"] - own.detach().float().cpu()
+
+
+def _with_bias(method: LoRA | DoRA | LoRABias, path: str, change: Tensor, state: dict[str, Tensor]) -> LoRABias:
+    """The method with the change of its layer's bias inside, which its scale is taken out of."""
+    if isinstance(method, DoRA):
+        raise ValueError(
+            "adapter_config.json: a DoRA with trained biases (bias) is not to be had here: train it with bias none"
+        )
+    plain = method if isinstance(method, LoRA) else method.as_lora()
+    if not plain.scale:
+        raise ValueError("adapter_config.json: lora_alpha is 0, and biases were trained: Halka cannot hold them")
+    key = f"{path}.bias"
+    state[key] = change / plain.scale + state.get(key, 0)
+    return LoRABias(plain.rank, plain.alpha, plain.dropout, scaling=plain.scaling)
+
+
+def _whole_weight(layer: Mapping[str, Tensor], module: nn.Module, path: str) -> None:
+    """peft writes the weight of an embedding or a head beside a LoRA on it: it must be the base's."""
+    saved, own = layer.get("base_layer.weight"), getattr(module, "weight", None)
+    if saved is None:
+        return
+    if own is None:
+        raise ValueError(
+            f"the adapter holds all of {path}, which cannot be held against this base's: it is packed, or no linear "
+            "layer. Load the base in full precision, or save the adapter with save_embedding_layers=False"
+        )
+    if saved.shape != own.shape:
+        raise ValueError(
+            f"the adapter's {path} is {tuple(saved.shape)}, this base's {tuple(own.shape)}: its vocabulary was "
+            "resized, so call base.resize_token_embeddings first"
+        )
+    if not (saved.to(own.device, own.dtype) == own).all():
+        raise ValueError(f"the adapter holds another {path} than this base: it was made for another base")
+
+
+def _all_biases(
+    config: Mapping[str, Any], tensors: Mapping[str, Tensor], targets: tuple[Target, ...]
+) -> tuple[list[Method], dict[str, Tensor], dict[str, Tensor]]:
+    """With `bias: all`, every other bias of the base was trained: offsets at linear layers, other modules whole."""
+    base = base_of(targets)
+    whole = config.get("modules_to_save") or []
+    own = dict(base.named_parameters(remove_duplicate=False))
+    biases = {
+        key: tensor
+        for key, tensor in tensors.items()
+        if key.endswith(".bias") and key in own and not any(f".{each}." in f".{key}" for each in whole)
+    }
+    twice = (".modules_to_save.bias", ".original_module.bias")  # peft writes those of whole modules under three names
+    others = {key: tensor for key, tensor in tensors.items() if key not in biases and not key.endswith(twice)}
+    offsets, modules, state = [], [], {}
+    for key, tensor in biases.items():
+        path = key.removesuffix(".bias")
+        if tensor.shape != own[key].shape:
+            raise ValueError(f"the adapter's {key} is {tuple(tensor.shape)}, this base's {tuple(own[key].shape)}")
+        if own[path + ".weight"].dim() == 2:
+            offsets.append(path)
+            state[key] = tensor - own[key].detach().float().cpu()
+        else:
+            modules.append(path)
+            state |= {f"{path}.{k}": p.detach().float() for k, p in base.get_submodule(path).named_parameters()}
+            state[key] = tensor
+    methods: list[Method] = [BitFit(roles_of(offsets, targets))] if offsets else []
+    return methods + ([Modules(tuple(modules))] if modules else []), state, others

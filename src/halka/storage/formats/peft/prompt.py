@@ -1,0 +1,75 @@
+"""Prompt tuning: `prompt_embeddings` (P, D); of an encoder-decoder also (2·P, D), of which peft uses the first half."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from torch import Tensor
+
+from halka.core import Method, Part, Target
+from halka.methods import Prompt
+from halka.storage.formats.peft.options import refuse_unknown
+from halka.storage.formats.peft.places import OUTER as PREFIX  # noqa: F401 (every kind has one)
+from halka.storage.formats.peft.places import layers_of, target_of
+
+PEFT_TYPE = "PROMPT_TUNING"
+METHODS = ("prompt",)
+KEY = "prompt_embeddings"
+BARE = (KEY,)
+
+
+def write(
+    methods: Sequence[Method], parts: Mapping[Method, Mapping[str, Part]], targets: tuple[Target, ...]
+) -> tuple[dict[str, Any], dict[str, Tensor]] | None:
+    """Options and tensors; an encoder-decoder's are its encoder's alone, as here."""
+    (part,) = parts[methods[0]].values()
+    embeddings = part.virtual()
+    config = {
+        "peft_type": PEFT_TYPE,
+        "num_virtual_tokens": embeddings.shape[0],
+        "token_dim": embeddings.shape[1],
+        "num_layers": layers_of(targets),
+        "num_attention_heads": 1,
+        "num_transformer_submodules": 1,
+        "prompt_tuning_init": "RANDOM",
+    }
+    return config, {KEY: embeddings}
+
+
+def read(
+    config: Mapping[str, Any], tensors: Mapping[str, Tensor], targets: tuple[Target, ...]
+) -> tuple[list[Method], dict[str, Tensor], dict[str, Tensor]]:
+    """The method, its state, and the tensors that are none of its."""
+    refuse_unknown(config, {"num_virtual_tokens", "num_transformer_submodules"})
+    return read_embeddings(config, tensors, targets)
+
+
+def read_embeddings(
+    config: Mapping[str, Any], tensors: Mapping[str, Tensor], targets: tuple[Target, ...]
+) -> tuple[list[Method], dict[str, Tensor], dict[str, Tensor]]:
+    """As `read`, whatever the options say of how the embeddings were trained."""
+    embeddings, others = virtual_tokens(config, tensors)
+    layers = layers_of(targets)
+    if config.get("num_layers") not in (None, layers):
+        raise ValueError(f"the prompt was made for another base: of {config['num_layers']} layers, not {layers}")
+    method = Prompt(length=embeddings.shape[0], start="random")
+    return [method], {f"{target_of(targets, 'embed').name}.embeddings": embeddings}, others
+
+
+def virtual_tokens(config: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
+    """The tensor (P, …) of a prefix or a prompt, and all others. Raises ValueError for none, and for no such form."""
+    if KEY not in tensors:
+        raise ValueError(f"the weights lack {KEY}: they hold {', '.join(sorted(tensors)[:5]) or 'nothing'}")
+    found = tensors[KEY]
+    if found.dim() != 2 or not found.numel():
+        raise ValueError(f"{KEY} is {tuple(found.shape)}, where a row a virtual token is expected")
+    count = config.get("num_virtual_tokens")
+    if config.get("num_transformer_submodules") == 2 and isinstance(count, int) and found.shape[0] == 2 * count:
+        found = found[:count]
+    if count not in (None, found.shape[0]):
+        raise ValueError(
+            f"{KEY} has {found.shape[0]} rows, and adapter_config.json says {count!r} virtual tokens: the file is "
+            "another's, or not whole"
+        )
+    return found, {key: tensor for key, tensor in tensors.items() if key != KEY}

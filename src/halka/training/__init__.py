@@ -1,0 +1,1 @@
+"""Training: the loop, one adapter's run, its checkpoints."""

@@ -1,0 +1,239 @@
+"""A store of adapters: names, versions, tags, many processes at once, and crashes that leave nothing half done."""
+
+from __future__ import annotations
+
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+import torch
+
+import halka
+import halka.storage.adapter_store
+from contract import adapted, disturb, ids
+from halka.core import AdaptedModel
+from halka.storage.adapter_store import AdapterStore
+from tiny import tiny
+
+
+def logits(model: AdaptedModel, name: str) -> torch.Tensor:
+    with torch.no_grad(), model.use(name):
+        return model.base(ids()).logits
+
+
+@pytest.fixture
+def model() -> AdaptedModel:
+    model = adapted(halka.LoRA(rank=4))
+    model.add("b", halka.IA3())
+    disturb(model, "b")
+    return model
+
+
+@pytest.fixture
+def store(tmp_path) -> AdapterStore:
+    return AdapterStore(tmp_path / "store")
+
+
+def hidden(store: AdapterStore) -> list[Path]:
+    return [path for path in store.folder.rglob(".*") if path.name != ".locks" and ".locks" not in path.parts]
+
+
+# ── names and versions ──────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_what_is_saved_comes_back(store, model):
+    stored = store.save(model, "a", task="support", measurements={"exact_match": 0.5})
+    assert (stored.name, stored.version, stored.task, stored.method) == ("a", 1, "support", "lora")
+    other = halka.adapt(tiny())
+    store.load(other, "a")
+    assert torch.equal(logits(other, "a"), logits(model, "a"))
+
+
+def test_a_name_has_versions_of_which_the_newest_counts(store, model):
+    first = logits(model, "a")
+    store.save(model, "a")
+    disturb(model, "a", seed=9)
+    assert store.save(model, "a").version == 2
+    assert store.versions("a") == [1, 2]
+    found = []
+    for version in (1, None):
+        other = halka.adapt(tiny())
+        store.load(other, "a", version)
+        found.append(logits(other, "a"))
+    assert torch.equal(found[0], first)
+    assert torch.equal(found[1], logits(model, "a"))
+    store.remove("a", 2)
+    assert store.get("a").version == 1
+    assert store.save(model, "a").version == 2
+
+
+def test_list_is_by_task_tag_and_method(store, model):
+    store.save(model, "a", task="support")
+    store.save(model, "a", stored_as="c", task="legal")
+    store.save(model, "b", task="support")
+    assert store.tag("a", ["live", "eu"]) == ("eu", "live")
+    assert store.tag("a", ["eu"], remove=True) == ("live",)
+    assert [each.name for each in store.list()] == ["a", "b", "c"]
+    assert [each.name for each in store.list(task="support")] == ["a", "b"]
+    assert [each.name for each in store.list(tag="live")] == ["a"]
+    assert [each.name for each in store.list(task="support", method="ia3")] == ["b"]
+    store.save(model, "a")
+    assert store.get("a").tags == ("live",)
+
+
+def test_removing_a_name_leaves_nothing(store, model):
+    store.save(model, "a")
+    store.save(model, "a")
+    store.tag("a", ["x"])
+    store.remove("a")
+    assert store.names() == []
+    assert not (store.folder / "a").exists()
+    assert hidden(store) == []
+
+
+def test_a_folder_of_another_tool_is_added(store, model, tmp_path):
+    store.save(model, "a")
+    folder = halka.save(model, "b", tmp_path / "peft")
+    (folder / "halka.json").unlink()
+    added = store.add(folder, "theirs")
+    assert (added.card, added.task) == (None, "")
+    other = halka.adapt(tiny())
+    store.load(other, "theirs")
+    assert torch.equal(logits(other, "theirs"), logits(model, "b"))
+
+
+# ── what is refused ─────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+@pytest.mark.parametrize(
+    "name", ["", ".", "..", "a/b", "../a", "/a", ".hidden", "a\\b", "a b", "ü", "a" * 101, "a.", None]
+)
+def test_a_name_never_becomes_a_path(store, model, name, tmp_path):
+    for call in (
+        lambda: store.save(model, "a", stored_as=name) if name is not None else store.save(model, "a", stored_as=3),
+        lambda: store.get(name),
+        lambda: store.tag(name, ["x"]),
+        lambda: store.remove(name),
+        lambda: store.add(tmp_path, name),
+    ):
+        with pytest.raises(ValueError, match="cannot be a name in a store"):
+            call()
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_an_adapter_of_another_base_is_refused(store, model, tmp_path):
+    store.save(model, "a")
+    other = halka.adapt(tiny(seed=1))
+    other.add("o", halka.LoRA(rank=4))
+    with pytest.raises(ValueError, match="are of another base"):
+        store.save(other, "o")
+    with pytest.raises(ValueError, match="was made for another base"):
+        store.add(halka.save(other, "o", tmp_path / "o"), "o")
+    with pytest.raises(ValueError, match="was made for another base"):
+        store.load(other, "a")
+    assert store.names() == ["a"]
+
+
+def test_what_is_not_there_is_said_with_what_is(store, model):
+    store.save(model, "a", stored_as="support-eu")
+    with pytest.raises(ValueError, match=r"holds no adapter 'support': did you mean support-eu\?"):
+        store.get("support")
+    with pytest.raises(ValueError, match="has no version 3: there are 1"):
+        store.get("support-eu", 3)
+    with pytest.raises(ValueError, match="has no version 3"):
+        store.remove("support-eu", 3)
+    (store.folder / "file").write_text("")
+    with pytest.raises(ValueError, match="is a file: a store is a folder"):
+        AdapterStore(store.folder / "file")
+    assert store.names() == ["support-eu"]
+
+
+def test_verify_names_what_is_damaged(store, model):
+    store.save(model, "a")
+    store.save(model, "b")
+    path = store.folder / "b" / "1" / "adapter_model.safetensors"
+    path.write_bytes(path.read_bytes()[:-10])
+    found = list(store.verify())
+    assert found[0][1] == ""
+    assert found[1][0] == "b 1"
+    assert "is damaged" in found[1][1]
+
+
+# ── many at once, and crashes ───────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_writers_and_readers_at_once(store, model):
+    """Every version is whole whenever it is seen, and none is lost."""
+    folder = halka.save(model, "a", store.folder.parent / "a")
+
+    def write(number: int) -> None:
+        AdapterStore(store.folder).add(folder, f"n{number % 3}")
+
+    def read(number: int) -> None:
+        for each in AdapterStore(store.folder).list():
+            halka.storage.adapter_store.checked(each.folder)
+
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(lambda number: (read if number % 2 else write)(number // 2), range(48)))
+    assert [store.versions(name) for name in store.names()] == [list(range(1, 9))] * 3
+    assert hidden(store) == []
+
+
+WRITER = """
+import sys
+from contract import adapted
+from halka import LoRA
+from halka.storage.adapter_store import AdapterStore
+store, folder = AdapterStore(sys.argv[1]), sys.argv[2]
+model = adapted(LoRA(rank=4))
+print("ready", flush=True)
+tags = [f"tag{number}" for number in range(2000)]
+while True:
+    store.add(folder, "a")
+    store.save(model, "a")
+    store.tag("a", tags)
+    store.tag("a", tags, remove=True)
+    while len(store.versions("a")) > 6:
+        store.remove("a", store.versions("a")[0])
+"""
+
+
+def test_a_killed_writer_leaves_whole_versions_and_no_garbage(store, model):
+    """Killed while it adds a folder, saves a model's adapter, tags or removes."""
+    folder = halka.save(model, "a", store.folder.parent / "a")
+    seen, tagged, path = set(), set(), os.pathsep.join(sys.path)
+    for seed in range(12):
+        arguments = [sys.executable, "-c", WRITER, str(store.folder), str(folder)]
+        with subprocess.Popen(
+            arguments, stdout=subprocess.PIPE, text=True, env=os.environ | {"PYTHONPATH": path}
+        ) as process:
+            assert process.stdout is not None
+            assert process.stdout.readline() == "ready\n"
+            time.sleep(random.Random(seed).uniform(0.0, 0.08))
+            process.kill()
+        assert process.returncode == -signal.SIGKILL
+        assert all(wrong == "" for _, wrong in store.verify())
+        tagged |= {len(each.tags) for each in store.list()}
+        seen |= {*map(str, hidden(store))}
+        store.clean()
+        assert hidden(store) == []
+    assert seen  # else no writer was killed in its work
+    assert tagged <= {0, 2000}  # all of them or none
+    store.add(folder, "a")
+
+
+def test_clean_leaves_a_name_alone_that_is_being_written(store, model):
+    store.save(model, "a")
+    (store.folder / "a" / ".2.left").mkdir()
+    with store._writing("a"):
+        (store.folder / "a" / ".2.mine").mkdir()
+        with ThreadPoolExecutor(1) as pool:
+            assert pool.submit(AdapterStore(store.folder).clean).result() == 0
+        assert (store.folder / "a" / ".2.mine").exists()
+    assert hidden(store) == []

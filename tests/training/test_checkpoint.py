@@ -1,0 +1,127 @@
+"""A checkpoint holds all that a run needs, to the bit, and is taken for no other run's."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors import safe_open
+
+import halka
+import halka.training.checkpoint
+from contract import disturb, ids
+from halka.core import AdaptedModel, Method
+from halka.training.checkpoint import Progress, load_checkpoint, save_checkpoint
+from tiny import tiny
+
+RUN = {"method": "lora", "targets": ("linear",), "lr": None, "steps": 9}
+PROGRESS = Progress(step=4, tokens=70, seconds=1.0 / 3.0, best_step=2, best_loss=0.1 + 0.2, waited=1, stopped=True)
+METHODS = [halka.LoRA(rank=4), halka.Prefix(length=3, hidden=4), halka.Prompt(length=3), halka.Full()]
+
+
+def trained(method: Method, steps: int = 3, seed: int = 0) -> tuple[AdaptedModel, torch.optim.Optimizer]:
+    model = halka.adapt(tiny())
+    model.add("a", method)
+    disturb(model, "a", seed=seed)
+    optimizer = torch.optim.AdamW(model.parameters("a"), lr=1e-2, fused=True)
+    for _ in range(steps):
+        with model.use("a"):
+            model.base(ids(), labels=ids()).loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    return model, optimizer
+
+
+def everything(model: AdaptedModel, optimizer: torch.optim.Optimizer) -> list[torch.Tensor]:
+    states = optimizer.state_dict()["state"]
+    kept = [torch.as_tensor(states[index][key]) for index in sorted(states) for key in sorted(states[index])]
+    return [tensor.clone() for tensor in (*model.adapters["a"].state_dict().values(), *kept)]
+
+
+def same(one: list[torch.Tensor], two: list[torch.Tensor]) -> bool:
+    return len(one) == len(two) and all(torch.equal(*pair) for pair in zip(one, two, strict=True))
+
+
+@pytest.mark.parametrize("method", METHODS, ids=lambda method: method.name)
+def test_everything_comes_back_to_the_bit(method, tmp_path):
+    path = tmp_path / "run" / "checkpoint.safetensors"
+    model, optimizer = trained(method)
+    torch.manual_seed(5)
+    save_checkpoint(path, RUN, PROGRESS, model.adapters["a"], optimizer)
+    expected = everything(model, optimizer)
+    assert len(expected) >= 4 * len(model.parameters("a"))
+    for steps in (0, 2):  # into an optimiser that has not begun, and into one that has
+        other, fresh = trained(method, steps, seed=8)
+        torch.manual_seed(6)
+        assert load_checkpoint(path, dict(RUN), other.adapters["a"], fresh) == PROGRESS
+        assert same(everything(other, fresh), expected)
+        with other.use("a"):
+            other.base(ids(), labels=ids()).loss.backward()
+        fresh.step()  # the states are where and of the types that the optimiser needs
+
+
+def test_a_run_that_has_not_begun_comes_back_too(tmp_path):
+    model, optimizer = trained(METHODS[0], steps=0)
+    save_checkpoint(tmp_path / "c", RUN, Progress(), model.adapters["a"], optimizer)
+    expected = everything(model, optimizer)
+    other, fresh = trained(METHODS[0], steps=0, seed=8)
+    assert load_checkpoint(tmp_path / "c", RUN, other.adapters["a"], fresh) == Progress()
+    assert same(everything(other, fresh), expected)
+
+
+def test_where_there_is_none_nothing_is_loaded(tmp_path):
+    model, optimizer = trained(METHODS[0])
+    expected = everything(model, optimizer)
+    assert load_checkpoint(tmp_path / "none", RUN, model.adapters["a"], optimizer) is None
+    assert same(everything(model, optimizer), expected)
+
+
+@pytest.mark.parametrize(
+    ("changes", "named"),
+    [
+        ({"lr": 0.1}, "lr was None, is 0.1"),
+        ({"method": "dora", "lr": 2}, "lr was None, is 2; method was 'lora', is 'dora'"),
+        ({"targets": ("attn.q",)}, "targets was ['linear'], is ['attn.q']"),
+        ({"rank": 4}, "rank was None, is 4"),
+    ],
+    ids=str,
+)
+def test_another_runs_checkpoint_is_refused_and_changes_nothing(changes, named, tmp_path):
+    path = tmp_path / "run" / "checkpoint.safetensors"
+    model, optimizer = trained(METHODS[0])
+    save_checkpoint(path, RUN, PROGRESS, model.adapters["a"], optimizer)
+    other, fresh = trained(METHODS[0], seed=8)
+    expected = everything(other, fresh)
+    with pytest.raises(ValueError, match="Use another folder") as refused:
+        load_checkpoint(path, {**RUN, **changes}, other.adapters["a"], fresh)
+    assert f"{path.parent} holds an unfinished run that differs from this one: {named}. " in str(refused.value)
+    assert same(everything(other, fresh), expected)
+
+
+def test_a_crash_while_saving_leaves_the_old_one(tmp_path, monkeypatch):
+    path = tmp_path / "checkpoint.safetensors"
+    model, optimizer = trained(METHODS[0])
+    save_checkpoint(path, RUN, PROGRESS, model.adapters["a"], optimizer)
+    before = path.read_bytes()
+
+    def crash(tensors, beside: Path, metadata) -> None:
+        beside.write_bytes(before[:100])
+        raise OSError("no space left on device")
+
+    monkeypatch.setattr(halka.training.checkpoint, "save_file", crash)
+    with pytest.raises(OSError, match="no space left"):
+        save_checkpoint(path, RUN, Progress(step=8), model.adapters["a"], optimizer)
+    assert [each.name for each in tmp_path.iterdir()] == [path.name]
+    assert path.read_bytes() == before
+
+
+def test_its_metadata_is_plain_json(tmp_path):
+    model, optimizer = trained(METHODS[0])
+    save_checkpoint(tmp_path / "c", RUN, PROGRESS, model.adapters["a"], optimizer)
+    with safe_open(tmp_path / "c", framework="pt") as file:
+        metadata = file.metadata()
+    assert json.loads(metadata["run"]) == {**RUN, "targets": ["linear"]}
+    assert json.loads(metadata["progress"]) == asdict(PROGRESS)

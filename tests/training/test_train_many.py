@@ -1,0 +1,255 @@
+"""Adapters trained together learn what each learns alone."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+
+import pytest
+import torch
+from test_training import items, recorded_gradients, weights
+
+import halka
+import halka.training.loop
+from contract import disturb, weights_of
+from halka.core import AdaptedModel, Method
+from halka.data.tokens import Tokens
+from halka.objectives import language_modelling
+from halka.training.loop import Job, train, train_many
+from halka.training.run import Step, TrainConfig, TrainingError
+from tiny import tiny
+
+METHODS: dict[str, Method] = {
+    "lora": halka.LoRA(rank=4),
+    "wide": halka.LoRA(rank=20, targets=("attn.qv", "mlp.down"), scaling="root"),
+    "head": halka.LoRA(rank=4, targets=("attn.linear", "head")),
+    "dora": halka.DoRA(rank=3),
+    "bottleneck": halka.Bottleneck(width=5),
+    "parallel": halka.Bottleneck(width=7, reads="input"),
+    "prefix": halka.Prefix(length=3),
+    "prompt": halka.Prompt(length=5),
+    "ia3": halka.IA3(),
+    "bitfit": halka.BitFit(),
+    "full": halka.Full(),
+}
+CONFIG = TrainConfig(steps=4, batch_size=3, lr=1e-2)
+
+
+def configs() -> dict[str, TrainConfig]:
+    """No two alike, in rate, length, seed, batches and what they do with them."""
+    return {
+        name: replace(
+            CONFIG, lr=3e-3 * (1 + i % 3), steps=3 + i % 3, seed=i, batch_size=2 + i % 3, accumulate=1 + i % 2
+        )
+        for i, name in enumerate(METHODS)
+    }
+
+
+def data(name: str) -> list[Tokens]:
+    return items(6, seed=sum(map(ord, name)))
+
+
+def model_with(*names: str, **changes) -> AdaptedModel:
+    model = halka.adapt(tiny(**changes))
+    for seed, name in enumerate(METHODS):
+        if name in names:
+            model.add(name, METHODS[name], seed=seed)
+            disturb(model, name, seed=seed)
+    return model
+
+
+def jobs(model: AdaptedModel, **options) -> list[Job]:
+    return [Job(name, data(name), configs()[name], **options) for name in model.adapters]
+
+
+def test_the_gradients_are_those_of_training_alone():
+    config = replace(CONFIG, steps=1, clip=0.0)
+    model = model_with(*METHODS)
+    with recorded_gradients() as together:
+        (told,) = train_many(model, [Job(name, data(name), config) for name in METHODS])
+    for name, found in zip(METHODS, together, strict=True):
+        with recorded_gradients() as alone:
+            (step,) = train(model_with(name), name, data(name), config)
+        assert told[name].loss == pytest.approx(step.loss, rel=1e-5)
+        assert any(tensor.abs().max() > 1e-4 for tensor in alone[0])
+        for mine, expected in zip(found, alone[0], strict=True):
+            torch.testing.assert_close(mine, expected, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("architecture", ["llama", "gpt2"])
+def test_each_has_its_own_data_rate_length_seed_and_batches(architecture):
+    changes = {"architecture": architecture}
+    if architecture == "gpt2":
+        changes |= {"resid_pdrop": 0.0, "embd_pdrop": 0.0, "attn_pdrop": 0.0}
+    model = model_with(*METHODS, **changes)
+    before = weights_of(model.base)
+    steps: dict[str, list[Step]] = {name: [] for name in METHODS}
+    for told in train_many(model, jobs(model)):
+        for name, step in told.items():
+            steps[name].append(step)
+    for name, config in configs().items():
+        alone = model_with(name, **changes)
+        expected = list(train(alone, name, data(name), config))
+        assert [step.step for step in steps[name]] == list(range(1, config.steps + 1))
+        for one, two in zip(steps[name], expected, strict=True):
+            assert (one.lr, one.tokens, one.steps) == (two.lr, two.tokens, two.steps)
+            assert one.loss == pytest.approx(two.loss, rel=1e-4)
+        for key, tensor in weights(alone, name).items():
+            torch.testing.assert_close(weights(model, name)[key], tensor, rtol=1e-3, atol=2e-5)
+    assert all(torch.equal(tensor, before[key]) for key, tensor in model.base.named_parameters())
+    assert not model.base.training
+
+
+def passes_of(model: AdaptedModel, given: list[Job]) -> int:
+    seen = []
+    handle = model.base.get_decoder().register_forward_pre_hook(lambda *_: seen.append(1))
+    list(train_many(model, given))
+    handle.remove()
+    return len(seen)
+
+
+def test_batches_of_like_length_go_through_the_base_in_one_pass():
+    model = model_with("lora", "bottleneck", "wide")
+    one, other = items(4, length=10), items(4, length=30, seed=1)
+    config = replace(CONFIG, steps=5, batch_size=4)
+    assert passes_of(model, [Job("lora", one, config), Job("bottleneck", one, config), Job("wide", one, config)]) == 5
+    assert passes_of(model, [Job("lora", one, config), Job("wide", other, config)]) == 10
+    assert passes_of(model_with("lora", "head"), [Job("lora", one, config), Job("head", one, config)]) == 10
+
+
+def test_one_that_fails_is_told_once_and_the_others_go_on():
+    model = model_with("lora", "bottleneck", "ia3")
+    with torch.no_grad():
+        model.parameters("bottleneck")[0].fill_(math.inf)
+    told = list(train_many(model, [Job(name, data(name), CONFIG) for name in model.adapters]))
+    assert [sorted(each) for each in told] == [["bottleneck", "ia3", "lora"]] + [["ia3", "lora"]] * 3
+    assert isinstance(told[0]["bottleneck"], TrainingError)
+    assert "learning rate" in str(told[0]["bottleneck"])
+    alone = model_with("lora")
+    list(train(alone, "lora", data("lora"), CONFIG))
+    for key, tensor in weights(alone, "lora").items():
+        torch.testing.assert_close(weights(model, "lora")[key], tensor, rtol=1e-3, atol=2e-5)
+
+
+def test_a_validation_loss_that_is_no_number_ends_that_run_alone(monkeypatch):
+    own = halka.training.loop.mean_loss
+    monkeypatch.setattr(
+        halka.training.loop,
+        "mean_loss",
+        lambda model, name, held: math.nan if name == "ia3" else own(model, name, held),
+    )
+    model = model_with("lora", "ia3")
+    told = list(train_many(model, [Job(name, data(name), CONFIG, items(2)) for name in model.adapters]))
+    assert isinstance(told[0]["ia3"], TrainingError)
+    assert [each["lora"].validation is not None for each in told] == [True] * 4
+
+
+@pytest.mark.parametrize("close_after", [1, 2, 4])
+def test_a_stream_that_is_closed_early_goes_on_where_it_was(close_after, tmp_path):
+    """Some had ended by then, some had not."""
+    names = ("lora", "bottleneck", "prefix")
+
+    def given(folder: bool) -> list[Job]:
+        return [
+            Job(name, data(name), configs()[name], items(2, seed=9), tmp_path / name if folder else None)
+            for name in names
+        ]
+
+    whole = model_with(*names)
+    expected = [{name: step.loss for name, step in told.items()} for told in train_many(whole, given(False))]
+    first = []
+    for told in train_many(model_with(*names), given(True)):
+        first.append({name: step.loss for name, step in told.items()})
+        if len(first) == close_after:
+            break
+    again = model_with(*names)
+    rest = [{name: step.loss for name, step in told.items()} for told in train_many(again, given(True))]
+    assert first + rest == expected
+    for name in names:
+        assert all(torch.equal(weights(again, name)[key], tensor) for key, tensor in weights(whole, name).items())
+
+
+def test_one_job_is_train():
+    results = []
+    for many in (False, True):
+        model = model_with("lora")
+        if many:
+            list(train_many(model, [Job("lora", data("lora"), CONFIG)]))
+        else:
+            list(train(model, "lora", data("lora"), CONFIG))
+        results.append(weights(model, "lora"))
+    assert all(torch.equal(results[0][key], results[1][key]) for key in results[0])
+
+
+def test_what_cannot_be_is_refused_before_the_first_step(tmp_path):
+    model = model_with("lora", "ia3")
+    with pytest.raises(ValueError, match="nothing to train"):
+        train_many(model, [])
+    with pytest.raises(ValueError, match="name lora"):
+        train_many(model, [Job("lora", items()), Job("lora", items())])
+    with pytest.raises(ValueError, match=r"folder .*run"):
+        train_many(model, [Job(name, items(), folder=tmp_path / "run") for name in ("lora", "ia3")])
+    folders = {"lora": tmp_path / "run", "ia3": f"{tmp_path}/other/../run"}
+    with pytest.raises(ValueError, match=r"folder .*run"):
+        train_many(model, [Job(name, items(), folder=folder) for name, folder in folders.items()])
+    with pytest.raises(ValueError, match="ia3: no token to learn from"):
+        train_many(model, [Job("lora", items()), Job("ia3", [Tokens([5, 6], [False] * 2)])])
+    with pytest.raises(ValueError, match="no adapter 'nobody'"):
+        train_many(model, [Job("nobody", items())])
+    with pytest.raises(ValueError, match="no token to learn from"):
+        train_many(model, [Job("lora", items()), Job("ia3", [])])
+
+
+def test_memory_that_runs_out_ends_all_and_leaves_no_gradient(monkeypatch):
+    model = model_with("lora", "ia3")
+    monkeypatch.setattr(
+        halka.objectives.language_modelling,
+        "label_loss",
+        lambda *_, **__: (_ for _ in ()).throw(torch.OutOfMemoryError("full")),
+    )
+    with pytest.raises(TrainingError, match="out of memory at step 1, with a batch of 6 rows"):
+        list(train_many(model, [Job(name, items(length=9), CONFIG) for name in model.adapters]))
+    assert all(parameter.grad is None for name in model.adapters for parameter in model.parameters(name))
+
+
+def test_memory_that_runs_out_loses_no_step(tmp_path, monkeypatch):
+    own, count = language_modelling.label_loss, [0]
+
+    def some(*given, **options):
+        count[0] += 1
+        if count[0] > 6:
+            raise torch.OutOfMemoryError("full")
+        return own(*given, **options)
+
+    names = ("lora", "ia3")
+
+    def given(model: AdaptedModel) -> list[Job]:
+        return [Job(name, items(length=9), CONFIG, folder=tmp_path / name) for name in names]
+
+    whole = model_with(*names)
+    expected = [told["lora"].loss for told in train_many(whole, [Job(name, items(length=9), CONFIG) for name in names])]
+    with monkeypatch.context() as patch:
+        patch.setattr(language_modelling, "label_loss", some)
+        model, seen = model_with(*names), []
+        steps = train_many(model, given(model))
+        with pytest.raises(TrainingError, match="train fewer adapters together"):
+            seen.extend(told["lora"].loss for told in steps)
+    again = model_with(*names)
+    assert seen + [told["lora"].loss for told in train_many(again, given(again))] == expected
+    assert len(seen) == 3
+
+
+@pytest.mark.parametrize("checkpointing", [False, True])
+def test_gradients_in_bf16_and_with_checkpointing(checkpointing):
+    config = replace(CONFIG, steps=1, clip=0.0, checkpointing=checkpointing)
+    names = ("lora", "bottleneck", "prefix", "prompt", "dora")
+    model = model_with(*names, dtype=torch.bfloat16)
+    with recorded_gradients() as together:
+        list(train_many(model, [Job(name, items(length=9), config) for name in names]))
+    for name, found in zip(names, together, strict=True):
+        alone_model = model_with(name, dtype=torch.bfloat16)
+        with recorded_gradients() as alone:
+            list(train(alone_model, name, items(length=9), config))
+        size = max(float(tensor.norm()) for tensor in alone[0])
+        for mine, expected in zip(found, alone[0], strict=True):
+            assert float((mine - expected).norm()) < 0.03 * size

@@ -1,0 +1,852 @@
+"""The loop: what it counts, what it learns, what it leaves behind, and a killed run that ends as any other."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import math
+import multiprocessing
+import os
+import random
+import signal
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, replace
+from multiprocessing import forkserver
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from torch.optim.optimizer import register_optimizer_step_pre_hook
+from transformers import AutoConfig, AutoModelForMaskedLM
+
+import contract
+import halka
+from contract import VARIANTS, disturb, weights_of
+from halka.core import AdaptedModel, Method
+from halka.data.examples import Example, Message
+from halka.data.tokens import Tokens
+from halka.methods import all_methods
+from halka.training.loop import as_tokens, mean_loss, train
+from halka.training.run import Step, TrainConfig, TrainingError
+from tiny import tiny
+from tokenizers_for_tests import chatml_tokenizer
+
+METHODS = [method for name, kind in all_methods().items() for method in VARIANTS.get(name, [kind()])]
+DROPOUT = halka.LoRA(rank=4, dropout=0.3)
+
+
+def items(count: int = 6, seed: int = 0, length: int | None = None) -> list[Tokens]:
+    """Random tokens of unlike length, the first third of each without loss."""
+    draw = random.Random(seed)
+    made = []
+    for _ in range(count):
+        size = length or draw.randint(6, 12)
+        made.append(Tokens([draw.randint(3, 96) for _ in range(size)], [i >= size // 3 for i in range(size)]))
+    return made
+
+
+def model_for(method: Method | None = None, architecture: str = "llama", **changes) -> AdaptedModel:
+    model = halka.adapt(tiny(architecture, **changes))
+    model.add("a", method or halka.LoRA(rank=4))
+    return model
+
+
+def weights(model: AdaptedModel, name: str = "a") -> dict[str, torch.Tensor]:
+    return {key: tensor.clone() for key, tensor in model.adapters[name].state_dict().items()}
+
+
+def same(one: dict[str, torch.Tensor], two: dict[str, torch.Tensor]) -> bool:
+    return one.keys() == two.keys() and all(torch.equal(one[key], two[key]) for key in one)
+
+
+def run(model: AdaptedModel, config: TrainConfig, data: list[Tokens] | None = None, **options) -> list[Step]:
+    return list(train(model, "a", items() if data is None else data, config, **options))
+
+
+def examples(*answers: str) -> list[Example]:
+    return [
+        Example((Message("user", "What is it?"), Message("assistant", answer)), where=f"x:{i}")
+        for i, answer in enumerate(answers)
+    ]
+
+
+# ── it learns ───────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+@pytest.mark.parametrize("method", METHODS, ids=lambda method: repr(method)[:60])
+def test_the_loss_falls(method):
+    model = model_for(method)
+    steps = run(model, TrainConfig(lr=1e-2, steps=20, batch_size=6, seed=1))
+    assert steps[-1].loss < steps[0].loss - 0.005
+    assert mean_loss(model, "a", items()) == pytest.approx(steps[-1].loss, abs=0.1)
+
+
+def test_the_methods_own_learning_rate_is_the_default():
+    assert run(model_for(halka.IA3()), TrainConfig(steps=1, warmup=0, schedule="constant"))[0].lr == pytest.approx(
+        halka.IA3.lr
+    )
+
+
+def test_the_loss_of_a_step_is_the_mean_over_its_label_tokens():
+    model = model_for()
+    expected = mean_loss(model, "a", items())
+    assert run(model, TrainConfig(steps=1, batch_size=6))[0].loss == pytest.approx(expected, rel=1e-5)
+    ids, labels = torch.tensor([items(1)[0].ids]), torch.tensor([items(1)[0].ids])
+    labels[0, : len(items(1)[0].ids) // 3] = -100
+    with torch.no_grad():
+        own = float(model.base(ids, labels=labels).loss)
+    assert mean_loss(model, None, items(1)) == pytest.approx(own, rel=1e-5)
+
+
+# ── steps, epochs, batches ──────────────────────────────────────────────────────────────────────────────────────────
+
+
+@pytest.mark.parametrize(
+    ("config", "expected"),
+    [
+        ({"batch_size": 2}, 9),  # 3 batches an epoch, 3 epochs
+        ({"batch_size": 2, "epochs": 1}, 3),
+        ({"batch_size": 2, "epochs": 0.5}, 2),
+        ({"batch_size": 2, "epochs": 0.1}, 1),
+        ({"batch_size": 2, "epochs": 1, "accumulate": 2}, 2),
+        ({"batch_size": 2, "epochs": 2, "accumulate": 2}, 3),
+        ({"batch_size": 2, "epochs": 1, "accumulate": 5}, 1),
+        ({"batch_tokens": 12, "epochs": 1}, 6),
+        ({"epochs": 2}, 2),  # all six fit the default budget
+        ({"batch_size": 2, "epochs": 7, "steps": 4}, 4),
+    ],
+    ids=str,
+)
+def test_the_stream_has_as_many_steps_as_the_config_says(config, expected):
+    steps = run(model_for(), TrainConfig(**config))
+    assert [step.step for step in steps] == list(range(1, expected + 1))
+    assert {step.steps for step in steps} == {expected}
+
+
+def test_an_epoch_reads_every_example_once():
+    total = sum(len(item.ids) for item in items())
+    for config in (TrainConfig(batch_size=2, epochs=3), TrainConfig(batch_size=1, epochs=1, accumulate=3)):
+        steps = run(model_for(), config)
+        assert steps[-1].tokens == config.epochs * total
+        assert [step.tokens for step in steps] == sorted(step.tokens for step in steps)
+
+
+def test_whole_epochs_have_a_whole_number_of_steps_whatever_floats_make_of_it():
+    steps = next(train(model_for(), "a", items(29), TrainConfig(batch_size=1, accumulate=7, epochs=7))).steps
+    assert steps == 29
+
+
+def test_a_step_says_what_it_did():
+    steps = run(model_for(), TrainConfig(steps=3, batch_size=2))
+    assert all(step.seconds > 0 and step.tokens_per_second > 0 and step.memory > 2**20 for step in steps)
+    assert all(step.gradient_norm > 0 and step.validation is None and not step.best for step in steps)
+    assert steps[2].seconds > steps[1].seconds > steps[0].seconds
+
+
+@contextmanager
+def recorded_gradients() -> Iterator[list[list[torch.Tensor]]]:
+    """The gradients that optimisers are given, one after another, clipped where they are."""
+    found: list[list[torch.Tensor]] = []
+
+    def record(optimizer, args, kwargs):
+        found.append([p.grad.clone() for group in optimizer.param_groups for p in group["params"]])
+
+    handle = register_optimizer_step_pre_hook(record)
+    yield found
+    handle.remove()
+
+
+@pytest.mark.parametrize("method", [halka.LoRA(rank=4), halka.Prompt(length=3), halka.Full()], ids=lambda m: m.name)
+def test_accumulated_batches_are_one_larger_batch(method):
+    results = []
+    for config in (
+        TrainConfig(batch_size=6),
+        TrainConfig(batch_size=2, accumulate=3),
+        TrainConfig(batch_size=1, accumulate=6),
+    ):
+        model = model_for(method)
+        disturb(model, "a")
+        with recorded_gradients() as gradients:
+            (step,) = run(model, replace(config, steps=1, clip=0, lr=1e-2))
+        results.append((step, gradients[0]))
+    (whole, expected), *others = results
+    for step, gradients in others:
+        assert step.loss == pytest.approx(whole.loss, rel=1e-5)
+        assert step.gradient_norm == pytest.approx(whole.gradient_norm, rel=1e-4)
+        for mine, theirs in zip(gradients, expected, strict=True):
+            torch.testing.assert_close(mine, theirs, rtol=1e-3, atol=1e-6)
+
+
+# ── learning rate, clipping ─────────────────────────────────────────────────────────────────────────────────────────
+
+
+@pytest.mark.parametrize(
+    ("config", "expected"),
+    [
+        ({"schedule": "constant", "warmup": 0.0}, [1, 1, 1, 1, 1, 1, 1, 1]),
+        ({"schedule": "constant", "warmup": 0.5}, [0.25, 0.5, 0.75, 1, 1, 1, 1, 1]),
+        ({"schedule": "constant", "warmup": 0.3}, [1 / 3, 2 / 3, 1, 1, 1, 1, 1, 1]),
+        (
+            {"warmup": 0.5},
+            [0.25, 0.5, 0.75, 1, *(0.55 + 0.45 * math.cos(math.pi * part) for part in (0.25, 0.5, 0.75, 1))],
+        ),
+        ({"warmup": 0.0}, [0.55 + 0.45 * math.cos(math.pi * part / 8) for part in range(1, 9)]),
+    ],
+)
+def test_the_learning_rate_rises_and_falls_as_it_should(config, expected):
+    steps = run(model_for(), TrainConfig(lr=1e-3, steps=8, **config))
+    assert [step.lr / 1e-3 for step in steps] == pytest.approx(expected)
+
+
+def test_the_optimiser_steps_with_that_learning_rate():
+    """AdamW's first step moves a weight by the learning rate, whatever its gradient."""
+    model = model_for(halka.BitFit())
+    for step in train(model, "a", items(), TrainConfig(lr=1e-2, steps=8, warmup=0.5)):
+        if step.step == 1:
+            moved = torch.cat([tensor.abs() for tensor in weights(model).values()])
+    assert moved.max() == pytest.approx(1e-2 / 4, rel=1e-3)
+    assert moved.median() == pytest.approx(1e-2 / 4, rel=1e-2)
+
+
+def test_weight_decay_shrinks_what_has_no_gradient():
+    model = model_for(halka.LoRA(rank=4))
+    before = weights(model)
+    run(model, TrainConfig(lr=1e-2, steps=1, warmup=0.0, schedule="constant", weight_decay=0.5))
+    key = "model.layers.0.self_attn.q_proj.lora_A"  # B is zero, so A has no gradient in the first step
+    torch.testing.assert_close(weights(model)[key], before[key] * (1 - 1e-2 * 0.5))
+
+
+@pytest.mark.parametrize("clip", [0.0, 1e-3, 1e9])
+def test_gradients_are_clipped_to_the_norm_and_reported_as_they_were(clip):
+    model = model_for()
+    with recorded_gradients() as gradients:
+        (step,) = run(model, TrainConfig(steps=1, clip=clip))
+    norm = float(torch.stack([gradient.norm() for gradient in gradients[0]]).norm())
+    assert step.gradient_norm > 0.01
+    assert norm == pytest.approx(1e-3 if clip == 1e-3 else step.gradient_norm, rel=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        *[(name, 0) for name in ("lr", "epochs", "steps", "batch_size", "batch_tokens", "accumulate", "max_length")],
+        *[("evaluate_every", 0), ("patience", 0), ("save_every", 0), ("lr", -1e-3), ("warmup", 1.0), ("warmup", -0.1)],
+        ("schedule", "linear"),
+        pytest.param("clip", -1.0),
+        pytest.param("too_long", "cat"),
+        pytest.param("weight_decay", -1.0),
+    ],
+)
+def test_a_value_that_makes_no_sense_is_refused_by_name(field, value):
+    with pytest.raises(ValueError, match=rf"{field}.*{value}"):
+        TrainConfig(**{field: value})
+
+
+# ── evaluation, the best weights, patience ──────────────────────────────────────────────────────────────────────────
+
+OVERFIT = TrainConfig(lr=5e-2, steps=20, batch_size=2, evaluate_every=2, schedule="constant", save_every=None)
+
+
+@pytest.mark.parametrize("on_disk", [False, True])
+def test_the_best_evaluations_weights_are_in_place_at_the_end(on_disk, tmp_path):
+    model, held_out = model_for(), items(4, seed=9)
+    seen, steps = {}, []
+    for step in train(model, "a", items(), OVERFIT, validation=held_out, folder=tmp_path / "run" if on_disk else None):
+        seen[step.step] = weights(model)
+        steps.append(step)
+    evaluated = [step for step in steps if step.validation is not None]
+    assert [step.step for step in evaluated] == list(range(2, 21, 2))
+    best = min(evaluated, key=lambda step: step.validation)
+    assert best.step < 20  # else this proves nothing
+    assert best.best
+    assert same(weights(model), seen[best.step])
+    assert not same(weights(model), seen[19])
+    assert mean_loss(model, "a", held_out) == pytest.approx(best.validation, rel=1e-6)
+    lowest = math.inf
+    for step in evaluated:
+        assert step.best == (step.validation < lowest)
+        lowest = min(lowest, step.validation)
+
+
+def test_without_validation_the_last_weights_stay():
+    model, seen = model_for(), {}
+    for step in train(model, "a", items(), OVERFIT):
+        seen[step.step] = weights(model)
+    assert same(weights(model), seen[20])
+
+
+@pytest.mark.parametrize("patience", [None, 3])
+def test_who_leaves_at_the_last_step_has_the_best_weights_too(patience):
+    model, held_out = model_for(), items(4, seed=9)
+    config = replace(OVERFIT, steps=60 if patience else 20, patience=patience)
+    best = None
+    count = len(list(train(model_for(), "a", items(), config, validation=held_out)))
+    for step in train(model, "a", items(), config, validation=held_out):
+        if step.best:
+            best, seen = step.step, weights(model)
+        if step.step == count:
+            break
+    assert best < count
+    assert same(weights(model), seen)
+
+
+def test_it_stops_when_patience_is_at_its_end_with_the_best_weights():
+    model, held_out, seen, steps = model_for(), items(4, seed=9), {}, []
+    for step in train(model, "a", items(), replace(OVERFIT, steps=60, patience=3), validation=held_out):
+        seen[step.step] = weights(model)
+        steps.append(step)
+    best = [step.step for step in steps if step.best][-1]
+    assert steps[-1].step == best + 3 * 2 < 60
+    assert same(weights(model), seen[best])
+
+
+def test_patience_is_counted_from_the_last_best(monkeypatch):
+    said = iter([5.0, 4.0, 6.0, 3.0, 7.0, 8.0, 1.0])
+    monkeypatch.setattr("halka.training.loop.mean_loss", lambda *_: next(said))
+    steps = run(model_for(), replace(OVERFIT, evaluate_every=1, patience=2), validation=items(1))
+    assert [step.best for step in steps] == [True, True, False, True, False, False]
+
+
+def test_evaluations_are_ten_in_all_and_one_at_the_end_unless_said():
+    for count, expected in ((25, [*range(2, 25, 2), 25]), (3, [1, 2, 3])):
+        steps = run(model_for(), TrainConfig(steps=count), validation=items(2, seed=9))
+        assert [step.step for step in steps if step.validation is not None] == expected
+
+
+@pytest.mark.parametrize("method", [DROPOUT, halka.Prompt(length=3), halka.Full()], ids=lambda m: m.name)
+def test_evaluation_does_not_disturb_training(method):
+    runs = []
+    for held_out in ([], items(3, seed=9)):
+        model = model_for(method)
+        torch.manual_seed(1)
+        config = TrainConfig(lr=1e-2, steps=6, batch_size=2, evaluate_every=2)
+        runs.append([(step.loss, weights(model)) for step in train(model, "a", items(), config, validation=held_out)])
+    assert runs[0][5][0] == runs[1][5][0]  # its weights are those of the best evaluation
+    for (one, mine), (two, theirs) in zip(runs[0][:5], runs[1][:5], strict=True):
+        assert one == two
+        assert same(mine, theirs)
+
+
+def test_a_validation_loss_that_is_no_number_ends_the_run(monkeypatch):
+    monkeypatch.setattr(halka.training.loop, "mean_loss", lambda *_: math.nan)
+    with pytest.raises(TrainingError, match="the validation loss became nan at step 2: try a lower learning rate"):
+        run(model_for(), OVERFIT, validation=items(2))
+
+
+def test_the_mean_loss_knows_no_dropout():
+    model = model_for(architecture="gpt2", resid_pdrop=0.5, embd_pdrop=0.5)
+    expected = mean_loss(model, "a", items())
+    model.base.train()
+    assert mean_loss(model, "a", items()) == expected
+    assert model.base.training
+
+
+def test_checkpointing_that_was_on_stays_on():
+    model = model_for()
+    model.base.activation_checkpointing_enable({"use_reentrant": False})
+    run(model, TrainConfig(steps=1, batch_size=2, checkpointing=True))
+    assert model.base.is_activation_checkpointing
+
+
+@pytest.mark.parametrize("method", [halka.LoRA(rank=4), halka.Prompt(length=5)], ids=["lora", "prompt"])
+@pytest.mark.parametrize("architecture", ["llama", "gpt2", "opt"])
+def test_tokens_beyond_the_bases_context_are_refused(architecture, method):
+    model = model_for(method, architecture)
+    room = 128 - (5 if method.name == "prompt" else 0)
+    run(model, TrainConfig(steps=1, batch_size=2), items(2, length=room))
+    data = [*items(2), *items(1, length=room + 1)]
+    with pytest.raises(
+        ValueError, match=f"1 of 3 encoded examples, the first at 2, are longer than the {room} positions"
+    ):
+        run(model, TrainConfig(steps=1), data)
+
+
+def test_a_max_length_beyond_the_bases_context_is_the_context():
+    tokenizer = chatml_tokenizer()
+    model = halka.adapt(tiny("gpt2", vocab_size=len(tokenizer), n_positions=32), tokenizer)
+    model.add("a", halka.Prefix(length=4))
+    with pytest.warns(UserWarning, match="1 are cut to 28 tokens"):
+        tokens = as_tokens(model, examples("Yes. " * 40), TrainConfig(max_length=500), "a")
+    assert [len(each.ids) for each in tokens] == [28]
+
+
+def test_an_encoder_is_not_trained_as_a_language_model():
+    config = AutoConfig.for_model("bert", hidden_size=32, num_hidden_layers=1, num_attention_heads=2, vocab_size=97)
+    model = halka.adapt(AutoModelForMaskedLM.from_config(config))
+    model.add("a", halka.LoRA(rank=4))
+    with pytest.raises(ValueError, match="BertForMaskedLM is an encoder: it has no next token"):
+        run(model, TrainConfig(steps=1))
+
+
+# ── the same again ──────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def after(config: TrainConfig, method: Method | None = None, torch_seed: int = 0, **options) -> dict[str, torch.Tensor]:
+    model = model_for(method)
+    torch.manual_seed(torch_seed)
+    run(model, config, **options)
+    return weights(model)
+
+
+SHORT = TrainConfig(lr=1e-2, steps=5, batch_size=2)
+
+
+def test_the_same_seed_gives_the_same_weights_and_another_seed_others():
+    expected = after(SHORT)
+    assert same(after(SHORT), expected)
+    assert same(after(SHORT, torch_seed=7), expected)
+    assert not same(after(replace(SHORT, seed=1)), expected)
+
+
+def test_dropout_acts_in_training_and_nowhere_else():
+    assert not same(after(SHORT, DROPOUT), after(SHORT, replace(DROPOUT, dropout=0.0)))
+    model = model_for(DROPOUT)
+    run(model, SHORT)
+    assert mean_loss(model, "a", items()) == mean_loss(model, "a", items())
+
+
+def test_the_seed_says_what_dropout_drops():
+    expected = after(SHORT, DROPOUT)
+    assert same(after(SHORT, DROPOUT, torch_seed=7), expected)
+    single = replace(SHORT, batch_size=6, steps=2)  # all examples in one batch, so that their order says nothing
+    assert not same(after(replace(single, seed=1), DROPOUT), after(single, DROPOUT))
+
+
+def test_the_callers_random_state_is_neither_used_nor_changed():
+    model = model_for(DROPOUT)
+    torch.manual_seed(3)
+    expected = torch.rand(2)
+    torch.manual_seed(3)
+    run(model, SHORT)
+    assert torch.equal(torch.rand(2), expected)
+
+
+@pytest.mark.parametrize(
+    "method", [DROPOUT, halka.Prefix(length=3), halka.Prompt(length=3), halka.Full()], ids=lambda m: m.name
+)
+@pytest.mark.parametrize("architecture", ["llama", "gpt2"])
+def test_gradient_checkpointing_gives_the_same_weights(method, architecture):
+    """With GPT-2 the base itself has dropout."""
+    results = []
+    for checkpointing in (False, True):
+        model = model_for(method, architecture)
+        torch.manual_seed(0)
+        run(model, replace(SHORT, checkpointing=checkpointing))
+        results.append(weights(model))
+        assert not any(getattr(module, "gradient_checkpointing", False) for module in model.base.modules())
+    for key, tensor in results[0].items():
+        torch.testing.assert_close(results[1][key], tensor, rtol=0, atol=1e-5)
+
+
+def test_checkpointing_recomputes_the_layers():
+    model, calls = model_for(), []
+    model.base.model.layers[0].mlp.register_forward_pre_hook(lambda *_: calls.append(1))
+    run(model, replace(SHORT, steps=1))
+    assert len(calls) == 1
+    run(model, replace(SHORT, steps=1, checkpointing=True))
+    assert len(calls) == 3
+
+
+def test_two_adapters_trained_in_turn_are_as_if_trained_alone():
+    model, expected = model_for(), after(SHORT)
+    model.add("b", halka.Prompt(length=3))
+    for _ in zip(train(model, "a", items(), SHORT), train(model, "b", items(), SHORT), strict=True):
+        pass
+    assert same(weights(model), expected)
+    alone = model_for(halka.Prompt(length=3))
+    run(alone, SHORT)
+    assert same(weights(model, "b"), weights(alone))
+
+
+# ── what it leaves behind ───────────────────────────────────────────────────────────────────────────────────────────
+
+
+def is_untouched(model: AdaptedModel, before: dict[str, torch.Tensor], expected: torch.Tensor) -> bool:
+    base = model.base
+    return (
+        all(torch.equal(parameter, before[name]) for name, parameter in base.named_parameters())
+        and all(parameter.grad is None and not parameter.requires_grad for parameter in base.parameters())
+        and not any(module.training for module in base.modules())
+        and not any(part.training for part in model.adapters["a"].parts.values())
+        and base.config._attn_implementation == "sdpa"
+        and model.active == (None,)
+        and torch.equal(base(contract.ids()).logits, expected)
+    )
+
+
+@pytest.mark.parametrize(
+    "method", [DROPOUT, halka.Prefix(length=3), halka.Prompt(length=3), halka.Full()], ids=lambda m: m.name
+)
+@pytest.mark.parametrize("how", ["finished", "closed", "between steps", "failed"])
+def test_the_base_is_in_eval_mode_and_untouched(method, how):
+    model = model_for(method)
+    before, expected = weights_of(model.base), model.base(contract.ids()).logits
+    stream = train(model, "a", items(), replace(SHORT, checkpointing=True), validation=items(2, seed=9))
+    if how == "finished":
+        list(stream)
+    elif how == "failed":
+        with raising(model, RuntimeError("something else")), pytest.raises(RuntimeError, match=r"^something else$"):
+            next(stream)
+    else:
+        next(stream)
+        if how == "closed":
+            stream.close()
+    assert is_untouched(model, before, expected)
+    assert all(parameter.grad is None for parameter in model.parameters("a"))
+
+
+# ── errors ──────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+@contextmanager
+def raising(model: AdaptedModel, error: BaseException, when: str = "always") -> Iterator[None]:
+    """The second layer of the base fails."""
+
+    def fail(module, args):
+        if when == "always" or (when == "evaluation") != module.training:
+            raise error
+
+    handle = model.base.model.layers[1].register_forward_pre_hook(fail)
+    yield
+    handle.remove()
+
+
+CPU = (
+    "[enforce fail at alloc_cpu.cpp:127] err == 0. DefaultCPUAllocator: can't allocate memory: you tried to allocate "
+    "4000000000000000 bytes. Error code 12 (Cannot allocate memory)"
+)
+OUT_OF_MEMORY = [
+    torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 MiB."),
+    RuntimeError("DefaultCPUAllocator: not enough memory: you tried to allocate 400 bytes."),
+    pytest.param(RuntimeError(CPU)),
+]
+
+
+def test_the_cpu_says_it_so():
+    """Should torch's wording change, this fails, and `_is_out_of_memory` must follow."""
+    with pytest.raises(RuntimeError, match=r"DefaultCPUAllocator: (can't allocate memory|not enough memory)"):
+        torch.empty(10**15)
+
+
+@pytest.mark.parametrize("error", OUT_OF_MEMORY, ids=["CUDA", "CPU elsewhere", "CPU on Linux"])
+def test_out_of_memory_says_what_to_do(error, tmp_path):
+    model = model_for()
+    before = weights(model)
+    message = r"out of memory at step 1, with a batch of 2 rows of \d+ tokens: lower batch_tokens .* checkpointing on"
+    with raising(model, error), pytest.raises(TrainingError, match=message):
+        run(model, SHORT, folder=tmp_path)
+    assert same(weights(model), before)
+    run(model, SHORT, folder=tmp_path)
+    assert same(weights(model), after(SHORT))
+
+
+def test_out_of_memory_in_an_evaluation_says_what_to_do():
+    model = model_for()
+    with raising(model, OUT_OF_MEMORY[0], "evaluation"), pytest.raises(TrainingError, match="out of memory"):
+        run(model, SHORT, validation=items(2, seed=9))
+
+
+@pytest.mark.parametrize("what", ["loss", "gradient"])
+def test_a_loss_or_gradient_that_is_not_finite_says_what_to_do(what):
+    model = model_for()
+    before = weights(model)
+    parameter = model.parameters("a")[0]
+    if what == "gradient":
+        handle = parameter.register_hook(lambda gradient: gradient * math.nan)
+    else:
+        handle = model.base.model.layers[1].register_forward_hook(lambda module, args, output: output * math.nan)
+    with pytest.raises(
+        TrainingError, match=r"the loss became .* at step 1 .*: try a lower learning rate.*before this step"
+    ):
+        run(model, SHORT)
+    handle.remove()
+    assert same(weights(model), before)
+    assert all(parameter.grad is None for parameter in model.parameters("a"))
+    run(model, SHORT)
+    assert same(weights(model), after(SHORT))
+
+
+def test_other_errors_stay_what_they_are():
+    model = model_for()
+    with raising(model, RuntimeError("size mismatch")), pytest.raises(RuntimeError, match=r"^size mismatch$"):
+        run(model, SHORT)
+
+
+@pytest.mark.parametrize("data", [[], [Tokens([5, 6, 7], [False] * 3)], [Tokens([5, 6, 7], [True, False, False])]])
+def test_nothing_to_learn_from_is_refused_before_the_first_step(data):
+    with pytest.raises(ValueError, match=f"no token to learn from in {len(data)} examples"):
+        train(model_for(), "a", data)
+    with pytest.raises(ValueError, match="no token to learn from in 1 examples"):
+        train(model_for(), "a", items(), validation=[Tokens([5, 6, 7], [False] * 3)])
+
+
+def test_examples_without_labels_among_others_are_harmless():
+    data = [*items(2), Tokens([5, 6, 7, 8, 9, 10, 11], [False] * 7)]
+    steps = run(model_for(), replace(SHORT, batch_size=1, steps=6), data)
+    assert all(math.isfinite(step.loss) for step in steps)
+
+
+def test_examples_need_a_tokenizer():
+    with pytest.raises(ValueError, match=r"needs its tokenizer: `halka\.adapt\(base, tokenizer\)`"):
+        train(model_for(), "a", examples("It is Paris."))
+
+
+def test_an_unknown_adapter_is_refused():
+    with pytest.raises(ValueError, match="no adapter 'b' here"):
+        train(model_for(), "b", items())
+
+
+# ── examples as tokens ──────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def model_that_reads(method: Method | None = None, **changes) -> AdaptedModel:
+    tokenizer = chatml_tokenizer()
+    model = halka.adapt(tiny(vocab_size=len(tokenizer), **changes), tokenizer)
+    model.add("a", method or halka.LoRA(rank=4))
+    return model
+
+
+LONG = "It is what it is. " * 60
+
+
+def test_examples_and_tokens_may_stand_together():
+    model = model_that_reads()
+    found = as_tokens(model, [items(1)[0], *examples("It is Paris.")], TrainConfig())
+    assert len(found) == 2
+    assert items(1)[0] in found
+    steps = list(train(model, "a", examples("It is Paris.", "It is open."), SHORT))
+    assert steps[-1].loss < steps[0].loss
+
+
+@pytest.mark.parametrize("split", ["train", "validation"])
+def test_what_is_cut_or_left_out_is_said(split):
+    model = model_that_reads()
+    bad = [*examples("It is Paris.", LONG), Example((Message("user", "And?"),), where="y:7")]
+    given = {"examples": bad} if split == "train" else {"examples": examples("Yes."), "validation": bad}
+    with pytest.warns(UserWarning, match=r"of 3 examples 1 are cut to 128 tokens and 1 left out, first .*y:7"):
+        train(model, "a", **given, config=SHORT)
+    with pytest.warns(
+        UserWarning, match=r"of 2 examples 0 are cut to 128 tokens and 1 left out, first .*x:1.*max_length 128"
+    ):
+        train(model, "a", examples("It is Paris.", LONG), replace(SHORT, too_long="drop"))
+    with pytest.raises(ValueError, match=r"x:1: \d+ tokens, more than max_length 128"):
+        train(model, "a", examples("It is Paris.", LONG), replace(SHORT, too_long="error"))
+
+
+def test_max_length_is_kept():
+    model = model_that_reads()
+    with pytest.warns(UserWarning, match="cut to 40 tokens"):
+        (tokens,) = as_tokens(model, examples(LONG), TrainConfig(max_length=40))
+    assert len(tokens.ids) == len(tokens.loss) == 40
+
+
+@pytest.mark.parametrize("method", [halka.Prefix(length=5), halka.Prompt(length=5)], ids=lambda m: m.name)
+def test_long_examples_leave_room_for_virtual_tokens(method):
+    model = model_that_reads(method)
+    with pytest.warns(UserWarning, match="cut to 123 tokens"):
+        stream = train(model, "a", examples(LONG), SHORT)
+    next(stream)
+
+
+# ── the folder ──────────────────────────────────────────────────────────────────────────────────────────────────────
+
+RUN = TrainConfig(lr=1e-2, steps=9, batch_size=2, evaluate_every=3, save_every=4)
+CLOCK = ("seconds", "tokens_per_second", "memory")
+
+
+def lines(folder: Path) -> list[dict]:
+    """The metrics, without what a clock or the system says."""
+    found = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    return [{key: value for key, value in line.items() if key not in CLOCK} for line in found]
+
+
+def test_each_step_is_a_line_of_metrics(tmp_path):
+    steps = run(model_for(), RUN, validation=items(2, seed=9), folder=tmp_path / "deep" / "run")
+    found = (tmp_path / "deep" / "run" / "metrics.jsonl").read_text().splitlines()
+    assert [json.loads(line) for line in found] == [asdict(step) for step in steps]
+    assert sorted(path.name for path in (tmp_path / "deep" / "run").iterdir()) == [
+        "best.safetensors",
+        "checkpoint.safetensors",
+        "metrics.jsonl",
+    ]
+
+
+def test_without_saving_there_is_no_checkpoint(tmp_path):
+    run(model_for(), replace(RUN, save_every=None), folder=tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["metrics.jsonl"]
+    run(model_for(), replace(RUN, save_every=None), folder=tmp_path)
+    assert [line["step"] for line in lines(tmp_path)] == list(range(1, 10))
+
+
+@pytest.mark.parametrize(("close_after", "accumulate"), [(1, 1), (4, 1), (6, 1), (9, 1), (5, 2)])
+def test_a_stream_that_is_closed_early_goes_on_where_it_was(close_after, accumulate, tmp_path):
+    held_out, config = items(2, seed=9), replace(RUN, accumulate=accumulate)
+    model = model_for(DROPOUT)
+    torch.manual_seed(0)
+    whole = [(step.step, step.loss) for step in train(model, "a", items(), config, validation=held_out)]
+    expected = weights(model)
+    model = model_for(DROPOUT)
+    torch.manual_seed(0)
+    first = []
+    for step in train(model, "a", items(), config, validation=held_out, folder=tmp_path):
+        first.append((step.step, step.loss))
+        if step.step == close_after:
+            break
+    torch.manual_seed(99)
+    model = model_for(DROPOUT)
+    rest = [(step.step, step.loss) for step in run(model, config, validation=held_out, folder=tmp_path)]
+    assert first + rest == whole
+    assert same(weights(model), expected)
+    assert [(line["step"], line["loss"]) for line in lines(tmp_path)] == whole
+
+
+def test_a_finished_run_has_nothing_to_do_and_gives_its_best_weights_back(tmp_path):
+    model, held_out = model_for(), items(4, seed=9)
+    config = replace(OVERFIT, save_every=5)
+    steps = run(model, config, validation=held_out, folder=tmp_path)
+    assert [step.step for step in steps if step.best][-1] < 20
+    again = model_for()
+    assert run(again, config, validation=held_out, folder=tmp_path) == []
+    assert same(weights(again), weights(model))
+    assert len(lines(tmp_path)) == 20
+
+
+def test_of_a_damaged_metrics_file_the_whole_lines_of_done_steps_are_kept(tmp_path):
+    list(itertools.islice(train(model_for(), "a", items(), replace(RUN, save_every=2), folder=tmp_path), 6))
+    file = tmp_path / "metrics.jsonl"
+    rows = file.read_text().splitlines()
+    file.write_text("\n".join([*rows[:2], *rows[4:], '{"step": 7, "lo']))
+    run(model_for(), replace(RUN, save_every=2), folder=tmp_path)
+    assert [line["step"] for line in lines(tmp_path)] == [1, 2, 5, 6, 7, 8, 9]
+
+
+def test_a_run_that_patience_stopped_stays_stopped(tmp_path):
+    model, held_out, config = model_for(), items(4, seed=9), replace(OVERFIT, steps=60, patience=2, save_every=5)
+    stopped = run(model, config, validation=held_out, folder=tmp_path)[-1].step
+    again = model_for()
+    assert run(again, config, validation=held_out, folder=tmp_path) == []
+    assert same(weights(again), weights(model))
+    assert len(lines(tmp_path)) == stopped < 60
+
+
+def started(folder: Path, method: Method = halka.LoRA(rank=4)) -> None:  # noqa: B008 (frozen)
+    stream = train(model_for(method), "a", items(), RUN, validation=items(2, seed=9), folder=folder)
+    next(stream)
+    stream.close()
+
+
+OTHERS = [
+    ({"config": replace(RUN, lr=2e-2)}, r"lr was 0\.01, is 0\.02"),
+    ({"config": replace(RUN, seed=1, batch_size=3)}, r"batch_size was 2, is 3; seed was 0, is 1"),
+    ({"config": replace(RUN, steps=10)}, "steps was 9, is 10"),
+    ({"config": replace(RUN, accumulate=2)}, "accumulate was 1, is 2"),
+    ({"method": halka.LoRA(rank=5)}, "rank was 4, is 5"),
+    ({"method": halka.LoRA(rank=4, targets=("attn.q",))}, r"targets was \['linear'\], is \['attn\.q'\]"),
+    ({"method": halka.DoRA(rank=4)}, "method was 'lora', is 'dora'"),
+    ({"examples": items(6, seed=1)}, "data was '[0-9a-f]+', is '[0-9a-f]+'"),
+    ({"examples": [Tokens(item.ids, [True] * len(item.ids)) for item in items()]}, "data was"),
+    pytest.param(
+        {"validation": items(2, seed=8)},
+        "validation",
+    ),
+    pytest.param(
+        {"base": {"seed": 1}}, "base"
+    ),
+    ({"base": {"dtype": torch.bfloat16}}, r"dtype was 'torch.float32', is 'torch.bfloat16'"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("other", "named"), OTHERS, ids=[str(i) for i in range(len(OTHERS))])
+def test_an_unfinished_run_of_other_settings_is_refused_naming_them(other, named, tmp_path):
+    started(tmp_path)
+    before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+    model = model_for(other.get("method"), **other.get("base", {}))
+    own = weights(model)
+    given = {"examples": items(), "config": RUN, "validation": items(2, seed=9)}
+    given |= {key: value for key, value in other.items() if key in given}
+    with pytest.raises(
+        ValueError, match=rf"holds an unfinished run that differs from this one: .*{named}.*another folder"
+    ):
+        list(train(model, "a", **given, folder=tmp_path))
+    assert same(weights(model), own)
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
+
+
+def test_how_often_a_run_is_saved_may_change(tmp_path):
+    started(tmp_path)
+    assert run(model_for(), replace(RUN, save_every=1), validation=items(2, seed=9), folder=tmp_path)[0].step == 2
+
+
+def test_a_write_that_was_cut_short_leaves_no_broken_line(tmp_path):
+    started(tmp_path)
+    with (tmp_path / "metrics.jsonl").open("a") as file:
+        file.write('{"step": 2, "loss": 4.')
+    run(model_for(), RUN, validation=items(2, seed=9), folder=tmp_path)
+    assert [line["step"] for line in lines(tmp_path)] == list(range(1, 10))
+
+
+# ── killed ──────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+KILLED = TrainConfig(lr=1e-2, steps=24, batch_size=2, evaluate_every=4, save_every=3)
+SURVIVORS = {
+    "lora": halka.LoRA(rank=4, dropout=0.2),
+    "prefix": halka.Prefix(length=3),
+    "full": halka.Full(),
+}
+
+
+def train_to_the_end(kind: str, folder: Path) -> None:
+    """What the process does that is killed: its base has dropout of its own (GPT-2's is 0.1)."""
+    torch.set_num_threads(1)
+    torch.manual_seed(0)
+    model = model_for(SURVIVORS[kind], "gpt2")
+    for _ in train(model, "a", items(9), KILLED, validation=items(3, seed=9), folder=folder):
+        time.sleep(0.003)  # so that there is time to be killed in
+    save_file(weights(model), folder / "final.safetensors")
+
+
+def process(kind: str, folder: Path) -> multiprocessing.Process:
+    """A process of its own, forked from one that has imported all that it needs."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["test_training"])
+    with pytest.MonkeyPatch.context() as patch:  # Python below 3.12 does not hand its path on to what is preloaded
+        patch.setenv("PYTHONPATH", os.pathsep.join(sys.path))
+        forkserver.ensure_running()
+    child = context.Process(target=train_to_the_end, args=(kind, folder), daemon=True)
+    child.start()
+    return child
+
+
+def wait_for(condition, child: multiprocessing.Process) -> None:
+    deadline = time.monotonic() + 60
+    while child.is_alive() and not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.002)
+
+
+@pytest.mark.parametrize("kind", SURVIVORS)
+def test_a_run_killed_again_and_again_ends_bit_for_bit_like_one_that_was_not(kind, tmp_path):
+    draw = random.Random(kind)
+    whole = process(kind, tmp_path / "whole")
+    whole.join(60)
+    assert whole.exitcode == 0
+    folder = tmp_path / "killed"
+    metrics, kills = folder / "metrics.jsonl", 0
+    for target in (2, 6, 11, 16):
+        child = process(kind, folder)
+        wait_for(lambda target=target: metrics.exists() and metrics.read_bytes().count(b"\n") >= target, child)
+        time.sleep(draw.uniform(0, 0.02))
+        child.kill()
+        child.join(10)
+        kills += child.exitcode == -signal.SIGKILL
+    assert kills >= 2  # on a busy machine the last one may come too late
+    last = process(kind, folder)
+    last.join(60)
+    assert last.exitcode == 0
+    assert same(load_file(folder / "final.safetensors"), load_file(tmp_path / "whole" / "final.safetensors"))
+    assert lines(folder) == lines(tmp_path / "whole")
+    assert [line["step"] for line in lines(folder)] == list(range(1, 25))
