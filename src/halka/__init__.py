@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from halka.estimating import estimate
-    from halka.exporting import export
     from halka.merging.combining import combine
     from halka.merging.error import merge, merge_error
+    from halka.merging.export import export
     from halka.methods import (
         IA3,
         BitFit,
@@ -79,7 +79,7 @@ _HOMES = {
     "save": "halka.storage.adapter_folder",
     "combine": "halka.merging.combining",
     "estimate": "halka.estimating",
-    "export": "halka.exporting",
+    "export": "halka.merging.export",
     "merge": "halka.merging.error",
     "merge_error": "halka.merging.error",
     "Job": "halka.training.loop",
