@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from halka.estimating import estimate
+    from halka.interop.view import view
     from halka.merging.combining import combine
     from halka.merging.error import merge, merge_error
     from halka.merging.export import export
@@ -34,7 +35,6 @@ if TYPE_CHECKING:
     from halka.storage.pool import AdapterPool
     from halka.training.loop import Job, train, train_many
     from halka.training.run import TrainConfig
-    from halka.views import view
 
 __version__ = "0.1.0"
 __all__ = [
@@ -86,7 +86,7 @@ _HOMES = {
     "TrainConfig": "halka.training.run",
     "train": "halka.training.loop",
     "train_many": "halka.training.loop",
-    "view": "halka.views",
+    "view": "halka.interop.view",
 }
 
 

@@ -26,7 +26,7 @@ def lm_eval(
     bare base. It also takes dtype, device, quantize, max_length and the like.
     """
     try:
-        from halka.lm_eval import main
+        from halka.interop.lm_eval import main
     except ModuleNotFoundError as error:
         if (error.name or "").split(".")[0] == "halka":
             raise

@@ -333,7 +333,7 @@ def flat(scored: dict) -> list:
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::ResourceWarning", "ignore:.*pad_token_id")
 def test_lm_eval_scores_an_adapter_as_it_scores_a_peft_model(places):
-    import halka.lm_eval  # noqa: F401
+    import halka.interop.lm_eval  # noqa: F401
 
     paths = {"base": str(places["base"]), "dtype": "float32", "device": "cpu"}
     ours = scores("halka", places, adapter=str(places["adapter"]), **paths)
@@ -351,7 +351,7 @@ def test_lm_eval_scores_an_adapter_as_it_scores_a_peft_model(places):
 def test_lm_eval_takes_a_model_that_is_there_with_an_adapter_of_any_kind():
     from lm_eval.api.instance import Instance
 
-    from halka.lm_eval import HalkaLM
+    from halka.interop.lm_eval import HalkaLM
 
     model = speaking(halka.Prefix(length=4))
     lm = HalkaLM(model, "a", batch_size=2)
@@ -381,7 +381,7 @@ def test_lm_eval_takes_a_model_that_is_there_with_an_adapter_of_any_kind():
     ],
 )
 def test_lm_eval_refuses_what_would_have_no_effect(options, told):
-    from halka.lm_eval import HalkaLM
+    from halka.interop.lm_eval import HalkaLM
 
     with pytest.raises(ValueError, match=re.escape(told)):
         HalkaLM(speaking(), "a", **options)
@@ -390,7 +390,7 @@ def test_lm_eval_refuses_what_would_have_no_effect(options, told):
 @pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::ResourceWarning")
 def test_lm_eval_takes_a_packed_base(places):
     from halka.core import form_of
-    from halka.lm_eval import HalkaLM
+    from halka.interop.lm_eval import HalkaLM
 
     with pytest.warns(UserWarning, match="in full precision, which is packed as int8 here"):
         lm = HalkaLM(str(places["base"]), str(places["adapter"]), quantize="int8", dtype="float32", device="cpu")
@@ -420,7 +420,7 @@ def test_without_lm_eval_the_command_says_what_to_install(monkeypatch, capsys):
     from halka.cli import main
 
     monkeypatch.setitem(sys.modules, "lm_eval.api.registry", None)
-    monkeypatch.delitem(sys.modules, "halka.lm_eval", raising=False)
+    monkeypatch.delitem(sys.modules, "halka.interop.lm_eval", raising=False)
     monkeypatch.setattr(sys, "argv", ["halka", "lm-eval", "--tasks", "x"])
     with pytest.raises(SystemExit) as ended:
         main()
