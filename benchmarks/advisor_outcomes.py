@@ -34,7 +34,7 @@ import halka
 from halka.advising.conditions import conditioned, question_of
 from halka.advising.worth import worth
 from halka.data.examples import Example
-from halka.evaluation import generate
+from halka.evaluation.answers import generate
 from halka.rag.collection import Collection
 from halka.rag.passages import Passage
 from halka.rag.retrieve import Retriever

@@ -21,8 +21,8 @@ from side_by_side import setup
 
 import halka
 from halka.ablation.scores import Answered, as_rows, scored
-from halka.answering import answering, prompt_budget, prompt_tokens
 from halka.data.readers import whole_rows
+from halka.evaluation.streaming import answering, prompt_budget, prompt_tokens
 from halka.rag.answer import Answerer
 from halka.rag.collection import Collection
 from halka.rag.floor import floor_for

@@ -17,7 +17,7 @@ from halka.advising.evidence import (
     Subject,
     Trial,
 )
-from halka.metrics import Score
+from halka.evaluation.metrics import Score
 
 GB, MB = 10**9, 10**6
 

@@ -18,7 +18,7 @@ from halka.advising.advice import CHOICES, Advice, Reason
 from halka.advising.conditions import CONDITIONS
 from halka.advising.evidence import Evidence, Fit, Knowledge, Learnability, Strength
 from halka.cli.advice_shown import show_advice
-from halka.metrics import Score
+from halka.evaluation.metrics import Score
 from halka.report import advice_curves, advice_plots
 from halka.report import advice_words as words
 from halka.report.advice import render_advice, write_advice

@@ -26,7 +26,7 @@ from halka.advising.evidence import (
 from halka.advising.prospects import Bar
 from halka.advising.thresholds import FARTHER, OF_USE, TOLERANCE, UNSURE, WORTH_GATHERING
 from halka.advising.verdict import advise_from, chosen, needed
-from halka.metrics import Score
+from halka.evaluation.metrics import Score
 
 SUBJECT = Subject(
     "smollm2-135m", 134_000_000, "train.jsonl", 200, 40, "exact_match", 80, flags=("--data", "train.jsonl")

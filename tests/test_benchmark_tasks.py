@@ -9,7 +9,7 @@ import pytest
 
 from halka.data.task import Task
 from halka.data.tasks import load_task
-from halka.metrics import find_metric, score
+from halka.evaluation.metrics import find_metric, score
 
 FOLDER = Path(__file__).resolve().parents[1] / "benchmarks" / "tasks"
 

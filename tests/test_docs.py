@@ -34,8 +34,8 @@ def test_python_blocks_run(page, tmp_path, monkeypatch):
 def test_the_documented_data_task_and_experiment_are_read(tmp_path):
     from halka.data.examples import SHAPES, read_examples
     from halka.data.task import KEYS, Task
+    from halka.evaluation.metrics import FAMILIES, METRICS
     from halka.experiment import Experiment, read_experiment
-    from halka.metrics import FAMILIES, METRICS
 
     page = (ROOT / "docs" / "data.md").read_text(encoding="utf-8")
     (rows,), (task,) = blocks(ROOT / "docs" / "data.md", "jsonl"), blocks(ROOT / "docs" / "data.md", "yaml")

@@ -10,9 +10,9 @@ from tokenizers import AddedToken, normalizers
 
 import halka
 from embedder_for_tests import WordEmbedder
-from halka.answering import answering, prompt_tokens, user_message
 from halka.data.examples import Example, Message
 from halka.data.tokens import encode_prompt
+from halka.evaluation.streaming import answering, prompt_tokens, user_message
 from halka.rag.answer import Answerer
 from halka.rag.collection import Collection
 from halka.rag.floor import floor_for
@@ -232,7 +232,7 @@ def test_without_passages_the_model_is_not_asked(collection):
 
 
 def test_a_model_answers_piece_by_piece_as_it_does_whole(support):
-    from halka.evaluation import generate
+    from halka.evaluation.answers import generate
 
     pieces = [*answering(support, None, 8, {})("What is it?")]
     (whole,) = generate(support, None, [Example((Message("user", "What is it?"),))], max_new_tokens=8)

@@ -6,7 +6,7 @@ import re
 import pytest
 
 from halka.data import support
-from halka.metrics import score
+from halka.evaluation.metrics import score
 
 TASK = support.task()
 SPLITS = {"train": TASK.train, "validation": TASK.validation, "test": TASK.test}

@@ -18,7 +18,7 @@ from contract import disturb, weights_of
 from halka.core import AdaptedModel, Method
 from halka.data.batches import collate, plan
 from halka.data.tokens import Tokens
-from halka.evaluation import generate
+from halka.evaluation.answers import generate
 from halka.training.loop import mean_loss
 from halka.training.run import TrainConfig
 from tiny import tiny

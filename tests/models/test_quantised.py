@@ -16,7 +16,7 @@ import contract
 import halka
 from contract import JOINT, disturb, ids, padded
 from halka.core import AdaptedModel, Method, Packed, bytes_of, count_of, form_of
-from halka.evaluation import evaluate, generate, perplexity
+from halka.evaluation.answers import evaluate, generate, perplexity
 from halka.methods import all_methods
 from halka.models.fingerprint import fingerprint
 from halka.models.quantised.int8 import Int8Linear

@@ -14,7 +14,7 @@ import halka
 from classifiers import CLASSES, LABELS, TAGS, TEXTS, classifier, example, examples, logits
 from contract import disturb
 from halka.data.batches import NO_LOSS
-from halka.evaluation import evaluate, generate
+from halka.evaluation.answers import evaluate, generate
 from halka.models import pad_id
 from halka.models.classes import head_of, label_rows
 from halka.models.loading import load_base

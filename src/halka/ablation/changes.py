@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Sequence
 
-from halka.metrics import find_metric
+from halka.evaluation.metrics import find_metric
 from halka.rag.raft import Asked
 
 

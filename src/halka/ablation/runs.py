@@ -24,14 +24,14 @@ from halka.ablation.documents import collection_of
 from halka.ablation.injections import attack_of, attacks, injected
 from halka.ablation.scores import Answered, as_rows, from_row, said, scored
 from halka.ablation.settings import Ablation, Questions, key_of, matcher, read_questions
-from halka.answering import prompt_budget, user_message
 from halka.compare import Event, alone_in
 from halka.core import AdaptedModel
 from halka.data.examples import Example, Message
 from halka.data.tokens import encode_prompt
-from halka.evaluation import generate
+from halka.evaluation.answers import generate
+from halka.evaluation.metrics import find_metric
+from halka.evaluation.streaming import prompt_budget, user_message
 from halka.methods import made
-from halka.metrics import find_metric
 from halka.models import adapt
 from halka.models.loading import load_base
 from halka.rag.collection import Collection

@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from halka.ablation.settings import matcher
-from halka.metrics import Score, find_metric, mean_of
+from halka.evaluation.metrics import Score, find_metric, mean_of
 from halka.rag.prompt import ABSTAINED, CITATION, abstains, cited
 from halka.rag.raft import stands_in
 

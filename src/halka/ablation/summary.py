@@ -8,7 +8,7 @@ from statistics import mean
 from typing import Any
 
 from halka.ablation.scores import MEASURES, from_row, scored
-from halka.metrics import mean_of
+from halka.evaluation.metrics import mean_of
 from halka.report.intervals import Estimate, Interval, difference, estimate
 
 WAYS = {

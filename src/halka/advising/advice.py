@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from halka.advising.thresholds import HIGH, MEDIUM
-from halka.metrics import Score
+from halka.evaluation.metrics import Score
 from halka.report import advice_words
 
 CHOICES = {name: title for name, (_, title) in advice_words.CHOICES.items()}

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from itertools import combinations
 from statistics import mean
 
-from halka.metrics import as_label
+from halka.evaluation.metrics import as_label
 
 LONGEST = 80
 """Characters of a label at most; "balance_not_updated_after_cheque_or_cash_deposit" has 48."""

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 
-from halka.answering import user_message
 from halka.core import AdaptedModel
 from halka.data.examples import Example, Message
 from halka.data.readers import Problem
 from halka.data.tokens import encode_all
-from halka.metrics import Score
+from halka.evaluation.metrics import Score
+from halka.evaluation.streaming import user_message
 from halka.models import context
 from halka.rag.passages import Passage
 from halka.rag.prompt import prompted

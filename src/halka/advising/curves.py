@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from halka.advising.thresholds import RISING
 from halka.data.metric import Counts, Metric
-from halka.metrics import Score, score
+from halka.evaluation.metrics import Score, score
 
 Array = NDArray[np.float64]
 

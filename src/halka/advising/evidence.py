@@ -13,8 +13,8 @@ from dataclasses import dataclass, field, fields, is_dataclass
 from typing import Any, Union, get_args, get_origin, get_type_hints
 
 from halka.core import described
+from halka.evaluation.metrics import Score
 from halka.methods import all_methods, made
-from halka.metrics import Score
 
 TOLD = ("rank", "targets")  # of a method's fields, whatever they are
 

@@ -15,7 +15,7 @@ from halka.advising.conditions import BOTH, DOCUMENTS, question_of
 from halka.advising.curves import interval
 from halka.advising.evidence import Knowledge
 from halka.advising.questions import Questions
-from halka.metrics import Score, mean_of
+from halka.evaluation.metrics import Score, mean_of
 from halka.rag.raft import stands_in
 
 COMMON = 0.25  # share of the other answers that a token of form stands in

@@ -23,8 +23,8 @@ from halka.advising.questions import Questions
 from halka.advising.thresholds import FARTHER
 from halka.core import described
 from halka.data.batches import plan as batched
+from halka.evaluation.metrics import mean_of
 from halka.methods import made as method_of
-from halka.metrics import mean_of
 from halka.training.loop import Job, as_tokens, train_many
 from halka.training.run import METRICS, TrainConfig, TrainingError
 from halka.util.files import write_text

@@ -10,7 +10,7 @@ from halka.advising.kept import HELD_OUT, HELD_OUT_SHOWN, SHOWN, TRAIN, Kept
 from halka.advising.need import Need, Sample
 from halka.advising.questions import Questions
 from halka.advising.rows import rows, with_passages
-from halka.metrics import Score
+from halka.evaluation.metrics import Score
 
 
 def leave_examples(kept: Kept, sample: Sample) -> None:

@@ -14,7 +14,7 @@ from halka.advising.worth import usual_metric
 from halka.data.duplicates import prompt_key
 from halka.data.examples import Example
 from halka.data.task import split_off
-from halka.metrics import score
+from halka.evaluation.metrics import score
 from halka.rag.sources import digest_of
 
 MOST_HELD_OUT, MOST_TRAIN = 48, 512

@@ -9,7 +9,7 @@ from halka.advising.advice import Prospect
 from halka.advising.conditions import best_asked
 from halka.advising.evidence import Evidence, Learnability, Strength, Trial
 from halka.advising.thresholds import FALLING, NOISY
-from halka.metrics import Score
+from halka.evaluation.metrics import Score
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,7 @@ from halka.core import AdaptedModel, in_mode
 from halka.data.batches import collate, plan
 from halka.data.examples import Example
 from halka.data.tokens import Tokens, encode, encode_prompt
-from halka.evaluation import generate
+from halka.evaluation.answers import generate
 from halka.models import context, hidden_states, logits, pad_id
 from halka.models.attention.function import use_attention
 from halka.rag.passages import Passage

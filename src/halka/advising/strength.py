@@ -11,7 +11,7 @@ from halka.advising.curves import interval
 from halka.advising.evidence import Strength
 from halka.advising.questions import Questions
 from halka.data.examples import Example
-from halka.metrics import mean_of
+from halka.evaluation.metrics import mean_of
 
 Progress = Callable[[str], None]
 

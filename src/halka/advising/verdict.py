@@ -41,7 +41,7 @@ from halka.advising.thresholds import (
     UNTRIED,
     WORTH_GATHERING,
 )
-from halka.metrics import Score
+from halka.evaluation.metrics import Score
 
 DRAWS = 2000
 

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from halka.advising.agreement import of_few_kinds
-from halka.metrics import find_metric
+from halka.evaluation.metrics import find_metric
 from halka.rag.prompt import CITATION
 
 SHORT = 5  # words of an answer that is a name or a number rather than a text

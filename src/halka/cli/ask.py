@@ -57,7 +57,7 @@ def ask(
 
     The adapter gives the form, the documents the knowledge. Nothing is answered from what --as may not read.
     """
-    from halka.answering import answering, prompt_budget, prompt_tokens
+    from halka.evaluation.streaming import answering, prompt_budget, prompt_tokens
     from halka.rag.answer import Answerer
 
     options = sampling(temperature, None)

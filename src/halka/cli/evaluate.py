@@ -108,7 +108,7 @@ def judged_on(
 
     from halka.data.task import Task
     from halka.data.task import limit as limited
-    from halka.metrics import find_metric
+    from halka.evaluation.metrics import find_metric
 
     if (task is None) == (data is None):
         raise ValueError("what to evaluate on is said by --task NAME or by --data FILE: give one of them")
@@ -150,7 +150,7 @@ def _score(
 ) -> dict[str, Any]:
     """Scores overall, unless each adapter answered the same examples, and by adapter where there are several."""
     from halka.cli.progress import CountProgress
-    from halka.evaluation import evaluate
+    from halka.evaluation.answers import evaluate
     from halka.util.files import write_text
 
     with CountProgress("answers", len(examples)) as progress:
@@ -184,7 +184,7 @@ def scores_beside(predictions: Path) -> Path:
 
 def _perplexity(model: AdaptedModel, names: list[str | None], text: str) -> dict[str, Any]:
     """The base's, and each adapter's with its change from that."""
-    from halka.evaluation import perplexity
+    from halka.evaluation.answers import perplexity
 
     bare = perplexity(model, None, text)
     each = {name: perplexity(model, name, text) for name in names if name is not None}

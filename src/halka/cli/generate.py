@@ -142,7 +142,7 @@ def answer_all(
 ) -> list[dict[str, str | None]]:
     """Every prompt with its answer, in order."""
     from halka.cli.progress import CountProgress
-    from halka.evaluation import generate
+    from halka.evaluation.answers import generate
 
     answers = [""] * len(asked)
     with CountProgress("answers", len(asked)) as progress:
@@ -160,7 +160,7 @@ def stream(model: AdaptedModel, name: str | None, asked: Example, tokens: int, o
     """One answer on stdout, word by word as it is made."""
     from transformers import TextStreamer
 
-    from halka.evaluation import generate
+    from halka.evaluation.answers import generate
 
     streamer = TextStreamer(model.tokenizer, skip_prompt=True, skip_special_tokens=True)
     for _ in generate(model, name, [asked], max_new_tokens=tokens, batch_size=1, streamer=streamer, **options):

@@ -21,7 +21,7 @@ from halka.objectives.tagging import Tagging
 class Objective(Protocol):
     """What a base of one kind learns, and how it answers. `name` is an adapter's, or None for the bare base.
 
-    The loop, the checkpoints and the batches are the same for all of them (`training/loop.py`, `evaluation.py`).
+    The loop, the checkpoints and the batches are the same for all of them.
     """
 
     head_sees_rows: bool  # whether the head is called with whole rows, so that rows of several adapters can share it

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from statistics import mean
 from typing import TYPE_CHECKING, Any
 
-from halka.metrics import Score
+from halka.evaluation.metrics import Score
 from halka.report import advice_words as words
 from halka.report.intervals import finite
 from halka.report.labels import Name, at_the_right

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from halka.metrics import Score
+from halka.evaluation.metrics import Score
 from halka.report import advice_words as words
 from halka.report.bars import PART_NAMES, Key, bar_axes, legend
 from halka.report.intervals import finite

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from halka.metrics import Score
+from halka.evaluation.metrics import Score
 from halka.report.intervals import finite
 from halka.report.units import count, duration, learning_rate, listed, one_line, percent, plural, size
 

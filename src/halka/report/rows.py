@@ -153,7 +153,7 @@ def counting_runs(runs: Sequence[Measurement]) -> tuple[list[Measurement], bool]
 
 def metric_info(name: str) -> MetricInfo:
     """The metric's direction and range where Halka knows the metric; else by its name, without a range."""
-    from halka.metrics import find_metric
+    from halka.evaluation.metrics import find_metric
 
     try:
         metric = find_metric(name)

@@ -15,7 +15,7 @@ from typing import Any
 from halka.core import AdaptedModel
 from halka.data.examples import Example, Message
 from halka.data.tokens import encode_prompt
-from halka.evaluation import generate
+from halka.evaluation.answers import generate
 from halka.models import context
 
 BRACKETED = re.compile(r"<.+>|\[.+\]", re.DOTALL)

@@ -16,8 +16,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from halka.data.metric import Counts, Metric, Sums, ratio
-from halka.json_metrics import JSON_METRICS, json_field, json_field_f1
-from halka.tag_metrics import TAG_METRICS
+from halka.evaluation.json_metrics import JSON_METRICS, json_field, json_field_f1
+from halka.evaluation.tag_metrics import TAG_METRICS
 
 Array = NDArray[np.float64]
 

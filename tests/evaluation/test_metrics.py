@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from halka.data.metric import Metric
-from halka.metrics import METRICS, find_metric, score
+from halka.evaluation.metrics import METRICS, find_metric, score
 
 SAID = [
     "The cat sat on the mat.",

@@ -11,14 +11,14 @@ from torch.nn.functional import cross_entropy
 from transformers import LogitsProcessor, LogitsProcessorList, PreTrainedTokenizerFast
 
 import halka
-import halka.evaluation
+import halka.evaluation.answers
 from contract import disturb, weights_of
 from halka import AdapterPool, AdapterStore
 from halka.core import AdaptedModel
 from halka.data.examples import Example, Message
 from halka.data.tokens import encode_prompt
-from halka.evaluation import evaluate, generate, perplexity
-from halka.metrics import score
+from halka.evaluation.answers import evaluate, generate, perplexity
+from halka.evaluation.metrics import score
 from tiny import tiny
 from tokenizers_for_tests import chatml_tokenizer
 
@@ -362,7 +362,7 @@ def test_an_evaluation_scores_answers_against_their_own_references(monkeypatch):
         model_that_reads(),
         {0: "Paris 0", 1: "Rome", 2: "Paris 2", 3: "", 4: "Paris 4", 5: "Paris 6", 6: "paris 6"},
     )
-    monkeypatch.setattr(halka.evaluation, "generate", lambda *_, **__: iter(sorted(said.items(), reverse=True)))
+    monkeypatch.setattr(halka.evaluation.answers, "generate", lambda *_, **__: iter(sorted(said.items(), reverse=True)))
     told = []
     found = evaluate(model, None, EXAMPLES, ["exact_match"], on_progress=told.append, seed=3)
     assert told == [1, 2, 3, 4, 5, 6, 7]
@@ -395,7 +395,9 @@ def test_an_evaluation_answers_with_the_adapter_and_leaves_the_base_alone():
 def test_an_evaluation_scores_each_adapter_on_its_own_examples(monkeypatch):
     model, names = model_that_reads("lora"), ["lora", None, "lora", None, "lora", None, None]
     right = {0: "Paris 0", 1: "Rome", 2: "Paris 2", 3: "Rome", 4: "Rome", 5: "Rome", 6: "Paris 6"}
-    monkeypatch.setattr(halka.evaluation, "generate", lambda *_, **__: iter(sorted(right.items(), reverse=True)))
+    monkeypatch.setattr(
+        halka.evaluation.answers, "generate", lambda *_, **__: iter(sorted(right.items(), reverse=True))
+    )
     found = evaluate(model, names, EXAMPLES, ["exact_match"], seed=3)
     assert found.scores["exact_match"].value == pytest.approx(3 / 7)
     assert {each: score["exact_match"].value for each, score in found.by_adapter.items()} == {"lora": 2 / 3, None: 0.25}
@@ -415,7 +417,7 @@ def test_an_evaluation_answers_each_example_with_its_adapter():
 
 def test_other_accepted_answers_count_too(monkeypatch):
     example = Example((Message("user", "Why?"), Message("assistant", "Because")), references=("Because", "So"))
-    monkeypatch.setattr(halka.evaluation, "generate", lambda *_, **__: iter([(0, "So")]))
+    monkeypatch.setattr(halka.evaluation.answers, "generate", lambda *_, **__: iter([(0, "So")]))
     assert evaluate(model_that_reads(), None, [example], ["exact_match"]).scores["exact_match"].value == 1
 
 
@@ -434,7 +436,7 @@ def test_a_metric_that_the_gold_answers_do_not_satisfy_is_refused_before_anythin
     def generated(*args, **options):
         raise AssertionError("it was generated")
 
-    monkeypatch.setattr(halka.evaluation, "generate", generated)
+    monkeypatch.setattr(halka.evaluation.answers, "generate", generated)
     with pytest.raises(ValueError, match=message):
         evaluate(model_that_reads(), None, EXAMPLES, [metric])
 

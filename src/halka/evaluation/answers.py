@@ -14,7 +14,7 @@ from halka.core import AdaptedModel
 from halka.data.examples import Example
 from halka.data.metric import Metric
 from halka.data.tokens import Tokens
-from halka.metrics import Score, score
+from halka.evaluation.metrics import Score, score
 from halka.models import context
 from halka.models.attention.function import use_attention
 from halka.objectives import objective_of

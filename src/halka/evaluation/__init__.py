@@ -1,0 +1,1 @@
+"""Evaluation: answers, and the metrics and intervals that they are scored by."""
