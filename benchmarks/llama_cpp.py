@@ -33,12 +33,12 @@ def main() -> None:
     if arguments.worker:
         print(json.dumps(answers_of_llama_cpp(**json.loads(arguments.worker))))
         return
-    from merging import BASE, TASKS, tasks, trained
     from side_by_side import setup
 
     import halka
     from halka.data.chat import write
     from halka.models.loading import load_base
+    from merging import BASE, TASKS, tasks, trained
 
     trained(arguments.adapters, 60)
     model = halka.adapt(*load_base(BASE, dtype="float32"))

@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from halka.estimating import estimate
-    from halka.interop.view import view
+    from halka.interop.views import view
     from halka.merging.combining import combine
     from halka.merging.error import merge, merge_error
-    from halka.merging.export import export
+    from halka.merging.exporting import export
     from halka.methods import (
         IA3,
         BitFit,
@@ -79,14 +79,14 @@ _HOMES = {
     "save": "halka.storage.adapter_folder",
     "combine": "halka.merging.combining",
     "estimate": "halka.estimating",
-    "export": "halka.merging.export",
+    "export": "halka.merging.exporting",
     "merge": "halka.merging.error",
     "merge_error": "halka.merging.error",
     "Job": "halka.training.loop",
     "TrainConfig": "halka.training.run",
     "train": "halka.training.loop",
     "train_many": "halka.training.loop",
-    "view": "halka.interop.view",
+    "view": "halka.interop.views",
 }
 
 

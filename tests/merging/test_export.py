@@ -15,7 +15,7 @@ from classifiers import CLASSES, LABELS, TAGS, classifier
 from contract import disturb, ids
 from halka.data.tokens import Tokens
 from halka.merging.error import difference
-from halka.merging.export import FORMS, whole_weights
+from halka.merging.exporting import FORMS, whole_weights
 from halka.models.quantised.packing import quantise
 from kinds import bare, logits, model_with
 from tiny import tiny

@@ -13,7 +13,7 @@ import halka
 from contract import adapted, disturb, ids, padded
 from halka.core import experts
 from halka.merging.combining import combine
-from halka.merging.export import export
+from halka.merging.exporting import export
 from halka.training.loop import Job, train, train_many
 from halka.training.run import TrainConfig
 from kinds import bare, logits

@@ -113,7 +113,7 @@ def merge(
         if not force:
             refuse_past(limit, found)
     else:
-        from halka.merging.export import export
+        from halka.merging.exporting import export
 
         written = {"form": form or "safetensors", "dtype": to_dtype, "pad_rank": pad_rank}
         judged_by = {"probes": text, "limit": limit, "force": force, "on_error": told}

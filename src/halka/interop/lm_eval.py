@@ -16,7 +16,7 @@ from lm_eval.api.registry import register_model
 from lm_eval.models.huggingface import HFLM
 
 from halka.core import AdaptedModel
-from halka.interop.view import view
+from halka.interop.views import view
 from halka.models import adapt, context
 from halka.models.loading import load_base
 from halka.storage.adapter_folder import load
