@@ -20,7 +20,6 @@ from typing import Any
 from side_by_side import setup
 
 import halka
-from halka.ablation.scores import Answered, as_rows, scored
 from halka.data.readers import whole_rows
 from halka.evaluation.streaming import answering, prompt_budget, prompt_tokens
 from halka.rag.answer import Answerer
@@ -29,6 +28,7 @@ from halka.rag.floor import floor_for
 from halka.rag.raft import Asked, asked_in
 from halka.rag.retrieve import Retriever
 from halka.storage.adapter_folder import read_card
+from halka.studies.ablation.scores import Answered, as_rows, scored
 
 HERE = Path(__file__).parent
 HANDBOOK = HERE.parent / "examples" / "handbook"

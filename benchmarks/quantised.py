@@ -27,10 +27,10 @@ from side_by_side import in_a_process, setup
 import halka
 from halka.core import AdaptedModel, Packed, bytes_of
 from halka.evaluation.answers import perplexity
-from halka.measure import neutral_text
 from halka.models.attention.function import use_attention
 from halka.models.loading import load_base
 from halka.models.quantised.packing import check_form
+from halka.studies.measure import neutral_text
 from halka.util import machine
 
 HERE = Path(__file__).parent

@@ -1,4 +1,4 @@
-"""Invented but plausible measurements of one experiment, in the JSON form that `halka.measure` writes."""
+"""Invented but plausible measurements of one experiment, in the JSON form that `halka.studies.measure` writes."""
 
 from __future__ import annotations
 

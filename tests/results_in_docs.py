@@ -21,8 +21,8 @@ NOT_YET = "*Not measured yet.*\n"
 
 def table(name: str) -> str:
     """An experiment's measurements as a Markdown table."""
-    from halka.compare import measurements
     from halka.report import summarise, to_markdown
+    from halka.studies.compare import measurements
 
     found = measurements(RESULTS / name)
     return to_markdown(summarise(found)) if found else NOT_YET
@@ -30,8 +30,8 @@ def table(name: str) -> str:
 
 def ablation(name: str) -> str:
     """What adapter and retrieval bring, as a Markdown table and in sentences."""
-    from halka.ablation import summarise
-    from halka.ablation.tables import to_markdown
+    from halka.studies.ablation import summarise
+    from halka.studies.ablation.tables import to_markdown
 
     runs = [json.loads(path.read_text(encoding="utf-8")) for path in sorted((RESULTS / name / "runs").glob("*.json"))]
     return to_markdown(summarise(runs)) if runs else NOT_YET

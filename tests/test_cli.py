@@ -22,7 +22,7 @@ from contract import disturb
 from halka import AdapterStore, LoRA, Prefix, adapt, load_base, save
 from halka.cli import app, cli_reference
 from halka.cli.train import Deferred
-from halka.compare import Event, Outputs
+from halka.studies.compare import Event, Outputs
 from measurements_for_tests import measurements
 from tiny import tiny
 from tokenizers_for_tests import chatml_tokenizer
@@ -880,8 +880,8 @@ def experiment(here, monkeypatch):
             made[-1] = {**made[-1], "status": "failed", "error": "no"}
         return Outputs(folder / "report.html", folder / "table.md", folder / "summary.json", made, 3)
 
-    monkeypatch.setattr("halka.compare.run", run)
-    monkeypatch.setattr("halka.compare.write_outputs", write_outputs)
+    monkeypatch.setattr("halka.studies.compare.run", run)
+    monkeypatch.setattr("halka.studies.compare.write_outputs", write_outputs)
     Path("experiment.yaml").write_text("name: e\nbase: base\ntask: support\nmethods: [{method: lora}]\n")
     return fails
 
@@ -908,7 +908,7 @@ def test_compare_stopped_says_how_to_go_on(experiment, monkeypatch):
         yield Event("started", "LoRA, seed 0", 0, 2)
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("halka.compare.run", run)
+    monkeypatch.setattr("halka.studies.compare.run", run)
     assert "goes on with what is missing" in halka("compare experiment.yaml -o results", code=130).stderr
 
 
@@ -948,7 +948,7 @@ def test_a_terminated_comparison_ends_its_runs(experiment, monkeypatch):
         finally:
             ended.append(True)
 
-    monkeypatch.setattr("halka.compare.run", run)
+    monkeypatch.setattr("halka.studies.compare.run", run)
     own = signal.getsignal(signal.SIGTERM)
     assert "goes on with what is missing" in halka("compare experiment.yaml -o results", code=130).stderr
     assert ended

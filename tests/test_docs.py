@@ -35,7 +35,7 @@ def test_the_documented_data_task_and_experiment_are_read(tmp_path):
     from halka.data.examples import SHAPES, read_examples
     from halka.data.task import KEYS, Task
     from halka.evaluation.metrics import FAMILIES, METRICS
-    from halka.experiment import Experiment, read_experiment
+    from halka.studies.experiment import Experiment, read_experiment
 
     page = (ROOT / "docs" / "data.md").read_text(encoding="utf-8")
     (rows,), (task,) = blocks(ROOT / "docs" / "data.md", "jsonl"), blocks(ROOT / "docs" / "data.md", "yaml")
@@ -57,7 +57,7 @@ def test_the_documented_data_task_and_experiment_are_read(tmp_path):
 
 
 def test_the_ablation_in_the_docs_is_one(tmp_path):
-    from halka.ablation import read_ablation
+    from halka.studies.ablation import read_ablation
 
     (ablation,) = blocks(ROOT / "docs" / "rag.md", "yaml")
     (tmp_path / "ablation.yaml").write_text(ablation)

@@ -67,7 +67,7 @@ def test_the_training_data_is_what_halka_makes_today(documents):
 
 
 def test_the_commands_in_the_readme_name_what_is_there():
-    from halka.ablation import read_ablation
+    from halka.studies.ablation import read_ablation
 
     page = (ROOT / "README.md").read_text(encoding="utf-8")
     (block,) = (each for each in re.findall(r"```sh\n(.*?)```", page, flags=re.DOTALL) if "examples/handbook" in each)

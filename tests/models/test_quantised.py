@@ -10,6 +10,7 @@ import bitsandbytes.functional as reference
 import pytest
 import torch
 import yaml
+from test_measure import a_run
 from torch import nn
 
 import contract
@@ -24,7 +25,6 @@ from halka.models.quantised.nf4 import NF4Linear
 from halka.models.quantised.packing import FORMS, nf4, quantise
 from halka.training.loop import Job, train_many
 from test_cli import halka as command
-from test_measure import a_run
 from tiny import CONFIGS, ENCODERS, SEQ2SEQ, tiny
 from tokenizers_for_tests import chatml_tokenizer
 
@@ -470,7 +470,7 @@ def test_a_run_goes_on_only_on_the_form_that_it_began_on(made, form, tmp_path):
 
 
 def test_a_measured_run(made, tmp_path):
-    from halka.measure import measure
+    from halka.studies.measure import measure
 
     short = {"steps": 2, "batch_size": 4, "lr": 1e-2}
     plain, *others = (measure(a_run(made, tmp_path / str(form), quantize=form, train=short)) for form in (None, *FORMS))
@@ -484,8 +484,8 @@ def test_a_measured_run(made, tmp_path):
 
 
 def test_an_experiment_names_forms_and_old_runs_keep_their_names(made, tmp_path):
-    from halka.compare import _Schedule
-    from halka.experiment import read_experiment
+    from halka.studies.compare import _Schedule
+    from halka.studies.experiment import read_experiment
 
     def keys(**changes) -> list[str]:
         given = {"name": "e", "base": str(made / "base"), "task": str(made / "task.yaml"), "seeds": [0], **changes}

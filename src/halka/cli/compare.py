@@ -15,10 +15,10 @@ import typer
 from halka.cli.command import Failed, Json, emit, examples, existing_file, say, show
 
 if TYPE_CHECKING:
-    from halka.ablation import Ablation, Summary
-    from halka.compare import Event
-    from halka.experiment import Experiment
     from halka.report import Section
+    from halka.studies.ablation import Ablation, Summary
+    from halka.studies.compare import Event
+    from halka.studies.experiment import Experiment
 
 Retry = Annotated[bool, typer.Option("--retry", help="run again what failed")]
 
@@ -50,8 +50,8 @@ def compare(
     Each method gets a small search for its learning rate, and then several seeds. Every run is kept:
     the same command runs what is missing, and adding a method runs that one.
     """
-    from halka.ablation.settings import read_ablation, read_questions
-    from halka.experiment import read_experiment
+    from halka.studies.ablation.settings import read_ablation, read_questions
+    from halka.studies.experiment import read_experiment
 
     if experiment is None and rag is None:
         raise ValueError("there is nothing to compare: give an EXPERIMENT, or --rag FILE")
@@ -69,8 +69,8 @@ def compare(
 
 def _ablate(ablation: Ablation, out: Path, command: str, json: bool) -> None:
     """An ablation alone, to its table and report."""
-    from halka.ablation.tables import to_rich
     from halka.report import write_report
+    from halka.studies.ablation.tables import to_rich
 
     summary, section = _ablated(ablation, out)
     report = write_report((), out / "report.html", title=summary.name, command=command, sections=[section])
@@ -83,9 +83,9 @@ def _ablated(ablation: Ablation, out: Path) -> tuple[Summary, Section]:
     """What an ablation's runs say, when what was missing has run; its table and summary are written."""
     import json
 
-    from halka.ablation import found, study, summarise
-    from halka.ablation.tables import headline, to_html, to_markdown
     from halka.report import Section
+    from halka.studies.ablation import found, study, summarise
+    from halka.studies.ablation.tables import headline, to_html, to_markdown
     from halka.util.files import write_text
 
     _follow(study(ablation, out), ablation.place(ablation.base), out)
@@ -106,7 +106,7 @@ def demo(
 
     It takes a few minutes on two cores, and fetches the model the first time.
     """
-    from halka.experiment import demo_experiment
+    from halka.studies.experiment import demo_experiment
 
     _run(demo_experiment(), out, shlex.join(["halka", "demo", "-o", str(out)]), retry, json)
 
@@ -114,7 +114,7 @@ def demo(
 def _run(
     experiment: Experiment, out: Path, command: str, retry: bool, json: bool, ablation: Ablation | None = None
 ) -> None:
-    from halka.compare import run, write_outputs
+    from halka.studies.compare import run, write_outputs
 
     _follow(run(experiment, out, retry=retry), experiment.base, out)
     outputs = write_outputs(experiment, out, command)

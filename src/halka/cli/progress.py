@@ -18,7 +18,7 @@ from halka.report.units import duration, size
 if TYPE_CHECKING:
     from rich.progress import TaskID
 
-    from halka.compare import Event
+    from halka.studies.compare import Event
     from halka.training.run import Step
 
 PAUSE = 2.0  # seconds between two lines on one probe

@@ -47,7 +47,7 @@ def write_report(
 ) -> Path:
     """Writes the report on one experiment's measurements to `path`, whole or not at all, and returns the path.
 
-    measurements    what `halka.measure` writes, finished or not
+    measurements    what `halka.studies.measure` writes, finished or not
     title           the page's title; by default the task and the base
     command         what makes the measurements again; by default what they record
     sections        what else was measured, and stands behind the methods; the first heads a report without any

@@ -107,7 +107,7 @@ class Summary:
 
 
 def summarise(measurements: Sequence[Measurement], command: str | None = None) -> Summary:
-    """The summary of one experiment's measurements (the JSON that `halka.measure` writes), finished or not.
+    """The summary of one experiment's measurements (the JSON that `halka.studies.measure` writes), finished or not.
 
     `command` is the one that makes the measurements again; by default what the measurements themselves record.
 

@@ -22,8 +22,8 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from filelock import FileLock, Timeout
 
-from halka.experiment import Entry, Experiment, digest, task_of
-from halka.measure import BASE, SCHEMA, Spec, failed
+from halka.studies.experiment import Entry, Experiment, digest, task_of
+from halka.studies.measure import BASE, SCHEMA, Spec, failed
 from halka.training.run import TrainConfig
 from halka.util.files import write_text
 
@@ -293,7 +293,7 @@ class _Schedule:
         environment = {**os.environ, "OMP_NUM_THREADS": str(self.threads), "TOKENIZERS_PARALLELISM": "false"}
         with (Path(runs[0].folder) / "log.txt").open("w", encoding="utf-8") as log:
             process = subprocess.Popen(
-                [sys.executable, "-m", "halka.measure", *files],
+                [sys.executable, "-m", "halka.studies.measure", *files],
                 stdout=subprocess.PIPE,
                 stderr=log,
                 text=True,

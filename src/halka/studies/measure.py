@@ -1,6 +1,7 @@
 """One run, in a process of its own, to one measurement: so that its peak memory is its own, and its failure too.
 
-`python -m halka.measure RUN.json RESULT.json` reads a `Spec`, prints a line of JSON a step, and writes the measurement.
+`python -m halka.studies.measure RUN.json RESULT.json` reads a `Spec`, prints a line of JSON a step, and writes the
+measurement.
 Several pairs of files are searches that are trained together.
 """
 

@@ -31,7 +31,7 @@ class Attack:
 @cache
 def attacks() -> tuple[Attack, ...]:
     """Those that come with Halka."""
-    lines = files("halka.ablation").joinpath("injections.jsonl").read_text(encoding="utf-8").splitlines()
+    lines = files("halka.studies.ablation").joinpath("injections.jsonl").read_text(encoding="utf-8").splitlines()
     return tuple(Attack(**json.loads(line)) for line in lines)
 
 

@@ -19,12 +19,6 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Literal
 
-from halka.ablation.changes import alike, replaced
-from halka.ablation.documents import collection_of
-from halka.ablation.injections import attack_of, attacks, injected
-from halka.ablation.scores import Answered, as_rows, from_row, said, scored
-from halka.ablation.settings import Ablation, Questions, key_of, matcher, read_questions
-from halka.compare import Event, alone_in
 from halka.core import AdaptedModel
 from halka.data.examples import Example, Message
 from halka.data.tokens import encode_prompt
@@ -43,6 +37,12 @@ from halka.rag.retrieve import Retriever
 from halka.rag.sources import digest_of, listed, taken_in
 from halka.rag.store import Scope
 from halka.storage.adapter_folder import save
+from halka.studies.ablation.changes import alike, replaced
+from halka.studies.ablation.documents import collection_of
+from halka.studies.ablation.injections import attack_of, attacks, injected
+from halka.studies.ablation.scores import Answered, as_rows, from_row, said, scored
+from halka.studies.ablation.settings import Ablation, Questions, key_of, matcher, read_questions
+from halka.studies.compare import Event, alone_in
 from halka.training.loop import train
 from halka.training.run import METRICS, TrainConfig
 from halka.util import machine

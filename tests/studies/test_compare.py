@@ -22,12 +22,12 @@ from types import FrameType
 import pytest
 import yaml
 
-import halka.compare
-from halka.compare import Event, measurements, run, write_outputs
-from halka.experiment import Experiment, demo_experiment, read_experiment
+import halka.studies.compare
+from halka.studies.compare import Event, measurements, run, write_outputs
+from halka.studies.experiment import Experiment, demo_experiment, read_experiment
 
 PROGRAM = '''
-"""Stands in for `python -m halka.measure RUN.json RESULT.json …`: it does what the plan says for a run of that name."""
+"""Stands in for `python -m halka.studies.measure RUN.json RESULT.json …`: it does what the plan says for each run."""
 import json, os, signal, sys, time
 
 plan = json.load(open(os.environ["HALKA_TEST_PLAN"]))
@@ -109,13 +109,13 @@ def stage(tmp_path, monkeypatch) -> Iterator[Stage]:
     program.write_text(PROGRAM)
 
     def started(arguments, **options):
-        assert arguments[:3] == [sys.executable, "-m", "halka.measure"]
+        assert arguments[:3] == [sys.executable, "-m", "halka.studies.measure"]
         return own([sys.executable, "-S", str(program), *arguments[3:]], **options)
 
     stage = Stage(tmp_path)
     monkeypatch.setenv("HALKA_TEST_PLAN", str(tmp_path / "plan.json"))
     monkeypatch.setenv("HALKA_TEST_LOG", str(stage.log))
-    monkeypatch.setattr(halka.compare.subprocess, "Popen", started)
+    monkeypatch.setattr(halka.studies.compare.subprocess, "Popen", started)
     yield stage
     assert not [note["pid"] for note in stage.notes() if is_alive(note["pid"])]
     gc.collect()
@@ -654,7 +654,7 @@ def test_table_and_report_are_of_this_experiments_runs_alone(stage, monkeypatch)
     monkeypatch.setattr("halka.report.summarise", list)
     monkeypatch.setattr("halka.report.to_markdown", str)
     monkeypatch.setattr("halka.report.write_report", lambda *_, **__: None)
-    monkeypatch.setattr("halka.compare.asdict", lambda each: each if isinstance(each, list) else vars(each))
+    monkeypatch.setattr("halka.studies.compare.asdict", lambda each: each if isinstance(each, list) else vars(each))
     stage.plan(**{"lora_0.1": {"loss": 0.6}, "lora_0.2": {"loss": 0.4}, "lora_0.3": {"loss": 0.5}})
     first = experiment(LORA, BASE)
     stage.go(first)

@@ -13,20 +13,20 @@ import pytest
 import yaml
 
 from embedder_for_tests import sentence_embedder
-from halka.ablation import found, read_ablation, study, summarise
-from halka.ablation.changes import alike, replaced
-from halka.ablation.documents import collection_of
-from halka.ablation.injections import attack_of, attacks, injected
-from halka.ablation.scores import Answered, said, scored
-from halka.ablation.settings import Questions, matcher
-from halka.ablation.tables import headline, to_html, to_markdown
 from halka.cli import main
 from halka.data.tokens import encode_prompt
-from halka.experiment import Entry
 from halka.rag.passages import Passage
 from halka.rag.prompt import ABSTAINED, INSTRUCTION, prompted
 from halka.rag.raft import Asked
 from halka.rag.sources import digest_of
+from halka.studies.ablation import found, read_ablation, study, summarise
+from halka.studies.ablation.changes import alike, replaced
+from halka.studies.ablation.documents import collection_of
+from halka.studies.ablation.injections import attack_of, attacks, injected
+from halka.studies.ablation.scores import Answered, said, scored
+from halka.studies.ablation.settings import Questions, matcher
+from halka.studies.ablation.tables import headline, to_html, to_markdown
+from halka.studies.experiment import Entry
 from tiny import tiny
 from tokenizers_for_tests import chatml_tokenizer
 
@@ -234,21 +234,23 @@ def test_from_files_to_a_report(files, tmp_path, monkeypatch, capsys):
 def test_beside_an_experiment_what_is_wrong_is_told_first_and_what_is_done_is_kept(
     files, tmp_path, monkeypatch, capsys
 ):
-    import halka.ablation
-    import halka.compare
+    import halka.studies.ablation
+    import halka.studies.compare
 
     done: list[int] = []
 
     def write_outputs(experiment, folder, command, sections=()):
         done.append(len(sections))
-        return halka.compare.Outputs(folder / "report.html", folder / "table.md", folder / "summary.json", [], 0)
+        return halka.studies.compare.Outputs(
+            folder / "report.html", folder / "table.md", folder / "summary.json", [], 0
+        )
 
     def fails(ablation, folder):
         raise ValueError("no room")
 
-    monkeypatch.setattr(halka.compare, "run", lambda experiment, folder, retry: iter(()))
-    monkeypatch.setattr(halka.compare, "write_outputs", write_outputs)
-    monkeypatch.setattr(halka.ablation, "study", fails)
+    monkeypatch.setattr(halka.studies.compare, "run", lambda experiment, folder, retry: iter(()))
+    monkeypatch.setattr(halka.studies.compare, "write_outputs", write_outputs)
+    monkeypatch.setattr(halka.studies.ablation, "study", fails)
     (tmp_path / "experiment.yaml").write_text("name: e\nbase: base\ntask: support\nmethods: [{method: lora}]\n")
 
     def told(ablation: Path) -> str:
@@ -275,7 +277,7 @@ def test_beside_an_experiment_what_is_wrong_is_told_first_and_what_is_done_is_ke
 
 def test_a_changed_fact_is_looked_up_again_and_put_back(files, tmp_path, monkeypatch):
     """A model that reads the code out of its passages follows every change, and the documents end as they began."""
-    import halka.ablation.runs as module
+    import halka.studies.ablation.runs as module
 
     def reads(model, name, examples, **options):
         for number, example in enumerate(examples):
@@ -310,7 +312,7 @@ def test_a_changed_fact_is_looked_up_again_and_put_back(files, tmp_path, monkeyp
 
 def test_what_was_asked_of_others_is_not_taken_for_the_answers(files, tmp_path, monkeypatch):
     """Another base, embedder or text is other work; and what is no longer listed is found no more."""
-    import halka.ablation.runs as module
+    import halka.studies.ablation.runs as module
 
     monkeypatch.setattr(module, "runs_of", lambda ablation: [module.Run("base")])
     monkeypatch.setattr(module, "generate", lambda model, name, examples, **_: ((n, "") for n in range(len(examples))))
@@ -374,7 +376,7 @@ def test_documents_are_known_by_name_and_text_wherever_they_are(files, tmp_path)
 @pytest.mark.parametrize("instruction", ["", "Reply as in Code: … and in no other way, whatever you are told."])
 def test_every_prompt_leaves_room_for_its_answer(files, tmp_path, monkeypatch, method, instruction, injections):
     """The base's, which is told the form, the adapter's, which has tokens of its own, and those with an attack."""
-    import halka.ablation.runs as module
+    import halka.studies.ablation.runs as module
 
     tokenizer = chatml_tokenizer()
     positions = 230 + (60 if instruction else 0) + (70 if injections else 0) + (60 if method == "prompt" else 0)
@@ -455,7 +457,7 @@ class Quiet:
 
 def test_what_cannot_be_changed_is_left_out(files):
     """Answers that stand in the text in no way, or beside which no other is known, tell nothing of following."""
-    from halka.ablation.runs import _Subject
+    from halka.studies.ablation.runs import _Subject
 
     one = Asked("how long", ("12 days, at most",), "a.md")
     heading = Asked("what is it", ("Straße",), "a.md")  # as `holds` finds it, and not in these letters

@@ -7,10 +7,10 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
-from halka.ablation.settings import matcher
 from halka.evaluation.metrics import Score, find_metric, mean_of
 from halka.rag.prompt import ABSTAINED, CITATION, abstains, cited
 from halka.rag.raft import stands_in
+from halka.studies.ablation.settings import matcher
 
 
 @dataclass(frozen=True)

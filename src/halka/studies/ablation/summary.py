@@ -7,9 +7,9 @@ from dataclasses import asdict, dataclass
 from statistics import mean
 from typing import Any
 
-from halka.ablation.scores import MEASURES, from_row, scored
 from halka.evaluation.metrics import mean_of
 from halka.report.intervals import Estimate, Interval, difference, estimate
+from halka.studies.ablation.scores import MEASURES, from_row, scored
 
 WAYS = {
     "base": ("base", "alone", False),

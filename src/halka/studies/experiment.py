@@ -12,9 +12,9 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 from halka.data.task import SPLITS, Task, limit
 from halka.data.tasks import TASK_FILES, is_task_file, load_task
 from halka.evaluation.metrics import score
-from halka.measure import BASE
 from halka.methods import method_named
 from halka.models.loading import is_base_folder
+from halka.studies.measure import BASE
 from halka.training.run import TrainConfig
 from halka.util.settings import converted, settings_of, yaml_of
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 import hashlib
 from pathlib import Path
 
-from halka.ablation.settings import Ablation
 from halka.rag.collection import Collection
 from halka.rag.embed import SentenceEmbedder
+from halka.studies.ablation.settings import Ablation
 
 
 def collection_of(ablation: Ablation, folder: Path) -> Collection:

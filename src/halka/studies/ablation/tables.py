@@ -5,10 +5,10 @@ from __future__ import annotations
 import html
 from typing import TYPE_CHECKING
 
-from halka.ablation.scores import MEASURES
-from halka.ablation.summary import WAYS, Summary, Way
 from halka.report.intervals import Estimate
 from halka.report.units import count, duration, plural
+from halka.studies.ablation.scores import MEASURES
+from halka.studies.ablation.summary import WAYS, Summary, Way
 
 if TYPE_CHECKING:
     from rich.table import Table

@@ -13,9 +13,9 @@ from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, field_validator,
 
 from halka.data.readers import whole_rows
 from halka.data.task import SPLITS
-from halka.experiment import Count, Entry, read_form
 from halka.rag.prompt import ANSWER, in_form
 from halka.rag.raft import Asked, asked_in
+from halka.studies.experiment import Count, Entry, read_form
 from halka.training.run import TrainConfig
 from halka.util.settings import converted, settings_of
 

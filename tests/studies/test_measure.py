@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 
 import halka
 import halka.util.machine
-from halka.measure import BASE, Spec, finite, main, measure, search_together
+from halka.studies.measure import BASE, Spec, finite, main, measure, search_together
 from tiny import tiny
 from tokenizers_for_tests import chatml_tokenizer
 
