@@ -31,10 +31,10 @@ import numpy as np
 from advisor_cases import ASIDE, CASES, Case
 from side_by_side import setup
 
-from halka.advising.advice import CHOICES, Advice
-from halka.advising.evidence import Evidence, restored
-from halka.advising.probing import Need, probe
-from halka.advising.verdict import advise_from, needed
+from halka.advisor.advice import CHOICES, Advice
+from halka.advisor.evidence import Evidence, restored
+from halka.advisor.probing import Need, probe
+from halka.advisor.verdict import advise_from, needed
 from halka.util.files import write_text
 
 FOLDER = Path(__file__).parent / "results" / "advisor"

@@ -31,8 +31,8 @@ import torch
 from advisor_cases import CASES, Case
 
 import halka
-from halka.advising.conditions import conditioned, question_of
-from halka.advising.worth import worth
+from halka.advisor.conditions import conditioned, question_of
+from halka.advisor.worth import worth
 from halka.data.examples import Example
 from halka.evaluation.answers import generate
 from halka.rag.collection import Collection

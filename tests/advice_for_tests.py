@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
-from halka.advising.advice import Advice, Prospect, Reason
-from halka.advising.evidence import (
+from halka.advisor.advice import Advice, Prospect, Reason
+from halka.advisor.evidence import (
     Cleanliness,
     Evidence,
     Fit,

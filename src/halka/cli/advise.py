@@ -79,9 +79,9 @@ def advise(
     from dataclasses import asdict
     from json import dumps
 
-    from halka.advising.need import Need
-    from halka.advising.probing import probe
-    from halka.advising.verdict import advise_from
+    from halka.advisor.need import Need
+    from halka.advisor.probing import probe
+    from halka.advisor.verdict import advise_from
     from halka.cli.advice_shown import show_advice
     from halka.cli.progress import ProbesProgress
     from halka.report.advice import write_advice

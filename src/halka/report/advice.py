@@ -48,7 +48,7 @@ def write_advice(
 ) -> Path:
     """Writes the page on an advice to `path`, whole or not at all, and returns the path.
 
-    advice, evidence   of the forms of `halka.advising`; every number on the page comes from them
+    advice, evidence   of the forms of `halka.advisor`; every number on the page comes from them
     title              the page's title; by default the data and the base
     command            what makes it again
 

@@ -8,7 +8,7 @@ from itertools import product
 from pathlib import Path
 from typing import Any
 
-from halka.advising.evidence import Fit, Option
+from halka.advisor.evidence import Fit, Option
 from halka.core import Method
 from halka.estimating import Memory, Setup, at_least_one, largest_batch, prepared, rehearse, row_of
 from halka.estimating.hardware import Hardware, gpu_here, hardware_of

@@ -18,19 +18,19 @@ import torch
 import torch.nn.functional as F
 
 import halka
-from halka.advising import commands as advised
-from halka.advising import learning, opening, probing, sizing, verdict
-from halka.advising import need as needs
-from halka.advising import questions as asking
-from halka.advising.conditions import CONDITIONS, conditioned
-from halka.advising.knowledge import knowledge
-from halka.advising.learning import Plan, learnability
-from halka.advising.need import Need, keys, sample
-from halka.advising.probing import probe
-from halka.advising.questions import Questions, token_losses
-from halka.advising.strength import strength
-from halka.advising.verdict import advise_from
-from halka.advising.worth import usual_metric, worth
+from halka.advisor import commands as advised
+from halka.advisor import learning, opening, probing, sizing, verdict
+from halka.advisor import need as needs
+from halka.advisor import questions as asking
+from halka.advisor.conditions import CONDITIONS, conditioned
+from halka.advisor.knowledge import knowledge
+from halka.advisor.learning import Plan, learnability
+from halka.advisor.need import Need, keys, sample
+from halka.advisor.probing import probe
+from halka.advisor.questions import Questions, token_losses
+from halka.advisor.strength import strength
+from halka.advisor.verdict import advise_from
+from halka.advisor.worth import usual_metric, worth
 from halka.cli import main
 from halka.data.examples import Example, Message
 from halka.data.tokens import encode, encode_prompt

@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
-from halka.advising.conditions import best_asked
-from halka.advising.kept import HELD_OUT, HELD_OUT_SHOWN, SHOWN, TRAIN, Kept
-from halka.advising.need import Need, Sample
-from halka.advising.questions import Questions
-from halka.advising.rows import rows, with_passages
+from halka.advisor.conditions import best_asked
+from halka.advisor.kept import HELD_OUT, HELD_OUT_SHOWN, SHOWN, TRAIN, Kept
+from halka.advisor.need import Need, Sample
+from halka.advisor.questions import Questions
+from halka.advisor.rows import rows, with_passages
 from halka.evaluation.metrics import Score
 
 

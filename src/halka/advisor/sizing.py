@@ -7,11 +7,11 @@ import time
 from collections.abc import Sequence
 from typing import Any
 
-from halka.advising.conditions import CLOSED, DOCUMENTS
-from halka.advising.learning import BATCH_TOKENS, PLANS
-from halka.advising.need import Need
-from halka.advising.planned import Room
-from halka.advising.questions import Questions
+from halka.advisor.conditions import CLOSED, DOCUMENTS
+from halka.advisor.learning import BATCH_TOKENS, PLANS
+from halka.advisor.need import Need
+from halka.advisor.planned import Room
+from halka.advisor.questions import Questions
 from halka.data.examples import Example
 from halka.data.tokens import encode_all
 from halka.estimating import prepared, rehearse

@@ -7,10 +7,10 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from halka.advising.conditions import Find, usable
-from halka.advising.kept import COLLECTION
-from halka.advising.need import Need, Sample
-from halka.advising.questions import Questions
+from halka.advisor.conditions import Find, usable
+from halka.advisor.kept import COLLECTION
+from halka.advisor.need import Need, Sample
+from halka.advisor.questions import Questions
 from halka.core import AdaptedModel
 from halka.data.examples import Example
 from halka.models import adapt

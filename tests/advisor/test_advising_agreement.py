@@ -6,7 +6,7 @@ import random
 
 import pytest
 
-from halka.advising.agreement import kappa, of_few_kinds
+from halka.advisor.agreement import kappa, of_few_kinds
 
 
 def test_a_table_by_hand():

@@ -21,8 +21,8 @@ from pathlib import Path
 from shutil import rmtree
 from typing import Any, TypeVar
 
-from halka.advising.evidence import restored
-from halka.advising.planned import Planned
+from halka.advisor.evidence import restored
+from halka.advisor.planned import Planned
 from halka.util.files import write_text
 
 PLAN, PILOT = "plan.json", "pilot"

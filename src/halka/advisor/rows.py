@@ -6,8 +6,8 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict
 from typing import Any
 
-from halka.advising.conditions import DOCUMENTS, usable
-from halka.advising.questions import Questions
+from halka.advisor.conditions import DOCUMENTS, usable
+from halka.advisor.questions import Questions
 from halka.data.examples import Example
 
 TOLD = 50  # examples after which progress is told

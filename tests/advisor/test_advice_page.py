@@ -14,9 +14,9 @@ from typing import Any
 import pytest
 
 from advice_for_tests import GB, about, full_advice, full_evidence, parts
-from halka.advising.advice import CHOICES, Advice, Reason
-from halka.advising.conditions import CONDITIONS
-from halka.advising.evidence import Evidence, Fit, Knowledge, Learnability, Strength
+from halka.advisor.advice import CHOICES, Advice, Reason
+from halka.advisor.conditions import CONDITIONS
+from halka.advisor.evidence import Evidence, Fit, Knowledge, Learnability, Strength
 from halka.cli.advice_shown import show_advice
 from halka.evaluation.metrics import Score
 from halka.report import advice_curves, advice_plots

@@ -10,9 +10,9 @@ from typing import Any
 import pytest
 
 from advice_for_tests import full_evidence
-from halka.advising.advice import CHOICES
-from halka.advising.commands import commands, settings
-from halka.advising.evidence import (
+from halka.advisor.advice import CHOICES
+from halka.advisor.commands import commands, settings
+from halka.advisor.evidence import (
     Evidence,
     Fit,
     Knowledge,
@@ -23,9 +23,9 @@ from halka.advising.evidence import (
     Trial,
     restored,
 )
-from halka.advising.prospects import Bar
-from halka.advising.thresholds import FARTHER, OF_USE, TOLERANCE, UNSURE, WORTH_GATHERING
-from halka.advising.verdict import advise_from, chosen, needed
+from halka.advisor.prospects import Bar
+from halka.advisor.thresholds import FARTHER, OF_USE, TOLERANCE, UNSURE, WORTH_GATHERING
+from halka.advisor.verdict import advise_from, chosen, needed
 from halka.evaluation.metrics import Score
 
 SUBJECT = Subject(

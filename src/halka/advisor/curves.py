@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from halka.advising.thresholds import RISING
+from halka.advisor.thresholds import RISING
 from halka.data.metric import Counts, Metric
 from halka.evaluation.metrics import Score, score
 

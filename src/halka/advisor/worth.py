@@ -9,7 +9,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from halka.advising.agreement import of_few_kinds
+from halka.advisor.agreement import of_few_kinds
 from halka.evaluation.metrics import find_metric
 from halka.rag.prompt import CITATION
 

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
-from halka.advising.advice import Prospect
-from halka.advising.conditions import best_asked
-from halka.advising.evidence import Evidence, Learnability, Strength, Trial
-from halka.advising.thresholds import FALLING, NOISY
+from halka.advisor.advice import Prospect
+from halka.advisor.conditions import best_asked
+from halka.advisor.evidence import Evidence, Learnability, Strength, Trial
+from halka.advisor.thresholds import FALLING, NOISY
 from halka.evaluation.metrics import Score
 
 

@@ -10,12 +10,12 @@ from collections.abc import Callable
 from itertools import pairwise
 from typing import Any
 
-from halka.advising.advice import TRAINED
-from halka.advising.conditions import BOTH, best_asked
-from halka.advising.curves import lowest_before_rising
-from halka.advising.evidence import Evidence, Option, Trial, own_fields
-from halka.advising.kept import COLLECTION, HELD_OUT, HELD_OUT_SHOWN, PROMPTED, PROMPTED_SHOWN, SHOWN
-from halka.advising.thresholds import FARTHER
+from halka.advisor.advice import TRAINED
+from halka.advisor.conditions import BOTH, best_asked
+from halka.advisor.curves import lowest_before_rising
+from halka.advisor.evidence import Evidence, Option, Trial, own_fields
+from halka.advisor.kept import COLLECTION, HELD_OUT, HELD_OUT_SHOWN, PROMPTED, PROMPTED_SHOWN, SHOWN
+from halka.advisor.thresholds import FARTHER
 from halka.core import described
 from halka.methods import made
 

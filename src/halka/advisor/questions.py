@@ -9,8 +9,8 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from halka.advising.conditions import BOTH, CLOSED, DOCUMENTS, EXAMPLES, Find, conditioned, question_of
-from halka.advising.worth import worth
+from halka.advisor.conditions import BOTH, CLOSED, DOCUMENTS, EXAMPLES, Find, conditioned, question_of
+from halka.advisor.worth import worth
 from halka.core import AdaptedModel, in_mode
 from halka.data.batches import collate, plan
 from halka.data.examples import Example

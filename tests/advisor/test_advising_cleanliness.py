@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 
-from halka.advising.cleanliness import SHOWN, cleanliness
+from halka.advisor.cleanliness import SHOWN, cleanliness
 from halka.data.examples import Example, Message
 
 

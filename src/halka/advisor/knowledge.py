@@ -11,10 +11,10 @@ from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 
-from halka.advising.conditions import BOTH, DOCUMENTS, question_of
-from halka.advising.curves import interval
-from halka.advising.evidence import Knowledge
-from halka.advising.questions import Questions
+from halka.advisor.conditions import BOTH, DOCUMENTS, question_of
+from halka.advisor.curves import interval
+from halka.advisor.evidence import Knowledge
+from halka.advisor.questions import Questions
 from halka.evaluation.metrics import Score, mean_of
 from halka.rag.raft import stands_in
 

@@ -15,12 +15,12 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from halka.advising.agreement import agreement, doubted, labels_said, of_few_kinds
-from halka.advising.conditions import CLOSED, DOCUMENTS
-from halka.advising.curves import extrapolated, interval
-from halka.advising.evidence import Learnability, Trial
-from halka.advising.questions import Questions
-from halka.advising.thresholds import FARTHER
+from halka.advisor.agreement import agreement, doubted, labels_said, of_few_kinds
+from halka.advisor.conditions import CLOSED, DOCUMENTS
+from halka.advisor.curves import extrapolated, interval
+from halka.advisor.evidence import Learnability, Trial
+from halka.advisor.questions import Questions
+from halka.advisor.thresholds import FARTHER
 from halka.core import described
 from halka.data.batches import plan as batched
 from halka.evaluation.metrics import mean_of

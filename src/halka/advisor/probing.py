@@ -11,17 +11,17 @@ from typing import Any, TypeVar
 
 import psutil
 
-from halka.advising.cleanliness import cleanliness
-from halka.advising.evidence import Cleanliness, Evidence, Fit, Knowledge, Learnability, Strength, Subject
-from halka.advising.fitting import fit, hardware_for
-from halka.advising.kept import HELD_OUT_SHOWN, PROMPTED, PROMPTED_SHOWN, Kept
-from halka.advising.knowledge import knowledge
-from halka.advising.learning import ALL_WEIGHTS, PLANS, WITH_PASSAGES, learnability
-from halka.advising.leaving import leave_examples, leave_passages, leave_prompts, train_flags
-from halka.advising.need import Need, Sample, base_state, keys, sample
-from halka.advising.opening import decoder_config, opened
-from halka.advising.questions import Questions
-from halka.advising.sizing import (
+from halka.advisor.cleanliness import cleanliness
+from halka.advisor.evidence import Cleanliness, Evidence, Fit, Knowledge, Learnability, Strength, Subject
+from halka.advisor.fitting import fit, hardware_for
+from halka.advisor.kept import HELD_OUT_SHOWN, PROMPTED, PROMPTED_SHOWN, Kept
+from halka.advisor.knowledge import knowledge
+from halka.advisor.learning import ALL_WEIGHTS, PLANS, WITH_PASSAGES, learnability
+from halka.advisor.leaving import leave_examples, leave_passages, leave_prompts, train_flags
+from halka.advisor.need import Need, Sample, base_state, keys, sample
+from halka.advisor.opening import decoder_config, opened
+from halka.advisor.questions import Questions
+from halka.advisor.sizing import (
     NoRoom,
     affordable,
     answer_seconds,
@@ -32,8 +32,8 @@ from halka.advising.sizing import (
     pilot_room,
     pilot_seconds,
 )
-from halka.advising.strength import strength
-from halka.advising.verdict import advise_from
+from halka.advisor.strength import strength
+from halka.advisor.verdict import advise_from
 from halka.estimating import Estimate, estimate
 from halka.estimating.devices import device_named
 from halka.estimating.hardware import gpu_here

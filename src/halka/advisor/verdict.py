@@ -25,12 +25,12 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from halka.advising.advice import CHOICES, TRAINED, Advice, Prospect
-from halka.advising.commands import commands, settings
-from halka.advising.evidence import Evidence
-from halka.advising.prospects import Bar, falls_with_data, prospects, still_learns, trainable
-from halka.advising.reasons import changes, missing, reasons
-from halka.advising.thresholds import (
+from halka.advisor.advice import CHOICES, TRAINED, Advice, Prospect
+from halka.advisor.commands import commands, settings
+from halka.advisor.evidence import Evidence
+from halka.advisor.prospects import Bar, falls_with_data, prospects, still_learns, trainable
+from halka.advisor.reasons import changes, missing, reasons
+from halka.advisor.thresholds import (
     FEW_EXAMPLES,
     HALF,
     LEARNING,

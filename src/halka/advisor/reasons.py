@@ -7,10 +7,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-from halka.advising.advice import TRAINED, Prospect, Reason
-from halka.advising.evidence import Evidence, Trial
-from halka.advising.prospects import Bar, by_choice, is_noisy, too_large, trainable
-from halka.advising.thresholds import FALLS, FEW_HELD_OUT, HELD, LEAKED
+from halka.advisor.advice import TRAINED, Prospect, Reason
+from halka.advisor.evidence import Evidence, Trial
+from halka.advisor.prospects import Bar, by_choice, is_noisy, too_large, trainable
+from halka.advisor.thresholds import FALLS, FEW_HELD_OUT, HELD, LEAKED
 from halka.report.advice_words import choice as named
 from halka.report.advice_words import metric_of, share
 from halka.report.units import learning_rate, percent, size

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from halka.advising.thresholds import HIGH, MEDIUM
+from halka.advisor.thresholds import HIGH, MEDIUM
 from halka.evaluation.metrics import Score
 from halka.report import advice_words
 

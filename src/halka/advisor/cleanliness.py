@@ -6,7 +6,7 @@ from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import islice
 
-from halka.advising.evidence import Cleanliness
+from halka.advisor.evidence import Cleanliness
 from halka.data.duplicates import answer_keys, between, place_of, prompt_key, within
 from halka.data.examples import Example
 

@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from halka.advising.worth import usual_metric
+from halka.advisor.worth import usual_metric
 from halka.data.duplicates import prompt_key
 from halka.data.examples import Example
 from halka.data.task import split_off

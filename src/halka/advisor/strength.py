@@ -6,10 +6,10 @@ import math
 from collections import Counter
 from collections.abc import Callable, Sequence
 
-from halka.advising.conditions import CLOSED, EXAMPLES, question_of
-from halka.advising.curves import interval
-from halka.advising.evidence import Strength
-from halka.advising.questions import Questions
+from halka.advisor.conditions import CLOSED, EXAMPLES, question_of
+from halka.advisor.curves import interval
+from halka.advisor.evidence import Strength
+from halka.advisor.questions import Questions
 from halka.data.examples import Example
 from halka.evaluation.metrics import mean_of
 
