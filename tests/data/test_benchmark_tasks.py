@@ -11,7 +11,7 @@ from halka.data.task import Task
 from halka.data.tasks import load_task
 from halka.evaluation.metrics import find_metric, score
 
-FOLDER = Path(__file__).resolve().parents[1] / "benchmarks" / "tasks"
+FOLDER = Path(__file__).resolve().parents[2] / "benchmarks" / "tasks"
 
 
 def module(name: str) -> ModuleType:
