@@ -9,12 +9,12 @@ import shutil
 from pathlib import Path
 
 import pytest
+from test_rag_collection import told
 
 from embedder_for_tests import WordEmbedder
 from halka.rag import collection as module
 from halka.rag.collection import Collection
 from halka.rag.store import Scope
-from test_rag_collection import told
 
 HR = Scope(frozenset(["hr"]))
 
