@@ -27,7 +27,7 @@ from measurements_for_tests import measurements
 from tiny import tiny
 from tokenizers_for_tests import chatml_tokenizer
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 TRAIN = "--base base --data data.jsonl --dtype float32 --batch-size 4 --rank 4"
 
 

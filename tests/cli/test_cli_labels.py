@@ -5,10 +5,10 @@ from __future__ import annotations
 import json
 
 import pytest
+from test_cli import failure, halka, parsed
 
 from classifiers import LABELS, TAGS, examples
 from halka.storage.card import read_card
-from test_cli import failure, halka, parsed
 from tiny import tiny
 from tokenizers_for_tests import plain_tokenizer
 
