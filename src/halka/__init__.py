@@ -35,6 +35,15 @@ if TYPE_CHECKING:
     from halka.storage.pool import AdapterPool
     from halka.training.loop import Job, train, train_many
     from halka.training.run import TrainConfig
+    from halka.util.errors import (
+        DamagedFolderError,
+        DataError,
+        HalkaError,
+        OutOfMemoryError,
+        TrainingError,
+        UnknownAdapterError,
+        WrongBaseError,
+    )
 
 __version__ = "0.1.0"
 __all__ = [
@@ -43,8 +52,11 @@ __all__ = [
     "AdapterStore",
     "BitFit",
     "Bottleneck",
+    "DamagedFolderError",
+    "DataError",
     "DoRA",
     "Full",
+    "HalkaError",
     "Job",
     "Joint",
     "LlamaAdapter",
@@ -52,11 +64,15 @@ __all__ = [
     "LoRABias",
     "Modules",
     "NormedBottleneck",
+    "OutOfMemoryError",
     "PositionlessPrefix",
     "Prefix",
     "Prompt",
     "Tokens",
     "TrainConfig",
+    "TrainingError",
+    "UnknownAdapterError",
+    "WrongBaseError",
     "adapt",
     "combine",
     "estimate",
@@ -71,6 +87,18 @@ __all__ = [
     "view",
 ]
 _HOMES = {
+    **dict.fromkeys(
+        (
+            "DamagedFolderError",
+            "DataError",
+            "HalkaError",
+            "OutOfMemoryError",
+            "TrainingError",
+            "UnknownAdapterError",
+            "WrongBaseError",
+        ),
+        "halka.util.errors",
+    ),
     "AdapterPool": "halka.storage.pool",
     "AdapterStore": "halka.storage.adapter_store",
     "adapt": "halka.models",

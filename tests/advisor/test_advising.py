@@ -39,7 +39,7 @@ from halka.estimating.hardware import Hardware
 from halka.rag.answer import Answerer
 from halka.rag.passages import Passage
 from halka.rag.prompt import prompted
-from halka.training.run import TrainingError
+from halka.util.errors import TrainingError
 from tiny import tiny
 from tokenizers_for_tests import chatml_tokenizer
 

@@ -10,6 +10,7 @@ import bitsandbytes.functional as reference
 import pytest
 import torch
 import yaml
+from test_cli import halka as command
 from test_measure import a_run
 from torch import nn
 
@@ -20,11 +21,11 @@ from halka.core import AdaptedModel, Method, Packed, bytes_of, count_of, form_of
 from halka.evaluation.answers import evaluate, generate, perplexity
 from halka.methods import all_methods
 from halka.models.fingerprint import fingerprint
+from halka.models.quantised import nf4
 from halka.models.quantised.int8 import Int8Linear
 from halka.models.quantised.nf4 import NF4Linear
-from halka.models.quantised.packing import FORMS, nf4, quantise
+from halka.models.quantised.packing import FORMS, quantise
 from halka.training.loop import Job, train_many
-from test_cli import halka as command
 from tiny import CONFIGS, ENCODERS, SEQ2SEQ, tiny
 from tokenizers_for_tests import chatml_tokenizer
 

@@ -16,7 +16,8 @@ from halka.core import AdaptedModel, Method
 from halka.data.tokens import Tokens
 from halka.objectives import language_modelling
 from halka.training.loop import Job, train, train_many
-from halka.training.run import Step, TrainConfig, TrainingError
+from halka.training.run import Step, TrainConfig
+from halka.util.errors import TrainingError
 from tiny import tiny
 
 METHODS: dict[str, Method] = {

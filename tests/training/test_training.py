@@ -31,7 +31,8 @@ from halka.data.examples import Example, Message
 from halka.data.tokens import Tokens
 from halka.methods import all_methods
 from halka.training.loop import as_tokens, mean_loss, train
-from halka.training.run import Step, TrainConfig, TrainingError
+from halka.training.run import Step, TrainConfig
+from halka.util.errors import TrainingError
 from tiny import tiny
 from tokenizers_for_tests import chatml_tokenizer
 

@@ -8,6 +8,7 @@ from itertools import combinations
 from statistics import mean
 
 from halka.evaluation.metrics import as_label
+from halka.util.errors import HalkaError
 
 LONGEST = 80
 """Characters of a label at most; "balance_not_updated_after_cheque_or_cash_deposit" has 48."""
@@ -23,7 +24,7 @@ def kappa(first: Sequence[str], second: Sequence[str]) -> float:
     Raises ValueError for lists of different length, and for none.
     """
     if len(first) != len(second) or not first:
-        raise ValueError(f"{len(first)} answers beside {len(second)}; give both for the same questions, one or more")
+        raise HalkaError(f"{len(first)} answers beside {len(second)}; give both for the same questions, one or more")
     one, other = [as_label(text) for text in first], [as_label(text) for text in second]
     n = len(one)
     same = sum(a == b for a, b in zip(one, other, strict=True))

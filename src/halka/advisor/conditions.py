@@ -13,6 +13,7 @@ from halka.evaluation.streaming import user_message
 from halka.models import context
 from halka.rag.passages import Passage
 from halka.rag.prompt import prompted
+from halka.util.errors import HalkaError
 
 CLOSED, EXAMPLES, DOCUMENTS, BOTH = CONDITIONS = ("closed", "examples", "documents", "both")
 NOBODY = "no message by the user before the answer: give it one"
@@ -53,7 +54,7 @@ def usable(model: AdaptedModel, examples: Sequence[Example]) -> tuple[list[int],
     places = [examples[index].where or f"example {index + 1}" for index in silent]
     problems = [*encoded.problems, *(Problem(place, NOBODY) for place in places)]
     if not asked:
-        raise ValueError(f"none of {len(examples)} examples can be used. {problems[0]}")
+        raise HalkaError(f"none of {len(examples)} examples can be used. {problems[0]}")
     return asked, problems
 
 
@@ -67,7 +68,7 @@ def question_of(example: Example) -> str:
     for message in reversed(example.prompt):
         if message.role == "user":
             return message.content
-    raise ValueError(f"{example.where or 'an example'}: {NOBODY}")
+    raise HalkaError(f"{example.where or 'an example'}: {NOBODY}")
 
 
 def _with_passages(model: AdaptedModel, example: Example, find: Find | None) -> Example:

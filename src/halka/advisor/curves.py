@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from halka.advisor.thresholds import RISING
 from halka.data.metric import Counts, Metric
 from halka.evaluation.metrics import Score, score
+from halka.util.errors import HalkaError
 
 Array = NDArray[np.float64]
 
@@ -37,9 +38,9 @@ def interval(
     weight = np.ones(len(values)) if weights is None else np.asarray(weights, dtype=np.float64)
     value = np.asarray(values, dtype=np.float64)
     if not len(value) or weight.shape != value.shape:
-        raise ValueError(f"{len(value)} values with {len(weight)} weights; give one or more, and a weight for each")
+        raise HalkaError(f"{len(value)} values with {len(weight)} weights; give one or more, and a weight for each")
     if not (np.isfinite(value).all() and np.isfinite(weight).all() and (weight >= 0).all() and weight.any()):
-        raise ValueError("values and weights must be finite, weights 0 or more and not all 0; leave such items out")
+        raise HalkaError("values and weights must be finite, weights 0 or more and not all 0; leave such items out")
     value, weight = value[weight > 0], weight[weight > 0]
     n = len(value)
 
@@ -104,11 +105,11 @@ def _columns(points: Sequence[tuple[float, float]], at: float, noise: float) -> 
     """x and loss, both (P,), in the order of x."""
     x, y = np.array(sorted(points), dtype=np.float64).reshape(-1, 2).T
     if not (np.isfinite(x).all() and (x > 0).all() and np.isfinite(y).all() and (y >= 0).all()):
-        raise ValueError(f"{list(points)} has points that are no steps above 0 with a finite loss; leave them out")
+        raise HalkaError(f"{list(points)} has points that are no steps above 0 with a finite loss; leave them out")
     if not (math.isfinite(noise) and noise >= 0):
-        raise ValueError(f"noise is {noise}; it is a standard deviation in the loss's unit, and 0 if it is not known")
+        raise HalkaError(f"noise is {noise}; it is a standard deviation in the loss's unit, and 0 if it is not known")
     if len(x) and not at >= x[-1]:
-        raise ValueError(f"{at:g} lies before the curve's last point, {x[-1]:g}; leave out the points past it")
+        raise HalkaError(f"{at:g} lies before the curve's last point, {x[-1]:g}; leave out the points past it")
     return x, y
 
 

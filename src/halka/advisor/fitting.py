@@ -14,6 +14,7 @@ from halka.estimating import Memory, Setup, at_least_one, largest_batch, prepare
 from halka.estimating.hardware import Hardware, gpu_here, hardware_of
 from halka.estimating.rehearsing import Rehearsed
 from halka.methods import Full, made
+from halka.util.errors import HalkaError
 from halka.util.machine import available
 
 METHODS = ("lora", "bottleneck", "prefix", "prompt", "full")
@@ -72,7 +73,7 @@ def fit(
         parts[method.name] = {each.name: getattr(plain.memory, each.name) for each in fields(Memory) if each.init}
         options.append(fitting.option(method, plain, tasks))
     if not options:
-        raise ValueError(f"none of the methods can be trained on this base: {(refused or ['none is given'])[0]}")
+        raise HalkaError(f"none of the methods can be trained on this base: {(refused or ['none is given'])[0]}")
     name, untried = "this machine" if where.name == "here" else where.name, fitting.untried
     return Fit(name, where.memory, where.process, length, batch_size, tasks, tuple(options), parts, untried=untried)
 

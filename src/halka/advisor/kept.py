@@ -23,6 +23,7 @@ from typing import Any, TypeVar
 
 from halka.advisor.evidence import restored
 from halka.advisor.planned import Planned
+from halka.util.errors import HalkaError
 from halka.util.files import write_text
 
 PLAN, PILOT = "plan.json", "pilot"
@@ -39,7 +40,7 @@ class Kept:
     def __init__(self, folder: str | Path):
         self.folder = Path(folder)
         if self.folder.exists() and any(self.folder.iterdir()) and not (self.folder / PLAN).exists():
-            raise ValueError(f"{self.folder} holds something, and no advice: name a new folder")
+            raise HalkaError(f"{self.folder} holds something, and no advice: name a new folder")
         self.folder.mkdir(parents=True, exist_ok=True)
         if not (self.folder / PLAN).exists():
             write_text(self.folder / PLAN, "{}\n")

@@ -26,7 +26,8 @@ from halka.data.batches import plan as batched
 from halka.evaluation.metrics import mean_of
 from halka.methods import made as method_of
 from halka.training.loop import Job, as_tokens, train_many
-from halka.training.run import METRICS, TrainConfig, TrainingError
+from halka.training.run import METRICS, TrainConfig
+from halka.util.errors import TrainingError
 from halka.util.files import write_text
 
 Progress = Callable[[str], None]

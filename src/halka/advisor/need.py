@@ -16,6 +16,7 @@ from halka.data.examples import Example
 from halka.data.task import split_off
 from halka.evaluation.metrics import score
 from halka.rag.sources import digest_of
+from halka.util.errors import HalkaError
 
 MOST_HELD_OUT, MOST_TRAIN = 48, 512
 HELD_OUT = 0.25  # share of the examples that is held out where none are given for it
@@ -82,9 +83,9 @@ def sample(need: Need) -> Sample:
     themselves do not satisfy, and for examples of which nothing is left beside what is held out.
     """
     if wrong := next((each for each in (*need.train, *need.held_out) if not each.answers), None):
-        raise ValueError(f"{wrong.where or 'an example'} has no answer to learn or to compare with: give it one")
+        raise HalkaError(f"{wrong.where or 'an example'} has no answer to learn or to compare with: give it one")
     if len(need.train) < 2:
-        raise ValueError(f"{len(need.train)} examples tell nothing: give at least two")
+        raise HalkaError(f"{len(need.train)} examples tell nothing: give at least two")
     given, held_out = need.train, _mixed(need.held_out)[:MOST_HELD_OUT]
     if not held_out:
         count = min(MOST_HELD_OUT, max(1, round(HELD_OUT * len(given))))
@@ -93,7 +94,7 @@ def sample(need: Need) -> Sample:
     asked = {prompt_key(each) for each in held_out}
     train = _mixed([each for each in given if prompt_key(each) not in asked])[:MOST_TRAIN]
     if not train:
-        raise ValueError("all examples ask what is held out: give some that differ, or others with --validation")
+        raise HalkaError("all examples ask what is held out: give some that differ, or others with --validation")
     metric = need.metric or usual_metric([each.answers[0] for each in (*train, *held_out)])
     given_answers = [each.answers for each in held_out]
     score([each[0] for each in given_answers], given_answers, [metric], resamples=1)

@@ -21,6 +21,7 @@ from halka.rag.collection import Collection
 from halka.rag.passages import Passage
 from halka.rag.retrieve import Retriever
 from halka.rag.sources import listed, taken_in
+from halka.util.errors import HalkaError
 
 Progress = Callable[[str, str], None]
 
@@ -30,7 +31,7 @@ def decoder_config(base: str) -> Any:
     config = base_config(base)
     layout = LAYOUTS.get(config.model_type)
     if usual_kind(config) != "causal-lm" or (layout is not None and not layout.causal):
-        raise ValueError(f"{base} does not make texts from left to right: the advisor asks language models")
+        raise HalkaError(f"{base} does not make texts from left to right: the advisor asks language models")
     return config
 
 
@@ -63,7 +64,7 @@ def _that_fit(questions: Questions, missing: dict[str, str]) -> Questions:
     if lost := len(questions.held_out) - len(held):
         missing["held-out examples"] = f"{lost} of {len(questions.held_out)} are longer than the base's context"
     if not held:
-        raise ValueError(
+        raise HalkaError(
             f"none of {lost} held-out examples fits the base's context with {questions.max_new_tokens} new tokens: "
             "shorten them, or lower max_new_tokens"
         )

@@ -37,7 +37,7 @@ from halka.advisor.verdict import advise_from
 from halka.estimating import Estimate, estimate
 from halka.estimating.devices import device_named
 from halka.estimating.hardware import gpu_here
-from halka.training.run import TrainingError
+from halka.util.errors import HalkaError, TrainingError
 from halka.util.machine import ran_out
 
 ASKING_PROBES = ("strength", "knowledge", "learnability")
@@ -66,11 +66,11 @@ def probe(
     base that is no decoder, and as `load_base` does.
     """
     if unknown := {*skip} - {*PROBES}:
-        raise ValueError(f"there is no probe {', '.join(sorted(unknown))}: they are {', '.join(PROBES)}")
+        raise HalkaError(f"there is no probe {', '.join(sorted(unknown))}: they are {', '.join(PROBES)}")
     if minutes <= 0:
-        raise ValueError(f"minutes must be above 0, not {minutes}")
+        raise HalkaError(f"minutes must be above 0, not {minutes}")
     if need.full and need.quantize:
-        raise ValueError("full fine-tuning trains all weights, which a packed base does not let: leave one of both out")
+        raise HalkaError("full fine-tuning trains all weights, which a packed base does not let: leave one of both out")
     if need.device not in (None, "here"):
         device_named(need.device)
     config, found = decoder_config(need.base), sample(need)

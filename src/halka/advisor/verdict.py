@@ -42,6 +42,7 @@ from halka.advisor.thresholds import (
     WORTH_GATHERING,
 )
 from halka.evaluation.metrics import Score
+from halka.util.errors import HalkaError
 
 DRAWS = 2000
 
@@ -61,7 +62,7 @@ def advise_from(evidence: Evidence) -> Advice:
     elif evidence.fit is not None:
         choice, rule, confidence = ("peft" if bar.trainable else "base"), "hardware", 1.0
     else:
-        raise ValueError(
+        raise HalkaError(
             "there is nothing to advise from: every probe that asks base or hardware was skipped or could not run "
             f"({'; '.join(f'{name}: {why}' for name, why in evidence.missing.items()) or 'none was there'}): skip fewer"
         )

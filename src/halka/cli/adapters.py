@@ -10,6 +10,7 @@ import typer
 from halka.cli import convert
 from halka.cli.command import Command, Failed, Json, columns, emit, examples, existing_folder, group, show
 from halka.cli.routing import adapter_folder
+from halka.util.errors import HalkaError
 
 if TYPE_CHECKING:
     from halka.storage.adapter_store import AdapterStore
@@ -47,7 +48,7 @@ def show_(
     if store is not None:
         found = describe(_opened(store).get(str(folder), version).folder)
     elif version is not None:
-        raise ValueError("--version is one of a name's in a store: give --store FOLDER with it")
+        raise HalkaError("--version is one of a name's in a store: give --store FOLDER with it")
     else:
         found = describe(adapter_folder(folder, "FOLDER"))
     if json:
@@ -204,7 +205,7 @@ def _tensors(folder: Path) -> list[dict[str, Any]]:
                 (_last_name(key), tuple(each.get_shape()), str(each.get_dtype())) for key, each in slices.items()
             )
     except SafetensorError as error:
-        raise ValueError(f"{weights} is damaged ({error}): copy or train it again") from None
+        raise HalkaError(f"{weights} is damaged ({error}): copy or train it again") from None
     return [
         {"name": name, "shape": list(shape), "dtype": dtype, "count": count, "parameters": math.prod(shape) * count}
         for (name, shape, dtype), count in sorted(kinds.items())

@@ -10,6 +10,7 @@ import typer
 
 from halka.cli.command import Json, emit, examples, existing_file, memory_said, say
 from halka.cli.opening import Base, Dtype, Quantize
+from halka.util.errors import HalkaError
 
 if TYPE_CHECKING:
     from halka.data.examples import Example
@@ -88,11 +89,11 @@ def advise(
     from halka.util.files import write_text
 
     if out.is_file():
-        raise ValueError(f"--out: {out} is a file: name a folder")
+        raise HalkaError(f"--out: {out} is a file: name a folder")
     given = _given(task, data or [], validation, shape)
     for path in documents or []:
         if not path.exists():
-            raise ValueError(f"--documents: there is no {path}: check the path, it is seen from {Path.cwd()}")
+            raise HalkaError(f"--documents: there is no {path}: check the path, it is seen from {Path.cwd()}")
     memory = memory_said(gpu_memory, "--gpu-memory")
     given = {**given, "metric": metric or given["metric"], "max_new_tokens": max_new_tokens or given["max_new_tokens"]}
     others = {
@@ -140,13 +141,13 @@ def _given(task: str | None, data: list[Path], validation: Path | None, shape: s
     from halka.data.task import OF_SHAPES
 
     if (task is None) == (not data):
-        raise ValueError("what is to be learned is said by --task NAME or by --data FILE: give one of them")
+        raise HalkaError("what is to be learned is said by --task NAME or by --data FILE: give one of them")
     if task is not None:
         if validation is not None:
-            raise ValueError(f"--validation is for --data: the task {task} has its own validation examples")
+            raise HalkaError(f"--validation is for --data: the task {task} has its own validation examples")
         read = named_task(task)
         if read.kind not in (None, "causal-lm"):
-            raise ValueError(f"--task: {task} is for a {read.kind}: the advisor asks language models")
+            raise HalkaError(f"--task: {task} is for a {read.kind}: the advisor asks language models")
         return {
             "train": read.train,
             "held_out": read.validation,

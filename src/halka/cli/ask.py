@@ -11,6 +11,7 @@ from halka.cli.docs import HERE, Asking, Mode, Place, Rerank, Tags, Under, opene
 from halka.cli.generate import sampling
 from halka.cli.opening import Base, Loading, open_model, with_loading
 from halka.cli.routing import AdapterNames, StoreFolder, given_adapters
+from halka.util.errors import HalkaError
 
 if TYPE_CHECKING:
     from halka.rag.answer import Answer
@@ -64,7 +65,7 @@ def ask(
     retriever = retriever_of(opened(collection, collections), mode, rerank)
     adapters = given_adapters(adapter, store, loading.allow_pickle)
     if len(adapters.named) > 1:
-        raise ValueError(f"{len(adapters.named)} adapters were given: one answers, so name one")
+        raise HalkaError(f"{len(adapters.named)} adapters were given: one answers, so name one")
     name = adapters.usual
     model = open_model(base, adapters, [name], loading)
     answerer = Answerer(

@@ -22,6 +22,8 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperCommand, TyperGroup
 
+from halka.util.errors import HalkaError, TrainingError
+
 UsageError: Any = typer.BadParameter.__mro__[1]  # for which typer has no public name
 
 CONTROLS = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
@@ -144,33 +146,33 @@ def plain(value: Any) -> Any:
 def existing_file(path: Path, given_as: str) -> Path:
     """`path`, if it is a file. Raises ValueError otherwise, naming the flag or argument."""
     if path.is_dir():
-        raise ValueError(f"{given_as}: {path} is a folder: name a file in it")
+        raise HalkaError(f"{given_as}: {path} is a folder: name a file in it")
     return _there(path, given_as, "file")
 
 
 def existing_folder(path: Path, given_as: str) -> Path:
     """`path`, if it is a folder. Raises ValueError otherwise, naming the flag or argument."""
     if path.is_file():
-        raise ValueError(f"{given_as}: {path} is a file: name the folder it is in")
+        raise HalkaError(f"{given_as}: {path} is a file: name the folder it is in")
     return _there(path, given_as, "folder")
 
 
 def _there(path: Path, given_as: str, kind: str) -> Path:
     if not path.exists():
-        raise ValueError(f"{given_as}: there is no {kind} {path}: check the path, it is seen from {Path.cwd()}")
+        raise HalkaError(f"{given_as}: there is no {kind} {path}: check the path, it is seen from {Path.cwd()}")
     return path
 
 
 def new_file(path: Path, given_as: str) -> Path:
     """`path`, if a file can be written there; an older one is written over. Raises ValueError otherwise."""
     if path.is_dir():
-        raise ValueError(f"{given_as}: {path} is a folder: name a file")
+        raise HalkaError(f"{given_as}: {path} is a folder: name a file")
     if not path.parent.is_dir():
-        raise ValueError(f"{given_as}: there is no folder {path.parent} to write {path.name} to: make it first")
+        raise HalkaError(f"{given_as}: there is no folder {path.parent} to write {path.name} to: make it first")
     try:
         tempfile.TemporaryFile(dir=path.parent).close()
     except OSError as error:
-        raise ValueError(f"{given_as}: nothing can be written to {path.parent}: {error.strerror}") from None
+        raise HalkaError(f"{given_as}: nothing can be written to {path.parent}: {error.strerror}") from None
     return path
 
 
@@ -179,7 +181,7 @@ def readable_text(path: Path, given_as: str) -> str:
     try:
         return existing_file(path, given_as).read_text(encoding="utf-8")
     except UnicodeDecodeError as error:
-        raise ValueError(f"{given_as}: {path} is not UTF-8 text ({error.reason}): save it as UTF-8") from None
+        raise HalkaError(f"{given_as}: {path} is not UTF-8 text ({error.reason}): save it as UTF-8") from None
 
 
 def memory_said(text: str | None, given_as: str) -> int | None:
@@ -189,7 +191,7 @@ def memory_said(text: str | None, given_as: str) -> int | None:
     try:
         return None if text is None else bytes_said(text, bare=False)
     except ValueError as error:
-        raise ValueError(f"{given_as}: {error}") from None
+        raise HalkaError(f"{given_as}: {error}") from None
 
 
 # ── failing ─────────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -222,7 +224,9 @@ def explain(error: Any) -> tuple[str, int]:
     if isinstance(error, UsageError):
         command = error.ctx.command_path if error.ctx else "halka"
         return f"{error.format_message().rstrip('.')}: see `{command} --help`", 2
-    if isinstance(error, ValueError):
+    if isinstance(error, TrainingError):
+        return str(error), 1
+    if isinstance(error, HalkaError):
         return str(error), 2
     if isinstance(error, OSError):
         reason = (error.strerror or str(error)).lower()

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from halka.cli.command import Failed, Json, emit, examples, existing_file, say, show
+from halka.util.errors import HalkaError
 
 if TYPE_CHECKING:
     from halka.report import Section
@@ -54,7 +55,7 @@ def compare(
     from halka.studies.experiment import read_experiment
 
     if experiment is None and rag is None:
-        raise ValueError("there is nothing to compare: give an EXPERIMENT, or --rag FILE")
+        raise HalkaError("there is nothing to compare: give an EXPERIMENT, or --rag FILE")
     given = [] if experiment is None else [str(experiment)]
     command = shlex.join(["halka", "compare", *given, *([] if rag is None else ["--rag", str(rag)]), "-o", str(out)])
     ablation = None if rag is None else read_ablation(existing_file(rag, "--rag"))
@@ -141,7 +142,7 @@ def _follow(events: Iterable[Event], base: str, out: Path) -> None:
     from halka.models.cache import known_bases, pull
 
     if out.is_file():
-        raise ValueError(f"--out: {out} is a file: name a folder")
+        raise HalkaError(f"--out: {out} is a file: name a folder")
     if base in known_bases():
         pull(base, say)  # once, and with words, before the runs want it
     try:

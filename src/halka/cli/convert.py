@@ -10,6 +10,7 @@ import typer
 from halka.cli.command import Json, emit, examples, show, warnings_said
 from halka.cli.opening import Device, Dtype, OtherBase, OtherTemplate, Pickle, load_for, made_for
 from halka.cli.routing import adapter_folder
+from halka.util.errors import HalkaError
 
 if TYPE_CHECKING:
     from halka.storage.card import Card
@@ -62,11 +63,11 @@ def convert(
     format_named(to)
     folder = adapter_folder(folder, "FOLDER", allow_pickle=allow_pickle)
     if into.resolve() == folder.resolve():
-        raise ValueError(f"INTO: {into} is the adapter's own folder: name another")
+        raise HalkaError(f"INTO: {into} is the adapter's own folder: name another")
     source = format_of(folder).NAME
     config, card = read_config(folder, allow_pickle=allow_pickle), read_card(folder)
     if card is not None and (kind or labels):
-        raise ValueError(f"--kind and --labels are for a folder without a Card, and this one's says {card.kind}")
+        raise HalkaError(f"--kind and --labels are for a folder without a Card, and this one's says {card.kind}")
     said, known = made_for(folder, head=not no_head)
     names = [each.strip() for each in labels.split(",")] if labels else known if kind in (None, said) else ()
     model = load_for(*(base or _base_of(config, card), kind or said, names), dtype=dtype, device=device, quantize=None)
@@ -89,5 +90,5 @@ def convert(
 def _base_of(config: dict[str, Any], card: Card | None) -> str:
     found = (card.base.get("name") if card else None) or config.get("base_model_name_or_path")
     if not isinstance(found, str) or not found:
-        raise ValueError("FOLDER does not say which base it was made for: give --base NAME")
+        raise HalkaError("FOLDER does not say which base it was made for: give --base NAME")
     return found

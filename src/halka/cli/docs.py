@@ -26,6 +26,7 @@ from halka.cli.command import (
     say,
     show,
 )
+from halka.util.errors import HalkaError
 
 if TYPE_CHECKING:
     from halka.rag.collection import Collection, Event
@@ -282,7 +283,7 @@ def evaluate(
         corpus = dict(read_corpus(folder))
         collection = Collection(collection_folder(name, collections), made)
         if others := [each.name for each in collection.documents() if each.name not in corpus]:
-            raise ValueError(
+            raise HalkaError(
                 f"{name} holds {others[0]}, which {folder / 'corpus.jsonl'} does not: take another name, and the "
                 "corpus gets a collection of its own"
             )
@@ -348,7 +349,7 @@ def examples_(
     pairs = [*Raft(passages, without, cite, form, seed).pairs(retriever, asked, scope)]
     made = [row for _, row in pairs]
     if not made:
-        raise ValueError(f"no passage in {name} holds an answer of {questions}: are these its documents?")
+        raise HalkaError(f"no passage in {name} holds an answer of {questions}: are these its documents?")
     write_text(target, "".join(as_json.dumps(each, ensure_ascii=False) + "\n" for each in made))
     told = {"questions": len(asked), "examples": len(made), "abstaining": sum(each["gold"] is None for each in made)}
     held = [each.question for each, _ in pairs if each.answers]  # by a passage, else there were no row
@@ -371,7 +372,7 @@ def opened(name: str, among: Path) -> Collection:
     if not _is_there(folder):
         names = [each.parent.name for each in sorted(among.glob("*/collection.json"))]
         known = f"there are {', '.join(names)}" if names else "there is none yet"
-        raise ValueError(f"{among} holds no collection {name!r} ({known}): `halka docs add {name} PATH` makes it")
+        raise HalkaError(f"{among} holds no collection {name!r} ({known}): `halka docs add {name} PATH` makes it")
     return Collection(folder)
 
 

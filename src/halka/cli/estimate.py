@@ -8,6 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from halka.cli.command import Json, columns, emit, examples, memory_said, say, show
+from halka.util.errors import HalkaError
 
 EXAMPLES = examples(
     "halka estimate smollm2-135m",
@@ -64,7 +65,7 @@ def estimate(
     from halka.estimating import FAMILIES
 
     if steps is not None and device is None:
-        raise ValueError("--steps: a run's time is told by a device's speed: give --device, such as a100, or here")
+        raise HalkaError("--steps: a run's time is told by a device's speed: give --device, such as a100, or here")
     chosen = method or FAMILIES
     found = halka.estimate(
         base,
@@ -103,15 +104,15 @@ def _method(text: str) -> Any:
         elif values:
             values[[*values][-1]] += f",{piece}"
         else:
-            raise ValueError(f"--method {text}: {piece!r} is no field: write it as in lora:rank=64,alpha=128")
+            raise HalkaError(f"--method {text}: {piece!r} is no field: write it as in lora:rank=64,alpha=128")
     settings = settings_of(kind)
     for key in values:
         if key not in settings:
-            raise ValueError(f"--method {text}: {name} has no field {key!r}; it has {', '.join(settings) or 'none'}")
+            raise HalkaError(f"--method {text}: {name} has no field {key!r}; it has {', '.join(settings) or 'none'}")
     try:
         return kind(**converted(settings, values))
     except ValueError as error:
-        raise ValueError(f"--method {text}: {error}") from None
+        raise HalkaError(f"--method {text}: {error}") from None
 
 
 def _show(found: Any, chosen: Sequence[str]) -> None:

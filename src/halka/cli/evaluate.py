@@ -13,6 +13,7 @@ from halka.cli.command import Json, columns, emit, examples, new_file, plain, re
 from halka.cli.examples import data_rows, named_task
 from halka.cli.opening import Base, Loading, open_model, with_loading
 from halka.cli.routing import AdapterNames, PoolSize, StoreFolder, addressed, given_adapters, route
+from halka.util.errors import HalkaError
 
 if TYPE_CHECKING:
     from halka.core import AdaptedModel
@@ -74,7 +75,7 @@ def evaluate(
         new_file(out, "--out")
         given = {each.resolve() for each in (data, perplexity, task and Path(task)) if each}
         if given & {out.resolve(), scores_beside(out).resolve()}:
-            raise ValueError(f"--out: {out} would write over what is read: name another file")
+            raise HalkaError(f"--out: {out} would write over what is read: name another file")
     adapters = given_adapters(adapter, store, loading.allow_pickle)
     examples, names = route(asked.test if asked else (), adapters)
     everyone = [*dict.fromkeys(names or adapters.named or (None,))]
@@ -111,28 +112,28 @@ def judged_on(
     from halka.evaluation.metrics import find_metric
 
     if (task is None) == (data is None):
-        raise ValueError("what to evaluate on is said by --task NAME or by --data FILE: give one of them")
+        raise HalkaError("what to evaluate on is said by --task NAME or by --data FILE: give one of them")
     if data is not None:
         if split is not None:
-            raise ValueError(f"--split {split} is for --task: a data file is one split")
+            raise HalkaError(f"--split {split} is for --task: a data file is one split")
         rows = data_rows(data, "--data", shape)
         names = tuple(METRICS_OF.get(rows.shape, METRICS).split(","))
         test = addressed(rows.examples, rows.rows)
         found = Task(data.name.partition(".")[0], (), (), tuple(test), names, names[0])
     else:
         if shape is not None:
-            raise ValueError("--shape is for --data: a task says its own")
+            raise HalkaError("--shape is for --data: a task says its own")
         found = named_task(str(task))
         found = replace(found, test=getattr(found, split or "test"))
     if metrics is not None:
         names = tuple(name.strip() for name in metrics.split(",") if name.strip())
         if not names:
-            raise ValueError(f"--metrics {metrics!r} names none: give names with commas between, such as {METRICS}")
+            raise HalkaError(f"--metrics {metrics!r} names none: give names with commas between, such as {METRICS}")
         found = replace(found, metrics=names, primary=names[0])
     for name in found.metrics:
         find_metric(name)
     if not found.test:
-        raise ValueError(
+        raise HalkaError(
             f"the task {found.name} has no {split or 'test'} examples: choose another --split, or give --data"
         )
     return limited(found, test=limit, seed=seed)

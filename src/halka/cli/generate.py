@@ -11,6 +11,7 @@ import typer
 from halka.cli.command import Json, emit, examples, existing_file, show
 from halka.cli.opening import Base, Loading, open_model, with_loading
 from halka.cli.routing import AdapterNames, PoolSize, StoreFolder, addressed, given_adapters, route
+from halka.util.errors import HalkaError
 
 if TYPE_CHECKING:
     from halka.core import AdaptedModel
@@ -79,10 +80,10 @@ def generate(
 def sampling(temperature: float, top_p: float | None) -> dict[str, Any]:
     """How tokens are chosen, as transformers' `generate` takes it."""
     if top_p is not None and not 0 < top_p <= 1:
-        raise ValueError(f"--top-p is a share above 0 and at most 1, not {top_p}")
+        raise HalkaError(f"--top-p is a share above 0 and at most 1, not {top_p}")
     if temperature == 0:
         if top_p is not None:
-            raise ValueError("--top-p is for drawing at random: give a --temperature above 0 with it")
+            raise HalkaError("--top-p is for drawing at random: give a --temperature above 0 with it")
         return {}
     return {"do_sample": True, "temperature": temperature, "top_p": top_p}
 
@@ -95,17 +96,17 @@ def asked_for(prompt: str | None, file: Path | None, system: str | None) -> list
     before = () if system is None else (Message("system", system),)
     if file is not None:
         if prompt is not None:
-            raise ValueError("a PROMPT and --file were given: give one of them")
+            raise HalkaError("a PROMPT and --file were given: give one of them")
         rows = whole_rows(existing_file(file, "--file"))
         found = [Example((*before, *_messages(row)), where=row.where) for row in rows]
         if not found:
-            raise ValueError(f"--file: {file} has no rows")
+            raise HalkaError(f"--file: {file} has no rows")
         return addressed(found, rows)
     if prompt is None and sys.stdin.isatty():
-        raise ValueError('there is no prompt: give one, such as "What is a light year?", or --file FILE')
+        raise HalkaError('there is no prompt: give one, such as "What is a light year?", or --file FILE')
     text = sys.stdin.read().strip() if prompt is None else prompt
     if not text.strip():
-        raise ValueError("the prompt is empty: give some text, or --file FILE")
+        raise HalkaError("the prompt is empty: give some text, or --file FILE")
     return [Example((*before, Message("user", text)))]
 
 
@@ -125,7 +126,7 @@ def _messages(row: Row) -> list[Any]:
     except (TypeError, KeyError):
         messages = []
     if not messages or any(not isinstance(each.content, str) for each in messages):
-        raise ValueError(
+        raise HalkaError(
             f'{row.where}: no prompt: a row has "prompt" or "text": a text, "words": a list, or "messages": '
             "a list of role and content"
         )

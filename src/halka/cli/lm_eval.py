@@ -7,6 +7,7 @@ from typing import Annotated
 import typer
 
 from halka.cli.command import examples
+from halka.util.errors import HalkaError
 
 EXAMPLES = examples(
     "halka lm-eval --model_args base=smollm2-135m,adapter=adapters/support --tasks hellaswag --limit 100",
@@ -30,5 +31,5 @@ def lm_eval(
     except ModuleNotFoundError as error:
         if (error.name or "").split(".")[0] == "halka":
             raise
-        raise ValueError(f"lm-eval needs {error.name}, which is not installed: pip install 'halka[lm-eval]'") from None
+        raise HalkaError(f"lm-eval needs {error.name}, which is not installed: pip install 'halka[lm-eval]'") from None
     main(arguments or [])

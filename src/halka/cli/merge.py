@@ -13,6 +13,7 @@ from halka.cli.command import Json, columns, emit, examples, readable_text, say,
 from halka.cli.examples import named_task
 from halka.cli.opening import Base, Loading, open_model, with_loading
 from halka.cli.routing import StoreFolder, given_adapters
+from halka.util.errors import HalkaError
 
 if TYPE_CHECKING:
     from halka.core import AdaptedModel
@@ -80,9 +81,9 @@ def merge(
     """
     given = given_adapters(adapter, store, loading.allow_pickle)
     if (len(given.named) > 1) != (combine is not None):
-        raise ValueError("--combine METHOD is how several adapters become one: give it with two or more, and only then")
+        raise HalkaError("--combine METHOD is how several adapters become one: give it with two or more, and only then")
     if into is None and (form or to_dtype or pad_rank):
-        raise ValueError("--as, --to-dtype and --pad-rank are how --into is written: give --into PATH with them")
+        raise HalkaError("--as, --to-dtype and --pad-rank are how --into is written: give --into PATH with them")
     tasks = [named_task(each) for each in task or ()]
     text = readable_text(probes, "--probes") if probes else None
     factors = weights_of(weights, given.named)
@@ -133,9 +134,9 @@ def weights_of(given: str | None, names: Sequence[str]) -> dict[str, float]:
     try:
         numbers = [float(each) for each in given.split(",")]
     except ValueError:
-        raise ValueError(f"--weights {given!r} are no numbers with commas between, such as 0.5,0.5") from None
+        raise HalkaError(f"--weights {given!r} are no numbers with commas between, such as 0.5,0.5") from None
     if len(numbers) != len(names):
-        raise ValueError(f"--weights gives {len(numbers)} for {len(names)} adapters: give one for each")
+        raise HalkaError(f"--weights gives {len(numbers)} for {len(names)} adapters: give one for each")
     return dict(zip(names, numbers, strict=True))
 
 

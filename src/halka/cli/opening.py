@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from halka.cli.command import say, warnings_said
+from halka.util.errors import HalkaError
 
 if TYPE_CHECKING:
     from halka.cli.routing import Adapters
@@ -107,7 +108,7 @@ def kind_for(adapters: Adapters, names: Iterable[str | None]) -> tuple[str | Non
     kinds = {kind: name for name, (kind, _) in found.items() if kind is not None}
     if len(kinds) > 1:
         shown = " and ".join(f"{name} of a {kind}" for kind, name in kinds.items())
-        raise ValueError(f"--adapter: {shown}: one base cannot be both, so use them apart")
+        raise HalkaError(f"--adapter: {shown}: one base cannot be both, so use them apart")
     return next(iter(kinds), None), max((labels for _, labels in found.values()), key=len, default=())
 
 
@@ -127,7 +128,7 @@ def open_model(
     from halka.storage.pool import DEFAULT_BUDGET, AdapterPool
 
     if pool is not None and adapters.store is None:
-        raise ValueError("--pool is what a store's adapters may take: give --store FOLDER with it")
+        raise HalkaError("--pool is what a store's adapters may take: give --store FOLDER with it")
     names = [*names]
     how = asdict(loading)
     allowed = {key: how.pop(key) for key in [*how] if key.startswith("allow_")}

@@ -13,6 +13,7 @@ import typer
 from halka.cli.command import existing_folder
 from halka.data.examples import Example
 from halka.data.readers import Row
+from halka.util.errors import HalkaError
 
 if TYPE_CHECKING:
     from halka.storage.adapter_store import AdapterStore
@@ -86,11 +87,11 @@ class Adapters:
         known = [*self.folders, *self.stored]
         if not known:
             told = "and none was given" if self.store is None else f"and none at all in {self.store.folder}"
-            raise ValueError(f"there is no adapter {name!r}, {told}: add --adapter {name}=FOLDER, or --store FOLDER")
+            raise HalkaError(f"there is no adapter {name!r}, {told}: add --adapter {name}=FOLDER, or --store FOLDER")
         near = difflib.get_close_matches(stored, known, n=3)
         there = ", ".join(known[:10]) + (", …" if len(known) > 10 else "")
         hint = f"did you mean {' or '.join(near)}?" if near else f"those are {there}"
-        raise ValueError(f"there is no adapter {name!r} among those given: {hint}")
+        raise HalkaError(f"there is no adapter {name!r} among those given: {hint}")
 
     def pooled(self, name: str) -> bool:
         """Whether the store's newest version is meant, which an `AdapterPool` reads when it is used."""
@@ -112,9 +113,9 @@ def given_adapters(given: Sequence[str] | None, store: Path | None, allow_pickle
             folder = "" if opened is not None else text
             plain.append(name)
         elif not name or not folder:
-            raise ValueError(f"--adapter: {text!r} is not NAME=FOLDER: give both, or the folder alone")
+            raise HalkaError(f"--adapter: {text!r} is not NAME=FOLDER: give both, or the folder alone")
         if name in named:
-            raise ValueError(
+            raise HalkaError(
                 f"--adapter: two are named {name!r}: name each its own way, as in NAME={folder or 'FOLDER'}"
             )
         if folder:
@@ -138,7 +139,7 @@ def addressed(examples: Sequence[Example], rows: Sequence[Row]) -> list[Example]
     for each, row in zip(examples, rows, strict=True):
         name = row.fields.get("adapter")
         if name is not None and not isinstance(name, str):
-            raise ValueError(f"{row.where}: the adapter is {name!r}: give its name as a text, or null")
+            raise HalkaError(f"{row.where}: the adapter is {name!r}: give its name as a text, or null")
         found.append(Addressed(each.messages, each.references, each.where, (name or "").strip() or None))
     return found
 
@@ -150,12 +151,12 @@ def route(examples: Sequence[Example], adapters: Adapters) -> tuple[list[Example
     """
     if not any(isinstance(each, Addressed) for each in examples):
         if adapters.store is not None and not adapters.named:
-            raise ValueError('--store: nothing names an adapter in it: add --adapter NAME, or rows with "adapter"')
+            raise HalkaError('--store: nothing names an adapter in it: add --adapter NAME, or rows with "adapter"')
         everyone = adapters.named or (None,)
         return [each for each in examples for _ in everyone], [name for _ in examples for name in everyone]
     names = [(each.adapter if isinstance(each, Addressed) else None) or adapters.usual for each in examples]
     if None in names and len(adapters.plain) > 1:
-        raise ValueError(
+        raise HalkaError(
             f"{examples[names.index(None)].where}: it names no adapter, and {' and '.join(adapters.plain)} were given: "
             'name one in its field "adapter", or give a single one for those that name none'
         )
@@ -174,7 +175,7 @@ def _check(adapters: Adapters, name: str, where: str) -> None:
     try:
         read_config(adapters.folder(name), allow_pickle=adapters.allow_pickle)
     except ValueError as error:
-        raise ValueError(f"{where}: {error}") from None
+        raise HalkaError(f"{where}: {error}") from None
 
 
 def adapter_folder(folder: Path, given_as: str = "--adapter", *, allow_pickle: bool = False) -> Path:
@@ -185,5 +186,5 @@ def adapter_folder(folder: Path, given_as: str = "--adapter", *, allow_pickle: b
         return hub.adapter_folder(folder, allow_pickle=allow_pickle)
     existing_folder(folder, given_as)
     if not (folder / "adapter_config.json").exists() and (folder / "adapter" / "adapter_config.json").exists():
-        raise ValueError(f"{given_as}: {folder} is a run's folder: its adapter is {folder / 'adapter'}")
+        raise HalkaError(f"{given_as}: {folder} is a run's folder: its adapter is {folder / 'adapter'}")
     return folder

@@ -13,6 +13,7 @@ import typer
 from halka.cli.command import Command, Failed, columns, emit, examples, say, show
 from halka.cli.examples import data_rows, named_task, read_data
 from halka.cli.opening import load_for
+from halka.util.errors import HalkaError
 
 if TYPE_CHECKING:
     from halka.cli.train_settings import Plan, RunSettings
@@ -60,7 +61,7 @@ class Deferred(Command):
             elif config is None:
                 train_adapters(many, flags, json=json, **folder)
             else:
-                raise ValueError("--config says one run and --many several: give one of them")
+                raise HalkaError("--config says one run and --many several: give one of them")
 
         own = [
             _flag("config", Path | None, None, metavar="FILE", help="a YAML file with settings"),
@@ -89,7 +90,7 @@ def train_adapter(config: Path | None, flags: dict[str, Any], *, json: bool, **f
     plan = read(config, flags, os.environ)
     run = TrainingRun(plan, "adapter", **folder)
     if run.finished:
-        raise ValueError(f"--out: {run.folder} holds a finished run: choose another folder, or add --overwrite")
+        raise HalkaError(f"--out: {run.folder} holds a finished run: choose another folder, or add --overwrite")
     run.task = task_of(plan.run)
     (result,) = train_runs(_model_for([run]), [run])
     if "error" in result:
@@ -130,7 +131,7 @@ def _model_for(runs: list[TrainingRun]) -> AdaptedModel:
     kinds = {run.task.kind: run.task.name for run in runs}
     if len(kinds) > 1:
         shown = " and ".join(f"{name} a {kind or 'language model'}" for kind, name in kinds.items())
-        raise ValueError(f"runs: of their tasks {shown} is for: train them apart")
+        raise HalkaError(f"runs: of their tasks {shown} is for: train them apart")
     model = load_for(
         *(settings.base, next(iter(kinds)), max((run.task.labels for run in runs), key=len)),
         dtype=settings.dtype,
@@ -151,10 +152,10 @@ def task_of(run: RunSettings) -> Task:
     from halka.data.task import OF_SHAPES, Task, of_kind
 
     if (run.task is None) == (not run.data):
-        raise ValueError("what to train on is said by --task NAME or by --data FILE: give one of them")
+        raise HalkaError("what to train on is said by --task NAME or by --data FILE: give one of them")
     if run.task is not None:
         if run.validation is not None:
-            raise ValueError(f"--validation is for --data: the task {run.task} has its own validation examples")
+            raise HalkaError(f"--validation is for --data: the task {run.task} has its own validation examples")
         return of_kind(named_task(run.task), run.kind)
     rows = [data_rows(file, "--data", run.shape) for file in run.data]
     train, validation = _held_out([example for each in rows for example in each.examples], run)
@@ -173,10 +174,10 @@ def _held_out(examples: list[Example], run: RunSettings) -> tuple[list[Example],
     except ValueError:
         return examples, read_data(Path(run.validation), "--validation", run.shape)
     if not 0 < share < 1:
-        raise ValueError(f"--validation {run.validation} is no share of the data: give a number between 0 and 1")
+        raise HalkaError(f"--validation {run.validation} is no share of the data: give a number between 0 and 1")
     train, validation = split_off(examples, round(share * len(examples)), "0/validation")
     if not train:
-        raise ValueError(f"--validation {run.validation} leaves nothing of {len(examples)} examples to train on")
+        raise HalkaError(f"--validation {run.validation} leaves nothing of {len(examples)} examples to train on")
     return train, validation
 
 

@@ -15,6 +15,7 @@ from halka.data.tasks import is_task_file
 from halka.methods import all_methods, method_named
 from halka.models.loading import is_base_folder
 from halka.training.run import TrainConfig
+from halka.util.errors import HalkaError
 from halka.util.settings import (
     Given,
     Setting,
@@ -136,24 +137,24 @@ def read_many(file: Path, flags: Mapping[str, Any], environment: Mapping[str, st
     content = yaml_of(file)
     runs = content.pop("runs", None)
     if not isinstance(runs, list) or not runs or not all(isinstance(run, dict) for run in runs):
-        raise ValueError(f"{file}: runs: a list of runs is missing, such as runs: [{{out: a, rank: 8}}, {{out: b}}]")
+        raise HalkaError(f"{file}: runs: a list of runs is missing, such as runs: [{{out: a, rank: 8}}, {{out: b}}]")
     if "out" in content:
-        raise ValueError(f"{file}: out: each run has its own: give it there, and not for all")
+        raise HalkaError(f"{file}: out: each run has its own: give it there, and not for all")
     shared = from_content(content, file, every)
     over = from_environment(environment, every) | from_flags(flags, every)
     if "out" in over:
-        raise ValueError(f"{over['out'].where}: out: each run of {file} has its own: leave this away")
+        raise HalkaError(f"{over['out'].where}: out: each run of {file} has its own: leave this away")
     plans = []
     for number, run in enumerate(runs, start=1):
         within = f"runs[{number}]."
         if not run.get("out"):
-            raise ValueError(f"{file}: {within}out is missing: each run needs a folder of its own")
+            raise HalkaError(f"{file}: {within}out is missing: each run needs a folder of its own")
         for path, one in from_content({key: run[key] for key in ONE_FOR_ALL if key in run}, file, every).items():
-            raise ValueError(f"{file}: {within}{path}: all runs share one {path} ({one.value!r} here): give it above")
+            raise HalkaError(f"{file}: {within}{path}: all runs share one {path} ({one.value!r} here): give it above")
         plans.append(_plan(shared | from_content(run, file, every, within) | over, known))
     folders = [plan.run.out.resolve() for plan in plans]
     if double := [str(plan.run.out) for plan in plans if folders.count(plan.run.out.resolve()) > 1]:
-        raise ValueError(f"{file}: runs: two have the folder {double[0]}: give each its own out")
+        raise HalkaError(f"{file}: runs: two have the folder {double[0]}: give each its own out")
     return plans
 
 
@@ -163,10 +164,10 @@ def _plan(given: Mapping[str, Given], known: Sources) -> Plan:
     _refuse_others(given, known, run.method)
     chosen = build(method, known.methods[run.method], given)
     if run.text is not None and "tokens" not in known.methods[run.method]:
-        raise ValueError(f"{given['text'].where}: {run.method} has no virtual tokens: choose prompt or prefix")
+        raise HalkaError(f"{given['text'].where}: {run.method} has no virtual tokens: choose prompt or prefix")
     if run.text is not None and vars(chosen)["tokens"]:
         both = f"{given['text'].where} and {given['tokens'].where}"
-        raise ValueError(f"{both} both say what virtual tokens start as: give one of them")
+        raise HalkaError(f"{both} both say what virtual tokens start as: give one of them")
     return Plan(
         run=run,
         method=chosen,
@@ -180,7 +181,7 @@ def _refuse_others(given: Mapping[str, Given], known: Sources, method: str) -> N
     for path in known.of_methods:
         if path in given and path not in own:
             fields = ", ".join(own) or "none"
-            raise ValueError(f"{given[path].where}: {method} has no field {path!r}; its fields are: {fields}")
+            raise HalkaError(f"{given[path].where}: {method} has no field {path!r}; its fields are: {fields}")
 
 
 # ── flags ───────────────────────────────────────────────────────────────────────────────────────────────────────────

@@ -26,7 +26,8 @@ from halka.core import AdaptedModel, chosen
 from halka.data.task import Task
 from halka.storage.adapter_folder import WEIGHTS, save
 from halka.training.loop import Job, as_tokens, train_many
-from halka.training.run import BEST, CHECKPOINT, METRICS, Step, TrainingError
+from halka.training.run import BEST, CHECKPOINT, METRICS, Step
+from halka.util.errors import HalkaError, TrainingError
 from halka.util.files import write_text
 
 RUN, ADAPTER, TENSORBOARD, LOCK = "run.yaml", "adapter", "tensorboard", ".lock"
@@ -42,12 +43,12 @@ class TrainingRun:
         self.plan, self.name, self.folder = plan, name, plan.run.out
         self.overwrite, self.tensorboard = overwrite, tensorboard
         if tensorboard and find_spec("tensorboard") is None:
-            raise ValueError("--tensorboard needs a package that is not here: pip install 'halka[tensorboard]'")
+            raise HalkaError("--tensorboard needs a package that is not here: pip install 'halka[tensorboard]'")
         if self.folder.exists() and not self.folder.is_dir():
-            raise ValueError(f"--out: {self.folder} is a file: name a folder")
+            raise HalkaError(f"--out: {self.folder} is a file: name a folder")
         others = self.folder.is_dir() and any(not each.name.startswith(".") for each in self.folder.iterdir())
         if others and not (self.folder / RUN).exists():
-            raise ValueError(f"--out: {self.folder} exists and holds no run of halka train: choose another folder")
+            raise HalkaError(f"--out: {self.folder} exists and holds no run of halka train: choose another folder")
 
     @property
     def finished(self) -> bool:
@@ -70,7 +71,7 @@ class TrainingRun:
         try:
             lock.acquire(timeout=0)
         except Timeout:
-            raise ValueError(f"--out: another process is training in {self.folder}: choose another folder") from None
+            raise HalkaError(f"--out: another process is training in {self.folder}: choose another folder") from None
         try:
             yield
         finally:

@@ -15,6 +15,7 @@ from torch import Tensor
 from halka.core.products import Grouped, linear
 from halka.core.routing import Use
 from halka.core.stacking import Stack
+from halka.util.errors import HalkaError
 
 GROUPING = True  # False: expert by expert and row by row, the slow twin
 
@@ -133,7 +134,7 @@ def _stack(use: Use) -> Stack:
     """Raises ValueError for a part that has no operands to share out among the experts."""
     if isinstance(use.act, Stack):
         return use.act
-    raise ValueError(
+    raise HalkaError(
         f"{type(use.act).__name__} cannot act on experts, which share a module: a part there says `operands`, one for "
         "each expert, and `reads` or `writes` (docs/add-a-method.md)"
     )

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from halka.core.parts import Method, Part, Target, wants
+from halka.util.errors import HalkaError
 
 
 @dataclass(frozen=True)
@@ -23,7 +24,7 @@ class Joint:
 
     def __post_init__(self) -> None:
         if len(self.methods) < 2 or any(isinstance(each, Joint) for each in self.methods):
-            raise ValueError("joint: give two or more methods, none of them joint itself")
+            raise HalkaError("joint: give two or more methods, none of them joint itself")
         object.__setattr__(self, "lr", min(each.lr for each in self.methods))
 
     def roles(self) -> tuple[str, ...]:
@@ -34,7 +35,7 @@ class Joint:
         built = [(each.name, part) for each in wanting if (part := each.build(target)) is not None]
         if len(built) > 1:
             both = " and ".join(name for name, _ in built)
-            raise ValueError(f"{both} both act on {target.name}: narrow the targets of one")
+            raise HalkaError(f"{both} both act on {target.name}: narrow the targets of one")
         return built[0][1] if built else None
 
 

@@ -7,6 +7,7 @@ from torch import Tensor
 
 from halka.core.packed import Packed
 from halka.core.parts import WEIGHT_ROLES, Adapter
+from halka.util.errors import HalkaError
 
 MERGEABLE = (*WEIGHT_ROLES, "attn", "mlp", "embedding")
 
@@ -24,9 +25,9 @@ def merged_weights(adapter: Adapter, dtype: torch.dtype | None = None) -> dict[s
             target = adapter.targets[path]
             linear = target.role == "module" and target.d_in > 0
             if target.several or not (target.role in MERGEABLE or linear):
-                raise ValueError(f"{adapter.method.name} acts on {target.role}, which is no weight: not mergeable")
+                raise HalkaError(f"{adapter.method.name} acts on {target.role}, which is no weight: not mergeable")
             if isinstance(target.module, Packed):
-                raise ValueError(
+                raise HalkaError(
                     f"{target.name} is packed as {target.module.form}: what is added would be rounded away where it is "
                     "packed anew, not mergeable. Use the adapter beside the base, or load the base unpacked "
                     "(halka.load_base without quantize), load the adapter there and merge it"
@@ -37,15 +38,15 @@ def merged_weights(adapter: Adapter, dtype: torch.dtype | None = None) -> dict[s
                     own[name] = tensor
                     found.setdefault(name, tensor.float())
             if names["weight"] not in found:
-                raise ValueError(f"{adapter.method.name} acts on what a mixture of experts returns: not mergeable")
+                raise HalkaError(f"{adapter.method.name} acts on what a mixture of experts returns: not mergeable")
             weight, bias = found[names["weight"]], found.get(names["bias"])
             try:
                 new, new_bias = part.merged(weight.T if target.transposed else weight, bias)
             except NotImplementedError as error:
-                raise ValueError(f"{adapter.method.name} cannot be merged: {error}") from None
+                raise HalkaError(f"{adapter.method.name} cannot be merged: {error}") from None
             if new_bias is not None:
                 if bias is None:
-                    raise ValueError(
+                    raise HalkaError(
                         f"{adapter.method.name} adds a bias to {target.name}, which has none: not mergeable"
                     )
                 found[names["bias"]] = new_bias

@@ -18,6 +18,7 @@ from halka.core.parts import VIRTUAL_ROLES, Adapter, Method, Part, Target, selec
 from halka.core.routing import Memory, Route, repeats, resolve
 from halka.core.turns import Flow, Turns
 from halka.core.weights import StandIns
+from halka.util.errors import HalkaError
 
 
 class Pool(Protocol):
@@ -98,7 +99,7 @@ class AdaptedModel:
         use, a role that this base does not have, more labels than it has, a state that does not fit.
         """
         if not name or not isinstance(name, str):
-            raise ValueError(f"an adapter's name is a non-empty string, not {name!r}")
+            raise HalkaError(f"an adapter's name is a non-empty string, not {name!r}")
         wanted = select(method, self.targets, self._by_path)
         if self.head is not None and state is None:
             method = self._with_head(method, wanted)
@@ -111,7 +112,7 @@ class AdaptedModel:
             torch.random.fork_rng(devices=[]),
         ):
             if name in self.adapters:
-                raise ValueError(f"there is an adapter {name!r} already: remove it first, or choose another name")
+                raise HalkaError(f"there is an adapter {name!r} already: remove it first, or choose another name")
             torch.default_generator.manual_seed(seed)  # parts begin on the CPU; a GPU's own state is left alone
             parts, targets = {}, {}
             device = next(self.base.parameters()).device
@@ -121,7 +122,7 @@ class AdaptedModel:
                 if part is None:
                     continue
                 if target.several and type(part).forward is Part.forward:
-                    raise ValueError(
+                    raise HalkaError(
                         f"{method.name} acts on single layers, and {target.name} of this base is several: train it "
                         "whole, with the method modules"
                     )
@@ -129,19 +130,19 @@ class AdaptedModel:
                 part.to(device)
                 parts[path], targets[path] = part.eval(), target
             if len(labels) > len(self.labels):
-                raise ValueError(
+                raise HalkaError(
                     f"{name!r} is to tell {len(labels)} labels apart, where this base has {len(self.labels)}: load "
                     "the base with as many, `halka.load_base(name, kind=…, labels=[…])`"
                 )
             if not parts:
-                raise ValueError(f"{method.name} built no part for this base: widen its targets")
+                raise HalkaError(f"{method.name} built no part for this base: widen its targets")
             for part in parts.values():
                 part.meet(parts)
             adapter = Adapter(method, parts, targets)
             adapter.labels = tuple(labels)
             if state is not None:
                 if other := [key for key, tensor in state.items() if tensor.dtype != torch.float32]:
-                    raise ValueError(f"the state holds {state[other[0]].dtype} in {other[0]}: parts hold fp32")
+                    raise HalkaError(f"the state holds {state[other[0]].dtype} in {other[0]}: parts hold fp32")
                 adapter.take({key: tensor.to(device) for key, tensor in state.items()})
             self.adapters[name] = adapter
             self._hooks.add(adapter.targets.values())
@@ -158,7 +159,7 @@ class AdaptedModel:
         acts = [target for target in wanted if target.name in own]
         whole = [each for each in methods_of(method) if isinstance(each, Modules)]
         if other := [each for each in acts if not any(wants(one.roles(), each) for one in whole)]:
-            raise ValueError(
+            raise HalkaError(
                 f"{method.name} would act on {other[0].name}, this base's head, of which every adapter has a copy of "
                 "its own: it is trained whole. Leave it out of the targets"
             )
@@ -169,7 +170,7 @@ class AdaptedModel:
         with self.lock:
             self._here(name)
             if name in self.in_use:
-                raise ValueError(f"adapter {name!r} is in use: leave its `with model.use(...)` first")
+                raise HalkaError(f"adapter {name!r} is in use: leave its `with model.use(...)` first")
             if merged := self.merged == name:
                 self.unmerge()
             adapter = self.adapters.pop(name)
@@ -271,7 +272,7 @@ class AdaptedModel:
         with self._turns.take():
             adapter = self.adapter(name)
             if self._outer or self.merged is not None:
-                raise ValueError("merging needs an idle base: leave `use`, or `unmerge` what is merged")
+                raise HalkaError("merging needs an idle base: leave `use`, or `unmerge` what is merged")
             self._stand_ins.put(merged_weights(adapter), tied=False)
             self.merged = name
 
@@ -280,7 +281,7 @@ class AdaptedModel:
         with self._turns.take():
             if self.merged is not None:
                 if self._outer:
-                    raise ValueError(f"the merged adapter {self.merged!r} is in use: leave `use` first")
+                    raise HalkaError(f"the merged adapter {self.merged!r} is in use: leave `use` first")
                 self._stand_ins.restore()
                 self.merged = None
 
@@ -293,7 +294,7 @@ class AdaptedModel:
         """
         with self._turns.take():
             if self._outer:
-                raise ValueError("another precision needs an idle base: leave `use` first")
+                raise HalkaError("another precision needs an idle base: leave `use` first")
             outer, self._precision = self._precision, dtype
             try:
                 with self._stand_ins.cast(dtype, weights or {}):
@@ -307,16 +308,16 @@ class AdaptedModel:
         found = self.adapters.get(name)
         if found is None:
             known = ", ".join(map(repr, [*self.adapters])) or "none yet"
-            raise ValueError(f"no adapter {name!r} here (there are: {known}): `add` or `load` it first")
+            raise HalkaError(f"no adapter {name!r} here (there are: {known}): `add` or `load` it first")
         return found
 
     def _resolve(self, names: tuple[str | None, ...]) -> Route | None:
         adapters = {name: self.adapter(name) for name in names if name is not None}
         if not names:
-            raise ValueError("`use` was given no rows: name an adapter, or None for the bare base")
+            raise HalkaError("`use` was given no rows: name an adapter, or None for the bare base")
         if self.merged is not None:
             if set(names) != {self.merged}:
-                raise ValueError(
+                raise HalkaError(
                     f"adapter {self.merged!r} is merged into the base: `unmerge` before using others or the bare base"
                 )
             return Route(names, {}, {})

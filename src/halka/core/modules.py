@@ -14,6 +14,7 @@ from torch.func import functional_call
 from halka.core.blank import begun
 from halka.core.packed import form_of
 from halka.core.parts import WHOLE, Part, Target
+from halka.util.errors import HalkaError
 
 ROLES = ("head", "embedding")
 ONE_BY_ONE = (Parameter.POSITIONAL_ONLY, Parameter.POSITIONAL_OR_KEYWORD)
@@ -31,14 +32,14 @@ class Modules:
 
     def __post_init__(self) -> None:
         if isinstance(self.targets, str) or not self.targets:
-            raise ValueError(f'modules: targets is a tuple of modules, such as ("head",), not {self.targets!r}')
+            raise HalkaError(f'modules: targets is a tuple of modules, such as ("head",), not {self.targets!r}')
 
     def roles(self) -> tuple[str, ...]:
         return tuple(each if each in ROLES or each.startswith(WHOLE) else f"{WHOLE}{each}" for each in self.targets)
 
     def build(self, target: Target) -> Part:
         if (form := form_of(target.module)) is not None:
-            raise ValueError(
+            raise HalkaError(
                 f"modules: {target.name} is packed as {form}, which cannot be trained: load the base without quantize"
             )
         _check_form(target)
@@ -51,7 +52,7 @@ def _check_form(target: Target) -> None:
     given = signature(target.module.forward).parameters.values()
     needed = [each.name for each in given if each.default is Parameter.empty and each.kind in ONE_BY_ONE]
     if len(needed) > 1:
-        raise ValueError(
+        raise HalkaError(
             f"modules: {target.name}, a {kind}, takes several inputs ({', '.join(needed)}): name modules with one input"
         )
 
@@ -65,7 +66,7 @@ class WholePart(Part):
     def __init__(self, module: nn.Module):
         super().__init__()
         if not any(True for _ in module.parameters()):
-            raise ValueError(f"modules: a {type(module).__name__} has nothing to train")
+            raise HalkaError(f"modules: a {type(module).__name__} has nothing to train")
         form = copy.deepcopy(module)  # without our hooks and weights: what is computed, not with what
         for each in form.modules():
             each._forward_hooks.clear()
@@ -87,7 +88,7 @@ class WholePart(Part):
     def forward(self, x: Tensor, y: Tensor) -> Tensor:
         if not isinstance(y, Tensor):
             kind = type(self._form[0]).__name__
-            raise ValueError(f"modules: a {kind} returns several tensors: name modules with one output")
+            raise HalkaError(f"modules: a {kind} returns several tensors: name modules with one output")
         weights = {name: parameter.to(y.dtype) for name, parameter in self.named_parameters()}
         return functional_call(self._form[0].train(self.training), weights, (x,))
 

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.optim.optimizer import register_optimizer_step_post_hook
 
 from halka.core.packed import Packed
+from halka.util.errors import HalkaError
 
 # The linear layers of a decoder block, the fused forms that some architectures have, and names for groups of them.
 LINEAR_ROLES = (
@@ -115,13 +116,13 @@ def select(method: Method, targets: Iterable[Target], modules: Mapping[str, nn.M
             if type(modules[path]).__name__.endswith(
                 "Router"
             ):  # it returns several tensors, of all rows' tokens as one
-                raise ValueError(
+                raise HalkaError(
                     f"{method.name}: {path} is a router, which is not trained: tokens go where the base sends them"
                 )
             targets.append(module_target(path, modules[path]))
         if not any(_selects(role, target) for target in targets):
             present = ", ".join(sorted({target.role for target in targets}))
-            raise ValueError(
+            raise HalkaError(
                 f"{method.name} wants {path!r}, which this base does not have: it has {present} and the groups "
                 f"{', '.join(ROLE_GROUPS)}; a linear layer can also be named by its path"
             )
@@ -335,7 +336,7 @@ class Adapter:
         ]
         if problems:
             shown = "; ".join(sorted(problems)[:5])
-            raise ValueError(
+            raise HalkaError(
                 f"the weights do not fit this adapter on this base: {shown} ({len(problems)} problems in all): they "
                 "are another method's, or were made for another base"
             )

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from halka.core.parts import VIRTUAL_ROLES, Adapter, Part
 from halka.core.stacking import Stack
+from halka.util.errors import HalkaError
 
 STACKING = True  # False: adapter by adapter, the slow twin
 
@@ -113,7 +114,7 @@ def repeats(batch: int, named: int) -> int:
     """
     times, rest = divmod(batch, named)
     if rest or not times:
-        raise ValueError(
+        raise HalkaError(
             f"the batch has {batch} rows, but `use` named an adapter for each of {named}: "
             "give one name a row, or a single name for all rows"
         )
@@ -134,7 +135,7 @@ def resolve(names: tuple[str | None, ...], adapters: Mapping[str, Adapter]) -> R
             target = adapter.targets[path]
             if target.role == "base":
                 if not alone:
-                    raise ValueError(f"{name!r} is a full copy of the weights: it cannot share a batch with others")
+                    raise HalkaError(f"{name!r} is a full copy of the weights: it cannot share a batch with others")
                 full = part
             elif target.role in VIRTUAL_ROLES:
                 memory[target.role][name] = part

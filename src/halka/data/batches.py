@@ -11,6 +11,7 @@ from dataclasses import dataclass
 import torch
 
 from halka.data.tokens import Tokens
+from halka.util.errors import HalkaError
 
 NO_LOSS = -100
 """The label that torch's cross entropy and transformers pass over."""
@@ -63,10 +64,10 @@ def plan(
         ValueError: neither limit is given, or one is below 1.
     """
     if batch_tokens is None and batch_size is None:
-        raise ValueError("give batch_tokens (tokens a batch, padding included), batch_size (examples a batch) or both")
+        raise HalkaError("give batch_tokens (tokens a batch, padding included), batch_size (examples a batch) or both")
     for name, limit in (("batch_tokens", batch_tokens), ("batch_size", batch_size)):
         if limit is not None and limit < 1:
-            raise ValueError(f"{name} is {limit}; it must be at least 1")
+            raise HalkaError(f"{name} is {limit}; it must be at least 1")
     rng = random.Random(f"{seed}/{epoch}")
     order = list(range(len(lengths)))
     rng.shuffle(order)
@@ -93,7 +94,7 @@ def collate(items: Sequence[Tokens], pad_id: int, side: str = "right") -> Batch:
         ValueError: there are no items, or `side` is neither.
     """
     if side not in ("left", "right"):
-        raise ValueError(f"side is {side!r}; choose left or right")
+        raise HalkaError(f"side is {side!r}; choose left or right")
     labels = [[t if loss else NO_LOSS for t, loss in zip(item.ids, item.loss, strict=True)] for item in items]
     ids = [item.ids for item in items]
     return Batch(padded(ids, pad_id, side), mask_of(ids, side), padded(labels, NO_LOSS, side))
@@ -102,7 +103,7 @@ def collate(items: Sequence[Tokens], pad_id: int, side: str = "right") -> Batch:
 def padded(rows: Sequence[Sequence[int]], fill: int, side: str = "right") -> torch.Tensor:
     """The rows as one tensor (B, T), filled up to the longest. Raises ValueError if there are none."""
     if not rows:
-        raise ValueError("a batch needs at least one item")
+        raise HalkaError("a batch needs at least one item")
     whole = torch.full((len(rows), max(map(len, rows))), fill, dtype=torch.int64)
     for row, values in zip(whole, rows, strict=True):
         place = slice(0, len(values)) if side == "right" else slice(len(row) - len(values), len(row))

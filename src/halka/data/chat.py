@@ -15,6 +15,7 @@ from jinja2 import TemplateError
 from transformers import PreTrainedTokenizerBase
 
 from halka.data.examples import Example, Message
+from halka.util.errors import DataError
 
 
 @dataclass(frozen=True)
@@ -52,7 +53,7 @@ def write(
             return [write([messages], tokenizer, generation_prompt)[0] for messages in conversations]
         has_system = any(message.role == "system" for message in conversations[0])
         way_out = " Put the system text into the user's first message." if has_system else ""
-        return [ValueError(f"the base's chat template refuses the conversation: {error}.{way_out}")]
+        return [DataError(f"the base's chat template refuses the conversation: {error}.{way_out}")]
 
 
 def write_answers(examples: Sequence[Example], tokenizer: PreTrainedTokenizerBase) -> list[Chat | ValueError]:
@@ -76,19 +77,19 @@ def _locate(
     messages: Sequence[Message], text: str | ValueError, openings: dict[int, str | ValueError], marks: tuple[str, ...]
 ) -> Chat:
     if len(messages) - 1 not in openings:
-        raise ValueError("the conversation does not end with the assistant's answer")
+        raise DataError("the conversation does not end with the assistant's answer")
     if isinstance(text, ValueError):
         raise text
     for number, message in enumerate(messages, start=1):
         if message.role != "assistant" and message.content.strip() not in text:
-            raise ValueError(f"the base's chat template drops or rewrites message {number} (by the {message.role})")
+            raise DataError(f"the base's chat template drops or rewrites message {number} (by the {message.role})")
     end, closing = _close(text, marks)
     spans: list[tuple[int, int]] = []
     for index, prompt in openings.items():
         if isinstance(prompt, ValueError):
             raise prompt
         if not text.startswith(prompt):
-            raise ValueError(
+            raise DataError(
                 f"the base's chat template writes what comes before the answer in message {index + 1} otherwise when "
                 "it prompts for that answer: the model would learn from a prompt that it never sees. End the "
                 "conversation at its first answer, or give the tokenizer a chat_template that keeps turns as they are."
@@ -117,7 +118,7 @@ def _earlier(text: str, start: int, message: Message, index: int, closing: str) 
         at = _skip_blanks(text, at + len(content))
         if text.startswith(closing, at):
             return at + len(closing)
-    raise ValueError(
+    raise DataError(
         f"the base's chat template rewrites the answer in message {index + 1} once others follow (some templates strip "
         "thoughts), or closes it otherwise than the last one. End the conversation at its first answer, or give the "
         "tokenizer a chat_template that keeps turns as they are."

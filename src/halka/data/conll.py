@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from halka.util.errors import HalkaError
+
 SUFFIXES = (".conll", ".bio", ".iob")
 DOCUMENT = "-DOCSTART-"
 
@@ -25,5 +27,5 @@ def sentences(text: str) -> Iterator[tuple[int, list[list[str]]]]:
 def tagged(lines: list[list[str]]) -> dict[str, object]:
     """A sentence's words and tags. Raises ValueError for a line without a tag."""
     if alone := [columns[0] for columns in lines if len(columns) < 2]:
-        raise ValueError(f"the word {alone[0]!r} has no tag: a line is a word and its tag, with blanks between")
+        raise HalkaError(f"the word {alone[0]!r} has no tag: a line is a word and its tag, with blanks between")
     return {"words": [columns[0] for columns in lines], "tags": [columns[-1] for columns in lines]}

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from halka.data.readers import Problem, Row, read_rows
+from halka.util.errors import DataError
 
 ROLES = {
     "system": "system",
@@ -86,10 +87,10 @@ def read_examples(path: str | Path, shape: str | None = None) -> Rows:
         OSError: the file is missing or may not be opened.
     """
     if shape is not None and shape not in SHAPES:
-        raise ValueError(f"shape {shape!r} is unknown. Known shapes: {_known()}.")
+        raise DataError(f"shape {shape!r} is unknown. Known shapes: {_known()}.")
     rows = read_rows(path)
     if not rows:
-        raise ValueError(f"{path}: the file has no rows. Known shapes: {_known()}.")
+        raise DataError(f"{path}: the file has no rows. Known shapes: {_known()}.")
     shape = shape or _detect(path, rows)
     examples: list[Example] = []
     problems: list[Problem] = []
@@ -105,7 +106,7 @@ def read_examples(path: str | Path, shape: str | None = None) -> Rows:
             problems.append(Problem(row.where, str(error)))
     if not examples:
         first = "; ".join(str(problem) for problem in problems[:3])
-        raise ValueError(f"{path}: none of {len(rows)} rows is usable as {shape!r}. {first}. Known shapes: {_known()}.")
+        raise DataError(f"{path}: none of {len(rows)} rows is usable as {shape!r}. {first}. Known shapes: {_known()}.")
     return Rows(examples, shape, problems, used)
 
 
@@ -122,11 +123,11 @@ def _detect(path: str | Path, rows: Sequence[Row | Problem]) -> str:
         found = (
             f"the first one has {', '.join(map(repr, sorted(present[0]))) or 'no values'}" if present else str(rows[0])
         )
-        raise ValueError(
+        raise DataError(
             f"{path}: no row has a known shape; {found}. Known shapes: {_known()}. Rename the columns to one of them."
         )
     if len(fits) == 2 and fits[0][1] == fits[1][1]:
-        raise ValueError(
+        raise DataError(
             f"{path}: {fits[0][1]} rows fit {fits[0][0]!r} and as many fit {fits[1][0]!r}. "
             "Say which: --shape, or `shape` in a task file."
         )
@@ -136,18 +137,18 @@ def _detect(path: str | Path, rows: Sequence[Row | Problem]) -> str:
 def _example(row: Row, shape: str) -> Example:
     missing = [key for key in SHAPES[shape].keys if row.fields.get(key) is None]
     if missing:
-        raise ValueError(f"no {' and no '.join(map(repr, missing))}, which a row of shape {shape!r} has")
+        raise DataError(f"no {' and no '.join(map(repr, missing))}, which a row of shape {shape!r} has")
     messages = SHAPES[shape].messages(row.fields)
     system = row.fields.get("system")
     if system not in (None, "") and messages[0].role != "system":
         messages.insert(0, Message("system", _text(system, "'system'")))
     roles = [message.role for message in messages]
     if "assistant" not in roles:
-        raise ValueError("no answer by the assistant")
+        raise DataError("no answer by the assistant")
     if roles[-1] != "assistant":
-        raise ValueError(f"the last message is the {roles[-1]}'s, not the assistant's answer")
+        raise DataError(f"the last message is the {roles[-1]}'s, not the assistant's answer")
     if "user" not in roles:
-        raise ValueError("no message by the user")
+        raise DataError("no message by the user")
     return Example(tuple(messages), _references(row.fields.get("references")), row.where)
 
 
@@ -171,9 +172,9 @@ def _list(value: object) -> list | None:
 def _conversation(value: object, key: str) -> list[Message]:
     items = _list(value)
     if items is None:
-        raise ValueError(f"{key!r} is not a list of messages but a {type(value).__name__}")
+        raise DataError(f"{key!r} is not a list of messages but a {type(value).__name__}")
     if not items:
-        raise ValueError(f"{key!r} is empty")
+        raise DataError(f"{key!r} is empty")
     return [_message(item, number) for number, item in enumerate(items, start=1)]
 
 
@@ -181,14 +182,14 @@ def _message(item: object, number: int) -> Message:
     """Of either kind: {"role", "content"} or {"from", "value"}."""
     name = f"message {number}"
     if not isinstance(item, dict):
-        raise ValueError(f"{name} is not an object but a {type(item).__name__}")
+        raise DataError(f"{name} is not an object but a {type(item).__name__}")
     role = item.get("role", item.get("from"))
     if not isinstance(role, str) or role not in ROLES:
-        raise ValueError(f"{name} has the role {role!r}; known roles are {', '.join(ROLES)}")
+        raise DataError(f"{name} has the role {role!r}; known roles are {', '.join(ROLES)}")
     if item.get("tool_calls") or item.get("function_call"):
-        raise ValueError(f"{name} calls a tool; only text is read")
+        raise DataError(f"{name} calls a tool; only text is read")
     if str(item.get("weight")) in ("0", "0.0"):
-        raise ValueError(f"{name} has the weight 0; loss is on every answer. End the conversation before it.")
+        raise DataError(f"{name} has the weight 0; loss is on every answer. End the conversation before it.")
     return Message(ROLES[role], _text(item.get("content", item.get("value")), name))
 
 
@@ -197,21 +198,21 @@ def _text(value: object, name: str) -> str:
     if isinstance(value, list):
         value = "".join(_part(part, name) for part in value)
     if value is None or (isinstance(value, float) and not math.isfinite(value)):
-        raise ValueError(f"{name} is missing")
+        raise DataError(f"{name} is missing")
     if isinstance(value, bool):
         value = str(value).lower()
     if isinstance(value, int | float):
         value = str(value)
     if not isinstance(value, str):
-        raise ValueError(f"{name} is not text but a {type(value).__name__}")
+        raise DataError(f"{name} is not text but a {type(value).__name__}")
     if not value.strip():
-        raise ValueError(f"{name} is empty")
+        raise DataError(f"{name} is empty")
     try:
         value.encode()
     except UnicodeEncodeError as error:
         code = ord(value[error.start])
         fault = f"the byte {code - 0xDC00:#x}" if 0xDC80 <= code <= 0xDCFF else f"half a character ({code:#x})"
-        raise ValueError(f"{name} is not UTF-8: it has {fault} at character {error.start + 1}") from None
+        raise DataError(f"{name} is not UTF-8: it has {fault} at character {error.start + 1}") from None
     return value
 
 
@@ -220,7 +221,7 @@ def _part(part: object, name: str) -> str:
         return part
     if not isinstance(part, dict) or part.get("type", "text") != "text" or not isinstance(part.get("text"), str):
         kind = part.get("type") if isinstance(part, dict) else type(part).__name__
-        raise ValueError(f"{name} has a part of type {kind!r}; only text is read")
+        raise DataError(f"{name} has a part of type {kind!r}; only text is read")
     return part["text"]
 
 
@@ -234,7 +235,7 @@ def _pair(row: dict[str, object], prompt: str, answer: str) -> list[Message]:
 def _alpaca(row: dict[str, object]) -> list[Message]:
     """The input, where there is one, follows the instruction after an empty line."""
     if row.get("history"):
-        raise ValueError("'history' is not read; write the conversation as 'messages'")
+        raise DataError("'history' is not read; write the conversation as 'messages'")
     instruction = _text(row["instruction"], "'instruction'")
     given = row.get("input")
     if given is not None and str(given).strip():
@@ -254,7 +255,7 @@ def _tagged(row: dict[str, object]) -> list[Message]:
     """A sentence, as words, and a tag for each."""
     words, tags = (_words(row[key], key) for key in ("words", "tags"))
     if len(words) != len(tags):
-        raise ValueError(f"{len(words)} words have {len(tags)} tags")
+        raise DataError(f"{len(words)} words have {len(tags)} tags")
     return [Message("user", " ".join(words)), Message("assistant", " ".join(tags))]
 
 
@@ -263,7 +264,7 @@ def _words(value: object, key: str) -> list[str]:
     items = _list(value)
     words = _text(value, repr(key)).split() if items is None else [_text(item, f"one of {key!r}") for item in items]
     if wrong := [word for word in words if word.split() != [word]]:
-        raise ValueError(f"{key!r} holds {wrong[0]!r}, which is not one word")
+        raise DataError(f"{key!r} holds {wrong[0]!r}, which is not one word")
     return words
 
 

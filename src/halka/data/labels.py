@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 
 from halka.data.examples import Example
+from halka.util.errors import HalkaError
 
 OUTSIDE = "O"
 """The tag of a word that is part of nothing."""
@@ -27,7 +28,7 @@ def place_of(label: str, labels: Sequence[str]) -> int:
         return labels.index(label)
     except ValueError:
         shown = ", ".join(labels[:10]) + (", …" if len(labels) > 10 else "")
-        raise ValueError(f"the label {label!r} is none of the {len(labels)} labels: {shown}") from None
+        raise HalkaError(f"the label {label!r} is none of the {len(labels)} labels: {shown}") from None
 
 
 def _in_order(labels: set[str]) -> tuple[str, ...]:

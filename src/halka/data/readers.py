@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from halka.data import conll
+from halka.util.errors import DataError
 
 SUFFIXES = (".jsonl", ".ndjson", ".json", ".csv", ".tsv", ".parquet", *conll.SUFFIXES)
 
@@ -48,7 +49,7 @@ def read_rows(path: str | Path) -> list[Row | Problem]:
     zipped = suffixes[-1:] == [".gz"]
     kind = (suffixes[:-1] if zipped else suffixes)[-1:]
     if not kind or kind[0] not in SUFFIXES or (zipped and kind[0] == ".parquet"):
-        raise ValueError(f"{path}: not a kind of data file that is known. Use one of {', '.join(SUFFIXES)}.")
+        raise DataError(f"{path}: not a kind of data file that is known. Use one of {', '.join(SUFFIXES)}.")
     if kind[0] == ".parquet":
         return list(_parquet(path))
     tables = {".csv": _csv, ".tsv": _csv, **dict.fromkeys(conll.SUFFIXES, _conll)}
@@ -61,7 +62,7 @@ def whole_rows(path: str | Path) -> list[Row]:
     rows = []
     for row in read_rows(path):
         if isinstance(row, Problem):
-            raise ValueError(str(row))
+            raise DataError(str(row))
         rows.append(row)
     return rows
 
@@ -72,9 +73,9 @@ def _text(path: Path, zipped: bool) -> str:
         try:
             data = gzip.decompress(data)
         except (OSError, EOFError, zlib.error) as error:
-            raise ValueError(f"{path}: not a whole gzip file ({error}). Compress it again.") from error
+            raise DataError(f"{path}: not a whole gzip file ({error}). Compress it again.") from error
     if data[:2] in (b"\xff\xfe", b"\xfe\xff"):
-        raise ValueError(f"{path}: the file is in UTF-16. Save it as UTF-8.")
+        raise DataError(f"{path}: the file is in UTF-16. Save it as UTF-8.")
     return data.decode("utf-8", errors="surrogateescape").removeprefix("\ufeff")
 
 
@@ -195,7 +196,7 @@ def _distinct(columns: list[str], name: str) -> list[str]:
     """The columns' names, which blanks and capitals do not tell apart."""
     plain = [column.strip().lower() for column in columns]
     if double := next((column for column in plain if column and plain.count(column) > 1), None):
-        raise ValueError(f"{name}: two columns are called {double!r}: rename or remove one")
+        raise DataError(f"{name}: two columns are called {double!r}: rename or remove one")
     return columns
 
 
@@ -207,7 +208,7 @@ def _parquet(path: Path) -> Iterator[Row | Problem]:
         with pq.ParquetFile(path) as file:
             batches = list(file.iter_batches())
     except pa.ArrowException as error:
-        raise ValueError(f"{path}: not a whole Parquet file ({error}). Write it again.") from error
+        raise DataError(f"{path}: not a whole Parquet file ({error}). Write it again.") from error
     if batches:
         _distinct(batches[0].schema.names, path.name)
     number = 0

@@ -13,6 +13,7 @@ from halka.data.duplicates import Duplicate, between, prompt_key
 from halka.data.examples import Example, read_examples
 from halka.data.labels import classes_in, tags_in
 from halka.data.readers import Problem
+from halka.util.errors import DataError
 
 T = TypeVar("T")
 
@@ -111,7 +112,7 @@ def limit(
     counts = {"train": train, "validation": validation, "test": test}
     for split, count in counts.items():
         if count is not None and count < 0:
-            raise ValueError(f"cannot take {count} {split} examples; give 0 or more, or None for all")
+            raise DataError(f"cannot take {count} {split} examples; give 0 or more, or None for all")
     return replace(
         task,
         train=_subset(task.train, train, f"{seed}/train"),
@@ -139,11 +140,11 @@ def _read_task(path: Path) -> Task:
             seed = f"{given.get('seed', 0)}/{split}"
             train, files[split] = split_off(train, round(fraction * len(files["train"])), seed)
     if not train:
-        raise ValueError(f"{path}: validation and test leave nothing of {len(files['train'])} train examples")
+        raise DataError(f"{path}: validation and test leave nothing of {len(files['train'])} train examples")
     metrics = tuple(_listed(given["metrics"]))
     primary = given.get("primary", metrics[0])
     if primary not in metrics:
-        raise ValueError(f"{path}: primary: {primary!r} is not among the metrics {', '.join(metrics)}")
+        raise DataError(f"{path}: primary: {primary!r} is not among the metrics {', '.join(metrics)}")
     return Task(
         name=given.get("name", path.stem),
         train=tuple(train),
@@ -165,7 +166,7 @@ def of_kind(task: Task, kind: str | None) -> Task:
     if kind is None or kind == task.kind:
         return task
     if kind not in KINDS:
-        raise ValueError(f"kind {kind!r} is none of {', '.join(KINDS)}")
+        raise DataError(f"kind {kind!r} is none of {', '.join(KINDS)}")
     return replace(task, kind=kind, labels=labels_for(kind, [*task.train, *task.validation, *task.test]))
 
 
@@ -180,18 +181,18 @@ def _checked(path: Path) -> dict[str, Any]:
     try:
         content = yaml.safe_load(path.read_text("utf-8"))
     except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ValueError(f"{path}: not valid YAML: {error}") from error
+        raise DataError(f"{path}: not valid YAML: {error}") from error
     if not isinstance(content, dict):
-        raise ValueError(f"{path}: not a task, which is keys and values. Known keys: {', '.join(KEYS)}.")
+        raise DataError(f"{path}: not a task, which is keys and values. Known keys: {', '.join(KEYS)}.")
     for key, value in content.items():
         if key not in KEYS:
-            raise ValueError(f"{path}: {key}: unknown key. Known keys: {', '.join(KEYS)}.")
+            raise DataError(f"{path}: {key}: unknown key. Known keys: {', '.join(KEYS)}.")
         if value is not None and not KEYS[key].fits(value):
-            raise ValueError(f"{path}: {key}: {value!r} is not {KEYS[key].words}")
+            raise DataError(f"{path}: {key}: {value!r} is not {KEYS[key].words}")
     given = {key: value for key, value in content.items() if value is not None}
     for key in ("train", "metrics"):
         if key not in given:
-            raise ValueError(f"{path}: {key}: missing; give {KEYS[key].words}")
+            raise DataError(f"{path}: {key}: missing; give {KEYS[key].words}")
     return given
 
 

@@ -5,6 +5,7 @@ from pathlib import Path
 
 from halka.data import support
 from halka.data.task import Task
+from halka.util.errors import DataError
 
 TASK_FILES = (".yaml", ".yml", ".py")
 
@@ -27,16 +28,16 @@ def load_task(name_or_path: str | Path) -> Task:
     if path.suffix in (".yaml", ".yml"):
         return Task.from_yaml(path)
     if path.suffix != ".py":
-        raise ValueError(f"task {str(name_or_path)!r} is unknown. Name support, a .yaml file or a .py file.")
+        raise DataError(f"task {str(name_or_path)!r} is unknown. Name support, a .yaml file or a .py file.")
     try:
         make = runpy.run_path(str(path)).get("task")
         if not callable(make):
-            raise ValueError(f"{path}: defines no function task(). Add one that returns a halka.data.task.Task.")
+            raise DataError(f"{path}: defines no function task(). Add one that returns a halka.data.task.Task.")
         task = make()
     except (OSError, ValueError):
         raise
     except Exception as error:
-        raise ValueError(f"{path}: {type(error).__name__}: {error}") from error
+        raise DataError(f"{path}: {type(error).__name__}: {error}") from error
     if not isinstance(task, Task):
-        raise ValueError(f"{path}: task() returned a {type(task).__name__}, not a halka.data.task.Task.")
+        raise DataError(f"{path}: task() returned a {type(task).__name__}, not a halka.data.task.Task.")
     return task

@@ -17,6 +17,7 @@ from transformers import PreTrainedTokenizerBase
 from halka.data import chat
 from halka.data.examples import Example
 from halka.data.readers import Problem
+from halka.util.errors import DataError
 
 CHUNK = 1000
 TOO_LONG = ("cut", "drop", "error")
@@ -125,9 +126,9 @@ def sifted(
     Raises as `encode_all` does.
     """
     if too_long not in TOO_LONG:
-        raise ValueError(f"too_long is {too_long!r}; choose one of {', '.join(TOO_LONG)}")
+        raise DataError(f"too_long is {too_long!r}; choose one of {', '.join(TOO_LONG)}")
     if max_length is not None and max_length < 2:
-        raise ValueError(f"max_length is {max_length}; it must be at least 2, one token of prompt and one of answer")
+        raise DataError(f"max_length is {max_length}; it must be at least 2, one token of prompt and one of answer")
     kept: dict[int, Any] = {}
     problems: list[Problem] = []
     cut = 0
@@ -138,7 +139,7 @@ def sifted(
             if too_long == "error":
                 raise TooLong(where, length, max_length)
             if too_long == "drop":
-                item = ValueError(f"{length} tokens, more than max_length {max_length}")
+                item = DataError(f"{length} tokens, more than max_length {max_length}")
             else:
                 item = shorten(index, item, max_length)
         if isinstance(item, ValueError):
@@ -148,14 +149,14 @@ def sifted(
             cut += len(item) < length
     if not kept:
         first = "; ".join(str(problem) for problem in problems[:3])
-        raise ValueError(f"none of {len(examples)} examples can be used. {first or 'There are none.'}")
+        raise DataError(f"none of {len(examples)} examples can be used. {first or 'There are none.'}")
     return Encoded(list(kept.values()), list(kept), problems, cut, len(problems))
 
 
 def _shorten(tokens: Tokens, max_length: int) -> Tokens | ValueError:
     """The first `max_length` tokens, or why the example is dropped."""
     if not any(tokens.loss[:max_length]):
-        return ValueError(f"the answer begins after max_length {max_length} (the example has {len(tokens)} tokens)")
+        return DataError(f"the answer begins after max_length {max_length} (the example has {len(tokens)} tokens)")
     return Tokens(tokens.ids[:max_length], tokens.loss[:max_length])
 
 
@@ -181,7 +182,7 @@ def chat_template_fingerprint(tokenizer: PreTrainedTokenizerBase) -> str:
 
 
 def _at(example: Example, reason: object) -> ValueError:
-    return ValueError(f"{example.where}: {reason}" if example.where else str(reason))
+    return DataError(f"{example.where}: {reason}" if example.where else str(reason))
 
 
 def _encode_in_chunks(examples: Sequence[Example], tokenizer: PreTrainedTokenizerBase) -> Iterator[Tokens | ValueError]:
@@ -197,7 +198,7 @@ def _encode(examples: Sequence[Example], tokenizer: PreTrainedTokenizerBase) -> 
 
 def _encode_chats(examples: Sequence[Example], tokenizer: PreTrainedTokenizerBase) -> list[Tokens | ValueError]:
     if not tokenizer.is_fast:
-        raise ValueError(f"{type(tokenizer).__name__} does not tell where its tokens stand; load the fast tokenizer")
+        raise DataError(f"{type(tokenizer).__name__} does not tell where its tokens stand; load the fast tokenizer")
     chats = chat.write_answers(examples, tokenizer)
     written = [item for item in chats if isinstance(item, chat.Chat)]
     if not written:
@@ -212,7 +213,7 @@ def _encode_chats(examples: Sequence[Example], tokenizer: PreTrainedTokenizerBas
 def _mark(item: chat.Chat, ids: list[int], offsets: list[tuple[int, int]], prompt: list[int]) -> Tokens | ValueError:
     """A token belongs to an answer if it begins within it."""
     if ids[: len(prompt)] != prompt:
-        return ValueError(
+        return DataError(
             "the answer's first characters melt into the prompt's last token, so that inference would see another "
             "prompt than training. Begin the answer with a visible character."
         )
@@ -222,14 +223,14 @@ def _mark(item: chat.Chat, ids: list[int], offsets: list[tuple[int, int]], promp
         last = number == len(item.answers)
         first, stop = len(prompt) if last else bisect_left(starts, start), bisect_left(starts, end)
         loss[first:stop] = [True] * (stop - first)
-    return Tokens(ids, loss) if any(loss) else ValueError("no token carries loss")
+    return Tokens(ids, loss) if any(loss) else DataError("no token carries loss")
 
 
 def _encode_plain(examples: Sequence[Example], tokenizer: PreTrainedTokenizerBase) -> list[Tokens | ValueError]:
     """Prompt and answer as one text where that leaves the prompt's tokens as they are; else tokenised apart."""
     end = tokenizer.eos_token_id
     if end is None:
-        raise ValueError("the base's tokenizer has no end-of-sequence token; set its eos_token")
+        raise DataError("the base's tokenizer has no end-of-sequence token; set its eos_token")
     plain = [[m.role for m in example.messages] == ["user", "assistant"] for example in examples]
     pairs = [[m.content for m in example.messages] for example, fits in zip(examples, plain, strict=True) if fits]
     start = _start(tokenizer)
@@ -243,7 +244,7 @@ def _encode_plain(examples: Sequence[Example], tokenizer: PreTrainedTokenizerBas
         before = len(start) + len(prompt)
         encoded.append(Tokens(ids, [False] * before + [True] * (len(ids) - before)))
     rest = iter(encoded)
-    return [next(rest) if fits else ValueError(NOT_PLAIN) for fits in plain]
+    return [next(rest) if fits else DataError(NOT_PLAIN) for fits in plain]
 
 
 def _start(tokenizer: PreTrainedTokenizerBase) -> list[int]:

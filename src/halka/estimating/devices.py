@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from halka.estimating.costs import Work
+from halka.util.errors import HalkaError
 
 PRODUCTS, MEMORY = 0.6, 0.8  # what of the published speeds large products and plain reading reach
 LAUNCH = 8e-6  # seconds in which Python and the driver start an operation on a GPU
@@ -60,5 +61,5 @@ def device_named(name: str) -> Device:
     if name.lower() not in DEVICES:
         close = difflib.get_close_matches(name.lower(), DEVICES, n=1)
         hint = f"did you mean {close[0]}? " if close else ""
-        raise ValueError(f"there is no device {name!r} in the table: {hint}choose one of {', '.join(DEVICES)}, or here")
+        raise HalkaError(f"there is no device {name!r} in the table: {hint}choose one of {', '.join(DEVICES)}, or here")
     return DEVICES[name.lower()]

@@ -19,6 +19,7 @@ from halka.models.classes import LABELLED, check_class, usual_kind
 from halka.models.loading import DTYPES, base_config
 from halka.models.quantised.packing import check_form
 from halka.objectives import OBJECTIVES
+from halka.util.errors import HalkaError
 
 __all__ = [
     "FAMILIES",
@@ -137,11 +138,11 @@ def estimate(
     )
     at_least_one(tasks=tasks, **({} if steps is None else {"steps": steps}))
     if steps is not None and device is None:
-        raise ValueError("steps take time by the speed of a device: name one, such as a100 or here")
+        raise HalkaError("steps take time by the speed of a device: name one, such as a100 or here")
     several = methods if isinstance(methods, Sequence) and not isinstance(methods, str) else [methods]
     chosen = [made(each, {}) if isinstance(each, str) else each for each in several]
     if not chosen:
-        raise ValueError(f"there is no method to estimate: name one or more of {', '.join(FAMILIES)}")
+        raise HalkaError(f"there is no method to estimate: name one or more of {', '.join(FAMILIES)}")
     where = hardware_of(device, memory, dtype)
     rows, found = [], None
     for method in chosen:
@@ -168,7 +169,7 @@ def estimate(
             row = replace(row, largest_batch=most)
         rows.append(row)
     if found is None:
-        raise ValueError(f"none of the methods can be trained on this base: {rows[0].refused}")
+        raise HalkaError(f"none of the methods can be trained on this base: {rows[0].refused}")
     return Estimate(
         base=str(base) if isinstance(base, str | Path) else str(config.model_type),
         parameters=found.parameters,
@@ -204,22 +205,22 @@ def prepared(
     if setup.kind not in OBJECTIVES:
         said = "" if kind else f" (the configuration is of {', '.join(config.architectures or ())})"
         others = f"choose one of {', '.join(OBJECTIVES)}{'' if kind else ', with kind (--kind)'}"
-        raise ValueError(f"kind {setup.kind!r}{said} is none that is trained: {others}")
+        raise HalkaError(f"kind {setup.kind!r}{said} is none that is trained: {others}")
     check_class(config, setup.kind)
     if labels is not None and setup.kind not in LABELLED:
-        raise ValueError(f"labels are for {' and '.join(LABELLED)}: a {setup.kind} has none; leave them out, or say so")
+        raise HalkaError(f"labels are for {' and '.join(LABELLED)}: a {setup.kind} has none; leave them out, or say so")
     if setup.labels < 2:
-        raise ValueError(f"labels must be at least 2, not {labels}: it takes two to tell something apart")
+        raise HalkaError(f"labels must be at least 2, not {labels}: it takes two to tell something apart")
     if setup.dtype not in DTYPES[:-1]:
-        raise ValueError(f"dtype {setup.dtype!r} is none of {', '.join(DTYPES[:-1])}: what is stored is not looked at")
+        raise HalkaError(f"dtype {setup.dtype!r} is none of {', '.join(DTYPES[:-1])}: what is stored is not looked at")
     if setup.quantize is not None:
         check_form(setup.quantize)
     at_least_one(batch_size=setup.rows, length=setup.length, accumulate=setup.accumulate)
     if setup.length < 3:
-        raise ValueError(f"length must be at least 3 tokens, not {setup.length}: there is nothing to learn in fewer")
+        raise HalkaError(f"length must be at least 3 tokens, not {setup.length}: there is nothing to learn in fewer")
     positions = getattr(config.get_text_config(), "max_position_embeddings", None)
     if positions is not None and setup.length > positions:
-        raise ValueError(f"length must be at most the base's {positions:,} positions, not {setup.length:,}")
+        raise HalkaError(f"length must be at most the base's {positions:,} positions, not {setup.length:,}")
     return config, setup
 
 
@@ -229,13 +230,13 @@ def _check_base(config: Any) -> None:
 
     if not isinstance(config, PretrainedConfig):
         instead = "give its .config" if isinstance(getattr(config, "config", None), PretrainedConfig) else "give one"
-        raise ValueError(
+        raise HalkaError(
             f"a base is a name, a folder or a transformers configuration, not a {type(config).__name__}: {instead}"
         )
     if packed := getattr(config, "quantization_config", None):
         told = packed if isinstance(packed, Mapping) else packed.to_dict()
         form = told.get("quant_method", "in its configuration")
-        raise ValueError(
+        raise HalkaError(
             f"the base is packed already ({getattr(form, 'value', form)}), which is not rehearsed: "
             'name the plain base that it was made of, with quantize="nf4" (--quantize nf4)'
         )
@@ -263,4 +264,4 @@ def at_least_one(**numbers: int) -> None:
     """Raises ValueError that names the number that is less."""
     for name, value in numbers.items():
         if value < 1:
-            raise ValueError(f"{name} must be at least 1, not {value}")
+            raise HalkaError(f"{name} must be at least 1, not {value}")

@@ -28,6 +28,7 @@ from halka.objectives.labelled import Labelled
 from halka.objectives.pairs import Pair
 from halka.objectives.words import Tagged
 from halka.training.loop import TrainConfig, _backward, train
+from halka.util.errors import HalkaError
 
 FP32 = 4
 NAME = "rehearsed"
@@ -115,7 +116,7 @@ def rehearse(config: Any, method: Method, setup: Setup, *, gpu: bool = False) ->
         adapter = model.add(NAME, method)
         room = context(model, NAME)
         if room is not None and setup.length > room:
-            raise ValueError(
+            raise HalkaError(
                 f"{setup.length:,} tokens are more than the {room:,} positions that the base has for text beside "
                 f"{method.name}'s own tokens: choose a length of at most {room:,}"
             )

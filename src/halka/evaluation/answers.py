@@ -19,6 +19,7 @@ from halka.models import context
 from halka.models.attention.function import use_attention
 from halka.objectives import objective_of
 from halka.training.loop import mean_loss
+from halka.util.errors import HalkaError
 
 Names = str | None | Sequence[str | None]
 """One adapter for all examples, or one for each; None is the bare base."""
@@ -60,10 +61,10 @@ def evaluate(
     that the gold answers themselves do not satisfy (a field that is not in them, say).
     """
     if not examples:
-        raise ValueError("there are no examples to evaluate on")
+        raise HalkaError("there are no examples to evaluate on")
     for number, example in enumerate(examples, start=1):
         if not example.answers:
-            raise ValueError(f"{example.where or f'example {number}'} has no answer to compare with: give it one")
+            raise HalkaError(f"{example.where or f'example {number}'} has no answer to compare with: give it one")
     names = _one_each(name, examples)
     for each in dict.fromkeys(names) if model.labels else ():  # that its head can say what is right
         own = [example for example, other in zip(examples, names, strict=True) if other == each]
@@ -104,7 +105,7 @@ def generate(
     Raises ValueError for a prompt that leaves no room for `max_new_tokens` in the base's context.
     """
     if model.tokenizer is None:
-        raise ValueError("to generate text the model needs its tokenizer: `halka.adapt(base, tokenizer)`")
+        raise HalkaError("to generate text the model needs its tokenizer: `halka.adapt(base, tokenizer)`")
     objective = objective_of(model)
     new = max_new_tokens if objective.answers_take_room else 0
     names = _one_each(name, examples)
@@ -115,7 +116,7 @@ def generate(
         room, full = kinds[each]
         item = objective.question(model, example, room)
         if room is not None and len(item) + new > room:
-            raise ValueError(
+            raise HalkaError(
                 f"{example.where or f'example {number}'}: a prompt of {len(item)} tokens and {max_new_tokens} new ones "
                 f"do not fit the {room} positions for text that this base has: shorten it or lower max_new_tokens"
             )
@@ -172,7 +173,7 @@ def _one_each(name: Names, examples: Sequence[Example]) -> list[str | None]:
     if name is None or isinstance(name, str):
         return [name] * len(examples)
     if len(name) != len(examples):
-        raise ValueError(
+        raise HalkaError(
             f"{len(name)} adapters were named for {len(examples)} examples: name one for each, or a single one for all"
         )
     return list(name)
@@ -189,5 +190,5 @@ def perplexity(model: AdaptedModel, name: str | None, text: str, *, window: int 
     pieces = [ids[start : start + window] for start in range(0, len(ids), window)]
     items = [Tokens(piece, [False, *[True] * (len(piece) - 1)]) for piece in pieces if len(piece) > 1]
     if not items:
-        raise ValueError("the text is too short for a perplexity: it needs at least two tokens")
+        raise HalkaError("the text is too short for a perplexity: it needs at least two tokens")
     return math.exp(mean_loss(model, name, items))

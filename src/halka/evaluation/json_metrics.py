@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from halka.data.metric import Counts, Metric, ratio
+from halka.util.errors import HalkaError
 
 _MISSING = object()
 
@@ -40,7 +41,7 @@ def json_field_f1(path: str = "") -> Metric:
 
 
 def _refuse(constant: str) -> None:
-    raise ValueError(f"{constant} is not JSON")
+    raise HalkaError(f"{constant} is not JSON")
 
 
 def _parse(text: str) -> Any:
@@ -66,7 +67,7 @@ def _comparable(value: Any) -> Any:
 def _parse_reference(text: str) -> Any:
     value = _parse(text)
     if value is _MISSING:
-        raise ValueError(f"the reference is not a JSON object or array: {text[:60]!r}")
+        raise HalkaError(f"the reference is not a JSON object or array: {text[:60]!r}")
     return value
 
 

@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from halka.data.metric import Counts, Metric, Sums, ratio
 from halka.evaluation.json_metrics import JSON_METRICS, json_field, json_field_f1
 from halka.evaluation.tag_metrics import TAG_METRICS
+from halka.util.errors import HalkaError
 
 Array = NDArray[np.float64]
 
@@ -82,7 +83,7 @@ def find_metric(name: str | Metric) -> Metric:
     choices = [*METRICS, *(f"{family}:<path>" for family in FAMILIES)]
     near = difflib.get_close_matches(name, choices, n=1)
     hint = f" (did you mean {near[0]!r}?)" if near else ""
-    raise ValueError(f"unknown metric {name!r}{hint}; choose from {', '.join(choices)}")
+    raise HalkaError(f"unknown metric {name!r}{hint}; choose from {', '.join(choices)}")
 
 
 # ---- counts, draws, intervals ----
@@ -90,19 +91,19 @@ def find_metric(name: str | Metric) -> Metric:
 
 def _check(predictions: Sequence[str], references: Sequence[Sequence[str]], resamples: int) -> None:
     if len(predictions) != len(references):
-        raise ValueError(f"{len(predictions)} predictions for {len(references)} lists of references")
+        raise HalkaError(f"{len(predictions)} predictions for {len(references)} lists of references")
     if not predictions:
-        raise ValueError("nothing to score: no predictions")
+        raise HalkaError("nothing to score: no predictions")
     if resamples < 1:
-        raise ValueError(f"resamples is {resamples}; an interval needs at least 1, and 1000 is usual")
+        raise HalkaError(f"resamples is {resamples}; an interval needs at least 1, and 1000 is usual")
     for i, (prediction, accepted) in enumerate(zip(predictions, references, strict=True)):
         if isinstance(accepted, str):
-            raise ValueError(f"references of item {i} are one text; give a list of texts, such as [text]")
+            raise HalkaError(f"references of item {i} are one text; give a list of texts, such as [text]")
         if len(accepted) == 0:
-            raise ValueError(f"item {i} has no reference; give at least one accepted answer")
+            raise HalkaError(f"item {i} has no reference; give at least one accepted answer")
         for text in (prediction, *accepted):
             if not isinstance(text, str):
-                raise ValueError(f"item {i} holds {text!r} where a text is needed")
+                raise HalkaError(f"item {i} holds {text!r} where a text is needed")
 
 
 def _table(metric: Metric, predictions: Sequence[str], references: Sequence[Sequence[str]]) -> tuple[list[Any], Array]:
@@ -112,9 +113,9 @@ def _table(metric: Metric, predictions: Sequence[str], references: Sequence[Sequ
         try:
             row = metric.per_item(prediction, accepted)
         except ValueError as error:
-            raise ValueError(f"{metric.name}, item {i}: {error}") from error
+            raise HalkaError(f"{metric.name}, item {i}: {error}") from error
         if not all(math.isfinite(count) for count in row.values()):
-            raise ValueError(f"{metric.name}, item {i}: counts are not finite: {dict(row)}")
+            raise HalkaError(f"{metric.name}, item {i}: counts are not finite: {dict(row)}")
         rows.append(row)
     column = {key: k for k, key in enumerate(dict.fromkeys(key for row in rows for key in row))}
     table = np.zeros((len(rows), len(column)))
@@ -148,7 +149,7 @@ def _interval(metric: Metric, keys: list[Any], table: Array, drawn: Array, n: in
 
     value = float(aggregate(table.sum(axis=0, keepdims=True))[0])
     if not math.isfinite(value):
-        raise ValueError(f"{metric.name} is undefined here: {metric.meaning}, and no item has any to count")
+        raise HalkaError(f"{metric.name} is undefined here: {metric.meaning}, and no item has any to count")
     values = aggregate(drawn)
     low, high = (float(x) for x in np.nanquantile(values, [0.025, 0.975]))
     if math.isclose(low, high, abs_tol=1e-12):

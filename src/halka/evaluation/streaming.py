@@ -17,6 +17,7 @@ from halka.data.examples import Example, Message
 from halka.data.tokens import encode_prompt
 from halka.evaluation.answers import generate
 from halka.models import context
+from halka.util.errors import HalkaError
 
 BRACKETED = re.compile(r"<.+>|\[.+\]", re.DOTALL)
 TRIES = 4
@@ -28,7 +29,7 @@ def prompt_budget(model: AdaptedModel, name: str | None, new_tokens: int) -> int
     if room is None:
         return 2**16
     if room <= new_tokens:
-        raise ValueError(f"{new_tokens} new tokens leave nothing of the {room} that this base reads: ask for fewer")
+        raise HalkaError(f"{new_tokens} new tokens leave nothing of the {room} that this base reads: ask for fewer")
     return room - new_tokens
 
 
@@ -44,7 +45,7 @@ def user_message(model: AdaptedModel, prompt: str) -> Message:
             return Message("user", prompt)
         for start in reversed(starts):
             prompt = f"{prompt[: start + 1]} {prompt[start + 1 :]}"
-    raise ValueError(
+    raise HalkaError(
         f"the base's tokenizer reads {prompt[starts[0] : starts[0] + 20]!r} as a control token, with spaces too: take "
         "it out of the documents and the question"
     )
@@ -56,7 +57,7 @@ def _control_tokens(tokenizer: Any, text: str) -> list[int]:
     Other tokens that were added, words and spaces, are a text's own.
     """
     if not tokenizer.is_fast:
-        raise ValueError(f"{type(tokenizer).__name__} does not tell where its tokens stand; load the fast tokenizer")
+        raise HalkaError(f"{type(tokenizer).__name__} does not tell where its tokens stand; load the fast tokenizer")
     control = {
         number: token.content
         for number, token in tokenizer.added_tokens_decoder.items()

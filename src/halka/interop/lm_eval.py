@@ -20,6 +20,7 @@ from halka.interop.views import view
 from halka.models import adapt, context
 from halka.models.loading import load_base
 from halka.storage.adapter_folder import load
+from halka.util.errors import HalkaError
 
 ADAPTER = "adapter"
 OF_LOADING = {
@@ -55,7 +56,7 @@ class HalkaLM(HFLM):
         name = adapter
         if isinstance(base, AdaptedModel):
             if quantize is not None:
-                raise ValueError("quantize packs a base as it is loaded, and this one is there: load_base(quantize=…)")
+                raise HalkaError("quantize packs a base as it is loaded, and this one is there: load_base(quantize=…)")
             model = base
         else:
             there = device is None or torch.cuda.is_available() or not device.startswith("cuda")
@@ -71,7 +72,7 @@ class HalkaLM(HFLM):
                     allow_pickle=allow_pickle,
                 )
         if model.tokenizer is None:
-            raise ValueError("to be evaluated on text the model needs its tokenizer: `halka.adapt(base, tokenizer)`")
+            raise HalkaError("to be evaluated on text the model needs its tokenizer: `halka.adapt(base, tokenizer)`")
         options.setdefault("max_length", context(model, name))
         options |= {"pretrained": view(model, name), "tokenizer": model.tokenizer}
         super().__init__(**options)
@@ -85,7 +86,7 @@ def _check_options(options: Mapping[str, Any]) -> None:
         if name not in known:
             near = difflib.get_close_matches(name, known, n=1)
             hint = f"did you mean {near[0]}?" if near else f"there are {', '.join(known)}"
-            raise ValueError(f"{name!r} is no option of a model that Halka loads: {hint}")
+            raise HalkaError(f"{name!r} is no option of a model that Halka loads: {hint}")
 
 
 def main(arguments: Sequence[str]) -> None:

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 
 from halka.core import AdaptedModel, Adapter, in_mode
 from halka.storage.adapter_folder import save
+from halka.util.errors import HalkaError
 
 ADAPTER = "adapter"  # the submodule that holds the adapter's parts, by their paths with "/" for "."
 VALUES = "model.safetensors"  # what Trainer resumes from, by the view's own names
@@ -48,7 +49,7 @@ class View(nn.Module):
         self._parameters.update(model.base._parameters)
         self._buffers.update(model.base._buffers)
         if ADAPTER in self._modules:
-            raise ValueError(
+            raise HalkaError(
                 f"{type(model.base).__name__} has a module {ADAPTER!r} itself: it has no room for a view's"
             )
         self._model, self._name = model, name
@@ -99,7 +100,7 @@ class View(nn.Module):
         targets = {} if self._adapter is None else self._adapter.targets
         head = self._model.base.get_output_embeddings()  # type: ignore[operator]
         if self._inside and any(each.module is head for each in targets.values()):
-            raise ValueError(
+            raise HalkaError(
                 f"adapter {self._name!r} acts on the head, which this tool passes by: it computes with the head's "
                 "weight itself, as TRL's trainers do. Leave the head out of the adapter's targets, or use `halka.train`"
             )
@@ -130,7 +131,7 @@ class View(nn.Module):
         """
         given = {"use_reentrant": False, **(activation_checkpointing_kwargs or {})}
         if given["use_reentrant"]:
-            raise ValueError(
+            raise HalkaError(
                 "re-entrant checkpoints do not know which adapter a layer was computed with: use_reentrant=False"
             )
         given["context_fn"] = functools.partial(_now_and_again, self._model)
@@ -169,7 +170,7 @@ class View(nn.Module):
 
     def _own(self) -> Adapter:
         if self._adapter is None:
-            raise ValueError("this is a view of the bare base, which has no values of its own: view an adapter")
+            raise HalkaError("this is a view of the bare base, which has no values of its own: view an adapter")
         return self._adapter
 
     @contextmanager
@@ -178,7 +179,7 @@ class View(nn.Module):
         parts = self.adapter.values()
         with self._model.use(self._name), in_mode(self.training, self._model.base, *parts):
             if self._name is not None and self._model.adapter(self._name) is not self._adapter:
-                raise ValueError(f"another adapter has the name {self._name!r} now: make a new view of it")
+                raise HalkaError(f"another adapter has the name {self._name!r} now: make a new view of it")
             yield
 
 

@@ -27,6 +27,7 @@ from halka.merging.pieces import is_lora, kind, pieces
 from halka.methods import IA3, BitFit, Full, LoRA, Modules, Prefix
 from halka.methods.lora import FACTORS, LoRAPart
 from halka.storage.tensors import check_finite
+from halka.util.errors import HalkaError
 
 DENSITY = 0.5  # kept where a way leaves values out
 FROM_START = (BitFit, Full, IA3, Modules)  # these start at a point that the base gives, exactly
@@ -95,18 +96,18 @@ def combine(
     has none.
     """
     if method not in COMBINATIONS:
-        raise ValueError(f"there is no combination {method!r}: choose one of {', '.join(COMBINATIONS)}")
+        raise HalkaError(f"there is no combination {method!r}: choose one of {', '.join(COMBINATIONS)}")
     if len(adapters) < 2:
-        raise ValueError(f"to combine, name two or more adapters with their weights, not {len(adapters)}")
+        raise HalkaError(f"to combine, name two or more adapters with their weights, not {len(adapters)}")
     if wrong := [each for each, weight in adapters.items() if not math.isfinite(weight)]:
-        raise ValueError(f"the weight of {wrong[0]!r} is {adapters[wrong[0]]}: give each adapter a finite number")
+        raise HalkaError(f"the weight of {wrong[0]!r} is {adapters[wrong[0]]}: give each adapter a finite number")
     way = WAYS.get(OF_PRODUCTS.get(method, method), Way())
     if density is not None and way.keep is None:
-        raise ValueError(f"{method} keeps all values: leave density out, or choose ties, dare or magnitude_prune")
+        raise HalkaError(f"{method} keeps all values: leave density out, or choose ties, dare or magnitude_prune")
     if density is not None and not 0 < density <= 1:
-        raise ValueError(f"density is the share of values that are kept: above 0 and at most 1, not {density}")
+        raise HalkaError(f"density is the share of values that are kept: above 0 and at most 1, not {density}")
     if rank is not None and (method not in OF_PRODUCTS or rank < 1):
-        raise ValueError(f"the rank of {method} follows from its sources: give one, above 0, for svd and its like")
+        raise HalkaError(f"the rank of {method} follows from its sources: give one, above 0, for svd and its like")
     with model.lock, torch.no_grad():
         sources = [model.adapter(each) for each in adapters]
         weights = [float(weight) for weight in adapters.values()]
@@ -120,7 +121,7 @@ def combine(
         labels = _labels(model, [*adapters])
         of_each = [pieces(each) for each in sources]
         if len(kinds := dict.fromkeys(" with ".join(map(kind, each)) for each in of_each)) > 1:
-            raise ValueError(f"{' and '.join(kinds)} do not combine: adapters of the same methods do")
+            raise HalkaError(f"{' and '.join(kinds)} do not combine: adapters of the same methods do")
         besides = OF_PRODUCTS.get(method, "linear") if any(map(is_lora, of_each[0])) and method not in WAYS else method
         methods: list[Method] = []
         state: dict[str, Tensor] = {}
@@ -143,7 +144,7 @@ def _labels(model: AdaptedModel, names: Sequence[str]) -> tuple[str, ...]:
     first, own = names[0], model.labels_of(names[0])
     for other in names[1:]:
         if (labels := model.labels_of(other)) != own:
-            raise ValueError(
+            raise HalkaError(
                 f"{first!r} tells {', '.join(own)} apart and {other!r} {', '.join(labels)}, so that the places of "
                 "their heads do not mean the same: combine adapters of the same labels in the same order"
             )
@@ -208,7 +209,7 @@ def _loras(
 def _of_factors(having: Sequence[Factors], path: str, method: str, joined: Join) -> tuple[Tensor, Tensor]:
     """A's with A's and B's with B's, each weighted by the root of weight times scale, its sign at A."""
     if len(ranks := {each.A.shape[-2] for each in having}) > 1:
-        raise ValueError(
+        raise HalkaError(
             f"{method} sums factors, which need equal ranks; at {path} they are {', '.join(map(str, sorted(ranks)))}: "
             "use cat (the exact sum), or svd"
         )
@@ -247,19 +248,19 @@ def _others(
     """The method that all sources share, and the sum of their tensors."""
     first = sources[0].method
     if any(_plain(each.method) != _plain(first) for each in sources):
-        raise ValueError(
+        raise HalkaError(
             f"these {first.name} adapters differ in their fields ({first} and others): tensors of equal shape and "
             "meaning are summed, so train them with equal fields"
         )
     if isinstance(first, Prefix) and first.hidden is not None:
-        raise ValueError("prefixes behind a network do not combine: save and load them, which keeps the prefix alone")
+        raise HalkaError("prefixes behind a network do not combine: save and load them, which keeps the prefix alone")
     if any(isinstance(part, LoRAPart) for part in sources[0].parts.values()):
-        raise ValueError(
+        raise HalkaError(
             f"{first.name} is no sum of products, so its tensors do not add up: combine LoRAs, or merge one"
         )
     if method not in WAYS or (method != "linear" and not isinstance(first, FROM_START)):
         able = "linear" if not isinstance(first, FROM_START) else ", ".join(WAYS)
-        raise ValueError(f"{method} is not defined for {first.name}: choose {able}")
+        raise HalkaError(f"{method} is not defined for {first.name}: choose {able}")
     states = [each.state_dict() for each in sources]
     start = _start(model, sources[0]) if isinstance(first, FROM_START) else {}
     summed = {}

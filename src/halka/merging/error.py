@@ -16,6 +16,7 @@ from torch import Tensor
 
 from halka.core import AdaptedModel
 from halka.merging.probes import Probes, logits_of, probe_rows
+from halka.util.errors import HalkaError
 
 WIDER = {
     torch.bfloat16: torch.float32,
@@ -177,7 +178,7 @@ def merge(
 def refuse_past(limit: float, found: MergeError) -> None:
     """Raises ValueError for an error whose KL is more than `limit` times the effect's."""
     if not found.relative <= limit:  # nor where one of them is no number
-        raise ValueError(
+        raise HalkaError(
             f"merging {found.adapter!r} would change it by {found.relative:.1%} of its effect (KL {found.error.kl:.2g} "
             f"of {found.effect.kl:.2g}), past the limit of {limit:.1%}; rounding to {found.dtype} without merging "
             f"already makes {found.noise.kl:.2g}: take a wider precision (load the base in float32, or write float32), "
@@ -187,7 +188,7 @@ def refuse_past(limit: float, found: MergeError) -> None:
 
 def _check_idle(model: AdaptedModel) -> None:
     if model.merged is not None or model.in_use:
-        raise ValueError("the error of merging needs an idle base: leave `use`, or `unmerge` what is merged")
+        raise HalkaError("the error of merging needs an idle base: leave `use`, or `unmerge` what is merged")
 
 
 def difference(one: Iterable[Tensor], other: Iterable[Tensor], told: str = "these logits") -> Difference:
@@ -197,7 +198,7 @@ def difference(one: Iterable[Tensor], other: Iterable[Tensor], told: str = "thes
         a, b = first.double(), second.double()
         gap = (a - b).abs()
         if not gap.isfinite().all():
-            raise ValueError(
+            raise HalkaError(
                 f"{told} are not finite, so what merging changes cannot be measured: load the base in bfloat16 or "
                 "float32, or train the adapter again, more gently"
             )

@@ -22,6 +22,7 @@ from halka.storage.formats.gguf_lora import write_gguf_lora
 from halka.storage.formats.model_folder import stranger, write_model
 from halka.storage.formats.peft.experts import confused
 from halka.storage.tensors import check_finite
+from halka.util.errors import HalkaError
 from halka.util.files import new_folder, write_file
 
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
@@ -83,13 +84,13 @@ def export(
     and for the one that the base was loaded from.
     """
     if form not in FORMS:
-        raise ValueError(f"there is no form {form!r}: choose one of {', '.join(FORMS)}")
+        raise HalkaError(f"there is no form {form!r}: choose one of {', '.join(FORMS)}")
     if name is None and form not in WHOLE:
-        raise ValueError(f"{form} holds an adapter alone: name one")
+        raise HalkaError(f"{form} holds an adapter alone: name one")
     if dtype is not None and form not in WHOLE:
-        raise ValueError(f"{form} keeps the adapter as it is, in fp32: leave dtype out")
+        raise HalkaError(f"{form} keeps the adapter as it is, in fp32: leave dtype out")
     if pad_rank and form != "vllm":
-        raise ValueError("the rank is padded for vllm alone: leave pad_rank out, or choose that form")
+        raise HalkaError("the rank is padded for vllm alone: leave pad_rank out, or choose that form")
     to = Path(to)
     with model.lock:
         FORMS[form](model, name, to, How(dtype, pad_rank, probes, limit, force, on_error))
@@ -101,7 +102,7 @@ def whole_weights(model: AdaptedModel, name: str | None, dtype: torch.dtype | No
     with model.own_weights(), torch.no_grad():
         for path, module in model.base.named_modules():
             if isinstance(module, Packed):
-                raise ValueError(
+                raise HalkaError(
                     f"{path} is packed as {module.form}, and a whole model is written unpacked: load the base unpacked "
                     "(halka.load_base without quantize), load the adapter there and export it"
                 )
@@ -137,7 +138,7 @@ def _finite(weights: dict[str, Tensor]) -> dict[str, Tensor]:
     """The same. Raises ValueError, by name, for values that are not finite."""
     for each, tensor in weights.items():
         if not tensor.isfinite().all():
-            raise ValueError(
+            raise HalkaError(
                 f"{each} holds values that are not finite in {_plain(tensor.dtype)}: choose another dtype (float32 "
                 "holds the largest), or train the adapter again, more gently"
             )
@@ -150,7 +151,7 @@ def _plain(dtype: torch.dtype) -> str:
 
 def _safetensors(model: AdaptedModel, name: str | None, to: Path, how: How) -> None:
     if how.dtype is not None and how.dtype not in DTYPES:
-        raise ValueError(f"safetensors hold {', '.join(DTYPES)} here, not {how.dtype}")
+        raise HalkaError(f"safetensors hold {', '.join(DTYPES)} here, not {how.dtype}")
     _check_folder(model, to)
     dtype = None if how.dtype is None else DTYPES[how.dtype]
     weights = whole_weights(model, name, dtype)
@@ -178,13 +179,13 @@ def _check_folder(model: AdaptedModel, to: Path) -> None:
     if not to.exists():
         return
     if not to.is_dir():
-        raise ValueError(f"{to} is a file: choose another folder")
+        raise HalkaError(f"{to} is a file: choose another folder")
     base: Any = model.base
     sources = {getattr(each, key, "") for each, key in ((base, "name_or_path"), (base.config, "_name_or_path"))}
     if any(Path(each).exists() and to.samefile(each) for each in sources if each):
-        raise ValueError(f"{to} is what the base was loaded from: choose another folder")
+        raise HalkaError(f"{to} is what the base was loaded from: choose another folder")
     if (other := stranger(to, model.tokenizer)) is not None:
-        raise ValueError(f"{to} exists and holds {other}, which no export wrote: choose another folder")
+        raise HalkaError(f"{to} exists and holds {other}, which no export wrote: choose another folder")
 
 
 def _gguf(model: AdaptedModel, name: str | None, to: Path, how: How) -> None:
@@ -215,17 +216,17 @@ def _vllm(model: AdaptedModel, name: str, to: Path, how: How) -> None:
     adapter = model.adapter(name)
     method = adapter.method
     if not isinstance(method, LoRA):
-        raise ValueError(f"vLLM serves LoRA adapters alone, and this is {method.name}: merge it instead")
+        raise HalkaError(f"vLLM serves LoRA adapters alone, and this is {method.name}: merge it instead")
     if other := [path for path, target in adapter.targets.items() if target.role not in SERVED]:
-        raise ValueError(f"vLLM does not serve a LoRA at {', '.join(other)}: train it without, or merge it instead")
+        raise HalkaError(f"vLLM does not serve a LoRA at {', '.join(other)}: train it without, or merge it instead")
     if confused(adapter.targets, model.targets):
-        raise ValueError(
+        raise HalkaError(
             "vLLM reads peft's folders, and peft takes the names of this base's dense MLPs for those of experts: train "
             "the LoRA without them, or merge it instead"
         )
     rank = next((each for each in RANKS if each >= method.rank), None)
     if rank is None:
-        raise ValueError(
+        raise HalkaError(
             f"vLLM serves ranks up to {RANKS[-1]}, and this is {method.rank}: use svd, or merge it instead"
         )
     if not how.pad_rank or rank == method.rank:
@@ -248,7 +249,7 @@ def _vllm(model: AdaptedModel, name: str, to: Path, how: How) -> None:
 
 def _file(to: Path) -> Path:
     if to.is_dir() or to.suffix != ".gguf":
-        raise ValueError(f"{to} is to be a file whose name ends with .gguf")
+        raise HalkaError(f"{to} is to be a file whose name ends with .gguf")
     return to
 
 

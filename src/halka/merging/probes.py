@@ -13,6 +13,7 @@ from halka.core import AdaptedModel
 from halka.data.examples import Example
 from halka.data.tokens import Tokens, encode_all
 from halka.models import context
+from halka.util.errors import HalkaError
 
 WINDOW = 256  # tokens of a text that are read at a time
 Probes = str | Sequence[str | Example | Tokens]
@@ -28,10 +29,10 @@ def probe_rows(model: AdaptedModel, probes: Probes | None) -> list[Tokens]:
     """The rows to compare on. Raises ValueError where there is none, and for text without a tokenizer."""
     given = [neutral_text()] if probes is None else [probes] if isinstance(probes, str) else list(probes)
     if not given:
-        raise ValueError("there are no probes to compare on: give texts or examples, or leave them out")
+        raise HalkaError("there are no probes to compare on: give texts or examples, or leave them out")
     tokenizer: Any = model.tokenizer
     if tokenizer is None and not all(isinstance(each, Tokens) for each in given):
-        raise ValueError("probes of text need the model's tokenizer: `halka.adapt(base, tokenizer)`, or give Tokens")
+        raise HalkaError("probes of text need the model's tokenizer: `halka.adapt(base, tokenizer)`, or give Tokens")
     rows: list[Tokens] = []
     for each in given:
         if isinstance(each, str):
@@ -47,7 +48,7 @@ def probe_rows(model: AdaptedModel, probes: Probes | None) -> list[Tokens]:
             rows.append(each)
     rows = [row for row in rows if any(row.loss[1:])]
     if not rows:
-        raise ValueError(
+        raise HalkaError(
             "the probes hold nothing to compare: each needs two tokens, and one that counts after the first"
         )
     return rows

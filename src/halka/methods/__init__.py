@@ -24,6 +24,7 @@ from halka.methods.positionless_prefix import PositionlessPrefix
 from halka.methods.prefix import Prefix
 from halka.methods.prompt import Prompt
 from halka.methods.tokens import Tokens
+from halka.util.errors import HalkaError
 
 __all__ = [
     "IA3",
@@ -61,7 +62,7 @@ def method_named(name: str) -> type[Method]:
     """The method of that name. Raises ValueError that lists the names there are."""
     methods = all_methods()
     if name not in methods:
-        raise ValueError(f"there is no method {name!r}: choose one of {', '.join(methods)}")
+        raise HalkaError(f"there is no method {name!r}: choose one of {', '.join(methods)}")
     return methods[name]
 
 
@@ -76,7 +77,7 @@ def made(name: str, fields: Mapping[str, Any]) -> Method:
                 raise TypeError(f"{key} is {value!r}")
         return kind(**given)
     except TypeError as error:
-        raise ValueError(f"{name} with fields that it does not have, or of other types: {error}") from None
+        raise HalkaError(f"{name} with fields that it does not have, or of other types: {error}") from None
 
 
 def _value(value: Any) -> Any:

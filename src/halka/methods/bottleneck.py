@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from halka.core import Part, Target, linear
 from halka.methods._checks import finite, fraction, one_of, whole
 from halka.methods.lora import padded
+from halka.util.errors import HalkaError
 
 ACTIVATIONS = {
     "relu": F.relu,
@@ -73,9 +74,9 @@ class Bottleneck:
         one_of(self.name, activation=(self.activation, ACTIVATIONS), reads=(self.reads, READS))
         one_of(self.name, scaling=(self.scaling, SCALINGS))
         if not set(self.targets) <= {"attn", "mlp"}:
-            raise ValueError(f"{self.name}: targets are 'attn' and 'mlp', not {', '.join(self.targets)}")
+            raise HalkaError(f"{self.name}: targets are 'attn' and 'mlp', not {', '.join(self.targets)}")
         if self.widths and (not _numbers(self.widths) or self.width is not None):
-            raise ValueError(f"{self.name}: give one width above 0, or widths of 0 and more for each layer, not both")
+            raise HalkaError(f"{self.name}: give one width above 0, or widths of 0 and more for each layer, not both")
 
     def roles(self) -> tuple[str, ...]:
         beside = self.reads in ("residual", "sum")
@@ -90,7 +91,7 @@ class Bottleneck:
             return self.width or max(1, target.d_out // 16)
         assert target.layer is not None
         if target.layer >= len(self.widths):
-            raise ValueError(f"{self.name}: widths has {len(self.widths)} layers, and this base has more")
+            raise HalkaError(f"{self.name}: widths has {len(self.widths)} layers, and this base has more")
         return self.widths[target.layer]
 
 
@@ -125,7 +126,7 @@ class BottleneckPart(Part):
         alike = (each for each in others.values() if isinstance(each, BottleneckPart) and each.method == self.method)
         built = {each.layer for each in alike}
         if more := [layer for layer, width in enumerate(self.method.widths) if width and layer not in built]:
-            raise ValueError(f"{self.method.name}: widths names layer {more[0]}, which this base does not have")
+            raise HalkaError(f"{self.method.name}: widths names layer {more[0]}, which this base does not have")
 
     def operands(self, dtype: torch.dtype) -> tuple[Tensor, ...]:
         """Down (R, D), its bias (R,), up (D, R) and its bias (D,), both with the scale; R is padded for compute."""

@@ -11,6 +11,7 @@ from torch import Tensor
 from halka.core import Part, Target, begun
 from halka.methods._checks import linear_layer, weight_roles
 from halka.methods.lora import LoRA, LoRAPart
+from halka.util.errors import HalkaError
 
 SMALLEST = 1e-12  # a norm: pruned bases have rows of nothing, whose quotient stays one
 
@@ -31,7 +32,7 @@ class DoRA:
         try:
             self.as_lora()
         except ValueError as error:
-            raise ValueError(str(error).replace("lora:", "dora:", 1)) from None
+            raise HalkaError(str(error).replace("lora:", "dora:", 1)) from None
 
     def as_lora(self) -> LoRA:
         """The LoRA that trains the direction."""
@@ -43,7 +44,7 @@ class DoRA:
     def build(self, target: Target) -> Part:
         linear_layer("dora", target)
         if target.stack:
-            raise ValueError("dora: it has no form for experts: narrow its targets to linear layers, or use lora")
+            raise HalkaError("dora: it has no form for experts: narrow its targets to linear layers, or use lora")
         return DoRAPart(target, self.rank, self.as_lora().scale, self.dropout)
 
 

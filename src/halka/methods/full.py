@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from halka.core import Part, Target, form_of
+from halka.util.errors import HalkaError
 
 
 @dataclass(frozen=True)
@@ -23,7 +24,7 @@ class Full:
 
     def build(self, target: Target) -> Part:
         if (form := form_of(target.module)) is not None:
-            raise ValueError(f"full: the base is packed as {form}, which cannot be trained: load it without quantize")
+            raise HalkaError(f"full: the base is packed as {form}, which cannot be trained: load it without quantize")
         return FullPart(target.module)
 
 

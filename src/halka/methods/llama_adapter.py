@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from halka.core import Part, Target, begun
 from halka.methods._checks import whole
+from halka.util.errors import HalkaError
 
 
 @dataclass(frozen=True)
@@ -34,7 +35,7 @@ class LlamaAdapter:
     def build(self, target: Target) -> Part:
         there, width = target.shape
         if self.layers is not None and self.layers > there:
-            raise ValueError(f"llama_adapter: layers is {self.layers}, and this base has {there}")
+            raise HalkaError(f"llama_adapter: layers is {self.layers}, and this base has {there}")
         return LlamaAdapterPart(self.layers or there, self.length, width)
 
 

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from halka.core import Part, Target, begun, linear
 from halka.methods._checks import finite, fraction, linear_layer, weight_roles, whole
+from halka.util.errors import HalkaError
 
 
 @dataclass(frozen=True)
@@ -37,7 +38,7 @@ class LoRA:
         fraction("lora", dropout=self.dropout)
         weight_roles("lora", self.targets, "embedding")
         if self.scaling not in ("rank", "root"):
-            raise ValueError(f"lora: scaling is 'rank' (α/r) or 'root' (α/√r), not {self.scaling!r}")
+            raise HalkaError(f"lora: scaling is 'rank' (α/r) or 'root' (α/√r), not {self.scaling!r}")
 
     @property
     def scale(self) -> float:

@@ -11,6 +11,7 @@ from torch import Tensor
 from halka.core import Part, Target, begun
 from halka.methods._checks import linear_layer
 from halka.methods.lora import LoRA, LoRAPart
+from halka.util.errors import HalkaError
 
 
 @dataclass(frozen=True)
@@ -29,9 +30,9 @@ class LoRABias:
         try:
             lora = self.as_lora()
         except ValueError as error:
-            raise ValueError(str(error).replace("lora:", "lora_bias:", 1)) from None
+            raise HalkaError(str(error).replace("lora:", "lora_bias:", 1)) from None
         if "embedding" in lora.targets:
-            raise ValueError("lora_bias: an embedding has no bias: leave it to a LoRA beside (halka.Joint)")
+            raise HalkaError("lora_bias: an embedding has no bias: leave it to a LoRA beside (halka.Joint)")
 
     def as_lora(self) -> LoRA:
         """The LoRA without its bias."""

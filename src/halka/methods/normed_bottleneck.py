@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from halka.core import Part, Target
 from halka.methods._checks import one_of
 from halka.methods.bottleneck import Bottleneck, BottleneckPart
+from halka.util.errors import HalkaError
 
 NORMS = ("before", "after", "outer")
 KEEPS = ("output", "sum", "read")
@@ -39,7 +40,7 @@ class NormedBottleneck(Bottleneck):
             one_of(self.name, norms=(each, NORMS))
         one_of(self.name, keeps=(self.keeps, KEEPS))
         if self.keeps == "sum" and self.reads not in ("residual", "sum"):
-            raise ValueError(f"{self.name}: to keep the sum it must read the residual or the sum, not the {self.reads}")
+            raise HalkaError(f"{self.name}: to keep the sum it must read the residual or the sum, not the {self.reads}")
         object.__setattr__(self, "norms", tuple(each for each in NORMS if each in self.norms))
 
     def build(self, target: Target) -> Part | None:

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from halka.core import Part, Reader, Target
 from halka.methods._checks import whole
 from halka.methods.prompt import starting_embeddings
+from halka.util.errors import HalkaError
 
 TARGETS = ("memory", "memory.encoder", "memory.cross")
 
@@ -44,15 +45,15 @@ class Prefix:
     def __post_init__(self) -> None:
         whole("prefix", length=self.length)
         if isinstance(self.targets, str) or not self.targets or not {*self.targets} <= {*TARGETS}:
-            raise ValueError(f"prefix: targets is a tuple of some of {', '.join(TARGETS)}, not {self.targets!r}")
+            raise HalkaError(f"prefix: targets is a tuple of some of {', '.join(TARGETS)}, not {self.targets!r}")
         if self.hidden is not None:
             whole("prefix", hidden=self.hidden)
             if self.tokens:
-                raise ValueError(
+                raise HalkaError(
                     "prefix: the MLP (hidden) starts at random: give it, or tokens to start from, not both"
                 )
         if self.start not in ("vocabulary", "random"):
-            raise ValueError(f"prefix: start is 'vocabulary' or 'random', not {self.start!r}")
+            raise HalkaError(f"prefix: start is 'vocabulary' or 'random', not {self.start!r}")
 
     def roles(self) -> tuple[str, ...]:
         return self.targets

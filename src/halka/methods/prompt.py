@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from halka.core import Part, Target
 from halka.methods._checks import whole
+from halka.util.errors import HalkaError
 
 
 @dataclass(frozen=True)
@@ -28,14 +29,14 @@ class Prompt:
     def __post_init__(self) -> None:
         whole("prompt", length=self.length)
         if self.start not in ("vocabulary", "random"):
-            raise ValueError(f"prompt: start is 'vocabulary' or 'random', not {self.start!r}")
+            raise HalkaError(f"prompt: start is 'vocabulary' or 'random', not {self.start!r}")
 
     @classmethod
     def from_text(cls, text: str, tokenizer: Any, length: int | None = None) -> Prompt:
         """A prompt that starts as `text`, repeated or cut to `length` tokens if that is given."""
         ids = tokenizer.encode(text, add_special_tokens=False)
         if not ids:
-            raise ValueError("a prompt cannot start from a text without tokens")
+            raise HalkaError("a prompt cannot start from a text without tokens")
         return cls(length=len(ids) if length is None else length, tokens=tuple(ids))
 
     def roles(self) -> tuple[str, ...]:
@@ -55,7 +56,7 @@ def starting_embeddings(embed: nn.Module, length: int, start: str, tokens: tuple
     if tokens:
         wrong = next((each for each in tokens if not 0 <= each < vocabulary), None)
         if wrong is not None:
-            raise ValueError(f"token ids run from 0 to {vocabulary - 1} in this base, not {wrong}")
+            raise HalkaError(f"token ids run from 0 to {vocabulary - 1} in this base, not {wrong}")
         ids = torch.tensor(tokens).repeat(-(-length // len(tokens)))[:length]
     else:
         ids = torch.randint(vocabulary, (length if start == "vocabulary" else 1024,))

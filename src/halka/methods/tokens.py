@@ -12,6 +12,7 @@ from torch import Tensor
 
 from halka.core import Part, Target, begun
 from halka.methods.lora import embedding_factor
+from halka.util.errors import HalkaError
 
 
 @dataclass(frozen=True)
@@ -28,19 +29,19 @@ class Tokens:
 
     def __post_init__(self) -> None:
         if not self.tokens or len(set(self.tokens)) != len(self.tokens) or min(self.tokens) < 0:
-            raise ValueError(f"tokens: give ids of tokens, each once, not {self.tokens}")
+            raise HalkaError(f"tokens: give ids of tokens, each once, not {self.tokens}")
         if not self.targets or not set(self.targets) <= {"embedding", "head"}:
-            raise ValueError(f"tokens: targets are 'embedding' and 'head', not {', '.join(self.targets)}")
+            raise HalkaError(f"tokens: targets are 'embedding' and 'head', not {', '.join(self.targets)}")
 
     def roles(self) -> tuple[str, ...]:
         return self.targets
 
     def build(self, target: Target) -> Part:
         if target.several:
-            raise ValueError(f"tokens: {target.name} has no row for each token: leave {target.role} out of targets")
+            raise HalkaError(f"tokens: {target.name} has no row for each token: leave {target.role} out of targets")
         vocabulary = target.module.get_parameter("weight").shape[0]
         if max(self.tokens) >= vocabulary:
-            raise ValueError(
+            raise HalkaError(
                 f"tokens: ids run from 0 to {vocabulary - 1} in this base, not {max(self.tokens)}: for new tokens call "
                 "base.resize_token_embeddings first"
             )

@@ -14,6 +14,7 @@ from halka.models.attention.virtual_tokens import VirtualTokens
 from halka.models.classes import head_of, labels_of
 from halka.models.experts import use_experts
 from halka.models.layouts import check_layout, layout_of, linear_targets
+from halka.util.errors import HalkaError
 
 
 def adapt(base: Any, tokenizer: Any = None) -> AdaptedModel:
@@ -77,7 +78,7 @@ def hidden_states(model: AdaptedModel, **inputs: Any) -> Tensor:
     """
     layout = layout_of(model.base)
     if not layout.causal:
-        raise ValueError(
+        raise HalkaError(
             f"{type(model.base).__name__} is an encoder: it has no next token to learn from or to generate"
         )
     decoder = model.base.get_submodule(layout.decoder)

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from halka.models import minilm, smollm2
+from halka.util.errors import HalkaError
 from halka.util.files import new_folder
 
 Progress = Callable[[str], None]
@@ -63,7 +64,7 @@ def pull(name: str, on_progress: Progress | None = None) -> Path:
     """
     bases = known_bases()
     if name not in bases:
-        raise ValueError(f"unknown base {name!r}; {known_names(name)}")
+        raise HalkaError(f"unknown base {name!r}; {known_names(name)}")
     folder = cache_dir() / "bases" / name
     if is_pulled(folder):
         return folder
@@ -77,7 +78,7 @@ def pull(name: str, on_progress: Progress | None = None) -> Path:
         if is_pulled(folder):  # by the process that held the lock
             return folder
         if folder.exists():
-            raise ValueError(f"{folder} is in the way: it is no pulled base (it has no source.json); move it away")
+            raise HalkaError(f"{folder} is in the way: it is no pulled base (it has no source.json); move it away")
         for left in folder.parent.glob(f".{name}.*/"):  # by a process that was killed
             shutil.rmtree(left)
         with new_folder(folder) as filling:

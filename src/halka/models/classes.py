@@ -10,6 +10,7 @@ import torch
 
 from halka.models.kinds import KINDS, class_names, kind_of
 from halka.models.layouts import LAYOUTS
+from halka.util.errors import HalkaError
 
 LABELLED = ("sequence-classification", "token-classification")
 """The kinds whose head tells labels apart."""
@@ -40,13 +41,13 @@ def check_class(config: Any, kind: str) -> None:
     """Raises ValueError for a kind of base that an architecture cannot be."""
     layout, there = LAYOUTS.get(config.model_type), class_names(config.model_type)
     if kind == "causal-lm" and layout is not None and not layout.causal:
-        raise ValueError(
+        raise HalkaError(
             f"it is an encoder ({config.model_type}), no causal language model: say what kind it is to be, "
             "such as sequence-classification"
         )
     if kind not in there:
         others = f"choose a kind of {', '.join(there)}" if there else "it is no language model: choose another base"
-        raise ValueError(f"transformers has no {kind} of the architecture {config.model_type!r}: {others}")
+        raise HalkaError(f"transformers has no {kind} of the architecture {config.model_type!r}: {others}")
 
 
 def head_of(base: Any) -> tuple[str, ...]:
@@ -73,14 +74,14 @@ def label_rows(base: Any) -> tuple[str, ...]:
 def checked(labels: Iterable[str]) -> tuple[str, ...]:
     """The labels, if they can be told apart. Raises ValueError for fewer than two, and for one that is there twice."""
     if isinstance(labels, str):
-        raise ValueError(f"labels is a list of names, not the text {labels!r}")
+        raise HalkaError(f"labels is a list of names, not the text {labels!r}")
     labels = tuple(labels)
     if wrong := [each for each in labels if not isinstance(each, str) or not each.strip()]:
-        raise ValueError(f"a label is a text that is not empty, not {wrong[0]!r}")
+        raise HalkaError(f"a label is a text that is not empty, not {wrong[0]!r}")
     if double := [each for each in labels if labels.count(each) > 1]:
-        raise ValueError(f"the label {double[0]!r} is there twice")
+        raise HalkaError(f"the label {double[0]!r} is there twice")
     if len(labels) < 2:
-        raise ValueError(f"there are {len(labels)} labels: it takes two to tell something apart")
+        raise HalkaError(f"there are {len(labels)} labels: it takes two to tell something apart")
     return labels
 
 
@@ -94,9 +95,9 @@ def from_folder(folder: Path, kind: str, labels: Sequence[str] | None, seed: int
     import transformers
 
     if kind not in KINDS:
-        raise ValueError(f"kind {kind!r} is none of {', '.join(KINDS)}")
+        raise HalkaError(f"kind {kind!r} is none of {', '.join(KINDS)}")
     if labels is not None and kind not in LABELLED:
-        raise ValueError(f"labels are for {' and '.join(LABELLED)}: a {kind} has none")
+        raise HalkaError(f"labels are for {' and '.join(LABELLED)}: a {kind} has none")
     labels = None if labels is None else checked(labels)
     named = {} if labels is None else {"id2label": dict(enumerate(labels)), "label2id": _places(labels)}
     with torch.random.fork_rng(devices=[]):
@@ -111,12 +112,12 @@ def from_folder(folder: Path, kind: str, labels: Sequence[str] | None, seed: int
     new = {*found["missing_keys"], *(key for key, *_ in found["mismatched_keys"])}
     modules = _modules_of(new, model) if kind in LABELLED else ()
     if missing := sorted(key for key in new if not any(key.startswith(f"{path}.") for path in modules)):
-        raise ValueError(
+        raise HalkaError(
             f"the weights of {folder} lack {len(missing)} tensors of a {type(model).__name__}, such as {missing[0]}; "
             f"transformers would fill them at random. Give complete weights of a {kind}"
         )
     if new and labels is None:
-        raise ValueError(
+        raise HalkaError(
             f"the weights of {folder} have no head that tells labels apart: say which labels it shall learn, "
             f'`halka.load_base(name, kind="{kind}", labels=[…])`, or `halka adapters convert --labels`'
         )

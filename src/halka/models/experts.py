@@ -18,6 +18,7 @@ from torch import Tensor
 from transformers.integrations.moe import ALL_EXPERTS_FUNCTIONS, ExpertsInterface
 
 from halka.core import Choices, ExpertEdit
+from halka.util.errors import HalkaError
 
 NAME = "halka"
 
@@ -57,7 +58,7 @@ def compute(
         eager = type(module).forward.__wrapped__  # what transformers' decorator wraps
         return ALL_EXPERTS_FUNCTIONS.get_interface(own, eager)(module, hidden, chosen, weights)
     if module._is_expert_parallel:
-        raise ValueError("adapters on experts need all experts on one device: load the base without expert parallelism")
+        raise HalkaError("adapters on experts need all experts on one device: load the base without expert parallelism")
     choices = Choices(chosen, module.num_experts, some.names)
     nothing = ExpertEdit(some.names, (), ())
     inner = (gate_up or nothing).product(hidden[choices.tokens], module.gate_up_proj, choices)

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from halka.core import AdaptedModel, Adapter
 from halka.models.classes import NEW, head_of, label_rows
+from halka.util.errors import HalkaError
 
 FULL = "base."  # before the base's names, in the state of an adapter that has all of its weights
 
@@ -53,7 +54,7 @@ def fitted_head(model: AdaptedModel, labels: Sequence[str], state: Mapping[str, 
     if not labels:
         return dict(state)
     if len(labels) > len(model.labels):
-        raise ValueError(
+        raise HalkaError(
             f"{_told(labels)}, and this base {_places(model.labels)}: load the base with labels={list(labels)}"
         )
     fitted, places = dict(state), len(model.labels)
@@ -68,13 +69,13 @@ def fitted_head(model: AdaptedModel, labels: Sequence[str], state: Mapping[str, 
 def _check_head(model: AdaptedModel, labels: Sequence[str], state: Mapping[str, Tensor]) -> None:
     """Raises ValueError where an adapter without a head of its own cannot mean the base's."""
     if labels and tuple(labels) != model.labels:
-        raise ValueError(
+        raise HalkaError(
             f"{_told(labels)} with the base's own head, which tells {_places(model.labels)}: load the base it was "
             "trained on"
         )
     new = tuple(f"{path}." for path in head_of(model.base) if path in getattr(model.base.config, NEW, ()))
     if changed := [key for key in state if key.startswith(new)]:
-        raise ValueError(
+        raise HalkaError(
             f"the adapter changes the base's head ({changed[0]}), and this base's is new: load a base whose weights "
             "have the head that it was trained on"
         )

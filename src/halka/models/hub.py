@@ -6,6 +6,8 @@ import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from halka.util.errors import HalkaError
+
 ADAPTER = re.compile(r"(?P<name>\w[\w.-]*/(?P<last>\w[\w.-]*))(?:@(?P<revision>\w[\w./-]*))?")
 ADAPTER_FILES = ["*.json", "*.safetensors", "README.md"]
 PICKLES = ["*.bin"]
@@ -46,7 +48,7 @@ def from_hub(
         return folder
     except (errors.LocalEntryNotFoundError, ValueError):  # nothing there, or only a part
         if not fetch:
-            raise ValueError(
+            raise HalkaError(
                 f"{name} is not on this machine: no folder, and not in the hub client's cache (load_base fetches it); "
                 f"{hint}"
             ) from None
@@ -54,14 +56,14 @@ def from_hub(
         return snapshot(local=False)
     except errors.GatedRepoError as error:
         reason = f"{name} is gated: accept its terms on https://huggingface.co/{name}, then log in with `hf auth login`"
-        raise ValueError(reason) from error
+        raise HalkaError(reason) from error
     except errors.RevisionNotFoundError as error:
-        raise ValueError(f"{name} has no revision {revision!r} on the hub") from error
+        raise HalkaError(f"{name} has no revision {revision!r} on the hub") from error
     except errors.RepositoryNotFoundError as error:
-        raise ValueError(f"{name} is neither a folder nor {what} on the hub; {hint}") from error
+        raise HalkaError(f"{name} is neither a folder nor {what} on the hub; {hint}") from error
     except (errors.LocalEntryNotFoundError, errors.HfHubHTTPError, OSError) as error:
         cause = error.__cause__ or error
-        raise ValueError(
+        raise HalkaError(
             f"{name} is no folder, is not in the hub client's cache, and the hub cannot be reached "
             f"({type(cause).__name__}: {cause}); {hint}"
         ) from error
@@ -95,9 +97,9 @@ def adapter_folder(source: str | Path, *, allow_pickle: bool = False) -> Path:
 
     def check(folder: Path) -> None:
         if not (folder / "adapter_config.json").is_file():
-            raise ValueError(f"{source} holds no adapter_config.json on the hub: it is no adapter")
+            raise HalkaError(f"{source} holds no adapter_config.json on the hub: it is no adapter")
         if not any(each for ending in wanted[1:] for each in folder.glob(ending) if each.name != "README.md"):
-            raise ValueError(
+            raise HalkaError(
                 f"{source} has no safetensors on the hub, only pickles if anything: allow_pickle (--allow-pickle) "
                 "fetches these, and torch's loader of weights alone reads them"
             )

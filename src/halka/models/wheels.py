@@ -11,6 +11,8 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
+from halka.util.errors import HalkaError
+
 
 @contextmanager
 def unpacked(
@@ -28,7 +30,7 @@ def unpacked(
         if done.returncode:
             lines = done.stderr.strip().splitlines() or [f"pip ended with {done.returncode}"]
             broken = [line.partition(" after ")[2] for line in lines if "connection broken" in line]
-            raise ValueError("; ".join([*broken[-1:], lines[-1]]))
+            raise HalkaError("; ".join([*broken[-1:], lines[-1]]))
         (fetched,) = Path(temporary).glob("*.whl")
         files = []
         with zipfile.ZipFile(fetched) as archive:

@@ -16,6 +16,7 @@ from halka.objectives.classification import Classification
 from halka.objectives.language_modelling import LanguageModelling
 from halka.objectives.sequence_to_sequence import SequenceToSequence
 from halka.objectives.tagging import Tagging
+from halka.util.errors import HalkaError
 
 
 class Objective(Protocol):
@@ -74,7 +75,7 @@ def objective_of(model: AdaptedModel) -> Objective:
     """What the model's base learns. Raises ValueError for a base that Halka does not train."""
     kind = kind_of(model.base)
     if kind not in OBJECTIVES:
-        raise ValueError(
+        raise HalkaError(
             f"{type(model.base).__name__} is an encoder: it has no next token to learn from or to generate. Load it "
             'with a head for what it shall learn: `halka.load_base(name, kind="sequence-classification", labels=[…])`'
         )

@@ -16,6 +16,7 @@ from halka.data.batches import Batch, mask_of, padded
 from halka.data.examples import Example
 from halka.data.labels import place_of
 from halka.data.tokens import Encoded, sifted
+from halka.util.errors import HalkaError
 
 NOT_A_TEXT = "a classifier reads one text or two, each a user's message: leave other messages away"
 
@@ -66,7 +67,7 @@ def encode_texts(example: Example, tokenizer: PreTrainedTokenizerBase, room: int
 def texts_of(example: Example) -> list[str]:
     """The one text or the two. Raises ValueError for any other conversation."""
     if len(example.prompt) not in (1, 2) or any(message.role != "user" for message in example.prompt):
-        raise ValueError(f"{example.where}: {NOT_A_TEXT}" if example.where else NOT_A_TEXT)
+        raise HalkaError(f"{example.where}: {NOT_A_TEXT}" if example.where else NOT_A_TEXT)
     return [message.content for message in example.prompt]
 
 
@@ -82,10 +83,10 @@ def collate_labelled(items: Sequence[Labelled], pad_id: int) -> Batch:
 def _place(example: Example, labels: Sequence[str]) -> int:
     try:
         if not example.answers:
-            raise ValueError("it has no label")
+            raise HalkaError("it has no label")
         return place_of(example.answers[0].strip(), labels)
     except ValueError as error:
-        raise ValueError(f"{example.where}: {error}" if example.where else str(error)) from None
+        raise HalkaError(f"{example.where}: {error}" if example.where else str(error)) from None
 
 
 def _item(texts: list[str], tokenizer: Any, label: int, room: int | None = None) -> Labelled:

@@ -11,6 +11,7 @@ from transformers import PreTrainedTokenizerBase
 from halka.data.batches import NO_LOSS, Batch, mask_of, padded
 from halka.data.examples import Example
 from halka.data.tokens import Encoded, sifted
+from halka.util.errors import HalkaError
 
 
 @dataclass(frozen=True)
@@ -45,7 +46,7 @@ def encode_pairs(
     def shorten(index: int, item: Any, length: int) -> Pair | ValueError:
         room = length - len(item.answer)
         if room < 2:
-            return ValueError(f"the answer alone has {len(item.answer)} tokens, where max_length is {length}")
+            return HalkaError(f"the answer alone has {len(item.answer)} tokens, where max_length is {length}")
         return Pair(_ids(source_of(examples[index]), tokenizer, room), item.answer)
 
     return sifted(examples, encoded, shorten, max_length, too_long)
@@ -69,7 +70,7 @@ def collate_pairs(items: Sequence[Pair], pad_id: int) -> Batch:
 
 def _pair(example: Example, tokenizer: Any) -> Pair | ValueError:
     if not example.answers:
-        return ValueError("it has no answer")
+        return HalkaError("it has no answer")
     answer = tokenizer(text_target=example.answers[0], verbose=False)["input_ids"]
     end = tokenizer.eos_token_id
     answer = answer if end is None or answer[-1:] == [end] else [*answer, end]

@@ -16,6 +16,7 @@ from halka.data.examples import Example
 from halka.data.labels import place_of
 from halka.data.tokens import Encoded, sifted
 from halka.objectives.labelled import texts_of
+from halka.util.errors import HalkaError
 
 
 @dataclass(frozen=True)
@@ -66,7 +67,7 @@ def words_of(example: Example) -> list[str]:
     """The sentence's words. Raises ValueError for anything but one message by the user."""
     texts = texts_of(example)
     if len(texts) > 1:
-        raise ValueError(f"{example.where or 'the example'}: a tagger reads one sentence, not two texts")
+        raise HalkaError(f"{example.where or 'the example'}: a tagger reads one sentence, not two texts")
     return texts[0].split()
 
 
@@ -81,18 +82,18 @@ def _places(example: Example, labels: Sequence[str]) -> list[int]:
     where = f"{example.where}: " if example.where else ""
     tags, words = example.answers[0].split() if example.answers else [], words_of(example)
     if len(tags) != len(words):
-        raise ValueError(f"{where}{len(words)} words have {len(tags)} tags: give one for each")
+        raise HalkaError(f"{where}{len(words)} words have {len(tags)} tags: give one for each")
     try:
         return [place_of(tag, labels) for tag in tags]
     except ValueError as error:
-        raise ValueError(f"{where}{error}") from None
+        raise HalkaError(f"{where}{error}") from None
 
 
 def _item(words: list[str], tokenizer: Any, tags: list[int], room: int | None = None) -> Tagged:
     """The sentence's tokens; a token is the first of a word if none before it begins within that word."""
     text = " ".join(words)
     if not tokenizer.is_fast:
-        raise ValueError(f"{type(tokenizer).__name__} does not tell where its tokens stand; load the fast tokenizer")
+        raise HalkaError(f"{type(tokenizer).__name__} does not tell where its tokens stand; load the fast tokenizer")
     cut = {} if room is None else {"truncation": True, "max_length": room}
     encoded = tokenizer(text, return_offsets_mapping=True, verbose=False, **cut)
     begins = [place for place, word in enumerate(words) for _ in (*word, " ")]  # the word that a character is of

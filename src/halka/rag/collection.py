@@ -27,6 +27,7 @@ from halka.rag.roots import Given, Root, Roots
 from halka.rag.store import EVERYONE, Document, Entry, Scope, VectorStore, named, within
 from halka.rag.stores import new_key, place, store_at
 from halka.rag.texts import Text, Unreadable, check_unicode, shown
+from halka.util.errors import HalkaError
 from halka.util.files import write_text
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
@@ -71,17 +72,17 @@ class Collection:
         self.folder = Path(folder)
         settings, at = self._settings(), None if at is None else place(at)
         if not settings and not _is_free(self.folder):
-            raise ValueError(f"{self.folder} is no collection of documents: name a new folder")
+            raise HalkaError(f"{self.folder} is no collection of documents: name a new folder")
         if store is not None and at is not None:
-            raise ValueError("a collection has a store or a place to keep its passages, not both: leave one out")
+            raise HalkaError("a collection has a store or a place to keep its passages, not both: leave one out")
         if settings and at not in (None, settings.get("at")):
-            raise ValueError(
+            raise HalkaError(
                 f"{self.folder} keeps its passages {settings.get('at') or 'in its folder'}, not at {at}: leave the "
                 "place out, or add the documents to a new collection there"
             )
         self.embedder = SentenceEmbedder(settings.get("embedder", DEFAULT)) if embedder is None else embedder
         if settings and settings["embedder"] != self.embedder.name:
-            raise ValueError(
+            raise HalkaError(
                 f"{self.folder} was embedded by {settings['embedder']}, not {self.embedder.name}: vectors of two "
                 "embedders cannot be compared. Open it with its own, or add the documents to a new collection"
             )
@@ -129,7 +130,7 @@ class Collection:
         for path in paths:
             found = Path(path).expanduser().resolve()
             if not found.exists():
-                raise ValueError(f"there is no file or folder {path}: check the path, it is seen from {Path.cwd()}")
+                raise HalkaError(f"there is no file or folder {path}: check the path, it is seen from {Path.cwd()}")
             check_unicode(str(found))
             added.append(Root(str(found), tuple(sorted(named(readers))), tuple(sorted(named(tags)))))
         with self._lock:
@@ -197,7 +198,7 @@ class Collection:
         known = self._known()
         found = known.get(name) or known.get(str(Path(name).expanduser().resolve()))
         if found is None:
-            raise ValueError(f"the collection has no document {name}: `halka docs list` shows those it has")
+            raise HalkaError(f"the collection has no document {name}: `halka docs list` shows those it has")
         return found
 
     def delete(self) -> None:
@@ -289,7 +290,7 @@ class Collection:
     def _roots(self) -> Roots:
         settings = self._settings()
         if not settings:
-            raise ValueError(f"{self.folder} is no collection any more: it was removed meanwhile")
+            raise HalkaError(f"{self.folder} is no collection any more: it was removed meanwhile")
         return Roots.of_settings(settings)
 
     def _settings(self) -> dict[str, Any]:
@@ -303,7 +304,7 @@ class Collection:
 def collection_folder(name: str, among: Path) -> Path:
     """The folder of a collection by its name. Raises ValueError for a name that could be a path."""
     if not NAME.fullmatch(name) or name.endswith("."):
-        raise ValueError(
+        raise HalkaError(
             f"{name!r} cannot name a collection: use up to 100 letters, digits, dots, dashes and underscores, a letter "
             "or digit first"
         )

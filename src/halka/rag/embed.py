@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
+from halka.util.errors import HalkaError
+
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
@@ -50,7 +52,7 @@ class SentenceEmbedder:
             with quiet_bitsandbytes():  # which comes with it, where it is installed
                 from sentence_transformers import SentenceTransformer
         except ImportError:
-            raise ValueError("embedding texts needs the extra: pip install 'halka[rag]'") from None
+            raise HalkaError("embedding texts needs the extra: pip install 'halka[rag]'") from None
         self.name = str(name_or_path)
         self.batch_size = batch_size
         try:
@@ -58,7 +60,7 @@ class SentenceEmbedder:
                 str(folder_of(self.name)), device=device, trust_remote_code=False, model_kwargs={"dtype": dtype}
             )
         except (OSError, ValueError, KeyError) as error:
-            raise ValueError(f"{name_or_path} cannot be loaded as an embedder: {error}") from error
+            raise HalkaError(f"{name_or_path} cannot be loaded as an embedder: {error}") from error
         self.width = int(self._model.get_embedding_dimension())
         self.limit = int(self._model.max_seq_length)
         self._tokenizer = counting(self._model.tokenizer.backend_tokenizer)

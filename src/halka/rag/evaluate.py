@@ -17,6 +17,7 @@ from typing import Any
 
 from halka.rag.retrieve import Retriever
 from halka.rag.store import Scope
+from halka.util.errors import HalkaError
 
 DEPTH = 100
 MEASURES = ("nDCG@10", "RR@10", "R@5", "R@100", "Success@1", "Success@5")
@@ -38,11 +39,11 @@ def read_queries(folder: Path, split: str = "test") -> Queries:
     relevant: dict[str, dict[str, int]] = {}
     for line, (query, document, score) in enumerate(_tsv(folder / "qrels" / f"{split}.tsv"), start=2):
         if not score.lstrip("-").isdigit():
-            raise ValueError(f"{folder / 'qrels' / f'{split}.tsv'}, line {line}: {score!r} is no whole number")
+            raise HalkaError(f"{folder / 'qrels' / f'{split}.tsv'}, line {line}: {score!r} is no whole number")
         relevant.setdefault(query, {})[document] = int(score)
     texts = {row["_id"]: row["text"] for row in _rows(folder / "queries.jsonl", "_id", "text")}
     if lacking := [each for each in relevant if each not in texts]:
-        raise ValueError(f"{folder / 'queries.jsonl'} lacks query {lacking[0]}, which {split}.tsv judges")
+        raise HalkaError(f"{folder / 'queries.jsonl'} lacks query {lacking[0]}, which {split}.tsv judges")
     return Queries({each: texts[each] for each in relevant}, relevant)
 
 
@@ -68,7 +69,7 @@ def evaluate(
     from ir_measures import calc_aggregate
 
     if not queries.texts:
-        raise ValueError("there are no queries to evaluate on")
+        raise HalkaError("there are no queries to evaluate on")
     wanted = min(DEPTH, len(retriever.collection.documents(scope)))
     run: dict[str, dict[str, float]] = {}
     for done, (query, text) in enumerate(queries.texts.items(), start=1):
@@ -88,7 +89,7 @@ def measures_of(names: Sequence[str]) -> list[Any]:
     try:
         import ir_measures
     except ImportError:
-        raise ValueError("scoring retrieval needs the extra: pip install 'halka[rag]'") from None
+        raise HalkaError("scoring retrieval needs the extra: pip install 'halka[rag]'") from None
     return [getattr(ir_measures, kind) @ int(depth) for kind, depth in (name.split("@") for name in names)]
 
 
@@ -115,20 +116,20 @@ def _rows(path: Path, *fields: str) -> Iterator[dict[str, str]]:
             if any(not isinstance(row[field], str) for field in fields):
                 raise TypeError
         except (ValueError, KeyError, TypeError):
-            raise ValueError(f"{path}, line {number}: not an object with texts {' and '.join(fields)}") from None
+            raise HalkaError(f"{path}, line {number}: not an object with texts {' and '.join(fields)}") from None
         yield row
 
 
 def _tsv(path: Path) -> Iterator[tuple[str, str, str]]:
     for number, row in enumerate(csv.reader(_lines(path), delimiter="\t"), start=1):
         if len(row) != 3:
-            raise ValueError(f"{path}, line {number}: {len(row)} columns, where query, document and score stand")
+            raise HalkaError(f"{path}, line {number}: {len(row)} columns, where query, document and score stand")
         if number > 1:
             yield row[0], row[1], row[2]
 
 
 def _lines(path: Path) -> Iterator[str]:
     if not path.is_file():
-        raise ValueError(f"there is no file {path}: BEIR's layout has corpus.jsonl, queries.jsonl and qrels/test.tsv")
+        raise HalkaError(f"there is no file {path}: BEIR's layout has corpus.jsonl, queries.jsonl and qrels/test.tsv")
     with path.open(encoding="utf-8") as file:
         yield from file

@@ -13,6 +13,7 @@ import numpy as np
 
 from halka.rag.retrieve import Retriever
 from halka.rag.store import Scope
+from halka.util.errors import HalkaError
 
 GIVEN_UP = 0.05  # share of questions that have an answer and are left unanswered for it
 
@@ -29,5 +30,5 @@ def floor_for(
     """
     best = [hits[0].score if (hits := retriever.search(each, 1, scope)) else -np.inf for each in questions]
     if not best:
-        raise ValueError("a floor is of questions: give some whose answers the documents hold")
+        raise HalkaError("a floor is of questions: give some whose answers the documents hold")
     return float(np.quantile(best, share, method="lower"))

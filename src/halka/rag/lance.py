@@ -18,6 +18,7 @@ from filelock import FileLock
 
 from halka.rag.passages import Passage
 from halka.rag.store import Document, Entry, Found, Scope, below, last_of_each
+from halka.util.errors import HalkaError
 
 TABLE = "passages"
 TRIES = 5
@@ -45,7 +46,7 @@ class LanceStore:
         try:
             import lancedb
         except ImportError:
-            raise ValueError("collections of documents need the extra: pip install 'halka[rag]'") from None
+            raise HalkaError("collections of documents need the extra: pip install 'halka[rag]'") from None
         self.folder = Path(folder)
         self.folder.mkdir(parents=True, exist_ok=True)
         self._lock = FileLock(self.folder / f".{TABLE}.lock")  # another than the collection's, which is held meanwhile
@@ -53,7 +54,7 @@ class LanceStore:
         self._database: Any = lancedb.connect(self.folder, read_consistency_interval=timedelta(0))
         self._table: Any = self._opened()
         if self._table.schema.field("vector").type != self._schema.field("vector").type:
-            raise ValueError(f"{self.folder} holds vectors of another width than {width}: another embedder made them")
+            raise HalkaError(f"{self.folder} holds vectors of another width than {width}: another embedder made them")
 
     def _opened(self) -> Any:
         from lancedb.index import FTS, LabelList

@@ -10,6 +10,7 @@ from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
 from halka.rag.texts import Text
+from halka.util.errors import HalkaError
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -63,7 +64,7 @@ class Cutter:
 
         special = len(tokenizer.encode("", add_special_tokens=True).ids)
         if limit <= special + 2 * HEADING_TOKENS:
-            raise ValueError(
+            raise HalkaError(
                 f"passages of {limit} tokens are too short to cut: {special + 2 * HEADING_TOKENS + 1} at least"
             )
         self._tokenizer, self._limit = tokenizer, limit

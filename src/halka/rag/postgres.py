@@ -21,6 +21,7 @@ import numpy as np
 
 from halka.rag.passages import Passage
 from halka.rag.store import BM25_B, BM25_K1, Document, Entry, Found, Scope, below, last_of_each
+from halka.util.errors import HalkaError
 
 if TYPE_CHECKING:
     from psycopg import Connection
@@ -109,23 +110,23 @@ class PostgresStore:
             import psycopg
             from psycopg import sql
         except ImportError:
-            raise ValueError("collections in PostgreSQL need the extra: pip install 'halka[postgres]'") from None
+            raise HalkaError("collections in PostgreSQL need the extra: pip install 'halka[postgres]'") from None
         if not NAME.fullmatch(name):
-            raise ValueError(f"{name!r} cannot name tables: use up to 50 letters, digits, dashes and underscores")
+            raise HalkaError(f"{name!r} cannot name tables: use up to 50 letters, digits, dashes and underscores")
         self._url, self._name, self._width, self._sql = url, name, width, sql
         self._idle: list[Connection[Any]] = []
         weakref.finalize(self, _close, self._idle)
         try:
             self._open()
         except psycopg.errors.FeatureNotSupported as error:
-            raise ValueError(f"{self} lacks pgvector: install it on the server ({_first_line(error)})") from None
+            raise HalkaError(f"{self} lacks pgvector: install it on the server ({_first_line(error)})") from None
         except psycopg.errors.InsufficientPrivilege as error:
-            raise ValueError(
+            raise HalkaError(
                 f"{self} does not let this user make tables for a collection ({_first_line(error)}): let its "
                 f"administrator run CREATE EXTENSION vector, and GRANT CREATE ON DATABASE to the user"
             ) from None
         except (psycopg.OperationalError, psycopg.ProgrammingError) as error:
-            raise ValueError(
+            raise HalkaError(
                 f"{self} cannot be opened: {_first_line(error)}. Check that the server runs and is reached from here; "
                 "a password is read from PGPASSWORD or ~/.pgpass"
             ) from error
@@ -145,7 +146,7 @@ class PostgresStore:
                 for statement in BEGIN:
                     connection.execute(self._query(statement))
         if found is not None and found[0] != self._width:
-            raise ValueError(
+            raise HalkaError(
                 f"{self} holds vectors of width {found[0]} for {self._name}, not {self._width}: another embedder made "
                 "them. Open the collection with its own"
             )
@@ -158,7 +159,7 @@ class PostgresStore:
         for entry in entries:
             about = entry.document
             if "\0" in about.name:
-                raise ValueError(f"{about.name!r} cannot name a document in PostgreSQL: leave out the zero byte")
+                raise HalkaError(f"{about.name!r} cannot name a document in PostgreSQL: leave out the zero byte")
             documents.append({**vars(about), "readers": [*about.readers], "tags": [*about.tags]})
             documents[-1]["passages"] = len(entry.passages)
             for each, vector in zip(entry.passages, entry.vectors, strict=True):

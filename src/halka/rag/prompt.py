@@ -23,6 +23,7 @@ from collections.abc import Callable, Sequence
 from pathlib import PurePath
 
 from halka.rag.passages import Passage
+from halka.util.errors import HalkaError
 
 ABSTAINED = "The documents do not say."
 INSTRUCTION = (
@@ -55,7 +56,7 @@ def fitting(question: str, passages: Sequence[Passage], budget: int, count: Coun
     Raises ValueError where the question alone takes more.
     """
     if (needed := count(prompted(question, []))) > budget:
-        raise ValueError(f"the question takes {needed} tokens where {budget} are left for the prompt: shorten it")
+        raise HalkaError(f"the question takes {needed} tokens where {budget} are left for the prompt: shorten it")
     kept: list[Passage] = []
     for each in passages:
         if count(prompted(question, [*kept, each])) <= budget:
@@ -66,7 +67,7 @@ def fitting(question: str, passages: Sequence[Passage], budget: int, count: Coun
 def in_form(form: str, answer: str) -> str:
     """The answer as a form has it, which holds `{answer}` once. Raises ValueError for a form that does not."""
     if form.count(ANSWER) != 1:
-        raise ValueError(f"the form {form!r} must hold {ANSWER} once, where the answer stands")
+        raise HalkaError(f"the form {form!r} must hold {ANSWER} once, where the answer stands")
     return form.replace(ANSWER, answer)
 
 

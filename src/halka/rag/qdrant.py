@@ -29,6 +29,7 @@ import numpy as np
 from halka.rag.passages import Passage
 from halka.rag.store import Document, Entry, Found, Scope, below, last_of_each
 from halka.rag.words import counted, weighed
+from halka.util.errors import HalkaError
 
 T = TypeVar("T")
 OLDEST = (1, 19)  # the first server that counts words within a filter, and has filters of prefixes
@@ -61,7 +62,7 @@ class QdrantStore:
             from qdrant_client import models
             from qdrant_client.http.exceptions import ApiException
         except ImportError:
-            raise ValueError("collections in Qdrant need the extra: pip install 'halka[qdrant]'") from None
+            raise HalkaError("collections in Qdrant need the extra: pip install 'halka[qdrant]'") from None
         self._place, self._width, self._models = place, width, models
         self._documents, self._passages = f"{name}-documents", f"{name}-passages"
         self._local = "://" not in place
@@ -69,7 +70,7 @@ class QdrantStore:
             self._client: Any = _local(place) if self._local else _remote(place)
             self._open()
         except ApiException as error:
-            raise ValueError(
+            raise HalkaError(
                 f"Qdrant at {place} cannot be opened: {str(error).strip()}. Check that the server runs and is reached "
                 "from here; a key is read from QDRANT_API_KEY"
             ) from error
@@ -79,7 +80,7 @@ class QdrantStore:
         if not self._local:
             version = client.info().version
             if tuple(int(part) for part in version.split("-")[0].split(".")[:2]) < OLDEST:
-                raise ValueError(f"Qdrant at {self._place} is {version}: 1.19 or newer is needed")
+                raise HalkaError(f"Qdrant at {self._place} is {version}: 1.19 or newer is needed")
         if not client.collection_exists(self._documents):
             client.create_collection(self._documents, vectors_config={})
         if not client.collection_exists(self._passages):
@@ -90,7 +91,7 @@ class QdrantStore:
             )
         width = client.get_collection(self._passages).config.params.vectors[MEANING].size
         if width != self._width:
-            raise ValueError(
+            raise HalkaError(
                 f"Qdrant at {self._place} holds vectors of width {width} there, not {self._width}: another embedder "
                 "made them. Open the collection with its own"
             )
@@ -326,7 +327,7 @@ def _local(folder: str) -> Any:
             try:
                 made = QdrantClient(path=path, force_disable_check_same_thread=True)
             except RuntimeError as error:
-                raise ValueError(
+                raise HalkaError(
                     f"{folder} is open in another process, and only one can use Qdrant without a server: wait for it, "
                     f"or keep the collection on a server ({error})"
                 ) from None

@@ -19,6 +19,7 @@ from halka.rag.passages import Passage
 from halka.rag.prompt import ABSTAINED, ANSWER, in_form, prompted
 from halka.rag.retrieve import Retriever
 from halka.rag.store import Scope
+from halka.util.errors import HalkaError
 
 
 @dataclass(frozen=True)
@@ -42,9 +43,9 @@ def asked_in(row: Mapping[str, Any], where: str) -> Asked:
     question, answers = row.get("question"), row.get("answers", row.get("answer"))
     answers = [answers] if isinstance(answers, str) else answers
     if not isinstance(question, str) or not question.strip():
-        raise ValueError(f'{where}: no question: a row has "question": a text')
+        raise HalkaError(f'{where}: no question: a row has "question": a text')
     if not isinstance(answers, list) or not all(isinstance(each, str) and each for each in answers):
-        raise ValueError(f'{where}: no answer: a row has "answer": a text, or "answers": a list of texts')
+        raise HalkaError(f'{where}: no answer: a row has "answer": a text, or "answers": a list of texts')
     document = row.get("document")
     return Asked(question, tuple(answers), document if isinstance(document, str) else None)
 
@@ -66,7 +67,7 @@ def placed(asked: Iterable[Asked], documents: Iterable[str]) -> Iterator[Asked]:
         alike = ending.get(PurePath(each.document).name, []) if parts else []
         found = [name for name in alike if PurePath(name).parts[-len(parts) :] == parts]
         if len(found) > 1:
-            raise ValueError(f"the document {each.document} may be {found[0]} or {found[1]}: give more of its path")
+            raise HalkaError(f"the document {each.document} may be {found[0]} or {found[1]}: give more of its path")
         yield replace(each, document=found[0]) if found else each
 
 
@@ -89,7 +90,7 @@ class Raft:
 
     def __post_init__(self) -> None:
         if self.passages < 1 or not 0 <= self.without < 1:
-            raise ValueError("passages must be 1 or more, and without a share from 0 to below 1")
+            raise HalkaError("passages must be 1 or more, and without a share from 0 to below 1")
         in_form(self.form, "")
 
     def examples(

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from halka.util.errors import HalkaError
+
 
 class CrossEncoder:
     """One of the sentence-transformers library: a folder, or a hub name (`cross-encoder/ms-marco-MiniLM-L6-v2`)."""
@@ -17,14 +19,14 @@ class CrossEncoder:
             with quiet_bitsandbytes():
                 from sentence_transformers import CrossEncoder as Loaded
         except ImportError:
-            raise ValueError("a cross-encoder needs the extra: pip install 'halka[rag]'") from None
+            raise HalkaError("a cross-encoder needs the extra: pip install 'halka[rag]'") from None
         self.name, self.batch_size = str(name_or_path), batch_size
         try:
             self._model: Any = Loaded(self.name, device=device, trust_remote_code=False)
         except (OSError, ValueError, KeyError) as error:
-            raise ValueError(f"{name_or_path} cannot be loaded as a cross-encoder: {error}") from error
+            raise HalkaError(f"{name_or_path} cannot be loaded as a cross-encoder: {error}") from error
         if (labels := self._model.config.num_labels) != 1:
-            raise ValueError(f"{name_or_path} gives {labels} scores for a pair, where a cross-encoder gives one")
+            raise HalkaError(f"{name_or_path} gives {labels} scores for a pair, where a cross-encoder gives one")
 
     def __call__(self, question: str, texts: Sequence[str]) -> list[float]:
         """A score for each text; higher is better."""

@@ -20,6 +20,7 @@ import numpy as np
 from halka.rag.collection import Collection
 from halka.rag.passages import Passage
 from halka.rag.store import Found, Scope
+from halka.util.errors import HalkaError
 
 Mode = Literal["hybrid", "vectors", "words"]
 WORDS = 0.5  # weight of a BM25 that stands out fully
@@ -59,14 +60,14 @@ class Retriever:
 
     def __post_init__(self) -> None:
         if self.mode not in get_args(Mode):
-            raise ValueError(f"{self.mode!r} is no way to search: choose one of {', '.join(get_args(Mode))}")
+            raise HalkaError(f"{self.mode!r} is no way to search: choose one of {', '.join(get_args(Mode))}")
 
     def search(self, question: str, count: int = 8, scope: Scope = Scope()) -> list[Hit]:  # noqa: B008
         """The best passages among those that the scope holds, best first. Raises ValueError for an empty question."""
         if not question.strip():
-            raise ValueError("the question is empty: ask something")
+            raise HalkaError("the question is empty: ask something")
         if count < 1:
-            raise ValueError(f"{count} passages cannot be looked for: ask for one or more")
+            raise HalkaError(f"{count} passages cannot be looked for: ask for one or more")
         store, embedder, depth = self.collection.store, self.collection.embedder, max(DEPTH, 2 * count)
         near: list[Found] = []
         with ThreadPoolExecutor(1) as beside:

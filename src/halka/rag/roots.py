@@ -16,6 +16,7 @@ from typing import Any
 
 from halka.rag.store import EVERYONE, within
 from halka.rag.texts import Text, is_readable, read_text
+from halka.util.errors import HalkaError
 
 
 @dataclass(frozen=True)
@@ -93,7 +94,7 @@ class Roots:
             found = [each for each in known if within(each, path)]
             if found or any(within(each.path, path) for each in self):
                 return path, found
-        raise ValueError(f"the collection has no document {name}: `halka docs list` shows those it has")
+        raise HalkaError(f"the collection has no document {name}: `halka docs list` shows those it has")
 
     def root(self, name: str) -> Root | None:
         """The path that gives a document; None if none does."""

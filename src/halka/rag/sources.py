@@ -10,6 +10,7 @@ from halka.data.readers import whole_rows
 from halka.rag.collection import Collection, Event
 from halka.rag.roots import files_at
 from halka.rag.texts import is_readable
+from halka.util.errors import HalkaError
 
 
 def listed(documents: Sequence[str]) -> tuple[dict[str, str], list[str]]:
@@ -21,7 +22,7 @@ def listed(documents: Sequence[str]) -> tuple[dict[str, str], list[str]]:
     for path in documents:
         for where, name, text in _read_rows(path) if _is_rows(path) else ():
             if texts.setdefault(name, text) != text:
-                raise ValueError(f"{where}: there is another document of the name {name!r}: give each its own")
+                raise HalkaError(f"{where}: there is another document of the name {name!r}: give each its own")
     return texts, [str(_place(path)) for path in documents if not _is_rows(path)]
 
 
@@ -80,5 +81,5 @@ def _read_rows(path: str) -> Iterator[tuple[str, str, str]]:
     for row in whole_rows(path):
         name, text = row.fields.get("name"), row.fields.get("text")
         if not isinstance(name, str) or not isinstance(text, str):
-            raise ValueError(f'{row.where}: not a document: a row has "name" and "text"')
+            raise HalkaError(f'{row.where}: not a document: a row has "name" and "text"')
         yield row.where, name, text

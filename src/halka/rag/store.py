@@ -16,6 +16,7 @@ from typing import Protocol
 import numpy as np
 
 from halka.rag.passages import Passage
+from halka.util.errors import HalkaError
 
 EVERYONE = "*"
 BM25_K1, BM25_B = 1.2, 0.75  # as Lucene and LanceDB have them
@@ -61,11 +62,11 @@ def below(path: str) -> str:
 def named(names: Iterable[str]) -> list[str]:
     """Names of readers or tags, checked. Raises ValueError for what is none, and for a text in place of several."""
     if isinstance(names, str):
-        raise ValueError(f"{names!r} is one name: give a list of names")
+        raise HalkaError(f"{names!r} is one name: give a list of names")
     names = [*names]
     for each in names:
         if each != EVERYONE and (not isinstance(each, str) or not READER.fullmatch(each)):
-            raise ValueError(f"{each!r} cannot name a reader or a tag: use letters, digits and . @ : / + - _")
+            raise HalkaError(f"{each!r} cannot name a reader or a tag: use letters, digits and . @ : / + - _")
     return names
 
 

@@ -9,6 +9,7 @@ from urllib.parse import parse_qsl, urlsplit
 
 from halka.rag.lance import LanceStore
 from halka.rag.store import VectorStore
+from halka.util.errors import HalkaError
 
 POSTGRES = ("postgresql://", "postgres://")
 QDRANT = "qdrant:"
@@ -26,12 +27,12 @@ def place(at: str) -> str:
     parts = urlsplit(at.removeprefix(QDRANT))
     in_qdrant = at.startswith(QDRANT) and at != QDRANT and parts.scheme in ("http", "https", "")
     if not in_qdrant and not at.startswith(POSTGRES):
-        raise ValueError(
+        raise HalkaError(
             f"{at!r} is no place to keep a collection: write postgresql://HOST/DATABASE, qdrant:http://HOST:6333 or "
             "qdrant:FOLDER"
         )
     if _has_a_secret(at):
-        raise ValueError(
+        raise HalkaError(
             "a place is recorded in the collection's folder, so it must not have a password: leave it out and set "
             "PGPASSWORD, or write it into ~/.pgpass (for Qdrant, set QDRANT_API_KEY)"
         )
@@ -47,12 +48,12 @@ def _has_a_secret(at: str) -> bool:
             from psycopg import ProgrammingError
             from psycopg.conninfo import conninfo_to_dict
         except ImportError:
-            raise ValueError("collections in PostgreSQL need the extra: pip install 'halka[postgres]'") from None
+            raise HalkaError("collections in PostgreSQL need the extra: pip install 'halka[postgres]'") from None
         try:
             return not SECRETS.isdisjoint(conninfo_to_dict(at))
         except ProgrammingError as error:
             reason = str(error).partition(":")[0].strip()  # what follows may be a piece of a password
-            raise ValueError(f"the place cannot be opened: {reason}. Write postgresql://HOST/DATABASE") from None
+            raise HalkaError(f"the place cannot be opened: {reason}. Write postgresql://HOST/DATABASE") from None
     parts = urlsplit(at.removeprefix(QDRANT))
     options = [*parse_qsl(parts.query), *parse_qsl(parts.fragment)]
     return bool(parts.scheme) and ("@" in at or any(key.lower() in SECRETS for key, _ in options))

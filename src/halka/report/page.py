@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from halka.report.svg import css_variables
+from halka.util.errors import HalkaError
 from halka.util.files import write_file
 
 UNITS = re.compile(r"(?<=\d) (?=(?:%|k|M|B|kB|MB|GB|TB|s|ms|min|h|points|tokens/s)(?!\w))")
@@ -47,7 +48,7 @@ def write_page(path: str | os.PathLike[str], made: Callable[[], str]) -> Path:
     """
     target = Path(path)
     if target.is_dir():
-        raise ValueError(f"{target} is a folder; name a file in it, such as {target / 'report.html'}")
+        raise HalkaError(f"{target} is a folder; name a file in it, such as {target / 'report.html'}")
     text = made()
     write_file(target, lambda beside: beside.write_bytes(text.encode("utf-8", "replace")))
     return target

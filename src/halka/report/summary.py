@@ -23,6 +23,7 @@ from halka.report.rows import (
 )
 from halka.report.sentences import headline
 from halka.report.units import one_line, size
+from halka.util.errors import HalkaError
 
 INTERVALS = (
     "95 % intervals join two sources of variation: Student's t over the seeds, and each run's bootstrap over the test "
@@ -115,7 +116,7 @@ def summarise(measurements: Sequence[Measurement], command: str | None = None) -
     """
     for measurement in measurements:
         if not isinstance(measurement, Mapping):
-            raise ValueError(
+            raise HalkaError(
                 f"a measurement is {type(measurement).__name__}, not an object; give a list of measurements"
             )
     done = [m for m in measurements if is_done(m)] or measurements
@@ -194,7 +195,7 @@ def _distinct(measurements: Sequence[Measurement], *path: str) -> tuple[str, ...
 def _one(measurements: Sequence[Measurement], key: str) -> str | None:
     found = _distinct(measurements, key)
     if len(found) > 1:
-        raise ValueError(
+        raise HalkaError(
             f"the measurements have several values of {key!r}: {', '.join(found)}; scores on different ones do not "
             "compare, so summarise each by itself"
         )

@@ -27,6 +27,7 @@ from halka.report.units import (
     signed,
     size,
 )
+from halka.util.errors import HalkaError
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -168,7 +169,7 @@ def _chosen(summary: Summary, keys: Sequence[str]) -> list[Column]:
     }
     unknown = [key for key in keys if key not in known]
     if unknown:
-        raise ValueError(f"unknown column {unknown[0]!r}; choose from {', '.join(sorted(known))}")
+        raise HalkaError(f"unknown column {unknown[0]!r}; choose from {', '.join(sorted(known))}")
     by_key = {column.key: column for column in columns(summary)}
     return [by_key[key] for key in keys if key in by_key]
 

@@ -7,6 +7,8 @@ import re
 import unicodedata
 from collections.abc import Sequence
 
+from halka.util.errors import HalkaError
+
 MINUS = "−"
 MOST_BYTES = 2**60
 
@@ -44,10 +46,10 @@ def bytes_said(text: str, *, bare: bool = True) -> int:
     number, prefix, binary, whole = found.groups() if found else ("0", None, None, None)
     way = "write it as 512MB, 1.5GB" + (", or as a number of MB" if bare else "")
     if found and not (bare or prefix or whole):
-        raise ValueError(f"{shortened(text)!r} has no unit: {way}")
+        raise HalkaError(f"{shortened(text)!r} has no unit: {way}")
     unit = (1024 if binary else 1000) ** " KMGT".index(prefix) if prefix else 1 if whole else 10**6
     if not 1 <= (total := float(number) * unit) < MOST_BYTES:
-        raise ValueError(f"{shortened(text)!r} is {'no size above 0' if total < 1 else 'more than there is'}: {way}")
+        raise HalkaError(f"{shortened(text)!r} is {'no size above 0' if total < 1 else 'more than there is'}: {way}")
     return int(total)
 
 

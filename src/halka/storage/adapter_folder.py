@@ -23,6 +23,7 @@ from halka.storage.card import CARD, Card, check_base, checked_beside, digests, 
 from halka.storage.formats import Files, Folder, format_named, format_of
 from halka.storage.formats.adapterhub.heads import named_labels
 from halka.storage.formats.peft import FILES
+from halka.util.errors import HalkaError
 from halka.util.files import new_folder, soon_needed
 
 WEIGHTS = FILES.weights  # of what `save` writes, if it is not told otherwise
@@ -48,9 +49,9 @@ def save(
     adapter, folder, form = narrowed(model, name), Path(folder), format_named(format)
     own = (*form.FILES.names(), CARD, "README.md")
     if folder.exists() and not folder.is_dir():
-        raise ValueError(f"{folder} is a file: choose another folder")
+        raise HalkaError(f"{folder} is a file: choose another folder")
     if other := sorted(path.name for path in folder.glob("*") if path.name not in own):
-        raise ValueError(f"{folder} exists and holds {other[0]}, which is no part of an adapter: choose another folder")
+        raise HalkaError(f"{folder} exists and holds {other[0]}, which is no part of an adapter: choose another folder")
     readme = folder / "README.md"
     base: Any = model.base
     with model.own_weights(), torch.no_grad():
@@ -133,7 +134,7 @@ def load(
                     model.remove(name)
                     raise
         except ValueError as error:
-            raise ValueError(f"{folder}: {error}") from None
+            raise HalkaError(f"{folder}: {error}") from None
     return adapter
 
 
@@ -146,7 +147,7 @@ def read_config(folder: Path, *, allow_pickle: bool = False) -> dict[str, Any]:
     """The adapter's configuration. Raises ValueError if the folder holds no adapter that can be loaded safely."""
     files = format_of(folder).FILES
     if not (folder / files.config).is_file():
-        raise ValueError(f"{folder} holds no {files.config}: it is not an adapter folder")
+        raise HalkaError(f"{folder} holds no {files.config}: it is not an adapter folder")
     weights_of(folder, files, allow_pickle=allow_pickle)
     return read_json(folder / files.config)
 
@@ -158,12 +159,12 @@ def weights_of(folder: Path, files: Files, *, allow_pickle: bool = False) -> Pat
     if allow_pickle and (folder / files.pickle).is_file():
         return folder / files.pickle
     if pickles := ", ".join(path.name for path in folder.glob("*.bin")):
-        raise ValueError(
+        raise HalkaError(
             f"{folder} holds its weights as a pickle ({pickles}), which can run code: where you trust it, pass "
             "allow_pickle (--allow-pickle: torch's loader for weights alone reads it), or have it written anew by "
             "`halka adapters convert --allow-pickle`"
         )
-    raise ValueError(f"{folder} holds no {files.weights}: the adapter is incomplete")
+    raise HalkaError(f"{folder} holds no {files.weights}: the adapter is incomplete")
 
 
 def _read_head(folder: Path, files: Files | None, *, allow_pickle: bool) -> Folder | None:
@@ -179,9 +180,9 @@ def read_json(path: Path) -> dict[str, Any]:
     try:
         config = json.loads(path.read_text(encoding="utf-8"))
     except (ValueError, RecursionError) as error:
-        raise ValueError(f"{path} is not JSON: {error}") from None
+        raise HalkaError(f"{path} is not JSON: {error}") from None
     if not isinstance(config, dict):
-        raise ValueError(f"{path} is not an adapter's configuration: it holds no JSON object")
+        raise HalkaError(f"{path} is not an adapter's configuration: it holds no JSON object")
     return config
 
 

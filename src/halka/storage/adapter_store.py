@@ -29,6 +29,7 @@ from halka.models.fingerprint import own_fingerprint
 from halka.models.hub import adapter_folder
 from halka.storage.adapter_folder import load, read_config, read_tensors, save
 from halka.storage.card import Card, check_files, read_card
+from halka.util.errors import HalkaError
 from halka.util.files import flush, new_folder, write_text
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
@@ -60,7 +61,7 @@ class AdapterStore:
     def __init__(self, folder: str | Path):
         self.folder = Path(folder)
         if self.folder.exists() and not self.folder.is_dir():
-            raise ValueError(f"{self.folder} is a file: a store is a folder")
+            raise HalkaError(f"{self.folder} is a file: a store is a folder")
 
     # ── what there is ───────────────────────────────────────────────────────────────────────────────────────────
 
@@ -76,7 +77,7 @@ class AdapterStore:
         if not found:
             near = [each for each in self.names() if name.lower() in each.lower()][:5]
             hint = f": did you mean {', '.join(near)}?" if near else ""
-            raise ValueError(f"{self.folder} holds no adapter {name!r}{hint}")
+            raise HalkaError(f"{self.folder} holds no adapter {name!r}{hint}")
         return found
 
     def get(self, name: str, version: int | None = None) -> Stored:
@@ -84,11 +85,11 @@ class AdapterStore:
         there = self.versions(name)
         version = there[-1] if version is None else version
         if version not in there:
-            raise ValueError(f"{name!r} has no version {version}: there are {', '.join(map(str, there))}")
+            raise HalkaError(f"{name!r} has no version {version}: there are {', '.join(map(str, there))}")
         folder = self.folder / name / str(version)
         found = Stored(name, version, folder, self._tags(name), read_card(folder))
         if not folder.is_dir():
-            raise ValueError(f"version {version} of {name!r} was removed meanwhile")
+            raise HalkaError(f"version {version} of {name!r} was removed meanwhile")
         return found
 
     def list(self, *, task: str | None = None, tag: str | None = None, method: str | None = None) -> list[Stored]:
@@ -132,7 +133,7 @@ class AdapterStore:
         card = checked(source)
         base = self.base()
         if card is not None and base and card.base.get("fingerprint") != base:
-            raise ValueError(f"{source} was made for another base than the adapters in {self.folder}")
+            raise HalkaError(f"{source} was made for another base than the adapters in {self.folder}")
         with self._writing(name) as place:
             version = max(_versions(place), default=0) + 1
             with new_folder(place / str(version)) as beside:
@@ -152,7 +153,7 @@ class AdapterStore:
         """Remove one version, or the name with all of them. Raises ValueError if it is not there."""
         there = self.versions(name)
         if version is not None and version not in there:
-            raise ValueError(f"{name!r} has no version {version}: there are {', '.join(map(str, there))}")
+            raise HalkaError(f"{name!r} has no version {version}: there are {', '.join(map(str, there))}")
         with self._writing(name) as folder:
             for each in there if version is None else [version]:
                 if (folder / str(each)).exists():  # else another process was faster
@@ -212,7 +213,7 @@ class AdapterStore:
                 name = getattr(model.base.config, "_name_or_path", "")
                 write_text(self.folder / BASE, json.dumps({"base": name, "fingerprint": mine}, indent=2) + "\n")
             elif theirs != mine:
-                raise ValueError(f"the adapters in {self.folder} are of another base: use another folder")
+                raise HalkaError(f"the adapters in {self.folder} are of another base: use another folder")
 
     @contextmanager
     def _writing(self, name: str, wait: float = -1) -> Iterator[Path]:
@@ -255,7 +256,7 @@ def _remove_hidden(folder: Path) -> None:
 def _named(name: str) -> str:
     """The name, if it can be a file's on any system. Raises ValueError otherwise."""
     if not isinstance(name, str) or not NAME.fullmatch(name) or name.endswith("."):
-        raise ValueError(
+        raise HalkaError(
             f"{name!r} cannot be a name in a store: use up to 100 letters, digits, dots, dashes and underscores, "
             "a letter or digit first"
         )

@@ -19,6 +19,7 @@ from halka.data.tokens import chat_template_fingerprint
 from halka.models.fingerprint import own_fingerprint
 from halka.models.kinds import kind_of
 from halka.storage.formats import format_of
+from halka.util.errors import HalkaError
 
 CARD = "halka.json"
 LARGE = 1 << 24  # bytes hashed at a time: in between a thread waits for its turn in Python
@@ -58,14 +59,14 @@ def read_card(folder: Path) -> Card | None:
     try:
         return Card(**json.loads(path.read_text(encoding="utf-8")))
     except (ValueError, TypeError, RecursionError) as error:
-        raise ValueError(f"{path} is not a Card that this version reads: {error}") from None
+        raise HalkaError(f"{path} is not a Card that this version reads: {error}") from None
 
 
 def check_files(card: Card, folder: Path) -> None:
     """Raises ValueError if the folder's files are not those that its Card was written for."""
     now = digests(folder)
     if different := [name for name, digest in card.files.items() if now.get(name) != digest]:
-        raise ValueError(
+        raise HalkaError(
             f"{folder}: {' and '.join(different)} changed since {CARD} was written: the copy is damaged, or another "
             f"tool wrote there. Copy it again; if the change is meant, remove {CARD}"
         )
@@ -115,21 +116,21 @@ def check_base(card: Card, model: AdaptedModel, folder: Path, other_base: bool, 
     """Raises ValueError for another base or chat template than the Card names, unless it is allowed."""
     if card.kind != (kind := kind_of(model.base)):
         labels = f", labels={list(card.labels)}" if card.labels else ""
-        raise ValueError(
+        raise HalkaError(
             f"{folder} is an adapter of a {card.kind}, and this base is a {kind}: load the base with "
             f'`halka.load_base(name, kind="{card.kind}"{labels})`'
         )
     then = card.base.get("fingerprint")
     if not isinstance(then, dict):
-        raise ValueError(f"{folder / CARD} names no base: it is not a Card that this version reads")
+        raise HalkaError(f"{folder / CARD} names no base: it is not a Card that this version reads")
     now = own_fingerprint(model)
     if different := [key for key in then if then[key] != now.get(key)]:
         shown = ", ".join(f"{key} {then[key]} instead of {now.get(key)}" for key in different)
         if different != ["weights"] or not other_base:
             hint = "; pass allow_other_base to load it all the same" if different == ["weights"] else ""
-            raise ValueError(f"{folder} was made for another base, {card.base.get('name') or 'unnamed'}: {shown}{hint}")
+            raise HalkaError(f"{folder} was made for another base, {card.base.get('name') or 'unnamed'}: {shown}{hint}")
     if card.base.get("head") and not other_base and card.base["head"] != own_fingerprint(model, head=True)["weights"]:
-        raise ValueError(
+        raise HalkaError(
             f"{folder} has no head of its own, and this base's is not the one it was made for: load the base that has "
             "it, or pass allow_other_base"
         )
@@ -141,7 +142,7 @@ def check_base(card: Card, model: AdaptedModel, folder: Path, other_base: bool, 
             stacklevel=3,
         )
     if model.tokenizer is not None and card.chat_template not in ("none", template_of(model)) and not other_template:
-        raise ValueError(
+        raise HalkaError(
             f"{folder} was trained with another chat template ({card.chat_template}) than this tokenizer has "
             f"({template_of(model)}): pass allow_other_template to load it all the same"
         )

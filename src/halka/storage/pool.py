@@ -13,6 +13,7 @@ from collections.abc import Iterable
 from halka.core import AdaptedModel
 from halka.storage.adapter_folder import load, size_of
 from halka.storage.adapter_store import AdapterStore, Stored
+from halka.util.errors import HalkaError
 
 DEFAULT_BUDGET = 10**9  # bytes
 
@@ -26,7 +27,7 @@ class AdapterPool:
 
     def __init__(self, model: AdaptedModel, store: AdapterStore, budget: int = DEFAULT_BUDGET, **allowed: bool):
         if budget <= 0:
-            raise ValueError(f"budget is the bytes that adapters may take, above 0, not {budget}")
+            raise HalkaError(f"budget is the bytes that adapters may take, above 0, not {budget}")
         self.model, self.store, self.budget, self.allowed = model, store, budget, allowed
         self.sizes: OrderedDict[str, int] = OrderedDict()  # bytes of those that are here, the last used at the end
         self.loads = 0
@@ -46,7 +47,7 @@ class AdapterPool:
         wanted = [*dict.fromkeys(names)]
         with self.model.lock:
             if not self.fits(wanted):
-                raise ValueError(
+                raise HalkaError(
                     f"{', '.join(wanted)} take {self._cost(wanted):,} bytes together, over the pool's budget of "
                     f"{self.budget:,}: raise it, or use fewer at a time"
                 )
@@ -84,7 +85,7 @@ class AdapterPool:
             return self.store.get(name)
         except ValueError as error:
             known = ", ".join(map(repr, self.model.adapters)) or "none"
-            raise ValueError(
+            raise HalkaError(
                 f"no adapter {name!r} in the model (there: {known}), and from the store: {error}"
             ) from None
 

@@ -14,6 +14,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from halka.util.errors import HalkaError
+
 ALIGNED = 64  # bytes
 DTYPES = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
 
@@ -22,7 +24,7 @@ def check_finite(name: str, tensors: Mapping[str, Tensor]) -> None:
     """Raises ValueError for values of adapter `name` that are not finite."""
     for key, tensor in tensors.items():
         if not tensor.isfinite().all():
-            raise ValueError(
+            raise HalkaError(
                 f"adapter {name!r} holds values that are not finite, in {key}: train it again, more gently"
             )
 
@@ -35,7 +37,7 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
     with torch.inference_mode(False):
         tensors = _mapped(path) if path.suffix == ".safetensors" else _unpickled(path)
     if other := [key for key, tensor in tensors.items() if tensor.dtype not in DTYPES]:
-        raise ValueError(
+        raise HalkaError(
             f"{path} holds {tensors[other[0]].dtype} in {other[0]}, where an adapter has real numbers of "
             "16, 32 or 64 bits: it is no adapter, or was made in another way"
         )
@@ -45,7 +47,7 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
         return tensors
     for key, tensor in tensors.items():  # a sum may be no finite number although every value is
         if not torch.isfinite(tensor).all():
-            raise ValueError(f"{path} holds values that are not finite, in {key}: it is damaged or failed")
+            raise HalkaError(f"{path} holds values that are not finite, in {key}: it is damaged or failed")
     return tensors
 
 
@@ -91,7 +93,7 @@ def _unpickled(path: Path) -> dict[str, Tensor]:
     except Exception as error:  # a file made to do harm can make it raise whatever there is
         raise _damaged(path, error) from None
     if not isinstance(found, Mapping) or not all(isinstance(key, str) and _plain(each) for key, each in found.items()):
-        raise ValueError(f"{path} is damaged, or holds more than tensors by their names: it is no adapter's")
+        raise HalkaError(f"{path} is damaged, or holds more than tensors by their names: it is no adapter's")
     return {key: tensor.detach() for key, tensor in found.items()}
 
 
@@ -107,4 +109,4 @@ def _plain(value: object) -> bool:
 
 
 def _damaged(path: Path, error: Exception) -> ValueError:
-    return ValueError(f"{path} is damaged ({error}): fetch or train the adapter again")
+    return HalkaError(f"{path} is damaged ({error}): fetch or train the adapter again")

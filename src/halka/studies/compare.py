@@ -25,6 +25,7 @@ from filelock import FileLock, Timeout
 from halka.studies.experiment import Entry, Experiment, digest, task_of
 from halka.studies.measure import BASE, SCHEMA, Spec, failed
 from halka.training.run import TrainConfig
+from halka.util.errors import HalkaError
 from halka.util.files import write_text
 
 if TYPE_CHECKING:
@@ -79,7 +80,7 @@ def alone_in(folder: Path) -> Iterator[None]:
     try:
         lock.acquire(timeout=0)
     except Timeout:
-        raise ValueError(f"another process runs an experiment in {folder}: wait for it, or name another") from None
+        raise HalkaError(f"another process runs an experiment in {folder}: wait for it, or name another") from None
     try:
         yield
     finally:

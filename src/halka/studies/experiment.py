@@ -16,6 +16,7 @@ from halka.methods import method_named
 from halka.models.loading import is_base_folder
 from halka.studies.measure import BASE
 from halka.training.run import TrainConfig
+from halka.util.errors import HalkaError
 from halka.util.settings import converted, settings_of, yaml_of
 
 Count = Annotated[int, Field(ge=1)]
@@ -38,11 +39,11 @@ class Entry(BaseModel):
     def _builds(self) -> Entry:
         if self.method == BASE:
             if wrong := [*(self.model_extra or {}), *(["lrs"] if self.lrs else [])]:
-                raise ValueError(f"the bare base is not tuned: it takes no {', '.join(wrong)}")
+                raise HalkaError(f"the bare base is not tuned: it takes no {', '.join(wrong)}")
         else:
             method_named(self.method)(**self.fields())
         if len({*self.lrs}) < len(self.lrs):
-            raise ValueError("lrs: a rate is there twice")
+            raise HalkaError("lrs: a rate is there twice")
         return self
 
     def fields(self) -> dict[str, Any]:
@@ -91,16 +92,16 @@ class Experiment(BaseModel):
     @model_validator(mode="after")
     def _fits(self) -> Experiment:
         if repeated := {"lr", "seed"} & self.train.keys():
-            raise ValueError(f"train: {', '.join(repeated)} is searched or set by seeds, not here")
+            raise HalkaError(f"train: {', '.join(repeated)} is searched or set by seeds, not here")
         if unknown := self.examples.keys() - {"train", "validation", "test"}:
-            raise ValueError(f"examples: the splits are train, validation and test, not {', '.join(sorted(unknown))}")
+            raise HalkaError(f"examples: the splits are train, validation and test, not {', '.join(sorted(unknown))}")
         titles = [entry.title() for entry in self.methods]
         if double := {title for title in titles if titles.count(title) > 1}:
-            raise ValueError(f"methods: two are called {', '.join(double)}: give each its own label")
+            raise HalkaError(f"methods: two are called {', '.join(double)}: give each its own label")
         if not self.methods:
-            raise ValueError("methods: at least one is needed")
+            raise HalkaError("methods: at least one is needed")
         if not self.seeds or len({*self.seeds}) < len(self.seeds):
-            raise ValueError("seeds: at least one is needed, and none twice")
+            raise HalkaError("seeds: at least one is needed, and none twice")
         return self
 
 
@@ -125,7 +126,7 @@ def read_form(path: Path, form: type[Read], needs: str) -> Read:
             (".".join(map(str, each["loc"])) or whole, each["msg"].removeprefix("Value error, "))
             for each in error.errors()
         ]
-        raise ValueError(f"{path}: " + "; ".join(f"{place}: {reason}" for place, reason in told)) from None
+        raise HalkaError(f"{path}: " + "; ".join(f"{place}: {reason}" for place, reason in told)) from None
 
 
 def _found(experiment: Experiment, path: Path) -> dict[str, str]:
@@ -139,7 +140,7 @@ def _found(experiment: Experiment, path: Path) -> dict[str, str]:
         if there(near):
             found[key] = str(near.resolve())
         elif key == "forgetting" or name.startswith((".", "/", "~")) or Path(name).suffix in TASK_FILES:
-            raise ValueError(f"{path}: {key}: there is no {near}")
+            raise HalkaError(f"{path}: {key}: there is no {near}")
     return found
 
 
@@ -152,7 +153,7 @@ def task_of(experiment: Experiment) -> Task:
     task = limit(load_task(experiment.task), **experiment.examples)
     for split in ("train", "validation", "test"):
         if not getattr(task, split):
-            raise ValueError(
+            raise HalkaError(
                 f"task {task.name} has no {split} examples: runs train, are chosen by validation, and test"
             )
     golds = [example.answers for example in task.test if example.answers]

@@ -38,8 +38,9 @@ from halka.models.kinds import kind_of
 from halka.models.loading import load_base
 from halka.storage.adapter_folder import WEIGHTS, save
 from halka.training.loop import Job, as_tokens, mean_loss, train, train_many
-from halka.training.run import Step, TrainConfig, TrainingError
+from halka.training.run import Step, TrainConfig
 from halka.util import machine
+from halka.util.errors import TrainingError
 from halka.util.files import write_text
 
 SCHEMA = 1

@@ -16,6 +16,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from halka.core import Adapter
+from halka.util.errors import HalkaError
 from halka.util.files import write_file
 
 
@@ -57,16 +58,16 @@ def load_checkpoint(
     try:
         opened = safe_open(path, framework="pt")
     except SafetensorError as error:
-        raise ValueError(f"{path} is damaged ({error}): remove {path.parent} to begin afresh") from None
+        raise HalkaError(f"{path} is damaged ({error}): remove {path.parent} to begin afresh") from None
     with opened as file:
         metadata = file.metadata() or {}
         if not {"run", "progress"} <= metadata.keys():
-            raise ValueError(f"{path} is no checkpoint of a run: remove it, or choose another folder")
+            raise HalkaError(f"{path} is no checkpoint of a run: remove it, or choose another folder")
         then = json.loads(metadata["run"])
         now = json.loads(json.dumps(run))
         if different := [key for key in {*then, *now} if then.get(key) != now.get(key)]:
             shown = "; ".join(f"{key} was {then.get(key)!r}, is {now.get(key)!r}" for key in sorted(different))
-            raise ValueError(
+            raise HalkaError(
                 f"{path.parent} holds an unfinished run that differs from this one: {shown}. "
                 "Use another folder, or remove that one to begin afresh"
             )

@@ -24,7 +24,8 @@ from halka.data.tokens import Item
 from halka.models import context, pad_id
 from halka.models.attention.function import use_attention
 from halka.objectives import objective_of
-from halka.training.run import Run, Step, TrainConfig, TrainingError
+from halka.training.run import Run, Step, TrainConfig
+from halka.util.errors import HalkaError, OutOfMemoryError, TrainingError
 from halka.util.machine import ran_out, returning_memory
 
 ALIKE = 1.25  # batches up to so many times as long as the shortest go through the base in one pass
@@ -71,17 +72,17 @@ def train_many(model: AdaptedModel, jobs: Sequence[Job]) -> Generator[dict[str, 
     Raises ValueError for two jobs of one adapter or folder, and as `train` does; TrainingError where memory ran out.
     """
     if not jobs:
-        raise ValueError("there is nothing to train: give at least one job")
+        raise HalkaError("there is nothing to train: give at least one job")
     folders = [str(Path(job.folder).resolve()) for job in jobs if job.folder is not None]
     for what, values in (("name", [job.name for job in jobs]), ("folder", folders)):
         if double := {value for value in values if values.count(value) > 1}:
-            raise ValueError(f"two jobs have the {what} {', '.join(sorted(double))}: give each its own")
+            raise HalkaError(f"two jobs have the {what} {', '.join(sorted(double))}: give each its own")
     runs = []
     for job in jobs:
         try:
             runs.append(_run_of(model, job))
         except ValueError as error:
-            raise ValueError(f"{job.name}: {error}") from None
+            raise HalkaError(f"{job.name}: {error}") from None
     return _together(model, runs)
 
 
@@ -105,13 +106,13 @@ def as_tokens(
     raw = [each for each in examples if isinstance(each, Example)]
     room = context(model, name)
     if long := [str(i) for i, each in enumerate(tokens) if room is not None and len(each) > room]:
-        raise ValueError(
+        raise HalkaError(
             f"{len(long)} of {len(tokens)} encoded examples, the first at {long[0]}, are longer than the {room} "
             "positions that the base has for text: cut them"
         )
     if raw:
         if model.tokenizer is None:
-            raise ValueError("to train on examples the model needs its tokenizer: `halka.adapt(base, tokenizer)`")
+            raise HalkaError("to train on examples the model needs its tokenizer: `halka.adapt(base, tokenizer)`")
         length = min((each for each in (config.max_length, room) if each is not None), default=None)
         encoded = objective.encode(model, name, raw, length, config.too_long)
         tokens += encoded.tokens
@@ -123,7 +124,7 @@ def as_tokens(
                 stacklevel=2,
             )
     if not any(each.labels for each in tokens):
-        raise ValueError(f"no token to learn from in {len(examples)} examples: each needs an answer by the assistant")
+        raise HalkaError(f"no token to learn from in {len(examples)} examples: each needs an answer by the assistant")
     return tokens
 
 
@@ -292,7 +293,7 @@ def _watched(when: str) -> Iterator[None]:
     except RuntimeError as error:
         if not ran_out(error):
             raise
-        raise TrainingError(
+        raise OutOfMemoryError(
             f"out of memory {when}: lower batch_tokens (and raise accumulate to keep the step's size), "
             "turn checkpointing on, or train fewer adapters together"
         ) from error

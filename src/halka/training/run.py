@@ -22,6 +22,7 @@ from halka.data.tokens import TOO_LONG, Item
 from halka.models.fingerprint import own_fingerprint
 from halka.objectives import objective_of
 from halka.training.checkpoint import Progress, load_checkpoint, save_checkpoint
+from halka.util.errors import HalkaError, TrainingError
 from halka.util.files import write_file, write_text
 from halka.util.machine import held
 
@@ -66,20 +67,20 @@ class TrainConfig:
         for name in ("lr", "epochs", "steps", "batch_size", "batch_tokens", "accumulate", "max_length", "save_every"):
             value = getattr(self, name)
             if value is not None and value <= 0:
-                raise ValueError(f"{name} must be above 0, not {value}")
+                raise HalkaError(f"{name} must be above 0, not {value}")
         for name in ("evaluate_every", "patience"):
             value = getattr(self, name)
             if value is not None and value < 1:
-                raise ValueError(f"{name} must be at least 1, not {value}")
+                raise HalkaError(f"{name} must be at least 1, not {value}")
         if not 0 <= self.warmup < 1:
-            raise ValueError(f"warmup is a share of the steps, at least 0 and below 1, not {self.warmup}")
+            raise HalkaError(f"warmup is a share of the steps, at least 0 and below 1, not {self.warmup}")
         if self.schedule not in ("cosine", "constant"):
-            raise ValueError(f"schedule is 'cosine' or 'constant', not {self.schedule!r}")
+            raise HalkaError(f"schedule is 'cosine' or 'constant', not {self.schedule!r}")
         if self.too_long not in TOO_LONG:
-            raise ValueError(f"too_long is one of {', '.join(TOO_LONG)}, not {self.too_long!r}")
+            raise HalkaError(f"too_long is one of {', '.join(TOO_LONG)}, not {self.too_long!r}")
         for name in ("clip", "weight_decay"):
             if getattr(self, name) < 0:
-                raise ValueError(f"{name} must be at least 0, not {getattr(self, name)}")
+                raise HalkaError(f"{name} must be at least 0, not {getattr(self, name)}")
 
     def limits(self) -> dict[str, Any]:
         """What bounds a batch, for `batches` and `plan`."""
@@ -102,10 +103,6 @@ class Step:
     memory: int  # bytes that the process holds: in memory, or on the GPU
     validation: float | None = None  # mean loss over the validation labels, where evaluated
     best: bool = False  # the best validation so far
-
-
-class TrainingError(RuntimeError):
-    """Training cannot go on; the message says why and what to do."""
 
 
 class Run:

@@ -19,6 +19,8 @@ from dataclasses import MISSING, dataclass, fields
 from pathlib import Path
 from typing import Any, TypeVar
 
+from halka.util.errors import HalkaError
+
 T = TypeVar("T")
 
 PREFIX = "HALKA_TRAIN_"
@@ -129,14 +131,14 @@ def yaml_of(file: Path, otherwise: str = "") -> dict[Any, Any]:
     try:
         content = yaml.safe_load(file.read_text(encoding="utf-8"))
     except FileNotFoundError:
-        raise ValueError(f"there is no file {file}: check the path, it is seen from {Path.cwd()}") from None
+        raise HalkaError(f"there is no file {file}: check the path, it is seen from {Path.cwd()}") from None
     except (yaml.YAMLError, UnicodeDecodeError, OSError) as error:
-        raise ValueError(f"{file} cannot be read as YAML: {error}") from None
+        raise HalkaError(f"{file} cannot be read as YAML: {error}") from None
     if content is None and not otherwise:
         return {}
     if not isinstance(content, dict):
         what = otherwise or "no settings: it needs keys and values, such as method: lora"
-        raise ValueError(f"{file} holds {what}")
+        raise HalkaError(f"{file} holds {what}")
     return content
 
 
@@ -148,7 +150,7 @@ def from_content(content: Mapping[Any, Any], file: Path, known: Mapping[str, Set
     layer = {}
     for path, value in _leaves(content, known):
         if path not in known:
-            raise ValueError(f"{file}: {within}{path}: there is no such setting{_hint(path, known)}")
+            raise HalkaError(f"{file}: {within}{path}: there is no such setting{_hint(path, known)}")
         setting = known[path]
         seen = _seen_from(file.parent, value, setting.beside) if setting.beside else value
         layer[path] = Given(seen, f"{file}: {within}{path}")
@@ -163,7 +165,7 @@ def from_environment(environment: Mapping[str, str], known: Mapping[str, Setting
         if not variable.startswith(PREFIX) or not value:
             continue
         if variable not in by_variable:
-            raise ValueError(f"{variable}: there is no such setting{_hint(variable, by_variable)}")
+            raise HalkaError(f"{variable}: there is no such setting{_hint(variable, by_variable)}")
         layer[by_variable[variable].path] = Given(value, variable)
     return layer
 
@@ -187,7 +189,7 @@ def build(cls: type[T], settings: Mapping[str, Setting], given: Mapping[str, Giv
         if path in given:
             values[setting.name] = convert(setting, given[path])
         elif setting.required:
-            raise ValueError(
+            raise HalkaError(
                 f"{setting.name} is missing ({setting.help}): give {setting.flag} {setting.metavar}, "
                 f"{setting.path}: in a file for --config, or {setting.variable}"
             )
@@ -207,7 +209,7 @@ def convert(setting: Setting, given: Given) -> Any:
             value = None
         elif setting.many:
             value = [value] if setting.item is Path else [each.strip() for each in value.split(",") if each.strip()]
-    wrong = ValueError(f"{given.where}: {given.value!r} is not {setting.words}")
+    wrong = HalkaError(f"{given.where}: {given.value!r} is not {setting.words}")
     if isinstance(value, bool) and setting.item is not bool:
         raise wrong
     try:
@@ -220,7 +222,7 @@ def convert(setting: Setting, given: Given) -> Any:
 def converted(settings: Mapping[str, Setting], values: Mapping[str, Any]) -> dict[str, Any]:
     """Values by the settings' names, each in its own type. Raises ValueError naming a wrong or unknown one."""
     if unknown := next((key for key in values if key not in settings), None):
-        raise ValueError(f"{unknown}: there is no such setting{_hint(str(unknown), settings)}")
+        raise HalkaError(f"{unknown}: there is no such setting{_hint(str(unknown), settings)}")
     return {key: convert(settings[key], Given(value, key)) for key, value in values.items()}
 
 

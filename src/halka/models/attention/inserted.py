@@ -18,6 +18,7 @@ from torch.nn.utils.rnn import pad_sequence
 
 from halka.core import repeats
 from halka.models.attention.places import Stack
+from halka.util.errors import HalkaError
 
 TOKENS, FIRST, MEAN, ALL = "tokens", "first", "mean", "all"  # what becomes of an encoder's output
 
@@ -55,7 +56,7 @@ class Inserted:
         if given is None:
             given = torch.ones(1, tokens, dtype=torch.int64, device=self.lengths.device)
         if given.dim() != 2:
-            raise ValueError(
+            raise HalkaError(
                 f"virtual tokens enter this encoder's input: give it {name} as (rows, tokens), not {tuple(given.shape)}"
             )
         return {name: self._before(self._valid().to(given.dtype), given)}

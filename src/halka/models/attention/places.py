@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from halka.models.layouts import Layout
+from halka.util.errors import HalkaError
 
 
 class Stack:
@@ -71,7 +72,7 @@ class Stack:
     def check(self, virtual: int, text: int) -> None:
         """Raises ValueError for more tokens than there are positions."""
         if self.limit is not None and virtual + text > self.limit:
-            raise ValueError(
+            raise HalkaError(
                 f"{virtual} virtual tokens and {text} of text exceed the base's {self.limit} positions: "
                 "shorten the text or the prefix"
             )

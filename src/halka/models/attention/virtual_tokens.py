@@ -23,6 +23,7 @@ from halka.models.attention.places import Stack, tokens_of
 from halka.models.attention.virtual_kv import Held
 from halka.models.kinds import kind_of
 from halka.models.layouts import Layout
+from halka.util.errors import HalkaError
 
 
 class VirtualTokens:
@@ -142,7 +143,7 @@ class VirtualTokens:
 def _either(prefixes: Sequence[Part | None], prompts: Sequence[Part | None]) -> list[Part | None]:
     """Each row's one of the two. Raises ValueError for both, of which neither would see the other."""
     if any(prefix is not None and prompt is not None for prefix, prompt in zip(prefixes, prompts, strict=True)):
-        raise ValueError(
+        raise HalkaError(
             "an adapter with a prefix and a prompt works in encoders alone: elsewhere give each an adapter of its own"
         )
     return [prompt if prefix is None else prefix for prefix, prompt in zip(prefixes, prompts, strict=True)]

@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from halka.core import Packed
+from halka.util.errors import HalkaError
 from halka.util.quiet import quiet_bitsandbytes
 
 BLOCK, SCALES_BLOCK = 64, 256  # weights that share a scale, scales that share theirs
@@ -61,6 +62,6 @@ def bitsandbytes() -> Any:
         with quiet_bitsandbytes():
             return importlib.import_module("bitsandbytes.functional")
     except ImportError as error:
-        raise ValueError(
+        raise HalkaError(
             f"nf4 needs bitsandbytes ({error}): pip install 'halka[quantised]', or use int8, which needs nothing"
         ) from error

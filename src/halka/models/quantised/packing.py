@@ -11,6 +11,7 @@ from halka.models.fingerprint import samples
 from halka.models.layouts import layout_of, linear_targets
 from halka.models.quantised.int8 import Int8Linear
 from halka.models.quantised.nf4 import NF4Linear, bitsandbytes
+from halka.util.errors import HalkaError
 from halka.util.files import let_go
 
 FORMS: dict[str, type[Packed]] = {each.form: each for each in (NF4Linear, Int8Linear)}
@@ -19,7 +20,7 @@ FORMS: dict[str, type[Packed]] = {each.form: each for each in (NF4Linear, Int8Li
 def check_form(form: str) -> None:
     """Raises ValueError for a form that there is not, and one that needs what is not installed."""
     if form not in FORMS:
-        raise ValueError(f"quantize {form!r} is none of {', '.join(FORMS)}")
+        raise HalkaError(f"quantize {form!r} is none of {', '.join(FORMS)}")
     if form == NF4Linear.form:
         bitsandbytes()
 
@@ -34,7 +35,7 @@ def quantise(base: Any, form: str) -> None:
     """
     check_form(form)
     if (already := form_of(base)) is not None:
-        raise ValueError(f"the base is packed as {already} already: load it anew to pack it as {form}")
+        raise HalkaError(f"the base is packed as {already} already: load it anew to pack it as {form}")
     layout = layout_of(base)
     places = [
         (target.name, target.transposed) for target in linear_targets(base, layout) if target.role in LINEAR_ROLES

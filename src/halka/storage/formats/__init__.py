@@ -11,6 +11,7 @@ from pkgutil import iter_modules
 from typing import Any
 
 from halka.storage.formats.folder import Files, Folder, Format
+from halka.util.errors import HalkaError
 
 __all__ = ["Files", "Folder", "Format", "all_formats", "format_named", "format_of"]
 
@@ -31,7 +32,7 @@ def format_named(name: str) -> Format:
     """The format of that name. Raises ValueError that lists the names there are."""
     formats = all_formats()
     if name not in formats:
-        raise ValueError(f"there is no format {name!r}: choose one of {', '.join(formats)}")
+        raise HalkaError(f"there is no format {name!r}: choose one of {', '.join(formats)}")
     return formats[name]
 
 

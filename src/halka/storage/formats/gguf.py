@@ -21,6 +21,7 @@ from torch import Tensor
 
 from halka.storage.formats.gguf_tokenizer import write_tokenizer
 from halka.storage.formats.model_folder import described
+from halka.util.errors import HalkaError
 
 if TYPE_CHECKING:
     from gguf import GGUFWriter
@@ -84,16 +85,16 @@ def check_whole(base: Any, tokenizer: Any, kind: str) -> None:
     architecture_of(base)
     check(base)
     if kind not in FILE_TYPES:
-        raise ValueError(f"GGUF files hold {', '.join(FILE_TYPES)}, not {kind}")
+        raise HalkaError(f"GGUF files hold {', '.join(FILE_TYPES)}, not {kind}")
     if tokenizer is None:
-        raise ValueError("a GGUF file holds the tokenizer too: `halka.adapt(base, tokenizer)`")
+        raise HalkaError("a GGUF file holds the tokenizer too: `halka.adapt(base, tokenizer)`")
 
 
 def architecture_of(base: Any) -> str:
     """llama.cpp's name for the base's architecture. Raises ValueError for one that is not supported here."""
     kind = base.config.model_type
     if kind not in ARCHITECTURES:
-        raise ValueError(
+        raise HalkaError(
             f"{type(base).__name__} ({kind}) cannot be written as GGUF here, which has {', '.join(ARCHITECTURES)}: "
             f"{WHY_NOT}"
         )
@@ -105,12 +106,12 @@ def check(base: Any) -> None:
     config = base.config
     rotary = config.rope_parameters["rope_type"]
     if rotary not in ("default", "linear", "llama3"):
-        raise ValueError(f"rotary embeddings of the type {rotary!r} cannot be written as GGUF here: {WHY_NOT}")
+        raise HalkaError(f"rotary embeddings of the type {rotary!r} cannot be written as GGUF here: {WHY_NOT}")
     if config.hidden_act not in ("silu", "swish"):
-        raise ValueError(f"llama.cpp has silu in this architecture, and the base {config.hidden_act}: {WHY_NOT}")
+        raise HalkaError(f"llama.cpp has silu in this architecture, and the base {config.hidden_act}: {WHY_NOT}")
     window = getattr(config, "sliding_window", None)
     if window is not None and window < config.max_position_embeddings:
-        raise ValueError(f"llama.cpp has no sliding window (of {window} tokens) for this architecture: {WHY_NOT}")
+        raise HalkaError(f"llama.cpp has no sliding window (of {window} tokens) for this architecture: {WHY_NOT}")
 
 
 def tensors_of(base: Any, weights: Mapping[str, Tensor]) -> Iterator[tuple[str, Tensor]]:
@@ -131,7 +132,7 @@ def name_in_gguf(base: Any, name: str) -> str:
     arch = next(each for each in MODEL_ARCH if MODEL_ARCH_NAMES[each] == architecture)
     found = get_tensor_name_map(arch, base.config.num_hidden_layers).get_name(name, (".weight", ".bias"))
     if found is None:
-        raise ValueError(f"llama.cpp's {architecture} has no tensor for {name}: {WHY_NOT}")
+        raise HalkaError(f"llama.cpp's {architecture} has no tensor for {name}: {WHY_NOT}")
     return found
 
 
@@ -216,7 +217,7 @@ def _stored(name: str, tensor: Tensor, kind: str) -> tuple[Any, Any, Any]:
             packed = quantize(data, stored_as)
         read = dequantize(packed, stored_as)
     if not np.isfinite(read).all():
-        raise ValueError(f"{name} holds values that are too large for {stored_as.name}: choose float32 or bfloat16")
+        raise HalkaError(f"{name} holds values that are too large for {stored_as.name}: choose float32 or bfloat16")
     return packed, stored_as, read
 
 

@@ -10,6 +10,7 @@ import torch
 from halka.core import Adapter
 from halka.methods.lora import LoRAPart
 from halka.storage.formats.gguf import architecture_of, check, finish, name_in_gguf, quiet, rotated
+from halka.util.errors import HalkaError
 
 
 def write_gguf_lora(base: Any, adapter: Adapter, path: Path, name: str) -> None:
@@ -22,7 +23,7 @@ def write_gguf_lora(base: Any, adapter: Adapter, path: Path, name: str) -> None:
     parts: dict[str, LoRAPart] = {}
     for module, part in adapter.parts.items():
         if type(part) is not LoRAPart:
-            raise ValueError(
+            raise HalkaError(
                 f"llama.cpp has LoRA adapters of linear layers alone, and this is {adapter.method.name} at {module}: "
                 "merge it and write the whole model as gguf"
             )
@@ -41,7 +42,7 @@ def write_gguf_lora(base: Any, adapter: Adapter, path: Path, name: str) -> None:
         for module, part in sorted(parts.items()):
             weight = f"{module}.weight"
             if weight in base.all_tied_weights_keys:
-                raise ValueError(
+                raise HalkaError(
                     f"{module} is tied to the embeddings, so that a base in GGUF has no tensor for it: train without "
                     "the head, or merge and write the whole model as gguf"
                 )

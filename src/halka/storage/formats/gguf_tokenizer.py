@@ -10,6 +10,8 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from halka.util.errors import HalkaError
+
 if TYPE_CHECKING:
     from gguf import GGUFWriter
 
@@ -41,7 +43,7 @@ def write_tokenizer(writer: GGUFWriter, tokenizer: Any, folder: Path, size: int)
     split = split_of(json.loads(tokenizer.backend_tokenizer.to_str()))
     names = {number: token for token, number in tokenizer.get_vocab().items()}
     if max(names) >= size:
-        raise ValueError(f"the tokenizer has a token {max(names)}, where the model has {size} embeddings")
+        raise HalkaError(f"the tokenizer has a token {max(names)}, where the model has {size} embeddings")
     added = tokenizer.added_tokens_decoder
     tokens, kinds = [], []
     for number in range(size):
@@ -68,12 +70,12 @@ def split_of(spec: dict[str, Any]) -> str:
     steps = tuple(_steps(spec["pre_tokenizer"]))
     if model["type"] != "BPE" or model.get("byte_fallback") or steps not in SPLITS:
         told = f"{model['type']} with {' and '.join(steps) or 'no'} splitting"
-        raise ValueError(
+        raise HalkaError(
             f"this tokenizer ({told}) is none that can be written as GGUF here, which has byte-level BPE as in "
             f"{', '.join(SPLITS.values())}: write safetensors and try llama.cpp's own convert_hf_to_gguf.py"
         )
     if normalizer not in (None, {"type": "NFC"}):
-        raise ValueError(f"this tokenizer changes its text first ({normalizer['type']}), which llama.cpp would not do")
+        raise HalkaError(f"this tokenizer changes its text first ({normalizer['type']}), which llama.cpp would not do")
     return SPLITS[steps]
 
 

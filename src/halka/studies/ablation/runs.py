@@ -46,6 +46,7 @@ from halka.studies.compare import Event, alone_in
 from halka.training.loop import train
 from halka.training.run import METRICS, TrainConfig
 from halka.util import machine
+from halka.util.errors import HalkaError
 from halka.util.files import write_text
 
 SCHEMA = 2
@@ -170,7 +171,7 @@ class _Subject:
             attacked = (prompted("", [Passage("", 0, f"\n{each.text}\n", 0, 0, None, "")]) for each in attacks())
             room -= max(map(self._tokens, attacked)) - plain + EDGES
         if room <= 0:
-            raise ValueError("an attack leaves nothing of what this base reads for passages: set injections to 0")
+            raise HalkaError("an attack leaves nothing of what this base reads for passages: set injections to 0")
         return room
 
     def _tokens(self, prompt: str) -> int:

@@ -17,6 +17,7 @@ from halka.rag.prompt import ANSWER, in_form
 from halka.rag.raft import Asked, asked_in
 from halka.studies.experiment import Count, Entry, read_form
 from halka.training.run import TrainConfig
+from halka.util.errors import HalkaError
 from halka.util.settings import converted, settings_of
 
 
@@ -55,21 +56,21 @@ class Ablation(BaseModel):
     def _in_their_types(cls, train: dict[str, Any]) -> dict[str, Any]:
         given = converted(settings_of(TrainConfig), train)
         if repeated := {"lr", "seed"} & given.keys():
-            raise ValueError(f"{', '.join(sorted(repeated))} is the method's (lrs) or set by seeds, not here")
+            raise HalkaError(f"{', '.join(sorted(repeated))} is the method's (lrs) or set by seeds, not here")
         TrainConfig(**given)
         return given
 
     @model_validator(mode="after")
     def _fits(self) -> Ablation:
         if self.questions.keys() != {*SPLITS}:
-            raise ValueError(f"questions: give a file for each of {', '.join(SPLITS)}")
+            raise HalkaError(f"questions: give a file for each of {', '.join(SPLITS)}")
         if unknown := self.examples.keys() - {*SPLITS}:
-            raise ValueError(f"examples: the splits are {', '.join(SPLITS)}, not {', '.join(sorted(unknown))}")
+            raise HalkaError(f"examples: the splits are {', '.join(SPLITS)}, not {', '.join(sorted(unknown))}")
         in_form(self.form, "")
         if len({*self.seeds}) < len(self.seeds):
-            raise ValueError("seeds: one is there twice")
+            raise HalkaError("seeds: one is there twice")
         if self.method.method == "base" or len(self.method.rates()) != 1:
-            raise ValueError("method: an adapter's, with one learning rate (lrs)")
+            raise HalkaError("method: an adapter's, with one learning rate (lrs)")
         return self
 
     @property
@@ -102,7 +103,7 @@ def read_ablation(path: str | Path) -> Ablation:
     def found(name: str) -> str:
         place = (path.parent / Path(name).expanduser()).resolve()
         if not place.exists():
-            raise ValueError(f"{path}: there is no {place}")
+            raise HalkaError(f"{path}: there is no {place}")
         return str(place)
 
     read = ablation.model_copy(
@@ -125,7 +126,7 @@ def read_questions(ablation: Ablation) -> Questions:
         rows = [asked_in(row.fields, row.where) for row in whole_rows(path)]
         splits[split] = tuple(rows[: ablation.examples.get(split)])
         if not any(each.answers for each in splits[split]):
-            raise ValueError(f"{path}: no question with an answer")
+            raise HalkaError(f"{path}: no question with an answer")
     return Questions(**splits)
 
 

@@ -10,6 +10,7 @@ from typing import Any
 from halka.evaluation.metrics import mean_of
 from halka.report.intervals import Estimate, Interval, difference, estimate
 from halka.studies.ablation.scores import MEASURES, from_row, scored
+from halka.util.errors import HalkaError
 
 WAYS = {
     "base": ("base", "alone", False),
@@ -69,7 +70,7 @@ class Summary:
 def summarise(runs: Sequence[Mapping[str, Any]]) -> Summary:
     """The summary of an ablation's runs, as `study` wrote them. Raises ValueError where there are none."""
     if not runs:
-        raise ValueError("the ablation has no runs yet: `halka compare --rag` makes them")
+        raise HalkaError("the ablation has no runs yet: `halka compare --rag` makes them")
     ways = []
     for label, (who, part, floored) in WAYS.items():
         own = [run for run in runs if run["who"] == who]

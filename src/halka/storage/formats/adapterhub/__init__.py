@@ -15,6 +15,7 @@ from halka.storage.formats.adapterhub import bottleneck, heads, ia3, lora, prefi
 from halka.storage.formats.adapterhub.config import architecture_of, base_of, checked, identity, parts_of
 from halka.storage.formats.adapterhub.places import Keys, sorted_by_kind
 from halka.storage.formats.folder import Files, Folder
+from halka.util.errors import HalkaError
 
 NAME = "adapterhub"
 FILES = Files("adapter_config.json", "adapter.safetensors", "pytorch_adapter.bin", heads.FILES)
@@ -35,7 +36,7 @@ def read(folder: Folder, targets: tuple[Target, ...]) -> tuple[Method, dict[str,
     keys = sorted_by_kind(folder.tensors, folder.config["name"], targets)
     found = [_read_one(each, keys, targets) for each in parts_of(config)]
     if left := keys.left():
-        raise ValueError(f"the weights hold {len(left)} tensors that the configuration does not tell of: {left[0]} …")
+        raise HalkaError(f"the weights hold {len(left)} tensors that the configuration does not tell of: {left[0]} …")
     if folder.head is not None and (head := heads.read(folder.head, targets)) is not None:
         found.append(head)
     methods = tuple(inner for method, _ in found for inner in _methods(method))
@@ -52,7 +53,7 @@ def write(adapter: Adapter, targets: tuple[Target, ...], base_name: str) -> Fold
     whole = [each for each in alone if each.method.name == "modules"]
     written = [_write_one(each, targets) for each in alone if each not in whole]
     if not written:
-        raise ValueError(
+        raise HalkaError(
             "modules alone cannot be written as an AdapterHub folder: a head stands beside an adapter there"
         )
     configs = [config for config, _ in written]
@@ -70,7 +71,7 @@ def _read_one(config: dict, keys: Keys, targets: tuple[Target, ...]) -> tuple[Me
     architecture = architecture_of(config)
     kind = next((each for each in KINDS if architecture == each.ARCHITECTURE), None)
     if kind is None:
-        raise ValueError(REFUSED.get(architecture, f"AdapterHub's {architecture!r} is not known here"))
+        raise HalkaError(REFUSED.get(architecture, f"AdapterHub's {architecture!r} is not known here"))
     return kind.read(config, keys, targets)
 
 
@@ -98,7 +99,7 @@ def _alone(adapter: Adapter) -> list[Adapter]:
         acts = {path: target for path, target in adapter.targets.items() if wants(method.roles(), target)}
         found.append(Adapter(method, {path: adapter.parts[path] for path in acts}, acts))
     if sum(len(each.parts) for each in found) != len(adapter.parts):
-        raise ValueError(
+        raise HalkaError(
             "two of the adapter's methods act on like places: AdapterHub's library tells them by the place"
         )
     return found
@@ -109,7 +110,7 @@ def _write_one(adapter: Adapter, targets: tuple[Target, ...]) -> tuple[dict, dic
     kind = next((each for each in KINDS if name in each.METHODS), None)
     if kind is None:
         reason = UNWRITTEN.get(name, "AdapterHub's library has no such method")
-        raise ValueError(f"{name} cannot be written as an AdapterHub folder: {reason}")
+        raise HalkaError(f"{name} cannot be written as an AdapterHub folder: {reason}")
     return kind.write(adapter, targets)
 
 

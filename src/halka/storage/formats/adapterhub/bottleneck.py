@@ -22,6 +22,7 @@ from halka.core import Adapter, Method, Target
 from halka.methods import Bottleneck, NormedBottleneck
 from halka.storage.formats.adapterhub.config import GATES, NAME, has_rows, left_out, number, refuse
 from halka.storage.formats.adapterhub.places import Keys, architecture_of, bottleneck_place, layers_of
+from halka.util.errors import HalkaError
 
 ARCHITECTURE = "bottleneck"
 METHODS = ("bottleneck", "normed_bottleneck")
@@ -66,7 +67,7 @@ def read(config: Mapping[str, Any], keys: Keys, targets: tuple[Target, ...]) -> 
     said = {**DEFAULTS, **config}
     places = tuple(role for role, key in (("attn", "mh_adapter"), ("mlp", "output_adapter")) if said.get(key))
     if not places:
-        raise ValueError("adapter_config.json names no place: neither mh_adapter nor output_adapter is true")
+        raise HalkaError("adapter_config.json names no place: neither mh_adapter nor output_adapter is true")
     fields = {**_sums(said, post_norm=_post_norm(targets)), **_scale(said["scaling"])}
     hidden = next(target.d_out for target in targets if target.role == "mlp")
     widths = _widths(said, hidden, layers_of(targets))
@@ -92,12 +93,12 @@ def _sums(said: Mapping[str, Any], *, post_norm: bool) -> dict[str, Any]:
     else:
         reads = "sum" if said["original_ln_before"] else "output"
         if said["residual_before_ln"] not in (True, False, "post_add"):
-            raise ValueError(f"adapter_config.json: residual_before_ln = {said['residual_before_ln']!r} is not known")
+            raise HalkaError(f"adapter_config.json: residual_before_ln = {said['residual_before_ln']!r} is not known")
         if said["original_ln_before"] and said["residual_before_ln"] is not True:
             keeps = "sum" if said["residual_before_ln"] == "post_add" else "read"
     if not said["original_ln_after"]:
         if post_norm or keeps != "read":
-            raise ValueError(
+            raise HalkaError(
                 "adapter_config.json: original_ln_after = False lets the adapter's output go on without the residual "
                 "or its norm, which Halka cannot: the base's own sum stays"
             )
@@ -118,7 +119,7 @@ def activation_of(said: Mapping[str, Any]) -> str:
     """Our name of the non-linearity. Raises ValueError for one that is not known."""
     name = str(said.get("non_linearity")).lower()
     if name not in ACTIVATIONS:
-        raise ValueError(f"adapter_config.json: non_linearity {name!r} is not one of {', '.join(ACTIVATIONS)}")
+        raise HalkaError(f"adapter_config.json: non_linearity {name!r} is not one of {', '.join(ACTIVATIONS)}")
     return ACTIVATIONS[name]
 
 
@@ -127,7 +128,7 @@ def _widths(said: Mapping[str, Any], hidden: int, layers: int) -> tuple[int, ...
     if not isinstance(factors, Mapping):
         factors = {"default": factors}
     if other := [each for each in factors if each not in ("default", *map(str, range(layers)))]:
-        raise ValueError(
+        raise HalkaError(
             f"adapter_config.json: reduction_factor names layer {other[0]}, and this base has {layers}: the adapter "
             "was made for another base"
         )
@@ -135,10 +136,10 @@ def _widths(said: Mapping[str, Any], hidden: int, layers: int) -> tuple[int, ...
     for layer in range(layers):
         factor = factors.get(str(layer), factors.get("default"))
         if isinstance(factor, bool) or not isinstance(factor, int | float) or not factor > hidden / sys.float_info.max:
-            raise ValueError(f"adapter_config.json: reduction_factor names no number above 0 for layer {layer}")
+            raise HalkaError(f"adapter_config.json: reduction_factor names no number above 0 for layer {layer}")
         widths.append(0 if layer in absent else max(1, int(hidden // factor)))
     if not any(widths):
-        raise ValueError("adapter_config.json: leave_out names every layer")
+        raise HalkaError("adapter_config.json: leave_out names every layer")
     return tuple(widths)
 
 
@@ -154,7 +155,7 @@ def _ours(there: Mapping[str, Tensor], method: Bottleneck) -> dict[str, Tensor]:
     copies = {f"adapter_down.0.{key}": f"adapter_norm_before.{key}" for key in ("weight", "bias")}
     copies = {copy: own for copy, own in copies.items() if "before" in norms and own in there and copy in there}
     if wrong := [copy for copy, own in copies.items() if not torch.equal(there[copy], there[own])]:
-        raise ValueError(f"{wrong[0]} and {copies[wrong[0]]} are one, and differ: the folder is damaged")
+        raise HalkaError(f"{wrong[0]} and {copies[wrong[0]]} are one, and differ: the folder is damaged")
     return {names.get(key, key): tensor for key, tensor in there.items() if key not in copies}
 
 
@@ -198,7 +199,7 @@ def _options(method: Bottleneck, *, post_norm: bool) -> dict[str, Any]:
         reads == "input" and post_norm
     )  # where the norm stands behind, they are the same
     if reads == "input" and not post_norm:
-        raise ValueError(
+        raise HalkaError(
             "a bottleneck that reads the sublayer's input cannot be written for AdapterHub on this base: its parallel "
             "adapters read the residual before the norm (reads='residual')"
         )
@@ -207,9 +208,9 @@ def _options(method: Bottleneck, *, post_norm: bool) -> dict[str, Any]:
     if reads == "sum" and keeps == "sum" and not post_norm:
         keeps = "read"
     if parallel and (keeps != "output" or "outer" in norms):
-        raise ValueError("a parallel bottleneck of AdapterHub keeps the output, and norms what is added alone")
+        raise HalkaError("a parallel bottleneck of AdapterHub keeps the output, and norms what is added alone")
     if {"after", "outer"} <= set(norms):
-        raise ValueError("AdapterHub has one norm after the bottleneck, of what is added or of the sum, not both")
+        raise HalkaError("AdapterHub has one norm after the bottleneck, of what is added or of the sum, not both")
     return {
         "is_parallel": parallel,
         "original_ln_before": reads == "sum",

@@ -9,6 +9,7 @@ from typing import Any
 from torch import Tensor
 
 from halka.core import Target
+from halka.util.errors import HalkaError
 
 NAME = "halka"  # of the adapters that we write, within the tensors' names
 VERSION = "adapters.1.3.0"
@@ -42,10 +43,10 @@ def checked(config: Mapping[str, Any], base: Any) -> dict[str, Any]:
     """
     own, about = config.get("config"), base.config
     if not isinstance(own, Mapping) or not isinstance(config.get("name"), str):
-        raise ValueError("adapter_config.json holds no `config` and `name`: it is not an AdapterHub adapter's")
+        raise HalkaError("adapter_config.json holds no `config` and `name`: it is not an AdapterHub adapter's")
     for key, here in (("model_type", about.model_type), ("hidden_size", about.hidden_size)):
         if config.get(key) not in (None, here):
-            raise ValueError(f"the adapter was made for another base: {key} {config[key]} instead of {here}")
+            raise HalkaError(f"the adapter was made for another base: {key} {config[key]} instead of {here}")
     version = config.get("version")
     own = _mended(dict(own), version)
     if config.get("type") == "text_task":  # of the forerunner: it named invertible adapters that it had none of
@@ -97,9 +98,9 @@ def refuse(
         if key in passed or any(value == each for each in AT_REST):
             continue
         if key in reasons:
-            raise ValueError(f"adapter_config.json: {key} = {value!r}: {reasons[key]}")
+            raise HalkaError(f"adapter_config.json: {key} = {value!r}: {reasons[key]}")
         if key not in neutral or value != neutral[key]:
-            raise ValueError(
+            raise HalkaError(
                 f"adapter_config.json: {key} = {value!r} changes what the adapter computes, and Halka has none"
             )
 
@@ -108,7 +109,7 @@ def number(config: Mapping[str, Any], key: str, default: float | None = None) ->
     """A finite number. Raises ValueError for anything else."""
     value = config.get(key, default)
     if isinstance(value, bool) or not isinstance(value, int | float) or not abs(value) <= sys.float_info.max:
-        raise ValueError(f"adapter_config.json: {key} is {value!r}, where a number is expected")
+        raise HalkaError(f"adapter_config.json: {key} is {value!r}, where a number is expected")
     return float(value)
 
 
@@ -116,7 +117,7 @@ def count(config: Mapping[str, Any], key: str) -> int:
     """A whole number above 0."""
     value = number(config, key)
     if value < 1 or value != int(value):
-        raise ValueError(f"adapter_config.json: {key} is {value!r}, where a whole number above 0 is expected")
+        raise HalkaError(f"adapter_config.json: {key} is {value!r}, where a whole number above 0 is expected")
     return int(value)
 
 
@@ -125,7 +126,7 @@ def listed(config: Mapping[str, Any], key: str, kind: type, default: Iterable[An
     value = config.get(key)
     value = list(default) if value is None else value
     if not isinstance(value, list) or not all(type(each) is kind for each in value):
-        raise ValueError(f"adapter_config.json: {key} is {value!r}, where a list is expected")
+        raise HalkaError(f"adapter_config.json: {key} is {value!r}, where a list is expected")
     return tuple(value)
 
 
@@ -133,7 +134,7 @@ def left_out(config: Mapping[str, Any], layers: int) -> tuple[int, ...]:
     """The layers that `leave_out` names. Raises ValueError for one that a base with so many does not have."""
     named = listed(config, "leave_out", int)
     if other := [each for each in named if not 0 <= each < layers]:
-        raise ValueError(
+        raise HalkaError(
             f"adapter_config.json: leave_out names layer {other[0]}, and this base has {layers}: the adapter was made "
             "for another base"
         )
@@ -143,10 +144,10 @@ def left_out(config: Mapping[str, Any], layers: int) -> tuple[int, ...]:
 def has_rows(there: Mapping[str, Tensor], key: str, rows: int, place: str) -> None:
     """Raises ValueError where the tensor is not there, or has not the rows that the configuration says."""
     if key not in there:
-        raise ValueError(f"the weights lack {place}.{key}")
+        raise HalkaError(f"the weights lack {place}.{key}")
     if there[key].dim() != 2 or there[key].shape[0] != rows:
         shape = tuple(there[key].shape)
-        raise ValueError(f"{place}.{key} is {shape}, where the configuration says {rows} rows")
+        raise HalkaError(f"{place}.{key} is {shape}, where the configuration says {rows} rows")
 
 
 GATES = "its gates are means over the whole text, so that a token would depend on those behind it: Halka has none"

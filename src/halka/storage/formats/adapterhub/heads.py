@@ -17,6 +17,7 @@ from halka.methods import Modules
 from halka.models.classes import label_rows
 from halka.storage.formats.adapterhub.config import base_of
 from halka.storage.formats.folder import Files, Folder
+from halka.util.errors import HalkaError
 
 FILES = Files("head_config.json", "model_head.safetensors", "pytorch_model_head.bin")
 # By the base's class: what makes AdapterHub's head the same, and the modules that its numbered layers are.
@@ -62,14 +63,14 @@ def _labels(options: Mapping[str, Any]) -> list[str]:
     labels, count = options.get("label2id"), options.get("num_labels")
     if labels is None:
         if type(count) is not int or not 0 < count <= MOST:
-            raise ValueError(f"head_config.json: num_labels is {count!r}, where a number of labels is expected")
+            raise HalkaError(f"head_config.json: num_labels is {count!r}, where a number of labels is expected")
         return [f"LABEL_{place}" for place in range(count)]
     if (
         not isinstance(labels, Mapping)
         or not all(type(each) is int for each in labels.values())
         or sorted(labels.values()) != [*range(len(labels))]
     ):
-        raise ValueError(f"head_config.json: label2id is {labels!r}, where labels with their numbers are expected")
+        raise HalkaError(f"head_config.json: label2id is {labels!r}, where labels with their numbers are expected")
     return sorted(labels, key=labels.__getitem__)
 
 
@@ -77,7 +78,7 @@ def _options(config: Mapping[str, Any]) -> Mapping[str, Any] | None:
     """Those of one of AdapterHub's heads; None of transformers' own."""
     own = config.get("config")
     if own is not None and not isinstance(own, Mapping):
-        raise ValueError(f"head_config.json: config is {own!r}, where a head's options are expected")
+        raise HalkaError(f"head_config.json: config is {own!r}, where a head's options are expected")
     return own
 
 
@@ -100,12 +101,12 @@ def read(head: Folder, targets: tuple[Target, ...]) -> tuple[Modules, dict[str, 
 
     if unknown := [key for key, each in tensors.items() if not fits(key, each)]:
         shape, made_for = tuple(tensors[unknown[0]].shape), head.config.get("model_class")
-        raise ValueError(
+        raise HalkaError(
             f"the folder's head, of a {made_for}, has {unknown[0]} {shape}, which this {name} does not: load a base "
             f"with such a head, or {WITHOUT}"
         )
     if wrong := [key for key in tensors if named and key in rows and len(tensors[key]) != len(named)]:
-        raise ValueError(
+        raise HalkaError(
             f"head_config.json names {len(named)} labels, and the head's {wrong[0]} has {len(tensors[wrong[0]])} rows: "
             f"the folder is damaged; {WITHOUT}"
         )
@@ -132,7 +133,7 @@ def write(adapter: Adapter, targets: tuple[Target, ...], labels: Sequence[str]) 
     trained = adapter.state_dict()
     shared = {parameter for key, parameter in own.items() if key.startswith(inside)}
     if other := [key for key in trained if key.startswith(inside) or own[key] in shared]:
-        raise ValueError(
+        raise HalkaError(
             f"AdapterHub's folders hold modules of the head alone, and {other[0]} is of the base, or tied to it"
         )
     head = {key: each.detach().float() for key, each in own.items() if not key.startswith(inside)}
@@ -148,15 +149,15 @@ def _as_modules(head: Folder, config: Mapping[str, Any], base: str) -> dict[str,
         kind = ", ".join(
             f"{key} {config.get(key)}" for key in ("head_type", "layers", "activation_function", "use_pooler")
         )
-        raise ValueError(f"the folder's head ({kind}) is not what a {base} has: {WITHOUT}")
+        raise HalkaError(f"the folder's head ({kind}) is not what a {base} has: {WITHOUT}")
     if not isinstance(name := head.config.get("name"), str):
-        raise ValueError(f"head_config.json: name is {name!r}, where the head's name is expected")
+        raise HalkaError(f"head_config.json: name is {name!r}, where the head's name is expected")
     prefix = f"heads.{name}."
     found = {}
     for key, tensor in head.tensors.items():
         number, _, ending = key.removeprefix(prefix).partition(".")
         if not key.startswith(prefix) or number not in modules:
-            raise ValueError(f"the head's tensor {key} is not of a head with {same['layers']} layers: {WITHOUT}")
+            raise HalkaError(f"the head's tensor {key} is not of a head with {same['layers']} layers: {WITHOUT}")
         found[f"{modules[number]}.{ending}"] = tensor
     return found
 

@@ -17,6 +17,7 @@ from halka.methods.ia3 import InputScale
 from halka.storage.formats.adapterhub.config import GATES, NAME, number, refuse
 from halka.storage.formats.adapterhub.lora import MATRICES, PLACES, named, targets_of, where
 from halka.storage.formats.adapterhub.places import Keys, architecture_of
+from halka.util.errors import HalkaError
 
 ARCHITECTURE = "ia3"
 METHODS = ("ia3",)
@@ -41,7 +42,7 @@ def _of_all(factors: Tensor, matrices: tuple[str, ...], d_out: int, place: str) 
     """Factors of all three matrices of a fused layer: one, where none were trained."""
     rows = d_out // len(MATRICES)
     if factors.shape[0] != len(matrices) * rows:
-        raise ValueError(f"{place} has {factors.shape[0]} factors, where {', '.join(matrices)} have {rows} each")
+        raise HalkaError(f"{place} has {factors.shape[0]} factors, where {', '.join(matrices)} have {rows} each")
     given = dict(zip(matrices, factors.split(rows), strict=True))
     whole = factors.new_ones(d_out)
     for i, name in enumerate(MATRICES):
@@ -74,10 +75,10 @@ def _before(target: Target, adapter: Adapter, targets: tuple[Target, ...]) -> Ta
     architecture = architecture_of(targets)
     before = next((each for each in targets if (each.layer, each.role) == (target.layer, "mlp.up")), None)
     if architecture not in GATED or target.role != "mlp.down" or before is None:
-        raise ValueError(
+        raise HalkaError(
             f"AdapterHub's (IA)³ scales what a layer returns, and this one what {target.role} receives: in "
             f"{architecture} there is no place for that (give it an empty `feedforward`)"
         )
     if before.name in adapter.parts:
-        raise ValueError("this (IA)³ scales mlp.up and what mlp.down receives: AdapterHub has one place for both")
+        raise HalkaError("this (IA)³ scales mlp.up and what mlp.down receives: AdapterHub has one place for both")
     return before

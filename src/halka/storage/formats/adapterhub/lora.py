@@ -18,6 +18,7 @@ from halka.core import Adapter, Joint, Method, Target
 from halka.methods import DoRA, LoRA
 from halka.storage.formats.adapterhub.config import GATES, NAME, count, has_rows, left_out, listed, number, refuse
 from halka.storage.formats.adapterhub.places import LINEARS, Keys, architecture_of, layers_of, linears
+from halka.util.errors import HalkaError
 
 ARCHITECTURE = "lora"
 METHODS = ("lora", "dora")
@@ -37,7 +38,7 @@ def read(config: Mapping[str, Any], keys: Keys, targets: tuple[Target, ...]) -> 
     fused = [target for target in wanted if target.role == "attn.qkv"]
     dora = bool(config.get("use_dora"))
     if dora and alpha != rank:
-        raise ValueError(
+        raise HalkaError(
             f"its DoRA norms W + BA without the scale, which is {alpha / rank:g} here: Halka's has it inside"
         )
     if dora:
@@ -64,7 +65,7 @@ def read(config: Mapping[str, Any], keys: Keys, targets: tuple[Target, ...]) -> 
 def _refuse_biases(wanted: Iterable[Target]) -> None:
     """Raises ValueError for a layer with a bias, which the library's DoRA would scale."""
     if biased := [target.name for target in wanted if getattr(target.module, "bias", None) is not None]:
-        raise ValueError(f"AdapterHub's DoRA scales the layer's bias, too, and Halka's does not: {biased[0]} has one")
+        raise HalkaError(f"AdapterHub's DoRA scales the layer's bias, too, and Halka's does not: {biased[0]} has one")
 
 
 def targets_of(config: Mapping[str, Any], targets: tuple[Target, ...]) -> tuple[list[Target], tuple[str, ...]]:
@@ -76,11 +77,11 @@ def targets_of(config: Mapping[str, Any], targets: tuple[Target, ...]) -> tuple[
     if config.get("selfattn_lora", True):
         given = listed(config, "attn_matrices", str, ("q", "v"))
         if wrong := set(given) - set(MATRICES):
-            raise ValueError(f"adapter_config.json: attn_matrices names {sorted(wrong)[0]!r}, where it has {MATRICES}")
+            raise HalkaError(f"adapter_config.json: attn_matrices names {sorted(wrong)[0]!r}, where it has {MATRICES}")
         matrices = tuple(each for each in MATRICES if each in given)
     wanted = linears(targets, (roles[each] for each in (*matrices, *chosen)), left_out(config, layers_of(targets)))
     if not wanted:
-        raise ValueError("adapter_config.json names no layer to act on")
+        raise HalkaError("adapter_config.json names no layer to act on")
     return wanted, matrices
 
 
@@ -93,10 +94,10 @@ def named(group: list[Target], targets: tuple[Target, ...]) -> tuple[str, ...]:
 def _one_product(there: Mapping[str, Tensor], matrices: tuple[str, ...], place: str) -> dict[str, Tensor]:
     A, B = there.get("lora_A"), there.get("lora_B")
     if A is None or B is None or set(there) != {"lora_A", "lora_B"}:
-        raise ValueError(f"{place} should have lora_A and lora_B, and has {', '.join(there)}")
+        raise HalkaError(f"{place} should have lora_A and lora_B, and has {', '.join(there)}")
     count = len(matrices)
     if A.dim() != 2 or B.dim() != 2 or A.shape[0] != count * B.shape[1] or B.shape[0] % count:
-        raise ValueError(f"{place}: lora_A {tuple(A.shape)} and lora_B {tuple(B.shape)} do not fit {count} matrices")
+        raise HalkaError(f"{place}: lora_A {tuple(A.shape)} and lora_B {tuple(B.shape)} do not fit {count} matrices")
     blocks = dict(zip(matrices, B.chunk(count), strict=True))
     rows, rank = B.shape[0] // count, B.shape[1]
     whole = B.new_zeros(len(MATRICES) * rows, count * rank)
@@ -143,12 +144,12 @@ def where(acts: list[Target], targets: tuple[Target, ...]) -> dict[str, Any]:
     roles = LINEARS[architecture]
     if other := sorted({target.role for target in acts} - set(roles.values())):
         known = ", ".join(dict.fromkeys(roles.values()))
-        raise ValueError(f"AdapterHub's library has no place for {other[0]} in {architecture}: it has {known} alone")
+        raise HalkaError(f"AdapterHub's library has no place for {other[0]} in {architecture}: it has {known} alone")
     layers = {target.layer for target in acts}
     left_out = [layer for layer in range(layers_of(targets)) if layer not in layers]
     found = {target.role for target in acts}
     if len(linears(targets, found, left_out)) != len(acts):
-        raise ValueError(
+        raise HalkaError(
             "AdapterHub acts on the same places in every layer that it does not leave out: this adapter does not"
         )
     matrices = [each for each in MATRICES if roles[each] in found]

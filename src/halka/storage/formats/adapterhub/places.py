@@ -9,6 +9,7 @@ from torch import Tensor
 
 from halka.core import Target
 from halka.storage.formats.adapterhub.config import base_of
+from halka.util.errors import HalkaError
 
 # How the library's words for places map to our roles. Llama's "intermediate" is its down projection, and its "output"
 # the one up: so it stands in the library.
@@ -26,7 +27,7 @@ def architecture_of(targets: tuple[Target, ...]) -> str:
     """The base's model type. Raises ValueError for one that the library has no form of its own for."""
     name = base_of(targets).config.model_type
     if name not in LINEARS:
-        raise ValueError(f"AdapterHub folders are read and written for {', '.join(LINEARS)}, not for {name}")
+        raise HalkaError(f"AdapterHub folders are read and written for {', '.join(LINEARS)}, not for {name}")
     return name
 
 

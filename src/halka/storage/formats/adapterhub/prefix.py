@@ -19,6 +19,7 @@ from halka.methods import bottleneck as bottlenecks
 from halka.storage.formats.adapterhub.bottleneck import activation_of
 from halka.storage.formats.adapterhub.config import GATES, NAME, count, refuse
 from halka.storage.formats.adapterhub.places import Keys, decoder_of
+from halka.util.errors import HalkaError
 
 ARCHITECTURE = "prefix_tuning"
 METHODS = ("positionless_prefix",)
@@ -33,17 +34,17 @@ def read(config: Mapping[str, Any], keys: Keys, targets: tuple[Target, ...]) -> 
     refuse(config, READ, {}, {"use_gating": GATES})
     memory = next((target for target in targets if target.role == "memory"), None)
     if memory is None:
-        raise ValueError("this base has no prefixes in Halka")
+        raise HalkaError("this base has no prefixes in Halka")
     copies = list(keys.take("prefix").values())
     first = copies[0] if copies else {}
     for other in copies[1:]:
         if other.keys() != first.keys() or not all(torch.equal(other[key], first[key]) for key in first):
-            raise ValueError("the prefix stands under every layer, and not the same everywhere: the folder is damaged")
+            raise HalkaError("the prefix stands under every layer, and not the same everywhere: the folder is damaged")
     flat = _flat(first, config)
     length = count(config, "prefix_length")
     size = length * memory.d_out
     if flat.numel() != size:
-        raise ValueError(
+        raise HalkaError(
             f"the prefix holds {flat.numel()} values, where {length} tokens of this base have {size}: it was made for "
             "another base"
         )
@@ -57,7 +58,7 @@ def _flat(there: Mapping[str, Tensor], config: Mapping[str, Any]) -> Tensor:
     if set(own) == {"control_trans"}:
         return own["control_trans"]
     if set(own) != set(network):
-        raise ValueError(
+        raise HalkaError(
             f"a prefix has control_trans, or {', '.join(network)}; this one has {', '.join(own) or 'nothing'}"
         )
     table, narrow, narrow_bias, wide, wide_bias = (own[key] for key in network)
@@ -66,7 +67,7 @@ def _flat(there: Mapping[str, Tensor], config: Mapping[str, Any]) -> Tensor:
         != (table.shape[1], len(narrow), len(narrow), len(wide))
     ):
         shapes = ", ".join(f"{key} {tuple(own[key].shape)}" for key in network)
-        raise ValueError(f"the prefix's network holds {shapes}: they do not fit one another, the folder is damaged")
+        raise HalkaError(f"the prefix's network holds {shapes}: they do not fit one another, the folder is damaged")
     activation = bottlenecks.ACTIVATIONS[activation_of(config)]
     return activation(table @ narrow.T + narrow_bias) @ wide.T + wide_bias
 

@@ -35,6 +35,7 @@ from halka.storage.formats.peft import (
     vera,
 )
 from halka.storage.formats.peft.places import base_of
+from halka.util.errors import HalkaError
 
 NAME = "peft"
 FILES = Files("adapter_config.json", "adapter_model.safetensors", "adapter_model.bin")
@@ -62,25 +63,25 @@ def read(folder: Folder, targets: tuple[Target, ...]) -> tuple[Method, dict[str,
     """
     peft_type = folder.config.get("peft_type")
     if not isinstance(peft_type, str):
-        raise ValueError(f"{CONFIG} names no peft_type: it is not an adapter's configuration")
+        raise HalkaError(f"{CONFIG} names no peft_type: it is not an adapter's configuration")
     kinds = {each.PEFT_TYPE: each for each in KINDS}
     if peft_type not in kinds:
         if "fields" in folder.config:
             return own.read(folder, targets)
         known = ", ".join([*kinds, "and Halka's own methods in capitals"])
-        raise ValueError(f"adapters of the type {peft_type!r} cannot be read: Halka knows {known}")
+        raise HalkaError(f"adapters of the type {peft_type!r} cannot be read: Halka knows {known}")
     kind: Any = kinds[peft_type]
     tensors = {_named(kind, key): tensor for key, tensor in folder.tensors.items()}
     methods, state, others = kind.read(folder.config, tensors, targets)
     more, values = beside.read(folder.config, others, targets)
     methods = [*methods, *more]
     if (inner := _inside(methods)) is not None:
-        raise ValueError(
+        raise HalkaError(
             f"the adapter trains {inner} whole beside a prompt, and peft lets the prompt pass through it: here the "
             "bare base reads a prompt. Train modules behind the layers alone"
         )
     if not methods:
-        raise ValueError("the weights hold nothing: the file is not whole")
+        raise HalkaError("the weights hold nothing: the file is not whole")
     return methods[0] if len(methods) == 1 else Joint(tuple(methods)), {**state, **values}
 
 
@@ -96,7 +97,7 @@ def _named(kind: Any, key: str) -> str:
     if key in kind.BARE:
         return key
     if not key.startswith(kind.PREFIX):
-        raise ValueError(f"the tensor {key} is not of this method: peft's begin with {kind.PREFIX}")
+        raise HalkaError(f"the tensor {key} is not of this method: peft's begin with {kind.PREFIX}")
     return key.removeprefix(kind.PREFIX)
 
 

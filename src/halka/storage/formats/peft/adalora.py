@@ -15,6 +15,7 @@ from halka.methods import LoRA
 from halka.storage.formats.peft.options import number, refuse_unknown
 from halka.storage.formats.peft.places import PREFIX as PREFIX
 from halka.storage.formats.peft.places import check_places, roles_of, split
+from halka.util.errors import HalkaError
 
 PEFT_TYPE = "ADALORA"
 BARE = ()
@@ -40,11 +41,11 @@ def read(
     state = {}
     for path, each in found.items():
         if missing := {"lora_A", "lora_B", "lora_E"} - each.keys():
-            raise ValueError(f"the weights lack {path}.{min(missing)}: the file is not whole")
+            raise HalkaError(f"the weights lack {path}.{min(missing)}: the file is not whole")
         A_RI, B_OR, values_R1 = each["lora_A"], each["lora_B"], each["lora_E"]
         rank = len(A_RI) if A_RI.dim() == B_OR.dim() == 2 else -1
         if values_R1.shape != (rank, 1) or B_OR.shape[1] != rank:
-            raise ValueError(f"{path} holds tensors whose ranks differ: the file is another's, or damaged")
+            raise HalkaError(f"{path} holds tensors whose ranks differ: the file is another's, or damaged")
         if rank:  # none is left where training took them all
             ranks.setdefault(rank, []).append(path)
             state |= {f"{path}.lora_A": A_RI * values_R1, f"{path}.lora_B": B_OR}

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from halka.core import WHOLE, Method, Part, Target
 from halka.methods import Modules, Tokens
 from halka.storage.formats.peft.places import base_of
+from halka.util.errors import HalkaError
 
 ROWS = "token_adapter.trainable_tokens_delta"
 
@@ -118,10 +119,10 @@ def read_rows(
         return [], {}
     indices = {_path("embedding", targets): indices} if isinstance(indices, list) else indices
     if not isinstance(indices, Mapping) or not indices:
-        raise ValueError(f"adapter_config.json: the trained tokens are {indices!r}, where ids are expected")
+        raise HalkaError(f"adapter_config.json: the trained tokens are {indices!r}, where ids are expected")
     tied = _tied(targets)
     if _tied_further(targets):
-        raise ValueError("the adapter trains single tokens, and this base ties more than its embedding and its head")
+        raise HalkaError("the adapter trains single tokens, and this base ties more than its embedding and its head")
     methods: list[Method] = []
     state: dict[str, Tensor] = {}
     left = dict(rows)
@@ -131,18 +132,18 @@ def read_rows(
     for name, ids in indices.items():
         role = next((each for each in ("embedding", "head") if f".{_path(each, targets)}".endswith(f".{name}")), None)
         if role is None:
-            raise ValueError(f"the adapter trains tokens at {name}, which is neither embedding nor head of this base")
+            raise HalkaError(f"the adapter trains tokens at {name}, which is neither embedding nor head of this base")
         if not isinstance(ids, list) or not all(isinstance(each, int) for each in ids):
-            raise ValueError(f"adapter_config.json: the trained tokens of {name} are {ids!r}, where ids are expected")
+            raise HalkaError(f"adapter_config.json: the trained tokens of {name} are {ids!r}, where ids are expected")
         if tied and role == "head":
             continue  # the embedding's rows count for it
         path = _path(role, targets)
         if path not in left:
-            raise ValueError(f"the weights lack the trained tokens' rows of {path}: the file is not whole")
+            raise HalkaError(f"the weights lack the trained tokens' rows of {path}: the file is not whole")
         methods.append(Tokens(tuple(ids), ("embedding", "head") if tied else (role,)))
         state[f"{path}.rows"] = left.pop(path)
     if left:
-        raise ValueError(f"the weights hold tokens' rows of {next(iter(left))}, which the configuration does not name")
+        raise HalkaError(f"the weights hold tokens' rows of {next(iter(left))}, which the configuration does not name")
     return methods, state
 
 
@@ -151,10 +152,10 @@ def _read_whole(
 ) -> tuple[list[str], dict[str, Tensor]]:
     """The modules' paths and their state. What has the base's own value and was not to be saved is left out."""
     if not isinstance(names, list) or not all(isinstance(each, str) for each in names):
-        raise ValueError(f"adapter_config.json: modules_to_save is {names!r}, where a list of names is expected")
+        raise HalkaError(f"adapter_config.json: modules_to_save is {names!r}, where a list of names is expected")
     own = dict(base.named_parameters(remove_duplicate=False))
     if unknown := sorted(tensors.keys() - own.keys()):
-        raise ValueError(
+        raise HalkaError(
             f"{len(unknown)} tensors are neither of this method nor of this base: {', '.join(unknown[:3])} …"
         )
     asked = _outermost(
@@ -174,7 +175,7 @@ def _read_whole(
             if full in tensors:
                 state[full] = tensors[full]
             elif path in asked:
-                raise ValueError(f"the weights lack {full}, which modules_to_save names: the file is not whole")
+                raise HalkaError(f"the weights lack {full}, which modules_to_save names: the file is not whole")
             else:
                 state[full] = own[full].detach().float()
     return paths, state
@@ -190,7 +191,7 @@ def _trains(module: nn.Module) -> bool:
 
 def _same(tensor: Tensor, own: Tensor) -> bool:
     if tensor.shape != own.shape:
-        raise ValueError(
+        raise HalkaError(
             f"the weights hold a module of the shape {tuple(tensor.shape)}, where this base has {tuple(own.shape)}: if "
             "its vocabulary was resized, call base.resize_token_embeddings first"
         )

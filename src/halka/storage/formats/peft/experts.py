@@ -14,6 +14,7 @@ from torch import Tensor
 from halka.core import Target
 from halka.storage.formats.peft.places import base_of
 from halka.storage.formats.peft.selection import endings
+from halka.util.errors import HalkaError
 
 INNER = "base_layer"
 CONVERTED = ("qwen3_moe",)  # peft takes the names of their dense layers' MLPs for those that experts once had
@@ -66,28 +67,28 @@ def unstacked(
     if not named:
         return dict(tensors)
     if not isinstance(named, list) or not all(isinstance(each, str) for each in named):
-        raise ValueError(f"adapter_config.json: target_parameters is {named!r}, where a list of names is expected")
+        raise HalkaError(f"adapter_config.json: target_parameters is {named!r}, where a list of names is expected")
     own = dict(base_of(targets).named_parameters())
     chosen = {each: [path for path in own if path == each or path.endswith(f".{each}")] for each in named}
     known = weights_of(targets)
     for each, paths in chosen.items():
         if strange := [path for path in paths if path not in known] or ([] if paths else [each]):
-            raise ValueError(
+            raise HalkaError(
                 f"adapter_config.json: target_parameters names {each}, and {strange[0]} is no weight of experts of "
                 "this base: Halka leaves routers as they are"
             )
     for key in ("lora_dropout", "use_dora", "lora_bias"):
         if config.get(key):
-            raise ValueError(f"adapter_config.json: {key} is not to be had with target_parameters, by peft either")
+            raise HalkaError(f"adapter_config.json: {key} is not to be had with target_parameters, by peft either")
     read = dict(tensors)
     for path, place in _wrapped_twice({path for paths in chosen.values() for path in paths}).items():
         count = known[path].stack[0]
         for name in ("lora_A", "lora_B"):
             tensor = read.pop(f"{place}.{name}.weight", None)
             if tensor is None:
-                raise ValueError(f"the weights lack {place}.{name}.weight, which target_parameters names")
+                raise HalkaError(f"the weights lack {place}.{name}.weight, which target_parameters names")
             if tensor.dim() != 2 or tensor.shape[0 if name == "lora_A" else 1] % count:
-                raise ValueError(f"{place}.{name}.weight is {tuple(tensor.shape)}: not of {count} experts")
+                raise HalkaError(f"{place}.{name}.weight is {tuple(tensor.shape)}: not of {count} experts")
             read[f"{path}.{name}.weight"] = _apart(tensor, name, count)
     return read
 

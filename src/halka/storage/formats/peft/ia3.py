@@ -15,6 +15,7 @@ from halka.storage.formats.peft.options import refuse_unknown
 from halka.storage.formats.peft.places import PREFIX as PREFIX
 from halka.storage.formats.peft.places import base_of, check_places, names_of, roles_of, split, transposed
 from halka.storage.formats.peft.selection import endings
+from halka.util.errors import HalkaError
 
 PEFT_TYPE = "IA3"
 METHODS = ("ia3",)
@@ -54,7 +55,7 @@ def read(
     for path, each in found.items():
         factors = each["ia3_l"]
         if factors.dim() != 2 or 1 not in factors.shape:
-            raise ValueError(f"{path} has factors of {tuple(factors.shape)}, where a row or a column is expected")
+            raise HalkaError(f"{path} has factors of {tuple(factors.shape)}, where a row or a column is expected")
         if factors.shape[0] == 1:
             inner.append(path)
         state[f"{path}.ia3_l"] = factors.flatten()

@@ -13,6 +13,7 @@ from halka.methods import LlamaAdapter
 from halka.storage.formats.peft.options import refuse_unknown
 from halka.storage.formats.peft.places import PREFIX as PREFIX
 from halka.storage.formats.peft.places import base_of, split
+from halka.util.errors import HalkaError
 
 PEFT_TYPE = "ADAPTION_PROMPT"
 METHODS = ("llama_adapter",)
@@ -48,19 +49,19 @@ def read(
     refuse_unknown(config, {"adapter_len", "adapter_layers"})
     kind = base_of(targets).config.model_type
     if kind not in ARCHITECTURES:
-        raise ValueError(f"a LLaMA-Adapter of peft can be read on {' and '.join(ARCHITECTURES)}, not on {kind}")
+        raise HalkaError(f"a LLaMA-Adapter of peft can be read on {' and '.join(ARCHITECTURES)}, not on {kind}")
     found, others = split(tensors, NAMES)
     places = _attentions(targets)
     wanted = places[len(places) - len(found) :]
     if not found or set(found) != set(wanted) or any(len(each) != len(NAMES) for each in found.values()):
-        raise ValueError(
+        raise HalkaError(
             f"the adapter's tokens stand at {', '.join(sorted(found)[:3]) or 'no layer'}, which are not the last of "
             f"this base's {len(places)} layers: it was made for another base, or its file is not whole"
         )
     prompts, gates = ([found[path][name] for path in wanted] for name in NAMES)
     alike = all(each.shape == prompts[0].shape and each.dim() == 3 for each in prompts)
     if not alike or any(each.shape != (1,) for each in gates):
-        raise ValueError(f"the adapter's tokens are {tuple(prompts[0].shape)} and differ, where (1, P, D) is expected")
+        raise HalkaError(f"the adapter's tokens are {tuple(prompts[0].shape)} and differ, where (1, P, D) is expected")
     method = LlamaAdapter(length=prompts[0].shape[1], layers=len(wanted))
     state = {"memory.gated.adaption_prompt": torch.cat(prompts), "memory.gated.adaption_gate": torch.cat(gates)}
     return [method], state, others

@@ -20,6 +20,7 @@ from halka.storage.formats.peft.options import number, refuse_unknown
 from halka.storage.formats.peft.places import PREFIX as PREFIX
 from halka.storage.formats.peft.places import base_of, check_places, names_of, roles_of, split, transposed
 from halka.storage.formats.peft.selection import by_pattern, endings
+from halka.util.errors import HalkaError
 
 PEFT_TYPE = "LORA"
 METHODS = ("lora", "dora", "lora_bias")
@@ -107,7 +108,7 @@ def read(
     """The methods, their state, and the tensors that are none of theirs."""
     refuse_unknown(config, READ)
     if (biases := config.get("bias")) not in (None, *BIASES):
-        raise ValueError(f"adapter_config.json: bias is {biases!r}, where one of {', '.join(BIASES)} is expected")
+        raise HalkaError(f"adapter_config.json: bias is {biases!r}, where one of {', '.join(BIASES)} is expected")
     _refuse_start(config.get("init_lora_weights"))
     tensors = experts.unstacked(config, tensors, targets)
     found, others = split(tensors, (*OURS, *WHOLE_LAYER))
@@ -140,7 +141,7 @@ def read(
 
 def _refuse_start(start: Any) -> None:
     if start not in (None, True, False, "gaussian", "eva", "orthogonal"):
-        raise ValueError(
+        raise HalkaError(
             f"adapter_config.json: init_lora_weights = {start!r} took its start out of the base's weights, which are "
             "not in this folder: convert it with peft's path_initial_model_for_weight_conversion first"
         )
@@ -154,12 +155,12 @@ def _method(config: Mapping[str, Any], rank: Any, alpha: Any) -> LoRA | DoRA | L
     rank = number(config, "r", rank)
     alpha = float(number(config, "lora_alpha", alpha))
     if rank != int(rank):
-        raise ValueError(f"adapter_config.json: r is {rank!r}, where a whole number is needed")
+        raise HalkaError(f"adapter_config.json: r is {rank!r}, where a whole number is needed")
     dropout = float(number(config, "lora_dropout", config.get("lora_dropout") or 0.0))
     root = bool(config.get("use_rslora"))
     if config.get("use_dora"):
         if config.get("lora_bias"):
-            raise ValueError("adapter_config.json: use_dora with lora_bias is no method: take one of them away")
+            raise HalkaError("adapter_config.json: use_dora with lora_bias is no method: take one of them away")
         return DoRA(int(rank), alpha * math.sqrt(rank) if root and rank > 0 else alpha, dropout)
     kind = LoRABias if config.get("lora_bias") else LoRA
     return kind(int(rank), alpha, dropout, scaling="root" if root else "rank")
@@ -169,7 +170,7 @@ def _check_rank(path: str, rank: int, tensors: Mapping[str, Tensor]) -> None:
     """Before a part of that rank is made: a configuration may name any."""
     for name in ("lora_A.weight", "lora_embedding_A"):
         if name in tensors and (tensors[name].dim() < 2 or tensors[name].shape[-2] != rank):
-            raise ValueError(
+            raise HalkaError(
                 f"{path}.{name} is {tuple(tensors[name].shape)}, and adapter_config.json gives it the rank {rank}: "
                 "they do not fit"
             )
@@ -177,7 +178,7 @@ def _check_rank(path: str, rank: int, tensors: Mapping[str, Tensor]) -> None:
 
 def _as_lora(method: Method, path: str) -> LoRA:
     if not isinstance(method, LoRA):
-        raise ValueError(
+        raise HalkaError(
             f"the adapter has {method.name} on the embedding {path}, which Halka does not have: leave it out"
         )
     return method
@@ -189,19 +190,19 @@ def _bias_change(layer: Mapping[str, Tensor], module: nn.Module) -> Tensor | Non
         return None
     own = getattr(module, "bias", None)
     if own is None or own.shape != layer["base_layer.bias"].shape:
-        raise ValueError("the adapter holds biases that this base does not have: it was made for another base")
+        raise HalkaError("the adapter holds biases that this base does not have: it was made for another base")
     return layer["base_layer.bias"] - own.detach().float().cpu()
 
 
 def _with_bias(method: LoRA | DoRA | LoRABias, path: str, change: Tensor, state: dict[str, Tensor]) -> LoRABias:
     """The method with the change of its layer's bias inside, which its scale is taken out of."""
     if isinstance(method, DoRA):
-        raise ValueError(
+        raise HalkaError(
             "adapter_config.json: a DoRA with trained biases (bias) is not to be had here: train it with bias none"
         )
     plain = method if isinstance(method, LoRA) else method.as_lora()
     if not plain.scale:
-        raise ValueError("adapter_config.json: lora_alpha is 0, and biases were trained: Halka cannot hold them")
+        raise HalkaError("adapter_config.json: lora_alpha is 0, and biases were trained: Halka cannot hold them")
     key = f"{path}.bias"
     state[key] = change / plain.scale + state.get(key, 0)
     return LoRABias(plain.rank, plain.alpha, plain.dropout, scaling=plain.scaling)
@@ -213,17 +214,17 @@ def _whole_weight(layer: Mapping[str, Tensor], module: nn.Module, path: str) -> 
     if saved is None:
         return
     if own is None:
-        raise ValueError(
+        raise HalkaError(
             f"the adapter holds all of {path}, which cannot be held against this base's: it is packed, or no linear "
             "layer. Load the base in full precision, or save the adapter with save_embedding_layers=False"
         )
     if saved.shape != own.shape:
-        raise ValueError(
+        raise HalkaError(
             f"the adapter's {path} is {tuple(saved.shape)}, this base's {tuple(own.shape)}: its vocabulary was "
             "resized, so call base.resize_token_embeddings first"
         )
     if not (saved.to(own.device, own.dtype) == own).all():
-        raise ValueError(f"the adapter holds another {path} than this base: it was made for another base")
+        raise HalkaError(f"the adapter holds another {path} than this base: it was made for another base")
 
 
 def _all_biases(
@@ -244,7 +245,7 @@ def _all_biases(
     for key, tensor in biases.items():
         path = key.removesuffix(".bias")
         if tensor.shape != own[key].shape:
-            raise ValueError(f"the adapter's {key} is {tuple(tensor.shape)}, this base's {tuple(own[key].shape)}")
+            raise HalkaError(f"the adapter's {key} is {tuple(tensor.shape)}, this base's {tuple(own[key].shape)}")
         if own[path + ".weight"].dim() == 2:
             offsets.append(path)
             state[key] = tensor - own[key].detach().float().cpu()

@@ -6,6 +6,8 @@ import sys
 from collections.abc import Mapping
 from typing import Any
 
+from halka.util.errors import HalkaError
+
 # Keys that say how an adapter came to be or where it is from, and do not change its numbers.
 HARMLESS = {
     *(
@@ -41,7 +43,7 @@ def refuse_unknown(config: Mapping[str, Any], read: set[str]) -> None:
     for key, value in config.items():
         if key not in read | SELECTING | HARMLESS and not any(value == neutral for neutral in NEUTRAL):
             way_out = WAYS_OUT.get(key, "merge the adapter by peft, or train it without")
-            raise ValueError(
+            raise HalkaError(
                 f"adapter_config.json: {key} = {value!r} changes what the adapter computes, and Halka does not have "
                 f"it: {way_out}"
             )
@@ -50,5 +52,5 @@ def refuse_unknown(config: Mapping[str, Any], read: set[str]) -> None:
 def number(config: Mapping[str, Any], key: str, value: Any) -> float:
     """The value, if it is a finite number. Raises ValueError that names the key otherwise."""
     if isinstance(value, bool) or not isinstance(value, int | float) or not abs(value) <= sys.float_info.max:
-        raise ValueError(f"adapter_config.json: {key} is {value!r}, where a number is needed")
+        raise HalkaError(f"adapter_config.json: {key} is {value!r}, where a number is needed")
     return value

@@ -13,6 +13,7 @@ from torch import Tensor
 from halka.core import Adapter, Method, Target, described
 from halka.methods import made
 from halka.storage.formats.folder import Folder
+from halka.util.errors import HalkaError
 
 MARK = "HALKA_"
 PEFTS = ("LORA", "IA3")
@@ -42,15 +43,15 @@ def _whole_numbers(fields: Mapping[str, Any]) -> Iterator[tuple[str, int]]:
 def read(folder: Folder, targets: tuple[Target, ...]) -> tuple[Method, dict[str, Tensor]]:
     name, fields = folder.config["peft_type"].removeprefix(MARK), folder.config["fields"]
     if not isinstance(fields, Mapping):
-        raise ValueError(f"adapter_config.json: fields is {fields!r}, where a method's fields are expected")
+        raise HalkaError(f"adapter_config.json: fields is {fields!r}, where a method's fields are expected")
     values = sum(tensor.numel() for tensor in folder.tensors.values())
     for key, value in _whole_numbers(fields):
         if value > values:  # before a part of that size is made
-            raise ValueError(f"adapter_config.json: {key} is {value}, and the file holds {values} values in all")
+            raise HalkaError(f"adapter_config.json: {key} is {value}, and the file holds {values} values in all")
     try:
         method = made(name.lower(), fields)
     except ValueError as error:
-        raise ValueError(f"adapter_config.json: {error}") from None
+        raise HalkaError(f"adapter_config.json: {error}") from None
     state = dict(folder.tensors)
     if name == "FULL":
         state = {f"base.{key}": tensor.float() for key, tensor in state.items()}

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from halka.core import WEIGHT_ROLES, WHOLE, Target
 from halka.storage.formats.peft.selection import selected
+from halka.util.errors import HalkaError
 
 PREFIX = "base_model.model."  # before the base's own names, where modules are adapted
 OUTER = "base_model."  # where virtual tokens are
@@ -23,7 +24,7 @@ def target_of(targets: tuple[Target, ...], role: str) -> Target:
     """The base's only target of that role. Raises ValueError if there is none."""
     found = next((target for target in targets if target.role == role), None)
     if found is None:
-        raise ValueError(f"this base has no place for it: none of the role {role!r}")
+        raise HalkaError(f"this base has no place for it: none of the role {role!r}")
     return found
 
 
@@ -54,17 +55,17 @@ def check_places(config: Mapping[str, Any], modules: Iterable[str], targets: tup
     heads = [target.name for target in targets if target.role == "head"]
     if unknown := sorted(modules - dict(base.named_modules()).keys()):
         shown = ", ".join(unknown[:3])
-        raise ValueError(f"the adapter acts on {len(unknown)} modules that this base does not have: {shown} …")
+        raise HalkaError(f"the adapter acts on {len(unknown)} modules that this base does not have: {shown} …")
     wanted = selected(config, base, heads)
     if wanted is None:
         return
     if missing := sorted(wanted - modules):
-        raise ValueError(
+        raise HalkaError(
             f"the adapter leaves out {len(missing)} modules that its target_modules name: {', '.join(missing[:3])} …. "
             "It was made for a smaller base, or its file is not whole"
         )
     if more := sorted(modules - wanted):
-        raise ValueError(
+        raise HalkaError(
             f"the adapter holds tensors of {len(more)} modules that its target_modules do not name: "
             f"{', '.join(more[:3])} …: peft would ignore them. Name them there, or remove them"
         )

@@ -20,6 +20,7 @@ from halka.storage.formats.peft.places import OUTER as PREFIX  # noqa: F401 (eve
 from halka.storage.formats.peft.places import base_of, target_of
 from halka.storage.formats.peft.prompt import BARE as BARE
 from halka.storage.formats.peft.prompt import KEY, virtual_tokens
+from halka.util.errors import HalkaError
 
 PEFT_TYPE = "PREFIX_TUNING"
 METHODS = ("prefix",)
@@ -55,7 +56,7 @@ def read(
     memory = target_of(targets, "memory")
     slots, heads, width = memory.shape
     if flat.shape[1] != slots * heads * width:
-        raise ValueError(
+        raise HalkaError(
             f"the prefix holds {flat.shape[1]} values a token, this base takes {slots * heads * width} "
             f"({slots // 2} layers of {heads} key/value heads of {width}): it was made for another base"
         )

@@ -12,6 +12,7 @@ from halka.methods import Prompt
 from halka.storage.formats.peft.options import refuse_unknown
 from halka.storage.formats.peft.places import OUTER as PREFIX  # noqa: F401 (every kind has one)
 from halka.storage.formats.peft.places import layers_of, target_of
+from halka.util.errors import HalkaError
 
 PEFT_TYPE = "PROMPT_TUNING"
 METHODS = ("prompt",)
@@ -52,7 +53,7 @@ def read_embeddings(
     embeddings, others = virtual_tokens(config, tensors)
     layers = layers_of(targets)
     if config.get("num_layers") not in (None, layers):
-        raise ValueError(f"the prompt was made for another base: of {config['num_layers']} layers, not {layers}")
+        raise HalkaError(f"the prompt was made for another base: of {config['num_layers']} layers, not {layers}")
     method = Prompt(length=embeddings.shape[0], start="random")
     return [method], {f"{target_of(targets, 'embed').name}.embeddings": embeddings}, others
 
@@ -60,15 +61,15 @@ def read_embeddings(
 def virtual_tokens(config: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
     """The tensor (P, …) of a prefix or a prompt, and all others. Raises ValueError for none, and for no such form."""
     if KEY not in tensors:
-        raise ValueError(f"the weights lack {KEY}: they hold {', '.join(sorted(tensors)[:5]) or 'nothing'}")
+        raise HalkaError(f"the weights lack {KEY}: they hold {', '.join(sorted(tensors)[:5]) or 'nothing'}")
     found = tensors[KEY]
     if found.dim() != 2 or not found.numel():
-        raise ValueError(f"{KEY} is {tuple(found.shape)}, where a row a virtual token is expected")
+        raise HalkaError(f"{KEY} is {tuple(found.shape)}, where a row a virtual token is expected")
     count = config.get("num_virtual_tokens")
     if config.get("num_transformer_submodules") == 2 and isinstance(count, int) and found.shape[0] == 2 * count:
         found = found[:count]
     if count not in (None, found.shape[0]):
-        raise ValueError(
+        raise HalkaError(
             f"{KEY} has {found.shape[0]} rows, and adapter_config.json says {count!r} virtual tokens: the file is "
             "another's, or not whole"
         )

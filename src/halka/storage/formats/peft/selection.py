@@ -14,6 +14,7 @@ from torch import nn
 from transformers.pytorch_utils import Conv1D
 
 from halka.core import Packed
+from halka.util.errors import HalkaError
 
 PATIENCE = 1.0  # seconds for one expression and all names of a base
 ALL_LINEAR = "all-linear"
@@ -36,7 +37,7 @@ def selected(config: Mapping[str, Any], base: nn.Module, heads: Iterable[str]) -
     else:
         wanted = _names("target_modules", wanted)
         if nowhere := [each for each in wanted if not any(_ends(name, [each]) for name in layers)]:
-            raise ValueError(
+            raise HalkaError(
                 f"adapter_config.json: target_modules names {', '.join(sorted(nowhere))}, and no layer of this base is "
                 "called so: the adapter is another base's, or was made with a name too many. Remove it there if it is "
                 "meant for this base"
@@ -52,7 +53,7 @@ def selected(config: Mapping[str, Any], base: nn.Module, heads: Iterable[str]) -
 
 def _names(key: str, value: Any) -> list[str]:
     if not isinstance(value, list | tuple | set) or not all(isinstance(each, str) for each in value):
-        raise ValueError(f"adapter_config.json: {key} is {value!r}, where a list of names is expected")
+        raise HalkaError(f"adapter_config.json: {key} is {value!r}, where a list of names is expected")
     return list(value)
 
 
@@ -67,7 +68,7 @@ def _in_layers(config: Mapping[str, Any], name: str) -> bool:
         return True
     layers = [layers] if isinstance(layers, int) else layers
     if not isinstance(layers, list) or not all(isinstance(each, int) for each in layers):
-        raise ValueError(
+        raise HalkaError(
             f"adapter_config.json: layers_to_transform is {layers!r}, where numbers of layers are expected"
         )
     for each in [patterns] if isinstance(patterns, str) else _names("layers_pattern", patterns):
@@ -86,14 +87,14 @@ class Pattern:
             re.compile(text)
             self._compiled = regex.compile(text)
         except (re.error, regex.error, RecursionError, OverflowError) as error:
-            raise ValueError(f"{self._said}, which is no regular expression: {error}") from None
+            raise HalkaError(f"{self._said}, which is no regular expression: {error}") from None
 
     def match(self, name: str, patience: float = PATIENCE) -> Any:
         """The match of the whole name, or None."""
         try:
             return self._compiled.fullmatch(name, timeout=patience)
         except TimeoutError:
-            raise ValueError(
+            raise HalkaError(
                 f"{self._said}, which takes too long to be followed: list the names of the modules instead"
             ) from None
 
@@ -107,7 +108,7 @@ def by_pattern(config: Mapping[str, Any], key: str, names: Sequence[str], defaul
     """The value of each module in `rank_pattern` or `alpha_pattern`: the first whose expression its name ends with."""
     patterns = config.get(key) or {}
     if not isinstance(patterns, Mapping):
-        raise ValueError(f"adapter_config.json: {key} is {patterns!r}, where names with their values are expected")
+        raise HalkaError(f"adapter_config.json: {key} is {patterns!r}, where names with their values are expected")
     compiled = [(Pattern(key, rf"(?:.*\.)?(?:{each})"), value) for each, value in patterns.items()]
     patience = PATIENCE / max(1, len(names) * len(compiled))
     return {

@@ -15,6 +15,7 @@ from halka.methods import LoRA
 from halka.storage.formats.peft.options import number, refuse_unknown
 from halka.storage.formats.peft.places import PREFIX as PREFIX
 from halka.storage.formats.peft.places import base_of, check_places, roles_of, split
+from halka.util.errors import HalkaError
 
 PEFT_TYPE = "VERA"
 BARE = ("base_model.vera_A", "base_model.vera_B")
@@ -28,7 +29,7 @@ def read(
     refuse_unknown(config, {"r", "vera_dropout", *TRAINING})
     dropout = float(number(config, "vera_dropout", config.get("vera_dropout") or 0.0))
     if not all(each in tensors for each in BARE):
-        raise ValueError(
+        raise HalkaError(
             "the VeRA adapter was saved without its shared projections, which a random state would make again: save it "
             "with save_projection=True"
         )
@@ -39,16 +40,16 @@ def read(
     check_places(config, found, targets)
     rank = len(A_RI) if A_RI.dim() == B_OR.dim() == 2 else 0
     if not rank or B_OR.shape[1] != rank:
-        raise ValueError(f"the projections are {tuple(A_RI.shape)} and {tuple(B_OR.shape)}: they are of no one rank")
+        raise HalkaError(f"the projections are {tuple(A_RI.shape)} and {tuple(B_OR.shape)}: they are of no one rank")
     widths = {target.name: (target.d_in, target.d_out) for target in targets if target.role in WEIGHT_ROLES}
     state = {}
     for path, each in found.items():
         if missing := {"vera_lambda_b", "vera_lambda_d"} - each.keys():
-            raise ValueError(f"the weights lack {path}.{min(missing)}: the file is not whole")
+            raise HalkaError(f"the weights lack {path}.{min(missing)}: the file is not whole")
         by_rank, by_output = each["vera_lambda_d"], each["vera_lambda_b"]
         d_in, d_out = widths[path] if path in widths else _widths(path, base_of(targets).get_submodule(path))
         if by_rank.shape != (rank,) or by_output.shape != (d_out,) or d_in > A_RI.shape[1] or d_out > B_OR.shape[0]:
-            raise ValueError(f"{path} holds vectors that do not fit the projections, or this base")
+            raise HalkaError(f"{path} holds vectors that do not fit the projections, or this base")
         state[f"{path}.lora_A"] = by_rank[:, None] * A_RI[:, :d_in]
         state[f"{path}.lora_B"] = by_output[:, None] * B_OR[:d_out]
     return [LoRA(rank, float(rank), dropout, roles_of(found, targets))], state, others
@@ -58,5 +59,5 @@ def _widths(path: str, module: nn.Module) -> tuple[int, int]:
     """Those of a linear layer outside of the roles, in and out."""
     weight = getattr(module, "weight", None)
     if weight is None or weight.dim() != 2:
-        raise ValueError(f"the adapter acts on {path}, which is no linear layer of this base")
+        raise HalkaError(f"the adapter acts on {path}, which is no linear layer of this base")
     return weight.shape[1], weight.shape[0]
