@@ -27,7 +27,7 @@ from halka.rag.collection import Collection
 from halka.rag.floor import floor_for
 from halka.rag.raft import Asked, asked_in
 from halka.rag.retrieve import Retriever
-from halka.storage.adapter_folder import read_card
+from halka.storage.save_load import read_card
 from halka.studies.ablation.scores import Answered, as_rows, scored
 
 HERE = Path(__file__).parent

@@ -25,7 +25,7 @@ from side_by_side import setup
 
 import halka
 from halka.models.loading import load_base
-from halka.storage.adapter_folder import WEIGHTS
+from halka.storage.save_load import WEIGHTS
 from halka.util import machine
 
 HERE = Path(__file__).parent

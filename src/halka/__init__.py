@@ -30,9 +30,9 @@ if TYPE_CHECKING:
     )
     from halka.models import adapt
     from halka.models.loading import load_base
-    from halka.storage.adapter_folder import load, save
     from halka.storage.adapter_store import AdapterStore
     from halka.storage.pool import AdapterPool
+    from halka.storage.save_load import load, save
     from halka.training.loop import Job, train, train_many
     from halka.training.run import TrainConfig
     from halka.util.errors import (
@@ -103,8 +103,8 @@ _HOMES = {
     "AdapterStore": "halka.storage.adapter_store",
     "adapt": "halka.models",
     "load_base": "halka.models.loading",
-    "load": "halka.storage.adapter_folder",
-    "save": "halka.storage.adapter_folder",
+    "load": "halka.storage.save_load",
+    "save": "halka.storage.save_load",
     "combine": "halka.merging.combining",
     "estimate": "halka.estimating",
     "export": "halka.merging.exporting",

@@ -16,7 +16,7 @@ from contract import disturb
 from halka.cli import app
 from halka.storage.formats import adapterhub
 from halka.storage.formats.adapterhub import heads
-from halka.storage.formats.folder import Folder
+from halka.storage.formats.format import Folder
 from tokenizers_for_tests import chatml_tokenizer
 
 FIXTURES = Path(__file__).parents[1] / "fixtures" / "adapterhub"

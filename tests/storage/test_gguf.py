@@ -20,8 +20,8 @@ from contract import disturb, ids
 from halka.data.tokens import Tokens
 from halka.merging.error import difference
 from halka.models.smollm2 import rotary_halves
-from halka.storage.formats.gguf import ARCHITECTURES, rotated
-from halka.storage.formats.gguf_tokenizer import LLAMA3, QWEN2, split_of
+from halka.storage.formats.gguf.model import ARCHITECTURES, rotated
+from halka.storage.formats.gguf.tokenizer import LLAMA3, QWEN2, split_of
 from kinds import logits
 from tiny import CONFIGS, tiny
 from tokenizers_for_tests import CHATML, GPT2_SPLIT, LLAMA3_SPLIT, chatml_tokenizer

@@ -23,7 +23,7 @@ from contract import disturb, ids
 from halka.core import AdaptedModel
 from halka.models.fingerprint import fingerprint
 from halka.storage.formats import adapterhub, peft
-from halka.storage.formats.folder import Folder
+from halka.storage.formats.format import Folder
 from tiny import tiny
 
 CONFIG, WEIGHTS, CARD = "adapter_config.json", "adapter_model.safetensors", "halka.json"

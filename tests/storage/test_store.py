@@ -16,14 +16,14 @@ import torch
 from safetensors.torch import load_file, save_file
 
 import halka
-import halka.storage.adapter_folder
+import halka.storage.save_load
 from contract import INSTEAD, VARIANTS, adapted, disturb, ids
 from halka.core import AdaptedModel, Method
 from halka.data.tokens import chat_template_fingerprint
 from halka.methods import all_methods
 from halka.models.fingerprint import fingerprint, own_fingerprint
-from halka.storage.adapter_folder import read_tensors
 from halka.storage.card import read_card
+from halka.storage.save_load import read_tensors
 from tiny import CONFIGS, tiny
 from tokenizers_for_tests import chatml_tokenizer, llama3_tokenizer
 

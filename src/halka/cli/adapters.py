@@ -169,8 +169,8 @@ def describe(folder: Path) -> dict[str, Any]:
 
     Raises ValueError for a folder without an adapter, and for one that is damaged.
     """
-    from halka.storage.adapter_folder import read_config
     from halka.storage.card import read_card
+    from halka.storage.save_load import read_config
 
     config, card = read_config(folder), read_card(folder)
     tensors = _tensors(folder)

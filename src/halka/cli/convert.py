@@ -56,9 +56,9 @@ def convert(
     The base says where the adapter's parts stand, and that it fits. What the other tool has no form for is refused by
     name. Its task, training and scores go along.
     """
-    from halka.storage.adapter_folder import load, read_config, save
     from halka.storage.card import read_card
     from halka.storage.formats import format_named, format_of
+    from halka.storage.save_load import load, read_config, save
 
     format_named(to)
     folder = adapter_folder(folder, "FOLDER", allow_pickle=allow_pickle)

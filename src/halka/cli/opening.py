@@ -85,10 +85,10 @@ def made_for(folder: Path, *, head: bool = True) -> tuple[str | None, tuple[str,
     The Card says both; without one the head that is saved beside the adapter (where `head` wants it), or peft's task.
     """
     from halka.models.kinds import kind_of_task
-    from halka.storage.adapter_folder import read_json
     from halka.storage.card import read_card
     from halka.storage.formats import format_of
     from halka.storage.formats.adapterhub.heads import base_for
+    from halka.storage.save_load import read_json
 
     if (card := read_card(folder)) is not None:
         return card.kind, tuple(card.labels)
@@ -124,8 +124,8 @@ def open_model(
 
     Raises ValueError for a pool without a store.
     """
-    from halka.storage.adapter_folder import load
     from halka.storage.pool import DEFAULT_BUDGET, AdapterPool
+    from halka.storage.save_load import load
 
     if pool is not None and adapters.store is None:
         raise HalkaError("--pool is what a store's adapters may take: give --store FOLDER with it")

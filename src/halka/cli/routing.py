@@ -170,7 +170,7 @@ def route(examples: Sequence[Example], adapters: Adapters) -> tuple[list[Example
 
 def _check(adapters: Adapters, name: str, where: str) -> None:
     """Raises ValueError that begins with the place for an adapter that is not there, or not whole."""
-    from halka.storage.adapter_folder import read_config
+    from halka.storage.save_load import read_config
 
     try:
         read_config(adapters.folder(name), allow_pickle=adapters.allow_pickle)

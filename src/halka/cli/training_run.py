@@ -24,7 +24,7 @@ from halka.cli.progress import StepProgress
 from halka.cli.train_settings import Plan
 from halka.core import AdaptedModel, chosen
 from halka.data.task import Task
-from halka.storage.adapter_folder import WEIGHTS, save
+from halka.storage.save_load import WEIGHTS, save
 from halka.training.loop import Job, as_tokens, train_many
 from halka.training.run import BEST, CHECKPOINT, METRICS, Step
 from halka.util.errors import HalkaError, TrainingError

@@ -19,7 +19,7 @@ from halka.core import AdaptedModel
 from halka.interop.views import view
 from halka.models import adapt, context
 from halka.models.loading import load_base
-from halka.storage.adapter_folder import load
+from halka.storage.save_load import load
 from halka.util.errors import HalkaError
 
 ADAPTER = "adapter"

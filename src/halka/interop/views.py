@@ -20,7 +20,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from halka.core import AdaptedModel, Adapter, in_mode
-from halka.storage.adapter_folder import save
+from halka.storage.save_load import save
 from halka.util.errors import HalkaError
 
 ADAPTER = "adapter"  # the submodule that holds the adapter's parts, by their paths with "/" for "."

@@ -16,11 +16,11 @@ from halka.core.merged import merged_weights
 from halka.merging.error import LIMIT, MergeError, merge_error, refuse_past, written_error
 from halka.merging.probes import Probes
 from halka.methods import LoRA
-from halka.storage.adapter_folder import save
-from halka.storage.formats.gguf import as_stored, check_whole, write_gguf
-from halka.storage.formats.gguf_lora import write_gguf_lora
+from halka.storage.formats.gguf.lora import write_gguf_lora
+from halka.storage.formats.gguf.model import as_stored, check_whole, write_gguf
 from halka.storage.formats.model_folder import stranger, write_model
 from halka.storage.formats.peft.experts import confused
+from halka.storage.save_load import save
 from halka.storage.tensors import check_finite
 from halka.util.errors import HalkaError
 from halka.util.files import new_folder, write_file

@@ -27,8 +27,8 @@ from filelock import FileLock, Timeout
 from halka.core import AdaptedModel, Adapter
 from halka.models.fingerprint import own_fingerprint
 from halka.models.hub import adapter_folder
-from halka.storage.adapter_folder import load, read_config, read_tensors, save
 from halka.storage.card import Card, check_files, read_card
+from halka.storage.save_load import load, read_config, read_tensors, save
 from halka.util.errors import HalkaError
 from halka.util.files import flush, new_folder, write_text
 

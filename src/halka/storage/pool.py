@@ -11,8 +11,8 @@ from collections import OrderedDict
 from collections.abc import Iterable
 
 from halka.core import AdaptedModel
-from halka.storage.adapter_folder import load, size_of
 from halka.storage.adapter_store import AdapterStore, Stored
+from halka.storage.save_load import load, size_of
 from halka.util.errors import HalkaError
 
 DEFAULT_BUDGET = 10**9  # bytes

@@ -36,7 +36,7 @@ from halka.models import adapt, pad_id
 from halka.models.attention.function import use_attention
 from halka.models.kinds import kind_of
 from halka.models.loading import load_base
-from halka.storage.adapter_folder import WEIGHTS, save
+from halka.storage.save_load import WEIGHTS, save
 from halka.training.loop import Job, as_tokens, mean_loss, train, train_many
 from halka.training.run import Step, TrainConfig
 from halka.util import machine

@@ -10,7 +10,7 @@ from pathlib import Path
 from pkgutil import iter_modules
 from typing import Any
 
-from halka.storage.formats.folder import Files, Folder, Format
+from halka.storage.formats.format import Files, Folder, Format
 from halka.util.errors import HalkaError
 
 __all__ = ["Files", "Folder", "Format", "all_formats", "format_named", "format_of"]

@@ -36,7 +36,7 @@ from halka.rag.raft import Asked, Raft, holds, placed
 from halka.rag.retrieve import Retriever
 from halka.rag.sources import digest_of, listed, taken_in
 from halka.rag.store import Scope
-from halka.storage.adapter_folder import save
+from halka.storage.save_load import save
 from halka.studies.ablation.changes import alike, replaced
 from halka.studies.ablation.documents import collection_of
 from halka.studies.ablation.injections import attack_of, attacks, injected

@@ -1,7 +1,7 @@
 """AdapterHub's folders, as its library `adapters` reads and writes them: bottleneck adapters, LoRA, (IA)³ and prefixes.
 
 One file here a kind; a union of several is a joint method. Layouts and sums as adapters 1.3.0 has them, on the
-architectures for which it has a form of its own (`places.py`). Its adapter's name stands inside the tensors' names.
+architectures for which it has a form of its own (`tensor_names.py`). The adapter's name is part of its tensors' names.
 """
 
 from __future__ import annotations
@@ -13,8 +13,8 @@ from torch import Tensor
 from halka.core import Adapter, Joint, Method, Target, wants
 from halka.storage.formats.adapterhub import bottleneck, heads, ia3, lora, prefix
 from halka.storage.formats.adapterhub.config import architecture_of, base_of, checked, identity, parts_of
-from halka.storage.formats.adapterhub.places import Keys, sorted_by_kind
-from halka.storage.formats.folder import Files, Folder
+from halka.storage.formats.adapterhub.tensor_names import Keys, sorted_by_kind
+from halka.storage.formats.format import Files, Folder
 from halka.util.errors import HalkaError
 
 NAME = "adapterhub"

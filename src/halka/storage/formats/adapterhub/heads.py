@@ -16,7 +16,7 @@ from halka.core import Adapter, Target
 from halka.methods import Modules
 from halka.models.classes import label_rows
 from halka.storage.formats.adapterhub.config import base_of
-from halka.storage.formats.folder import Files, Folder
+from halka.storage.formats.format import Files, Folder
 from halka.util.errors import HalkaError
 
 FILES = Files("head_config.json", "model_head.safetensors", "pytorch_model_head.bin")

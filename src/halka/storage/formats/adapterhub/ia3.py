@@ -16,7 +16,7 @@ from halka.methods import IA3
 from halka.methods.ia3 import InputScale
 from halka.storage.formats.adapterhub.config import GATES, NAME, number, refuse
 from halka.storage.formats.adapterhub.lora import MATRICES, PLACES, named, targets_of, where
-from halka.storage.formats.adapterhub.places import Keys, architecture_of
+from halka.storage.formats.adapterhub.tensor_names import Keys, architecture_of
 from halka.util.errors import HalkaError
 
 ARCHITECTURE = "ia3"

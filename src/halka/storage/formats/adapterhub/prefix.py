@@ -18,7 +18,7 @@ from halka.methods import PositionlessPrefix
 from halka.methods import bottleneck as bottlenecks
 from halka.storage.formats.adapterhub.bottleneck import activation_of
 from halka.storage.formats.adapterhub.config import GATES, NAME, count, refuse
-from halka.storage.formats.adapterhub.places import Keys, decoder_of
+from halka.storage.formats.adapterhub.tensor_names import Keys, decoder_of
 from halka.util.errors import HalkaError
 
 ARCHITECTURE = "prefix_tuning"

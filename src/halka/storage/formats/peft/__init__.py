@@ -1,7 +1,7 @@
-"""Hugging Face peft's adapter folders: its configuration and tensor names for our methods and parts.
+"""Hugging Face peft's adapter folders: its configuration and tensor names for our methods and parts, as of peft 0.21.
 
-What peft has is written so that `PeftModel.from_pretrained` and others load it, one file here a kind, with whatever
-stands beside it (`beside.py`). Methods that peft lacks use the same two files (`own.py`). As peft 0.21 writes them.
+One file here a kind of adapter that peft has. `saved_modules.py` has what `modules_to_save` and
+`trainable_token_indices` add to any of them. `halka_methods.py` writes methods that peft lacks into the same two files.
 """
 
 from __future__ import annotations
@@ -19,22 +19,22 @@ from halka.methods import Modules, Prompt
 from halka.models.classes import LABELLED
 from halka.models.kinds import TASK_TYPES, kind_of
 from halka.models.layouts import CLASSIFIERS
-from halka.storage.formats.folder import Files, Folder
+from halka.storage.formats.format import Files, Folder
 from halka.storage.formats.peft import (
     adalora,
-    beside,
     experts,
+    halka_methods,
     ia3,
     llama_adapter,
     lora,
-    own,
     prefix,
     prompt,
     ptuning,
+    saved_modules,
     tokens,
     vera,
 )
-from halka.storage.formats.peft.places import base_of
+from halka.storage.formats.peft.modules import base_of
 from halka.util.errors import HalkaError
 
 NAME = "peft"
@@ -67,13 +67,13 @@ def read(folder: Folder, targets: tuple[Target, ...]) -> tuple[Method, dict[str,
     kinds = {each.PEFT_TYPE: each for each in KINDS}
     if peft_type not in kinds:
         if "fields" in folder.config:
-            return own.read(folder, targets)
+            return halka_methods.read(folder, targets)
         known = ", ".join([*kinds, "and Halka's own methods in capitals"])
         raise HalkaError(f"adapters of the type {peft_type!r} cannot be read: Halka knows {known}")
     kind: Any = kinds[peft_type]
     tensors = {_named(kind, key): tensor for key, tensor in folder.tensors.items()}
     methods, state, others = kind.read(folder.config, tensors, targets)
-    more, values = beside.read(folder.config, others, targets)
+    more, values = saved_modules.read(folder.config, others, targets)
     methods = [*methods, *more]
     if (inner := _inside(methods)) is not None:
         raise HalkaError(
@@ -106,7 +106,7 @@ def _named(kind: Any, key: str) -> str:
 
 def write(adapter: Adapter, targets: tuple[Target, ...], base_name: str) -> Folder:
     """An adapter in peft's names, in our own where peft has none; `targets` are all of its base's."""
-    written = _theirs(adapter, targets) or own.write(adapter, targets)
+    written = _theirs(adapter, targets) or halka_methods.write(adapter, targets)
     common = {
         "task_type": _task_type(adapter, targets),
         "base_model_name_or_path": base_name,
@@ -124,7 +124,7 @@ def _theirs(adapter: Adapter, targets: tuple[Target, ...]) -> Folder | None:
         method: {path: adapter.parts[path] for path, each in adapter.targets.items() if wants(method.roles(), each)}
         for method in methods
     }
-    aside = [each for each in methods if each.name in beside.METHODS]
+    aside = [each for each in methods if each.name in saved_modules.METHODS]
     main = [each for each in methods if each not in aside] or aside
     kind: Any = next((each for each in KINDS if {one.name for one in main} <= {*getattr(each, "METHODS", ())}), None)
     on_experts = any(target.stack for target in adapter.targets.values())
@@ -138,7 +138,7 @@ def _theirs(adapter: Adapter, targets: tuple[Target, ...]) -> Folder | None:
     config, tensors = written
     named = {key if key in kind.BARE else f"{kind.PREFIX}{key}": tensor for key, tensor in tensors.items()}
     if main is not aside:
-        more = beside.write(aside, adapter.parts, targets, tokens=kind is lora)
+        more = saved_modules.write(aside, adapter.parts, targets, tokens=kind is lora)
         if more is None:
             return None
         config = {**config, **more[0]}

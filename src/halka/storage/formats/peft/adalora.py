@@ -12,9 +12,9 @@ from torch import Tensor
 
 from halka.core import Method, Target
 from halka.methods import LoRA
+from halka.storage.formats.peft.modules import PREFIX as PREFIX
+from halka.storage.formats.peft.modules import check_places, roles_of, split
 from halka.storage.formats.peft.options import number, refuse_unknown
-from halka.storage.formats.peft.places import PREFIX as PREFIX
-from halka.storage.formats.peft.places import check_places, roles_of, split
 from halka.util.errors import HalkaError
 
 PEFT_TYPE = "ADALORA"

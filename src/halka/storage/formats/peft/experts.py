@@ -12,7 +12,7 @@ from typing import Any
 from torch import Tensor
 
 from halka.core import Target
-from halka.storage.formats.peft.places import base_of
+from halka.storage.formats.peft.modules import base_of
 from halka.storage.formats.peft.selection import endings
 from halka.util.errors import HalkaError
 

@@ -24,7 +24,7 @@ HARMLESS = {
     *("prompt_tuning_init", "prompt_tuning_init_text", "tokenizer_name_or_path", "tokenizer_kwargs"),
     *("encoder_hidden_size", "num_attention_heads", "num_layers", "token_dim", "fan_in_fan_out"),
 }
-# Those that select modules; tensors are there for exactly these, which `places.check_places` holds true.
+# Those that select modules; tensors are there for exactly these, which `modules.check_places` holds true.
 SELECTING = {
     *("target_modules", "exclude_modules", "layers_to_transform", "layers_pattern"),
     *("modules_to_save", "trainable_token_indices"),

@@ -8,9 +8,9 @@ from typing import Any
 from torch import Tensor
 
 from halka.core import Method, Part, Target
-from halka.storage.formats.peft.beside import ROWS, read_rows, write_rows
+from halka.storage.formats.peft.modules import PREFIX as PREFIX
 from halka.storage.formats.peft.options import refuse_unknown
-from halka.storage.formats.peft.places import PREFIX as PREFIX
+from halka.storage.formats.peft.saved_modules import ROWS, read_rows, write_rows
 
 PEFT_TYPE = "TRAINABLE_TOKENS"
 METHODS = ("tokens",)

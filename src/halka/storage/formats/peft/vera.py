@@ -12,9 +12,9 @@ from torch import Tensor, nn
 
 from halka.core import WEIGHT_ROLES, Method, Target
 from halka.methods import LoRA
+from halka.storage.formats.peft.modules import PREFIX as PREFIX
+from halka.storage.formats.peft.modules import base_of, check_places, roles_of, split
 from halka.storage.formats.peft.options import number, refuse_unknown
-from halka.storage.formats.peft.places import PREFIX as PREFIX
-from halka.storage.formats.peft.places import base_of, check_places, roles_of, split
 from halka.util.errors import HalkaError
 
 PEFT_TYPE = "VERA"

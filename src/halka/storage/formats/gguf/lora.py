@@ -9,7 +9,7 @@ import torch
 
 from halka.core import Adapter
 from halka.methods.lora import LoRAPart
-from halka.storage.formats.gguf import architecture_of, check, finish, name_in_gguf, quiet, rotated
+from halka.storage.formats.gguf.model import architecture_of, check, finish, name_in_gguf, quiet, rotated
 from halka.util.errors import HalkaError
 
 

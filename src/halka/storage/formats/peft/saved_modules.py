@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from halka.core import WHOLE, Method, Part, Target
 from halka.methods import Modules, Tokens
-from halka.storage.formats.peft.places import base_of
+from halka.storage.formats.peft.modules import base_of
 from halka.util.errors import HalkaError
 
 ROWS = "token_adapter.trainable_tokens_delta"

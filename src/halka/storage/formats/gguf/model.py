@@ -19,7 +19,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from halka.storage.formats.gguf_tokenizer import write_tokenizer
+from halka.storage.formats.gguf.tokenizer import write_tokenizer
 from halka.storage.formats.model_folder import described
 from halka.util.errors import HalkaError
 

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from halka.core import Adapter, Method, Target, described
 from halka.methods import made
-from halka.storage.formats.folder import Folder
+from halka.storage.formats.format import Folder
 from halka.util.errors import HalkaError
 
 MARK = "HALKA_"
