@@ -1,4 +1,8 @@
-"""Halka: a large model stays as it is, a small part of it is trained."""
+"""Halka: parameter-efficient fine-tuning of language models. A frozen base, and small adapters that are trained.
+
+A public name stands in two places: with its module in `_PUBLIC`, and in the imports for type checkers (a test holds
+them equal). It is imported at its first use, so that `import halka` waits for no torch.
+"""
 
 from __future__ import annotations
 
@@ -6,120 +10,75 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from halka.estimating import estimate
-    from halka.interop.views import view
-    from halka.merging.combining import combine
-    from halka.merging.error import merge, merge_error
-    from halka.merging.exporting import export
-    from halka.methods import (
-        IA3,
-        BitFit,
-        Bottleneck,
-        DoRA,
-        Full,
-        Joint,
-        LlamaAdapter,
-        LoRA,
-        LoRABias,
-        Modules,
-        NormedBottleneck,
-        PositionlessPrefix,
-        Prefix,
-        Prompt,
-        Tokens,
-    )
-    from halka.models import adapt
-    from halka.models.loading import load_base
-    from halka.storage.adapter_store import AdapterStore
-    from halka.storage.pool import AdapterPool
-    from halka.storage.save_load import load, save
-    from halka.training.loop import Job, train, train_many
-    from halka.training.run import TrainConfig
-    from halka.util.errors import (
-        DamagedFolderError,
-        DataError,
-        HalkaError,
-        OutOfMemoryError,
-        TrainingError,
-        UnknownAdapterError,
-        WrongBaseError,
-    )
+    from halka.estimating import estimate as estimate
+    from halka.interop.views import view as view
+    from halka.merging.combining import combine as combine
+    from halka.merging.error import merge as merge
+    from halka.merging.error import merge_error as merge_error
+    from halka.merging.exporting import export as export
+    from halka.methods import IA3 as IA3
+    from halka.methods import BitFit as BitFit
+    from halka.methods import Bottleneck as Bottleneck
+    from halka.methods import DoRA as DoRA
+    from halka.methods import Full as Full
+    from halka.methods import Joint as Joint
+    from halka.methods import LlamaAdapter as LlamaAdapter
+    from halka.methods import LoRA as LoRA
+    from halka.methods import LoRABias as LoRABias
+    from halka.methods import Modules as Modules
+    from halka.methods import NormedBottleneck as NormedBottleneck
+    from halka.methods import PositionlessPrefix as PositionlessPrefix
+    from halka.methods import Prefix as Prefix
+    from halka.methods import Prompt as Prompt
+    from halka.methods import Tokens as Tokens
+    from halka.models import adapt as adapt
+    from halka.models.loading import load_base as load_base
+    from halka.storage.adapter_store import AdapterStore as AdapterStore
+    from halka.storage.pool import AdapterPool as AdapterPool
+    from halka.storage.save_load import load as load
+    from halka.storage.save_load import save as save
+    from halka.training.loop import Job as Job
+    from halka.training.loop import train as train
+    from halka.training.loop import train_many as train_many
+    from halka.training.run import TrainConfig as TrainConfig
+    from halka.util.errors import DamagedFolderError as DamagedFolderError
+    from halka.util.errors import DataError as DataError
+    from halka.util.errors import HalkaError as HalkaError
+    from halka.util.errors import OutOfMemoryError as OutOfMemoryError
+    from halka.util.errors import TrainingError as TrainingError
+    from halka.util.errors import UnknownAdapterError as UnknownAdapterError
+    from halka.util.errors import WrongBaseError as WrongBaseError
+
+_PUBLIC = {
+    "estimating": "estimate",
+    "interop.views": "view",
+    "merging.combining": "combine",
+    "merging.error": "merge merge_error",
+    "merging.exporting": "export",
+    "methods": "BitFit Bottleneck DoRA Full IA3 Joint LlamaAdapter LoRA LoRABias Modules NormedBottleneck "
+    "PositionlessPrefix Prefix Prompt Tokens",
+    "models": "adapt",
+    "models.loading": "load_base",
+    "storage.save_load": "load save",
+    "storage.adapter_store": "AdapterStore",
+    "storage.pool": "AdapterPool",
+    "training.loop": "Job train train_many",
+    "training.run": "TrainConfig",
+    "util.errors": "DamagedFolderError DataError HalkaError OutOfMemoryError TrainingError UnknownAdapterError "
+    "WrongBaseError",
+}
+_MODULES = {name: f"halka.{module}" for module, names in _PUBLIC.items() for name in names.split()}
 
 __version__ = "0.1.0"
-__all__ = [
-    "IA3",
-    "AdapterPool",
-    "AdapterStore",
-    "BitFit",
-    "Bottleneck",
-    "DamagedFolderError",
-    "DataError",
-    "DoRA",
-    "Full",
-    "HalkaError",
-    "Job",
-    "Joint",
-    "LlamaAdapter",
-    "LoRA",
-    "LoRABias",
-    "Modules",
-    "NormedBottleneck",
-    "OutOfMemoryError",
-    "PositionlessPrefix",
-    "Prefix",
-    "Prompt",
-    "Tokens",
-    "TrainConfig",
-    "TrainingError",
-    "UnknownAdapterError",
-    "WrongBaseError",
-    "adapt",
-    "combine",
-    "estimate",
-    "export",
-    "load",
-    "load_base",
-    "merge",
-    "merge_error",
-    "save",
-    "train",
-    "train_many",
-    "view",
-]
-_HOMES = {
-    **dict.fromkeys(
-        (
-            "DamagedFolderError",
-            "DataError",
-            "HalkaError",
-            "OutOfMemoryError",
-            "TrainingError",
-            "UnknownAdapterError",
-            "WrongBaseError",
-        ),
-        "halka.util.errors",
-    ),
-    "AdapterPool": "halka.storage.pool",
-    "AdapterStore": "halka.storage.adapter_store",
-    "adapt": "halka.models",
-    "load_base": "halka.models.loading",
-    "load": "halka.storage.save_load",
-    "save": "halka.storage.save_load",
-    "combine": "halka.merging.combining",
-    "estimate": "halka.estimating",
-    "export": "halka.merging.exporting",
-    "merge": "halka.merging.error",
-    "merge_error": "halka.merging.error",
-    "Job": "halka.training.loop",
-    "TrainConfig": "halka.training.run",
-    "train": "halka.training.loop",
-    "train_many": "halka.training.loop",
-    "view": "halka.interop.views",
-}
+__all__ = sorted(_MODULES)  # pyright: ignore[reportUnsupportedDunderAll]
 
 
-def __getattr__(name: str) -> Any:
-    """A public name from where it lives, at its first use: `halka --help` need not wait for torch."""
-    if name not in __all__:
-        raise AttributeError(f"module 'halka' has no attribute {name!r}")
-    return getattr(import_module(_HOMES.get(name, "halka.methods")), name)
+if not TYPE_CHECKING:  # to type checkers a name that is not imported above is an error
+
+    def __getattr__(name: str) -> Any:
+        if name not in _MODULES:
+            raise AttributeError(f"module 'halka' has no attribute {name!r}")
+        return getattr(import_module(_MODULES[name]), name)
+
+    def __dir__() -> list[str]:
+        return sorted({*globals(), *__all__})
