@@ -44,7 +44,7 @@ from halka.estimating.rehearsing import Setup, model_of, rehearse, training_item
 from halka.methods import made
 from halka.models.kinds import KINDS as KIND_CLASSES
 from halka.models.loading import base_config, let_go_of_files
-from halka.models.quantised.packing import quantise
+from halka.models.quantised import quantise
 from halka.training.loop import TrainConfig, train
 from halka.util import machine
 

@@ -29,7 +29,7 @@ from halka.core import AdaptedModel, Packed, bytes_of
 from halka.evaluation.answers import perplexity
 from halka.models.attention.function import use_attention
 from halka.models.loading import load_base
-from halka.models.quantised.packing import check_form
+from halka.models.quantised import check_form
 from halka.studies.measure import neutral_text
 from halka.util import machine
 

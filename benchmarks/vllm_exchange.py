@@ -53,7 +53,7 @@ def exchange(arguments: argparse.Namespace, work: Path) -> None:
     from halka import adapt, load
     from halka.data.tasks import load_task
     from halka.data.tokens import encode_all, encode_prompt
-    from halka.models.cache import pull
+    from halka.models.fetching import pull
     from halka.models.loading import load_base
 
     task = load_task("support")

@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from halka.methods import Prompt as Prompt
     from halka.methods import Tokens as Tokens
     from halka.models import adapt as adapt
-    from halka.models.loading import load_base as load_base
+    from halka.models import load_base as load_base
     from halka.storage.adapter_store import AdapterStore as AdapterStore
     from halka.storage.pool import AdapterPool as AdapterPool
     from halka.storage.save_load import load as load
@@ -57,8 +57,7 @@ _PUBLIC = {
     "merging.exporting": "export",
     "methods": "BitFit Bottleneck DoRA Full IA3 Joint LlamaAdapter LoRA LoRABias Modules NormedBottleneck "
     "PositionlessPrefix Prefix Prompt Tokens",
-    "models": "adapt",
-    "models.loading": "load_base",
+    "models": "adapt load_base",
     "storage.save_load": "load save",
     "storage.adapter_store": "AdapterStore",
     "storage.pool": "AdapterPool",

@@ -50,7 +50,7 @@ def test_a_form_that_cannot_be_tried_is_told(monkeypatch):
     def missing():
         raise ValueError("nf4 needs bitsandbytes")
 
-    monkeypatch.setattr("halka.models.quantised.packing.bitsandbytes", missing)
+    monkeypatch.setattr("halka.models.quantised.bitsandbytes", missing)
     found = fit(CONFIG, **SIZES, methods=["lora"], memory=CONTEXT + 1000)
     assert dict(found.untried) == {"nf4": "nf4 needs bitsandbytes"}
     assert restored(Fit, json.loads(json.dumps(asdict(found)))) == found
@@ -111,7 +111,7 @@ def test_a_form_that_is_not_installed_is_no_way(monkeypatch):
         raise ValueError("needs bitsandbytes")
 
     monkeypatch.setattr("halka.models.quantised.nf4.bitsandbytes", missing)
-    monkeypatch.setattr("halka.models.quantised.packing.bitsandbytes", missing)
+    monkeypatch.setattr("halka.models.quantised.bitsandbytes", missing)
     found = fit(CONFIG, methods=["lora", "prompt"], memory=CONTEXT + 1000, **SIZES)
     assert [(each.quantize, each.fits) for each in found.options] == [("int8", False)] * 2
 

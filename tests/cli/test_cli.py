@@ -159,7 +159,7 @@ def test_base_pull(here, monkeypatch):
         on_progress("fetching")
         return Path("cache") / name
 
-    monkeypatch.setattr("halka.models.cache.pull", pull)
+    monkeypatch.setattr("halka.models.fetching.pull", pull)
     result = halka("base pull smollm2-135m --json")
     assert json.loads(result.stdout) == {"name": "smollm2-135m", "path": "cache/smollm2-135m"}
     assert result.stderr == "fetching\n"
@@ -914,7 +914,7 @@ def test_compare_stopped_says_how_to_go_on(experiment, monkeypatch):
 
 def test_demo_pulls_its_base_first(experiment, monkeypatch):
     pulled = []
-    monkeypatch.setattr("halka.models.cache.pull", lambda name, say: pulled.append(name))
+    monkeypatch.setattr("halka.models.fetching.pull", lambda name, say: pulled.append(name))
     assert "report: halka-demo/report.html" in halka("demo").stdout
     assert pulled == ["smollm2-135m"]
 

@@ -16,7 +16,7 @@ from contract import disturb, ids
 from halka.data.tokens import Tokens
 from halka.merging.error import difference
 from halka.merging.exporting import FORMS, whole_weights
-from halka.models.quantised.packing import quantise
+from halka.models.quantised import quantise
 from kinds import bare, logits, model_with
 from tiny import tiny
 from tokenizers_for_tests import chatml_tokenizer

@@ -14,7 +14,7 @@ from halka.data.examples import Example, Message
 from halka.data.tokens import Tokens
 from halka.merging.error import Difference, difference, refuse_past
 from halka.merging.probes import neutral_text, probe_rows
-from halka.models.quantised.packing import quantise
+from halka.models.quantised import quantise
 from kinds import bare, logits, model_with
 from tiny import tiny
 from tokenizers_for_tests import chatml_tokenizer

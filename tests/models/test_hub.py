@@ -13,7 +13,7 @@ from huggingface_hub import errors
 import halka
 from contract import disturb, ids
 from halka.cli.routing import given_adapters
-from halka.models.hub import adapter_folder, adapter_name
+from halka.models.fetching.hub import adapter_folder, adapter_name
 from tiny import tiny
 
 V1, V2 = "1" * 40, "2" * 40

@@ -22,9 +22,9 @@ from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 from transformers import AutoConfig, BertConfig, BertModel, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from halka.data.tokens import chat_template_fingerprint
-from halka.models import cache as cached
-from halka.models import loading, smollm2, wheels
-from halka.models.cache import cache_dir, known_bases, list_bases, pull
+from halka.models import fetching as cached
+from halka.models import loading
+from halka.models.fetching import cache_dir, known_bases, list_bases, pull, smollm2, wheels
 from halka.models.loading import load_base, show
 
 SPECIAL = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
@@ -665,12 +665,12 @@ def test_it_knows_paris(real) -> None:
 @pytest.mark.slow
 def test_two_processes_pull_at_once(tmp_path: Path) -> None:
     script = (
-        "import sys, time\nfrom dataclasses import replace\nfrom halka.models import cache\n"
+        "import sys, time\nfrom dataclasses import replace\nfrom halka.models import fetching\n"
         "def fetch(folder, say):\n"
         "    (folder / 'source.json').write_text('{}'); print('fetched'); time.sleep(3)\n"
-        "base = replace(cache.known_bases()['smollm2-135m'], fetch=fetch)\n"
-        "cache.known_bases = lambda: {base.name: base}\n"
-        "print(cache.pull('smollm2-135m'))\n"
+        "base = replace(fetching.known_bases()['smollm2-135m'], fetch=fetch)\n"
+        "fetching.known_bases = lambda: {base.name: base}\n"
+        "print(fetching.pull('smollm2-135m'))\n"
     )
     environment = {"HALKA_CACHE": str(tmp_path), "PYTHONPATH": str(Path(loading.__file__).parents[2])}
     runs = [

@@ -21,10 +21,9 @@ from halka.core import AdaptedModel, Method, Packed, bytes_of, count_of, form_of
 from halka.evaluation.answers import evaluate, generate, perplexity
 from halka.methods import all_methods
 from halka.models.fingerprint import fingerprint
-from halka.models.quantised import nf4
+from halka.models.quantised import FORMS, nf4, quantise
 from halka.models.quantised.int8 import Int8Linear
 from halka.models.quantised.nf4 import NF4Linear
-from halka.models.quantised.packing import FORMS, quantise
 from halka.training.loop import Job, train_many
 from tiny import CONFIGS, ENCODERS, SEQ2SEQ, tiny
 from tokenizers_for_tests import chatml_tokenizer

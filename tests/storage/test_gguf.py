@@ -19,7 +19,7 @@ import halka
 from contract import disturb, ids
 from halka.data.tokens import Tokens
 from halka.merging.error import difference
-from halka.models.smollm2 import rotary_halves
+from halka.models.fetching.smollm2 import rotary_halves
 from halka.storage.formats.gguf.model import ARCHITECTURES, rotated
 from halka.storage.formats.gguf.tokenizer import LLAMA3, QWEN2, split_of
 from kinds import logits

@@ -11,7 +11,7 @@ from safetensors.torch import load_file, save_file
 
 import halka
 from contract import disturb, ids
-from halka.models.quantised.packing import quantise
+from halka.models.quantised import quantise
 from tiny import tiny
 
 peft = pytest.importorskip("peft")

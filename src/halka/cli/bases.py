@@ -17,7 +17,7 @@ def pull(
     json: Json = False,
 ) -> None:
     """Fetch a base and keep it on this machine."""
-    from halka.models.cache import pull
+    from halka.models.fetching import pull
 
     folder = pull(name, say)
     if json:
@@ -30,7 +30,7 @@ def pull(
 @app.command("list", cls=Command, epilog=examples("halka base list"))
 def list_(json: Json = False) -> None:
     """List the bases that have a short name."""
-    from halka.models.cache import known_bases, list_bases
+    from halka.models.fetching import known_bases, list_bases
     from halka.report.units import count, size
 
     bases, known = list_bases(), known_bases()

@@ -139,7 +139,7 @@ def _run(
 def _follow(events: Iterable[Event], base: str, out: Path) -> None:
     """Show what happens to runs in a folder, until all have ended, or it is interrupted."""
     from halka.cli.progress import RunsProgress
-    from halka.models.cache import known_bases, pull
+    from halka.models.fetching import known_bases, pull
 
     if out.is_file():
         raise HalkaError(f"--out: {out} is a file: name a folder")

@@ -100,7 +100,7 @@ class Adapters:
 
 def given_adapters(given: Sequence[str] | None, store: Path | None, allow_pickle: bool = False) -> Adapters:
     """What `--adapter` and `--store` say. Raises ValueError for what is not there, and for a name given twice."""
-    from halka.models.hub import adapter_name
+    from halka.models.fetching.hub import adapter_name
     from halka.storage.adapter_store import AdapterStore
 
     opened = None if store is None else AdapterStore(existing_folder(store, "--store"))
@@ -180,7 +180,7 @@ def _check(adapters: Adapters, name: str, where: str) -> None:
 
 def adapter_folder(folder: Path, given_as: str = "--adapter", *, allow_pickle: bool = False) -> Path:
     """The folder, here or on the hub; ValueError with the way out if it is a run's, which holds the adapter's."""
-    from halka.models import hub
+    from halka.models.fetching import hub
 
     if hub.is_adapter_name(folder):
         return hub.adapter_folder(folder, allow_pickle=allow_pickle)

@@ -17,7 +17,7 @@ from halka.estimating.rehearsing import Memory, Rehearsed, Setup, rehearse
 from halka.methods import made
 from halka.models.classes import LABELLED, check_class, usual_kind
 from halka.models.loading import DTYPES, base_config
-from halka.models.quantised.packing import check_form
+from halka.models.quantised import check_form
 from halka.objectives import OBJECTIVES
 from halka.util.errors import HalkaError
 

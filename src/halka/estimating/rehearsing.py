@@ -23,7 +23,7 @@ from halka.estimating.heap import Heap
 from halka.models import adapt, context
 from halka.models.kinds import KINDS
 from halka.models.layouts import layout_of
-from halka.models.quantised.packing import quantise
+from halka.models.quantised import quantise
 from halka.objectives.labelled import Labelled
 from halka.objectives.pairs import Pair
 from halka.objectives.words import Tagged

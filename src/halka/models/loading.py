@@ -10,9 +10,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from halka.models.cache import cache_dir, is_pulled, known_bases, known_names, pull, source_of
 from halka.models.classes import check_class, from_folder, usual_kind
-from halka.models.hub import from_hub
+from halka.models.fetching import cache_dir, is_pulled, known_bases, known_names, pull, source_of
+from halka.models.fetching.hub import from_hub
 from halka.models.kinds import KINDS
 from halka.util.errors import HalkaError
 from halka.util.files import let_go_but
@@ -63,7 +63,7 @@ def load_base(
     from safetensors import SafetensorError
     from transformers import AutoConfig, AutoTokenizer
 
-    from halka.models.quantised.packing import check_form, quantise
+    from halka.models.quantised import check_form, quantise
 
     if quantize is not None:
         check_form(quantize)

@@ -92,6 +92,6 @@ def counting(tokenizer: Tokenizer) -> Tokenizer:
 
 def folder_of(name: str) -> str | Path:
     """Where an embedder stands: a base with a short name, pulled if need be; else a folder or a hub name, as given."""
-    from halka.models.cache import known_bases, pull
+    from halka.models.fetching import known_bases, pull
 
     return pull(name) if name in known_bases() else name

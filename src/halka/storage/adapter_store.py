@@ -25,8 +25,8 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from halka.core import AdaptedModel, Adapter
+from halka.models.fetching.hub import adapter_folder
 from halka.models.fingerprint import own_fingerprint
-from halka.models.hub import adapter_folder
 from halka.storage.card import Card, check_files, read_card
 from halka.storage.save_load import load, read_config, read_tensors, save
 from halka.util.errors import HalkaError

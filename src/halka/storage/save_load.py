@@ -14,9 +14,9 @@ from typing import Any
 import torch
 
 from halka.core import AdaptedModel, Adapter, described, form_of
+from halka.models.fetching.hub import adapter_folder, adapter_name
 from halka.models.fingerprint import own_fingerprint
 from halka.models.heads import fitted_head, has_head, narrowed
-from halka.models.hub import adapter_folder, adapter_name
 from halka.models.kinds import kind_of
 from halka.storage import tensors
 from halka.storage.card import CARD, Card, check_base, checked_beside, digests, read_card, template_of

@@ -13,7 +13,7 @@ from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
 
-from halka.models.wheels import unpacked
+from halka.models.fetching.wheels import unpacked
 from halka.util.errors import HalkaError
 
 NAME = "minilm-l6"

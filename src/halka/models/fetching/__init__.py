@@ -10,7 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from halka.models import minilm, smollm2
+from halka.models.fetching import minilm, smollm2
 from halka.util.errors import HalkaError
 from halka.util.files import new_folder
 

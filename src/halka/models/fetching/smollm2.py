@@ -19,7 +19,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from halka.models.wheels import unpacked
+from halka.models.fetching.wheels import unpacked
 from halka.util.errors import HalkaError
 
 if TYPE_CHECKING:

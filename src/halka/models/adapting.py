@@ -1,0 +1,93 @@
+"""transformers models seen as bases: `adapt` gives any of them its targets."""
+
+from __future__ import annotations
+
+import math
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from halka.core import VIRTUAL_ROLES, WHOLE, AdaptedModel, Modules, Target
+from halka.models.attention.virtual_tokens import VirtualTokens
+from halka.models.classes import head_of, labels_of
+from halka.models.experts import use_experts
+from halka.models.layouts import check_layout, layout_of, linear_targets
+from halka.util.errors import HalkaError
+
+
+def adapt(base: Any, tokenizer: Any = None) -> AdaptedModel:
+    """Freeze a transformers model, loaded by anyone, and make it ready for adapters.
+
+    The tokenizer is needed to train and to evaluate on text. The base is put into eval mode. Where its head tells
+    labels apart, every adapter that is added has a head of its own.
+
+    Raises ValueError for an architecture without a layout, naming the file to extend.
+    """
+    layout = layout_of(base)
+    check_layout(base, layout)
+    base.eval()
+    embed = base.get_submodule(layout.embed)
+    vocabulary, width = embed.weight.shape
+    targets = [Target(layout.embed, "embedding", embed, vocabulary, width), *linear_targets(base, layout)]
+    memory = VirtualTokens(base, layout)
+    targets.append(Target(layout.embed, "embed", embed, vocabulary, width))
+    for role, held in memory.held.items():
+        targets.append(Target(role, role, held, width, math.prod(held.shape), shape=held.shape))
+    targets.append(Target("base", "base", base, width, vocabulary))
+    learned = tuple("head" if path == layout.head else f"{WHOLE}{path}" for path in head_of(base))
+    head = Modules(learned) if learned else None
+    experts = partial(use_experts, base)
+    return AdaptedModel(base, targets, memory, tokenizer, experts=experts, head=head, labels=labels_of(base))
+
+
+def context(model: AdaptedModel, name: str | None = None) -> int | None:
+    """The positions that the base has for text beside adapter `name`'s virtual tokens; None if it names no limit."""
+    memory: Any = next(each.module for each in model.targets if each.role == "memory")
+    positions = memory.stack.limit
+    if positions is None or name is None:
+        return positions
+    adapter = model.adapter(name)
+    virtual = [part for path, part in adapter.parts.items() if adapter.targets[path].role in VIRTUAL_ROLES]
+    with torch.no_grad():
+        return positions - sum(part.virtual().shape[0] for part in virtual if part.takes_positions)
+
+
+def pad_id(model: AdaptedModel) -> int:
+    """The token that fills up rows: the tokenizer's, else its end of sequence, which no answer's text shows.
+
+    A base that finds the end of a text by its padding, as classifiers and encoders do, has its own.
+    """
+    config: Any = model.base.config
+    own = None if layout_of(model.base).causal and not model.labels else config.pad_token_id
+    known: Any = (own, *(getattr(model.tokenizer, key, None) for key in ("pad_token_id", "eos_token_id")))
+    return next((token for token in known if token is not None), 0)
+
+
+def run(model: AdaptedModel, **inputs: Any) -> Any:
+    """What the whole base returns, head included, without a cache."""
+    base: Any = model.base
+    return base(**inputs, use_cache=False) if layout_of(base).causal else base(**inputs)
+
+
+def hidden_states(model: AdaptedModel, **inputs: Any) -> Tensor:
+    """The decoder's last hidden states (B, T, D), before the head.
+
+    Raises ValueError for an encoder: its tokens see those that they should predict.
+    """
+    layout = layout_of(model.base)
+    if not layout.causal:
+        raise HalkaError(
+            f"{type(model.base).__name__} is an encoder: it has no next token to learn from or to generate"
+        )
+    decoder = model.base.get_submodule(layout.decoder)
+    return decoder(**inputs, use_cache=False).last_hidden_state
+
+
+def logits(model: AdaptedModel, hidden: Tensor) -> Tensor:
+    """The head's logits (…, vocabulary) for hidden states (…, D), as the base computes them."""
+    config: Any = model.base.config
+    result = model.base.get_submodule(layout_of(model.base).head)(hidden)
+    cap = getattr(config, "final_logit_softcapping", None)
+    return result if cap is None else (result / cap).tanh() * cap
