@@ -16,8 +16,8 @@ import typer
 import yaml
 from filelock import FileLock
 from safetensors.torch import load_file
-from typer.testing import CliRunner
 
+from commands import failure, halka, parsed, process
 from contract import disturb
 from halka import AdapterStore, LoRA, Prefix, adapt, load_base, save
 from halka.cli import app, cli_reference
@@ -54,46 +54,6 @@ def here(made, tmp_path, monkeypatch) -> Path:
         (tmp_path / each.name).symlink_to(each)
     monkeypatch.chdir(tmp_path)
     return tmp_path
-
-
-def halka(command: str, folder: Path | None = None, code: int = 0, **more):
-    """The command's result, run in this process."""
-    before = Path.cwd()
-    os.chdir(folder or before)
-    try:
-        arguments = [part.replace("␣", " ") for part in command.split()]
-        result = CliRunner().invoke(app, arguments, **more)
-    finally:
-        os.chdir(before)
-    assert result.exit_code == code, result.output
-    return result
-
-
-def parsed(command: str):
-    """What it prints with --json."""
-    return json.loads(halka(f"{command} --json").stdout)
-
-
-def failure(command: str, code: int = 2, **more) -> str:
-    """The one line that a wrong command gives, after what was said before."""
-    result = halka(command, code=code, **more)
-    assert result.stdout == ""
-    lines = [line for line in result.stderr.splitlines() if not line.startswith("loading") and "read as" not in line]
-    assert len(lines) == 1, result.stderr
-    assert lines[0].startswith("Error: ")
-    return lines[0].removeprefix("Error: ")
-
-
-def process(command: str, folder: Path) -> subprocess.Popen[str]:
-    """The command in a process of its own."""
-    return subprocess.Popen(
-        [sys.executable, "-c", "from halka.cli import main; main()", *command.split()],
-        cwd=folder,
-        env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT / "src"), "TOKENIZERS_PARALLELISM": "false"},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
 
 
 # ── help ────────────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -560,7 +520,7 @@ def test_evaluate_on_a_task(here):
         ("evaluate --base base --data data.jsonl --metrics ,", "--metrics ',' names none"),
         ("evaluate --base base --data data.jsonl --limit 0", "--limit"),
         ("evaluate --base base --perplexity nope.txt", "--perplexity: there is no file nope.txt"),
-        ("evaluate --base base --data data.jsonl -o nope/p.jsonl", "--out: there is no folder nope to write p.jsonl"),
+        ("evaluate --base base --data data.jsonl -o prose.txt/p.jsonl", "--out: nothing can be written to prose.txt"),
         ("evaluate --base base --data data.jsonl --adapter nope", "--adapter: there is no folder nope"),
         ("evaluate --base base --data data.jsonl --adapter run", "run is a run's folder: its adapter is run/adapter"),
         ("evaluate --base base --data data.jsonl --adapter base", "base holds no adapter_config.json"),
@@ -959,25 +919,3 @@ def test_a_wrong_experiment_is_one_line(here):
     Path("experiment.yaml").write_text("name: e\ntask: support\nmethods: []\nsede: 1\n")
     assert "sede" in failure("compare experiment.yaml -o results")
     assert "EXPERIMENT: there is no file nope.yaml" in failure("compare nope.yaml -o results")
-
-
-# ── failing ─────────────────────────────────────────────────────────────────────────────────────────────────────────
-
-
-def test_a_traceback_only_when_asked_for(here, monkeypatch):
-    command = "methods lorra"
-    assert "Traceback" not in halka(command, code=2).stderr
-    assert "Traceback" in halka(f"{command} --debug", code=2).stderr
-    assert "Traceback" in halka(f"--debug {command}", code=2).stderr
-    monkeypatch.setenv("HALKA_DEBUG", "1")
-    assert "Traceback" in halka(command, code=2).stderr
-
-
-def test_what_should_not_happen_says_so(monkeypatch):
-    def broken():
-        raise KeyError("oh\nno")
-
-    monkeypatch.setattr("halka.methods.all_methods", broken)
-    told = failure("methods", code=1)
-    assert told.startswith("KeyError: ")
-    assert "HALKA_DEBUG=1 shows where" in told

@@ -5,9 +5,9 @@ from __future__ import annotations
 import json
 
 import pytest
-from test_cli import failure, halka, parsed
 
 from classifiers import LABELS, TAGS, examples
+from commands import failure, halka, parsed
 from halka.storage.card import read_card
 from tiny import tiny
 from tokenizers_for_tests import plain_tokenizer

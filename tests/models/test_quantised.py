@@ -10,12 +10,12 @@ import bitsandbytes.functional as reference
 import pytest
 import torch
 import yaml
-from test_cli import halka as command
 from test_measure import a_run
 from torch import nn
 
 import contract
 import halka
+from commands import halka as command
 from contract import JOINT, disturb, ids, padded
 from halka.core import AdaptedModel, Method, Packed, bytes_of, count_of, form_of
 from halka.evaluation.answers import evaluate, generate, perplexity

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from halka.cli.command import Json, emit, examples, existing_file, memory_said, say
+from halka.cli.command import Json, emit, examples, existing_file, memory_size, say
 from halka.cli.opening import Base, Dtype, Quantize
 from halka.util.errors import HalkaError
 
@@ -94,7 +94,7 @@ def advise(
     for path in documents or []:
         if not path.exists():
             raise HalkaError(f"--documents: there is no {path}: check the path, it is seen from {Path.cwd()}")
-    memory = memory_said(gpu_memory, "--gpu-memory")
+    memory = memory_size(gpu_memory, "--gpu-memory")
     given = {**given, "metric": metric or given["metric"], "max_new_tokens": max_new_tokens or given["max_new_tokens"]}
     others = {
         "--documents": documents,

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import io
+import sys
 from functools import partial
 from typing import Annotated
 
@@ -69,5 +71,11 @@ command("ask", epilog=ask.EXAMPLES)(ask.ask)
 
 
 def main() -> None:
-    """The entry point of the package."""
+    """Run the command line: the entry point of the package.
+
+    Letters that the terminal cannot show, and bytes of file names that are no letters, are printed as escapes.
+    """
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
     app()

@@ -1,6 +1,7 @@
-"""What all commands share: how their help reads, how they speak (results on stdout, all else on stderr), how they fail.
+"""What all commands share: help, output (results on stdout, all else on stderr), checks of arguments, errors.
 
-An error is one line on stderr: exit code 2 where the user can mend it, 1 where the work itself failed.
+An error is one line on stderr. The exit code is 2 where the user can mend the command or its input, 1 where the work
+failed or Halka has a bug, 130 after Ctrl-C.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ import typer
 from typer.core import TyperCommand, TyperGroup
 
 from halka.util.errors import HalkaError, TrainingError
+from halka.util.suggest import suggest
 
 UsageError: Any = typer.BadParameter.__mro__[1]  # for which typer has no public name
 
@@ -35,18 +37,28 @@ Json = Annotated[bool, typer.Option("--json", help="print the result as JSON")]
 
 
 class Command(TyperCommand):
-    """A command whose help lists its options by section, with defaults in brackets."""
+    """A command whose help lists its options by section, with defaults in brackets.
+
+    An unknown option is an error that names the option that was likely meant.
+    """
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        try:
+            return super().parse_args(ctx, args)
+        except UsageError as error:
+            error.ctx = error.ctx or ctx
+            raise _unknown_option(self, ctx, error) or error from None
 
     def format_usage(self, ctx: Any, formatter: Any) -> None:
-        arguments = (_spelling(each) for each in self.get_params(ctx) if each.param_type_name != "option")
+        arguments = (_spelling(param) for param in self.get_params(ctx) if param.param_type_name != "option")
         formatter.write_usage(ctx.command_path, " ".join(["[OPTIONS]", *arguments]))
 
     def format_options(self, ctx: Any, formatter: Any) -> None:
         sections: dict[str, list[tuple[str, str]]] = {}
-        for each in sorted(self.get_params(ctx), key=lambda each: each.param_type_name):
-            is_option = each.param_type_name == "option"
-            title = getattr(each, "rich_help_panel", None) or ("Options" if is_option else "Arguments")
-            sections.setdefault(title, []).append((_spelling(each), _meaning(each)))
+        for param in sorted(self.get_params(ctx), key=lambda param: param.param_type_name):
+            is_option = param.param_type_name == "option"
+            title = getattr(param, "rich_help_panel", None) or ("Options" if is_option else "Arguments")
+            sections.setdefault(title, []).append((_spelling(param), _meaning(param)))
         for title, lines in sections.items():
             with formatter.section(title):
                 formatter.write_dl(lines)
@@ -65,40 +77,50 @@ def _meaning(parameter: Any) -> str:
     return f"{parameter.help or ''}{shown}" + (" (required)" if parameter.required else "")
 
 
+def _unknown_option(command: Command, ctx: Any, error: Any) -> Exception | None:
+    """For an error about an option that the command lacks, one that names the option that was likely meant."""
+    options = [flag for param in command.get_params(ctx) for flag in (*param.opts, *param.secondary_opts)]
+    flag = vars(error).get("option_name")  # of errors about options; typer has no public name for their classes
+    if flag is None or flag in options:
+        return None
+    near = suggest(flag, [option for option in options if option.startswith("--")])
+    return UsageError(f"no such option {flag}" + (f": did you mean {near}?" if near else ""), ctx)
+
+
 def examples(*lines: str) -> str:
-    """The end of a command's help."""
+    """The examples at the end of a command's help."""
     return "\n".join(["\b", "Example:" if len(lines) == 1 else "Examples:", *(f"  {line}" for line in lines)])
 
 
 def group(help: str, *lines: str) -> typer.Typer:
-    """A group of commands, which shows its help, with `lines` as examples, when called without one."""
-    made = typer.Typer(help=help, epilog=examples(*lines), rich_markup_mode=None, add_completion=False)
+    """A group of commands that shows its help, with `lines` as examples, when it is called without one of them."""
+    app = typer.Typer(help=help, epilog=examples(*lines), rich_markup_mode=None, add_completion=False)
 
-    @made.callback(invoke_without_command=True)
-    def alone(ctx: typer.Context) -> None:
+    @app.callback(invoke_without_command=True)
+    def show_help(ctx: typer.Context) -> None:
         if ctx.invoked_subcommand is None:
             typer.echo(ctx.get_help())
 
-    return made
+    return app
 
 
-# ── speaking ────────────────────────────────────────────────────────────────────────────────────────────────────────
+# ── output ─────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
 def say(message: str) -> None:
-    """A message to the user, on stderr."""
+    """Print a message to the user on stderr."""
     typer.echo(message, err=True)
 
 
 def emit(value: Any) -> None:
-    """A result as JSON, on stdout."""
+    """Print a result as JSON on stdout."""
     typer.echo(json.dumps(plain(value), ensure_ascii=False, indent=1))
 
 
 def show(*things: Any) -> None:
-    """Results for people, on stdout: lines of text, and whatever rich can draw; wide where nobody's screen is.
+    """Print lines of text and whatever rich can draw on stdout, 200 columns wide where that is no terminal.
 
-    Of control characters, which may steer a terminal, text keeps tabs and ends of lines.
+    Control characters, which can steer a terminal, are removed from text, but for tabs and line ends.
     """
     from rich.console import Console
 
@@ -109,8 +131,8 @@ def show(*things: Any) -> None:
 
 
 @contextmanager
-def warnings_said() -> Iterator[None]:
-    """Within the block what Halka warns of is a message to the user."""
+def show_warnings() -> Iterator[None]:
+    """Within the block, print `UserWarning`s as messages to the user."""
     with warnings.catch_warnings():
         warnings.simplefilter("always", UserWarning)
         warnings.showwarning = lambda message, *_, **__: say(one_line(str(message)))
@@ -118,7 +140,7 @@ def warnings_said() -> Iterator[None]:
 
 
 def columns(*titles: str, right: Collection[str] = ()) -> Any:
-    """An empty table without lines around it; columns named in `right` are aligned so."""
+    """An empty table without borders; the columns named in `right` are aligned to the right."""
     from rich.table import Table
 
     table = Table(box=None, pad_edge=False, header_style="bold", padding=(0, 2, 0, 0))
@@ -128,85 +150,86 @@ def columns(*titles: str, right: Collection[str] = ()) -> Any:
 
 
 def plain(value: Any) -> Any:
-    """Ready for JSON: dataclasses become objects, paths text, and what is no finite number null."""
+    """The value ready for JSON: dataclasses become objects, paths text, and infinite numbers and NaN null."""
     if is_dataclass(value) and not isinstance(value, type):
         return plain(asdict(value))
     if isinstance(value, Mapping):
-        return {str(key): plain(each) for key, each in value.items()}
+        return {str(key): plain(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
-        return [plain(each) for each in value]
+        return [plain(item) for item in value]
     if isinstance(value, Path):
         return str(value)
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
-# ── what users give ─────────────────────────────────────────────────────────────────────────────────────────────────
+# ── arguments ───────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
-def existing_file(path: Path, given_as: str) -> Path:
-    """`path`, if it is a file. Raises ValueError otherwise, naming the flag or argument."""
+def existing_file(path: Path, flag: str) -> Path:
+    """`path`, if it is a file. Raises HalkaError otherwise, naming the flag or argument."""
     if path.is_dir():
-        raise HalkaError(f"{given_as}: {path} is a folder: name a file in it")
-    return _there(path, given_as, "file")
+        raise HalkaError(f"{flag}: {path} is a folder: name a file in it")
+    return _existing(path, flag, "file")
 
 
-def existing_folder(path: Path, given_as: str) -> Path:
-    """`path`, if it is a folder. Raises ValueError otherwise, naming the flag or argument."""
+def existing_folder(path: Path, flag: str) -> Path:
+    """`path`, if it is a folder. Raises HalkaError otherwise, naming the flag or argument."""
     if path.is_file():
-        raise HalkaError(f"{given_as}: {path} is a file: name the folder it is in")
-    return _there(path, given_as, "folder")
+        raise HalkaError(f"{flag}: {path} is a file: name the folder it is in")
+    return _existing(path, flag, "folder")
 
 
-def _there(path: Path, given_as: str, kind: str) -> Path:
+def _existing(path: Path, flag: str, kind: str) -> Path:
     if not path.exists():
-        raise HalkaError(f"{given_as}: there is no {kind} {path}: check the path, it is seen from {Path.cwd()}")
+        raise HalkaError(f"{flag}: there is no {kind} {path}: check the path, it is seen from {Path.cwd()}")
     return path
 
 
-def new_file(path: Path, given_as: str) -> Path:
-    """`path`, if a file can be written there; an older one is written over. Raises ValueError otherwise."""
+def new_file(path: Path, flag: str) -> Path:
+    """`path`, if a file can be written there; makes its folder. Raises HalkaError otherwise.
+
+    A file that is already there will be written over.
+    """
     if path.is_dir():
-        raise HalkaError(f"{given_as}: {path} is a folder: name a file")
-    if not path.parent.is_dir():
-        raise HalkaError(f"{given_as}: there is no folder {path.parent} to write {path.name} to: make it first")
+        raise HalkaError(f"{flag}: {path} is a folder: name a file")
     try:
+        path.parent.mkdir(parents=True, exist_ok=True)
         tempfile.TemporaryFile(dir=path.parent).close()
     except OSError as error:
-        raise HalkaError(f"{given_as}: nothing can be written to {path.parent}: {error.strerror}") from None
+        raise HalkaError(f"{flag}: nothing can be written to {path.parent}: {error.strerror}") from None
     return path
 
 
-def readable_text(path: Path, given_as: str) -> str:
-    """What the text file holds. Raises ValueError for none, and for one that is not in UTF-8."""
+def readable_text(path: Path, flag: str) -> str:
+    """The text in a file. Raises HalkaError for no file, and for one that is not UTF-8."""
     try:
-        return existing_file(path, given_as).read_text(encoding="utf-8")
+        return existing_file(path, flag).read_text(encoding="utf-8")
     except UnicodeDecodeError as error:
-        raise HalkaError(f"{given_as}: {path} is not UTF-8 text ({error.reason}): save it as UTF-8") from None
+        raise HalkaError(f"{flag}: {path} is not UTF-8 text ({error.reason}): save it as UTF-8") from None
 
 
-def memory_said(text: str | None, given_as: str) -> int | None:
-    """The bytes of a memory's size. Raises ValueError, naming the flag, for what is none, and for a bare number."""
+def memory_size(text: str | None, flag: str) -> int | None:
+    """The bytes that a size of memory says. Raises HalkaError, naming the flag, for another text or a bare number."""
     from halka.report.units import bytes_said
 
     try:
         return None if text is None else bytes_said(text, bare=False)
-    except ValueError as error:
-        raise HalkaError(f"{given_as}: {error}") from None
+    except HalkaError as error:
+        raise HalkaError(f"{flag}: {error}") from None
 
 
-# ── failing ─────────────────────────────────────────────────────────────────────────────────────────────────────────
+# ── errors ──────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
 class Commands(TyperGroup):
-    """The commands, where every error ends: a line on stderr and an exit code."""
+    """The command line as a whole: every error ends here as a line on stderr and an exit code."""
 
     def main(self, args: Sequence[str] | None = None, prog_name: str | None = None, **extra: Any) -> Any:
-        given = list(sys.argv[1:] if args is None else args)
-        debug = "--debug" in given or os.environ.get("HALKA_DEBUG", "") not in ("", "0")
+        arguments = list(sys.argv[1:] if args is None else args)
+        debug = "--debug" in arguments or os.environ.get("HALKA_DEBUG", "") not in ("", "0")
+        arguments = [argument for argument in arguments if argument != "--debug"]
         try:
-            code = super().main(
-                [each for each in given if each != "--debug"], "halka", **{**extra, "standalone_mode": False}
-            )
+            code = super().main(arguments, "halka", **{**extra, "standalone_mode": False})
         except Exception as error:
             if debug:
                 traceback.print_exc()
@@ -214,26 +237,40 @@ class Commands(TyperGroup):
             say(f"Error: {one_line(message)}")
         sys.exit(code if isinstance(code, int) else 0)
 
+    def invoke(self, ctx: Any) -> Any:
+        try:
+            return super().invoke(ctx)
+        except KeyboardInterrupt:
+            say("Stopped.")
+            raise typer.Exit(130) from None
+
 
 class Failed(Exception):
-    """The work came to nothing, and not by what the user gave; the message says why and what to do."""
+    """The work failed, though the command was right; the message says why and what to do."""
 
 
 def explain(error: Any) -> tuple[str, int]:
-    """What to tell the user of an error, and the exit code."""
+    """An error's message to the user, and the exit code.
+
+    What is none of these classes is a bug, a `ValueError` too: its message says how to see where, and to report it.
+    """
     if isinstance(error, UsageError):
         command = error.ctx.command_path if error.ctx else "halka"
-        return f"{error.format_message().rstrip('.')}: see `{command} --help`", 2
-    if isinstance(error, TrainingError):
-        return str(error), 1
+        message = error.format_message().rstrip(".")
+        return f"{message}{' See' if message.endswith('?') else ': see'} `{command} --help`", 2
     if isinstance(error, HalkaError):
-        return str(error), 2
+        return str(error), 1 if isinstance(error, TrainingError) else 2
     if isinstance(error, OSError):
         reason = (error.strerror or str(error)).lower()
         return (reason, 1) if error.filename is None else (f"{error.filename}: {reason}", 2)
     if isinstance(error, Failed | typer.Abort):
         return str(error) or "aborted", 1
-    return f"{type(error).__name__}: {error}. This should not happen: HALKA_DEBUG=1 shows where it did", 1
+    message = f"{type(error).__name__}: {error}".rstrip(" .:")
+    return (
+        f"{message}. This is a bug, in Halka or in a library that it uses: HALKA_DEBUG=1 shows where; please report "
+        "what that prints to Halka's maintainers, with `halka --version`",
+        1,
+    )
 
 
 def one_line(text: str) -> str:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from halka.cli.command import Json, emit, examples, show, warnings_said
+from halka.cli.command import Json, emit, examples, show, show_warnings
 from halka.cli.opening import Device, Dtype, OtherBase, OtherTemplate, Pickle, load_for, made_for
 from halka.cli.routing import adapter_folder
 from halka.util.errors import HalkaError
@@ -71,7 +71,7 @@ def convert(
     said, known = made_for(folder, head=not no_head)
     names = [each.strip() for each in labels.split(",")] if labels else known if kind in (None, said) else ()
     model = load_for(*(base or _base_of(config, card), kind or said, names), dtype=dtype, device=device, quantize=None)
-    with warnings_said():
+    with show_warnings():
         adapter = load(
             model,
             folder,

@@ -156,7 +156,7 @@ def list_(
     for each in names:
         try:
             found.append({"name": each, **_counts(opened(each, collections))})
-        except ValueError as error:  # of one whose place does not answer, or whose embedder is gone
+        except HalkaError as error:  # of one whose place does not answer, or whose embedder is gone
             say(f"{each}: {error}")
     if json:
         return emit(found)

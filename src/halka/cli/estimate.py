@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from halka.cli.command import Json, columns, emit, examples, memory_said, say, show
+from halka.cli.command import Json, columns, emit, examples, memory_size, say, show
 from halka.util.errors import HalkaError
 
 EXAMPLES = examples(
@@ -78,7 +78,7 @@ def estimate(
         checkpointing=checkpointing,
         dtype=dtype,
         quantize=quantize,
-        memory=memory_said(gpu_memory, "--gpu-memory"),
+        memory=memory_size(gpu_memory, "--gpu-memory"),
         device=device,
         tasks=tasks,
         steps=steps,

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from halka.cli.command import say, warnings_said
+from halka.cli.command import say, show_warnings
 from halka.util.errors import HalkaError
 
 if TYPE_CHECKING:
@@ -135,7 +135,7 @@ def open_model(
     model = load_for(base, *kind_for(adapters, names), **how)
     if adapters.store is not None:
         AdapterPool(model, adapters.store, DEFAULT_BUDGET if pool is None else pool, **allowed)
-    with warnings_said():
+    with show_warnings():
         for name in dict.fromkeys(names):
             if name is not None and not adapters.pooled(name):
                 load(model, adapters.folder(name), name=name, **allowed)

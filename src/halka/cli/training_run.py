@@ -19,7 +19,7 @@ from typing import Any
 import typer
 from filelock import FileLock, Timeout
 
-from halka.cli.command import Failed, say, warnings_said
+from halka.cli.command import Failed, say, show_warnings
 from halka.cli.progress import StepProgress
 from halka.cli.train_settings import Plan
 from halka.core import AdaptedModel, chosen
@@ -58,7 +58,7 @@ class TrainingRun:
     def job(self, model: AdaptedModel) -> Job:
         """The run as the trainer takes it."""
         config = self.plan.train
-        with warnings_said():
+        with show_warnings():
             items = as_tokens(model, self.task.train, config, self.name)
             held_out = as_tokens(model, self.task.validation, config, self.name) if self.task.validation else []
         return Job(self.name, items, config, held_out, self.folder)

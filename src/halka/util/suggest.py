@@ -1,0 +1,78 @@
+"""Which name was meant by one that does not exist: another library's name for it, or a close spelling."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+OTHERS = {
+    # training: transformers, trl, torchtune, litgpt, axolotl, LLaMA-Factory
+    "lr": "learning_rate",
+    "epochs": "num_train_epochs num_epochs max_epochs n_epochs",
+    "steps": "max_steps num_steps train_steps max_iters",
+    "batch_size": "per_device_train_batch_size per_device_eval_batch_size train_batch_size eval_batch_size "
+    "micro_batch_size bs",
+    "accumulate": "gradient_accumulation_steps gradient_accumulation grad_accum accumulation_steps",
+    "max_length": "max_seq_length max_seq_len sequence_len seq_len cutoff_len model_max_length max_len block_size "
+    "context_length",
+    "schedule": "lr_scheduler_type lr_scheduler scheduler",
+    "warmup": "warmup_ratio warmup_steps lr_warmup_steps",
+    "weight_decay": "wd",
+    "clip": "max_grad_norm gradient_clipping gradient_clip_val grad_clip",
+    "checkpointing": "gradient_checkpointing activation_checkpointing",
+    "evaluate_every": "eval_steps eval_every eval_interval",
+    "save_every": "save_steps save_interval",
+    "patience": "early_stopping_patience early_stopping",
+    "seed": "random_seed random_state",
+    "overwrite": "overwrite_output_dir",
+    # methods: peft, adapters
+    "method": "peft_type peft_method finetuning_type adapter_type",
+    "rank": "r lora_r lora_rank",
+    "alpha": "lora_alpha",
+    "dropout": "lora_dropout",
+    "targets": "target_modules lora_target lora_target_modules",
+    "length": "num_virtual_tokens prefix_length prompt_length seq_length",
+    "width": "bottleneck_size bottleneck_dim",
+    # bases, adapters, data
+    "base": "model model_id model_name model_name_or_path base_model pretrained",
+    "dtype": "torch_dtype precision",
+    "quantize": "quantization load_in_4bit load_in_8bit bits",
+    "device": "gpu cuda",
+    "gpu_memory": "vram gpu_mem memory",
+    "adapter": "lora lora_path adapter_path adapter_name_or_path peft_model",
+    "data": "dataset dataset_name dataset_path data_path train_file train_data input",
+    "validation": "validation_file val_file eval_file val_split validation_split val_set_size test_size",
+    "out": "output output_dir out_dir output_file output_path save_dir o",
+    "into": "output output_dir out out_dir o",
+    # answers and retrieval
+    "max_new_tokens": "max_tokens max_completion_tokens n_predict num_predict",
+    "temperature": "temp",
+    "system": "system_prompt",
+    "limit": "max_samples num_samples",
+    "metrics": "metric",
+    "metric": "metrics",
+    "count": "k top_k n num_results",
+    "passages": "k top_k n num_results",
+    "embedder": "embedding_model embed_model model",
+    "rerank": "reranker rerank_model",
+    "as": "user",
+}
+"""Our names, and those that other libraries have for the same, as in Python; flags write `-` for `_`."""
+
+
+def suggest(name: str, names: Iterable[str]) -> str | None:
+    """The one of `names` that `name` likely means, None if none is close.
+
+    A dash counts as an underscore, and dashes in front as nothing: flags, fields and keys are all such names.
+    """
+    known = {_plain(each): each for each in names}
+    wanted = _plain(name)
+    for ours, others in OTHERS.items():
+        if ours in known and wanted in others.split():
+            return known[ours]
+    close = difflib.get_close_matches(wanted, known, n=1, cutoff=0.7)
+    return known[close[0]] if close else None
+
+
+def _plain(name: str) -> str:
+    return name.lstrip("-").replace("-", "_").lower()

@@ -1,0 +1,103 @@
+"""Every error of a command ends as one line on stderr and an exit code; unknown options lead to the right ones."""
+
+from __future__ import annotations
+
+import io
+
+import pytest
+import typer
+
+from commands import failure, halka
+from halka.cli import main
+from halka.cli.command import Failed, explain
+from halka.util import errors
+from halka.util.suggest import suggest
+
+ERRORS = [value for value in vars(errors).values() if isinstance(value, type) and issubclass(value, Exception)]
+WORK_FAILED = {errors.TrainingError, errors.OutOfMemoryError}
+BUG = "This is a bug, in Halka or in a library that it uses: HALKA_DEBUG=1 shows where; please report"
+
+
+def raising(error: BaseException, monkeypatch) -> None:
+    """Let `halka methods` raise this error."""
+
+    def fail():
+        raise error
+
+    monkeypatch.setattr("halka.methods.all_methods", fail)
+
+
+@pytest.mark.parametrize("kind", ERRORS)
+def test_our_errors_are_said_as_they_are(kind, monkeypatch):
+    raising(kind("rank is 0:\nchoose 1"), monkeypatch)
+    assert failure("methods", code=1 if kind in WORK_FAILED else 2) == "rank is 0: choose 1"
+
+
+@pytest.mark.parametrize(
+    ("error", "shown", "code"),
+    [
+        (ValueError("zip() argument 2 is shorter"), f"ValueError: zip() argument 2 is shorter. {BUG}", 1),
+        (UnicodeDecodeError("utf-8", b"\xff", 0, 1, "bad"), "UnicodeDecodeError: ", 1),
+        (KeyError("oh\nno"), r"KeyError: 'oh\nno'. This is a bug", 1),
+        (AssertionError(), f"AssertionError. {BUG}", 1),
+        (RuntimeError("shapes"), f"RuntimeError: shapes. {BUG}", 1),
+        (FileNotFoundError(2, "No such file", "a.txt"), "a.txt: no such file", 2),
+        (OSError("the disk is gone"), "the disk is gone", 1),
+        (Failed("two of three failed"), "two of three failed", 1),
+        (typer.Abort(), "aborted", 1),
+        (typer.BadParameter("no number"), "Invalid value: no number: see `halka methods --help`", 2),
+    ],
+)
+def test_other_errors_by_their_kind(error, shown, code, monkeypatch):
+    raising(error, monkeypatch)
+    assert failure("methods", code=code).startswith(shown)
+    assert explain(error)[1] == code
+
+
+def test_ctrl_c_is_one_line(monkeypatch):
+    raising(KeyboardInterrupt(), monkeypatch)
+    result = halka("methods", code=130)
+    assert (result.stdout, result.stderr) == ("", "Stopped.\n")
+
+
+def test_a_traceback_only_when_asked_for(monkeypatch):
+    command = "methods lorra"
+    assert "Traceback" not in halka(command, code=2).stderr
+    assert "Traceback" in halka(f"{command} --debug", code=2).stderr
+    assert "Traceback" in halka(f"--debug {command}", code=2).stderr
+    monkeypatch.setenv("HALKA_DEBUG", "1")
+    assert "Traceback" in halka(command, code=2).stderr
+
+
+@pytest.mark.parametrize(
+    ("command", "shown"),
+    [
+        ("train --learning-rate 0.1", "no such option --learning-rate: did you mean --lr? See `halka train --help`"),
+        ("train --lora_alpha 8", "no such option --lora_alpha: did you mean --alpha? See"),
+        ("train --rnak 8", "no such option --rnak: did you mean --rank? See"),
+        ("evaluate --model x", "no such option --model: did you mean --base? See `halka evaluate --help`"),
+        ("docs search faq why --top-k=3", "no such option --top-k: did you mean --count? See `halka docs search"),
+        ("ask why --top-k 3", "no such option --top-k: did you mean --passages? See"),
+        ("generate --foo", "no such option --foo: see `halka generate --help`"),
+        ("generate --base", "Option '--base' requires an argument: see `halka generate --help`"),
+        ("trian", "No such command 'trian'. Did you mean 'train'? See `halka --help`"),
+    ],
+)
+def test_an_unknown_option_leads_to_the_right_one(command, shown):
+    assert failure(command).startswith(shown)
+
+
+def test_a_name_of_another_library_comes_before_a_close_spelling():
+    assert suggest("learning_rate", ["length", "lr"]) == "lr"
+    assert suggest("lenght", ["length", "lr"]) == "length"
+    assert suggest("learning_rate", ["rank"]) is None
+
+
+def test_what_a_stream_cannot_write_is_escaped(tmp_path, monkeypatch):
+    stream = io.TextIOWrapper(io.BytesIO(), encoding="latin-1")
+    monkeypatch.setattr("sys.stderr", stream)
+    monkeypatch.setattr("sys.argv", ["halka", "adapters", "show", str(tmp_path / "দ")])
+    with pytest.raises(SystemExit):
+        main()
+    stream.seek(0)
+    assert "/\\u09a6: check the path" in stream.read()
