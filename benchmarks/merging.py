@@ -80,7 +80,7 @@ def trained(folder: Path, steps: int) -> None:
     jobs = []
     for name, task in tasks(None).items():
         model.add(name, halka.LoRA(rank=16))
-        jobs.append(halka.Job(name, encode_all(task.train, model.tokenizer).tokens, config))
+        jobs.append(halka.Job(name, encode_all(task.train, model.tokenizer).items, config))
     for told in halka.train_many(model, jobs):
         print({name: round(step.loss, 3) for name, step in told.items()}, flush=True)
     for name in TASKS:
@@ -132,7 +132,7 @@ def combined(folder: Path, examples: int) -> list[dict[str, Any]]:
     model = halka.adapt(*load_base(BASE))
     for name in TASKS:
         halka.load(model, folder / name, name=name)
-    items = {name: encode_all(task.test, model.tokenizer).tokens for name, task in tasks(examples).items()}
+    items = {name: encode_all(task.test, model.tokenizer).items for name, task in tasks(examples).items()}
     rows = []
     for name in (None, *TASKS, *COMBINED):
         if name in COMBINED:

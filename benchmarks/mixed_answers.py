@@ -49,7 +49,7 @@ def main() -> None:
     arguments = parser.parse_args()
     task = limit(load_task(HERE / "tasks" / "snips_nlu.py"), train=400, test=arguments.prompts)
     model = halka.adapt(*load_base("smollm2-135m"))
-    items = encode_all(task.train, model.tokenizer).tokens
+    items = encode_all(task.train, model.tokenizer).items
     config = halka.TrainConfig(steps=arguments.steps, batch_size=4)
     for name, method in METHODS.items():
         model.add(name, method)

@@ -44,7 +44,7 @@ def worker(side: str, pair: str, steps: int, target: str) -> None:
 
     task = limit(load_task(HERE / "tasks" / "snips_nlu.py"), train=1000, validation=60)
     base, tokenizer = load_base("smollm2-135m")
-    train, held_out = (encode_all(split, tokenizer).tokens for split in (task.train, task.validation))
+    train, held_out = (encode_all(split, tokenizer).items for split in (task.train, task.validation))
     with torch.no_grad():
         base(torch.tensor([train[0].ids]))  # brings the weights into memory
     cpu = torch.device("cpu")
@@ -85,7 +85,7 @@ def run_peft(base, tokenizer, train, held_out, pair, steps, peak):
     import torch
     import transformers
 
-    from halka.data.batches import NO_LOSS, collate
+    from halka.data.batches import IGNORE_INDEX, collate
 
     config = {
         "lora": lambda: peft.LoraConfig(r=8, lora_alpha=16, target_modules="all-linear", task_type="CAUSAL_LM"),
@@ -135,7 +135,7 @@ def run_peft(base, tokenizer, train, held_out, pair, steps, peak):
             logits = logits[:, -batch.labels.shape[1] :][:, :-1].float()
             targets = batch.labels[:, 1:]
             total += float(torch.nn.functional.cross_entropy(logits.flatten(0, 1), targets.flatten(), reduction="sum"))
-            count += int((targets != NO_LOSS).sum())
+            count += int((targets != IGNORE_INDEX).sum())
     return times, tokens, {"loss": total / count, "peak": top}
 
 

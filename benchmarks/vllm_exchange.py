@@ -60,7 +60,7 @@ def exchange(arguments: argparse.Namespace, work: Path) -> None:
     models = {dtype: adapt(*load_base("smollm2-135m", dtype=dtype)) for dtype in DTYPES}
     exact = models["float32"]
     tokenizer: Any = exact.tokenizer
-    items = encode_all(task.train, tokenizer).tokens
+    items = encode_all(task.train, tokenizer).items
     prompts = [encode_prompt(example, tokenizer) for example in task.test][: arguments.prompts]
     work.mkdir(parents=True, exist_ok=True)
     for name, train in TRAINERS.items():

@@ -7,7 +7,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from halka.data.batches import NO_LOSS, batches, collate, plan
+from halka.data.batches import IGNORE_INDEX, batches, collate, plan
 from halka.data.tokens import Tokens
 
 LENGTHS = st.lists(st.integers(1, 600), max_size=80)
@@ -76,10 +76,10 @@ def test_collating_pads_and_keeps_labels_at_their_tokens(items, side):
         def padded(values, fill, padding=padding):
             return [fill] * padding + values if side == "left" else values + [fill] * padding
 
-        labels = [token if loss else NO_LOSS for token, loss in zip(item.ids, item.loss, strict=True)]
+        labels = [token if loss else IGNORE_INDEX for token, loss in zip(item.ids, item.loss, strict=True)]
         assert batch.input_ids[row].tolist() == padded(item.ids, 0)
         assert batch.attention_mask[row].tolist() == padded([1] * len(item.ids), 0)
-        assert batch.labels[row].tolist() == padded(labels, NO_LOSS)
+        assert batch.labels[row].tolist() == padded(labels, IGNORE_INDEX)
 
 
 def test_an_epoch_of_batches():

@@ -5,7 +5,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from halka.data.examples import Example, Message
-from halka.data.tokens import Tokens, TooLong, chat_template_fingerprint, encode, encode_all, encode_prompt
+from halka.data.tokens import Tokens, chat_template_fingerprint, encode, encode_all, encode_prompt
+from halka.data.truncation import TooLongError
 from tokenizers_for_tests import (
     CHATML,
     GPT2_SPLIT,
@@ -198,7 +199,7 @@ def test_too_long_says_by_how_much():
     example = chat("What is the capital of France?", "Paris.", where="d.csv:3")
     length = len(encode(example, CHATS["chatml"]).ids)
     assert encode(example, CHATS["chatml"], length) == encode(example, CHATS["chatml"])
-    with pytest.raises(TooLong, match=rf"d\.csv:3: {length} tokens, more than max_length {length - 1}") as caught:
+    with pytest.raises(TooLongError, match=rf"d\.csv:3: {length} tokens, more than max_length {length - 1}") as caught:
         encode(example, CHATS["chatml"], length - 1)
     assert (caught.value.length, caught.value.max_length) == (length, length - 1)
 
@@ -212,7 +213,7 @@ SHORT = chat("What?", "Yes.", where="d:1")
 def test_all_are_encoded_as_one_by_one_over_many_chunks():
     examples = [chat(f"What is {i}?", f"{i}.", *(("And?", "Yes.") if i % 3 == 0 else ())) for i in range(2100)]
     encoded = encode_all(examples, CHATS["chatml"])
-    assert encoded.tokens == [encode(example, CHATS["chatml"]) for example in examples]
+    assert encoded.items == [encode(example, CHATS["chatml"]) for example in examples]
     assert encoded.kept == list(range(2100))
     assert (encoded.problems, encoded.cut, encoded.dropped) == ([], 0, 0)
 
@@ -220,8 +221,8 @@ def test_all_are_encoded_as_one_by_one_over_many_chunks():
 def test_cutting_keeps_the_start_and_reports_what_is_lost():
     encoded = encode_all([SHORT, LONG, LATE, BAD], CHATS["chatml"], 60, too_long="cut")
     assert (encoded.kept, encoded.cut, encoded.dropped) == ([0, 1], 1, 2)
-    assert encoded.tokens[1].ids == encode(LONG, CHATS["chatml"]).ids[:60]
-    assert encoded.tokens[1].loss[-1]
+    assert encoded.items[1].ids == encode(LONG, CHATS["chatml"]).ids[:60]
+    assert encoded.items[1].loss[-1]
     assert [str(problem) for problem in encoded.problems] == [
         f"d:3: the answer begins after max_length 60 (the example has {len(encode(LATE, CHATS['chatml']).ids)} tokens)",
         "d:4: the conversation does not end with the assistant's answer",
@@ -232,7 +233,7 @@ def test_dropping_and_stopping():
     encoded = encode_all([SHORT, LONG, LATE], CHATS["chatml"], 60, too_long="drop")
     assert (encoded.kept, encoded.cut, encoded.dropped) == ([0], 0, 2)
     assert [problem.where for problem in encoded.problems] == ["d:2", "d:3"]
-    with pytest.raises(TooLong, match=r"^d:2: "):
+    with pytest.raises(TooLongError, match=r"^d:2: "):
         encode_all([SHORT, LONG, LATE], CHATS["chatml"], 60, too_long="error")
 
 

@@ -7,8 +7,8 @@ import torch
 from torch import nn
 
 import halka.objectives.cross_entropy
-from halka.data.batches import NO_LOSS
-from halka.objectives.cross_entropy import label_loss, plain_label_loss
+from halka.data.batches import IGNORE_INDEX
+from halka.objectives.cross_entropy import next_token_loss, plain_next_token_loss
 
 B, T, D, V = 3, 11, 16, 37
 TOLERANCE = {torch.float32: 1e-5, torch.bfloat16: 3e-2}
@@ -18,7 +18,7 @@ def inputs(dtype: torch.dtype, labelled: float = 0.5) -> tuple[torch.Tensor, tor
     generator = torch.Generator().manual_seed(0)
     hidden = torch.randn(B, T, D, generator=generator).to(dtype).requires_grad_()
     labels = torch.randint(V, (B, T), generator=generator)
-    labels = labels.masked_fill(torch.rand(B, T, generator=generator) >= labelled, NO_LOSS)
+    labels = labels.masked_fill(torch.rand(B, T, generator=generator) >= labelled, IGNORE_INDEX)
     head = nn.Linear(D, V)
     with torch.no_grad():
         head.weight.copy_(torch.randn(V, D, generator=generator) * 0.3)
@@ -32,13 +32,13 @@ def test_value_and_gradients_equal_the_plain_loss(dtype, head_trains, chunk, mon
     monkeypatch.setattr(halka.objectives.cross_entropy, "CHUNK", chunk)
     hidden, labels, head = inputs(dtype)
     head.requires_grad_(head_trains)
-    expected, expected_count = plain_label_loss(hidden, labels, head)
+    expected, expected_count = plain_next_token_loss(hidden, labels, head)
     (expected * 0.25).backward()
     gradients = [hidden.grad, head.weight.grad, head.bias.grad]
     hidden.grad = head.weight.grad = head.bias.grad = None
-    loss, count = label_loss(hidden, labels, head, head_trains=head_trains)
+    loss, count = next_token_loss(hidden, labels, head, head_trains=head_trains)
     (loss * 0.25).backward()
-    assert count == expected_count == int((labels[:, 1:] != NO_LOSS).sum()) > 4
+    assert count == expected_count == int((labels[:, 1:] != IGNORE_INDEX).sum()) > 4
     assert loss.dtype == torch.float32
     tolerance = {"rtol": TOLERANCE[dtype], "atol": TOLERANCE[dtype]}
     torch.testing.assert_close(loss, expected, **tolerance)
@@ -56,7 +56,7 @@ def test_a_frozen_heads_gradient_is_scaled_before_it_is_rounded():
     gradients = []
     for scale in (1.0, 1 / 129):
         hidden.grad = None
-        (label_loss(hidden, labels, head, head_trains=False)[0] * scale).backward()
+        (next_token_loss(hidden, labels, head, head_trains=False)[0] * scale).backward()
         gradients.append(hidden.grad)
     assert torch.equal(gradients[1], (gradients[0].float() * (1 / 129)).bfloat16())
 
@@ -65,8 +65,8 @@ def test_a_frozen_heads_gradient_is_scaled_before_it_is_rounded():
 def test_without_gradients_it_is_the_same_value(head_trains):
     hidden, labels, head = inputs(torch.float32)
     with torch.no_grad():
-        loss, _ = label_loss(hidden, labels, head, head_trains=head_trains)
-        expected, _ = plain_label_loss(hidden, labels, head)
+        loss, _ = next_token_loss(hidden, labels, head, head_trains=head_trains)
+        expected, _ = plain_next_token_loss(hidden, labels, head)
     torch.testing.assert_close(loss, expected)
     assert not loss.requires_grad
 
@@ -75,7 +75,7 @@ def test_without_gradients_it_is_the_same_value(head_trains):
 def test_no_labels_at_all_is_zero_with_zero_gradients(head_trains):
     hidden, labels, head = inputs(torch.float32, labelled=0.0)
     head.requires_grad_(head_trains)
-    loss, count = label_loss(hidden, labels, head, head_trains=head_trains)
+    loss, count = next_token_loss(hidden, labels, head, head_trains=head_trains)
     loss.backward()
     assert (float(loss.detach()), count) == (0.0, 0)
     assert hidden.grad is not None
@@ -86,15 +86,15 @@ def test_the_label_of_the_first_token_counts_for_nothing():
     hidden, labels, head = inputs(torch.float32)
     first = labels.clone()
     first[:, 0] = 5
-    with_it, _ = label_loss(hidden, first, head, head_trains=False)
-    assert torch.equal(with_it, label_loss(hidden, labels, head, head_trains=False)[0])
+    with_it, _ = next_token_loss(hidden, first, head, head_trains=False)
+    assert torch.equal(with_it, next_token_loss(hidden, labels, head, head_trains=False)[0])
 
 
 def test_a_label_is_predicted_from_the_token_before_it():
     hidden, _, head = inputs(torch.float32)
-    labels = torch.full((B, T), NO_LOSS)
+    labels = torch.full((B, T), IGNORE_INDEX)
     labels[1, 4] = 7
-    loss, count = label_loss(hidden, labels, head, head_trains=False)
+    loss, count = next_token_loss(hidden, labels, head, head_trains=False)
     loss.backward()
     torch.testing.assert_close(loss, -head(hidden[1, 3]).log_softmax(-1)[7])
     assert count == 1
@@ -111,6 +111,6 @@ def test_a_frozen_head_is_run_once_and_never_on_unlabelled_positions():
         seen.append(len(h))
         return head(h)
 
-    loss, count = label_loss(hidden, labels, counted, head_trains=False)
+    loss, count = next_token_loss(hidden, labels, counted, head_trains=False)
     loss.backward()
     assert sum(seen) == count

@@ -13,13 +13,13 @@ from transformers import BertConfig, BertModel
 import halka
 from classifiers import CLASSES, LABELS, TAGS, TEXTS, classifier, example, examples, logits
 from contract import disturb
-from halka.data.batches import NO_LOSS
+from halka.data.batches import IGNORE_INDEX
 from halka.evaluation.answers import evaluate, generate
 from halka.models import pad_id
 from halka.models.classes import head_of, label_rows
 from halka.models.loading import load_base
 from halka.objectives import objective_of
-from halka.objectives.words import encode_words
+from halka.objectives.tagging import encode_sentences
 from halka.storage.card import read_card
 from halka.training.loop import Job, as_tokens, mean_loss, train, train_many
 from halka.training.run import TrainConfig
@@ -59,7 +59,7 @@ def test_loss_and_gradients_are_those_of_transformers(architecture, kind):
         expected = gradients(theirs)
         summed, count = objective.loss(model, "a", objective.outputs(model, batch), batch.labels)
         found = gradients(summed / count)
-    assert count == int((batch.labels != NO_LOSS).sum()) == sum(item.labels for item in items)
+    assert count == int((batch.labels != IGNORE_INDEX).sum()) == sum(item.labels for item in items)
     torch.testing.assert_close(summed / count, theirs)
     assert any("lora" in key for key in found)
     assert any(key.startswith(("classifier.", "score.")) for key in found)
@@ -356,7 +356,7 @@ def test_what_cannot_be_loaded_is_refused_with_the_reason(encoder, options, reas
 def test_a_tag_stands_at_its_words_first_token():
     tokenizer = plain_tokenizer()
     sentence = "Reset my password, ওগো!"
-    (item,) = encode_words([example(sentence, "O O B-X I-X")], tokenizer, ("O", "B-X", "I-X")).tokens
+    (item,) = encode_sentences([example(sentence, "O O B-X I-X")], tokenizer, ("O", "B-X", "I-X")).items
     texts = [tokenizer.decode([token]) for token in item.ids]
     firsts = [texts[place].strip() for place, word in enumerate(item.words) if word >= 0]
     assert item.labels == 4
@@ -364,9 +364,9 @@ def test_a_tag_stands_at_its_words_first_token():
         word.startswith(first) or "\ufffd" in first for word, first in zip(sentence.split(), firsts, strict=True)
     )
     assert item.tags == [0, 0, 1, 2]
-    cut = encode_words([example(sentence, "O O B-X I-X")], tokenizer, ("O", "B-X", "I-X"), max_length=4)
-    assert (cut.cut, len(cut.tokens[0].ids)) == (1, 4)
-    assert 0 < cut.tokens[0].labels < 4
+    cut = encode_sentences([example(sentence, "O O B-X I-X")], tokenizer, ("O", "B-X", "I-X"), max_length=4)
+    assert (cut.cut, len(cut.items[0].ids)) == (1, 4)
+    assert 0 < cut.items[0].labels < 4
 
 
 @pytest.mark.parametrize(

@@ -205,7 +205,7 @@ def test_memory_that_runs_out_ends_all_and_leaves_no_gradient(monkeypatch):
     model = model_with("lora", "ia3")
     monkeypatch.setattr(
         halka.objectives.language_modelling,
-        "label_loss",
+        "next_token_loss",
         lambda *_, **__: (_ for _ in ()).throw(torch.OutOfMemoryError("full")),
     )
     with pytest.raises(TrainingError, match="out of memory at step 1, with a batch of 6 rows"):
@@ -214,7 +214,7 @@ def test_memory_that_runs_out_ends_all_and_leaves_no_gradient(monkeypatch):
 
 
 def test_memory_that_runs_out_loses_no_step(tmp_path, monkeypatch):
-    own, count = language_modelling.label_loss, [0]
+    own, count = language_modelling.next_token_loss, [0]
 
     def some(*given, **options):
         count[0] += 1
@@ -230,7 +230,7 @@ def test_memory_that_runs_out_loses_no_step(tmp_path, monkeypatch):
     whole = model_with(*names)
     expected = [told["lora"].loss for told in train_many(whole, [Job(name, items(length=9), CONFIG) for name in names])]
     with monkeypatch.context() as patch:
-        patch.setattr(language_modelling, "label_loss", some)
+        patch.setattr(language_modelling, "next_token_loss", some)
         model, seen = model_with(*names), []
         steps = train_many(model, given(model))
         with pytest.raises(TrainingError, match="train fewer adapters together"):

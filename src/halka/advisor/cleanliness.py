@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from itertools import islice
 
 from halka.advisor.evidence import Cleanliness
-from halka.data.duplicates import answer_keys, between, place_of, prompt_key, within
+from halka.data.duplicates import answer_keys, between, prompt_key, within
 from halka.data.examples import Example
 
 SHOWN = 5
@@ -25,7 +25,7 @@ def cleanliness(train: Sequence[Example], held_out: Sequence[Example]) -> Cleanl
     Takes time in proportion to the number of examples, also of those with one prompt.
     """
     repeated, leaked = within(train), between(train, held_out)
-    contradictory = [place_of(train[index], index) for index in _contradictory(train)]
+    contradictory = [train[index].place(index) for index in _contradictory(train)]
     return Cleanliness(
         repeated=len(repeated),
         contradictory=len(contradictory),

@@ -43,7 +43,7 @@ def lengths_of(questions: Questions) -> tuple[int, int | None]:
     room = context(questions.model, None)
 
     def told(examples: Sequence[Example]) -> int:
-        lengths = [len(each) for each in encode_all(examples, questions.model.tokenizer).tokens]
+        lengths = [len(each) for each in encode_all(examples, questions.model.tokenizer).items]
         return nine_in_ten(lengths) if room is None else min(nine_in_ten(lengths), room)
 
     shown = [questions.put(each, DOCUMENTS) for each in questions.train[:MEASURED]] if questions.find else []

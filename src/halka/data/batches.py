@@ -13,13 +13,13 @@ import torch
 from halka.data.tokens import Tokens
 from halka.util.errors import HalkaError
 
-NO_LOSS = -100
+IGNORE_INDEX = -100
 """The label that torch's cross entropy and transformers pass over."""
 
 
 @dataclass(frozen=True, eq=False)
 class Batch:
-    """int64 tensors: tokens (B, T), their mask (B, T), and labels, `NO_LOSS` where no loss is.
+    """int64 tensors: tokens (B, T), their mask (B, T), and labels, `IGNORE_INDEX` where no loss is.
 
     Of a language model labels stand at their own token's place (B, T), not shifted; of a tagger at each word's first
     token; of a classifier they are one a row (B,); of a sequence-to-sequence model they are the answer's tokens (B, S).
@@ -95,9 +95,9 @@ def collate(items: Sequence[Tokens], pad_id: int, side: str = "right") -> Batch:
     """
     if side not in ("left", "right"):
         raise HalkaError(f"side is {side!r}; choose left or right")
-    labels = [[t if loss else NO_LOSS for t, loss in zip(item.ids, item.loss, strict=True)] for item in items]
+    labels = [[t if loss else IGNORE_INDEX for t, loss in zip(item.ids, item.loss, strict=True)] for item in items]
     ids = [item.ids for item in items]
-    return Batch(padded(ids, pad_id, side), mask_of(ids, side), padded(labels, NO_LOSS, side))
+    return Batch(padded(ids, pad_id, side), mask_of(ids, side), padded(labels, IGNORE_INDEX, side))
 
 
 def padded(rows: Sequence[Sequence[int]], fill: int, side: str = "right") -> torch.Tensor:

@@ -40,14 +40,14 @@ def fingerprint(tokenizer: PreTrainedTokenizerBase) -> str:
 
 def write(
     conversations: Sequence[Sequence[Message]], tokenizer: PreTrainedTokenizerBase, generation_prompt: bool
-) -> list[str | ValueError]:
+) -> list[str | DataError]:
     """Each conversation's text, or why the template does not write it."""
     if not conversations:
         return []
     dicts = [[{"role": m.role, "content": m.content} for m in messages] for messages in conversations]
     try:
         texts = tokenizer.apply_chat_template(dicts, tokenize=False, add_generation_prompt=generation_prompt)
-        return cast("list[str | ValueError]", texts)
+        return cast("list[str | DataError]", texts)
     except (TemplateError, TypeError, ValueError, LookupError, AttributeError) as error:
         if len(conversations) > 1:  # one of them: ask one by one
             return [write([messages], tokenizer, generation_prompt)[0] for messages in conversations]
@@ -56,29 +56,29 @@ def write(
         return [DataError(f"the base's chat template refuses the conversation: {error}.{way_out}")]
 
 
-def write_answers(examples: Sequence[Example], tokenizer: PreTrainedTokenizerBase) -> list[Chat | ValueError]:
+def write_answers(examples: Sequence[Example], tokenizer: PreTrainedTokenizerBase) -> list[Chat | DataError]:
     """Each example's text with the places of its answers, or why they cannot be found."""
     answers = [[i for i, m in enumerate(example.messages) if m.role == "assistant"] for example in examples]
     texts = write([example.messages for example in examples], tokenizer, generation_prompt=False)
     before = [example.messages[:i] for example, found in zip(examples, answers, strict=True) for i in found]
     prompts = iter(write(before, tokenizer, generation_prompt=True))
     marks = tuple(token.content for token in tokenizer.added_tokens_decoder.values() if token.content.strip())
-    chats: list[Chat | ValueError] = []
+    chats: list[Chat | DataError] = []
     for example, found, text in zip(examples, answers, texts, strict=True):
         openings = {i: next(prompts) for i in found}
         try:
             chats.append(_locate(example.messages, text, openings, marks))
-        except ValueError as error:
+        except DataError as error:
             chats.append(error)
     return chats
 
 
 def _locate(
-    messages: Sequence[Message], text: str | ValueError, openings: dict[int, str | ValueError], marks: tuple[str, ...]
+    messages: Sequence[Message], text: str | DataError, openings: dict[int, str | DataError], marks: tuple[str, ...]
 ) -> Chat:
     if len(messages) - 1 not in openings:
         raise DataError("the conversation does not end with the assistant's answer")
-    if isinstance(text, ValueError):
+    if isinstance(text, DataError):
         raise text
     for number, message in enumerate(messages, start=1):
         if message.role != "assistant" and message.content.strip() not in text:
@@ -86,7 +86,7 @@ def _locate(
     end, closing = _close(text, marks)
     spans: list[tuple[int, int]] = []
     for index, prompt in openings.items():
-        if isinstance(prompt, ValueError):
+        if isinstance(prompt, DataError):
             raise prompt
         if not text.startswith(prompt):
             raise DataError(

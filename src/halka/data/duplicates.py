@@ -20,7 +20,7 @@ def within(examples: Sequence[Example]) -> list[Duplicate]:
     seen: dict[object, str] = {}
     found: list[Duplicate] = []
     for index, example in enumerate(examples):
-        key, place = _key(example.messages), place_of(example, index)
+        key, place = _key(example.messages), example.place(index)
         if key in seen:
             found.append(Duplicate(seen[key], place, same_answer=True))
         else:
@@ -34,10 +34,10 @@ def between(first: Sequence[Example], second: Sequence[Example]) -> list[Duplica
     answers: dict[object, set[str]] = {}
     for index, example in enumerate(first):
         key = prompt_key(example)
-        places.setdefault(key, place_of(example, index))
+        places.setdefault(key, example.place(index))
         answers.setdefault(key, set()).update(answer_keys(example))
     return [
-        Duplicate(places[key], place_of(example, index), not answers[key].isdisjoint(answer_keys(example)))
+        Duplicate(places[key], example.place(index), not answers[key].isdisjoint(answer_keys(example)))
         for index, example in enumerate(second)
         if (key := prompt_key(example)) in places
     ]
@@ -51,11 +51,6 @@ def prompt_key(example: Example) -> object:
 def answer_keys(example: Example) -> frozenset[str]:
     """All answers that count as right, blanks and capitals aside."""
     return frozenset(map(_plain, example.answers))
-
-
-def place_of(example: Example, index: int) -> str:
-    """Where the example was read from, else its number, from 1, in the list where it stands at `index`."""
-    return example.where or f"example {index + 1}"
 
 
 def _key(messages: Sequence[Message]) -> object:

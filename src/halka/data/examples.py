@@ -51,6 +51,14 @@ class Example:
         """The references or, where none are given, the answer at the end."""
         return self.references or ((self.messages[-1].content,) if self._answered else ())
 
+    def place(self, index: int) -> str:
+        """Where it was read from, else its number, from 1, in the list where it stands at `index`."""
+        return self.where or f"example {index + 1}"
+
+    def error(self, reason: object) -> DataError:
+        """A `DataError` for this example that names where it was read from."""
+        return DataError(f"{self.where}: {reason}" if self.where else str(reason))
+
     @property
     def _answered(self) -> bool:
         return bool(self.messages) and self.messages[-1].role == "assistant"

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 
 from halka.data.examples import Example
-from halka.util.errors import HalkaError
+from halka.util.errors import DataError
 
 OUTSIDE = "O"
 """The tag of a word that is part of nothing."""
@@ -22,13 +22,13 @@ def tags_in(examples: Iterable[Example]) -> tuple[str, ...]:
     return (*(tag for tag in found if tag == OUTSIDE), *(tag for tag in found if tag != OUTSIDE))
 
 
-def place_of(label: str, labels: Sequence[str]) -> int:
-    """Where a label stands. Raises ValueError that shows the labels there are."""
+def label_index(label: str, labels: Sequence[str]) -> int:
+    """The label's index in `labels`. Raises DataError that lists the first of them."""
     try:
         return labels.index(label)
     except ValueError:
         shown = ", ".join(labels[:10]) + (", …" if len(labels) > 10 else "")
-        raise HalkaError(f"the label {label!r} is none of the {len(labels)} labels: {shown}") from None
+        raise DataError(f"the label {label!r} is none of the {len(labels)} labels: {shown}") from None
 
 
 def _in_order(labels: set[str]) -> tuple[str, ...]:

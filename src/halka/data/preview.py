@@ -120,7 +120,7 @@ def inspect(
     """
     encoded = encode_all(rows.examples, tokenizer)
     kept = [rows.examples[index] for index in encoded.kept]
-    lengths = _lengths(encoded.tokens, max_length)
+    lengths = _lengths(encoded.items, max_length)
     special = {token for token, text in tokenizer.added_tokens_decoder.items() if text.content.strip()}
     return Preview(
         name=name,
@@ -128,14 +128,14 @@ def inspect(
         chat_template=chat_template_fingerprint(tokenizer),
         examples=len(kept),
         problems=rows.problems + encoded.problems,
-        notes=_notes(kept, encoded.tokens, tokenizer, special),
+        notes=_notes(kept, encoded.items, tokenizer, special),
         lengths=lengths,
-        loss_share=sum(sum(tokens.loss) for tokens in encoded.tokens) / lengths.total,
+        loss_share=sum(sum(tokens.loss) for tokens in encoded.items) / lengths.total,
         repeated=within(kept),
         shared={other: between(examples, kept) for other, examples in (others or {}).items()},
         shown=[
             Shown(example.where, len(tokens.ids), _spans(tokens, tokenizer, special))
-            for example, tokens in zip(kept[:show], encoded.tokens[:show], strict=True)
+            for example, tokens in zip(kept[:show], encoded.items[:show], strict=True)
         ],
     )
 

@@ -8,37 +8,21 @@ Without a chat template the prompt's and the answer's text follow each other, wi
 """
 
 from bisect import bisect_left
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
 
 from transformers import PreTrainedTokenizerBase
 
 from halka.data import chat
 from halka.data.examples import Example
-from halka.data.readers import Problem
+from halka.data.truncation import EncodedExamples, LengthPolicy, TooLongError, truncate
 from halka.util.errors import DataError
 
 CHUNK = 1000
-TOO_LONG = ("cut", "drop", "error")
 NOT_PLAIN = (
     "the base's tokenizer has no chat template, so an example can only be a user's prompt and one answer. "
     "Write it so, or give the tokenizer a chat_template."
 )
-
-
-class Item(Protocol):
-    """An example as a base reads it. Its length is the number of its tokens; equal fields are the same item."""
-
-    @property
-    def ids(self) -> list[int]: ...
-
-    @property
-    def labels(self) -> int:
-        """How many predictions its loss is of."""
-        ...
-
-    def __len__(self) -> int: ...
 
 
 @dataclass(frozen=True)
@@ -56,41 +40,18 @@ class Tokens:
         return len(self.ids)
 
 
-class TooLong(ValueError):
-    """An example has more tokens than it may: `length`, where `max_length` is allowed."""
-
-    def __init__(self, where: str, length: int, max_length: int):
-        super().__init__(
-            f"{where or 'the example'}: {length} tokens, more than max_length {max_length}. "
-            "Raise max_length, shorten the example, or choose to cut or drop what is too long."
-        )
-        self.length = length
-        self.max_length = max_length
-
-
-@dataclass(frozen=True)
-class Encoded:
-    """What became of a list of examples: `tokens[i]` is `examples[kept[i]]`; each dropped one has its problem."""
-
-    tokens: list[Any]  # of one kind of `Item`
-    kept: list[int]
-    problems: list[Problem]
-    cut: int
-    dropped: int
-
-
 def encode(example: Example, tokenizer: PreTrainedTokenizerBase, max_length: int | None = None) -> Tokens:
     """The whole conversation, with loss on the assistant's tokens.
 
     Raises:
-        TooLong: it has more than `max_length` tokens.
-        ValueError: it does not end with an answer, or the chat template refuses or rewrites it.
+        TooLongError: it has more than `max_length` tokens.
+        DataError: it does not end with an answer, or the chat template refuses or rewrites it.
     """
     tokens = _encode([example], tokenizer)[0]
-    if isinstance(tokens, ValueError):
-        raise _at(example, tokens)
+    if isinstance(tokens, DataError):
+        raise example.error(tokens)
     if max_length is not None and len(tokens.ids) > max_length:
-        raise TooLong(example.where, len(tokens.ids), max_length)
+        raise TooLongError(example.where, len(tokens.ids), max_length)
     return tokens
 
 
@@ -98,62 +59,22 @@ def encode_all(
     examples: Sequence[Example],
     tokenizer: PreTrainedTokenizerBase,
     max_length: int | None = None,
-    too_long: str = "cut",
-) -> Encoded:
+    too_long: LengthPolicy = "cut",
+) -> EncodedExamples[Tokens]:
     """Encodes many at once; an example that cannot be used becomes a problem.
 
     What is longer than `max_length` is, by `too_long`, "cut" (its start is kept; dropped where no loss is left),
     "drop" (a problem), or "error".
 
     Raises:
-        TooLong: with "error", for the first that is.
-        ValueError: no example is left, or `too_long` or `max_length` makes no sense.
+        TooLongError: with "error", for the first that is.
+        DataError: no example is left, or `too_long` or `max_length` makes no sense.
     """
     encoded = _encode_in_chunks(examples, tokenizer)
-    return sifted(examples, encoded, lambda _, tokens, length: _shorten(tokens, length), max_length, too_long)
+    return truncate(examples, encoded, lambda _, tokens, length: _shorten(tokens, length), max_length, too_long)
 
 
-def sifted(
-    examples: Sequence[Example],
-    encoded: Iterable[Any],
-    shorten: Callable[[int, Any, int], Any],
-    max_length: int | None,
-    too_long: str,
-) -> Encoded:
-    """What becomes of each example's item, or the ValueError in its place, where no item may be over `max_length`.
-
-    `shorten(index, item, length)` is the item cut to a length, or the ValueError that says why it cannot be.
-    Raises as `encode_all` does.
-    """
-    if too_long not in TOO_LONG:
-        raise DataError(f"too_long is {too_long!r}; choose one of {', '.join(TOO_LONG)}")
-    if max_length is not None and max_length < 2:
-        raise DataError(f"max_length is {max_length}; it must be at least 2, one token of prompt and one of answer")
-    kept: dict[int, Any] = {}
-    problems: list[Problem] = []
-    cut = 0
-    for index, item in enumerate(encoded):
-        where = examples[index].where or f"example {index + 1}"
-        length = 0 if isinstance(item, ValueError) else len(item)
-        if max_length is not None and length > max_length:
-            if too_long == "error":
-                raise TooLong(where, length, max_length)
-            if too_long == "drop":
-                item = DataError(f"{length} tokens, more than max_length {max_length}")
-            else:
-                item = shorten(index, item, max_length)
-        if isinstance(item, ValueError):
-            problems.append(Problem(where, str(item)))
-        else:
-            kept[index] = item
-            cut += len(item) < length
-    if not kept:
-        first = "; ".join(str(problem) for problem in problems[:3])
-        raise DataError(f"none of {len(examples)} examples can be used. {first or 'There are none.'}")
-    return Encoded(list(kept.values()), list(kept), problems, cut, len(problems))
-
-
-def _shorten(tokens: Tokens, max_length: int) -> Tokens | ValueError:
+def _shorten(tokens: Tokens, max_length: int) -> Tokens | DataError:
     """The first `max_length` tokens, or why the example is dropped."""
     if not any(tokens.loss[:max_length]):
         return DataError(f"the answer begins after max_length {max_length} (the example has {len(tokens)} tokens)")
@@ -164,15 +85,15 @@ def encode_prompt(example: Example, tokenizer: PreTrainedTokenizerBase) -> list[
     """The prompt's ids as inference needs them: with the generation prompt, up to where the answer at the end begins.
 
     Raises:
-        ValueError: the chat template refuses the prompt; or there is no template and it is not one user's message.
+        DataError: the chat template refuses the prompt; or there is no template and it is not one user's message.
     """
     if tokenizer.chat_template is None:
         if [message.role for message in example.prompt] != ["user"]:
-            raise _at(example, NOT_PLAIN)
+            raise example.error(NOT_PLAIN)
         return _start(tokenizer) + _ids([example.prompt[0].content], tokenizer)[0]
     text = chat.write([example.prompt], tokenizer, generation_prompt=True)[0]
-    if isinstance(text, ValueError):
-        raise _at(example, text)
+    if isinstance(text, DataError):
+        raise example.error(text)
     return _ids([text], tokenizer)[0]
 
 
@@ -181,28 +102,24 @@ def chat_template_fingerprint(tokenizer: PreTrainedTokenizerBase) -> str:
     return chat.fingerprint(tokenizer)
 
 
-def _at(example: Example, reason: object) -> ValueError:
-    return DataError(f"{example.where}: {reason}" if example.where else str(reason))
-
-
-def _encode_in_chunks(examples: Sequence[Example], tokenizer: PreTrainedTokenizerBase) -> Iterator[Tokens | ValueError]:
+def _encode_in_chunks(examples: Sequence[Example], tokenizer: PreTrainedTokenizerBase) -> Iterator[Tokens | DataError]:
     for first in range(0, len(examples), CHUNK):
         yield from _encode(examples[first : first + CHUNK], tokenizer)
 
 
-def _encode(examples: Sequence[Example], tokenizer: PreTrainedTokenizerBase) -> list[Tokens | ValueError]:
+def _encode(examples: Sequence[Example], tokenizer: PreTrainedTokenizerBase) -> list[Tokens | DataError]:
     """Of each example its tokens, or what is wrong with it (without its place)."""
     encode_many = _encode_plain if tokenizer.chat_template is None else _encode_chats
     return encode_many(examples, tokenizer)
 
 
-def _encode_chats(examples: Sequence[Example], tokenizer: PreTrainedTokenizerBase) -> list[Tokens | ValueError]:
+def _encode_chats(examples: Sequence[Example], tokenizer: PreTrainedTokenizerBase) -> list[Tokens | DataError]:
     if not tokenizer.is_fast:
         raise DataError(f"{type(tokenizer).__name__} does not tell where its tokens stand; load the fast tokenizer")
     chats = chat.write_answers(examples, tokenizer)
     written = [item for item in chats if isinstance(item, chat.Chat)]
     if not written:
-        return [item for item in chats if isinstance(item, ValueError)]
+        return [item for item in chats if isinstance(item, DataError)]
     texts = [item.text for item in written]
     whole = tokenizer(texts, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
     prompts = _ids([item.prompt for item in written], tokenizer)
@@ -210,7 +127,7 @@ def _encode_chats(examples: Sequence[Example], tokenizer: PreTrainedTokenizerBas
     return [next(encoded) if isinstance(item, chat.Chat) else item for item in chats]
 
 
-def _mark(item: chat.Chat, ids: list[int], offsets: list[tuple[int, int]], prompt: list[int]) -> Tokens | ValueError:
+def _mark(item: chat.Chat, ids: list[int], offsets: list[tuple[int, int]], prompt: list[int]) -> Tokens | DataError:
     """A token belongs to an answer if it begins within it."""
     if ids[: len(prompt)] != prompt:
         return DataError(
@@ -226,7 +143,7 @@ def _mark(item: chat.Chat, ids: list[int], offsets: list[tuple[int, int]], promp
     return Tokens(ids, loss) if any(loss) else DataError("no token carries loss")
 
 
-def _encode_plain(examples: Sequence[Example], tokenizer: PreTrainedTokenizerBase) -> list[Tokens | ValueError]:
+def _encode_plain(examples: Sequence[Example], tokenizer: PreTrainedTokenizerBase) -> list[Tokens | DataError]:
     """Prompt and answer as one text where that leaves the prompt's tokens as they are; else tokenised apart."""
     end = tokenizer.eos_token_id
     if end is None:

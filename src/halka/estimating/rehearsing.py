@@ -16,7 +16,8 @@ from unittest.mock import patch
 import torch
 
 from halka.core import AdaptedModel, Method, bytes_of, count_of
-from halka.data.tokens import Item, Tokens
+from halka.data.tokens import Tokens
+from halka.data.truncation import Item
 from halka.estimating.costs import Work
 from halka.estimating.ghosts import Rehearsal
 from halka.estimating.heap import Heap
@@ -24,9 +25,9 @@ from halka.models import adapt, context
 from halka.models.kinds import KINDS
 from halka.models.layouts import layout_of
 from halka.models.quantised import quantise
-from halka.objectives.labelled import Labelled
-from halka.objectives.pairs import Pair
-from halka.objectives.words import Tagged
+from halka.objectives.classification import Labelled
+from halka.objectives.sequence_to_sequence import Pair
+from halka.objectives.tagging import Tagged
 from halka.training.loop import TrainConfig, _backward, train
 from halka.util.errors import HalkaError
 

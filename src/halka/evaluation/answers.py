@@ -107,14 +107,14 @@ def generate(
     if model.tokenizer is None:
         raise HalkaError("to generate text the model needs its tokenizer: `halka.adapt(base, tokenizer)`")
     objective = objective_of(model)
-    new = max_new_tokens if objective.answers_take_room else 0
+    new = max_new_tokens if objective.answer_uses_context else 0
     names = _one_each(name, examples)
     kinds = {each: (context(model, each), _is_full(model, each)) for each in dict.fromkeys(names)}
     rows = []
     items = []
     for number, (example, each) in enumerate(zip(examples, names, strict=True), start=1):
         room, full = kinds[each]
-        item = objective.question(model, example, room)
+        item = objective.encode_prompt(model, example, room)
         if room is not None and len(item) + new > room:
             raise HalkaError(
                 f"{example.where or f'example {number}'}: a prompt of {len(item)} tokens and {max_new_tokens} new ones "

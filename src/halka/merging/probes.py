@@ -43,7 +43,7 @@ def probe_rows(model: AdaptedModel, probes: Probes | None) -> list[Tokens]:
             rows += [Tokens(piece, [True] * len(piece)) for piece in pieces]
         elif isinstance(each, Example):
             assert tokenizer is not None
-            rows += encode_all([each], tokenizer, context(model)).tokens
+            rows += encode_all([each], tokenizer, context(model)).items
         else:
             rows.append(each)
     rows = [row for row in rows if any(row.loss[1:])]

@@ -1,16 +1,19 @@
-"""What is learned from an example, one file each: how it is read, what is lost, and what is answered."""
+"""Training objectives, one file each: how examples are tokenized and collated, the loss, and the answers.
+
+`objective_of(model)` is the objective of the model's kind of base.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 from torch import Tensor
 
 from halka.core import AdaptedModel
 from halka.data.batches import Batch
 from halka.data.examples import Example
-from halka.data.tokens import Encoded, Item
+from halka.data.truncation import EncodedExamples, Item, LengthPolicy
 from halka.models.kinds import kind_of
 from halka.objectives.classification import Classification
 from halka.objectives.language_modelling import LanguageModelling
@@ -18,65 +21,82 @@ from halka.objectives.sequence_to_sequence import SequenceToSequence
 from halka.objectives.tagging import Tagging
 from halka.util.errors import HalkaError
 
+__all__ = ["OBJECTIVES", "Objective", "objective_of"]
 
-class Objective(Protocol):
-    """What a base of one kind learns, and how it answers. `name` is an adapter's, or None for the bare base.
+ItemT = TypeVar("ItemT", bound=Item)
 
-    The loop, the checkpoints and the batches are the same for all of them.
+
+class Objective(Protocol[ItemT]):
+    """What a base of one kind is trained for, and how it answers. `name` is an adapter, None the bare base.
+
+    The loop, the checkpoints and the batch plan are the same for all objectives.
+
+    head_sees_rows        the head is called on whole rows, so adapters that train the head can share a pass
+    answer_uses_context   an answer's tokens take positions of the base's context beside the prompt's
     """
 
-    head_sees_rows: bool  # whether the head is called with whole rows, so that rows of several adapters can share it
-    answers_take_room: bool  # whether an answer's tokens stand in the context beside the prompt's
+    head_sees_rows: bool
+    answer_uses_context: bool
 
     def encode(
-        self, model: AdaptedModel, name: str | None, examples: Sequence[Example], max_length: int | None, too_long: str
-    ) -> Encoded:
-        """Examples as the base reads them. Raises ValueError for what cannot be learned from, as `encode_all` does."""
+        self,
+        model: AdaptedModel,
+        name: str | None,
+        examples: Sequence[Example],
+        max_length: int | None,
+        too_long: LengthPolicy,
+    ) -> EncodedExamples[ItemT]:
+        """Tokenize examples to train on.
+
+        Raises:
+            TooLongError: with the policy "error", for the first over `max_length`.
+            DataError: a label is not one of the adapter's, or no example is left.
+        """
         ...
 
-    def question(self, model: AdaptedModel, example: Example, room: int | None) -> Item:
-        """An example without its answer, for `answers`."""
+    def encode_prompt(self, model: AdaptedModel, example: Example, max_length: int | None) -> ItemT:
+        """Tokenize an example without its answer, for `answers`; encoders' prompts are cut to `max_length`."""
         ...
 
-    def collate(self, items: Sequence[Any], pad_id: int) -> Batch:
-        """The items as one batch, to learn from."""
+    def collate(self, items: Sequence[ItemT], pad_id: int) -> Batch:
+        """Pad the items into one batch to train on."""
         ...
 
     def outputs(self, model: AdaptedModel, batch: Batch) -> Tensor:
-        """What the loss is computed from, a row of the batch each (B, …)."""
+        """Run the base; returns what `loss` reads, one row for each of the batch (B, …)."""
         ...
 
     def loss(self, model: AdaptedModel, name: str | None, outputs: Tensor, labels: Tensor) -> tuple[Tensor, int]:
-        """The summed loss of rows that use adapter `name`, and over how many labels."""
+        """The summed loss of rows that use adapter `name`, and the number of labels."""
         ...
 
     def answers(
         self,
         model: AdaptedModel,
         names: Sequence[str | None],
-        items: Sequence[Any],
+        items: Sequence[ItemT],
         max_new_tokens: int,
         options: Mapping[str, Any],
     ) -> list[str]:
-        """The answer of each item, whose adapters are in use."""
+        """The answer to each prompt, inside `model.use(names)`. `options` go to transformers' `generate`."""
         ...
 
 
-OBJECTIVES: dict[str, Objective] = {
+OBJECTIVES: dict[str, Objective[Any]] = {
     "causal-lm": LanguageModelling(),
     "sequence-classification": Classification(),
     "token-classification": Tagging(),
     "seq2seq-lm": SequenceToSequence(),
 }
-"""By the kind of base (`models/kinds.py`)."""
+"""By kind of base (`halka.models.kinds`)."""
 
 
-def objective_of(model: AdaptedModel) -> Objective:
-    """What the model's base learns. Raises ValueError for a base that Halka does not train."""
+def objective_of(model: AdaptedModel) -> Objective[Any]:
+    """The objective of the model's base. Raises HalkaError for a base without a head to train."""
     kind = kind_of(model.base)
     if kind not in OBJECTIVES:
         raise HalkaError(
             f"{type(model.base).__name__} is an encoder: it has no next token to learn from or to generate. Load it "
-            'with a head for what it shall learn: `halka.load_base(name, kind="sequence-classification", labels=[…])`'
+            'with a head for its task: `halka.load_base(name, kind="sequence-classification", labels=[…])`'
         )
     return OBJECTIVES[kind]

@@ -1,9 +1,9 @@
-"""Cross entropy at label positions alone, in chunks: the full logits of a batch never exist.
+"""Cross entropy: over given logits, and for next tokens in chunks, so that a batch's full logits never exist.
 
 With a vocabulary of 49,000 the head is a fifth of a small model's work and most of its activation memory, and most
 positions of an instruction example carry no label.
 
-    B rows   T tokens   D hidden width   N label positions   V vocabulary
+    B rows   T tokens   D hidden width   N label positions
 """
 
 from __future__ import annotations
@@ -16,19 +16,26 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-from halka.data.batches import NO_LOSS
+from halka.data.batches import IGNORE_INDEX
 
 Head = Callable[[Tensor], Tensor]
 CHUNK = 256  # label positions whose logits exist at once
 
 
-def label_loss(hidden_BTD: Tensor, labels_BT: Tensor, head: Head, *, head_trains: bool) -> tuple[Tensor, int]:
+def summed_cross_entropy(logits: Tensor, labels: Tensor, classes: int) -> tuple[Tensor, int]:
+    """The summed loss of labels (…) over the first `classes` of the logits (…, C), and the number of labels."""
+    logits, labels = logits[..., :classes].flatten(0, -2).float(), labels.flatten()
+    loss = F.cross_entropy(logits, labels, ignore_index=IGNORE_INDEX, reduction="sum")
+    return loss, int((labels != IGNORE_INDEX).sum())
+
+
+def next_token_loss(hidden_BTD: Tensor, labels_BT: Tensor, head: Head, *, head_trains: bool) -> tuple[Tensor, int]:
     """The summed loss over the N label positions, and N. Label t is predicted from hidden state t - 1.
 
-    A frozen head's gradient is taken chunk by chunk during the forward pass; one that trains is run again in backward.
+    A frozen head's gradient is computed chunk by chunk during the forward pass; a trained head runs again in backward.
     """
     targets_BT = labels_BT[:, 1:]
-    chosen = targets_BT != NO_LOSS
+    chosen = targets_BT != IGNORE_INDEX
     hidden_ND, targets_N = hidden_BTD[:, :-1][chosen], targets_BT[chosen]
     if not head_trains and hidden_ND.requires_grad:
         return _FrozenHeadLoss.apply(hidden_ND, targets_N, head), len(targets_N)  # type: ignore[return-value]
@@ -41,12 +48,10 @@ def label_loss(hidden_BTD: Tensor, labels_BT: Tensor, head: Head, *, head_trains
     return total, len(targets_N)
 
 
-def plain_label_loss(hidden_BTD: Tensor, labels_BT: Tensor, head: Head) -> tuple[Tensor, int]:
-    """The slow twin of `label_loss`: all logits at once."""
-    logits = head(hidden_BTD[:, :-1]).float()
-    targets = labels_BT[:, 1:]
-    loss = F.cross_entropy(logits.flatten(0, 1), targets.flatten(), ignore_index=NO_LOSS, reduction="sum")
-    return loss, int((targets != NO_LOSS).sum())
+def plain_next_token_loss(hidden_BTD: Tensor, labels_BT: Tensor, head: Head) -> tuple[Tensor, int]:
+    """The slow twin of `next_token_loss`, for tests: all logits at once."""
+    logits = head(hidden_BTD[:, :-1])
+    return summed_cross_entropy(logits, labels_BT[:, 1:], logits.shape[-1])
 
 
 def _summed(hidden_ND: Tensor, targets_N: Tensor, head: Head) -> Tensor:
@@ -54,7 +59,7 @@ def _summed(hidden_ND: Tensor, targets_N: Tensor, head: Head) -> Tensor:
 
 
 class _FrozenHeadLoss(torch.autograd.Function):
-    """Loss and the gradient of the hidden states in one pass over the head."""
+    """The loss and the hidden states' gradient in one pass over the head."""
 
     @staticmethod
     def forward(ctx: Any, hidden_ND: Tensor, targets_N: Tensor, head: Head) -> Tensor:

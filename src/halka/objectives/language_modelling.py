@@ -1,4 +1,7 @@
-"""The next token of a conversation: loss on what the assistant writes, answers by generation."""
+"""Language modelling: the next token of a conversation, with loss on what the assistant writes.
+
+How a conversation becomes tokens is `halka.data.tokens`.
+"""
 
 from __future__ import annotations
 
@@ -10,21 +13,32 @@ from torch import Tensor
 from halka.core import AdaptedModel
 from halka.data.batches import Batch, collate
 from halka.data.examples import Example
-from halka.data.tokens import Encoded, Tokens, encode_all, encode_prompt
+from halka.data.tokens import Tokens, encode_all, encode_prompt
+from halka.data.truncation import EncodedExamples, LengthPolicy
 from halka.models import hidden_states, logits, pad_id
-from halka.objectives.cross_entropy import label_loss
+from halka.objectives.cross_entropy import next_token_loss
+
+GREEDY = {"do_sample": False, "temperature": None, "top_p": None, "top_k": None}
+"""Options of transformers' `generate` that override what a base's own generation config says of sampling."""
 
 
 class LanguageModelling:
-    head_sees_rows = False  # it sees label positions alone
-    answers_take_room = True
+    """Cross entropy on the assistant's tokens, answers by generation."""
+
+    head_sees_rows = False
+    answer_uses_context = True
 
     def encode(
-        self, model: AdaptedModel, name: str | None, examples: Sequence[Example], max_length: int | None, too_long: str
-    ) -> Encoded:
+        self,
+        model: AdaptedModel,
+        name: str | None,
+        examples: Sequence[Example],
+        max_length: int | None,
+        too_long: LengthPolicy,
+    ) -> EncodedExamples[Tokens]:
         return encode_all(examples, model.tokenizer, max_length, too_long)
 
-    def question(self, model: AdaptedModel, example: Example, room: int | None) -> Tokens:
+    def encode_prompt(self, model: AdaptedModel, example: Example, max_length: int | None) -> Tokens:
         ids = encode_prompt(example, model.tokenizer)
         return Tokens(ids, [False] * len(ids))
 
@@ -37,7 +51,7 @@ class LanguageModelling:
     def loss(self, model: AdaptedModel, name: str | None, outputs: Tensor, labels: Tensor) -> tuple[Tensor, int]:
         targets = () if name is None else model.adapter(name).targets.values()
         head_trains = any(target.role in ("head", "base") for target in targets)
-        return label_loss(outputs, labels, lambda hidden: logits(model, hidden), head_trains=head_trains)
+        return next_token_loss(outputs, labels, lambda hidden: logits(model, hidden), head_trains=head_trains)
 
     def answers(
         self,
@@ -49,11 +63,11 @@ class LanguageModelling:
     ) -> list[str]:
         base: Any = model.base
         batch = collate(items, pad_id(model), "left").to(base.device)
-        made = base.generate(
+        ids_BT = base.generate(
             **batch.inputs,
             max_new_tokens=max_new_tokens,
             pad_token_id=pad_id(model),
-            **{"do_sample": False, "temperature": None, "top_p": None, "top_k": None, **options},
+            **{**GREEDY, **options},
         )
-        texts = model.tokenizer.batch_decode(made[:, batch.input_ids.shape[1] :], skip_special_tokens=True)
+        texts = model.tokenizer.batch_decode(ids_BT[:, batch.input_ids.shape[1] :], skip_special_tokens=True)
         return [text.strip() for text in texts]

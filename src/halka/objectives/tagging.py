@@ -1,42 +1,77 @@
-"""A tag for each word of a sentence: cross entropy at the words' first tokens, and the likeliest tags there."""
+"""Token classification: a tag for every word of a sentence, predicted at the word's first token.
+
+The sentence is an example's user message and its tags are the answer, both separated by single spaces.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from torch import Tensor
+from transformers import PreTrainedTokenizerBase
 
 from halka.core import AdaptedModel
-from halka.data.batches import Batch
+from halka.data.batches import IGNORE_INDEX, Batch, mask_of, padded
 from halka.data.examples import Example
-from halka.data.labels import OUTSIDE
-from halka.data.tokens import Encoded
+from halka.data.labels import OUTSIDE, label_index
+from halka.data.truncation import EncodedExamples, LengthPolicy, truncate
 from halka.models import pad_id, run
-from halka.objectives.classification import entropy
-from halka.objectives.words import Tagged, collate_words, encode_sentence, encode_words
+from halka.objectives.classification import texts_of
+from halka.objectives.cross_entropy import summed_cross_entropy
+from halka.util.errors import DataError
+
+
+@dataclass(frozen=True)
+class Tagged:
+    """Token ids; for every token its word's index if it is the word's first, else -1; and every word's tag index."""
+
+    ids: list[int]
+    words: list[int]
+    tags: list[int]
+
+    @property
+    def labels(self) -> int:
+        return sum(word >= 0 for word in self.words)
+
+    def __len__(self) -> int:
+        return len(self.ids)
 
 
 class Tagging:
+    """Cross entropy at every word's first token; the answer is the most likely tag of each word.
+
+    Words that were cut off carry no loss and are answered with `OUTSIDE`.
+    """
+
     head_sees_rows = True
-    answers_take_room = False
+    answer_uses_context = False
 
     def encode(
-        self, model: AdaptedModel, name: str | None, examples: Sequence[Example], max_length: int | None, too_long: str
-    ) -> Encoded:
-        return encode_words(examples, model.tokenizer, model.labels_of(name), max_length, too_long)
+        self,
+        model: AdaptedModel,
+        name: str | None,
+        examples: Sequence[Example],
+        max_length: int | None,
+        too_long: LengthPolicy,
+    ) -> EncodedExamples[Tagged]:
+        return encode_sentences(examples, model.tokenizer, model.labels_of(name), max_length, too_long)
 
-    def question(self, model: AdaptedModel, example: Example, room: int | None) -> Tagged:
-        return encode_sentence(example, model.tokenizer, room)
+    def encode_prompt(self, model: AdaptedModel, example: Example, max_length: int | None) -> Tagged:
+        words = words_of(example)
+        return _item(words, model.tokenizer, [0] * len(words), max_length)
 
     def collate(self, items: Sequence[Tagged], pad_id: int) -> Batch:
-        return collate_words(items, pad_id)
+        ids = [item.ids for item in items]
+        labels = [[IGNORE_INDEX if word < 0 else item.tags[word] for word in item.words] for item in items]
+        return Batch(padded(ids, pad_id), mask_of(ids), padded(labels, IGNORE_INDEX))
 
     def outputs(self, model: AdaptedModel, batch: Batch) -> Tensor:
         return run(model, **batch.inputs).logits
 
     def loss(self, model: AdaptedModel, name: str | None, outputs: Tensor, labels: Tensor) -> tuple[Tensor, int]:
-        return entropy(outputs, labels, len(model.labels_of(name)))
+        return summed_cross_entropy(outputs, labels, len(model.labels_of(name)))
 
     def answers(
         self,
@@ -52,9 +87,70 @@ class Tagging:
         for row_TC, item, name in zip(logits_BTC, items, names, strict=True):
             labels = model.labels_of(name)
             best = row_TC[:, : len(labels)].argmax(-1).tolist()
-            tags = [OUTSIDE] * len(item.tags)  # words that were cut off have no token
-            for place, word in enumerate(item.words):
+            tags = [OUTSIDE] * len(item.tags)
+            for token, word in enumerate(item.words):
                 if word >= 0:
-                    tags[word] = labels[best[place]]
+                    tags[word] = labels[best[token]]
             answers.append(" ".join(tags))
         return answers
+
+
+def encode_sentences(
+    examples: Sequence[Example],
+    tokenizer: PreTrainedTokenizerBase,
+    labels: Sequence[str],
+    max_length: int | None = None,
+    too_long: LengthPolicy = "cut",
+) -> EncodedExamples[Tagged]:
+    """Tokenize tagged sentences.
+
+    Raises:
+        TooLongError: with the policy "error", for the first over `max_length`.
+        DataError: a tag is not in `labels`, words and tags differ in number, or no example is left.
+    """
+    tags = [_tags(example, labels) for example in examples]
+    items = [_item(words_of(example), tokenizer, own) for example, own in zip(examples, tags, strict=True)]
+
+    def shorten(index: int, item: Tagged, length: int) -> Tagged:
+        return _item(words_of(examples[index]), tokenizer, item.tags, length)
+
+    return truncate(examples, items, shorten, max_length, too_long)
+
+
+def words_of(example: Example) -> list[str]:
+    """The sentence's words. Raises DataError for anything but one user message."""
+    texts = texts_of(example)
+    if len(texts) > 1:
+        raise example.error("a tagger reads one sentence, not two texts")
+    return texts[0].split()
+
+
+def _tags(example: Example, labels: Sequence[str]) -> list[int]:
+    """The label index of every word's tag."""
+    tags, words = example.answers[0].split() if example.answers else [], words_of(example)
+    if len(tags) != len(words):
+        raise example.error(f"{len(words)} words have {len(tags)} tags: give one for each")
+    try:
+        return [label_index(tag, labels) for tag in tags]
+    except DataError as error:
+        raise example.error(error) from None
+
+
+def _item(
+    words: list[str], tokenizer: PreTrainedTokenizerBase, tags: list[int], max_length: int | None = None
+) -> Tagged:
+    """The sentence's tokens; a token is a word's first if no token before it begins within that word."""
+    text = " ".join(words)
+    if not tokenizer.is_fast:
+        raise DataError(f"{type(tokenizer).__name__} gives no character offsets: load the fast tokenizer")
+    encoded = tokenizer(
+        text, return_offsets_mapping=True, verbose=False, truncation=max_length is not None, max_length=max_length
+    )
+    word_at = [index for index, word in enumerate(words) for _ in (*word, " ")]  # for every character
+    last, firsts = -1, []
+    for start, end in encoded["offset_mapping"]:
+        start += start < end and text[start] == " "
+        word = word_at[start] if start < end else -1
+        firsts.append(word if word > last else -1)
+        last = max(last, word)
+    return Tagged(encoded["input_ids"], firsts, tags)

@@ -20,7 +20,7 @@ from torch import Tensor
 from halka.core import AdaptedModel, in_mode
 from halka.data.batches import plan
 from halka.data.examples import Example
-from halka.data.tokens import Item
+from halka.data.truncation import Item
 from halka.models import context, pad_id
 from halka.models.attention.function import use_attention
 from halka.objectives import objective_of
@@ -115,7 +115,7 @@ def as_tokens(
             raise HalkaError("to train on examples the model needs its tokenizer: `halka.adapt(base, tokenizer)`")
         length = min((each for each in (config.max_length, room) if each is not None), default=None)
         encoded = objective.encode(model, name, raw, length, config.too_long)
-        tokens += encoded.tokens
+        tokens += encoded.items
         if encoded.dropped or encoded.cut:
             first = f", first {encoded.problems[0]}" if encoded.problems else ""
             warnings.warn(

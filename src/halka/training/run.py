@@ -18,7 +18,7 @@ from torch import Tensor
 
 from halka.core import AdaptedModel, described, form_of
 from halka.data.batches import plan
-from halka.data.tokens import TOO_LONG, Item
+from halka.data.truncation import LENGTH_POLICIES, Item
 from halka.models.fingerprint import own_fingerprint
 from halka.objectives import objective_of
 from halka.training.checkpoint import Progress, load_checkpoint, save_checkpoint
@@ -76,8 +76,8 @@ class TrainConfig:
             raise HalkaError(f"warmup is a share of the steps, at least 0 and below 1, not {self.warmup}")
         if self.schedule not in ("cosine", "constant"):
             raise HalkaError(f"schedule is 'cosine' or 'constant', not {self.schedule!r}")
-        if self.too_long not in TOO_LONG:
-            raise HalkaError(f"too_long is one of {', '.join(TOO_LONG)}, not {self.too_long!r}")
+        if self.too_long not in LENGTH_POLICIES:
+            raise HalkaError(f"too_long is one of {', '.join(LENGTH_POLICIES)}, not {self.too_long!r}")
         for name in ("clip", "weight_decay"):
             if getattr(self, name) < 0:
                 raise HalkaError(f"{name} must be at least 0, not {getattr(self, name)}")

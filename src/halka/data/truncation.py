@@ -1,0 +1,100 @@
+"""Examples that are longer than `max_length`: cut them, drop them, or raise an error."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import Generic, Literal, Protocol, TypeVar, get_args
+
+from halka.data.examples import Example
+from halka.data.readers import Problem
+from halka.util.errors import DataError
+
+LengthPolicy = Literal["cut", "drop", "error"]
+LENGTH_POLICIES: tuple[LengthPolicy, ...] = get_args(LengthPolicy)
+
+
+class Item(Protocol):
+    """A tokenized example. Its length is the number of its tokens; items with equal fields are equal."""
+
+    @property
+    def ids(self) -> list[int]: ...
+
+    @property
+    def labels(self) -> int:
+        """The number of predictions that its loss sums over."""
+        ...
+
+    def __len__(self) -> int: ...
+
+
+ItemT = TypeVar("ItemT", bound=Item)
+
+
+@dataclass(frozen=True)
+class EncodedExamples(Generic[ItemT]):
+    """Tokenized examples: `items[i]` comes from `examples[kept[i]]`; every dropped example has a problem.
+
+    `cut` and `dropped` count examples.
+    """
+
+    items: list[ItemT]
+    kept: list[int]
+    problems: list[Problem]
+    cut: int
+    dropped: int
+
+
+class TooLongError(DataError):
+    """An example has `length` tokens, more than `max_length`."""
+
+    def __init__(self, where: str, length: int, max_length: int):
+        super().__init__(
+            f"{where or 'the example'}: {length} tokens, more than max_length {max_length}. "
+            "Raise max_length, shorten the example, or set too_long to cut or drop."
+        )
+        self.length = length
+        self.max_length = max_length
+
+
+def truncate(
+    examples: Sequence[Example],
+    items: Iterable[ItemT | DataError],
+    shorten: Callable[[int, ItemT, int], ItemT | DataError],
+    max_length: int | None,
+    too_long: LengthPolicy,
+) -> EncodedExamples[ItemT]:
+    """Limit every item to `max_length` tokens by the policy `too_long`; an error among `items` becomes a problem.
+
+    `shorten(index, item, length)` returns the item cut to `length` tokens, or the error that says why it cannot be.
+
+    Raises:
+        TooLongError: with the policy "error", for the first item over `max_length`.
+        DataError: no item is left, or `too_long` or `max_length` is invalid.
+    """
+    if too_long not in LENGTH_POLICIES:
+        raise DataError(f"too_long is {too_long!r}; choose one of {', '.join(LENGTH_POLICIES)}")
+    if max_length is not None and max_length < 2:
+        raise DataError(f"max_length is {max_length}; it must be at least 2: one token of prompt and one of answer")
+    kept: dict[int, ItemT] = {}
+    problems: list[Problem] = []
+    cut = 0
+    for index, item in enumerate(items):
+        where = examples[index].place(index)
+        length = 0 if isinstance(item, DataError) else len(item)
+        if max_length is not None and not isinstance(item, DataError) and length > max_length:
+            if too_long == "error":
+                raise TooLongError(where, length, max_length)
+            if too_long == "drop":
+                item = DataError(f"{length} tokens, more than max_length {max_length}")
+            else:
+                item = shorten(index, item, max_length)
+        if isinstance(item, DataError):
+            problems.append(Problem(where, str(item)))
+        else:
+            kept[index] = item
+            cut += len(item) < length
+    if not kept:
+        reasons = "; ".join(str(problem) for problem in problems[:3])
+        raise DataError(f"none of {len(examples)} examples can be used. {reasons or 'There are none.'}")
+    return EncodedExamples(list(kept.values()), list(kept), problems, cut, len(problems))
