@@ -27,7 +27,7 @@ from halka.rag import stores
 from halka.rag.collection import Collection
 from halka.rag.passages import Passage
 from halka.rag.store import EVERYONE, Document, Entry, Scope, VectorStore
-from halka.rag.words import LENGTH
+from halka.rag.stores.bm25 import LENGTH
 
 WORDS = ["parcel", "parcels", "sent", "sending", "monday", "depot", "refund", "refunds", "nine", "days", "the", "of"]
 WORDS += ["lost", "letter", "o'neil", "a.com/x?a=1&b=2"]
@@ -399,7 +399,7 @@ def test_two_stores_are_one_too_many(tmp_path):
 
 
 def test_a_server_without_pgvector_is_told(postgres, monkeypatch):
-    from halka.rag import postgres as module
+    from halka.rag.stores import postgres as module
 
     monkeypatch.setattr(module, "BEGIN", ("CREATE EXTENSION IF NOT EXISTS nobody_has_it",))
     with pytest.raises(ValueError, match="lacks pgvector: install it on the server"):
@@ -409,7 +409,7 @@ def test_a_server_without_pgvector_is_told(postgres, monkeypatch):
 def test_a_user_without_rights_is_told_whom_to_ask(postgres):
     import psycopg
 
-    from halka.rag.postgres import PostgresStore
+    from halka.rag.stores.postgres import PostgresStore
 
     with psycopg.connect(postgres, autocommit=True) as connection:
         connection.execute("CREATE ROLE nobody_much LOGIN")
@@ -422,7 +422,7 @@ def test_a_user_without_rights_is_told_whom_to_ask(postgres):
 def test_a_server_that_began_anew_is_asked_anew(postgres):
     import psycopg
 
-    from halka.rag.postgres import PostgresStore
+    from halka.rag.stores.postgres import PostgresStore
 
     store = PostgresStore(postgres, "interrupted", EMBEDDER.width)
     store.put([entry("a", "parcel")])
@@ -433,7 +433,7 @@ def test_a_server_that_began_anew_is_asked_anew(postgres):
 
 @pytest.mark.parametrize("name", ["", "a\0b", "ü", "a" * 51, 'a"; DROP SCHEMA halka; --', "100%", "a.b"])
 def test_what_cannot_name_tables_is_refused(postgres, name):
-    from halka.rag.postgres import PostgresStore
+    from halka.rag.stores.postgres import PostgresStore
 
     with pytest.raises(ValueError, match="cannot name tables"):
         PostgresStore(postgres, name, 3)
@@ -465,14 +465,14 @@ class CrashingAt:
 
 @pytest.fixture
 def qdrant(tmp_path):
-    from halka.rag.qdrant import QdrantStore
+    from halka.rag.stores.qdrant import QdrantStore
 
     return QdrantStore(str(tmp_path / "qdrant"), "one", EMBEDDER.width)
 
 
 @pytest.mark.parametrize("step", range(4))
 def test_a_crash_at_any_step_leaves_documents_whole(qdrant, step, monkeypatch):
-    from halka.rag import qdrant as module
+    from halka.rag.stores import qdrant as module
 
     older, newer = entry("a", "old one", "old two", readers=["ada"]), entry("a", "new one", "new two", readers=["bob"])
     qdrant.put([older])
@@ -561,7 +561,7 @@ def test_what_changes_between_two_looks_is_looked_at_again(qdrant):
 
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # the client leaves a file open there
 def test_a_folder_that_another_process_has_open_is_told(qdrant, tmp_path):
-    asked = "import sys; from halka.rag.qdrant import QdrantStore; QdrantStore(sys.argv[1], 'one', 32)"
+    asked = "import sys; from halka.rag.stores.qdrant import QdrantStore; QdrantStore(sys.argv[1], 'one', 32)"
     arguments = [sys.executable, "-W", "ignore", "-c", asked, str(tmp_path / "qdrant")]
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
     ended = subprocess.run(arguments, capture_output=True, text=True, env=environment)
@@ -571,7 +571,7 @@ def test_a_folder_that_another_process_has_open_is_told(qdrant, tmp_path):
 
 
 def test_an_old_server_is_told(monkeypatch):
-    from halka.rag import qdrant as module
+    from halka.rag.stores import qdrant as module
 
     server = SimpleNamespace(info=lambda: SimpleNamespace(version="1.18.2-dev"))
     monkeypatch.setattr(module, "_remote", lambda url: server)

@@ -7,8 +7,8 @@ import secrets
 from pathlib import Path
 from urllib.parse import parse_qsl, urlsplit
 
-from halka.rag.lance import LanceStore
 from halka.rag.store import VectorStore
+from halka.rag.stores.lance import LanceStore
 from halka.util.errors import HalkaError
 
 POSTGRES = ("postgresql://", "postgres://")
@@ -69,9 +69,9 @@ def store_at(at: str | None, key: str, folder: Path, width: int) -> VectorStore:
     if at is None:
         return LanceStore(folder, width)
     if at.startswith(QDRANT):
-        from halka.rag.qdrant import QdrantStore
+        from halka.rag.stores.qdrant import QdrantStore
 
         return QdrantStore(at.removeprefix(QDRANT), key, width)
-    from halka.rag.postgres import PostgresStore
+    from halka.rag.stores.postgres import PostgresStore
 
     return PostgresStore(at, key, width)

@@ -28,7 +28,7 @@ import numpy as np
 
 from halka.rag.passages import Passage
 from halka.rag.store import Document, Entry, Found, Scope, below, last_of_each
-from halka.rag.words import counted, weighed
+from halka.rag.stores.bm25 import counted, weighed
 from halka.util.errors import HalkaError
 
 T = TypeVar("T")
