@@ -22,9 +22,8 @@ from side_by_side import setup
 import halka
 from halka.data.readers import whole_rows
 from halka.evaluation.streaming import answering, prompt_budget, prompt_tokens
-from halka.rag.answer import Answerer
+from halka.rag.answer import Answerer, floor_for
 from halka.rag.collection import Collection
-from halka.rag.floor import floor_for
 from halka.rag.raft import Asked, asked_in
 from halka.rag.retrieve import Retriever
 from halka.storage.save_load import read_card

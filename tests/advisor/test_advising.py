@@ -757,7 +757,7 @@ def test_what_is_advised_can_be_run(base, tmp_path, monkeypatch, capsys, choice)
     sent: list[str] = []
 
     def answer(self: Answerer, question: str, scope: object) -> Iterator[str]:
-        sent.append(prompted(question, self.found(question, scope)))  # type: ignore[arg-type]
+        sent.append(prompted(question, self.passages_for(question, scope)))  # type: ignore[arg-type]
         yield from stream(self, question, scope)  # type: ignore[misc,arg-type]
 
     stream = Answerer.stream

@@ -13,7 +13,7 @@ from embedder_for_tests import sentence_embedder, small_bert
 from halka.cli import main
 from halka.cli.docs import scope_of
 from halka.rag.answer import Answer, Source
-from halka.rag.rerank import CrossEncoder
+from halka.rag.retrieve import CrossEncoder
 from tiny import tiny
 from tokenizers_for_tests import chatml_tokenizer
 

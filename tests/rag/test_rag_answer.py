@@ -13,9 +13,8 @@ from embedder_for_tests import WordEmbedder
 from halka.data.examples import Example, Message
 from halka.data.tokens import encode_prompt
 from halka.evaluation.streaming import answering, prompt_tokens, user_message
-from halka.rag.answer import Answerer
+from halka.rag.answer import Answerer, floor_for
 from halka.rag.collection import Collection
-from halka.rag.floor import floor_for
 from halka.rag.passages import Passage
 from halka.rag.prompt import ABSTAINED, INSTRUCTION, abstains, cited, fitting, prompted
 from halka.rag.raft import Asked, Raft, asked_in, holds, placed
@@ -217,7 +216,7 @@ def test_neighbours_turn_no_answer_into_abstaining(tmp_path):
     for room in (budget, budget + 25, budget + 50):
         for neighbours in (1, 40, 160):
             wide = Answerer(Retriever(made), lambda prompt: ["secret2 [1]"], room, words, 1, neighbours)
-            found = wide.found(question, Scope())
+            found = wide.passages_for(question, Scope())
             assert "secret2" in found[0].text
             assert words(prompted(question, found)) <= room
     assert all(f"secret{n}" in found[0].text for n in (1, 2, 3))

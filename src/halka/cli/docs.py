@@ -338,7 +338,7 @@ def examples_(
     import json as as_json
 
     from halka.data.readers import whole_rows
-    from halka.rag.floor import floor_for
+    from halka.rag.answer import floor_for
     from halka.rag.raft import Raft, asked_in
     from halka.util.files import write_text
 
@@ -377,8 +377,7 @@ def opened(name: str, among: Path) -> Collection:
 
 
 def retriever_of(collection: Collection, mode: str, rerank: str | None) -> Retriever:
-    from halka.rag.rerank import CrossEncoder
-    from halka.rag.retrieve import Retriever
+    from halka.rag.retrieve import CrossEncoder, Retriever
 
     return Retriever(collection, mode, None if rerank is None else CrossEncoder(rerank))  # type: ignore[arg-type]
 

@@ -1,24 +1,34 @@
-"""`Answerer`: a question to an answer with its sources, by whatever makes text of a prompt, a model or a server."""
+"""`Answerer`: answer a question from passages, with sources, by any callable that makes text of a prompt.
+
+A small model that gets passages answers from them, whether they hold the answer or not. The score of the best passage
+says more: a question whose best passage scores less than those of nearly all answerable questions is likely not
+answered by the documents, and is not put to the model at all. `floor_for` finds that score.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 
+import numpy as np
+
 from halka.rag.passages import Passage
 from halka.rag.prompt import ABSTAINED, Count, abstains, cited, fitting, prompted
 from halka.rag.retrieve import Retriever
 from halka.rag.store import Scope
+from halka.util.errors import HalkaError
 
 Generate = Callable[[str], Iterable[str]]
 """A prompt to its answer, in pieces as they are made."""
 
+GIVEN_UP = 0.05  # share of the answerable questions that a floor leaves unanswered
+
 
 @dataclass(frozen=True)
 class Source:
-    """A passage that the answer was made from: its number in the prompt, where it stands, and whether it is cited.
+    """A passage that was in the prompt: its number there, its place in the document, and whether the answer cites it.
 
-    With neighbours its text is of several, and has between them what `Retriever.expanded` says.
+    With neighbours it is several passages joined (`Retriever.expanded`).
     """
 
     number: int
@@ -32,7 +42,7 @@ class Source:
 
 @dataclass(frozen=True)
 class Answer:
-    """What was answered, from what, and whether it says that the documents do not hold it."""
+    """An answer's text, its sources, and whether it says that the documents do not hold the answer."""
 
     text: str
     sources: tuple[Source, ...]
@@ -41,16 +51,16 @@ class Answer:
 
 @dataclass(frozen=True)
 class Answerer:
-    """Answers from one collection.
+    """Answers questions from one collection.
 
-    retriever  finds the passages
-    generate   makes the answer
-    budget     tokens that a prompt may take: the base's context, less what its answer may
-    count      how many tokens a text is
-    passages   how many are put before the model, at most
-    neighbours tokens of passages together with what stands around them in their documents, while the budget has
-               room for that; 0: as they were found
-    floor      the score that the best passage must have, else the documents do not say (`floor.py` finds it)
+    retriever   finds the passages
+    generate    makes the answer's text of a prompt
+    budget      tokens that a prompt may have: the base's context less the answer's tokens
+    count       counts the tokens of a text
+    passages    the most passages in a prompt
+    neighbours  tokens that passages may have together with the text around them in their documents, as far as the
+                budget allows; 0: passages without their neighbours
+    floor       the score that the best passage must reach, else the answer is that the documents do not say
     """
 
     retriever: Retriever
@@ -62,7 +72,7 @@ class Answerer:
     floor: float | None = None
 
     def ask(self, question: str, scope: Scope = Scope()) -> Answer:  # noqa: B008
-        """The answer, when all of it is there."""
+        """The whole answer. Raises HalkaError for an empty question, and for one that is longer than the budget."""
         *_, last = self.stream(question, scope)
         assert isinstance(last, Answer)
         return last
@@ -70,9 +80,9 @@ class Answerer:
     def stream(self, question: str, scope: Scope = Scope()) -> Iterator[str | Answer]:  # noqa: B008
         """The answer's text in pieces as they are made; at the end the whole `Answer`.
 
-        Where nothing is found that the caller may read, or nothing that reaches the floor, the model is not asked.
+        The model is not asked where the scope holds no passage, or none that reaches the floor.
         """
-        passages = self.found(question, scope)
+        passages = self.passages_for(question, scope)
         pieces = []
         for piece in self.generate(prompted(question, passages)) if passages else [ABSTAINED]:
             pieces.append(piece)
@@ -85,15 +95,31 @@ class Answerer:
         )
         yield Answer(text, tuple(sources), abstains(text))
 
-    def found(self, question: str, scope: Scope) -> list[Passage]:
-        """The passages that the prompt will hold."""
+    def passages_for(self, question: str, scope: Scope) -> list[Passage]:
+        """The passages that the prompt for a question will hold."""
         hits = self.retriever.search(question, self.passages, scope)
         if self.floor is not None and (not hits or hits[0].score < self.floor):
             return []
-        found = fitting(question, [hit.passage for hit in hits], self.budget, self.count)
+        passages = fitting(question, [hit.passage for hit in hits], self.budget, self.count)
         if not self.neighbours:
-            return found
-        kept = [hit for hit in hits if hit.passage in found]
+            return passages
+        kept = [hit for hit in hits if hit.passage in passages]
         return self.retriever.expanded(
             kept, self.neighbours, scope, lambda wider: self.count(prompted(question, wider)) <= self.budget
         )
+
+
+def floor_for(
+    retriever: Retriever,
+    questions: Iterable[str],
+    share: float = GIVEN_UP,
+    scope: Scope = Scope(),  # noqa: B008
+) -> float:
+    """The score that the best passage reaches for all but `share` of these questions, which the documents answer.
+
+    It holds for this retriever's mode and reranker only. Raises HalkaError if there are no questions.
+    """
+    best = [hits[0].score if (hits := retriever.search(question, 1, scope)) else -np.inf for question in questions]
+    if not best:
+        raise HalkaError("a floor needs questions: give some whose answers the documents hold")
+    return float(np.quantile(best, share, method="lower"))

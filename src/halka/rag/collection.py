@@ -3,7 +3,7 @@
 collections/faq/
   collection.json   the embedder, the paths that were added, with who may read them, what was removed below them, and
                     where the passages are
-  passages.lance/   the passages (`lance.py`), unless they are elsewhere (`stores.py`)
+  passages.lance/   the passages, unless they are elsewhere (`stores`)
 """
 
 from __future__ import annotations

@@ -13,7 +13,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from itertools import pairwise
 from statistics import mean
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 import numpy as np
 
@@ -21,6 +21,7 @@ from halka.rag.collection import Collection
 from halka.rag.passages import Passage
 from halka.rag.store import Found, Scope
 from halka.util.errors import HalkaError
+from halka.util.quiet import quiet_bitsandbytes
 
 Mode = Literal["hybrid", "vectors", "words"]
 WORDS = 0.5  # weight of a BM25 that stands out fully
@@ -29,7 +30,7 @@ DEPTH = 100  # candidates that each side brings
 SAME = 0.95  # cosine from which two passages say the same
 
 Reranker = Callable[[str, Sequence[str]], Sequence[float]]
-"""A question and texts to a score for each: a cross-encoder."""
+"""A question and texts to a score for each text, as `CrossEncoder` gives them."""
 
 
 @dataclass(frozen=True)
@@ -115,6 +116,35 @@ class Retriever:
 
     def _tokens(self, passage: Passage) -> int:
         return len(self.collection.embedder.tokenizer.encode(passage.searched, add_special_tokens=False).ids)
+
+
+class CrossEncoder:
+    """A `Reranker` that reads the question together with each passage: a cross-encoder of sentence-transformers."""
+
+    def __init__(self, name_or_path: str, *, device: str | None = None, batch_size: int = 32):
+        """Load it from a folder or by a hub name, such as `cross-encoder/ms-marco-MiniLM-L6-v2`.
+
+        Raises HalkaError if the extra `rag` is missing, and for a folder or name that is not a cross-encoder.
+        """
+        try:
+            with quiet_bitsandbytes():
+                from sentence_transformers import CrossEncoder as Loaded
+        except ImportError:
+            raise HalkaError("a cross-encoder needs the extra: pip install 'halka[rag]'") from None
+        self.name, self.batch_size = str(name_or_path), batch_size
+        try:
+            self._model: Any = Loaded(self.name, device=device, trust_remote_code=False)
+        except (OSError, ValueError, KeyError) as error:
+            raise HalkaError(f"{name_or_path} cannot be loaded as a cross-encoder: {error}") from error
+        if (labels := self._model.config.num_labels) != 1:
+            raise HalkaError(f"{name_or_path} gives {labels} scores for a pair, where a cross-encoder gives one")
+
+    def __call__(self, question: str, texts: Sequence[str]) -> list[float]:
+        """A score for each text: how well it fits the question; higher is better."""
+        if not texts:
+            return []
+        pairs = [(question, text) for text in texts]
+        return self._model.predict(pairs, batch_size=self.batch_size, show_progress_bar=False).tolist()
 
 
 def with_cosines(vector: np.ndarray, near: Sequence[Found], worded: Sequence[Found]) -> list[Found]:

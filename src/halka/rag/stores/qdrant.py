@@ -9,7 +9,7 @@ So a document is always whole, the older or the newer one, after a crash and wit
 are put together change one after another, not in one step as in the other stores. What a crash leaves behind is seen by
 nobody, though it counts when it is asked how rare a word is, and goes with a later `tidy` (after LEFT seconds).
 
-Words are sparse vectors (`words.py`) which Qdrant weighs by how rare they are among what the scope holds.
+Words are sparse vectors (`bm25.py`) which Qdrant weighs by how rare they are among what the scope holds.
 """
 
 from __future__ import annotations

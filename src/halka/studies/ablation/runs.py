@@ -28,8 +28,8 @@ from halka.evaluation.streaming import prompt_budget, user_message
 from halka.methods import made
 from halka.models import adapt
 from halka.models.loading import load_base
+from halka.rag.answer import floor_for
 from halka.rag.collection import Collection
-from halka.rag.floor import floor_for
 from halka.rag.passages import Passage
 from halka.rag.prompt import fitting, in_form, prompted
 from halka.rag.raft import Asked, Raft, holds, placed
