@@ -32,7 +32,8 @@ def test_python_blocks_run(page, tmp_path, monkeypatch):
 
 
 def test_the_documented_data_task_and_experiment_are_read(tmp_path):
-    from halka.data.examples import SHAPES, read_examples
+    from halka.data.examples import read_examples
+    from halka.data.shapes import SHAPES
     from halka.data.task import KEYS, Task
     from halka.evaluation.metrics import FAMILIES, METRICS
     from halka.studies.experiment import Experiment, read_experiment

@@ -11,8 +11,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from halka.data.examples import SHAPES, Example, Message, read_examples
+import halka
+from halka.data.examples import Example, Message, as_examples, read_examples
 from halka.data.readers import Problem
+from halka.data.shapes import SHAPES
 
 PAIR = (Message("user", "2 + 2?"), Message("assistant", "4"))
 TURNS = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "2 + 2?"}]
@@ -176,7 +178,7 @@ def test_the_shape_most_rows_have_is_chosen_and_can_be_overridden(write):
 
 def test_two_shapes_that_fit_equally_well_must_be_told_apart(write):
     path = write([{**ROWS["question"], **ROWS["prompt"]}])
-    with pytest.raises(ValueError, match=r"data\.jsonl: 1 rows fit 'prompt' and as many fit 'question'\. Say which"):
+    with pytest.raises(ValueError, match=r"data\.jsonl: 1 rows fit 'prompt' and as many fit 'question'\. Name one"):
         read_examples(path)
     assert read_examples(path, shape="question").shape == "question"
 
@@ -370,3 +372,47 @@ def test_no_file_fails_otherwise_than_with_a_value_error(tmp_path_factory, conte
     path.write_bytes(content)
     with pytest.raises(ValueError, match=name.replace(".", r"\.")):
         read_examples(path)
+
+
+# ── rows in memory ──────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_rows_in_memory_are_read_as_a_file_s(shape):
+    (example,) = as_examples([ROWS[shape]])
+    tags = (PAIR[0], Message("assistant", "O O B-X"))
+    assert example == Example(tags if shape == "tagged" else PAIR, where="examples[0]")
+
+
+def test_a_dataset_any_iterable_and_examples_among_rows_are_taken():
+    datasets = pytest.importorskip("datasets")
+    expected = [Example(PAIR, where="examples[0]"), Example(PAIR, ("4", "four"), where="examples[1]")]
+    rows = [{"Question": "2 + 2?", "answer": 4}, {"question ": "2 + 2?", "answer": "4", "references": ["4", "four"]}]
+    assert as_examples(iter(rows)) == expected
+    columns = {"question": ["2 + 2?"] * 2, "answer": ["4"] * 2, "references": [None, ["4", "four"]]}
+    assert as_examples(datasets.Dataset.from_dict(columns)) == expected
+    assert as_examples([Example(PAIR), rows[1]]) == [Example(PAIR), expected[1]]
+    assert as_examples([]) == []
+
+
+def test_what_read_examples_returns_are_examples(write):
+    rows = read_examples(write([ROWS["question"], {"question": "no answer"}, ROWS["question"]]))
+    assert as_examples(rows) == list(rows) == rows.examples
+    assert len(rows) == 2
+
+
+@pytest.mark.parametrize(
+    ("examples", "message"),
+    [
+        ([ROWS["question"], {"question": "2 + 2?"}], r"^examples\[1\]: no 'answer'"),
+        ([{"question": "?"}, {"question": " ", "answer": ""}], r"^examples\[0\]: no 'answer'.* \(and 1 more\)"),
+        ([{"q": "2 + 2?", "a": "4"}], r"^examples: no row has a known shape; the first one has 'a', 'q'"),
+        ([{**ROWS["question"], **ROWS["prompt"]}], "1 rows fit 'prompt' and as many fit 'question'"),
+        ([PAIR], r"examples\[0\] is a tuple, neither a dictionary nor a halka\.Example"),
+        ({"train": [ROWS["question"]], "test": []}, r"examples\[0\] is a str.* one split of a dataset"),
+        ("train.jsonl", r"read_examples\('train\.jsonl'\)"),
+    ],
+)
+def test_a_row_in_memory_that_is_no_example_is_named(examples, message):
+    with pytest.raises(halka.DataError, match=message):
+        as_examples(examples)

@@ -5,7 +5,7 @@ import gzip
 import io
 import json
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -79,10 +79,13 @@ def _text(path: Path, zipped: bool) -> str:
     return data.decode("utf-8", errors="surrogateescape").removeprefix("\ufeff")
 
 
+def row_of(where: str, fields: Mapping[str, object]) -> Row:
+    """A row with its keys stripped and in lower case."""
+    return Row(where, {str(key).strip().lower(): value for key, value in fields.items()})
+
+
 def _row(where: str, value: object) -> Row | Problem:
-    if not isinstance(value, dict):
-        return Problem(where, f"not an object but {str(value)[:40]!r}")
-    return Row(where, {str(key).strip().lower(): item for key, item in value.items()})
+    return row_of(where, value) if isinstance(value, dict) else Problem(where, f"not an object but {str(value)[:40]!r}")
 
 
 def _decoder() -> json.JSONDecoder:

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from transformers import PreTrainedTokenizerBase
 
 from halka.data import chat
-from halka.data.examples import Example
+from halka.data.examples import Example, Item
 from halka.data.truncation import EncodedExamples, LengthPolicy, TooLongError, truncate
 from halka.util.errors import DataError
 
@@ -26,7 +26,7 @@ NOT_PLAIN = (
 
 
 @dataclass(frozen=True)
-class Tokens:
+class Tokens(Item):
     """Token ids and, for each, whether predicting it carries loss."""
 
     ids: list[int]

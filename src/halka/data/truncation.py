@@ -4,28 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import Generic, Literal, Protocol, TypeVar, get_args
+from typing import Generic, Literal, TypeVar, get_args
 
-from halka.data.examples import Example
+from halka.data.examples import Example, Item
 from halka.data.readers import Problem
 from halka.util.errors import DataError
 
 LengthPolicy = Literal["cut", "drop", "error"]
 LENGTH_POLICIES: tuple[LengthPolicy, ...] = get_args(LengthPolicy)
-
-
-class Item(Protocol):
-    """A tokenized example. Its length is the number of its tokens; items with equal fields are equal."""
-
-    @property
-    def ids(self) -> list[int]: ...
-
-    @property
-    def labels(self) -> int:
-        """The number of predictions that its loss sums over."""
-        ...
-
-    def __len__(self) -> int: ...
 
 
 ItemT = TypeVar("ItemT", bound=Item)

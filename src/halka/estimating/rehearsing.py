@@ -16,8 +16,8 @@ from unittest.mock import patch
 import torch
 
 from halka.core import AdaptedModel, Method, bytes_of, count_of
+from halka.data.examples import Item
 from halka.data.tokens import Tokens
-from halka.data.truncation import Item
 from halka.estimating.costs import Work
 from halka.estimating.ghosts import Rehearsal
 from halka.estimating.heap import Heap

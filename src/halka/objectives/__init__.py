@@ -12,8 +12,8 @@ from torch import Tensor
 
 from halka.core import AdaptedModel
 from halka.data.batches import Batch
-from halka.data.examples import Example
-from halka.data.truncation import EncodedExamples, Item, LengthPolicy
+from halka.data.examples import Example, Item
+from halka.data.truncation import EncodedExamples, LengthPolicy
 from halka.models.kinds import kind_of
 from halka.objectives.classification import Classification
 from halka.objectives.language_modelling import LanguageModelling

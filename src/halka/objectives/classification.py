@@ -16,7 +16,7 @@ from transformers import PreTrainedTokenizerBase
 
 from halka.core import AdaptedModel
 from halka.data.batches import Batch, mask_of, padded
-from halka.data.examples import Example
+from halka.data.examples import Example, Item
 from halka.data.labels import label_index
 from halka.data.truncation import EncodedExamples, LengthPolicy, truncate
 from halka.models import pad_id, run
@@ -25,7 +25,7 @@ from halka.util.errors import DataError
 
 
 @dataclass(frozen=True)
-class Labelled:
+class Labelled(Item):
     """Token ids, the label's index, and each token's type (1 in the second text) where the base uses types."""
 
     ids: list[int]

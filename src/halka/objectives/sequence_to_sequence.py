@@ -14,7 +14,7 @@ from transformers import PreTrainedTokenizerBase
 
 from halka.core import AdaptedModel
 from halka.data.batches import IGNORE_INDEX, Batch, mask_of, padded
-from halka.data.examples import Example
+from halka.data.examples import Example, Item
 from halka.data.truncation import EncodedExamples, LengthPolicy, truncate
 from halka.models import pad_id, run
 from halka.objectives.cross_entropy import summed_cross_entropy
@@ -23,7 +23,7 @@ from halka.util.errors import DataError
 
 
 @dataclass(frozen=True)
-class Pair:
+class Pair(Item):
     """Token ids of the prompt and of the answer, special tokens included; an answer ends with end-of-sequence."""
 
     ids: list[int]

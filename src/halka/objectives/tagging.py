@@ -14,7 +14,7 @@ from transformers import PreTrainedTokenizerBase
 
 from halka.core import AdaptedModel
 from halka.data.batches import IGNORE_INDEX, Batch, mask_of, padded
-from halka.data.examples import Example
+from halka.data.examples import Example, Item
 from halka.data.labels import OUTSIDE, label_index
 from halka.data.truncation import EncodedExamples, LengthPolicy, truncate
 from halka.models import pad_id, run
@@ -24,7 +24,7 @@ from halka.util.errors import DataError
 
 
 @dataclass(frozen=True)
-class Tagged:
+class Tagged(Item):
     """Token ids; for every token its word's index if it is the word's first, else -1; and every word's tag index."""
 
     ids: list[int]

@@ -26,9 +26,9 @@ import torch
 
 from halka.core import AdaptedModel, bytes_of, count_of, form_of
 from halka.data.batches import plan
+from halka.data.examples import Item
 from halka.data.task import Task, limit
 from halka.data.tasks import load_task
-from halka.data.truncation import Item
 from halka.estimating.rehearsing import FP32, Setup, rehearse, weights_of
 from halka.evaluation.answers import Evaluation, evaluate, perplexity
 from halka.methods import made

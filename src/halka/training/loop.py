@@ -19,8 +19,7 @@ from torch import Tensor
 
 from halka.core import AdaptedModel, in_mode
 from halka.data.batches import plan
-from halka.data.examples import Example
-from halka.data.truncation import Item
+from halka.data.examples import Example, Item
 from halka.models import context, pad_id
 from halka.models.attention.function import use_attention
 from halka.objectives import objective_of

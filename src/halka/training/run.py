@@ -18,7 +18,8 @@ from torch import Tensor
 
 from halka.core import AdaptedModel, described, form_of
 from halka.data.batches import plan
-from halka.data.truncation import LENGTH_POLICIES, Item
+from halka.data.examples import Item
+from halka.data.truncation import LENGTH_POLICIES
 from halka.models.fingerprint import own_fingerprint
 from halka.objectives import objective_of
 from halka.training.checkpoint import Progress, load_checkpoint, save_checkpoint

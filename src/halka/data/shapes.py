@@ -1,0 +1,222 @@
+"""The shapes that a row may have, such as prompt and completion, and how each becomes a conversation."""
+
+import json
+import math
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from halka.data.readers import Problem, Row
+from halka.util.errors import DataError
+
+Role = Literal["system", "user", "assistant"]
+
+ROLES: dict[str, Role] = {
+    "system": "system",
+    "developer": "system",
+    "user": "user",
+    "human": "user",
+    "assistant": "assistant",
+    "gpt": "assistant",
+    "model": "assistant",
+}
+
+
+@dataclass(frozen=True)
+class Message:
+    """One turn of a conversation."""
+
+    role: Role
+    content: str
+
+
+@dataclass(frozen=True)
+class Shape:
+    """A way of writing examples: the keys that every row has, and how they become messages."""
+
+    keys: tuple[str, ...]
+    messages: Callable[[dict[str, object]], list[Message]]
+
+
+def known_shapes() -> str:
+    """The shapes and their keys, for messages."""
+    return ", ".join(f"{name} ({' + '.join(shape.keys)})" for name, shape in SHAPES.items())
+
+
+def detect_shape(source: str, rows: Sequence[Row | Problem]) -> str:
+    """The shape that most rows have. Raises DataError if none has a known one, or two shapes fit equally well."""
+    keys_of_rows = [
+        {key for key, value in row.fields.items() if value is not None} for row in rows if isinstance(row, Row)
+    ]
+    fits = Counter(
+        name for keys in keys_of_rows for name, shape in SHAPES.items() if keys.issuperset(shape.keys)
+    ).most_common(2)
+    if not fits:
+        first = (
+            f"the first one has {', '.join(map(repr, sorted(keys_of_rows[0]))) or 'no values'}"
+            if keys_of_rows
+            else str(rows[0])
+        )
+        raise DataError(
+            f"{source}: no row has a known shape; {first}. Known shapes: {known_shapes()}. "
+            "Rename the columns to one of them."
+        )
+    if len(fits) == 2 and fits[0][1] == fits[1][1]:
+        raise DataError(
+            f"{source}: {fits[0][1]} rows fit {fits[0][0]!r} and as many fit {fits[1][0]!r}. Name one "
+            "by --shape, by `shape` in a task file or of read_examples, or remove the other's columns."
+        )
+    return fits[0][0]
+
+
+def conversation_of(row: Row, shape: str) -> tuple[Message, ...]:
+    """The row's messages, the assistant's answer last. Raises DataError, without the row's place, if it has none."""
+    missing = [key for key in SHAPES[shape].keys if row.fields.get(key) is None]
+    if missing:
+        raise DataError(f"no {' and no '.join(map(repr, missing))}, which a row of shape {shape!r} has")
+    messages = SHAPES[shape].messages(row.fields)
+    system = row.fields.get("system")
+    if system not in (None, "") and messages[0].role != "system":
+        messages.insert(0, Message("system", _text(system, "'system'")))
+    roles = [message.role for message in messages]
+    if "assistant" not in roles:
+        raise DataError("no answer by the assistant")
+    if roles[-1] != "assistant":
+        raise DataError(f"the last message is the {roles[-1]}'s, not the assistant's answer")
+    if "user" not in roles:
+        raise DataError("no message by the user")
+    return tuple(messages)
+
+
+def references_of(row: Row) -> tuple[str, ...]:
+    """All answers that the row's field "references" accepts."""
+    value = row.fields.get("references")
+    if value is None or value == "":
+        return ()
+    items = _list(value)
+    return tuple(_text(item, "a reference") for item in ([value] if items is None else items))
+
+
+def as_message(value: object, name: str) -> Message:
+    """A message as it is, or from either kind of dictionary: {"role", "content"} or {"from", "value"}.
+
+    Raises DataError, which calls the message `name`.
+    """
+    if isinstance(value, Message):
+        return value
+    if not isinstance(value, Mapping):
+        raise DataError(f"{name} is not an object but a {type(value).__name__}")
+    role = value.get("role", value.get("from"))
+    if not isinstance(role, str) or role not in ROLES:
+        raise DataError(f"{name} has the role {role!r}; known roles are {', '.join(ROLES)}")
+    if value.get("tool_calls") or value.get("function_call"):
+        raise DataError(f"{name} calls a tool; only text is read")
+    if str(value.get("weight")) in ("0", "0.0"):
+        raise DataError(f"{name} has the weight 0; loss is on every answer. End the conversation before it.")
+    return Message(ROLES[role], _text(value.get("content", value.get("value")), name))
+
+
+def _list(value: object) -> list | None:
+    """A list, also one written as JSON in a CSV cell; None if it is neither."""
+    if isinstance(value, str) and value.lstrip().startswith("["):
+        try:
+            value = json.loads(value, parse_int=str, parse_float=str)
+        except (ValueError, RecursionError):
+            return None
+    return value if isinstance(value, list) else None
+
+
+def _conversation(value: object, key: str) -> list[Message]:
+    items = _list(value)
+    if items is None:
+        raise DataError(f"{key!r} is not a list of messages but a {type(value).__name__}")
+    if not items:
+        raise DataError(f"{key!r} is empty")
+    return [as_message(item, f"message {number}") for number, item in enumerate(items, start=1)]
+
+
+def _text(value: object, name: str) -> str:
+    """The text of a string, a number, or a list of {"type": "text"} parts; never empty, and always valid UTF-8."""
+    if isinstance(value, list):
+        value = "".join(_part(part, name) for part in value)
+    if value is None or (isinstance(value, float) and not math.isfinite(value)):
+        raise DataError(f"{name} is missing")
+    if isinstance(value, bool):
+        value = str(value).lower()
+    if isinstance(value, int | float):
+        value = str(value)
+    if not isinstance(value, str):
+        raise DataError(f"{name} is not text but a {type(value).__name__}")
+    if not value.strip():
+        raise DataError(f"{name} is empty")
+    try:
+        value.encode()
+    except UnicodeEncodeError as error:
+        code = ord(value[error.start])
+        fault = f"the byte {code - 0xDC00:#x}" if 0xDC80 <= code <= 0xDCFF else f"half a character ({code:#x})"
+        raise DataError(f"{name} is not UTF-8: it has {fault} at character {error.start + 1}") from None
+    return value
+
+
+def _part(part: object, name: str) -> str:
+    if isinstance(part, str):
+        return part
+    if not isinstance(part, dict) or part.get("type", "text") != "text" or not isinstance(part.get("text"), str):
+        kind = part.get("type") if isinstance(part, dict) else type(part).__name__
+        raise DataError(f"{name} has a part of type {kind!r}; only text is read")
+    return part["text"]
+
+
+def _pair(row: dict[str, object], prompt: str, answer: str) -> list[Message]:
+    """Two texts, or two lists of messages."""
+    if isinstance(row[prompt], list) and isinstance(row[answer], list):
+        return _conversation(row[prompt], prompt) + _conversation(row[answer], answer)
+    return [Message("user", _text(row[prompt], repr(prompt))), Message("assistant", _text(row[answer], repr(answer)))]
+
+
+def _alpaca(row: dict[str, object]) -> list[Message]:
+    """The input, where there is one, follows the instruction after an empty line."""
+    if row.get("history"):
+        raise DataError("'history' is not read; write the conversation as 'messages'")
+    instruction = _text(row["instruction"], "'instruction'")
+    given = row.get("input")
+    if given is not None and str(given).strip():
+        instruction = f"{instruction}\n\n{_text(given, repr('input'))}"
+    return [Message("user", instruction), Message("assistant", _text(row["output"], "'output'"))]
+
+
+def _labelled(row: dict[str, object]) -> list[Message]:
+    """One text, or two of which the second is `text_pair`, and the label's name."""
+    texts = [_text(row["text"], "'text'")]
+    if row.get("text_pair") not in (None, ""):
+        texts.append(_text(row["text_pair"], "'text_pair'"))
+    return [*(Message("user", text) for text in texts), Message("assistant", _text(row["label"], "'label'").strip())]
+
+
+def _tagged(row: dict[str, object]) -> list[Message]:
+    """A sentence, as words, and a tag for each."""
+    words, tags = (_words(row[key], key) for key in ("words", "tags"))
+    if len(words) != len(tags):
+        raise DataError(f"{len(words)} words have {len(tags)} tags")
+    return [Message("user", " ".join(words)), Message("assistant", " ".join(tags))]
+
+
+def _words(value: object, key: str) -> list[str]:
+    """A list of texts without blanks, also one text with blanks between."""
+    items = _list(value)
+    words = _text(value, repr(key)).split() if items is None else [_text(item, f"one of {key!r}") for item in items]
+    if wrong := [word for word in words if word.split() != [word]]:
+        raise DataError(f"{key!r} holds {wrong[0]!r}, which is not one word")
+    return words
+
+
+SHAPES: dict[str, Shape] = {
+    "messages": Shape(("messages",), lambda row: _conversation(row["messages"], "messages")),
+    "prompt": Shape(("prompt", "completion"), lambda row: _pair(row, "prompt", "completion")),
+    "question": Shape(("question", "answer"), lambda row: _pair(row, "question", "answer")),
+    "alpaca": Shape(("instruction", "output"), _alpaca),
+    "sharegpt": Shape(("conversations",), lambda row: _conversation(row["conversations"], "conversations")),
+    "labelled": Shape(("text", "label"), _labelled),
+    "tagged": Shape(("words", "tags"), _tagged),
+}
