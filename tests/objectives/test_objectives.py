@@ -16,7 +16,7 @@ from contract import disturb
 from halka.data.batches import IGNORE_INDEX
 from halka.evaluation.answers import evaluate, generate
 from halka.models import pad_id
-from halka.models.classes import head_of, label_rows
+from halka.models.heads import head_of, label_rows
 from halka.models.loading import load_base
 from halka.objectives import objective_of
 from halka.objectives.tagging import encode_sentences
@@ -211,7 +211,7 @@ def test_an_adapter_of_other_labels_is_read_by_a_base_with_as_many_places_or_mor
     with torch.no_grad():
         for name, parameter in narrow.base.bert.named_parameters():
             parameter.copy_(model.base.bert.get_parameter(name))
-    with pytest.raises(ValueError, match=r"3 labels apart \(good, bad, meh\), and this base 2 labels \(x, y\)"):
+    with pytest.raises(ValueError, match=r"predicts 3 labels \(good, bad, meh\), and this base 2 labels \(x, y\)"):
         halka.load(narrow, tmp_path / "a")
     assert not narrow.adapters
 
@@ -338,10 +338,10 @@ def test_a_trained_label_keeps_its_own_row_wherever_it_stands(architecture, labe
     [
         ({"kind": "classification", "labels": LABELS}, "kind 'classification' is none of causal-lm"),
         ({"kind": "masked-lm", "labels": LABELS}, "a masked-lm has none"),
-        ({"kind": CLASSES, "labels": ["a"]}, "1 labels: it takes two"),
-        ({"kind": CLASSES, "labels": ["a", "a"]}, "'a' is there twice"),
+        ({"kind": CLASSES, "labels": ["a"]}, "needs two labels or more, not 1"),
+        ({"kind": CLASSES, "labels": ["a", "a"]}, "'a' occurs twice"),
         ({"kind": CLASSES, "labels": "ab"}, "a list of names, not the text 'ab'"),
-        ({"kind": CLASSES}, "have no head that tells labels apart: say which"),
+        ({"kind": CLASSES}, "have no head for labels: name the labels"),
         ({"kind": "masked-lm"}, "lack .* tensors of a BertForMaskedLM"),
     ],
 )

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from halka.advisor.conditions import Find, usable
 from halka.advisor.kept import COLLECTION
@@ -14,7 +14,7 @@ from halka.advisor.questions import Questions
 from halka.core import AdaptedModel
 from halka.data.examples import Example
 from halka.models import adapt
-from halka.models.classes import usual_kind
+from halka.models.kinds import usual_kind
 from halka.models.layouts import LAYOUTS
 from halka.models.loading import base_config, load_base
 from halka.rag.collection import Collection
@@ -42,7 +42,7 @@ def opened(need: Need, sample: Sample, folder: Path, progress: Progress) -> tupl
     """
     missing: dict[str, str] = {}
     progress("base", f"loading {need.base}")
-    model = adapt(*load_base(need.base, dtype=need.dtype, quantize=need.quantize))
+    model = adapt(*load_base(need.base, dtype=cast(Any, need.dtype), quantize=cast(Any, need.quantize)))
     train, held_out = (_used(model, each, missing) for each in (sample.train, sample.held_out))
     find, documents = _finding(need, folder, missing, progress) if need.documents else (None, 0)
     asked = Questions(model, train, held_out, sample.metric, need.max_new_tokens, find)

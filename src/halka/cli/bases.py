@@ -51,10 +51,10 @@ def show_(
     json: Json = False,
 ) -> None:
     """Show what a base is: sizes, context, chat template, licence."""
-    from halka.models.loading import show as described
+    from halka.models.description import describe_base
     from halka.report.units import size
 
-    found = described(name)
+    found = describe_base(name)
     if json:
         return emit(found)
     table = columns("", "")

@@ -61,8 +61,8 @@ def tokenizer_of(base: str) -> tuple[PreTrainedTokenizerBase, int | None]:
     """A base's tokenizer and its context in tokens, without its weights."""
     from transformers import AutoTokenizer
 
-    from halka.models.loading import show
+    from halka.models.description import describe_base
 
-    shown = show(base)
+    shown = describe_base(base)
     tokenizer = AutoTokenizer.from_pretrained(shown["path"], local_files_only=True, trust_remote_code=False)
     return tokenizer, shown["context"]

@@ -75,8 +75,8 @@ def load_for(
     from halka.models.loading import load_base
 
     say(f"loading {base}{f' as a {kind}' if kind else ''} …")
-    options = {"dtype": dtype, "device": device, "quantize": quantize}
-    return adapt(*load_base(base, kind=kind, labels=labels or None, **options))
+    options: dict[str, Any] = {"kind": kind, "dtype": dtype, "device": device, "quantize": quantize}
+    return adapt(*load_base(base, labels=labels or None, **options))
 
 
 def made_for(folder: Path, *, head: bool = True) -> tuple[str | None, tuple[str, ...]]:

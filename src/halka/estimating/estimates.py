@@ -15,10 +15,11 @@ from halka.estimating.batches import largest_batch
 from halka.estimating.hardware import Hardware, hardware_of
 from halka.estimating.rehearsing import Memory, Rehearsed, Setup, rehearse
 from halka.methods import made
-from halka.models.classes import LABELLED, check_class, usual_kind
-from halka.models.loading import DTYPES, base_config
-from halka.models.quantised import check_form
+from halka.models.kinds import LABELLED, usual_kind
+from halka.models.loading import base_config, check_class
+from halka.models.quantised import check_quantize
 from halka.objectives import OBJECTIVES
+from halka.util.dtypes import DTYPES
 from halka.util.errors import HalkaError
 
 __all__ = [
@@ -211,10 +212,10 @@ def prepared(
         raise HalkaError(f"labels are for {' and '.join(LABELLED)}: a {setup.kind} has none; leave them out, or say so")
     if setup.labels < 2:
         raise HalkaError(f"labels must be at least 2, not {labels}: it takes two to tell something apart")
-    if setup.dtype not in DTYPES[:-1]:
-        raise HalkaError(f"dtype {setup.dtype!r} is none of {', '.join(DTYPES[:-1])}: what is stored is not looked at")
+    if setup.dtype not in DTYPES:
+        raise HalkaError(f"dtype {setup.dtype!r} is none of {', '.join(DTYPES)}: the stored precision is not read")
     if setup.quantize is not None:
-        check_form(setup.quantize)
+        check_quantize(setup.quantize)
     at_least_one(batch_size=setup.rows, length=setup.length, accumulate=setup.accumulate)
     if setup.length < 3:
         raise HalkaError(f"length must be at least 3 tokens, not {setup.length}: there is nothing to learn in fewer")

@@ -9,7 +9,7 @@ import difflib
 import inspect
 import sys
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from lm_eval.api.registry import register_model
@@ -19,7 +19,9 @@ from halka.core import AdaptedModel
 from halka.interop.views import view
 from halka.models import adapt, context
 from halka.models.loading import load_base
+from halka.models.quantised import Quantize
 from halka.storage.save_load import load
+from halka.util.dtypes import Dtype
 from halka.util.errors import HalkaError
 
 ADAPTER = "adapter"
@@ -44,9 +46,9 @@ class HalkaLM(HFLM):
         base: str | AdaptedModel,
         adapter: str | None = None,
         *,
-        dtype: str = "bfloat16",
+        dtype: Dtype | Literal["auto"] = "bfloat16",
         device: str | None = None,
-        quantize: str | None = None,
+        quantize: Quantize | None = None,
         allow_other_base: bool = False,
         allow_other_template: bool = False,
         allow_pickle: bool = False,

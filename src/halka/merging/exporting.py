@@ -22,10 +22,10 @@ from halka.storage.formats.model_folder import stranger, write_model
 from halka.storage.formats.peft.experts import confused
 from halka.storage.save_load import save
 from halka.storage.tensors import check_finite
+from halka.util.dtypes import DTYPES
 from halka.util.errors import HalkaError
 from halka.util.files import new_folder, write_file
 
-DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 RANKS = (8, 16, 32, 64, 128, 256, 320, 512)  # those that vLLM's --max-lora-rank takes
 SERVED = ("attn.q", "attn.k", "attn.v", "attn.qkv", "attn.o", "mlp.gate", "mlp.up", "mlp.gate_up", "mlp.down")
 
@@ -153,7 +153,7 @@ def _safetensors(model: AdaptedModel, name: str | None, to: Path, how: How) -> N
     if how.dtype is not None and how.dtype not in DTYPES:
         raise HalkaError(f"safetensors hold {', '.join(DTYPES)} here, not {how.dtype}")
     _check_folder(model, to)
-    dtype = None if how.dtype is None else DTYPES[how.dtype]
+    dtype = None if how.dtype is None else getattr(torch, how.dtype)
     weights = whole_weights(model, name, dtype)
     if name is not None:
         own = next(model.base.parameters()).dtype

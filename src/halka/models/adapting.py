@@ -11,9 +11,10 @@ from torch import Tensor
 
 from halka.core import VIRTUAL_ROLES, WHOLE, AdaptedModel, Modules, Target
 from halka.models.attention.virtual_tokens import VirtualTokens
-from halka.models.classes import head_of, labels_of
 from halka.models.experts import use_experts
-from halka.models.layouts import check_layout, layout_of, linear_targets
+from halka.models.heads import head_of, labels_of
+from halka.models.layouts import check_layout, layout_of
+from halka.models.targets import linear_targets
 from halka.util.errors import HalkaError
 
 

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from halka.core import AdaptedModel, Packed
-from halka.models.classes import head_of
+from halka.models.heads import head_of
 
 SAMPLES = 16  # of each weight
 

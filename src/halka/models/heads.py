@@ -1,27 +1,70 @@
-"""The head that an adapter has of its own: in its folder as wide as its labels, on a base as wide as the base's."""
+"""Heads that predict labels: every adapter of a classifier or tagger has its own, as wide as its labels.
+
+On a base the head is as wide as the base's labels; in the adapter's folder it has a row for each of its own labels.
+"""
 
 from __future__ import annotations
 
 import copy
 from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from halka.core import AdaptedModel, Adapter
-from halka.models.classes import NEW, head_of, label_rows
-from halka.util.errors import HalkaError
+from halka.models.kinds import LABELLED, kind_of
+from halka.util.errors import WrongBaseError
 
+NEW = "new_modules"  # in a base's configuration: the modules that its weights lack, which start at random
 FULL = "base."  # before the base's names, in the state of an adapter that has all of its weights
 
 
+# ── the base's head ─────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def labels_of(base: Any) -> tuple[str, ...]:
+    """The labels that a base's head predicts, in order; none where it predicts something else."""
+    return configured_labels(base.config) if kind_of(base) in LABELLED else ()
+
+
+def configured_labels(config: Any) -> tuple[str, ...]:
+    """The labels in a configuration's `id2label`, in order."""
+    return tuple(str(config.id2label[place]) for place in sorted(config.id2label))
+
+
+def head_of(base: Any) -> tuple[str, ...]:
+    """Paths of the modules that an adapter trains whole on a base with labels: its head, and other new modules."""
+    if kind_of(base) not in LABELLED:
+        return ()
+    outside_the_backbone = [
+        path
+        for path, module in base.named_children()
+        if path != base.base_model_prefix and any(True for _ in module.parameters())
+    ]
+    return tuple(dict.fromkeys([*outside_the_backbone, *getattr(base.config, NEW, ())]))
+
+
+def label_rows(base: Any) -> tuple[str, ...]:
+    """Names of the parameters that have a row for each label: those of the head's last layer."""
+    if kind_of(base) not in LABELLED:
+        return ()
+    inside = f"{base.base_model_prefix}."
+    *_, last = (path for path, module in base.named_modules() if module._parameters and not path.startswith(inside))
+    parameters = base.get_submodule(last)._parameters
+    return tuple(f"{last}.{key}" for key, parameter in parameters.items() if parameter is not None)
+
+
+# ── an adapter's head ───────────────────────────────────────────────────────────────────────────────────────────────
+
+
 def has_head(model: AdaptedModel, keys: Iterable[str]) -> bool:
-    """Whether an adapter of these tensors has the layer that tells labels apart itself; else it uses the base's."""
+    """Whether an adapter with these tensors has a head of its own; else it uses the base's."""
     return bool({*label_rows(model.base)} & {key.removeprefix(FULL) for key in keys})
 
 
 def narrowed(model: AdaptedModel, name: str) -> Adapter:
-    """Adapter `name` as its folder has it: a head trained whole has a row for each of its labels, and no more."""
+    """Adapter `name` as it is saved: its head has a row for each of its own labels, and no more."""
     adapter, labels, rows = model.adapter(name), model.labels_of(name), label_rows(model.base)
     parts = dict(adapter.parts)
     for path, part in adapter.parts.items():
@@ -42,11 +85,11 @@ def narrowed(model: AdaptedModel, name: str) -> Adapter:
 
 
 def fitted_head(model: AdaptedModel, labels: Sequence[str], state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """An adapter's state for a base whose head has other places than `labels`, which are the adapter's.
+    """An adapter's state with its head made as wide as the base's; `labels` are the adapter's own.
 
-    Rows beyond the labels are cut, and zeros fill the places that the base has beyond them.
-    Raises ValueError for more labels than places, for an adapter without a head of its own and other labels, and for
-    one that changes a head which began at random here.
+    Rows beyond the adapter's labels are cut, and zeros fill the places that the base has beyond them.
+    Raises WrongBaseError for more labels than the base has, for other labels than the base's where the adapter has no
+    head of its own, and for an adapter that changes a head whose weights the base lacks.
     """
     if not has_head(model, state):
         _check_head(model, labels, state)
@@ -54,8 +97,8 @@ def fitted_head(model: AdaptedModel, labels: Sequence[str], state: Mapping[str, 
     if not labels:
         return dict(state)
     if len(labels) > len(model.labels):
-        raise HalkaError(
-            f"{_told(labels)}, and this base {_places(model.labels)}: load the base with labels={list(labels)}"
+        raise WrongBaseError(
+            f"{_predicts(labels)}, and this base {_shown(model.labels)}: load the base with labels={list(labels)}"
         )
     fitted, places = dict(state), len(model.labels)
     for key in [key for key in state if key.removeprefix(FULL) in label_rows(model.base)]:
@@ -67,27 +110,23 @@ def fitted_head(model: AdaptedModel, labels: Sequence[str], state: Mapping[str, 
 
 
 def _check_head(model: AdaptedModel, labels: Sequence[str], state: Mapping[str, Tensor]) -> None:
-    """Raises ValueError where an adapter without a head of its own cannot mean the base's."""
+    """Raises WrongBaseError where an adapter without a head of its own was not trained with this base's head."""
     if labels and tuple(labels) != model.labels:
-        raise HalkaError(
-            f"{_told(labels)} with the base's own head, which tells {_places(model.labels)}: load the base it was "
-            "trained on"
+        raise WrongBaseError(
+            f"{_predicts(labels)} by the base's own head, and this base's predicts {_shown(model.labels)}: load the "
+            "base it was trained on"
         )
     new = tuple(f"{path}." for path in head_of(model.base) if path in getattr(model.base.config, NEW, ()))
     if changed := [key for key in state if key.startswith(new)]:
-        raise HalkaError(
+        raise WrongBaseError(
             f"the adapter changes the base's head ({changed[0]}), and this base's is new: load a base whose weights "
             "have the head that it was trained on"
         )
 
 
-def _told(labels: Sequence[str]) -> str:
-    return f"the adapter tells {len(labels)} labels apart ({_shown(labels)})"
-
-
-def _places(labels: Sequence[str]) -> str:
-    return f"{len(labels)} labels ({_shown(labels)})"
+def _predicts(labels: Sequence[str]) -> str:
+    return f"the adapter predicts {_shown(labels)}"
 
 
 def _shown(labels: Sequence[str]) -> str:
-    return ", ".join(labels[:5]) + (", …" if len(labels) > 5 else "")
+    return f"{len(labels)} labels ({', '.join(labels[:5])}{', …' if len(labels) > 5 else ''})"

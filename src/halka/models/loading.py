@@ -1,28 +1,30 @@
-"""Names, folders and hub names to a base model and its tokenizer."""
+"""`load_base`: a short name, a folder or a name on the hub to a base and its tokenizer."""
 
 from __future__ import annotations
 
-import hashlib
 import json
-import math
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
-from halka.models.classes import check_class, from_folder, usual_kind
-from halka.models.fetching import cache_dir, is_pulled, known_bases, known_names, pull, source_of
+import torch
+
+from halka.models.fetching import cache_dir, is_pulled, known_bases, known_names, pull
 from halka.models.fetching.hub import from_hub
-from halka.models.kinds import KINDS
-from halka.util.errors import HalkaError
+from halka.models.heads import NEW, configured_labels, label_rows
+from halka.models.kinds import KINDS, LABELLED, Kind, class_names, usual_kind
+from halka.models.layouts import LAYOUTS
+from halka.util.dtypes import DTYPES, Dtype
+from halka.util.errors import DamagedFolderError, HalkaError
 from halka.util.files import let_go_but
 from halka.util.quiet import quiet_transformers
 
 if TYPE_CHECKING:
-    import torch
     from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
-DTYPES = ("bfloat16", "float32", "float16", "auto")
+    from halka.models.quantised import Quantize
+
 HUB_NAME = re.compile(r"\w[\w.-]*(/\w[\w.-]*)?")
 HUB_FILES = ["*.json", "*.jinja", "*.txt", "*.model", "*.tiktoken", "model*.safetensors", "README.md"]
 HUB_LEFT_OUT = ["*/*", "model.*.safetensors"]  # subfolders, weights in other precisions
@@ -36,42 +38,41 @@ def is_base_folder(path: Path) -> bool:
 def load_base(
     name_or_path: str | Path,
     *,
-    kind: str | None = None,
+    kind: Kind | None = None,
     labels: Sequence[str] | None = None,
-    dtype: str = "bfloat16",
-    device: str | None = None,
+    dtype: Dtype | Literal["auto"] | torch.dtype = "bfloat16",
+    device: str | torch.device | None = None,
     revision: str | None = None,
-    quantize: str | None = None,
+    quantize: Quantize | None = None,
     seed: int = 0,
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    """A base in eval mode and its tokenizer, which has a pad token.
+    """Load a base, in eval mode, and its tokenizer, which has a pad token.
 
-    `kind` is what the base is for: causal-lm, masked-lm, seq2seq-lm, or, with `labels` that it is to tell apart,
-    sequence-classification and token-classification; as its configuration says if not given. A head that the weights
-    do not have begins from `seed`; labels that the weights' head has too keep what it learnt for them, in any order.
-    `name_or_path` is a known short name (pulled if need be), a folder, or a name on the Hugging Face hub; `revision` is
-    for the hub alone. What the hub gave once is taken from its cache from then on. `dtype` is one of bfloat16, float32,
-    float16, auto (as stored). `device` defaults to the first there is of cuda, mps, cpu. `quantize` packs the layers'
-    weights into fewer bits, "nf4" or "int8" (`models.quantised`). Only safetensors are read, and no code that comes
-    with a model is run.
+    name_or_path  a short name (`halka base list`; downloaded at its first use), a folder, or a name on the Hugging Face
+                  hub, which is downloaded once. Only safetensors are read, and no code that comes with a model is run
+    kind          what the base is for; as its configuration says if not given
+    labels        for sequence-classification and token-classification: what the head predicts. A head that the weights
+                  lack is initialised from `seed`; labels that the stored head has too keep their rows, in any order
+    dtype         the precision; auto is the one that is stored
+    device        cuda, mps, cpu or the like; the first of these that this machine has if not given
+    revision      a branch, tag or commit on the hub
+    quantize      store the weights of the layers in fewer bits: nf4 or int8 (`halka.models.quantised`)
 
-    Raises ValueError for a name nobody knows, a folder without config or safetensors, weights that are damaged or lack
-    more than the head, an architecture that is not of that kind, an unknown dtype and a device that is not there; for a
-    form that there is not, or that needs what is not installed.
+    Raises HalkaError for an unknown name, kind, dtype, device or form of quantisation; a folder without configuration
+    or safetensors; an architecture that has no such kind; weights that lack more than the head. Raises
+    DamagedFolderError for weights that cannot be read.
     """
-    import torch
     from safetensors import SafetensorError
     from transformers import AutoConfig, AutoTokenizer
 
-    from halka.models.quantised import check_form, quantise
+    from halka.models.quantised import check_quantize, quantise
 
     if quantize is not None:
-        check_form(quantize)
-    if dtype not in DTYPES:
-        raise HalkaError(f"dtype {dtype!r} is none of {', '.join(DTYPES)}")
+        check_quantize(quantize)
+    precision = dtype_name(dtype)
     place = place_of(device)
-    folder = _resolve(name_or_path, revision, fetch=True)
-    _weight_files(folder)
+    folder = resolve(name_or_path, revision, fetch=True)
+    weight_files(folder)
     with quiet_transformers():
         try:
             tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
@@ -79,32 +80,41 @@ def load_base(
             kind = kind or usual_kind(config)
             if kind in KINDS:
                 check_class(config, kind)
-            model = from_folder(
+            model = _from_folder(
                 *(folder, kind, labels, seed),
-                dtype=dtype if dtype == "auto" else getattr(torch, dtype),
+                dtype=precision if precision == "auto" else getattr(torch, precision),
                 local_files_only=True,
                 trust_remote_code=False,
                 use_safetensors=True,
             )
         except SafetensorError as error:
-            raise HalkaError(f"the weights in {folder} are damaged ({error}); remove it and fetch it anew") from error
+            raise DamagedFolderError(
+                f"the weights in {folder} are damaged ({error}): remove it and fetch it anew"
+            ) from error
         except (OSError, ImportError, KeyError, RuntimeError, ValueError) as error:
-            what = "causal language model" if kind in (None, "causal-lm") else kind
-            raise HalkaError(f"{name_or_path} cannot be loaded as a {what}: {error}") from error
+            name = "causal language model" if kind in (None, "causal-lm") else kind
+            raise HalkaError(f"{name_or_path} cannot be loaded as a {name}: {error}") from error
     let_go_of_files(model, folder)
     if quantize is not None:
         quantise(model, quantize)
     if known := known_bases().get(str(name_or_path)):
-        model.config._name_or_path = (
-            known.hub_name
-        )  # what an adapter's folder names as its base, not this machine's path
+        model.config._name_or_path = known.hub_name  # adapter folders name this as their base, not a path
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token or tokenizer.unk_token or tokenizer.convert_ids_to_tokens(0)
     if model.config.pad_token_id is None:
-        model.config.pad_token_id = tokenizer.pad_token_id  # where a text ends, a classifier tells by it
+        model.config.pad_token_id = tokenizer.pad_token_id  # a classifier finds the end of a text by it
     if model.can_generate() and model.generation_config.pad_token_id is None:
-        model.generation_config.pad_token_id = tokenizer.pad_token_id  # else generate() says so at every call
+        model.generation_config.pad_token_id = tokenizer.pad_token_id  # else generate() warns at every call
     return model.to(place).eval(), tokenizer
+
+
+def dtype_name(dtype: str | torch.dtype) -> Dtype | Literal["auto"]:
+    """The name of a precision given as a name or as torch's dtype. Raises HalkaError for one that no base has."""
+    name = str(dtype).removeprefix("torch.")
+    choices: tuple[Dtype | Literal["auto"], ...] = (*DTYPES, "auto")
+    if name not in choices:
+        raise HalkaError(f"dtype {name!r} is none of {', '.join(choices)}")
+    return name
 
 
 def let_go_of_files(model: PreTrainedModel, folder: Path) -> None:
@@ -127,7 +137,7 @@ def base_config(name_or_path: str | Path) -> PretrainedConfig:
     else:
         remote = None if Path(name).expanduser().exists() or not HUB_NAME.fullmatch(name) else name
     if remote is None:
-        folder = _resolve(name_or_path, revision=None, fetch=False)
+        folder = resolve(name_or_path, revision=None, fetch=False)
         _check_config(folder)
     else:
         folder = from_hub(
@@ -145,48 +155,7 @@ def base_config(name_or_path: str | Path) -> PretrainedConfig:
             raise HalkaError(f"{name_or_path} cannot be read: {error}") from error
 
 
-def show(name_or_path: str | Path) -> dict[str, Any]:
-    """What a base is, from its configs and the headers of its weights; nothing is fetched, no weight is read.
-
-    `bytes` are those of the weights; `chat_template` is the fingerprint that `data.tokens` gives it ("none" without).
-    Raises ValueError like `load_base`, and for a base that is not on this machine yet.
-    """
-    from transformers import AutoConfig, AutoTokenizer
-
-    folder = _resolve(name_or_path, revision=None, fetch=False)
-    files = _weight_files(folder)
-    with quiet_transformers():
-        try:
-            config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
-            tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
-        except (OSError, ImportError, KeyError, ValueError) as error:
-            raise HalkaError(f"{name_or_path} cannot be read: {error}") from error
-    text = config.get_text_config()
-    parameters, dtypes = _read_headers(files, tied=text.tie_word_embeddings)
-    template = tokenizer.get_chat_template() if tokenizer.chat_template else None
-    source = source_of(folder) or {}
-    here = Path(name_or_path).expanduser() == folder
-    return {
-        "name": str(name_or_path),
-        "path": str(folder),
-        "architecture": (config.architectures or [config.model_type])[0],
-        "parameters": parameters,
-        "layers": text.num_hidden_layers,
-        "hidden": text.hidden_size,
-        "heads": text.num_attention_heads,
-        "kv_heads": getattr(text, "num_key_value_heads", text.num_attention_heads),
-        "vocabulary": text.vocab_size,
-        "context": getattr(text, "max_position_embeddings", None),
-        "dtype": ", ".join(dtypes),
-        "bytes": sum(file.stat().st_size for file in files),
-        "chat_template": hashlib.sha256(template.encode()).hexdigest()[:12] if template else "none",
-        "end_of_turn": _end_of_turn(tokenizer),
-        "source": source.get("origin") or (None if here else f"https://huggingface.co/{name_or_path}"),
-        "licence": source.get("licence") or _licence(folder),
-    }
-
-
-def _resolve(name_or_path: str | Path, revision: str | None, *, fetch: bool) -> Path:
+def resolve(name_or_path: str | Path, revision: str | None, *, fetch: bool) -> Path:
     """The folder that a short name, a path or a hub name stands for; fetched if need be and if `fetch` allows it."""
     name = str(name_or_path)
     known = isinstance(name_or_path, str) and name in known_bases()
@@ -206,14 +175,14 @@ def _resolve(name_or_path: str | Path, revision: str | None, *, fetch: bool) -> 
         *(name, revision),
         files=HUB_FILES,
         left_out=HUB_LEFT_OUT,
-        check=_weight_files,
+        check=weight_files,
         what="a model",
         hint=known_names(name),
         fetch=fetch,
     )
 
 
-def _weight_files(folder: Path) -> list[Path]:
+def weight_files(folder: Path) -> list[Path]:
     """The safetensors of a base. ValueError where the folder has no config, or lacks some of them."""
     _check_config(folder)
     index = folder / "model.safetensors.index.json"
@@ -243,61 +212,117 @@ def _check_config(folder: Path) -> None:
         raise HalkaError(f"{folder} has no config.json: {what}")
 
 
-def _read_headers(files: list[Path], *, tied: bool) -> tuple[int, list[str]]:
-    """Number of parameters and the dtypes they are stored in. A tied head counts once, however it is stored."""
-    from safetensors import SafetensorError, safe_open
+def place_of(device: str | torch.device | None = None) -> torch.device:
+    """The device of that name, else the first of cuda, mps, cpu that this machine has.
 
-    names = {"BF16": "bfloat16", "F16": "float16", "F32": "float32"}
-    parameters, dtypes = 0, set()
-    for path in files:
-        try:
-            with safe_open(path, framework="pt") as file:
-                slices = [file.get_slice(key) for key in file.keys() if not (tied and key == "lm_head.weight")]  # noqa: SIM118
-                parameters += sum(math.prod(part.get_shape()) for part in slices)
-                dtypes |= {names.get(part.get_dtype(), part.get_dtype()) for part in slices}
-        except SafetensorError as error:
-            raise HalkaError(f"{path} is damaged ({error}); fetch or copy it again") from error
-    return parameters, sorted(dtypes)
-
-
-def _end_of_turn(tokenizer: PreTrainedTokenizerBase) -> str | None:
-    """The special token that follows an assistant's answer in the chat template, else the end of text."""
-    if tokenizer.chat_template:
-        answer = "42"
-        turns = [{"role": "user", "content": "?"}, {"role": "assistant", "content": answer}]
-        after = str(tokenizer.apply_chat_template(turns, tokenize=False)).rpartition(answer)[2]
-        for i in tokenizer(after, add_special_tokens=False)["input_ids"]:
-            if i in tokenizer.added_tokens_decoder and tokenizer.added_tokens_decoder[i].special:
-                return tokenizer.added_tokens_decoder[i].content
-    return str(tokenizer.eos_token) if tokenizer.eos_token else None
-
-
-def _licence(folder: Path) -> str | None:
-    """What the model card says."""
-    from huggingface_hub import ModelCard
-
-    card = folder / "README.md"
-    if not card.is_file():
-        return None
-    return ModelCard.load(card, ignore_metadata_errors=True).data.to_dict().get("license")
-
-
-def place_of(device: str | None = None) -> torch.device:
-    """Where a base is loaded to: the device of that name, else the first there is of cuda, mps, cpu.
-
-    Raises ValueError for one that is not there.
+    Raises HalkaError for a device that this machine does not have.
     """
-    import torch
-
-    there = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
+    present = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
     if device is None:
-        return torch.device(next(kind for kind, found in there.items() if found))
+        return torch.device(next(kind for kind, is_present in present.items() if is_present))
     try:
         place = torch.device(device)
     except RuntimeError as error:
-        raise HalkaError(f"device {device!r} is none of {', '.join(there)} (or cuda:1, …)") from error
-    if not there.get(place.type, True) or (place.type == "cuda" and (place.index or 0) >= torch.cuda.device_count()):
-        raise HalkaError(
-            f"device {device!r} is not there; there is {', '.join(k for k, found in there.items() if found)}"
-        )
+        raise HalkaError(f"device {device!r} is none of {', '.join(present)} (or cuda:1, …)") from error
+    if not present.get(place.type, True) or (place.type == "cuda" and (place.index or 0) >= torch.cuda.device_count()):
+        usable = ", ".join(kind for kind, is_present in present.items() if is_present)
+        raise HalkaError(f"this machine has no device {str(device)!r}: it has {usable}")
     return place
+
+
+def check_class(config: Any, kind: str) -> None:
+    """Raises HalkaError if transformers has no base of that kind with the configuration's architecture."""
+    layout, classes = LAYOUTS.get(config.model_type), class_names(config.model_type)
+    if kind == "causal-lm" and layout is not None and not layout.causal:
+        raise HalkaError(
+            f"it is an encoder ({config.model_type}), not a causal language model: name another kind, "
+            "such as sequence-classification"
+        )
+    if kind not in classes:
+        others = f"choose a kind of {', '.join(classes)}" if classes else "it is no language model: choose another base"
+        raise HalkaError(f"transformers has no {kind} of the architecture {config.model_type!r}: {others}")
+
+
+def _checked_labels(labels: Iterable[str]) -> tuple[str, ...]:
+    """The labels as a tuple. Raises HalkaError for fewer than two, an empty one, and one that occurs twice."""
+    if isinstance(labels, str):
+        raise HalkaError(f"labels is a list of names, not the text {labels!r}")
+    labels = tuple(labels)
+    if wrong := [label for label in labels if not isinstance(label, str) or not label.strip()]:
+        raise HalkaError(f"a label is a non-empty text, not {wrong[0]!r}")
+    if double := [label for label in labels if labels.count(label) > 1]:
+        raise HalkaError(f"the label {double[0]!r} occurs twice")
+    if len(labels) < 2:
+        raise HalkaError(f"a classifier needs two labels or more, not {len(labels)}")
+    return labels
+
+
+def _from_folder(folder: Path, kind: Kind, labels: Sequence[str] | None, seed: int, **options: Any) -> Any:
+    """A base of that kind from a folder; a head that its weights lack is initialised from `seed`.
+
+    Labels that the stored head has too keep their rows, in any order; the others take the rows that are left.
+    Raises HalkaError for an unknown kind, labels for a kind without any, a new head without labels, and weights that
+    lack anything but the head.
+    """
+    import transformers
+
+    if kind not in KINDS:
+        raise HalkaError(f"kind {kind!r} is none of {', '.join(KINDS)}")
+    if labels is not None and kind not in LABELLED:
+        raise HalkaError(f"labels are for {' and '.join(LABELLED)}: a {kind} has none")
+    labels = None if labels is None else _checked_labels(labels)
+    named = (
+        {}
+        if labels is None
+        else {
+            "id2label": dict(enumerate(labels)),
+            "label2id": {label: place for place, label in enumerate(labels)},
+        }
+    )
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(seed)
+        model, report = getattr(transformers, KINDS[kind]).from_pretrained(
+            folder,
+            **named,
+            **options,
+            ignore_mismatched_sizes=labels is not None,
+            output_loading_info=True,
+        )
+    new = {*report["missing_keys"], *(key for key, *_ in report["mismatched_keys"])}
+    modules = _modules_of(new, model) if kind in LABELLED else ()
+    if missing := sorted(key for key in new if not any(key.startswith(f"{path}.") for path in modules)):
+        raise HalkaError(
+            f"the weights of {folder} lack {len(missing)} tensors of a {type(model).__name__}, such as {missing[0]}; "
+            f"transformers would fill them at random. Give complete weights of a {kind}"
+        )
+    if new and labels is None:
+        raise HalkaError(
+            f"the weights of {folder} have no head for labels: name the labels that it is to learn, "
+            f'`halka.load_base(name, kind="{kind}", labels=[…])`, or `halka adapters convert --labels`'
+        )
+    if labels is not None and new.isdisjoint(label_rows(model)):
+        own: Any = transformers.AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+        _reorder(model, configured_labels(own), labels)
+    setattr(model.config, NEW, list(modules))
+    return model
+
+
+def _reorder(model: Any, before: Sequence[str], labels: Sequence[str]) -> None:
+    """Move each label's row of the head to its place; the rows stand for `before`. New labels take the rows left."""
+    if len(before) != len(labels):  # the configuration does not fit its own weights
+        return
+    rows = {label: before.index(label) for label in labels if label in before}
+    left = iter(sorted(set(range(len(before))) - set(rows.values())))
+    order = [rows[label] if label in rows else next(left) for label in labels]
+    with torch.no_grad():
+        for key in label_rows(model):
+            parameter = model.get_parameter(key)
+            parameter.copy_(parameter[order])
+
+
+def _modules_of(new: set[str], model: Any) -> tuple[str, ...]:
+    """The modules that hold new tensors: those outside the backbone, and its pooler."""
+    prefix = f"{model.base_model_prefix}."
+    paths = {key.partition(".")[0] for key in new if not key.startswith(prefix)}
+    poolers = {f"{prefix}pooler" for key in new if key.startswith(f"{prefix}pooler.")}
+    return tuple(sorted(paths | poolers))

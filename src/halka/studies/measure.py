@@ -152,7 +152,8 @@ def _opened(run: Spec) -> tuple[AdaptedModel, Task]:
     if run.threads:
         torch.set_num_threads(run.threads)
     task = load_task(run.task)
-    base = load_base(run.base, dtype=run.dtype, quantize=run.quantize, kind=task.kind, labels=task.labels or None)
+    options: dict[str, Any] = {"dtype": run.dtype, "quantize": run.quantize, "kind": task.kind}
+    base = load_base(run.base, **options, labels=task.labels or None)
     return adapt(*base), limit(task, **run.examples)
 
 

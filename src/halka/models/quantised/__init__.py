@@ -1,41 +1,49 @@
-"""A base in fewer bits: the linear layers of its blocks are packed, one after another, as NF4 or int8."""
+"""Quantised bases: the linear layers of the blocks keep their weights as NF4 or int8.
+
+int8.py    eight bits a weight, needs no library
+nf4.py     four bits a weight, by bitsandbytes
+"""
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Literal
 
 import torch
 
 from halka.core import LINEAR_ROLES, Packed, form_of
 from halka.models.fingerprint import samples
-from halka.models.layouts import layout_of, linear_targets
+from halka.models.layouts import layout_of
 from halka.models.quantised.int8 import Int8Linear
 from halka.models.quantised.nf4 import NF4Linear, bitsandbytes
+from halka.models.targets import linear_targets
 from halka.util.errors import HalkaError
 from halka.util.files import let_go
 
-FORMS: dict[str, type[Packed]] = {each.form: each for each in (NF4Linear, Int8Linear)}
+__all__ = ["LAYERS", "Quantize", "check_quantize", "quantise"]
+
+Quantize = Literal["nf4", "int8"]
+LAYERS: dict[str, type[Packed]] = {"nf4": NF4Linear, "int8": Int8Linear}
 
 
-def check_form(form: str) -> None:
-    """Raises ValueError for a form that there is not, and one that needs what is not installed."""
-    if form not in FORMS:
-        raise HalkaError(f"quantize {form!r} is none of {', '.join(FORMS)}")
-    if form == NF4Linear.form:
+def check_quantize(quantize: str) -> None:
+    """Raises HalkaError for another name than nf4 and int8, and for nf4 where bitsandbytes is not installed."""
+    if quantize not in LAYERS:
+        raise HalkaError(f"quantize {quantize!r} is none of {', '.join(LAYERS)}")
+    if quantize == NF4Linear.form:
         bitsandbytes()
 
 
-def quantise(base: Any, form: str) -> None:
-    """Pack the linear layers of a transformers model's blocks, in place; embeddings, norms, biases and head stay.
+def quantise(base: Any, quantize: str) -> None:
+    """Quantise the linear layers of a transformers model's blocks in place; embeddings, norms, biases and head stay.
 
-    Each layer's weight is let go of before the next is packed, and what stays is copied out of a file that was mapped
-    into memory: the model is never there twice.
+    Each layer's weight is freed before the next is quantised, and the tensors that stay are copied out of the file that
+    was mapped into memory: the model is never in memory twice.
 
-    Raises ValueError as `check_form` does, for an architecture without a layout, and for a base that is packed.
+    Raises HalkaError as `check_quantize` does, for an architecture without a layout, and for a quantised base.
     """
-    check_form(form)
+    check_quantize(quantize)
     if (already := form_of(base)) is not None:
-        raise HalkaError(f"the base is packed as {already} already: load it anew to pack it as {form}")
+        raise HalkaError(f"the base is quantised to {already} already: load it again to quantise it to {quantize}")
     layout = layout_of(base)
     places = [
         (target.name, target.transposed) for target in linear_targets(base, layout) if target.role in LINEAR_ROLES
@@ -45,10 +53,10 @@ def quantise(base: Any, form: str) -> None:
             parent, _, leaf = path.rpartition(".")
             linear = base.get_submodule(path)
             weight = linear.weight
-            packed = FORMS[form](
+            layer = LAYERS[quantize](
                 weight.T.contiguous() if transposed else weight, linear.bias, transposed, samples(weight)
             )
-            base.get_submodule(parent).register_module(leaf, packed.train(linear.training))
+            base.get_submodule(parent).register_module(leaf, layer.train(linear.training))
             let_go(weight.data_ptr(), weight.numel() * weight.element_size())
             del linear, weight
         for module in base.modules():

@@ -12,7 +12,7 @@ from typing import Any
 
 from torch import Tensor
 
-from halka.models.classes import NEW, label_rows
+from halka.models.heads import NEW, label_rows
 
 WRITTEN = (  # beside the files of the tokenizer's own vocabulary
     *("config.json", "generation_config.json", "model.safetensors", "model-*-of-*.safetensors"),

@@ -17,7 +17,7 @@ from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 from halka.core import AdaptedModel
 from halka.data.examples import Example, Message
@@ -96,7 +96,7 @@ def study(ablation: Ablation, folder: str | Path) -> Iterator[Event]:
         for event in taken_in(collection, texts, files):
             if event.what == "skipped":
                 yield Event("skipped", event.document, len(runs) - len(left), len(runs), message=event.reason)
-        model = adapt(*load_base(ablation.place(ablation.base), dtype=ablation.dtype))
+        model = adapt(*load_base(ablation.place(ablation.base), dtype=cast(Any, ablation.dtype)))
         subject = _Subject(ablation, questions, collection, model, texts)
         for done, run in enumerate(left, start=len(runs) - len(left) + 1):
             yield Event("started", run.title, done - 1, len(runs))

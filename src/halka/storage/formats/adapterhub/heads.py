@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from halka.core import Adapter, Target
 from halka.methods import Modules
-from halka.models.classes import label_rows
+from halka.models.heads import label_rows
 from halka.storage.formats.adapterhub.config import base_of
 from halka.storage.formats.format import Files, Folder
 from halka.util.errors import HalkaError

@@ -16,8 +16,7 @@ from torch import Tensor
 
 from halka.core import VIRTUAL_ROLES, Adapter, Joint, Method, Target, wants
 from halka.methods import Modules, Prompt
-from halka.models.classes import LABELLED
-from halka.models.kinds import TASK_TYPES, kind_of
+from halka.models.kinds import LABELLED, TASK_TYPES, kind_of
 from halka.models.layouts import CLASSIFIERS
 from halka.storage.formats.format import Files, Folder
 from halka.storage.formats.peft import (

@@ -1,0 +1,96 @@
+"""The targets of a base, by its layout: linear layers, sublayers' outputs, experts' weights and the head."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+from typing import Any
+
+from torch import nn
+
+from halka.core import Packed, Target
+from halka.models.layouts import Layout
+from halka.util.errors import HalkaError
+
+_SOURCES = {"attn": ("attn.q", "attn.qkv"), "mlp": ("mlp.up", "mlp.gate_up")}
+_OUTPUTS = {"attn": "attn.o", "mlp": "mlp.down"}
+_EXPERTS = {"experts.gate_up": "gate_up_proj", "experts.down": "down_proj"}  # (E, 2·I, D) and (E, D, I)
+
+
+def linear_targets(base: nn.Module, layout: Layout) -> list[Target]:
+    """Every linear layer, all sublayers' outputs and the head of `base`, in the order of its layers."""
+    targets = []
+    for stack in (layout.encoder, layout):
+        if stack is not None:
+            for layer in range(len(list(base.get_submodule(stack.layers).children()))):
+                targets += _of_layer(base, stack, layer)
+    return [*targets, _head(base, layout)]
+
+
+def _of_layer(base: nn.Module, stack: Layout, layer: int) -> Iterator[Target]:
+    prefix = f"{stack.layers}.{layer}"
+    mixture = bool(stack.experts) and stack.experts in dict(base.get_submodule(prefix).named_modules())
+    dense = {role: path for role, path in stack.linears.items() if not (mixture and role.startswith("mlp."))}
+    for linears in (dense, stack.cross):
+        for role, path in linears.items():
+            yield _linear(base, f"{prefix}.{path}", role, layer)
+        for role, output in _OUTPUTS.items():
+            if output in linears:
+                name = f"{prefix}.{linears[output]}"
+                module = base.get_submodule(name)
+                source = f"{prefix}.{next(linears[each] for each in _SOURCES[role] if each in linears)}"
+                d_in, d_out = _widths(base.get_submodule(source))[0], _widths(module)[1]
+                yield Target(name, role, module, d_in, d_out, layer, source)
+                place = "cross" if linears is stack.cross else role
+                if place in stack.residuals:
+                    residual = f"{prefix}.{stack.residuals[place]}"
+                    norm = base.get_submodule(f"{prefix}.{stack.norms[place]}") if stack.norms else None
+                    yield Target(name, f"{role}.residual", module, d_out, d_out, layer, residual, norm)
+    if mixture:
+        yield from _mixture(base, stack, prefix, layer)
+
+
+def _mixture(base: nn.Module, layout: Layout, prefix: str, layer: int) -> list[Target]:
+    """A mixture's shared linear layers, its experts' weights, and what it returns as a whole; no router."""
+    targets = [
+        replace(_linear(base, f"{prefix}.{path}", role, layer), flat=True) for role, path in layout.shared.items()
+    ]
+    path = f"{prefix}.{layout.experts}"
+    module = base.get_submodule(path)
+    for role, key in _EXPERTS.items():
+        count, d_out, d_in = module.get_parameter(key).shape
+        targets.append(Target(f"{path}.{key}", role, module, d_in, d_out, layer, stack=(count,)))
+    whole = path.rpartition(".")[0]
+    block, width = base.get_submodule(whole), base.get_submodule(layout.embed).get_parameter("weight").shape[1]
+    targets.append(Target(whole, "mlp", block, width, width, layer))
+    residual = f"{prefix}.{layout.residuals['mlp']}"
+    return [*targets, Target(whole, "mlp.residual", block, width, width, layer, residual)]
+
+
+def _linear(base: nn.Module, path: str, role: str, layer: int | None) -> Target:
+    module = base.get_submodule(path)
+    return Target(path, role, module, *_widths(module), layer=layer, transposed=_transposed(module))
+
+
+def _head(base: Any, layout: Layout) -> Target:
+    module = base.get_submodule(layout.head)
+    if any(True for _ in module.children()):  # RoBERTa's classifier is two layers
+        return Target(layout.head, "head", module, base.config.hidden_size, base.config.num_labels, several=True)
+    return _linear(base, layout.head, "head", None)
+
+
+def _transposed(module: nn.Module) -> bool:
+    if isinstance(module, Packed):
+        return module.transposed
+    return not isinstance(module, nn.Linear)  # transformers' Conv1D, the only other linear layer of these models
+
+
+def _widths(module: nn.Module) -> tuple[int, int]:
+    if isinstance(module, Packed):
+        return module.in_features, module.out_features
+    weight: Any = module.weight  # what is merged may stand in for the parameter
+    if not weight.is_floating_point():
+        raise HalkaError(
+            f"the base holds a {type(module).__name__}, which another tool packed: load it with load_base(quantize=…)"
+        )
+    return tuple(weight.shape) if _transposed(module) else tuple(weight.shape)[::-1]  # type: ignore[return-value]
