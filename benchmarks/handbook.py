@@ -21,7 +21,7 @@ from side_by_side import setup
 
 import halka
 from halka.data.readers import whole_rows
-from halka.evaluation.streaming import answering, prompt_budget, prompt_tokens
+from halka.evaluation.streaming import answering
 from halka.rag.answer import Answerer, floor_for
 from halka.rag.collection import Collection
 from halka.rag.raft import Asked, asked_in
@@ -63,13 +63,7 @@ def main() -> None:
     floor = floor_for(retriever, [each.question for each in asked(HANDBOOK / "questions.jsonl")])
     model = halka.adapt(*halka.load_base("smollm2-135m"))
     halka.load(model, adapter, name="handbook")
-    answerer = Answerer(
-        retriever,
-        answering(model, "handbook", NEW_TOKENS, {}),
-        prompt_budget(model, "handbook", NEW_TOKENS),
-        lambda text: prompt_tokens(model, text),
-        PASSAGES,
-    )
+    answerer = Answerer(retriever, *answering(model, "handbook", NEW_TOKENS), passages=PASSAGES)
     answers = [answered(each, answerer) for each in questions]
     card = read_card(Path(adapter))
     assert card is not None

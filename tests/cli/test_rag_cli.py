@@ -11,7 +11,7 @@ import pytest
 
 from embedder_for_tests import sentence_embedder, small_bert
 from halka.cli import main
-from halka.cli.docs import scope_of
+from halka.cli.retrieval import scope_of
 from halka.rag.answer import Answer, Source
 from halka.rag.retrieve import CrossEncoder
 from tiny import tiny
@@ -189,7 +189,7 @@ def test_watching_tells_what_changes_and_nothing_twice(halka, embedder, tmp_path
             raise KeyboardInterrupt
         steps.pop(0)()
 
-    monkeypatch.setattr("halka.cli.docs.time", SimpleNamespace(sleep=sleep))
+    monkeypatch.setattr("halka.rag.collection.time", SimpleNamespace(sleep=sleep))
     _, out, err = halka("docs", "refresh", "faq", "--watch", "5", *(["--json"] if as_json else []))
     said = [
         line.partition(" (")[0] for line in err.splitlines() if line.split(":")[0] in ("changed", "added", "removed")
@@ -249,7 +249,7 @@ def test_questions_become_training_data(halka, embedder, tmp_path):
     assert (code, out) == (0, "1 questions, 1 examples, 0 abstaining, in train.jsonl\n"), err
     row = json.loads((tmp_path / "train.jsonl").read_text())
     assert row["messages"][1]["content"] == "on monday [1]"
-    told = re.search(r"`halka ask --floor (.+)` asks", err)
+    told = re.search(r"`halka ask --floor (.+)` answers", err)
     assert told
     with (tmp_path / "asked.jsonl").open("a") as file:
         file.write('{"question": "xyz", "answer": "nowhere"}\n')

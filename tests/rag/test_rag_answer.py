@@ -20,6 +20,7 @@ from halka.rag.prompt import ABSTAINED, INSTRUCTION, abstains, cited, fitting, p
 from halka.rag.raft import Asked, Raft, asked_in, holds, placed
 from halka.rag.retrieve import Retriever
 from halka.rag.store import Scope
+from halka.util.errors import HalkaError
 from tiny import tiny
 from tokenizers_for_tests import (
     chatml_tokenizer,
@@ -233,11 +234,13 @@ def test_without_passages_the_model_is_not_asked(collection):
 def test_a_model_answers_piece_by_piece_as_it_does_whole(support):
     from halka.evaluation.answers import generate
 
-    pieces = [*answering(support, None, 8, {})("What is it?")]
+    pieces = [*answering(support, None, 8).generate("What is it?")]
     (whole,) = generate(support, None, [Example((Message("user", "What is it?"),))], max_new_tokens=8)
     assert "".join(pieces).strip() == whole[1]
-    with pytest.raises(ValueError, match="do not fit"):
-        [*answering(support, None, 10**6, {})("What is it?")]
+    with pytest.raises(HalkaError, match="do not fit"):
+        [*answering(support, None, 8).generate("What is it? " * 10**4)]
+    with pytest.raises(HalkaError, match="leave nothing of"):
+        answering(support, None, 10**6)
 
 
 @pytest.fixture

@@ -16,13 +16,13 @@ from halka.cli import (
     bases,
     compare,
     data,
-    docs,
     estimate,
     evaluate,
     generate,
     lm_eval,
     merge,
     methods,
+    retrieval,
     train,
 )
 from halka.cli.command import Command, Commands, examples
@@ -66,7 +66,7 @@ command("lm-eval", epilog=lm_eval.EXAMPLES, context_settings=lm_eval.PASSED_ON)(
 command("compare", epilog=compare.EXAMPLES)(compare.compare)
 command("demo", epilog=examples("halka demo -o demo"))(compare.demo)
 app.add_typer(adapters.app, name="adapters")
-app.add_typer(docs.app, name="docs")
+app.add_typer(retrieval.app, name="docs")
 command("ask", epilog=ask.EXAMPLES)(ask.ask)
 
 

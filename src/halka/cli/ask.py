@@ -7,9 +7,10 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from halka.cli.command import CONTROLS, Json, emit, examples, one_line, show
-from halka.cli.docs import HERE, Asking, Mode, Place, Rerank, Tags, Under, opened, retriever_of, scope_of
+from halka.cli.docs import HERE, Place, collection_named
 from halka.cli.generate import sampling
 from halka.cli.opening import Base, Loading, open_model, with_loading
+from halka.cli.retrieval import Asking, Mode, Rerank, Tags, Under, retriever_of, scope_of
 from halka.cli.routing import AdapterNames, StoreFolder, given_adapters
 from halka.util.errors import HalkaError
 
@@ -31,13 +32,14 @@ def ask(
     store: StoreFolder = None,
     passages: Annotated[int, typer.Option(metavar="N", min=1, help="passages in the prompt, at most")] = 4,
     neighbours: Annotated[
-        int, typer.Option(metavar="TOKENS", min=0, help="read what stands around passages, so many tokens in all [0]")
+        int,
+        typer.Option(metavar="TOKENS", min=0, help="add text around passages, up to so many tokens in all [0]"),
     ] = 0,
     floor: Annotated[
         float | None,
         typer.Option(
             metavar="SCORE",
-            help="of the best passage: below it the documents do not say; docs examples tells it, by --mode",
+            help="the least score of the best passage, else the documents do not say; `docs examples` prints one",
         ),
     ] = None,
     mode: Mode = "hybrid",
@@ -47,22 +49,23 @@ def ask(
     under: Under = None,
     max_new_tokens: Annotated[int, typer.Option(metavar="N", min=1, help="tokens an answer, at most")] = 256,
     temperature: Annotated[
-        float, typer.Option(metavar="X", min=0.0, help="0: always the likeliest token; above: drawn at random")
+        float, typer.Option(metavar="X", min=0.0, help="0: always the likeliest token; above 0: sample")
     ] = 0.0,
     collections: Place = HERE,
     *,
     loading: Loading,
     json: Json = False,
 ) -> None:
-    """Answer a question from a collection's passages, with the sources; as it is made, unless --json asks for all.
+    """Answer a question from a collection's passages, and list the sources.
 
-    The adapter gives the form, the documents the knowledge. Nothing is answered from what --as may not read.
+    The answer is printed as it is made, with --json when it is complete. The adapter brings the form, the documents
+    bring the knowledge. Passages that --as may not read are never used.
     """
-    from halka.evaluation.streaming import answering, prompt_budget, prompt_tokens
+    from halka.evaluation.streaming import answering
     from halka.rag.answer import Answerer
 
     options = sampling(temperature, None)
-    retriever = retriever_of(opened(collection, collections), mode, rerank)
+    retriever = retriever_of(collection_named(collection, collections), mode, rerank)
     adapters = given_adapters(adapter, store, loading.allow_pickle)
     if len(adapters.named) > 1:
         raise HalkaError(f"{len(adapters.named)} adapters were given: one answers, so name one")
@@ -70,28 +73,27 @@ def ask(
     model = open_model(base, adapters, [name], loading)
     answerer = Answerer(
         retriever,
-        answering(model, name, max_new_tokens, options),
-        prompt_budget(model, name, max_new_tokens),
-        lambda text: prompt_tokens(model, text),
-        passages,
-        neighbours,
-        floor,
+        *answering(model, name, max_new_tokens, options),
+        passages=passages,
+        neighbours=neighbours,
+        floor=floor,
     )
     scope = scope_of(asking, tag, under)
     if json:
         return emit(answerer.ask(question, scope))
-    for each in answerer.stream(question, scope):
-        if isinstance(each, str):
-            typer.echo(CONTROLS.sub("", each), nl=False)
+    for piece in answerer.stream(question, scope):
+        if isinstance(piece, str):
+            typer.echo(CONTROLS.sub("", piece), nl=False)
         else:
             typer.echo()
-            _show_sources(each)
+            _show_sources(piece)
 
 
 def _show_sources(answer: Answer) -> None:
-    cited = [each for each in answer.sources if each.cited]
-    if answer.sources and not answer.abstained:
-        show("", "Sources:" if cited else "No source is cited. Read:")
-    for each in (cited or answer.sources) if not answer.abstained else ():
-        page = f", page {each.page}" if each.page else ""
-        show(f"[{each.number}] {one_line(each.document)}{page}, {each.start}–{each.end}")
+    if answer.abstained or not answer.sources:
+        return
+    cited = [source for source in answer.sources if source.cited]
+    show("", "Sources:" if cited else "No source is cited. Passages in the prompt:")
+    for source in cited or answer.sources:
+        page = f", page {source.page}" if source.page else ""
+        show(f"[{source.number}] {one_line(source.document)}{page}, {source.start}–{source.end}")

@@ -1,7 +1,7 @@
-"""A model with an adapter, as `rag.answer.Answerer` asks it: answers in pieces, and the tokens of a prompt.
+"""A model with an adapter as `rag.answer.Answerer` asks it: answers in pieces, and the tokens of a prompt.
 
-A prompt is text, whatever documents were put into it: what the base's tokenizer would read as a control token, and so
-as the end of the user's turn, is broken up by a space.
+A prompt is plain text, whatever it quotes: a space breaks up what the tokenizer would read as a control token, such as
+the end of the user's turn.
 """
 
 from __future__ import annotations
@@ -9,8 +9,9 @@ from __future__ import annotations
 import queue
 import re
 import threading
-from collections.abc import Callable, Iterable, Iterator
-from typing import Any
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from functools import partial
+from typing import Any, NamedTuple
 
 from halka.core import AdaptedModel
 from halka.data.examples import Example, Message
@@ -24,7 +25,7 @@ TRIES = 4
 
 
 def prompt_budget(model: AdaptedModel, name: str | None, new_tokens: int) -> int:
-    """The tokens that a prompt may take beside an answer of `new_tokens`. Raises ValueError where none are left."""
+    """The tokens that a prompt may have beside an answer of `new_tokens`. Raises HalkaError if none are left."""
     room = context(model, name)
     if room is None:
         return 2**16
@@ -34,10 +35,9 @@ def prompt_budget(model: AdaptedModel, name: str | None, new_tokens: int) -> int
 
 
 def user_message(model: AdaptedModel, prompt: str) -> Message:
-    """The user's message of a prompt, in which no control token stands.
+    """The prompt as the user's message, without control tokens.
 
-    Raises ValueError for a tokenizer that does not tell where its tokens stand, and for a text that is one however it
-    is written.
+    Raises HalkaError for a tokenizer without offsets, and for a text that stays a control token with spaces in it.
     """
     for _ in range(TRIES):
         starts = _control_tokens(model.tokenizer, prompt)
@@ -52,63 +52,75 @@ def user_message(model: AdaptedModel, prompt: str) -> Message:
 
 
 def _control_tokens(tokenizer: Any, text: str) -> list[int]:
-    """Where the control tokens begin that a text would be read with: the special ones, and what is added in brackets.
+    """The offsets of control tokens in a text: special tokens, and added tokens in brackets.
 
-    Other tokens that were added, words and spaces, are a text's own.
+    Other added tokens, words and spaces, are plain text.
     """
     if not tokenizer.is_fast:
-        raise HalkaError(f"{type(tokenizer).__name__} does not tell where its tokens stand; load the fast tokenizer")
+        raise HalkaError(f"{type(tokenizer).__name__} has no offsets of its tokens: load the fast tokenizer")
     control = {
         number: token.content
         for number, token in tokenizer.added_tokens_decoder.items()
         if (token.special or BRACKETED.fullmatch(token.content)) and not token.content.isspace()
     }
     read = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
-    found = [
+    controls = [
         (number, end - len(text[start:end].lstrip()), end)
         for number, (start, end) in zip(read["input_ids"], read["offset_mapping"], strict=True)
         if number in control
     ]
-    unknown = tokenizer.unk_token_id  # where it stands for what the tokenizer does not know, it says nothing
-    return [start for number, start, end in found if number != unknown or text[start:end].strip() == control[number]]
+    unknown = tokenizer.unk_token_id  # for letters that the tokenizer lacks it is no control token
+    return [start for number, start, end in controls if number != unknown or text[start:end].strip() == control[number]]
 
 
 def prompt_tokens(model: AdaptedModel, prompt: str) -> int:
-    """The tokens that the model reads for a prompt, its chat template's included."""
+    """The number of tokens of a prompt in the chat template."""
     return len(encode_prompt(Example((user_message(model, prompt),)), model.tokenizer))
 
 
+class Answering(NamedTuple):
+    """What `Answerer` needs of a model: a prompt to its answer in pieces, the prompt's budget, a text's tokens."""
+
+    generate: Callable[[str], Iterable[str]]
+    budget: int
+    count: Callable[[str], int]
+
+
 def answering(
-    model: AdaptedModel, name: str | None, tokens: int, options: dict[str, Any]
-) -> Callable[[str], Iterable[str]]:
-    """What makes an adapter's answers of at most so many tokens, in pieces as they are made."""
+    model: AdaptedModel, name: str | None, new_tokens: int, options: Mapping[str, Any] | None = None
+) -> Answering:
+    """A model with the adapter `name` (None: the bare base) for an answerer: `Answerer(retriever, *answering(…))`.
+
+    Answers have at most `new_tokens` tokens; `options` go to transformers' `generate`. Raises HalkaError if the base
+    has no room for a prompt beside them.
+    """
+    generate = partial(_answer, model, name, new_tokens, options or {})
+    return Answering(generate, prompt_budget(model, name, new_tokens), partial(prompt_tokens, model))
+
+
+def _answer(
+    model: AdaptedModel, name: str | None, new_tokens: int, options: Mapping[str, Any], prompt: str
+) -> Iterator[str]:
+    """The answer's text in pieces, as a thread makes them."""
     from transformers import TextIteratorStreamer
 
-    def answer(prompt: str) -> Iterator[str]:
-        streamer: Any = TextIteratorStreamer(model.tokenizer, skip_prompt=True, skip_special_tokens=True)
-        failed: queue.SimpleQueue[BaseException] = queue.SimpleQueue()
+    streamer: Any = TextIteratorStreamer(model.tokenizer, skip_prompt=True, skip_special_tokens=True)
+    errors: queue.SimpleQueue[BaseException] = queue.SimpleQueue()
 
-        def work() -> None:
-            try:
-                for _ in generate(
-                    model,
-                    name,
-                    [Example((user_message(model, prompt),))],
-                    max_new_tokens=tokens,
-                    batch_size=1,
-                    streamer=streamer,
-                    **options,
-                ):
-                    pass
-            except BaseException as error:  # raised again where the answer is read
-                failed.put(error)
-                streamer.end()
+    def work() -> None:
+        try:
+            example = Example((user_message(model, prompt),))
+            for _ in generate(
+                model, name, [example], max_new_tokens=new_tokens, batch_size=1, streamer=streamer, **options
+            ):
+                pass
+        except BaseException as error:  # raised again where the answer is read
+            errors.put(error)
+            streamer.end()
 
-        thread = threading.Thread(target=work, daemon=True)
-        thread.start()
-        yield from streamer
-        thread.join()
-        if not failed.empty():
-            raise failed.get()
-
-    return answer
+    thread = threading.Thread(target=work, daemon=True)
+    thread.start()
+    yield from streamer
+    thread.join()
+    if not errors.empty():
+        raise errors.get()

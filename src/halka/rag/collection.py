@@ -1,49 +1,39 @@
-"""`Collection`: documents of folders under one name, cut, embedded and kept; what changed is read anew, the rest not.
-
-collections/faq/
-  collection.json   the embedder, the paths that were added, with who may read them, what was removed below them, and
-                    where the passages are
-  passages.lance/   the passages, unless they are elsewhere (`stores`)
-"""
+"""`Collection`: documents of folders under one name, cut, embedded and kept; only what changed is read again."""
 
 from __future__ import annotations
 
 import hashlib
-import json
-import re
 import shutil
+import time
 from collections.abc import Container, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Literal
 
 from filelock import FileLock
 
+from halka.rag.collection_folder import CollectionFolder, collection_folder, collection_names
 from halka.rag.embed import DEFAULT, Embedder, SentenceEmbedder
 from halka.rag.passages import Cutter
-from halka.rag.roots import Given, Root, Roots
+from halka.rag.roots import Input, Root, Roots, text_of
 from halka.rag.store import EVERYONE, Document, Entry, Scope, VectorStore, named, within
 from halka.rag.stores import new_key, place, store_at
-from halka.rag.texts import Text, Unreadable, check_unicode, shown
+from halka.rag.texts import Text, Unreadable, check_unicode, printable
 from halka.util.errors import HalkaError
-from halka.util.files import write_text
 
-NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
-SETTINGS = "collection.json"
-LEFT = re.compile(r"\.lock|\.collection\.json\.[0-9a-f]{8}")  # of a collection whose settings were never written whole
-AT_ONCE = 200_000  # characters that are embedded and put in one step, about
+AT_ONCE = 200_000  # characters, about, that are embedded and put in one step
 
 
 @dataclass(frozen=True)
 class Event:
-    """What became of a document: `what` is added, changed, unchanged, removed or skipped, and `reason` why skipped.
+    """What happened to a document, with the number of its passages, or the reason why it was skipped.
 
-    An event comes after what it tells is on the disk.
+    An event comes after the change is on the disk.
     """
 
-    what: str
+    what: Literal["added", "changed", "unchanged", "removed", "skipped"]
     document: str
     passages: int = 0
     reason: str = ""
@@ -60,18 +50,19 @@ class Collection:
         *,
         at: str | None = None,
     ):
-        """A collection's folder, made if it is not there.
+        """Open the collection in a folder, or begin one.
 
-        embedder  MiniLM, or what the collection began with
-        at        where a new collection keeps its passages (`stores.place`), else in its folder; it is recorded
-        store     keeps them in place of that, and has to be given each time
+        embedder  default: what the collection began with; MiniLM for a new one
+        at        where a new collection keeps its passages (`stores.place`), by default in its folder; it is recorded
+        store     keeps the passages instead; it is not recorded and must be given each time
 
-        Raises ValueError for a folder of something else, for another embedder or place than the collection began with,
-        and for a store that cannot be opened.
+        Raises HalkaError for a folder that holds something else, for another embedder or place than the collection
+        began with, and for a store that cannot be opened; DamagedFolderError for settings that cannot be read.
         """
         self.folder = Path(folder)
-        settings, at = self._settings(), None if at is None else place(at)
-        if not settings and not _is_free(self.folder):
+        self._folder = CollectionFolder(self.folder)
+        settings, at = self._folder.settings(), None if at is None else place(at)
+        if not settings and not self._folder.is_free:
             raise HalkaError(f"{self.folder} is no collection of documents: name a new folder")
         if store is not None and at is not None:
             raise HalkaError("a collection has a store or a place to keep its passages, not both: leave one out")
@@ -89,25 +80,25 @@ class Collection:
         self.folder.mkdir(parents=True, exist_ok=True)
         self._lock = FileLock(self.folder / ".lock")
         with self._lock:
-            if not self._settings():
+            if not self._folder.exists:
                 where = {} if at is None else {"at": at, "key": new_key(self.folder.name)}
-                if at is not None:  # before anything is written: a place that cannot be opened begins no collection
+                if at is not None:  # before anything is written: no collection begins at a place that does not open
                     store = store_at(at, where["key"], self.folder, self.embedder.width)
-                self._write({"embedder": self.embedder.name, **where, "roots": []})
-        self.store: VectorStore = self._opened() if store is None else store
+                self._folder.write({"embedder": self.embedder.name, **where, "roots": []})
+        self.store: VectorStore = self._open_store() if store is None else store
         self._cutter = Cutter(self.embedder.tokenizer, self.embedder.limit)
-
-    # ── what is in it ───────────────────────────────────────────────────────────────────────────────────────────
 
     @property
     def at(self) -> str | None:
-        """Where its passages are, if not in its folder."""
-        return self._settings().get("at")
+        """The place of the passages, if that is not the collection's folder."""
+        return self._folder.settings().get("at")
 
     @property
     def roots(self) -> list[Root]:
         """The paths that were added."""
-        return [*self._roots()]
+        return [*self._folder.roots()]
+
+    # ── changes ─────────────────────────────────────────────────────────────────────────────────────────────────
 
     def add(
         self,
@@ -117,51 +108,52 @@ class Collection:
         tags: Sequence[str] = (),
         leave_out: str | Path | None = None,
     ) -> Iterator[Event]:
-        """Take in files, and whatever is readable in folders, in the order of their names; a generator: print it.
+        """Take in files, and all readable files in folders, in the order of their names: a generator, so iterate it.
 
-        What is in the collection already and has not changed is left alone. Who may read the documents is `readers`:
-        names of people or groups, or everyone. A path that was added before gets the readers and tags named now, and
-        so does at once every document there, without being read; but what was added by a path below keeps its own, and
-        what was removed stays away until it is added by its own path. So does what is below the folder `leave_out`.
-        A file that cannot be read is skipped and told; if it was readable before, its older passages stay.
-        Raises ValueError for a path that is not there.
+        What is in the collection already and has not changed is left alone. `readers` are names of people or groups
+        that may read the documents, by default everyone. A path that was added before gets the readers and tags given
+        now, and so does at once every document there, without being read; but what was added by a path below keeps its
+        own. What was removed stays away until it is added by its own path, and so does what is below the folder
+        `leave_out`. A file that cannot be read is skipped; if it was readable before, its older passages stay.
+
+        Raises HalkaError for a path that does not exist, and DataError for a path that is not Unicode.
         """
         added, out = [], None if leave_out is None else str(Path(leave_out).expanduser().resolve())
         for path in paths:
-            found = Path(path).expanduser().resolve()
-            if not found.exists():
+            resolved = Path(path).expanduser().resolve()
+            if not resolved.exists():
                 raise HalkaError(f"there is no file or folder {path}: check the path, it is seen from {Path.cwd()}")
-            check_unicode(str(found))
-            added.append(Root(str(found), tuple(sorted(named(readers))), tuple(sorted(named(tags)))))
+            check_unicode(str(resolved))
+            added.append(Root(str(resolved), tuple(sorted(named(readers))), tuple(sorted(named(tags)))))
         with self._lock:
-            roots = self._roots().adding(added)
+            roots = self._folder.roots().adding(added)
             if out is not None:
                 roots = roots.removing(out)
-            self._write(self._settings() | roots.settings())
+            self._folder.write(self._folder.settings() | roots.settings())
             events = self._set_access(roots)
         yield from events
         for path in roots.removed:
             if path != out and any(within(path, root.path) for root in added):
                 yield Event("skipped", path, reason=f"{path} was removed: add it by its own path to have it again")
-        yield from self._take_in(roots.given(each.path for each in added), {each.document for each in events})
+        yield from self._take_in(roots.inputs(root.path for root in added), {event.document for event in events})
 
     def put(
         self, texts: Iterable[tuple[str, str]], *, readers: Sequence[str] = (EVERYONE,), tags: Sequence[str] = ()
     ) -> Iterator[Event]:
-        """Take in (name, text) of the caller's; Markdown headings count. An older text of that name is gone."""
-        who, what = tuple(sorted(named(readers))), tuple(sorted(named(tags)))
+        """Take in pairs of a name and a text, in place of an older text of that name; Markdown headings count."""
+        access = tuple(sorted(named(readers))), tuple(sorted(named(tags)))
         yield from self._take_in(
-            Given(name, partial(text.encode, errors="surrogatepass"), partial(_text_of, name, text), who, what)
+            Input(name, partial(text.encode, errors="surrogatepass"), partial(text_of, name, text), *access)
             for name, text in texts
         )
 
     def refresh(self) -> Iterator[Event]:
-        """Read anew what changed in the paths that were added, take in what is new there, remove what is gone.
+        """Read what changed in the paths that were added, take in what is new there, remove what is gone.
 
-        Where a folder that was added is not there itself, its documents stay, which is told: a disk may be missing.
+        If a folder that was added is missing, a disk may be unmounted: its documents stay, and an event says so.
         """
         with self._lock:
-            roots, known = self._roots(), self._known()
+            roots, known = self._folder.roots(), self._known()
             gone = [name for name in known if roots.lost(name)]
             self.store.remove(gone)
             events = self._set_access(roots)
@@ -171,68 +163,97 @@ class Collection:
             if root.away and any(within(name, root.path) for name in known.keys() - gone):
                 reason = f"{root.path} is not there: its documents stay as they were until it is back, or removed here"
                 yield Event("skipped", root.path, reason=reason)
-        yield from self._take_in(roots.given(each.path for each in roots), {each.document for each in events})
+        yield from self._take_in(roots.inputs(root.path for root in roots), {event.document for event in events})
+
+    def watch(self, seconds: float) -> Iterator[Iterator[Event]]:
+        """Refresh now and then every so many seconds, for ever: the events of each refresh that are news.
+
+        Unchanged documents are none after the first refresh, nor is a document that is skipped for the same reason.
+        """
+        skipped: set[Event] = set()
+
+        def news(*, first: bool) -> Iterator[Event]:
+            before = {*skipped}
+            skipped.clear()
+            for event in self.refresh():
+                if event.what == "skipped":
+                    skipped.add(event)
+                if first or (event.what != "unchanged" and event not in before):
+                    yield event
+
+        yield news(first=True)
+        while True:
+            time.sleep(seconds)
+            yield news(first=False)
 
     def remove(self, names: Iterable[str]) -> list[Event]:
-        """Remove documents, or whatever stands under a path, at once and from the disk; all of them or nothing.
+        """Remove documents, or whatever is under a path, at once and from the disk; all of them or nothing.
 
         They stay away, also from `refresh`, until they are added by their own path.
-        Raises ValueError for a name that nothing here has.
+        Raises HalkaError for a name or path without documents.
         """
         with self._lock:
-            known, roots = self._known(), self._roots()
+            known, roots = self._known(), self._folder.roots()
             left, doomed = roots, {}
             for name in names:
-                path, found = roots.meant(name, known)
-                left, doomed = left.removing(path), doomed | dict.fromkeys(found)
-            self._write(self._settings() | left.settings())
+                path, documents = roots.meant(name, known)
+                left, doomed = left.removing(path), doomed | dict.fromkeys(documents)
+            self._folder.write(self._folder.settings() | left.settings())
             self.store.remove([*doomed])
         return [Event("removed", name, known[name].passages) for name in doomed]
 
+    def delete(self) -> None:
+        """Remove the collection with all that is in it, from the disk and from the place of its passages."""
+        with self._lock:
+            self.store.drop()
+            self._folder.end()
+        shutil.rmtree(self.folder)
+
+    # ── contents ────────────────────────────────────────────────────────────────────────────────────────────────
+
     def documents(self, scope: Scope | None = None) -> list[Document]:
-        """The documents that a scope holds; without one all of them, which is for whoever keeps the collection."""
+        """The documents in a scope; without one all of them, which is for whoever keeps the collection."""
         return self.store.documents(scope)
 
     def document(self, name: str) -> Document:
-        """The document of that name, or at that path. Raises ValueError if there is none."""
+        """The document of this name, or at this path. Raises HalkaError if there is none."""
         known = self._known()
-        found = known.get(name) or known.get(str(Path(name).expanduser().resolve()))
-        if found is None:
+        document = known.get(name) or known.get(str(Path(name).expanduser().resolve()))
+        if document is None:
             raise HalkaError(f"the collection has no document {name}: `halka docs list` shows those it has")
-        return found
+        return document
 
-    def delete(self) -> None:
-        """Remove the collection with all that is in it, from the disk, or from where its passages are."""
-        with self._lock:
-            self.store.drop()
-            (self.folder / SETTINGS).unlink()  # from here on it is none
-        shutil.rmtree(self.folder)
+    def count(self) -> tuple[int, int]:
+        """How many documents and passages there are."""
+        documents = self.documents()
+        return len(documents), sum(document.passages for document in documents)
 
     # ── inside ──────────────────────────────────────────────────────────────────────────────────────────────────
 
-    def _take_in(self, given: Iterable[Given], told: Container[str] = ()) -> Iterator[Event]:
-        """Put what changed; `told` are documents of which it was said before that they changed."""
-        known, changed = self._known(), bool(told)
-        waiting: dict[str, tuple[Given, Document, Text]] = {}
-        for each in given:
+    def _take_in(self, inputs: Iterable[Input], reported: Container[str] = ()) -> Iterator[Event]:
+        """Put what changed. `reported` are documents with an event already: that they are unchanged is no news."""
+        known, changed = self._known(), bool(reported)
+        waiting: dict[str, tuple[Input, Document, Text]] = {}
+        for source in inputs:
+            name = source.name
             try:
-                check_unicode(each.name)
-                document = Document(each.name, hashlib.sha256(each.content()).hexdigest(), each.readers, each.tags)
-                before = known.get(each.name)
+                check_unicode(name)
+                document = Document(name, hashlib.sha256(source.content()).hexdigest(), source.readers, source.tags)
+                before = known.get(name)
                 if before is not None and replace(document, added=before.added, passages=before.passages) == before:
-                    waiting.pop(each.name, None)
-                    if each.name not in told:
-                        yield Event("unchanged", each.name, before.passages)
+                    waiting.pop(name, None)
+                    if name not in reported:
+                        yield Event("unchanged", name, before.passages)
                     continue
-                waiting[each.name] = each, document, each.read()
+                waiting[name] = source, document, source.read()
             except OSError as error:
-                yield Event("skipped", each.name, reason=f"{each.name}: {(error.strerror or str(error)).lower()}")
+                yield Event("skipped", name, reason=f"{name}: {(error.strerror or str(error)).lower()}")
             except Unreadable as error:
-                if each.name in known and not each.rooted:  # the older text stays, for who may read it from now on
-                    known[each.name] = replace(known[each.name], readers=each.readers, tags=each.tags)
+                if name in known and not source.rooted:  # the older text stays, for the readers given now
+                    known[name] = replace(known[name], readers=source.readers, tags=source.tags)
                     with self._lock:
-                        self.store.set_access([each.name], each.readers, each.tags)
-                yield Event("skipped", shown(each.name), reason=str(error))
+                        self.store.set_access([name], source.readers, source.tags)
+                yield Event("skipped", printable(name), reason=str(error))
             if sum(len(text.text) for _, _, text in waiting.values()) > AT_ONCE:
                 yield from self._commit([*waiting.values()], known)
                 waiting, changed = {}, True
@@ -242,25 +263,25 @@ class Collection:
         if changed:
             self.store.tidy()
 
-    def _commit(self, texts: Sequence[tuple[Given, Document, Text]], known: dict[str, Document]) -> list[Event]:
-        """Cut, embed and put documents in one step; told when that is done.
+    def _commit(self, texts: Sequence[tuple[Input, Document, Text]], known: dict[str, Document]) -> list[Event]:
+        """Cut, embed and put documents in one step; the events are returned when that is done.
 
-        Files are put as the paths that were added say by then: others may have changed or removed them meanwhile.
+        The readers of files are taken from the roots at that moment: another process may have changed or removed them.
         """
         made, added = [], datetime.now(UTC).isoformat(timespec="seconds")
-        for given, document, text in texts:
+        for source, document, text in texts:
             passages = tuple(self._cutter.cut(document.name, text, document.readers))
-            vectors = self.embedder.passages([each.searched for each in passages])
-            made.append((given, Entry(replace(document, added=added, passages=len(passages)), passages, vectors)))
+            vectors = self.embedder.passages([passage.searched for passage in passages])
+            made.append((source, Entry(replace(document, added=added, passages=len(passages)), passages, vectors)))
         entries, events = [], []
         with self._lock:
-            roots = self._roots()
-            for given, entry in made:
-                root = roots.root(given.name)
-                if given.rooted and (root is None or roots.lost(given.name)):
-                    events.append(Event("skipped", given.name, reason=f"{given.name} was removed meanwhile"))
+            roots = self._folder.roots()
+            for source, entry in made:
+                root = roots.root(source.name)
+                if source.rooted and (root is None or roots.lost(source.name)):
+                    events.append(Event("skipped", source.name, reason=f"{source.name} was removed meanwhile"))
                     continue
-                entries.append(entry.read_by(root.readers, root.tags) if given.rooted and root else entry)
+                entries.append(entry.read_by(root.readers, root.tags) if source.rooted and root else entry)
             if entries:
                 self.store.put(entries)
         for document in (entry.document for entry in entries):
@@ -270,54 +291,30 @@ class Collection:
         return events
 
     def _set_access(self, roots: Roots) -> list[Event]:
-        """Let every document be read by whom the path that gives it says. The caller has the lock."""
-        others: dict[tuple[tuple[str, ...], tuple[str, ...]], list[Document]] = {}
-        for each in self.store.documents():
-            root = roots.root(each.name)
-            if root is not None and (root.readers, root.tags) != (each.readers, each.tags):
-                others.setdefault((root.readers, root.tags), []).append(each)
-        for (readers, tags), documents in others.items():
-            self.store.set_access([each.name for each in documents], readers, tags)
-        return [Event("changed", each.name, each.passages) for documents in others.values() for each in documents]
+        """Give every document the readers and tags of the path that it comes from. The caller holds the lock."""
+        changes: dict[tuple[tuple[str, ...], tuple[str, ...]], list[Document]] = {}
+        for document in self.store.documents():
+            root = roots.root(document.name)
+            if root is not None and (root.readers, root.tags) != (document.readers, document.tags):
+                changes.setdefault((root.readers, root.tags), []).append(document)
+        for (readers, tags), documents in changes.items():
+            self.store.set_access([document.name for document in documents], readers, tags)
+        changed = (document for documents in changes.values() for document in documents)
+        return [Event("changed", document.name, document.passages) for document in changed]
 
-    def _opened(self) -> VectorStore:
-        settings = self._settings()
+    def _open_store(self) -> VectorStore:
+        settings = self._folder.settings()
         return store_at(settings.get("at"), settings.get("key", ""), self.folder, self.embedder.width)
 
     def _known(self) -> dict[str, Document]:
-        return {each.name: each for each in self.store.documents()}
-
-    def _roots(self) -> Roots:
-        settings = self._settings()
-        if not settings:
-            raise HalkaError(f"{self.folder} is no collection any more: it was removed meanwhile")
-        return Roots.of_settings(settings)
-
-    def _settings(self) -> dict[str, Any]:
-        path = self.folder / SETTINGS
-        return json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
-
-    def _write(self, settings: dict[str, Any]) -> None:
-        write_text(self.folder / SETTINGS, json.dumps(settings, indent=1, ensure_ascii=False) + "\n")
+        return {document.name: document for document in self.store.documents()}
 
 
-def collection_folder(name: str, among: Path) -> Path:
-    """The folder of a collection by its name. Raises ValueError for a name that could be a path."""
-    if not NAME.fullmatch(name) or name.endswith("."):
-        raise HalkaError(
-            f"{name!r} cannot name a collection: use up to 100 letters, digits, dots, dashes and underscores, a letter "
-            "or digit first"
-        )
-    return among / name
-
-
-def _is_free(folder: Path) -> bool:
-    """Whether a collection can begin there: nothing is in it but what is left of one that could not."""
-    return not folder.exists() or (folder.is_dir() and all(LEFT.fullmatch(each.name) for each in folder.iterdir()))
-
-
-def _text_of(name: str, text: str) -> Text:
-    check_unicode(name, text)
-    if not text.strip():
-        raise Unreadable(f"{name} holds no text")
-    return Text(text, markdown=True)
+def open_collection(name: str, among: Path) -> Collection:
+    """The collection of this name in a folder of them. Raises HalkaError, listing the names, if there is none."""
+    folder = collection_folder(name, among)
+    if not CollectionFolder(folder).exists:
+        names = collection_names(among)
+        listed = f"there are {', '.join(names)}" if names else "there is none yet"
+        raise HalkaError(f"{among} holds no collection {name!r} ({listed}): `halka docs add {name} PATH` makes it")
+    return Collection(folder)

@@ -1,9 +1,9 @@
-"""How well passages are found: queries whose documents are known, in BEIR's layout, scored by ir-measures.
+"""Score how well passages are found: queries with known relevant documents in BEIR's layout, scored by ir-measures.
 
 scifact/
   corpus.jsonl      {"_id": "4983", "title": "…", "text": "…"}
   queries.jsonl     {"_id": "1", "text": "…"}
-  qrels/test.tsv    query-id, corpus-id, score; a line of titles above
+  qrels/test.tsv    query-id, corpus-id, score, below a line of titles
 """
 
 from __future__ import annotations
@@ -15,9 +15,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from halka.rag.collection import Collection, Event
 from halka.rag.retrieve import Retriever
 from halka.rag.store import Scope
-from halka.util.errors import HalkaError
+from halka.util.errors import DataError, HalkaError
 
 DEPTH = 100
 MEASURES = ("nDCG@10", "RR@10", "R@5", "R@100", "Success@1", "Success@5")
@@ -25,33 +26,47 @@ MEASURES = ("nDCG@10", "RR@10", "R@5", "R@100", "Success@1", "Success@5")
 
 @dataclass(frozen=True)
 class Queries:
-    """Questions by id, and for each the documents that answer it with how well they do."""
+    """Questions by their ids, and for each the scores of its relevant documents."""
 
     texts: Mapping[str, str]
     relevant: Mapping[str, Mapping[str, int]]
 
 
 def read_queries(folder: Path, split: str = "test") -> Queries:
-    """The queries of a folder in BEIR's layout that have judgements in that split.
+    """The queries of a folder in BEIR's layout that have relevant documents in this split.
 
-    Raises ValueError for a file that is missing, and for a line that is not as the layout says.
+    Raises DataError for a missing file, a line that is not in the layout, and a query without a text.
     """
     relevant: dict[str, dict[str, int]] = {}
     for line, (query, document, score) in enumerate(_tsv(folder / "qrels" / f"{split}.tsv"), start=2):
         if not score.lstrip("-").isdigit():
-            raise HalkaError(f"{folder / 'qrels' / f'{split}.tsv'}, line {line}: {score!r} is no whole number")
+            raise DataError(f"{folder / 'qrels' / f'{split}.tsv'}, line {line}: {score!r} is no whole number")
         relevant.setdefault(query, {})[document] = int(score)
     texts = {row["_id"]: row["text"] for row in _rows(folder / "queries.jsonl", "_id", "text")}
-    if lacking := [each for each in relevant if each not in texts]:
-        raise HalkaError(f"{folder / 'queries.jsonl'} lacks query {lacking[0]}, which {split}.tsv judges")
-    return Queries({each: texts[each] for each in relevant}, relevant)
+    if missing := [query for query in relevant if query not in texts]:
+        raise DataError(f"{folder / 'queries.jsonl'} lacks query {missing[0]}, which {split}.tsv judges")
+    return Queries({query: texts[query] for query in relevant}, relevant)
 
 
 def read_corpus(folder: Path) -> Iterator[tuple[str, str]]:
-    """The documents (id, text) of a folder in BEIR's layout, a title as a heading above its text."""
+    """The documents (id, text) of a folder in BEIR's layout; a title becomes a heading above its text.
+
+    Raises DataError for a missing file, and for a line that is not in the layout.
+    """
     for row in _rows(folder / "corpus.jsonl", "_id", "text"):
         title = str(row.get("title") or "").strip()
         yield row["_id"], f"# {title}\n\n{row['text']}" if title else row["text"]
+
+
+def put_corpus(collection: Collection, folder: Path) -> Iterator[Event]:
+    """Take a folder's documents into a collection that holds nothing else. Raises HalkaError for one that does."""
+    corpus = dict(read_corpus(folder))
+    if others := [document.name for document in collection.documents() if document.name not in corpus]:
+        raise HalkaError(
+            f"{collection.folder.name} holds {others[0]}, which {folder / 'corpus.jsonl'} does not: take another name, "
+            "and the corpus gets a collection of its own"
+        )
+    yield from collection.put(corpus.items())
 
 
 def evaluate(
@@ -63,9 +78,10 @@ def evaluate(
 ) -> dict[str, float]:
     """Means over the queries by measure, of 100 documents ranked by their best passage.
 
-    Raises ValueError where the extra `rag` is missing, or there is no query.
+    `on_progress` is called with the number of queries done. Raises HalkaError if the extra `rag` is missing, and if
+    there is no query.
     """
-    measures = measures_of(MEASURES)  # which tells of a missing extra
+    measures = measures_of(MEASURES)  # raises if the extra is missing
     from ir_measures import calc_aggregate
 
     if not queries.texts:
@@ -77,14 +93,14 @@ def evaluate(
         if on_progress is not None:
             on_progress(done)
     relevant = {query: dict(documents) for query, documents in queries.relevant.items()}
-    found = calc_aggregate(measures, relevant, run)
-    return {str(measure): float(found[measure]) for measure in measures}
+    scores = calc_aggregate(measures, relevant, run)
+    return {str(measure): float(scores[measure]) for measure in measures}
 
 
 def measures_of(names: Sequence[str]) -> list[Any]:
-    """Measures of ir-measures by their names, such as nDCG@10. Raises ValueError where the extra `rag` is missing.
+    """Measures of ir-measures by their names, such as nDCG@10. Raises HalkaError if the extra `rag` is missing.
 
-    Its own parser asks Python for what 3.14 has no more.
+    The library's own parser uses what Python 3.14 removed.
     """
     try:
         import ir_measures
@@ -94,17 +110,17 @@ def measures_of(names: Sequence[str]) -> list[Any]:
 
 
 def _ranked(retriever: Retriever, question: str, wanted: int, scope: Scope) -> list[str]:
-    """That many documents by their best passage, or all that are found.
+    """`wanted` documents by their best passage, or all that are found.
 
-    Those of the first 100 passages come first; where they are fewer, passages further down bring the others, whom no
-    cross-encoder moves.
+    Those of the first 100 passages come first; if they are fewer, passages further down add others, which no
+    cross-encoder reranks.
     """
     best: dict[str, None] = {}
-    count, before, found = DEPTH, -1, 0
-    while len(best) < wanted and found > before:
+    count, before, now = DEPTH, -1, 0
+    while len(best) < wanted and now > before:
         hits = retriever.search(question, count, scope)
         best |= dict.fromkeys(hit.passage.document for hit in hits if hit.passage.document not in best)
-        before, found, count = found, len(hits), 2 * count
+        before, now, count = now, len(hits), 2 * count
         retriever = replace(retriever, rerank=None)
     return [*best][:wanted]
 
@@ -116,20 +132,23 @@ def _rows(path: Path, *fields: str) -> Iterator[dict[str, str]]:
             if any(not isinstance(row[field], str) for field in fields):
                 raise TypeError
         except (ValueError, KeyError, TypeError):
-            raise HalkaError(f"{path}, line {number}: not an object with texts {' and '.join(fields)}") from None
+            raise DataError(f"{path}, line {number}: not an object with texts {' and '.join(fields)}") from None
         yield row
 
 
 def _tsv(path: Path) -> Iterator[tuple[str, str, str]]:
     for number, row in enumerate(csv.reader(_lines(path), delimiter="\t"), start=1):
         if len(row) != 3:
-            raise HalkaError(f"{path}, line {number}: {len(row)} columns, where query, document and score stand")
+            raise DataError(f"{path}, line {number}: {len(row)} columns, where query, document and score stand")
         if number > 1:
             yield row[0], row[1], row[2]
 
 
 def _lines(path: Path) -> Iterator[str]:
     if not path.is_file():
-        raise HalkaError(f"there is no file {path}: BEIR's layout has corpus.jsonl, queries.jsonl and qrels/test.tsv")
-    with path.open(encoding="utf-8") as file:
-        yield from file
+        raise DataError(f"there is no file {path}: BEIR's layout has corpus.jsonl, queries.jsonl and qrels/test.tsv")
+    try:
+        with path.open(encoding="utf-8") as file:
+            yield from file
+    except UnicodeDecodeError as error:
+        raise DataError(f"{path} is not UTF-8 text ({error.reason}): save it as UTF-8") from None

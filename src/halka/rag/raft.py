@@ -1,4 +1,4 @@
-"""Training data for answering from passages: gold ones among distractors, and some questions without their gold one.
+"""Training data for answering from passages: the gold one among distractors, and some questions without it.
 
 In the manner of RAFT (Zhang et al. 2024, arXiv:2403.10131): distractors are what the collection's own search finds for
 the question, and where the gold passage is left out the answer is that the documents do not say, so that an adapter
@@ -12,22 +12,23 @@ import re
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
-from pathlib import PurePath
+from pathlib import Path, PurePath
 from typing import Any
 
+from halka.data.readers import whole_rows
 from halka.rag.passages import Passage
 from halka.rag.prompt import ABSTAINED, ANSWER, in_form, prompted
 from halka.rag.retrieve import Retriever
 from halka.rag.store import Scope
-from halka.util.errors import HalkaError
+from halka.util.errors import DataError, HalkaError
 
 
 @dataclass(frozen=True)
 class Asked:
-    """A question, its answers (the first is taught) and the document that holds them; None: whichever does.
+    """A question, its answers (the first one is trained) and the document that holds them; None: any document.
 
-    A document is given by its name or by the end of its path, as seen from the folder that was added: `placed`.
-    Without answers it is a question of what the documents do not hold.
+    `document` is a name or the end of a path, as seen from the folder that was added (see `placed`). Without answers
+    it is a question that the documents do not answer.
     """
 
     question: str
@@ -35,51 +36,56 @@ class Asked:
     document: str | None = None
 
 
-def asked_in(row: Mapping[str, Any], where: str) -> Asked:
-    """What a row asks; `answers: []` where the documents do not say.
+def read_questions(path: Path) -> list[Asked]:
+    """The questions of a file of rows with "question", "answer" or "answers", and "document" (see `asked_in`)."""
+    return [asked_in(row.fields, row.where) for row in whole_rows(path)]
 
-    Raises ValueError for a row without a question, or without `answer` or `answers`.
+
+def asked_in(row: Mapping[str, Any], where: str) -> Asked:
+    """The question of a row; `answers: []` means that the documents do not answer it.
+
+    Raises DataError, which begins with `where`, for a row without a question, or without `answer` and `answers`.
     """
     question, answers = row.get("question"), row.get("answers", row.get("answer"))
     answers = [answers] if isinstance(answers, str) else answers
     if not isinstance(question, str) or not question.strip():
-        raise HalkaError(f'{where}: no question: a row has "question": a text')
-    if not isinstance(answers, list) or not all(isinstance(each, str) and each for each in answers):
-        raise HalkaError(f'{where}: no answer: a row has "answer": a text, or "answers": a list of texts')
+        raise DataError(f'{where}: no question: a row has "question": a text')
+    if not isinstance(answers, list) or not all(isinstance(answer, str) and answer for answer in answers):
+        raise DataError(f'{where}: no answer: a row has "answer": a text, or "answers": a list of texts')
     document = row.get("document")
     return Asked(question, tuple(answers), document if isinstance(document, str) else None)
 
 
 def placed(asked: Iterable[Asked], documents: Iterable[str]) -> Iterator[Asked]:
-    """The questions, with the whole name of one of `documents` where they have the end of its path.
+    """The questions, with whole names from `documents` in place of the ends of paths.
 
-    An end is of whole parts: `b.md` is one of `/a/b.md`, and not of `/a/ab.md`. What fits none stays as it is.
-    Raises ValueError for an end that several documents have.
+    An end has whole parts: `b.md` is one of `/a/b.md`, and not of `/a/ab.md`. One that fits no document stays as it is.
+    Raises DataError for an end that fits several documents.
     """
     names, ending = {*documents}, defaultdict[str, list[str]](list)
     for name in sorted(names):
         ending[PurePath(name).name].append(name)
-    for each in asked:
-        if each.document is None or each.document in names:
-            yield each
+    for question in asked:
+        if question.document is None or question.document in names:
+            yield question
             continue
-        parts = PurePath(each.document).parts
-        alike = ending.get(PurePath(each.document).name, []) if parts else []
-        found = [name for name in alike if PurePath(name).parts[-len(parts) :] == parts]
-        if len(found) > 1:
-            raise HalkaError(f"the document {each.document} may be {found[0]} or {found[1]}: give more of its path")
-        yield replace(each, document=found[0]) if found else each
+        path = PurePath(question.document)
+        alike = ending.get(path.name, []) if path.parts else []
+        fitting = [name for name in alike if PurePath(name).parts[-len(path.parts) :] == path.parts]
+        if len(fitting) > 1:
+            raise DataError(f"the document {path} may be {fitting[0]} or {fitting[1]}: give more of its path")
+        yield replace(question, document=fitting[0]) if fitting else question
 
 
 @dataclass(frozen=True)
 class Raft:
-    """How the examples are made.
+    """Makes training examples of questions.
 
-    passages  how many a prompt holds
+    passages  how many a prompt has
     without   the share of questions whose gold passage is left out
-    cite      whether the answer is followed by its citation
-    form      how the answer is put, with {answer} where it stands
-    seed      of the order of passages and of which are left out
+    cite      whether the citation follows the answer
+    form      the form of the answer, with {answer} in it
+    seed      of the order of passages and of the choice of those left out
     """
 
     passages: int = 4
@@ -99,7 +105,7 @@ class Raft:
         asked: Iterable[Asked],
         scope: Scope = Scope(),  # noqa: B008
     ) -> Iterator[dict[str, Any]]:
-        """A row for training for each question, as `messages`; those whose answer no passage holds are left out."""
+        """A training row with `messages` for each question, but for those whose answer is in no passage."""
         return (row for _, row in self.pairs(retriever, asked, scope))
 
     def pairs(
@@ -108,30 +114,30 @@ class Raft:
         asked: Iterable[Asked],
         scope: Scope = Scope(),  # noqa: B008
     ) -> Iterator[tuple[Asked, dict[str, Any]]]:
-        """The same rows, each with the question that it is of."""
+        """The same rows, each with its question."""
         draw = random.Random(self.seed)
-        for each in placed(asked, [document.name for document in retriever.collection.documents(scope)]):
-            found = [hit.passage for hit in retriever.search(each.question, 8 * self.passages, scope)]
-            gold = next((passage for passage in found if holds(passage, each)), None)
-            if gold is None and each.document is not None:
-                own = retriever.collection.store.passages(each.document, range(10_000), scope)
-                gold = next((passage for passage in own if holds(passage, each)), None)
-            if gold is None and each.answers:
+        for question in placed(asked, [document.name for document in retriever.collection.documents(scope)]):
+            passages = [hit.passage for hit in retriever.search(question.question, 8 * self.passages, scope)]
+            gold = next((passage for passage in passages if holds(passage, question)), None)
+            if gold is None and question.document is not None:
+                own = retriever.collection.store.passages(question.document, range(10_000), scope)
+                gold = next((passage for passage in own if holds(passage, question)), None)
+            if gold is None and question.answers:
                 continue
             left_out = gold is None or draw.random() < self.without
-            others = [passage for passage in found if not holds(passage, replace(each, document=None))]
+            others = [passage for passage in passages if not holds(passage, replace(question, document=None))]
             shown = others[: self.passages] if gold is None or left_out else [gold, *others[: self.passages - 1]]
             draw.shuffle(shown)
             number = None if gold is None or left_out else shown.index(gold) + 1
             row = {
                 "messages": [
-                    {"role": "user", "content": prompted(each.question, shown)},
-                    {"role": "assistant", "content": self._answer(each, number)},
+                    {"role": "user", "content": prompted(question.question, shown)},
+                    {"role": "assistant", "content": self._answer(question, number)},
                 ],
-                "answers": [ABSTAINED] if number is None else list(each.answers),
+                "answers": [ABSTAINED] if number is None else list(question.answers),
                 "gold": number,
             }
-            yield each, row
+            yield question, row
 
     def _answer(self, asked: Asked, number: int | None) -> str:
         if number is None:
@@ -140,14 +146,14 @@ class Raft:
 
 
 def holds(passage: Passage, asked: Asked) -> bool:
-    """Whether an answer's words stand in the passage, in order, whatever their case and punctuation."""
+    """Whether a passage of the question's document has an answer's words in order, whatever case and punctuation."""
     if asked.document is not None and passage.document != asked.document:
         return False
     return stands_in(asked.answers, passage.searched)
 
 
 def stands_in(answers: Iterable[str], text: str) -> bool:
-    """Whether the words of one of the answers stand in a text, in order, whatever their case and punctuation."""
+    """Whether a text has the words of one of the answers in order, whatever their case and punctuation."""
     within = f" {_words(text)} "
     return any(f" {words} " in within for words in map(_words, answers) if words)
 

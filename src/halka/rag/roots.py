@@ -1,7 +1,7 @@
-"""The paths that were added to a collection: which files they give, and who may read each.
+"""The paths that were added to a collection: which files they yield, and who may read each.
 
-Paths may lie within each other. Whatever the order they were added in, the deepest one above a file says who reads it;
-a path that was removed gives nothing from there down, until it is added by itself.
+Paths may lie within each other. In whatever order they were added, the deepest one above a file says who reads it. A
+path that was removed yields nothing from there down, until it is added by itself.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from halka.rag.store import EVERYONE, within
-from halka.rag.texts import Text, is_readable, read_text
+from halka.rag.texts import Text, Unreadable, check_unicode, is_readable, read_text
 from halka.util.errors import HalkaError
 
 
@@ -29,15 +29,15 @@ class Root:
 
     @property
     def away(self) -> bool:
-        """Whether nothing can be told of what is there: it is not, or is a link now, which no path was when added."""
+        """Whether the path is missing, or a link now, which no path was when it was added: an unmounted disk, say."""
         return not os.path.exists(self.path) or os.path.islink(self.path)
 
 
 @dataclass(frozen=True)
-class Given:
-    """What is to be taken in: its name, its bytes and how its text is had.
+class Input:
+    """A document to take in: its name, and functions that return its bytes and its text.
 
-    rooted  whether a path that was added gives it, and says who reads it
+    rooted  whether it is a file below a path that was added, which says who reads it
     """
 
     name: str
@@ -49,59 +49,60 @@ class Given:
 
 
 class Roots:
-    """The paths that were added and those below them that were removed. None is changed; a change makes others."""
+    """The paths that were added and those below them that were removed. Immutable: a change returns another."""
 
     def __init__(self, added: Iterable[Root], removed: Iterable[str] = ()):
-        self._added = {each.path: each for each in added}
+        self._added = {root.path: root for root in added}
         self.removed = dict.fromkeys(removed)
 
     @classmethod
     def of_settings(cls, settings: dict[str, Any]) -> Roots:
-        added = (Root(each["path"], tuple(each["readers"]), tuple(each["tags"])) for each in settings["roots"])
+        """The roots of a collection's settings."""
+        added = (Root(root["path"], tuple(root["readers"]), tuple(root["tags"])) for root in settings["roots"])
         return cls(added, settings.get("removed", ()))
 
     def settings(self) -> dict[str, Any]:
-        """As a collection's file has them."""
-        return {"roots": [asdict(each) for each in self], "removed": [*self.removed]}
+        """As in a collection's settings file."""
+        return {"roots": [asdict(root) for root in self], "removed": [*self.removed]}
 
     def __iter__(self) -> Iterator[Root]:
         return iter(self._added.values())
 
     def adding(self, roots: Iterable[Root]) -> Roots:
-        """With these, in place of those of the same paths."""
-        added = {each.path: each for each in roots}
-        kept = [each for each in self if each.path not in added]
+        """With these roots, in place of those of the same paths."""
+        added = {root.path: root for root in roots}
+        kept = [root for root in self if root.path not in added]
         return Roots([*kept, *added.values()], [path for path in self.removed if path not in added])
 
     def removing(self, path: str) -> Roots:
-        """Without what is at that path and below it, now and later."""
+        """Without what is at this path and below it, now and later."""
         left = Roots(
-            [each for each in self if not within(each.path, path)],
-            [each for each in self.removed if not within(each, path)],
+            [root for root in self if not within(root.path, path)],
+            [removed for removed in self.removed if not within(removed, path)],
         )
         return Roots(left, [*left.removed, path]) if left.root(path) else left
 
     def meant(self, name: str, known: Iterable[str]) -> tuple[str, list[str]]:
-        """The path, or name of a text of the caller's, that is meant, and the documents there.
+        """The path, or the name of a text that was put, that `name` means, and the `known` documents there.
 
-        Where links stand now, what is known by the path itself comes before what is where they lead. Raises ValueError
-        for what is neither known nor was added.
+        If there are links on the way now, documents known by the path itself come before those where the links lead.
+        Raises HalkaError for a path that was not added and has no documents.
         """
         if name in known and not os.path.isabs(name):
             return name, [name]
         plain = os.path.expanduser(name)
         for path in (os.path.abspath(plain), os.path.realpath(plain)):
-            found = [each for each in known if within(each, path)]
-            if found or any(within(each.path, path) for each in self):
-                return path, found
+            documents = [document for document in known if within(document, path)]
+            if documents or any(within(root.path, path) for root in self):
+                return path, documents
         raise HalkaError(f"the collection has no document {name}: `halka docs list` shows those it has")
 
     def root(self, name: str) -> Root | None:
-        """The path that gives a document; None if none does."""
+        """The root that a document comes from; None if there is none."""
         return self._added.get(self._above(name) or "")
 
-    def given(self, paths: Iterable[str]) -> Iterator[Given]:
-        """The files at these paths, each once, and as the deepest path above it has it."""
+    def inputs(self, paths: Iterable[str]) -> Iterator[Input]:
+        """The files at these paths, each once, with the readers and tags of the deepest root above it."""
         seen: set[str] = set()
         for path in paths:
             for file in files_at(Path(path)):
@@ -109,13 +110,13 @@ class Roots:
                 root = self.root(name)
                 if root is not None and name not in seen:
                     seen.add(name)
-                    yield Given(name, file.read_bytes, partial(read_text, file), root.readers, root.tags, True)
+                    yield Input(name, file.read_bytes, partial(read_text, file), root.readers, root.tags, True)
 
     def lost(self, name: str) -> bool:
-        """Whether what was a document's file is one no more, or was removed. What is there but fails to be read is not.
+        """Whether a document's file is gone, or was removed; one that exists but cannot be read is not lost.
 
-        Nor is what stood below a path that is away itself, which may be a disk that is not mounted; a file that was
-        added by its own path is, if the folder that it was in is there.
+        Nor is a file below a root that is missing itself, which may be an unmounted disk; a file that was added by its
+        own path is lost if its folder exists.
         """
         above = self._above(name)
         if above is None:
@@ -127,7 +128,7 @@ class Roots:
         return not self._added[above].away and _is_gone(name, above)
 
     def _above(self, name: str) -> str | None:
-        """The deepest path that was added or removed, of those above a document and its own."""
+        """The deepest path that was added or removed, among a document's own and those above it."""
         for path in map(str, (Path(name), *Path(name).parents)):
             if path in self._added or path in self.removed:
                 return path
@@ -135,7 +136,7 @@ class Roots:
 
 
 def _is_gone(name: str, root: str) -> bool:
-    """Whether no file is there, or links lead to it. The slow twin of what `files_at` finds, for one file."""
+    """Whether `files_at(root)` would not yield this file: there is none, or links lead to it."""
     try:
         for folder in Path(name).parents:
             if not within(str(folder), root):
@@ -145,20 +146,28 @@ def _is_gone(name: str, root: str) -> bool:
         return not stat.S_ISREG(os.lstat(name).st_mode)
     except (FileNotFoundError, NotADirectoryError):
         return True
-    except OSError:  # it cannot be looked at now, and may be there
+    except OSError:  # it may exist, but cannot be looked at now
         return False
 
 
 def files_at(root: Path) -> Iterator[Path]:
-    """What is readable at a path, in the order of names; hidden files and folders are not looked into, nor links."""
+    """The readable files at a path, in the order of names, without hidden files, hidden folders and links."""
     if root.is_symlink():
         return
     if root.is_file():
         yield root
         return
     for folder, folders, files in os.walk(root):
-        folders[:] = sorted(each for each in folders if not each.startswith("."))
+        folders[:] = sorted(name for name in folders if not name.startswith("."))
         for name in sorted(files):
             path = Path(folder) / name
             if is_readable(path) and path.is_file() and not path.is_symlink():
                 yield path
+
+
+def text_of(name: str, text: str) -> Text:
+    """The text of a document that is not a file. Raises Unreadable if it is empty or not Unicode."""
+    check_unicode(name, text)
+    if not text.strip():
+        raise Unreadable(f"{name} holds no text")
+    return Text(text, markdown=True)

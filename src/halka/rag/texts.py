@@ -1,4 +1,4 @@
-"""A file to its text, and where its pages begin: what passages are cut from, and what citations point into.
+"""Read a file's text, and where its pages begin: passages are cut from it, and citations point into it.
 
 To read another kind of file, add its reader to `READERS`; kinds that are not there are left to the extra `documents`.
 """
@@ -11,23 +11,25 @@ from dataclasses import dataclass
 from pathlib import Path
 from zipfile import is_zipfile
 
+from halka.util.errors import DataError
+
 EXTRA = (".docx", ".pptx", ".xlsx", ".xls", ".epub", ".msg", ".ipynb", ".csv", ".json", ".xml")
-"""What the extra `documents` reads, besides what is read here."""
+"""The kinds that need the extra `documents`."""
 ZIPPED = (".docx", ".pptx", ".xlsx", ".epub")
 PAGE_BREAK = "\n\n"
 
 
-class Unreadable(ValueError):
-    """A file that no text can be had from; the message says why, and what to do."""
+class Unreadable(DataError):
+    """A file whose text cannot be read; the message says why, and what to do."""
 
 
 @dataclass(frozen=True)
 class Text:
-    """What a file says.
+    """The text of a file.
 
-    text      with line ends of one character; offsets count its characters
-    pages     the offsets at which its pages begin; empty where it has none
-    markdown  whether its headings are marked with #
+    text      with `\\n` as line ends; offsets count its characters
+    pages     the offsets at which its pages begin; empty if it has none
+    markdown  whether headings are marked with #
     """
 
     text: str
@@ -35,12 +37,12 @@ class Text:
     markdown: bool = False
 
     def page(self, offset: int) -> int | None:
-        """The number, from 1, of the page that holds the character there; None where there are no pages."""
+        """The number, from 1, of the page with the character at this offset; None if there are no pages."""
         return bisect.bisect_right(self.pages, offset) or None
 
 
 def read_text(path: Path) -> Text:
-    """The text of a file, by the ending of its name. Raises Unreadable for one that holds none that can be had."""
+    """The text of a file, read by its suffix. Raises Unreadable for another kind, damage, or no text."""
     suffix = path.suffix.lower()
     try:
         if suffix in READERS:
@@ -57,7 +59,7 @@ def read_text(path: Path) -> Text:
         raise
     except RecursionError as error:
         raise Unreadable(f"{path} is nested too deep to be read: simplify it, or save it as text") from error
-    except Exception as error:  # each reader fails in its own way; the file is what is at fault
+    except Exception as error:  # each reader's library has its own errors; the file is at fault
         raise Unreadable(f"{path} cannot be read ({type(error).__name__}): is it whole?") from error
     check_unicode(str(path), read.text)
     if not read.text.strip():
@@ -66,25 +68,25 @@ def read_text(path: Path) -> Text:
 
 
 def check_unicode(name: str, text: str = "") -> None:
-    """Raises Unreadable for a name or text with what is none: halves of characters, bytes of another code, or zeros."""
-    for each, what in ((name, "a name"), (text, "text")):
+    """Raises Unreadable for a name or text with surrogates or bytes of another encoding, and for a text with zeros."""
+    for value, what in ((name, "a name"), (text, "text")):
         try:
-            each.encode()
+            value.encode()
         except UnicodeEncodeError as error:
             raise Unreadable(
-                f"{shown(name)} has {what} that is no Unicode, from character {error.start}: change it"
+                f"{printable(name)} has {what} that is no Unicode, from character {error.start}: change it"
             ) from None
     if "\0" in text:
-        raise Unreadable(f"{shown(name)} is binary, not text")
+        raise Unreadable(f"{printable(name)} is binary, not text")
 
 
-def shown(name: str) -> str:
-    """A name as it can be printed, whatever bytes it has."""
+def printable(name: str) -> str:
+    """A name that can be printed: bytes that are not Unicode become escapes."""
     return name.encode("utf-8", "backslashreplace").decode()
 
 
 def is_readable(path: Path) -> bool:
-    """Whether files of that name are read at all; hidden ones are not."""
+    """Whether files of this kind are read at all, and this one is not hidden."""
     return path.suffix.lower() in (*READERS, *EXTRA) and not path.name.startswith((".", "~$"))
 
 
@@ -109,8 +111,8 @@ def _html(path: Path) -> Text:
     from markdownify import MarkdownConverter
 
     page = BeautifulSoup(path.read_bytes(), "html.parser")  # by the encoding that it declares
-    for each in page(["script", "style", "template", "noscript", "nav", "head"]):
-        each.decompose()
+    for element in page(["script", "style", "template", "noscript", "nav", "head"]):
+        element.decompose()
     made = MarkdownConverter(heading_style="ATX", strip=["a", "img"]).convert_soup(page)
     return Text(_without_gaps(made), markdown=True)
 
@@ -152,7 +154,7 @@ def _converted(path: Path) -> Text:
         raise Unreadable(
             f"{path}: files of the kind {path.suffix} need the extra: pip install 'halka[documents]'"
         ) from None
-    if path.suffix.lower() in ZIPPED and not is_zipfile(path):  # which would be read as plain text
+    if path.suffix.lower() in ZIPPED and not is_zipfile(path):  # markitdown would read it as plain text
         raise Unreadable(f"{path} is no whole {path.suffix} file: fetch it again")
     made = MarkItDown(enable_plugins=False).convert_local(str(path))
     return Text(_without_gaps(made.text_content), markdown=True)

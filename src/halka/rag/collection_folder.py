@@ -1,0 +1,84 @@
+"""A collection's folder and its settings file; the collections of a folder by their names.
+
+collections/faq/
+  collection.json   the embedder, the paths that were added, with their readers, what was removed below them, and where
+                    the passages are
+  passages.lance/   the passages, unless they are in PostgreSQL or Qdrant (`stores`)
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from halka.rag.roots import Roots
+from halka.util.errors import DamagedFolderError, HalkaError
+from halka.util.files import write_text
+
+NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
+SETTINGS = "collection.json"
+REMAINS = re.compile(r"\.lock|\.collection\.json\.[0-9a-f]{8}")  # of a collection whose settings were never complete
+
+
+@dataclass(frozen=True)
+class CollectionFolder:
+    """The folder of one collection. Whoever changes its settings holds its lock."""
+
+    path: Path
+
+    @property
+    def exists(self) -> bool:
+        """Whether a collection is there."""
+        return (self.path / SETTINGS).is_file()
+
+    @property
+    def is_free(self) -> bool:
+        """Whether a collection can begin there: the folder is missing, empty or holds remains of one that failed."""
+        if not self.path.exists():
+            return True
+        return self.path.is_dir() and all(REMAINS.fullmatch(entry.name) for entry in self.path.iterdir())
+
+    def settings(self) -> dict[str, Any]:
+        """The settings; empty if no collection is there. Raises DamagedFolderError for a file that is not JSON."""
+        if not self.exists:
+            return {}
+        try:
+            return json.loads((self.path / SETTINGS).read_text(encoding="utf-8"))
+        except ValueError as error:
+            raise DamagedFolderError(
+                f"{self.path / SETTINGS} is damaged ({error}): restore it, or remove the folder and add the documents "
+                "to a new collection"
+            ) from None
+
+    def roots(self) -> Roots:
+        """The paths that were added. Raises HalkaError if the collection was removed meanwhile."""
+        settings = self.settings()
+        if not settings:
+            raise HalkaError(f"{self.path} is no collection any more: it was removed meanwhile")
+        return Roots.of_settings(settings)
+
+    def write(self, settings: dict[str, Any]) -> None:
+        """Replace the settings, whole or not at all."""
+        write_text(self.path / SETTINGS, json.dumps(settings, indent=1, ensure_ascii=False) + "\n")
+
+    def end(self) -> None:
+        """Remove the settings: from then on no collection is there."""
+        (self.path / SETTINGS).unlink()
+
+
+def collection_folder(name: str, among: Path) -> Path:
+    """The folder of the collection of this name. Raises HalkaError for a name that could be a path."""
+    if not NAME.fullmatch(name) or name.endswith("."):
+        raise HalkaError(
+            f"{name!r} cannot name a collection: use up to 100 letters, digits, dots, dashes and underscores, a letter "
+            "or digit first"
+        )
+    return among / name
+
+
+def collection_names(among: Path) -> list[str]:
+    """The names of the collections in a folder, in order."""
+    return [path.parent.name for path in sorted(among.glob(f"*/{SETTINGS}"))]
