@@ -8,9 +8,8 @@ import torch.nn.functional as F
 from test_training import items
 from transformers import AutoModelForCausalLM
 
-import contract
 import halka
-from contract import adapted, disturb, ids, padded
+from contract import adapted, disturb, ids
 from halka.core import experts
 from halka.merging.combining import combine
 from halka.merging.exporting import export
@@ -55,31 +54,6 @@ def test_routers_and_experts_are_not_trained_whole_and_routers_not_at_all(path, 
     assert not model.adapters
 
 
-@every_base
-@every_method
-def test_the_base_is_untouched_and_the_start_is_the_base_exactly(method, architecture):
-    untouched = tiny(architecture)
-    expected, before = untouched(ids()).logits, contract.weights_of(untouched)
-    for dtype in (torch.float32, torch.bfloat16):
-        model = adapted(method, dtype, architecture, trained=False)
-        own, without = model.base.config._experts_implementation, bare(model)
-        assert torch.equal(logits(model, "a"), without)
-        assert model.base.config._experts_implementation == own
-        if dtype == torch.float32:
-            assert torch.equal(without, expected)
-    model = adapted(method, architecture=architecture)
-    with model.use("a"):
-        model.base(ids(), labels=ids()).loss.backward()
-    assert all(parameter.grad is not None for parameter in model.parameters("a"))
-    assert all(parameter.grad is None for parameter in model.base.parameters())
-    assert all(torch.equal(p, before[name]) for name, p in model.base.named_parameters())
-    with model.use(None):
-        assert torch.equal(model.base(ids()).logits, expected)
-    model.remove("a")
-    assert torch.equal(bare(model), expected)
-    assert not any(module._forward_hooks or module._forward_pre_hooks for module in model.base.modules())
-
-
 @pytest.mark.parametrize("implementation", ["eager", "batched_mm", "grouped_mm"])
 def test_the_bases_own_implementation_computes_wherever_no_part_acts(implementation):
     base = tiny("mixtral")
@@ -120,62 +94,6 @@ def test_grouped_products_agree_with_one_expert_and_one_row_at_a_time(method, ar
     for fast, slow in zip(results[:3], results[3:], strict=True):
         for one, other in zip(fast, slow, strict=True):
             torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-6)
-
-
-@every_base
-@every_method
-def test_rows_of_a_mixed_batch_equal_their_own_runs(method, architecture):
-    model = adapted(method, architecture=architecture)
-    model.add("b", halka.LoRA(rank=5, targets=("experts", "attn.q")))
-    model.add("prefix", halka.Prefix(length=7))
-    model.add("mlp", halka.Bottleneck(width=6))
-    for name in ("b", "prefix", "mlp"):
-        disturb(model, name)
-    prompts = [ids(1, length, seed=length)[0] for length in (4, 9, 6, 5, 8, 7)]
-    batch, mask, positions = padded(prompts, "left")
-    names = ["a", None, "b", "prefix", "a", "mlp"]
-    with torch.no_grad(), model.use(names):
-        together = model.base(batch, attention_mask=mask, position_ids=positions).logits
-        searched = model.base.generate(batch, attention_mask=mask, max_new_tokens=5, do_sample=False, num_beams=2)
-    for row, (name, prompt) in enumerate(zip(names, prompts, strict=True)):
-        with torch.no_grad(), model.use(name):
-            alone = model.base(prompt[None]).logits[0]
-            torch.testing.assert_close(together[row][mask[row] == 1], alone, rtol=0, atol=1e-5)
-            own = model.base.generate(prompt[None], max_new_tokens=5, do_sample=False, num_beams=2)[0, len(prompt) :]
-            assert torch.equal(searched[row, 9 : 9 + len(own)], own)
-
-
-@every_base
-@every_method
-def test_gradient_checkpointing_gives_the_same_gradients(method, architecture):
-    model = adapted(method, architecture=architecture)
-    gradients = []
-    for checkpointing in (False, True):
-        if checkpointing:
-            model.base.activation_checkpointing_enable({"use_reentrant": False})
-        model.base.train()
-        with model.use(["a", None, "a"]):
-            model.base(ids(), labels=ids(), use_cache=False).loss.backward()
-        gradients.append([parameter.grad.clone() for parameter in model.parameters("a")])
-        for parameter in model.parameters("a"):
-            parameter.grad = None
-    for plain, recomputed in zip(*gradients, strict=True):
-        torch.testing.assert_close(recomputed, plain, rtol=1e-5, atol=1e-6)
-
-
-@every_base
-@every_method
-def test_merged_weights_compute_the_same_and_come_out_bit_for_bit(method, architecture):
-    model = adapted(method, architecture=architecture)
-    before, expected = contract.weights_of(model.base), logits(model, "a")
-    if isinstance(method, halka.BitFit | halka.Joint):
-        with pytest.raises(ValueError, match=r"adds a bias|cannot be merged|of experts returns: not mergeable"):
-            model.merge("a")
-    else:
-        model.merge("a")
-        torch.testing.assert_close(bare(model), expected, rtol=0, atol=1e-5)
-        model.unmerge()
-    assert all(torch.equal(p, before[name]) for name, p in model.base.named_parameters())
 
 
 def test_the_numbers_are_those_of_the_dense_formula():
@@ -228,18 +146,6 @@ def test_dropout_falls_on_what_the_experts_read_while_training_alone():
     assert not torch.equal(logits(model, "a"), logits(model, "a"))
 
 
-@pytest.mark.slow
-def test_torch_compile_agrees():
-    model = adapted(METHODS["lora"], architecture="mixtral")
-    compiled = torch.compile(model.base, backend="aot_eager")
-    with torch.no_grad():
-        for names in ("a", ["a", None, "a"], None):
-            with model.use(names):
-                expected = model.base(ids(), use_cache=False).logits
-                torch.testing.assert_close(compiled(ids(), use_cache=False).logits, expected, rtol=0, atol=1e-5)
-    torch.compiler.reset()
-
-
 def test_layers_with_and_without_experts_have_their_own_roles():
     by_layer = [
         {target.role for target in halka.adapt(tiny("qwen3_moe")).targets if target.layer == layer} for layer in (0, 1)
@@ -279,16 +185,6 @@ def test_a_part_without_operands_is_refused_at_experts():
     model.add("a", Method(targets=("experts.down",)))
     with pytest.raises(ValueError, match=r"Own cannot act on experts.*`operands`"), model.use("a"):
         model.base(ids())
-
-
-@every_base
-@every_method
-def test_saved_and_loaded_computes_the_same(method, architecture, tmp_path):
-    model = adapted(method, architecture=architecture)
-    halka.save(model, "a", tmp_path / "a")
-    again = halka.adapt(tiny(architecture))
-    halka.load(again, tmp_path / "a", name="a")
-    torch.testing.assert_close(logits(again, "a"), logits(model, "a"), rtol=0, atol=1e-6)
 
 
 @every_base
