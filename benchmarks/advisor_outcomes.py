@@ -34,7 +34,7 @@ import halka
 from halka.advisor.conditions import conditioned, question_of
 from halka.advisor.worth import worth
 from halka.data.examples import Example
-from halka.evaluation.answers import generate
+from halka.evaluation.generation import iter_answers
 from halka.rag.collection import Collection
 from halka.rag.passages import Passage
 from halka.rag.retrieve import Retriever
@@ -84,7 +84,7 @@ class Subject:
         return [conditioned(self.model, each, self.case.train[:shots], find) for each in examples]
 
     def answers(self, name: str | None, asked: Sequence[Example], *, passages: bool = False) -> list[float]:
-        made = dict(generate(self.model, name, asked, max_new_tokens=self.case.max_new_tokens, batch_size=16))
+        made = dict(iter_answers(self.model, name, asked, max_new_tokens=self.case.max_new_tokens, batch_size=16))
         texts = [made[number] for number in range(len(asked))]
         return list(worth(self.case.metric, texts, [each.answers for each in asked], passages=passages))
 

@@ -26,7 +26,7 @@ from side_by_side import in_a_process, setup
 
 import halka
 from halka.core import AdaptedModel, Packed, bytes_of
-from halka.evaluation.answers import perplexity
+from halka.evaluation.evaluating import perplexity
 from halka.models.attention.function import use_attention
 from halka.models.loading import load_base
 from halka.models.quantised import check_quantize

@@ -10,7 +10,13 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from halka.data.examples import Example as Example
+    from halka.data.examples import Message as Message
+    from halka.data.examples import read_examples as read_examples
+    from halka.data.tasks import load_task as load_task
     from halka.estimating import estimate as estimate
+    from halka.evaluation.evaluating import evaluate as evaluate
+    from halka.evaluation.generation import generate as generate
     from halka.interop.views import view as view
     from halka.merging.combining import combine as combine
     from halka.merging.error import merge as merge
@@ -50,7 +56,11 @@ if TYPE_CHECKING:
     from halka.util.errors import WrongBaseError as WrongBaseError
 
 _PUBLIC = {
+    "data.examples": "Example Message read_examples",
+    "data.tasks": "load_task",
     "estimating": "estimate",
+    "evaluation.evaluating": "evaluate",
+    "evaluation.generation": "generate",
     "interop.views": "view",
     "merging.combining": "combine",
     "merging.error": "merge merge_error",

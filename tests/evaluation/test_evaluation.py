@@ -11,13 +11,15 @@ from torch.nn.functional import cross_entropy
 from transformers import LogitsProcessor, LogitsProcessorList, PreTrainedTokenizerFast
 
 import halka
-import halka.evaluation.answers
+import halka.evaluation.evaluating
+from classifiers import LABELS, TEXTS, classifier
 from contract import disturb, weights_of
 from halka import AdapterPool, AdapterStore
 from halka.core import AdaptedModel
 from halka.data.examples import Example, Message
 from halka.data.tokens import encode_prompt
-from halka.evaluation.answers import evaluate, generate, perplexity
+from halka.evaluation.evaluating import evaluate, perplexity
+from halka.evaluation.generation import iter_answers
 from halka.evaluation.metrics import score
 from tiny import tiny
 from tokenizers_for_tests import chatml_tokenizer
@@ -67,7 +69,7 @@ def model_that_reads(*kinds: str) -> AdaptedModel:
 
 def test_every_example_is_answered_once_the_shortest_prompts_first():
     model = model_that_reads()
-    made = list(generate(model, None, EXAMPLES, max_new_tokens=3, batch_size=2))
+    made = list(iter_answers(model, None, EXAMPLES, max_new_tokens=3, batch_size=2))
     lengths = [len(encode_prompt(EXAMPLES[index], model.tokenizer)) for index, _ in made]
     assert sorted(index for index, _ in made) == list(range(len(EXAMPLES)))
     assert lengths == sorted(lengths)
@@ -84,7 +86,7 @@ def test_batches_hold_prompts_of_like_length_and_no_more_rows_than_they_may(monk
         return own(input_ids=input_ids, attention_mask=attention_mask, **options)
 
     monkeypatch.setattr(model.base, "generate", watched)
-    list(generate(model, None, EXAMPLES, max_new_tokens=1, batch_size=3))
+    list(iter_answers(model, None, EXAMPLES, max_new_tokens=1, batch_size=3))
     lengths = sorted(len(encode_prompt(example, model.tokenizer)) for example in EXAMPLES)
     assert [each for _, row in shapes for each in row] == lengths
     assert [shape for shape, _ in shapes] == [(3, lengths[2]), (3, lengths[5]), (1, lengths[6])]
@@ -93,12 +95,12 @@ def test_batches_hold_prompts_of_like_length_and_no_more_rows_than_they_may(monk
 @pytest.mark.parametrize("kind", [None, "lora", "prefix", "prompt"])
 def test_an_answer_in_a_batch_is_the_answer_alone(kind):
     model = model_that_reads("lora", "prefix", "prompt")
-    alone = dict(generate(model, kind, EXAMPLES, max_new_tokens=8, batch_size=1))
+    alone = dict(iter_answers(model, kind, EXAMPLES, max_new_tokens=8, batch_size=1))
     assert len(set(alone.values())) > 3
-    assert dict(generate(model, kind, EXAMPLES, max_new_tokens=8, batch_size=4)) == alone
-    assert dict(generate(model, kind, EXAMPLES, max_new_tokens=8)) == alone
+    assert dict(iter_answers(model, kind, EXAMPLES, max_new_tokens=8, batch_size=4)) == alone
+    assert dict(iter_answers(model, kind, EXAMPLES, max_new_tokens=8)) == alone
     if kind is not None:
-        assert dict(generate(model, None, EXAMPLES, max_new_tokens=8)) != alone
+        assert dict(iter_answers(model, None, EXAMPLES, max_new_tokens=8)) != alone
     for index, text in alone.items():
         prompt = encode_prompt(EXAMPLES[index], model.tokenizer)
         with model.use(kind):
@@ -131,7 +133,7 @@ def test_an_answer_ends_where_its_turn_ends():
     assert len(set(lengths)) == len(lengths)
     counts = {length: index for index, length in enumerate(lengths)}
     script = LogitsProcessorList([Script(word, end, counts)])
-    made = dict(generate(model, None, EXAMPLES, max_new_tokens=5, logits_processor=script))
+    made = dict(iter_answers(model, None, EXAMPLES, max_new_tokens=5, logits_processor=script))
     said = tokenizer.decode([word])
     assert made == {index: (said * min(index, 5)).strip() for index in range(len(EXAMPLES))}
 
@@ -146,7 +148,7 @@ def test_what_fills_up_an_answer_that_is_over_is_not_part_of_it():
     model = halka.adapt(base, tokenizer)
     script = LogitsProcessorList([Script(vocabulary["so"], vocabulary["<end>"], {2: 1, 3: 4}, (0, 2))])
     examples = asked(["what it", "what is it"])
-    assert dict(generate(model, None, examples, max_new_tokens=6, logits_processor=script)) == {
+    assert dict(iter_answers(model, None, examples, max_new_tokens=6, logits_processor=script)) == {
         0: "so",
         1: "so so so so",
     }
@@ -157,7 +159,7 @@ def test_options_go_to_the_base():
     made = []
     for seed in (0, 0, 1):
         torch.manual_seed(seed)
-        made.append(dict(generate(model, None, EXAMPLES, max_new_tokens=8, do_sample=True, temperature=5.0)))
+        made.append(dict(iter_answers(model, None, EXAMPLES, max_new_tokens=8, do_sample=True, temperature=5.0)))
     assert made[0] == made[1] != made[2]
 
 
@@ -168,11 +170,11 @@ def test_a_prompt_without_room_for_its_answer_is_refused_by_its_place(architectu
     positions = longest + 6
     model = halka.adapt(tiny(architecture, vocab_size=len(tokenizer), max_position_embeddings=positions), tokenizer)
     model.add("prefix", halka.Prefix(length=4))
-    assert len(list(generate(model, None, EXAMPLES, max_new_tokens=6))) == len(EXAMPLES)
+    assert len(list(iter_answers(model, None, EXAMPLES, max_new_tokens=6))) == len(EXAMPLES)
     with pytest.raises(
         ValueError, match=rf"q:\d: a prompt of {longest} tokens .* do not fit the {longest + 2} positions"
     ):
-        list(generate(model, "prefix", EXAMPLES, max_new_tokens=6))
+        list(iter_answers(model, "prefix", EXAMPLES, max_new_tokens=6))
     assert math.isfinite(perplexity(model, "prefix", " ".join(QUESTIONS * 4)))
 
 
@@ -185,7 +187,7 @@ MANY = asked([f"{text} {more}" for more in ("Now.", "Please.") for text in QUEST
 def alone(model: AdaptedModel, names, examples=MANY, **options) -> dict[int, str]:
     """Each example's answer with its own adapter in a batch of one."""
     return {
-        index: next(generate(model, name, [example], **options))[1]
+        index: next(iter_answers(model, name, [example], **options))[1]
         for index, (name, example) in enumerate(zip(names, examples, strict=True))
     }
 
@@ -196,14 +198,14 @@ def test_answers_with_an_adapter_each_are_those_of_that_adapter_alone():
     bare = alone(model, [None] * len(MIXED), max_new_tokens=8)
     assert [expected[index] != bare[index] for index in range(len(MIXED))] == [name is not None for name in MIXED]
     for size in (1, 3, 32):
-        assert dict(generate(model, MIXED, MANY, max_new_tokens=8, batch_size=size)) == expected
+        assert dict(iter_answers(model, MIXED, MANY, max_new_tokens=8, batch_size=size)) == expected
 
 
 def test_beams_with_an_adapter_each_are_those_of_that_adapter_alone():
     model = model_that_reads(*{name for name in MIXED if name})
     expected = alone(model, MIXED, max_new_tokens=6, num_beams=3)
     assert expected != alone(model, MIXED, max_new_tokens=6)
-    assert dict(generate(model, MIXED, MANY, max_new_tokens=6, num_beams=3)) == expected
+    assert dict(iter_answers(model, MIXED, MANY, max_new_tokens=6, num_beams=3)) == expected
 
 
 def test_draws_with_an_adapter_each_are_repeatable():
@@ -211,7 +213,7 @@ def test_draws_with_an_adapter_each_are_repeatable():
     names, made = ["lora", None, "prefix", "prefix", None, "lora", "lora"], []
     for seed in (0, 0, 1):
         torch.manual_seed(seed)
-        made.append(dict(generate(model, names, EXAMPLES, max_new_tokens=8, do_sample=True, temperature=5.0)))
+        made.append(dict(iter_answers(model, names, EXAMPLES, max_new_tokens=8, do_sample=True, temperature=5.0)))
     assert made[0] == made[1] != made[2]
 
 
@@ -233,7 +235,7 @@ def test_each_row_draws_by_its_own_adapters_scores():
     def scores(using, examples) -> torch.Tensor:
         seen = Recorded()
         options = {"max_new_tokens": 1, "do_sample": True, "logits_processor": LogitsProcessorList([seen])}
-        order = [index for index, _ in generate(model, using, examples, **options)]
+        order = [index for index, _ in iter_answers(model, using, examples, **options)]
         return seen.scores[0][torch.tensor(order).argsort()]
 
     together = scores(names, EXAMPLES)
@@ -247,16 +249,16 @@ def test_batches_are_as_large_as_the_pool_allows(tmp_path, monkeypatch):
     kinds = ["lora", "ia3", "bottleneck", "prefix"]
     made, store = model_that_reads(*kinds), AdapterStore(tmp_path)
     names = [kinds[i % 4] for i in range(len(EXAMPLES))]
-    expected = dict(generate(made, names, EXAMPLES, max_new_tokens=4))
+    expected = dict(iter_answers(made, names, EXAMPLES, max_new_tokens=4))
     for kind in kinds:
         store.save(made, kind)
     sizes = {kind: 4 * made.adapter(kind).count() for kind in kinds}
     model = halka.adapt(made.base, made.tokenizer)
     pool = AdapterPool(model, store, budget=max(sizes["lora"] + sizes["ia3"], *sizes.values()))
     assert not pool.fits(kinds)
-    assert dict(generate(model, names, EXAMPLES, max_new_tokens=4)) == expected
+    assert dict(iter_answers(model, names, EXAMPLES, max_new_tokens=4)) == expected
     with pytest.raises(ValueError, match="no adapter 'nobody'"):
-        next(generate(model, [*names[:-1], "nobody"], EXAMPLES, max_new_tokens=4))
+        next(iter_answers(model, [*names[:-1], "nobody"], EXAMPLES, max_new_tokens=4))
 
 
 def batches_of(model: AdaptedModel, names, examples, monkeypatch, **options) -> list[tuple[str | None, ...]]:
@@ -268,7 +270,7 @@ def batches_of(model: AdaptedModel, names, examples, monkeypatch, **options) -> 
         return own(**given)
 
     monkeypatch.setattr(model.base, "generate", watched)
-    assert len(dict(generate(model, names, examples, **options))) == len(examples)
+    assert len(dict(iter_answers(model, names, examples, **options))) == len(examples)
     return used
 
 
@@ -297,22 +299,22 @@ def test_a_long_prompt_does_not_share_a_batch_with_virtual_tokens_that_would_not
     model.add("prefix", halka.Prefix(length=5))
     names = [None if index == longest else "prefix" for index in range(len(EXAMPLES))]
     assert sorted(lengths)[-2] + 5 <= max(lengths)  # the others do fit
-    made = dict(generate(model, names, EXAMPLES, max_new_tokens=5))
+    made = dict(iter_answers(model, names, EXAMPLES, max_new_tokens=5))
     assert made == alone(model, names, EXAMPLES, max_new_tokens=5)
     names[longest] = "prefix"
     with pytest.raises(ValueError, match=rf"q:{longest}: a prompt of .* do not fit the {max(lengths)} positions"):
-        list(generate(model, names, EXAMPLES, max_new_tokens=5))
+        list(iter_answers(model, names, EXAMPLES, max_new_tokens=5))
 
 
 def test_there_is_one_adapter_or_one_for_each_example():
     model = model_that_reads("lora")
     for names in (["lora"], [], [None] * 8):
-        with pytest.raises(ValueError, match=f"{len(names)} adapters were named for 7 examples: name one for each"):
-            next(generate(model, names, EXAMPLES))
-        with pytest.raises(ValueError, match=f"{len(names)} adapters were named for 7 examples"):
+        with pytest.raises(ValueError, match=f"{len(names)} adapters for 7 examples: give one for each"):
+            next(iter_answers(model, names, EXAMPLES))
+        with pytest.raises(ValueError, match=f"{len(names)} adapters for 7 examples"):
             evaluate(model, names, EXAMPLES, ["exact_match"])
     with pytest.raises(ValueError, match="no adapter 'b' here"):
-        next(generate(model, ["lora"] * 6 + ["b"], EXAMPLES))
+        next(iter_answers(model, ["lora"] * 6 + ["b"], EXAMPLES))
 
 
 def test_an_adapter_each_from_a_pool(tmp_path):
@@ -322,28 +324,28 @@ def test_an_adapter_each_from_a_pool(tmp_path):
     names = ["lora", None, "prefix", "ia3", "lora", "prefix", None]
     model = halka.adapt(source.base, source.tokenizer)
     pool = halka.AdapterPool(model, store)
-    made = dict(generate(model, names, EXAMPLES, max_new_tokens=6, batch_size=3))
+    made = dict(iter_answers(model, names, EXAMPLES, max_new_tokens=6, batch_size=3))
     assert pool.loads == 3
     assert made == alone(source, names, EXAMPLES, max_new_tokens=6)
 
 
 def test_no_examples_give_no_answers():
-    assert list(generate(model_that_reads(), None, [])) == []
+    assert list(iter_answers(model_that_reads(), None, [])) == []
 
 
 def test_generating_needs_a_tokenizer_and_a_known_adapter():
     with pytest.raises(ValueError, match=r"needs its tokenizer: `halka\.adapt\(base, tokenizer\)`"):
-        next(generate(halka.adapt(tiny()), None, EXAMPLES))
+        next(iter_answers(halka.adapt(tiny()), None, EXAMPLES))
     with pytest.raises(ValueError, match="no adapter 'a' here"):
-        next(generate(model_that_reads(), "a", EXAMPLES))
+        next(iter_answers(model_that_reads(), "a", EXAMPLES))
 
 
 def test_nothing_is_held_between_two_answers():
     """The consumer of the stream may use the model as it likes."""
     model = model_that_reads("lora", "prefix")
-    alone = dict(generate(model, "prefix", EXAMPLES, max_new_tokens=4, batch_size=2))
+    alone = dict(iter_answers(model, "prefix", EXAMPLES, max_new_tokens=4, batch_size=2))
     made = {}
-    for index, text in generate(model, "prefix", EXAMPLES, max_new_tokens=4, batch_size=2):
+    for index, text in iter_answers(model, "prefix", EXAMPLES, max_new_tokens=4, batch_size=2):
         assert model.active == (None,)
         assert model.base.config._attn_implementation == "sdpa"
         assert torch.is_grad_enabled()
@@ -351,6 +353,68 @@ def test_nothing_is_held_between_two_answers():
         with model.use("lora"):
             model.base(torch.tensor([[5, 6]]))
     assert made == alone
+
+
+# ── prompts to answers ──────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_texts_conversations_and_examples_are_answered_in_their_order():
+    model = model_that_reads("lora")
+    answers = dict(iter_answers(model, "lora", EXAMPLES, max_new_tokens=5))
+    expected = [answers[index] for index in range(len(EXAMPLES))]
+    assert len({*expected}) > 1
+    conversations = [[{"role": "user", "content": text}] for text in QUESTIONS]
+    messages = [[Message("user", text), Message("assistant", "Paris")] for text in QUESTIONS]
+    for prompts in (QUESTIONS, conversations, messages, EXAMPLES, [QUESTIONS[0], conversations[1], *EXAMPLES[2:]]):
+        assert halka.generate(model, prompts, "lora", max_new_tokens=5, batch_size=3) == expected
+    assert halka.generate(model, QUESTIONS, max_new_tokens=5) != expected
+    assert halka.generate(model, []) == []
+
+
+def test_every_prompt_may_have_an_adapter_of_its_own():
+    model, names = model_that_reads("lora", "prompt"), ["lora", None, "prompt", None, "lora", "prompt", None]
+    answers = dict(iter_answers(model, names, EXAMPLES, max_new_tokens=5))
+    assert halka.generate(model, QUESTIONS, names, max_new_tokens=5) == [answers[i] for i in range(len(names))]
+    with pytest.raises(halka.HalkaError, match="2 adapters for 7 examples"):
+        halka.generate(model, QUESTIONS, ["lora", None])
+    with pytest.raises(halka.UnknownAdapterError, match="nobody"):
+        halka.generate(model, QUESTIONS, "nobody")
+
+
+def test_a_temperature_samples_and_none_is_greedy():
+    model = model_that_reads()
+    greedy = halka.generate(model, QUESTIONS, max_new_tokens=8)
+    for options in ({"temperature": 0}, {"temperature": 0.0, "top_p": 0.5}, {"top_k": 1}, {"do_sample": False}):
+        assert halka.generate(model, QUESTIONS, max_new_tokens=8, **options) == greedy
+    for options in ({"temperature": 5.0}, {"top_k": 40}):
+        torch.manual_seed(0)
+        sampled = halka.generate(model, QUESTIONS, max_new_tokens=8, **options)
+        torch.manual_seed(0)
+        assert sampled == halka.generate(model, QUESTIONS, max_new_tokens=8, **options) != greedy
+
+
+@pytest.mark.parametrize(
+    ("prompts", "message"),
+    [
+        ("Why?", "prompts is one text: give a list"),
+        (["Why?", " "], r"prompts\[1\] is empty"),
+        ([{"role": "user", "content": "Why?"}], r"prompts\[0\] is one message: a conversation is a list"),
+        (
+            [[{"role": "user", "content": "Why?"}, {"role": "boss", "content": "!"}]],
+            r"prompts\[0\]: message 2 .*'boss'",
+        ),
+        ([[]], r"prompts\[0\] has no message to answer"),
+        ([[Message("assistant", "Paris")]], r"prompts\[0\] has no message to answer"),
+    ],
+)
+def test_what_is_no_prompt_is_named(prompts, message):
+    with pytest.raises(halka.DataError, match=message):
+        halka.generate(model_that_reads(), prompts)
+
+
+def test_a_classifier_answers_by_its_labels():
+    model = classifier()
+    assert {*halka.generate(model, TEXTS)} <= {*LABELS}
 
 
 # ── scores ──────────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -362,7 +426,9 @@ def test_an_evaluation_scores_answers_against_their_own_references(monkeypatch):
         model_that_reads(),
         {0: "Paris 0", 1: "Rome", 2: "Paris 2", 3: "", 4: "Paris 4", 5: "Paris 6", 6: "paris 6"},
     )
-    monkeypatch.setattr(halka.evaluation.answers, "generate", lambda *_, **__: iter(sorted(said.items(), reverse=True)))
+    monkeypatch.setattr(
+        halka.evaluation.evaluating, "iter_answers", lambda *_, **__: iter(sorted(said.items(), reverse=True))
+    )
     told = []
     found = evaluate(model, None, EXAMPLES, ["exact_match"], on_progress=told.append, seed=3)
     assert told == [1, 2, 3, 4, 5, 6, 7]
@@ -379,7 +445,7 @@ def test_an_evaluation_scores_answers_against_their_own_references(monkeypatch):
 def test_an_evaluation_answers_with_the_adapter_and_leaves_the_base_alone():
     model = model_that_reads("lora")
     before, settings = weights_of(model.base), model.base.generation_config.to_dict()
-    expected = dict(generate(model, "lora", EXAMPLES, max_new_tokens=5))
+    expected = dict(iter_answers(model, "lora", EXAMPLES, max_new_tokens=5))
     told = []
     found = evaluate(model, "lora", EXAMPLES, ["exact_match"], max_new_tokens=5, batch_size=3, on_progress=told.append)
     assert [each.prediction for each in found.predictions] == [expected[index] for index in range(7)]
@@ -396,7 +462,7 @@ def test_an_evaluation_scores_each_adapter_on_its_own_examples(monkeypatch):
     model, names = model_that_reads("lora"), ["lora", None, "lora", None, "lora", None, None]
     right = {0: "Paris 0", 1: "Rome", 2: "Paris 2", 3: "Rome", 4: "Rome", 5: "Rome", 6: "Paris 6"}
     monkeypatch.setattr(
-        halka.evaluation.answers, "generate", lambda *_, **__: iter(sorted(right.items(), reverse=True))
+        halka.evaluation.evaluating, "iter_answers", lambda *_, **__: iter(sorted(right.items(), reverse=True))
     )
     found = evaluate(model, names, EXAMPLES, ["exact_match"], seed=3)
     assert found.scores["exact_match"].value == pytest.approx(3 / 7)
@@ -410,15 +476,30 @@ def test_an_evaluation_scores_each_adapter_on_its_own_examples(monkeypatch):
 def test_an_evaluation_answers_each_example_with_its_adapter():
     model, names = model_that_reads("lora", "prompt"), ["lora", None, "prompt", None, "lora", "prompt", None]
     found = evaluate(model, names, EXAMPLES, ["exact_match"], max_new_tokens=5)
-    expected = dict(generate(model, names, EXAMPLES, max_new_tokens=5))
+    expected = dict(iter_answers(model, names, EXAMPLES, max_new_tokens=5))
     assert [each.prediction for each in found.predictions] == [expected[index] for index in range(7)]
     assert found.by_adapter.keys() == {"lora", None, "prompt"}
 
 
 def test_other_accepted_answers_count_too(monkeypatch):
     example = Example((Message("user", "Why?"), Message("assistant", "Because")), references=("Because", "So"))
-    monkeypatch.setattr(halka.evaluation.answers, "generate", lambda *_, **__: iter([(0, "So")]))
+    monkeypatch.setattr(halka.evaluation.evaluating, "iter_answers", lambda *_, **__: iter([(0, "So")]))
     assert evaluate(model_that_reads(), None, [example], ["exact_match"]).scores["exact_match"].value == 1
+
+
+def test_rows_in_memory_are_evaluated_by_metrics_that_fit_them():
+    model = model_that_reads()
+    texts = [{"question": "Why?", "answer": "Because"}]
+    objects = [{"question": "Why?", "answer": '{"reason": 1}'}]
+    assert [*halka.evaluate(model, None, texts, max_new_tokens=3).scores] == ["exact_match", "token_f1"]
+    assert [*halka.evaluate(model, None, objects, max_new_tokens=3).scores] == [
+        "json_exact",
+        "json_field_f1",
+        "json_valid",
+    ]
+    assert [*halka.evaluate(model, None, texts + objects, max_new_tokens=3).scores] == ["exact_match", "token_f1"]
+    rows = [{"text": text, "label": label} for text, label in zip(TEXTS, LABELS, strict=False)]
+    assert [*halka.evaluate(classifier(), None, rows).scores] == ["accuracy", "macro_f1"]
 
 
 def test_nothing_to_evaluate_on_is_refused():
@@ -436,7 +517,7 @@ def test_a_metric_that_the_gold_answers_do_not_satisfy_is_refused_before_anythin
     def generated(*args, **options):
         raise AssertionError("it was generated")
 
-    monkeypatch.setattr(halka.evaluation.answers, "generate", generated)
+    monkeypatch.setattr(halka.evaluation.evaluating, "iter_answers", generated)
     with pytest.raises(ValueError, match=message):
         evaluate(model_that_reads(), None, EXAMPLES, [metric])
 

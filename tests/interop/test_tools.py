@@ -18,7 +18,7 @@ from contract import disturb, weights_of
 from halka.core import AdaptedModel, Method
 from halka.data.batches import collate, plan
 from halka.data.tokens import Tokens
-from halka.evaluation.answers import generate
+from halka.evaluation.generation import iter_answers
 from halka.training.loop import mean_loss
 from halka.training.run import TrainConfig
 from tiny import tiny
@@ -166,7 +166,7 @@ def test_pipeline_names_the_adapters_labels(labels):
     model.add("a", halka.LoRA(rank=4), labels=labels)
     disturb(model, "a", by=0.3)
     made = pipeline("text-classification", model=halka.view(model, "a"), tokenizer=model.tokenizer)
-    made_here = dict(generate(model, "a", [example(text, labels[0]) for text in TEXTS]))
+    made_here = dict(iter_answers(model, "a", [example(text, labels[0]) for text in TEXTS]))
     answers = [made_here[place] for place in range(len(TEXTS))]
     assert [each["label"] for each in made(list(TEXTS))] == answers
     assert {each["label"] for each in made(TEXTS[0], top_k=None)} == {*labels}

@@ -17,7 +17,8 @@ import halka
 from commands import halka as command
 from contract import disturb, has_weights, ids, weights_of
 from halka.core import AdaptedModel, Method, Packed, bytes_of, count_of, form_of
-from halka.evaluation.answers import evaluate, generate, perplexity
+from halka.evaluation.evaluating import evaluate, perplexity
+from halka.evaluation.generation import iter_answers
 from halka.models.fingerprint import fingerprint
 from halka.models.quantised import LAYERS, nf4, quantise
 from halka.models.quantised.int8 import Int8Linear
@@ -358,7 +359,7 @@ def test_training_evaluation_a_store_and_a_pool(made, form, tmp_path):
     assert steps[-1].loss < steps[0].loss
     found = evaluate(model, ["lora", None, "prefix", "bottleneck"] * 2, task.test, task.metrics, max_new_tokens=3)
     assert found.scores["exact_match"].n == len(task.test)
-    assert len(dict(generate(model, "lora", task.test, max_new_tokens=3))) == len(task.test)
+    assert len(dict(iter_answers(model, "lora", task.test, max_new_tokens=3))) == len(task.test)
     assert perplexity(model, None, "What is the capital of France? " * 20) > 1
     store = halka.AdapterStore(tmp_path / "store")
     for name in names:

@@ -14,7 +14,8 @@ import halka
 from classifiers import CLASSES, LABELS, TAGS, TEXTS, classifier, example, examples, logits
 from contract import disturb
 from halka.data.batches import IGNORE_INDEX
-from halka.evaluation.answers import evaluate, generate
+from halka.evaluation.evaluating import evaluate
+from halka.evaluation.generation import iter_answers
 from halka.models import pad_id
 from halka.models.heads import head_of, label_rows
 from halka.models.loading import load_base
@@ -78,7 +79,7 @@ def test_it_learns_and_answers_by_names(architecture, kind):
     )
     metric = "tag_accuracy" if kind == TAGS else "accuracy"
     assert evaluate(model, "a", data, [metric]).scores[metric].value == 1
-    assert dict(generate(model, "a", data)) == {i: each.answers[0] for i, each in enumerate(data)}
+    assert dict(iter_answers(model, "a", data)) == {i: each.answers[0] for i, each in enumerate(data)}
 
 
 def test_accumulated_batches_are_one_large_batch():
@@ -149,8 +150,8 @@ def test_rows_of_a_batch_use_their_own_adapters_and_heads(architecture, kind):
     for row, name in enumerate(names):
         torch.testing.assert_close(mixed[row], logits(model, name)[row], rtol=1e-4, atol=1e-6)
     asked = examples(kind, count=4)
-    together = dict(generate(model, names, asked))
-    assert together == {row: dict(generate(model, name, asked))[row] for row, name in enumerate(names)}
+    together = dict(iter_answers(model, names, asked))
+    assert together == {row: dict(iter_answers(model, name, asked))[row] for row, name in enumerate(names)}
 
 
 def test_adapters_trained_together_learn_what_each_would_alone():
@@ -172,7 +173,7 @@ def test_fewer_labels_than_the_base_has_places():
     texts = tuple(each.prompt[0].content for each in data)
     expected = torch.nn.functional.cross_entropy(logits(wide, "a", texts)[:, :2], labels)
     assert mean_loss(wide, "a", items) == pytest.approx(float(expected), rel=1e-5)
-    assert {answer for _, answer in generate(wide, "a", data)} <= {"yes", "no"}
+    assert {answer for _, answer in iter_answers(wide, "a", data)} <= {"yes", "no"}
     with pytest.raises(ValueError, match="'b' is to tell 5 labels apart, where this base has 4"):
         wide.add("b", LORA, labels=list("vwxyz"))
 
@@ -399,7 +400,7 @@ def test_two_texts_are_told_apart_where_the_base_asks():
 def test_a_text_over_the_context_is_cut_when_it_is_answered():
     model = model_with(a=LORA)
     long = example(" ".join(TEXTS * 20), "good")
-    assert dict(generate(model, "a", [long]))[0] in LABELS
+    assert dict(iter_answers(model, "a", [long]))[0] in LABELS
     with pytest.warns(UserWarning, match="1 are cut to 64 tokens"):
         assert len(as_tokens(model, [long], CONFIG, "a")[0]) == 64
 
@@ -454,7 +455,7 @@ def test_sequence_to_sequence_learns_and_answers():
     model = translator(halka.Full())
     steps = list(train(model, "a", PAIRS, replace(CONFIG, steps=60, lr=3e-3)))
     assert steps[-1].loss < steps[0].loss / 5
-    assert dict(generate(model, "a", PAIRS, max_new_tokens=12)) == {i: p.answers[0] for i, p in enumerate(PAIRS)}
+    assert dict(iter_answers(model, "a", PAIRS, max_new_tokens=12)) == {i: p.answers[0] for i, p in enumerate(PAIRS)}
 
 
 # ── peft ────────────────────────────────────────────────────────────────────────────────────────────────────────────

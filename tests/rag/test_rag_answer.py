@@ -232,10 +232,10 @@ def test_without_passages_the_model_is_not_asked(collection):
 
 
 def test_a_model_answers_piece_by_piece_as_it_does_whole(support):
-    from halka.evaluation.answers import generate
+    from halka.evaluation.generation import iter_answers
 
     pieces = [*answering(support, None, 8).generate("What is it?")]
-    (whole,) = generate(support, None, [Example((Message("user", "What is it?"),))], max_new_tokens=8)
+    (whole,) = iter_answers(support, None, [Example((Message("user", "What is it?"),))], max_new_tokens=8)
     assert "".join(pieces).strip() == whole[1]
     with pytest.raises(HalkaError, match="do not fit"):
         [*answering(support, None, 8).generate("What is it? " * 10**4)]

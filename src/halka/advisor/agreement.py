@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from itertools import combinations
 from statistics import mean
 
-from halka.evaluation.metrics import as_label
+from halka.evaluation.text_metrics import as_label
 from halka.util.errors import HalkaError
 
 LONGEST = 80

@@ -15,7 +15,7 @@ from halka.core import AdaptedModel, in_mode
 from halka.data.batches import collate, plan
 from halka.data.examples import Example
 from halka.data.tokens import Tokens, encode, encode_prompt
-from halka.evaluation.answers import generate
+from halka.evaluation.generation import iter_answers
 from halka.models import context, hidden_states, logits, pad_id
 from halka.models.attention.function import use_attention
 from halka.rag.passages import Passage
@@ -87,7 +87,7 @@ class Questions:
         lengths = [len(encode_prompt(each, self.model.tokenizer)) + self.max_new_tokens for each in asked]
         for chosen in plan(lengths, seed=0, epoch=0, batch_tokens=BATCH_TOKENS, batch_size=BATCH):
             by, put = [each_by[index] for index in chosen], [asked[index] for index in chosen]
-            made = generate(self.model, by, put, max_new_tokens=self.max_new_tokens, batch_size=BATCH)
+            made = iter_answers(self.model, by, put, max_new_tokens=self.max_new_tokens, batch_size=BATCH)
             for number, text in made:
                 texts[chosen[number]] = text
                 if done is not None:

@@ -26,10 +26,6 @@ EXAMPLES = examples(
     "halka evaluate --base smollm2-135m --adapter runs/support/adapter --perplexity prose.txt",
     "halka evaluate --base smollm2-135m --store adapters --adapter support --adapter support@1 --task support",
 )
-METRICS = "exact_match,token_f1"
-METRICS_OF = {"labelled": "accuracy,macro_f1", "tagged": "tag_f1,tag_accuracy"}
-"""Of data whose rows have these shapes."""
-
 Split = Literal["train", "validation", "test"]
 
 
@@ -107,9 +103,9 @@ def judged_on(
     """
     from dataclasses import replace
 
-    from halka.data.task import Task
+    from halka.data.task import OF_SHAPES, Task
     from halka.data.task import limit as limited
-    from halka.evaluation.metrics import find_metric
+    from halka.evaluation.metrics import default_metrics, find_metric
 
     if (task is None) == (data is None):
         raise HalkaError("what to evaluate on is said by --task NAME or by --data FILE: give one of them")
@@ -117,7 +113,7 @@ def judged_on(
         if split is not None:
             raise HalkaError(f"--split {split} is for --task: a data file is one split")
         rows = data_rows(data, "--data", shape)
-        names = tuple(METRICS_OF.get(rows.shape, METRICS).split(","))
+        names = default_metrics(rows.examples, OF_SHAPES.get(rows.shape))
         test = addressed(rows.examples, rows.rows)
         found = Task(data.name.partition(".")[0], (), (), tuple(test), names, names[0])
     else:
@@ -128,7 +124,7 @@ def judged_on(
     if metrics is not None:
         names = tuple(name.strip() for name in metrics.split(",") if name.strip())
         if not names:
-            raise HalkaError(f"--metrics {metrics!r} names none: give names with commas between, such as {METRICS}")
+            raise HalkaError(f"--metrics {metrics!r} names none: give names with commas, such as exact_match,token_f1")
         found = replace(found, metrics=names, primary=names[0])
     for name in found.metrics:
         find_metric(name)
@@ -151,7 +147,7 @@ def _score(
 ) -> dict[str, Any]:
     """Scores overall, unless each adapter answered the same examples, and by adapter where there are several."""
     from halka.cli.progress import CountProgress
-    from halka.evaluation.answers import evaluate
+    from halka.evaluation.evaluating import evaluate
     from halka.util.files import write_text
 
     with CountProgress("answers", len(examples)) as progress:
@@ -185,7 +181,7 @@ def scores_beside(predictions: Path) -> Path:
 
 def _perplexity(model: AdaptedModel, names: list[str | None], text: str) -> dict[str, Any]:
     """The base's, and each adapter's with its change from that."""
-    from halka.evaluation.answers import perplexity
+    from halka.evaluation.evaluating import perplexity
 
     bare = perplexity(model, None, text)
     each = {name: perplexity(model, name, text) for name in names if name is not None}

@@ -143,11 +143,11 @@ def answer_all(
 ) -> list[dict[str, str | None]]:
     """Every prompt with its answer, in order."""
     from halka.cli.progress import CountProgress
-    from halka.evaluation.answers import generate
+    from halka.evaluation.generation import iter_answers
 
     answers = [""] * len(asked)
     with CountProgress("answers", len(asked)) as progress:
-        made = generate(model, names, asked, max_new_tokens=tokens, batch_size=batch_size, **options)
+        made = iter_answers(model, names, asked, max_new_tokens=tokens, batch_size=batch_size, **options)
         for done, (index, text) in enumerate(made, start=1):
             answers[index] = text
             progress.done(done)
@@ -161,10 +161,10 @@ def stream(model: AdaptedModel, name: str | None, asked: Example, tokens: int, o
     """One answer on stdout, word by word as it is made."""
     from transformers import TextStreamer
 
-    from halka.evaluation.answers import generate
+    from halka.evaluation.generation import iter_answers
 
     streamer = TextStreamer(model.tokenizer, skip_prompt=True, skip_special_tokens=True)
-    for _ in generate(model, name, [asked], max_new_tokens=tokens, batch_size=1, streamer=streamer, **options):
+    for _ in iter_answers(model, name, [asked], max_new_tokens=tokens, batch_size=1, streamer=streamer, **options):
         pass
 
 

@@ -146,7 +146,7 @@ def judged(
     """The loss, and the score that counts, of adapters (None: the bare base) on each task's test examples."""
     from halka.cli.progress import CountProgress
     from halka.data.task import limit as limited
-    from halka.evaluation.answers import evaluate
+    from halka.evaluation.evaluating import evaluate
     from halka.training.loop import as_tokens, mean_loss
     from halka.training.run import TrainConfig
 

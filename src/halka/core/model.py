@@ -18,7 +18,7 @@ from halka.core.parts import VIRTUAL_ROLES, Adapter, Method, Part, Target, selec
 from halka.core.routing import Memory, Route, repeats, resolve
 from halka.core.turns import Flow, Turns
 from halka.core.weights import StandIns
-from halka.util.errors import HalkaError
+from halka.util.errors import HalkaError, UnknownAdapterError
 
 
 class Pool(Protocol):
@@ -308,7 +308,7 @@ class AdaptedModel:
         found = self.adapters.get(name)
         if found is None:
             known = ", ".join(map(repr, [*self.adapters])) or "none yet"
-            raise HalkaError(f"no adapter {name!r} here (there are: {known}): `add` or `load` it first")
+            raise UnknownAdapterError(f"no adapter {name!r} here (there are: {known}): `add` or `load` it first")
         return found
 
     def _resolve(self, names: tuple[str | None, ...]) -> Route | None:

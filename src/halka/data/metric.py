@@ -9,8 +9,9 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+FloatArray = NDArray[np.float64]
 Counts = Mapping[Hashable, float]
-Sums = Mapping[Hashable, NDArray[np.float64]]
+Sums = Mapping[Hashable, FloatArray]
 
 
 @dataclass(frozen=True)
@@ -26,7 +27,7 @@ class Metric:
     name: str
     meaning: str
     per_item: Callable[[str, Sequence[str]], Counts]
-    aggregate: Callable[[Sums], NDArray[np.float64]]
+    aggregate: Callable[[Sums], FloatArray]
     range: tuple[float, float] = (0.0, 1.0)
     higher_is_better: bool = True
 
@@ -53,6 +54,6 @@ class Metric:
         )
 
 
-def ratio(above: NDArray[np.float64], below: NDArray[np.float64], empty: float = math.nan) -> NDArray[np.float64]:
+def ratio(above: FloatArray, below: FloatArray, empty: float = math.nan) -> FloatArray:
     """above / below, and `empty` where below is 0; all of shape (R,)."""
     return np.divide(above, below, out=np.full(np.shape(below), empty), where=below > 0)

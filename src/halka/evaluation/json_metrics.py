@@ -40,6 +40,11 @@ def json_field_f1(path: str = "") -> Metric:
     )
 
 
+def is_json_object(text: str) -> bool:
+    """Whether the whole text is one JSON object."""
+    return isinstance(_parse(text), dict)
+
+
 def _refuse(constant: str) -> None:
     raise HalkaError(f"{constant} is not JSON")
 

@@ -1,26 +1,25 @@
-"""How good are these answers: the metrics by name, and `score` with 95 % bootstrap intervals (Efron, 1979)."""
+"""The metrics by name, those that fit the data, and `score`: 95 % bootstrap intervals (Efron, 1979)."""
 
 from __future__ import annotations
 
 import difflib
 import math
-import string
-import unicodedata
-from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from functools import cache
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
-from halka.data.metric import Counts, Metric, Sums, ratio
-from halka.evaluation.json_metrics import JSON_METRICS, json_field, json_field_f1
+from halka.data.examples import Example
+from halka.data.metric import Counts, FloatArray, Metric
+from halka.evaluation.json_metrics import JSON_METRICS, is_json_object, json_field, json_field_f1
 from halka.evaluation.tag_metrics import TAG_METRICS
+from halka.evaluation.text_metrics import TEXT_METRICS
 from halka.util.errors import HalkaError
 
-Array = NDArray[np.float64]
+METRICS: dict[str, Metric] = {metric.name: metric for metric in (*TEXT_METRICS, *TAG_METRICS, *JSON_METRICS)}
+FAMILIES: dict[str, Callable[[str], Metric]] = {"json_field": json_field, "json_field_f1": json_field_f1}
+"""By the name before the colon: functions of the path after it."""
 
 
 @dataclass(frozen=True)
@@ -68,6 +67,20 @@ def mean_of(values: Sequence[float], seed: int = 0, resamples: int = 1000) -> Sc
     return score([repr(float(value)) for value in values], [[""]] * len(values), [mean], seed, resamples)["mean"]
 
 
+def default_metrics(examples: Iterable[Example], kind: str | None) -> tuple[str, ...]:
+    """The names of metrics that fit the accepted answers and the kind of base, the one that decides first.
+
+    Classes and tags are scored as such, answers that are all JSON objects as JSON, others by equality and shared words.
+    """
+    if kind == "sequence-classification":
+        return ("accuracy", "macro_f1")
+    if kind == "token-classification":
+        return ("tag_f1", "tag_accuracy")
+    if all(is_json_object(answer) for example in examples for answer in example.answers):
+        return ("json_exact", "json_field_f1", "json_valid")
+    return ("exact_match", "token_f1")
+
+
 def find_metric(name: str | Metric) -> Metric:
     """The metric of that name; `family:path` builds one (see `FAMILIES`); a `Metric` is returned as it is.
 
@@ -84,9 +97,6 @@ def find_metric(name: str | Metric) -> Metric:
     near = difflib.get_close_matches(name, choices, n=1)
     hint = f" (did you mean {near[0]!r}?)" if near else ""
     raise HalkaError(f"unknown metric {name!r}{hint}; choose from {', '.join(choices)}")
-
-
-# ---- counts, draws, intervals ----
 
 
 def _check(predictions: Sequence[str], references: Sequence[Sequence[str]], resamples: int) -> None:
@@ -106,7 +116,9 @@ def _check(predictions: Sequence[str], references: Sequence[Sequence[str]], resa
                 raise HalkaError(f"item {i} holds {text!r} where a text is needed")
 
 
-def _table(metric: Metric, predictions: Sequence[str], references: Sequence[Sequence[str]]) -> tuple[list[Any], Array]:
+def _table(
+    metric: Metric, predictions: Sequence[str], references: Sequence[Sequence[str]]
+) -> tuple[list[Any], FloatArray]:
     """The names of the counts (K) and the counts of every item (N, K)."""
     rows: list[Counts] = []
     for i, (prediction, accepted) in enumerate(zip(predictions, references, strict=True)):
@@ -125,7 +137,7 @@ def _table(metric: Metric, predictions: Sequence[str], references: Sequence[Sequ
     return list(column), table
 
 
-def _resample(tables: Sequence[Array], resamples: int, seed: int) -> list[Array]:
+def _resample(tables: Sequence[FloatArray], resamples: int, seed: int) -> list[FloatArray]:
     """For each table (N, K) its sums over items drawn with replacement, (R, K); all tables share the draws."""
     n = len(tables[0]) if tables else 0
     if not n:
@@ -143,8 +155,8 @@ def _resample(tables: Sequence[Array], resamples: int, seed: int) -> list[Array]
     return np.split(np.vstack(sums), ends[:-1], axis=1)
 
 
-def _interval(metric: Metric, keys: list[Any], table: Array, drawn: Array, n: int) -> Score:
-    def aggregate(sums_RK: Array) -> Array:
+def _interval(metric: Metric, keys: list[Any], table: FloatArray, drawn: FloatArray, n: int) -> Score:
+    def aggregate(sums_RK: FloatArray) -> FloatArray:
         return metric.aggregate(dict(zip(keys, sums_RK.T, strict=True)))
 
     value = float(aggregate(table.sum(axis=0, keepdims=True))[0])
@@ -157,156 +169,3 @@ def _interval(metric: Metric, keys: list[Any], table: Array, drawn: Array, n: in
         floor, ceiling = (end if math.isfinite(end) else value for end in metric.range)
         low, high = value - unseen * (value - floor), value + unseen * (ceiling - value)
     return Score(value, min(low, value), max(high, value), n)
-
-
-# ---- texts ----
-
-
-def _plain(text: str) -> str:
-    """Without white space at the ends, in Unicode's composed form (Bengali and others have two spellings)."""
-    return unicodedata.normalize("NFC", text).strip()
-
-
-def _squad_words(text: str) -> list[str]:
-    """SQuAD's normalisation (Rajpurkar et al., 2016), with every script's punctuation: no case, no articles."""
-    kept = "".join(
-        c for c in _plain(text).lower() if c not in string.punctuation and not unicodedata.category(c).startswith("P")
-    )
-    return [word for word in kept.split() if word not in ("a", "an", "the")]
-
-
-def as_label(text: str) -> str:
-    """A class name as compared: no case, single spaces, no quotes or full stop around it."""
-    return " ".join(_plain(text).casefold().split()).strip(" .,;:!?\"'`*।")
-
-
-def _exact(prediction: str, references: Sequence[str]) -> float:
-    return float(_plain(prediction) in map(_plain, references))
-
-
-def _squad_exact(prediction: str, references: Sequence[str]) -> float:
-    return float(_squad_words(prediction) in map(_squad_words, references))
-
-
-def _token_f1(prediction: str, references: Sequence[str]) -> float:
-    said = Counter(_squad_words(prediction))
-
-    def f1(reference: str) -> float:
-        true = Counter(_squad_words(reference))
-        if not said or not true:
-            return float(said == true)
-        return 2 * (said & true).total() / (said.total() + true.total())
-
-    return max(map(f1, references))
-
-
-def _lines(prediction: str, references: Sequence[str]) -> float:
-    def lines(text: str) -> list[str]:
-        return [line.strip() for line in _plain(text).splitlines() if line.strip()]
-
-    said = lines(prediction)
-
-    def share(true: list[str]) -> float:
-        same = sum(a == b for a, b in zip(said, true, strict=False))
-        return same / max(len(said), len(true), 1) if said or true else 1.0
-
-    return max(share(lines(reference)) for reference in references)
-
-
-def _accuracy(prediction: str, references: Sequence[str]) -> float:
-    return float(as_label(prediction) in map(as_label, references))
-
-
-def _class_counts(prediction: str, references: Sequence[str]) -> Counts:
-    """Hits, predictions and truths by class; of several accepted classes the predicted one, else the first."""
-    said, accepted = as_label(prediction), [as_label(reference) for reference in references]
-    true = said if said in accepted else accepted[0]
-    return {("hit", true): float(said == true), ("said", said): 1.0, ("true", true): 1.0}
-
-
-def _macro_f1(sums: Sums) -> Array:
-    """The mean F1 over the classes that the references of each draw hold."""
-    total: Any = 0.0
-    classes: Any = 0.0
-    for kind, label in [key for key in sums if isinstance(key, tuple)]:
-        if kind == "true":
-            true = sums["true", label]
-            f1 = ratio(2 * sums["hit", label], true + sums.get(("said", label), 0.0), empty=0.0)
-            total, classes = total + f1 * (true > 0), classes + (true > 0)
-    return ratio(total, classes)
-
-
-# ---- generated texts: sacrebleu's and rouge-score's own counts and formulas ----
-
-
-@cache
-def _sacrebleu(name: str) -> Any:
-    from sacrebleu.metrics.bleu import BLEU
-    from sacrebleu.metrics.chrf import CHRF
-
-    return BLEU(force=True, effective_order=True) if name == "bleu" else CHRF()
-
-
-def _bleu_counts(prediction: str, references: Sequence[str]) -> Counts:
-    one = _sacrebleu("bleu").sentence_score(prediction, list(references))
-    return dict(enumerate([one.sys_len, one.ref_len, *one.counts, *one.totals]))
-
-
-def _bleu(sums: Sums) -> Array:
-    bleu = _sacrebleu("bleu")
-
-    def of(sums_K: Array) -> float:
-        said, true, *ngrams = (round(x) for x in sums_K)
-        return bleu.compute_bleu(ngrams[:4], ngrams[4:], said, true, smooth_method="exp").score
-
-    return np.array([of(row) for row in np.stack(list(sums.values()), axis=1)])
-
-
-def _chrf_counts(prediction: str, references: Sequence[str]) -> Counts:
-    counts = _sacrebleu("chrf")._extract_corpus_statistics([prediction], [[text] for text in references])
-    return dict(enumerate(counts[0]))
-
-
-def _chrf(sums: Sums) -> Array:
-    of = _sacrebleu("chrf")._compute_f_score
-    return np.array([of(list(row)) for row in np.stack(list(sums.values()), axis=1)])
-
-
-class _Words:
-    """rouge-score's tokenizer, which drops all but a-z and 0-9, extended to the letters of every script."""
-
-    def tokenize(self, text: str) -> list[str]:
-        return "".join(c if unicodedata.category(c)[0] in "LMN" else " " for c in _plain(text).lower()).split()
-
-
-@cache
-def _rouge() -> Any:
-    from rouge_score.rouge_scorer import RougeScorer
-
-    return RougeScorer(["rougeL"], tokenizer=_Words())
-
-
-def _rouge_l(prediction: str, references: Sequence[str]) -> float:
-    return max(_rouge().score(reference, prediction)["rougeL"].fmeasure for reference in references)
-
-
-# ---- the names ----
-
-FAMILIES: dict[str, Callable[[str], Metric]] = {"json_field": json_field, "json_field_f1": json_field_f1}
-
-METRICS: dict[str, Metric] = {
-    metric.name: metric
-    for metric in [
-        Metric.mean("exact_match", "share of answers equal to a reference letter for letter", _exact),
-        Metric.mean("squad_exact", "share equal to a reference but for case, punctuation, articles", _squad_exact),
-        Metric.mean("token_f1", "F1 of the words shared with the best reference, SQuAD's way", _token_f1),
-        Metric.mean("line_accuracy", "share of lines equal to the reference's line at that place", _lines),
-        Metric.mean("accuracy", "share of answers that name the right class", _accuracy),
-        Metric("macro_f1", "mean over the references' classes of each class's F1", _class_counts, _macro_f1),
-        Metric("bleu", "sacrebleu's corpus BLEU, 13a tokens", _bleu_counts, _bleu, (0.0, 100.0)),
-        Metric("chrf", "sacrebleu's corpus chrF2", _chrf_counts, _chrf, (0.0, 100.0)),
-        Metric.mean("rouge_l", "ROUGE-L F1 with the best reference", _rouge_l),
-        *TAG_METRICS,
-        *JSON_METRICS,
-    ]
-}

@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 from halka.core import AdaptedModel
 from halka.data.examples import Example, Message
 from halka.data.tokens import encode_prompt
-from halka.evaluation.answers import generate
+from halka.evaluation.generation import iter_answers
 from halka.models import context
 from halka.util.errors import HalkaError
 
@@ -110,7 +110,7 @@ def _answer(
     def work() -> None:
         try:
             example = Example((user_message(model, prompt),))
-            for _ in generate(
+            for _ in iter_answers(
                 model, name, [example], max_new_tokens=new_tokens, batch_size=1, streamer=streamer, **options
             ):
                 pass

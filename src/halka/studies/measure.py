@@ -30,7 +30,7 @@ from halka.data.examples import Item
 from halka.data.task import Task, limit
 from halka.data.tasks import load_task
 from halka.estimating.rehearsing import FP32, Setup, rehearse, weights_of
-from halka.evaluation.answers import Evaluation, evaluate, perplexity
+from halka.evaluation.evaluating import Evaluation, evaluate, perplexity
 from halka.methods import made
 from halka.models import adapt, pad_id
 from halka.models.attention.function import use_attention

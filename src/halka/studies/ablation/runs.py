@@ -22,7 +22,7 @@ from typing import Any, Literal, cast
 from halka.core import AdaptedModel
 from halka.data.examples import Example, Message
 from halka.data.tokens import encode_prompt
-from halka.evaluation.answers import generate
+from halka.evaluation.generation import iter_answers
 from halka.evaluation.metrics import find_metric
 from halka.evaluation.streaming import prompt_budget, user_message
 from halka.methods import made
@@ -222,7 +222,7 @@ class _Subject:
     def ask(self, name: str | None, prompts: Sequence[str]) -> list[str]:
         examples = [self._asking(name, each) for each in prompts]
         tokens = self.ablation.max_new_tokens
-        made = dict(generate(self.model, name, examples, max_new_tokens=tokens, batch_size=BATCH))
+        made = dict(iter_answers(self.model, name, examples, max_new_tokens=tokens, batch_size=BATCH))
         return [made[number].strip() for number in range(len(prompts))]
 
     def _attacked(self, name: str | None) -> list[dict[str, Any]]:

@@ -1,0 +1,107 @@
+"""Evaluation: score a model's answers to examples, with intervals; perplexity."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+
+from halka.core import AdaptedModel
+from halka.data.examples import Example, as_examples
+from halka.data.metric import Metric
+from halka.data.tokens import Tokens
+from halka.evaluation.generation import AdapterNames, adapter_of_each, iter_answers
+from halka.evaluation.metrics import Score, default_metrics, score
+from halka.models import context
+from halka.models.kinds import kind_of
+from halka.objectives import objective_of
+from halka.training.loop import mean_loss
+from halka.util.errors import DataError
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """The model's answer to one example; `prompt` is the last message before it, `references` are accepted answers."""
+
+    where: str
+    prompt: str
+    references: tuple[str, ...]
+    prediction: str
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """Scores by metric and the predictions behind them; where several adapters answered, also scores by adapter."""
+
+    scores: dict[str, Score]
+    predictions: tuple[Prediction, ...]
+    by_adapter: dict[str | None, dict[str, Score]] = field(default_factory=dict)
+
+
+def evaluate(
+    model: AdaptedModel,
+    adapters: AdapterNames,
+    examples: Iterable[Example | Mapping[str, object]],
+    metrics: Sequence[str | Metric] | None = None,
+    *,
+    max_new_tokens: int = 64,
+    batch_size: int = 32,
+    seed: int = 0,
+    on_progress: Callable[[int], None] | None = None,
+) -> Evaluation:
+    """Answer every example greedily with its adapter and score the answers, by adapter too.
+
+    adapters      one adapter's name for all examples, None for the bare base, or a sequence with one for each
+    examples      `Example`s or rows of a known shape (see `as_examples`)
+    metrics       names or `Metric`s; without any, those of `default_metrics`
+    seed          of the intervals' bootstrap
+    on_progress   called with the number of examples that are answered
+
+    Raises:
+        DataError: there are no examples, or one has no answer or a label that the adapter does not know.
+        HalkaError: a metric is unknown, or the accepted answers themselves do not fit it (they lack its field, say).
+    """
+    examples = as_examples(examples)
+    if not examples:
+        raise DataError("there are no examples to evaluate on")
+    for index, example in enumerate(examples):
+        if not example.answers:
+            raise DataError(f"{example.place(index)} has no answer to compare with: give it one")
+    names = adapter_of_each(adapters, examples)
+    if model.labels:  # before the work begins: every label must be one that its adapter knows
+        for name in dict.fromkeys(names):
+            own = [example for example, other in zip(examples, names, strict=True) if other == name]
+            objective_of(model).encode(model, name, own, None, "cut")
+    references = [example.answers for example in examples]
+    metrics = default_metrics(examples, kind_of(model.base)) if metrics is None else metrics
+    score([accepted[0] for accepted in references], references, metrics, resamples=1)
+    answers = [""] * len(examples)
+    batches = iter_answers(model, names, examples, max_new_tokens=max_new_tokens, batch_size=batch_size)
+    for done, (index, text) in enumerate(batches, start=1):
+        answers[index] = text
+        if on_progress is not None:
+            on_progress(done)
+    predictions = tuple(
+        Prediction(example.where, example.prompt[-1].content, example.answers, answer)
+        for example, answer in zip(examples, answers, strict=True)
+    )
+    by_adapter = {}
+    for name in dict.fromkeys(names) if len({*names}) > 1 else ():
+        own = [index for index, other in enumerate(names) if other == name]
+        by_adapter[name] = score([answers[i] for i in own], [references[i] for i in own], metrics, seed=seed)
+    return Evaluation(score(answers, references, metrics, seed=seed), predictions, by_adapter)
+
+
+def perplexity(model: AdaptedModel, name: str | None, text: str, *, window: int = 256) -> float:
+    """exp of the mean loss per token of `text`, read in windows of tokens; the first token of each carries no loss.
+
+    Compared before and after tuning on a text unrelated to the task, it measures forgetting. Raises DataError for a
+    text of fewer than two tokens.
+    """
+    ids = model.tokenizer.encode(text, add_special_tokens=False)
+    window = min(window, context(model, name) or window)
+    windows = [ids[start : start + window] for start in range(0, len(ids), window)]
+    items = [Tokens(part, [False, *[True] * (len(part) - 1)]) for part in windows if len(part) > 1]
+    if not items:
+        raise DataError("the text is too short for a perplexity: it needs at least two tokens")
+    return math.exp(mean_loss(model, name, items))

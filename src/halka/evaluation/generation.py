@@ -1,0 +1,174 @@
+"""Answers to prompts by batched generation, with any adapter for each prompt."""
+
+from __future__ import annotations
+
+import math
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from halka.core import AdaptedModel
+from halka.data.examples import Example
+from halka.data.shapes import Message, as_message
+from halka.models import context
+from halka.models.attention.function import use_attention
+from halka.objectives import objective_of
+from halka.util.errors import DataError, HalkaError
+
+AdapterNames = str | None | Sequence[str | None]
+"""One adapter for all prompts, or one for each; None is the bare base."""
+
+Prompt = str | Example | Sequence[Message | Mapping[str, str]]
+"""A text, which is a user's message; a conversation; or an example, whose answer is not read."""
+
+SAMPLING = ("temperature", "top_k", "top_p", "min_p", "typical_p")
+
+
+def generate(
+    model: AdaptedModel,
+    prompts: Sequence[Prompt],
+    adapters: AdapterNames = None,
+    *,
+    max_new_tokens: int = 256,
+    batch_size: int = 32,
+    **options: Any,
+) -> list[str]:
+    """Answer every prompt through the base's chat template; returns the decoded answers in the prompts' order.
+
+    prompts        texts, conversations (lists of {"role", "content"} or `Message`s) or `Example`s
+    adapters       one adapter's name for all prompts, None for the bare base, or a sequence with one for each
+    batch_size     prompts at a time; prompts of like length share a batch, whatever their adapters
+    options        go to transformers' `generate`. Without any, decoding is greedy; a `temperature` above 0, `top_p`,
+                   `top_k`, … sample
+
+    A classifier answers with its label's name, a tagger with a tag for each word.
+
+    Raises:
+        DataError: a prompt is none, the chat template refuses it, or it leaves no room for `max_new_tokens`.
+        UnknownAdapterError: the model has no adapter of that name.
+    """
+    if isinstance(prompts, str):
+        raise DataError("prompts is one text: give a list of prompts, such as [prompt]")
+    examples = [_example(prompt, f"prompts[{index}]") for index, prompt in enumerate(prompts)]
+    answers = [""] * len(examples)
+    for index, text in iter_answers(
+        model, adapters, examples, max_new_tokens=max_new_tokens, batch_size=batch_size, **_with_sampling(options)
+    ):
+        answers[index] = text
+    return answers
+
+
+def iter_answers(
+    model: AdaptedModel,
+    adapters: AdapterNames,
+    examples: Sequence[Example],
+    *,
+    max_new_tokens: int = 64,
+    batch_size: int = 32,
+    **options: Any,
+) -> Iterator[tuple[int, str]]:
+    """Yield (index, answer) for every example's prompt, batch by batch; prompts of like length share a batch.
+
+    Adapters of any families share batches; full copies of the weights get batches of their own. `options` go to
+    transformers' `generate` unchanged; without any, decoding is greedy. Raises as `generate` does, at the first answer.
+    """
+    if model.tokenizer is None:
+        raise HalkaError("to generate text the model needs its tokenizer: `halka.adapt(base, tokenizer)`")
+    objective = objective_of(model)
+    new = max_new_tokens if objective.answer_uses_context else 0
+    names = adapter_of_each(adapters, examples)
+    limits = {name: (context(model, name), _is_full(model, name)) for name in dict.fromkeys(names)}
+    rows = []
+    items = []
+    for index, (example, name) in enumerate(zip(examples, names, strict=True)):
+        room, full = limits[name]
+        item = objective.encode_prompt(model, example, room)
+        if room is not None and len(item) + new > room:
+            raise DataError(
+                f"{example.place(index)}: a prompt of {len(item)} tokens and {max_new_tokens} new ones do not fit the "
+                f"{room} positions for text that this base has: shorten it or lower max_new_tokens"
+            )
+        items.append(item)
+        rows.append(_Row(len(item) + new, room, name if full else None))
+    for batch in _batches(rows, batch_size, lambda batch: _pool_fits(model, {names[i] for i in batch})):
+        own = [names[i] for i in batch]
+        with torch.inference_mode(), model.use(own if len({*own}) > 1 else own[0]), use_attention(model.base):
+            answers = objective.answers(model, own, [items[i] for i in batch], max_new_tokens, options)
+        yield from zip(batch, answers, strict=True)
+
+
+def adapter_of_each(adapters: AdapterNames, examples: Sequence[Example]) -> list[str | None]:
+    """The adapter of every example. Raises HalkaError for a sequence of another length."""
+    if adapters is None or isinstance(adapters, str):
+        return [adapters] * len(examples)
+    if len(adapters) != len(examples):
+        raise HalkaError(
+            f"{len(adapters)} adapters for {len(examples)} examples: give one for each, or a single one for all"
+        )
+    return list(adapters)
+
+
+def _example(prompt: Prompt, place: str) -> Example:
+    if isinstance(prompt, Example):
+        return prompt
+    if isinstance(prompt, str):
+        if not prompt.strip():
+            raise DataError(f"{place} is empty")
+        return Example((Message("user", prompt),), where=place)
+    if isinstance(prompt, Message | Mapping):
+        raise DataError(f"{place} is one message: a conversation is a list of messages, and prompts a list of those")
+    messages = tuple(as_message(message, f"{place}: message {n}") for n, message in enumerate(prompt, start=1))
+    example = Example(messages, where=place)
+    if not example.prompt:
+        raise DataError(f"{place} has no message to answer")
+    return example
+
+
+def _with_sampling(options: Mapping[str, Any]) -> dict[str, Any]:
+    """transformers' options, with `do_sample` where one of them asks for samples; a temperature of 0 is greedy."""
+    if "do_sample" in options:
+        return dict(options)
+    if options.get("temperature") == 0:
+        return {name: value for name, value in options.items() if name not in SAMPLING}
+    return {**options, "do_sample": any(options.get(name) is not None for name in SAMPLING)}
+
+
+@dataclass(frozen=True)
+class _Row:
+    """What decides which batch a prompt may join."""
+
+    tokens: int  # of the prompt and the answer
+    room: int | None  # positions for text beside the adapter's virtual tokens
+    full: str | None  # the adapter, if it is a copy of all weights, which acts on whole batches
+
+
+def _batches(rows: Sequence[_Row], size: int, fits: Callable[[list[int]], bool]) -> Iterator[list[int]]:
+    """Indices of rows that form a batch, the shortest first, at most `size` and as many as `fits` allows.
+
+    In each batch the longest text has room beside the most virtual tokens.
+    """
+    groups: dict[str | None, list[int]] = defaultdict(list)
+    for index in sorted(range(len(rows)), key=lambda index: rows[index].tokens):
+        groups[rows[index].full].append(index)
+    for group in groups.values():
+        batch: list[int] = []
+        for index in group:
+            rooms = [room for i in (*batch, index) if (room := rows[i].room) is not None]
+            full = len(batch) >= size or rows[index].tokens > min(rooms, default=math.inf)
+            if batch and (full or not fits([*batch, index])):
+                yield batch
+                batch = []
+            batch.append(index)
+        yield batch
+
+
+def _pool_fits(model: AdaptedModel, names: set[str | None]) -> bool:
+    """Whether these adapters can be in memory at once."""
+    return model.pool is None or model.pool.fits(name for name in names if name is not None)
+
+
+def _is_full(model: AdaptedModel, name: str | None) -> bool:
+    return name is not None and any(target.role == "base" for target in model.adapter(name).targets.values())

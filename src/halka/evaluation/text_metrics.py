@@ -1,0 +1,155 @@
+"""How good are answers that are texts: equality, shared words, class labels, BLEU, chrF and ROUGE-L."""
+
+from __future__ import annotations
+
+import string
+import unicodedata
+from collections import Counter
+from collections.abc import Sequence
+from functools import cache
+from typing import Any
+
+import numpy as np
+
+from halka.data.metric import Counts, FloatArray, Metric, Sums, ratio
+
+
+def _plain(text: str) -> str:
+    """Without white space at the ends, in Unicode's composed form (Bengali and others have two spellings)."""
+    return unicodedata.normalize("NFC", text).strip()
+
+
+def _squad_words(text: str) -> list[str]:
+    """SQuAD's normalisation (Rajpurkar et al., 2016), with every script's punctuation: no case, no articles."""
+    kept = "".join(
+        c for c in _plain(text).lower() if c not in string.punctuation and not unicodedata.category(c).startswith("P")
+    )
+    return [word for word in kept.split() if word not in ("a", "an", "the")]
+
+
+def as_label(text: str) -> str:
+    """A class name as compared: no case, single spaces, no quotes or full stop around it."""
+    return " ".join(_plain(text).casefold().split()).strip(" .,;:!?\"'`*।")
+
+
+def _exact(prediction: str, references: Sequence[str]) -> float:
+    return float(_plain(prediction) in map(_plain, references))
+
+
+def _squad_exact(prediction: str, references: Sequence[str]) -> float:
+    return float(_squad_words(prediction) in map(_squad_words, references))
+
+
+def _token_f1(prediction: str, references: Sequence[str]) -> float:
+    said = Counter(_squad_words(prediction))
+
+    def f1(reference: str) -> float:
+        true = Counter(_squad_words(reference))
+        if not said or not true:
+            return float(said == true)
+        return 2 * (said & true).total() / (said.total() + true.total())
+
+    return max(map(f1, references))
+
+
+def _lines(prediction: str, references: Sequence[str]) -> float:
+    def lines(text: str) -> list[str]:
+        return [line.strip() for line in _plain(text).splitlines() if line.strip()]
+
+    said = lines(prediction)
+
+    def share(true: list[str]) -> float:
+        same = sum(a == b for a, b in zip(said, true, strict=False))
+        return same / max(len(said), len(true), 1) if said or true else 1.0
+
+    return max(share(lines(reference)) for reference in references)
+
+
+def _accuracy(prediction: str, references: Sequence[str]) -> float:
+    return float(as_label(prediction) in map(as_label, references))
+
+
+def _class_counts(prediction: str, references: Sequence[str]) -> Counts:
+    """Hits, predictions and truths by class; of several accepted classes the predicted one, else the first."""
+    said, accepted = as_label(prediction), [as_label(reference) for reference in references]
+    true = said if said in accepted else accepted[0]
+    return {("hit", true): float(said == true), ("said", said): 1.0, ("true", true): 1.0}
+
+
+def _macro_f1(sums: Sums) -> FloatArray:
+    """The mean F1 over the classes that the references of each draw hold."""
+    total: Any = 0.0
+    classes: Any = 0.0
+    for kind, label in [key for key in sums if isinstance(key, tuple)]:
+        if kind == "true":
+            true = sums["true", label]
+            f1 = ratio(2 * sums["hit", label], true + sums.get(("said", label), 0.0), empty=0.0)
+            total, classes = total + f1 * (true > 0), classes + (true > 0)
+    return ratio(total, classes)
+
+
+# ---- generated texts: sacrebleu's and rouge-score's own counts and formulas ----
+
+
+@cache
+def _sacrebleu(name: str) -> Any:
+    from sacrebleu.metrics.bleu import BLEU
+    from sacrebleu.metrics.chrf import CHRF
+
+    return BLEU(force=True, effective_order=True) if name == "bleu" else CHRF()
+
+
+def _bleu_counts(prediction: str, references: Sequence[str]) -> Counts:
+    one = _sacrebleu("bleu").sentence_score(prediction, list(references))
+    return dict(enumerate([one.sys_len, one.ref_len, *one.counts, *one.totals]))
+
+
+def _bleu(sums: Sums) -> FloatArray:
+    bleu = _sacrebleu("bleu")
+
+    def of(sums_K: FloatArray) -> float:
+        said, true, *ngrams = (round(x) for x in sums_K)
+        return bleu.compute_bleu(ngrams[:4], ngrams[4:], said, true, smooth_method="exp").score
+
+    return np.array([of(row) for row in np.stack(list(sums.values()), axis=1)])
+
+
+def _chrf_counts(prediction: str, references: Sequence[str]) -> Counts:
+    counts = _sacrebleu("chrf")._extract_corpus_statistics([prediction], [[text] for text in references])
+    return dict(enumerate(counts[0]))
+
+
+def _chrf(sums: Sums) -> FloatArray:
+    of = _sacrebleu("chrf")._compute_f_score
+    return np.array([of(list(row)) for row in np.stack(list(sums.values()), axis=1)])
+
+
+class _Words:
+    """rouge-score's tokenizer, which drops all but a-z and 0-9, extended to the letters of every script."""
+
+    def tokenize(self, text: str) -> list[str]:
+        return "".join(c if unicodedata.category(c)[0] in "LMN" else " " for c in _plain(text).lower()).split()
+
+
+@cache
+def _rouge() -> Any:
+    from rouge_score.rouge_scorer import RougeScorer
+
+    return RougeScorer(["rougeL"], tokenizer=_Words())
+
+
+def _rouge_l(prediction: str, references: Sequence[str]) -> float:
+    return max(_rouge().score(reference, prediction)["rougeL"].fmeasure for reference in references)
+
+
+TEXT_METRICS: tuple[Metric, ...] = (
+    Metric.mean("exact_match", "share of answers equal to a reference letter for letter", _exact),
+    Metric.mean("squad_exact", "share equal to a reference but for case, punctuation, articles", _squad_exact),
+    Metric.mean("token_f1", "F1 of the words shared with the best reference, SQuAD's way", _token_f1),
+    Metric.mean("line_accuracy", "share of lines equal to the reference's line at that place", _lines),
+    Metric.mean("accuracy", "share of answers that name the right class", _accuracy),
+    Metric("macro_f1", "mean over the references' classes of each class's F1", _class_counts, _macro_f1),
+    Metric("bleu", "sacrebleu's corpus BLEU, 13a tokens", _bleu_counts, _bleu, (0.0, 100.0)),
+    Metric("chrf", "sacrebleu's corpus chrF2", _chrf_counts, _chrf, (0.0, 100.0)),
+    Metric.mean("rouge_l", "ROUGE-L F1 with the best reference", _rouge_l),
+)
