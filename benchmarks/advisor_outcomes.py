@@ -38,7 +38,7 @@ from halka.evaluation.generation import iter_answers
 from halka.rag.collection import Collection
 from halka.rag.passages import Passage
 from halka.rag.retrieve import Retriever
-from halka.training.loop import Job, TrainConfig, as_tokens, mean_loss, train, train_many
+from halka.training import Job, TrainConfig, as_tokens, mean_loss, train, train_many
 from halka.util import machine
 from halka.util.files import write_text
 

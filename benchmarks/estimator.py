@@ -45,7 +45,7 @@ from halka.methods import made
 from halka.models.kinds import KINDS as KIND_CLASSES
 from halka.models.loading import base_config, let_go_of_files
 from halka.models.quantised import quantise
-from halka.training.loop import TrainConfig, train
+from halka.training import TrainConfig, train
 from halka.util import machine
 
 RESULT = Path(__file__).parent / "results" / "estimator.json"

@@ -28,7 +28,7 @@ from halka.data.tokens import Tokens, encode_all
 from halka.merging.error import difference
 from halka.merging.probes import logits_of, probe_rows
 from halka.models.loading import load_base
-from halka.training.loop import mean_loss
+from halka.training import mean_loss
 
 HERE = Path(__file__).parent
 BASE = "smollm2-135m"

@@ -75,7 +75,7 @@ def run_halka(base, tokenizer, train, held_out, pair, steps, peak):
         tokens.append(step.tokens - before)
         before = step.tokens
     top = peak()
-    from halka.training.loop import mean_loss
+    from halka.training import mean_loss
 
     return times, tokens, {"loss": mean_loss(model, "a", held_out), "peak": top}
 

@@ -43,10 +43,13 @@ if TYPE_CHECKING:
     from halka.storage.pool import AdapterPool as AdapterPool
     from halka.storage.save_load import load as load
     from halka.storage.save_load import save as save
-    from halka.training.loop import Job as Job
-    from halka.training.loop import train as train
-    from halka.training.loop import train_many as train_many
-    from halka.training.run import TrainConfig as TrainConfig
+    from halka.training import Job as Job
+    from halka.training import RunFolder as RunFolder
+    from halka.training import TrainConfig as TrainConfig
+    from halka.training import TrainResult as TrainResult
+    from halka.training import fit as fit
+    from halka.training import train as train
+    from halka.training import train_many as train_many
     from halka.util.errors import DamagedFolderError as DamagedFolderError
     from halka.util.errors import DataError as DataError
     from halka.util.errors import HalkaError as HalkaError
@@ -71,8 +74,7 @@ _PUBLIC = {
     "storage.save_load": "load save",
     "storage.adapter_store": "AdapterStore",
     "storage.pool": "AdapterPool",
-    "training.loop": "Job train train_many",
-    "training.run": "TrainConfig",
+    "training": "Job RunFolder TrainConfig TrainResult fit train train_many",
     "util.errors": "DamagedFolderError DataError HalkaError OutOfMemoryError TrainingError UnknownAdapterError "
     "WrongBaseError",
 }

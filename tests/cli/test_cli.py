@@ -271,7 +271,7 @@ def test_tensorboard(here, monkeypatch):
         (f"train {TRAIN} --validation 3 -o new", "--validation 3 is no share of the data"),
         (f"train {TRAIN} --validation nope.jsonl -o new", "--validation: there is no file nope.jsonl"),
         (f"train {TRAIN} -o run", "--out: run holds a finished run: choose another folder, or add --overwrite"),
-        (f"train {TRAIN} -o base", "--out: base exists and holds no run of halka train: choose another folder"),
+        (f"train {TRAIN} -o base", "--out: base exists and holds no training run: choose another folder"),
         (f"train {TRAIN} -o data.jsonl", "--out: data.jsonl is a file: name a folder"),
         (f"train {TRAIN} --method lorra -o new", "there is no method 'lorra': choose one of"),
         (f"train {TRAIN} --method prefix -o new", "--rank: prefix has no field 'rank'; its fields are: length"),
@@ -304,7 +304,7 @@ def test_training_that_cannot_go_on_is_a_failure(here):
 def test_two_processes_do_not_train_in_one_folder(here):
     Path("new").mkdir()
     with FileLock("new/.lock"):
-        assert "--out: another process is training in new" in failure(f"train {TRAIN} --steps 2 -o new")
+        assert "another process is training in new: choose another folder" in failure(f"train {TRAIN} --steps 2 -o new")
     halka(f"train {TRAIN} --steps 2 -o new")
 
 

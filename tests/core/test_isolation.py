@@ -25,8 +25,7 @@ from contract import disturb, ids
 from halka import AdapterPool, AdapterStore
 from halka.core import AdaptedModel, Adapter
 from halka.data.tokens import Tokens
-from halka.training.loop import mean_loss, train
-from halka.training.run import TrainConfig
+from halka.training import TrainConfig, mean_loss, train
 from kinds import KINDS, bare, logits, model_with, train_a_step
 from tiny import tiny
 

@@ -29,7 +29,7 @@ from halka.methods import made
 from halka.models import hidden_states
 from halka.models.attention.function import use_attention
 from halka.models.loading import base_config
-from halka.training.loop import TrainConfig, train
+from halka.training import TrainConfig, train
 from halka.util.machine import LARGE, RETURNED
 from tiny import CONFIGS, ENCODERS, SEQ2SEQ, tiny
 

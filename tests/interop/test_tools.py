@@ -19,8 +19,7 @@ from halka.core import AdaptedModel, Method
 from halka.data.batches import collate, plan
 from halka.data.tokens import Tokens
 from halka.evaluation.generation import iter_answers
-from halka.training.loop import mean_loss
-from halka.training.run import TrainConfig
+from halka.training import TrainConfig, mean_loss
 from tiny import tiny
 from tokenizers_for_tests import chatml_tokenizer
 

@@ -13,8 +13,7 @@ from contract import adapted, disturb, ids
 from halka.core import experts
 from halka.merging.combining import combine
 from halka.merging.exporting import export
-from halka.training.loop import Job, train, train_many
-from halka.training.run import TrainConfig
+from halka.training import Job, TrainConfig, train, train_many
 from kinds import bare, logits
 from tiny import tiny
 

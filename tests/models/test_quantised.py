@@ -23,7 +23,7 @@ from halka.models.fingerprint import fingerprint
 from halka.models.quantised import LAYERS, nf4, quantise
 from halka.models.quantised.int8 import Int8Linear
 from halka.models.quantised.nf4 import NF4Linear
-from halka.training.loop import Job, train_many
+from halka.training import Job, train_many
 from tiny import CONFIGS, ENCODERS, SEQ2SEQ, tiny
 from tokenizers_for_tests import chatml_tokenizer
 

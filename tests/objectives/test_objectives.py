@@ -22,8 +22,7 @@ from halka.models.loading import load_base
 from halka.objectives import objective_of
 from halka.objectives.tagging import encode_sentences
 from halka.storage.card import read_card
-from halka.training.loop import Job, as_tokens, mean_loss, train, train_many
-from halka.training.run import TrainConfig
+from halka.training import Job, TrainConfig, as_tokens, mean_loss, train, train_many
 from tiny import tiny
 from tokenizers_for_tests import plain_tokenizer
 

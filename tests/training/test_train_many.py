@@ -15,8 +15,7 @@ from contract import disturb, weights_of
 from halka.core import AdaptedModel, Method
 from halka.data.tokens import Tokens
 from halka.objectives import language_modelling
-from halka.training.loop import Job, train, train_many
-from halka.training.run import Step, TrainConfig
+from halka.training import Job, Step, TrainConfig, train, train_many
 from halka.util.errors import TrainingError
 from tiny import tiny
 

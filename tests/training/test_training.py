@@ -30,8 +30,7 @@ from halka.core import AdaptedModel, Method
 from halka.data.examples import Example, Message
 from halka.data.tokens import Tokens
 from halka.methods import all_methods
-from halka.training.loop import as_tokens, mean_loss, train
-from halka.training.run import Step, TrainConfig
+from halka.training import Step, TrainConfig, as_tokens, mean_loss, train
 from halka.util.errors import TrainingError
 from tiny import tiny
 from tokenizers_for_tests import chatml_tokenizer
@@ -629,11 +628,11 @@ def test_what_is_cut_or_left_out_is_said(split):
     bad = [*examples("It is Paris.", LONG), Example((Message("user", "And?"),), where="y:7")]
     given = {"examples": bad} if split == "train" else {"examples": examples("Yes."), "validation": bad}
     with pytest.warns(UserWarning, match=r"of 3 examples 1 are cut to 128 tokens and 1 left out, first .*y:7"):
-        train(model, "a", **given, config=SHORT)
+        train(model, "a", **given, config=SHORT).close()
     with pytest.warns(
         UserWarning, match=r"of 2 examples 0 are cut to 128 tokens and 1 left out, first .*x:1.*max_length 128"
     ):
-        train(model, "a", examples("It is Paris.", LONG), replace(SHORT, too_long="drop"))
+        train(model, "a", examples("It is Paris.", LONG), replace(SHORT, too_long="drop")).close()
     with pytest.raises(ValueError, match=r"x:1: \d+ tokens, more than max_length 128"):
         train(model, "a", examples("It is Paris.", LONG), replace(SHORT, too_long="error"))
 

@@ -25,8 +25,8 @@ from halka.core import described
 from halka.data.batches import plan as batched
 from halka.evaluation.metrics import mean_of
 from halka.methods import made as method_of
-from halka.training.loop import Job, as_tokens, train_many
-from halka.training.run import METRICS, TrainConfig
+from halka.training import Job, TrainConfig, as_tokens, train_many
+from halka.training.run_folder import METRICS
 from halka.util.errors import TrainingError
 from halka.util.files import write_text
 

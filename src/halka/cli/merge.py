@@ -147,8 +147,7 @@ def judged(
     from halka.cli.progress import CountProgress
     from halka.data.task import limit as limited
     from halka.evaluation.evaluating import evaluate
-    from halka.training.loop import as_tokens, mean_loss
-    from halka.training.run import TrainConfig
+    from halka.training import TrainConfig, as_tokens, mean_loss
 
     found = []
     for task in tasks:

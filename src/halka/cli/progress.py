@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from rich.progress import TaskID
 
     from halka.studies.compare import Event
-    from halka.training.run import Step
+    from halka.training import Step
 
 PAUSE = 2.0  # seconds between two lines on one probe
 LINES = 20  # at most so many lines a run, evaluations aside

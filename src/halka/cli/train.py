@@ -90,7 +90,7 @@ def train_adapter(config: Path | None, flags: dict[str, Any], *, json: bool, **f
     plan = read(config, flags, os.environ)
     run = TrainingRun(plan, "adapter", **folder)
     if run.finished:
-        raise HalkaError(f"--out: {run.folder} holds a finished run: choose another folder, or add --overwrite")
+        raise HalkaError(f"--out: {run.folder.path} holds a finished run: choose another folder, or add --overwrite")
     run.task = task_of(plan.run)
     (result,) = train_runs(_model_for([run]), [run])
     if "error" in result:

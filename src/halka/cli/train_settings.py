@@ -14,7 +14,7 @@ from halka.core import Method
 from halka.data.tasks import is_task_file
 from halka.methods import all_methods, method_named
 from halka.models.loading import is_base_folder
-from halka.training.run import TrainConfig
+from halka.training import TrainConfig
 from halka.util.errors import HalkaError
 from halka.util.settings import (
     Given,
@@ -108,12 +108,9 @@ class Plan:
     train: TrainConfig
     given: frozenset[str]
 
-    def to_yaml(self, method: Method) -> str:
-        """A file for --config that says all of it, and stands in the run's folder; a text has become tokens."""
-        import yaml
-
-        content = {**said(self.run), "text": None, "out": ".", **said(method), "train": said(self.train)}
-        return yaml.safe_dump(content, sort_keys=False, allow_unicode=True)
+    def settings(self, method: Method) -> dict[str, Any]:
+        """All settings as run.yaml has them, for --config; `method` has tokens where a text was given."""
+        return {**said(self.run), "text": None, "out": ".", **said(method), "train": said(self.train)}
 
 
 def read(config: Path | None, flags: Mapping[str, Any], environment: Mapping[str, str]) -> Plan:

@@ -15,7 +15,7 @@ from halka.estimating.doing import Doer, bytes_given, least
 from halka.estimating.heap import PAGE
 from halka.estimating.rehearsing import NAME, Setup, model_of, rehearse, training_items
 from halka.methods import LoRA
-from halka.training.loop import TrainConfig, train
+from halka.training import TrainConfig, train
 from halka.util.machine import LARGE, available, held
 
 SPENT = 0.15  # seconds that each figure is measured for

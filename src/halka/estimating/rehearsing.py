@@ -7,11 +7,10 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Mapping
-from contextlib import nullcontext
+from collections.abc import Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any
-from unittest.mock import patch
 
 import torch
 
@@ -28,7 +27,7 @@ from halka.models.quantised import quantise
 from halka.objectives.classification import Labelled
 from halka.objectives.sequence_to_sequence import Pair
 from halka.objectives.tagging import Tagged
-from halka.training.loop import TrainConfig, _backward, train
+from halka.training import Observer, TrainConfig, train
 from halka.util.errors import HalkaError
 
 FP32 = 4
@@ -110,8 +109,7 @@ def rehearse(config: Any, method: Method, setup: Setup, *, gpu: bool = False) ->
     from transformers.initialization import no_init_weights
 
     heap = None if gpu else Heap()
-    replayed: Any = nullcontext() if heap is None else patch("halka.training.loop.returning_memory", heap.returning)
-    with replayed, Rehearsal(heap, gpu=gpu) as rehearsal:
+    with Rehearsal(heap, gpu=gpu) as rehearsal:
         with no_init_weights():
             model = model_of(config, setup)
         adapter = model.add(NAME, method)
@@ -126,18 +124,11 @@ def rehearse(config: Any, method: Method, setup: Setup, *, gpu: bool = False) ->
             batch_size=setup.rows, accumulate=passes, steps=STEPS, checkpointing=setup.checkpointing, save_every=None
         )
         rehearsal.reset()
-        first, last = Counter[Work](), Counter[Work]()  # of the first step, in which states begin, and of the last pass
+        first = Counter[Work]()  # of the first step, in which the optimiser's states begin
 
-        def backward(*given: Any) -> Any:
-            nonlocal last
-            before = rehearsal.work.copy()
-            losses = _backward(*given)
-            last = rehearsal.work - before
-            return losses
-
-        with patch("halka.training.loop._backward", backward):
-            for step in train(model, NAME, [*training_items(model, setup)] * passes, how):
-                first = rehearsal.work.copy() if step.step < STEPS else first
+        observer = _Observer(rehearsal, heap)
+        for step in train(model, NAME, [*training_items(model, setup)] * passes, how, observe=observer):
+            first = rehearsal.work.copy() if step.step < STEPS else first
         work = rehearsal.work - first
         trained = adapter.count()
         weights = weights_of(model, NAME)
@@ -156,8 +147,26 @@ def rehearse(config: Any, method: Method, setup: Setup, *, gpu: bool = False) ->
                 activations=max(0, rehearsal.peak - weights - gradients - moments),
                 allocator=held - rehearsal.peak,
             ),
-            work=work + Counter({each: times * (setup.accumulate - passes) for each, times in last.items()}),
+            work=work
+            + Counter({each: times * (setup.accumulate - passes) for each, times in observer.last_pass.items()}),
         )
+
+
+class _Observer(Observer):
+    """Counts the work of the last pass, and lets the model of the allocator return memory in place of the real one."""
+
+    def __init__(self, rehearsal: Rehearsal, heap: Heap | None):
+        self._rehearsal, self._heap = rehearsal, heap
+        self.last_pass = Counter[Work]()
+
+    @contextmanager
+    def one_pass(self) -> Iterator[None]:
+        before = self._rehearsal.work.copy()
+        yield
+        self.last_pass = self._rehearsal.work - before
+
+    def returning_memory(self) -> AbstractContextManager[None]:
+        return nullcontext() if self._heap is None else self._heap.returning()
 
 
 def weights_of(model: AdaptedModel, name: str) -> int:

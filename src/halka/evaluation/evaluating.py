@@ -15,7 +15,7 @@ from halka.evaluation.metrics import Score, default_metrics, score
 from halka.models import context
 from halka.models.kinds import kind_of
 from halka.objectives import objective_of
-from halka.training.loop import mean_loss
+from halka.training import mean_loss
 from halka.util.errors import DataError
 
 

@@ -15,18 +15,15 @@ import subprocess
 import sys
 import threading
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from filelock import FileLock, Timeout
-
 from halka.studies.experiment import Entry, Experiment, digest, task_of
 from halka.studies.measure import BASE, SCHEMA, Spec, failed
-from halka.training.run import TrainConfig
-from halka.util.errors import HalkaError
-from halka.util.files import write_text
+from halka.training import TrainConfig
+from halka.util.files import locked, write_text
 
 if TYPE_CHECKING:
     from halka.report import Section
@@ -69,23 +66,9 @@ def run(experiment: Experiment, folder: str | Path, *, retry: bool = False) -> I
         yield from schedule.go()
 
 
-@contextmanager
-def alone_in(folder: Path) -> Iterator[None]:
-    """An experiment's folder, made if it is not there, for this process alone.
-
-    Raises ValueError where another is at work there.
-    """
-    folder.mkdir(parents=True, exist_ok=True)
-    lock = FileLock(folder / ".lock")
-    try:
-        lock.acquire(timeout=0)
-    except Timeout:
-        raise HalkaError(f"another process runs an experiment in {folder}: wait for it, or name another") from None
-    try:
-        yield
-    finally:
-        (folder / ".lock").unlink(missing_ok=True)
-        lock.release()
+def alone_in(folder: Path) -> AbstractContextManager[None]:
+    """Keep other processes out of an experiment's folder, which is made. Raises HalkaError where one is at work."""
+    return locked(folder, f"another process runs an experiment in {folder}: wait for it, or name another")
 
 
 def measurements(folder: str | Path) -> list[dict[str, Any]]:

@@ -15,7 +15,7 @@ from halka.evaluation.metrics import score
 from halka.methods import method_named
 from halka.models.loading import is_base_folder
 from halka.studies.measure import BASE
-from halka.training.run import TrainConfig
+from halka.training import TrainConfig
 from halka.util.errors import HalkaError
 from halka.util.settings import converted, settings_of, yaml_of
 

@@ -37,8 +37,7 @@ from halka.models.attention.function import use_attention
 from halka.models.kinds import kind_of
 from halka.models.loading import load_base
 from halka.storage.save_load import WEIGHTS, save
-from halka.training.loop import Job, as_tokens, mean_loss, train, train_many
-from halka.training.run import Step, TrainConfig
+from halka.training import Job, Step, TrainConfig, as_tokens, mean_loss, train, train_many
 from halka.util import machine
 from halka.util.errors import TrainingError
 from halka.util.files import write_text

@@ -1,1 +1,20 @@
-"""Training: the loop, one adapter's run, its checkpoints."""
+"""Training: the loop, one adapter's run, and the folder that it can be resumed from."""
+
+from halka.training.config import Step, TrainConfig, TrainResult
+from halka.training.data import as_tokens
+from halka.training.loop import Job, Observer, fit, mean_loss, train, train_many
+from halka.training.run_folder import RunFolder
+
+__all__ = [
+    "Job",
+    "Observer",
+    "RunFolder",
+    "Step",
+    "TrainConfig",
+    "TrainResult",
+    "as_tokens",
+    "fit",
+    "mean_loss",
+    "train",
+    "train_many",
+]

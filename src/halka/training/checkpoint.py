@@ -1,6 +1,6 @@
-"""All that a training run needs to go on exactly where it was: one safetensors file, written whole or not at all.
+"""A training run's checkpoint: adapter, optimiser and progress in one safetensors file, written whole or not at all.
 
-Random state is no part of it: order and dropout follow from the seed and the step.
+It holds no random state: the order of the examples and dropout follow from the seed and the step.
 """
 
 from __future__ import annotations
@@ -12,17 +12,17 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save_file  # pyright: ignore[reportUnknownVariableType]
 from torch import Tensor
 
 from halka.core import Adapter
-from halka.util.errors import HalkaError
+from halka.util.errors import DamagedFolderError, HalkaError
 from halka.util.files import write_file
 
 
 @dataclass(frozen=True)
 class Progress:
-    """Where a run stands: steps done, useful tokens seen, seconds spent, and the best so far."""
+    """How far a run is: steps, tokens without padding, seconds, and its best evaluation."""
 
     step: int = 0
     tokens: int = 0
@@ -36,49 +36,49 @@ class Progress:
 def save_checkpoint(
     path: Path, run: dict[str, Any], progress: Progress, adapter: Adapter, optimizer: torch.optim.Optimizer
 ) -> None:
-    """`run` says what is being trained, on what and how; `load_checkpoint` refuses to go on with anything else."""
+    """Write a checkpoint; `run` identifies what is trained, on what and how, for `load_checkpoint` to compare."""
     names = [name for name, _ in adapter.named_parameters()]
     tensors: dict[str, Tensor] = {f"adapter.{key}": tensor for key, tensor in adapter.state_dict().items()}
     for index, state in optimizer.state_dict()["state"].items():
         tensors.update({f"optimizer.{names[index]}.{key}": torch.as_tensor(value) for key, value in state.items()})
     tensors = {key: tensor.detach().contiguous().cpu() for key, tensor in tensors.items()}
     metadata = {"run": json.dumps(run, sort_keys=True), "progress": json.dumps(asdict(progress))}
-    write_file(path, lambda beside: save_file(tensors, beside, metadata))
+    write_file(path, lambda file: save_file(tensors, file, metadata))
 
 
 def load_checkpoint(
     path: Path, run: dict[str, Any], adapter: Adapter, optimizer: torch.optim.Optimizer
 ) -> Progress | None:
-    """Put adapter and optimiser back, and say where the run stood; None if there is no checkpoint.
+    """Load a checkpoint into adapter and optimiser, and return its progress; None if there is no file.
 
-    Raises ValueError if the checkpoint is of another run, naming what differs.
+    Raises DamagedFolderError for a file that cannot be read, HalkaError for one of another run, naming what differs.
     """
     if not path.exists():
         return None
     try:
-        opened = safe_open(path, framework="pt")
+        opened: Any = safe_open(path, framework="pt")
     except SafetensorError as error:
-        raise HalkaError(f"{path} is damaged ({error}): remove {path.parent} to begin afresh") from None
+        raise DamagedFolderError(f"{path} is damaged ({error}): remove {path.parent} to begin afresh") from None
     with opened as file:
-        metadata = file.metadata() or {}
+        metadata: dict[str, str] = file.metadata() or {}
         if not {"run", "progress"} <= metadata.keys():
-            raise HalkaError(f"{path} is no checkpoint of a run: remove it, or choose another folder")
-        then = json.loads(metadata["run"])
-        now = json.loads(json.dumps(run))
-        if different := [key for key in {*then, *now} if then.get(key) != now.get(key)]:
-            shown = "; ".join(f"{key} was {then.get(key)!r}, is {now.get(key)!r}" for key in sorted(different))
+            raise HalkaError(f"{path} is no checkpoint of a training run: remove it, or choose another folder")
+        saved = json.loads(metadata["run"])
+        current = json.loads(json.dumps(run))
+        if different := [key for key in {*saved, *current} if saved.get(key) != current.get(key)]:
+            shown = "; ".join(f"{key} was {saved.get(key)!r}, is {current.get(key)!r}" for key in sorted(different))
             raise HalkaError(
                 f"{path.parent} holds an unfinished run that differs from this one: {shown}. "
                 "Use another folder, or remove that one to begin afresh"
             )
-        tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (a safetensors file is no mapping)
+        tensors: dict[str, Tensor] = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (a safetensors file is no mapping)
     adapter.load_state_dict(_below(tensors, "adapter."))
     states = _below(tensors, "optimizer.")
-    whole = optimizer.state_dict()
+    state_dict = optimizer.state_dict()
     for index, (name, _) in enumerate(adapter.named_parameters()):
         if state := {key: value for key, value in _below(states, f"{name}.").items() if "." not in key}:
-            whole["state"][index] = state
-    optimizer.load_state_dict(whole)
+            state_dict["state"][index] = state
+    optimizer.load_state_dict(state_dict)
     return Progress(**json.loads(metadata["progress"]))
 
 

@@ -1,113 +1,39 @@
-"""One adapter's training, without the loop: its data order, its optimiser, its best weights, its place on the disk."""
+"""One adapter's training run, without the loop: data order, optimiser, early stopping, best weights, checkpoints."""
 
 from __future__ import annotations
 
 import hashlib
 import itertools
-import json
 import math
+import time
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from halka.core import AdaptedModel, described, form_of
 from halka.data.batches import plan
 from halka.data.examples import Item
-from halka.data.truncation import LENGTH_POLICIES
 from halka.models.fingerprint import own_fingerprint
 from halka.objectives import objective_of
-from halka.training.checkpoint import Progress, load_checkpoint, save_checkpoint
-from halka.util.errors import HalkaError, TrainingError
-from halka.util.files import write_file, write_text
+from halka.training.checkpoint import Progress
+from halka.training.config import Step, TrainConfig, learning_rate
+from halka.training.run_folder import RunFolder
+from halka.util.errors import TrainingError
 from halka.util.machine import held
-
-CHECKPOINT, METRICS, BEST = "checkpoint.safetensors", "metrics.jsonl", "best.safetensors"
-DEFAULT_BATCH_TOKENS = 1024
-
-
-@dataclass(frozen=True)
-class TrainConfig:
-    """How to train, whatever the method."""
-
-    lr: float | None = field(default=None, metadata={"help": "peak learning rate; the method's own if not given"})
-    epochs: float = field(default=3.0, metadata={"help": "passes over the training examples, unless steps is given"})
-    steps: int | None = field(default=None, metadata={"help": "optimiser steps"})
-    batch_size: int | None = field(default=None, metadata={"help": "examples a batch; no limit if not given"})
-    batch_tokens: int | None = field(
-        default=None,
-        metadata={"help": f"tokens a batch, padding included; {DEFAULT_BATCH_TOKENS} if there is no batch_size either"},
-    )
-    accumulate: int = field(default=1, metadata={"help": "batches whose gradients make one step"})
-    max_length: int | None = field(
-        default=None, metadata={"help": "tokens an example; the base's context if not given"}
-    )
-    too_long: str = field(default="cut", metadata={"help": "an example over max_length: cut, drop or error"})
-    schedule: str = field(default="cosine", metadata={"help": "after warm-up: cosine (to a tenth) or constant"})
-    warmup: float = field(default=0.06, metadata={"help": "share of the steps with a rising learning rate"})
-    weight_decay: float = field(default=0.0, metadata={"help": "AdamW's"})
-    clip: float = field(default=1.0, metadata={"help": "largest gradient norm; 0 for none"})
-    checkpointing: bool = field(
-        default=False, metadata={"help": "recompute activations in backward: less memory, a third more time"}
-    )
-    evaluate_every: int | None = field(
-        default=None, metadata={"help": "steps between evaluations; 10 in all if not given"}
-    )
-    patience: int | None = field(default=None, metadata={"help": "stop after so many evaluations without improvement"})
-    save_every: int | None = field(
-        default=100, metadata={"help": "steps between checkpoints, if there is a folder; none writes none"}
-    )
-    seed: int = field(default=0, metadata={"help": "order of the examples and dropout"})
-
-    def __post_init__(self) -> None:
-        for name in ("lr", "epochs", "steps", "batch_size", "batch_tokens", "accumulate", "max_length", "save_every"):
-            value = getattr(self, name)
-            if value is not None and value <= 0:
-                raise HalkaError(f"{name} must be above 0, not {value}")
-        for name in ("evaluate_every", "patience"):
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise HalkaError(f"{name} must be at least 1, not {value}")
-        if not 0 <= self.warmup < 1:
-            raise HalkaError(f"warmup is a share of the steps, at least 0 and below 1, not {self.warmup}")
-        if self.schedule not in ("cosine", "constant"):
-            raise HalkaError(f"schedule is 'cosine' or 'constant', not {self.schedule!r}")
-        if self.too_long not in LENGTH_POLICIES:
-            raise HalkaError(f"too_long is one of {', '.join(LENGTH_POLICIES)}, not {self.too_long!r}")
-        for name in ("clip", "weight_decay"):
-            if getattr(self, name) < 0:
-                raise HalkaError(f"{name} must be at least 0, not {getattr(self, name)}")
-
-    def limits(self) -> dict[str, Any]:
-        """What bounds a batch, for `batches` and `plan`."""
-        tokens = DEFAULT_BATCH_TOKENS if self.batch_tokens is self.batch_size is None else self.batch_tokens
-        return {"batch_tokens": tokens, "batch_size": self.batch_size}
-
-
-@dataclass(frozen=True)
-class Step:
-    """What one optimiser step did."""
-
-    step: int
-    steps: int  # of the whole run
-    loss: float  # mean over the step's labels: the answers' tokens, or what a classifier or a tagger is to say
-    lr: float
-    gradient_norm: float
-    tokens: int  # useful tokens (no padding) so far
-    seconds: float  # training time so far
-    tokens_per_second: float  # of this step
-    memory: int  # bytes that the process holds: in memory, or on the GPU
-    validation: float | None = None  # mean loss over the validation labels, where evaluated
-    best: bool = False  # the best validation so far
 
 
 class Run:
-    """One adapter's training: what its next step reads, and what becomes of the gradients that it gave."""
+    """One adapter's training run: the batches of its next step, and what is done with the gradients.
+
+    items, held_out   training and validation examples, encoded
+    alone             whether its batches share no pass with another adapter's: it trains the base's own weights, or a
+                      head that is called without whole rows
+    """
 
     def __init__(
         self,
@@ -130,39 +56,38 @@ class Run:
         self.optimizer = torch.optim.AdamW(
             self.adapter.parameters(), lr=self.peak_lr, weight_decay=config.weight_decay, fused=True
         )
-        self.folder = None if folder is None else Path(folder)
-        self.best: dict[str, Tensor] | None = None
+        self.folder = None if folder is None else RunFolder(folder)
+        self.best: dict[str, Tensor] | None = None  # weights of the best evaluation, where there is no folder
         self.progress = Progress()
 
-    # ── from step to step ───────────────────────────────────────────────────────────────────────────────────────
-
-    def begin(self) -> None:
-        """Go to where the last checkpoint was, if there is one."""
+    def resume(self) -> None:
+        """Go on from the folder's checkpoint, if there is one. Raises HalkaError for that of another run."""
         if self.folder is not None:
-            self._resume(self.folder)
-        self._stream = self._from(self.progress.step * self.config.accumulate)
+            self.progress = self.folder.resume(self._identity, self.adapter, self.optimizer)
+        self._batches = self._batches_from(self.progress.step * self.config.accumulate)
         if self.over:
             self.restore_best()
 
     @property
     def number(self) -> int:
-        """The step that comes next, from 1."""
+        """The number of the next step, from 1."""
         return self.progress.step + 1
 
     @property
     def over(self) -> bool:
         return self.progress.step >= self.steps or self.progress.stopped
 
-    def take(self) -> list[list[Item]]:
+    def next_batches(self) -> list[list[Item]]:
         """The batches whose gradients make the next step."""
-        return [next(self._stream) for _ in range(self.config.accumulate)]
+        return [next(self._batches) for _ in range(self.config.accumulate)]
 
-    def apply(self, loss: float) -> tuple[float, float]:
-        """Let the optimiser take the gradients that are there. Returns their norm and the learning rate.
+    def optimise(self, loss: float, tokens: int, seconds: float) -> Step:
+        """Let the optimiser take a step with the gradients, which took `seconds` to compute.
 
-        Raises TrainingError, with the weights as they were, where loss or gradients are not finite.
+        Raises TrainingError, with the weights unchanged, where loss or gradients are not finite.
         """
-        lr = self._lr(self.number)
+        started = time.perf_counter()
+        lr = learning_rate(self.number, self.steps, self.peak_lr, self.config)
         norm = float(torch.nn.utils.clip_grad_norm_(self.adapter.parameters(), self.config.clip or math.inf))
         if not math.isfinite(loss + norm):
             raise TrainingError(
@@ -172,11 +97,8 @@ class Run:
         for group in self.optimizer.param_groups:
             group["lr"] = lr
         with self.model.lock:  # no other thread computes with values half changed
-            self.optimizer.step()
-        return norm, lr
-
-    def stepped(self, loss: float, norm: float, lr: float, tokens: int, seconds: float) -> Step:
-        """What the step was, now that it is done."""
+            self.optimizer.step()  # pyright: ignore[reportUnknownMemberType]
+        seconds += time.perf_counter() - started
         step = Step(
             step=self.number,
             steps=self.steps,
@@ -192,87 +114,66 @@ class Run:
         return step
 
     @property
-    def wants_evaluation(self) -> bool:
+    def evaluation_due(self) -> bool:
         done = self.progress.step
         return bool(self.held_out) and (done % self.evaluate_every == 0 or done == self.steps)
 
-    def judged(self, step: Step, loss: float) -> Step:
-        """Keep the weights if they are the best so far; stop when patience is at its end."""
+    def validated(self, step: Step, loss: float) -> Step:
+        """The step with its validation loss; keeps the best weights and decides on early stopping.
+
+        Raises TrainingError where the loss is not finite.
+        """
         if not math.isfinite(loss):
             raise TrainingError(
                 f"the validation loss became {loss} at step {step.step}: try a lower learning rate, a longer "
                 "warm-up, or fp32"
             )
-        step = replace(step, validation=loss, best=loss < self.progress.best_loss)
+        self.progress = after_evaluation(self.progress, loss, self.config.patience)
+        step = replace(step, validation=loss, best=self.progress.best_step == step.step)
         if step.best:
-            state = {key: tensor.detach().clone() for key, tensor in self.adapter.state_dict().items()}
+            weights = {key: tensor.detach().clone() for key, tensor in self.adapter.state_dict().items()}
             if self.folder is None:
-                self.best = state
+                self.best = weights
             else:
-                write_file(self.folder / BEST, lambda beside: save_file(state, beside))
-            self.progress = replace(self.progress, best_step=step.step, best_loss=loss, waited=0)
-        else:
-            waited = self.progress.waited + 1
-            stopped = self.config.patience is not None and waited >= self.config.patience
-            self.progress = replace(self.progress, waited=waited, stopped=stopped)
+                self.folder.save_best(weights)
         return step
 
     def record(self, step: Step) -> None:
-        """Write the step down, and a checkpoint where one is due; at the end, take the best weights."""
+        """Write the step to the folder, and a checkpoint where one is due. After the last step, restore the best
+        weights: a caller that leaves its loop there has them, too.
+        """
         if self.folder is not None:
-            with (self.folder / METRICS).open("a", encoding="utf-8") as file:
-                file.write(json.dumps(asdict(step)) + "\n")
+            self.folder.record(step)
         if self.over or (self.config.save_every and step.step % self.config.save_every == 0):
             self.save()
-        if self.over:  # before the last step is told, so that nobody has to ask for one more
+        if self.over:
             self.restore_best()
 
-    def restore_best(self) -> None:
-        """Let the weights of the best evaluation be the adapter's, if there was one."""
-        if self.progress.best_step:
-            state = self.best if self.folder is None else load_file(self.folder / BEST)
-            assert state is not None
-            with self.model.lock:
-                self.adapter.load_state_dict(state)
+    def save(self) -> None:
+        """Write a checkpoint, where the run has a folder and `save_every` allows it."""
+        if self.folder is not None and self.config.save_every:
+            self.folder.save(self._identity, self.progress, self.adapter, self.optimizer)
 
-    def _lr(self, number: int) -> float:
-        """The learning rate of step `number`: rising over the warm-up, then constant or a cosine to a tenth."""
-        warmup = math.ceil(self.config.warmup * self.steps)
-        if number <= warmup:
-            return self.peak_lr * number / warmup
-        if self.config.schedule == "constant":
-            return self.peak_lr
-        done = (number - warmup) / max(1, self.steps - warmup)
-        return self.peak_lr * (0.1 + 0.9 * 0.5 * (1 + math.cos(math.pi * done)))
+    def restore_best(self) -> None:
+        """Give the adapter the weights of the best evaluation, if there was one."""
+        if self.progress.best_step:
+            weights = self.best if self.folder is None else self.folder.load_best()
+            assert weights is not None
+            with self.model.lock:
+                self.adapter.load_state_dict(weights)
 
     def _plan(self, epoch: int) -> list[list[int]]:
         return plan(self.lengths, seed=self.config.seed, epoch=epoch, **self.config.limits())
 
-    def _from(self, skip: int) -> Iterator[list[Item]]:
-        """Batches without end, epoch after epoch; the first `skip` are passed over."""
-        indices = (each for epoch in itertools.count() for each in self._plan(epoch))
-        for chosen in itertools.islice(indices, skip, None):
-            yield [self.items[i] for i in chosen]
-
-    # ── the disk ────────────────────────────────────────────────────────────────────────────────────────────────
-
-    def save(self) -> None:
-        """Write a checkpoint, where the run has a folder and is to have checkpoints."""
-        if self.folder is not None and self.config.save_every:
-            save_checkpoint(self.folder / CHECKPOINT, self._identity, self.progress, self.adapter, self.optimizer)
-
-    def _resume(self, folder: Path) -> None:
-        folder.mkdir(parents=True, exist_ok=True)
-        progress = load_checkpoint(folder / CHECKPOINT, self._identity, self.adapter, self.optimizer)
-        self.progress = progress or Progress()
-        metrics = folder / METRICS
-        if metrics.exists():
-            lines = metrics.read_text(encoding="utf-8").splitlines()
-            write_text(metrics, "".join(f"{line}\n" for line in lines if _step_of(line) <= self.progress.step))
+    def _batches_from(self, skip: int) -> Iterator[list[Item]]:
+        """Batches without end, epoch after epoch, without the first `skip`."""
+        indices = (batch for epoch in itertools.count() for batch in self._plan(epoch))
+        for batch in itertools.islice(indices, skip, None):
+            yield [self.items[i] for i in batch]
 
     @cached_property
     def _identity(self) -> dict[str, Any]:
-        """What must be the same for a run to go on."""
+        """What must be the same for a run to be resumed."""
         method = self.adapter.method
         return {
             "method": method.name,
@@ -286,12 +187,12 @@ class Run:
         }
 
 
-def _step_of(line: str) -> float:
-    """The step that a line of `metrics.jsonl` tells of; beyond all steps where the line was cut off."""
-    try:
-        return json.loads(line)["step"]
-    except ValueError:
-        return math.inf
+def after_evaluation(progress: Progress, loss: float, patience: int | None) -> Progress:
+    """The progress after an evaluation: a new best, or one more without improvement, `patience` of which stop."""
+    if loss < progress.best_loss:
+        return replace(progress, best_step=progress.step, best_loss=loss, waited=0)
+    waited = progress.waited + 1
+    return replace(progress, waited=waited, stopped=patience is not None and waited >= patience)
 
 
 def _digest(items: Sequence[Item]) -> str:

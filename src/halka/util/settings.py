@@ -11,7 +11,6 @@ is meant. A file gives such a path, and every `Path`, as seen from its own folde
 
 from __future__ import annotations
 
-import difflib
 import types
 import typing
 from collections.abc import Callable, Iterable, Mapping
@@ -20,6 +19,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from halka.util.errors import HalkaError
+from halka.util.suggest import suggest
 
 T = TypeVar("T")
 
@@ -63,7 +63,14 @@ class Setting:
         kind = self.kind
         if typing.get_origin(kind) in (typing.Union, types.UnionType):
             (kind,) = (each for each in typing.get_args(kind) if each is not type(None))
+        if self.choices:
+            return str
         return typing.get_args(kind)[0] if self.many else kind
+
+    @property
+    def choices(self) -> tuple[str, ...]:
+        """The values of a `Literal`; none of another type."""
+        return typing.get_args(self.kind) if typing.get_origin(self.kind) is typing.Literal else ()
 
     @property
     def many(self) -> bool:
@@ -81,6 +88,8 @@ class Setting:
     @property
     def words(self) -> str:
         """What it takes, for messages."""
+        if self.choices:
+            return f"one of {', '.join(self.choices)}"
         one = WORDS[self.item]
         return (f"{one}, or several with commas between" if self.many else one) + (", or none" if self.optional else "")
 
@@ -114,6 +123,17 @@ def settings_of(cls: type, section: str = "") -> dict[str, Setting]:
             beside=_always if item is Path else each.metadata.get("beside"),
         )
     return found
+
+
+def documented(cls: type[T]) -> type[T]:
+    """Append every field's type, default and help to a dataclass's docstring, so that `help(cls)` explains them."""
+    lines = []
+    for field in fields(cls):  # type: ignore[arg-type]
+        default = "" if field.default is MISSING else f" = {field.default!r}"
+        lines.append(f"    {field.name}: {field.type}{default}")
+        lines.append(f"        {field.metadata.get('help', '')}")
+    cls.__doc__ = "\n".join([f"{cls.__doc__}", "", "Fields:", *lines])
+    return cls
 
 
 def from_file(file: Path, known: Mapping[str, Setting]) -> Layer:
@@ -273,11 +293,10 @@ def _seen_from(folder: Path, value: Any, meant: Callable[[Path], bool]) -> Any:
 
 
 def _hint(wrong: str, known: Iterable[str]) -> str:
-    known = list(known)
-    last = wrong.rpartition(".")[2]
-    close = [path for path in known if path.rpartition(".")[2] == last] or difflib.get_close_matches(wrong, known, n=1)
-    close = close or [p for p in known if difflib.get_close_matches(last, [p.rpartition(".")[2]], n=1)]
-    return f"; did you mean {close[0]}?" if close else ": `halka train --help` lists all"
+    """The end of a message about an unknown path or variable: the one that was likely meant."""
+    paths = {path.rpartition(".")[2].removeprefix(PREFIX): path for path in known}
+    close = suggest(wrong.rpartition(".")[2].removeprefix(PREFIX), paths)
+    return f"; did you mean {paths[close]}?" if close else ": `halka train --help` lists all"
 
 
 def said(value: Any) -> dict[str, Any]:

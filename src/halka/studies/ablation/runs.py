@@ -43,8 +43,8 @@ from halka.studies.ablation.injections import attack_of, attacks, injected
 from halka.studies.ablation.scores import Answered, as_rows, from_row, said, scored
 from halka.studies.ablation.settings import Ablation, Questions, key_of, matcher, read_questions
 from halka.studies.compare import Event, alone_in
-from halka.training.loop import train
-from halka.training.run import METRICS, TrainConfig
+from halka.training import TrainConfig, train
+from halka.training.run_folder import METRICS
 from halka.util import machine
 from halka.util.errors import HalkaError
 from halka.util.files import write_text

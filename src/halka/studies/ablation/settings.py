@@ -16,7 +16,7 @@ from halka.data.task import SPLITS
 from halka.rag.prompt import ANSWER, in_form
 from halka.rag.raft import Asked, asked_in
 from halka.studies.experiment import Count, Entry, read_form
-from halka.training.run import TrainConfig
+from halka.training import TrainConfig
 from halka.util.errors import HalkaError
 from halka.util.settings import converted, settings_of
 

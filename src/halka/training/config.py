@@ -1,0 +1,149 @@
+"""`TrainConfig`: how to train; `Step` and `TrainResult`: what a step, and a whole run, came to."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal, TypedDict, get_args
+
+from halka.data.truncation import LENGTH_POLICIES, LengthPolicy
+from halka.util.errors import HalkaError
+from halka.util.settings import converted, documented, settings_of
+
+DEFAULT_BATCH_TOKENS = 1024
+Schedule = Literal["cosine", "constant"]
+
+
+class BatchLimits(TypedDict):
+    """The limits of a batch, as `data.batches.plan` takes them."""
+
+    batch_tokens: int | None
+    batch_size: int | None
+
+
+@documented
+@dataclass(frozen=True)
+class TrainConfig:
+    """How to train an adapter, whatever its method."""
+
+    lr: float | None = field(default=None, metadata={"help": "peak learning rate; the method's own if not given"})
+    epochs: float = field(default=3.0, metadata={"help": "passes over the training examples, unless steps is given"})
+    steps: int | None = field(default=None, metadata={"help": "optimiser steps"})
+    batch_size: int | None = field(default=None, metadata={"help": "examples a batch; no limit if not given"})
+    batch_tokens: int | None = field(
+        default=None,
+        metadata={"help": f"tokens a batch, padding included; {DEFAULT_BATCH_TOKENS} if there is no batch_size either"},
+    )
+    accumulate: int = field(default=1, metadata={"help": "batches whose gradients make one step"})
+    max_length: int | None = field(
+        default=None, metadata={"help": "tokens an example; the base's context if not given"}
+    )
+    too_long: LengthPolicy = field(default="cut", metadata={"help": "an example over max_length: cut, drop or error"})
+    schedule: Schedule = field(default="cosine", metadata={"help": "after warm-up: cosine (to a tenth) or constant"})
+    warmup: float = field(default=0.06, metadata={"help": "share of the steps with a rising learning rate"})
+    weight_decay: float = field(default=0.0, metadata={"help": "AdamW's"})
+    clip: float = field(default=1.0, metadata={"help": "largest gradient norm; 0 for none"})
+    checkpointing: bool = field(
+        default=False, metadata={"help": "recompute activations in backward: less memory, a third more time"}
+    )
+    evaluate_every: int | None = field(
+        default=None, metadata={"help": "steps between evaluations; 10 in all if not given"}
+    )
+    patience: int | None = field(default=None, metadata={"help": "stop after so many evaluations without improvement"})
+    save_every: int | None = field(
+        default=100, metadata={"help": "steps between checkpoints, if there is a folder; none writes none"}
+    )
+    seed: int = field(default=0, metadata={"help": "order of the examples and dropout"})
+
+    def __post_init__(self) -> None:
+        for name in ("lr", "epochs", "steps", "batch_size", "batch_tokens", "accumulate", "max_length", "save_every"):
+            value = getattr(self, name)
+            if value is not None and value <= 0:
+                raise HalkaError(f"{name} must be above 0, not {value}")
+        for name in ("evaluate_every", "patience"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise HalkaError(f"{name} must be at least 1, not {value}")
+        if not 0 <= self.warmup < 1:
+            raise HalkaError(f"warmup is a share of the steps, at least 0 and below 1, not {self.warmup}")
+        for name, choices in (("schedule", get_args(Schedule)), ("too_long", LENGTH_POLICIES)):
+            if getattr(self, name) not in choices:
+                raise HalkaError(f"{name} is one of {', '.join(choices)}, not {getattr(self, name)!r}")
+        for name in ("clip", "weight_decay"):
+            if getattr(self, name) < 0:
+                raise HalkaError(f"{name} must be at least 0, not {getattr(self, name)}")
+
+    def limits(self) -> BatchLimits:
+        """The limits of a batch: the default number of tokens where neither limit is set."""
+        tokens = DEFAULT_BATCH_TOKENS if self.batch_tokens is self.batch_size is None else self.batch_tokens
+        return {"batch_tokens": tokens, "batch_size": self.batch_size}
+
+
+def config_of(config: TrainConfig | Mapping[str, Any] | None) -> TrainConfig:
+    """The config itself, or one made from a mapping of its fields.
+
+    Raises HalkaError that names the closest field for an unknown one, and for a wrong value.
+    """
+    if isinstance(config, TrainConfig):
+        return config
+    return TrainConfig(**converted(settings_of(TrainConfig), config or {}))
+
+
+def learning_rate(step: int, steps: int, peak: float, config: TrainConfig) -> float:
+    """The learning rate of step `step` (from 1) of `steps`: linear warm-up, then constant or a cosine to a tenth."""
+    warmup = math.ceil(config.warmup * steps)
+    if step <= warmup:
+        return peak * step / warmup
+    if config.schedule == "constant":
+        return peak
+    done = (step - warmup) / max(1, steps - warmup)
+    return peak * (0.1 + 0.9 * 0.5 * (1 + math.cos(math.pi * done)))
+
+
+@dataclass(frozen=True)
+class Step:
+    """What one optimiser step did."""
+
+    step: int
+    steps: int  # of the whole run
+    loss: float  # mean over the step's labels: the answers' tokens, or a classifier's or tagger's labels
+    lr: float
+    gradient_norm: float
+    tokens: int  # so far, without padding
+    seconds: float  # of training so far
+    tokens_per_second: float  # of this step
+    memory: int  # bytes that the process holds: in memory, or on the GPU
+    validation: float | None = None  # mean loss over the validation labels, where evaluated
+    best: bool = False  # the best validation so far
+
+
+@dataclass(frozen=True)
+class TrainResult:
+    """What a whole run came to."""
+
+    steps: int
+    loss: float  # of the last step
+    validation_loss: float | None  # of the best evaluation; None without validation examples
+    best_step: int  # whose weights the adapter has: that of the best evaluation, else the last
+    tokens: int  # in all, without padding
+    seconds: float  # of training
+    parameters: int  # trained numbers
+    adapter: Path | None = None  # folder that the adapter was saved in, if the run has one
+
+    @staticmethod
+    def of(steps: Sequence[Step], parameters: int, adapter: Path | None = None) -> TrainResult:
+        """The result of a run's steps, of which there is at least one."""
+        last = steps[-1]
+        best = next((step for step in reversed(steps) if step.best), None)
+        return TrainResult(
+            steps=last.step,
+            loss=last.loss,
+            validation_loss=best.validation if best else None,
+            best_step=best.step if best else last.step,
+            tokens=last.tokens,
+            seconds=last.seconds,
+            parameters=parameters,
+            adapter=adapter,
+        )

@@ -1,0 +1,49 @@
+"""`as_tokens`: examples encoded as the base reads them, none longer than its context."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Sequence
+
+from halka.core import AdaptedModel
+from halka.data.examples import Example, Item
+from halka.models import context
+from halka.objectives import objective_of
+from halka.training.config import TrainConfig
+from halka.util.errors import DataError, HalkaError
+
+
+def as_tokens(
+    model: AdaptedModel, examples: Sequence[Example | Item], config: TrainConfig, name: str | None = None
+) -> list[Item]:
+    """Encode examples for the base's objective, with room for adapter `name`'s virtual tokens; encoded ones stay.
+
+    No item is longer than the base's context, whatever `max_length` allows; warns of examples that are cut or left out.
+    Raises DataError where no label is left, for items over the context, and for a label that the adapter does not know;
+    HalkaError for a model without a tokenizer.
+    """
+    objective = objective_of(model)
+    items = [item for item in examples if not isinstance(item, Example)]
+    raw = [example for example in examples if isinstance(example, Example)]
+    room = context(model, name)
+    if long := [str(i) for i, item in enumerate(items) if room is not None and len(item) > room]:
+        raise DataError(
+            f"{len(long)} of {len(items)} encoded examples, the first at {long[0]}, are longer than the {room} "
+            "positions that the base has for text: cut them"
+        )
+    if raw:
+        if model.tokenizer is None:
+            raise HalkaError("to train on examples the model needs its tokenizer: `halka.adapt(base, tokenizer)`")
+        length = min((limit for limit in (config.max_length, room) if limit is not None), default=None)
+        encoded = objective.encode(model, name, raw, length, config.too_long)
+        items += encoded.items
+        if encoded.dropped or encoded.cut:
+            first = f", first {encoded.problems[0]}" if encoded.problems else ""
+            warnings.warn(
+                f"of {len(raw)} examples {encoded.cut} are cut to {length} tokens and "
+                f"{encoded.dropped} left out{first}; `halka data preview` shows them all",
+                stacklevel=2,
+            )
+    if not any(item.labels for item in items):
+        raise DataError(f"no token to learn from in {len(examples)} examples: each needs an answer by the assistant")
+    return items

@@ -1,0 +1,154 @@
+"""`RunFolder`: a training run on the disk. It can be locked, resumed after a crash, and finished.
+
+run.yaml                 the settings, which `halka train --config` reads
+metrics.jsonl            one line of JSON a step: `Step`'s fields
+checkpoint.safetensors   while the run is unfinished: all that it needs to go on exactly where it was
+best.safetensors         likewise: the weights of the best evaluation
+adapter/                 the trained adapter, once the run is finished
+.lock                    while a process trains here
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping
+from contextlib import AbstractContextManager
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+from safetensors.torch import load_file, save_file  # pyright: ignore[reportUnknownVariableType]
+from torch import Tensor
+
+from halka.core import AdaptedModel, Adapter, chosen
+from halka.storage.save_load import save
+from halka.training.checkpoint import Progress, load_checkpoint, save_checkpoint
+from halka.training.config import Step, TrainConfig, TrainResult
+from halka.util.errors import HalkaError
+from halka.util.files import locked, write_file, write_text
+
+RUN, METRICS, ADAPTER = "run.yaml", "metrics.jsonl", "adapter"
+CHECKPOINT, BEST = "checkpoint.safetensors", "best.safetensors"
+
+
+class RunFolder:
+    """The folder of one training run. Making this object touches no file."""
+
+    def __init__(self, path: str | Path):
+        self.path = Path(path)
+
+    @property
+    def adapter(self) -> Path:
+        """The folder that the trained adapter is saved in."""
+        return self.path / ADAPTER
+
+    @property
+    def resumable(self) -> bool:
+        """Whether there is a checkpoint to go on from."""
+        return (self.path / CHECKPOINT).exists()
+
+    @property
+    def finished(self) -> bool:
+        """Whether the run came to its end and its adapter is saved."""
+        return self.adapter.exists() and not self.resumable
+
+    def check(self) -> None:
+        """Raises HalkaError for a file, and for a folder that holds something else than a run."""
+        if self.path.exists() and not self.path.is_dir():
+            raise HalkaError(f"{self.path} is a file: name a folder")
+        others = self.path.is_dir() and any(not file.name.startswith(".") for file in self.path.iterdir())
+        if others and not (self.path / RUN).exists():
+            raise HalkaError(f"{self.path} exists and holds no training run: choose another folder")
+
+    def locked(self) -> AbstractContextManager[None]:
+        """Keeps other processes from training here; makes the folder. Raises HalkaError where another does."""
+        return locked(self.path, f"another process is training in {self.path}: choose another folder")
+
+    def begin(self, settings: Mapping[str, Any]) -> None:
+        """Write the settings, plain data, to run.yaml; those of a run to be resumed stay."""
+        if not self.resumable:
+            write_text(self.path / RUN, yaml.safe_dump(dict(settings), sort_keys=False, allow_unicode=True))
+
+    def restart(self) -> None:
+        """Drop the checkpoint, so that the run begins anew; an adapter stays until `finish` replaces it."""
+        (self.path / CHECKPOINT).unlink(missing_ok=True)
+
+    def finish(
+        self,
+        model: AdaptedModel,
+        name: str,
+        config: TrainConfig,
+        *,
+        examples: int,
+        task: str = "",
+    ) -> TrainResult:
+        """Save the trained adapter with a Card of its training, and drop the checkpoint.
+
+        `examples` is how many it was trained on. Raises HalkaError as `storage.save` does.
+        """
+        result = TrainResult.of(self.steps(), model.adapter(name).count(), self.adapter)
+        training = {
+            **asdict(config),
+            "lr": config.lr or chosen(model.adapter(name).method).lr,
+            "steps": result.steps,
+            "best_step": result.best_step,
+            "examples": examples,
+            "tokens": result.tokens,
+            "seconds": result.seconds,
+            "loss": result.loss,
+        }
+        validated = result.validation_loss is not None
+        measurements = {"validation_loss": result.validation_loss} if validated else {}
+        save(model, name, self.adapter, task=task, training=training, measurements=measurements)
+        for file in (CHECKPOINT, BEST):
+            (self.path / file).unlink(missing_ok=True)
+        return result
+
+    # ── from step to step ───────────────────────────────────────────────────────────────────────────────────────
+
+    def record(self, step: Step) -> None:
+        """Append a step to the metrics."""
+        with (self.path / METRICS).open("a", encoding="utf-8") as file:
+            file.write(json.dumps(asdict(step)) + "\n")
+
+    def steps(self) -> list[Step]:
+        """The steps in the metrics."""
+        lines = (self.path / METRICS).read_text(encoding="utf-8").splitlines()
+        return [Step(**json.loads(line)) for line in lines]
+
+    def save(
+        self, identity: dict[str, Any], progress: Progress, adapter: Adapter, optimizer: torch.optim.Optimizer
+    ) -> None:
+        """Write a checkpoint."""
+        save_checkpoint(self.path / CHECKPOINT, identity, progress, adapter, optimizer)
+
+    def resume(self, identity: dict[str, Any], adapter: Adapter, optimizer: torch.optim.Optimizer) -> Progress:
+        """Put adapter and optimiser back to the checkpoint; without one the run begins. Later metrics are dropped.
+
+        Raises HalkaError for a checkpoint that is damaged or of a run with another identity.
+        """
+        self.path.mkdir(parents=True, exist_ok=True)
+        progress = load_checkpoint(self.path / CHECKPOINT, identity, adapter, optimizer) or Progress()
+        metrics = self.path / METRICS
+        if metrics.exists():
+            lines = metrics.read_text(encoding="utf-8").splitlines()
+            write_text(metrics, "".join(f"{line}\n" for line in lines if _step_number(line) <= progress.step))
+        return progress
+
+    def save_best(self, state: dict[str, Tensor]) -> None:
+        """Keep the weights of the best evaluation so far."""
+        write_file(self.path / BEST, lambda path: save_file(state, path))
+
+    def load_best(self) -> dict[str, Tensor]:
+        return load_file(self.path / BEST)
+
+
+def _step_number(line: str) -> float:
+    """The step that a line of the metrics is of; infinite where the line was cut short."""
+    try:
+        return json.loads(line)["step"]
+    except ValueError:
+        return math.inf

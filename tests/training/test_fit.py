@@ -1,0 +1,156 @@
+"""`fit` trains to the end, in memory or in a folder that can be resumed; `train` that nobody iterates says so."""
+
+from __future__ import annotations
+
+import gc
+import json
+import warnings
+from dataclasses import asdict, replace
+
+import pytest
+import yaml
+from filelock import FileLock
+from test_training import items, model_for, same, weights
+
+import halka
+from halka.training import Job, Observer, RunFolder, Step, TrainConfig, TrainResult, fit, train, train_many
+
+SHORT = TrainConfig(lr=1e-2, steps=6, batch_size=2, evaluate_every=2)
+
+
+def test_it_trains_what_train_trains_and_says_what_came_of_it():
+    model, other, seen = model_for(), model_for(), []
+    result = fit(model, "a", items(), SHORT, validation=items(3, seed=9), on_step=seen.append)
+    steps = list(train(other, "a", items(), SHORT, validation=items(3, seed=9)))
+    assert same(weights(model), weights(other))
+    best = min((step for step in steps if step.validation is not None), key=lambda step: step.validation)
+    assert [step.loss for step in seen] == [step.loss for step in steps]
+    assert (result.steps, result.loss, result.tokens) == (6, steps[-1].loss, steps[-1].tokens)
+    assert (result.best_step, result.validation_loss) == (best.step, best.validation)
+    assert result.seconds > 0
+    assert result.parameters == model.adapter("a").count()
+    assert result.adapter is None
+
+
+def test_without_validation_the_last_step_is_the_best():
+    result = fit(model_for(), "a", items(), replace(SHORT, steps=2))
+    assert (result.best_step, result.validation_loss) == (2, None)
+
+
+def test_a_folder_has_settings_metrics_and_the_adapter(tmp_path):
+    model = model_for()
+    result = fit(model, "a", items(), SHORT, validation=items(3, seed=9), folder=tmp_path / "deep" / "run")
+    folder = RunFolder(tmp_path / "deep" / "run")
+    assert folder.finished
+    assert result.adapter == folder.adapter
+    assert sorted(file.name for file in folder.path.iterdir()) == ["adapter", "metrics.jsonl", "run.yaml"]
+    assert TrainResult.of(folder.steps(), result.parameters, result.adapter) == result
+    settings = yaml.safe_load((folder.path / "run.yaml").read_text())
+    assert (settings["method"], settings["rank"], settings["train"]["steps"]) == ("lora", 4, 6)
+    card = json.loads((folder.adapter / "halka.json").read_text())
+    assert card["training"]["steps"] == 6
+    assert card["measurements"] == {"validation_loss": result.validation_loss}
+    other = halka.adapt(model_for().base)
+    halka.load(other, folder.adapter, name="a")
+    assert same(weights(other), weights(model))
+    with pytest.raises(halka.HalkaError, match="holds a finished run"):
+        fit(model_for(), "a", items(), SHORT, folder=folder.path)
+
+
+def test_a_stopped_run_is_resumed_with_the_same_result(tmp_path):
+    whole = model_for()
+    expected = fit(whole, "a", items(), SHORT, validation=items(3, seed=9))
+
+    def stop(step: Step) -> None:
+        if step.step == 3:
+            raise RuntimeError("stopped")
+
+    with pytest.raises(RuntimeError, match="stopped"):
+        fit(model_for(), "a", items(), SHORT, validation=items(3, seed=9), folder=tmp_path, on_step=stop)
+    gc.collect()
+    assert RunFolder(tmp_path).resumable
+    model, seen = model_for(), []
+    result = fit(model, "a", items(), SHORT, validation=items(3, seed=9), folder=tmp_path, on_step=seen.append)
+    assert [step.step for step in seen] == [4, 5, 6]
+    assert same(weights(model), weights(whole))
+    assert replace(result, seconds=0, adapter=None) == replace(expected, seconds=0)
+
+
+def test_a_folder_that_is_no_run_or_in_use_is_refused(tmp_path):
+    (tmp_path / "file").write_text("")
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "thesis.tex").write_text("")
+    with pytest.raises(halka.HalkaError, match="is a file: name a folder"):
+        fit(model_for(), "a", items(), SHORT, folder=tmp_path / "file")
+    with pytest.raises(halka.HalkaError, match="holds no training run"):
+        fit(model_for(), "a", items(), SHORT, folder=tmp_path / "full")
+    (tmp_path / "run").mkdir()
+    with FileLock(tmp_path / "run" / ".lock"), pytest.raises(halka.HalkaError, match="another process is training"):
+        fit(model_for(), "a", items(), SHORT, folder=tmp_path / "run")
+
+
+# ── the config ──────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_the_config_may_be_a_dict():
+    one = list(train(model_for(), "a", items(), asdict(SHORT)))
+    two = list(train(model_for(), "a", items(), SHORT))
+    assert [step.loss for step in one] == [step.loss for step in two]
+    (told,) = train_many(model_for(), [Job("a", items(), {"steps": 1})])
+    assert told["a"].steps == 1
+
+
+@pytest.mark.parametrize(
+    ("config", "message"),
+    [
+        ({"learning_rate": 1e-3}, "learning_rate: there is no such setting; did you mean lr?"),
+        ({"num_train_epochs": 1}, "num_train_epochs: there is no such setting; did you mean epochs?"),
+        ({"weight_dekay": 1}, "did you mean weight_decay?"),
+        ({"steps": "many"}, "steps: 'many' is not a whole number, or none"),
+        ({"schedule": "linear"}, "schedule: 'linear' is not one of cosine, constant"),
+    ],
+)
+def test_a_wrong_key_or_value_is_refused_by_name(config, message):
+    with pytest.raises(halka.HalkaError) as refused:
+        fit(model_for(), "a", items(), config)
+    assert message in str(refused.value)
+
+
+def test_help_explains_every_field():
+    text = TrainConfig.__doc__
+    for name, field in TrainConfig.__dataclass_fields__.items():
+        assert f"{name}: " in text
+        assert field.metadata["help"] in text
+
+
+# ── nothing iterated, and observed ──────────────────────────────────────────────────────────────────────────────────
+
+
+def test_a_generator_that_is_dropped_says_that_nothing_was_trained():
+    with pytest.warns(UserWarning, match=r"nothing was trained: iterate over halka.train\(…\) or call halka.fit"):
+        train(model_for(), "a", items(), SHORT)
+    with pytest.warns(UserWarning, match=r"nothing was trained: iterate over halka.train_many"):
+        train_many(model_for(), [Job("a", items(), SHORT)])
+
+
+def test_one_that_is_used_says_nothing():
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        steps = train(model_for(), "a", items(), SHORT)
+        next(steps)
+        del steps
+        train(model_for(), "a", items(), SHORT).close()
+        gc.collect()
+
+
+def test_an_observer_sees_every_pass():
+    class Counting(Observer):
+        passes = 0
+
+        def one_pass(self):
+            self.passes += 1
+            return super().one_pass()
+
+    observer = Counting()
+    list(train(model_for(), "a", items(), replace(SHORT, steps=2, accumulate=3), observe=observer))
+    assert observer.passes == 6
