@@ -18,6 +18,7 @@ from halka.merging.error import difference
 from halka.merging.exporting import FORMS, whole_weights
 from halka.models.quantised import quantise
 from kinds import bare, logits, model_with
+from numbers_for_tests import close
 from tiny import tiny
 from tokenizers_for_tests import chatml_tokenizer
 
@@ -59,8 +60,8 @@ def test_tied_weights_stay_tied_unless_only_one_changed(kind, tied, dtype, tmp_p
     model = model_with(*([kind] if kind else []), dtype=dtype, tie_word_embeddings=tied)
     expected = logits(model, kind)
     folder = halka.export(model, kind, tmp_path / "merged", probes=PROBES)
-    rounding = 0.05 if kind == "head" and dtype == torch.bfloat16 else 1e-5  # beside its product, and in the weight
-    torch.testing.assert_close(again(folder), expected, rtol=0, atol=rounding)
+    rounding = 0.1 if kind == "head" and dtype == torch.bfloat16 else 1e-5  # beside its product, and in the weight
+    close(again(folder), expected, within=rounding)
     stays = tied and kind != "head"
     assert json.loads((folder / "config.json").read_text())["tie_word_embeddings"] == stays
     assert ("lm_head.weight" in load_file(folder / "model.safetensors")) == (not stays)

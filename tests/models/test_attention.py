@@ -13,6 +13,7 @@ from transformers import AttentionInterface, DynamicCache
 import halka.models.attention.function
 from contract import ids, padded
 from halka.models.attention.function import LayerMemory, attend, grouped_products, use_attention
+from numbers_for_tests import close
 from tiny import CONFIGS, tiny
 
 B, H, T, W = 2, 2, 7, 8
@@ -87,10 +88,9 @@ def test_grouped_products_equal_torch(mask, group, dtype):
         output.square().sum().backward()
         outputs.append(output)
         gradients.append([query.grad, key.grad, value.grad])
-    tolerance = {"rtol": TOLERANCE[dtype], "atol": TOLERANCE[dtype]}
-    torch.testing.assert_close(outputs[1], outputs[0], **tolerance)
+    close(outputs[1], outputs[0], within=TOLERANCE[dtype])
     for mine, theirs in zip(gradients[1], gradients[0], strict=True):
-        torch.testing.assert_close(mine, theirs, rtol=TOLERANCE[dtype], atol=5 * TOLERANCE[dtype])
+        close(mine, theirs, within=5 * TOLERANCE[dtype])
 
 
 @pytest.mark.parametrize("additive", [False, True])
@@ -122,7 +122,7 @@ def test_attend_equals_torch_both_ways(way, mask, group, dtype):
     output, weights = attend(MODULE, query, key, value, mask)
     assert weights is None
     assert output.shape == (B, T, H * group, W)
-    torch.testing.assert_close(output.transpose(1, 2).float(), expected, rtol=TOLERANCE[dtype], atol=TOLERANCE[dtype])
+    close(output.transpose(1, 2), expected, within=TOLERANCE[dtype])
 
 
 @pytest.mark.parametrize("why", ["module", "argument"])

@@ -24,6 +24,7 @@ from halka.models.quantised import LAYERS, nf4, quantise
 from halka.models.quantised.int8 import Int8Linear
 from halka.models.quantised.nf4 import NF4Linear
 from halka.training import Job, train_many
+from numbers_for_tests import close
 from tiny import CONFIGS, ENCODERS, SEQ2SEQ, tiny
 from tokenizers_for_tests import chatml_tokenizer
 
@@ -122,7 +123,7 @@ def test_large_activations_and_small_gradients_have_room_in_fp16(form):
     y = layer(x)
     y.backward(given)
     weight = by_bitsandbytes(layer)
-    torch.testing.assert_close(y.float(), x.float() @ weight.T, rtol=0.01, atol=0.5)
+    close(y, x.float() @ weight.T)
     expected = given.float() @ weight
     assert (x.grad.float() - expected).norm() < 0.1 * expected.norm()
 
@@ -165,7 +166,7 @@ def test_few_rows_by_torchs_own_product_equal_many(shape, rows):
     layer = layer_of("int8", torch.randn(shape, dtype=torch.bfloat16))
     x = torch.randn(1, rows, shape[1]).bfloat16()
     slow = x.float() @ by_bitsandbytes(layer).T
-    torch.testing.assert_close(layer(x).float(), slow, rtol=0.02, atol=0.05)
+    close(layer(x), slow, within=0.03)
     assert layer(x).dtype == torch.bfloat16
     assert layer(x[:, :0]).shape == (1, 0, shape[0])
 
