@@ -302,77 +302,116 @@ def test_a_hundred_documents_are_ranked_though_one_has_a_hundred_passages(collec
 
 # ── many at once, and crashes ───────────────────────────────────────────────────────────────────────────────────────
 
-WRITER = """
-import sys
+WRITERS = """
+import os, sys
+import lancedb
 from embedder_for_tests import WordEmbedder
 from halka.rag import collection
+
 collection.AT_ONCE = 1500
-made = collection.Collection(sys.argv[1], WordEmbedder())
-print("ready", flush=True)
-for event in made.add([sys.argv[2]]):
-    print(event.what, event.document, flush=True)
+
+class Embedder(WordEmbedder):
+    def passages(self, texts):
+        vectors = super().passages(texts)
+        print("puts", flush=True)
+        return vectors
+
+for line in sys.stdin:
+    folder, documents, writers = line.rstrip().split("\t")
+    children = [os.fork()]
+    while children[-1] and len(children) < int(writers):
+        children.append(os.fork())
+    if children[-1]:
+        print("ended", *(os.waitpid(child, 0)[1] for child in children), flush=True)
+    else:
+        print("began", os.getpid(), flush=True)
+        for event in collection.Collection(folder, Embedder()).add([documents]):
+            print(event.what, event.document, flush=True)
+        os._exit(0)
 """
+"""Starts writers for each line that it reads; what they import is imported once."""
 
 
-def writer(collection: Collection, folder: Path) -> subprocess.Popen[str]:
-    if collection.at is not None and collection.at.startswith("qdrant"):
-        pytest.skip("a folder of Qdrant's is one process's")
-    environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
-    arguments = [sys.executable, "-W", "ignore", "-c", WRITER, str(collection.folder), str(folder)]
-    return subprocess.Popen(arguments, stdout=subprocess.PIPE, text=True, env=environment)
+class Writers:
+    """Processes that add a folder to a collection; `line` is what they say next."""
+
+    def __init__(self, collection: Collection, folder: Path):
+        if collection.at is not None and collection.at.startswith("qdrant"):
+            pytest.skip("a folder of Qdrant's is one process's")
+        environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
+        pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
+        self.process = subprocess.Popen([sys.executable, "-W", "ignore", "-c", WRITERS], env=environment, **pipes)
+        self.task = f"{collection.folder}\t{folder}"
+
+    def begin(self, count: int = 1) -> int:
+        """Start writers; the process id of the first that works."""
+        self.process.stdin.write(f"{self.task}\t{count}\n")
+        self.process.stdin.flush()
+        word, number = self.line()
+        assert word == "began"
+        return int(number)
+
+    def line(self) -> list[str]:
+        line = self.process.stdout.readline()
+        assert line, "the writers' process has ended"
+        return line.split()
+
+    def __enter__(self) -> Writers:
+        return self
+
+    def __exit__(self, *_) -> None:
+        self.process.communicate()
 
 
 @pytest.fixture
 def many(tmp_path) -> Path:
     folder = tmp_path / "many"
     folder.mkdir()
-    for number in range(24):
+    for number in range(12):
         (folder / f"{number:03}.md").write_text("\n\n".join(f"Line {n} of {number}: {'word ' * 20}" for n in range(4)))
     return folder
 
 
 def whole(collection: Collection) -> set[str]:
     """The names of the documents; each must have all its passages."""
-    found = collection.documents()
-    for each in found:
+    documents = collection.documents()
+    for each in documents:
         passages = collection.store.passages(each.name, range(1000), Scope())
         assert [passage.number for passage in passages] == [*range(each.passages)]
-    return {each.name for each in found}
+    return {each.name for each in documents}
 
 
-@pytest.mark.slow
 def test_a_writer_that_is_killed_loses_nothing_and_leaves_no_half(collection, many):
+    """Killed when it begins to put documents, at moments of that, of what it says of them, and of tidying up."""
     acknowledged: set[str] = set()
-    killed, longest = 0, 0.4
-    for seed in range(80):
-        for path in [*many.iterdir()][:: 1 if seed % 4 == 0 else 3]:
-            path.write_text(path.read_text() + f"\n\nMore of {seed}.")
-        with writer(collection, many) as process:
-            assert process.stdout is not None
-            assert process.stdout.readline() == "ready\n"
-            time.sleep(random.Random(seed).uniform(0.0, longest))
-            process.send_signal(signal.SIGKILL)
-            lines = [line.split() for line in process.stdout.read().splitlines()]
-        if process.returncode == -signal.SIGKILL:
-            killed += 1
-        else:  # it had ended: the next moment is to be one of its work
-            longest *= 0.8
-        acknowledged |= {line[1] for line in lines if len(line) == 2 and line[0] in ("added", "changed")}
-        assert acknowledged <= whole(Collection(collection.folder, WordEmbedder()))
-        if killed == 20:
-            break
-    assert killed == 20
+    killed = 0
+    with Writers(collection, many) as writers:
+        for attempt in range(40):
+            for path in [*many.iterdir()][:: 1 if attempt % 3 == 0 else 3]:
+                path.write_text(path.read_text() + f"\n\nMore of {attempt}.")
+            number, lines = writers.begin(), [writers.line()]
+            until = "puts" if attempt % 2 else "changed"
+            while lines[-1][0] not in ("ended", until if attempt else "puts"):
+                lines.append(writers.line())
+            time.sleep(0.003 * (attempt % 7))
+            if lines[-1][0] != "ended":
+                os.kill(number, signal.SIGKILL)
+            while lines[-1][0] != "ended":
+                lines.append(writers.line())
+            killed += lines[-1][1] == str(signal.SIGKILL.value)
+            acknowledged |= {line[1] for line in lines if line[0] in ("added", "changed")}
+            assert acknowledged <= whole(Collection(collection.folder, WordEmbedder()))
+            if killed == 15:
+                break
+    assert killed == 15
     [*collection.add([many])]
     assert whole(collection) == {str(path) for path in many.iterdir()}
 
 
-@pytest.mark.slow
 def test_two_processes_that_add_the_same_make_no_doubles(collection, many):
-    with writer(collection, many) as one, writer(collection, many) as other:
-        assert one.stdout is not None
-        assert other.stdout is not None
-        while one.poll() is None or other.poll() is None:
+    with Writers(collection, many) as writers:
+        writers.begin(2)
+        while (line := writers.line())[0] != "ended":
             Retriever(collection).search("word of line", 5)  # a reader meanwhile
-        one.stdout.read(), other.stdout.read()
-    assert (one.returncode, other.returncode) == (0, 0)
+    assert line == ["ended", "0", "0"]
     assert whole(collection) == {str(path) for path in many.iterdir()}
