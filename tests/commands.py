@@ -17,12 +17,15 @@ ROOT = Path(__file__).parents[1]
 
 
 def halka(command: str, folder: Path | None = None, code: int = 0, **more: Any) -> Result:
-    """The result of a command, run in `folder`, that ends with this exit code. A ␣ is a space inside an argument."""
+    """The result of a command, run in `folder`, that ends with this exit code. A ␣ is a space inside an argument.
+
+    Its terminal is wide: nothing is wrapped, however long a path is.
+    """
     before = Path.cwd()
     os.chdir(folder or before)
     try:
         arguments = [part.replace("␣", " ") for part in command.split()]
-        result = CliRunner().invoke(app, arguments, **more)
+        result = CliRunner(env={"COLUMNS": "10000"}).invoke(app, arguments, **more)
     finally:
         os.chdir(before)
     assert result.exit_code == code, result.output

@@ -8,12 +8,11 @@ from pathlib import Path
 import pytest
 import torch
 from transformers import AutoModelForCausalLM
-from typer.testing import CliRunner
 
 import halka
 from classifiers import CLASSES, TAGS, classifier, examples
+from commands import halka as command_line
 from contract import disturb, ids
-from halka.cli import app
 from halka.cli.merge import judged
 from halka.data.task import Task
 from kinds import bare
@@ -47,12 +46,7 @@ def run(made, tmp_path, monkeypatch):
     for each in made.iterdir():
         (tmp_path / each.name).symlink_to(each)
 
-    def run(command: str, code: int = 0):
-        result = CliRunner().invoke(app, ["merge", *command.split(), "--base", "base"])
-        assert result.exit_code == code, result.output
-        return result
-
-    return run
+    return lambda command, code=0: command_line(f"merge {command} --base base", code=code)
 
 
 def test_it_tells_what_merging_costs(run):

@@ -26,6 +26,7 @@ def embedder(tmp_path_factory) -> Path:
 @pytest.fixture
 def halka(capsys, monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("COLUMNS", "10000")  # a path that is wrapped may begin a line with anything
 
     def run(*arguments: str) -> tuple[int, str, str]:
         with pytest.raises(SystemExit) as ended:
