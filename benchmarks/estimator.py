@@ -38,9 +38,9 @@ from side_by_side import in_a_process, setup
 from transformers import AutoConfig, LlamaConfig
 
 import halka
+from halka.estimating.dry_runs import Setup, model_of, rehearse, training_items
 from halka.estimating.hardware import KERNELS
-from halka.estimating.here import processor_here
-from halka.estimating.rehearsing import Setup, model_of, rehearse, training_items
+from halka.estimating.measured_device import processor_here
 from halka.methods import made
 from halka.models.kinds import KINDS as KIND_CLASSES
 from halka.models.loading import base_config, let_go_of_files

@@ -18,13 +18,13 @@ import halka
 from halka.cli import app
 from halka.core import bytes_of, count_of
 from halka.estimating import FAMILIES, Memory, Setup, largest_batch, rehearse
+from halka.estimating.allocator import PAGE, Heap
 from halka.estimating.costs import Call, Layout, Plain, Work
 from halka.estimating.devices import DEVICES, Device
 from halka.estimating.doing import SOME, Doer, bytes_given
-from halka.estimating.ghosts import Ghost, Rehearsal
-from halka.estimating.heap import PAGE, Heap
-from halka.estimating.here import LONG, Processor, processor_here
-from halka.estimating.rehearsing import model_of, training_items
+from halka.estimating.dry_runs import model_of, training_items
+from halka.estimating.fake_tensors import Ghost, Rehearsal
+from halka.estimating.measured_device import LONG, Processor, processor_here
 from halka.methods import made
 from halka.models import hidden_states
 from halka.models.attention.function import use_attention
@@ -309,7 +309,7 @@ def test_large_pieces_go_back_and_holes_stay():
 
 
 def test_a_hole_has_no_room_for_an_aligned_piece_of_its_own_size(monkeypatch):
-    monkeypatch.setattr("halka.estimating.heap.LIFE", 10**6)
+    monkeypatch.setattr("halka.estimating.allocator.LIFE", 10**6)
     heap = Heap()
     first, second, _ = (heap.take(64_000) for _ in range(3))
     heap.free(first)
@@ -319,7 +319,7 @@ def test_a_hole_has_no_room_for_an_aligned_piece_of_its_own_size(monkeypatch):
 
 
 def test_holes_become_one_when_what_is_between_them_is_gone(monkeypatch):
-    monkeypatch.setattr("halka.estimating.heap.LIFE", 1)
+    monkeypatch.setattr("halka.estimating.allocator.LIFE", 1)
     heap = Heap()
     first, second, _ = (heap.take(64_000) for _ in range(3))
     held = heap.held

@@ -11,8 +11,8 @@ from typing import Any
 from halka.advisor.evidence import Fit, Option
 from halka.core import Method
 from halka.estimating import Memory, Setup, at_least_one, largest_batch, prepared, rehearse, row_of
+from halka.estimating.dry_runs import Rehearsed
 from halka.estimating.hardware import Hardware, gpu_here, hardware_of
-from halka.estimating.rehearsing import Rehearsed
 from halka.methods import Full, made
 from halka.util.errors import HalkaError
 from halka.util.machine import available

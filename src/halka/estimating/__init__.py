@@ -1,8 +1,8 @@
 """Estimating: what each method will need on a base, in memory and time, before anything runs."""
 
 from halka.estimating.batches import largest_batch
+from halka.estimating.dry_runs import Memory, Setup, rehearse
 from halka.estimating.estimates import FAMILIES, Estimate, Row, at_least_one, estimate, prepared, row_of
-from halka.estimating.rehearsing import Memory, Setup, rehearse
 
 __all__ = [
     "FAMILIES",

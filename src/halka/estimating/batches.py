@@ -7,7 +7,7 @@ from dataclasses import replace
 from typing import Any
 
 from halka.core import Method
-from halka.estimating.rehearsing import Memory, Setup, rehearse
+from halka.estimating.dry_runs import Memory, Setup, rehearse
 
 MOST = 4096  # rows that are tried
 BY_SLOPE = 6  # tries; after them halves

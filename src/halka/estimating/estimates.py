@@ -12,8 +12,8 @@ import torch
 
 from halka.core import Method, described
 from halka.estimating.batches import largest_batch
+from halka.estimating.dry_runs import Memory, Rehearsed, Setup, rehearse
 from halka.estimating.hardware import Hardware, hardware_of
-from halka.estimating.rehearsing import Memory, Rehearsed, Setup, rehearse
 from halka.methods import made
 from halka.models.kinds import LABELLED, usual_kind
 from halka.models.loading import base_config, check_class

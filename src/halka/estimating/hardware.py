@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 
 from halka.estimating.devices import DEVICES, Device, device_named
-from halka.estimating.here import processor_here
+from halka.estimating.measured_device import processor_here
 
 KERNELS = 15 * 10**6  # bytes of a step beside its tensors: kernels made for its sizes, their scratch, Python's objects
 PROCESS = 440 * 10**6 + KERNELS  # bytes beside a run's own on a CPU: Python, torch, transformers (measured), and these

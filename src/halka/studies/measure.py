@@ -29,7 +29,7 @@ from halka.data.batches import plan
 from halka.data.examples import Item
 from halka.data.task import Task, limit
 from halka.data.tasks import load_task
-from halka.estimating.rehearsing import FP32, Setup, rehearse, weights_of
+from halka.estimating.dry_runs import FP32, Setup, rehearse, weights_of
 from halka.evaluation.evaluating import Evaluation, evaluate, perplexity
 from halka.methods import made
 from halka.models import adapt, pad_id

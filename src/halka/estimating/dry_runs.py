@@ -17,9 +17,9 @@ import torch
 from halka.core import AdaptedModel, Method, bytes_of, count_of
 from halka.data.examples import Item
 from halka.data.tokens import Tokens
+from halka.estimating.allocator import Heap
 from halka.estimating.costs import Work
-from halka.estimating.ghosts import Rehearsal
-from halka.estimating.heap import Heap
+from halka.estimating.fake_tensors import Rehearsal
 from halka.models import adapt, context
 from halka.models.kinds import KINDS
 from halka.models.layouts import layout_of

@@ -9,11 +9,11 @@ from itertools import pairwise
 import torch
 import torch.nn.functional as F
 
+from halka.estimating.allocator import PAGE
 from halka.estimating.costs import Work
 from halka.estimating.devices import Device
 from halka.estimating.doing import Doer, bytes_given, least
-from halka.estimating.heap import PAGE
-from halka.estimating.rehearsing import NAME, Setup, model_of, rehearse, training_items
+from halka.estimating.dry_runs import NAME, Setup, model_of, rehearse, training_items
 from halka.methods import LoRA
 from halka.training import TrainConfig, train
 from halka.util.machine import LARGE, available, held
