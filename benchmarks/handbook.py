@@ -26,7 +26,7 @@ from halka.rag.answer import Answerer, floor_for
 from halka.rag.collection import Collection
 from halka.rag.raft import Asked, asked_in
 from halka.rag.retrieve import Retriever
-from halka.storage.save_load import read_card
+from halka.storage.card import read_card
 from halka.studies.ablation.scores import Answered, as_rows, scored
 
 HERE = Path(__file__).parent

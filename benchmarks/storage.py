@@ -25,7 +25,6 @@ from side_by_side import setup
 
 import halka
 from halka.models.loading import load_base
-from halka.storage.save_load import WEIGHTS
 from halka.util import machine
 
 HERE = Path(__file__).parent
@@ -66,7 +65,7 @@ def first_use(model: halka.core.AdaptedModel, folder: Path, count: int = 40) -> 
     store = filled(folder, model, 16, count)
     pool = halka.AdapterPool(model, store, budget=8 * 2**30)
     names = store.names()
-    weights = [store.get(name).folder / WEIGHTS for name in names]
+    weights = [store.get(name).open().weights for name in names]
     times: dict[str, list[float]] = {"cold": [], "warm": []}
     for how in times:
         for name, path in zip(names, weights, strict=True):

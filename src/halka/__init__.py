@@ -39,7 +39,9 @@ if TYPE_CHECKING:
     from halka.methods import Tokens as Tokens
     from halka.models import adapt as adapt
     from halka.models import load_base as load_base
+    from halka.storage.adapter_folder import AdapterFolder as AdapterFolder
     from halka.storage.adapter_store import AdapterStore as AdapterStore
+    from halka.storage.opening import open as open
     from halka.storage.pool import AdapterPool as AdapterPool
     from halka.storage.save_load import load as load
     from halka.storage.save_load import save as save
@@ -71,6 +73,8 @@ _PUBLIC = {
     "methods": "BitFit Bottleneck DoRA Full IA3 Joint LlamaAdapter LoRA LoRABias Modules NormedBottleneck "
     "PositionlessPrefix Prefix Prompt Tokens",
     "models": "adapt load_base",
+    "storage.adapter_folder": "AdapterFolder",
+    "storage.opening": "open",
     "storage.save_load": "load save",
     "storage.adapter_store": "AdapterStore",
     "storage.pool": "AdapterPool",

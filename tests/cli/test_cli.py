@@ -522,7 +522,6 @@ def test_evaluate_on_a_task(here):
         ("evaluate --base base --perplexity nope.txt", "--perplexity: there is no file nope.txt"),
         ("evaluate --base base --data data.jsonl -o prose.txt/p.jsonl", "--out: nothing can be written to prose.txt"),
         ("evaluate --base base --data data.jsonl --adapter nope", "--adapter: there is no folder nope"),
-        ("evaluate --base base --data data.jsonl --adapter run", "run is a run's folder: its adapter is run/adapter"),
         ("evaluate --base base --data data.jsonl --adapter base", "base holds no adapter_config.json"),
         ("generate --base base --temperature hot Hi", "--temperature"),
         ("generate --base base --top-p 0.5 Hi", "--top-p is for drawing at random: give a --temperature"),
@@ -779,14 +778,21 @@ def test_adapters_convert_to_another_tools_folder_and_back(here):
 
 
 def test_adapters_convert_refuses_by_name(here):
-    assert "there is no format 'hub': choose one of adapterhub, peft" in failure(
-        "adapters convert run/adapter x --base base --to hub"
-    )
+    assert "'hub' is not one of 'peft', 'adapterhub'" in failure("adapters convert run/adapter x --base base --to hub")
     assert "AdapterHub's library has no place for attn.o in llama" in failure(
         "adapters convert run/adapter x --base base --to adapterhub"
     )
-    assert "is a run's folder: its adapter is run/adapter" in failure("adapters convert run x --base base")
     assert not Path("x").exists()
+
+
+def test_a_run_s_folder_stands_for_its_adapter_which_is_called_after_it(here):
+    lines = Path("prompts.jsonl")
+    lines.write_text('{"prompt": "What?"}\n')
+    for place in ("run", "run/adapter"):
+        (answer,) = parsed(f"generate --base base --max-new-tokens 2 --adapter {place} --file prompts.jsonl")
+        assert answer["adapter"] == "run"
+    assert parsed("adapters show run")["files"] == parsed("adapters show run/adapter")["files"]
+    assert "run, version 1" in halka("adapters add run --store kept").stdout
 
 
 def test_adapters_show_finds_a_name_in_a_store(here):

@@ -54,14 +54,14 @@ def test_a_store_and_the_flags_take_names(cache, tmp_path):
     assert (stored.name, stored.version) == ("theirs", 1)
     found = given_adapters(["org/support.v", "new=org/support.v@v2"], None)
     assert found.named == ["support.v", "new"]
-    assert {name: folder.name for name, folder in found.folders.items()} == {"support.v": V1, "new": V2}
+    assert {name: folder.path.name for name, folder in found.given.items()} == {"support.v": V1, "new": V2}
 
 
 def test_what_is_here_goes_before_the_hub(cache):
     shutil.copytree(cache / "models--org--support.v" / "snapshots" / V2, "org/support.v")
     assert adapter_folder("org/support.v") == Path("org/support.v")
     assert adapter_name("org/support.v") == "support.v"
-    with pytest.raises(ValueError, match=r"org/other holds no adapter_config\.json: it is not an adapter folder"):
+    with pytest.raises(ValueError, match="org/other is not there: name an adapter's folder"):
         halka.load(halka.adapt(tiny()), "org/other")  # `org` is here: a path is meant
 
 

@@ -16,7 +16,7 @@ from contract import disturb
 from halka.cli import app
 from halka.storage.formats import adapterhub
 from halka.storage.formats.adapterhub import heads
-from halka.storage.formats.format import Folder
+from halka.storage.formats.format import Contents
 from tokenizers_for_tests import chatml_tokenizer
 
 FIXTURES = Path(__file__).parents[1] / "fixtures" / "adapterhub"
@@ -32,26 +32,26 @@ READ = [case for case in EXPECTED if case.split("/")[1] not in (*REFUSED, *HEADS
 OTHERWISE = {"prefix", "prefix_flat", "mam"}
 
 
-def files(case: str) -> Folder:
+def files(case: str) -> Contents:
     """A fixture as its files hold it."""
     folder = FIXTURES / case
     config = json.loads((folder / "adapter_config.json").read_text())
     if (folder / "adapter.safetensors").exists():
-        return Folder(config, load_file(folder / "adapter.safetensors"))
-    return Folder(config, torch.load(folder / "pytorch_adapter.bin", weights_only=True))
+        return Contents(config, load_file(folder / "adapter.safetensors"))
+    return Contents(config, torch.load(folder / "pytorch_adapter.bin", weights_only=True))
 
 
-def read(folder: Folder, architecture: str) -> halka.core.AdaptedModel:
+def read(folder: Contents, architecture: str) -> halka.core.AdaptedModel:
     model = halka.adapt(base(architecture))
     method, state = adapterhub.read(folder, model.targets)
     model.add("a", method, state=state)
     return model
 
 
-def changed(case: str, **options) -> Folder:
+def changed(case: str, **options) -> Contents:
     """A fixture with other options in its adapter's configuration."""
     folder = files(case)
-    return Folder({**folder.config, "config": {**folder.config["config"], **options}}, folder.tensors)
+    return Contents({**folder.config, "config": {**folder.config["config"], **options}}, folder.tensors)
 
 
 def logits(model, name=None) -> torch.Tensor:
@@ -160,7 +160,7 @@ def test_whatever_a_configuration_holds_it_is_read_or_refused(case):
     refusals = 0
     for config in broken:
         try:
-            method, state = adapterhub.read(Folder(config, folder.tensors), model.targets)
+            method, state = adapterhub.read(Contents(config, folder.tensors), model.targets)
             model.add("a", method, state=state)
             model.remove("a")
         except ValueError:
@@ -181,7 +181,7 @@ def test_whatever_a_configuration_holds_it_is_read_or_refused(case):
 def test_a_folder_of_another_base_or_kind_is_refused(about, reason):
     folder = files("llama/seq_bn")
     with pytest.raises(ValueError, match=reason):
-        read(Folder({**folder.config, **about}, folder.tensors), "llama")
+        read(Contents({**folder.config, **about}, folder.tensors), "llama")
 
 
 def test_a_base_that_the_library_has_no_form_for_is_refused():
@@ -189,14 +189,14 @@ def test_a_base_that_the_library_has_no_form_for_is_refused():
     model.base.config.model_type = "qwen2"
     folder = files("llama/seq_bn")
     with pytest.raises(ValueError, match="written for llama, mistral, gpt2, bert, roberta, not for qwen2"):
-        adapterhub.read(Folder({**folder.config, "model_type": "qwen2"}, folder.tensors), model.targets)
+        adapterhub.read(Contents({**folder.config, "model_type": "qwen2"}, folder.tensors), model.targets)
 
 
 def test_a_prefix_that_differs_by_layer_is_damaged():
     folder = files("llama/prefix_flat")
     key = next(iter(folder.tensors))
     with pytest.raises(ValueError, match="under every layer, and not the same everywhere"):
-        read(Folder(folder.config, {**folder.tensors, key: folder.tensors[key] + 1}), "llama")
+        read(Contents(folder.config, {**folder.tensors, key: folder.tensors[key] + 1}), "llama")
 
 
 def test_a_norm_that_stands_there_twice_and_differs_is_damaged():
@@ -205,13 +205,13 @@ def test_a_norm_that_stands_there_twice_and_differs_is_damaged():
     with pytest.raises(
         ValueError, match=r"adapter_down\.0\.weight and adapter_norm_before\.weight are one, and differ"
     ):
-        read(Folder(folder.config, {**folder.tensors, key: folder.tensors[key] + 1}), "llama")
+        read(Contents(folder.config, {**folder.tensors, key: folder.tensors[key] + 1}), "llama")
 
 
 @pytest.mark.parametrize(("version", "scale"), [("adapters.1.0.1", 1.0), ("3.2.1", 3.0), (None, 3.0)])
 def test_before_1_1_the_library_left_out_the_scale_of_a_lora(version, scale):
     folder = files("llama/lora")
-    model = read(Folder({**folder.config, "version": version}, folder.tensors), "llama")
+    model = read(Contents({**folder.config, "version": version}, folder.tensors), "llama")
     assert model.adapter("a").method.scale == scale
 
 
@@ -223,7 +223,7 @@ def test_names_of_older_versions_are_read():
     config["config"]["invertible_adapter"] = {"block_type": "nice", "reduction_factor": 2}
     old = {key.replace(".adapters.", ".layer_text_task_adapters."): each for key, each in folder.tensors.items()}
     without_a_head = {key.removeprefix("bert."): each for key, each in old.items()}
-    model = read(Folder(config, without_a_head), "bert")
+    model = read(Contents(config, without_a_head), "bert")
     assert model.adapter("a").method.activation == "gelu"
     new = read(changed("bert/seq_bn", non_linearity="gelu"), "bert")
     assert torch.equal(logits(model, "a"), logits(new, "a"))
@@ -254,11 +254,11 @@ def test_a_classifier_is_converted_with_its_head_on_a_base_without(case, tmp_pat
 
 def test_labels_without_names_are_numbered(tmp_path):
     config = json.loads((FIXTURES / "bert/flexible/head_config.json").read_text())
-    numbered = {"kind": "sequence-classification", "labels": ["LABEL_0", "LABEL_1", "LABEL_2"]}
-    assert heads.base_for(config) == numbered
-    assert heads.base_for({**config, "config": {**config["config"], "label2id": None}}) == numbered
+    numbered = (None, "sequence-classification", ("LABEL_0", "LABEL_1", "LABEL_2"))
+    assert heads.base_spec(config) == numbered
+    assert heads.base_spec({**config, "config": {**config["config"], "label2id": None}}) == numbered
     own = json.loads((FIXTURES / "bert/classifier/head_config.json").read_text())
-    assert heads.base_for({**own, "label2id": None}) == numbered
+    assert heads.base_spec({**own, "label2id": None}) == numbered
 
 
 @pytest.mark.parametrize(
@@ -276,7 +276,7 @@ def test_labels_without_names_are_numbered(tmp_path):
 def test_a_head_s_configuration_that_is_damaged_is_refused_in_words(options, reason):
     config = json.loads((FIXTURES / "bert/classifier/head_config.json").read_text())
     with pytest.raises(ValueError, match=reason):
-        heads.base_for({**config, **options})
+        heads.base_spec({**config, **options})
 
 
 @pytest.mark.parametrize("case", ["bert/classifier", "bert/flexible"])
@@ -286,18 +286,18 @@ def test_a_head_whose_tensors_are_not_those_of_its_labels_is_refused_in_words(ca
     targets = halka.adapt(base("bert", labels=3)).targets
     own = {"config": {**config["config"], "label2id": {"no": 0, "yes": 1}}} if config["config"] else {}
     with pytest.raises(ValueError, match=r"names 2 labels, and the head's classifier.\w+ has 3 rows: .* --no-head"):
-        heads.read(Folder({**config, "label2id": {"no": 0, "yes": 1}, **own}, tensors), targets)
+        heads.read(Contents({**config, "label2id": {"no": 0, "yes": 1}, **own}, tensors), targets)
     for key, tensor in tensors.items():
         for spoilt in (tensor.sum(), tensor[None], tensor[..., :0]):
             with pytest.raises(ValueError, match=r"the folder's head, of a .* which this Bert"):
-                heads.read(Folder(config, {**tensors, key: spoilt}), targets)
+                heads.read(Contents(config, {**tensors, key: spoilt}), targets)
 
 
 @pytest.mark.parametrize("name", [{}, {"name": None}, {"name": [1]}])
 def test_a_head_without_a_name_is_refused_in_words(name):
     config = json.loads((FIXTURES / "bert/flexible/head_config.json").read_text())
     del config["name"]
-    head = Folder({**config, **name}, load_file(FIXTURES / "bert/flexible/model_head.safetensors"))
+    head = Contents({**config, **name}, load_file(FIXTURES / "bert/flexible/model_head.safetensors"))
     with pytest.raises(ValueError, match=r"head_config.json: name is .*, where the head's name is expected"):
         heads.read(head, halka.adapt(base("bert", labels=3)).targets)
 
@@ -381,7 +381,7 @@ def test_what_was_read_is_written_as_it_was(case):
         assert {key for key in mine if mine[key] != own[key]} <= unlike(own)
 
 
-def configs(folder: Folder) -> list[dict]:
+def configs(folder: Contents) -> list[dict]:
     config = folder.config["config"]
     return config["configs"] if config.get("architecture") == "union" else [config]
 

@@ -23,7 +23,7 @@ from contract import disturb, ids
 from halka.core import AdaptedModel
 from halka.models.fingerprint import fingerprint
 from halka.storage.formats import adapterhub, peft
-from halka.storage.formats.format import Folder
+from halka.storage.formats.format import Contents
 from tiny import tiny
 
 CONFIG, WEIGHTS, CARD = "adapter_config.json", "adapter_model.safetensors", "halka.json"
@@ -297,7 +297,7 @@ def test_tensors_of_any_shape_are_refused_in_kinds_that_are_read_alone(kind):
     model = halka.adapt(tiny())
 
     def add(name: str, given: dict[str, torch.Tensor]) -> None:
-        method, state = peft.read(Folder(config, given), model.targets)
+        method, state = peft.read(Contents(config, given), model.targets)
         model.add(name, method, state=state)
 
     add("a", tensors)
@@ -313,17 +313,17 @@ def test_a_module_that_is_no_linear_layer_is_refused_of_a_vera():
     tensors |= {"base_model.vera_B": torch.ones(64, 4)}
     tensors |= {f"base_model.model.model.layers.0.{key}": torch.ones(4) for key in ("vera_lambda_b", "vera_lambda_d")}
     with pytest.raises(ValueError, match=r"model\.layers\.0, which is no linear layer of this base"):
-        peft.read(Folder(config, tensors), halka.adapt(tiny()).targets)
+        peft.read(Contents(config, tensors), halka.adapt(tiny()).targets)
 
 
-def with_another_shape(folder: Folder, draw: random.Random) -> None:
+def with_another_shape(folder: Contents, draw: random.Random) -> None:
     """Of a tensor, and of those that are the same: prefixes stand under every layer."""
     key = draw.choice(sorted(folder.tensors))
     old, new = folder.tensors[key], draw.choice(SHAPES)(folder.tensors[key])
     folder.tensors.update({each: new for each, tensor in folder.tensors.items() if torch.equal(tensor, old)})
 
 
-def with_other_options(folder: Folder, draw: random.Random) -> None:
+def with_other_options(folder: Contents, draw: random.Random) -> None:
     """At any depth of the configuration."""
     places, left = [], [folder.config]
     while left:
@@ -351,10 +351,10 @@ def test_whatever_adapterhubs_folders_hold_they_are_read_or_refused_in_words(way
         model, folder, head = models[architecture, labels], files(case), None
         if case in heads:
             config = json.loads((FIXTURES / case / "head_config.json").read_text())
-            head = Folder(config, load_file(FIXTURES / case / "model_head.safetensors"))
+            head = Contents(config, load_file(FIXTURES / case / "model_head.safetensors"))
         way(head if head is not None and draw.random() < 0.5 else folder, draw)
         try:
-            method, state = adapterhub.read(Folder(folder.config, folder.tensors, head), model.targets)
+            method, state = adapterhub.read(Contents(folder.config, folder.tensors, head), model.targets)
             model.add("a", method, state=state)
             model.remove("a")
         except ValueError as error:

@@ -132,7 +132,9 @@ def test_a_name_that_nobody_knows_is_said_to_be_in_neither(made):
     store, _, _ = made
     model = halka.adapt(tiny())
     pool = AdapterPool(model, store)
-    with pytest.raises(ValueError, match=r"no adapter 'nobody' in the model \(there: none\), and from the store:"):
+    with pytest.raises(
+        halka.UnknownAdapterError, match=r"no adapter 'nobody' in the model \(which has: none\), nor in the store:"
+    ):
         logits(model, "nobody")
     with pytest.raises(ValueError, match="cannot be a name in a store"):
         logits(model, "../a0")

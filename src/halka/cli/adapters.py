@@ -9,10 +9,11 @@ import typer
 
 from halka.cli import convert
 from halka.cli.command import Command, Failed, Json, columns, emit, examples, existing_folder, group, show
-from halka.cli.routing import adapter_folder
+from halka.cli.routing import open_adapter
 from halka.util.errors import HalkaError
 
 if TYPE_CHECKING:
+    from halka.storage.adapter_folder import AdapterFolder
     from halka.storage.adapter_store import AdapterStore
 
 TOLD = ("lr", "steps", "best_step", "batch_size", "batch_tokens", "seed", "examples", "tokens", "loss")
@@ -46,15 +47,15 @@ def show_(
 ) -> None:
     """Show an adapter: its base, method, task, training, scores, sizes and shapes."""
     if store is not None:
-        found = describe(_opened(store).get(str(folder), version).folder)
+        adapter = _opened(store).get(str(folder), version).open()
     elif version is not None:
         raise HalkaError("--version is one of a name's in a store: give --store FOLDER with it")
     else:
-        found = describe(adapter_folder(folder, "FOLDER"))
+        adapter = open_adapter(folder, "FOLDER")
     if json:
-        emit(found)
+        emit(describe(adapter))
     else:
-        _show(found)
+        _show(describe(adapter))
 
 
 @app.command(
@@ -99,15 +100,19 @@ def list_(
 
 @app.command("add", cls=Command, epilog=examples("halka adapters add runs/support/adapter support --store adapters"))
 def add(
-    folder: Annotated[Path, typer.Argument(metavar="FOLDER", help="an adapter's folder, ours or peft's")],
-    name: Name,
+    folder: Annotated[
+        Path, typer.Argument(metavar="FOLDER", help="an adapter's folder, a run's, or a name on the hub")
+    ],
     store: Store,
+    name: Annotated[
+        str | None, typer.Argument(metavar="[NAME]", help="its name in the store; its folder's or run's if not given")
+    ] = None,
     json: Json = False,
 ) -> None:
     """Copy an adapter's folder into a store, as the next version of a name."""
     from halka.storage.adapter_store import AdapterStore
 
-    stored = AdapterStore(store).add(adapter_folder(folder, "FOLDER"), name)
+    stored = AdapterStore(store).add(open_adapter(folder, "FOLDER"), name)
     told = {"name": stored.name, "version": stored.version, "folder": stored.folder}
     emit(told) if json else show(f"{stored.name}, version {stored.version}, in {stored.folder}")
 
@@ -164,48 +169,33 @@ def _opened(folder: Path) -> AdapterStore:
     return AdapterStore(existing_folder(folder, "--store"))
 
 
-def describe(folder: Path) -> dict[str, Any]:
-    """What an adapter folder says of itself, and what its weights' header says.
+def describe(adapter: AdapterFolder) -> dict[str, Any]:
+    """What an adapter's configuration and Card say, and what its weights' header says.
 
-    Raises ValueError for a folder without an adapter, and for one that is damaged.
+    Raises DamagedFolderError for weights that are damaged.
     """
-    from halka.storage.card import read_card
-    from halka.storage.save_load import read_config
-
-    config, card = read_config(folder), read_card(folder)
-    tensors = _tensors(folder)
-    files = {file.name: file.stat().st_size for file in sorted(folder.iterdir()) if file.is_file()}
+    card, config, tensors = adapter.card, adapter.config, _tensors(adapter)
     return {
-        "folder": folder,
+        "folder": adapter.path,
         "base": config.get("base_model_name_or_path") if card is None else card.base,
         "method": config.get("peft_type") if card is None else card.method,
-        "parameters": sum(each["parameters"] for each in tensors),
-        "bytes": sum(files.values()),
-        "files": files,
+        "parameters": sum(group["parameters"] for group in tensors),
+        "bytes": adapter.size,
+        "files": adapter.files,
         "tensors": tensors,
         "card": card,
         "config": config,
     }
 
 
-def _tensors(folder: Path) -> list[dict[str, Any]]:
-    """Tensors alike in last name, shape and type, counted; only the header is read."""
+def _tensors(adapter: AdapterFolder) -> list[dict[str, Any]]:
+    """Tensors alike in last name, shape and dtype, counted; only the header is read."""
     import math
     from collections import Counter
 
-    from safetensors import SafetensorError, safe_open
+    from halka.storage.tensors import shapes
 
-    from halka.storage.formats import format_of
-
-    weights = folder / format_of(folder).FILES.weights
-    try:
-        with safe_open(weights, framework="pt") as file:
-            slices = {key: file.get_slice(key) for key in file.keys()}  # noqa: SIM118 (a safetensors file is no mapping)
-            kinds = Counter(
-                (_last_name(key), tuple(each.get_shape()), str(each.get_dtype())) for key, each in slices.items()
-            )
-    except SafetensorError as error:
-        raise HalkaError(f"{weights} is damaged ({error}): copy or train it again") from None
+    kinds = Counter((_last_name(key), shape, dtype) for key, (shape, dtype) in shapes(adapter.weights).items())
     return [
         {"name": name, "shape": list(shape), "dtype": dtype, "count": count, "parameters": math.prod(shape) * count}
         for (name, shape, dtype), count in sorted(kinds.items())

@@ -3,17 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Literal
 
 import typer
 
 from halka.cli.command import Json, emit, examples, show, show_warnings
-from halka.cli.opening import Device, Dtype, OtherBase, OtherTemplate, Pickle, load_for, made_for
-from halka.cli.routing import adapter_folder
+from halka.cli.opening import Device, Dtype, OtherBase, OtherTemplate, Pickle, load_for
+from halka.cli.routing import open_adapter
 from halka.util.errors import HalkaError
-
-if TYPE_CHECKING:
-    from halka.storage.card import Card
 
 EXAMPLES = examples(
     "halka adapters convert runs/support/adapter support-for-adapters --base smollm2-135m --to adapterhub",
@@ -42,7 +39,9 @@ def convert(
     labels: Annotated[
         str | None, typer.Option(metavar="NAME,NAME,…", help="what it tells apart, by place; else as its folder says")
     ] = None,
-    to: Annotated[str, typer.Option("--to", metavar="FORMAT", help="adapterhub, or peft: our own")] = "peft",
+    to: Annotated[
+        Literal["peft", "adapterhub"], typer.Option("--to", metavar="FORMAT", help="peft, our own, or adapterhub")
+    ] = "peft",
     no_head: Annotated[bool, typer.Option("--no-head", help="leave out the head that stands beside it")] = False,
     dtype: Dtype = "float32",
     device: Device = None,
@@ -56,39 +55,40 @@ def convert(
     The base says where the adapter's parts stand, and that it fits. What the other tool has no form for is refused by
     name. Its task, training and scores go along.
     """
-    from halka.storage.card import read_card
-    from halka.storage.formats import format_named, format_of
-    from halka.storage.save_load import load, read_config, save
+    from halka.storage.save_load import load, save
 
-    format_named(to)
-    folder = adapter_folder(folder, "FOLDER", allow_pickle=allow_pickle)
-    if into.resolve() == folder.resolve():
+    source = open_adapter(folder, "FOLDER", allow_pickle=allow_pickle, head=not no_head)
+    if into.resolve() == source.path.resolve():
         raise HalkaError(f"INTO: {into} is the adapter's own folder: name another")
-    source = format_of(folder).NAME
-    config, card = read_config(folder, allow_pickle=allow_pickle), read_card(folder)
+    card = source.card
     if card is not None and (kind or labels):
         raise HalkaError(f"--kind and --labels are for a folder without a Card, and this one's says {card.kind}")
-    said, known = made_for(folder, head=not no_head)
-    names = [each.strip() for each in labels.split(",")] if labels else known if kind in (None, said) else ()
-    model = load_for(*(base or _base_of(config, card), kind or said, names), dtype=dtype, device=device, quantize=None)
+    name = base or source.base_name
+    if name is None:
+        raise HalkaError("FOLDER does not say which base it was made for: give --base NAME")
+    if labels:
+        head_labels = tuple(label.strip() for label in labels.split(","))
+    else:
+        head_labels = source.labels if kind in (None, source.kind) else ()
+    model = load_for(name, kind or source.kind, head_labels, dtype=dtype, device=device, quantize=None)
     with show_warnings():
         adapter = load(
             model,
-            folder,
+            source,
             name="converted",
             allow_other_base=allow_other_base,
             allow_other_template=allow_other_template,
-            allow_pickle=allow_pickle,
-            head=not no_head,
         )
-    kept = {} if card is None else {"task": card.task, "training": card.training, "measurements": card.measurements}
-    written = save(model, "converted", into, format=to, **kept)
-    told = {"from": source, "to": to, "method": adapter.method.name, "parameters": adapter.count(), "folder": written}
-    emit(told) if json else show(f"{adapter.method.name} of {source} written to {written} as {to}'s folder")
-
-
-def _base_of(config: dict[str, Any], card: Card | None) -> str:
-    found = (card.base.get("name") if card else None) or config.get("base_model_name_or_path")
-    if not isinstance(found, str) or not found:
-        raise HalkaError("FOLDER does not say which base it was made for: give --base NAME")
-    return found
+    about = {} if card is None else {"task": card.task, "training": card.training, "measurements": card.measurements}
+    written = save(model, "converted", into, format=to, **about)
+    result = {
+        "from": source.format.NAME,
+        "to": to,
+        "method": adapter.method.name,
+        "parameters": adapter.count(),
+        "folder": written,
+    }
+    if json:
+        emit(result)
+    else:
+        show(f"{adapter.method.name} of {source.format.NAME} written to {written} as {to}'s folder")

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import functools
 import inspect
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import asdict, dataclass
-from pathlib import Path
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -17,6 +16,7 @@ from halka.util.errors import HalkaError
 if TYPE_CHECKING:
     from halka.cli.routing import Adapters
     from halka.core import AdaptedModel
+    from halka.storage.adapter_folder import AdapterFolder
 
 Base = Annotated[str, typer.Option("--base", metavar="NAME", help="short name, folder or hub name of the base")]
 Dtype = Annotated[str, typer.Option("--dtype", metavar="TEXT", help="precision of the base: bfloat16, float32, …")]
@@ -79,37 +79,16 @@ def load_for(
     return adapt(*load_base(base, labels=labels or None, **options))
 
 
-def made_for(folder: Path, *, head: bool = True) -> tuple[str | None, tuple[str, ...]]:
-    """The kind of base that an adapter is for, None where its folder does not say, and the labels that it says.
+def kind_for(folders: Mapping[str, AdapterFolder]) -> tuple[str | None, tuple[str, ...]]:
+    """The kind of base that these adapters, by their names, are for, and labels for a head wide enough for each.
 
-    The Card says both; without one the head that is saved beside the adapter (where `head` wants it), or peft's task.
+    Raises HalkaError for adapters of several kinds.
     """
-    from halka.models.kinds import kind_of_task
-    from halka.storage.card import read_card
-    from halka.storage.formats import format_of
-    from halka.storage.formats.adapterhub.heads import base_for
-    from halka.storage.save_load import read_json
-
-    if (card := read_card(folder)) is not None:
-        return card.kind, tuple(card.labels)
-    files = format_of(folder).FILES
-    if head and files.head is not None and (folder / files.head.config).is_file():
-        found = base_for(read_json(folder / files.head.config))
-        return found.get("kind"), tuple(found.get("labels", ()))
-    return kind_of_task(read_json(folder / files.config).get("task_type")), ()
-
-
-def kind_for(adapters: Adapters, names: Iterable[str | None]) -> tuple[str | None, tuple[str, ...]]:
-    """The kind of base that the adapters of these names are for, and labels for a head wide enough for each.
-
-    Raises ValueError for adapters of several kinds.
-    """
-    found = {name: made_for(adapters.folder(name)) for name in dict.fromkeys(names) if name is not None}
-    kinds = {kind: name for name, (kind, _) in found.items() if kind is not None}
+    kinds = {folder.kind: name for name, folder in folders.items() if folder.kind is not None}
     if len(kinds) > 1:
         shown = " and ".join(f"{name} of a {kind}" for kind, name in kinds.items())
         raise HalkaError(f"--adapter: {shown}: one base cannot be both, so use them apart")
-    return next(iter(kinds), None), max((labels for _, labels in found.values()), key=len, default=())
+    return next(iter(kinds), None), max((folder.labels for folder in folders.values()), key=len, default=())
 
 
 def open_model(
@@ -120,23 +99,27 @@ def open_model(
     *,
     pool: int | None = None,
 ) -> AdaptedModel:
-    """The base with the adapters of these names; those that a store has come when they are used, as `pool` bytes allow.
+    """The base with the adapters of these names; a store's newest versions are loaded when they are used.
 
-    Raises ValueError for a pool without a store.
+    `pool` is the memory in bytes that the store's adapters may take. Raises HalkaError for a pool without a store.
     """
     from halka.storage.pool import DEFAULT_BUDGET, AdapterPool
-    from halka.storage.save_load import load
+    from halka.storage.save_load import Allowed, load
 
     if pool is not None and adapters.store is None:
         raise HalkaError("--pool is what a store's adapters may take: give --store FOLDER with it")
-    names = [*names]
-    how = asdict(loading)
-    allowed = {key: how.pop(key) for key in [*how] if key.startswith("allow_")}
-    model = load_for(base, *kind_for(adapters, names), **how)
+    folders = {name: adapters.folder(name) for name in dict.fromkeys(names) if name is not None}
+    allowed: Allowed = {
+        "allow_other_base": loading.allow_other_base,
+        "allow_other_template": loading.allow_other_template,
+        "allow_pickle": loading.allow_pickle,
+    }
+    kind, labels = kind_for(folders)
+    model = load_for(base, kind, labels, dtype=loading.dtype, device=loading.device, quantize=loading.quantize)
     if adapters.store is not None:
         AdapterPool(model, adapters.store, DEFAULT_BUDGET if pool is None else pool, **allowed)
     with show_warnings():
-        for name in dict.fromkeys(names):
-            if name is not None and not adapters.pooled(name):
-                load(model, adapters.folder(name), name=name, **allowed)
+        for name, folder in folders.items():
+            if not adapters.pooled(name):
+                load(model, folder, name=name, **allowed)
     return model

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -13,9 +13,10 @@ import typer
 from halka.cli.command import existing_folder
 from halka.data.examples import Example
 from halka.data.readers import Row
-from halka.util.errors import HalkaError
+from halka.util.errors import HalkaError, UnknownAdapterError
 
 if TYPE_CHECKING:
+    from halka.storage.adapter_folder import AdapterFolder
     from halka.storage.adapter_store import AdapterStore
 
 AdapterNames = Annotated[
@@ -63,69 +64,98 @@ class Addressed(Example):
 
 @dataclass(frozen=True)
 class Adapters:
-    """What a command was given: folders by name, a store, and who was named to answer."""
+    """The adapters that a command may use, and which of them were named to answer."""
 
-    folders: Mapping[str, Path]
+    given: Mapping[str, AdapterFolder]  # by the name that --adapter gives it, or its own
     store: AdapterStore | None
-    stored: Sequence[str]
-    named: Sequence[str]
+    stored: Sequence[str]  # the names in the store
+    named: Sequence[str]  # those that --adapter names, in order
     plain: Sequence[str]  # those of `named` that were given without a name of their own
     allow_pickle: bool  # weights may be a pickle
+    opened: dict[str, AdapterFolder] = field(default_factory=dict)  # those of the store that were asked for
 
     @property
     def usual(self) -> str | None:
-        """Who answers rows that name none."""
+        """The adapter that answers rows which name none."""
         return self.plain[0] if len(self.plain) == 1 else None
 
-    def folder(self, name: str) -> Path:
-        """Where that adapter is: given by hand, or in the store as NAME or NAME@VERSION. Raises ValueError if not."""
-        if name in self.folders:
-            return self.folders[name]
+    def folder(self, name: str) -> AdapterFolder:
+        """That adapter, given by hand or in the store as NAME or NAME@VERSION.
+
+        Raises UnknownAdapterError for another name, DamagedFolderError for a folder that is not whole.
+        """
+        if name in self.given:
+            return self.given[name]
         stored, at, version = name.partition("@")
         if self.store is not None and stored in self.stored and (version.isdecimal() or not at):
-            return self.store.get(stored, int(version) if at else None).folder
-        known = [*self.folders, *self.stored]
-        if not known:
-            told = "and none was given" if self.store is None else f"and none at all in {self.store.folder}"
-            raise HalkaError(f"there is no adapter {name!r}, {told}: add --adapter {name}=FOLDER, or --store FOLDER")
-        near = difflib.get_close_matches(stored, known, n=3)
-        there = ", ".join(known[:10]) + (", …" if len(known) > 10 else "")
-        hint = f"did you mean {' or '.join(near)}?" if near else f"those are {there}"
-        raise HalkaError(f"there is no adapter {name!r} among those given: {hint}")
+            if name not in self.opened:
+                entry = self.store.get(stored, int(version) if at else None)
+                self.opened[name] = entry.open(allow_pickle=self.allow_pickle)
+            return self.opened[name]
+        names = [*self.given, *self.stored]
+        if not names:
+            none = "and none was given" if self.store is None else f"and none at all in {self.store.folder}"
+            raise UnknownAdapterError(
+                f"there is no adapter {name!r}, {none}: add --adapter {name}=FOLDER, or --store FOLDER"
+            )
+        near = difflib.get_close_matches(stored, names, n=3)
+        listed = ", ".join(names[:10]) + (", …" if len(names) > 10 else "")
+        hint = f"did you mean {' or '.join(near)}?" if near else f"those are {listed}"
+        raise UnknownAdapterError(f"there is no adapter {name!r} among those given: {hint}")
 
     def pooled(self, name: str) -> bool:
-        """Whether the store's newest version is meant, which an `AdapterPool` reads when it is used."""
-        return name in self.stored and name not in self.folders
+        """Whether the store's newest version is meant, which an `AdapterPool` loads when it is used."""
+        return name in self.stored and name not in self.given
 
 
-def given_adapters(given: Sequence[str] | None, store: Path | None, allow_pickle: bool = False) -> Adapters:
-    """What `--adapter` and `--store` say. Raises ValueError for what is not there, and for a name given twice."""
-    from halka.models.fetching.hub import adapter_name
+def given_adapters(options: Sequence[str] | None, store: Path | None, allow_pickle: bool = False) -> Adapters:
+    """The adapters of `--adapter`, which may be repeated, and `--store`.
+
+    Raises HalkaError for a folder that does not exist or is not whole, and for a name that is given twice.
+    """
     from halka.storage.adapter_store import AdapterStore
 
     opened = None if store is None else AdapterStore(existing_folder(store, "--store"))
-    folders: dict[str, Path] = {}
-    named, plain = [], []
-    for text in given or ():
-        name, named_so, folder = text.partition("=")
-        if not named_so or Path(text).exists():
-            name = text if opened is not None else adapter_name(text)
-            folder = "" if opened is not None else text
-            plain.append(name)
-        elif not name or not folder:
+    given: dict[str, AdapterFolder] = {}
+    named: list[str] = []
+    plain: list[str] = []
+    for text in options or ():
+        name, equals, source = text.partition("=")
+        if not equals or Path(text).exists():
+            name, source = (text, "") if opened is not None else ("", text)
+        elif not name or not source:
             raise HalkaError(f"--adapter: {text!r} is not NAME=FOLDER: give both, or the folder alone")
+        folder = open_adapter(Path(source), allow_pickle=allow_pickle) if source else None
+        if folder is not None and not name:
+            name = folder.name
+        if name == text or source == text:
+            plain.append(name)
         if name in named:
             raise HalkaError(
-                f"--adapter: two are named {name!r}: name each its own way, as in NAME={folder or 'FOLDER'}"
+                f"--adapter: two are named {name!r}: name each its own way, as in NAME={source or 'FOLDER'}"
             )
-        if folder:
-            folders[name] = adapter_folder(Path(folder), allow_pickle=allow_pickle)
+        if folder is not None:
+            given[name] = folder
         named.append(name)
-    stored = [] if opened is None else opened.names()
-    found = Adapters(folders, opened, stored, named, plain, allow_pickle)
+    adapters = Adapters(given, opened, [] if opened is None else opened.names(), named, plain, allow_pickle)
     for name in named:
-        _check(found, name, "--adapter")
-    return found
+        _check(adapters, name, "--adapter")
+    return adapters
+
+
+def open_adapter(
+    source: Path, given_as: str = "--adapter", *, allow_pickle: bool = False, head: bool = True
+) -> AdapterFolder:
+    """The adapter of a folder, a run's folder or a name on the hub. Errors begin with the flag that names it."""
+    from halka.models.fetching.hub import is_adapter_name
+    from halka.storage.adapter_folder import AdapterFolder
+
+    if not is_adapter_name(source):
+        existing_folder(source, given_as)
+    try:
+        return AdapterFolder.open(source, allow_pickle=allow_pickle, head=head)
+    except HalkaError as error:
+        raise type(error)(f"{given_as}: {error}") from None
 
 
 def addressed(examples: Sequence[Example], rows: Sequence[Row]) -> list[Example]:
@@ -169,22 +199,8 @@ def route(examples: Sequence[Example], adapters: Adapters) -> tuple[list[Example
 
 
 def _check(adapters: Adapters, name: str, where: str) -> None:
-    """Raises ValueError that begins with the place for an adapter that is not there, or not whole."""
-    from halka.storage.save_load import read_config
-
+    """Raises an error that begins with the place for an adapter that is not there, or not whole."""
     try:
-        read_config(adapters.folder(name), allow_pickle=adapters.allow_pickle)
-    except ValueError as error:
-        raise HalkaError(f"{where}: {error}") from None
-
-
-def adapter_folder(folder: Path, given_as: str = "--adapter", *, allow_pickle: bool = False) -> Path:
-    """The folder, here or on the hub; ValueError with the way out if it is a run's, which holds the adapter's."""
-    from halka.models.fetching import hub
-
-    if hub.is_adapter_name(folder):
-        return hub.adapter_folder(folder, allow_pickle=allow_pickle)
-    existing_folder(folder, given_as)
-    if not (folder / "adapter_config.json").exists() and (folder / "adapter" / "adapter_config.json").exists():
-        raise HalkaError(f"{given_as}: {folder} is a run's folder: its adapter is {folder / 'adapter'}")
-    return folder
+        adapters.folder(name)
+    except HalkaError as error:
+        raise type(error)(f"{where}: {error}") from None

@@ -18,7 +18,7 @@ from halka.cli.progress import StepProgress
 from halka.cli.train_settings import Plan
 from halka.core import AdaptedModel, chosen
 from halka.data.task import Task
-from halka.storage.save_load import WEIGHTS
+from halka.storage.adapter_folder import AdapterFolder
 from halka.training import Job, RunFolder, Step, as_tokens, train_many
 from halka.training.run_folder import METRICS, RUN
 from halka.util.errors import HalkaError, TrainingError
@@ -92,7 +92,7 @@ class TrainingRun:
             "seconds": result.seconds,
             "validation_loss": result.validation_loss,
             "parameters": result.parameters,
-            "bytes": (self.folder.adapter / WEIGHTS).stat().st_size,
+            "bytes": AdapterFolder.open(self.folder.adapter).weights.stat().st_size,
         }
 
 

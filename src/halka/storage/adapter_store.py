@@ -18,18 +18,18 @@ import shutil
 import uuid
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Unpack
 
 from filelock import FileLock, Timeout
 
 from halka.core import AdaptedModel, Adapter
-from halka.models.fetching.hub import adapter_folder
 from halka.models.fingerprint import own_fingerprint
-from halka.storage.card import Card, check_files, read_card
-from halka.storage.save_load import load, read_config, read_tensors, save
-from halka.util.errors import HalkaError
+from halka.storage.adapter_folder import AdapterFolder
+from halka.storage.card import Card, read_card
+from halka.storage.save_load import Allowed, load, save
+from halka.util.errors import HalkaError, UnknownAdapterError, WrongBaseError
 from halka.util.files import flush, new_folder, write_text
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
@@ -54,6 +54,10 @@ class Stored:
     def method(self) -> str:
         return str(self.card.method["name"]) if self.card else ""
 
+    def open(self, *, allow_pickle: bool = False) -> AdapterFolder:
+        """Its folder as one object, under the store's name. Raises DamagedFolderError as `AdapterFolder.open` does."""
+        return replace(AdapterFolder.open(self.folder, allow_pickle=allow_pickle), name=self.name)
+
 
 class AdapterStore:
     """The adapters of one base in a folder. Any number of processes may read and write it at once."""
@@ -77,7 +81,7 @@ class AdapterStore:
         if not found:
             near = [each for each in self.names() if name.lower() in each.lower()][:5]
             hint = f": did you mean {', '.join(near)}?" if near else ""
-            raise HalkaError(f"{self.folder} holds no adapter {name!r}{hint}")
+            raise UnknownAdapterError(f"{self.folder} holds no adapter {name!r}{hint}")
         return found
 
     def get(self, name: str, version: int | None = None) -> Stored:
@@ -85,11 +89,11 @@ class AdapterStore:
         there = self.versions(name)
         version = there[-1] if version is None else version
         if version not in there:
-            raise HalkaError(f"{name!r} has no version {version}: there are {', '.join(map(str, there))}")
+            raise UnknownAdapterError(f"{name!r} has no version {version}: there are {', '.join(map(str, there))}")
         folder = self.folder / name / str(version)
         found = Stored(name, version, folder, self._tags(name), read_card(folder))
         if not folder.is_dir():
-            raise HalkaError(f"version {version} of {name!r} was removed meanwhile")
+            raise UnknownAdapterError(f"version {version} of {name!r} was removed meanwhile")
         return found
 
     def list(self, *, task: str | None = None, tag: str | None = None, method: str | None = None) -> list[Stored]:
@@ -98,7 +102,7 @@ class AdapterStore:
         for name in self.names():
             try:
                 each = self.get(name)
-            except ValueError:
+            except UnknownAdapterError:
                 if _versions(self.folder / name):
                     raise
                 continue  # removed meanwhile
@@ -124,20 +128,24 @@ class AdapterStore:
             save(model, name, folder / str(version), **card)
         return self.get(stored_as, version)
 
-    def add(self, folder: str | Path, name: str) -> Stored:
-        """Copy an adapter folder, ours or peft's, here or on the hub, into the store as the next version of `name`.
+    def add(self, source: str | Path | AdapterFolder, name: str | None = None) -> Stored:
+        """Copy an adapter's folder, here or on the hub, into the store as the next version of `name`.
 
-        Raises ValueError for a folder that is no whole adapter, or whose Card names another base.
+        Without a name it is called as `halka.load` would call it: after its folder, its run or its name on the hub.
+        Raises DamagedFolderError for a folder that is no whole adapter, WrongBaseError where its Card names another
+        base than the store's, HalkaError for a name that is no file name.
         """
-        source, name = adapter_folder(folder), _named(name)
-        card = checked(source)
+        name = None if name is None else _named(name)
+        adapter = AdapterFolder.open(source)
+        name = _named(adapter.name) if name is None else name
+        adapter.verify()
         base = self.base()
-        if card is not None and base and card.base.get("fingerprint") != base:
-            raise HalkaError(f"{source} was made for another base than the adapters in {self.folder}")
+        if adapter.card is not None and base and adapter.card.base.get("fingerprint") != base:
+            raise WrongBaseError(f"{adapter} was made for another base than the adapters in {self.folder}")
         with self._writing(name) as place:
             version = max(_versions(place), default=0) + 1
             with new_folder(place / str(version)) as beside:
-                shutil.copytree(source, beside, dirs_exist_ok=True)
+                shutil.copytree(adapter.path, beside, dirs_exist_ok=True)
         return self.get(name, version)
 
     def tag(self, name: str, tags: Sequence[str], *, remove: bool = False) -> tuple[str, ...]:
@@ -153,7 +161,7 @@ class AdapterStore:
         """Remove one version, or the name with all of them. Raises ValueError if it is not there."""
         there = self.versions(name)
         if version is not None and version not in there:
-            raise HalkaError(f"{name!r} has no version {version}: there are {', '.join(map(str, there))}")
+            raise UnknownAdapterError(f"{name!r} has no version {version}: there are {', '.join(map(str, there))}")
         with self._writing(name) as folder:
             for each in there if version is None else [version]:
                 if (folder / str(each)).exists():  # else another process was faster
@@ -162,8 +170,8 @@ class AdapterStore:
 
     # ── use ─────────────────────────────────────────────────────────────────────────────────────────────────────
 
-    def load(self, model: AdaptedModel, name: str, version: int | None = None, **allowed: bool) -> Adapter:
-        """Add a stored adapter to `model` under its name, as strictly as `halka.load` does."""
+    def load(self, model: AdaptedModel, name: str, version: int | None = None, **allowed: Unpack[Allowed]) -> Adapter:
+        """Add a stored adapter to `model` under its name, as strictly as `halka.load` does, and with its options."""
         return load(model, self.get(name, version).folder, name=name, **allowed)
 
     def base(self) -> Mapping[str, Any] | None:
@@ -177,7 +185,7 @@ class AdapterStore:
             for version in _versions(self.folder / name):
                 try:
                     each = self.get(name, version)
-                    checked(each.folder)
+                    each.open().verify()
                     yield each, ""
                 except (ValueError, OSError) as error:
                     yield f"{name} {version}", str(error)
@@ -213,7 +221,7 @@ class AdapterStore:
                 name = getattr(model.base.config, "_name_or_path", "")
                 write_text(self.folder / BASE, json.dumps({"base": name, "fingerprint": mine}, indent=2) + "\n")
             elif theirs != mine:
-                raise HalkaError(f"the adapters in {self.folder} are of another base: use another folder")
+                raise WrongBaseError(f"the adapters in {self.folder} are of another base: use another folder")
 
     @contextmanager
     def _writing(self, name: str, wait: float = -1) -> Iterator[Path]:
@@ -229,16 +237,6 @@ class AdapterStore:
                 _remove_hidden(folder)
                 if not _versions(folder):
                     shutil.rmtree(folder, ignore_errors=True)
-
-
-def checked(folder: Path) -> Card | None:
-    """The Card of an adapter folder whose every file is read. Raises ValueError for what is wrong with them."""
-    read_config(folder)
-    card = read_card(folder)
-    if card is not None:
-        check_files(card, folder)
-    read_tensors(folder)
-    return card
 
 
 def _versions(folder: Path) -> list[int]:

@@ -2,14 +2,9 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
-import mmap
-import os
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
@@ -17,12 +12,10 @@ from typing import Any
 from halka.core import AdaptedModel, form_of
 from halka.data.tokens import chat_template_fingerprint
 from halka.models.fingerprint import own_fingerprint
-from halka.models.kinds import kind_of
-from halka.storage.formats import format_of
-from halka.util.errors import HalkaError
+from halka.models.kinds import KINDS, Kind, kind_of
+from halka.util.errors import DamagedFolderError, WrongBaseError
 
 CARD = "halka.json"
-LARGE = 1 << 24  # bytes hashed at a time: in between a thread waits for its turn in Python
 
 
 @dataclass(frozen=True)
@@ -39,16 +32,18 @@ class Card:
     measurements: Mapping[str, Any] = field(default_factory=dict)
     versions: Mapping[str, str] = field(default_factory=dict)
     created: str = ""
-    kind: str = "causal-lm"  # of the base, as `load_base` takes it
+    kind: Kind = "causal-lm"  # of the base
     labels: Sequence[str] = ()  # what the adapter's head tells apart, by place
     files: Mapping[str, str] = field(default_factory=dict)  # SHA-256 of those beside it
 
     def __post_init__(self) -> None:
         for each in fields(self):
-            kinds = {"str": str, "int": int, "Sequence[str]": list | tuple}
+            kinds = {"str": str, "Kind": str, "int": int, "Sequence[str]": list | tuple}
             kind = kinds.get(str(each.type), Mapping)
             if not isinstance(getattr(self, each.name), kind):
                 raise TypeError(f"{each.name} is {getattr(self, each.name)!r}")
+        if self.kind not in KINDS:
+            raise ValueError(f"kind {self.kind!r} is none of {', '.join(KINDS)}")
 
 
 def read_card(folder: Path) -> Card | None:
@@ -59,52 +54,7 @@ def read_card(folder: Path) -> Card | None:
     try:
         return Card(**json.loads(path.read_text(encoding="utf-8")))
     except (ValueError, TypeError, RecursionError) as error:
-        raise HalkaError(f"{path} is not a Card that this version reads: {error}") from None
-
-
-def check_files(card: Card, folder: Path) -> None:
-    """Raises ValueError if the folder's files are not those that its Card was written for."""
-    now = digests(folder)
-    if different := [name for name, digest in card.files.items() if now.get(name) != digest]:
-        raise HalkaError(
-            f"{folder}: {' and '.join(different)} changed since {CARD} was written: the copy is damaged, or another "
-            f"tool wrote there. Copy it again; if the change is meant, remove {CARD}"
-        )
-
-
-@contextmanager
-def checked_beside(card: Card | None, folder: Path) -> Iterator[Callable[[], None]]:
-    """`check_files` in a thread beside what the block does, which can ask for its end.
-
-    That the files changed is told instead of whatever came of it in the block.
-    """
-    with ThreadPoolExecutor(1) as worker:
-        checked = None if card is None else worker.submit(check_files, card, folder)
-
-        def check() -> None:
-            if checked is not None:
-                checked.result()
-
-        try:
-            yield check
-        finally:
-            check()
-
-
-def digests(folder: Path) -> dict[str, str]:
-    """The SHA-256 of each of the folder's own files."""
-    found, files = {}, format_of(folder).FILES
-    own = (files.config, files.weights)
-    for name in (*own, *(each for each in files.names() if each not in own and (folder / each).is_file())):
-        with (folder / name).open("rb") as file:
-            size = os.fstat(file.fileno()).st_size
-            digest = hashlib.sha256()
-            if size:  # nothing cannot be mapped
-                with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as mapped, memoryview(mapped) as all_of_it:
-                    for start in range(0, size, LARGE):
-                        digest.update(all_of_it[start : start + LARGE])
-            found[name] = digest.hexdigest()
-    return found
+        raise DamagedFolderError(f"{path} is not a Card that this version reads: {error}") from None
 
 
 def template_of(model: AdaptedModel) -> str:
@@ -116,21 +66,23 @@ def check_base(card: Card, model: AdaptedModel, folder: Path, other_base: bool, 
     """Raises ValueError for another base or chat template than the Card names, unless it is allowed."""
     if card.kind != (kind := kind_of(model.base)):
         labels = f", labels={list(card.labels)}" if card.labels else ""
-        raise HalkaError(
+        raise WrongBaseError(
             f"{folder} is an adapter of a {card.kind}, and this base is a {kind}: load the base with "
             f'`halka.load_base(name, kind="{card.kind}"{labels})`'
         )
     then = card.base.get("fingerprint")
     if not isinstance(then, dict):
-        raise HalkaError(f"{folder / CARD} names no base: it is not a Card that this version reads")
+        raise DamagedFolderError(f"{folder / CARD} names no base: it is not a Card that this version reads")
     now = own_fingerprint(model)
     if different := [key for key in then if then[key] != now.get(key)]:
         shown = ", ".join(f"{key} {then[key]} instead of {now.get(key)}" for key in different)
         if different != ["weights"] or not other_base:
             hint = "; pass allow_other_base to load it all the same" if different == ["weights"] else ""
-            raise HalkaError(f"{folder} was made for another base, {card.base.get('name') or 'unnamed'}: {shown}{hint}")
+            raise WrongBaseError(
+                f"{folder} was made for another base, {card.base.get('name') or 'unnamed'}: {shown}{hint}"
+            )
     if card.base.get("head") and not other_base and card.base["head"] != own_fingerprint(model, head=True)["weights"]:
-        raise HalkaError(
+        raise WrongBaseError(
             f"{folder} has no head of its own, and this base's is not the one it was made for: load the base that has "
             "it, or pass allow_other_base"
         )
@@ -142,7 +94,7 @@ def check_base(card: Card, model: AdaptedModel, folder: Path, other_base: bool, 
             stacklevel=3,
         )
     if model.tokenizer is not None and card.chat_template not in ("none", template_of(model)) and not other_template:
-        raise HalkaError(
+        raise WrongBaseError(
             f"{folder} was trained with another chat template ({card.chat_template}) than this tokenizer has "
             f"({template_of(model)}): pass allow_other_template to load it all the same"
         )

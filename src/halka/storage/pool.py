@@ -9,11 +9,12 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Iterable
+from typing import Unpack
 
 from halka.core import AdaptedModel
 from halka.storage.adapter_store import AdapterStore, Stored
-from halka.storage.save_load import load, size_of
-from halka.util.errors import HalkaError
+from halka.storage.save_load import Allowed, load
+from halka.util.errors import HalkaError, UnknownAdapterError
 
 DEFAULT_BUDGET = 10**9  # bytes
 
@@ -25,7 +26,9 @@ class AdapterPool:
     store is taken when the adapter is read next; `forget` lets it go before. `allowed` goes to `halka.load`.
     """
 
-    def __init__(self, model: AdaptedModel, store: AdapterStore, budget: int = DEFAULT_BUDGET, **allowed: bool):
+    def __init__(
+        self, model: AdaptedModel, store: AdapterStore, budget: int = DEFAULT_BUDGET, **allowed: Unpack[Allowed]
+    ):
         if budget <= 0:
             raise HalkaError(f"budget is the bytes that adapters may take, above 0, not {budget}")
         self.model, self.store, self.budget, self.allowed = model, store, budget, allowed
@@ -83,10 +86,10 @@ class AdapterPool:
     def _stored(self, name: str) -> Stored:
         try:
             return self.store.get(name)
-        except ValueError as error:
-            known = ", ".join(map(repr, self.model.adapters)) or "none"
-            raise HalkaError(
-                f"no adapter {name!r} in the model (there: {known}), and from the store: {error}"
+        except UnknownAdapterError as error:
+            names = ", ".join(map(repr, self.model.adapters)) or "none"
+            raise UnknownAdapterError(
+                f"no adapter {name!r} in the model (which has: {names}), nor in the store: {error}"
             ) from None
 
     def _cost(self, names: Iterable[str]) -> int:
@@ -97,7 +100,7 @@ class AdapterPool:
                 cost += self.sizes[name]
             elif name not in self.model.adapters:
                 if name not in self._costs:
-                    self._costs[name] = size_of(self._stored(name).folder)
+                    self._costs[name] = self._stored(name).open().memory
                 cost += self._costs[name]
         return cost
 

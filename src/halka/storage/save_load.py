@@ -1,4 +1,4 @@
-"""The adapter folder: a format's two files and a Card, `halka.json`. Saved whole or not at all, loaded strictly."""
+"""`save` and `load`: an adapter of a model to its folder, whole or not at all, and strictly back."""
 
 from __future__ import annotations
 
@@ -9,24 +9,30 @@ from dataclasses import asdict, replace
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, TypedDict
 
 import torch
 
 from halka.core import AdaptedModel, Adapter, described, form_of
-from halka.models.fetching.hub import adapter_folder, adapter_name
 from halka.models.fingerprint import own_fingerprint
 from halka.models.heads import fitted_head, has_head, narrowed
 from halka.models.kinds import kind_of
 from halka.storage import tensors
-from halka.storage.card import CARD, Card, check_base, checked_beside, digests, read_card, template_of
-from halka.storage.formats import Files, Folder, format_named, format_of
-from halka.storage.formats.adapterhub.heads import named_labels
-from halka.storage.formats.peft import FILES
+from halka.storage.adapter_folder import AdapterFolder
+from halka.storage.card import CARD, Card, check_base, template_of
+from halka.storage.formats import Contents, FileNames, format_named
 from halka.util.errors import HalkaError
 from halka.util.files import new_folder, soon_needed
 
-WEIGHTS = FILES.weights  # of what `save` writes, if it is not told otherwise
+README = "README.md"
+
+
+class Allowed(TypedDict, total=False):
+    """Options of `load` that take what it refuses otherwise."""
+
+    allow_other_base: bool
+    allow_other_template: bool
+    allow_pickle: bool
 
 
 def save(
@@ -37,28 +43,26 @@ def save(
     task: str = "",
     training: Mapping[str, Any] | None = None,
     measurements: Mapping[str, Any] | None = None,
-    format: str = "peft",
+    format: Literal["peft", "adapterhub"] = "peft",
 ) -> Path:
-    """Write adapter `name` to `folder`, which a crash leaves as it was or as it shall be. Returns the folder.
+    """Write adapter `name` to `folder` and return the folder. A crash leaves what was there, or the whole adapter.
 
-    `format` is one that `storage.formats` has. Task, training and measurements go into the Card as they are given. A
-    README.md that is there stays.
-    Raises ValueError for weights that are not finite, for a method that the format lacks, and for a folder that holds
-    something else.
+    `task`, `training` and `measurements` go into the Card unchanged. A README.md in the folder stays.
+    Raises UnknownAdapterError for a name that the model does not have; HalkaError for weights that are not finite, a
+    method that the format has no form for, and a folder that holds something else.
     """
-    adapter, folder, form = narrowed(model, name), Path(folder), format_named(format)
-    own = (*form.FILES.names(), CARD, "README.md")
+    adapter, folder, written_as = narrowed(model, name), Path(folder), format_named(format)
+    own = (*written_as.FILES.names(), CARD, README)
     if folder.exists() and not folder.is_dir():
         raise HalkaError(f"{folder} is a file: choose another folder")
     if other := sorted(path.name for path in folder.glob("*") if path.name not in own):
         raise HalkaError(f"{folder} exists and holds {other[0]}, which is no part of an adapter: choose another folder")
-    readme = folder / "README.md"
     base: Any = model.base
     with model.own_weights(), torch.no_grad():
         base_name = getattr(base.config, "_name_or_path", "") or ""
-        written = form.write(adapter, model.targets, base_name)
-    head = written.head or Folder({}, {})
-    tensors.check_finite(name, {**written.tensors, **head.tensors})
+        contents = written_as.write(adapter, model.targets, base_name)
+    head = contents.head or Contents({}, {})
+    tensors.check_finite(name, {**contents.tensors, **head.tensors})
     identity = {"name": base_name, "fingerprint": own_fingerprint(model), "quantize": form_of(model.base)}
     if adapter.labels and not has_head(model, adapter.state_dict()):
         identity["head"] = own_fingerprint(model, head=True)["weights"]
@@ -76,19 +80,19 @@ def save(
         created=datetime.now(UTC).isoformat(timespec="seconds"),
     )
     with new_folder(folder) as beside:
-        _write(written, form.FILES, beside)
-        if written.head is not None and form.FILES.head is not None:
-            _write(written.head, form.FILES.head, beside)
-        card = replace(card, files=digests(beside))
+        _write(contents, written_as.FILES, beside)
+        if contents.head is not None and written_as.FILES.head is not None:
+            _write(contents.head, written_as.FILES.head, beside)
+        card = replace(card, files=AdapterFolder.open(beside).digests)
         (beside / CARD).write_text(json.dumps(asdict(card), indent=2) + "\n", encoding="utf-8")
-        if readme.exists():
-            shutil.copyfile(readme, beside / readme.name)
+        if (folder / README).exists():
+            shutil.copyfile(folder / README, beside / README)
     return folder
 
 
 def load(
     model: AdaptedModel,
-    folder: str | Path,
+    source: str | Path | AdapterFolder,
     *,
     name: str | None = None,
     allow_other_base: bool = False,
@@ -96,35 +100,33 @@ def load(
     allow_pickle: bool = False,
     head: bool = True,
 ) -> Adapter:
-    """Read an adapter folder, of any format in `storage.formats`, into `model` under `name` (default: the folder's).
+    """Add the adapter of a folder to `model` under `name` (default: the folder's, or its run's).
 
-    A text that is no path here may be a name on the Hugging Face hub: `org/adapter`, or `org/adapter@revision`.
-    head: with the head that was saved beside it, where the format has such. A pickle is read by torch's loader for
-    weights alone, and only where it is allowed.
+    source                the path of an adapter's folder, of any known format, or of a run's folder; a name on the
+                          Hugging Face hub, `org/adapter[@revision]`; an AdapterFolder, opened with the last two options
+    allow_other_base      take a base of the same shape with other weights
+    allow_other_template  take a tokenizer with another chat template
+    allow_pickle          read weights that are a pickle, by torch's loader for weights alone
+    head                  False leaves out a head that was saved beside the adapter
+
     The file is mapped into memory, not copied: replace it by renaming, as `save` does, and never write into it.
-    Warns where the base is packed (`load_base(quantize=…)`) in another form than the adapter was trained on.
-    Raises ValueError, and leaves the model as it was, for: a folder without an adapter, a pickle that is not allowed,
-    another base or chat template than the Card names, files that are not those that the Card was written for, unknown
-    or missing tensors, shapes that do not fit, values that are not finite.
+    Warns where the base is quantised (`load_base(quantize=…)`) in another way than the one it was trained on.
+    Raises WrongBaseError for another base or chat template than the Card names, and for modules that the base lacks;
+    DamagedFolderError for a folder without an adapter, a pickle that is not allowed, files that are not those that the
+    Card was written for, and values that are not finite; HalkaError for options that Halka does not compute, and
+    tensors that do not fit. The model then is as it was.
     """
-    name = adapter_name(folder) if name is None else name
-    folder = adapter_folder(folder, allow_pickle=allow_pickle)
-    config = read_config(folder, allow_pickle=allow_pickle)
-    card = read_card(folder)
-    form = format_of(folder)
-    weights = weights_of(folder, form.FILES, allow_pickle=allow_pickle)
-    soon_needed(weights)
-    with checked_beside(card, folder) as check:
+    folder = AdapterFolder.open(source, allow_pickle=allow_pickle, head=head)
+    name, card = folder.name if name is None else name, folder.card
+    soon_needed(folder.weights)
+    with folder.checking() as check:
         if card is not None:
-            check_base(card, model, folder, allow_other_base, allow_other_template)
-        read = tensors.read_tensors(weights)
-        beside = _read_head(folder, form.FILES.head, allow_pickle=allow_pickle) if head else None
+            check_base(card, model, folder.path, allow_other_base, allow_other_template)
+        contents = folder.read()
         try:
             with model.own_weights():
-                method, state = form.read(Folder(config, read, beside), model.targets)
-            labels = () if card is None else tuple(card.labels)
-            if card is None and beside is not None and has_head(model, state):
-                labels = named_labels(beside.config)
+                method, state = folder.format.read(contents, model.targets)
+            labels = folder.named_labels if card is not None or has_head(model, state) else ()
             state = fitted_head(model, labels, state)
             with model.lock:  # nobody uses it before its files are known to be the Card's
                 adapter = model.add(name, method, state=state, labels=labels)
@@ -133,64 +135,11 @@ def load(
                 except BaseException:
                     model.remove(name)
                     raise
-        except ValueError as error:
-            raise HalkaError(f"{folder}: {error}") from None
+        except HalkaError as error:
+            raise type(error)(f"{folder}: {error}") from None
     return adapter
 
 
-def _write(written: Folder, files: Files, folder: Path) -> None:
-    (folder / files.config).write_text(json.dumps(written.config, indent=2) + "\n", encoding="utf-8")
-    tensors.write_tensors({key: tensor.cpu() for key, tensor in written.tensors.items()}, folder / files.weights)
-
-
-def read_config(folder: Path, *, allow_pickle: bool = False) -> dict[str, Any]:
-    """The adapter's configuration. Raises ValueError if the folder holds no adapter that can be loaded safely."""
-    files = format_of(folder).FILES
-    if not (folder / files.config).is_file():
-        raise HalkaError(f"{folder} holds no {files.config}: it is not an adapter folder")
-    weights_of(folder, files, allow_pickle=allow_pickle)
-    return read_json(folder / files.config)
-
-
-def weights_of(folder: Path, files: Files, *, allow_pickle: bool = False) -> Path:
-    """The file that holds the weights; a pickle only if that is allowed. Raises ValueError if there is none."""
-    if (folder / files.weights).is_file():
-        return folder / files.weights
-    if allow_pickle and (folder / files.pickle).is_file():
-        return folder / files.pickle
-    if pickles := ", ".join(path.name for path in folder.glob("*.bin")):
-        raise HalkaError(
-            f"{folder} holds its weights as a pickle ({pickles}), which can run code: where you trust it, pass "
-            "allow_pickle (--allow-pickle: torch's loader for weights alone reads it), or have it written anew by "
-            "`halka adapters convert --allow-pickle`"
-        )
-    raise HalkaError(f"{folder} holds no {files.weights}: the adapter is incomplete")
-
-
-def _read_head(folder: Path, files: Files | None, *, allow_pickle: bool) -> Folder | None:
-    """The head that was saved beside the adapter, if there is one."""
-    if files is None or not (folder / files.config).is_file():
-        return None
-    weights = weights_of(folder, files, allow_pickle=allow_pickle)
-    return Folder(read_json(folder / files.config), tensors.read_tensors(weights))
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """A configuration out of its file. Raises ValueError for what is no JSON object."""
-    try:
-        config = json.loads(path.read_text(encoding="utf-8"))
-    except (ValueError, RecursionError) as error:
-        raise HalkaError(f"{path} is not JSON: {error}") from None
-    if not isinstance(config, dict):
-        raise HalkaError(f"{path} is not an adapter's configuration: it holds no JSON object")
-    return config
-
-
-def read_tensors(folder: Path, *, allow_pickle: bool = False) -> dict[str, torch.Tensor]:
-    """The adapter's tensors by the file's names. Raises ValueError as `tensors.read_tensors` and `weights_of` do."""
-    return tensors.read_tensors(weights_of(folder, format_of(folder).FILES, allow_pickle=allow_pickle))
-
-
-def size_of(folder: Path) -> int:
-    """The bytes that the adapter's values take in memory, in fp32. Raises ValueError for a damaged file."""
-    return tensors.size_of(folder / format_of(folder).FILES.weights)
+def _write(contents: Contents, files: FileNames, folder: Path) -> None:
+    (folder / files.config).write_text(json.dumps(contents.config, indent=2) + "\n", encoding="utf-8")
+    tensors.write_tensors({key: tensor.cpu() for key, tensor in contents.tensors.items()}, folder / files.weights)

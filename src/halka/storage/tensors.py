@@ -14,7 +14,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from halka.util.errors import HalkaError
+from halka.util.errors import DamagedFolderError, HalkaError
 
 ALIGNED = 64  # bytes
 DTYPES = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
@@ -37,7 +37,7 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
     with torch.inference_mode(False):
         tensors = _mapped(path) if path.suffix == ".safetensors" else _unpickled(path)
     if other := [key for key, tensor in tensors.items() if tensor.dtype not in DTYPES]:
-        raise HalkaError(
+        raise DamagedFolderError(
             f"{path} holds {tensors[other[0]].dtype} in {other[0]}, where an adapter has real numbers of "
             "16, 32 or 64 bits: it is no adapter, or was made in another way"
         )
@@ -47,7 +47,7 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
         return tensors
     for key, tensor in tensors.items():  # a sum may be no finite number although every value is
         if not torch.isfinite(tensor).all():
-            raise HalkaError(f"{path} holds values that are not finite, in {key}: it is damaged or failed")
+            raise DamagedFolderError(f"{path} holds values that are not finite, in {key}: it is damaged or failed")
     return tensors
 
 
@@ -66,13 +66,22 @@ def write_tensors(tensors: Mapping[str, Tensor], path: Path) -> None:
     packed.unlink()
 
 
-def size_of(path: Path) -> int:
-    """The bytes that a safetensors file's values take in memory, in fp32. Raises ValueError for a damaged file."""
+def shapes(path: Path) -> dict[str, tuple[tuple[int, ...], str]]:
+    """Shape and safetensors' name of the dtype of each tensor in a safetensors file, from its header alone.
+
+    Raises DamagedFolderError for a damaged file.
+    """
     try:
         with safe_open(path, framework="pt") as file:
-            return 4 * sum(math.prod(file.get_slice(key).get_shape()) for key in file.keys())  # noqa: SIM118
+            slices = {key: file.get_slice(key) for key in file.keys()}  # noqa: SIM118 (it is no mapping)
+            return {key: (tuple(each.get_shape()), str(each.get_dtype())) for key, each in slices.items()}
     except (SafetensorError, FileNotFoundError) as error:
         raise _damaged(path, error) from None
+
+
+def size_of(path: Path) -> int:
+    """The bytes that a safetensors file's values take in memory, in fp32. Raises DamagedFolderError as `shapes`."""
+    return 4 * sum(math.prod(shape) for shape, _ in shapes(path).values())
 
 
 def _mapped(path: Path) -> dict[str, Tensor]:
@@ -93,7 +102,7 @@ def _unpickled(path: Path) -> dict[str, Tensor]:
     except Exception as error:  # a file made to do harm can make it raise whatever there is
         raise _damaged(path, error) from None
     if not isinstance(found, Mapping) or not all(isinstance(key, str) and _plain(each) for key, each in found.items()):
-        raise HalkaError(f"{path} is damaged, or holds more than tensors by their names: it is no adapter's")
+        raise DamagedFolderError(f"{path} is damaged, or holds more than tensors by their names: it is no adapter's")
     return {key: tensor.detach() for key, tensor in found.items()}
 
 
@@ -108,5 +117,5 @@ def _plain(value: object) -> bool:
     )
 
 
-def _damaged(path: Path, error: Exception) -> ValueError:
-    return HalkaError(f"{path} is damaged ({error}): fetch or train the adapter again")
+def _damaged(path: Path, error: Exception) -> DamagedFolderError:
+    return DamagedFolderError(f"{path} is damaged ({error}): fetch or train the adapter again")

@@ -36,7 +36,8 @@ from halka.models import adapt, pad_id
 from halka.models.attention.function import use_attention
 from halka.models.kinds import kind_of
 from halka.models.loading import load_base
-from halka.storage.save_load import WEIGHTS, save
+from halka.storage.adapter_folder import AdapterFolder
+from halka.storage.save_load import save
 from halka.training import Job, Step, TrainConfig, as_tokens, mean_loss, train, train_many
 from halka.util import machine
 from halka.util.errors import TrainingError
@@ -107,7 +108,7 @@ def measure(run: Spec) -> dict[str, Any]:
         training = {"steps": result["train"]["steps"], "best_step": result["train"]["best_step"], **asdict(config)}
         scores = {metric: score.value for metric, score in evaluation.scores.items()}
         folder = save(model, name, Path(run.folder) / "adapter", task=task.name, training=training, measurements=scores)
-        result["adapter_bytes"] = (folder / WEIGHTS).stat().st_size
+        result["adapter_bytes"] = AdapterFolder.open(folder).weights.stat().st_size
     return result
 
 

@@ -1,25 +1,26 @@
-"""What a format is: which files an adapter's folder has, and how they become a method and its state."""
+"""What a format is: the files of an adapter's folder, and how they become a method and its state."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 from torch import Tensor
 
 from halka.core import Adapter, Method, Target
+from halka.models.kinds import Kind
 
 
 @dataclass(frozen=True)
-class Files:
+class FileNames:
     """The names of a format's two files, and of the pickle that older tools write instead of the second."""
 
     config: str
     weights: str
     pickle: str
-    head: Files | None = None  # those of a head that may stand beside the adapter
+    head: FileNames | None = None  # those of a head that may stand beside the adapter
 
     def names(self) -> tuple[str, ...]:
         """The files of an adapter, and of the head beside it."""
@@ -27,34 +28,56 @@ class Files:
 
 
 @dataclass(frozen=True)
-class Folder:
-    """An adapter as a format keeps it: its configuration and its tensors by the format's names."""
+class Contents:
+    """An adapter as a format keeps it: its configuration, and its tensors by the format's names."""
 
     config: Mapping[str, Any]
     tensors: Mapping[str, Tensor]
-    head: Folder | None = None
+    head: Contents | None = None
+
+
+class BaseSpec(NamedTuple):
+    """The base that a configuration says its adapter is for: what of it is not said is None or empty."""
+
+    name: str | None
+    kind: Kind | None = None
+    labels: tuple[str, ...] = ()  # by place; LABEL_0, LABEL_1, … where the configuration has only their number
+
+    @property
+    def named_labels(self) -> tuple[str, ...]:
+        """The labels, unless they are numbers alone."""
+        return () if self.labels == tuple(f"LABEL_{place}" for place in range(len(self.labels))) else self.labels
 
 
 class Format(Protocol):
-    """A module or package of `formats`. What is common to all (JSON, whole files, finite values) is `store`'s."""
+    """A module or package of `formats`. What holds for all (JSON, whole files, finite values) is checked elsewhere."""
 
-    NAME: str  # as `--to` takes it
-    FILES: Files
+    @property
+    def NAME(self) -> str:
+        """As `--to` takes it."""
+        ...
 
-    def found(self, folder: Path) -> bool:
+    @property
+    def FILES(self) -> FileNames: ...
+
+    def recognises(self, folder: Path) -> bool:
         """Whether the folder holds this format's files, and no other format's."""
         ...
 
-    def read(self, folder: Folder, targets: tuple[Target, ...]) -> tuple[Method, dict[str, Tensor]]:
+    def base_spec(self, config: Mapping[str, Any], head_config: Mapping[str, Any] | None) -> BaseSpec:
+        """The base that the adapter is for, as its configuration and that of a head beside it say."""
+        ...
+
+    def read(self, contents: Contents, targets: tuple[Target, ...]) -> tuple[Method, dict[str, Tensor]]:
         """The method that a folder holds and its state under our names, for a base with `targets`.
 
-        Raises ValueError for whatever cannot be had on this base, or not here at all.
+        Raises WrongBaseError for an adapter of another base, HalkaError for what Halka does not compute.
         """
         ...
 
-    def write(self, adapter: Adapter, targets: tuple[Target, ...], base_name: str) -> Folder:
+    def write(self, adapter: Adapter, targets: tuple[Target, ...], base_name: str) -> Contents:
         """An adapter in the format's names; `targets` are all of its base's.
 
-        Raises ValueError for a method that the format has no form for.
+        Raises HalkaError for a method that the format has no form for.
         """
         ...

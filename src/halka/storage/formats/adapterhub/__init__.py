@@ -6,7 +6,9 @@ architectures for which it has a form of its own (`tensor_names.py`). The adapte
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from torch import Tensor
 
@@ -14,37 +16,44 @@ from halka.core import Adapter, Joint, Method, Target, wants
 from halka.storage.formats.adapterhub import bottleneck, heads, ia3, lora, prefix
 from halka.storage.formats.adapterhub.config import architecture_of, base_of, checked, identity, parts_of
 from halka.storage.formats.adapterhub.tensor_names import Keys, sorted_by_kind
-from halka.storage.formats.format import Files, Folder
+from halka.storage.formats.format import BaseSpec, Contents, FileNames
 from halka.util.errors import HalkaError
 
 NAME = "adapterhub"
-FILES = Files("adapter_config.json", "adapter.safetensors", "pytorch_adapter.bin", heads.FILES)
+FILES = FileNames("adapter_config.json", "adapter.safetensors", "pytorch_adapter.bin", heads.FILES)
 KINDS = (bottleneck, lora, ia3, prefix)  # each has METHODS, ARCHITECTURE, `read` and `write`
 
 
-def found(folder: Path) -> bool:
+def recognises(folder: Path) -> bool:
     """Whether the folder holds weights under AdapterHub's name for them."""
     return any((folder / name).exists() for name in (FILES.weights, FILES.pickle))
 
 
-def read(folder: Folder, targets: tuple[Target, ...]) -> tuple[Method, dict[str, Tensor]]:
+def base_spec(config: Mapping[str, Any], head_config: Mapping[str, Any] | None) -> BaseSpec:
+    """The base's name or path; its kind and labels where a head stands beside the adapter."""
+    name = config.get("model_name")
+    spec = BaseSpec(None) if head_config is None else heads.base_spec(head_config)
+    return spec._replace(name=name if isinstance(name, str) and name else None)
+
+
+def read(contents: Contents, targets: tuple[Target, ...]) -> tuple[Method, dict[str, Tensor]]:
     """The method that a folder holds and its state under our names, for a base with `targets`.
 
     Raises ValueError, by name, for what `adapters` computes and Halka cannot, and for another base.
     """
-    config = checked(folder.config, base_of(targets))
-    keys = sorted_by_kind(folder.tensors, folder.config["name"], targets)
+    config = checked(contents.config, base_of(targets))
+    keys = sorted_by_kind(contents.tensors, contents.config["name"], targets)
     found = [_read_one(each, keys, targets) for each in parts_of(config)]
     if left := keys.left():
         raise HalkaError(f"the weights hold {len(left)} tensors that the configuration does not tell of: {left[0]} …")
-    if folder.head is not None and (head := heads.read(folder.head, targets)) is not None:
+    if contents.head is not None and (head := heads.read(contents.head, targets)) is not None:
         found.append(head)
     methods = tuple(inner for method, _ in found for inner in _methods(method))
     state = {key: tensor for _, part in found for key, tensor in part.items()}
     return methods[0] if len(methods) == 1 else Joint(methods), state
 
 
-def write(adapter: Adapter, targets: tuple[Target, ...], base_name: str) -> Folder:
+def write(adapter: Adapter, targets: tuple[Target, ...], base_name: str) -> Contents:
     """An adapter in AdapterHub's names; `targets` are all of its base's.
 
     Raises ValueError for a method, or fields of one, that `adapters` has no form for.
@@ -63,8 +72,8 @@ def write(adapter: Adapter, targets: tuple[Target, ...], base_name: str) -> Fold
     head = None
     for each in whole:
         head = heads.write(each, targets, adapter.labels)
-        head = Folder({**about, **head.config}, head.tensors)
-    return Folder({"config": config, **about}, tensors, head)
+        head = Contents({**about, **head.config}, head.tensors)
+    return Contents({"config": config, **about}, tensors, head)
 
 
 def _read_one(config: dict, keys: Keys, targets: tuple[Target, ...]) -> tuple[Method, dict[str, Tensor]]:

@@ -15,11 +15,12 @@ from torch import Tensor, nn
 from halka.core import Adapter, Target
 from halka.methods import Modules
 from halka.models.heads import label_rows
+from halka.models.kinds import Kind
 from halka.storage.formats.adapterhub.config import base_of
-from halka.storage.formats.format import Files, Folder
+from halka.storage.formats.format import BaseSpec, Contents, FileNames
 from halka.util.errors import HalkaError
 
-FILES = Files("head_config.json", "model_head.safetensors", "pytorch_model_head.bin")
+FILES = FileNames("head_config.json", "model_head.safetensors", "pytorch_model_head.bin")
 # By the base's class: what makes AdapterHub's head the same, and the modules that its numbered layers are.
 FLEXIBLE: dict[str, tuple[dict[str, Any], dict[str, str]]] = {
     "BertForSequenceClassification": (
@@ -39,23 +40,17 @@ MOST = 100_000  # labels that a head has without naming them: a damaged number i
 WITHOUT = "load the adapter without it (head=False, --no-head)"
 
 
-def base_for(config: Mapping[str, Any]) -> dict[str, Any]:
-    """The kind and labels of a base with such a head, as `load_base` takes them; nothing where the base has its own."""
-    kinds = {"classification": "sequence-classification", "tagging": "token-classification"}
-    own = _options(config)
-    kind = kinds.get(str((own or {}).get("head_type")))
-    name = str(config.get("model_class"))
-    for ending, each in (("ForSequenceClassification", "sequence"), ("ForTokenClassification", "token")):
-        kind = f"{each}-classification" if name.endswith(ending) else kind
-    if kind is None:
-        return {}
-    return {"kind": kind, "labels": _labels(own or config)}
-
-
-def named_labels(config: Mapping[str, Any]) -> tuple[str, ...]:
-    """A head's labels by place, where it has names for them that are more than numbers."""
-    labels = tuple(base_for(config).get("labels", ()))
-    return () if labels == tuple(f"LABEL_{place}" for place in range(len(labels))) else labels
+def base_spec(config: Mapping[str, Any]) -> BaseSpec:
+    """The kind and labels of a base with such a head; nothing where it is the base's own."""
+    options = _options(config)
+    head_type = None if options is None else options.get("head_type")
+    model_class = str(config.get("model_class"))
+    kind: Kind | None = None
+    if head_type == "classification" or model_class.endswith("ForSequenceClassification"):
+        kind = "sequence-classification"
+    if head_type == "tagging" or model_class.endswith("ForTokenClassification"):
+        kind = "token-classification"
+    return BaseSpec(None) if kind is None else BaseSpec(None, kind, tuple(_labels(options or config)))
 
 
 def _labels(options: Mapping[str, Any]) -> list[str]:
@@ -82,7 +77,7 @@ def _options(config: Mapping[str, Any]) -> Mapping[str, Any] | None:
     return own
 
 
-def read(head: Folder, targets: tuple[Target, ...]) -> tuple[Modules, dict[str, Tensor]] | None:
+def read(head: Contents, targets: tuple[Target, ...]) -> tuple[Modules, dict[str, Tensor]] | None:
     """The modules that a head is and their state; None where it is the base's own.
 
     Raises ValueError for a head that this base does not have.
@@ -91,7 +86,7 @@ def read(head: Folder, targets: tuple[Target, ...]) -> tuple[Modules, dict[str, 
     name, config = type(base).__name__, _options(head.config)
     tensors = head.tensors if config is None else _as_modules(head, config, name)
     own = dict(base.named_parameters(remove_duplicate=False)) | dict(base.named_buffers())
-    rows, named = label_rows(base), named_labels(head.config)
+    rows, named = label_rows(base), base_spec(head.config).named_labels
 
     def fits(key: str, tensor: Tensor) -> bool:
         if key not in own or tensor.shape == own[key].shape:
@@ -122,7 +117,7 @@ def read(head: Folder, targets: tuple[Target, ...]) -> tuple[Modules, dict[str, 
     return Modules(tuple(roles.get(path, path) for path in paths)), state
 
 
-def write(adapter: Adapter, targets: tuple[Target, ...], labels: Sequence[str]) -> Folder:
+def write(adapter: Adapter, targets: tuple[Target, ...], labels: Sequence[str]) -> Contents:
     """The head with these modules in it; `labels` are what it tells apart, if not the base's own.
 
     Raises ValueError for modules that are not of the base's head.
@@ -139,10 +134,10 @@ def write(adapter: Adapter, targets: tuple[Target, ...], labels: Sequence[str]) 
     head = {key: each.detach().float() for key, each in own.items() if not key.startswith(inside)}
     places = {label: place for place, label in enumerate(labels)} or base.config.label2id
     about = {"config": None, "name": None, "num_labels": len(places), "label2id": places}
-    return Folder(about, {key: tensor.clone() for key, tensor in {**head, **trained}.items()})
+    return Contents(about, {key: tensor.clone() for key, tensor in {**head, **trained}.items()})
 
 
-def _as_modules(head: Folder, config: Mapping[str, Any], base: str) -> dict[str, Tensor]:
+def _as_modules(head: Contents, config: Mapping[str, Any], base: str) -> dict[str, Tensor]:
     """The tensors of one of AdapterHub's heads by the names of a base of class `base`."""
     same, modules = FLEXIBLE.get(base, ({}, {}))
     if not same or any(config.get(key) != value for key, value in same.items()) or not config.get("bias", True):

@@ -7,7 +7,7 @@ One file here a kind of adapter that peft has. `saved_modules.py` has what `modu
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -16,9 +16,9 @@ from torch import Tensor
 
 from halka.core import VIRTUAL_ROLES, Adapter, Joint, Method, Target, wants
 from halka.methods import Modules, Prompt
-from halka.models.kinds import LABELLED, TASK_TYPES, kind_of
+from halka.models.kinds import LABELLED, TASK_TYPES, kind_of, kind_of_task
 from halka.models.layouts import CLASSIFIERS
-from halka.storage.formats.format import Files, Folder
+from halka.storage.formats.format import BaseSpec, Contents, FileNames
 from halka.storage.formats.peft import (
     adalora,
     experts,
@@ -37,7 +37,7 @@ from halka.storage.formats.peft.modules import base_of
 from halka.util.errors import HalkaError
 
 NAME = "peft"
-FILES = Files("adapter_config.json", "adapter_model.safetensors", "adapter_model.bin")
+FILES = FileNames("adapter_config.json", "adapter_model.safetensors", "adapter_model.bin")
 CONFIG, WEIGHTS = FILES.config, FILES.weights
 # Each has PEFT_TYPE, PREFIX (what stands before the base's names in its keys), BARE (keys without), and `read`; those
 # with METHODS also `write`.
@@ -46,33 +46,39 @@ KINDS: tuple[ModuleType, ...] = (lora, ia3, prefix, prompt, tokens, llama_adapte
 IN_A_LAYER = re.compile(r".*\.\d+\..*").fullmatch
 
 
-def found(folder: Path) -> bool:
+def recognises(folder: Path) -> bool:
     """Whether the folder holds weights under peft's name for them."""
     return any((folder / name).exists() for name in (FILES.weights, FILES.pickle))
+
+
+def base_spec(config: Mapping[str, Any], head_config: Mapping[str, Any] | None) -> BaseSpec:
+    """The base's name or path, and its kind where peft has a word for it."""
+    name = config.get("base_model_name_or_path")
+    return BaseSpec(name if isinstance(name, str) and name else None, kind_of_task(config.get("task_type")))
 
 
 # ── reading ─────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
-def read(folder: Folder, targets: tuple[Target, ...]) -> tuple[Method, dict[str, Tensor]]:
+def read(contents: Contents, targets: tuple[Target, ...]) -> tuple[Method, dict[str, Tensor]]:
     """The method that a folder holds and its state under our names, for a base with `targets`.
 
     Raises ValueError for options that Halka does not have, tensors of unknown names, modules that the base lacks, and
     modules that the configuration selects and the weights lack.
     """
-    peft_type = folder.config.get("peft_type")
+    peft_type = contents.config.get("peft_type")
     if not isinstance(peft_type, str):
         raise HalkaError(f"{CONFIG} names no peft_type: it is not an adapter's configuration")
     kinds = {each.PEFT_TYPE: each for each in KINDS}
     if peft_type not in kinds:
-        if "fields" in folder.config:
-            return halka_methods.read(folder, targets)
+        if "fields" in contents.config:
+            return halka_methods.read(contents, targets)
         known = ", ".join([*kinds, "and Halka's own methods in capitals"])
         raise HalkaError(f"adapters of the type {peft_type!r} cannot be read: Halka knows {known}")
     kind: Any = kinds[peft_type]
-    tensors = {_named(kind, key): tensor for key, tensor in folder.tensors.items()}
-    methods, state, others = kind.read(folder.config, tensors, targets)
-    more, values = saved_modules.read(folder.config, others, targets)
+    tensors = {_named(kind, key): tensor for key, tensor in contents.tensors.items()}
+    methods, state, others = kind.read(contents.config, tensors, targets)
+    more, values = saved_modules.read(contents.config, others, targets)
     methods = [*methods, *more]
     if (inner := _inside(methods)) is not None:
         raise HalkaError(
@@ -103,7 +109,7 @@ def _named(kind: Any, key: str) -> str:
 # ── writing ─────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
-def write(adapter: Adapter, targets: tuple[Target, ...], base_name: str) -> Folder:
+def write(adapter: Adapter, targets: tuple[Target, ...], base_name: str) -> Contents:
     """An adapter in peft's names, in our own where peft has none; `targets` are all of its base's."""
     written = _theirs(adapter, targets) or halka_methods.write(adapter, targets)
     common = {
@@ -113,10 +119,10 @@ def write(adapter: Adapter, targets: tuple[Target, ...], base_name: str) -> Fold
         "revision": None,
     }
     tensors = {key: tensor.detach().contiguous() for key, tensor in written.tensors.items()}
-    return Folder({**common, **written.config}, tensors)
+    return Contents({**common, **written.config}, tensors)
 
 
-def _theirs(adapter: Adapter, targets: tuple[Target, ...]) -> Folder | None:
+def _theirs(adapter: Adapter, targets: tuple[Target, ...]) -> Contents | None:
     """The adapter as peft has it, or None."""
     methods = adapter.method.methods if isinstance(adapter.method, Joint) else (adapter.method,)
     parts = {
@@ -142,7 +148,7 @@ def _theirs(adapter: Adapter, targets: tuple[Target, ...]) -> Folder | None:
             return None
         config = {**config, **more[0]}
         named |= {f"{kind.PREFIX}{key}": tensor for key, tensor in more[1].items()}
-    return Folder(config, named)
+    return Contents(config, named)
 
 
 def _task_type(adapter: Adapter, targets: tuple[Target, ...]) -> str | None:

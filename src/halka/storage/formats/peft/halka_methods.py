@@ -12,19 +12,19 @@ from torch import Tensor
 
 from halka.core import Adapter, Method, Target, described
 from halka.methods import made
-from halka.storage.formats.format import Folder
+from halka.storage.formats.format import Contents
 from halka.util.errors import HalkaError
 
 MARK = "HALKA_"
 PEFTS = ("LORA", "IA3")
 
 
-def write(adapter: Adapter, targets: tuple[Target, ...]) -> Folder:
+def write(adapter: Adapter, targets: tuple[Target, ...]) -> Contents:
     name = adapter.method.name.upper()
     config = {"peft_type": f"{MARK}{name}" if name in PEFTS else name, "fields": described(adapter.method)["fields"]}
     if "base" in adapter.parts:  # full: what computes, not the fp32 masters
-        return Folder(config, dict(adapter.parts["base"].weights()))
-    return Folder(config, adapter.state_dict())
+        return Contents(config, dict(adapter.parts["base"].weights()))
+    return Contents(config, adapter.state_dict())
 
 
 def _whole_numbers(fields: Mapping[str, Any]) -> Iterator[tuple[str, int]]:
@@ -40,11 +40,11 @@ def _whole_numbers(fields: Mapping[str, Any]) -> Iterator[tuple[str, int]]:
             yield key, value
 
 
-def read(folder: Folder, targets: tuple[Target, ...]) -> tuple[Method, dict[str, Tensor]]:
-    name, fields = folder.config["peft_type"].removeprefix(MARK), folder.config["fields"]
+def read(contents: Contents, targets: tuple[Target, ...]) -> tuple[Method, dict[str, Tensor]]:
+    name, fields = contents.config["peft_type"].removeprefix(MARK), contents.config["fields"]
     if not isinstance(fields, Mapping):
         raise HalkaError(f"adapter_config.json: fields is {fields!r}, where a method's fields are expected")
-    values = sum(tensor.numel() for tensor in folder.tensors.values())
+    values = sum(tensor.numel() for tensor in contents.tensors.values())
     for key, value in _whole_numbers(fields):
         if value > values:  # before a part of that size is made
             raise HalkaError(f"adapter_config.json: {key} is {value}, and the file holds {values} values in all")
@@ -52,7 +52,7 @@ def read(folder: Folder, targets: tuple[Target, ...]) -> tuple[Method, dict[str,
         method = made(name.lower(), fields)
     except ValueError as error:
         raise HalkaError(f"adapter_config.json: {error}") from None
-    state = dict(folder.tensors)
+    state = dict(contents.tensors)
     if name == "FULL":
         state = {f"base.{key}": tensor.float() for key, tensor in state.items()}
     return method, state

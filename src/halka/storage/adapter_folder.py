@@ -1,0 +1,237 @@
+"""`AdapterFolder`: one adapter on disk. Its configuration and Card are read once, its tensors when asked for."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import mmap
+import os
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from halka.models.fetching import hub
+from halka.models.kinds import Kind
+from halka.storage import tensors
+from halka.storage.card import CARD, Card, read_card
+from halka.storage.formats import BaseSpec, Contents, FileNames, Format, format_of
+from halka.util.errors import DamagedFolderError, HalkaError
+
+ADAPTER = "adapter"  # the folder within a run's folder that holds its adapter
+LARGE = 1 << 24  # bytes hashed at a time, since hashing releases Python's lock only for so long
+
+
+@dataclass(frozen=True, eq=False)
+class AdapterFolder:
+    """An adapter on disk, in any format that Halka reads. `open` makes one.
+
+    `name` is what the adapter is called where nobody names it: its folder's name, its run's for `runs/support/adapter`,
+    its own on the hub. `card` is None where another tool wrote the folder. `config` is the format's own configuration.
+    """
+
+    path: Path
+    name: str
+    format: Format
+    config: Mapping[str, Any]
+    card: Card | None
+    weights: Path  # the file that holds the tensors
+    allow_pickle: bool
+    with_head: bool  # whether a head that was saved beside the adapter counts
+
+    @classmethod
+    def open(
+        cls, source: str | Path | AdapterFolder, *, allow_pickle: bool = False, head: bool = True
+    ) -> AdapterFolder:
+        """The adapter of a path, a run's folder, or a name on the Hugging Face hub: `org/adapter[@revision]`.
+
+        An AdapterFolder is returned as it is. `allow_pickle`: weights may be a pickle, which torch's loader for weights
+        alone reads. `head=False` leaves out a head that was saved beside the adapter.
+        Raises DamagedFolderError for a folder without an adapter, a damaged configuration or Card, and a pickle that is
+        not allowed; HalkaError for a path that does not exist, and a name that the hub does not have.
+        """
+        if isinstance(source, AdapterFolder):
+            return source
+        if hub.is_adapter_name(source):
+            path, name = hub.adapter_folder(source, allow_pickle=allow_pickle), hub.adapter_name(source)
+        else:
+            path = Path(source)
+            if not path.is_dir():
+                raise HalkaError(f"{path} is {'a file' if path.exists() else 'not there'}: name an adapter's folder")
+            if not _has_config(path) and _has_config(path / ADAPTER):
+                path = path / ADAPTER
+            name = _name_of(path)
+        format = format_of(path)
+        if not (path / format.FILES.config).is_file():
+            raise DamagedFolderError(f"{path} holds no {format.FILES.config}: it is not an adapter folder")
+        weights = _weights_file(path, format.FILES, allow_pickle=allow_pickle)
+        return cls(
+            *(path, name, format, _read_json(path / format.FILES.config), read_card(path), weights),
+            allow_pickle=allow_pickle,
+            with_head=head,
+        )
+
+    def __str__(self) -> str:
+        return str(self.path)
+
+    # ── the base it is for ──────────────────────────────────────────────────────────────────────────────────────
+
+    @property
+    def base_name(self) -> str | None:
+        """The name or path of the base that it was trained on, where the folder says one."""
+        return (self.card.base.get("name") if self.card is not None else None) or self._spec.name
+
+    @property
+    def kind(self) -> Kind | None:
+        """The kind of base that it is for, as `load_base` takes it; None where the folder does not say."""
+        return self._spec.kind if self.card is None else self.card.kind
+
+    @property
+    def labels(self) -> tuple[str, ...]:
+        """The labels that its head tells apart, by place, where the folder says them."""
+        return self._spec.labels if self.card is None else tuple(self.card.labels)
+
+    @property
+    def named_labels(self) -> tuple[str, ...]:
+        """The labels, but none where only their number is known."""
+        return self._spec.named_labels if self.card is None else self.labels
+
+    @cached_property
+    def _spec(self) -> BaseSpec:
+        head = self._head_files
+        return self.format.base_spec(self.config, None if head is None else _read_json(self.path / head.config))
+
+    # ── its files ───────────────────────────────────────────────────────────────────────────────────────────────
+
+    @property
+    def files(self) -> dict[str, int]:
+        """The bytes of every file in the folder, by name."""
+        return {file.name: file.stat().st_size for file in sorted(self.path.iterdir()) if file.is_file()}
+
+    @property
+    def size(self) -> int:
+        """The bytes that the folder's files take on disk."""
+        return sum(self.files.values())
+
+    @property
+    def memory(self) -> int:
+        """The bytes that its values take in memory, in fp32. Raises DamagedFolderError for a damaged file."""
+        return tensors.size_of(self.weights)
+
+    def read(self) -> Contents:
+        """Its configuration and tensors, by the format's names. Raises DamagedFolderError as `read_tensors` does."""
+        head, files = None, self._head_files
+        if files is not None:
+            weights = _weights_file(self.path, files, allow_pickle=self.allow_pickle)
+            head = Contents(_read_json(self.path / files.config), tensors.read_tensors(weights))
+        return Contents(self.config, tensors.read_tensors(self.weights), head)
+
+    @cached_property
+    def digests(self) -> dict[str, str]:
+        """The SHA-256 of the files of its format, by name: configuration, weights, and those of a head beside them."""
+        names = (*self.format.FILES.names(), self.weights.name)
+        return {name: _sha256(self.path / name) for name in dict.fromkeys(names) if (self.path / name).is_file()}
+
+    @cached_property
+    def id(self) -> str:
+        """The hash of weights, configuration and base: equal content has an equal id, wherever it lies.
+
+        The base counts by the fingerprint in the Card. What else the Card says, and other files beside it, do not.
+        After `load`, which hashes the files anyway to compare them with the Card, the id costs nothing.
+        Raises DamagedFolderError where the files are not those that the Card was written for.
+        """
+        self.check()
+        head = () if self._head_files is None else self._head_files.names()
+        content = {
+            "config": self.digests[self.format.FILES.config],
+            "weights": self.digests[self.weights.name],
+            "head": [self.digests[name] for name in head if name in self.digests],
+            "base": None if self.card is None else [self.card.base.get("fingerprint"), self.card.base.get("head")],
+        }
+        return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+
+    def check(self) -> None:
+        """Raises DamagedFolderError if the files are not those that the Card was written for."""
+        written = {} if self.card is None else self.card.files
+        if different := [name for name, digest in written.items() if self.digests.get(name) != digest]:
+            raise DamagedFolderError(
+                f"{self}: {' and '.join(different)} changed since {CARD} was written: the copy is damaged, or another "
+                f"tool wrote there. Copy it again; if the change is meant, remove {CARD}"
+            )
+
+    def verify(self) -> None:
+        """Read every file. Raises DamagedFolderError for one that is damaged, or not the one that the Card names."""
+        self.check()
+        self.read()
+
+    @contextmanager
+    def checking(self) -> Iterator[Callable[[], None]]:
+        """`check` in a thread beside the block, which receives a function that waits for its end.
+
+        If the files changed, that error is raised instead of whatever it led to within the block.
+        """
+        with ThreadPoolExecutor(1) as worker:
+            checked = None if self.card is None else worker.submit(self.check)
+
+            def wait() -> None:
+                if checked is not None:
+                    checked.result()
+
+            try:
+                yield wait
+            finally:
+                wait()
+
+    @property
+    def _head_files(self) -> FileNames | None:
+        """The names of the files of a head beside the adapter, if there is one and it counts."""
+        files = self.format.FILES.head
+        return files if self.with_head and files is not None and (self.path / files.config).is_file() else None
+
+
+def _has_config(path: Path) -> bool:
+    return (path / format_of(path).FILES.config).is_file()
+
+
+def _name_of(path: Path) -> str:
+    """The folder's name; of one called `adapter`, as in a run's folder, the name of the folder around it."""
+    path = path.resolve()
+    return (path.parent.name if path.name == ADAPTER else "") or path.name
+
+
+def _weights_file(path: Path, files: FileNames, *, allow_pickle: bool) -> Path:
+    """The file that holds the weights; a pickle only if that is allowed."""
+    if (path / files.weights).is_file():
+        return path / files.weights
+    if allow_pickle and (path / files.pickle).is_file():
+        return path / files.pickle
+    if pickles := ", ".join(file.name for file in path.glob("*.bin")):
+        raise DamagedFolderError(
+            f"{path} holds its weights as a pickle ({pickles}), which can run code: where you trust it, pass "
+            "allow_pickle (--allow-pickle: torch's loader for weights alone reads it), or have it written anew by "
+            "`halka adapters convert --allow-pickle`"
+        )
+    raise DamagedFolderError(f"{path} holds no {files.weights}: the adapter is incomplete")
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        config = json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as error:
+        raise DamagedFolderError(f"{path} is not JSON: {error}") from None
+    if not isinstance(config, dict):
+        raise DamagedFolderError(f"{path} is not an adapter's configuration: it holds no JSON object")
+    return config
+
+
+def _sha256(path: Path) -> str:
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        if os.fstat(file.fileno()).st_size:  # an empty file cannot be mapped
+            with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as mapped, memoryview(mapped) as content:
+                for start in range(0, len(content), LARGE):
+                    digest.update(content[start : start + LARGE])
+    return digest.hexdigest()

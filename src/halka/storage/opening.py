@@ -1,0 +1,63 @@
+"""`halka.open`: from an adapter's folder alone to its base, the tokenizer, and the model with the adapter."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal, NamedTuple, Unpack
+
+from halka.core import AdaptedModel
+from halka.models import adapt
+from halka.models.loading import load_base
+from halka.models.quantised import Quantize
+from halka.storage.adapter_folder import AdapterFolder
+from halka.storage.save_load import Allowed, load
+from halka.util.dtypes import Dtype
+from halka.util.errors import HalkaError
+
+if TYPE_CHECKING:
+    import torch
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+
+class Opened(NamedTuple):
+    """What `open` returns; `model` has the adapter, and `model.use(name)` lets it act."""
+
+    base: PreTrainedModel
+    tokenizer: PreTrainedTokenizerBase
+    model: AdaptedModel
+
+
+def open(
+    adapter_folder: str | Path | AdapterFolder,
+    *,
+    base: str | Path | None = None,
+    dtype: Dtype | torch.dtype | Literal["auto"] = "bfloat16",
+    device: str | None = None,
+    quantize: Quantize | None = None,
+    name: str | None = None,
+    **allowed: Unpack[Allowed],
+) -> Opened:
+    """Load the base that an adapter's folder names, with a head for its labels, and the adapter onto it.
+
+    adapter_folder  a folder, a run's folder or a name on the hub, as `halka.load` takes it
+    base            another name or path of the base, where the folder names none or one that is not here
+    name            what the adapter is called in the model; its folder's or run's name if not given
+
+    `dtype`, `device` and `quantize` are as in `halka.load_base`, the other options as in `halka.load`; both say what is
+    raised. Raises HalkaError where neither the folder nor `base` names a base.
+    """
+    folder = AdapterFolder.open(adapter_folder, allow_pickle=allowed.get("allow_pickle", False))
+    source = folder.base_name if base is None else base
+    if source is None:
+        raise HalkaError(f"{folder} does not say which base it was trained on: name it, base=…")
+    try:
+        loaded, tokenizer = load_base(
+            source, kind=folder.kind, labels=folder.labels or None, dtype=dtype, device=device, quantize=quantize
+        )
+    except HalkaError as error:
+        if base is not None:
+            raise
+        raise type(error)(f"the base that {folder} names: {error}. Another name or path of it is base=…") from error
+    model = adapt(loaded, tokenizer)
+    load(model, folder, name=name, **allowed)
+    return Opened(loaded, tokenizer, model)

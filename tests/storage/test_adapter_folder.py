@@ -1,0 +1,197 @@
+"""`AdapterFolder`: what an adapter on disk is, is called and is for, its id, and `halka.open` from it alone."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+import halka
+from classifiers import CLASSES, LABELS, classifier
+from contract import disturb, ids
+from halka.core import AdaptedModel
+from tiny import tiny
+from tokenizers_for_tests import chatml_tokenizer
+
+FIXTURES = Path(__file__).parents[1] / "fixtures" / "adapterhub"
+WEIGHTS = "adapter_model.safetensors"
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("base") / "tiny"
+    tokenizer = chatml_tokenizer()
+    tiny(vocab_size=len(tokenizer), eos_token_id=tokenizer.eos_token_id).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def model(base) -> AdaptedModel:
+    model = halka.adapt(*halka.load_base(base, dtype="float32"))
+    model.add("a", halka.LoRA(rank=3))
+    disturb(model, "a")
+    return model
+
+
+def logits(model: AdaptedModel, name: str) -> torch.Tensor:
+    with torch.no_grad(), model.use(name):
+        return model.base(ids()).logits
+
+
+def identity(folder: Path) -> str:
+    return halka.AdapterFolder.open(folder).id
+
+
+def test_it_knows_its_format_base_kind_labels_and_files(model, base, tmp_path):
+    folder = halka.AdapterFolder.open(halka.save(model, "a", tmp_path / "a", task="sums"))
+    assert (folder.format.NAME, folder.name, folder.kind, folder.labels) == ("peft", "a", "causal-lm", ())
+    assert folder.base_name == str(base)
+    assert folder.card is not None
+    assert folder.card.task == "sums"
+    assert folder.config["r"] == 3
+    assert [*folder.files] == ["adapter_config.json", WEIGHTS, "halka.json"]
+    assert folder.size == sum(file.stat().st_size for file in folder.path.iterdir())
+    assert folder.memory == 4 * model.adapter("a").count()
+
+
+def test_without_a_card_the_configuration_or_a_head_beside_it_says_what_base_it_is_for(model, base, tmp_path):
+    folder = halka.save(model, "a", tmp_path / "a")
+    (folder / "halka.json").unlink()
+    plain = halka.AdapterFolder.open(folder)
+    assert (plain.card, plain.kind, plain.base_name) == (None, "causal-lm", str(base))
+    theirs = halka.AdapterFolder.open(FIXTURES / "bert" / "classifier")
+    assert (theirs.format.NAME, theirs.kind) == ("adapterhub", CLASSES)
+    assert len(theirs.labels) == 3
+    without = halka.AdapterFolder.open(FIXTURES / "bert" / "classifier", head=False)
+    assert (without.kind, without.labels, without.read().head) == (None, (), None)
+
+
+@pytest.mark.parametrize("place", ["runs/support", "runs/support/adapter"])
+def test_a_run_s_folder_stands_for_the_adapter_in_it_which_is_called_after_it(place, model, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    halka.save(model, "a", "runs/support/adapter")
+    folder = halka.AdapterFolder.open(place)
+    assert (folder.name, folder.path) == ("support", Path("runs/support/adapter"))
+    other = halka.adapt(model.base, model.tokenizer)
+    halka.load(other, place)
+    assert torch.equal(logits(other, "support"), logits(model, "a"))
+    assert halka.AdapterStore("store").add(place).name == "support"
+
+
+def test_an_open_folder_is_loaded_as_it_was_opened(model, tmp_path):
+    folder = halka.AdapterFolder.open(halka.save(model, "a", tmp_path / "a"))
+    assert halka.AdapterFolder.open(folder) is folder
+    other = halka.adapt(model.base, model.tokenizer)
+    halka.load(other, replace(folder, name="b"))
+    assert torch.equal(logits(other, "b"), logits(model, "a"))
+
+
+# ── its id ──────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_equal_content_has_an_equal_id_wherever_it_lies_and_whatever_stands_beside_it(model, tmp_path):
+    one = halka.save(model, "a", tmp_path / "one", task="sums", measurements={"exact": 1.0})
+    (one / "README.md").write_text("mine")
+    halka.save(model, "a", tmp_path / "run" / "adapter", training={"steps": 3})
+    shutil.copytree(one, tmp_path / "copy")
+    assert len({identity(tmp_path / name) for name in ("one", "run", "copy")}) == 1
+    assert halka.AdapterStore(tmp_path / "store").add(one, "x").open().id == identity(one)
+
+
+def test_other_weights_another_configuration_or_another_base_have_another_id(model, tmp_path):
+    seen = {identity(halka.save(model, "a", tmp_path / "a"))}
+    other = halka.adapt(tiny(seed=1, vocab_size=model.base.config.vocab_size), model.tokenizer)
+    other.base.config._name_or_path = model.base.config._name_or_path
+    other.add("a", halka.LoRA(rank=3), state=model.adapter("a").state_dict())
+    seen.add(identity(halka.save(other, "a", tmp_path / "another base")))
+    disturb(other, "a", seed=5)
+    seen.add(identity(halka.save(other, "a", tmp_path / "other weights")))
+    config = tmp_path / "a" / "adapter_config.json"
+    (tmp_path / "a" / "halka.json").unlink()
+    seen.add(identity(tmp_path / "a"))
+    config.write_text(json.dumps(json.loads(config.read_text()) | {"lora_alpha": 1.0}))
+    seen.add(identity(tmp_path / "a"))
+    assert len(seen) == 5
+
+
+@pytest.mark.parametrize("name", [WEIGHTS, "adapter_config.json"])
+def test_a_card_that_does_not_match_gives_no_id(name, model, tmp_path):
+    folder = halka.save(model, "a", tmp_path / "a")
+    (folder / name).write_bytes((folder / name).read_bytes() + b" ")
+    with pytest.raises(halka.DamagedFolderError, match=f"{name} changed since halka.json was written"):
+        identity(folder)
+
+
+def test_loading_hashes_the_files_once_for_the_card_and_the_id(model, tmp_path, monkeypatch):
+    import halka.storage.adapter_folder as module
+
+    hashed, original = [], module._sha256
+    monkeypatch.setattr(module, "_sha256", lambda path: hashed.append(path.name) or original(path))
+    folder = halka.AdapterFolder.open(halka.save(model, "a", tmp_path / "a"))
+    hashed.clear()
+    halka.load(halka.adapt(model.base, model.tokenizer), folder)
+    assert folder.id
+    assert sorted(hashed) == ["adapter_config.json", WEIGHTS]
+
+
+# ── what is refused ─────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_a_caller_can_tell_what_is_wrong_by_the_error(model, tmp_path):
+    folder = halka.save(model, "a", tmp_path / "a")
+    other = halka.adapt(tiny(vocab_size=model.base.config.vocab_size, seed=1), model.tokenizer)
+    with pytest.raises(halka.WrongBaseError, match="was made for another base"):
+        halka.load(other, folder)
+    with pytest.raises(halka.UnknownAdapterError, match="no adapter 'b'"):
+        halka.save(model, "b", tmp_path / "b")
+    with pytest.raises(halka.UnknownAdapterError, match="holds no adapter 'b'"):
+        halka.AdapterStore(tmp_path / "store").get("b")
+    (folder / WEIGHTS).write_bytes((folder / WEIGHTS).read_bytes()[:-8])
+    with pytest.raises(halka.DamagedFolderError):
+        halka.load(model, folder, name="b")
+    (folder / WEIGHTS).unlink()
+    with pytest.raises(halka.DamagedFolderError, match="the adapter is incomplete"):
+        halka.AdapterFolder.open(folder)
+    with pytest.raises(halka.DamagedFolderError, match="it is not an adapter folder"):
+        halka.AdapterFolder.open(tmp_path)
+
+
+# ── halka.open ──────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_an_adapter_is_opened_with_its_base_from_its_folder_alone(model, tmp_path):
+    halka.save(model, "a", tmp_path / "support" / "adapter")
+    base, tokenizer, opened = halka.open(tmp_path / "support", dtype="float32")
+    assert (base, tokenizer) == (opened.base, opened.tokenizer)
+    assert [*opened.adapters] == ["support"]
+    assert torch.equal(logits(opened, "support"), logits(model, "a"))
+
+
+def test_the_base_may_be_elsewhere_than_the_folder_says(model, base, tmp_path):
+    folder = halka.save(model, "a", tmp_path / "a")
+    card = json.loads((folder / "halka.json").read_text())
+    for name, hint in ("/not/here", r"Another name or path of it is base=…"), ("", r"does not say which base.*base=…"):
+        config = json.loads((folder / "adapter_config.json").read_text()) | {"base_model_name_or_path": name}
+        (folder / "adapter_config.json").write_text(json.dumps(config))
+        (folder / "halka.json").write_text(json.dumps(card | {"base": card["base"] | {"name": name}, "files": {}}))
+        with pytest.raises(halka.HalkaError, match=hint):
+            halka.open(folder)
+    opened = halka.open(folder, base=base, dtype="float32", name="mine").model
+    assert torch.equal(logits(opened, "mine"), logits(model, "a"))
+
+
+def test_a_classifier_s_adapter_brings_its_kind_and_labels(tmp_path):
+    there = classifier(kind="masked-lm")
+    there.base.save_pretrained(tmp_path / "encoder")
+    there.tokenizer.save_pretrained(tmp_path / "encoder")
+    model = halka.adapt(*halka.load_base(tmp_path / "encoder", kind=CLASSES, labels=LABELS, dtype="float32"))
+    model.add("tone", halka.LoRA(rank=2, targets=("attn.qv",)))
+    halka.save(model, "tone", tmp_path / "tone")
+    opened = halka.open(tmp_path / "tone").model
+    assert type(opened.base) is type(model.base)
+    assert opened.labels_of("tone") == tuple(LABELS)
