@@ -13,7 +13,10 @@ from filelock import FileLock
 from test_training import items, model_for, same, weights
 
 import halka
+from halka.data.examples import Example, Message
 from halka.training import Job, Observer, RunFolder, Step, TrainConfig, TrainResult, fit, train, train_many
+from tiny import tiny
+from tokenizers_for_tests import chatml_tokenizer
 
 SHORT = TrainConfig(lr=1e-2, steps=6, batch_size=2, evaluate_every=2)
 
@@ -154,3 +157,23 @@ def test_an_observer_sees_every_pass():
     observer = Counting()
     list(train(model_for(), "a", items(), replace(SHORT, steps=2, accumulate=3), observe=observer))
     assert observer.passes == 6
+
+
+def test_rows_in_memory_are_trained_on_as_a_file_s():
+    datasets = pytest.importorskip("datasets")
+    rows = [{"question": "What is it?", "answer": answer} for answer in ("It is Paris.", "A settings link.")]
+    tokenizer = chatml_tokenizer()
+
+    def losses(examples) -> list[float]:
+        model = halka.adapt(tiny(vocab_size=len(tokenizer)), tokenizer)
+        model.add("a", halka.LoRA(rank=4))
+        return [step.loss for step in train(model, "a", examples, SHORT, validation=rows)]
+
+    expected = losses(
+        [Example((Message("user", row["question"]), Message("assistant", row["answer"]))) for row in rows]
+    )
+    assert losses(rows) == losses(datasets.Dataset.from_list(rows)) == losses(iter(rows)) == expected
+    with pytest.raises(halka.DataError, match=r"examples\[1\]: no 'answer'"):
+        losses([rows[0], {"question": "?"}])
+    with pytest.raises(halka.DataError, match=r"read_examples\('train.jsonl'\)"):
+        losses("train.jsonl")

@@ -11,7 +11,17 @@ from halka.data.readers import Problem, Row, read_rows, row_of
 from halka.data.shapes import SHAPES, Message, conversation_of, detect_shape, known_shapes, references_of
 from halka.util.errors import DataError
 
-__all__ = ["Example", "Item", "Message", "Rows", "as_examples", "read_examples"]
+__all__ = [
+    "Example",
+    "Examples",
+    "ExamplesOrItems",
+    "Item",
+    "Message",
+    "Rows",
+    "as_examples",
+    "examples_and_items",
+    "read_examples",
+]
 
 
 @dataclass(frozen=True)
@@ -62,6 +72,12 @@ class Item(ABC):
 
     @abstractmethod
     def __len__(self) -> int: ...
+
+
+Examples = Iterable[Example | Mapping[str, object]]
+"""Accepted as examples: a list of `Example`s or dictionaries, a `datasets.Dataset`, the result of `read_examples`."""
+
+ExamplesOrItems = Iterable[Example | Mapping[str, object] | Item]
 
 
 @dataclass(frozen=True)
@@ -119,30 +135,44 @@ def read_examples(path: str | Path, shape: str | None = None) -> Rows:
     return Rows(examples, shape, problems, used)
 
 
-def as_examples(examples: Iterable[Example | Mapping[str, object]]) -> list[Example]:
+def as_examples(examples: Examples) -> list[Example]:
     """Turn rows into examples, by the shape that most rows have; an `Example` stays as it is.
 
     Rows are mappings: a list of dictionaries, a `datasets.Dataset`.
 
     Raises DataError for a row that is no example; the message names it, as "examples[3]".
     """
+    result, items = examples_and_items(examples)
+    if items:
+        raise DataError(
+            f"the examples are tokenized already, as {type(items[0]).__name__}: give rows or halka.Examples"
+        )
+    return result
+
+
+def examples_and_items(examples: ExamplesOrItems) -> tuple[list[Example], list[Item]]:
+    """`as_examples` for a list that may also hold tokenized examples, which are returned apart."""
     if isinstance(examples, str | Path):
         raise DataError(f"examples are {str(examples)!r}: read a file with `halka.read_examples({str(examples)!r})`")
-    result: list[Example | Row] = []
+    values: list[Example | Row] = []
+    items: list[Item] = []
     for index, value in enumerate(examples):
-        if not isinstance(value, Example | Mapping):
+        if isinstance(value, Item):
+            items.append(value)
+        elif isinstance(value, Example | Mapping):
+            values.append(value if isinstance(value, Example) else row_of(f"examples[{index}]", value))
+        else:
             raise DataError(
                 f"examples[{index}] is a {type(value).__name__}, neither a dictionary nor a halka.Example: give a list "
                 "of them, or one split of a dataset"
             )
-        result.append(value if isinstance(value, Example) else row_of(f"examples[{index}]", value))
-    rows = [row for row in result if isinstance(row, Row)]
+    rows = [value for value in values if isinstance(value, Row)]
     shape = detect_shape("examples", rows) if rows else ""
-    made = [row if isinstance(row, Example) else _example(row, shape) for row in result]
-    if problems := [each for each in made if isinstance(each, Problem)]:
+    result = [value if isinstance(value, Example) else _example(value, shape) for value in values]
+    if problems := [value for value in result if isinstance(value, Problem)]:
         more = f" (and {len(problems) - 1} more)" if len(problems) > 1 else ""
         raise DataError(f"{problems[0]}{more}")
-    return [each for each in made if isinstance(each, Example)]
+    return [value for value in result if isinstance(value, Example)], items
 
 
 def _example(row: Row, shape: str) -> Example | Problem:

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 from halka.core import AdaptedModel
-from halka.data.examples import Example, as_examples
+from halka.data.examples import Examples, as_examples
 from halka.data.metric import Metric
 from halka.data.tokens import Tokens
 from halka.evaluation.generation import AdapterNames, adapter_of_each, iter_answers
@@ -41,7 +41,7 @@ class Evaluation:
 def evaluate(
     model: AdaptedModel,
     adapters: AdapterNames,
-    examples: Iterable[Example | Mapping[str, object]],
+    examples: Examples,
     metrics: Sequence[str | Metric] | None = None,
     *,
     max_new_tokens: int = 64,

@@ -135,7 +135,7 @@ def search_together(runs: Sequence[Spec]) -> list[dict[str, Any]]:
             steps[name].append(step)
     for job in jobs:
         if results[job.name]["status"] == "done":
-            results[job.name] |= _trained(model, job.name, steps[job.name], len(job.examples))
+            results[job.name] |= _trained(model, job.name, steps[job.name], len([*job.examples]))
     return [*results.values()]
 
 

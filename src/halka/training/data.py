@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Sequence
 
 from halka.core import AdaptedModel
-from halka.data.examples import Example, Item
+from halka.data.examples import ExamplesOrItems, Item, examples_and_items
 from halka.models import context
 from halka.objectives import objective_of
 from halka.training.config import TrainConfig
@@ -14,7 +13,7 @@ from halka.util.errors import DataError, HalkaError
 
 
 def as_tokens(
-    model: AdaptedModel, examples: Sequence[Example | Item], config: TrainConfig, name: str | None = None
+    model: AdaptedModel, examples: ExamplesOrItems, config: TrainConfig, name: str | None = None
 ) -> list[Item]:
     """Encode examples for the base's objective, with room for adapter `name`'s virtual tokens; encoded ones stay.
 
@@ -23,8 +22,8 @@ def as_tokens(
     HalkaError for a model without a tokenizer.
     """
     objective = objective_of(model)
-    items = [item for item in examples if not isinstance(item, Example)]
-    raw = [example for example in examples if isinstance(example, Example)]
+    raw, items = examples_and_items(examples)
+    total = len(raw) + len(items)
     room = context(model, name)
     if long := [str(i) for i, item in enumerate(items) if room is not None and len(item) > room]:
         raise DataError(
@@ -45,5 +44,5 @@ def as_tokens(
                 stacklevel=2,
             )
     if not any(item.labels for item in items):
-        raise DataError(f"no token to learn from in {len(examples)} examples: each needs an answer by the assistant")
+        raise DataError(f"no token to learn from in {total} examples: each needs an answer by the assistant")
     return items

@@ -21,7 +21,7 @@ from torch import Tensor
 
 from halka.core import AdaptedModel, described, in_mode
 from halka.data.batches import plan
-from halka.data.examples import Example, Item
+from halka.data.examples import ExamplesOrItems, Item, examples_and_items
 from halka.models import pad_id
 from halka.models.attention.function import use_attention
 from halka.objectives import objective_of
@@ -54,10 +54,10 @@ class Observer:
 def train(
     model: AdaptedModel,
     name: str,
-    examples: Sequence[Example | Item],
+    examples: ExamplesOrItems,
     config: TrainConfig | Mapping[str, Any] | None = None,
     *,
-    validation: Sequence[Example | Item] = (),
+    validation: ExamplesOrItems = (),
     folder: str | Path | None = None,
     observe: Observer | None = None,
 ) -> Generator[Step, None, None]:
@@ -77,10 +77,10 @@ def train(
 def fit(
     model: AdaptedModel,
     name: str,
-    examples: Sequence[Example | Item],
+    examples: ExamplesOrItems,
     config: TrainConfig | Mapping[str, Any] | None = None,
     *,
-    validation: Sequence[Example | Item] = (),
+    validation: ExamplesOrItems = (),
     folder: str | Path | None = None,
     on_step: Callable[[Step], object] | None = None,
 ) -> TrainResult:
@@ -90,7 +90,8 @@ def fit(
     the adapter (`RunFolder`). Raises as `train` does, and HalkaError for a folder with a finished run.
     """
     steps: list[Step] = []
-    run = _run_of(model, Job(name, examples, config, validation, folder))
+    raw, items = examples_and_items(examples)
+    run = _run_of(model, Job(name, [*items, *raw], config, validation, folder))
     if run.folder is not None:
         run.folder.check()
         if run.folder.finished:
@@ -104,7 +105,7 @@ def fit(
             if on_step is not None:
                 on_step(step)
         if run.folder is not None:
-            return run.folder.finish(model, name, run.config, examples=len(examples))
+            return run.folder.finish(model, name, run.config, examples=len(items) + len(raw))
     return TrainResult.of(steps, run.adapter.count())
 
 
@@ -113,9 +114,9 @@ class Job:
     """One of the adapters that `train_many` trains: the arguments of `train`."""
 
     name: str
-    examples: Sequence[Example | Item]
+    examples: ExamplesOrItems
     config: TrainConfig | Mapping[str, Any] | None = None
-    validation: Sequence[Example | Item] = ()
+    validation: ExamplesOrItems = ()
     folder: str | Path | None = None
 
 
