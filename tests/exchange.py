@@ -108,6 +108,8 @@ def _peft() -> list[Row]:
     return rows
 
 
+SAVED = ("lora", "dora", "ia3", "prompt")  # methods whose folders peft writes for encoders and T5, too
+
 ROWS: list[Row] = [*_peft(), Row("peft", "AdaLoRA, as LoRA", "read", PRUNED), *EXPERTS, *KINDS]
 
 
@@ -133,8 +135,8 @@ HEADS_WRITTEN = "test_adapterhub.py::test_a_head_is_written_beside_the_adapter_a
 
 
 def _adapterhub() -> list[Row]:
-    from test_adapterhub import READ as READ_CASES
-    from test_adapterhub import cases
+    from adapterhub_for_tests import READ as READ_CASES
+    from adapterhub_for_tests import cases
 
     def rows(method: str, direction: str, test: str, names: tuple[str, ...], there: list[str]) -> list[Row]:
         mine = [case for case in there if case.partition("/")[2] in names]

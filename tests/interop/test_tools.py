@@ -9,12 +9,10 @@ from pathlib import Path
 
 import pytest
 import torch
-from test_quantised import packed
-from test_training import items, model_for, weights
 
 import halka
 from classifiers import TEXTS, classifier, example
-from contract import disturb, weights_of
+from contract import Base, disturb, weights_of
 from halka.core import AdaptedModel, Method
 from halka.data.batches import collate, plan
 from halka.data.tokens import Tokens
@@ -22,6 +20,7 @@ from halka.evaluation.generation import iter_answers
 from halka.training import TrainConfig, mean_loss
 from tiny import tiny
 from tokenizers_for_tests import chatml_tokenizer
+from training_for_tests import items, model_for, weights
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:.*is deprecated:FutureWarning:transformers"),
@@ -112,7 +111,7 @@ def test_trainer_teaches_what_train_teaches_saves_and_resumes(method, tmp_path):
 @pytest.mark.parametrize("form", ["nf4", "int8"])
 def test_trainer_takes_a_packed_base(form, tmp_path):
     data = items(6)
-    ours, theirs = (halka.adapt(packed(form)) for _ in range(2))
+    ours, theirs = (halka.adapt(Base(quantize=form).build()) for _ in range(2))
     for model in (ours, theirs):
         model.add("a", halka.LoRA(rank=4))
     config = TrainConfig(steps=3, batch_size=2, schedule="constant", warmup=0, lr=1e-2)

@@ -5,9 +5,8 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-from test_encoder_parity import SAVED
-
 import halka
+from exchange import SAVED
 from halka.core import LINEAR_ROLES
 from halka.methods import all_methods
 from halka.models.layouts import LAYOUTS

@@ -9,13 +9,13 @@ import torch
 
 import halka
 from contract import ids
+from exchange import SAVED
 from halka.core import AdaptedModel
 from tiny import tiny
 
 peft = pytest.importorskip("peft")
 pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::UserWarning")  # peft's own
 P = 5
-SAVED = ("lora", "dora", "ia3", "prompt")  # methods whose folders peft writes for every one of these bases
 TASKS = {
     "masked-lm": "FEATURE_EXTRACTION",  # peft has no task for it; this one leaves the base as it is
     "sequence-classification": "SEQ_CLS",

@@ -5,7 +5,6 @@ from __future__ import annotations
 import pytest
 import torch
 import torch.nn.functional as F
-from test_training import items
 from transformers import AutoModelForCausalLM
 
 import halka
@@ -16,6 +15,7 @@ from halka.merging.exporting import export
 from halka.training import Job, TrainConfig, train, train_many
 from kinds import bare, logits
 from tiny import tiny
+from training_for_tests import items
 
 EXPERTS = ("experts.gate_up", "experts.down")
 METHODS = {

@@ -10,7 +10,6 @@ import bitsandbytes.functional as reference
 import pytest
 import torch
 import yaml
-from test_measure import a_run
 from torch import nn
 
 import halka
@@ -25,6 +24,7 @@ from halka.models.quantised.int8 import Int8Linear
 from halka.models.quantised.nf4 import NF4Linear
 from halka.training import Job, train_many
 from numbers_for_tests import close
+from runs_for_tests import a_run
 from tiny import CONFIGS, ENCODERS, SEQ2SEQ, tiny
 from tokenizers_for_tests import chatml_tokenizer
 

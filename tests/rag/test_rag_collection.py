@@ -15,6 +15,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from collection_for_tests import told
 from embedder_for_tests import WordEmbedder
 from halka.rag.collection import Collection, collection_folder
 from halka.rag.evaluate import _ranked
@@ -36,10 +37,6 @@ def documents(tmp_path) -> Path:
 @pytest.fixture
 def collection(tmp_path, at) -> Collection:
     return Collection(tmp_path / "collections" / "faq", WordEmbedder(), at=at)
-
-
-def told(events) -> list[tuple[str, str]]:
-    return [(event.what, Path(event.document).name) for event in events]
 
 
 def texts(collection: Collection, question: str, scope: Scope | None = None, **options) -> list[str]:

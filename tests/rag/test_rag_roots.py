@@ -9,8 +9,8 @@ import shutil
 from pathlib import Path
 
 import pytest
-from test_rag_collection import told
 
+from collection_for_tests import told
 from embedder_for_tests import WordEmbedder
 from halka.rag import collection as module
 from halka.rag.collection import Collection

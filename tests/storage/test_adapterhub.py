@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import sys
-from pathlib import Path
 
 import pytest
 import torch
@@ -12,6 +10,7 @@ from safetensors.torch import load_file
 from typer.testing import CliRunner
 
 import halka
+from adapterhub_for_tests import EXPECTED, FIXTURES, READ, base, cases, classifier, files, ids, made
 from contract import disturb
 from halka.cli import app
 from halka.storage.formats import adapterhub
@@ -19,26 +18,8 @@ from halka.storage.formats.adapterhub import heads
 from halka.storage.formats.format import Contents
 from tokenizers_for_tests import chatml_tokenizer
 
-FIXTURES = Path(__file__).parents[1] / "fixtures" / "adapterhub"
-sys.path.insert(0, str(FIXTURES))
-from bases import base, ids  # noqa: E402
-from written import cases, classifier, made  # noqa: E402
-
-EXPECTED = load_file(FIXTURES / "expected.safetensors")
-REFUSED = ("gated", "compacter", "invertible")
-HEADS = ("classifier", "flexible")
-READ = [case for case in EXPECTED if case.split("/")[1] not in (*REFUSED, *HEADS) and case != "bert/dora"]
 # What is written in another of the library's forms: a fused layer's matrices all three, a prefix flat, once.
 OTHERWISE = {"prefix", "prefix_flat", "mam"}
-
-
-def files(case: str) -> Contents:
-    """A fixture as its files hold it."""
-    folder = FIXTURES / case
-    config = json.loads((folder / "adapter_config.json").read_text())
-    if (folder / "adapter.safetensors").exists():
-        return Contents(config, load_file(folder / "adapter.safetensors"))
-    return Contents(config, torch.load(folder / "pytorch_adapter.bin", weights_only=True))
 
 
 def read(folder: Contents, architecture: str) -> halka.core.AdaptedModel:

@@ -16,9 +16,9 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from test_adapterhub import EXPECTED, FIXTURES, base, files
 
 import halka
+from adapterhub_for_tests import EXPECTED, FIXTURES, base, files
 from contract import disturb, ids
 from halka.core import AdaptedModel
 from halka.models.fingerprint import fingerprint

@@ -6,12 +6,12 @@ import json
 
 import pytest
 import torch
-from test_peft_parity import disturb as disturb_theirs
-from test_peft_parity import peft_logits
 
 import halka
 from contract import disturb, ids
 from kinds import logits
+from peft_for_tests import disturb as disturb_theirs
+from peft_for_tests import peft_logits
 from tiny import tiny
 
 peft = pytest.importorskip("peft")

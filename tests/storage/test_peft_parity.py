@@ -6,6 +6,7 @@ import pytest
 import torch
 
 import halka
+from peft_for_tests import disturb, peft_logits
 from tiny import tiny
 
 peft = pytest.importorskip("peft")
@@ -184,21 +185,6 @@ WRITTEN = {
     "prompt, GPT-2": ("gpt2", halka.Prompt(length=5)),
     "prompt, modules_to_save": ("llama", halka.Joint((halka.Prompt(length=5), halka.Modules()))),
 }
-
-
-def disturb(parameters, seed=3):
-    """Move adapters away from where they start, so that a mistake shows."""
-    generator = torch.Generator().manual_seed(seed)
-    with torch.no_grad():
-        for parameter in parameters:
-            parameter.add_(torch.randn(parameter.shape, generator=generator) * 0.1)
-
-
-def peft_logits(model, ids):
-    """peft's logits for the text alone: prompt tuning also returns those of its virtual tokens."""
-    model.eval()
-    with torch.no_grad():
-        return model(input_ids=ids, attention_mask=torch.ones_like(ids)).logits[:, -ids.shape[1] :]
 
 
 @pytest.mark.parametrize("what", READ)

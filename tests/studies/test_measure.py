@@ -14,6 +14,7 @@ from safetensors.torch import load_file
 import halka
 import halka.util.machine
 from halka.studies.measure import BASE, Spec, finite, main, measure, search_together
+from runs_for_tests import a_run
 from tiny import tiny
 from tokenizers_for_tests import chatml_tokenizer
 
@@ -32,22 +33,6 @@ def made(tmp_path_factory) -> Path:
     task = {split: f"{split}.jsonl" for split in ("train", "validation", "test")}
     (folder / "task.yaml").write_text(yaml.safe_dump({**task, "metrics": "exact_match", "max_new_tokens": 3}))
     return folder
-
-
-def a_run(made: Path, folder: Path, method: str = "lora", **changes) -> Spec:
-    given = {
-        "experiment": "e",
-        "task": str(made / "task.yaml"),
-        "base": str(made / "base"),
-        "dtype": "float32",
-        "method": method,
-        "label": method,
-        "fields": {"rank": 4} if method == "lora" else {},
-        "train": {"steps": 6, "batch_size": 4, "evaluate_every": 2, "lr": 1e-2, "seed": 0},
-        "folder": str(folder),
-        "threads": 1,
-    }
-    return Spec(**{**given, **changes})
 
 
 def test_a_run_says_what_was_trained(made, tmp_path, capsys):

@@ -10,13 +10,13 @@ from dataclasses import asdict, replace
 import pytest
 import yaml
 from filelock import FileLock
-from test_training import items, model_for, same, weights
 
 import halka
 from halka.data.examples import Example, Message
 from halka.training import Job, Observer, RunFolder, Step, TrainConfig, TrainResult, fit, train, train_many
 from tiny import tiny
 from tokenizers_for_tests import chatml_tokenizer
+from training_for_tests import items, model_for, same, weights
 
 SHORT = TrainConfig(lr=1e-2, steps=6, batch_size=2, evaluate_every=2)
 

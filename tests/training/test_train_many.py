@@ -7,7 +7,6 @@ from dataclasses import replace
 
 import pytest
 import torch
-from test_training import items, recorded_gradients, weights
 
 import halka
 import halka.training.loop
@@ -18,6 +17,7 @@ from halka.objectives import language_modelling
 from halka.training import Job, Step, TrainConfig, train, train_many
 from halka.util.errors import TrainingError
 from tiny import tiny
+from training_for_tests import items, recorded_gradients, weights
 
 METHODS: dict[str, Method] = {
     "lora": halka.LoRA(rank=4),

@@ -20,7 +20,6 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from torch.optim.optimizer import register_optimizer_step_pre_hook
 from transformers import AutoConfig, AutoModelForMaskedLM
 
 import contract
@@ -34,33 +33,10 @@ from halka.training import Step, TrainConfig, as_tokens, mean_loss, train
 from halka.util.errors import TrainingError
 from tiny import tiny
 from tokenizers_for_tests import chatml_tokenizer
+from training_for_tests import items, model_for, recorded_gradients, same, weights
 
 METHODS = [method for name, kind in all_methods().items() for method in VARIANTS.get(name, [kind()])]
 DROPOUT = halka.LoRA(rank=4, dropout=0.3)
-
-
-def items(count: int = 6, seed: int = 0, length: int | None = None) -> list[Tokens]:
-    """Random tokens of unlike length, the first third of each without loss."""
-    draw = random.Random(seed)
-    made = []
-    for _ in range(count):
-        size = length or draw.randint(6, 12)
-        made.append(Tokens([draw.randint(3, 96) for _ in range(size)], [i >= size // 3 for i in range(size)]))
-    return made
-
-
-def model_for(method: Method | None = None, architecture: str = "llama", **changes) -> AdaptedModel:
-    model = halka.adapt(tiny(architecture, **changes))
-    model.add("a", method or halka.LoRA(rank=4))
-    return model
-
-
-def weights(model: AdaptedModel, name: str = "a") -> dict[str, torch.Tensor]:
-    return {key: tensor.clone() for key, tensor in model.adapters[name].state_dict().items()}
-
-
-def same(one: dict[str, torch.Tensor], two: dict[str, torch.Tensor]) -> bool:
-    return one.keys() == two.keys() and all(torch.equal(one[key], two[key]) for key in one)
 
 
 def run(model: AdaptedModel, config: TrainConfig, data: list[Tokens] | None = None, **options) -> list[Step]:
@@ -145,19 +121,6 @@ def test_a_step_says_what_it_did():
     assert all(step.seconds > 0 and step.tokens_per_second > 0 and step.memory > 2**20 for step in steps)
     assert all(step.gradient_norm > 0 and step.validation is None and not step.best for step in steps)
     assert steps[2].seconds > steps[1].seconds > steps[0].seconds
-
-
-@contextmanager
-def recorded_gradients() -> Iterator[list[list[torch.Tensor]]]:
-    """The gradients that optimisers are given, one after another, clipped where they are."""
-    found: list[list[torch.Tensor]] = []
-
-    def record(optimizer, args, kwargs):
-        found.append([p.grad.clone() for group in optimizer.param_groups for p in group["params"]])
-
-    handle = register_optimizer_step_pre_hook(record)
-    yield found
-    handle.remove()
 
 
 @pytest.mark.parametrize("method", [halka.LoRA(rank=4), halka.Prompt(length=3), halka.Full()], ids=lambda m: m.name)
