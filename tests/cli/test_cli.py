@@ -715,6 +715,30 @@ def test_evaluate_scores_each_of_several_adapters(kinds):
         assert told in shown
 
 
+def test_evaluate_scores_the_bare_base_beside_adapters(kinds):
+    command = f"{EVALUATE} --data data.jsonl --limit 4 --metrics chrf"
+    bare = parsed(command)["scores"]
+    one = parsed(f"{command} --adapter lora --with-base -o new/folder/p.jsonl")
+    assert one["scores"] == parsed(f"{command} --adapter lora")["scores"]
+    assert one["base_scores"] == bare
+    made = predictions("new/folder/p.jsonl")
+    assert [each["adapter"] for each in made] == ["lora"] * 4 + [None] * 4
+    both = parsed(f"{command} --adapter lora --adapter prefix --with-base")
+    assert [each["adapter"] for each in both["by_adapter"]] == ["lora", "prefix"]
+    assert both["base_scores"] == bare
+    shown = halka(f"{command} --adapter lora --with-base").stdout.splitlines()
+    assert [line.partition("  ")[0] for line in shown] == [
+        "adapter",
+        "lora",
+        "the bare base",
+        "over 4 examples of data",
+    ]
+    Path("f.json").write_text(json.dumps([{"prompt": "What?", "completion": "4", "adapter": "lora"}]))
+    rows = parsed(f"{EVALUATE} --data f.json --metrics chrf --adapter lora --with-base")
+    assert (rows["scores"]["chrf"]["n"], rows["base_scores"]["chrf"]["n"]) == (1, 1)
+    assert "--with-base scores the bare base beside adapters" in failure(f"{command} --with-base")
+
+
 def test_evaluate_answers_each_row_with_its_adapter(kinds):
     named = {"a": {"adapter": "lora"}, "b": {"adapter": "prefix"}, "c": {"adapter": "lora"}, "d": {}}
     lines = [{"prompt": f"What is {key}?", "completion": "4", **named[key]} for key in named]

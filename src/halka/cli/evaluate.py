@@ -1,9 +1,10 @@
-"""`halka evaluate`: answers of a base or an adapter, their scores, and what a neutral text says of forgetting."""
+"""`halka evaluate`: score a base or adapters on examples, and measure forgetting by the perplexity of a text."""
 
 from __future__ import annotations
 
 import json as jsonlib
-from dataclasses import asdict
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -19,13 +20,17 @@ if TYPE_CHECKING:
     from halka.core import AdaptedModel
     from halka.data.examples import Example
     from halka.data.task import Task
+    from halka.evaluation.evaluating import Evaluation
+    from halka.evaluation.metrics import Score
 
 EXAMPLES = examples(
-    "halka evaluate --base smollm2-135m --adapter runs/support/adapter --task support -o predictions.jsonl",
+    "halka evaluate --base smollm2-135m --adapter runs/support/adapter --task support --with-base",
+    "halka evaluate --base smollm2-135m --adapter runs/support/adapter --data test.jsonl -o predictions.jsonl",
     "halka evaluate --base smollm2-135m --data test.jsonl --metrics exact_match,rouge_l --limit 100",
     "halka evaluate --base smollm2-135m --adapter runs/support/adapter --perplexity prose.txt",
     "halka evaluate --base smollm2-135m --store adapters --adapter support --adapter support@1 --task support",
 )
+BARE = "the bare base"
 Split = Literal["train", "validation", "test"]
 
 
@@ -35,24 +40,27 @@ def evaluate(
     adapter: AdapterNames = None,
     store: StoreFolder = None,
     pool: PoolSize = None,
+    with_base: Annotated[bool, typer.Option("--with-base", help="score the bare base on the examples, too")] = False,
     task: Annotated[str | None, typer.Option(metavar="NAME", help="a task: support, a .yaml or .py file")] = None,
     split: Annotated[
-        Split | None, typer.Option(metavar="NAME", help="the task's train, validation or test (test if not given)")
+        Split | None, typer.Option(metavar="NAME", help="the task's train, validation or test examples [test]")
     ] = None,
-    data: Annotated[Path | None, typer.Option(metavar="FILE", help="examples, where there is no task")] = None,
-    shape: Annotated[str | None, typer.Option(metavar="TEXT", help="how its rows are written; else found out")] = None,
+    data: Annotated[Path | None, typer.Option(metavar="FILE", help="a file of examples, in place of a task")] = None,
+    shape: Annotated[
+        str | None, typer.Option(metavar="TEXT", help="the shape of its rows, if it is not recognised")
+    ] = None,
     metrics: Annotated[
-        str | None, typer.Option(metavar="NAMES", help="with commas between; else the task's, or as the data need")
+        str | None, typer.Option(metavar="NAMES", help="with commas between [the task's, or those that fit the data]")
     ] = None,
     limit: Annotated[int | None, typer.Option(metavar="N", min=1, help="at most so many examples, at random")] = None,
     out: Annotated[
         Path | None, typer.Option("--out", "-o", metavar="FILE", help="write predictions here, scores beside it")
     ] = None,
     perplexity: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="a text: its perplexity, to see what was forgotten")
+        Path | None, typer.Option(metavar="FILE", help="a text that is unlike the task, to measure forgetting")
     ] = None,
     max_new_tokens: Annotated[
-        int | None, typer.Option(metavar="N", min=1, help="tokens an answer; else the task's, or 64")
+        int | None, typer.Option(metavar="N", min=1, help="tokens of an answer, at most [the task's, or 64]")
     ] = None,
     batch_size: Annotated[int, typer.Option(metavar="N", min=1, help="examples at a time")] = 32,
     seed: Annotated[int, typer.Option(metavar="N", help="for --limit and the intervals")] = 0,
@@ -62,24 +70,28 @@ def evaluate(
 ) -> None:
     """Score a base or adapters on examples, with 95 % intervals.
 
-    Several adapters are each scored on all examples. Where rows of --data have a field "adapter", each is answered by
-    the adapter that it names, and scores are told by adapter and overall.
+    Several adapters are each scored on all examples. If rows of --data have a field "adapter", each is answered by
+    the adapter that it names, with scores by adapter and overall.
     """
-    asked = None if perplexity and not (task or data) else judged_on(task, split, data, shape, metrics, limit, seed)
+    task_to_score = None
+    if task or data or not perplexity:
+        task_to_score = task_of(task, split, data, shape, metrics, limit, seed)
     text = readable_text(perplexity, "--perplexity") if perplexity else None
     if out is not None:
         new_file(out, "--out")
-        given = {each.resolve() for each in (data, perplexity, task and Path(task)) if each}
-        if given & {out.resolve(), scores_beside(out).resolve()}:
+        inputs = {path.resolve() for path in (data, perplexity, task and Path(task)) if path}
+        if inputs & {out.resolve(), scores_file(out).resolve()}:
             raise HalkaError(f"--out: {out} would write over what is read: name another file")
     adapters = given_adapters(adapter, store, loading.allow_pickle)
-    examples, names = route(asked.test if asked else (), adapters)
+    rows, names = route(task_to_score.test if task_to_score else (), adapters)
     everyone = [*dict.fromkeys(names or adapters.named or (None,))]
+    if with_base and everyone == [None]:
+        raise HalkaError("--with-base scores the bare base beside adapters: give --adapter, or leave it out")
     model = open_model(base, adapters, everyone, loading, pool=pool)
     result: dict[str, Any] = {"base": base, "adapter": adapter[0] if adapter and len(adapter) == 1 else adapter or None}
-    if asked is not None:
-        tokens = max_new_tokens or asked.max_new_tokens
-        result |= _score(model, names, examples, asked, tokens, batch_size, seed, out)
+    if task_to_score is not None:
+        settings = {"max_new_tokens": max_new_tokens or task_to_score.max_new_tokens, "batch_size": batch_size}
+        result |= _score(model, rows, names, task_to_score, out, with_base, seed=seed, **settings)
     if text is not None:
         result["perplexity"] = _perplexity(model, everyone, text)
     if json:
@@ -88,7 +100,7 @@ def evaluate(
         _show(result)
 
 
-def judged_on(
+def task_of(
     task: str | None,
     split: Split | None,
     data: Path | None,
@@ -97,12 +109,10 @@ def judged_on(
     limit: int | None,
     seed: int,
 ) -> Task:
-    """The examples to answer, as a task's test split, with the metrics that judge them.
+    """The examples to answer, as a task's test split, with its metrics.
 
-    Raises ValueError if neither or both of task and data were given, and for metrics that there are not.
+    Raises HalkaError if neither or both of task and data were given, and for unknown metrics.
     """
-    from dataclasses import replace
-
     from halka.data.task import OF_SHAPES, Task
     from halka.data.task import limit as limited
     from halka.evaluation.metrics import default_metrics, find_metric
@@ -115,84 +125,95 @@ def judged_on(
         rows = data_rows(data, "--data", shape)
         names = default_metrics(rows.examples, OF_SHAPES.get(rows.shape))
         test = addressed(rows.examples, rows.rows)
-        found = Task(data.name.partition(".")[0], (), (), tuple(test), names, names[0])
+        chosen = Task(data.name.partition(".")[0], (), (), tuple(test), names, names[0])
     else:
         if shape is not None:
             raise HalkaError("--shape is for --data: a task says its own")
-        found = named_task(str(task))
-        found = replace(found, test=getattr(found, split or "test"))
+        whole = named_task(str(task))
+        splits = {"train": whole.train, "validation": whole.validation, "test": whole.test}
+        chosen = replace(whole, test=splits[split or "test"])
     if metrics is not None:
         names = tuple(name.strip() for name in metrics.split(",") if name.strip())
         if not names:
             raise HalkaError(f"--metrics {metrics!r} names none: give names with commas, such as exact_match,token_f1")
-        found = replace(found, metrics=names, primary=names[0])
-    for name in found.metrics:
+        chosen = replace(chosen, metrics=names, primary=names[0])
+    for name in chosen.metrics:
         find_metric(name)
-    if not found.test:
+    if not chosen.test:
         raise HalkaError(
-            f"the task {found.name} has no {split or 'test'} examples: choose another --split, or give --data"
+            f"the task {chosen.name} has no {split or 'test'} examples: choose another --split, or give --data"
         )
-    return limited(found, test=limit, seed=seed)
+    return limited(chosen, test=limit, seed=seed)
 
 
 def _score(
     model: AdaptedModel,
-    names: list[str | None],
-    examples: list[Example],
+    rows: Sequence[Example],
+    names: Sequence[str | None],
     task: Task,
-    tokens: int,
-    batch_size: int,
-    seed: int,
     out: Path | None,
+    with_base: bool,
+    **settings: Any,
 ) -> dict[str, Any]:
-    """Scores overall, unless each adapter answered the same examples, and by adapter where there are several."""
-    from halka.cli.progress import CountProgress
-    from halka.evaluation.evaluating import evaluate
+    """Overall scores, unless several adapters answered the same examples; scores by adapter; the bare base's."""
     from halka.util.files import write_text
 
-    with CountProgress("answers", len(examples)) as progress:
-        evaluation = evaluate(
-            *(model, names, examples, task.metrics),
-            max_new_tokens=tokens,
-            batch_size=batch_size,
-            seed=seed,
-            on_progress=progress.done,
-        )
+    evaluation = _answer(model, names, rows, task, "answers", settings)
+    answered = [*zip(names, evaluation.predictions, strict=True)]
     result: dict[str, Any] = {"task": task.name, "examples": len(task.test)}
-    if len(examples) == len(task.test):
+    if len(rows) == len(task.test):
         result["scores"] = evaluation.scores
     if evaluation.by_adapter:
         result["by_adapter"] = [
             {"adapter": name, "examples": names.count(name), "scores": scores}
             for name, scores in evaluation.by_adapter.items()
         ]
+    if with_base:
+        bare = _answer(model, None, task.test, task, "answers of the bare base", settings)
+        answered += [(None, prediction) for prediction in bare.predictions]
+        result["base_scores"] = bare.scores
     if out is not None:
-        made = ({**asdict(each), "adapter": name} for each, name in zip(evaluation.predictions, names, strict=True))
-        scores = scores_beside(out)
-        write_text(out, "".join(f"{jsonlib.dumps(each, ensure_ascii=False)}\n" for each in made))
-        write_text(scores, jsonlib.dumps(plain(result), indent=1) + "\n")
-        result |= {"predictions": out, "scores_file": scores}
+        lines = ({**asdict(prediction), "adapter": name} for name, prediction in answered)
+        write_text(out, "".join(f"{jsonlib.dumps(line, ensure_ascii=False)}\n" for line in lines))
+        write_text(scores_file(out), jsonlib.dumps(plain(result), indent=1) + "\n")
+        result |= {"predictions": out, "scores_file": scores_file(out)}
     return result
 
 
-def scores_beside(predictions: Path) -> Path:
+def _answer(
+    model: AdaptedModel,
+    names: str | Sequence[str | None] | None,
+    rows: Sequence[Example],
+    task: Task,
+    title: str,
+    settings: Mapping[str, Any],
+) -> Evaluation:
+    from halka.cli.progress import CountProgress
+    from halka.evaluation.evaluating import evaluate
+
+    with CountProgress(title, len(rows)) as progress:
+        return evaluate(model, names, rows, task.metrics, on_progress=progress.done, **settings)
+
+
+def scores_file(predictions: Path) -> Path:
+    """The file of the scores beside a file of predictions."""
     return predictions.with_suffix(".scores.json")
 
 
-def _perplexity(model: AdaptedModel, names: list[str | None], text: str) -> dict[str, Any]:
-    """The base's, and each adapter's with its change from that."""
+def _perplexity(model: AdaptedModel, names: Sequence[str | None], text: str) -> dict[str, Any]:
+    """The base's perplexity, and each adapter's with its relative change."""
     from halka.evaluation.evaluating import perplexity
 
     bare = perplexity(model, None, text)
-    each = {name: perplexity(model, name, text) for name in names if name is not None}
-    found = [{"adapter": name, "perplexity": value, "change": value / bare - 1} for name, value in each.items()]
-    if len(found) == 1:
-        return {"base": bare, "adapter": found[0]["perplexity"], "change": found[0]["change"]}
-    return {"base": bare, "by_adapter": found} if found else {"base": bare}
+    values = {name: perplexity(model, name, text) for name in names if name is not None}
+    rows = [{"adapter": name, "perplexity": value, "change": value / bare - 1} for name, value in values.items()]
+    if len(rows) == 1:
+        return {"base": bare, "adapter": rows[0]["perplexity"], "change": rows[0]["change"]}
+    return {"base": bare, "by_adapter": rows} if rows else {"base": bare}
 
 
 def _show(result: dict[str, Any]) -> None:
-    if "by_adapter" in result:
+    if "by_adapter" in result or "base_scores" in result:
         _show_by_adapter(result)
     elif "scores" in result:
         table = columns("metric", "score", "95 % interval", right=("score",))
@@ -208,21 +229,25 @@ def _show(result: dict[str, Any]) -> None:
 
 
 def _show_by_adapter(result: dict[str, Any]) -> None:
-    """A row an adapter, and one for all where they answered examples of their own."""
-    rows = list(result["by_adapter"])
+    """A row an adapter, one for all if each answered examples of its own, and one for --with-base."""
+    rows: list[tuple[str, int, dict[str, Score]]] = [
+        (row["adapter"] or BARE, row["examples"], row["scores"]) for row in result.get("by_adapter", ())
+    ]
     if "scores" in result:
-        rows.append({"adapter": "all", "examples": result["examples"], "scores": result["scores"]})
-    table = columns("adapter", "examples", *rows[0]["scores"], right=("examples",))
-    for row in rows:
-        scores = (f"{each.value:.3f} ({each.low:.3f} to {each.high:.3f})" for each in row["scores"].values())
-        table.add_row(row["adapter"] or "the bare base", str(row["examples"]), *scores)
+        rows.append(("all" if rows else result["adapter"], result["examples"], result["scores"]))
+    if "base_scores" in result:
+        rows.append((BARE, result["examples"], result["base_scores"]))
+    table = columns("adapter", "examples", *rows[0][2], right=("examples",))
+    for name, count, scores in rows:
+        shown = (f"{score.value:.3f} ({score.low:.3f} to {score.high:.3f})" for score in scores.values())
+        table.add_row(name, str(count), *shown)
     show(table)
 
 
-def _show_perplexity(found: dict[str, Any]) -> None:
+def _show_perplexity(result: dict[str, Any]) -> None:
     from halka.report.units import signed
 
-    change = f", with the adapter {found['adapter']:.2f} ({signed(found['change'])})" if "adapter" in found else ""
-    show(f"perplexity of the base {found['base']:.2f}{change}")
-    for each in found.get("by_adapter", ()):
-        show(f"  with {each['adapter']} {each['perplexity']:.2f} ({signed(each['change'])})")
+    change = f", with the adapter {result['adapter']:.2f} ({signed(result['change'])})" if "adapter" in result else ""
+    show(f"perplexity of the base {result['base']:.2f}{change}")
+    for row in result.get("by_adapter", ()):
+        show(f"  with {row['adapter']} {row['perplexity']:.2f} ({signed(row['change'])})")
