@@ -2,6 +2,7 @@
 
 from halka.core.blank import begun
 from halka.core.experts import Choices, ExpertEdit
+from halka.core.fields import explained_roles, method
 from halka.core.joint import Joint, beside, chosen
 from halka.core.mode import in_mode
 from halka.core.model import AdaptedModel
@@ -52,9 +53,11 @@ __all__ = [
     "chosen",
     "count_of",
     "described",
+    "explained_roles",
     "form_of",
     "in_mode",
     "linear",
+    "method",
     "repeats",
     "state_of",
     "wants",

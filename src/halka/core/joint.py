@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import ClassVar
 
+from halka.core.fields import method
 from halka.core.parts import Method, Part, Target, wants
 from halka.util.errors import HalkaError
 
 
-@dataclass(frozen=True)
+@method
 class Joint:
     """The parts of all `methods`, trained, saved and used as one adapter.
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from dataclasses import dataclass, field
+from dataclasses import field
 from inspect import Parameter, signature
 from typing import ClassVar
 
@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from halka.core.blank import begun
+from halka.core.fields import method
 from halka.core.packed import form_of
 from halka.core.parts import WHOLE, Part, Target
 from halka.util.errors import HalkaError
@@ -20,7 +21,7 @@ ROLES = ("head", "embedding")
 ONE_BY_ONE = (Parameter.POSITIONAL_ONLY, Parameter.POSITIONAL_OR_KEYWORD)
 
 
-@dataclass(frozen=True)
+@method
 class Modules:
     name: ClassVar[str] = "modules"
     paper: ClassVar[str] = "no paper: full fine-tuning of a few modules"

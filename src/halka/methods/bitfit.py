@@ -6,17 +6,17 @@ paper's biases of the norms need no place of their own: the linear layers that r
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import field
 from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
 
-from halka.core import Part, Target
+from halka.core import Part, Target, method
 from halka.methods._checks import linear_layer, weight_roles
 
 
-@dataclass(frozen=True)
+@method
 class BitFit:
     name: ClassVar[str] = "bitfit"
     paper: ClassVar[str] = "Ben Zaken et al. 2022, arXiv:2106.10199"

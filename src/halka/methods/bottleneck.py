@@ -7,21 +7,24 @@ residual before the norm: He et al. 2022, arXiv:2110.04366 (`reads="input"`, `re
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Hashable, Mapping
+from dataclasses import field
 from functools import partial
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from halka.core import Part, Target, linear
-from halka.methods._checks import finite, fraction, one_of, whole
+from halka.core import Part, Target, linear, method
+from halka.methods._checks import finite, fraction, whole
 from halka.methods.lora import padded
 from halka.util.errors import HalkaError
 
-ACTIVATIONS = {
+Activation = Literal[
+    "relu", "gelu", "gelu_tanh", "quick_gelu", "silu", "tanh", "sigmoid", "leaky_relu", "relu6", "mish", "none"
+]
+ACTIVATIONS: dict[Activation, Callable[[Tensor], Tensor]] = {
     "relu": F.relu,
     "gelu": F.gelu,
     "gelu_tanh": partial(F.gelu, approximate="tanh"),
@@ -34,11 +37,9 @@ ACTIVATIONS = {
     "mish": F.mish,
     "none": lambda x: x,
 }
-READS = ("output", "input", "residual", "sum")
-SCALINGS = ("fixed", "learned", "channel")
 
 
-@dataclass(frozen=True)
+@method
 class Bottleneck:
     name: ClassVar[str] = "bottleneck"
     paper: ClassVar[str] = "Houlsby et al. 2019, arXiv:1902.00751; Pfeiffer et al. 2021, arXiv:2005.00247"
@@ -47,18 +48,18 @@ class Bottleneck:
     width: int | None = field(
         default=None, metadata={"help": "width of the bottleneck; hidden width / 16 if not given"}
     )
-    activation: str = field(default="relu", metadata={"help": f"one of {', '.join(ACTIVATIONS)}"})
-    targets: tuple[str, ...] = field(
+    activation: Activation = field(default="relu", metadata={"help": f"one of {', '.join(ACTIVATIONS)}"})
+    targets: tuple[Literal["attn", "mlp"], ...] = field(
         default=("attn", "mlp"), metadata={"help": "sublayers: attn and mlp (Houlsby), mlp alone (Pfeiffer)"}
     )
-    reads: str = field(
+    reads: Literal["output", "input", "residual", "sum"] = field(
         default="output",
         metadata={
             "help": "the sublayer's output (serial), input or residual (parallel), or their sum, as its block ends"
         },
     )
     scale: float = field(default=1.0, metadata={"help": "factor on what is added"})
-    scaling: str = field(
+    scaling: Literal["fixed", "learned", "channel"] = field(
         default="fixed", metadata={"help": "the factor: fixed, learned from there, or learned for each channel"}
     )
     dropout: float = field(default=0.0, metadata={"help": "dropout on the bottleneck while training"})
@@ -67,26 +68,22 @@ class Bottleneck:
     )
 
     def __post_init__(self) -> None:
-        if self.width is not None:
-            whole(self.name, width=self.width)
+        whole(self.name, width=self.width)
         finite(self.name, scale=self.scale)
         fraction(self.name, dropout=self.dropout)
-        one_of(self.name, activation=(self.activation, ACTIVATIONS), reads=(self.reads, READS))
-        one_of(self.name, scaling=(self.scaling, SCALINGS))
-        if not set(self.targets) <= {"attn", "mlp"}:
-            raise HalkaError(f"{self.name}: targets are 'attn' and 'mlp', not {', '.join(self.targets)}")
-        if self.widths and (not _numbers(self.widths) or self.width is not None):
+        numbers = all(type(width) is int and width >= 0 for width in self.widths)
+        if self.widths and (not numbers or self.width is not None):
             raise HalkaError(f"{self.name}: give one width above 0, or widths of 0 and more for each layer, not both")
 
     def roles(self) -> tuple[str, ...]:
-        beside = self.reads in ("residual", "sum")
-        return tuple(f"{each}.residual" for each in self.targets) if beside else self.targets
+        residual = self.reads in ("residual", "sum")
+        return tuple(f"{sublayer}.residual" for sublayer in self.targets) if residual else self.targets
 
     def build(self, target: Target) -> Part | None:
         return BottleneckPart(target, self) if self.width_at(target) else None
 
     def width_at(self, target: Target) -> int:
-        """The bottleneck's width there. Raises ValueError for a layer that has none among `widths`."""
+        """The bottleneck's width at a target. Raises HalkaError if `widths` names fewer layers than the base has."""
         if not self.widths:
             return self.width or max(1, target.d_out // 16)
         assert target.layer is not None
@@ -95,14 +92,10 @@ class Bottleneck:
         return self.widths[target.layer]
 
 
-def _numbers(widths: tuple[int, ...]) -> bool:
-    return all(type(each) is int and each >= 0 for each in widths)
-
-
 class BottleneckPart(Part):
-    """`down` (R, D) with bias, `up` (D, R) with bias. Up starts at zero, so y stays y.
+    """`down` (R, D) and `up` (D, R), both with bias. Up starts at zero, so y stays y.
 
-    A learned factor is `factor`, (1,) or of each channel (D,), which starts as the fixed one.
+    A learned scale is `factor`, (1,) or one a channel (D,), which starts as the fixed scale.
     """
 
     def __init__(self, target: Target, method: Bottleneck):
@@ -122,14 +115,16 @@ class BottleneckPart(Part):
             self.factor = nn.Parameter(torch.full((size,), method.scale))
 
     def meet(self, others: Mapping[str, Part]) -> None:
-        """Raises ValueError for widths of layers that the base does not have."""
-        alike = (each for each in others.values() if isinstance(each, BottleneckPart) and each.method == self.method)
-        built = {each.layer for each in alike}
+        """Raises HalkaError if `widths` names a layer that the base does not have."""
+        same_method = (
+            part for part in others.values() if isinstance(part, BottleneckPart) and part.method == self.method
+        )
+        built = {part.layer for part in same_method}
         if more := [layer for layer, width in enumerate(self.method.widths) if width and layer not in built]:
             raise HalkaError(f"{self.method.name}: widths names layer {more[0]}, which this base does not have")
 
     def operands(self, dtype: torch.dtype) -> tuple[Tensor, ...]:
-        """Down (R, D), its bias (R,), up (D, R) and its bias (D,), both with the scale; R is padded for compute."""
+        """Down (R, D), its bias (R,), s·up (D, R) and s·its bias (D,), with R padded for compute."""
         down, up = padded(self.down.weight, self.up.weight, dtype)
         bias = F.pad(self.down.bias.to(dtype), (0, down.shape[0] - self.down.bias.shape[0]))
         if self.method.scaling == "fixed":
@@ -141,7 +136,7 @@ class BottleneckPart(Part):
         return y + self.added(self.read(x, y), *operands)
 
     def read(self, x: Tensor, y: Tensor) -> Tensor:
-        """What the bottleneck reads (B, T, D); of a sum, what the base's norm makes of it, if one stands there."""
+        """The bottleneck's input (B, T, D). A sum goes through the base's norm if the base has one there."""
         if self.method.reads != "sum":
             return y if self.method.reads == "output" else x
         (norm,) = self._norm

@@ -2,21 +2,21 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import field
 from typing import ClassVar
 
 import torch
 from torch import Tensor
 
-from halka.core import Part, Target, begun
+from halka.core import Part, Target, begun, method
 from halka.methods._checks import linear_layer, weight_roles
 from halka.methods.lora import LoRA, LoRAPart
 from halka.util.errors import HalkaError
 
-SMALLEST = 1e-12  # a norm: pruned bases have rows of nothing, whose quotient stays one
+SMALLEST = 1e-12  # of a norm: pruned bases have rows of zeros, whose quotient stays one
 
 
-@dataclass(frozen=True)
+@method
 class DoRA:
     name: ClassVar[str] = "dora"
     paper: ClassVar[str] = "Liu et al. 2024, arXiv:2402.09353"
@@ -31,7 +31,7 @@ class DoRA:
         weight_roles("dora", self.targets)
         try:
             self.as_lora()
-        except ValueError as error:
+        except HalkaError as error:
             raise HalkaError(str(error).replace("lora:", "dora:", 1)) from None
 
     def as_lora(self) -> LoRA:
@@ -44,7 +44,7 @@ class DoRA:
     def build(self, target: Target) -> Part:
         linear_layer("dora", target)
         if target.stack:
-            raise HalkaError("dora: it has no form for experts: narrow its targets to linear layers, or use lora")
+            raise HalkaError("dora: it cannot act on experts: narrow its targets to linear layers, or use lora")
         return DoRAPart(target, self.rank, self.as_lora().scale, self.dropout)
 
 
@@ -75,15 +75,15 @@ class DoRAPart(LoRAPart):
         )
 
     def operands(self, dtype: torch.dtype) -> tuple[Tensor, ...]:
-        """LoRA's two, and the quotient and what it is beyond one (O,)."""
+        """A and s·B as LoRA has them, the quotient m/‖W + s·BA‖ (O,), and the quotient minus one (O,)."""
         ratio = self.magnitude / self.norms(self._target.weight())
         return *super().operands(dtype), ratio.to(dtype), (ratio - 1).to(dtype)
 
     def writes(self, x: Tensor, y: Tensor, *operands: Tensor) -> Tensor:
-        A_RI, B_OR, ratio, beyond = operands
+        A_RI, B_OR, ratio, excess = operands
         bias = getattr(self._target.module, "bias", None)
         own = y if bias is None else y - bias
-        return y + beyond * own + ratio * self.product(x, A_RI, B_OR)
+        return y + excess * own + ratio * self.product(x, A_RI, B_OR)
 
     def merged(self, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor | None]:
         direction = weight + self.delta()

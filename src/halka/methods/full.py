@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
 
-from halka.core import Part, Target, form_of
+from halka.core import Part, Target, form_of, method
 from halka.util.errors import HalkaError
 
 
-@dataclass(frozen=True)
+@method
 class Full:
     name: ClassVar[str] = "full"
     paper: ClassVar[str] = "the baseline: every weight is trained"
@@ -24,12 +23,12 @@ class Full:
 
     def build(self, target: Target) -> Part:
         if (form := form_of(target.module)) is not None:
-            raise HalkaError(f"full: the base is packed as {form}, which cannot be trained: load it without quantize")
+            raise HalkaError(f"full: the base is quantised to {form} and cannot be trained: load it without quantize")
         return FullPart(target.module)
 
 
 class FullPart(Part):
-    """fp32 masters under the base's own names; the base is not touched, and comes back as it was."""
+    """fp32 copies of the weights under the base's own names. The base itself is not changed."""
 
     def __init__(self, base: nn.Module):
         super().__init__()

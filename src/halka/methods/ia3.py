@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import field
 from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
 
-from halka.core import Part, Target, wants
+from halka.core import Part, Target, method, wants
 from halka.methods._checks import linear_layer, weight_roles
 
 
-@dataclass(frozen=True)
+@method
 class IA3:
     name: ClassVar[str] = "ia3"
     paper: ClassVar[str] = "Liu et al. 2022, arXiv:2205.05638"

@@ -1,19 +1,19 @@
-"""LLaMA-Adapter: the last layers attend to learned tokens, too, through gates (Zhang et al. 2023, arXiv:2303.16199)."""
+"""LLaMA-Adapter: the last layers also attend to learned tokens, through gates (Zhang et al. 2023, arXiv:2303.16199)."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import field
 from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
 
-from halka.core import Part, Target, begun
+from halka.core import Part, Target, begun, method
 from halka.methods._checks import whole
 from halka.util.errors import HalkaError
 
 
-@dataclass(frozen=True)
+@method
 class LlamaAdapter:
     name: ClassVar[str] = "llama_adapter"
     paper: ClassVar[str] = "Zhang et al. 2023, arXiv:2303.16199"
@@ -25,18 +25,16 @@ class LlamaAdapter:
     )
 
     def __post_init__(self) -> None:
-        whole("llama_adapter", length=self.length)
-        if self.layers is not None:
-            whole("llama_adapter", layers=self.layers)
+        whole("llama_adapter", length=self.length, layers=self.layers)
 
     def roles(self) -> tuple[str, ...]:
         return ("memory.gated",)
 
     def build(self, target: Target) -> Part:
-        there, width = target.shape
-        if self.layers is not None and self.layers > there:
-            raise HalkaError(f"llama_adapter: layers is {self.layers}, and this base has {there}")
-        return LlamaAdapterPart(self.layers or there, self.length, width)
+        depth, width = target.shape
+        if self.layers is not None and self.layers > depth:
+            raise HalkaError(f"llama_adapter: layers is {self.layers}, and this base has {depth}")
+        return LlamaAdapterPart(self.layers or depth, self.length, width)
 
 
 class LlamaAdapterPart(Part):

@@ -4,19 +4,18 @@ from __future__ import annotations
 
 import math
 from collections.abc import Hashable
-from dataclasses import dataclass, field
-from typing import ClassVar
+from dataclasses import field
+from typing import ClassVar, Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from halka.core import Part, Target, begun, linear
+from halka.core import Part, Target, begun, linear, method
 from halka.methods._checks import finite, fraction, linear_layer, weight_roles, whole
-from halka.util.errors import HalkaError
 
 
-@dataclass(frozen=True)
+@method
 class LoRA:
     name: ClassVar[str] = "lora"
     paper: ClassVar[str] = "Hu et al. 2021, arXiv:2106.09685"
@@ -28,20 +27,19 @@ class LoRA:
     targets: tuple[str, ...] = field(
         default=("linear",), metadata={"help": "roles, or groups of roles, to act on; also the embedding"}
     )
-    scaling: str = field(
+    scaling: Literal["rank", "root"] = field(
         default="rank", metadata={"help": "α/r (rank), or α/√r (root: rank-stabilised, arXiv:2312.03732)"}
     )
 
     def __post_init__(self) -> None:
         whole("lora", rank=self.rank)
-        finite("lora", alpha=self.alpha or 0)
+        finite("lora", alpha=self.alpha)
         fraction("lora", dropout=self.dropout)
         weight_roles("lora", self.targets, "embedding")
-        if self.scaling not in ("rank", "root"):
-            raise HalkaError(f"lora: scaling is 'rank' (α/r) or 'root' (α/√r), not {self.scaling!r}")
 
     @property
     def scale(self) -> float:
+        """The factor on the product: α/r or α/√r."""
         alpha = 2 * self.rank if self.alpha is None else self.alpha
         return alpha / (self.rank if self.scaling == "rank" else math.sqrt(self.rank))
 
@@ -84,7 +82,7 @@ class LoRAPart(Part):
         return self.dropout if self.training else 0.0
 
     def delta(self) -> Tensor:
-        """(O, I): what is added to the weight."""
+        """s·B·A (O, I), the change of the weight."""
         return self.scale * self.lora_B @ self.lora_A
 
     def merged(self, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor | None]:
@@ -109,14 +107,14 @@ class EmbeddingLoRAPart(Part):
         return weight + self.scale * (self.lora_embedding_B @ self.lora_embedding_A).mT, bias
 
 
-FACTORS: dict[type[Part], tuple[str, str]] = {  # where a product s·B·A has A (R, …) and B (…, R)
+FACTORS: dict[type[Part], tuple[str, str]] = {  # the names of A (R, …) and B (…, R) in a product s·B·A
     LoRAPart: ("lora_A", "lora_B"),
     EmbeddingLoRAPart: ("lora_embedding_A", "lora_embedding_B"),
 }
 
 
 def embedding_factor(module: nn.Module) -> float:
-    """What some architectures (Gemma) multiply each row of their embedding's weight by."""
+    """The factor that Gemma multiplies each row of its embedding's weight by; 1 elsewhere."""
     return float(getattr(module, "embed_scale", 1.0))
 
 
@@ -125,7 +123,7 @@ def _start(A_RI: Tensor) -> None:
 
 
 def padded(A_RI: Tensor, B_OR: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-    """fp32 masters as compute wants them: in `dtype`, R filled up with zeros to a multiple of 16.
+    """A (…, R, I) and B (…, O, R), cast from fp32 to `dtype`, with R padded with zeros to a multiple of 16.
 
     A bf16 product with a narrow side of 8 takes over a hundred times as long as with 16 on some processors.
     """

@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
-from typing import ClassVar
+from dataclasses import field
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor
 
-from halka.core import Part, Target, begun
+from halka.core import Part, Target, begun, method
 from halka.methods._checks import linear_layer
 from halka.methods.lora import LoRA, LoRAPart
 from halka.util.errors import HalkaError
 
 
-@dataclass(frozen=True)
+@method
 class LoRABias:
     name: ClassVar[str] = "lora_bias"
     paper: ClassVar[str] = "Hu et al. 2021, arXiv:2106.09685, with a bias as BitFit's (arXiv:2106.10199)"
@@ -24,15 +24,17 @@ class LoRABias:
     alpha: float | None = field(default=None, metadata={"help": "numerator α of the scale; 2·rank if not given"})
     dropout: float = field(default=0.0, metadata={"help": "dropout on the product's input while training"})
     targets: tuple[str, ...] = field(default=("linear",), metadata={"help": "roles, or groups of roles, to act on"})
-    scaling: str = field(default="rank", metadata={"help": "α/r (rank), or α/√r (root)"})
+    scaling: Literal["rank", "root"] = field(default="rank", metadata={"help": "α/r (rank), or α/√r (root)"})
 
     def __post_init__(self) -> None:
         try:
             lora = self.as_lora()
-        except ValueError as error:
+        except HalkaError as error:
             raise HalkaError(str(error).replace("lora:", "lora_bias:", 1)) from None
         if "embedding" in lora.targets:
-            raise HalkaError("lora_bias: an embedding has no bias: leave it to a LoRA beside (halka.Joint)")
+            raise HalkaError(
+                "lora_bias: an embedding has no bias: give it a LoRA of its own, joined with this by halka.Joint"
+            )
 
     def as_lora(self) -> LoRA:
         """The LoRA without its bias."""

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import ClassVar
 
-from halka.core import Part, Target
+from halka.core import Part, Target, method
 from halka.methods.prefix import Prefix
 
 
-@dataclass(frozen=True)
+@method
 class PositionlessPrefix(Prefix):
     """A prefix beside the text instead of in front of it: nothing that the text computes of itself moves."""
 

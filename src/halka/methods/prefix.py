@@ -2,28 +2,26 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
-from typing import ClassVar, cast
+from dataclasses import field
+from typing import ClassVar, Literal, cast
 
 import torch
 from torch import Tensor, nn
 
-from halka.core import Part, Reader, Target
+from halka.core import Part, Reader, Target, method
 from halka.methods._checks import whole
 from halka.methods.prompt import starting_embeddings
 from halka.util.errors import HalkaError
 
-TARGETS = ("memory", "memory.encoder", "memory.cross")
 
-
-@dataclass(frozen=True)
+@method
 class Prefix:
     name: ClassVar[str] = "prefix"
     paper: ClassVar[str] = "Li & Liang 2021, arXiv:2101.00190"
     lr: ClassVar[float] = 1e-2
 
     length: int = field(default=20, metadata={"help": "virtual tokens P"})
-    start: str = field(
+    start: Literal["vocabulary", "random"] = field(
         default="vocabulary",
         metadata={"help": "what the base computes for sampled tokens (vocabulary), or noise (random, as with hidden)"},
     )
@@ -34,7 +32,7 @@ class Prefix:
         default=None,
         metadata={"help": "width of the paper's MLP that makes keys and values while training; none: trained freely"},
     )
-    targets: tuple[str, ...] = field(
+    targets: tuple[Literal["memory", "memory.encoder", "memory.cross"], ...] = field(
         default=("memory",),
         metadata={
             "help": "which attention: memory; in encoder-decoders that is the decoder's own, and the paper has "
@@ -43,17 +41,13 @@ class Prefix:
     )
 
     def __post_init__(self) -> None:
-        whole("prefix", length=self.length)
-        if isinstance(self.targets, str) or not self.targets or not {*self.targets} <= {*TARGETS}:
-            raise HalkaError(f"prefix: targets is a tuple of some of {', '.join(TARGETS)}, not {self.targets!r}")
-        if self.hidden is not None:
-            whole("prefix", hidden=self.hidden)
-            if self.tokens:
-                raise HalkaError(
-                    "prefix: the MLP (hidden) starts at random: give it, or tokens to start from, not both"
-                )
-        if self.start not in ("vocabulary", "random"):
-            raise HalkaError(f"prefix: start is 'vocabulary' or 'random', not {self.start!r}")
+        whole("prefix", length=self.length, hidden=self.hidden)
+        if not self.targets:
+            raise HalkaError("prefix: targets is empty: name at least memory")
+        if self.hidden is not None and self.tokens:
+            raise HalkaError(
+                "prefix: the MLP (hidden) starts at random: give hidden, or tokens to start from, not both"
+            )
 
     def roles(self) -> tuple[str, ...]:
         return self.targets

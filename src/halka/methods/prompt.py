@@ -2,25 +2,25 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
-from typing import Any, ClassVar
+from dataclasses import field
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
 
-from halka.core import Part, Target
+from halka.core import Part, Target, method
 from halka.methods._checks import whole
 from halka.util.errors import HalkaError
 
 
-@dataclass(frozen=True)
+@method
 class Prompt:
     name: ClassVar[str] = "prompt"
     paper: ClassVar[str] = "Lester et al. 2021, arXiv:2104.08691"
     lr: ClassVar[float] = 1e-2
 
     length: int = field(default=20, metadata={"help": "virtual tokens P"})
-    start: str = field(
+    start: Literal["vocabulary", "random"] = field(
         default="vocabulary",
         metadata={"help": "embeddings of sampled tokens (vocabulary), or noise like them (random)"},
     )
@@ -28,12 +28,13 @@ class Prompt:
 
     def __post_init__(self) -> None:
         whole("prompt", length=self.length)
-        if self.start not in ("vocabulary", "random"):
-            raise HalkaError(f"prompt: start is 'vocabulary' or 'random', not {self.start!r}")
 
     @classmethod
     def from_text(cls, text: str, tokenizer: Any, length: int | None = None) -> Prompt:
-        """A prompt that starts as `text`, repeated or cut to `length` tokens if that is given."""
+        """A prompt that starts as `text`, repeated or cut to `length` tokens if `length` is given.
+
+        Raises HalkaError for a text without tokens.
+        """
         ids = tokenizer.encode(text, add_special_tokens=False)
         if not ids:
             raise HalkaError("a prompt cannot start from a text without tokens")
@@ -47,16 +48,16 @@ class Prompt:
 
 
 def starting_embeddings(embed: nn.Module, length: int, start: str, tokens: tuple[int, ...]) -> Tensor:
-    """(P, D) in fp32: those of `tokens`, repeated to the length; of sampled ones; or noise as wide as theirs.
+    """Embeddings (P, D) in fp32: of `tokens`, repeated to the length; of sampled tokens; or noise of their spread.
 
-    They are what the module makes of a token, which in some architectures is not the bare row of its weight.
+    The module computes them: in some architectures an embedding is not the bare row of the weight.
+    Raises HalkaError for a token id that the base does not have.
     """
     vocabulary, width = embed.get_parameter("weight").shape
     device = embed.get_parameter("weight").device
     if tokens:
-        wrong = next((each for each in tokens if not 0 <= each < vocabulary), None)
-        if wrong is not None:
-            raise HalkaError(f"token ids run from 0 to {vocabulary - 1} in this base, not {wrong}")
+        if unknown := [token for token in tokens if not 0 <= token < vocabulary]:
+            raise HalkaError(f"token ids run from 0 to {vocabulary - 1} in this base, not {unknown[0]}")
         ids = torch.tensor(tokens).repeat(-(-length // len(tokens)))[:length]
     else:
         ids = torch.randint(vocabulary, (length if start == "vocabulary" else 1024,))
@@ -66,7 +67,7 @@ def starting_embeddings(embed: nn.Module, length: int, start: str, tokens: tuple
 
 
 class PromptPart(Part):
-    """`embeddings` (P, D), to which the base itself gives keys and values."""
+    """`embeddings` (P, D), from which the base computes keys and values."""
 
     def __init__(self, start: Tensor):
         super().__init__()

@@ -3,26 +3,26 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
-from typing import ClassVar
+from dataclasses import field
+from typing import ClassVar, Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from halka.core import Part, Target, begun
+from halka.core import Part, Target, begun, method
 from halka.methods.lora import embedding_factor
 from halka.util.errors import HalkaError
 
 
-@dataclass(frozen=True)
+@method
 class Tokens:
     name: ClassVar[str] = "tokens"
     paper: ClassVar[str] = "no paper: full fine-tuning of a few tokens' rows"
     lr: ClassVar[float] = 1e-3
 
     tokens: tuple[int, ...] = field(default=(0,), metadata={"help": "ids of the tokens"})
-    targets: tuple[str, ...] = field(
+    targets: tuple[Literal["embedding", "head"], ...] = field(
         default=("embedding", "head"),
         metadata={"help": "embedding (what is read), head (what is predicted); where tied, both have the same rows"},
     )
@@ -30,8 +30,8 @@ class Tokens:
     def __post_init__(self) -> None:
         if not self.tokens or len(set(self.tokens)) != len(self.tokens) or min(self.tokens) < 0:
             raise HalkaError(f"tokens: give ids of tokens, each once, not {self.tokens}")
-        if not self.targets or not set(self.targets) <= {"embedding", "head"}:
-            raise HalkaError(f"tokens: targets are 'embedding' and 'head', not {', '.join(self.targets)}")
+        if not self.targets:
+            raise HalkaError("tokens: targets is empty: name embedding, head, or both")
 
     def roles(self) -> tuple[str, ...]:
         return self.targets

@@ -59,18 +59,20 @@ class Setting:
 
     @property
     def item(self) -> type:
-        """The type of one value: int for `int | None` and for `tuple[int, ...]`."""
-        kind = self.kind
-        if typing.get_origin(kind) in (typing.Union, types.UnionType):
-            (kind,) = (each for each in typing.get_args(kind) if each is not type(None))
-        if self.choices:
-            return str
-        return typing.get_args(kind)[0] if self.many else kind
+        """The type of one value: int for `int | None` and for `tuple[int, ...]`, str for a `Literal` of texts."""
+        return str if self.choices else self._one
 
     @property
     def choices(self) -> tuple[str, ...]:
-        """The values of a `Literal`; none of another type."""
-        return typing.get_args(self.kind) if typing.get_origin(self.kind) is typing.Literal else ()
+        """The values of a `Literal`, also of a tuple of them; none of another type."""
+        return typing.get_args(self._one) if typing.get_origin(self._one) is typing.Literal else ()
+
+    @property
+    def _one(self) -> Any:
+        kind = self.kind
+        if typing.get_origin(kind) in (typing.Union, types.UnionType):
+            (kind,) = (option for option in typing.get_args(kind) if option is not type(None))
+        return typing.get_args(kind)[0] if self.many else kind
 
     @property
     def many(self) -> bool:
@@ -88,9 +90,7 @@ class Setting:
     @property
     def words(self) -> str:
         """What it takes, for messages."""
-        if self.choices:
-            return f"one of {', '.join(self.choices)}"
-        one = WORDS[self.item]
+        one = f"one of {', '.join(self.choices)}" if self.choices else WORDS[self.item]
         return (f"{one}, or several with commas between" if self.many else one) + (", or none" if self.optional else "")
 
 
@@ -257,14 +257,21 @@ def united(owned: Mapping[str, Mapping[str, Setting]]) -> dict[str, Setting]:
 
 def _unite(path: str, owners: Mapping[str, Setting]) -> Setting:
     first = next(iter(owners.values()))
-    assert all(each.kind == first.kind for each in owners.values()), f"{path} is not of one type: {sorted(owners)}"
+    kinds = {_without_choices(setting) for setting in owners.values()}
+    assert len(kinds) == 1, f"{path} is not of one type: {sorted(owners)}"
     alike: dict[tuple[str, str], list[str]] = {}
     for owner, setting in owners.items():
         alike.setdefault((setting.help, setting.shown), []).append(owner)
     told = [
         f"{', '.join(names)}: {help}" + (f" [{default}]" if default else "") for (help, default), names in alike.items()
     ]
-    return Setting(path, first.kind, "; ".join(told), metavar=first.metavar, short=first.short, beside=first.beside)
+    return Setting(path, kinds.pop(), "; ".join(told), metavar=first.metavar, short=first.short, beside=first.beside)
+
+
+def _without_choices(setting: Setting) -> Any:
+    """The setting's type, with `str` for a `Literal`: two methods may offer different choices under one name."""
+    kind = tuple[setting.item, ...] if setting.many else setting.item
+    return kind | None if setting.optional else kind
 
 
 def _leaves(content: Mapping[Any, Any], known: Mapping[str, Setting], above: str = "") -> Iterable[tuple[str, Any]]:

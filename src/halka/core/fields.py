@@ -1,0 +1,131 @@
+"""`@method`: a class's annotated fields become hyper-parameters, with help, checks and errors that lead on."""
+
+from __future__ import annotations
+
+import difflib
+import functools
+import inspect
+import sys
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, fields
+from typing import Any, Literal, TypeVar, dataclass_transform, get_args, get_origin, get_type_hints
+
+from halka.util.errors import HalkaError
+
+T = TypeVar("T")
+
+# Field names of peft and AdapterHub for ours.
+OTHER_NAMES = {
+    **{"r": "rank", "init_r": "rank", "lora_alpha": "alpha", "lora_dropout": "dropout", "target_modules": "targets"},
+    **{"feedforward_modules": "feedforward", "token_indices": "tokens", "prompt_tuning_init": "start"},
+    **{"num_virtual_tokens": "length", "prefix_length": "length", "prompt_length": "length", "adapter_len": "length"},
+    **{"adapter_layers": "layers", "encoder_hidden_size": "hidden", "bottleneck_size": "hidden"},
+    **{"non_linearity": "activation", "scaling_factor": "scale"},
+}
+INSTEAD = {
+    "use_rslora": 'scaling="root"',
+    "use_dora": "the method halka.DoRA",
+    "lora_bias": "the method halka.LoRABias",
+    "bias": "halka.Joint of this method and halka.BitFit",
+    "modules_to_save": "halka.Joint of this method and halka.Modules",
+    "trainable_token_indices": "halka.Joint of this method and halka.Tokens",
+    "reduction_factor": "width, the hidden width divided by it",
+    "task_type": "not needed: the base's class tells it",
+    "inference_mode": "not needed",
+}
+ROLES = {  # of linear layers, by the names that transformers' architectures have for them
+    **{"q_proj": "attn.q", "k_proj": "attn.k", "v_proj": "attn.v", "o_proj": "attn.o", "out_proj": "attn.o"},
+    **{"query": "attn.q", "key": "attn.k", "value": "attn.v", "q": "attn.q", "k": "attn.k", "v": "attn.v"},
+    **dict.fromkeys(("qkv_proj", "c_attn", "query_key_value", "Wqkv"), "attn.qkv"),
+    **{"gate_proj": "mlp.gate", "up_proj": "mlp.up", "down_proj": "mlp.down", "gate_up_proj": "mlp.gate_up"},
+    **{"fc1": "mlp.up", "fc2": "mlp.down", "c_fc": "mlp.up", "dense_h_to_4h": "mlp.up", "dense_4h_to_h": "mlp.down"},
+    **{"lm_head": "head", "embed_tokens": "embedding", "all-linear": "linear"},
+}
+
+
+@dataclass_transform(frozen_default=True, field_specifiers=(field,))
+def method(cls: type[T]) -> type[T]:
+    """Make the class a frozen dataclass whose fields are hyper-parameters.
+
+    Each field's metadata `help` goes into the class's docstring, whose first line is the file's if it has none of its
+    own. A list is taken as a tuple. Instances raise HalkaError for a field that the method does not have, naming ours
+    for those of peft, and for a value that its `Literal` type does not list.
+    """
+    has_docstring = cls.__doc__ is not None
+    built = dataclass(frozen=True)(cls)
+    init = built.__init__
+    signature = inspect.signature(init)
+    names = [each.name for each in fields(built)]  # type: ignore[arg-type]
+
+    @functools.wraps(init)
+    def checked_init(self: Any, *args: Any, **values: Any) -> None:
+        if unknown := {name: value for name, value in values.items() if name not in names}:
+            raise HalkaError(_unknown_fields(cls.__name__, unknown, names))
+        bound = signature.bind(self, *args, **values)
+        for name, value in bound.arguments.items():
+            bound.arguments[name] = value = tuple(value) if isinstance(value, list) else value
+            _check_choice(built, name, value)
+        init(*bound.args, **bound.kwargs)
+
+    built.__init__ = checked_init
+    first = built.__doc__ if has_docstring else (sys.modules[cls.__module__].__doc__ or cls.__name__).splitlines()[0]
+    built.__doc__ = "\n\n".join([inspect.cleandoc(first or ""), *_explained(built)])
+    return built
+
+
+def explained_roles(names: Iterable[str]) -> str:
+    """What Halka calls these linear layers, for messages: "q_proj is attn.q"; empty if it knows none of them."""
+    return ", ".join(f"{name} is {ROLES[name]}" for name in names if name in ROLES)
+
+
+def _explained(cls: type) -> list[str]:
+    """The fields with their meaning and default, as a block of the docstring."""
+    lines = []
+    for each in fields(cls):
+        meaning = each.metadata.get("help", "")
+        default = "" if each.default in (None, ()) else f" [{each.default!r}]"
+        lines.append(f"    {each.name:12}{meaning}{default}".rstrip())
+    return ["\n".join(lines)] if any(each.metadata for each in fields(cls)) else []
+
+
+@functools.cache
+def _choices(cls: type) -> dict[str, tuple[bool, tuple[str, ...]]]:
+    """The values that each field with a `Literal` type may have, and whether it is a tuple of them."""
+    found = {}
+    for name, hint in get_type_hints(cls).items():
+        many = get_origin(hint) is tuple
+        inner = get_args(hint)[0] if many else hint
+        if get_origin(inner) is Literal:
+            found[name] = many, get_args(inner)
+    return found
+
+
+def _check_choice(cls: Any, name: str, value: Any) -> None:
+    if name not in _choices(cls):
+        return
+    many, choices = _choices(cls)[name]
+    if many and isinstance(value, str):
+        raise HalkaError(f'{cls.name}: {name} is a tuple: ("{value}",), not "{value}"')
+    if wrong := [each for each in (value if many else [value]) if each not in choices]:
+        raise HalkaError(
+            f"{cls.name}: {name} {'takes' if many else 'is one of'} {', '.join(choices)}, not {wrong[0]!r}"
+        )
+
+
+def _unknown_fields(kind: str, unknown: Mapping[str, Any], names: list[str]) -> str:
+    translated = []
+    for name, value in unknown.items():
+        ours = OTHER_NAMES.get(name)
+        close = difflib.get_close_matches(name, names, n=1)
+        if ours == "targets" and ours in names and isinstance(value, str | list | tuple | set):
+            paths = [value] if isinstance(value, str) else sorted(value) if isinstance(value, set) else value
+            translated.append(f"{name}={value!r} is targets={tuple(ROLES.get(path, path) for path in paths)!r}")
+        elif ours in names:
+            translated.append(f"{name}={value!r} is {ours}={value!r}")
+        elif name in INSTEAD:
+            translated.append(f"{name}: {INSTEAD[name]}")
+        elif close:
+            translated.append(f"did you mean {close[0]} for {name}?")
+    shown = ", ".join(map(repr, unknown))
+    fields_named = f"its fields are {', '.join(names)}" if names else "it has no fields"
+    return f"{kind} has no field {shown}: {'; '.join([*translated, fields_named])} (help({kind}) explains them)"
