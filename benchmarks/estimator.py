@@ -41,7 +41,7 @@ import halka
 from halka.estimating.dry_runs import Setup, model_of, rehearse, training_items
 from halka.estimating.hardware import KERNELS
 from halka.estimating.measured_device import processor_here
-from halka.methods import made
+from halka.methods import build_method
 from halka.models.kinds import KINDS as KIND_CLASSES
 from halka.models.loading import base_config, let_go_of_files
 from halka.models.quantised import quantise
@@ -153,7 +153,7 @@ def timed(given: dict[str, Any]) -> dict[str, Any]:
     """The time of a step after the first, and the estimates of it by what the machine does before and after."""
     torch.set_num_threads(1)
     how, config = setup_of(given), config_of(given["base"])
-    work = rehearse(config, made(given["method"], {}), how).work
+    work = rehearse(config, build_method(given["method"], {}), how).work
 
     def estimate() -> float:
         return processor_here(how.dtype).seconds(work, how.dtype)
@@ -182,7 +182,7 @@ def run(base: str, method: str, how: Setup, steps: int = STEPS) -> list[float]:
     with torch.no_grad():
         for each in (*model.base.parameters(), *model.base.buffers()):
             each.flatten()[::512].clone()  # read, page by page, from the file into memory
-    model.add("a", made(method, {}))
+    model.add("a", build_method(method, {}))
     limits = TrainConfig(
         batch_size=how.rows, accumulate=how.accumulate, steps=steps, checkpointing=how.checkpointing, save_every=None
     )
@@ -210,7 +210,7 @@ def save(folder: Path) -> None:
 
 
 def estimated(given: dict[str, Any]) -> dict[str, Any]:
-    config, method = config_of(given["base"]), made(given["method"], {})
+    config, method = config_of(given["base"]), build_method(given["method"], {})
     found = rehearse(config, method, setup_of(given))
     return {**asdict(found.memory), "total": found.memory.total}
 
@@ -285,7 +285,7 @@ def published() -> list[dict[str, Any]]:
     found = []
     for name, sizes, (method, fields), quantize, length, said, source in rows:
         how = Setup(1, length, checkpointing=True, quantize=quantize)
-        here = rehearse(LlamaConfig(**sizes), made(method, fields), how, gpu=True)
+        here = rehearse(LlamaConfig(**sizes), build_method(method, fields), how, gpu=True)
         found.append({"case": name, "published": said, "source": source, "estimated": here.memory.total})
         print(found[-1], flush=True)
     return found

@@ -17,7 +17,7 @@ from halka.advisor.fitting import fit
 from halka.estimating import Setup, rehearse
 from halka.estimating.devices import DEVICES, Device
 from halka.estimating.hardware import CONTEXT, PROCESS, gpu_here
-from halka.methods import made
+from halka.methods import build_method
 from tiny import CONFIGS
 
 CONFIG = AutoConfig.for_model(
@@ -30,7 +30,7 @@ SETUP = Setup(rows=4, length=32)
 
 def total(form: str | None, checkpointing: bool, method: str = "lora", rows: int = 4) -> int:
     how = replace(SETUP, quantize=form, checkpointing=checkpointing, rows=rows)
-    return rehearse(CONFIG, made(method, {}), how, gpu=True).memory.total
+    return rehearse(CONFIG, build_method(method, {}), how, gpu=True).memory.total
 
 
 def lora_in(room: int, **given):

@@ -8,7 +8,7 @@ import torch
 import halka
 from contract import disturb, ids
 from halka.core import described
-from halka.methods import made
+from halka.methods import build_method
 from kinds import bare, logits
 from tiny import tiny
 
@@ -59,20 +59,20 @@ def test_a_method_is_made_again_from_what_is_told_of_it():
         halka.Prompt(tokens=(3, 4)),
         halka.Joint((halka.LoRA(rank=4), halka.Modules(("head", NORM)))),
     ):
-        assert made(**described(method)) == method
+        assert build_method(**described(method)) == method
 
 
 @pytest.mark.parametrize(
     ("told", "message"),
     [
-        ({"name": "lora", "fields": {"rang": 3}}, "lora with fields that it does not have"),
+        ({"name": "lora", "fields": {"rang": 3}}, "LoRA has no field 'rang'"),
         ({"name": "joint", "fields": {"methods": [{"name": "lore", "fields": {}}]}}, "there is no method 'lore'"),
         ({"name": "joint", "fields": {"methods": [{"fields": {}}]}}, "name"),
     ],
 )
 def test_what_is_told_wrongly_is_refused(told, message):
     with pytest.raises(ValueError, match=message):
-        made(**told)
+        build_method(**told)
 
 
 def test_a_path_selects_a_single_layer():

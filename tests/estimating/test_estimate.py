@@ -25,7 +25,7 @@ from halka.estimating.doing import SOME, Doer, bytes_given
 from halka.estimating.dry_runs import model_of, training_items
 from halka.estimating.fake_tensors import Ghost, Rehearsal
 from halka.estimating.measured_device import LONG, Processor, processor_here
-from halka.methods import made
+from halka.methods import build_method
 from halka.models import hidden_states
 from halka.models.attention.function import use_attention
 from halka.models.loading import base_config
@@ -54,9 +54,9 @@ def setup_of(architecture: str) -> Setup:
 @pytest.mark.parametrize("method", FAMILIES)
 def test_counts_are_those_of_an_adapter_that_is_there(architecture, method):
     config, setup = config_of(architecture), setup_of(architecture)
-    found = rehearse(config, made(method, {}), setup)
+    found = rehearse(config, build_method(method, {}), setup)
     model = model_of(config, setup)
-    adapter = model.add("a", made(method, {}))
+    adapter = model.add("a", build_method(method, {}))
     optimizer = torch.optim.AdamW(adapter.parameters())
     for parameter in adapter.parameters():
         parameter.grad = torch.zeros_like(parameter)
@@ -77,14 +77,14 @@ def test_counts_are_those_of_an_adapter_that_is_there(architecture, method):
 def test_an_adapter_is_in_fp32_whatever_its_base_is_in(architecture, method):
     """Where shapes of both meet, too."""
     config, setup = config_of(architecture), replace(setup_of(architecture), dtype="bfloat16")
-    found = rehearse(config, made(method, {}), setup)
-    adapter = model_of(config, setup).add("a", made(method, {}))
+    found = rehearse(config, build_method(method, {}), setup)
+    adapter = model_of(config, setup).add("a", build_method(method, {}))
     assert found.stored == sum(each.nbytes for each in adapter.state_dict().values())
 
 
 @pytest.mark.parametrize(("architecture", "cached"), [("bert", False), ("llama", True), ("t5", True)])
 def test_only_what_makes_text_keeps_keys_and_values(architecture, cached):
-    found = rehearse(config_of(architecture), made("lora", {}), setup_of(architecture))
+    found = rehearse(config_of(architecture), build_method("lora", {}), setup_of(architecture))
     assert (found.cached > 0) == cached
 
 
@@ -119,7 +119,7 @@ def test_what_a_ghost_keeps_is_what_autograd_keeps(architecture, method):
     for rehearsed in (False, True):
         with Rehearsal() if rehearsed else torch.enable_grad():
             model = model_of(config, setup)
-            model.add("a", made(method, {}))
+            model.add("a", build_method(method, {}))
             found.append(kept(model))
     assert found[0] == found[1] > 0
 
@@ -174,7 +174,9 @@ def test_checkpointing_needs_less_and_computes_more():
 def test_what_needs_no_input_keeps_none():
     """Biases and vectors behind a layer keep less than what reads its input; the last layers' alone keep least."""
     config = config_of(**WIDE)
-    lora, bitfit = (rehearse(config, made(name, {}), SIZES, gpu=True).memory.activations for name in ("lora", "bitfit"))
+    lora, bitfit = (
+        rehearse(config, build_method(name, {}), SIZES, gpu=True).memory.activations for name in ("lora", "bitfit")
+    )
     assert bitfit < lora
 
 
@@ -191,12 +193,14 @@ def test_answers_alone_reach_the_head():
 @pytest.mark.parametrize("method", ["lora", "full"])
 def test_the_largest_batch_is_the_largest(method, gpu):
     config = config_of(**WIDE)
-    room = rehearse(config, made(method, {}), replace(SIZES, rows=12), gpu=gpu).memory.total
-    rows = largest_batch(config, made(method, {}), SIZES, room, gpu=gpu)
-    needs = [rehearse(config, made(method, {}), replace(SIZES, rows=each), gpu=gpu) for each in (rows, rows + 1)]
+    room = rehearse(config, build_method(method, {}), replace(SIZES, rows=12), gpu=gpu).memory.total
+    rows = largest_batch(config, build_method(method, {}), SIZES, room, gpu=gpu)
+    needs = [
+        rehearse(config, build_method(method, {}), replace(SIZES, rows=each), gpu=gpu) for each in (rows, rows + 1)
+    ]
     assert rows >= 12
     assert needs[0].memory.total <= room < needs[1].memory.total
-    assert largest_batch(config, made(method, {}), SIZES, 1_000_000, gpu=gpu) == 0
+    assert largest_batch(config, build_method(method, {}), SIZES, 1_000_000, gpu=gpu) == 0
 
 
 def fake(monkeypatch, tensors, held) -> list[int]:
@@ -356,9 +360,9 @@ def test_with_checkpointing_a_process_holds_little_beyond_its_tensors(method):
     with pytest.MonkeyPatch.context() as changed:
         changed.setattr("halka.util.machine._thresholds", lambda: pytest.fail("the process's thresholds were set"))
         for checkpointing in (False, True):
-            memory = rehearse(config, made(method, {}), replace(setup, checkpointing=checkpointing)).memory
+            memory = rehearse(config, build_method(method, {}), replace(setup, checkpointing=checkpointing)).memory
             share[checkpointing] = memory.allocator / (memory.total - memory.allocator)
-        rehearse(config, made(method, {}), replace(setup, checkpointing=True), gpu=True)
+        rehearse(config, build_method(method, {}), replace(setup, checkpointing=True), gpu=True)
     assert share[True] < 0.05
     assert share[True] < share[False]
 
@@ -387,7 +391,7 @@ def test_what_is_not_done_takes_its_products_or_its_memory():
 
 def works_of(config, method: str, **changes) -> list[Work]:
     """What of a step can be done again."""
-    work = rehearse(config, made(method, {}), replace(SIZES, **changes)).work
+    work = rehearse(config, build_method(method, {}), replace(SIZES, **changes)).work
     return [each for each in work if each.call is not None]
 
 
@@ -536,7 +540,7 @@ def test_products_are_counted_forward_and_back():
     config = config_of(tie_word_embeddings=False, **WIDE)
     found, setup = {}, replace(SIZES, answers=1)
     for name in ("bitfit", "full"):
-        found[name] = rehearse(config, made(name, {}), setup, gpu=True).flops
+        found[name] = rehearse(config, build_method(name, {}), setup, gpu=True).flops
     assert 1.3 * found["bitfit"] < found["full"] < 1.6 * found["bitfit"]
 
 

@@ -17,7 +17,7 @@ from halka.advisor.evidence import Evidence, Option, Trial, own_fields
 from halka.advisor.kept import COLLECTION, HELD_OUT, HELD_OUT_SHOWN, PROMPTED, PROMPTED_SHOWN, SHOWN
 from halka.advisor.thresholds import FARTHER
 from halka.core import described
-from halka.methods import made
+from halka.methods import build_method
 
 LARGER = {  # names on the hub, with their parameters; all are Apache-2.0
     "HuggingFaceTB/SmolLM2-360M-Instruct": 362 * 10**6,
@@ -46,7 +46,7 @@ def settings(evidence: Evidence, choice: str) -> dict[str, Any]:
         fit = evidence.fit
         small = [each for each in (fit.options if fit else ()) if each.method != "full" and each.largest_batch != 0]
         method = "full" if choice == "full" else small[0].method if small else "lora"
-        own = own_fields(method, described(made(method, {}))["fields"])
+        own = own_fields(method, described(build_method(method, {}))["fields"])
         return {"method": method, **own, **_room(evidence, method, 8 if fit is None else fit.batch_size)}
     assert evidence.learnability is not None
     batch_size = evidence.learnability.batch_size

@@ -14,7 +14,7 @@ from typing import Any, Union, get_args, get_origin, get_type_hints
 
 from halka.core import described
 from halka.evaluation.metrics import Score
-from halka.methods import all_methods, made
+from halka.methods import all_methods, build_method
 
 TOLD = ("rank", "targets")  # of a method's fields, whatever they are
 
@@ -234,7 +234,7 @@ def own_fields(method: str, fields: Mapping[str, Any]) -> dict[str, Any]:
     """Rank and places, and what is not the method's usual; of a method that is not here, all."""
     if method not in all_methods():
         return dict(fields)
-    usual = described(made(method, {}))["fields"]
+    usual = described(build_method(method, {}))["fields"]
     return {key: value for key, value in fields.items() if key in TOLD or value != usual.get(key)}
 
 

@@ -13,7 +13,7 @@ from halka.core import Method
 from halka.estimating import Memory, Setup, at_least_one, largest_batch, prepared, rehearse, row_of
 from halka.estimating.dry_runs import Rehearsed
 from halka.estimating.hardware import Hardware, gpu_here, hardware_of
-from halka.methods import Full, made
+from halka.methods import Full, build_method
 from halka.util.errors import HalkaError
 from halka.util.machine import available
 
@@ -59,7 +59,7 @@ def fit(
     """
     config, setup = prepared(base, kind, rows=batch_size, length=length, dtype=dtype, quantize=quantize, labels=labels)
     at_least_one(tasks=tasks)
-    chosen = [made(name, {}) for name in methods]
+    chosen = [build_method(name, {}) for name in methods]
     where = where or hardware_for(dtype, memory, device)
     fitting = _Fitting(config, setup, where, progress)
     options, parts, refused = [], {}, []

@@ -24,7 +24,7 @@ from halka.advisor.thresholds import FARTHER
 from halka.core import described
 from halka.data.batches import plan as batched
 from halka.evaluation.metrics import mean_of
-from halka.methods import made as method_of
+from halka.methods import build_method
 from halka.training import Job, TrainConfig, as_tokens, train_many
 from halka.training.run_folder import METRICS
 from halka.util.errors import TrainingError
@@ -169,7 +169,7 @@ def _job(
     checkpointing: bool,
 ) -> Job:
     """What trains a plan's adapter, which is in the model then."""
-    method = method_of(plan.method, dict(plan.fields))
+    method = build_method(plan.method, dict(plan.fields))
     questions.model.add(name, method)
     every = max(1, steps // EVALUATIONS)
     return Job(

@@ -16,7 +16,7 @@ from halka.data.examples import Example
 from halka.data.tokens import encode_all
 from halka.estimating import prepared, rehearse
 from halka.estimating.hardware import PROCESS
-from halka.methods import made
+from halka.methods import build_method
 from halka.models import context
 from halka.models.loading import place_of
 from halka.report.units import size
@@ -109,7 +109,7 @@ def pilot_room(need: Need, config: Any, lengths: Sequence[int]) -> Room:
         rows = trials * max(1, min(need.batch_size, BATCH_TOKENS // length))
         how: dict[str, Any] = {"dtype": need.dtype, "quantize": need.quantize, "checkpointing": checkpointing}
         _, setup = prepared(config, rows=rows, length=length, **how)
-        return rehearse(config, made(method, {}), setup, gpu=gpu).memory.total + (0 if gpu else PROCESS)
+        return rehearse(config, build_method(method, {}), setup, gpu=gpu).memory.total + (0 if gpu else PROCESS)
 
     small = [(len(PLANS), lengths[0]), *((1, length) for length in lengths[1:])]
     checkpointing = any(needed("lora", *each, False) > SHARE * room for each in small)

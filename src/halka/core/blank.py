@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
-from typing import Any
 
 from torch import Tensor, nn
 
@@ -22,8 +21,8 @@ def without_starts() -> Iterator[None]:
         _blank.reset(token)
 
 
-def begun(tensor: Tensor, fill: Callable[..., Any], **options: Any) -> nn.Parameter:
-    """A parameter that begins with what `fill(tensor, **options)` puts into the tensor."""
+def begun(tensor: Tensor, fill: Callable[[Tensor], object]) -> nn.Parameter:
+    """A parameter whose start `fill(tensor)` writes into the tensor."""
     if not _blank.get():
-        fill(tensor, **options)
+        fill(tensor)
     return nn.Parameter(tensor)

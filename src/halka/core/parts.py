@@ -244,7 +244,7 @@ class Method(Protocol):
 
 
 def described(method: Method) -> dict[str, Any]:
-    """A method as plain data, `{"name": …, "fields": …}`; `halka.methods.made` makes it again."""
+    """A method as plain data, `{"name": …, "fields": …}`; `halka.methods.build_method` reads it."""
     return {"name": method.name, "fields": {each.name: _plain(getattr(method, each.name)) for each in fields(method)}}
 
 

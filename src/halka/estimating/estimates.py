@@ -14,7 +14,7 @@ from halka.core import Method, described
 from halka.estimating.batches import largest_batch
 from halka.estimating.dry_runs import Memory, Rehearsed, Setup, rehearse
 from halka.estimating.hardware import Hardware, hardware_of
-from halka.methods import made
+from halka.methods import build_method
 from halka.models.kinds import LABELLED, usual_kind
 from halka.models.loading import base_config, check_class
 from halka.models.quantised import check_quantize
@@ -141,7 +141,7 @@ def estimate(
     if steps is not None and device is None:
         raise HalkaError("steps take time by the speed of a device: name one, such as a100 or here")
     several = methods if isinstance(methods, Sequence) and not isinstance(methods, str) else [methods]
-    chosen = [made(each, {}) if isinstance(each, str) else each for each in several]
+    chosen = [build_method(each, {}) if isinstance(each, str) else each for each in several]
     if not chosen:
         raise HalkaError(f"there is no method to estimate: name one or more of {', '.join(FAMILIES)}")
     where = hardware_of(device, memory, dtype)

@@ -1,14 +1,13 @@
-"""The methods, one file each. A new one is found by being here: no registration. The core has two of its own."""
+"""The methods of fine-tuning, one file each; a file in this folder is all that a new one needs."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import is_dataclass
 from importlib import import_module
 from inspect import getmembers, isclass
 from pkgutil import iter_modules
-from types import NoneType
-from typing import Any, get_args, get_origin, get_type_hints
+from typing import Any, Literal, cast, get_args, get_origin, get_type_hints
 
 from halka.core import Joint, Method, Modules
 from halka.methods.bitfit import BitFit
@@ -43,58 +42,65 @@ __all__ = [
     "Prompt",
     "Tokens",
     "all_methods",
-    "made",
+    "build_method",
     "method_named",
 ]
 
 
 def all_methods() -> dict[str, type[Method]]:
-    """Every method in this folder, and `Modules`, by its name, in alphabetical order."""
-    found: dict[str, type[Method]] = {Modules.name: Modules}
+    """The methods of this folder, and `Modules`, by name in alphabetical order; `Joint` is made of others."""
+    methods: dict[str, type[Method]] = {Modules.name: Modules}
     for module in iter_modules(__path__, prefix=f"{__name__}."):
-        for _, member in getmembers(import_module(module.name), isclass):
-            if is_dataclass(member) and member.__module__ == module.name and hasattr(member, "build"):
-                found[member.name] = member  # type: ignore[attr-defined]
-    return dict(sorted(found.items()))
+        for _, cls in getmembers(import_module(module.name), isclass):
+            if is_dataclass(cls) and cls.__module__ == module.name:
+                kind = cast(type[Method], cls)
+                methods[kind.name] = kind
+    return dict(sorted(methods.items()))
 
 
 def method_named(name: str) -> type[Method]:
-    """The method of that name. Raises ValueError that lists the names there are."""
+    """The method of that name. Raises HalkaError that lists the methods."""
     methods = all_methods()
     if name not in methods:
         raise HalkaError(f"there is no method {name!r}: choose one of {', '.join(methods)}")
     return methods[name]
 
 
-def made(name: str, fields: Mapping[str, Any]) -> Method:
-    """The method that `core.described` told of. Raises ValueError for an unknown name, field or value."""
+def build_method(name: str, fields: Mapping[str, Any]) -> Method:
+    """The method of plain data, as `core.described` writes it: `build_method(**described(method)) == method`.
+
+    Raises HalkaError for an unknown name or field, and for a value of another type.
+    """
     kind = Joint if name == Joint.name else method_named(name)
     hints = get_type_hints(kind)
+    values = {key: _value(value) for key, value in fields.items()}
+    for key, value in values.items():
+        if key in hints and not _fits(value, hints[key]):
+            raise HalkaError(f"{name}: {key} is {value!r}, which is of another type")
     try:
-        given = {key: _value(value) for key, value in fields.items()}
-        for key, value in given.items():
-            if not _fits(value, hints.get(key)):
-                raise TypeError(f"{key} is {value!r}")
-        return kind(**given)
+        return kind(**values)
     except TypeError as error:
-        raise HalkaError(f"{name} with fields that it does not have, or of other types: {error}") from None
+        raise HalkaError(f"{name} cannot be built of these fields: {error}") from None
 
 
 def _value(value: Any) -> Any:
+    """A field's value out of JSON: an object is a method, a list a tuple."""
     if isinstance(value, Mapping):
-        return made(**value)
-    return tuple(_value(each) for each in value) if isinstance(value, list | tuple) else value
-
-
-PLAIN: dict[Any, Any] = {int: int, float: int | float, str: str, bool: bool, NoneType: NoneType}
+        plain = cast(Mapping[str, Any], value)
+        if {*plain} != {"name", "fields"}:
+            raise HalkaError(f"a method has name and fields, not {', '.join(plain)}")
+        return build_method(plain["name"], plain["fields"])
+    return tuple(map(_value, cast(Sequence[Any], value))) if isinstance(value, list | tuple) else value
 
 
 def _fits(value: Any, hint: Any) -> bool:
-    """Whether a value is of a field's type; whatever is none of the plain ones fits."""
+    """Whether a value is of a field's type; `@method` checks the choices of a `Literal`."""
     if get_origin(hint) is tuple:
-        return isinstance(value, tuple) and all(_fits(each, get_args(hint)[0]) for each in value)
+        return isinstance(value, tuple) and all(_fits(item, get_args(hint)[0]) for item in cast(tuple[Any, ...], value))
+    if get_origin(hint) is Literal:
+        return isinstance(value, str)
     if get_args(hint):
-        return any(_fits(value, each) for each in get_args(hint))
+        return any(_fits(value, option) for option in get_args(hint))
     if hint is Method:
         return is_dataclass(value)
-    return hint not in PLAIN or (isinstance(value, PLAIN[hint]) and isinstance(value, bool) == (hint is bool))
+    return isinstance(value, int | float if hint is float else hint) and isinstance(value, bool) == (hint is bool)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import field
-from typing import ClassVar
+from typing import ClassVar, cast
 
 import torch
 from torch import Tensor
@@ -60,7 +60,7 @@ class DoRAPart(LoRAPart):
         with torch.no_grad():
             weight = target.weight()
             norms = torch.empty(target.d_out, device=weight.device)
-            self.magnitude = begun(norms, lambda it: it.copy_(_squares(weight).sqrt().clamp_min(SMALLEST)))
+            self.magnitude = begun(norms, lambda it: it.copy_(_row_norms(weight).square().sqrt().clamp_min(SMALLEST)))
 
     def norms(self, weight_OI: Tensor) -> Tensor:
         """‖W + s·BA‖ per row (O,), fp32, without forming the sum: ‖W‖² + 2s⟨W, BA⟩ + s²‖BA‖²."""
@@ -68,7 +68,7 @@ class DoRAPart(LoRAPart):
         crossed = ((weight_OI @ A.T.to(weight_OI.dtype)).float() * B).sum(1)
         product = ((B @ (A @ A.T)) * B).sum(1)
         return (
-            (_squares(weight_OI) + 2 * self.scale * crossed + self.scale**2 * product)
+            (_row_norms(weight_OI).square() + 2 * self.scale * crossed + self.scale**2 * product)
             .clamp_min(0)
             .sqrt()
             .clamp_min(SMALLEST)
@@ -87,11 +87,11 @@ class DoRAPart(LoRAPart):
 
     def merged(self, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor | None]:
         direction = weight + self.delta()
-        norms = torch.linalg.vector_norm(direction, dim=1, keepdim=True).clamp_min(SMALLEST)
-        return self.magnitude[:, None] * direction / norms, bias
+        norms = _row_norms(direction).clamp_min(SMALLEST)
+        return self.magnitude[:, None] * direction / norms[:, None], bias
 
 
-def _squares(weight_OI: Tensor) -> Tensor:
-    """‖W‖² per row (O,), summed in fp32 at least."""
+def _row_norms(weight_OI: Tensor) -> Tensor:
+    """‖W‖ per row (O,), summed in fp32 at least."""
     wide = torch.promote_types(weight_OI.dtype, torch.float32)
-    return torch.linalg.vector_norm(weight_OI, dim=1, dtype=wide).square()
+    return cast(Tensor, torch.linalg.vector_norm(weight_OI, dim=1, dtype=wide))  # pyright: ignore[reportUnknownMemberType]

@@ -127,8 +127,8 @@ def padded(A_RI: Tensor, B_OR: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tens
 
     A bf16 product with a narrow side of 8 takes over a hundred times as long as with 16 on some processors.
     """
-    A_RI, B_OR = A_RI.to(dtype), B_OR.to(dtype)
+    a_RI, b_OR = A_RI.to(dtype), B_OR.to(dtype)
     missing = -A_RI.shape[-2] % 16
     if missing and dtype != torch.float32:
-        A_RI, B_OR = F.pad(A_RI, (0, 0, 0, missing)), F.pad(B_OR, (0, missing))
-    return A_RI, B_OR
+        return F.pad(a_RI, (0, 0, 0, missing)), F.pad(b_OR, (0, missing))
+    return a_RI, b_OR

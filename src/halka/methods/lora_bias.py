@@ -33,7 +33,7 @@ class LoRABias:
             raise HalkaError(str(error).replace("lora:", "lora_bias:", 1)) from None
         if "embedding" in lora.targets:
             raise HalkaError(
-                "lora_bias: an embedding has no bias: give it a LoRA of its own, joined with this by halka.Joint"
+                "lora_bias: an embedding has no bias: give it a LoRA, joined with this method by halka.Joint"
             )
 
     def as_lora(self) -> LoRA:

@@ -45,9 +45,7 @@ class Prefix:
         if not self.targets:
             raise HalkaError("prefix: targets is empty: name at least memory")
         if self.hidden is not None and self.tokens:
-            raise HalkaError(
-                "prefix: the MLP (hidden) starts at random: give hidden, or tokens to start from, not both"
-            )
+            raise HalkaError("prefix: the MLP (hidden) starts at random: give hidden or tokens to start from, not both")
 
     def roles(self) -> tuple[str, ...]:
         return self.targets

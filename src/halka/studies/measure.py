@@ -31,7 +31,7 @@ from halka.data.task import Task, limit
 from halka.data.tasks import load_task
 from halka.estimating.dry_runs import FP32, Setup, rehearse, weights_of
 from halka.evaluation.evaluating import Evaluation, evaluate, perplexity
-from halka.methods import made
+from halka.methods import build_method
 from halka.models import adapt, pad_id
 from halka.models.attention.function import use_attention
 from halka.models.kinds import kind_of
@@ -122,7 +122,7 @@ def search_together(runs: Sequence[Spec]) -> list[dict[str, Any]]:
     for number, run in enumerate(runs):
         name, config = str(number), _config(run)
         results[name] = _identity(run, task, model) | {"together": len(runs)}
-        model.add(name, made(run.method, run.fields), seed=config.seed)
+        model.add(name, build_method(run.method, run.fields), seed=config.seed)
         items, held_out = (as_tokens(model, split, config, name) for split in (task.train, task.validation))
         jobs.append(Job(name, items, config, held_out))
     steps: dict[str, list[Step]] = {job.name: [] for job in jobs}
@@ -195,7 +195,7 @@ def _train(model: AdaptedModel, run: Spec, task: Task, config: TrainConfig) -> d
     """Train the run's adapter, with a line of JSON to standard output a step."""
     device = next(model.base.parameters()).device
     baseline = machine.resident(device)
-    adapter = model.add(NAME, made(run.method, run.fields), seed=config.seed)
+    adapter = model.add(NAME, build_method(run.method, run.fields), seed=config.seed)
     items, held_out = (as_tokens(model, split, config, NAME) for split in (task.train, task.validation))
     machine.reset_peak(device)
     steps = []

@@ -25,7 +25,7 @@ from halka.data.tokens import encode_prompt
 from halka.evaluation.generation import iter_answers
 from halka.evaluation.metrics import find_metric
 from halka.evaluation.streaming import prompt_budget, user_message
-from halka.methods import made
+from halka.methods import build_method
 from halka.models import adapt
 from halka.models.loading import load_base
 from halka.rag.answer import floor_for
@@ -124,7 +124,7 @@ def _trained(subject: _Subject, run: Run, work: Path, done: int, total: int, res
     """Train the run's adapter in `subject.model`, telling its steps; what that took goes into `result`."""
     ablation, model = subject.ablation, subject.model
     config = TrainConfig(**{**ablation.train, "lr": ablation.lr, "seed": run.seed})
-    adapter = model.add(NAME, made(ablation.method.method, ablation.method.fields()), seed=run.seed)
+    adapter = model.add(NAME, build_method(ablation.method.method, ablation.method.fields()), seed=run.seed)
     examples = subject.lessons(subject.questions.train, run)
     held_out = subject.lessons(subject.questions.validation, run)
     for step in train(model, NAME, examples, config, validation=held_out, folder=work):
@@ -163,7 +163,7 @@ class _Subject:
         Raises ValueError where that leaves nothing.
         """
         method, tokens = self.ablation.method, self.ablation.max_new_tokens
-        self.model.add(NAME, made(method.method, method.fields()))
+        self.model.add(NAME, build_method(method.method, method.fields()))
         room = min(prompt_budget(self.model, name, tokens) for name in (None, NAME))
         self.model.remove(NAME)
         if self.ablation.injections:

@@ -11,7 +11,7 @@ from typing import Any
 from torch import Tensor
 
 from halka.core import Adapter, Method, Target, described
-from halka.methods import made
+from halka.methods import build_method
 from halka.storage.formats.format import Contents
 from halka.util.errors import HalkaError
 
@@ -49,7 +49,7 @@ def read(contents: Contents, targets: tuple[Target, ...]) -> tuple[Method, dict[
         if value > values:  # before a part of that size is made
             raise HalkaError(f"adapter_config.json: {key} is {value}, and the file holds {values} values in all")
     try:
-        method = made(name.lower(), fields)
+        method = build_method(name.lower(), fields)
     except ValueError as error:
         raise HalkaError(f"adapter_config.json: {error}") from None
     state = dict(contents.tensors)

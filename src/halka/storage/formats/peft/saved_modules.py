@@ -6,7 +6,7 @@ Their tensors have the base's own names, or `<module>.token_adapter.trainable_to
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, Literal
 
 from torch import Tensor, nn
 
@@ -15,6 +15,7 @@ from halka.methods import Modules, Tokens
 from halka.storage.formats.peft.modules import base_of
 from halka.util.errors import HalkaError
 
+ROLES: tuple[Literal["embedding"], Literal["head"]] = ("embedding", "head")
 ROWS = "token_adapter.trainable_tokens_delta"
 
 
@@ -130,7 +131,9 @@ def read_rows(
     if tied and {embedding, head} <= left.keys() and left[embedding].equal(left[head]):
         left.pop(head)  # written twice
     for name, ids in indices.items():
-        role = next((each for each in ("embedding", "head") if f".{_path(each, targets)}".endswith(f".{name}")), None)
+        role: Literal["embedding", "head"] | None = next(
+            (each for each in ROLES if f".{_path(each, targets)}".endswith(f".{name}")), None
+        )
         if role is None:
             raise HalkaError(f"the adapter trains tokens at {name}, which is neither embedding nor head of this base")
         if not isinstance(ids, list) or not all(isinstance(each, int) for each in ids):
@@ -140,7 +143,7 @@ def read_rows(
         path = _path(role, targets)
         if path not in left:
             raise HalkaError(f"the weights lack the trained tokens' rows of {path}: the file is not whole")
-        methods.append(Tokens(tuple(ids), ("embedding", "head") if tied else (role,)))
+        methods.append(Tokens(tuple(ids), ROLES if tied else (role,)))
         state[f"{path}.rows"] = left.pop(path)
     if left:
         raise HalkaError(f"the weights hold tokens' rows of {next(iter(left))}, which the configuration does not name")
