@@ -23,8 +23,8 @@ class Twice:
     lr: ClassVar[float] = 1e-3
 
     size: int = field(default=2, metadata={"help": "how large"})
-    way: Literal["up", "down"] = "up"
-    places: tuple[Literal["here", "there"], ...] = ("here",)
+    way: Literal["up", "down"] = field(default="up", metadata={"help": "which way"})
+    places: tuple[Literal["here", "there"], ...] = field(default=("here",), metadata={"help": "where"})
 
     def roles(self):
         return ("linear",)
@@ -38,7 +38,8 @@ def test_help_explains_every_field(kind):
     shown = pydoc.render_doc(kind, renderer=pydoc.plaintext)
     for each in fields(kind):
         assert each.metadata["help"], each.name
-        assert f"{each.name:12}{each.metadata['help']}" in shown.replace(" |  ", "")
+        assert f"{each.metadata['help']}" in shown
+        assert f"    {each.name}: " in shown
     assert list(inspect.signature(kind).parameters) == [each.name for each in fields(kind)]
 
 
@@ -46,8 +47,9 @@ def test_a_method_is_a_frozen_dataclass_with_its_own_docstring():
     assert Twice(3, places=["there", "here"]) == Twice(size=3, places=("there", "here"))
     assert hash(Twice()) == hash(Twice())
     assert Twice.__doc__ == (
-        "A method of somebody's own.\n\n"
-        "    size        how large [2]\n    way          ['up']\n    places       [('here',)]"
+        "A method of somebody's own.\n\nFields:\n    size: int = 2\n        how large\n"
+        "    way: Literal['up', 'down'] = 'up'\n        which way\n"
+        "    places: tuple[Literal['here', 'there'], ...] = ('here',)\n        where"
     )
     with pytest.raises(AttributeError, match="size"):
         Twice().size = 3  # type: ignore[misc]
@@ -59,7 +61,7 @@ def test_a_method_is_a_frozen_dataclass_with_its_own_docstring():
         ({"way": "left"}, "twice: way is one of up, down, not 'left'"),
         ({"places": ("here", "nowhere")}, "twice: places takes here, there, not 'nowhere'"),
         ({"places": "here"}, r'twice: places is a tuple: \("here",\), not "here"'),
-        ({"sise": 3}, r"Twice has no field 'sise': did you mean size for sise\?; its fields are size, way, places"),
+        ({"sise": 3}, r"Twice has no field 'sise': sise=3 is size=3; its fields are size, way, places"),
     ],
 )
 def test_a_field_or_value_that_there_is_not_is_refused(fields, message):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import functools
 import inspect
 import sys
@@ -11,17 +10,12 @@ from dataclasses import dataclass, field, fields
 from typing import Any, Literal, TypeVar, dataclass_transform, get_args, get_origin, get_type_hints
 
 from halka.util.errors import HalkaError
+from halka.util.settings import documented
+from halka.util.suggest import suggest
 
 T = TypeVar("T")
 
-# Field names of peft and AdapterHub for ours.
-OTHER_NAMES = {
-    **{"r": "rank", "init_r": "rank", "lora_alpha": "alpha", "lora_dropout": "dropout", "target_modules": "targets"},
-    **{"feedforward_modules": "feedforward", "token_indices": "tokens", "prompt_tuning_init": "start"},
-    **{"num_virtual_tokens": "length", "prefix_length": "length", "prompt_length": "length", "adapter_len": "length"},
-    **{"adapter_layers": "layers", "encoder_hidden_size": "hidden", "bottleneck_size": "hidden"},
-    **{"non_linearity": "activation", "scaling_factor": "scale"},
-}
+# Options of peft that are no field of ours.
 INSTEAD = {
     "use_rslora": 'scaling="root"',
     "use_dora": "the method halka.DoRA",
@@ -51,7 +45,8 @@ def method(cls: type[T]) -> type[T]:
     own. A list is taken as a tuple. Instances raise HalkaError for a field that the method does not have, naming ours
     for those of peft, and for a value that its `Literal` type does not list.
     """
-    has_docstring = cls.__doc__ is not None
+    first_line = (sys.modules[cls.__module__].__doc__ or cls.__name__).splitlines()[0]
+    cls.__doc__ = inspect.cleandoc(cls.__doc__ or first_line)
     built = dataclass(frozen=True)(cls)
     init = built.__init__
     signature = inspect.signature(init)
@@ -68,24 +63,12 @@ def method(cls: type[T]) -> type[T]:
         init(*bound.args, **bound.kwargs)
 
     built.__init__ = checked_init
-    first = built.__doc__ if has_docstring else (sys.modules[cls.__module__].__doc__ or cls.__name__).splitlines()[0]
-    built.__doc__ = "\n\n".join([inspect.cleandoc(first or ""), *_explained(built)])
-    return built
+    return documented(built) if names else built
 
 
 def explained_roles(names: Iterable[str]) -> str:
     """What Halka calls these linear layers, for messages: "q_proj is attn.q"; empty if it knows none of them."""
     return ", ".join(f"{name} is {ROLES[name]}" for name in names if name in ROLES)
-
-
-def _explained(cls: type) -> list[str]:
-    """The fields with their meaning and default, as a block of the docstring."""
-    lines = []
-    for each in fields(cls):
-        meaning = each.metadata.get("help", "")
-        default = "" if each.default in (None, ()) else f" [{each.default!r}]"
-        lines.append(f"    {each.name:12}{meaning}{default}".rstrip())
-    return ["\n".join(lines)] if any(each.metadata for each in fields(cls)) else []
 
 
 @functools.cache
@@ -115,17 +98,14 @@ def _check_choice(cls: Any, name: str, value: Any) -> None:
 def _unknown_fields(kind: str, unknown: Mapping[str, Any], names: list[str]) -> str:
     translated = []
     for name, value in unknown.items():
-        ours = OTHER_NAMES.get(name)
-        close = difflib.get_close_matches(name, names, n=1)
-        if ours == "targets" and ours in names and isinstance(value, str | list | tuple | set):
+        ours = suggest(name, names)
+        if name in INSTEAD:
+            translated.append(f"{name}: {INSTEAD[name]}")
+        elif ours == "targets" and isinstance(value, str | list | tuple | set):
             paths = [value] if isinstance(value, str) else sorted(value) if isinstance(value, set) else value
             translated.append(f"{name}={value!r} is targets={tuple(ROLES.get(path, path) for path in paths)!r}")
-        elif ours in names:
+        elif ours is not None:
             translated.append(f"{name}={value!r} is {ours}={value!r}")
-        elif name in INSTEAD:
-            translated.append(f"{name}: {INSTEAD[name]}")
-        elif close:
-            translated.append(f"did you mean {close[0]} for {name}?")
+    its_fields = f"its fields are {', '.join(names)}" if names else "it has no fields"
     shown = ", ".join(map(repr, unknown))
-    fields_named = f"its fields are {', '.join(names)}" if names else "it has no fields"
-    return f"{kind} has no field {shown}: {'; '.join([*translated, fields_named])} (help({kind}) explains them)"
+    return f"{kind} has no field {shown}: {'; '.join([*translated, its_fields])} (help({kind}) explains them)"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import field
-from typing import ClassVar, Literal, cast
+from typing import ClassVar, Literal, cast, get_args
 
 import torch
 from torch import Tensor, nn
@@ -12,6 +12,9 @@ from halka.core import Part, Reader, Target, method
 from halka.methods._checks import whole
 from halka.methods.prompt import starting_embeddings
 from halka.util.errors import HalkaError
+
+AttentionRole = Literal["memory", "memory.encoder", "memory.cross"]
+TARGETS: tuple[AttentionRole, ...] = get_args(AttentionRole)
 
 
 @method
@@ -32,7 +35,7 @@ class Prefix:
         default=None,
         metadata={"help": "width of the paper's MLP that makes keys and values while training; none: trained freely"},
     )
-    targets: tuple[Literal["memory", "memory.encoder", "memory.cross"], ...] = field(
+    targets: tuple[AttentionRole, ...] = field(
         default=("memory",),
         metadata={
             "help": "which attention: memory; in encoder-decoders that is the decoder's own, and the paper has "
