@@ -26,11 +26,11 @@ from side_by_side import in_a_process, setup
 
 import halka
 from halka.core import AdaptedModel, Packed, bytes_of
+from halka.data.texts import shipped_text
 from halka.evaluation.evaluating import perplexity
 from halka.models.attention.function import use_attention
 from halka.models.loading import load_base
 from halka.models.quantised import check_quantize
-from halka.studies.measure import neutral_text
 from halka.util import machine
 
 HERE = Path(__file__).parent
@@ -61,7 +61,7 @@ def main() -> None:
             "layers_bytes": kept,
             "of_bf16": kept / plain,
             "all_bytes": bytes_of(model.base),
-            "perplexity": perplexity(model, None, neutral_text()),
+            "perplexity": perplexity(model, None, shipped_text("forgetting")),
             **grown[key],
             "training": [],
             "decoding": [],

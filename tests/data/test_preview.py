@@ -8,7 +8,7 @@ from rich.console import Console
 
 from halka.data.examples import Rows, read_examples
 from halka.data.preview import Span, inspect, preview, render
-from halka.data.tokens import chat_template_fingerprint
+from halka.util.text import chat_template_fingerprint
 from tokenizers_for_tests import UNMARKED, chatml_tokenizer, plain_tokenizer, tokenizer
 
 CHATML = chatml_tokenizer()

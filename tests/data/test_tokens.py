@@ -5,8 +5,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from halka.data.examples import Example, Message
-from halka.data.tokens import Tokens, chat_template_fingerprint, encode, encode_all, encode_prompt
+from halka.data.tokens import Tokens, encode, encode_all, encode_prompt
 from halka.data.truncation import TooLongError
+from halka.util.text import chat_template_fingerprint
 from tokenizers_for_tests import (
     CHATML,
     GPT2_SPLIT,

@@ -11,9 +11,10 @@ import halka
 from contract import disturb, ids, weights_of
 from halka.core.merged import merged_weights
 from halka.data.examples import Example, Message
+from halka.data.texts import shipped_text
 from halka.data.tokens import Tokens
 from halka.merging.error import Difference, difference, refuse_past
-from halka.merging.probes import neutral_text, probe_rows
+from halka.merging.probes import probe_rows
 from halka.models.quantised import quantise
 from kinds import bare, logits, model_with
 from tiny import tiny
@@ -190,7 +191,7 @@ def test_probes_are_texts_examples_or_tokens():
     (row,) = probe_rows(model, [example])
     assert 0 < sum(row.loss) < len(row.loss)
     assert probe_rows(model, [text, example, PROBES[0]]) == [*rows, row, PROBES[0]]
-    assert len(neutral_text().split()) > 300
+    assert len(shipped_text("merging").split()) > 300
     assert probe_rows(model, None)
     with pytest.raises(ValueError, match="no probes"):
         probe_rows(model, [])

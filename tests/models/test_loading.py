@@ -21,12 +21,12 @@ from huggingface_hub import errors
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 from transformers import AutoConfig, BertConfig, BertModel, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from halka.data.tokens import chat_template_fingerprint
 from halka.models import fetching as cached
 from halka.models import loading
 from halka.models.description import describe_base
 from halka.models.fetching import cache_dir, known_bases, list_bases, pull, smollm2, wheels
 from halka.models.loading import load_base
+from halka.util.text import chat_template_fingerprint
 
 SPECIAL = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
 ALPHABET = sorted(pre_tokenizers.ByteLevel.alphabet())

@@ -19,11 +19,11 @@ import halka
 import halka.storage.save_load
 from contract import VARIANTS, adapted, disturb, ids
 from halka.core import AdaptedModel, Method
-from halka.data.tokens import chat_template_fingerprint
 from halka.methods import all_methods
 from halka.models.fingerprint import fingerprint, own_fingerprint
 from halka.storage.adapter_folder import AdapterFolder
 from halka.storage.card import read_card
+from halka.util.text import chat_template_fingerprint
 from tiny import tiny
 from tokenizers_for_tests import chatml_tokenizer, llama3_tokenizer
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from halka.cli.command import columns, one_line, show
+from halka.cli.command import columns, show
+from halka.util.text import one_line
 
 
 def show_advice(advice: Any, evidence: Any) -> None:

@@ -6,13 +6,14 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from halka.cli.command import CONTROLS, Json, emit, examples, one_line, show
+from halka.cli.command import CONTROLS, Json, emit, examples, show
 from halka.cli.docs import HERE, Place, collection_named
 from halka.cli.generate import sampling
 from halka.cli.opening import Base, Loading, open_model, with_loading
 from halka.cli.retrieval import Asking, Mode, Rerank, Tags, Under, retriever_of, scope_of
 from halka.cli.routing import AdapterNames, StoreFolder, given_adapters
 from halka.util.errors import HalkaError
+from halka.util.text import one_line
 
 if TYPE_CHECKING:
     from halka.rag.answer import Answer

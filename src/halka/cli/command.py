@@ -25,6 +25,7 @@ from typer.core import TyperCommand, TyperGroup
 
 from halka.util.errors import HalkaError, TrainingError
 from halka.util.suggest import suggest
+from halka.util.text import one_line
 
 UsageError: Any = typer.BadParameter.__mro__[1]  # for which typer has no public name
 
@@ -271,8 +272,3 @@ def explain(error: Any) -> tuple[str, int]:
         "what that prints to Halka's maintainers, with `halka --version`",
         1,
     )
-
-
-def one_line(text: str) -> str:
-    """Text in one line, without control characters."""
-    return " ".join("".join(letter if letter.isprintable() else " " for letter in text).split())

@@ -12,8 +12,9 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColum
 from rich.table import Column
 from rich.text import Text
 
-from halka.cli.command import one_line, say
+from halka.cli.command import say
 from halka.report.units import duration, size
+from halka.util.text import one_line
 
 if TYPE_CHECKING:
     from rich.progress import TaskID

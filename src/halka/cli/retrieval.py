@@ -18,12 +18,12 @@ from halka.cli.command import (
     existing_file,
     existing_folder,
     new_file,
-    one_line,
     say,
     show,
 )
 from halka.cli.docs import HERE, Embedder, Name, Place, app, collection_named, open_or_begin, report
 from halka.util.errors import HalkaError
+from halka.util.text import one_line
 
 if TYPE_CHECKING:
     from halka.rag.collection import Collection

@@ -6,7 +6,6 @@ last answer reaches to the end; an earlier one must stand there as it was given,
 that drops or rewrites messages breaks one of these and is refused, because the model would learn other than was given.
 """
 
-import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import cast
@@ -29,13 +28,6 @@ class Chat:
     def prompt(self) -> str:
         """The text before the last answer: what inference begins with."""
         return self.text[: self.answers[-1][0]]
-
-
-def fingerprint(tokenizer: PreTrainedTokenizerBase) -> str:
-    """Twelve hexadecimal digits of the template's sha256, "none" where there is no template."""
-    if tokenizer.chat_template is None:
-        return "none"
-    return hashlib.sha256(tokenizer.get_chat_template().encode()).hexdigest()[:12]
 
 
 def write(

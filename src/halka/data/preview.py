@@ -14,7 +14,8 @@ from transformers import PreTrainedTokenizerBase
 from halka.data.duplicates import Duplicate, between, within
 from halka.data.examples import Example, Rows, read_examples
 from halka.data.readers import Problem
-from halka.data.tokens import Tokens, chat_template_fingerprint, encode_all
+from halka.data.tokens import Tokens, encode_all
+from halka.util.text import chat_template_fingerprint
 
 BINS = 12
 LISTED = 10

@@ -97,11 +97,6 @@ def encode_prompt(example: Example, tokenizer: PreTrainedTokenizerBase) -> list[
     return _ids([text], tokenizer)[0]
 
 
-def chat_template_fingerprint(tokenizer: PreTrainedTokenizerBase) -> str:
-    """Twelve hexadecimal digits of the template's sha256, "none" where there is no template."""
-    return chat.fingerprint(tokenizer)
-
-
 def _encode_in_chunks(examples: Sequence[Example], tokenizer: PreTrainedTokenizerBase) -> Iterator[Tokens | DataError]:
     for first in range(0, len(examples), CHUNK):
         yield from _encode(examples[first : first + CHUNK], tokenizer)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from importlib.resources import files
 from typing import Any
 
 import torch
@@ -11,6 +10,7 @@ from torch import Tensor
 
 from halka.core import AdaptedModel
 from halka.data.examples import Example
+from halka.data.texts import shipped_text
 from halka.data.tokens import Tokens, encode_all
 from halka.models import context
 from halka.util.errors import HalkaError
@@ -20,14 +20,9 @@ Probes = str | Sequence[str | Example | Tokens]
 """A text or several, examples (their answers count), or tokens (those that carry loss count)."""
 
 
-def neutral_text() -> str:
-    """The text that Halka ships: prose, a sum, a function, JSON; of no task."""
-    return files("halka.merging").joinpath("neutral.txt").read_text(encoding="utf-8")
-
-
 def probe_rows(model: AdaptedModel, probes: Probes | None) -> list[Tokens]:
     """The rows to compare on. Raises ValueError where there is none, and for text without a tokenizer."""
-    given = [neutral_text()] if probes is None else [probes] if isinstance(probes, str) else list(probes)
+    given = [shipped_text("merging")] if probes is None else [probes] if isinstance(probes, str) else list(probes)
     if not given:
         raise HalkaError("there are no probes to compare on: give texts or examples, or leave them out")
     tokenizer: Any = model.tokenizer

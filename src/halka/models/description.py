@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -11,6 +10,7 @@ from halka.models.fetching import source_of
 from halka.models.loading import resolve, weight_files
 from halka.util.errors import DamagedFolderError, HalkaError
 from halka.util.quiet import quiet_transformers
+from halka.util.text import chat_template_fingerprint
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 def describe_base(name_or_path: str | Path) -> dict[str, Any]:
     """Architecture, sizes, precision, template and licence of a base.
 
-    `bytes` is the size of the weights; `chat_template` is the template's fingerprint, as in `data.tokens`, or "none".
+    `bytes` is the size of the weights; `chat_template` is the template's fingerprint, as in Cards, or "none".
     Raises HalkaError as `load_base` does, and for a base that is not on this machine yet.
     """
     from transformers import AutoConfig, AutoTokenizer
@@ -34,7 +34,6 @@ def describe_base(name_or_path: str | Path) -> dict[str, Any]:
             raise HalkaError(f"{name_or_path} cannot be read: {error}") from error
     text = config.get_text_config()
     parameters, dtypes = _read_headers(files, tied=text.tie_word_embeddings)
-    template = tokenizer.get_chat_template() if tokenizer.chat_template else None
     source = source_of(folder) or {}
     local = Path(name_or_path).expanduser() == folder
     return {
@@ -50,7 +49,7 @@ def describe_base(name_or_path: str | Path) -> dict[str, Any]:
         "context": getattr(text, "max_position_embeddings", None),
         "dtype": ", ".join(dtypes),
         "bytes": sum(file.stat().st_size for file in files),
-        "chat_template": hashlib.sha256(template.encode()).hexdigest()[:12] if template else "none",
+        "chat_template": chat_template_fingerprint(tokenizer),
         "end_of_turn": _end_of_turn(tokenizer),
         "source": source.get("origin") or (None if local else f"https://huggingface.co/{name_or_path}"),
         "licence": source.get("licence") or _licence(folder),

@@ -12,7 +12,8 @@ from halka.report.intervals import finite
 from halka.report.labels import Name, at_the_right
 from halka.report.lines import log_ticks, room, tall
 from halka.report.svg import MARKERS, SERIES, Look, colour, grid, name_axes, new_figure
-from halka.report.units import count, one_line
+from halka.report.units import count
+from halka.util.text import one_line
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

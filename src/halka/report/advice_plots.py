@@ -13,7 +13,8 @@ from halka.report.intervals import finite
 from halka.report.labels import text_width
 from halka.report.rows import MEMORY_PARTS
 from halka.report.svg import colour, name_axes
-from halka.report.units import one_line, percent, size
+from halka.report.units import percent, size
+from halka.util.text import one_line
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

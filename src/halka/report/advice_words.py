@@ -7,7 +7,8 @@ from typing import Any
 
 from halka.evaluation.metrics import Score
 from halka.report.intervals import finite
-from halka.report.units import count, duration, learning_rate, listed, one_line, percent, plural, size
+from halka.report.units import count, duration, learning_rate, listed, percent, plural, size
+from halka.util.text import one_line
 
 CHOICES = {
     "prompt": ("prompting", "prompting suffices"),

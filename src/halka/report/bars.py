@@ -11,7 +11,8 @@ from halka.report.labels import LINE, text_width
 from halka.report.rows import MEMORY_PARTS, Measurement, entry
 from halka.report.summary import Summary
 from halka.report.svg import Look, colour, grid, looks, name_axes, new_figure
-from halka.report.units import MINUS, one_line, shortened, signed, size
+from halka.report.units import MINUS, shortened, signed, size
+from halka.util.text import one_line
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

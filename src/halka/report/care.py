@@ -9,7 +9,8 @@ from halka.report import care_costs
 from halka.report.evidence import Evidence
 from halka.report.intervals import apart
 from halka.report.rows import is_done, name_of, number
-from halka.report.units import learning_rate, listed, one_line, plural
+from halka.report.units import learning_rate, listed, plural
+from halka.util.text import one_line
 
 
 def reasons(evidence: Evidence) -> tuple[str, ...]:

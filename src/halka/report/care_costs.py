@@ -7,7 +7,8 @@ from statistics import median
 from halka.report.evidence import Evidence
 from halka.report.intervals import spread
 from halka.report.rows import entry, number
-from halka.report.units import listed, one_line, percent
+from halka.report.units import listed, percent
+from halka.util.text import one_line
 
 
 def unequal_budgets(evidence: Evidence) -> list[str]:

@@ -16,7 +16,8 @@ from halka.report.rows import Measurement, Row, is_done, label_of, number
 from halka.report.summary import Summary, summarise
 from halka.report.svg import looks
 from halka.report.table import COMPACT, Cell, Column, cells, columns
-from halka.report.units import duration, learning_rate, one_line, size
+from halka.report.units import duration, learning_rate, size
+from halka.util.text import one_line
 
 MAIN = (*COMPACT, "validation_loss")
 

@@ -8,7 +8,8 @@ from statistics import mean
 from typing import Any
 
 from halka.report.intervals import Estimate, Interval, Spread, estimate, finite, ratio, spread
-from halka.report.units import decimals, one_line, percent
+from halka.report.units import decimals, percent
+from halka.util.text import one_line
 
 Measurement = Mapping[str, Any]
 

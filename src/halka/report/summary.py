@@ -22,8 +22,9 @@ from halka.report.rows import (
     number,
 )
 from halka.report.sentences import headline
-from halka.report.units import one_line, size
+from halka.report.units import size
 from halka.util.errors import HalkaError
+from halka.util.text import one_line
 
 INTERVALS = (
     "95 % intervals join two sources of variation: Student's t over the seeds, and each run's bootstrap over the test "

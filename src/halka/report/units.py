@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import re
-import unicodedata
 from collections.abc import Sequence
 
 from halka.util.errors import HalkaError
@@ -94,12 +93,6 @@ def listed(names: Sequence[str], join: str = "and") -> str:
 def plural(number: int, noun: str) -> str:
     """1 run, 3 runs."""
     return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
-
-
-def one_line(text: object) -> str:
-    """Any value as one line of text without control characters."""
-    kept = (" " if unicodedata.category(c) in ("Cc", "Cs", "Zl", "Zp") else c for c in str(text))
-    return " ".join("".join(kept).split())
 
 
 def shortened(text: str, length: int = 22) -> str:

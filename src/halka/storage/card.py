@@ -10,10 +10,10 @@ from pathlib import Path
 from typing import Any
 
 from halka.core import AdaptedModel, form_of
-from halka.data.tokens import chat_template_fingerprint
 from halka.models.fingerprint import own_fingerprint
 from halka.models.kinds import KINDS, Kind, kind_of
 from halka.util.errors import DamagedFolderError, WrongBaseError
+from halka.util.text import chat_template_fingerprint
 
 CARD = "halka.json"
 

@@ -18,7 +18,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from datetime import UTC, datetime
 from importlib.metadata import version
-from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +28,7 @@ from halka.data.batches import plan
 from halka.data.examples import Item
 from halka.data.task import Task, limit
 from halka.data.tasks import load_task
+from halka.data.texts import shipped_text
 from halka.estimating.dry_runs import FP32, Setup, rehearse, weights_of
 from halka.evaluation.evaluating import Evaluation, evaluate, perplexity
 from halka.methods import build_method
@@ -73,7 +73,7 @@ def measure(run: Spec) -> dict[str, Any]:
     model, task = _opened(run)
     config = _config(run)
     result = _identity(run, task, model)
-    text = Path(run.forgetting).read_text(encoding="utf-8") if run.forgetting else neutral_text()
+    text = Path(run.forgetting).read_text(encoding="utf-8") if run.forgetting else shipped_text("forgetting")
     speaks = kind_of(model.base) == "causal-lm"
     before = perplexity(model, None, text) if speaks else None  # its pass also brings all weights into memory
     if run.method == BASE:
@@ -137,11 +137,6 @@ def search_together(runs: Sequence[Spec]) -> list[dict[str, Any]]:
         if results[job.name]["status"] == "done":
             results[job.name] |= _trained(model, job.name, steps[job.name], len([*job.examples]))
     return [*results.values()]
-
-
-def neutral_text() -> str:
-    """A page of plain prose, written for this project: what tuning on a task should not make the base forget."""
-    return files("halka.data").joinpath("neutral.txt").read_text(encoding="utf-8")
 
 
 # ── the parts of a measurement ──────────────────────────────────────────────────────────────────────────────────────
