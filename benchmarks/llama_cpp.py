@@ -45,11 +45,11 @@ def main() -> None:
     found: dict[str, Any] = {}
     with tempfile.TemporaryDirectory() as temporary:
         files = Path(temporary)
-        halka.export(model, None, files / "base.gguf", form="gguf")
+        halka.export(model, None, files / "base.gguf", format="gguf")
         for name, task in tasks(2).items():
             halka.load(model, arguments.adapters / name, name=name)
-            merged = halka.export(model, name, files / f"{name}.gguf", form="gguf")
-            alone = halka.export(model, name, files / f"{name}-lora.gguf", form="lora-gguf")
+            merged = halka.export(model, name, files / f"{name}.gguf", format="gguf")
+            alone = halka.export(model, name, files / f"{name}-lora.gguf", format="lora-gguf")
             texts = [
                 str(each)
                 for each in write([each.prompt for each in task.test], model.tokenizer, generation_prompt=True)

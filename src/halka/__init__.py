@@ -19,7 +19,6 @@ if TYPE_CHECKING:
     from halka.evaluation.generation import generate as generate
     from halka.interop.views import view as view
     from halka.merging.combining import combine as combine
-    from halka.merging.error import merge as merge
     from halka.merging.error import merge_error as merge_error
     from halka.merging.exporting import export as export
     from halka.methods import IA3 as IA3
@@ -68,7 +67,7 @@ _PUBLIC = {
     "evaluation.generation": "generate",
     "interop.views": "view",
     "merging.combining": "combine",
-    "merging.error": "merge merge_error",
+    "merging.error": "merge_error",
     "merging.exporting": "export",
     "methods": "BitFit Bottleneck DoRA Full IA3 Joint LlamaAdapter LoRA LoRABias Modules NormedBottleneck "
     "PositionlessPrefix Prefix Prompt Tokens",

@@ -15,7 +15,7 @@ from classifiers import CLASSES, LABELS, TAGS, classifier
 from contract import disturb, ids
 from halka.data.tokens import Tokens
 from halka.merging.error import difference
-from halka.merging.exporting import FORMS, whole_weights
+from halka.merging.exporting import FORMATS, whole_weights
 from halka.models.quantised import quantise
 from kinds import bare, logits, model_with
 from numbers_for_tests import close
@@ -128,11 +128,11 @@ def test_values_that_are_not_finite_are_not_exported(value, tmp_path):
         with pytest.raises(
             ValueError, match=r"(up_proj.weight|ffn_up.weight) holds values that are (not finite|too l)"
         ):
-            halka.export(model, "a", tmp_path / to, form=form, dtype=dtype)
+            halka.export(model, "a", tmp_path / to, format=form, dtype=dtype)
     if value != value:
         for form, to in (("safetensors", "a"), ("gguf", "a.gguf"), ("lora-gguf", "a.gguf"), ("peft", "a")):
             with pytest.raises(ValueError, match="not finite"):
-                halka.export(model, "a", tmp_path / to, form=form)
+                halka.export(model, "a", tmp_path / to, format=form)
     assert not any(tmp_path.iterdir())
 
 
@@ -258,7 +258,7 @@ def test_where_nothing_can_be_compared_it_is_said(tmp_path):
 
 def test_pefts_folder_is_the_one_that_save_writes(tmp_path):
     model = model_with("lora")
-    halka.export(model, "lora", tmp_path / "exported", form="peft")
+    halka.export(model, "lora", tmp_path / "exported", format="peft")
     halka.load(model, tmp_path / "exported", name="again")
     assert torch.equal(logits(model, "again"), logits(model, "lora"))
 
@@ -271,7 +271,7 @@ def test_for_vllm_the_rank_is_padded_where_asked_and_computes_the_same(tmp_path)
     disturb(model, "a", by=0.2)
     expected = logits(model, "a")
     for pad, rank in ((False, 5), (True, 8)):
-        folder = halka.export(model, "a", tmp_path / f"rank{rank}", form="vllm", pad_rank=pad)
+        folder = halka.export(model, "a", tmp_path / f"rank{rank}", format="vllm", pad_rank=pad)
         assert json.loads((folder / "adapter_config.json").read_text())["r"] == rank
         theirs = peft.PeftModel.from_pretrained(tiny(), folder).eval()
         with torch.no_grad():
@@ -291,7 +291,7 @@ def test_what_vllm_does_not_serve_is_said_by_name(method, why, tmp_path):
     model = halka.adapt(tiny())
     model.add("a", method)
     with pytest.raises(ValueError, match=why):
-        halka.export(model, "a", tmp_path / "a", form="vllm", pad_rank=True)
+        halka.export(model, "a", tmp_path / "a", format="vllm", pad_rank=True)
     assert not any(tmp_path.iterdir())
 
 
@@ -299,22 +299,22 @@ def test_what_peft_has_no_form_for_is_not_written_for_vllm(tmp_path):
     model = halka.adapt(tiny("qwen3_moe"))
     model.add("a", halka.LoRA(rank=8))
     with pytest.raises(ValueError, match="peft takes the names of this base's dense MLPs for those of experts"):
-        halka.export(model, "a", tmp_path / "a", form="vllm")
+        halka.export(model, "a", tmp_path / "a", format="vllm")
     assert not any(tmp_path.iterdir())
     model.add("b", halka.LoRA(rank=8, targets=("attn.qv",)))
-    halka.export(model, "b", tmp_path / "b", form="vllm")
+    halka.export(model, "b", tmp_path / "b", format="vllm")
     assert json.loads((tmp_path / "b" / "adapter_config.json").read_text())["peft_type"] == "LORA"
 
 
 @pytest.mark.parametrize(
     ("given", "why"),
     [
-        ({"form": "onnx"}, "there is no form 'onnx': choose one of safetensors, gguf, lora-gguf, peft, vllm"),
-        ({"form": "peft", "name": None}, "peft holds an adapter alone: name one"),
-        ({"form": "lora-gguf", "dtype": "float16"}, "keeps the adapter as it is, in fp32"),
+        ({"format": "onnx"}, "there is no format 'onnx': choose one of safetensors, gguf, lora-gguf, peft, vllm"),
+        ({"format": "peft", "name": None}, "peft holds an adapter alone: name one"),
+        ({"format": "lora-gguf", "dtype": "float16"}, "keeps the adapter as it is, in fp32"),
         ({"pad_rank": True}, "padded for vllm alone"),
-        ({"dtype": "int4"}, "safetensors hold float32, float16, bfloat16 here, not int4"),
-        ({"form": "gguf"}, "a file whose name ends with .gguf"),
+        ({"dtype": "int4"}, "safetensors hold bfloat16, float32, float16 here, not int4"),
+        ({"format": "gguf"}, "a file whose name ends with .gguf"),
         ({"name": "nobody"}, "no adapter 'nobody'"),
     ],
 )
@@ -323,13 +323,13 @@ def test_what_cannot_be_exported_is_said(given, why, tmp_path):
     with pytest.raises(ValueError, match=why):
         halka.export(model, **{"name": "lora", "to": tmp_path / "a", **given})
     assert not any(tmp_path.iterdir())
-    assert {*FORMS} == {"safetensors", "gguf", "lora-gguf", "peft", "vllm"}
+    assert {*FORMATS} == {"safetensors", "gguf", "lora-gguf", "peft", "vllm"}
 
 
 def test_a_gguf_of_another_type_is_refused(tmp_path):
     model = halka.adapt(tiny(vocab_size=500), chatml_tokenizer())
     with pytest.raises(ValueError, match="GGUF files hold float32, float16, bfloat16, q8_0, not int4"):
-        halka.export(model, None, tmp_path / "a.gguf", form="gguf", dtype="int4")
+        halka.export(model, None, tmp_path / "a.gguf", format="gguf", dtype="int4")
 
 
 def test_a_packed_base_is_not_exported(tmp_path):

@@ -13,7 +13,7 @@ from halka.core.merged import merged_weights
 from halka.data.examples import Example, Message
 from halka.data.texts import shipped_text
 from halka.data.tokens import Tokens
-from halka.merging.error import Difference, difference, refuse_past
+from halka.merging.error import Difference, difference
 from halka.merging.probes import probe_rows
 from halka.models.quantised import quantise
 from kinds import bare, logits, model_with
@@ -94,17 +94,14 @@ def test_what_is_tied_stays_so_in_another_precision():
         pass
 
 
-def test_it_merges_within_the_limit_and_refuses_past_it_unless_forced():
+def test_an_error_past_the_limit_is_refused():
     model = model_with("lora", dtype=torch.bfloat16)
-    found = halka.merge(model, "lora", probes=PROBES)
-    assert model.merged == "lora"
-    assert 0 < found.relative < 0.05
-    model.unmerge()
-    with pytest.raises(ValueError, match=r"of its effect .* past the limit .* force it"):
-        halka.merge(model, "lora", probes=PROBES, limit=found.relative / 2)
+    found = halka.merge_error(model, "lora", PROBES)
     assert model.merged is None
-    assert halka.merge(model, "lora", probes=PROBES, limit=found.relative / 2, force=True) == found
-    assert model.merged == "lora"
+    assert 0 < found.relative < 0.05
+    found.check()
+    with pytest.raises(halka.HalkaError, match=r"of its effect .* past the limit .* force it"):
+        found.check(found.relative / 2)
 
 
 def test_logits_that_are_not_finite_are_no_small_error():
@@ -112,7 +109,7 @@ def test_logits_that_are_not_finite_are_no_small_error():
     model.add("a", halka.LoRA(rank=4))
     disturb(model, "a", by=3000)
     with pytest.raises(ValueError, match="the logits of 'a' on a base in float16 are not finite"):
-        halka.merge(model, "a", probes=PROBES, force=True)
+        halka.merge_error(model, "a", PROBES)
     assert model.merged is None
     with pytest.raises(ValueError, match="these logits are not finite"):
         difference([torch.zeros(2, 3)], [torch.full((2, 3), torch.nan)])
@@ -120,13 +117,13 @@ def test_logits_that_are_not_finite_are_no_small_error():
     for limit, relative in ((torch.nan, found.error.kl), (0.05, torch.nan)):
         odd = dataclasses.replace(found, error=dataclasses.replace(found.error, kl=relative))
         with pytest.raises(ValueError, match="past the limit"):
-            refuse_past(limit, odd)
+            odd.check(limit)
 
 
 def test_an_adapter_without_effect_is_merged_where_nothing_changes():
     model = halka.adapt(tiny())
     model.add("start", halka.LoRA(rank=2))
-    found = halka.merge(model, "start", probes=PROBES)
+    found = halka.merge_error(model, "start", PROBES)
     assert found.effect.kl == found.error.kl == found.relative == 0
     assert dataclasses.replace(found, error=Difference(1, 1, 1, 0)).relative == float("inf")
 

@@ -56,7 +56,7 @@ def test_a_merged_model_computes_the_same_when_transformers_reads_its_file(archi
     model = with_tokenizer(architecture, tie_word_embeddings=tied)
     expected, bare = logits(model, "a"), logits(model)
     assert (expected - bare).abs().max() > 1e-2
-    path = halka.export(model, "a", tmp_path / "merged.gguf", form="gguf")
+    path = halka.export(model, "a", tmp_path / "merged.gguf", format="gguf")
     assert model.merged is None
     assert torch.equal(logits(model), bare)
     known = {"config": copy.deepcopy(model.base.config)} if architecture == "qwen3" else {}  # it takes 128 for head_dim
@@ -69,7 +69,7 @@ def test_a_merged_model_computes_the_same_when_transformers_reads_its_file(archi
 
 def test_its_metadata_is_the_models(tmp_path):
     model = with_tokenizer("llama")
-    found = fields_of(halka.export(model, "a", tmp_path / "tiny-thing.gguf", form="gguf"))
+    found = fields_of(halka.export(model, "a", tmp_path / "tiny-thing.gguf", format="gguf"))
     sizes = {
         "block_count": 2,
         "context_length": 128,
@@ -95,7 +95,7 @@ def test_its_metadata_is_the_models(tmp_path):
 def test_its_tokenizer_is_the_models(tmp_path):
     model = with_tokenizer("llama")
     tokenizer = model.tokenizer
-    found = fields_of(halka.export(model, None, tmp_path / "base.gguf", form="gguf"))
+    found = fields_of(halka.export(model, None, tmp_path / "base.gguf", format="gguf"))
     tokens = found["tokenizer.ggml.tokens"]
     assert tokens[: len(tokenizer)] == tokenizer.convert_ids_to_tokens(range(len(tokenizer)))
     assert tokens[len(tokenizer) :] == [f"[PAD{len(tokenizer) + i}]" for i in range(3)]
@@ -114,7 +114,7 @@ def test_its_tokenizer_is_the_models(tmp_path):
 )
 def test_matrices_are_rounded_once_as_asked_and_vectors_are_not(dtype, kind, tmp_path):
     model = with_tokenizer("qwen2", torch.bfloat16)
-    path = halka.export(model, "a", tmp_path / "merged.gguf", form="gguf", dtype=dtype)
+    path = halka.export(model, "a", tmp_path / "merged.gguf", format="gguf", dtype=dtype)
     by_name = {tensor.name: tensor for tensor in GGUFReader(path).tensors}
     for name, tensor in by_name.items():
         assert tensor.tensor_type.name == ("F32" if "norm" in name or "bias" in name else kind), name
@@ -127,7 +127,7 @@ def test_matrices_are_rounded_once_as_asked_and_vectors_are_not(dtype, kind, tmp
         assert (found - exact).abs().max() <= exact.abs().max() / 127 * 0.51
     else:
         assert torch.equal(found, exact.to(getattr(torch, dtype)).float())
-    default = halka.export(model, "a", tmp_path / "default.gguf", form="gguf")
+    default = halka.export(model, "a", tmp_path / "default.gguf", format="gguf")
     assert fields_of(default)["general.file_type"] == gguf.LlamaFileType.MOSTLY_BF16
 
 
@@ -138,7 +138,7 @@ def test_the_error_of_a_file_is_that_of_the_values_in_it(dtype, own, tmp_path):
     probes = [Tokens(row, [True] * len(row)) for row in ids(rows=2, length=30).tolist()]
     told = []
     path = halka.export(
-        model, "a", tmp_path / "a.gguf", form="gguf", dtype=dtype, probes=probes, on_error=told.append, limit=1
+        model, "a", tmp_path / "a.gguf", format="gguf", dtype=dtype, probes=probes, on_error=told.append, limit=1
     )
     (found,) = told
     read = read_by_transformers(path)
@@ -152,12 +152,12 @@ def test_the_error_of_a_file_is_that_of_the_values_in_it(dtype, own, tmp_path):
     assert found.error.mean == pytest.approx(expected.mean, rel=1e-2)
     assert found.noise.kl > 0
     with pytest.raises(ValueError, match=rf"past the limit of .*rounding to {dtype}"):
-        halka.export(model, "a", path, form="gguf", dtype=dtype, probes=probes, limit=found.relative / 2)
+        halka.export(model, "a", path, format="gguf", dtype=dtype, probes=probes, limit=found.relative / 2)
 
 
 def test_rows_that_cannot_be_cut_into_blocks_are_kept_in_fp16(tmp_path):
     model = with_tokenizer("llama", intermediate_size=80)
-    path = halka.export(model, "a", tmp_path / "merged.gguf", form="gguf", dtype="q8_0")
+    path = halka.export(model, "a", tmp_path / "merged.gguf", format="gguf", dtype="q8_0")
     kinds = {tensor.name: tensor.tensor_type.name for tensor in GGUFReader(path).tensors}
     assert kinds["blk.0.ffn_down.weight"] == "F16"
     assert kinds["blk.0.ffn_up.weight"] == "Q8_0"
@@ -175,7 +175,7 @@ def test_the_order_of_rows_is_undone_by_the_reader_of_the_demo_base():
 
 def test_llama_3s_rotary_frequencies_are_in_the_file(tmp_path):
     model = with_tokenizer("llama", rope_parameters=LLAMA3_ROTARY)
-    path = halka.export(model, "a", tmp_path / "merged.gguf", form="gguf")
+    path = halka.export(model, "a", tmp_path / "merged.gguf", format="gguf")
     (factors,) = (tensor.data for tensor in GGUFReader(path).tensors if tensor.name == "rope_freqs.weight")
     plain = 1 / 5000 ** (np.arange(0, 16, 2) / 16)
     for factor, frequency in zip(factors, plain, strict=True):
@@ -191,7 +191,7 @@ def test_other_architectures_are_refused_by_name(architecture, tmp_path):
     model.add("a", halka.LoRA(rank=2))
     for form in ("gguf", "lora-gguf"):
         with pytest.raises(ValueError, match=rf"\({architecture}\) cannot be written as GGUF here, which has llama"):
-            halka.export(model, "a", tmp_path / "a.gguf", form=form)
+            halka.export(model, "a", tmp_path / "a.gguf", format=form)
     assert not any(tmp_path.iterdir())
 
 
@@ -209,7 +209,7 @@ def test_other_architectures_are_refused_by_name(architecture, tmp_path):
 def test_what_llama_cpp_would_compute_otherwise_is_refused(changes, why, tmp_path):
     model = with_tokenizer(**changes)
     with pytest.raises(ValueError, match=why):
-        halka.export(model, "a", tmp_path / "a.gguf", form="gguf")
+        halka.export(model, "a", tmp_path / "a.gguf", format="gguf")
 
 
 # ── tokenizers ──────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -259,10 +259,10 @@ def test_other_tokenizers_are_refused(given, why):
 def test_a_model_without_a_tokenizer_or_with_too_few_embeddings_is_refused(tmp_path):
     model = halka.adapt(tiny())
     with pytest.raises(ValueError, match="holds the tokenizer too"):
-        halka.export(model, None, tmp_path / "a.gguf", form="gguf")
+        halka.export(model, None, tmp_path / "a.gguf", format="gguf")
     model = halka.adapt(tiny(vocab_size=20), chatml_tokenizer())
     with pytest.raises(ValueError, match="where the model has 20 embeddings"):
-        halka.export(model, None, tmp_path / "a.gguf", form="gguf")
+        halka.export(model, None, tmp_path / "a.gguf", format="gguf")
     assert not any(tmp_path.iterdir())
 
 
@@ -276,7 +276,7 @@ def test_a_lora_alone_adds_in_llama_cpps_names_and_order_what_it_adds_here(archi
     model = halka.adapt(tiny(architecture), chatml_tokenizer())
     model.add("a", halka.LoRA(rank=5, alpha=3.0, scaling=scaling))
     disturb(model, "a", by=0.1)
-    path = halka.export(model, "a", tmp_path / "a.gguf", form="lora-gguf")
+    path = halka.export(model, "a", tmp_path / "a.gguf", format="lora-gguf")
     found = fields_of(path)
     assert found["general.type"] == "adapter"
     assert found["adapter.type"] == "lora"
@@ -299,7 +299,7 @@ def test_ranks_and_scales_that_differ_by_module_are_added_rightly(tmp_path):
     methods = halka.LoRA(rank=3, alpha=2.0, targets=("mlp.up",)), halka.LoRA(rank=4, alpha=8.0, targets=("mlp.down",))
     model.add("a", halka.Joint(methods))
     disturb(model, "a", by=0.1)
-    path = halka.export(model, "a", tmp_path / "a.gguf", form="lora-gguf")
+    path = halka.export(model, "a", tmp_path / "a.gguf", format="lora-gguf")
     factors = {tensor.name: torch.from_numpy(np.array(tensor.data)) for tensor in GGUFReader(path).tensors}
     for theirs, ours in {"ffn_up": "mlp.up_proj", "ffn_down": "mlp.down_proj"}.items():
         A, B = (factors[f"blk.0.{theirs}.weight.lora_{each}"] for each in "ab")
@@ -314,9 +314,9 @@ def test_what_is_no_lora_and_a_tied_head_are_refused(tmp_path):
     with pytest.raises(
         ValueError, match=r"LoRA adapters of linear layers alone, and this is dora at model.layers.0.*: merge it"
     ):
-        halka.export(model, "dora", tmp_path / "a.gguf", form="lora-gguf")
+        halka.export(model, "dora", tmp_path / "a.gguf", format="lora-gguf")
     with pytest.raises(ValueError, match="lm_head is tied to the embeddings"):
-        halka.export(model, "head", tmp_path / "a.gguf", form="lora-gguf")
+        halka.export(model, "head", tmp_path / "a.gguf", format="lora-gguf")
     assert not any(tmp_path.iterdir())
 
 
@@ -325,7 +325,7 @@ def test_a_tokenizer_of_two_kinds_of_added_tokens(tmp_path):
     tokenizer = PreTrainedTokenizerFast(tokenizer_object=copy.deepcopy(chatml_tokenizer().backend_tokenizer))
     tokenizer.add_tokens(["<tool_call>", "<|fim_prefix|>"])
     model = halka.adapt(tiny(vocab_size=len(tokenizer)), tokenizer)
-    found = fields_of(halka.export(model, None, tmp_path / "a.gguf", form="gguf"))
+    found = fields_of(halka.export(model, None, tmp_path / "a.gguf", format="gguf"))
     kinds = dict(zip(found["tokenizer.ggml.tokens"], found["tokenizer.ggml.token_type"], strict=True))
     assert kinds["<tool_call>"] == TokenType.USER_DEFINED
     assert kinds["<|fim_prefix|>"] == TokenType.CONTROL

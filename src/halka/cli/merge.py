@@ -27,8 +27,6 @@ EXAMPLES = examples(
 )
 COMBINED = "combined"
 
-Form = Literal["safetensors", "gguf", "lora-gguf", "peft", "vllm"]
-
 
 @with_loading
 def merge(
@@ -59,9 +57,9 @@ def merge(
     into: Annotated[
         Path | None, typer.Option("--into", "-o", metavar="PATH", help="write it here: a folder, or a .gguf file")
     ] = None,
-    form: Annotated[
-        Form | None,
-        typer.Option("--as", metavar="FORM", help="safetensors, gguf (merged), lora-gguf, peft, vllm (not merged)"),
+    format: Annotated[
+        Literal["safetensors", "gguf", "lora-gguf", "peft", "vllm"] | None,
+        typer.Option("--as", metavar="FORMAT", help="safetensors, gguf (merged), lora-gguf, peft, vllm (not merged)"),
     ] = None,
     to_dtype: Annotated[
         str | None, typer.Option(metavar="TEXT", help="precision of what is written; gguf has q8_0 too")
@@ -82,7 +80,7 @@ def merge(
     given = given_adapters(adapter, store, loading.allow_pickle)
     if (len(given.named) > 1) != (combine is not None):
         raise HalkaError("--combine METHOD is how several adapters become one: give it with two or more, and only then")
-    if into is None and (form or to_dtype or pad_rank):
+    if into is None and (format or to_dtype or pad_rank):
         raise HalkaError("--as, --to-dtype and --pad-rank are how --into is written: give --into PATH with them")
     tasks = [named_task(each) for each in task or ()]
     text = readable_text(probes, "--probes") if probes else None
@@ -105,18 +103,18 @@ def merge(
         if not json:
             _show_error(found)
 
-    if form in (None, "safetensors", "gguf"):
+    if format in (None, "safetensors", "gguf"):
         say("comparing merged and unmerged …")
     if into is None:
-        from halka.merging.error import merge_error, refuse_past
+        from halka.merging.error import merge_error
 
         told(found := merge_error(model, name, text))
         if not force:
-            refuse_past(limit, found)
+            found.check(limit)
     else:
         from halka.merging.exporting import export
 
-        written = {"form": form or "safetensors", "dtype": to_dtype, "pad_rank": pad_rank}
+        written = {"format": format or "safetensors", "dtype": to_dtype, "pad_rank": pad_rank}
         judged_by = {"probes": text, "limit": limit, "force": force, "on_error": told}
         result["written"] = export(model, name, into, **written, **judged_by)
     if json:

@@ -1,11 +1,11 @@
-"""`export`: an adapter leaves Halka, merged into a whole model or by itself, in the form that others load."""
+"""`export`: write an adapter for other tools, merged into a whole model or by itself."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -13,7 +13,7 @@ from transformers.utils import logging
 
 from halka.core import AdaptedModel, Packed
 from halka.core.merged import merged_weights
-from halka.merging.error import LIMIT, MergeError, merge_error, refuse_past, written_error
+from halka.merging.error import LIMIT, MergeError, merge_error, written_error
 from halka.merging.probes import Probes
 from halka.methods import LoRA
 from halka.storage.formats.gguf.lora import write_gguf_lora
@@ -26,13 +26,14 @@ from halka.util.dtypes import DTYPES
 from halka.util.errors import HalkaError
 from halka.util.files import new_folder, write_file
 
+ExportFormat = Literal["safetensors", "gguf", "lora-gguf", "peft", "vllm"]
 RANKS = (8, 16, 32, 64, 128, 256, 320, 512)  # those that vLLM's --max-lora-rank takes
 SERVED = ("attn.q", "attn.k", "attn.v", "attn.qkv", "attn.o", "mlp.gate", "mlp.up", "mlp.gate_up", "mlp.down")
 
 
 @dataclass(frozen=True)
-class How:
-    """What else `export` was asked for."""
+class Options:
+    """The options of `export`."""
 
     dtype: str | None
     pad_rank: bool
@@ -41,15 +42,15 @@ class How:
     force: bool
     on_error: Callable[[MergeError], None] | None
 
-    def judge(self, measure: Callable[[], MergeError]) -> None:
-        """Measure what merging costs, tell it, and raise ValueError past the limit, unless forced."""
+    def check(self, measure: Callable[[], MergeError]) -> None:
+        """Measure what merging costs, report it, and raise HalkaError past the limit, unless forced."""
         if self.force and self.on_error is None:
             return
         found = measure()
         if self.on_error is not None:
             self.on_error(found)
         if not self.force:
-            refuse_past(self.limit, found)
+            found.check(self.limit)
 
 
 def export(
@@ -57,7 +58,7 @@ def export(
     name: str | None,
     to: str | Path,
     *,
-    form: str = "safetensors",
+    format: ExportFormat = "safetensors",
     dtype: str | None = None,
     pad_rank: bool = False,
     probes: Probes | None = None,
@@ -67,33 +68,33 @@ def export(
 ) -> Path:
     """Write adapter `name` to `to`, whole or not at all, and return it.
 
-    form        safetensors  the merged model as a transformers folder, with its tokenizer and settings
+    format      safetensors  the merged model as a transformers folder, with its tokenizer and settings
                 gguf         the merged model as a file for llama.cpp
                 lora-gguf    the LoRA alone as such a file
                 peft         the adapter alone as peft's folder
                 vllm         the same, refused by name where vLLM would not serve it
-    dtype       of the merged weights, computed in fp32 and rounded once: the base's own if not given; gguf has q8_0 too
+    dtype       of the merged weights, computed in fp32 and rounded once; the base's own if not given; gguf has q8_0 too
     pad_rank    for vllm: fill the rank up to the next that its --max-lora-rank takes; what it computes stays
-    probes      what the merged model and the adapter are compared on: a neutral text if not given
+    probes      texts on which the merged model and the adapter are compared; a neutral text if not given
     limit       of the error's KL, as a share of the effect's, measured on the weights as they will be written
     force       write what is past the limit, or cannot be measured
-    on_error    called with what was measured; where it is not given, what is forced is not measured
+    on_error    called with what was measured; without it, a forced export is not measured
 
-    The base's own weights are exported for the name None. Raises ValueError for what cannot be merged or has no such
-    form, by name, for an error past the limit, for values that are not finite, for a folder that holds something else,
-    and for the one that the base was loaded from.
+    The name None exports the base's own weights. Raises UnknownAdapterError for another name; HalkaError for an adapter
+    that cannot be merged or that the format has no place for, an error past the limit, values that are not finite, a
+    folder that holds something else, and the folder that the base was loaded from.
     """
-    if form not in FORMS:
-        raise HalkaError(f"there is no form {form!r}: choose one of {', '.join(FORMS)}")
-    if name is None and form not in WHOLE:
-        raise HalkaError(f"{form} holds an adapter alone: name one")
-    if dtype is not None and form not in WHOLE:
-        raise HalkaError(f"{form} keeps the adapter as it is, in fp32: leave dtype out")
-    if pad_rank and form != "vllm":
-        raise HalkaError("the rank is padded for vllm alone: leave pad_rank out, or choose that form")
+    if format not in FORMATS:
+        raise HalkaError(f"there is no format {format!r}: choose one of {', '.join(FORMATS)}")
+    if name is None and format not in WHOLE:
+        raise HalkaError(f"{format} holds an adapter alone: name one")
+    if dtype is not None and format not in WHOLE:
+        raise HalkaError(f"{format} keeps the adapter as it is, in fp32: leave dtype out")
+    if pad_rank and format != "vllm":
+        raise HalkaError("the rank is padded for vllm alone: leave pad_rank out, or choose that format")
     to = Path(to)
     with model.lock:
-        FORMS[form](model, name, to, How(dtype, pad_rank, probes, limit, force, on_error))
+        FORMATS[format](model, name, to, Options(dtype, pad_rank, probes, limit, force, on_error))
     return to
 
 
@@ -149,11 +150,11 @@ def _plain(dtype: torch.dtype) -> str:
     return str(dtype).removeprefix("torch.")
 
 
-def _safetensors(model: AdaptedModel, name: str | None, to: Path, how: How) -> None:
-    if how.dtype is not None and how.dtype not in DTYPES:
-        raise HalkaError(f"safetensors hold {', '.join(DTYPES)} here, not {how.dtype}")
+def _safetensors(model: AdaptedModel, name: str | None, to: Path, options: Options) -> None:
+    if options.dtype is not None and options.dtype not in DTYPES:
+        raise HalkaError(f"safetensors hold {', '.join(DTYPES)} here, not {options.dtype}")
     _check_folder(model, to)
-    dtype = None if how.dtype is None else getattr(torch, how.dtype)
+    dtype = None if options.dtype is None else getattr(torch, options.dtype)
     weights = whole_weights(model, name, dtype)
     if name is not None:
         own = next(model.base.parameters()).dtype
@@ -163,9 +164,9 @@ def _safetensors(model: AdaptedModel, name: str | None, to: Path, how: How) -> N
             return weights if other == name else whole_weights(model, other, dtype)
 
         if computed == own and "base" not in model.adapter(name).parts:
-            how.judge(lambda: merge_error(model, name, how.probes))
+            options.check(lambda: merge_error(model, name, options.probes))
         else:
-            how.judge(lambda: written_error(model, name, as_written, computed, _plain(computed), how.probes))
+            options.check(lambda: written_error(model, name, as_written, computed, _plain(computed), options.probes))
     hook = logging.set_tqdm_hook(lambda make, args, kwargs: make(*args, **{**kwargs, "disable": True}))
     try:
         with new_folder(to) as beside:
@@ -188,8 +189,8 @@ def _check_folder(model: AdaptedModel, to: Path) -> None:
         raise HalkaError(f"{to} exists and holds {other}, which no export wrote: choose another folder")
 
 
-def _gguf(model: AdaptedModel, name: str | None, to: Path, how: How) -> None:
-    kind = how.dtype or _plain(next(model.base.parameters()).dtype)
+def _gguf(model: AdaptedModel, name: str | None, to: Path, options: Options) -> None:
+    kind = options.dtype or _plain(next(model.base.parameters()).dtype)
     _file(to)
     check_whole(model.base, model.tokenizer, kind)
     weights = whole_weights(model, name, torch.float32)  # rounded once, as the file's type says
@@ -199,20 +200,20 @@ def _gguf(model: AdaptedModel, name: str | None, to: Path, how: How) -> None:
             exact = weights if other == name else whole_weights(model, other, torch.float32)
             return {each: as_stored(each, tensor, kind) for each, tensor in exact.items()}
 
-        how.judge(lambda: written_error(model, name, as_read, torch.float32, kind, how.probes))
+        options.check(lambda: written_error(model, name, as_read, torch.float32, kind, options.probes))
     write_file(to, lambda path: write_gguf(model.base, model.tokenizer, weights, path, to.stem, kind))
 
 
-def _lora_gguf(model: AdaptedModel, name: str, to: Path, how: How) -> None:
+def _lora_gguf(model: AdaptedModel, name: str, to: Path, options: Options) -> None:
     check_finite(name, model.adapter(name).state_dict())
     write_file(_file(to), lambda path: write_gguf_lora(model.base, model.adapter(name), path, to.stem))
 
 
-def _peft(model: AdaptedModel, name: str, to: Path, how: How) -> None:
+def _peft(model: AdaptedModel, name: str, to: Path, options: Options) -> None:
     save(model, name, to, format="peft")
 
 
-def _vllm(model: AdaptedModel, name: str, to: Path, how: How) -> None:
+def _vllm(model: AdaptedModel, name: str, to: Path, options: Options) -> None:
     adapter = model.adapter(name)
     method = adapter.method
     if not isinstance(method, LoRA):
@@ -229,7 +230,7 @@ def _vllm(model: AdaptedModel, name: str, to: Path, how: How) -> None:
         raise HalkaError(
             f"vLLM serves ranks up to {RANKS[-1]}, and this is {method.rank}: use svd, or merge it instead"
         )
-    if not how.pad_rank or rank == method.rank:
+    if not options.pad_rank or rank == method.rank:
         save(model, name, to, format="peft")
         return
     wider = replace(method, rank=rank, alpha=method.scale * rank, scaling="rank")
@@ -254,7 +255,7 @@ def _file(to: Path) -> Path:
 
 
 WHOLE = ("safetensors", "gguf")
-FORMS: dict[str, Callable[[AdaptedModel, Any, Path, How], None]] = {
+FORMATS: dict[str, Callable[[AdaptedModel, Any, Path, Options], None]] = {
     "safetensors": _safetensors,
     "gguf": _gguf,
     "lora-gguf": _lora_gguf,
