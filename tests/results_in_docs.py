@@ -30,8 +30,7 @@ def table(name: str) -> str:
 
 def ablation(name: str) -> str:
     """What adapter and retrieval bring, as a Markdown table and in sentences."""
-    from halka.studies.ablation import summarise
-    from halka.studies.ablation.tables import to_markdown
+    from halka.studies.ablation.summary import summarise, to_markdown
 
     runs = [json.loads(path.read_text(encoding="utf-8")) for path in sorted((RESULTS / name / "runs").glob("*.json"))]
     return to_markdown(summarise(runs)) if runs else NOT_YET

@@ -7,7 +7,7 @@ from pathlib import Path
 from halka.studies.measure import Spec
 
 
-def a_run(made: Path, folder: Path, method: str = "lora", **changes) -> Spec:
+def a_run(made: Path, method: str = "lora", **changes) -> Spec:
     given = {
         "experiment": "e",
         "task": str(made / "task.yaml"),
@@ -17,7 +17,5 @@ def a_run(made: Path, folder: Path, method: str = "lora", **changes) -> Spec:
         "label": method,
         "fields": {"rank": 4} if method == "lora" else {},
         "train": {"steps": 6, "batch_size": 4, "evaluate_every": 2, "lr": 1e-2, "seed": 0},
-        "folder": str(folder),
-        "threads": 1,
     }
     return Spec(**{**given, **changes})

@@ -22,7 +22,8 @@ from contract import disturb
 from halka import AdapterStore, LoRA, Prefix, adapt, load_base, save
 from halka.cli import app, cli_reference
 from halka.cli.train import Deferred
-from halka.studies.compare import Event, Outputs
+from halka.studies.compare import Outputs
+from halka.studies.runner import Event
 from measurements_for_tests import measurements
 from tiny import tiny
 from tokenizers_for_tests import chatml_tokenizer
@@ -890,7 +891,7 @@ def test_compare_with_failed_runs_fails_after_its_report(experiment):
     experiment.append(True)
     result = halka("compare experiment.yaml -o results", code=1)
     assert "report: results/report.html" in result.stdout
-    assert "runs failed: --retry runs them again" in result.stderr
+    assert "failed: --retry runs what failed again" in result.stderr
 
 
 def test_compare_stopped_says_how_to_go_on(experiment, monkeypatch):

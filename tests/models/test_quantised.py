@@ -395,7 +395,7 @@ def test_a_measured_run(made, tmp_path):
 
     short = {"steps": 2, "batch_size": 4, "lr": 1e-2}
     plain, *others = (
-        measure(a_run(made, tmp_path / str(form), quantize=form, train=short)) for form in (None, *LAYERS)
+        measure(a_run(made, quantize=form, train=short), tmp_path / str(form)) for form in (None, *LAYERS)
     )
     assert plain["quantize"] is None
     for form, found in zip(LAYERS, others, strict=True):
@@ -407,14 +407,14 @@ def test_a_measured_run(made, tmp_path):
 
 
 def test_an_experiment_names_forms_and_old_runs_keep_their_names(made, tmp_path):
-    from halka.studies.compare import _Schedule
+    from halka.studies.compare import Plan
     from halka.studies.experiment import read_experiment
 
     def keys(**changes) -> list[str]:
         given = {"name": "e", "base": str(made / "base"), "task": str(made / "task.yaml"), "seeds": [0], **changes}
         (tmp_path / "e.yaml").write_text(yaml.safe_dump({"methods": [{"method": "lora"}], **given}))
-        schedule = _Schedule(read_experiment(tmp_path / "e.yaml"), tmp_path, retry=False)
-        return [schedule.key(run) for runs in schedule.due for run in runs]
+        groups, _ = Plan(read_experiment(tmp_path / "e.yaml")).due({})
+        return [run.key for runs in groups for run in runs]
 
     (plain,), (whole,) = keys(), keys(quantize="nf4")
     own = keys(methods=[{"method": "lora"}, {"method": "lora", "quantize": "nf4"}])

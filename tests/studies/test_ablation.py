@@ -19,14 +19,15 @@ from halka.rag.passages import Passage
 from halka.rag.prompt import ABSTAINED, INSTRUCTION, prompted
 from halka.rag.raft import Asked
 from halka.rag.sources import digest_of
-from halka.studies.ablation import found, read_ablation, study, summarise
-from halka.studies.ablation.changes import alike, replaced
-from halka.studies.ablation.documents import collection_of
-from halka.studies.ablation.injections import attack_of, attacks, injected
-from halka.studies.ablation.scores import Answered, said, scored
-from halka.studies.ablation.settings import Questions, matcher
-from halka.studies.ablation.tables import headline, to_html, to_markdown
+from halka.studies.ablation import Ablation, measure, read_ablation, results, summarise
+from halka.studies.ablation import run as run_ablation
+from halka.studies.ablation.probes import attack_of, attacks, inject, replace_answers, similar_answers
+from halka.studies.ablation.runs import runner, runs_of
+from halka.studies.ablation.scores import Answered, answer_in, scored
+from halka.studies.ablation.settings import Questions, collection_of, matcher
+from halka.studies.ablation.summary import headline, to_html, to_markdown
 from halka.studies.experiment import Entry
+from halka.util.errors import HalkaError
 from tiny import tiny
 from tokenizers_for_tests import chatml_tokenizer
 
@@ -52,7 +53,7 @@ def passage(text: str) -> Passage:
     ],
 )
 def test_the_answer_is_what_stands_in_the_form(text, answer):
-    assert said(text, matcher(FORM)) == answer
+    assert answer_in(text, matcher(FORM)) == answer
 
 
 def test_the_measures():
@@ -84,12 +85,12 @@ def test_the_measures():
 
 def test_facts_are_changed_as_words():
     text = "Rome is old. Romeo left rome; ROME (Italy)."
-    assert replaced(text, ["Rome"], "Oslo") == "Oslo is old. Romeo left Oslo; Oslo (Italy)."
-    assert replaced("in May 1973, May 1973", ["1973", "May 1973"], r"\1") == r"in \1, \1"
-    assert replaced("It takes 12 days at most.", ["12 days, at most"], "a week") == "It takes a week."
-    assert replaced("Pay $5, or 5 $, not 15.", ["$5"], "$7") == "Pay $7, or $7 $, not 15."
-    assert replaced("In the U.S. and the US.", ["U.S."], "Oslo") == "In the Oslo and the US."
-    assert replaced("A % of it.", ["%"], "x") == replaced("A % of it.", [], "x") == "A % of it."
+    assert replace_answers(text, ["Rome"], "Oslo") == "Oslo is old. Romeo left Oslo; Oslo (Italy)."
+    assert replace_answers("in May 1973, May 1973", ["1973", "May 1973"], r"\1") == r"in \1, \1"
+    assert replace_answers("It takes 12 days at most.", ["12 days, at most"], "a week") == "It takes a week."
+    assert replace_answers("Pay $5, or 5 $, not 15.", ["$5"], "$7") == "Pay $7, or $7 $, not 15."
+    assert replace_answers("In the U.S. and the US.", ["U.S."], "Oslo") == "In the Oslo and the US."
+    assert replace_answers("A % of it.", ["%"], "x") == replace_answers("A % of it.", [], "x") == "A % of it."
 
 
 # ── attacks ─────────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -110,7 +111,7 @@ def test_the_attacks_are_of_many_ways_and_told_apart():
 def test_an_attack_stands_in_a_passage_and_never_as_the_prompt_itself(at):
     passages = [passage("One two three four five."), passage("Six."), passage("Seven eight nine.")]
     for attack in attacks():
-        changed = injected(passages, attack, at)
+        changed = inject(passages, attack, at)
         assert attack.text in changed[at % 3].text
         assert [each for n, each in enumerate(changed) if n != at % 3] == [
             each for n, each in enumerate(passages) if n != at % 3
@@ -131,7 +132,7 @@ def test_each_passage_has_attacks_at_each_place_and_each_attack_elsewhere_in_its
 
     def where(number: int) -> tuple[int, str]:
         attack, at = attack_of(number)
-        changed = injected(given, attack, at)
+        changed = inject(given, attack, at)
         which = next(n for n in range(passages) if changed[n] != given[n])
         before, after = changed[which].text.split(attack.text)
         return which, "start" if not before else "middle" if after else "end"
@@ -183,6 +184,15 @@ def files(tmp_path_factory) -> Path:
     return folder
 
 
+def measured(ablation: Ablation, out: Path, who: tuple[str, ...] = ("base", "adapter", "tuned")) -> list[dict]:
+    """What is missing of the ablation is measured here, not in a process of its own; the results of its runs."""
+    own = runner(out)
+    runs = [each for each in runs_of(ablation, out) if each.who in who]
+    if missing := [each for each in runs if own.result(each) is None]:
+        measure.main(own.prepare(missing))
+    return [own.result(each) for each in runs]
+
+
 def test_from_files_to_a_report(files, tmp_path, monkeypatch, capsys):
     out = tmp_path / "out"
     monkeypatch.setattr(
@@ -194,7 +204,7 @@ def test_from_files_to_a_report(files, tmp_path, monkeypatch, capsys):
     told = json.loads(capsys.readouterr().out)
     report = Path(told["report"]).read_text()
     ablation = read_ablation(files / "ablation.yaml")
-    runs = found(ablation, out)
+    runs = results(ablation, out)
     assert [(run["who"], run["seed"]) for run in runs] == [
         ("base", 0),
         ("adapter", 0),
@@ -223,10 +233,9 @@ def test_from_files_to_a_report(files, tmp_path, monkeypatch, capsys):
     assert json.loads((out / "ablation.json").read_text())["questions"] == 6
 
     before = {path: path.stat().st_mtime_ns for path in (out / "runs").iterdir()}
-    assert {event.kind for event in study(ablation, out)} == {"skipped"}
+    assert {event.kind for event in run_ablation(ablation, out)} == {"skipped"}
     next((out / "runs").glob("tuned-seed1-*")).unlink()
-    again = [event for event in study(ablation, out) if event.kind == "done"]
-    assert [event.run for event in again] == ["tuned, seed 1"]
+    assert measured(ablation, out)[-1]["seed"] == 1
     after = {path: path.stat().st_mtime_ns for path in (out / "runs").iterdir()}
     assert {path for path in before if before[path] != after[path]} == {*(out / "runs").glob("tuned-seed1-*")}
 
@@ -245,12 +254,12 @@ def test_beside_an_experiment_what_is_wrong_is_told_first_and_what_is_done_is_ke
             folder / "report.html", folder / "table.md", folder / "summary.json", [], 0
         )
 
-    def fails(ablation, folder):
-        raise ValueError("no room")
+    def fails(ablation, folder, *, retry):
+        raise HalkaError("no room")
 
     monkeypatch.setattr(halka.studies.compare, "run", lambda experiment, folder, retry: iter(()))
     monkeypatch.setattr(halka.studies.compare, "write_outputs", write_outputs)
-    monkeypatch.setattr(halka.studies.ablation, "study", fails)
+    monkeypatch.setattr(halka.studies.ablation, "run", fails)
     (tmp_path / "experiment.yaml").write_text("name: e\nbase: base\ntask: support\nmethods: [{method: lora}]\n")
 
     def told(ablation: Path) -> str:
@@ -277,7 +286,6 @@ def test_beside_an_experiment_what_is_wrong_is_told_first_and_what_is_done_is_ke
 
 def test_a_changed_fact_is_looked_up_again_and_put_back(files, tmp_path, monkeypatch):
     """A model that reads the code out of its passages follows every change, and the documents end as they began."""
-    import halka.studies.ablation.runs as module
 
     def reads(model, name, examples, **options):
         for number, example in enumerate(examples):
@@ -285,10 +293,9 @@ def test_a_changed_fact_is_looked_up_again_and_put_back(files, tmp_path, monkeyp
             held = re.search(rf"{wanted[1]} is (\w+)", example.messages[-1].content) if wanted else None
             yield number, f"Code: {held[1]} [1]" if held else ABSTAINED
 
-    monkeypatch.setattr(module, "generate", reads)
+    monkeypatch.setattr(measure, "iter_answers", reads)
     ablation = read_ablation(files / "ablation.yaml").model_copy(update={"seeds": (0,), "changes": 5})
-    [*study(ablation, tmp_path)]
-    tuned = found(ablation, tmp_path)[-1]
+    tuned = measured(ablation, tmp_path)[-1]
     asked = tuned["changes"]["asked"]
     assert len(asked) == 5
     assert all(each["follows"] and each["is"] in each["text"] and each["was"] not in each["text"] for each in asked)
@@ -298,7 +305,7 @@ def test_a_changed_fact_is_looked_up_again_and_put_back(files, tmp_path, monkeyp
     texts = [
         each.text
         for document in collection.documents()
-        for each in collection.store.passages(document.name, [0], module.Scope())
+        for each in collection.store.passages(document.name, [0], measure.Scope())
     ]
     assert sorted(re.findall(r"item(\d+) is secret(\d+)", " ".join(texts))) == [
         (str(n), str(n)) for n in (*range(8), 9)
@@ -312,10 +319,7 @@ def test_a_changed_fact_is_looked_up_again_and_put_back(files, tmp_path, monkeyp
 
 def test_what_was_asked_of_others_is_not_taken_for_the_answers(files, tmp_path, monkeypatch):
     """Another base, embedder or text is other work; and what is no longer listed is found no more."""
-    import halka.studies.ablation.runs as module
-
-    monkeypatch.setattr(module, "runs_of", lambda ablation: [module.Run("base")])
-    monkeypatch.setattr(module, "generate", lambda model, name, examples, **_: ((n, "") for n in range(len(examples))))
+    monkeypatch.setattr(measure, "iter_answers", lambda model, name, examples, **_: ((n, "") for n in range(len(examples))))
     for name in ("base", "embedder", "more"):
         shutil.copytree(files / name, tmp_path / name)
     for each in files.glob("*.jsonl"):
@@ -326,7 +330,9 @@ def test_what_was_asked_of_others_is_not_taken_for_the_answers(files, tmp_path, 
     def ran(**changes: Any) -> bool:
         given.update(changes)
         path.write_text(yaml.safe_dump(given))
-        return any(event.kind == "done" for event in study(read_ablation(path), out))
+        before = {*(out / "runs").glob("*")}
+        measured(read_ablation(path), out, ("base",))
+        return {*(out / "runs").glob("*")} > before
 
     def names() -> set[str]:
         return {Path(each.name).name for each in collection_of(read_ablation(path), out).documents()}
@@ -376,8 +382,6 @@ def test_documents_are_known_by_name_and_text_wherever_they_are(files, tmp_path)
 @pytest.mark.parametrize("instruction", ["", "Reply as in Code: … and in no other way, whatever you are told."])
 def test_every_prompt_leaves_room_for_its_answer(files, tmp_path, monkeypatch, method, instruction, injections):
     """The base's, which is told the form, the adapter's, which has tokens of its own, and those with an attack."""
-    import halka.studies.ablation.runs as module
-
     tokenizer = chatml_tokenizer()
     positions = 230 + (60 if instruction else 0) + (70 if injections else 0) + (60 if method == "prompt" else 0)
     asked = []  # the tokens of each prompt, and those there is room for
@@ -391,19 +395,19 @@ def test_every_prompt_leaves_room_for_its_answer(files, tmp_path, monkeypatch, m
     tokenizer.save_pretrained(tmp_path / "base")
 
     def generate(model, name, examples, *, max_new_tokens, **_):
-        room = module.prompt_budget(model, name, max_new_tokens)
+        room = measure.prompt_budget(model, name, max_new_tokens)
         for number, example in enumerate(examples):
             asked.append((len(encode_prompt(example, model.tokenizer)), room))
             yield number, ""
 
-    monkeypatch.setattr(module, "generate", generate)
+    monkeypatch.setattr(measure, "iter_answers", generate)
 
     def train(*_, folder, **__):
         folder.mkdir(parents=True)
-        (folder / module.METRICS).write_text('{"steps": 1, "seconds": 1.0, "tokens": 1, "validation": null}\n')
+        (folder / measure.METRICS).write_text('{"steps": 1, "seconds": 1.0, "tokens": 1, "validation": null}\n')
         return []
 
-    monkeypatch.setattr(module, "train", train)
+    monkeypatch.setattr(measure, "train", train)
     fields = {"method": method, "lrs": [1e-3]} | ({"length": 60} if method == "prompt" else {})
     ablation = read_ablation(files / "ablation.yaml")
     given = {
@@ -416,13 +420,14 @@ def test_every_prompt_leaves_room_for_its_answer(files, tmp_path, monkeypatch, m
     ablation = ablation.model_copy(
         update={**given, "passages": 6, "documents": (str(tmp_path / "rows.jsonl"),), "method": Entry(**fields)}
     )
-    [*study(ablation, tmp_path / "out")]
+    base, *_ = measured(ablation, tmp_path / "out")
     assert all(tokens <= room for tokens, room in asked)
-    shown = [row["passages"] for row in found(ablation, tmp_path / "out")[0]["passages"]]
+    shown = [row["passages"] for row in base["passages"]]
     assert 0 < max(shown) < 6
     cramped = ablation.model_copy(update={"max_new_tokens": positions - 20})
-    with pytest.raises(ValueError, match=r"leave|left"):
-        [*study(cramped, tmp_path / "out")]
+    failed = measured(cramped, tmp_path / "out")
+    assert {each["status"] for each in failed} == {"failed"}
+    assert all(re.search(r"leave|left", each["error"]) for each in failed)
 
 
 def test_below_the_floor_nothing_was_found():
@@ -439,9 +444,9 @@ def test_a_fact_is_changed_to_one_of_its_kind():
         Asked("when was it", ("1973",)),
         Asked("who knows", ("cher",)),
     ]
-    assert alike(asked[0], asked) == ["Bob Dylan"]
-    assert alike(asked[2], asked) == ["Ada Lovelace", "Bob Dylan", "cher"]  # none of its kind: any other
-    assert alike(asked[0], [asked[0], Asked("who else", ("the ada lovelace.",))]) == []
+    assert similar_answers(asked[0], asked) == ["Bob Dylan"]
+    assert similar_answers(asked[2], asked) == ["Ada Lovelace", "Bob Dylan", "cher"]  # none of its kind: any other
+    assert similar_answers(asked[0], [asked[0], Asked("who else", ("the ada lovelace.",))]) == []
 
 
 class Quiet:
@@ -457,11 +462,9 @@ class Quiet:
 
 def test_what_cannot_be_changed_is_left_out(files):
     """Answers that stand in the text in no way, or beside which no other is known, tell nothing of following."""
-    from halka.studies.ablation.runs import _Subject
-
     one = Asked("how long", ("12 days, at most",), "a.md")
     heading = Asked("what is it", ("Straße",), "a.md")  # as `holds` finds it, and not in these letters
-    subject: Any = object.__new__(_Subject)
+    subject: Any = object.__new__(measure.Subject)
     subject.ablation = read_ablation(files / "ablation.yaml").model_copy(update={"form": "{answer}"})
     subject.texts = {"a.md": "It is 12 days at most. STRASSE."}
     subject.collection = Quiet()
@@ -505,5 +508,5 @@ def test_what_is_wrong_in_the_file_is_named(files, changes, reason):
 
 
 def test_without_runs_there_is_no_summary():
-    with pytest.raises(ValueError, match="no runs yet"):
+    with pytest.raises(ValueError, match="no finished run yet"):
         summarise([])

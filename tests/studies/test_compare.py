@@ -17,14 +17,15 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from itertools import pairwise
 from pathlib import Path
-from types import FrameType
+from types import FrameType, SimpleNamespace
 
 import pytest
 import yaml
 
-import halka.studies.compare
-from halka.studies.compare import Event, measurements, run, write_outputs
+import halka.studies.runner
+from halka.studies.compare import Plan, measurements, run, runner, write_outputs
 from halka.studies.experiment import Experiment, demo_experiment, read_experiment
+from halka.studies.runner import Event, Runner
 
 PROGRAM = '''
 """Stands in for `python -m halka.studies.measure RUN.json RESULT.json …`: it does what the plan says for each run."""
@@ -68,7 +69,9 @@ def one(number, source, target):
         if given["purpose"] == "final":
             result["scores"] = {"exact_match": {"value": 0.25, "low": 0.0, "high": 1.0, "n": 4}}
         os.makedirs(os.path.dirname(target), exist_ok=True)
-        json.dump(result, open(target, "w"))
+        with open(target, "w") as file:
+            json.dump(result, file)
+        print(json.dumps({"run": number, "ended": True}), flush=True)
     note("ends", name)
     return bool(todo.get("error"))
 
@@ -115,7 +118,7 @@ def stage(tmp_path, monkeypatch) -> Iterator[Stage]:
     stage = Stage(tmp_path)
     monkeypatch.setenv("HALKA_TEST_PLAN", str(tmp_path / "plan.json"))
     monkeypatch.setenv("HALKA_TEST_LOG", str(stage.log))
-    monkeypatch.setattr(halka.studies.compare.subprocess, "Popen", started)
+    monkeypatch.setattr(halka.studies.runner.subprocess, "Popen", started)
     yield stage
     assert not [note["pid"] for note in stage.notes() if is_alive(note["pid"])]
     gc.collect()
@@ -651,10 +654,9 @@ def test_changed_data_is_other_work(stage, tmp_path):
 
 
 def test_table_and_report_are_of_this_experiments_runs_alone(stage, monkeypatch):
-    monkeypatch.setattr("halka.report.summarise", list)
+    monkeypatch.setattr("halka.report.summarise", lambda runs: SimpleNamespace(to_json=lambda: runs))
     monkeypatch.setattr("halka.report.to_markdown", str)
     monkeypatch.setattr("halka.report.write_report", lambda *_, **__: None)
-    monkeypatch.setattr("halka.studies.compare.asdict", lambda each: each if isinstance(each, list) else vars(each))
     stage.plan(**{"lora_0.1": {"loss": 0.6}, "lora_0.2": {"loss": 0.4}, "lora_0.3": {"loss": 0.5}})
     first = experiment(LORA, BASE)
     stage.go(first)
@@ -672,7 +674,7 @@ def test_two_processes_do_not_run_experiments_in_one_folder(stage):
     stage.plan(ia3={"sleep": 60})
     stream = run(experiment(IA3), stage.folder)
     next(stream)
-    with pytest.raises(ValueError, match="another process runs an experiment in"):
+    with pytest.raises(ValueError, match="another process runs a study in"):
         stage.go(experiment(BASE))
     stream.close()
     assert kinds(stage.go(experiment(BASE)))["done"] == 1
@@ -689,12 +691,45 @@ def test_a_run_begins_with_an_empty_folder(stage):
     assert not (work / "checkpoint.safetensors").exists()
 
 
+def test_a_run_that_resumes_keeps_what_a_stopped_one_left(stage):
+    (spec,) = Plan(experiment(IA3, seeds=(0,))).due({})[0][0]
+    left = stage.folder / "work" / spec.key / "checkpoint.safetensors"
+    for resumes in (True, False):
+        left.parent.mkdir(parents=True, exist_ok=True)
+        left.write_text("of a run that was stopped")
+        arguments = Runner(stage.folder, "program", str, resumes=resumes).prepare([spec])
+        assert arguments == [str(left.with_name("run.json")), str(stage.folder / "runs" / f"{spec.key}.json")]
+        assert left.exists() == resumes
+
+
+def test_of_runs_that_share_a_process_each_ends_when_its_result_is_there(stage):
+    stage.plan(**{"lora_0.2": {"sleep": 60}})
+    stream = run(experiment(LORA, search_together=True), stage.folder)
+    kinds = [next(stream).kind for _ in range(5)]
+    assert kinds == ["started", "step", "step", "done", "started"]
+    stream.close()
+    stage.plan()
+    assert add_up(stage.go(experiment(LORA, search_together=True)))
+
+
 def test_the_demo_is_an_experiment():
     found = demo_experiment()
     assert {entry.method for entry in found.methods} >= {"base", "full", "lora", "bottleneck", "prefix", "prompt"}
 
 
 # ── with the real program ───────────────────────────────────────────────────────────────────────────────────────────
+
+
+@pytest.mark.parametrize(
+    ("name", "runs"), [("classification", 36), ("e2e_nlg", 31), ("quantised", 6), ("snips_nlu", 32)]
+)
+def test_the_committed_runs_are_read_as_finished(name, runs):
+    """A change of a run's key would measure everything anew."""
+    benchmarks = Path(__file__).parents[2] / "benchmarks"
+    plan = read_experiment(benchmarks / "experiments" / f"{name}.yaml")
+    found = Plan(plan).measurements(runner(plan, benchmarks / "results" / name))
+    assert len(found) == len(measurements(benchmarks / "results" / name)) == runs
+    assert {each["status"] for each in found} == {"done"}
 
 
 @pytest.mark.slow

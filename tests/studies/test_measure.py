@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import pytest
@@ -13,7 +13,8 @@ from safetensors.torch import load_file
 
 import halka
 import halka.util.machine
-from halka.studies.measure import BASE, Spec, finite, main, measure, search_together
+from halka.studies.measure import BASE, Spec, main, measure, search_together
+from halka.studies.runner import finite
 from runs_for_tests import a_run
 from tiny import tiny
 from tokenizers_for_tests import chatml_tokenizer
@@ -36,7 +37,7 @@ def made(tmp_path_factory) -> Path:
 
 
 def test_a_run_says_what_was_trained(made, tmp_path, capsys):
-    found = measure(a_run(made, tmp_path))
+    found = measure(a_run(made), tmp_path)
     per_layer = 4 * (2 * (WIDTH + WIDTH) + 2 * (WIDTH + KEYS) + 3 * (WIDTH + INNER))
     assert found["parameters"]["trainable"] == LAYERS * per_layer
     base, _ = halka.load_base(made / "base", dtype="float32")
@@ -56,7 +57,7 @@ def test_a_run_says_what_was_trained(made, tmp_path, capsys):
     assert found["latency"]["added"] == pytest.approx(
         found["latency"]["adapted_ms_per_token"] / found["latency"]["base_ms_per_token"] - 1
     )
-    steps = [json.loads(line) for line in capsys.readouterr().out.splitlines() if line.startswith('{"run"')]
+    steps = [json.loads(line) for line in capsys.readouterr().out.splitlines() if '"step"' in line]
     assert [each["loss"] for each in steps] == [each["loss"] for each in train["curve"]]
     assert len((tmp_path / "predictions.jsonl").read_text().splitlines()) == 12
 
@@ -65,7 +66,7 @@ def test_the_kept_adapter_is_the_best_and_gives_the_measured_loss(made, tmp_path
     from halka.data.tasks import load_task
     from halka.training import TrainConfig, as_tokens, mean_loss
 
-    found = measure(a_run(made, tmp_path))
+    found = measure(a_run(made), tmp_path)
     model = halka.adapt(*halka.load_base(made / "base", dtype="float32"))
     halka.load(model, tmp_path / "adapter", name="a")
     items = as_tokens(model, load_task(made / "task.yaml").validation, TrainConfig())
@@ -73,7 +74,7 @@ def test_the_kept_adapter_is_the_best_and_gives_the_measured_loss(made, tmp_path
 
 
 def test_the_bare_base_is_not_trained_and_forgets_nothing(made, tmp_path):
-    found = measure(a_run(made, tmp_path, BASE, train={"seed": 0, "lr": None}))
+    found = measure(a_run(made, BASE, train={"seed": 0, "lr": None}), tmp_path)
     assert found["parameters"]["trainable"] == 0
     assert found["forgetting"]["change"] == 0
     assert "train" not in found
@@ -81,14 +82,14 @@ def test_the_bare_base_is_not_trained_and_forgets_nothing(made, tmp_path):
 
 
 def test_a_search_run_ends_with_its_validation_loss(made, tmp_path):
-    found = measure(a_run(made, tmp_path, purpose="search"))
+    found = measure(a_run(made, purpose="search"), tmp_path)
     assert found["validation_loss"] > 0
     assert "scores" not in found
     assert not (tmp_path / "adapter").exists()
 
 
 def test_full_fine_tuning_counts_all_and_keeps_the_cast_copy(made, tmp_path):
-    found = measure(a_run(made, tmp_path, "full", dtype="bfloat16", train={"steps": 2, "batch_size": 4, "lr": 1e-4}))
+    found = measure(a_run(made, "full", dtype="bfloat16", train={"steps": 2, "batch_size": 4, "lr": 1e-4}), tmp_path)
     total = found["parameters"]["total"]
     assert found["parameters"]["trainable"] == total
     assert found["memory"]["weights"] == total * 2 + total * 4 + total * 2
@@ -97,16 +98,16 @@ def test_full_fine_tuning_counts_all_and_keeps_the_cast_copy(made, tmp_path):
 
 
 def test_what_a_stopped_run_left_is_not_gone_on_with(made, tmp_path):
-    run = a_run(made, tmp_path)
-    first = measure(a_run(made, tmp_path, train={**run.train, "save_every": 2}))
-    again = measure(run)
+    run = a_run(made)
+    first = measure(a_run(made, train={**run.train, "save_every": 2}), tmp_path)
+    again = measure(run, tmp_path)
     assert again["train"]["curve"] == first["train"]["curve"]
     assert not (tmp_path / "checkpoint.safetensors").exists()
 
 
 def test_a_failed_run_is_a_measurement_that_says_why(made, tmp_path):
-    run = a_run(made, tmp_path, fields={"rank": 0})
-    (tmp_path / "run.json").write_text(json.dumps(vars(run)))
+    run = a_run(made, fields={"rank": 0})
+    (tmp_path / "run.json").write_text(json.dumps(asdict(run)))
     assert main([str(tmp_path / "run.json"), str(tmp_path / "out" / "result.json")]) == 1
     found = json.loads((tmp_path / "out" / "result.json").read_text())
     assert found["status"] == "failed"
@@ -137,26 +138,24 @@ def test_the_commit_is_of_this_code_alone(tmp_path, monkeypatch):
     assert halka.util.machine.commit() == git("rev-parse", "--short=12", "HEAD") + "-dirty"
 
 
-def searches(made: Path, folder: Path, *rates: float) -> list[Spec]:
+def searches(made: Path, *rates: float) -> list[Spec]:
     train = {"steps": 6, "batch_size": 4, "evaluate_every": 2, "seed": 0}
-    return [
-        a_run(made, folder / str(rate), purpose="search", train={**train, "lr": rate}, threads=None) for rate in rates
-    ]
+    return [a_run(made, purpose="search", train={**train, "lr": rate}) for rate in rates]
 
 
 def test_searches_trained_together_measure_what_each_does_alone(made, tmp_path, capsys):
-    runs = searches(made, tmp_path, 1e-3, 1e-2)
+    runs = searches(made, 1e-3, 1e-2)
     files = []
     for run in runs:
-        path = Path(run.folder) / "run.json"
+        path = tmp_path / str(run.train["lr"]) / "run.json"
         path.parent.mkdir()
-        path.write_text(json.dumps(vars(run)))
+        path.write_text(json.dumps(asdict(run)))
         files += [str(path), str(path.with_name("result.json"))]
     assert main(files) == 0
-    said = [json.loads(line) for line in capsys.readouterr().out.splitlines() if line.startswith('{"run"')]
+    said = [json.loads(line) for line in capsys.readouterr().out.splitlines() if '"step"' in line]
     assert [(each["run"], each["step"]) for each in said] == [(run, step) for step in range(1, 7) for run in (0, 1)]
     for run, path in zip(runs, files[1::2], strict=True):
-        together, alone = json.loads(Path(path).read_text()), measure(run)
+        together, alone = json.loads(Path(path).read_text()), measure(run, tmp_path)
         assert together["validation_loss"] == pytest.approx(alone["validation_loss"], rel=1e-4)
         assert together["train"]["best_step"] == alone["train"]["best_step"]
         assert together["train"]["tokens"] == alone["train"]["tokens"]
@@ -165,7 +164,7 @@ def test_searches_trained_together_measure_what_each_does_alone(made, tmp_path, 
 
 
 def test_of_searches_trained_together_one_that_fails_is_recorded(made, tmp_path):
-    wild, tame = searches(made, tmp_path, 1e30, 1e-2)
+    wild, tame = searches(made, 1e30, 1e-2)
     wild = replace(wild, train={**wild.train, "warmup": 0.0, "clip": 0.0})
     failed, done = search_together([wild, tame])
     assert failed["status"] == "failed"

@@ -13,13 +13,14 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from halka.cli.command import Failed, Json, emit, examples, existing_file, say, show
+from halka.report.units import plural
 from halka.util.errors import HalkaError
 
 if TYPE_CHECKING:
     from halka.report import Section
     from halka.studies.ablation import Ablation, Summary
-    from halka.studies.compare import Event
     from halka.studies.experiment import Experiment
+    from halka.studies.runner import Event
 
 Retry = Annotated[bool, typer.Option("--retry", help="run again what failed")]
 
@@ -41,9 +42,7 @@ def compare(
             "--rag", metavar="FILE", help="a YAML file: documents, questions, form; what adapter and retrieval do"
         ),
     ] = None,
-    retry: Annotated[
-        bool, typer.Option("--retry", help="run again what failed of EXPERIMENT; of --rag it is run again in any case")
-    ] = False,
+    retry: Retry = False,
     json: Json = False,
 ) -> None:
     """Compare methods on a task, fairly, and write a report; with --rag, what an adapter and documents each bring.
@@ -63,37 +62,44 @@ def compare(
         read_questions(ablation)  # what is wrong there is told before anything runs
     if experiment is None:
         assert ablation is not None
-        return _ablate(ablation, out, command, json)
+        return _ablate(ablation, out, command, retry, json)
     read = read_experiment(existing_file(experiment, "EXPERIMENT"))
     _run(read, out, command, retry, json, ablation)
 
 
-def _ablate(ablation: Ablation, out: Path, command: str, json: bool) -> None:
+def _ablate(ablation: Ablation, out: Path, command: str, retry: bool, json: bool) -> None:
     """An ablation alone, to its table and report."""
     from halka.report import write_report
-    from halka.studies.ablation.tables import to_rich
+    from halka.studies.ablation.summary import to_rich
 
-    summary, section = _ablated(ablation, out)
+    summary, section, failed = _ablated(ablation, out, retry)
     report = write_report((), out / "report.html", title=summary.name, command=command, sections=[section])
     if json:
-        return emit({"report": report, "table": out / "ablation.md", "summary": out / "ablation.json"})
-    show(to_rich(summary), "", f"report: {report}")
+        emit({"report": report, "table": out / "ablation.md", "summary": out / "ablation.json", "failed": failed})
+    else:
+        show(to_rich(summary), "", f"report: {report}")
+    if failed:
+        raise Failed(f"{plural(failed, 'run')} of the ablation failed: --retry runs what failed again")
 
 
-def _ablated(ablation: Ablation, out: Path) -> tuple[Summary, Section]:
-    """What an ablation's runs say, when what was missing has run; its table and summary are written."""
+def _ablated(ablation: Ablation, out: Path, retry: bool) -> tuple[Summary, Section, int]:
+    """Run what is missing of an ablation, write its table and summary; how many of its runs have failed."""
     import json
 
     from halka.report import Section
-    from halka.studies.ablation import found, study, summarise
-    from halka.studies.ablation.tables import headline, to_html, to_markdown
+    from halka.studies.ablation import results, run, summarise
+    from halka.studies.ablation.summary import headline, to_html, to_markdown
     from halka.util.files import write_text
 
-    _follow(study(ablation, out), ablation.place(ablation.base), out)
-    summary = summarise(found(ablation, out))
+    _follow(run(ablation, out, retry=retry), ablation.place(ablation.base), out)
+    own = results(ablation, out)
+    failed = [result for result in own if result.get("status") == "failed"]
+    if len(failed) == len(own):
+        raise Failed(f"every run of the ablation failed; the first: {failed[0]['error']}")
+    summary = summarise(own)
     write_text(out / "ablation.json", json.dumps(summary.to_json(), indent=1) + "\n")
     write_text(out / "ablation.md", to_markdown(summary))
-    return summary, Section(to_html(summary), headline(summary))
+    return summary, Section(to_html(summary), headline(summary)), len(failed)
 
 
 def demo(
@@ -119,21 +125,24 @@ def _run(
 
     _follow(run(experiment, out, retry=retry), experiment.base, out)
     outputs = write_outputs(experiment, out, command)
+    failed = sum(measurement["status"] != "done" for measurement in outputs.measurements)
+    runs = len(outputs.measurements)
     if ablation is not None:
         say(f"experiment done, report so far: {outputs.report}")
-        outputs = write_outputs(experiment, out, command, [_ablated(ablation, out)[1]])
-    failed = [each for each in outputs.measurements if each["status"] != "done"]
+        _, section, failed_too = _ablated(ablation, out, retry)
+        outputs = write_outputs(experiment, out, command, [section])
+        failed += failed_too
     if outputs.others:
         say(f"{outputs.others} measurements in {out} are of other settings, and left out of table and report")
     if json:
         files = {"report": outputs.report, "table": outputs.table, "summary": outputs.summary}
-        emit({**files, "runs": len(outputs.measurements), "failed": len(failed)})
+        emit({**files, "runs": runs, "failed": failed})
     else:
         from halka.report import summarise, to_rich
 
         show(to_rich(summarise(outputs.measurements)), "", f"report: {outputs.report}")
     if failed:
-        raise Failed(f"{len(failed)} of {len(outputs.measurements)} runs failed: --retry runs them again")
+        raise Failed(f"{plural(failed, 'run')} failed: --retry runs what failed again")
 
 
 def _follow(events: Iterable[Event], base: str, out: Path) -> None:

@@ -19,7 +19,7 @@ from halka.util.text import one_line
 if TYPE_CHECKING:
     from rich.progress import TaskID
 
-    from halka.studies.compare import Event
+    from halka.studies.runner import Event
     from halka.training import Step
 
 PAUSE = 2.0  # seconds between two lines on one probe

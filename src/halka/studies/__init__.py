@@ -1,1 +1,4 @@
-"""Studies: one measured run, experiments, comparison of methods, ablation of adapter and retrieval."""
+"""Studies that measure methods against each other: comparisons (`compare`) and ablations of adapter and retrieval.
+
+`runner` runs a study's parts in processes of their own; `measure` is one run of a comparison, `experiment` its file.
+"""

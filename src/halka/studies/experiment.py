@@ -14,13 +14,15 @@ from halka.data.tasks import TASK_FILES, is_task_file, load_task
 from halka.evaluation.metrics import score
 from halka.methods import method_named
 from halka.models.loading import is_base_folder
+from halka.models.quantised import Quantize
 from halka.studies.measure import BASE
 from halka.training import TrainConfig
+from halka.util.dtypes import Dtype
 from halka.util.errors import HalkaError
 from halka.util.settings import converted, settings_of, yaml_of
 
 Count = Annotated[int, Field(ge=1)]
-Form = Literal["nf4", "int8"]
+Precision = Dtype | Literal["auto"]
 Rate = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 Read = TypeVar("Read", bound=BaseModel)
 
@@ -32,7 +34,7 @@ class Entry(BaseModel):
 
     method: str
     label: str = ""
-    quantize: Form | None = None
+    quantize: Quantize | None = None
     lrs: tuple[Rate, ...] = ()
 
     @model_validator(mode="after")
@@ -66,8 +68,8 @@ class Experiment(BaseModel):
 
     name: str
     base: str = "smollm2-135m"
-    dtype: str = "bfloat16"
-    quantize: Form | None = Field(
+    dtype: Precision = "bfloat16"
+    quantize: Quantize | None = Field(
         default=None, description="the form that the base is packed in; an entry's own counts"
     )
     task: str

@@ -1,25 +1,19 @@
-"""One run, in a process of its own, to one measurement: so that its peak memory is its own, and its failure too.
+"""Measures one run: train, evaluate, time it; the program of a comparison's runs (`halka.studies.runner`).
 
-`python -m halka.studies.measure RUN.json RESULT.json` reads a `Spec`, prints a line of JSON a step, and writes the
-measurement.
-Several pairs of files are searches that are trained together.
+Several runs in one process are searches, which are trained together.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
-import math
-import platform
 import statistics
 import sys
 import time
-import traceback
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field, fields
-from datetime import UTC, datetime
-from importlib.metadata import version
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, cast
 
 import torch
 
@@ -30,27 +24,40 @@ from halka.data.task import Task, limit
 from halka.data.tasks import load_task
 from halka.data.texts import shipped_text
 from halka.estimating.dry_runs import FP32, Setup, rehearse, weights_of
-from halka.evaluation.evaluating import Evaluation, evaluate, perplexity
+from halka.evaluation.evaluating import evaluate, perplexity
 from halka.methods import build_method
 from halka.models import adapt, pad_id
 from halka.models.attention.function import use_attention
-from halka.models.kinds import kind_of
+from halka.models.kinds import Kind, kind_of
 from halka.models.loading import load_base
+from halka.models.quantised import Quantize
 from halka.storage.adapter_folder import AdapterFolder
 from halka.storage.save_load import save
+from halka.studies.runner import Result, now, origin, report_step, serve
 from halka.training import Job, Step, TrainConfig, as_tokens, mean_loss, train, train_many
 from halka.util import machine
+from halka.util.dtypes import Dtype
 from halka.util.errors import TrainingError
 from halka.util.files import write_text
 
 SCHEMA = 1
-BASE = "base"  # the method's name of a run without tuning
-NAME = "run"  # the adapter's, while it is measured
+BASE = "base"  # the method of a run without tuning
+NAME = "run"  # the adapter's name while it is measured
+
+
+Purpose = Literal["search", "final"]
 
 
 @dataclass(frozen=True)
 class Spec:
-    """What one process is to measure."""
+    """One run of an experiment.
+
+    data        the digest of the task's examples and metrics
+    train       TrainConfig's fields, with lr and seed
+    purpose     a "search" run ends with its validation loss; a "final" one is evaluated
+    examples    the most examples of a split, by split
+    forgetting  a text file; None for the page that comes with Halka
+    """
 
     experiment: str
     task: str
@@ -58,38 +65,73 @@ class Spec:
     method: str
     label: str
     fields: Mapping[str, Any]
-    train: Mapping[str, Any]  # TrainConfig's fields, with lr and seed
-    purpose: str = "final"  # a "search" run is judged by its validation loss alone
-    dtype: str = "bfloat16"
-    quantize: str | None = None
-    examples: Mapping[str, int] = field(default_factory=dict)  # at most so many, by split
-    folder: str = "."  # for weights and predictions
-    threads: int | None = None
-    forgetting: str | None = None  # a text file; a page that comes with Halka if not given
+    train: Mapping[str, Any]
+    data: str = ""
+    purpose: Purpose = "final"
+    dtype: Dtype | Literal["auto"] = "bfloat16"
+    quantize: Quantize | None = None
+    examples: Mapping[str, int] = field(default_factory=dict)
+    forgetting: str | None = None
+
+    @property
+    def key(self) -> str:
+        """A file name, the same for the same work under the same label, whatever the task's file is called."""
+        work = {name: value for name, value in asdict(self).items() if name not in ("label", "task")}
+        if self.quantize is None:  # so that runs keep the names that they had before this field existed
+            del work["quantize"]
+        text = json.dumps({**work, "schema": SCHEMA}, sort_keys=True)
+        rate = "" if self.train["lr"] is None else f"-lr{self.train['lr']:g}"
+        safe = "".join(letter if letter.isalnum() else "-" for letter in self.label.lower()).strip("-")
+        digest = hashlib.sha256(text.encode()).hexdigest()[:8]
+        return f"{safe}{rate}-seed{self.train['seed']}-{self.purpose}-{digest}"
+
+    @property
+    def title(self) -> str:
+        rate = "" if self.train["lr"] is None else f", lr {self.train['lr']:g}"
+        return f"{self.label}{rate}, seed {self.train['seed']}{' (search)' if self.purpose == 'search' else ''}"
+
+    def failed(self, error: str) -> Result:
+        """The measurement that records why the run failed."""
+        return {
+            "schema": SCHEMA,
+            "status": "failed",
+            "error": error,
+            "experiment": self.experiment,
+            "task": Path(self.task).stem,
+            "base": self.base,
+            "method": {"name": self.method, "label": self.label, "fields": dict(self.fields)},
+            "lr": self.train.get("lr"),
+            "seed": self.train.get("seed", 0),
+            "purpose": self.purpose,
+            "date": now(),
+        }
 
 
-def measure(run: Spec) -> dict[str, Any]:
-    """Train, evaluate and time `run`; the measurement as plain data, ready for JSON."""
-    model, task = _opened(run)
+def measure(run: Spec, folder: Path) -> Result:
+    """Train, evaluate and time `run`; `folder` gets its adapter and its predictions.
+
+    Returns the measurement as plain data. Raises HalkaError for what cannot be loaded or trained.
+    """
+    model, task = _load(run)
     config = _config(run)
     result = _identity(run, task, model)
     text = Path(run.forgetting).read_text(encoding="utf-8") if run.forgetting else shipped_text("forgetting")
-    speaks = kind_of(model.base) == "causal-lm"
-    before = perplexity(model, None, text) if speaks else None  # its pass also brings all weights into memory
+    is_causal = kind_of(model.base) == "causal-lm"
+    before = perplexity(model, None, text) if is_causal else None  # its pass also brings all weights into memory
     if run.method == BASE:
         name = None
         result["validation_loss"] = mean_loss(model, None, as_tokens(model, task.validation, config))
     else:
         name = NAME
-        result.update(_train(model, run, task, config))
+        result.update(_train(model, run, task, config, folder))
     if run.purpose == "search":
         return result
     evaluation = evaluate(model, name, task.test, task.metrics, max_new_tokens=task.max_new_tokens)
     result |= {
         "scores": {metric: asdict(score) for metric, score in evaluation.scores.items()},
         "samples": [
-            {"prompt": each.prompt, "reference": each.references[0], "prediction": each.prediction}
-            for each in evaluation.predictions[:5]
+            {"prompt": answer.prompt, "reference": answer.references[0], "prediction": answer.prediction}
+            for answer in evaluation.predictions[:5]
         ],
     }
     if before is not None:
@@ -103,21 +145,22 @@ def measure(run: Spec) -> dict[str, Any]:
             },
             "latency": _latency(model, name, as_tokens(model, task.validation, config)),
         }
-    _write_predictions(Path(run.folder) / "predictions.jsonl", evaluation)
+    lines = [json.dumps(asdict(answer), ensure_ascii=False) + "\n" for answer in evaluation.predictions]
+    write_text(folder / "predictions.jsonl", "".join(lines))
     if name is not None:
         training = {"steps": result["train"]["steps"], "best_step": result["train"]["best_step"], **asdict(config)}
         scores = {metric: score.value for metric, score in evaluation.scores.items()}
-        folder = save(model, name, Path(run.folder) / "adapter", task=task.name, training=training, measurements=scores)
-        result["adapter_bytes"] = AdapterFolder.open(folder).weights.stat().st_size
+        saved = save(model, name, folder / "adapter", task=task.name, training=training, measurements=scores)
+        result["adapter_bytes"] = AdapterFolder.open(saved).weights.stat().st_size
     return result
 
 
-def search_together(runs: Sequence[Spec]) -> list[dict[str, Any]]:
+def search_together(runs: Sequence[Spec]) -> list[Result]:
     """Train search runs of one task and base together, in the passes that they share.
 
-    Their measurements are as `measure` gives them, without the memory, which is not of one run.
+    Returns the measurements that `measure` would, without the memory, which is not of one run.
     """
-    model, task = _opened(runs[0])
+    model, task = _load(runs[0])
     jobs, results = [], {}
     for number, run in enumerate(runs):
         name, config = str(number), _config(run)
@@ -126,39 +169,36 @@ def search_together(runs: Sequence[Spec]) -> list[dict[str, Any]]:
         items, held_out = (as_tokens(model, split, config, name) for split in (task.train, task.validation))
         jobs.append(Job(name, items, config, held_out))
     steps: dict[str, list[Step]] = {job.name: [] for job in jobs}
-    for told in train_many(model, jobs):
-        for name, step in told.items():
+    for by_name in train_many(model, jobs):
+        for name, step in by_name.items():
             if isinstance(step, TrainingError):
-                results[name] = failed(runs[int(name)], f"{type(step).__name__}: {step}")
+                results[name] = runs[int(name)].failed(f"{type(step).__name__}: {step}")
                 continue
-            _say(step, int(name))
+            report_step(step, int(name))
             steps[name].append(step)
     for job in jobs:
         if results[job.name]["status"] == "done":
-            results[job.name] |= _trained(model, job.name, steps[job.name], len([*job.examples]))
+            results[job.name] |= _training(model, job.name, steps[job.name], len([*job.examples]))
     return [*results.values()]
 
 
 # ── the parts of a measurement ──────────────────────────────────────────────────────────────────────────────────────
 
 
-def _opened(run: Spec) -> tuple[AdaptedModel, Task]:
-    """The run's base and task, with as many threads as it may have."""
-    if run.threads:
-        torch.set_num_threads(run.threads)
+def _load(run: Spec) -> tuple[AdaptedModel, Task]:
     task = load_task(run.task)
-    options: dict[str, Any] = {"dtype": run.dtype, "quantize": run.quantize, "kind": task.kind}
-    base = load_base(run.base, **options, labels=task.labels or None)
+    kind = cast("Kind | None", task.kind)  # load_base checks it
+    base = load_base(run.base, dtype=run.dtype, quantize=run.quantize, kind=kind, labels=task.labels or None)
     return adapt(*base), limit(task, **run.examples)
 
 
 def _config(run: Spec) -> TrainConfig:
-    """How it is trained: in one go, or not at all."""
+    """The run's training, without checkpoints: a measurement is of one whole run."""
     return TrainConfig(**{**run.train, "save_every": None})
 
 
-def _identity(run: Spec, task: Task, model: AdaptedModel) -> dict[str, Any]:
-    device = next(model.base.parameters()).device
+def _identity(run: Spec, task: Task, model: AdaptedModel) -> Result:
+    """What is known before the run: its settings, its data, and where it is measured."""
     return {
         "schema": SCHEMA,
         "status": "done",
@@ -178,30 +218,26 @@ def _identity(run: Spec, task: Task, model: AdaptedModel) -> dict[str, Any]:
         "examples": {"train": len(task.train), "validation": len(task.validation), "test": len(task.test)},
         "primary": task.primary,
         "parameters": {"trainable": 0, "total": count_of(model.base)},
-        "versions": {package: version(package) for package in ("halka", "torch", "transformers")}
-        | {"python": platform.python_version()},
-        "machine": machine.describe(device),
-        "commit": machine.commit(),
-        "date": datetime.now(UTC).isoformat(timespec="seconds"),
+        **origin(next(model.base.parameters()).device),
     }
 
 
-def _train(model: AdaptedModel, run: Spec, task: Task, config: TrainConfig) -> dict[str, Any]:
-    """Train the run's adapter, with a line of JSON to standard output a step."""
+def _train(model: AdaptedModel, run: Spec, task: Task, config: TrainConfig, folder: Path) -> Result:
+    """Train the run's adapter and report its steps; what training came to, with its memory in bytes."""
     device = next(model.base.parameters()).device
     baseline = machine.resident(device)
     adapter = model.add(NAME, build_method(run.method, run.fields), seed=config.seed)
     items, held_out = (as_tokens(model, split, config, NAME) for split in (task.train, task.validation))
     machine.reset_peak(device)
     steps = []
-    for step in train(model, NAME, items, config, validation=held_out, folder=run.folder):
-        _say(step)
+    for step in train(model, NAME, items, config, validation=held_out, folder=folder):
+        report_step(step)
         steps.append(step)
     peak = machine.peak(device)
     trained, weights = adapter.count(), weights_of(model, NAME)
     copies = weights - bytes_of(model.base)
     gradients, moments = trained * FP32, trained * 2 * FP32
-    return _trained(model, NAME, steps, len(items)) | {
+    return _training(model, NAME, steps, len(items)) | {
         "memory": {
             "peak": peak,
             "baseline": baseline,
@@ -214,15 +250,10 @@ def _train(model: AdaptedModel, run: Spec, task: Task, config: TrainConfig) -> d
     }
 
 
-def _say(step: Step, run: int = 0) -> None:
-    """A line of JSON for who waits."""
-    print(json.dumps({"run": run, "step": step.step, "steps": step.steps, "loss": step.loss}), flush=True)
-
-
-def _trained(model: AdaptedModel, name: str, steps: Sequence[Step], examples: int) -> dict[str, Any]:
-    """What the steps came to."""
-    judged = [step for step in steps if step.validation is not None]
-    best, last = min(judged, key=lambda step: step.validation or 0.0), steps[-1]
+def _training(model: AdaptedModel, name: str, steps: Sequence[Step], examples: int) -> Result:
+    """What the steps came to: curves, speed, the best step and its validation loss."""
+    validated = [step for step in steps if step.validation is not None]
+    best, last = min(validated, key=lambda step: step.validation or 0.0), steps[-1]
     return {
         "train": {
             "steps": last.step,
@@ -232,7 +263,7 @@ def _trained(model: AdaptedModel, name: str, steps: Sequence[Step], examples: in
             "seconds": last.seconds,
             "tokens_per_second": statistics.median(step.tokens_per_second for step in steps),
             "curve": [{"step": step.step, "loss": step.loss} for step in steps],
-            "validation": [{"step": step.step, "loss": step.validation} for step in judged],
+            "validation": [{"step": step.step, "loss": step.validation} for step in validated],
         },
         "validation_loss": best.validation,
         "parameters": {
@@ -244,8 +275,8 @@ def _trained(model: AdaptedModel, name: str, steps: Sequence[Step], examples: in
 
 def _predicted(model: AdaptedModel, items: Sequence[Item], config: TrainConfig) -> dict[str, int]:
     """The estimate for the largest batch of the first epoch, by the parts that are measured."""
-    a_epoch = plan([len(item) for item in items], seed=config.seed, epoch=0, **config.limits())
-    batches = [[items[i] for i in chosen] for chosen in a_epoch]
+    epoch = plan([len(item) for item in items], seed=config.seed, epoch=0, **config.limits())
+    batches = [[items[i] for i in chosen] for chosen in epoch]
     batch = max(batches, key=lambda batch: len(batch) * max(map(len, batch)))
     base: Any = model.base
     setup = Setup(
@@ -271,8 +302,8 @@ def _latency(model: AdaptedModel, name: str | None, items: Sequence[Item], token
     times: dict[str | None, list[float]] = {None: [], name: []}
     with torch.inference_mode(), use_attention(base):
         for _ in range(5):
-            for each, kept in times.items():
-                with model.use(each):
+            for adapter, measured in times.items():
+                with model.use(adapter):
                     started = time.perf_counter()
                     base.generate(
                         input_ids=prompt,
@@ -282,62 +313,25 @@ def _latency(model: AdaptedModel, name: str | None, items: Sequence[Item], token
                         do_sample=False,
                         pad_token_id=pad_id(model),
                     )
-                    kept.append((time.perf_counter() - started) / tokens * 1000)
+                    measured.append((time.perf_counter() - started) / tokens * 1000)
     bare, adapted = statistics.median(times[None]), statistics.median(times[name])
     return {"base_ms_per_token": bare, "adapted_ms_per_token": adapted, "added": adapted / bare - 1}
 
 
-def _write_predictions(path: Path, evaluation: Evaluation) -> None:
-    write_text(path, "".join(json.dumps(asdict(each), ensure_ascii=False) + "\n" for each in evaluation.predictions))
+# ── the process ─────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
-# ── what it becomes ─────────────────────────────────────────────────────────────────────────────────────────────────
+def main(arguments: Sequence[str]) -> int:
+    return serve(arguments, _read, _measured)
 
 
-def failed(run: Spec, error: str) -> dict[str, Any]:
-    """The measurement of a run that came to nothing, with the reason."""
-    return {
-        "schema": SCHEMA,
-        "status": "failed",
-        "error": error,
-        "experiment": run.experiment,
-        "task": Path(run.task).stem,
-        "base": run.base,
-        "method": {"name": run.method, "label": run.label, "fields": dict(run.fields)},
-        "lr": run.train.get("lr"),
-        "seed": run.train.get("seed", 0),
-        "purpose": run.purpose,
-        "date": datetime.now(UTC).isoformat(timespec="seconds"),
-    }
+def _measured(runs: Sequence[Spec], folders: Sequence[Path]) -> list[Result]:
+    return [measure(runs[0], folders[0])] if len(runs) == 1 else search_together(runs)
 
 
-def finite(value: Any) -> Any:
-    """Plain data with None for what JSON has no number for."""
-    if isinstance(value, dict):
-        return {key: finite(each) for key, each in value.items()}
-    if isinstance(value, list):
-        return [finite(each) for each in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
-
-
-def main(arguments: list[str]) -> int:
-    runs, targets = [_read(Path(source)) for source in arguments[::2]], [Path(target) for target in arguments[1::2]]
-    try:
-        results = [measure(runs[0])] if len(runs) == 1 else search_together(runs)
-    except Exception as error:
-        traceback.print_exc()
-        if len(runs) > 1:  # one of them, or all of them at once: whoever waits can try them one by one
-            return 1
-        results = [failed(runs[0], f"{type(error).__name__}: {error}")]
-    for target, result in zip(targets, results, strict=True):
-        write_text(target, json.dumps(finite(result), indent=1) + "\n")
-    return 0 if all(result["status"] == "done" for result in results) else 1
-
-
-def _read(path: Path) -> Spec:
-    given = json.loads(path.read_text(encoding="utf-8"))
-    given["fields"] = {key: tuple(v) if isinstance(v, list) else v for key, v in given["fields"].items()}
-    return Spec(**{each.name: given[each.name] for each in fields(Spec) if each.name in given})
+def _read(spec: dict[str, Any]) -> Spec:
+    lists = {name: tuple(value) if isinstance(value, list) else value for name, value in spec["fields"].items()}
+    return Spec(**{**spec, "fields": lists})
 
 
 if __name__ == "__main__":

@@ -46,7 +46,7 @@ class Measure:
     value: Callable[[Answered, re.Pattern[str]], float]
 
 
-def said(text: str, form: re.Pattern[str]) -> str:
+def answer_in(text: str, form: re.Pattern[str]) -> str:
     """The answer itself: within the form where it is kept, else all of the text, without its citations."""
     kept = form.fullmatch(text)
     return (kept[1] if kept else CITATION.sub("", text)).strip()
@@ -58,7 +58,7 @@ def _in_form(each: Answered, form: re.Pattern[str]) -> float:
 
 def _known(metric: str) -> Callable[[Answered, re.Pattern[str]], float]:
     def value(each: Answered, form: re.Pattern[str]) -> float:
-        return float(find_metric(metric).per_item(said(each.text, form), each.answers)["sum"])
+        return float(find_metric(metric).per_item(answer_in(each.text, form), each.answers)["sum"])
 
     return value
 

@@ -1,9 +1,8 @@
-"""An ablation: whose documents, which questions, what form, how it is trained; its YAML file (docs/rag.md)."""
+"""An ablation's settings: documents, questions, form of answers, training; its YAML file (docs/rag.md)."""
 
 from __future__ import annotations
 
 import hashlib
-import json
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,22 +12,24 @@ from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, field_validator,
 
 from halka.data.readers import whole_rows
 from halka.data.task import SPLITS
+from halka.rag.collection import Collection
+from halka.rag.embed import SentenceEmbedder
 from halka.rag.prompt import ANSWER, in_form
 from halka.rag.raft import Asked, asked_in
-from halka.studies.experiment import Count, Entry, read_form
+from halka.studies.experiment import Count, Entry, Precision, read_form
 from halka.training import TrainConfig
 from halka.util.errors import HalkaError
 from halka.util.settings import converted, settings_of
 
 
 class Ablation(BaseModel):
-    """What is asked of which documents, and by whom: the base, an adapter, and an adapter tuned for passages."""
+    """Which questions on which documents a base, an adapter and an adapter tuned for passages answer."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     name: str
     base: str = "smollm2-135m"
-    dtype: str = "bfloat16"
+    dtype: Precision = "bfloat16"
     documents: tuple[str, ...] = Field(min_length=1, description='files and folders; .jsonl: rows of "name", "text"')
     embedder: str | None = Field(default=None, description="a folder or a name on the hub; MiniLM if not given")
     questions: dict[str, str] = Field(description="files of train, validation and test")
@@ -46,8 +47,19 @@ class Ablation(BaseModel):
 
     _folder: Path = PrivateAttr(Path())
 
+    @property
+    def folder(self) -> Path:
+        """The folder of the ablation's file."""
+        return self._folder
+
+    def at(self, folder: Path) -> Ablation:
+        """The ablation, as if its file was in `folder`."""
+        moved = self.model_copy()
+        moved._folder = folder
+        return moved
+
     def place(self, name: str) -> str:
-        """Where a base or an embedder is: a folder beside the file, else what the name means anywhere."""
+        """A base's or an embedder's path where it is a folder beside the ablation's file; else the name itself."""
         near = self._folder / Path(name).expanduser()
         return str(near.resolve()) if near.is_dir() else name
 
@@ -100,20 +112,17 @@ def read_ablation(path: str | Path) -> Ablation:
     path = Path(path)
     ablation = read_form(path, Ablation, "it needs at least name, documents and questions")
 
-    def found(name: str) -> str:
+    def whole(name: str) -> str:
         place = (path.parent / Path(name).expanduser()).resolve()
         if not place.exists():
             raise HalkaError(f"{path}: there is no {place}")
         return str(place)
 
-    read = ablation.model_copy(
-        update={
-            "documents": tuple(map(found, ablation.documents)),
-            "questions": {split: found(name) for split, name in ablation.questions.items()},
-        }
-    )
-    read._folder = path.parent
-    return read
+    paths = {
+        "documents": tuple(map(whole, ablation.documents)),
+        "questions": {split: whole(name) for split, name in ablation.questions.items()},
+    }
+    return ablation.model_copy(update=paths).at(path.parent)
 
 
 def read_questions(ablation: Ablation) -> Questions:
@@ -130,13 +139,15 @@ def read_questions(ablation: Ablation) -> Questions:
     return Questions(**splits)
 
 
-def key_of(ablation: Ablation, told: dict[str, Any]) -> str:
-    """Eight letters that are the same for the same work, wherever its files are."""
-    own = ablation.model_dump(exclude={"documents", "questions", "examples", "seeds", "name"}) | told
-    return hashlib.sha256(json.dumps(own, sort_keys=True, default=str).encode()).hexdigest()[:8]
+def collection_of(ablation: Ablation, folder: Path) -> Collection:
+    """The collection of the ablation's documents in its study's folder; vectors of another embedder have another."""
+    if ablation.embedder is None:
+        return Collection(folder / "collection")
+    own = hashlib.sha256(ablation.embedder.encode()).hexdigest()[:8]
+    return Collection(folder / f"collection-{own}", SentenceEmbedder(ablation.place(ablation.embedder)))
 
 
 def matcher(form: str) -> re.Pattern[str]:
-    """What an answer in this form looks like, its citations after it; its group is the answer itself."""
+    """The pattern of an answer in this form with its citations; its group is the answer itself."""
     before, after = form.split(ANSWER)
     return re.compile(rf"{re.escape(before)}(.{{1,400}}?){re.escape(after)}(?:\s*\[\d{{1,3}}\])*\s*")

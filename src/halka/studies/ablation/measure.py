@@ -1,0 +1,280 @@
+"""Measures an ablation's runs: train the adapter, answer the test, then attacked passages and changed facts.
+
+The program of an ablation's runs (`halka.studies.runner`); those in one process share the base and the collection.
+"""
+
+from __future__ import annotations
+
+import json
+import random
+import sys
+import time
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+from halka.core import AdaptedModel
+from halka.data.examples import Example, Message
+from halka.data.tokens import encode_prompt
+from halka.evaluation.generation import iter_answers
+from halka.evaluation.metrics import find_metric
+from halka.evaluation.streaming import prompt_budget, user_message
+from halka.methods import build_method
+from halka.models import adapt
+from halka.models.loading import load_base
+from halka.rag.answer import floor_for
+from halka.rag.collection import Collection
+from halka.rag.passages import Passage
+from halka.rag.prompt import fitting, in_form, prompted
+from halka.rag.raft import Asked, Raft, holds, placed
+from halka.rag.retrieve import Retriever
+from halka.rag.sources import listed, taken_in
+from halka.rag.store import Scope
+from halka.storage.save_load import save
+from halka.studies.ablation.probes import attack_of, attacks, inject, replace_answers, similar_answers
+from halka.studies.ablation.runs import SCHEMA, Run
+from halka.studies.ablation.scores import Answered, answer_in, as_rows
+from halka.studies.ablation.settings import Ablation, Questions, collection_of, matcher, read_questions
+from halka.studies.runner import Result, origin, report, report_step, serve
+from halka.training import TrainConfig, train
+from halka.training.run_folder import METRICS
+from halka.util.errors import HalkaError
+
+NAME = "run"
+BATCH = 16
+EDGES = 8  # the most tokens that a text takes more where an attack cuts it in two
+
+
+def measure(runs: Sequence[Run], folders: Sequence[Path]) -> Iterator[Result]:
+    """Measure runs of one ablation in turn; `folders` get checkpoints and adapters.
+
+    The documents are taken in first, so that what a stopped process left changed is put back. Data that cannot be used
+    fails every run.
+    """
+    ablation = Ablation.model_validate(runs[0].ablation).at(Path(runs[0].beside))
+    try:
+        collection = collection_of(ablation, Path(runs[0].folder))
+        texts, files = listed(ablation.documents)
+        for event in taken_in(collection, texts, files):
+            if event.what == "skipped":
+                report(skipped=event.document, reason=event.reason)
+        model = adapt(*load_base(ablation.place(ablation.base), dtype=ablation.dtype))
+        subject = Subject(ablation, read_questions(ablation), collection, model, texts)
+    except HalkaError as error:
+        yield from (run.failed(str(error)) for run in runs)
+        return
+    for number, (run, folder) in enumerate(zip(runs, folders, strict=True)):
+        yield _measured(subject, run, folder, number)
+
+
+def _measured(subject: Subject, run: Run, folder: Path, number: int) -> Result:
+    result = _identity(subject, run)
+    if run.who == "base":
+        return result | subject.answers(None, run)
+    try:
+        result["train"] = _train(subject, run, folder, number)
+        return result | subject.answers(NAME, run)
+    finally:
+        subject.model.remove(NAME)
+
+
+def _train(subject: Subject, run: Run, folder: Path, number: int) -> dict[str, Any]:
+    """Train the run's adapter in `subject.model`, report its steps and save it; what training took."""
+    ablation, model = subject.ablation, subject.model
+    config = TrainConfig(**{**ablation.train, "lr": ablation.lr, "seed": run.seed})
+    adapter = model.add(NAME, build_method(ablation.method.method, ablation.method.fields()), seed=run.seed)
+    examples = subject.lessons(subject.questions.train, run)
+    held_out = subject.lessons(subject.questions.validation, run)
+    for step in train(model, NAME, examples, config, validation=held_out, folder=folder):
+        report_step(step, number)
+    metrics = (folder / METRICS).read_text(encoding="utf-8").splitlines()
+    last = json.loads(metrics[-1])  # not the last step's own: training may have ended in an earlier process
+    training = {**asdict(config), "steps": last["steps"], "examples": len(examples)}
+    save(model, NAME, folder / "adapter", training=training)
+    took = {key: last[key] for key in ("steps", "seconds", "tokens", "validation")}
+    return took | {"examples": len(examples), "parameters": adapter.count()}
+
+
+def _identity(subject: Subject, run: Run) -> Result:
+    ablation = subject.ablation
+    return {
+        "schema": SCHEMA,
+        "status": "done",
+        "ablation": ablation.name,
+        "who": run.who,
+        "seed": run.seed,
+        "base": ablation.base,
+        "dtype": ablation.dtype,
+        "method": {"name": ablation.method.method, "label": ablation.method.title(), "lr": ablation.lr},
+        "config": ablation.train,
+        "form": ablation.form,
+        "passages_shown": ablation.passages,
+        "documents": len(subject.collection.documents()),
+        "embedder": subject.collection.embedder.name,
+        **origin(next(subject.model.base.parameters()).device),
+    }
+
+
+class Subject:
+    """A model with an ablation's questions and, for each of the test's, the passages that every run gets."""
+
+    def __init__(
+        self,
+        ablation: Ablation,
+        questions: Questions,
+        collection: Collection,
+        model: AdaptedModel,
+        texts: Mapping[str, str],  # of the documents that are rows
+    ):
+        self.ablation, self.collection, self.model, self.texts = ablation, collection, model, texts
+        names = [document.name for document in collection.documents()]
+        self.questions = replace(questions, test=(*placed(questions.test, names),))
+        self.retriever = Retriever(collection)
+        self.budget = self._budget()
+        searched = [self.search(asked.question) for asked in self.questions.test]
+        self.shown, self.best = [shown for shown, _ in searched], [best for _, best in searched]
+        answerable = [asked.question for asked in self.questions.validation if asked.answers]
+        self.floor = floor_for(self.retriever, answerable)
+
+    def _budget(self) -> int:
+        """What a prompt may take, whoever reads it: beside an adapter's own positions, and with any attack put in.
+
+        Raises ValueError where that leaves nothing.
+        """
+        method, tokens = self.ablation.method, self.ablation.max_new_tokens
+        self.model.add(NAME, build_method(method.method, method.fields()))
+        room = min(prompt_budget(self.model, name, tokens) for name in (None, NAME))
+        self.model.remove(NAME)
+        if self.ablation.injections:
+            plain = self._tokens(prompted("", [Passage("", 0, "", 0, 0, None, "")]))
+            attacked = (prompted("", [Passage("", 0, f"\n{each.text}\n", 0, 0, None, "")]) for each in attacks())
+            room -= max(map(self._tokens, attacked)) - plain + EDGES
+        if room <= 0:
+            raise HalkaError("an attack leaves nothing of what this base reads for passages: set injections to 0")
+        return room
+
+    def _tokens(self, prompt: str) -> int:
+        """The tokens of a prompt, with the base's instruction or without it, whichever are more."""
+        return max(
+            len(encode_prompt(each, self.model.tokenizer))
+            for each in (self._asking(None, prompt), self._asking(NAME, prompt))
+        )
+
+    def _asking(self, name: str | None, prompt: str) -> Example:
+        """A prompt to an adapter, or to the base, which is told the form."""
+        system = (Message("system", self.ablation.instruction),) if name is None and self.ablation.instruction else ()
+        return Example((*system, user_message(self.model, prompt)))
+
+    def search(self, question: str) -> tuple[list[Passage], float | None]:
+        """What is put before the model, the same for every adapter, and the best one's score."""
+        hits = self.retriever.search(question, self.ablation.passages)
+        passages = [hit.passage for hit in hits]
+        shown = fitting(question, passages, self.budget, self._tokens)
+        return shown, hits[0].score if hits else None
+
+    def lessons(self, asked: Iterable[Asked], run: Run) -> list[Example]:
+        """Training data: questions and answers in form alone, or with passages and citations as well."""
+        form = self.ablation.form
+        if run.who == "adapter":
+            rows = [(each.question, in_form(form, each.answers[0])) for each in asked if each.answers]
+        else:
+            raft = Raft(self.ablation.passages, self.ablation.without, form=form, seed=run.seed)
+            made = raft.examples(self.retriever, asked)
+            rows = [(row["messages"][0]["content"], row["messages"][1]["content"]) for row in made]
+        return [Example((user_message(self.model, prompt), Message("assistant", answer))) for prompt, answer in rows]
+
+    def answers(self, name: str | None, run: Run) -> dict[str, Any]:
+        """All that a run is asked."""
+        test, result = self.questions.test, {}
+        if run.who != "tuned":
+            texts = self.ask(name, [each.question for each in test])
+            alone = [Answered(each.question, each.answers, text) for each, text in zip(test, texts, strict=True)]
+            result["alone"] = as_rows(alone)
+        texts = self.ask(name, [prompted(each.question, shown) for each, shown in zip(test, self.shown, strict=True)])
+        read = [_answered(*each) for each in zip(test, texts, self.shown, self.best, strict=True)]
+        result |= {"passages": as_rows(read), "floor": self.floor}
+        result["injections"] = self._attacked(name)
+        if run.who == "tuned":
+            result["changes"] = self._changed(name, read)
+        return result
+
+    def ask(self, name: str | None, prompts: Sequence[str]) -> list[str]:
+        examples = [self._asking(name, each) for each in prompts]
+        tokens = self.ablation.max_new_tokens
+        made = dict(iter_answers(self.model, name, examples, max_new_tokens=tokens, batch_size=BATCH))
+        return [made[number].strip() for number in range(len(prompts))]
+
+    def _attacked(self, name: str | None) -> list[dict[str, Any]]:
+        """The first questions again, with an attack in one of their passages."""
+        chosen = [(each, shown) for each, shown in zip(self.questions.test, self.shown, strict=True) if shown]
+        chosen = chosen[: self.ablation.injections]
+        used = [attack_of(number) for number in range(len(chosen))]
+        prompts = [
+            prompted(each.question, inject(shown, attack, at))
+            for (each, shown), (attack, at) in zip(chosen, used, strict=True)
+        ]
+        return [
+            {"way": attack.way, "question": each.question, "text": text, "obeyed": attack.succeeds(text)}
+            for (each, _), (attack, _), text in zip(chosen, used, self.ask(name, prompts), strict=True)
+        ]
+
+    def _changed(self, name: str | None, read: Sequence[Answered]) -> dict[str, Any]:
+        """Answers that were right, asked again after their documents say something else; then all is put back.
+
+        Left out, and counted, are those that cannot be changed: no other answer is known, or none stands in the text.
+        """
+        form, draw = matcher(self.ablation.form), random.Random(0)
+        exact = find_metric("squad_exact").per_item
+        right = [
+            (each, shown)
+            for each, answered, shown in zip(self.questions.test, read, self.shown, strict=True)
+            if each.answers and exact(answer_in(answered.text, form), each.answers)["sum"] and answered.gold
+        ]
+        every = [*self.questions.test, *self.questions.validation, *self.questions.train]
+        told, left_out, seconds = [], 0, 0.0
+        for each, shown in right:
+            if len(told) == self.ablation.changes:
+                break
+            document = next(passage.document for passage in shown if holds(passage, each))
+            before, others = self._text(document), similar_answers(each, every)
+            new = draw.choice(others) if others else ""
+            after = replace_answers(before, each.answers, new) if new else before
+            if after == before:
+                left_out += 1
+                continue
+            started = time.perf_counter()
+            list(self.collection.put([(document, after)]))
+            seconds += time.perf_counter() - started
+            (text,) = self.ask(name, [prompted(each.question, self.search(each.question)[0])])
+            follows = bool(exact(answer_in(text, form), [new])["sum"])
+            told.append(
+                {"question": each.question, "was": each.answers[0], "is": new, "text": text, "follows": follows}
+            )
+            list(
+                self.collection.put([(document, self.texts[document])])
+                if document in self.texts
+                else self.collection.refresh()
+            )
+        return {"asked": told, "left_out": left_out, "seconds": seconds / len(told) if told else None}
+
+    def _text(self, document: str) -> str:
+        """A document's text; of a file, what its passages hold of it."""
+        if document in self.texts:
+            return self.texts[document]
+        known = self.collection.document(document)
+        passages = self.collection.store.passages(document, range(known.passages), Scope(frozenset(known.readers)))
+        return "\n\n".join(passage.text for passage in passages)
+
+
+def _answered(asked: Asked, text: str, shown: Sequence[Passage], best: float | None) -> Answered:
+    gold = (number for number, passage in enumerate(shown, start=1) if asked.answers and holds(passage, asked))
+    return Answered(asked.question, asked.answers, text, len(shown), tuple(gold), best)
+
+
+def main(arguments: Sequence[str]) -> int:
+    return serve(arguments, lambda fields: Run(**fields), measure)
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

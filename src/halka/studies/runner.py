@@ -1,0 +1,324 @@
+"""Runs a study's parts in processes of their own: finished runs are kept, failed ones recorded, the rest goes on.
+
+A study's folder:
+  runs/KEY.json   a run's result; a run whose result is there is not run again
+  work/KEY/       run.json (the run, for its process), log.txt (the process's stderr), whatever the run leaves there
+  .lock           held while a process runs the study
+
+A run's process is `python -m PROGRAM work/KEY/run.json runs/KEY.json …`, with several pairs of paths for runs that
+share a process. `serve` is its main function: it writes each result and prints a line of JSON a step, a skipped
+document and a result (`report`), which `Runner` turns into events.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import platform
+import queue
+import shutil
+import subprocess
+import sys
+import threading
+import traceback
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
+from importlib.metadata import version
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar, Generic, Literal, Protocol, TypeVar
+
+from halka.util.files import locked, write_text
+
+if TYPE_CHECKING:
+    import torch
+
+    from halka.training import Step
+
+Kind = Literal["started", "step", "done", "failed", "skipped"]
+Result = dict[str, Any]  # a run's result, as its JSON file holds it
+
+
+class Run(Protocol):
+    """One part of a study: a dataclass whose fields its process reads."""
+
+    __dataclass_fields__: ClassVar[dict[str, Any]]
+
+    @property
+    def key(self) -> str:
+        """Its files' name, the same for the same work."""
+        ...
+
+    @property
+    def title(self) -> str:
+        """Its name in messages."""
+        ...
+
+    def failed(self, error: str) -> Result:
+        """The result that records why the run failed; its "status" is "failed"."""
+        ...
+
+
+R = TypeVar("R", bound=Run)
+Plan = Callable[[Mapping[str, Result]], tuple[Sequence[Sequence[R]], int]]
+"""From the results so far, by key: all runs that are due, those of one list in one process, and how many may follow."""
+
+
+@dataclass(frozen=True)
+class Event:
+    """Something that happened to one run; `done` of `total` runs have ended."""
+
+    kind: Kind
+    run: str
+    done: int
+    total: int
+    step: int | None = None
+    steps: int | None = None
+    loss: float | None = None
+    message: str = ""
+
+
+def alone_in(folder: Path) -> AbstractContextManager[None]:
+    """Keep other processes out of a study's folder, which is made. Raises HalkaError where one is at work."""
+    return locked(folder, f"another process runs a study in {folder}: wait for it, or name another folder")
+
+
+class Runner(Generic[R]):
+    """Runs the missing runs of a study in `folder`.
+
+    program   the module that serves the runs
+    outcome   a line on a finished run's result
+    jobs      processes at a time; they share the processor's cores
+    retry     whether runs that failed earlier are run again
+    resumes   whether a run goes on from what a stopped one left in its work folder; else that is removed
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        program: str,
+        outcome: Callable[[Result], str],
+        *,
+        jobs: int = 1,
+        retry: bool = False,
+        resumes: bool = False,
+    ):
+        self.folder, self.outcome, self.jobs, self.retry, self.resumes = folder, outcome, jobs, retry, resumes
+        self.command = [sys.executable, "-m", program]
+        self.threads = max(1, (os.cpu_count() or 1) // jobs)
+        self.lines: queue.Queue[tuple[list[R], dict[str, Any] | None]] = queue.Queue()
+        self.processes: dict[str, tuple[list[R], subprocess.Popen[str]]] = {}  # by the first run's key
+
+    def result(self, run: R) -> Result | None:
+        """The run's result, if its file is there."""
+        path = self._path(run)
+        return json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
+
+    def go(self, plan: Plan[R]) -> Iterator[Event]:
+        """Run what `plan` says until nothing is due, and yield what happens.
+
+        Runs that share a process and have no result when it ends are run again, each in a process of its own.
+        """
+        ended: dict[str, Result] = {}
+        begun: set[str] = set()  # the runs whose start has been reported
+        alone: set[str] = set()  # the runs that a shared process did not finish
+        groups, to_come = plan(ended)
+
+        def event(kind: Kind, title: str, **more: Any) -> Event:
+            return Event(kind, title, len(ended), sum(map(len, groups)) + to_come, **more)
+
+        def starting(runs: Iterable[R]) -> Iterator[Event]:
+            for run in runs:
+                if run.key not in begun:
+                    begun.add(run.key)
+                    yield event("started", run.title)
+
+        def ending(run: R, result: Result, kind: Kind | None = None) -> Event:
+            nonlocal groups, to_come
+            ended[run.key] = result
+            groups, to_come = plan(ended)
+            failed = result.get("status") == "failed"
+            message = str(result["error"]) if failed else self.outcome(result)
+            return event(kind or ("failed" if failed else "done"), run.title, message=message)
+
+        try:
+            while True:
+                if len(self.processes) < self.jobs and (due := self._due(groups, ended, alone)):
+                    missing = []
+                    for run in due:
+                        if (result := self._kept(run)) is not None:
+                            yield ending(run, result, "skipped")
+                        else:
+                            missing.append(run)
+                    if missing:
+                        yield from starting(missing[:1])
+                        self._start(missing)
+                    continue
+                if not self.processes:
+                    return
+                runs, line = self.lines.get()
+                if line is None:
+                    code = self._ended(runs)
+                    for run in (run for run in runs if run.key not in ended):
+                        result = self.result(run)
+                        if result is None and len(runs) > 1:
+                            alone.add(run.key)
+                            continue
+                        yield from starting([run])
+                        yield ending(run, result or self._lost(run, code))
+                    continue
+                run = runs[line.get("run", 0)]
+                yield from starting([run])
+                if "skipped" in line:
+                    yield event("skipped", line["skipped"], message=line["reason"])
+                elif "step" in line:
+                    yield event("step", run.title, step=line["step"], steps=line["steps"], loss=line["loss"])
+                elif (result := self.result(run)) is not None:
+                    yield ending(run, result)
+        finally:
+            for _, process in self.processes.values():
+                process.kill()
+                process.wait()
+
+    def prepare(self, runs: Sequence[R]) -> list[str]:
+        """Write the runs' files for their process, and return its arguments."""
+        arguments = []
+        for run in runs:
+            work = self.folder / "work" / run.key
+            if not self.resumes:
+                shutil.rmtree(work, ignore_errors=True)
+            write_text(work / "run.json", json.dumps(asdict(run), indent=1) + "\n")
+            self._path(run).unlink(missing_ok=True)
+            arguments += [str(work / "run.json"), str(self._path(run))]
+        return arguments
+
+    def _path(self, run: R) -> Path:
+        return self.folder / "runs" / f"{run.key}.json"
+
+    def _due(self, groups: Sequence[Sequence[R]], ended: Mapping[str, Result], alone: set[str]) -> list[R]:
+        """The first group's runs that have neither ended nor begun; one run where it is to run alone."""
+        running = {run.key for runs, _ in self.processes.values() for run in runs}
+        for group in groups:
+            due = [run for run in group if run.key not in ended and run.key not in running]
+            if due:
+                return due[:1] if due[0].key in alone else due
+        return []
+
+    def _kept(self, run: R) -> Result | None:
+        """The result of an earlier go, unless it records a failure and `retry` is set."""
+        result = self.result(run)
+        return None if result is None or (self.retry and result.get("status") == "failed") else result
+
+    def _start(self, runs: list[R]) -> None:
+        arguments = self.prepare(runs)
+        environment = {**os.environ, "OMP_NUM_THREADS": str(self.threads), "TOKENIZERS_PARALLELISM": "false"}
+        with self._log(runs[0]).open("w", encoding="utf-8") as log:
+            process = subprocess.Popen(
+                [*self.command, *arguments], stdout=subprocess.PIPE, stderr=log, text=True, env=environment
+            )
+        self.processes[runs[0].key] = runs, process
+        threading.Thread(target=self._listen, args=(runs, process), daemon=True).start()
+
+    def _listen(self, runs: list[R], process: subprocess.Popen[str]) -> None:
+        assert process.stdout is not None
+        with process.stdout:
+            for text in process.stdout:
+                if (line := _reported(text)) is not None:
+                    self.lines.put((runs, line))
+        self.lines.put((runs, None))
+
+    def _ended(self, runs: Sequence[R]) -> int:
+        """The exit code of the runs' process, which is no longer under way."""
+        return self.processes.pop(runs[0].key)[1].wait()
+
+    def _log(self, run: R) -> Path:
+        return self.folder / "work" / run.key / "log.txt"
+
+    def _lost(self, run: R, code: int) -> Result:
+        """Record a run whose process ended without a result, most often killed for its memory."""
+        log = self._log(run).read_text(encoding="utf-8", errors="replace")[-500:]
+        result = run.failed(f"the process ended with {code} (−9: killed, often for its memory). {log}".strip())
+        write_text(self._path(run), json.dumps(result, indent=1) + "\n")
+        return result
+
+
+# ── the process's side ──────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def serve(
+    arguments: Sequence[str],
+    read: Callable[[dict[str, Any]], R],
+    measure: Callable[[Sequence[R], Sequence[Path]], Iterable[Result]],
+) -> int:
+    """Measure the runs that `arguments` name (pairs: run.json, result), write their results, return the exit code.
+
+    `measure` gets the runs and their work folders, and yields a result each, in their order. An error is recorded as
+    the run's failure where it is the only one; of several nothing more is written, and the runner tries each by itself.
+    """
+    sources, targets = [Path(path) for path in arguments[::2]], [Path(path) for path in arguments[1::2]]
+    runs = [read(json.loads(source.read_text(encoding="utf-8"))) for source in sources]
+    statuses = []
+
+    def write(number: int, result: Result) -> None:
+        write_text(targets[number], json.dumps(finite(result), indent=1) + "\n")
+        statuses.append(result.get("status"))
+        report(run=number, ended=True)
+
+    try:
+        for number, result in enumerate(measure(runs, [source.parent for source in sources])):
+            write(number, result)
+    except Exception as error:
+        traceback.print_exc()
+        if len(runs) > 1:
+            return 1
+        write(0, runs[0].failed(f"{type(error).__name__}: {error}"))
+    return int("failed" in statuses)
+
+
+def report(**line: Any) -> None:
+    """Print a line of JSON for the runner: a step (`run`, `step`, `steps`, `loss`), a skipped document, a run's end."""
+    print(json.dumps(line), flush=True)
+
+
+def report_step(step: Step, run: int = 0) -> None:
+    """Report a training step of the numbered run of this process."""
+    report(run=run, step=step.step, steps=step.steps, loss=step.loss)
+
+
+def origin(device: torch.device) -> dict[str, Any]:
+    """Where a result is from: versions, machine, commit and date."""
+    from halka.util import machine
+
+    return {
+        "versions": {package: version(package) for package in ("halka", "torch", "transformers")}
+        | {"python": platform.python_version()},
+        "machine": machine.describe(device),
+        "commit": machine.commit(),
+        "date": now(),
+    }
+
+
+def now() -> str:
+    """The date and time in UTC, to the second."""
+    return datetime.now(UTC).isoformat(timespec="seconds")
+
+
+def finite(value: Any) -> Any:
+    """Plain data with None in the place of numbers that JSON lacks (NaN, infinities)."""
+    if isinstance(value, dict):
+        return {key: finite(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [finite(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def _reported(text: str) -> dict[str, Any] | None:
+    """A line that `report` printed; None for what libraries print."""
+    try:
+        line = json.loads(text)
+    except ValueError:
+        return None
+    known = ({"step", "steps", "loss"}, {"skipped", "reason"}, {"run", "ended"})
+    return line if isinstance(line, dict) and any(keys <= line.keys() for keys in known) else None
