@@ -319,7 +319,9 @@ def test_a_changed_fact_is_looked_up_again_and_put_back(files, tmp_path, monkeyp
 
 def test_what_was_asked_of_others_is_not_taken_for_the_answers(files, tmp_path, monkeypatch):
     """Another base, embedder or text is other work; and what is no longer listed is found no more."""
-    monkeypatch.setattr(measure, "iter_answers", lambda model, name, examples, **_: ((n, "") for n in range(len(examples))))
+    monkeypatch.setattr(
+        measure, "iter_answers", lambda model, name, examples, **_: ((n, "") for n in range(len(examples)))
+    )
     for name in ("base", "embedder", "more"):
         shutil.copytree(files / name, tmp_path / name)
     for each in files.glob("*.jsonl"):

@@ -21,6 +21,7 @@ from halka.studies.runner import Event, Result, Runner, alone_in
 
 SCHEMA = 2
 Who = Literal["base", "adapter", "tuned"]
+TUNED: tuple[Who, ...] = ("adapter", "tuned")
 
 
 @dataclass(frozen=True)
@@ -71,9 +72,7 @@ def results(ablation: Ablation, folder: str | Path) -> list[Result]:
 
 def runs_of(ablation: Ablation, folder: str | Path) -> list[Run]:
     """The ablation's runs; other documents, questions or settings give other keys. Raises HalkaError as `run` does."""
-    answerers: list[tuple[Who, int]] = [("base", 0)]
-    for seed in ablation.seeds:
-        answerers += (("adapter", seed), ("tuned", seed))
+    answerers: list[tuple[Who, int]] = [("base", 0), *((who, seed) for seed in ablation.seeds for who in TUNED)]
     work = ablation.model_dump(exclude={"documents", "questions", "examples", "seeds", "name"})
     work |= {"questions": read_questions(ablation).digest, "documents": digest_of(ablation.documents), "schema": SCHEMA}
     settings, beside, place = ablation.model_dump(mode="json"), str(ablation.folder), str(Path(folder).resolve())
