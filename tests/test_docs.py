@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import json
 import re
+import shutil
 import sys
 import types
 from pathlib import Path
 
 import pytest
+from safetensors.torch import load_file, save_file
 
+from halka.models.fetching import pull
 from results_in_docs import PAGES, filled
 
 ROOT = Path(__file__).parents[1]
@@ -19,12 +23,30 @@ def blocks(page: Path, language: str) -> list[str]:
     return re.findall(rf"```{language}\n(.*?)```", page.read_text(encoding="utf-8"), flags=re.DOTALL)
 
 
+@pytest.fixture(scope="session")
+def small_cache(tmp_path_factory) -> Path:
+    """A cache whose smollm2-135m has its first two layers alone, and the rest as it is."""
+    bases = tmp_path_factory.mktemp("cache") / "bases"
+    bases.mkdir()
+    (bases / "minilm-l6").symlink_to(pull("minilm-l6"))
+    whole, small = pull("smollm2-135m"), bases / "smollm2-135m"
+    shutil.copytree(whole, small, ignore=shutil.ignore_patterns("*.safetensors"))
+    config = json.loads((whole / "config.json").read_text())
+    (small / "config.json").write_text(json.dumps({**config, "num_hidden_layers": 2}))
+    tensors = load_file(whole / "model.safetensors")
+    kept = {name: tensor for name, tensor in tensors.items() if not re.search(r"layers\.(?![01]\.)", name)}
+    save_file(kept, small / "model.safetensors", metadata={"format": "pt"})
+    return bases.parent
+
+
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:.*is deprecated and will be removed in v6:FutureWarning")  # TRL's, of transformers
 @pytest.mark.parametrize("page", [page for page in DOCS if blocks(page, "python")], ids=lambda page: page.name)
-def test_python_blocks_run(page, tmp_path, monkeypatch):
-    """A page's blocks in turn, in one namespace and an empty folder."""
+def test_python_blocks_run(page, tmp_path, monkeypatch, small_cache):
+    """A page's blocks in turn, in one namespace and an empty folder; README's on the whole base."""
     monkeypatch.chdir(tmp_path)
+    if page.name != "README.md":
+        monkeypatch.setenv("HALKA_CACHE", str(small_cache))
     module = types.ModuleType("a_page_of_docs")
     monkeypatch.setitem(sys.modules, module.__name__, module)  # where dataclasses look their names up
     for block in blocks(page, "python"):
