@@ -137,6 +137,14 @@ def test_what_a_folder_does_not_say_is_asked_for_and_what_its_card_says_is_not(e
     assert "are for a folder without a Card, and this one's says causal-lm" in said
 
 
+@pytest.mark.parametrize(("method", "noted"), [(halka.Prefix(length=2), True), (halka.LoRA(rank=2), False)])
+def test_writing_a_prefix_for_peft_says_that_its_generate_ignores_prefixes(method, noted, made, tmp_path):
+    model = halka.adapt(*halka.load_base(made / "base", dtype="float32"))
+    model.add("p", method)
+    halka.save(model, "p", tmp_path / "p")
+    assert ("PeftModel.generate" in convert(tmp_path / "p", tmp_path / "q").stderr) is noted
+
+
 def test_what_cannot_be_written_leaves_nothing(made, tmp_path):
     assert (
         "'gif' is not one of 'peft', 'adapterhub'" in convert(made / "a", tmp_path / "b", "--to", "gif", code=2).stderr

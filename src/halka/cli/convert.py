@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 
 import typer
 
-from halka.cli.command import Json, emit, examples, show, show_warnings
+from halka.cli.command import Json, emit, examples, say, show, show_warnings
 from halka.cli.opening import Device, Dtype, OtherBase, OtherTemplate, Pickle, load_for
 from halka.cli.routing import open_adapter
 from halka.util.errors import HalkaError
@@ -17,6 +17,10 @@ EXAMPLES = examples(
     "halka adapters convert their-adapter ours --base ./bert --allow-pickle --no-head",
     "halka adapters convert peft-classifier ours --base ./bert --labels good,bad",
     "halka adapters convert org/adapter@v2 adapters/theirs --to peft",
+)
+PREFIXES_IN_PEFT = (
+    "note: PeftModel.generate of peft 0.21.2 ignores prefixes with transformers 5.24, whoever wrote them; its forward "
+    "pass, and Halka, use them"
 )
 
 
@@ -55,6 +59,7 @@ def convert(
     The base says where the adapter's parts stand, and that it fits. What the other tool has no form for is refused by
     name. Its task, training and scores go along.
     """
+    from halka.storage.adapter_folder import AdapterFolder
     from halka.storage.save_load import load, save
 
     source = open_adapter(folder, "FOLDER", allow_pickle=allow_pickle, head=not no_head)
@@ -81,6 +86,8 @@ def convert(
         )
     about = {} if card is None else {"task": card.task, "training": card.training, "measurements": card.measurements}
     written = save(model, "converted", into, format=to, **about)
+    if AdapterFolder.open(written).config.get("peft_type") == "PREFIX_TUNING":
+        say(PREFIXES_IN_PEFT)
     result = {
         "from": source.format.NAME,
         "to": to,
