@@ -21,8 +21,7 @@ from typing import Any
 
 from halka.data import support
 from halka.data.examples import Example, Message
-from halka.data.task import Task
-from halka.data.tasks import load_task
+from halka.data.task import Task, load_task
 
 TRAIN, MORE, VALIDATION, TEST = 96, 768, 32, 64
 DATA = Path(os.environ.get("HALKA_DATA") or Path(__file__).resolve().parents[2] / "shared" / "data")

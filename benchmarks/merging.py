@@ -22,8 +22,7 @@ import torch
 from side_by_side import setup
 
 import halka
-from halka.data.task import Task, limit
-from halka.data.tasks import load_task
+from halka.data.task import Task, limit, load_task
 from halka.data.tokens import Tokens, encode_all
 from halka.merging.error import difference
 from halka.merging.probes import logits_of, probe_rows

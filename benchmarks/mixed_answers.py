@@ -24,8 +24,7 @@ from side_by_side import setup
 
 import halka
 from halka.data.batches import collate
-from halka.data.task import limit
-from halka.data.tasks import load_task
+from halka.data.task import limit, load_task
 from halka.data.tokens import Tokens, encode_all, encode_prompt
 from halka.models.attention.function import use_attention
 from halka.models.loading import load_base

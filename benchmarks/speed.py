@@ -36,8 +36,7 @@ def worker(side: str, pair: str, steps: int, target: str) -> None:
     """One run of one side, in this process."""
     import torch
 
-    from halka.data.task import limit
-    from halka.data.tasks import load_task
+    from halka.data.task import limit, load_task
     from halka.data.tokens import encode_all
     from halka.models.loading import load_base
     from halka.util import machine

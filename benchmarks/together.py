@@ -27,8 +27,7 @@ def worker(way: str, seeds: str, size: int, steps: int) -> dict:
     import torch
 
     import halka
-    from halka.data.task import limit
-    from halka.data.tasks import load_task
+    from halka.data.task import limit, load_task
     from halka.data.tokens import encode_all
     from halka.models.loading import load_base
     from halka.util import machine

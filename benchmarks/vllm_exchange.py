@@ -51,7 +51,7 @@ def exchange(arguments: argparse.Namespace, work: Path) -> None:
     from side_by_side import setup
 
     from halka import adapt, load
-    from halka.data.tasks import load_task
+    from halka.data.task import load_task
     from halka.data.tokens import encode_all, encode_prompt
     from halka.models.fetching import pull
     from halka.models.loading import load_base

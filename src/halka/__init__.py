@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from halka.data.examples import Example as Example
     from halka.data.examples import Message as Message
     from halka.data.examples import read_examples as read_examples
-    from halka.data.tasks import load_task as load_task
+    from halka.data.task import load_task as load_task
     from halka.estimating import estimate as estimate
     from halka.evaluation.evaluating import evaluate as evaluate
     from halka.evaluation.generation import generate as generate
@@ -61,7 +61,7 @@ if TYPE_CHECKING:
 
 _PUBLIC = {
     "data.examples": "Example Message read_examples",
-    "data.tasks": "load_task",
+    "data.task": "load_task",
     "estimating": "estimate",
     "evaluation.evaluating": "evaluate",
     "evaluation.generation": "generate",

@@ -93,7 +93,7 @@ def test_an_epoch_of_batches():
 
 
 def test_nonsense_is_refused():
-    with pytest.raises(ValueError, match=r"give batch_tokens .* batch_size .* or both"):
+    with pytest.raises(ValueError, match=r"set batch_tokens .* batch_size .* or both"):
         plan([1], seed=0, epoch=0)
     with pytest.raises(ValueError, match="batch_size is 0; it must be at least 1"):
         plan([1], seed=0, epoch=0, batch_size=0)

@@ -7,8 +7,7 @@ from types import ModuleType
 
 import pytest
 
-from halka.data.task import Task
-from halka.data.tasks import load_task
+from halka.data.task import Task, load_task
 from halka.evaluation.metrics import find_metric, score
 
 FOLDER = Path(__file__).resolve().parents[2] / "benchmarks" / "tasks"

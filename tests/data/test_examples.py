@@ -207,7 +207,7 @@ def test_a_file_without_a_usable_row_is_an_error_that_says_why(write, content, r
 def test_an_unknown_shape_kind_of_file_or_file_is_an_error(write, tmp_path):
     with pytest.raises(ValueError, match=r"shape 'qa' is unknown\. Known shapes: messages"):
         read_examples(write([ROWS["prompt"]]), shape="qa")
-    with pytest.raises(ValueError, match=r"data\.txt: not a kind of data file that is known\. Use one of \.jsonl"):
+    with pytest.raises(ValueError, match=r"data\.txt: unknown kind of data file: use one of \.jsonl"):
         read_examples(write("a", "data.txt"))
     with pytest.raises(FileNotFoundError):
         read_examples(tmp_path / "none.jsonl")

@@ -5,8 +5,7 @@ import json
 import pytest
 
 from halka.data.examples import Example, Message
-from halka.data.task import Task, limit, overlaps
-from halka.data.tasks import load_task
+from halka.data.task import Task, limit, load_task, overlaps
 
 
 def example(prompt: str, answer: str = "yes", where: str = "") -> Example:

@@ -124,7 +124,7 @@ def test_a_template_that_rewrites_earlier_answers_is_refused():
 
 def test_a_template_that_moves_the_system_message_on_is_refused():
     encode(chat("What?", "Paris.", system="Be brief."), CHATS["mistral"])
-    with pytest.raises(ValueError, match=r"what comes before the answer in message 3 otherwise"):
+    with pytest.raises(ValueError, match=r"the messages before the answer in message 3 differently"):
         encode(chat("What?", "Paris.", "And?", "42", system="Be brief."), CHATS["mistral"])
 
 
@@ -134,11 +134,11 @@ def test_a_generation_prompt_that_training_never_sees_is_refused():
 
 
 def test_an_answer_that_melts_into_the_prompt_is_refused():
-    with pytest.raises(ValueError, match=r"melt into the prompt's last token"):
+    with pytest.raises(ValueError, match=r"merge into the prompt's last token"):
         encode(chat("What?", "\n\nYes."), CHATS["chatml"])
     other_split = tokenizer(LLAMA3, ("<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>"), split=GPT2_SPLIT)
     other_split.bos_token = "<|eot_id|>"
-    with pytest.raises(ValueError, match=r"melt into the prompt's last token"):
+    with pytest.raises(ValueError, match=r"merge into the prompt's last token"):
         encode(chat("What?", "Yes."), other_split)
 
 

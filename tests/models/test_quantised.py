@@ -346,7 +346,7 @@ def test_an_adapter_goes_from_form_to_form_with_a_word(made, form, tmp_path, rec
 
 @every_form
 def test_training_evaluation_a_store_and_a_pool(made, form, tmp_path):
-    from halka.data.tasks import load_task
+    from halka.data.task import load_task
 
     model, task = loaded(made, form, "bfloat16"), load_task(str(made / "task.yaml"))
     before = weights_of(model.base)
@@ -374,7 +374,7 @@ def test_training_evaluation_a_store_and_a_pool(made, form, tmp_path):
 
 @every_form
 def test_a_run_goes_on_only_on_the_form_that_it_began_on(made, form, tmp_path):
-    from halka.data.tasks import load_task
+    from halka.data.task import load_task
 
     task, config = load_task(str(made / "task.yaml")), halka.TrainConfig(steps=4, batch_size=4, save_every=1)
     for begun, other in ((form, None), (None, form)):

@@ -63,7 +63,7 @@ def test_a_run_says_what_was_trained(made, tmp_path, capsys):
 
 
 def test_the_kept_adapter_is_the_best_and_gives_the_measured_loss(made, tmp_path):
-    from halka.data.tasks import load_task
+    from halka.data.task import load_task
     from halka.training import TrainConfig, as_tokens, mean_loss
 
     found = measure(a_run(made), tmp_path)

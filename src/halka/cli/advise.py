@@ -138,7 +138,7 @@ def advise(
 def _given(task: str | None, data: list[Path], validation: Path | None, shape: str | None) -> dict[str, Any]:
     """The examples by what they are for, and how they are called."""
     from halka.cli.examples import data_rows, named_task, read_data
-    from halka.data.task import OF_SHAPES
+    from halka.data.task import KIND_OF_SHAPE
 
     if (task is None) == (not data):
         raise HalkaError("what is to be learned is said by --task NAME or by --data FILE: give one of them")
@@ -165,7 +165,9 @@ def _given(task: str | None, data: list[Path], validation: Path | None, shape: s
         shapes.add(rows.shape)
     held_out = [] if validation is None else read_data(existing_file(validation, "--validation"), "--validation", shape)
     own = _flags({"--data": data, "--validation": validation, "--shape": shape})
-    as_text = ["--kind", "causal-lm"] if shapes & OF_SHAPES.keys() else []  # labels are asked for as answers, in words
+    as_text = (
+        ["--kind", "causal-lm"] if shapes & KIND_OF_SHAPE.keys() else []
+    )  # labels are asked for as answers, in words
     return {
         "train": tuple(train),
         "held_out": tuple(held_out),

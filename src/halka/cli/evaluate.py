@@ -113,7 +113,7 @@ def task_of(
 
     Raises HalkaError if neither or both of task and data were given, and for unknown metrics.
     """
-    from halka.data.task import OF_SHAPES, Task
+    from halka.data.task import KIND_OF_SHAPE, Task
     from halka.data.task import limit as limited
     from halka.evaluation.metrics import default_metrics, find_metric
 
@@ -123,7 +123,7 @@ def task_of(
         if split is not None:
             raise HalkaError(f"--split {split} is for --task: a data file is one split")
         rows = data_rows(data, "--data", shape)
-        names = default_metrics(rows.examples, OF_SHAPES.get(rows.shape))
+        names = default_metrics(rows.examples, KIND_OF_SHAPE.get(rows.shape))
         test = addressed(rows.examples, rows.rows)
         chosen = Task(data.name.partition(".")[0], (), (), tuple(test), names, names[0])
     else:

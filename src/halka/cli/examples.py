@@ -30,8 +30,7 @@ def data_rows(file: Path, flag: str, shape: str | None) -> Rows:
 
 def named_task(name: str) -> Task:
     """A task by its name; what of its files cannot be used, or stands in two splits, is said."""
-    from halka.data.task import overlaps
-    from halka.data.tasks import load_task
+    from halka.data.task import load_task, overlaps
 
     task = load_task(name)
     if task.problems:

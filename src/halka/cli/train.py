@@ -149,7 +149,7 @@ def _model_for(runs: list[TrainingRun]) -> AdaptedModel:
 
 def task_of(run: RunSettings) -> Task:
     """The task that was named, or one made of the data files. Raises ValueError if neither or both were given."""
-    from halka.data.task import OF_SHAPES, Task, of_kind
+    from halka.data.task import KIND_OF_SHAPE, Task, of_kind
 
     if (run.task is None) == (not run.data):
         raise HalkaError("what to train on is said by --task NAME or by --data FILE: give one of them")
@@ -160,7 +160,7 @@ def task_of(run: RunSettings) -> Task:
     rows = [data_rows(file, "--data", run.shape) for file in run.data]
     train, validation = _held_out([example for each in rows for example in each.examples], run)
     task = Task(run.data[0].name.partition(".")[0], tuple(train), tuple(validation), (), (), "")
-    return of_kind(task, run.kind or OF_SHAPES.get(rows[0].shape))
+    return of_kind(task, run.kind or KIND_OF_SHAPE.get(rows[0].shape))
 
 
 def _held_out(examples: list[Example], run: RunSettings) -> tuple[list[Example], list[Example]]:

@@ -11,7 +11,7 @@ from typing import Annotated, Any
 import typer
 
 from halka.core import Method
-from halka.data.tasks import is_task_file
+from halka.data.task import is_task_file
 from halka.methods import all_methods, method_named
 from halka.models.loading import is_base_folder
 from halka.training import TrainConfig

@@ -1,9 +1,9 @@
-"""A conversation's text as the base's chat template writes it, and where in it the assistant's answers stand.
+"""Render conversations with the base's chat template, and find the assistant's answers in the text.
 
-The template is a program that only renders, so the places are found by rendering: what stands before an answer is what
-the template writes for the messages before it with its generation prompt, and this must be how the whole begins. The
-last answer reaches to the end; an earlier one must stand there as it was given, closed as the last one is. A template
-that drops or rewrites messages breaks one of these and is refused, because the model would learn other than was given.
+A template can only render, so answers are located by rendering: the messages before an answer, rendered with the
+generation prompt, must be a prefix of the whole text. The last answer reaches to the end; an earlier one must appear
+there verbatim, closed by the same token as the last. A template that drops or rewrites messages breaks one of these
+conditions and is refused, because the model would learn something else than the data.
 """
 
 from collections.abc import Sequence
@@ -19,21 +19,21 @@ from halka.util.errors import DataError
 
 @dataclass(frozen=True)
 class Chat:
-    """The text, and from which to which character each answer goes, its closing token included."""
+    """A conversation's text, and the start and end character of each answer, its closing token included."""
 
     text: str
     answers: list[tuple[int, int]]
 
     @property
     def prompt(self) -> str:
-        """The text before the last answer: what inference begins with."""
+        """The text before the last answer, as inference sees it."""
         return self.text[: self.answers[-1][0]]
 
 
 def write(
     conversations: Sequence[Sequence[Message]], tokenizer: PreTrainedTokenizerBase, generation_prompt: bool
 ) -> list[str | DataError]:
-    """Each conversation's text, or why the template does not write it."""
+    """Each conversation's text, or the error that says why the template refuses it."""
     if not conversations:
         return []
     dicts = [[{"role": m.role, "content": m.content} for m in messages] for messages in conversations]
@@ -41,7 +41,7 @@ def write(
         texts = tokenizer.apply_chat_template(dicts, tokenize=False, add_generation_prompt=generation_prompt)
         return cast("list[str | DataError]", texts)
     except (TemplateError, TypeError, ValueError, LookupError, AttributeError) as error:
-        if len(conversations) > 1:  # one of them: ask one by one
+        if len(conversations) > 1:  # find out which one
             return [write([messages], tokenizer, generation_prompt)[0] for messages in conversations]
         has_system = any(message.role == "system" for message in conversations[0])
         way_out = " Put the system text into the user's first message." if has_system else ""
@@ -49,15 +49,15 @@ def write(
 
 
 def write_answers(examples: Sequence[Example], tokenizer: PreTrainedTokenizerBase) -> list[Chat | DataError]:
-    """Each example's text with the places of its answers, or why they cannot be found."""
+    """Each example's text with its answers' positions, or the error that says why they cannot be located."""
     answers = [[i for i, m in enumerate(example.messages) if m.role == "assistant"] for example in examples]
     texts = write([example.messages for example in examples], tokenizer, generation_prompt=False)
-    before = [example.messages[:i] for example, found in zip(examples, answers, strict=True) for i in found]
+    before = [example.messages[:i] for example, indices in zip(examples, answers, strict=True) for i in indices]
     prompts = iter(write(before, tokenizer, generation_prompt=True))
     marks = tuple(token.content for token in tokenizer.added_tokens_decoder.values() if token.content.strip())
     chats: list[Chat | DataError] = []
-    for example, found, text in zip(examples, answers, texts, strict=True):
-        openings = {i: next(prompts) for i in found}
+    for example, indices, text in zip(examples, answers, texts, strict=True):
+        openings = {i: next(prompts) for i in indices}
         try:
             chats.append(_locate(example.messages, text, openings, marks))
         except DataError as error:
@@ -82,9 +82,9 @@ def _locate(
             raise prompt
         if not text.startswith(prompt):
             raise DataError(
-                f"the base's chat template writes what comes before the answer in message {index + 1} otherwise when "
-                "it prompts for that answer: the model would learn from a prompt that it never sees. End the "
-                "conversation at its first answer, or give the tokenizer a chat_template that keeps turns as they are."
+                f"the base's chat template renders the messages before the answer in message {index + 1} differently "
+                "when it prompts for that answer: the model would train on a prompt that it never sees later. End the "
+                "conversation at its first answer, or give the tokenizer a chat_template that keeps turns unchanged."
             )
         last = index == len(messages) - 1
         spans.append((len(prompt), end if last else _earlier(text, len(prompt), messages[index], index, closing)))
@@ -92,9 +92,9 @@ def _locate(
 
 
 def _close(text: str, marks: tuple[str, ...]) -> tuple[int, str]:
-    """Where the last answer ends, and the token that closes it: blanks behind it are not the answer's.
+    """Where the last answer ends, and its closing token; whitespace after that token is not part of the answer.
 
-    Without a closing token all blanks are, for nothing else tells that the answer is over.
+    Without a closing token all whitespace belongs to the answer, because nothing else marks its end.
     """
     stripped = text.rstrip()
     if not stripped.endswith(marks):
@@ -103,7 +103,7 @@ def _close(text: str, marks: tuple[str, ...]) -> tuple[int, str]:
 
 
 def _earlier(text: str, start: int, message: Message, index: int, closing: str) -> int:
-    """Where an answer that is not the last one ends."""
+    """Where an answer that is not the last ends."""
     content = message.content.strip()
     at = _skip_blanks(text, start)
     if text.startswith(content, at):
@@ -112,8 +112,8 @@ def _earlier(text: str, start: int, message: Message, index: int, closing: str) 
             return at + len(closing)
     raise DataError(
         f"the base's chat template rewrites the answer in message {index + 1} once others follow (some templates strip "
-        "thoughts), or closes it otherwise than the last one. End the conversation at its first answer, or give the "
-        "tokenizer a chat_template that keeps turns as they are."
+        "thoughts), or closes it with another token than the last. End the conversation at its first answer, or give "
+        "the tokenizer a chat_template that keeps turns unchanged."
     )
 
 

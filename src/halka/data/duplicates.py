@@ -1,4 +1,4 @@
-"""Examples that say the same, within a list and between two: what is learned twice, and what a test gives away."""
+"""Duplicate examples: within a list, and between two, such as a training and a test split."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -8,7 +8,7 @@ from halka.data.examples import Example, Message
 
 @dataclass(frozen=True)
 class Duplicate:
-    """The places of two examples with the same prompt, and whether they have an answer in common too."""
+    """The places of two examples with the same prompt, and whether they also share an answer."""
 
     first: str
     second: str
@@ -16,20 +16,20 @@ class Duplicate:
 
 
 def within(examples: Sequence[Example]) -> list[Duplicate]:
-    """Each example whose whole conversation stood before; several answers to one prompt are no duplicates."""
+    """Examples whose whole conversation occurs earlier; another answer to the same prompt is no duplicate."""
     seen: dict[object, str] = {}
-    found: list[Duplicate] = []
+    duplicates: list[Duplicate] = []
     for index, example in enumerate(examples):
         key, place = _key(example.messages), example.place(index)
         if key in seen:
-            found.append(Duplicate(seen[key], place, same_answer=True))
+            duplicates.append(Duplicate(seen[key], place, same_answer=True))
         else:
             seen[key] = place
-    return found
+    return duplicates
 
 
 def between(first: Sequence[Example], second: Sequence[Example]) -> list[Duplicate]:
-    """Each example of `second` whose prompt stands in `first`."""
+    """Examples of `second` whose prompt occurs in `first`."""
     places: dict[object, str] = {}
     answers: dict[object, set[str]] = {}
     for index, example in enumerate(first):
@@ -44,12 +44,12 @@ def between(first: Sequence[Example], second: Sequence[Example]) -> list[Duplica
 
 
 def prompt_key(example: Example) -> object:
-    """The same for two examples that ask the same, blanks and capitals aside."""
+    """Equal for two examples with the same prompt, ignoring whitespace and case."""
     return _key(example.prompt)
 
 
 def answer_keys(example: Example) -> frozenset[str]:
-    """All answers that count as right, blanks and capitals aside."""
+    """All accepted answers, ignoring whitespace and case."""
     return frozenset(map(_plain, example.answers))
 
 

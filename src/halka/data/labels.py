@@ -1,4 +1,4 @@
-"""The names of classes and tags: a list whose places are what a head tells apart."""
+"""Label lists of classifiers and taggers: a label's index in the list is its row in the head."""
 
 from __future__ import annotations
 
@@ -8,18 +8,18 @@ from halka.data.examples import Example
 from halka.util.errors import DataError
 
 OUTSIDE = "O"
-"""The tag of a word that is part of nothing."""
+"""The tag of a word outside of any entity."""
 
 
 def classes_in(examples: Iterable[Example]) -> tuple[str, ...]:
-    """The labels that the examples are answered by, numbers in their order and names in the alphabet's."""
+    """The labels among the examples' answers: numbers in numerical, then names in alphabetical order."""
     return _in_order({label for example in examples for label in example.answers})
 
 
 def tags_in(examples: Iterable[Example]) -> tuple[str, ...]:
-    """The tags that the examples are answered by, `OUTSIDE` first."""
-    found = _in_order({tag for example in examples for answer in example.answers for tag in answer.split()})
-    return (*(tag for tag in found if tag == OUTSIDE), *(tag for tag in found if tag != OUTSIDE))
+    """The tags among the examples' answers, `OUTSIDE` first."""
+    tags = _in_order({tag for example in examples for answer in example.answers for tag in answer.split()})
+    return (*(tag for tag in tags if tag == OUTSIDE), *(tag for tag in tags if tag != OUTSIDE))
 
 
 def label_index(label: str, labels: Sequence[str]) -> int:

@@ -1,4 +1,4 @@
-"""`Metric`: what one answer adds to a score, and how the sums over answers become the score."""
+"""`Metric`: counts for each answer, and how their sums over all answers become the score."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A data file to its raw rows, each with the line it begins on; what cannot be read stays, with the reason."""
+"""Read data files into rows, each with its line number; a row that cannot be read is a `Problem` with the reason."""
 
 import csv
 import gzip
@@ -9,15 +9,15 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from halka.data import conll
 from halka.util.errors import DataError
 
-SUFFIXES = (".jsonl", ".ndjson", ".json", ".csv", ".tsv", ".parquet", *conll.SUFFIXES)
+CONLL = (".conll", ".bio", ".iob")
+SUFFIXES = (".jsonl", ".ndjson", ".json", ".csv", ".tsv", ".parquet", *CONLL)
 
 
 @dataclass(frozen=True)
 class Problem:
-    """Something wrong with one row: the place ("train.jsonl:12") and the reason."""
+    """What is wrong with one row: its place ("train.jsonl:12") and the reason."""
 
     where: str
     reason: str
@@ -28,20 +28,20 @@ class Problem:
 
 @dataclass(frozen=True)
 class Row:
-    """One row of a file. Keys are stripped and in lower case; JSON numbers are the text that the file has."""
+    """One row of a file. Keys are stripped and in lower case; JSON numbers are text, as the file writes them."""
 
     where: str
     fields: dict[str, object]
 
 
 def read_rows(path: str | Path) -> list[Row | Problem]:
-    """Every row of a JSONL, JSON, CSV, TSV, Parquet or CoNLL file in its order; text may be gzipped (`.jsonl.gz`).
+    """All rows of a JSONL, JSON, CSV, TSV, Parquet or CoNLL file in order; text may be gzipped (`.jsonl.gz`).
 
     Blank lines are skipped. A JSON file may be one array, one object, or objects line by line. Bytes that are not
-    UTF-8 come out as lone surrogates, for whoever uses the text to find.
+    UTF-8 become lone surrogates, which `shapes` refuses.
 
     Raises:
-        ValueError: the file's kind is unknown, or the file as a whole cannot be read.
+        DataError: the file's kind is unknown, or the file as a whole cannot be read.
         OSError: the file is missing or may not be opened.
     """
     path = Path(path)
@@ -49,16 +49,16 @@ def read_rows(path: str | Path) -> list[Row | Problem]:
     zipped = suffixes[-1:] == [".gz"]
     kind = (suffixes[:-1] if zipped else suffixes)[-1:]
     if not kind or kind[0] not in SUFFIXES or (zipped and kind[0] == ".parquet"):
-        raise DataError(f"{path}: not a kind of data file that is known. Use one of {', '.join(SUFFIXES)}.")
+        raise DataError(f"{path}: unknown kind of data file: use one of {', '.join(SUFFIXES)}")
     if kind[0] == ".parquet":
         return list(_parquet(path))
-    tables = {".csv": _csv, ".tsv": _csv, **dict.fromkeys(conll.SUFFIXES, _conll)}
+    tables = {".csv": _csv, ".tsv": _csv, **dict.fromkeys(CONLL, _conll)}
     read = {".json": _json, **tables}.get(kind[0], _json_lines)
     return list(read(_text(path, zipped), path.name))
 
 
 def whole_rows(path: str | Path) -> list[Row]:
-    """The rows of a file of which none may be left out. Raises ValueError for one that is none, and as `read_rows`."""
+    """The rows of a file. Raises DataError for the first that cannot be read, and as `read_rows`."""
     rows = []
     for row in read_rows(path):
         if isinstance(row, Problem):
@@ -89,7 +89,7 @@ def _row(where: str, value: object) -> Row | Problem:
 
 
 def _decoder() -> json.JSONDecoder:
-    """Numbers stay as the file writes them, however long; NaN and Infinity are missing values."""
+    """Numbers stay text, as the file writes them; NaN and Infinity are missing values."""
     return json.JSONDecoder(parse_int=str, parse_float=str, parse_constant=lambda _: None)
 
 
@@ -123,7 +123,7 @@ def _json(text: str, name: str) -> Iterator[Row | Problem]:
 
 
 def _json_array(text: str, name: str) -> Iterator[Row | Problem]:
-    """Element by element, so that each has its line, and a fault spoils only what comes after it."""
+    """Element by element, so that each has its line number and an error loses only what follows it."""
     decoder = _decoder()
     line, counted = 1, 0
     at = _next(text, text.index("[") + 1)
@@ -148,25 +148,37 @@ def _json_array(text: str, name: str) -> Iterator[Row | Problem]:
 
 
 def _next(text: str, at: int) -> int:
-    """The first place from `at` on that is not blank."""
+    """The first position from `at` on that is not whitespace."""
     while at < len(text) and text[at] in " \t\r\n":
         at += 1
     return at
 
 
 def _conll(text: str, name: str) -> Iterator[Row | Problem]:
-    for line, columns in conll.sentences(text):
-        try:
-            yield _row(f"{name}:{line}", conll.tagged(columns))
-        except ValueError as error:
-            yield Problem(f"{name}:{line}", str(error))
+    """A row for each sentence: a word a line, its tag in the last column; an empty line ends the sentence."""
+    sentence: list[list[str]] = []
+    first = 0
+    for number, line in enumerate([*text.split("\n"), ""], start=1):
+        columns = line.split()
+        if columns and columns[0] != "-DOCSTART-":
+            first = first if sentence else number
+            sentence.append(columns)
+        elif sentence:
+            yield _tagged(f"{name}:{first}", sentence)
+            sentence = []
+
+
+def _tagged(where: str, sentence: list[list[str]]) -> Row | Problem:
+    if untagged := [columns[0] for columns in sentence if len(columns) < 2]:
+        return Problem(where, f"the word {untagged[0]!r} has no tag: a line is a word and its tag, separated by blanks")
+    return Row(where, {"words": [columns[0] for columns in sentence], "tags": [columns[-1] for columns in sentence]})
 
 
 def _csv(text: str, name: str) -> Iterator[Row | Problem]:
-    """The first record names the columns; the separator (comma, semicolon or tab) is the one it has most of."""
+    """The first record names the columns; its most frequent of comma, semicolon and tab is the separator."""
     first = text.lstrip("\r\n").split("\n", 1)[0]
     separator = max(",;\t", key=first.count)
-    limit = csv.field_size_limit(2**31 - 1)  # process-wide in the standard library, hence put back
+    limit = csv.field_size_limit(2**31 - 1)  # a process-wide setting, restored below
     try:
         yield from _csv_records(csv.reader(io.StringIO(text, newline=""), delimiter=separator, strict=True), name)
     finally:
@@ -196,10 +208,10 @@ def _csv_records(reader, name: str) -> Iterator[Row | Problem]:
 
 
 def _distinct(columns: list[str], name: str) -> list[str]:
-    """The columns' names, which blanks and capitals do not tell apart."""
+    """The column names. Raises DataError for two that differ in blanks and capitals only."""
     plain = [column.strip().lower() for column in columns]
-    if double := next((column for column in plain if column and plain.count(column) > 1), None):
-        raise DataError(f"{name}: two columns are called {double!r}: rename or remove one")
+    if duplicate := next((column for column in plain if column and plain.count(column) > 1), None):
+        raise DataError(f"{name}: two columns are called {duplicate!r}: rename or remove one")
     return columns
 
 

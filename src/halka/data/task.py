@@ -1,6 +1,7 @@
-"""`Task`: examples by split and the metrics that judge them, and the YAML file that says them."""
+"""`Task`: examples by split and the metrics that score them; `load_task` reads one from a YAML or Python file."""
 
 import random
+import runpy
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from itertools import combinations
@@ -18,13 +19,14 @@ from halka.util.errors import DataError
 T = TypeVar("T")
 
 SPLITS = ("train", "validation", "test")
+TASK_FILES = (".yaml", ".yml", ".py")
 
 
 @dataclass(frozen=True)
-class Kind:
-    """What a key of a task file takes, in words and as a check."""
+class Field:
+    """The value that a key of a task file takes: a description and a check."""
 
-    words: str
+    description: str
     fits: Callable[[object], bool]
 
 
@@ -37,41 +39,43 @@ def _is_fraction(value: object) -> bool:
     return isinstance(value, float) and 0 < value < 1
 
 
-TEXT = Kind("text", lambda value: isinstance(value, str))
-FILES = Kind("a file or a list of files", _is_names)
-PART = Kind(
+TEXT = Field("text", lambda value: isinstance(value, str))
+FILES = Field("a file or a list of files", _is_names)
+PART = Field(
     "a file, a list of files, or a fraction of train between 0 and 1",
     lambda value: _is_fraction(value) or _is_names(value),
 )
 KINDS = ("causal-lm", "sequence-classification", "token-classification", "seq2seq-lm")
-OF_SHAPES = {"labelled": "sequence-classification", "tagged": "token-classification"}
-"""What examples of a shape are for, unless the task says otherwise."""
+KIND_OF_SHAPE = {"labelled": "sequence-classification", "tagged": "token-classification"}
+"""The kind of base that examples of a shape are for, unless the task names one."""
 
 KEYS = {
     "name": TEXT,
-    "kind": Kind(f"one of {', '.join(KINDS)}", lambda value: value in KINDS),
-    "labels": Kind("a list of names", lambda value: isinstance(value, list) and _is_names(value)),
+    "kind": Field(f"one of {', '.join(KINDS)}", lambda value: value in KINDS),
+    "labels": Field("a list of names", lambda value: isinstance(value, list) and _is_names(value)),
     "train": FILES,
     "validation": PART,
     "test": PART,
     "shape": TEXT,
-    "seed": Kind("a whole number", lambda value: type(value) is int),
-    "metrics": Kind("a name or a list of names", _is_names),
+    "seed": Field("a whole number", lambda value: type(value) is int),
+    "metrics": Field("a name or a list of names", _is_names),
     "primary": TEXT,
-    "max_new_tokens": Kind("a whole number above 0", lambda value: type(value) is int and value > 0),
+    "max_new_tokens": Field("a whole number above 0", lambda value: type(value) is int and value > 0),
     "licence": TEXT,
     "source": TEXT,
 }
-"""What a task file may say."""
+"""The keys of a task file."""
 
 
 @dataclass(frozen=True)
 class Task:
-    """What is to be learned: `metrics` are names of metrics, `primary` is the one that compares methods.
+    """Examples to train and evaluate on, and how answers are scored.
 
-    `kind` is what the base is loaded as, if it is not to be a language model of any kind, and `labels` are what its
-    head tells apart.
-    `problems` are the rows of the task's files that could not be used.
+    metrics          names of metrics; `primary` is the one that compares methods
+    max_new_tokens   of an answer
+    licence, source  of the data, as text
+    problems         rows of the task's files that could not be used
+    kind             the kind of base, None for any language model; `labels` are its head's
     """
 
     name: str
@@ -89,30 +93,64 @@ class Task:
 
     @staticmethod
     def from_yaml(path: str | Path) -> "Task":
-        """Reads a task file: the keys are those of `KEYS`; `train` and `metrics` must be there.
+        """Read a task file with the keys of `KEYS`, of which `train` and `metrics` are required.
 
-        A split is a file or a list of files, seen from the task file's folder. `validation` and `test` may instead be
-        the fraction of the train files that is split off, at random by `seed`, equal prompts staying together.
+        A split is a file or a list of files, relative to the task file's folder. `validation` and `test` may instead be
+        a fraction of the train examples to split off, at random by `seed`, equal prompts staying together.
 
         Raises:
-            ValueError: a key or value is wrong (the message names it), or a data file has no usable row.
+            DataError: a key or value is wrong (the message names it), or a data file has no usable row.
             OSError: a file is missing or may not be opened.
         """
         return _read_task(Path(path))
 
 
+def is_task_file(path: Path) -> bool:
+    """Whether `load_task` reads `path` as a file."""
+    return path.suffix in TASK_FILES and path.is_file()
+
+
+def load_task(name_or_path: str | Path) -> Task:
+    """Load the shipped task "support", a `.yaml` task file, or a `.py` file that defines `task() -> Task` and is run.
+
+    Raises:
+        DataError: it is none of these, or the file is wrong.
+        OSError: a file is missing or may not be opened.
+    """
+    from halka.data import support
+
+    path = Path(name_or_path)
+    if str(name_or_path) == "support":
+        return support.task()
+    if path.suffix in (".yaml", ".yml"):
+        return Task.from_yaml(path)
+    if path.suffix != ".py":
+        raise DataError(f"task {str(name_or_path)!r} is unknown. Name support, a .yaml file or a .py file.")
+    try:
+        make = runpy.run_path(str(path)).get("task")
+        if not callable(make):
+            raise DataError(f"{path}: defines no function task(). Add one that returns a halka.data.task.Task.")
+        task = make()
+    except (OSError, ValueError):
+        raise
+    except Exception as error:
+        raise DataError(f"{path}: {type(error).__name__}: {error}") from error
+    if not isinstance(task, Task):
+        raise DataError(f"{path}: task() returned a {type(task).__name__}, not a halka.data.task.Task.")
+    return task
+
+
 def limit(
     task: Task, train: int | None = None, validation: int | None = None, test: int | None = None, seed: int = 0
 ) -> Task:
-    """The task with at most so many examples a split, in their order; a smaller subset is part of a larger one.
+    """The task with at most so many examples in each split, chosen by `seed`; a smaller subset is part of a larger one.
 
-    Raises:
-        ValueError: a number is negative.
+    Raises DataError for a negative number.
     """
     counts = {"train": train, "validation": validation, "test": test}
     for split, count in counts.items():
         if count is not None and count < 0:
-            raise DataError(f"cannot take {count} {split} examples; give 0 or more, or None for all")
+            raise DataError(f"cannot take {count} {split} examples: give 0 or more, or None for all")
     return replace(
         task,
         train=_subset(task.train, train, f"{seed}/train"),
@@ -122,47 +160,47 @@ def limit(
 
 
 def overlaps(task: Task) -> dict[tuple[str, str], list[Duplicate]]:
-    """By pair of splits, the later one's examples whose prompt stands in the earlier one, blanks and capitals aside."""
+    """For each pair of splits, the later one's examples whose prompt occurs in the earlier, ignoring space and case."""
     pairs = {pair: between(getattr(task, pair[0]), getattr(task, pair[1])) for pair in combinations(SPLITS, 2)}
-    return {pair: found for pair, found in pairs.items() if found}
+    return {pair: duplicates for pair, duplicates in pairs.items() if duplicates}
 
 
 def _read_task(path: Path) -> Task:
-    given = _checked(path)
+    values = _checked(path)
     problems: list[Problem] = []
     shapes: list[str] = []
-    files = {split: _read_files(path, given, split, problems, shapes) for split in SPLITS}
-    kind = given.get("kind") or OF_SHAPES.get(shapes[0])
+    files = {split: _read_files(path, values, split, problems, shapes) for split in SPLITS}
+    kind = values.get("kind") or KIND_OF_SHAPE.get(shapes[0])
     train = files["train"]
     for split in ("test", "validation"):
-        fraction = given.get(split)
+        fraction = values.get(split)
         if isinstance(fraction, float):
-            seed = f"{given.get('seed', 0)}/{split}"
+            seed = f"{values.get('seed', 0)}/{split}"
             train, files[split] = split_off(train, round(fraction * len(files["train"])), seed)
     if not train:
         raise DataError(f"{path}: validation and test leave nothing of {len(files['train'])} train examples")
-    metrics = tuple(_listed(given["metrics"]))
-    primary = given.get("primary", metrics[0])
+    metrics = tuple(_as_list(values["metrics"]))
+    primary = values.get("primary", metrics[0])
     if primary not in metrics:
         raise DataError(f"{path}: primary: {primary!r} is not among the metrics {', '.join(metrics)}")
     return Task(
-        name=given.get("name", path.stem),
+        name=values.get("name", path.stem),
         train=tuple(train),
         validation=tuple(files["validation"]),
         test=tuple(files["test"]),
         metrics=metrics,
         primary=primary,
-        max_new_tokens=given.get("max_new_tokens", 64),
-        licence=given.get("licence", ""),
-        source=given.get("source", ""),
+        max_new_tokens=values.get("max_new_tokens", 64),
+        licence=values.get("licence", ""),
+        source=values.get("source", ""),
         problems=tuple(problems),
         kind=kind,
-        labels=tuple(given.get("labels", ())) or labels_for(kind, [*train, *files["validation"], *files["test"]]),
+        labels=tuple(values.get("labels", ())) or labels_for(kind, [*train, *files["validation"], *files["test"]]),
     )
 
 
 def of_kind(task: Task, kind: str | None) -> Task:
-    """The task for a base of that kind; as it is if None. Raises ValueError for a kind that there is not."""
+    """The task for a base of that kind, with its labels; unchanged if None. Raises DataError for an unknown kind."""
     if kind is None or kind == task.kind:
         return task
     if kind not in KINDS:
@@ -171,43 +209,44 @@ def of_kind(task: Task, kind: str | None) -> Task:
 
 
 def labels_for(kind: str | None, examples: Iterable[Example]) -> tuple[str, ...]:
-    """The labels that the examples of a task of that kind are answered by; none where the kind has none."""
-    found = {"sequence-classification": classes_in, "token-classification": tags_in}
-    return found[kind](examples) if kind in found else ()
+    """The labels among the answers of a classification or tagging task; none for other kinds."""
+    if kind == "sequence-classification":
+        return classes_in(examples)
+    return tags_in(examples) if kind == "token-classification" else ()
 
 
 def _checked(path: Path) -> dict[str, Any]:
-    """What the file says, each key known and each value of its kind."""
+    """The file's keys and values, checked."""
     try:
         content = yaml.safe_load(path.read_text("utf-8"))
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise DataError(f"{path}: not valid YAML: {error}") from error
     if not isinstance(content, dict):
-        raise DataError(f"{path}: not a task, which is keys and values. Known keys: {', '.join(KEYS)}.")
+        raise DataError(f"{path}: not a task: it needs keys and values. Known keys: {', '.join(KEYS)}.")
     for key, value in content.items():
         if key not in KEYS:
             raise DataError(f"{path}: {key}: unknown key. Known keys: {', '.join(KEYS)}.")
         if value is not None and not KEYS[key].fits(value):
-            raise DataError(f"{path}: {key}: {value!r} is not {KEYS[key].words}")
-    given = {key: value for key, value in content.items() if value is not None}
+            raise DataError(f"{path}: {key}: {value!r} is not {KEYS[key].description}")
+    values = {key: value for key, value in content.items() if value is not None}
     for key in ("train", "metrics"):
-        if key not in given:
-            raise DataError(f"{path}: {key}: missing; give {KEYS[key].words}")
-    return given
+        if key not in values:
+            raise DataError(f"{path}: {key}: missing; give {KEYS[key].description}")
+    return values
 
 
-def _listed(value: str | list[str]) -> list[str]:
+def _as_list(value: str | list[str]) -> list[str]:
     return [value] if isinstance(value, str) else value
 
 
 def _read_files(
-    path: Path, given: dict[str, Any], split: str, problems: list[Problem], shapes: list[str]
+    path: Path, values: dict[str, Any], split: str, problems: list[Problem], shapes: list[str]
 ) -> list[Example]:
-    """A split's examples; what is wrong with its rows, and their shapes, go to the two lists."""
-    value = given.get(split, [])
+    """A split's examples; appends its rows' problems and its files' shapes to the two lists."""
+    value = values.get(split, [])
     examples: list[Example] = []
-    for file in [] if isinstance(value, float) else _listed(value):
-        rows = read_examples(path.parent / file, given.get("shape"))
+    for file in [] if isinstance(value, float) else _as_list(value):
+        rows = read_examples(path.parent / file, values.get("shape"))
         examples += rows.examples
         problems += rows.problems
         shapes.append(rows.shape)
@@ -215,7 +254,7 @@ def _read_files(
 
 
 def split_off(examples: Sequence[Example], count: int, seed: str) -> tuple[list[Example], list[Example]]:
-    """What stays and what goes, each in order: at least `count` and at least one go, equal prompts together."""
+    """Split off at least `count` and at least one example, equal prompts together; (rest, split off), each in order."""
     groups: dict[object, list[int]] = {}
     for index, example in enumerate(examples):
         groups.setdefault(prompt_key(example), []).append(index)
@@ -224,8 +263,8 @@ def split_off(examples: Sequence[Example], count: int, seed: str) -> tuple[list[
         if len(chosen) >= max(count, 1):
             break
         chosen.update(group)
-    stays = [example for index, example in enumerate(examples) if index not in chosen]
-    return stays, [examples[index] for index in sorted(chosen)]
+    rest = [example for index, example in enumerate(examples) if index not in chosen]
+    return rest, [examples[index] for index in sorted(chosen)]
 
 
 def _subset(examples: tuple[Example, ...], count: int | None, seed: str) -> tuple[Example, ...]:

@@ -1,10 +1,10 @@
-"""An `Example` to token ids and a loss mask, through the base's own chat template.
+"""From an `Example` to token ids and a loss mask, through the base's own chat template.
 
-The ids are exactly those of `tokenizer.apply_chat_template(messages)`, and they begin with those of the prompt as
-inference sees it (`encode_prompt`); where both cannot hold, the example is refused. Loss is on what the assistant
-writes: every answer with the token that ends it, neither the role header before nor the line break after.
+The ids are exactly those of `tokenizer.apply_chat_template(messages)`, and they begin with the prompt's ids as
+inference sees them (`encode_prompt`); where both cannot hold, the example is refused. Loss is on what the assistant
+writes: every answer with the token that ends it, without the role header before and the line break after.
 
-Without a chat template the prompt's and the answer's text follow each other, with the end-of-sequence token behind.
+Without a chat template, the prompt's text is followed by the answer's and the end-of-sequence token.
 """
 
 from bisect import bisect_left
@@ -18,16 +18,16 @@ from halka.data.examples import Example, Item
 from halka.data.truncation import EncodedExamples, LengthPolicy, TooLongError, truncate
 from halka.util.errors import DataError
 
-CHUNK = 1000
+CHUNK = 1000  # examples tokenized at once
 NOT_PLAIN = (
-    "the base's tokenizer has no chat template, so an example can only be a user's prompt and one answer. "
-    "Write it so, or give the tokenizer a chat_template."
+    "the base's tokenizer has no chat template, so an example can only be one user message and one answer: "
+    "write it so, or give the tokenizer a chat_template"
 )
 
 
 @dataclass(frozen=True)
 class Tokens(Item):
-    """Token ids and, for each, whether predicting it carries loss."""
+    """Token ids and, for each of them, whether predicting it carries loss."""
 
     ids: list[int]
     loss: list[bool]
@@ -41,7 +41,7 @@ class Tokens(Item):
 
 
 def encode(example: Example, tokenizer: PreTrainedTokenizerBase, max_length: int | None = None) -> Tokens:
-    """The whole conversation, with loss on the assistant's tokens.
+    """Tokenize the whole conversation, with loss on the assistant's tokens.
 
     Raises:
         TooLongError: it has more than `max_length` tokens.
@@ -61,31 +61,30 @@ def encode_all(
     max_length: int | None = None,
     too_long: LengthPolicy = "cut",
 ) -> EncodedExamples[Tokens]:
-    """Encodes many at once; an example that cannot be used becomes a problem.
+    """Tokenize many examples; one that cannot be used becomes a problem.
 
-    What is longer than `max_length` is, by `too_long`, "cut" (its start is kept; dropped where no loss is left),
-    "drop" (a problem), or "error".
+    `too_long` decides on an example over `max_length`: "cut" keeps its beginning (and drops it where that carries no
+    loss), "drop" makes it a problem, "error" raises.
 
     Raises:
-        TooLongError: with "error", for the first that is.
-        DataError: no example is left, or `too_long` or `max_length` makes no sense.
+        TooLongError: with "error", for the first over `max_length`.
+        DataError: no example is left, or `too_long` or `max_length` is invalid.
     """
-    encoded = _encode_in_chunks(examples, tokenizer)
-    return truncate(examples, encoded, lambda _, tokens, length: _shorten(tokens, length), max_length, too_long)
+    items = _encode_in_chunks(examples, tokenizer)
+    return truncate(examples, items, lambda _, tokens, length: _shorten(tokens, length), max_length, too_long)
 
 
 def _shorten(tokens: Tokens, max_length: int) -> Tokens | DataError:
-    """The first `max_length` tokens, or why the example is dropped."""
+    """The first `max_length` tokens, or the error that says why the example is dropped."""
     if not any(tokens.loss[:max_length]):
         return DataError(f"the answer begins after max_length {max_length} (the example has {len(tokens)} tokens)")
     return Tokens(tokens.ids[:max_length], tokens.loss[:max_length])
 
 
 def encode_prompt(example: Example, tokenizer: PreTrainedTokenizerBase) -> list[int]:
-    """The prompt's ids as inference needs them: with the generation prompt, up to where the answer at the end begins.
+    """The prompt's ids for inference: all messages before the final answer, with the generation prompt.
 
-    Raises:
-        DataError: the chat template refuses the prompt; or there is no template and it is not one user's message.
+    Raises DataError if the chat template refuses the prompt, or there is none and the prompt is not one user message.
     """
     if tokenizer.chat_template is None:
         if [message.role for message in example.prompt] != ["user"]:
@@ -103,14 +102,14 @@ def _encode_in_chunks(examples: Sequence[Example], tokenizer: PreTrainedTokenize
 
 
 def _encode(examples: Sequence[Example], tokenizer: PreTrainedTokenizerBase) -> list[Tokens | DataError]:
-    """Of each example its tokens, or what is wrong with it (without its place)."""
+    """Each example's tokens, or what is wrong with it (without its place)."""
     encode_many = _encode_plain if tokenizer.chat_template is None else _encode_chats
     return encode_many(examples, tokenizer)
 
 
 def _encode_chats(examples: Sequence[Example], tokenizer: PreTrainedTokenizerBase) -> list[Tokens | DataError]:
     if not tokenizer.is_fast:
-        raise DataError(f"{type(tokenizer).__name__} does not tell where its tokens stand; load the fast tokenizer")
+        raise DataError(f"{type(tokenizer).__name__} gives no character offsets: load the fast tokenizer")
     chats = chat.write_answers(examples, tokenizer)
     written = [item for item in chats if isinstance(item, chat.Chat)]
     if not written:
@@ -126,8 +125,8 @@ def _mark(item: chat.Chat, ids: list[int], offsets: list[tuple[int, int]], promp
     """A token belongs to an answer if it begins within it."""
     if ids[: len(prompt)] != prompt:
         return DataError(
-            "the answer's first characters melt into the prompt's last token, so that inference would see another "
-            "prompt than training. Begin the answer with a visible character."
+            "the answer's first characters merge into the prompt's last token, so inference would see another prompt "
+            "than training: begin the answer with a visible character"
         )
     starts = [start for start, _ in offsets]
     loss = [False] * len(ids)
@@ -139,7 +138,7 @@ def _mark(item: chat.Chat, ids: list[int], offsets: list[tuple[int, int]], promp
 
 
 def _encode_plain(examples: Sequence[Example], tokenizer: PreTrainedTokenizerBase) -> list[Tokens | DataError]:
-    """Prompt and answer as one text where that leaves the prompt's tokens as they are; else tokenised apart."""
+    """Prompt and answer tokenized as one text if that keeps the prompt's tokens, else apart."""
     end = tokenizer.eos_token_id
     if end is None:
         raise DataError("the base's tokenizer has no end-of-sequence token; set its eos_token")
@@ -160,7 +159,7 @@ def _encode_plain(examples: Sequence[Example], tokenizer: PreTrainedTokenizerBas
 
 
 def _start(tokenizer: PreTrainedTokenizerBase) -> list[int]:
-    """The beginning-of-sequence token, where the tokenizer is one that puts it in front."""
+    """The beginning-of-sequence token, if the tokenizer puts one in front."""
     return [token for token in tokenizer("")["input_ids"] if token == tokenizer.bos_token_id][:1]
 
 

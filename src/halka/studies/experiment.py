@@ -9,8 +9,7 @@ from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
-from halka.data.task import SPLITS, Task, limit
-from halka.data.tasks import TASK_FILES, is_task_file, load_task
+from halka.data.task import SPLITS, TASK_FILES, Task, is_task_file, limit, load_task
 from halka.evaluation.metrics import score
 from halka.methods import method_named
 from halka.models.loading import is_base_folder

@@ -20,8 +20,7 @@ import torch
 from halka.core import AdaptedModel, bytes_of, count_of, form_of
 from halka.data.batches import plan
 from halka.data.examples import Item
-from halka.data.task import Task, limit
-from halka.data.tasks import load_task
+from halka.data.task import Task, limit, load_task
 from halka.data.texts import shipped_text
 from halka.estimating.dry_runs import FP32, Setup, rehearse, weights_of
 from halka.evaluation.evaluating import evaluate, perplexity
