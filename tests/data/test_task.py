@@ -93,7 +93,7 @@ def test_fractions_aresplit_off_reproducibly_with_equal_prompts_together(write):
         ("train: train.jsonl\nmetrics: m\nprimary: f1\n", r"primary: 'f1' is not among the metrics m"),
         ("train: train.jsonl\nmetrics: m\nvalidation: 0.99\ntest: 0.99\n", r"leave nothing of 40 train examples"),
         ("train: train.jsonl\nmetrics: m\nshape: qa\n", r"shape 'qa' is unknown"),
-        ("- a\n", r"not a task, which is keys and values"),
+        ("- a\n", r"not a task: it needs keys and values"),
         ("a: [\n", r"not valid YAML"),
     ],
 )
