@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import sys
 
 import pytest
 import typer
@@ -96,6 +97,7 @@ def test_a_name_of_another_library_comes_before_a_close_spelling():
 def test_what_a_stream_cannot_write_is_escaped(tmp_path, monkeypatch):
     stream = io.TextIOWrapper(io.BytesIO(), encoding="latin-1")
     monkeypatch.setattr("sys.stderr", stream)
+    monkeypatch.setitem(vars(sys.modules["halka.cli.app"]), "quiet_process", lambda: None)  # it lasts
     monkeypatch.setattr("sys.argv", ["halka", "adapters", "show", str(tmp_path / "দ")])
     with pytest.raises(SystemExit):
         main()

@@ -10,7 +10,7 @@ from types import SimpleNamespace
 import pytest
 
 from embedder_for_tests import sentence_embedder, small_bert
-from halka.cli import main
+from halka.cli import app
 from halka.cli.retrieval import scope_of
 from halka.rag.answer import Answer, Source
 from halka.rag.retrieve import CrossEncoder
@@ -30,16 +30,11 @@ def halka(capsys, monkeypatch, tmp_path):
 
     def run(*arguments: str) -> tuple[int, str, str]:
         with pytest.raises(SystemExit) as ended:
-            main_with(arguments, monkeypatch)
+            app([*arguments])
         out = capsys.readouterr()
         return int(ended.value.code or 0), out.out, out.err
 
     return run
-
-
-def main_with(arguments, monkeypatch) -> None:
-    monkeypatch.setattr("sys.argv", ["halka", *arguments])
-    main()
 
 
 def test_from_files_to_passages_and_back(halka, embedder, tmp_path):

@@ -47,3 +47,10 @@ def test_passages_fit_the_embedder_whatever_its_tokenizers_file_says_of_padding(
     assert len(counts) > 4
     assert max(counts) <= collection.embedder.limit
     assert {each.heading for each in found} == {"Rules"}
+
+
+def test_loading_an_embedder_shows_no_bars(tmp_path, capfd):
+    folder = sentence_embedder(tmp_path)
+    capfd.readouterr()
+    SentenceEmbedder(str(folder))
+    assert capfd.readouterr() == ("", "")

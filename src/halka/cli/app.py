@@ -26,6 +26,7 @@ from halka.cli import (
     train,
 )
 from halka.cli.command import Command, Commands, examples
+from halka.util.quiet import quiet_process
 
 app = typer.Typer(
     cls=Commands,
@@ -75,6 +76,7 @@ def main() -> None:
 
     Letters that the terminal cannot show, and bytes of file names that are no letters, are printed as escapes.
     """
+    quiet_process()
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")

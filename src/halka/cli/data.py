@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
 from halka.cli.command import Command, Json, emit, examples, existing_file, group
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
 
 app = group("Data files: look at them as the model will.", "halka data preview train.jsonl --base smollm2-135m")
 
@@ -40,10 +37,11 @@ def preview(
     from rich.console import Console
 
     from halka.data.preview import preview, render
+    from halka.models.description import describe_base, load_tokenizer
 
     for file in files:
         existing_file(file, "FILE")
-    tokenizer, context = tokenizer_of(base)
+    tokenizer, context = load_tokenizer(base), describe_base(base)["context"]
     previews = [
         preview(file, tokenizer, max_length or context, shape, examples, others=files[:index])
         for index, file in enumerate(files)
@@ -55,14 +53,3 @@ def preview(
         if index:
             console.print()
         render(each, console)
-
-
-def tokenizer_of(base: str) -> tuple[PreTrainedTokenizerBase, int | None]:
-    """A base's tokenizer and its context in tokens, without its weights."""
-    from transformers import AutoTokenizer
-
-    from halka.models.description import describe_base
-
-    shown = describe_base(base)
-    tokenizer = AutoTokenizer.from_pretrained(shown["path"], local_files_only=True, trust_remote_code=False)
-    return tokenizer, shown["context"]

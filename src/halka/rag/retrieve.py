@@ -21,7 +21,7 @@ from halka.rag.collection import Collection
 from halka.rag.passages import Passage
 from halka.rag.store import Found, Scope
 from halka.util.errors import HalkaError
-from halka.util.quiet import quiet_bitsandbytes
+from halka.util.quiet import quiet_libraries
 
 Mode = Literal["hybrid", "vectors", "words"]
 WORDS = 0.5  # weight of a BM25 that stands out fully
@@ -127,13 +127,14 @@ class CrossEncoder:
         Raises HalkaError if the extra `rag` is missing, and for a folder or name that is not a cross-encoder.
         """
         try:
-            with quiet_bitsandbytes():
+            with quiet_libraries():
                 from sentence_transformers import CrossEncoder as Loaded
         except ImportError:
             raise HalkaError("a cross-encoder needs the extra: pip install 'halka[rag]'") from None
         self.name, self.batch_size = str(name_or_path), batch_size
         try:
-            self._model: Any = Loaded(self.name, device=device, trust_remote_code=False)
+            with quiet_libraries():
+                self._model: Any = Loaded(self.name, device=device, trust_remote_code=False)
         except (OSError, ValueError, KeyError) as error:
             raise HalkaError(f"{name_or_path} cannot be loaded as a cross-encoder: {error}") from error
         if (labels := self._model.config.num_labels) != 1:

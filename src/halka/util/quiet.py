@@ -1,37 +1,54 @@
-"""What other libraries say while they are loaded, left unsaid: progress bars, and advice that nobody asked for."""
+"""Keep other libraries' progress bars, logging and warnings off stderr."""
 
 from __future__ import annotations
 
 import logging
+import os
+import sys
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+VARIABLES = {
+    "HF_HUB_DISABLE_PROGRESS_BARS": "1",  # transformers and sentence-transformers follow it, too
+    "HF_DATASETS_DISABLE_PROGRESS_BARS": "1",
+    "TRANSFORMERS_VERBOSITY": "error",
+    "DATASETS_VERBOSITY": "error",
+    "HF_HUB_VERBOSITY": "error",
+}
+
+
+def quiet_process() -> None:
+    """Keep libraries quiet in this process and those that it starts: for a command line, before it imports them.
+
+    Variables that are set in the environment, and options like `python -W`, stay as they are.
+    """
+    for name, value in VARIABLES.items():
+        os.environ.setdefault(name, value)
+    if not sys.warnoptions:
+        warnings.filterwarnings("ignore", module=r"(?!halka\b)")
+
 
 @contextmanager
-def quiet_transformers() -> Iterator[None]:
-    """transformers without progress bars and advice; its settings are as before afterwards."""
-    from transformers.utils import logging as theirs
+def quiet_libraries() -> Iterator[None]:
+    """Keep transformers and bitsandbytes quiet within the block; their settings are restored after it.
 
-    level = theirs.get_verbosity()
-    hook = theirs.set_tqdm_hook(lambda make, args, kwargs: make(*args, **{**kwargs, "disable": True}))
-    theirs.set_verbosity_error()
+    bitsandbytes logs, when it is imported, that it would fetch a faster kernel from the hub.
+    """
+    from transformers.utils import logging as transformers_logging
+
+    level = transformers_logging.get_verbosity()
+    hook = transformers_logging.set_tqdm_hook(lambda make, args, kwargs: make(*args, **{**kwargs, "disable": True}))
+    transformers_logging.set_verbosity_error()
+    bitsandbytes = logging.getLogger("bitsandbytes.backends.cpu.ops")
+    bitsandbytes.addFilter(_is_no_offer)
     try:
         yield
     finally:
-        theirs.set_verbosity(level)
-        theirs.set_tqdm_hook(hook)
+        bitsandbytes.removeFilter(_is_no_offer)
+        transformers_logging.set_verbosity(level)
+        transformers_logging.set_tqdm_hook(hook)
 
 
-@contextmanager
-def quiet_bitsandbytes() -> Iterator[None]:
-    """bitsandbytes, imported by us or by others, without a word of a faster kernel that it would fetch from the hub."""
-    log = logging.getLogger("bitsandbytes.backends.cpu.ops")
-
-    def other(record: logging.LogRecord) -> bool:
-        return "gemm_4bit_forward" not in record.getMessage()
-
-    log.addFilter(other)
-    try:
-        yield
-    finally:
-        log.removeFilter(other)
+def _is_no_offer(record: logging.LogRecord) -> bool:
+    return "gemm_4bit_forward" not in record.getMessage()

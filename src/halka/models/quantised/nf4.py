@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from halka.core import Packed
 from halka.util.errors import HalkaError
-from halka.util.quiet import quiet_bitsandbytes
+from halka.util.quiet import quiet_libraries
 
 BLOCK, SCALES_BLOCK = 64, 256  # weights that share a scale, scales that share theirs
 
@@ -59,7 +59,7 @@ class NF4Linear(Packed):
 def bitsandbytes() -> Any:
     """bitsandbytes' functions. Raises ValueError that names the extra where it is not installed."""
     try:
-        with quiet_bitsandbytes():
+        with quiet_libraries():
             return importlib.import_module("bitsandbytes.functional")
     except ImportError as error:
         raise HalkaError(
