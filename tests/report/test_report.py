@@ -19,9 +19,9 @@ from typing import Any
 import pytest
 
 from halka.report import Summary, summarise, to_markdown, to_rich, write_report
+from halka.report.axes import spread_out
 from halka.report.html import render
 from halka.report.intervals import T_975, Estimate, Interval, apart, difference, estimate, ratio
-from halka.report.labels import spread_out
 from halka.report.plots import draw_plots
 from halka.report.svg import MARKERS, SERIES, THEME, looks
 from halka.report.table import cells, columns
@@ -42,7 +42,7 @@ def without(runs: Runs, *labels: str) -> Runs:
 
 
 def about(summary: Summary, words: str) -> list[str]:
-    return [sentence for sentence in summary.care if words in sentence]
+    return [sentence for sentence in summary.caveats if words in sentence]
 
 
 def score(value: float, half: float, n: int = 200) -> dict[str, float]:
@@ -241,7 +241,7 @@ def test_the_headline_says_what_is_missing() -> None:
     assert "the best of 6 methods, against 0.0 %" in summarise(without(runs, "Full")).headline
 
 
-# ---- reasons for care ----
+# ---- caveats ----
 
 
 def test_care_groups_what_cannot_be_told_apart() -> None:

@@ -12,7 +12,7 @@ from halka.report import advice_curves, advice_plots
 from halka.report import advice_words as words
 from halka.report.intervals import finite
 from halka.report.page import fill, write_page
-from halka.report.plots import Plot, drawn
+from halka.report.svg import Plot, drawn
 from halka.report.units import count, duration, learning_rate, percent, plural, size
 from halka.util.text import one_line
 

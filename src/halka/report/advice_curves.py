@@ -8,9 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 from halka.evaluation.metrics import Score
 from halka.report import advice_words as words
+from halka.report.axes import Name, at_the_right, log_ticks, room, tall
 from halka.report.intervals import finite
-from halka.report.labels import Name, at_the_right
-from halka.report.lines import log_ticks, room, tall
 from halka.report.svg import MARKERS, SERIES, Look, colour, grid, name_axes, new_figure
 from halka.report.units import count
 from halka.util.text import one_line

@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Any
 
 from halka.evaluation.metrics import Score
 from halka.report import advice_words as words
-from halka.report.bars import PART_NAMES, Key, bar_axes, legend
+from halka.report.axes import Key, bar_axes, legend, text_width
 from halka.report.intervals import finite
-from halka.report.labels import text_width
+from halka.report.plots import PART_NAMES
 from halka.report.rows import MEMORY_PARTS
 from halka.report.svg import colour, name_axes
 from halka.report.units import percent, size

@@ -6,52 +6,323 @@ All are drawn at the size of a phone's screen, so that the same drawing is legib
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from itertools import pairwise
+from statistics import mean
+from typing import TYPE_CHECKING
 
-from halka.report import bars, lines
-from halka.report.rows import Measurement
+from halka.report import findings
+from halka.report.axes import (
+    Key,
+    Name,
+    at_the_right,
+    bar_axes,
+    beside,
+    legend,
+    log_ticks,
+    mark,
+    room,
+    tall,
+    text_width,
+    value_at,
+)
+from halka.report.rows import MEMORY_PARTS, Measurement, Row, counting_runs, entry, is_done, label_of, number
 from halka.report.summary import Summary
-from halka.report.svg import drawing, to_svg
+from halka.report.svg import Look, Plot, colour, drawn, grid, looks, name_axes, new_figure
+from halka.report.units import MINUS, count, learning_rate, shortened, signed, size
+from halka.util.text import one_line
 
 if TYPE_CHECKING:
+    from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-# what is drawn, its title, and its sentence; None where there is nothing to draw
+# the figure, its title, and its sentence; None where there is nothing to draw
 Maker = Callable[[Summary, Sequence[Measurement]], "tuple[Figure, str, str] | None"]
 
-
-@dataclass(frozen=True)
-class Plot:
-    """A plot for a page: a name that is unique on it, a title, what it says in a sentence, and the SVG element."""
-
-    name: str
-    title: str
-    takeaway: str
-    svg: str
+POINTS = 200  # the most points drawn of one curve
+TASKS = (1, 2, 3, 5, 7, 10, 15, 20, 30, 50, 70, 100, 150, 200, 300, 500, 700, 1000)
+PART_NAMES = {"optimizer": "optimiser"}
 
 
 def draw_plots(summary: Summary, measurements: Sequence[Measurement]) -> tuple[Plot, ...]:
     """Every plot for which the measurements have figures; the same input gives the same text."""
     makers: tuple[Maker, ...] = (
-        lines.quality,
-        bars.memory,
-        lines.storage,
-        lines.curves,
-        lines.search,
-        bars.speed,
-        bars.forgetting,
+        quality,
+        memory,
+        storage,
+        curves,
+        search,
+        speed,
+        forgetting,
     )
     found = (drawn(make, summary, measurements) for make in makers)
     return tuple(plot for plot in found if plot is not None)
 
 
-def drawn(make: Callable[..., tuple[Figure, str, str] | None], *given: Any) -> Plot | None:
-    """What a maker draws of what is given, under the maker's own name; None where there is nothing to draw."""
-    name = make.__name__
-    with drawing(name):
-        made = make(*given)
-        if made is None:
-            return None
-        figure, title, takeaway = made
-        return Plot(name, title, takeaway, to_svg(figure, name, f"{title}. {takeaway}"))
+def quality(summary: Summary, _: Sequence[Measurement]) -> tuple[Figure, str, str] | None:
+    """Score against trained parameters, with 95 % intervals; the base as a line."""
+    metric = summary.primary
+    rows = [row for row in summary.rows if not row.is_base and row.trainable and metric.name in row.scores]
+    if not rows:
+        return None
+    look = looks(summary.rows)
+    figure, axes = new_figure(left=48, right=16)
+    axes.set_xscale("log")
+    names, sizes = [], [row.trainable or 1.0 for row in rows]
+    ends: list[float] = []
+    bars = []
+    for row, x in zip(rows, sizes, strict=True):
+        score, style = row.scores[metric.name], look[row.label]
+        low, high = (score.value if end is None else end for end in (score.low, score.high))
+        axes.plot([x, x], [low, high], color=style.colour, linewidth=1.4, solid_capstyle="butt")
+        mark(axes, x, score.value, style)
+        names.append(Name(row.label, x, score.value, style.colour))
+        ends += [low, high]
+        bars.append((x, low, high))
+    base = summary.base_row
+    floor = base.scores[metric.name].value if base is not None and metric.name in base.scores else None
+    ends += [floor] if floor is not None else []
+    ends += [0.0] if metric.is_share else []
+    pad = 0.05 * (max(ends) - min(ends) or abs(max(ends)) or 1.0)
+    axes.set_ylim(min(ends) - pad, max(ends) + pad)
+    axes.set_xlim(min(sizes) / 3, max(sizes) * 3)
+    grid(axes, "y")
+    log_ticks(axes.xaxis, min(sizes), max(sizes))
+    axes.xaxis.set_major_formatter(lambda value, _: count(value).replace(".0", ""))
+    if metric.is_share:
+        axes.yaxis.set_major_formatter(lambda value, _: f"{100 * value:.0f} %")
+    axes.minorticks_off()
+    blocked = []
+    for x, low, high in bars:
+        (left, bottom), (_, top) = axes.transData.transform([(x, low), (x, high)])
+        blocked.append((left - 3, bottom, left + 3, top))
+    if base is not None and floor is not None:
+        axes.axhline(floor, color=colour("--base"), linewidth=1.2, linestyle=(0, (4, 3)))
+        left, y = axes.transData.transform((axes.get_xlim()[0], floor))
+        width = text_width(axes, base.label)
+        blocked.append((axes.bbox.x0, y - 2, axes.bbox.x1, y + 2))
+        clear = axes.bbox.x1 - width - 4
+        axes.annotate(
+            shortened(base.label),
+            (clear, y),
+            xycoords="figure pixels",
+            xytext=(0, 5),
+            textcoords="offset points",
+            color=colour("--muted"),
+        )
+        blocked.append((clear, y, clear + width, y + 18))
+    beside(axes, names, blocked)
+    better = "" if metric.higher_is_better else " (lower is better)"
+    name_axes(axes, "trained parameters", f"{metric.title}{better}")
+    return figure, "Quality for size", findings.quality_takeaway(summary.rows, metric)
+
+
+def storage(summary: Summary, _: Sequence[Measurement]) -> tuple[Figure, str, str] | None:
+    """Bytes on disk against the number of tasks: the base and an adapter a task, or a full copy a task."""
+    rows = [row for row in summary.rows if row.storage and row.adapter_bytes]
+    if not rows:
+        return None
+    look = looks(summary.rows)
+    figure, axes = new_figure(left=52, right=room([row.label for row in rows]), height=tall(len(rows)))
+    axes.set_xscale("log")
+    axes.set_yscale("log")
+    names = []
+    for row in rows:
+        each = row.adapter_bytes or 0.0
+        start = row.storage["1"] - each
+        sizes = [start + n * each for n in TASKS]
+        axes.plot(TASKS, sizes, color=look[row.label].colour, linewidth=1.8, solid_capstyle="round")
+        names.append(Name(row.label, TASKS[-1], sizes[-1], look[row.label].colour))
+    grid(axes, "y")
+    axes.set_xlim(1, TASKS[-1])
+    axes.set_xticks([1, 10, 100, 1000], ["1", "10", "100", "1000"])
+    axes.yaxis.set_major_formatter(lambda value, _: size(value).replace(".0", ""))
+    axes.minorticks_off()
+    at_the_right(axes, names)
+    name_axes(axes, "tasks", "bytes on disk")
+    return figure, "Storage for many tasks", findings.storage_takeaway(summary.rows, summary.base_bytes)
+
+
+def curves(summary: Summary, measurements: Sequence[Measurement]) -> tuple[Figure, str, str] | None:
+    """Validation loss over steps: the mean of the runs that count, and a band from the least to the greatest."""
+    lines, falling = [], []
+    for row in summary.rows:
+        used = counting_runs([run for run in measurements if label_of(run) == row.label])[0]
+        points = _joined([entry(run, "train", "validation") or [] for run in used])
+        if len(points) > 1 and not row.is_base:
+            lines.append((row, points))
+            last = [
+                number(run, "train", "best_step") == number(run, "train", "steps")
+                for run in used
+                if number(run, "train", "best_step") is not None
+            ]
+            falling += [row.label] if sum(last) * 2 > len(last) else []
+    if not lines:
+        return None
+    look = looks(summary.rows)
+    figure, axes = new_figure(left=46, right=room([row.label for row, _ in lines]), height=tall(len(lines)))
+    names = []
+    for row, points in lines:
+        steps, low, middle, high = zip(*points, strict=True)
+        style = look[row.label]
+        axes.fill_between(steps, low, high, color=style.colour, alpha=0.18, linewidth=0)
+        axes.plot(steps, middle, color=style.colour, linewidth=1.8)
+        names.append(Name(row.label, steps[-1], middle[-1], style.colour))
+    losses = [value for _, points in lines for point in points for value in point[1:]]
+    if min(losses) > 0 and max(losses) / min(losses) > 3:
+        axes.set_yscale("log")
+        log_ticks(axes.yaxis, min(losses), max(losses))
+        axes.yaxis.set_major_formatter(lambda value, _: f"{value:g}")
+    grid(axes, "y")
+    axes.minorticks_off()
+    axes.set_xlim(min(p[0][0] for _, p in lines), max(p[-1][0] for _, p in lines))
+    at_the_right(axes, names)
+    name_axes(axes, "steps", "validation loss")
+    return figure, "Training curves", findings.curves_takeaway(summary.rows, falling)
+
+
+def search(summary: Summary, measurements: Sequence[Measurement]) -> tuple[Figure, str, str] | None:
+    """Validation loss for each learning rate that was tried; the chosen one ringed, failed runs as crosses on top."""
+    look = looks(summary.rows)
+    found: list[tuple[Row, list[tuple[float, float]], list[float]]] = []
+    for row in summary.rows:
+        runs = [run for run in measurements if label_of(run) == row.label and run.get("purpose") == "search"]
+        tried: dict[float, list[float]] = {}
+        for run in runs:
+            lr, loss = number(run, "lr"), number(run, "validation_loss")
+            if is_done(run) and lr is not None and lr > 0 and loss is not None:
+                tried.setdefault(lr, []).append(loss)
+        lost = {lr for run in runs if not is_done(run) and (lr := number(run, "lr")) is not None and lr > 0}
+        if tried:
+            points = sorted((lr, mean(losses)) for lr, losses in tried.items())
+            found.append((row, points, sorted(lost - tried.keys())))
+    if not found:
+        return None
+    figure, axes = new_figure(left=46, right=26)
+    axes.set_xscale("log")
+    names, dots = [], []
+    rates = [lr for _, points, lost in found for lr in (*(x for x, _ in points), *lost)]
+    losses = [loss for _, points, _ in found for _, loss in points]
+    pad = 0.12 * (max(losses) - min(losses) or max(losses) or 1.0)
+    axes.set_ylim(min(losses) - pad, max(losses) + 1.6 * pad)
+    axes.set_xlim(min(rates) / 2, max(rates) * 2)
+    for row, points, lost in found:
+        style = look[row.label]
+        axes.plot(*zip(*points, strict=True), color=style.colour, linewidth=1.4, alpha=0.9)
+        dots += points
+        for x, y in points:
+            mark(axes, x, y, style, small=x != row.lr)
+            if x == row.lr:
+                axes.plot(x, y, "o", markersize=13, fillstyle="none", color=style.colour, markeredgewidth=1.1)
+        for x in lost:
+            top = axes.get_ylim()[1] - 0.5 * pad
+            axes.plot(x, top, "x", markersize=7, color=style.colour, markeredgewidth=1.8)
+            dots.append((x, top))
+        best = min(points, key=lambda point: point[1])
+        names.append(Name(row.label, *best, style.colour))
+    grid(axes, "y")
+    log_ticks(axes.xaxis, min(rates), max(rates))
+    axes.xaxis.set_major_formatter(lambda value, _: learning_rate(value))
+    axes.minorticks_off()
+    blocked = [(float(x) - 8, float(y) - 8, float(x) + 8, float(y) + 8) for x, y in axes.transData.transform(dots)]
+    for _, points, _ in found:
+        blocked += _along(axes, points)
+    beside(axes, names, blocked, gap=10)
+    keys = "ringed: chosen" + ("; ×: failed" if any(lost for *_, lost in found) else "")
+    name_axes(axes, "learning rate", f"validation loss ({keys})")
+    return figure, "Search for the learning rate", findings.search_takeaway([row for row, *_ in found])
+
+
+def memory(summary: Summary, _: Sequence[Measurement]) -> tuple[Figure, str, str] | None:
+    """Memory by what it is spent on: measured as filled bars, predicted as outlines under them."""
+    rows = [row for row in summary.rows if not row.is_base and sum(row.memory.values()) > 0]
+    if not rows:
+        return None
+    figure, axes = bar_axes([row.label for row in rows], right=56, top=44)
+    for i, row in enumerate(rows):
+        for of, y, height in ((row.memory, i - 0.12, 0.46), (row.predicted, i + 0.27, 0.2)):
+            start = 0.0
+            for part in MEMORY_PARTS:
+                width, fill = of.get(part, 0.0), colour(f"--{part}")
+                if width <= 0:
+                    continue
+                if of is row.memory:
+                    axes.barh(y, width, height, start, color=fill, edgecolor=colour("--paper"), linewidth=0.6)
+                else:
+                    axes.barh(y, width, height, start, color="none", edgecolor=fill, linewidth=1.0)
+                start += width
+        value_at(axes, sum(row.memory.values()), i - 0.12, size(sum(row.memory.values())))
+    grid(axes, "x")
+    axes.xaxis.set_major_formatter(lambda value, _: size(value).replace(".0", "") if value else "0")
+    axes.set_xlim(0, None)
+    parts = [part for part in MEMORY_PARTS if any(row.memory.get(part) for row in rows)]
+    keys = [Key(PART_NAMES.get(part, part), colour(f"--{part}")) for part in parts]
+    legend(axes, [*keys, *([Key("predicted", None)] if any(row.predicted for row in rows) else [])])
+    return figure, "Where the memory goes in training", findings.memory_takeaway(summary.rows)
+
+
+def speed(summary: Summary, _: Sequence[Measurement]) -> tuple[Figure, str, str] | None:
+    """Training speed; whiskers from the slowest to the fastest run."""
+    rows = [row for row in summary.rows if row.tokens_per_second is not None and not row.is_base]
+    if not rows:
+        return None
+    figure, axes = bar_axes([row.label for row in rows], right=44)
+    look = looks(summary.rows)
+    for i, row in enumerate(rows):
+        figures = row.tokens_per_second
+        assert figures is not None
+        _bar(axes, i, figures.mean, figures.low, figures.high, look[row.label], f"{figures.mean:.0f}")
+    axes.set_xlim(0, None)
+    name_axes(axes, "tokens a second", "")
+    return figure, "Speed of training", findings.speed_takeaway(summary.rows)
+
+
+def forgetting(summary: Summary, measurements: Sequence[Measurement]) -> tuple[Figure, str, str] | None:
+    """How much perplexity on other text changed; whiskers from the least to the greatest run."""
+    rows = [row for row in summary.rows if row.forgetting is not None and not row.is_base]
+    if not rows:
+        return None
+    figure, axes = bar_axes([row.label for row in rows], right=44)
+    look = looks(summary.rows)
+    for i, row in enumerate(rows):
+        figures = row.forgetting
+        assert figures is not None
+        _bar(axes, i, figures.mean, figures.low, figures.high, look[row.label], signed(figures.mean))
+    axes.xaxis.set_major_formatter(lambda value, _: f"{100 * value:+.3g} %".replace("-", MINUS) if value else "0")
+    axes.axvline(0, color=colour("--muted"), linewidth=0.8)
+    texts = [text for run in measurements if (text := entry(run, "forgetting", "text"))]
+    text = one_line(texts[0]) if texts else ""
+    name_axes(axes, f"change of perplexity on “{shortened(text, 30)}”" if text else "change of perplexity", "")
+    return figure, "Forgetting", findings.forgetting_takeaway(summary.rows, text)
+
+
+def _joined(curves: Sequence[Sequence[Measurement]]) -> list[tuple[float, float, float, float]]:
+    """Several runs' points as (step, least, mean, greatest) in order of step, at most `POINTS` of them."""
+    by_step: dict[float, list[float]] = {}
+    for points in curves:
+        for point in points:
+            step, loss = number(point, "step"), number(point, "loss")
+            if step is not None and loss is not None:
+                by_step.setdefault(step, []).append(loss)
+    joined = [(step, min(v), mean(v), max(v)) for step, v in sorted(by_step.items())]
+    stride = -(-len(joined) // POINTS) or 1
+    return joined[::-1][::stride][::-1]  # the last point always stays
+
+
+def _along(axes: Axes, points: Sequence[tuple[float, float]]) -> list[tuple[float, float, float, float]]:
+    """Small boxes along a line, for labels to keep clear of."""
+    ends = [tuple(map(float, end)) for end in axes.transData.transform(list(points))]
+    boxes = []
+    for (x0, y0), (x1, y1) in pairwise(ends):
+        pieces = max(int(((x1 - x0) ** 2 + (y1 - y0) ** 2) ** 0.5 / 4), 1)
+        for k in range(pieces):
+            x, y = x0 + (x1 - x0) * k / pieces, y0 + (y1 - y0) * k / pieces
+            boxes.append((x - 2, y - 2, x + 2, y + 2))
+    return boxes
+
+
+def _bar(axes: Axes, y: float, value: float, low: float, high: float, look: Look, text: str) -> None:
+    axes.barh(y, value, 0.56, color=look.colour)
+    if low < high:
+        axes.plot([low, high], [y, y], color=colour("--paper"), linewidth=3.4, solid_capstyle="butt")
+        axes.plot([low, high], [y, y], color=colour("--ink"), linewidth=1.2, solid_capstyle="butt")
+    value_at(axes, max(value, high, 0.0), y, text)

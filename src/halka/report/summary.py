@@ -6,8 +6,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from halka.report.care import reasons
-from halka.report.evidence import Evidence
+from halka.report.caveats import Evidence, caveats
+from halka.report.findings import headline
 from halka.report.rows import (
     Measurement,
     MetricInfo,
@@ -21,7 +21,6 @@ from halka.report.rows import (
     name_of,
     number,
 )
-from halka.report.sentences import headline
 from halka.report.units import size
 from halka.util.errors import HalkaError
 from halka.util.text import one_line
@@ -68,7 +67,7 @@ class Summary:
     rows            the base, full fine-tuning, then the other methods by score, best first
     metrics         every metric that was scored, the primary one first
     headline        the result in one sentence
-    care            sentences: reasons to read the result with care
+    caveats         sentences: what limits the conclusions ("care" in summary.json)
     intervals       how the intervals were made, and why so
     base_bytes      the base on disk, and (`base_bytes_from`) where that figure is from
     finished, total how many runs
@@ -82,7 +81,7 @@ class Summary:
     rows: tuple[Row, ...]
     failed: tuple[Failure, ...]
     headline: str
-    care: tuple[str, ...]
+    caveats: tuple[str, ...]
     intervals: str
     base_bytes: float | None
     base_bytes_from: str
@@ -104,8 +103,8 @@ class Summary:
         return next((row for row in self.rows if row.is_base), None)
 
     def to_json(self) -> dict[str, Any]:
-        """Plain dictionaries, lists, numbers and texts."""
-        return asdict(self)
+        """The summary as plain data, under the names that summary.json has always had."""
+        return {"care" if name == "caveats" else name: value for name, value in asdict(self).items()}
 
 
 def summarise(measurements: Sequence[Measurement], command: str | None = None) -> Summary:
@@ -139,7 +138,7 @@ def summarise(measurements: Sequence[Measurement], command: str | None = None) -
         rows=rows,
         failed=failed,
         headline=headline(rows, primary, finished, len(failed)),
-        care=reasons(evidence),
+        caveats=caveats(evidence),
         intervals=INTERVALS,
         base_bytes=stored,
         base_bytes_from=stored_from,

@@ -12,7 +12,7 @@ import html
 import io
 import re
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
@@ -57,6 +57,16 @@ class Look:
     variable: str
     colour: str
     marker: str
+
+
+@dataclass(frozen=True)
+class Plot:
+    """A plot for a page: a name that is unique on it, a title, what it says in a sentence, and the SVG element."""
+
+    name: str
+    title: str
+    takeaway: str
+    svg: str
 
 
 def looks(rows: Sequence[Row]) -> dict[str, Look]:
@@ -145,6 +155,17 @@ def name_axes(axes: Axes, x: str, y: str) -> None:
 def grid(axes: Axes, which: Literal["x", "y"]) -> None:
     """Quiet lines across the axes."""
     axes.grid(axis=which, color=colour("--line"), linewidth=0.8)
+
+
+def drawn(make: Callable[..., tuple[Figure, str, str] | None], *given: Any) -> Plot | None:
+    """What a maker draws of what is given, under the maker's own name; None where there is nothing to draw."""
+    name = make.__name__
+    with drawing(name):
+        made = make(*given)
+        if made is None:
+            return None
+        figure, title, takeaway = made
+        return Plot(name, title, takeaway, to_svg(figure, name, f"{title}. {takeaway}"))
 
 
 def to_svg(figure: Figure, name: str, described: str) -> str:

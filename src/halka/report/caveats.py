@@ -1,20 +1,48 @@
-"""Reasons to read a comparison with care, each computed from the measurements themselves."""
+"""Caveats: what limits a comparison's conclusions, each computed from the measurements themselves."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from statistics import mean
+from dataclasses import dataclass
+from statistics import mean, median
 
-from halka.report import care_costs
-from halka.report.evidence import Evidence
-from halka.report.intervals import apart
-from halka.report.rows import is_done, name_of, number
-from halka.report.units import learning_rate, listed, plural
+from halka.report.intervals import Estimate, apart, spread
+from halka.report.rows import Measurement, MetricInfo, Row, counting_runs, entry, is_done, label_of, name_of, number
+from halka.report.units import learning_rate, listed, percent, plural
 from halka.util.text import one_line
 
 
-def reasons(evidence: Evidence) -> tuple[str, ...]:
-    """Sentences, the ones that bear most on the conclusion first."""
+@dataclass(frozen=True)
+class Evidence:
+    """The rows of a comparison with the measurements behind them."""
+
+    rows: tuple[Row, ...]
+    metric: MetricInfo
+    measurements: tuple[Measurement, ...]
+
+    def runs(self, row: Row) -> list[Measurement]:
+        return [run for run in self.measurements if label_of(run) == row.label]
+
+    def used(self, row: Row) -> list[Measurement]:
+        """The runs that the row's figures stand on."""
+        return counting_runs(self.runs(row))[0]
+
+    @property
+    def tuned(self) -> list[Row]:
+        return [row for row in self.rows if not row.is_base]
+
+    @property
+    def scored(self) -> list[Row]:
+        """Tuned rows with a score, best first."""
+        rows = [row for row in self.tuned if self.score(row) is not None]
+        return sorted(rows, key=lambda row: -self.metric.sign(row.scores[self.metric.name].value))
+
+    def score(self, row: Row) -> Estimate | None:
+        return row.scores.get(self.metric.name)
+
+
+def caveats(evidence: Evidence) -> tuple[str, ...]:
+    """Sentences, those that bear most on the conclusion first."""
     finders: tuple[Callable[[Evidence], list[str]], ...] = (
         not_told_apart,
         no_better_than_base,
@@ -25,11 +53,11 @@ def reasons(evidence: Evidence) -> tuple[str, ...]:
         not_the_best_rate,
         still_falling,
         small_test_set,
-        care_costs.unequal_budgets,
-        care_costs.noisy_timings,
-        care_costs.noisy_latency,
-        care_costs.memory_off_prediction,
-        care_costs.mixed_origins,
+        unequal_budgets,
+        noisy_timings,
+        noisy_latency,
+        memory_off_prediction,
+        mixed_origins,
         nothing_to_compare_with,
     )
     return tuple(sentence for find in finders for sentence in find(evidence))
@@ -218,3 +246,98 @@ def nothing_to_compare_with(evidence: Evidence) -> list[str]:
     if not any(row.is_base and evidence.score(row) for row in evidence.rows):
         sentences.append("The base without tuning was not scored, so the gain from tuning is not known.")
     return sentences
+
+
+# ── costs ───────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def unequal_budgets(evidence: Evidence) -> list[str]:
+    sentences = []
+    for noun, of in (("steps", lambda row: row.steps), ("examples", lambda row: row.examples)):
+        groups: dict[int, list[str]] = {}
+        for row in evidence.scored:
+            if (amount := of(row)) is not None:
+                groups.setdefault(amount, []).append(row.label)
+        if len(groups) > 1:
+            common = max(groups, key=lambda amount: len(groups[amount]))
+            others = [f"{listed(names)} {amount}" for amount, names in sorted(groups.items()) if amount != common]
+            rest = "each" if len(groups[common]) == 1 else "the others"
+            rest = listed(groups[common]) if len(groups[common]) == 1 else rest
+            sentences.append(f"The {noun} of training differ: {'; '.join(others)}; {rest} {common}.")
+    return sentences
+
+
+def noisy_timings(evidence: Evidence) -> list[str]:
+    spreads = {
+        row.label: (speed.high - speed.low) / speed.mean
+        for row in evidence.tuned
+        if (speed := row.tokens_per_second) is not None and speed.n > 1 and speed.mean > 0
+    }
+    if not spreads:
+        return []
+    worst = max(spreads, key=lambda label: spreads[label])
+    if spreads[worst] < 0.05:
+        return []
+    return [
+        f"Training speed is noisy: the runs of {worst} differ by {percent(spreads[worst])} among themselves (median "
+        f"over the methods: {percent(median(spreads.values()))}), so smaller differences between methods mean nothing."
+    ]
+
+
+def noisy_latency(evidence: Evidence) -> list[str]:
+    base = spread(number(run, "latency", "base_ms_per_token") for row in evidence.rows for run in evidence.used(row))
+    if base is None or base.n < 2 or base.mean <= 0:
+        return []
+    noise = (base.high - base.low) / base.mean
+    if noise < 0.03:
+        return []
+    inside = [
+        row.label
+        for row in evidence.tuned
+        if row.is_light and row.latency is not None and abs(row.latency.mean) < noise
+    ]
+    which = f" That goes for {listed(inside)}." if inside else ""
+    return [
+        f"The same base took {base.low:.1f} to {base.high:.1f} ms a token over {base.n} runs ({percent(noise)} apart): "
+        f"added latency below that is not distinguishable from none.{which}"
+    ]
+
+
+def memory_off_prediction(evidence: Evidence) -> list[str]:
+    off = {}
+    for row in evidence.tuned:
+        parts = row.memory.keys() & row.predicted.keys()
+        measured, predicted = (sum(of[part] for part in parts) for of in (row.memory, row.predicted))
+        if measured > 0 and abs(predicted / measured - 1) > 0.25:
+            off[row.label] = predicted / measured - 1
+    if not off:
+        return []
+    worst = max(off, key=lambda label: abs(off[label]))
+    direction = "above" if off[worst] > 0 else "below"
+    return [
+        f"Predicted memory is off by more than a quarter for {listed(list(off))}; most for {worst}, "
+        f"{percent(abs(off[worst]))} {direction} what was measured."
+    ]
+
+
+def mixed_origins(evidence: Evidence) -> list[str]:
+    used = [run for row in evidence.rows for run in evidence.used(row)]
+    origins = {
+        "commits": {one_line(run["commit"]) for run in used if run.get("commit")},
+        "machines": {
+            f"{one_line(entry(run, 'machine', 'cpu') or '?')}, {one_line(entry(run, 'machine', 'device') or '?')}"
+            for run in used
+            if run.get("machine")
+        },
+        "torch versions": {one_line(v) for run in used if (v := entry(run, "versions", "torch"))},
+    }
+    effects = {
+        "commits": "a difference may come from the code",
+        "machines": "times and memory do not compare across them",
+        "torch versions": "times and memory may differ between them",
+    }
+    return [
+        f"The runs come from {len(found)} {what} ({listed(sorted(found))}): {effects[what]}."
+        for what, found in origins.items()
+        if len(found) > 1
+    ]

@@ -1,4 +1,4 @@
-"""Names beside what they name, without overlaps: beside points, or stacked at the right end of lines."""
+"""Axes, labels and legends that the plots share; a label stands beside what it names, and none cover each other."""
 
 from __future__ import annotations
 
@@ -7,11 +7,13 @@ from dataclasses import dataclass
 from itertools import product
 from typing import TYPE_CHECKING
 
-from halka.report.svg import TEXT, colour
+from halka.report.svg import HEIGHT, TEXT, Look, colour, grid, new_figure
 from halka.report.units import shortened
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from matplotlib.axis import Axis
+    from matplotlib.figure import Figure
 
 Box = tuple[float, float, float, float]  # left, bottom, right, top in the figure's units
 
@@ -26,6 +28,15 @@ class Name:
     x: float
     y: float
     colour: str
+
+
+@dataclass(frozen=True)
+class Key:
+    """An entry of a legend: its text, its colour (None is an outline), and a marker in a rectangle's place."""
+
+    text: str
+    fill: str | None
+    marker: str = ""
 
 
 def text_width(axes: Axes, text: str) -> float:
@@ -137,3 +148,81 @@ def _write(axes: Axes, text: str, x: float, y: float) -> None:
         color=colour("--ink"),
         fontsize=TEXT,
     )
+
+
+# ── axes, marks and legends ─────────────────────────────────────────────────────────────────────────────────────────
+
+
+def room(names: Sequence[str]) -> float:
+    """The margin that labels at the right need."""
+    _, axes = new_figure(left=60, right=60)
+    return 24 + max(text_width(axes, shortened(name)) for name in names)
+
+
+def tall(names: int) -> float:
+    """The height at which so many labels have room at the right."""
+    return max(HEIGHT, 68 + LINE * names)
+
+
+def bar_axes(names: Sequence[str], right: float, top: float = 12, each: float = 31) -> tuple[Figure, Axes]:
+    """Axes for one horizontal bar a name, the first on top, named at the left."""
+    from matplotlib.ticker import MaxNLocator
+
+    labels = [shortened(name) for name in names]
+    _, axes = new_figure(left=60, right=right)
+    left = max(text_width(axes, label) for label in labels) + 10
+    figure, axes = new_figure(left=left, right=right, top=top, height=max(150, 62 + top + each * len(names)))
+    axes.set_yticks(range(len(names)), labels, color=colour("--ink"))
+    axes.set_ylim(len(names) - 0.4, -0.6)
+    axes.spines["bottom"].set_visible(False)
+    axes.xaxis.set_major_locator(MaxNLocator(5, steps=[1, 2, 2.5, 5, 10]))
+    grid(axes, "x")
+    return figure, axes
+
+
+def log_ticks(axis: Axis, low: float, high: float) -> None:
+    """Whole decades, with steps between them where the range is short."""
+    from matplotlib.ticker import LogLocator
+
+    short, middling = (1.0, 1.5, 2.0, 3.0, 5.0, 7.0), (1.0, 2.0, 5.0)
+    span = high / low
+    axis.set_major_locator(LogLocator(10, subs=short if span < 6 else middling if span < 100 else (1.0,)))
+
+
+def mark(axes: Axes, x: float, y: float, look: Look, small: bool = False) -> None:
+    axes.plot(
+        x,
+        y,
+        look.marker,
+        color=look.colour,
+        markersize=5 if small else 7.5,
+        markeredgecolor=colour("--paper"),
+        markeredgewidth=0.8,
+    )
+
+
+def value_at(axes: Axes, x: float, y: float, text: str) -> None:
+    """A figure right of a bar's end."""
+    axes.annotate(text, (x, y), xytext=(5, 0), textcoords="offset points", va="center_baseline", annotation_clip=False)
+
+
+def legend(axes: Axes, keys: Sequence[Key]) -> None:
+    """What colours and marks mean, from the figure's upper left corner on, in as many lines as that takes."""
+    from matplotlib.lines import Line2D
+    from matplotlib.patches import Rectangle
+
+    figure, start = axes.figure, 6.0
+    x, y = start, figure.bbox.y1 - 18
+    for key in keys:
+        width = 24 + text_width(axes, key.text)
+        if x > start and x + width > figure.bbox.x1:
+            x, y = start, y - LINE
+        if key.marker:
+            figure.add_artist(Line2D([x + 5], [y], color=key.fill, marker=key.marker, markersize=7, transform=None))
+        else:
+            height = 5 if key.fill is None else 9
+            edge, fill = key.fill or colour("--muted"), key.fill or "none"
+            place = (x, y - height / 2)
+            figure.add_artist(Rectangle(place, 10, height, facecolor=fill, edgecolor=edge, transform=None))
+        axes.annotate(key.text, (x + 14, y), xycoords="figure pixels", color=colour("--muted"), va="center_baseline")
+        x += width
