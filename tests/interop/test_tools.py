@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import re
 from pathlib import Path
 
@@ -12,6 +11,7 @@ import torch
 
 import halka
 from classifiers import TEXTS, classifier, example
+from commands import halka as halka_command
 from contract import Base, disturb, weights_of
 from halka.core import AdaptedModel, Method
 from halka.data.batches import collate, plan
@@ -395,19 +395,12 @@ def test_lm_eval_takes_a_packed_base(places):
     assert form_of(lm.model._model.base) == "int8"
 
 
-@pytest.mark.slow
-def test_the_command_scores_an_adapter(places, tmp_path):
-    """In a process of its own, as one calls it."""
-    import subprocess
-    import sys
-
+def test_the_command_scores_an_adapter(places, tmp_path, monkeypatch):
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     names = f"base={places['base']},adapter={places['adapter']},dtype=float32"
-    command = [sys.executable, "-m", "halka", "lm-eval", "--model_args", names, "--tasks", "halka_choices"]
-    command += ["--include_path", str(places["tasks"]), "--batch_size", "2", "--output_path", str(tmp_path / "out")]
-    environment = {**os.environ, "HF_HUB_OFFLINE": "1", "HF_DATASETS_CACHE": str(tmp_path / "cache")}
-    done = subprocess.run(command, env=environment, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    assert "halka_choices" in done.stdout
+    command = f"lm-eval --model_args {names} --tasks halka_choices --include_path {places['tasks']}"
+    printed = halka_command(f"{command} --batch_size 2 --output_path {tmp_path / 'out'}").stdout
+    assert "halka_choices" in printed
     (result,) = (tmp_path / "out").rglob("results_*.json")
     assert 0 <= json.loads(result.read_text())["results"]["halka_choices"]["acc,none"] <= 1
 

@@ -290,9 +290,9 @@ def test_threads_have_views_of_their_own():
 @pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor")  # dynamo's own look
 def test_compiled_it_computes_the_same_and_sees_every_change(kind, compiler):
     """Without gradients first: what parts then keep from pass to pass must not become a constant of the graph."""
-    model = model_with(*{kind: 0, "dora": 0})
+    model = model_with(*{kind: 0, "dora": 0}, num_hidden_layers=1)
     view, other = halka.view(model, kind), halka.view(model, "dora" if kind != "dora" else None)
-    compiled = torch.compile(view, backend="aot_eager")
+    compiled = torch.compile(view, backend="eager")
     optimizer = torch.optim.AdamW(model.parameters(kind), lr=1e-2, fused=True)
     for _ in range(2):
         with torch.no_grad():
@@ -316,14 +316,14 @@ def test_compiled_it_computes_the_same_and_sees_every_change(kind, compiler):
 
 def test_what_was_compiled_without_an_adapter_does_not_serve_one(compiler):
     """Neither for the same base, nor for another of its class."""
-    first, second = model_with("ia3"), model_with("ia3", "head")
-    compiled = torch.compile(halka.view(first, "ia3"), backend="aot_eager")
+    first, second = (model_with(*names, num_hidden_layers=1) for names in (["ia3"], ["ia3", "head"]))
+    compiled = torch.compile(halka.view(first, "ia3"), backend="eager")
     with torch.no_grad():
         torch.testing.assert_close(compiled(ids()).logits, logits(first, "ia3"), rtol=0, atol=1e-5)
-        other = torch.compile(halka.view(second, "head"), backend="aot_eager")
+        other = torch.compile(halka.view(second, "head"), backend="eager")
         torch.testing.assert_close(other(ids()).logits, logits(second, "head"), rtol=0, atol=1e-5)
         first.add("head", KINDS["head"])
         disturb(first, "head")
-        late = torch.compile(halka.view(first, "head"), backend="aot_eager")
+        late = torch.compile(halka.view(first, "head"), backend="eager")
         torch.testing.assert_close(late(ids()).logits, logits(first, "head"), rtol=0, atol=1e-5)
         torch.testing.assert_close(compiled(ids()).logits, logits(first, "ia3"), rtol=0, atol=1e-5)

@@ -668,19 +668,18 @@ def test_it_knows_paris(real) -> None:
 @pytest.mark.slow
 def test_two_processes_pull_at_once(tmp_path: Path) -> None:
     script = (
-        "import sys, time\nfrom dataclasses import replace\nfrom halka.models import fetching\n"
+        "import os, sys, time\nfrom dataclasses import replace\nfrom halka.models import fetching\n"
         "def fetch(folder, say):\n"
-        "    (folder / 'source.json').write_text('{}'); print('fetched'); time.sleep(3)\n"
+        "    (folder / 'source.json').write_text('{}'); print('fetched', flush=True); time.sleep(1)\n"
         "base = replace(fetching.known_bases()['smollm2-135m'], fetch=fetch)\n"
         "fetching.known_bases = lambda: {base.name: base}\n"
-        "print(fetching.pull('smollm2-135m'))\n"
+        "other = os.fork()\n"
+        "print(fetching.pull('smollm2-135m'), flush=True)\n"
+        "sys.exit(os.waitstatus_to_exitcode(os.waitpid(other, 0)[1]) if other else 0)\n"
     )
     environment = {"HALKA_CACHE": str(tmp_path), "PYTHONPATH": str(Path(loading.__file__).parents[2])}
-    runs = [
-        subprocess.Popen([sys.executable, "-c", script], env=environment, stdout=subprocess.PIPE, text=True)
-        for _ in range(2)
-    ]
-    said = "".join(run.communicate(timeout=120)[0] for run in runs)
-    assert [run.returncode for run in runs] == [0, 0]
+    run = subprocess.run([sys.executable, "-c", script], env=environment, capture_output=True, text=True, timeout=120)
+    assert run.returncode == 0, run.stderr
+    said = run.stdout
     assert said.count("fetched") == 1
     assert said.count(str(tmp_path / "bases" / "smollm2-135m")) == 2

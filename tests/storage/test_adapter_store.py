@@ -186,43 +186,51 @@ def test_writers_and_readers_at_once(store, model):
 
 
 WRITER = """
-import sys
+import os, sys
 from contract import adapted
 from halka import LoRA
 from halka.storage.adapter_store import AdapterStore
 store, folder = AdapterStore(sys.argv[1]), sys.argv[2]
 model = adapted(LoRA(rank=4))
-print("ready", flush=True)
 tags = [f"tag{number}" for number in range(2000)]
-while True:
-    store.add(folder, "a")
-    store.save(model, "a")
-    store.tag("a", tags)
-    store.tag("a", tags, remove=True)
-    while len(store.versions("a")) > 6:
-        store.remove("a", store.versions("a")[0])
+for line in sys.stdin:  # a process for each line, so that only one has to import torch
+    child = os.fork()
+    if child:
+        print(child, flush=True)
+        print(os.WTERMSIG(os.waitpid(child, 0)[1]), flush=True)
+        continue
+    while True:
+        store.add(folder, "a")
+        store.save(model, "a")
+        store.tag("a", tags)
+        store.tag("a", tags, remove=True)
+        while len(store.versions("a")) > 6:
+            store.remove("a", store.versions("a")[0])
 """
 
 
+@pytest.mark.slow
 def test_a_killed_writer_leaves_whole_versions_and_no_garbage(store, model):
     """Killed while it adds a folder, saves a model's adapter, tags or removes."""
     folder = halka.save(model, "a", store.folder.parent / "a")
     seen, tagged, path = set(), set(), os.pathsep.join(sys.path)
-    for seed in range(12):
-        arguments = [sys.executable, "-c", WRITER, str(store.folder), str(folder)]
-        with subprocess.Popen(
-            arguments, stdout=subprocess.PIPE, text=True, env=os.environ | {"PYTHONPATH": path}
-        ) as process:
-            assert process.stdout is not None
-            assert process.stdout.readline() == "ready\n"
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
+    arguments = [sys.executable, "-c", WRITER, str(store.folder), str(folder)]
+    with subprocess.Popen(arguments, **pipes, env=os.environ | {"PYTHONPATH": path}) as process:
+        assert process.stdin is not None
+        assert process.stdout is not None
+        for seed in range(12):
+            print("write", file=process.stdin, flush=True)
+            writer = int(process.stdout.readline())
             time.sleep(random.Random(seed).uniform(0.0, 0.08))
-            process.kill()
-        assert process.returncode == -signal.SIGKILL
-        assert all(wrong == "" for _, wrong in store.verify())
-        tagged |= {len(each.tags) for each in store.list()}
-        seen |= {*map(str, hidden(store))}
-        store.clean()
-        assert hidden(store) == []
+            os.kill(writer, signal.SIGKILL)
+            assert int(process.stdout.readline()) == signal.SIGKILL
+            assert all(wrong == "" for _, wrong in store.verify())
+            tagged |= {len(each.tags) for each in store.list()}
+            seen |= {*map(str, hidden(store))}
+            store.clean()
+            assert hidden(store) == []
+        process.stdin.close()
     assert seen  # else no writer was killed in its work
     assert tagged <= {0, 2000}  # all of them or none
     store.add(folder, "a")
