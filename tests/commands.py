@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -14,6 +15,8 @@ from typer.testing import CliRunner, Result
 from halka.cli import app
 
 ROOT = Path(__file__).parents[1]
+TRAIN = "--base base --data data.jsonl --dtype float32 --batch-size 4 --rank 4"
+"""Flags of `halka train` in the folders of tests/cli/conftest.py."""
 
 
 def halka(command: str, folder: Path | None = None, code: int = 0, **more: Any) -> Result:
@@ -58,3 +61,18 @@ def process(command: str, folder: Path, **environment: str) -> subprocess.Popen[
         stderr=subprocess.PIPE,
         text=True,
     )
+
+
+def stop_at(step: int, monkeypatch, times: int = 1) -> None:
+    """Ctrl-C while that step is shown."""
+    from halka.cli.progress import StepProgress
+
+    show = StepProgress.step
+
+    def shown(self, made, *name):
+        show(self, made, *name)
+        if made.step == step:
+            for _ in range(times):
+                os.kill(os.getpid(), signal.SIGINT)
+
+    monkeypatch.setattr(StepProgress, "step", shown)

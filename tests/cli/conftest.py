@@ -1,0 +1,52 @@
+"""What the tests of the command line start from: a tiny base with data and a run, in an empty folder."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from commands import TRAIN, halka
+from contract import disturb
+from halka import AdapterStore, LoRA, Prefix, adapt, load_base, save
+from tiny import tiny
+from tokenizers_for_tests import chatml_tokenizer
+
+
+@pytest.fixture(scope="session")
+def made(tmp_path_factory) -> Path:
+    """A folder with a base, data, prompts, a page of prose, and a run that is finished."""
+    folder = tmp_path_factory.mktemp("made")
+    tokenizer = chatml_tokenizer()
+    base = tiny("llama", vocab_size=len(tokenizer), max_position_embeddings=256, eos_token_id=tokenizer.eos_token_id)
+    base.save_pretrained(folder / "base")
+    tokenizer.save_pretrained(folder / "base")
+    rows = [{"prompt": f"What is {a} plus {b}?", "completion": str(a + b)} for a in range(5) for b in range(5)]
+    (folder / "data.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (folder / "prompts.jsonl").write_text('{"prompt": "Yes?"}\n{"messages": [{"role": "user", "content": "No?"}]}\n')
+    (folder / "prose.txt").write_text("What is the capital of France? " * 20)
+    halka(f"train {TRAIN} --steps 6 --validation 0.2 -o run", folder)
+    return folder
+
+
+@pytest.fixture
+def here(made, tmp_path, monkeypatch) -> Path:
+    """An empty folder that sees what was made, to work in."""
+    for each in made.iterdir():
+        (tmp_path / each.name).symlink_to(each)
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+@pytest.fixture
+def kinds(here) -> None:
+    """Folders `lora` and `prefix` with adapters, and a store `adapters` with both; a second `lora` is its newest."""
+    model = adapt(*load_base("base", dtype="float32"))
+    for name, method in (("lora", LoRA(rank=4)), ("prefix", Prefix(length=4))):
+        model.add(name, method)
+        disturb(model, name, by=0.2)
+        save(model, name, name)
+        AdapterStore("adapters").save(model, name)
+    disturb(model, "lora", seed=4, by=0.2)
+    AdapterStore("adapters").save(model, "lora")

@@ -1,0 +1,302 @@
+"""`halka evaluate` and `generate`: scores, answers, an adapter for each row, from folders and stores."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from commands import failure, halka, parsed
+from tiny import tiny
+from tokenizers_for_tests import chatml_tokenizer
+
+
+def test_predictions_do_not_write_over_what_is_read(here):
+    Path("own.jsonl").write_text(Path("data.jsonl").read_text())
+    before = Path("own.jsonl").read_text()
+    told = failure("evaluate --base base --data own.jsonl -o own.jsonl")
+    assert "--out: own.jsonl would write over what is read" in told
+    assert Path("own.jsonl").read_text() == before
+    assert "nothing can be written to /proc" in failure("evaluate --base base --data own.jsonl -o /proc/x.jsonl")
+    Path("latin.txt").write_bytes("café".encode("latin-1"))
+    assert "--perplexity: latin.txt is not UTF-8" in failure("evaluate --base base --perplexity latin.txt")
+    assert "--split train is for --task" in failure("evaluate --base base --data own.jsonl --split train")
+
+
+EVALUATE = "evaluate --base base --dtype float32 --max-new-tokens 3"
+
+
+def test_evaluate(here):
+    result = halka(f"{EVALUATE} --adapter run/adapter --data data.jsonl --limit 4 -o p.jsonl --perplexity prose.txt")
+    for told in ("exact_match", "95 % interval", "over 4 examples of data", "predictions in p.jsonl", "perplexity"):
+        assert told in result.stdout
+    lines = [json.loads(line) for line in Path("p.jsonl").read_text().splitlines()]
+    assert len(lines) == 4
+    assert lines[0].keys() == {"where", "prompt", "references", "prediction", "adapter"}
+    assert json.loads(Path("p.scores.json").read_text())["scores"].keys() == {"exact_match", "token_f1"}
+
+
+def test_evaluate_as_json(here):
+    found = parsed(f"{EVALUATE} --data data.jsonl --metrics chrf --limit 2")
+    assert found["scores"].keys() == {"chrf"}
+    assert found["scores"]["chrf"]["n"] == 2
+    alone = parsed(f"{EVALUATE} --perplexity prose.txt")
+    assert alone["perplexity"]["base"] > 1
+    assert "scores" not in alone
+
+
+def test_evaluate_on_a_task(here):
+    Path("task.yaml").write_text("train: data.jsonl\ntest: 0.2\nmetrics: exact_match\nmax_new_tokens: 2\n")
+    base = "evaluate --base base --dtype float32 --task task.yaml"
+    assert parsed(base)["examples"] == 5
+    assert parsed(f"{base} --split train --limit 3")["examples"] == 3
+    assert "the task task has no validation examples: choose another --split" in failure(f"{base} --split validation")
+
+
+@pytest.mark.parametrize(
+    ("command", "told"),
+    [
+        ("evaluate --base base", "what to evaluate on is said by --task NAME or by --data FILE"),
+        ("evaluate --data data.jsonl", "--base"),
+        ("evaluate --base base --data data.jsonl --metrics blue", "unknown metric 'blue' (did you mean 'bleu'?)"),
+        ("evaluate --base base --data data.jsonl --metrics ,", "--metrics ',' names none"),
+        ("evaluate --base base --data data.jsonl --limit 0", "--limit"),
+        ("evaluate --base base --perplexity nope.txt", "--perplexity: there is no file nope.txt"),
+        ("evaluate --base base --data data.jsonl -o prose.txt/p.jsonl", "--out: nothing can be written to prose.txt"),
+        ("evaluate --base base --data data.jsonl --adapter nope", "--adapter: there is no folder nope"),
+        ("evaluate --base base --data data.jsonl --adapter base", "base holds no adapter_config.json"),
+        ("generate --base base --temperature hot Hi", "--temperature"),
+        ("generate --base base --top-p 0.5 Hi", "--top-p is for drawing at random: give a --temperature"),
+        ("generate --base base --temperature 1 --top-p 7 Hi", "--top-p is a share above 0 and at most 1, not 7"),
+        ("generate --base base", "the prompt is empty"),
+        ("generate --base base Hi --file prompts.jsonl", "a PROMPT and --file were given: give one of them"),
+        ("generate --base base --file wrong.jsonl", 'wrong.jsonl:1: no prompt: a row has "prompt"'),
+        ("generate --base ./nope Hi", "./nope is no folder"),
+        ("adapters show nope", "FOLDER: there is no folder nope"),
+        ("adapters show base", "base holds no adapter_config.json: it is not an adapter folder"),
+        ("adapters show data.jsonl", "data.jsonl is a file: name the folder it is in"),
+        ("trian", "No such command 'trian'"),
+        ("--foo", "--foo"),
+    ],
+)
+def test_a_wrong_command_is_one_line(here, command, told):
+    Path("wrong.jsonl").write_text('{"question": "?"}\n')
+    assert told in failure(command)
+
+
+def test_an_adapter_of_another_base_is_refused(here):
+    tiny("llama", seed=1, vocab_size=424, max_position_embeddings=256).save_pretrained("other")
+    chatml_tokenizer().save_pretrained("other")
+    command = "generate --base other --dtype float32 --adapter run/adapter --max-new-tokens 2 Hi"
+    assert "was made for another base" in failure(command)
+    halka(f"{command} --allow-other-base")
+
+
+def test_generate(here):
+    command = "generate --base base --dtype float32 --max-new-tokens 4"
+    streamed = halka(f"{command} --adapter run/adapter What␣is␣this?").stdout
+    told = parsed(f"{command} --adapter run/adapter What␣is␣this?")
+    assert told["prompt"] == "What is this?"
+    assert streamed.strip() == told["answer"].strip()
+    assert halka(f"{command} --system Yes.", input="What?\n").stdout
+
+
+def test_generate_draws_the_same_for_the_same_seed(here):
+    command = "generate --base base --dtype float32 --max-new-tokens 6 --file prompts.jsonl --temperature 1 --top-p 0.9"
+    first, again, other = (parsed(f"{command} --seed {seed}") for seed in (1, 1, 2))
+    assert first == again
+    assert first != other
+    assert [each["prompt"] for each in first] == ["Yes?", "No?"]
+    assert "── prompts.jsonl:1: Yes?" in halka(command).stdout
+
+
+GENERATE = "generate --base base --dtype float32 --max-new-tokens 6"
+
+
+def rows(file: str, **adapters) -> str:
+    """A file of rows with `adapter` fields by their prompts."""
+    lines = ({"prompt": f"What is {key}?", "completion": "4", **named} for key, named in adapters.items())
+    Path(file).write_text("".join(json.dumps(line) + "\n" for line in lines))
+    return file
+
+
+def predictions(file: str) -> list[dict]:
+    return [json.loads(line) for line in Path(file).read_text().splitlines()]
+
+
+def answers(command: str) -> list[tuple[str | None, str]]:
+    """Who answered what."""
+    return [(each["adapter"], each["answer"]) for each in parsed(command)]
+
+
+def test_rows_of_a_file_name_their_adapters(kinds):
+    plain = rows("plain.jsonl", a={}, b={}, c={}, d={})
+    base, lora, prefix = (
+        [answer for _, answer in answers(f"{GENERATE} --file {plain} {adapter}")]
+        for adapter in ("", "--adapter lora", "--adapter prefix")
+    )
+    assert all(len({one, two, three}) == 3 for one, two, three in zip(base, lora, prefix, strict=True))
+    file = rows("f.jsonl", a={"adapter": "x"}, b={"adapter": None}, c={"adapter": "prefix"}, d={})
+    expected = [("x", lora[0]), (None, base[1]), ("prefix", prefix[2]), (None, base[3])]
+    assert answers(f"{GENERATE} --file {file} --adapter x=lora --adapter prefix=prefix") == expected
+    assert (
+        "── f.jsonl:3, prefix: What is c?"
+        in halka(f"{GENERATE} --file f.jsonl --adapter x=lora --adapter prefix").stdout
+    )
+    expected = [("x", lora[0]), ("prefix", prefix[1]), ("prefix", prefix[2]), ("prefix", prefix[3])]
+    assert answers(f"{GENERATE} --file {file} --adapter x=lora --adapter prefix") == expected
+    told = failure(f"{GENERATE} --file {file} --adapter lora --adapter prefix --adapter x=lora")
+    assert "f.jsonl:2: it names no adapter, and lora and prefix were given" in told
+    Path("f.csv").write_text("prompt,adapter\nWhat is a?, lora \nWhat is b?,\n")
+    assert answers(f"{GENERATE} --file f.csv --adapter lora=lora") == [("lora", lora[0]), (None, base[1])]
+
+
+def test_every_adapter_answers_where_rows_name_none(kinds):
+    alone = [parsed(f"{GENERATE} --adapter {name} What?") for name in ("lora", "prefix")]
+    assert parsed(f"{GENERATE} --adapter lora --adapter prefix What?") == alone
+    assert parsed(f"{GENERATE} --adapter x=lora What?") == {**alone[0], "adapter": "x"}
+    shown = halka(f"{GENERATE} --adapter lora --adapter prefix What?").stdout
+    assert "── lora: What?" in shown
+    assert "── prefix: What?" in shown
+    both = answers(f"{GENERATE} --adapter lora --adapter prefix --file {rows('f.jsonl', a={}, b={})}")
+    assert [name for name, _ in both] == ["lora", "prefix", "lora", "prefix"]
+
+
+def test_rows_and_flags_name_adapters_of_a_store(kinds):
+    first = parsed(f"{GENERATE} --adapter lora What?")["answer"]
+    newest = parsed(f"{GENERATE} --store adapters --adapter lora What?")
+    assert newest["adapter"] == "lora"
+    assert newest["answer"] != first
+    assert parsed(f"{GENERATE} --store adapters --adapter lora@1 What?")["answer"] == first
+    assert parsed(f"{GENERATE} --store adapters --adapter lora=lora What?")["answer"] == first
+    lines = [{"prompt": "What?", "adapter": name} for name in ("lora", "lora@1", None, "lora@2", "prefix")]
+    Path("f.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    made = dict(answers(f"{GENERATE} --file f.jsonl --store adapters"))
+    assert list(made) == ["lora", "lora@1", None, "lora@2", "prefix"]
+    assert made["lora"] == made["lora@2"] == newest["answer"]
+    assert made["lora@1"] == first
+    assert len(set(made.values())) == 4
+    for size in ("1", "1MB"):
+        assert made == dict(answers(f"{GENERATE} --file f.jsonl --store adapters --pool {size} --batch-size 1"))
+
+
+def test_a_store_of_another_base_is_refused_unless_allowed(kinds):
+    tiny("llama", seed=1, vocab_size=424, max_position_embeddings=256).save_pretrained("other")
+    chatml_tokenizer().save_pretrained("other")
+    command = f"{GENERATE.replace('base base', 'base other')} --store adapters --adapter prefix Hi"
+    assert "was made for another base" in failure(command)
+    halka(f"{command} --allow-other-base")
+
+
+@pytest.mark.parametrize(
+    ("adapters", "told"),
+    [
+        ("--adapter lora=lora", "f.jsonl:2: there is no adapter 'lroa' among those given: did you mean lora?"),
+        ("--adapter x=prefix", "f.jsonl:1: there is no adapter 'lora' among those given: those are x"),
+        ("", "f.jsonl:1: there is no adapter 'lora', and none was given: add --adapter lora=FOLDER, or --store FOLDER"),
+        ("--store adapters", "f.jsonl:2: there is no adapter 'lroa' among those given: did you mean lora?"),
+        ("--store run", "f.jsonl:1: there is no adapter 'lora', and none at all in run"),
+        ("--store nope", "--store: there is no folder nope"),
+        ("--store adapters --adapter lorra", "--adapter: there is no adapter 'lorra' among those given: did you mean"),
+        ("--store adapters --adapter lora@3", "--adapter: 'lora' has no version 3: there are 1, 2"),
+        ("--store adapters --adapter lora@x", "--adapter: there is no adapter 'lora@x' among those given: did you"),
+        ("--adapter lora --adapter lora=prefix", "--adapter: two are named 'lora': name each its own way, as in NAME="),
+        ("--adapter =lora", "--adapter: '=lora' is not NAME=FOLDER"),
+        ("--adapter lora=", "--adapter: 'lora=' is not NAME=FOLDER"),
+        ("--adapter lora=nope", "--adapter: there is no folder nope"),
+        ("--adapter lora=base", "--adapter: base holds no adapter_config.json"),
+        ("--adapter lora --pool 0", "--pool"),
+    ],
+)
+def test_an_adapter_that_is_not_there_is_told_by_its_row_before_the_base_is_loaded(kinds, adapters, told):
+    file = rows("f.jsonl", a={"adapter": "lora"}, b={"adapter": "lroa"})
+    assert told in failure(f"generate --base ./nope --file {file} {adapters}")
+    assert told in failure(f"evaluate --base ./nope --data {file} {adapters}")
+
+
+def test_what_names_no_adapter_is_told(kinds):
+    assert "--store: nothing names an adapter in it: add --adapter NAME" in failure(
+        "generate --base ./nope --store run Hi"
+    )
+    told = failure(f"generate --base ./nope --file {rows('f.jsonl', a={}, b={'adapter': ['lora']})}")
+    assert told == "f.jsonl:2: the adapter is ['lora']: give its name as a text, or null"
+
+
+def test_evaluate_scores_each_of_several_adapters(kinds):
+    command = f"{EVALUATE} --data data.jsonl --limit 4 --metrics chrf"
+    alone = [parsed(f"{command} --adapter {name} -o {name}.jsonl")["scores"] for name in ("lora", "prefix")]
+    found = parsed(f"{command} --adapter lora --adapter prefix --perplexity prose.txt -o p.jsonl")
+    assert found["by_adapter"] == [
+        {"adapter": name, "examples": 4, "scores": scores}
+        for name, scores in zip(("lora", "prefix"), alone, strict=True)
+    ]
+    assert "scores" not in found
+    assert found["examples"] == 4
+    assert [each["adapter"] for each in found["perplexity"]["by_adapter"]] == ["lora", "prefix"]
+    assert predictions("p.jsonl")[0::2] == predictions("lora.jsonl")
+    assert predictions("p.jsonl")[1::2] == predictions("prefix.jsonl")
+    assert predictions("lora.jsonl") != predictions("prefix.jsonl")
+    shown = " ".join(halka(f"{command} --adapter lora --adapter prefix --perplexity prose.txt").stdout.split())
+    for told in ("adapter examples chrf lora 4 ", " prefix 4 ", " over 4 examples of data ", " with lora "):
+        assert told in shown
+
+
+def test_evaluate_scores_the_bare_base_beside_adapters(kinds):
+    command = f"{EVALUATE} --data data.jsonl --limit 4 --metrics chrf"
+    bare = parsed(command)["scores"]
+    one = parsed(f"{command} --adapter lora --with-base -o new/folder/p.jsonl")
+    assert one["scores"] == parsed(f"{command} --adapter lora")["scores"]
+    assert one["base_scores"] == bare
+    made = predictions("new/folder/p.jsonl")
+    assert [each["adapter"] for each in made] == ["lora"] * 4 + [None] * 4
+    both = parsed(f"{command} --adapter lora --adapter prefix --with-base")
+    assert [each["adapter"] for each in both["by_adapter"]] == ["lora", "prefix"]
+    assert both["base_scores"] == bare
+    shown = halka(f"{command} --adapter lora --with-base").stdout.splitlines()
+    assert [line.partition("  ")[0] for line in shown] == [
+        "adapter",
+        "lora",
+        "the bare base",
+        "over 4 examples of data",
+    ]
+    Path("f.json").write_text(json.dumps([{"prompt": "What?", "completion": "4", "adapter": "lora"}]))
+    rows = parsed(f"{EVALUATE} --data f.json --metrics chrf --adapter lora --with-base")
+    assert (rows["scores"]["chrf"]["n"], rows["base_scores"]["chrf"]["n"]) == (1, 1)
+    assert "--with-base scores the bare base beside adapters" in failure(f"{command} --with-base")
+
+
+def test_evaluate_answers_each_row_with_its_adapter(kinds):
+    named = {"a": {"adapter": "lora"}, "b": {"adapter": "prefix"}, "c": {"adapter": "lora"}, "d": {}}
+    lines = [{"prompt": f"What is {key}?", "completion": "4", **named[key]} for key in named]
+    Path("f.json").write_text(json.dumps([*lines, {"prompt": "no answer"}]))  # all in one line
+    found = parsed(f"{EVALUATE} --data f.json --store adapters --metrics chrf -o p.jsonl")
+    assert [(each["adapter"], each["examples"]) for each in found["by_adapter"]] == [
+        ("lora", 2),
+        ("prefix", 1),
+        (None, 1),
+    ]
+    assert found["scores"]["chrf"]["n"] == 4
+    made = predictions("p.jsonl")
+    assert [each["adapter"] for each in made] == ["lora", "prefix", "lora", None]
+    answered = answers(f"{GENERATE.replace('6', '3')} --store adapters --file {rows('g.jsonl', **named)}")
+    assert [(each["adapter"], each["prediction"]) for each in made] == answered
+    shown = " ".join(halka(f"{EVALUATE} --data f.json --store adapters").stdout.split())
+    for told in (" the bare base 1 ", " all 4 ", "over 4 examples of f"):
+        assert told in shown
+
+
+def test_a_run_s_folder_stands_for_its_adapter_which_is_called_after_it(here):
+    lines = Path("prompts.jsonl")
+    lines.write_text('{"prompt": "What?"}\n')
+    for place in ("run", "run/adapter"):
+        (answer,) = parsed(f"generate --base base --max-new-tokens 2 --adapter {place} --file prompts.jsonl")
+        assert answer["adapter"] == "run"
+    assert parsed("adapters show run")["files"] == parsed("adapters show run/adapter")["files"]
+    assert "run, version 1" in halka("adapters add run --store kept").stdout
+
+
+def test_a_pool_without_a_store_is_refused(here):
+    assert "--pool is what a store's adapters may take" in failure('generate --base base --pool 5 "hello"')
+    told = failure('generate --base base --store kept --pool much "hello"')
+    assert "'--pool': 'much' is no size above 0: write it as 512MB, 1.5GB, or as a number of MB: see" in told

@@ -1,0 +1,157 @@
+"""`halka train`: settings, what it says and saves, what it refuses, what is read of data."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from filelock import FileLock
+from safetensors.torch import load_file
+
+from commands import TRAIN, failure, halka, parsed, stop_at
+from tokenizers_for_tests import chatml_tokenizer
+
+
+def test_what_is_read_is_said(here):
+    rows = [{"prompt": f"What is {i}?", "completion": str(i)} for i in range(4)]
+    for split, kept in (("train", rows), ("test", [*rows[:1], {"prompt": "Why?", "completion": "No"}])):
+        Path(f"{split}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in kept))
+    with Path("train.jsonl").open("a") as file:
+        file.write("not JSON\n")
+    task = {"name": "own", "train": "train.jsonl", "test": "test.jsonl", "metrics": "exact_match"}
+    Path("task.yaml").write_text(json.dumps(task))
+    for command in (
+        "train --task task.yaml --base base --dtype float32 --steps 1 --rank 4 -o new",
+        "evaluate --task task.yaml --base base --dtype float32 --max-new-tokens 1",
+    ):
+        told = halka(command).stderr
+        assert "own: 1 rows cannot be used; the first: train.jsonl:5: not valid JSON" in told
+        assert "own: 1 prompts of test stand in train too" in told
+    told = halka("evaluate --data train.jsonl --shape prompt --base base --dtype float32 --max-new-tokens 1").stderr
+    assert "train.jsonl: 4 examples, read as prompt\n" in told
+
+
+def test_long_rows_are_cut_to_the_room_beside_virtual_tokens(here):
+    rows = [{"prompt": "What is it?", "completion": "It is. " * 200}] * 3
+    Path("long.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    told = halka("train --base base --data long.jsonl --dtype float32 --method prompt --steps 1 -o new").stderr
+    assert "of 3 examples 3 are cut to 236 tokens" in told
+    assert "Warning" not in told
+
+
+def test_train_leaves_an_adapter_with_its_card(made):
+    folder = made / "run"
+    assert sorted(each.name for each in folder.iterdir()) == ["adapter", "metrics.jsonl", "run.yaml"]
+    assert len((folder / "metrics.jsonl").read_text().splitlines()) == 6
+    card = json.loads((folder / "adapter" / "halka.json").read_text())
+    assert (card["task"], card["method"]["name"], card["method"]["fields"]["rank"]) == ("data", "lora", 4)
+    assert (card["training"]["steps"], card["training"]["lr"], card["training"]["examples"]) == (6, 1e-3, 20)
+    assert card["measurements"]["validation_loss"] > 0
+
+
+def test_train_says_what_happened_and_what_is_next(here):
+    result = halka(f"train {TRAIN} --steps 6 -o new")
+    assert "6 steps in" in result.stdout
+    assert "step 6/6: 0.0 s left, loss " in result.stderr
+    assert "tokens/s" in result.stderr
+    assert "Next: halka generate --base base --adapter new/adapter" in result.stderr
+    made = parsed(f"train {TRAIN} --steps 6 --validation data.jsonl -o other")
+    assert (made["steps"], made["adapter"], made["method"]["name"]) == (6, "other/adapter", "lora")
+    assert made["validation_loss"] > 0
+
+
+def test_settings_combine(here, monkeypatch):
+    """The file below the environment below flags."""
+    Path("run.yaml").write_text("base: base\ndata: data.jsonl\nrank: 2\ntrain: {steps: 1, lr: 0.1, seed: 1}\n")
+    monkeypatch.setenv("HALKA_TRAIN_STEPS", "2")
+    monkeypatch.setenv("HALKA_TRAIN_LR", "0.2")
+    made = parsed("train --config run.yaml --lr 0.3 -o new")
+    assert (made["method"]["fields"]["rank"], made["steps"], made["lr"]) == (2, 2, 0.3)
+    told = yaml.safe_load(Path("new/run.yaml").read_text())
+    assert (told["rank"], told["train"]["steps"], told["train"]["seed"]) == (2, 2, 1)
+
+
+def test_the_runs_file_runs_it_again(here):
+    halka(f"train {TRAIN} --steps 4 --validation 0.2 -o new")
+    before = load_file("new/adapter/adapter_model.safetensors")
+    halka("train --config new/run.yaml --overwrite")
+    after = load_file("new/adapter/adapter_model.safetensors")
+    assert all(torch.equal(before[key], after[key]) for key in before)
+
+
+def test_virtual_tokens_start_from_a_text(here):
+    command = "train --base base --data data.jsonl --dtype float32 --steps 1 --text What␣is"
+    ids = chatml_tokenizer().encode("What is", add_special_tokens=False)
+    assert parsed(f"{command} --method prompt -o new")["method"]["fields"]["tokens"] == ids
+    fields = parsed(f"{command} --method prefix --length 5 -o other")["method"]["fields"]
+    assert (fields["length"], fields["tokens"]) == (5, ids)
+    assert parsed("train --config new/run.yaml --overwrite")["method"]["fields"]["tokens"] == ids
+    assert "lora has no virtual tokens: choose prompt or prefix" in failure(f"{command} -o third")
+    assert "--text and --tokens both say" in failure(f"{command} --method prompt --tokens 3 -o third")
+
+
+@pytest.mark.filterwarnings("default::DeprecationWarning")
+def test_tensorboard(here, monkeypatch):
+    halka(f"train {TRAIN} --steps 2 --tensorboard -o new")
+    assert list(Path("new/tensorboard").iterdir())
+    monkeypatch.setattr("halka.cli.training_run.find_spec", lambda name: None)
+    assert "pip install 'halka[tensorboard]'" in failure(f"train {TRAIN} --tensorboard -o other")
+
+
+@pytest.mark.parametrize(
+    ("command", "told"),
+    [
+        ("train --base base -o new", "what to train on is said by --task NAME or by --data FILE: give one of them"),
+        ("train --base base --data data.jsonl --task support -o new", "give one of them"),
+        ("train --base base --task support --validation 0.1 -o new", "--validation is for --data"),
+        ("train --base base --task nope -o new", "task 'nope' is unknown. Name support"),
+        ("train --base base --data nope.jsonl -o new", "--data: there is no file nope.jsonl: check the path"),
+        ("train --base base --data run -o new", "--data: run is a folder: name a file in it"),
+        ("train --base base --data prose.txt -o new", "prose.txt: unknown kind of data file"),
+        (f"train {TRAIN} --validation 3 -o new", "--validation 3 is no share of the data"),
+        (f"train {TRAIN} --validation nope.jsonl -o new", "--validation: there is no file nope.jsonl"),
+        (f"train {TRAIN} -o run", "--out: run holds a finished run: choose another folder, or add --overwrite"),
+        (f"train {TRAIN} -o base", "--out: base exists and holds no training run: choose another folder"),
+        (f"train {TRAIN} -o data.jsonl", "--out: data.jsonl is a file: name a folder"),
+        (f"train {TRAIN} --method lorra -o new", "there is no method 'lorra': choose one of"),
+        (f"train {TRAIN} --method prefix -o new", "--rank: prefix has no field 'rank'; its fields are: length"),
+        (f"train {TRAIN} --rnak 3 -o new", "--rank"),
+        (f"train {TRAIN} --lr fast -o new", "--lr: 'fast' is not a number"),
+        (f"train {TRAIN} --lr -1 -o new", "lr must be above 0, not -1"),
+        (f"train {TRAIN} --targets attn.x -o new", "lora: targets are linear layers"),
+        (f"train {TRAIN} --config nope.yaml -o new", "there is no file nope.yaml"),
+        (f"train {TRAIN.replace('--base base', '--base ./nope')} -o new", "./nope is no folder"),
+    ],
+)
+def test_what_is_wrong_is_said_in_one_line_and_nothing_is_made(here, command, told):
+    assert told in failure(command)
+    assert not Path("new").exists()
+
+
+def test_other_settings_do_not_go_on_with_an_unfinished_run(here, monkeypatch):
+    stop_at(3, monkeypatch)
+    halka(f"train {TRAIN} --steps 8 -o new", code=130)
+    monkeypatch.undo()
+    told = failure(f"train {TRAIN.replace('--base', '--seed 1 --base')} --steps 8 -o {here / 'new'}", folder=here)
+    assert "holds an unfinished run that differs from this one: seed was 0, is 1" in told
+
+
+def test_training_that_cannot_go_on_is_a_failure(here):
+    told = failure_after_steps(f"train {TRAIN} --steps 50 --lr 1e30 --warmup 0 --clip 0 -o new")
+    assert "try a lower learning rate" in told
+
+
+def test_two_processes_do_not_train_in_one_folder(here):
+    Path("new").mkdir()
+    with FileLock("new/.lock"):
+        assert "another process is training in new: choose another folder" in failure(f"train {TRAIN} --steps 2 -o new")
+    halka(f"train {TRAIN} --steps 2 -o new")
+
+
+def failure_after_steps(command: str) -> str:
+    result = halka(command, code=1)
+    assert result.stdout == ""
+    return result.stderr.splitlines()[-1]
