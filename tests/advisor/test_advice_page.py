@@ -14,14 +14,15 @@ from typing import Any
 import pytest
 
 from advice_for_tests import GB, about, full_advice, full_evidence, parts
+from halka.advisor import pilot_plots as advice_curves
+from halka.advisor import plots as advice_plots
+from halka.advisor import words
 from halka.advisor.advice import CHOICES, Advice, Reason
 from halka.advisor.conditions import CONDITIONS
 from halka.advisor.evidence import Evidence, Fit, Knowledge, Learnability, Strength
-from halka.cli.advice_shown import show_advice
+from halka.advisor.page import render_advice, write_advice
+from halka.advisor.terminal import show_advice
 from halka.evaluation.metrics import Score
-from halka.report import advice_curves, advice_plots
-from halka.report import advice_words as words
-from halka.report.advice import render_advice, write_advice
 from halka.report.svg import drawing
 from page_for_tests import Page
 

@@ -2,8 +2,8 @@
 
 from halka.advisor.advice import CHOICES, Advice
 from halka.advisor.evidence import Evidence
-from halka.advisor.need import Need
 from halka.advisor.probing import PROBES, probe
+from halka.advisor.request import Need
 from halka.advisor.verdict import advise_from
 
 __all__ = ["CHOICES", "PROBES", "Advice", "Evidence", "Need", "advise_from", "probe"]

@@ -6,9 +6,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from halka.advisor import words as advice_words
 from halka.advisor.thresholds import HIGH, MEDIUM
 from halka.evaluation.metrics import Score
-from halka.report import advice_words
 
 CHOICES = {name: title for name, (_, title) in advice_words.CHOICES.items()}
 """What can be advised, the cheapest first."""

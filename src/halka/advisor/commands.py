@@ -12,9 +12,9 @@ from typing import Any
 
 from halka.advisor.advice import TRAINED
 from halka.advisor.conditions import BOTH, best_asked
-from halka.advisor.curves import lowest_before_rising
 from halka.advisor.evidence import Evidence, Option, Trial, own_fields
-from halka.advisor.kept import COLLECTION, HELD_OUT, HELD_OUT_SHOWN, PROMPTED, PROMPTED_SHOWN, SHOWN
+from halka.advisor.folder import COLLECTION, HELD_OUT, HELD_OUT_SHOWN, PROMPTED, PROMPTED_SHOWN, SHOWN
+from halka.advisor.statistics import lowest_before_rising
 from halka.advisor.thresholds import FARTHER
 from halka.core import described
 from halka.methods import build_method

@@ -12,9 +12,9 @@ from collections.abc import Callable, Mapping, Sequence
 import numpy as np
 
 from halka.advisor.conditions import BOTH, DOCUMENTS, question_of
-from halka.advisor.curves import interval
 from halka.advisor.evidence import Knowledge
 from halka.advisor.questions import Questions
+from halka.advisor.statistics import interval
 from halka.evaluation.metrics import Score, mean_of
 from halka.rag.raft import stands_in
 

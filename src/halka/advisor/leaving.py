@@ -6,9 +6,9 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from halka.advisor.conditions import best_asked
-from halka.advisor.kept import HELD_OUT, HELD_OUT_SHOWN, SHOWN, TRAIN, Kept
-from halka.advisor.need import Need, Sample
+from halka.advisor.folder import HELD_OUT, HELD_OUT_SHOWN, SHOWN, TRAIN, Kept
 from halka.advisor.questions import Questions
+from halka.advisor.request import Need, Sample
 from halka.advisor.rows import rows, with_passages
 from halka.evaluation.metrics import Score
 

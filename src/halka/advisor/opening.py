@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Any, cast
 
 from halka.advisor.conditions import Find, usable
-from halka.advisor.kept import COLLECTION
-from halka.advisor.need import Need, Sample
+from halka.advisor.folder import COLLECTION
 from halka.advisor.questions import Questions
+from halka.advisor.request import Need, Sample
 from halka.core import AdaptedModel
 from halka.data.examples import Example
 from halka.models import adapt

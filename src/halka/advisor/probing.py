@@ -13,14 +13,15 @@ import psutil
 
 from halka.advisor.cleanliness import cleanliness
 from halka.advisor.evidence import Cleanliness, Evidence, Fit, Knowledge, Learnability, Strength, Subject
-from halka.advisor.fitting import fit, hardware_for
-from halka.advisor.kept import HELD_OUT_SHOWN, PROMPTED, PROMPTED_SHOWN, Kept
+from halka.advisor.folder import HELD_OUT_SHOWN, PROMPTED, PROMPTED_SHOWN, Kept
 from halka.advisor.knowledge import knowledge
-from halka.advisor.learning import ALL_WEIGHTS, PLANS, WITH_PASSAGES, learnability
 from halka.advisor.leaving import leave_examples, leave_passages, leave_prompts, train_flags
-from halka.advisor.need import Need, Sample, base_state, keys, sample
 from halka.advisor.opening import decoder_config, opened
+from halka.advisor.pilot import ALL_WEIGHTS, PLANS, WITH_PASSAGES, learnability
+from halka.advisor.probes import strength
 from halka.advisor.questions import Questions
+from halka.advisor.request import Need, Sample, base_state, keys, sample
+from halka.advisor.resources import fit, hardware_for
 from halka.advisor.sizing import (
     NoRoom,
     affordable,
@@ -32,7 +33,6 @@ from halka.advisor.sizing import (
     pilot_room,
     pilot_seconds,
 )
-from halka.advisor.strength import strength
 from halka.advisor.verdict import advise_from
 from halka.estimating import Estimate, estimate
 from halka.estimating.devices import device_named

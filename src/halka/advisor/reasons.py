@@ -11,8 +11,8 @@ from halka.advisor.advice import TRAINED, Prospect, Reason
 from halka.advisor.evidence import Evidence, Trial
 from halka.advisor.prospects import Bar, by_choice, is_noisy, too_large, trainable
 from halka.advisor.thresholds import FALLS, FEW_HELD_OUT, HELD, LEAKED
-from halka.report.advice_words import choice as named
-from halka.report.advice_words import metric_of, share
+from halka.advisor.words import choice as named
+from halka.advisor.words import metric_of, share
 from halka.report.units import learning_rate, percent, size
 
 NAMED = 5  # places that are named

@@ -8,10 +8,10 @@ from collections.abc import Sequence
 from typing import Any
 
 from halka.advisor.conditions import CLOSED, DOCUMENTS
-from halka.advisor.learning import BATCH_TOKENS, PLANS
-from halka.advisor.need import Need
+from halka.advisor.pilot import BATCH_TOKENS, PLANS
 from halka.advisor.planned import Room
 from halka.advisor.questions import Questions
+from halka.advisor.request import Need
 from halka.data.examples import Example
 from halka.data.tokens import encode_all
 from halka.estimating import prepared, rehearse

@@ -80,12 +80,12 @@ def advise(
     from dataclasses import asdict
     from json import dumps
 
-    from halka.advisor.need import Need
+    from halka.advisor.page import write_advice
     from halka.advisor.probing import probe
+    from halka.advisor.request import Need
+    from halka.advisor.terminal import show_advice
     from halka.advisor.verdict import advise_from
-    from halka.cli.advice_shown import show_advice
     from halka.cli.progress import ProbesProgress
-    from halka.report.advice import write_advice
     from halka.util.files import write_text
 
     if out.is_file():

@@ -7,9 +7,9 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 
 from halka.advisor.conditions import CLOSED, EXAMPLES, question_of
-from halka.advisor.curves import interval
 from halka.advisor.evidence import Strength
 from halka.advisor.questions import Questions
+from halka.advisor.statistics import interval
 from halka.data.examples import Example
 from halka.evaluation.metrics import mean_of
 

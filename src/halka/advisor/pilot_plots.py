@@ -6,9 +6,8 @@ from collections.abc import Sequence
 from statistics import mean
 from typing import TYPE_CHECKING, Any
 
+from halka.advisor import words
 from halka.evaluation.metrics import Score
-from halka.report import advice_words as words
-from halka.report.axes import Name, at_the_right, log_ticks, room, tall
 from halka.report.intervals import finite
 from halka.report.svg import MARKERS, SERIES, Look, colour, grid, name_axes, new_figure
 from halka.report.units import count

@@ -8,8 +8,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from halka.report import advice_curves, advice_plots
-from halka.report import advice_words as words
+from halka.advisor import pilot_plots as advice_curves
+from halka.advisor import plots as advice_plots
+from halka.advisor import words
 from halka.report.intervals import finite
 from halka.report.page import fill, write_page
 from halka.report.svg import Plot, drawn
@@ -66,6 +67,7 @@ def render_advice(advice: Any, evidence: Any, *, title: str | None = None, comma
         "advice.html.j2",
         ["report.css", "advice.css"],
         ["advice.js"],
+        package="halka.advisor",
         title=one_line(title or f"Advice for {subject.data} on {subject.base}"),
         headline=f"{words.verdict(advice)}.",
         about=f"{words.about(subject)}.",

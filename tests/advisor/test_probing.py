@@ -19,16 +19,17 @@ import torch.nn.functional as F
 
 import halka
 from halka.advisor import commands as advised
-from halka.advisor import learning, opening, probing, sizing, verdict
-from halka.advisor import need as needs
+from halka.advisor import opening, probing, sizing, verdict
+from halka.advisor import pilot as learning
 from halka.advisor import questions as asking
+from halka.advisor import request as needs
 from halka.advisor.conditions import CONDITIONS, conditioned
 from halka.advisor.knowledge import knowledge
-from halka.advisor.learning import Plan, learnability
-from halka.advisor.need import Need, keys, sample
+from halka.advisor.pilot import Plan, learnability
+from halka.advisor.probes import strength
 from halka.advisor.probing import probe
 from halka.advisor.questions import Questions, token_losses
-from halka.advisor.strength import strength
+from halka.advisor.request import Need, keys, sample
 from halka.advisor.verdict import advise_from
 from halka.advisor.worth import usual_metric, worth
 from halka.cli import main

@@ -17,9 +17,9 @@ from typing import Any
 
 from halka.advisor.agreement import agreement, doubted, labels_said, of_few_kinds
 from halka.advisor.conditions import CLOSED, DOCUMENTS
-from halka.advisor.curves import extrapolated, interval
 from halka.advisor.evidence import Learnability, Trial
 from halka.advisor.questions import Questions
+from halka.advisor.statistics import extrapolated, interval
 from halka.advisor.thresholds import FARTHER
 from halka.core import described
 from halka.data.batches import plan as batched

@@ -11,9 +11,9 @@ import torch
 from transformers import AutoConfig
 
 import halka
-from halka.advisor import fitting
+from halka.advisor import resources as fitting
 from halka.advisor.evidence import Fit, restored
-from halka.advisor.fitting import fit
+from halka.advisor.resources import fit
 from halka.estimating import Setup, rehearse
 from halka.estimating.devices import DEVICES, Device
 from halka.estimating.hardware import CONTEXT, PROCESS, gpu_here

@@ -8,7 +8,7 @@ from itertools import pairwise
 import numpy as np
 import pytest
 
-from halka.advisor.curves import extrapolated, interval, lowest_before_rising
+from halka.advisor.statistics import extrapolated, interval, lowest_before_rising
 
 DRAWS = 200
 

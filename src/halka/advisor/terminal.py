@@ -11,7 +11,7 @@ from halka.util.text import one_line
 
 def show_advice(advice: Any, evidence: Any) -> None:
     """Shows `Advice` and the `Evidence` that it stands on, short enough to be read at a glance."""
-    from halka.report import advice_words as words
+    from halka.advisor import words
 
     show(
         f"{words.verdict(advice)}.",
@@ -44,7 +44,7 @@ def _points(lines: Sequence[str], mark: str = "-") -> Any:
 
 
 def _prospects(advice: Any) -> Any:
-    from halka.report import advice_words as words
+    from halka.advisor import words
 
     table = columns("  choice", "expected", "how that is known")
     for each in words.by_cost(advice.prospects):
@@ -54,7 +54,7 @@ def _prospects(advice: Any) -> Any:
 
 
 def _evidence(evidence: Any) -> list[Any]:
-    from halka.report import advice_words as words
+    from halka.advisor import words
 
     conditions, fit = _conditions(evidence), _fit(evidence.fit)
     said = [
@@ -69,7 +69,7 @@ def _evidence(evidence: Any) -> list[Any]:
 
 def _conditions(evidence: Any) -> Any:
     """Losses and scores of the base under each condition."""
-    from halka.report import advice_words as words
+    from halka.advisor import words
 
     strength, knowledge = evidence.strength, evidence.knowledge
     losses = {name: {"all": score} for name, score in (strength.losses if strength else {}).items()}
@@ -89,7 +89,7 @@ def _fit(fit: Any) -> Any:
     """What each method needs; what all tasks take on disk and when they are served."""
     if fit is None or not fit.options:
         return None
-    from halka.report import advice_words as words
+    from halka.advisor import words
     from halka.report.units import size
 
     right = ["memory", "largest batch", "a step", "disk", "served"]

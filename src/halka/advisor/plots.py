@@ -6,9 +6,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from halka.advisor import words
 from halka.evaluation.metrics import Score
-from halka.report import advice_words as words
-from halka.report.axes import Key, bar_axes, legend, text_width
+from halka.report.bars import PART_NAMES, Key, bar_axes, legend
 from halka.report.intervals import finite
 from halka.report.plots import PART_NAMES
 from halka.report.rows import MEMORY_PARTS
