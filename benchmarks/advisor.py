@@ -31,10 +31,9 @@ import numpy as np
 from advisor_cases import ASIDE, CASES, Case
 from side_by_side import setup
 
-from halka.advisor.advice import CHOICES, Advice
-from halka.advisor.evidence import Evidence, restored
-from halka.advisor.probing import Need, probe
-from halka.advisor.verdict import advise_from, needed
+from halka.advisor import CHOICES, Request, advise_from, probe
+from halka.advisor.evidence import Evidence, from_json
+from halka.advisor.verdict import minimum_score
 from halka.util.files import write_text
 
 FOLDER = Path(__file__).parent / "results" / "advisor"
@@ -53,13 +52,13 @@ def probed(case: Case, path: Path) -> None:
             told = ({"name": name, "text": text} for name, text in case.documents.items())
             rows.write_text("".join(json.dumps(each) + "\n" for each in told), encoding="utf-8")
             documents = (str(rows),)
-        need = Need(
+        request = Request(
             "smollm2-135m",
             *(case.train, case.validation, case.metric, case.max_new_tokens, documents),
             passages=2,
             data=case.name,
         )
-        evidence = probe(need, Path(place) / "advice", minutes=MINUTES, skip=("fit",))
+        evidence = probe(request, Path(place) / "advice", minutes=MINUTES, skip=("fit",))
     seconds = time.perf_counter() - started
     told = asdict(evidence)
     told["subject"] |= {"out": "advice"}
@@ -80,7 +79,7 @@ def truth(options: dict[str, np.ndarray], floor: float) -> str:
     """What is best for a case, by its outcomes."""
     ways = {each: options[each] for each in WAYS if each in options}
     best = max(ways.values(), key=np.mean)
-    if max(best.mean(), options["data"].mean()) < needed(floor):
+    if max(best.mean(), options["data"].mean()) < minimum_score(floor):
         return "base"
     if not within_noise(options["data"], best):
         return "data"
@@ -110,8 +109,8 @@ def judged(name: str) -> dict[str, Any] | None:
     options = {each: np.array(result["values"]) for each, result in told["options"].items()}
     if not {"prompt", "peft", "full", "data"} <= options.keys():
         return None
-    evidence = restored(Evidence, json.loads(found.read_text(encoding="utf-8"))["evidence"])
-    advice: Advice = advise_from(evidence)
+    evidence = from_json(Evidence, json.loads(found.read_text(encoding="utf-8"))["evidence"])
+    advice = advise_from(evidence)
     floor = told["trivial"]
     right = truth(options, floor)
     return {

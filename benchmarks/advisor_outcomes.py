@@ -31,8 +31,8 @@ import torch
 from advisor_cases import CASES, Case
 
 import halka
-from halka.advisor.conditions import conditioned, question_of
-from halka.advisor.worth import worth
+from halka.advisor.prompts import build_prompt, question_of
+from halka.advisor.statistics import answer_values
 from halka.data.examples import Example
 from halka.evaluation.generation import iter_answers
 from halka.rag.collection import Collection
@@ -54,7 +54,7 @@ def trivial(case: Case) -> float:
     commonest = Counter(each.answers[0] for each in case.train).most_common(1)[0][0]
     ways = ([commonest] * len(case.test), [question_of(each) for each in case.test])
     references = [each.answers for each in case.test]
-    return max(statistics.mean(worth(case.metric, texts, references)) for texts in ways)
+    return max(statistics.mean(answer_values(case.metric, texts, references)) for texts in ways)
 
 
 class Subject:
@@ -81,12 +81,12 @@ class Subject:
 
     def asked(self, examples: Sequence[Example], shots: int = 0, *, passages: bool = False) -> list[Example]:
         find = self.find if passages else None
-        return [conditioned(self.model, each, self.case.train[:shots], find) for each in examples]
+        return [build_prompt(self.model, each, self.case.train[:shots], find) for each in examples]
 
     def answers(self, name: str | None, asked: Sequence[Example], *, passages: bool = False) -> list[float]:
         made = dict(iter_answers(self.model, name, asked, max_new_tokens=self.case.max_new_tokens, batch_size=16))
         texts = [made[number] for number in range(len(asked))]
-        return list(worth(self.case.metric, texts, [each.answers for each in asked], passages=passages))
+        return list(answer_values(self.case.metric, texts, [each.answers for each in asked], passages=passages))
 
     # ── the options ─────────────────────────────────────────────────────────────────────────────────────────────
 

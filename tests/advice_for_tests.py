@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
-from halka.advisor.advice import Advice, Prospect, Reason
+from halka.advisor.advice import Advice
 from halka.advisor.evidence import (
     Cleanliness,
     Evidence,
@@ -17,6 +17,8 @@ from halka.advisor.evidence import (
     Subject,
     Trial,
 )
+from halka.advisor.reasons import Reason
+from halka.advisor.verdict import Prospect
 from halka.evaluation.metrics import Score
 
 GB, MB = 10**9, 10**6

@@ -14,14 +14,13 @@ from typing import Any
 import pytest
 
 from advice_for_tests import GB, about, full_advice, full_evidence, parts
-from halka.advisor import pilot_plots as advice_curves
-from halka.advisor import plots as advice_plots
-from halka.advisor import words
-from halka.advisor.advice import CHOICES, Advice, Reason
-from halka.advisor.conditions import CONDITIONS
-from halka.advisor.evidence import Evidence, Fit, Knowledge, Learnability, Strength
+from halka.advisor import pilot_plots, plots, words
+from halka.advisor.advice import Advice
+from halka.advisor.evidence import CONDITIONS, Evidence, Fit, Knowledge, Learnability, Strength
 from halka.advisor.page import render_advice, write_advice
-from halka.advisor.terminal import show_advice
+from halka.advisor.reasons import Reason
+from halka.advisor.terminal import to_terminal
+from halka.cli.command import show
 from halka.evaluation.metrics import Score
 from halka.report.svg import drawing
 from page_for_tests import Page
@@ -85,7 +84,7 @@ def read(advice: Advice, evidence: Evidence, **further: Any) -> str:
 
 
 def shown(advice: Advice, evidence: Evidence, capsys: pytest.CaptureFixture[str]) -> str:
-    show_advice(advice, evidence)
+    show(*to_terminal(advice, evidence))
     return capsys.readouterr().out
 
 
@@ -97,8 +96,7 @@ def narrow(monkeypatch: pytest.MonkeyPatch) -> None:
 # ---- words ----
 
 
-def test_choices_and_conditions_have_names_in_the_advisors_order() -> None:
-    assert list(words.CHOICES) == list(CHOICES)
+def test_conditions_have_names_in_the_advisors_order() -> None:
     assert tuple(words.CONDITIONS) == CONDITIONS
 
 
@@ -112,9 +110,9 @@ def test_the_best_trials_are_those_that_the_advice_is_made_of() -> None:
     assert learnability is not None
     alone, shown = learnability.best(), learnability.best(passages=True)
     assert (alone, shown) == (learnability.trials[0], learnability.trials[3])
-    said = words.best_trials_said(learnability)
-    assert said.startswith("lora learns best of the small adapters: it comes to a loss of 1.52")
-    assert "lora with passages learns best with passages: it comes to a loss of 0.97" in said
+    said = words.best_trials(learnability)
+    assert said.startswith("Lowest held-out loss of the small adapters: lora with 1.52")
+    assert "Lowest held-out loss with passages: lora with passages with 0.97" in said
     low = replace(learnability.trials[4], expected=about(0.1, 0.1))  # hoped for, and not reached
     assert replace(learnability, trials=(*learnability.trials, low)).best() == alone
 
@@ -131,12 +129,12 @@ def test_of_a_trials_settings_rank_and_places_are_told_and_what_is_not_the_usual
     assert learnability is not None
     usual = {"rank": 16, "alpha": None, "dropout": 0.0, "targets": ["linear"], "scaling": "rank"}
     trials = [replace(learnability.trials[0], fields=fields) for fields in (usual, usual | {"dropout": 0.1})]
-    assert [words.settings(trial.own) for trial in trials] == [
+    assert [words.settings(trial.settings) for trial in trials] == [
         "rank 16, targets linear",
         "rank 16, dropout 0.1, targets linear",
     ]
     gone = replace(trials[0], method="gone", fields={"width": None})
-    assert gone.own == {"width": None}
+    assert gone.settings == {"width": None}
 
 
 def test_each_thing_that_was_missing_is_told_once() -> None:
@@ -149,13 +147,13 @@ def test_each_thing_that_was_missing_is_told_once() -> None:
     evidence = replace(full_evidence(), learnability=None, fit=None, knowledge=None, missing=missing)
     advice = replace(full_advice(), missing=(*(f"{name}: {why}" for name, why in missing.items()), "no curve"))
     told = [
-        "What short training runs learn and what training takes of the hardware were not looked at: skipped.",
-        "What examples and documents add was not looked at: this was not probed.",
+        "Not measured: Pilot training runs and memory and time on the hardware (skipped).",
+        "Not measured: What examples and passages add (it was not run).",
         "2 of 100 examples cannot be used with this base, the first: it is too long.",
         "Documents: the folder is empty.",
         "No curve.",
     ]
-    assert sorted(words.missing(advice, evidence)) == sorted(told)
+    assert sorted(words.missing(evidence, advice.missing)) == sorted(told)
     text = read(advice, evidence)
     assert [text.count(each) for each in told] == [1] * 5
     assert "left out" not in text
@@ -165,22 +163,20 @@ def test_which_methods_fit_and_how_is_told() -> None:
     fit = full_evidence().fit
     assert fit is not None
     lora, ia3, prefix, full = fit.options
-    assert words.fit_said(fit).endswith(
-        "lora and ia3 fit as they are; prefix fits on nf4; full fits with checkpointing."
-    )
+    assert words.fit(fit).endswith("lora and ia3 fit; prefix fits on nf4; full fits with checkpointing.")
     small = replace(full, fits=False, largest_batch=3)
     options = (lora, replace(prefix, fits=False, largest_batch=0), small, replace(ia3, fits=False, largest_batch=5))
-    assert words.fit_said(replace(fit, options=options)).endswith(
-        "lora fits as it is; prefix does not fit, not even one example; full does not fit with checkpointing, but for "
-        "batches of 3; ia3 does not fit, but for batches of 5."
+    assert words.fit(replace(fit, options=options)).endswith(
+        "lora fits; prefix does not fit at all; full fits with checkpointing only with batches of 3; ia3 fits "
+        "only with batches of 5."
     )
 
 
 def test_how_often_every_example_is_seen_is_told() -> None:
     advice = replace(full_advice(), settings={"steps": 100, "batch_size": 2, "accumulate": 4})
-    told = words.trained_with(advice, full_evidence())
-    assert told == "steps 100, batch size 2, accumulate 4: every one of 400 examples is seen 2.0 times"
-    assert words.trained_with(replace(advice, settings={"method": "lora"}), full_evidence()) == "method lora"
+    told = words.trained_with(advice.settings, 400)
+    assert told == "steps 100, batch size 2, accumulate 4 (2.0 epochs over 400 examples)"
+    assert words.trained_with({"method": "lora"}, 400) == "method lora"
 
 
 # ---- the page ----
@@ -208,27 +204,27 @@ def test_the_page_tells_all_in_order() -> None:
         "PEFT and retrieval together, with high confidence (87 %).",
         "What to run next",
         "halka docs add support --from documents/",
-        "To be trained with: method lora, rank 8, alpha 16, lr 2e-3, steps 400: every one of 400 examples is",
+        "Settings: method lora, rank 8, alpha 16, lr 2e-3, steps 400 (1.0 epochs over 400 examples)",
         "What each choice is expected to score",
         "target 70 %",
         "72 % (66 % to 78 %)",
         "Why",
         "Passages take the loss of content from 4.26 to 2.66",
         "What would change this advice",
-        "What was missing",
+        "What is missing",
         "Scores without training",
         "Losses under each condition",
-        "by frequency 5.43",
+        "unigram 5.43",
         "4.26",
-        "documents take the loss of content from 4.26 to 2.66",
+        "passages change the loss on content from 4.26 to 2.66",
         "Pilot runs",
         "1.44 (1.36 to 1.52)",
         "Memory in training, by part",
         "with checkpointing",
         "memory 6.0 GB",
         "5.7 GB",
-        "Into the 6.0 GB of NVIDIA RTX A2000, with a batch of 8",
-        "Of 400 training examples, 6 repeated and 4 contradictory; of 96 held out, 3",
+        "In 6.0 GB of NVIDIA RTX A2000, with a batch of 8",
+        "Of 400 training examples, 6 are repeated and 4 contradict another; of 96 held out, 3",
         "support.jsonl:40",
         "halka advise smollm2-135m",
     ]
@@ -240,14 +236,14 @@ def test_the_page_tells_all_in_order() -> None:
         found = text.find(each, at)
         assert found >= 0, f"{each} comes too early"
         at = found
-    assert "with 4 times as many, 1.31 (1.19 to 1.43) is to be expected" in text
+    assert "with 4 times as many, 1.31 (1.19 to 1.43) is expected" in text
 
 
 def test_the_cheapest_choice_stands_first_and_the_advised_one_is_marked() -> None:
     advice = replace(full_advice(), prospects=full_advice().prospects[::-1])
     text = render_advice(advice, full_evidence())
     rows = re.findall(r'<tr( class="marked")?>\s*<th scope="row">([^<]*)</th>', text)[:6]
-    assert [name for _, name in rows] == [words.choice(name) for name in words.CHOICES][:6]
+    assert [name for _, name in rows] == [names.short for names in words.CHOICES.values()][:6]
     assert [name for mark, name in rows if mark] == ["PEFT and retrieval"]
 
 
@@ -263,10 +259,10 @@ def test_what_was_not_looked_at_leaves_only_its_reason(case: str) -> None:
     page = Page(text)
     said = re.sub(" +", " ", " ".join(page.texts))
     for name, why in evidence.missing.items():
-        assert f"{words.PROBES[name]} was not looked at: {why}." in said
+        assert f"Not measured: {words.PROBES[name]} ({why})." in said
         assert said.count(why) == 1
         assert name in ("strength", "knowledge") or f'id="{name}"' not in text
-    assert ("What was missing" in said) == bool(evidence.missing)
+    assert ("What is missing" in said) == bool(evidence.missing)
     assert "More or better data first, with low confidence (40\u00a0%)." in said
     assert not re.search(r">\s*(nan|None|inf)\b|\bnan\b", said)
     for gone in ("What each choice", "Why", "What to run next", "Reproduce"):
@@ -275,7 +271,7 @@ def test_what_was_not_looked_at_leaves_only_its_reason(case: str) -> None:
 
 def test_only_what_is_known_is_told_of_the_memory() -> None:
     text = read(unsure(), without_memory())
-    assert "how much memory there is, is not known" in text
+    assert "the size of the memory is not known" in text
     assert "memory 6" not in text
 
 
@@ -303,8 +299,8 @@ def test_a_loss_of_guessing_that_is_far_away_does_not_crowd_the_others() -> None
     strength = full_evidence().strength
     assert strength is not None
     text = read(unsure(), replace(full_evidence(), strength=replace(strength, unigram=18.92)))
-    assert "by frequency" not in text
-    assert "how often they stand in the answers: 18.92, beyond the plot." in text
+    assert "unigram 18" not in text
+    assert "A unigram model of the answers has 18.92, beyond the plot." in text
 
 
 def test_trials_with_passages_have_a_plot_of_their_own() -> None:
@@ -321,14 +317,14 @@ def test_trials_with_passages_have_a_plot_of_their_own() -> None:
 def test_the_longest_name_has_room_in_bold() -> None:
     prospects = tuple(each for each in full_advice().prospects if each.choice in ("prompt", "data"))
     with drawing("prospects"):
-        made = advice_plots.prospects(replace(full_advice(), choice="data", prospects=prospects), full_evidence())
+        made = plots.prospects(replace(full_advice(), choice="data", prospects=prospects), full_evidence())
         assert made is not None
         figure, *_ = made
         assert min(label.get_window_extent().x0 for label in figure.axes[0].get_yticklabels()) >= 0
 
 
 def test_what_is_advised_and_was_not_measured_is_said() -> None:
-    assert "A better base, which is advised, was not measured." in read(
+    assert "The advice, a better base, has no expected score." in read(
         replace(full_advice(), choice="base"), full_evidence()
     )
 
@@ -341,7 +337,7 @@ def test_a_reason_is_a_sentence_without_its_rules_name() -> None:
 
 def test_reasons_of_no_probe_are_told_among_what_was_missing() -> None:
     text = read(unsure(), replace(full_evidence(), missing={"documents": "the folder is empty."}))
-    assert "What was missing Documents: the folder is empty. What the base" in text
+    assert "What is missing Documents: the folder is empty. The base without training" in text
 
 
 def hostile() -> tuple[Advice, Evidence]:
@@ -394,14 +390,14 @@ def test_the_terminal_begins_with_the_verdict_and_ends_with_the_commands(
     advice = full_advice()
     lines = [line.rstrip() for line in shown(advice, full_evidence(), capsys).splitlines()]
     assert lines[0] == "PEFT and retrieval together, with high confidence (87 %)."
-    assert lines[-4:] == ["Next:", *(f"  {command}" for command in advice.commands)]
+    assert lines[-4:] == ["Run next:", *(f"  {command}" for command in advice.commands)]
     assert max(map(len, lines)) <= 100
     text = " ".join(" ".join(lines).split())
     for told in (
         "> PEFT and retrieval 72 % (66 % to 78 %)",
-        "with documents 2.31 2.05 2.66 47 % (42 % to 52 %)",
-        "lora with passages learns best with passages: it comes to a loss of 0.97",
-        "6 repeated and 4 contradictory",
+        "with passages 2.31 2.05 2.66 47 % (42 % to 52 %)",
+        "Lowest held-out loss with passages: lora with passages with 0.97",
+        "6 are repeated and 4 contradict another",
         "prefix on nf4 1.8 GB yes 31 410 ms 5.0 MB 560 MB",
         "full with checkpointing 5.2 GB yes 9 1.2 s",
     ):
@@ -415,10 +411,10 @@ def test_the_terminal_shows_what_there_is(case: str, narrow: None, capsys: pytes
     assert text.startswith("More or better data first, with low confidence (40 %).")
     assert max(map(len, text.splitlines())) <= 100
     said = " ".join(text.split())
-    assert all(f"{words.PROBES[name]} was not looked at: {why}." in said for name, why in evidence.missing.items())
+    assert all(f"Not measured: {words.PROBES[name]} ({why})." in said for name, why in evidence.missing.items())
     assert not re.search(r"\b(nan|None|inf)\b", said)
     assert "Expected:" not in said
-    assert "Next:" not in said
+    assert "Run next:" not in said
 
 
 def test_the_terminal_is_not_steered(narrow: None, capsys: pytest.CaptureFixture[str]) -> None:
@@ -426,8 +422,8 @@ def test_the_terminal_is_not_steered(narrow: None, capsys: pytest.CaptureFixture
 
 
 def test_sizes_that_are_close_are_not_written_over_each_other():
-    assert advice_curves._apart([125, 162, 168]) == [125, 168]
-    assert advice_curves._apart([50, 100, 400]) == [50, 100, 400]
+    assert pilot_plots.readable_ticks([125, 162, 168]) == [125, 168]
+    assert pilot_plots.readable_ticks([50, 100, 400]) == [50, 100, 400]
 
 
 def test_the_hardware_is_told_in_eighty_columns(

@@ -6,7 +6,7 @@ import random
 
 import pytest
 
-from halka.advisor.agreement import kappa, of_few_kinds
+from halka.advisor.statistics import are_labels, kappa
 
 
 def test_a_table_by_hand():
@@ -52,9 +52,9 @@ def test_lists_that_do_not_match_are_refused(first, second):
 
 
 def test_labels_are_few_and_short():
-    assert of_few_kinds(["yes", "no", "Yes.", "No", "yes", "no"])
-    assert of_few_kinds(["balance_not_updated_after_cheque_or_cash_deposit", "refund"] * 3)
-    assert not of_few_kinds(["yes", "no", "yes", "no", "maybe", "no"]), "each stands twice on average"
-    assert not of_few_kinds(["yes"] * 9), "one kind"
-    assert not of_few_kinds([])
-    assert not of_few_kinds(["a sentence that goes on for long " * 3, "another one"] * 10)
+    assert are_labels(["yes", "no", "Yes.", "No", "yes", "no"])
+    assert are_labels(["balance_not_updated_after_cheque_or_cash_deposit", "refund"] * 3)
+    assert not are_labels(["yes", "no", "yes", "no", "maybe", "no"]), "each stands twice on average"
+    assert not are_labels(["yes"] * 9), "one kind"
+    assert not are_labels([])
+    assert not are_labels(["a sentence that goes on for long " * 3, "another one"] * 10)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 
-from halka.advisor.cleanliness import SHOWN, cleanliness
+from halka.advisor.probes import PLACES, cleanliness
 from halka.data.examples import Example, Message
 
 
@@ -55,7 +55,7 @@ def test_another_system_message_asks_something_else():
 def test_some_places_are_shown_and_all_are_counted():
     found = cleanliness([example("a", str(number)) for number in range(20)], [])
     assert found.contradictory == found.answers == 20
-    assert found.places["contradictory"] == tuple(f"example {number}" for number in range(1, SHOWN + 1))
+    assert found.places["contradictory"] == tuple(f"example {number}" for number in range(1, PLACES + 1))
 
 
 def test_nothing_is_nothing():

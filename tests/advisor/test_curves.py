@@ -8,7 +8,7 @@ from itertools import pairwise
 import numpy as np
 import pytest
 
-from halka.advisor.statistics import extrapolated, interval, lowest_before_rising
+from halka.advisor.statistics import extrapolate, lowest_before_rising, mean_interval
 
 DRAWS = 200
 
@@ -29,10 +29,10 @@ def seen(curve, places, noise, rng):
 
 def test_the_mean_is_a_token_s_not_an_example_s():
     losses, tokens = [1.0, 4.0], [30, 10]
-    found = interval(losses, tokens)
+    found = mean_interval(losses, tokens)
     assert found.value == pytest.approx((30 + 40) / 40)
     assert (found.low, found.high, found.n) == (1.0, 4.0, 2)
-    assert interval(losses).value == pytest.approx(2.5)
+    assert mean_interval(losses).value == pytest.approx(2.5)
 
 
 def test_the_interval_of_a_mean_holds_the_truth():
@@ -41,26 +41,26 @@ def test_the_interval_of_a_mean_holds_the_truth():
         rng = np.random.default_rng(draw)
         tokens = rng.integers(1, 20, 40)
         losses = rng.gamma(4.0, 0.5, 40)  # their mean is 2
-        found = interval(losses.tolist(), tokens.tolist(), seed=draw, resamples=300)
+        found = mean_interval(losses.tolist(), tokens.tolist(), seed=draw, resamples=300)
         held += found.low <= 2.0 <= found.high
         assert found.high - found.low < 1.5
     assert held >= 0.88 * DRAWS
 
 
 def test_one_item_is_no_certainty_and_many_alike_are_some():
-    one, many = interval([2.0]), interval([2.0] * 100)
+    one, many = mean_interval([2.0]), mean_interval([2.0] * 100)
     assert (one.value, one.n) == (2.0, 1)
     assert one.low == pytest.approx(0.1)
     assert one.high == pytest.approx(3.9)
     assert 1.9 < many.low < 2.0 < many.high < 2.1
-    nothing = interval([0.0])
+    nothing = mean_interval([0.0])
     assert nothing.low == 0.0
     assert nothing.high == pytest.approx(0.95)
-    assert interval([-0.2]).low < -1 < 0 < interval([-0.2]).high, "a difference of losses has no sign by one item"
+    assert mean_interval([-0.2]).low < -1 < 0 < mean_interval([-0.2]).high, "one item gives no sign"
 
 
 def test_items_without_weight_count_for_nothing():
-    assert interval([1.0, 2.0, 50.0], [2, 3, 0]) == interval([1.0, 2.0], [2, 3])
+    assert mean_interval([1.0, 2.0, 50.0], [2, 3, 0]) == mean_interval([1.0, 2.0], [2, 3])
 
 
 @pytest.mark.parametrize(
@@ -69,7 +69,7 @@ def test_items_without_weight_count_for_nothing():
 )
 def test_what_has_no_mean_is_refused(values, weights):
     with pytest.raises(ValueError, match="weight"):
-        interval(values, weights)
+        mean_interval(values, weights)
 
 
 # ---- extrapolated ----
@@ -92,7 +92,7 @@ def test_the_interval_holds_the_truth_and_is_not_absurdly_wide(places, noise, wi
         rng = np.random.default_rng(draw)
         curve = power_law(rng)
         at = float(places[-1]) * far
-        found = extrapolated(seen(curve, places.tolist(), noise, rng), at, noise if known else 0.0)
+        found = extrapolate(seen(curve, places.tolist(), noise, rng), at, noise if known else 0.0)
         assert found.low <= found.value <= found.high
         held += found.low <= curve(at) <= found.high
         widths.append(found.high - found.low)
@@ -102,15 +102,15 @@ def test_the_interval_holds_the_truth_and_is_not_absurdly_wide(places, noise, wi
 
 def test_ten_exact_points_tell_the_end():
     points = [(x, 1.0 + 2.0 * x**-0.5) for x in range(10, 110, 10)]
-    found = extrapolated(points, 1000)
+    found = extrapolate(points, 1000)
     assert found.value == pytest.approx(1.0 + 2.0 * 1000**-0.5, abs=0.01)
     assert found.high - found.low < 0.05
     assert found.n == 10
-    assert extrapolated(points, math.inf).value == pytest.approx(1.0, abs=0.05)
+    assert extrapolate(points, math.inf).value == pytest.approx(1.0, abs=0.05)
 
 
 def test_two_points_tell_a_range():
-    found = extrapolated([(10, 3.0), (20, 2.5)], 80)
+    found = extrapolate([(10, 3.0), (20, 2.5)], 80)
     for c in (0.1, 0.5, 1.0, 1.9):
         for a in (0.0, 1.0):
             b = 0.5 / (10**-c - 20**-c)
@@ -121,16 +121,16 @@ def test_two_points_tell_a_range():
 
 
 def test_less_than_two_places_tell_nothing():
-    assert extrapolated([], 10) is None
-    assert extrapolated([(10, 3.0)], 20) is None
-    assert extrapolated([(10, 3.0), (10, 2.9)], 20) is None
+    assert extrapolate([], 10) is None
+    assert extrapolate([(10, 3.0)], 20) is None
+    assert extrapolate([(10, 3.0), (10, 2.9)], 20) is None
 
 
 def test_distance_and_few_points_widen():
     points = [(10 * 2**k, 1.0 + 2.0 * 2 ** (-0.5 * k)) for k in range(6)]
-    widths = [(e := extrapolated(points, at, 0.02)).high - e.low for at in (320, 640, 1280, 5000, math.inf)]
+    widths = [(e := extrapolate(points, at, 0.02)).high - e.low for at in (320, 640, 1280, 5000, math.inf)]
     assert all(near < far for near, far in pairwise(widths))
-    widths = [(e := extrapolated(points[6 - kept :], 1280, 0.02)).high - e.low for kept in (6, 4, 3, 2)]
+    widths = [(e := extrapolate(points[6 - kept :], 1280, 0.02)).high - e.low for kept in (6, 4, 3, 2)]
     assert all(more < fewer for more, fewer in pairwise(widths))
 
 
@@ -141,7 +141,7 @@ def test_what_falls_is_not_expected_to_rise():
         points = sorted(seen(power_law(rng), [10, 20, 40, 80, 160], 0.05, rng))
         if points[-1][1] > min(y for _, y in points) + 0.15:
             continue
-        values = [extrapolated(points, at, 0.05).value for at in (200, 2000, math.inf)]
+        values = [extrapolate(points, at, 0.05).value for at in (200, 2000, math.inf)]
         assert values[0] <= points[-1][1] + 0.05
         assert values == sorted(values, reverse=True)
 
@@ -149,7 +149,7 @@ def test_what_falls_is_not_expected_to_rise():
 @pytest.mark.parametrize("noise", [0.0, 0.02])
 def test_of_a_rising_tail_the_best_is_expected(noise):
     points = [(10, 3.0), (20, 2.0), (30, 1.5), (40, 1.3), (50, 1.4), (60, 1.6), (70, 1.9)]
-    found = extrapolated(points, math.inf, noise)
+    found = extrapolate(points, math.inf, noise)
     assert found.value == 1.3
     assert 1.0 < found.low < 1.3
     assert found.high >= 1.9
@@ -157,28 +157,28 @@ def test_of_a_rising_tail_the_best_is_expected(noise):
 
 def test_a_tail_within_the_noise_does_not_rise():
     points = [(10, 3.0), (20, 2.0), (40, 1.50), (80, 1.30), (160, 1.33)]
-    assert extrapolated(points, 640, 0.02).high < 1.5
-    assert extrapolated(points, 640, 0.02).value < 1.33
-    assert extrapolated(points, 640, 0.005).value == 1.30
+    assert extrapolate(points, 640, 0.02).high < 1.5
+    assert extrapolate(points, 640, 0.02).value < 1.33
+    assert extrapolate(points, 640, 0.005).value == 1.30
 
 
 @pytest.mark.parametrize("level", [0.0, 2.0])
 def test_a_flat_curve_stays(level):
-    found = extrapolated([(x, level) for x in (10, 20, 30, 40)], 160, 0.01)
+    found = extrapolate([(x, level) for x in (10, 20, 30, 40)], 160, 0.01)
     assert found.value == pytest.approx(level, abs=0.03)
     assert found.low - 0.01 <= level <= found.high + 0.01
 
 
 def test_order_is_nothing_and_the_same_comes_out_again():
     points = [(10, 3.0), (20, 2.5), (40, 2.2), (40, 2.1)]
-    assert extrapolated(points, 100, 0.05) == extrapolated(points[::-1], 100, 0.05)
-    assert extrapolated(points, 100, 0.05).value == pytest.approx(extrapolated(points, 100, 0.05, 1).value, abs=0.03)
+    assert extrapolate(points, 100, 0.05) == extrapolate(points[::-1], 100, 0.05)
+    assert extrapolate(points, 100, 0.05).value == pytest.approx(extrapolate(points, 100, 0.05, 1).value, abs=0.03)
 
 
 @pytest.mark.parametrize(
     ("points", "at", "noise", "told"),
     [
-        ([(0, 3.0), (10, 2.0)], 20, 0.0, "steps above 0"),
+        ([(0, 3.0), (10, 2.0)], 20, 0.0, "x above 0"),
         ([(5, math.nan), (10, 2.0)], 20, 0.0, "finite"),
         ([(5, -1.0), (10, 2.0)], 20, 0.0, "finite"),
         ([(5, 3.0), (10, 2.0)], 8, 0.0, "before the curve's last point"),
@@ -188,7 +188,7 @@ def test_order_is_nothing_and_the_same_comes_out_again():
 )
 def test_what_is_no_curve_is_refused(points, at, noise, told):
     with pytest.raises(ValueError, match=told):
-        extrapolated(points, at, noise)
+        extrapolate(points, at, noise)
 
 
 @pytest.mark.parametrize(
@@ -205,6 +205,6 @@ def test_what_is_no_curve_is_refused(points, at, noise, told):
 def test_a_curve_is_lowest_before_its_end_where_it_rises_by_more_than_noise(points, lowest):
     assert lowest_before_rising(points) == lowest
     real = [point for point in points if point[0] > 0]
-    found = extrapolated(real, 100) if len(real) > 1 else None
+    found = extrapolate(real, 100) if len(real) > 1 else None
     if found is not None:
         assert (found.value == min(loss for _, loss in real)) == (lowest is not None)

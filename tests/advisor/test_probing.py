@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import shlex
+import shutil
 from collections import Counter
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import asdict, replace
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -18,29 +20,29 @@ import torch
 import torch.nn.functional as F
 
 import halka
-from halka.advisor import commands as advised
-from halka.advisor import opening, probing, sizing, verdict
-from halka.advisor import pilot as learning
-from halka.advisor import questions as asking
-from halka.advisor import request as needs
-from halka.advisor.conditions import CONDITIONS, conditioned
-from halka.advisor.knowledge import knowledge
-from halka.advisor.pilot import Plan, learnability
-from halka.advisor.probes import strength
-from halka.advisor.probing import probe
-from halka.advisor.questions import Questions, token_losses
-from halka.advisor.request import Need, keys, sample
-from halka.advisor.verdict import advise_from
-from halka.advisor.worth import usual_metric, worth
+from halka.advisor import Evidence, Request, advise_from, probe, probed_base, probing, request, resources
+from halka.advisor.commands import commands
+from halka.advisor.evidence import CONDITIONS
+from halka.advisor.folder import Room
+from halka.advisor.pilot import TRIALS, PilotConfig, TrialPlan, learnability
+from halka.advisor.probed_base import ProbedBase, decoder_config, token_losses
+from halka.advisor.probes import knowledge, strength
+from halka.advisor.prompts import build_prompt
+from halka.advisor.request import result_keys, sample, usual_metric
+from halka.advisor.resources import Available, base_too_large, pilot_room
+from halka.advisor.statistics import answer_values
 from halka.cli import main
 from halka.data.examples import Example, Message
+from halka.data.tasks import load_task
 from halka.data.tokens import encode, encode_prompt
+from halka.estimating import Setup, rehearse
 from halka.estimating.devices import Device
-from halka.estimating.hardware import Hardware
+from halka.estimating.hardware import PROCESS, Hardware
+from halka.methods import build_method
 from halka.rag.answer import Answerer
 from halka.rag.passages import Passage
 from halka.rag.prompt import prompted
-from halka.util.errors import TrainingError
+from halka.util.errors import HalkaError, OutOfMemoryError, TrainingError
 from tiny import tiny
 from tokenizers_for_tests import chatml_tokenizer
 
@@ -52,26 +54,70 @@ def example(number: int) -> Example:
     return Example((asked, Message("assistant", COLOURS[number % 3])), where=f"data:{number}")
 
 
-@pytest.fixture(scope="module")
-def base(tmp_path_factory) -> Path:
-    folder = tmp_path_factory.mktemp("base")
+QUICK = PilotConfig(TRIALS[:3], least_steps=3)
+
+
+def save_base(folder: Path, **tokenizer_changes: Any) -> Path:
     tokenizer = chatml_tokenizer()
-    tiny(vocab_size=len(tokenizer), max_position_embeddings=512).save_pretrained(folder)
+    for name, value in tokenizer_changes.items():
+        setattr(tokenizer, name, value)
+    tiny(vocab_size=len(tokenizer), num_hidden_layers=1, max_position_embeddings=512).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     return folder
 
 
+@pytest.fixture(scope="module")
+def base(tmp_path_factory) -> Path:
+    return save_base(tmp_path_factory.mktemp("base"))
+
+
 @pytest.fixture
-def questions(base) -> Questions:
+def probed(base) -> ProbedBase:
     model = halka.adapt(*halka.load_base(str(base), dtype="float32"))
-    return Questions(model, tuple(map(example, range(24))), tuple(map(example, range(24, 33))), "accuracy", 4)
+    return ProbedBase(model, tuple(map(example, range(24))), tuple(map(example, range(24, 33))), "accuracy", 4)
 
 
-@pytest.fixture(autouse=True)
-def quick(monkeypatch):
-    monkeypatch.setattr(learning, "LEAST_STEPS", 3)
-    for module in (probing, sizing):
-        monkeypatch.setattr(module, "PLANS", learning.PLANS[:3])
+def request_for(base: Path, **changes) -> Request:
+    """Trained on a GPU of 10 GB, so that nothing is timed."""
+    train, held_out = tuple(map(example, range(20))), tuple(map(example, range(20, 28)))
+    return replace(Request(str(base), train, held_out, None, 4, dtype="float32", memory=10**10), **changes)
+
+
+def run(request: Request, folder: Path, **options: Any) -> Evidence:
+    return probe(request, folder, **{"minutes": 0.01, "pilot": QUICK, **options})
+
+
+class Stopped(Exception):
+    pass
+
+
+def stages(request: Request, folder: Path, stop: str = "", **options: Any) -> set[str]:
+    """What is done for a request, as far as the first `stop`."""
+    done: set[str] = set()
+
+    def progress(stage: str, text: str) -> None:
+        done.add(stage)
+        if stage == stop:
+            raise Stopped
+
+    with suppress(Stopped):
+        run(request, folder, progress=progress, **options)
+    return done
+
+
+@pytest.fixture(scope="module")
+def first(base, tmp_path_factory) -> tuple[Path, Evidence]:
+    """An advice folder with all probes of `request_for(base)`, and the evidence."""
+    folder = tmp_path_factory.mktemp("advised") / "advice"
+    return folder, run(request_for(base), folder)
+
+
+@pytest.fixture
+def advised(first, tmp_path) -> tuple[Path, Evidence]:
+    """A copy of it."""
+    return Path(shutil.copytree(first[0], tmp_path / "advice")), replace(
+        first[1], subject=replace(first[1].subject, out=str(tmp_path / "advice"))
+    )
 
 
 def passage(text: str) -> Passage:
@@ -87,46 +133,41 @@ def ran(words: list[str]) -> Any:
     return ended.value.code
 
 
-def need(base: Path, **changes) -> Need:
-    made = Need(str(base), tuple(map(example, range(20))), tuple(map(example, range(20, 28))), None, 4, dtype="float32")
-    return replace(made, **changes)
-
-
 # ── how it is asked ─────────────────────────────────────────────────────────────────────────────────────────────────
 
 
-def test_a_condition_adds_examples_before_and_passages_within(questions):
+def test_a_condition_adds_examples_before_and_passages_within(probed):
     one = Example((Message("system", "Be brief."), *example(7).messages), ("green", "Green"), "here")
-    both = conditioned(questions.model, one, [example(1), example(2)], lambda asked: [passage(f"About {asked}")])
+    both = build_prompt(probed.model, one, [example(1), example(2)], lambda asked: [passage(f"About {asked}")])
     assert [message.role for message in both.messages] == ["system", *("user", "assistant") * 3]
     assert "About Item 1?" in both.messages[1].content
     assert "About Item 7?" in both.messages[-2].content
     assert both.messages[2].content == "green"
     assert both.references == ("green", "Green")
-    assert conditioned(questions.model, one) is not None
-    assert conditioned(questions.model, one).messages == one.messages
+    assert build_prompt(probed.model, one) is not None
+    assert build_prompt(probed.model, one).messages == one.messages
 
 
-def test_a_base_without_a_chat_template_reads_examples_as_one_text(questions):
-    questions.model.tokenizer.chat_template = None
-    asked = conditioned(questions.model, example(7), [example(1), example(2)])
+def test_a_base_without_a_chat_template_reads_examples_as_one_text(probed):
+    probed.model.tokenizer.chat_template = None
+    asked = build_prompt(probed.model, example(7), [example(1), example(2)])
     assert [message.role for message in asked.messages] == ["user", "assistant"]
     assert asked.messages[0].content == "Item 1?\ngreen\n\nItem 2?\nblue\n\nItem 7?\n"
-    assert encode(asked, questions.model.tokenizer).labels > 0
+    assert encode(asked, probed.model.tokenizer).labels > 0
 
 
-def test_no_more_examples_than_the_context_holds(questions):
-    long = replace(questions, train=(Example((Message("user", "long " * 150), Message("assistant", "red"))),) * 4)
-    fits = len(encode_prompt(long.put(example(30), "examples"), questions.model.tokenizer))
+def test_no_more_examples_than_the_context_holds(probed):
+    long = replace(probed, train=(Example((Message("user", "long " * 150), Message("assistant", "red"))),) * 4)
+    fits = len(encode_prompt(long.prompt(example(30), "examples"), probed.model.tokenizer))
     assert fits + long.max_new_tokens <= 512
-    assert len(long.put(example(30), "examples").messages) in (2, 4, 6)
+    assert len(long.prompt(example(30), "examples").messages) in (2, 4, 6)
 
 
-def test_no_more_passages_than_the_context_holds(questions):
+def test_no_more_passages_than_the_context_holds(probed):
     found = [passage(f"long {number} " * 60) for number in range(9)]
-    many = replace(questions, find=lambda asked: found)
+    many = replace(probed, retrieve=lambda asked: found)
     for condition in ("documents", "both"):
-        asked = many.put(example(30), condition)
+        asked = many.prompt(example(30), condition)
         assert many.fits(asked)
         assert "[1]" in asked.messages[-2].content
         assert "[9]" not in asked.messages[-2].content
@@ -134,61 +175,61 @@ def test_no_more_passages_than_the_context_holds(questions):
 
 def test_held_out_examples_over_the_context_are_left_out_and_told(base, tmp_path):
     long = Example((Message("user", "long " * 600), Message("assistant", "red")), where="data:99")
-    given = need(base, held_out=(*map(example, range(20, 24)), long))
-    found = probe(given, tmp_path, minutes=0.01, skip=("fit", "learnability"))
+    given = request_for(base, held_out=(*map(example, range(20, 24)), long))
+    found = run(given, tmp_path, skip=("fit", "learnability"))
     assert found.subject.held_out == 4
     assert found.missing["examples"].startswith("1 of 5 examples cannot be used with this base, the first: data:99")
-    with pytest.raises(ValueError, match="none of 1 examples can be used"):
-        probe(replace(given, held_out=(long,)), tmp_path, minutes=0.01)
+    with pytest.raises(HalkaError, match="none of 1 examples can be used"):
+        run(replace(given, held_out=(long,)), tmp_path)
 
 
-def test_token_losses_are_those_of_the_whole_logits(questions):
-    asked = [questions.put(each, "examples") for each in questions.held_out[:3]]
-    for each, (ids, losses) in zip(asked, questions.losses(None, asked), strict=True):
-        tokens = encode(each, questions.model.tokenizer)
-        start = len(encode_prompt(each, questions.model.tokenizer))
+def test_token_losses_are_those_of_the_whole_logits(probed):
+    asked = [probed.prompt(each, "examples") for each in probed.held_out[:3]]
+    for each, (ids, losses) in zip(asked, probed.losses(None, asked), strict=True):
+        tokens = encode(each, probed.model.tokenizer)
+        start = len(encode_prompt(each, probed.model.tokenizer))
         with torch.no_grad():
-            logits = questions.model.base(torch.tensor([tokens.ids])).logits[0]
+            logits = probed.model.base(torch.tensor([tokens.ids])).logits[0]
         own = [place for place in range(start, len(tokens.ids)) if tokens.loss[place]]
         assert ids == [tokens.ids[place] for place in own]
         slow = F.cross_entropy(logits[[place - 1 for place in own]], torch.tensor(ids), reduction="none")
         np.testing.assert_allclose(losses, slow.numpy(), atol=1e-4)
-    assert token_losses(questions.model, None, []) == []
+    assert token_losses(probed.model, None, []) == []
 
 
 # ── the probes ──────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
-def test_strength_is_told_beside_what_needs_no_model(questions):
-    found = strength(questions)
+def test_strength_is_told_beside_what_needs_no_model(probed):
+    found = strength(probed)
     assert found.trivial["majority"].value == pytest.approx(1 / 3)
     assert found.trivial["copy"].value == 0
-    told = [questions.answer_ids(each) for each in questions.held_out]  # with what ends an answer, as losses have it
-    seen = Counter(token for each in questions.train for token in questions.answer_ids(each))
-    total = seen.total() + len(questions.model.tokenizer)
+    told = [probed.answer_ids(each) for each in probed.held_out]  # with what ends an answer, as losses have it
+    seen = Counter(token for each in probed.train for token in probed.answer_ids(each))
+    total = seen.total() + len(probed.model.tokenizer)
     losses = [-math.log((seen[token] + 1) / total) for each in told for token in each]
     assert found.unigram == pytest.approx(sum(losses) / len(losses))
     assert all(each[-1] == told[0][-1] for each in told)
     assert set(found.losses) == set(found.scores) == {"closed", "examples"}
-    assert len(found.values["closed"]) == len(questions.held_out)
+    assert len(found.values["closed"]) == len(probed.held_out)
 
 
-def test_documents_lower_the_loss_of_what_only_they_hold(questions, monkeypatch):
-    monkeypatch.setattr(
-        Questions,
-        "losses",
-        lambda self, name, asked: [
-            (
-                [*self.answer_ids(each)],
-                np.full(len(self.answer_ids(each)), 0.5 if "Passage" in each.messages[-2].content else 2.0),
-            )
-            for each in asked
-        ],
-    )
-    alone = knowledge(questions)
+def test_documents_lower_the_loss_of_what_only_they_hold(probed):
+    class Told(ProbedBase):
+        """A base whose loss is low where it reads a passage."""
+
+        def losses(self, adapter, prompts):
+            ids = [self.answer_ids(prompt) for prompt in prompts]
+            values = [0.5 if "Passage" in prompt.messages[-2].content else 2.0 for prompt in prompts]
+            return [(own, np.full(len(own), value)) for own, value in zip(ids, values, strict=True)]
+
+    def told(retrieve=None):
+        return Told(probed.model, probed.train, probed.held_out, probed.metric, probed.max_new_tokens, retrieve)
+
+    alone = knowledge(told())
     assert set(alone.losses) == {"closed", "examples"}
     assert alone.found is None
-    found = knowledge(replace(questions, find=lambda asked: [passage(f"Passage: {asked} is green")]))
+    found = knowledge(told(lambda asked: [passage(f"Passage: {asked} is green")]))
     assert set(found.losses) == set(CONDITIONS)
     assert found.losses["closed"]["all"].value == 2.0
     assert found.losses["both"]["all"].value == 0.5
@@ -196,13 +237,15 @@ def test_documents_lower_the_loss_of_what_only_they_hold(questions, monkeypatch)
     assert found.tokens["all"] == found.tokens["form"] + found.tokens.get("content", 0)
 
 
-def test_the_pilot_learns_what_can_be_learned(questions, monkeypatch):
+def test_the_pilot_learns_what_can_be_learned(probed):
     """One answer to everything: any adapter of any size learns it, and none is left in the model."""
     same = Example((Message("user", "What?"), Message("assistant", "red red")))
-    alike = replace(questions, train=(same,) * 12, held_out=(same,) * 4)
-    monkeypatch.setattr(learning, "LEAST_STEPS", 48)
-    plans = (Plan("LoRA", "lora", {"rank": 4}, rate=20), Plan("part", "lora", {"rank": 4}, rate=20, share=0.5))
-    found = learnability(alike, 0.0, batch_size=4, plans=plans)
+    alike = replace(probed, train=(same,) * 12, held_out=(same,) * 4)
+    plans = (
+        TrialPlan("LoRA", "lora", {"rank": 4}, rate=20),
+        TrialPlan("part", "lora", {"rank": 4}, rate=20, share=0.5),
+    )
+    found = learnability(alike, 0.0, batch_size=4, config=PilotConfig(plans, least_steps=48))
     assert [each.name for each in found.trials] == ["LoRA", "part"]
     assert [each.examples for each in found.trials] == [12, 6]
     for each in found.trials:
@@ -211,28 +254,27 @@ def test_the_pilot_learns_what_can_be_learned(questions, monkeypatch):
         assert each.loss.value == pytest.approx(min(loss for _, loss in each.curve), rel=0.05)
         assert each.score is not None
     assert found.more is not None
-    assert questions.model.adapters == {}
+    assert probed.model.adapters == {}
 
 
-def test_what_was_not_seen_once_tells_nothing_of_more_data(questions, monkeypatch):
-    monkeypatch.setattr(learning, "MOST_STEPS", 3)
-    plans = (Plan("LoRA", "lora", {"rank": 2}), Plan("part", "lora", {"rank": 2}, share=0.5))
-    assert learnability(questions, 0.0, batch_size=8, plans=plans).more is not None  # 24 examples, 12 of them, in 3 × 8
-    assert learnability(questions, 0.0, batch_size=4, plans=plans).more is None
-    monkeypatch.setattr(learning, "BATCH_TOKENS", 40)  # two or three examples
-    found = learnability(questions, 0.0, batch_size=8, plans=plans)
+def test_what_was_not_seen_once_tells_nothing_of_more_data(probed):
+    plans = (TrialPlan("LoRA", "lora", {"rank": 2}), TrialPlan("part", "lora", {"rank": 2}, share=0.5))
+    config = PilotConfig(plans, least_steps=3, most_steps=3)
+    assert learnability(probed, 0.0, batch_size=8, config=config).more is not None  # 24 examples, 12 of them, in 3 × 8
+    assert learnability(probed, 0.0, batch_size=4, config=config).more is None
+    few = replace(config, batch_tokens=40)  # two or three examples
+    found = learnability(probed, 0.0, batch_size=8, config=few)
     assert found.more is None
     assert {each.seen for each in found.trials} <= {3, 4, 5, 6, 7, 8, 9}
 
 
-def test_the_curve_goes_on_from_what_was_seen_to_what_there_is(questions, monkeypatch):
-    monkeypatch.setattr(learning, "MOST_STEPS", 3)
-    parts = (0.25, 0.5, 1.0)
-    plans = tuple(Plan(f"LoRA {share}", "lora", {"rank": 2}, share=share) for share in parts)
-    all_seen = learnability(questions, 0.0, batch_size=8, plans=plans)
+def test_the_curve_goes_on_from_what_was_seen_to_what_there_is(probed):
+    plans = tuple(TrialPlan(f"LoRA {share}", "lora", {"rank": 2}, share=share) for share in (0.25, 0.5, 1.0))
+    config = PilotConfig(plans, least_steps=3, most_steps=3)
+    all_seen = learnability(probed, 0.0, batch_size=8, config=config)
     assert [each.seen for each in all_seen.trials] == [6, 12, 24]
     assert (all_seen.examples, all_seen.owned) == (24, None)
-    many = learnability(questions, 0.0, batch_size=4, plans=plans, owned=1000)  # the whole is not seen whole
+    many = learnability(probed, 0.0, batch_size=4, config=config, owned=1000)  # the whole is not seen whole
     assert [(each.examples, each.seen) for each in many.trials] == [(6, 6), (12, 12), (24, 12)]
     assert many.examples == 1000
     assert many.owned is not None
@@ -240,17 +282,17 @@ def test_the_curve_goes_on_from_what_was_seen_to_what_there_is(questions, monkey
     assert many.more.value <= many.owned.value
 
 
-def test_trials_that_fail_are_left_out(questions):
+def test_trials_that_fail_are_left_out(probed):
     plans = (
-        Plan("LoRA", "lora", {"rank": 4}),
-        Plan("too fast", "lora", {"rank": 4}, rate=1e30),
-        Plan("nowhere", "lora", {"targets": "experts"}),
+        TrialPlan("LoRA", "lora", {"rank": 4}),
+        TrialPlan("too fast", "lora", {"rank": 4}, rate=1e30),
+        TrialPlan("nowhere", "lora", {"targets": "experts"}),
     )
-    found = learnability(questions, 0.0, batch_size=4, plans=plans)
+    found = learnability(probed, 0.0, batch_size=4, config=PilotConfig(plans, least_steps=3))
     assert [each.name for each in found.trials] == ["LoRA"]
     with pytest.raises(TrainingError):
-        learnability(questions, 0.0, batch_size=4, plans=plans[1:])
-    assert questions.model.adapters == {}
+        learnability(probed, 0.0, batch_size=4, config=PilotConfig(plans[1:], least_steps=3))
+    assert probed.model.adapters == {}
 
 
 @pytest.mark.parametrize(
@@ -269,7 +311,7 @@ def test_trials_that_fail_are_left_out(questions):
     ],
 )
 def test_answers_are_worth_a_share_of_the_metrics_range(metric, texts, references, values):
-    assert worth(metric, texts, references) == pytest.approx(values)
+    assert answer_values(metric, texts, references) == pytest.approx(values)
 
 
 @pytest.mark.parametrize(
@@ -284,29 +326,24 @@ def test_answers_are_worth_a_share_of_the_metrics_range(metric, texts, reference
     ],
 )
 def test_where_passages_were_shown_a_citation_at_the_end_is_no_part_of_the_answer(said, accepted, value):
-    assert worth("exact_match", [said], [[accepted]], passages=True) == (value,)
+    assert answer_values("exact_match", [said], [[accepted]], passages=True) == (value,)
 
 
-def test_answers_are_made_in_batches_of_so_many_tokens(questions, monkeypatch):
-    asked = [*questions.held_out, *(Example((Message("user", "long " * count),)) for count in (40, 50, 60))]
-    alone = [questions.answers(None, [each])[0] for each in asked]
-    monkeypatch.setattr(asking, "BATCH_TOKENS", 150)
-    sizes: list[int] = []
-    made = asking.generate
-
-    def counted(model, names, rows, **options):
-        sizes.append(len(rows))
-        assert (
-            len(rows) == 1
-            or len(rows) * max(len(encode_prompt(each, model.tokenizer)) + questions.max_new_tokens for each in rows)
-            <= 150
-        )
-        return made(model, names, rows, **options)
-
-    monkeypatch.setattr(asking, "generate", counted)
-    assert questions.answers(None, asked) == alone
-    assert max(sizes) > 1
-    assert sizes.count(1) >= 3
+def test_answers_are_made_in_batches_of_so_many_tokens(probed):
+    asked = [
+        *probed.held_out,
+        *(Example((Message("user", "long " * count),)) for count in (60, 70, 80, 90) for _ in range(4)),
+    ]
+    alone = [probed.answers(None, [each])[0] for each in asked]
+    sizes: list[torch.Size] = []
+    hook = probed.model.base.get_input_embeddings().register_forward_pre_hook(
+        lambda module, inputs: sizes.append(inputs[0].shape)
+    )
+    assert probed.answers(None, asked) == alone
+    hook.remove()
+    prompts = [rows * length for rows, length in sizes if length > 1]
+    assert max(prompts) <= probed_base.BATCH_TOKENS
+    assert len(prompts) < len(asked) / 2
 
 
 @pytest.mark.parametrize(
@@ -325,25 +362,26 @@ def test_the_metric_follows_from_how_answers_look(answers, metric):
 # ── all of it ───────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
-def test_what_is_done_is_not_done_again(base, tmp_path, monkeypatch):
-    said: list[str] = []
+def test_what_is_done_is_not_done_again(base, advised):
+    folder, evidence = advised
+    assert not evidence.missing
+    assert not (folder / "pilot").exists()
+    assert stages(request_for(base), folder) == set()
+    assert run(request_for(base), folder) == evidence
+
+    other = request_for(base, train=tuple(map(example, range(19))))
+    assert stages(other, folder, stop="strength") == {"cleanliness", "base", "strength"}
+
+
+def test_what_could_not_be_used_is_told_again(base, tmp_path):
     long = Example((Message("user", "long " * 600), Message("assistant", "red")), where="data:99")
     (tmp_path / "blank.md").write_text(" \n")
-    asked = need(base, train=(*map(example, range(19)), long), documents=(str(tmp_path / "blank.md"),))
-    folder = tmp_path / "out"
-    first = probe(asked, folder, minutes=0.01, progress=lambda name, doing: said.append(name))
-    assert {"fit", "cleanliness", "strength", "knowledge", "learnability"} <= {*said}
-    assert {*first.missing} == {"examples", "documents"}
-    assert not (tmp_path / "pilot").exists()
-
-    def never(*_: object, **__: object) -> None:
-        raise AssertionError("it is there")
-
-    for name in ("strength", "knowledge", "learnability", "fit", "cleanliness", "opened"):
-        monkeypatch.setattr(probing, name, never)
-    assert probe(asked, folder, minutes=0.01) == first
-    with pytest.raises(AssertionError, match="it is there"):  # other data are another question
-        probe(need(base), folder, minutes=0.01)
+    asked = request_for(base, train=(*map(example, range(19)), long), documents=(str(tmp_path / "blank.md"),))
+    skip = ("fit", "learnability", "strength")
+    found = run(asked, tmp_path / "out", skip=skip)
+    assert {*found.missing} == {"examples", "documents", *skip}
+    assert stages(asked, tmp_path / "out", skip=skip) == set()
+    assert run(asked, tmp_path / "out", skip=skip) == found
 
 
 def test_hardware_is_looked_at_anew_when_the_length_is_known(base, tmp_path):
@@ -352,86 +390,91 @@ def test_hardware_is_looked_at_anew_when_the_length_is_known(base, tmp_path):
         Example((Message("user", f"हिंदी में {number} " * 6), Message("assistant", COLOURS[number % 3])))
         for number in range(20)
     )
-    asked, rest = need(base, train=told), ("strength", "learnability")
-    guessed = probe(asked, tmp_path, minutes=0.01, skip=(*rest, "knowledge"))
-    found = probe(asked, tmp_path, minutes=0.01, skip=rest)
+    asked, rest = request_for(base, train=told), ("strength", "learnability")
+    guessed = run(asked, tmp_path, skip=(*rest, "knowledge"))
+    found = run(asked, tmp_path, skip=rest)
     assert guessed.fit is not None
     assert found.fit is not None
     assert guessed.fit.length == guessed.subject.length < found.fit.length == found.subject.length
-    assert probe(asked, tmp_path, minutes=0.01, skip=(*rest, "knowledge")).fit == found.fit
+    assert run(asked, tmp_path, skip=(*rest, "knowledge")).fit == found.fit
 
 
-def test_another_pilot_has_its_time_and_takes_the_place_of_what_an_earlier_one_left(base, tmp_path, monkeypatch):
-    probe(need(base), tmp_path, minutes=10, skip=("fit", "learnability"))
-    plan = json.loads((tmp_path / "plan.json").read_text())
+def test_another_pilot_has_its_time_and_takes_the_place_of_what_an_earlier_one_left(base, advised, monkeypatch):
+    folder, _ = advised
+    plan = json.loads((folder / "plan.json").read_text())
     plan["spent"]["learnability"] = 1e6
-    (tmp_path / "plan.json").write_text(json.dumps(plan))
-    (tmp_path / "pilot" / "of-another").mkdir(parents=True)
+    (folder / "plan.json").write_text(json.dumps(plan))
+    (folder / "pilot" / "of-another").mkdir(parents=True)
     given: list[float] = []
 
-    def stopped(questions, seconds, **how):
+    def stopped(base, seconds, **how):
         given.append(seconds)
         raise TrainingError("stopped")
 
     monkeypatch.setattr(probing, "learnability", stopped)
-    found = probe(need(base, full=True), tmp_path, minutes=10, skip=("fit",))
+    found = run(request_for(base, full=True), folder, skip=("fit",))
     assert found.missing["learnability"] == "training failed: stopped"
-    assert given[0] > 400
-    assert not (tmp_path / "pilot" / "of-another").exists()
+    assert given[0] > 0
+    assert not (folder / "pilot" / "of-another").exists()
 
 
-def taking(monkeypatch, **told: int) -> None:
-    """What each method takes, with a process of nothing; half of it with checkpointing."""
-
-    def rehearsed(config, method, setup, *, gpu):
-        total = told.get(method.name, 0) // (2 if setup.checkpointing else 1)
-        return SimpleNamespace(memory=SimpleNamespace(total=total))
-
-    monkeypatch.setattr(sizing, "rehearse", rehearsed)
-    monkeypatch.setattr(sizing, "PROCESS", 0)
+GPU_FREE = 64 * 10**9
 
 
-def test_a_pilot_leaves_memory_to_others(base, monkeypatch):
-    config, asked = opening.decoder_config(str(base)), need(base, full=True)
-    taking(monkeypatch, lora=300, full=800)
-    rooms = []
-    for free in (2000, 1000, 300):
-        monkeypatch.setattr(sizing, "available", lambda place=None, free=free: free)
-        rooms.append(sizing.pilot_room(asked, config, [64, 200]))
-    assert [each.checkpointing for each in rooms] == [False, True, True]
-    assert [each.without_full is None for each in rooms] == [True, True, False]
-    assert "are free here" in rooms[-1].without_full
-    assert sizing.pilot_room(need(base), config, [64]).without_full is None
+def gpu(free: int) -> Available:
+    return Available(GPU_FREE, free, gpu=True)
+
+
+def test_a_pilot_leaves_memory_to_others(base):
+    config, asked = decoder_config(str(base)), request_for(base, full=True)
+
+    def needs(method: str, rows: int, length: int, checkpointing: bool) -> int:
+        setup = Setup(rows=rows, length=length, dtype="float32", checkpointing=checkpointing)
+        return rehearse(config, build_method(method, {}), setup, gpu=True).memory.total
+
+    def room(request: Request, free: int):
+        return pilot_room(request, config, [64, 200], gpu(free))
+
+    lora, less = (max(needs("lora", 40, 64, each), needs("lora", 8, 200, each)) for each in (False, True))
+    assert not room(request_for(base), 2 * lora + 1).checkpointing
+    assert room(request_for(base), 2 * lora - 1).checkpointing  # half of the memory is for others
+    with pytest.raises(OutOfMemoryError, match="the pilot takes"):
+        room(request_for(base), less - 1)
+    assert room(request_for(base), less + 1).checkpointing
+    full = needs("full", 8, 64, True)
+    assert room(asked, max(full, less) + 1).without_full is None
+    if full > less:
+        assert "are free" in room(asked, full - 1).without_full
 
 
 def test_a_pilot_that_does_not_fit_is_told_until_it_does(base, tmp_path, monkeypatch):
-    taking(monkeypatch, lora=10**15)
-    found = probe(need(base), tmp_path, minutes=0.01, skip=("fit", "strength"))
+    free = [gpu(10**6)]
+    monkeypatch.setattr(Available, "here", classmethod(lambda cls: free[0]))
+    skip = ("fit", "strength")
+    found = run(request_for(base), tmp_path, skip=skip)
     assert found.knowledge is not None
     assert found.learnability is None
-    assert found.missing["learnability"].startswith("the pilot takes 500 TB where ")
-    taking(monkeypatch, lora=1000)
-    assert probe(need(base), tmp_path, minutes=0.01, skip=("fit", "strength")).learnability is not None
+    assert found.missing["learnability"].startswith("the pilot takes ")
+    free[0] = gpu(10**9)
+    assert run(request_for(base), tmp_path, skip=skip).learnability is not None
 
 
-def test_the_room_is_that_of_the_device_that_the_base_is_loaded_to(base, monkeypatch):
-    config, gpus = opening.decoder_config(str(base)), []
+def test_the_base_passes_main_memory_on_its_way_to_a_gpu():
+    fifteen = 15 * 10**9
+    assert base_too_large(fifteen, Available(64 * 10**9, 24 * 10**9, gpu=True)) is None
+    assert base_too_large(fifteen, Available(64 * 10**9, 8 * 10**9, gpu=True)) == (
+        "the base takes 15.0 GB and 8.0 GB are free"
+    )
+    assert base_too_large(fifteen, Available(8 * 10**9, 24 * 10**9, gpu=True)) is not None
+    assert base_too_large(fifteen, Available(fifteen, fifteen, gpu=False)) is not None  # beside it is the process
+    assert base_too_large(fifteen, Available(fifteen + PROCESS, fifteen + PROCESS, gpu=False)) is None
 
-    def rehearsed(config, method, setup, *, gpu):
-        gpus.append(gpu)
-        return SimpleNamespace(memory=SimpleNamespace(total=7 * 10**9))
 
-    def free(place=None):
-        return (8 if place is not None and place.type == "cuda" else 64) * 10**9
-
-    monkeypatch.setattr(sizing, "rehearse", rehearsed)
-    monkeypatch.setattr(sizing, "available", free)
-    assert not sizing.pilot_room(need(base), config, [64]).checkpointing
-    assert sizing.base_lacks(15 * 10**9) is None
-    monkeypatch.setattr(sizing, "place_of", lambda: torch.device("cuda"))
-    assert sizing.pilot_room(need(base), config, [64]).checkpointing
-    assert sizing.base_lacks(15 * 10**9) == "the base takes 15.0 GB where 8.0 GB are free here"
-    assert {*gpus} == {False, True}
+def test_what_is_free_is_that_of_the_device_that_the_base_is_loaded_to(monkeypatch):
+    monkeypatch.setattr(resources, "available", lambda place=None: 8 if place and place.type == "cuda" else 64)
+    assert Available.here().device == 64
+    monkeypatch.setattr(resources, "place_of", lambda: torch.device("cuda"))
+    assert Available.here() == Available(64, 8, gpu=True)
 
 
 def test_memory_that_runs_out_within_a_probe_is_told(base, tmp_path, monkeypatch):
@@ -439,41 +482,40 @@ def test_memory_that_runs_out_within_a_probe_is_told(base, tmp_path, monkeypatch
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.\nMore.")
 
     monkeypatch.setattr(probing, "knowledge", full)
-    found = probe(need(base), tmp_path, minutes=0.01, skip=("fit", "learnability"))
+    found = run(request_for(base), tmp_path, skip=("fit", "learnability"))
     assert found.strength is not None
     assert found.missing["knowledge"] == "CUDA out of memory. Tried to allocate 2.00 GiB."
-    monkeypatch.setattr(opening, "load_base", full)
-    other = probe(need(base, max_new_tokens=5), tmp_path, minutes=0.01, skip=("fit",))
+    monkeypatch.setattr(probed_base, "load_base", full)
+    other = run(request_for(base, max_new_tokens=5), tmp_path, skip=("fit",))
     assert "CUDA out of memory" in other.missing["strength"]
 
 
 def test_full_fine_tuning_that_does_not_fit_is_told_each_time(base, tmp_path, monkeypatch):
-    taking(monkeypatch, full=10**15)
+    def without_full(*_: object) -> Room:
+        return Room(False, "a trial takes 9 GB and 1 GB are free")
+
+    monkeypatch.setattr(probing, "pilot_room", without_full)
     skip = ("fit", "strength", "knowledge")
-    found = probe(need(base, full=True), tmp_path, minutes=0.01, skip=skip)
+    found = run(request_for(base, full=True), tmp_path, skip=skip)
     assert found.learnability is not None
     assert "full" not in {each.method for each in found.learnability.trials}
-    assert "are free here" in found.missing["full fine-tuning"]
-    taking(monkeypatch)
-    assert probe(need(base, full=True), tmp_path, minutes=0.01, skip=skip) == found
-    assert "full fine-tuning" not in probe(need(base), tmp_path, minutes=0.01, skip=(*skip, "learnability")).missing
+    assert "are free" in found.missing["full fine-tuning"]
+    monkeypatch.undo()
+    assert run(request_for(base, full=True), tmp_path, skip=skip) == found
+    assert "full fine-tuning" not in run(request_for(base), tmp_path, skip=(*skip, "learnability")).missing
 
 
-def test_only_what_a_change_touches_is_done_anew(base, tmp_path, monkeypatch):
-    probe(need(base), tmp_path, minutes=0.01)
-    done: list[str] = []
-    probe(need(base, tasks=9), tmp_path, minutes=0.01, progress=lambda name, doing: done.append(name))
-    assert {*done} == {"fit"}
+def test_only_what_a_change_touches_is_done_anew(base, advised):
+    folder, _ = advised
+    assert stages(request_for(base, tasks=9), folder, stop="fit") == {"fit"}
     weights = next(base.glob("*.safetensors"))
     before = weights.stat()
-    import os
-
     try:
         os.utime(weights, ns=(before.st_atime_ns, before.st_mtime_ns + 1))  # as if other weights were put there
-        probe(need(base, tasks=9), tmp_path, minutes=0.01, progress=lambda name, doing: done.append(name))
+        done = stages(request_for(base), folder, stop="learnability")
     finally:
         os.utime(weights, ns=(before.st_atime_ns, before.st_mtime_ns))
-    assert {"strength", "knowledge", "learnability"} <= {*done}
+    assert {"strength", "knowledge", "learnability"} <= done
 
 
 def test_the_same_is_asked_where_all_that_it_depends_on_is_the_same(base, tmp_path, monkeypatch):
@@ -481,8 +523,8 @@ def test_the_same_is_asked_where_all_that_it_depends_on_is_the_same(base, tmp_pa
         (tmp_path / f"{name}.md").write_text(f"{name} text")
 
     def asked(machine: object = "machine", **changes: Any) -> dict[str, str]:
-        given = need(base, **changes)
-        return keys(given, sample(given), 60.0, None, machine, tmp_path / "out")
+        request = request_for(base, **{"memory": None, **changes})
+        return result_keys(request, sample(request), 60.0, None, machine, tmp_path / "out")
 
     def changed(before: dict[str, str], after: dict[str, str]) -> set[str]:
         return {name for name in before if before[name] != after[name]}
@@ -493,64 +535,64 @@ def test_the_same_is_asked_where_all_that_it_depends_on_is_the_same(base, tmp_pa
     assert changed(asked(device="here"), asked("another machine", device="here")) == {"fit"}
     assert changed(asked(device="t4"), asked("another machine", device="t4")) == set()
     before = asked()
-    monkeypatch.setattr(needs, "SCHEMA", needs.SCHEMA + 1)
+    monkeypatch.setattr(request, "SCHEMA", request.SCHEMA + 1)
     assert changed(before, asked()) == {*before}
 
 
 def test_another_gpu_is_looked_at_anew(base, tmp_path, monkeypatch):
-    skip = ("cleanliness", "strength", "knowledge", "learnability")
-    first = probe(need(base), tmp_path, minutes=0.01, skip=skip[::-1])
-    assert [*first.missing] == [*skip[::-1]]  # in the order that was given
-    monkeypatch.setattr(probing, "gpu_here", lambda: Hardware("RTX 9", True, 9 * 10**9, None))
-    done: list[str] = []
-    probe(need(base), tmp_path, minutes=0.01, skip=skip, progress=lambda name, doing: done.append(name))
-    assert {*done} == {"fit"}
+    def here(memory: int) -> None:
+        for module in (probing, resources):
+            monkeypatch.setattr(module, "gpu_here", lambda: Hardware("RTX 9", True, memory, None))
+
+    skip = ("learnability", "knowledge", "strength", "cleanliness")
+    here(8 * 10**9)
+    first = run(request_for(base, memory=None), tmp_path, skip=skip)
+    assert [*first.missing] == [*skip]  # in the order that was given
+    here(9 * 10**9)
+    assert stages(request_for(base, memory=None), tmp_path, stop="fit", skip=skip) == {"fit"}
 
 
 def test_a_folder_of_something_else_is_left_alone(base, tmp_path):
     (tmp_path / "pilot").mkdir()
     (tmp_path / "pilot" / "thesis.txt").write_text("years of work")
-    with pytest.raises(ValueError, match="holds something, and no advice"):
-        probe(need(base), tmp_path, minutes=0.01)
+    with pytest.raises(HalkaError, match="is not empty and holds no advice"):
+        run(request_for(base), tmp_path)
     assert (tmp_path / "pilot" / "thesis.txt").read_text() == "years of work"
 
 
-def test_a_file_that_was_spoilt_counts_as_not_there(base, tmp_path):
-    skip = ("learnability", "knowledge")
-    first = probe(need(base), tmp_path, minutes=0.01, skip=skip)
-    (tmp_path / "strength.json").write_text("")
-    (tmp_path / "cleanliness.json").write_text("[]")
-    again = probe(need(base), tmp_path, minutes=0.01, skip=skip)
+def test_a_file_that_was_spoilt_counts_as_not_there(base, advised):
+    folder, first = advised
+    (folder / "strength.json").write_text("")
+    (folder / "cleanliness.json").write_text("[]")
+    again = run(request_for(base), folder)
     assert (again.strength, again.cleanliness) == (first.strength, first.cleanliness)
-    told = json.loads((tmp_path / "cleanliness.json").read_text())
-    told["found"]["unheard"] = 1  # as another version of ours might write it
-    (tmp_path / "cleanliness.json").write_text(json.dumps(told))
-    assert probe(need(base), tmp_path, minutes=0.01, skip=skip).cleanliness == first.cleanliness
+    saved = json.loads((folder / "cleanliness.json").read_text())
+    saved["found"]["unheard"] = 1  # as another version of ours might write it
+    (folder / "cleanliness.json").write_text(json.dumps(saved))
+    assert run(request_for(base), folder).cleanliness == first.cleanliness
 
 
 def test_sorted_files_are_mixed_and_what_is_held_out_is_not_learned(base):
     ordered = tuple(sorted(map(example, range(600)), key=lambda each: each.answers))
-    found = sample(need(base, train=ordered, held_out=ordered[::2]))
+    found = sample(request_for(base, train=ordered, held_out=ordered[::2]))
     assert len({each.answers for each in found.held_out}) == 3
     assert len({each.answers for each in found.train[:12]}) > 1
     assert {each.where for each in found.train}.isdisjoint(each.where for each in found.held_out)
     assert (len(found.train), len(found.held_out)) == (512, 48)
 
 
-def test_rows_that_a_base_cannot_read_are_left_out_and_told(base, tmp_path, monkeypatch):
-    loaded = halka.load_base(str(base), dtype="float32")
-    loaded[1].chat_template = None  # then a system message cannot be read
-    monkeypatch.setattr(opening, "load_base", lambda *_, **__: loaded)
+def test_rows_that_a_base_cannot_read_are_left_out_and_told(tmp_path):
+    base = save_base(tmp_path / "base", chat_template=None)  # then a system message cannot be read
     odd = Example((Message("system", "Be brief."), *example(99).messages), where="data:99")
-    given = need(base, train=(*map(example, range(20)), odd))
-    found = probe(given, tmp_path, minutes=0.01, skip=("fit", "learnability"))
+    given = request_for(base, train=(*map(example, range(20)), odd))
+    found = run(given, tmp_path / "out", skip=("fit", "learnability"))
     assert found.strength is not None
     assert "data:99" in found.missing["examples"]
 
 
 def test_long_examples_do_not_end_the_advice(base, tmp_path):
     long = tuple(Example((Message("user", f"long {n} " * 300), Message("assistant", "red"))) for n in range(4))
-    found = probe(need(base, train=(*map(example, range(8)), *long)), tmp_path, minutes=0.01)
+    found = run(request_for(base, train=(*map(example, range(8)), *long)), tmp_path)
     assert found.subject.length <= 512
     assert found.fit is not None
     assert found.learnability is not None
@@ -567,8 +609,10 @@ def test_long_answers_with_passages_do_not_end_the_advice(base, tmp_path, monkey
     monkeypatch.setattr("halka.estimating.hardware.processor_here", processor)
     (tmp_path / "items.md").write_text("Item 3 is red. Item 4 is green.")
     long = tuple(Example((Message("user", f"Item {n}?"), Message("assistant", f"red {n} " * 300))) for n in range(8))
-    given = need(base, train=(*map(example, range(8)), *long), documents=(str(tmp_path / "items.md"),))
-    found = probe(given, tmp_path / "out", minutes=0.01, progress=lambda name, doing: told.append((name, doing)))
+    asked = request_for(
+        base, train=(*map(example, range(8)), *long), documents=(str(tmp_path / "items.md"),), memory=None
+    )
+    found = run(asked, tmp_path / "out", progress=lambda name, doing: told.append((name, doing)))
     assert found.subject.length == 512
     assert found.fit is not None
     assert found.fit.shown
@@ -581,38 +625,35 @@ def test_long_answers_with_passages_do_not_end_the_advice(base, tmp_path, monkey
 
 def test_a_row_in_which_nobody_asks_is_left_out_and_told(base, tmp_path):
     silent = Example((Message("system", "Name a colour."), Message("assistant", "red")), where="data:99")
-    given = need(base, train=(*map(example, range(20)), silent))
-    found = probe(given, tmp_path, minutes=0.01, skip=("fit", "learnability"))
+    given = request_for(base, train=(*map(example, range(20)), silent))
+    found = run(given, tmp_path, skip=("fit", "learnability"))
     assert found.strength is not None
-    told = "1 of 21 examples cannot be used with this base, the first: data:99: no message by the user"
+    told = "1 of 21 examples cannot be used with this base, the first: data:99: no user message"
     assert found.missing["examples"].startswith(told)
-    with pytest.raises(ValueError, match=r"none of 2 examples can be used\. data:99: no message by the user"):
-        probe(replace(given, train=(silent, silent)), tmp_path, minutes=0.01)
+    with pytest.raises(HalkaError, match=r"none of 2 examples can be used\. data:99: no user message"):
+        run(replace(given, train=(silent, silent)), tmp_path)
 
 
 def test_documents_that_hold_nothing_are_told(base, tmp_path):
     (tmp_path / "blank.md").write_text(" \n")
-    given = need(base, documents=(str(tmp_path / "blank.md"),))
-    found = probe(given, tmp_path / "out", minutes=0.01, skip=("fit", "learnability"))
+    given = request_for(base, documents=(str(tmp_path / "blank.md"),))
+    found = run(given, tmp_path / "out", skip=("fit", "learnability"))
     assert found.knowledge is not None
     assert found.knowledge.scores == {}
-    assert "none that can be read" in found.missing["documents"]
+    assert "no document can be read" in found.missing["documents"]
 
 
-def test_a_pilot_that_was_stopped_goes_on(base, tmp_path, monkeypatch):
-    class Stopped(Exception):
-        pass
-
+def test_a_pilot_that_was_stopped_goes_on(base, tmp_path):
     def stop(name: str, doing: str) -> None:
         if "step 2 of" in doing:
             raise Stopped
 
     with pytest.raises(Stopped):
-        probe(need(base), tmp_path, minutes=0.01, skip=("fit",), progress=stop)
+        run(request_for(base), tmp_path, skip=("fit",), progress=stop)
     assert (tmp_path / "strength.json").exists()
     assert list(tmp_path.glob("pilot/*/steps.json"))
     done: list[str] = []
-    found = probe(need(base), tmp_path, minutes=0.01, skip=("fit",), progress=lambda name, doing: done.append(doing))
+    found = run(request_for(base), tmp_path, skip=("fit",), progress=lambda name, doing: done.append(doing))
     assert not any("step 1 of" in doing for doing in done)
     assert found.learnability is not None
     for each in found.learnability.trials:
@@ -622,7 +663,7 @@ def test_a_pilot_that_was_stopped_goes_on(base, tmp_path, monkeypatch):
 
 
 def test_ten_examples_no_test_split_no_documents(base, tmp_path):
-    found = probe(need(base, train=tuple(map(example, range(10))), held_out=()), tmp_path, minutes=0.01, skip=("fit",))
+    found = run(request_for(base, train=tuple(map(example, range(10))), held_out=()), tmp_path, skip=("fit",))
     assert found.subject.split_off
     assert found.subject.train + found.subject.held_out == 10
     advice = advise_from(found)
@@ -634,11 +675,13 @@ def test_ten_examples_no_test_split_no_documents(base, tmp_path):
 
 
 def test_a_base_that_does_not_fit_is_told(base, tmp_path, monkeypatch):
-    monkeypatch.setattr(sizing, "available", lambda place=None: 1000)
-    monkeypatch.setattr(opening, "load_base", lambda *_, **__: pytest.fail("it would not fit"))
-    found = probe(need(base, device="t4"), tmp_path)
+    monkeypatch.setattr(Available, "here", classmethod(lambda cls: Available(1000, 1000, gpu=False)))
+    done: set[str] = set()
+    asked = request_for(base, device="t4", memory=None)
+    found = run(asked, tmp_path, progress=lambda stage, text: done.add(stage))
+    assert done == {"fit", "cleanliness"}
     assert found.strength is found.knowledge is found.learnability is None
-    assert "free here" in found.missing["strength"]
+    assert "are free" in found.missing["strength"]
     assert found.fit is not None
     assert found.fit.device == "t4"
     assert advise_from(found).sure == "low"
@@ -647,19 +690,20 @@ def test_a_base_that_does_not_fit_is_told(base, tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"train": ()}, "0 examples tell nothing"),
+        ({"train": ()}, "0 training examples are too few"),
         ({"train": (example(1), Example((Message("user", "What?"),), (), "data:9"))}, "data:9 has no answer"),
-        ({"train": (example(1),) * 5, "held_out": ()}, "all examples ask what is held out"),
-        ({"full": True, "quantize": "int8"}, "leave one of both out"),
+        ({"train": (example(1),) * 5, "held_out": ()}, "every training example has a held-out prompt"),
+        ({"full": True, "quantize": "int8"}, "leave out full or quantize"),
         ({"metric": "fluency"}, "unknown metric 'fluency'"),
         ({"device": "abacus"}, "abacus"),
         ({"metric": "json_field_f1:x"}, "json_field_f1:x, item 0"),
     ],
 )
-def test_what_cannot_be_used_is_named_before_anything_is_loaded(base, tmp_path, monkeypatch, changes, message):
-    monkeypatch.setattr(opening, "load_base", lambda *_, **__: pytest.fail("it was loaded"))
-    with pytest.raises(ValueError, match=message):
-        probe(need(base, **changes), tmp_path, minutes=0.01)
+def test_what_cannot_be_used_is_named_before_anything_is_loaded(base, tmp_path, changes, message):
+    done: list[str] = []
+    with pytest.raises(HalkaError, match=message):
+        run(request_for(base, **changes), tmp_path, progress=lambda stage, text: done.append(stage))
+    assert not done
 
 
 @pytest.mark.parametrize(
@@ -673,16 +717,14 @@ def test_a_base_that_is_no_decoder_is_refused(tmp_path, model_type, architecture
     folder = tmp_path / "base"
     folder.mkdir()
     (folder / "config.json").write_text(json.dumps({"model_type": model_type, "architectures": [architecture]}))
-    with pytest.raises(
-        ValueError, match="base does not make texts from left to right: the advisor asks language models"
-    ):
-        probe(need(folder), tmp_path / "out")
+    with pytest.raises(HalkaError, match="base is no causal language model: the advisor needs one that generates text"):
+        run(request_for(folder), tmp_path / "out")
 
 
 @pytest.mark.parametrize(("given", "message"), [({"skip": ("luck",)}, "no probe luck"), ({"minutes": 0}, "minutes")])
 def test_settings_that_make_no_sense(base, tmp_path, given, message):
-    with pytest.raises(ValueError, match=message):
-        probe(need(base), tmp_path, **given)
+    with pytest.raises(HalkaError, match=message):
+        run(request_for(base), tmp_path, **given)
 
 
 def test_the_command_to_its_report(base, tmp_path, monkeypatch, capsys):
@@ -723,59 +765,70 @@ def test_the_advisors_own_folder_is_none_of_the_documents(base, tmp_path, monkey
     assert ran(asked) == 0
     first = json.loads(capsys.readouterr().out)
     assert first["evidence"]["subject"]["documents"] == 1
-    monkeypatch.setattr(opening, "load_base", lambda *_, **__: pytest.fail("nothing is new"))
+    monkeypatch.setattr(probed_base, "load_base", lambda *_, **__: pytest.fail("nothing is new"))
     assert ran(asked) == 0
     assert json.loads(capsys.readouterr().out) == first
 
 
-@pytest.mark.parametrize("choice", ["prompt", "peft", "peft+rag"])
-def test_what_is_advised_can_be_run(base, tmp_path, monkeypatch, capsys, choice):
-    """Of a task without test examples, with answers that no document has word by word, and system messages."""
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(verdict, "chosen", lambda *_: (choice, "best"))
-    monkeypatch.setattr(advised, "FARTHER", 1)
-    monkeypatch.setattr(probing, "PLANS", learning.PLANS[:2])
+@pytest.fixture(scope="module")
+def task_folder(base, tmp_path_factory) -> tuple[Path, Evidence]:
+    """A task without test examples, with answers that no document has word by word, and system messages; its evidence.
+
+    The advice is taken to be PEFT and retrieval, so that all files for advised commands are written.
+    """
+    folder = tmp_path_factory.mktemp("task")
     for name, numbers in (("train", range(24)), ("validation", range(24, 30))):
-        asked = [[Message("system", "Be brief."), *example(number).messages] for number in numbers]
-        Path(f"{name}.jsonl").write_text(
-            "".join(json.dumps({"messages": list(map(asdict, each))}) + "\n" for each in asked)
-        )
-    Path("mine.yaml").write_text(
+        rows = [[Message("system", "Be brief."), *example(number).messages] for number in numbers]
+        lines = [json.dumps({"messages": list(map(asdict, messages))}) + "\n" for messages in rows]
+        (folder / f"{name}.jsonl").write_text("".join(lines))
+    (folder / "mine.yaml").write_text(
         "name: mine\ntrain: train.jsonl\nvalidation: validation.jsonl\nmetrics: [exact_match]\n"
     )
-    Path("docs").mkdir()
-    Path("docs/items.md").write_text("Item 3 is like blood. Item 4 is like grass.")
-    words = ["advise", "--base", str(base), "--task", "mine.yaml", "--dtype", "float32", "--minutes", "0.01"]
-    documents = ["--documents", "docs"] if choice == "peft+rag" else []
-    assert ran([*words, "--max-new-tokens", "4", "--skip", "fit", "-o", "out", "--json", *documents]) == 0
-    told = json.loads(capsys.readouterr().out)
-    rows = Path("out/train-with-passages.jsonl")
-    shown = list(map(json.loads, rows.read_text().splitlines())) if choice == "peft+rag" else []
-    assert rows.exists() == (len(shown) == 24)
-    for each in shown:
-        assert [message["role"] for message in each["messages"]] == ["system", "user", "assistant"]
-        assert "Item 3 is like blood" in each["messages"][1]["content"]
+    (folder / "docs").mkdir()
+    (folder / "docs" / "items.md").write_text("Item 3 is like blood. Item 4 is like grass.")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        patch.setattr("halka.advisor.advice.choose", lambda *_: ("peft+rag", "best"))
+        task = load_task("mine.yaml")
+        asked = request_for(
+            base, train=task.train, held_out=task.validation, metric=task.primary, flags=("--task", "mine.yaml")
+        )
+        evidence = run(replace(asked, documents=("docs",)), Path("out"), skip=("fit",))
+    return folder, evidence
+
+
+@pytest.mark.parametrize("choice", ["prompt", "rag", "peft", "peft+rag"])
+def test_what_is_advised_can_be_run(task_folder, monkeypatch, capsys, choice):
+    folder, evidence = task_folder
+    monkeypatch.chdir(folder)
+    rows = list(map(json.loads, Path("out/train-with-passages.jsonl").read_text().splitlines()))
+    assert len(rows) == 24
+    for row in rows:
+        assert [message["role"] for message in row["messages"]] == ["system", "user", "assistant"]
+        assert "Item 3 is like blood" in row["messages"][1]["content"]
     sent: list[str] = []
-
-    def answer(self: Answerer, question: str, scope: object) -> Iterator[str]:
-        sent.append(prompted(question, self.passages_for(question, scope)))  # type: ignore[arg-type]
-        yield from stream(self, question, scope)  # type: ignore[misc,arg-type]
-
     stream = Answerer.stream
+
+    def answer(self: Answerer, question: str, scope: Any) -> Iterator[Any]:
+        sent.append(prompted(question, self.passages_for(question, scope)))
+        yield from stream(self, question, scope)
+
     monkeypatch.setattr(Answerer, "stream", answer)
-    assert told["advice"]["commands"]
-    for command in told["advice"]["commands"]:
-        words = shlex.split(command.replace("your question", "Item 0?"))
-        assert ran(words[1:]) == 0, f"{command}\n{capsys.readouterr().err}"
-    assert sent == [each["messages"][1]["content"] for each in shown[:1]]  # asked as it was trained
+    lines = commands(evidence, choice)
+    assert lines
+    for line in lines:
+        words = shlex.split(line.replace("your question", "Item 0?"))
+        assert ran(words[1:]) == 0, f"{line}\n{capsys.readouterr().err}"
+    asks = sum(line.startswith("halka ask") for line in lines)
+    assert sent == [row["messages"][1]["content"] for row in rows[:asks]]  # asked as it was trained
 
 
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        ([], "--task NAME or by --data FILE"),
+        ([], "--task NAME or --data FILE"),
         (["--data", "nowhere.jsonl"], "nowhere.jsonl"),
-        (["--data", "train.jsonl", "--documents", "nowhere"], "--documents: there is no nowhere"),
+        (["--data", "train.jsonl", "--documents", "nowhere"], "--documents: nowhere does not exist"),
         (["--data", "train.jsonl", "--gpu-memory", "much"], "--gpu-memory"),
         (["--task", "support", "--validation", "train.jsonl"], "its own validation examples"),
     ],
@@ -789,7 +842,7 @@ def test_bad_words_are_answered_in_a_line(base, tmp_path, monkeypatch, capsys, w
 
 
 def test_full_fine_tuning_is_tried_where_it_is_asked_for(base, tmp_path):
-    found = probe(need(base, full=True), tmp_path, minutes=0.01, skip=("fit", "strength", "knowledge"))
+    found = run(request_for(base, full=True), tmp_path, skip=("fit", "strength", "knowledge"))
     assert found.learnability is not None
     assert [each.method for each in found.learnability.trials if each.name == "full fine-tuning"] == ["full"]
     assert "full" in {each.choice for each in advise_from(found).prospects}

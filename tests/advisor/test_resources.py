@@ -1,4 +1,4 @@
-"""What fits, and how, on hardware of every size: real configurations of two layers, nothing but sizes is computed."""
+"""What fits, and how, on hardware of every size: a real configuration of one layer, of which only sizes count."""
 
 from __future__ import annotations
 
@@ -11,18 +11,19 @@ import torch
 from transformers import AutoConfig
 
 import halka
-from halka.advisor import resources as fitting
-from halka.advisor.evidence import Fit, restored
+from halka.advisor import resources
+from halka.advisor.evidence import Fit, from_json
 from halka.advisor.resources import fit
 from halka.estimating import Setup, rehearse
 from halka.estimating.devices import DEVICES, Device
 from halka.estimating.hardware import CONTEXT, PROCESS, gpu_here
 from halka.methods import build_method
+from halka.util.errors import HalkaError
 from tiny import CONFIGS
 
 CONFIG = AutoConfig.for_model(
     "llama",
-    **{**CONFIGS["llama"], "hidden_size": 128, "num_hidden_layers": 2, "intermediate_size": 384, "vocab_size": 997},
+    **{**CONFIGS["llama"], "hidden_size": 128, "num_hidden_layers": 1, "intermediate_size": 384, "vocab_size": 997},
 )
 SIZES = {"length": 32, "batch_size": 4}
 SETUP = Setup(rows=4, length=32)
@@ -48,12 +49,12 @@ def test_what_fits_as_it_is_stays_as_it_is():
 
 def test_a_form_that_cannot_be_tried_is_told(monkeypatch):
     def missing():
-        raise ValueError("nf4 needs bitsandbytes")
+        raise HalkaError("nf4 needs bitsandbytes")
 
     monkeypatch.setattr("halka.models.quantised.bitsandbytes", missing)
     found = fit(CONFIG, **SIZES, methods=["lora"], memory=CONTEXT + 1000)
     assert dict(found.untried) == {"nf4": "nf4 needs bitsandbytes"}
-    assert restored(Fit, json.loads(json.dumps(asdict(found)))) == found
+    assert from_json(Fit, json.loads(json.dumps(asdict(found)))) == found
     assert not fit(CONFIG, **SIZES, methods=["lora"], memory=CONTEXT + 10**9).untried
 
 
@@ -108,7 +109,7 @@ def test_full_fine_tuning_is_never_packed_and_nothing_fits_nowhere():
 
 def test_a_form_that_is_not_installed_is_no_way(monkeypatch):
     def missing():
-        raise ValueError("needs bitsandbytes")
+        raise HalkaError("needs bitsandbytes")
 
     monkeypatch.setattr("halka.models.quantised.nf4.bitsandbytes", missing)
     monkeypatch.setattr("halka.models.quantised.bitsandbytes", missing)
@@ -122,7 +123,7 @@ def test_parts_are_of_every_method_as_it_is_and_make_its_memory():
     assert list(found.parts) == [each.method for each in found.options]
     for each in found.options:
         assert sum(found.parts[each.method].values()) == each.memory
-        assert each.largest_batch == fitting.MOST
+        assert each.largest_batch == resources.MOST_ROWS
         assert each.step_seconds is None
     assert list(found.parts["lora"]) == ["weights", "gradients", "optimizer", "activations", "allocator"]
     less = fit(CONFIG, methods=["lora"], memory=CONTEXT + 1000, **SIZES)
@@ -144,9 +145,9 @@ def test_what_the_base_refuses_is_left_out():
     config = AutoConfig.for_model("mixtral", **CONFIGS["mixtral"])
     told = []
     found = fit(config, methods=["ia3", "lora"], memory=10**10, progress=told.append, **SIZES)
-    assert told[:3] == ["ia3", "lora", f"lora, a batch of {fitting.MOST}"]
+    assert told[:3] == ["ia3", "lora", f"lora, a batch of {resources.MOST_ROWS}"]
     assert [each.method for each in found.options] == list(found.parts) == ["lora"]
-    with pytest.raises(ValueError, match=re.escape("none of the methods can be trained on this base: ia3 wants")):
+    with pytest.raises(HalkaError, match=re.escape("no method can be trained on this base: ia3 wants")):
         fit(config, methods=["ia3"], memory=10**10, **SIZES)
 
 
@@ -156,14 +157,14 @@ def test_a_device_of_the_table_has_its_memory_and_speed():
     assert found.options[0].step_seconds > 0
     less = fit(CONFIG, methods=["lora"], device="a100", memory=CONTEXT + 1000, **SIZES)
     assert (less.memory, less.options[0].fits) == (CONTEXT + 1000, False)
-    assert restored(Fit, json.loads(json.dumps(asdict(found)))) == found
+    assert from_json(Fit, json.loads(json.dumps(asdict(found)))) == found
 
 
 def test_without_anything_named_it_is_this_machine(monkeypatch):
     slow = Device("here", {"bfloat16": 1e9}, 1e9)
     monkeypatch.setattr("halka.estimating.hardware.processor_here", lambda *given: slow)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    monkeypatch.setattr(fitting, "available", lambda: 2 * 10**9)
+    monkeypatch.setattr(resources, "available", lambda: 2 * 10**9)
     found = fit(CONFIG, methods=["prompt"], **SIZES)
     assert (found.device, found.memory, found.process) == ("this machine", 2 * 10**9, PROCESS)
     assert found.options[0].step_seconds > 0
@@ -204,9 +205,9 @@ def test_a_gpu_that_is_here_has_its_own_memory(monkeypatch, name, like):
         ({"kind": "masked-lm"}, "kind 'masked-lm' is none that is trained"),
         ({"length": 2}, "length must be at least 3 tokens"),
         ({"tasks": 0}, "tasks must be at least 1"),
-        ({"methods": []}, "none is given"),
+        ({"methods": []}, "methods is empty"),
     ],
 )
 def test_what_cannot_be_is_refused(given, message):
-    with pytest.raises(ValueError, match=re.escape(message)):
+    with pytest.raises(HalkaError, match=re.escape(message)):
         fit(CONFIG, **{**SIZES, "memory": 10**10, **given})

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from advice_for_tests import full_evidence
-from halka.advisor.advice import CHOICES
+from halka.advisor import CHOICES, advise_from
 from halka.advisor.commands import commands, settings
 from halka.advisor.evidence import (
     Evidence,
@@ -21,11 +21,10 @@ from halka.advisor.evidence import (
     Strength,
     Subject,
     Trial,
-    restored,
+    from_json,
 )
-from halka.advisor.prospects import Bar
-from halka.advisor.thresholds import FARTHER, OF_USE, TOLERANCE, UNSURE, WORTH_GATHERING
-from halka.advisor.verdict import advise_from, chosen, needed
+from halka.advisor.statistics import HORIZON
+from halka.advisor.verdict import DATA_GAIN, GAP, TOLERANCE, USEFUL_GAIN, Criteria, choose, minimum_score
 from halka.evaluation.metrics import Score
 
 SUBJECT = Subject(
@@ -89,15 +88,15 @@ def evidence(**found: Any) -> Evidence:
     ],
 )
 def test_the_cheapest_that_is_as_good_as_any(scores, choice):
-    assert chosen(scores, Bar(OF_USE))[0] == choice
+    assert choose(scores, Criteria(USEFUL_GAIN))[0] == choice
 
 
 def test_a_score_that_is_as_good_by_luck_has_twice_the_loss():
-    bar, scores = Bar(0.1), {"rag": 0.42, "peft+rag": 0.40}
-    assert chosen(scores, bar, {"rag": 0.5, "peft+rag": 0.3}) == ("rag", "best")
-    assert chosen(scores, bar, {"rag": 0.5, "peft+rag": 0.24}) == ("peft+rag", "loss")
-    assert chosen({"rag": 0.42, "peft+rag": 0.2}, bar, {"rag": 0.5, "peft+rag": 0.24}) == ("rag", "best")
-    assert chosen({"prompt": 1.0, "peft": 1.0}, bar, {"prompt": 0.1, "peft": 0.01}) == ("prompt", "best")
+    bar, scores = Criteria(0.1), {"rag": 0.42, "peft+rag": 0.40}
+    assert choose(scores, bar, {"rag": 0.5, "peft+rag": 0.3}) == ("rag", "best")
+    assert choose(scores, bar, {"rag": 0.5, "peft+rag": 0.24}) == ("peft+rag", "loss")
+    assert choose({"rag": 0.42, "peft+rag": 0.2}, bar, {"rag": 0.5, "peft+rag": 0.24}) == ("rag", "best")
+    assert choose({"prompt": 1.0, "peft": 1.0}, bar, {"prompt": 0.1, "peft": 0.01}) == ("prompt", "best")
 
 
 def test_where_nothing_is_of_use_a_curve_that_falls_with_data_asks_for_more():
@@ -149,8 +148,8 @@ def test_a_base_is_weak_only_where_it_was_trained():
 
 
 def test_something_can_be_of_use_beside_a_good_trivial_answer():
-    assert needed(0.2) == pytest.approx(0.2 + OF_USE)
-    assert needed(0.93) == pytest.approx(0.965)
+    assert minimum_score(0.2) == pytest.approx(0.2 + USEFUL_GAIN)
+    assert minimum_score(0.93) == pytest.approx(0.965)
     tuned = learned(trial("LoRA", 0.1, 1.0))
     advice = advise_from(evidence(strength=strength(0.5, 0.93, trivial=0.93), learnability=tuned))
     assert advice.choice == "peft"
@@ -200,40 +199,40 @@ def test_of_the_methods_those_that_fit_are_advised():
 
 def test_a_target_is_enough():
     scores = {"prompt": 0.55, "peft": 0.9}
-    assert chosen(scores, Bar(0.5, target=0.5)) == ("prompt", "target")
-    assert chosen(scores, Bar(0.8, target=0.8)) == ("peft", "target")
-    assert chosen(scores, Bar(0.95, target=0.95)) == ("base", "useless")
-    assert chosen({"prompt": 0.6, "data": 0.8}, Bar(0.5, target=0.5)) == ("prompt", "target")
-    assert chosen({"prompt": 0.6, "data": 0.8}, Bar(0.7, target=0.7)) == ("data", "data")
+    assert choose(scores, Criteria(0.5, target=0.5)) == ("prompt", "target")
+    assert choose(scores, Criteria(0.8, target=0.8)) == ("peft", "target")
+    assert choose(scores, Criteria(0.95, target=0.95)) == ("base", "useless")
+    assert choose({"prompt": 0.6, "data": 0.8}, Criteria(0.5, target=0.5)) == ("prompt", "target")
+    assert choose({"prompt": 0.6, "data": 0.8}, Criteria(0.7, target=0.7)) == ("data", "data")
 
 
 def test_thresholds_are_where_they_are_said_to_be():
-    best, bar = 0.8, Bar(0.1)
-    assert chosen({"prompt": best - TOLERANCE + 0.001, "peft": best}, bar) == ("prompt", "cheapest")
-    assert chosen({"prompt": best - TOLERANCE - 0.001, "peft": best}, bar) == ("peft", "best")
-    assert chosen({"peft": 0.5, "data": 0.5 + WORTH_GATHERING - 0.001}, bar) == ("peft", "best")
-    assert chosen({"peft": 0.5, "data": 0.5 + WORTH_GATHERING + 0.001}, bar) == ("data", "data")
+    best, bar = 0.8, Criteria(0.1)
+    assert choose({"prompt": best - TOLERANCE + 0.001, "peft": best}, bar) == ("prompt", "cheapest")
+    assert choose({"prompt": best - TOLERANCE - 0.001, "peft": best}, bar) == ("peft", "best")
+    assert choose({"peft": 0.5, "data": 0.5 + DATA_GAIN - 0.001}, bar) == ("peft", "best")
+    assert choose({"peft": 0.5, "data": 0.5 + DATA_GAIN + 0.001}, bar) == ("data", "data")
 
 
 @pytest.mark.parametrize(
     ("found", "rule", "said"),
     [
-        ({"strength": strength(0.1, 0.9)}, "best", "of what can be done now it is expected to score highest"),
+        ({"strength": strength(0.1, 0.9)}, "best", "it has the highest expected score"),
         (
             {"strength": strength(0.05, 0.05), "learnability": learned(trial("LoRA", 2.0, 0.05))},
             "useless",
-            "10 %, where answers that need no model have 0 %",
+            "10 %, the least that is useful (trivial answers: 0 %)",
         ),
         ({"strength": strength(0.05, 0.05)}, "untried", "but training was not tried"),
         (
             {"strength": strength(0.1, 0.85), "learnability": learned(trial("LoRA", 1.5, 0.9))},
             "cheapest",
-            "where PEFT has 90 %",
+            "the best is PEFT with 90 %",
         ),
         (
             {"strength": strength(0.1, 0.5), "learnability": learned(trial("LoRA", 0.5, 0.49))},
             "loss",
-            "leaves a loss of 2.00 where this leaves 0.50",
+            "its loss is 2.00 and this one's 0.50",
         ),
     ],
 )
@@ -256,7 +255,7 @@ def test_wrong_labels_are_seen_by_what_trials_agree_on():
     noisy = advise_from(evidence(strength=strong, learnability=wrong))
     assert noisy.choice == "data"
     said = next(reason.text for reason in noisy.reasons if reason.rule == "noise")
-    assert said.endswith("labels.csv:9 for instance")
+    assert said.endswith("suspects: labels.csv:7, labels.csv:9")
     clean = advise_from(evidence(strength=strong, learnability=learned(*trials, agreement=(0.45, 0.35))))
     assert clean.choice == "peft"
     guessing = learned(trial("LoRA", 2.9, 0.2), trial("bottleneck", 2.9, 0.2), agreement=(0.9, 0.0))
@@ -298,7 +297,7 @@ def test_what_the_user_has_is_no_more_data():
 def test_a_curve_over_the_data_that_is_not_there_is_told():
     found = evidence(strength=strength(0.0, 0.1), learnability=learned(trial("LoRA", 1.2, 0.5)))
     advice = advise_from(found)
-    assert any("no curve over the number of examples" in each for each in advice.missing)
+    assert any("no learning curve over data size" in each for each in advice.missing)
     told = advise_from(replace(found, learnability=learned(trial("LoRA", 1.2, 0.5), more=loss(1.19))))
     assert told.confidence > advice.confidence
     assert not told.missing
@@ -324,12 +323,12 @@ def test_without_documents_it_is_less_sure_and_says_so():
     closed = Knowledge({"closed": told, "examples": told}, {"all": 9})
     found = evidence(strength=strength(0.1, 0.2), learnability=learned(trial("LoRA", 1.5, 0.5), more=loss(1.45)))
     advice, unasked = advise_from(replace(found, knowledge=closed)), advise_from(found)
-    assert advice.missing == ("no documents: whether passages would hold the answers was not looked at",)
-    assert advice.confidence == pytest.approx(UNSURE * unasked.confidence, abs=1e-3)
+    assert advice.missing == ("no documents: whether retrieval helps was not measured",)
+    assert advice.confidence == pytest.approx(GAP * unasked.confidence, abs=1e-3)
     assert any("--documents" in each for each in advice.change)
-    assert not any("not looked at" in each for each in advice.change)
-    blank = advise_from(replace(found, knowledge=closed, missing={"documents": "docs: there is none that can be read"}))
-    assert blank.missing == ("documents: docs: there is none that can be read",)
+    assert not any("not measured" in each for each in advice.change)
+    blank = advise_from(replace(found, knowledge=closed, missing={"documents": "docs: no document can be read"}))
+    assert blank.missing == ("documents: docs: no document can be read",)
     asked = advise_from(replace(found, knowledge=knowledge(0.2, 0.2)))
     assert not asked.missing
 
@@ -354,9 +353,9 @@ def test_evidence_comes_back_from_json():
     import json
 
     there = full_evidence()
-    assert restored(Evidence, json.loads(json.dumps(asdict(there)))) == there
+    assert from_json(Evidence, json.loads(json.dumps(asdict(there)))) == there
     with pytest.raises(TypeError, match="unheard"):
-        restored(Evidence, {**asdict(there), "unheard": 1})
+        from_json(Evidence, {**asdict(there), "unheard": 1})
 
 
 # ── without much ────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -502,11 +501,11 @@ def test_what_is_trained_is_what_the_pilot_chose():
 @pytest.mark.parametrize(
     ("curve", "steps"),
     [
-        (((10, 1.2), (12, 1.2003)), FARTHER * 12),
+        (((10, 1.2), (12, 1.2003)), HORIZON * 12),
         (((10, 1.2), (12, 1.4)), 10),
-        (((2, 2.0), (4, 1.6), (6, 1.45), (8, 1.36), (10, 1.3), (12, 1.31)), FARTHER * 12),
+        (((2, 2.0), (4, 1.6), (6, 1.45), (8, 1.36), (10, 1.3), (12, 1.31)), HORIZON * 12),
         (((2, 2.0), (4, 1.6), (6, 1.45), (8, 1.5), (10, 1.6), (12, 1.8)), 6),
-        (((12, 1.2),), FARTHER * 12),
+        (((12, 1.2),), HORIZON * 12),
     ],
 )
 def test_training_stops_early_only_where_the_curve_rises_by_more_than_noise(curve, steps):

@@ -1,9 +1,9 @@
-"""The advisor: short probes of the user's own base, data and hardware, and a verdict that follows from them alone."""
+"""The advisor: prompt, retrieve, fine-tune, or get data or another base first? Short probes measure, rules decide."""
 
-from halka.advisor.advice import CHOICES, Advice
+from halka.advisor.advice import Advice, advise_from
 from halka.advisor.evidence import Evidence
 from halka.advisor.probing import PROBES, probe
-from halka.advisor.request import Need
-from halka.advisor.verdict import advise_from
+from halka.advisor.request import Request
+from halka.advisor.words import CHOICES, Choice
 
-__all__ = ["CHOICES", "PROBES", "Advice", "Evidence", "Need", "advise_from", "probe"]
+__all__ = ["CHOICES", "PROBES", "Advice", "Choice", "Evidence", "Request", "advise_from", "probe"]

@@ -1,4 +1,4 @@
-"""`Advice`: what to do, how sure that is, why, and what would change it."""
+"""`Advice`: what to do, how sure that is, why, and what would change it; `advise_from` derives it from the evidence."""
 
 from __future__ import annotations
 
@@ -6,54 +6,41 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from halka.advisor import words as advice_words
-from halka.advisor.thresholds import HIGH, MEDIUM
-from halka.evaluation.metrics import Score
-
-CHOICES = {name: title for name, (_, title) in advice_words.CHOICES.items()}
-"""What can be advised, the cheapest first."""
-
-TRAINED = ("peft", "peft+rag", "full")
-"""Of these what trains something."""
-
-
-@dataclass(frozen=True)
-class Prospect:
-    """What a choice is expected to score, 0 to 1 with its 95 % interval, how that is known, and the answers' loss.
-
-    values   what each held-out answer was worth from which the score is told; none where it is not told from answers
-    """
-
-    choice: str
-    score: Score
-    how: str
-    loss: Score | None = None
-    values: tuple[float, ...] = ()
-
-
-@dataclass(frozen=True)
-class Reason:
-    """A rule that spoke: its name, what it saw in numbers, and what follows."""
-
-    rule: str
-    text: str
+from halka.advisor.commands import commands, settings
+from halka.advisor.evidence import Evidence
+from halka.advisor.reasons import Reason, changes, missing, reasons
+from halka.advisor.verdict import (
+    GAP,
+    HIGH,
+    MEDIUM,
+    RULE_OF_THUMB,
+    Criteria,
+    Prospect,
+    choose,
+    confidence,
+    prospects,
+    trainable,
+)
+from halka.advisor.words import CHOICES, Choice
+from halka.report.units import percent
+from halka.util.errors import HalkaError
 
 
 @dataclass(frozen=True)
 class Advice:
-    """The verdict.
+    """The advice.
 
     choice       a key of `CHOICES`
-    confidence   how likely, 0 to 1, that no cheaper choice is as good and no other better, by the probes' intervals
-    prospects    what each choice is expected to score, those that the evidence tells of
-    reasons      rules that led here, the weightiest first
-    change       what would change this advice
-    missing      what was not there to be looked at, and what that leaves open
-    settings     of the method, where one is to be trained: method, its fields, lr, steps, …
-    commands     what to run next, ready to be pasted
+    confidence   0 to 1: how likely the same choice is, given the intervals, times a factor for what is missing
+    prospects    what each choice is expected to score
+    reasons      the rule that decided, then what else was measured
+    change       what would change the advice
+    missing      what could not be measured, or would make the advice surer
+    commands     what to run next
+    settings     for training, if that is advised: method, its fields, lr, steps, …
     """
 
-    choice: str
+    choice: Choice
     confidence: float
     prospects: tuple[Prospect, ...]
     reasons: tuple[Reason, ...]
@@ -64,9 +51,48 @@ class Advice:
 
     @property
     def title(self) -> str:
-        return CHOICES[self.choice]
+        return CHOICES[self.choice].title
 
     @property
     def sure(self) -> str:
-        """The confidence as a word."""
+        """The confidence in a word: high, medium or low."""
         return "high" if self.confidence >= HIGH else "medium" if self.confidence >= MEDIUM else "low"
+
+    @property
+    def headline(self) -> str:
+        """Title and confidence, as a sentence."""
+        return f"{self.title[:1].upper()}{self.title[1:]}, with {self.sure} confidence ({percent(self.confidence)})."
+
+
+def advise_from(evidence: Evidence) -> Advice:
+    """The advice that follows from the evidence; the same evidence gives the same advice.
+
+    Raises HalkaError if neither base nor hardware was probed.
+    """
+    usable = trainable(evidence)
+    found, criteria = prospects(usable), Criteria.of(usable)
+    if found:
+        scores: dict[Choice, float] = {each.choice: each.score.value for each in found}
+        losses: dict[Choice, float] = {each.choice: each.loss.value for each in found if each.loss is not None}
+        choice, rule = choose(scores, criteria, losses)
+        certainty = confidence(found, choice, criteria)
+    elif evidence.fit is not None:
+        choice, rule, certainty = ("peft" if criteria.trainable else "base"), "hardware", 1.0
+    else:
+        why = "; ".join(f"{probe}: {reason}" for probe, reason in evidence.missing.items()) or "none was run"
+        raise HalkaError(
+            f"nothing to advise from: no probe of the base or the hardware has a result ({why}): skip fewer"
+        )
+    gaps = missing(evidence)
+    if rule in ("few", "untried", "hardware"):
+        certainty *= RULE_OF_THUMB
+    return Advice(
+        choice=choice,
+        confidence=round(certainty * GAP ** len(gaps), 3),
+        prospects=found,
+        reasons=reasons(evidence, choice, rule, found, criteria),
+        change=changes(evidence, choice, rule, found),
+        missing=gaps,
+        commands=commands(usable, choice),
+        settings=settings(usable, choice),
+    )

@@ -1,4 +1,4 @@
-"""What to run next: every choice as commands with their flags filled in, and the settings that they train with."""
+"""What to run next: the commands of every choice with their flags, and the settings for training."""
 
 from __future__ import annotations
 
@@ -10,220 +10,224 @@ from collections.abc import Callable
 from itertools import pairwise
 from typing import Any
 
-from halka.advisor.advice import TRAINED
-from halka.advisor.conditions import BOTH, best_asked
-from halka.advisor.evidence import Evidence, Option, Trial, own_fields
-from halka.advisor.folder import COLLECTION, HELD_OUT, HELD_OUT_SHOWN, PROMPTED, PROMPTED_SHOWN, SHOWN
-from halka.advisor.statistics import lowest_before_rising
-from halka.advisor.thresholds import FARTHER
+from halka.advisor.evidence import BOTH, Evidence, Option, Trial, listed_fields
+from halka.advisor.folder import (
+    COLLECTION,
+    HELD_OUT,
+    HELD_OUT_WITH_PASSAGES,
+    PROMPTED,
+    PROMPTED_WITH_PASSAGES,
+    TRAIN_WITH_PASSAGES,
+)
+from halka.advisor.prompts import best_condition
+from halka.advisor.statistics import HORIZON, lowest_before_rising
+from halka.advisor.words import TRAINED, Choice
 from halka.core import described
 from halka.methods import build_method
 
-LARGER = {  # names on the hub, with their parameters; all are Apache-2.0
+LARGER = {  # names on the hub, with their parameters; all have the licence Apache-2.0
     "HuggingFaceTB/SmolLM2-360M-Instruct": 362 * 10**6,
     "HuggingFaceTB/SmolLM2-1.7B-Instruct": 1711 * 10**6,
     "Qwen/Qwen2.5-7B-Instruct": 7616 * 10**6,
     "Qwen/Qwen2.5-14B-Instruct": 14_770 * 10**6,
     "Qwen/Qwen2.5-32B-Instruct": 32_764 * 10**6,
 }
-PACKED = 0.6  # bytes a parameter of a base in NF4, with its scales
+NF4_BYTES = 0.6  # per parameter, with scales
+
+Settings = dict[str, Any]
+Command = list[str]
 
 
-def commands(evidence: Evidence, choice: str) -> tuple[str, ...]:
-    """The commands of a choice, ready to be pasted."""
-    return tuple(shlex.join(each) for each in COMMANDS[choice](evidence))
+def commands(evidence: Evidence, choice: Choice) -> tuple[str, ...]:
+    """The commands of a choice, as lines for a shell."""
+    return tuple(shlex.join(command) for command in COMMANDS[choice](evidence))
 
 
-# ── what is trained ─────────────────────────────────────────────────────────────────────────────────────────────────
+# ── settings for training ───────────────────────────────────────────────────────────────────────────────────────────
 
 
-def settings(evidence: Evidence, choice: str) -> dict[str, Any]:
-    """Method, its fields, learning rate and steps as the pilot chose them; empty where nothing is to be trained."""
+def settings(evidence: Evidence, choice: Choice) -> Settings:
+    """Method, its fields, learning rate, steps and batch, as the pilot chose them; empty where nothing is trained."""
     if choice not in TRAINED:
         return {}
-    trial = _trial(evidence, choice)
-    if trial is None:
-        fit = evidence.fit
-        small = [each for each in (fit.options if fit else ()) if each.method != "full" and each.largest_batch != 0]
-        method = "full" if choice == "full" else small[0].method if small else "lora"
-        own = own_fields(method, described(build_method(method, {}))["fields"])
-        return {"method": method, **own, **_room(evidence, method, 8 if fit is None else fit.batch_size)}
-    assert evidence.learnability is not None
-    batch_size = evidence.learnability.batch_size
-    how = {"lr": trial.lr, "steps": _steps(trial, math.ceil(evidence.subject.train / batch_size))}
-    return {"method": trial.method, **trial.own, **how, **_room(evidence, trial.method, batch_size, trial.passages)}
+    trial, learned = _trial(evidence, choice), evidence.learnability
+    if trial is None or learned is None:
+        return _usual_settings(evidence, choice)
+    steps = _steps(trial, math.ceil(evidence.subject.train / learned.batch_size))
+    memory = _memory_settings(evidence, trial.method, learned.batch_size, trial.passages)
+    return {"method": trial.method, **trial.settings, "lr": trial.lr, "steps": steps, **memory}
 
 
-def _trial(evidence: Evidence, choice: str) -> Trial | None:
+def _usual_settings(evidence: Evidence, choice: Choice) -> Settings:
+    """Settings without a pilot: the first small method that fits, with its defaults."""
+    fit = evidence.fit
+    small = [option for option in (fit.options if fit else ()) if option.method != "full" and option.largest_batch != 0]
+    method = "full" if choice == "full" else small[0].method if small else "lora"
+    fields = listed_fields(method, described(build_method(method, {}))["fields"])
+    return {"method": method, **fields, **_memory_settings(evidence, method, 8 if fit is None else fit.batch_size)}
+
+
+def _trial(evidence: Evidence, choice: Choice) -> Trial | None:
     learned = evidence.learnability
     if learned is None:
         return None
-    if choice == "full":
-        return next((each for each in learned.trials if each.method == "full"), None)
-    return learned.best(passages=choice == "peft+rag")
+    return learned.full if choice == "full" else learned.best(passages=choice == "peft+rag")
 
 
-def _steps(trial: Trial, once: int) -> int:
-    """To where its curve was lowest, if it rises from there; else as far as it was followed, and at least `once`.
-
-    once   the steps in which every example is seen once
-    """
+def _steps(trial: Trial, epoch: int) -> int:
+    """To where the trial's curve was lowest, if it rises after that; else `HORIZON` times as far, at least an epoch."""
     lowest = lowest_before_rising(trial.curve)
-    return max(FARTHER * trial.steps, once) if lowest is None else int(lowest)
+    return max(HORIZON * trial.steps, epoch) if lowest is None else int(lowest)
 
 
-def _room(evidence: Evidence, method: str, batch_size: int, passages: bool = False) -> dict[str, Any]:
-    """What makes the method fit: smaller batches of which several make a step, checkpointing, a packed base.
+def _memory_settings(evidence: Evidence, method: str, batch_size: int, passages: bool = False) -> Settings:
+    """What makes the method fit: smaller batches, several of them a step; checkpointing; a quantised base.
 
-    Where nothing does, it is what needs least.
+    Where nothing makes it fit, the settings that need least.
     """
-    option = _option(evidence, method, passages)
+    option = None if evidence.fit is None else evidence.fit.option(method, passages=passages)
     largest = batch_size if option is None or option.largest_batch is None else option.largest_batch
-    fits = option is None or option.fits is not False  # else a batch of more may: what a heap holds goes up and down
-    most = max(1, min(batch_size, largest) if fits else largest)
-    told: dict[str, Any] = {"batch_size": most}
-    if most < batch_size:
-        told["accumulate"] = math.ceil(batch_size / most)
+    fits = option is None or option.fits is not False  # on a CPU a larger batch may fit where a smaller one does not
+    rows = max(1, min(batch_size, largest) if fits else largest)
+    values: Settings = {"batch_size": rows}
+    if rows < batch_size:
+        values["accumulate"] = math.ceil(batch_size / rows)
     if option is not None and option.checkpointing:
-        told["checkpointing"] = True
-    return told | _form(evidence, option)
+        values["checkpointing"] = True
+    return values | _loading(evidence, option)
 
 
-def _form(evidence: Evidence, option: Option | None) -> dict[str, Any]:
-    """How the base is loaded, where that is not the usual way."""
+def _loading(evidence: Evidence, option: Option | None = None) -> Settings:
+    """How the base is loaded, where that differs from the default."""
     subject = evidence.subject
     quantize = (option.quantize if option is not None else None) or subject.quantize
     dtype = {} if subject.dtype == "bfloat16" else {"dtype": subject.dtype}
     return dtype | ({} if quantize is None else {"quantize": quantize})
 
 
-def _loaded(form: dict[str, Any]) -> dict[str, Any]:
-    """Of the settings that train an adapter those that load its base."""
-    return {key: form[key] for key in ("dtype", "quantize") if key in form}
+# ── commands ────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
-def _option(evidence: Evidence, method: str, passages: bool) -> Option | None:
-    return None if evidence.fit is None else evidence.fit.option(method, passages=passages)
-
-
-# ── the commands ────────────────────────────────────────────────────────────────────────────────────────────────────
-
-
-def _halka(evidence: Evidence, command: str, form: dict[str, Any] | None = None) -> list[str]:
+def _halka(evidence: Evidence, command: str, values: Settings | None = None) -> Command:
     """A command that loads the base."""
-    form = _form(evidence, None) if form is None else form
-    told = [part for key, value in form.items() for part in _flag(key, value)]
-    return ["halka", command, "--base", evidence.subject.base, *told]
+    values = _loading(evidence) if values is None else values
+    flags = [part for key, value in values.items() for part in _flag(key, value)]
+    return ["halka", command, "--base", evidence.subject.base, *flags]
 
 
 def _flag(key: str, value: Any) -> list[str]:
-    name = "--" + key.replace("_", "-")
+    name = key.replace("_", "-")
     if isinstance(value, bool):
-        return [name] if value else ["--no-" + key.replace("_", "-")]
+        return [f"--{name}" if value else f"--no-{name}"]
     if isinstance(value, tuple | list):
-        return [name, ",".join(map(str, value))]
-    return [name, f"{value:g}" if isinstance(value, float) else str(value)]
+        return [f"--{name}", ",".join(map(str, value))]
+    return [f"--{name}", f"{value:g}" if isinstance(value, float) else str(value)]
 
 
-def _in(evidence: Evidence, name: str) -> str:
+def _in_folder(evidence: Evidence, name: str) -> str:
     return f"{evidence.subject.out}/{name}"
 
 
-def _run(evidence: Evidence, choice: str) -> str:
-    """Where what is trained is kept: another question, or other settings, have another folder."""
-    form = settings(evidence, choice)
-    told = json.dumps((evidence.subject.key, choice, form), sort_keys=True)
-    return _in(evidence, f"run-{form['method']}-{hashlib.sha256(told.encode()).hexdigest()[:6]}")
+def _run_folder(evidence: Evidence, choice: Choice) -> str:
+    """Other data, or other settings, have another folder."""
+    values = settings(evidence, choice)
+    text = json.dumps((evidence.subject.key, choice, values), sort_keys=True)
+    return _in_folder(evidence, f"run-{values['method']}-{hashlib.sha256(text.encode()).hexdigest()[:6]}")
 
 
-def _prompt(evidence: Evidence) -> list[list[str]]:
-    return [_best_asked(evidence, PROMPTED)]
-
-
-def _best_asked(evidence: Evidence, name: str) -> list[str]:
-    return [*_halka(evidence, "evaluate"), "--data", _in(evidence, name), *_judged(evidence)]
-
-
-def _judged(evidence: Evidence) -> list[str]:
+def _metric_flags(evidence: Evidence) -> list[str]:
     return ["--metrics", evidence.subject.metric, "--max-new-tokens", str(evidence.subject.max_new_tokens)]
 
 
-def _trained(evidence: Evidence, choice: str) -> list[list[str]]:
-    """Training on all examples, and how good it is then."""
-    form = settings(evidence, choice)
-    return [
-        [*_halka(evidence, "train", form), *evidence.subject.flags, "-o", _run(evidence, choice)],
-        [*_tuned(evidence, "evaluate", choice), "--data", _in(evidence, HELD_OUT), *_judged(evidence)],
-    ]
+def _evaluate_prompts(evidence: Evidence, name: str) -> Command:
+    """Evaluates the base on held-out examples in the prompts that scored best."""
+    return [*_halka(evidence, "evaluate"), "--data", _in_folder(evidence, name), *_metric_flags(evidence)]
 
 
-def _tuned(evidence: Evidence, command: str, choice: str) -> list[str]:
-    """A command that loads the base with what was trained."""
-    loaded = _loaded(settings(evidence, choice))
-    return [*_halka(evidence, command, loaded), "--adapter", f"{_run(evidence, choice)}/adapter"]
+def _train(evidence: Evidence, choice: Choice, data: list[str]) -> Command:
+    values = settings(evidence, choice)
+    return [*_halka(evidence, "train", values), *data, "-o", _run_folder(evidence, choice)]
 
 
-def _rag(evidence: Evidence) -> list[list[str]]:
-    """How good it is as it was best asked; `halka ask` only where that was without examples, as it shows none."""
-    told = evidence.knowledge
-    examples = told is not None and told.scores and best_asked(told.scores) == BOTH
-    ask = [] if examples else [[*_halka(evidence, "ask"), *_asking(evidence)]]
-    return [_best_asked(evidence, PROMPTED_SHOWN), *ask]
+def _with_adapter(evidence: Evidence, command: str, choice: Choice) -> Command:
+    """A command that loads the base, as it was trained, with the adapter."""
+    values = settings(evidence, choice)
+    loading = {key: values[key] for key in ("dtype", "quantize") if key in values}
+    return [*_halka(evidence, command, loading), "--adapter", f"{_run_folder(evidence, choice)}/adapter"]
 
 
-def _both(evidence: Evidence) -> list[list[str]]:
-    form, held_out = settings(evidence, "peft+rag"), _in(evidence, HELD_OUT_SHOWN)
-    data = ["--data", _in(evidence, SHOWN), "--validation", held_out]
-    return [
-        [*_halka(evidence, "train", form), *data, "-o", _run(evidence, "peft+rag")],
-        [*_tuned(evidence, "evaluate", "peft+rag"), "--data", held_out, *_judged(evidence)],
-        [*_tuned(evidence, "ask", "peft+rag"), *_asking(evidence)],
-    ]
-
-
-def _asking(evidence: Evidence) -> list[str]:
+def _ask_flags(evidence: Evidence) -> list[str]:
     subject = evidence.subject
-    place = ["--collection", COLLECTION, "--collections", subject.out]
-    how = ["--passages", str(subject.passages), "--max-new-tokens", str(subject.max_new_tokens)]
-    return [*place, *how, "your question"]
+    collection = ["--collection", COLLECTION, "--collections", subject.out]
+    limits = ["--passages", str(subject.passages), "--max-new-tokens", str(subject.max_new_tokens)]
+    return [*collection, *limits, "your question"]
 
 
-def _data(evidence: Evidence) -> list[list[str]]:
-    again = [*pairwise(evidence.subject.again)]
-    files = [after for flag, after in again if flag == "--data"]
-    shape = [part for pair in again if pair[0] == "--shape" for part in pair]
-    look = [["halka", "data", "preview", *files, "--base", evidence.subject.base, *shape]] if files else []
-    return [*look, _again(evidence, evidence.subject.base)]
+def _prompt(evidence: Evidence) -> list[Command]:
+    return [_evaluate_prompts(evidence, PROMPTED)]
 
 
-def _base(evidence: Evidence) -> list[list[str]]:
-    return [_again(evidence, _other_base(evidence))]
+def _rag(evidence: Evidence) -> list[Command]:
+    """`halka ask` only where passages alone scored best, because it shows no worked examples."""
+    knowledge = evidence.knowledge
+    with_examples = knowledge is not None and knowledge.scores and best_condition(knowledge.scores) == BOTH
+    ask = [] if with_examples else [[*_halka(evidence, "ask"), *_ask_flags(evidence)]]
+    return [_evaluate_prompts(evidence, PROMPTED_WITH_PASSAGES), *ask]
 
 
-def _again(evidence: Evidence, base: str) -> list[str]:
+def _tuned(evidence: Evidence, choice: Choice) -> list[Command]:
+    held_out = _in_folder(evidence, HELD_OUT)
+    return [
+        _train(evidence, choice, [*evidence.subject.flags]),
+        [*_with_adapter(evidence, "evaluate", choice), "--data", held_out, *_metric_flags(evidence)],
+    ]
+
+
+def _tuned_with_passages(evidence: Evidence) -> list[Command]:
+    train, held_out = (_in_folder(evidence, name) for name in (TRAIN_WITH_PASSAGES, HELD_OUT_WITH_PASSAGES))
+    return [
+        _train(evidence, "peft+rag", ["--data", train, "--validation", held_out]),
+        [*_with_adapter(evidence, "evaluate", "peft+rag"), "--data", held_out, *_metric_flags(evidence)],
+        [*_with_adapter(evidence, "ask", "peft+rag"), *_ask_flags(evidence)],
+    ]
+
+
+def _data(evidence: Evidence) -> list[Command]:
+    pairs = [*pairwise(evidence.subject.again)]
+    files = [value for flag, value in pairs if flag == "--data"]
+    shape = [part for pair in pairs if pair[0] == "--shape" for part in pair]
+    preview = ["halka", "data", "preview", *files, "--base", evidence.subject.base, *shape]
+    return [*([preview] if files else []), _advise_again(evidence, evidence.subject.base)]
+
+
+def _base(evidence: Evidence) -> list[Command]:
+    return [_advise_again(evidence, _other_base(evidence))]
+
+
+def _advise_again(evidence: Evidence, base: str) -> Command:
     return ["halka", "advise", "--base", base, *evidence.subject.again]
 
 
 def _other_base(evidence: Evidence) -> str:
-    """The first of `LARGER` with twice the parameters that the hardware holds when it is packed, else the first such.
+    """A base of `LARGER` with at least twice the parameters, if possible one that fits the hardware in NF4.
 
-    Where not even the base can be trained, the largest smaller one that the hardware holds, else the smallest.
+    Where the base cannot be trained at all, the largest smaller one that fits, else the smallest.
     """
     subject, fit = evidence.subject, evidence.fit
-    holds = [each for each in LARGER if fit is None or fit.memory is None or PACKED * LARGER[each] <= fit.memory]
-    if fit is not None and all(each.largest_batch == 0 for each in fit.options) and fit.options:
-        smaller = [each for each in holds if LARGER[each] < subject.parameters]
+    fitting = [name for name in LARGER if fit is None or fit.memory is None or NF4_BYTES * LARGER[name] <= fit.memory]
+    if fit is not None and all(option.largest_batch == 0 for option in fit.options) and fit.options:
+        smaller = [name for name in fitting if LARGER[name] < subject.parameters]
         return (smaller or [*LARGER][:1])[-1]
-    twice = [each for each in LARGER if LARGER[each] >= 2 * subject.parameters]
-    return ([each for each in twice if each in holds] or twice or [*LARGER][-1:])[0]
+    twice = [name for name in LARGER if LARGER[name] >= 2 * subject.parameters]
+    return ([name for name in twice if name in fitting] or twice or [*LARGER][-1:])[0]
 
 
-COMMANDS: dict[str, Callable[[Evidence], list[list[str]]]] = {
+COMMANDS: dict[Choice, Callable[[Evidence], list[Command]]] = {
     "prompt": _prompt,
     "rag": _rag,
-    "peft": lambda evidence: _trained(evidence, "peft"),
-    "peft+rag": _both,
-    "full": lambda evidence: _trained(evidence, "full"),
+    "peft": lambda evidence: _tuned(evidence, "peft"),
+    "peft+rag": _tuned_with_passages,
+    "full": lambda evidence: _tuned(evidence, "full"),
     "data": _data,
     "base": _base,
 }

@@ -1,8 +1,7 @@
-"""What the probes found: plain data that goes to JSON unchanged and comes back. Nothing here decides anything,
-except which trial is the best.
+"""What the probes measured, as plain dataclasses that are written to JSON and read back unchanged.
 
-Losses are means a token, in nats; scores are of the task's metric as a share of its range, 0 to 1, higher is better.
-Each has its 95 % interval.
+Losses are means per token, in nats. Scores are of the task's metric, scaled to 0 to 1, higher is better. Both carry
+their 95 % interval. Field names are the JSON's keys: they do not change.
 """
 
 from __future__ import annotations
@@ -10,27 +9,42 @@ from __future__ import annotations
 import types
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, is_dataclass
-from typing import Any, Union, get_args, get_origin, get_type_hints
+from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from halka.core import described
 from halka.evaluation.metrics import Score
 from halka.methods import all_methods, build_method
+from halka.models.quantised import Quantize
+from halka.util.dtypes import Dtype
 
-TOLD = ("rank", "targets")  # of a method's fields, whatever they are
+Condition = Literal["closed", "examples", "documents", "both"]
+"""How the base is prompted: the question alone, after worked examples, with retrieved passages, with both."""
+
+CLOSED, EXAMPLES, DOCUMENTS, BOTH = CONDITIONS = get_args(Condition)
+
+Part = Literal["all", "form", "content"]
+"""Tokens of the answers: all; those that a quarter of the other answers contain, too; the rest."""
+
+ProbeName = Literal["fit", "cleanliness", "strength", "knowledge", "learnability"]
+
+ALWAYS_LISTED = ("rank", "targets")
+"""Fields of a method that its settings list even where they are the defaults."""
 
 
 @dataclass(frozen=True)
 class Subject:
-    """Whose evidence it is: the base, the data, the metric, and what of them was looked at.
+    """What the evidence is about: the base, the data, the metric, and how they were used.
 
-    train, held_out   numbers of examples; `split_off` where the held-out ones were taken from those to train on
-    length            tokens that nine in ten training examples stay below
-    max_new_tokens, dtype, quantize, passages   how the base was loaded and asked
-    documents         how many there are
-    flags, again      how `halka train` names the data, and what `halka advise` is given to ask again
-    out               the folder with the evidence
-    target            the score that is needed, 0 to 1, if one was named
-    key               of which question it is: other data, base, documents or ways of asking have another
+    train, held_out   numbers of examples; `split_off` where the held-out ones were taken from the training examples
+    length            the 90th percentile of the training examples' lengths in tokens
+    documents         number of documents
+    passages          passages in a prompt
+    tasks             tasks like this one, for storage and serving
+    target            the score that suffices, 0 to 1, if the user named one
+    flags             flags of `halka train` that name the data
+    again             flags of `halka advise` that ask the same question again
+    out               the advice folder
+    key               hash of base, data, documents and settings
     """
 
     base: str
@@ -42,8 +56,8 @@ class Subject:
     length: int
     split_off: bool = False
     max_new_tokens: int = 64
-    dtype: str = "bfloat16"
-    quantize: str | None = None
+    dtype: Dtype = "bfloat16"
+    quantize: Quantize | None = None
     passages: int = 3
     documents: int = 0
     flags: tuple[str, ...] = ()
@@ -56,14 +70,14 @@ class Subject:
 
 @dataclass(frozen=True)
 class Strength:
-    """The base without training, beside what needs no model.
+    """The base without training, beside baselines that need no model.
 
     shots     worked examples in the prompt under the condition "examples"
-    losses    of the answers, by condition: "closed" and "examples"
-    unigram   the loss of guessing each token by how often it stands in the training answers
+    losses    of the answers, under "closed" and "examples"
+    unigram   the loss of a unigram model of the training answers
     scores    by condition
-    values    each held-out example's worth, by condition, in one order for all probes
-    trivial   scores of "majority" (always the commonest answer) and "copy" (the question itself)
+    values    each held-out answer's value, by condition; all probes keep the same order of examples
+    trivial   scores of "majority" (always the most frequent answer) and "copy" (the question itself)
     """
 
     shots: int
@@ -76,12 +90,11 @@ class Strength:
 
 @dataclass(frozen=True)
 class Knowledge:
-    """What falls with examples is form; what falls only with documents is knowledge.
+    """Losses of the answers with worked examples and with retrieved passages in the prompt.
 
-    losses   by condition ("closed", "examples", "documents", "both"; the last two only with documents), and of that by
-             part: "all", "form" (tokens that a quarter of the other answers have, too), "content" (the rest)
-    tokens   how many tokens each part has
-    found    the share of examples whose answer stands in the passages that were found for it
+    losses   by condition ("documents" and "both" only where there are documents), then by part of the answers' tokens
+    tokens   number of tokens of each part
+    found    share of held-out examples whose answer occurs in their retrieved passages
     scores, values   under "documents" and "both"
     """
 
@@ -94,12 +107,14 @@ class Knowledge:
 
 @dataclass(frozen=True)
 class Trial:
-    """A short training run: `curve` has (step, held-out loss); `expected` is its loss if it went on for long.
+    """A short training run of the pilot.
 
-    examples   how many it was given to train on
-    seen       how many of them its steps came to, the shorter trials not to all; None where that was not kept
-    passages   whether questions came with passages
-    score, values   of its answers, where they were asked for
+    examples   training examples that it was given
+    seen       those of them that its steps reached; None in evidence of older versions
+    passages   whether its prompts contain retrieved passages
+    curve      (step, held-out loss)
+    expected   the loss extrapolated to a longer run
+    score, values   of its answers to the held-out examples
     """
 
     name: str
@@ -118,23 +133,26 @@ class Trial:
     seen: int | None = None
 
     @property
-    def own(self) -> dict[str, Any]:
-        """Those of its fields that are told (`own_fields`)."""
-        return own_fields(self.method, self.fields)
+    def settings(self) -> dict[str, Any]:
+        """The method's fields, as `listed_fields` selects them."""
+        return listed_fields(self.method, self.fields)
+
+    @property
+    def reached(self) -> int:
+        """Different examples that it was trained on."""
+        return self.examples if self.seen is None else self.seen
 
 
 @dataclass(frozen=True)
 class Learnability:
-    """What short training runs learned.
+    """The pilot: short training runs and what follows from them together.
 
-    trials     all of them; those of one kind that saw fewer examples are the curve over data size
-    examples   how many there are to train on, of which a pilot is given a part; 0 where that was not kept
-    owned      the loss to expect of them all, where the trials saw fewer
-    more       the loss to expect with `times` as many; None where all trials saw about as many
-    agreement  how far two trials agree with each other beyond chance, and with the given answers (Cohen's kappa);
-               None where answers are not of few kinds. Models that agree with each other and not with the labels tell
-               of wrong labels
-    suspects   places of held-out examples to which all trials give the same answer, another than theirs
+    trials     all runs; those that differ in the number of examples alone are the curve over data size
+    examples   all training examples that the user has; 0 in evidence of older versions
+    owned      the loss expected from training on all of them, where the trials reached fewer
+    more       the loss expected from `times` as many; None where all trials reached about as many
+    agreement  Cohen's kappa of the trials with each other and with the labels; None where answers are not labels
+    suspects   places of held-out examples to which all trials give the same answer, and not the labelled one
     """
 
     batch_size: int
@@ -148,21 +166,28 @@ class Learnability:
     owned: Score | None = None
 
     def best(self, *, passages: bool = False) -> Trial | None:
-        """Of the small adapters on all of the data, with or without passages, the one with the lowest loss."""
-        alike = [each for each in self.trials if each.passages == passages and each.method != "full"]
-        most = max((each.examples for each in alike), default=0)
-        return min((each for each in alike if each.examples == most), key=lambda each: each.loss.value, default=None)
+        """The small adapter with the lowest loss among those given all examples, with or without passages."""
+        small = [trial for trial in self.trials if trial.passages == passages and trial.method != "full"]
+        most = max((trial.examples for trial in small), default=0)
+        return min(
+            (trial for trial in small if trial.examples == most), key=lambda trial: trial.loss.value, default=None
+        )
+
+    @property
+    def full(self) -> Trial | None:
+        """The trial of full fine-tuning."""
+        return next((trial for trial in self.trials if trial.method == "full"), None)
 
 
 @dataclass(frozen=True)
 class Cleanliness:
-    """What is wrong with the data by itself: numbers of examples, and some of their places.
+    """Defects of the data that can be seen without a model: numbers of examples, and some of their places.
 
-    repeated        stand in the training data twice
-    contradictory   ask what another asks, and have another answer
-    leaked          held-out examples whose question stands in the training data
+    repeated        training examples that occur twice
+    contradictory   training examples with the prompt of another and a different answer
+    leaked          held-out examples whose prompt is in the training data
     answers         different answers among the training examples
-    held_out        how many held-out examples were looked at: all, where the base may be asked fewer
+    held_out        held-out examples that were checked: all of them, also where the base is asked fewer
     """
 
     repeated: int
@@ -175,7 +200,10 @@ class Cleanliness:
 
 @dataclass(frozen=True)
 class Option:
-    """One way of training on the hardware. Bytes and seconds; None is unknown."""
+    """A method in the way it is best trained on the hardware. Sizes in bytes; None is unknown.
+
+    stored, served   bytes of all tasks on disk, and in memory when they are served together
+    """
 
     method: str
     quantize: str | None
@@ -191,13 +219,13 @@ class Option:
 
 @dataclass(frozen=True)
 class Fit:
-    """What every family needs on the hardware: `memory` bytes of it, None if they are not known.
+    """What each method needs on the hardware, which has `memory` bytes (None if unknown).
 
-    options   of each family what fits best: as it is, with checkpointing, on a packed base
-    parts     bytes by part of each method as it is: weights, gradients, optimizer, activations, allocator
-    process   bytes beside a run's own
-    shown     the options of what is trained with passages, for prompts that are as long as those
-    untried   forms of the base that could not be tried where others did not fit, and why
+    options   each method in the first way that fits: as it is, with checkpointing, on a quantised base
+    parts     bytes of each method as it is: weights, gradients, optimizer, activations, allocator
+    process   bytes of the process besides the run's own
+    shown     options for prompts with passages, of the method that is trained so
+    untried   quantised forms that cannot be used here, and why
     """
 
     device: str
@@ -212,14 +240,14 @@ class Fit:
     untried: Mapping[str, str] = field(default_factory=dict)
 
     def option(self, method: str, *, passages: bool = False) -> Option | None:
-        """How a method is trained there, with or without passages; None where that was not looked at."""
+        """How a method is trained there, with or without passages; None where that was not estimated."""
         options = self.shown if passages and self.shown else self.options
-        return next((each for each in options if each.method == method), None)
+        return next((option for option in options if option.method == method), None)
 
 
 @dataclass(frozen=True)
 class Evidence:
-    """All of it; None is a probe that was skipped or had nothing to look at, and `missing` says why."""
+    """Results of all probes. None is a probe that was skipped or could not run; `missing` says why."""
 
     subject: Subject
     strength: Strength | None = None
@@ -229,30 +257,47 @@ class Evidence:
     fit: Fit | None = None
     missing: Mapping[str, str] = field(default_factory=dict)
 
+    @property
+    def losses(self) -> dict[str, Mapping[str, Score]]:
+        """The base's losses by condition and part."""
+        losses: dict[str, Mapping[str, Score]] = {}
+        if self.strength is not None:
+            losses |= {condition: {"all": loss} for condition, loss in self.strength.losses.items()}
+        return losses if self.knowledge is None else {**losses, **self.knowledge.losses}
 
-def own_fields(method: str, fields: Mapping[str, Any]) -> dict[str, Any]:
-    """Rank and places, and what is not the method's usual; of a method that is not here, all."""
+    @property
+    def scores(self) -> dict[str, Score]:
+        """The base's scores by condition."""
+        strength, knowledge = self.strength, self.knowledge
+        return {**(strength.scores if strength else {}), **(knowledge.scores if knowledge else {})}
+
+
+def listed_fields(method: str, fields: Mapping[str, Any]) -> dict[str, Any]:
+    """Rank, targets and what differs from the method's defaults; all fields of a method that Halka does not have."""
     if method not in all_methods():
         return dict(fields)
-    usual = described(build_method(method, {}))["fields"]
-    return {key: value for key, value in fields.items() if key in TOLD or value != usual.get(key)}
+    defaults = described(build_method(method, {}))["fields"]
+    return {key: value for key, value in fields.items() if key in ALWAYS_LISTED or value != defaults.get(key)}
 
 
-def restored(kind: Any, told: Any) -> Any:
-    """The data of type `kind` that was written as JSON. Raises TypeError or KeyError for what is not of that shape."""
+def from_json(kind: Any, value: Any) -> Any:
+    """`value`, read from JSON, as the dataclass, tuple or mapping that the type `kind` says.
+
+    Raises TypeError or KeyError for a value of another shape.
+    """
     origin = get_origin(kind)
     if origin in (Union, types.UnionType):
-        return None if told is None else restored(next(each for each in get_args(kind) if each is not type(None)), told)
+        inner = next(each for each in get_args(kind) if each is not type(None))
+        return None if value is None else from_json(inner, value)
     if is_dataclass(kind):
         hints = get_type_hints(kind)
-        known = {each.name for each in fields(kind)}
-        if unknown := told.keys() - known:
+        if unknown := value.keys() - {field.name for field in fields(kind)}:
             raise TypeError(f"{kind} has no {', '.join(sorted(unknown))}")
-        return kind(**{name: restored(hints[name], value) for name, value in told.items()})  # type: ignore[operator]
+        return kind(**{name: from_json(hints[name], item) for name, item in value.items()})  # type: ignore[operator]
     if origin is tuple:
         inner = get_args(kind)
-        kinds = [inner[0]] * len(told) if inner[1:] == (...,) else inner
-        return tuple(restored(each, value) for each, value in zip(kinds, told, strict=True))
+        kinds = [inner[0]] * len(value) if inner[1:] == (...,) else inner
+        return tuple(from_json(each, item) for each, item in zip(kinds, value, strict=True))
     if origin in (dict, Mapping):
-        return {key: restored(get_args(kind)[1], value) for key, value in told.items()}
-    return told
+        return {key: from_json(get_args(kind)[1], item) for key, item in value.items()}
+    return value

@@ -1,7 +1,7 @@
-"""Probe: what the base learns of the data in a short time, by whom best, and whether more data would help.
+"""The pilot: short training runs side by side, which tell what training brings, with which method, and with more data.
 
-Several small adapters are trained side by side in shared passes: two families, two learning rates, and less of the
-data; with documents also one that is shown passages. Their held-out curves are extrapolated.
+All small adapters share forward passes. They differ in method, learning rate and number of examples; with documents one
+more is trained on prompts with passages. Their held-out curves are extrapolated.
 """
 
 from __future__ import annotations
@@ -11,35 +11,36 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing, suppress
 from dataclasses import dataclass, field, replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 
-from halka.advisor.agreement import agreement, doubted, labels_said, of_few_kinds
-from halka.advisor.conditions import CLOSED, DOCUMENTS
-from halka.advisor.evidence import Learnability, Trial
-from halka.advisor.questions import Questions
-from halka.advisor.statistics import extrapolated, interval
-from halka.advisor.thresholds import FARTHER
+from halka.advisor.evidence import Condition, Learnability, Trial
+from halka.advisor.probed_base import ProbedBase
+from halka.advisor.statistics import (
+    HORIZON,
+    agreement,
+    are_labels,
+    extrapolate,
+    mean_interval,
+    only_labels,
+    unanimous_mistakes,
+)
 from halka.core import described
-from halka.data.batches import plan as batched
-from halka.evaluation.metrics import mean_of
+from halka.data.batches import plan as batches_of
+from halka.evaluation.metrics import Score, mean_of
 from halka.methods import build_method
 from halka.training import Job, TrainConfig, as_tokens, train_many
 from halka.training.run_folder import METRICS
-from halka.util.errors import TrainingError
+from halka.util.errors import HalkaError, TrainingError
 from halka.util.files import write_text
 
+EVALUATIONS = 6  # of the held-out loss, in a trial
 Progress = Callable[[str], None]
-LEAST_STEPS, MOST_STEPS = 12, 48
-EVALUATIONS = 6
-BATCH_TOKENS = 2048  # of a trial's batch: passages make prompts long, and all trials' batches are in memory at once
-RAISED = 4  # the second learning rate, as a multiple of the method's own
 
 
 @dataclass(frozen=True)
-class Plan:
-    """One trial before it is run: `share` of the training examples, at `rate` times the method's own learning rate."""
+class TrialPlan:
+    """A trial before it runs: `share` of the training examples, at `rate` times the method's default learning rate."""
 
     name: str
     method: str
@@ -48,251 +49,259 @@ class Plan:
     share: float = 1.0
     passages: bool = False
 
+    @property
+    def condition(self) -> Condition:
+        return "documents" if self.passages else "closed"
+
+    def count(self, base: ProbedBase) -> int:
+        """Training examples that it is given."""
+        return max(1, round(self.share * len(base.train)))
+
 
 LORA = {"rank": 16}
-PLANS = (
-    Plan("LoRA", "lora", LORA),
-    Plan("LoRA, higher rate", "lora", LORA, rate=RAISED),
-    Plan("LoRA, half of the data", "lora", LORA, rate=RAISED, share=0.5),
-    Plan("LoRA, a quarter of the data", "lora", LORA, rate=RAISED, share=0.25),
-    Plan("bottleneck", "bottleneck", rate=2),
+RATE = 4  # the higher learning rate of LoRA, as a multiple of the default
+TRIALS = (
+    TrialPlan("LoRA", "lora", LORA),
+    TrialPlan("LoRA, higher rate", "lora", LORA, rate=RATE),
+    TrialPlan("LoRA, half of the data", "lora", LORA, rate=RATE, share=0.5),
+    TrialPlan("LoRA, a quarter of the data", "lora", LORA, rate=RATE, share=0.25),
+    TrialPlan("bottleneck", "bottleneck", rate=2),
 )
-ALL_WEIGHTS = Plan("full fine-tuning", "full")
-WITH_PASSAGES = Plan("LoRA with passages", "lora", LORA, rate=RAISED, passages=True)
+FULL = TrialPlan("full fine-tuning", "full")
+WITH_PASSAGES = TrialPlan("LoRA with passages", "lora", LORA, rate=RATE, passages=True)
+
+
+@dataclass(frozen=True)
+class PilotConfig:
+    """What the pilot trains.
+
+    trials         the runs; `WITH_PASSAGES` is added where there are documents
+    least_steps, most_steps   of each run, whatever the time allows
+    batch_tokens   limits a run's batch; the batches of all runs are in memory at once
+    """
+
+    trials: tuple[TrialPlan, ...] = TRIALS
+    least_steps: int = 12
+    most_steps: int = 48
+    batch_tokens: int = 2048
 
 
 def learnability(
-    questions: Questions,
+    base: ProbedBase,
     seconds: float,
     *,
+    config: PilotConfig = PilotConfig(),
     batch_size: int = 8,
     checkpointing: bool = False,
-    plans: Sequence[Plan] = PLANS,
     owned: int | None = None,
     folder: Path | None = None,
     progress: Progress = lambda _: None,
 ) -> Learnability:
-    """Train the trials for about `seconds`, ask them the held-out examples, and follow their curves farther.
+    """Train the trials for about `seconds`, generate their held-out answers, and extrapolate their curves.
 
-    batch_size      examples that a trial sees in a step, fewer where they are long
-    checkpointing   recompute activations: for where the trials together would not fit
-    plans           the trials; one with passages is added where there are documents
-    owned           how many examples there are, those that are not asked here among them; these if not given
+    batch_size      examples of a step, fewer where they are long
+    checkpointing   recompute activations, to need less memory
+    owned           all training examples that the user has, of which the base may be given a part
 
-    With a folder a run that was stopped goes on where it was. Trials that fail are left out.
-    Raises TrainingError where all do.
+    With a folder, an interrupted pilot resumes. Trials that fail are left out; raises TrainingError if all do.
     """
     started = time.perf_counter()
-    plans = [*plans, *([WITH_PASSAGES] if questions.find is not None else [])]
-    made = partial(_job, questions, batch_size=batch_size, checkpointing=checkpointing)
-    steps = _steps(questions, plans, made, batch_size, seconds, folder)
+    pilot = _Pilot(base, config, batch_size, checkpointing, folder)
+    plans = [*config.trials, *([WITH_PASSAGES] if base.retrieve is not None else [])]
+    steps = pilot.steps(plans, seconds)
     adapters = {f"pilot-{number}": plan for number, plan in enumerate(plans)}
-    jobs: list[Job] = []
+    runs: dict[str, _Run] = {}
     failed: dict[str, Exception] = {}
     try:
         for name, plan in adapters.items():
             try:
-                jobs.append(made(name, plan, steps, folder))
-            except ValueError as error:  # this base refuses the method
+                runs[name] = pilot.run(name, plan, steps, folder)
+            except HalkaError as error:  # the method cannot be used on this base
                 failed[name] = error
-        curves, stopped = _trained(questions, jobs, progress)
+        curves, stopped = pilot.train([run.job for run in runs.values()], progress)
         failed |= stopped
-        left = {name: plan for name, plan in adapters.items() if name not in failed}
+        remaining = {name: plan for name, plan in adapters.items() if name not in failed}
         for name, error in failed.items():
-            progress(f"{adapters[name].name} is left out: {error}")
-        if not left:
+            progress(f"{adapters[name].name} failed: {error}")
+        if not remaining:
             raise TrainingError(str(next(iter(failed.values()))))
-        progress(f"asking {len(left)} adapters")
-        said = _said(questions, left)
-        trials = [
-            _trial(questions, adapters[job.name], job, curves[job.name], said[job.name])
-            for job in jobs
-            if job.name in left
-        ]
+        progress(f"answers of {len(remaining)} adapters")
+        answers = pilot.answers(remaining)
+        trials = [pilot.trial(run, curves[name], answers[name]) for name, run in runs.items() if name in remaining]
     finally:
-        for name in adapters.keys() & questions.model.adapters.keys():
-            questions.model.remove(name)
-    closed = [said[name] for name, plan in left.items() if not plan.passages and plan.share == 1]
+        for name in adapters.keys() & base.model.adapters.keys():
+            base.model.remove(name)
+    whole = [answers[name] for name, plan in remaining.items() if not plan.passages and plan.share == 1]
+    examples = owned or len(base.train)
+    expected, more = _over_data(trials, examples)
+    kappas, suspects = _agreement(base, whole)
     return Learnability(
         batch_size=batch_size,
         seconds=time.perf_counter() - started,
         trials=tuple(trials),
-        times=FARTHER,
-        **_with_more(trials, owned or len(questions.train)),
-        **_agreed(questions, closed),
+        times=HORIZON,
+        more=more,
+        agreement=kappas,
+        suspects=suspects,
+        examples=examples,
+        owned=expected,
     )
 
 
-# ── training ────────────────────────────────────────────────────────────────────────────────────────────────────────
+@dataclass(frozen=True)
+class _Run:
+    """A trial whose adapter is in the model."""
+
+    plan: TrialPlan
+    config: TrainConfig
+    steps: int
+    lr: float
+    job: Job
 
 
-def _steps(
-    questions: Questions,
-    plans: Sequence[Plan],
-    made: Callable[[str, Plan, int, Path | None], Job],
-    batch_size: int,
-    seconds: float,
-    folder: Path | None,
-) -> int:
-    """As many steps of all trials as fit into the time, as one step tells; as many as before in a run that goes on."""
-    known = None if folder is None else folder / "steps.json"
-    if known is not None and known.exists():
-        return json.loads(known.read_text(encoding="utf-8"))["steps"]
-    names = [f"step-{number}" for number in range(len(plans))]
-    try:
-        jobs = []
-        for name, plan in zip(names, plans, strict=True):
-            with suppress(ValueError):  # what the base refuses is told when it is to be trained
-                jobs.append(replace(made(name, plan, 1, None), validation=()))
-        started = time.perf_counter()
-        for _ in train_many(questions.model, jobs) if jobs else ():
-            pass
-    finally:
-        for name in {*names} & questions.model.adapters.keys():
-            questions.model.remove(name)
-    one = time.perf_counter() - started
-    evaluations = one * EVALUATIONS * len(questions.held_out) / batch_size / 3  # a forward pass is a third of a step
-    steps = min(MOST_STEPS, max(LEAST_STEPS, int((seconds - one - evaluations) / one)))
-    if known is not None:
-        write_text(known, json.dumps({"steps": steps}) + "\n")
-    return steps
+@dataclass(frozen=True)
+class _Pilot:
+    """What all trials share."""
 
+    base: ProbedBase
+    config: PilotConfig
+    batch_size: int
+    checkpointing: bool
+    folder: Path | None
 
-def _job(
-    questions: Questions,
-    name: str,
-    plan: Plan,
-    steps: int,
-    folder: Path | None,
-    *,
-    batch_size: int,
-    checkpointing: bool,
-) -> Job:
-    """What trains a plan's adapter, which is in the model then."""
-    method = build_method(plan.method, dict(plan.fields))
-    questions.model.add(name, method)
-    every = max(1, steps // EVALUATIONS)
-    return Job(
-        name,
-        [questions.put(each, _condition(plan)) for each in questions.train[: _count(questions, plan)]],
-        TrainConfig(
+    def steps(self, plans: Sequence[TrialPlan], seconds: float) -> int:
+        """As many steps of all trials as fit into the time, after timing one; a resumed pilot keeps its number."""
+        saved = None if self.folder is None else self.folder / "steps.json"
+        if saved is not None and saved.exists():
+            return json.loads(saved.read_text(encoding="utf-8"))["steps"]
+        model, names = self.base.model, [f"step-{number}" for number in range(len(plans))]
+        try:
+            jobs = []
+            for name, plan in zip(names, plans, strict=True):
+                with suppress(HalkaError):  # reported when the trial is to be trained
+                    jobs.append(replace(self.run(name, plan, 1, None).job, validation=()))
+            started = time.perf_counter()
+            for _ in train_many(model, jobs) if jobs else ():
+                pass
+        finally:
+            for name in {*names} & model.adapters.keys():
+                model.remove(name)
+        one = time.perf_counter() - started
+        evaluations = one * EVALUATIONS * len(self.base.held_out) / self.batch_size / 3  # forward: a third of a step
+        affordable = int((seconds - one - evaluations) / one)
+        steps = min(self.config.most_steps, max(self.config.least_steps, affordable))
+        if saved is not None:
+            write_text(saved, json.dumps({"steps": steps}) + "\n")
+        return steps
+
+    def run(self, name: str, plan: TrialPlan, steps: int, folder: Path | None) -> _Run:
+        """Add the plan's adapter to the model; returns what trains it. Raises HalkaError if the base refuses it."""
+        base, method = self.base, build_method(plan.method, dict(plan.fields))
+        base.model.add(name, method)
+        every = max(1, steps // EVALUATIONS)
+        config = TrainConfig(
             lr=method.lr * plan.rate,
             steps=steps,
-            batch_size=batch_size,
-            batch_tokens=BATCH_TOKENS,
-            checkpointing=checkpointing,
+            batch_size=self.batch_size,
+            batch_tokens=self.config.batch_tokens,
+            checkpointing=self.checkpointing,
             evaluate_every=every,
             save_every=None if folder is None else every,
-        ),
-        [questions.whole(questions.put(each, _condition(plan))) for each in questions.held_out],
-        None if folder is None else folder / name,
-    )
+        )
+        train = [base.prompt(example, plan.condition) for example in base.train[: plan.count(base)]]
+        held_out = [base.tokens(prompt) for prompt in base.prompts(plan.condition)]
+        job = Job(name, train, config, held_out, None if folder is None else folder / name)
+        return _Run(plan, config, steps, method.lr * plan.rate, job)
+
+    def train(
+        self, jobs: Sequence[Job], progress: Progress
+    ) -> tuple[dict[str, list[tuple[int, float]]], dict[str, TrainingError]]:
+        """Each job's held-out curve, and the errors. A resumed pilot's earlier points are read from its folder."""
+        curves: dict[str, dict[int, float]] = {job.name: {} for job in jobs}
+        failed: dict[str, TrainingError] = {}
+        with closing(train_many(self.base.model, jobs)) as steps_of_all:  # interrupted here, it leaves a checkpoint
+            for steps in steps_of_all:
+                for name, step in steps.items():
+                    if isinstance(step, TrainingError):
+                        failed[name] = step
+                        continue
+                    progress(f"training {len(jobs)} adapters: step {step.step} of {step.steps}")
+                    if step.validation is not None:
+                        curves[name][step.step] = step.validation
+        for job in jobs:
+            metrics = None if job.folder is None else Path(job.folder) / METRICS
+            if metrics is not None and metrics.exists():
+                lines = map(json.loads, metrics.read_text(encoding="utf-8").splitlines())
+                curves[job.name] |= {
+                    line["step"]: line["validation"] for line in lines if line["validation"] is not None
+                }
+        return {name: sorted(curve.items()) for name, curve in curves.items()}, failed
+
+    def answers(self, adapters: Mapping[str, TrialPlan]) -> dict[str, list[str]]:
+        """Each adapter's answers to the held-out examples; all adapters share batches."""
+        prompts = [prompt for plan in adapters.values() for prompt in self.base.prompts(plan.condition)]
+        count = len(self.base.held_out)
+        texts = self.base.answers([name for name in adapters for _ in range(count)], prompts)
+        return {name: texts[number * count : (number + 1) * count] for number, name in enumerate(adapters)}
+
+    def trial(self, run: _Run, curve: Sequence[tuple[int, float]], answers: Sequence[str]) -> Trial:
+        """The result of a finished run."""
+        base, plan, name = self.base, run.plan, run.job.name
+        losses = [loss for _, loss in base.losses(name, base.prompts(plan.condition))]
+        values = base.values(answers, plan.condition)
+        adapter = base.model.adapter(name)
+        method = described(adapter.method)
+        return Trial(
+            name=plan.name,
+            method=method["name"],
+            fields=method["fields"],
+            lr=run.lr,
+            examples=plan.count(base),
+            seen=_reached(base, run),
+            passages=plan.passages,
+            steps=run.steps,
+            parameters=adapter.count(),
+            curve=tuple(curve),
+            loss=mean_interval([loss.mean() for loss in losses], [len(loss) for loss in losses]),
+            expected=extrapolate([*curve], HORIZON * run.steps),
+            score=mean_of(values),
+            values=values,
+        )
 
 
-def _condition(plan: Plan) -> str:
-    return DOCUMENTS if plan.passages else CLOSED
+def _reached(base: ProbedBase, run: _Run) -> int:
+    """Examples that a run's steps reach: fewer per step where they are long."""
+    lengths = [len(tokens) for tokens in as_tokens(base.model, run.job.examples, run.config, run.job.name)]
+    batches = batches_of(lengths, seed=run.config.seed, epoch=0, **run.config.limits())
+    return sum(map(len, batches[: run.steps]))
 
 
-def _count(questions: Questions, plan: Plan) -> int:
-    return max(1, round(plan.share * len(questions.train)))
+def _over_data(trials: Sequence[Trial], owned: int) -> tuple[Score | None, Score | None]:
+    """The losses expected from all `owned` examples, and from `HORIZON` times as many, by the curve over data size.
 
-
-def _trained(
-    questions: Questions, jobs: Sequence[Job], progress: Progress
-) -> tuple[dict[str, list[tuple[int, float]]], dict[str, TrainingError]]:
-    """Each job's held-out curve, and what went wrong. What an earlier go has done is read from its folder."""
-    curves: dict[str, dict[int, float]] = {job.name: {} for job in jobs}
-    failed: dict[str, TrainingError] = {}
-    with closing(train_many(questions.model, jobs)) as steps_of_all:  # stopped here, it leaves a checkpoint
-        for told in steps_of_all:
-            for name, step in told.items():
-                if isinstance(step, TrainingError):
-                    failed[name] = step
-                    continue
-                progress(f"training {len(jobs)} adapters: step {step.step} of {step.steps}")
-                if step.validation is not None:
-                    curves[name][step.step] = step.validation
-    for job in jobs:
-        metrics = None if job.folder is None else Path(job.folder) / METRICS
-        if metrics is not None and metrics.exists():
-            steps = map(json.loads, metrics.read_text(encoding="utf-8").splitlines())
-            curves[job.name] |= {step["step"]: step["validation"] for step in steps if step["validation"] is not None}
-    return {name: sorted(curve.items()) for name, curve in curves.items()}, failed
-
-
-# ── what came of it ─────────────────────────────────────────────────────────────────────────────────────────────────
-
-
-def _said(questions: Questions, adapters: Mapping[str, Plan]) -> dict[str, list[str]]:
-    """What each adapter answers to the held-out examples; all of them share batches."""
-    asked = [questions.put(each, _condition(plan)) for plan in adapters.values() for each in questions.held_out]
-    count = len(questions.held_out)
-    texts = questions.answers([name for name in adapters for _ in range(count)], asked)
-    return {name: texts[number * count : (number + 1) * count] for number, name in enumerate(adapters)}
-
-
-def _trial(
-    questions: Questions, plan: Plan, job: Job, curve: Sequence[tuple[int, float]], said: Sequence[str]
-) -> Trial:
-    asked = [questions.put(each, _condition(plan)) for each in questions.held_out]
-    read = [losses for _, losses in questions.losses(job.name, asked)]
-    loss = interval([each.mean() for each in read], [len(each) for each in read])
-    values = questions.values(said, _condition(plan))
-    method = described(questions.model.adapter(job.name).method)
-    assert job.config.lr is not None
-    assert job.config.steps is not None
-    return Trial(
-        name=plan.name,
-        method=method["name"],
-        fields=method["fields"],
-        lr=job.config.lr,
-        examples=_count(questions, plan),
-        seen=_seen(questions, job),
-        passages=plan.passages,
-        steps=job.config.steps,
-        parameters=questions.model.adapter(job.name).count(),
-        curve=tuple(curve),
-        loss=loss,
-        expected=extrapolated([*curve], FARTHER * job.config.steps),
-        score=mean_of(values),
-        values=values,
-    )
-
-
-def _seen(questions: Questions, job: Job) -> int:
-    """How many of its examples a job's steps came to: fewer a step where they are long."""
-    lengths = [len(each) for each in as_tokens(questions.model, job.examples, job.config, job.name)]
-    batches = batched(lengths, seed=job.config.seed, epoch=0, **job.config.limits())
-    return sum(map(len, batches[: job.config.steps]))
-
-
-def _with_more(trials: Sequence[Trial], owned: int) -> dict[str, Any]:
-    """The losses of all examples that there are, and of more, as trials tell that saw different numbers of them.
-
-    Nothing where the most is less than twice the least: short trials see the same number, whatever they are given.
+    None where no trial reached twice as many as another: then there is no curve. The first is None as well where the
+    trials reached all examples.
     """
-    loras = [each for each in trials if each.method == "lora" and not each.passages]
-    whole = max((each.examples for each in loras), default=0)
-    rates = {each.lr for each in loras if each.examples < whole}
-    points = [(float(each.seen or each.examples), each.loss.value) for each in loras if each.lr in rates]
-    places = sorted(place for place, _ in points)
-    if not places or places[-1] < 2 * places[0]:
-        return {"examples": owned}
-    return {
-        "examples": owned,
-        "owned": extrapolated(points, owned) if owned > places[-1] else None,
-        "more": extrapolated(points, FARTHER * owned),
-    }
+    loras = [trial for trial in trials if trial.method == "lora" and not trial.passages]
+    whole = max((trial.examples for trial in loras), default=0)
+    rates = {trial.lr for trial in loras if trial.examples < whole}
+    points = [(float(trial.seen or trial.examples), trial.loss.value) for trial in loras if trial.lr in rates]
+    sizes = sorted(size for size, _ in points)
+    if not sizes or sizes[-1] < 2 * sizes[0]:
+        return None, None
+    return extrapolate(points, owned) if owned > sizes[-1] else None, extrapolate(points, HORIZON * owned)
 
 
-def _agreed(questions: Questions, said: Sequence[Sequence[str]]) -> dict[str, Any]:
-    """How far trials on all of the data agree with each other and with what is given, and whom they doubt together."""
-    every = [each for one in (*questions.train, *questions.held_out) for each in one.answers]
-    if len(said) < 2 or not of_few_kinds([each.answers[0] for each in (*questions.train, *questions.held_out)]):
-        return {}
-    answers = [each.answers for each in questions.held_out]
-    places = [each.where or f"held-out example {number}" for number, each in enumerate(questions.held_out, start=1)]
-    return {
-        "agreement": agreement(labels_said(said, every), [each[0] for each in answers]),
-        "suspects": tuple(places[index] for index in doubted(labels_said(said, every), answers)),
-    }
+def _agreement(
+    base: ProbedBase, predictions: Sequence[Sequence[str]]
+) -> tuple[tuple[float, float] | None, tuple[str, ...]]:
+    """Kappas of trials on all examples with each other and with the labels; places where all contradict the label."""
+    examples = (*base.train, *base.held_out)
+    if len(predictions) < 2 or not are_labels([example.answers[0] for example in examples]):
+        return None, ()
+    labels = [answer for example in examples for answer in example.answers]
+    predictions = only_labels(predictions, labels)
+    accepted = [example.answers for example in base.held_out]
+    places = [example.where or f"held-out example {number}" for number, example in enumerate(base.held_out, start=1)]
+    suspects = tuple(places[index] for index in unanimous_mistakes(predictions, accepted))
+    return agreement(predictions, [answers[0] for answers in accepted]), suspects

@@ -1,12 +1,17 @@
-"""The advice's plots with a row for each thing: expected scores, scores, losses by condition, memory by part."""
+"""Plots with a row for each thing: expected scores, the base's scores, losses by condition, memory by part.
+
+Each function returns the figure, its title and a sentence, or None where there is nothing to draw.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from halka.advisor import words
+from halka.advisor.advice import Advice
+from halka.advisor.evidence import Evidence, Fit, Subject
 from halka.evaluation.metrics import Score
 from halka.report.bars import PART_NAMES, Key, bar_axes, legend
 from halka.report.intervals import finite
@@ -21,19 +26,16 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
     from matplotlib.text import Text
 
-Drawn = tuple["Figure", str, str]
+Drawing = tuple["Figure", str, str]
+"""A figure, its title, and what it shows in a sentence."""
 
 PARTS = {"form": ("--s0", "s"), "content": ("--s1", "D"), "all": ("--base", "o")}
-MEMORY = {
-    "process": "--full",
-    **{part: f"--{part}" for part in MEMORY_PARTS},
-    "allocator": "--s4",
-}
-FAR = 4  # a memory so many times the largest need is told at the edge, or the needs would be too small to see
+MEMORY = {"process": "--full", **{part: f"--{part}" for part in MEMORY_PARTS}, "allocator": "--s4"}
+FAR = 4  # a memory of so many times the largest need is named at the edge, so that the needs stay visible
 
 
 @dataclass(frozen=True)
-class Point:
+class Row:
     """A score on a row of its own."""
 
     name: str
@@ -43,8 +45,8 @@ class Point:
 
 
 @dataclass(frozen=True)
-class Need:
-    """Memory of a way of training, by part as far as that is known."""
+class Bar:
+    """Memory of a way of training, by part as far as the parts are known."""
 
     name: str
     parts: Mapping[str, int]
@@ -55,147 +57,133 @@ class Need:
         return sum(self.parts.values()) + self.rest
 
 
-def prospects(advice: Any, evidence: Any) -> Drawn | None:
-    """What each choice is expected to score, the cheapest on top; the one that is advised marked."""
-    points = [
-        Point(words.choice(each.choice), score, chosen=each.choice == advice.choice)
-        for each in words.by_cost(advice.prospects)
-        if (score := words.known(each.score)) is not None
+def prospects(advice: Advice, evidence: Evidence) -> Drawing | None:
+    """What each choice is expected to score, the cheapest on top, the advised one marked."""
+    rows = [
+        Row(words.CHOICES[each.choice].short, each.score, chosen=each.choice == advice.choice)
+        for each in sorted(advice.prospects, key=lambda each: words.cost_order(each.choice))
+        if words.known(each.score) is not None
     ]
-    if not points:
+    if not rows:
         return None
-    figure = _points(points, evidence.subject, "expected")
-    told = [f"{point.name} {words.share(point.score)}" for point in points if point.chosen]
-    other = f"{words.choice(advice.choice)}, which is advised, was not measured"
-    said = f"Advised, as a diamond: {told[0]}. " if told else f"{words.sentence(other)} "
-    return (
-        figure,
-        "What each choice is expected to score",
-        f"{said}The cheapest stands on top; bars are 95 % intervals.",
-    )
+    chosen = [f"Advised (diamond): {row.name} {words.share(row.score)}." for row in rows if row.chosen]
+    advised = chosen[0] if chosen else f"The advice, {words.CHOICES[advice.choice].short}, has no expected score."
+    takeaway = f"{advised} The cheapest choice is on top; bars are 95 % intervals."
+    return _draw_rows(rows, evidence.subject, "expected"), "What each choice is expected to score", takeaway
 
 
-def scores(evidence: Any) -> Drawn | None:
-    """The base's scores under each condition, beside what needs no model."""
-    strength, knowledge = evidence.strength, evidence.knowledge
-    found = {**(strength.scores if strength else {}), **(knowledge.scores if knowledge else {})}
-    given = [(words.CONDITIONS.get(name, one_line(name)), found[name], False) for name in _in_order(found)]
-    trivial = strength.trivial if strength else {}
-    given += [(words.TRIVIAL.get(name, one_line(name)), score, True) for name, score in trivial.items()]
-    points = [
-        Point(name, score, hollow=hollow) for name, each, hollow in given if (score := words.known(each)) is not None
+def scores(evidence: Evidence) -> Drawing | None:
+    """The base's scores under each condition, beside trivial answers."""
+    by_condition = evidence.scores
+    named = [
+        (words.CONDITIONS.get(name, one_line(name)), by_condition[name], False) for name in _in_order(by_condition)
     ]
-    if not points:
+    trivial = evidence.strength.trivial if evidence.strength else {}
+    named += [(words.TRIVIAL.get(name, one_line(name)), score, True) for name, score in trivial.items()]
+    rows = [Row(name, score, hollow=hollow) for name, score, hollow in named if words.known(score) is not None]
+    if not rows:
         return None
-    asked = max((point for point in points if not point.hollow), key=lambda point: point.score.value, default=None)
-    told = f"The base's best without training: {words.share(asked.score)}, {asked.name}." if asked else ""
-    needs = " Hollow: what needs no model." if any(point.hollow for point in points) else ""
-    return _points(points, evidence.subject, ""), "Scores without training", f"{told}{needs}".strip()
+    best = max((row for row in rows if not row.hollow), key=lambda row: row.score.value, default=None)
+    takeaway = f"The base's best without training: {words.share(best.score)}, {best.name}." if best else ""
+    hollow = " Hollow: answers that need no model." if any(row.hollow for row in rows) else ""
+    return _draw_rows(rows, evidence.subject, ""), "Scores without training", f"{takeaway}{hollow}".strip()
 
 
-def losses(evidence: Any) -> Drawn | None:
-    """The loss of the answers by condition and part; the loss of guessing by frequency as a line."""
-    strength, knowledge = evidence.strength, evidence.knowledge
-    found: dict[str, dict[str, Any]] = {
-        name: {"all": score} for name, score in (strength.losses if strength else {}).items()
-    }
-    found |= {name: dict(parts) for name, parts in (knowledge.losses if knowledge else {}).items()}
-    rows = [(name, parts) for name in _in_order(found) if (parts := _known(found[name]))]
+def losses(evidence: Evidence) -> Drawing | None:
+    """The loss of the answers by condition and part; that of a unigram model as a line."""
+    rows = [(name, parts) for name in _in_order(evidence.losses) if (parts := _known(evidence.losses[name]))]
     if not rows:
         return None
     used = [part for part in PARTS if any(part in parts for _, parts in rows)]
-    figure, axes = bar_axes(
-        [words.CONDITIONS.get(name, one_line(name)) for name, _ in rows], right=34, top=62, each=14 + 15 * len(used)
-    )
+    names = [words.CONDITIONS.get(name, one_line(name)) for name, _ in rows]
+    figure, axes = bar_axes(names, right=34, top=62, each=14 + 15 * len(used))
     ends = [end for _, parts in rows for score in parts.values() for end in (score.low, score.high)]
-    unigram = finite(strength.unigram) if strength else None
+    unigram = finite(evidence.strength.unigram) if evidence.strength else None
     near = unigram is not None and unigram - max(ends) <= (max(ends) - min(ends)) / 2
-    _limits(axes, [*ends, *([unigram] if near and unigram is not None else [])])
+    _set_limits(axes, [*ends, *([unigram] if near and unigram is not None else [])])
     if near and unigram is not None:
-        _line(axes, unigram, f"by frequency {unigram:.2f}")
-    for row, (_, parts) in enumerate(rows):
+        _line(axes, unigram, f"unigram {unigram:.2f}")
+    for number, (_, parts) in enumerate(rows):
         for part in used:
             if part in parts:
                 variable, marker = PARTS[part]
-                y = row + 15 / (14 + 15 * len(used)) * (used.index(part) - (len(used) - 1) / 2)
+                y = number + 15 / (14 + 15 * len(used)) * (used.index(part) - (len(used) - 1) / 2)
                 _mark(axes, parts[part], y, variable, marker)
-                _beside(axes, parts[part].high, y, f"{parts[part].value:.2f}")
-    named = {"all": "all tokens", "form": "form", "content": "content"}
-    legend(axes, [Key(named[part], colour(PARTS[part][0]), PARTS[part][1]) for part in used])
+                _write_beside(axes, parts[part].high, y, f"{parts[part].value:.2f}")
+    legend(axes, [Key(words.PARTS[part], colour(PARTS[part][0]), PARTS[part][1]) for part in used])
     axes.locator_params(axis="x", nbins=7)
-    name_axes(axes, "loss a token, in nats", "")
-    return figure, "Losses under each condition", _losses_said(dict(rows), unigram, near)
+    name_axes(axes, "loss per token, in nats", "")
+    return figure, "Losses under each condition", _losses_takeaway(dict(rows), unigram, near)
 
 
-def memory(evidence: Any) -> Drawn | None:
-    """Memory by part of each method as it is, and below in all of the way in which it fits; how much there is."""
+def memory(evidence: Evidence) -> Drawing | None:
+    """Memory by part of each method as it is, and in total where it is trained in another way; the memory there is."""
     fit = evidence.fit
     if fit is None or not fit.parts:
         return None
-    rows = _needs(fit)
-    order = [*MEMORY, *sorted({part for row in rows for part in row.parts} - MEMORY.keys())]
-    used = [part for part in order if any(row.parts.get(part) for row in rows)]
-    most = max(row.total for row in rows)
-    figure, axes = bar_axes(
-        [row.name for row in rows], right=58, top=74 if len(used) > 5 else 60
-    )  # a legend of two lines, or of one
-    there = fit.memory if fit.memory is not None and fit.memory <= FAR * most else None
-    axes.set_xlim(0, 1.04 * max(most, there or 0))
-    if there is not None:
-        _line(axes, there, f"memory {size(there)}")
+    bars = _bars(fit)
+    order = [*MEMORY, *sorted({part for bar in bars for part in bar.parts} - MEMORY.keys())]
+    used = [part for part in order if any(bar.parts.get(part) for bar in bars)]
+    most = max(bar.total for bar in bars)
+    top = 74 if len(used) > 5 else 60  # for a legend of two lines, or one
+    figure, axes = bar_axes([bar.name for bar in bars], right=58, top=top)
+    limit = fit.memory if fit.memory is not None and fit.memory <= FAR * most else None
+    axes.set_xlim(0, 1.04 * max(most, limit or 0))
+    if limit is not None:
+        _line(axes, limit, f"memory {size(limit)}")
     elif fit.memory is not None:
         _beyond(axes, f"memory {size(fit.memory)}")
-    for y, (row, label) in enumerate(zip(rows, axes.get_yticklabels(), strict=True)):
+    for y, (bar, label) in enumerate(zip(bars, axes.get_yticklabels(), strict=True)):
         start = 0.0
         for part in used:
-            width, fill = row.parts.get(part, 0), colour(MEMORY.get(part, "--s5"))
+            width, fill = bar.parts.get(part, 0), colour(MEMORY.get(part, "--s5"))
             axes.barh(y, width, 0.56, start, color=fill, edgecolor=colour("--paper"), linewidth=0.6)
             start += width
-        if row.rest:
+        if bar.rest:
             label.set_color(colour("--muted"))
-            axes.barh(y, row.rest, 0.5, start, color=colour("--paper"), edgecolor=colour("--muted"), linewidth=1.2)
-        _beside(axes, row.total, y, size(row.total))
+            axes.barh(y, bar.rest, 0.5, start, color=colour("--paper"), edgecolor=colour("--muted"), linewidth=1.2)
+        _write_beside(axes, bar.total, y, size(bar.total))
     axes.xaxis.set_major_formatter(lambda value, _: size(value).replace(".0", "") if value else "0")
     legend(axes, [Key(PART_NAMES.get(part, one_line(part)), colour(MEMORY.get(part, "--s5"))) for part in used])
-    other = " Outlined: the method above, trained in the way that is named." if any(row.rest for row in rows) else ""
-    return figure, "Memory in training, by part", f"{words.fit_said(fit)}{other}"
+    other = " Outlined: the method above, trained as named." if any(bar.rest for bar in bars) else ""
+    return figure, "Memory in training, by part", f"{words.fit(fit)}{other}"
 
 
-def _needs(fit: Any) -> list[Need]:
-    """Each method as it is; below those that are trained in another way, what they need so."""
-    rows = []
+def _bars(fit: Fit) -> list[Bar]:
+    """Each method as it is; below it the way in which it is trained, if that is another."""
+    bars = []
     for name, parts in fit.parts.items():
-        rows.append(Need(one_line(name), {"process": fit.process, **parts}))
+        bars.append(Bar(one_line(name), {"process": fit.process, **parts}))
         option = fit.option(name)
-        if option is not None and words.way(option):
-            way = words.way(option).replace(", with", ",")  # as short as names beside bars are
-            rows.append(Need(way, {"process": fit.process}, option.memory))
-    return rows
+        if option is not None and words.how_trained(option):
+            how = words.how_trained(option).replace(", with", ",")  # labels beside bars are short
+            bars.append(Bar(how, {"process": fit.process}, option.memory))
+    return bars
 
 
-def _points(points: Sequence[Point], subject: Any, how: str) -> Figure:
+def _draw_rows(rows: Sequence[Row], subject: Subject, prefix: str) -> Figure:
     target = finite(subject.target)
     _, measured = bar_axes(["x"], right=60)
-    wide = max(text_width(measured, percent(point.score.value)) for point in points)
-    figure, axes = bar_axes([point.name for point in points], right=wide + 16, top=26 if target is None else 30)
-    _embolden(axes, [label for point, label in zip(points, axes.get_yticklabels(), strict=True) if point.chosen])
-    ends = [end for point in points for end in (point.score.low, point.score.high)]
-    _limits(axes, [*ends, *([] if target is None else [target])], share=True)
-    for y, point in enumerate(points):
-        if point.chosen:
+    wide = max(text_width(measured, percent(row.score.value)) for row in rows)
+    figure, axes = bar_axes([row.name for row in rows], right=wide + 16, top=26 if target is None else 30)
+    _embolden(axes, [label for row, label in zip(rows, axes.get_yticklabels(), strict=True) if row.chosen])
+    ends = [end for row in rows for end in (row.score.low, row.score.high)]
+    _set_limits(axes, [*ends, *([] if target is None else [target])], share=True)
+    for y, row in enumerate(rows):
+        if row.chosen:
             axes.axhspan(y - 0.42, y + 0.42, color=colour("--line"), alpha=0.6, linewidth=0, zorder=0)
-        variable = "--s0" if point.chosen else "--base" if point.hollow else "--ink"
-        _mark(axes, point.score, y, variable, "D" if point.chosen else "o", hollow=point.hollow, large=point.chosen)
-        _at_the_edge(axes, y, percent(point.score.value), point.chosen)
+        variable = "--s0" if row.chosen else "--base" if row.hollow else "--ink"
+        _mark(axes, row.score, y, variable, "D" if row.chosen else "o", hollow=row.hollow, large=row.chosen)
+        _write_at_the_edge(axes, y, percent(row.score.value), row.chosen)
     if target is not None:
         _line(axes, target, f"target {percent(target)}")
     axes.xaxis.set_major_formatter(lambda value, _: f"{100 * value:.0f} %")
-    name_axes(axes, f"{how} {words.metric_of(subject)}".strip(), "")
+    name_axes(axes, f"{prefix} {words.metric_of(subject)}".strip(), "")
     return figure
 
 
 def _embolden(axes: Axes, labels: Sequence[Text]) -> None:
-    """Rows' names in bold, and room for them left of the axes."""
+    """Set rows' names in bold, and make room for them left of the axes."""
     for label in labels:
         label.set_fontweight("bold")
     left = min((label.get_window_extent().x0 for label in labels), default=2.0)
@@ -221,7 +209,7 @@ def _mark(
     )
 
 
-def _at_the_edge(axes: Axes, y: float, text: str, bold: bool) -> None:
+def _write_at_the_edge(axes: Axes, y: float, text: str, bold: bool) -> None:
     axes.annotate(
         text,
         (1, y),
@@ -235,7 +223,7 @@ def _at_the_edge(axes: Axes, y: float, text: str, bold: bool) -> None:
 
 
 def _line(axes: Axes, x: float, text: str) -> None:
-    """A dashed line across all rows, named above the axes where the name has room."""
+    """A dashed line across all rows, named above the axes where there is room."""
     axes.axvline(x, color=colour("--muted"), linewidth=1.2, linestyle=(0, (4, 3)))
     at = float(axes.transData.transform((x, 0))[0])
     width = text_width(axes, text)
@@ -244,13 +232,13 @@ def _line(axes: Axes, x: float, text: str) -> None:
 
 
 def _beyond(axes: Axes, text: str) -> None:
-    """Something right of all that is drawn, named above the axes' right end."""
+    """Name something right of all that is drawn, above the axes' right end."""
     right = axes.figure.bbox.x1 - 4
     axes.annotate(f"{text} →", (right, axes.bbox.y1 + 6), xycoords="figure pixels", color=colour("--muted"), ha="right")
 
 
-def _beside(axes: Axes, x: float, y: float, text: str) -> None:
-    """A figure right of what it belongs to, over lines that cross its place."""
+def _write_beside(axes: Axes, x: float, y: float, text: str) -> None:
+    """Write a figure right of its mark, over lines that cross its place."""
     ground = {"facecolor": colour("--paper"), "edgecolor": "none", "pad": 1.5}
     axes.annotate(
         text,
@@ -263,30 +251,32 @@ def _beside(axes: Axes, x: float, y: float, text: str) -> None:
     )
 
 
-def _limits(axes: Axes, ends: Sequence[float], share: bool = False) -> None:
+def _set_limits(axes: Axes, ends: Sequence[float], share: bool = False) -> None:
     low, high = min(ends), max(ends)
     pad = 0.06 * (high - low or abs(high) or 1.0)
     axes.set_xlim(max(low - pad, -0.02) if share else max(low - pad, 0), min(high + pad, 1.02) if share else high + pad)
 
 
-def _in_order(found: Any) -> list[str]:
-    return [*(name for name in words.CONDITIONS if name in found), *(n for n in found if n not in words.CONDITIONS)]
+def _in_order(conditions: Collection[str]) -> list[str]:
+    known = [name for name in words.CONDITIONS if name in conditions]
+    return [*known, *(name for name in conditions if name not in words.CONDITIONS)]
 
 
-def _known(parts: Any) -> dict[str, Score]:
-    return {part: score for part, each in parts.items() if (score := words.known(each)) is not None and part in PARTS}
+def _known(parts: Mapping[str, Score]) -> dict[str, Score]:
+    return {part: score for part, score in parts.items() if words.known(score) is not None and part in PARTS}
 
 
-def _losses_said(rows: dict[str, dict[str, Score]], unigram: float | None, near: bool) -> str:
-    """What examples take from the loss of form, and documents from that of content."""
-    told = []
+def _losses_takeaway(rows: dict[str, dict[str, Score]], unigram: float | None, near: bool) -> str:
+    """How far examples lower the loss on form, and passages that on content."""
+    parts = []
     for part, condition in (("form", "examples"), ("content", "documents"), ("all", "examples")):
         before, after = rows.get("closed", {}).get(part), rows.get(condition, {}).get(part)
-        if before is None or after is None or (part == "all" and told):
+        if before is None or after is None or (part == "all" and parts):
             continue
-        of = "" if part == "all" else f" of {part}"
-        told.append(f"{condition} take the loss{of} from {before.value:.2f} to {after.value:.2f}")
-    said = ", ".join(told)
-    far = "" if near else ", beyond the plot"
-    line = "" if unigram is None else f" Guessing tokens by how often they stand in the answers: {unigram:.2f}{far}."
-    return f"{said[:1].upper()}{said[1:]}{'.' if said else ''}{line}".strip()
+        loss = "the loss" if part == "all" else f"the loss on {part}"
+        what = "passages" if condition == "documents" else "examples"
+        parts.append(f"{what} change {loss} from {before.value:.2f} to {after.value:.2f}")
+    text = ", ".join(parts)
+    beyond = "" if near else ", beyond the plot"
+    line = "" if unigram is None else f" A unigram model of the answers has {unigram:.2f}{beyond}."
+    return f"{text[:1].upper()}{text[1:]}{'.' if text else ''}{line}".strip()

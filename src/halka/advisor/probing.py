@@ -1,4 +1,4 @@
-"""`probe`: the probes in their order, each kept in the folder as soon as it is done (`kept.py`)."""
+"""`probe`: runs the probes in order, and saves each result in the advice folder as soon as there is one."""
 
 from __future__ import annotations
 
@@ -7,274 +7,316 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, get_args
 
 import psutil
 
-from halka.advisor.cleanliness import cleanliness
-from halka.advisor.evidence import Cleanliness, Evidence, Fit, Knowledge, Learnability, Strength, Subject
-from halka.advisor.folder import HELD_OUT_SHOWN, PROMPTED, PROMPTED_SHOWN, Kept
-from halka.advisor.knowledge import knowledge
-from halka.advisor.leaving import leave_examples, leave_passages, leave_prompts, train_flags
-from halka.advisor.opening import decoder_config, opened
-from halka.advisor.pilot import ALL_WEIGHTS, PLANS, WITH_PASSAGES, learnability
-from halka.advisor.probes import strength
-from halka.advisor.questions import Questions
-from halka.advisor.request import Need, Sample, base_state, keys, sample
-from halka.advisor.resources import fit, hardware_for
-from halka.advisor.sizing import (
-    NoRoom,
-    affordable,
-    answer_seconds,
-    answers_each,
-    base_lacks,
-    guessed_length,
-    lengths_of,
-    pilot_room,
-    pilot_seconds,
+from halka.advisor.advice import advise_from
+from halka.advisor.evidence import (
+    Cleanliness,
+    Evidence,
+    Fit,
+    Knowledge,
+    Learnability,
+    ProbeName,
+    Strength,
+    Subject,
 )
-from halka.advisor.verdict import advise_from
+from halka.advisor.folder import (
+    HELD_OUT,
+    HELD_OUT_WITH_PASSAGES,
+    PROMPTED,
+    PROMPTED_WITH_PASSAGES,
+    TRAIN,
+    TRAIN_WITH_PASSAGES,
+    AdviceFolder,
+)
+from halka.advisor.pilot import FULL, WITH_PASSAGES, PilotConfig, learnability
+from halka.advisor.probed_base import ProbedBase, Progress, decoder_config, open_base
+from halka.advisor.probes import cleanliness, knowledge, strength
+from halka.advisor.prompts import best_condition
+from halka.advisor.request import Request, Sample, base_files, result_keys, sample
+from halka.advisor.resources import (
+    Available,
+    affordable_held_out,
+    answer_seconds,
+    answers_per_example,
+    base_too_large,
+    find_hardware,
+    fit,
+    length_by_characters,
+    pilot_room,
+    training_seconds,
+    typical_lengths,
+)
 from halka.estimating import Estimate, estimate
 from halka.estimating.devices import device_named
 from halka.estimating.hardware import gpu_here
-from halka.util.errors import HalkaError, TrainingError
+from halka.util.errors import HalkaError, OutOfMemoryError, TrainingError
 from halka.util.machine import ran_out
 
-ASKING_PROBES = ("strength", "knowledge", "learnability")
-PROBES = ("fit", "cleanliness", *ASKING_PROBES)
-FULL = "full fine-tuning"  # under `missing`, where it was to be tried and was not
-Progress = Callable[[str, str], None]
-"""Is told of which probe, and what it does."""
+PROBES: tuple[ProbeName, ...] = get_args(ProbeName)
+BASE_PROBES: tuple[ProbeName, ...] = ("strength", "knowledge", "learnability")
+"""Those that load the base."""
 T = TypeVar("T")
 
 
 def probe(
-    need: Need,
+    request: Request,
     folder: str | Path,
     *,
     minutes: float = 10.0,
     skip: Sequence[str] = (),
-    progress: Progress = lambda probe, doing: None,
+    pilot: PilotConfig | None = None,
+    progress: Progress = lambda stage, text: None,
 ) -> Evidence:
-    """Run the probes that are not in `folder` yet; those of other data, base or settings are run anew.
+    """Run the probes whose results are not in `folder` yet; those for other data, base or settings run again.
 
-    minutes   about how long the base may be asked and trained; loading and taking in documents come on top. There is a
-              least that is done of everything, which takes longer on a slow machine
+    minutes   about how long the base is asked and trained, besides loading it and indexing documents. A minimum of
+              everything is done in any case, which takes longer on a slow machine
     skip      probes of `PROBES` to leave out
+    pilot     what the pilot trains
+    progress  called with a stage and what it does
 
-    Raises ValueError for a probe or a device that there is not, a folder of something else, data that cannot be used, a
-    base that is no decoder, and as `load_base` does.
+    Raises HalkaError for an unknown probe or device, a folder with other contents, and a base that is no causal LM;
+    DataError for data that cannot be used; and as `load_base` does.
     """
     if unknown := {*skip} - {*PROBES}:
-        raise HalkaError(f"there is no probe {', '.join(sorted(unknown))}: they are {', '.join(PROBES)}")
+        raise HalkaError(f"there is no probe {', '.join(sorted(unknown))}: choose from {', '.join(PROBES)}")
     if minutes <= 0:
         raise HalkaError(f"minutes must be above 0, not {minutes}")
-    if need.full and need.quantize:
-        raise HalkaError("full fine-tuning trains all weights, which a packed base does not let: leave one of both out")
-    if need.device not in (None, "here"):
-        device_named(need.device)
-    config, found = decoder_config(need.base), sample(need)
-    return _Probing(need, found, config, Kept(folder), 60 * minutes, tuple(skip), progress).evidence()
+    if request.full and request.quantize:
+        raise HalkaError("full fine-tuning cannot train a quantised base: leave out full or quantize")
+    if request.device not in (None, "here"):
+        device_named(request.device)
+    config, examples = decoder_config(request.base), sample(request)
+    probes = _Probes(
+        request, examples, config, AdviceFolder(folder), 60 * minutes, tuple(skip), pilot or PilotConfig(), progress
+    )
+    return probes.evidence()
 
 
 @dataclass
-class _Probing:
-    """One question's probes. `missing` says why one has no result."""
+class _Probes:
+    """The probes of one request. `missing` collects why a probe has no result."""
 
-    need: Need
+    request: Request
     sample: Sample
     config: Any
-    kept: Kept
+    folder: AdviceFolder
     seconds: float
     skip: tuple[str, ...]
+    pilot: PilotConfig
     progress: Progress
     missing: dict[str, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         gpu = gpu_here()
-        at_hand = (psutil.cpu_count(), psutil.virtual_memory().total, gpu and (gpu.name, gpu.memory))
-        self.keys = keys(self.need, self.sample, self.seconds, base_state(self.need.base), at_hand, self.kept.folder)
-        self.plan = self.kept.plan(self.keys["knowledge"])
+        machine = (psutil.cpu_count(), psutil.virtual_memory().total, gpu and (gpu.name, gpu.memory))
+        weights = base_files(self.request.base)
+        self.keys = result_keys(self.request, self.sample, self.seconds, weights, machine, self.folder.path)
+        self.plan = self.folder.load_plan(self.keys["knowledge"])
 
     def evidence(self) -> Evidence:
-        """The probes in their order: what is asked of the base before what is asked of its configuration alone."""
-        leave_examples(self.kept, self.sample)
-        sized = self._sized()
-        self.missing |= dict.fromkeys(self.skip, "skipped") | self._without_room(sized)
-        asking = [name for name in ASKING_PROBES if name not in self.missing]
-        clean = self._result("cleanliness", Cleanliness, lambda: cleanliness(self.sample.given, self.sample.held_out))
-        strong = self._result("strength", Strength, self._strength)
-        known = self._result("knowledge", Knowledge, self._knowledge)
-        learned = self._result("learnability", Learnability, self._pilot)
-        hardware = self._result("fit", Fit, self._fit, of=f"-{self._length()}-{self.plan.shown_length}")
-        self.missing |= self._not_used() if asking else {}
-        self.missing |= {} if hardware is None else {f"a base in {each}": why for each, why in hardware.untried.items()}
-        found = Evidence(
-            self._subject(sized),
-            strength=strong,
-            knowledge=known,
-            learnability=learned,
-            cleanliness=clean,
-            fit=hardware,
-            missing=self.missing,
-        )
-        self._leave_passages(found)
-        return found
+        """Run them: the hardware last, because the examples' lengths are known once the base is loaded."""
+        self.folder.write_examples(TRAIN, self.sample.all_train)
+        self.folder.write_examples(HELD_OUT, self.sample.held_out)
+        size = self._size()
+        self.missing |= dict.fromkeys(self.skip, "skipped") | self._too_large(size)
+        uses_base = any(name not in self.missing for name in BASE_PROBES)
+        clean = self._run("cleanliness", Cleanliness, self._cleanliness)
+        strong = self._run("strength", Strength, self._strength)
+        known = self._run("knowledge", Knowledge, self._knowledge)
+        learned = self._run("learnability", Learnability, self._learnability)
+        hardware = self._run("fit", Fit, self._fit, f"-{self._length()}-{self.plan.shown_length}")
+        self.missing |= self._unusable() if uses_base else {}
+        if hardware is not None:
+            self.missing |= {f"a base in {form}": why for form, why in hardware.untried.items()}
+        evidence = Evidence(self._subject(size), strong, known, learned, clean, hardware, self.missing)
+        self._write_passages(evidence)
+        return evidence
 
-    # ── what is asked of the base ───────────────────────────────────────────────────────────────────────────────
+    # ── probes of the base ──────────────────────────────────────────────────────────────────────────────────────
 
     @cached_property
-    def questions(self) -> Questions:
-        """The base, loaded, with as many questions as the time allows, or as before: only if a probe has to ask."""
-        plan = self.plan
-        questions, plan.documents, plan.missing = opened(self.need, self.sample, self.kept.folder, self.progress)
+    def base(self) -> ProbedBase:
+        """The base, loaded when a probe first needs it, with as many held-out examples as the time allows."""
+        plan, trials = self.plan, len(self.pilot.trials)
+        base, plan.documents, plan.missing = open_base(self.request, self.sample, self.folder.path, self.progress)
         if plan.held_out is None:
-            plan.answer = answer_seconds(questions)
-            plan.held_out = affordable(questions, self.seconds, plan.answer)
-            plan.length, plan.shown_length = lengths_of(questions)
-        self.kept.write_plan(plan)
-        minutes = plan.answer * answers_each(questions) * plan.held_out / 60
-        self.progress("base", f"{plan.held_out} held-out examples; to ask them takes about {minutes:.1f} min")
-        return questions.first(plan.held_out)
+            plan.answer = answer_seconds(base)
+            plan.held_out = affordable_held_out(base, self.seconds, plan.answer, trials)
+            plan.length, plan.shown_length = typical_lengths(base)
+        self.folder.save_plan(plan)
+        minutes = plan.answer * answers_per_example(base, trials) * plan.held_out / 60
+        self.progress("base", f"{plan.held_out} held-out examples, whose answers take about {minutes:.1f} min")
+        return base.first(plan.held_out)
 
     def _strength(self) -> Strength:
-        found = strength(self.questions, self._told("strength"))
-        leave_prompts(self.kept, PROMPTED, self.questions, found.scores)
-        return found
+        result = strength(self.base, self._reporter("strength"))
+        self.folder.write_examples(PROMPTED, self.base.prompts(best_condition(result.scores)))
+        return result
 
     def _knowledge(self) -> Knowledge:
-        found = knowledge(self.questions, self._told("knowledge"))
-        leave_prompts(self.kept, PROMPTED_SHOWN, self.questions, found.scores)
-        return found
+        result = knowledge(self.base, self._reporter("knowledge"))
+        if result.scores:
+            self.folder.write_examples(PROMPTED_WITH_PASSAGES, self.base.prompts(best_condition(result.scores)))
+        return result
 
-    def _pilot(self) -> Learnability:
-        questions, plan, key = self.questions, self.plan, self.keys["learnability"]
-        if key not in plan.rooms:  # as long as the pilot goes on, it is trained in one way
+    def _learnability(self) -> Learnability:
+        base, plan, pilot, key = self.base, self.plan, self.pilot, self.keys["learnability"]
+        if key not in plan.rooms:  # a resumed pilot goes on in the same way
             lengths = [self._length(), *([plan.shown_length] if plan.shown_length else [])]
-            plan.rooms[key] = pilot_room(self.need, self.config, lengths)
-            self.kept.write_plan(plan)
+            plan.rooms[key] = pilot_room(self.request, self.config, lengths, Available.here(), pilot)
+            self.folder.save_plan(plan)
         room = plan.rooms[key]
-        plans = (*PLANS, ALL_WEIGHTS) if self.need.full and room.without_full is None else PLANS
-        asked = sum(spent for name, spent in plan.spent.items() if name != "learnability")
-        found = learnability(
-            questions,
-            pilot_seconds(self.seconds, asked, plan.answer * len(questions.held_out) * len(plans)),
-            batch_size=self.need.batch_size,
+        if self.request.full and room.without_full is None:
+            pilot = replace(pilot, trials=(*pilot.trials, FULL))
+        spent = sum(seconds for name, seconds in plan.spent.items() if name != "learnability")
+        result = learnability(
+            base,
+            training_seconds(self.seconds, spent, plan.answer * len(base.held_out) * len(pilot.trials)),
+            config=pilot,
+            batch_size=self.request.batch_size,
             checkpointing=room.checkpointing,
-            plans=plans,
-            owned=len(self.sample.given),
-            folder=self.kept.begin_pilot(key),
-            progress=self._told("learnability"),
+            owned=len(self.sample.all_train),
+            folder=self.folder.pilot_folder(key),
+            progress=self._reporter("learnability"),
         )
-        self.kept.end_pilots()
-        return found
+        self.folder.remove_pilots()
+        return result
 
-    def _leave_passages(self, found: Evidence) -> None:
-        """The examples with passages, where those are to be trained on and are not there yet."""
-        if found.learnability is None or found.learnability.best(passages=True) is None:
+    def _write_passages(self, evidence: Evidence) -> None:
+        """Write the examples with passages, if those are to be trained on and are not there yet."""
+        if evidence.learnability is None or evidence.learnability.best(passages=True) is None:
             return
-        examples = self.keys["cleanliness"]
-        there = self.plan.shown == examples and (self.kept.folder / HELD_OUT_SHOWN).exists()
-        if there or advise_from(found).choice != "peft+rag":
+        key = self.keys["cleanliness"]
+        written = self.plan.shown == key and (self.folder.path / HELD_OUT_WITH_PASSAGES).exists()
+        if written or advise_from(evidence).choice != "peft+rag":
             return
-        leave_passages(self.kept, self.sample, self.questions, self._told("documents"))
-        self.plan.shown = examples
-        self.kept.write_plan(self.plan)
+        report = self._reporter("documents")
+        train, held_out = (
+            self.base.prompts_with_passages(examples, report)
+            for examples in (self.sample.all_train, self.base.held_out)
+        )
+        self.folder.write_examples(TRAIN_WITH_PASSAGES, train)
+        self.folder.write_examples(HELD_OUT_WITH_PASSAGES, held_out)
+        self.plan.shown = key
+        self.folder.save_plan(self.plan)
 
-    # ── what is asked of the configuration ──────────────────────────────────────────────────────────────────────
+    # ── probes without the base ─────────────────────────────────────────────────────────────────────────────────
 
-    def _sized(self) -> Estimate:
-        how: dict[str, Any] = {"dtype": self.need.dtype, "quantize": self.need.quantize}
-        return estimate(self.config, ["prompt"], batch_size=1, length=8, **how)
-
-    def _without_room(self, sized: Estimate) -> dict[str, str]:
-        """The probes that ask the base, where it does not fit here."""
-        lacking = base_lacks(sized.base_bytes)
-        return {name: lacking for name in ASKING_PROBES if lacking is not None and name not in self.skip}
+    def _cleanliness(self) -> Cleanliness:
+        return cleanliness(self.sample.all_train, self.sample.held_out)
 
     def _fit(self) -> Fit:
-        need, shown, told = self.need, self.plan.shown_length, self._told("fit")
-        run = partial(
-            *(fit, self.config),
-            **{"batch_size": need.batch_size, "tasks": need.tasks, "dtype": need.dtype, "quantize": need.quantize},
-            where=hardware_for(need.dtype, need.memory, need.device),
+        request, shown, report = self.request, self.plan.shown_length, self._reporter("fit")
+        estimate_fit = partial(
+            fit,
+            self.config,
+            batch_size=request.batch_size,
+            tasks=request.tasks,
+            dtype=request.dtype,
+            quantize=request.quantize,
+            hardware=find_hardware(request.dtype, request.memory, request.device),
         )
-        found = run(length=self._length(), progress=told)
+        result = estimate_fit(length=self._length(), progress=report)
         if shown is None:
-            return found
-        longer = run(
-            methods=[WITH_PASSAGES.method], length=shown, progress=lambda doing: told(f"{doing}, with passages")
+            return result
+        longer = estimate_fit(
+            methods=[WITH_PASSAGES.method], length=shown, progress=lambda text: report(f"{text}, with passages")
         )
-        return replace(found, shown=longer.options)
+        return replace(result, shown=longer.options)
+
+    def _size(self) -> Estimate:
+        """The base's parameters and bytes."""
+        form: dict[str, Any] = {"dtype": self.request.dtype, "quantize": self.request.quantize}
+        return estimate(self.config, ["prompt"], batch_size=1, length=8, **form)
+
+    def _too_large(self, size: Estimate) -> dict[str, str]:
+        """The probes of the base, if it does not fit into this machine's memory."""
+        reason = base_too_large(size.base_bytes, Available.here())
+        return {name: reason for name in BASE_PROBES if reason is not None and name not in self.skip}
 
     def _length(self) -> int:
-        """The tokens that nine in ten examples stay below; before the base was loaded by their characters."""
-        length = self.plan.length or guessed_length(self.sample.train)
-        room = getattr(self.config.get_text_config(), "max_position_embeddings", None)
-        return min(length, room or length)
+        """The 90th percentile of the examples' tokens; estimated from characters before the base is loaded."""
+        length = self.plan.length or length_by_characters(self.sample.train)
+        limit = getattr(self.config.get_text_config(), "max_position_embeddings", None)
+        return min(length, limit or length)
 
-    # ── what is kept and told ───────────────────────────────────────────────────────────────────────────────────
+    # ── results ─────────────────────────────────────────────────────────────────────────────────────────────────
 
-    def _result(self, name: str, kind: type[T], run: Callable[[], T], of: str = "") -> T | None:
-        """A probe's result, kept or run; None where it is skipped or cannot be had.
+    def _run(self, name: ProbeName, kind: type[T], run: Callable[[], T], suffix: str = "") -> T | None:
+        """A probe's result, saved or new; None where it is skipped or fails.
 
-        of   what it depends on that is not in its key, as it is not known before the base was loaded
+        suffix   of its key, for what is known only once the base was loaded
         """
         if name in self.missing:
             return None
-        key = f"{self.keys[name]}{of}"
-        if (known := self.kept.found(name, key, kind)) is not None:
-            return known
+        key = f"{self.keys[name]}{suffix}"
+        if (saved := self.folder.load_result(name, key, kind)) is not None:
+            return saved
         try:
-            if name in ASKING_PROBES:
-                _ = self.questions  # loading is not counted
-            self.progress(name, "begins")
+            if name in BASE_PROBES:
+                _ = self.base  # loading does not count
+            self.progress(name, "starts")
             started = time.perf_counter()
-            found = run()
+            result = run()
+        except OutOfMemoryError as error:
+            self.missing[name] = str(error)
+            return None
         except TrainingError as error:
             self.missing[name] = f"training failed: {error}"
             return None
         except RuntimeError as error:
-            if not isinstance(error, NoRoom) and not ran_out(error):
+            if not ran_out(error):
                 raise
             self.missing[name] = str(error).splitlines()[0]
             return None
-        self.kept.keep(name, key, found)
-        if name in ASKING_PROBES:
+        self.folder.save_result(name, key, result)
+        if name in BASE_PROBES:
             self.plan.spent[name] = time.perf_counter() - started
-            self.kept.write_plan(self.plan)
-        return found
+            self.folder.save_plan(self.plan)
+        return result
 
-    def _not_used(self) -> dict[str, str]:
-        """What the base could not be asked or taught."""
+    def _unusable(self) -> dict[str, str]:
+        """Examples and documents that could not be used, and full fine-tuning where it was not tried."""
         room = self.plan.rooms.get(self.keys["learnability"])
         if "learnability" in self.missing or room is None or room.without_full is None:
             return self.plan.missing
-        return self.plan.missing | {FULL: room.without_full}
+        return self.plan.missing | {FULL.name: room.without_full}
 
-    def _told(self, name: str) -> Callable[[str], None]:
-        return lambda doing: self.progress(name, doing)
+    def _reporter(self, stage: str) -> Callable[[str], None]:
+        return lambda text: self.progress(stage, text)
 
-    def _subject(self, sized: Estimate) -> Subject:
-        need, plan = self.need, self.plan
+    def _subject(self, size: Estimate) -> Subject:
+        request, plan = self.request, self.plan
         return Subject(
-            base=need.base,
-            parameters=sized.parameters,
-            data=need.data,
-            train=len(self.sample.given),
+            base=request.base,
+            parameters=size.parameters,
+            data=request.data,
+            train=len(self.sample.all_train),
             held_out=len(self.sample.held_out) if plan.held_out is None else plan.held_out,
             metric=self.sample.metric,
             length=self._length(),
             split_off=self.sample.split_off,
-            max_new_tokens=need.max_new_tokens,
-            dtype=need.dtype,
-            quantize=need.quantize,
-            passages=need.passages,
+            max_new_tokens=request.max_new_tokens,
+            dtype=request.dtype,
+            quantize=request.quantize,
+            passages=request.passages,
             documents=plan.documents,
-            flags=train_flags(need, self.sample, self.kept.folder),
-            again=need.again,
-            out=str(self.kept.folder),
-            tasks=need.tasks,
-            target=need.target,
+            flags=self._train_flags(),
+            again=request.again,
+            out=str(self.folder.path),
+            tasks=request.tasks,
+            target=request.target,
             key=self.keys["question"],
         )
+
+    def _train_flags(self) -> tuple[str, ...]:
+        """Flags of `halka train` that name the data: the files of this folder, if the examples were split here."""
+        flags = self.request.flags
+        if not self.sample.split_off:
+            return flags
+        kind = flags[flags.index("--kind") :][:2] if "--kind" in flags else ()
+        return ("--data", str(self.folder.path / TRAIN), "--validation", str(self.folder.path / HELD_OUT), *kind)

@@ -1,197 +1,213 @@
-"""The rules in words: what the evidence shows, one reason a function; what would change the advice; what was not there.
+"""Why: the rule that decided and what else was measured, in words; what would change the advice; what is missing.
 
-The choice itself is made in `verdict.py`. A rule here speaks where its threshold is passed, with the numbers it saw.
+One function for each kind of evidence, which speaks where its threshold in `verdict.py` is passed.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
-from halka.advisor.advice import TRAINED, Prospect, Reason
-from halka.advisor.evidence import Evidence, Trial
-from halka.advisor.prospects import Bar, by_choice, is_noisy, too_large, trainable
-from halka.advisor.thresholds import FALLS, FEW_HELD_OUT, HELD, LEAKED
-from halka.advisor.words import choice as named
-from halka.advisor.words import metric_of, share
-from halka.report.units import learning_rate, percent, size
+from halka.advisor.evidence import Evidence
+from halka.advisor.verdict import (
+    FEW_HELD_OUT,
+    LEAKED,
+    RETRIEVED,
+    VISIBLE_FALL,
+    Criteria,
+    Prospect,
+    noisy_labels,
+    too_large,
+    trainable,
+)
+from halka.advisor.words import CHOICES, TRAINED, Choice, metric_of, share
+from halka.report.units import learning_rate, listed, percent, size
 
-NAMED = 5  # places that are named
-
-Rule = Callable[[Evidence], str | None]
+SUSPECTS = 5  # places of suspect labels that are listed
 
 
-def reasons(evidence: Evidence, choice: str, rule: str, found: Sequence[Prospect], bar: Bar) -> tuple[Reason, ...]:
-    """What speaks for the choice, by the rule of the verdict that made it, then what else was seen."""
-    said = Reason(rule, _choice(evidence, choice, rule, found, bar))
-    return (said, *(Reason(name, text) for name, each in RULES.items() if (text := each(evidence))))
+@dataclass(frozen=True)
+class Reason:
+    """A rule's name, and what it says of the evidence."""
+
+    rule: str
+    text: str
 
 
-def _choice(evidence: Evidence, choice: str, rule: str, found: Sequence[Prospect], bar: Bar) -> str:
+def reasons(
+    evidence: Evidence, choice: Choice, rule: str, found: Sequence[Prospect], criteria: Criteria
+) -> tuple[Reason, ...]:
+    """Why the verdict's rule made the choice, then what else was measured."""
+    first = Reason(rule, _why(evidence, choice, rule, found, criteria))
+    return (first, *(Reason(name, text) for name, measured in MEASURED.items() if (text := measured(evidence))))
+
+
+def _why(evidence: Evidence, choice: Choice, rule: str, found: Sequence[Prospect], criteria: Criteria) -> str:
     if rule == "hardware":
-        return _hardware(choice, found)
-    by, metric = by_choice(found), metric_of(evidence.subject)
-    ways = [each for each in found if each.choice != "data"] or [*found]
-    best = max(ways, key=lambda each: each.score.value)
+        return _why_hardware(choice, found)
+    by_choice, metric = {each.choice: each for each in found}, metric_of(evidence.subject)
+    now = [each for each in found if each.choice != "data"] or [*found]
+    best = max(now, key=lambda each: each.score.value)
+    best_has = f"{CHOICES[best.choice].short} with {share(best.score)}"
     if rule in ("useless", "untried"):
-        needed = (
-            f"the target of {percent(bar.target)}"
-            if bar.target is not None
-            else f"{percent(bar.needed)}, where answers that need no model have {percent(bar.trivial)}"
+        minimum = (
+            f"the target of {percent(criteria.target)}"
+            if criteria.target is not None
+            else f"{percent(criteria.minimum)}, the least that is useful (trivial answers: {percent(criteria.trivial)})"
         )
         if rule == "untried":
             rest = "; but training was not tried"
         else:
             rest = "; but more examples still lower the held-out loss" if choice == "data" else ""
-        return f"nothing is expected to reach {needed}: the best is {named(best.choice)} with {share(best.score)}{rest}"
+        return f"nothing is expected to reach {minimum}: the best is {best_has}{rest}"
     if rule == "learning":
         return (
-            f"nothing is of use yet, at best {named(best.choice)} with {share(best.score)}, but the trial was too "
-            "short to tell: its held-out loss is still falling fast"
+            f"nothing is useful yet, at best {best_has}, but the pilot was too short to decide: its held-out loss is "
+            "still falling fast"
         )
     if rule == "few":
         return (
-            f"{evidence.subject.train} examples are few: no curve over fewer of them tells what more would bring. As "
-            f"it is, the best is {named(best.choice)} with {share(best.score)}"
+            f"{evidence.subject.train} training examples are too few to extrapolate what more would bring. For now the "
+            f"best is {best_has}"
         )
     if rule == "data":
-        data = by["data"]
-        return (
-            f"{data.how}: {share(data.score)} {metric} is promised, where {named(best.choice)} has {share(best.score)}"
-        )
-    own = by[choice]
-    told = f"{share(own.score)} {metric} ({own.how})"
+        data = by_choice["data"]
+        return f"{share(data.score)} {metric} is expected ({data.how}); the best for now is {best_has}"
+    own = by_choice[choice]
+    expected = f"{share(own.score)} {metric} ({own.how})"
     if rule == "target":
-        assert bar.target is not None
-        return f"it is the cheapest that reaches the target of {percent(bar.target)}: {told}"
+        assert criteria.target is not None
+        return f"it is the cheapest choice that reaches the target of {percent(criteria.target)}: {expected}"
     if rule == "loss":
-        cheaper = max(ways[: ways.index(own)], key=lambda each: each.score.value)
+        cheaper = max(now[: now.index(own)], key=lambda each: each.score.value)
         assert own.loss is not None
         assert cheaper.loss is not None
         return (
-            f"{named(cheaper.choice)} scores as much, as far as so few answers tell: {share(cheaper.score)}; but it "
-            f"leaves a loss of {cheaper.loss.value:.2f} where this leaves {own.loss.value:.2f}: {told}"
+            f"{CHOICES[cheaper.choice].short} scores as well within the error, {share(cheaper.score)}, but its loss is "
+            f"{cheaper.loss.value:.2f} and this one's {own.loss.value:.2f}: {expected}"
         )
     if rule == "best":
-        return f"of what can be done now it is expected to score highest: {told}"
-    return (
-        f"it is the cheapest that is about as good as any: {told}, where {named(best.choice)} has {share(best.score)}"
-    )
+        return f"it has the highest expected score: {expected}"
+    return f"it is the cheapest choice within the error of the best: {expected}; the best is {best_has}"
 
 
-def _hardware(choice: str, found: Sequence[Prospect]) -> str:
-    """The reason where the hardware alone decides."""
+def _why_hardware(choice: Choice, found: Sequence[Prospect]) -> str:
     if choice == "peft":
-        return "nothing was asked of the base; training a small part of it fits on the hardware"
-    asked = "".join(f"{named(each.choice)} has {share(each.score)}, which is not enough, and " for each in found)
+        return "the base was not asked; parameter-efficient training fits on the hardware"
+    scores = "".join(
+        f"{CHOICES[each.choice].short} has {share(each.score)}, which is not enough, and " for each in found
+    )
     return (
-        f"{asked}the base cannot be trained on the hardware, not even one example at a time on a packed base: take a "
-        "smaller base, or more memory"
+        f"{scores}the base cannot be trained on the hardware, not even with one example a batch on a quantised base: "
+        "use a smaller base or more memory"
     )
 
 
-# ── rules ───────────────────────────────────────────────────────────────────────────────────────────────────────────
+# ── what was measured ───────────────────────────────────────────────────────────────────────────────────────────────
 
 
-def _falls_with_examples(evidence: Evidence) -> str | None:
-    told = evidence.knowledge
-    if told is None or "form" not in told.losses["closed"]:
+def _form(evidence: Evidence) -> str | None:
+    knowledge = evidence.knowledge
+    if knowledge is None or "form" not in knowledge.losses["closed"]:
         return None
-    before, after = (told.losses[each]["form"].value for each in ("closed", "examples"))
-    if before - after < FALLS * before:
+    before, after = (knowledge.losses[condition]["form"].value for condition in ("closed", "examples"))
+    if before - after < VISIBLE_FALL * before:
         return None
     return (
-        f"examples in the prompt lower the loss of what answers share from {before:.2f} to {after:.2f}: it is form, "
-        "which tuning keeps"
+        f"examples in the prompt lower the loss on form (tokens that many answers share) from {before:.2f} to "
+        f"{after:.2f}: training can teach it"
     )
 
 
-def _falls_with_documents(evidence: Evidence) -> str | None:
-    if (told := _own_losses(evidence)) is None:
+def _content(evidence: Evidence) -> str | None:
+    if (losses := _content_losses(evidence)) is None:
         return None
-    before, after = told
-    if before - after < FALLS * before:
+    before, after = losses
+    if before - after < VISIBLE_FALL * before:
         return (
-            f"passages do not lower the loss of what is an answer's own ({before:.2f}, with them {after:.2f}): the "
-            "documents do not hold it, or the base does not read it there"
+            f"passages do not lower the loss on content (tokens of few answers): {before:.2f} without, {after:.2f} with "
+            "them. The documents do not contain the answers, or the base does not use them"
         )
     return (
-        f"passages lower the loss of what is an answer's own from {before:.2f} to {after:.2f}: it is knowledge, which "
-        "retrieval keeps fresh and tuning does not teach well"
+        f"passages lower the loss on content (tokens of few answers) from {before:.2f} to {after:.2f}: this is "
+        "knowledge, which retrieval supplies and training teaches poorly"
     )
 
 
-def _own_losses(evidence: Evidence) -> tuple[float, float] | None:
-    """The loss of what is an answer's own, without and with passages, after worked examples."""
-    told = evidence.knowledge
-    if told is None or "content" not in told.losses.get("both", {}):
+def _content_losses(evidence: Evidence) -> tuple[float, float] | None:
+    """The loss on content after worked examples, without and with passages."""
+    knowledge = evidence.knowledge
+    if knowledge is None or "content" not in knowledge.losses.get("both", {}):
         return None
-    before, after = (told.losses[each]["content"].value for each in ("examples", "both"))
+    before, after = (knowledge.losses[condition]["content"].value for condition in ("examples", "both"))
     return before, after
 
 
-def _not_found(evidence: Evidence) -> str | None:
-    """Where passages are of no use: an answer in a form of its own need not stand there word by word."""
-    told, losses = evidence.knowledge, _own_losses(evidence)
-    if told is None or told.found is None or told.found >= HELD or losses is None:
+def _weak_retrieval(evidence: Evidence) -> str | None:
+    """Only where passages do not help: an answer in other words need not occur in them."""
+    knowledge, losses = evidence.knowledge, _content_losses(evidence)
+    if knowledge is None or knowledge.found is None or knowledge.found >= RETRIEVED or losses is None:
         return None
-    if losses[0] - losses[1] >= FALLS * losses[0]:
+    if losses[0] - losses[1] >= VISIBLE_FALL * losses[0]:
         return None
-    return f"only {percent(told.found)} of the answers stand in the passages that are found: mend the retrieval first"
+    return f"only {percent(knowledge.found)} of the answers are in retrieved passages: mend it first"
 
 
-def _learns(evidence: Evidence) -> str | None:
-    trial = _best(evidence)
+def _pilot(evidence: Evidence) -> str | None:
+    learned = trainable(evidence).learnability
+    trial = None if learned is None else learned.best()
     if trial is None or evidence.strength is None:
         return None
-    closed = evidence.strength.losses["closed"].value
-    rest = "" if trial.expected is None else f", and {trial.expected.value:.2f} is expected if it goes on"
+    before = evidence.strength.losses["closed"].value
+    rest = "" if trial.expected is None else f", extrapolated to {trial.expected.value:.2f} for a longer run"
     return (
         f"{trial.steps} steps of {trial.name} at a learning rate of {learning_rate(trial.lr)} lower the held-out loss "
-        f"from {closed:.2f} to {trial.loss.value:.2f}{rest}"
+        f"from {before:.2f} to {trial.loss.value:.2f}{rest}"
     )
 
 
 def _noise(evidence: Evidence) -> str | None:
     learned = evidence.learnability
-    if learned is None or not is_noisy(evidence.strength, learned):
+    if learned is None or not noisy_labels(evidence.strength, learned):
         return None
     assert learned.agreement is not None
-    each_other, given = learned.agreement
-    some = f", those of {', '.join(learned.suspects[:NAMED])} for instance" if learned.suspects else ""
+    each_other, labels = learned.agreement
+    suspects = f"; suspects: {', '.join(learned.suspects[:SUSPECTS])}" if learned.suspects else ""
     return (
-        f"trained adapters agree with each other ({each_other:.2f} beyond chance) and not with the labels "
-        f"({given:.2f}): labels may be wrong{some}"
+        f"labels may be wrong: trained adapters agree with each other (kappa {each_other:.2f}) but not with the labels "
+        f"({labels:.2f}){suspects}"
     )
 
 
-def _dirty(evidence: Evidence) -> str | None:
-    clean, train = evidence.cleanliness, evidence.subject.train
-    if clean is None:
+def _defects(evidence: Evidence) -> str | None:
+    found, train = evidence.cleanliness, evidence.subject.train
+    if found is None:
         return None
-    told = []
-    if clean.contradictory:
-        told.append(f"{clean.contradictory} of {train} examples ask what another asks and have another answer")
-    if clean.repeated:
-        told.append(f"{clean.repeated} stand there twice")
-    held_out = max(clean.held_out, evidence.subject.held_out)
-    if clean.leaked > LEAKED * held_out:
-        told.append(
-            f"{clean.leaked} of {held_out} held-out questions stand in the training data: the pilot leaves them out, "
-            "but scores of an adapter that is trained on all of it flatter"
+    parts = []
+    if found.contradictory:
+        parts.append(
+            f"{found.contradictory} of {train} training examples have the question of another and a different answer"
         )
-    return "; ".join(told) or None
+    if found.repeated:
+        parts.append(f"{found.repeated} training examples are repeated")
+    held_out = max(found.held_out, evidence.subject.held_out)
+    if found.leaked > LEAKED * held_out:
+        parts.append(
+            f"{found.leaked} of {held_out} held-out questions are in the training data: the pilot leaves them out, but "
+            "an adapter trained on all of it will score too high on them"
+        )
+    return "; ".join(parts) or None
 
 
 def _too_large(evidence: Evidence) -> str | None:
-    scored = [each for each in too_large(evidence) if each.score is not None]
+    scored = [(trial, trial.score) for trial in too_large(evidence) if trial.score is not None]
     if not scored or evidence.fit is None:
         return None
-    best = max(scored, key=lambda each: each.score.value if each.score else 0.0)
-    assert best.score is not None
-    names = ", ".join(dict.fromkeys(each.method for each in scored))
+    best, score = max(scored, key=lambda pair: pair[1].value)
+    names = ", ".join(dict.fromkeys(trial.method for trial, _ in scored))
     return (
-        f"{evidence.fit.device} cannot train {names}, not even one example at a time: trials of it are left out, of "
-        f"which {best.name} scores {share(best.score)}"
+        f"{evidence.fit.device} cannot train {names}, not even with one example a batch: trials of it are ignored, the "
+        f"best of which, {best.name}, scores {share(score)}"
     )
 
 
@@ -199,72 +215,66 @@ def _memory(evidence: Evidence) -> str | None:
     fit = evidence.fit
     if fit is None or fit.memory is None:
         return None
-    tight = [each for each in fit.options if each.fits is False]
+    tight = [option for option in fit.options if option.fits is False]
     if not tight:
         return None
-    told = (
-        f"{each.method} " + (f"with batches of {each.largest_batch} alone" if each.largest_batch else "not at all")
-        for each in tight
-    )
-    room = f"{size(fit.memory)} of {fit.device}"
-    return f"with {fit.batch_size} examples a batch not everything fits into {room}: {', '.join(told)}"
+    fitting = [
+        f"{option.method} fits "
+        + (f"only with batches of {option.largest_batch}" if option.largest_batch else "not at all")
+        for option in tight
+    ]
+    return f"in {size(fit.memory)} of {fit.device}, with {fit.batch_size} examples a batch, {listed(fitting)}"
 
 
-RULES: dict[str, Rule] = {
-    "form": _falls_with_examples,
-    "knowledge": _falls_with_documents,
-    "retrieval": _not_found,
-    "learnability": _learns,
+MEASURED: dict[str, Callable[[Evidence], str | None]] = {
+    "form": _form,
+    "knowledge": _content,
+    "retrieval": _weak_retrieval,
+    "learnability": _pilot,
     "noise": _noise,
-    "cleanliness": _dirty,
+    "cleanliness": _defects,
     "too large": _too_large,
     "memory": _memory,
 }
-"""In the order in which they are told."""
+"""By the rule's name, in the order in which they are listed."""
 
 
 # ── what is open ────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
-def changes(evidence: Evidence, choice: str, rule: str, found: Sequence[Prospect]) -> tuple[str, ...]:
+def changes(evidence: Evidence, choice: Choice, rule: str, found: Sequence[Prospect]) -> tuple[str, ...]:
     """What would change the advice."""
-    by, told = by_choice(found), []
+    by_choice, lines = {each.choice: each for each in found}, []
     if evidence.knowledge is not None and not evidence.knowledge.scores and choice != "prompt":
-        told.append("documents that hold the answers, if there are any (--documents): retrieval may do better")
-    ranked = sorted((each for each in found if each.choice != choice), key=lambda each: -each.score.value)
-    if choice in by and ranked and ranked[0].score.high > by[choice].score.low:
-        told.append(f"more held-out examples: {named(ranked[0].choice)} may do as well, with {share(ranked[0].score)}")
+        lines.append("documents that contain the answers (--documents): retrieval may score higher")
+    others = sorted((each for each in found if each.choice != choice), key=lambda each: -each.score.value)
+    if choice in by_choice and others and others[0].score.high > by_choice[choice].score.low:
+        name, score = CHOICES[others[0].choice].short, share(others[0].score)
+        lines.append(f"more held-out examples: {name} may be as good, with {score}")
     if choice == "prompt":
-        told.append("many requests: a trained adapter needs no examples in the prompt, and answers faster")
+        lines.append("many requests: a trained adapter needs no examples in the prompt and answers faster")
     if choice in TRAINED:
-        told.append("a score that suffices (--target): something cheaper may reach it")
+        lines.append("a score that suffices (--target): a cheaper choice may reach it")
     if choice == "base" and rule != "hardware":
-        told.append("a larger base that was trained on more of this: ask again with --base")
+        lines.append("a larger base, or one pre-trained on similar data: ask again with --base")
     if evidence.learnability is None:
         why = evidence.missing.get("learnability", "it was not run")
-        told.append(f"a pilot ({why}): what training brings was not looked at")
+        lines.append(f"a pilot ({why}): it measures what training brings")
     if (choice == "base" and rule == "hardware") or too_large(evidence):
-        told.append("more memory, or a smaller base: what does not fit was left out")
-    return tuple(told)
+        lines.append("more memory or a smaller base: methods that do not fit were left out")
+    return tuple(lines)
 
 
 def missing(evidence: Evidence) -> tuple[str, ...]:
-    """What was not there to be looked at, and what that leaves open; each makes the advice less sure."""
-    subject = evidence.subject
-    told = [f"{probe}: {why}" for probe, why in evidence.missing.items()]
-    known = evidence.knowledge
-    if known is not None and not known.scores and "documents" not in evidence.missing:
-        told.append("no documents: whether passages would hold the answers was not looked at")
+    """What was not measured, or would make the advice surer."""
+    subject, knowledge, learned = evidence.subject, evidence.knowledge, evidence.learnability
+    lines = [f"{name}: {why}" for name, why in evidence.missing.items()]
+    if knowledge is not None and not knowledge.scores and "documents" not in evidence.missing:
+        lines.append("no documents: whether retrieval helps was not measured")
     if subject.held_out < FEW_HELD_OUT:
-        told.append(f"{subject.held_out} held-out examples: scores are uncertain, {FEW_HELD_OUT} or more tell better")
-    learned = evidence.learnability
+        lines.append(f"{subject.held_out} held-out examples are few: with {FEW_HELD_OUT} or more scores are surer")
     if learned is not None and learned.more is None:
-        told.append("no curve over the number of examples: the trials saw about as many, so what more bring is open")
+        lines.append("no learning curve over data size: all trials reached about as many examples")
     if subject.split_off:
-        told.append("no validation examples of their own: some of the training examples were held out")
-    return tuple(told)
-
-
-def _best(evidence: Evidence) -> Trial | None:
-    learned = trainable(evidence).learnability
-    return None if learned is None else learned.best()
+        lines.append("no validation examples: some of the training examples were held out")
+    return tuple(lines)

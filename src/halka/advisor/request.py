@@ -1,42 +1,46 @@
-"""`Need`: what is asked about, and for whom; its examples, mixed and split."""
+"""`Request`: what the advisor is asked about; the sample of it that probes use, and the keys of their results."""
 
 from __future__ import annotations
 
 import hashlib
 import json
 import random
+import statistics
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from halka.advisor.worth import usual_metric
+from halka.advisor.statistics import are_labels
 from halka.data.duplicates import prompt_key
 from halka.data.examples import Example
 from halka.data.task import split_off
 from halka.evaluation.metrics import score
+from halka.models.quantised import Quantize
 from halka.rag.sources import digest_of
-from halka.util.errors import HalkaError
+from halka.util.dtypes import Dtype
+from halka.util.errors import DataError
 
 MOST_HELD_OUT, MOST_TRAIN = 48, 512
-HELD_OUT = 0.25  # share of the examples that is held out where none are given for it
-SCHEMA = 4  # of what a probe's result is and means: raised with every change, so that none of before is taken for it
+HELD_OUT = 0.25  # share of the training examples that is held out where there are no validation examples
+SHORT_ANSWER = 5  # words of an answer that is a name or a number rather than a text
+SCHEMA = 4  # version of the probes' results: raised with every change of what they are or mean, so that all run again
 
 
 @dataclass(frozen=True)
-class Need:
-    """What is asked about, and for whom.
+class Request:
+    """A base, data and hardware, and how they are to be used.
 
-    train, held_out     examples that end with their answer; without held-out ones some of the others are held out
-    metric              what answers are worth; without one it follows from how they look
-    documents           files, folders, and .jsonl files of rows with "name" and "text"
-    target              the score that is needed, as a share of the metric's range
-    tasks               how many such tasks there are, for storage and serving
-    memory, device      bytes of the GPU, or a named device, that is to train it; else this machine
-    full                whether full fine-tuning is tried, too: it needs memory for all of its gradients and moments
-    passages            how many a prompt holds
-    data                what the data are called
-    flags, again        how `halka train` names the data, and what `halka advise` is given to ask again
+    train, held_out     examples that end with their answer; without held-out ones, some of `train` are held out
+    metric              scores the answers; chosen by how they look if not given
+    documents           files, folders, and .jsonl files of rows with "name" and "text", for retrieval
+    target              the score that suffices, 0 to 1
+    tasks               number of such tasks, for storage and serving
+    memory, device      bytes of the GPU, or the name of a device, to train on; else this machine
+    full                also try full fine-tuning, which needs memory for gradients and optimiser states of all weights
+    passages            retrieved passages in a prompt
+    data                what the data are called in reports
+    flags, again        flags of `halka train` that name the data; flags of `halka advise` that ask the same again
     """
 
     base: str
@@ -49,8 +53,8 @@ class Need:
     tasks: int = 1
     memory: int | None = None
     device: str | None = None
-    dtype: str = "bfloat16"
-    quantize: str | None = None
+    dtype: Dtype = "bfloat16"
+    quantize: Quantize | None = None
     full: bool = False
     passages: int = 3
     batch_size: int = 8
@@ -61,76 +65,88 @@ class Need:
 
 @dataclass(frozen=True)
 class Sample:
-    """The examples that are looked at, in an order that does not follow the files', and the metric.
+    """The examples that probes use, shuffled, and the metric.
 
-    given       all examples to train on, those that ask what is held out among them
-    train       those that do not, at most `MOST_TRAIN`
+    all_train   all training examples
+    train       those whose prompt is not held out, at most `MOST_TRAIN`
     held_out    at most `MOST_HELD_OUT`
-    split_off   whether these were taken from the examples to train on
+    split_off   whether they were taken from the training examples
     """
 
-    given: tuple[Example, ...]
+    all_train: tuple[Example, ...]
     train: tuple[Example, ...]
     held_out: tuple[Example, ...]
     metric: str
     split_off: bool
 
 
-def sample(need: Need) -> Sample:
-    """The need's examples as the probes see them; the same for the same need.
+def sample(request: Request) -> Sample:
+    """The examples that probes use; the same request gives the same sample.
 
-    Raises ValueError for fewer than two examples, one without an answer, an unknown metric, one that the given answers
-    themselves do not satisfy, and for examples of which nothing is left beside what is held out.
+    Raises DataError for fewer than two examples, an example without an answer, and where no training example has a
+    prompt that is not held out; HalkaError for an unknown metric and one that the answers themselves do not satisfy.
     """
-    if wrong := next((each for each in (*need.train, *need.held_out) if not each.answers), None):
-        raise HalkaError(f"{wrong.where or 'an example'} has no answer to learn or to compare with: give it one")
-    if len(need.train) < 2:
-        raise HalkaError(f"{len(need.train)} examples tell nothing: give at least two")
-    given, held_out = need.train, _mixed(need.held_out)[:MOST_HELD_OUT]
+    if wrong := next((example for example in (*request.train, *request.held_out) if not example.answers), None):
+        raise DataError(f"{wrong.where or 'an example'} has no answer to train on or compare with: add one")
+    if len(request.train) < 2:
+        raise DataError(f"{len(request.train)} training examples are too few: give at least two")
+    all_train, held_out = request.train, _shuffled(request.held_out)[:MOST_HELD_OUT]
     if not held_out:
-        count = min(MOST_HELD_OUT, max(1, round(HELD_OUT * len(given))))
-        given, held_out = map(tuple, split_off(given, count, "0/validation"))
-        held_out = _mixed(held_out)[:MOST_HELD_OUT]
-    asked = {prompt_key(each) for each in held_out}
-    train = _mixed([each for each in given if prompt_key(each) not in asked])[:MOST_TRAIN]
+        count = min(MOST_HELD_OUT, max(1, round(HELD_OUT * len(all_train))))
+        all_train, held_out = map(tuple, split_off(all_train, count, "0/validation"))
+        held_out = _shuffled(held_out)[:MOST_HELD_OUT]
+    prompts = {prompt_key(example) for example in held_out}
+    train = _shuffled([example for example in all_train if prompt_key(example) not in prompts])[:MOST_TRAIN]
     if not train:
-        raise HalkaError("all examples ask what is held out: give some that differ, or others with --validation")
-    metric = need.metric or usual_metric([each.answers[0] for each in (*train, *held_out)])
-    given_answers = [each.answers for each in held_out]
-    score([each[0] for each in given_answers], given_answers, [metric], resamples=1)
-    return Sample(given, train, held_out, metric, not need.held_out)
+        raise DataError("every training example has a held-out prompt: add other examples, or other --validation ones")
+    metric = request.metric or usual_metric([example.answers[0] for example in (*train, *held_out)])
+    answers = [example.answers for example in held_out]
+    score([accepted[0] for accepted in answers], answers, [metric], resamples=1)
+    return Sample(all_train, train, held_out, metric, not request.held_out)
 
 
-def keys(need: Need, found: Sample, seconds: float, base: object, machine: object, out: Path) -> dict[str, str]:
-    """For each probe what its result is of, and for "question" what all but the hardware's are of.
+def usual_metric(answers: Sequence[str]) -> str:
+    """The metric for answers that look like these."""
+    if all(map(_is_json, answers)):
+        return "exact_match"
+    if are_labels(answers):
+        return "accuracy"
+    return "squad_exact" if statistics.median(len(text.split()) for text in answers) <= SHORT_ANSWER else "token_f1"
 
-    They are the same for the same question, however the data are called. `base` tells one base from another of that
-    name, `machine` what the hardware at hand has now; what is in the folder `out` is none of the documents.
+
+def result_keys(
+    request: Request, sample: Sample, seconds: float, base: object, machine: object, folder: Path
+) -> dict[str, str]:
+    """By probe a hash of all that its result depends on; under "question" one of all but the hardware.
+
+    base      tells other weights in the same folder apart, `machine` other hardware
+    folder    the advice folder: files in it are not part of the documents
     """
-    asked = {
-        "base": (need.base, base, need.dtype, need.quantize),
-        "examples": [[asdict(each) for each in some] for some in (found.train, found.held_out)],
-        "how": (found.metric, need.max_new_tokens, seconds),
+    model = (request.base, base, request.dtype, request.quantize)
+    prompts = {
+        "base": model,
+        "examples": [[asdict(example) for example in some] for some in (sample.train, sample.held_out)],
+        "how": (sample.metric, request.max_new_tokens, seconds),
     }
-    documents = (digest_of(need.documents, out), need.passages) if need.documents else None
-    here = need.device == "here" or need.memory is need.device is None
-    hardware = (need.memory, need.device, machine if here else None)
-    told: dict[str, Any] = {
-        "cleanliness": [[asdict(each) for each in some] for some in (found.given, found.held_out)],
-        "strength": (asked, documents),  # as many questions as with documents: the time is for all conditions
-        "knowledge": (asked, documents),
-        "learnability": (asked, documents, need.full, need.batch_size, len(found.given)),
-        "fit": (asked["base"], need.batch_size, need.tasks, hardware),  # and of the examples' lengths
+    documents = (digest_of(request.documents, folder), request.passages) if request.documents else None
+    on_this_machine = request.device == "here" or request.memory is request.device is None
+    hardware = (request.memory, request.device, machine if on_this_machine else None)
+    inputs: dict[str, Any] = {
+        "cleanliness": [[asdict(example) for example in some] for some in (sample.all_train, sample.held_out)],
+        "strength": (prompts, documents),  # documents too: they take some of the time, which limits the examples
+        "knowledge": (prompts, documents),
+        "learnability": (prompts, documents, request.full, request.batch_size, len(sample.all_train)),
+        "fit": (model, request.batch_size, request.tasks, hardware),  # and the examples' lengths, known later
     }
-    told["question"] = (told["cleanliness"], told["learnability"])
+    inputs["question"] = (inputs["cleanliness"], inputs["learnability"])
     return {
-        name: hashlib.sha256(json.dumps((SCHEMA, each), sort_keys=True, default=str).encode()).hexdigest()[:16]
-        for name, each in told.items()
+        name: hashlib.sha256(json.dumps((SCHEMA, value), sort_keys=True, default=str).encode()).hexdigest()[:16]
+        for name, value in inputs.items()
     }
 
 
-def base_state(base: str) -> list[tuple[str, int, int]] | None:
-    """What tells a base in a folder from another that is put there: its files' names, sizes and times."""
+def base_files(base: str) -> list[tuple[str, int, int]] | None:
+    """Names, sizes and times of a base folder's files; None for a base that is not a folder."""
     folder = Path(base).expanduser()
     if not folder.is_dir():
         return None
@@ -138,8 +154,15 @@ def base_state(base: str) -> list[tuple[str, int, int]] | None:
     return [(path.name, path.stat().st_size, path.stat().st_mtime_ns) for path in files]
 
 
-def _mixed(examples: Sequence[Example]) -> tuple[Example, ...]:
-    """In an order of no meaning: files are often sorted."""
-    found = [*examples]
-    random.Random(0).shuffle(found)
-    return tuple(found)
+def _is_json(text: str) -> bool:
+    try:
+        return isinstance(json.loads(text), dict | list)
+    except ValueError:
+        return False
+
+
+def _shuffled(examples: Sequence[Example]) -> tuple[Example, ...]:
+    """Shuffled with a fixed seed, because files are often sorted."""
+    shuffled = [*examples]
+    random.Random(0).shuffle(shuffled)
+    return tuple(shuffled)

@@ -1,25 +1,46 @@
-"""The probe of the hardware: what each family of methods needs there, and the way in which it fits."""
+"""Memory and time: which methods fit on the hardware, and what of the probes fits on this machine."""
 
 from __future__ import annotations
 
+import statistics
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, fields, replace
 from itertools import product
 from pathlib import Path
 from typing import Any
 
-from halka.advisor.evidence import Fit, Option
+from halka.advisor.evidence import CLOSED, DOCUMENTS, Fit, Option
+from halka.advisor.folder import Room
+from halka.advisor.pilot import PilotConfig
+from halka.advisor.probed_base import ProbedBase
+from halka.advisor.request import Request
 from halka.core import Method
+from halka.data.examples import Example
+from halka.data.tokens import encode_all
 from halka.estimating import Memory, Setup, at_least_one, largest_batch, prepared, rehearse, row_of
 from halka.estimating.dry_runs import Rehearsed
-from halka.estimating.hardware import Hardware, gpu_here, hardware_of
+from halka.estimating.hardware import PROCESS, Hardware, gpu_here, hardware_of
 from halka.methods import Full, build_method
-from halka.util.errors import HalkaError
+from halka.models import context
+from halka.models.loading import place_of
+from halka.report.units import size
+from halka.util.errors import HalkaError, OutOfMemoryError
 from halka.util.machine import available
 
 METHODS = ("lora", "bottleneck", "prefix", "prompt", "full")
-FORMS = (None, "int8", "nf4")  # in which a base is tried, the most exact first
-MOST = 256  # rows that are tried for the largest batch
+FORMS = (None, "int8", "nf4")  # of the base, the most exact first
+MOST_ROWS = 256  # tried for the largest batch
+
+LEAST_HELD_OUT = 16
+ANSWERING = 0.35  # share of the time for generating answers; the rest is for training
+TIMED = 8  # examples that are timed
+MEASURED = 64  # examples whose length with passages is measured
+CHARACTERS = 3  # per token, before the tokenizer is loaded: more in Latin script, fewer in others
+PILOT_SHARE = 0.5  # of the available memory, above which the pilot checkpoints, to leave some to other processes
+
+
+# ── the probe of the hardware ───────────────────────────────────────────────────────────────────────────────────────
 
 
 def fit(
@@ -35,58 +56,64 @@ def fit(
     quantize: str | None = None,
     memory: int | None = None,
     device: str | None = None,
-    where: Hardware | None = None,
-    progress: Callable[[str], None] = lambda doing: None,
+    hardware: Hardware | None = None,
+    progress: Callable[[str], None] = lambda _: None,
 ) -> Fit:
-    """What each of `methods` needs on the hardware, and the way of training it that fits there.
+    """What each of `methods` needs on the hardware, trained in the first way that fits.
 
-    It is the first that does of: as it is, with checkpointing, on a base in int8, in NF4; these with checkpointing only
-    where they do not fit without, and from `quantize` on, if it is given. Where none fits, it is the one that needs
-    least. Nothing but the base's configuration is read. A way takes a second or two to be tried, and the largest batch,
-    of at most `MOST` rows, as long as a few.
+    The ways are: as it is, with checkpointing, on a base in int8, in NF4 (beginning with `quantize`, if given; each
+    with checkpointing only where it does not fit without). Where none fits, it is the one that needs the least memory.
+    Only the base's configuration is read. A way takes a second or two to estimate, the largest batch (at most
+    `MOST_ROWS`) as long as a few.
 
     base       a short name, a folder, a name on the hub, or a transformers configuration
-    kind, labels, dtype, quantize   as `halka.estimate` takes them
-    length, batch_size    tokens an example, examples a batch
-    tasks      how many are to be stored and served, each with an adapter of its own
-    memory, device   the hardware, as `hardware_for` takes them; or `where`, that it gave before
-    progress   is told each method, each other way and each batch before it is tried
+    kind, labels, dtype, quantize   as in `halka.estimate`
+    length, batch_size    tokens of an example, examples of a batch
+    tasks      how many are stored and served, each with an adapter of its own
+    memory, device   the hardware, as in `find_hardware`; or `hardware` itself
+    progress   called before each estimate
 
-    A method that the base refuses is left out; so is a form in which the base cannot be, or not on this machine, which
-    is told in `Fit.untried`.
-    Raises ValueError as `halka.estimate` does: for a base, a setup, a method or a device that cannot be, and for a base
-    that refuses all the methods.
+    Methods that the base does not support are left out; so are forms that it, or this machine, does not support, which
+    `Fit.untried` lists. Raises HalkaError as `halka.estimate` does, and if no method is left.
     """
     config, setup = prepared(base, kind, rows=batch_size, length=length, dtype=dtype, quantize=quantize, labels=labels)
     at_least_one(tasks=tasks)
     chosen = [build_method(name, {}) for name in methods]
-    where = where or hardware_for(dtype, memory, device)
-    fitting = _Fitting(config, setup, where, progress)
+    hardware = hardware or find_hardware(dtype, memory, device)
+    search = _Search(config, setup, hardware, progress)
     options, parts, refused = [], {}, []
     for method in chosen:
         progress(method.name)
         try:
-            plain = rehearse(config, method, setup, gpu=where.gpu)
-        except ValueError as error:
+            plain = rehearse(config, method, setup, gpu=hardware.gpu)
+        except HalkaError as error:
             refused.append(str(error))
             continue
-        parts[method.name] = {each.name: getattr(plain.memory, each.name) for each in fields(Memory) if each.init}
-        options.append(fitting.option(method, plain, tasks))
+        parts[method.name] = {part.name: getattr(plain.memory, part.name) for part in fields(Memory) if part.init}
+        options.append(search.option(method, plain, tasks))
     if not options:
-        raise HalkaError(f"none of the methods can be trained on this base: {(refused or ['none is given'])[0]}")
-    name, untried = "this machine" if where.name == "here" else where.name, fitting.untried
-    return Fit(name, where.memory, where.process, length, batch_size, tasks, tuple(options), parts, untried=untried)
+        raise HalkaError(f"no method can be trained on this base: {(refused or ['methods is empty'])[0]}")
+    return Fit(
+        device="this machine" if hardware.name == "here" else hardware.name,
+        memory=hardware.memory,
+        process=hardware.process,
+        length=length,
+        batch_size=batch_size,
+        tasks=tasks,
+        options=tuple(options),
+        parts=parts,
+        untried=search.untried,
+    )
 
 
-def hardware_for(dtype: str, memory: int | None = None, device: str | None = None) -> Hardware:
-    """The hardware that it is to fit on.
+def find_hardware(dtype: str, memory: int | None = None, device: str | None = None) -> Hardware:
+    """The hardware to train on.
 
     memory   bytes, of a GPU unless the device is "here"; the device's own if not given
-    device   of `estimating.devices.DEVICES`, or "here": this machine's processor, measured for about two seconds with
-             that dtype, with the memory that is available now; without both it is the GPU that torch sees, else "here".
-             Seconds are told where its speed is known
+    device   one of `estimating.devices.DEVICES`, or "here": this machine's processor, timed for about two seconds with
+             that dtype, with the memory that is available now. Without both: the GPU that torch sees, else "here"
 
-    Raises ValueError for a device nobody knows.
+    Raises HalkaError for an unknown device.
     """
     if device is None and memory is None:
         if (gpu := gpu_here()) is not None:
@@ -98,82 +125,199 @@ def hardware_for(dtype: str, memory: int | None = None, device: str | None = Non
 
 
 @dataclass
-class _Fitting:
-    """The search for a way that fits.
+class _Search:
+    """The search for a way of training that fits.
 
-    sizes     the base's bytes by form, as far as any method has tried them
-    untried   the forms that cannot be tried, and why
+    sizes     the base's bytes by form, of the forms tried so far
+    untried   forms that cannot be used, and why
     """
 
     config: Any
     setup: Setup
-    where: Hardware
-    told: Callable[[str], None]
+    hardware: Hardware
+    progress: Callable[[str], None]
     sizes: dict[str | None, int] = field(default_factory=dict)
     untried: dict[str, str] = field(default_factory=dict)
 
     @property
     def room(self) -> int:
-        """Bytes that are left to a run; the memory of all hardware that is asked for here is known."""
-        assert self.where.room is not None
-        return self.where.room
+        """Bytes for a run."""
+        assert self.hardware.room is not None
+        return self.hardware.room
 
     def option(self, method: Method, plain: Rehearsed, tasks: int) -> Option:
-        """The way of training it, and what it comes to; `plain` is what it needs as it is."""
-        how, found = self._best(method, plain)
-        row = row_of(method, found, how, self.where, tasks)
+        """The way of training the method, and what it needs; `plain` is what it needs as it is."""
+        setup, needs = self._best(method, plain)
+        row = row_of(method, needs, setup, self.hardware, tasks)
         assert row.stored is not None
         assert row.served is not None
         return Option(
             method=method.name,
-            quantize=how.quantize,
-            checkpointing=how.checkpointing,
-            memory=found.memory.total,
+            quantize=setup.quantize,
+            checkpointing=setup.checkpointing,
+            memory=needs.memory.total,
             fits=row.fits,
-            largest_batch=0 if found.base_bytes > self.room else self._largest(method, how, found),
-            trained=found.trained,
+            largest_batch=0 if needs.base_bytes > self.room else self._largest(method, setup, needs),
+            trained=needs.trained,
             step_seconds=row.seconds,
             stored=row.stored,
             served=row.served,
         )
 
     def _best(self, method: Method, plain: Rehearsed) -> tuple[Setup, Rehearsed]:
-        """The first way that fits, else the one that needs least, and what it needs.
+        """The first way that fits, else the one that needs least.
 
-        Where a form's base alone is too much and a smaller form is known, the form is not tried again.
+        A form whose base alone is too large is not tried again while a smaller form is known.
         """
-        setup, sizes, ways = self.setup, self.sizes, [(self.setup, plain)]
-        sizes[setup.quantize] = plain.base_bytes
+        sizes, ways = self.sizes, [(self.setup, plain)]
+        sizes[self.setup.quantize] = plain.base_bytes
         if plain.memory.total <= self.room:
             return ways[0]
-        forms = (None,) if isinstance(method, Full) else FORMS[FORMS.index(setup.quantize) :]
+        forms = (None,) if isinstance(method, Full) else FORMS[FORMS.index(self.setup.quantize) :]
         for form, checkpointing in product(forms, (False, True)):
-            how = replace(setup, quantize=form, checkpointing=checkpointing)
-            if how == setup or self.room < sizes.get(form, 0) > min(sizes[each] for each in forms if each in sizes):
+            setup = replace(self.setup, quantize=form, checkpointing=checkpointing)
+            smallest = min((sizes[each] for each in forms if each in sizes), default=0)
+            if setup == self.setup or self.room < sizes.get(form, 0) > smallest:
                 continue
-            self.told(_called(method, how))
+            self.progress(_describe(method, setup))
             try:
-                found = rehearse(self.config, method, how, gpu=self.where.gpu)
-            except ValueError as error:  # the base as it is was not refused: this form is
+                needs = rehearse(self.config, method, setup, gpu=self.hardware.gpu)
+            except HalkaError as error:  # not of the base, which the method was rehearsed on: of the form
                 self.untried[str(form)] = str(error)
                 continue
-            sizes[form] = found.base_bytes
-            ways.append((how, found))
-            if found.memory.total <= self.room:
+            sizes[form] = needs.base_bytes
+            ways.append((setup, needs))
+            if needs.memory.total <= self.room:
                 return ways[-1]
         return min(ways, key=lambda way: way[1].memory.total)
 
-    def _largest(self, method: Method, how: Setup, found: Rehearsed) -> int:
+    def _largest(self, method: Method, setup: Setup, needs: Rehearsed) -> int:
         return largest_batch(
-            *(self.config, method, how, self.room),
-            gpu=self.where.gpu,
-            memory=found.memory,
-            most=MOST,
-            progress=lambda rows: self.told(f"{_called(method, how)}, a batch of {rows:,}"),
+            *(self.config, method, setup, self.room),
+            gpu=self.hardware.gpu,
+            memory=needs.memory,
+            most=MOST_ROWS,
+            progress=lambda rows: self.progress(f"{_describe(method, setup)}, a batch of {rows:,}"),
         )
 
 
-def _called(method: Method, how: Setup) -> str:
-    """A way of training in words."""
-    form = "" if how.quantize is None else f" on a base in {how.quantize}"
-    return f"{method.name}{form}{' with checkpointing' if how.checkpointing else ''}"
+def _describe(method: Method, setup: Setup) -> str:
+    form = "" if setup.quantize is None else f" on a base in {setup.quantize}"
+    return f"{method.name}{form}{' with checkpointing' if setup.checkpointing else ''}"
+
+
+# ── lengths ─────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def typical_lengths(base: ProbedBase) -> tuple[int, int | None]:
+    """The 90th percentile of the training examples' tokens, as they are and (with documents) with passages.
+
+    At most the base's context, to which training cuts examples.
+    """
+    limit = context(base.model, None)
+
+    def typical(examples: Sequence[Example]) -> int:
+        length = _percentile_90([len(tokens) for tokens in encode_all(examples, base.model.tokenizer).items])
+        return length if limit is None else min(length, limit)
+
+    prompts = [base.prompt(example, DOCUMENTS) for example in base.train[:MEASURED]] if base.retrieve else []
+    return typical(base.train), typical(prompts) if prompts else None
+
+
+def length_by_characters(examples: Sequence[Example]) -> int:
+    """An estimate of the same without a tokenizer."""
+    return _percentile_90(
+        [sum(len(message.content) for message in example.messages) // CHARACTERS for example in examples]
+    )
+
+
+def _percentile_90(lengths: Sequence[int]) -> int:
+    """The 90th percentile, at least 16."""
+    return max(16, int(statistics.quantiles([*lengths, *lengths], n=10, method="inclusive")[-1]))
+
+
+# ── time ────────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def answer_seconds(base: ProbedBase) -> float:
+    """Seconds per answer, timed on a few held-out examples."""
+    prompts = [base.prompt(example, CLOSED) for example in base.held_out[:TIMED]]
+    started = time.perf_counter()
+    base.answers(None, prompts)
+    return (time.perf_counter() - started) / len(prompts)
+
+
+def answers_per_example(base: ProbedBase, trials: int) -> int:
+    """What all answers to a held-out example cost, in zero-shot answers of the base."""
+    return 3 + trials + (0 if base.retrieve is None else 8)  # those with worked examples take twice as long
+
+
+def affordable_held_out(base: ProbedBase, seconds: float, answer: float, trials: int) -> int:
+    """Number of held-out examples for which `seconds` are enough, if an answer takes `answer` seconds."""
+    count = max(LEAST_HELD_OUT, int(ANSWERING * seconds / (answer * answers_per_example(base, trials))))
+    return min(count, len(base.held_out))
+
+
+def training_seconds(seconds: float, spent: float, answers: float) -> float:
+    """Seconds left for the pilot's training, after those spent and those its answers take; at least a share of all."""
+    return max(seconds - spent - answers, (1 - ANSWERING) * seconds / 2)
+
+
+# ── memory of this machine ──────────────────────────────────────────────────────────────────────────────────────────
+
+
+@dataclass(frozen=True)
+class Available:
+    """Bytes that are free: of main memory, and of the device that models are loaded to; whether that is a GPU."""
+
+    main: int
+    device: int
+    gpu: bool
+
+    @classmethod
+    def here(cls) -> Available:
+        place = place_of()
+        return cls(available(), available(place), place.type == "cuda")
+
+    @property
+    def process(self) -> int:
+        """Bytes of the device that the process takes besides tensors: on a GPU they are taken already."""
+        return 0 if self.gpu else PROCESS
+
+
+def base_too_large(base_bytes: int, free: Available) -> str | None:
+    """Why the base cannot be loaded; None if it can. On its way to a GPU it passes through main memory."""
+    room, needs = min(free.main, free.device), base_bytes + free.process
+    return f"the base takes {size(needs)} and {size(room)} are free" if needs > room else None
+
+
+def pilot_room(
+    request: Request, config: Any, lengths: Sequence[int], free: Available, pilot: PilotConfig | None = None
+) -> Room:
+    """How the pilot trains so that it fits. Its passes run one after another, so the largest one counts.
+
+    lengths   tokens of the examples, and of those with passages where there are some
+
+    Raises OutOfMemoryError where the small adapters do not fit even with checkpointing.
+    """
+    pilot = pilot or PilotConfig()
+
+    def needs(method: str, trials: int, length: int, checkpointing: bool) -> int:
+        rows = trials * max(1, min(request.batch_size, pilot.batch_tokens // length))
+        options: dict[str, Any] = {"dtype": request.dtype, "quantize": request.quantize, "checkpointing": checkpointing}
+        _, setup = prepared(config, rows=rows, length=length, **options)
+        return rehearse(config, build_method(method, {}), setup, gpu=free.gpu).memory.total + free.process
+
+    passes = [(len(pilot.trials), lengths[0]), *((1, length) for length in lengths[1:])]
+    checkpointing = any(needs("lora", *each, False) > PILOT_SHARE * free.device for each in passes)
+    least = max(needs("lora", *each, True) for each in passes) if checkpointing else 0
+    if least > free.device:
+        raise OutOfMemoryError(f"the pilot takes {size(least)} and {size(free.device)} are free")
+    if not request.full:
+        return Room(checkpointing)
+    full = needs("full", 1, lengths[0], checkpointing)
+    if not checkpointing and full > PILOT_SHARE * free.device:
+        checkpointing, full = True, needs("full", 1, lengths[0], True)
+    if full > free.device:
+        return Room(checkpointing, f"a trial takes {size(full)} and {size(free.device)} are free")
+    return Room(checkpointing)

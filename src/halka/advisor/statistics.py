@@ -1,46 +1,89 @@
-"""Losses with their doubt: the mean of what was seen, and where a curve over steps or examples is going."""
+"""Statistics of the probes: values of answers, intervals of losses, learning curves, agreement of labels."""
 
 from __future__ import annotations
 
 import math
+import re
+from collections import Counter
 from collections.abc import Sequence
+from itertools import combinations
+from statistics import mean
 
 import numpy as np
 from numpy.typing import NDArray
 
-from halka.advisor.thresholds import RISING
 from halka.data.metric import Counts, Metric
-from halka.evaluation.metrics import Score, score
+from halka.evaluation.metrics import Score, find_metric, score
+from halka.evaluation.text_metrics import as_label
+from halka.rag.prompt import CITATION
 from halka.util.errors import HalkaError
 
 Array = NDArray[np.float64]
 
+HORIZON = 4
+"""Curves are extrapolated to so many times the steps, or examples; a convention."""
+RISE = 3
+"""A curve rises if it ends above its lowest point by so many times its noise; a convention."""
+
 EXPONENTS = np.geomspace(0.05, 2.0, 96)
 LEVELS = (np.arange(400) + 0.5) / 400
 DRAWS = 4000
+LONGEST_LABEL = 80  # characters; "balance_not_updated_after_cheque_or_cash_deposit" has 48
+CITED = re.compile(
+    rf"(\s*{CITATION.pattern})+(?=\s*\.?\s*$)"
+)  # citations at an answer's end, before or after its full stop
 
 
-def interval(
+# ── answers ─────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def answer_values(
+    metric: str, texts: Sequence[str], references: Sequence[Sequence[str]], *, passages: bool = False
+) -> tuple[float, ...]:
+    """Each answer's own score by the metric, scaled to 0 to 1, higher is better; a corpus metric is taken per answer.
+
+    passages   whether the prompts held passages: citations at an answer's end are ignored then, unless the references
+               have such marks themselves
+
+    Raises HalkaError for an unknown metric.
+    """
+    measure = find_metric(metric)
+    low, high = measure.range
+    values = []
+    for text, accepted in zip(texts, references, strict=True):
+        if passages and not any(map(CITATION.search, accepted)):
+            text = CITED.sub("", text).strip()
+        counts = measure.per_item(text, accepted)
+        value = float(measure.aggregate({key: np.array([float(count)]) for key, count in counts.items()})[0])
+        share = (value - low) / (high - low) if np.isfinite(value) else 0.0
+        values.append(min(1.0, max(0.0, share if measure.higher_is_better else 1 - share)))
+    return tuple(values)
+
+
+# ── intervals ───────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def mean_interval(
     values: Sequence[float], weights: Sequence[float] | None = None, seed: int = 0, resamples: int = 1000
 ) -> Score:
     """The weighted mean with its 95 % percentile bootstrap over items (Efron, 1979), in the unit of `values`.
 
-    For losses, `values[i]` is example i's mean a token in nats and `weights[i]` its number of tokens; whole examples
-    are drawn, for tokens of one answer are no independent items. `n` counts the items of a weight above 0.
+    For losses, `values[i]` is example i's mean per token in nats and `weights[i]` its number of tokens: whole examples
+    are resampled, because tokens of one answer are not independent. `n` counts the items with a weight above 0.
 
-    Where every draw gives the same value (one item, or all alike) the bootstrap cannot see the spread. As in `score`,
-    up to 1 - 0.05^(1/n) of all items may then differ from those seen, here each by the value itself or by 1, whichever
-    is more; `low` is not below 0 where no value is.
+    Where every resample gives the same value (one item, or equal values) the bootstrap cannot see the spread. As in
+    `score`, up to 1 - 0.05^(1/n) of all items may then differ from those seen, here each by the value itself or by 1,
+    whichever is larger; `low` is not below 0 where no value is.
 
-    Raises ValueError for no values, other than one weight a value, values that are not finite, and weights that are
-    below 0, not finite or all 0.
+    Raises HalkaError for no values, a different number of weights, values that are not finite, and weights that are
+    negative, not finite or all 0.
     """
     weight = np.ones(len(values)) if weights is None else np.asarray(weights, dtype=np.float64)
     value = np.asarray(values, dtype=np.float64)
     if not len(value) or weight.shape != value.shape:
-        raise HalkaError(f"{len(value)} values with {len(weight)} weights; give one or more, and a weight for each")
+        raise HalkaError(f"{len(value)} values with {len(weight)} weights: give at least one, and a weight for each")
     if not (np.isfinite(value).all() and np.isfinite(weight).all() and (weight >= 0).all() and weight.any()):
-        raise HalkaError("values and weights must be finite, weights 0 or more and not all 0; leave such items out")
+        raise HalkaError("values and weights must be finite, weights 0 or more and not all 0: leave such items out")
     value, weight = value[weight > 0], weight[weight > 0]
     n = len(value)
 
@@ -48,33 +91,35 @@ def interval(
         return {"sum": value[int(item)] * weight[int(item)], "weight": weight[int(item)]}
 
     ends = (-math.inf, math.inf)
-    mean = Metric("mean", "weighted mean", counts, lambda sums: sums["sum"] / sums["weight"], ends)
-    found = score([str(item) for item in range(n)], [[""]] * n, [mean], seed, resamples)["mean"]
-    if not math.isclose(found.low, found.high, abs_tol=1e-12):
-        return found
-    margin = (1 - 0.05 ** (1 / n)) * max(abs(found.value), 1.0)
-    low = found.value - margin
-    return Score(found.value, max(low, 0.0) if value.min() >= 0 else low, found.value + margin, n)
+    weighted = Metric("mean", "weighted mean", counts, lambda sums: sums["sum"] / sums["weight"], ends)
+    result = score([str(item) for item in range(n)], [[""]] * n, [weighted], seed, resamples)["mean"]
+    if not math.isclose(result.low, result.high, abs_tol=1e-12):
+        return result
+    margin = (1 - 0.05 ** (1 / n)) * max(abs(result.value), 1.0)
+    low = result.value - margin
+    return Score(result.value, max(low, 0.0) if value.min() >= 0 else low, result.value + margin, n)
 
 
-def extrapolated(points: Sequence[tuple[float, float]], at: float, noise: float = 0.0, seed: int = 0) -> Score | None:
-    """The loss to expect at `at`, no nearer than the last point; `math.inf` is where the curve ends.
+# ── learning curves ─────────────────────────────────────────────────────────────────────────────────────────────────
 
-    `points` are (steps or examples, loss) in any order, several at one place too; `noise` is the standard deviation of
-    a point's loss, 0 if it is not known. `n` is the number of points; None for points at fewer than two places.
 
-    The curve is L(x) = a + b·x^(-c), a and b 0 or more, c from 0.05 to 2: the form of learning curves over data
-    (Hestness et al., 2017, arXiv:1712.00409), and one of those by which curves over steps are extrapolated (Domhan et
-    al., 2015). No single fit is believed: value, low and high are quantiles (50, 2.5 and 97.5 %) of curves drawn in
-    proportion to how well they fit, c evenly in its logarithm, so that two points tell a range only, and few points
-    and distance widen it. They are of the curve; another point would have its noise besides. The value is no more than
-    the last point and its noise; noise that is not known is what neighbours tell or, under five points, a twentieth of
-    the fall.
+def extrapolate(points: Sequence[tuple[float, float]], at: float, noise: float = 0.0, seed: int = 0) -> Score | None:
+    """The loss to expect at `at`, which is not before the last point; `math.inf` is the curve's limit.
 
-    A curve whose last point lies above its best by `RISING` times the noise is rising, as in overfitting, and no power
-    law: training would stop at the best, so that is expected, and `high` is at least the last point.
+    `points` are (steps or examples, loss) in any order, possibly several at one x; `noise` is the standard deviation of
+    a point's loss, 0 if unknown. `n` is the number of points. Returns None for fewer than two different x.
 
-    Raises ValueError for an x that is not above 0, a loss or noise that is below 0 or not finite, and an `at` before
+    The curve is L(x) = a + b·x^(-c) with a, b ≥ 0 and c from 0.05 to 2: the form of learning curves over data (Hestness
+    et al., 2017, arXiv:1712.00409), and one of those used for curves over steps (Domhan et al., 2015). No single fit is
+    trusted: value, low and high are quantiles (50, 2.5 and 97.5 %) of curves drawn in proportion to how well they fit,
+    log c uniform, so that few points and a long way to `at` widen the interval. It is an interval of the curve: a
+    further point would have its noise on top. The value is at most the last point plus noise. Unknown noise is
+    estimated from neighbouring points or, under five points, as a twentieth of the loss's range.
+
+    A curve that ends above its lowest point by `RISE` times the noise is rising (overfitting) and is no power law:
+    training would stop at the lowest point, so that one is expected, and `high` is at least the last point.
+
+    Raises HalkaError for an x that is not above 0, a loss or noise that is negative or not finite, and an `at` before
     the last point.
     """
     x, y = _columns(points, at, noise)
@@ -84,16 +129,16 @@ def extrapolated(points: Sequence[tuple[float, float]], at: float, noise: float 
     last, best = float(y[x == x[-1]].mean()), float(y.min())
     if _rises(x, y, spread):
         return Score(best, max(best - 2 * spread, 0.0), max(last, best + 2 * spread), len(y))
-    drawn = _drawn(x, y, at, spread, 8 if noise else 1, np.random.default_rng(seed))
-    low, value, high = (float(each) for each in np.quantile(drawn, [0.025, 0.5, 0.975]))
+    drawn = _draw_curves(x, y, at, spread, 8 if noise else 1, np.random.default_rng(seed))
+    low, value, high = (float(quantile) for quantile in np.quantile(drawn, [0.025, 0.5, 0.975]))
     value = min(value, last + spread)
     return Score(value, min(low, value), high, len(y))
 
 
 def lowest_before_rising(points: Sequence[tuple[float, float]]) -> float | None:
-    """Where a curve is lowest, if it rises from there as `extrapolated` tells it; None where it may fall on.
+    """The x at which a curve is lowest, if it rises after that (see `extrapolate`); None where it may still fall.
 
-    A point before the first step, at 0, is left out. Raises ValueError as `extrapolated` does.
+    A point at 0, before the first step, is left out. Raises HalkaError as `extrapolate` does.
     """
     x, y = _columns([point for point in points if point[0] > 0], math.inf, 0.0)
     if len(np.unique(x)) < 2 or not _rises(x, y, _spread(x, y, 0.0)):
@@ -102,29 +147,29 @@ def lowest_before_rising(points: Sequence[tuple[float, float]]) -> float | None:
 
 
 def _columns(points: Sequence[tuple[float, float]], at: float, noise: float) -> tuple[Array, Array]:
-    """x and loss, both (P,), in the order of x."""
+    """x and loss, both (P,), sorted by x."""
     x, y = np.array(sorted(points), dtype=np.float64).reshape(-1, 2).T
     if not (np.isfinite(x).all() and (x > 0).all() and np.isfinite(y).all() and (y >= 0).all()):
-        raise HalkaError(f"{list(points)} has points that are no steps above 0 with a finite loss; leave them out")
+        raise HalkaError(f"{list(points)}: every point needs an x above 0 and a finite loss: leave the others out")
     if not (math.isfinite(noise) and noise >= 0):
-        raise HalkaError(f"noise is {noise}; it is a standard deviation in the loss's unit, and 0 if it is not known")
+        raise HalkaError(f"noise is {noise}: give a standard deviation in the loss's unit, or 0 if it is unknown")
     if len(x) and not at >= x[-1]:
-        raise HalkaError(f"{at:g} lies before the curve's last point, {x[-1]:g}; leave out the points past it")
+        raise HalkaError(f"{at:g} lies before the curve's last point, {x[-1]:g}: leave out the points past it")
     return x, y
 
 
 def _spread(x: Array, y: Array, noise: float) -> float:
-    """The noise, if it is known; no curve is a power law more closely than a cell of the grid is wide."""
+    """The noise, known or estimated; at least the width of the grid's cells."""
     return max(noise or _scatter(x, y), float(y.max()) / len(LEVELS), 1e-9)
 
 
 def _rises(x: Array, y: Array, spread: float) -> bool:
-    """Whether it ends above its best by more than noise."""
-    return bool(y[x == x[-1]].mean() > y.min() + RISING * spread)
+    """Whether the curve ends above its lowest point by more than noise."""
+    return bool(y[x == x[-1]].mean() > y.min() + RISE * spread)
 
 
 def _scatter(x: Array, y: Array) -> float:
-    """The noise by how far points lie off the line through their neighbours (Gasser et al., 1986), by the median."""
+    """The noise, as the median distance of points from the line through their neighbours (Gasser et al., 1986)."""
     if len(x) < 5:
         return float(np.ptp(y)) / 20
     t = np.log(x)
@@ -134,10 +179,10 @@ def _scatter(x: Array, y: Array) -> float:
     return 1.4826 * float(np.median(np.abs(off) / np.sqrt(1 + left**2 + (1 - left) ** 2)))
 
 
-def _drawn(x: Array, y: Array, at: float, noise: float, known: int, rng: np.random.Generator) -> Array:
-    """Values of the curve at `at`, (DRAWS,): cells of the grid by their fit, b about its best for the cell.
+def _draw_curves(x: Array, y: Array, at: float, noise: float, known: int, rng: np.random.Generator) -> Array:
+    """Values of plausible curves at `at`, (DRAWS,): cells of the (c, a) grid by their fit, b around its best value.
 
-    The noise's size is open, too: `known` points that lie off by `noise` stand beside the real ones (Student's t).
+    The noise is uncertain as well: `known` points that are off by `noise` are added to the real ones (Student's t).
     """
     levels_A = LEVELS * y.max()
     z_CP = (x / x[0]) ** -EXPONENTS[:, None]
@@ -152,6 +197,61 @@ def _drawn(x: Array, y: Array, at: float, noise: float, known: int, rng: np.rand
     cell = rng.choice(share_CA.size, DRAWS, p=share_CA.ravel() / share_CA.sum())
     c, level = np.divmod(cell, len(LEVELS))
     a = levels_A[level] + (rng.random(DRAWS) - 0.5) * y.max() / len(LEVELS)
-    doubt_CA = np.sqrt(squares_CA / degrees / zz_C1)
-    b = np.maximum(b_CA.ravel()[cell] + doubt_CA.ravel()[cell] * rng.standard_t(degrees, DRAWS), 0.0)
+    error_CA = np.sqrt(squares_CA / degrees / zz_C1)
+    b = np.maximum(b_CA.ravel()[cell] + error_CA.ravel()[cell] * rng.standard_t(degrees, DRAWS), 0.0)
     return a + b * (0.0 if math.isinf(at) else (at / x[0]) ** -EXPONENTS[c])
+
+
+# ── agreement of labels ─────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def are_labels(answers: Sequence[str]) -> bool:
+    """Whether answers look like class labels: short, at least two kinds, each three times on average or more.
+
+    They are compared as the metric `accuracy` compares them.
+    """
+    labels = {as_label(text) for text in answers}
+    return 2 <= len(labels) <= len(answers) / 3 and max(map(len, labels)) <= LONGEST_LABEL
+
+
+def kappa(first: Sequence[str], second: Sequence[str]) -> float:
+    """Cohen's kappa (1960) of two lists of labels for the same N questions, compared as `accuracy` compares them.
+
+    1 is full agreement, 0 the agreement by chance of two lists with these frequencies. A list with one label only has
+    kappa 0 with any list, itself included (where kappa is 0/0).
+
+    Raises HalkaError for empty lists and for lists of different length.
+    """
+    if len(first) != len(second) or not first:
+        raise HalkaError(f"{len(first)} and {len(second)} answers: give both for the same questions, at least one")
+    one, other = [as_label(text) for text in first], [as_label(text) for text in second]
+    n = len(one)
+    same = sum(a == b for a, b in zip(one, other, strict=True))
+    frequencies = Counter(other)
+    chance = sum(count * frequencies[label] for label, count in Counter(one).items())  # n² times the probability
+    return 0.0 if chance == n * n else (n * same - chance) / (n * n - chance)
+
+
+def agreement(predictions: Sequence[Sequence[str]], labels: Sequence[str]) -> tuple[float, float]:
+    """The mean kappa of two or more lists of predictions with each other, and with the labels."""
+    each_other = mean(kappa(first, second) for first, second in combinations(predictions, 2))
+    return each_other, mean(kappa(predicted, labels) for predicted in predictions)
+
+
+def only_labels(predictions: Sequence[Sequence[str]], labels: Sequence[str]) -> list[list[str]]:
+    """The predictions, with every text that is none of the labels replaced by one that differs from all others."""
+    known = {*map(as_label, labels)}
+    return [
+        [text if as_label(text) in known else f"no label {number}.{place}" for place, text in enumerate(texts)]
+        for number, texts in enumerate(predictions)
+    ]
+
+
+def unanimous_mistakes(predictions: Sequence[Sequence[str]], accepted: Sequence[Sequence[str]]) -> list[int]:
+    """Indices at which all lists predict the same label, and not an accepted one."""
+    indices = []
+    for index, right in enumerate(accepted):
+        answers = {as_label(texts[index]) for texts in predictions}
+        if len(answers) == 1 and answers.isdisjoint(map(as_label, right)):
+            indices.append(index)
+    return indices

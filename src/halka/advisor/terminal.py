@@ -1,102 +1,120 @@
-"""What the advisor found, for a terminal: the verdict first, what to run last."""
+"""The advice for a terminal: the verdict first, what to run last."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Iterable, Iterator, Sequence
+from typing import TYPE_CHECKING
 
-from halka.cli.command import columns, show
+from halka.advisor import words
+from halka.advisor.advice import Advice
+from halka.advisor.evidence import Evidence, Fit
+from halka.report.units import size
 from halka.util.text import one_line
 
-
-def show_advice(advice: Any, evidence: Any) -> None:
-    """Shows `Advice` and the `Evidence` that it stands on, short enough to be read at a glance."""
-    from halka.advisor import words
-
-    show(
-        f"{words.verdict(advice)}.",
-        _points([words.about(evidence.subject)], mark=""),
-        *_titled("Expected", _prospects(advice)),
-        *_titled("Why", _points([words.sentence(each.text) for each in advice.reasons])),
-        *_titled("What would change it", _points([words.sentence(each) for each in advice.change])),
-        *_titled("Missing", _points(words.missing(advice, evidence))),
-        *_titled("Evidence", *_evidence(evidence)),
-        *_titled("To be trained with", _points([words.trained_with(advice, evidence)])),
-        *(["", "Next:", *(f"  {command}" for command in advice.commands)] if advice.commands else []),
-    )
+if TYPE_CHECKING:
+    from rich.console import RenderableType
+    from rich.table import Table
 
 
-def _titled(title: str, *things: Any) -> list[Any]:
-    """The things below a title; without a thing no title."""
-    found = [each for each in things if each is not None]
-    return ["", f"{title}:", *found] if found else []
+def to_terminal(advice: Advice, evidence: Evidence) -> list[RenderableType]:
+    """The advice and its evidence as lines and tables that rich prints one below the other."""
+    commands = "\n".join(f"  {command}" for command in advice.commands)
+    sections: list[tuple[str, Sequence[RenderableType | None]]] = [
+        ("Expected", [_prospects(advice)]),
+        ("Why", [_points(words.sentence(reason.text) for reason in advice.reasons)]),
+        ("What would change it", [_points(map(words.sentence, advice.change))]),
+        ("Missing", [_points(words.missing(evidence, advice.missing))]),
+        ("Evidence", [_conditions(evidence), _points(_sentences(evidence)), _fit(evidence.fit)]),
+        ("Settings", [_points([words.trained_with(advice.settings, evidence.subject.train)])]),
+        ("Run next", [commands or None]),
+    ]
+    return [
+        advice.headline,
+        _grid([(f"  {words.about(evidence.subject)}",)]),
+        *(line for title, contents in sections for line in _titled(title, contents)),
+    ]
 
 
-def _points(lines: Sequence[str], mark: str = "-") -> Any:
-    """Lines that wrap beside their mark; None without a line."""
+def _titled(title: str, contents: Sequence[RenderableType | None]) -> Iterator[RenderableType]:
+    """The contents below a title; nothing without contents."""
+    present = [each for each in contents if each is not None]
+    if present:
+        yield from ("", f"{title}:", *present)
+
+
+def _points(lines: Iterable[str]) -> Table | None:
+    """Lines that wrap beside a dash; None without a line."""
+    rows = [("  -", one_line(line)) for line in lines if line]
+    return _grid(rows) if rows else None
+
+
+def _grid(rows: Iterable[Sequence[str]]) -> Table:
     from rich.table import Table
 
     table = Table.grid(padding=(0, 1, 0, 0))
-    told = [one_line(line) for line in lines if line]
-    for line in told:
-        table.add_row(*([f"  {mark}"] if mark else []), line)
-    return table if told else None
+    for row in rows:
+        table.add_row(*row)
+    return table
 
 
-def _prospects(advice: Any) -> Any:
-    from halka.advisor import words
+def _table(*titles: str, right: Sequence[str] = ()) -> Table:
+    """An empty table without lines; columns named in `right` are aligned so."""
+    from rich.table import Table
 
-    table = columns("  choice", "expected", "how that is known")
-    for each in words.by_cost(advice.prospects):
+    table = Table(box=None, pad_edge=False, header_style="bold", padding=(0, 2, 0, 0))
+    for title in titles:
+        table.add_column(title, justify="right" if title in right else "left", overflow="fold")
+    return table
+
+
+def _prospects(advice: Advice) -> Table | None:
+    table = _table("  choice", "expected score", "how that is known")
+    for each in sorted(advice.prospects, key=lambda each: words.cost_order(each.choice)):
         mark = "> " if each.choice == advice.choice else "  "
-        table.add_row(f"{mark}{words.choice(each.choice)}", words.share(each.score), one_line(each.how))
-    return table if advice.prospects else None
+        table.add_row(f"{mark}{words.CHOICES[each.choice].short}", words.share(each.score), one_line(each.how))
+    return table if table.row_count else None
 
 
-def _evidence(evidence: Any) -> list[Any]:
-    from halka.advisor import words
-
-    conditions, fit = _conditions(evidence), _fit(evidence.fit)
-    said = [
-        f"Guessing by frequency has a loss of {evidence.strength.unigram:.2f}." if evidence.strength else "",
-        words.best_trials_said(evidence.learnability) if evidence.learnability else "",
-        (words.agreement_said(evidence.learnability) or "") if evidence.learnability else "",
-        words.cleanliness_said(evidence) if evidence.cleanliness else "",
-        words.fit_said(evidence.fit) if evidence.fit else "",
-    ]
-    return [conditions, _points(said), fit]
+def _sentences(evidence: Evidence) -> Iterator[str]:
+    if evidence.strength is not None:
+        yield f"A unigram model of the answers has a loss of {evidence.strength.unigram:.2f}."
+    if evidence.learnability is not None:
+        yield words.best_trials(evidence.learnability)
+        yield words.agreement(evidence.learnability)
+    yield words.cleanliness(evidence)
+    if evidence.fit is not None:
+        yield words.fit(evidence.fit)
 
 
-def _conditions(evidence: Any) -> Any:
-    """Losses and scores of the base under each condition."""
-    from halka.advisor import words
-
-    strength, knowledge = evidence.strength, evidence.knowledge
-    losses = {name: {"all": score} for name, score in (strength.losses if strength else {}).items()}
-    losses |= dict(knowledge.losses) if knowledge else {}
-    scores = {**(strength.scores if strength else {}), **(knowledge.scores if knowledge else {})}
-    parts = [part for part in ("all", "form", "content") if any(part in each for each in losses.values())]
-    heads = [f"loss of {part}" for part in parts]
-    table = columns("  the base", *heads, "score", right=heads)
-    for name in [name for name in words.CONDITIONS if name in losses or name in scores]:
-        found = [words.known(losses.get(name, {}).get(part)) for part in parts]
-        figures = [words.NOTHING if each is None else f"{each.value:.2f}" for each in found]
-        table.add_row(f"  {words.CONDITIONS[name]}", *figures, words.share(scores.get(name)))
-    return table if losses or scores else None
+def _conditions(evidence: Evidence) -> Table | None:
+    """The base's losses and scores under each condition."""
+    losses, scores = evidence.losses, evidence.scores
+    parts = [part for part in words.PARTS if any(part in by_part for by_part in losses.values())]
+    heads = [f"loss, {words.PARTS[part]}" for part in parts]
+    table = _table("  the base", *heads, "score", right=heads)
+    for condition, name in words.CONDITIONS.items():
+        if condition in losses or condition in scores:
+            values = [words.known(losses.get(condition, {}).get(part)) for part in parts]
+            figures = [words.UNKNOWN if value is None else f"{value.value:.2f}" for value in values]
+            table.add_row(f"  {name}", *figures, words.share(scores.get(condition)))
+    return table if table.row_count else None
 
 
-def _fit(fit: Any) -> Any:
-    """What each method needs; what all tasks take on disk and when they are served."""
+def _fit(fit: Fit | None) -> Table | None:
+    """What each method needs; on disk and served for all tasks."""
     if fit is None or not fit.options:
         return None
-    from halka.advisor import words
-    from halka.report.units import size
-
-    right = ["memory", "largest batch", "a step", "disk", "served"]
-    table = columns("  method", "how", "memory", "fits", *right[1:], right=right)
+    right = ("memory", "largest batch", "a step", "disk", "served")
+    table = _table("  method", "how", "memory", "fits", *right[1:], right=right)
     for option in fit.options:
-        batch = words.NOTHING if option.largest_batch is None else str(option.largest_batch)
-        held = size(option.stored), size(option.served)
-        row = size(option.memory), words.fits(option), batch, words.step_time(option), *held
-        table.add_row(f"  {one_line(option.method)}", words.how_trained(option), *row)
+        table.add_row(
+            f"  {one_line(option.method)}",
+            words.how_trained(option) or "as it is",
+            size(option.memory),
+            words.yes_or_no(option.fits),
+            words.batch(option),
+            words.step_time(option),
+            size(option.stored),
+            size(option.served),
+        )
     return table

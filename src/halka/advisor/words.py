@@ -1,239 +1,257 @@
-"""What the advisor's terms are called, and what its evidence says in sentences: for the page and for the terminal."""
+"""The advisor's vocabulary: what choices, conditions and probes are called, and evidence put into sentences."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Iterable, Mapping
+from typing import Any, Literal, NamedTuple, get_args
 
+from halka.advisor.evidence import Cleanliness, Evidence, Fit, Learnability, Option, Subject
 from halka.evaluation.metrics import Score
 from halka.report.intervals import finite
 from halka.report.units import count, duration, learning_rate, listed, percent, plural, size
 from halka.util.text import one_line
 
-CHOICES = {
-    "prompt": ("prompting", "prompting suffices"),
-    "rag": ("retrieval (RAG)", "retrieval (RAG)"),
-    "peft": ("PEFT", "parameter-efficient fine-tuning (PEFT)"),
-    "peft+rag": ("PEFT and retrieval", "PEFT and retrieval together"),
-    "full": ("full fine-tuning", "full fine-tuning or continued pre-training"),
-    "data": ("more or better data", "more or better data first"),
-    "base": ("a better base", "a better base"),
+Choice = Literal["prompt", "rag", "peft", "peft+rag", "full", "data", "base"]
+"""What can be advised, the cheapest first."""
+
+
+class Names(NamedTuple):
+    """What a choice is called in a table, and as the advice."""
+
+    short: str
+    title: str
+
+
+CHOICES: dict[Choice, Names] = {
+    "prompt": Names("prompting", "prompting suffices"),
+    "rag": Names("retrieval (RAG)", "retrieval (RAG)"),
+    "peft": Names("PEFT", "parameter-efficient fine-tuning (PEFT)"),
+    "peft+rag": Names("PEFT and retrieval", "PEFT and retrieval together"),
+    "full": Names("full fine-tuning", "full fine-tuning or continued pre-training"),
+    "data": Names("more or better data", "more or better data first"),
+    "base": Names("a better base", "a better base"),
 }
-"""What can be advised, the cheapest first: in few letters, and as it is said to whoever asks."""
+TRAINED: tuple[Choice, ...] = ("peft", "peft+rag", "full")
+assert tuple(CHOICES) == get_args(Choice)
 
 CONDITIONS = {
     "closed": "question alone",
     "examples": "with examples",
-    "documents": "with documents",
+    "documents": "with passages",
     "both": "with both",
 }
-TRIVIAL = {"majority": "commonest answer", "copy": "copy of the question"}
+TRIVIAL = {"majority": "most frequent answer", "copy": "copy of the question"}
+PARTS = {"all": "all tokens", "form": "form", "content": "content"}
 PROBES = {
-    "strength": "What the base does without training",
-    "knowledge": "What examples and documents add",
-    "learnability": "What short training runs learn",
-    "fit": "What training takes of the hardware",
-    "cleanliness": "What is wrong with the data by itself",
+    "strength": "The base without training",
+    "knowledge": "What examples and passages add",
+    "learnability": "Pilot training runs",
+    "fit": "Memory and time on the hardware",
+    "cleanliness": "Defects in the data",
 }
-NOTHING = "–"
+UNKNOWN = "–"
 
 
-def known(score: Any) -> Score | None:
-    """The score, where it and its interval are finite numbers."""
+# ── figures ─────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def known(score: Score | None) -> Score | None:
+    """The score, if it and its interval are finite."""
     if score is None or None in (finite(score.value), finite(score.low), finite(score.high)):
         return None
     return score
 
 
-def share(score: Any) -> str:
-    """A score in words: 61 % (57 % to 66 %)."""
-    if (found := known(score)) is None:
-        return NOTHING
-    return f"{percent(found.value)} ({percent(found.low)} to {percent(found.high)})"
+def share(score: Score | None) -> str:
+    """A score with its interval: 61 % (57 % to 66 %)."""
+    if known(score) is None or score is None:
+        return UNKNOWN
+    return f"{percent(score.value)} ({percent(score.low)} to {percent(score.high)})"
 
 
-def loss(score: Any) -> str:
-    """A loss in words: 1.21 (1.15 to 1.27)."""
-    return NOTHING if (found := known(score)) is None else f"{found.value:.2f} ({found.low:.2f} to {found.high:.2f})"
-
-
-def metric_of(subject: Any) -> str:
-    return one_line(subject.metric).replace("_", " ")
-
-
-def by_cost(prospects: Sequence[Any]) -> list[Any]:
-    """The prospects, the cheapest first."""
-    order = list(CHOICES)
-    return sorted(prospects, key=lambda each: order.index(each.choice) if each.choice in order else len(order))
-
-
-def choice(name: str) -> str:
-    return CHOICES[name][0] if name in CHOICES else one_line(name)
-
-
-def verdict(advice: Any) -> str:
-    """What is advised, and how surely."""
-    title = one_line(advice.title)
-    return f"{title[:1].upper()}{title[1:]}, with {advice.sure} confidence ({percent(advice.confidence)})"
-
-
-def about(subject: Any) -> str:
-    """Whose evidence it is, in a line."""
-    return "; ".join(
-        part
-        for part in (
-            f"{one_line(subject.base)}, {count(subject.parameters)} parameters",
-            f"{one_line(subject.data)}, {plural(subject.train, 'example')} to train on, {subject.held_out} held out",
-            plural(subject.documents, "document") if subject.documents else "no documents",
-            f"scored by {metric_of(subject)}",
-            f"{subject.tasks} tasks" if subject.tasks > 1 else "",
-            f"target {percent(subject.target)}" if subject.target is not None else "",
-        )
-        if part
+def loss(score: Score | None) -> str:
+    """A loss with its interval: 1.21 (1.15 to 1.27)."""
+    return (
+        UNKNOWN if known(score) is None or score is None else f"{score.value:.2f} ({score.low:.2f} to {score.high:.2f})"
     )
 
 
-def sentence(text: Any) -> str:
-    """A text with a capital and a full stop."""
-    told = one_line(text)
-    return f"{told[:1].upper()}{told[1:]}{'' if told.endswith(('.', '!', '?')) else '.'}" if told else ""
-
-
-def missing(advice: Any, evidence: Any) -> list[str]:
-    """What was not there to be looked at, each thing once, in sentences."""
-    why = {name: "this was not probed" for name in PROBES if getattr(evidence, name) is None} | dict(evidence.missing)
-    probes: dict[str, list[str]] = {}
-    for name in PROBES:
-        if name in why:
-            probes.setdefault(one_line(why[name]), []).append(PROBES[name])
-    told = []
-    for each, names in probes.items():
-        first, *rest = names
-        subject = listed([first, *(f"{name[:1].lower()}{name[1:]}" for name in rest)])
-        told.append(sentence(f"{subject} {'were' if rest else 'was'} not looked at: {each}"))
-    told += [sentence(each if name in each else f"{name}: {each}") for name, each in why.items() if name not in PROBES]
-    known_already = {f"{name}: {each}" for name, each in evidence.missing.items()}
-    return [*told, *(sentence(each) for each in advice.missing if each not in known_already)]
-
-
-def way(option: Any) -> str:
-    """What a way of training does to need less: on nf4, with checkpointing; empty for a method as it is."""
-    parts = [f"on {one_line(option.quantize)}" if option.quantize else ""]
-    parts += ["with checkpointing" if option.checkpointing else ""]
-    return ", ".join(filter(None, parts))
-
-
-def how_trained(option: Any) -> str:
-    """A way of training, beside its method."""
-    return way(option) or "as it is"
-
-
-def fits(option: Any) -> str:
-    return {True: "yes", False: "no"}.get(option.fits, NOTHING)
-
-
-def step_time(option: Any) -> str:
+def step_time(option: Option) -> str:
+    """Seconds of a training step, as people read them."""
     seconds = finite(option.step_seconds)
     if seconds is None:
-        return NOTHING
+        return UNKNOWN
     return f"{1000 * seconds:.0f} ms" if seconds < 1 else duration(seconds)
 
 
-def settings(given: Mapping[str, Any]) -> str:
-    """Settings in a line: r 8, alpha 16; those within others beside them."""
-    told = []
-    for name, value in given.items():
+def yes_or_no(value: bool | None) -> str:
+    return UNKNOWN if value is None else "yes" if value else "no"
+
+
+def batch(option: Option) -> str:
+    """The largest batch."""
+    return UNKNOWN if option.largest_batch is None else str(option.largest_batch)
+
+
+# ── names ───────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def cost_order(choice: Choice) -> int:
+    """Sorts choices by their cost, the cheapest first."""
+    return [*CHOICES].index(choice)
+
+
+def sentence(text: str) -> str:
+    """The text with a capital and a full stop."""
+    line = one_line(text)
+    return f"{line[:1].upper()}{line[1:]}{'' if line.endswith(('.', '!', '?')) else '.'}" if line else ""
+
+
+def metric_of(subject: Subject) -> str:
+    return one_line(subject.metric).replace("_", " ")
+
+
+def about(subject: Subject) -> str:
+    """What the evidence is about, in a line."""
+    parts = (
+        f"{one_line(subject.base)}, {count(subject.parameters)} parameters",
+        f"{one_line(subject.data)}, {plural(subject.train, 'training example')} and {subject.held_out} held out",
+        plural(subject.documents, "document") if subject.documents else "no documents",
+        f"metric {metric_of(subject)}",
+        f"{subject.tasks} tasks" if subject.tasks > 1 else "",
+        f"target {percent(subject.target)}" if subject.target is not None else "",
+    )
+    return "; ".join(filter(None, parts))
+
+
+def how_trained(option: Option) -> str:
+    """What an option does to need less memory: on nf4, with checkpointing; empty for none of these."""
+    quantised = f"on {one_line(option.quantize)}" if option.quantize else ""
+    return ", ".join(filter(None, (quantised, "with checkpointing" if option.checkpointing else "")))
+
+
+def settings(values: Mapping[str, Any]) -> str:
+    """Settings in a line: r 8, alpha 16; mappings within are joined to them."""
+    parts = []
+    for name, value in values.items():
+        label = one_line(name).replace("_", " ")
         if isinstance(value, Mapping):
-            told += [settings(value)] if value else []
+            parts += [settings(value)] if value else []
         elif isinstance(value, list | tuple):
-            told.append(f"{_setting(name)} {' '.join(map(one_line, value))}")
+            parts.append(f"{label} {' '.join(map(one_line, value))}")
         else:
             number = finite(value)
             rate = number is not None and isinstance(value, float) and 0 < abs(number) < 0.01
-            told.append(f"{_setting(name)} {learning_rate(number) if rate and number else one_line(value)}")
-    return ", ".join(told)
+            parts.append(f"{label} {learning_rate(number) if rate and number else one_line(value)}")
+    return ", ".join(parts)
 
 
-def _setting(name: str) -> str:
-    return one_line(name).replace("_", " ")
+# ── evidence in sentences ───────────────────────────────────────────────────────────────────────────────────────────
 
 
-def best_trials_said(learnability: Any) -> str:
+def missing(evidence: Evidence, further: Iterable[str]) -> list[str]:
+    """What could not be measured or used, each once, as sentences.
+
+    further   what the advice lists as missing besides the evidence's own
+    """
+    reasons = {name: "it was not run" for name in PROBES if getattr(evidence, name) is None} | dict(evidence.missing)
+    probes: dict[str, list[str]] = {}
+    for name, title in PROBES.items():
+        if name in reasons:
+            probes.setdefault(one_line(reasons[name]), []).append(title)
+    lines = []
+    for reason, titles in probes.items():
+        first, *rest = titles
+        names = listed([first, *(f"{title[:1].lower()}{title[1:]}" for title in rest)])
+        lines.append(sentence(f"not measured: {names} ({reason.rstrip('.')})"))
+    lines += [
+        sentence(reason if name in reason else f"{name}: {reason}")
+        for name, reason in reasons.items()
+        if name not in PROBES
+    ]
+    repeated = {f"{name}: {reason}" for name, reason in evidence.missing.items()}
+    return [*lines, *(sentence(text) for text in further if text not in repeated)]
+
+
+def best_trials(learnability: Learnability) -> str:
     """The trials with the lowest loss, with and without passages, in a sentence each."""
-    told = [best_trial_said(learnability, passages=passages) for passages in (False, True)]
-    return " ".join(filter(None, told)) or "No trial ended with a loss."
+    sentences = [best_trial(learnability, passages=passages) for passages in (False, True)]
+    return " ".join(filter(None, sentences)) or "No trial ended with a finite loss."
 
 
-def best_trial_said(learnability: Any, *, passages: bool) -> str:
-    """The trial with the lowest loss in a sentence; empty where none has a loss."""
+def best_trial(learnability: Learnability, *, passages: bool) -> str:
+    """The trial with the lowest loss in a sentence; empty where none has a finite loss."""
     trial = learnability.best(passages=passages)
     if trial is None or known(trial.loss) is None:
         return ""
-    further = f", and would come to {loss(trial.expected)}" if known(trial.expected) else ""
+    further = f", extrapolated to {loss(trial.expected)} for a longer run" if known(trial.expected) else ""
     scored = f"; it scores {share(trial.score)}" if known(trial.score) else ""
-    reached = f"comes to a loss of {loss(trial.loss)} after {trial.steps} steps"
-    shown = " with passages" if trial.passages else ""
-    full = any(each.method == "full" and each.passages == passages for each in learnability.trials)
-    small = " of the small adapters" if full else ""
-    return f"{one_line(trial.name)} learns best{shown}{small}: it {reached}{further}{scored}."
-
-
-def trained_with(advice: Any, evidence: Any) -> str:
-    """The settings in a line, and how often training sees every example with them."""
-    told, given = settings(advice.settings), advice.settings
-    steps, train = given.get("steps"), evidence.subject.train
-    if steps is None or not train:
-        return told
-    times = steps * given.get("batch_size", 1) * given.get("accumulate", 1) / train
-    return f"{told}: every one of {plural(train, 'example')} is seen {times:.1f} times"
-
-
-def agreement_said(learnability: Any) -> str | None:
-    if learnability.agreement is None:
-        return None
-    each_other, given = learnability.agreement
+    group = "with passages" if passages else "of the small adapters" if learnability.full else "of all trials"
     return (
-        f"Beyond chance, two trials agree with each other by {each_other:.2f} and with the given answers by "
-        f"{given:.2f} (Cohen's kappa)."
+        f"Lowest held-out loss {group}: {one_line(trial.name)} with {loss(trial.loss)} after {trial.steps} steps"
+        f"{further}{scored}."
     )
 
 
-def cleanliness_said(evidence: Any) -> str:
-    """What is wrong with the data by itself, in a sentence."""
+def agreement(learnability: Learnability) -> str:
+    """How far trials agree, in a sentence; empty where answers are not labels."""
+    if learnability.agreement is None:
+        return ""
+    each_other, labels = learnability.agreement
+    return f"Cohen's kappa of the trials: {each_other:.2f} with each other, {labels:.2f} with the labels."
+
+
+def trained_with(values: Mapping[str, Any], examples: int) -> str:
+    """Training settings in a line, with the number of epochs over so many examples."""
+    line, steps = settings(values), values.get("steps")
+    if steps is None or not examples:
+        return line
+    epochs = steps * values.get("batch_size", 1) * values.get("accumulate", 1) / examples
+    return f"{line} ({epochs:.1f} epochs over {plural(examples, 'example')})"
+
+
+def cleanliness(evidence: Evidence) -> str:
+    """Defects of the data in a sentence; empty where nobody looked for them."""
     found, subject = evidence.cleanliness, evidence.subject
+    if found is None:
+        return ""
     held_out = max(found.held_out, subject.held_out)
     return (
-        f"Of {plural(subject.train, 'training example')}, {found.repeated} repeated and {found.contradictory} "
-        f"contradictory; of {held_out} held out, {found.leaked} with a question that stands in the training "
-        f"data; {plural(found.answers, 'different answer')}."
+        f"Of {plural(subject.train, 'training example')}, {found.repeated} are repeated and {found.contradictory} "
+        f"contradict another; of {held_out} held out, {found.leaked} have a question that is in the training data; "
+        f"{plural(found.answers, 'different answer')}."
     )
 
 
-def places_said(found: Any, most: int = 8) -> list[str]:
-    """Where some of that stands: a line for each kind."""
-    told = []
-    for name, places in found.places.items():
-        more = f" and {len(places) - most} more" if len(places) > most else ""
-        if places:
-            told.append(f"{one_line(name).capitalize()}: {', '.join(map(one_line, places[:most]))}{more}.")
-    return told
+def places(found: Cleanliness, most: int = 8) -> list[str]:
+    """Where some of the defects are: a line for each kind."""
+    lines = []
+    for kind, where in found.places.items():
+        more = f" and {len(where) - most} more" if len(where) > most else ""
+        if where:
+            lines.append(f"{one_line(kind).capitalize()}: {', '.join(map(one_line, where[:most]))}{more}.")
+    return lines
 
 
-def fit_said(fit: Any) -> str:
-    """Which methods fit, and in which way, in a sentence."""
-    batch = f"a batch of {fit.batch_size} × {fit.length} tokens"
-    if fit.memory is None:
-        return f"With {batch}; how much memory there is, is not known."
-    plain = [one_line(each.method) for each in fit.options if each.fits and not way(each)]
-    told = [f"{listed(plain)} {'fit as they are' if len(plain) > 1 else 'fits as it is'}"] if plain else []
-    told += [f"{one_line(each.method)} fits {way(each)}" for each in fit.options if each.fits and way(each)]
-    told += [f"{one_line(each.method)} does not fit{_smaller(each)}" for each in fit.options if each.fits is False]
-    there = f"Into the {size(fit.memory)} of {one_line(fit.device)}, with {batch}"
-    return f"{there} and {size(fit.process)} that the process holds beside it: {'; '.join(told) or 'nothing fits'}."
+def fit(found: Fit) -> str:
+    """Which methods fit into the memory, and how, in a sentence."""
+    size_of_batch = f"a batch of {found.batch_size} × {found.length} tokens"
+    if found.memory is None:
+        return f"With {size_of_batch}; the size of the memory is not known."
+    plain = [one_line(option.method) for option in found.options if option.fits and not how_trained(option)]
+    parts = [f"{listed(plain)} {'fit' if len(plain) > 1 else 'fits'}"] if plain else []
+    parts += [
+        f"{one_line(option.method)} fits {how_trained(option)}"
+        for option in found.options
+        if option.fits and how_trained(option)
+    ]
+    parts += [f"{one_line(option.method)} {_too_large(option)}" for option in found.options if option.fits is False]
+    memory = f"In {size(found.memory)} of {one_line(found.device)}, with {size_of_batch}"
+    return f"{memory} and {size(found.process)} for the process: {'; '.join(parts) or 'nothing fits'}."
 
 
-def _smaller(option: Any) -> str:
-    how = f" {way(option)}" if way(option) else ""
+def _too_large(option: Option) -> str:
+    how = f" {how_trained(option)}" if how_trained(option) else ""
     if option.largest_batch is None:
-        return how
-    return f"{how}, but for batches of {option.largest_batch}" if option.largest_batch else ", not even one example"
+        return f"does not fit{how}"
+    return f"fits{how} only with batches of {option.largest_batch}" if option.largest_batch else "does not fit at all"

@@ -1,14 +1,14 @@
-"""`halka advise`: probes of the user's own base, data and hardware, to a verdict with its evidence."""
+"""`halka advise`: measures the base, data and hardware with short probes, and advises what to do."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, NamedTuple, cast
 
 import typer
 
-from halka.cli.command import Json, emit, examples, existing_file, memory_size, say
+from halka.cli.command import Json, emit, examples, existing_file, memory_size, say, show
 from halka.cli.opening import Base, Dtype, Quantize
 from halka.util.errors import HalkaError
 
@@ -30,72 +30,70 @@ def advise(
     ] = None,
     validation: Annotated[
         Path | None,
-        typer.Option(metavar="FILE", help="examples to judge by; else some of --data are held out"),
+        typer.Option(metavar="FILE", help="held-out examples; else some of --data are held out"),
     ] = None,
-    shape: Annotated[str | None, typer.Option(metavar="TEXT", help="how the rows are written; else found out")] = None,
+    shape: Annotated[str | None, typer.Option(metavar="TEXT", help="shape of the rows; else detected")] = None,
     documents: Annotated[
         list[Path] | None,
-        typer.Option(metavar="PATH", help="files and folders that may hold the answers; may be repeated"),
+        typer.Option(metavar="PATH", help="files and folders to retrieve passages from; may be repeated"),
     ] = None,
     metric: Annotated[
-        str | None, typer.Option(metavar="NAME", help="what answers are worth; else the task's, or as they look")
+        str | None, typer.Option(metavar="NAME", help="the metric; else the task's, or one for answers that look so")
     ] = None,
     target: Annotated[
         float | None, typer.Option(metavar="X", min=0.0, max=1.0, help="the score that suffices, 0 to 1")
     ] = None,
     tasks: Annotated[int, typer.Option(metavar="N", min=1, help="tasks like this one, for storage and serving")] = 1,
     gpu_memory: Annotated[
-        str | None, typer.Option(metavar="SIZE", help="judge what fits by a GPU with this memory, such as 24GB")
+        str | None, typer.Option(metavar="SIZE", help="train on a GPU with this memory, such as 24GB; probes run here")
     ] = None,
     device: Annotated[
         str | None,
-        typer.Option(metavar="NAME", help="judge what fits by this GPU, such as h100; it asks and trains here"),
+        typer.Option(metavar="NAME", help="train on this GPU, such as h100; probes run here"),
     ] = None,
-    full: Annotated[bool, typer.Option("--full", help="try full fine-tuning, too, beside the small adapters")] = False,
+    full: Annotated[bool, typer.Option("--full", help="also try full fine-tuning")] = False,
     passages: Annotated[int, typer.Option(metavar="N", min=1, help="passages in a prompt")] = 3,
     max_new_tokens: Annotated[
-        int | None, typer.Option(metavar="N", min=1, help="tokens an answer; else the task's, or 64")
+        int | None, typer.Option(metavar="N", min=1, help="length of an answer; else the task's, or 64")
     ] = None,
     minutes: Annotated[
-        float, typer.Option(metavar="X", help="how long to ask and train; loading and documents come on top")
+        float, typer.Option(metavar="X", help="time to generate and train; loading and indexing come on top")
     ] = 10.0,
     skip: Annotated[
         list[str] | None,
         typer.Option(
-            metavar="PROBE", help="leave out: fit, cleanliness, strength, knowledge, learnability; may be repeated"
+            metavar="PROBE", help="leave out fit, cleanliness, strength, knowledge or learnability; may be repeated"
         ),
     ] = None,
     dtype: Dtype = "bfloat16",
     quantize: Quantize = None,
-    out: Annotated[Path, typer.Option("--out", "-o", metavar="FOLDER", help="evidence, advice and report")] = Path(
+    out: Annotated[Path, typer.Option("--out", "-o", metavar="FOLDER", help="results, advice and report")] = Path(
         "advice"
     ),
     json: Json = False,
 ) -> None:
     """Advise what to do with a base, data and hardware: prompt, PEFT, RAG, both, full fine-tuning, or something first.
 
-    Nothing is assumed that can be measured: the base is asked with and without examples and documents, and small
-    adapters are trained for some minutes. The same command goes on where it was stopped.
+    Short probes measure it: the base answers with and without examples and passages, and small adapters are trained for
+    some minutes. The same command resumes an interrupted one.
     """
     from dataclasses import asdict
     from json import dumps
 
+    from halka.advisor import Request, advise_from, probe
     from halka.advisor.page import write_advice
-    from halka.advisor.probing import probe
-    from halka.advisor.request import Need
-    from halka.advisor.terminal import show_advice
-    from halka.advisor.verdict import advise_from
+    from halka.advisor.terminal import to_terminal
     from halka.cli.progress import ProbesProgress
     from halka.util.files import write_text
 
     if out.is_file():
         raise HalkaError(f"--out: {out} is a file: name a folder")
-    given = _given(task, data or [], validation, shape)
+    if (task is None) == (not data):
+        raise HalkaError("name the examples with either --task NAME or --data FILE")
+    source = _task_data(task, validation) if task is not None else _file_data(data or [], validation, shape)
     for path in documents or []:
         if not path.exists():
-            raise HalkaError(f"--documents: there is no {path}: check the path, it is seen from {Path.cwd()}")
-    memory = memory_size(gpu_memory, "--gpu-memory")
-    given = {**given, "metric": metric or given["metric"], "max_new_tokens": max_new_tokens or given["max_new_tokens"]}
+            raise HalkaError(f"--documents: {path} does not exist (seen from {Path.cwd()})")
     others = {
         "--documents": documents,
         "--metric": metric,
@@ -109,54 +107,64 @@ def advise(
         "--quantize": quantize,
         "--out": None if str(out) == "advice" else out,
     }
-    again = [*given.pop("again"), *_flags(others), *(["--full"] if full else [])]
-    need = Need(
+    request = Request(
         base=base,
-        **given,
-        again=tuple(again),
+        train=source.train,
+        held_out=source.held_out,
+        metric=metric or source.metric,
+        max_new_tokens=max_new_tokens or source.max_new_tokens,
         documents=tuple(map(str, documents or ())),
         target=target,
         tasks=tasks,
-        memory=memory,
+        memory=memory_size(gpu_memory, "--gpu-memory"),
         device=device,
-        dtype=dtype,
-        quantize=quantize,
+        dtype=cast(Any, dtype),  # checked where the base is loaded
+        quantize=cast(Any, quantize),
         full=full,
         passages=passages,
+        data=source.name,
+        flags=(*source.flags, *source.kind_flags),
+        again=(*source.flags, *_flags(others), *(["--full"] if full else [])),
     )
-    evidence = probe(need, out, minutes=minutes, skip=skip or (), progress=ProbesProgress())
+    evidence = probe(request, out, minutes=minutes, skip=skip or (), progress=ProbesProgress())
     advice = advise_from(evidence)
-    told = {"advice": {**asdict(advice), "title": advice.title}, "evidence": asdict(evidence)}
-    write_text(out / "advice.json", dumps(told, indent=1, ensure_ascii=False) + "\n")
+    result = {"advice": {**asdict(advice), "title": advice.title}, "evidence": asdict(evidence)}
+    write_text(out / "advice.json", dumps(result, indent=1, ensure_ascii=False) + "\n")
     report = write_advice(advice, evidence, out / "report.html")
     if json:
-        return emit({**told, "report": report})
-    show_advice(advice, evidence)
+        return emit({**result, "report": report})
+    show(*to_terminal(advice, evidence))
     say(f"report: {report}")
 
 
-def _given(task: str | None, data: list[Path], validation: Path | None, shape: str | None) -> dict[str, Any]:
-    """The examples by what they are for, and how they are called."""
-    from halka.cli.examples import data_rows, named_task, read_data
+class _Data(NamedTuple):
+    """The examples, how they are scored, what they are called, and the flags that name them."""
+
+    name: str
+    train: tuple[Example, ...]
+    held_out: tuple[Example, ...]
+    flags: tuple[str, ...]
+    metric: str | None = None
+    max_new_tokens: int = 64
+    kind_flags: tuple[str, ...] = ()
+
+
+def _task_data(task: str, validation: Path | None) -> _Data:
+    from halka.cli.examples import named_task
+
+    if validation is not None:
+        raise HalkaError(f"--validation is for --data: the task {task} has its own validation examples")
+    read = named_task(task)
+    if read.kind not in (None, "causal-lm"):
+        raise HalkaError(f"--task: {task} is for a {read.kind}: the advisor needs a task for causal language models")
+    flags = ("--task", task)
+    return _Data(read.name, read.train, read.validation, flags, read.primary or None, read.max_new_tokens)
+
+
+def _file_data(data: list[Path], validation: Path | None, shape: str | None) -> _Data:
+    from halka.cli.examples import data_rows, read_data
     from halka.data.task import KIND_OF_SHAPE
 
-    if (task is None) == (not data):
-        raise HalkaError("what is to be learned is said by --task NAME or by --data FILE: give one of them")
-    if task is not None:
-        if validation is not None:
-            raise HalkaError(f"--validation is for --data: the task {task} has its own validation examples")
-        read = named_task(task)
-        if read.kind not in (None, "causal-lm"):
-            raise HalkaError(f"--task: {task} is for a {read.kind}: the advisor asks language models")
-        return {
-            "train": read.train,
-            "held_out": read.validation,
-            "metric": read.primary or None,
-            "max_new_tokens": read.max_new_tokens,
-            "data": read.name,
-            "flags": ("--task", task),
-            "again": ("--task", task),
-        }
     train: list[Example] = []
     shapes = set()
     for file in data:
@@ -164,25 +172,19 @@ def _given(task: str | None, data: list[Path], validation: Path | None, shape: s
         train += rows.examples
         shapes.add(rows.shape)
     held_out = [] if validation is None else read_data(existing_file(validation, "--validation"), "--validation", shape)
-    own = _flags({"--data": data, "--validation": validation, "--shape": shape})
-    as_text = (
-        ["--kind", "causal-lm"] if shapes & KIND_OF_SHAPE.keys() else []
-    )  # labels are asked for as answers, in words
-    return {
-        "train": tuple(train),
-        "held_out": tuple(held_out),
-        "metric": None,
-        "max_new_tokens": 64,
-        "data": ", ".join(file.name for file in data),
-        "flags": (*own, *as_text),
-        "again": tuple(own),
-    }
+    return _Data(
+        name=", ".join(file.name for file in data),
+        train=tuple(train),
+        held_out=tuple(held_out),
+        flags=tuple(_flags({"--data": data, "--validation": validation, "--shape": shape})),
+        kind_flags=("--kind", "causal-lm") if shapes & KIND_OF_SHAPE.keys() else (),  # labels are generated, as words
+    )
 
 
-def _flags(given: Mapping[str, Any]) -> list[str]:
-    """Flags with their values, those that have one; a list's each with the flag."""
-    told = []
-    for flag, value in given.items():
+def _flags(values: Mapping[str, Any]) -> list[str]:
+    """Flags with their values; those without one are left out, and those with a list repeated."""
+    words = []
+    for flag, value in values.items():
         for each in value if isinstance(value, list) else [value]:
-            told += [] if each is None else [flag, str(each)]
-    return told
+            words += [] if each is None else [flag, str(each)]
+    return words

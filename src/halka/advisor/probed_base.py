@@ -1,0 +1,251 @@
+"""`ProbedBase`: the base model with the user's examples and documents, as every probe prompts it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+
+from halka.advisor.evidence import BOTH, CLOSED, CONDITIONS, DOCUMENTS, EXAMPLES
+from halka.advisor.folder import COLLECTION
+from halka.advisor.prompts import Retrieve, build_prompt, question_of, usable_examples
+from halka.advisor.request import Request, Sample
+from halka.advisor.statistics import answer_values
+from halka.core import AdaptedModel, in_mode
+from halka.data.batches import collate, plan
+from halka.data.examples import Example
+from halka.data.tokens import Tokens, encode, encode_prompt
+from halka.evaluation.generation import iter_answers
+from halka.models import adapt, context, hidden_states, logits, pad_id
+from halka.models.attention.function import use_attention
+from halka.models.kinds import usual_kind
+from halka.models.layouts import LAYOUTS
+from halka.models.loading import base_config, load_base
+from halka.rag.collection import Collection
+from halka.rag.passages import Passage
+from halka.rag.retrieve import Retriever
+from halka.rag.sources import listed, taken_in
+from halka.util.errors import DataError, HalkaError
+
+BATCH, BATCH_TOKENS = 16, 4096  # examples, and tokens with padding, of a batch that is generated or scored
+SHOTS = {CLOSED: 0, EXAMPLES: 4, DOCUMENTS: 0, BOTH: 2}  # fewer with passages, as each worked example brings its own
+
+REPORTED = 50  # examples after which progress is reported
+
+TokenLosses = tuple[list[int], np.ndarray]
+"""Token ids of an answer, and the loss of each in nats."""
+
+Progress = Callable[[str, str], None]
+"""Called with a stage and what it does."""
+
+
+@dataclass(frozen=True)
+class ProbedBase:
+    """The base, the examples it is prompted with, and what retrieves passages, where there are documents."""
+
+    model: AdaptedModel
+    train: tuple[Example, ...]
+    held_out: tuple[Example, ...]
+    metric: str
+    max_new_tokens: int
+    retrieve: Retrieve | None = None
+    shots: dict[str, int] = field(default_factory=lambda: dict(SHOTS))
+    _losses: dict[str, list[TokenLosses]] = field(init=False, default_factory=dict, repr=False, compare=False)
+
+    @property
+    def conditions(self) -> tuple[str, ...]:
+        """Those that can be tried: the ones with passages need documents."""
+        return (CLOSED, EXAMPLES) if self.retrieve is None else CONDITIONS
+
+    def first(self, count: int) -> ProbedBase:
+        """The same with the first `count` held-out examples."""
+        return replace(self, held_out=self.held_out[:count])
+
+    # ── prompts ─────────────────────────────────────────────────────────────────────────────────────────────────
+
+    def prompt(self, example: Example, condition: str) -> Example:
+        """The example as it is prompted, with as many worked examples, and then passages, as fit into the context."""
+        shots = self.train[: self.shots[condition]]
+        passages = self.retrieve(question_of(example)) if self.retrieve and condition in (DOCUMENTS, BOTH) else None
+        ways = [(count, passages) for count in range(len(shots), 0, -1)]
+        ways += [(0, passages and passages[:count]) for count in range(len(passages or ()), -1, -1)]
+        prompt = example
+        for count, shown in ways:
+            prompt = self._prompt(example, shots[:count], shown)
+            if self.fits(prompt):
+                break
+        return prompt
+
+    def prompts(self, condition: str) -> list[Example]:
+        """The held-out examples as they are prompted."""
+        return [self.prompt(example, condition) for example in self.held_out]
+
+    def prompts_with_passages(
+        self, examples: Sequence[Example], progress: Callable[[str], None] = lambda _: None
+    ) -> Iterator[Example]:
+        """The examples prompted with passages, without those that the base cannot be prompted with."""
+        kept, _ = usable_examples(self.model, examples)
+        for number, index in enumerate(kept, start=1):
+            yield self.prompt(examples[index], DOCUMENTS)
+            if number % REPORTED == 0 or number == len(kept):
+                progress(f"retrieved passages for {number} of {len(kept)} examples")
+
+    def _prompt(self, example: Example, shots: Sequence[Example], passages: Sequence[Passage] | None) -> Example:
+        if passages is None:
+            return build_prompt(self.model, example, shots)
+        assert self.retrieve is not None
+        retrieved = {question_of(shot): self.retrieve(question_of(shot)) for shot in shots}
+        retrieved[question_of(example)] = passages
+        return build_prompt(self.model, example, shots, retrieved.__getitem__)
+
+    def fits(self, prompt: Example) -> bool:
+        """Whether the base's context holds the prompt with its answer, and with `max_new_tokens`."""
+        limit = context(self.model, None)
+        generated = len(encode_prompt(prompt, self.model.tokenizer)) + self.max_new_tokens
+        return limit is None or max(len(self.tokens(prompt)), generated) <= limit
+
+    # ── answers ─────────────────────────────────────────────────────────────────────────────────────────────────
+
+    def answers(
+        self,
+        adapters: str | Sequence[str | None] | None,
+        prompts: Sequence[Example],
+        progress: Callable[[int], None] = lambda done: None,
+    ) -> list[str]:
+        """What the base, an adapter, or an adapter per prompt answers; `progress` is called with the number done."""
+        texts = [""] * len(prompts)
+        by_prompt = [adapters] * len(prompts) if adapters is None or isinstance(adapters, str) else adapters
+        lengths = [len(encode_prompt(prompt, self.model.tokenizer)) + self.max_new_tokens for prompt in prompts]
+        done = 0
+        for indices in plan(lengths, seed=0, epoch=0, batch_tokens=BATCH_TOKENS, batch_size=BATCH):
+            names, batch = [by_prompt[index] for index in indices], [prompts[index] for index in indices]
+            answers = iter_answers(self.model, names, batch, max_new_tokens=self.max_new_tokens, batch_size=BATCH)
+            for number, text in answers:
+                texts[indices[number]] = text
+                done += 1
+                progress(done)
+        return texts
+
+    def values(self, texts: Sequence[str], condition: str = CLOSED) -> tuple[float, ...]:
+        """Values of answers to the held-out examples, as they were prompted."""
+        references = [example.answers for example in self.held_out]
+        return answer_values(self.metric, texts, references, passages=condition in (DOCUMENTS, BOTH))
+
+    # ── losses ──────────────────────────────────────────────────────────────────────────────────────────────────
+
+    def base_losses(self, condition: str) -> list[TokenLosses]:
+        """The base's losses of the held-out answers; computed once for each condition."""
+        if condition not in self._losses:
+            self._losses[condition] = self.losses(None, self.prompts(condition))
+        return self._losses[condition]
+
+    def losses(self, adapter: str | None, prompts: Sequence[Example]) -> list[TokenLosses]:
+        """Losses of each example's last answer."""
+        return token_losses(self.model, adapter, [self.tokens(prompt) for prompt in prompts])
+
+    def answer_ids(self, example: Example) -> list[int]:
+        """Token ids of its last answer, with the end-of-turn token."""
+        tokens = self.tokens(example)
+        return [token for token, counts in zip(tokens.ids, tokens.loss, strict=True) if counts]
+
+    def tokens(self, example: Example) -> Tokens:
+        """Its tokens with loss on the last answer alone, cut at the front to the base's context."""
+        tokens = encode(example, self.model.tokenizer)
+        start = len(encode_prompt(example, self.model.tokenizer))
+        loss = [False] * start + tokens.loss[start:]
+        limit = context(self.model, None)
+        excess = 0 if limit is None else max(0, len(loss) - limit)
+        return Tokens(tokens.ids[excess:], loss[excess:])
+
+
+def token_losses(model: AdaptedModel, adapter: str | None, items: Sequence[Tokens]) -> list[TokenLosses]:
+    """For each item the ids of its labels and the loss of each in nats, in eval mode."""
+    losses: list[TokenLosses] = [([], np.zeros(0))] * len(items)
+    device = next(model.base.parameters()).device
+    with torch.inference_mode(), model.use(adapter), use_attention(model.base), in_mode(False, model.base):
+        for indices in plan([len(item) for item in items], seed=0, epoch=0, batch_tokens=BATCH_TOKENS):
+            batch = collate([items[index] for index in indices], pad_id(model)).to(device)
+            hidden = hidden_states(model, **batch.inputs)
+            for row, index in enumerate(indices):
+                places = [place for place, counts in enumerate(items[index].loss) if counts and place]
+                ids = [items[index].ids[place] for place in places]
+                scores = logits(model, hidden[row, [place - 1 for place in places]]).float()
+                loss = F.cross_entropy(scores, torch.tensor(ids, device=device), reduction="none")
+                losses[index] = (ids, loss.cpu().double().numpy())
+    return losses
+
+
+# ── opening ─────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def decoder_config(base: str) -> Any:
+    """The configuration of a causal language model. Raises HalkaError for another model, and as `base_config` does."""
+    config = base_config(base)
+    layout = LAYOUTS.get(config.model_type)
+    if usual_kind(config) != "causal-lm" or (layout is not None and not layout.causal):
+        raise HalkaError(f"{base} is no causal language model: the advisor needs one that generates text")
+    return config
+
+
+def open_base(
+    request: Request, sample: Sample, folder: Path, progress: Progress
+) -> tuple[ProbedBase, int, dict[str, str]]:
+    """Load the base and index the documents.
+
+    Returns the base, the number of documents, and what cannot be used, with the reason.
+    Raises DataError where no example is left, and as `load_base` does.
+    """
+    missing: dict[str, str] = {}
+    progress("base", f"loading {request.base}")
+    model = adapt(*load_base(request.base, dtype=request.dtype, quantize=request.quantize))
+    train, held_out = (_usable(model, examples, missing) for examples in (sample.train, sample.held_out))
+    retrieve, documents = _retrieval(request, folder, missing, progress) if request.documents else (None, 0)
+    base = ProbedBase(model, train, held_out, sample.metric, request.max_new_tokens, retrieve)
+    return _within_context(base, missing), documents, missing
+
+
+def _usable(model: AdaptedModel, examples: Sequence[Example], missing: dict[str, str]) -> tuple[Example, ...]:
+    kept, problems = usable_examples(model, examples)
+    if problems:
+        excluded = f"{len(problems)} of {len(examples)} examples cannot be used with this base, the first: "
+        missing.setdefault("examples", excluded + str(problems[0]))
+    return tuple(examples[index] for index in kept)
+
+
+def _within_context(base: ProbedBase, missing: dict[str, str]) -> ProbedBase:
+    """Without the held-out examples that are longer than the base's context. Raises DataError if none is left."""
+    held_out = tuple(example for example in base.held_out if base.fits(example))
+    if excluded := len(base.held_out) - len(held_out):
+        missing["held-out examples"] = f"{excluded} of {len(base.held_out)} are longer than the base's context"
+    if not held_out:
+        raise DataError(
+            f"none of {excluded} held-out examples fits the base's context with {base.max_new_tokens} new tokens: "
+            "shorten them, or lower max_new_tokens"
+        )
+    return replace(base, held_out=held_out)
+
+
+def _retrieval(
+    request: Request, folder: Path, missing: dict[str, str], progress: Progress
+) -> tuple[Retrieve | None, int]:
+    """What retrieves passages, None where no document can be read; and the number of documents."""
+    collection = Collection(folder / COLLECTION)
+    for number, event in enumerate(taken_in(collection, *listed(request.documents), folder), start=1):
+        progress("documents", f"{number} indexed: {event.document}")
+    documents = len(collection.documents())
+    if not documents:
+        missing["documents"] = f"{', '.join(request.documents)}: no document can be read"
+        return None, 0
+    retriever, cache = Retriever(collection), dict[str, list[Passage]]()
+
+    def retrieve(question: str) -> list[Passage]:
+        if question not in cache:
+            cache[question] = [hit.passage for hit in retriever.search(question, request.passages)]
+        return cache[question]
+
+    return retrieve, documents
