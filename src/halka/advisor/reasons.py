@@ -125,8 +125,8 @@ def _content(evidence: Evidence) -> str | None:
     before, after = losses
     if before - after < VISIBLE_FALL * before:
         return (
-            f"passages do not lower the loss on content (tokens of few answers): {before:.2f} without, {after:.2f} with "
-            "them. The documents do not contain the answers, or the base does not use them"
+            f"passages do not lower the loss on content (tokens of few answers): {before:.2f} without, {after:.2f} "
+            "with them. The documents do not contain the answers, or the base does not use them"
         )
     return (
         f"passages lower the loss on content (tokens of few answers) from {before:.2f} to {after:.2f}: this is "
