@@ -33,7 +33,7 @@ from halka.advisor.resources import Available, base_too_large, pilot_room
 from halka.advisor.statistics import answer_values
 from halka.cli import main
 from halka.data.examples import Example, Message
-from halka.data.tasks import load_task
+from halka.data.task import load_task
 from halka.data.tokens import encode, encode_prompt
 from halka.estimating import Setup, rehearse
 from halka.estimating.devices import Device
