@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from halka.advisor import words
 from halka.advisor.evidence import Evidence, Learnability, Trial
 from halka.evaluation.metrics import Score
+from halka.report.axes import Name, at_the_right, log_ticks, room, tall
 from halka.report.intervals import finite
 from halka.report.svg import MARKERS, SERIES, Look, colour, grid, name_axes, new_figure
 from halka.report.units import count

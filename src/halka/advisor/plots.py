@@ -13,7 +13,7 @@ from halka.advisor import words
 from halka.advisor.advice import Advice
 from halka.advisor.evidence import Evidence, Fit, Subject
 from halka.evaluation.metrics import Score
-from halka.report.bars import PART_NAMES, Key, bar_axes, legend
+from halka.report.axes import Key, bar_axes, legend, text_width
 from halka.report.intervals import finite
 from halka.report.plots import PART_NAMES
 from halka.report.rows import MEMORY_PARTS
