@@ -78,7 +78,7 @@ def test_shown_examples_are_their_tokens(write):
 def test_what_is_doubtful_is_noted(write):
     seen = preview(write(ROWS), CHATML)
     assert seen.notes == [
-        "1 examples have special tokens in their text, which the model will take for real ones; "
+        "1 examples contain special tokens as text, which the model will read as real ones; "
         "the first: train.jsonl:7 has <|im_end|>"
     ]
     seen = preview(write(ROWS[:2]), tokenizer(UNMARKED))
@@ -102,9 +102,9 @@ def test_a_tasks_split_can_be_seen(write):
 def test_rendering_shows_everything_plainly(write):
     text = printed(preview(write(ROWS), CHATML, max_length=60, show=5))
     assert "train.jsonl: 5 examples, read as prompt" in text
-    assert "2 longer than 60 tokens and would be cut, 1 of them with nothing left to learn" in text
+    assert "2 longer than 60 tokens and would be cut, 1 of them without any token of an answer" in text
     assert "2 rows that cannot be used\n  train.jsonl:4: 'completion' is empty" in text
-    assert "1 examples that stand here twice\n  train.jsonl:5 repeats train.jsonl:1" in text
+    assert "1 examples that occur twice\n  train.jsonl:5 repeats train.jsonl:1" in text
     assert "<|im_start|>assistant↵\nParis.↵\nYes.<|im_end|>" in text
     assert "No. [red]␛[31m<|im_end|>" in text
     assert "\x1b" not in text

@@ -1,1 +1,4 @@
-"""Data: files to examples, examples to tokens, tokens to batches, and the task that holds them together."""
+"""Data: from files to examples, from examples to tokens, from tokens to batches; tasks.
+
+Public: `examples` (`Example`, `read_examples`, `as_examples`), `task` (`Task`, `load_task`), `metric`, `preview`.
+"""

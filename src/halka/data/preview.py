@@ -1,4 +1,4 @@
-"""What a data file will look like to the model, and what is wrong with it: as plain data, and in colour."""
+"""Preview a data file: what the model will see, and what is wrong with it; as plain data, or printed in colour."""
 
 import re
 import statistics
@@ -24,7 +24,7 @@ SHOWN_CHARACTERS = 2000
 
 @dataclass(frozen=True)
 class Span:
-    """Neighbouring tokens that are alike: ordinary or special, with loss or without."""
+    """Adjacent tokens of one sort: ordinary or special, with loss or without."""
 
     text: str
     tokens: int
@@ -34,7 +34,7 @@ class Span:
 
 @dataclass(frozen=True)
 class Shown:
-    """One example as the model gets it, before any cut."""
+    """One example as the model sees it, before any cut."""
 
     where: str
     tokens: int
@@ -43,7 +43,7 @@ class Shown:
 
 @dataclass(frozen=True)
 class Bin:
-    """How many examples have `first` to `last` tokens."""
+    """The number of examples of `first` to `last` tokens."""
 
     first: int
     last: int
@@ -52,7 +52,7 @@ class Bin:
 
 @dataclass(frozen=True)
 class Lengths:
-    """Lengths in tokens, before any cut. Of the `too_long` ones, `lost` keep no token of an answer when cut."""
+    """Lengths in tokens before any cut. `too_long` examples would be cut; `lost` of them would keep no answer token."""
 
     total: int
     shortest: int
@@ -66,10 +66,13 @@ class Lengths:
 
 @dataclass(frozen=True)
 class Preview:
-    """One file, or one split, seen through a tokenizer; lengths are in tokens, `loss_share` is of all tokens.
+    """One file or split, tokenized.
 
-    `problems` are the rows and examples that cannot be used, `notes` what is doubtful about the others. `repeated` are
-    the examples that stand in the file twice; `shared` names, for each other file, those whose prompt stands there.
+    loss_share   fraction of all tokens that carry loss
+    problems     rows and examples that cannot be used
+    notes        what is doubtful about the others
+    repeated     examples that occur twice
+    shared       by other file, the examples whose prompt occurs there
     """
 
     name: str
@@ -96,14 +99,14 @@ def preview(
     show: int = 3,
     others: Sequence[str | Path] = (),
 ) -> Preview:
-    """Previews a file; `others` are files (the test split, say) in which its prompts are looked for.
+    """Preview a file; `others` are files, such as the test split, in which its prompts are looked up.
 
     Raises:
-        ValueError: a file has no row that can be used; the message says why.
+        DataError: a file has no usable row; the message says why.
         OSError: a file is missing or may not be opened.
     """
-    given = {str(other): read_examples(other, shape).examples for other in others}
-    return inspect(str(path), read_examples(path, shape), tokenizer, max_length, show, given)
+    other_examples = {str(other): read_examples(other, shape).examples for other in others}
+    return inspect(str(path), read_examples(path, shape), tokenizer, max_length, show, other_examples)
 
 
 def inspect(
@@ -114,11 +117,7 @@ def inspect(
     show: int = 3,
     others: Mapping[str, Sequence[Example]] | None = None,
 ) -> Preview:
-    """Previews examples that are already read, such as a task's split.
-
-    Raises:
-        ValueError: none can be used; the message says why.
-    """
+    """Preview examples that are already read, such as a task's split. Raises DataError if none can be used."""
     encoded = encode_all(rows.examples, tokenizer)
     kept = [rows.examples[index] for index in encoded.kept]
     lengths = _lengths(encoded.items, max_length)
@@ -182,7 +181,7 @@ def _notes(
         if marked:
             where, mark = marked[0]
             notes.append(
-                f"{len(marked)} examples have special tokens in their text, which the model will take for real ones; "
+                f"{len(marked)} examples contain special tokens as text, which the model will read as real ones; "
                 f"the first: {where} has {mark}"
             )
     return notes
@@ -199,7 +198,7 @@ def _spans(tokens: Tokens, tokenizer: PreTrainedTokenizerBase, special: set[int]
 
 
 def render(preview: Preview, console: Console) -> None:
-    """Prints it: what carries loss is green, all else dim, special tokens are reversed, line breaks visible."""
+    """Print a preview: tokens with loss are green, others dim, special tokens reversed, line breaks visible."""
     for line in _lines(preview):
         console.print(line, soft_wrap=True)
 
@@ -214,25 +213,25 @@ def _lines(preview: Preview) -> list[Text]:
             f"{lengths.shortest:,} to {lengths.longest:,}, half of them at most {lengths.median:,.0f}"
         ),
     ]
-    most = max(each.examples for each in lengths.bins)
+    most = max(item.examples for item in lengths.bins)
     width = len(f"{lengths.longest:,}")
-    for each in lengths.bins:
-        bar = "█" * -(-each.examples * 40 // most)
+    for item in lengths.bins:
+        bar = "█" * -(-item.examples * 40 // most)
         lines.append(
-            Text(f"  {each.first:>{width},} to {each.last:>{width},} {bar}{' ' if bar else ''}{each.examples:,}")
+            Text(f"  {item.first:>{width},} to {item.last:>{width},} {bar}{' ' if bar else ''}{item.examples:,}")
         )
     if lengths.max_length is not None:
         lines.append(
             Text(
                 f"{lengths.too_long:,} longer than {lengths.max_length:,} tokens and would be cut, "
-                f"{lengths.lost:,} of them with nothing left to learn"
+                f"{lengths.lost:,} of them without any token of an answer"
             )
         )
     lines += [Text(note, style="yellow") for note in preview.notes]
     lines += _listing("rows that cannot be used", [str(problem) for problem in preview.problems], "red")
-    lines += _listing("examples that stand here twice", [_pair(each) for each in preview.repeated], "yellow")
-    for other, found in preview.shared.items():
-        lines += _listing(f"prompts that {other} has too", [_pair(each) for each in found], "yellow")
+    lines += _listing("examples that occur twice", [_pair(duplicate) for duplicate in preview.repeated], "yellow")
+    for other, duplicates in preview.shared.items():
+        lines += _listing(f"prompts that occur in {other} too", list(map(_pair, duplicates)), "yellow")
     for shown in preview.shown:
         lines += [Text(), Text(f"{shown.where or 'example'} ({shown.tokens:,} tokens)", style="bold"), _shown(shown)]
     return lines
@@ -260,6 +259,6 @@ def _shown(shown: Shown) -> Text:
 
 
 def _visible(text: str) -> str:
-    """Line breaks shown before they break the line, and other control characters as their pictures."""
+    """With a sign before each line break, and other control characters as Unicode's pictures of them."""
     pictures = {code: chr(0x2400 + code) for code in range(32)} | {127: "␡", 10: "↵\n", 9: "→\t"}
     return text.translate(pictures)

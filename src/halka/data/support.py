@@ -8,8 +8,8 @@ A message names a product, mostly a customer and an order number, and one of eig
     Tighten the bulb and try another socket.     what the policy says for that issue and kind of lamp
     Jonaki Lamps, priority normal                "urgent" for overheating, "high" for who wrote before
 
-Nothing can be had by memory: the test's names, order numbers, models, sentences and pairs of issue and kind of lamp
-never stand in the training or validation examples. All of it was made up for Halka.
+Nothing can be answered from memory: the test's names, order numbers, models, sentences and pairs of issue and kind of
+lamp never occur in the training or validation examples. All of it was made up for Halka.
 """
 
 import random
@@ -53,7 +53,7 @@ TEST_NAMES = (
 
 @dataclass(frozen=True)
 class Words:
-    """What the messages of a split are made of; `unseen` is whether they use the pairs kept from training."""
+    """The vocabulary of a split's messages; `unseen`: they use the pairs of issue and lamp held out from training."""
 
     unseen: bool
     names: tuple[str, ...]
@@ -259,7 +259,7 @@ def task(seed: int = 0) -> Task:
 
 
 def answer(name: str, order: str, issue: str, product: str, wrote_before: bool) -> str:
-    """The house's answer; an empty name or order is one that the customer did not give."""
+    """The expected answer; an empty name or order means that the customer did not mention it."""
     step = POLICY[issue][product.endswith(BATTERY)]
     priority = "urgent" if issue == "overheating" else "high" if wrote_before else "normal"
     return (
@@ -272,7 +272,7 @@ def answer(name: str, order: str, issue: str, product: str, wrote_before: bool) 
 
 
 def pairs(unseen: bool) -> dict[str, tuple[str, ...]]:
-    """The kinds of lamp that go with each issue; of either family, one kind an issue is kept for the test."""
+    """The kinds of lamp for each issue; of each family, one kind for each issue is held out for the test."""
     return {
         issue: tuple(kind for family in (MAINS, BATTERY) for k, kind in enumerate(family) if (k == i % 3) == unseen)
         for i, issue in enumerate(POLICY)
@@ -280,7 +280,7 @@ def pairs(unseen: bool) -> dict[str, tuple[str, ...]]:
 
 
 def _examples(rng: random.Random, count: int, words: Words, used: set[str]) -> tuple[Example, ...]:
-    """Examples whose issues take turns and whose messages and order numbers are not in `used`, which grows."""
+    """Examples with issues in turn; adds their messages and order numbers to `used` and repeats none of those."""
     kinds = pairs(words.unseen)
     issues = list(POLICY)
     examples: list[Example] = []
@@ -302,12 +302,12 @@ def _examples(rng: random.Random, count: int, words: Words, used: set[str]) -> t
 def _message(
     rng: random.Random, words: Words, name: str, order: str, issue: str, product: str, wrote_before: bool
 ) -> str:
-    """One message: a greeting, the problem with what else is said in any order, a closing."""
+    """One message: a greeting, the problem and optional details in any order, a closing."""
     middle = [_pick(rng, words.problems[issue]).format(product=product)]
-    said = [_pick(rng, words.orders).format(order=order)] if order else []
-    said += [_pick(rng, words.again)] if wrote_before else []
-    said += [_pick(rng, words.asides).format(number=1000 + int(rng.random() * 9000))] if rng.random() < 0.3 else []
-    for sentence in said:
+    details = [_pick(rng, words.orders).format(order=order)] if order else []
+    details += [_pick(rng, words.again)] if wrote_before else []
+    details += [_pick(rng, words.asides).format(number=1000 + int(rng.random() * 9000))] if rng.random() < 0.3 else []
+    for sentence in details:
         middle.insert(int(rng.random() * (len(middle) + 1)), sentence)
     name_first = rng.random() < 0.5
     greeting = _pick(rng, words.greetings_with_name if name and name_first else words.greetings)

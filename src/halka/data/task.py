@@ -14,7 +14,7 @@ from halka.data.duplicates import Duplicate, between, prompt_key
 from halka.data.examples import Example, read_examples
 from halka.data.labels import classes_in, tags_in
 from halka.data.readers import Problem
-from halka.util.errors import DataError
+from halka.util.errors import DataError, HalkaError
 
 T = TypeVar("T")
 
@@ -131,7 +131,7 @@ def load_task(name_or_path: str | Path) -> Task:
         if not callable(make):
             raise DataError(f"{path}: defines no function task(). Add one that returns a halka.data.task.Task.")
         task = make()
-    except (OSError, ValueError):
+    except (OSError, HalkaError):
         raise
     except Exception as error:
         raise DataError(f"{path}: {type(error).__name__}: {error}") from error

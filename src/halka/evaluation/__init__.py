@@ -1,1 +1,4 @@
-"""Evaluation: answers, and the metrics and intervals that they are scored by."""
+"""Evaluation: answers by batched generation, scored by metrics with intervals.
+
+Public: `generation.generate`, `evaluating` (`evaluate`, `perplexity`), `metrics` (`score`, `find_metric`, `METRICS`).
+"""

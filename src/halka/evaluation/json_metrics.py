@@ -1,4 +1,4 @@
-"""How good are answers that should be JSON: valid, equal, and right field by field."""
+"""Metrics for answers that should be JSON: valid, equal, and right field by field."""
 
 from __future__ import annotations
 
@@ -14,29 +14,29 @@ _MISSING = object()
 
 
 def json_field(path: str) -> Metric:
-    """Accuracy of the value at a dotted path, "intent" or "slots.city", over the items whose reference has it."""
+    """Accuracy of the value at a dotted path, such as "slots.city", over the items whose reference has it."""
 
     def counts(prediction: str, references: Sequence[str]) -> Counts:
-        said = _at(_parse(prediction), path)
-        true = [_at(_parse_reference(reference), path) for reference in references]
-        asked = [value for value in true if value is not _MISSING]
-        return {"right": float(said in asked), "asked": float(bool(asked))}
+        predicted = _at(_parse(prediction), path)
+        values = [_at(_parse_reference(reference), path) for reference in references]
+        gold = [value for value in values if value is not _MISSING]
+        return {"right": float(predicted in gold), "items": float(bool(gold))}
 
     return Metric(
         f"json_field:{path}",
         f"share of answers whose JSON has the reference's value at {path!r}",
         counts,
-        lambda sums: ratio(sums["right"], sums["asked"]),
+        lambda sums: ratio(sums["right"], sums["items"]),
     )
 
 
 def json_field_f1(path: str = "") -> Metric:
-    """Micro-F1 over the leaves below a dotted path, or below the whole; 1 where none are there and none are said."""
+    """Micro-F1 over the leaves below a dotted path, or of the whole; 1 if there are neither gold nor predicted ones."""
     return Metric(
         f"json_field_f1:{path}" if path else "json_field_f1",
         f"micro-F1 over the (path, value) pairs of the JSON{f' under {path!r}' if path else ''}",
         _leaf_counts(path),
-        lambda sums: ratio(2 * sums["hit"], sums["said"] + sums["true"], empty=1.0),
+        lambda sums: ratio(2 * sums["hit"], sums["predicted"] + sums["gold"], empty=1.0),
     )
 
 
@@ -50,9 +50,9 @@ def _refuse(constant: str) -> None:
 
 
 def _parse(text: str) -> Any:
-    """The JSON object or array that the whole text is, in comparable form, else `_MISSING`."""
+    """The whole text as a JSON object or array in comparable form, else `_MISSING`."""
     try:
-        value = json.loads(text, parse_constant=_refuse)  # NaN and Infinity, which Python would read
+        value = json.loads(text, parse_constant=_refuse)  # Python would accept NaN and Infinity
         return _comparable(value) if isinstance(value, dict | list) else _MISSING
     except (ValueError, RecursionError):
         return _MISSING
@@ -85,29 +85,29 @@ def _at(value: Any, path: str) -> Any:
 
 
 def _leaves(value: Any) -> set[tuple[tuple[str | int, ...], str]]:
-    """Every (path, value) below a value; an array's items by their place."""
-    found, waiting = set(), [((), value)]
+    """Every (path, value) below a value; in an array the path is the index."""
+    leaves, waiting = set(), [((), value)]
     while waiting:
         path, value = waiting.pop()
         if isinstance(value, dict | list):
             children = value.items() if isinstance(value, dict) else enumerate(value)
             waiting += [((*path, key), child) for key, child in children]
         elif value is not _MISSING:
-            found.add((path, value))
-    return found
+            leaves.add((path, value))
+    return leaves
 
 
 def _leaf_counts(path: str) -> Callable[[str, Sequence[str]], Counts]:
-    """Leaves said, true and both, against the reference with the highest F1."""
+    """Counts of predicted and gold leaves and of both, against the reference with the highest F1."""
 
     def leaves(value: Any) -> set[tuple[tuple[str | int, ...], str]]:
         return _leaves(_at(value, path) if path else value)
 
     def counts(prediction: str, references: Sequence[str]) -> Counts:
-        said = leaves(_parse(prediction))
+        predicted = leaves(_parse(prediction))
         options = [leaves(_parse_reference(reference)) for reference in references]
-        true = max(options, key=lambda true: 2 * len(said & true) / max(1, len(said) + len(true)))
-        return {"hit": len(said & true), "said": len(said), "true": len(true)}
+        gold = max(options, key=lambda gold: 2 * len(predicted & gold) / max(1, len(predicted) + len(gold)))
+        return {"hit": len(predicted & gold), "predicted": len(predicted), "gold": len(gold)}
 
     return counts
 
@@ -128,6 +128,6 @@ JSON_METRICS: tuple[Metric, ...] = (
         "json_field_accuracy",
         "share of the references' (path, value) pairs that the JSON has",
         _leaf_counts(""),
-        lambda sums: ratio(sums["hit"], sums["true"]),
+        lambda sums: ratio(sums["hit"], sums["gold"]),
     ),
 )

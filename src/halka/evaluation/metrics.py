@@ -39,36 +39,35 @@ def score(
     seed: int = 0,
     resamples: int = 1000,
 ) -> dict[str, Score]:
-    """Scores `predictions[i]` against all the accepted answers `references[i]`; one `Score` by metric name.
+    """Score `predictions[i]` against all accepted answers `references[i]`; returns a `Score` by metric name.
 
-    The interval is the percentile bootstrap over items: whole sets of n items are drawn with replacement
-    and scored exactly, from sums of per-item counts. The draws depend on n and `seed` alone, so methods
-    scored on the same items meet the same draws. Where every draw gives the same value (all right, all
-    wrong, one item), the bootstrap cannot see what a larger set would show; the interval then comes from
-    the rule of three: with 95 % confidence, less than 1 - 0.05^(1/n) of all items differ from those seen.
+    The interval is the percentile bootstrap over items: sets of n items are drawn with replacement and scored exactly,
+    from sums of per-item counts. The draws depend on n and `seed` alone, so methods scored on the same items share
+    them. Where every draw gives the same value (all right, all wrong, one item), the bootstrap says nothing of a larger
+    set; the interval then is the rule of three: with 95 % confidence less than 1 - 0.05^(1/n) of all items differ.
 
-    Raises ValueError for unknown metrics, sizes that differ, no items, an item without references, texts
-    that are not texts, and a score that these items leave undefined.
+    Raises HalkaError for an unknown metric, lists of different lengths, no items, an item without references, a value
+    that is no text, and a score that is undefined on these items.
     """
     _check(predictions, references, resamples)
-    chosen = [find_metric(metric) for metric in metrics]
-    tables = [_table(metric, predictions, references) for metric in chosen]
+    resolved = [find_metric(metric) for metric in metrics]
+    tables = [_table(metric, predictions, references) for metric in resolved]
     sums = _resample([table for _, table in tables], resamples, seed)
     n = len(predictions)
     return {
         metric.name: _interval(metric, keys, table, drawn, n)
-        for metric, (keys, table), drawn in zip(chosen, tables, sums, strict=True)
+        for metric, (keys, table), drawn in zip(resolved, tables, sums, strict=True)
     }
 
 
 def mean_of(values: Sequence[float], seed: int = 0, resamples: int = 1000) -> Score:
-    """The mean of values from 0 to 1, one an item, with its interval as `score` has it. Raises ValueError for none."""
-    mean = Metric.mean("mean", "mean of what the items are worth", lambda value, _: float(value))
+    """The mean of values from 0 to 1 with an interval as in `score`. Raises HalkaError if there are none."""
+    mean = Metric.mean("mean", "mean of the items' values", lambda value, _: float(value))
     return score([repr(float(value)) for value in values], [[""]] * len(values), [mean], seed, resamples)["mean"]
 
 
 def default_metrics(examples: Iterable[Example], kind: str | None) -> tuple[str, ...]:
-    """The names of metrics that fit the accepted answers and the kind of base, the one that decides first.
+    """The names of metrics that fit the kind of base and the accepted answers, the most important first.
 
     Classes and tags are scored as such, answers that are all JSON objects as JSON, others by equality and shared words.
     """
@@ -82,9 +81,9 @@ def default_metrics(examples: Iterable[Example], kind: str | None) -> tuple[str,
 
 
 def find_metric(name: str | Metric) -> Metric:
-    """The metric of that name; `family:path` builds one (see `FAMILIES`); a `Metric` is returned as it is.
+    """The metric of that name; `family:path` builds one (see `FAMILIES`); a `Metric` is returned unchanged.
 
-    Raises ValueError with the choices for a name that nothing answers to.
+    Raises HalkaError with the choices for an unknown name.
     """
     if isinstance(name, Metric):
         return name

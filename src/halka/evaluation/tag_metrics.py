@@ -1,4 +1,4 @@
-"""Scores of tagged words: by whole entities, as conlleval and seqeval count them, and word by word."""
+"""Metrics for tagged words: whole entities, as conlleval and seqeval count them, and word by word."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ from halka.data.metric import Counts, Metric, ratio
 
 
 def entities(tags: Sequence[str]) -> Iterator[tuple[str, int, int]]:
-    """(type, first word, last word) of what is tagged, in the schemes IOB1, IOB2, IOE and IOBES.
+    """(type, first word, last word) of every entity, in the schemes IOB1, IOB2, IOE and IOBES.
 
-    A tag goes on with the entity before it unless it begins one (B, S), names another type, or follows an end (E, S).
+    A tag continues the entity before it unless it begins one (B, S), has another type, or follows an end (E, S).
     """
     kind, first, before = "", 0, OUTSIDE
     for place, tag in enumerate([*tags, OUTSIDE]):
@@ -25,14 +25,14 @@ def entities(tags: Sequence[str]) -> Iterator[tuple[str, int, int]]:
 
 
 def _entity_counts(prediction: str, references: Sequence[str]) -> Counts:
-    said, true = set(entities(prediction.split())), set(entities(references[0].split()))
-    return {"hit": float(len(said & true)), "both": float(len(said) + len(true))}
+    predicted, gold = set(entities(prediction.split())), set(entities(references[0].split()))
+    return {"hit": float(len(predicted & gold)), "both": float(len(predicted) + len(gold))}
 
 
 def _word_counts(prediction: str, references: Sequence[str]) -> Counts:
-    said, true = prediction.split(), references[0].split()
-    hits = sum(one == other for one, other in zip(said, true, strict=False))
-    return {"hit": float(hits), "words": float(max(len(said), len(true)))}
+    predicted, gold = prediction.split(), references[0].split()
+    hits = sum(one == other for one, other in zip(predicted, gold, strict=False))
+    return {"hit": float(hits), "words": float(max(len(predicted), len(gold)))}
 
 
 TAG_METRICS = (

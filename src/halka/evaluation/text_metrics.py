@@ -1,4 +1,4 @@
-"""How good are answers that are texts: equality, shared words, class labels, BLEU, chrF and ROUGE-L."""
+"""Metrics for texts: equality, shared words, class labels, BLEU, chrF and ROUGE-L."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from halka.data.metric import Counts, FloatArray, Metric, Sums, ratio
 
 
 def _plain(text: str) -> str:
-    """Without white space at the ends, in Unicode's composed form (Bengali and others have two spellings)."""
+    """Without whitespace at the ends, in Unicode's composed form (Bengali and others have two spellings)."""
     return unicodedata.normalize("NFC", text).strip()
 
 
 def _squad_words(text: str) -> list[str]:
-    """SQuAD's normalisation (Rajpurkar et al., 2016), with every script's punctuation: no case, no articles."""
+    """SQuAD's normalisation (Rajpurkar et al., 2016): no case, no articles, no punctuation of any script."""
     kept = "".join(
         c for c in _plain(text).lower() if c not in string.punctuation and not unicodedata.category(c).startswith("P")
     )
@@ -28,7 +28,7 @@ def _squad_words(text: str) -> list[str]:
 
 
 def as_label(text: str) -> str:
-    """A class name as compared: no case, single spaces, no quotes or full stop around it."""
+    """A class name in the form that is compared: no case, single spaces, no quotes or full stop around it."""
     return " ".join(_plain(text).casefold().split()).strip(" .,;:!?\"'`*।")
 
 
@@ -41,13 +41,13 @@ def _squad_exact(prediction: str, references: Sequence[str]) -> float:
 
 
 def _token_f1(prediction: str, references: Sequence[str]) -> float:
-    said = Counter(_squad_words(prediction))
+    predicted = Counter(_squad_words(prediction))
 
     def f1(reference: str) -> float:
-        true = Counter(_squad_words(reference))
-        if not said or not true:
-            return float(said == true)
-        return 2 * (said & true).total() / (said.total() + true.total())
+        gold = Counter(_squad_words(reference))
+        if not predicted or not gold:
+            return float(predicted == gold)
+        return 2 * (predicted & gold).total() / (predicted.total() + gold.total())
 
     return max(map(f1, references))
 
@@ -56,11 +56,11 @@ def _lines(prediction: str, references: Sequence[str]) -> float:
     def lines(text: str) -> list[str]:
         return [line.strip() for line in _plain(text).splitlines() if line.strip()]
 
-    said = lines(prediction)
+    predicted = lines(prediction)
 
-    def share(true: list[str]) -> float:
-        same = sum(a == b for a, b in zip(said, true, strict=False))
-        return same / max(len(said), len(true), 1) if said or true else 1.0
+    def share(gold: list[str]) -> float:
+        same = sum(a == b for a, b in zip(predicted, gold, strict=False))
+        return same / max(len(predicted), len(gold), 1) if predicted or gold else 1.0
 
     return max(share(lines(reference)) for reference in references)
 
@@ -71,9 +71,9 @@ def _accuracy(prediction: str, references: Sequence[str]) -> float:
 
 def _class_counts(prediction: str, references: Sequence[str]) -> Counts:
     """Hits, predictions and truths by class; of several accepted classes the predicted one, else the first."""
-    said, accepted = as_label(prediction), [as_label(reference) for reference in references]
-    true = said if said in accepted else accepted[0]
-    return {("hit", true): float(said == true), ("said", said): 1.0, ("true", true): 1.0}
+    predicted, accepted = as_label(prediction), [as_label(reference) for reference in references]
+    gold = predicted if predicted in accepted else accepted[0]
+    return {("hit", gold): float(predicted == gold), ("predicted", predicted): 1.0, ("gold", gold): 1.0}
 
 
 def _macro_f1(sums: Sums) -> FloatArray:
@@ -81,10 +81,10 @@ def _macro_f1(sums: Sums) -> FloatArray:
     total: Any = 0.0
     classes: Any = 0.0
     for kind, label in [key for key in sums if isinstance(key, tuple)]:
-        if kind == "true":
-            true = sums["true", label]
-            f1 = ratio(2 * sums["hit", label], true + sums.get(("said", label), 0.0), empty=0.0)
-            total, classes = total + f1 * (true > 0), classes + (true > 0)
+        if kind == "gold":
+            gold = sums["gold", label]
+            f1 = ratio(2 * sums["hit", label], gold + sums.get(("predicted", label), 0.0), empty=0.0)
+            total, classes = total + f1 * (gold > 0), classes + (gold > 0)
     return ratio(total, classes)
 
 
@@ -108,8 +108,8 @@ def _bleu(sums: Sums) -> FloatArray:
     bleu = _sacrebleu("bleu")
 
     def of(sums_K: FloatArray) -> float:
-        said, true, *ngrams = (round(x) for x in sums_K)
-        return bleu.compute_bleu(ngrams[:4], ngrams[4:], said, true, smooth_method="exp").score
+        predicted, gold, *ngrams = (round(x) for x in sums_K)
+        return bleu.compute_bleu(ngrams[:4], ngrams[4:], predicted, gold, smooth_method="exp").score
 
     return np.array([of(row) for row in np.stack(list(sums.values()), axis=1)])
 
