@@ -6,13 +6,13 @@ import hashlib
 import json
 import mmap
 import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Generator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from halka.models.fetching import hub
 from halka.models.kinds import Kind
@@ -155,7 +155,7 @@ class AdapterFolder:
 
     def check(self) -> None:
         """Raises DamagedFolderError if the files are not those that the Card was written for."""
-        written = {} if self.card is None else self.card.files
+        written: Mapping[str, str] = {} if self.card is None else self.card.files
         if different := [name for name, digest in written.items() if self.digests.get(name) != digest]:
             raise DamagedFolderError(
                 f"{self}: {' and '.join(different)} changed since {CARD} was written: the copy is damaged, or another "
@@ -168,7 +168,7 @@ class AdapterFolder:
         self.read()
 
     @contextmanager
-    def checking(self) -> Iterator[Callable[[], None]]:
+    def checking(self) -> Generator[Callable[[], None]]:
         """`check` in a thread beside the block, which receives a function that waits for its end.
 
         If the files changed, that error is raised instead of whatever it led to within the block.
@@ -224,7 +224,7 @@ def _read_json(path: Path) -> dict[str, Any]:
         raise DamagedFolderError(f"{path} is not JSON: {error}") from None
     if not isinstance(config, dict):
         raise DamagedFolderError(f"{path} is not an adapter's configuration: it holds no JSON object")
-    return config
+    return cast(dict[str, Any], config)
 
 
 def _sha256(path: Path) -> str:

@@ -16,7 +16,7 @@ import json
 import re
 import shutil
 import uuid
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -98,7 +98,7 @@ class AdapterStore:
 
     def list(self, *, task: str | None = None, tag: str | None = None, method: str | None = None) -> list[Stored]:
         """The newest version of every name, or of those with that task, tag or method."""
-        found = []
+        found: list[Stored] = []
         for name in self.names():
             try:
                 each = self.get(name)
@@ -224,7 +224,7 @@ class AdapterStore:
                 raise WrongBaseError(f"the adapters in {self.folder} are of another base: use another folder")
 
     @contextmanager
-    def _writing(self, name: str, wait: float = -1) -> Iterator[Path]:
+    def _writing(self, name: str, wait: float = -1) -> Generator[Path]:
         """The name's folder, for this process alone to change; before and after, hidden leftovers are removed."""
         folder = self.folder / name
         (self.folder / LOCKS).mkdir(parents=True, exist_ok=True)
@@ -251,7 +251,7 @@ def _remove_hidden(folder: Path) -> None:
         shutil.rmtree(left) if left.is_dir() else left.unlink(missing_ok=True)
 
 
-def _named(name: str) -> str:
+def _named(name: object) -> str:
     """The name, if it can be a file's on any system. Raises ValueError otherwise."""
     if not isinstance(name, str) or not NAME.fullmatch(name) or name.endswith("."):
         raise HalkaError(

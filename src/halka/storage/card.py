@@ -12,10 +12,20 @@ from typing import Any
 from halka.core import AdaptedModel, form_of
 from halka.models.fingerprint import own_fingerprint
 from halka.models.kinds import KINDS, Kind, kind_of
+from halka.storage.formats import json_object
 from halka.util.errors import DamagedFolderError, WrongBaseError
 from halka.util.text import chat_template_fingerprint
 
 CARD = "halka.json"
+
+
+# The types that a JSON file may hold for a field's annotation, if not an object
+KINDS_OF_FIELDS: dict[str, type | tuple[type, ...]] = {
+    "str": str,
+    "Kind": str,
+    "int": int,
+    "Sequence[str]": (list, tuple),
+}
 
 
 @dataclass(frozen=True)
@@ -28,17 +38,22 @@ class Card:
     parameters: int
     chat_template: str
     task: str = ""
-    training: Mapping[str, Any] = field(default_factory=dict)
-    measurements: Mapping[str, Any] = field(default_factory=dict)
-    versions: Mapping[str, str] = field(default_factory=dict)
+    training: Mapping[str, Any] = field(default_factory=dict[str, Any])
+    measurements: Mapping[str, Any] = field(default_factory=dict[str, Any])
+    versions: Mapping[str, str] = field(default_factory=dict[str, str])
     created: str = ""
     kind: Kind = "causal-lm"  # of the base
     labels: Sequence[str] = ()  # what the adapter's head tells apart, by place
-    files: Mapping[str, str] = field(default_factory=dict)  # SHA-256 of those beside it
+    files: Mapping[str, str] = field(default_factory=dict[str, str])  # SHA-256 of those beside it
 
     def __post_init__(self) -> None:
         for each in fields(self):
-            kinds = {"str": str, "Kind": str, "int": int, "Sequence[str]": list | tuple}
+            kinds: dict[str, type | tuple[type, ...]] = {
+                "str": str,
+                "Kind": str,
+                "int": int,
+                "Sequence[str]": (list, tuple),
+            }
             kind = kinds.get(str(each.type), Mapping)
             if not isinstance(getattr(self, each.name), kind):
                 raise TypeError(f"{each.name} is {getattr(self, each.name)!r}")
@@ -70,8 +85,8 @@ def check_base(card: Card, model: AdaptedModel, folder: Path, other_base: bool, 
             f"{folder} is an adapter of a {card.kind}, and this base is a {kind}: load the base with "
             f'`halka.load_base(name, kind="{card.kind}"{labels})`'
         )
-    then = card.base.get("fingerprint")
-    if not isinstance(then, dict):
+    then = json_object(card.base.get("fingerprint"))
+    if then is None:
         raise DamagedFolderError(f"{folder / CARD} names no base: it is not a Card that this version reads")
     now = own_fingerprint(model)
     if different := [key for key in then if then[key] != now.get(key)]:

@@ -8,10 +8,11 @@ import shutil
 import warnings
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any, cast
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save_file  # pyright: ignore[reportUnknownVariableType]
 from torch import Tensor
 
 from halka.util.errors import DamagedFolderError, HalkaError
@@ -72,8 +73,8 @@ def shapes(path: Path) -> dict[str, tuple[tuple[int, ...], str]]:
     Raises DamagedFolderError for a damaged file.
     """
     try:
-        with safe_open(path, framework="pt") as file:
-            slices = {key: file.get_slice(key) for key in file.keys()}  # noqa: SIM118 (it is no mapping)
+        with cast(Any, safe_open)(path, framework="pt") as file:
+            slices: dict[str, Any] = {key: file.get_slice(key) for key in file.keys()}  # noqa: SIM118 (no mapping)
             return {key: (tuple(each.get_shape()), str(each.get_dtype())) for key, each in slices.items()}
     except (SafetensorError, FileNotFoundError) as error:
         raise _damaged(path, error) from None
@@ -96,21 +97,24 @@ def _unpickled(path: Path) -> dict[str, Tensor]:
     try:
         with warnings.catch_warnings():  # that sparse tensors take time to be checked: they are refused below
             warnings.filterwarnings("ignore", "Validating sparse tensor invariants")
-            found = torch.load(path, map_location="cpu", weights_only=True)
+            content: object = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError:  # its message tells how to run the code
-        found = None
+        content = None
     except Exception as error:  # a file made to do harm can make it raise whatever there is
         raise _damaged(path, error) from None
-    if not isinstance(found, Mapping) or not all(isinstance(key, str) and _plain(each) for key, each in found.items()):
-        raise DamagedFolderError(f"{path} is damaged, or holds more than tensors by their names: it is no adapter's")
-    return {key: tensor.detach() for key, tensor in found.items()}
+    values = cast(Mapping[object, object], content) if isinstance(content, Mapping) else {None: None}
+    tensors: dict[str, Tensor] = {}
+    for key, value in values.items():
+        if not (isinstance(key, str) and isinstance(value, Tensor) and _is_plain(value)):
+            raise DamagedFolderError(f"{path} is damaged, or holds more than tensors by their names")
+        tensors[key] = value.detach()
+    return tensors
 
 
-def _plain(value: object) -> bool:
-    """A dense tensor whose values the file really holds."""
+def _is_plain(value: Tensor) -> bool:
+    """Whether a tensor is dense, and the file really holds its values."""
     return (
-        isinstance(value, Tensor)
-        and value.layout == torch.strided
+        value.layout == torch.strided
         and value.device.type == "cpu"
         and not value.is_quantized
         and value.numel() * value.element_size() <= value.untyped_storage().nbytes()

@@ -9,10 +9,10 @@ from __future__ import annotations
 from pathlib import Path
 
 from halka.storage.formats import adapterhub, peft
-from halka.storage.formats.format import BaseSpec, Contents, FileNames, Format
+from halka.storage.formats.format import BaseSpec, Contents, FileNames, Format, json_object
 from halka.util.errors import HalkaError
 
-__all__ = ["FORMATS", "BaseSpec", "Contents", "FileNames", "Format", "format_named", "format_of"]
+__all__ = ["FORMATS", "BaseSpec", "Contents", "FileNames", "Format", "format_named", "format_of", "json_object"]
 
 FORMATS: dict[str, Format] = {adapterhub.NAME: adapterhub, peft.NAME: peft}
 

@@ -2,15 +2,30 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, TypeVar, cast
 
 from torch import Tensor
 
 from halka.core import Adapter, Method, Target
 from halka.models.kinds import Kind
+
+T = TypeVar("T")
+
+
+def json_object(value: object) -> Mapping[str, Any] | None:
+    """The value where it is a JSON object, whose keys are texts; else None."""
+    return cast(Mapping[str, Any], value) if isinstance(value, Mapping) else None
+
+
+def json_list(value: object, kind: type[T]) -> list[T] | None:
+    """The value where it is a list (or tuple, or set) of that type alone; else None."""
+    if not isinstance(value, list | tuple | set):
+        return None
+    items = list(cast(Iterable[object], value))
+    return cast(list[T], items) if all(isinstance(item, kind) for item in items) else None
 
 
 @dataclass(frozen=True)

@@ -76,7 +76,7 @@ def write(adapter: Adapter, targets: tuple[Target, ...], base_name: str) -> Cont
     return Contents({"config": config, **about}, tensors, head)
 
 
-def _read_one(config: dict, keys: Keys, targets: tuple[Target, ...]) -> tuple[Method, dict[str, Tensor]]:
+def _read_one(config: Mapping[str, Any], keys: Keys, targets: tuple[Target, ...]) -> tuple[Method, dict[str, Tensor]]:
     architecture = architecture_of(config)
     kind = next((each for each in KINDS if architecture == each.ARCHITECTURE), None)
     if kind is None:
@@ -103,7 +103,7 @@ def _alone(adapter: Adapter) -> list[Adapter]:
     methods = _methods(adapter.method)
     if len(methods) == 1:
         return [adapter]
-    found = []
+    found: list[Adapter] = []
     for method in methods:
         acts = {path: target for path, target in adapter.targets.items() if wants(method.roles(), target)}
         found.append(Adapter(method, {path: adapter.parts[path] for path in acts}, acts))
@@ -114,7 +114,7 @@ def _alone(adapter: Adapter) -> list[Adapter]:
     return found
 
 
-def _write_one(adapter: Adapter, targets: tuple[Target, ...]) -> tuple[dict, dict[str, Tensor]]:
+def _write_one(adapter: Adapter, targets: tuple[Target, ...]) -> tuple[dict[str, Any], dict[str, Tensor]]:
     name = adapter.method.name
     kind = next((each for each in KINDS if name in each.METHODS), None)
     if kind is None:

@@ -22,6 +22,7 @@ from halka.core import Adapter, Method, Target
 from halka.methods import Bottleneck, NormedBottleneck
 from halka.storage.formats.adapterhub.config import GATES, NAME, has_rows, left_out, number, refuse
 from halka.storage.formats.adapterhub.tensor_names import Keys, architecture_of, bottleneck_place, layers_of
+from halka.storage.formats.format import json_object
 from halka.util.errors import HalkaError
 
 ARCHITECTURE = "bottleneck"
@@ -124,15 +125,14 @@ def activation_of(said: Mapping[str, Any]) -> str:
 
 
 def _widths(said: Mapping[str, Any], hidden: int, layers: int) -> tuple[int, ...]:
-    factors = said.get("reduction_factor")
-    if not isinstance(factors, Mapping):
-        factors = {"default": factors}
+    factors = json_object(said.get("reduction_factor")) or {"default": said.get("reduction_factor")}
     if other := [each for each in factors if each not in ("default", *map(str, range(layers)))]:
         raise HalkaError(
             f"adapter_config.json: reduction_factor names layer {other[0]}, and this base has {layers}: the adapter "
             "was made for another base"
         )
-    widths, absent = [], left_out(said, layers)
+    widths: list[int] = []
+    absent = left_out(said, layers)
     for layer in range(layers):
         factor = factors.get(str(layer), factors.get("default"))
         if isinstance(factor, bool) or not isinstance(factor, int | float) or not factor > hidden / sys.float_info.max:
@@ -225,7 +225,7 @@ def _theirs(state: Mapping[str, Tensor], method: Bottleneck) -> dict[str, Tensor
     """One part's tensors under the library's names; a norm before stands there twice."""
     norms = method.norms if isinstance(method, NormedBottleneck) else ()
     down = "adapter_down.1" if "before" in norms else "adapter_down.0"
-    found = {}
+    found: dict[str, Tensor] = {}
     for key, tensor in state.items():
         place, _, ending = key.partition(".")
         if place == "norm_before":

@@ -4,18 +4,20 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterable, Mapping
-from typing import Any
+from typing import Any, TypeVar
 
 from torch import Tensor
 
 from halka.core import Target
+from halka.storage.formats.format import json_list, json_object
 from halka.util.errors import HalkaError
 
+T = TypeVar("T")
 NAME = "halka"  # of the adapters that we write, within the tensors' names
 VERSION = "adapters.1.3.0"
 # Options that say how an adapter began or was stored, or act between adapters, and do not change its numbers.
 HARMLESS = ("architecture", "init_weights", "init_weights_seed", "dtype", "attention_type", "new_attention_norm")
-AT_REST = (None, False, {}, [])
+AT_REST: tuple[Any, ...] = (None, False, {}, [])
 
 
 def base_of(targets: tuple[Target, ...]) -> Any:
@@ -41,8 +43,8 @@ def checked(config: Mapping[str, Any], base: Any) -> dict[str, Any]:
 
     Raises ValueError for another base than the folder names.
     """
-    own, about = config.get("config"), base.config
-    if not isinstance(own, Mapping) or not isinstance(config.get("name"), str):
+    own, about = json_object(config.get("config")), base.config
+    if own is None or not isinstance(config.get("name"), str):
         raise HalkaError("adapter_config.json holds no `config` and `name`: it is not an AdapterHub adapter's")
     for key, here in (("model_type", about.model_type), ("hidden_size", about.hidden_size)):
         if config.get(key) not in (None, here):
@@ -121,13 +123,13 @@ def count(config: Mapping[str, Any], key: str) -> int:
     return int(value)
 
 
-def listed(config: Mapping[str, Any], key: str, kind: type, default: Iterable[Any] = ()) -> tuple[Any, ...]:
+def listed(config: Mapping[str, Any], key: str, kind: type[T], default: Iterable[T] = ()) -> tuple[T, ...]:
     """A list of values of one type."""
     value = config.get(key)
-    value = list(default) if value is None else value
-    if not isinstance(value, list) or not all(type(each) is kind for each in value):
+    items = list(default) if value is None else json_list(value, kind)
+    if items is None or any(type(item) is not kind for item in items):
         raise HalkaError(f"adapter_config.json: {key} is {value!r}, where a list is expected")
-    return tuple(value)
+    return tuple(items)
 
 
 def left_out(config: Mapping[str, Any], layers: int) -> tuple[int, ...]:

@@ -17,7 +17,7 @@ from halka.methods import Modules
 from halka.models.heads import label_rows
 from halka.models.kinds import Kind
 from halka.storage.formats.adapterhub.config import base_of
-from halka.storage.formats.format import BaseSpec, Contents, FileNames
+from halka.storage.formats.format import BaseSpec, Contents, FileNames, json_object
 from halka.util.errors import HalkaError
 
 FILES = FileNames("head_config.json", "model_head.safetensors", "pytorch_model_head.bin")
@@ -55,26 +55,27 @@ def base_spec(config: Mapping[str, Any]) -> BaseSpec:
 
 def _labels(options: Mapping[str, Any]) -> list[str]:
     """A head's labels by place; where it names none, transformers' own names for as many."""
-    labels, count = options.get("label2id"), options.get("num_labels")
-    if labels is None:
+    named, count = options.get("label2id"), options.get("num_labels")
+    if named is None:
         if type(count) is not int or not 0 < count <= MOST:
             raise HalkaError(f"head_config.json: num_labels is {count!r}, where a number of labels is expected")
         return [f"LABEL_{place}" for place in range(count)]
+    labels = json_object(named)
     if (
-        not isinstance(labels, Mapping)
-        or not all(type(each) is int for each in labels.values())
+        labels is None
+        or not all(type(number) is int for number in labels.values())
         or sorted(labels.values()) != [*range(len(labels))]
     ):
-        raise HalkaError(f"head_config.json: label2id is {labels!r}, where labels with their numbers are expected")
+        raise HalkaError(f"head_config.json: label2id is {named!r}, where labels with their numbers are expected")
     return sorted(labels, key=labels.__getitem__)
 
 
 def _options(config: Mapping[str, Any]) -> Mapping[str, Any] | None:
     """Those of one of AdapterHub's heads; None of transformers' own."""
     own = config.get("config")
-    if own is not None and not isinstance(own, Mapping):
+    if own is not None and json_object(own) is None:
         raise HalkaError(f"head_config.json: config is {own!r}, where a head's options are expected")
-    return own
+    return json_object(own)
 
 
 def read(head: Contents, targets: tuple[Target, ...]) -> tuple[Modules, dict[str, Tensor]] | None:
@@ -148,7 +149,7 @@ def _as_modules(head: Contents, config: Mapping[str, Any], base: str) -> dict[st
     if not isinstance(name := head.config.get("name"), str):
         raise HalkaError(f"head_config.json: name is {name!r}, where the head's name is expected")
     prefix = f"heads.{name}."
-    found = {}
+    found: dict[str, Tensor] = {}
     for key, tensor in head.tensors.items():
         number, _, ending = key.removeprefix(prefix).partition(".")
         if not key.startswith(prefix) or number not in modules:

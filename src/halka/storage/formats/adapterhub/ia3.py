@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from halka.core import Adapter, Method, Target
@@ -27,7 +28,7 @@ GATED = ("llama", "mistral")  # where the up projection's output is multiplied i
 def read(config: Mapping[str, Any], keys: Keys, targets: tuple[Target, ...]) -> tuple[Method, dict[str, Tensor]]:
     refuse(config, {*PLACES, "alpha", "composition_mode"}, {"r": 1, "dropout": 0}, {"use_gating": GATES})
     wanted, matrices = targets_of(config, targets)
-    state = {}
+    state: dict[str, Tensor] = {}
     for place, there in keys.take("lora", *(target.name for target in wanted)).items():
         target = next(target for target in wanted if target.name == place)
         for key, tensor in there.items():
@@ -43,7 +44,7 @@ def _of_all(factors: Tensor, matrices: tuple[str, ...], d_out: int, place: str) 
     rows = d_out // len(MATRICES)
     if factors.shape[0] != len(matrices) * rows:
         raise HalkaError(f"{place} has {factors.shape[0]} factors, where {', '.join(matrices)} have {rows} each")
-    given = dict(zip(matrices, factors.split(rows), strict=True))
+    given = dict(zip(matrices, torch.split(factors, rows), strict=True))
     whole = factors.new_ones(d_out)
     for i, name in enumerate(MATRICES):
         if name in given:
@@ -52,7 +53,7 @@ def _of_all(factors: Tensor, matrices: tuple[str, ...], d_out: int, place: str) 
 
 
 def write(adapter: Adapter, targets: tuple[Target, ...]) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    factors = {}
+    factors: dict[Target, Tensor] = {}
     for path, part in adapter.parts.items():
         target = adapter.targets[path]
         if isinstance(part, InputScale):

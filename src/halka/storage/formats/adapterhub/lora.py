@@ -45,7 +45,8 @@ def read(config: Mapping[str, Any], keys: Keys, targets: tuple[Target, ...]) -> 
         _refuse_biases(wanted)
     kind = DoRA if dora else LoRA
     groups = [(len(matrices), fused), (1, [target for target in wanted if target.role != "attn.qkv"])]
-    methods, state = [], {}
+    methods: list[Method] = []
+    state: dict[str, Tensor] = {}
     for times, group in groups:
         if group:
             found = keys.take("lora", *(target.name for target in group))
@@ -114,12 +115,10 @@ def write(adapter: Adapter, targets: tuple[Target, ...]) -> tuple[dict[str, Any]
     if dora:
         _refuse_biases(adapter.targets.values())
     scale = (method.as_lora() if dora else method).scale
-    tensors = {}
+    tensors: dict[str, Tensor] = {}
     for path, part in adapter.parts.items():
-        A: Tensor = part.get_parameter("lora_A")
-        B = part.get_parameter("lora_B")
-        if adapter.targets[path].role == "attn.qkv":
-            A = A.repeat(len(MATRICES), 1)
+        times = len(MATRICES) if adapter.targets[path].role == "attn.qkv" else 1
+        A, B = part.get_parameter("lora_A").repeat(times, 1), part.get_parameter("lora_B")
         there = {"lora_A": A, "lora_B": B}
         if dora:
             there = {"lora_A": A, "lora_B": B * scale, "m.weight": part.get_parameter("magnitude")[:, None]}

@@ -74,7 +74,7 @@ def _flat(there: Mapping[str, Tensor], config: Mapping[str, Any]) -> Tensor:
 
 def write(adapter: Adapter, targets: tuple[Target, ...]) -> tuple[dict[str, Any], dict[str, Tensor]]:
     values = adapter.parts["memory"].virtual()
-    config = {
+    config: dict[str, Any] = {
         "architecture": "prefix_tuning",
         "flat": True,
         "prefix_length": values.shape[0],

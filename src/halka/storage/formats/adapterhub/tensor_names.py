@@ -35,7 +35,7 @@ def architecture_of(targets: tuple[Target, ...]) -> str:
 class Keys:
     """A folder's tensors: by kind, by the module that they stand at, by their name there. What is taken is gone."""
 
-    by_kind: dict[str, dict[str, dict[str, Tensor]]] = field(default_factory=dict)
+    by_kind: dict[str, dict[str, dict[str, Tensor]]] = field(default_factory=dict[str, dict[str, dict[str, Tensor]]])
 
     def take(self, kind: str, *places: str) -> dict[str, dict[str, Tensor]]:
         """What stands there of that kind, by place; of all places if none are named."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Iterator, Mapping
+from collections.abc import Generator, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -195,7 +195,7 @@ def _add(writer: GGUFWriter, name: str, tensor: Tensor, kind: str) -> None:
 
 def as_stored(name: str, tensor: Tensor, kind: str) -> Tensor:
     """What is read back, in fp32, where `tensor` is written into a file of that kind. Raises as `write_gguf` does."""
-    return torch.from_numpy(np.array(_stored(name, tensor.detach().cpu().float(), kind)[2])).to(tensor.device)
+    return torch.as_tensor(np.array(_stored(name, tensor.detach().cpu().float(), kind)[2])).to(tensor.device)
 
 
 def _stored(name: str, tensor: Tensor, kind: str) -> tuple[Any, Any, Any]:
@@ -222,7 +222,7 @@ def _stored(name: str, tensor: Tensor, kind: str) -> tuple[Any, Any, Any]:
 
 
 @contextmanager
-def quiet() -> Iterator[None]:
+def quiet() -> Generator[None]:
     """The library tells every key it writes."""
     loggers = [logging.getLogger(name) for name in ("gguf", "gguf.vocab", "gguf.gguf_writer", "metadata")]
     levels = [each.level for each in loggers]

@@ -25,7 +25,7 @@ LLAMA3 = (
     r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
 QWEN2 = LLAMA3.replace(r"\p{N}{1,3}", r"\p{N}")
-SPLITS = {  # the steps that split text -> llama.cpp's name
+SPLITS: dict[tuple[str, ...], str] = {  # the steps that split text -> llama.cpp's name
     (GPT2,): "gpt-2",
     ("each digit", GPT2): "smollm",
     (LLAMA3,): "llama-bpe",
@@ -45,7 +45,8 @@ def write_tokenizer(writer: GGUFWriter, tokenizer: Any, folder: Path, size: int)
     if max(names) >= size:
         raise HalkaError(f"the tokenizer has a token {max(names)}, where the model has {size} embeddings")
     added = tokenizer.added_tokens_decoder
-    tokens, kinds = [], []
+    tokens: list[str] = []
+    kinds: list[TokenType] = []
     for number in range(size):
         token = names.get(number)
         if token is None:

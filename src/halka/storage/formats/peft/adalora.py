@@ -38,7 +38,7 @@ def read(
     found, others = split(tensors, ("lora_A", "lora_B", "lora_E"))
     check_places(config, found, targets)
     ranks: dict[int, list[str]] = {}
-    state = {}
+    state: dict[str, Tensor] = {}
     for path, each in found.items():
         if missing := {"lora_A", "lora_B", "lora_E"} - each.keys():
             raise HalkaError(f"the weights lack {path}.{min(missing)}: the file is not whole")

@@ -12,6 +12,7 @@ from typing import Any
 from torch import Tensor
 
 from halka.core import Target
+from halka.storage.formats.format import json_list
 from halka.storage.formats.peft.modules import base_of
 from halka.storage.formats.peft.selection import endings
 from halka.util.errors import HalkaError
@@ -42,7 +43,7 @@ def parameters(paths: Iterable[str], targets: tuple[Target, ...]) -> list[str] |
 
 def stacked(tensors: Mapping[str, Tensor], targets: tuple[Target, ...]) -> dict[str, Tensor]:
     """Tensors by peft's names, of which those at experts still have ours (`<parameter>.lora_A.weight`) and shapes."""
-    written = {}
+    written: dict[str, Tensor] = {}
     both = _wrapped_twice({path for path in weights_of(targets) if f"{path}.lora_A.weight" in tensors})
     for key, tensor in tensors.items():
         path, name = key.removesuffix(".weight").rpartition(".")[::2]
@@ -63,11 +64,12 @@ def unstacked(
 
     Raises ValueError for parameters that are no experts', and options that change what is computed there.
     """
-    named = config.get("target_parameters") or []
-    if not named:
+    value = config.get("target_parameters")
+    if not value:
         return dict(tensors)
-    if not isinstance(named, list) or not all(isinstance(each, str) for each in named):
-        raise HalkaError(f"adapter_config.json: target_parameters is {named!r}, where a list of names is expected")
+    named = json_list(value, str)
+    if named is None:
+        raise HalkaError(f"adapter_config.json: target_parameters is {value!r}, where a list of names is expected")
     own = dict(base_of(targets).named_parameters())
     chosen = {each: [path for path in own if path == each or path.endswith(f".{each}")] for each in named}
     known = weights_of(targets)
@@ -95,8 +97,8 @@ def unstacked(
 
 def _apart(tensor: Tensor, name: str, count: int) -> Tensor:
     if name == "lora_A":
-        return tensor.unflatten(0, (count, -1))
-    return tensor.unflatten(1, (-1, count)).permute(2, 0, 1).contiguous()
+        return tensor.reshape(count, len(tensor) // count, tensor.shape[1])
+    return tensor.reshape(len(tensor), tensor.shape[1] // count, count).permute(2, 0, 1).contiguous()
 
 
 def _wrapped_twice(paths: set[str]) -> dict[str, str]:

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from halka.core import Adapter, Method, Target, described
 from halka.methods import build_method
-from halka.storage.formats.format import Contents
+from halka.storage.formats.format import Contents, json_list, json_object
 from halka.util.errors import HalkaError
 
 MARK = "HALKA_"
@@ -32,22 +32,24 @@ def _whole_numbers(fields: Mapping[str, Any]) -> Iterator[tuple[str, int]]:
     found: list[tuple[str, Any]] = [*fields.items()]
     while found:
         key, value = found.pop()
-        if isinstance(value, Mapping):
-            found.extend(value.items())
-        elif isinstance(value, list):
-            found.extend((key, each) for each in value)
+        if (inner := json_object(value)) is not None:
+            found.extend(inner.items())
+        elif (items := json_list(value, object)) is not None:
+            found.extend((key, item) for item in items)
         elif isinstance(value, int):
             yield key, value
 
 
 def read(contents: Contents, targets: tuple[Target, ...]) -> tuple[Method, dict[str, Tensor]]:
-    name, fields = contents.config["peft_type"].removeprefix(MARK), contents.config["fields"]
-    if not isinstance(fields, Mapping):
-        raise HalkaError(f"adapter_config.json: fields is {fields!r}, where a method's fields are expected")
+    name, fields = contents.config["peft_type"].removeprefix(MARK), json_object(contents.config["fields"])
+    if fields is None:
+        raise HalkaError(
+            f"adapter_config.json: fields is {contents.config['fields']!r}, where a method's fields are expected"
+        )
     values = sum(tensor.numel() for tensor in contents.tensors.values())
-    for key, value in _whole_numbers(fields):
-        if value > values:  # before a part of that size is made
-            raise HalkaError(f"adapter_config.json: {key} is {value}, and the file holds {values} values in all")
+    for key, number in _whole_numbers(fields):
+        if number > values:  # before a part of that size is made
+            raise HalkaError(f"adapter_config.json: {key} is {number}, and the file holds {values} values in all")
     try:
         method = build_method(name.lower(), fields)
     except ValueError as error:

@@ -51,7 +51,8 @@ def read(
     refuse_unknown(config, {"feedforward_modules"})
     found, others = split(tensors, ("ia3_l",))
     check_places(config, found, targets)
-    inner, state = [], {}
+    inner: list[str] = []
+    state: dict[str, Tensor] = {}
     for path, each in found.items():
         factors = each["ia3_l"]
         if factors.dim() != 2 or 1 not in factors.shape:

@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, TypeVar
 
 from torch import Tensor, nn
 
 from halka.core import Method, Part, Target
 from halka.methods import BitFit, DoRA, LoRA, LoRABias, Modules
+from halka.storage.formats.format import json_list
 from halka.storage.formats.peft import experts
 from halka.storage.formats.peft.modules import PREFIX as PREFIX
 from halka.storage.formats.peft.modules import base_of, check_places, names_of, roles_of, split, transposed
@@ -39,6 +40,7 @@ NAMES = {
 }
 OURS = {theirs: ours for ours, theirs in NAMES.items()}
 BIASES = ("none", "lora_only", "all")
+T = TypeVar("T")
 WHOLE_LAYER = ("base_layer.weight", "base_layer.bias")
 
 
@@ -49,17 +51,22 @@ def write(
     methods: Sequence[Method], parts: Mapping[Method, Mapping[str, Part]], targets: tuple[Target, ...]
 ) -> tuple[dict[str, Any], dict[str, Tensor]] | None:
     """Options and tensors of one method, or of several that differ in rank and scale; None for others together."""
-    loras = {each: each if isinstance(each, LoRA) else each.as_lora() for each in methods}  # type: ignore[union-attr]
+    loras: dict[Method, LoRA] = {}
+    for method in methods:
+        assert isinstance(method, LoRA | DoRA | LoRABias)
+        loras[method] = method if isinstance(method, LoRA) else method.as_lora()
     kinds = {type(each) for each in methods if set(parts[each]) != {_embedding(targets)}}
     if len(kinds) > 1 or len({(each.scaling, each.dropout) for each in loras.values()}) > 1:
         return None
-    tensors, ranks, alphas = {}, {}, {}
+    tensors: dict[str, Tensor] = {}
+    ranks: dict[str, int] = {}
+    alphas: dict[str, float] = {}
     for method, lora in loras.items():
         for path, part in parts[method].items():
             tensors.update({f"{path}.{NAMES[key]}": tensor for key, tensor in part.state_dict().items()})
             ranks[path] = lora.rank
             alphas[path] = 2 * lora.rank if lora.alpha is None else lora.alpha
-    rank, alpha = (Counter(each.values()).most_common(1)[0][0] for each in (ranks, alphas))
+    rank, alpha = _commonest(ranks.values()), _commonest(alphas.values())
     kind = next(iter(kinds), LoRA)
     if kind is not LoRA and _embedding(targets) in ranks:
         return None  # peft has one or the other
@@ -67,7 +74,7 @@ def write(
     if at_experts and (kind is not LoRA or next(iter(loras.values())).dropout):
         return None  # peft has neither there
     lora = next(iter(loras.values()))
-    config = {
+    config: dict[str, Any] = {
         "peft_type": PEFT_TYPE,
         "r": rank,
         "lora_alpha": alpha,
@@ -87,6 +94,10 @@ def write(
 
 def _embedding(targets: tuple[Target, ...]) -> str:
     return next(each.name for each in targets if each.role == "embedding")
+
+
+def _commonest(values: Iterable[T]) -> T:
+    return Counter(values).most_common(1)[0][0]
 
 
 def _pattern(values: Mapping[str, Any], usual: Any) -> dict[str, Any]:
@@ -232,7 +243,7 @@ def _all_biases(
 ) -> tuple[list[Method], dict[str, Tensor], dict[str, Tensor]]:
     """With `bias: all`, every other bias of the base was trained: offsets at linear layers, other modules whole."""
     base = base_of(targets)
-    whole = config.get("modules_to_save") or []
+    whole = json_list(config.get("modules_to_save"), str) or []
     own = dict(base.named_parameters(remove_duplicate=False))
     biases = {
         key: tensor
@@ -241,7 +252,9 @@ def _all_biases(
     }
     twice = (".modules_to_save.bias", ".original_module.bias")  # peft writes those of whole modules under three names
     others = {key: tensor for key, tensor in tensors.items() if key not in biases and not key.endswith(twice)}
-    offsets, modules, state = [], [], {}
+    offsets: list[str] = []
+    modules: list[str] = []
+    state: dict[str, Tensor] = {}
     for key, tensor in biases.items():
         path = key.removesuffix(".bias")
         if tensor.shape != own[key].shape:
@@ -254,4 +267,5 @@ def _all_biases(
             state |= {f"{path}.{k}": p.detach().float() for k, p in base.get_submodule(path).named_parameters()}
             state[key] = tensor
     methods: list[Method] = [BitFit(roles_of(offsets, targets))] if offsets else []
-    return methods + ([Modules(tuple(modules))] if modules else []), state, others
+    methods += [Modules(tuple(modules))] if modules else []
+    return methods, state, others

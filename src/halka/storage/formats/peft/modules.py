@@ -8,7 +8,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from halka.core import WEIGHT_ROLES, WHOLE, Target
-from halka.storage.formats.peft.selection import selected
+from halka.storage.formats.peft.selection import modules_of, selected
 from halka.util.errors import HalkaError
 
 PREFIX = "base_model.model."  # before the base's own names, where modules are adapted
@@ -39,7 +39,7 @@ def split(
 ) -> tuple[dict[str, dict[str, Tensor]], dict[str, Tensor]]:
     """A method's tensors by module and by which of `names` they end with, and all others by their keys."""
     found: dict[str, dict[str, Tensor]] = {}
-    others = {}
+    others: dict[str, Tensor] = {}
     for key, tensor in tensors.items():
         name = next((each for each in names if key.endswith(f".{each}")), None)
         if name is None:
@@ -78,7 +78,7 @@ def roles_of(modules: Iterable[str], targets: tuple[Target, ...]) -> tuple[str, 
     for target in targets:
         if target.role in (*WEIGHT_ROLES, "embedding"):
             by_role.setdefault(target.role, []).append(target.name)
-    found = []
+    found: list[str] = []
     for role, names in by_role.items():
         if modules.issuperset(names):
             found.append(role)
@@ -93,4 +93,4 @@ def layers_of(targets: tuple[Target, ...]) -> int:
 
 def names_of(base: nn.Module) -> list[str]:
     """The paths of all modules of a base."""
-    return [name for name, _ in base.named_modules() if name]
+    return [name for name in modules_of(base) if name]

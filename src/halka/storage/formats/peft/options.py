@@ -29,7 +29,7 @@ SELECTING = {
     *("target_modules", "exclude_modules", "layers_to_transform", "layers_pattern"),
     *("modules_to_save", "trainable_token_indices"),
 }
-NEUTRAL = (None, False, "none", {}, [])
+NEUTRAL: tuple[Any, ...] = (None, False, "none", {}, [])
 WAYS_OUT = {
     "layer_replication": "merge the adapter into its base by peft, and load that as a base",
     "use_qalora": "train it without",

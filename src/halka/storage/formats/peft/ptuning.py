@@ -8,7 +8,7 @@ from typing import Any
 from torch import Tensor
 
 from halka.core import Method, Target
-from halka.storage.formats.peft.modules import OUTER as PREFIX  # noqa: F401 (every kind has one)
+from halka.storage.formats.peft.modules import OUTER as PREFIX  # noqa: F401 (every kind has one)  # pyright: ignore[reportUnusedImport]
 from halka.storage.formats.peft.options import refuse_unknown
 from halka.storage.formats.peft.prompt import BARE as BARE
 from halka.storage.formats.peft.prompt import read_embeddings

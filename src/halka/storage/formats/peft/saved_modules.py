@@ -12,7 +12,9 @@ from torch import Tensor, nn
 
 from halka.core import WHOLE, Method, Part, Target
 from halka.methods import Modules, Tokens
+from halka.storage.formats.format import json_list, json_object
 from halka.storage.formats.peft.modules import base_of
+from halka.storage.formats.peft.selection import modules_of
 from halka.util.errors import HalkaError
 
 ROLES: tuple[Literal["embedding"], Literal["head"]] = ("embedding", "head")
@@ -68,7 +70,7 @@ def _path(target: str, targets: tuple[Target, ...]) -> str:
 def _name(path: str, base: nn.Module) -> str:
     """The shortest name of a module that no other module's ends with."""
     steps = path.split(".")
-    names = [name for name, module in base.named_modules() if any(True for _ in module.parameters())]
+    names = [name for name, module in modules_of(base).items() if _trains(module)]
     for count in range(1, len(steps)):
         ending = ".".join(steps[-count:])
         if [name for name in names if name.endswith(ending)] == [path]:
@@ -118,8 +120,8 @@ def read_rows(
     """A `Tokens` for each module that has rows, and their state; `indices` as peft has them: ids, of one or by name."""
     if indices is None and not rows:
         return [], {}
-    indices = {_path("embedding", targets): indices} if isinstance(indices, list) else indices
-    if not isinstance(indices, Mapping) or not indices:
+    by_name = json_object(indices) if json_list(indices, object) is None else {_path("embedding", targets): indices}
+    if not by_name:
         raise HalkaError(f"adapter_config.json: the trained tokens are {indices!r}, where ids are expected")
     tied = _tied(targets)
     if _tied_further(targets):
@@ -130,14 +132,15 @@ def read_rows(
     embedding, head = _path("embedding", targets), _path("head", targets)
     if tied and {embedding, head} <= left.keys() and left[embedding].equal(left[head]):
         left.pop(head)  # written twice
-    for name, ids in indices.items():
+    for name, value in by_name.items():
         role: Literal["embedding", "head"] | None = next(
             (each for each in ROLES if f".{_path(each, targets)}".endswith(f".{name}")), None
         )
         if role is None:
             raise HalkaError(f"the adapter trains tokens at {name}, which is neither embedding nor head of this base")
-        if not isinstance(ids, list) or not all(isinstance(each, int) for each in ids):
-            raise HalkaError(f"adapter_config.json: the trained tokens of {name} are {ids!r}, where ids are expected")
+        ids = json_list(value, int)
+        if ids is None:
+            raise HalkaError(f"adapter_config.json: the trained tokens of {name} are {value!r}, where ids are expected")
         if tied and role == "head":
             continue  # the embedding's rows count for it
         path = _path(role, targets)
@@ -150,19 +153,18 @@ def read_rows(
     return methods, state
 
 
-def _read_whole(
-    names: Sequence[str], tensors: Mapping[str, Tensor], base: nn.Module
-) -> tuple[list[str], dict[str, Tensor]]:
+def _read_whole(value: object, tensors: Mapping[str, Tensor], base: nn.Module) -> tuple[list[str], dict[str, Tensor]]:
     """The modules' paths and their state. What has the base's own value and was not to be saved is left out."""
-    if not isinstance(names, list) or not all(isinstance(each, str) for each in names):
-        raise HalkaError(f"adapter_config.json: modules_to_save is {names!r}, where a list of names is expected")
+    names = json_list(value, str)
+    if names is None:
+        raise HalkaError(f"adapter_config.json: modules_to_save is {value!r}, where a list of names is expected")
     own = dict(base.named_parameters(remove_duplicate=False))
     if unknown := sorted(tensors.keys() - own.keys()):
         raise HalkaError(
             f"{len(unknown)} tensors are neither of this method nor of this base: {', '.join(unknown[:3])} …"
         )
     asked = _outermost(
-        [name for name, module in base.named_modules() if name.endswith(tuple(names)) and _trains(module)]
+        [name for name, module in modules_of(base).items() if name.endswith(tuple(names)) and _trains(module)]
         if names
         else []
     )
@@ -171,7 +173,7 @@ def _read_whole(
         path = key.rpartition(".")[0]
         if not any(f"{path}.".startswith(f"{each}.") for each in paths) and not _same(tensor, own[key]):
             paths.append(path)
-    state = {}
+    state: dict[str, Tensor] = {}
     for path in paths:
         for key, _ in base.get_submodule(path).named_parameters():
             full = f"{path}.{key}"

@@ -7,13 +7,14 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from typing import Any, cast
 
 import regex
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
 from halka.core import Packed
+from halka.storage.formats.format import json_list, json_object
 from halka.util.errors import HalkaError
 
 PATIENCE = 1.0  # seconds for one expression and all names of a base
@@ -29,7 +30,7 @@ def selected(config: Mapping[str, Any], base: nn.Module, heads: Iterable[str]) -
     if not wanted:
         return None
     kinds = nn.Linear | nn.Embedding | Conv1D | Packed
-    layers = {name: module for name, module in base.named_modules() if isinstance(module, kinds)}
+    layers = {name: module for name, module in modules_of(base).items() if isinstance(module, kinds)}
     if isinstance(wanted, str) and wanted.lower() == ALL_LINEAR:
         chosen = {name for name, module in layers.items() if not isinstance(module, nn.Embedding)} - {*heads}
     elif isinstance(wanted, str):
@@ -51,10 +52,16 @@ def selected(config: Mapping[str, Any], base: nn.Module, heads: Iterable[str]) -
     return {name for name in chosen if not any(f".{each}." in f".{name}." for each in whole)}
 
 
+def modules_of(base: nn.Module) -> dict[str, nn.Module]:
+    """The modules of a base by their paths, itself under the empty one."""
+    return dict(cast(Iterable[tuple[str, nn.Module]], base.named_modules()))
+
+
 def _names(key: str, value: Any) -> list[str]:
-    if not isinstance(value, list | tuple | set) or not all(isinstance(each, str) for each in value):
+    names = json_list(value, str)
+    if names is None:
         raise HalkaError(f"adapter_config.json: {key} is {value!r}, where a list of names is expected")
-    return list(value)
+    return names
 
 
 def _ends(name: str, endings: Iterable[str]) -> bool:
@@ -63,14 +70,12 @@ def _ends(name: str, endings: Iterable[str]) -> bool:
 
 def _in_layers(config: Mapping[str, Any], name: str) -> bool:
     """Whether `layers_to_transform` has the layer's number: the first in its path, or after `layers_pattern`."""
-    layers, patterns = config.get("layers_to_transform"), config.get("layers_pattern") or [r"[^.]*"]
-    if layers is None or layers == []:
+    value, patterns = config.get("layers_to_transform"), config.get("layers_pattern") or [r"[^.]*"]
+    if value is None or value == []:
         return True
-    layers = [layers] if isinstance(layers, int) else layers
-    if not isinstance(layers, list) or not all(isinstance(each, int) for each in layers):
-        raise HalkaError(
-            f"adapter_config.json: layers_to_transform is {layers!r}, where numbers of layers are expected"
-        )
+    layers = [value] if isinstance(value, int) else json_list(value, int)
+    if layers is None:
+        raise HalkaError(f"adapter_config.json: layers_to_transform is {value!r}, where numbers of layers are expected")
     for each in [patterns] if isinstance(patterns, str) else _names("layers_pattern", patterns):
         found = Pattern("layers_pattern", rf"(?:.*?\.)?{each}\.(?P<number>\d+)\..*").match(name)
         if found is not None:
@@ -106,9 +111,9 @@ class Pattern:
 
 def by_pattern(config: Mapping[str, Any], key: str, names: Sequence[str], default: Any) -> dict[str, Any]:
     """The value of each module in `rank_pattern` or `alpha_pattern`: the first whose expression its name ends with."""
-    patterns = config.get(key) or {}
-    if not isinstance(patterns, Mapping):
-        raise HalkaError(f"adapter_config.json: {key} is {patterns!r}, where names with their values are expected")
+    patterns = json_object(config.get(key) or {})
+    if patterns is None:
+        raise HalkaError(f"adapter_config.json: {key} is {config[key]!r}, where names with their values are expected")
     compiled = [(Pattern(key, rf"(?:.*\.)?(?:{each})"), value) for each, value in patterns.items()]
     patience = PATIENCE / max(1, len(names) * len(compiled))
     return {

@@ -8,6 +8,7 @@ from typing import Any
 from torch import Tensor
 
 from halka.core import Method, Part, Target
+from halka.methods import Tokens
 from halka.storage.formats.peft.modules import PREFIX as PREFIX
 from halka.storage.formats.peft.options import refuse_unknown
 from halka.storage.formats.peft.saved_modules import ROWS, read_rows, write_rows
@@ -23,11 +24,17 @@ def write(
 ) -> tuple[dict[str, Any], dict[str, Tensor]] | None:
     """Options and tensors; None where peft would act on more than the method does."""
     every = {path: part for each in parts.values() for path, part in each.items()}
-    rows = write_rows(methods[0], every, targets)
+    method = methods[0]
+    assert isinstance(method, Tokens)
+    rows = write_rows(method, every, targets)
     if len(methods) > 1 or rows is None or len(rows) != 1:
         return None
     ((path, tensor),) = rows.items()
-    config = {"peft_type": PEFT_TYPE, "token_indices": list(methods[0].tokens), "target_modules": [path]}  # type: ignore[attr-defined]
+    config: dict[str, Any] = {
+        "peft_type": PEFT_TYPE,
+        "token_indices": list(method.tokens),
+        "target_modules": [path],
+    }
     return config, {f"{path}.{ALONE}": tensor}
 
 

@@ -42,7 +42,7 @@ def read(
     if not rank or B_OR.shape[1] != rank:
         raise HalkaError(f"the projections are {tuple(A_RI.shape)} and {tuple(B_OR.shape)}: they are of no one rank")
     widths = {target.name: (target.d_in, target.d_out) for target in targets if target.role in WEIGHT_ROLES}
-    state = {}
+    state: dict[str, Tensor] = {}
     for path, each in found.items():
         if missing := {"vera_lambda_b", "vera_lambda_d"} - each.keys():
             raise HalkaError(f"the weights lack {path}.{min(missing)}: the file is not whole")
