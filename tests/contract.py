@@ -186,7 +186,7 @@ OWN_FORMS: dict[str, list[Method]] = {
 
 # (base, method) -> how the method is refused there.
 REFUSED: dict[tuple[str, str], str] = {
-    ("nf4", "full"): "full: the base is packed as nf4, which cannot be trained",
+    ("nf4", "full"): "full: the base is quantised to nf4 and cannot be trained",
     ("mixtral", "ia3"): r"ia3 wants 'mlp\.down', which this base does not have",
     ("mixtral", "lora_bias"): r"lora_bias wants 'mlp\.linear', which this base does not have",
     ("roberta", "tokens"): "tokens: classifier has no row for each token: leave head out",

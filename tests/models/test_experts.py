@@ -159,7 +159,7 @@ def test_methods_that_do_not_fit_say_so():
     model = halka.adapt(tiny("mixtral"))
     with pytest.raises(ValueError, match=r"ia3 wants 'mlp.down', which this base does not have: .*experts.down"):
         model.add("a", halka.IA3())
-    with pytest.raises(ValueError, match="dora: it has no form for experts"):
+    with pytest.raises(ValueError, match="dora: it cannot act on experts"):
         model.add("a", halka.DoRA(targets=("experts",)))
     with pytest.raises(ValueError, match="lora wants 'experts', which this base does not have"):
         halka.adapt(tiny()).add("a", halka.LoRA(targets=("experts",)))

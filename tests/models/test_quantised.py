@@ -262,10 +262,10 @@ def test_torch_compile_agrees(form):
 def test_what_would_train_or_merge_packed_weights_is_refused(form):
     model = adapted(form, halka.LoRA(rank=4))
     before = weights_of(model.base)
-    with pytest.raises(ValueError, match=f"full: the base is packed as {form}, which cannot be trained"):
+    with pytest.raises(ValueError, match=f"full: the base is quantised to {form} and cannot be trained"):
         model.add("full", halka.Full())
     whole = halka.Modules(("model.layers.0.mlp",))
-    with pytest.raises(ValueError, match=f"modules: model.layers.0.mlp is packed as {form}, which cannot be trained"):
+    with pytest.raises(ValueError, match=f"modules: model.layers.0.mlp is quantised to {form} and cannot be trained"):
         model.add("whole", whole)
     with pytest.raises(
         ValueError, match=f"q_proj is packed as {form}: .*not mergeable. Use the adapter beside the base"

@@ -102,7 +102,7 @@ def test_values_that_there_are_not_are_refused_with_those_there_are(fields):
     (name,) = fields
     with pytest.raises(ValueError, match=f"bottleneck: {name} is one of .*, not '{fields[name]}'"):
         halka.Bottleneck(**fields)
-    with pytest.raises(ValueError, match="norms is one of before, after, outer, not 'around'"):
+    with pytest.raises(ValueError, match="norms takes before, after, outer, not 'around'"):
         NormedBottleneck(norms=("around",))
     with pytest.raises(ValueError, match="to keep the sum it must read the residual or the sum"):
         NormedBottleneck(keeps="sum")

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
+from types import TracebackType
 from typing import Any, Protocol
 
 import torch
@@ -14,6 +16,7 @@ from halka.core.hooks import Hooks
 from halka.core.joint import beside, methods_of
 from halka.core.merged import merged_weights
 from halka.core.modules import Modules
+from halka.core.packed import count_of, form_of
 from halka.core.parts import VIRTUAL_ROLES, Adapter, Method, Part, Target, select, state_of, wants
 from halka.core.routing import Memory, Route, repeats, resolve
 from halka.core.turns import Flow, Turns
@@ -35,6 +38,30 @@ class Pool(Protocol):
     def removed(self, name: str) -> None:
         """The adapter of that name has left the model."""
         ...
+
+
+class Use(AbstractContextManager["AdaptedModel"]):
+    """The block of `with model.use(...)`. Warns if it is dropped without having been entered."""
+
+    def __init__(self, block: AbstractContextManager[AdaptedModel], adapters: str | Sequence[str | None] | None):
+        self._block, self._adapters, self._entered = block, adapters, False
+
+    def __enter__(self) -> AdaptedModel:
+        self._entered = True
+        return self._block.__enter__()
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> bool | None:
+        return self._block.__exit__(kind, error, trace)
+
+    def __del__(self) -> None:
+        if not self._entered:
+            warnings.warn(
+                f"`model.use({self._adapters!r})` did nothing, because no `with` entered it: write "
+                f"`with model.use({self._adapters!r}):` around the calls that shall use it",
+                stacklevel=2,
+            )
 
 
 class AdaptedModel:
@@ -68,7 +95,7 @@ class AdaptedModel:
         self._experts = experts
         self._entered = ExitStack()  # that block, while a part acts on experts
         self._by_path = dict(base.named_modules())
-        self._turns = Turns(base, memory.stacks, self._begin, memory.end)
+        self._turns = Turns(base, memory.stacks, self._begin, memory.end, self._outside)
         self.lock = self._turns.lock  # held by whoever uses the adapters or changes them
         self._routes: dict[str, tuple[Adapter, Route]] = {}  # of adapters that were used for whole batches
         self._route: Route | None = None
@@ -77,8 +104,22 @@ class AdaptedModel:
         self._precision: torch.dtype | None = None  # what the base computes in, where that is not its own
         self._hooks = Hooks(self._by_path, self._acting)
         self._stand_ins = StandIns(base)
+        self._device = self._base_device()  # where the parts were last put
+        self._warned = False  # that the bare base generates
         for parameter in base.parameters():
             parameter.requires_grad_(False)
+
+    def __repr__(self) -> str:
+        total = count_of(self.base)
+        parameter = next(self.base.parameters())
+        dtype = form_of(self.base) or str(parameter.dtype).removeprefix("torch.")
+        lines = [f"AdaptedModel of {type(self.base).__name__}: {total:,} parameters, {dtype} on {parameter.device}"]
+        used = self.in_use
+        for name, adapter in self.adapters.items():
+            state = ", in use" if name in used else ", merged" if name == self.merged else ""
+            share = f"{adapter.count():,} trained parameters ({adapter.count() / total:.2%})"
+            lines.append(f"  {name}: {adapter.method}, {share}{state}")
+        return "\n".join(lines if self.adapters else [*lines, "  no adapters yet: model.add(name, method)"])
 
     # ── adapters ────────────────────────────────────────────────────────────────────────────────────────────────
 
@@ -95,9 +136,15 @@ class AdaptedModel:
 
         Where the base has a head to be trained, a copy of it is a part too. `labels` names what it tells apart, if
         these are not the base's own labels. With `state`, fp32 tensors as `Adapter.state_dict` names them, the parts
-        hold these, where they can the very tensors, and there is no more than them. Raises ValueError for a name in
-        use, a role that this base does not have, more labels than it has, a state that does not fit.
+        hold these, where they can the very tensors, and there is no more than them. Raises HalkaError for a name that
+        is taken, a role that this base does not have, more labels than it has, a state that does not fit, and for
+        what is no method, such as a configuration of peft's.
         """
+        if isinstance(method, type) or not isinstance(method, Method):
+            raise HalkaError(
+                f"{name!r} needs a method such as halka.LoRA(rank=16), not {method!r}; "
+                "halka.method_from_peft(config, model) translates peft's configurations"
+            )
         if not name or not isinstance(name, str):
             raise HalkaError(f"an adapter's name is a non-empty string, not {name!r}")
         wanted = select(method, self.targets, self._by_path)
@@ -115,7 +162,7 @@ class AdaptedModel:
                 raise HalkaError(f"there is an adapter {name!r} already: remove it first, or choose another name")
             torch.default_generator.manual_seed(seed)  # parts begin on the CPU; a GPU's own state is left alone
             parts, targets = {}, {}
-            device = next(self.base.parameters()).device
+            self._put_parts()
             for target in wanted:
                 with nullcontext() if state is None else without_starts():
                     part = method.build(target)
@@ -127,7 +174,7 @@ class AdaptedModel:
                         "whole, with the method modules"
                     )
                 path = target.key if target.name in parts else target.name
-                part.to(device)
+                part.to(self._device_of(target))
                 parts[path], targets[path] = part.eval(), target
             if len(labels) > len(self.labels):
                 raise HalkaError(
@@ -143,7 +190,10 @@ class AdaptedModel:
             if state is not None:
                 if other := [key for key, tensor in state.items() if tensor.dtype != torch.float32]:
                     raise HalkaError(f"the state holds {state[other[0]].dtype} in {other[0]}: parts hold fp32")
-                adapter.take({key: tensor.to(device) for key, tensor in state.items()})
+                own = adapter.state_dict()
+                adapter.take(
+                    {key: tensor.to(own[key].device) if key in own else tensor for key, tensor in state.items()}
+                )
             self.adapters[name] = adapter
             self._hooks.add(adapter.targets.values())
             self._turns.watch(True)
@@ -198,17 +248,20 @@ class AdaptedModel:
 
     # ── routing ─────────────────────────────────────────────────────────────────────────────────────────────────
 
-    @contextmanager
-    def use(self, adapters: str | Sequence[str | None] | None) -> Iterator[AdaptedModel]:
-        """Within the block the base computes with one adapter, one per row (None for the bare base), or none.
+    def use(self, adapters: str | Sequence[str | None] | None) -> Use:
+        """`with model.use(...):` the base computes with one adapter, one per row (None for the bare base), or none.
 
-        While an adapter is merged, it is the only one that can be used. Raises ValueError for an unknown name, and in
-        the pass itself for a batch that is no multiple of the rows named.
-        Other threads' blocks wait for this one to end, and what they call outside of a block raises RuntimeError: a
-        thread that is started within the block, as for a streamer, is to hold the block itself. Coroutines of one
-        thread do not await within a block. Blocks nest; the inner one counts.
-        Values changed by hand while a mixed batch decodes token by token are seen when text is read next.
+        While an adapter is merged, no other can be used. Raises UnknownAdapterError for a name that the model does not
+        have, and in the forward pass HalkaError for a batch whose rows are no multiple of the names.
+        Other threads' blocks wait for this one to end, and forward passes that they start outside of a block raise
+        RuntimeError: a thread that is started within the block, as for a streamer, must hold the block itself.
+        Coroutines of one thread must not await within a block. Blocks nest; the inner one counts.
+        If you change an adapter's values by hand while a mixed batch decodes, the change counts from the next prompt.
         """
+        return Use(self._using(adapters), adapters)
+
+    @contextmanager
+    def _using(self, adapters: str | Sequence[str | None] | None) -> Iterator[AdaptedModel]:
         if adapters is None or isinstance(adapters, str):
             names: tuple[str | None, ...] = (adapters,)
         else:
@@ -216,6 +269,7 @@ class AdaptedModel:
         with self._turns.take():
             if self.pool is not None:
                 self.pool.ready(name for name in names if name is not None)
+            self._put_parts()
             inner = self._resolve(names)
             self._outer.append(self._route)
             try:
@@ -261,6 +315,43 @@ class AdaptedModel:
         """The names that the innermost `use` gave, one per row or one for all."""
         return self._route.names if self._route else (None,)
 
+    # ── moving ──────────────────────────────────────────────────────────────────────────────────────────────────
+
+    def to(self, device_or_dtype: str | torch.device | torch.dtype) -> AdaptedModel:
+        """Move base and adapters to a device, or cast the base to a dtype; adapters stay fp32. Returns the model.
+
+        Raises HalkaError within `use`.
+        """
+        with self._turns.take():
+            if self._outer:
+                raise HalkaError("moving needs an idle base: leave `use` first")
+            merged = self.merged
+            self.unmerge()
+            base: Any = self.base
+            base.to(device_or_dtype)
+            self._put_parts()
+            if merged is not None:
+                self.merge(merged)
+        return self
+
+    def _put_parts(self) -> None:
+        """Put every part on its target's device, if the base was moved."""
+        device = self._base_device()
+        if device != self._device:
+            for adapter in self.adapters.values():
+                for path, part in adapter.parts.items():
+                    part.to(self._device_of(adapter.targets[path]))
+            self._device = device
+
+    def _base_device(self) -> torch.device:
+        return next(self.base.parameters()).device
+
+    def _device_of(self, target: Target) -> torch.device:
+        """The device of a target's module; of virtual tokens, which have none, that of the base's first parameter."""
+        module: object = target.module
+        tensors = (*module.parameters(), *module.buffers()) if isinstance(module, nn.Module) else ()
+        return tensors[0].device if tensors else self._base_device()
+
     # ── merging ─────────────────────────────────────────────────────────────────────────────────────────────────
 
     def merge(self, name: str) -> None:
@@ -303,6 +394,21 @@ class AdaptedModel:
                 self._precision = outer
 
     # ── how it acts ─────────────────────────────────────────────────────────────────────────────────────────────
+
+    def _outside(self, arguments: dict[str, Any]) -> None:
+        """Warn, once, if the base generates outside of any `use` although it has adapters."""
+        cached = any(arguments.get(name) is not None for name in ("cache", "past_key_values"))
+        generates = cached and arguments.get("use_cache") is True
+        if self._warned or not generates or not self.adapters or self.merged is not None:
+            return
+        self._warned = True
+        name = next(iter(self.adapters))
+        warnings.warn(
+            f"the bare base generates here, without any of the model's adapters ({', '.join(self.adapters)}): call "
+            f"`base.generate` inside `with model.use({name!r}):`, or inside `with model.use(None):` if the bare base "
+            "is meant",
+            stacklevel=2,
+        )
 
     def _here(self, name: str) -> Adapter:
         found = self.adapters.get(name)

@@ -41,7 +41,7 @@ class Modules:
     def build(self, target: Target) -> Part:
         if (form := form_of(target.module)) is not None:
             raise HalkaError(
-                f"modules: {target.name} is packed as {form}, which cannot be trained: load the base without quantize"
+                f"modules: {target.name} is quantised to {form} and cannot be trained: load the base without quantize"
             )
         _check_form(target)
         return WholePart(target.module)

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Hashable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, fields, is_dataclass
-from typing import Any, ClassVar, Protocol
+from typing import Any, ClassVar, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
@@ -226,6 +226,7 @@ class Reader(Protocol):
         ...
 
 
+@runtime_checkable
 class Method(Protocol):
     """A frozen dataclass whose fields are hyper-parameters; `docs/add-a-method.md` walks through one."""
 
@@ -291,6 +292,9 @@ class Adapter:
 
     def parameters(self) -> list[nn.Parameter]:
         return [parameter for _, parameter in self.named_parameters()]
+
+    def __repr__(self) -> str:
+        return f"Adapter({self.method}, {self.count():,} trained parameters in {len(self.parts)} parts)"
 
     def count(self) -> int:
         """The number of trained parameters."""

@@ -35,6 +35,7 @@ class Turns:
 
     stacks      where its passes begin
     begin, end  called with every pass of a stack in the thread whose turn it is, to change what it receives and returns
+    outside     called with the arguments of every pass outside of any turn, while the passes are watched
     """
 
     def __init__(
@@ -43,9 +44,11 @@ class Turns:
         stacks: Iterable[nn.Module],
         begin: Callable[[nn.Module, tuple, dict[str, Any]], Any],
         end: Callable[[nn.Module, dict[str, Any], Any], Any],
+        outside: Callable[[dict[str, Any]], None],
     ):
         self.lock = threading.RLock()
         self._base, self._stacks, self._begin, self._end = base, tuple(stacks), begin, end
+        self._outside = outside
         self._owner: Flow | None = None  # whose turn it is
         self._count = 0  # of turns so far
         self._begun: dict[int, int] = {}  # that count when a thread's last pass outside of any turn began
@@ -124,6 +127,7 @@ class Turns:
         count = self._count
         if self._owner is None:
             self._begun[get_ident()] = count
+            self._outside(kwargs or {})
             return None
         self.check()
         return self._begin(stack, args, kwargs or {})

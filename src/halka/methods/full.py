@@ -32,9 +32,8 @@ class FullPart(Part):
 
     def __init__(self, base: nn.Module):
         super().__init__()
-        self._dtypes: dict[str, torch.dtype] = {}
+        self._base = (base,)  # in a tuple, so that the base is no submodule of its part
         for name, parameter in base.named_parameters():
-            self._dtypes[name] = parameter.dtype
             *path, leaf = name.split(".")
             module: nn.Module = self
             for step in path:
@@ -44,4 +43,5 @@ class FullPart(Part):
             module.register_parameter(leaf, nn.Parameter(parameter.detach().float().clone()))
 
     def weights(self, dtype: torch.dtype | None = None) -> Mapping[str, Tensor]:
-        return {name: master.to(dtype or self._dtypes[name]) for name, master in self.named_parameters()}
+        own = dict(self._base[0].named_parameters())
+        return {name: master.to(dtype or own[name].dtype) for name, master in self.named_parameters()}
