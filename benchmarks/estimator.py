@@ -8,7 +8,7 @@
 Each case is a process of its own: it imports everything, trains a model of two layers for two steps, so that what
 kernels and libraries need once is there, and notes what it holds; then it loads a base with random weights (SmolLM2:
 its own) from a file, reads them all, and trains it for two steps. Their peak beyond that is compared with the estimate,
-to which two numbers are fitted, on these cases: how long small objects live on the heap (`heap.LIFE`), and what a step
+to which two numbers are fitted, on these cases: how long small objects live on the heap (`allocator.LIFE`), and what a step
 holds beside its tensors (`hardware.KERNELS`). For its time it
 trains for five steps in one more process, where the machine is measured right before and after; the median of all steps
 but the first is compared with the mean of both estimates.
@@ -38,9 +38,9 @@ from side_by_side import in_a_process, setup
 from transformers import AutoConfig, LlamaConfig
 
 import halka
-from halka.estimating.dry_runs import Setup, model_of, rehearse, training_items
+from halka.estimating.dry_runs import Setup, dry_run, model_of, training_items
 from halka.estimating.hardware import KERNELS
-from halka.estimating.measured_device import processor_here
+from halka.estimating.measured_device import measure_device
 from halka.methods import build_method
 from halka.models.kinds import KINDS as KIND_CLASSES
 from halka.models.loading import base_config, let_go_of_files
@@ -153,10 +153,10 @@ def timed(given: dict[str, Any]) -> dict[str, Any]:
     """The time of a step after the first, and the estimates of it by what the machine does before and after."""
     torch.set_num_threads(1)
     how, config = setup_of(given), config_of(given["base"])
-    work = rehearse(config, build_method(given["method"], {}), how).work
+    work = dry_run(config, build_method(given["method"], {}), how).work
 
     def estimate() -> float:
-        return processor_here(how.dtype).seconds(work, how.dtype)
+        return measure_device(how.dtype).seconds(work, how.dtype)
 
     before = estimate()
     seconds = run(_source(given, Path(given["folder"])), given["method"], how, TIMED)[1:]
@@ -211,7 +211,7 @@ def save(folder: Path) -> None:
 
 def estimated(given: dict[str, Any]) -> dict[str, Any]:
     config, method = config_of(given["base"]), build_method(given["method"], {})
-    found = rehearse(config, method, setup_of(given))
+    found = dry_run(config, method, setup_of(given))
     return {**asdict(found.memory), "total": found.memory.total}
 
 
@@ -285,7 +285,7 @@ def published() -> list[dict[str, Any]]:
     found = []
     for name, sizes, (method, fields), quantize, length, said, source in rows:
         how = Setup(1, length, checkpointing=True, quantize=quantize)
-        here = rehearse(LlamaConfig(**sizes), build_method(method, fields), how, gpu=True)
+        here = dry_run(LlamaConfig(**sizes), build_method(method, fields), how, gpu=True)
         found.append({"case": name, "published": said, "source": source, "estimated": here.memory.total})
         print(found[-1], flush=True)
     return found

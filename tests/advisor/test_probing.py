@@ -35,7 +35,7 @@ from halka.cli import main
 from halka.data.examples import Example, Message
 from halka.data.task import load_task
 from halka.data.tokens import encode, encode_prompt
-from halka.estimating import Setup, rehearse
+from halka.estimating import Setup, dry_run
 from halka.estimating.devices import Device
 from halka.estimating.hardware import PROCESS, Hardware
 from halka.methods import build_method
@@ -430,7 +430,7 @@ def test_a_pilot_leaves_memory_to_others(base):
 
     def needs(method: str, rows: int, length: int, checkpointing: bool) -> int:
         setup = Setup(rows=rows, length=length, dtype="float32", checkpointing=checkpointing)
-        return rehearse(config, build_method(method, {}), setup, gpu=True).memory.total
+        return dry_run(config, build_method(method, {}), setup, gpu=True).memory.total
 
     def room(request: Request, free: int):
         return pilot_room(request, config, [64, 200], gpu(free))
@@ -606,7 +606,7 @@ def test_long_answers_with_passages_do_not_end_the_advice(base, tmp_path, monkey
         measured.append(dtype)
         return Device("here", {dtype: 1e9}, 1e9)
 
-    monkeypatch.setattr("halka.estimating.hardware.processor_here", processor)
+    monkeypatch.setattr("halka.estimating.hardware.measure_device", processor)
     (tmp_path / "items.md").write_text("Item 3 is red. Item 4 is green.")
     long = tuple(Example((Message("user", f"Item {n}?"), Message("assistant", f"red {n} " * 300))) for n in range(8))
     asked = request_for(

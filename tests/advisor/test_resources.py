@@ -14,7 +14,7 @@ import halka
 from halka.advisor import resources
 from halka.advisor.evidence import Fit, from_json
 from halka.advisor.resources import fit
-from halka.estimating import Setup, rehearse
+from halka.estimating import Setup, dry_run
 from halka.estimating.devices import DEVICES, Device
 from halka.estimating.hardware import CONTEXT, PROCESS, gpu_here
 from halka.methods import build_method
@@ -31,7 +31,7 @@ SETUP = Setup(rows=4, length=32)
 
 def total(form: str | None, checkpointing: bool, method: str = "lora", rows: int = 4) -> int:
     how = replace(SETUP, quantize=form, checkpointing=checkpointing, rows=rows)
-    return rehearse(CONFIG, build_method(method, {}), how, gpu=True).memory.total
+    return dry_run(CONFIG, build_method(method, {}), how, gpu=True).memory.total
 
 
 def lora_in(room: int, **given):
@@ -93,7 +93,7 @@ def test_int8_comes_before_nf4_and_nf4_before_nothing():
 def test_a_packed_base_is_without_checkpointing_where_that_fits():
     """A batch of few tokens keeps little, so all that counts is the weights."""
     config = AutoConfig.for_model("llama", **{**CONFIGS["llama"], "hidden_size": 512, "intermediate_size": 1024})
-    room = rehearse(config, halka.LoRA(), Setup(rows=1, length=8, quantize="int8"), gpu=True).memory.total * 1.01
+    room = dry_run(config, halka.LoRA(), Setup(rows=1, length=8, quantize="int8"), gpu=True).memory.total * 1.01
     (found,) = fit(config, methods=["lora"], length=8, batch_size=1, memory=CONTEXT + int(room)).options
     assert (found.quantize, found.checkpointing, found.fits) == ("int8", False, True)
 
@@ -162,7 +162,7 @@ def test_a_device_of_the_table_has_its_memory_and_speed():
 
 def test_without_anything_named_it_is_this_machine(monkeypatch):
     slow = Device("here", {"bfloat16": 1e9}, 1e9)
-    monkeypatch.setattr("halka.estimating.hardware.processor_here", lambda *given: slow)
+    monkeypatch.setattr("halka.estimating.hardware.measure_device", lambda *given: slow)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     monkeypatch.setattr(resources, "available", lambda: 2 * 10**9)
     found = fit(CONFIG, methods=["prompt"], **SIZES)
@@ -202,7 +202,7 @@ def test_a_gpu_that_is_here_has_its_own_memory(monkeypatch, name, like):
     [
         ({"device": "rtx409"}, "no device 'rtx409' in the table: did you mean rtx4090"),
         ({"methods": ["lorra"]}, "lorra"),
-        ({"kind": "masked-lm"}, "kind 'masked-lm' is none that is trained"),
+        ({"kind": "masked-lm"}, "kind 'masked-lm' cannot be trained"),
         ({"length": 2}, "length must be at least 3 tokens"),
         ({"tasks": 0}, "tasks must be at least 1"),
         ({"methods": []}, "methods is empty"),

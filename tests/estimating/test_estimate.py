@@ -17,14 +17,13 @@ from typer.testing import CliRunner
 import halka
 from halka.cli import app
 from halka.core import bytes_of, count_of
-from halka.estimating import FAMILIES, Memory, Setup, largest_batch, rehearse
-from halka.estimating.allocator import PAGE, Heap
+from halka.estimating import FAMILIES, Memory, Setup, dry_run, largest_batch
+from halka.estimating.allocator import PAGE, AllocatorModel
 from halka.estimating.costs import Call, Layout, Plain, Work
 from halka.estimating.devices import DEVICES, Device
-from halka.estimating.doing import SOME, Doer, bytes_given
 from halka.estimating.dry_runs import model_of, training_items
-from halka.estimating.fake_tensors import Ghost, Rehearsal
-from halka.estimating.measured_device import LONG, Processor, processor_here
+from halka.estimating.fake_tensors import DryRunMode, FakeTensor
+from halka.estimating.measured_device import LONG, SOME, MeasuredDevice, OperationTimer, input_bytes, measure_device
 from halka.methods import build_method
 from halka.models import hidden_states
 from halka.models.attention.function import use_attention
@@ -54,7 +53,7 @@ def setup_of(architecture: str) -> Setup:
 @pytest.mark.parametrize("method", FAMILIES)
 def test_counts_are_those_of_an_adapter_that_is_there(architecture, method):
     config, setup = config_of(architecture), setup_of(architecture)
-    found = rehearse(config, build_method(method, {}), setup)
+    found = dry_run(config, build_method(method, {}), setup)
     model = model_of(config, setup)
     adapter = model.add("a", build_method(method, {}))
     optimizer = torch.optim.AdamW(adapter.parameters())
@@ -77,14 +76,14 @@ def test_counts_are_those_of_an_adapter_that_is_there(architecture, method):
 def test_an_adapter_is_in_fp32_whatever_its_base_is_in(architecture, method):
     """Where shapes of both meet, too."""
     config, setup = config_of(architecture), replace(setup_of(architecture), dtype="bfloat16")
-    found = rehearse(config, build_method(method, {}), setup)
+    found = dry_run(config, build_method(method, {}), setup)
     adapter = model_of(config, setup).add("a", build_method(method, {}))
     assert found.stored == sum(each.nbytes for each in adapter.state_dict().values())
 
 
 @pytest.mark.parametrize(("architecture", "cached"), [("bert", False), ("llama", True), ("t5", True)])
 def test_only_what_makes_text_keeps_keys_and_values(architecture, cached):
-    found = rehearse(config_of(architecture), build_method("lora", {}), setup_of(architecture))
+    found = dry_run(config_of(architecture), build_method("lora", {}), setup_of(architecture))
     assert (found.cached > 0) == cached
 
 
@@ -104,7 +103,7 @@ def kept(model: halka.core.AdaptedModel) -> int:
 
 
 def storage_of(tensor: torch.Tensor) -> torch.UntypedStorage:
-    return (tensor.inner if isinstance(tensor, Ghost) else tensor).untyped_storage()
+    return (tensor.inner if isinstance(tensor, FakeTensor) else tensor).untyped_storage()
 
 
 def id_of(tensor: torch.Tensor) -> int:
@@ -113,11 +112,11 @@ def id_of(tensor: torch.Tensor) -> int:
 
 @pytest.mark.parametrize("architecture", ["llama", "gemma2", "qwen3_moe"])
 @pytest.mark.parametrize("method", FAMILIES)
-def test_what_a_ghost_keeps_is_what_autograd_keeps(architecture, method):
+def test_a_fake_tensor_saves_what_autograd_saves(architecture, method):
     config, setup = config_of(architecture), replace(SIZES, dtype="bfloat16")
     found = []
-    for rehearsed in (False, True):
-        with Rehearsal() if rehearsed else torch.enable_grad():
+    for fake in (False, True):
+        with DryRunMode() if fake else torch.enable_grad():
             model = model_of(config, setup)
             model.add("a", build_method(method, {}))
             found.append(kept(model))
@@ -129,22 +128,22 @@ def test_few_bits_take_the_bytes_that_they_take(form):
     if form == "nf4":
         pytest.importorskip("bitsandbytes")
     config, setup = config_of(**WIDE), replace(SIZES, dtype="bfloat16", quantize=form)
-    found = rehearse(config, halka.LoRA(rank=4), setup)
-    model = model_of(config, setup)  # after the rehearsal: nothing of it is left in any cache
+    found = dry_run(config, halka.LoRA(rank=4), setup)
+    model = model_of(config, setup)  # after the dry run: nothing of it is left in any cache
     assert found.base_bytes == bytes_of(model.base) < 2 * count_of(model.base)
     assert found.parameters == count_of(model.base)
 
 
 def test_full_fine_tuning_holds_weights_their_copies_and_masters():
-    found = rehearse(config_of(), halka.Full(), replace(SIZES, dtype="bfloat16"))
+    found = dry_run(config_of(), halka.Full(), replace(SIZES, dtype="bfloat16"))
     assert found.memory.weights == (2 + 2 + 4) * found.parameters
-    single = rehearse(config_of(), halka.Full(), SIZES)
+    single = dry_run(config_of(), halka.Full(), SIZES)
     assert single.memory.weights == (4 + 4) * single.parameters
 
 
 @pytest.mark.parametrize("architecture", ["llama", "gpt2", "gemma2", "mixtral", "bert", "t5"])
-def test_a_gpu_that_is_not_there_can_be_rehearsed(architecture):
-    here, there = (rehearse(config_of(architecture), halka.LoRA(), setup_of(architecture), gpu=gpu) for gpu in (0, 1))
+def test_a_gpu_that_is_not_there_can_be_estimated(architecture):
+    here, there = (dry_run(config_of(architecture), halka.LoRA(), setup_of(architecture), gpu=gpu) for gpu in (0, 1))
     assert there.trained == here.trained
     assert there.memory.allocator == 0
     assert there.memory.weights == here.memory.weights
@@ -155,8 +154,8 @@ def test_a_gpu_that_is_not_there_can_be_rehearsed(architecture):
 
 def test_more_rows_and_more_tokens_need_more():
     config = config_of(**WIDE)
-    by_rows = [rehearse(config, halka.LoRA(), replace(SIZES, rows=rows), gpu=True) for rows in (1, 2, 4, 8)]
-    by_length = [rehearse(config, halka.LoRA(), replace(SIZES, length=length), gpu=True) for length in (8, 16, 64)]
+    by_rows = [dry_run(config, halka.LoRA(), replace(SIZES, rows=rows), gpu=True) for rows in (1, 2, 4, 8)]
+    by_length = [dry_run(config, halka.LoRA(), replace(SIZES, length=length), gpu=True) for length in (8, 16, 64)]
     for several in (by_rows, by_length):
         totals = [each.memory.total for each in several]
         assert totals == sorted(set(totals))
@@ -165,8 +164,8 @@ def test_more_rows_and_more_tokens_need_more():
 
 def test_checkpointing_needs_less_and_computes_more():
     config, setup = config_of(**WIDE, num_attention_heads=2), replace(SIZES, rows=8, length=64)
-    whole = rehearse(config, halka.LoRA(), setup, gpu=True)
-    less = rehearse(config, halka.LoRA(), replace(setup, checkpointing=True), gpu=True)
+    whole = dry_run(config, halka.LoRA(), setup, gpu=True)
+    less = dry_run(config, halka.LoRA(), replace(setup, checkpointing=True), gpu=True)
     assert less.memory.activations < 0.7 * whole.memory.activations
     assert less.flops > 1.2 * whole.flops
 
@@ -175,7 +174,7 @@ def test_what_needs_no_input_keeps_none():
     """Biases and vectors behind a layer keep less than what reads its input; the last layers' alone keep least."""
     config = config_of(**WIDE)
     lora, bitfit = (
-        rehearse(config, build_method(name, {}), SIZES, gpu=True).memory.activations for name in ("lora", "bitfit")
+        dry_run(config, build_method(name, {}), SIZES, gpu=True).memory.activations for name in ("lora", "bitfit")
     )
     assert bitfit < lora
 
@@ -183,7 +182,7 @@ def test_what_needs_no_input_keeps_none():
 def test_answers_alone_reach_the_head():
     config = config_of(vocab_size=4096)
     few, all_of_them = (
-        rehearse(config, halka.LoRA(), replace(SIZES, rows=8, answers=answers), gpu=True) for answers in (1, None)
+        dry_run(config, halka.LoRA(), replace(SIZES, rows=8, answers=answers), gpu=True) for answers in (1, None)
     )
     assert few.memory.total < all_of_them.memory.total
     assert few.flops < all_of_them.flops
@@ -193,11 +192,9 @@ def test_answers_alone_reach_the_head():
 @pytest.mark.parametrize("method", ["lora", "full"])
 def test_the_largest_batch_is_the_largest(method, gpu):
     config = config_of(**WIDE)
-    room = rehearse(config, build_method(method, {}), replace(SIZES, rows=12), gpu=gpu).memory.total
+    room = dry_run(config, build_method(method, {}), replace(SIZES, rows=12), gpu=gpu).memory.total
     rows = largest_batch(config, build_method(method, {}), SIZES, room, gpu=gpu)
-    needs = [
-        rehearse(config, build_method(method, {}), replace(SIZES, rows=each), gpu=gpu) for each in (rows, rows + 1)
-    ]
+    needs = [dry_run(config, build_method(method, {}), replace(SIZES, rows=each), gpu=gpu) for each in (rows, rows + 1)]
     assert rows >= 12
     assert needs[0].memory.total <= room < needs[1].memory.total
     assert largest_batch(config, build_method(method, {}), SIZES, 1_000_000, gpu=gpu) == 0
@@ -207,11 +204,11 @@ def fake(monkeypatch, tensors, held) -> list[int]:
     """What rows need is told by two functions; the rows that are tried."""
     tried = []
 
-    def rehearsed(config, method, setup, *, gpu):
+    def fake_dry_run(config, method, setup, *, gpu):
         tried.append(setup.rows)
         return SimpleNamespace(memory=Memory(100, 10, 20, tensors(setup.rows), held(setup.rows)))
 
-    monkeypatch.setattr("halka.estimating.batches.rehearse", rehearsed)
+    monkeypatch.setattr("halka.estimating.batches.dry_run", fake_dry_run)
     return tried
 
 
@@ -280,18 +277,18 @@ def test_the_peak_is_that_of_a_run():
         real.reset()
         for _ in train(model, "a", training_items(model, setup), TrainConfig(batch_size=3, steps=2)):
             pass
-    memory = rehearse(config, halka.LoRA(), setup).memory
+    memory = dry_run(config, halka.LoRA(), setup).memory
     assert memory.total - memory.allocator == pytest.approx(real.peak, rel=0.01)
 
 
-class Watched(Rehearsal):
+class Watched(DryRunMode):
     """All is done as it is, and seen."""
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         out = func(*args, **(kwargs or {}))
         for each in torch.utils._pytree.tree_leaves(out):
             if isinstance(each, torch.Tensor):
-                self._see(each)
+                self._track(each)
         return out
 
 
@@ -299,7 +296,7 @@ class Watched(Rehearsal):
 
 
 def test_large_pieces_go_back_and_holes_stay():
-    heap = Heap()
+    heap = AllocatorModel()
     large = heap.take(10**6)
     assert 10**6 <= heap.held < 10**6 + 2 * PAGE
     heap.free(large)
@@ -314,7 +311,7 @@ def test_large_pieces_go_back_and_holes_stay():
 
 def test_a_hole_has_no_room_for_an_aligned_piece_of_its_own_size(monkeypatch):
     monkeypatch.setattr("halka.estimating.allocator.LIFE", 10**6)
-    heap = Heap()
+    heap = AllocatorModel()
     first, second, _ = (heap.take(64_000) for _ in range(3))
     heap.free(first)
     heap.free(second)
@@ -324,7 +321,7 @@ def test_a_hole_has_no_room_for_an_aligned_piece_of_its_own_size(monkeypatch):
 
 def test_holes_become_one_when_what_is_between_them_is_gone(monkeypatch):
     monkeypatch.setattr("halka.estimating.allocator.LIFE", 1)
-    heap = Heap()
+    heap = AllocatorModel()
     first, second, _ = (heap.take(64_000) for _ in range(3))
     held = heap.held
     heap.free(first)
@@ -336,7 +333,7 @@ def test_holes_become_one_when_what_is_between_them_is_gone(monkeypatch):
 
 
 def test_what_training_lets_go_back_goes_back():
-    heap = Heap()
+    heap = AllocatorModel()
     with heap.returning():
         pieces = [heap.take(RETURNED) for _ in range(8)]
         assert 8 * RETURNED < heap.held <= 8 * (RETURNED + 2 * PAGE)
@@ -353,16 +350,16 @@ def test_what_training_lets_go_back_goes_back():
 
 @pytest.mark.parametrize("method", ["lora", "full"])
 def test_with_checkpointing_a_process_holds_little_beyond_its_tensors(method):
-    """Its thresholds are those of the steps that are rehearsed, on a CPU alone; the process's own are left alone."""
+    """Its thresholds are those of the steps of the dry run, on a CPU alone; the process's own are left alone."""
     config = config_of(**{**WIDE, "num_hidden_layers": 6})
     setup = replace(SIZES, rows=64, length=128)
     share = {}
     with pytest.MonkeyPatch.context() as changed:
         changed.setattr("halka.util.machine._thresholds", lambda: pytest.fail("the process's thresholds were set"))
         for checkpointing in (False, True):
-            memory = rehearse(config, build_method(method, {}), replace(setup, checkpointing=checkpointing)).memory
+            memory = dry_run(config, build_method(method, {}), replace(setup, checkpointing=checkpointing)).memory
             share[checkpointing] = memory.allocator / (memory.total - memory.allocator)
-        rehearse(config, build_method(method, {}), replace(setup, checkpointing=True), gpu=True)
+        dry_run(config, build_method(method, {}), replace(setup, checkpointing=True), gpu=True)
     assert share[True] < 0.05
     assert share[True] < share[False]
 
@@ -378,7 +375,7 @@ def test_time_is_of_what_takes_longest():
 
 def test_what_is_not_done_takes_its_products_or_its_memory():
     """Starting does not overlap with the rest on a processor, nor do new pages."""
-    here = Processor("here", {"float32": 100.0}, 10.0, start=1.0, fresh=0.5)
+    here = MeasuredDevice("here", {"float32": 100.0}, 10.0, start=1.0, fresh=0.5)
     assert here.seconds({Work(0, 60): 2}, "float32") == 2 * (1 + 6)
     assert here.seconds({Work(500, 20): 1}, "float32") == 1 + 5
     assert here.seconds({Work(500, 20, fresh=40): 1}, "float32") == 1 + 5 + 20
@@ -386,12 +383,12 @@ def test_what_is_not_done_takes_its_products_or_its_memory():
     assert here.seconds({Work(100 * int(LONG + 1), 0, call=call): 1}, "float32") == 1 + int(LONG + 1)
     table = Call(torch.ops.aten.clone.default, (Layout((2, 2), (2**50, 1), torch.bfloat16),), ())
     assert here.seconds({Work(0, 20, call=table): 1}, "float32") == 1 + 2  # of which little would be read
-    assert not here.doer.known
+    assert not here.timer._times
 
 
 def works_of(config, method: str, **changes) -> list[Work]:
     """What of a step can be done again."""
-    work = rehearse(config, build_method(method, {}), replace(SIZES, **changes)).work
+    work = dry_run(config, build_method(method, {}), replace(SIZES, **changes)).work
     return [each for each in work if each.call is not None]
 
 
@@ -399,19 +396,19 @@ def works_of(config, method: str, **changes) -> list[Work]:
 @pytest.mark.parametrize("method", ["lora", "full"])
 def test_every_operation_of_a_step_can_be_done_again(architecture, method):
     """On made-up tensors, and the numbers that are drawn afterwards are those that would have been."""
-    doer, state = Doer(spent=0.0), torch.get_rng_state()
+    timer, state = OperationTimer(seconds=0.0), torch.get_rng_state()
     works = works_of(config_of(architecture), method, kind=setup_of(architecture).kind, dtype="bfloat16")
     assert len(works) > 30
-    assert not [each.call.func for each in works if doer.seconds(each.call, 0.0) is None]
+    assert not [each.call.func for each in works if timer.seconds(each.call, 0.0) is None]
     assert torch.equal(torch.get_rng_state(), state)
 
 
 def test_made_up_tensors_have_as_many_values_as_are_told():
     many = Layout((2 * SOME + 3,), (1,), torch.bfloat16)
     strided, none = Layout((3, 2), (4, 1), torch.float32), Layout((0, 2), (2, 1), torch.float32)
-    assert bytes_given((many, (Plain(int, 7), strided), none)) == 2 * (2 * SOME + 3) + 4 * 10
+    assert input_bytes((many, (Plain(int, 7), strided), none)) == 2 * (2 * SOME + 3) + 4 * 10
     seen = []
-    Doer(spent=0.0).seconds(Call(lambda *given: seen.append(given), (many, strided, none), ()), 0.0)
+    OperationTimer(seconds=0.0).seconds(Call(lambda *given: seen.append(given), (many, strided, none), ()), 0.0)
     values = seen[0][0]
     assert torch.equal(values[:SOME], values[SOME : 2 * SOME])
     assert values[:SOME].float().std() == pytest.approx(1, abs=0.05)
@@ -428,14 +425,14 @@ def test_an_operation_is_done_on_tensors_of_its_sizes_once_for_all_alike(monkeyp
     layout = Layout((2, 3), (1, 4), torch.bfloat16)
     counts = Layout((2,), (1,), torch.int32, (5, 9))
     call = Call(func, ((layout, layout), counts, Plain(bool, True)), ((Plain(str, "dim"), Plain(int, 1)),))
-    doer = Doer(spent=0.0)
-    assert doer.seconds(call, 0.0) == doer.seconds(Call(*call), 0.0)
+    timer = OperationTimer(seconds=0.0)
+    assert timer.seconds(call, 0.0) == timer.seconds(Call(*call), 0.0)
     ((pair, numbers, flag), kwargs) = seen[0]
     assert [(each.shape, each.stride(), each.dtype) for each in pair] == [((2, 3), (1, 4), torch.bfloat16)] * 2
     assert numbers.tolist() == [5, 9]
     assert (flag, kwargs) == (True, {"dim": 1})
     done = len(seen)
-    doer.seconds(call, 0.0)
+    timer.seconds(call, 0.0)
     assert len(seen) == done
 
 
@@ -443,25 +440,25 @@ def test_what_refuses_made_up_values_is_told_by_its_size():
     def refusing(*_):
         raise RuntimeError("no such values")
 
-    here = Processor("here", {"float32": 100.0}, 10.0, start=1.0, fresh=0.0)
+    here = MeasuredDevice("here", {"float32": 100.0}, 10.0, start=1.0, fresh=0.0)
     assert here.seconds({Work(500, 20, call=Call(refusing, (), ())): 1}, "float32") == 1 + 5
 
 
 @pytest.mark.slow
 def test_this_machine_is_measured():
-    here = processor_here("float32")
+    here = measure_device("float32")
     assert min(here.flops["float32"], here.bandwidth) > 1e6
     assert 0 <= here.start < 1
     assert 0 <= here.fresh < 1
 
 
-def work_of_one(do, heap: Heap | None = None) -> Work:
+def work_of_one(do, heap: AllocatorModel | None = None) -> Work:
     """What the one operation that is done costs."""
-    with Rehearsal(heap) as rehearsal:
+    with DryRunMode(heap) as mode:
         given = torch.zeros(2, 4, 16, 8), torch.zeros(50, 64)
-        rehearsal.reset()
+        mode.reset()
         kept = do(*given)
-        ((work, times),) = rehearsal.work.items()
+        ((work, times),) = mode.work.items()
         del kept
     assert times == 1
     return work
@@ -486,12 +483,12 @@ def test_what_is_not_touched_costs_no_bytes():
     assert work_of_one(lambda _, table: torch.zeros_like(table)).bytes == 50 * 64 * 4
     assert work_of_one(lambda _, table: torch.empty_like(table)).bytes == 0
     assert work_of_one(lambda _, table: table[:10].copy_(table[10:20])).bytes == 2 * 10 * 64 * 4
-    with Rehearsal() as rehearsal:
+    with DryRunMode() as mode:
         table = torch.zeros(50, 64)
-        rehearsal.reset()
+        mode.reset()
         both = [torch.ops.aten._unsafe_view(table, [64, 50]) for _ in range(2)]
-        assert not rehearsal.work
-        assert rehearsal.peak == table.numel() * 4
+        assert not mode.work
+        assert mode.peak == table.numel() * 4
         del both
 
 
@@ -508,21 +505,21 @@ def test_what_the_optimiser_changes_is_read_and_written():
 
 
 def test_what_no_hole_has_room_for_is_fresh():
-    assert work_of_one(lambda _, table: torch.zeros(10**6), Heap()).fresh >= 4 * 10**6
-    with Rehearsal(Heap()) as rehearsal:
+    assert work_of_one(lambda _, table: torch.zeros(10**6), AllocatorModel()).fresh >= 4 * 10**6
+    with DryRunMode(AllocatorModel()) as mode:
         first = torch.zeros(20_000)
         later = torch.zeros(10)
         del first
-        rehearsal.reset()
+        mode.reset()
         again = torch.zeros(15_000)
-        (work,) = rehearsal.work
+        (work,) = mode.work
         assert work.fresh == 0
         del later, again
 
 
 def test_more_passes_do_not_let_the_optimiser_work_more():
     config = config_of(**WIDE)
-    one, two, four = (rehearse(config, halka.Full(), replace(SIZES, accumulate=passes)) for passes in (1, 2, 4))
+    one, two, four = (dry_run(config, halka.Full(), replace(SIZES, accumulate=passes)) for passes in (1, 2, 4))
     assert two.flops == pytest.approx(2 * one.flops, rel=0.05)  # a pass of the shorter rows alone is less
     assert four.flops == pytest.approx(4 * one.flops, rel=0.05)
     update = 7 * 4 * one.trained
@@ -540,7 +537,7 @@ def test_products_are_counted_forward_and_back():
     config = config_of(tie_word_embeddings=False, **WIDE)
     found, setup = {}, replace(SIZES, answers=1)
     for name in ("bitfit", "full"):
-        found[name] = rehearse(config, build_method(name, {}), setup, gpu=True).flops
+        found[name] = dry_run(config, build_method(name, {}), setup, gpu=True).flops
     assert 1.3 * found["bitfit"] < found["full"] < 1.6 * found["bitfit"]
 
 
@@ -564,6 +561,12 @@ def test_a_folder_with_a_configuration_alone_is_enough(tmp_path):
     assert tokens == 2 * 2 * 2 * 16 * 2  # layers, key and value, heads, width, bytes
 
 
+def test_a_config_file_names_its_folder(tmp_path):
+    config_of().save_pretrained(tmp_path)
+    one, two = (halka.estimate(base, "lora", length=8) for base in (tmp_path, f"{tmp_path}/config.json"))
+    assert replace(one, base="") == replace(two, base="")
+
+
 def test_a_method_that_cannot_be_is_told_with_the_others(tmp_path):
     config_of("mixtral").save_pretrained(tmp_path)
     rows = halka.estimate(tmp_path, ["ia3", "lora"], batch_size=1, length=8).rows
@@ -577,7 +580,7 @@ def test_a_method_that_cannot_be_is_told_with_the_others(tmp_path):
     ("given", "message"),
     [
         ({"device": "rtx409"}, "no device 'rtx409' in the table: did you mean rtx4090"),
-        ({"kind": "masked-lm"}, "kind 'masked-lm' is none that is trained"),
+        ({"kind": "masked-lm"}, "kind 'masked-lm' cannot be trained"),
         ({"dtype": "auto"}, "dtype 'auto' is none of"),
         ({"quantize": "int3"}, "quantize 'int3' is none of"),
         ({"batch_size": 0}, "batch_size must be at least 1"),
@@ -613,16 +616,16 @@ def test_a_length_beside_virtual_tokens_is_that_method_s_affair():
         (lambda: tiny(), "not a LlamaForCausalLM: give its .config"),
         (lambda: 5, "a base is a name, a folder or a transformers configuration, not a int: give one"),
         (lambda: AutoConfig.for_model("clip"), "no causal-lm of the architecture 'clip': it is no language model"),
-        (lambda: config_of("bert"), "it is an encoder (bert), no causal language model: say what kind"),
+        (lambda: config_of("bert"), "it is an encoder (bert), not a causal language model: name another kind"),
         (
             lambda: config_of("bert", architectures=["BertForMaskedLM"]),
-            "kind 'masked-lm' (the configuration is of BertForMaskedLM) is none that is trained: choose one of "
+            "kind 'masked-lm' (the configuration is of BertForMaskedLM) cannot be trained: choose one of "
             "causal-lm, sequence-classification, token-classification, seq2seq-lm, with kind (--kind)",
         ),
         (
             lambda: config_of(quantization_config={"quant_method": "gptq", "bits": 4}),
-            "the base is packed already (gptq), which is not rehearsed: name the plain base that it was made of, with "
-            'quantize="nf4" (--quantize nf4)',
+            "the base is quantised already (gptq), which cannot be estimated: name the plain base that it was "
+            'made of, with quantize="nf4" (--quantize nf4)',
         ),
     ],
 )
@@ -673,14 +676,15 @@ def estimated(tmp_path, monkeypatch):
 
 
 def test_the_command_says_what_hardware_it_is_for(estimated):
-    assert "on a processor; what fits is told with --gpu-memory or a GPU as --device\n" in estimated()
+    assert "on a processor; --gpu-memory, or a GPU as --device, shows what fits\n" in estimated()
     assert "on a GPU, 24.0 GB; what fits: 23.5 GB, the rest is for CUDA\n" in estimated("--gpu-memory", "24G")
+    assert estimated("--gpu-memory", "24") == estimated("--gpu-memory", "24GB")
     assert "on the GPU rtx4090, 24.0 GB; what fits: 23.5 GB" in estimated("--device", "rtx4090")
 
 
 @pytest.mark.parametrize(
     ("size", "message"),
-    [("24", "'24' has no unit: write it as 512MB, 1.5GB\n"), ("9" * 400 + "GB", "is more than there is")],
+    [("much", "'much' is no size above 0: write it as 512MB, 1.5GB\n"), ("9" * 400 + "GB", "is more than there is")],
 )
 def test_a_memory_has_its_unit_and_an_end(estimated, size, message):
     told = estimated("--gpu-memory", size, code=2)
@@ -690,7 +694,7 @@ def test_a_memory_has_its_unit_and_an_end(estimated, size, message):
 
 
 def test_the_run_s_time_is_told_with_a_device_alone(estimated):
-    assert "--steps: a run's time is told by a device's speed: give --device" in estimated("--steps", "5", code=2)
+    assert "--steps: a run's time depends on the device: give --device" in estimated("--steps", "5", code=2)
     assert "steps must be at least 1, not -5" in estimated("--steps", "-5", "--device", "t4", code=2)
     assert "the run" in estimated("--steps", "5", "--device", "t4")
     found = json.loads(estimated("--steps", "5", "--device", "t4", "--json"))
@@ -719,14 +723,14 @@ def test_a_field_that_is_none_is_refused(estimated, method, message):
     assert message in estimated(method=method, code=2)
 
 
-def test_ghosts_stay_within_their_rehearsal():
-    with Rehearsal():
+def test_fake_tensors_stay_within_their_dry_run():
+    with DryRunMode():
         weight = torch.zeros(3, 3)
-        assert isinstance(weight, Ghost)
-        assert not isinstance(torch.arange(3), Ghost)
+        assert isinstance(weight, FakeTensor)
+        assert not isinstance(torch.arange(3), FakeTensor)
         chosen = torch.topk(weight, 2).indices
         assert chosen.tolist() == [[0, 1], [2, 0], [1, 2]]
-        assert isinstance(weight[torch.tensor([True, False, True])], Ghost)
-    with pytest.raises(RuntimeError, match="outside of its rehearsal"):
+        assert isinstance(weight[torch.tensor([True, False, True])], FakeTensor)
+    with pytest.raises(RuntimeError, match="outside of its dry run"):
         _ = weight + 1
-    assert not isinstance(tiny().lm_head.weight, Ghost)
+    assert not isinstance(tiny().lm_head.weight, FakeTensor)

@@ -18,8 +18,8 @@ from halka.advisor.request import Request
 from halka.core import Method
 from halka.data.examples import Example
 from halka.data.tokens import encode_all
-from halka.estimating import Memory, Setup, at_least_one, largest_batch, prepared, rehearse, row_of
-from halka.estimating.dry_runs import Rehearsed
+from halka.estimating import Memory, Setup, at_least_one, dry_run, largest_batch, prepared, row_of
+from halka.estimating.dry_runs import DryRun
 from halka.estimating.hardware import PROCESS, Hardware, gpu_here, hardware_of
 from halka.methods import Full, build_method
 from halka.models import context
@@ -85,7 +85,7 @@ def fit(
     for method in chosen:
         progress(method.name)
         try:
-            plain = rehearse(config, method, setup, gpu=hardware.gpu)
+            plain = dry_run(config, method, setup, gpu=hardware.gpu)
         except HalkaError as error:
             refused.append(str(error))
             continue
@@ -145,7 +145,7 @@ class _Search:
         assert self.hardware.room is not None
         return self.hardware.room
 
-    def option(self, method: Method, plain: Rehearsed, tasks: int) -> Option:
+    def option(self, method: Method, plain: DryRun, tasks: int) -> Option:
         """The way of training the method, and what it needs; `plain` is what it needs as it is."""
         setup, needs = self._best(method, plain)
         row = row_of(method, needs, setup, self.hardware, tasks)
@@ -164,7 +164,7 @@ class _Search:
             served=row.served,
         )
 
-    def _best(self, method: Method, plain: Rehearsed) -> tuple[Setup, Rehearsed]:
+    def _best(self, method: Method, plain: DryRun) -> tuple[Setup, DryRun]:
         """The first way that fits, else the one that needs least.
 
         A form whose base alone is too large is not tried again while a smaller form is known.
@@ -181,7 +181,7 @@ class _Search:
                 continue
             self.progress(_describe(method, setup))
             try:
-                needs = rehearse(self.config, method, setup, gpu=self.hardware.gpu)
+                needs = dry_run(self.config, method, setup, gpu=self.hardware.gpu)
             except HalkaError as error:  # not of the base, which the method was rehearsed on: of the form
                 self.untried[str(form)] = str(error)
                 continue
@@ -191,7 +191,7 @@ class _Search:
                 return ways[-1]
         return min(ways, key=lambda way: way[1].memory.total)
 
-    def _largest(self, method: Method, setup: Setup, needs: Rehearsed) -> int:
+    def _largest(self, method: Method, setup: Setup, needs: DryRun) -> int:
         return largest_batch(
             *(self.config, method, setup, self.room),
             gpu=self.hardware.gpu,
@@ -306,7 +306,7 @@ def pilot_room(
         rows = trials * max(1, min(request.batch_size, pilot.batch_tokens // length))
         options: dict[str, Any] = {"dtype": request.dtype, "quantize": request.quantize, "checkpointing": checkpointing}
         _, setup = prepared(config, rows=rows, length=length, **options)
-        return rehearse(config, build_method(method, {}), setup, gpu=free.gpu).memory.total + free.process
+        return dry_run(config, build_method(method, {}), setup, gpu=free.gpu).memory.total + free.process
 
     passes = [(len(pilot.trials), lengths[0]), *((1, length) for length in lengths[1:])]
     checkpointing = any(needs("lora", *each, False) > PILOT_SHARE * free.device for each in passes)

@@ -210,11 +210,11 @@ def readable_text(path: Path, flag: str) -> str:
 
 
 def memory_size(text: str | None, flag: str) -> int | None:
-    """The bytes that a size of memory says. Raises HalkaError, naming the flag, for another text or a bare number."""
+    """The bytes of a size of memory; a bare number is in GB. Raises HalkaError, naming the flag, for another text."""
     from halka.report.units import bytes_said
 
     try:
-        return None if text is None else bytes_said(text, bare=False)
+        return None if text is None else bytes_said(f"{text}GB" if re.fullmatch(r"[\d.]+", text) else text, bare=False)
     except HalkaError as error:
         raise HalkaError(f"{flag}: {error}") from None
 

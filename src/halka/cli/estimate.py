@@ -3,22 +3,28 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from halka.cli.command import Json, columns, emit, examples, memory_size, say, show
 from halka.util.errors import HalkaError
 
+if TYPE_CHECKING:
+    from halka.core import Method
+    from halka.estimating import Estimate
+
 EXAMPLES = examples(
     "halka estimate smollm2-135m",
     "halka estimate Qwen/Qwen2.5-7B --device rtx4090 --checkpointing --quantize nf4",
-    "halka estimate ./my-model --method lora:rank=64 --method full --gpu-memory 24GB --length 1024 --tasks 50",
+    "halka estimate ./my-model --method lora:rank=64 --method full --gpu-memory 24 --length 1024 --tasks 50",
 )
 
 
 def estimate(
-    base: Annotated[str, typer.Argument(metavar="BASE", help="short name, folder or hub name of a base")],
+    base: Annotated[
+        str, typer.Argument(metavar="BASE", help="short name, folder (or its config.json) or hub name of a base")
+    ],
     method: Annotated[
         list[str] | None,
         typer.Option(
@@ -43,7 +49,7 @@ def estimate(
         str | None,
         typer.Option(
             metavar="SIZE",
-            help="memory that it is to fit in, such as 24GB: a GPU's, or with --device here the processor's",
+            help="memory to fit in, such as 24GB (or 24): a GPU's, or with --device here the processor's",
         ),
     ] = None,
     device: Annotated[
@@ -54,22 +60,24 @@ def estimate(
         ),
     ] = None,
     tasks: Annotated[int, typer.Option(metavar="N", help="tasks, each with an adapter of its own")] = 1,
-    steps: Annotated[int | None, typer.Option(metavar="N", help="steps of a run, to tell its time on --device")] = None,
+    steps: Annotated[
+        int | None, typer.Option(metavar="N", help="steps of a run, to estimate its time on --device")
+    ] = None,
     json: Json = False,
 ) -> None:
-    """Tell what each method needs on a base: memory by part, the largest batch, time, storage.
+    """Estimate what each method needs on a base: memory by part, the largest batch, time, storage.
 
-    Nothing but the base's configuration is read: a training step is rehearsed with tensors without content.
+    Only the base's configuration is read: a dry run of a training step on fake tensors gives the numbers.
     """
     import halka
     from halka.estimating import FAMILIES
 
     if steps is not None and device is None:
-        raise HalkaError("--steps: a run's time is told by a device's speed: give --device, such as a100, or here")
+        raise HalkaError("--steps: a run's time depends on the device: give --device, such as a100, or here")
     chosen = method or FAMILIES
-    found = halka.estimate(
+    result = halka.estimate(
         base,
-        [_method(each) for each in chosen],
+        [_method(text) for text in chosen],
         kind=kind,
         labels=labels,
         batch_size=batch_size,
@@ -82,22 +90,22 @@ def estimate(
         device=device,
         tasks=tasks,
         steps=steps,
-        progress=lambda name: say(f"rehearsing {name}"),
+        progress=lambda name: say(f"estimating {name}"),
     )
     if json:
-        return emit(found)
-    _show(found, chosen)
+        return emit(result)
+    _show(result, chosen)
 
 
-def _method(text: str) -> Any:
-    """A method as it was given: its name, and behind a colon fields, of which several values have commas, too."""
+def _method(text: str) -> Method:
+    """A method from NAME or NAME:FIELD=VALUE,…; the values of a field may have commas between them, too."""
     from halka.methods import method_named
     from halka.util.settings import converted, settings_of
 
-    name, _, given = text.partition(":")
+    name, _, assignments = text.partition(":")
     kind = method_named(name)
     values: dict[str, str] = {}
-    for piece in given.split(",") if given else ():
+    for piece in assignments.split(",") if assignments else ():
         key, equals, value = piece.partition("=")
         if equals:
             values[key.strip()] = value
@@ -111,64 +119,64 @@ def _method(text: str) -> Any:
             raise HalkaError(f"--method {text}: {name} has no field {key!r}; it has {', '.join(settings) or 'none'}")
     try:
         return kind(**converted(settings, values))
-    except ValueError as error:
+    except HalkaError as error:
         raise HalkaError(f"--method {text}: {error}") from None
 
 
-def _show(found: Any, chosen: Sequence[str]) -> None:
+def _show(result: Estimate, chosen: Sequence[str]) -> None:
     from halka.report.units import count, size
 
     parts = ["weights", "gradients", "optimizer", "activations", "allocator", "total"]
-    fits = ["fits", "largest batch"] if found.memory is not None else []
-    timed = ["a step", *(["the run"] if found.steps else [])] if found.device else []
+    fits = ["fits", "largest batch"] if result.memory is not None else []
+    timed = ["a step", *(["the run"] if result.steps else [])] if result.device else []
     rest = ["trained", *fits, *timed, "on disk", "serving"]
     memory, others = columns("method", *parts, right=parts), columns("method", *rest, right={*rest} - {"fits"})
-    for row, name in zip(found.rows, chosen, strict=True):
-        if row.memory is None:
+    for row, name in zip(result.rows, chosen, strict=True):
+        if row.memory is None or row.trained is None or row.stored is None or row.served is None:  # refused
             continue
         memory.add_row(name, *(size(getattr(row.memory, part)) for part in parts))
         most = [("yes" if row.fits else "no"), str(row.largest_batch)] if fits else []
-        seconds = [_time(each) for each in (row.seconds, row.run_seconds) if each is not None] if timed else []
+        seconds = [_time(seconds) for seconds in (row.seconds, row.run_seconds) if seconds is not None] if timed else []
         others.add_row(name, count(row.trained), *most, *seconds, size(row.stored), size(row.served))
-    how = found.setup
+    how = result.setup
     form = f"{how.quantize} in {how.dtype}" if how.quantize else how.dtype
     show(
-        f"{found.base}: {count(found.parameters)} parameters, {size(found.base_bytes)} in {form}",
+        f"{result.base}: {count(result.parameters)} parameters, {size(result.base_bytes)} in {form}",
         f"a batch of {how.rows} × {how.length} tokens"
         + (f", {how.accumulate} a step" if how.accumulate > 1 else "")
         + (", checkpointing" if how.checkpointing else ""),
-        _hardware(found),
+        _hardware(result),
         "",
         memory,
         "",
         others,
         "",
-        f"Beside the total, {_holder(found)} holds about {size(found.process)}. "
-        f"On disk and serving: of {found.tasks} task{'s' if found.tasks > 1 else ''}, serving with the keys and values "
-        f"of the batch ({size(found.cache)} a row).",
-        *([f"Speed of {found.device}: {found.source}."] if found.device else []),
+        f"Beside the total, {_holder(result)} takes about {size(result.process)}. "
+        f"On disk and serving: {result.tasks} task{'s' if result.tasks > 1 else ''}; serving includes the keys and "
+        f"values of the batch ({size(result.cache)} a row).",
+        *([f"Speed of {result.device}: {result.source}."] if result.device else []),
         *(
-            f"{name} cannot be trained here: {row.refused}"
-            for row, name in zip(found.rows, chosen, strict=True)
+            f"{name} cannot train this base: {row.refused}"
+            for row, name in zip(result.rows, chosen, strict=True)
             if row.refused
         ),
     )
 
 
-def _hardware(found: Any) -> str:
-    """What it is for, and by what memory it is judged what fits."""
+def _hardware(result: Estimate) -> str:
+    """The line on the device, and on the memory that rows must fit in."""
     from halka.report.units import size
 
-    kind = "GPU" if found.gpu else "processor"
-    named = {None: f"a {kind}", "here": "this machine's processor"}.get(found.device, f"the {kind} {found.device}")
-    if found.memory is None:
-        return f"on {named}; what fits is told with --gpu-memory or a GPU as --device"
-    left = size(max(0, found.memory - found.process))
-    return f"on {named}, {size(found.memory)}; what fits: {left}, the rest is for {_holder(found)}"
+    kind = "GPU" if result.gpu else "processor"
+    named = {None: f"a {kind}", "here": "this machine's processor"}.get(result.device, f"the {kind} {result.device}")
+    if result.memory is None:
+        return f"on {named}; --gpu-memory, or a GPU as --device, shows what fits"
+    left = size(max(0, result.memory - result.process))
+    return f"on {named}, {size(result.memory)}; what fits: {left}, the rest is for {_holder(result)}"
 
 
-def _holder(found: Any) -> str:
-    return "CUDA" if found.gpu else "the process"
+def _holder(result: Estimate) -> str:
+    return "CUDA" if result.gpu else "the process"
 
 
 def _time(seconds: float) -> str:

@@ -1,11 +1,11 @@
-"""How glibc's malloc lays out what a process takes and frees: a CPU process holds more than its tensors need.
+"""A model of glibc's malloc: how many bytes a CPU process holds, which is more than its tensors need.
 
-Large pieces are pages of their own, which the system has back at once. Smaller ones share a heap, which shrinks at its
-end alone: a hole below stays the process's. What is large grows with what was freed, up to 32 MB (mallopt(3)), until
-training sets it (`machine.returning_memory`).
+malloc maps large pieces as pages of their own and returns them to the system when they are freed. Smaller pieces share
+a heap, which shrinks at its end only: a hole below stays with the process. The size from which a piece is large grows
+with the pieces that were freed, up to 32 MB (mallopt(3)), until training sets it (`machine.returning_memory`).
 
-Torch asks for aligned pieces. So a hole has no room for a piece of its own size, and in front of each piece some bytes
-are left over, which small objects take for a while: as long as they live, the holes at both sides do not become one.
+Torch asks for aligned pieces. So a hole has no room for a piece of its own size, and the bytes that are left over in
+front of each piece are used by small objects for a while: until these are freed, the holes beside them do not merge.
 """
 
 from __future__ import annotations
@@ -19,12 +19,12 @@ from halka.util.machine import LARGE, RETURNED, TRIMMED
 PAGE, ALIGNED, HEADER, SPARE = 4096, 64, 16, 96
 FIRST_THRESHOLD = 128 * 1024
 TOP_PAD = 128 * 1024
-LIFE = 8  # pieces taken or freed, on average, while a small object lives; it was set by measured peaks
-STEP = 7919  # a prime, so that lives of all lengths come in turn
+LIFE = 8  # pieces taken or freed, on average, while a small object lives; fitted to measured peaks
+STEP = 7919  # a prime, so that all lengths of life come in turn
 
 
-class Heap:
-    """Places of pieces: below zero pages of their own, else where they begin on the heap. `held` is what there is."""
+class AllocatorModel:
+    """Hands out places: negative for pages of their own, else offsets on the heap. `held` is what the process holds."""
 
     def __init__(self) -> None:
         self.held = 0
@@ -41,7 +41,7 @@ class Heap:
 
     @contextmanager
     def returning(self) -> Iterator[None]:
-        """What `machine.returning_memory` does to the thresholds."""
+        """Within the block the thresholds are those that `machine.returning_memory` sets."""
         self._threshold, self._trim, self._follows = RETURNED, TRIMMED, False
         try:
             yield
@@ -49,7 +49,7 @@ class Heap:
             self._threshold, self._trim = LARGE, 2 * LARGE
 
     def take(self, size: int) -> int:
-        """The place of a piece of so many bytes: the smallest hole that has room for it, wherever its start is."""
+        """The place of a piece of `size` bytes: in the smallest hole that has room for it, else at the heap's end."""
         self._tick()
         size = -(-(size + HEADER) // ALIGNED) * ALIGNED
         if size + SPARE >= self._threshold:
@@ -58,9 +58,9 @@ class Heap:
             self._pieces[-self._pages] = size
             self.held += size
             return -self._pages
-        found = bisect_left(self._holes, (size + SPARE, -1))
-        if found < len(self._holes):
-            room, place = self._holes[found]
+        index = bisect_left(self._holes, (size + SPARE, -1))
+        if index < len(self._holes):
+            room, place = self._holes[index]
             self._forget(place, room)
             if room > size + ALIGNED:
                 self._hole(place + ALIGNED + size, room - ALIGNED - size)
@@ -101,7 +101,7 @@ class Heap:
             self._end = self._top + TOP_PAD
 
     def _object(self, place: int) -> None:
-        """A small object in front of a piece."""
+        """Place a small object in front of a piece."""
         self._pieces[place] = ALIGNED
         self._objects += 1
         self._dying.setdefault(self._time + 1 + self._objects * STEP % (2 * LIFE), []).append(place)

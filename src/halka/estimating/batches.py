@@ -1,4 +1,4 @@
-"""The largest batch that fits: the most rows whose tensors do, and back from there until all that is held does."""
+"""The largest batch that fits: the most rows whose tensors fit, then fewer until all that the allocator holds fits."""
 
 from __future__ import annotations
 
@@ -7,11 +7,11 @@ from dataclasses import replace
 from typing import Any
 
 from halka.core import Method
-from halka.estimating.dry_runs import Memory, Setup, rehearse
+from halka.estimating.dry_runs import Memory, Setup, dry_run
 
-MOST = 4096  # rows that are tried
-BY_SLOPE = 6  # tries; after them halves
-FEW = 16  # of fewer than twice as many rows each is tried on the way back
+MOST = 4096  # rows to try
+BY_SLOPE = 6  # tries by interpolation; after them by bisection
+FEW = 16  # below twice as many rows, every number of rows is tried on the way back
 
 
 def largest_batch(
@@ -25,14 +25,14 @@ def largest_batch(
     most: int = MOST,
     progress: Callable[[int], None] | None = None,
 ) -> int:
-    """Rows of that length with which a step stays within `room` bytes, where one more does not; up to `most`, or to the
-    setup's own where those are more.
+    """The most rows, up to `most` (or the setup's own rows), with which a step stays within `room` bytes.
 
-    What tensors need grows with the rows: the most whose tensors fit are looked for first, and on a GPU that is all.
-    What a CPU's heap holds beyond it goes up and down. So one goes back until all fits: of few rows, each is tried.
+    The bytes of tensors grow with the rows: the search begins with the most rows whose tensors fit, and on a GPU it
+    ends there. What a CPU's allocator holds beyond them goes up and down, so the search goes back from there until all
+    fits; of few rows, it tries each.
 
-    memory     that of the setup's own rows, if it is known
-    progress   is told the rows of each batch before it is tried
+    memory     of the setup's own rows, if it is known
+    progress   called with the rows of each batch before it is tried
     """
     most = max(most, setup.rows)
     known = {} if memory is None else {setup.rows: memory}
@@ -41,23 +41,24 @@ def largest_batch(
         if rows not in known:
             if progress is not None:
                 progress(rows)
-            known[rows] = rehearse(config, method, replace(setup, rows=rows), gpu=gpu).memory
+            known[rows] = dry_run(config, method, replace(setup, rows=rows), gpu=gpu).memory
         return known[rows]
 
     own = needs(setup.rows)
     tensors = {0: own.weights + own.gradients + own.optimizer}
     if tensors[0] > room:
         return 0
-    tensors |= {rows: each.total - each.allocator for rows, each in known.items()}
+    tensors |= {rows: memory.total - memory.allocator for rows, memory in known.items()}
     while (rows := _next(tensors, room, most)) is not None:
         tensors[rows] = needs(rows).total - needs(rows).allocator
     most = max(rows for rows, need in tensors.items() if need <= room and rows <= most)
-    return _back(lambda rows: needs(rows).total, known, most, room, tensors[most] - tensors[0]) if most else 0
+    return _go_back(lambda rows: needs(rows).total, known, most, room, tensors[most] - tensors[0]) if most else 0
 
 
 def _next(tensors: Mapping[int, int], room: int, most: int) -> int | None:
-    """The rows to try next: where the line through the two nearest to the room meets it, if that is where it can be,
-    else where that through the most that fit and the least that do not does; None where all is known.
+    """The rows to try next, None at the end of the search: where the line through the two known points that are nearest
+    to `room` meets it, if that is a possible answer, else the line through the last that fits and the first that does
+    not, else the middle between these.
     """
     low = max(rows for rows, need in tensors.items() if need <= room)
     high = min((rows for rows, need in tensors.items() if need > room), default=most + 1)
@@ -72,14 +73,15 @@ def _next(tensors: Mapping[int, int], room: int, most: int) -> int | None:
     return (low + high) // 2
 
 
-def _back(needs: Callable[[int], int], known: Mapping[int, Memory], most: int, room: int, grown: int) -> int:
-    """The first rows from `most` down that fit. One goes by half of what is over: `grown` is what `most` need.
+def _go_back(needs: Callable[[int], int], known: Mapping[int, Memory], most: int, room: int, grown: int) -> int:
+    """The first number of rows from `most` down that fits; `grown` bytes are what `most` rows need.
 
-    By no more than a part of the rows either, so that what is held may go down and up on the way.
+    A step back is half of what the excess asks for, and at most a `FEW`th of the rows, since what the allocator holds
+    goes up and down on the way.
     """
     rows, above = most, most + 1
     while rows and (over := needs(rows) - room) > 0:
-        fits = max((each for each, found in known.items() if each < rows and found.total <= room), default=0)
+        fits = max((fewer for fewer, memory in known.items() if fewer < rows and memory.total <= room), default=0)
         by_half = over * most // (2 * max(1, grown))
         above, rows = rows, max(fits, rows - max(1, min(by_half, rows // FEW)))
     while above - rows > 1:

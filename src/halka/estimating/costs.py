@@ -1,4 +1,4 @@
-"""What an operation of a step costs: floating-point operations of its products, and bytes that it reads and writes."""
+"""What an operation costs: the FLOPs of its matrix products, and the bytes that it reads and writes."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ aten: Any = torch.ops.aten
 
 
 class Layout(NamedTuple):
-    """All that there is of a tensor without content; of a few whole numbers, which may decide over the work, these."""
+    """A tensor's sizes, strides and dtype; of a few integers, on which the work may depend, also the values."""
 
     size: tuple[int, ...]
     stride: tuple[int, ...]
@@ -23,14 +23,14 @@ class Layout(NamedTuple):
 
 
 class Plain(NamedTuple):
-    """Any other argument; its kind counts, for True is not 1."""
+    """Any other argument, with its type: True is not 1."""
 
     kind: type
     value: Any
 
 
 class Call(NamedTuple):
-    """An operation and what it is given, by which it is known again: layers are alike."""
+    """An operation with its arguments, hashable: calls in layers that are alike are equal."""
 
     func: Any
     args: tuple[Any, ...]
@@ -38,11 +38,12 @@ class Call(NamedTuple):
 
 
 class Work(NamedTuple):
-    """
-    flops   of its products
+    """The work of one operation.
+
+    flops   of its matrix products
     bytes   that it reads and writes
-    fresh   bytes of these that no freed memory is used for again, so that the system clears them (on a CPU)
-    call    the operation, for whoever can do it
+    fresh   of these, bytes that the process did not hold before, which the system maps and clears (on a CPU)
+    call    the operation, for `measured_device` to run
     """
 
     flops: int
@@ -52,51 +53,52 @@ class Work(NamedTuple):
 
 
 def work_of(func: Any, args: Any, kwargs: Any, out: Any, fresh: int = 0, call: Call | None = None) -> Work | None:
-    """What it cost to compute `out`; None for what is free: another view of the same memory."""
+    """The work of computing `out`; None for a view, which is free."""
     if _free(func):
         return None
     packet = func._overloadpacket
     flops = _FLOPS.get(packet) or flop_registry.get(packet)
-    moved = sum(each.numel() * each.element_size() for each in _moved(func, args, kwargs, out))
+    moved = sum(tensor.numel() * tensor.element_size() for tensor in _moved(func, args, kwargs, out))
     return Work(flops(*args, **kwargs, out_val=out) if flops else 0, moved, fresh, call)
 
 
 def tensors(values: Iterable[Any]) -> Iterator[Tensor]:
-    for each in values:
-        if isinstance(each, Tensor):
-            yield each
-        elif isinstance(each, list | tuple):
-            yield from tensors(each)
+    """The tensors among values, and in lists and tuples of them."""
+    for value in values:
+        if isinstance(value, Tensor):
+            yield value
+        elif isinstance(value, list | tuple):
+            yield from tensors(value)
 
 
 def grouped_flops(tokens: Tensor, weights: Tensor, *rest: Any, out_val: Any = None, **more: Any) -> int:
-    """Tokens (S, I) and weights (E, I, O), or for the weights' gradient (O, S) and (S, I)."""
+    """FLOPs of tokens (S, I) by weights (E, I, O), or for the weights' gradient of (O, S) by (S, I)."""
     return 2 * tokens.numel() * weights.shape[-1]
 
 
 @functools.cache
 def _free(func: Any) -> bool:
-    shared = [each.alias_info for each in func._schema.returns if each.alias_info is not None]
-    return func._overloadpacket is aten._unsafe_view or (bool(shared) and not any(each.is_write for each in shared))
+    shared = [value.alias_info for value in func._schema.returns if value.alias_info is not None]
+    return func._overloadpacket is aten._unsafe_view or (bool(shared) and not any(alias.is_write for alias in shared))
 
 
 def _moved(func: Any, args: Any, kwargs: Any, out: Any) -> list[Tensor]:
-    """What is read and what is written; a tensor that is both is there twice."""
+    """The tensors that are read and those that are written; one that is both is listed twice."""
     packet = func._overloadpacket
     if packet in _EMPTY:
         return []
     unread = _UNREAD.get(packet)
-    read = [*tensors((*(each for place, each in enumerate(args) if place != unread), *kwargs.values()))]
+    read = [*tensors((*(value for place, value in enumerate(args) if place != unread), *kwargs.values()))]
     written = [*tensors((out,))]
     if packet in _PICKING:
         return [*read, *written, *written]
-    if not func._schema.returns:  # it changes what it is given: an optimiser all but the gradients
-        told = zip(func._schema.arguments, args, strict=False)
-        written = [*tensors(each for about, each in told if about.alias_info and about.name != "grads")]
+    if not func._schema.returns:  # it changes its inputs: an optimiser all but the gradients
+        arguments = zip(func._schema.arguments, args, strict=False)
+        written = [*tensors(value for schema, value in arguments if schema.alias_info and schema.name != "grads")]
     return [*read, *written]
 
 
-_FLOPS = {  # that torch does not count
+_FLOPS = {  # of operations that torch does not count
     aten._grouped_mm: grouped_flops,
     aten._scaled_dot_product_flash_attention_for_cpu: flop_registry[aten._scaled_dot_product_flash_attention],
     aten._scaled_dot_product_flash_attention_for_cpu_backward: flop_registry[
@@ -104,10 +106,10 @@ _FLOPS = {  # that torch does not count
     ],
 }
 _EMPTY = {aten.empty, aten.empty_like, aten.empty_strided, aten.new_empty, aten.new_empty_strided}
-_PICKING = {aten.embedding, aten.gather, aten.index, aten.index_select}  # as much is read as comes out
+_PICKING = {aten.embedding, aten.gather, aten.index, aten.index_select}  # they read as much as they return
 _OVERWRITING = {aten.copy_, aten.fill_, aten.zero_}
 _LIKE = {aten.full_like, aten.new_full, aten.new_ones, aten.new_zeros, aten.ones_like, aten.zeros_like}
-_UNREAD = {  # which argument is not read, or next to nothing of it
+_UNREAD = {  # the argument that is not read, or hardly
     **dict.fromkeys(_PICKING | _OVERWRITING | _LIKE | {aten.nll_loss_forward}, 0),
     aten.nll_loss_backward: 1,
 }

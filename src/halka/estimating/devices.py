@@ -1,5 +1,5 @@
-"""How fast devices are: a table. An operation takes as long as its products at the device's speed, or as what it reads
-and writes at its memory's, or as starting it, whichever is longest.
+"""A table of devices and their speeds. An operation takes the longest of three times: its matrix products at the
+device's speed, the bytes that it reads and writes at its memory's bandwidth, and its launch.
 """
 
 from __future__ import annotations
@@ -11,15 +11,16 @@ from dataclasses import dataclass
 from halka.estimating.costs import Work
 from halka.util.errors import HalkaError
 
-PRODUCTS, MEMORY = 0.6, 0.8  # what of the published speeds large products and plain reading reach
+PRODUCTS, MEMORY = 0.6, 0.8  # shares of the published speeds that large products and plain reading reach
 LAUNCH = 8e-6  # seconds in which Python and the driver start an operation on a GPU
 
 
 @dataclass(frozen=True)
 class Device:
-    """Floating-point operations a second by dtype, bytes a second, and seconds that any operation takes at least.
+    """A device's FLOP/s by dtype, its bandwidth in bytes a second, and the least seconds of any operation (`start`).
 
-    memory   bytes that it has, if it is one of the table; source says where the figures are from
+    memory   bytes, for a device of the table
+    source   where the figures are from
     """
 
     name: str
@@ -32,20 +33,20 @@ class Device:
     source: str = ""
 
     def seconds(self, work: Mapping[Work, int], dtype: str) -> float:
-        """How long this work takes."""
+        """The time that this work takes, with how often each operation runs."""
         speed, width = self.flops[dtype] * self.products, self.bandwidth * self.reading
-        return sum(times * max(each.flops / speed, each.bytes / width, self.start) for each, times in work.items())
+        return sum(times * max(it.flops / speed, it.bytes / width, self.start) for it, times in work.items())
 
 
 def _gpu(name: str, half: float, single: float, bandwidth: float, memory: int, source: str) -> Device:
-    """One of TFLOP/s in bf16 and fp16 (dense, summed in fp32), and in fp32; GB/s and GB."""
+    """A GPU: TFLOP/s in bf16 and fp16 (dense, summed in fp32) and in fp32, GB/s, GB."""
     flops = {"bfloat16": half * 1e12, "float16": half * 1e12, "float32": single * 1e12}
     return Device(name, flops, bandwidth * 1e9, memory * 10**9, source=source)
 
 
 DEVICES = {
-    each.name: each
-    for each in (
+    device.name: device
+    for device in (
         _gpu("h100", 989, 67, 3350, 80, "NVIDIA H100 SXM5 data sheet, without sparsity"),
         _gpu("a100", 312, 19.5, 2039, 80, "NVIDIA A100 80GB SXM data sheet"),
         _gpu("rtx4090", 165, 82.6, 1008, 24, "NVIDIA Ada GPU architecture white paper, fp32 accumulation"),
@@ -57,7 +58,7 @@ DEVICES = {
 
 
 def device_named(name: str) -> Device:
-    """A device of the table. Raises ValueError that lists the names there are."""
+    """The device of that name in the table. Raises HalkaError that lists the names."""
     if name.lower() not in DEVICES:
         close = difflib.get_close_matches(name.lower(), DEVICES, n=1)
         hint = f"did you mean {close[0]}? " if close else ""

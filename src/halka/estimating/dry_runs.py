@@ -1,6 +1,6 @@
-"""A training step rehearsed: base, adapter, loss, backward pass and optimiser as they are, on tensors without content.
+"""A dry run: two training steps on fake tensors, with the real code of base, adapter, loss, backward and optimiser.
 
-Nothing is modelled twice: what a method or an architecture keeps for its backward pass is what its own code keeps.
+Nothing is modelled twice: what a method or an architecture saves for its backward pass is what its own code saves.
 """
 
 from __future__ import annotations
@@ -17,9 +17,9 @@ import torch
 from halka.core import AdaptedModel, Method, bytes_of, count_of
 from halka.data.examples import Item
 from halka.data.tokens import Tokens
-from halka.estimating.allocator import Heap
+from halka.estimating.allocator import AllocatorModel
 from halka.estimating.costs import Work
-from halka.estimating.fake_tensors import Rehearsal
+from halka.estimating.fake_tensors import DryRunMode
 from halka.models import adapt, context
 from halka.models.kinds import KINDS
 from halka.models.layouts import layout_of
@@ -31,17 +31,17 @@ from halka.training import Observer, TrainConfig, train
 from halka.util.errors import HalkaError
 
 FP32 = 4
-NAME = "rehearsed"
-STEPS = 2  # in the second, the optimiser's states are there from the beginning
+NAME = "dry_run"
+STEPS = 2  # the second has the optimiser's states from its beginning
 
 
 @dataclass(frozen=True)
 class Setup:
     """How a base is trained.
 
-    rows, length   of each batch; the last row is shorter by one, so that there is padding
-    answers        tokens of each row whose prediction is learned; all but the first if None
-    labels         that a classifier or a tagger tells apart
+    rows, length   of each batch; the last row is shorter by one token, so that there is padding
+    answers        tokens of each row with loss; None: all but the first
+    labels         of a classifier or a tagger
     """
 
     rows: int = 4
@@ -57,13 +57,13 @@ class Setup:
 
 @dataclass(frozen=True)
 class Memory:
-    """Bytes, at the fullest moment of a run, by what they are for.
+    """Bytes at the peak of a run, by what they are for.
 
-    weights        the base's, and the adapter's fp32 masters; of full fine-tuning, their cast copy too
-    gradients, optimizer   fp32, the optimizer's two moments for each trained value
-    activations    all else that is there then: what the backward pass needs, and what is computed in passing. Where the
-                   fullest moment is before the gradients are there, what takes their room until then is not told again
-    allocator      what the system's allocator holds beyond that, in holes that it cannot give back (on a CPU)
+    weights        the base's, and the adapter's fp32 masters; with full fine-tuning also their cast copy
+    gradients, optimizer   fp32: one gradient and two moments for each trained number
+    activations    all else at the peak: what the backward pass needs, and temporary results. Where the peak comes
+                   before there are gradients, bytes up to their size are not counted again here
+    allocator      what the system's allocator holds beyond that, in holes that it cannot return (on a CPU)
     """
 
     weights: int
@@ -79,12 +79,12 @@ class Memory:
 
 
 @dataclass(frozen=True)
-class Rehearsed:
-    """What a rehearsal brought to light.
+class DryRun:
+    """What a dry run found.
 
     stored     bytes of the adapter on the disk, as Halka writes it (fp32)
-    cached     bytes that a token of text takes in the key/value cache of one row
-    work       how often operations of the same cost are done in a step, its optimiser's among them
+    cached     bytes of a token in the key/value cache of one row
+    work       a step's operations, the optimiser's among them, and how often each runs
     """
 
     parameters: int
@@ -97,19 +97,19 @@ class Rehearsed:
 
     @property
     def flops(self) -> int:
-        """Of a step's products."""
-        return sum(each.flops * times for each, times in self.work.items())
+        """FLOPs of a step's matrix products."""
+        return sum(operation.flops * times for operation, times in self.work.items())
 
 
-def rehearse(config: Any, method: Method, setup: Setup, *, gpu: bool = False) -> Rehearsed:
-    """Two steps of training `method` on a base of that transformers configuration.
+def dry_run(config: Any, method: Method, setup: Setup, *, gpu: bool = False) -> DryRun:
+    """Run two steps of training `method` on fake tensors, on a base of that transformers configuration.
 
-    Raises ValueError as `adapt`, `AdaptedModel.add` and `train` do.
+    Raises HalkaError as `adapt`, `AdaptedModel.add` and `train` do.
     """
     from transformers.initialization import no_init_weights
 
-    heap = None if gpu else Heap()
-    with Rehearsal(heap, gpu=gpu) as rehearsal:
+    allocator = None if gpu else AllocatorModel()
+    with DryRunMode(allocator, gpu=gpu) as mode:
         with no_init_weights():
             model = model_of(config, setup)
         adapter = model.add(NAME, method)
@@ -119,65 +119,64 @@ def rehearse(config: Any, method: Method, setup: Setup, *, gpu: bool = False) ->
                 f"{setup.length:,} tokens are more than the {room:,} positions that the base has for text beside "
                 f"{method.name}'s own tokens: choose a length of at most {room:,}"
             )
-        passes = min(setup.accumulate, 2)  # further ones are as the second
+        passes = min(setup.accumulate, 2)  # further ones do what the second does
         how = TrainConfig(
             batch_size=setup.rows, accumulate=passes, steps=STEPS, checkpointing=setup.checkpointing, save_every=None
         )
-        rehearsal.reset()
+        mode.reset()
         first = Counter[Work]()  # of the first step, in which the optimiser's states begin
 
-        observer = _Observer(rehearsal, heap)
+        observer = _Observer(mode, allocator)
         for step in train(model, NAME, [*training_items(model, setup)] * passes, how, observe=observer):
-            first = rehearsal.work.copy() if step.step < STEPS else first
-        work = rehearsal.work - first
+            first = mode.work.copy() if step.step < STEPS else first
+        work = mode.work - first
         trained = adapter.count()
         weights = weights_of(model, NAME)
         gradients, moments = trained * FP32, trained * 2 * FP32
-        held = rehearsal.peak if gpu else max(rehearsal.held, rehearsal.peak)
-        return Rehearsed(
+        held = mode.peak if gpu else max(mode.held, mode.peak)
+        return DryRun(
             parameters=count_of(model.base),
             base_bytes=bytes_of(model.base),
             trained=trained,
-            stored=sum(each.numel() * each.element_size() for each in adapter.state_dict().values()),
+            stored=sum(tensor.numel() * tensor.element_size() for tensor in adapter.state_dict().values()),
             cached=_cached(model),
             memory=Memory(
                 weights=weights,
                 gradients=gradients,
                 optimizer=moments,
-                activations=max(0, rehearsal.peak - weights - gradients - moments),
-                allocator=held - rehearsal.peak,
+                activations=max(0, mode.peak - weights - gradients - moments),
+                allocator=held - mode.peak,
             ),
-            work=work
-            + Counter({each: times * (setup.accumulate - passes) for each, times in observer.last_pass.items()}),
+            work=work + Counter({it: times * (setup.accumulate - passes) for it, times in observer.last_pass.items()}),
         )
 
 
 class _Observer(Observer):
     """Counts the work of the last pass, and lets the model of the allocator return memory in place of the real one."""
 
-    def __init__(self, rehearsal: Rehearsal, heap: Heap | None):
-        self._rehearsal, self._heap = rehearsal, heap
+    def __init__(self, mode: DryRunMode, allocator: AllocatorModel | None):
+        self._mode, self._allocator = mode, allocator
         self.last_pass = Counter[Work]()
 
     @contextmanager
     def one_pass(self) -> Iterator[None]:
-        before = self._rehearsal.work.copy()
+        before = self._mode.work.copy()
         yield
-        self.last_pass = self._rehearsal.work - before
+        self.last_pass = self._mode.work - before
 
     def returning_memory(self) -> AbstractContextManager[None]:
-        return nullcontext() if self._heap is None else self._heap.returning()
+        return nullcontext() if self._allocator is None else self._allocator.returning()
 
 
 def weights_of(model: AdaptedModel, name: str) -> int:
-    """Bytes of the base's weights while that adapter is trained: with its masters, and what is cast of them all."""
+    """Bytes of all weights while adapter `name` is trained: the base's, the adapter's masters, cast copies."""
     adapter, frozen = model.adapter(name), bytes_of(model.base)
     cast = frozen if "base" in adapter.parts and model.base.dtype != torch.float32 else 0
     return frozen + adapter.count() * FP32 + cast
 
 
 def model_of(config: Any, setup: Setup) -> AdaptedModel:
-    """A base of that configuration, whose weights nobody has learnt; within a rehearsal they are ghosts."""
+    """A base of that configuration with new weights, which are fake within `DryRunMode`."""
     import transformers
 
     config = type(config).from_dict({**config.to_dict(), **_heads(setup)})
@@ -192,8 +191,8 @@ def model_of(config: Any, setup: Setup) -> AdaptedModel:
 
 def _heads(setup: Setup) -> dict[str, Any]:
     names = {number: str(number) for number in range(setup.labels)}
-    told = {"id2label": names, "label2id": {name: number for number, name in names.items()}}
-    return told if setup.kind.endswith("classification") else {}
+    fields = {"id2label": names, "label2id": {name: number for number, name in names.items()}}
+    return fields if setup.kind.endswith("classification") else {}
 
 
 def training_items(model: AdaptedModel, setup: Setup) -> list[Item]:
@@ -205,9 +204,9 @@ def training_items(model: AdaptedModel, setup: Setup) -> list[Item]:
 
 
 def _item(model: AdaptedModel, setup: Setup, length: int) -> Item:
-    """An example of so many tokens, none of which is the one that fills up."""
+    """An example of `length` tokens, none of them the pad token."""
     base: Any = model.base
-    word = next(each for each in range(3) if each not in (base.config.pad_token_id, 0))
+    word = next(token for token in range(3) if token not in (base.config.pad_token_id, 0))
     ids = [word] * length
     if setup.kind == "sequence-classification":
         return Labelled(ids, 0, [])
@@ -221,7 +220,7 @@ def _item(model: AdaptedModel, setup: Setup, length: int) -> Item:
 
 
 def _cached(model: AdaptedModel) -> int:
-    """Bytes of the keys and values of a token, as the base computes them; none of a base that makes no text."""
+    """Bytes of a token's keys and values in the base's precision; 0 for a base that generates no text."""
     base: Any = model.base
     if not layout_of(base).causal and not base.config.is_encoder_decoder:
         return 0

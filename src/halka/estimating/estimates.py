@@ -1,4 +1,4 @@
-"""What training and serving will need, told before anything is downloaded: bytes by part, batches that fit, seconds."""
+"""`estimate`: the memory, time and storage that training and serving will need, from a base's configuration alone."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import torch
 
 from halka.core import Method, described
 from halka.estimating.batches import largest_batch
-from halka.estimating.dry_runs import Memory, Rehearsed, Setup, rehearse
+from halka.estimating.dry_runs import DryRun, Memory, Setup, dry_run
 from halka.estimating.hardware import Hardware, hardware_of
 from halka.methods import build_method
 from halka.models.kinds import LABELLED, usual_kind
@@ -29,10 +29,10 @@ __all__ = [
     "Row",
     "Setup",
     "at_least_one",
+    "dry_run",
     "estimate",
     "largest_batch",
     "prepared",
-    "rehearse",
     "row_of",
 ]
 
@@ -41,15 +41,15 @@ FAMILIES = ("lora", "dora", "ia3", "bitfit", "bottleneck", "prefix", "prompt", "
 
 @dataclass(frozen=True)
 class Row:
-    """One method on the base.
+    """The estimate of one method.
 
-    fits            in the memory given, beside what the process holds; None if none was given
-    largest_batch   rows that fit there at that length: 0 if not even one does
-    seconds         a step's, where a device is known; run_seconds of all steps, where they are
-    flops           of a step's products
-    stored          bytes on the disk of all tasks' adapters (of full fine-tuning, of all tasks' models)
-    served          bytes of memory in which one base serves all tasks, and a batch's keys and values
-    refused         why the base cannot be trained so; all else is None then
+    fits            whether a step fits in the memory beside what the process holds; None without a memory
+    largest_batch   the most rows of that length that fit: 0 if not even one does
+    seconds         of a step, with a device; run_seconds of all steps, with their number
+    flops           of a step's matrix products
+    stored          bytes on the disk of all tasks' adapters (full fine-tuning: of all tasks' models)
+    served          bytes in memory of one base that serves all tasks, with a batch's keys and values
+    refused         why this method cannot train the base; all else is None then
     """
 
     method: str
@@ -70,11 +70,11 @@ class Row:
 class Estimate:
     """What was asked, and a row for each method.
 
-    process      bytes that are held before there is a base; no row's memory has them
-    base_bytes   of the base's weights as they are kept
-    cache        bytes of keys and values of one row of that length
-    device       whose speed tells the seconds, and where it is from; None if there is none
-    steps        of the run whose seconds are told
+    process      bytes in use before a base is loaded; no row's memory includes them
+    base_bytes   of the base's weights as they are stored
+    cache        bytes of the keys and values of one row of that length
+    device       whose speed gives the seconds, with its source; None without a device
+    steps        of the run, if its time is estimated
     """
 
     base: str
@@ -110,21 +110,22 @@ def estimate(
     steps: int | None = None,
     progress: Callable[[str], None] | None = None,
 ) -> Estimate:
-    """What each of `methods` needs on a base, of which nothing but the configuration is read.
+    """Estimate what each of `methods` needs on a base; reads nothing but the base's configuration.
 
-    base     a short name, a folder, a name on the hub, or a transformers configuration
-    methods  by name, or as they are; one of them, or several
-    kind, labels, dtype, quantize   as `load_base` takes them; labels only as many as they are (2)
-    memory   bytes that it is to fit in, of a GPU unless the device is "here"; the largest batch that does is looked for
-    device   of `devices.DEVICES`: whose memory and speed it is; "here" for this machine's processor, on which
-             each operation of a step is done and timed; without both it is for this machine's processor, and no
-             seconds are told
-    steps    of a run, whose seconds are told, too
-    progress   is told what is rehearsed: each method, and each batch that is tried for the largest
+    base     a short name, a folder, its config.json, a name on the hub, or a transformers configuration
+    methods  one or several, as names or as methods
+    kind, dtype, quantize   as `load_base` takes them
+    labels   how many a classifier or tagger has (2 if None)
+    memory   bytes to fit in, of a GPU unless the device is "here"; the largest batch that fits is searched for
+    device   a name in `devices.DEVICES`, whose memory and speed count, or "here": this machine's processor, which runs
+             and times each operation of a step. Without device and memory, the estimate is for a processor, without
+             seconds
+    steps    of a run, to estimate its seconds, too
+    progress   called with each method's name, and with each batch that is tried
 
-    A batch is rows of equal length that all carry loss: the most that `batch_size` and `length` allow.
-    Raises ValueError as `load_base`, `adapt` and `AdaptedModel.add` do, for a device nobody knows, and for steps
-    without a device.
+    Rows of a batch have equal length, and all their tokens carry loss: the most that `batch_size` and `length` allow.
+    Raises HalkaError as `load_base`, `adapt` and `AdaptedModel.add` do, for an unknown device, and for steps without a
+    device.
     """
     config, setup = prepared(
         base,
@@ -141,46 +142,46 @@ def estimate(
     if steps is not None and device is None:
         raise HalkaError("steps take time by the speed of a device: name one, such as a100 or here")
     several = methods if isinstance(methods, Sequence) and not isinstance(methods, str) else [methods]
-    chosen = [build_method(each, {}) if isinstance(each, str) else each for each in several]
+    chosen = [build_method(method, {}) if isinstance(method, str) else method for method in several]
     if not chosen:
         raise HalkaError(f"there is no method to estimate: name one or more of {', '.join(FAMILIES)}")
     where = hardware_of(device, memory, dtype)
-    rows, found = [], None
+    rows: list[Row] = []
+    run: DryRun | None = None
     for method in chosen:
         if progress is not None:
             progress(method.name)
         try:
-            found = rehearse(config, method, setup, gpu=where.gpu)
+            run = dry_run(config, method, setup, gpu=where.gpu)
         except ValueError as error:
             if len(chosen) == 1:
                 raise
-            told = described(method)
-            rows.append(Row(told["name"], told["fields"], refused=str(error)))
+            rows.append(Row(**_method(method), refused=str(error)))
             continue
-        row = row_of(method, found, setup, where, tasks)
+        row = row_of(method, run, setup, where, tasks)
         if steps is not None and row.seconds is not None:
             row = replace(row, run_seconds=steps * row.seconds)
         if where.room is not None:
             most = largest_batch(
                 *(config, method, setup, where.room),
                 gpu=where.gpu,
-                memory=found.memory,
+                memory=run.memory,
                 progress=partial(_tell, progress, method.name),
             )
             row = replace(row, largest_batch=most)
         rows.append(row)
-    if found is None:
+    if run is None:
         raise HalkaError(f"none of the methods can be trained on this base: {rows[0].refused}")
     return Estimate(
         base=str(base) if isinstance(base, str | Path) else str(config.model_type),
-        parameters=found.parameters,
-        base_bytes=found.base_bytes,
+        parameters=run.parameters,
+        base_bytes=run.base_bytes,
         setup=setup,
         gpu=where.gpu,
         process=where.process,
         memory=where.memory,
         tasks=tasks,
-        cache=found.cached * length,
+        cache=run.cached * length,
         device=None if where.device is None else where.device.name,
         source=None if where.device is None else where.device.source,
         steps=steps,
@@ -194,19 +195,19 @@ def _tell(progress: Callable[[str], None] | None, name: str, rows: int) -> None:
 
 
 def prepared(
-    base: str | Path | Any, kind: str | None = None, *, labels: int | None = None, **how: Any
+    base: str | Path | Any, kind: str | None = None, *, labels: int | None = None, **options: Any
 ) -> tuple[Any, Setup]:
-    """A base's configuration, and the setup of that kind, or as the configuration says, with what else is given of it.
+    """A base's configuration and a `Setup` of that kind (else the configuration's), checked; `options` are its fields.
 
-    Raises ValueError for a name nobody knows, a base that is packed already, and a setup that cannot be.
+    Raises HalkaError for an unknown name, a base that is quantised already, and a setup that makes no sense.
     """
-    config = base_config(base) if isinstance(base, str | Path) else base
+    config = base_config(_folder(base)) if isinstance(base, str | Path) else base
     _check_base(config)
-    setup = Setup(kind=kind or usual_kind(config), **({} if labels is None else {"labels": labels}), **how)
+    setup = Setup(kind=kind or usual_kind(config), **({} if labels is None else {"labels": labels}), **options)
     if setup.kind not in OBJECTIVES:
-        said = "" if kind else f" (the configuration is of {', '.join(config.architectures or ())})"
+        source = "" if kind else f" (the configuration is of {', '.join(config.architectures or ())})"
         others = f"choose one of {', '.join(OBJECTIVES)}{'' if kind else ', with kind (--kind)'}"
-        raise HalkaError(f"kind {setup.kind!r}{said} is none that is trained: {others}")
+        raise HalkaError(f"kind {setup.kind!r}{source} cannot be trained: {others}")
     check_class(config, setup.kind)
     if labels is not None and setup.kind not in LABELLED:
         raise HalkaError(f"labels are for {' and '.join(LABELLED)}: a {setup.kind} has none; leave them out, or say so")
@@ -225,8 +226,20 @@ def prepared(
     return config, setup
 
 
+def _folder(base: str | Path) -> str | Path:
+    """The folder of a config.json; any other name as it is."""
+    path = Path(base)
+    return path.parent if path.name == "config.json" and path.is_file() else base
+
+
+def _method(method: Method) -> dict[str, Any]:
+    """A row's first fields."""
+    data = described(method)
+    return {"method": data["name"], "fields": data["fields"]}
+
+
 def _check_base(config: Any) -> None:
-    """Raises ValueError for what is no configuration, and for that of a base that is stored in fewer bits."""
+    """Raises HalkaError for what is no configuration, and for that of a base that is quantised already."""
     from transformers import PretrainedConfig
 
     if not isinstance(config, PretrainedConfig):
@@ -235,34 +248,31 @@ def _check_base(config: Any) -> None:
             f"a base is a name, a folder or a transformers configuration, not a {type(config).__name__}: {instead}"
         )
     if packed := getattr(config, "quantization_config", None):
-        told = packed if isinstance(packed, Mapping) else packed.to_dict()
-        form = told.get("quant_method", "in its configuration")
+        form = (packed if isinstance(packed, Mapping) else packed.to_dict()).get("quant_method", "in its configuration")
         raise HalkaError(
-            f"the base is packed already ({getattr(form, 'value', form)}), which is not rehearsed: "
+            f"the base is quantised already ({getattr(form, 'value', form)}), which cannot be estimated: "
             'name the plain base that it was made of, with quantize="nf4" (--quantize nf4)'
         )
 
 
-def row_of(method: Method, found: Rehearsed, setup: Setup, where: Hardware, tasks: int = 1) -> Row:
-    """What a rehearsal of the method tells of a run on that hardware; the largest batch is not looked for."""
+def row_of(method: Method, run: DryRun, setup: Setup, where: Hardware, tasks: int = 1) -> Row:
+    """A dry run of the method as a `Row` for that hardware, without the largest batch."""
     full = "base" in method.roles()
-    own = found.parameters * getattr(torch, setup.dtype).itemsize if full else found.trained * 4
-    told = described(method)
+    own = run.parameters * getattr(torch, setup.dtype).itemsize if full else run.trained * 4
     return Row(
-        told["name"],
-        told["fields"],
-        trained=found.trained,
-        memory=found.memory,
-        fits=None if where.room is None else found.memory.total <= where.room,
-        seconds=None if where.device is None else where.device.seconds(found.work, setup.dtype),
-        flops=found.flops,
-        stored=found.stored * tasks,
-        served=own * tasks + (0 if full else found.base_bytes) + found.cached * setup.length * setup.rows,
+        **_method(method),
+        trained=run.trained,
+        memory=run.memory,
+        fits=None if where.room is None else run.memory.total <= where.room,
+        seconds=None if where.device is None else where.device.seconds(run.work, setup.dtype),
+        flops=run.flops,
+        stored=run.stored * tasks,
+        served=own * tasks + (0 if full else run.base_bytes) + run.cached * setup.length * setup.rows,
     )
 
 
 def at_least_one(**numbers: int) -> None:
-    """Raises ValueError that names the number that is less."""
+    """Raises HalkaError that names a number below 1."""
     for name, value in numbers.items():
         if value < 1:
             raise HalkaError(f"{name} must be at least 1, not {value}")

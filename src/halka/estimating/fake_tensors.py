@@ -1,7 +1,7 @@
-"""Tensors without content: the very operations of a training step run, and only sizes, bytes and FLOPs come of them.
+"""Fake tensors: a training step runs its own operations on them, which yield sizes, bytes and FLOPs, but no values.
 
-A ghost has a tensor's shape, dtype and history, and no values. Within `Rehearsal` parameters are ghosts, and so is
-whatever is computed with them; whole numbers stay real, so that masks, positions and choices are what they would be.
+A fake tensor has a shape, a dtype and autograd history. Within `DryRunMode` parameters are fake, and so is whatever is
+computed with them; integers stay real, so that masks, positions and the choices of experts are what they would be.
 """
 
 from __future__ import annotations
@@ -22,20 +22,20 @@ from torch.utils._python_dispatch import TorchDispatchMode, return_and_correct_a
 
 from halka.estimating.costs import Call, Layout, Plain, Work, aten, tensors, work_of
 
-REAL = 2**22  # values; of more, whole numbers are ghosts too
-FEW = 64  # whole numbers that are told apart: where experts' tokens end, for instance
+REAL = 2**22  # values; larger integer tensors are fake, too
+FEW = 64  # values of integers that make two calls differ, as the offsets of experts' tokens do
 META = torch.device("meta")
 GPU = torch.device("xpu")  # any GPU: of one that is "cuda", transformers would ask the driver for its capability
 
 
-class Ghost(Tensor):
-    """A tensor on a CPU; `inner`, on the meta device, stands for its storage."""
+class FakeTensor(Tensor):
+    """A tensor that claims to be on the CPU; `inner`, on the meta device, stands for its storage."""
 
     inner: Tensor
 
     @staticmethod
-    def __new__(cls, inner: Tensor) -> Ghost:
-        made: Any = Tensor._make_wrapper_subclass(  # type: ignore[attr-defined]
+    def __new__(cls, inner: Tensor) -> FakeTensor:
+        fake: Any = Tensor._make_wrapper_subclass(  # type: ignore[attr-defined]
             cls,
             inner.size(),
             strides=inner.stride(),
@@ -43,29 +43,29 @@ class Ghost(Tensor):
             dtype=inner.dtype,
             device=torch.device("cpu"),
         )
-        made.inner = inner
-        return made
+        fake.inner = inner
+        return fake
 
     __torch_function__ = torch._C._disabled_torch_function_impl  # type: ignore[assignment]
 
     def __repr__(self) -> str:  # type: ignore[override]
-        return f"Ghost({tuple(self.shape)}, {self.dtype})"
+        return f"FakeTensor({tuple(self.shape)}, {self.dtype})"
 
     def data_ptr(self) -> int:
         return id(self.inner)
 
     def __deepcopy__(self, memo: Any) -> Any:
-        made: Any = self.detach().clone().requires_grad_(self.requires_grad)
-        made._is_param = getattr(self, "_is_param", False)
-        return made
+        copy: Any = self.detach().clone().requires_grad_(self.requires_grad)
+        copy._is_param = getattr(self, "_is_param", False)
+        return copy
 
     @classmethod
     def __torch_dispatch__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        raise RuntimeError(f"{func} met a ghost outside of its rehearsal")
+        raise RuntimeError(f"{func} got a fake tensor outside of its dry run")
 
 
-class GPUGhost(Ghost):
-    """One that says of itself that it is on a GPU."""
+class FakeGPUTensor(FakeTensor):
+    """A fake tensor that claims to be on a GPU."""
 
     @property
     def device(self) -> torch.device:  # type: ignore[override]
@@ -73,22 +73,22 @@ class GPUGhost(Ghost):
 
 
 class Allocator(Protocol):
-    """What gives out memory: how many bytes it holds is more than how many are in use."""
+    """Hands out memory: it holds more bytes than are in use."""
 
     held: int
 
     def take(self, size: int) -> int:
-        """The place of so many bytes."""
+        """The place of a piece of `size` bytes."""
         ...
 
     def free(self, place: int) -> None: ...
 
 
-class Rehearsal(TorchDispatchMode):
-    """Within its block computation is rehearsed. `live` bytes of tensors are there now, `peak` at most since `reset`.
+class DryRunMode(TorchDispatchMode):
+    """Within its block tensors are fake. `live` bytes of tensors exist now, `peak` at most since `reset`.
 
-    allocator   whom tensors are taken from, if what it holds is to be known, too: `held` at most
-    gpu         ghosts are on a GPU, as far as Python can see, where attention has a kernel that keeps no scores
+    allocator   a model of the allocator: `held` is the most bytes that it held since `reset`
+    gpu         tensors claim to be on a GPU, whose attention kernel keeps no scores
     """
 
     def __init__(self, allocator: Allocator | None = None, *, gpu: bool = False):
@@ -96,16 +96,16 @@ class Rehearsal(TorchDispatchMode):
         self.live = self.peak = self.held = 0
         self.work: Counter[Work] = Counter()
         self._allocator = allocator
-        self._there: dict[int, Any] = {}  # a storage's address -> what sees it go
-        self._known: dict[tuple[Call, torch.dtype], Any] = {}  # what comes out of an operation: layers are alike
-        self._ghost = GPUGhost if gpu else Ghost
+        self._storages: dict[int, Any] = {}  # address -> weak reference that sees the storage freed
+        self._outputs: dict[tuple[Call, torch.dtype], Any] = {}  # layouts by call: layers are alike
+        self._kind = FakeGPUTensor if gpu else FakeTensor
         self._gpu = gpu
         self._entered = ExitStack()
 
-    def __enter__(self) -> Rehearsal:
+    def __enter__(self) -> DryRunMode:
         super().__enter__()
         if self._gpu:
-            self._entered.enter_context(_OnAGPU(self))
+            self._entered.enter_context(_FakeGPUMode(self))
         return self
 
     def __exit__(self, *error: Any) -> None:
@@ -113,61 +113,61 @@ class Rehearsal(TorchDispatchMode):
         super().__exit__(*error)
 
     def reset(self) -> None:
-        """Let `peak`, `held` and `work` begin from now."""
+        """Count `peak`, `held` and `work` from now on."""
         self.peak, self.work = self.live, Counter()
         self.held = 0 if self._allocator is None else self._allocator.held
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
-        if func in _TOLD:
-            told = _TOLD[func](*args, **kwargs)
-            if told is not NotImplemented:
-                return told
+        if func in _REPLACED:
+            result = _REPLACED[func](*args, **kwargs)
+            if result is not NotImplemented:
+                return result
         if func in _INDEXING:
-            args = (args[0], _numbered(args[1]), *args[2:])
-        given = [*tensors((*args, *kwargs.values()))]
-        if any(isinstance(each, Ghost) for each in given) or not _stays_real(func, args, kwargs):
+            args = (args[0], _integer_indices(args[1]), *args[2:])
+        inputs = tensors((*args, *kwargs.values()))
+        if any(isinstance(tensor, FakeTensor) for tensor in inputs) or not _stays_real(func, args, kwargs):
             call = _call(func, args, kwargs)
-            out = self._imagined(call, args, kwargs)
+            out = self._fake_output(call, args, kwargs)
         else:
             call, out = None, func(*args, **kwargs)
-        fresh = sum(self._see(each.inner if isinstance(each, Ghost) else each) for each in tensors((out,)))
+        fresh = sum(self._track(it.inner if isinstance(it, FakeTensor) else it) for it in tensors((out,)))
         if (work := work_of(func, args, kwargs, out, fresh, call)) is not None:
             self.work[work] += 1
         return out
 
-    def _imagined(self, call: Call, args: Any, kwargs: Any) -> Any:
+    def _fake_output(self, call: Call, args: Any, kwargs: Any) -> Any:
         if _shares(call.func):
-            return return_and_correct_aliasing(call.func, args, kwargs, self.ghosts(_on_meta(call.func, args, kwargs)))
-        key = (call, torch.get_default_dtype())  # in which a base's own weights are made, and an adapter's are not
-        if key not in self._known:
+            return return_and_correct_aliasing(call.func, args, kwargs, self.fake(_on_meta(call.func, args, kwargs)))
+        key = (call, torch.get_default_dtype())  # transformers sets it while it makes a base's weights
+        if key not in self._outputs:
             out = _on_meta(call.func, args, kwargs)
-            self._known[key] = _like(out)
-            return self.ghosts(out)
-        return self.ghosts(_made(self._known[key]))
+            self._outputs[key] = _like(out)
+            return self.fake(out)
+        return self.fake(_from_layout(self._outputs[key]))
 
-    def ghosts(self, value: Any) -> Any:
+    def fake(self, value: Any) -> Any:
         if isinstance(value, Tensor):
-            return self._ghost(value)
-        return type(value)(map(self.ghosts, value)) if isinstance(value, list | tuple) else value
+            return self._kind(value)
+        return type(value)(map(self.fake, value)) if isinstance(value, list | tuple) else value
 
-    def _see(self, tensor: Tensor) -> int:
-        """How many bytes the allocator asked the system for."""
+    def _track(self, tensor: Tensor) -> int:
+        """Count a tensor's storage until it is freed; returns the bytes that the allocator asked the system for."""
         storage = tensor.untyped_storage()
         address = id(storage)
-        if address in self._there:
+        if address in self._storages:
             return 0
         size = storage.nbytes()
         before = 0 if self._allocator is None else self._allocator.held
         place = None if self._allocator is None or not size else self._allocator.take(size)
 
-        def gone(_: Any) -> None:
-            del self._there[address]
+        def freed(_: Any) -> None:
+            del self._storages[address]
             self.live -= size
             if place is not None:
                 self._allocator.free(place)  # type: ignore[union-attr]
 
-        self._there[address] = weakref.ref(storage, gone)
+        self._storages[address] = weakref.ref(storage, freed)
         self.live += size
         self.peak = max(self.peak, self.live)
         if self._allocator is None:
@@ -181,43 +181,43 @@ class Rehearsal(TorchDispatchMode):
 
 @functools.cache
 def _shares(func: Any) -> bool:
-    """Whether what comes out shares memory with what goes in, or is that."""
-    return func._overloadpacket is aten._unsafe_view or any(each.alias_info for each in func._schema.returns)
+    """Whether an operation returns its input or a view of it."""
+    return func._overloadpacket is aten._unsafe_view or any(value.alias_info for value in func._schema.returns)
 
 
 def _stays_real(func: Any, args: Any, kwargs: Any) -> bool:
-    """Whether an operation without ghosts is to be done: unless something large, or numbers to learn, come out."""
+    """Whether an operation on real tensors runs: unless its result is large, or floats that a parameter begins as."""
     try:
         out = [*tensors((_on_meta(func, args, kwargs),))]
-    except (NotImplementedError, RuntimeError):  # what comes out depends on the values
+    except (NotImplementedError, RuntimeError):  # the result's size depends on the values
         return True
     filled = func._overloadpacket in _FILLED
-    return all(each.numel() <= REAL and not (filled and each.dtype.is_floating_point and each.dim()) for each in out)
+    return all(it.numel() <= REAL and not (filled and it.dtype.is_floating_point and it.dim()) for it in out)
 
 
 def _on_meta(func: Any, args: Any, kwargs: Any) -> Any:
-    args, kwargs = _inner(args), {key: _inner(each) for key, each in kwargs.items()}
+    args, kwargs = _inner(args), {key: _inner(value) for key, value in kwargs.items()}
     if "device" in kwargs or not any(True for _ in tensors((*args, *kwargs.values()))):
         kwargs["device"] = META
     return _ON_META.get(func, func)(*args, **kwargs)
 
 
 def _grouped(tokens: Tensor, weights: Tensor, *rest: Any, **more: Any) -> Any:
-    """Products of runs of tokens, each with its expert's weight; on the meta device only bf16 is taken."""
-    made = aten._grouped_mm.default(tokens.bfloat16(), weights.bfloat16(), *rest, **more)
-    return made.to(tokens.dtype)
+    """Grouped products of tokens and experts' weights, in bf16, which is all that the meta device takes."""
+    product = aten._grouped_mm.default(tokens.bfloat16(), weights.bfloat16(), *rest, **more)
+    return product.to(tokens.dtype)
 
 
 def _normed(tokens: Tensor, shape: Any, weight: Tensor | None, *rest: Any) -> Any:
-    """Means and deviations are in the tokens' precision on a CPU, unless weights are in a higher one."""
-    made, *about = aten.native_layer_norm.default(tokens, shape, weight, *rest)
-    kind = tokens.dtype if weight is None else weight.dtype
-    return made, *(each.to(kind) for each in about)
+    """Layer norm as on a CPU: means and deviations are in the tokens' precision, unless weights are in a higher one."""
+    normed, *statistics = aten.native_layer_norm.default(tokens, shape, weight, *rest)
+    dtype = tokens.dtype if weight is None else weight.dtype
+    return normed, *(statistic.to(dtype) for statistic in statistics)
 
 
 def _inner(value: Any) -> Any:
     if isinstance(value, Tensor):
-        return value.inner if isinstance(value, Ghost) else value.to(META)
+        return value.inner if isinstance(value, FakeTensor) else value.to(META)
     return type(value)(map(_inner, value)) if isinstance(value, list | tuple) else value
 
 
@@ -227,59 +227,59 @@ def _like(value: Any) -> Any:
     return [*map(_like, value)] if isinstance(value, list | tuple) else value
 
 
-def _made(value: Any) -> Any:
+def _from_layout(value: Any) -> Any:
     if isinstance(value, Layout):
         return torch.empty_strided(value.size, value.stride, dtype=value.dtype, device=META)
-    return tuple(map(_made, value)) if isinstance(value, list) else value
+    return tuple(map(_from_layout, value)) if isinstance(value, list) else value
 
 
 def _call(func: Any, args: Any, kwargs: Any) -> Call:
-    """What an operation has in common with others that do the same work and of which the same comes out."""
-    return Call(func, _told(args), _told(kwargs.items()))
+    """The operation with its arguments' layouts: equal calls do the same work and have results of the same layout."""
+    return Call(func, _described(args), _described(kwargs.items()))
 
 
-def _told(value: Any) -> Any:
+def _described(value: Any) -> Any:
     if isinstance(value, Tensor):
-        known = value.numel() <= FEW and value.dtype in _WHOLE and not isinstance(value, Ghost)
-        values = tuple(value.flatten().tolist()) if known else None
+        readable = value.numel() <= FEW and value.dtype in _INTEGERS and not isinstance(value, FakeTensor)
+        values = tuple(value.flatten().tolist()) if readable else None
         return Layout(tuple(value.shape), value.stride(), value.dtype, values)
     if isinstance(value, list | tuple | ItemsView):
-        return tuple(map(_told, value))
+        return tuple(map(_described, value))
     return Plain(type(value), value)
 
 
-def _numbered(indices: Any) -> list[Any]:
-    """Truth values, whose number decides over what comes out, as the places where they are true."""
-    found: list[Any] = []
-    for each in indices:
-        real = isinstance(each, Tensor) and each.dtype == torch.bool and not isinstance(each, Ghost)
-        found += each.nonzero().unbind(1) if real else [each]
-    return found
+def _integer_indices(indices: Any) -> list[Any]:
+    """Indices with boolean masks replaced by the places where they are true, whose number is the result's size."""
+    integers: list[Any] = []
+    for index in indices:
+        mask = isinstance(index, Tensor) and index.dtype == torch.bool and not isinstance(index, FakeTensor)
+        integers += index.nonzero().unbind(1) if mask else [index]
+    return integers
 
 
 def _scalar(tensor: Tensor) -> Any:
-    """What Python reads of a ghost: there is some number, and nothing is the case."""
-    if not isinstance(tensor, Ghost):
+    """The value that Python reads from a fake tensor: 1, and False."""
+    if not isinstance(tensor, FakeTensor):
         return NotImplemented
     return False if tensor.dtype == torch.bool else 1.0 if tensor.dtype.is_floating_point else 1
 
 
 def _top(tensor: Tensor, count: int, *rest: Any, **more: Any) -> Any:
-    """The best of ghosts: each choice is taken as often as any other."""
-    if not isinstance(tensor, Ghost):
+    """The top values of a fake tensor, with real indices that choose each place equally often."""
+    if not isinstance(tensor, FakeTensor):
         return NotImplemented
     values, places = aten.topk.default(tensor.inner, count, *rest, **more)
     return type(tensor)(values), (torch.arange(places.numel()) % tensor.shape[-1]).view(places.shape)
 
 
 def _counted(numbers: Tensor, *rest: Any) -> Any:
-    """Whole numbers counted, as a GPU can and a CPU cannot."""
+    """A histogram of integers, which a GPU can compute and a CPU cannot."""
     if numbers.dtype.is_floating_point:
         return NotImplemented
     return aten.histc.default(numbers.float(), *rest).to(numbers.dtype)
 
 
-_TOLD = {
+_REPLACED = {
     aten.histc.default: _counted,
     aten._local_scalar_dense.default: _scalar,
     aten.topk.default: _top,
@@ -287,40 +287,42 @@ _TOLD = {
 }
 _ON_META = {aten._grouped_mm.default: _grouped, aten.native_layer_norm.default: _normed}
 _FILLED = {aten.empty, aten.empty_strided, aten.zeros, aten.ones, aten.full, aten.rand, aten.randn}
-_WHOLE = (torch.int32, torch.int64)
+_INTEGERS = (torch.int32, torch.int64)
 _INDEXING = (aten.index.Tensor, aten.index_put.default, aten.index_put_.default)
 
 
-# ── a GPU that is not there ─────────────────────────────────────────────────────────────────────────────────────────
+# ── a fake GPU ──────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
-class _OnAGPU(TorchFunctionMode):
-    """Whatever is to be on a GPU stays where ghosts are, and torch's attention is a kernel that keeps no scores."""
+class _FakeGPUMode(TorchFunctionMode):
+    """Keeps on the CPU what is to be made on the fake GPU, and replaces attention by a fused kernel."""
 
-    def __init__(self, rehearsal: Rehearsal):
+    def __init__(self, mode: DryRunMode):
         super().__init__()
-        self._rehearsal = rehearsal
+        self._mode = mode
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         if func is F.scaled_dot_product_attention:
             query, key, value, *rest = args
-            return _Fused.apply(query, key, value, rest[0] if rest else kwargs.get("attn_mask"), self._rehearsal.work)
+            return _FusedAttention.apply(
+                query, key, value, rest[0] if rest else kwargs.get("attn_mask"), self._mode.work
+            )
         if func is Tensor.backward:
-            with self:  # what is computed once more within it is on a GPU, too
+            with self:  # backward leaves the mode, and recomputation in it needs it, too
                 (root,) = args
                 return _engine_run_backward(
                     *((root,), (torch.ones_like(root),), False, False, ()), allow_unreachable=True, accumulate_grad=True
                 )
-        return func(*map(_here, args), **{name: _here(each) for name, each in kwargs.items()})
+        return func(*map(_on_cpu, args), **{name: _on_cpu(value) for name, value in kwargs.items()})
 
 
-def _here(value: Any) -> Any:
+def _on_cpu(value: Any) -> Any:
     return torch.device("cpu") if isinstance(value, torch.device) and value.type == GPU.type else value
 
 
-class _Fused(torch.autograd.Function):
-    """It keeps queries, keys, values, the mask, the result, and a number for each query and head."""
+class _FusedAttention(torch.autograd.Function):
+    """Attention that saves queries, keys, values, the mask, the result, and a number for each query and head."""
 
     @staticmethod
     def forward(ctx: Any, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, work: Counter) -> Tensor:
@@ -334,5 +336,5 @@ class _Fused(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         query, key, value, *_ = ctx.saved_tensors
-        ctx.work[Work(5 * ctx.flops // 2, 8 * query.numel() * query.element_size())] += 1  # scores are made anew
+        ctx.work[Work(5 * ctx.flops // 2, 8 * query.numel() * query.element_size())] += 1  # it recomputes the scores
         return torch.empty_like(query), torch.empty_like(key), torch.empty_like(value), None, None

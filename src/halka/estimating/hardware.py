@@ -1,4 +1,4 @@
-"""`Hardware`: what a run is to fit on, whose memory and speed that is."""
+"""`Hardware`: the memory that a run must fit in, and the device whose speed it has."""
 
 from __future__ import annotations
 
@@ -8,16 +8,18 @@ from dataclasses import dataclass
 import torch
 
 from halka.estimating.devices import DEVICES, Device, device_named
-from halka.estimating.measured_device import processor_here
+from halka.estimating.measured_device import measure_device
 
-KERNELS = 15 * 10**6  # bytes of a step beside its tensors: kernels made for its sizes, their scratch, Python's objects
-PROCESS = 440 * 10**6 + KERNELS  # bytes beside a run's own on a CPU: Python, torch, transformers (measured), and these
-CONTEXT = 500 * 10**6  # bytes that CUDA takes of a GPU before there is a tensor (stated, not measured)
+KERNELS = (
+    15 * 10**6
+)  # bytes of a step beside its tensors: kernels compiled for its sizes, their scratch, Python objects
+PROCESS = 440 * 10**6 + KERNELS  # bytes of a CPU process beside its tensors: Python, torch, transformers (measured)
+CONTEXT = 500 * 10**6  # bytes of a CUDA context, before there is a tensor (assumed, not measured)
 
 
 @dataclass(frozen=True)
 class Hardware:
-    """What a run is to fit on: its bytes of memory and whose speed it has, None where that is not known."""
+    """What a run must fit on: bytes of memory, and a device with its speed; None where unknown."""
 
     name: str
     gpu: bool
@@ -26,36 +28,36 @@ class Hardware:
 
     @property
     def process(self) -> int:
-        """Bytes that are held there before there is a base."""
+        """Bytes that are in use before a base is loaded."""
         return CONTEXT if self.gpu else PROCESS
 
     @property
     def room(self) -> int | None:
-        """Bytes that are left to a run."""
+        """Bytes that are left for a run."""
         return None if self.memory is None else self.memory - self.process
 
 
 def hardware_of(device: str | None, memory: int | None, dtype: str) -> Hardware:
-    """A device of the table, or "here", this machine's processor, which is measured; no device is some GPU of that
-    memory, and without that a processor nothing is known of.
+    """A device of the table, or "here", this machine's processor, which is measured. Without a device: a GPU with that
+    memory, or, without memory either, an unknown processor.
 
-    memory   bytes; for a device of the table its own if not given
-    dtype    of what this machine's processor is measured with
-    Raises ValueError for a device nobody knows.
+    memory   bytes; a device of the table has its own if None
+    dtype    in which this machine's processor is measured
+    Raises HalkaError for an unknown device.
     """
     if device == "here":
-        return Hardware(device, False, memory, processor_here(dtype))
+        return Hardware(device, False, memory, measure_device(dtype))
     if device is not None:
-        known = device_named(device)
-        return Hardware(known.name, True, known.memory if memory is None else memory, known)
+        gpu = device_named(device)
+        return Hardware(gpu.name, True, gpu.memory if memory is None else memory, gpu)
     return Hardware("a processor" if memory is None else "a GPU", memory is not None, memory, None)
 
 
 def gpu_here() -> Hardware | None:
-    """The first GPU that torch sees, with the speed of the one of the table that it is named like; None without one."""
+    """The first GPU that torch sees, with the speed of the device in the table of that name; None without a GPU."""
     if not torch.cuda.is_available():
         return None
     name = torch.cuda.get_device_name(0)
     plain = re.sub(r"\bRTX (?=\d)", "rtx", name, flags=re.I).lower()
-    like = next((each for each in DEVICES.values() if re.search(rf"\b{each.name}\b", plain)), None)
+    like = next((device for device in DEVICES.values() if re.search(rf"\b{device.name}\b", plain)), None)
     return Hardware(name, True, torch.cuda.get_device_properties(0).total_memory, like)

@@ -22,7 +22,7 @@ from halka.data.batches import plan
 from halka.data.examples import Item
 from halka.data.task import Task, limit, load_task
 from halka.data.texts import shipped_text
-from halka.estimating.dry_runs import FP32, Setup, rehearse, weights_of
+from halka.estimating.dry_runs import FP32, Setup, dry_run, weights_of
 from halka.evaluation.evaluating import evaluate, perplexity
 from halka.methods import build_method
 from halka.models import adapt, pad_id
@@ -289,7 +289,7 @@ def _predicted(model: AdaptedModel, items: Sequence[Item], config: TrainConfig) 
         kind=kind_of(base),
         labels=len(model.labels),
     )
-    memory = rehearse(base.config, model.adapter(NAME).method, setup, gpu=base.device.type == "cuda").memory
+    memory = dry_run(base.config, model.adapter(NAME).method, setup, gpu=base.device.type == "cuda").memory
     parts = {key: getattr(memory, key) for key in ("weights", "gradients", "optimizer")}
     return {**parts, "activations": memory.activations + memory.allocator}
 
