@@ -8,10 +8,10 @@
 Each case is a process of its own: it imports everything, trains a model of two layers for two steps, so that what
 kernels and libraries need once is there, and notes what it holds; then it loads a base with random weights (SmolLM2:
 its own) from a file, reads them all, and trains it for two steps. Their peak beyond that is compared with the estimate,
-to which two numbers are fitted, on these cases: how long small objects live on the heap (`allocator.LIFE`), and what a step
-holds beside its tensors (`hardware.KERNELS`). For its time it
-trains for five steps in one more process, where the machine is measured right before and after; the median of all steps
-but the first is compared with the mean of both estimates.
+to which two numbers are fitted, on these cases: how long small objects live on the heap (`allocator.LIFE`), and what a
+step holds beside its tensors (`hardware.KERNELS`). For its time it trains for five steps in one more process, where the
+machine is measured right before and after; the median of all steps but the first is compared with the mean of both
+estimates.
 The published figures are of other software on a GPU, with the settings that it names; they stand beside estimates for
 ours.
 

@@ -11,7 +11,7 @@ import time
 import warnings
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
 from typing import Any, TypeVar
@@ -70,7 +70,7 @@ def train(
     Raises DataError for data without labels, HalkaError for a wrong config or the folder of another run, TrainingError
     where training itself fails, OutOfMemoryError (one of these) where memory does not suffice.
     """
-    run = _run_of(model, Job(name, examples, config, validation, folder))
+    run = _run_of(model, Job(name, examples, config_of(config), validation, folder))
     return _Steps(_steps_of_one(model, run, observe or Observer()), "train")
 
 
@@ -91,7 +91,7 @@ def fit(
     """
     steps: list[Step] = []
     raw, items = examples_and_items(examples)
-    run = _run_of(model, Job(name, [*items, *raw], config, validation, folder))
+    run = _run_of(model, Job(name, [*items, *raw], config_of(config), validation, folder))
     if run.folder is not None:
         run.folder.check()
         if run.folder.finished:
@@ -115,7 +115,7 @@ class Job:
 
     name: str
     examples: ExamplesOrItems
-    config: TrainConfig | Mapping[str, Any] | None = None
+    config: TrainConfig = field(default_factory=TrainConfig)
     validation: ExamplesOrItems = ()
     folder: str | Path | None = None
 
@@ -303,11 +303,10 @@ def _advice_on_memory(when: str) -> Generator[None]:
 
 
 def _run_of(model: AdaptedModel, job: Job) -> Run:
-    """The job with its examples encoded. Raises as `as_tokens` and `config_of` do."""
-    config = config_of(job.config)
-    items = as_tokens(model, job.examples, config, job.name)
-    held_out = as_tokens(model, job.validation, config, job.name) if job.validation else []
-    return Run(model, job.name, items, held_out, config, job.folder)
+    """The job with its examples encoded. Raises as `as_tokens` does."""
+    items = as_tokens(model, job.examples, job.config, job.name)
+    held_out = as_tokens(model, job.validation, job.config, job.name) if job.validation else []
+    return Run(model, job.name, items, held_out, job.config, job.folder)
 
 
 def _steps_of_one(model: AdaptedModel, run: Run, observer: Observer) -> Generator[Step, None, None]:
