@@ -574,7 +574,7 @@ def test_an_old_server_is_told(monkeypatch):
     from halka.rag.stores import qdrant as module
 
     server = SimpleNamespace(info=lambda: SimpleNamespace(version="1.18.2-dev"))
-    monkeypatch.setattr(module, "_remote", lambda url: server)
+    monkeypatch.setattr(module, "remote_client", lambda url: server)
     with pytest.raises(ValueError, match=r"is 1\.18\.2-dev: 1\.19 or newer is needed"):
         module.QdrantStore("http://host:6333", "one", 3)
 

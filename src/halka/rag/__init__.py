@@ -1,1 +1,6 @@
-"""Retrieval: documents to passages, passages to answers with sources."""
+"""RAG: collections of documents, search in them, and answers with sources by any callable that makes text of a prompt.
+
+Public: `collection.Collection` (documents under one name, kept fresh), `store.Scope` (who asks, and where to look),
+`retrieve.Retriever` (a question to passages), `answer.Answerer` (a question to an answer with sources), `raft.Raft`
+(training data for answering from passages). Each is imported from its module: they need the extra `rag`.
+"""

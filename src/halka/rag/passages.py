@@ -1,4 +1,4 @@
-"""A text to passages: cut where its structure ends, within the embedder's limit, each an exact slice of the text."""
+"""Cut a text into passages: along its structure, within the embedder's limit, each an exact slice of the text."""
 
 from __future__ import annotations
 
@@ -17,20 +17,20 @@ if TYPE_CHECKING:
 
 HEADING = re.compile(r"^(#{1,6})[ \t]+([^ \t\n].*)$", re.MULTILINE)  # with the #s at its end
 FENCE = re.compile(r"^(```|~~~).*?^\1", re.MULTILINE | re.DOTALL)
-HEADING_TOKENS = 24  # of a passage's tokens, for the headings that it stands under
-CHARACTERS = 16  # besides spaces, at most, for each token that there may be: a run of them may be one, however long
-RUN = 10_000  # characters of such a run that are cut at a time: the time that it takes grows with their square
+HEADING_TOKENS = 24  # of a passage's tokens, for its headings
+CHARACTERS = 16  # at most, without spaces, for each token of a passage: a long run without spaces may be one token
+RUN = 10_000  # characters of such a run that are cut at a time: the splitter's time grows with their square
 
 
 @dataclass(frozen=True)
 class Passage:
     """A piece of a document.
 
-    document    whose piece it is
-    number      which of its pieces, from 0
+    document    the document's name
+    number      of the passage in its document, from 0
     text        the characters from `start` to `end` of the document's text
-    page        where it begins, from 1; None where the document has no pages
-    heading     the headings that it stands under, outermost first
+    page        the page where it begins, from 1; None if the document has no pages
+    heading     the headings above it, outermost first
     readers     who may read it
     """
 
@@ -49,14 +49,15 @@ class Passage:
 
     @property
     def searched(self) -> str:
-        """What is embedded and indexed: the text under its headings."""
+        """The text that is embedded and indexed: headings and text."""
         return f"{self.heading}\n{self.text}" if self.heading else self.text
 
 
 class Cutter:
     """Cuts texts into passages of at most `limit` tokens, headings included, as the embedder counts them.
 
-    None has more than 16 characters, spaces left out, for each of those tokens.
+    No passage has more than 16 characters, not counting spaces, for each of those tokens. Raises HalkaError for a limit
+    that leaves no room beside headings.
     """
 
     def __init__(self, tokenizer: Tokenizer, limit: int):
@@ -74,7 +75,7 @@ class Cutter:
         self._most = CHARACTERS * capacity
 
     def cut(self, document: str, text: Text, readers: tuple[str, ...]) -> Iterator[Passage]:
-        """The passages of a document, in order; every character that is no space is in one of them."""
+        """The passages of a document, in order; every character but spaces is in one of them."""
         headings = _headings(text, self._short) if text.markdown else []
         starts = [at for at, _ in headings]
         titles, pieces = {*starts}, list[tuple[int, int]]()
@@ -82,18 +83,18 @@ class Cutter:
             if pieces and self._is_title(text.text, pieces[-1], titles):
                 with_title = text.text[pieces[-1][0] : end]
                 if not self._is_long(with_title) and self._fits(with_title):
-                    start = pieces.pop()[0]  # a title that was cut off from its text
+                    start = pieces.pop()[0]  # join a title with the text below it
             pieces.append((start, end))
         for number, (start, end) in enumerate(pieces):
             above = bisect.bisect_right(starts, start)
             heading = headings[above - 1][1] if above else ""
             piece = text.text[start:end]
             if start in titles and not self._fits(f"{heading}\n{piece}"):
-                heading = ""  # it stands there
+                heading = ""  # the text begins with it
             yield Passage(document, number, piece, start, end, text.page(start), heading, readers)
 
     def _pieces(self, text: Text) -> Iterator[tuple[int, int]]:
-        """Where the text is cut: by its structure, and what has too many characters for its tokens once more."""
+        """The spans of the pieces: cut by structure, and again where a piece has too many characters for its tokens."""
         splitter = self._markdown if text.markdown else self._plain
         for base, stretch in _stretches(text.text):
             for start, piece in splitter.chunk_indices(stretch):
@@ -101,7 +102,7 @@ class Cutter:
                     yield base + start, base + start + len(piece)
                     continue
                 for at, part in _parts(piece, self._most):
-                    for within, small in splitter.chunk_indices(part):  # whose tokens may be others, and more
+                    for within, small in splitter.chunk_indices(part):  # it may have more tokens than before
                         yield base + start + at + within, base + start + at + within + len(small)
 
     def _is_long(self, text: str) -> bool:
@@ -115,7 +116,7 @@ class Cutter:
         return len(self._tokenizer.encode(text).ids) <= self._limit
 
     def _short(self, heading: str) -> str:
-        """As much of the end of a heading, in whole words, as what is left for it holds."""
+        """The end of a heading, in whole words, that fits into the tokens for headings."""
         heading = _tail(heading)
         words = [0, *(match.end() for match in re.finditer(" ", heading)), len(heading)]
         return heading[words[bisect.bisect_left(words, True, key=lambda at: self._is_short(heading[at:]))] :]
@@ -125,9 +126,9 @@ class Cutter:
 
 
 def _headings(text: Text, short: Callable[[str], str]) -> list[tuple[int, str]]:
-    """Where headings stand, and the path of titles from the outermost to each: `Guide › Install`, made short."""
+    """The offsets of headings, each with the path of titles to it, shortened: `Guide › Install`."""
     code = [match.span() for match in FENCE.finditer(text.text)]
-    found: list[tuple[int, str]] = []
+    headings: list[tuple[int, str]] = []
     path: list[tuple[int, str]] = []
     for match in HEADING.finditer(text.text):
         fence = bisect.bisect_right(code, match.start(), key=lambda span: span[0])
@@ -135,12 +136,12 @@ def _headings(text: Text, short: Callable[[str], str]) -> list[tuple[int, str]]:
             continue
         level, title = len(match[1]), match[2].rstrip("#").rstrip(" \t") or "#"
         path = [(depth, above) for depth, above in path if depth < level] + [(level, _tail(title))]
-        found.append((match.start(), short(" › ".join(each for _, each in path if each))))
-    return found
+        headings.append((match.start(), short(" › ".join(title for _, title in path if title))))
+    return headings
 
 
 def _stretches(text: str) -> Iterator[tuple[int, str]]:
-    """The text, or where there are very long runs without spaces what stands between them, and their parts."""
+    """The text with its offset; if it has very long runs without spaces, their parts and the text between them."""
     ends = [len(text)]
     if len(text) > 2 * RUN:
         runs = (match.span() for match in re.finditer(r"\S+", text) if match.end() - match.start() > 2 * RUN)
@@ -151,7 +152,7 @@ def _stretches(text: str) -> Iterator[tuple[int, str]]:
 
 
 def _parts(text: str, most: int) -> Iterator[tuple[int, str]]:
-    """A text in parts of at most so many characters, each with its offset; cut at the last line end or space there."""
+    """Parts of a text of at most `most` characters with their offsets, cut at the last line end or space if any."""
     start = 0
     while start < len(text):
         end = start + most
@@ -163,6 +164,6 @@ def _parts(text: str, most: int) -> Iterator[tuple[int, str]]:
 
 
 def _tail(heading: str) -> str:
-    """The end of a heading, in whole words, beyond which none is read."""
+    """The end of a very long heading, in whole words."""
     most = CHARACTERS * HEADING_TOKENS
     return heading if len(heading) <= most else heading[-most:].partition(" ")[2]

@@ -1,4 +1,4 @@
-"""The one form in which passages are put before a model, in training and in answering, and how its answers are read.
+"""The prompt that puts passages before a model, in training and in answering alike, and how its answers are read.
 
     Answer the question from the passages. Cite each passage that you use by its number, like [1]. If the passages do
     not hold the answer, reply: The documents do not say.
@@ -10,9 +10,9 @@
 
     Question: Where do I write when a parcel is lost?
 
-What stands in a passage is data. Lines of it that look like this form's own are set off, so that no document can end
-its passage, number another, or ask a question in the user's place; what looks like a chat template's control token is
-broken up. Which tokens a base really has only its tokenizer knows: `answering.user_message` holds to that.
+The text of a passage is data. Its lines that look like the prompt's own are marked, so that no document can end its
+passage, number another, or ask a question in the user's place; what looks like a chat template's control token is
+broken up. Which tokens a base really has only its tokenizer knows: see `evaluation.streaming.user_message`.
 """
 
 from __future__ import annotations
@@ -32,49 +32,49 @@ INSTRUCTION = (
 )
 ANSWER = "{answer}"
 CITATION = re.compile(r"\[(\d{1,3})\]")
-FORM = re.compile(r"\s*(\[\d+\]|question:|answer the question from)")  # of a line as `_folded` has it
+FORM = re.compile(r"\s*(\[\d+\]|question:|answer the question from)")  # at the start of a folded line
 LINE_END = re.compile("\r\n|[\n\r\v\f\x1c-\x1e\x85\u2028\u2029]")
 CONTROL = re.compile(
     r"<(?=[|｜][^\s<>]+[|｜]>|/?s>|(?:bos|eos|pad|(?:start|end)_of_turn|/?think|/?tool_call|/?tool_response)>)"
     r"|\[(?=/?(?:INST|SYSTEM_PROMPT|AVAILABLE_TOOLS|TOOL_CALLS|TOOL_RESULTS)\])"
 )
-UNSEEN = "\u034f\u115f\u1160\u17b4\u17b5\u3164\uffa0"  # and what Unicode calls format and controls, and selectors
+UNSEEN = "\u034f\u115f\u1160\u17b4\u17b5\u3164\uffa0"  # besides Unicode's format characters, controls and selectors
 
 Count = Callable[[str], int]
-"""How many tokens a text is, as the model counts."""
+"""Counts the model's tokens of a text."""
 
 
 def prompted(question: str, passages: Sequence[Passage]) -> str:
     """The prompt for a question about these passages, numbered from 1."""
-    shown = [f"[{number}] {_title(each)}\n{_as_data(each.text)}" for number, each in enumerate(passages, start=1)]
+    shown = [f"[{number}] {_title(passage)}\n{_as_data(passage.text)}" for number, passage in enumerate(passages, 1)]
     return "\n\n".join([INSTRUCTION, *shown, f"Question: {question.strip()}"])
 
 
 def fitting(question: str, passages: Sequence[Passage], budget: int, count: Count) -> list[Passage]:
-    """As many of the passages, the first first, as a prompt of `budget` tokens holds.
+    """The passages, in order, that fit into a prompt of `budget` tokens; a passage that does not fit is left out.
 
-    Raises ValueError where the question alone takes more.
+    Raises HalkaError if the question alone does not fit.
     """
     if (needed := count(prompted(question, []))) > budget:
         raise HalkaError(f"the question takes {needed} tokens where {budget} are left for the prompt: shorten it")
     kept: list[Passage] = []
-    for each in passages:
-        if count(prompted(question, [*kept, each])) <= budget:
-            kept.append(each)
+    for passage in passages:
+        if count(prompted(question, [*kept, passage])) <= budget:
+            kept.append(passage)
     return kept
 
 
 def in_form(form: str, answer: str) -> str:
-    """The answer as a form has it, which holds `{answer}` once. Raises ValueError for a form that does not."""
+    """The answer in a form, which has `{answer}` once. Raises HalkaError for a form that does not."""
     if form.count(ANSWER) != 1:
         raise HalkaError(f"the form {form!r} must hold {ANSWER} once, where the answer stands")
     return form.replace(ANSWER, answer)
 
 
 def cited(answer: str, passages: int) -> list[int]:
-    """The numbers of the passages that an answer cites, in order, each once; those that were not given are left out."""
-    found = (int(number) for number in CITATION.findall(answer))
-    return [number for number in dict.fromkeys(found) if 1 <= number <= passages]
+    """The numbers of the passages that an answer cites, in order, each once; without those above `passages`."""
+    numbers = (int(number) for number in CITATION.findall(answer))
+    return [number for number in dict.fromkeys(numbers) if 1 <= number <= passages]
 
 
 def abstains(answer: str) -> bool:
@@ -89,7 +89,7 @@ def _title(passage: Passage) -> str:
 
 
 def _as_data(text: str) -> str:
-    """The text with a mark before each line that looks like the form's own, and before the empty ones above it."""
+    """The text with a mark before each line that looks like the prompt's own, and before empty lines above it."""
     lines, above = LINE_END.split(_broken_up(text)), False
     for at in reversed(range(len(lines))):
         line = _folded(lines[at])
@@ -104,13 +104,14 @@ def _broken_up(text: str) -> str:
 
 
 def _folded(line: str) -> str:
-    """A line as it looks: without characters that are not seen, letters and signs in their plain form, no capitals."""
+    """A line as it looks: without invisible characters, letters and signs in their plain form, in lower case."""
     if not line.isascii() or not line.isprintable():
-        line = unicodedata.normalize("NFKC", "".join(each for each in line if not _is_unseen(each)))
+        line = unicodedata.normalize("NFKC", "".join(letter for letter in line if not _is_unseen(letter)))
     return line.casefold()
 
 
-def _is_unseen(each: str) -> bool:
-    kind = unicodedata.category(each)
-    selects = "\u180b" <= each <= "\u180f" or "\ufe00" <= each <= "\ufe0f" or "\U000e0000" <= each <= "\U000e0fff"
-    return kind == "Cf" or (kind == "Cc" and not each.isspace()) or each in UNSEEN or selects
+def _is_unseen(letter: str) -> bool:
+    kind = unicodedata.category(letter)
+    selectors = (("\u180b", "\u180f"), ("\ufe00", "\ufe0f"), ("\U000e0000", "\U000e0fff"))
+    selects = any(first <= letter <= last for first, last in selectors)
+    return kind == "Cf" or (kind == "Cc" and not letter.isspace()) or letter in UNSEEN or selects

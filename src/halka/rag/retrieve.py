@@ -1,9 +1,9 @@
-"""`Retriever`: a question to the passages that may answer it, by vectors and by words.
+"""`Retriever`: find the passages that may answer a question, by vectors and by words.
 
-**How the two are joined.** Ranks forget how sure each side is: joined by reciprocal ranks, words that match nothing in
-particular drag down vectors that found the answer. Here a passage's score is its cosine, plus its BM25 as a share of
-the best passage's, weighted by how far that best stands out among the next nine. Where words single something out they
-count; where they do not, they hardly do.
+**How the two are joined.** Ranks lose how sure each search is: with reciprocal ranks, words that match nothing in
+particular push down what vectors found. Here a passage's score is its cosine plus its BM25 as a share of the best
+passage's, weighted by how far that best one stands out among the next nine. So words count where they single out a
+passage, and hardly elsewhere.
 """
 
 from __future__ import annotations
@@ -24,10 +24,10 @@ from halka.util.errors import HalkaError
 from halka.util.quiet import quiet_libraries
 
 Mode = Literal["hybrid", "vectors", "words"]
-WORDS = 0.5  # weight of a BM25 that stands out fully
-NEXT = 9  # passages that the best is seen among
-DEPTH = 100  # candidates that each side brings
-SAME = 0.95  # cosine from which two passages say the same
+WORDS = 0.5  # weight of a BM25 score that stands out fully
+NEXT = 9  # passages that the best one is compared with
+DEPTH = 100  # candidates of each search
+SAME = 0.95  # cosine from which two passages are duplicates
 
 Reranker = Callable[[str, Sequence[str]], Sequence[float]]
 """A question and texts to a score for each text, as `CrossEncoder` gives them."""
@@ -35,7 +35,7 @@ Reranker = Callable[[str, Sequence[str]], Sequence[float]]
 
 @dataclass(frozen=True)
 class Hit:
-    """A passage that was found: `score` as the search's mode gives it, and its cosine and BM25 where known."""
+    """A passage with its score in the search's mode, and its cosine and BM25 if the search computed them."""
 
     passage: Passage
     score: float
@@ -47,10 +47,12 @@ class Hit:
 class Retriever:
     """Searches one collection.
 
-    mode        by vectors, by words, or both
-    rerank      scores the best candidates anew, if given
-    candidates  how many are scored anew
-    distinct    leave out passages that say what a better one says
+    mode        search by vectors, by words, or by both
+    rerank      gives the best candidates new scores
+    candidates  the number of passages that `rerank` scores
+    distinct    leave out near duplicates of better passages
+
+    Raises HalkaError for an unknown mode.
     """
 
     collection: Collection
@@ -64,7 +66,7 @@ class Retriever:
             raise HalkaError(f"{self.mode!r} is no way to search: choose one of {', '.join(get_args(Mode))}")
 
     def search(self, question: str, count: int = 8, scope: Scope = Scope()) -> list[Hit]:  # noqa: B008
-        """The best passages among those that the scope holds, best first. Raises ValueError for an empty question."""
+        """The best `count` passages in the scope, best first. Raises HalkaError for an empty question."""
         if not question.strip():
             raise HalkaError("the question is empty: ask something")
         if count < 1:
@@ -96,20 +98,20 @@ class Retriever:
         scope: Scope = Scope(),  # noqa: B008
         fits: Callable[[Sequence[Passage]], bool] = lambda passages: True,
     ) -> list[Passage]:
-        """The hits' passages, best first, with what stands before and after each; those that touch become one.
+        """The hits' passages, best first, with the passages before and after each; adjacent ones become one.
 
-        Neighbours come in, the best hit's first, while all passages have at most `budget` tokens and `fits` holds for
-        them; hits are left out by neither. What was joined begins and ends where it says, but between passages it has
-        a space or an empty line, whatever the document has there: that is kept nowhere.
+        Neighbours are added, the best hit's first, as long as all passages together have at most `budget` tokens and
+        `fits` holds for them; hits are never left out. A joined passage has its true start and end, but between its
+        parts a space or an empty line, whatever the document has there: that is not stored.
         """
         chosen = {hit.passage.id: hit.passage for hit in hits}
         room = budget - sum(map(self._tokens, chosen.values()))
         for middle in [*chosen.values()]:
             around = {middle.number - 1, middle.number + 1}
-            for each in self.collection.store.passages(middle.document, around, scope):
-                if each.id in chosen or (cost := self._tokens(each)) > room:
+            for neighbour in self.collection.store.passages(middle.document, around, scope):
+                if neighbour.id in chosen or (cost := self._tokens(neighbour)) > room:
                     continue
-                wider = {**chosen, each.id: each}
+                wider = {**chosen, neighbour.id: neighbour}
                 if fits(_touching(wider.values())):
                     chosen, room = wider, room - cost
         return _touching(chosen.values())
@@ -149,14 +151,14 @@ class CrossEncoder:
 
 
 def with_cosines(vector: np.ndarray, near: Sequence[Found], worded: Sequence[Found]) -> list[Found]:
-    """What vectors found, and what words alone found with its cosine to the question's vector."""
+    """The passages that vectors found, and those that only words found, with their cosines as scores."""
     seen = {found.passage.id for found in near}
     others = (found for found in worded if found.passage.id not in seen)
     return [*near, *(replace(found, score=float(found.vector @ vector)) for found in others)]
 
 
 def joined(near: Sequence[Found], worded: Sequence[Found], weight: float = WORDS) -> list[Hit]:
-    """Passages by cosine and BM25 together, best first; either side may be empty."""
+    """Passages scored by cosine and BM25 together, best first; either list may be empty."""
     words = {found.passage.id: found.score for found in worded}
     best = max(words.values(), default=0.0)
     if not near:
@@ -175,7 +177,7 @@ def joined(near: Sequence[Found], worded: Sequence[Found], weight: float = WORDS
 
 
 def _distinct(hits: Sequence[Hit], count: int, vectors: Mapping[str, np.ndarray]) -> list[Hit]:
-    """The first `count` whose text, or nearly so, no better one has."""
+    """The first `count` hits without near duplicates of better ones."""
     kept: list[Hit] = []
     for hit in hits:
         mine = vectors[hit.passage.id]
@@ -187,15 +189,15 @@ def _distinct(hits: Sequence[Hit], count: int, vectors: Mapping[str, np.ndarray]
 
 
 def _standing_out(scores: Sequence[float]) -> float:
-    """How far the best stands out among the next: from 0, all alike, to 1, alone."""
+    """How far the best score stands out among the next: from 0, all alike, to 1, alone."""
     first, *others = sorted(scores, reverse=True)
     others = [*others[:NEXT], *[0.0] * (NEXT - len(others[:NEXT]))]
     return (first - mean(others)) / first
 
 
 def _touching(passages: Iterable[Passage]) -> list[Passage]:
-    """The passages, those that follow each other in a document as one, at the place of the first given."""
-    at = {(each.document, each.number): each for each in passages}
+    """The passages; adjacent ones of a document become one, at the place of the first in the list."""
+    at = {(passage.document, passage.number): passage for passage in passages}
     joined = []
     while at:
         document, first = next(iter(at))
@@ -210,9 +212,9 @@ def _touching(passages: Iterable[Passage]) -> list[Passage]:
 
 
 def _one(span: Sequence[Passage]) -> Passage:
-    """Passages of one document that follow each other, as one."""
+    """Adjacent passages of one document as one."""
     text = span[0].text
-    for before, each in pairwise(span):
-        gap = each.start - before.end  # of spaces and line ends, which passages do not keep
-        text += ("\n\n" if gap > 1 else " " * gap) + each.text[max(0, -gap) :]
+    for before, after in pairwise(span):
+        gap = after.start - before.end  # spaces and line ends, which passages do not keep
+        text += ("\n\n" if gap > 1 else " " * gap) + after.text[max(0, -gap) :]
     return replace(span[0], text=text, end=span[-1].end)

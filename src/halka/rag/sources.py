@@ -1,4 +1,4 @@
-"""Documents as they are named: files, folders, and rows of a `.jsonl` that are a document each."""
+"""Documents as settings files name them: files, folders, and the rows of `.jsonl` files, each a document."""
 
 from __future__ import annotations
 
@@ -10,32 +10,32 @@ from halka.data.readers import whole_rows
 from halka.rag.collection import Collection, Event
 from halka.rag.roots import files_at
 from halka.rag.texts import is_readable
-from halka.util.errors import HalkaError
+from halka.util.errors import DataError
 
 
 def listed(documents: Sequence[str]) -> tuple[dict[str, str], list[str]]:
-    """The rows among them, as texts by name, and the paths of files and folders as a collection has them.
+    """The texts of all rows by name, and the resolved paths of files and folders.
 
-    Raises ValueError for a row that is no document, and for one of the name of another with another text.
+    Raises DataError for a row without "name" and "text", and for two rows of one name with different texts.
     """
     texts: dict[str, str] = {}
     for path in documents:
         for where, name, text in _read_rows(path) if _is_rows(path) else ():
             if texts.setdefault(name, text) != text:
-                raise HalkaError(f"{where}: there is another document of the name {name!r}: give each its own")
+                raise DataError(f"{where}: there is another document of the name {name!r}: give each its own")
     return texts, [str(_place(path)) for path in documents if not _is_rows(path)]
 
 
 def taken_in(
     collection: Collection, texts: Mapping[str, str], files: Sequence[str], leave_out: str | Path | None = None
 ) -> Iterator[Event]:
-    """Take in what is listed, and remove what is there from an earlier go and no longer is.
+    """Take in texts and files, and remove what an earlier call took in and is not among them now.
 
-    leave_out   a folder below `files` that is none of the documents
+    leave_out   a folder below `files` to leave out
     """
     roots = [root.path for root in collection.roots if root.path not in files]
-    names = [each.name for each in collection.documents() if each.name not in texts]
-    rows = [name for name in names if not any(Path(name).is_relative_to(each) for each in (*files, *roots))]
+    names = [document.name for document in collection.documents() if document.name not in texts]
+    rows = [name for name in names if not any(Path(name).is_relative_to(path) for path in (*files, *roots))]
     if roots or rows:
         collection.remove([*roots, *rows])
     yield from collection.put(texts.items())
@@ -46,20 +46,20 @@ def taken_in(
 def digest_of(documents: Sequence[str], leave_out: str | Path | None = None) -> str:
     """Twelve letters that are the same for documents of the same names and contents, wherever they are.
 
-    leave_out   a folder below them that is none of the documents
+    leave_out   a folder below them to leave out
     """
-    read = hashlib.sha256()
+    digest = hashlib.sha256()
     for path in documents:
         rows = ((name, text) for _, name, text in _read_rows(path)) if _is_rows(path) else None
         for name, content in rows or _files(_place(path), leave_out):
-            for each in (name, content):
-                told = each.encode("utf-8", "surrogatepass") if isinstance(each, str) else each
-                read.update(hashlib.sha256(told).digest())
-    return read.hexdigest()[:12]
+            for part in (name, content):
+                data = part.encode("utf-8", "surrogatepass") if isinstance(part, str) else part
+                digest.update(hashlib.sha256(data).digest())
+    return digest.hexdigest()[:12]
 
 
 def _files(path: Path, leave_out: str | Path | None) -> Iterator[tuple[str, bytes]]:
-    """Names, as seen from above the path, and contents."""
+    """The names, relative to the path's parent, and contents of the files at a path."""
     out = None if leave_out is None else _place(leave_out)
     for file in sorted(files_at(path)):
         if is_readable(file) and (out is None or not file.is_relative_to(out)):
@@ -67,19 +67,19 @@ def _files(path: Path, leave_out: str | Path | None) -> Iterator[tuple[str, byte
 
 
 def _place(path: str | Path) -> Path:
-    """A path without links and dots, as a collection has it."""
+    """A path as collections name it: absolute, without links."""
     return Path(path).expanduser().resolve()
 
 
 def _is_rows(path: str) -> bool:
-    """Whether a path is a file of rows, each a document."""
+    """Whether a file's rows are the documents."""
     return path.endswith((".jsonl", ".jsonl.gz"))
 
 
 def _read_rows(path: str) -> Iterator[tuple[str, str, str]]:
-    """(place, name, text) of a file's rows. Raises ValueError for a row that has not both."""
+    """(place, name, text) of a file's rows. Raises DataError for a row without a name or text."""
     for row in whole_rows(path):
         name, text = row.fields.get("name"), row.fields.get("text")
         if not isinstance(name, str) or not isinstance(text, str):
-            raise HalkaError(f'{row.where}: not a document: a row has "name" and "text"')
+            raise DataError(f'{row.where}: not a document: a row has "name" and "text"')
         yield row.where, name, text

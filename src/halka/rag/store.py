@@ -1,9 +1,8 @@
-"""What a collection keeps its passages in, and who may see what of them. `lance.py` is the one that needs no server.
+"""The interface of stores of passages, and the scope that says who may see which passages.
 
-Whoever asks is part of every question: a store's methods take a `Scope`, there is no way to ask without one, and what
-its caller may not read is not found, told or counted. One trace is left in LanceDB: BM25 weighs a word by how rare it
-is, and there it is counted over all passages, so that what is hidden can move a score. PostgreSQL and Qdrant count
-within the scope.
+Every query names its reader: the methods take a `Scope`, there is no way to query without one, and passages that the
+reader may not see are neither returned nor counted. There is one exception in LanceDB: BM25 weighs a word by how rare
+it is among all passages there, so that hidden ones can change a score. PostgreSQL and Qdrant count within the scope.
 """
 
 from __future__ import annotations
@@ -25,11 +24,13 @@ READER = re.compile(r"[\w][\w.@:/+-]{0,199}")
 
 @dataclass(frozen=True)
 class Scope:
-    """Which passages a question is about.
+    """The passages that a query may return.
 
-    readers   who asks: a name, and the groups that it belongs to; what everyone may read is always in
-    under     only the document of this name, and those whose name goes on with a / after it
-    tags      only documents that have all of these
+    readers   who asks: a name and the names of its groups; what everyone may read is always included
+    under     only the document of this name, and those below it: whose names continue with a / after it
+    tags      only documents with all of these tags
+
+    Raises HalkaError for what cannot be a name.
     """
 
     readers: frozenset[str] = frozenset()
@@ -41,7 +42,7 @@ class Scope:
         object.__setattr__(self, "tags", frozenset(named(self.tags)))
 
     def holds(self, document: Document) -> bool:
-        """Whether the document is one of these: the slow twin of what stores ask their tables."""
+        """Whether the document is in the scope: the slow twin of the filters of stores."""
         return (
             not self.readers.isdisjoint(document.readers)
             and (not self.under or within(document.name, self.under))
@@ -50,23 +51,23 @@ class Scope:
 
 
 def within(name: str, path: str) -> bool:
-    """Whether a document's name is that path or stands below it."""
+    """Whether a document's name is this path or below it."""
     return name == path.rstrip("/") or name.startswith(below(path))
 
 
 def below(path: str) -> str:
-    """What all names below a path begin with."""
+    """The beginning of all names below a path."""
     return path.rstrip("/") + "/"
 
 
 def named(names: Iterable[str]) -> list[str]:
-    """Names of readers or tags, checked. Raises ValueError for what is none, and for a text in place of several."""
+    """The names of readers or tags, checked. Raises HalkaError for what cannot be a name, and for a text."""
     if isinstance(names, str):
         raise HalkaError(f"{names!r} is one name: give a list of names")
     names = [*names]
-    for each in names:
-        if each != EVERYONE and (not isinstance(each, str) or not READER.fullmatch(each)):
-            raise HalkaError(f"{each!r} cannot name a reader or a tag: use letters, digits and . @ : / + - _")
+    for name in names:
+        if name != EVERYONE and (not isinstance(name, str) or not READER.fullmatch(name)):
+            raise HalkaError(f"{name!r} cannot name a reader or a tag: use letters, digits and . @ : / + - _")
     return names
 
 
@@ -74,10 +75,10 @@ def named(names: Iterable[str]) -> list[str]:
 class Document:
     """A document of a collection.
 
-    name      its path, or what it was called when its text was put in
-    digest    of what was read; equal contents need not be read again
+    name      its path, or the name that its text was put under
+    digest    of its bytes: a document with the same digest is not read again
     readers   who may read it: names, groups, or everyone
-    passages  how many it was cut into
+    passages  the number of passages that it was cut into
     """
 
     name: str
@@ -90,7 +91,7 @@ class Document:
 
 @dataclass(frozen=True)
 class Found:
-    """A passage with its vector (width,), and how well it matches: its cosine, or its BM25."""
+    """A passage with its vector (width,) and its score: a cosine or BM25."""
 
     passage: Passage
     score: float
@@ -99,64 +100,61 @@ class Found:
 
 @dataclass(frozen=True)
 class Entry:
-    """A document with its passages and their vectors (N, width), as it is put into a store."""
+    """A document with its passages and their vectors (N, width), to put into a store."""
 
     document: Document
     passages: tuple[Passage, ...]
     vectors: np.ndarray
 
     def read_by(self, readers: tuple[str, ...], tags: tuple[str, ...]) -> Entry:
-        """The same, read by others."""
-        passages = tuple(replace(each, readers=readers) for each in self.passages)
+        """The entry with other readers and tags."""
+        passages = tuple(replace(passage, readers=readers) for passage in self.passages)
         return replace(self, document=replace(self.document, readers=readers, tags=tags), passages=passages)
 
 
 def last_of_each(entries: Iterable[Entry]) -> list[Entry]:
-    """Entries without those whose document comes again later."""
+    """The entries, but for those whose document comes again later."""
     return [*{entry.document.name: entry for entry in entries}.values()]
 
 
 class VectorStore(Protocol):
-    """Passages with their vectors and words. Every change is whole or not there, also after a crash.
+    """Passages with their vectors and words. Every change is made whole or not at all, also in a crash.
 
-    In Qdrant this holds for each document, not for several that are put together (`qdrant.py`).
+    In Qdrant this holds for each document, not for several that are put together (`stores/qdrant.py`).
     """
 
     def put(self, entries: Sequence[Entry]) -> None:
-        """Let these documents be what they are here, in one step; older passages of theirs are gone.
-
-        Of those that have the same name, the last counts.
-        """
+        """Put documents in place of older ones of the same names, in one step; of two with one name, the last."""
         ...
 
     def set_access(self, names: Sequence[str], readers: tuple[str, ...], tags: tuple[str, ...]) -> None:
-        """Let documents be read by these and have these tags, in one step; the rest of them stays."""
+        """Change the readers and tags of documents, in one step."""
         ...
 
     def remove(self, names: Sequence[str]) -> int:
-        """Remove documents with all that was kept of them; how many passages those were."""
+        """Remove documents with their passages; returns the number of passages."""
         ...
 
     def documents(self, scope: Scope | None = None) -> list[Document]:
-        """The documents that the scope holds, by name; without one all, which is for whoever keeps the store."""
+        """The documents in the scope, by name; without one all, which is for whoever keeps the store."""
         ...
 
     def nearest(self, vector: np.ndarray, count: int, scope: Scope) -> list[Found]:
-        """The passages of the highest cosine, best first."""
+        """The `count` passages with the highest cosine, best first."""
         ...
 
     def matching(self, words: str, count: int, scope: Scope) -> list[Found]:
-        """The passages of the highest BM25 for these words, best first; those that have none of them are left out."""
+        """The `count` passages with the highest BM25 for these words, best first; none without any of them."""
         ...
 
     def passages(self, document: str, numbers: Iterable[int], scope: Scope) -> list[Passage]:
-        """Some passages of one document, in order."""
+        """The passages of these numbers of one document, in order."""
         ...
 
     def tidy(self) -> None:
-        """Bring indexes up to date and forget what was removed."""
+        """Bring indexes up to date, and free the space of what was removed."""
         ...
 
     def drop(self) -> None:
-        """Remove all that is kept here; nothing can be asked of it or put into it afterwards."""
+        """Remove everything; the store cannot be used afterwards."""
         ...

@@ -1,4 +1,7 @@
-"""Where a collection keeps its passages: in its folder, or at a place such as `postgresql://host/database`."""
+"""Stores of passages: in a collection's folder (LanceDB), in PostgreSQL, in Qdrant; `store_at` opens one by its place.
+
+A place is a text such as `postgresql://host/database` or `qdrant:http://host:6333`.
+"""
 
 from __future__ import annotations
 
@@ -20,10 +23,7 @@ SECRETS = {
 
 
 def place(at: str) -> str:
-    """A place, checked, as a collection records it.
-
-    Raises ValueError for what is no place, and for one with a password, which would stand in a file from then on.
-    """
+    """A place as a collection records it. Raises HalkaError for another text, and for one with a password or key."""
     parts = urlsplit(at.removeprefix(QDRANT))
     in_qdrant = at.startswith(QDRANT) and at != QDRANT and parts.scheme in ("http", "https", "")
     if not in_qdrant and not at.startswith(POSTGRES):
@@ -42,7 +42,7 @@ def place(at: str) -> str:
 
 
 def _has_a_secret(at: str) -> bool:
-    """Whether something in a place must not be written down, as whoever connects by it reads it."""
+    """Whether a place has a password or key, as the library that connects by it would read it."""
     if at.startswith(POSTGRES):
         try:
             from psycopg import ProgrammingError
@@ -60,12 +60,12 @@ def _has_a_secret(at: str) -> bool:
 
 
 def new_key(name: str) -> str:
-    """What a new collection is called at its place: no other is, not even one of the same name in another folder."""
+    """A new collection's name at its place, which no other has, not even one of the same name in another folder."""
     return f"{re.sub('[^a-z0-9]+', '_', name.lower())[:30]}_{secrets.token_hex(6)}"
 
 
 def store_at(at: str | None, key: str, folder: Path, width: int) -> VectorStore:
-    """The store of a collection at a place; without one, in its folder. Raises ValueError as the stores do."""
+    """The store of a collection at a place; without one, in its folder. Raises HalkaError as the stores do."""
     if at is None:
         return LanceStore(folder, width)
     if at.startswith(QDRANT):

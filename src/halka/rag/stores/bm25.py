@@ -1,7 +1,7 @@
-"""A text's words as numbers and weights, so that a product of two is BM25: for stores that keep sparse vectors.
+"""BM25 as a product of sparse vectors: a text's words as numbers with weights.
 
-The store multiplies with how rare a word is; everything else of BM25 is in the weights of a passage. That includes its
-length, measured against one fixed here, since no passage is written anew when others come.
+The store multiplies by how rare a word is; everything else of BM25 is in a passage's weights. Its length is compared
+with a fixed one, since passages are not written again when others are added.
 """
 
 from __future__ import annotations
@@ -13,9 +13,9 @@ from functools import lru_cache
 
 from halka.rag.store import BM25_B, BM25_K1
 
-LENGTH = 128  # words of a usual passage, as the default embedder has them cut, those below left out
+LENGTH = 128  # words of a usual passage for the default embedder, without stop words
 WORD = re.compile(r"\w+")
-# Lucene's: they single nothing out.
+# Lucene's stop words.
 LEFT_OUT = frozenset(
     WORD.findall(
         "a an and are as at be but by for if in into is it no not of on or such that the their then there these they "
@@ -25,12 +25,12 @@ LEFT_OUT = frozenset(
 
 
 def counted(text: str) -> Counter[int]:
-    """How often each word is in a text; words are numbers that their English stems are hashed to."""
+    """How often each word occurs in a text; a word is the hash of its English stem."""
     return Counter(_number(word) for word in WORD.findall(text.lower()) if word not in LEFT_OUT)
 
 
 def weighed(words: Counter[int]) -> dict[int, float]:
-    """A passage's words to what each adds to a score, but for how rare it is."""
+    """The weights of a passage's words: BM25 without the factor for how rare a word is."""
     norm = BM25_K1 * (1 - BM25_B + BM25_B * words.total() / LENGTH)
     return {word: times * (BM25_K1 + 1) / (times + norm) for word, times in words.items()}
 

@@ -1,7 +1,7 @@
 """A collection's passages in LanceDB: one table in a folder, no server, safe with several processes.
 
-Every document's passages are rows that repeat what is said of the document: one commit puts all of it in place, and
-takes the older passages away. Writers take turns by a lock beside the table; readers need none.
+Every passage is a row, which repeats its document's fields: one commit puts a document's passages and removes the
+older ones. A lock beside the table lets one writer work at a time; readers need none.
 """
 
 from __future__ import annotations
@@ -42,14 +42,17 @@ class LanceStore:
     """Implements `store.VectorStore` in a folder."""
 
     def __init__(self, folder: str | Path, width: int):
-        """`width` is that of the vectors. Raises ValueError where the extra `rag` is missing, or for another width."""
+        """Open or make the table, for vectors of `width`.
+
+        Raises HalkaError if the extra `rag` is missing, and for a table with vectors of another width.
+        """
         try:
             import lancedb
         except ImportError:
             raise HalkaError("collections of documents need the extra: pip install 'halka[rag]'") from None
         self.folder = Path(folder)
         self.folder.mkdir(parents=True, exist_ok=True)
-        self._lock = FileLock(self.folder / f".{TABLE}.lock")  # another than the collection's, which is held meanwhile
+        self._lock = FileLock(self.folder / f".{TABLE}.lock")  # not the collection's, whose holder calls this
         self._schema = _schema(width)
         self._database: Any = lancedb.connect(self.folder, read_consistency_interval=timedelta(0))
         self._table: Any = self._opened()
@@ -120,9 +123,9 @@ class LanceStore:
             self._database.drop_table(TABLE, ignore_missing=True)
 
     def _forget(self) -> None:
-        """Older versions of the table go from the disk with their text; who reads one now asks again (`_ask`)."""
+        """Delete older versions of the table with their text from the disk; a reader of one asks again (`_ask`)."""
         self._table.optimize()
-        time.sleep(0.002)  # what was rewritten is older than a moment now
+        time.sleep(0.002)  # so that what was rewritten is older than the limit below
         self._table.optimize(cleanup_older_than=timedelta(milliseconds=1), delete_unverified=True)
 
     # ── questions ───────────────────────────────────────────────────────────────────────────────────────────────
@@ -130,21 +133,21 @@ class LanceStore:
     def documents(self, scope: Scope | None = None) -> list[Document]:
         where = "number = 0" if scope is None else f"number = 0 AND {_where(scope)}"
         rows = self._ask(lambda: self._table.search().where(where).select([*DOCUMENT, "of"]).limit(None))
-        found = [
+        documents = [
             Document(row["document"], row["digest"], tuple(row["readers"]), tuple(row["tags"]), row["added"], row["of"])
             for row in rows
         ]
-        return sorted(found, key=lambda each: each.name)
+        return sorted(documents, key=lambda document: document.name)
 
     def nearest(self, vector: np.ndarray, count: int, scope: Scope) -> list[Found]:
-        found = [*PASSAGE, "vector", "_distance"]
+        fields = [*PASSAGE, "vector", "_distance"]
         near = vector.astype(np.float32)
         rows = self._ask(
             lambda: (
                 self._table.search(near)
                 .distance_type("cosine")
                 .where(_where(scope), prefilter=True)
-                .select(found)
+                .select(fields)
                 .limit(count)
             )
         )
@@ -154,9 +157,9 @@ class LanceStore:
         from lancedb.query import MatchQuery
 
         query = MatchQuery(words, "searched")  # type: ignore[call-arg]
-        found = [*PASSAGE, "vector", "_score"]
+        fields = [*PASSAGE, "vector", "_score"]
         rows = self._ask(
-            lambda: self._table.search(query).where(_where(scope), prefilter=True).select(found).limit(count)
+            lambda: self._table.search(query).where(_where(scope), prefilter=True).select(fields).limit(count)
         )
         return [Found(_passage(row), row["_score"], row["vector"]) for row in rows]
 
@@ -164,10 +167,10 @@ class LanceStore:
         among = ", ".join(str(int(number)) for number in numbers)
         where = f"document = {_quoted(document)} AND number IN ({among}) AND {_where(scope)}"
         rows = self._ask(lambda: self._table.search().where(where).select(PASSAGE).limit(None)) if among else []
-        return sorted((_passage(row) for row in rows), key=lambda each: each.number)
+        return sorted((_passage(row) for row in rows), key=lambda passage: passage.number)
 
     def _ask(self, query: Callable[[], Any]) -> list[dict[str, Any]]:
-        """The rows that a query finds. Where another process removed the version that was being read, it asks again."""
+        """The rows of a query, which is made again if another process removed the version that was being read."""
         for _ in range(TRIES - 1):
             try:
                 return _rows(query().to_arrow())
@@ -178,12 +181,12 @@ class LanceStore:
 
 
 def _passage(row: dict[str, Any]) -> Passage:
-    found: dict[str, Any] = {name: row[name] for name in PASSAGE}
-    return Passage(**{**found, "readers": tuple(row["readers"])})
+    fields: dict[str, Any] = {name: row[name] for name in PASSAGE}
+    return Passage(**{**fields, "readers": tuple(row["readers"])})
 
 
 def _rows(table: pa.Table) -> list[dict[str, Any]]:
-    """A table's rows by column; their vectors as arrays, without a Python object for each number."""
+    """A table's rows as dicts; vectors are views of one array, without a Python object for each number."""
     if "vector" not in table.column_names:
         return table.to_pylist()
     width = table.schema.field("vector").type.list_size
@@ -213,5 +216,5 @@ def _array(values: Iterable[str]) -> str:
 
 
 def _quoted(text: str) -> str:
-    """A text as the filter's language writes it; a quote within is doubled, nothing else has a meaning there."""
+    """A text as a literal of the filter language: quotes are doubled, no other character has a meaning."""
     return "'" + text.replace("'", "''") + "'"

@@ -1,12 +1,12 @@
 """A collection's passages in PostgreSQL with pgvector: two tables of its own, for any number of processes and machines.
 
-`documents` has what is said of each document, once; `passages` their texts, words and vectors. Every change is one
-transaction, and writers of a collection take turns by an advisory lock; every question is one statement, so that it
-sees all of a change or nothing. The scope is part of each statement, and words are weighed within it: how rare a word
-is among what the caller may not read has no part in a ranking.
+`documents` has a row a document; `passages` has the passages' texts, words and vectors. Every change is one
+transaction, and an advisory lock lets one writer of a collection work at a time; every query is one statement, so
+that it sees all of a change or none. The scope is part of each statement, and words are weighed within it: how rare a
+word is among passages that the caller may not read does not affect a ranking.
 
-Vectors are compared one by one, without an index over them. So what is found is exact under every scope, which an HNSW
-index with a filter is not, and some ten thousand passages are compared in some ten milliseconds.
+Vectors are compared one by one, without an index. So results are exact in every scope, which those of an HNSW index
+with a filter are not, and some ten thousand passages are compared in some ten milliseconds.
 """
 
 from __future__ import annotations
@@ -21,6 +21,19 @@ import numpy as np
 
 from halka.rag.passages import Passage
 from halka.rag.store import BM25_B, BM25_K1, Document, Entry, Found, Scope, below, last_of_each
+from halka.rag.stores.postgres_statements import (
+    BEGIN,
+    DOCUMENTS,
+    MATCHING,
+    NEAREST,
+    PUT_DOCUMENT,
+    PUT_LENGTHS,
+    PUT_PASSAGE,
+    REMOVE,
+    SCOPE,
+    SET_ACCESS,
+    SOME,
+)
 from halka.util.errors import HalkaError
 
 if TYPE_CHECKING:
@@ -31,80 +44,15 @@ SCHEMA = "halka"
 WAIT = 10  # seconds for a server to answer
 NAME = re.compile(r"[A-Za-z0-9_-]{1,50}")  # of a table's name, PostgreSQL reads 63 characters
 
-BEGIN: tuple[LiteralString, ...] = (
-    "CREATE EXTENSION IF NOT EXISTS vector",
-    "CREATE SCHEMA IF NOT EXISTS {schema}",
-    """CREATE TABLE {documents} (
-        name text COLLATE "C" PRIMARY KEY, digest text NOT NULL, readers text[] NOT NULL, tags text[] NOT NULL,
-        added text NOT NULL, passages int NOT NULL, length bigint NOT NULL DEFAULT 0)""",
-    """CREATE TABLE {passages} (
-        document text COLLATE "C" REFERENCES {documents} ON DELETE CASCADE, number int, text text NOT NULL,
-        "start" int NOT NULL, "end" int NOT NULL, page int, heading text NOT NULL,
-        words tsvector NOT NULL, length int NOT NULL, vector vector({width}) NOT NULL,
-        PRIMARY KEY (document, number))""",
-    "ALTER TABLE {passages} ALTER COLUMN vector SET STORAGE MAIN",  # beside the row, where a scan reads it fastest
-    "CREATE INDEX ON {documents} USING gin (readers, tags)",
-    "CREATE INDEX ON {passages} USING gin (words)",
-)
-PUT_DOCUMENT: LiteralString = """INSERT INTO {documents} (name, digest, readers, tags, added, passages)
-    VALUES (%(name)s, %(digest)s, %(readers)s, %(tags)s, %(added)s, %(passages)s)"""
-PUT_PASSAGE: LiteralString = """INSERT INTO {passages}
-    SELECT %(document)s, %(number)s, %(text)s, %(start)s, %(end)s, %(page)s, %(heading)s, words,
-        (SELECT coalesce(sum(cardinality(positions)), 0) FROM unnest(words)), %(vector)s::real[]::vector
-    FROM to_tsvector('pg_catalog.english', %(searched)s) AS words"""
-PUT_LENGTHS: LiteralString = """UPDATE {documents} AS d SET length = total
-    FROM (SELECT document, sum(length) AS total FROM {passages} WHERE document = ANY(%(names)s) GROUP BY document) AS p
-    WHERE d.name = p.document"""
-SET_ACCESS: LiteralString = """UPDATE {documents} SET readers = %(readers)s, tags = %(tags)s
-    WHERE name = ANY(%(names)s)"""
-REMOVE: LiteralString = """WITH gone AS (DELETE FROM {documents} WHERE name = ANY(%(names)s) RETURNING passages)
-    SELECT coalesce(sum(passages), 0) FROM gone"""
-
-DOCUMENTS: LiteralString = "SELECT name, digest, readers, tags, added, passages FROM {documents} AS d"
-SCOPE: LiteralString = """d.readers && %(readers)s::text[] AND d.tags @> %(tags)s::text[]
-    AND (d.name = %(under)s OR starts_with(d.name, %(below)s))"""
-PASSAGES: LiteralString = """SELECT p.document, p.number, p.text, p."start", p."end", p.page, p.heading, d.readers{more}
-    FROM {passages} AS p JOIN {documents} AS d ON d.name = p.document"""
-SOME: LiteralString = f"{PASSAGES} WHERE {SCOPE} AND d.name = %(document)s AND p.number = ANY(%(numbers)s) ORDER BY 2"
-NEAREST: LiteralString = f"""WITH near AS (
-        SELECT p.document, p.number, p.vector <=> %(vector)s::real[]::vector AS away
-        FROM {{passages}} AS p JOIN {{documents}} AS d ON d.name = p.document
-        WHERE {SCOPE} ORDER BY away, p.document, p.number LIMIT %(count)s)
-    {PASSAGES} JOIN near USING (document, number) ORDER BY away, p.document, p.number"""
-# `asked` has the question's words and how often each is in it, `hits` the passages' that are among them.
-MATCHING: LiteralString = f"""WITH
-    asked AS MATERIALIZED (
-        SELECT lexeme, cardinality(positions) AS times
-        FROM unnest(to_tsvector('pg_catalog.english', %(words)s))),
-    any_of AS MATERIALIZED (
-        SELECT string_agg('''' || replace(replace(lexeme, '\\', '\\\\'), '''', '''''') || '''', ' | ')::tsquery AS query
-        FROM asked),
-    whole AS MATERIALIZED (
-        SELECT sum(d.passages)::float8 AS count, sum(d.length)::float8 / nullif(sum(d.passages), 0) AS length
-        FROM {{documents}} AS d WHERE {SCOPE}),
-    hits AS MATERIALIZED (
-        SELECT p.document, p.number, p.length, word.lexeme, cardinality(word.positions) AS times
-        FROM {{passages}} AS p JOIN {{documents}} AS d ON d.name = p.document, unnest(p.words) AS word
-        WHERE p.words @@ (SELECT query FROM any_of) AND {SCOPE} AND word.lexeme IN (SELECT lexeme FROM asked)),
-    weights AS (
-        SELECT hits.lexeme, asked.times * ln(1 + (whole.count - count(*) + 0.5) / (count(*) + 0.5)) AS weight
-        FROM hits JOIN asked USING (lexeme), whole GROUP BY hits.lexeme, asked.times, whole.count),
-    best AS (
-        SELECT hits.document, hits.number, sum(weight * hits.times * (%(k1)s + 1.0) / (
-            hits.times + %(k1)s * (1.0 - %(b)s + %(b)s * hits.length / whole.length))) AS score
-        FROM hits JOIN weights USING (lexeme), whole GROUP BY hits.document, hits.number
-        ORDER BY score DESC, hits.document, hits.number LIMIT %(count)s)
-    {PASSAGES} JOIN best USING (document, number) ORDER BY score DESC, p.document, p.number"""
-
 
 class PostgresStore:
     """Implements `store.VectorStore` in a database."""
 
     def __init__(self, url: str, name: str, width: int):
-        """A database by its URL (`postgresql://host/database`), what the tables are called there, the vectors' width.
+        """Open or make the tables called `name` in a database (`postgresql://host/database`), for vectors of `width`.
 
-        Tables, and the extension `vector`, are made if they are not there. Raises ValueError where the extra
-        `postgres` is missing, for a server that does not answer or lacks pgvector, and for another width.
+        The extension `vector` is made, too, if need be. Raises HalkaError if the extra `postgres` is missing, for a
+        server that does not answer or lacks pgvector, and for vectors of another width.
         """
         try:
             import psycopg
@@ -132,7 +80,7 @@ class PostgresStore:
             ) from error
 
     def __str__(self) -> str:
-        """The database as it is told to people, without a password."""
+        """The database's name for messages, without a password."""
         where = self._url.partition("://")[2].rpartition("@")[2].partition("?")[0]
         return f"PostgreSQL at {where}"
 
@@ -154,7 +102,7 @@ class PostgresStore:
     # ── changes ─────────────────────────────────────────────────────────────────────────────────────────────────
 
     def put(self, entries: Sequence[Entry]) -> None:
-        """Raises ValueError for a document whose name has a zero byte, which no text in PostgreSQL can have."""
+        """Raises HalkaError for a document whose name has a zero byte, which PostgreSQL's texts cannot have."""
         documents, passages, entries = [], [], last_of_each(entries)
         for entry in entries:
             about = entry.document
@@ -162,9 +110,9 @@ class PostgresStore:
                 raise HalkaError(f"{about.name!r} cannot name a document in PostgreSQL: leave out the zero byte")
             documents.append({**vars(about), "readers": [*about.readers], "tags": [*about.tags]})
             documents[-1]["passages"] = len(entry.passages)
-            for each, vector in zip(entry.passages, entry.vectors, strict=True):
-                texts = {name: _storable(getattr(each, name)) for name in ("text", "heading", "searched")}
-                passages.append({**vars(each), **texts, "vector": vector.astype(np.float32).tolist()})
+            for passage, vector in zip(entry.passages, entry.vectors, strict=True):
+                texts = {name: _storable(getattr(passage, name)) for name in ("text", "heading", "searched")}
+                passages.append({**vars(passage), **texts, "vector": vector.astype(np.float32).tolist()})
         names = [entry.document.name for entry in entries]
         with self._change() as connection, connection.cursor() as cursor:
             cursor.execute(self._query(REMOVE), {"names": names})
@@ -183,7 +131,7 @@ class PostgresStore:
         return int(found[0]) if found else 0
 
     def tidy(self) -> None:
-        """Let the server reuse what was removed; it does so by itself, too, in its own time."""
+        """Let the server reuse the space of what was removed now; else it does so in its own time."""
         with self._connection() as connection:
             connection.execute(self._query("VACUUM (ANALYZE, SKIP_LOCKED) {documents}, {passages}"))
 
@@ -206,7 +154,7 @@ class PostgresStore:
         return [_found(row) for row in self._ask(NEAREST, values, ", vector_send(p.vector), 1.0 - near.away")]
 
     def matching(self, words: str, count: int, scope: Scope) -> list[Found]:
-        """Words are PostgreSQL's `english` stems, and how rare they are is counted within the scope."""
+        """BM25 of PostgreSQL's `english` stems, which counts how rare they are within the scope."""
         values = _values(scope) | {"words": words.replace("\0", " "), "count": count, "k1": BM25_K1, "b": BM25_B}
         return [_found(row) for row in self._ask(MATCHING, values, ", vector_send(p.vector), best.score")]
 
@@ -218,12 +166,12 @@ class PostgresStore:
 
     def _ask(self, statement: LiteralString, values: dict[str, Any], more: LiteralString = "") -> list[tuple[Any, ...]]:
         if any("\0" in value for value in values.values() if isinstance(value, str)):
-            return []  # no text here has it
+            return []  # no text in PostgreSQL has a zero byte
         with self._connection() as connection:
             return connection.execute(self._query(statement, more), values, binary=True).fetchall()
 
     def _query(self, statement: LiteralString, more: LiteralString = "") -> Composed:
-        """A statement with the tables' names in their places."""
+        """A statement with the tables' names."""
         return self._sql.SQL(statement).format(
             schema=self._sql.Identifier(SCHEMA),
             documents=self._sql.Identifier(SCHEMA, f"{self._name}.documents"),
@@ -234,7 +182,7 @@ class PostgresStore:
 
     @contextmanager
     def _change(self, *, of_all: bool = False) -> Iterator[Connection[Any]]:
-        """A transaction, alone among the collection's writers, or among those who make collections."""
+        """A transaction that excludes the collection's other writers, or with `of_all` those who make collections."""
         with self._connection() as connection, connection.transaction():
             turn = SCHEMA if of_all else f"{SCHEMA}.{self._name}"
             connection.execute("SELECT pg_advisory_xact_lock(hashtextextended(%s, 0))", [turn])
@@ -242,7 +190,7 @@ class PostgresStore:
 
     @contextmanager
     def _connection(self) -> Iterator[Connection[Any]]:
-        """A connection of one's own for a while; threads that ask at once have one each."""
+        """A connection for the caller alone: threads that query at once have one each."""
         connection = self._alive() or self._connect()
         try:
             yield connection
@@ -251,7 +199,7 @@ class PostgresStore:
                 self._idle.append(connection)
 
     def _alive(self) -> Connection[Any] | None:
-        """One that idles, if the server has not closed it since."""
+        """An idle connection that the server has not closed."""
         from psycopg import OperationalError
 
         while self._idle:
@@ -292,12 +240,12 @@ def _found(row: Sequence[Any]) -> Found:
 
 
 def _known(names: Iterable[str]) -> list[str]:
-    """Names that a document here can have."""
+    """The names without a zero byte, which alone can be in PostgreSQL."""
     return [name for name in names if "\0" not in name]
 
 
 def _storable(text: str) -> str:
-    """No text in PostgreSQL has zero bytes; the sign for what cannot be told is as long as one."""
+    """The text with U+FFFD in place of zero bytes, which PostgreSQL's texts cannot have."""
     return text.replace("\0", "\ufffd")
 
 

@@ -1,27 +1,24 @@
 """A collection's passages in Qdrant: on a server, or in a folder by the client's local mode, for one process at a time.
 
-Qdrant changes points one by one and has no transactions. So a document is a point of its own that names the version of
-its passages that counts: `documents` has these, `passages` the passages of every version. A change puts the passages of
-a new version first, where nobody sees them; then the document's point, which is the step that counts; then it deletes
-the older version's passages. Whoever asks reads the documents' points after the passages and drops what does not count.
+Qdrant changes points one by one and has no transactions. So each document has a point that names the current version
+of its passages: the collection `documents` has these points, `passages` the passages of every version. A change first
+puts the passages of a new version, which no query returns yet; then the document's point, which makes them current;
+then it deletes the older version's passages. A query reads the documents' points after the passages and drops other
+versions.
 
 So a document is always whole, the older or the newer one, after a crash and with any number of writers. Documents that
-are put together change one after another, not in one step as in the other stores. What a crash leaves behind is seen by
-nobody, though it counts when it is asked how rare a word is, and goes with a later `tidy` (after LEFT seconds).
+are put together change one after another, not in one step as in the other stores. No query returns what a crash left
+behind, though it counts in how rare a word is; a later `tidy` deletes it (after LEFT seconds).
 
-Words are sparse vectors (`bm25.py`) which Qdrant weighs by how rare they are among what the scope holds.
+Words are sparse vectors (`bm25.py`), which Qdrant weighs by how rare they are within the scope.
 """
 
 from __future__ import annotations
 
 import math
-import os
-import threading
 import time
 import uuid
-import weakref
 from collections.abc import Callable, Iterable, Sequence
-from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
@@ -29,12 +26,12 @@ import numpy as np
 from halka.rag.passages import Passage
 from halka.rag.store import Document, Entry, Found, Scope, below, last_of_each
 from halka.rag.stores.bm25 import counted, weighed
+from halka.rag.stores.qdrant_clients import local_client, remote_client
 from halka.util.errors import HalkaError
 
 T = TypeVar("T")
-OLDEST = (1, 19)  # the first server that counts words within a filter, and has filters of prefixes
-WAIT = 30  # seconds for a server to answer
-LEFT = 3600.0  # seconds after which passages that do not count are those of a crash, not of a writer at work
+OLDEST = (1, 19)  # the first server that counts words within a filter and filters by prefixes
+LEFT = 3600.0  # seconds after which passages that are not current are from a crash, not from a writer at work
 AT_ONCE, TRIES = 256, 10
 MEANING, WORDS = "meaning", "words"
 PASSAGE = ["document", "number", "text", "start", "end", "page", "heading", "readers"]
@@ -52,10 +49,10 @@ class QdrantStore:
     """Implements `store.VectorStore` at a server's URL or in a folder."""
 
     def __init__(self, place: str, name: str, width: int):
-        """`place` is a URL or a folder, `name` what the collection is called there, `width` that of the vectors.
+        """Open or make a collection: `place` is a URL or a folder, `name` its name there, `width` that of the vectors.
 
-        Raises ValueError where the extra `qdrant` is missing, for a server that does not answer or is too old, for a
-        folder that another process has open, and for another width.
+        Raises HalkaError if the extra `qdrant` is missing, for a server that does not answer or is too old, for a
+        folder that another process has open, and for vectors of another width.
         """
         try:
             import snowballstemmer  # noqa: F401
@@ -67,7 +64,7 @@ class QdrantStore:
         self._documents, self._passages = f"{name}-documents", f"{name}-passages"
         self._local = "://" not in place
         try:
-            self._client: Any = _local(place) if self._local else _remote(place)
+            self._client: Any = local_client(place) if self._local else remote_client(place)
             self._open()
         except ApiException as error:
             raise HalkaError(
@@ -106,7 +103,7 @@ class QdrantStore:
     # ── changes ─────────────────────────────────────────────────────────────────────────────────────────────────
 
     def put(self, entries: Sequence[Entry]) -> None:
-        """Documents change one after another, each whole (see above)."""
+        """Put documents one after another, each whole (see the module's docstring)."""
         m, heads, points = self._models, [], []
         for entry in last_of_each(entries):
             version, document = uuid.uuid4().hex, entry.document
@@ -129,10 +126,10 @@ class QdrantStore:
         self._forget(head["version"] for head in before)
 
     def set_access(self, names: Sequence[str], readers: tuple[str, ...], tags: tuple[str, ...]) -> None:
-        """Passages, which questions are asked of, change before the document's point that tells of it.
+        """Change the passages first, which queries filter by, then the documents' points.
 
-        So what is seen meanwhile, or after a crash, is whole but for passages that are open or closed already. Where
-        another writer has put a newer version of a document, its point stays as it is and tells what holds there.
+        Meanwhile, or after a crash, some passages have the new access already. If another writer has put a newer
+        version of a document, its point and access stay as they are.
         """
         m, access = self._models, {"readers": [*readers], "tags": [*tags]}
         heads = self._heads(names)
@@ -151,13 +148,13 @@ class QdrantStore:
         return sum(head["passages"] for head in heads)
 
     def tidy(self) -> None:
-        """Delete what crashes left; Qdrant tends to its indexes by itself."""
+        """Delete what crashes left behind; Qdrant keeps its indexes up to date by itself."""
         m = self._models
         heads = self._scrolled(self._documents, None, ["version", "passages"])
         if self._client.count(self._passages).count == sum(head["passages"] for head in heads):
             return
         old = m.Filter(must=[m.FieldCondition(key="since", range=m.Range(lt=time.time() - LEFT))])
-        kept = {each["version"] for each in self._scrolled(self._passages, old, ["version"])}
+        kept = {passage["version"] for passage in self._scrolled(self._passages, old, ["version"])}
         live = {head["version"] for head in self._scrolled(self._documents, None, ["version"])}
         self._forget(kept - live)
 
@@ -175,23 +172,17 @@ class QdrantStore:
 
     def documents(self, scope: Scope | None = None) -> list[Document]:
         where = None if scope is None else self._filter(scope, "name")
-        found = [
-            Document(
-                **{
-                    **{key: head[key] for key in DOCUMENT},
-                    "readers": tuple(head["readers"]),
-                    "tags": tuple(head["tags"]),
-                }
-            )
-            for head in self._scrolled(self._documents, where, DOCUMENT)
-        ]
-        return sorted(found, key=lambda each: each.name)
+        heads = self._scrolled(self._documents, where, DOCUMENT)
+        documents = (
+            Document(**{**head, "readers": tuple(head["readers"]), "tags": tuple(head["tags"])}) for head in heads
+        )
+        return sorted(documents, key=lambda document: document.name)
 
     def nearest(self, vector: np.ndarray, count: int, scope: Scope) -> list[Found]:
         return self._found(vector.astype(np.float32).tolist(), MEANING, None, count, scope)
 
     def matching(self, words: str, count: int, scope: Scope) -> list[Found]:
-        """How rare a word is is counted within the scope; a passage's length is measured against a fixed one."""
+        """BM25 that counts how rare a word is within the scope, and compares a passage's length with a fixed one."""
         m, asked = self._models, counted(words)
         if not asked:
             return []
@@ -210,8 +201,8 @@ class QdrantStore:
             where.must += [m.FieldCondition(key="number", match=m.MatchAny(any=among))]
             return self._scrolled(self._passages, where, [*PASSAGE, "version"])
 
-        found = self._live(ask, lambda payload: payload)
-        return sorted((_passage(payload) for payload in found), key=lambda each: each.number)
+        payloads = self._live(ask, lambda payload: payload)
+        return sorted((_passage(payload) for payload in payloads), key=lambda passage: passage.number)
 
     # ── inside ──────────────────────────────────────────────────────────────────────────────────────────────────
 
@@ -219,10 +210,9 @@ class QdrantStore:
         def ask(without: Iterable[str]) -> list[Any]:
             where = self._filter(scope, "document", without)
             options = {"with_payload": [*PASSAGE, "version"], "with_vectors": [MEANING], "search_params": params}
-            asked = self._client.query_points(
+            return self._client.query_points(
                 self._passages, query, using=using, query_filter=where, limit=count, **options
-            )
-            return asked.points
+            ).points
 
         return [
             Found(_passage(point.payload), float(point.score), np.asarray(point.vector[MEANING], np.float32))
@@ -232,28 +222,28 @@ class QdrantStore:
     def _live(
         self, ask: Callable[[Iterable[str]], list[T]], payload: Callable[[T], dict[str, Any]], count: float = math.inf
     ) -> list[T]:
-        """What a question for `count` passages finds of the versions that count.
+        """The passages of current versions among those that `ask` finds, which looks for `count` of them.
 
-        Documents' points are read after the passages. What was found of other versions is dropped. The question is
-        asked again without it if it took the place of something, or if a version counts that was not found and may
-        have come only after the passages were read.
+        The documents' points are read after the passages, and passages of other versions are dropped. `ask` is called
+        again, without those versions, if they took the place of others, or if a current version was not found and may
+        be newer than the passages that were read.
         """
         seen: dict[str, str] = {}
         without: set[str] = set()
         counted_before: set[str] = set()
         for _ in range(TRIES):
             found = ask(without)
-            versions = {payload(each)["version"]: payload(each)["document"] for each in found}
+            versions = {payload(hit)["version"]: payload(hit)["document"] for hit in found}
             seen |= versions
             live = {head["version"] for head in self._heads(seen.values())}
             late = live - versions.keys() - counted_before
             if not late and (versions.keys() <= live or len(found) < count):
                 break
             without, counted_before = seen.keys() - live, live
-        return [each for each in found if payload(each)["version"] in live]
+        return [hit for hit in found if payload(hit)["version"] in live]
 
     def _heads(self, names: Iterable[str]) -> list[dict[str, Any]]:
-        """What the points of some documents say; those that are there."""
+        """The payloads of documents' points; documents without a point are left out."""
         ids = [_id(name) for name in dict.fromkeys(names)]
         return [
             point.payload
@@ -264,17 +254,17 @@ class QdrantStore:
         ]
 
     def _scrolled(self, where: str, filter: Any, fields: list[str]) -> list[dict[str, Any]]:
-        found, offset = [], None
+        payloads, offset = [], None
         while True:
             points, offset = self._client.scroll(
                 where, scroll_filter=filter, limit=4 * AT_ONCE, offset=offset, with_payload=fields
             )
-            found += [point.payload for point in points]
+            payloads += [point.payload for point in points]
             if offset is None:
-                return found
+                return payloads
 
     def _filter(self, scope: Scope, name: str, without: Iterable[str] = ()) -> Any:
-        """The scope as Qdrant's filter; `name` is the field that has the document's."""
+        """The scope as Qdrant's filter; `name` is the field with the document's name."""
         m = self._models
         must = [self._any("readers", scope.readers)]
         must += [m.FieldCondition(key="tags", match=m.MatchValue(value=tag)) for tag in sorted(scope.tags)]
@@ -287,64 +277,10 @@ class QdrantStore:
         return self._models.FieldCondition(key=key, match=self._models.MatchAny(any=sorted(values)))
 
 
-class _InTurn:
-    """The client's local mode, which threads have to use one after another."""
-
-    def __init__(self, client: Any):
-        self._client, self._lock = client, threading.RLock()
-        weakref.finalize(self, client.close)
-
-    def delete_collection(self, name: str) -> None:
-        """The collection's database is closed before, which the client leaves open."""
-        with self._lock:
-            own = self._client._client.collections.get(name)
-            if own is not None:
-                own.close()
-            self._client.delete_collection(name)
-
-    def __getattr__(self, name: str) -> Any:
-        method = getattr(self._client, name)
-
-        def call(*arguments: Any, **options: Any) -> Any:
-            with self._lock:
-                return method(*arguments, **options)
-
-        return call
-
-
-_open_here: weakref.WeakValueDictionary[str, _InTurn] = weakref.WeakValueDictionary()
-_opening = threading.Lock()
-
-
-def _local(folder: str) -> Any:
-    """A folder's client: one for all of this process. Raises ValueError if another process has it."""
-    from qdrant_client import QdrantClient
-
-    path = str(Path(folder).expanduser().resolve())
-    with _opening:
-        client = _open_here.get(path)
-        if client is None:
-            try:
-                made = QdrantClient(path=path, force_disable_check_same_thread=True)
-            except RuntimeError as error:
-                raise HalkaError(
-                    f"{folder} is open in another process, and only one can use Qdrant without a server: wait for it, "
-                    f"or keep the collection on a server ({error})"
-                ) from None
-            client = _open_here[path] = _InTurn(made)
-        return client
-
-
-def _remote(url: str) -> Any:
-    from qdrant_client import QdrantClient
-
-    return QdrantClient(url, api_key=os.environ.get("QDRANT_API_KEY"), timeout=WAIT, check_compatibility=False)
-
-
 def _id(document: str) -> str:
     return str(uuid.uuid5(uuid.NAMESPACE_URL, document))
 
 
 def _passage(payload: dict[str, Any]) -> Passage:
-    found: dict[str, Any] = {name: payload[name] for name in PASSAGE}
-    return Passage(**{**found, "readers": tuple(payload["readers"])})
+    fields: dict[str, Any] = {name: payload[name] for name in PASSAGE}
+    return Passage(**{**fields, "readers": tuple(payload["readers"])})
