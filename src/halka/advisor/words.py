@@ -161,8 +161,7 @@ def missing(evidence: Evidence, further: Iterable[str]) -> list[str]:
             probes.setdefault(one_line(reasons[name]), []).append(title)
     lines = []
     for reason, titles in probes.items():
-        first, *rest = titles
-        names = listed([first, *(f"{title[:1].lower()}{title[1:]}" for title in rest)])
+        names = listed([f"{title[:1].lower()}{title[1:]}" for title in titles])
         lines.append(sentence(f"not measured: {names} ({reason.rstrip('.')})"))
     lines += [
         sentence(reason if name in reason else f"{name}: {reason}")
