@@ -174,9 +174,9 @@ def _notes(
     if special:
         marks = re.compile("|".join(re.escape(tokenizer.added_tokens_decoder[token].content) for token in special))
         marked = [
-            (example.where, found.group())
+            (example.where, match.group())
             for example in examples
-            if (found := next(filter(None, (marks.search(message.content) for message in example.messages)), None))
+            if (match := next(filter(None, (marks.search(message.content) for message in example.messages)), None))
         ]
         if marked:
             where, mark = marked[0]

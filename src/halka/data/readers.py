@@ -8,6 +8,7 @@ import zlib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from halka.util.errors import DataError
 
@@ -185,7 +186,7 @@ def _csv(text: str, name: str) -> Iterator[Row | Problem]:
         csv.field_size_limit(limit)
 
 
-def _csv_records(reader, name: str) -> Iterator[Row | Problem]:
+def _csv_records(reader: Any, name: str) -> Iterator[Row | Problem]:
     header: list[str] | None = None
     while True:
         where = f"{name}:{reader.line_num + 1}"

@@ -180,9 +180,9 @@ def _alpaca(row: dict[str, object]) -> list[Message]:
     if row.get("history"):
         raise DataError("'history' is not read; write the conversation as 'messages'")
     instruction = _text(row["instruction"], "'instruction'")
-    given = row.get("input")
-    if given is not None and str(given).strip():
-        instruction = f"{instruction}\n\n{_text(given, repr('input'))}"
+    context = row.get("input")
+    if context is not None and str(context).strip():
+        instruction = f"{instruction}\n\n{_text(context, repr('input'))}"
     return [Message("user", instruction), Message("assistant", _text(row["output"], "'output'"))]
 
 

@@ -63,10 +63,10 @@ def _control_tokens(tokenizer: Any, text: str) -> list[int]:
         for number, token in tokenizer.added_tokens_decoder.items()
         if (token.special or BRACKETED.fullmatch(token.content)) and not token.content.isspace()
     }
-    read = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
+    encoded = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
     controls = [
         (number, end - len(text[start:end].lstrip()), end)
-        for number, (start, end) in zip(read["input_ids"], read["offset_mapping"], strict=True)
+        for number, (start, end) in zip(encoded["input_ids"], encoded["offset_mapping"], strict=True)
         if number in control
     ]
     unknown = tokenizer.unk_token_id  # for letters that the tokenizer lacks it is no control token
