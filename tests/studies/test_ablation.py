@@ -497,7 +497,7 @@ def test_what_cannot_be_changed_is_left_out(files):
         ({"train": {"lr": 0.1}}, "lr is the method's"),
         ({"method": {"method": "lora", "lrs": [0.1, 0.2]}}, "with one learning rate"),
         ({"method": {"method": "base"}}, "an adapter's"),
-        ({"seeds": [1, 1]}, "one is there twice"),
+        ({"seeds": [1, 1]}, "one is named twice"),
         ({"passage": 3}, "passage: Extra inputs"),
     ],
 )

@@ -8,32 +8,20 @@ from pathlib import Path
 
 import pytest
 import torch
-import yaml
 from safetensors.torch import load_file
 
 import halka
 import halka.util.machine
 from halka.studies.measure import BASE, Spec, main, measure, search_together
 from halka.studies.runner import finite
-from runs_for_tests import a_run
-from tiny import tiny
-from tokenizers_for_tests import chatml_tokenizer
+from runs_for_tests import a_run, base_and_task
 
 LAYERS, WIDTH, INNER, KEYS = 2, 64, 96, 32
 
 
 @pytest.fixture(scope="module")
 def made(tmp_path_factory) -> Path:
-    folder = tmp_path_factory.mktemp("made")
-    tokenizer = chatml_tokenizer()
-    tiny(vocab_size=len(tokenizer), max_position_embeddings=512).save_pretrained(folder / "base")
-    tokenizer.save_pretrained(folder / "base")
-    rows = [{"prompt": f"What is {i} + 1?", "completion": f"It is {i + 1}."} for i in range(12)]
-    for split in ("train", "validation", "test"):
-        (folder / f"{split}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    task = {split: f"{split}.jsonl" for split in ("train", "validation", "test")}
-    (folder / "task.yaml").write_text(yaml.safe_dump({**task, "metrics": "exact_match", "max_new_tokens": 3}))
-    return folder
+    return base_and_task(tmp_path_factory.mktemp("made"))
 
 
 def test_a_run_says_what_was_trained(made, tmp_path, capsys):

@@ -25,9 +25,10 @@ from halka.report.axes import (
     text_width,
     value_at,
 )
+from halka.report.intervals import Spread
 from halka.report.rows import MEMORY_PARTS, Measurement, Row, counting_runs, entry, is_done, label_of, number
 from halka.report.summary import Summary
-from halka.report.svg import Look, Plot, colour, drawn, grid, looks, name_axes, new_figure
+from halka.report.svg import Plot, colour, drawn, grid, looks, name_axes, new_figure
 from halka.report.units import MINUS, count, learning_rate, shortened, signed, size
 from halka.util.text import one_line
 
@@ -262,15 +263,10 @@ def memory(summary: Summary, _: Sequence[Measurement]) -> tuple[Figure, str, str
 
 def speed(summary: Summary, _: Sequence[Measurement]) -> tuple[Figure, str, str] | None:
     """Training speed; whiskers from the slowest to the fastest run."""
-    rows = [row for row in summary.rows if row.tokens_per_second is not None and not row.is_base]
-    if not rows:
+    drawn = _bars(summary, lambda row: row.tokens_per_second, lambda value: f"{value:.0f}")
+    if drawn is None:
         return None
-    figure, axes = bar_axes([row.label for row in rows], right=44)
-    look = looks(summary.rows)
-    for i, row in enumerate(rows):
-        figures = row.tokens_per_second
-        assert figures is not None
-        _bar(axes, i, figures.mean, figures.low, figures.high, look[row.label], f"{figures.mean:.0f}")
+    figure, axes = drawn
     axes.set_xlim(0, None)
     name_axes(axes, "tokens a second", "")
     return figure, "Speed of training", findings.speed_takeaway(summary.rows)
@@ -278,21 +274,35 @@ def speed(summary: Summary, _: Sequence[Measurement]) -> tuple[Figure, str, str]
 
 def forgetting(summary: Summary, measurements: Sequence[Measurement]) -> tuple[Figure, str, str] | None:
     """How much perplexity on other text changed; whiskers from the least to the greatest run."""
-    rows = [row for row in summary.rows if row.forgetting is not None and not row.is_base]
-    if not rows:
+    drawn = _bars(summary, lambda row: row.forgetting, signed)
+    if drawn is None:
         return None
-    figure, axes = bar_axes([row.label for row in rows], right=44)
-    look = looks(summary.rows)
-    for i, row in enumerate(rows):
-        figures = row.forgetting
-        assert figures is not None
-        _bar(axes, i, figures.mean, figures.low, figures.high, look[row.label], signed(figures.mean))
+    figure, axes = drawn
     axes.xaxis.set_major_formatter(lambda value, _: f"{100 * value:+.3g} %".replace("-", MINUS) if value else "0")
     axes.axvline(0, color=colour("--muted"), linewidth=0.8)
     texts = [text for run in measurements if (text := entry(run, "forgetting", "text"))]
     text = one_line(texts[0]) if texts else ""
     name_axes(axes, f"change of perplexity on “{shortened(text, 30)}”" if text else "change of perplexity", "")
     return figure, "Forgetting", findings.forgetting_takeaway(summary.rows, text)
+
+
+def _bars(
+    summary: Summary, get: Callable[[Row], Spread | None], text: Callable[[float], str]
+) -> tuple[Figure, Axes] | None:
+    """A bar a method, with a whisker over its runs; None where no method has the figure."""
+    spreads = [(row, spread) for row in summary.rows if not row.is_base and (spread := get(row)) is not None]
+    if not spreads:
+        return None
+    figure, axes = bar_axes([row.label for row, _ in spreads], right=44)
+    look = looks(summary.rows)
+    for y, (row, spread) in enumerate(spreads):
+        axes.barh(y, spread.mean, 0.56, color=look[row.label].colour)
+        if spread.low < spread.high:
+            for name, width in (("--paper", 3.4), ("--ink", 1.2)):
+                ends = [spread.low, spread.high]
+                axes.plot(ends, [y, y], color=colour(name), linewidth=width, solid_capstyle="butt")
+        value_at(axes, max(spread.mean, spread.high, 0.0), y, text(spread.mean))
+    return figure, axes
 
 
 def _joined(curves: Sequence[Sequence[Measurement]]) -> list[tuple[float, float, float, float]]:
@@ -318,11 +328,3 @@ def _along(axes: Axes, points: Sequence[tuple[float, float]]) -> list[tuple[floa
             x, y = x0 + (x1 - x0) * k / pieces, y0 + (y1 - y0) * k / pieces
             boxes.append((x - 2, y - 2, x + 2, y + 2))
     return boxes
-
-
-def _bar(axes: Axes, y: float, value: float, low: float, high: float, look: Look, text: str) -> None:
-    axes.barh(y, value, 0.56, color=look.colour)
-    if low < high:
-        axes.plot([low, high], [y, y], color=colour("--paper"), linewidth=3.4, solid_capstyle="butt")
-        axes.plot([low, high], [y, y], color=colour("--ink"), linewidth=1.2, solid_capstyle="butt")
-    value_at(axes, max(value, high, 0.0), y, text)

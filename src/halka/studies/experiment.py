@@ -1,4 +1,7 @@
-"""An experiment: what is compared, on what, and how; its YAML file (docs/compare.md), checked before anything runs."""
+"""An experiment: the methods, the task and the base to compare; its YAML file, checked before anything runs.
+
+docs/compare.md explains the file.
+"""
 
 from __future__ import annotations
 
@@ -21,9 +24,9 @@ from halka.util.errors import HalkaError
 from halka.util.settings import converted, settings_of, yaml_of
 
 Count = Annotated[int, Field(ge=1)]
-Precision = Dtype | Literal["auto"]
+Precision = Literal[Dtype, "auto"]
 Rate = Annotated[float, Field(gt=0, allow_inf_nan=False)]
-Read = TypeVar("Read", bound=BaseModel)
+Form = TypeVar("Form", bound=BaseModel)
 
 
 class Entry(BaseModel):
@@ -44,24 +47,26 @@ class Entry(BaseModel):
         else:
             method_named(self.method)(**self.fields())
         if len({*self.lrs}) < len(self.lrs):
-            raise HalkaError("lrs: a rate is there twice")
+            raise HalkaError("lrs: a rate is named twice")
         return self
 
     def fields(self) -> dict[str, Any]:
-        """The method's own fields, as far as the file gives them, each in its own type."""
-        given = self.model_extra or {}
-        return converted(settings_of(method_named(self.method)), given) if given else {}
+        """The method's own fields that the file sets, each in its own type."""
+        fields = self.model_extra or {}
+        return converted(settings_of(method_named(self.method)), fields) if fields else {}
 
     def rates(self) -> tuple[float, ...]:
+        """The learning rates to search; the method's own where the file names none."""
         return self.lrs or (method_named(self.method).lr,)
 
     def title(self) -> str:
+        """The entry's label, or its method with the fields that the file sets."""
         shown = " ".join(f"{key}={value}" for key, value in self.fields().items())
         return self.label or " ".join(filter(None, (self.method, shown, self.quantize)))
 
 
 class Experiment(BaseModel):
-    """What is compared, on what, and how."""
+    """The methods to compare, the task and base on which, and how they are trained."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -69,7 +74,7 @@ class Experiment(BaseModel):
     base: str = "smollm2-135m"
     dtype: Precision = "bfloat16"
     quantize: Quantize | None = Field(
-        default=None, description="the form that the base is packed in; an entry's own counts"
+        default=None, description="the base's quantisation; an entry's own takes its place"
     )
     task: str
     examples: dict[str, Count] = {}
@@ -86,9 +91,9 @@ class Experiment(BaseModel):
     @field_validator("train")
     @classmethod
     def _in_their_types(cls, train: dict[str, Any]) -> dict[str, Any]:
-        given = converted(settings_of(TrainConfig), train)
-        TrainConfig(**given)
-        return given
+        fields = converted(settings_of(TrainConfig), train)
+        TrainConfig(**fields)
+        return fields
 
     @model_validator(mode="after")
     def _fits(self) -> Experiment:
@@ -100,73 +105,75 @@ class Experiment(BaseModel):
         if double := {title for title in titles if titles.count(title) > 1}:
             raise HalkaError(f"methods: two are called {', '.join(double)}: give each its own label")
         if not self.methods:
-            raise HalkaError("methods: at least one is needed")
+            raise HalkaError("methods: name at least one")
         if not self.seeds or len({*self.seeds}) < len(self.seeds):
-            raise HalkaError("seeds: at least one is needed, and none twice")
+            raise HalkaError("seeds: name at least one, and none twice")
         return self
 
 
 def read_experiment(path: str | Path) -> Experiment:
-    """An experiment from its YAML file; the paths in it are seen from its folder.
+    """Read an experiment from its YAML file; the paths in it are relative to its folder.
 
-    Raises ValueError naming each wrong key, and a path that leads nowhere.
+    Raises HalkaError naming the file, each wrong key, and a path that does not exist.
     """
     path = Path(path)
     experiment = read_form(path, Experiment, "it needs at least name, task and methods")
-    return experiment.model_copy(update=_found(experiment, path))
+    return experiment.model_copy(update=_resolved(experiment, path))
 
 
-def read_form(path: Path, form: type[Read], needs: str) -> Read:
-    """Such a form from its YAML file. Raises ValueError naming each wrong key and why."""
+def read_form(path: Path, form: type[Form], needs: str) -> Form:
+    """The settings in a YAML file, checked. Raises HalkaError naming the file, each wrong key, and why."""
     whole = form.__name__.lower()
-    given = yaml_of(path, f"no {whole}: {needs}")
+    content = yaml_of(path, f"no {whole}: {needs}")
     try:
-        return form.model_validate(given)
+        return form.model_validate(content)
     except ValidationError as error:
-        told = [
-            (".".join(map(str, each["loc"])) or whole, each["msg"].removeprefix("Value error, "))
-            for each in error.errors()
+        reasons = [
+            f"{'.'.join(map(str, wrong['loc'])) or whole}: {wrong['msg'].removeprefix('Value error, ')}"
+            for wrong in error.errors()
         ]
-        raise HalkaError(f"{path}: " + "; ".join(f"{place}: {reason}" for place, reason in told)) from None
+        text = "; ".join(reasons).replace("a valid tuple", "a list").replace("a valid dictionary", "a mapping")
+        raise HalkaError(f"{path}: {text}") from None
 
 
-def _found(experiment: Experiment, path: Path) -> dict[str, str]:
-    """What of an experiment names a file or folder beside its own, as whole paths."""
-    found = {}
-    for key, there in (("task", is_task_file), ("base", is_base_folder), ("forgetting", Path.is_file)):
+def _resolved(experiment: Experiment, path: Path) -> dict[str, str]:
+    """The experiment's names of files and folders beside its own file, as absolute paths."""
+    resolved = {}
+    for key, exists in (("task", is_task_file), ("base", is_base_folder), ("forgetting", Path.is_file)):
         name = getattr(experiment, key)
         if name is None:
             continue
         near = path.parent / Path(name).expanduser()
-        if there(near):
-            found[key] = str(near.resolve())
+        if exists(near):
+            resolved[key] = str(near.resolve())
         elif key == "forgetting" or name.startswith((".", "/", "~")) or Path(name).suffix in TASK_FILES:
             raise HalkaError(f"{path}: {key}: there is no {near}")
-    return found
+    return resolved
 
 
 def task_of(experiment: Experiment) -> Task:
-    """The experiment's task, with as many examples as it wants of each split.
+    """Load the experiment's task, with as many examples of each split as it wants.
 
-    Raises ValueError for what would otherwise end every run after its training: a split without examples, or a metric
-    that is unknown or that the gold answers do not satisfy.
+    Raises HalkaError for what would otherwise end every run after its training: a split without examples, and a metric
+    that is unknown or that cannot score the gold answers.
     """
     task = limit(load_task(experiment.task), **experiment.examples)
     for split in ("train", "validation", "test"):
         if not getattr(task, split):
-            raise HalkaError(
-                f"task {task.name} has no {split} examples: runs train, are chosen by validation, and test"
-            )
+            raise HalkaError(f"task {task.name} has no {split} examples: a run needs train, validation and test")
     golds = [example.answers for example in task.test if example.answers]
     score([answers[0] for answers in golds], golds, task.metrics, resamples=1)
     return task
 
 
 def digest(task: Task) -> str:
-    """What tells a task's examples and metrics from others: twelve letters of a hash."""
-    told = [(split, [repr(each.messages) + repr(each.references) for each in getattr(task, split)]) for split in SPLITS]
+    """Twelve letters of a hash of a task's examples and metrics."""
+    examples = [
+        (split, [repr(example.messages) + repr(example.references) for example in getattr(task, split)])
+        for split in SPLITS
+    ]
     names = [metric if isinstance(metric, str) else metric.name for metric in task.metrics]
-    return hashlib.sha256(repr((told, names, task.primary, task.max_new_tokens)).encode()).hexdigest()[:12]
+    return hashlib.sha256(repr((examples, names, task.primary, task.max_new_tokens)).encode()).hexdigest()[:12]
 
 
 def demo_experiment() -> Experiment:

@@ -67,7 +67,7 @@ class Spec:
     train: Mapping[str, Any]
     data: str = ""
     purpose: Purpose = "final"
-    dtype: Dtype | Literal["auto"] = "bfloat16"
+    dtype: Literal[Dtype, "auto"] = "bfloat16"
     quantize: Quantize | None = None
     examples: Mapping[str, int] = field(default_factory=dict)
     forgetting: str | None = None

@@ -80,7 +80,7 @@ class Ablation(BaseModel):
             raise HalkaError(f"examples: the splits are {', '.join(SPLITS)}, not {', '.join(sorted(unknown))}")
         in_form(self.form, "")
         if len({*self.seeds}) < len(self.seeds):
-            raise HalkaError("seeds: one is there twice")
+            raise HalkaError("seeds: one is named twice")
         if self.method.method == "base" or len(self.method.rates()) != 1:
             raise HalkaError("method: an adapter's, with one learning rate (lrs)")
         return self
