@@ -66,6 +66,14 @@ def test_the_bare_base_that_generates_outside_of_a_block_warns_once(model):
         halka.adapt(tiny()).base.generate(ids(1, 4), max_new_tokens=2, do_sample=False)
 
 
+def test_a_base_that_another_model_uses_warns_of_nothing(model):
+    again = halka.adapt(model.base)
+    again.add("b", halka.LoRA(rank=2))
+    with warnings.catch_warnings(), again.use("b"):
+        warnings.simplefilter("error")
+        model.base.generate(ids(1, 4), max_new_tokens=2, do_sample=False)
+
+
 METHODS = (
     halka.LoRA(rank=2),
     halka.DoRA(rank=2),

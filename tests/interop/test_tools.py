@@ -184,7 +184,8 @@ def test_pipeline_writes_what_generate_writes():
         with model.use("a"):
             expected = model.base.generate(ids, max_new_tokens=6, do_sample=False)
         assert whole == text + model.tokenizer.decode(expected[0, ids.shape[1] :], skip_special_tokens=True)
-        assert not torch.equal(model.base.generate(ids, max_new_tokens=6, do_sample=False), expected)
+        with model.use(None):
+            assert not torch.equal(model.base.generate(ids, max_new_tokens=6, do_sample=False), expected)
 
 
 # ── TRL ─────────────────────────────────────────────────────────────────────────────────────────────────────────────

@@ -30,12 +30,21 @@ class Flow(NamedTuple):
         return self.thread == other.thread and self.task in (None, other.task)
 
 
+class _Blocks(threading.local):
+    """How many turns this thread has, at any base: several models may have adapted one."""
+
+    count = 0
+
+
+_blocks = _Blocks()
+
+
 class Turns:
     """Threads take turns with a base, whose passes are checked: those of other threads are refused meanwhile.
 
     stacks      where its passes begin
     begin, end  called with every pass of a stack in the thread whose turn it is, to change what it receives and returns
-    outside     called with the arguments of every pass outside of any turn, while the passes are watched
+    outside     called with the arguments of every pass in a thread that has no turn, while the passes are watched
     """
 
     def __init__(
@@ -73,11 +82,13 @@ class Turns:
                 yield
                 return
             self._owner = me
+            _blocks.count += 1
             try:
                 self._install()
                 self._count += 1
                 yield
             finally:
+                _blocks.count -= 1
                 self._owner = None
                 self._install()
 
@@ -127,7 +138,8 @@ class Turns:
         count = self._count
         if self._owner is None:
             self._begun[get_ident()] = count
-            self._outside(kwargs or {})
+            if not _blocks.count:
+                self._outside(kwargs or {})
             return None
         self.check()
         return self._begin(stack, args, kwargs or {})
