@@ -91,7 +91,7 @@ def test_methods():
     one = halka("methods lora").stdout
     for told in ("--rank", "16", "rank r of the product", "acts on: linear", "arXiv:2106.09685", "0.001"):
         assert told in one
-    assert "It has no fields" in halka("methods full").stdout
+    assert "It has no hyper-parameters" in halka("methods full").stdout
     assert "choose one of bitfit" in failure("methods lorra")
 
 

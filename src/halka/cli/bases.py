@@ -8,15 +8,15 @@ import typer
 
 from halka.cli.command import Command, Json, columns, emit, examples, group, say, show
 
-app = group("Bases: pull one, list them, show what one is.", "halka base list")
+app = group("Base models: pull one, list them, show one.", "halka base list", "halka base pull smollm2-135m")
 
 
 @app.command(cls=Command, epilog=examples("halka base pull smollm2-135m"))
 def pull(
-    name: Annotated[str, typer.Argument(metavar="NAME", help="a short name, as `halka base list` gives it")],
+    name: Annotated[str, typer.Argument(metavar="NAME", help="a short name, as in `halka base list`")],
     json: Json = False,
 ) -> None:
-    """Fetch a base and keep it on this machine."""
+    """Download a base, and keep it on this machine."""
     from halka.models.fetching import pull
 
     folder = pull(name, say)
@@ -42,7 +42,7 @@ def list_(json: Json = False) -> None:
         held = size(base.bytes) if base.pulled else "–"
         place = str(base.path) if base.pulled else f"not here yet: halka base pull {base.name}"
         table.add_row(base.name, count(info.parameters), held, info.licence, place)
-    show(table, "Any transformers folder or hub name of a causal language model will do as well.")
+    show(table, "Every command also takes a transformers folder or a hub name of a model.")
 
 
 @app.command("show", cls=Command, epilog=examples("halka base show smollm2-135m", "halka base show ./my-model --json"))
@@ -50,7 +50,7 @@ def show_(
     name: Annotated[str, typer.Argument(metavar="NAME", help="short name, folder or hub name of a base")],
     json: Json = False,
 ) -> None:
-    """Show what a base is: sizes, context, chat template, licence."""
+    """Show a base's sizes, context, chat template and licence."""
     from halka.models.description import describe_base
     from halka.report.units import size
 

@@ -1,4 +1,4 @@
-"""`halka data`: what files hold, before anything is trained on them."""
+"""`halka data`: look at data files before training on them."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import typer
 
 from halka.cli.command import Command, Json, emit, examples, existing_file, group
 
-app = group("Data files: look at them as the model will.", "halka data preview train.jsonl --base smollm2-135m")
+app = group("Look at data files as the model will see them.", "halka data preview train.jsonl --base smollm2-135m")
 
 
 @app.command(
@@ -24,15 +24,17 @@ def preview(
     base: Annotated[str, typer.Option(metavar="NAME", help="the base whose tokens and chat template are used")],
     max_length: Annotated[
         int | None,
-        typer.Option(metavar="N", min=2, help="count examples with more tokens; the base's context if not given"),
+        typer.Option(metavar="N", min=2, help="count examples with more tokens than this [the base's context]"),
     ] = None,
-    shape: Annotated[str | None, typer.Option(metavar="TEXT", help="how rows are written; else found out")] = None,
+    shape: Annotated[
+        str | None, typer.Option(metavar="TEXT", help="the shape of rows, if it is not recognised")
+    ] = None,
     examples: Annotated[int, typer.Option(metavar="N", min=0, help="examples to show in full")] = 3,
     json: Json = False,
 ) -> None:
     """Show files as the model will see them: tokens, loss, lengths, faults, leaks.
 
-    Each file's prompts are looked for in the files before it, so that a test file comes after what is trained on.
+    Prompts that are in an earlier file, too, are reported as leaks: name the files to train on before those to test on.
     """
     from rich.console import Console
 
@@ -49,7 +51,7 @@ def preview(
     if json:
         return emit([each.to_json() for each in previews])
     console = Console(highlight=False)
-    for index, each in enumerate(previews):
+    for index, shown in enumerate(previews):
         if index:
             console.print()
-        render(each, console)
+        render(shown, console)

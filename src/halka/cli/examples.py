@@ -1,4 +1,4 @@
-"""What commands read of data files and tasks, and say of it: the shape, rows left out, prompts in two splits."""
+"""Read data files and tasks for commands, with messages on their shape, rows left out, and prompts in two splits."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ if TYPE_CHECKING:
 
 
 def read_data(file: Path, flag: str, shape: str | None) -> list[Example]:
-    """A data file's examples; how they were read, and what could not be, is said."""
+    """A data file's examples. Prints how they were read, and how many rows could not be."""
     return data_rows(file, flag, shape).examples
 
 
 def data_rows(file: Path, flag: str, shape: str | None) -> Rows:
-    """A data file's examples with the rows they are from."""
+    """A data file's examples with their rows; prints the same. Raises DataError for a file that cannot be read."""
     from halka.data.examples import read_examples
 
     rows = read_examples(existing_file(file, flag), shape)
@@ -29,12 +29,12 @@ def data_rows(file: Path, flag: str, shape: str | None) -> Rows:
 
 
 def named_task(name: str) -> Task:
-    """A task by its name; what of its files cannot be used, or stands in two splits, is said."""
+    """A task by its name. Prints how many rows cannot be used, and how many prompts are in two splits."""
     from halka.data.task import load_task, overlaps
 
     task = load_task(name)
     if task.problems:
         say(f"{task.name}: {len(task.problems)} rows cannot be used; the first: {task.problems[0]}")
-    for (earlier, later), found in overlaps(task).items():
-        say(f"{task.name}: {len(found)} prompts of {later} stand in {earlier} too: scores on them are too good")
+    for (earlier, later), prompts in overlaps(task).items():
+        say(f"{task.name}: {len(prompts)} prompts of {later} are in {earlier}, too: scores on them are too good")
     return task

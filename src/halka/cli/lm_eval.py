@@ -1,4 +1,4 @@
-"""`halka lm-eval`: lm-eval's command line, with an adapter as the model."""
+"""`halka lm-eval`: lm-eval's command line with an adapter as the model."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`halka methods`: what can be trained, with every hyper-parameter."""
+"""`halka methods`: the methods with their hyper-parameters."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from halka.cli.command import Json, columns, emit, show
 
 
 def methods(
-    name: Annotated[str | None, typer.Argument(metavar="[NAME]", help="one method, with its fields")] = None,
+    name: Annotated[str | None, typer.Argument(metavar="[NAME]", help="show this method")] = None,
     json: Json = False,
 ) -> None:
-    """List the methods, or show one with its fields, roles and paper."""
+    """List the methods, or show one with its hyper-parameters, targets and paper."""
     from halka.methods import all_methods, method_named
 
     found = {name: method_named(name)} if name else all_methods()
@@ -28,7 +28,7 @@ def methods(
 
 
 def describe(method: Any) -> dict[str, Any]:
-    """A method as plain data; its meaning is the first line of its file."""
+    """A method as plain data; its `meaning` is the first line of its module's docstring."""
     from halka.util.settings import settings_of
 
     fields = [
@@ -49,7 +49,7 @@ def _show_all(described: list[dict[str, Any]]) -> None:
     table = columns("method", "lr", "meaning", right=("lr",))
     for each in described:
         table.add_row(each["name"], f"{each['lr']:g}", each["meaning"])
-    show(table, "", "`halka methods NAME` shows a method's fields.")
+    show(table, "", "`halka methods NAME` shows a method's hyper-parameters.")
 
 
 def _show_one(described: dict[str, Any]) -> None:
@@ -65,4 +65,4 @@ def _show_one(described: dict[str, Any]) -> None:
         default = field["default"]
         shown = ",".join(map(str, default)) if isinstance(default, tuple) else str(default).lower()
         table.add_row(field["flag"], shown or "none", field["takes"], field["help"])
-    show(table if described["fields"] else "It has no fields.")
+    show(table if described["fields"] else "It has no hyper-parameters.")

@@ -1,4 +1,4 @@
-"""docs/cli.md: every command's `--help`, one after the other."""
+"""The page docs/cli.md: every command's `--help`."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ INTRODUCTION = """\
 This page is what `halka COMMAND --help` says; it is made by `halka.cli.cli_reference()`.
 
 Results go to stdout (`--json`: as JSON), progress and messages to stderr. An error is one line; the exit code is 2
-where the command can be mended, 1 where the work failed, 130 after Ctrl-C. `--debug`, or HALKA_DEBUG=1, shows where an
-error came from.
+if the command or its input is wrong, 1 if the work failed or Halka has a bug, 130 after Ctrl-C. `--debug`, or
+HALKA_DEBUG=1, shows where an error came from.
 
-What `halka train` is told may also stand in a file, which `--config` names and every run keeps as `run.yaml`, and in
-the environment. Flags override the environment, which overrides the file; a key that no setting has is an error.
+The settings of `halka train` may also be in a YAML file (`--config`; every run writes its own as `run.yaml`) and in the
+environment. Flags override the environment, which overrides the file; an unknown key is an error.
 
 | in the file | in the environment | as a flag |
 | --- | --- | --- |
@@ -25,13 +25,13 @@ the environment. Flags override the environment, which overrides the file; a key
 | `rank: 8` | `HALKA_TRAIN_RANK=8` | `--rank 8` |
 | `train: {batch_size: 8}` | `HALKA_TRAIN_BATCH_SIZE=8` | `--batch-size 8` |
 
-Paths in a file are seen from the file's folder. Several values have commas between (`--targets attn.q,attn.v`), or are
-a list in a file; `none` takes a value away (`--save-every none`).
+Paths in a file are relative to its folder. Several values are separated by commas (`--targets attn.q,attn.v`), or are
+a list in a file; `none` unsets a value (`--save-every none`).
 """
 
 
 def cli_reference() -> str:
-    """The page, from the commands themselves."""
+    """The text of the page, made from the commands."""
     from halka.cli.app import app
 
     parts = [
