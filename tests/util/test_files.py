@@ -16,7 +16,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 import halka.util.files
-from halka.util.files import let_go, let_go_but, new_folder, write_file, write_text
+from halka.util.files import new_folder, release_pages, release_pages_except, write_file, write_text
 
 SIZE = 200_000  # long enough that a write can be interrupted
 
@@ -182,7 +182,7 @@ def test_memory_that_is_let_go_is_read_anew_where_it_is_a_files(tmp_path):
     save_file({"a": own, "b": own + 1}, tmp_path / "a.safetensors")
     for tensors in (load_file(tmp_path / "a.safetensors"), {"a": own.clone(), "b": own + 1}):
         for tensor in tensors.values():
-            let_go(tensor.data_ptr(), tensor.numel() * 4)
+            release_pages(tensor.data_ptr(), tensor.numel() * 4)
         assert torch.equal(tensors["a"], own)
         assert torch.equal(tensors["b"], own + 1)
 
@@ -200,7 +200,7 @@ def test_memory_that_is_let_go_is_held_no_more(tmp_path):
     tensor = load_file(path)["a"]
     tensor.sum()
     assert held(path) >= 4096
-    let_go(tensor.data_ptr(), tensor.numel() * 4)
+    release_pages(tensor.data_ptr(), tensor.numel() * 4)
     assert held(path) < 100
 
 
@@ -213,7 +213,7 @@ def test_of_a_file_no_more_is_held_than_what_is_kept(tmp_path):
     assert sum(each.sum().item() for each in (*tensors.values(), *others.values())) == 6 << 20
     assert min(held(some), held(other)) >= 3 * 4096
     (tmp_path / "link.safetensors").symlink_to(some)
-    let_go_but([tmp_path / "link.safetensors"], [(tensors["b"].data_ptr(), tensors["b"].nbytes)])
+    release_pages_except([tmp_path / "link.safetensors"], [(tensors["b"].data_ptr(), tensors["b"].nbytes)])
     assert 4096 <= held(some) < 4200
     assert held(other) >= 3 * 4096
     assert sum(each.sum().item() for each in tensors.values()) == 3 << 20  # what is used is read anew

@@ -13,16 +13,16 @@ from halka.cli.train_settings import RunSettings, read, sources
 from halka.methods import all_methods
 from halka.training import TrainConfig
 from halka.util.settings import (
-    Given,
+    Entry,
     Setting,
     build,
     convert,
     from_environment,
     from_file,
     from_flags,
-    said,
+    merged,
+    plain_fields,
     settings_of,
-    united,
 )
 
 
@@ -69,7 +69,7 @@ def file(tmp_path: Path, text: str) -> Path:
     ],
 )
 def test_values_become_the_fields_type(name, value, expected):
-    assert convert(KNOWN[name], Given(value, "here")) == expected
+    assert convert(KNOWN[name], Entry(value, "here")) == expected
 
 
 @pytest.mark.parametrize(
@@ -88,7 +88,7 @@ def test_values_become_the_fields_type(name, value, expected):
 )
 def test_a_wrong_value_is_named_with_its_place(name, value, words):
     with pytest.raises(ValueError, match=f"^here: .* is not {words}$"):
-        convert(KNOWN[name], Given(value, "here"))
+        convert(KNOWN[name], Entry(value, "here"))
 
 
 def test_flags_and_variables_derive_from_the_path():
@@ -102,7 +102,7 @@ def test_what_several_owners_share_is_one_setting_that_names_them():
         width: int = field(default=3, metadata={"help": "how wide"})
         names: tuple[str, ...] = field(default=("x",), metadata={"help": "which ones"})
 
-    found = united({"colours": KNOWN, "other": settings_of(Other)})
+    found = merged({"colours": KNOWN, "other": settings_of(Other)})
     assert found["width"].help == "colours, other: how wide [3]"
     assert found["names"].help == "colours: which [red,blue]; other: which ones [x]"
     assert found["ratio"].help == "colours: how steep"
@@ -201,5 +201,5 @@ def test_a_plan_written_and_read_again_is_the_same(tmp_path):
     flags = {"base": "b", "out": str(tmp_path), "method": "lora", "targets": "attn.q,attn.v", "save_every": "none"}
     plan = read(None, flags, {})
     again = read(file(tmp_path, yaml.safe_dump(plan.settings(plan.method))), {}, {})
-    assert (again.method, again.train, said(again.run)) == (plan.method, plan.train, said(plan.run))
+    assert (again.method, again.train, plain_fields(again.run)) == (plan.method, plan.train, plain_fields(plan.run))
     assert again.run.out == tmp_path

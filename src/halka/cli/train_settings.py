@@ -1,4 +1,4 @@
-"""What `halka train` may be told: its own settings, every method's fields and TrainConfig's, as flags and in files."""
+"""The settings of `halka train`: its own, every method's fields and TrainConfig's, as flags and in files."""
 
 from __future__ import annotations
 
@@ -17,16 +17,16 @@ from halka.models.loading import is_base_folder
 from halka.training import TrainConfig
 from halka.util.errors import HalkaError
 from halka.util.settings import (
-    Given,
+    Entry,
     Setting,
     build,
     from_content,
     from_environment,
     from_file,
     from_flags,
-    said,
+    merged,
+    plain_fields,
     settings_of,
-    united,
     yaml_of,
 )
 
@@ -68,12 +68,12 @@ class RunSettings:
     )
 
 
-ONE_FOR_ALL = ("base", "dtype", "device", "quantize")  # of runs that are trained together
+ONE_FOR_ALL = ("base", "dtype", "device", "quantize")  # the same for all runs that are trained together
 
 
 @dataclass(frozen=True)
 class Sources:
-    """Every setting that there is, by where it belongs."""
+    """All settings, by where they belong."""
 
     run: Mapping[str, Setting]
     methods: Mapping[str, Mapping[str, Setting]]
@@ -81,7 +81,7 @@ class Sources:
 
     @property
     def of_methods(self) -> dict[str, Setting]:
-        return united(self.methods)
+        return merged(self.methods)
 
     @property
     def all(self) -> dict[str, Setting]:
@@ -101,7 +101,7 @@ def sources() -> Sources:
 
 @dataclass(frozen=True)
 class Plan:
-    """What was decided: the run, its method and its training; `given` are the paths of what was not left as it is."""
+    """One run: its settings, method and training; `given` are the paths of the settings that were set."""
 
     run: RunSettings
     method: Method
@@ -110,35 +110,41 @@ class Plan:
 
     def settings(self, method: Method) -> dict[str, Any]:
         """All settings as run.yaml has them, for --config; `method` has tokens where a text was given."""
-        return {**said(self.run), "text": None, "out": ".", **said(method), "train": said(self.train)}
+        return {
+            **plain_fields(self.run),
+            "text": None,
+            "out": ".",
+            **plain_fields(method),
+            "train": plain_fields(self.train),
+        }
 
 
 def read(config: Path | None, flags: Mapping[str, Any], environment: Mapping[str, str]) -> Plan:
     """The plan that the file, the environment and the flags make together.
 
-    Raises ValueError naming the setting, where it was given, and what is wrong with it.
+    Raises HalkaError naming the setting, where it was given, and what is wrong with it.
     """
-    known = sources()
-    every = known.all
-    given = from_file(config, every) if config is not None else {}
-    return _plan(given | from_environment(environment, every) | from_flags(flags, every), known)
+    all_sources = sources()
+    settings = all_sources.all
+    layer = from_file(config, settings) if config is not None else {}
+    return _plan(layer | from_environment(environment, settings) | from_flags(flags, settings), all_sources)
 
 
 def read_many(file: Path, flags: Mapping[str, Any], environment: Mapping[str, str]) -> list[Plan]:
-    """The plans of a file whose `runs` each say what is its own; what stands beside them, and flags, is for all.
+    """The plans of a file with `runs`, each with settings of its own; settings beside them, and flags, are for all.
 
-    Raises ValueError as `read` does, for a file without runs, and for runs of several bases or in one folder.
+    Raises HalkaError as `read` does, for a file without runs, and for runs of several bases or in one folder.
     """
-    known = sources()
-    every = known.all
+    all_sources = sources()
+    settings = all_sources.all
     content = yaml_of(file)
     runs = content.pop("runs", None)
     if not isinstance(runs, list) or not runs or not all(isinstance(run, dict) for run in runs):
         raise HalkaError(f"{file}: runs: a list of runs is missing, such as runs: [{{out: a, rank: 8}}, {{out: b}}]")
     if "out" in content:
         raise HalkaError(f"{file}: out: each run has its own: give it there, and not for all")
-    shared = from_content(content, file, every)
-    over = from_environment(environment, every) | from_flags(flags, every)
+    shared = from_content(content, file, settings)
+    over = from_environment(environment, settings) | from_flags(flags, settings)
     if "out" in over:
         raise HalkaError(f"{over['out'].where}: out: each run of {file} has its own: leave this away")
     plans = []
@@ -146,58 +152,58 @@ def read_many(file: Path, flags: Mapping[str, Any], environment: Mapping[str, st
         within = f"runs[{number}]."
         if not run.get("out"):
             raise HalkaError(f"{file}: {within}out is missing: each run needs a folder of its own")
-        for path, one in from_content({key: run[key] for key in ONE_FOR_ALL if key in run}, file, every).items():
+        for path, one in from_content({key: run[key] for key in ONE_FOR_ALL if key in run}, file, settings).items():
             raise HalkaError(f"{file}: {within}{path}: all runs share one {path} ({one.value!r} here): give it above")
-        plans.append(_plan(shared | from_content(run, file, every, within) | over, known))
+        plans.append(_plan(shared | from_content(run, file, settings, within) | over, all_sources))
     folders = [plan.run.out.resolve() for plan in plans]
     if double := [str(plan.run.out) for plan in plans if folders.count(plan.run.out.resolve()) > 1]:
         raise HalkaError(f"{file}: runs: two have the folder {double[0]}: give each its own out")
     return plans
 
 
-def _plan(given: Mapping[str, Given], known: Sources) -> Plan:
-    run = build(RunSettings, known.run, given)
+def _plan(layer: Mapping[str, Entry], sources: Sources) -> Plan:
+    run = build(RunSettings, sources.run, layer)
     method = method_named(run.method)
-    _refuse_others(given, known, run.method)
-    chosen = build(method, known.methods[run.method], given)
-    if run.text is not None and "tokens" not in known.methods[run.method]:
-        raise HalkaError(f"{given['text'].where}: {run.method} has no virtual tokens: choose prompt or prefix")
+    _refuse_others(layer, sources, run.method)
+    chosen = build(method, sources.methods[run.method], layer)
+    if run.text is not None and "tokens" not in sources.methods[run.method]:
+        raise HalkaError(f"{layer['text'].where}: {run.method} has no virtual tokens: choose prompt or prefix")
     if run.text is not None and vars(chosen)["tokens"]:
-        both = f"{given['text'].where} and {given['tokens'].where}"
+        both = f"{layer['text'].where} and {layer['tokens'].where}"
         raise HalkaError(f"{both} both say what virtual tokens start as: give one of them")
     return Plan(
         run=run,
         method=chosen,
-        train=build(TrainConfig, known.train, given),
-        given=frozenset(given),
+        train=build(TrainConfig, sources.train, layer),
+        given=frozenset(layer),
     )
 
 
-def _refuse_others(given: Mapping[str, Given], known: Sources, method: str) -> None:
-    own = known.methods[method]
-    for path in known.of_methods:
-        if path in given and path not in own:
+def _refuse_others(layer: Mapping[str, Entry], sources: Sources, method: str) -> None:
+    own = sources.methods[method]
+    for path in sources.of_methods:
+        if path in layer and path not in own:
             fields = ", ".join(own) or "none"
-            raise HalkaError(f"{given[path].where}: {method} has no field {path!r}; its fields are: {fields}")
+            raise HalkaError(f"{layer[path].where}: {method} has no field {path!r}; its fields are: {fields}")
 
 
 # ── flags ───────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
 def signature() -> inspect.Signature:
-    """Every setting as a flag, for typer to read."""
-    known = sources()
+    """Every setting as a flag, as a signature for typer."""
+    all_sources = sources()
     sections = {
-        "Run": known.run,
-        "Method (fields, and which methods have them)": known.of_methods,
-        "Training": known.train,
+        "Run": all_sources.run,
+        "Method (fields, and which methods have them)": all_sources.of_methods,
+        "Training": all_sources.train,
     }
     flags = [flag(setting, title) for title, settings in sections.items() for setting in settings.values()]
     return inspect.Signature(flags)
 
 
 def flag(setting: Setting, section: str) -> inspect.Parameter:
-    """One setting as a flag; all are text, converted later with what files and the environment say."""
+    """One setting as a flag. Its value is text, which `build` converts, as it does those of files."""
     name = setting.flag
     names = [f"{name}/--no-{name[2:]}"] if setting.item is bool else [name, *filter(None, [setting.short])]
     kind: Any = bool | None if setting.item is bool else str | None

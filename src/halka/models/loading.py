@@ -17,7 +17,7 @@ from halka.models.kinds import KINDS, LABELLED, Kind, class_names, usual_kind
 from halka.models.layouts import LAYOUTS
 from halka.util.dtypes import DTYPES, Dtype
 from halka.util.errors import DamagedFolderError, HalkaError
-from halka.util.files import let_go_but
+from halka.util.files import release_pages_except
 from halka.util.quiet import quiet_libraries
 
 if TYPE_CHECKING:
@@ -120,7 +120,7 @@ def dtype_name(dtype: str | torch.dtype) -> Dtype | Literal["auto"]:
 def let_go_of_files(model: PreTrainedModel, folder: Path) -> None:
     """Hold no more of a base's files than its weights: experts were put together of many, which stay mapped."""
     storages = [each.untyped_storage() for each in (*model.parameters(), *model.buffers())]
-    let_go_but(folder.glob("*.safetensors"), [(each.data_ptr(), each.nbytes()) for each in storages])
+    release_pages_except(folder.glob("*.safetensors"), [(each.data_ptr(), each.nbytes()) for each in storages])
 
 
 def base_config(name_or_path: str | Path) -> PretrainedConfig:

@@ -22,7 +22,7 @@ from halka.storage.adapter_folder import AdapterFolder
 from halka.storage.card import CARD, Card, check_base, template_of
 from halka.storage.formats import Contents, FileNames, format_named
 from halka.util.errors import HalkaError
-from halka.util.files import new_folder, soon_needed
+from halka.util.files import new_folder, read_ahead
 
 README = "README.md"
 
@@ -118,7 +118,7 @@ def load(
     """
     folder = AdapterFolder.open(source, allow_pickle=allow_pickle, head=head)
     name, card = folder.name if name is None else name, folder.card
-    soon_needed(folder.weights)
+    read_ahead(folder.weights)
     with folder.checking() as check:
         if card is not None:
             check_base(card, model, folder.path, allow_other_base, allow_other_template)

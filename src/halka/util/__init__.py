@@ -1,1 +1,1 @@
-"""Util: files that are whole or not there, this machine, settings, other libraries kept quiet."""
+"""Util: errors, files written atomically, this machine, settings, names that were meant, quiet libraries."""

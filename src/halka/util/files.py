@@ -1,4 +1,4 @@
-"""Files that are whole or not there: written beside, flushed to the disk, renamed."""
+"""Files and folders that a crash leaves whole: written beside, flushed to the disk, renamed. Locks, mapped pages."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ LOCK = ".lock"
 
 
 def write_file(path: Path, write: Callable[[Path], object]) -> None:
-    """Let `write` fill a file beside `path`, then put it in its place: a crash leaves the old file or the new one."""
+    """Let `write` fill a file beside `path`, then rename it: a crash leaves the old file or the new one."""
     path.parent.mkdir(parents=True, exist_ok=True)
     beside = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}")
     try:
@@ -38,7 +38,7 @@ def write_text(path: Path, text: str) -> None:
 
 @contextmanager
 def new_folder(path: Path) -> Iterator[Path]:
-    """A folder to fill beside `path`; at the block's end it takes the place of what was there. An error leaves that."""
+    """A folder to fill beside `path`, which it replaces at the block's end; an error leaves `path` as it was."""
     path.parent.mkdir(parents=True, exist_ok=True)
     beside = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}")
     beside.mkdir()
@@ -75,48 +75,48 @@ def locked(folder: Path, otherwise: str) -> Iterator[None]:
         lock.release()
 
 
-def soon_needed(path: Path) -> None:
-    """Let the system read the file ahead, where it can."""
+def read_ahead(path: Path) -> None:
+    """Ask the system to read the file into memory ahead of its use, where it can."""
     if hasattr(os, "posix_fadvise"):
         with path.open("rb") as file:
             os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_WILLNEED)
 
 
-def let_go(start: int, size: int) -> None:
-    """Let the system take back the memory where a part of a file is mapped, if it is (on Linux).
+def release_pages(start: int, size: int) -> None:
+    """Release the pages at an address, if a file is mapped there (on Linux): they are read again when they are used.
 
-    It is read anew if it is used; what was written to the memory alone is lost.
+    Changes to the pages that are not in the file are lost.
     """
-    if any(low <= start and start + size <= high for low, high, _ in _mapped()):
-        _take_back(start, start + size)
+    if any(low <= start and start + size <= high for low, high, _ in _mappings()):
+        _release(start, start + size)
 
 
-def let_go_but(paths: Iterable[Path], kept: Iterable[tuple[int, int]]) -> None:
-    """The same of all that is mapped of files, but for places of which start and size are given."""
-    known, places = {str(path.resolve()) for path in paths}, sorted(kept)
-    for low, high, path in _mapped():
-        if path not in known:
+def release_pages_except(paths: Iterable[Path], kept: Iterable[tuple[int, int]]) -> None:
+    """Release all mapped pages of these files, except at the addresses in `kept`, pairs of start and size."""
+    files, addresses = {str(path.resolve()) for path in paths}, sorted(kept)
+    for low, high, path in _mappings():
+        if path not in files:
             continue
         begin = low
-        for start, size in places:
+        for start, size in addresses:
             if low <= start < high:
-                _take_back(begin, start)
+                _release(begin, start)
                 begin = max(begin, start + size)
-        _take_back(begin, high)
+        _release(begin, high)
 
 
-def _mapped() -> Iterator[tuple[int, int, str]]:
-    """Where files are mapped: from where to where, and which."""
+def _mappings() -> Iterator[tuple[int, int, str]]:
+    """The process's mapped files: first address, address behind the last, path."""
     maps = Path("/proc/self/maps")
     for line in maps.read_text().splitlines() if maps.exists() else ():
-        place, _, _, _, _, *of = line.split(maxsplit=5)
-        if of and of[0].startswith("/"):
-            low, high = (int(each, 16) for each in place.split("-"))
-            yield low, high, of[0]
+        addresses, _, _, _, _, *path = line.split(maxsplit=5)
+        if path and path[0].startswith("/"):
+            low, high = (int(address, 16) for address in addresses.split("-"))
+            yield low, high, path[0]
 
 
-def _take_back(start: int, end: int) -> None:
-    """Whole pages alone."""
+def _release(start: int, end: int) -> None:
+    """Release the whole pages between two addresses."""
     page = mmap.PAGESIZE
     first, last = -(-start // page) * page, end // page * page
     if first < last:
@@ -127,8 +127,8 @@ def _exchange(one: Path, other: Path) -> None:
     """Swap two folders in one step where the system can (Linux), else in two renames."""
     libc = ctypes.CDLL(None, use_errno=True)
     if hasattr(libc, "renameat2"):
-        here, exchange = -100, 2  # AT_FDCWD, RENAME_EXCHANGE
-        if libc.renameat2(here, os.fsencode(one), here, os.fsencode(other), exchange) == 0:
+        at_cwd, exchange = -100, 2  # AT_FDCWD, RENAME_EXCHANGE
+        if libc.renameat2(at_cwd, os.fsencode(one), at_cwd, os.fsencode(other), exchange) == 0:
             return
     aside = one.with_name(f"{one.name}.old")
     os.rename(other, aside)

@@ -1,4 +1,4 @@
-"""What this process holds and has held, and what machine and commit it runs on."""
+"""This process's memory, now and at its peak, and the machine and commit that it runs on."""
 
 from __future__ import annotations
 
@@ -26,24 +26,24 @@ LARGE = 32 * 1024 * 1024  # bytes that glibc returns at most by itself
 
 
 def resident(device: torch.device) -> int:
-    """Bytes that this process holds now: in memory, or on a GPU as torch has allocated them there."""
+    """Bytes that this process holds now: in memory, or on a GPU what torch has allocated; collects garbage first."""
     gc.collect()
     return held(device)
 
 
 def held(device: torch.device) -> int:
-    """`resident`, with what Python has not yet let go of."""
+    """`resident` without collecting garbage first."""
     return torch.cuda.memory_allocated(device) if device.type == "cuda" else psutil.Process().memory_info().rss
 
 
 def ran_out(error: BaseException) -> bool:
-    """Whether an error says that there is no more memory, on a GPU or in the machine."""
-    told = ("not enough memory", "can't allocate memory")
-    return isinstance(error, torch.OutOfMemoryError) or any(words in str(error) for words in told)
+    """Whether an error says that memory ran out, on a GPU or in the machine."""
+    messages = ("not enough memory", "can't allocate memory")
+    return isinstance(error, torch.OutOfMemoryError) or any(message in str(error) for message in messages)
 
 
 def reset_peak(device: torch.device) -> None:
-    """Let `peak` begin from what is held now (on a CPU: on Linux)."""
+    """Count `peak` from now on (on a CPU: only on Linux)."""
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats()
     elif _CLEAR.exists():
@@ -51,7 +51,7 @@ def reset_peak(device: torch.device) -> None:
 
 
 def peak(device: torch.device) -> int:
-    """The most bytes held since `reset_peak`; on a CPU elsewhere than on Linux, since the process began."""
+    """The most bytes held since `reset_peak`; on a CPU without Linux, since the process began."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated()
     if _STATUS.exists():
@@ -75,12 +75,12 @@ def available(device: torch.device | None = None) -> int:
 
 @contextmanager
 def returning_memory() -> Iterator[None]:
-    """Let memory of RETURNED bytes and more go back to the system when freed within the block (by glibc's malloc).
+    """Within the block glibc's malloc returns pieces of RETURNED bytes and more to the system when they are freed.
 
-    It costs some time. Else freed pieces of up to 32 MB stay in the heap, which shrinks at its end only. Thresholds
-    follow what is freed until one is set (mallopt(3)); from then on they stay as they were set. So after the block they
-    are what they come to once large tensors have been freed, LARGE and twice of it. Where the environment sets them,
-    they are left alone. Blocks may be nested, and be in several threads: the thresholds are the process's.
+    It costs some time. Otherwise freed pieces of up to 32 MB stay in the heap, which shrinks at its end only. malloc
+    adapts its thresholds to what is freed until one is set (mallopt(3)); after the block they are what they reach
+    once large tensors have been freed, LARGE and twice of it. Thresholds that the environment sets are left alone.
+    Blocks may be nested, and run in several threads: the thresholds are the process's.
     """
     thresholds = _thresholds()
     if thresholds is None:
@@ -100,15 +100,14 @@ def returning_memory() -> Iterator[None]:
 
 
 _lock = threading.Lock()
-_inside: list[None] = []  # one for each block that runs
+_inside: list[None] = []  # one entry for each running block
 
 
 @functools.cache
 def _thresholds() -> Callable[[int, int], None] | None:
-    """Sets from what size on memory is mapped for itself, and from what on a heap's end is given back; None where there
-    is no such malloc, or the environment has set it."""
-    told = ("MALLOC_MMAP_THRESHOLD_", "MALLOC_TRIM_THRESHOLD_", "GLIBC_TUNABLES")
-    if sys.platform != "linux" or any(name in os.environ for name in told):
+    """A function that sets malloc's mmap and trim thresholds; None without glibc, or where the environment does."""
+    variables = ("MALLOC_MMAP_THRESHOLD_", "MALLOC_TRIM_THRESHOLD_", "GLIBC_TUNABLES")
+    if sys.platform != "linux" or any(name in os.environ for name in variables):
         return None
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
     if mallopt is None:
@@ -122,7 +121,7 @@ def _thresholds() -> Callable[[int, int], None] | None:
 
 
 def _left_in_groups() -> Iterator[int]:
-    """Bytes that each control group with a limit has left; files that are kept in memory may be let go of."""
+    """Bytes that each control group with a limit has left; cached files count as free."""
     if not _GROUPS.exists():
         return
     for line in _GROUPS.read_text().splitlines():
@@ -139,12 +138,12 @@ def _left_in_groups() -> Iterator[int]:
             if folder.is_relative_to(root) and (folder / limit).exists():
                 most = (folder / limit).read_text().strip()
                 if most != "max":
-                    told = dict(each.split() for each in (folder / "memory.stat").read_text().splitlines())
-                    yield max(0, int(most) - int((folder / used).read_text()) + int(told.get(files, 0)))
+                    statistics = dict(line.split() for line in (folder / "memory.stat").read_text().splitlines())
+                    yield max(0, int(most) - int((folder / used).read_text()) + int(statistics.get(files, 0)))
 
 
 def describe(device: torch.device) -> dict[str, Any]:
-    """The machine, for a measurement."""
+    """The machine as plain data, for a measurement."""
     return {
         "cpu": _cpu(),
         "cores": os.cpu_count(),
@@ -155,11 +154,11 @@ def describe(device: torch.device) -> dict[str, Any]:
 
 
 def commit() -> str | None:
-    """The commit that this code is of, with "-dirty" where files differ from it; None if git does not keep them."""
-    here = Path(__file__).parent
+    """This code's commit, with "-dirty" where files differ from it; None outside of a git repository."""
+    folder = Path(__file__).parent
 
     def git(*arguments: str) -> str:
-        command = ["git", "-C", str(here), *arguments]
+        command = ["git", "-C", str(folder), *arguments]
         return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
 
     try:

@@ -1,12 +1,12 @@
-"""Settings: a dataclass field said once, given by a YAML file, the environment or a flag, in rising order.
+"""Settings: dataclass fields that a YAML file, the environment and flags set, each overriding the one before.
 
     in the file             in the environment        as a flag
     rank: 8                 HALKA_TRAIN_RANK=8        --rank 8
     train: {lr: 0.001}      HALKA_TRAIN_LR=0.001      --lr 0.001
 
-A key that no setting has is an error that names its path and the closest one. A field's metadata may hold `help`,
-`metavar`, `short` (a one-letter flag), and `beside`: for a name that may also be a path, what says of a path whether it
-is meant. A file gives such a path, and every `Path`, as seen from its own folder.
+An unknown key is an error that names its path and the setting that was likely meant. A field's metadata may hold
+`help`, `metavar`, `short` (a one-letter flag), and `beside`: for a name that may also be a path, a function that says
+whether a path is one. A file writes such paths, and every `Path`, relative to its own folder.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ METAVARS = {int: "N", float: "X", str: "TEXT", Path: "FILE"}
 
 @dataclass(frozen=True)
 class Setting:
-    """One field that may be set: its path in a file ("train.lr"), its type, its meaning and what it is otherwise."""
+    """One field that can be set: its path in a file ("train.lr"), type, help and default."""
 
     path: str
     kind: Any
@@ -80,7 +80,7 @@ class Setting:
 
     @property
     def shown(self) -> str:
-        """The default as one would write it; nothing where there is none."""
+        """The default as a user would write it; empty without one."""
         if self.default is None or self.default is False or self.default == ():
             return ""
         if self.many:
@@ -89,40 +89,40 @@ class Setting:
 
     @property
     def words(self) -> str:
-        """What it takes, for messages."""
+        """The values that it takes, for messages."""
         one = f"one of {', '.join(self.choices)}" if self.choices else WORDS[self.item]
         return (f"{one}, or several with commas between" if self.many else one) + (", or none" if self.optional else "")
 
 
 @dataclass(frozen=True)
-class Given:
-    """A value as it was given, and where."""
+class Entry:
+    """A value, and where it was set, for messages."""
 
     value: Any
     where: str
 
 
-Layer = dict[str, Given]  # by the setting's path
+Layer = dict[str, Entry]  # by the setting's path
 
 
 def settings_of(cls: type, section: str = "") -> dict[str, Setting]:
-    """The settings that are a dataclass's fields, by path; `section` stands before each."""
+    """A dataclass's fields as settings, by path, which begins with `section`."""
     hints = typing.get_type_hints(cls)
-    found = {}
-    for each in fields(cls):
-        path = f"{section}.{each.name}" if section else each.name
-        item = Setting(path, hints[each.name], "").item
-        found[path] = Setting(
+    settings: dict[str, Setting] = {}
+    for field in fields(cls):
+        path = f"{section}.{field.name}" if section else field.name
+        item = Setting(path, hints[field.name], "").item
+        settings[path] = Setting(
             path,
-            hints[each.name],
-            help=each.metadata.get("help", ""),
-            default=None if each.default is MISSING else each.default,
-            required=each.default is MISSING,
-            metavar=each.metadata.get("metavar", METAVARS.get(item, "")),
-            short=each.metadata.get("short", ""),
-            beside=_always if item is Path else each.metadata.get("beside"),
+            hints[field.name],
+            help=field.metadata.get("help", ""),
+            default=None if field.default is MISSING else field.default,
+            required=field.default is MISSING,
+            metavar=field.metadata.get("metavar", METAVARS.get(item, "")),
+            short=field.metadata.get("short", ""),
+            beside=_always if item is Path else field.metadata.get("beside"),
         )
-    return found
+    return settings
 
 
 def documented(cls: type[T]) -> type[T]:
@@ -136,15 +136,15 @@ def documented(cls: type[T]) -> type[T]:
     return cls
 
 
-def from_file(file: Path, known: Mapping[str, Setting]) -> Layer:
-    """What a YAML file says. Raises ValueError for a file that is not there or no YAML, and for an unknown key."""
-    return from_content(yaml_of(file), file, known)
+def from_file(file: Path, settings: Mapping[str, Setting]) -> Layer:
+    """The settings in a YAML file. Raises HalkaError for a missing file, one that is no YAML, and an unknown key."""
+    return from_content(yaml_of(file), file, settings)
 
 
 def yaml_of(file: Path, otherwise: str = "") -> dict[Any, Any]:
-    """A YAML file's keys and values; of an empty file none, unless `otherwise` says what a file without them holds.
+    """A YAML file's keys and values. An empty file has none, or is an error that says that it holds `otherwise`.
 
-    Raises ValueError for a file that is not there or holds something else.
+    Raises HalkaError for a missing file, and for one that holds something else.
     """
     import yaml
 
@@ -157,57 +157,57 @@ def yaml_of(file: Path, otherwise: str = "") -> dict[Any, Any]:
     if content is None and not otherwise:
         return {}
     if not isinstance(content, dict):
-        what = otherwise or "no settings: it needs keys and values, such as method: lora"
-        raise HalkaError(f"{file} holds {what}")
+        instead = otherwise or "no settings: it needs keys and values, such as method: lora"
+        raise HalkaError(f"{file} holds {instead}")
     return content
 
 
-def from_content(content: Mapping[Any, Any], file: Path, known: Mapping[str, Setting], within: str = "") -> Layer:
-    """What keys and values of a file say; those of a part of it stand `within`. Paths are seen from the file's folder.
+def from_content(content: Mapping[Any, Any], file: Path, settings: Mapping[str, Setting], within: str = "") -> Layer:
+    """The settings in a file's keys and values; `within` is their place in the file, for messages.
 
-    Raises ValueError for an unknown key.
+    Paths are relative to the file's folder. Raises HalkaError for an unknown key.
     """
     layer = {}
-    for path, value in _leaves(content, known):
-        if path not in known:
-            raise HalkaError(f"{file}: {within}{path}: there is no such setting{_hint(path, known)}")
-        setting = known[path]
-        seen = _seen_from(file.parent, value, setting.beside) if setting.beside else value
-        layer[path] = Given(seen, f"{file}: {within}{path}")
+    for path, value in _leaves(content, settings):
+        if path not in settings:
+            raise HalkaError(f"{file}: {within}{path}: there is no such setting{_hint(path, settings)}")
+        setting = settings[path]
+        seen = _relative_to(file.parent, value, setting.beside) if setting.beside else value
+        layer[path] = Entry(seen, f"{file}: {within}{path}")
     return layer
 
 
-def from_environment(environment: Mapping[str, str], known: Mapping[str, Setting]) -> Layer:
-    """What variables that begin with `PREFIX` say; an empty one says nothing. Raises ValueError for an unknown one."""
-    by_variable = {setting.variable: setting for setting in known.values()}
+def from_environment(environment: Mapping[str, str], settings: Mapping[str, Setting]) -> Layer:
+    """The settings in variables that begin with `PREFIX`, if not empty. Raises HalkaError for an unknown variable."""
+    by_variable = {setting.variable: setting for setting in settings.values()}
     layer = {}
     for variable, value in sorted(environment.items()):
         if not variable.startswith(PREFIX) or not value:
             continue
         if variable not in by_variable:
             raise HalkaError(f"{variable}: there is no such setting{_hint(variable, by_variable)}")
-        layer[by_variable[variable].path] = Given(value, variable)
+        layer[by_variable[variable].path] = Entry(value, variable)
     return layer
 
 
-def from_flags(flags: Mapping[str, Any], known: Mapping[str, Setting]) -> Layer:
-    """What was given on the command line, by the settings' names; None was not given."""
+def from_flags(flags: Mapping[str, Any], settings: Mapping[str, Setting]) -> Layer:
+    """The settings on the command line: `flags` by their names, None where a flag was not used."""
     return {
-        setting.path: Given(flags[setting.name], setting.flag)
-        for setting in known.values()
+        setting.path: Entry(flags[setting.name], setting.flag)
+        for setting in settings.values()
         if flags.get(setting.name) is not None
     }
 
 
-def build(cls: type[T], settings: Mapping[str, Setting], given: Mapping[str, Given]) -> T:
-    """The dataclass whose fields are `settings`, from what is `given`; the rest keep their defaults.
+def build(cls: type[T], settings: Mapping[str, Setting], layer: Mapping[str, Entry]) -> T:
+    """The dataclass whose fields are `settings`, with the values in `layer`, else their defaults.
 
-    Raises ValueError naming where a wrong value was given, or how to give one that is missing.
+    Raises HalkaError naming where a wrong value was set, or how to set one that is missing.
     """
     values = {}
     for path, setting in settings.items():
-        if path in given:
-            values[setting.name] = convert(setting, given[path])
+        if path in layer:
+            values[setting.name] = convert(setting, layer[path])
         elif setting.required:
             raise HalkaError(
                 f"{setting.name} is missing ({setting.help}): give {setting.flag} {setting.metavar}, "
@@ -216,20 +216,20 @@ def build(cls: type[T], settings: Mapping[str, Setting], given: Mapping[str, Giv
     return cls(**values)
 
 
-def convert(setting: Setting, given: Given) -> Any:
-    """The value in the setting's own type. Text may be "none" where that is allowed, and hold commas for several.
+def convert(setting: Setting, entry: Entry) -> Any:
+    """The value in the setting's type. Text may be "none" where None is allowed, and hold several values with commas.
 
-    Raises ValueError naming where it was given and what it should be.
+    Raises HalkaError naming where it was set and what it should be.
     """
     from pydantic import ConfigDict, TypeAdapter, ValidationError
 
-    value = given.value
+    value = entry.value
     if isinstance(value, str):
         if setting.optional and value.lower() in ("none", "null"):
             value = None
         elif setting.many:
-            value = [value] if setting.item is Path else [each.strip() for each in value.split(",") if each.strip()]
-    wrong = HalkaError(f"{given.where}: {given.value!r} is not {setting.words}")
+            value = [value] if setting.item is Path else [item.strip() for item in value.split(",") if item.strip()]
+    wrong = HalkaError(f"{entry.where}: {entry.value!r} is not {setting.words}")
     if isinstance(value, bool) and setting.item is not bool:
         raise wrong
     try:
@@ -240,19 +240,19 @@ def convert(setting: Setting, given: Given) -> Any:
 
 
 def converted(settings: Mapping[str, Setting], values: Mapping[str, Any]) -> dict[str, Any]:
-    """Values by the settings' names, each in its own type. Raises ValueError naming a wrong or unknown one."""
+    """Values by name, each in its setting's type. Raises HalkaError naming a wrong or unknown one."""
     if unknown := next((key for key in values if key not in settings), None):
         raise HalkaError(f"{unknown}: there is no such setting{_hint(str(unknown), settings)}")
-    return {key: convert(settings[key], Given(value, key)) for key, value in values.items()}
+    return {key: convert(settings[key], Entry(value, key)) for key, value in values.items()}
 
 
-def united(owned: Mapping[str, Mapping[str, Setting]]) -> dict[str, Setting]:
-    """One setting for each path that some of the owners have, whose help says which, and with what default."""
-    found: dict[str, dict[str, Setting]] = {}
+def merged(owned: Mapping[str, Mapping[str, Setting]]) -> dict[str, Setting]:
+    """One setting for each path that some of the owners have; its help names them and their defaults."""
+    owners_of: dict[str, dict[str, Setting]] = {}
     for owner, settings in owned.items():
         for path, setting in settings.items():
-            found.setdefault(path, {})[owner] = setting
-    return {path: _unite(path, owners) for path, owners in found.items()}
+            owners_of.setdefault(path, {})[owner] = setting
+    return {path: _unite(path, owners) for path, owners in owners_of.items()}
 
 
 def _unite(path: str, owners: Mapping[str, Setting]) -> Setting:
@@ -262,10 +262,10 @@ def _unite(path: str, owners: Mapping[str, Setting]) -> Setting:
     alike: dict[tuple[str, str], list[str]] = {}
     for owner, setting in owners.items():
         alike.setdefault((setting.help, setting.shown), []).append(owner)
-    told = [
+    help = [
         f"{', '.join(names)}: {help}" + (f" [{default}]" if default else "") for (help, default), names in alike.items()
     ]
-    return Setting(path, kinds.pop(), "; ".join(told), metavar=first.metavar, short=first.short, beside=first.beside)
+    return Setting(path, kinds.pop(), "; ".join(help), metavar=first.metavar, short=first.short, beside=first.beside)
 
 
 def _without_choices(setting: Setting) -> Any:
@@ -274,12 +274,12 @@ def _without_choices(setting: Setting) -> Any:
     return kind | None if setting.optional else kind
 
 
-def _leaves(content: Mapping[Any, Any], known: Mapping[str, Setting], above: str = "") -> Iterable[tuple[str, Any]]:
+def _leaves(content: Mapping[Any, Any], settings: Mapping[str, Setting], above: str = "") -> Iterable[tuple[str, Any]]:
     for key, value in content.items():
         path = f"{above}{key}"
-        if isinstance(value, dict) and path not in known:
-            yield from _leaves(value, known, f"{path}.")
-        elif value is None and any(each.startswith(f"{path}.") for each in known):
+        if isinstance(value, dict) and path not in settings:
+            yield from _leaves(value, settings, f"{path}.")
+        elif value is None and any(other.startswith(f"{path}.") for other in settings):
             continue  # an empty section
         else:
             yield path, value
@@ -289,31 +289,31 @@ def _always(path: Path) -> bool:
     return True
 
 
-def _seen_from(folder: Path, value: Any, meant: Callable[[Path], bool]) -> Any:
-    """A path, or a name that is a path beside the file, as seen from here; all else as it is."""
+def _relative_to(folder: Path, value: Any, is_path: Callable[[Path], bool]) -> Any:
+    """A path that a file in `folder` writes, relative to the working folder; any other value as it is."""
     if isinstance(value, list):
-        return [_seen_from(folder, each, meant) for each in value]
+        return [_relative_to(folder, item, is_path) for item in value]
     if not isinstance(value, str):
         return value
     path = folder / Path(value).expanduser()
-    return str(path) if meant(path) else value
+    return str(path) if is_path(path) else value
 
 
-def _hint(wrong: str, known: Iterable[str]) -> str:
+def _hint(wrong: str, settings: Iterable[str]) -> str:
     """The end of a message about an unknown path or variable: the one that was likely meant."""
-    paths = {path.rpartition(".")[2].removeprefix(PREFIX): path for path in known}
+    paths = {path.rpartition(".")[2].removeprefix(PREFIX): path for path in settings}
     close = suggest(wrong.rpartition(".")[2].removeprefix(PREFIX), paths)
     return f"; did you mean {paths[close]}?" if close else ": `halka train --help` lists all"
 
 
-def said(value: Any) -> dict[str, Any]:
-    """A dataclass's fields as a file says them, wherever it will lie: paths are whole."""
-    return {each.name: _plain(getattr(value, each.name), each.metadata.get("beside")) for each in fields(value)}
+def plain_fields(value: Any) -> dict[str, Any]:
+    """A dataclass's fields as plain data for a file anywhere: paths are absolute."""
+    return {field.name: _plain(getattr(value, field.name), field.metadata.get("beside")) for field in fields(value)}
 
 
-def _plain(value: Any, meant: Callable[[Path], bool] | None) -> Any:
+def _plain(value: Any, is_path: Callable[[Path], bool] | None) -> Any:
     if isinstance(value, tuple):
-        return [_plain(each, meant) for each in value]
-    if isinstance(value, Path) or (meant is not None and isinstance(value, str) and meant(Path(value))):
+        return [_plain(item, is_path) for item in value]
+    if isinstance(value, Path) or (is_path is not None and isinstance(value, str) and is_path(Path(value))):
         return str(Path(value).absolute())
     return value

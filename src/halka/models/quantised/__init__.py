@@ -17,7 +17,7 @@ from halka.models.quantised.int8 import Int8Linear
 from halka.models.quantised.nf4 import NF4Linear, bitsandbytes
 from halka.models.targets import linear_targets
 from halka.util.errors import HalkaError
-from halka.util.files import let_go
+from halka.util.files import release_pages
 
 __all__ = ["LAYERS", "Quantize", "check_quantize", "quantise"]
 
@@ -57,7 +57,7 @@ def quantise(base: Any, quantize: str) -> None:
                 weight.T.contiguous() if transposed else weight, linear.bias, transposed, samples(weight)
             )
             base.get_submodule(parent).register_module(leaf, layer.train(linear.training))
-            let_go(weight.data_ptr(), weight.numel() * weight.element_size())
+            release_pages(weight.data_ptr(), weight.numel() * weight.element_size())
             del linear, weight
         for module in base.modules():
             for parameter in module.parameters(recurse=False):
