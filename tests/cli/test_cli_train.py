@@ -104,7 +104,7 @@ def test_tensorboard(here, monkeypatch):
 @pytest.mark.parametrize(
     ("command", "told"),
     [
-        ("train --base base -o new", "what to train on is said by --task NAME or by --data FILE: give one of them"),
+        ("train --base base -o new", "name the training data by --task NAME or by --data FILE: give one of them"),
         ("train --base base --data data.jsonl --task support -o new", "give one of them"),
         ("train --base base --task support --validation 0.1 -o new", "--validation is for --data"),
         ("train --base base --task nope -o new", "task 'nope' is unknown. Name support"),

@@ -1,4 +1,4 @@
-"""What happens while one waits, on stderr: bars where that is a terminal, plain lines where it is not."""
+"""Progress on stderr: bars where that is a terminal, plain lines where it is not."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ LINES = 20  # at most so many lines a run, evaluations aside
 
 
 class _Bars:
-    """A block in which bars are shown, if stderr is a terminal."""
+    """A block that shows bars, if stderr is a terminal."""
 
     def __init__(self, *columns: ProgressColumn):
         self.bars: Progress | None = None
@@ -46,8 +46,8 @@ class _Bars:
             self.bars.stop()
 
 
-class _Said(ProgressColumn):
-    """One of a bar's texts, in one line, cut where the terminal ends."""
+class _TextColumn(ProgressColumn):
+    """One of a bar's texts in one line, cut at the terminal's width."""
 
     def __init__(self, field: str):
         super().__init__()
@@ -64,35 +64,35 @@ def _bar() -> tuple[ProgressColumn, ProgressColumn]:
 
 
 class StepProgress(_Bars):
-    """The steps of a training run, or of several that go on together and have names."""
+    """The steps of a training run, or of several that are trained together and have names."""
 
     def __init__(self) -> None:
-        super().__init__(_Said("name"), *_bar(), _Said("told"))
+        super().__init__(_TextColumn("name"), *_bar(), _TextColumn("text"))
         self.tasks: dict[str, TaskID] = {}
         self.validations: dict[str, str] = {}
 
     def step(self, step: Step, name: str = "") -> None:
-        """Show what a step did."""
+        """Show a step."""
         if step.validation is not None:
             self.validations[name] = f", validation {step.validation:.4f}{' (best)' if step.best else ''}"
         left = duration((step.steps - step.step) * step.seconds / step.step)
         speed = f"{step.tokens_per_second:.0f} tokens/s, {size(step.memory)}"
-        told = f"{left} left, loss {step.loss:.4f}{self.validations.get(name, '')}, {speed}"
+        text = f"{left} left, loss {step.loss:.4f}{self.validations.get(name, '')}, {speed}"
         if self.bars is None:
             every = -(-step.steps // LINES)
             if step.step in (1, step.steps) or step.step % every == 0 or step.validation is not None:
-                say(f"{name + ': ' if name else ''}step {step.step}/{step.steps}: {told}")
+                say(f"{name + ': ' if name else ''}step {step.step}/{step.steps}: {text}")
         elif name not in self.tasks:
-            self.tasks[name] = self.bars.add_task("", completed=step.step, total=step.steps, name=name, told=told)
+            self.tasks[name] = self.bars.add_task("", completed=step.step, total=step.steps, name=name, text=text)
         else:
-            self.bars.update(self.tasks[name], completed=step.step, told=told)
+            self.bars.update(self.tasks[name], completed=step.step, text=text)
 
 
 class CountProgress(_Bars):
-    """So many of one kind of thing, of so many, or of nobody knows how many (None)."""
+    """A count of one kind of thing, of a total that may be unknown (None)."""
 
     def __init__(self, what: str, total: int | None) -> None:
-        super().__init__(_Said("name"), *_bar())
+        super().__init__(_TextColumn("name"), *_bar())
         self.what, self.total = what, total
         self.task = self.bars.add_task("", total=total, name=what) if self.bars is not None else None
 
@@ -104,7 +104,7 @@ class CountProgress(_Bars):
             say(f"{self.what}: {count} of {self.total}")
 
     def tell(self, text: str) -> None:
-        """A line above the bar."""
+        """Print a line above the bar."""
         if self.bars is not None:
             self.bars.console.print(text, markup=False, highlight=False, soft_wrap=True)
         else:
@@ -115,36 +115,36 @@ class RunsProgress(_Bars):
     """The runs of an experiment: one bar for all, one for each under way, and a line for each that ended."""
 
     def __init__(self) -> None:
-        super().__init__(_Said("name"), *_bar(), _Said("told"))
+        super().__init__(_TextColumn("name"), *_bar(), _TextColumn("text"))
         self.all: TaskID | None = None
         self.running: dict[str, TaskID] = {}
 
     def event(self, event: Event) -> None:
         """Show what happened to a run."""
         if event.kind != "step" and (self.bars is None or event.kind != "started"):
-            told = f": {one_line(event.message)}" if event.message else ""
-            self._line(f"[{event.done}/{event.total}] {event.kind} {event.run}{told}")
+            text = f": {one_line(event.message)}" if event.message else ""
+            self._line(f"[{event.done}/{event.total}] {event.kind} {event.run}{text}")
         if self.bars is None:
             self._tell_of(event)
             return
         if self.all is None:
-            self.all = self.bars.add_task("", name="all runs", total=event.total, told="")
+            self.all = self.bars.add_task("", name="all runs", total=event.total, text="")
         self.bars.update(self.all, completed=event.done, total=event.total)
         if event.kind == "started":
-            self.running[event.run] = self.bars.add_task("", name=event.run, total=None, told="")
+            self.running[event.run] = self.bars.add_task("", name=event.run, total=None, text="")
         elif event.run in self.running:
             task = self.running[event.run]
             if event.kind == "step":
-                told = "" if event.loss is None else f"loss {event.loss:.4f}"
-                self.bars.update(task, completed=event.step, total=event.steps, told=told)
+                text = "" if event.loss is None else f"loss {event.loss:.4f}"
+                self.bars.update(task, completed=event.step, total=event.steps, text=text)
             else:
                 self.bars.remove_task(self.running.pop(event.run))
 
     def _tell_of(self, event: Event) -> None:
         """A quarter of a run's steps at a time, where there are no bars."""
         if event.kind == "step" and event.step and event.steps and event.step % -(-event.steps // 4) == 0:
-            told = "" if event.loss is None else f", loss {event.loss:.4f}"
-            self._line(f"[{event.done}/{event.total}] step {event.step}/{event.steps} of {event.run}{told}")
+            text = "" if event.loss is None else f", loss {event.loss:.4f}"
+            self._line(f"[{event.done}/{event.total}] step {event.step}/{event.steps} of {event.run}{text}")
 
     def _line(self, text: str) -> None:
         if self.bars is None:
@@ -154,14 +154,14 @@ class RunsProgress(_Bars):
 
 
 class ProbesProgress:
-    """Called with what a probe does: a line, at most one in a second unless the probe is another."""
+    """Called with what a probe does: prints a line, at most one in a while unless the probe changes."""
 
     def __init__(self) -> None:
         self._probe, self._at = "", 0.0
 
-    def __call__(self, probe: str, doing: str) -> None:
+    def __call__(self, probe: str, activity: str) -> None:
         now = time.monotonic()
         if probe == self._probe and now - self._at < (PAUSE if sys.stderr.isatty() else 10 * PAUSE):
             return
         self._probe, self._at = probe, now
-        say(f"{probe}: {doing}")
+        say(f"{probe}: {activity}")

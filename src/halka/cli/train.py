@@ -1,4 +1,4 @@
-"""`halka train`: an adapter from data. Its flags are the dataclasses' fields, so they are made when they are needed."""
+"""`halka train`: an adapter from data. Its flags come from dataclasses that need torch: they are built when called."""
 
 from __future__ import annotations
 
@@ -45,13 +45,13 @@ def train() -> None:
 
 
 class Deferred(Command):
-    """Stands for the command until it is called: its flags are fields of classes that need torch."""
+    """`halka train` before it is called: `whole` builds its flags from classes that import torch."""
 
     def make_context(self, info_name: str | None, args: list[str], parent: Any = None, **extra: Any) -> Any:
         return self.whole().make_context(info_name, args, parent, **extra)
 
     def whole(self) -> Any:
-        """The command with all its flags."""
+        """The command with all its flags: typer builds it from a function with the settings as its signature."""
         from halka.cli.train_settings import signature
 
         def run(config: Path | None, many: Path | None, json: bool, **flags: Any) -> None:
@@ -61,7 +61,7 @@ class Deferred(Command):
             elif config is None:
                 train_adapters(many, flags, json=json, **folder)
             else:
-                raise HalkaError("--config says one run and --many several: give one of them")
+                raise HalkaError("--config is for one run and --many for several: give one of them")
 
         own = [
             _flag("config", Path | None, None, metavar="FILE", help="a YAML file with settings"),
@@ -102,7 +102,7 @@ def train_adapter(config: Path | None, flags: dict[str, Any], *, json: bool, **f
 
 
 def train_adapters(file: Path, flags: dict[str, Any], *, json: bool, **folder: bool) -> None:
-    """The same for several at once; those that are finished stay as they are."""
+    """Train several runs together; finished ones stay as they are."""
     from halka.cli.train_settings import read_many
     from halka.cli.training_run import TrainingRun, train_runs
 
@@ -113,20 +113,20 @@ def train_adapters(file: Path, flags: dict[str, Any], *, json: bool, **folder: b
     runs = [run for run in runs if not run.finished]
     tasks: dict[tuple, Task] = {}
     for run in runs:
-        said = run.plan.run
-        key = (said.task, said.data, said.validation, said.shape, said.kind)
-        run.task = tasks[key] = tasks.get(key) or task_of(said)
+        settings = run.plan.run
+        key = (settings.task, settings.data, settings.validation, settings.shape, settings.kind)
+        run.task = tasks[key] = tasks.get(key) or task_of(settings)
     results = train_runs(_model_for(runs), runs) if runs else []
     if json:
         emit(results)
     else:
         _show_all(results)
-    if failed := [f"{each['folder']}: {each['error']}" for each in results if "error" in each]:
+    if failed := [f"{result['folder']}: {result['error']}" for result in results if "error" in result]:
         raise Failed("\n".join(failed))
 
 
 def _model_for(runs: list[TrainingRun]) -> AdaptedModel:
-    """The base that the runs share, with an adapter for each."""
+    """The base that the runs share, with an adapter for each. Raises HalkaError for tasks of several kinds."""
     settings = runs[0].plan.run
     kinds = {run.task.kind: run.task.name for run in runs}
     if len(kinds) > 1:
@@ -144,15 +144,15 @@ def _model_for(runs: list[TrainingRun]) -> AdaptedModel:
     return model
 
 
-# ── what it is trained on, and how ──────────────────────────────────────────────────────────────────────────────────
+# ── data and method ──────────────────────────────────────────────────────────────────────────────────
 
 
 def task_of(run: RunSettings) -> Task:
-    """The task that was named, or one made of the data files. Raises ValueError if neither or both were given."""
+    """The task of --task, or one made of the files of --data. Raises HalkaError if neither or both are set."""
     from halka.data.task import KIND_OF_SHAPE, Task, of_kind
 
     if (run.task is None) == (not run.data):
-        raise HalkaError("what to train on is said by --task NAME or by --data FILE: give one of them")
+        raise HalkaError("name the training data by --task NAME or by --data FILE: give one of them")
     if run.task is not None:
         if run.validation is not None:
             raise HalkaError(f"--validation is for --data: the task {run.task} has its own validation examples")
@@ -164,7 +164,7 @@ def task_of(run: RunSettings) -> Task:
 
 
 def _held_out(examples: list[Example], run: RunSettings) -> tuple[list[Example], list[Example]]:
-    """What is trained on, and what is kept aside for validation: a file's, a share, or nothing."""
+    """The examples to train on, and those for validation: a file's, a share of the data, or none."""
     from halka.data.task import split_off
 
     if run.validation is None:
@@ -182,7 +182,7 @@ def _held_out(examples: list[Example], run: RunSettings) -> tuple[list[Example],
 
 
 def method_of(plan: Plan, model: AdaptedModel) -> Method:
-    """The plan's method; with --text, starting from that text's tokens."""
+    """The plan's method; with --text, its virtual tokens start as that text's tokens."""
     from dataclasses import replace
 
     from halka.methods import Prompt
