@@ -13,7 +13,7 @@ import halka
 from classifiers import CLASSES, TAGS, classifier, examples
 from commands import halka as command_line
 from contract import disturb, ids
-from halka.cli.merge import judged
+from halka.cli.merge import scored
 from halka.data.task import Task
 from kinds import bare
 from tiny import tiny
@@ -142,7 +142,7 @@ def test_bases_of_other_kinds_are_judged_by_what_they_learn(kind):
     model.add("a", halka.LoRA(rank=4))
     disturb(model, "a", by=0.1)
     test = tuple(examples(kind))
-    rows = judged(model, [None, "a"], [Task("texts", (), (), test, (metric,), metric, max_new_tokens=2)], 4, 0)
+    rows = scored(model, [None, "a"], [Task("texts", (), (), test, (metric,), metric, max_new_tokens=2)], 4, 0)
     assert [row["adapter"] for row in rows] == [None, "a"]
     assert all(0 < row["loss"] < 20 for row in rows)
     assert rows[0]["loss"] != rows[1]["loss"]

@@ -144,7 +144,7 @@ def test_what_is_not_there_is_said_with_what_is(store, model):
     store.save(model, "a", stored_as="support-eu")
     with pytest.raises(ValueError, match=r"holds no adapter 'support': did you mean support-eu\?"):
         store.get("support")
-    with pytest.raises(ValueError, match="has no version 3: there are 1"):
+    with pytest.raises(ValueError, match="has no version 3: it has 1"):
         store.get("support-eu", 3)
     with pytest.raises(ValueError, match="has no version 3"):
         store.remove("support-eu", 3)

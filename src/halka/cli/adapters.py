@@ -1,4 +1,4 @@
-"""`halka adapters`: what an adapter folder holds, of any format, and stores of many, without loading any base."""
+"""`halka adapters`: show an adapter's folder, and keep many in a store, without loading a base."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from halka.storage.adapter_folder import AdapterFolder
     from halka.storage.adapter_store import AdapterStore
 
-TOLD = ("lr", "steps", "best_step", "batch_size", "batch_tokens", "seed", "examples", "tokens", "loss")
+SHOWN = ("lr", "steps", "best_step", "batch_size", "batch_tokens", "seed", "examples", "tokens", "loss")
 
 app = group(
     "Adapter folders: look into one, or keep many of one base in a store.",
@@ -93,8 +93,8 @@ def list_(
     table = columns("name", "version", "method", "task", "tags", "parameters", "size", right=("parameters", "size"))
     for each in found:
         parameters = "–" if each["parameters"] is None else count(each["parameters"])
-        told = (each["method"] or "–", each["task"] or "–", ", ".join(each["tags"]) or "–")
-        table.add_row(each["name"], str(each["version"]), *told, parameters, size(each["bytes"]))
+        words = (each["method"] or "–", each["task"] or "–", ", ".join(each["tags"]) or "–")
+        table.add_row(each["name"], str(each["version"]), *words, parameters, size(each["bytes"]))
     show(table, f"{len(found)} adapters in {store}")
 
 
@@ -113,8 +113,8 @@ def add(
     from halka.storage.adapter_store import AdapterStore
 
     stored = AdapterStore(store).add(open_adapter(folder, "FOLDER"), name)
-    told = {"name": stored.name, "version": stored.version, "folder": stored.folder}
-    emit(told) if json else show(f"{stored.name}, version {stored.version}, in {stored.folder}")
+    result = {"name": stored.name, "version": stored.version, "folder": stored.folder}
+    emit(result) if json else show(f"{stored.name}, version {stored.version}, in {stored.folder}")
 
 
 @app.command(
@@ -143,8 +143,8 @@ def remove(name: Name, store: Store, version: Version = None, json: Json = False
     opened = _opened(store)
     opened.remove(name, version)
     left = [] if name not in opened.names() else opened.versions(name)
-    told = f"versions left: {', '.join(map(str, left))}" if left else "removed"
-    emit({"name": name, "versions": left}) if json else show(f"{name}: {told}")
+    outcome = f"versions left: {', '.join(map(str, left))}" if left else "removed"
+    emit({"name": name, "versions": left}) if json else show(f"{name}: {outcome}")
 
 
 @app.command("verify", cls=Command, epilog=examples("halka adapters verify --store adapters"))
@@ -207,40 +207,40 @@ def _last_name(key: str) -> str:
     return key.removesuffix(".weight").rpartition(".")[2]
 
 
-def _show(found: dict[str, Any]) -> None:
+def _show(about: dict[str, Any]) -> None:
     from halka.report.units import count, size
 
-    card, config = found["card"], found["config"]
+    card, config = about["card"], about["config"]
     table = columns("", "")
     table.show_header = False
     if card is None:
-        told = {key: value for key, value in config.items() if value not in (None, False, [], {}, "")}
-        lines = {"base": config.get("base_model_name_or_path") or "not said", **told}
+        options = {key: value for key, value in config.items() if value not in (None, False, [], {}, "")}
+        lines = {"base": config.get("base_model_name_or_path") or "not named", **options}
         lines.pop("base_model_name_or_path", None)
     else:
         base = card.base
-        form = f", packed as {base['quantize']}" if base.get("quantize") else ""
+        form = f", quantised as {base['quantize']}" if base.get("quantize") else ""
         lines = {
-            "base": f"{base['name'] or 'unnamed'} ({_said(base['fingerprint'])}){form}",
-            "method": f"{card.method['name']} ({_said(card.method['fields'])})",
+            "base": f"{base['name'] or 'unnamed'} ({_pairs(base['fingerprint'])}){form}",
+            "method": f"{card.method['name']} ({_pairs(card.method['fields'])})",
             "task": card.task,
             "chat template": card.chat_template,
-            "training": _said({key: card.training.get(key) for key in TOLD}),
-            "scores": _said(card.measurements),
-            "made": f"{card.created} with {_said(card.versions)}",
+            "training": _pairs({key: card.training.get(key) for key in SHOWN}),
+            "scores": _pairs(card.measurements),
+            "made": f"{card.created} with {_pairs(card.versions)}",
         }
-    lines |= {"parameters": count(found["parameters"]), "size": size(found["bytes"])}
+    lines |= {"parameters": count(about["parameters"]), "size": size(about["bytes"])}
     for key, value in lines.items():
         table.add_row(key, _text(value) or "–")
     shapes = columns("tensors", "count", "shape", "type", right=("count",))
-    for each in found["tensors"]:
+    for each in about["tensors"]:
         shapes.add_row(each["name"], str(each["count"]), " × ".join(map(str, each["shape"])), each["dtype"])
     show(table, "", shapes)
     if card is None:
         show("", "No Card (halka.json): another tool wrote this folder.")
 
 
-def _said(values: Any) -> str:
+def _pairs(values: Any) -> str:
     return ", ".join(f"{key} {_text(value)}" for key, value in values.items() if value not in (None, []))
 
 

@@ -89,7 +89,7 @@ def sampling(temperature: float, top_p: float | None) -> dict[str, Any]:
 
 
 def asked_for(prompt: str | None, file: Path | None, system: str | None) -> list[Example]:
-    """The prompts as conversations. Raises ValueError where there is none, or two ways were used to give them."""
+    """The prompts as conversations. Raises HalkaError where there is none, or two ways were used to give them."""
     from halka.data.examples import Example, Message
     from halka.data.readers import whole_rows
 

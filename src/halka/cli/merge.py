@@ -77,17 +77,17 @@ def merge(
 
     Several adapters become one first, as --combine says. Without --into nothing is written.
     """
-    given = given_adapters(adapter, store, loading.allow_pickle)
-    if (len(given.named) > 1) != (combine is not None):
+    adapters = given_adapters(adapter, store, loading.allow_pickle)
+    if (len(adapters.named) > 1) != (combine is not None):
         raise HalkaError("--combine METHOD is how several adapters become one: give it with two or more, and only then")
     if into is None and (format or to_dtype or pad_rank):
         raise HalkaError("--as, --to-dtype and --pad-rank are how --into is written: give --into PATH with them")
     tasks = [named_task(each) for each in task or ()]
     text = readable_text(probes, "--probes") if probes else None
-    factors = weights_of(weights, given.named)
-    model = open_model(base, given, given.named, loading)
+    factors = weights_of(weights, adapters.named)
+    model = open_model(base, adapters, adapters.named, loading)
     result: dict[str, Any] = {"base": base, "adapters": factors}
-    name = given.named[0]
+    name = adapters.named[0]
     if combine is not None:
         from halka.merging.combining import combine as combined
 
@@ -95,28 +95,28 @@ def merge(
         combined(model, factors, combine, name=name, density=density, seed=seed, rank=rank)
         result["combination"] = combine
     if tasks:
-        everyone = dict.fromkeys((None, *given.named, name))
-        result["tasks"] = judged(model, [*everyone], tasks, examples, seed)
+        everyone = dict.fromkeys((None, *adapters.named, name))
+        result["tasks"] = scored(model, [*everyone], tasks, examples, seed)
 
-    def told(found: MergeError) -> None:
-        result["error"] = {**asdict(found), "relative": found.relative}
+    def report(error: MergeError) -> None:
+        result["error"] = {**asdict(error), "relative": error.relative}
         if not json:
-            _show_error(found)
+            _show_error(error)
 
     if format in (None, "safetensors", "gguf"):
         say("comparing merged and unmerged …")
     if into is None:
         from halka.merging.error import merge_error
 
-        told(found := merge_error(model, name, text))
+        report(error := merge_error(model, name, text))
         if not force:
-            found.check(limit)
+            error.check(limit)
     else:
         from halka.merging.exporting import export
 
         written = {"format": format or "safetensors", "dtype": to_dtype, "pad_rank": pad_rank}
-        judged_by = {"probes": text, "limit": limit, "force": force, "on_error": told}
-        result["written"] = export(model, name, into, **written, **judged_by)
+        measured = {"probes": text, "limit": limit, "force": force, "on_error": report}
+        result["written"] = export(model, name, into, **written, **measured)
     if json:
         return emit(result)
     if tasks:
@@ -125,34 +125,34 @@ def merge(
         show(f"written to {into}")
 
 
-def weights_of(given: str | None, names: Sequence[str]) -> dict[str, float]:
-    """Each adapter's weight. Raises ValueError for what are no numbers, or not one for each."""
-    if given is None:
+def weights_of(text: str | None, names: Sequence[str]) -> dict[str, float]:
+    """Each adapter's weight. Raises HalkaError for what are no numbers, or not one for each."""
+    if text is None:
         return dict.fromkeys(names, 1 / len(names))
     try:
-        numbers = [float(each) for each in given.split(",")]
+        numbers = [float(each) for each in text.split(",")]
     except ValueError:
-        raise HalkaError(f"--weights {given!r} are no numbers with commas between, such as 0.5,0.5") from None
+        raise HalkaError(f"--weights {text!r} are no numbers with commas between, such as 0.5,0.5") from None
     if len(numbers) != len(names):
         raise HalkaError(f"--weights gives {len(numbers)} for {len(names)} adapters: give one for each")
     return dict(zip(names, numbers, strict=True))
 
 
-def judged(
+def scored(
     model: AdaptedModel, names: Sequence[str | None], tasks: Sequence[Any], count: int, seed: int
 ) -> list[dict[str, Any]]:
-    """The loss, and the score that counts, of adapters (None: the bare base) on each task's test examples."""
+    """The loss and the primary score of adapters (None: the bare base) on each task's test examples."""
     from halka.cli.progress import CountProgress
     from halka.data.task import limit as limited
     from halka.evaluation.evaluating import evaluate
     from halka.training import TrainConfig, as_tokens, mean_loss
 
-    found = []
+    rows: list[dict[str, Any]] = []
     for task in tasks:
         test = limited(task, test=count, seed=seed).test
         for name in names:
             with CountProgress(f"{name or 'the bare base'} on {task.name}", len(test)) as progress:
-                told = evaluate(
+                evaluation = evaluate(
                     *(model, name, test, (task.primary,)),
                     max_new_tokens=task.max_new_tokens,
                     seed=seed,
@@ -160,22 +160,28 @@ def judged(
                 )
             loss = mean_loss(model, name, as_tokens(model, test, TrainConfig(max_length=None), name))
             row = {"task": task.name, "adapter": name, "examples": len(test), "loss": loss}
-            found.append({**row, "metric": task.primary, "score": told.scores[task.primary]})
-    return found
+            rows.append({**row, "metric": task.primary, "score": evaluation.scores[task.primary]})
+    return rows
 
 
-def _show_error(found: MergeError) -> None:
+def _show_error(error: MergeError) -> None:
     table = columns("compared", "KL", "largest", "mean", "same token", right=("KL", "largest", "mean", "same token"))
     rows = {
-        "merged and unmerged": found.error,
-        "the bare base and the adapter": found.effect,
-        f"rounding to {found.dtype}, unmerged": found.noise,
-        "the same, merged": found.merged,
-        "of the merged weights alone": found.rounding,
+        "merged and unmerged": error.error,
+        "the bare base and the adapter": error.effect,
+        f"rounding to {error.dtype}, unmerged": error.noise,
+        "the same, merged": error.merged,
+        "of the merged weights alone": error.rounding,
     }
-    for what, each in rows.items():
-        table.add_row(what, f"{each.kl:.2g}", f"{each.max:.3g}", f"{each.mean:.2g}", f"{each.same_token:.1%}")
-    share = f"merging costs {found.relative:.2%} of what {found.adapter} does, over {found.tokens} places of text"
+    for compared, difference in rows.items():
+        table.add_row(
+            compared,
+            f"{difference.kl:.2g}",
+            f"{difference.max:.3g}",
+            f"{difference.mean:.2g}",
+            f"{difference.same_token:.1%}",
+        )
+    share = f"merging costs {error.relative:.2%} of what {error.adapter} does, over {error.tokens} positions of text"
     show(table, share)
 
 
@@ -183,6 +189,6 @@ def _show_tasks(rows: list[dict[str, Any]]) -> None:
     table = columns("task", "adapter", "loss", "metric", "score", "95 % interval", right=("loss", "score"))
     for row in rows:
         score = row["score"]
-        told = (row["metric"], f"{score.value:.3f}", f"{score.low:.3f} to {score.high:.3f}")
-        table.add_row(row["task"], row["adapter"] or "the bare base", f"{row['loss']:.3f}", *told)
+        cells = (row["metric"], f"{score.value:.3f}", f"{score.low:.3f} to {score.high:.3f}")
+        table.add_row(row["task"], row["adapter"] or "the bare base", f"{row['loss']:.3f}", *cells)
     show(table, f"over {rows[0]['examples']} examples of each task")

@@ -1,4 +1,4 @@
-"""A base and its adapters, as the commands that use them name them."""
+"""Options that name a base and how to load it, and loading it with its adapters."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ Pickle = Annotated[
 
 @dataclass(frozen=True)
 class Loading:
-    """How a base is loaded and which adapters it takes: the options that all commands have that use both."""
+    """The options of every command that loads a base with adapters."""
 
     dtype: Dtype = "bfloat16"
     device: Device = None
@@ -46,12 +46,12 @@ class Loading:
 
 
 def with_loading(command: Callable[..., None]) -> Callable[..., None]:
-    """The command with the options of `Loading`, for typer to read, in the place of its parameter `loading`."""
+    """Replace the command's parameter `loading` by the options of `Loading`, for typer to read."""
     options = inspect.signature(Loading, eval_str=True).parameters
 
     @functools.wraps(command)
-    def run(**given: Any) -> None:
-        command(loading=Loading(**{name: given.pop(name) for name in options}), **given)
+    def run(**values: Any) -> None:
+        command(loading=Loading(**{name: values.pop(name) for name in options}), **values)
 
     shown: list[inspect.Parameter] = []
     for each in inspect.signature(command, eval_str=True).parameters.values():

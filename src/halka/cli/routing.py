@@ -1,4 +1,4 @@
-"""Which adapter answers which row: those that `--adapter` and `--store` give, and a row's own field "adapter"."""
+"""Which adapter answers which row: by `--adapter`, `--store` and a row's own field "adapter"."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ PoolSize = Annotated[
 
 @dataclass(frozen=True)
 class Addressed(Example):
-    """An example of a file whose rows name adapters; one without is answered by the usual one."""
+    """An example of a file whose rows name adapters; None: the adapter for rows that name none."""
 
     adapter: str | None = None
 
@@ -161,7 +161,7 @@ def open_adapter(
 def addressed(examples: Sequence[Example], rows: Sequence[Row]) -> list[Example]:
     """A file's examples with the adapters that their rows name, if its rows have that field.
 
-    Raises ValueError for a name that is no text.
+    Raises HalkaError for a name that is no text.
     """
     if not any("adapter" in row.fields for row in rows):
         return list(examples)
@@ -177,7 +177,7 @@ def addressed(examples: Sequence[Example], rows: Sequence[Row]) -> list[Example]
 def route(examples: Sequence[Example], adapters: Adapters) -> tuple[list[Example], list[str | None]]:
     """Examples and who answers each: whom its row names or, where rows have no such field, every adapter given.
 
-    Raises ValueError for a name that is not given, by the row's place, and for a store that nothing names.
+    Raises HalkaError for a name that is not given, by the row's place, and for a store that nothing names.
     """
     if not any(isinstance(each, Addressed) for each in examples):
         if adapters.store is not None and not adapters.named:

@@ -30,7 +30,7 @@ OF_LOADING = {
     *("parallelize", "max_memory_per_gpu", "max_cpu_memory", "offload_folder", "tp_plan"),
     *("peft", "delta", "autogptq", "gptqmodel"),
 }
-"""What lm-eval's `hf` asks for where it loads a model itself."""
+"""Options of lm-eval's `hf` for loading a model, which have no effect here."""
 
 
 @register_model("halka")
@@ -38,7 +38,7 @@ class HalkaLM(HFLM):
     """A base (name, folder) with the adapter of a folder, or an adapted model with the adapter of a name; or bare.
 
     Options are those of lm-eval's own `hf` that make sense for a model that is there already, such as `batch_size`.
-    Raises ValueError as `halka.load_base` and `halka.load` do, and for an option that would have no effect.
+    Raises HalkaError as `halka.load_base` and `halka.load` do, and for an option that would have no effect.
     """
 
     def __init__(
@@ -81,7 +81,7 @@ class HalkaLM(HFLM):
 
 
 def _check_options(options: Mapping[str, Any]) -> None:
-    """Raises ValueError for the options that lm-eval's `hf` does not know, or that count only for what it loads."""
+    """Raises HalkaError for the options that lm-eval's `hf` does not know, or that count only for what it loads."""
     own, theirs = (inspect.signature(each.__init__).parameters for each in (HalkaLM, HFLM))
     known = sorted({*own, *theirs} - {"self", "options", "kwargs"} - OF_LOADING)
     for name in options:

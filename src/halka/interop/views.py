@@ -1,7 +1,7 @@
-"""A base with one of its adapters, as the model that others' tools expect: Trainer, pipelines, TRL, torch.compile.
+"""`view`: a base with one of its adapters as a transformers model, for Trainer, pipelines, TRL and torch.compile.
 
-A view is of the base's own class, so that their checks pass, and shares its modules; every pass runs within
-`model.use(name)`. What it shows as trainable, saves and loads is the adapter alone.
+A view has the base's own class, so that other tools' checks pass, and shares its modules; every pass runs within
+`model.use(name)`. Its trainable parameters and its `state_dict` are the adapter's alone.
 """
 
 from __future__ import annotations
@@ -31,15 +31,15 @@ _eager: Any = torch.compiler.disable
 def view(model: AdaptedModel, name: str | None) -> Any:
     """The base with adapter `name` (None: the bare base) as a transformers model of the base's own class.
 
-    Views share the base, which stays as it is; each has a train or eval mode of its own, and its adapter's labels. What
-    a view computes, it computes through `forward` and `generate`: the submodules it shows are the base's, and called by
-    themselves know no adapter. Raises ValueError for an unknown name.
+    Views share the base, which does not change; each has its own train or eval mode, and its adapter's labels.
+    The adapter acts in `forward` and `generate`: the submodules are the base's, and compute without it when called
+    directly. Raises UnknownAdapterError for an unknown name.
     """
     return _class_of(type(model.base))(model, name)
 
 
 class View(nn.Module):
-    """What a view has instead of its base class's."""
+    """The methods in which a view differs from its base class."""
 
     def __init__(self, model: AdaptedModel, name: str | None):
         nn.Module.__init__(self)
@@ -62,9 +62,9 @@ class View(nn.Module):
         self.adapter = nn.ModuleDict({path.replace(".", "/"): part for path, part in parts.items()})
         self.training = False
 
-    @torch.compiler.disable(recursive=False)  # what the base does is compiled, and taking turns is not
+    @torch.compiler.disable(recursive=False)  # the base's pass is compiled, taking turns is not
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        """Whatever stands in `forward`'s place computes with the adapter, too: TRL puts its own there."""
+        """Run with the adapter whatever is set as `forward`, since TRL sets its own."""
         with Uncompiled(self._acting()):
             self._inside = True
             try:
@@ -82,7 +82,7 @@ class View(nn.Module):
     def _narrowed(
         self, *args: Any, labels: Tensor | None = None, return_dict: bool | None = None, **kwargs: Any
     ) -> Any:
-        """A pass where the base's head has more places than the adapter has labels: logits and loss are of these."""
+        """A pass where the base's head has more outputs than the adapter has labels: logits and loss are of these."""
         wide = self._model.base(*args, return_dict=True, **kwargs)
         outputs = {**wide, "logits": wide.logits[..., : len(self._labels)]}
         if labels is not None:
@@ -96,7 +96,7 @@ class View(nn.Module):
             return self._model.base.generate(*args, **kwargs)  # type: ignore[operator]
 
     def get_output_embeddings(self) -> Any:
-        """The base's head. Raises ValueError where a pass asks for it, for its weight, and the adapter acts there."""
+        """The base's head. Raises HalkaError within a pass if the adapter acts on it, since TRL reads its weight."""
         targets = {} if self._adapter is None else self._adapter.targets
         head = self._model.base.get_output_embeddings()  # type: ignore[operator]
         if self._inside and any(each.module is head for each in targets.values()):
@@ -120,22 +120,22 @@ class View(nn.Module):
         return self
 
     def enable_input_require_grads(self) -> None:
-        """Nothing: the checkpoints that a view has need no gradients of their inputs."""
+        """Does nothing: a view's checkpoints are not re-entrant, and need no gradients of their inputs."""
 
     def activation_checkpointing_enable(
         self, activation_checkpointing_kwargs: Mapping[str, Any] | None = None, **options: Any
     ) -> None:
-        """As the base's; what backward computes once more has the adapters that the forward pass had.
+        """As the base's; recomputation in backward uses the adapters that the forward pass used.
 
-        Raises ValueError for re-entrant checkpoints.
+        Raises HalkaError for re-entrant checkpoints.
         """
-        given = {"use_reentrant": False, **(activation_checkpointing_kwargs or {})}
-        if given["use_reentrant"]:
+        settings = {"use_reentrant": False, **(activation_checkpointing_kwargs or {})}
+        if settings["use_reentrant"]:
             raise HalkaError(
                 "re-entrant checkpoints do not know which adapter a layer was computed with: use_reentrant=False"
             )
-        given["context_fn"] = functools.partial(_now_and_again, self._model)
-        super().activation_checkpointing_enable(given, **options)  # type: ignore[misc]
+        settings["context_fn"] = functools.partial(_checkpoint_contexts, self._model)
+        super().activation_checkpointing_enable(settings, **options)  # type: ignore[misc]
 
     def state_dict(self, *args: Any, prefix: str = "", **kwargs: Any) -> dict[str, Tensor]:  # type: ignore[override]
         """The adapter's values alone, under their names among the view's parameters."""
@@ -151,10 +151,10 @@ class View(nn.Module):
     def save_pretrained(
         self, save_directory: str | Path, is_main_process: bool = True, state_dict: Any = None, **options: Any
     ) -> None:
-        """Put the adapter folder's files, as `halka.save` writes them, among what is there; `halka.load` reads them.
+        """Write the adapter folder's files, as `halka.save` does, into the folder; `halka.load` reads them.
 
-        The same values lie beside them in `model.safetensors`, under the view's names: Trainer resumes from these.
-        Options are for whole models, and say nothing here. Raises ValueError for a view of the bare base.
+        `model.safetensors` has the same values under the view's names, for Trainer to resume from. Options are for
+        whole models, and ignored. Raises HalkaError for a view of the bare base.
         """
         self._own()
         if not is_main_process:
@@ -184,7 +184,7 @@ class View(nn.Module):
 
 
 class Uncompiled(AbstractContextManager[None]):
-    """A block whose begin and end stay out of compiled code."""
+    """A context manager whose entry and exit stay out of compiled code."""
 
     def __init__(self, block: AbstractContextManager[None]):
         self._block = block
@@ -200,7 +200,7 @@ class Uncompiled(AbstractContextManager[None]):
 
 @functools.cache
 def _class_of(base: type[nn.Module]) -> type[View]:
-    """The class of a base's views: a subclass of its own, of its name, whose `forward` has its signature."""
+    """The class of a base's views: a subclass of its class with the same name and signature of `forward`."""
 
     @functools.wraps(base.forward)
     def forward(self: View, *args: Any, **kwargs: Any) -> Any:
@@ -212,27 +212,27 @@ def _class_of(base: type[nn.Module]) -> type[View]:
 
 
 def _config_with(labels: Sequence[str], config: Any) -> Any:
-    """The configuration with an adapter's labels; all else is the very same, for whoever reads it or sets it."""
+    """The configuration with an adapter's labels; every other attribute is shared with the base's."""
     named = {"id2label": dict(enumerate(labels)), "label2id": {label: place for place, label in enumerate(labels)}}
     own = type(config)
-    made = object.__new__(type(own.__name__, (own,), {"__module__": own.__module__, **_constants(named)}))
-    made.__dict__ = config.__dict__
-    return made
+    labelled = object.__new__(type(own.__name__, (own,), {"__module__": own.__module__, **_constants(named)}))
+    labelled.__dict__ = config.__dict__
+    return labelled
 
 
 def _constants(values: Mapping[str, Any]) -> dict[str, property]:
-    """A class's attributes that come before what its objects hold."""
+    """Class attributes that override those of the instances."""
     return {key: property(lambda _, value=value: value) for key, value in values.items()}
 
 
-def _now_and_again(model: AdaptedModel) -> tuple[AbstractContextManager[Any], AbstractContextManager[Any]]:
-    """What a checkpointed layer is computed in: nothing more than there is now, and once more in backward, the same."""
+def _checkpoint_contexts(model: AdaptedModel) -> tuple[AbstractContextManager[Any], AbstractContextManager[Any]]:
+    """The context of a checkpointed layer: none in the forward pass; in backward the adapters of the forward pass."""
     acting = [model.adapters[name] for name in {*model.active} if name is not None]
     training = [part for adapter in acting for part in adapter.parts.values() if part.training]
-    return nullcontext(), _again(model.as_now(), model.base, *training)
+    return nullcontext(), _recomputing(model.as_now(), model.base, *training)
 
 
 @contextmanager
-def _again(as_then: AbstractContextManager[None], *training: nn.Module) -> Iterator[None]:
+def _recomputing(as_then: AbstractContextManager[None], *training: nn.Module) -> Iterator[None]:
     with as_then, in_mode(True, *training):
         yield

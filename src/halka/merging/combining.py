@@ -1,13 +1,13 @@
-"""Several adapters become one: their sum, or what of them does not contradict.
+"""Several adapters combined into one: their weighted sum, or the part of it in which they agree.
 
 LoRAs: `linear` sums their factors (A with A, B with B), whose product has cross terms; `cat` puts the factors side by
-side and is the exact weighted sum; `svd` is the nearest to that sum of a lower rank. Before summing, values may be left
-out: all but the largest (`magnitude_prune`), all but those of the winning sign among the largest (`ties`, Yadav et al.
-2023, arXiv:2306.01708), a random share, the rest scaled up (`dare_linear`, `dare_ties`, Yu et al. 2024,
-arXiv:2311.03099). With `_svd` behind the name that is done to products instead of factors.
+side and is the exact weighted sum; `svd` is the nearest to that sum of a lower rank. Some methods drop values before
+summing: all but the largest (`magnitude_prune`), all but those of the winning sign among the largest (`ties`, Yadav et
+al. 2023, arXiv:2306.01708), a random share, the rest scaled up (`dare_linear`, `dare_ties`, Yu et al. 2024,
+arXiv:2311.03099). With the suffix `_svd` they act on products instead of factors.
 
-Other families: tensors of equal shape are summed; those that start at a fixed point (factors at one, copies of the
-base's weights) by their distance from it, so that weights need not sum to one, and values may be left out there too.
+Other families: tensors of equal shape are summed. Of those that start at a fixed point (factors at one, copies of the
+base's weights) the differences from it are, so that weights need not sum to one; there, too, values may be dropped.
 
 Adapters of several methods, such as a classifier's LoRA with its head, combine method by method.
 """
@@ -29,8 +29,8 @@ from halka.methods.lora import FACTORS, LoRAPart
 from halka.storage.tensors import check_finite
 from halka.util.errors import HalkaError
 
-DENSITY = 0.5  # kept where a way leaves values out
-FROM_START = (BitFit, Full, IA3, Modules)  # these start at a point that the base gives, exactly
+DENSITY = 0.5  # the share of values that is kept, if not given
+FROM_START = (BitFit, Full, IA3, Modules)  # methods whose parameters start at a fixed point
 
 
 @dataclass(frozen=True)
@@ -86,14 +86,14 @@ def combine(
     seed: int = 0,
     rank: int | None = None,
 ) -> Adapter:
-    """Add the adapter `name`, made of others and their weights, which may be negative; those stay as they are.
+    """Add the adapter `name`, combined from others by their weights, which may be negative; the others stay.
 
     density     the share of values that ties, dare and magnitude_prune keep [0.5]; `seed` is for dare's draws
     rank        of the result, for svd and its like; the highest of the sources' if not given
 
-    Raises ValueError for fewer than two adapters, weights and values that are not finite, an unknown method, families
-    that do not combine, ranks, shapes or labels that differ where they must not, and density or rank where the method
-    has none.
+    Raises UnknownAdapterError for a name that the model does not have; HalkaError for fewer than two adapters,
+    weights and values that are not finite, an unknown method, families that do not combine, ranks, shapes or
+    labels that differ where they must not, and density or rank where the method takes none.
     """
     if method not in COMBINATIONS:
         raise HalkaError(f"there is no combination {method!r}: choose one of {', '.join(COMBINATIONS)}")
@@ -127,11 +127,11 @@ def combine(
         state: dict[str, Tensor] = {}
         for of_one in zip(*of_each, strict=True):
             if is_lora(of_one[0]):
-                made, found = _loras(of_one, weights, method, rank, joined)
+                combined, tensors = _loras(of_one, weights, method, rank, joined)
             else:
-                made, found = _others(model, of_one, weights, besides, joined)
-            methods.append(made)
-            state.update({key: tensor.float() for key, tensor in found.items()})
+                combined, tensors = _others(model, of_one, weights, besides, joined)
+            methods.append(combined)
+            state.update({key: tensor.float() for key, tensor in tensors.items()})
         whole = methods[0] if len(methods) == 1 else Joint(tuple(methods))
         return model.add(name, whole, seed=seed, state=state, labels=labels)
 
@@ -140,7 +140,7 @@ Join = Callable[[Sequence[Tensor], Sequence[float]], Tensor]
 
 
 def _labels(model: AdaptedModel, names: Sequence[str]) -> tuple[str, ...]:
-    """What all of these tell apart. Raises ValueError where two differ."""
+    """The labels that all of these have. Raises HalkaError where two differ."""
     first, own = names[0], model.labels_of(names[0])
     for other in names[1:]:
         if (labels := model.labels_of(other)) != own:

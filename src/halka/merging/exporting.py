@@ -9,7 +9,6 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor
-from transformers.utils import logging
 
 from halka.core import AdaptedModel, Packed
 from halka.core.merged import merged_weights
@@ -25,6 +24,7 @@ from halka.storage.tensors import check_finite
 from halka.util.dtypes import DTYPES
 from halka.util.errors import HalkaError
 from halka.util.files import new_folder, write_file
+from halka.util.quiet import quiet_libraries
 
 ExportFormat = Literal["safetensors", "gguf", "lora-gguf", "peft", "vllm"]
 RANKS = (8, 16, 32, 64, 128, 256, 320, 512)  # those that vLLM's --max-lora-rank takes
@@ -99,7 +99,7 @@ def export(
 
 
 def whole_weights(model: AdaptedModel, name: str | None, dtype: torch.dtype | None = None) -> dict[str, Tensor]:
-    """Every tensor of the base by its name, with the adapter inside; what is tied stays one tensor where it can."""
+    """Every tensor of the base by its name, with the adapter merged in; tied weights stay one tensor where they can."""
     with model.own_weights(), torch.no_grad():
         for path, module in model.base.named_modules():
             if isinstance(module, Packed):
@@ -136,7 +136,7 @@ def _cast(weights: dict[str, Tensor], dtype: torch.dtype | None) -> dict[str, Te
 
 
 def _finite(weights: dict[str, Tensor]) -> dict[str, Tensor]:
-    """The same. Raises ValueError, by name, for values that are not finite."""
+    """The same. Raises HalkaError, by name, for values that are not finite."""
     for each, tensor in weights.items():
         if not tensor.isfinite().all():
             raise HalkaError(
@@ -167,16 +167,12 @@ def _safetensors(model: AdaptedModel, name: str | None, to: Path, options: Optio
             options.check(lambda: merge_error(model, name, options.probes))
         else:
             options.check(lambda: written_error(model, name, as_written, computed, _plain(computed), options.probes))
-    hook = logging.set_tqdm_hook(lambda make, args, kwargs: make(*args, **{**kwargs, "disable": True}))
-    try:
-        with new_folder(to) as beside:
-            write_model(model.base, model.tokenizer, weights, beside, model.labels_of(name))
-    finally:
-        logging.set_tqdm_hook(hook)
+    with quiet_libraries(), new_folder(to) as beside:
+        write_model(model.base, model.tokenizer, weights, beside, model.labels_of(name))
 
 
 def _check_folder(model: AdaptedModel, to: Path) -> None:
-    """Raises ValueError for what a model's folder shall not take the place of: files of others, and the base."""
+    """Raises HalkaError for a folder that holds something else than an export, and for the base's own."""
     if not to.exists():
         return
     if not to.is_dir():

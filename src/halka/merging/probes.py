@@ -1,4 +1,4 @@
-"""What two forms of a model are compared on: rows of tokens, and which of their places count."""
+"""What two models are compared on: rows of tokens, and which of their positions count."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ Probes = str | Sequence[str | Example | Tokens]
 
 
 def probe_rows(model: AdaptedModel, probes: Probes | None) -> list[Tokens]:
-    """The rows to compare on. Raises ValueError where there is none, and for text without a tokenizer."""
+    """The rows to compare on. Raises HalkaError where there is none, and for text without a tokenizer."""
     given = [shipped_text("merging")] if probes is None else [probes] if isinstance(probes, str) else list(probes)
     if not given:
         raise HalkaError("there are no probes to compare on: give texts or examples, or leave them out")

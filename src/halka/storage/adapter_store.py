@@ -3,11 +3,11 @@
     store/
       store.json            which base: its fingerprint, from the first adapter that was saved
       support/1/ … 4/       adapter folders, as `save` writes them; the highest number is the current version
-      support/tags.json     what `tag` was told
-      .locks/support        held by whoever writes under that name
+      support/tags.json     its tags
+      .locks/support        locked while a process writes under that name
 
 A version appears by one rename and disappears by one rename: a crash at any moment leaves it whole or absent, and
-readers need no lock. What a killed writer left is hidden, and removed by the next one of that name, or by `clean`.
+readers need no lock. A killed writer's leftovers are hidden, and removed by the next writer of that name or by `clean`.
 """
 
 from __future__ import annotations
@@ -67,7 +67,7 @@ class AdapterStore:
         if self.folder.exists() and not self.folder.is_dir():
             raise HalkaError(f"{self.folder} is a file: a store is a folder")
 
-    # ── what there is ───────────────────────────────────────────────────────────────────────────────────────────
+    # ── looking up ───────────────────────────────────────────────────────────────────────────────────────────
 
     def names(self) -> list[str]:
         """Every name that has a version, in order."""
@@ -76,54 +76,56 @@ class AdapterStore:
         return sorted(each.name for each in self.folder.iterdir() if NAME.fullmatch(each.name) and _versions(each))
 
     def versions(self, name: str) -> list[int]:
-        """A name's versions, oldest first. Raises ValueError if there is none."""
-        found = _versions(self.folder / _named(name))
-        if not found:
+        """A name's versions, oldest first. Raises UnknownAdapterError if there is none."""
+        versions = _versions(self.folder / _named(name))
+        if not versions:
             near = [each for each in self.names() if name.lower() in each.lower()][:5]
             hint = f": did you mean {', '.join(near)}?" if near else ""
             raise UnknownAdapterError(f"{self.folder} holds no adapter {name!r}{hint}")
-        return found
+        return versions
 
     def get(self, name: str, version: int | None = None) -> Stored:
-        """One version, the newest if none is named. Raises ValueError if it is not there."""
-        there = self.versions(name)
-        version = there[-1] if version is None else version
-        if version not in there:
-            raise UnknownAdapterError(f"{name!r} has no version {version}: there are {', '.join(map(str, there))}")
+        """One version, the newest if none is named. Raises UnknownAdapterError if the store does not have it."""
+        versions = self.versions(name)
+        version = versions[-1] if version is None else version
+        _check_version(name, version, versions)
         folder = self.folder / name / str(version)
-        found = Stored(name, version, folder, self._tags(name), read_card(folder))
+        stored = Stored(name, version, folder, self._tags(name), read_card(folder))
         if not folder.is_dir():
             raise UnknownAdapterError(f"version {version} of {name!r} was removed meanwhile")
-        return found
+        return stored
 
     def list(self, *, task: str | None = None, tag: str | None = None, method: str | None = None) -> list[Stored]:
         """The newest version of every name, or of those with that task, tag or method."""
-        found: list[Stored] = []
+        matching: list[Stored] = []
         for name in self.names():
             try:
-                each = self.get(name)
+                stored = self.get(name)
             except UnknownAdapterError:
                 if _versions(self.folder / name):
                     raise
                 continue  # removed meanwhile
             if (
-                (task is None or each.task == task)
-                and (tag is None or tag in each.tags)
-                and (method is None or each.method == method)
+                (task is None or stored.task == task)
+                and (tag is None or tag in stored.tags)
+                and (method is None or stored.method == method)
             ):
-                found.append(each)
-        return found
+                matching.append(stored)
+        return matching
 
     # ── changes ─────────────────────────────────────────────────────────────────────────────────────────────────
 
     def save(self, model: AdaptedModel, name: str, *, stored_as: str | None = None, **card: Any) -> Stored:
         """Write adapter `name` of `model` as the next version; `card` goes to `halka.save`.
 
-        Raises ValueError for a name that is no file name, and where the store is of another base.
+        Raises WrongBaseError where the store is of another base, HalkaError for a name that is no file name.
         """
         stored_as = _named(name if stored_as is None else stored_as)
         self._claim(model)
-        with model.lock, self._writing(stored_as) as folder:  # in this order: who uses the model may save, too
+        with (
+            model.lock,
+            self._writing(stored_as) as folder,
+        ):  # in this order, since a thread that holds the model's lock may save too
             version = max(_versions(folder), default=0) + 1
             save(model, name, folder / str(version), **card)
         return self.get(stored_as, version)
@@ -149,23 +151,23 @@ class AdapterStore:
         return self.get(name, version)
 
     def tag(self, name: str, tags: Sequence[str], *, remove: bool = False) -> tuple[str, ...]:
-        """Give a name tags, or take them away; returns all that it has then."""
+        """Add tags to a name, or remove them. Returns all the tags that it has then."""
         self.versions(name)
         with self._writing(name) as folder:
-            now = set(self._tags(name))
-            kept = tuple(sorted(now - {*tags} if remove else now | {*tags}))
-            write_text(folder / TAGS, json.dumps(kept) + "\n")
-        return kept
+            before = set(self._tags(name))
+            after = tuple(sorted(before - {*tags} if remove else before | {*tags}))
+            write_text(folder / TAGS, json.dumps(after) + "\n")
+        return after
 
     def remove(self, name: str, version: int | None = None) -> None:
-        """Remove one version, or the name with all of them. Raises ValueError if it is not there."""
-        there = self.versions(name)
-        if version is not None and version not in there:
-            raise UnknownAdapterError(f"{name!r} has no version {version}: there are {', '.join(map(str, there))}")
+        """Remove one version, or the name with all of them. Raises UnknownAdapterError if it is not in the store."""
+        versions = self.versions(name)
+        if version is not None:
+            _check_version(name, version, versions)
         with self._writing(name) as folder:
-            for each in there if version is None else [version]:
-                if (folder / str(each)).exists():  # else another process was faster
-                    (folder / str(each)).rename(folder / f".{each}.{uuid.uuid4().hex[:8]}")
+            for number in versions if version is None else [version]:
+                if (folder / str(number)).exists():  # else another process was faster
+                    (folder / str(number)).rename(folder / f".{number}.{uuid.uuid4().hex[:8]}")
             flush(folder)
 
     # ── use ─────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -175,31 +177,31 @@ class AdapterStore:
         return load(model, self.get(name, version).folder, name=name, **allowed)
 
     def base(self) -> Mapping[str, Any] | None:
-        """The fingerprint of the base whose adapters these are; None before the first."""
+        """The fingerprint of the base that the adapters are for; None before the first is saved."""
         path = self.folder / BASE
         return json.loads(path.read_text(encoding="utf-8"))["fingerprint"] if path.exists() else None
 
     def verify(self) -> Iterator[tuple[Stored | str, str]]:
-        """Each version with what is wrong with it, or "" if nothing is; every file is read."""
+        """Read every file. Yields each version with the reason why it is damaged, or ""."""
         for name in self.names():
             for version in _versions(self.folder / name):
                 try:
-                    each = self.get(name, version)
-                    each.open().verify()
-                    yield each, ""
-                except (ValueError, OSError) as error:
+                    stored = self.get(name, version)
+                    stored.open().verify()
+                    yield stored, ""
+                except (HalkaError, OSError) as error:
                     yield f"{name} {version}", str(error)
 
     def clean(self) -> int:
-        """Remove what killed writers left and return how much; names that are being written to are passed over."""
+        """Remove what killed writers left, but under names that are being written to. Returns how many entries."""
         count = 0
         for folder in self.folder.iterdir() if self.folder.is_dir() else ():
             if not NAME.fullmatch(folder.name) or not folder.is_dir():
                 continue
-            left = len([*folder.glob(".*")])
+            leftovers = len([*folder.glob(".*")])
             try:
                 with self._writing(folder.name, wait=0):
-                    count += left
+                    count += leftovers
             except Timeout:
                 continue
         return count
@@ -211,21 +213,21 @@ class AdapterStore:
         return tuple(json.loads(path.read_text(encoding="utf-8"))) if path.exists() else ()
 
     def _claim(self, model: AdaptedModel) -> None:
-        """The first adapter says which base the store is of."""
-        mine = own_fingerprint(model)
+        """Record the base of the first adapter. Raises WrongBaseError for one of another base."""
+        fingerprint = own_fingerprint(model)
         self.folder.mkdir(parents=True, exist_ok=True)
         (self.folder / LOCKS).mkdir(exist_ok=True)
         with FileLock(self.folder / LOCKS / ".store"):
-            theirs = self.base()
-            if theirs is None:
+            recorded = self.base()
+            if recorded is None:
                 name = getattr(model.base.config, "_name_or_path", "")
-                write_text(self.folder / BASE, json.dumps({"base": name, "fingerprint": mine}, indent=2) + "\n")
-            elif theirs != mine:
+                write_text(self.folder / BASE, json.dumps({"base": name, "fingerprint": fingerprint}, indent=2) + "\n")
+            elif recorded != fingerprint:
                 raise WrongBaseError(f"the adapters in {self.folder} are of another base: use another folder")
 
     @contextmanager
     def _writing(self, name: str, wait: float = -1) -> Generator[Path]:
-        """The name's folder, for this process alone to change; before and after, hidden leftovers are removed."""
+        """The name's folder, locked for this process; removes hidden leftovers before and after."""
         folder = self.folder / name
         (self.folder / LOCKS).mkdir(parents=True, exist_ok=True)
         with FileLock(self.folder / LOCKS / name, timeout=wait):
@@ -239,6 +241,11 @@ class AdapterStore:
                     shutil.rmtree(folder, ignore_errors=True)
 
 
+def _check_version(name: str, version: int, versions: Sequence[int]) -> None:
+    if version not in versions:
+        raise UnknownAdapterError(f"{name!r} has no version {version}: it has {', '.join(map(str, versions))}")
+
+
 def _versions(folder: Path) -> list[int]:
     try:
         return sorted(int(each.name) for each in folder.iterdir() if each.name.isascii() and each.name.isdigit())
@@ -247,12 +254,12 @@ def _versions(folder: Path) -> list[int]:
 
 
 def _remove_hidden(folder: Path) -> None:
-    for left in folder.glob(".*"):
-        shutil.rmtree(left) if left.is_dir() else left.unlink(missing_ok=True)
+    for leftover in folder.glob(".*"):
+        shutil.rmtree(leftover) if leftover.is_dir() else leftover.unlink(missing_ok=True)
 
 
 def _named(name: object) -> str:
-    """The name, if it can be a file's on any system. Raises ValueError otherwise."""
+    """The name, if it can be a file name on any system. Raises HalkaError otherwise."""
     if not isinstance(name, str) or not NAME.fullmatch(name) or name.endswith("."):
         raise HalkaError(
             f"{name!r} cannot be a name in a store: use up to 100 letters, digits, dots, dashes and underscores, "

@@ -1,4 +1,4 @@
-"""The Card, `halka.json`: what an adapter folder says of itself, and whether that is so of its files and of a base."""
+"""The Card, `halka.json`: an adapter folder's record of its base, method, task and training; checked against a base."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from halka.core import AdaptedModel, form_of
 from halka.models.fingerprint import own_fingerprint
 from halka.models.kinds import KINDS, Kind, kind_of
 from halka.storage.formats import json_object
-from halka.util.errors import DamagedFolderError, WrongBaseError
+from halka.util.errors import DamagedFolderError, HalkaError, WrongBaseError
 from halka.util.text import chat_template_fingerprint
 
 CARD = "halka.json"
@@ -30,9 +30,9 @@ KINDS_OF_FIELDS: dict[str, type | tuple[type, ...]] = {
 
 @dataclass(frozen=True)
 class Card:
-    """What an adapter folder says of itself."""
+    """The record that `save` writes beside an adapter."""
 
-    # name, fingerprint, the form that it was packed in (`quantize`), or None; `head` where the adapter uses the base's
+    # name, fingerprint, how it was quantised (`quantize`) if it was; `head`: the fingerprint of a head that is used
     base: Mapping[str, Any]
     method: Mapping[str, Any]  # name and fields
     parameters: int
@@ -58,11 +58,11 @@ class Card:
             if not isinstance(getattr(self, each.name), kind):
                 raise TypeError(f"{each.name} is {getattr(self, each.name)!r}")
         if self.kind not in KINDS:
-            raise ValueError(f"kind {self.kind!r} is none of {', '.join(KINDS)}")
+            raise HalkaError(f"kind {self.kind!r} is none of {', '.join(KINDS)}")
 
 
 def read_card(folder: Path) -> Card | None:
-    """The folder's Card, or None: others write none."""
+    """The folder's Card; None where another tool wrote it. Raises DamagedFolderError for one that cannot be read."""
     path = folder / CARD
     if not path.exists():
         return None
@@ -78,7 +78,10 @@ def template_of(model: AdaptedModel) -> str:
 
 
 def check_base(card: Card, model: AdaptedModel, folder: Path, other_base: bool, other_template: bool) -> None:
-    """Raises ValueError for another base or chat template than the Card names, unless it is allowed."""
+    """Raises WrongBaseError for another base or chat template than the Card names, unless it is allowed.
+
+    Warns where the base is quantised in another way than the one that the adapter was trained on.
+    """
     if card.kind != (kind := kind_of(model.base)):
         labels = f", labels={list(card.labels)}" if card.labels else ""
         raise WrongBaseError(

@@ -1,7 +1,7 @@
-"""`AdapterPool`: the adapters of a store in one model, as many as a budget of memory holds; the least recently used go.
+"""`AdapterPool`: loads a store's adapters into a model when they are used, within a budget of memory.
 
 pool = AdapterPool(model, AdapterStore("adapters"), budget=2 * 2**30)
-with model.use(["support", "legal-17", None]):  # read from disk if they are not there yet
+with model.use(["support", "legal-17", None]):  # loads those that are not in the model
     ...
 """
 
@@ -20,10 +20,11 @@ DEFAULT_BUDGET = 10**9  # bytes
 
 
 class AdapterPool:
-    """Lets `model.use` name any adapter of `store`. `budget`: bytes that adapters of the store may take in memory.
+    """Lets `model.use` name any adapter of `store`; the least recently used are removed where the budget needs it.
 
-    Adapters that were added to the model by hand are its own: they do not count and never go. A newer version in the
-    store is taken when the adapter is read next; `forget` lets it go before. `allowed` goes to `halka.load`.
+    `budget` is the memory in bytes that the store's adapters may take. Adapters that were added to the model by hand do
+    not count and stay. A newer version in the store is loaded once the adapter was removed; `forget` removes it.
+    `allowed` goes to `halka.load`.
     """
 
     def __init__(
@@ -32,20 +33,21 @@ class AdapterPool:
         if budget <= 0:
             raise HalkaError(f"budget is the bytes that adapters may take, above 0, not {budget}")
         self.model, self.store, self.budget, self.allowed = model, store, budget, allowed
-        self.sizes: OrderedDict[str, int] = OrderedDict()  # bytes of those that are here, the last used at the end
+        self.sizes: OrderedDict[str, int] = OrderedDict()  # bytes of those in the model, the last used at the end
         self.loads = 0
-        self._costs: dict[str, int] = {}  # bytes that those will take that are not here
+        self._costs: dict[str, int] = {}  # bytes that others of the store will take
         model.pool = self
 
     @property
     def bytes(self) -> int:
-        """What the store's adapters take now."""
+        """The memory that the store's adapters take now."""
         return sum([*self.sizes.values()])
 
     def ready(self, names: Iterable[str]) -> None:
-        """Let these adapters be in the model, others gone if they need the room; called where a block begins.
+        """Load these adapters, and remove others where they need the memory; `model.use` calls it.
 
-        Raises ValueError for a name that neither has, and where these alone are over the budget.
+        Raises UnknownAdapterError for a name that neither model nor store has, HalkaError where these alone
+        are over the budget, and as `halka.load` does.
         """
         wanted = [*dict.fromkeys(names)]
         with self.model.lock:
@@ -63,11 +65,11 @@ class AdapterPool:
             self._make_room(0, wanted)
 
     def fits(self, names: Iterable[str]) -> bool:
-        """Whether the budget has room for these, beside what is in use. Raises ValueError for an unknown name."""
+        """Whether the budget has room for these beside those in use. Raises UnknownAdapterError for an unknown name."""
         return self._cost({*names, *self._kept()}) <= self.budget
 
     def forget(self, name: str) -> None:
-        """Let an adapter go, so that its newest version is read next. Raises ValueError while it is in use."""
+        """Remove an adapter, so that its newest version is loaded next. Raises HalkaError while it is in use."""
         with self.model.lock:
             if name in self.sizes:
                 self.model.remove(name)
@@ -93,7 +95,7 @@ class AdapterPool:
             ) from None
 
     def _cost(self, names: Iterable[str]) -> int:
-        """The bytes that these take of the budget; those that are in the store alone are looked up there."""
+        """The bytes that these take of the budget; of those not yet loaded, their files say it."""
         cost = 0
         for name in names:
             if name in self.sizes:
@@ -105,13 +107,13 @@ class AdapterPool:
         return cost
 
     def _make_room(self, bytes: int, wanted: list[str]) -> None:
-        """Let the least recently used go until so much is free, or only what is wanted or in use is left."""
+        """Remove the least recently used until so much is free, or only those wanted or in use are left."""
         kept = {*wanted, *self._kept()}
-        for name in [each for each in self.sizes if each not in kept]:
+        for name in [name for name in self.sizes if name not in kept]:
             if self.bytes + bytes <= self.budget:
                 return
             self.forget(name)
 
     def _kept(self) -> set[str]:
-        """Those that may not go."""
+        """The store's adapters that are in use or merged, which stay."""
         return {name for name in (*self.model.in_use, self.model.merged) if name in self.sizes}

@@ -1,4 +1,4 @@
-"""An adapter's tensors and their file: safetensors, mapped into memory; a pickle is read only where it is asked for."""
+"""An adapter's tensors and their file: safetensors, mapped into memory; pickles by torch's loader for weights alone."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ DTYPES = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
 
 
 def check_finite(name: str, tensors: Mapping[str, Tensor]) -> None:
-    """Raises ValueError for values of adapter `name` that are not finite."""
+    """Raises HalkaError for values of adapter `name` that are not finite."""
     for key, tensor in tensors.items():
         if not tensor.isfinite().all():
             raise HalkaError(
@@ -31,9 +31,9 @@ def check_finite(name: str, tensors: Mapping[str, Tensor]) -> None:
 
 
 def read_tensors(path: Path) -> dict[str, Tensor]:
-    """The file's tensors by its names for them, in fp32; of safetensors, where they are so there, mapped into memory.
+    """The file's tensors in fp32, by the file's names; fp32 safetensors are mapped into memory, not copied.
 
-    Raises ValueError for a damaged file, other types, and values that are not finite.
+    Raises DamagedFolderError for a damaged file, other types, and values that are not finite.
     """
     with torch.inference_mode(False):
         tensors = _mapped(path) if path.suffix == ".safetensors" else _unpickled(path)
@@ -53,9 +53,9 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
 
 
 def write_tensors(tensors: Mapping[str, Tensor], path: Path) -> None:
-    """A safetensors file whose values begin at a multiple of `ALIGNED` bytes, after spaces that the format allows.
+    """Write a safetensors file whose values begin at a multiple of `ALIGNED` bytes, after spaces as the format allows.
 
-    Mapped into memory they then stand where torch would put them: some products are rounded otherwise elsewhere.
+    So the mapped tensors are aligned as torch aligns its own: some products round differently at other addresses.
     """
     packed = path.with_suffix(".packed")
     save_file(dict(tensors), packed, {"format": "pt"})
@@ -93,14 +93,14 @@ def _mapped(path: Path) -> dict[str, Tensor]:
 
 
 def _unpickled(path: Path) -> dict[str, Tensor]:
-    """What torch's loader for weights alone makes of a pickle: it refuses whatever is more than tensors."""
+    """The tensors of a pickle, by torch's loader for weights alone, which refuses whatever is more than tensors."""
     try:
-        with warnings.catch_warnings():  # that sparse tensors take time to be checked: they are refused below
+        with warnings.catch_warnings():  # about checks of sparse tensors, which are refused below
             warnings.filterwarnings("ignore", "Validating sparse tensor invariants")
             content: object = torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError:  # its message tells how to run the code
+    except pickle.UnpicklingError:  # torch's message says how to run the code, so it is not passed on
         content = None
-    except Exception as error:  # a file made to do harm can make it raise whatever there is
+    except Exception as error:  # a malicious file can make it raise anything
         raise _damaged(path, error) from None
     values = cast(Mapping[object, object], content) if isinstance(content, Mapping) else {None: None}
     tensors: dict[str, Tensor] = {}

@@ -39,7 +39,7 @@ def base_spec(config: Mapping[str, Any], head_config: Mapping[str, Any] | None) 
 def read(contents: Contents, targets: tuple[Target, ...]) -> tuple[Method, dict[str, Tensor]]:
     """The method that a folder holds and its state under our names, for a base with `targets`.
 
-    Raises ValueError, by name, for what `adapters` computes and Halka cannot, and for another base.
+    Raises HalkaError, by name, for what `adapters` computes and Halka cannot, and for another base.
     """
     config = checked(contents.config, base_of(targets))
     keys = sorted_by_kind(contents.tensors, contents.config["name"], targets)
@@ -56,7 +56,7 @@ def read(contents: Contents, targets: tuple[Target, ...]) -> tuple[Method, dict[
 def write(adapter: Adapter, targets: tuple[Target, ...], base_name: str) -> Contents:
     """An adapter in AdapterHub's names; `targets` are all of its base's.
 
-    Raises ValueError for a method, or fields of one, that `adapters` has no form for.
+    Raises HalkaError for a method, or fields of one, that `adapters` has no form for.
     """
     alone = _alone(adapter)
     whole = [each for each in alone if each.method.name == "modules"]

@@ -117,7 +117,7 @@ def _scale(scaling: Any) -> dict[str, Any]:
 
 
 def activation_of(said: Mapping[str, Any]) -> str:
-    """Our name of the non-linearity. Raises ValueError for one that is not known."""
+    """Our name of the non-linearity. Raises HalkaError for one that is not known."""
     name = str(said.get("non_linearity")).lower()
     if name not in ACTIVATIONS:
         raise HalkaError(f"adapter_config.json: non_linearity {name!r} is not one of {', '.join(ACTIVATIONS)}")

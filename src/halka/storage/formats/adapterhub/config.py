@@ -41,7 +41,7 @@ def identity(base: Any, base_name: str) -> dict[str, Any]:
 def checked(config: Mapping[str, Any], base: Any) -> dict[str, Any]:
     """The adapter's own configuration, as the library mends those of its older versions.
 
-    Raises ValueError for another base than the folder names.
+    Raises HalkaError for another base than the folder names.
     """
     own, about = json_object(config.get("config")), base.config
     if own is None or not isinstance(config.get("name"), str):
@@ -90,7 +90,7 @@ def _before_1_1(version: Any) -> bool:
 def refuse(
     config: Mapping[str, Any], read: Iterable[str], neutral: Mapping[str, Any], reasons: Mapping[str, str]
 ) -> None:
-    """Raises ValueError for options that are not read here, if they may change the numbers.
+    """Raises HalkaError for options that are not read here, if they may change the numbers.
 
     read: those that are, or that change nothing; neutral: others' values that change nothing; reasons: why not, for
     those of which more can be said.
@@ -108,7 +108,7 @@ def refuse(
 
 
 def number(config: Mapping[str, Any], key: str, default: float | None = None) -> float:
-    """A finite number. Raises ValueError for anything else."""
+    """A finite number. Raises HalkaError for anything else."""
     value = config.get(key, default)
     if isinstance(value, bool) or not isinstance(value, int | float) or not abs(value) <= sys.float_info.max:
         raise HalkaError(f"adapter_config.json: {key} is {value!r}, where a number is expected")
@@ -133,7 +133,7 @@ def listed(config: Mapping[str, Any], key: str, kind: type[T], default: Iterable
 
 
 def left_out(config: Mapping[str, Any], layers: int) -> tuple[int, ...]:
-    """The layers that `leave_out` names. Raises ValueError for one that a base with so many does not have."""
+    """The layers that `leave_out` names. Raises HalkaError for one that a base with so many does not have."""
     named = listed(config, "leave_out", int)
     if other := [each for each in named if not 0 <= each < layers]:
         raise HalkaError(
@@ -144,7 +144,7 @@ def left_out(config: Mapping[str, Any], layers: int) -> tuple[int, ...]:
 
 
 def has_rows(there: Mapping[str, Tensor], key: str, rows: int, place: str) -> None:
-    """Raises ValueError where the tensor is not there, or has not the rows that the configuration says."""
+    """Raises HalkaError where the tensor is not there, or has not the rows that the configuration says."""
     if key not in there:
         raise HalkaError(f"the weights lack {place}.{key}")
     if there[key].dim() != 2 or there[key].shape[0] != rows:

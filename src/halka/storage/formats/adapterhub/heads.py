@@ -81,7 +81,7 @@ def _options(config: Mapping[str, Any]) -> Mapping[str, Any] | None:
 def read(head: Contents, targets: tuple[Target, ...]) -> tuple[Modules, dict[str, Tensor]] | None:
     """The modules that a head is and their state; None where it is the base's own.
 
-    Raises ValueError for a head that this base does not have.
+    Raises HalkaError for a head that this base does not have.
     """
     base = base_of(targets)
     name, config = type(base).__name__, _options(head.config)
@@ -121,7 +121,7 @@ def read(head: Contents, targets: tuple[Target, ...]) -> tuple[Modules, dict[str
 def write(adapter: Adapter, targets: tuple[Target, ...], labels: Sequence[str]) -> Contents:
     """The head with these modules in it; `labels` are what it tells apart, if not the base's own.
 
-    Raises ValueError for modules that are not of the base's head.
+    Raises HalkaError for modules that are not of the base's head.
     """
     base = base_of(targets)
     inside = f"{base.base_model_prefix}."

@@ -72,7 +72,7 @@ def write(adapter: Adapter, targets: tuple[Target, ...]) -> tuple[dict[str, Any]
 
 
 def _before(target: Target, adapter: Adapter, targets: tuple[Target, ...]) -> Target:
-    """The layer whose output stands as a factor in what this one receives. Raises ValueError where there is none."""
+    """The layer whose output stands as a factor in what this one receives. Raises HalkaError where there is none."""
     architecture = architecture_of(targets)
     before = next((each for each in targets if (each.layer, each.role) == (target.layer, "mlp.up")), None)
     if architecture not in GATED or target.role != "mlp.down" or before is None:

@@ -64,7 +64,7 @@ def read(config: Mapping[str, Any], keys: Keys, targets: tuple[Target, ...]) -> 
 
 
 def _refuse_biases(wanted: Iterable[Target]) -> None:
-    """Raises ValueError for a layer with a bias, which the library's DoRA would scale."""
+    """Raises HalkaError for a layer with a bias, which the library's DoRA would scale."""
     if biased := [target.name for target in wanted if getattr(target.module, "bias", None) is not None]:
         raise HalkaError(f"AdapterHub's DoRA scales the layer's bias, too, and Halka's does not: {biased[0]} has one")
 
@@ -138,7 +138,7 @@ def write(adapter: Adapter, targets: tuple[Target, ...]) -> tuple[dict[str, Any]
 
 
 def where(acts: list[Target], targets: tuple[Target, ...]) -> dict[str, Any]:
-    """The options that name an adapter's places. Raises ValueError for places that the library cannot name."""
+    """The options that name an adapter's places. Raises HalkaError for places that the library cannot name."""
     architecture = architecture_of(targets)
     roles = LINEARS[architecture]
     if other := sorted({target.role for target in acts} - set(roles.values())):

@@ -24,7 +24,7 @@ LEGACY = tuple(f"{place}_{kind}_adapters" for place in ("attention_text", "layer
 
 
 def architecture_of(targets: tuple[Target, ...]) -> str:
-    """The base's model type. Raises ValueError for one that the library has no form of its own for."""
+    """The base's model type. Raises HalkaError for one that the library has no form of its own for."""
     name = base_of(targets).config.model_type
     if name not in LINEARS:
         raise HalkaError(f"AdapterHub folders are read and written for {', '.join(LINEARS)}, not for {name}")

@@ -16,7 +16,7 @@ from halka.util.errors import HalkaError
 def write_gguf_lora(base: Any, adapter: Adapter, path: Path, name: str) -> None:
     """Write the file `path`: factors in fp32, B's rows in llama.cpp's order; it scales by `adapter.lora.alpha` / rank.
 
-    Raises ValueError for another part than LoRA's, and where the base has no tensor of its own: a tied head.
+    Raises HalkaError for another part than LoRA's, and where the base has no tensor of its own: a tied head.
     """
     from gguf import GGML_QUANT_VERSION, GGUFType, GGUFWriter, Keys
 

@@ -46,7 +46,7 @@ def write_gguf(base: Any, tokenizer: Any, weights: Mapping[str, Tensor], path: P
     name    of the model, in the file's metadata
     kind    one of FILE_TYPES; vectors and norms stay in fp32
 
-    Raises ValueError for an architecture, a rotary scheme or a tokenizer that llama.cpp would not compute alike.
+    Raises HalkaError for an architecture, a rotary scheme or a tokenizer that llama.cpp would not compute alike.
     """
     from gguf import GGML_QUANT_VERSION, GGUFType, GGUFWriter, LlamaFileType, Metadata, size_label
 
@@ -81,7 +81,7 @@ def write_gguf(base: Any, tokenizer: Any, weights: Mapping[str, Tensor], path: P
 
 
 def check_whole(base: Any, tokenizer: Any, kind: str) -> None:
-    """Raises ValueError for a base, a tokenizer or a kind of tensors of which there is no such file."""
+    """Raises HalkaError for a base, a tokenizer or a kind of tensors of which there is no such file."""
     architecture_of(base)
     check(base)
     if kind not in FILE_TYPES:
@@ -91,7 +91,7 @@ def check_whole(base: Any, tokenizer: Any, kind: str) -> None:
 
 
 def architecture_of(base: Any) -> str:
-    """llama.cpp's name for the base's architecture. Raises ValueError for one that is not supported here."""
+    """llama.cpp's name for the base's architecture. Raises HalkaError for one that is not supported here."""
     kind = base.config.model_type
     if kind not in ARCHITECTURES:
         raise HalkaError(
@@ -102,7 +102,7 @@ def architecture_of(base: Any) -> str:
 
 
 def check(base: Any) -> None:
-    """Raises ValueError for what llama.cpp would compute in another way."""
+    """Raises HalkaError for what llama.cpp would compute in another way."""
     config = base.config
     rotary = config.rope_parameters["rope_type"]
     if rotary not in ("default", "linear", "llama3"):
@@ -125,7 +125,7 @@ def tensors_of(base: Any, weights: Mapping[str, Tensor]) -> Iterator[tuple[str, 
 
 
 def name_in_gguf(base: Any, name: str) -> str:
-    """llama.cpp's name for the base's tensor `name`. Raises ValueError for one that it does not have."""
+    """llama.cpp's name for the base's tensor `name`. Raises HalkaError for one that it does not have."""
     from gguf import MODEL_ARCH, MODEL_ARCH_NAMES, get_tensor_name_map
 
     architecture = architecture_of(base)
@@ -201,7 +201,7 @@ def as_stored(name: str, tensor: Tensor, kind: str) -> Tensor:
 def _stored(name: str, tensor: Tensor, kind: str) -> tuple[Any, Any, Any]:
     """Vectors and norms in fp32, matrices as `kind` says; fp16 where their rows cannot be cut into its blocks.
 
-    Returns what is written, as what, and what is read. Raises ValueError where what is finite is not so any more, as
+    Returns what is written, as what, and what is read. Raises HalkaError where what is finite is not so any more, as
     what is too large for fp16.
     """
     from gguf import GGMLQuantizationType, QuantError

@@ -36,7 +36,7 @@ SPLITS: dict[tuple[str, ...], str] = {  # the steps that split text -> llama.cpp
 def write_tokenizer(writer: GGUFWriter, tokenizer: Any, folder: Path, size: int) -> None:
     """Add `tokenizer`, which `folder` holds as transformers saves it, to a file; `size` rows of embeddings are named.
 
-    Raises ValueError for a tokenizer that llama.cpp would not follow.
+    Raises HalkaError for a tokenizer that llama.cpp would not follow.
     """
     from gguf import SpecialVocab, TokenType
 
@@ -66,7 +66,7 @@ def write_tokenizer(writer: GGUFWriter, tokenizer: Any, folder: Path, size: int)
 
 
 def split_of(spec: dict[str, Any]) -> str:
-    """llama.cpp's name for how a tokenizer, as `tokenizer.json` has it, splits text. Raises ValueError for none."""
+    """llama.cpp's name for how a tokenizer, as `tokenizer.json` has it, splits text. Raises HalkaError for none."""
     model, normalizer = spec["model"], spec["normalizer"]
     steps = tuple(_steps(spec["pre_tokenizer"]))
     if model["type"] != "BPE" or model.get("byte_fallback") or steps not in SPLITS:

@@ -63,7 +63,7 @@ def base_spec(config: Mapping[str, Any], head_config: Mapping[str, Any] | None) 
 def read(contents: Contents, targets: tuple[Target, ...]) -> tuple[Method, dict[str, Tensor]]:
     """The method that a folder holds and its state under our names, for a base with `targets`.
 
-    Raises ValueError for options that Halka does not have, tensors of unknown names, modules that the base lacks, and
+    Raises HalkaError for options that Halka does not have, tensors of unknown names, modules that the base lacks, and
     modules that the configuration selects and the weights lack.
     """
     peft_type = contents.config.get("peft_type")

@@ -62,7 +62,7 @@ def unstacked(
 ) -> dict[str, Tensor]:
     """Tensors of which those at experts have our names (`<parameter>.lora_A.weight`) and shapes.
 
-    Raises ValueError for parameters that are no experts', and options that change what is computed there.
+    Raises HalkaError for parameters that are no experts', and options that change what is computed there.
     """
     value = config.get("target_parameters")
     if not value:

@@ -1,6 +1,6 @@
 """Methods that peft lacks: its two files, with `peft_type` in its manner and the method's fields under `fields`.
 
-A method that peft has, but not on experts, is told from peft's by `HALKA_` before its name.
+`HALKA_` before the name marks a method that peft has, but not on experts.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ def write(adapter: Adapter, targets: tuple[Target, ...]) -> Contents:
 
 
 def _whole_numbers(fields: Mapping[str, Any]) -> Iterator[tuple[str, int]]:
-    """Those in there, however deep, with the key that each stands under."""
+    """All whole numbers in the fields, however deep, each with its key."""
     found: list[tuple[str, Any]] = [*fields.items()]
     while found:
         key, value = found.pop()
@@ -52,7 +52,7 @@ def read(contents: Contents, targets: tuple[Target, ...]) -> tuple[Method, dict[
             raise HalkaError(f"adapter_config.json: {key} is {number}, and the file holds {values} values in all")
     try:
         method = build_method(name.lower(), fields)
-    except ValueError as error:
+    except HalkaError as error:
         raise HalkaError(f"adapter_config.json: {error}") from None
     state = dict(contents.tensors)
     if name == "FULL":

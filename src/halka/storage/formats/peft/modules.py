@@ -21,7 +21,7 @@ def base_of(targets: tuple[Target, ...]) -> Any:
 
 
 def target_of(targets: tuple[Target, ...], role: str) -> Target:
-    """The base's only target of that role. Raises ValueError if there is none."""
+    """The base's only target of that role. Raises HalkaError if there is none."""
     found = next((target for target in targets if target.role == role), None)
     if found is None:
         raise HalkaError(f"this base has no place for it: none of the role {role!r}")
@@ -50,7 +50,7 @@ def split(
 
 
 def check_places(config: Mapping[str, Any], modules: Iterable[str], targets: tuple[Target, ...]) -> None:
-    """Raises ValueError if the base lacks one of the modules, or one is left out that the configuration selects."""
+    """Raises HalkaError if the base lacks one of the modules, or one is left out that the configuration selects."""
     base, modules = base_of(targets), set(modules)
     heads = [target.name for target in targets if target.role == "head"]
     if unknown := sorted(modules - dict(base.named_modules()).keys()):

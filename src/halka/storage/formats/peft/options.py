@@ -39,7 +39,7 @@ WAYS_OUT = {
 
 
 def refuse_unknown(config: Mapping[str, Any], read: set[str]) -> None:
-    """Raises ValueError for a key that is not understood and holds something that would change the numbers."""
+    """Raises HalkaError for a key that is not understood and holds something that would change the numbers."""
     for key, value in config.items():
         if key not in read | SELECTING | HARMLESS and not any(value == neutral for neutral in NEUTRAL):
             way_out = WAYS_OUT.get(key, "merge the adapter by peft, or train it without")
@@ -50,7 +50,7 @@ def refuse_unknown(config: Mapping[str, Any], read: set[str]) -> None:
 
 
 def number(config: Mapping[str, Any], key: str, value: Any) -> float:
-    """The value, if it is a finite number. Raises ValueError that names the key otherwise."""
+    """The value, if it is a finite number. Raises HalkaError that names the key otherwise."""
     if isinstance(value, bool) or not isinstance(value, int | float) or not abs(value) <= sys.float_info.max:
         raise HalkaError(f"adapter_config.json: {key} is {value!r}, where a number is needed")
     return value

@@ -59,7 +59,7 @@ def read_embeddings(
 
 
 def virtual_tokens(config: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
-    """The tensor (P, …) of a prefix or a prompt, and all others. Raises ValueError for none, and for no such form."""
+    """The tensor (P, …) of a prefix or a prompt, and all others. Raises HalkaError for none, and for no such form."""
     if KEY not in tensors:
         raise HalkaError(f"the weights lack {KEY}: they hold {', '.join(sorted(tensors)[:5]) or 'nothing'}")
     found = tensors[KEY]

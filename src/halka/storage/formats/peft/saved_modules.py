@@ -1,4 +1,4 @@
-"""What stands beside a method: modules trained whole (`modules_to_save`), and single tokens' rows.
+"""What peft saves beside a method: modules trained whole (`modules_to_save`) and single tokens' rows.
 
 Their tensors have the base's own names, or `<module>.token_adapter.trainable_tokens_delta`.
 """
@@ -101,7 +101,7 @@ def read(
 ) -> tuple[list[Method], dict[str, Tensor]]:
     """The methods that tensors with the base's own names make, and their state.
 
-    Raises ValueError for names that the base does not have, and for modules that are there in part.
+    Raises HalkaError for names that the base does not have, and for modules that are there in part.
     """
     ending = f".{ROWS}"
     rows = {key.removesuffix(ending): tensor for key, tensor in tensors.items() if key.endswith(ending)}

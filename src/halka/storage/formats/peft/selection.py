@@ -24,7 +24,7 @@ ALL_LINEAR = "all-linear"
 def selected(config: Mapping[str, Any], base: nn.Module, heads: Iterable[str]) -> set[str] | None:
     """The base's layers that the configuration selects; None if it names none.
 
-    Raises ValueError for a name in a list that no layer has, and as `Pattern` does.
+    Raises HalkaError for a name in a list that no layer has, and as `Pattern` does.
     """
     wanted, left_out = config.get("target_modules"), config.get("exclude_modules")
     if not wanted:
@@ -84,7 +84,7 @@ def _in_layers(config: Mapping[str, Any], name: str) -> bool:
 
 
 class Pattern:
-    """A regular expression out of a configuration. Raises ValueError that names it if it cannot be followed."""
+    """A regular expression out of a configuration. Raises HalkaError that names it if it cannot be followed."""
 
     def __init__(self, key: str, text: str):
         self._said = f"adapter_config.json: {key} holds {text[:200]!r}"
