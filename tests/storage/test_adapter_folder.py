@@ -71,6 +71,14 @@ def test_without_a_card_the_configuration_or_a_head_beside_it_says_what_base_it_
     assert (without.kind, without.labels, without.read().head) == (None, (), None)
 
 
+def test_a_base_with_a_short_name_is_called_so(model, tmp_path):
+    folder = halka.save(model, "a", tmp_path / "a")
+    card = json.loads((folder / "halka.json").read_text())
+    card["base"]["name"] = "HuggingFaceTB/SmolLM2-135M-Instruct"
+    (folder / "halka.json").write_text(json.dumps(card))
+    assert halka.AdapterFolder.open(folder).base_name == "smollm2-135m"
+
+
 @pytest.mark.parametrize("place", ["runs/support", "runs/support/adapter"])
 def test_a_run_s_folder_stands_for_the_adapter_in_it_which_is_called_after_it(place, model, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)

@@ -14,7 +14,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, cast
 
-from halka.models.fetching import hub
+from halka.models.fetching import hub, known_bases
 from halka.models.kinds import Kind
 from halka.storage import tensors
 from halka.storage.card import CARD, Card, read_card
@@ -81,8 +81,12 @@ class AdapterFolder:
 
     @property
     def base_name(self) -> str | None:
-        """The name or path of the base that it was trained on, where the folder says one."""
-        return (self.card.base.get("name") if self.card is not None else None) or self._spec.name
+        """The base that it was trained on, as `load_base` takes it; None where the folder names none.
+
+        A base that Halka knows by a short name is called so, since the folder has its name on the hub.
+        """
+        name = (self.card.base.get("name") if self.card is not None else None) or self._spec.name
+        return next((short for short, base in known_bases().items() if base.hub_name == name), name)
 
     @property
     def kind(self) -> Kind | None:
