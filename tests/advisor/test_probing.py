@@ -599,25 +599,16 @@ def test_long_examples_do_not_end_the_advice(base, tmp_path):
 
 
 @pytest.mark.filterwarnings("ignore:of .* are cut to 512 tokens")
-def test_long_answers_with_passages_do_not_end_the_advice(base, tmp_path, monkeypatch):
-    measured, told = [], []
-
-    def processor(dtype):
-        measured.append(dtype)
-        return Device("here", {dtype: 1e9}, 1e9)
-
-    monkeypatch.setattr("halka.estimating.hardware.measure_device", processor)
+def test_long_answers_with_passages_do_not_end_the_advice(base, tmp_path):
+    told = []
     (tmp_path / "items.md").write_text("Item 3 is red. Item 4 is green.")
     long = tuple(Example((Message("user", f"Item {n}?"), Message("assistant", f"red {n} " * 300))) for n in range(8))
-    asked = request_for(
-        base, train=(*map(example, range(8)), *long), documents=(str(tmp_path / "items.md"),), memory=None
-    )
+    asked = request_for(base, train=(*map(example, range(8)), *long), documents=(str(tmp_path / "items.md"),))
     found = run(asked, tmp_path / "out", progress=lambda name, doing: told.append((name, doing)))
     assert found.subject.length == 512
     assert found.fit is not None
     assert found.fit.shown
     assert found.learnability is not None
-    assert measured == ["float32"]
     fits = [doing for name, doing in told if name == "fit"]
     assert any(", a batch of " in each for each in fits)
     assert "lora, with passages" in fits
@@ -735,7 +726,15 @@ def test_the_command_to_its_report(base, tmp_path, monkeypatch, capsys):
     Path("docs/items.md").write_text("Item 3 is red. Item 4 is green.")
     asked = ["advise", "--base", str(base), "--data", "train.jsonl", "--documents", "docs", "--dtype", "float32"]
     asked += ["--minutes", "0.01", "--max-new-tokens", "4", "--tasks", "5", "-o", "out"]
+    timed: list[str] = []
+
+    def processor(dtype: str) -> Device:
+        timed.append(dtype)
+        return Device("here", {dtype: 1e9}, 1e9)
+
+    monkeypatch.setattr("halka.estimating.hardware.measure_device", processor)
     assert ran([*asked, "--json"]) == 0
+    assert len(timed) <= 1  # once for prompts with and without passages; not where there is a GPU
     told = json.loads(capsys.readouterr().out)
     assert told["evidence"]["subject"]["documents"] == 1
     assert told["evidence"]["knowledge"]["losses"].keys() == {*CONDITIONS}

@@ -70,12 +70,14 @@ def advise_from(evidence: Evidence) -> Advice:
     Raises HalkaError if neither base nor hardware was probed.
     """
     usable = trainable(evidence)
-    found, criteria = prospects(usable), Criteria.of(usable)
-    if found:
-        scores: dict[Choice, float] = {each.choice: each.score.value for each in found}
-        losses: dict[Choice, float] = {each.choice: each.loss.value for each in found if each.loss is not None}
+    expected, criteria = prospects(usable), Criteria.of(usable)
+    if expected:
+        scores: dict[Choice, float] = {prospect.choice: prospect.score.value for prospect in expected}
+        losses: dict[Choice, float] = {
+            prospect.choice: prospect.loss.value for prospect in expected if prospect.loss is not None
+        }
         choice, rule = choose(scores, criteria, losses)
-        certainty = confidence(found, choice, criteria)
+        certainty = confidence(expected, choice, criteria)
     elif evidence.fit is not None:
         choice, rule, certainty = ("peft" if criteria.trainable else "base"), "hardware", 1.0
     else:
@@ -89,9 +91,9 @@ def advise_from(evidence: Evidence) -> Advice:
     return Advice(
         choice=choice,
         confidence=round(certainty * GAP ** len(gaps), 3),
-        prospects=found,
-        reasons=reasons(evidence, choice, rule, found, criteria),
-        change=changes(evidence, choice, rule, found),
+        prospects=expected,
+        reasons=reasons(evidence, choice, rule, expected, criteria),
+        change=changes(evidence, choice, rule, expected),
         missing=gaps,
         commands=commands(usable, choice),
         settings=settings(usable, choice),

@@ -96,9 +96,12 @@ def _drawn(evidence: Evidence, *makers: Callable[[Evidence], plots.Drawing | Non
 
 
 def _prospects(advice: Advice, evidence: Evidence) -> Table | None:
-    found = sorted(advice.prospects, key=lambda each: words.cost_order(each.choice))
-    lines = tuple((words.CHOICES[each.choice].short, words.share(each.score), one_line(each.how)) for each in found)
-    marked = next((index for index, each in enumerate(found) if each.choice == advice.choice), None)
+    ranked = sorted(advice.prospects, key=lambda prospect: words.cost_order(prospect.choice))
+    lines = tuple(
+        (words.CHOICES[prospect.choice].short, words.share(prospect.score), one_line(prospect.how))
+        for prospect in ranked
+    )
+    marked = next((index for index, prospect in enumerate(ranked) if prospect.choice == advice.choice), None)
     caption = f"Expected {words.metric_of(evidence.subject)} with 95 % intervals, the cheapest choice first"
     heads = ("Choice", "Expected", "How that is known")
     return Table(caption, heads, lines, heads[2:], marked) if lines else None
@@ -115,8 +118,8 @@ def _base_sentences(evidence: Evidence) -> tuple[str, ...]:
                 "Form are the tokens that a quarter of the other answers contain, too; content are the others "
                 f"({' and '.join(tokens)} here)."
             )
-        if (found := finite(knowledge.found)) is not None:
-            sentences.append(f"In {percent(found)} of the examples the retrieved passages contain the answer.")
+        if (retrieved := finite(knowledge.found)) is not None:
+            sentences.append(f"In {percent(retrieved)} of the examples the retrieved passages contain the answer.")
     return (" ".join(sentences),) if sentences else ()
 
 
@@ -189,6 +192,6 @@ def _options(fit: Fit) -> Table:
 
 
 def _cleanliness(evidence: Evidence) -> Probe:
-    found, title = evidence.cleanliness, words.PROBES["cleanliness"]
-    sentences = () if found is None else (words.cleanliness(evidence), *words.places(found))
+    defects, title = evidence.cleanliness, words.PROBES["cleanliness"]
+    sentences = () if defects is None else (words.cleanliness(evidence), *words.places(defects))
     return Probe("cleanliness", title, sentences)

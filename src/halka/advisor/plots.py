@@ -60,9 +60,9 @@ class Bar:
 def prospects(advice: Advice, evidence: Evidence) -> Drawing | None:
     """What each choice is expected to score, the cheapest on top, the advised one marked."""
     rows = [
-        Row(words.CHOICES[each.choice].short, each.score, chosen=each.choice == advice.choice)
-        for each in sorted(advice.prospects, key=lambda each: words.cost_order(each.choice))
-        if words.known(each.score) is not None
+        Row(words.CHOICES[prospect.choice].short, prospect.score, chosen=prospect.choice == advice.choice)
+        for prospect in sorted(advice.prospects, key=lambda prospect: words.cost_order(prospect.choice))
+        if words.known(prospect.score) is not None
     ]
     if not rows:
         return None
@@ -258,8 +258,8 @@ def _set_limits(axes: Axes, ends: Sequence[float], share: bool = False) -> None:
 
 
 def _in_order(conditions: Collection[str]) -> list[str]:
-    known = [name for name in words.CONDITIONS if name in conditions]
-    return [*known, *(name for name in conditions if name not in words.CONDITIONS)]
+    ordered = [name for name in words.CONDITIONS if name in conditions]
+    return [*ordered, *(name for name in conditions if name not in words.CONDITIONS)]
 
 
 def _known(parts: Mapping[str, Score]) -> dict[str, Score]:
@@ -274,8 +274,8 @@ def _losses_takeaway(rows: dict[str, dict[str, Score]], unigram: float | None, n
         if before is None or after is None or (part == "all" and parts):
             continue
         loss = "the loss" if part == "all" else f"the loss on {part}"
-        what = "passages" if condition == "documents" else "examples"
-        parts.append(f"{what} change {loss} from {before.value:.2f} to {after.value:.2f}")
+        cause = "passages" if condition == "documents" else "examples"
+        parts.append(f"{cause} change {loss} from {before.value:.2f} to {after.value:.2f}")
     text = ", ".join(parts)
     beyond = "" if near else ", beyond the plot"
     line = "" if unigram is None else f" A unigram model of the answers has {unigram:.2f}{beyond}."

@@ -124,15 +124,17 @@ class _Probes:
         size = self._size()
         self.missing |= dict.fromkeys(self.skip, "skipped") | self._too_large(size)
         uses_base = any(name not in self.missing for name in BASE_PROBES)
-        clean = self._run("cleanliness", Cleanliness, self._cleanliness)
-        strong = self._run("strength", Strength, self._strength)
-        known = self._run("knowledge", Knowledge, self._knowledge)
-        learned = self._run("learnability", Learnability, self._learnability)
+        defects = self._run("cleanliness", Cleanliness, self._cleanliness)
+        strength_result = self._run("strength", Strength, self._strength)
+        knowledge_result = self._run("knowledge", Knowledge, self._knowledge)
+        pilot_result = self._run("learnability", Learnability, self._learnability)
         hardware = self._run("fit", Fit, self._fit, f"-{self._length()}-{self.plan.shown_length}")
         self.missing |= self._unusable() if uses_base else {}
         if hardware is not None:
             self.missing |= {f"a base in {form}": why for form, why in hardware.untried.items()}
-        evidence = Evidence(self._subject(size), strong, known, learned, clean, hardware, self.missing)
+        evidence = Evidence(
+            self._subject(size), strength_result, knowledge_result, pilot_result, defects, hardware, self.missing
+        )
         self._write_passages(evidence)
         return evidence
 

@@ -29,9 +29,9 @@ def build_prompt(
     For a base without a chat template the turns are joined into one text.
     Raises DataError for an example without a user message.
     """
-    asked = [_with_passages(model, each, retrieve) for each in (*shots, example)]
+    asked = [_with_passages(model, shot, retrieve) for shot in (*shots, example)]
     system = [message for message in example.prompt if message.role == "system"]
-    turns = [message for each in asked for message in each.messages if message.role != "system"]
+    turns = [message for shot in asked for message in shot.messages if message.role != "system"]
     if model.tokenizer.chat_template is None and shots:
         answer = turns.pop() if example.messages[-1].role == "assistant" else None
         text = "\n".join(

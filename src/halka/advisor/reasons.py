@@ -35,19 +35,19 @@ class Reason:
 
 
 def reasons(
-    evidence: Evidence, choice: Choice, rule: str, found: Sequence[Prospect], criteria: Criteria
+    evidence: Evidence, choice: Choice, rule: str, candidates: Sequence[Prospect], criteria: Criteria
 ) -> tuple[Reason, ...]:
     """Why the verdict's rule made the choice, then what else was measured."""
-    first = Reason(rule, _why(evidence, choice, rule, found, criteria))
+    first = Reason(rule, _why(evidence, choice, rule, candidates, criteria))
     return (first, *(Reason(name, text) for name, measured in MEASURED.items() if (text := measured(evidence))))
 
 
-def _why(evidence: Evidence, choice: Choice, rule: str, found: Sequence[Prospect], criteria: Criteria) -> str:
+def _why(evidence: Evidence, choice: Choice, rule: str, candidates: Sequence[Prospect], criteria: Criteria) -> str:
     if rule == "hardware":
-        return _why_hardware(choice, found)
-    by_choice, metric = {each.choice: each for each in found}, metric_of(evidence.subject)
-    now = [each for each in found if each.choice != "data"] or [*found]
-    best = max(now, key=lambda each: each.score.value)
+        return _why_hardware(choice, candidates)
+    by_choice, metric = {prospect.choice: prospect for prospect in candidates}, metric_of(evidence.subject)
+    now = [prospect for prospect in candidates if prospect.choice != "data"] or [*candidates]
+    best = max(now, key=lambda prospect: prospect.score.value)
     best_has = f"{CHOICES[best.choice].short} with {share(best.score)}"
     if rule in ("useless", "untried"):
         minimum = (
@@ -79,7 +79,7 @@ def _why(evidence: Evidence, choice: Choice, rule: str, found: Sequence[Prospect
         assert criteria.target is not None
         return f"it is the cheapest choice that reaches the target of {percent(criteria.target)}: {expected}"
     if rule == "loss":
-        cheaper = max(now[: now.index(own)], key=lambda each: each.score.value)
+        cheaper = max(now[: now.index(own)], key=lambda prospect: prospect.score.value)
         assert own.loss is not None
         assert cheaper.loss is not None
         return (
@@ -91,11 +91,12 @@ def _why(evidence: Evidence, choice: Choice, rule: str, found: Sequence[Prospect
     return f"it is the cheapest choice within the error of the best: {expected}; the best is {best_has}"
 
 
-def _why_hardware(choice: Choice, found: Sequence[Prospect]) -> str:
+def _why_hardware(choice: Choice, candidates: Sequence[Prospect]) -> str:
     if choice == "peft":
         return "the base was not asked; parameter-efficient training fits on the hardware"
     scores = "".join(
-        f"{CHOICES[each.choice].short} has {share(each.score)}, which is not enough, and " for each in found
+        f"{CHOICES[prospect.choice].short} has {share(prospect.score)}, which is not enough, and "
+        for prospect in candidates
     )
     return (
         f"{scores}the base cannot be trained on the hardware, not even with one example a batch on a quantised base: "
@@ -180,21 +181,21 @@ def _noise(evidence: Evidence) -> str | None:
 
 
 def _defects(evidence: Evidence) -> str | None:
-    found, train = evidence.cleanliness, evidence.subject.train
-    if found is None:
+    defects, train = evidence.cleanliness, evidence.subject.train
+    if defects is None:
         return None
     parts = []
-    if found.contradictory:
+    if defects.contradictory:
         parts.append(
-            f"{found.contradictory} of {train} training examples have the question of another and a different answer"
+            f"{defects.contradictory} of {train} training examples have the question of another and a different answer"
         )
-    if found.repeated:
-        parts.append(f"{found.repeated} training examples are repeated")
-    held_out = max(found.held_out, evidence.subject.held_out)
-    if found.leaked > LEAKED * held_out:
+    if defects.repeated:
+        parts.append(f"{defects.repeated} training examples are repeated")
+    held_out = max(defects.held_out, evidence.subject.held_out)
+    if defects.leaked > LEAKED * held_out:
         parts.append(
-            f"{found.leaked} of {held_out} held-out questions are in the training data: the pilot leaves them out, but "
-            "an adapter trained on all of it will score too high on them"
+            f"{defects.leaked} of {held_out} held-out questions are in the training data: the pilot leaves them out, "
+            "but an adapter trained on all of it will score too high on them"
         )
     return "; ".join(parts) or None
 
@@ -242,12 +243,14 @@ MEASURED: dict[str, Callable[[Evidence], str | None]] = {
 # ── what is open ────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
-def changes(evidence: Evidence, choice: Choice, rule: str, found: Sequence[Prospect]) -> tuple[str, ...]:
+def changes(evidence: Evidence, choice: Choice, rule: str, candidates: Sequence[Prospect]) -> tuple[str, ...]:
     """What would change the advice."""
-    by_choice, lines = {each.choice: each for each in found}, []
+    by_choice, lines = {prospect.choice: prospect for prospect in candidates}, []
     if evidence.knowledge is not None and not evidence.knowledge.scores and choice != "prompt":
         lines.append("documents that contain the answers (--documents): retrieval may score higher")
-    others = sorted((each for each in found if each.choice != choice), key=lambda each: -each.score.value)
+    others = sorted(
+        (prospect for prospect in candidates if prospect.choice != choice), key=lambda prospect: -prospect.score.value
+    )
     if choice in by_choice and others and others[0].score.high > by_choice[choice].score.low:
         name, score = CHOICES[others[0].choice].short, share(others[0].score)
         lines.append(f"more held-out examples: {name} may be as good, with {score}")

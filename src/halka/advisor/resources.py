@@ -309,8 +309,8 @@ def pilot_room(
         return dry_run(config, build_method(method, {}), setup, gpu=free.gpu).memory.total + free.process
 
     passes = [(len(pilot.trials), lengths[0]), *((1, length) for length in lengths[1:])]
-    checkpointing = any(needs("lora", *each, False) > PILOT_SHARE * free.device for each in passes)
-    least = max(needs("lora", *each, True) for each in passes) if checkpointing else 0
+    checkpointing = any(needs("lora", *one, False) > PILOT_SHARE * free.device for one in passes)
+    least = max(needs("lora", *one, True) for one in passes) if checkpointing else 0
     if least > free.device:
         raise OutOfMemoryError(f"the pilot takes {size(least)} and {size(free.device)} are free")
     if not request.full:

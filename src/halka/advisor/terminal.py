@@ -69,9 +69,11 @@ def _table(*titles: str, right: Sequence[str] = ()) -> Table:
 
 def _prospects(advice: Advice) -> Table | None:
     table = _table("  choice", "expected score", "how that is known")
-    for each in sorted(advice.prospects, key=lambda each: words.cost_order(each.choice)):
-        mark = "> " if each.choice == advice.choice else "  "
-        table.add_row(f"{mark}{words.CHOICES[each.choice].short}", words.share(each.score), one_line(each.how))
+    for prospect in sorted(advice.prospects, key=lambda prospect: words.cost_order(prospect.choice)):
+        mark = "> " if prospect.choice == advice.choice else "  "
+        table.add_row(
+            f"{mark}{words.CHOICES[prospect.choice].short}", words.share(prospect.score), one_line(prospect.how)
+        )
     return table if table.row_count else None
 
 

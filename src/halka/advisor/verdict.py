@@ -316,41 +316,44 @@ def _choose_where_nothing_is_useful(
 # ── confidence ──────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
-def confidence(found: Sequence[Prospect], choice: Choice, criteria: Criteria) -> float:
+def confidence(expected: Sequence[Prospect], choice: Choice, criteria: Criteria) -> float:
     """The share of draws from the intervals in which `choice` is made.
 
     In a draw all scores are of the same resampled questions; losses are drawn independently.
     """
     rng = np.random.default_rng(0)
-    deviations = _score_deviations(found, rng)
+    deviations = _score_deviations(expected, rng)
     losses: list[tuple[Choice, Score, np.ndarray]] = [
-        (each.choice, each.loss, rng.standard_normal(DRAWS)) for each in found if each.loss is not None
+        (prospect.choice, prospect.loss, rng.standard_normal(DRAWS))
+        for prospect in expected
+        if prospect.loss is not None
     ]
     same = 0
     for draw in range(DRAWS):
         scores: dict[Choice, float] = {
-            each.choice: min(1.0, _drawn(each.score, deviations[each.choice][draw])) for each in found
+            prospect.choice: min(1.0, _drawn(prospect.score, deviations[prospect.choice][draw]))
+            for prospect in expected
         }
         drawn_losses: dict[Choice, float] = {name: _drawn(loss, deviation[draw]) for name, loss, deviation in losses}
         same += choose(scores, criteria, drawn_losses)[0] == choice
     return same / DRAWS
 
 
-def _score_deviations(found: Sequence[Prospect], rng: np.random.Generator) -> dict[Choice, np.ndarray]:
+def _score_deviations(expected: Sequence[Prospect], rng: np.random.Generator) -> dict[Choice, np.ndarray]:
     """How far each score deviates from the measured one, in standard deviations, (DRAWS,).
 
     Choices measured on the same questions share the resampled questions, so that luck with easy ones favours none.
     Others, and those whose answers all have one value, deviate independently.
     """
-    asked = max(len(each.values) for each in found)
+    asked = max(len(prospect.values) for prospect in expected)
     questions = rng.integers(max(1, asked), size=(DRAWS, asked))
     deviations = {}
-    for each in found:
-        deviation, values = rng.standard_normal(DRAWS), np.array(each.values)
-        if len(values) == asked and len({*each.values}) > 1:
+    for prospect in expected:
+        deviation, values = rng.standard_normal(DRAWS), np.array(prospect.values)
+        if len(values) == asked and len({*prospect.values}) > 1:
             means = values[questions].mean(axis=1)
             deviation = (means - means.mean()) / means.std()
-        deviations[each.choice] = deviation
+        deviations[prospect.choice] = deviation
     return deviations
 
 

@@ -211,42 +211,42 @@ def trained_with(values: Mapping[str, Any], examples: int) -> str:
 
 def cleanliness(evidence: Evidence) -> str:
     """Defects of the data in a sentence; empty where nobody looked for them."""
-    found, subject = evidence.cleanliness, evidence.subject
-    if found is None:
+    defects, subject = evidence.cleanliness, evidence.subject
+    if defects is None:
         return ""
-    held_out = max(found.held_out, subject.held_out)
+    held_out = max(defects.held_out, subject.held_out)
     return (
-        f"Of {plural(subject.train, 'training example')}, {found.repeated} are repeated and {found.contradictory} "
-        f"contradict another; of {held_out} held out, {found.leaked} have a question that is in the training data; "
-        f"{plural(found.answers, 'different answer')}."
+        f"Of {plural(subject.train, 'training example')}, {defects.repeated} are repeated and {defects.contradictory} "
+        f"contradict another; of {held_out} held out, {defects.leaked} have a question that is in the training data; "
+        f"{plural(defects.answers, 'different answer')}."
     )
 
 
-def places(found: Cleanliness, most: int = 8) -> list[str]:
+def places(defects: Cleanliness, most: int = 8) -> list[str]:
     """Where some of the defects are: a line for each kind."""
     lines = []
-    for kind, where in found.places.items():
+    for kind, where in defects.places.items():
         more = f" and {len(where) - most} more" if len(where) > most else ""
         if where:
             lines.append(f"{one_line(kind).capitalize()}: {', '.join(map(one_line, where[:most]))}{more}.")
     return lines
 
 
-def fit(found: Fit) -> str:
+def fit(result: Fit) -> str:
     """Which methods fit into the memory, and how, in a sentence."""
-    size_of_batch = f"a batch of {found.batch_size} × {found.length} tokens"
-    if found.memory is None:
+    size_of_batch = f"a batch of {result.batch_size} × {result.length} tokens"
+    if result.memory is None:
         return f"With {size_of_batch}; the size of the memory is not known."
-    plain = [one_line(option.method) for option in found.options if option.fits and not how_trained(option)]
+    plain = [one_line(option.method) for option in result.options if option.fits and not how_trained(option)]
     parts = [f"{listed(plain)} {'fit' if len(plain) > 1 else 'fits'}"] if plain else []
     parts += [
         f"{one_line(option.method)} fits {how_trained(option)}"
-        for option in found.options
+        for option in result.options
         if option.fits and how_trained(option)
     ]
-    parts += [f"{one_line(option.method)} {_too_large(option)}" for option in found.options if option.fits is False]
-    memory = f"In {size(found.memory)} of {one_line(found.device)}, with {size_of_batch}"
-    return f"{memory} and {size(found.process)} for the process: {'; '.join(parts) or 'nothing fits'}."
+    parts += [f"{one_line(option.method)} {_too_large(option)}" for option in result.options if option.fits is False]
+    memory = f"In {size(result.memory)} of {one_line(result.device)}, with {size_of_batch}"
+    return f"{memory} and {size(result.process)} for the process: {'; '.join(parts) or 'nothing fits'}."
 
 
 def _too_large(option: Option) -> str:
