@@ -492,7 +492,7 @@ def test_what_cannot_be_changed_is_left_out(files):
     ("changes", "reason"),
     [
         ({"form": "no place"}, r"the form 'no place' must hold \{answer\} once"),
-        ({"questions": {"train": "train.jsonl"}}, "give a file for each of train, validation, test"),
+        ({"questions": {"train": "train.jsonl"}}, "name a file for each of train, validation, test"),
         ({"documents": ["nowhere"]}, "there is no .*nowhere"),
         ({"train": {"lr": 0.1}}, "lr is the method's"),
         ({"method": {"method": "lora", "lrs": [0.1, 0.2]}}, "with one learning rate"),

@@ -116,7 +116,9 @@ class Plan:
         rate: float | None = entry.rates()[0]
         if searches := self.searches[entry.title()]:
             searched = [results[run.key] for run in searches]
-            good = [each for each in searched if each["status"] == "done" and each["validation_loss"] is not None]
+            good = [
+                search for search in searched if search["status"] == "done" and search["validation_loss"] is not None
+            ]
             rate = min(good, key=lambda result: result["validation_loss"])["lr"] if good else None
         return [] if rate is None else [self._run(entry, rate, seed, "final", {}) for seed in self.experiment.seeds]
 

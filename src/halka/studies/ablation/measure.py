@@ -138,9 +138,9 @@ class Subject:
         self.floor = floor_for(self.retriever, answerable)
 
     def _budget(self) -> int:
-        """What a prompt may take, whoever reads it: beside an adapter's own positions, and with any attack put in.
+        """The tokens that a prompt may have for base and adapter alike, with room for any attack.
 
-        Raises ValueError where that leaves nothing.
+        Raises HalkaError where that leaves none.
         """
         method, tokens = self.ablation.method, self.ablation.max_new_tokens
         self.model.add(NAME, build_method(method.method, method.fields()))
@@ -148,7 +148,7 @@ class Subject:
         self.model.remove(NAME)
         if self.ablation.injections:
             plain = self._tokens(prompted("", [Passage("", 0, "", 0, 0, None, "")]))
-            attacked = (prompted("", [Passage("", 0, f"\n{each.text}\n", 0, 0, None, "")]) for each in attacks())
+            attacked = (prompted("", [Passage("", 0, f"\n{attack.text}\n", 0, 0, None, "")]) for attack in attacks())
             room -= max(map(self._tokens, attacked)) - plain + EDGES
         if room <= 0:
             raise HalkaError("an attack leaves nothing of what this base reads for passages: set injections to 0")
@@ -157,41 +157,41 @@ class Subject:
     def _tokens(self, prompt: str) -> int:
         """The tokens of a prompt, with the base's instruction or without it, whichever are more."""
         return max(
-            len(encode_prompt(each, self.model.tokenizer))
-            for each in (self._asking(None, prompt), self._asking(NAME, prompt))
+            len(encode_prompt(example, self.model.tokenizer))
+            for example in (self._asking(None, prompt), self._asking(NAME, prompt))
         )
 
     def _asking(self, name: str | None, prompt: str) -> Example:
-        """A prompt to an adapter, or to the base, which is told the form."""
+        """The prompt for an adapter, or for the base, whose system message says the form of an answer."""
         system = (Message("system", self.ablation.instruction),) if name is None and self.ablation.instruction else ()
         return Example((*system, user_message(self.model, prompt)))
 
     def search(self, question: str) -> tuple[list[Passage], float | None]:
-        """What is put before the model, the same for every adapter, and the best one's score."""
+        """The passages for a question that fit into a prompt, the same for every run, and the best one's score."""
         hits = self.retriever.search(question, self.ablation.passages)
         passages = [hit.passage for hit in hits]
         shown = fitting(question, passages, self.budget, self._tokens)
         return shown, hits[0].score if hits else None
 
     def lessons(self, asked: Iterable[Asked], run: Run) -> list[Example]:
-        """Training data: questions and answers in form alone, or with passages and citations as well."""
+        """The run's training examples: answers in the form; for the tuned adapter from passages and with citations."""
         form = self.ablation.form
         if run.who == "adapter":
-            rows = [(each.question, in_form(form, each.answers[0])) for each in asked if each.answers]
+            rows = [(one.question, in_form(form, one.answers[0])) for one in asked if one.answers]
         else:
             raft = Raft(self.ablation.passages, self.ablation.without, form=form, seed=run.seed)
-            made = raft.examples(self.retriever, asked)
-            rows = [(row["messages"][0]["content"], row["messages"][1]["content"]) for row in made]
+            examples = raft.examples(self.retriever, asked)
+            rows = [(row["messages"][0]["content"], row["messages"][1]["content"]) for row in examples]
         return [Example((user_message(self.model, prompt), Message("assistant", answer))) for prompt, answer in rows]
 
     def answers(self, name: str | None, run: Run) -> dict[str, Any]:
-        """All that a run is asked."""
+        """The run's answers: to the test alone and with passages, with attacks, and after changes of facts."""
         test, result = self.questions.test, {}
         if run.who != "tuned":
-            texts = self.ask(name, [each.question for each in test])
-            alone = [Answered(each.question, each.answers, text) for each, text in zip(test, texts, strict=True)]
+            texts = self.ask(name, [asked.question for asked in test])
+            alone = [Answered(asked.question, asked.answers, text) for asked, text in zip(test, texts, strict=True)]
             result["alone"] = as_rows(alone)
-        texts = self.ask(name, [prompted(each.question, shown) for each, shown in zip(test, self.shown, strict=True)])
+        texts = self.ask(name, [prompted(asked.question, shown) for asked, shown in zip(test, self.shown, strict=True)])
         read = [_answered(*each) for each in zip(test, texts, self.shown, self.best, strict=True)]
         result |= {"passages": as_rows(read), "floor": self.floor}
         result["injections"] = self._attacked(name)
@@ -200,70 +200,68 @@ class Subject:
         return result
 
     def ask(self, name: str | None, prompts: Sequence[str]) -> list[str]:
-        examples = [self._asking(name, each) for each in prompts]
+        """The model's answers to the prompts, in their order."""
+        examples = [self._asking(name, prompt) for prompt in prompts]
         tokens = self.ablation.max_new_tokens
-        made = dict(iter_answers(self.model, name, examples, max_new_tokens=tokens, batch_size=BATCH))
-        return [made[number].strip() for number in range(len(prompts))]
+        answers = dict(iter_answers(self.model, name, examples, max_new_tokens=tokens, batch_size=BATCH))
+        return [answers[number].strip() for number in range(len(prompts))]
 
     def _attacked(self, name: str | None) -> list[dict[str, Any]]:
         """The first questions again, with an attack in one of their passages."""
-        chosen = [(each, shown) for each, shown in zip(self.questions.test, self.shown, strict=True) if shown]
+        chosen = [(asked, shown) for asked, shown in zip(self.questions.test, self.shown, strict=True) if shown]
         chosen = chosen[: self.ablation.injections]
         used = [attack_of(number) for number in range(len(chosen))]
         prompts = [
-            prompted(each.question, inject(shown, attack, at))
-            for (each, shown), (attack, at) in zip(chosen, used, strict=True)
+            prompted(asked.question, inject(shown, attack, at))
+            for (asked, shown), (attack, at) in zip(chosen, used, strict=True)
         ]
         return [
-            {"way": attack.way, "question": each.question, "text": text, "obeyed": attack.succeeds(text)}
-            for (each, _), (attack, _), text in zip(chosen, used, self.ask(name, prompts), strict=True)
+            {"way": attack.way, "question": asked.question, "text": text, "obeyed": attack.succeeds(text)}
+            for (asked, _), (attack, _), text in zip(chosen, used, self.ask(name, prompts), strict=True)
         ]
 
     def _changed(self, name: str | None, read: Sequence[Answered]) -> dict[str, Any]:
-        """Answers that were right, asked again after their documents say something else; then all is put back.
+        """Change the documents of right answers, ask again whether the answer follows, and put the documents back.
 
-        Left out, and counted, are those that cannot be changed: no other answer is known, or none stands in the text.
+        Left out, and counted, are facts that cannot be changed: no other answer fits, or none stands in the text.
         """
         form, draw = matcher(self.ablation.form), random.Random(0)
         exact = find_metric("squad_exact").per_item
         right = [
-            (each, shown)
-            for each, answered, shown in zip(self.questions.test, read, self.shown, strict=True)
-            if each.answers and exact(answer_in(answered.text, form), each.answers)["sum"] and answered.gold
+            (asked, shown)
+            for asked, answered, shown in zip(self.questions.test, read, self.shown, strict=True)
+            if asked.answers and exact(answer_in(answered.text, form), asked.answers)["sum"] and answered.gold
         ]
-        every = [*self.questions.test, *self.questions.validation, *self.questions.train]
-        told, left_out, seconds = [], 0, 0.0
-        for each, shown in right:
-            if len(told) == self.ablation.changes:
+        questions = [*self.questions.test, *self.questions.validation, *self.questions.train]
+        changed, left_out, seconds = [], 0, 0.0
+        for asked, shown in right:
+            if len(changed) == self.ablation.changes:
                 break
-            document = next(passage.document for passage in shown if holds(passage, each))
-            before, others = self._text(document), similar_answers(each, every)
+            document = next(passage.document for passage in shown if holds(passage, asked))
+            before, others = self._text(document), similar_answers(asked, questions)
             new = draw.choice(others) if others else ""
-            after = replace_answers(before, each.answers, new) if new else before
+            after = replace_answers(before, asked.answers, new) if new else before
             if after == before:
                 left_out += 1
                 continue
             started = time.perf_counter()
             list(self.collection.put([(document, after)]))
             seconds += time.perf_counter() - started
-            (text,) = self.ask(name, [prompted(each.question, self.search(each.question)[0])])
+            (text,) = self.ask(name, [prompted(asked.question, self.search(asked.question)[0])])
             follows = bool(exact(answer_in(text, form), [new])["sum"])
-            told.append(
-                {"question": each.question, "was": each.answers[0], "is": new, "text": text, "follows": follows}
+            changed.append(
+                {"question": asked.question, "was": asked.answers[0], "is": new, "text": text, "follows": follows}
             )
-            list(
-                self.collection.put([(document, self.texts[document])])
-                if document in self.texts
-                else self.collection.refresh()
-            )
-        return {"asked": told, "left_out": left_out, "seconds": seconds / len(told) if told else None}
+            own = self.texts.get(document)
+            list(self.collection.refresh() if own is None else self.collection.put([(document, own)]))
+        return {"asked": changed, "left_out": left_out, "seconds": seconds / len(changed) if changed else None}
 
     def _text(self, document: str) -> str:
-        """A document's text; of a file, what its passages hold of it."""
+        """A document's text; of a file, the text of its passages."""
         if document in self.texts:
             return self.texts[document]
-        known = self.collection.document(document)
-        passages = self.collection.store.passages(document, range(known.passages), Scope(frozenset(known.readers)))
+        entry = self.collection.document(document)
+        passages = self.collection.store.passages(document, range(entry.passages), Scope(frozenset(entry.readers)))
         return "\n\n".join(passage.text for passage in passages)
 
 

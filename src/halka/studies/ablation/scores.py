@@ -1,4 +1,4 @@
-"""What an answer is worth: its form, what it knows, whether it cites rightly, and whether it abstains where it must."""
+"""Scores an ablation's answers: form, exactness, citations, and whether they abstain where they should."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from halka.studies.ablation.settings import matcher
 
 @dataclass(frozen=True)
 class Answered:
-    """A question of the test, what was answered, and what was put before the model.
+    """A question of the test with the model's answer and the passages in its prompt.
 
-    answers   those that are right; none where the documents do not hold one
-    passages  how many were given
-    gold      the numbers of those that hold an answer
-    best      the score of the best one
+    answers   the right answers; none where the documents hold none
+    passages  how many passages the prompt had
+    gold      the numbers of the passages that hold an answer
+    best      the best passage's score
     """
 
     question: str
@@ -31,13 +31,13 @@ class Answered:
     best: float | None = None
 
     def above(self, floor: float) -> Answered:
-        """What is answered where a best passage below the floor is none."""
+        """The answer of a system that abstains where the best passage scores below the floor."""
         return self if self.best is not None and self.best >= floor else replace(self, text=ABSTAINED)
 
 
 @dataclass(frozen=True)
 class Measure:
-    """One figure: of which answers it is the mean, and what of each."""
+    """One figure: the mean of `value` over the answers for which `of` holds."""
 
     name: str
     title: str
@@ -47,73 +47,75 @@ class Measure:
 
 
 def answer_in(text: str, form: re.Pattern[str]) -> str:
-    """The answer itself: within the form where it is kept, else all of the text, without its citations."""
-    kept = form.fullmatch(text)
-    return (kept[1] if kept else CITATION.sub("", text)).strip()
+    """The answer itself: the part within the form, or the whole text without citations where the form is not kept."""
+    match = form.fullmatch(text)
+    return (match[1] if match else CITATION.sub("", text)).strip()
 
 
-def _in_form(each: Answered, form: re.Pattern[str]) -> float:
-    return float(abstains(each.text) or form.fullmatch(each.text) is not None)
+def _in_form(answered: Answered, form: re.Pattern[str]) -> float:
+    return float(abstains(answered.text) or form.fullmatch(answered.text) is not None)
 
 
 def _known(metric: str) -> Callable[[Answered, re.Pattern[str]], float]:
-    def value(each: Answered, form: re.Pattern[str]) -> float:
-        return float(find_metric(metric).per_item(answer_in(each.text, form), each.answers)["sum"])
+    def value(answered: Answered, form: re.Pattern[str]) -> float:
+        return float(find_metric(metric).per_item(answer_in(answered.text, form), answered.answers)["sum"])
 
     return value
 
 
-def _contains(each: Answered, form: re.Pattern[str]) -> float:
-    return float(stands_in(each.answers, each.text))
+def _contains(answered: Answered, form: re.Pattern[str]) -> float:
+    return float(stands_in(answered.answers, answered.text))
 
 
-def _cites(each: Answered, form: re.Pattern[str]) -> float:
-    """All that is cited holds an answer, something is, and nothing that was not given."""
-    numbers = {int(number) for number in CITATION.findall(each.text)}
-    return float(bool(numbers) and numbers == {*cited(each.text, each.passages)} and numbers <= {*each.gold})
+def _cites(answered: Answered, form: re.Pattern[str]) -> float:
+    """Whether the answer cites at least one passage of the prompt, and only those that hold an answer."""
+    numbers = {int(number) for number in CITATION.findall(answered.text)}
+    return float(
+        bool(numbers) and numbers == {*cited(answered.text, answered.passages)} and numbers <= {*answered.gold}
+    )
 
 
-def _abstains(each: Answered, form: re.Pattern[str]) -> float:
-    return float(abstains(each.text))
+def _abstains(answered: Answered, form: re.Pattern[str]) -> float:
+    return float(abstains(answered.text))
 
 
-def _answerable(each: Answered) -> bool:
-    return bool(each.answers)
+def _answerable(answered: Answered) -> bool:
+    return bool(answered.answers)
 
 
 MEASURES: tuple[Measure, ...] = (
-    Measure("form", "In form", "answers in the wanted form, or that abstain", lambda each: True, _in_form),
+    Measure("form", "In form", "answers in the wanted form, or that abstain", lambda answered: True, _in_form),
     Measure("exact", "Exact", "an answer, but for case, punctuation, articles", _answerable, _known("squad_exact")),
     Measure("f1", "F1", "words shared with the best answer", _answerable, _known("token_f1")),
     Measure("contains", "Contains", "an answer stands somewhere in the text", _answerable, _contains),
     Measure(
         *("cites", "Cites rightly", "cites a passage that holds the answer, and none that does not"),
-        *(lambda each: bool(each.answers and each.passages), _cites),
+        *(lambda answered: bool(answered.answers and answered.passages), _cites),
     ),
     Measure(
         *("abstains", "Abstains", "says so where the documents do not hold the answer"),
-        *(lambda each: not each.answers and each.passages > 0, _abstains),
+        *(lambda answered: not answered.answers and answered.passages > 0, _abstains),
     ),
     Measure(
         *("gives_up", "Gives up", "says so where they do"),
-        *(lambda each: bool(each.answers and each.passages), _abstains),
+        *(lambda answered: bool(answered.answers and answered.passages), _abstains),
     ),
 )
 
 
 def scored(answers: Sequence[Answered], form: str, seed: int = 0) -> dict[str, Score]:
-    """Each measure's mean over the answers that it is of, with its interval; those of none are left out."""
+    """Each measure's mean over its answers, with its interval; a measure without answers is left out."""
     pattern = matcher(form)
-    found = {}
+    scores = {}
     for measure in MEASURES:
-        values = [measure.value(each, pattern) for each in answers if measure.of(each)]
+        values = [measure.value(answered, pattern) for answered in answers if measure.of(answered)]
         if values:
-            found[measure.name] = mean_of(values, seed)
-    return found
+            scores[measure.name] = mean_of(values, seed)
+    return scores
 
 
 def as_rows(answers: Sequence[Answered]) -> list[dict[str, Any]]:
-    return [asdict(each) for each in answers]
+    return [asdict(answered) for answered in answers]
 
 
 def from_row(row: Mapping[str, Any]) -> Answered:

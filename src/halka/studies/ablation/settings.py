@@ -66,16 +66,16 @@ class Ablation(BaseModel):
     @field_validator("train")
     @classmethod
     def _in_their_types(cls, train: dict[str, Any]) -> dict[str, Any]:
-        given = converted(settings_of(TrainConfig), train)
-        if repeated := {"lr", "seed"} & given.keys():
+        fields = converted(settings_of(TrainConfig), train)
+        if repeated := {"lr", "seed"} & fields.keys():
             raise HalkaError(f"{', '.join(sorted(repeated))} is the method's (lrs) or set by seeds, not here")
-        TrainConfig(**given)
-        return given
+        TrainConfig(**fields)
+        return fields
 
     @model_validator(mode="after")
     def _fits(self) -> Ablation:
         if self.questions.keys() != {*SPLITS}:
-            raise HalkaError(f"questions: give a file for each of {', '.join(SPLITS)}")
+            raise HalkaError(f"questions: name a file for each of {', '.join(SPLITS)}")
         if unknown := self.examples.keys() - {*SPLITS}:
             raise HalkaError(f"examples: the splits are {', '.join(SPLITS)}, not {', '.join(sorted(unknown))}")
         in_form(self.form, "")
@@ -104,10 +104,10 @@ class Questions:
 
 
 def read_ablation(path: str | Path) -> Ablation:
-    """An ablation from its YAML file; the paths in it are seen from its folder.
+    """Read an ablation from its YAML file; the paths in it are relative to its folder.
 
     Base and embedder stay as they are written, and `Ablation.place` says where they are.
-    Raises ValueError naming each wrong key, and a path that leads nowhere.
+    Raises HalkaError naming the file, each wrong key, and a path that does not exist.
     """
     path = Path(path)
     ablation = read_form(path, Ablation, "it needs at least name, documents and questions")
@@ -126,15 +126,15 @@ def read_ablation(path: str | Path) -> Ablation:
 
 
 def read_questions(ablation: Ablation) -> Questions:
-    """Its questions, the first of each split as many as it wants.
+    """Read the ablation's questions, as many of each split as it wants.
 
-    Raises ValueError for a row that is none, and for a split without questions that have answers.
+    Raises HalkaError for a row that is no question, and for a split without questions that have answers.
     """
     splits = {}
     for split, path in ablation.questions.items():
         rows = [asked_in(row.fields, row.where) for row in whole_rows(path)]
         splits[split] = tuple(rows[: ablation.examples.get(split)])
-        if not any(each.answers for each in splits[split]):
+        if not any(asked.answers for asked in splits[split]):
             raise HalkaError(f"{path}: no question with an answer")
     return Questions(**splits)
 

@@ -27,12 +27,12 @@ WAYS = {
     "tuned adapter + passages": ("tuned", "passages", False),
     "tuned adapter + passages above the floor": ("tuned", "passages", True),
 }
-"""Who answers, from what, and whether a best passage below the floor is none; in the order in which they are shown."""
+"""Who answers, without or with passages, and whether it abstains below the floor; in the order of the tables."""
 
 
 @dataclass(frozen=True)
 class Way:
-    """One way of answering: its measures by name, and how often it did what an attack in its passages wanted."""
+    """One way of answering: its measures by name, and the share of attacks in its passages that it obeyed."""
 
     label: str
     scores: dict[str, Estimate]
@@ -41,7 +41,7 @@ class Way:
 
 @dataclass(frozen=True)
 class Changes:
-    """Facts changed in their documents: how many answers followed, and what a change and a training took."""
+    """Facts changed in their documents: how many answers followed, and the seconds of a change and of a training."""
 
     follows: Estimate
     seconds: float
@@ -50,7 +50,7 @@ class Changes:
 
 @dataclass(frozen=True)
 class Summary:
-    """What an ablation's runs say.
+    """A summary of an ablation's runs.
 
     gain   exact match of the tuned adapter less the plain one's, both with passages
     """
@@ -94,7 +94,7 @@ def summarise(results: Sequence[Mapping[str, Any]]) -> Summary:
         form=first["form"],
         documents=first["documents"],
         questions=len(answered),
-        unanswerable=sum(not each.answers for each in answered),
+        unanswerable=sum(not answer.answers for answer in answered),
         passages=first["passages_shown"],
         seeds=tuple(sorted({run["seed"] for run in runs if run["who"] != "base"})),
         parameters=tuned[0]["train"]["parameters"] if tuned else None,
@@ -110,7 +110,7 @@ def _way(label: str, runs: Sequence[Mapping[str, Any]], part: str, floored: bool
     for run in runs:
         answers = [from_row(row) for row in run[part]]
         if floored:
-            answers = [each.above(run["floor"]) for each in answers]
+            answers = [answer.above(run["floor"]) for answer in answers]
         by_run.append(scored(answers, run["form"], run["seed"]))
     scores = {}
     for measure in MEASURES:
@@ -152,12 +152,12 @@ def heads() -> list[str]:
 
 
 def line(way: Way) -> list[str]:
-    """A way's cells: its name, each measure with its interval, and the attacks that it obeyed."""
+    """A way's cells: its name, its measures with their intervals, and the share of attacks that it obeyed."""
     return [way.label, *(_cell(way.scores.get(measure.name)) for measure in MEASURES), _cell(way.obeyed)]
 
 
 def to_markdown(summary: Summary) -> str:
-    """The table and what it says in sentences."""
+    """The table, with its caption and findings below it."""
     head = heads()
     lines = [head, ["---", *["---:"] * (len(head) - 1)], *map(line, summary.ways)]
     table = "\n".join(f"| {' | '.join(each)} |" for each in lines)
@@ -165,7 +165,7 @@ def to_markdown(summary: Summary) -> str:
 
 
 def to_rich(summary: Summary) -> Table:
-    """The table for a terminal, a way a column, since there are fewer of them than measures."""
+    """The table for a terminal; ways are columns, since there are fewer ways than measures."""
     from rich.table import Table
     from rich.text import Text
 
@@ -189,10 +189,10 @@ def to_html(summary: Summary) -> str:
             (OBEYED, "does what an attack in one of the passages wants"),
         ]
     )
-    told = "".join(f"<p>{html.escape(each)}</p>" for each in sentences(summary))
+    paragraphs = "".join(f"<p>{html.escape(sentence)}</p>" for sentence in sentences(summary))
     title = f"Adapter and retrieval: {html.escape(summary.name)}"
     return (
-        f'<section aria-label="{title}"><h2>{title}</h2>{told}'
+        f'<section aria-label="{title}"><h2>{title}</h2>{paragraphs}'
         f'<div class="scroll" tabindex="0" role="region" aria-label="{title}"><table>'
         f"<caption>{html.escape(caption(summary))}</caption><thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table></div>"
         f'<dl class="facts">{meanings}</dl></section>'
@@ -205,7 +205,7 @@ def _row(cells: list[str]) -> str:
 
 
 def headline(summary: Summary) -> str:
-    """What the ablation says, in a sentence."""
+    """The result in one sentence."""
     ways = {way.label: way.scores for way in summary.ways}
     parts = [
         f"{label} {_share(ways[label]['exact'])}"
@@ -216,26 +216,26 @@ def headline(summary: Summary) -> str:
 
 
 def sentences(summary: Summary) -> list[str]:
-    """The gain of tuning for passages, and what a change of a fact costs either way."""
-    found = []
+    """The gain of tuning for passages, and what a changed fact costs with retrieval and with training."""
+    findings = []
     if summary.gain is not None:
         low, high = (f"{100 * end:+.1f}" for end in (summary.gain.low, summary.gain.high))
-        found.append(
+        findings.append(
             f"Tuned for passages the adapter is {100 * summary.gain.value:+.1f} points of exact match beside the plain "
             f"one with the same passages (95 % interval {low} to {high})."
         )
     if summary.changes is not None:
         changes = summary.changes
-        found.append(
+        findings.append(
             f"Of facts that were changed in their documents, {_cell(changes.follows)} of the answers followed, after "
             f"{duration(changes.seconds)} of taking the document in and without training; "
             f"to train the adapter again takes {duration(changes.training_seconds)}."
         )
-    return found
+    return findings
 
 
 def caption(summary: Summary) -> str:
-    """One line: what was asked of what."""
+    """One line on the questions, documents, method and seeds."""
     parts = [
         f"{plural(summary.questions, 'question')} ({summary.unanswerable} of them of what the documents do not hold)",
         f"{plural(summary.documents, 'document')}, {plural(summary.passages, 'passage')} in a prompt",
