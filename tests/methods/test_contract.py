@@ -194,7 +194,7 @@ def test_bf16_follows_fp32(base, method):
         close(half.base(**base.inputs()).logits, model.base(**base.inputs()).logits)
 
 
-@pytest.mark.parametrize(("name", "method"), REFUSED, ids="-".join)
+@pytest.mark.parametrize(("name", "method"), REFUSED)
 def test_what_a_pair_cannot_do_is_refused_by_name(name, method):
     model = halka.adapt(BASES[name].build())
     model.head = None

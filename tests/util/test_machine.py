@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import ctypes
+import os
+import subprocess
 import sys
-from types import SimpleNamespace
 
 import psutil
 import pytest
 import torch
 
 import halka.util.machine
-from halka.util.machine import LARGE, RETURNED, TRIMMED, returning_memory
 
 SET_BY_THE_ENVIRONMENT = ("MALLOC_MMAP_THRESHOLD_", "MALLOC_TRIM_THRESHOLD_", "GLIBC_TUNABLES")
 
@@ -62,73 +62,71 @@ def test_groups_of_the_first_version(groups):
 # ── memory that goes back ───────────────────────────────────────────────────────────────────────────────────────────
 
 
-@pytest.fixture
-def anew():
-    """Whether there is glibc's malloc is looked for again, then and afterwards."""
-    halka.util.machine._thresholds.cache_clear()
-    yield
-    halka.util.machine._thresholds.cache_clear()
+MAPPED = """
+import ctypes, os, sys
+from halka.util.machine import RETURNED, returning_memory
 
+class Info(ctypes.Structure):
+    _fields_ = [(name, ctypes.c_size_t) for name in ("arena", "ordblks", "smblks", "hblks", "hblkhd", "usmblks")]
+    _fields_ += [(name, ctypes.c_size_t) for name in ("fsmblks", "uordblks", "fordblks", "keepcost")]
 
-def some_are_mapped() -> bool:
-    """Whether, of many tensors, some are mapped for themselves: the heap's holes, if it has any, are filled first."""
+libc = ctypes.CDLL(None)
+libc.malloc.restype = ctypes.c_void_p
+mallinfo = libc.mallinfo2
+mallinfo.restype = Info
+libc.mallopt(-3, 2**30)  # from here on nothing is mapped for itself, until somebody says otherwise
 
-    class Told(ctypes.Structure):
-        _fields_ = [(name, ctypes.c_size_t) for name in ("arena", "ordblks", "smblks", "hblks", "hblkhd", "usmblks")]
-        _fields_ += [(name, ctypes.c_size_t) for name in ("fsmblks", "uordblks", "fordblks", "keepcost")]
+def some_are_mapped():  # of many pieces: the heap's holes, if it has any, are filled first
+    before = mallinfo().hblks
+    kept = [libc.malloc(ctypes.c_size_t(2 * RETURNED)) for _ in range(256)]
+    print(int(mallinfo().hblks > before), end="")
+    for piece in kept:
+        libc.free(ctypes.c_void_p(piece))
 
-    told = ctypes.CDLL(None).mallinfo2
-    told.restype = Told
-    before = told().hblks
-    kept = [torch.empty(2 * RETURNED, dtype=torch.uint8) for _ in range(256)]
-    return told().hblks > before and len(kept) == 256
+def looks():
+    for _ in range(2):
+        with returning_memory():
+            some_are_mapped()
+            with returning_memory():
+                some_are_mapped()
+            some_are_mapped()
+        some_are_mapped()
+    try:
+        with returning_memory():
+            some_are_mapped()
+            raise KeyError
+    except KeyError:
+        some_are_mapped()
+
+for situation in sys.argv[1:]:
+    child = os.fork()
+    if not child:
+        exec(situation)
+        looks()
+        print(flush=True)
+        os._exit(0)
+    assert os.waitpid(child, 0)[1] == 0
+"""
+NOTHING_IS_DONE = [
+    "sys.platform = 'darwin'",
+    "ctypes.CDLL = lambda name: object()",  # a C library without mallopt
+    *(f"os.environ[{name!r}] = '65536'" for name in SET_BY_THE_ENVIRONMENT),
+]
 
 
 @pytest.mark.skipif(
     sys.platform != "linux" or not hasattr(ctypes.CDLL(None), "mallinfo2"), reason="there is no malloc of glibc 2.33"
 )
-def test_tensors_are_mapped_for_themselves_within_the_block_alone(anew, monkeypatch):
-    for name in SET_BY_THE_ENVIRONMENT:
-        monkeypatch.delenv(name, raising=False)
-    for _ in range(2):
-        with returning_memory():
-            assert some_are_mapped()
-            with returning_memory():
-                assert some_are_mapped()
-            assert some_are_mapped()
-        assert not some_are_mapped()
-
-
-def test_thresholds_are_set_once_and_put_back(anew, monkeypatch):
-    found = []
-    libc = SimpleNamespace(mallopt=lambda which, value: found.append((which, value)))
-    monkeypatch.setattr(sys, "platform", "linux")
-    monkeypatch.setattr(ctypes, "CDLL", lambda name: libc)
-    for name in SET_BY_THE_ENVIRONMENT:
-        monkeypatch.delenv(name, raising=False)
-    with pytest.raises(KeyError), returning_memory(), returning_memory():
-        raise KeyError
-    assert found == [(-3, RETURNED), (-1, TRIMMED), (-3, LARGE), (-1, 2 * LARGE)]
-
-
-def test_without_such_a_malloc_or_where_the_environment_sets_it_nothing_is_done(anew, monkeypatch):
-    def no_library(name):
-        raise TypeError("there is no library of the process")
-
-    monkeypatch.setattr(ctypes, "CDLL", no_library)
-    for platform in ("darwin", "win32"):
-        monkeypatch.setattr(sys, "platform", platform)
-        halka.util.machine._thresholds.cache_clear()
-        with returning_memory():
-            pass
-    monkeypatch.setattr(sys, "platform", "linux")
-    for name in SET_BY_THE_ENVIRONMENT:
-        monkeypatch.setenv(name, "65536")
-        halka.util.machine._thresholds.cache_clear()
-        with returning_memory():
-            pass
-        monkeypatch.delenv(name)
-    monkeypatch.setattr(ctypes, "CDLL", lambda name: SimpleNamespace())  # musl has none
-    halka.util.machine._thresholds.cache_clear()
-    with returning_memory():
-        pass
+def test_large_pieces_are_mapped_for_themselves_within_the_block_alone():
+    """And where there is no such malloc, or the environment sets it, nothing is done."""
+    inherited = {name: value for name, value in os.environ.items() if name not in SET_BY_THE_ENVIRONMENT}
+    run = subprocess.run(
+        [sys.executable, "-c", MAPPED, "pass", *NOTHING_IS_DONE],
+        env={**inherited, "PYTHONPATH": os.pathsep.join(sys.path)},
+        capture_output=True,
+        text=True,
+    )
+    assert run.returncode == 0, run.stderr
+    usual, *others = run.stdout.split()
+    assert usual == "1110" + "1110" + "10"
+    assert dict(zip(NOTHING_IS_DONE, others, strict=True)) == dict.fromkeys(NOTHING_IS_DONE, "0" * 10)

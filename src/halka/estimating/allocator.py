@@ -26,8 +26,8 @@ STEP = 7919  # a prime, so that all lengths of life come in turn
 class AllocatorModel:
     """Hands out places: negative for pages of their own, else offsets on the heap. `held` is what the process holds."""
 
-    def __init__(self) -> None:
-        self.held = 0
+    def __init__(self, life: int = LIFE) -> None:
+        self.held, self._life = 0, life
         self._threshold, self._trim, self._follows = FIRST_THRESHOLD, FIRST_THRESHOLD, True
         self._top = 0  # where the last piece ends
         self._end = 0  # where the heap does
@@ -104,7 +104,7 @@ class AllocatorModel:
         """Place a small object in front of a piece."""
         self._pieces[place] = ALIGNED
         self._objects += 1
-        self._dying.setdefault(self._time + 1 + self._objects * STEP % (2 * LIFE), []).append(place)
+        self._dying.setdefault(self._time + 1 + self._objects * STEP % (2 * self._life), []).append(place)
 
     def _tick(self) -> None:
         self._time += 1
