@@ -541,9 +541,7 @@ def test_products_are_counted_forward_and_back():
 
 def test_a_folder_with_a_configuration_alone_is_enough(tmp_path):
     config_of(**HUGE).save_pretrained(tmp_path)
-    found = halka.estimate(
-        tmp_path, [halka.LoRA(rank=2), halka.Full()], batch_size=2, length=512, tasks=3, device="t4"
-    )
+    found = halka.estimate(tmp_path, [halka.LoRA(rank=2), halka.Full()], batch_size=2, length=512, tasks=3, device="t4")
     lora, full = found.rows
     assert [each.method for each in found.rows] == ["lora", "full"]
     assert lora.stored == 3 * 4 * lora.trained
