@@ -40,6 +40,7 @@ if TYPE_CHECKING:
     from halka.models import load_base as load_base
     from halka.storage.adapter_folder import AdapterFolder as AdapterFolder
     from halka.storage.adapter_store import AdapterStore as AdapterStore
+    from halka.storage.formats.peft.from_config import method_from_peft as method_from_peft
     from halka.storage.opening import open as open
     from halka.storage.pool import AdapterPool as AdapterPool
     from halka.storage.save_load import load as load
@@ -73,6 +74,7 @@ _PUBLIC = {
     "PositionlessPrefix Prefix Prompt Tokens",
     "models": "adapt load_base",
     "storage.adapter_folder": "AdapterFolder",
+    "storage.formats.peft.from_config": "method_from_peft",
     "storage.opening": "open",
     "storage.save_load": "load save",
     "storage.adapter_store": "AdapterStore",

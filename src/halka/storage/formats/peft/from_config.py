@@ -1,0 +1,108 @@
+"""A configuration of peft's, before anything is trained, as a method of Halka's: `method_from_peft`.
+
+The reading code needs tensors, of which only the shapes count here: it gets empty ones.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, is_dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from halka.core import AdaptedModel, Joint, Method, Target
+from halka.methods import Modules, Prefix, Prompt
+from halka.storage.formats.peft import ia3, lora, prefix, prompt
+from halka.storage.formats.peft.modules import base_of, names_of
+from halka.storage.formats.peft.options import refuse_unknown
+from halka.storage.formats.peft.selection import by_pattern, selected
+from halka.util.errors import HalkaError
+
+
+def method_from_peft(config: Any, model: AdaptedModel) -> Method:
+    """The method that a configuration of peft's describes on the model's base, for `model.add(name, method)`.
+
+    `config` is peft's object (`LoraConfig`, `IA3Config`, `PrefixTuningConfig`, `PromptTuningConfig`) or its fields.
+    Raises HalkaError for another kind, for an option that changes what is computed and that Halka does not have, and
+    for modules that the base does not have.
+    """
+    options: dict[str, Any] = asdict(config) if is_dataclass(config) else dict(config)  # type: ignore[arg-type]
+    readers: dict[str, Callable[[dict[str, Any], AdaptedModel], list[Method]]] = {
+        lora.PEFT_TYPE: _lora,
+        ia3.PEFT_TYPE: _ia3,
+        prefix.PEFT_TYPE: _prefix,
+        prompt.PEFT_TYPE: _prompt,
+    }
+    kind = options.get("peft_type")
+    if kind not in readers:
+        raise HalkaError(f"configurations of {str(kind)!r} cannot be translated: Halka knows {', '.join(readers)}")
+    for key in ("target_parameters", "trainable_token_indices"):
+        if options.get(key):
+            ours = 'targets=("experts",)' if key == "target_parameters" else "halka.Joint with halka.Tokens"
+            raise HalkaError(f"{key} cannot be translated: use {ours}")
+    methods = readers[kind](options, model)
+    whole: list[str] = options.get("modules_to_save") or []
+    if whole:
+        methods.append(Modules(tuple(path for path in names_of(model.base) if path.endswith(tuple(whole)))))
+    return methods[0] if len(methods) == 1 else Joint(tuple(methods))
+
+
+def _lora(options: dict[str, Any], model: AdaptedModel) -> list[Method]:
+    if options.get("bias") not in (None, "none"):
+        raise HalkaError(f"bias={options['bias']!r} cannot be translated: use halka.Joint with halka.BitFit")
+    layers = _layers(options, model)
+    ranks = by_pattern(options, "rank_pattern", [*layers], options.get("r"))
+    tensors: dict[str, Tensor] = {}
+    for path, (d_in, d_out, module) in layers.items():
+        rank = ranks[path]
+        if isinstance(module, nn.Embedding):
+            tensors |= {f"{path}.lora_embedding_A": _empty(rank, d_in), f"{path}.lora_embedding_B": _empty(d_out, rank)}
+        else:
+            tensors |= {f"{path}.lora_A.weight": _empty(rank, d_in), f"{path}.lora_B.weight": _empty(d_out, rank)}
+    return lora.read(options, tensors, model.targets)[0]
+
+
+def _ia3(options: dict[str, Any], model: AdaptedModel) -> list[Method]:
+    inner = selected({"target_modules": options.get("feedforward_modules")}, model.base, ()) or set[str]()
+    layers = _layers(options, model)
+    tensors = {
+        f"{path}.ia3_l": _empty(1, d_in) if path in inner else _empty(d_out, 1)
+        for path, (d_in, d_out, _) in layers.items()
+    }
+    return ia3.read(options, tensors, model.targets)[0]
+
+
+def _prefix(options: dict[str, Any], model: AdaptedModel) -> list[Method]:
+    hidden = options.get("encoder_hidden_size") if options.get("prefix_projection") else None
+    refuse_unknown(options, {"num_virtual_tokens", "num_transformer_submodules", "prefix_projection"})
+    return [Prefix(options["num_virtual_tokens"], start="random", hidden=hidden)]
+
+
+def _prompt(options: dict[str, Any], model: AdaptedModel) -> list[Method]:
+    refuse_unknown(options, {"num_virtual_tokens", "num_transformer_submodules"})
+    length, start = options["num_virtual_tokens"], options.get("prompt_tuning_init")
+    if start == "TEXT":
+        return [Prompt.from_text(options["prompt_tuning_init_text"], model.tokenizer, length)]
+    return [Prompt(length, start="vocabulary" if start == "SAMPLE_VOCAB" else "random")]
+
+
+def _layers(options: Mapping[str, Any], model: AdaptedModel) -> dict[str, tuple[int, int, nn.Module]]:
+    """The widths, in and out, and the module of each layer that the configuration selects, by its path."""
+    heads = [target.name for target in model.targets if target.role == "head"]
+    paths = selected(options, base_of(model.targets), heads)
+    if not paths:
+        raise HalkaError('target_modules names no module of this base: name some, or "all-linear"')
+    by_name: dict[str, Target] = {target.name: target for target in model.targets if not target.several}
+    layers: dict[str, tuple[int, int, nn.Module]] = {}
+    for path in sorted(paths):
+        target = by_name.get(path)
+        if target is None:
+            raise HalkaError(f"{path} has no role in this base: leave it out, or name it in a method's targets")
+        layers[path] = target.d_in, target.d_out, target.module
+    return layers
+
+
+def _empty(*shape: int) -> Tensor:
+    return torch.empty(shape, device="meta")

@@ -1,0 +1,72 @@
+"""peft's configurations as our methods: as many trained parameters as peft itself makes of them."""
+
+from __future__ import annotations
+
+import copy
+
+import peft
+import pytest
+
+import halka
+from tiny import tiny
+
+pytestmark = pytest.mark.filterwarnings("ignore:.*is deprecated:FutureWarning")  # peft reads what transformers renamed
+LORA = {"task_type": "CAUSAL_LM", "r": 4, "lora_alpha": 12}
+CONFIGS = {
+    "lora": (peft.LoraConfig(**LORA, target_modules=["q_proj", "v_proj"]), "llama"),
+    "all linear": (peft.LoraConfig(**LORA, target_modules="all-linear", use_rslora=True, lora_dropout=0.1), "llama"),
+    "one layer": (peft.LoraConfig(**LORA, target_modules=["q_proj"], layers_to_transform=[1]), "llama"),
+    "ranks": (peft.LoraConfig(**LORA, target_modules=["q_proj", "o_proj"], rank_pattern={"o_proj": 2}), "llama"),
+    "conv1d": (peft.LoraConfig(**LORA, target_modules=["c_attn"], fan_in_fan_out=True), "gpt2"),
+    "embedding": (peft.LoraConfig(**LORA, target_modules=["embed_tokens"]), "llama"),
+    "dora": (peft.LoraConfig(**LORA, target_modules=["q_proj"], use_dora=True), "llama"),
+    "norms too": (peft.LoraConfig(**LORA, target_modules=["q_proj"], modules_to_save=["input_layernorm"]), "llama"),
+    "ia3": (
+        peft.IA3Config(
+            task_type="CAUSAL_LM", target_modules=["k_proj", "down_proj"], feedforward_modules=["down_proj"]
+        ),
+        "llama",
+    ),
+    "prompt": (peft.PromptTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=5), "llama"),
+    "prefix": (peft.PrefixTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=5), "llama"),
+}
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_a_configuration_gives_as_many_parameters_as_with_peft(name):
+    config, architecture = CONFIGS[name]
+    model = halka.adapt(tiny(architecture))
+    method = halka.method_from_peft(config, model)
+    adapter = model.add("a", method)
+    theirs = peft.get_peft_model(tiny(architecture), copy.deepcopy(config))
+    trained = sum(parameter.numel() for parameter in theirs.parameters() if parameter.requires_grad)
+    assert adapter.count() == trained
+
+
+def test_values_are_taken_over():
+    model = halka.adapt(tiny())
+    assert halka.method_from_peft(CONFIGS["all linear"][0], model) == halka.LoRA(
+        4, 12.0, 0.1, ("attn.q", "attn.k", "attn.v", "attn.o", "mlp.gate", "mlp.up", "mlp.down"), "root"
+    )
+    fields = {"peft_type": "LORA", "r": 2, "lora_alpha": 2, "target_modules": ["o_proj"]}
+    assert halka.method_from_peft(fields, model) == halka.LoRA(2, 2.0, 0.0, ("attn.o",))
+
+
+@pytest.mark.parametrize(
+    ("config", "message"),
+    [
+        (peft.LoraConfig(**LORA), "target_modules names no module"),
+        (peft.LoraConfig(**LORA, target_modules=["k"]), "target_modules names k, and no layer of this base"),
+        (peft.LoraConfig(**LORA, target_modules=["q_proj"], bias="all"), "use halka.Joint with halka.BitFit"),
+        (peft.LoraConfig(**LORA, target_modules=["q_proj"], init_lora_weights="pissa"), "init_lora_weights"),
+        (peft.LoHaConfig(target_modules=["q_proj"]), "LOHA.* cannot be translated: Halka knows LORA, IA3"),
+    ],
+)
+def test_what_halka_does_not_have_is_refused(config, message):
+    with pytest.raises(halka.HalkaError, match=message):
+        halka.method_from_peft(config, halka.adapt(tiny()))
+
+
+def test_add_names_the_way():
+    with pytest.raises(halka.HalkaError, match=r"halka.method_from_peft\(config, model\) translates"):
+        halka.adapt(tiny()).add("a", peft.LoraConfig(**LORA, target_modules=["q_proj"]))
