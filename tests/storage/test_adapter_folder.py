@@ -193,7 +193,7 @@ def test_the_base_may_be_elsewhere_than_the_folder_says(model, base, tmp_path):
     assert torch.equal(logits(opened, "mine"), logits(model, "a"))
 
 
-def test_a_base_that_was_pulled_is_found_by_the_name_that_the_card_has_for_it(base, tmp_path, monkeypatch):
+def test_a_known_base_is_opened_by_its_short_name(base, tmp_path, monkeypatch):
     monkeypatch.setenv("HALKA_CACHE", str(tmp_path))
     pulled = tmp_path / "bases" / "smollm2-135m"
     shutil.copytree(base, pulled)
@@ -201,7 +201,7 @@ def test_a_base_that_was_pulled_is_found_by_the_name_that_the_card_has_for_it(ba
     model = halka.adapt(*halka.load_base("smollm2-135m", dtype="float32"))
     model.add("a", halka.LoRA(rank=2))
     folder = halka.save(model, "a", tmp_path / "a")
-    assert halka.AdapterFolder.open(folder).base_name == "HuggingFaceTB/SmolLM2-135M-Instruct"
+    assert halka.AdapterFolder.open(folder).base_name == "smollm2-135m"
     opened = halka.open(folder, dtype="float32").model
     assert torch.equal(logits(opened, "a"), logits(model, "a"))
 

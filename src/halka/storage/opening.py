@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING, Literal, NamedTuple, Unpack
 
 from halka.core import AdaptedModel
 from halka.models import adapt
-from halka.models.fetching import pulled_as
 from halka.models.loading import load_base
 from halka.models.quantised import Quantize
 from halka.storage.adapter_folder import AdapterFolder
@@ -51,8 +50,6 @@ def open(
     source = folder.base_name if base is None else base
     if source is None:
         raise HalkaError(f"{folder} does not say which base it was trained on: name it, base=…")
-    if base is None:
-        source = pulled_as(str(source))  # a Card names a base as the hub does, wherever it came from
     try:
         loaded, tokenizer = load_base(
             source, kind=folder.kind, labels=folder.labels or None, dtype=dtype, device=device, quantize=quantize

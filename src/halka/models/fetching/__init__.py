@@ -86,12 +86,6 @@ def pull(name: str, on_progress: Progress | None = None) -> Path:
     return folder
 
 
-def pulled_as(hub_name: str) -> str:
-    """The short name of the base that this hub name stands for, if it was pulled; the hub name itself otherwise."""
-    names = (base.name for base in known_bases().values() if base.hub_name == hub_name)
-    return next((name for name in names if is_pulled(cache_dir() / "bases" / name)), hub_name)
-
-
 def list_bases() -> list[CachedBase]:
     """Every known base, pulled or not."""
     bases = []
