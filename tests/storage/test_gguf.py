@@ -202,7 +202,7 @@ def test_other_architectures_are_refused_by_name(architecture, tmp_path):
             {"rope_parameters": {"rope_type": "dynamic", "rope_theta": 1e4, "factor": 2.0}},
             "rotary embeddings .*dynamic",
         ),
-        ({"hidden_act": "gelu"}, "llama.cpp has silu in this architecture, and the base gelu"),
+        ({"hidden_act": "gelu"}, "llama.cpp uses silu in this architecture, the base gelu"),
         ({"architecture": "mistral", "sliding_window": 16}, "no sliding window .of 16 tokens"),
     ],
 )
@@ -241,14 +241,14 @@ def test_ways_of_splitting_have_their_names():
 @pytest.mark.parametrize(
     ("given", "why"),
     [
-        (lambda: spec(split(r"\s+"), BYTES), r"is none that can be written as GGUF here, which has byte-level BPE"),
-        (lambda: spec(pre_tokenizers.Digits(individual_digits=False), WHOLE), "is none that can be written"),
-        (lambda: spec(pre_tokenizers.Metaspace()), "BPE with .*Metaspace.* is none"),
-        (lambda: spec(pre_tokenizers.ByteLevel(add_prefix_space=True)), "is none that can be written"),
+        (lambda: spec(split(r"\s+"), BYTES), r"cannot be written as GGUF here, which has byte-level BPE"),
+        (lambda: spec(pre_tokenizers.Digits(individual_digits=False), WHOLE), "cannot be written"),
+        (lambda: spec(pre_tokenizers.Metaspace()), "BPE with .*Metaspace.* cannot be written"),
+        (lambda: spec(pre_tokenizers.ByteLevel(add_prefix_space=True)), "cannot be written"),
         (lambda: {**spec(WHOLE), "model": {"type": "Unigram"}}, "Unigram with as GPT-2 does splitting"),
-        (lambda: spec(WHOLE, model={"byte_fallback": True}), "is none that can be written"),
+        (lambda: spec(WHOLE, model={"byte_fallback": True}), "cannot be written"),
         (lambda: {**spec(WHOLE), "pre_tokenizer": None}, "BPE with no splitting"),
-        (lambda: spec(WHOLE, normalizer={"type": "Lowercase"}), r"changes its text first \(Lowercase\)"),
+        (lambda: spec(WHOLE, normalizer={"type": "Lowercase"}), r"normalises text first \(Lowercase\)"),
     ],
 )
 def test_other_tokenizers_are_refused(given, why):
@@ -312,7 +312,7 @@ def test_what_is_no_lora_and_a_tied_head_are_refused(tmp_path):
     model.add("dora", halka.DoRA(rank=2))
     model.add("head", halka.LoRA(rank=2, targets=("head",)))
     with pytest.raises(
-        ValueError, match=r"LoRA adapters of linear layers alone, and this is dora at model.layers.0.*: merge it"
+        ValueError, match=r"only has LoRA adapters of linear layers, and this is dora at model.layers.0.*: merge it"
     ):
         halka.export(model, "dora", tmp_path / "a.gguf", format="lora-gguf")
     with pytest.raises(ValueError, match="lm_head is tied to the embeddings"):

@@ -1,7 +1,7 @@
-"""Formats of adapter folders, Halka's own (which is peft's) and others': read, and written so that others read them.
+"""Read and write adapter folders in each library's format: peft's (also Halka's own) and AdapterHub's.
 
-A format is a module or package that has all of `format.Format`, listed in `FORMATS`. `gguf` and `model_folder` write
-whole models and are none.
+A format is a module or package that implements `format.Format` and is listed in `FORMATS`. `gguf` and `model_folder`
+only export; they are not adapter folder formats.
 """
 
 from __future__ import annotations
@@ -18,12 +18,12 @@ FORMATS: dict[str, Format] = {adapterhub.NAME: adapterhub, peft.NAME: peft}
 
 
 def format_named(name: str) -> Format:
-    """The format of that name. Raises HalkaError that lists the names there are."""
+    """Return the format called `name`. Raises HalkaError with the valid names for any other."""
     if name not in FORMATS:
         raise HalkaError(f"there is no format {name!r}: choose one of {', '.join(FORMATS)}")
     return FORMATS[name]
 
 
 def format_of(folder: Path) -> Format:
-    """The format whose files a folder holds; peft's, in which `save` writes, where no format recognises it."""
+    """Return the format whose files the folder holds; peft's, which `save` writes, if no format recognises it."""
     return next((format for format in FORMATS.values() if format.recognises(folder)), peft)

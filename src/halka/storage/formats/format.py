@@ -1,4 +1,4 @@
-"""What a format is: the files of an adapter's folder, and how they become a method and its state."""
+"""The `Format` protocol: an adapter folder's file names, and how they convert to and from a method and its state."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ T = TypeVar("T")
 
 
 def json_object(value: object) -> Mapping[str, Any] | None:
-    """The value where it is a JSON object, whose keys are texts; else None."""
+    """Return `value` if it is a JSON object (a mapping with string keys), else None."""
     return cast(Mapping[str, Any], value) if isinstance(value, Mapping) else None
 
 
 def json_list(value: object, kind: type[T]) -> list[T] | None:
-    """The value where it is a list (or tuple, or set) of that type alone; else None."""
+    """Return `value` as a list if it is a list, tuple or set of `kind` only, else None."""
     if not isinstance(value, list | tuple | set):
         return None
     items = list(cast(Iterable[object], value))
@@ -30,21 +30,21 @@ def json_list(value: object, kind: type[T]) -> list[T] | None:
 
 @dataclass(frozen=True)
 class FileNames:
-    """The names of a format's two files, and of the pickle that older tools write instead of the second."""
+    """The names of a format's two files, and of the pickle that older tools write instead of safetensors."""
 
     config: str
     weights: str
     pickle: str
-    head: FileNames | None = None  # those of a head that may stand beside the adapter
+    head: FileNames | None = None  # of a prediction head saved with the adapter
 
     def names(self) -> tuple[str, ...]:
-        """The files of an adapter, and of the head beside it."""
+        """Return the file names of an adapter and of its head."""
         return self.config, self.weights, *(() if self.head is None else self.head.names())
 
 
 @dataclass(frozen=True)
 class Contents:
-    """An adapter as a format keeps it: its configuration, and its tensors by the format's names."""
+    """An adapter in a format's own terms: its configuration, and its tensors by the format's names."""
 
     config: Mapping[str, Any]
     tensors: Mapping[str, Tensor]
@@ -52,47 +52,47 @@ class Contents:
 
 
 class BaseSpec(NamedTuple):
-    """The base that a configuration says its adapter is for: what of it is not said is None or empty."""
+    """The base model that a configuration names; fields that it does not state are None or empty."""
 
     name: str | None
     kind: Kind | None = None
-    labels: tuple[str, ...] = ()  # by place; LABEL_0, LABEL_1, … where the configuration has only their number
+    labels: tuple[str, ...] = ()  # by index; LABEL_0, LABEL_1, … if the configuration has only their count
 
     @property
     def named_labels(self) -> tuple[str, ...]:
-        """The labels, unless they are numbers alone."""
-        return () if self.labels == tuple(f"LABEL_{place}" for place in range(len(self.labels))) else self.labels
+        """The labels, or () if they are only transformers' default names (LABEL_0, …)."""
+        return () if self.labels == tuple(f"LABEL_{index}" for index in range(len(self.labels))) else self.labels
 
 
 class Format(Protocol):
-    """A module or package of `formats`. What holds for all (JSON, whole files, finite values) is checked elsewhere."""
+    """A module or package of `formats`. Its callers check for valid JSON, complete files and finite values."""
 
     @property
     def NAME(self) -> str:
-        """As `--to` takes it."""
+        """The format's name in `--to`."""
         ...
 
     @property
     def FILES(self) -> FileNames: ...
 
     def recognises(self, folder: Path) -> bool:
-        """Whether the folder holds this format's files, and no other format's."""
+        """Return whether the folder holds this format's files, and no other format's."""
         ...
 
     def base_spec(self, config: Mapping[str, Any], head_config: Mapping[str, Any] | None) -> BaseSpec:
-        """The base that the adapter is for, as its configuration and that of a head beside it say."""
+        """Return the base that the configurations of the adapter and its head name."""
         ...
 
     def read(self, contents: Contents, targets: tuple[Target, ...]) -> tuple[Method, dict[str, Tensor]]:
-        """The method that a folder holds and its state under our names, for a base with `targets`.
+        """Return the method that a folder holds and its state under Halka's names, for a base with `targets`.
 
-        Raises WrongBaseError for an adapter of another base, HalkaError for what Halka does not compute.
+        Raises WrongBaseError for an adapter of another base, HalkaError for options that Halka does not support.
         """
         ...
 
     def write(self, adapter: Adapter, targets: tuple[Target, ...], base_name: str) -> Contents:
-        """An adapter in the format's names; `targets` are all of its base's.
+        """Return an adapter's configuration and tensors in this format; `targets` are all targets of its base.
 
-        Raises HalkaError for a method that the format has no form for.
+        Raises HalkaError for a method that the format cannot express.
         """
         ...

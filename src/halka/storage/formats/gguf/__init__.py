@@ -1,1 +1,1 @@
-"""Files for llama.cpp: a whole model with its tokenizer (`model`, `tokenizer`), and a LoRA alone (`lora`)."""
+"""Write GGUF files for llama.cpp: a whole model with its tokenizer (`model`, `tokenizer`), or only a LoRA (`lora`)."""

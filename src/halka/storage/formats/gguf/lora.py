@@ -1,4 +1,4 @@
-"""A LoRA as a GGUF file beside its base's: `llama-cli -m base.gguf --lora adapter.gguf`."""
+"""Write a LoRA as a GGUF file, to use with its base's: `llama-cli -m base.gguf --lora adapter.gguf`."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ from halka.util.errors import HalkaError
 
 
 def write_gguf_lora(base: Any, adapter: Adapter, path: Path, name: str) -> None:
-    """Write the file `path`: factors in fp32, B's rows in llama.cpp's order; it scales by `adapter.lora.alpha` / rank.
+    """Write the factors in fp32, B's rows in llama.cpp's order; llama.cpp scales by `adapter.lora.alpha` / rank.
 
-    Raises HalkaError for another part than LoRA's, and where the base has no tensor of its own: a tied head.
+    Raises HalkaError for parts other than LoRA's, and for a head that is tied to the embeddings.
     """
     from gguf import GGML_QUANT_VERSION, GGUFType, GGUFWriter, Keys
 
@@ -24,14 +24,14 @@ def write_gguf_lora(base: Any, adapter: Adapter, path: Path, name: str) -> None:
     for module, part in adapter.parts.items():
         if type(part) is not LoRAPart:
             raise HalkaError(
-                f"llama.cpp has LoRA adapters of linear layers alone, and this is {adapter.method.name} at {module}: "
+                f"llama.cpp only has LoRA adapters of linear layers, and this is {adapter.method.name} at {module}: "
                 "merge it and write the whole model as gguf"
             )
         parts[module] = part
     architecture = architecture_of(base)
     check(base)
     alphas = {module: part.scale * len(part.lora_A) for module, part in parts.items()}
-    alpha = max(alphas.values())  # the file has one; where parts differ, their B makes up for it
+    alpha = max(alphas.values())  # the file holds one alpha: B of parts with another is rescaled
     writer = GGUFWriter(path, architecture)
     writer.add_type(GGUFType.ADAPTER)
     writer.add_string(Keys.Adapter.TYPE, "lora")
@@ -43,8 +43,8 @@ def write_gguf_lora(base: Any, adapter: Adapter, path: Path, name: str) -> None:
             weight = f"{module}.weight"
             if weight in base.all_tied_weights_keys:
                 raise HalkaError(
-                    f"{module} is tied to the embeddings, so that a base in GGUF has no tensor for it: train without "
-                    "the head, or merge and write the whole model as gguf"
+                    f"{module} is tied to the embeddings, so a base in GGUF has no tensor for it: train without the "
+                    "head, or merge and write the whole model as gguf"
                 )
             stored = name_in_gguf(base, weight)
             A, B = part.lora_A.detach().cpu(), part.lora_B.detach().cpu()

@@ -1,8 +1,8 @@
-"""A whole model as a GGUF file, which llama.cpp and what is built on it (ollama, LM Studio) run.
+"""Write a whole model as a GGUF file, for llama.cpp and programs built on it (ollama, LM Studio).
 
-Metadata and tensors as llama.cpp's own converter writes them, byte for byte where it was compared (Llama). Names come
-from the `gguf` library. An architecture that is not in `ARCHITECTURES` is refused by name: a file that loads and
-computes something else is worse than none.
+Metadata and tensors equal those of llama.cpp's own converter, byte for byte for Llama, where both were compared. Names
+come from the `gguf` library. Only `ARCHITECTURES` are written: for others llama.cpp might load the file and compute
+something else.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ ARCHITECTURES = {
     "qwen2": "qwen2",
     "qwen3": "qwen3",
 }  # transformers' -> llama.cpp's
-PAIRED = ("llama",)  # where llama.cpp rotates neighbours i, i + 1, and transformers i, i + d/2
+PAIRED = ("llama",)  # llama.cpp rotates rows i and i + 1 together, transformers i and i + d/2
 FILE_TYPES = {"float32": "ALL_F32", "float16": "MOSTLY_F16", "bfloat16": "MOSTLY_BF16", "q8_0": "MOSTLY_Q8_0"}
 WHY_NOT = (
     "write it as safetensors (--as safetensors) and try llama.cpp's own convert_hf_to_gguf.py on that folder; for an "
@@ -41,47 +41,47 @@ WHY_NOT = (
 
 
 def write_gguf(base: Any, tokenizer: Any, weights: Mapping[str, Tensor], path: Path, name: str, kind: str) -> None:
-    """Write the file `path`: `base` as it is with these weights, by its own names, their tensors as `kind` says.
+    """Write `base` with these `weights` (by its own tensor names) to `path`.
 
-    name    of the model, in the file's metadata
-    kind    one of FILE_TYPES; vectors and norms stay in fp32
+    name    the model's name in the file's metadata
+    kind    the tensors' type, one of FILE_TYPES; vectors and norms stay in fp32
 
-    Raises HalkaError for an architecture, a rotary scheme or a tokenizer that llama.cpp would not compute alike.
+    Raises HalkaError for an architecture, a rotary scheme or a tokenizer that llama.cpp would compute differently.
     """
     from gguf import GGML_QUANT_VERSION, GGUFType, GGUFWriter, LlamaFileType, Metadata, size_label
 
     check_whole(base, tokenizer, kind)
     architecture = architecture_of(base)
-    told = described(base, weights)
+    model = described(base, weights)
     writer = GGUFWriter(path, architecture)
     with quiet(), TemporaryDirectory() as temporary:
         folder = Path(temporary) / name
         folder.mkdir()
-        told.config.save_pretrained(folder)
-        if told.generation_config is not None:
-            told.generation_config.save_pretrained(folder)
+        model.config.save_pretrained(folder)
+        if model.generation_config is not None:
+            model.generation_config.save_pretrained(folder)
         tokenizer.save_pretrained(folder)
-        for each, tensor in tensors_of(told, weights):
-            _add(writer, each, tensor, kind)
+        for key, tensor in tensors_of(model, weights):
+            _add(writer, key, tensor, kind)
         counts = writer.get_total_parameter_count()
         metadata = Metadata.load(model_path=folder, total_params=counts[0])
         metadata.name = metadata.name or name
         metadata.size_label = metadata.size_label or size_label(*counts)
         writer.add_type(GGUFType.MODEL)
         metadata.set_gguf_meta_model(writer)
-        _write_sizes(writer, told.config, architecture, LlamaFileType[FILE_TYPES[kind]])
+        _write_sizes(writer, model.config, architecture, LlamaFileType[FILE_TYPES[kind]])
         writer.add_quantization_version(GGML_QUANT_VERSION)
         prefix = json.loads((folder / "tokenizer_config.json").read_text(encoding="utf-8")).get("add_prefix_space")
         if prefix is not None and architecture == "llama":
             writer.add_add_space_prefix(prefix)
-        write_tokenizer(writer, tokenizer, folder, told.config.vocab_size)
-        if architecture == "llama" and told.config.vocab_size == 49152:  # the converter's, for SmolLM and Granite
+        write_tokenizer(writer, tokenizer, folder, model.config.vocab_size)
+        if architecture == "llama" and model.config.vocab_size == 49152:  # as the converter does for SmolLM and Granite
             writer.add_add_bos_token(False)
         finish(writer)
 
 
 def check_whole(base: Any, tokenizer: Any, kind: str) -> None:
-    """Raises HalkaError for a base, a tokenizer or a kind of tensors of which there is no such file."""
+    """Raise HalkaError for a base, a tokenizer or a tensor type that `write_gguf` cannot write."""
     architecture_of(base)
     check(base)
     if kind not in FILE_TYPES:
@@ -91,7 +91,7 @@ def check_whole(base: Any, tokenizer: Any, kind: str) -> None:
 
 
 def architecture_of(base: Any) -> str:
-    """llama.cpp's name for the base's architecture. Raises HalkaError for one that is not supported here."""
+    """Return llama.cpp's name for the base's architecture. Raises HalkaError for one not in `ARCHITECTURES`."""
     kind = base.config.model_type
     if kind not in ARCHITECTURES:
         raise HalkaError(
@@ -102,20 +102,20 @@ def architecture_of(base: Any) -> str:
 
 
 def check(base: Any) -> None:
-    """Raises HalkaError for what llama.cpp would compute in another way."""
+    """Raise HalkaError for rotary embeddings, activations or windows that llama.cpp would compute differently."""
     config = base.config
     rotary = config.rope_parameters["rope_type"]
     if rotary not in ("default", "linear", "llama3"):
         raise HalkaError(f"rotary embeddings of the type {rotary!r} cannot be written as GGUF here: {WHY_NOT}")
     if config.hidden_act not in ("silu", "swish"):
-        raise HalkaError(f"llama.cpp has silu in this architecture, and the base {config.hidden_act}: {WHY_NOT}")
+        raise HalkaError(f"llama.cpp uses silu in this architecture, the base {config.hidden_act}: {WHY_NOT}")
     window = getattr(config, "sliding_window", None)
     if window is not None and window < config.max_position_embeddings:
         raise HalkaError(f"llama.cpp has no sliding window (of {window} tokens) for this architecture: {WHY_NOT}")
 
 
 def tensors_of(base: Any, weights: Mapping[str, Tensor]) -> Iterator[tuple[str, Tensor]]:
-    """Tensors under llama.cpp's names, in fp32 and its order of rows; in the order in which safetensors keeps them."""
+    """Yield tensors under llama.cpp's names, in fp32 and its row order, sorted by name as safetensors sorts them."""
     if base.config.rope_parameters["rope_type"] == "llama3":
         yield "rope_freqs.weight", _rotary_factors(base)
     tied = base.all_tied_weights_keys
@@ -125,19 +125,19 @@ def tensors_of(base: Any, weights: Mapping[str, Tensor]) -> Iterator[tuple[str, 
 
 
 def name_in_gguf(base: Any, name: str) -> str:
-    """llama.cpp's name for the base's tensor `name`. Raises HalkaError for one that it does not have."""
+    """Return llama.cpp's name for the base's tensor `name`. Raises HalkaError for a tensor that it lacks."""
     from gguf import MODEL_ARCH, MODEL_ARCH_NAMES, get_tensor_name_map
 
     architecture = architecture_of(base)
-    arch = next(each for each in MODEL_ARCH if MODEL_ARCH_NAMES[each] == architecture)
-    found = get_tensor_name_map(arch, base.config.num_hidden_layers).get_name(name, (".weight", ".bias"))
-    if found is None:
+    arch = next(arch for arch in MODEL_ARCH if MODEL_ARCH_NAMES[arch] == architecture)
+    stored = get_tensor_name_map(arch, base.config.num_hidden_layers).get_name(name, (".weight", ".bias"))
+    if stored is None:
         raise HalkaError(f"llama.cpp's {architecture} has no tensor for {name}: {WHY_NOT}")
-    return found
+    return stored
 
 
 def rotated(base: Any, name: str, tensor: Tensor) -> Tensor:
-    """Rows (heads · d, …) of q and k in llama.cpp's order, where it has another: pairs i, i + d/2 become neighbours."""
+    """Return the tensor in llama.cpp's row order: in `PAIRED`, rows i and i + d/2 of a q or k head are adjacent."""
     config = base.config
     heads = {"q_proj": config.num_attention_heads, "k_proj": config.num_key_value_heads}
     module = name.split(".")[-2]
@@ -148,6 +148,7 @@ def rotated(base: Any, name: str, tensor: Tensor) -> Tensor:
 
 
 def finish(writer: GGUFWriter) -> None:
+    """Write header, metadata and tensors, and close the file."""
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
@@ -180,12 +181,12 @@ def _write_sizes(writer: GGUFWriter, config: Any, architecture: str, file_type: 
 
 
 def _rotary_factors(base: Any) -> Tensor:
-    """By what Llama 3's scheme divides each frequency, (d/2,)."""
+    """Return the factors (d/2,) by which Llama 3's rotary scheme divides the frequencies."""
     config = base.config
-    now = base.model.rotary_emb.inv_freq.float()
-    width = 2 * len(now)
+    scaled = base.model.rotary_emb.inv_freq.float()
+    width = 2 * len(scaled)
     plain = 1.0 / config.rope_parameters["rope_theta"] ** (torch.arange(0, width, 2, dtype=torch.float32) / width)
-    return plain / now.cpu()
+    return plain / scaled.cpu()
 
 
 def _add(writer: GGUFWriter, name: str, tensor: Tensor, kind: str) -> None:
@@ -194,15 +195,15 @@ def _add(writer: GGUFWriter, name: str, tensor: Tensor, kind: str) -> None:
 
 
 def as_stored(name: str, tensor: Tensor, kind: str) -> Tensor:
-    """What is read back, in fp32, where `tensor` is written into a file of that kind. Raises as `write_gguf` does."""
+    """Return `tensor` in fp32 as a reader of a file of that `kind` gets it. Raises as `write_gguf` does."""
     return torch.as_tensor(np.array(_stored(name, tensor.detach().cpu().float(), kind)[2])).to(tensor.device)
 
 
 def _stored(name: str, tensor: Tensor, kind: str) -> tuple[Any, Any, Any]:
-    """Vectors and norms in fp32, matrices as `kind` says; fp16 where their rows cannot be cut into its blocks.
+    """Quantise `tensor`: vectors and norms to fp32, matrices to `kind`, or fp16 if its blocks do not divide their rows.
 
-    Returns what is written, as what, and what is read. Raises HalkaError where what is finite is not so any more, as
-    what is too large for fp16.
+    Returns the data to write, its type, and the values that a reader gets. Raises HalkaError for values that overflow
+    that type, as large ones do in fp16.
     """
     from gguf import GGMLQuantizationType, QuantError
     from gguf.quants import dequantize, quantize
@@ -223,13 +224,13 @@ def _stored(name: str, tensor: Tensor, kind: str) -> tuple[Any, Any, Any]:
 
 @contextmanager
 def quiet() -> Generator[None]:
-    """The library tells every key it writes."""
+    """Silence the gguf library, which logs every key that it writes."""
     loggers = [logging.getLogger(name) for name in ("gguf", "gguf.vocab", "gguf.gguf_writer", "metadata")]
-    levels = [each.level for each in loggers]
-    for each in loggers:
-        each.setLevel(logging.ERROR)
+    levels = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.setLevel(logging.ERROR)
     try:
         yield
     finally:
-        for each, level in zip(loggers, levels, strict=True):
-            each.setLevel(level)
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)

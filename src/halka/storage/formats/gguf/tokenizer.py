@@ -1,7 +1,7 @@
-"""A byte-level BPE tokenizer in a GGUF file: its tokens, merges, special tokens, chat template, and how it splits text.
+"""Write a byte-level BPE tokenizer into a GGUF file: tokens, merges, special tokens, chat template, pre-tokenizer.
 
-llama.cpp knows the ways of splitting text by names of its own; here they follow from what the tokenizer does
-(`SPLITS`), and one that splits in another way is refused: its tokens would be others than the model was trained on.
+llama.cpp has its own names for pre-tokenizers; `SPLITS` derives them from the tokenizer's steps. A tokenizer with other
+steps is refused: llama.cpp would give the model other tokens than it was trained on.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from halka.util.errors import HalkaError
 if TYPE_CHECKING:
     from gguf import GGUFWriter
 
-GPT2 = "as GPT-2 does"  # the byte-level step's own pattern, or the same written out
+GPT2 = "as GPT-2 does"  # the pattern of the ByteLevel step, or the same pattern spelled out
 GPT2_PATTERNS = tuple(
     rf"{endings}| ?\p{{L}}+| ?\p{{N}}+| ?[^\s\p{{L}}\p{{N}}]+|\s+(?!\S)|\s+"
     for endings in ("'s|'t|'re|'ve|'m|'ll|'d", "'(?:[sdmt]|ll|ve|re)")
@@ -25,7 +25,7 @@ LLAMA3 = (
     r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
 QWEN2 = LLAMA3.replace(r"\p{N}{1,3}", r"\p{N}")
-SPLITS: dict[tuple[str, ...], str] = {  # the steps that split text -> llama.cpp's name
+SPLITS: dict[tuple[str, ...], str] = {  # pre-tokenizer steps -> llama.cpp's name
     (GPT2,): "gpt-2",
     ("each digit", GPT2): "smollm",
     (LLAMA3,): "llama-bpe",
@@ -34,9 +34,9 @@ SPLITS: dict[tuple[str, ...], str] = {  # the steps that split text -> llama.cpp
 
 
 def write_tokenizer(writer: GGUFWriter, tokenizer: Any, folder: Path, size: int) -> None:
-    """Add `tokenizer`, which `folder` holds as transformers saves it, to a file; `size` rows of embeddings are named.
+    """Add `tokenizer`, saved in `folder` by transformers, to a file; the vocabulary is padded to `size` embeddings.
 
-    Raises HalkaError for a tokenizer that llama.cpp would not follow.
+    Raises HalkaError for a tokenizer that llama.cpp would not reproduce.
     """
     from gguf import SpecialVocab, TokenType
 
@@ -66,27 +66,27 @@ def write_tokenizer(writer: GGUFWriter, tokenizer: Any, folder: Path, size: int)
 
 
 def split_of(spec: dict[str, Any]) -> str:
-    """llama.cpp's name for how a tokenizer, as `tokenizer.json` has it, splits text. Raises HalkaError for none."""
+    """Return llama.cpp's name for the pre-tokenizer of a `tokenizer.json`. Raises HalkaError if it has none."""
     model, normalizer = spec["model"], spec["normalizer"]
     steps = tuple(_steps(spec["pre_tokenizer"]))
     if model["type"] != "BPE" or model.get("byte_fallback") or steps not in SPLITS:
-        told = f"{model['type']} with {' and '.join(steps) or 'no'} splitting"
+        summary = f"{model['type']} with {' and '.join(steps) or 'no'} splitting"
         raise HalkaError(
-            f"this tokenizer ({told}) is none that can be written as GGUF here, which has byte-level BPE as in "
+            f"this tokenizer ({summary}) cannot be written as GGUF here, which has byte-level BPE as in "
             f"{', '.join(SPLITS.values())}: write safetensors and try llama.cpp's own convert_hf_to_gguf.py"
         )
     if normalizer not in (None, {"type": "NFC"}):
-        raise HalkaError(f"this tokenizer changes its text first ({normalizer['type']}), which llama.cpp would not do")
+        raise HalkaError(f"this tokenizer normalises text first ({normalizer['type']}), which llama.cpp would not do")
     return SPLITS[steps]
 
 
 def _steps(step: dict[str, Any] | None) -> list[str]:
-    """What splits the text, in turn."""
+    """Return the steps that split the text, in order."""
     match step:
         case None:
             return []
         case {"type": "Sequence", "pretokenizers": inner}:
-            return [each for one in inner for each in _steps(one)]
+            return [name for step in inner for name in _steps(step)]
         case {"type": "Digits", "individual_digits": True}:
             return ["each digit"]
         case {"type": "ByteLevel", "add_prefix_space": False, "use_regex": regex}:
