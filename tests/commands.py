@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -44,7 +45,7 @@ def failure(command: str, code: int = 2, **more: Any) -> str:
     """The one line that a command ends with when it fails, besides those that say what is loaded and read."""
     result = halka(command, code=code, **more)
     assert result.stdout == ""
-    lines = [line for line in result.stderr.splitlines() if not line.startswith("loading") and "read as" not in line]
+    lines = [line for line in result.stderr.splitlines() if not re.match("loading |.* examples, read as ", line)]
     assert len(lines) == 1, result.stderr
     assert lines[0].startswith("Error: ")
     return lines[0].removeprefix("Error: ")

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import io
+import shutil
 import sys
+from pathlib import Path
 
 import pytest
 import typer
@@ -103,3 +105,27 @@ def test_what_a_stream_cannot_write_is_escaped(tmp_path, monkeypatch):
         main()
     stream.seek(0)
     assert "/\\u09a6: check the path" in stream.read()
+
+
+@pytest.mark.parametrize("content", [b"{no json", b"[1, 2]", b"null", b"caf\xe9", b"", b"[" * 100_000])
+def test_damaged_files_are_named(here, content):
+    """No library's error on what a file holds comes through as a bug."""
+    for name in ("config.json", "tokenizer.json", "tokenizer_config.json", "model.safetensors"):
+        shutil.copytree("base", "damaged")
+        Path("damaged", name).write_bytes(content)
+        assert "damaged" in failure("generate --base damaged --max-new-tokens 1 Hi")
+        shutil.rmtree("damaged")
+    Path("damaged/faq").mkdir(parents=True)
+    for name in ("damaged.yaml", "damaged.jsonl", "damaged.csv", "damaged/faq/collection.json"):
+        Path(name).write_bytes(content)
+    train = "train --base base -o new --steps 1"
+    for command in (
+        "docs list faq --collections damaged",
+        f"{train} --task damaged.yaml",
+        "train --many damaged.yaml",
+        "evaluate --base base --task damaged.yaml",
+        "compare damaged.yaml -o new",
+        "data preview damaged.csv --base base",
+        f"{train} --data damaged.jsonl",
+    ):
+        assert "damaged" in failure(command)

@@ -33,12 +33,12 @@ def list_(json: Json = False) -> None:
     from halka.models.fetching import known_bases, list_bases
     from halka.report.units import count, size
 
-    bases, known = list_bases(), known_bases()
+    bases, entries = list_bases(), known_bases()
     if json:
-        return emit([{**vars(base), "parameters": known[base.name].parameters} for base in bases])
+        return emit([{**vars(base), "parameters": entries[base.name].parameters} for base in bases])
     table = columns("name", "parameters", "on disk", "licence", "place", right=("parameters", "on disk"))
     for base in bases:
-        info = known[base.name]
+        info = entries[base.name]
         held = size(base.bytes) if base.pulled else "–"
         place = str(base.path) if base.pulled else f"not here yet: halka base pull {base.name}"
         table.add_row(base.name, count(info.parameters), held, info.licence, place)
@@ -54,12 +54,12 @@ def show_(
     from halka.models.description import describe_base
     from halka.report.units import size
 
-    found = describe_base(name)
+    described = describe_base(name)
     if json:
-        return emit(found)
+        return emit(described)
     table = columns("", "")
     table.show_header = False
-    for key, value in found.items():
+    for key, value in described.items():
         shown = size(value) if key == "bytes" else f"{value:,}" if isinstance(value, int) else str(value or "–")
         table.add_row(key.replace("_", " "), shown)
     show(table)

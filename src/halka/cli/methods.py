@@ -17,8 +17,8 @@ def methods(
     """List the methods, or show one with its hyper-parameters, targets and paper."""
     from halka.methods import all_methods, method_named
 
-    found = {name: method_named(name)} if name else all_methods()
-    described = [describe(each) for each in found.values()]
+    methods = [method_named(name)] if name else all_methods().values()
+    described = [describe(method) for method in methods]
     if json:
         emit(described[0] if name else described)
     elif name:
@@ -32,8 +32,8 @@ def describe(method: Any) -> dict[str, Any]:
     from halka.util.settings import settings_of
 
     fields = [
-        {"name": each.name, "flag": each.flag, "default": each.default, "takes": each.words, "help": each.help}
-        for each in settings_of(method).values()
+        {"name": field.name, "flag": field.flag, "default": field.default, "takes": field.words, "help": field.help}
+        for field in settings_of(method).values()
     ]
     return {
         "name": method.name,
@@ -47,8 +47,8 @@ def describe(method: Any) -> dict[str, Any]:
 
 def _show_all(described: list[dict[str, Any]]) -> None:
     table = columns("method", "lr", "meaning", right=("lr",))
-    for each in described:
-        table.add_row(each["name"], f"{each['lr']:g}", each["meaning"])
+    for method in described:
+        table.add_row(method["name"], f"{method['lr']:g}", method["meaning"])
     show(table, "", "`halka methods NAME` shows a method's hyper-parameters.")
 
 

@@ -10,7 +10,7 @@ import typer
 INTRODUCTION = """\
 # Command line
 
-This page is what `halka COMMAND --help` says; it is made by `halka.cli.cli_reference()`.
+This page is what `halka COMMAND --help` prints; `halka.cli.cli_reference()` makes it.
 
 Results go to stdout (`--json`: as JSON), progress and messages to stderr. An error is one line; the exit code is 2
 if the command or its input is wrong, 1 if the work failed or Halka has a bug, 130 after Ctrl-C. `--debug`, or
@@ -47,5 +47,5 @@ def _helps(command: Any, name: str, parent: Any) -> Iterator[tuple[str, str]]:
     context = typer.Context(command, info_name=name, parent=parent, terminal_width=100)
     text = "\n".join(line.rstrip() for line in command.get_help(context).splitlines())
     yield context.command_path, text
-    for below, each in getattr(command, "commands", {}).items():
-        yield from _helps(each, below, context)
+    for subname, subcommand in getattr(command, "commands", {}).items():
+        yield from _helps(subcommand, subname, context)

@@ -107,15 +107,15 @@ def evaluate(
         collection = collection_named(name, collections)
     scores, retriever = {}, replace(retriever_of(collection, mode or "hybrid", rerank), distinct=False)
     scope = scope_of(asking)
-    for each in get_args(SearchMode) if mode is None else [mode]:
-        with CountProgress(f"{each}: queries", len(queries.texts)) as progress:
-            scores[each] = evaluate(replace(retriever, mode=each), queries, scope=scope, on_progress=progress.done)
+    for one in get_args(SearchMode) if mode is None else [mode]:
+        with CountProgress(f"{one}: queries", len(queries.texts)) as progress:
+            scores[one] = evaluate(replace(retriever, mode=one), queries, scope=scope, on_progress=progress.done)
     if json:
         return emit(scores)
     measures = [*next(iter(scores.values()))]
     table = columns("mode", *measures, right=measures)
-    for each, means in scores.items():
-        table.add_row(each, *(f"{means[measure]:.3f}" for measure in measures))
+    for one, means in scores.items():
+        table.add_row(one, *(f"{means[measure]:.3f}" for measure in measures))
     show(table, f"{len(queries.texts)} queries, {collection.count()[0]} documents")
 
 

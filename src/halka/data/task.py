@@ -219,7 +219,7 @@ def _checked(path: Path) -> dict[str, Any]:
     """The file's keys and values, checked."""
     try:
         content = yaml.safe_load(path.read_text("utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+    except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
         raise DataError(f"{path}: not valid YAML: {error}") from error
     if not isinstance(content, dict):
         raise DataError(f"{path}: not a task: it needs keys and values. Known keys: {', '.join(KEYS)}.")

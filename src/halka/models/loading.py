@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from halka.models.quantised import Quantize
 
 HUB_NAME = re.compile(r"\w[\w.-]*(/\w[\w.-]*)?")
+JSON_FILES = ("config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json")
 HUB_FILES = ["*.json", "*.jinja", "*.txt", "*.model", "*.tiktoken", "model*.safetensors", "README.md"]
 HUB_LEFT_OUT = ["*/*", "model.*.safetensors"]  # subfolders, weights in other precisions
 
@@ -183,12 +184,15 @@ def resolve(name_or_path: str | Path, revision: str | None, *, fetch: bool) -> P
 
 
 def weight_files(folder: Path) -> list[Path]:
-    """The safetensors of a base. ValueError where the folder has no config, or lacks some of them."""
+    """The safetensors of a base. Raises HalkaError if the folder has no config or lacks some of the files."""
     _check_config(folder)
     index = folder / "model.safetensors.index.json"
     names = ["model.safetensors"]
     if index.is_file():
-        names = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
+        try:
+            names = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
+        except (ValueError, KeyError, TypeError, AttributeError):
+            raise DamagedFolderError(f"{index} is damaged; fetch or copy it again") from None
     files = [folder / name for name in names]
     if all(file.is_file() for file in files):
         return files
@@ -204,12 +208,20 @@ def weight_files(folder: Path) -> list[Path]:
 
 
 def _check_config(folder: Path) -> None:
+    """Raises HalkaError for a folder without config.json, DamagedFolderError for files that are not JSON objects."""
     if not (folder / "config.json").is_file():
         adapter = (folder / "adapter_config.json").is_file()
         what = (
             "it holds an adapter; give the base it was trained on" if adapter else "a base has one beside its weights"
         )
         raise HalkaError(f"{folder} has no config.json: {what}")
+    for name in JSON_FILES:
+        if (folder / name).is_file():
+            with (folder / name).open("rb") as file:
+                if not file.read(100).lstrip().startswith(b"{"):  # transformers fails in many ways on other JSON
+                    raise DamagedFolderError(
+                        f"{folder / name} is damaged: it is not a JSON object. Fetch or copy it again"
+                    )
 
 
 def place_of(device: str | torch.device | None = None) -> torch.device:

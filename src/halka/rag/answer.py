@@ -90,8 +90,8 @@ class Answerer:
         text = "".join(pieces).strip()
         numbers = set(cited(text, len(passages)))
         sources = (
-            Source(number, each.document, each.page, each.start, each.end, each.text, number in numbers)
-            for number, each in enumerate(passages, start=1)
+            Source(number, read.document, read.page, read.start, read.end, read.text, number in numbers)
+            for number, read in enumerate(passages, start=1)
         )
         yield Answer(text, tuple(sources), abstains(text))
 

@@ -153,14 +153,14 @@ class Collection:
         If a folder that was added is missing, a disk may be unmounted: its documents stay, and an event says so.
         """
         with self._lock:
-            roots, known = self._folder.roots(), self._known()
-            gone = [name for name in known if roots.lost(name)]
+            roots, current = self._folder.roots(), self._current()
+            gone = [name for name in current if roots.lost(name)]
             self.store.remove(gone)
             events = self._set_access(roots)
-        yield from (Event("removed", name, known[name].passages) for name in gone)
+        yield from (Event("removed", name, current[name].passages) for name in gone)
         yield from events
         for root in roots:
-            if root.away and any(within(name, root.path) for name in known.keys() - gone):
+            if root.away and any(within(name, root.path) for name in current.keys() - gone):
                 reason = f"{root.path} is not there: its documents stay as they were until it is back, or removed here"
                 yield Event("skipped", root.path, reason=reason)
         yield from self._take_in(roots.inputs(root.path for root in roots), {event.document for event in events})
@@ -193,14 +193,14 @@ class Collection:
         Raises HalkaError for a name or path without documents.
         """
         with self._lock:
-            known, roots = self._known(), self._folder.roots()
+            current, roots = self._current(), self._folder.roots()
             left, doomed = roots, {}
             for name in names:
-                path, documents = roots.meant(name, known)
+                path, documents = roots.meant(name, current)
                 left, doomed = left.removing(path), doomed | dict.fromkeys(documents)
             self._folder.write(self._folder.settings() | left.settings())
             self.store.remove([*doomed])
-        return [Event("removed", name, known[name].passages) for name in doomed]
+        return [Event("removed", name, current[name].passages) for name in doomed]
 
     def delete(self) -> None:
         """Remove the collection with all that is in it, from the disk and from the place of its passages."""
@@ -217,8 +217,8 @@ class Collection:
 
     def document(self, name: str) -> Document:
         """The document of this name, or at this path. Raises HalkaError if there is none."""
-        known = self._known()
-        document = known.get(name) or known.get(str(Path(name).expanduser().resolve()))
+        current = self._current()
+        document = current.get(name) or current.get(str(Path(name).expanduser().resolve()))
         if document is None:
             raise HalkaError(f"the collection has no document {name}: `halka docs list` shows those it has")
         return document
@@ -232,14 +232,14 @@ class Collection:
 
     def _take_in(self, inputs: Iterable[Input], reported: Container[str] = ()) -> Iterator[Event]:
         """Put what changed. `reported` are documents with an event already: that they are unchanged is no news."""
-        known, changed = self._known(), bool(reported)
+        current, changed = self._current(), bool(reported)
         waiting: dict[str, tuple[Input, Document, Text]] = {}
         for source in inputs:
             name = source.name
             try:
                 check_unicode(name)
                 document = Document(name, hashlib.sha256(source.content()).hexdigest(), source.readers, source.tags)
-                before = known.get(name)
+                before = current.get(name)
                 if before is not None and replace(document, added=before.added, passages=before.passages) == before:
                     waiting.pop(name, None)
                     if name not in reported:
@@ -249,34 +249,34 @@ class Collection:
             except OSError as error:
                 yield Event("skipped", name, reason=f"{name}: {(error.strerror or str(error)).lower()}")
             except Unreadable as error:
-                if name in known and not source.rooted:  # the older text stays, for the readers given now
-                    known[name] = replace(known[name], readers=source.readers, tags=source.tags)
+                if name in current and not source.rooted:  # the older text stays, for the readers given now
+                    current[name] = replace(current[name], readers=source.readers, tags=source.tags)
                     with self._lock:
                         self.store.set_access([name], source.readers, source.tags)
                 yield Event("skipped", printable(name), reason=str(error))
             if sum(len(text.text) for _, _, text in waiting.values()) > AT_ONCE:
-                yield from self._commit([*waiting.values()], known)
+                yield from self._commit([*waiting.values()], current)
                 waiting, changed = {}, True
         if waiting:
-            yield from self._commit([*waiting.values()], known)
+            yield from self._commit([*waiting.values()], current)
             changed = True
         if changed:
             self.store.tidy()
 
-    def _commit(self, texts: Sequence[tuple[Input, Document, Text]], known: dict[str, Document]) -> list[Event]:
+    def _commit(self, texts: Sequence[tuple[Input, Document, Text]], current: dict[str, Document]) -> list[Event]:
         """Cut, embed and put documents in one step; the events are returned when that is done.
 
         The readers of files are taken from the roots at that moment: another process may have changed or removed them.
         """
-        made, added = [], datetime.now(UTC).isoformat(timespec="seconds")
+        embedded, added = [], datetime.now(UTC).isoformat(timespec="seconds")
         for source, document, text in texts:
             passages = tuple(self._cutter.cut(document.name, text, document.readers))
             vectors = self.embedder.passages([passage.searched for passage in passages])
-            made.append((source, Entry(replace(document, added=added, passages=len(passages)), passages, vectors)))
+            embedded.append((source, Entry(replace(document, added=added, passages=len(passages)), passages, vectors)))
         entries, events = [], []
         with self._lock:
             roots = self._folder.roots()
-            for source, entry in made:
+            for source, entry in embedded:
                 root = roots.root(source.name)
                 if source.rooted and (root is None or roots.lost(source.name)):
                     events.append(Event("skipped", source.name, reason=f"{source.name} was removed meanwhile"))
@@ -285,9 +285,9 @@ class Collection:
             if entries:
                 self.store.put(entries)
         for document in (entry.document for entry in entries):
-            what = "changed" if document.name in known else "added"
+            what = "changed" if document.name in current else "added"
             events.append(Event(what, document.name, document.passages))
-            known[document.name] = document
+            current[document.name] = document
         return events
 
     def _set_access(self, roots: Roots) -> list[Event]:
@@ -306,7 +306,7 @@ class Collection:
         settings = self._folder.settings()
         return store_at(settings.get("at"), settings.get("key", ""), self.folder, self.embedder.width)
 
-    def _known(self) -> dict[str, Document]:
+    def _current(self) -> dict[str, Document]:
         return {document.name: document for document in self.store.documents()}
 
 

@@ -42,16 +42,19 @@ class CollectionFolder:
         return self.path.is_dir() and all(REMAINS.fullmatch(entry.name) for entry in self.path.iterdir())
 
     def settings(self) -> dict[str, Any]:
-        """The settings; empty if no collection is there. Raises DamagedFolderError for a file that is not JSON."""
+        """The settings; empty if no collection is there. Raises DamagedFolderError for a file without them."""
         if not self.exists:
             return {}
         try:
-            return json.loads((self.path / SETTINGS).read_text(encoding="utf-8"))
-        except ValueError as error:
-            raise DamagedFolderError(
-                f"{self.path / SETTINGS} is damaged ({error}): restore it, or remove the folder and add the documents "
-                "to a new collection"
-            ) from None
+            settings = json.loads((self.path / SETTINGS).read_text(encoding="utf-8"))
+            if {"embedder", "roots"} <= settings.keys():
+                return settings
+        except (ValueError, AttributeError, RecursionError):
+            pass
+        raise DamagedFolderError(
+            f"{self.path / SETTINGS} is damaged: restore it, or remove the folder and add the documents to a new "
+            "collection"
+        )
 
     def roots(self) -> Roots:
         """The paths that were added. Raises HalkaError if the collection was removed meanwhile."""
