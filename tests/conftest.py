@@ -1,10 +1,32 @@
-"""A PostgreSQL that begins with the tests that ask for it."""
+"""The order of tests, their random numbers, and a PostgreSQL for those that ask for it."""
 
 from __future__ import annotations
+
+import sys
 
 import pytest
 
 from postgres_for_tests import server
+
+
+@pytest.hookimpl(trylast=True)  # after pytest-randomly, whose order is kept otherwise
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Begin with the slow tests, so that workers end together."""
+    items.sort(key=lambda item: item.get_closest_marker("slow") is None)
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
+    """Say how this order is had again; pytest's header, where the plugin says it, is not shown with -q."""
+    seed = config.getoption("randomly_seed", None)
+    if seed is not None:
+        terminalreporter.write_line(f"in random order: the same again with --randomly-seed={seed}")
+
+
+@pytest.fixture(autouse=True)
+def torch_seed() -> None:
+    """What a test draws without a seed of its own does not depend on the tests before it."""
+    if torch := sys.modules.get("torch"):
+        torch.manual_seed(0)
 
 
 @pytest.fixture(scope="session")
