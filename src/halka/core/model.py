@@ -141,8 +141,9 @@ class AdaptedModel:
         what is no method, such as a configuration of peft's.
         """
         if isinstance(method, type) or not isinstance(method, Method):
+            kind = f"the class {method.__name__}" if isinstance(method, type) else f"a {type(method).__name__}"
             raise HalkaError(
-                f"{name!r} needs a method such as halka.LoRA(rank=16), not {method!r}; "
+                f"{name!r} needs a method such as halka.LoRA(rank=16), not {kind}; "
                 "halka.method_from_peft(config, model) translates peft's configurations"
             )
         if not name or not isinstance(name, str):

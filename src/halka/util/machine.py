@@ -155,7 +155,7 @@ def describe(device: torch.device) -> dict[str, Any]:
 
 def commit() -> str | None:
     """This code's commit, with "-dirty" where files differ from it; None outside of a git repository."""
-    folder = Path(__file__).parent
+    folder = Path(__file__).parents[1]  # the whole package
 
     def git(*arguments: str) -> str:
         command = ["git", "-C", str(folder), *arguments]
