@@ -199,7 +199,7 @@ def test_a_store_of_another_base_is_refused_unless_allowed(kinds):
         ("--store run", "f.jsonl:1: there is no adapter 'lora', and none at all in run"),
         ("--store nope", "--store: there is no folder nope"),
         ("--store adapters --adapter lorra", "--adapter: there is no adapter 'lorra' among those given: did you mean"),
-        ("--store adapters --adapter lora@3", "--adapter: 'lora' has no version 3: there are 1, 2"),
+        ("--store adapters --adapter lora@3", "--adapter: 'lora' has no version 3: it has 1, 2"),
         ("--store adapters --adapter lora@x", "--adapter: there is no adapter 'lora@x' among those given: did you"),
         ("--adapter lora --adapter lora=prefix", "--adapter: two are named 'lora': name each its own way, as in NAME="),
         ("--adapter =lora", "--adapter: '=lora' is not NAME=FOLDER"),
