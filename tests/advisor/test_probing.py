@@ -37,7 +37,7 @@ from halka.data.task import load_task
 from halka.data.tokens import encode, encode_prompt
 from halka.estimating import Setup, dry_run
 from halka.estimating.devices import Device
-from halka.estimating.hardware import PROCESS, Hardware
+from halka.estimating.hardware import CONTEXT, PROCESS, Hardware
 from halka.methods import build_method
 from halka.rag.answer import Answerer
 from halka.rag.passages import Passage
@@ -78,9 +78,9 @@ def probed(base) -> ProbedBase:
 
 
 def request_for(base: Path, **changes) -> Request:
-    """Trained on a GPU of 10 GB, so that nothing is timed."""
+    """Trained on a small GPU: nothing is timed, and the largest batch is soon found."""
     train, held_out = tuple(map(example, range(20))), tuple(map(example, range(20, 28)))
-    return replace(Request(str(base), train, held_out, None, 4, dtype="float32", memory=10**10), **changes)
+    return replace(Request(str(base), train, held_out, None, 4, dtype="float32", memory=CONTEXT + 10**8), **changes)
 
 
 def run(request: Request, folder: Path, **options: Any) -> Evidence:
@@ -390,7 +390,7 @@ def test_hardware_is_looked_at_anew_when_the_length_is_known(base, tmp_path):
         Example((Message("user", f"हिंदी में {number} " * 6), Message("assistant", COLOURS[number % 3])))
         for number in range(20)
     )
-    asked, rest = request_for(base, train=told), ("strength", "learnability")
+    asked, rest = request_for(base, train=told, memory=10**10), ("strength", "learnability")
     guessed = run(asked, tmp_path, skip=(*rest, "knowledge"))
     found = run(asked, tmp_path, skip=rest)
     assert guessed.fit is not None
