@@ -2,7 +2,8 @@
 
 from halka.training.config import Step, TrainConfig, TrainResult
 from halka.training.data import as_tokens
-from halka.training.loop import Job, Observer, fit, mean_loss, train, train_many
+from halka.training.jobs import Job, fit, train, train_many
+from halka.training.loop import Observer, mean_loss
 from halka.training.run_folder import RunFolder
 
 __all__ = [

@@ -1,0 +1,167 @@
+"""`fit`, `train` and `train_many`: examples and a config to the training loop."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Generator, Mapping, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import TracebackType
+from typing import Any, TypeVar
+
+from halka.core import AdaptedModel, described
+from halka.data.examples import ExamplesOrItems, examples_and_items
+from halka.training.config import Step, TrainConfig, TrainResult, config_of
+from halka.training.data import as_tokens
+from halka.training.loop import Observer, loop
+from halka.training.run import Run
+from halka.util.errors import HalkaError, TrainingError
+
+T = TypeVar("T")
+
+
+def train(
+    model: AdaptedModel,
+    name: str,
+    examples: ExamplesOrItems,
+    config: TrainConfig | Mapping[str, Any] | None = None,
+    *,
+    validation: ExamplesOrItems = (),
+    folder: str | Path | None = None,
+    observe: Observer | None = None,
+) -> Generator[Step, None, None]:
+    """Train adapter `name` of `model`: a generator that yields a `Step` after each optimiser step.
+
+    Nothing is trained until it is iterated; `fit` does that. `config` may be a dict of `TrainConfig`'s fields. With
+    validation examples, the weights of the best evaluation are in place at the end. With a folder, each step is a line
+    of its `metrics.jsonl`, and a run that was killed goes on exactly where its last checkpoint was.
+
+    Raises DataError for data without labels, HalkaError for a wrong config or the folder of another run, TrainingError
+    where training itself fails, OutOfMemoryError (one of these) where memory does not suffice.
+    """
+    run = _run_of(model, Job(name, examples, config_of(config), validation, folder))
+    return _Steps(_steps_of_one(model, run, observe or Observer()), "train")
+
+
+def fit(
+    model: AdaptedModel,
+    name: str,
+    examples: ExamplesOrItems,
+    config: TrainConfig | Mapping[str, Any] | None = None,
+    *,
+    validation: ExamplesOrItems = (),
+    folder: str | Path | None = None,
+    on_step: Callable[[Step], object] | None = None,
+) -> TrainResult:
+    """Train adapter `name` of `model` to the end, and return what came of it; `on_step` is called after each step.
+
+    With a folder, the run is resumed where it was stopped, and leaves what `halka train` leaves: settings, metrics and
+    the adapter (`RunFolder`). Raises as `train` does, and HalkaError for a folder with a finished run.
+    """
+    steps: list[Step] = []
+    raw, items = examples_and_items(examples)
+    run = _run_of(model, Job(name, [*items, *raw], config_of(config), validation, folder))
+    if run.folder is not None:
+        run.folder.check()
+        if run.folder.finished:
+            raise HalkaError(f"{run.folder.path} holds a finished run: load its adapter, or choose another folder")
+    with nullcontext() if run.folder is None else run.folder.locked():
+        if run.folder is not None:
+            method = described(run.adapter.method)
+            run.folder.begin({"method": method["name"], **method["fields"], "train": vars(run.config)})
+        for step in _steps_of_one(model, run, Observer()):
+            steps.append(step)
+            if on_step is not None:
+                on_step(step)
+        if run.folder is not None:
+            return run.folder.finish(model, name, run.config, examples=len(items) + len(raw))
+    return TrainResult.of(steps, run.adapter.count())
+
+
+@dataclass(frozen=True)
+class Job:
+    """One of the adapters that `train_many` trains: the arguments of `train`."""
+
+    name: str
+    examples: ExamplesOrItems
+    config: TrainConfig = field(default_factory=TrainConfig)
+    validation: ExamplesOrItems = ()
+    folder: str | Path | None = None
+
+
+def train_many(
+    model: AdaptedModel, jobs: Sequence[Job], *, observe: Observer | None = None
+) -> Generator[dict[str, Step | TrainingError], None, None]:
+    """Train several adapters of `model` together: a generator that yields, by name, the step of each unfinished one.
+
+    Each has its own data, learning rate, length and seed, and learns what `train` alone would teach it (but for what
+    dropout drops). Batches of similar length go through the base in one pass; adapters of a language model's head, and
+    full fine-tuning, go alone. The base is in memory once. An adapter that fails yields its TrainingError once; the
+    others go on.
+
+    Raises HalkaError for two jobs of one adapter or folder, and as `train` does; OutOfMemoryError for all jobs.
+    """
+    if not jobs:
+        raise HalkaError("there is nothing to train: give at least one job")
+    folders = [str(Path(job.folder).resolve()) for job in jobs if job.folder is not None]
+    for kind, values in (("name", [job.name for job in jobs]), ("folder", folders)):
+        if double := {value for value in values if values.count(value) > 1}:
+            raise HalkaError(f"two jobs have the {kind} {', '.join(sorted(double))}: give each its own")
+    runs: list[Run] = []
+    for job in jobs:
+        try:
+            runs.append(_run_of(model, job))
+        except HalkaError as error:
+            error.args = (f"{job.name}: {error}",)
+            raise
+    return _Steps(loop(model, runs, observe or Observer()), "train_many")
+
+
+def _run_of(model: AdaptedModel, job: Job) -> Run:
+    """The job with its examples encoded. Raises as `as_tokens` does."""
+    items = as_tokens(model, job.examples, job.config, job.name)
+    held_out = as_tokens(model, job.validation, job.config, job.name) if job.validation else []
+    return Run(model, job.name, items, held_out, job.config, job.folder)
+
+
+def _steps_of_one(model: AdaptedModel, run: Run, observer: Observer) -> Generator[Step, None, None]:
+    """The steps of a single run; an error that ends it is raised."""
+    steps = loop(model, [run], observer)
+    try:
+        for results in steps:
+            step = results[run.name]
+            if isinstance(step, TrainingError):
+                raise step
+            yield step
+    finally:
+        steps.close()
+
+
+class _Steps(Generator[T, None, None]):
+    """A generator that warns when it is dropped without having been iterated, since nothing was trained then."""
+
+    def __init__(self, steps: Generator[T, None, None], name: str):
+        self._steps, self._name, self._used = steps, name, False
+
+    def send(self, value: None) -> T:
+        self._used = True
+        return self._steps.send(value)
+
+    def throw(
+        self,
+        typ: type[BaseException] | BaseException,
+        val: BaseException | object = None,
+        tb: TracebackType | None = None,
+    ) -> T:
+        self._used = True
+        return self._steps.throw(typ, val, tb)  # type: ignore[arg-type]
+
+    def close(self) -> None:
+        self._used = True
+        self._steps.close()
+
+    def __del__(self) -> None:
+        if not self._used:
+            instead = " or call halka.fit" if self._name == "train" else ""
+            warnings.warn(f"nothing was trained: iterate over halka.{self._name}(…){instead}", stacklevel=2)
