@@ -96,7 +96,7 @@ def losses(evidence: Evidence) -> Drawing | None:
         return None
     used = [part for part in PARTS if any(part in parts for _, parts in rows)]
     names = [words.CONDITIONS.get(name, one_line(name)) for name, _ in rows]
-    figure, axes = bar_axes(names, right=34, top=62, each=14 + 15 * len(used))
+    figure, axes = bar_axes(names, right=34, top=62, bar_height=14 + 15 * len(used))
     ends = [end for _, parts in rows for score in parts.values() for end in (score.low, score.high)]
     unigram = finite(evidence.strength.unigram) if evidence.strength else None
     near = unigram is not None and unigram - max(ends) <= (max(ends) - min(ends)) / 2

@@ -1,4 +1,4 @@
-"""Measurements to what people read: a `Summary`, tables, and a report of one HTML file."""
+"""Turn measurements into a `Summary`, tables, and an HTML report in one file."""
 
 from halka.report.html import Section, write_report
 from halka.report.summary import Summary, summarise

@@ -1,4 +1,4 @@
-"""Axes, labels and legends that the plots share; a label stands beside what it names, and none cover each other."""
+"""Axes, labels and legends that the plots share; labels stand next to their points without overlapping."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ if TYPE_CHECKING:
 
 Box = tuple[float, float, float, float]  # left, bottom, right, top in the figure's units
 
-LINE, DOT = 1.25 * TEXT, 10.0  # a line's height; the room that a label's dot takes
+LINE, DOT = 1.25 * TEXT, 10.0  # a line's height; the width of a label's dot
 
 
 @dataclass(frozen=True)
 class Name:
-    """A label and the point that it belongs to, in the data's units."""
+    """A label and its point, in the data's units."""
 
     text: str
     x: float
@@ -32,7 +32,7 @@ class Name:
 
 @dataclass(frozen=True)
 class Key:
-    """An entry of a legend: its text, its colour (None is an outline), and a marker in a rectangle's place."""
+    """An entry of a legend: its text, its colour (None draws an outline), and a marker instead of a rectangle."""
 
     text: str
     fill: str | None
@@ -48,10 +48,10 @@ def text_width(axes: Axes, text: str) -> float:
 
 
 def beside(axes: Axes, names: Sequence[Name], obstacles: Sequence[Box] = (), gap: float = 7.0) -> None:
-    """Writes each name next to its point, where it covers the least of other names and of the obstacles.
+    """Write each name next to its point, where it overlaps other names and the obstacles least.
 
-    Names are placed in order; one that had to go far is joined to its point by a thin line, and one whose point has
-    near neighbours carries a dot of its point's colour.
+    Names are placed in order. A thin line joins a name to its point if it is far away; a dot in the point's colour
+    precedes the name if the point has near neighbours.
     """
     inside = axes.bbox
     right_edge = axes.figure.bbox.x1 - 2
@@ -85,7 +85,7 @@ def beside(axes: Axes, names: Sequence[Name], obstacles: Sequence[Box] = (), gap
 
 
 def at_the_right(axes: Axes, names: Sequence[Name]) -> None:
-    """Writes each name right of the axes, level with its line's end; those that would overlap are spread out."""
+    """Write each name to the right of the axes, level with its line's end; spread out those that would overlap."""
     names = sorted(names, key=lambda name: name.y)
     points = [tuple(axes.transData.transform((name.x, name.y))) for name in names]
     places = spread_out([y for _, y in points], LINE, axes.bbox.y0 - 4, axes.bbox.y1 + 4)
@@ -96,9 +96,9 @@ def at_the_right(axes: Axes, names: Sequence[Name]) -> None:
 
 
 def spread_out(wanted: Sequence[float], gap: float, low: float, high: float) -> list[float]:
-    """Sorted positions moved as little as needed to lie `gap` apart, within [low, high] where there is room.
+    """Move sorted positions as little as needed to lie `gap` apart, within [low, high] where there is room.
 
-    Neighbours that are too close form a group, centred on the mean of what its members want.
+    Neighbours that are too close form a group, centred on the mean of its members' wanted positions.
     """
     groups: list[list[float]] = []
     for position in wanted:
@@ -160,18 +160,21 @@ def room(names: Sequence[str]) -> float:
 
 
 def tall(names: int) -> float:
-    """The height at which so many labels have room at the right."""
+    """The figure height that gives this many labels room at the right."""
     return max(HEIGHT, 68 + LINE * names)
 
 
-def bar_axes(names: Sequence[str], right: float, top: float = 12, each: float = 31) -> tuple[Figure, Axes]:
-    """Axes for one horizontal bar a name, the first on top, named at the left."""
+def bar_axes(names: Sequence[str], right: float, top: float = 12, bar_height: float = 31) -> tuple[Figure, Axes]:
+    """Axes for one horizontal bar per name, the first on top, with the names at the left.
+
+    bar_height  units of the SVG per bar, the gap included
+    """
     from matplotlib.ticker import MaxNLocator
 
     labels = [shortened(name) for name in names]
     _, axes = new_figure(left=60, right=right)
     left = max(text_width(axes, label) for label in labels) + 10
-    figure, axes = new_figure(left=left, right=right, top=top, height=max(150, 62 + top + each * len(names)))
+    figure, axes = new_figure(left=left, right=right, top=top, height=max(150, 62 + top + bar_height * len(names)))
     axes.set_yticks(range(len(names)), labels, color=colour("--ink"))
     axes.set_ylim(len(names) - 0.4, -0.6)
     axes.spines["bottom"].set_visible(False)
@@ -181,7 +184,7 @@ def bar_axes(names: Sequence[str], right: float, top: float = 12, each: float = 
 
 
 def log_ticks(axis: Axis, low: float, high: float) -> None:
-    """Whole decades, with steps between them where the range is short."""
+    """Put ticks at whole decades, and between them where the range is short."""
     from matplotlib.ticker import LogLocator
 
     short, middling = (1.0, 1.5, 2.0, 3.0, 5.0, 7.0), (1.0, 2.0, 5.0)
@@ -190,6 +193,7 @@ def log_ticks(axis: Axis, low: float, high: float) -> None:
 
 
 def mark(axes: Axes, x: float, y: float, look: Look, small: bool = False) -> None:
+    """Draw one point of a method with its marker and colour."""
     axes.plot(
         x,
         y,
@@ -202,12 +206,12 @@ def mark(axes: Axes, x: float, y: float, look: Look, small: bool = False) -> Non
 
 
 def value_at(axes: Axes, x: float, y: float, text: str) -> None:
-    """A figure right of a bar's end."""
+    """Write a value to the right of a bar's end."""
     axes.annotate(text, (x, y), xytext=(5, 0), textcoords="offset points", va="center_baseline", annotation_clip=False)
 
 
 def legend(axes: Axes, keys: Sequence[Key]) -> None:
-    """What colours and marks mean, from the figure's upper left corner on, in as many lines as that takes."""
+    """Draw the legend from the figure's upper left corner, in as many lines as it needs."""
     from matplotlib.lines import Line2D
     from matplotlib.patches import Rectangle
 

@@ -1,4 +1,4 @@
-"""Caveats: what limits a comparison's conclusions, each computed from the measurements themselves."""
+"""Caveats: sentences on what limits a comparison's conclusions, computed from the measurements."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class Evidence:
         return [run for run in self.measurements if label_of(run) == row.label]
 
     def used(self, row: Row) -> list[Measurement]:
-        """The runs that the row's figures stand on."""
+        """The runs that the row's figures are computed from."""
         return counting_runs(self.runs(row))[0]
 
     @property
@@ -42,9 +42,9 @@ class Evidence:
 
 
 def caveats(evidence: Evidence) -> tuple[str, ...]:
-    """Sentences, those that bear most on the conclusion first."""
-    finders: tuple[Callable[[Evidence], list[str]], ...] = (
-        not_told_apart,
+    """The caveats that apply, those that affect the conclusion most first."""
+    checks: tuple[Callable[[Evidence], list[str]], ...] = (
+        indistinguishable_methods,
         no_better_than_base,
         few_seeds,
         missing_seeds,
@@ -60,11 +60,11 @@ def caveats(evidence: Evidence) -> tuple[str, ...]:
         mixed_origins,
         nothing_to_compare_with,
     )
-    return tuple(sentence for find in finders for sentence in find(evidence))
+    return tuple(sentence for check in checks for sentence in check(evidence))
 
 
-def not_told_apart(evidence: Evidence) -> list[str]:
-    """Runs of neighbouring methods of which no two can be told apart."""
+def indistinguishable_methods(evidence: Evidence) -> list[str]:
+    """Groups of neighbouring methods whose scores do not differ significantly from each other."""
     rows, metric = evidence.scored, evidence.metric
     groups: list[range] = []
     for start in range(len(rows)):
@@ -111,16 +111,18 @@ def no_better_than_base(evidence: Evidence) -> list[str]:
 
 def few_seeds(evidence: Evidence) -> list[str]:
     single = [row for row in evidence.scored if row.runs == 1]
-    bare = [row.label for row in single if row.scores[evidence.metric.name].interval is None]
-    known = [row.label for row in single if row.label not in bare]
+    without = [row.label for row in single if row.scores[evidence.metric.name].interval is None]
+    with_interval = [row.label for row in single if row.label not in without]
     pairs = [row.label for row in evidence.scored if row.runs == 2]
     sentences = []
-    if bare:
-        sentences.append(f"{_have(bare, evidence)} one finished run without an interval: how sure it is, is unknown.")
-    if known:
+    if without:
         sentences.append(
-            f"{_have(known, evidence)} one finished seed: the interval covers the test items alone, and how much "
-            "another seed would change the score is not known."
+            f"{_have(without, evidence)} one finished run without an interval: how sure it is, is unknown."
+        )
+    if with_interval:
+        sentences.append(
+            f"{_have(with_interval, evidence)} one finished seed: the interval covers the test items alone, and how "
+            "much another seed would change the score is not known."
         )
     if pairs:
         sentences.append(
@@ -337,7 +339,7 @@ def mixed_origins(evidence: Evidence) -> list[str]:
         "torch versions": "times and memory may differ between them",
     }
     return [
-        f"The runs come from {len(found)} {what} ({listed(sorted(found))}): {effects[what]}."
-        for what, found in origins.items()
-        if len(found) > 1
+        f"The runs come from {len(values)} {kind} ({listed(sorted(values))}): {effects[kind]}."
+        for kind, values in origins.items()
+        if len(values) > 1
     ]

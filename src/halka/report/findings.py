@@ -1,4 +1,4 @@
-"""What the measurements say: the headline, the key figures, and a sentence for every plot."""
+"""Findings of a comparison: the headline, the key figures, and a sentence for every plot."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ FULL = "full fine-tuning"
 
 
 def headline(rows: Sequence[Row], metric: MetricInfo, finished: int, failed: int) -> str:
-    """The result in one sentence; or what is still missing for one."""
+    """The result in one sentence; before there is a result, the state of the runs."""
     base = next((row for row in rows if row.is_base and metric.name in row.scores), None)
     full = next((row for row in rows if row.is_full and metric.name in row.scores), None)
     light = [row for row in rows if row.is_light and metric.name in row.scores]
@@ -41,11 +41,11 @@ def headline(rows: Sequence[Row], metric: MetricInfo, finished: int, failed: int
 def _against_full(row: Row, full: Row, metric: MetricInfo) -> str:
     mine, theirs = row.scores[metric.name], full.scores[metric.name]
     if row.relative is None:
-        said = f"{row.label} scores {_score(row, metric)} in {metric.title} and {FULL} {_score(full, metric)}"
+        finding = f"{row.label} scores {_score(row, metric)} in {metric.title} and {FULL} {_score(full, metric)}"
     elif metric.higher_is_better:
-        said = f"{row.label} reaches {percent(row.relative)}{_bracket(row, 100)} of {FULL}'s {metric.title}"
+        finding = f"{row.label} reaches {percent(row.relative)}{_bracket(row, 100)} of {FULL}'s {metric.title}"
     else:
-        said = f"{row.label}'s {metric.title} is {row.relative:.2f}{_bracket(row, 1)} times that of {FULL}"
+        finding = f"{row.label}'s {metric.title} is {row.relative:.2f}{_bracket(row, 1)} times that of {FULL}"
     costs = []
     if row.trainable and full.trainable:
         costs.append(f"{percent(row.trainable / full.trainable)} of its trained parameters")
@@ -53,12 +53,12 @@ def _against_full(row: Row, full: Row, metric: MetricInfo) -> str:
         costs.append(f"{percent(row.beyond.mean / full.beyond.mean)} of its memory beyond the base")
     cost = f", with {listed(costs)}" if costs else ""
     if mine.interval is None or theirs.interval is None:
-        return f"{said}{cost}."
+        return f"{finding}{cost}."
     if not apart(mine, theirs):
-        return f"{said}{cost}; the two scores cannot be told apart here."
+        return f"{finding}{cost}; the two scores cannot be told apart here."
     gap = difference(mine.interval, theirs.interval)
     ahead = "ahead" if metric.sign(gap.value) > 0 else "behind"
-    return f"{said}{cost}; it is {ahead} by {metric.gap(gap.value)}, more than chance explains."
+    return f"{finding}{cost}; it is {ahead} by {metric.gap(gap.value)}, more than chance explains."
 
 
 def quality_takeaway(rows: Sequence[Row], metric: MetricInfo) -> str:
@@ -84,15 +84,15 @@ def quality_takeaway(rows: Sequence[Row], metric: MetricInfo) -> str:
 def memory_takeaway(rows: Sequence[Row]) -> str:
     shown = [row for row in rows if not row.is_base and row.memory]
     names = {"optimizer": "optimiser states"}
-    said = []
+    parts = []
     full = next((row for row in shown if row.is_full), None)
     light = next((row for row in shown if row.is_light), None)
     for row in (full, light):
         if row is not None:
-            part, most = max(row.memory.items(), key=lambda item: item[1])
+            part, largest = max(row.memory.items(), key=lambda item: item[1])
             total = sum(row.memory.values())
-            share = f", {percent(most / total)}" if total else ""
-            said.append(f"{row.label} spends most on {names.get(part, part)} ({size(most)}{share})")
+            share = f", {percent(largest / total)}" if total else ""
+            parts.append(f"{row.label} spends most on {names.get(part, part)} ({size(largest)}{share})")
     both = [row for row in shown if row.predicted.keys() & row.memory.keys()]
     ratios = [
         abs(sum(row.predicted[p] for p in row.memory if p in row.predicted) / measured - 1)
@@ -101,20 +101,20 @@ def memory_takeaway(rows: Sequence[Row]) -> str:
     ]
     if ratios:
         ways = f"predictions are off by {percent(median(ratios))} at the median, {percent(max(ratios))} at most"
-        return f"{listed(said)}; {ways}."
-    return f"{listed(said)}."
+        return f"{listed(parts)}; {ways}."
+    return f"{listed(parts)}."
 
 
 def curves_takeaway(rows: Sequence[Row], falling: Sequence[str]) -> str:
     shown = sorted((row.validation_loss.mean, row.label) for row in rows if row.validation_loss and not row.is_base)
     if not shown:
         return "Validation loss during training."
-    said = f"{shown[0][1]} comes lowest, {shown[0][0]:.3f}"
+    sentence = f"{shown[0][1]} comes lowest, {shown[0][0]:.3f}"
     if len(shown) > 1:
-        said += f"; {shown[-1][1]} stays highest, {shown[-1][0]:.3f}"
+        sentence += f"; {shown[-1][1]} stays highest, {shown[-1][0]:.3f}"
     if falling:
-        said += f"; {listed(falling)} {'was' if len(falling) == 1 else 'were'} still improving at the end"
-    return f"{said}."
+        sentence += f"; {listed(falling)} {'was' if len(falling) == 1 else 'were'} still improving at the end"
+    return f"{sentence}."
 
 
 def storage_takeaway(rows: Sequence[Row], stored: float | None, tasks: int = 100) -> str:
@@ -127,14 +127,14 @@ def storage_takeaway(rows: Sequence[Row], stored: float | None, tasks: int = 100
     if full is None or not full.adapter_bytes:
         return f"{tasks} tasks with {row.label} need {size(need)}, the base included."
     whole = full.storage[str(tasks)]
-    said = (
+    finding = (
         f"{tasks} tasks need {size(need)} with {row.label}, the base included, and {size(whole)} as full copies: "
         f"{times(whole / need)} times as much"
     )
     saved = full.adapter_bytes - (row.adapter_bytes or 0.0)
     if stored is None or saved <= 0:
-        return f"{said}."
-    return f"{said}. An adapter a task pays from {int(stored / saved) + 1} tasks on."
+        return f"{finding}."
+    return f"{finding}. An adapter a task pays from {int(stored / saved) + 1} tasks on."
 
 
 def search_takeaway(rows: Sequence[Row]) -> str:
@@ -172,16 +172,16 @@ def speed_takeaway(rows: Sequence[Row]) -> str:
 
 
 def forgetting_takeaway(rows: Sequence[Row], text: str) -> str:
-    known = sorted(
+    changes = sorted(
         ((row.forgetting.mean, row.label) for row in rows if row.forgetting is not None and not row.is_base),
         reverse=True,
     )
     on = f" on the text “{text}”" if text else ""
-    if len(known) == 1:
-        return f"{known[0][1]} changes perplexity{on} by {signed(known[0][0])}."
+    if len(changes) == 1:
+        return f"{changes[0][1]} changes perplexity{on} by {signed(changes[0][0])}."
     return (
-        f"Perplexity{on} rises most with {known[0][1]} ({signed(known[0][0])}) and least with {known[-1][1]} "
-        f"({signed(known[-1][0])})."
+        f"Perplexity{on} rises most with {changes[0][1]} ({signed(changes[0][0])}) and least with "
+        f"{changes[-1][1]} ({signed(changes[-1][0])})."
     )
 
 
@@ -215,7 +215,7 @@ def _names(rows: Sequence[Row]) -> str:
 
 @dataclass(frozen=True)
 class Card:
-    """One figure: what it is, its value, and a note that puts it in proportion."""
+    """One key figure: its title, its value, and a note that compares it."""
 
     title: str
     value: str
@@ -223,9 +223,9 @@ class Card:
 
 
 def key_figures(summary: Summary) -> tuple[Card, ...]:
-    """Of the best light method, against full fine-tuning; without a light method, of full fine-tuning.
+    """Key figures of the best light method against full fine-tuning, or of full fine-tuning if there is no light one.
 
-    Figures that were not measured are left out; nothing at all without a finished run.
+    Figures that were not measured are left out; without a scored method there are none.
     """
     scored = [row for row in summary.rows if not row.is_base and summary.primary.name in row.scores]
     row = next((row for row in scored if row.is_light), scored[0] if scored else None)

@@ -1,4 +1,4 @@
-"""The report: one HTML file that needs nothing else, computed from the measurements alone."""
+"""The report: one self-contained HTML file, computed from the measurements alone."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ SHOWN, LENGTH = 8, 700  # items; characters of one text
 
 @dataclass(frozen=True)
 class Strip:
-    """Where an interval lies on a scale that all rows share, in per cent of its width."""
+    """An interval and its value on the scale that all rows share, in per cent of the scale's width."""
 
     low: float
     high: float
@@ -33,7 +33,7 @@ class Strip:
 
 @dataclass(frozen=True)
 class Section:
-    """A part of the report that another kind of measurement has made: its HTML, and what it says in a sentence."""
+    """A part of the report from another kind of measurement: its HTML, and its result in one sentence."""
 
     html: str
     headline: str
@@ -46,15 +46,15 @@ def write_report(
     command: str | None = None,
     sections: Sequence[Section] = (),
 ) -> Path:
-    """Writes the report on one experiment's measurements to `path`, whole or not at all, and returns the path.
+    """Write the report on one experiment's measurements atomically to `path`, and return the path.
 
-    measurements    what `halka.studies.measure` writes, finished or not
+    measurements    the JSON that `halka.studies.measure` writes, of finished and failed runs
     title           the page's title; by default the task and the base
-    command         what makes the measurements again; by default what they record
-    sections        what else was measured, and stands behind the methods; the first heads a report without any
+    command         the command that repeats the measurements; by default the one that they record
+    sections        further parts, placed after the methods; without measurements the first gives the headline
 
-    The same measurements give the same bytes. Raises ValueError where `path` is a folder, and where the measurements
-    are not of one task, one base and one primary metric.
+    The same measurements give the same bytes. Raises HalkaError if `path` is a folder, and if the measurements
+    mix tasks, bases or primary metrics.
     """
     return write_page(path, lambda: render(measurements, title, command, sections))
 
@@ -97,9 +97,9 @@ def render(
 def _table(summary: Summary, keys: Sequence[str]) -> dict[str, Any]:
     """The columns of these keys, and rows of their cells."""
     shown = [column for column in columns(summary) if column.key in keys]
-    found = [cells(summary, column) for column in shown]
+    by_column = [cells(summary, column) for column in shown]
     rows: list[tuple[Row, list[tuple[Column, Cell]]]] = [
-        (row, [(column, made[i]) for column, made in zip(shown, found, strict=True)])
+        (row, [(column, in_column[i]) for column, in_column in zip(shown, by_column, strict=True)])
         for i, row in enumerate(summary.rows)
     ]
     return {"columns": shown, "rows": rows}
@@ -150,12 +150,12 @@ def _runs(summary: Summary, measurements: Sequence[Measurement]) -> list[list[Ce
     return [line(run) for run in sorted(measurements, key=key)]
 
 
-# ── the same items, answered by every method ────────────────────────────────────────────────────────────────────────
+# ── every method's answers to the same items ────────────────────────────────────────────────────────────────────────
 
 
 @dataclass(frozen=True)
 class Prediction:
-    """One method's answer, and whether it is a reference, white space around it aside."""
+    """One method's answer, and whether it equals a reference once both are stripped."""
 
     label: str
     text: str
@@ -172,15 +172,15 @@ class Item:
 
 
 def side_by_side(rows: Sequence[Row], measurements: Sequence[Measurement]) -> tuple[Item, ...]:
-    """The first items that any method has samples of; each method speaks by its lowest finished seed."""
+    """The first items with samples; a method's answers come from the run with its lowest seed."""
     prompts: dict[str, tuple[str, ...]] = {}
     answers: dict[tuple[str, str], str] = {}
     for row in rows:
         runs, _ = counting_runs([run for run in measurements if label_of(run) == row.label])
-        speaking = [run for run in runs if _samples(run)]
-        if not speaking:
+        with_samples = [run for run in runs if _samples(run)]
+        if not with_samples:
             continue
-        for sample in _samples(min(speaking, key=lambda run: number(run, "seed") or 0.0)):
+        for sample in _samples(min(with_samples, key=lambda run: number(run, "seed") or 0.0)):
             prompt = _text(sample.get("prompt"))
             prompts.setdefault(prompt, _references(sample.get("reference")))
             answers[prompt, row.label] = _text(sample.get("prediction"))
@@ -203,22 +203,23 @@ def side_by_side(rows: Sequence[Row], measurements: Sequence[Measurement]) -> tu
 
 
 def tally(items: Sequence[Item]) -> str:
-    """How many of the shown answers are a reference, in a sentence."""
+    """A sentence on how many of the shown answers equal a reference."""
     right: dict[str, list[bool]] = {}
     for item in items:
         for prediction in item.predictions:
             right.setdefault(prediction.label, []).append(prediction.matches)
     if not right:
         return ""
-    said = listed([f"{label} {sum(matches)} of {len(matches)}" for label, matches in right.items()])
+    counts = listed([f"{label} {sum(matches)} of {len(matches)}" for label, matches in right.items()])
     return (
-        f"Equal to a reference, letter for letter: {said}. So few items illustrate; the scores above are the evidence."
+        f"Equal to a reference, letter for letter: {counts}. "
+        "So few items illustrate; the scores above are the evidence."
     )
 
 
 def _samples(run: Measurement) -> list[Mapping[str, Any]]:
-    found = run.get("samples")
-    return [sample for sample in found if isinstance(sample, Mapping)] if isinstance(found, list) else []
+    samples = run.get("samples")
+    return [sample for sample in samples if isinstance(sample, Mapping)] if isinstance(samples, list) else []
 
 
 def _references(value: Any) -> tuple[str, ...]:

@@ -1,6 +1,6 @@
-"""Means with honest intervals: two sources of variation, seeds and test items, joined by one simple rule.
+"""Means with 95 % intervals over two sources of variation: seeds and test items.
 
-The rule. A method was trained with S seeds and every one of them answered the same n test items.
+The rule. A method was trained with S seeds, and every run answered the same n test items.
 
 - seeds: Student's t over the S scores, half-width `t(S - 1) * sd / sqrt(S)`;
 - items: each run's bootstrap interval over items, averaged over the S runs. More seeds do not shrink it, because an
@@ -58,7 +58,7 @@ class Estimate:
 
     @property
     def interval(self) -> Interval | None:
-        """The interval, or None where nothing is known of it."""
+        """The interval, or None if no source of variation was measured."""
         return None if self.low is None or self.high is None else Interval(self.value, self.low, self.high)
 
 
@@ -73,9 +73,9 @@ class Spread:
 
 
 def spread(values: Iterable[float | None]) -> Spread | None:
-    """The spread of the values that are there; None without any."""
-    known = [value for value in values if value is not None]
-    return Spread(mean(known), min(known), max(known), len(known)) if known else None
+    """The spread of the values that are not None; None without any."""
+    present = [value for value in values if value is not None]
+    return Spread(mean(present), min(present), max(present), len(present)) if present else None
 
 
 def estimate(scores: Sequence[Mapping[str, Any]], bounds: tuple[float, float]) -> Estimate | None:
@@ -83,20 +83,20 @@ def estimate(scores: Sequence[Mapping[str, Any]], bounds: tuple[float, float]) -
 
     The interval is kept within `bounds`, the least and greatest value that the metric can take.
     """
-    known = [score for score in scores if finite(score.get("value")) is not None]
-    if not known:
+    scores = [score for score in scores if finite(score.get("value")) is not None]
+    if not scores:
         return None
-    values = [float(score["value"]) for score in known]
+    values = [float(score["value"]) for score in scores]
     value, count = mean(values), len(values)
     sides = [
         (low, high, run)
-        for score, run in zip(known, values, strict=True)
+        for score, run in zip(scores, values, strict=True)
         if (low := finite(score.get("low"))) is not None and (high := finite(score.get("high"))) is not None
     ]
     seed = T_975[min(count - 2, 29)] * stdev(values) / math.sqrt(count) if count > 1 else None
     down = mean(run - low for low, _, run in sides) if sides else None
     up = mean(high - run for _, high, run in sides) if sides else None
-    items = [int(n) for score in known if (n := finite(score.get("n"))) is not None]
+    items = [int(n) for score in scores if (n := finite(score.get("n"))) is not None]
     low = high = None
     if seed is not None or down is not None:
         low = max(value - math.hypot(seed or 0.0, down or 0.0), min(bounds[0], value))
@@ -124,7 +124,7 @@ def difference(a: Interval, b: Interval) -> Interval:
 
 
 def apart(a: Estimate | None, b: Estimate | None) -> bool:
-    """Whether two estimates can be told apart: the interval of their difference leaves zero out."""
+    """Whether two estimates differ significantly: the interval of their difference excludes zero."""
     if a is None or b is None or a.interval is None or b.interval is None:
         return False
     gap = difference(a.interval, b.interval)

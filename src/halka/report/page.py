@@ -1,4 +1,4 @@
-"""A page: one HTML file that needs nothing else, filled from a template, of which no text that was given can run."""
+"""Self-contained HTML pages from templates; all text is escaped, and only the page's own script can run."""
 
 from __future__ import annotations
 
@@ -19,12 +19,14 @@ UNITS = re.compile(r"(?<=\d) (?=(?:%|k|M|B|kB|MB|GB|TB|s|ms|min|h|points|tokens/
 
 
 def fill(
-    template: str, styles: Sequence[str], scripts: Sequence[str], *, package: str = "halka.report", **given: Any
+    template: str, styles: Sequence[str], scripts: Sequence[str], *, package: str = "halka.report", **variables: Any
 ) -> str:
-    """The page that the template makes of what is given, with these styles and scripts.
+    """Render the template with the variables, styles and scripts as one HTML page.
 
-    All are files of `package`, or else of `halka.report`. The template extends `page.html.j2`, which wants `title` and
-    `headline`. Only the page's own script may run.
+    template, styles, scripts   names of files in `package`, else in `halka.report`
+    variables                   the template's; `page.html.j2`, which it extends, needs `title` and `headline`
+
+    The content security policy allows the page's own script alone.
     """
     from jinja2 import Environment, FunctionLoader, StrictUndefined
     from markupsafe import Markup
@@ -39,7 +41,7 @@ def fill(
     )
     environment.filters["units"] = lambda text: UNITS.sub("\u00a0", text)
     return environment.get_template(template).render(
-        **given,
+        **variables,
         light=Markup(css_variables(dark=False)),
         dark=Markup(css_variables(dark=True)),
         style=Markup("".join(map(read, styles))),
@@ -48,14 +50,14 @@ def fill(
     )
 
 
-def write_page(path: str | os.PathLike[str], made: Callable[[], str]) -> Path:
-    """Writes the page that `made` gives to `path`, whole or not at all, and returns the path.
+def write_page(path: str | os.PathLike[str], render: Callable[[], str]) -> Path:
+    """Write the page that `render` returns atomically to `path`, and return the path.
 
-    Raises ValueError where `path` is a folder.
+    Raises HalkaError if `path` is a folder.
     """
     target = Path(path)
     if target.is_dir():
         raise HalkaError(f"{target} is a folder; name a file in it, such as {target / 'report.html'}")
-    text = made()
-    write_file(target, lambda beside: beside.write_bytes(text.encode("utf-8", "replace")))
+    text = render()
+    write_file(target, lambda temporary: temporary.write_bytes(text.encode("utf-8", "replace")))
     return target

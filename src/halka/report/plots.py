@@ -1,6 +1,6 @@
-"""The report's plots, each an inline SVG with the one sentence that its figures say.
+"""The report's plots: inline SVGs, each with a sentence that states its result.
 
-All are drawn at the size of a phone's screen, so that the same drawing is legible alone and three in a row.
+All are drawn at the width of a phone's screen, so that a plot is legible alone and with two others in a row.
 """
 
 from __future__ import annotations
@@ -55,8 +55,7 @@ def draw_plots(summary: Summary, measurements: Sequence[Measurement]) -> tuple[P
         speed,
         forgetting,
     )
-    found = (drawn(make, summary, measurements) for make in makers)
-    return tuple(plot for plot in found if plot is not None)
+    return tuple(plot for make in makers if (plot := drawn(make, summary, measurements)) is not None)
 
 
 def quality(summary: Summary, _: Sequence[Measurement]) -> tuple[Figure, str, str] | None:
@@ -128,9 +127,9 @@ def storage(summary: Summary, _: Sequence[Measurement]) -> tuple[Figure, str, st
     axes.set_yscale("log")
     names = []
     for row in rows:
-        each = row.adapter_bytes or 0.0
-        start = row.storage["1"] - each
-        sizes = [start + n * each for n in TASKS]
+        adapter_bytes = row.adapter_bytes or 0.0
+        shared_bytes = row.storage["1"] - adapter_bytes
+        sizes = [shared_bytes + n * adapter_bytes for n in TASKS]
         axes.plot(TASKS, sizes, color=look[row.label].colour, linewidth=1.8, solid_capstyle="round")
         names.append(Name(row.label, TASKS[-1], sizes[-1], look[row.label].colour))
     grid(axes, "y")
@@ -182,9 +181,9 @@ def curves(summary: Summary, measurements: Sequence[Measurement]) -> tuple[Figur
 
 
 def search(summary: Summary, measurements: Sequence[Measurement]) -> tuple[Figure, str, str] | None:
-    """Validation loss for each learning rate that was tried; the chosen one ringed, failed runs as crosses on top."""
+    """Validation loss for each learning rate tried; a ring marks the chosen one, crosses at the top failed runs."""
     look = looks(summary.rows)
-    found: list[tuple[Row, list[tuple[float, float]], list[float]]] = []
+    searches: list[tuple[Row, list[tuple[float, float]], list[float]]] = []
     for row in summary.rows:
         runs = [run for run in measurements if label_of(run) == row.label and run.get("purpose") == "search"]
         tried: dict[float, list[float]] = {}
@@ -195,18 +194,18 @@ def search(summary: Summary, measurements: Sequence[Measurement]) -> tuple[Figur
         lost = {lr for run in runs if not is_done(run) and (lr := number(run, "lr")) is not None and lr > 0}
         if tried:
             points = sorted((lr, mean(losses)) for lr, losses in tried.items())
-            found.append((row, points, sorted(lost - tried.keys())))
-    if not found:
+            searches.append((row, points, sorted(lost - tried.keys())))
+    if not searches:
         return None
     figure, axes = new_figure(left=46, right=26)
     axes.set_xscale("log")
     names, dots = [], []
-    rates = [lr for _, points, lost in found for lr in (*(x for x, _ in points), *lost)]
-    losses = [loss for _, points, _ in found for _, loss in points]
+    rates = [lr for _, points, lost in searches for lr in (*(x for x, _ in points), *lost)]
+    losses = [loss for _, points, _ in searches for _, loss in points]
     pad = 0.12 * (max(losses) - min(losses) or max(losses) or 1.0)
     axes.set_ylim(min(losses) - pad, max(losses) + 1.6 * pad)
     axes.set_xlim(min(rates) / 2, max(rates) * 2)
-    for row, points, lost in found:
+    for row, points, lost in searches:
         style = look[row.label]
         axes.plot(*zip(*points, strict=True), color=style.colour, linewidth=1.4, alpha=0.9)
         dots += points
@@ -225,16 +224,16 @@ def search(summary: Summary, measurements: Sequence[Measurement]) -> tuple[Figur
     axes.xaxis.set_major_formatter(lambda value, _: learning_rate(value))
     axes.minorticks_off()
     blocked = [(float(x) - 8, float(y) - 8, float(x) + 8, float(y) + 8) for x, y in axes.transData.transform(dots)]
-    for _, points, _ in found:
+    for _, points, _ in searches:
         blocked += _along(axes, points)
     beside(axes, names, blocked, gap=10)
-    keys = "ringed: chosen" + ("; ×: failed" if any(lost for *_, lost in found) else "")
+    keys = "ringed: chosen" + ("; ×: failed" if any(lost for *_, lost in searches) else "")
     name_axes(axes, "learning rate", f"validation loss ({keys})")
-    return figure, "Search for the learning rate", findings.search_takeaway([row for row, *_ in found])
+    return figure, "Search for the learning rate", findings.search_takeaway([row for row, *_ in searches])
 
 
 def memory(summary: Summary, _: Sequence[Measurement]) -> tuple[Figure, str, str] | None:
-    """Memory by what it is spent on: measured as filled bars, predicted as outlines under them."""
+    """Memory by part: measured as filled bars, predicted as outlines under them."""
     rows = [row for row in summary.rows if not row.is_base and sum(row.memory.values()) > 0]
     if not rows:
         return None
@@ -263,10 +262,10 @@ def memory(summary: Summary, _: Sequence[Measurement]) -> tuple[Figure, str, str
 
 def speed(summary: Summary, _: Sequence[Measurement]) -> tuple[Figure, str, str] | None:
     """Training speed; whiskers from the slowest to the fastest run."""
-    drawn = _bars(summary, lambda row: row.tokens_per_second, lambda value: f"{value:.0f}")
-    if drawn is None:
+    bars = _bars(summary, lambda row: row.tokens_per_second, lambda value: f"{value:.0f}")
+    if bars is None:
         return None
-    figure, axes = drawn
+    figure, axes = bars
     axes.set_xlim(0, None)
     name_axes(axes, "tokens a second", "")
     return figure, "Speed of training", findings.speed_takeaway(summary.rows)
@@ -274,10 +273,10 @@ def speed(summary: Summary, _: Sequence[Measurement]) -> tuple[Figure, str, str]
 
 def forgetting(summary: Summary, measurements: Sequence[Measurement]) -> tuple[Figure, str, str] | None:
     """How much perplexity on other text changed; whiskers from the least to the greatest run."""
-    drawn = _bars(summary, lambda row: row.forgetting, signed)
-    if drawn is None:
+    bars = _bars(summary, lambda row: row.forgetting, signed)
+    if bars is None:
         return None
-    figure, axes = drawn
+    figure, axes = bars
     axes.xaxis.set_major_formatter(lambda value, _: f"{100 * value:+.3g} %".replace("-", MINUS) if value else "0")
     axes.axvline(0, color=colour("--muted"), linewidth=0.8)
     texts = [text for run in measurements if (text := entry(run, "forgetting", "text"))]
@@ -289,7 +288,7 @@ def forgetting(summary: Summary, measurements: Sequence[Measurement]) -> tuple[F
 def _bars(
     summary: Summary, get: Callable[[Row], Spread | None], text: Callable[[float], str]
 ) -> tuple[Figure, Axes] | None:
-    """A bar a method, with a whisker over its runs; None where no method has the figure."""
+    """One bar per method, with a whisker over its runs; None if no method has the figure."""
     spreads = [(row, spread) for row in summary.rows if not row.is_base and (spread := get(row)) is not None]
     if not spreads:
         return None
@@ -306,7 +305,7 @@ def _bars(
 
 
 def _joined(curves: Sequence[Sequence[Measurement]]) -> list[tuple[float, float, float, float]]:
-    """Several runs' points as (step, least, mean, greatest) in order of step, at most `POINTS` of them."""
+    """Join several runs' curves into (step, least, mean, greatest) in order of step, at most `POINTS` of them."""
     by_step: dict[float, list[float]] = {}
     for points in curves:
         for point in points:

@@ -1,4 +1,4 @@
-"""One method's runs as one row: what it scored, what it cost, and what that stands on."""
+"""One method's runs as one row: its scores, its costs, and the runs behind them."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ LOWER_IS_BETTER = frozenset({"loss", "validation_loss", "perplexity", "wer", "ce
 
 @dataclass(frozen=True)
 class MetricInfo:
-    """How to read a metric: its direction, the values it can take, whether it is a share."""
+    """A metric's direction and range, and how its values are written."""
 
     name: str
     higher_is_better: bool
@@ -42,7 +42,7 @@ class MetricInfo:
         return low, float("inf") if self.high is None else self.high
 
     def text(self, value: float) -> str:
-        """The value as it is read: 61.2 % for a share, else three figures."""
+        """The value as text: 61.2 % for a share, else three significant figures."""
         return percent(value, 1) if self.is_share else decimals(value)
 
     def gap(self, value: float) -> str:
@@ -50,7 +50,7 @@ class MetricInfo:
         return f"{decimals(100 * abs(value), 2)} points" if self.is_share else decimals(abs(value), 2)
 
     def sign(self, value: float) -> float:
-        """`value` so that greater is better."""
+        """`value`, negated if lower is better, so that greater is better."""
         return value if self.higher_is_better else -value
 
 
@@ -58,16 +58,16 @@ class MetricInfo:
 class Row:
     """One method. Figures are means over `runs` finished runs; None or absent where nothing was measured.
 
-    label, name, fields     what the method is; `name` is "base" without tuning and "full" for full fine-tuning
-    lr, lrs                 the learning rate of the runs that count; all that were tried for this method
-    seeds, runs             the seeds of the runs that count, and how many those are
-    final                   False where only searches have finished: then there is no score
+    label, name, fields     the method; `name` is "base" without tuning and "full" for full fine-tuning
+    lr, lrs                 the learning rate of the runs that count; all rates that were tried for this method
+    seeds, runs             the seeds of the runs that count, and the number of those runs
+    final                   False if only search runs have finished: then there is no score
     scores                  by metric, the mean with its interval
     relative                the primary score divided by full fine-tuning's, with its interval where that has bounds
     trainable, share        trained parameters, and as a share of all
-    peak, beyond            bytes: peak memory, and what of it training added to the process with the base loaded
+    peak, beyond            bytes: peak memory of the process, and its part beyond the loaded base
     memory, predicted       bytes by part: weights, gradients, optimizer, activations
-    storage                 bytes on disk for so many tasks
+    storage                 number of tasks -> bytes on disk
     latency, forgetting     added time a token (0.09: 9 % more), relative change of perplexity on other text
     """
 
@@ -118,7 +118,7 @@ def number(measurement: Measurement, *path: str) -> float | None:
 
 
 def entry(measurement: Measurement, *path: str) -> Any:
-    """What lies at a path of keys; None where the path ends early."""
+    """The value at a path of keys; None if a key is missing."""
     value: Any = measurement
     for key in path:
         value = value.get(key) if isinstance(value, Mapping) else None
@@ -140,9 +140,9 @@ def is_done(measurement: Measurement) -> bool:
 
 
 def counting_runs(runs: Sequence[Measurement]) -> tuple[list[Measurement], bool]:
-    """The finished runs that a method's figures stand on, and whether these are final ones.
+    """The finished runs that a method's figures are computed from, and whether these are final ones.
 
-    Final runs, or the base's only run; before there is any, the search run with the least validation loss.
+    These are the final runs, or the base's run; without any, the search run with the least validation loss.
     """
     done = [run for run in runs if is_done(run)]
     final = [run for run in done if run.get("purpose") == "final" or name_of(run) == "base"]
@@ -165,7 +165,7 @@ def metric_info(name: str) -> MetricInfo:
 
 
 def build_rows(measurements: Sequence[Measurement], primary: MetricInfo) -> tuple[Row, ...]:
-    """A row a method: the base, full fine-tuning, then by score, best first, and last those without a score."""
+    """One row per method: the base, full fine-tuning, then the others by score, best first; those without one last."""
     groups: dict[str, list[Measurement]] = {}
     for measurement in measurements:
         groups.setdefault(label_of(measurement), []).append(measurement)
@@ -184,7 +184,7 @@ def build_rows(measurements: Sequence[Measurement], primary: MetricInfo) -> tupl
 
 
 def base_bytes(measurements: Sequence[Measurement]) -> tuple[float | None, str]:
-    """Bytes of the base on disk, and where the figure is from."""
+    """Bytes of the base on disk, and the source of the figure."""
     done = [measurement for measurement in measurements if is_done(measurement)]
     for run in sorted(done, key=lambda run: name_of(run) != "base"):
         width = BYTES.get(str(run.get("dtype")))
@@ -240,7 +240,7 @@ def _row(label: str, runs: Sequence[Measurement]) -> Row:
 
 
 def _compared(row: Row, full: Row | None, stored: float | None, primary: str) -> Row:
-    """The row with what needs the other rows: its share of full fine-tuning's score, and storage."""
+    """The row with its share of full fine-tuning's score, and its storage, both of which need other rows."""
     relative = interval = None
     if full is not None and not row.is_full and primary in row.scores:
         mine, theirs = row.scores[primary], full.scores[primary]
@@ -256,9 +256,9 @@ def _compared(row: Row, full: Row | None, stored: float | None, primary: str) ->
 
 
 def average(runs: Iterable[Measurement], *path: str) -> float | None:
-    """The mean over the runs that have a number there."""
-    known = [value for run in runs if (value := number(run, *path)) is not None]
-    return mean(known) if known else None
+    """The mean of the numbers at `path` over the runs that have one; None if none has."""
+    values = [value for run in runs if (value := number(run, *path)) is not None]
+    return mean(values) if values else None
 
 
 def _parts(runs: Sequence[Measurement], *path: str) -> dict[str, float]:
@@ -267,7 +267,7 @@ def _parts(runs: Sequence[Measurement], *path: str) -> dict[str, float]:
 
 
 def _beyond(run: Measurement) -> float | None:
-    """What training added: the baseline is what the process held before it, the base's weights included."""
+    """Peak memory minus the baseline: the process before training, the base's weights included."""
     peak, baseline = number(run, "memory", "peak"), number(run, "memory", "baseline")
     return None if peak is None or baseline is None else max(peak - baseline, 0.0)
 

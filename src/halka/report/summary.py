@@ -1,4 +1,4 @@
-"""Measurements of one experiment to one `Summary`: a row a method, what failed, and how far it can be trusted."""
+"""Summarise one experiment's measurements: one row per method, failures, caveats and provenance."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ class Failure:
 
 @dataclass(frozen=True)
 class Provenance:
-    """Where the measurements are from, and how to make them again. Each field lists the distinct values seen."""
+    """Origin of the measurements, and the command that repeats them. Tuples list the distinct values."""
 
     command: str | None
     commits: tuple[str, ...]
@@ -62,15 +62,15 @@ class Provenance:
 
 @dataclass(frozen=True)
 class Summary:
-    """What an experiment's measurements say. `to_json` gives it as plain data.
+    """An experiment's results. `to_json` returns them as plain data.
 
     rows            the base, full fine-tuning, then the other methods by score, best first
     metrics         every metric that was scored, the primary one first
     headline        the result in one sentence
-    caveats         sentences: what limits the conclusions ("care" in summary.json)
-    intervals       how the intervals were made, and why so
-    base_bytes      the base on disk, and (`base_bytes_from`) where that figure is from
-    finished, total how many runs
+    caveats         sentences on what limits the conclusions ("care" in summary.json)
+    intervals       how the intervals are computed, and why
+    base_bytes      the base's size on disk; `base_bytes_from` is the source of that figure
+    finished, total numbers of runs
     """
 
     experiment: str
@@ -103,16 +103,16 @@ class Summary:
         return next((row for row in self.rows if row.is_base), None)
 
     def to_json(self) -> dict[str, Any]:
-        """The summary as plain data, under the names that summary.json has always had."""
+        """The summary as plain data, with the field names of summary.json."""
         return {"care" if name == "caveats" else name: value for name, value in asdict(self).items()}
 
 
 def summarise(measurements: Sequence[Measurement], command: str | None = None) -> Summary:
-    """The summary of one experiment's measurements (the JSON that `halka.studies.measure` writes), finished or not.
+    """Summarise one experiment's measurements (the JSON that `halka.studies.measure` writes), finished or failed.
 
-    `command` is the one that makes the measurements again; by default what the measurements themselves record.
+    `command` is the one that repeats the measurements; by default the one that they record.
 
-    Raises ValueError where the finished measurements are not of one task, one base and one primary metric.
+    Raises HalkaError if the finished measurements mix tasks, bases or primary metrics.
     """
     for measurement in measurements:
         if not isinstance(measurement, Mapping):
@@ -193,10 +193,10 @@ def _distinct(measurements: Sequence[Measurement], *path: str) -> tuple[str, ...
 
 
 def _one(measurements: Sequence[Measurement], key: str) -> str | None:
-    found = _distinct(measurements, key)
-    if len(found) > 1:
+    values = _distinct(measurements, key)
+    if len(values) > 1:
         raise HalkaError(
-            f"the measurements have several values of {key!r}: {', '.join(found)}; scores on different ones do not "
-            "compare, so summarise each by itself"
+            f"the measurements have several values of {key!r}: {', '.join(values)}; their scores cannot be "
+            "compared, so summarise each by itself"
         )
-    return found[0] if found else None
+    return values[0] if values else None

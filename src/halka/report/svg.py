@@ -1,9 +1,9 @@
-"""A matplotlib figure as inline SVG: text stays text, colours follow the page, the same input gives the same bytes.
+"""Matplotlib figures as inline SVG: text stays text, colours follow the page, the same input gives the same bytes.
 
-Colours are drawn as the light theme's and written as CSS variables with that colour as the fallback, so that a page
-with `css_variables()` switches them and a file of its own still shows them. The palette was searched for at least 3:1
-contrast on its ground and for distances that stay visible with protanopia, deuteranopia and tritanopia; since eight
-colours cannot all stay far apart, methods differ by marker as well, and labels stand beside what they name.
+Colours are written as CSS variables with the light theme's colour as the fallback: a page with `css_variables()`
+switches them, and an SVG file alone still shows them. The palette has at least 3:1 contrast with its background and
+colours that differ visibly with protanopia, deuteranopia and tritanopia; since eight colours cannot all differ widely,
+methods have markers as well, and labels stand next to their points.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ SERIES, MARKERS = 8, "osD^vPXhp"
 
 @dataclass(frozen=True)
 class Look:
-    """How a method is drawn everywhere: its CSS variable, that variable's light colour, and a marker."""
+    """A method's appearance in all plots: its CSS variable, that variable's light colour, and a marker."""
 
     variable: str
     colour: str
@@ -61,7 +61,7 @@ class Look:
 
 @dataclass(frozen=True)
 class Plot:
-    """A plot for a page: a name that is unique on it, a title, what it says in a sentence, and the SVG element."""
+    """A plot for a page: a name that is unique on it, a title, its result in a sentence, and the SVG element."""
 
     name: str
     title: str
@@ -70,7 +70,7 @@ class Plot:
 
 
 def looks(rows: Sequence[Row]) -> dict[str, Look]:
-    """By label. Base and full fine-tuning have their own; the others go by their labels' order, not by their scores."""
+    """Each method's look, by label. The base and full fine-tuning have fixed ones; the others follow label order."""
     light = sorted(row.label for row in rows if row.is_light)
     chosen = {row.label: ("--base" if row.is_base else "--full", "s") for row in rows if not row.is_light}
     chosen |= {label: (f"--s{i % SERIES}", MARKERS[i % len(MARKERS)]) for i, label in enumerate(light)}
@@ -78,7 +78,7 @@ def looks(rows: Sequence[Row]) -> dict[str, Look]:
 
 
 def colour(variable: str) -> str:
-    """The light colour of a CSS variable, to draw with."""
+    """The light theme's colour of a CSS variable."""
     return THEME[variable][0]
 
 
@@ -89,10 +89,10 @@ def css_variables(dark: bool) -> str:
 
 @contextmanager
 def drawing(name: str) -> Iterator[None]:
-    """Matplotlib's settings while one plot is drawn and written; `name` salts the ids.
+    """Apply the plots' matplotlib settings within the block; `name` salts the SVG's ids.
 
-    A label in a script that matplotlib's own font lacks is measured a little wrongly and shown rightly by the
-    reader's font, so its warning about missing glyphs is silenced.
+    Warnings about glyphs that matplotlib's font lacks are silenced: the reader's font shows them, and only the
+    label's measured width is slightly off.
     """
     import matplotlib
 
@@ -138,7 +138,7 @@ def new_figure(
 
 
 def name_axes(axes: Axes, x: str, y: str) -> None:
-    """Names both axes: x under it, y level above its left end, where it is read without turning the head."""
+    """Name both axes: x below, y horizontally above the left end."""
     if x:
         axes.set_xlabel(x, color=colour("--muted"), labelpad=4)
     if y:
@@ -153,23 +153,23 @@ def name_axes(axes: Axes, x: str, y: str) -> None:
 
 
 def grid(axes: Axes, which: Literal["x", "y"]) -> None:
-    """Quiet lines across the axes."""
+    """Draw light grid lines across the axes."""
     axes.grid(axis=which, color=colour("--line"), linewidth=0.8)
 
 
-def drawn(make: Callable[..., tuple[Figure, str, str] | None], *given: Any) -> Plot | None:
-    """What a maker draws of what is given, under the maker's own name; None where there is nothing to draw."""
+def drawn(make: Callable[..., tuple[Figure, str, str] | None], *args: Any) -> Plot | None:
+    """The plot that `make(*args)` draws, named after the function; None if it draws nothing."""
     name = make.__name__
     with drawing(name):
-        made = make(*given)
-        if made is None:
+        drawing_parts = make(*args)
+        if drawing_parts is None:
             return None
-        figure, title, takeaway = made
+        figure, title, takeaway = drawing_parts
         return Plot(name, title, takeaway, to_svg(figure, name, f"{title}. {takeaway}"))
 
 
-def to_svg(figure: Figure, name: str, described: str) -> str:
-    """The figure as an `<svg>` element for a page, named and described for those who do not see it."""
+def to_svg(figure: Figure, name: str, description: str) -> str:
+    """The figure as an `<svg>` element; `name` prefixes its ids, `description` is its label for screen readers."""
     buffer = io.StringIO()
     figure.savefig(buffer, format="svg", metadata={"Date": None, "Creator": None}, transparent=True)
     text = buffer.getvalue()
@@ -180,7 +180,7 @@ def to_svg(figure: Figure, name: str, described: str) -> str:
     text = re.sub(r"url\(#([^)]+)\)", rf"url(#{name}-\1)", text)
     text = re.sub(r'(xlink:href|href)="#([^"]+)"', rf'\1="#{name}-\2"', text)
     text = re.sub(r'style="[^"]*"', lambda match: _themed(match.group()), text)
-    head = f'<svg viewBox="{_view_box(text)}" role="img" aria-label="{html.escape(described)}" class="plot" {ROUND}>'
+    head = f'<svg viewBox="{_view_box(text)}" role="img" aria-label="{html.escape(description)}" class="plot" {ROUND}>'
     return f"{head}{text[text.index('>') + 1 :]}".strip()
 
 
@@ -191,6 +191,6 @@ def _themed(style: str) -> str:
 
 
 def _view_box(text: str) -> str:
-    found = re.search(r'viewBox="([\d. ]+)"', text)
-    assert found is not None
-    return found.group(1)
+    match = re.search(r'viewBox="([\d. ]+)"', text)
+    assert match is not None
+    return match.group(1)

@@ -1,8 +1,8 @@
-"""A `Summary` as a table: its columns once, for Markdown, for a terminal and for the HTML report.
+"""A `Summary` as a table: one definition of its columns for Markdown, terminal and HTML report.
 
-A cell is best only where it can be told apart: a score when the interval of its difference to every other leaves zero
-out; a measured figure when its runs, two at least, all lie on the better side of all runs of every other method; an
-exact figure (parameters, bytes on disk) when it is less than every other.
+A cell is marked best only if the difference is significant: a score if the interval of its difference to every other
+excludes zero; a measured figure if its runs, two at least, are all better than all runs of every other method; an exact
+figure (parameters, bytes on disk) if it is less than every other.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ COMPACT = (
 
 @dataclass(frozen=True)
 class Cell:
-    """One figure: its text, the number it sorts by, a bracket that follows it, a longer note, whether it is best."""
+    """One cell: its text, the number it sorts by, text in brackets after it, a longer note, whether it is best."""
 
     text: str
     sort: float | None = None
@@ -46,7 +46,7 @@ class Cell:
 
 @dataclass(frozen=True)
 class Column:
-    """One column: `cell` makes a row's cell, `beats` says whether the first row is distinguishably better."""
+    """One column: `cell` returns a row's cell, `beats` whether the first row is significantly better."""
 
     key: str
     title: str
@@ -56,7 +56,7 @@ class Column:
 
 
 def columns(summary: Summary) -> tuple[Column, ...]:
-    """The columns in which some row has a figure, in reading order; keys are stable, titles are not."""
+    """The columns in which some row has a figure, in display order; keys are stable, titles are not."""
     primary = summary.primary
     every = (
         Column("method", "Method", "", lambda row: Cell(row.label)),
@@ -95,16 +95,15 @@ def columns(summary: Summary) -> tuple[Column, ...]:
 
 
 def cells(summary: Summary, column: Column) -> list[Cell]:
-    """The column's cells, one a row, with the best one marked where it can be told apart."""
+    """The column's cells, one per row, the significantly best one marked."""
     best = _best(summary.rows, column)
-    found = [column.cell(row) for row in summary.rows]
-    return [replace(cell, best=row is best) for row, cell in zip(summary.rows, found, strict=True)]
+    return [replace(column.cell(row), best=row is best) for row in summary.rows]
 
 
 def to_markdown(summary: Summary, keys: Sequence[str] = COMPACT) -> str:
-    """The summary as a Markdown table with a line on where it is from; columns by key, those without figures left out.
+    """The summary as a Markdown table with its caption; columns by key, without those that have no figure.
 
-    Raises ValueError for an unknown key.
+    Raises HalkaError for an unknown key.
     """
     shown = _chosen(summary, keys)
     lines = [[_markdown(column.title) for column in shown]]
@@ -127,15 +126,15 @@ def to_rich(summary: Summary, keys: Sequence[str] = COMPACT) -> Table:
     for column in shown:
         left = column.key == "method"
         table.add_column(Text(column.title), justify="left" if left else "right", no_wrap=left)
-    found = [cells(summary, column) for column in shown]
+    by_column = [cells(summary, column) for column in shown]
     for i in range(len(summary.rows)):
-        row = [column[i] for column in found]
+        row = [in_column[i] for in_column in by_column]
         table.add_row(*(Text(cell.whole, style="bold" if cell.best else "") for cell in row))
     return table
 
 
 def caption(summary: Summary) -> str:
-    """One line: task, base, seeds, test items, what brackets and bold mean, commit."""
+    """One line: task, base, seeds, test items, the meaning of brackets and bold, commit."""
     scores = [row.scores[summary.primary.name] for row in summary.rows if summary.primary.name in row.scores]
     items = sorted({score.items for score in scores if score.items is not None})
     seeds = max((row.runs for row in summary.rows if row.final and not row.is_base), default=0)
@@ -152,20 +151,20 @@ def caption(summary: Summary) -> str:
 
 
 def _chosen(summary: Summary, keys: Sequence[str]) -> list[Column]:
-    known = {
+    choices = {
         *COMPACT,
         *("settings", "lr", "seeds", "steps", "validation_loss", "peak", "seconds", "storage"),
         *(f"score:{metric.name}" for metric in summary.metrics[1:]),
     }
-    unknown = [key for key in keys if key not in known]
+    unknown = [key for key in keys if key not in choices]
     if unknown:
-        raise HalkaError(f"unknown column {unknown[0]!r}; choose from {', '.join(sorted(known))}")
+        raise HalkaError(f"unknown column {unknown[0]!r}; choose from {', '.join(sorted(choices))}")
     by_key = {column.key: column for column in columns(summary)}
     return [by_key[key] for key in keys if key in by_key]
 
 
 def _best(rows: Sequence[Row], column: Column) -> Row | None:
-    """The tuned row that beats every other one with a figure; None where there is nothing to beat."""
+    """The tuned row that beats every other one with a figure; None if there is none."""
     having = [row for row in rows if not row.is_base and column.cell(row).text != NOTHING]
     beats = column.beats
     if beats is None or len(having) < 2:
@@ -231,8 +230,8 @@ def _exact(value: float | None, text: Callable[[float], str]) -> Cell:
 
 
 def _settings(row: Row) -> Cell:
-    said = ", ".join(f"{one_line(name)} {one_line(value)}" for name, value in row.fields.items())
-    return Cell(shortened(said, 60), note=said) if said else Cell(NOTHING)
+    text = ", ".join(f"{one_line(name)} {one_line(value)}" for name, value in row.fields.items())
+    return Cell(shortened(text, 60), note=text) if text else Cell(NOTHING)
 
 
 def _learning_rate(row: Row) -> Cell:

@@ -1,4 +1,4 @@
-"""Numbers as people read them: 4.9 M, 2.7 GB, 19.6 MB, 61 %, 2e-3, and names joined as in a sentence."""
+"""Format numbers for reading (4.9 M, 2.7 GB, 61 %, 2e-3), join names in a sentence, parse sizes."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def decimals(value: float, digits: int = 3) -> str:
 
 
 def count(value: float) -> str:
-    """A number of things: 950, 57.6 k, 4.9 M, 1.2 B."""
+    """A count: 950, 57.6 k, 4.9 M, 1.2 B."""
     for size, unit in ((1e9, " B"), (1e6, " M"), (1e3, " k")):
         if abs(value) >= 0.9995 * size:
             return _scaled(value / size) + unit
@@ -29,7 +29,7 @@ def count(value: float) -> str:
 
 
 def size(value: float) -> str:
-    """Bytes, in powers of ten as files are sold: 512 B, 74 kB, 19.6 MB, 2.7 GB."""
+    """Bytes in decimal units: 512 B, 74 kB, 19.6 MB, 2.7 GB."""
     for unit_size, unit in ((1e12, " TB"), (1e9, " GB"), (1e6, " MB"), (1e3, " kB")):
         if abs(value) >= 0.9995 * unit_size:
             return _scaled(value / unit_size) + unit
@@ -37,14 +37,14 @@ def size(value: float) -> str:
 
 
 def bytes_said(text: str, *, bare: bool = True) -> int:
-    """What a size stands for, as `size` tells it: 512MB, 1.5 GB, 2GiB, 24G; a number alone is MB if it may be `bare`.
+    """Parse a size to bytes: 512MB, 1.5 GB, 2GiB, 24G; with `bare`, a number without a unit is MB.
 
-    Raises ValueError for what is no size, for less than a byte, and for more than any machine has.
+    Raises HalkaError for text that is no size, for less than one byte, and for 2**60 bytes or more.
     """
-    found = re.fullmatch(r"(\d+(?:\.\d+)?)\s*(?:([KMGT])(I?)B?|(B))?", text.strip().upper())
-    number, prefix, binary, whole = found.groups() if found else ("0", None, None, None)
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*(?:([KMGT])(I?)B?|(B))?", text.strip().upper())
+    number, prefix, binary, whole = match.groups() if match else ("0", None, None, None)
     way = "write it as 512MB, 1.5GB" + (", or as a number of MB" if bare else "")
-    if found and not (bare or prefix or whole):
+    if match and not (bare or prefix or whole):
         raise HalkaError(f"{shortened(text)!r} has no unit: {way}")
     unit = (1024 if binary else 1000) ** " KMGT".index(prefix) if prefix else 1 if whole else 10**6
     if not 1 <= (total := float(number) * unit) < MOST_BYTES:
