@@ -56,7 +56,7 @@ def test_its_adapters_compute_here_what_they_compute_there(case):
     [
         ("llama/gated", "use_gating = True: its gates are means over the whole text"),
         ("bert/compacter", "phm_layer = True: a Compacter's matrices are sums of Kronecker products"),
-        ("bert/dora", "AdapterHub's DoRA scales the layer's bias, too, and Halka's does not"),
+        ("bert/dora", "AdapterHub's DoRA scales the layer's bias too, and Halka's does not"),
         ("gpt2/invertible", "inv_adapter = 'nice': Halka has no invertible adapters"),
     ],
 )
@@ -68,8 +68,16 @@ def test_what_halka_does_not_have_is_refused_by_name(case, reason):
 @pytest.mark.parametrize(
     ("case", "options", "reason"),
     [
-        ("llama/seq_bn", {"original_ln_after": False}, "original_ln_after = False lets the adapter's output go on"),
-        ("bert/kept_sum", {"original_ln_after": False}, "original_ln_after = False lets the adapter's output go on"),
+        (
+            "llama/seq_bn",
+            {"original_ln_after": False},
+            "original_ln_after = False passes the adapter's output on without the residual",
+        ),
+        (
+            "bert/kept_sum",
+            {"original_ln_after": False},
+            "original_ln_after = False passes the adapter's output on without the residual",
+        ),
         ("llama/seq_bn", {"non_linearity": "gelu_10"}, "non_linearity 'gelu_10' is not one of relu, gelu, silu"),
         ("llama/seq_bn", {"scaling": "halved"}, "scaling is 'halved', where a number is expected"),
         ("llama/seq_bn", {"reduction_factor": {"0": 16}}, "reduction_factor names no number above 0 for layer 1"),
@@ -79,21 +87,21 @@ def test_what_halka_does_not_have_is_refused_by_name(case, reason):
             r"adapter_down.0.weight is \(2, 32\), where the configuration says 4 rows",
         ),
         ("llama/seq_bn", {"leave_out": [0, 1]}, "leave_out names every layer"),
-        ("llama/seq_bn", {"leave_out": [0]}, "the weights hold 1 tensors that the configuration does not tell of"),
+        ("llama/seq_bn", {"leave_out": [0]}, "the weights hold 1 tensors that the configuration does not mention"),
         (
             "llama/seq_bn",
             {"mh_adapter": True},
             "the weights lack model.layers.0.attention_adapters.adapter_down.0.weight",
         ),
-        ("llama/seq_bn", {"output_adapter": False}, "names no place: neither mh_adapter nor output_adapter"),
+        ("llama/seq_bn", {"output_adapter": False}, "places no adapter: neither mh_adapter nor output_adapter"),
         ("llama/seq_bn", {"ln_after": True}, "missing model.layers.0.mlp.down_proj.norm_after.bias"),
         ("llama/seq_bn", {"architecture": "reft"}, "a ReFT, which edits single tokens' states"),
-        ("bert/seq_bn", {"architecture": "prompt_tuning"}, "virtual tokens enter behind the embeddings' norm"),
-        ("llama/seq_bn", {"architecture": "marvel"}, "AdapterHub's 'marvel' is not known here"),
+        ("bert/seq_bn", {"architecture": "prompt_tuning"}, "virtual tokens enter after the embeddings' norm"),
+        ("llama/seq_bn", {"architecture": "marvel"}, "Halka does not have AdapterHub's 'marvel'"),
         ("llama/dora", {"alpha": 4}, r"its DoRA norms W \+ BA without the scale, which is 2 here"),
         ("llama/lora", {"vera_d": 0.1}, "vera_d = 0.1: its VeRA trains whole matrices"),
-        ("llama/lora", {"attn_matrices": ["q", "x"]}, "attn_matrices names 'x'"),
-        ("llama/lora", {"selfattn_lora": False}, "names no layer to act on"),
+        ("llama/lora", {"attn_matrices": ["q", "x"]}, "attn_matrices names 'x', not one of"),
+        ("llama/lora", {"selfattn_lora": False}, "adapter_config.json selects no layer"),
         ("llama/lora", {"attn_matrices": ["q", "k"]}, "the weights lack model.layers.0.self_attn.k_proj.lora_A"),
         ("llama/lora", {"r": 2**40}, r"lora_A is \(2, 32\), where the configuration says 1099511627776 rows"),
         ("llama/lora", {"r": None}, "r is None, where a number is expected"),
@@ -176,7 +184,7 @@ def test_a_base_that_the_library_has_no_form_for_is_refused():
 def test_a_prefix_that_differs_by_layer_is_damaged():
     folder = files("llama/prefix_flat")
     key = next(iter(folder.tensors))
-    with pytest.raises(ValueError, match="under every layer, and not the same everywhere"):
+    with pytest.raises(ValueError, match="under every layer, and its copies differ"):
         read(Contents(folder.config, {**folder.tensors, key: folder.tensors[key] + 1}), "llama")
 
 
@@ -184,7 +192,7 @@ def test_a_norm_that_stands_there_twice_and_differs_is_damaged():
     folder = files("llama/ln_before")
     key = next(each for each in folder.tensors if each.endswith("adapter_down.0.weight"))
     with pytest.raises(
-        ValueError, match=r"adapter_down\.0\.weight and adapter_norm_before\.weight are one, and differ"
+        ValueError, match=r"adapter_down\.0\.weight and adapter_norm_before\.weight are one norm, and differ"
     ):
         read(Contents(folder.config, {**folder.tensors, key: folder.tensors[key] + 1}), "llama")
 
@@ -297,7 +305,7 @@ def test_a_head_that_the_base_has_already_is_not_trained():
         ),
         (
             "flexible",
-            "head_type classification, layers 2, .* is not what a BertForMaskedLM has: load the adapter without",
+            "head_type classification, .* is not what a BertForMaskedLM has: load the adapter without its head",
         ),
     ],
 )
@@ -433,14 +441,14 @@ def test_a_head_names_the_adapters_labels_and_has_a_row_for_each(labels, card, t
     ("architecture", "method", "reason"),
     [
         ("llama", halka.Prefix(length=2), "prefix cannot be written .* train a `positionless_prefix`"),
-        ("llama", halka.Prompt(length=2), "prompt cannot be written .* have no form on decoders"),
-        ("llama", halka.Full(), "full cannot be written .* no form for whole weights"),
+        ("llama", halka.Prompt(length=2), "prompt cannot be written .* it has none for decoders"),
+        ("llama", halka.Full(), "full cannot be written .* cannot hold whole weights"),
         ("bert", halka.DoRA(rank=2, targets=("attn.q",)), "AdapterHub's DoRA scales the layer's bias"),
         ("llama", halka.Modules(), "modules alone cannot be written"),
         (
             "llama",
             halka.Joint((halka.LoRA(rank=2, targets=("attn.q",)), halka.Modules(("model.norm",)))),
-            "hold modules of the head alone, and model.norm.weight is of the base",
+            "only hold modules of the head, and model.norm.weight is of the base",
         ),
         (
             "gpt2",
@@ -449,14 +457,14 @@ def test_a_head_names_the_adapters_labels_and_has_a_row_for_each(labels, card, t
         ),
         ("llama", halka.BitFit(), "bitfit cannot be written .* AdapterHub's library has no such method"),
         ("llama", halka.Bottleneck(reads="input"), "its parallel adapters read the residual before the norm"),
-        ("llama", halka.LoRA(rank=2, targets=("attn.o",)), "has no place for attn.o in llama: it has attn.q, attn.k"),
-        ("llama", halka.LoRA(rank=2, targets=("head",)), "has no place for head in llama"),
-        ("bert", halka.IA3(), "this one what mlp.down receives: in bert there is no place for that"),
-        ("llama", halka.IA3(targets=("mlp.up", "mlp.down")), "AdapterHub has one place for both"),
+        ("llama", halka.LoRA(rank=2, targets=("attn.o",)), "cannot adapt attn.o in llama: it has only attn.q, attn.k"),
+        ("llama", halka.LoRA(rank=2, targets=("head",)), "cannot adapt head in llama"),
+        ("bert", halka.IA3(), "this one the input of mlp.down: bert has no layer whose output"),
+        ("llama", halka.IA3(targets=("mlp.up", "mlp.down")), "AdapterHub has one factor for both"),
         (
             "llama",
             halka.LoRA(rank=2, targets=("model.layers.0.self_attn.q_proj", "model.layers.1.self_attn.v_proj")),
-            "the same places in every layer that it does not leave out",
+            "the same modules in every layer that it does not leave out",
         ),
         ("llama", halka.NormedBottleneck(norms=("after", "outer")), "one norm after the bottleneck"),
         (
@@ -467,7 +475,7 @@ def test_a_head_names_the_adapters_labels_and_has_a_row_for_each(labels, card, t
         (
             "llama",
             halka.Joint((halka.Bottleneck(widths=(0, 2)), halka.Bottleneck(widths=(2, 0), activation="gelu"))),
-            "two of the adapter's methods act on like places",
+            "two of the adapter's methods act on the same kind of module",
         ),
     ],
 )

@@ -1,12 +1,13 @@
-"""Bottleneck adapters: `adapter_down.0`, `adapter_up`, norms and scales; options to our two methods and back.
+"""Convert bottleneck adapters (`adapter_down.0`, `adapter_up`, norms, scales) to our two methods and back.
 
-With y a sublayer's output, r the residual and N the base's norm of their sum, where it stands there, the library's
-serial adapter gives out + r to N, and its options say of what:
+y is a sublayer's output, r the residual, N the norm that a post-norm base applies to their sum (else the identity), and
+`added` the output of the bottleneck itself. The library passes N(out + r) on; its options choose the adapter's input x
+and out:
 
-    original_ln_before   it reads N(y + r), else y
-    residual_before_ln   out = y + added, else what it read + added; "post_add": y + r + added
-    is_parallel          it reads r, and out = y + added
-    original_ln_after    false: out is what goes on, without r and N
+    original_ln_before   true: x = N(y + r); false: x = y
+    residual_before_ln   true: out = y + added; false: out = x + added; "post_add": out = y + r + added
+    is_parallel          true: x = r, and out = y + added
+    original_ln_after    false: out itself is passed on, without r and N
 """
 
 from __future__ import annotations
@@ -42,9 +43,14 @@ DEFAULTS: dict[str, Any] = {
 READ = {
     *DEFAULTS,
     *("mh_adapter", "output_adapter", "reduction_factor", "non_linearity"),
-    *("inv_adapter_reduction_factor", "stochastic_depth"),  # of no adapter; in training alone
+    *("inv_adapter_reduction_factor", "stochastic_depth"),  # of adapters that REASONS refuses; of training only
     *("phm_dim", "phm_rank", "phm_bias", "phm_c_init", "phm_init_range", "learn_phm", "hypercomplex_nonlinearity"),
-    *("shared_phm_rule", "factorized_phm_rule", "shared_W_phm", "factorized_phm_W"),  # of no layer
+    *(
+        "shared_phm_rule",
+        "factorized_phm_rule",
+        "shared_W_phm",
+        "factorized_phm_W",
+    ),  # of PHM layers, which REASONS refuses
 }
 REASONS = {
     "use_gating": GATES,
@@ -65,47 +71,47 @@ NORMS = {"before": "adapter_norm_before", "after": "adapter_norm_after", "outer"
 def read(config: Mapping[str, Any], keys: Keys, targets: tuple[Target, ...]) -> tuple[Method, dict[str, Tensor]]:
     architecture = architecture_of(targets)
     refuse(config, READ, {}, REASONS)
-    said = {**DEFAULTS, **config}
-    places = tuple(role for role, key in (("attn", "mh_adapter"), ("mlp", "output_adapter")) if said.get(key))
+    options = {**DEFAULTS, **config}
+    places = tuple(role for role, key in (("attn", "mh_adapter"), ("mlp", "output_adapter")) if options.get(key))
     if not places:
-        raise HalkaError("adapter_config.json names no place: neither mh_adapter nor output_adapter is true")
-    fields = {**_sums(said, post_norm=_post_norm(targets)), **_scale(said["scaling"])}
+        raise HalkaError("adapter_config.json places no adapter: neither mh_adapter nor output_adapter is true")
+    fields = {**_sums(options, post_norm=_post_norm(targets)), **_scale(options["scaling"])}
     hidden = next(target.d_out for target in targets if target.role == "mlp")
-    widths = _widths(said, hidden, layers_of(targets))
-    one = {"width": widths[0]} if len(set(widths)) == 1 else {"widths": widths}
-    common = {"activation": activation_of(said), "targets": places, "dropout": number(said, "dropout"), **one}
-    normed = "norms" in fields
-    method = (NormedBottleneck if normed else Bottleneck)(**common, **fields)
+    widths = _widths(options, hidden, layers_of(targets))
+    fields |= {"width": widths[0]} if len(set(widths)) == 1 else {"widths": widths}
+    fields |= {"activation": activation_of(options), "targets": places, "dropout": number(options, "dropout")}
+    method = (NormedBottleneck if "norms" in fields else Bottleneck)(**fields)
     state: dict[str, Tensor] = {}
     for target in targets:
         if target.role in places and target.layer is not None and widths[target.layer]:
             place = bottleneck_place(target, architecture)
-            there = keys.take("bottleneck", place).get(place, {})
-            has_rows(there, f"adapter_down.{int(bool(said['ln_before']))}.weight", widths[target.layer], place)
-            state |= {f"{target.name}.{key}": tensor for key, tensor in _ours(there, method).items()}
+            tensors = keys.take("bottleneck", place).get(place, {})
+            has_rows(tensors, f"adapter_down.{int(bool(options['ln_before']))}.weight", widths[target.layer], place)
+            state |= {f"{target.name}.{key}": tensor for key, tensor in _to_halka(tensors, method).items()}
     return method, state
 
 
-def _sums(said: Mapping[str, Any], *, post_norm: bool) -> dict[str, Any]:
-    """What the adapter reads, keeps and norms, as our fields."""
-    keeps, norms = "output", ["before"] if said["ln_before"] else []
-    if said["is_parallel"]:
+def _sums(options: Mapping[str, Any], *, post_norm: bool) -> dict[str, Any]:
+    """Return our fields `reads`, `norms` and `keeps`. Raises HalkaError for sums that Halka does not compute."""
+    keeps, norms = "output", ["before"] if options["ln_before"] else []
+    if options["is_parallel"]:
         reads = "residual"
     else:
-        reads = "sum" if said["original_ln_before"] else "output"
-        if said["residual_before_ln"] not in (True, False, "post_add"):
-            raise HalkaError(f"adapter_config.json: residual_before_ln = {said['residual_before_ln']!r} is not known")
-        if said["original_ln_before"] and said["residual_before_ln"] is not True:
-            keeps = "sum" if said["residual_before_ln"] == "post_add" else "read"
-    if not said["original_ln_after"]:
+        reads = "sum" if options["original_ln_before"] else "output"
+        residual = options["residual_before_ln"]
+        if residual not in (True, False, "post_add"):
+            raise HalkaError(f"adapter_config.json: residual_before_ln is {residual!r}, not true, false or 'post_add'")
+        if options["original_ln_before"] and residual is not True:
+            keeps = "sum" if residual == "post_add" else "read"
+    if not options["original_ln_after"]:
         if post_norm or keeps != "read":
             raise HalkaError(
-                "adapter_config.json: original_ln_after = False lets the adapter's output go on without the residual "
-                "or its norm, which Halka cannot: the base's own sum stays"
+                "adapter_config.json: original_ln_after = False passes the adapter's output on without the residual "
+                "and its norm; Halka always keeps the base's own sum"
             )
-        keeps = "output"  # what it read holds the residual once already
-    if said["ln_after"]:
-        around = said["adapter_residual_before_ln"] and not said["is_parallel"]
+        keeps = "output"  # the adapter's input already holds the residual
+    if options["ln_after"]:
+        around = options["adapter_residual_before_ln"] and not options["is_parallel"]
         norms.append("outer" if around else "after")
     return {"reads": reads, **({"norms": tuple(norms), "keeps": keeps} if norms or keeps != "output" else {})}
 
@@ -116,23 +122,24 @@ def _scale(scaling: Any) -> dict[str, Any]:
     return {"scale": number({"scaling": scaling}, "scaling")}
 
 
-def activation_of(said: Mapping[str, Any]) -> str:
-    """Our name of the non-linearity. Raises HalkaError for one that is not known."""
-    name = str(said.get("non_linearity")).lower()
+def activation_of(options: Mapping[str, Any]) -> str:
+    """Return Halka's name of the non-linearity. Raises HalkaError for one that it lacks."""
+    name = str(options.get("non_linearity")).lower()
     if name not in ACTIVATIONS:
         raise HalkaError(f"adapter_config.json: non_linearity {name!r} is not one of {', '.join(ACTIVATIONS)}")
     return ACTIVATIONS[name]
 
 
-def _widths(said: Mapping[str, Any], hidden: int, layers: int) -> tuple[int, ...]:
-    factors = json_object(said.get("reduction_factor")) or {"default": said.get("reduction_factor")}
-    if other := [each for each in factors if each not in ("default", *map(str, range(layers)))]:
+def _widths(options: Mapping[str, Any], hidden: int, layers: int) -> tuple[int, ...]:
+    """Return the bottleneck's width in every layer, 0 where `leave_out` names the layer."""
+    factors = json_object(options.get("reduction_factor")) or {"default": options.get("reduction_factor")}
+    if other := [key for key in factors if key not in ("default", *map(str, range(layers)))]:
         raise HalkaError(
             f"adapter_config.json: reduction_factor names layer {other[0]}, and this base has {layers}: the adapter "
             "was made for another base"
         )
     widths: list[int] = []
-    absent = left_out(said, layers)
+    absent = left_out(options, layers)
     for layer in range(layers):
         factor = factors.get(str(layer), factors.get("default"))
         if isinstance(factor, bool) or not isinstance(factor, int | float) or not factor > hidden / sys.float_info.max:
@@ -143,20 +150,20 @@ def _widths(said: Mapping[str, Any], hidden: int, layers: int) -> tuple[int, ...
     return tuple(widths)
 
 
-def _ours(there: Mapping[str, Tensor], method: Bottleneck) -> dict[str, Tensor]:
-    """One place's tensors under our names; what is not known keeps its name, and will be refused by it."""
+def _to_halka(tensors: Mapping[str, Tensor], method: Bottleneck) -> dict[str, Tensor]:
+    """Return one module's tensors under our names; unknown ones keep theirs, so that loading the state refuses them."""
     norms = method.norms if isinstance(method, NormedBottleneck) else ()
     down = "adapter_down.1" if "before" in norms else "adapter_down.0"
     names = {f"{down}.{key}": f"down.{key}" for key in ("weight", "bias")}
     names |= {f"adapter_up.{key}": f"up.{key}" for key in ("weight", "bias")}
-    names |= {f"{NORMS[each]}.{key}": f"norm_{each}.{key}" for each in norms for key in ("weight", "bias")}
+    names |= {f"{NORMS[norm]}.{key}": f"norm_{norm}.{key}" for norm in norms for key in ("weight", "bias")}
     if method.scaling != "fixed":
         names["scaling"] = "factor"
     copies = {f"adapter_down.0.{key}": f"adapter_norm_before.{key}" for key in ("weight", "bias")}
-    copies = {copy: own for copy, own in copies.items() if "before" in norms and own in there and copy in there}
-    if wrong := [copy for copy, own in copies.items() if not torch.equal(there[copy], there[own])]:
-        raise HalkaError(f"{wrong[0]} and {copies[wrong[0]]} are one, and differ: the folder is damaged")
-    return {names.get(key, key): tensor for key, tensor in there.items() if key not in copies}
+    copies = {copy: own for copy, own in copies.items() if "before" in norms and own in tensors and copy in tensors}
+    if wrong := [copy for copy, own in copies.items() if not torch.equal(tensors[copy], tensors[own])]:
+        raise HalkaError(f"{wrong[0]} and {copies[wrong[0]]} are one norm, and differ: the folder is damaged")
+    return {names.get(key, key): tensor for key, tensor in tensors.items() if key not in copies}
 
 
 def write(adapter: Adapter, targets: tuple[Target, ...]) -> tuple[dict[str, Any], dict[str, Tensor]]:
@@ -167,7 +174,7 @@ def write(adapter: Adapter, targets: tuple[Target, ...]) -> tuple[dict[str, Any]
     tensors: dict[str, Tensor] = {}
     for path, part in adapter.parts.items():
         place = f"{bottleneck_place(adapter.targets[path], architecture)}.adapters.{NAME}"
-        tensors |= {f"{place}.{key}": tensor for key, tensor in _theirs(part.state_dict(), method).items()}
+        tensors |= {f"{place}.{key}": tensor for key, tensor in _to_adapterhub(part.state_dict(), method).items()}
     widths = {
         target.layer: adapter.parts[path].get_parameter("down.weight").shape[0]
         for path, target in adapter.targets.items()
@@ -191,13 +198,12 @@ def write(adapter: Adapter, targets: tuple[Target, ...]) -> tuple[dict[str, Any]
 
 
 def _options(method: Bottleneck, *, post_norm: bool) -> dict[str, Any]:
-    """The options by which the library reads, keeps and norms what this method does."""
+    """Return the library's options for the method's `reads`, `norms` and `keeps`; the inverse of `_sums`."""
     reads, norms, keeps = method.reads, (), "output"
     if isinstance(method, NormedBottleneck):
         norms, keeps = method.norms, method.keeps
-    parallel = reads == "residual" or (
-        reads == "input" and post_norm
-    )  # where the norm stands behind, they are the same
+    # In post-norm bases the sublayer's input is the residual.
+    parallel = reads == "residual" or (reads == "input" and post_norm)
     if reads == "input" and not post_norm:
         raise HalkaError(
             "a bottleneck that reads the sublayer's input cannot be written for AdapterHub on this base: its parallel "
@@ -208,9 +214,9 @@ def _options(method: Bottleneck, *, post_norm: bool) -> dict[str, Any]:
     if reads == "sum" and keeps == "sum" and not post_norm:
         keeps = "read"
     if parallel and (keeps != "output" or "outer" in norms):
-        raise HalkaError("a parallel bottleneck of AdapterHub keeps the output, and norms what is added alone")
+        raise HalkaError("a parallel bottleneck of AdapterHub keeps the output, and norms only what it adds")
     if {"after", "outer"} <= set(norms):
-        raise HalkaError("AdapterHub has one norm after the bottleneck, of what is added or of the sum, not both")
+        raise HalkaError("AdapterHub has one norm after the bottleneck, of its output or of the sum, not both")
     return {
         "is_parallel": parallel,
         "original_ln_before": reads == "sum",
@@ -221,22 +227,22 @@ def _options(method: Bottleneck, *, post_norm: bool) -> dict[str, Any]:
     }
 
 
-def _theirs(state: Mapping[str, Tensor], method: Bottleneck) -> dict[str, Tensor]:
-    """One part's tensors under the library's names; a norm before stands there twice."""
+def _to_adapterhub(state: Mapping[str, Tensor], method: Bottleneck) -> dict[str, Tensor]:
+    """Return one part's tensors under the library's names, which has the norm before the bottleneck twice."""
     norms = method.norms if isinstance(method, NormedBottleneck) else ()
     down = "adapter_down.1" if "before" in norms else "adapter_down.0"
-    found: dict[str, Tensor] = {}
+    tensors: dict[str, Tensor] = {}
     for key, tensor in state.items():
         place, _, ending = key.partition(".")
         if place == "norm_before":
-            found[f"adapter_down.0.{ending}"] = tensor.clone()
-        named = {"down": down, "up": "adapter_up", **{f"norm_{each}": NORMS[each] for each in norms}}
-        found["scaling" if key == "factor" else f"{named[place]}.{ending}"] = tensor
-    return found
+            tensors[f"adapter_down.0.{ending}"] = tensor.clone()
+        named = {"down": down, "up": "adapter_up", **{f"norm_{norm}": NORMS[norm] for norm in norms}}
+        tensors["scaling" if key == "factor" else f"{named[place]}.{ending}"] = tensor
+    return tensors
 
 
 def _factor(hidden: int, width: int) -> float:
-    """The reduction factor that the library makes this width of: ⌊hidden / factor⌋."""
+    """Return a reduction factor of which the library computes this width, ⌊hidden / factor⌋."""
     return hidden / width if int(hidden // (hidden / width)) == width else hidden / (width + 0.5)
 
 

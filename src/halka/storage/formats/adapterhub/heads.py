@@ -1,8 +1,8 @@
-"""Heads that stand beside an adapter: modules trained whole, in files of their own.
+"""Read and write heads saved with an adapter, in files of their own, as fully trained modules.
 
-Those of transformers' own classes have the base's names, and are written so. Those of AdapterHub's classes are
-`heads.<name>.<i>`, a row of dropouts, layers and activations: where one of transformers' classes computes the same,
-they are its layers.
+Heads of transformers' classes have the base's tensor names; `write` writes only these. Heads of AdapterHub's classes
+are `heads.<name>.<i>`, a sequence of dropouts, layers and activations; `read` maps them to the layers of a
+transformers class that computes the same.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from halka.storage.formats.format import BaseSpec, Contents, FileNames, json_obj
 from halka.util.errors import HalkaError
 
 FILES = FileNames("head_config.json", "model_head.safetensors", "pytorch_model_head.bin")
-# By the base's class: what makes AdapterHub's head the same, and the modules that its numbered layers are.
+# The base's class -> the options of AdapterHub's equivalent head, and the base's modules for its numbered layers.
 FLEXIBLE: dict[str, tuple[dict[str, Any], dict[str, str]]] = {
     "BertForSequenceClassification": (
         {"head_type": "classification", "layers": 2, "activation_function": "tanh", "use_pooler": False},
@@ -36,12 +36,12 @@ FLEXIBLE: dict[str, tuple[dict[str, Any], dict[str, str]]] = {
         ({"head_type": "tagging", "layers": 1}, {"1": "classifier"}),
     ),
 }
-MOST = 100_000  # labels that a head has without naming them: a damaged number is not to fill the memory
-WITHOUT = "load the adapter without it (head=False, --no-head)"
+MOST = 100_000  # limit on unnamed labels, so that a damaged num_labels does not exhaust memory
+WITHOUT = "load the adapter without its head (head=False, --no-head)"
 
 
 def base_spec(config: Mapping[str, Any]) -> BaseSpec:
-    """The kind and labels of a base with such a head; nothing where it is the base's own."""
+    """Return the kind and labels of a base with such a head; an empty spec for a language model's own head."""
     options = _options(config)
     head_type = None if options is None else options.get("head_type")
     model_class = str(config.get("model_class"))
@@ -54,12 +54,12 @@ def base_spec(config: Mapping[str, Any]) -> BaseSpec:
 
 
 def _labels(options: Mapping[str, Any]) -> list[str]:
-    """A head's labels by place; where it names none, transformers' own names for as many."""
+    """Return a head's labels by index; transformers' default names if it names none."""
     named, count = options.get("label2id"), options.get("num_labels")
     if named is None:
         if type(count) is not int or not 0 < count <= MOST:
             raise HalkaError(f"head_config.json: num_labels is {count!r}, where a number of labels is expected")
-        return [f"LABEL_{place}" for place in range(count)]
+        return [f"LABEL_{index}" for index in range(count)]
     labels = json_object(named)
     if (
         labels is None
@@ -71,7 +71,7 @@ def _labels(options: Mapping[str, Any]) -> list[str]:
 
 
 def _options(config: Mapping[str, Any]) -> Mapping[str, Any] | None:
-    """Those of one of AdapterHub's heads; None of transformers' own."""
+    """Return the options of a head of AdapterHub's classes; None for one of transformers'."""
     own = config.get("config")
     if own is not None and json_object(own) is None:
         raise HalkaError(f"head_config.json: config is {own!r}, where a head's options are expected")
@@ -79,7 +79,7 @@ def _options(config: Mapping[str, Any]) -> Mapping[str, Any] | None:
 
 
 def read(head: Contents, targets: tuple[Target, ...]) -> tuple[Modules, dict[str, Tensor]] | None:
-    """The modules that a head is and their state; None where it is the base's own.
+    """Return the head's modules and their state; None if all its weights equal the base's.
 
     Raises HalkaError for a head that this base does not have.
     """
@@ -95,7 +95,7 @@ def read(head: Contents, targets: tuple[Target, ...]) -> tuple[Modules, dict[str
         narrower = bool(named) and key in rows and tensor.dim() > 0 and len(tensor) < len(own[key])
         return narrower and tensor.shape[1:] == own[key].shape[1:]
 
-    if unknown := [key for key, each in tensors.items() if not fits(key, each)]:
+    if unknown := [key for key, tensor in tensors.items() if not fits(key, tensor)]:
         shape, made_for = tuple(tensors[unknown[0]].shape), head.config.get("model_class")
         raise HalkaError(
             f"the folder's head, of a {made_for}, has {unknown[0]} {shape}, which this {name} does not: load a base "
@@ -106,7 +106,7 @@ def read(head: Contents, targets: tuple[Target, ...]) -> tuple[Modules, dict[str
             f"head_config.json names {len(named)} labels, and the head's {wrong[0]} has {len(tensors[wrong[0]])} rows: "
             f"the folder is damaged; {WITHOUT}"
         )
-    paths = dict.fromkeys(key.rpartition(".")[0] for key, each in tensors.items() if not _same(each, own[key]))
+    paths = dict.fromkeys(key.rpartition(".")[0] for key, tensor in tensors.items() if not _same(tensor, own[key]))
     if not paths:
         return None
     roles = {target.name: target.role for target in targets if target.role in ("head", "embedding")}
@@ -119,7 +119,7 @@ def read(head: Contents, targets: tuple[Target, ...]) -> tuple[Modules, dict[str
 
 
 def write(adapter: Adapter, targets: tuple[Target, ...], labels: Sequence[str]) -> Contents:
-    """The head with these modules in it; `labels` are what it tells apart, if not the base's own.
+    """Return the base's head with the adapter's modules in it; `labels` are its classes if not the base's.
 
     Raises HalkaError for modules that are not of the base's head.
     """
@@ -130,16 +130,16 @@ def write(adapter: Adapter, targets: tuple[Target, ...], labels: Sequence[str]) 
     shared = {parameter for key, parameter in own.items() if key.startswith(inside)}
     if other := [key for key in trained if key.startswith(inside) or own[key] in shared]:
         raise HalkaError(
-            f"AdapterHub's folders hold modules of the head alone, and {other[0]} is of the base, or tied to it"
+            f"AdapterHub's folders only hold modules of the head, and {other[0]} is of the base, or tied to it"
         )
-    head = {key: each.detach().float() for key, each in own.items() if not key.startswith(inside)}
-    places = {label: place for place, label in enumerate(labels)} or base.config.label2id
-    about = {"config": None, "name": None, "num_labels": len(places), "label2id": places}
-    return Contents(about, {key: tensor.clone() for key, tensor in {**head, **trained}.items()})
+    head = {key: tensor.detach().float() for key, tensor in own.items() if not key.startswith(inside)}
+    label2id = {label: index for index, label in enumerate(labels)} or base.config.label2id
+    config = {"config": None, "name": None, "num_labels": len(label2id), "label2id": label2id}
+    return Contents(config, {key: tensor.clone() for key, tensor in {**head, **trained}.items()})
 
 
 def _as_modules(head: Contents, config: Mapping[str, Any], base: str) -> dict[str, Tensor]:
-    """The tensors of one of AdapterHub's heads by the names of a base of class `base`."""
+    """Return the tensors of a head of AdapterHub's classes under the names of a base of class `base`."""
     same, modules = FLEXIBLE.get(base, ({}, {}))
     if not same or any(config.get(key) != value for key, value in same.items()) or not config.get("bias", True):
         kind = ", ".join(
@@ -149,13 +149,13 @@ def _as_modules(head: Contents, config: Mapping[str, Any], base: str) -> dict[st
     if not isinstance(name := head.config.get("name"), str):
         raise HalkaError(f"head_config.json: name is {name!r}, where the head's name is expected")
     prefix = f"heads.{name}."
-    found: dict[str, Tensor] = {}
+    tensors: dict[str, Tensor] = {}
     for key, tensor in head.tensors.items():
         number, _, ending = key.removeprefix(prefix).partition(".")
         if not key.startswith(prefix) or number not in modules:
             raise HalkaError(f"the head's tensor {key} is not of a head with {same['layers']} layers: {WITHOUT}")
-        found[f"{modules[number]}.{ending}"] = tensor
-    return found
+        tensors[f"{modules[number]}.{ending}"] = tensor
+    return tensors
 
 
 def _same(tensor: Tensor, own: Tensor | nn.Parameter) -> bool:

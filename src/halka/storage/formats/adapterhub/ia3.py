@@ -1,7 +1,7 @@
-"""(IA)³, in the library a LoRA that scales: `loras.<name>.lora_B` (O, 1), always on a layer's output.
+"""Convert (IA)³, which the library has as a LoRA that scales a layer's output: `loras.<name>.lora_B` (O, 1).
 
-What the paper scales is the down projection's input. In Llama that is the output of the one up, and is written so;
-where an activation stands in between there is no such place.
+The paper scales the down projection's input. In Llama's gated MLP, scaling the up projection's output is the same, and
+is what we write; with an activation between the two it is not, and `write` refuses.
 """
 
 from __future__ import annotations
@@ -29,9 +29,9 @@ def read(config: Mapping[str, Any], keys: Keys, targets: tuple[Target, ...]) -> 
     refuse(config, {*PLACES, "alpha", "composition_mode"}, {"r": 1, "dropout": 0}, {"use_gating": GATES})
     wanted, matrices = targets_of(config, targets)
     state: dict[str, Tensor] = {}
-    for place, there in keys.take("lora", *(target.name for target in wanted)).items():
+    for place, tensors in keys.take("lora", *(target.name for target in wanted)).items():
         target = next(target for target in wanted if target.name == place)
-        for key, tensor in there.items():
+        for key, tensor in tensors.items():
             factors = tensor.flatten() * number(config, "alpha", 1.0)
             if target.role == "attn.qkv":
                 factors = _of_all(factors, matrices, target.d_out, place)
@@ -40,15 +40,15 @@ def read(config: Mapping[str, Any], keys: Keys, targets: tuple[Target, ...]) -> 
 
 
 def _of_all(factors: Tensor, matrices: tuple[str, ...], d_out: int, place: str) -> Tensor:
-    """Factors of all three matrices of a fused layer: one, where none were trained."""
+    """Return factors for q, k and v of a fused layer, with 1 for the matrices that were not trained."""
     rows = d_out // len(MATRICES)
     if factors.shape[0] != len(matrices) * rows:
         raise HalkaError(f"{place} has {factors.shape[0]} factors, where {', '.join(matrices)} have {rows} each")
-    given = dict(zip(matrices, torch.split(factors, rows), strict=True))
+    by_matrix = dict(zip(matrices, torch.split(factors, rows), strict=True))
     whole = factors.new_ones(d_out)
     for i, name in enumerate(MATRICES):
-        if name in given:
-            whole[i * rows : (i + 1) * rows] = given[name]
+        if name in by_matrix:
+            whole[i * rows : (i + 1) * rows] = by_matrix[name]
     return whole
 
 
@@ -72,14 +72,14 @@ def write(adapter: Adapter, targets: tuple[Target, ...]) -> tuple[dict[str, Any]
 
 
 def _before(target: Target, adapter: Adapter, targets: tuple[Target, ...]) -> Target:
-    """The layer whose output stands as a factor in what this one receives. Raises HalkaError where there is none."""
+    """Return the up projection whose output is a factor of this layer's input. Raises HalkaError if there is none."""
     architecture = architecture_of(targets)
-    before = next((each for each in targets if (each.layer, each.role) == (target.layer, "mlp.up")), None)
+    before = next((other for other in targets if (other.layer, other.role) == (target.layer, "mlp.up")), None)
     if architecture not in GATED or target.role != "mlp.down" or before is None:
         raise HalkaError(
-            f"AdapterHub's (IA)³ scales what a layer returns, and this one what {target.role} receives: in "
-            f"{architecture} there is no place for that (give it an empty `feedforward`)"
+            f"AdapterHub's (IA)³ scales a layer's output, and this one the input of {target.role}: {architecture} has "
+            "no layer whose output it could scale instead (train it with an empty `feedforward`)"
         )
     if before.name in adapter.parts:
-        raise HalkaError("this (IA)³ scales mlp.up and what mlp.down receives: AdapterHub has one place for both")
+        raise HalkaError("this (IA)³ scales mlp.up's output and mlp.down's input: AdapterHub has one factor for both")
     return before

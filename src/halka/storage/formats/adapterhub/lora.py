@@ -1,10 +1,10 @@
-"""LoRA: `loras.<name>.lora_A` (R, I) and `lora_B` (O, R), bare; GPT-2's fused layer has one pair for each of q, k, v.
+"""Convert LoRA and DoRA: `loras.<name>.lora_A` (R, I) and `lora_B` (O, R), bare parameters.
 
-A DoRA has `m.weight` (O, 1) besides. The library's norms are of W + BA without the scale, and it has the bias in the
-quotient: it is the paper's where the scale is one and there are no biases.
+A DoRA also has `m.weight` (O, 1). The library norms W + BA without the scale, and scales the layer's bias too: it
+computes the paper's DoRA only with a scale of 1 and without biases.
 
-There A is those of the matrices that are trained, one below the other (n·R, I), and so is B (n·O/3, R): as one product
-they are of rank n·R, with B's blocks along the diagonal and nothing elsewhere.
+GPT-2's fused layer has a pair of factors for each of q, k and v. The n trained ones are stacked: A (n·R, I) and
+B (n·O/3, R). As one product they have rank n·R, with B's blocks on the diagonal and zeros elsewhere.
 """
 
 from __future__ import annotations
@@ -26,8 +26,8 @@ MATRICES = ("q", "k", "v")
 PLACES = {"selfattn_lora", "attn_matrices", "intermediate_lora", "output_lora", "leave_out"}
 REASONS = {
     "use_gating": GATES,
-    "vera_d": "its VeRA trains whole matrices in the vectors' place: Halka does not have it",
-    "vera_b": "its VeRA trains whole matrices in the vectors' place: Halka does not have it",
+    "vera_d": "its VeRA trains whole matrices instead of vectors: Halka does not have it",
+    "vera_b": "its VeRA trains whole matrices instead of vectors: Halka does not have it",
 }
 
 
@@ -39,7 +39,7 @@ def read(config: Mapping[str, Any], keys: Keys, targets: tuple[Target, ...]) -> 
     dora = bool(config.get("use_dora"))
     if dora and alpha != rank:
         raise HalkaError(
-            f"its DoRA norms W + BA without the scale, which is {alpha / rank:g} here: Halka's has it inside"
+            f"its DoRA norms W + BA without the scale, which is {alpha / rank:g} here: Halka's includes it"
         )
     if dora:
         _refuse_biases(wanted)
@@ -49,53 +49,52 @@ def read(config: Mapping[str, Any], keys: Keys, targets: tuple[Target, ...]) -> 
     state: dict[str, Tensor] = {}
     for times, group in groups:
         if group:
-            found = keys.take("lora", *(target.name for target in group))
+            by_place = keys.take("lora", *(target.name for target in group))
             for target in group:
-                has_rows(found.get(target.name, {}), "lora_A", times * rank, target.name)
+                has_rows(by_place.get(target.name, {}), "lora_A", times * rank, target.name)
             methods.append(kind(times * rank, times * alpha, dropout, named(group, targets)))
-            for place, there in found.items():
+            for place, tensors in by_place.items():
                 if times > 1 or group is fused:
-                    there = _one_product(there, matrices, place)
-                if dora and "m.weight" in there:
-                    there = {**there, "magnitude": there["m.weight"].flatten()}
-                    there.pop("m.weight")
-                state |= {f"{place}.{key}": tensor for key, tensor in there.items()}
+                    tensors = _one_product(tensors, matrices, place)
+                if dora and "m.weight" in tensors:
+                    tensors = {**tensors, "magnitude": tensors["m.weight"].flatten()}
+                    tensors.pop("m.weight")
+                state |= {f"{place}.{key}": tensor for key, tensor in tensors.items()}
     return methods[0] if len(methods) == 1 else Joint(tuple(methods)), state
 
 
 def _refuse_biases(wanted: Iterable[Target]) -> None:
-    """Raises HalkaError for a layer with a bias, which the library's DoRA would scale."""
+    """Raise HalkaError for a layer with a bias, which the library's DoRA would scale."""
     if biased := [target.name for target in wanted if getattr(target.module, "bias", None) is not None]:
-        raise HalkaError(f"AdapterHub's DoRA scales the layer's bias, too, and Halka's does not: {biased[0]} has one")
+        raise HalkaError(f"AdapterHub's DoRA scales the layer's bias too, and Halka's does not: {biased[0]} has one")
 
 
 def targets_of(config: Mapping[str, Any], targets: tuple[Target, ...]) -> tuple[list[Target], tuple[str, ...]]:
-    """The linear layers that a configuration names, and which of q, k, v are among them."""
+    """Return the linear layers that a configuration selects, and which of q, k and v it trains."""
     roles, matrices = LINEARS[architecture_of(targets)], ()
-    chosen = [
-        each for each, key in (("intermediate", "intermediate_lora"), ("output", "output_lora")) if config.get(key)
-    ]
+    chosen = [name for name in ("intermediate", "output") if config.get(f"{name}_lora")]
     if config.get("selfattn_lora", True):
-        given = listed(config, "attn_matrices", str, ("q", "v"))
-        if wrong := set(given) - set(MATRICES):
-            raise HalkaError(f"adapter_config.json: attn_matrices names {sorted(wrong)[0]!r}, where it has {MATRICES}")
-        matrices = tuple(each for each in MATRICES if each in given)
-    wanted = linears(targets, (roles[each] for each in (*matrices, *chosen)), left_out(config, layers_of(targets)))
+        names = listed(config, "attn_matrices", str, ("q", "v"))
+        if wrong := set(names) - set(MATRICES):
+            raise HalkaError(f"adapter_config.json: attn_matrices names {sorted(wrong)[0]!r}, not one of {MATRICES}")
+        matrices = tuple(name for name in MATRICES if name in names)
+    wanted = linears(targets, (roles[name] for name in (*matrices, *chosen)), left_out(config, layers_of(targets)))
     if not wanted:
-        raise HalkaError("adapter_config.json names no layer to act on")
+        raise HalkaError("adapter_config.json selects no layer")
     return wanted, matrices
 
 
 def named(group: list[Target], targets: tuple[Target, ...]) -> tuple[str, ...]:
-    """What a method's `targets` names these by: their roles, or where layers are left out, their paths."""
+    """Return a method's `targets` for this group: its roles, or its paths if some layers are left out."""
     roles = tuple(dict.fromkeys(target.role for target in group))
     return roles if len(linears(targets, roles)) == len(group) else tuple(target.name for target in group)
 
 
-def _one_product(there: Mapping[str, Tensor], matrices: tuple[str, ...], place: str) -> dict[str, Tensor]:
-    A, B = there.get("lora_A"), there.get("lora_B")
-    if A is None or B is None or set(there) != {"lora_A", "lora_B"}:
-        raise HalkaError(f"{place} should have lora_A and lora_B, and has {', '.join(there)}")
+def _one_product(tensors: Mapping[str, Tensor], matrices: tuple[str, ...], place: str) -> dict[str, Tensor]:
+    """Turn a fused layer's stacked factors into one product BA: B's blocks are placed on the diagonal."""
+    A, B = tensors.get("lora_A"), tensors.get("lora_B")
+    if A is None or B is None or set(tensors) != {"lora_A", "lora_B"}:
+        raise HalkaError(f"{place} should have lora_A and lora_B, and has {', '.join(tensors)}")
     count = len(matrices)
     if A.dim() != 2 or B.dim() != 2 or A.shape[0] != count * B.shape[1] or B.shape[0] % count:
         raise HalkaError(f"{place}: lora_A {tuple(A.shape)} and lora_B {tuple(B.shape)} do not fit {count} matrices")
@@ -119,10 +118,10 @@ def write(adapter: Adapter, targets: tuple[Target, ...]) -> tuple[dict[str, Any]
     for path, part in adapter.parts.items():
         times = len(MATRICES) if adapter.targets[path].role == "attn.qkv" else 1
         A, B = part.get_parameter("lora_A").repeat(times, 1), part.get_parameter("lora_B")
-        there = {"lora_A": A, "lora_B": B}
+        named_tensors = {"lora_A": A, "lora_B": B}
         if dora:
-            there = {"lora_A": A, "lora_B": B * scale, "m.weight": part.get_parameter("magnitude")[:, None]}
-        tensors |= {f"{path}.loras.{NAME}.{key}": tensor for key, tensor in there.items()}
+            named_tensors = {"lora_A": A, "lora_B": B * scale, "m.weight": part.get_parameter("magnitude")[:, None]}
+        tensors |= {f"{path}.loras.{NAME}.{key}": tensor for key, tensor in named_tensors.items()}
     config = {
         "architecture": "lora",
         **where(list(adapter.targets.values()), targets),
@@ -137,25 +136,25 @@ def write(adapter: Adapter, targets: tuple[Target, ...]) -> tuple[dict[str, Any]
     return config, tensors
 
 
-def where(acts: list[Target], targets: tuple[Target, ...]) -> dict[str, Any]:
-    """The options that name an adapter's places. Raises HalkaError for places that the library cannot name."""
+def where(adapted: list[Target], targets: tuple[Target, ...]) -> dict[str, Any]:
+    """Return the options that select the `adapted` layers. Raises HalkaError if the library cannot select them."""
     architecture = architecture_of(targets)
     roles = LINEARS[architecture]
-    if other := sorted({target.role for target in acts} - set(roles.values())):
-        known = ", ".join(dict.fromkeys(roles.values()))
-        raise HalkaError(f"AdapterHub's library has no place for {other[0]} in {architecture}: it has {known} alone")
-    layers = {target.layer for target in acts}
+    if other := sorted({target.role for target in adapted} - set(roles.values())):
+        choices = ", ".join(dict.fromkeys(roles.values()))
+        raise HalkaError(f"AdapterHub's library cannot adapt {other[0]} in {architecture}: it has only {choices}")
+    layers = {target.layer for target in adapted}
     left_out = [layer for layer in range(layers_of(targets)) if layer not in layers]
-    found = {target.role for target in acts}
-    if len(linears(targets, found, left_out)) != len(acts):
+    adapted_roles = {target.role for target in adapted}
+    if len(linears(targets, adapted_roles, left_out)) != len(adapted):
         raise HalkaError(
-            "AdapterHub acts on the same places in every layer that it does not leave out: this adapter does not"
+            "AdapterHub adapts the same modules in every layer that it does not leave out: this adapter does not"
         )
-    matrices = [each for each in MATRICES if roles[each] in found]
+    matrices = [name for name in MATRICES if roles[name] in adapted_roles]
     return {
         "selfattn_lora": bool(matrices),
         "attn_matrices": matrices,
-        "intermediate_lora": roles["intermediate"] in found,
-        "output_lora": roles["output"] in found,
+        "intermediate_lora": roles["intermediate"] in adapted_roles,
+        "output_lora": roles["output"] in adapted_roles,
         "leave_out": left_out,
     }

@@ -1,8 +1,8 @@
-"""Prefix tuning: one tensor or a small network for all layers' keys and values, which take no positions.
+"""Convert prefix tuning: one tensor or a small network gives all layers' keys and values, which take no positions.
 
-The tensors stand under the decoder, and again under each layer: flat, `control_trans` (P·2·L·H·W,), or `wte` (P, D)
-through `control_trans.0`, a non-linearity and `control_trans.2`. They are read as the keys and values that come out,
-and written flat.
+Files hold the tensors under the decoder and again under every layer: a flat `control_trans` (P·2·L·H·W,), or `wte`
+(P, D) followed by `control_trans.0`, a non-linearity and `control_trans.2`. `read` computes the keys and values of
+either form, `write` writes the flat one.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ METHODS = ("positionless_prefix",)
 PLACE = "self_prefix"
 READ = {
     *("prefix_length", "non_linearity", "flat", "bottleneck_size", "shared_gating"),
-    *("encoder_prefix", "cross_prefix", "dropout"),  # of bases with two stacks; in training alone
+    *("encoder_prefix", "cross_prefix", "dropout"),  # of encoder-decoder bases; of training only
 }
 
 
@@ -34,12 +34,12 @@ def read(config: Mapping[str, Any], keys: Keys, targets: tuple[Target, ...]) -> 
     refuse(config, READ, {}, {"use_gating": GATES})
     memory = next((target for target in targets if target.role == "memory"), None)
     if memory is None:
-        raise HalkaError("this base has no prefixes in Halka")
+        raise HalkaError("Halka does not have prefixes for this base")
     copies = list(keys.take("prefix").values())
     first = copies[0] if copies else {}
     for other in copies[1:]:
         if other.keys() != first.keys() or not all(torch.equal(other[key], first[key]) for key in first):
-            raise HalkaError("the prefix stands under every layer, and not the same everywhere: the folder is damaged")
+            raise HalkaError("the prefix is saved under every layer, and its copies differ: the folder is damaged")
     flat = _flat(first, config)
     length = count(config, "prefix_length")
     size = length * memory.d_out
@@ -51,9 +51,9 @@ def read(config: Mapping[str, Any], keys: Keys, targets: tuple[Target, ...]) -> 
     return PositionlessPrefix(length, start="random"), {"memory.keys_values": flat.reshape(length, *memory.shape)}
 
 
-def _flat(there: Mapping[str, Tensor], config: Mapping[str, Any]) -> Tensor:
-    """The keys and values that the tensors are, or that the network makes."""
-    own = {key.removeprefix(f"{PLACE}."): tensor for key, tensor in there.items()}
+def _flat(tensors: Mapping[str, Tensor], config: Mapping[str, Any]) -> Tensor:
+    """Return the keys and values: the flat tensor, or the network's output."""
+    own = {key.removeprefix(f"{PLACE}."): tensor for key, tensor in tensors.items()}
     network = ("wte.weight", *(f"control_trans.{i}.{key}" for i in (0, 2) for key in ("weight", "bias")))
     if set(own) == {"control_trans"}:
         return own["control_trans"]
@@ -62,7 +62,7 @@ def _flat(there: Mapping[str, Tensor], config: Mapping[str, Any]) -> Tensor:
             f"a prefix has control_trans, or {', '.join(network)}; this one has {', '.join(own) or 'nothing'}"
         )
     table, narrow, narrow_bias, wide, wide_bias = (own[key] for key in network)
-    if any(each.dim() != 2 for each in (table, narrow, wide)) or (
+    if any(matrix.dim() != 2 for matrix in (table, narrow, wide)) or (
         (narrow.shape[1], wide.shape[1], *narrow_bias.shape, *wide_bias.shape)
         != (table.shape[1], len(narrow), len(narrow), len(wide))
     ):

@@ -1,4 +1,4 @@
-"""Where AdapterHub's tensors stand: their names taken apart, and each architecture's modules that they belong to."""
+"""Parse AdapterHub's tensor names, and map its module names to each architecture's modules."""
 
 from __future__ import annotations
 
@@ -11,20 +11,20 @@ from halka.core import Target
 from halka.storage.formats.adapterhub.config import base_of
 from halka.util.errors import HalkaError
 
-# How the library's words for places map to our roles. Llama's "intermediate" is its down projection, and its "output"
-# the one up: so it stands in the library.
+# The library's names for linear layers -> our roles. In its code for Llama, "intermediate" is the down projection and
+# "output" the up projection.
 _APART = {"q": "attn.q", "k": "attn.k", "v": "attn.v"}
 _LLAMA = {**_APART, "intermediate": "mlp.down", "output": "mlp.up"}
 _BERT = {**_APART, "intermediate": "mlp.up", "output": "mlp.down"}
 _FUSED = {"q": "attn.qkv", "k": "attn.qkv", "v": "attn.qkv", "intermediate": "mlp.up", "output": "mlp.down"}
 LINEARS = {"llama": _LLAMA, "mistral": _LLAMA, "gpt2": _FUSED, "bert": _BERT, "roberta": _BERT}
-INSIDE = ("bert", "roberta")  # where bottlenecks stand in the output's module, and not in the layer
+INSIDE = ("bert", "roberta")  # bottlenecks are submodules of the output module, not of the layer
 MARKS = {"bottleneck": "adapters", "lora": "loras", "prefix": "prefix_tunings"}
 LEGACY = tuple(f"{place}_{kind}_adapters" for place in ("attention_text", "layer_text") for kind in ("task", "lang"))
 
 
 def architecture_of(targets: tuple[Target, ...]) -> str:
-    """The base's model type. Raises HalkaError for one that the library has no form of its own for."""
+    """Return the base's model type. Raises HalkaError for one that the library does not support natively."""
     name = base_of(targets).config.model_type
     if name not in LINEARS:
         raise HalkaError(f"AdapterHub folders are read and written for {', '.join(LINEARS)}, not for {name}")
@@ -33,27 +33,27 @@ def architecture_of(targets: tuple[Target, ...]) -> str:
 
 @dataclass
 class Keys:
-    """A folder's tensors: by kind, by the module that they stand at, by their name there. What is taken is gone."""
+    """A folder's tensors by kind of adapter, by module path, by name in the module; `take` removes them."""
 
     by_kind: dict[str, dict[str, dict[str, Tensor]]] = field(default_factory=dict[str, dict[str, dict[str, Tensor]]])
 
     def take(self, kind: str, *places: str) -> dict[str, dict[str, Tensor]]:
-        """What stands there of that kind, by place; of all places if none are named."""
-        there = self.by_kind.get(kind, {})
-        return {place: there.pop(place) for place in (places or tuple(there)) if place in there}
+        """Remove and return the tensors of `kind` at these places, by place; at all places if none are named."""
+        by_place = self.by_kind.get(kind, {})
+        return {place: by_place.pop(place) for place in (places or tuple(by_place)) if place in by_place}
 
     def left(self) -> list[str]:
-        """The places that nothing was taken from."""
+        """Return the places of all tensors that nobody took."""
         return [place for places in self.by_kind.values() for place in places]
 
 
 def sorted_by_kind(tensors: Mapping[str, Tensor], name: str, targets: tuple[Target, ...]) -> Keys:
-    """A folder's tensors, of whose names the adapter's is a part."""
+    """Sort a folder's tensors by kind and place; `name` is the adapter's, which their names contain."""
     keys, decoder = Keys(), decoder_of(targets)
     marks = {f".{mark}.{name}.": kind for kind, mark in MARKS.items()}
     marks |= {f".{mark}.{name}.": "bottleneck" for mark in LEGACY}
     for key, tensor in tensors.items():
-        mark = next((each for each in marks if each in key), None)
+        mark = next((mark for mark in marks if mark in key), None)
         if mark is None:
             keys.by_kind.setdefault("other", {})[key] = {}
             continue
@@ -65,12 +65,12 @@ def sorted_by_kind(tensors: Mapping[str, Tensor], name: str, targets: tuple[Targ
 
 
 def decoder_of(targets: tuple[Target, ...]) -> str:
-    """The path of the base's decoder."""
+    """Return the path of the base's decoder."""
     return base_of(targets).base_model_prefix
 
 
 def bottleneck_place(target: Target, architecture: str) -> str:
-    """Where the library keeps the bottleneck of a sublayer's output."""
+    """Return the path where the library keeps the bottleneck of a sublayer's output."""
     if architecture in INSIDE:
         return target.name.rpartition(".")[0]
     layers = target.name.partition(f".{target.layer}.")[0]
@@ -78,11 +78,11 @@ def bottleneck_place(target: Target, architecture: str) -> str:
 
 
 def linears(targets: tuple[Target, ...], roles: Iterable[str], left_out: Iterable[int] = ()) -> list[Target]:
-    """The linear layers of these roles, in all layers but those left out."""
+    """Return the linear layers of these roles, in all layers but those left out."""
     roles, left_out = set(roles), set(left_out)
     return [target for target in targets if target.role in roles and target.layer not in left_out]
 
 
 def layers_of(targets: tuple[Target, ...]) -> int:
-    """How many layers the base has."""
+    """Return the number of layers of the base."""
     return 1 + max(target.layer for target in targets if target.layer is not None)
