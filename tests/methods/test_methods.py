@@ -5,8 +5,8 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import fields, is_dataclass
-from typing import Any
+from dataclasses import dataclass, fields, is_dataclass
+from typing import Any, ClassVar
 
 import pytest
 import torch
@@ -437,10 +437,13 @@ def test_full_weights_are_masters_of_their_own(tied):
 
 
 def test_a_method_written_elsewhere_works_like_those_here():
-    """No registration is asked for, only `name`, `roles` and `build`."""
+    """No registration is asked for, and no class to inherit from: only what `Method` names."""
 
+    @dataclass(frozen=True)
     class Twice:
-        name = "twice"
+        name: ClassVar[str] = "twice"
+        paper: ClassVar[str] = "none"
+        lr: ClassVar[float] = 1e-3
 
         def roles(self):
             return ("mlp",)
