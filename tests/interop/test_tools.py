@@ -252,7 +252,7 @@ def test_an_adapter_of_the_head_is_refused_where_trl_would_pass_it_by(tmp_path):
     trainer = SFTTrainer(
         halka.view(model, "a"), config, train_dataset=from_rows(CHAT), processing_class=model.tokenizer
     )
-    with pytest.raises(ValueError, match="acts on the head, which this tool passes by"):
+    with pytest.raises(ValueError, match="acts on the head, which this tool bypasses"):
         trainer.train()
 
 

@@ -14,7 +14,7 @@ import halka
 from classifiers import LABELS, classifier
 from classifiers import logits as classified
 from contract import disturb, ids
-from halka.merging.combining import COMBINATIONS, OF_PRODUCTS, WAYS, drawn, largest, nearest, nearest_of_factors
+from halka.merging.combining import COMBINATIONS, OF_PRODUCTS, WAYS, largest, nearest, nearest_of_factors, random_share
 from kinds import logits, model_with
 from tiny import tiny
 
@@ -161,7 +161,7 @@ def test_svd_of_the_full_rank_is_the_sum_and_a_higher_one_is_filled_up():
 def test_dare_keeps_the_expectation_and_follows_its_seed():
     tensor = torch.randn(200, 100, generator=torch.Generator().manual_seed(0))
     draw = torch.Generator().manual_seed(1)
-    kept = drawn(tensor, 0.25, draw)
+    kept = random_share(tensor, 0.25, draw)
     share = (kept != 0).float().mean().item()
     assert share == pytest.approx(0.25, abs=0.01)
     assert torch.equal(kept[kept != 0], tensor[kept != 0] / 0.25)
@@ -368,7 +368,7 @@ def test_classifiers_of_other_labels_or_methods_are_refused_by_name():
     model.add("one", halka.LoRA(rank=4))
     model.add("two", halka.LoRA(rank=4), labels=("bad", "good", "meh"))
     model.add("ia3", halka.IA3())
-    with pytest.raises(ValueError, match="'one' tells good, bad, meh apart and 'two' bad, good, meh, so that"):
+    with pytest.raises(ValueError, match="'one' has the labels good, bad, meh and 'two' bad, good, meh, so"):
         halka.combine(model, {"one": 1.0, "two": 1.0})
     with pytest.raises(ValueError, match="lora with modules and ia3 with modules do not combine"):
         halka.combine(model, {"one": 1.0, "ia3": 1.0})
@@ -394,7 +394,7 @@ def test_classifiers_of_other_labels_or_methods_are_refused_by_name():
         ({"adapters": {"one": 1.0, "wide": 1.0}}, r"need equal ranks; at .* they are 4, 6: use cat"),
         ({"adapters": {"one": 1.0, "ia3": 1.0}}, "lora and ia3 do not combine"),
         ({"adapters": {"dora": 1.0, "dora2": 1.0}}, "dora is no sum of products"),
-        ({"adapters": {"prompt": 1.0, "prompt2": 1.0}}, "differ in their fields"),
+        ({"adapters": {"prompt": 1.0, "prompt2": 1.0}}, "differ in their hyper-parameters"),
         ({"adapters": {"hidden": 1.0, "hidden2": 1.0}}, "prefixes behind a network"),
         ({"adapters": {"ia3": 1.0, "ia32": 1.0}, "method": "cat"}, "cat is not defined for ia3: choose linear, ties"),
         ({"name": "one"}, "there is an adapter 'one' already"),

@@ -312,9 +312,9 @@ def test_what_peft_has_no_form_for_is_not_written_for_vllm(tmp_path):
         ({"format": "onnx"}, "there is no format 'onnx': choose one of safetensors, gguf, lora-gguf, peft, vllm"),
         ({"format": "peft", "name": None}, "peft holds an adapter alone: name one"),
         ({"format": "lora-gguf", "dtype": "float16"}, "keeps the adapter as it is, in fp32"),
-        ({"pad_rank": True}, "padded for vllm alone"),
+        ({"pad_rank": True}, "pad_rank is for vllm alone"),
         ({"dtype": "int4"}, "safetensors hold bfloat16, float32, float16 here, not int4"),
-        ({"format": "gguf"}, "a file whose name ends with .gguf"),
+        ({"format": "gguf"}, "is not the path of a .gguf file"),
         ({"name": "nobody"}, "no adapter 'nobody'"),
     ],
 )

@@ -35,9 +35,10 @@ OF_LOADING = {
 
 @register_model("halka")
 class HalkaLM(HFLM):
-    """A base (name, folder) with the adapter of a folder, or an adapted model with the adapter of a name; or bare.
+    """lm-eval's model of a base (name, folder) with an adapter's folder, or of an adapted model with an adapter's name.
 
-    Options are those of lm-eval's own `hf` that make sense for a model that is there already, such as `batch_size`.
+    Without an adapter it is the bare base. Options are those of lm-eval's own `hf` that apply to a loaded model, such
+    as `batch_size`.
     Raises HalkaError as `halka.load_base` and `halka.load` do, and for an option that would have no effect.
     """
 
@@ -58,11 +59,13 @@ class HalkaLM(HFLM):
         name = adapter
         if isinstance(base, AdaptedModel):
             if quantize is not None:
-                raise HalkaError("quantize packs a base as it is loaded, and this one is there: load_base(quantize=…)")
+                raise HalkaError(
+                    "quantize packs a base as it is loaded, and this one is loaded already: load_base(quantize=…)"
+                )
             model = base
         else:
-            there = device is None or torch.cuda.is_available() or not device.startswith("cuda")
-            place = device if there else None  # lm-eval says cuda:0 itself
+            exists = device is None or torch.cuda.is_available() or not device.startswith("cuda")
+            place = device if exists else None  # cuda:0 is lm-eval's default
             model = adapt(*load_base(base, dtype=dtype, device=place, quantize=quantize))
             if adapter is not None:
                 name = ADAPTER
@@ -81,18 +84,18 @@ class HalkaLM(HFLM):
 
 
 def _check_options(options: Mapping[str, Any]) -> None:
-    """Raises HalkaError for the options that lm-eval's `hf` does not know, or that count only for what it loads."""
-    own, theirs = (inspect.signature(each.__init__).parameters for each in (HalkaLM, HFLM))
-    known = sorted({*own, *theirs} - {"self", "options", "kwargs"} - OF_LOADING)
+    """Raises HalkaError for options that lm-eval's `hf` does not have, or that only concern a model that it loads."""
+    own, theirs = inspect.signature(HalkaLM.__init__).parameters, inspect.signature(HFLM.__init__).parameters
+    names = sorted({*own, *theirs} - {"self", "options", "kwargs"} - OF_LOADING)
     for name in options:
-        if name not in known:
-            near = difflib.get_close_matches(name, known, n=1)
-            hint = f"did you mean {near[0]}?" if near else f"there are {', '.join(known)}"
+        if name not in names:
+            near = difflib.get_close_matches(name, names, n=1)
+            hint = f"did you mean {near[0]}?" if near else f"there are {', '.join(names)}"
             raise HalkaError(f"{name!r} is no option of a model that Halka loads: {hint}")
 
 
 def main(arguments: Sequence[str]) -> None:
-    """lm-eval's command line with the model `halka` chosen; it reads `sys.argv` itself."""
+    """Run lm-eval's command line, which reads `sys.argv`, with the model `halka`."""
     from lm_eval.__main__ import cli_evaluate
 
     sys.argv = ["lm-eval", "run", "--model", "halka", *arguments]

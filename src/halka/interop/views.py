@@ -1,7 +1,7 @@
 """`view`: a base with one of its adapters as a transformers model, for Trainer, pipelines, TRL and torch.compile.
 
-A view has the base's own class, so that other tools' checks pass, and shares its modules; every pass runs within
-`model.use(name)`. Its trainable parameters and its `state_dict` are the adapter's alone.
+A view has the base's own class, so that other tools' checks pass, and shares its modules; every forward pass runs
+within `model.use(name)`. Its trainable parameters and its `state_dict` are the adapter's alone.
 """
 
 from __future__ import annotations
@@ -50,21 +50,21 @@ class View(nn.Module):
         self._buffers.update(model.base._buffers)
         if ADAPTER in self._modules:
             raise HalkaError(
-                f"{type(model.base).__name__} has a module {ADAPTER!r} itself: it has no room for a view's"
+                f"{type(model.base).__name__} has a module {ADAPTER!r} itself, so a view cannot add its own"
             )
         self._model, self._name = model, name
         self._adapter = None if name is None else model.adapter(name)
         parts = {} if self._adapter is None else self._adapter.parts
-        self._inside = False  # one of its passes
+        self._inside = False  # whether a forward pass is running
         self._labels = model.labels_of(name)
         if self._labels != model.labels:
             self.config = _config_with(self._labels, self.config)
         self.adapter = nn.ModuleDict({path.replace(".", "/"): part for path, part in parts.items()})
         self.training = False
 
-    @torch.compiler.disable(recursive=False)  # the base's pass is compiled, taking turns is not
+    @torch.compiler.disable(recursive=False)  # compile the base's pass, not the switch of adapters
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        """Run with the adapter whatever is set as `forward`, since TRL sets its own."""
+        """Run `forward` with the adapter, also where TRL has replaced `forward`."""
         with Uncompiled(self._acting()):
             self._inside = True
             try:
@@ -82,7 +82,7 @@ class View(nn.Module):
     def _narrowed(
         self, *args: Any, labels: Tensor | None = None, return_dict: bool | None = None, **kwargs: Any
     ) -> Any:
-        """A pass where the base's head has more outputs than the adapter has labels: logits and loss are of these."""
+        """A pass for a base whose head has more outputs than the adapter has labels: cuts the logits to the labels."""
         wide = self._model.base(*args, return_dict=True, **kwargs)
         outputs = {**wide, "logits": wide.logits[..., : len(self._labels)]}
         if labels is not None:
@@ -99,10 +99,10 @@ class View(nn.Module):
         """The base's head. Raises HalkaError within a pass if the adapter acts on it, since TRL reads its weight."""
         targets = {} if self._adapter is None else self._adapter.targets
         head = self._model.base.get_output_embeddings()  # type: ignore[operator]
-        if self._inside and any(each.module is head for each in targets.values()):
+        if self._inside and any(target.module is head for target in targets.values()):
             raise HalkaError(
-                f"adapter {self._name!r} acts on the head, which this tool passes by: it computes with the head's "
-                "weight itself, as TRL's trainers do. Leave the head out of the adapter's targets, or use `halka.train`"
+                f"adapter {self._name!r} acts on the head, which this tool bypasses: it reads the head's weight "
+                "directly, as TRL's trainers do. Leave the head out of the adapter's targets, or use `halka.train`"
             )
         return head
 
@@ -115,24 +115,24 @@ class View(nn.Module):
         self._model.base.generation_config = value
 
     def train(self, mode: bool = True) -> View:
-        """The view's own mode; the base and the adapter have it while the view computes."""
+        """Set the view's own mode; the base and the adapter take it while the view computes."""
         self.training = mode
         return self
 
     def enable_input_require_grads(self) -> None:
-        """Does nothing: a view's checkpoints are not re-entrant, and need no gradients of their inputs."""
+        """Do nothing: a view's checkpoints are not re-entrant, and need no gradients of their inputs."""
 
     def activation_checkpointing_enable(
         self, activation_checkpointing_kwargs: Mapping[str, Any] | None = None, **options: Any
     ) -> None:
-        """As the base's; recomputation in backward uses the adapters that the forward pass used.
+        """Checkpoint as the base does; recomputation in backward uses the adapters of the forward pass.
 
         Raises HalkaError for re-entrant checkpoints.
         """
         settings = {"use_reentrant": False, **(activation_checkpointing_kwargs or {})}
         if settings["use_reentrant"]:
             raise HalkaError(
-                "re-entrant checkpoints do not know which adapter a layer was computed with: use_reentrant=False"
+                "re-entrant checkpoints cannot recompute a layer with its forward pass's adapter: use_reentrant=False"
             )
         settings["context_fn"] = functools.partial(_checkpoint_contexts, self._model)
         super().activation_checkpointing_enable(settings, **options)  # type: ignore[misc]
@@ -170,12 +170,12 @@ class View(nn.Module):
 
     def _own(self) -> Adapter:
         if self._adapter is None:
-            raise HalkaError("this is a view of the bare base, which has no values of its own: view an adapter")
+            raise HalkaError("this is a view of the bare base, which has no adapter to save or load: view an adapter")
         return self._adapter
 
     @contextmanager
     def _acting(self) -> Iterator[None]:
-        """Within the block the base computes with this adapter, in the view's mode."""
+        """Let the base compute with this adapter, in the view's mode, within the block."""
         parts = self.adapter.values()
         with self._model.use(self._name), in_mode(self.training, self._model.base, *parts):
             if self._name is not None and self._model.adapter(self._name) is not self._adapter:
@@ -200,7 +200,7 @@ class Uncompiled(AbstractContextManager[None]):
 
 @functools.cache
 def _class_of(base: type[nn.Module]) -> type[View]:
-    """The class of a base's views: a subclass of its class with the same name and signature of `forward`."""
+    """The class of a base's views: a subclass of the base's class with its name and its signature of `forward`."""
 
     @functools.wraps(base.forward)
     def forward(self: View, *args: Any, **kwargs: Any) -> Any:

@@ -1,1 +1,1 @@
-"""Adapters become weights, and several become one: what merging costs (`error`), how adapters combine (`combining`)."""
+"""Merge adapters: measure the error (`error`), combine several (`combining`), write for other tools (`exporting`)."""

@@ -1,13 +1,13 @@
-"""Several adapters combined into one: their weighted sum, or the part of it in which they agree.
+"""Combine several adapters into one: a weighted sum, for which some methods first drop values or elect signs.
 
-LoRAs: `linear` sums their factors (A with A, B with B), whose product has cross terms; `cat` puts the factors side by
-side and is the exact weighted sum; `svd` is the nearest to that sum of a lower rank. Some methods drop values before
-summing: all but the largest (`magnitude_prune`), all but those of the winning sign among the largest (`ties`, Yadav et
-al. 2023, arXiv:2306.01708), a random share, the rest scaled up (`dare_linear`, `dare_ties`, Yu et al. 2024,
-arXiv:2311.03099). With the suffix `_svd` they act on products instead of factors.
+LoRAs: `linear` sums their factors (A with A, B with B), whose product has cross terms; `cat` concatenates the factors
+and is the exact weighted sum; `svd` is the best approximation of that sum at a lower rank. `magnitude_prune` sums only
+the largest values, `ties` only those of the winning sign among the largest (Yadav et al. 2023, arXiv:2306.01708),
+`dare_linear` and `dare_ties` a random share, rescaled (Yu et al. 2024, arXiv:2311.03099). With the suffix `_svd` they
+act on the products B·A instead of the factors.
 
-Other families: tensors of equal shape are summed. Of those that start at a fixed point (factors at one, copies of the
-base's weights) the differences from it are, so that weights need not sum to one; there, too, values may be dropped.
+Other families sum tensors of equal shape. Methods whose parameters start at a fixed point (IA3's factors at one, copies
+of the base's weights) sum the differences from that point, so that weights need not sum to one, and may drop values.
 
 Adapters of several methods, such as a classifier's LoRA with its head, combine method by method.
 """
@@ -29,20 +29,20 @@ from halka.methods.lora import FACTORS, LoRAPart
 from halka.storage.tensors import check_finite
 from halka.util.errors import HalkaError
 
-DENSITY = 0.5  # the share of values that is kept, if not given
+DENSITY = 0.5  # the share of values to keep, by default
 FROM_START = (BitFit, Full, IA3, Modules)  # methods whose parameters start at a fixed point
 
 
 @dataclass(frozen=True)
 class Way:
-    """What of each tensor is kept (all of it, if None), and whether only values of the winning sign are summed."""
+    """How to sum tensors: `keep` selects values of each (None: all); `elect` sums only those of the winning sign."""
 
     keep: Callable[[Tensor, float, torch.Generator], Tensor] | None = None
     elect: bool = False
 
     def __call__(self, tensors: Sequence[Tensor], weights: Sequence[float], density: float, draw: Any) -> Tensor:
-        """One tensor of several that have its shape, fp32."""
-        kept = torch.stack([each if self.keep is None else self.keep(each, density, draw) for each in tensors])
+        """Sum tensors of one shape, fp32, by their weights."""
+        kept = torch.stack([tensor if self.keep is None else self.keep(tensor, density, draw) for tensor in tensors])
         factors = torch.tensor(weights, device=kept.device).view(-1, *(1 for _ in kept.shape[1:]))
         if not self.elect:
             return (kept * factors).sum(0)
@@ -52,24 +52,24 @@ class Way:
 
 
 def largest(tensor: Tensor, density: float, draw: torch.Generator) -> Tensor:
-    """The share `density` of its values that are largest; zeros elsewhere."""
+    """Keep the share `density` of values that are largest; zeros elsewhere."""
     flat, kept = tensor.flatten(), torch.zeros_like(tensor).flatten()
     places = flat.abs().topk(int(density * flat.numel())).indices
     kept[places] = flat[places]
     return kept.view_as(tensor)
 
 
-def drawn(tensor: Tensor, density: float, draw: torch.Generator) -> Tensor:
-    """Each value with the chance `density`, scaled up so that their expectation stays; zeros elsewhere."""
-    chances = torch.full(tensor.shape, density)
-    return tensor * torch.bernoulli(chances, generator=draw).to(tensor.device) / density
+def random_share(tensor: Tensor, density: float, draw: torch.Generator) -> Tensor:
+    """Keep each value with probability `density`, rescaled so that the expectation stays; zeros elsewhere."""
+    probabilities = torch.full(tensor.shape, density)
+    return tensor * torch.bernoulli(probabilities, generator=draw).to(tensor.device) / density
 
 
 WAYS = {
     "linear": Way(),
     "ties": Way(largest, elect=True),
-    "dare_linear": Way(drawn),
-    "dare_ties": Way(drawn, elect=True),
+    "dare_linear": Way(random_share),
+    "dare_ties": Way(random_share, elect=True),
     "magnitude_prune": Way(largest),
 }
 OF_PRODUCTS = {"svd": "linear", **{f"{way}_svd": way for way in WAYS if way != "linear"}}
@@ -86,10 +86,10 @@ def combine(
     seed: int = 0,
     rank: int | None = None,
 ) -> Adapter:
-    """Add the adapter `name`, combined from others by their weights, which may be negative; the others stay.
+    """Add the adapter `name`, a combination of others by their weights, which may be negative; the others stay.
 
     density     the share of values that ties, dare and magnitude_prune keep [0.5]; `seed` is for dare's draws
-    rank        of the result, for svd and its like; the highest of the sources' if not given
+    rank        of the result, for svd and the methods ending in _svd; by default the sources' highest
 
     Raises UnknownAdapterError for a name that the model does not have; HalkaError for fewer than two adapters,
     weights and values that are not finite, an unknown method, families that do not combine, ranks, shapes or
@@ -99,7 +99,7 @@ def combine(
         raise HalkaError(f"there is no combination {method!r}: choose one of {', '.join(COMBINATIONS)}")
     if len(adapters) < 2:
         raise HalkaError(f"to combine, name two or more adapters with their weights, not {len(adapters)}")
-    if wrong := [each for each, weight in adapters.items() if not math.isfinite(weight)]:
+    if wrong := [adapter for adapter, weight in adapters.items() if not math.isfinite(weight)]:
         raise HalkaError(f"the weight of {wrong[0]!r} is {adapters[wrong[0]]}: give each adapter a finite number")
     way = WAYS.get(OF_PRODUCTS.get(method, method), Way())
     if density is not None and way.keep is None:
@@ -107,29 +107,29 @@ def combine(
     if density is not None and not 0 < density <= 1:
         raise HalkaError(f"density is the share of values that are kept: above 0 and at most 1, not {density}")
     if rank is not None and (method not in OF_PRODUCTS or rank < 1):
-        raise HalkaError(f"the rank of {method} follows from its sources: give one, above 0, for svd and its like")
+        raise HalkaError(f"the rank of {method} follows from its sources: give one, above 0, with svd, or leave it out")
     with model.lock, torch.no_grad():
-        sources = [model.adapter(each) for each in adapters]
+        sources = [model.adapter(adapter) for adapter in adapters]
         weights = [float(weight) for weight in adapters.values()]
         draw = torch.Generator().manual_seed(seed)
 
         def joined(tensors: Sequence[Tensor], factors: Sequence[float]) -> Tensor:
             return way(tensors, factors, DENSITY if density is None else density, draw)
 
-        for each, source in zip(adapters, sources, strict=True):
-            check_finite(each, source.state_dict())
+        for adapter, source in zip(adapters, sources, strict=True):
+            check_finite(adapter, source.state_dict())
         labels = _labels(model, [*adapters])
-        of_each = [pieces(each) for each in sources]
-        if len(kinds := dict.fromkeys(" with ".join(map(kind, each)) for each in of_each)) > 1:
-            raise HalkaError(f"{' and '.join(kinds)} do not combine: adapters of the same methods do")
-        besides = OF_PRODUCTS.get(method, "linear") if any(map(is_lora, of_each[0])) and method not in WAYS else method
+        split = [pieces(source) for source in sources]
+        if len(kinds := dict.fromkeys(" with ".join(map(kind, own)) for own in split)) > 1:
+            raise HalkaError(f"{' and '.join(kinds)} do not combine: name adapters of the same methods")
+        for_others = OF_PRODUCTS.get(method, "linear") if any(map(is_lora, split[0])) and method not in WAYS else method
         methods: list[Method] = []
         state: dict[str, Tensor] = {}
-        for of_one in zip(*of_each, strict=True):
-            if is_lora(of_one[0]):
-                combined, tensors = _loras(of_one, weights, method, rank, joined)
+        for alike in zip(*split, strict=True):
+            if is_lora(alike[0]):
+                combined, tensors = _loras(alike, weights, method, rank, joined)
             else:
-                combined, tensors = _others(model, of_one, weights, besides, joined)
+                combined, tensors = _others(model, alike, weights, for_others, joined)
             methods.append(combined)
             state.update({key: tensor.float() for key, tensor in tensors.items()})
         whole = methods[0] if len(methods) == 1 else Joint(tuple(methods))
@@ -140,13 +140,13 @@ Join = Callable[[Sequence[Tensor], Sequence[float]], Tensor]
 
 
 def _labels(model: AdaptedModel, names: Sequence[str]) -> tuple[str, ...]:
-    """The labels that all of these have. Raises HalkaError where two differ."""
+    """The labels that all these adapters have. Raises HalkaError where two differ."""
     first, own = names[0], model.labels_of(names[0])
     for other in names[1:]:
         if (labels := model.labels_of(other)) != own:
             raise HalkaError(
-                f"{first!r} tells {', '.join(own)} apart and {other!r} {', '.join(labels)}, so that the places of "
-                "their heads do not mean the same: combine adapters of the same labels in the same order"
+                f"{first!r} has the labels {', '.join(own)} and {other!r} {', '.join(labels)}, so their heads' outputs "
+                "do not mean the same: combine adapters that have the same labels in the same order"
             )
     return model.adapter(first).labels
 
@@ -174,59 +174,59 @@ def _loras(
     sources: Sequence[Adapter], weights: Sequence[float], method: str, rank: int | None, joined: Join
 ) -> tuple[Method, dict[str, Tensor]]:
     """A LoRA of scale one at every target that a source has, and its state."""
-    kinds = {path: type(part) for each in sources for path, part in each.parts.items()}
-    having = {
+    kinds = {path: type(part) for source in sources for path, part in source.parts.items()}
+    factors_at = {
         path: [
-            Factors.of(each.parts[path], weight)
-            for each, weight in zip(sources, weights, strict=True)
-            if path in each.parts
+            Factors.of(source.parts[path], weight)
+            for source, weight in zip(sources, weights, strict=True)
+            if path in source.parts
         ]
         for path in kinds
     }
-    wanted = rank or max(each.A.shape[-2] for found in having.values() for each in found)
-    made: dict[str, tuple[Tensor, Tensor]] = {}
-    for path, found in having.items():
+    wanted = rank or max(factor.A.shape[-2] for factors in factors_at.values() for factor in factors)
+    combined: dict[str, tuple[Tensor, Tensor]] = {}
+    for path, factors in factors_at.items():
         if method == "cat":
-            made[path] = side_by_side(found)
+            combined[path] = side_by_side(factors)
         elif method == "svd":
-            made[path] = nearest_of_factors(*side_by_side(found), wanted)
+            combined[path] = nearest_of_factors(*side_by_side(factors), wanted)
         elif method in OF_PRODUCTS:
-            products = [each.scale * each.B @ each.A for each in found]
-            made[path] = nearest(joined(products, [each.weight for each in found]), wanted)
+            products = [factor.scale * factor.B @ factor.A for factor in factors]
+            combined[path] = nearest(joined(products, [factor.weight for factor in factors]), wanted)
         else:
-            made[path] = _of_factors(found, path, method, joined)
-    full = max(A.shape[-2] for A, _ in made.values())
+            combined[path] = _of_factors(factors, path, method, joined)
+    full = max(A.shape[-2] for A, _ in combined.values())
     state = {}
-    for path, (A, B) in made.items():
+    for path, (A, B) in combined.items():
         at_A, at_B = FACTORS[kinds[path]]
         missing = full - A.shape[-2]
         state[f"{path}.{at_A}"] = torch.nn.functional.pad(A, (0, 0, 0, missing)).contiguous()
         state[f"{path}.{at_B}"] = torch.nn.functional.pad(B, (0, missing)).contiguous()
-    roles = tuple(dict.fromkeys(role for each in sources for role in each.method.roles()))
+    roles = tuple(dict.fromkeys(role for source in sources for role in source.method.roles()))
     return LoRA(rank=full, alpha=float(full), targets=roles), state
 
 
-def _of_factors(having: Sequence[Factors], path: str, method: str, joined: Join) -> tuple[Tensor, Tensor]:
-    """A's with A's and B's with B's, each weighted by the root of weight times scale, its sign at A."""
-    if len(ranks := {each.A.shape[-2] for each in having}) > 1:
+def _of_factors(factors: Sequence[Factors], path: str, method: str, joined: Join) -> tuple[Tensor, Tensor]:
+    """Sum A with A and B with B, each weighted by the square root of weight · scale, its sign at A."""
+    if len(ranks := {factor.A.shape[-2] for factor in factors}) > 1:
         raise HalkaError(
             f"{method} sums factors, which need equal ranks; at {path} they are {', '.join(map(str, sorted(ranks)))}: "
             "use cat (the exact sum), or svd"
         )
-    scaled = [each.weight * each.scale for each in having]
-    roots = [abs(each) ** 0.5 for each in scaled]
-    signed = [root if each >= 0 else -root for root, each in zip(roots, scaled, strict=True)]
-    return joined([each.A for each in having], signed), joined([each.B for each in having], roots)
+    scaled = [factor.weight * factor.scale for factor in factors]
+    roots = [abs(scale) ** 0.5 for scale in scaled]
+    signed = [root if scale >= 0 else -root for root, scale in zip(roots, scaled, strict=True)]
+    return joined([factor.A for factor in factors], signed), joined([factor.B for factor in factors], roots)
 
 
-def side_by_side(having: Sequence[Factors]) -> tuple[Tensor, Tensor]:
-    """Factors (ΣR, I) and (O, ΣR) of the weighted sum of products, exactly."""
-    A = torch.cat([each.A * (each.weight * each.scale) for each in having], dim=-2)
-    return A, torch.cat([each.B for each in having], dim=-1)
+def side_by_side(factors: Sequence[Factors]) -> tuple[Tensor, Tensor]:
+    """Concatenated factors (ΣR, I) and (O, ΣR), whose product is exactly the weighted sum of products."""
+    A = torch.cat([factor.A * (factor.weight * factor.scale) for factor in factors], dim=-2)
+    return A, torch.cat([factor.B for factor in factors], dim=-1)
 
 
 def nearest_of_factors(A: Tensor, B: Tensor, rank: int) -> tuple[Tensor, Tensor]:
-    """`nearest(B @ A, rank)` without forming the product: QR of both, and the SVD of what is between."""
+    """`nearest(B @ A, rank)` without forming the product: QR of both factors, and the SVD of their small core."""
     left, upper = torch.linalg.qr(B)
     right, lower = torch.linalg.qr(A.mT)
     small_A, small_B = nearest(upper @ lower.mT, rank)
@@ -234,7 +234,7 @@ def nearest_of_factors(A: Tensor, B: Tensor, rank: int) -> tuple[Tensor, Tensor]
 
 
 def nearest(product: Tensor, rank: int) -> tuple[Tensor, Tensor]:
-    """Factors A (R, I), of orthonormal rows, and B (O, R) of the product of that rank that is nearest to (O, I)."""
+    """Factors A (R, I), with orthonormal rows, and B (O, R) of the best approximation of (O, I) at that rank."""
     U, S, V = torch.linalg.svd(product, full_matrices=False)
     return V[..., :rank, :], U[..., :rank] * S[..., None, :rank]
 
@@ -247,21 +247,21 @@ def _others(
 ) -> tuple[Method, dict[str, Tensor]]:
     """The method that all sources share, and the sum of their tensors."""
     first = sources[0].method
-    if any(_plain(each.method) != _plain(first) for each in sources):
+    if any(_without_dropout(source.method) != _without_dropout(first) for source in sources):
         raise HalkaError(
-            f"these {first.name} adapters differ in their fields ({first} and others): tensors of equal shape and "
-            "meaning are summed, so train them with equal fields"
+            f"these {first.name} adapters differ in their hyper-parameters ({first} and others), so their tensors "
+            "cannot be summed: train them with equal hyper-parameters"
         )
     if isinstance(first, Prefix) and first.hidden is not None:
         raise HalkaError("prefixes behind a network do not combine: save and load them, which keeps the prefix alone")
     if any(isinstance(part, LoRAPart) for part in sources[0].parts.values()):
         raise HalkaError(
-            f"{first.name} is no sum of products, so its tensors do not add up: combine LoRAs, or merge one"
+            f"{first.name} is no sum of products, so its tensors cannot be summed: combine LoRAs, or merge one"
         )
     if method not in WAYS or (method != "linear" and not isinstance(first, FROM_START)):
         able = "linear" if not isinstance(first, FROM_START) else ", ".join(WAYS)
         raise HalkaError(f"{method} is not defined for {first.name}: choose {able}")
-    states = [each.state_dict() for each in sources]
+    states = [source.state_dict() for source in sources]
     start = _start(model, sources[0]) if isinstance(first, FROM_START) else {}
     summed = {}
     for key, tensor in states[0].items():
@@ -270,14 +270,14 @@ def _others(
     return first, summed
 
 
-def _plain(method: Method) -> Method:
-    """Without what matters for training alone."""
-    dropless: Any = method
-    return replace(dropless, dropout=0.0) if "dropout" in method.__dataclass_fields__ else method
+def _without_dropout(method: Method) -> Method:
+    """The method without its dropout, which matters in training alone."""
+    plain: Any = method
+    return replace(plain, dropout=0.0) if "dropout" in method.__dataclass_fields__ else method
 
 
 def _start(model: AdaptedModel, adapter: Adapter) -> dict[str, Tensor]:
-    """The state that such an adapter begins with."""
+    """The initial state of an adapter of this method and these targets."""
     state: dict[str, Tensor] = {}
     with model.own_weights():
         for path, target in adapter.targets.items():

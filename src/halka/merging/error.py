@@ -1,7 +1,8 @@
-"""What merging an adapter changes, compared with what the adapter itself changes and what rounding does anyway.
+"""Measure what merging an adapter changes, beside what the adapter itself changes and what rounding alone changes.
 
-A merged weight is rounded to the base's precision, where a small update is partly lost. Five models are compared on the
-same probes: unmerged and merged, each in the base's precision and exactly (in the next wider one), and the bare base.
+A merged weight is rounded to the base's precision, which loses part of a small update. `merge_error` compares five
+models on the same probes: unmerged and merged, each in the base's precision and exactly (in the next wider one), and
+the bare base.
 """
 
 from __future__ import annotations
@@ -28,12 +29,12 @@ LIMIT = 0.05
 
 @dataclass(frozen=True)
 class Difference:
-    """How far two models are apart on the same probes: in logits, and in their distributions (nats a token)."""
+    """How far two models differ on the same probes: in logits, and in distributions (nats a token)."""
 
     max: float
     mean: float
     kl: float  # of the first to the second
-    same_token: float  # the share of positions with the same likeliest token
+    same_token: float  # the share of positions with the same most likely token
 
     def __str__(self) -> str:
         return f"KL {self.kl:.2g}, logits {self.max:.3g} at most and {self.mean:.2g} on average"
@@ -43,17 +44,17 @@ class Difference:
 class MergeError:
     """What merging adapter `adapter` changes, over `tokens` positions of the probes.
 
-    dtype      the precision of the merged weights: the base's, or what they are written in
+    dtype      the precision of the merged weights: the base's, or the file's
 
-    error      merged and unmerged, as they compute in the base's precision
-    effect     the bare base and the adapter, exactly: what the adapter is for
-    noise      unmerged, exactly and in the base's precision: what rounding does without any merging
-    merged     the adapter exactly, and merged in the base's precision: how far from it a merged model is
-    rounding   the adapter exactly, with exact and with rounded weights: what the weights lose for good
+    error      between merged and unmerged, both computed in the base's precision
+    effect     between the bare base and the adapter, both exact: the adapter's effect
+    noise      between the unmerged adapter exact and in the base's precision: rounding without merging
+    merged     between the exact adapter and the merged model in the base's precision
+    rounding   between the exact adapter with exact and with rounded weights: the loss that stays in the weights
 
-    Where weights are written in another precision than the base's, no unmerged adapter computes as they do: `error`
-    and `merged` are both between the adapter exactly and what was written, `noise` between the bare base exactly and
-    written the same way.
+    For weights written in another precision than the base's, no unmerged adapter computes in that precision: `error`
+    and `merged` are both between the exact adapter and the written weights, `noise` between the exact bare base and the
+    bare base written the same way.
     """
 
     adapter: str
@@ -76,7 +77,7 @@ class MergeError:
             raise HalkaError(
                 f"merging {self.adapter!r} would change it by {self.relative:.1%} of its effect (KL "
                 f"{self.error.kl:.2g} of {self.effect.kl:.2g}), past the limit of {limit:.1%}; rounding to "
-                f"{self.dtype} without merging makes {self.noise.kl:.2g}: take a wider precision (load the base in "
+                f"{self.dtype} without merging has {self.noise.kl:.2g}: use a wider precision (load the base in "
                 "float32, or write float32), use the adapter unmerged, or force it"
             )
 
@@ -89,10 +90,10 @@ class MergeError:
 
 
 def merge_error(model: AdaptedModel, name: str, probes: Probes | None = None) -> MergeError:
-    """Measure what `model.merge(name)` would change on `probes` (a neutral text if not given); nothing is merged.
+    """Measure what `model.merge(name)` would change on `probes` (default: a neutral text); the base stays as it is.
 
-    `merge_error(model, name).check()` raises where that is too much. Takes six passes over the probes, and meanwhile
-    memory for copies of the weights in the next wider precision. Raises HalkaError for an adapter that cannot be
+    `merge_error(model, name).check()` raises where that is too much. Takes six passes over the probes, and memory for
+    copies of the weights in the next wider precision. Raises HalkaError for an adapter that cannot be
     merged, logits that are not finite, and a model with an adapter merged or in use.
     """
     rows = probe_rows(model, probes)
@@ -101,7 +102,7 @@ def merge_error(model: AdaptedModel, name: str, probes: Probes | None = None) ->
         dtype = next(model.base.parameters()).dtype
         wider = WIDER[dtype]
         subject = f"the logits of {name!r} on a base in {_plain(dtype)}"
-        with _merged(model, name):  # refused before anything is measured
+        with _merged(model, name):  # first, since it may refuse the adapter
             merged = list(logits_of(model, rows))
             with model.in_precision(wider):
                 rounded = list(logits_of(model, rows))
@@ -115,7 +116,7 @@ def merge_error(model: AdaptedModel, name: str, probes: Probes | None = None) ->
     return MergeError(
         adapter=name,
         dtype=_plain(dtype),
-        tokens=sum(len(each) for each in exact),
+        tokens=sum(len(row) for row in exact),
         error=difference(unmerged, merged, subject),
         effect=effect,
         noise=difference(exact, unmerged, subject),
@@ -132,9 +133,9 @@ def written_error(
     kind: str,
     probes: Probes | None = None,
 ) -> MergeError:
-    """`merge_error` of weights in another precision than the base's.
+    """Measure `merge_error` for weights in another precision than the base's.
 
-    as_written    returns all weights with that adapter merged (None: the bare base), as a reader of the file has them
+    as_written    returns all weights with that adapter merged (None: the bare base), as read back from the file
     dtype         the precision in which the reader computes
     kind          the type of tensors in the file
 
@@ -162,7 +163,7 @@ def written_error(
     return MergeError(
         adapter=name,
         dtype=kind,
-        tokens=sum(len(each) for each in exact),
+        tokens=sum(len(row) for row in exact),
         error=error,
         effect=difference(bare, exact, subject),
         noise=difference(bare, bare_written, subject),
@@ -173,7 +174,7 @@ def written_error(
 
 def _check_idle(model: AdaptedModel) -> None:
     if model.merged is not None or model.in_use:
-        raise HalkaError("the error of merging needs an idle base: leave `use`, or `unmerge` what is merged")
+        raise HalkaError("the error of merging needs an idle base: leave `use`, or call `unmerge` first")
 
 
 def difference(one: Iterable[Tensor], other: Iterable[Tensor], subject: str = "these logits") -> Difference:
@@ -184,7 +185,7 @@ def difference(one: Iterable[Tensor], other: Iterable[Tensor], subject: str = "t
         gap = (a - b).abs()
         if not gap.isfinite().all():
             raise HalkaError(
-                f"{subject} are not finite, so what merging changes cannot be measured: load the base in bfloat16 or "
+                f"{subject} are not finite, so the error of merging cannot be measured: load the base in bfloat16 or "
                 "float32, or train the adapter again, more gently"
             )
         largest, total, count = max(largest, gap.max().item()), total + gap.sum().item(), count + gap.numel()

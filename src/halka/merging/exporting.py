@@ -1,4 +1,4 @@
-"""`export`: write an adapter for other tools, merged into a whole model or by itself."""
+"""`export`: write an adapter for other tools, merged into the whole model or alone."""
 
 from __future__ import annotations
 
@@ -43,14 +43,14 @@ class Options:
     on_error: Callable[[MergeError], None] | None
 
     def check(self, measure: Callable[[], MergeError]) -> None:
-        """Measure what merging costs, report it, and raise HalkaError past the limit, unless forced."""
+        """Measure the error of merging, report it, and raise HalkaError past the limit, unless forced."""
         if self.force and self.on_error is None:
             return
-        found = measure()
+        error = measure()
         if self.on_error is not None:
-            self.on_error(found)
+            self.on_error(error)
         if not self.force:
-            found.check(self.limit)
+            error.check(self.limit)
 
 
 def export(
@@ -66,23 +66,23 @@ def export(
     force: bool = False,
     on_error: Callable[[MergeError], None] | None = None,
 ) -> Path:
-    """Write adapter `name` to `to`, whole or not at all, and return it.
+    """Write adapter `name` to the path `to`, whole or not at all, and return the path.
 
     format      safetensors  the merged model as a transformers folder, with its tokenizer and settings
-                gguf         the merged model as a file for llama.cpp
-                lora-gguf    the LoRA alone as such a file
-                peft         the adapter alone as peft's folder
-                vllm         the same, refused by name where vLLM would not serve it
-    dtype       of the merged weights, computed in fp32 and rounded once; the base's own if not given; gguf has q8_0 too
-    pad_rank    for vllm: fill the rank up to the next that its --max-lora-rank takes; what it computes stays
-    probes      texts on which the merged model and the adapter are compared; a neutral text if not given
-    limit       of the error's KL, as a share of the effect's, measured on the weights as they will be written
-    force       write what is past the limit, or cannot be measured
-    on_error    called with what was measured; without it, a forced export is not measured
+                gguf         the merged model as a GGUF file for llama.cpp
+                lora-gguf    the LoRA alone as a GGUF file
+                peft         the adapter alone as a peft folder
+                vllm         the same, but raises HalkaError where vLLM would not serve it
+    dtype       of the merged weights, computed in fp32 and rounded once; default: the base's; gguf has q8_0 too
+    pad_rank    for vllm: pad the rank with zeros to the next that its --max-lora-rank takes
+    probes      texts on which the merged model and the adapter are compared; default: a neutral text
+    limit       of the error's KL, as a share of the effect's KL, measured on the weights as they will be written
+    force       write even past the limit, or where the error cannot be measured
+    on_error    called with the measured error; without it, a forced export measures nothing
 
     The name None exports the base's own weights. Raises UnknownAdapterError for another name; HalkaError for an adapter
-    that cannot be merged or that the format has no place for, an error past the limit, values that are not finite, a
-    folder that holds something else, and the folder that the base was loaded from.
+    that cannot be merged or that the format cannot hold, an error past the limit, values that are not finite, a folder
+    that holds something else, and the folder that the base was loaded from.
     """
     if format not in FORMATS:
         raise HalkaError(f"there is no format {format!r}: choose one of {', '.join(FORMATS)}")
@@ -91,7 +91,7 @@ def export(
     if dtype is not None and format not in WHOLE:
         raise HalkaError(f"{format} keeps the adapter as it is, in fp32: leave dtype out")
     if pad_rank and format != "vllm":
-        raise HalkaError("the rank is padded for vllm alone: leave pad_rank out, or choose that format")
+        raise HalkaError("pad_rank is for vllm alone: leave it out, or choose that format")
     to = Path(to)
     with model.lock:
         FORMATS[format](model, name, to, Options(dtype, pad_rank, probes, limit, force, on_error))
@@ -114,33 +114,33 @@ def whole_weights(model: AdaptedModel, name: str | None, dtype: torch.dtype | No
             full = adapter.parts.get("base")
             if full is None:
                 changed = merged_weights(adapter, dtype)
-            else:  # its masters, under the first of the names that tied tensors have
+            else:  # its fp32 masters, each under the first name of tied tensors
                 masters = dict(full.named_parameters())
                 places = {
-                    weights[each].data_ptr(): tensor.detach().to(dtype or weights[each].dtype)
-                    for each, tensor in masters.items()
+                    weights[key].data_ptr(): tensor.detach().to(dtype or weights[key].dtype)
+                    for key, tensor in masters.items()
                 }
-                own = {each: places.get(tensor.data_ptr()) for each, tensor in weights.items()}
-                changed = {each: tensor for each, tensor in own.items() if tensor is not None}
+                own = {key: places.get(tensor.data_ptr()) for key, tensor in weights.items()}
+                changed = {key: tensor for key, tensor in own.items() if tensor is not None}
     return _finite(_cast({**weights, **changed}, dtype))
 
 
 def _cast(weights: dict[str, Tensor], dtype: torch.dtype | None) -> dict[str, Tensor]:
-    """In `dtype`, what shares its values staying so."""
-    made: dict[tuple[int, torch.Size], Tensor] = {}
-    for each, tensor in weights.items():
+    """Convert to `dtype`; tied tensors stay tied."""
+    converted: dict[tuple[int, torch.Size], Tensor] = {}
+    for key, tensor in weights.items():
         if dtype is not None and tensor.is_floating_point():
-            key = tensor.data_ptr(), tensor.shape
-            weights[each] = made.setdefault(key, tensor.to(dtype))
+            storage = tensor.data_ptr(), tensor.shape
+            weights[key] = converted.setdefault(storage, tensor.to(dtype))
     return weights
 
 
 def _finite(weights: dict[str, Tensor]) -> dict[str, Tensor]:
-    """The same. Raises HalkaError, by name, for values that are not finite."""
-    for each, tensor in weights.items():
+    """Return the weights. Raises HalkaError, naming the tensor, for values that are not finite."""
+    for key, tensor in weights.items():
         if not tensor.isfinite().all():
             raise HalkaError(
-                f"{each} holds values that are not finite in {_plain(tensor.dtype)}: choose another dtype (float32 "
+                f"{key} holds values that are not finite in {_plain(tensor.dtype)}: choose another dtype (float32 "
                 "holds the largest), or train the adapter again, more gently"
             )
     return weights
@@ -178,8 +178,8 @@ def _check_folder(model: AdaptedModel, to: Path) -> None:
     if not to.is_dir():
         raise HalkaError(f"{to} is a file: choose another folder")
     base: Any = model.base
-    sources = {getattr(each, key, "") for each, key in ((base, "name_or_path"), (base.config, "_name_or_path"))}
-    if any(Path(each).exists() and to.samefile(each) for each in sources if each):
+    sources = {getattr(base, "name_or_path", ""), getattr(base.config, "_name_or_path", "")}
+    if any(Path(source).exists() and to.samefile(source) for source in sources if source):
         raise HalkaError(f"{to} is what the base was loaded from: choose another folder")
     if (other := stranger(to, model.tokenizer)) is not None:
         raise HalkaError(f"{to} exists and holds {other}, which no export wrote: choose another folder")
@@ -194,7 +194,7 @@ def _gguf(model: AdaptedModel, name: str | None, to: Path, options: Options) -> 
 
         def as_read(other: str | None) -> Mapping[str, Tensor]:
             exact = weights if other == name else whole_weights(model, other, torch.float32)
-            return {each: as_stored(each, tensor, kind) for each, tensor in exact.items()}
+            return {key: as_stored(key, tensor, kind) for key, tensor in exact.items()}
 
         options.check(lambda: written_error(model, name, as_read, torch.float32, kind, options.probes))
     write_file(to, lambda path: write_gguf(model.base, model.tokenizer, weights, path, to.stem, kind))
@@ -221,7 +221,7 @@ def _vllm(model: AdaptedModel, name: str, to: Path, options: Options) -> None:
             "vLLM reads peft's folders, and peft takes the names of this base's dense MLPs for those of experts: train "
             "the LoRA without them, or merge it instead"
         )
-    rank = next((each for each in RANKS if each >= method.rank), None)
+    rank = next((rank for rank in RANKS if rank >= method.rank), None)
     if rank is None:
         raise HalkaError(
             f"vLLM serves ranks up to {RANKS[-1]}, and this is {method.rank}: use svd, or merge it instead"
@@ -246,7 +246,7 @@ def _vllm(model: AdaptedModel, name: str, to: Path, options: Options) -> None:
 
 def _file(to: Path) -> Path:
     if to.is_dir() or to.suffix != ".gguf":
-        raise HalkaError(f"{to} is to be a file whose name ends with .gguf")
+        raise HalkaError(f"{to} is not the path of a .gguf file: name one that ends with .gguf")
     return to
 
 

@@ -1,4 +1,4 @@
-"""An adapter of several methods split by method; all its LoRAs are one piece, whatever their ranks."""
+"""Split an adapter of several methods by method; all its LoRAs are one piece, whatever their ranks."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ def pieces(adapter: Adapter) -> list[Adapter]:
     methods = adapter.method.methods if isinstance(adapter.method, Joint) else (adapter.method,)
     paths: list[list[str]] = [[] for _ in methods]
     for path, target in adapter.targets.items():
-        able = [place for place, each in enumerate(methods) if wants(each.roles(), target)]
-        (place,) = able if len(able) == 1 else [each for each in able if methods[each].build(target) is not None]
+        able = [place for place, method in enumerate(methods) if wants(method.roles(), target)]
+        (place,) = able if len(able) == 1 else [place for place in able if methods[place].build(target) is not None]
         paths[place].append(path)
     split: list[Adapter] = []
     loras: Adapter | None = None
@@ -35,7 +35,7 @@ def pieces(adapter: Adapter) -> list[Adapter]:
 
 
 def is_lora(piece: Adapter) -> bool:
-    """Whether all of its parts are LoRA's."""
+    """Whether all its parts are LoRA parts."""
     return all(type(part) in FACTORS for part in piece.parts.values())
 
 

@@ -1,4 +1,4 @@
-"""What two models are compared on: rows of tokens, and which of their positions count."""
+"""Probes: the rows of tokens on which two models are compared, and which positions count."""
 
 from __future__ import annotations
 
@@ -15,50 +15,50 @@ from halka.data.tokens import Tokens, encode_all
 from halka.models import context
 from halka.util.errors import HalkaError
 
-WINDOW = 256  # tokens of a text that are read at a time
+WINDOW = 256  # tokens in a row of a text
 Probes = str | Sequence[str | Example | Tokens]
 """A text or several, examples (their answers count), or tokens (those that carry loss count)."""
 
 
 def probe_rows(model: AdaptedModel, probes: Probes | None) -> list[Tokens]:
     """The rows to compare on. Raises HalkaError where there is none, and for text without a tokenizer."""
-    given = [shipped_text("merging")] if probes is None else [probes] if isinstance(probes, str) else list(probes)
-    if not given:
+    items = [shipped_text("merging")] if probes is None else [probes] if isinstance(probes, str) else list(probes)
+    if not items:
         raise HalkaError("there are no probes to compare on: give texts or examples, or leave them out")
     tokenizer: Any = model.tokenizer
-    if tokenizer is None and not all(isinstance(each, Tokens) for each in given):
+    if tokenizer is None and not all(isinstance(item, Tokens) for item in items):
         raise HalkaError("probes of text need the model's tokenizer: `halka.adapt(base, tokenizer)`, or give Tokens")
     rows: list[Tokens] = []
-    for each in given:
-        if isinstance(each, str):
+    for item in items:
+        if isinstance(item, str):
             assert tokenizer is not None
-            ids = tokenizer.encode(each, add_special_tokens=False)
+            ids = tokenizer.encode(item, add_special_tokens=False)
             size = min(WINDOW, context(model) or WINDOW)
             pieces = [ids[start : start + size] for start in range(0, len(ids), size)]
             rows += [Tokens(piece, [True] * len(piece)) for piece in pieces]
-        elif isinstance(each, Example):
+        elif isinstance(item, Example):
             assert tokenizer is not None
-            rows += encode_all([each], tokenizer, context(model)).items
+            rows += encode_all([item], tokenizer, context(model)).items
         else:
-            rows.append(each)
+            rows.append(item)
     rows = [row for row in rows if any(row.loss[1:])]
     if not rows:
         raise HalkaError(
-            "the probes hold nothing to compare: each needs two tokens, and one that counts after the first"
+            "the probes hold nothing to compare: each needs two tokens, of which one after the first carries loss"
         )
     return rows
 
 
 def logits_of(model: AdaptedModel, rows: Sequence[Tokens]) -> Iterator[Tensor]:
-    """For each row the logits (N, V) that predict the tokens that count, as the base computes now.
+    """Yield for each row the logits (N, V) that predict its tokens with loss, with the adapters now in use.
 
-    Of a classifier the row's only ones (1, C); an encoder's decoder is given the row too.
+    A classifier has one row of logits (1, C); an encoder-decoder gets the row as decoder input, too.
     """
     base: Any = model.base
     device = next(base.parameters()).device
     for row in rows:
         ids = torch.tensor([row.ids], device=device)
-        given = {"input_ids": ids, **({"decoder_input_ids": ids} if base.config.is_encoder_decoder else {})}
+        inputs = {"input_ids": ids, **({"decoder_input_ids": ids} if base.config.is_encoder_decoder else {})}
         with torch.inference_mode():
-            logits = base(**given).logits
+            logits = base(**inputs).logits
         yield logits if logits.dim() == 2 else logits[0, :-1][torch.tensor(row.loss[1:], device=device)]
