@@ -1,4 +1,4 @@
-"""RAG: collections of documents, search in them, and answers with sources by any callable that makes text of a prompt.
+"""RAG: collections of documents, search in them, and answers with sources by any callable from a prompt to text.
 
 Public: `collection.Collection` (documents under one name, kept fresh), `store.Scope` (who asks, and where to look),
 `retrieve.Retriever` (a question to passages), `answer.Answerer` (a question to an answer with sources), `raft.Raft`

@@ -1,8 +1,8 @@
-"""`Answerer`: answer a question from passages, with sources, by any callable that makes text of a prompt.
+"""`Answerer`: answer a question from passages, with sources, by any callable from a prompt to text.
 
-A small model that gets passages answers from them, whether they hold the answer or not. The score of the best passage
-says more: a question whose best passage scores less than those of nearly all answerable questions is likely not
-answered by the documents, and is not put to the model at all. `floor_for` finds that score.
+A small model answers from the passages in its prompt even where they do not hold the answer, so the score of the best
+passage decides: below the score that nearly all answerable questions reach, the documents likely do not hold the
+answer, and the model is not asked. `floor_for` computes that score.
 """
 
 from __future__ import annotations
@@ -19,16 +19,16 @@ from halka.rag.store import Scope
 from halka.util.errors import HalkaError
 
 Generate = Callable[[str], Iterable[str]]
-"""A prompt to its answer, in pieces as they are made."""
+"""From a prompt to its answer, in pieces as they are generated."""
 
 GIVEN_UP = 0.05  # share of the answerable questions that a floor leaves unanswered
 
 
 @dataclass(frozen=True)
 class Source:
-    """A passage that was in the prompt: its number there, its place in the document, and whether the answer cites it.
+    """A passage of the prompt: its number there, its span in the document, and whether the answer cites it.
 
-    With neighbours it is several passages joined (`Retriever.expanded`).
+    With neighbours it is several adjacent passages joined (`Retriever.expanded`).
     """
 
     number: int
@@ -54,13 +54,13 @@ class Answerer:
     """Answers questions from one collection.
 
     retriever   finds the passages
-    generate    makes the answer's text of a prompt
-    budget      tokens that a prompt may have: the base's context less the answer's tokens
+    generate    generates the answer's text from a prompt
+    budget      the most tokens of a prompt: the base's context less the answer's tokens
     count       counts the tokens of a text
     passages    the most passages in a prompt
-    neighbours  tokens that passages may have together with the text around them in their documents, as far as the
-                budget allows; 0: passages without their neighbours
-    floor       the score that the best passage must reach, else the answer is that the documents do not say
+    neighbours  the most tokens of all passages together with the text around them in their documents, within the
+                budget; 0: passages without their neighbours
+    floor       the score that the best passage must reach; below it the answer is "The documents do not say."
     """
 
     retriever: Retriever
@@ -78,7 +78,7 @@ class Answerer:
         return last
 
     def stream(self, question: str, scope: Scope = Scope()) -> Iterator[str | Answer]:  # noqa: B008
-        """The answer's text in pieces as they are made; at the end the whole `Answer`.
+        """Yield the answer's text in pieces as they are generated; at the end the whole `Answer`.
 
         The model is not asked where the scope holds no passage, or none that reaches the floor.
         """
@@ -115,9 +115,9 @@ def floor_for(
     share: float = GIVEN_UP,
     scope: Scope = Scope(),  # noqa: B008
 ) -> float:
-    """The score that the best passage reaches for all but `share` of these questions, which the documents answer.
+    """The score that the best passage reaches for all but `share` of these questions that the documents answer.
 
-    It holds for this retriever's mode and reranker only. Raises HalkaError if there are no questions.
+    It is valid for this retriever's mode and reranker only. Raises HalkaError if there are no questions.
     """
     best = [hits[0].score if (hits := retriever.search(question, 1, scope)) else -np.inf for question in questions]
     if not best:

@@ -1,4 +1,4 @@
-"""`Collection`: documents of folders under one name, cut, embedded and kept; only what changed is read again."""
+"""`Collection`: the documents of folders under one name, cut, embedded and stored; only changed ones are read again."""
 
 from __future__ import annotations
 
@@ -23,14 +23,14 @@ from halka.rag.stores import new_key, place, store_at
 from halka.rag.texts import Text, Unreadable, check_unicode, printable
 from halka.util.errors import HalkaError
 
-AT_ONCE = 200_000  # characters, about, that are embedded and put in one step
+AT_ONCE = 200_000  # characters, about, to embed and store in one step
 
 
 @dataclass(frozen=True)
 class Event:
     """What happened to a document, with the number of its passages, or the reason why it was skipped.
 
-    An event comes after the change is on the disk.
+    An event is yielded after the change is on the disk.
     """
 
     what: Literal["added", "changed", "unchanged", "removed", "skipped"]
@@ -40,7 +40,7 @@ class Event:
 
 
 class Collection:
-    """Documents under one name. Any number of processes may add to it and ask it at once."""
+    """Documents under one name. Any number of processes may add to it and search it at once."""
 
     def __init__(
         self,
@@ -50,14 +50,14 @@ class Collection:
         *,
         at: str | None = None,
     ):
-        """Open the collection in a folder, or begin one.
+        """Open the collection in a folder, or create one.
 
-        embedder  default: what the collection began with; MiniLM for a new one
+        embedder  default: the one it was created with; MiniLM for a new one
         at        where a new collection keeps its passages (`stores.place`), by default in its folder; it is recorded
-        store     keeps the passages instead; it is not recorded and must be given each time
+        store     keeps the passages instead; it is not recorded, so pass it each time
 
         Raises HalkaError for a folder that holds something else, for another embedder or place than the collection
-        began with, and for a store that cannot be opened; DamagedFolderError for settings that cannot be read.
+        was created with, and for a store that cannot be opened; DamagedFolderError for settings that cannot be read.
         """
         self.folder = Path(folder)
         self._folder = CollectionFolder(self.folder)
@@ -82,7 +82,7 @@ class Collection:
         with self._lock:
             if not self._folder.exists:
                 where = {} if at is None else {"at": at, "key": new_key(self.folder.name)}
-                if at is not None:  # before anything is written: no collection begins at a place that does not open
+                if at is not None:  # first, so that no collection is created at a place that does not open
                     store = store_at(at, where["key"], self.folder, self.embedder.width)
                 self._folder.write({"embedder": self.embedder.name, **where, "roots": []})
         self.store: VectorStore = self._open_store() if store is None else store
@@ -90,7 +90,7 @@ class Collection:
 
     @property
     def at(self) -> str | None:
-        """The place of the passages, if that is not the collection's folder."""
+        """The place of the passages; None if that is the collection's folder."""
         return self._folder.settings().get("at")
 
     @property
@@ -108,13 +108,13 @@ class Collection:
         tags: Sequence[str] = (),
         leave_out: str | Path | None = None,
     ) -> Iterator[Event]:
-        """Take in files, and all readable files in folders, in the order of their names: a generator, so iterate it.
+        """Add files, and all readable files in folders, in the order of their names: a generator, so iterate it.
 
-        What is in the collection already and has not changed is left alone. `readers` are names of people or groups
-        that may read the documents, by default everyone. A path that was added before gets the readers and tags given
-        now, and so does at once every document there, without being read; but what was added by a path below keeps its
-        own. What was removed stays away until it is added by its own path, and so does what is below the folder
-        `leave_out`. A file that cannot be read is skipped; if it was readable before, its older passages stay.
+        Unchanged documents are not read again. `readers` are names of people or groups that may read the documents, by
+        default everyone. A path that was added before gets the new readers and tags at once, with every document
+        there; a path below that was added by itself keeps its own. Removed documents stay away until they are added by
+        their own path, and so do those below the folder `leave_out`. A file that cannot be read is skipped; if it was
+        readable before, its older passages stay.
 
         Raises HalkaError for a path that does not exist, and DataError for a path that is not Unicode.
         """
@@ -122,7 +122,7 @@ class Collection:
         for path in paths:
             resolved = Path(path).expanduser().resolve()
             if not resolved.exists():
-                raise HalkaError(f"there is no file or folder {path}: check the path, it is seen from {Path.cwd()}")
+                raise HalkaError(f"there is no file or folder {path}: check the path, relative to {Path.cwd()}")
             check_unicode(str(resolved))
             added.append(Root(str(resolved), tuple(sorted(named(readers))), tuple(sorted(named(tags)))))
         with self._lock:
@@ -140,7 +140,7 @@ class Collection:
     def put(
         self, texts: Iterable[tuple[str, str]], *, readers: Sequence[str] = (EVERYONE,), tags: Sequence[str] = ()
     ) -> Iterator[Event]:
-        """Take in pairs of a name and a text, in place of an older text of that name; Markdown headings count."""
+        """Add pairs of a name and a Markdown text; each replaces an older text of that name."""
         access = tuple(sorted(named(readers))), tuple(sorted(named(tags)))
         yield from self._take_in(
             Input(name, partial(text.encode, errors="surrogatepass"), partial(text_of, name, text), *access)
@@ -148,9 +148,9 @@ class Collection:
         )
 
     def refresh(self) -> Iterator[Event]:
-        """Read what changed in the paths that were added, take in what is new there, remove what is gone.
+        """Read changed files below the paths that were added, add new ones, and remove those that no longer exist.
 
-        If a folder that was added is missing, a disk may be unmounted: its documents stay, and an event says so.
+        If a folder that was added is missing, its disk may be unmounted: its documents stay, and an event says so.
         """
         with self._lock:
             roots, current = self._folder.roots(), self._current()
@@ -166,9 +166,9 @@ class Collection:
         yield from self._take_in(roots.inputs(root.path for root in roots), {event.document for event in events})
 
     def watch(self, seconds: float) -> Iterator[Iterator[Event]]:
-        """Refresh now and then every so many seconds, for ever: the events of each refresh that are news.
+        """Refresh now and every so many seconds, for ever; yields the events of each refresh that are new.
 
-        Unchanged documents are none after the first refresh, nor is a document that is skipped for the same reason.
+        After the first refresh, unchanged documents, and documents skipped again for the same reason, have no event.
         """
         skipped: set[Event] = set()
 
@@ -187,7 +187,7 @@ class Collection:
             yield news(first=False)
 
     def remove(self, names: Iterable[str]) -> list[Event]:
-        """Remove documents, or whatever is under a path, at once and from the disk; all of them or nothing.
+        """Remove documents, or all documents under a path, at once and from the disk; all of them or none.
 
         They stay away, also from `refresh`, until they are added by their own path.
         Raises HalkaError for a name or path without documents.
@@ -212,7 +212,7 @@ class Collection:
     # ── contents ────────────────────────────────────────────────────────────────────────────────────────────────
 
     def documents(self, scope: Scope | None = None) -> list[Document]:
-        """The documents in a scope; without one all of them, which is for whoever keeps the collection."""
+        """The documents in a scope; without a scope all of them, which only the collection's owner may see."""
         return self.store.documents(scope)
 
     def document(self, name: str) -> Document:
@@ -231,7 +231,7 @@ class Collection:
     # ── inside ──────────────────────────────────────────────────────────────────────────────────────────────────
 
     def _take_in(self, inputs: Iterable[Input], reported: Container[str] = ()) -> Iterator[Event]:
-        """Put what changed. `reported` are documents with an event already: that they are unchanged is no news."""
+        """Store what changed. `reported` are documents that have an event already, so need none for being unchanged."""
         current, changed = self._current(), bool(reported)
         waiting: dict[str, tuple[Input, Document, Text]] = {}
         for source in inputs:
@@ -266,7 +266,7 @@ class Collection:
     def _commit(self, texts: Sequence[tuple[Input, Document, Text]], current: dict[str, Document]) -> list[Event]:
         """Cut, embed and put documents in one step; the events are returned when that is done.
 
-        The readers of files are taken from the roots at that moment: another process may have changed or removed them.
+        A file's readers come from the roots at that moment, since another process may have changed or removed them.
         """
         embedded, added = [], datetime.now(UTC).isoformat(timespec="seconds")
         for source, document, text in texts:
@@ -291,7 +291,7 @@ class Collection:
         return events
 
     def _set_access(self, roots: Roots) -> list[Event]:
-        """Give every document the readers and tags of the path that it comes from. The caller holds the lock."""
+        """Set every document's readers and tags to those of its root. The caller holds the lock."""
         changes: dict[tuple[tuple[str, ...], tuple[str, ...]], list[Document]] = {}
         for document in self.store.documents():
             root = roots.root(document.name)

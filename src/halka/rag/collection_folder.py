@@ -1,4 +1,4 @@
-"""A collection's folder and its settings file; the collections of a folder by their names.
+"""A collection's folder with its settings file; the collections of a folder by their names.
 
 collections/faq/
   collection.json   the embedder, the paths that were added, with their readers, what was removed below them, and where
@@ -25,7 +25,7 @@ REMAINS = re.compile(r"\.lock|\.collection\.json\.[0-9a-f]{8}")  # of a collecti
 
 @dataclass(frozen=True)
 class CollectionFolder:
-    """The folder of one collection. Whoever changes its settings holds its lock."""
+    """The folder of one collection. Hold the collection's lock to change its settings."""
 
     path: Path
 
@@ -36,7 +36,7 @@ class CollectionFolder:
 
     @property
     def is_free(self) -> bool:
-        """Whether a collection can begin there: the folder is missing, empty or holds remains of one that failed."""
+        """Whether a collection can be created there: the folder is missing, empty or holds remains of a failed one."""
         if not self.path.exists():
             return True
         return self.path.is_dir() and all(REMAINS.fullmatch(entry.name) for entry in self.path.iterdir())
@@ -68,7 +68,7 @@ class CollectionFolder:
         write_text(self.path / SETTINGS, json.dumps(settings, indent=1, ensure_ascii=False) + "\n")
 
     def end(self) -> None:
-        """Remove the settings: from then on no collection is there."""
+        """Remove the settings, and with them the collection."""
         (self.path / SETTINGS).unlink()
 
 

@@ -1,4 +1,4 @@
-"""Embed texts as vectors. The default embedder is MiniLM, which comes in a PyPI wheel: no hub is needed."""
+"""Embed texts as vectors. The default embedder is MiniLM, which comes in a PyPI wheel, so it needs no hub."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ DEFAULT = "minilm-l6"
 
 
 class Embedder(Protocol):
-    """What a collection needs of an embedder. Vectors have unit length, so that their products are cosines."""
+    """The interface of embedders. Vectors have unit length, so that their dot products are cosines."""
 
     name: str
     width: int
-    limit: int  # tokens of a text, special ones included, that it reads
+    limit: int  # the most tokens of a text, special ones included
 
     @property
     def tokenizer(self) -> Tokenizer: ...

@@ -1,9 +1,9 @@
-"""Score how well passages are found: queries with known relevant documents in BEIR's layout, scored by ir-measures.
+"""Evaluate retrieval with ir-measures, on queries with known relevant documents in BEIR's layout.
 
 scifact/
   corpus.jsonl      {"_id": "4983", "title": "…", "text": "…"}
   queries.jsonl     {"_id": "1", "text": "…"}
-  qrels/test.tsv    query-id, corpus-id, score, below a line of titles
+  qrels/test.tsv    query-id, corpus-id, score, below a header line
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ MEASURES = ("nDCG@10", "RR@10", "R@5", "R@100", "Success@1", "Success@5")
 
 @dataclass(frozen=True)
 class Queries:
-    """Questions by their ids, and for each the scores of its relevant documents."""
+    """Questions by their ids, and the scores of the relevant documents of each."""
 
     texts: Mapping[str, str]
     relevant: Mapping[str, Mapping[str, int]]
@@ -59,12 +59,12 @@ def read_corpus(folder: Path) -> Iterator[tuple[str, str]]:
 
 
 def put_corpus(collection: Collection, folder: Path) -> Iterator[Event]:
-    """Take a folder's documents into a collection that holds nothing else. Raises HalkaError for one that does."""
+    """Add a folder's documents to a collection that holds no others. Raises HalkaError for one that does."""
     corpus = dict(read_corpus(folder))
     if others := [document.name for document in collection.documents() if document.name not in corpus]:
         raise HalkaError(
-            f"{collection.folder.name} holds {others[0]}, which {folder / 'corpus.jsonl'} does not: take another name, "
-            "and the corpus gets a collection of its own"
+            f"{collection.folder.name} holds {others[0]}, which {folder / 'corpus.jsonl'} does not: use another name, "
+            "so that the corpus gets a collection of its own"
         )
     yield from collection.put(corpus.items())
 
@@ -76,7 +76,7 @@ def evaluate(
     scope: Scope = Scope(),  # noqa: B008
     on_progress: Callable[[int], None] | None = None,
 ) -> dict[str, float]:
-    """Means over the queries by measure, of 100 documents ranked by their best passage.
+    """The mean of each measure over the queries, for 100 documents ranked by their best passage.
 
     `on_progress` is called with the number of queries done. Raises HalkaError if the extra `rag` is missing, and if
     there is no query.
@@ -100,7 +100,7 @@ def evaluate(
 def measures_of(names: Sequence[str]) -> list[Any]:
     """Measures of ir-measures by their names, such as nDCG@10. Raises HalkaError if the extra `rag` is missing.
 
-    The library's own parser uses what Python 3.14 removed.
+    The library's own parser does not run on Python 3.14.
     """
     try:
         import ir_measures
@@ -110,10 +110,10 @@ def measures_of(names: Sequence[str]) -> list[Any]:
 
 
 def _ranked(retriever: Retriever, question: str, wanted: int, scope: Scope) -> list[str]:
-    """`wanted` documents by their best passage, or all that are found.
+    """The best `wanted` documents by their best passage, or all if there are fewer.
 
-    Those of the first 100 passages come first; if they are fewer, passages further down add others, which no
-    cross-encoder reranks.
+    The documents of the first 100 passages come first; if those are too few, passages further down add others, without
+    reranking.
     """
     best: dict[str, None] = {}
     count, before, now = DEPTH, -1, 0
@@ -139,7 +139,7 @@ def _rows(path: Path, *fields: str) -> Iterator[dict[str, str]]:
 def _tsv(path: Path) -> Iterator[tuple[str, str, str]]:
     for number, row in enumerate(csv.reader(_lines(path), delimiter="\t"), start=1):
         if len(row) != 3:
-            raise DataError(f"{path}, line {number}: {len(row)} columns, where query, document and score stand")
+            raise DataError(f"{path}, line {number}: {len(row)} columns instead of query, document and score")
         if number > 1:
             yield row[0], row[1], row[2]
 

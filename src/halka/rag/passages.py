@@ -17,9 +17,9 @@ if TYPE_CHECKING:
 
 HEADING = re.compile(r"^(#{1,6})[ \t]+([^ \t\n].*)$", re.MULTILINE)  # with the #s at its end
 FENCE = re.compile(r"^(```|~~~).*?^\1", re.MULTILINE | re.DOTALL)
-HEADING_TOKENS = 24  # of a passage's tokens, for its headings
-CHARACTERS = 16  # at most, without spaces, for each token of a passage: a long run without spaces may be one token
-RUN = 10_000  # characters of such a run that are cut at a time: the splitter's time grows with their square
+HEADING_TOKENS = 24  # tokens of a passage reserved for its headings
+CHARACTERS = 16  # the most characters, without spaces, for each token, since a long run may be one token
+RUN = 10_000  # characters of such a run to cut at a time, since the splitter's time is quadratic
 
 
 @dataclass(frozen=True)
@@ -49,7 +49,7 @@ class Passage:
 
     @property
     def searched(self) -> str:
-        """The text that is embedded and indexed: headings and text."""
+        """The text to embed and index: headings and text."""
         return f"{self.heading}\n{self.text}" if self.heading else self.text
 
 

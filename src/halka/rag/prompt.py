@@ -1,4 +1,4 @@
-"""The prompt that puts passages before a model, in training and in answering alike, and how its answers are read.
+"""The prompt with passages, the same in training and in answering, and the parsing of its answers.
 
     Answer the question from the passages. Cite each passage that you use by its number, like [1]. If the passages do
     not hold the answer, reply: The documents do not say.
@@ -10,9 +10,9 @@
 
     Question: Where do I write when a parcel is lost?
 
-The text of a passage is data. Its lines that look like the prompt's own are marked, so that no document can end its
-passage, number another, or ask a question in the user's place; what looks like a chat template's control token is
-broken up. Which tokens a base really has only its tokenizer knows: see `evaluation.streaming.user_message`.
+The text of a passage is data. Lines of it that look like the prompt's own are marked, so that no document can end its
+passage, number another, or ask a question in the user's name; text that looks like a chat template's control token is
+broken up. Only its tokenizer knows which control tokens a base really has: see `evaluation.streaming.user_message`.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ def fitting(question: str, passages: Sequence[Passage], budget: int, count: Coun
     Raises HalkaError if the question alone does not fit.
     """
     if (needed := count(prompted(question, []))) > budget:
-        raise HalkaError(f"the question takes {needed} tokens where {budget} are left for the prompt: shorten it")
+        raise HalkaError(f"the question takes {needed} tokens, and the prompt may have {budget}: shorten it")
     kept: list[Passage] = []
     for passage in passages:
         if count(prompted(question, [*kept, passage])) <= budget:
@@ -65,9 +65,9 @@ def fitting(question: str, passages: Sequence[Passage], budget: int, count: Coun
 
 
 def in_form(form: str, answer: str) -> str:
-    """The answer in a form, which has `{answer}` once. Raises HalkaError for a form that does not."""
+    """Insert the answer into a form, which has `{answer}` once. Raises HalkaError for a form that does not."""
     if form.count(ANSWER) != 1:
-        raise HalkaError(f"the form {form!r} must hold {ANSWER} once, where the answer stands")
+        raise HalkaError(f"the form {form!r} must hold {ANSWER} once, in the place of the answer")
     return form.replace(ANSWER, answer)
 
 
@@ -89,7 +89,7 @@ def _title(passage: Passage) -> str:
 
 
 def _as_data(text: str) -> str:
-    """The text with a mark before each line that looks like the prompt's own, and before empty lines above it."""
+    """Mark each line that looks like the prompt's own, and the empty lines above it."""
     lines, above = LINE_END.split(_broken_up(text)), False
     for at in reversed(range(len(lines))):
         line = _folded(lines[at])
@@ -104,7 +104,7 @@ def _broken_up(text: str) -> str:
 
 
 def _folded(line: str) -> str:
-    """A line as it looks: without invisible characters, letters and signs in their plain form, in lower case."""
+    """A line without invisible characters, NFKC-normalised and case-folded."""
     if not line.isascii() or not line.isprintable():
         line = unicodedata.normalize("NFKC", "".join(letter for letter in line if not _is_unseen(letter)))
     return line.casefold()

@@ -1,8 +1,8 @@
-"""Training data for answering from passages: the gold one among distractors, and some questions without it.
+"""Training data for answering from passages: the gold passage among distractors, and some questions without it.
 
-In the manner of RAFT (Zhang et al. 2024, arXiv:2403.10131): distractors are what the collection's own search finds for
-the question, and where the gold passage is left out the answer is that the documents do not say, so that an adapter
-learns to abstain instead of guessing.
+After RAFT (Zhang et al. 2024, arXiv:2403.10131): the distractors are the collection's own search results for the
+question. Where the gold passage is left out, the answer is "The documents do not say.", so that an adapter learns to
+abstain instead of guessing.
 """
 
 from __future__ import annotations
@@ -25,10 +25,10 @@ from halka.util.errors import DataError, HalkaError
 
 @dataclass(frozen=True)
 class Asked:
-    """A question, its answers (the first one is trained) and the document that holds them; None: any document.
+    """A question, its answers (training uses the first) and the document that holds them; None: any document.
 
-    `document` is a name or the end of a path, as seen from the folder that was added (see `placed`). Without answers
-    it is a question that the documents do not answer.
+    `document` is a name or the end of a path (see `placed`). A question without answers is one that the documents do
+    not answer.
     """
 
     question: str
@@ -57,9 +57,9 @@ def asked_in(row: Mapping[str, Any], where: str) -> Asked:
 
 
 def placed(asked: Iterable[Asked], documents: Iterable[str]) -> Iterator[Asked]:
-    """The questions, with whole names from `documents` in place of the ends of paths.
+    """Replace the ends of paths in the questions by whole names from `documents`.
 
-    An end has whole parts: `b.md` is one of `/a/b.md`, and not of `/a/ab.md`. One that fits no document stays as it is.
+    An end has whole parts: `b.md` is an end of `/a/b.md`, but not of `/a/ab.md`. An end that fits no document stays.
     Raises DataError for an end that fits several documents.
     """
     names, ending = {*documents}, defaultdict[str, list[str]](list)
@@ -79,13 +79,13 @@ def placed(asked: Iterable[Asked], documents: Iterable[str]) -> Iterator[Asked]:
 
 @dataclass(frozen=True)
 class Raft:
-    """Makes training examples of questions.
+    """Makes training examples from questions.
 
-    passages  how many a prompt has
+    passages  the number of passages in a prompt
     without   the share of questions whose gold passage is left out
-    cite      whether the citation follows the answer
+    cite      whether a citation follows the answer
     form      the form of the answer, with {answer} in it
-    seed      of the order of passages and of the choice of those left out
+    seed      for the order of passages and the choice of those left out
     """
 
     passages: int = 4
@@ -96,7 +96,7 @@ class Raft:
 
     def __post_init__(self) -> None:
         if self.passages < 1 or not 0 <= self.without < 1:
-            raise HalkaError("passages must be 1 or more, and without a share from 0 to below 1")
+            raise HalkaError("passages must be 1 or more, and without must be a share from 0 to below 1")
         in_form(self.form, "")
 
     def examples(
@@ -105,7 +105,7 @@ class Raft:
         asked: Iterable[Asked],
         scope: Scope = Scope(),  # noqa: B008
     ) -> Iterator[dict[str, Any]]:
-        """A training row with `messages` for each question, but for those whose answer is in no passage."""
+        """Yield a training row with `messages` for each question, except those whose answer is in no passage."""
         return (row for _, row in self.pairs(retriever, asked, scope))
 
     def pairs(
@@ -114,7 +114,7 @@ class Raft:
         asked: Iterable[Asked],
         scope: Scope = Scope(),  # noqa: B008
     ) -> Iterator[tuple[Asked, dict[str, Any]]]:
-        """The same rows, each with its question."""
+        """Yield the same rows as `examples`, each with its question."""
         draw = random.Random(self.seed)
         for question in placed(asked, [document.name for document in retriever.collection.documents(scope)]):
             passages = [hit.passage for hit in retriever.search(question.question, 8 * self.passages, scope)]
@@ -146,14 +146,14 @@ class Raft:
 
 
 def holds(passage: Passage, asked: Asked) -> bool:
-    """Whether a passage of the question's document has an answer's words in order, whatever case and punctuation."""
+    """Whether a passage is of the question's document and has an answer's words in order (see `stands_in`)."""
     if asked.document is not None and passage.document != asked.document:
         return False
     return stands_in(asked.answers, passage.searched)
 
 
 def stands_in(answers: Iterable[str], text: str) -> bool:
-    """Whether a text has the words of one of the answers in order, whatever their case and punctuation."""
+    """Whether a text has the words of one of the answers in order, ignoring case and punctuation."""
     within = f" {_words(text)} "
     return any(f" {words} " in within for words in map(_words, answers) if words)
 

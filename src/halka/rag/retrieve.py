@@ -1,8 +1,8 @@
 """`Retriever`: find the passages that may answer a question, by vectors and by words.
 
-**How the two are joined.** Ranks lose how sure each search is: with reciprocal ranks, words that match nothing in
-particular push down what vectors found. Here a passage's score is its cosine plus its BM25 as a share of the best
-passage's, weighted by how far that best one stands out among the next nine. So words count where they single out a
+**How hybrid search joins both.** Reciprocal ranks lose each search's confidence: words that match many passages alike
+would push down good results of the vector search. Here a passage's score is its cosine plus its BM25 as a share of the
+best BM25, weighted by how far that best one stands out among the next nine. So words count where they single out one
 passage, and hardly elsewhere.
 """
 
@@ -30,7 +30,7 @@ DEPTH = 100  # candidates of each search
 SAME = 0.95  # cosine from which two passages are duplicates
 
 Reranker = Callable[[str, Sequence[str]], Sequence[float]]
-"""A question and texts to a score for each text, as `CrossEncoder` gives them."""
+"""From a question and texts to a score for each text, such as `CrossEncoder`."""
 
 
 @dataclass(frozen=True)
@@ -48,7 +48,7 @@ class Retriever:
     """Searches one collection.
 
     mode        search by vectors, by words, or by both
-    rerank      gives the best candidates new scores
+    rerank      scores the best candidates anew
     candidates  the number of passages that `rerank` scores
     distinct    leave out near duplicates of better passages
 
@@ -63,14 +63,14 @@ class Retriever:
 
     def __post_init__(self) -> None:
         if self.mode not in get_args(Mode):
-            raise HalkaError(f"{self.mode!r} is no way to search: choose one of {', '.join(get_args(Mode))}")
+            raise HalkaError(f"{self.mode!r} is no search mode: choose one of {', '.join(get_args(Mode))}")
 
     def search(self, question: str, count: int = 8, scope: Scope = Scope()) -> list[Hit]:  # noqa: B008
         """The best `count` passages in the scope, best first. Raises HalkaError for an empty question."""
         if not question.strip():
             raise HalkaError("the question is empty: ask something")
         if count < 1:
-            raise HalkaError(f"{count} passages cannot be looked for: ask for one or more")
+            raise HalkaError(f"cannot search for {count} passages: ask for one or more")
         store, embedder, depth = self.collection.store, self.collection.embedder, max(DEPTH, 2 * count)
         near: list[Found] = []
         with ThreadPoolExecutor(1) as beside:
@@ -88,7 +88,7 @@ class Retriever:
             hits = [replace(hit, score=float(score)) for hit, score in zip(chosen, scores, strict=True)]
             hits.sort(key=lambda hit: -hit.score)
         if self.distinct:
-            hits = _distinct(hits, count, {found.passage.id: found.vector for found in (*near, *worded)})
+            hits = _distinct(hits, count, {match.passage.id: match.vector for match in (*near, *worded)})
         return hits[:count]
 
     def expanded(
@@ -101,8 +101,8 @@ class Retriever:
         """The hits' passages, best first, with the passages before and after each; adjacent ones become one.
 
         Neighbours are added, the best hit's first, as long as all passages together have at most `budget` tokens and
-        `fits` holds for them; hits are never left out. A joined passage has its true start and end, but between its
-        parts a space or an empty line, whatever the document has there: that is not stored.
+        `fits` returns true for them; hits are never left out. A joined passage has its true start and end, but its
+        parts are separated by a space or an empty line, since the document's own white space is not stored.
         """
         chosen = {hit.passage.id: hit.passage for hit in hits}
         room = budget - sum(map(self._tokens, chosen.values()))
@@ -140,7 +140,7 @@ class CrossEncoder:
         except (OSError, ValueError, KeyError) as error:
             raise HalkaError(f"{name_or_path} cannot be loaded as a cross-encoder: {error}") from error
         if (labels := self._model.config.num_labels) != 1:
-            raise HalkaError(f"{name_or_path} gives {labels} scores for a pair, where a cross-encoder gives one")
+            raise HalkaError(f"{name_or_path} returns {labels} scores for a pair: a cross-encoder returns one")
 
     def __call__(self, question: str, texts: Sequence[str]) -> list[float]:
         """A score for each text: how well it fits the question; higher is better."""
@@ -151,27 +151,27 @@ class CrossEncoder:
 
 
 def with_cosines(vector: np.ndarray, near: Sequence[Found], worded: Sequence[Found]) -> list[Found]:
-    """The passages that vectors found, and those that only words found, with their cosines as scores."""
-    seen = {found.passage.id for found in near}
-    others = (found for found in worded if found.passage.id not in seen)
-    return [*near, *(replace(found, score=float(found.vector @ vector)) for found in others)]
+    """The results of the vector search, then those of the word search alone, with their cosines as scores."""
+    seen = {match.passage.id for match in near}
+    others = (match for match in worded if match.passage.id not in seen)
+    return [*near, *(replace(match, score=float(match.vector @ vector)) for match in others)]
 
 
 def joined(near: Sequence[Found], worded: Sequence[Found], weight: float = WORDS) -> list[Hit]:
     """Passages scored by cosine and BM25 together, best first; either list may be empty."""
-    words = {found.passage.id: found.score for found in worded}
+    words = {match.passage.id: match.score for match in worded}
     best = max(words.values(), default=0.0)
     if not near:
-        return [Hit(found.passage, found.score, bm25=found.score) for found in worded]
+        return [Hit(match.passage, match.score, bm25=match.score) for match in worded]
     share = weight * _standing_out([*words.values()]) / best if best > 0 else 0.0
     hits = [
         Hit(
-            found.passage,
-            found.score + share * words.get(found.passage.id, 0.0),
-            found.score,
-            words.get(found.passage.id),
+            match.passage,
+            match.score + share * words.get(match.passage.id, 0.0),
+            match.score,
+            words.get(match.passage.id),
         )
-        for found in near
+        for match in near
     ]
     return sorted(hits, key=lambda hit: -hit.score)
 
@@ -189,7 +189,7 @@ def _distinct(hits: Sequence[Hit], count: int, vectors: Mapping[str, np.ndarray]
 
 
 def _standing_out(scores: Sequence[float]) -> float:
-    """How far the best score stands out among the next: from 0, all alike, to 1, alone."""
+    """How far the best score stands out among the next ones: 0 if all are equal, 1 if there are no others."""
     first, *others = sorted(scores, reverse=True)
     others = [*others[:NEXT], *[0.0] * (NEXT - len(others[:NEXT]))]
     return (first - mean(others)) / first

@@ -1,7 +1,7 @@
-"""The paths that were added to a collection: which files they yield, and who may read each.
+"""The paths that were added to a collection: which files they yield, and who may read each file.
 
-Paths may lie within each other. In whatever order they were added, the deepest one above a file says who reads it. A
-path that was removed yields nothing from there down, until it is added by itself.
+Paths may be nested. The deepest path above a file sets its readers, in whatever order the paths were added. A removed
+path, and all below it, yields nothing until it is added by itself.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from halka.util.errors import HalkaError
 
 @dataclass(frozen=True)
 class Root:
-    """A path that was added, with who may read what is found there, and its tags."""
+    """A path that was added, with the readers and tags of the documents there."""
 
     path: str
     readers: tuple[str, ...] = (EVERYONE,)
@@ -29,15 +29,15 @@ class Root:
 
     @property
     def away(self) -> bool:
-        """Whether the path is missing, or a link now, which no path was when it was added: an unmounted disk, say."""
+        """Whether the path is missing or has become a link: its disk may be unmounted."""
         return not os.path.exists(self.path) or os.path.islink(self.path)
 
 
 @dataclass(frozen=True)
 class Input:
-    """A document to take in: its name, and functions that return its bytes and its text.
+    """A document to add: its name, and functions that return its bytes and its text.
 
-    rooted  whether it is a file below a path that was added, which says who reads it
+    rooted  whether it is a file below a path that was added, which sets its readers
     """
 
     name: str
@@ -62,39 +62,39 @@ class Roots:
         return cls(added, settings.get("removed", ()))
 
     def settings(self) -> dict[str, Any]:
-        """As in a collection's settings file."""
+        """The roots as a collection's settings file has them."""
         return {"roots": [asdict(root) for root in self], "removed": [*self.removed]}
 
     def __iter__(self) -> Iterator[Root]:
         return iter(self._added.values())
 
     def adding(self, roots: Iterable[Root]) -> Roots:
-        """With these roots, in place of those of the same paths."""
+        """Add these roots; they replace those of the same paths."""
         added = {root.path: root for root in roots}
         kept = [root for root in self if root.path not in added]
         return Roots([*kept, *added.values()], [path for path in self.removed if path not in added])
 
     def removing(self, path: str) -> Roots:
-        """Without what is at this path and below it, now and later."""
+        """Remove this path and all below it, also from later refreshes."""
         left = Roots(
             [root for root in self if not within(root.path, path)],
             [removed for removed in self.removed if not within(removed, path)],
         )
         return Roots(left, [*left.removed, path]) if left.root(path) else left
 
-    def meant(self, name: str, known: Iterable[str]) -> tuple[str, list[str]]:
-        """The path, or the name of a text that was put, that `name` means, and the `known` documents there.
+    def meant(self, name: str, documents: Iterable[str]) -> tuple[str, list[str]]:
+        """The path, or the name of a text, that `name` means, and those of `documents` at it or below it.
 
-        If there are links on the way now, documents known by the path itself come before those where the links lead.
+        If the path goes through links, documents under the path itself are preferred to those under its target.
         Raises HalkaError for a path that was not added and has no documents.
         """
-        if name in known and not os.path.isabs(name):
+        if name in documents and not os.path.isabs(name):
             return name, [name]
         plain = os.path.expanduser(name)
         for path in (os.path.abspath(plain), os.path.realpath(plain)):
-            documents = [document for document in known if within(document, path)]
-            if documents or any(within(root.path, path) for root in self):
-                return path, documents
+            below = [document for document in documents if within(document, path)]
+            if below or any(within(root.path, path) for root in self):
+                return path, below
         raise HalkaError(f"the collection has no document {name}: `halka docs list` shows those it has")
 
     def root(self, name: str) -> Root | None:
@@ -113,10 +113,10 @@ class Roots:
                     yield Input(name, file.read_bytes, partial(read_text, file), root.readers, root.tags, True)
 
     def lost(self, name: str) -> bool:
-        """Whether a document's file is gone, or was removed; one that exists but cannot be read is not lost.
+        """Whether a document's file no longer exists, or was removed from the collection.
 
-        Nor is a file below a root that is missing itself, which may be an unmounted disk; a file that was added by its
-        own path is lost if its folder exists.
+        Not lost are a file that exists but cannot be read, and a file below a root that is missing itself, since its
+        disk may be unmounted. A missing file that was added by its own path is lost if its folder exists.
         """
         above = self._above(name)
         if above is None:
@@ -136,7 +136,7 @@ class Roots:
 
 
 def _is_gone(name: str, root: str) -> bool:
-    """Whether `files_at(root)` would not yield this file: there is none, or links lead to it."""
+    """Whether `files_at(root)` would not yield this file: it does not exist, or is reached by links."""
     try:
         for folder in Path(name).parents:
             if not within(str(folder), root):

@@ -1,4 +1,4 @@
-"""Documents as settings files name them: files, folders, and the rows of `.jsonl` files, each a document."""
+"""Documents as settings files name them: files, folders, and `.jsonl` files, whose rows are documents."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from halka.util.errors import DataError
 
 
 def listed(documents: Sequence[str]) -> tuple[dict[str, str], list[str]]:
-    """The texts of all rows by name, and the resolved paths of files and folders.
+    """Return the texts of all rows by name, and the resolved paths of files and folders.
 
     Raises DataError for a row without "name" and "text", and for two rows of one name with different texts.
     """
@@ -29,7 +29,7 @@ def listed(documents: Sequence[str]) -> tuple[dict[str, str], list[str]]:
 def taken_in(
     collection: Collection, texts: Mapping[str, str], files: Sequence[str], leave_out: str | Path | None = None
 ) -> Iterator[Event]:
-    """Take in texts and files, and remove what an earlier call took in and is not among them now.
+    """Add texts and files, and remove what an earlier call added and this one does not name.
 
     leave_out   a folder below `files` to leave out
     """
@@ -44,7 +44,7 @@ def taken_in(
 
 
 def digest_of(documents: Sequence[str], leave_out: str | Path | None = None) -> str:
-    """Twelve letters that are the same for documents of the same names and contents, wherever they are.
+    """A hash of twelve hexadecimal digits over the documents' names and contents, not their location.
 
     leave_out   a folder below them to leave out
     """

@@ -1,8 +1,8 @@
-"""The interface of stores of passages, and the scope that says who may see which passages.
+"""The interface of stores of passages, and the scope that decides who may see which passages.
 
-Every query names its reader: the methods take a `Scope`, there is no way to query without one, and passages that the
-reader may not see are neither returned nor counted. There is one exception in LanceDB: BM25 weighs a word by how rare
-it is among all passages there, so that hidden ones can change a score. PostgreSQL and Qdrant count within the scope.
+Every query takes a `Scope`, and passages that the reader may not see are neither returned nor counted. One exception:
+LanceDB's BM25 weighs a word by how rare it is among all passages, so that hidden ones can change a score. PostgreSQL
+and Qdrant count within the scope.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from halka.rag.passages import Passage
 from halka.util.errors import HalkaError
 
 EVERYONE = "*"
-BM25_K1, BM25_B = 1.2, 0.75  # as Lucene and LanceDB have them
+BM25_K1, BM25_B = 1.2, 0.75  # the defaults of Lucene and LanceDB
 READER = re.compile(r"[\w][\w.@:/+-]{0,199}")
 
 
@@ -26,11 +26,11 @@ READER = re.compile(r"[\w][\w.@:/+-]{0,199}")
 class Scope:
     """The passages that a query may return.
 
-    readers   who asks: a name and the names of its groups; what everyone may read is always included
-    under     only the document of this name, and those below it: whose names continue with a / after it
+    readers   who asks: a name and the names of its groups; passages for everyone are always included
+    under     only the document of this name, and those below it, whose names continue with / after it
     tags      only documents with all of these tags
 
-    Raises HalkaError for what cannot be a name.
+    Raises HalkaError for a text that cannot be a name.
     """
 
     readers: frozenset[str] = frozenset()
@@ -42,7 +42,7 @@ class Scope:
         object.__setattr__(self, "tags", frozenset(named(self.tags)))
 
     def holds(self, document: Document) -> bool:
-        """Whether the document is in the scope: the slow twin of the filters of stores."""
+        """Whether the document is in the scope: the reference for the stores' filters."""
         return (
             not self.readers.isdisjoint(document.readers)
             and (not self.under or within(document.name, self.under))
@@ -61,7 +61,7 @@ def below(path: str) -> str:
 
 
 def named(names: Iterable[str]) -> list[str]:
-    """The names of readers or tags, checked. Raises HalkaError for what cannot be a name, and for a text."""
+    """The names of readers or tags, checked. Raises HalkaError for what cannot be a name, and for a single text."""
     if isinstance(names, str):
         raise HalkaError(f"{names!r} is one name: give a list of names")
     names = [*names]
@@ -76,7 +76,7 @@ class Document:
     """A document of a collection.
 
     name      its path, or the name that its text was put under
-    digest    of its bytes: a document with the same digest is not read again
+    digest    the hash of its bytes: a document with the same digest is not read again
     readers   who may read it: names, groups, or everyone
     passages  the number of passages that it was cut into
     """
@@ -113,18 +113,18 @@ class Entry:
 
 
 def last_of_each(entries: Iterable[Entry]) -> list[Entry]:
-    """The entries, but for those whose document comes again later."""
+    """The last entry of each document."""
     return [*{entry.document.name: entry for entry in entries}.values()]
 
 
 class VectorStore(Protocol):
-    """Passages with their vectors and words. Every change is made whole or not at all, also in a crash.
+    """Passages with their vectors and words. Every change happens whole or not at all, also in a crash.
 
-    In Qdrant this holds for each document, not for several that are put together (`stores/qdrant.py`).
+    In Qdrant this holds for one document, not for several in one call (`stores/qdrant.py`).
     """
 
     def put(self, entries: Sequence[Entry]) -> None:
-        """Put documents in place of older ones of the same names, in one step; of two with one name, the last."""
+        """Add or replace documents by name, in one step; of two with one name, the last counts."""
         ...
 
     def set_access(self, names: Sequence[str], readers: tuple[str, ...], tags: tuple[str, ...]) -> None:
@@ -136,7 +136,7 @@ class VectorStore(Protocol):
         ...
 
     def documents(self, scope: Scope | None = None) -> list[Document]:
-        """The documents in the scope, by name; without one all, which is for whoever keeps the store."""
+        """The documents in the scope, sorted by name; without a scope all, which only the store's owner may see."""
         ...
 
     def nearest(self, vector: np.ndarray, count: int, scope: Scope) -> list[Found]:
@@ -144,7 +144,7 @@ class VectorStore(Protocol):
         ...
 
     def matching(self, words: str, count: int, scope: Scope) -> list[Found]:
-        """The `count` passages with the highest BM25 for these words, best first; none without any of them."""
+        """The `count` passages with the highest BM25 for these words, best first; each has at least one of them."""
         ...
 
     def passages(self, document: str, numbers: Iterable[int], scope: Scope) -> list[Passage]:
@@ -152,7 +152,7 @@ class VectorStore(Protocol):
         ...
 
     def tidy(self) -> None:
-        """Bring indexes up to date, and free the space of what was removed."""
+        """Update the indexes, and free the space of removed passages."""
         ...
 
     def drop(self) -> None:

@@ -1,6 +1,6 @@
-"""Read a file's text, and where its pages begin: passages are cut from it, and citations point into it.
+"""Read a file's text and the offsets of its pages: passages are cut from it, and citations point into it.
 
-To read another kind of file, add its reader to `READERS`; kinds that are not there are left to the extra `documents`.
+To read another kind of file, add its reader to `READERS`; markitdown, the extra `documents`, reads those of `EXTRA`.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ PAGE_BREAK = "\n\n"
 
 
 class Unreadable(DataError):
-    """A file whose text cannot be read; the message says why, and what to do."""
+    """Raised for a file whose text cannot be read; the message says why, and what to do."""
 
 
 @dataclass(frozen=True)
@@ -86,7 +86,7 @@ def printable(name: str) -> str:
 
 
 def is_readable(path: Path) -> bool:
-    """Whether files of this kind are read at all, and this one is not hidden."""
+    """Whether there is a reader for files of this kind, and this one is not hidden."""
     return path.suffix.lower() in (*READERS, *EXTRA) and not path.name.startswith((".", "~$"))
 
 
@@ -110,11 +110,11 @@ def _html(path: Path) -> Text:
     from bs4 import BeautifulSoup
     from markdownify import MarkdownConverter
 
-    page = BeautifulSoup(path.read_bytes(), "html.parser")  # by the encoding that it declares
+    page = BeautifulSoup(path.read_bytes(), "html.parser")  # in the encoding that the page declares
     for element in page(["script", "style", "template", "noscript", "nav", "head"]):
         element.decompose()
-    made = MarkdownConverter(heading_style="ATX", strip=["a", "img"]).convert_soup(page)
-    return Text(_without_gaps(made), markdown=True)
+    markdown = MarkdownConverter(heading_style="ATX", strip=["a", "img"]).convert_soup(page)
+    return Text(_without_gaps(markdown), markdown=True)
 
 
 def _pdf(path: Path) -> Text:
@@ -156,8 +156,8 @@ def _converted(path: Path) -> Text:
         ) from None
     if path.suffix.lower() in ZIPPED and not is_zipfile(path):  # markitdown would read it as plain text
         raise Unreadable(f"{path} is no whole {path.suffix} file: fetch it again")
-    made = MarkItDown(enable_plugins=False).convert_local(str(path))
-    return Text(_without_gaps(made.text_content), markdown=True)
+    result = MarkItDown(enable_plugins=False).convert_local(str(path))
+    return Text(_without_gaps(result.text_content), markdown=True)
 
 
 def _without_gaps(text: str) -> str:

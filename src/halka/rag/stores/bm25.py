@@ -1,7 +1,7 @@
-"""BM25 as a product of sparse vectors: a text's words as numbers with weights.
+"""BM25 as a dot product of sparse vectors, from a text's words, as numbers, to their weights.
 
-The store multiplies by how rare a word is; everything else of BM25 is in a passage's weights. Its length is compared
-with a fixed one, since passages are not written again when others are added.
+The store multiplies by a word's inverse document frequency; a passage's weights hold the rest of BM25. A fixed length
+stands for the average passage's, since adding passages does not rewrite the others.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from functools import lru_cache
 
 from halka.rag.store import BM25_B, BM25_K1
 
-LENGTH = 128  # words of a usual passage for the default embedder, without stop words
+LENGTH = 128  # words of a typical passage for the default embedder, without stop words
 WORD = re.compile(r"\w+")
 # Lucene's stop words.
 LEFT_OUT = frozenset(
@@ -30,7 +30,7 @@ def counted(text: str) -> Counter[int]:
 
 
 def weighed(words: Counter[int]) -> dict[int, float]:
-    """The weights of a passage's words: BM25 without the factor for how rare a word is."""
+    """The weights of a passage's words: BM25 without the inverse document frequency."""
     norm = BM25_K1 * (1 - BM25_B + BM25_B * words.total() / LENGTH)
     return {word: times * (BM25_K1 + 1) / (times + norm) for word, times in words.items()}
 

@@ -1,7 +1,7 @@
 """A collection's passages in LanceDB: one table in a folder, no server, safe with several processes.
 
-Every passage is a row, which repeats its document's fields: one commit puts a document's passages and removes the
-older ones. A lock beside the table lets one writer work at a time; readers need none.
+Every passage is a row that repeats its document's fields, so one commit writes a document's passages and removes the
+older ones. A lock beside the table lets one writer work at a time; readers need no lock.
 """
 
 from __future__ import annotations
@@ -123,9 +123,9 @@ class LanceStore:
             self._database.drop_table(TABLE, ignore_missing=True)
 
     def _forget(self) -> None:
-        """Delete older versions of the table with their text from the disk; a reader of one asks again (`_ask`)."""
+        """Delete older versions of the table, with their text, from the disk; their readers query again (`_ask`)."""
         self._table.optimize()
-        time.sleep(0.002)  # so that what was rewritten is older than the limit below
+        time.sleep(0.002)  # so that the rewritten files are older than the limit below
         self._table.optimize(cleanup_older_than=timedelta(milliseconds=1), delete_unverified=True)
 
     # ── questions ───────────────────────────────────────────────────────────────────────────────────────────────
@@ -170,7 +170,7 @@ class LanceStore:
         return sorted((_passage(row) for row in rows), key=lambda passage: passage.number)
 
     def _ask(self, query: Callable[[], Any]) -> list[dict[str, Any]]:
-        """The rows of a query, which is made again if another process removed the version that was being read."""
+        """The rows of a query; repeats it if another process removed the version that it was reading."""
         for _ in range(TRIES - 1):
             try:
                 return _rows(query().to_arrow())

@@ -2,11 +2,11 @@
 
 `documents` has a row a document; `passages` has the passages' texts, words and vectors. Every change is one
 transaction, and an advisory lock lets one writer of a collection work at a time; every query is one statement, so
-that it sees all of a change or none. The scope is part of each statement, and words are weighed within it: how rare a
-word is among passages that the caller may not read does not affect a ranking.
+that it sees all of a change or none. The scope is part of each statement, and BM25 counts words within it, so that
+passages which the caller may not read do not affect a ranking.
 
-Vectors are compared one by one, without an index. So results are exact in every scope, which those of an HNSW index
-with a filter are not, and some ten thousand passages are compared in some ten milliseconds.
+A search compares all vectors of the scope, without an index. So results are exact in every scope, unlike those of an
+HNSW index with a filter; ten thousand passages take about ten milliseconds.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ class PostgresStore:
     def __init__(self, url: str, name: str, width: int):
         """Open or make the tables called `name` in a database (`postgresql://host/database`), for vectors of `width`.
 
-        The extension `vector` is made, too, if need be. Raises HalkaError if the extra `postgres` is missing, for a
+        Creates the extension `vector` if it is missing. Raises HalkaError if the extra `postgres` is missing, for a
         server that does not answer or lacks pgvector, and for vectors of another width.
         """
         try:
@@ -86,16 +86,16 @@ class PostgresStore:
 
     def _open(self) -> None:
         with self._change(of_all=True) as connection:
-            found = connection.execute(
+            row = connection.execute(
                 "SELECT atttypmod FROM pg_attribute WHERE attrelid = to_regclass(%s) AND attname = 'vector'",
                 [self._query("{passages}").as_string(connection)],
             ).fetchone()
-            if found is None:
+            if row is None:
                 for statement in BEGIN:
                     connection.execute(self._query(statement))
-        if found is not None and found[0] != self._width:
+        if row is not None and row[0] != self._width:
             raise HalkaError(
-                f"{self} holds vectors of width {found[0]} for {self._name}, not {self._width}: another embedder made "
+                f"{self} holds vectors of width {row[0]} for {self._name}, not {self._width}: another embedder made "
                 "them. Open the collection with its own"
             )
 
@@ -121,17 +121,17 @@ class PostgresStore:
             cursor.execute(self._query(PUT_LENGTHS), {"names": names})
 
     def set_access(self, names: Sequence[str], readers: tuple[str, ...], tags: tuple[str, ...]) -> None:
-        values = {"names": _known(names), "readers": [*readers], "tags": [*tags]}
+        values = {"names": _possible(names), "readers": [*readers], "tags": [*tags]}
         with self._change() as connection:
             connection.execute(self._query(SET_ACCESS), values)
 
     def remove(self, names: Sequence[str]) -> int:
         with self._change() as connection:
-            found = connection.execute(self._query(REMOVE), {"names": _known(names)}).fetchone()
-        return int(found[0]) if found else 0
+            row = connection.execute(self._query(REMOVE), {"names": _possible(names)}).fetchone()
+        return int(row[0]) if row else 0
 
     def tidy(self) -> None:
-        """Let the server reuse the space of what was removed now; else it does so in its own time."""
+        """Let the server reuse the space of removed rows now, instead of whenever it vacuums by itself."""
         with self._connection() as connection:
             connection.execute(self._query("VACUUM (ANALYZE, SKIP_LOCKED) {documents}, {passages}"))
 
@@ -154,7 +154,7 @@ class PostgresStore:
         return [_found(row) for row in self._ask(NEAREST, values, ", vector_send(p.vector), 1.0 - near.away")]
 
     def matching(self, words: str, count: int, scope: Scope) -> list[Found]:
-        """BM25 of PostgreSQL's `english` stems, which counts how rare they are within the scope."""
+        """BM25 over PostgreSQL's `english` stems; a word's rarity counts within the scope."""
         values = _values(scope) | {"words": words.replace("\0", " "), "count": count, "k1": BM25_K1, "b": BM25_B}
         return [_found(row) for row in self._ask(MATCHING, values, ", vector_send(p.vector), best.score")]
 
@@ -171,7 +171,7 @@ class PostgresStore:
             return connection.execute(self._query(statement, more), values, binary=True).fetchall()
 
     def _query(self, statement: LiteralString, more: LiteralString = "") -> Composed:
-        """A statement with the tables' names."""
+        """Insert the tables' names into a statement."""
         return self._sql.SQL(statement).format(
             schema=self._sql.Identifier(SCHEMA),
             documents=self._sql.Identifier(SCHEMA, f"{self._name}.documents"),
@@ -239,8 +239,8 @@ def _found(row: Sequence[Any]) -> Found:
     return Found(_passage(passage), float(score), numbers)
 
 
-def _known(names: Iterable[str]) -> list[str]:
-    """The names without a zero byte, which alone can be in PostgreSQL."""
+def _possible(names: Iterable[str]) -> list[str]:
+    """The names that PostgreSQL's texts can hold: those without a zero byte."""
     return [name for name in names if "\0" not in name]
 
 

@@ -6,11 +6,11 @@ puts the passages of a new version, which no query returns yet; then the documen
 then it deletes the older version's passages. A query reads the documents' points after the passages and drops other
 versions.
 
-So a document is always whole, the older or the newer one, after a crash and with any number of writers. Documents that
-are put together change one after another, not in one step as in the other stores. No query returns what a crash left
-behind, though it counts in how rare a word is; a later `tidy` deletes it (after LEFT seconds).
+So a query always sees a whole document, the older or the newer version, after a crash and with any number of writers.
+Several documents in one call change one after another, not in one step as in the other stores. No query returns
+passages that a crash left behind, though they count in a word's rarity; `tidy` deletes them after LEFT seconds.
 
-Words are sparse vectors (`bm25.py`), which Qdrant weighs by how rare they are within the scope.
+Words are sparse vectors (`bm25.py`), which Qdrant weighs by their rarity within the scope.
 """
 
 from __future__ import annotations
@@ -94,9 +94,9 @@ class QdrantStore:
             )
         for kind, indexes in {} if self._local else INDEXES.items():
             where = self._documents if kind == "documents" else self._passages
-            known = client.get_collection(where).payload_schema
+            existing = client.get_collection(where).payload_schema
             for field, what in indexes.items():
-                if field not in known:
+                if field not in existing:
                     names = m.KeywordIndexParams(type=m.KeywordIndexType.KEYWORD, prefix=True)
                     client.create_payload_index(where, field, names if what == "prefix" else m.PayloadSchemaType(what))
 
@@ -182,7 +182,7 @@ class QdrantStore:
         return self._found(vector.astype(np.float32).tolist(), MEANING, None, count, scope)
 
     def matching(self, words: str, count: int, scope: Scope) -> list[Found]:
-        """BM25 that counts how rare a word is within the scope, and compares a passage's length with a fixed one."""
+        """BM25 with a word's rarity within the scope, and a fixed length in place of the average passage's."""
         m, asked = self._models, counted(words)
         if not asked:
             return []
@@ -222,25 +222,25 @@ class QdrantStore:
     def _live(
         self, ask: Callable[[Iterable[str]], list[T]], payload: Callable[[T], dict[str, Any]], count: float = math.inf
     ) -> list[T]:
-        """The passages of current versions among those that `ask` finds, which looks for `count` of them.
+        """The passages of current versions among the results of `ask`, which searches for `count` of them.
 
-        The documents' points are read after the passages, and passages of other versions are dropped. `ask` is called
-        again, without those versions, if they took the place of others, or if a current version was not found and may
-        be newer than the passages that were read.
+        Reads the documents' points after the passages, and drops passages of other versions. Calls `ask` again, without
+        those versions, if they displaced others, or if the results lack a current version, which may be newer than
+        they are.
         """
         seen: dict[str, str] = {}
         without: set[str] = set()
         counted_before: set[str] = set()
         for _ in range(TRIES):
-            found = ask(without)
-            versions = {payload(hit)["version"]: payload(hit)["document"] for hit in found}
+            hits = ask(without)
+            versions = {payload(hit)["version"]: payload(hit)["document"] for hit in hits}
             seen |= versions
             live = {head["version"] for head in self._heads(seen.values())}
             late = live - versions.keys() - counted_before
-            if not late and (versions.keys() <= live or len(found) < count):
+            if not late and (versions.keys() <= live or len(hits) < count):
                 break
             without, counted_before = seen.keys() - live, live
-        return [hit for hit in found if payload(hit)["version"] in live]
+        return [hit for hit in hits if payload(hit)["version"] in live]
 
     def _heads(self, names: Iterable[str]) -> list[dict[str, Any]]:
         """The payloads of documents' points; documents without a point are left out."""
