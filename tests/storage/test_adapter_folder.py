@@ -183,7 +183,10 @@ def test_an_adapter_is_opened_with_its_base_from_its_folder_alone(model, tmp_pat
 def test_the_base_may_be_elsewhere_than_the_folder_says(model, base, tmp_path):
     folder = halka.save(model, "a", tmp_path / "a")
     card = json.loads((folder / "halka.json").read_text())
-    for name, hint in ("/not/here", r"Another name or path of it is base=…"), ("", r"does not say which base.*base=…"):
+    for name, hint in (
+        ("/not/here", r"Pass another name or path of it as base=…"),
+        ("", r"does not say which base.*base=…"),
+    ):
         config = json.loads((folder / "adapter_config.json").read_text()) | {"base_model_name_or_path": name}
         (folder / "adapter_config.json").write_text(json.dumps(config))
         (folder / "halka.json").write_text(json.dumps(card | {"base": card["base"] | {"name": name}, "files": {}}))

@@ -1,4 +1,4 @@
-"""Storage: an adapter's folder, written and read; many of them in a store, and the most recently used in memory.
+"""Storage: write and read adapter folders, keep many in a store, and load those in use into memory.
 
 Public: `AdapterFolder`, `AdapterPool`, `AdapterStore`, `Card`, `load`, `open`, `save`; other tools' formats are in
 `formats`.

@@ -1,4 +1,4 @@
-"""`AdapterFolder`: one adapter on disk. Its configuration and Card are read once, its tensors when asked for."""
+"""`AdapterFolder`: one adapter on disk. Its configuration and Card are read once, its tensors on each `read()`."""
 
 from __future__ import annotations
 
@@ -22,15 +22,15 @@ from halka.storage.formats import BaseSpec, Contents, FileNames, Format, format_
 from halka.util.errors import DamagedFolderError, HalkaError
 
 ADAPTER = "adapter"  # the folder within a run's folder that holds its adapter
-LARGE = 1 << 24  # bytes hashed at a time, since hashing releases Python's lock only for so long
+LARGE = 1 << 24  # bytes to hash at a time: each call releases the GIL
 
 
 @dataclass(frozen=True, eq=False)
 class AdapterFolder:
     """An adapter on disk, in any format that Halka reads. `open` makes one.
 
-    `name` is what the adapter is called where nobody names it: its folder's name, its run's for `runs/support/adapter`,
-    its own on the hub. `card` is None where another tool wrote the folder. `config` is the format's own configuration.
+    `name` is the adapter's default name: its folder's, its run's for `runs/support/adapter`, or its name on the hub.
+    `card` is None where another tool wrote the folder. `config` is the format's own configuration.
     """
 
     path: Path
@@ -40,7 +40,7 @@ class AdapterFolder:
     card: Card | None
     weights: Path  # the file that holds the tensors
     allow_pickle: bool
-    with_head: bool  # whether a head that was saved beside the adapter counts
+    with_head: bool  # whether to read a head that was saved beside the adapter
 
     @classmethod
     def open(
@@ -48,8 +48,8 @@ class AdapterFolder:
     ) -> AdapterFolder:
         """The adapter of a path, a run's folder, or a name on the Hugging Face hub: `org/adapter[@revision]`.
 
-        An AdapterFolder is returned as it is. `allow_pickle`: weights may be a pickle, which torch's loader for weights
-        alone reads. `head=False` leaves out a head that was saved beside the adapter.
+        An AdapterFolder is returned as it is. `allow_pickle` reads weights from a pickle, by `torch.load` with
+        `weights_only`. `head=False` leaves out a head that was saved beside the adapter.
         Raises DamagedFolderError for a folder without an adapter, a damaged configuration or Card, and a pickle that is
         not allowed; HalkaError for a path that does not exist, and a name that the hub does not have.
         """
@@ -77,11 +77,11 @@ class AdapterFolder:
     def __str__(self) -> str:
         return str(self.path)
 
-    # ── the base it is for ──────────────────────────────────────────────────────────────────────────────────────
+    # ── its base ────────────────────────────────────────────────────────────────────────────────────────────────
 
     @property
     def base_name(self) -> str | None:
-        """The base that it was trained on, as `load_base` takes it; None where the folder names none.
+        """The base that the adapter was trained on, as `load_base` takes it; None where the folder names none.
 
         A base that Halka knows by a short name is called so, since the folder has its name on the hub.
         """
@@ -90,17 +90,17 @@ class AdapterFolder:
 
     @property
     def kind(self) -> Kind | None:
-        """The kind of base that it is for, as `load_base` takes it; None where the folder does not say."""
+        """The kind of that base, as `load_base` takes it; None where the folder does not say."""
         return self._spec.kind if self.card is None else self.card.kind
 
     @property
     def labels(self) -> tuple[str, ...]:
-        """The labels that its head tells apart, by place, where the folder says them."""
+        """The labels of its head's outputs, in order; empty where the folder does not say."""
         return self._spec.labels if self.card is None else tuple(self.card.labels)
 
     @property
     def named_labels(self) -> tuple[str, ...]:
-        """The labels, but none where only their number is known."""
+        """The labels; empty where the folder says only their number."""
         return self._spec.named_labels if self.card is None else self.labels
 
     @cached_property
@@ -122,7 +122,7 @@ class AdapterFolder:
 
     @property
     def memory(self) -> int:
-        """The bytes that its values take in memory, in fp32. Raises DamagedFolderError for a damaged file."""
+        """The bytes of its tensors in memory, in fp32. Raises DamagedFolderError for a damaged file."""
         return tensors.size_of(self.weights)
 
     def read(self) -> Contents:
@@ -135,17 +135,16 @@ class AdapterFolder:
 
     @cached_property
     def digests(self) -> dict[str, str]:
-        """The SHA-256 of the files of its format, by name: configuration, weights, and those of a head beside them."""
+        """The SHA-256 of its format's files, by name: configuration, weights, and those of a head beside them."""
         names = (*self.format.FILES.names(), self.weights.name)
         return {name: _sha256(self.path / name) for name in dict.fromkeys(names) if (self.path / name).is_file()}
 
     @cached_property
     def id(self) -> str:
-        """The hash of weights, configuration and base: equal content has an equal id, wherever it lies.
+        """The hash of weights, configuration and the base's fingerprint in the Card: equal content has an equal id.
 
-        The base counts by the fingerprint in the Card. What else the Card says, and other files beside it, do not.
-        After `load`, which hashes the files anyway to compare them with the Card, the id costs nothing.
-        Raises DamagedFolderError where the files are not those that the Card was written for.
+        The Card's other fields and other files do not count. After `load`, which hashes the files to compare them with
+        the Card, the id costs nothing. Raises DamagedFolderError where the files do not match the Card.
         """
         self.check()
         head = () if self._head_files is None else self._head_files.names()
@@ -158,7 +157,7 @@ class AdapterFolder:
         return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
     def check(self) -> None:
-        """Raises DamagedFolderError if the files are not those that the Card was written for."""
+        """Raises DamagedFolderError if the files do not match the hashes in the Card."""
         written: Mapping[str, str] = {} if self.card is None else self.card.files
         if different := [name for name, digest in written.items() if self.digests.get(name) != digest]:
             raise DamagedFolderError(
@@ -167,15 +166,15 @@ class AdapterFolder:
             )
 
     def verify(self) -> None:
-        """Read every file. Raises DamagedFolderError for one that is damaged, or not the one that the Card names."""
+        """Read every file. Raises DamagedFolderError for one that is damaged, or does not match the Card."""
         self.check()
         self.read()
 
     @contextmanager
     def checking(self) -> Generator[Callable[[], None]]:
-        """`check` in a thread beside the block, which receives a function that waits for its end.
+        """Run `check` in a thread beside the block, which receives a function that waits for the check's end.
 
-        If the files changed, that error is raised instead of whatever it led to within the block.
+        If the files changed, the check's error is raised instead of an error within the block.
         """
         with ThreadPoolExecutor(1) as worker:
             checked = None if self.card is None else worker.submit(self.check)
@@ -191,7 +190,7 @@ class AdapterFolder:
 
     @property
     def _head_files(self) -> FileNames | None:
-        """The names of the files of a head beside the adapter, if there is one and it counts."""
+        """The names of the files of a head beside the adapter; None if there is none, or it is left out."""
         files = self.format.FILES.head
         return files if self.with_head and files is not None and (self.path / files.config).is_file() else None
 
@@ -201,21 +200,21 @@ def _has_config(path: Path) -> bool:
 
 
 def _name_of(path: Path) -> str:
-    """The folder's name; of one called `adapter`, as in a run's folder, the name of the folder around it."""
+    """The folder's name, but for a run's `adapter` the name of the run's folder."""
     path = path.resolve()
     return (path.parent.name if path.name == ADAPTER else "") or path.name
 
 
 def _weights_file(path: Path, files: FileNames, *, allow_pickle: bool) -> Path:
-    """The file that holds the weights; a pickle only if that is allowed."""
+    """The file of the weights; a pickle only with `allow_pickle`."""
     if (path / files.weights).is_file():
         return path / files.weights
     if allow_pickle and (path / files.pickle).is_file():
         return path / files.pickle
     if pickles := ", ".join(file.name for file in path.glob("*.bin")):
         raise DamagedFolderError(
-            f"{path} holds its weights as a pickle ({pickles}), which can run code: where you trust it, pass "
-            "allow_pickle (--allow-pickle: torch's loader for weights alone reads it), or have it written anew by "
+            f"{path} holds its weights as a pickle ({pickles}), which can run code: if you trust it, pass "
+            "allow_pickle (--allow-pickle; torch.load reads it with weights_only), or convert it once by "
             "`halka adapters convert --allow-pickle`"
         )
     raise DamagedFolderError(f"{path} holds no {files.weights}: the adapter is incomplete")

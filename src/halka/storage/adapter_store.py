@@ -1,13 +1,13 @@
 """`AdapterStore`: thousands of adapters of one base in one folder, by name and version.
 
     store/
-      store.json            which base: its fingerprint, from the first adapter that was saved
+      store.json            the base's fingerprint, from the first adapter that was saved
       support/1/ … 4/       adapter folders, as `save` writes them; the highest number is the current version
       support/tags.json     its tags
       .locks/support        locked while a process writes under that name
 
-A version appears by one rename and disappears by one rename: a crash at any moment leaves it whole or absent, and
-readers need no lock. A killed writer's leftovers are hidden, and removed by the next writer of that name or by `clean`.
+One rename adds a version and one rename removes it, so a crash at any moment leaves it whole or absent, and readers
+need no lock. A killed writer's leftovers are hidden; the next writer of that name, or `clean`, removes them.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ class Stored:
         return str(self.card.method["name"]) if self.card else ""
 
     def open(self, *, allow_pickle: bool = False) -> AdapterFolder:
-        """Its folder as one object, under the store's name. Raises DamagedFolderError as `AdapterFolder.open` does."""
+        """Its AdapterFolder, under the store's name. Raises DamagedFolderError as `AdapterFolder.open` does."""
         return replace(AdapterFolder.open(self.folder, allow_pickle=allow_pickle), name=self.name)
 
 
@@ -70,22 +70,22 @@ class AdapterStore:
     # ── looking up ───────────────────────────────────────────────────────────────────────────────────────────
 
     def names(self) -> list[str]:
-        """Every name that has a version, in order."""
+        """Every name that has a version, sorted."""
         if not self.folder.is_dir():
             return []
-        return sorted(each.name for each in self.folder.iterdir() if NAME.fullmatch(each.name) and _versions(each))
+        return sorted(path.name for path in self.folder.iterdir() if NAME.fullmatch(path.name) and _versions(path))
 
     def versions(self, name: str) -> list[int]:
         """A name's versions, oldest first. Raises UnknownAdapterError if there is none."""
         versions = _versions(self.folder / _named(name))
         if not versions:
-            near = [each for each in self.names() if name.lower() in each.lower()][:5]
+            near = [other for other in self.names() if name.lower() in other.lower()][:5]
             hint = f": did you mean {', '.join(near)}?" if near else ""
             raise UnknownAdapterError(f"{self.folder} holds no adapter {name!r}{hint}")
         return versions
 
     def get(self, name: str, version: int | None = None) -> Stored:
-        """One version, the newest if none is named. Raises UnknownAdapterError if the store does not have it."""
+        """One version, by default the newest. Raises UnknownAdapterError if the store does not have it."""
         versions = self.versions(name)
         version = versions[-1] if version is None else version
         _check_version(name, version, versions)
@@ -118,7 +118,7 @@ class AdapterStore:
     def save(self, model: AdaptedModel, name: str, *, stored_as: str | None = None, **card: Any) -> Stored:
         """Write adapter `name` of `model` as the next version; `card` goes to `halka.save`.
 
-        Raises WrongBaseError where the store is of another base, HalkaError for a name that is no file name.
+        Raises WrongBaseError where the store's adapters have another base, HalkaError for a name that is no file name.
         """
         stored_as = _named(name if stored_as is None else stored_as)
         self._claim(model)
@@ -131,9 +131,9 @@ class AdapterStore:
         return self.get(stored_as, version)
 
     def add(self, source: str | Path | AdapterFolder, name: str | None = None) -> Stored:
-        """Copy an adapter's folder, here or on the hub, into the store as the next version of `name`.
+        """Copy an adapter's folder, local or on the hub, into the store as the next version of `name`.
 
-        Without a name it is called as `halka.load` would call it: after its folder, its run or its name on the hub.
+        The default name is the one of `halka.load`: the folder's, the run's or the hub's.
         Raises DamagedFolderError for a folder that is no whole adapter, WrongBaseError where its Card names another
         base than the store's, HalkaError for a name that is no file name.
         """
@@ -151,7 +151,7 @@ class AdapterStore:
         return self.get(name, version)
 
     def tag(self, name: str, tags: Sequence[str], *, remove: bool = False) -> tuple[str, ...]:
-        """Add tags to a name, or remove them. Returns all the tags that it has then."""
+        """Add tags to a name, or remove them. Returns the name's tags afterwards."""
         self.versions(name)
         with self._writing(name) as folder:
             before = set(self._tags(name))
@@ -166,7 +166,7 @@ class AdapterStore:
             _check_version(name, version, versions)
         with self._writing(name) as folder:
             for number in versions if version is None else [version]:
-                if (folder / str(number)).exists():  # else another process was faster
+                if (folder / str(number)).exists():  # else another process has removed it
                     (folder / str(number)).rename(folder / f".{number}.{uuid.uuid4().hex[:8]}")
             flush(folder)
 
@@ -182,7 +182,7 @@ class AdapterStore:
         return json.loads(path.read_text(encoding="utf-8"))["fingerprint"] if path.exists() else None
 
     def verify(self) -> Iterator[tuple[Stored | str, str]]:
-        """Read every file. Yields each version with the reason why it is damaged, or ""."""
+        """Read every file. Yields each version with the reason why it is damaged, or "" if it is whole."""
         for name in self.names():
             for version in _versions(self.folder / name):
                 try:
@@ -193,7 +193,7 @@ class AdapterStore:
                     yield f"{name} {version}", str(error)
 
     def clean(self) -> int:
-        """Remove what killed writers left, but under names that are being written to. Returns how many entries."""
+        """Remove killed writers' leftovers, except under names being written. Returns the number of entries."""
         count = 0
         for folder in self.folder.iterdir() if self.folder.is_dir() else ():
             if not NAME.fullmatch(folder.name) or not folder.is_dir():
@@ -213,7 +213,7 @@ class AdapterStore:
         return tuple(json.loads(path.read_text(encoding="utf-8"))) if path.exists() else ()
 
     def _claim(self, model: AdaptedModel) -> None:
-        """Record the base of the first adapter. Raises WrongBaseError for one of another base."""
+        """Record the base of the first adapter. Raises WrongBaseError for an adapter of another base."""
         fingerprint = own_fingerprint(model)
         self.folder.mkdir(parents=True, exist_ok=True)
         (self.folder / LOCKS).mkdir(exist_ok=True)
@@ -227,7 +227,7 @@ class AdapterStore:
 
     @contextmanager
     def _writing(self, name: str, wait: float = -1) -> Generator[Path]:
-        """The name's folder, locked for this process; removes hidden leftovers before and after."""
+        """Lock the name's folder for this process; removes hidden leftovers before and after."""
         folder = self.folder / name
         (self.folder / LOCKS).mkdir(parents=True, exist_ok=True)
         with FileLock(self.folder / LOCKS / name, timeout=wait):
@@ -248,7 +248,7 @@ def _check_version(name: str, version: int, versions: Sequence[int]) -> None:
 
 def _versions(folder: Path) -> list[int]:
     try:
-        return sorted(int(each.name) for each in folder.iterdir() if each.name.isascii() and each.name.isdigit())
+        return sorted(int(path.name) for path in folder.iterdir() if path.name.isascii() and path.name.isdigit())
     except (FileNotFoundError, NotADirectoryError):
         return []
 
@@ -259,7 +259,7 @@ def _remove_hidden(folder: Path) -> None:
 
 
 def _named(name: object) -> str:
-    """The name, if it can be a file name on any system. Raises HalkaError otherwise."""
+    """Return a name that can be a file name on any system. Raises HalkaError for any other."""
     if not isinstance(name, str) or not NAME.fullmatch(name) or name.endswith("."):
         raise HalkaError(
             f"{name!r} cannot be a name in a store: use up to 100 letters, digits, dots, dashes and underscores, "

@@ -17,9 +17,7 @@ from halka.util.errors import DamagedFolderError, HalkaError, WrongBaseError
 from halka.util.text import chat_template_fingerprint
 
 CARD = "halka.json"
-
-
-# The types that a JSON file may hold for a field's annotation, if not an object
+# The JSON types of a field's values by its annotation; any other is an object
 KINDS_OF_FIELDS: dict[str, type | tuple[type, ...]] = {
     "str": str,
     "Kind": str,
@@ -32,7 +30,7 @@ KINDS_OF_FIELDS: dict[str, type | tuple[type, ...]] = {
 class Card:
     """The record that `save` writes beside an adapter."""
 
-    # name, fingerprint, how it was quantised (`quantize`) if it was; `head`: the fingerprint of a head that is used
+    # name, fingerprint, quantisation (`quantize`), and with `head` the fingerprint of the base's head, if used
     base: Mapping[str, Any]
     method: Mapping[str, Any]  # name and fields
     parameters: int
@@ -43,26 +41,20 @@ class Card:
     versions: Mapping[str, str] = field(default_factory=dict[str, str])
     created: str = ""
     kind: Kind = "causal-lm"  # of the base
-    labels: Sequence[str] = ()  # what the adapter's head tells apart, by place
-    files: Mapping[str, str] = field(default_factory=dict[str, str])  # SHA-256 of those beside it
+    labels: Sequence[str] = ()  # of the outputs of the adapter's head
+    files: Mapping[str, str] = field(default_factory=dict[str, str])  # SHA-256 of the adapter's files by name
 
     def __post_init__(self) -> None:
-        for each in fields(self):
-            kinds: dict[str, type | tuple[type, ...]] = {
-                "str": str,
-                "Kind": str,
-                "int": int,
-                "Sequence[str]": (list, tuple),
-            }
-            kind = kinds.get(str(each.type), Mapping)
-            if not isinstance(getattr(self, each.name), kind):
-                raise TypeError(f"{each.name} is {getattr(self, each.name)!r}")
+        for entry in fields(self):
+            kind = KINDS_OF_FIELDS.get(str(entry.type), Mapping)
+            if not isinstance(getattr(self, entry.name), kind):
+                raise TypeError(f"{entry.name} is {getattr(self, entry.name)!r}")
         if self.kind not in KINDS:
             raise HalkaError(f"kind {self.kind!r} is none of {', '.join(KINDS)}")
 
 
 def read_card(folder: Path) -> Card | None:
-    """The folder's Card; None where another tool wrote it. Raises DamagedFolderError for one that cannot be read."""
+    """The folder's Card; None where another tool wrote it. Raises DamagedFolderError if it cannot be read."""
     path = folder / CARD
     if not path.exists():
         return None
@@ -78,9 +70,9 @@ def template_of(model: AdaptedModel) -> str:
 
 
 def check_base(card: Card, model: AdaptedModel, folder: Path, other_base: bool, other_template: bool) -> None:
-    """Raises WrongBaseError for another base or chat template than the Card names, unless it is allowed.
+    """Raises WrongBaseError for another base or chat template than the Card names, unless allowed.
 
-    Warns where the base is quantised in another way than the one that the adapter was trained on.
+    Warns where the base is quantised in another way than the adapter's own base.
     """
     if card.kind != (kind := kind_of(model.base)):
         labels = f", labels={list(card.labels)}" if card.labels else ""
@@ -101,8 +93,8 @@ def check_base(card: Card, model: AdaptedModel, folder: Path, other_base: bool, 
             )
     if card.base.get("head") and not other_base and card.base["head"] != own_fingerprint(model, head=True)["weights"]:
         raise WrongBaseError(
-            f"{folder} has no head of its own, and this base's is not the one it was made for: load the base that has "
-            "it, or pass allow_other_base"
+            f"{folder} has no head of its own, and this base has another head than the one it was trained with: load "
+            "the base that has it, or pass allow_other_base"
         )
     forms = card.base.get("quantize"), form_of(model.base)
     if len({*forms}) > 1:

@@ -1,4 +1,4 @@
-"""`halka.open`: from an adapter's folder alone to its base, the tokenizer, and the model with the adapter."""
+"""`halka.open`: load the base that an adapter's folder names, its tokenizer, and the adapter."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 
 class Opened(NamedTuple):
-    """What `open` returns; `model` has the adapter, and `model.use(name)` lets it act."""
+    """The result of `open`; `model` has the adapter, and `model.use(name)` applies it."""
 
     base: PreTrainedModel
     tokenizer: PreTrainedTokenizerBase
@@ -40,11 +40,11 @@ def open(
     """Load the base that an adapter's folder names, with a head for its labels, and the adapter onto it.
 
     adapter_folder  a folder, a run's folder or a name on the hub, as `halka.load` takes it
-    base            another name or path of the base, where the folder names none or one that is not here
-    name            what the adapter is called in the model; its folder's or run's name if not given
+    base            another name or path of the base, where the folder names none or one that does not exist here
+    name            the adapter's name in the model; default: its folder's or run's name
 
-    `dtype`, `device` and `quantize` are as in `halka.load_base`, the other options as in `halka.load`; both say what is
-    raised. Raises HalkaError where neither the folder nor `base` names a base.
+    `dtype`, `device` and `quantize` are as in `halka.load_base`, the other options as in `halka.load`; raises as both
+    do, and HalkaError where neither the folder nor `base` names a base.
     """
     folder = AdapterFolder.open(adapter_folder, allow_pickle=allowed.get("allow_pickle", False))
     source = folder.base_name if base is None else base
@@ -57,7 +57,9 @@ def open(
     except HalkaError as error:
         if base is not None:
             raise
-        raise type(error)(f"the base that {folder} names: {error}. Another name or path of it is base=…") from error
+        raise type(error)(
+            f"the base that {folder} names: {error}. Pass another name or path of it as base=…"
+        ) from error
     model = adapt(loaded, tokenizer)
     load(model, folder, name=name, **allowed)
     return Opened(loaded, tokenizer, model)

@@ -1,4 +1,4 @@
-"""`AdapterPool`: loads a store's adapters into a model when they are used, within a budget of memory.
+"""`AdapterPool`: load a store's adapters into a model when they are used, within a memory budget.
 
 pool = AdapterPool(model, AdapterStore("adapters"), budget=2 * 2**30)
 with model.use(["support", "legal-17", None]):  # loads those that are not in the model
@@ -20,22 +20,22 @@ DEFAULT_BUDGET = 10**9  # bytes
 
 
 class AdapterPool:
-    """Lets `model.use` name any adapter of `store`; the least recently used are removed where the budget needs it.
+    """Lets `model.use` name any adapter of `store`; evicts the least recently used to stay within the budget.
 
-    `budget` is the memory in bytes that the store's adapters may take. Adapters that were added to the model by hand do
-    not count and stay. A newer version in the store is loaded once the adapter was removed; `forget` removes it.
-    `allowed` goes to `halka.load`.
+    `budget` is the memory in bytes that the store's adapters may take. Adapters that were added to the model otherwise
+    do not count and stay. A newer version in the store is loaded only after the adapter was evicted; `forget` evicts
+    it. `allowed` goes to `halka.load`.
     """
 
     def __init__(
         self, model: AdaptedModel, store: AdapterStore, budget: int = DEFAULT_BUDGET, **allowed: Unpack[Allowed]
     ):
         if budget <= 0:
-            raise HalkaError(f"budget is the bytes that adapters may take, above 0, not {budget}")
+            raise HalkaError(f"budget is the memory for adapters in bytes, above 0, not {budget}")
         self.model, self.store, self.budget, self.allowed = model, store, budget, allowed
-        self.sizes: OrderedDict[str, int] = OrderedDict()  # bytes of those in the model, the last used at the end
+        self.sizes: OrderedDict[str, int] = OrderedDict()  # bytes of the adapters in the model, most recently used last
         self.loads = 0
-        self._costs: dict[str, int] = {}  # bytes that others of the store will take
+        self._costs: dict[str, int] = {}  # bytes that adapters not yet loaded will take
         model.pool = self
 
     @property
@@ -44,7 +44,7 @@ class AdapterPool:
         return sum([*self.sizes.values()])
 
     def ready(self, names: Iterable[str]) -> None:
-        """Load these adapters, and remove others where they need the memory; `model.use` calls it.
+        """Load these adapters, and evict others if the budget requires it; `model.use` calls this.
 
         Raises UnknownAdapterError for a name that neither model nor store has, HalkaError where these alone
         are over the budget, and as `halka.load` does.
@@ -65,17 +65,17 @@ class AdapterPool:
             self._make_room(0, wanted)
 
     def fits(self, names: Iterable[str]) -> bool:
-        """Whether the budget has room for these beside those in use. Raises UnknownAdapterError for an unknown name."""
+        """Whether these and those in use fit into the budget. Raises UnknownAdapterError for an unknown name."""
         return self._cost({*names, *self._kept()}) <= self.budget
 
     def forget(self, name: str) -> None:
-        """Remove an adapter, so that its newest version is loaded next. Raises HalkaError while it is in use."""
+        """Evict an adapter, so that its newest version is loaded next. Raises HalkaError while it is in use."""
         with self.model.lock:
             if name in self.sizes:
                 self.model.remove(name)
 
     def removed(self, name: str) -> None:
-        """Called by the model for every adapter that leaves it, whoever removed it."""
+        """Forget an adapter's size; the model calls this for every adapter that is removed from it."""
         self.sizes.pop(name, None)
 
     def _read(self, name: str) -> None:
@@ -95,7 +95,7 @@ class AdapterPool:
             ) from None
 
     def _cost(self, names: Iterable[str]) -> int:
-        """The bytes that these take of the budget; of those not yet loaded, their files say it."""
+        """The bytes of the budget that these take, read from their files if they are not loaded."""
         cost = 0
         for name in names:
             if name in self.sizes:
@@ -107,7 +107,7 @@ class AdapterPool:
         return cost
 
     def _make_room(self, bytes: int, wanted: list[str]) -> None:
-        """Remove the least recently used until so much is free, or only those wanted or in use are left."""
+        """Evict the least recently used until `bytes` are free, or only those wanted or in use are left."""
         kept = {*wanted, *self._kept()}
         for name in [name for name in self.sizes if name not in kept]:
             if self.bytes + bytes <= self.budget:
@@ -115,5 +115,5 @@ class AdapterPool:
             self.forget(name)
 
     def _kept(self) -> set[str]:
-        """The store's adapters that are in use or merged, which stay."""
+        """The store's adapters that are in use or merged, and so cannot be evicted."""
         return {name for name in (*self.model.in_use, self.model.merged) if name in self.sizes}

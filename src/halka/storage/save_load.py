@@ -1,4 +1,4 @@
-"""`save` and `load`: an adapter of a model to its folder, whole or not at all, and strictly back."""
+"""`save` and `load`: write a model's adapter to a folder, whole or not at all, and read it back strictly."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ README = "README.md"
 
 
 class Allowed(TypedDict, total=False):
-    """Options of `load` that take what it refuses otherwise."""
+    """Options of `load` that allow what it refuses otherwise."""
 
     allow_other_base: bool
     allow_other_template: bool
@@ -45,11 +45,11 @@ def save(
     measurements: Mapping[str, Any] | None = None,
     format: Literal["peft", "adapterhub"] = "peft",
 ) -> Path:
-    """Write adapter `name` to `folder` and return the folder. A crash leaves what was there, or the whole adapter.
+    """Write adapter `name` to `folder` and return the folder. A crash leaves the older adapter, or the whole new one.
 
     `task`, `training` and `measurements` go into the Card unchanged. A README.md in the folder stays.
     Raises UnknownAdapterError for a name that the model does not have; HalkaError for weights that are not finite, a
-    method that the format has no form for, and a folder that holds something else.
+    method that the format cannot hold, and a folder that holds something else.
     """
     adapter, folder, written_as = narrowed(model, name), Path(folder), format_named(format)
     own = (*written_as.FILES.names(), CARD, README)
@@ -100,21 +100,21 @@ def load(
     allow_pickle: bool = False,
     head: bool = True,
 ) -> Adapter:
-    """Add the adapter of a folder to `model` under `name` (default: the folder's, or its run's).
+    """Add the adapter of a folder to `model` under `name` (default: the folder's name, or its run's).
 
     source                the path of an adapter's folder, of any known format, or of a run's folder; a name on the
                           Hugging Face hub, `org/adapter[@revision]`; an AdapterFolder, opened with the last two options
-    allow_other_base      take a base of the same shape with other weights
-    allow_other_template  take a tokenizer with another chat template
-    allow_pickle          read weights that are a pickle, by torch's loader for weights alone
+    allow_other_base      accept a base of the same shape with other weights
+    allow_other_template  accept a tokenizer with another chat template
+    allow_pickle          read weights from a pickle, by `torch.load` with `weights_only`
     head                  False leaves out a head that was saved beside the adapter
 
-    The file is mapped into memory, not copied: replace it by renaming, as `save` does, and never write into it.
+    The file is mapped into memory, not copied: replace it by a rename, as `save` does, and never write into it.
     Warns where the base is quantised (`load_base(quantize=…)`) in another way than the one it was trained on.
     Raises WrongBaseError for another base or chat template than the Card names, and for modules that the base lacks;
-    DamagedFolderError for a folder without an adapter, a pickle that is not allowed, files that are not those that the
-    Card was written for, and values that are not finite; HalkaError for options that Halka does not compute, and
-    tensors that do not fit. The model then is as it was.
+    DamagedFolderError for a folder without an adapter, a pickle that is not allowed, files that do not match the Card,
+    and values that are not finite; HalkaError for options that Halka does not support, and tensors that do not fit.
+    After an error the model is unchanged.
     """
     folder = AdapterFolder.open(source, allow_pickle=allow_pickle, head=head)
     name, card = folder.name if name is None else name, folder.card
@@ -128,7 +128,7 @@ def load(
                 method, state = folder.format.read(contents, model.targets)
             labels = folder.named_labels if card is not None or has_head(model, state) else ()
             state = fitted_head(model, labels, state)
-            with model.lock:  # nobody uses it before its files are known to be the Card's
+            with model.lock:  # held until its files are checked, so that nobody uses it before
                 adapter = model.add(name, method, state=state, labels=labels)
                 try:
                     check()

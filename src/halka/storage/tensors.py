@@ -1,4 +1,4 @@
-"""An adapter's tensors and their file: safetensors, mapped into memory; pickles by torch's loader for weights alone."""
+"""Read and write an adapter's tensors: safetensors, mapped into memory; pickles by `torch.load` with `weights_only`."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ DTYPES = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
 
 
 def check_finite(name: str, tensors: Mapping[str, Tensor]) -> None:
-    """Raises HalkaError for values of adapter `name` that are not finite."""
+    """Raises HalkaError, naming adapter `name` and the tensor, for values that are not finite."""
     for key, tensor in tensors.items():
         if not tensor.isfinite().all():
             raise HalkaError(
@@ -40,22 +40,24 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
     if other := [key for key, tensor in tensors.items() if tensor.dtype not in DTYPES]:
         raise DamagedFolderError(
             f"{path} holds {tensors[other[0]].dtype} in {other[0]}, where an adapter has real numbers of "
-            "16, 32 or 64 bits: it is no adapter, or was made in another way"
+            "16, 32 or 64 bits: it is no adapter, or in another format"
         )
     tensors = {key: tensor.float() for key, tensor in tensors.items()}
     sums = [tensor.sum() for tensor in tensors.values()]
     if sums and torch.stack(sums).isfinite().all():
         return tensors
-    for key, tensor in tensors.items():  # a sum may be no finite number although every value is
+    for key, tensor in tensors.items():  # the sum of finite values may overflow
         if not torch.isfinite(tensor).all():
-            raise DamagedFolderError(f"{path} holds values that are not finite, in {key}: it is damaged or failed")
+            raise DamagedFolderError(
+                f"{path} holds values that are not finite, in {key}: it is damaged, or its training diverged"
+            )
     return tensors
 
 
 def write_tensors(tensors: Mapping[str, Tensor], path: Path) -> None:
-    """Write a safetensors file whose values begin at a multiple of `ALIGNED` bytes, after spaces as the format allows.
+    """Write a safetensors file with spaces after its header, so that the values begin at a multiple of `ALIGNED` bytes.
 
-    So the mapped tensors are aligned as torch aligns its own: some products round differently at other addresses.
+    So the mapped tensors are aligned like torch's own: some matrix products round differently at other addresses.
     """
     packed = path.with_suffix(".packed")
     save_file(dict(tensors), packed, {"format": "pt"})
@@ -68,20 +70,20 @@ def write_tensors(tensors: Mapping[str, Tensor], path: Path) -> None:
 
 
 def shapes(path: Path) -> dict[str, tuple[tuple[int, ...], str]]:
-    """Shape and safetensors' name of the dtype of each tensor in a safetensors file, from its header alone.
+    """The shape and dtype (safetensors' name) of each tensor in a safetensors file, read from its header alone.
 
     Raises DamagedFolderError for a damaged file.
     """
     try:
         with cast(Any, safe_open)(path, framework="pt") as file:
             slices: dict[str, Any] = {key: file.get_slice(key) for key in file.keys()}  # noqa: SIM118 (no mapping)
-            return {key: (tuple(each.get_shape()), str(each.get_dtype())) for key, each in slices.items()}
+            return {key: (tuple(view.get_shape()), str(view.get_dtype())) for key, view in slices.items()}
     except (SafetensorError, FileNotFoundError) as error:
         raise _damaged(path, error) from None
 
 
 def size_of(path: Path) -> int:
-    """The bytes that a safetensors file's values take in memory, in fp32. Raises DamagedFolderError as `shapes`."""
+    """The bytes of a safetensors file's values in memory, in fp32. Raises DamagedFolderError as `shapes` does."""
     return 4 * sum(math.prod(shape) for shape, _ in shapes(path).values())
 
 
@@ -93,12 +95,12 @@ def _mapped(path: Path) -> dict[str, Tensor]:
 
 
 def _unpickled(path: Path) -> dict[str, Tensor]:
-    """The tensors of a pickle, by torch's loader for weights alone, which refuses whatever is more than tensors."""
+    """The tensors of a pickle, by `torch.load` with `weights_only`, which refuses everything but tensors."""
     try:
-        with warnings.catch_warnings():  # about checks of sparse tensors, which are refused below
+        with warnings.catch_warnings():  # torch warns about sparse tensors, which are refused below
             warnings.filterwarnings("ignore", "Validating sparse tensor invariants")
             content: object = torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError:  # torch's message says how to run the code, so it is not passed on
+    except pickle.UnpicklingError:  # torch's message tells how to run the code anyway, so leave it out
         content = None
     except Exception as error:  # a malicious file can make it raise anything
         raise _damaged(path, error) from None
