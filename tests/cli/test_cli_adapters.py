@@ -68,7 +68,7 @@ def test_adapters_show_finds_a_name_in_a_store(here):
     found = parsed("adapters show mine --store kept --version 1")
     assert found["folder"].endswith("1")
     assert found["tensors"] == parsed("adapters show run/adapter")["tensors"]
-    assert "--version is one of a name's in a store" in failure("adapters show run/adapter --version 1")
+    assert "--version is of an adapter in a store" in failure("adapters show run/adapter --version 1")
     assert "nope" in failure("adapters show nope --store kept")
 
 

@@ -62,7 +62,7 @@ def test_compare_stopped_says_how_to_go_on(experiment, monkeypatch):
         raise KeyboardInterrupt
 
     monkeypatch.setattr("halka.studies.compare.run", run)
-    assert "goes on with what is missing" in halka("compare experiment.yaml -o results", code=130).stderr
+    assert "resumes with the missing runs" in halka("compare experiment.yaml -o results", code=130).stderr
 
 
 def test_demo_pulls_its_base_first(experiment, monkeypatch):
@@ -85,7 +85,7 @@ def test_a_terminated_comparison_ends_its_runs(experiment, monkeypatch):
 
     monkeypatch.setattr("halka.studies.compare.run", run)
     own = signal.getsignal(signal.SIGTERM)
-    assert "goes on with what is missing" in halka("compare experiment.yaml -o results", code=130).stderr
+    assert "resumes with the missing runs" in halka("compare experiment.yaml -o results", code=130).stderr
     assert ended
     assert signal.getsignal(signal.SIGTERM) is own
 

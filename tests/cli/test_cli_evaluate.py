@@ -16,7 +16,7 @@ def test_predictions_do_not_write_over_what_is_read(here):
     Path("own.jsonl").write_text(Path("data.jsonl").read_text())
     before = Path("own.jsonl").read_text()
     told = failure("evaluate --base base --data own.jsonl -o own.jsonl")
-    assert "--out: own.jsonl would write over what is read" in told
+    assert "--out: own.jsonl would overwrite an input" in told
     assert Path("own.jsonl").read_text() == before
     assert "nothing can be written to /proc" in failure("evaluate --base base --data own.jsonl -o /proc/x.jsonl")
     Path("latin.txt").write_bytes("café".encode("latin-1"))
@@ -57,7 +57,7 @@ def test_evaluate_on_a_task(here):
 @pytest.mark.parametrize(
     ("command", "told"),
     [
-        ("evaluate --base base", "what to evaluate on is said by --task NAME or by --data FILE"),
+        ("evaluate --base base", "give either --task NAME or --data FILE to evaluate on"),
         ("evaluate --data data.jsonl", "--base"),
         ("evaluate --base base --data data.jsonl --metrics blue", "unknown metric 'blue' (did you mean 'bleu'?)"),
         ("evaluate --base base --data data.jsonl --metrics ,", "--metrics ',' names none"),
@@ -67,7 +67,7 @@ def test_evaluate_on_a_task(here):
         ("evaluate --base base --data data.jsonl --adapter nope", "--adapter: there is no folder nope"),
         ("evaluate --base base --data data.jsonl --adapter base", "base holds no adapter_config.json"),
         ("generate --base base --temperature hot Hi", "--temperature"),
-        ("generate --base base --top-p 0.5 Hi", "--top-p is for drawing at random: give a --temperature"),
+        ("generate --base base --top-p 0.5 Hi", "--top-p is for sampling: give a --temperature"),
         ("generate --base base --temperature 1 --top-p 7 Hi", "--top-p is a share above 0 and at most 1, not 7"),
         ("generate --base base", "the prompt is empty"),
         ("generate --base base Hi --file prompts.jsonl", "a PROMPT and --file were given: give one of them"),
@@ -196,12 +196,15 @@ def test_a_store_of_another_base_is_refused_unless_allowed(kinds):
         ("--adapter x=prefix", "f.jsonl:1: there is no adapter 'lora' among those given: those are x"),
         ("", "f.jsonl:1: there is no adapter 'lora', and none was given: add --adapter lora=FOLDER, or --store FOLDER"),
         ("--store adapters", "f.jsonl:2: there is no adapter 'lroa' among those given: did you mean lora?"),
-        ("--store run", "f.jsonl:1: there is no adapter 'lora', and none at all in run"),
+        ("--store run", "f.jsonl:1: there is no adapter 'lora', and run holds none"),
         ("--store nope", "--store: there is no folder nope"),
         ("--store adapters --adapter lorra", "--adapter: there is no adapter 'lorra' among those given: did you mean"),
         ("--store adapters --adapter lora@3", "--adapter: 'lora' has no version 3: it has 1, 2"),
         ("--store adapters --adapter lora@x", "--adapter: there is no adapter 'lora@x' among those given: did you"),
-        ("--adapter lora --adapter lora=prefix", "--adapter: two are named 'lora': name each its own way, as in NAME="),
+        (
+            "--adapter lora --adapter lora=prefix",
+            "--adapter: two are named 'lora': give them different names, as in NAME=",
+        ),
         ("--adapter =lora", "--adapter: '=lora' is not NAME=FOLDER"),
         ("--adapter lora=", "--adapter: 'lora=' is not NAME=FOLDER"),
         ("--adapter lora=nope", "--adapter: there is no folder nope"),
@@ -297,6 +300,6 @@ def test_a_run_s_folder_stands_for_its_adapter_which_is_called_after_it(here):
 
 
 def test_a_pool_without_a_store_is_refused(here):
-    assert "--pool is what a store's adapters may take" in failure('generate --base base --pool 5 "hello"')
+    assert "--pool is the memory that a store's adapters may take" in failure('generate --base base --pool 5 "hello"')
     told = failure('generate --base base --store kept --pool much "hello"')
     assert "'--pool': 'much' is no size above 0: write it as 512MB, 1.5GB, or as a number of MB: see" in told

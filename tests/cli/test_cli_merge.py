@@ -151,17 +151,17 @@ def test_bases_of_other_kinds_are_judged_by_what_they_learn(kind):
 @pytest.mark.parametrize(
     ("command", "why"),
     [
-        ("a b", "--combine METHOD is how several adapters become one"),
+        ("a b", "--combine METHOD combines several adapters"),
         ("a --combine linear", "give it with two or more, and only then"),
         ("a b --combine mean", "there is no combination 'mean'"),
         ("a b --combine linear", "need equal ranks"),
-        ("a b --combine cat --weights 1", "--weights gives 1 for 2 adapters"),
+        ("a b --combine cat --weights 1", "--weights has 1 for 2 adapters"),
         ("a b --combine cat --weights one,two", "are no numbers with commas between"),
         ("a b --combine cat --weights nan,1 --into x", "the weight of 'a' is nan"),
         ("a --as gguf", "give --into PATH with them"),
         ("prefix", "prefix acts on memory, which is no weight: not mergeable"),
         ("nobody", "there is no folder nobody"),
-        ("a --into x --as gguf", "a file whose name ends with .gguf"),
+        ("a --into x --as gguf", "is not the path of a .gguf file"),
     ],
 )
 def test_what_is_wrong_is_said(command, why, run):

@@ -134,7 +134,7 @@ def test_a_folder_in_beirs_layout_is_scored(halka, embedder, tmp_path):
     (tmp_path / "own.md").write_text("Parcels are sent on monday.")
     assert halka("docs", "add", "own", "own.md", "--embedder", str(embedder))[0] == 0
     code, _, err = halka("docs", "evaluate", "own", "q")  # nothing is put among what somebody keeps
-    assert (code, "take another name" in err) == (2, True)
+    assert (code, "use another name" in err) == (2, True)
     assert len(json.loads(halka("docs", "list", "own", "--json")[1])) == 1
     (tmp_path / "q" / "corpus.jsonl").unlink()
     assert halka("docs", "evaluate", "own", "q")[0] == 0
@@ -147,7 +147,7 @@ def test_where_all_is_skipped_nothing_begins(halka, embedder, tmp_path):
     (tmp_path / "broken.pdf").write_bytes(b"%PDF-1.4")
     (tmp_path / "good.md").write_text("Good.")
     code, _, err = halka("docs", "add", "faq", "broken.pdf", "--embedder", str(embedder))
-    assert (code, "nothing was taken in: 1 file skipped" in err) == (1, True)
+    assert (code, "nothing was added: 1 file skipped" in err) == (1, True)
     assert not (tmp_path / "collections" / "faq").exists()
     assert halka("docs", "add", "faq", "good.md", "--embedder", str(embedder))[0] == 0
     code, out, _ = halka("docs", "add", "faq", "broken.pdf", "--json")

@@ -54,7 +54,7 @@ def test_a_store_and_the_flags_take_names(cache, tmp_path):
     assert (stored.name, stored.version) == ("theirs", 1)
     found = given_adapters(["org/support.v", "new=org/support.v@v2"], None)
     assert found.named == ["support.v", "new"]
-    assert {name: folder.path.name for name, folder in found.given.items()} == {"support.v": V1, "new": V2}
+    assert {name: folder.path.name for name, folder in found.folders.items()} == {"support.v": V1, "new": V2}
 
 
 def test_what_is_here_goes_before_the_hub(cache):

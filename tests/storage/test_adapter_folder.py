@@ -184,7 +184,7 @@ def test_the_base_may_be_elsewhere_than_the_folder_says(model, base, tmp_path):
     folder = halka.save(model, "a", tmp_path / "a")
     card = json.loads((folder / "halka.json").read_text())
     for name, hint in (
-        ("/not/here", r"Pass another name or path of it as base=…"),
+        ("/not/here", r"Pass another name or path as base=…"),
         ("", r"does not say which base.*base=…"),
     ):
         config = json.loads((folder / "adapter_config.json").read_text()) | {"base_model_name_or_path": name}

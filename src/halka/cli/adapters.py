@@ -39,7 +39,7 @@ Version = Annotated[int | None, typer.Option("--version", metavar="N", min=1, he
 )
 def show_(
     folder: Annotated[
-        Path, typer.Argument(metavar="FOLDER|NAME", help="its folder, ours or peft's; a name in --store")
+        Path, typer.Argument(metavar="FOLDER|NAME", help="its folder, Halka's or peft's; a name in --store")
     ],
     store: Annotated[Path | None, typer.Option(metavar="FOLDER", help="the store that has it")] = None,
     version: Version = None,
@@ -49,7 +49,7 @@ def show_(
     if store is not None:
         adapter = _opened(store).get(str(folder), version).open()
     elif version is not None:
-        raise HalkaError("--version is one of a name's in a store: give --store FOLDER with it")
+        raise HalkaError("--version is of an adapter in a store: give --store FOLDER with it")
     else:
         adapter = open_adapter(folder, "FOLDER")
     if json:
@@ -74,28 +74,28 @@ def list_(
     from halka.report.units import count, size
 
     opened = _opened(store)
-    found = [
+    rows = [
         {
-            "name": each.name,
-            "version": each.version,
-            "versions": len(opened.versions(each.name)),
-            "method": each.method,
-            "task": each.task,
-            "tags": each.tags,
-            "parameters": each.card.parameters if each.card else None,
-            "bytes": sum(file.stat().st_size for file in each.folder.iterdir()),
-            "folder": each.folder,
+            "name": stored.name,
+            "version": stored.version,
+            "versions": len(opened.versions(stored.name)),
+            "method": stored.method,
+            "task": stored.task,
+            "tags": stored.tags,
+            "parameters": stored.card.parameters if stored.card else None,
+            "bytes": sum(file.stat().st_size for file in stored.folder.iterdir()),
+            "folder": stored.folder,
         }
-        for each in opened.list(task=task, tag=tag, method=method)
+        for stored in opened.list(task=task, tag=tag, method=method)
     ]
     if json:
-        return emit(found)
+        return emit(rows)
     table = columns("name", "version", "method", "task", "tags", "parameters", "size", right=("parameters", "size"))
-    for each in found:
-        parameters = "–" if each["parameters"] is None else count(each["parameters"])
-        words = (each["method"] or "–", each["task"] or "–", ", ".join(each["tags"]) or "–")
-        table.add_row(each["name"], str(each["version"]), *words, parameters, size(each["bytes"]))
-    show(table, f"{len(found)} adapters in {store}")
+    for row in rows:
+        parameters = "–" if row["parameters"] is None else count(row["parameters"])
+        texts = (row["method"] or "–", row["task"] or "–", ", ".join(row["tags"]) or "–")
+        table.add_row(row["name"], str(row["version"]), *texts, parameters, size(row["bytes"]))
+    show(table, f"{len(rows)} adapters in {store}")
 
 
 @app.command("add", cls=Command, epilog=examples("halka adapters add runs/support/adapter support --store adapters"))
@@ -153,14 +153,14 @@ def verify(store: Store, json: Json = False) -> None:
     opened = _opened(store)
     cleaned = opened.clean()
     results = list(opened.verify())
-    wrong = [{"adapter": str(each), "reason": reason} for each, reason in results if reason]
+    damaged = [{"adapter": str(stored), "reason": reason} for stored, reason in results if reason]
     if json:
-        emit({"versions": len(results), "damaged": wrong, "cleaned": cleaned})
+        emit({"versions": len(results), "damaged": damaged, "cleaned": cleaned})
     else:
-        show(*(f"{each['adapter']}: {each['reason']}" for each in wrong))
-        show(f"{len(results)} versions read, {len(wrong)} damaged, {cleaned} leftovers removed")
-    if wrong:
-        raise Failed(f"{len(wrong)} of {len(results)} versions are damaged: remove them, or add them again")
+        show(*(f"{row['adapter']}: {row['reason']}" for row in damaged))
+        show(f"{len(results)} versions read, {len(damaged)} damaged, {cleaned} leftovers removed")
+    if damaged:
+        raise Failed(f"{len(damaged)} of {len(results)} versions are damaged: remove them, or add them again")
 
 
 def _opened(folder: Path) -> AdapterStore:
@@ -170,7 +170,7 @@ def _opened(folder: Path) -> AdapterStore:
 
 
 def describe(adapter: AdapterFolder) -> dict[str, Any]:
-    """What an adapter's configuration and Card say, and what its weights' header says.
+    """An adapter's configuration and Card, its files, and its tensors from the header of its weights.
 
     Raises DamagedFolderError for weights that are damaged.
     """
@@ -189,7 +189,7 @@ def describe(adapter: AdapterFolder) -> dict[str, Any]:
 
 
 def _tensors(adapter: AdapterFolder) -> list[dict[str, Any]]:
-    """Tensors alike in last name, shape and dtype, counted; only the header is read."""
+    """The numbers of tensors by last name, shape and dtype, from the file's header."""
     import math
     from collections import Counter
 
@@ -233,8 +233,8 @@ def _show(about: dict[str, Any]) -> None:
     for key, value in lines.items():
         table.add_row(key, _text(value) or "–")
     shapes = columns("tensors", "count", "shape", "type", right=("count",))
-    for each in about["tensors"]:
-        shapes.add_row(each["name"], str(each["count"]), " × ".join(map(str, each["shape"])), each["dtype"])
+    for kind in about["tensors"]:
+        shapes.add_row(kind["name"], str(kind["count"]), " × ".join(map(str, kind["shape"])), kind["dtype"])
     show(table, "", shapes)
     if card is None:
         show("", "No Card (halka.json): another tool wrote this folder.")

@@ -74,7 +74,7 @@ command("ask", epilog=ask.EXAMPLES)(ask.ask)
 def main() -> None:
     """Run the command line: the entry point of the package.
 
-    Letters that the terminal cannot show, and bytes of file names that are no letters, are printed as escapes.
+    Characters that the terminal's encoding lacks, and undecodable bytes of file names, are printed as escapes.
     """
     quiet_process()
     for stream in (sys.stdout, sys.stderr):

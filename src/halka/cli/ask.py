@@ -1,4 +1,4 @@
-"""`halka ask`: a question, answered from a collection's passages, with sources."""
+"""`halka ask`: answer a question from a collection's passages, with sources."""
 
 from __future__ import annotations
 
@@ -26,21 +26,21 @@ EXAMPLES = examples(
 
 @with_loading
 def ask(
-    question: Annotated[str, typer.Argument(metavar="QUESTION", help="what to answer")],
+    question: Annotated[str, typer.Argument(metavar="QUESTION", help="the question to answer")],
     base: Base,
     collection: Annotated[str, typer.Option(metavar="NAME", help="the collection that holds the answer")],
     adapter: AdapterNames = None,
     store: StoreFolder = None,
-    passages: Annotated[int, typer.Option(metavar="N", min=1, help="passages in the prompt, at most")] = 4,
+    passages: Annotated[int, typer.Option(metavar="N", min=1, help="the most passages in the prompt")] = 4,
     neighbours: Annotated[
         int,
-        typer.Option(metavar="TOKENS", min=0, help="add text around passages, up to so many tokens in all [0]"),
+        typer.Option(metavar="TOKENS", min=0, help="add the text around passages, up to so many tokens in all [0]"),
     ] = 0,
     floor: Annotated[
         float | None,
         typer.Option(
             metavar="SCORE",
-            help="the least score of the best passage, else the documents do not say; `docs examples` prints one",
+            help="the score that the best passage must reach, else it abstains; `docs examples` prints one",
         ),
     ] = None,
     mode: Mode = "hybrid",
@@ -48,9 +48,9 @@ def ask(
     asking: Asking = None,
     tag: Tags = None,
     under: Under = None,
-    max_new_tokens: Annotated[int, typer.Option(metavar="N", min=1, help="tokens an answer, at most")] = 256,
+    max_new_tokens: Annotated[int, typer.Option(metavar="N", min=1, help="the most tokens of an answer")] = 256,
     temperature: Annotated[
-        float, typer.Option(metavar="X", min=0.0, help="0: always the likeliest token; above 0: sample")
+        float, typer.Option(metavar="X", min=0.0, help="0: always the most likely token; above 0: sample")
     ] = 0.0,
     collections: Place = HERE,
     *,
@@ -59,8 +59,7 @@ def ask(
 ) -> None:
     """Answer a question from a collection's passages, and list the sources.
 
-    The answer is printed as it is made, with --json when it is complete. The adapter brings the form, the documents
-    bring the knowledge. Passages that --as may not read are never used.
+    The answer is streamed, or with --json printed when it is complete. Passages that --as may not read are never used.
     """
     from halka.evaluation.streaming import answering
     from halka.rag.answer import Answerer
@@ -69,7 +68,7 @@ def ask(
     retriever = retriever_of(collection_named(collection, collections), mode, rerank)
     adapters = given_adapters(adapter, store, loading.allow_pickle)
     if len(adapters.named) > 1:
-        raise HalkaError(f"{len(adapters.named)} adapters were given: one answers, so name one")
+        raise HalkaError(f"{len(adapters.named)} adapters were given, and one answers: name one")
     name = adapters.usual
     model = open_model(base, adapters, [name], loading)
     answerer = Answerer(

@@ -1,4 +1,4 @@
-"""`halka compare` and `halka demo`: an experiment run to its table and its report."""
+"""`halka compare` and `halka demo`: run an experiment, and write its table and report."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from halka.studies.experiment import Experiment
     from halka.studies.runner import Event
 
-Retry = Annotated[bool, typer.Option("--retry", help="run again what failed")]
+Retry = Annotated[bool, typer.Option("--retry", help="run failed runs again")]
 
 
 EXAMPLES = examples(
@@ -39,27 +39,29 @@ def compare(
     rag: Annotated[
         Path | None,
         typer.Option(
-            "--rag", metavar="FILE", help="a YAML file: documents, questions, form; what adapter and retrieval do"
+            "--rag", metavar="FILE", help="a YAML file: documents, questions, form, to compare adapter and retrieval"
         ),
     ] = None,
     retry: Retry = False,
     json: Json = False,
 ) -> None:
-    """Compare methods on a task, fairly, and write a report; with --rag, what an adapter and documents each bring.
+    """Compare methods on a task, fairly, and write a report; with --rag, compare an adapter with retrieval.
 
-    Each method gets a small search for its learning rate, and then several seeds. Every run is kept:
-    the same command runs what is missing, and adding a method runs that one.
+    Each method gets a small search for its learning rate, and then several seeds. Every run is kept: the same command
+    runs only those that are missing, also after a method was added.
     """
     from halka.studies.ablation.settings import read_ablation, read_questions
     from halka.studies.experiment import read_experiment
 
     if experiment is None and rag is None:
         raise HalkaError("there is nothing to compare: give an EXPERIMENT, or --rag FILE")
-    given = [] if experiment is None else [str(experiment)]
-    command = shlex.join(["halka", "compare", *given, *([] if rag is None else ["--rag", str(rag)]), "-o", str(out)])
+    positional = [] if experiment is None else [str(experiment)]
+    command = shlex.join(
+        ["halka", "compare", *positional, *([] if rag is None else ["--rag", str(rag)]), "-o", str(out)]
+    )
     ablation = None if rag is None else read_ablation(existing_file(rag, "--rag"))
     if ablation is not None:
-        read_questions(ablation)  # what is wrong there is told before anything runs
+        read_questions(ablation)  # raises before anything runs
     if experiment is None:
         assert ablation is not None
         return _ablate(ablation, out, command, retry, json)
@@ -68,7 +70,7 @@ def compare(
 
 
 def _ablate(ablation: Ablation, out: Path, command: str, retry: bool, json: bool) -> None:
-    """An ablation alone, to its table and report."""
+    """Run an ablation alone, and write its table and report."""
     from halka.report import write_report
     from halka.studies.ablation.summary import to_rich
 
@@ -83,7 +85,7 @@ def _ablate(ablation: Ablation, out: Path, command: str, retry: bool, json: bool
 
 
 def _ablated(ablation: Ablation, out: Path, retry: bool) -> tuple[Summary, Section, int]:
-    """Run what is missing of an ablation, write its table and summary; how many of its runs have failed."""
+    """Run an ablation's missing runs, write its table and summary; returns the number of failed runs, too."""
     import json
 
     from halka.report import Section
@@ -109,9 +111,9 @@ def demo(
     retry: Retry = False,
     json: Json = False,
 ) -> None:
-    """See it work: tune a real model by every family and compare.
+    """See it work: fine-tune a real model by a method of every family, and compare them.
 
-    It takes a few minutes on two cores, and fetches the model the first time.
+    It takes a few minutes on two cores, and downloads the model the first time.
     """
     from halka.studies.experiment import demo_experiment
 
@@ -146,26 +148,26 @@ def _run(
 
 
 def _follow(events: Iterable[Event], base: str, out: Path) -> None:
-    """Show what happens to runs in a folder, until all have ended, or it is interrupted."""
+    """Show the progress of runs, until all have ended or Ctrl-C interrupts them."""
     from halka.cli.progress import RunsProgress
     from halka.models.fetching import known_bases, pull
 
     if out.is_file():
         raise HalkaError(f"--out: {out} is a file: name a folder")
     if base in known_bases():
-        pull(base, say)  # once, and with words, before the runs want it
+        pull(base, say)  # once, with its messages, before the runs need it
     try:
         with terminated_as_interrupted(), RunsProgress() as progress:
             for event in events:
                 progress.event(event)
     except KeyboardInterrupt:
-        say("Stopped. The same command goes on with what is missing")
+        say("Stopped. The same command resumes with the missing runs")
         raise typer.Exit(130) from None
 
 
 @contextmanager
 def terminated_as_interrupted() -> Iterator[None]:
-    """A termination is a Ctrl-C, so that no run outlives the command."""
+    """Handle SIGTERM like Ctrl-C within the block, so that no run outlives the command."""
 
     def interrupt(number: int, frame: FrameType | None) -> None:
         raise KeyboardInterrupt

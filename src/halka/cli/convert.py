@@ -1,4 +1,4 @@
-"""`halka adapters convert`: an adapter's folder written again as another tool's, with the base that it is for."""
+"""`halka adapters convert`: write an adapter's folder in another tool's format, with the base that it is for."""
 
 from __future__ import annotations
 
@@ -41,12 +41,13 @@ def convert(
         ),
     ] = None,
     labels: Annotated[
-        str | None, typer.Option(metavar="NAME,NAME,…", help="what it tells apart, by place; else as its folder says")
+        str | None,
+        typer.Option(metavar="NAME,NAME,…", help="the labels of its head, in order; else as its folder says"),
     ] = None,
     to: Annotated[
-        Literal["peft", "adapterhub"], typer.Option("--to", metavar="FORMAT", help="peft, our own, or adapterhub")
+        Literal["peft", "adapterhub"], typer.Option("--to", metavar="FORMAT", help="peft (Halka's own) or adapterhub")
     ] = "peft",
-    no_head: Annotated[bool, typer.Option("--no-head", help="leave out the head that stands beside it")] = False,
+    no_head: Annotated[bool, typer.Option("--no-head", help="leave out the head that was saved beside it")] = False,
     dtype: Dtype = "float32",
     device: Device = None,
     allow_other_base: OtherBase = False,
@@ -54,10 +55,10 @@ def convert(
     allow_pickle: Pickle = False,
     json: Json = False,
 ) -> None:
-    """Write an adapter's folder as another tool's.
+    """Write an adapter's folder in another tool's format.
 
-    The base says where the adapter's parts stand, and that it fits. What the other tool has no form for is refused by
-    name. Its task, training and scores go along.
+    The base shows which modules the adapter acts on, and that it fits. An adapter that the format cannot hold is an
+    error that names the reason. Its task, training and scores are copied.
     """
     from halka.storage.adapter_folder import AdapterFolder
     from halka.storage.save_load import load, save
@@ -67,10 +68,12 @@ def convert(
         raise HalkaError(f"INTO: {into} is the adapter's own folder: name another")
     card = source.card
     if card is not None and (kind or labels):
-        raise HalkaError(f"--kind and --labels are for a folder without a Card, and this one's says {card.kind}")
+        raise HalkaError(
+            f"--kind and --labels are for a folder without a Card, and this one has a Card of a {card.kind}"
+        )
     name = base or source.base_name
     if name is None:
-        raise HalkaError("FOLDER does not say which base it was made for: give --base NAME")
+        raise HalkaError("FOLDER does not say which base it was trained on: give --base NAME")
     if labels:
         head_labels = tuple(label.strip() for label in labels.split(","))
     else:

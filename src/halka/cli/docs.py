@@ -1,4 +1,4 @@
-"""`halka docs`: collections of documents, and what is in them (`retrieval.py` searches them)."""
+"""`halka docs`: manage collections of documents (`retrieval.py` searches them)."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from halka.rag.passages import Passage
 
 app = group(
-    "Collections of documents: take in files, find passages, keep them fresh.",
+    "Collections of documents: add files, find passages, keep them up to date.",
     "halka docs add faq ./documents",
     'halka docs search faq "Where is my parcel?"',
     "halka docs refresh faq",
@@ -26,7 +26,8 @@ app = group(
 
 Name = Annotated[str, typer.Argument(metavar="COLLECTION", help="a collection's name")]
 Place = Annotated[
-    Path, typer.Option("--collections", metavar="FOLDER", envvar="HALKA_COLLECTIONS", help="where collections are kept")
+    Path,
+    typer.Option("--collections", metavar="FOLDER", envvar="HALKA_COLLECTIONS", help="the folder of the collections"),
 ]
 HERE = Path("collections")
 Embedder = Annotated[
@@ -62,11 +63,11 @@ def add(
     collections: Place = HERE,
     json: Json = False,
 ) -> None:
-    """Take documents into a collection; if there is none of this name, make it.
+    """Add documents to a collection; if there is none of this name, create it.
 
-    Markdown, text, HTML and PDF are read; Word, PowerPoint, Excel, EPUB and others with the extra `documents`.
-    Documents that are there already and have not changed are left alone. A file that cannot be read is skipped, with a
-    message; if all are skipped the command fails, and no new collection is made.
+    Reads Markdown, text, HTML and PDF; Word, PowerPoint, Excel, EPUB and others with the extra `documents`. Unchanged
+    documents are not read again. A file that cannot be read is skipped, with a message; if all are skipped the command
+    fails, and creates no new collection.
     """
     from halka.rag.store import EVERYONE
     from halka.report.units import plural
@@ -76,7 +77,7 @@ def add(
     if counts and counts.keys() == {"skipped"}:
         if is_new and not collection.documents():
             collection.delete()
-        raise Failed(f"nothing was taken in: {plural(counts['skipped'], 'file')} skipped, for the reasons above")
+        raise Failed(f"nothing was added: {plural(counts['skipped'], 'file')} skipped, for the reasons above")
 
 
 @app.command("refresh", cls=Command, epilog=examples("halka docs refresh faq", "halka docs refresh faq --watch 10"))
@@ -88,11 +89,10 @@ def refresh(
     collections: Place = HERE,
     json: Json = False,
 ) -> None:
-    """Read what changed in the paths that were added, take in what is new there, and remove what is gone.
+    """Read changed files in the paths that were added, add new ones, and remove those that no longer exist.
 
-    With --watch it goes on and prints what changes; a file that cannot be read is named once for each reason.
+    With --watch it repeats and prints the changes; a file that cannot be read is named once for each reason.
     """
-
     collection = collection_named(name, collections)
     if watch is None:
         report(collection.refresh(), json)
@@ -111,9 +111,8 @@ def list_(
 ) -> None:
     """List the collections, or all documents of one.
 
-    It lists them whoever may read them: it is for whoever keeps the collection.
+    It lists documents regardless of their readers: it is for the collection's owner.
     """
-
     if name is None:
         return _list_collections(collections, json)
     documents = collection_named(name, collections).documents()
@@ -133,7 +132,7 @@ def _list_collections(folder: Path, json: bool) -> None:
     for name in collection_names(folder):
         try:
             rows.append({"name": name, **_summary(collection_named(name, folder))})
-        except HalkaError as error:  # its place does not answer, say, or its embedder is gone
+        except HalkaError as error:  # such as a server that does not answer, or a missing embedder
             say(f"{name}: {error}")
     if json:
         return emit(rows)
@@ -150,9 +149,9 @@ def show_(
     collections: Place = HERE,
     json: Json = False,
 ) -> None:
-    """Show what a collection holds and where it came from, or a document's passages.
+    """Show a collection's size and the paths that were added, or a document's passages.
 
-    It shows them whoever may read them: it is for whoever keeps the collection. `halka docs search --as` asks as a
+    It shows them regardless of their readers: it is for the collection's owner. `halka docs search --as` searches as a
     reader.
     """
     from halka.rag.store import Scope
@@ -192,7 +191,6 @@ def remove(
     json: Json = False,
 ) -> None:
     """Remove documents from a collection, or the collection itself, at once and from the disk."""
-
     collection = collection_named(name, collections)
     if documents:
         report(collection.remove(documents), json)
@@ -213,7 +211,7 @@ def collection_named(name: str, among: Path) -> Collection:
 
 
 def open_or_begin(name: str, among: Path, embedder: str | None, at: str | None = None) -> tuple[bool, Collection]:
-    """Whether the collection is new, and the collection, which is made if need be."""
+    """Open the collection, or create it; returns whether it is new, and the collection."""
     from halka.rag.collection import Collection
     from halka.rag.collection_folder import CollectionFolder, collection_folder
     from halka.rag.embed import SentenceEmbedder
@@ -229,10 +227,10 @@ def _summary(collection: Collection) -> dict[str, int | str]:
 
 
 def report(events: Iterable[Event], json: bool, *, quiet: bool = False, idle: bool = False) -> Counter[str]:
-    """Print what happens to each document, as it happens, below a progress bar; at the end the counts, returned too.
+    """Print each document's event as it happens, below a progress bar, and at the end the counts, which it returns.
 
-    quiet  print nothing but what is skipped
-    idle   print nothing if nothing happens
+    quiet  print only skipped documents
+    idle   print no counts if there were no events
     """
     from halka.cli.progress import CountProgress
 

@@ -52,15 +52,17 @@ def evaluate(
     metrics: Annotated[
         str | None, typer.Option(metavar="NAMES", help="with commas between [the task's, or those that fit the data]")
     ] = None,
-    limit: Annotated[int | None, typer.Option(metavar="N", min=1, help="at most so many examples, at random")] = None,
+    limit: Annotated[
+        int | None, typer.Option(metavar="N", min=1, help="score at most so many examples, drawn at random")
+    ] = None,
     out: Annotated[
         Path | None, typer.Option("--out", "-o", metavar="FILE", help="write predictions here, scores beside it")
     ] = None,
     perplexity: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="a text that is unlike the task, to measure forgetting")
+        Path | None, typer.Option(metavar="FILE", help="a text unlike the task, to measure forgetting")
     ] = None,
     max_new_tokens: Annotated[
-        int | None, typer.Option(metavar="N", min=1, help="tokens of an answer, at most [the task's, or 64]")
+        int | None, typer.Option(metavar="N", min=1, help="the most tokens of an answer [the task's, or 64]")
     ] = None,
     batch_size: Annotated[int, typer.Option(metavar="N", min=1, help="examples at a time")] = 32,
     seed: Annotated[int, typer.Option(metavar="N", help="for --limit and the intervals")] = 0,
@@ -70,8 +72,8 @@ def evaluate(
 ) -> None:
     """Score a base or adapters on examples, with 95 % intervals.
 
-    Several adapters are each scored on all examples. If rows of --data have a field "adapter", each is answered by
-    the adapter that it names, with scores by adapter and overall.
+    Several adapters are each scored on all examples. If rows of --data have a field "adapter", the adapter that a row
+    names answers it, with scores by adapter and overall.
     """
     task_to_score = None
     if task or data or not perplexity:
@@ -81,7 +83,7 @@ def evaluate(
         new_file(out, "--out")
         inputs = {path.resolve() for path in (data, perplexity, task and Path(task)) if path}
         if inputs & {out.resolve(), scores_file(out).resolve()}:
-            raise HalkaError(f"--out: {out} would write over what is read: name another file")
+            raise HalkaError(f"--out: {out} would overwrite an input: name another file")
     adapters = given_adapters(adapter, store, loading.allow_pickle)
     rows, names = route(task_to_score.test if task_to_score else (), adapters)
     everyone = [*dict.fromkeys(names or adapters.named or (None,))]
@@ -109,7 +111,7 @@ def task_of(
     limit: int | None,
     seed: int,
 ) -> Task:
-    """The examples to answer, as a task's test split, with its metrics.
+    """The task of --task or --data; its test split holds the examples to answer.
 
     Raises HalkaError if neither or both of task and data were given, and for unknown metrics.
     """
@@ -118,7 +120,7 @@ def task_of(
     from halka.evaluation.metrics import default_metrics, find_metric
 
     if (task is None) == (data is None):
-        raise HalkaError("what to evaluate on is said by --task NAME or by --data FILE: give one of them")
+        raise HalkaError("give either --task NAME or --data FILE to evaluate on")
     if data is not None:
         if split is not None:
             raise HalkaError(f"--split {split} is for --task: a data file is one split")
@@ -128,7 +130,7 @@ def task_of(
         chosen = Task(data.name.partition(".")[0], (), (), tuple(test), names, names[0])
     else:
         if shape is not None:
-            raise HalkaError("--shape is for --data: a task says its own")
+            raise HalkaError("--shape is for --data: a task names its own")
         whole = named_task(str(task))
         splits = {"train": whole.train, "validation": whole.validation, "test": whole.test}
         chosen = replace(whole, test=splits[split or "test"])
@@ -155,7 +157,7 @@ def _score(
     with_base: bool,
     **settings: Any,
 ) -> dict[str, Any]:
-    """Overall scores, unless several adapters answered the same examples; scores by adapter; the bare base's."""
+    """Scores overall (unless several adapters answered the same examples), by adapter, and of the bare base."""
     from halka.util.files import write_text
 
     evaluation = _answer(model, names, rows, task, "answers", settings)
@@ -196,7 +198,7 @@ def _answer(
 
 
 def scores_file(predictions: Path) -> Path:
-    """The file of the scores beside a file of predictions."""
+    """The file for the scores beside a file of predictions."""
     return predictions.with_suffix(".scores.json")
 
 
@@ -229,7 +231,7 @@ def _show(result: dict[str, Any]) -> None:
 
 
 def _show_by_adapter(result: dict[str, Any]) -> None:
-    """A row an adapter, one for all if each answered examples of its own, and one for --with-base."""
+    """One row for each adapter, one overall if each answered its own examples, and one for --with-base."""
     rows: list[tuple[str, int, dict[str, Score]]] = [
         (row["adapter"] or BARE, row["examples"], row["scores"]) for row in result.get("by_adapter", ())
     ]

@@ -1,4 +1,4 @@
-"""Read data files and tasks for commands, with messages on their shape, rows left out, and prompts in two splits."""
+"""Read data files and tasks for commands, with messages on their shape, unusable rows, and prompts in two splits."""
 
 from __future__ import annotations
 
@@ -13,28 +13,28 @@ if TYPE_CHECKING:
 
 
 def read_data(file: Path, flag: str, shape: str | None) -> list[Example]:
-    """A data file's examples. Prints how they were read, and how many rows could not be."""
+    """A data file's examples. Prints their shape, and how many rows cannot be used."""
     return data_rows(file, flag, shape).examples
 
 
 def data_rows(file: Path, flag: str, shape: str | None) -> Rows:
-    """A data file's examples with their rows; prints the same. Raises DataError for a file that cannot be read."""
+    """A data file's examples with their rows; prints as `read_data`. Raises DataError for an unreadable file."""
     from halka.data.examples import read_examples
 
     rows = read_examples(existing_file(file, flag), shape)
-    say(f"{file}: {len(rows.examples)} examples, read as {rows.shape}{'' if shape else ' (--shape says otherwise)'}")
+    say(f"{file}: {len(rows.examples)} examples, read as {rows.shape}{'' if shape else ' (--shape overrides it)'}")
     if rows.problems:
         say(f"{file}: {len(rows.problems)} rows cannot be used; the first: {rows.problems[0]}")
     return rows
 
 
 def named_task(name: str) -> Task:
-    """A task by its name. Prints how many rows cannot be used, and how many prompts are in two splits."""
+    """Load a task by its name. Prints how many rows cannot be used, and how many prompts are in two splits."""
     from halka.data.task import load_task, overlaps
 
     task = load_task(name)
     if task.problems:
         say(f"{task.name}: {len(task.problems)} rows cannot be used; the first: {task.problems[0]}")
     for (earlier, later), prompts in overlaps(task).items():
-        say(f"{task.name}: {len(prompts)} prompts of {later} are in {earlier}, too: scores on them are too good")
+        say(f"{task.name}: {len(prompts)} prompts of {later} are in {earlier}, too: scores on them are too high")
     return task

@@ -1,4 +1,4 @@
-"""`halka generate`: answers to one prompt, as they are made, or to a file of prompts."""
+"""`halka generate`: answer one prompt, streaming the answer, or a file of prompts."""
 
 from __future__ import annotations
 
@@ -41,14 +41,15 @@ def generate(
     store: StoreFolder = None,
     pool: PoolSize = None,
     system: Annotated[str | None, typer.Option(metavar="TEXT", help="a system message before each prompt")] = None,
-    max_new_tokens: Annotated[int, typer.Option(metavar="N", min=1, help="tokens an answer, at most")] = 256,
+    max_new_tokens: Annotated[int, typer.Option(metavar="N", min=1, help="the most tokens of an answer")] = 256,
     temperature: Annotated[
-        float, typer.Option(metavar="X", min=0.0, help="0: always the likeliest token; above: drawn at random")
+        float, typer.Option(metavar="X", min=0.0, help="0: always the most likely token; above 0: sample")
     ] = 0.0,
     top_p: Annotated[
-        float | None, typer.Option(metavar="X", help="draw among the likeliest tokens that hold this share")
+        float | None,
+        typer.Option(metavar="X", help="sample among the most likely tokens that hold this share of probability"),
     ] = None,
-    seed: Annotated[int | None, typer.Option(metavar="N", help="makes draws repeatable")] = None,
+    seed: Annotated[int | None, typer.Option(metavar="N", help="makes sampling repeatable")] = None,
     batch_size: Annotated[int, typer.Option(metavar="N", min=1, help="prompts of a file at a time")] = 32,
     *,
     loading: Loading,
@@ -56,40 +57,40 @@ def generate(
 ) -> None:
     """Answer a prompt, or each prompt of a file.
 
-    A row of the file may name its adapter in the field "adapter"; rows that do not are answered by the --adapter that
-    was given without a name of its own, or by the bare base. Where no row has the field, every --adapter answers.
+    A row of the file may name its adapter in the field "adapter"; other rows are answered by the --adapter without
+    NAME=, or by the bare base. If no row has the field, every --adapter answers.
     """
     options = sampling(temperature, top_p)
     adapters = given_adapters(adapter, store, loading.allow_pickle)
-    asked, names = route(asked_for(prompt, file, system), adapters)
+    prompts, names = route(prompts_from(prompt, file, system), adapters)
     model = open_model(base, adapters, names, loading, pool=pool)
     if seed is not None:
         import torch
 
         torch.manual_seed(seed)
-    if file is not None or len(asked) > 1:
-        answers = answer_all(model, names, asked, max_new_tokens, batch_size, options)
+    if file is not None or len(prompts) > 1:
+        answers = answer_all(model, names, prompts, max_new_tokens, batch_size, options)
         emit(answers) if json else _show(answers)
     elif json or model.labels:
-        (answer,) = answer_all(model, names, asked, max_new_tokens, 1, options)
+        (answer,) = answer_all(model, names, prompts, max_new_tokens, 1, options)
         emit(answer) if json else show(answer["answer"])
     else:
-        stream(model, names[0], asked[0], max_new_tokens, options)
+        stream(model, names[0], prompts[0], max_new_tokens, options)
 
 
 def sampling(temperature: float, top_p: float | None) -> dict[str, Any]:
-    """How tokens are chosen, as transformers' `generate` takes it."""
+    """The options of transformers' `generate` for sampling. Raises HalkaError for those that do not fit."""
     if top_p is not None and not 0 < top_p <= 1:
         raise HalkaError(f"--top-p is a share above 0 and at most 1, not {top_p}")
     if temperature == 0:
         if top_p is not None:
-            raise HalkaError("--top-p is for drawing at random: give a --temperature above 0 with it")
+            raise HalkaError("--top-p is for sampling: give a --temperature above 0 with it")
         return {}
     return {"do_sample": True, "temperature": temperature, "top_p": top_p}
 
 
-def asked_for(prompt: str | None, file: Path | None, system: str | None) -> list[Example]:
-    """The prompts as conversations. Raises HalkaError where there is none, or two ways were used to give them."""
+def prompts_from(prompt: str | None, file: Path | None, system: str | None) -> list[Example]:
+    """The prompts as conversations. Raises HalkaError if there is none, or both a prompt and a file."""
     from halka.data.examples import Example, Message
     from halka.data.readers import whole_rows
 
@@ -98,10 +99,10 @@ def asked_for(prompt: str | None, file: Path | None, system: str | None) -> list
         if prompt is not None:
             raise HalkaError("a PROMPT and --file were given: give one of them")
         rows = whole_rows(existing_file(file, "--file"))
-        found = [Example((*before, *_messages(row)), where=row.where) for row in rows]
-        if not found:
+        prompts = [Example((*before, *_messages(row)), where=row.where) for row in rows]
+        if not prompts:
             raise HalkaError(f"--file: {file} has no rows")
-        return addressed(found, rows)
+        return addressed(prompts, rows)
     if prompt is None and sys.stdin.isatty():
         raise HalkaError('there is no prompt: give one, such as "What is a light year?", or --file FILE')
     text = sys.stdin.read().strip() if prompt is None else prompt
@@ -111,7 +112,7 @@ def asked_for(prompt: str | None, file: Path | None, system: str | None) -> list
 
 
 def _messages(row: Row) -> list[Any]:
-    """The conversation of a row up to the answer that is wanted."""
+    """The conversation of a row, without its final answer."""
     from halka.data.examples import Message
 
     value = next((row.fields[key] for key in ("messages", "prompt", "text") if key in row.fields), None)
@@ -122,10 +123,10 @@ def _messages(row: Row) -> list[Any]:
         second = row.fields.get("text_pair")
         return [Message("user", text) for text in (value, second) if isinstance(text, str) and text.strip()]
     try:
-        messages = [Message(each["role"], each["content"]) for each in value]  # type: ignore[union-attr, index]
+        messages = [Message(message["role"], message["content"]) for message in value]  # type: ignore[union-attr, index]
     except (TypeError, KeyError):
         messages = []
-    if not messages or any(not isinstance(each.content, str) for each in messages):
+    if not messages or any(not isinstance(message.content, str) for message in messages):
         raise HalkaError(
             f'{row.where}: no prompt: a row has "prompt" or "text": a text, "words": a list, or "messages": '
             "a list of role and content"
@@ -136,7 +137,7 @@ def _messages(row: Row) -> list[Any]:
 def answer_all(
     model: AdaptedModel,
     names: list[str | None],
-    asked: list[Example],
+    prompts: list[Example],
     tokens: int,
     batch_size: int,
     options: dict[str, Any],
@@ -145,32 +146,32 @@ def answer_all(
     from halka.cli.progress import CountProgress
     from halka.evaluation.generation import iter_answers
 
-    answers = [""] * len(asked)
-    with CountProgress("answers", len(asked)) as progress:
-        made = iter_answers(model, names, asked, max_new_tokens=tokens, batch_size=batch_size, **options)
-        for done, (index, text) in enumerate(made, start=1):
+    answers = [""] * len(prompts)
+    with CountProgress("answers", len(prompts)) as progress:
+        pairs = iter_answers(model, names, prompts, max_new_tokens=tokens, batch_size=batch_size, **options)
+        for done, (index, text) in enumerate(pairs, start=1):
             answers[index] = text
             progress.done(done)
     return [
-        {"where": each.where, "adapter": name, "prompt": each.prompt[-1].content, "answer": answer}
-        for each, name, answer in zip(asked, names, answers, strict=True)
+        {"where": prompt.where, "adapter": name, "prompt": prompt.prompt[-1].content, "answer": answer}
+        for prompt, name, answer in zip(prompts, names, answers, strict=True)
     ]
 
 
-def stream(model: AdaptedModel, name: str | None, asked: Example, tokens: int, options: dict[str, Any]) -> None:
-    """One answer on stdout, word by word as it is made."""
+def stream(model: AdaptedModel, name: str | None, prompt: Example, tokens: int, options: dict[str, Any]) -> None:
+    """Stream one answer to stdout, word by word."""
     from transformers import TextStreamer
 
     from halka.evaluation.generation import iter_answers
 
     streamer = TextStreamer(model.tokenizer, skip_prompt=True, skip_special_tokens=True)
-    for _ in iter_answers(model, name, [asked], max_new_tokens=tokens, batch_size=1, streamer=streamer, **options):
+    for _ in iter_answers(model, name, [prompt], max_new_tokens=tokens, batch_size=1, streamer=streamer, **options):
         pass
 
 
 def _show(answers: list[dict[str, str | None]]) -> None:
-    several = len({each["adapter"] for each in answers}) > 1
-    for each in answers:
-        by = (each["adapter"] or "the bare base") if several else None
-        place = ", ".join(filter(None, (each["where"], by)))
-        show(f"── {place}: {each['prompt']}", each["answer"], "")
+    several = len({row["adapter"] for row in answers}) > 1
+    for row in answers:
+        by = (row["adapter"] or "the bare base") if several else None
+        place = ", ".join(filter(None, (row["where"], by)))
+        show(f"── {place}: {row['prompt']}", row["answer"], "")

@@ -23,8 +23,8 @@ def lm_eval(
 ) -> None:
     """Score an adapter by lm-eval's tasks.
 
-    `--model_args` names the base (a short name, folder or hub name) and the adapter's folder; without one it is the
-    bare base. It also takes dtype, device, quantize, max_length and the like.
+    `--model_args` names the base (a short name, folder or hub name) and the adapter's folder; without an adapter the
+    bare base is scored. It also takes dtype, device, quantize, max_length and the like.
     """
     try:
         from halka.interop.lm_eval import main

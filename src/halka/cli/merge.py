@@ -1,4 +1,4 @@
-"""`halka merge`: what merging an adapter costs, several adapters as one, and both written for others to load."""
+"""`halka merge`: measure what merging an adapter changes, combine several, and write the result for other tools."""
 
 from __future__ import annotations
 
@@ -36,23 +36,24 @@ def merge(
     base: Base,
     store: StoreFolder = None,
     combine: Annotated[
-        str | None, typer.Option(metavar="METHOD", help="make one of several: linear, cat, svd, ties, dare_linear, …")
+        str | None,
+        typer.Option(metavar="METHOD", help="combine several into one: linear, cat, svd, ties, dare_linear, …"),
     ] = None,
     weights: Annotated[
-        str | None, typer.Option(metavar="X,X,…", help="the adapters' weights; in equal parts if not given")
+        str | None, typer.Option(metavar="X,X,…", help="the adapters' weights; equal if not given")
     ] = None,
     density: Annotated[
         float | None, typer.Option(metavar="X", help="the share of values that ties, dare, magnitude_prune keep")
     ] = None,
     rank: Annotated[int | None, typer.Option(metavar="N", min=1, help="of the result of svd and its like")] = None,
-    seed: Annotated[int, typer.Option(metavar="N", help="for dare's draws, and which examples are taken")] = 0,
+    seed: Annotated[int, typer.Option(metavar="N", help="for dare's draws, and the choice of examples")] = 0,
     task: Annotated[
         list[str] | None,
-        typer.Option(metavar="NAME", help="a task that base, adapters and combination are judged on; may be repeated"),
+        typer.Option(metavar="NAME", help="a task to score base, adapters and combination on; may be repeated"),
     ] = None,
     examples: Annotated[int, typer.Option(metavar="N", min=1, help="of each task's test split, at random")] = 50,
     probes: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="a text that merged and unmerged are compared on; else our own")
+        Path | None, typer.Option(metavar="FILE", help="a text to compare merged and unmerged on; else a neutral one")
     ] = None,
     into: Annotated[
         Path | None, typer.Option("--into", "-o", metavar="PATH", help="write it here: a folder, or a .gguf file")
@@ -62,27 +63,27 @@ def merge(
         typer.Option("--as", metavar="FORMAT", help="safetensors, gguf (merged), lora-gguf, peft, vllm (not merged)"),
     ] = None,
     to_dtype: Annotated[
-        str | None, typer.Option(metavar="TEXT", help="precision of what is written; gguf has q8_0 too")
+        str | None, typer.Option(metavar="TEXT", help="precision of the written weights; gguf has q8_0 too")
     ] = None,
-    pad_rank: Annotated[bool, typer.Option("--pad-rank", help="for vllm: fill the rank up to one it takes")] = False,
+    pad_rank: Annotated[bool, typer.Option("--pad-rank", help="for vllm: pad the rank to one that it takes")] = False,
     limit: Annotated[
-        float, typer.Option(metavar="X", min=0.0, help="the error's KL may be this share of the adapter's effect")
+        float, typer.Option(metavar="X", min=0.0, help="the largest KL of the error, as a share of the effect's")
     ] = 0.05,
-    force: Annotated[bool, typer.Option("--force", help="write what is past the limit")] = False,
+    force: Annotated[bool, typer.Option("--force", help="write even past the limit")] = False,
     *,
     loading: Loading,
     json: Json = False,
 ) -> None:
     """Measure what merging an adapter into its base changes, and write the result.
 
-    Several adapters become one first, as --combine says. Without --into nothing is written.
+    With --combine several adapters become one first. Without --into nothing is written.
     """
     adapters = given_adapters(adapter, store, loading.allow_pickle)
     if (len(adapters.named) > 1) != (combine is not None):
-        raise HalkaError("--combine METHOD is how several adapters become one: give it with two or more, and only then")
+        raise HalkaError("--combine METHOD combines several adapters: give it with two or more, and only then")
     if into is None and (format or to_dtype or pad_rank):
-        raise HalkaError("--as, --to-dtype and --pad-rank are how --into is written: give --into PATH with them")
-    tasks = [named_task(each) for each in task or ()]
+        raise HalkaError("--as, --to-dtype and --pad-rank set how --into is written: give --into PATH with them")
+    tasks = [named_task(name) for name in task or ()]
     text = readable_text(probes, "--probes") if probes else None
     factors = weights_of(weights, adapters.named)
     model = open_model(base, adapters, adapters.named, loading)
@@ -126,15 +127,15 @@ def merge(
 
 
 def weights_of(text: str | None, names: Sequence[str]) -> dict[str, float]:
-    """Each adapter's weight. Raises HalkaError for what are no numbers, or not one for each."""
+    """Each adapter's weight, by name. Raises HalkaError for a text that is not a number for each adapter."""
     if text is None:
         return dict.fromkeys(names, 1 / len(names))
     try:
-        numbers = [float(each) for each in text.split(",")]
+        numbers = [float(number) for number in text.split(",")]
     except ValueError:
-        raise HalkaError(f"--weights {text!r} are no numbers with commas between, such as 0.5,0.5") from None
+        raise HalkaError(f"--weights {text!r} are no numbers with commas between them, such as 0.5,0.5") from None
     if len(numbers) != len(names):
-        raise HalkaError(f"--weights gives {len(numbers)} for {len(names)} adapters: give one for each")
+        raise HalkaError(f"--weights has {len(numbers)} for {len(names)} adapters: give one for each")
     return dict(zip(names, numbers, strict=True))
 
 
@@ -181,7 +182,7 @@ def _show_error(error: MergeError) -> None:
             f"{difference.mean:.2g}",
             f"{difference.same_token:.1%}",
         )
-    share = f"merging costs {error.relative:.2%} of what {error.adapter} does, over {error.tokens} positions of text"
+    share = f"merging changes {error.relative:.2%} of {error.adapter}'s effect, over {error.tokens} positions of text"
     show(table, share)
 
 

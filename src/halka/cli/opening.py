@@ -1,4 +1,4 @@
-"""Options that name a base and how to load it, and loading it with its adapters."""
+"""The options that name a base and how to load it; load it with its adapters."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 Base = Annotated[str, typer.Option("--base", metavar="NAME", help="short name, folder or hub name of the base")]
 Dtype = Annotated[str, typer.Option("--dtype", metavar="TEXT", help="precision of the base: bfloat16, float32, …")]
-Device = Annotated[str | None, typer.Option("--device", metavar="TEXT", help="cuda, mps or cpu; the first there is")]
+Device = Annotated[str | None, typer.Option("--device", metavar="TEXT", help="cuda, mps or cpu; the first available")]
 Quantize = Annotated[
     str | None, typer.Option("--quantize", metavar="FORM", help="pack the base's layers into fewer bits: nf4 or int8")
 ]
@@ -29,7 +29,7 @@ OtherTemplate = Annotated[
     bool, typer.Option("--allow-other-template", help="load an adapter trained with another chat template")
 ]
 Pickle = Annotated[
-    bool, typer.Option("--allow-pickle", help="read weights that are a pickle, by torch's loader for weights alone")
+    bool, typer.Option("--allow-pickle", help="read weights from a pickle, by torch.load with weights_only")
 ]
 
 
@@ -54,9 +54,9 @@ def with_loading(command: Callable[..., None]) -> Callable[..., None]:
         command(loading=Loading(**{name: values.pop(name) for name in options}), **values)
 
     shown: list[inspect.Parameter] = []
-    for each in inspect.signature(command, eval_str=True).parameters.values():
-        shown += options.values() if each.name == "loading" else [each]
-    named = [each.replace(kind=inspect.Parameter.KEYWORD_ONLY) for each in shown]
+    for parameter in inspect.signature(command, eval_str=True).parameters.values():
+        shown += options.values() if parameter.name == "loading" else [parameter]
+    named = [parameter.replace(kind=inspect.Parameter.KEYWORD_ONLY) for parameter in shown]
     run.__signature__ = inspect.Signature(named)  # type: ignore[attr-defined]
     return run
 
@@ -70,7 +70,7 @@ def load_for(
     device: str | None,
     quantize: str | None,
 ) -> AdaptedModel:
-    """The base, loaded as that kind (as it is if None) with a head for these labels, ready for adapters."""
+    """Load a base as that kind (None: its own) with a head for these labels, ready for adapters."""
     from halka.models import adapt
     from halka.models.loading import load_base
 
@@ -80,14 +80,14 @@ def load_for(
 
 
 def kind_for(folders: Mapping[str, AdapterFolder]) -> tuple[str | None, tuple[str, ...]]:
-    """The kind of base that these adapters, by their names, are for, and labels for a head wide enough for each.
+    """The kind of base that these adapters need, and the longest list of labels among them.
 
     Raises HalkaError for adapters of several kinds.
     """
     kinds = {folder.kind: name for name, folder in folders.items() if folder.kind is not None}
     if len(kinds) > 1:
         shown = " and ".join(f"{name} of a {kind}" for kind, name in kinds.items())
-        raise HalkaError(f"--adapter: {shown}: one base cannot be both, so use them apart")
+        raise HalkaError(f"--adapter: {shown}: one base cannot be both, so use them in separate commands")
     return next(iter(kinds), None), max((folder.labels for folder in folders.values()), key=len, default=())
 
 
@@ -99,7 +99,7 @@ def open_model(
     *,
     pool: int | None = None,
 ) -> AdaptedModel:
-    """The base with the adapters of these names; a store's newest versions are loaded when they are used.
+    """Load the base with the adapters of these names; a store's newest versions load when they are used.
 
     `pool` is the memory in bytes that the store's adapters may take. Raises HalkaError for a pool without a store.
     """
@@ -107,7 +107,7 @@ def open_model(
     from halka.storage.save_load import Allowed, load
 
     if pool is not None and adapters.store is None:
-        raise HalkaError("--pool is what a store's adapters may take: give --store FOLDER with it")
+        raise HalkaError("--pool is the memory that a store's adapters may take: give --store FOLDER with it")
     folders = {name: adapters.folder(name) for name in dict.fromkeys(names) if name is not None}
     allowed: Allowed = {
         "allow_other_base": loading.allow_other_base,

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from halka.rag.store import Scope
 
 Asking = Annotated[
-    list[str] | None, typer.Option("--as", metavar="NAME", help="who asks, and groups of theirs; may be repeated")
+    list[str] | None, typer.Option("--as", metavar="NAME", help="who asks, and their groups; may be repeated")
 ]
 Tags = Annotated[list[str] | None, typer.Option("--tag", metavar="TAG", help="only documents with it; may be repeated")]
 Under = Annotated[
@@ -48,8 +48,8 @@ Rerank = Annotated[
 @app.command("search", cls=Command, epilog=examples('halka docs search faq "Where is my parcel?" --count 3'))
 def search(
     name: Name,
-    question: Annotated[str, typer.Argument(metavar="QUESTION", help="what to find passages for")],
-    count: Annotated[int, typer.Option(metavar="N", min=1, help="passages at most")] = 5,
+    question: Annotated[str, typer.Argument(metavar="QUESTION", help="the question to find passages for")],
+    count: Annotated[int, typer.Option(metavar="N", min=1, help="the most passages")] = 5,
     mode: Mode = "hybrid",
     rerank: Rerank = None,
     asking: Asking = None,
@@ -91,10 +91,9 @@ def evaluate(
     collections: Place = HERE,
     json: Json = False,
 ) -> None:
-    """Score how well a collection's passages are found.
+    """Score how well search finds a collection's relevant documents.
 
-    If FOLDER has a corpus.jsonl, its documents are taken in first: into a new collection, or one that holds nothing
-    else.
+    If FOLDER has a corpus.jsonl, its documents are added first: to a new collection, or one that holds no others.
     """
     from halka.cli.progress import CountProgress
     from halka.rag.evaluate import evaluate, put_corpus, read_queries
@@ -136,18 +135,20 @@ def examples_(
     without: Annotated[
         float, typer.Option(metavar="SHARE", help="questions whose passage is left out, to train abstaining")
     ] = 0.2,
-    cite: Annotated[bool, typer.Option("--cite/--no-cite", help="answers end with their citation")] = True,
+    cite: Annotated[bool, typer.Option("--cite/--no-cite", help="end answers with their citation")] = True,
     form: Annotated[
         str, typer.Option(metavar="TEXT", help='the form of answers, such as "Answer: {answer}" [{answer}]')
     ] = "{answer}",
-    seed: Annotated[int, typer.Option(metavar="N", help="of the order of passages, and of what is left out")] = 0,
+    seed: Annotated[
+        int, typer.Option(metavar="N", help="for the order of passages, and the choice of those left out")
+    ] = 0,
     mode: Mode = "hybrid",
     rerank: Rerank = None,
     asking: Asking = None,
     collections: Place = HERE,
     json: Json = False,
 ) -> None:
-    """Make training data of questions: each with the passage that answers it among others that its search finds."""
+    """Make training data from questions: each with the passage that answers it among other search results."""
     from halka.rag.answer import floor_for
     from halka.rag.raft import Raft, read_questions
     from halka.util.files import write_text
@@ -170,19 +171,19 @@ def examples_(
         flags = ("" if mode == "hybrid" else f" --mode {mode}") + ("" if rerank is None else f" --rerank {rerank}")
         say(
             f"for 95 % of the questions that a passage answers, the best passage scores {floor:.3f} or more: "
-            f"`halka ask{flags} --floor {floor:.3f}` answers from nothing worse"
+            f"`halka ask{flags} --floor {floor:.3f}` abstains below it"
         )
 
 
 def retriever_of(collection: Collection, mode: SearchMode, rerank: str | None) -> Retriever:
-    """A retriever by the options --mode and --rerank. Raises HalkaError if there is no such cross-encoder."""
+    """The retriever of the options --mode and --rerank. Raises HalkaError if there is no such cross-encoder."""
     from halka.rag.retrieve import CrossEncoder, Retriever
 
     return Retriever(collection, mode, None if rerank is None else CrossEncoder(rerank))
 
 
 def scope_of(asking: list[str] | None, tags: list[str] | None = None, under: Path | None = None) -> Scope:
-    """The scope that --as, --tag and --under say. A path that exists is resolved; else it may be the name of a text."""
+    """The scope of --as, --tag and --under. An existing path is resolved; any other may be the name of a text."""
     from halka.rag.store import Scope
 
     place = None if under is None else under.expanduser()

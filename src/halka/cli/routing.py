@@ -35,7 +35,7 @@ StoreFolder = Annotated[
 
 
 def _size(text: str) -> int:
-    """The bytes that a size stands for, as typer takes what an option says."""
+    """Parse a size into bytes. Raises typer's BadParameter."""
     from halka.report.units import bytes_said
 
     try:
@@ -64,37 +64,37 @@ class Addressed(Example):
 
 @dataclass(frozen=True)
 class Adapters:
-    """The adapters that a command may use, and which of them were named to answer."""
+    """The adapters that a command may use, and those that --adapter names."""
 
-    given: Mapping[str, AdapterFolder]  # by the name that --adapter gives it, or its own
+    folders: Mapping[str, AdapterFolder]  # of --adapter, by the name before the = or the folder's own
     store: AdapterStore | None
     stored: Sequence[str]  # the names in the store
     named: Sequence[str]  # those that --adapter names, in order
-    plain: Sequence[str]  # those of `named` that were given without a name of their own
+    plain: Sequence[str]  # those of `named` without NAME=
     allow_pickle: bool  # weights may be a pickle
-    opened: dict[str, AdapterFolder] = field(default_factory=dict)  # those of the store that were asked for
+    opened: dict[str, AdapterFolder] = field(default_factory=dict)  # cache of the store's folders
 
     @property
     def usual(self) -> str | None:
-        """The adapter that answers rows which name none."""
+        """The adapter for rows that name none."""
         return self.plain[0] if len(self.plain) == 1 else None
 
     def folder(self, name: str) -> AdapterFolder:
-        """That adapter, given by hand or in the store as NAME or NAME@VERSION.
+        """The folder of an adapter of --adapter, or of the store's as NAME or NAME@VERSION.
 
         Raises UnknownAdapterError for another name, DamagedFolderError for a folder that is not whole.
         """
-        if name in self.given:
-            return self.given[name]
+        if name in self.folders:
+            return self.folders[name]
         stored, at, version = name.partition("@")
         if self.store is not None and stored in self.stored and (version.isdecimal() or not at):
             if name not in self.opened:
                 entry = self.store.get(stored, int(version) if at else None)
                 self.opened[name] = entry.open(allow_pickle=self.allow_pickle)
             return self.opened[name]
-        names = [*self.given, *self.stored]
+        names = [*self.folders, *self.stored]
         if not names:
-            none = "and none was given" if self.store is None else f"and none at all in {self.store.folder}"
+            none = "and none was given" if self.store is None else f"and {self.store.folder} holds none"
             raise UnknownAdapterError(
                 f"there is no adapter {name!r}, {none}: add --adapter {name}=FOLDER, or --store FOLDER"
             )
@@ -104,19 +104,19 @@ class Adapters:
         raise UnknownAdapterError(f"there is no adapter {name!r} among those given: {hint}")
 
     def pooled(self, name: str) -> bool:
-        """Whether the store's newest version is meant, which an `AdapterPool` loads when it is used."""
-        return name in self.stored and name not in self.given
+        """Whether the name means the store's newest version, which an `AdapterPool` loads when it is used."""
+        return name in self.stored and name not in self.folders
 
 
 def given_adapters(options: Sequence[str] | None, store: Path | None, allow_pickle: bool = False) -> Adapters:
-    """The adapters of `--adapter`, which may be repeated, and `--store`.
+    """Parse the values of `--adapter`, which may be repeated, and `--store`.
 
     Raises HalkaError for a folder that does not exist or is not whole, and for a name that is given twice.
     """
     from halka.storage.adapter_store import AdapterStore
 
     opened = None if store is None else AdapterStore(existing_folder(store, "--store"))
-    given: dict[str, AdapterFolder] = {}
+    folders: dict[str, AdapterFolder] = {}
     named: list[str] = []
     plain: list[str] = []
     for text in options or ():
@@ -132,74 +132,74 @@ def given_adapters(options: Sequence[str] | None, store: Path | None, allow_pick
             plain.append(name)
         if name in named:
             raise HalkaError(
-                f"--adapter: two are named {name!r}: name each its own way, as in NAME={source or 'FOLDER'}"
+                f"--adapter: two are named {name!r}: give them different names, as in NAME={source or 'FOLDER'}"
             )
         if folder is not None:
-            given[name] = folder
+            folders[name] = folder
         named.append(name)
-    adapters = Adapters(given, opened, [] if opened is None else opened.names(), named, plain, allow_pickle)
+    adapters = Adapters(folders, opened, [] if opened is None else opened.names(), named, plain, allow_pickle)
     for name in named:
         _check(adapters, name, "--adapter")
     return adapters
 
 
 def open_adapter(
-    source: Path, given_as: str = "--adapter", *, allow_pickle: bool = False, head: bool = True
+    source: Path, flag: str = "--adapter", *, allow_pickle: bool = False, head: bool = True
 ) -> AdapterFolder:
-    """The adapter of a folder, a run's folder or a name on the hub. Errors begin with the flag that names it."""
+    """Open the adapter of a folder, a run's folder or a name on the hub. Errors begin with the flag."""
     from halka.models.fetching.hub import is_adapter_name
     from halka.storage.adapter_folder import AdapterFolder
 
     if not is_adapter_name(source):
-        existing_folder(source, given_as)
+        existing_folder(source, flag)
     try:
         return AdapterFolder.open(source, allow_pickle=allow_pickle, head=head)
     except HalkaError as error:
-        raise type(error)(f"{given_as}: {error}") from None
+        raise type(error)(f"{flag}: {error}") from None
 
 
 def addressed(examples: Sequence[Example], rows: Sequence[Row]) -> list[Example]:
-    """A file's examples with the adapters that their rows name, if its rows have that field.
+    """Attach to a file's examples the adapters that their rows name, if any row has the field "adapter".
 
     Raises HalkaError for a name that is no text.
     """
     if not any("adapter" in row.fields for row in rows):
         return list(examples)
-    found = []
-    for each, row in zip(examples, rows, strict=True):
+    named = []
+    for example, row in zip(examples, rows, strict=True):
         name = row.fields.get("adapter")
         if name is not None and not isinstance(name, str):
             raise HalkaError(f"{row.where}: the adapter is {name!r}: give its name as a text, or null")
-        found.append(Addressed(each.messages, each.references, each.where, (name or "").strip() or None))
-    return found
+        named.append(Addressed(example.messages, example.references, example.where, (name or "").strip() or None))
+    return named
 
 
 def route(examples: Sequence[Example], adapters: Adapters) -> tuple[list[Example], list[str | None]]:
-    """Examples and who answers each: whom its row names or, where rows have no such field, every adapter given.
+    """Pair examples with adapters: the one that the row names or, where no row has the field, every --adapter.
 
-    Raises HalkaError for a name that is not given, by the row's place, and for a store that nothing names.
+    Raises HalkaError, naming the row, for an unknown adapter, and for a store from which nothing names an adapter.
     """
-    if not any(isinstance(each, Addressed) for each in examples):
+    if not any(isinstance(example, Addressed) for example in examples):
         if adapters.store is not None and not adapters.named:
             raise HalkaError('--store: nothing names an adapter in it: add --adapter NAME, or rows with "adapter"')
         everyone = adapters.named or (None,)
-        return [each for each in examples for _ in everyone], [name for _ in examples for name in everyone]
-    names = [(each.adapter if isinstance(each, Addressed) else None) or adapters.usual for each in examples]
+        return [example for example in examples for _ in everyone], [name for _ in examples for name in everyone]
+    names = [(example.adapter if isinstance(example, Addressed) else None) or adapters.usual for example in examples]
     if None in names and len(adapters.plain) > 1:
         raise HalkaError(
             f"{examples[names.index(None)].where}: it names no adapter, and {' and '.join(adapters.plain)} were given: "
-            'name one in its field "adapter", or give a single one for those that name none'
+            'name one in its field "adapter", or give a single --adapter without NAME= for such rows'
         )
     checked = set()
-    for each, name in zip(examples, names, strict=True):
+    for example, name in zip(examples, names, strict=True):
         if name is not None and name not in checked:
-            _check(adapters, name, each.where)
+            _check(adapters, name, example.where)
             checked.add(name)
     return list(examples), names
 
 
 def _check(adapters: Adapters, name: str, where: str) -> None:
-    """Raises an error that begins with the place for an adapter that is not there, or not whole."""
+    """Raises an error that begins with `where` for an adapter that does not exist, or is damaged."""
     try:
         adapters.folder(name)
     except HalkaError as error:

@@ -49,7 +49,7 @@ def open(
     folder = AdapterFolder.open(adapter_folder, allow_pickle=allowed.get("allow_pickle", False))
     source = folder.base_name if base is None else base
     if source is None:
-        raise HalkaError(f"{folder} does not say which base it was trained on: name it, base=…")
+        raise HalkaError(f"{folder} does not say which base it was trained on: pass base=…")
     try:
         loaded, tokenizer = load_base(
             source, kind=folder.kind, labels=folder.labels or None, dtype=dtype, device=device, quantize=quantize
@@ -57,9 +57,7 @@ def open(
     except HalkaError as error:
         if base is not None:
             raise
-        raise type(error)(
-            f"the base that {folder} names: {error}. Pass another name or path of it as base=…"
-        ) from error
+        raise type(error)(f"the base that {folder} names: {error}. Pass another name or path as base=…") from error
     model = adapt(loaded, tokenizer)
     load(model, folder, name=name, **allowed)
     return Opened(loaded, tokenizer, model)
