@@ -55,7 +55,7 @@ def test_it_tells_what_merging_costs(run):
     assert told["error"]["dtype"] == "float32"
     assert told["error"]["relative"] == told["error"]["error"]["kl"] / told["error"]["effect"]["kl"] < 1e-6
     shown = run("a").stdout
-    for words in ("merged and unmerged", "rounding to bfloat16, unmerged", "merging costs"):
+    for words in ("merged and unmerged", "rounding to bfloat16, unmerged", "merging changes"):
         assert words in shown
     assert "written" not in shown
 

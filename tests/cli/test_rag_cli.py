@@ -245,7 +245,7 @@ def test_questions_become_training_data(halka, embedder, tmp_path):
     assert (code, out) == (0, "1 questions, 1 examples, 0 abstaining, in train.jsonl\n"), err
     row = json.loads((tmp_path / "train.jsonl").read_text())
     assert row["messages"][1]["content"] == "on monday [1]"
-    told = re.search(r"`halka ask --floor (.+)` answers", err)
+    told = re.search(r"`halka ask --floor (.+)` abstains", err)
     assert told
     with (tmp_path / "asked.jsonl").open("a") as file:
         file.write('{"question": "xyz", "answer": "nowhere"}\n')
@@ -281,7 +281,7 @@ def test_a_cross_encoder_has_the_last_word(halka, embedder, tmp_path):
     assert code == 2
     assert "cannot be loaded as a cross-encoder" in err
     many = small_bert(tmp_path / "many", BertForSequenceClassification, num_labels=3)
-    with pytest.raises(ValueError, match="gives 3 scores for a pair"):
+    with pytest.raises(ValueError, match="returns 3 scores for a pair"):
         CrossEncoder(str(many))
 
 

@@ -134,7 +134,7 @@ def test_what_a_folder_does_not_say_is_asked_for_and_what_its_card_says_is_not(e
     assert card is not None
     assert (card.kind, card.labels) == (CLASSES, list(LABELS))
     said = convert(made / "a", tmp_path / "c", "--base", made / "base", "--kind", "causal-lm", code=2).stderr
-    assert "are for a folder without a Card, and this one's says causal-lm" in said
+    assert "are for a folder without a Card, and this one has a Card of a causal-lm" in said
 
 
 @pytest.mark.parametrize(("method", "noted"), [(halka.Prefix(length=2), True), (halka.LoRA(rank=2), False)])
