@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -32,9 +33,9 @@ def made(tmp_path_factory) -> Path:
 
 @pytest.fixture
 def here(made, tmp_path, monkeypatch) -> Path:
-    """An empty folder that sees what was made, to work in."""
-    for each in made.iterdir():
-        (tmp_path / each.name).symlink_to(each)
+    """A folder to work in with a copy of what was made, and a link to the base, which no test changes."""
+    shutil.copytree(made, tmp_path, ignore=shutil.ignore_patterns("base"), dirs_exist_ok=True)
+    (tmp_path / "base").symlink_to(made / "base")
     monkeypatch.chdir(tmp_path)
     return tmp_path
 

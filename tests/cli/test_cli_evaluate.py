@@ -290,10 +290,10 @@ def test_evaluate_answers_each_row_with_its_adapter(kinds):
 
 
 def test_a_run_s_folder_stands_for_its_adapter_which_is_called_after_it(here):
-    lines = Path("prompts.jsonl")
+    lines = Path("asked.jsonl")
     lines.write_text('{"prompt": "What?"}\n')
     for place in ("run", "run/adapter"):
-        (answer,) = parsed(f"generate --base base --max-new-tokens 2 --adapter {place} --file prompts.jsonl")
+        (answer,) = parsed(f"generate --base base --max-new-tokens 2 --adapter {place} --file asked.jsonl")
         assert answer["adapter"] == "run"
     assert parsed("adapters show run")["files"] == parsed("adapters show run/adapter")["files"]
     assert "run, version 1" in halka("adapters add run --store kept").stdout
