@@ -104,5 +104,7 @@ def test_json_and_safetensors_are_fetched_and_pickles_if_they_are_asked_for(allo
 
 def test_what_is_no_adapter_is_named(cache):
     (cache / "models--org--support.v" / "snapshots" / V1 / "adapter_config.json").unlink()
-    with pytest.raises(ValueError, match=r"org/support\.v holds no adapter_config\.json on the hub: it is no adapter"):
+    with pytest.raises(
+        ValueError, match=r"org/support\.v holds no adapter_config\.json on the hub: it is not an adapter"
+    ):
         halka.load(halka.adapt(tiny()), "org/support.v")

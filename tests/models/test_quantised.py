@@ -236,7 +236,7 @@ def test_what_cannot_be_packed_is_refused_by_name(monkeypatch):
     quantise(tiny(), "int8")
     foreign = tiny()
     foreign.model.layers[0].mlp.up_proj.weight = nn.Parameter(torch.zeros(8, 1, dtype=torch.uint8), False)
-    with pytest.raises(ValueError, match=r"which another tool packed: load it with load_base\(quantize=…\)"):
+    with pytest.raises(ValueError, match=r"of another library: load it with load_base\(quantize=…\)"):
         halka.adapt(foreign)
 
 
@@ -437,7 +437,7 @@ def test_every_command_that_opens_a_base(made, form, tmp_path, monkeypatch):
         assert "trained on" not in same.stderr
         other = command(f"{name} {shared} --adapter run/adapter --json")
         assert f"trained on this base packed as {form}" in other.stderr
-    assert f"packed as {form}" in command("adapters show run/adapter").stdout
+    assert f"quantised as {form}" in command("adapters show run/adapter").stdout
     refused = command(f"merge run/adapter {shared} --quantize {form} --into whole", code=2)
     assert f"packed as {form}" in refused.stderr
     command(f"merge run/adapter {shared} --quantize {form} --as peft --into alone")

@@ -131,7 +131,7 @@ def _parts_of(row: int, uses: Sequence[Use]) -> list:
 
 
 def _stack(use: Use) -> Stack:
-    """Raises ValueError for a part that has no operands to share out among the experts."""
+    """Raises HalkaError for a part that has no operands to share out among the experts."""
     if isinstance(use.act, Stack):
         return use.act
     raise HalkaError(

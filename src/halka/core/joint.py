@@ -13,7 +13,7 @@ from halka.util.errors import HalkaError
 class Joint:
     """The parts of all `methods`, trained, saved and used as one adapter.
 
-    Raises ValueError for fewer than two, for one within another, and where two act on one target.
+    Raises HalkaError for fewer than two, for one within another, and where two act on one target.
     """
 
     name: ClassVar[str] = "joint"

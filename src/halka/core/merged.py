@@ -15,7 +15,7 @@ MERGEABLE = (*WEIGHT_ROLES, "attn", "mlp", "embedding")
 def merged_weights(adapter: Adapter, dtype: torch.dtype | None = None) -> dict[str, Tensor]:
     """The weights and biases that change where the adapter is inside them, by the base's names for them.
 
-    In the precision of each, or all in `dtype`. Raises ValueError, by name, for a part that is no weight's, a bias
+    In the precision of each, or all in `dtype`. Raises HalkaError, by name, for a part that is no weight's, a bias
     where the base has none, and a weight that is packed.
     """
     found: dict[str, Tensor] = {}  # in fp32: several parts may act on one weight

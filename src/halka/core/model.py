@@ -6,7 +6,7 @@ import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from types import TracebackType
-from typing import Any, Protocol
+from typing import Any, ClassVar, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
@@ -38,6 +38,17 @@ class Pool(Protocol):
     def removed(self, name: str) -> None:
         """The adapter of that name has left the model."""
         ...
+
+
+@runtime_checkable
+class _Builds(Protocol):
+    """What `add` needs of a method."""
+
+    name: ClassVar[str]
+
+    def roles(self) -> tuple[str, ...]: ...
+
+    def build(self, target: Target) -> Part | None: ...
 
 
 class Use(AbstractContextManager["AdaptedModel"]):
@@ -140,7 +151,7 @@ class AdaptedModel:
         is taken, a role that this base does not have, more labels than it has, a state that does not fit, and for
         what is no method, such as a configuration of peft's.
         """
-        if isinstance(method, type) or not isinstance(method, Method):
+        if isinstance(method, type) or not isinstance(method, _Builds):
             kind = f"the class {method.__name__}" if isinstance(method, type) else f"a {type(method).__name__}"
             raise HalkaError(
                 f"{name!r} needs a method such as halka.LoRA(rank=16), not {kind}; "
@@ -203,7 +214,7 @@ class AdaptedModel:
     def _with_head(self, method: Method, wanted: Sequence[Target]) -> Method:
         """The method with the head beside it, unless it trains that itself.
 
-        Raises ValueError for one that would change the base's own head, which is no part of the adapter's folder.
+        Raises HalkaError for one that would change the base's own head, which is no part of the adapter's folder.
         """
         assert self.head is not None
         own = {target.name for target in select(self.head, self.targets, self._by_path)}
@@ -217,7 +228,7 @@ class AdaptedModel:
         return method if acts or any(target.role == "base" for target in wanted) else beside(method, self.head)
 
     def remove(self, name: str) -> None:
-        """Forget an adapter. The base is as if it had never been there. Raises ValueError while it is in use."""
+        """Forget an adapter. The base is as if it had never been there. Raises HalkaError while it is in use."""
         with self.lock:
             self._here(name)
             if name in self.in_use:
@@ -232,7 +243,7 @@ class AdaptedModel:
                 self.pool.removed(name)
 
     def adapter(self, name: str) -> Adapter:
-        """The adapter of that name. Raises ValueError that lists the names there are."""
+        """The adapter of that name. Raises HalkaError that lists the names there are."""
         if name in self.adapters or self.pool is None:
             return self._here(name)
         with self.lock:
@@ -369,7 +380,7 @@ class AdaptedModel:
             self.merged = name
 
     def unmerge(self) -> None:
-        """Put the base's own weights back, bit for bit. Raises ValueError within `use`."""
+        """Put the base's own weights back, bit for bit. Raises HalkaError within `use`."""
         with self._turns.take():
             if self.merged is not None:
                 if self._outer:
@@ -381,7 +392,7 @@ class AdaptedModel:
     def in_precision(self, dtype: torch.dtype, weights: Mapping[str, Tensor] | None = None) -> Iterator[None]:
         """Within the block the base, as it is now, computes in `dtype`: what it would say if it rounded less.
 
-        Copies of its weights in that precision stand in, or of these `weights` by its state's names. Raises ValueError
+        Copies of its weights in that precision stand in, or of these `weights` by its state's names. Raises HalkaError
         within `use`.
         """
         with self._turns.take():

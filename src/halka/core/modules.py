@@ -48,7 +48,7 @@ class Modules:
 
 
 def _check_form(target: Target) -> None:
-    """Raises ValueError for a module that a copy cannot stand in for: it is to take one tensor and return one."""
+    """Raises HalkaError for a module that a copy cannot stand in for: it is to take one tensor and return one."""
     kind = type(target.module).__name__
     given = signature(target.module.forward).parameters.values()
     needed = [each.name for each in given if each.default is Parameter.empty and each.kind in ONE_BY_ONE]

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Hashable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, fields, is_dataclass
-from typing import Any, ClassVar, Protocol, runtime_checkable
+from typing import Any, ClassVar, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -107,7 +107,7 @@ def wants(roles: Iterable[str], target: Target) -> bool:
 def select(method: Method, targets: Iterable[Target], modules: Mapping[str, nn.Module]) -> list[Target]:
     """The targets that a method acts on, of a base with these targets and modules (by path).
 
-    Raises ValueError for a role or a path that selects none, and for a router; of a group, one role is enough.
+    Raises HalkaError for a role or a path that selects none, and for a router; of a group, one role is enough.
     """
     targets, roles = list(targets), method.roles()
     for role in roles:
@@ -226,7 +226,6 @@ class Reader(Protocol):
         ...
 
 
-@runtime_checkable
 class Method(Protocol):
     """A frozen dataclass whose fields are hyper-parameters; `docs/add-a-method.md` walks through one."""
 
@@ -308,7 +307,7 @@ class Adapter:
         return state
 
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
-        """Copy `state` in. Raises ValueError naming every key that is missing, unknown or of another shape."""
+        """Copy `state` in. Raises HalkaError naming every key that is missing, unknown or of another shape."""
         own = self._fitting(state)
         with torch.no_grad():
             for key, tensor in own.items():
@@ -329,7 +328,7 @@ class Adapter:
                         own[f"{prefix}.{name}"].copy_(state[f"{prefix}.{name}"])
 
     def _fitting(self, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """This adapter's own tensors, if those of `state` can take their place. Raises ValueError otherwise."""
+        """This adapter's own tensors, if those of `state` can take their place. Raises HalkaError otherwise."""
         own = self.state_dict()
         problems = [f"missing {key}" for key in own.keys() - state.keys()]
         problems += [f"unknown {key}" for key in state.keys() - own.keys()]

@@ -110,7 +110,7 @@ class Route:
 def repeats(batch: int, named: int) -> int:
     """How many rows of a batch each row that `use` named has become: beam search repeats each one in place.
 
-    Raises ValueError if the batch is not a multiple of the rows that were named.
+    Raises HalkaError if the batch is not a multiple of the rows that were named.
     """
     times, rest = divmod(batch, named)
     if rest or not times:
@@ -124,7 +124,7 @@ def repeats(batch: int, named: int) -> int:
 def resolve(names: tuple[str | None, ...], adapters: Mapping[str, Adapter]) -> Route:
     """The route of a batch whose rows use the adapters of these names; a single name counts for every row.
 
-    Raises ValueError where a full copy of the weights would share a batch.
+    Raises HalkaError where a full copy of the weights would share a batch.
     """
     alone = len(set(names)) == 1
     memory: dict[str, dict[str, Part]] = defaultdict(dict)  # role -> adapter's name -> part

@@ -1,7 +1,7 @@
 """BitFit: only biases are trained (Ben Zaken et al. 2022, arXiv:2106.10199).
 
-Many bases have no biases; an offset on each linear layer's output is the same thing, whether or not there is one. The
-paper's biases of the norms need no place of their own: the linear layers that read a norm can express them.
+Many bases have no biases, so each linear layer's output gets an offset, which is the same as training its bias. The
+norms' biases, which the paper trains too, need none: the linear layers that read a norm can express them.
 """
 
 from __future__ import annotations

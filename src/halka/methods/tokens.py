@@ -29,7 +29,7 @@ class Tokens:
 
     def __post_init__(self) -> None:
         if not self.tokens or len(set(self.tokens)) != len(self.tokens) or min(self.tokens) < 0:
-            raise HalkaError(f"tokens: give ids of tokens, each once, not {self.tokens}")
+            raise HalkaError(f"tokens: give the ids of one or more tokens, none of them twice, not {self.tokens}")
         if not self.targets:
             raise HalkaError("tokens: targets is empty: name embedding, head, or both")
 
@@ -90,10 +90,10 @@ class PredictedRows(Rows):
     """At the head: these tokens' logits, as their rows would give them. Where it is tied, the embedding's rows."""
 
     def meet(self, others: Mapping[str, Part]) -> None:
-        for each in others.values():
-            if isinstance(each, ReadRows) and each._weight() is self._weight():
+        for part in others.values():
+            if isinstance(part, ReadRows) and part._weight() is self._weight():
                 del self.rows
-                self._shared = (each,)
+                self._shared = (part,)
 
     def values(self) -> Tensor:
         return self._shared[0].rows if hasattr(self, "_shared") else self.rows

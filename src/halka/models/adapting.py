@@ -1,4 +1,4 @@
-"""transformers models seen as bases: `adapt` gives any of them its targets."""
+"""`adapt`: a transformers model with its targets; and the forward passes that training and evaluation make of it."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ from halka.util.errors import HalkaError
 
 
 def adapt(base: Any, tokenizer: Any = None) -> AdaptedModel:
-    """Freeze a transformers model, loaded by anyone, and make it ready for adapters.
+    """Freeze a transformers model, loaded by Halka or not, and make it ready for adapters.
 
-    The tokenizer is needed to train and to evaluate on text. The base is put into eval mode. Where its head tells
-    labels apart, every adapter that is added has a head of its own.
+    The tokenizer is needed to train and to evaluate on text. The base is put into eval mode. On a base that predicts
+    labels, every adapter has a head of its own.
 
-    Raises ValueError for an architecture without a layout, naming the file to extend.
+    Raises HalkaError for an architecture without a layout, with the file to extend.
     """
     layout = layout_of(base)
     check_layout(base, layout)
@@ -34,18 +34,18 @@ def adapt(base: Any, tokenizer: Any = None) -> AdaptedModel:
     targets = [Target(layout.embed, "embedding", embed, vocabulary, width), *linear_targets(base, layout)]
     memory = VirtualTokens(base, layout)
     targets.append(Target(layout.embed, "embed", embed, vocabulary, width))
-    for role, held in memory.held.items():
-        targets.append(Target(role, role, held, width, math.prod(held.shape), shape=held.shape))
+    for role, key_values in memory.held.items():
+        targets.append(Target(role, role, key_values, width, math.prod(key_values.shape), shape=key_values.shape))
     targets.append(Target("base", "base", base, width, vocabulary))
-    learned = tuple("head" if path == layout.head else f"{WHOLE}{path}" for path in head_of(base))
-    head = Modules(learned) if learned else None
+    trained_whole = tuple("head" if path == layout.head else f"{WHOLE}{path}" for path in head_of(base))
+    head = Modules(trained_whole) if trained_whole else None
     experts = partial(use_experts, base)
     return AdaptedModel(base, targets, memory, tokenizer, experts=experts, head=head, labels=labels_of(base))
 
 
 def context(model: AdaptedModel, name: str | None = None) -> int | None:
-    """The positions that the base has for text beside adapter `name`'s virtual tokens; None if it names no limit."""
-    memory: Any = next(each.module for each in model.targets if each.role == "memory")
+    """The positions that the base has for text, less those of adapter `name`'s virtual tokens; None if unlimited."""
+    memory: Any = next(target.module for target in model.targets if target.role == "memory")
     positions = memory.stack.limit
     if positions is None or name is None:
         return positions
@@ -56,18 +56,18 @@ def context(model: AdaptedModel, name: str | None = None) -> int | None:
 
 
 def pad_id(model: AdaptedModel) -> int:
-    """The token that fills up rows: the tokenizer's, else its end of sequence, which no answer's text shows.
+    """The padding token: the tokenizer's, else its end of sequence, which decoded answers leave out.
 
-    A base that finds the end of a text by its padding, as classifiers and encoders do, has its own.
+    Classifiers and encoders find the end of a text by their own padding token, so theirs comes first.
     """
     config: Any = model.base.config
     own = None if layout_of(model.base).causal and not model.labels else config.pad_token_id
-    known: Any = (own, *(getattr(model.tokenizer, key, None) for key in ("pad_token_id", "eos_token_id")))
-    return next((token for token in known if token is not None), 0)
+    tokens: Any = (own, *(getattr(model.tokenizer, key, None) for key in ("pad_token_id", "eos_token_id")))
+    return next((token for token in tokens if token is not None), 0)
 
 
 def run(model: AdaptedModel, **inputs: Any) -> Any:
-    """What the whole base returns, head included, without a cache."""
+    """The output of the whole base, head included, without a cache."""
     base: Any = model.base
     return base(**inputs, use_cache=False) if layout_of(base).causal else base(**inputs)
 
@@ -75,13 +75,11 @@ def run(model: AdaptedModel, **inputs: Any) -> Any:
 def hidden_states(model: AdaptedModel, **inputs: Any) -> Tensor:
     """The decoder's last hidden states (B, T, D), before the head.
 
-    Raises ValueError for an encoder: its tokens see those that they should predict.
+    Raises HalkaError for an encoder, whose tokens see the tokens after them.
     """
     layout = layout_of(model.base)
     if not layout.causal:
-        raise HalkaError(
-            f"{type(model.base).__name__} is an encoder: it has no next token to learn from or to generate"
-        )
+        raise HalkaError(f"{type(model.base).__name__} is an encoder: it neither learns nor generates next tokens")
     decoder = model.base.get_submodule(layout.decoder)
     return decoder(**inputs, use_cache=False).last_hidden_state
 

@@ -1,7 +1,7 @@
-"""Experts that parts act on, registered with transformers while an adapter in use needs them.
+"""The computation of experts that parts act on, registered with transformers while an adapter in use needs it.
 
-`core.ExpertEdit` says what parts do with a weight of the experts; it comes as an argument, `gate_up` or `down`, from a
-hook on the module. Where none comes, the base's own implementation computes, as it always does.
+A hook on the module passes a `core.ExpertEdit`, what parts do with one weight of the experts, as the argument `gate_up`
+or `down`. Without one, the base's own implementation computes.
 
     S tokens    K experts a token    D width    I inner width    E experts
 """
@@ -25,7 +25,7 @@ NAME = "halka"
 
 @contextmanager
 def use_experts(base: Any) -> Iterator[None]:
-    """Within the block experts take edits; the base's own choice returns afterwards."""
+    """Within the block the base's experts take edits; its own implementation is set again afterwards."""
     config = base.config.get_text_config()
     own = config._experts_implementation
     name = f"{NAME} instead of {own}"
@@ -48,19 +48,19 @@ def compute(
     gate_up: ExpertEdit | None = None,
     down: ExpertEdit | None = None,
 ) -> Tensor:
-    """Experts down(act(gate) · up) of hidden (S, D), chosen and weighted (S, K) by the router: (S, D).
+    """down(act(gate) · up) of hidden (S, D) by the experts that the router chose and weighted (S, K): (S, D).
 
-    It computes as transformers' `grouped_mm` does, bit for bit where parts add nothing.
-    Raises ValueError where the experts are spread over several devices.
+    Where parts add nothing, the result is that of transformers' `grouped_mm`, bit for bit.
+    Raises HalkaError if the experts are spread over several devices.
     """
-    some = gate_up or down
-    if some is None:
+    edit = gate_up or down
+    if edit is None:
         eager = type(module).forward.__wrapped__  # what transformers' decorator wraps
         return ALL_EXPERTS_FUNCTIONS.get_interface(own, eager)(module, hidden, chosen, weights)
     if module._is_expert_parallel:
         raise HalkaError("adapters on experts need all experts on one device: load the base without expert parallelism")
-    choices = Choices(chosen, module.num_experts, some.names)
-    nothing = ExpertEdit(some.names, (), ())
+    choices = Choices(chosen, module.num_experts, edit.names)
+    nothing = ExpertEdit(edit.names, (), ())
     inner = (gate_up or nothing).product(hidden[choices.tokens], module.gate_up_proj, choices)
     outer = (down or nothing).product(module._apply_gate(inner), module.down_proj, choices)
     return choices.summed(outer, weights).to(hidden.dtype)

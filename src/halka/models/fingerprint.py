@@ -1,4 +1,4 @@
-"""What tells one base from another."""
+"""The fingerprint of a base, which adapters keep to refuse another base."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ SAMPLES = 16  # of each weight
 
 
 def fingerprint(base: Any, *, head: bool = False) -> dict[str, Any]:
-    """What tells one base from another: its architecture, its sizes, and a hash over samples of every weight.
+    """A base's architecture, its sizes, and a hash over samples of every weight.
 
-    A head that every adapter has its own of does not count, nor what else is new, unless `head` says so: for adapters
-    that use the base's. Samples are rounded to bf16 first, so that a base loaded in bf16 and in fp32 is the same base;
-    those of packed layers were taken before.
+    A classifier's head and other new modules, which adapters train whole, count only with `head`: for adapters that use
+    the base's head. Samples are rounded to bf16, so that a base has one fingerprint in bf16 and in fp32; those of
+    quantised layers were taken before they were quantised.
     """
     new = () if head else tuple(f"{path}." for path in head_of(base))
     named = [sample for sample in _sampled(base) if not sample[0].startswith(new)]
@@ -36,13 +36,13 @@ def fingerprint(base: Any, *, head: bool = False) -> dict[str, Any]:
 
 
 def samples(weight: Tensor) -> Tensor:
-    """Values of a weight at places that follow from its size (SAMPLES,): the bits of their bf16, as whole numbers."""
+    """Evenly spaced values of a weight (SAMPLES,): the bits of their bf16, as int16."""
     flat = weight.detach().flatten()
     return flat[_places(flat.numel()).to(flat.device)].bfloat16().view(torch.int16)
 
 
 def _sampled(base: Any) -> Iterator[tuple[str, Sequence[int], Tensor]]:
-    """Name, shape and samples of every parameter, in the order of `named_parameters`, packed weights among them."""
+    """Name, shape and samples of every parameter and quantised weight, in the order of `named_parameters`."""
     seen: set[nn.Parameter] = set()
     for path, module in base.named_modules():
         prefix = f"{path}." if path else ""
@@ -56,7 +56,7 @@ def _sampled(base: Any) -> Iterator[tuple[str, Sequence[int], Tensor]]:
 
 @functools.lru_cache(maxsize=256)
 def _places(count: int) -> Tensor:
-    """Where the samples of so many values stand."""
+    """The places of the samples among that many values."""
     with torch.inference_mode(False):
         return torch.linspace(0, count - 1, SAMPLES, dtype=torch.float64).long()
 

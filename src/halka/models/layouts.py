@@ -1,7 +1,7 @@
-"""Where each transformers architecture keeps the places that methods act on: one `Layout` an architecture.
+"""Layouts: the paths of each transformers architecture's modules that methods act on.
 
-To support another architecture, add its layout to `LAYOUTS`; with a tiny configuration in
-`tests/tiny.py` every test of the architectures then tries it.
+To support another architecture, add its layout to `LAYOUTS`, and a tiny configuration to `tests/tiny.py`: the tests of
+the architectures then cover it (docs/architectures.md).
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ class Layout:
     positions: str = "index"
 
 
-CLASSIFIERS = ("classifier", "score")  # what transformers calls the head of a classifier
+CLASSIFIERS = ("classifier", "score")  # transformers' names for the head of a classifier
 
 _LLAMA = Layout(
     decoder="model",
@@ -226,7 +226,7 @@ LAYOUTS: dict[str, Layout] = {
 
 
 def layout_of(base: nn.Module) -> Layout:
-    """The layout of a transformers model. Raises ValueError that names the file to extend."""
+    """The layout of a transformers model. Raises HalkaError, with the file to extend, for an unknown architecture."""
     config: Any = getattr(base, "config", None)
     model_type = getattr(config, "model_type", None)
     if model_type == "t5" and config.is_gated_act:
@@ -242,7 +242,7 @@ def layout_of(base: nn.Module) -> Layout:
 
 
 def check_layout(base: Any, layout: Layout) -> None:
-    """Raises ValueError for a class of the architecture that is built in another way."""
+    """Raises HalkaError for a class of the architecture whose modules are not where the layout says."""
     kind = kind_of(base)
     modules = dict(base.named_modules())
     missing = [path for path in (layout.layers, layout.embed, layout.head) if path not in modules]

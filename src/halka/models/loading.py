@@ -119,15 +119,15 @@ def dtype_name(dtype: str | torch.dtype) -> Dtype | Literal["auto"]:
 
 
 def let_go_of_files(model: PreTrainedModel, folder: Path) -> None:
-    """Hold no more of a base's files than its weights: experts were put together of many, which stay mapped."""
+    """Unmap the parts of a base's files that hold none of its tensors: loading experts leaves them mapped."""
     storages = [each.untyped_storage() for each in (*model.parameters(), *model.buffers())]
     release_pages_except(folder.glob("*.safetensors"), [(each.data_ptr(), each.nbytes()) for each in storages])
 
 
 def base_config(name_or_path: str | Path) -> PretrainedConfig:
-    """A base's configuration; of one that is on the hub alone, nothing else is fetched.
+    """A base's configuration, without its weights: from the hub nothing else is downloaded.
 
-    Raises ValueError like `load_base` for a name nobody knows, and for a folder without a configuration.
+    Raises HalkaError for an unknown name, and for a folder without a configuration.
     """
     from transformers import AutoConfig
 
@@ -146,7 +146,7 @@ def base_config(name_or_path: str | Path) -> PretrainedConfig:
             files=["config.json"],
             left_out=HUB_LEFT_OUT,
             check=_check_config,
-            what="a model",
+            thing="a model",
             hint=known_names(name),
         )
     with quiet_libraries():
@@ -157,7 +157,7 @@ def base_config(name_or_path: str | Path) -> PretrainedConfig:
 
 
 def resolve(name_or_path: str | Path, revision: str | None, *, fetch: bool) -> Path:
-    """The folder that a short name, a path or a hub name stands for; fetched if need be and if `fetch` allows it."""
+    """The folder of a short name, a path or a name on the hub; downloaded if need be and if `fetch` allows it."""
     name = str(name_or_path)
     known = isinstance(name_or_path, str) and name in known_bases()
     folder = cache_dir() / "bases" / name if known else Path(name).expanduser()
@@ -170,14 +170,14 @@ def resolve(name_or_path: str | Path, revision: str | None, *, fetch: bool) -> P
     if folder.is_dir():
         return folder
     if isinstance(name_or_path, Path) or not HUB_NAME.fullmatch(name):
-        what = "is a file; a base is a folder" if folder.is_file() else "is no folder"
-        raise HalkaError(f"{name} {what}; {known_names(name)}")
+        problem = "is a file; a base is a folder" if folder.is_file() else "is no folder"
+        raise HalkaError(f"{name} {problem}; {known_names(name)}")
     return from_hub(
         *(name, revision),
         files=HUB_FILES,
         left_out=HUB_LEFT_OUT,
         check=weight_files,
-        what="a model",
+        thing="a model",
         hint=known_names(name),
         fetch=fetch,
     )

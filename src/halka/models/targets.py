@@ -51,7 +51,7 @@ def _of_layer(base: nn.Module, stack: Layout, layer: int) -> Iterator[Target]:
 
 
 def _mixture(base: nn.Module, layout: Layout, prefix: str, layer: int) -> list[Target]:
-    """A mixture's shared linear layers, its experts' weights, and what it returns as a whole; no router."""
+    """The targets of a mixture of experts: shared linear layers, experts' weights, the block's output; no router."""
     targets = [
         replace(_linear(base, f"{prefix}.{path}", role, layer), flat=True) for role, path in layout.shared.items()
     ]
@@ -88,9 +88,9 @@ def _transposed(module: nn.Module) -> bool:
 def _widths(module: nn.Module) -> tuple[int, int]:
     if isinstance(module, Packed):
         return module.in_features, module.out_features
-    weight: Any = module.weight  # what is merged may stand in for the parameter
+    weight: Any = module.weight  # of a merged adapter, a tensor instead of the parameter
     if not weight.is_floating_point():
         raise HalkaError(
-            f"the base holds a {type(module).__name__}, which another tool packed: load it with load_base(quantize=…)"
+            f"the base holds a {type(module).__name__} of another library: load it with load_base(quantize=…)"
         )
     return tuple(weight.shape) if _transposed(module) else tuple(weight.shape)[::-1]  # type: ignore[return-value]

@@ -35,7 +35,7 @@ class Inserted:
         self._times = repeats(batch, len(rows))
 
     def enter(self, stack: Stack, kwargs: dict[str, Any]) -> dict[str, Any]:
-        """What the encoder receives instead. Raises ValueError for a mask that is not one of tokens."""
+        """What the encoder receives instead. Raises HalkaError for a mask that is not one of tokens."""
         ids, given = kwargs.get("input_ids"), kwargs.get("attention_mask")
         text = kwargs["inputs_embeds"] if ids is None else stack.embed(ids)
         stack.check(self.longest, text.shape[1])

@@ -70,7 +70,7 @@ class Stack:
         return torch.cat(rows)
 
     def check(self, virtual: int, text: int) -> None:
-        """Raises ValueError for more tokens than there are positions."""
+        """Raises HalkaError for more tokens than there are positions."""
         if self.limit is not None and virtual + text > self.limit:
             raise HalkaError(
                 f"{virtual} virtual tokens and {text} of text exceed the base's {self.limit} positions: "

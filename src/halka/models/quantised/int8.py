@@ -1,4 +1,4 @@
-"""Eight bits a weight: whole numbers of −127 … 127, times a scale for each output."""
+"""Eight bits a weight: integers from −127 to 127, times a scale for each output."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from torch import Tensor, nn
 from halka.core import Packed
 
 LARGEST = 127
-FEW = 8  # rows of x, up to which torch's own product is the faster
-ALIGNED = 32  # it reads beyond the end of narrower and uneven weights
+FEW = 8  # rows of x, up to which torch's own product is faster
+ALIGNED = 32  # torch's product reads beyond the end of weights whose widths are no multiple of it
 
 
 class Int8Linear(Packed):
@@ -38,9 +38,9 @@ class Int8Linear(Packed):
         return (self.values * self.scale[:, None]).to(dtype or self.dtype)
 
     def product(self, x: Tensor) -> Tensor:
-        """x (…, I) to scale · (x valuesᵀ): the whole numbers are exact in every precision.
+        """x (…, I) to scale · (x valuesᵀ): the integers are exact in every precision.
 
-        fp16 has no room for their sums, and none for small gradients times a scale: there W has it inside.
+        In fp16 their sums overflow and small gradients times a scale underflow, so W is multiplied by its scale first.
         """
         if self._by_torch(x):
             rows = x.reshape(-1, self.in_features)
@@ -56,6 +56,6 @@ class Int8Linear(Packed):
         return (y * self.scale).to(y.dtype) @ self.values.to(y.dtype)
 
     def _by_torch(self, x: Tensor) -> bool:
-        """Whether torch's product with such weights can take it and is faster: token by token, in bf16, on a CPU."""
+        """Whether torch's int8 product can take x and is faster: a few tokens in bf16 on a CPU."""
         few = x.device.type == "cpu" and x.dtype == torch.bfloat16 and 0 < x.numel() <= FEW * self.in_features
         return few and self.in_features % ALIGNED == 0 and self.out_features % ALIGNED == 0

@@ -1,4 +1,4 @@
-"""Four bits a weight: NF4 with its scales packed once more (Dettmers et al. 2023, arXiv:2305.14314)."""
+"""Four bits a weight: NF4 with scales that are quantised themselves (Dettmers et al. 2023, arXiv:2305.14314)."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ from halka.util.quiet import quiet_libraries
 
 BLOCK, SCALES_BLOCK = 64, 256  # weights that share a scale, scales that share theirs
 
-KNOWN = (torch.float32, torch.float16, torch.bfloat16)  # what bitsandbytes unpacks in; others it fills with anything
+KNOWN = (torch.float32, torch.float16, torch.bfloat16)  # bitsandbytes leaves tensors of other dtypes uninitialised
 
 
 class NF4Linear(Packed):
     """Each weight is the nearest of 16 quantiles of a normal distribution, times its block's scale.
 
-    Blocks follow one another through the whole weight, row after row: bitsandbytes' kernel for a matrix counts blocks
-    anew in every row, which is wrong where a row is no multiple of a block. So it is given one long row.
+    Blocks run through the flattened weight: bitsandbytes' kernel for a matrix starts a new block in every row, which is
+    wrong if a row is no multiple of a block, so it gets the weight as one long row.
     """
 
     form: ClassVar[str] = "nf4"
@@ -47,17 +47,17 @@ class NF4Linear(Packed):
 
     def unpacked(self, dtype: torch.dtype | None = None) -> Tensor:
         ops, dtype = torch.ops.bitsandbytes, dtype or self.dtype
-        known = dtype if dtype in KNOWN else torch.float32
+        computed = dtype if dtype in KNOWN else torch.float32
         scales = ops.dequantize_blockwise(self.scales, self.scales_of_scales, self.levels, SCALES_BLOCK, torch.float32)
         scales, count = scales + self.mean_scale, 2 * self.values.numel()
-        flat = ops.dequantize_4bit(self.values, scales, BLOCK, "nf4", (count,), known).to(dtype)
+        flat = ops.dequantize_4bit(self.values, scales, BLOCK, "nf4", (count,), computed).to(dtype)
         size = self.out_features * self.in_features
         return flat.flatten()[:size].view(self.out_features, self.in_features)
 
 
 @functools.cache
 def bitsandbytes() -> Any:
-    """bitsandbytes' functions. Raises ValueError that names the extra where it is not installed."""
+    """bitsandbytes' functions. Raises HalkaError, with the extra to install, if it is not installed."""
     try:
         with quiet_libraries():
             return importlib.import_module("bitsandbytes.functional")
