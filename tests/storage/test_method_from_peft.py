@@ -56,7 +56,7 @@ def test_values_are_taken_over():
     ("config", "message"),
     [
         (peft.LoraConfig(**LORA), "target_modules names no module"),
-        (peft.LoraConfig(**LORA, target_modules=["k"]), "target_modules names k, and no layer of this base"),
+        (peft.LoraConfig(**LORA, target_modules=["k"]), "target_modules names k, and this base has no such layer"),
         (peft.LoraConfig(**LORA, target_modules=["q_proj"], bias="all"), "use halka.Joint with halka.BitFit"),
         (peft.LoraConfig(**LORA, target_modules=["q_proj"], init_lora_weights="pissa"), "init_lora_weights"),
         (peft.LoHaConfig(target_modules=["q_proj"]), "LOHA.* cannot be translated: Halka knows LORA, IA3"),

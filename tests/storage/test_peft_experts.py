@@ -136,7 +136,11 @@ def test_what_peft_cannot_hold_has_a_form_of_its_own(tmp_path):
 @pytest.mark.parametrize(
     ("architecture", "config", "message"),
     [
-        ("mixtral", lambda: lora("all-linear", None), r"target_parameters names gate.weight, and .*leaves routers"),
+        (
+            "mixtral",
+            lambda: lora("all-linear", None),
+            r"target_parameters names gate.weight, and .*does not adapt routers",
+        ),
         ("llama", lambda: lora(parameters=["q_proj.weight"]), r"names q_proj.weight, and .* is no weight of experts"),
     ],
 )
@@ -153,8 +157,8 @@ def test_what_is_not_to_be_had_is_refused_by_name(architecture, config, message,
         ({"target_parameters": "experts"}, "where a list of names is expected"),
         ({"target_parameters": ["experts.down_proj"]}, "modules that this base does not have"),
         ({"target_parameters": None}, "modules that this base does not have"),
-        ({"lora_dropout": 0.1}, "lora_dropout is not to be had with target_parameters"),
-        ({"use_dora": True}, "use_dora is not to be had with target_parameters"),
+        ({"lora_dropout": 0.1}, "lora_dropout cannot be combined with target_parameters"),
+        ({"use_dora": True}, "use_dora cannot be combined with target_parameters"),
     ],
 )
 def test_so_is_a_configuration_that_does_not_fit_its_weights(changed, message, tmp_path):

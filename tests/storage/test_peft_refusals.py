@@ -53,16 +53,16 @@ def refused(folder, message, architecture="llama"):
 @pytest.mark.parametrize(
     ("key", "value", "message"),
     [
-        ("layer_replication", [[0, 2], [1, 2]], "layer_replication.*merge the adapter into its base by peft"),
+        ("layer_replication", [[0, 2], [1, 2]], "layer_replication.*merge the adapter into its base with peft"),
         ("target_parameters", ["mlp.experts.gate_up_proj"], "target_parameters names .* no weight of experts of"),
         ("use_qalora", True, "use_qalora.*train it without"),
-        ("alora_invocation_tokens", [3, 4], "alora_invocation_tokens.*acts behind these tokens alone"),
+        ("alora_invocation_tokens", [3, 4], "alora_invocation_tokens.*acts only after these tokens"),
         ("arrow_config", {"top_k": 3}, "arrow_config.*routes among other adapters"),
         ("kasa_config", {"beta": 1}, "kasa_config = .*Halka does not have it"),
         ("monteclora_config", {"k": 1}, "monteclora_config = .*Halka does not have it"),
         ("use_bdlora", {"nblocks": 2}, "use_bdlora = .*Halka does not have it"),
         ("something_new", 3, "something_new = 3 changes what the adapter computes"),
-        ("init_lora_weights", "pissa", "took its start out of the base's weights.*path_initial_model"),
+        ("init_lora_weights", "pissa", "subtracted the initial LoRA from the base's weights.*path_initial_model"),
         ("bias", "everything", "bias is 'everything', where one of none, lora_only, all is expected"),
         pytest.param("r", 10**400, "r is 1000.*, where a number is needed", id="huge"),
         ("r", "four", "r is 'four', where a number is needed"),
@@ -76,7 +76,7 @@ def refused(folder, message, architecture="llama"):
         ("target_modules", ["q_proj", 3], "target_modules is .*list of names"),
         ("target_modules", ["q_proj"], "tensors of 2 modules that its target_modules do not name"),
         ("target_modules", ["q_proj", "v_proj", "o_proj"], "leaves out 2 modules that its target_modules name"),
-        ("target_modules", ["q_proj", "v_proj", "nowhere"], "names nowhere, and no layer of this base is called so"),
+        ("target_modules", ["q_proj", "v_proj", "nowhere"], "names nowhere, and this base has no such layer"),
         ("layers_to_transform", [1], "tensors of 2 modules that its target_modules do not name"),
         ("modules_to_save", "lm_head", "modules_to_save is 'lm_head', where a list of names"),
         ("modules_to_save", ["lm_head"], r"the weights lack lm_head\.weight, which modules_to_save names"),
@@ -119,7 +119,7 @@ def test_whole_modules_that_the_base_lacks_are_passed_over_as_peft_does(tmp_path
 
 def test_a_dora_with_what_it_cannot_hold_is_refused(tmp_path):
     config = lora(["c_attn"], use_dora=True, bias="lora_only", fan_in_fan_out=True)
-    refused(written(tmp_path / "a", config, "gpt2"), "DoRA with trained biases", "gpt2")
+    refused(written(tmp_path / "a", config, "gpt2"), "Halka does not have a DoRA with trained biases", "gpt2")
     config = lora(["embed_tokens", "q_proj"], use_dora=True)
     refused(written(tmp_path / "b", config), "dora on the embedding model.embed_tokens")
 
@@ -163,7 +163,7 @@ def test_a_whole_weight_is_not_held_against_a_packed_one(tmp_path):
     save_file({**tensors, name: torch.zeros(64, 64)}, folder / WEIGHTS)
     base = tiny()
     quantise(base, "int8")
-    with pytest.raises(ValueError, match=r"holds all of model\.layers\.0\.self_attn\.q_proj, .* it is packed"):
+    with pytest.raises(ValueError, match=r"holds all of model\.layers\.0\.self_attn\.q_proj, .* it is quantised"):
         halka.load(halka.adapt(base), folder)
 
 

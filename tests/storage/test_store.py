@@ -568,7 +568,7 @@ def test_dora_with_rank_stabilised_scale_has_another_alpha(tmp_path):
 
 @pytest.mark.parametrize("kind", ["LOHA", "OFT", "XLORA"])
 def test_another_kind_of_adapter_is_refused_with_those_that_are_known(kind, tmp_path):
-    refused(edited(saved(tmp_path), peft_type=kind), f"'{kind}' cannot be read: Halka knows LORA, IA3, PREFIX_TUNING")
+    refused(edited(saved(tmp_path), peft_type=kind), f"'{kind}' cannot be read: Halka reads LORA, IA3, PREFIX_TUNING")
 
 
 def test_factors_on_the_head_come_back(tmp_path):

@@ -1,7 +1,7 @@
-"""LoRA on experts (`target_parameters`): `lora_A.weight` (E·R, I) and `lora_B.weight` (O, R·E) at the experts' module.
+"""Convert LoRA on experts (`target_parameters`): `lora_A.weight` (E·R, I), `lora_B.weight` (O, R·E) at their module.
 
-Where both weights of a module are adapted, peft wraps it twice: `gate_up_proj` is the inner one, under `base_layer`. Of
-B's columns, E neighbours belong to one rank: peft reads them as (O, R, E).
+If both weights of a module are adapted, peft wraps it twice, with `gate_up_proj` inside, under `base_layer`. B's
+columns are (R, E): E adjacent ones belong to one rank.
 """
 
 from __future__ import annotations
@@ -18,16 +18,16 @@ from halka.storage.formats.peft.selection import endings
 from halka.util.errors import HalkaError
 
 INNER = "base_layer"
-CONVERTED = ("qwen3_moe",)  # peft takes the names of their dense layers' MLPs for those that experts once had
+CONVERTED = ("qwen3_moe",)  # peft mistakes their dense layers' MLPs for experts under their former names
 
 
 def weights_of(targets: tuple[Target, ...]) -> dict[str, Target]:
-    """The base's experts' weights by their names."""
+    """Return the base's expert weights by name."""
     return {target.name: target for target in targets if target.stack}
 
 
 def confused(paths: Iterable[str], targets: tuple[Target, ...]) -> bool:
-    """Whether peft would act on experts where these paths name linear layers."""
+    """Return whether peft would adapt experts where these paths name linear layers."""
     dense = {target.name for target in targets if target.role.startswith("mlp.") and not target.stack}
     return base_of(targets).config.model_type in CONVERTED and not dense.isdisjoint(paths)
 
@@ -36,13 +36,13 @@ def confused(paths: Iterable[str], targets: tuple[Target, ...]) -> bool:
 
 
 def parameters(paths: Iterable[str], targets: tuple[Target, ...]) -> list[str] | None:
-    """`target_parameters` for these paths, of which some may be modules; None if none is an expert's."""
-    mine = {*paths} & weights_of(targets).keys()
-    return endings(mine, dict(base_of(targets).named_parameters())) if mine else None
+    """Return `target_parameters` for those of the paths that are expert weights; None if there are none."""
+    weights = {*paths} & weights_of(targets).keys()
+    return endings(weights, dict(base_of(targets).named_parameters())) if weights else None
 
 
 def stacked(tensors: Mapping[str, Tensor], targets: tuple[Target, ...]) -> dict[str, Tensor]:
-    """Tensors by peft's names, of which those at experts still have ours (`<parameter>.lora_A.weight`) and shapes."""
+    """Convert experts' tensors from our names (`<parameter>.lora_A.weight`) and shapes to peft's; keep all others."""
     written: dict[str, Tensor] = {}
     both = _wrapped_twice({path for path in weights_of(targets) if f"{path}.lora_A.weight" in tensors})
     for key, tensor in tensors.items():
@@ -60,31 +60,31 @@ def stacked(tensors: Mapping[str, Tensor], targets: tuple[Target, ...]) -> dict[
 def unstacked(
     config: Mapping[str, Any], tensors: Mapping[str, Tensor], targets: tuple[Target, ...]
 ) -> dict[str, Tensor]:
-    """Tensors of which those at experts have our names (`<parameter>.lora_A.weight`) and shapes.
+    """Convert experts' tensors from peft's names and shapes to ours (`<parameter>.lora_A.weight`); keep all others.
 
-    Raises HalkaError for parameters that are no experts', and options that change what is computed there.
+    Raises HalkaError for parameters that are not experts', and for options that `target_parameters` excludes.
     """
     value = config.get("target_parameters")
     if not value:
         return dict(tensors)
-    named = json_list(value, str)
-    if named is None:
+    names = json_list(value, str)
+    if names is None:
         raise HalkaError(f"adapter_config.json: target_parameters is {value!r}, where a list of names is expected")
     own = dict(base_of(targets).named_parameters())
-    chosen = {each: [path for path in own if path == each or path.endswith(f".{each}")] for each in named}
-    known = weights_of(targets)
-    for each, paths in chosen.items():
-        if strange := [path for path in paths if path not in known] or ([] if paths else [each]):
+    chosen = {name: [path for path in own if path == name or path.endswith(f".{name}")] for name in names}
+    weights = weights_of(targets)
+    for name, paths in chosen.items():
+        if others := [path for path in paths if path not in weights] or ([] if paths else [name]):
             raise HalkaError(
-                f"adapter_config.json: target_parameters names {each}, and {strange[0]} is no weight of experts of "
-                "this base: Halka leaves routers as they are"
+                f"adapter_config.json: target_parameters names {name}, and {others[0]} is no weight of experts of "
+                "this base: Halka does not adapt routers"
             )
     for key in ("lora_dropout", "use_dora", "lora_bias"):
         if config.get(key):
-            raise HalkaError(f"adapter_config.json: {key} is not to be had with target_parameters, by peft either")
+            raise HalkaError(f"adapter_config.json: {key} cannot be combined with target_parameters, in peft either")
     read = dict(tensors)
     for path, place in _wrapped_twice({path for paths in chosen.values() for path in paths}).items():
-        count = known[path].stack[0]
+        count = weights[path].stack[0]
         for name in ("lora_A", "lora_B"):
             tensor = read.pop(f"{place}.{name}.weight", None)
             if tensor is None:
@@ -102,12 +102,12 @@ def _apart(tensor: Tensor, name: str, count: int) -> Tensor:
 
 
 def _wrapped_twice(paths: set[str]) -> dict[str, str]:
-    """Where peft keeps what belongs to these parameters: at their module, or inside its outer wrapper."""
+    """Return where peft keeps these parameters' tensors: at their module, or inside its outer wrapper."""
     by_module: dict[str, list[str]] = {}
     for path in paths:
         by_module.setdefault(path.rpartition(".")[0], []).append(path)
     return {
-        path: f"{module}.{INNER}" if len(each) > 1 and path.endswith(".gate_up_proj") else module
-        for module, each in by_module.items()
-        for path in each
+        path: f"{module}.{INNER}" if len(adapted) > 1 and path.endswith(".gate_up_proj") else module
+        for module, adapted in by_module.items()
+        for path in adapted
     }

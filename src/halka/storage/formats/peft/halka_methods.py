@@ -1,6 +1,6 @@
-"""Methods that peft lacks: its two files, with `peft_type` in its manner and the method's fields under `fields`.
+"""Keep methods that peft lacks in its two files: `peft_type` is the method's name, `fields` holds its fields.
 
-`HALKA_` before the name marks a method that peft has, but not on experts.
+A method that peft has, but cannot compute as this adapter does, gets `HALKA_` before its name.
 """
 
 from __future__ import annotations
@@ -22,20 +22,20 @@ PEFTS = ("LORA", "IA3")
 def write(adapter: Adapter, targets: tuple[Target, ...]) -> Contents:
     name = adapter.method.name.upper()
     config = {"peft_type": f"{MARK}{name}" if name in PEFTS else name, "fields": described(adapter.method)["fields"]}
-    if "base" in adapter.parts:  # full: what computes, not the fp32 masters
+    if "base" in adapter.parts:  # full: the weights in the base's precision, not the fp32 masters
         return Contents(config, dict(adapter.parts["base"].weights()))
     return Contents(config, adapter.state_dict())
 
 
 def _whole_numbers(fields: Mapping[str, Any]) -> Iterator[tuple[str, int]]:
-    """All whole numbers in the fields, however deep, each with its key."""
-    found: list[tuple[str, Any]] = [*fields.items()]
-    while found:
-        key, value = found.pop()
+    """Yield every whole number in the fields, at any depth, with its key."""
+    items_left: list[tuple[str, Any]] = [*fields.items()]
+    while items_left:
+        key, value = items_left.pop()
         if (inner := json_object(value)) is not None:
-            found.extend(inner.items())
+            items_left.extend(inner.items())
         elif (items := json_list(value, object)) is not None:
-            found.extend((key, item) for item in items)
+            items_left.extend((key, item) for item in items)
         elif isinstance(value, int):
             yield key, value
 
@@ -48,7 +48,7 @@ def read(contents: Contents, targets: tuple[Target, ...]) -> tuple[Method, dict[
         )
     values = sum(tensor.numel() for tensor in contents.tensors.values())
     for key, number in _whole_numbers(fields):
-        if number > values:  # before a part of that size is made
+        if number > values:  # checked before a part of that size is allocated
             raise HalkaError(f"adapter_config.json: {key} is {number}, and the file holds {values} values in all")
     try:
         method = build_method(name.lower(), fields)

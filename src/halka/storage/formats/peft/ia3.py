@@ -1,4 +1,4 @@
-"""(IA)³: `ia3_l`, a column (O, 1) where the output is scaled, a row (1, I) at the `feedforward_modules`."""
+"""Convert (IA)³: `ia3_l` is a column (O, 1) that scales an output, or a row (1, I) at the `feedforward_modules`."""
 
 from __future__ import annotations
 
@@ -25,21 +25,21 @@ BARE = ()
 def write(
     methods: Sequence[Method], parts: Mapping[Method, Mapping[str, Part]], targets: tuple[Target, ...]
 ) -> tuple[dict[str, Any], dict[str, Tensor]] | None:
-    """Options and tensors; None for several."""
+    """Return options and tensors; None for several methods, which peft cannot hold."""
     if len(methods) > 1:
         return None
-    at = parts[methods[0]]
-    inner = {path for path, part in at.items() if isinstance(part, InputScale)}
+    by_path = parts[methods[0]]
+    inner = {path for path, part in by_path.items() if isinstance(part, InputScale)}
     tensors = {
         f"{path}.ia3_l": part.get_parameter("ia3_l").reshape((1, -1) if path in inner else (-1, 1))
-        for path, part in at.items()
+        for path, part in by_path.items()
     }
     names = names_of(base_of(targets))
     config = {
         "peft_type": PEFT_TYPE,
-        "target_modules": endings(set(at), names),
+        "target_modules": endings(set(by_path), names),
         "feedforward_modules": endings(inner, names),
-        "fan_in_fan_out": transposed(at, targets),
+        "fan_in_fan_out": transposed(by_path, targets),
     }
     return config, tensors
 
@@ -47,20 +47,20 @@ def write(
 def read(
     config: Mapping[str, Any], tensors: Mapping[str, Tensor], targets: tuple[Target, ...]
 ) -> tuple[list[Method], dict[str, Tensor], dict[str, Tensor]]:
-    """The method, its state, and the tensors that are none of its."""
+    """Return the method, its state, and the tensors that are not the method's."""
     refuse_unknown(config, {"feedforward_modules"})
-    found, others = split(tensors, ("ia3_l",))
-    check_places(config, found, targets)
+    by_path, others = split(tensors, ("ia3_l",))
+    check_places(config, by_path, targets)
     inner: list[str] = []
     state: dict[str, Tensor] = {}
-    for path, each in found.items():
-        factors = each["ia3_l"]
+    for path, named in by_path.items():
+        factors = named["ia3_l"]
         if factors.dim() != 2 or 1 not in factors.shape:
             raise HalkaError(f"{path} has factors of {tuple(factors.shape)}, where a row or a column is expected")
         if factors.shape[0] == 1:
             inner.append(path)
         state[f"{path}.ia3_l"] = factors.flatten()
-    usual = IA3(roles_of(found, targets))
-    at_input = {each.name for each in targets if each.name in found and wants(usual.feedforward, each)}
+    usual = IA3(roles_of(by_path, targets))
+    at_input = {target.name for target in targets if target.name in by_path and wants(usual.feedforward, target)}
     method = usual if at_input == {*inner} else replace(usual, feedforward=roles_of(inner, targets))
     return [method], state, others

@@ -1,4 +1,4 @@
-"""LLaMA-Adapter: in each of the last layers `adaption_prompt` (1, P, D) and `adaption_gate` (1,)."""
+"""Convert LLaMA-Adapter: `adaption_prompt` (1, P, D) and `adaption_gate` (1,) in every one of the last layers."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ PEFT_TYPE = "ADAPTION_PROMPT"
 METHODS = ("llama_adapter",)
 BARE = ()
 NAMES = ("adaption_prompt", "adaption_gate")
-ARCHITECTURES = ("llama", "mistral")  # peft has GPT-2, too, where it leaves the output projection out
+ARCHITECTURES = ("llama", "mistral")  # peft also has GPT-2, without the output projection
 
 
 def write(
     methods: Sequence[Method], parts: Mapping[Method, Mapping[str, Part]], targets: tuple[Target, ...]
 ) -> tuple[dict[str, Any], dict[str, Tensor]] | None:
-    """Options and tensors; None on bases for which peft has none."""
+    """Return options and tensors; None on bases for which peft lacks the method."""
     if base_of(targets).config.model_type not in ARCHITECTURES:
         return None
     (part,) = parts[methods[0]].values()
@@ -45,28 +45,31 @@ def write(
 def read(
     config: Mapping[str, Any], tensors: Mapping[str, Tensor], targets: tuple[Target, ...]
 ) -> tuple[list[Method], dict[str, Tensor], dict[str, Tensor]]:
-    """The method, its state, and the tensors that are none of its."""
+    """Return the method, its state, and the tensors that are not the method's."""
     refuse_unknown(config, {"adapter_len", "adapter_layers"})
     kind = base_of(targets).config.model_type
     if kind not in ARCHITECTURES:
         raise HalkaError(f"a LLaMA-Adapter of peft can be read on {' and '.join(ARCHITECTURES)}, not on {kind}")
-    found, others = split(tensors, NAMES)
+    by_path, others = split(tensors, NAMES)
     places = _attentions(targets)
-    wanted = places[len(places) - len(found) :]
-    if not found or set(found) != set(wanted) or any(len(each) != len(NAMES) for each in found.values()):
+    wanted = places[len(places) - len(by_path) :]
+    if not by_path or set(by_path) != set(wanted) or any(len(named) != len(NAMES) for named in by_path.values()):
         raise HalkaError(
-            f"the adapter's tokens stand at {', '.join(sorted(found)[:3]) or 'no layer'}, which are not the last of "
-            f"this base's {len(places)} layers: it was made for another base, or its file is not whole"
+            f"the adapter has tokens at {', '.join(sorted(by_path)[:3]) or 'no layer'}, which are not the last of "
+            f"this base's {len(places)} layers: it was made for another base, or its file is incomplete"
         )
-    prompts, gates = ([found[path][name] for path in wanted] for name in NAMES)
-    alike = all(each.shape == prompts[0].shape and each.dim() == 3 for each in prompts)
-    if not alike or any(each.shape != (1,) for each in gates):
-        raise HalkaError(f"the adapter's tokens are {tuple(prompts[0].shape)} and differ, where (1, P, D) is expected")
+    prompts, gates = ([by_path[path][name] for path in wanted] for name in NAMES)
+    alike = all(prompt.shape == prompts[0].shape and prompt.dim() == 3 for prompt in prompts)
+    if not alike or any(gate.shape != (1,) for gate in gates):
+        raise HalkaError(
+            f"the adapter's tokens are {tuple(prompts[0].shape)}, where the same (1, P, D) is expected in all layers, "
+            "with gates (1,)"
+        )
     method = LlamaAdapter(length=prompts[0].shape[1], layers=len(wanted))
     state = {"memory.gated.adaption_prompt": torch.cat(prompts), "memory.gated.adaption_gate": torch.cat(gates)}
     return [method], state, others
 
 
 def _attentions(targets: tuple[Target, ...]) -> list[str]:
-    """The paths of every layer's attention, in order."""
+    """Return the paths of all layers' attentions, in order."""
     return [target.name.rpartition(".")[0] for target in targets if target.role == "attn.q"]

@@ -1,7 +1,7 @@
-"""LoRA and its kin: `lora_A.weight` (R, I), `lora_B.weight` (O, R), with a magnitude (DoRA) or a bias (`lora_bias`).
+"""Convert LoRA: `lora_A.weight` (R, I), `lora_B.weight` (O, R), with a magnitude (DoRA) or a bias (`lora_bias`).
 
-Ranks and scales that differ by module are several methods here, joint in one adapter. The base's biases that were
-trained with it (`bias: lora_only`, `all`) become what they changed by.
+If ranks or scales differ by module, the adapter is a joint method of several LoRAs. Biases of the base that were
+trained with it (`bias: lora_only`, `all`) become their differences from the base's.
 """
 
 from __future__ import annotations
@@ -50,13 +50,13 @@ WHOLE_LAYER = ("base_layer.weight", "base_layer.bias")
 def write(
     methods: Sequence[Method], parts: Mapping[Method, Mapping[str, Part]], targets: tuple[Target, ...]
 ) -> tuple[dict[str, Any], dict[str, Tensor]] | None:
-    """Options and tensors of one method, or of several that differ in rank and scale; None for others together."""
+    """Return options and tensors of methods that differ only in rank, scale and modules; None for others together."""
     loras: dict[Method, LoRA] = {}
     for method in methods:
         assert isinstance(method, LoRA | DoRA | LoRABias)
         loras[method] = method if isinstance(method, LoRA) else method.as_lora()
-    kinds = {type(each) for each in methods if set(parts[each]) != {_embedding(targets)}}
-    if len(kinds) > 1 or len({(each.scaling, each.dropout) for each in loras.values()}) > 1:
+    kinds = {type(method) for method in methods if set(parts[method]) != {_embedding(targets)}}
+    if len(kinds) > 1 or len({(lora.scaling, lora.dropout) for lora in loras.values()}) > 1:
         return None
     tensors: dict[str, Tensor] = {}
     ranks: dict[str, int] = {}
@@ -69,10 +69,10 @@ def write(
     rank, alpha = _commonest(ranks.values()), _commonest(alphas.values())
     kind = next(iter(kinds), LoRA)
     if kind is not LoRA and _embedding(targets) in ranks:
-        return None  # peft has one or the other
+        return None  # peft has only plain LoRA on embeddings
     at_experts = experts.parameters(ranks, targets)
     if at_experts and (kind is not LoRA or next(iter(loras.values())).dropout):
-        return None  # peft has neither there
+        return None  # peft has only plain LoRA without dropout on experts
     lora = next(iter(loras.values()))
     config: dict[str, Any] = {
         "peft_type": PEFT_TYPE,
@@ -93,7 +93,7 @@ def write(
 
 
 def _embedding(targets: tuple[Target, ...]) -> str:
-    return next(each.name for each in targets if each.role == "embedding")
+    return next(target.name for target in targets if target.role == "embedding")
 
 
 def _commonest(values: Iterable[T]) -> T:
@@ -101,13 +101,13 @@ def _commonest(values: Iterable[T]) -> T:
 
 
 def _pattern(values: Mapping[str, Any], usual: Any) -> dict[str, Any]:
-    """The names of modules whose value is not the usual one, as short as they can be."""
-    found: dict[str, Any] = {}
+    """Return values that differ from `usual`, by the shortest endings of their modules' paths."""
+    pattern: dict[str, Any] = {}
     for value in dict.fromkeys(values.values()):
         if value != usual:
-            paths = {path for path, each in values.items() if each == value}
-            found.update(dict.fromkeys(endings(paths, values), value))
-    return found
+            paths = {path for path, other in values.items() if other == value}
+            pattern.update(dict.fromkeys(endings(paths, values), value))
+    return pattern
 
 
 # ── reading ─────────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -116,16 +116,16 @@ def _pattern(values: Mapping[str, Any], usual: Any) -> dict[str, Any]:
 def read(
     config: Mapping[str, Any], tensors: Mapping[str, Tensor], targets: tuple[Target, ...]
 ) -> tuple[list[Method], dict[str, Tensor], dict[str, Tensor]]:
-    """The methods, their state, and the tensors that are none of theirs."""
+    """Return the methods, their state, and the tensors that are not the methods'."""
     refuse_unknown(config, READ)
     if (biases := config.get("bias")) not in (None, *BIASES):
         raise HalkaError(f"adapter_config.json: bias is {biases!r}, where one of {', '.join(BIASES)} is expected")
-    _refuse_start(config.get("init_lora_weights"))
+    _refuse_init(config.get("init_lora_weights"))
     tensors = experts.unstacked(config, tensors, targets)
-    found, others = split(tensors, (*OURS, *WHOLE_LAYER))
-    layers = {path: _take(each, WHOLE_LAYER) for path, each in found.items()}
-    state = {f"{path}.{OURS[name]}": tensor for path, each in found.items() for name, tensor in each.items()}
-    paths = sorted(found)
+    by_path, others = split(tensors, (*OURS, *WHOLE_LAYER))
+    layers = {path: _take(named, WHOLE_LAYER) for path, named in by_path.items()}
+    state = {f"{path}.{OURS[name]}": tensor for path, named in by_path.items() for name, tensor in named.items()}
+    paths = sorted(by_path)
     stacks = experts.weights_of(targets)
     check_places(config, [path for path in paths if path not in stacks], targets)
     base = base_of(targets)
@@ -133,28 +133,31 @@ def read(
     alphas = by_pattern(config, "alpha_pattern", paths, config.get("lora_alpha"))
     groups: dict[Method, list[str]] = {}
     for path in paths:
-        like = _method(config, ranks[path], alphas[path])
-        _check_rank(path, like.rank, found[path])
+        method = _method(config, ranks[path], alphas[path])
+        _check_rank(path, method.rank, by_path[path])
         module = stacks[path].module if path in stacks else base.get_submodule(path)
-        _whole_weight(layers[path], module, path)
+        _check_base_weight(layers[path], module, path)
         change = _bias_change(layers[path], module)
         if change is not None:
-            like = _with_bias(like, path, change, state)
+            method = _with_bias(method, path, change, state)
         elif isinstance(module, nn.Embedding):
-            like = _as_lora(like, path)
-        groups.setdefault(like, []).append(path)
-    methods = [type(each)(**{**vars(each), "targets": roles_of(group, targets)}) for each, group in groups.items()]
+            method = _as_lora(method, path)
+        groups.setdefault(method, []).append(path)
+    methods = [
+        type(method)(**{**vars(method), "targets": roles_of(group, targets)}) for method, group in groups.items()
+    ]
     if config.get("bias") == "all":
         more, values, others = _all_biases(config, others, targets)
         methods, state = [*methods, *more], {**state, **values}
     return methods, state, others
 
 
-def _refuse_start(start: Any) -> None:
-    if start not in (None, True, False, "gaussian", "eva", "orthogonal"):
+def _refuse_init(init: Any) -> None:
+    """Raise HalkaError for an initialisation that changes the base's weights."""
+    if init not in (None, True, False, "gaussian", "eva", "orthogonal"):
         raise HalkaError(
-            f"adapter_config.json: init_lora_weights = {start!r} took its start out of the base's weights, which are "
-            "not in this folder: convert it with peft's path_initial_model_for_weight_conversion first"
+            f"adapter_config.json: init_lora_weights = {init!r} subtracted the initial LoRA from the base's weights, "
+            "which are not in this folder: convert it with peft's path_initial_model_for_weight_conversion first"
         )
 
 
@@ -171,14 +174,14 @@ def _method(config: Mapping[str, Any], rank: Any, alpha: Any) -> LoRA | DoRA | L
     root = bool(config.get("use_rslora"))
     if config.get("use_dora"):
         if config.get("lora_bias"):
-            raise HalkaError("adapter_config.json: use_dora with lora_bias is no method: take one of them away")
+            raise HalkaError("adapter_config.json: use_dora cannot be combined with lora_bias: remove one of them")
         return DoRA(int(rank), alpha * math.sqrt(rank) if root and rank > 0 else alpha, dropout)
     kind = LoRABias if config.get("lora_bias") else LoRA
     return kind(int(rank), alpha, dropout, scaling="root" if root else "rank")
 
 
 def _check_rank(path: str, rank: int, tensors: Mapping[str, Tensor]) -> None:
-    """Before a part of that rank is made: a configuration may name any."""
+    """Raise HalkaError if the factors have another rank: a part of the configuration's might not fit in memory."""
     for name in ("lora_A.weight", "lora_embedding_A"):
         if name in tensors and (tensors[name].dim() < 2 or tensors[name].shape[-2] != rank):
             raise HalkaError(
@@ -188,6 +191,7 @@ def _check_rank(path: str, rank: int, tensors: Mapping[str, Tensor]) -> None:
 
 
 def _as_lora(method: Method, path: str) -> LoRA:
+    """Return the method if it is plain LoRA, the only one on embeddings. Raises HalkaError for others."""
     if not isinstance(method, LoRA):
         raise HalkaError(
             f"the adapter has {method.name} on the embedding {path}, which Halka does not have: leave it out"
@@ -196,7 +200,7 @@ def _as_lora(method: Method, path: str) -> LoRA:
 
 
 def _bias_change(layer: Mapping[str, Tensor], module: nn.Module) -> Tensor | None:
-    """What the trained bias of the base's layer is beyond the base's own; None if it was not trained."""
+    """Return the trained bias of the base's layer minus the base's own; None if it was not trained."""
     if "base_layer.bias" not in layer:
         return None
     own = getattr(module, "bias", None)
@@ -206,28 +210,28 @@ def _bias_change(layer: Mapping[str, Tensor], module: nn.Module) -> Tensor | Non
 
 
 def _with_bias(method: LoRA | DoRA | LoRABias, path: str, change: Tensor, state: dict[str, Tensor]) -> LoRABias:
-    """The method with the change of its layer's bias inside, which its scale is taken out of."""
+    """Return a `LoRABias` whose bias in `state` adds `change` to the layer's bias, divided by the method's scale."""
     if isinstance(method, DoRA):
         raise HalkaError(
-            "adapter_config.json: a DoRA with trained biases (bias) is not to be had here: train it with bias none"
+            "adapter_config.json: Halka does not have a DoRA with trained biases (bias): train it with bias none"
         )
     plain = method if isinstance(method, LoRA) else method.as_lora()
     if not plain.scale:
-        raise HalkaError("adapter_config.json: lora_alpha is 0, and biases were trained: Halka cannot hold them")
+        raise HalkaError("adapter_config.json: lora_alpha is 0, and biases were trained: Halka cannot scale them by 0")
     key = f"{path}.bias"
     state[key] = change / plain.scale + state.get(key, 0)
     return LoRABias(plain.rank, plain.alpha, plain.dropout, scaling=plain.scaling)
 
 
-def _whole_weight(layer: Mapping[str, Tensor], module: nn.Module, path: str) -> None:
-    """peft writes the weight of an embedding or a head beside a LoRA on it: it must be the base's."""
+def _check_base_weight(layer: Mapping[str, Tensor], module: nn.Module, path: str) -> None:
+    """Raise HalkaError if the weight that peft saves of an embedding or head with a LoRA differs from the base's."""
     saved, own = layer.get("base_layer.weight"), getattr(module, "weight", None)
     if saved is None:
         return
     if own is None:
         raise HalkaError(
-            f"the adapter holds all of {path}, which cannot be held against this base's: it is packed, or no linear "
-            "layer. Load the base in full precision, or save the adapter with save_embedding_layers=False"
+            f"the adapter holds all of {path}, which cannot be compared with this base's: it is quantised, or no "
+            "linear layer. Load the base in full precision, or save the adapter with save_embedding_layers=False"
         )
     if saved.shape != own.shape:
         raise HalkaError(
@@ -241,16 +245,19 @@ def _whole_weight(layer: Mapping[str, Tensor], module: nn.Module, path: str) -> 
 def _all_biases(
     config: Mapping[str, Any], tensors: Mapping[str, Tensor], targets: tuple[Target, ...]
 ) -> tuple[list[Method], dict[str, Tensor], dict[str, Tensor]]:
-    """With `bias: all`, every other bias of the base was trained: offsets at linear layers, other modules whole."""
+    """Read the other biases of `bias: all`: as `BitFit` offsets at linear layers, as whole modules elsewhere.
+
+    Returns the methods, their state, and the tensors that are neither.
+    """
     base = base_of(targets)
     whole = json_list(config.get("modules_to_save"), str) or []
     own = dict(base.named_parameters(remove_duplicate=False))
     biases = {
         key: tensor
         for key, tensor in tensors.items()
-        if key.endswith(".bias") and key in own and not any(f".{each}." in f".{key}" for each in whole)
+        if key.endswith(".bias") and key in own and not any(f".{name}." in f".{key}" for name in whole)
     }
-    twice = (".modules_to_save.bias", ".original_module.bias")  # peft writes those of whole modules under three names
+    twice = (".modules_to_save.bias", ".original_module.bias")  # peft saves biases of modules_to_save under three names
     others = {key: tensor for key, tensor in tensors.items() if key not in biases and not key.endswith(twice)}
     offsets: list[str] = []
     modules: list[str] = []

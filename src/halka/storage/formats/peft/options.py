@@ -1,4 +1,4 @@
-"""The configuration's keys: which are read, which change nothing, and which are refused by name."""
+"""Check the configuration's keys: refuse those that Halka does not read and that change what the adapter computes."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 
 from halka.util.errors import HalkaError
 
-# Keys that say how an adapter came to be or where it is from, and do not change its numbers.
+# Keys about an adapter's origin or training, which do not change what it computes.
 HARMLESS = {
     *(
         "peft_type",
@@ -24,25 +24,25 @@ HARMLESS = {
     *("prompt_tuning_init", "prompt_tuning_init_text", "tokenizer_name_or_path", "tokenizer_kwargs"),
     *("encoder_hidden_size", "num_attention_heads", "num_layers", "token_dim", "fan_in_fan_out"),
 }
-# Those that select modules; tensors are there for exactly these, which `modules.check_places` holds true.
+# Keys that select modules; `modules.check_places` checks that the tensors are those of exactly these modules.
 SELECTING = {
     *("target_modules", "exclude_modules", "layers_to_transform", "layers_pattern"),
     *("modules_to_save", "trainable_token_indices"),
 }
 NEUTRAL: tuple[Any, ...] = (None, False, "none", {}, [])
 WAYS_OUT = {
-    "layer_replication": "merge the adapter into its base by peft, and load that as a base",
+    "layer_replication": "merge the adapter into its base with peft, and load that as a base",
     "use_qalora": "train it without",
-    "alora_invocation_tokens": "it acts behind these tokens alone; train it without",
+    "alora_invocation_tokens": "it acts only after these tokens; train it without",
     "arrow_config": "it routes among other adapters; load these one by one",
 }
 
 
 def refuse_unknown(config: Mapping[str, Any], read: set[str]) -> None:
-    """Raises HalkaError for a key that is not understood and holds something that would change the numbers."""
+    """Raise HalkaError for a key that Halka does not read and whose value may change what the adapter computes."""
     for key, value in config.items():
         if key not in read | SELECTING | HARMLESS and not any(value == neutral for neutral in NEUTRAL):
-            way_out = WAYS_OUT.get(key, "merge the adapter by peft, or train it without")
+            way_out = WAYS_OUT.get(key, "merge the adapter with peft, or train it without")
             raise HalkaError(
                 f"adapter_config.json: {key} = {value!r} changes what the adapter computes, and Halka does not have "
                 f"it: {way_out}"
@@ -50,7 +50,7 @@ def refuse_unknown(config: Mapping[str, Any], read: set[str]) -> None:
 
 
 def number(config: Mapping[str, Any], key: str, value: Any) -> float:
-    """The value, if it is a finite number. Raises HalkaError that names the key otherwise."""
+    """Return the value if it is a finite number. Raises HalkaError that names the key for anything else."""
     if isinstance(value, bool) or not isinstance(value, int | float) or not abs(value) <= sys.float_info.max:
         raise HalkaError(f"adapter_config.json: {key} is {value!r}, where a number is needed")
     return value

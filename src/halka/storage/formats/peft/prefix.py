@@ -1,7 +1,7 @@
-"""Prefix tuning: `prompt_embeddings` (P, 2·L·H·W), a layer's key and value in turn; the MLP's result, not the MLP.
+"""Convert prefix tuning: `prompt_embeddings` (P, 2·L·H·W), key and value layer by layer, after any prefix projection.
 
-Of an encoder-decoder peft 0.21 gives the decoder's layer l the pair of layer 2·l modulo L: what it trained is read so,
-and what is trained here has no such form.
+In an encoder-decoder, peft 0.21 gives the decoder's layer l the pair of layer 2·l modulo L. `read` follows it; `write`
+has no form for our prefixes there.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ METHODS = ("prefix",)
 def write(
     methods: Sequence[Method], parts: Mapping[Method, Mapping[str, Part]], targets: tuple[Target, ...]
 ) -> tuple[dict[str, Any], dict[str, Tensor]] | None:
-    """Options and tensors; None where peft computes something else."""
+    """Return options and tensors; None for encoder-decoders, where peft computes something else."""
     if kind_of(base_of(targets)) == "seq2seq-lm":
         return None
     slots, heads, width = target_of(targets, "memory").shape
@@ -50,7 +50,7 @@ def write(
 def read(
     config: Mapping[str, Any], tensors: Mapping[str, Tensor], targets: tuple[Target, ...]
 ) -> tuple[list[Method], dict[str, Tensor], dict[str, Tensor]]:
-    """The method, its state, and the tensors that are none of its."""
+    """Return the method, its state, and the tensors that are not the method's."""
     refuse_unknown(config, {"num_virtual_tokens", "num_transformer_submodules", "prefix_projection"})
     flat, others = virtual_tokens(config, tensors)
     memory = target_of(targets, "memory")

@@ -1,4 +1,4 @@
-"""Prompt tuning: `prompt_embeddings` (P, D); of an encoder-decoder also (2·P, D), of which peft uses the first half."""
+"""Convert prompt tuning: `prompt_embeddings` (P, D); (2·P, D) of an encoder-decoder, where peft uses the first half."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ BARE = (KEY,)
 def write(
     methods: Sequence[Method], parts: Mapping[Method, Mapping[str, Part]], targets: tuple[Target, ...]
 ) -> tuple[dict[str, Any], dict[str, Tensor]] | None:
-    """Options and tensors; an encoder-decoder's are its encoder's alone, as here."""
+    """Return options and tensors; in an encoder-decoder only the encoder gets the prompt, as in Halka."""
     (part,) = parts[methods[0]].values()
     embeddings = part.virtual()
     config = {
@@ -41,7 +41,7 @@ def write(
 def read(
     config: Mapping[str, Any], tensors: Mapping[str, Tensor], targets: tuple[Target, ...]
 ) -> tuple[list[Method], dict[str, Tensor], dict[str, Tensor]]:
-    """The method, its state, and the tensors that are none of its."""
+    """Return the method, its state, and the tensors that are not the method's."""
     refuse_unknown(config, {"num_virtual_tokens", "num_transformer_submodules"})
     return read_embeddings(config, tensors, targets)
 
@@ -49,7 +49,7 @@ def read(
 def read_embeddings(
     config: Mapping[str, Any], tensors: Mapping[str, Tensor], targets: tuple[Target, ...]
 ) -> tuple[list[Method], dict[str, Tensor], dict[str, Tensor]]:
-    """As `read`, whatever the options say of how the embeddings were trained."""
+    """Read the embeddings as `read` does, without checking for unknown options."""
     embeddings, others = virtual_tokens(config, tensors)
     layers = layers_of(targets)
     if config.get("num_layers") not in (None, layers):
@@ -59,18 +59,18 @@ def read_embeddings(
 
 
 def virtual_tokens(config: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
-    """The tensor (P, …) of a prefix or a prompt, and all others. Raises HalkaError for none, and for no such form."""
+    """Return the tensor (P, …) of a prefix or prompt, and all others. Raises HalkaError if missing or no matrix."""
     if KEY not in tensors:
         raise HalkaError(f"the weights lack {KEY}: they hold {', '.join(sorted(tensors)[:5]) or 'nothing'}")
-    found = tensors[KEY]
-    if found.dim() != 2 or not found.numel():
-        raise HalkaError(f"{KEY} is {tuple(found.shape)}, where a row a virtual token is expected")
+    rows = tensors[KEY]
+    if rows.dim() != 2 or not rows.numel():
+        raise HalkaError(f"{KEY} is {tuple(rows.shape)}, where one row per virtual token is expected")
     count = config.get("num_virtual_tokens")
-    if config.get("num_transformer_submodules") == 2 and isinstance(count, int) and found.shape[0] == 2 * count:
-        found = found[:count]
-    if count not in (None, found.shape[0]):
+    if config.get("num_transformer_submodules") == 2 and isinstance(count, int) and rows.shape[0] == 2 * count:
+        rows = rows[:count]
+    if count not in (None, rows.shape[0]):
         raise HalkaError(
-            f"{KEY} has {found.shape[0]} rows, and adapter_config.json says {count!r} virtual tokens: the file is "
-            "another's, or not whole"
+            f"{KEY} has {rows.shape[0]} rows, and adapter_config.json says {count!r} virtual tokens: the file is "
+            "another adapter's, or incomplete"
         )
-    return found, {key: tensor for key, tensor in tensors.items() if key != KEY}
+    return rows, {key: tensor for key, tensor in tensors.items() if key != KEY}

@@ -1,4 +1,4 @@
-"""P-tuning (Liu et al. 2021, arXiv:2103.10385) as others write it: what its encoder made, which is a prompt."""
+"""Read peft's P-tuning (Liu et al. 2021, arXiv:2103.10385): it saves its encoder's output, which is a prompt."""
 
 from __future__ import annotations
 
@@ -23,6 +23,6 @@ ENCODER = {
 def read(
     config: Mapping[str, Any], tensors: Mapping[str, Tensor], targets: tuple[Target, ...]
 ) -> tuple[list[Method], dict[str, Tensor], dict[str, Tensor]]:
-    """The method, its state, and the tensors that are none of its."""
+    """Return the method, its state, and the tensors that are not the method's."""
     refuse_unknown(config, ENCODER)
     return read_embeddings(config, tensors, targets)

@@ -1,4 +1,4 @@
-"""What peft saves beside a method: modules trained whole (`modules_to_save`) and single tokens' rows.
+"""Convert what peft saves beside a method: modules trained whole (`modules_to_save`) and single tokens' rows.
 
 Their tensors have the base's own names, or `<module>.token_adapter.trainable_tokens_delta`.
 """
@@ -30,14 +30,14 @@ METHODS = ("modules", "tokens")
 def write(
     methods: Sequence[Method], parts: Mapping[str, Part], targets: tuple[Target, ...], *, tokens: bool
 ) -> tuple[dict[str, Any], dict[str, Tensor]] | None:
-    """Options and tensors, by the base's names; None where peft has no form for them (`tokens`: whether for those)."""
+    """Return options and tensors by the base's names; None if peft cannot hold them (tokens' rows only if `tokens`)."""
     base = base_of(targets)
     names: list[str] = []
     indices: dict[str, list[int]] = {}
     tensors: dict[str, Tensor] = {}
     for method in methods:
         if isinstance(method, Modules):
-            for path in (_path(each, targets) for each in method.targets):
+            for path in (_path(target, targets) for target in method.targets):
                 names.append(_name(path, base))
                 tensors.update({f"{path}.{key}": tensor for key, tensor in parts[path].state_dict().items()})
         else:
@@ -52,7 +52,7 @@ def write(
 
 
 def write_rows(method: Method, parts: Mapping[str, Part], targets: tuple[Target, ...]) -> dict[str, Tensor] | None:
-    """A `Tokens`' rows by its modules' paths, once where they are tied; None where peft would tie and we do not."""
+    """Return a `Tokens`' rows by module path, once for tied modules; None if peft would tie them and Halka does not."""
     assert isinstance(method, Tokens)
     roles = [*method.targets]
     if _tied(targets):
@@ -63,12 +63,12 @@ def write_rows(method: Method, parts: Mapping[str, Part], targets: tuple[Target,
 
 
 def _path(target: str, targets: tuple[Target, ...]) -> str:
-    """The module's path: of `head` and `embedding` the base knows it."""
-    return next((each.name for each in targets if each.role == target), target.removeprefix(WHOLE))
+    """Return the path of a module, which `target` names by path or by role (`head`, `embedding`)."""
+    return next((place.name for place in targets if place.role == target), target.removeprefix(WHOLE))
 
 
 def _name(path: str, base: nn.Module) -> str:
-    """The shortest name of a module that no other module's ends with."""
+    """Return the shortest ending of a module's path that no other module's path has."""
     steps = path.split(".")
     names = [name for name, module in modules_of(base).items() if _trains(module)]
     for count in range(1, len(steps)):
@@ -79,18 +79,18 @@ def _name(path: str, base: nn.Module) -> str:
 
 
 def _tied(targets: tuple[Target, ...]) -> bool:
-    """Whether the head's weight is the embedding's."""
-    places = [each for each in targets if each.role in ("embedding", "head") and not each.several]
-    weights = [each.module.get_parameter("weight") for each in places]
+    """Return whether head and embedding share their weight."""
+    places = [target for target in targets if target.role in ("embedding", "head") and not target.several]
+    weights = [target.module.get_parameter("weight") for target in places]
     return len(weights) == 2 and weights[0] is weights[1]
 
 
 def _tied_further(targets: tuple[Target, ...]) -> bool:
-    """Whether other modules have the embedding's weight, too, as T5's two halves have."""
-    known = {each.name for each in targets if each.role in ("embedding", "head")}
-    own = next(each.module.get_parameter("weight") for each in targets if each.role == "embedding")
+    """Return whether further modules share the embedding's weight, as T5's encoder and decoder do."""
+    names = {target.name for target in targets if target.role in ("embedding", "head")}
+    own = next(target.module.get_parameter("weight") for target in targets if target.role == "embedding")
     modules = base_of(targets).named_modules()
-    return any(module._parameters.get("weight") is own and name not in known for name, module in modules)
+    return any(module._parameters.get("weight") is own and name not in names for name, module in modules)
 
 
 # ── reading ─────────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -99,9 +99,9 @@ def _tied_further(targets: tuple[Target, ...]) -> bool:
 def read(
     config: Mapping[str, Any], tensors: Mapping[str, Tensor], targets: tuple[Target, ...]
 ) -> tuple[list[Method], dict[str, Tensor]]:
-    """The methods that tensors with the base's own names make, and their state.
+    """Return the methods that tensors with the base's own names belong to, and their state.
 
-    Raises HalkaError for names that the base does not have, and for modules that are there in part.
+    Raises HalkaError for names that the base does not have, and for incomplete modules.
     """
     ending = f".{ROWS}"
     rows = {key.removesuffix(ending): tensor for key, tensor in tensors.items() if key.endswith(ending)}
@@ -109,7 +109,7 @@ def read(
     whole = {key: tensor for key, tensor in tensors.items() if not key.endswith(ending)}
     paths, values = _read_whole(config.get("modules_to_save") or [], whole, base_of(targets))
     if paths:
-        roles = {each.name: each.role for each in targets if each.role in ("head", "embedding")}
+        roles = {target.name: target.role for target in targets if target.role in ("head", "embedding")}
         methods.append(Modules(tuple(roles.get(path, path) for path in paths)))
     return methods, {**state, **values}
 
@@ -117,7 +117,7 @@ def read(
 def read_rows(
     indices: Any, rows: Mapping[str, Tensor], targets: tuple[Target, ...]
 ) -> tuple[list[Method], dict[str, Tensor]]:
-    """A `Tokens` for each module that has rows, and their state; `indices` as peft has them: ids, of one or by name."""
+    """Return a `Tokens` per module with rows, and their state; `indices` are ids of one module, or ids by module."""
     if indices is None and not rows:
         return [], {}
     by_name = json_object(indices) if json_list(indices, object) is None else {_path("embedding", targets): indices}
@@ -131,10 +131,10 @@ def read_rows(
     left = dict(rows)
     embedding, head = _path("embedding", targets), _path("head", targets)
     if tied and {embedding, head} <= left.keys() and left[embedding].equal(left[head]):
-        left.pop(head)  # written twice
+        left.pop(head)  # the same rows again
     for name, value in by_name.items():
         role: Literal["embedding", "head"] | None = next(
-            (each for each in ROLES if f".{_path(each, targets)}".endswith(f".{name}")), None
+            (role for role in ROLES if f".{_path(role, targets)}".endswith(f".{name}")), None
         )
         if role is None:
             raise HalkaError(f"the adapter trains tokens at {name}, which is neither embedding nor head of this base")
@@ -142,10 +142,10 @@ def read_rows(
         if ids is None:
             raise HalkaError(f"adapter_config.json: the trained tokens of {name} are {value!r}, where ids are expected")
         if tied and role == "head":
-            continue  # the embedding's rows count for it
+            continue  # it shares the embedding's rows
         path = _path(role, targets)
         if path not in left:
-            raise HalkaError(f"the weights lack the trained tokens' rows of {path}: the file is not whole")
+            raise HalkaError(f"the weights lack the trained tokens' rows of {path}: the file is incomplete")
         methods.append(Tokens(tuple(ids), ROLES if tied else (role,)))
         state[f"{path}.rows"] = left.pop(path)
     if left:
@@ -154,7 +154,7 @@ def read_rows(
 
 
 def _read_whole(value: object, tensors: Mapping[str, Tensor], base: nn.Module) -> tuple[list[str], dict[str, Tensor]]:
-    """The modules' paths and their state. What has the base's own value and was not to be saved is left out."""
+    """Return the modules' paths and their state, without those equal to the base's that `value` does not name."""
     names = json_list(value, str)
     if names is None:
         raise HalkaError(f"adapter_config.json: modules_to_save is {value!r}, where a list of names is expected")
@@ -171,7 +171,7 @@ def _read_whole(value: object, tensors: Mapping[str, Tensor], base: nn.Module) -
     paths = list(asked)
     for key, tensor in tensors.items():
         path = key.rpartition(".")[0]
-        if not any(f"{path}.".startswith(f"{each}.") for each in paths) and not _same(tensor, own[key]):
+        if not any(f"{path}.".startswith(f"{other}.") for other in paths) and not _same(tensor, own[key]):
             paths.append(path)
     state: dict[str, Tensor] = {}
     for path in paths:
@@ -180,7 +180,7 @@ def _read_whole(value: object, tensors: Mapping[str, Tensor], base: nn.Module) -
             if full in tensors:
                 state[full] = tensors[full]
             elif path in asked:
-                raise HalkaError(f"the weights lack {full}, which modules_to_save names: the file is not whole")
+                raise HalkaError(f"the weights lack {full}, which modules_to_save names: the file is incomplete")
             else:
                 state[full] = own[full].detach().float()
     return paths, state

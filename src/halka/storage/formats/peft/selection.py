@@ -1,6 +1,6 @@
-"""Which modules a configuration selects, as peft's `target_modules` and their like do.
+"""Select modules as peft does by `target_modules`, `exclude_modules`, `layers_to_transform` and their like.
 
-A regular expression may be a trap: what takes longer than `PATIENCE` is refused, as is what does not compile.
+A malicious regular expression may run forever: one that takes longer than `PATIENCE` is refused.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ ALL_LINEAR = "all-linear"
 
 
 def selected(config: Mapping[str, Any], base: nn.Module, heads: Iterable[str]) -> set[str] | None:
-    """The base's layers that the configuration selects; None if it names none.
+    """Return the base's layers that the configuration selects; None if it has no `target_modules`.
 
     Raises HalkaError for a name in a list that no layer has, and as `Pattern` does.
     """
@@ -37,11 +37,11 @@ def selected(config: Mapping[str, Any], base: nn.Module, heads: Iterable[str]) -
         chosen = Pattern("target_modules", wanted).of(layers)
     else:
         wanted = _names("target_modules", wanted)
-        if nowhere := [each for each in wanted if not any(_ends(name, [each]) for name in layers)]:
+        if unknown := [ending for ending in wanted if not any(_ends(name, [ending]) for name in layers)]:
             raise HalkaError(
-                f"adapter_config.json: target_modules names {', '.join(sorted(nowhere))}, and no layer of this base is "
-                "called so: the adapter is another base's, or was made with a name too many. Remove it there if it is "
-                "meant for this base"
+                f"adapter_config.json: target_modules names {', '.join(sorted(unknown))}, and this base has no such "
+                "layer: the adapter is for another base, or names too many modules. If it is for this base, remove "
+                "that name"
             )
         chosen = {name for name in layers if name in wanted or (_ends(name, wanted) and _in_layers(config, name))}
     if isinstance(left_out, str):
@@ -49,11 +49,11 @@ def selected(config: Mapping[str, Any], base: nn.Module, heads: Iterable[str]) -
     elif left_out:
         chosen = {name for name in chosen if not _ends(name, _names("exclude_modules", left_out))}
     whole = _names("modules_to_save", config.get("modules_to_save") or [])
-    return {name for name in chosen if not any(f".{each}." in f".{name}." for each in whole)}
+    return {name for name in chosen if not any(f".{module}." in f".{name}." for module in whole)}
 
 
 def modules_of(base: nn.Module) -> dict[str, nn.Module]:
-    """The modules of a base by their paths, itself under the empty one."""
+    """Return the modules of a base by path, the base itself under the empty path."""
     return dict(cast(Iterable[tuple[str, nn.Module]], base.named_modules()))
 
 
@@ -65,56 +65,59 @@ def _names(key: str, value: Any) -> list[str]:
 
 
 def _ends(name: str, endings: Iterable[str]) -> bool:
-    return any(name == each or name.endswith(f".{each}") for each in endings)
+    return any(name == ending or name.endswith(f".{ending}") for ending in endings)
 
 
 def _in_layers(config: Mapping[str, Any], name: str) -> bool:
-    """Whether `layers_to_transform` has the layer's number: the first in its path, or after `layers_pattern`."""
+    """Return whether `layers_to_transform` has the path's layer: its first number, or that after `layers_pattern`."""
     value, patterns = config.get("layers_to_transform"), config.get("layers_pattern") or [r"[^.]*"]
     if value is None or value == []:
         return True
     layers = [value] if isinstance(value, int) else json_list(value, int)
     if layers is None:
         raise HalkaError(f"adapter_config.json: layers_to_transform is {value!r}, where numbers of layers are expected")
-    for each in [patterns] if isinstance(patterns, str) else _names("layers_pattern", patterns):
-        found = Pattern("layers_pattern", rf"(?:.*?\.)?{each}\.(?P<number>\d+)\..*").match(name)
-        if found is not None:
-            return int(found["number"]) in layers
+    for pattern in [patterns] if isinstance(patterns, str) else _names("layers_pattern", patterns):
+        match = Pattern("layers_pattern", rf"(?:.*?\.)?{pattern}\.(?P<number>\d+)\..*").match(name)
+        if match is not None:
+            return int(match["number"]) in layers
     return False
 
 
 class Pattern:
-    """A regular expression out of a configuration. Raises HalkaError that names it if it cannot be followed."""
+    """A regular expression of a configuration.
+
+    Raises HalkaError that names it if it does not compile, or if matching takes too long.
+    """
 
     def __init__(self, key: str, text: str):
-        self._said = f"adapter_config.json: {key} holds {text[:200]!r}"
+        self._source = f"adapter_config.json: {key} holds {text[:200]!r}"
         try:
             re.compile(text)
             self._compiled = regex.compile(text)
         except (re.error, regex.error, RecursionError, OverflowError) as error:
-            raise HalkaError(f"{self._said}, which is no regular expression: {error}") from None
+            raise HalkaError(f"{self._source}, which is no regular expression: {error}") from None
 
     def match(self, name: str, patience: float = PATIENCE) -> Any:
-        """The match of the whole name, or None."""
+        """Return the match of the whole name, or None. Raises HalkaError after `patience` seconds."""
         try:
             return self._compiled.fullmatch(name, timeout=patience)
         except TimeoutError:
             raise HalkaError(
-                f"{self._said}, which takes too long to be followed: list the names of the modules instead"
+                f"{self._source}, which takes too long to match: list the names of the modules instead"
             ) from None
 
     def of(self, names: Iterable[str]) -> set[str]:
-        """Those of the names that it matches in full."""
+        """Return the names that it matches in full."""
         names = list(names)
         return {name for name in names if self.match(name, PATIENCE / len(names)) is not None}
 
 
 def by_pattern(config: Mapping[str, Any], key: str, names: Sequence[str], default: Any) -> dict[str, Any]:
-    """The value of each module in `rank_pattern` or `alpha_pattern`: the first whose expression its name ends with."""
+    """Return every module's value in `rank_pattern` or `alpha_pattern`: the first whose expression matches its end."""
     patterns = json_object(config.get(key) or {})
     if patterns is None:
         raise HalkaError(f"adapter_config.json: {key} is {config[key]!r}, where names with their values are expected")
-    compiled = [(Pattern(key, rf"(?:.*\.)?(?:{each})"), value) for each, value in patterns.items()]
+    compiled = [(Pattern(key, rf"(?:.*\.)?(?:{text})"), value) for text, value in patterns.items()]
     patience = PATIENCE / max(1, len(names) * len(compiled))
     return {
         name: next((value for pattern, value in compiled if pattern.match(name, patience) is not None), default)
@@ -123,7 +126,7 @@ def by_pattern(config: Mapping[str, Any], key: str, names: Sequence[str], defaul
 
 
 def endings(paths: set[str], names: Iterable[str]) -> list[str]:
-    """The shortest endings that select exactly `paths` among all of `names`, as peft matches them."""
+    """Return the shortest endings that select exactly `paths` among all of `names`, as peft matches them."""
     names = list(names)
 
     for steps in (1, 2):

@@ -1,4 +1,4 @@
-"""Single tokens trained, and nothing else: `trainable_tokens_delta` (N, D), which holds the rows themselves."""
+"""Convert adapters of single tokens only: `trainable_tokens_delta` (N, D), which holds the rows, not differences."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ ALONE = ROWS.rpartition(".")[2]
 def write(
     methods: Sequence[Method], parts: Mapping[Method, Mapping[str, Part]], targets: tuple[Target, ...]
 ) -> tuple[dict[str, Any], dict[str, Tensor]] | None:
-    """Options and tensors; None where peft would act on more than the method does."""
-    every = {path: part for each in parts.values() for path, part in each.items()}
+    """Return options and tensors; None if peft would train other rows than the method does."""
+    every = {path: part for by_path in parts.values() for path, part in by_path.items()}
     method = methods[0]
     assert isinstance(method, Tokens)
     rows = write_rows(method, every, targets)
@@ -41,9 +41,9 @@ def write(
 def read(
     config: Mapping[str, Any], tensors: Mapping[str, Tensor], targets: tuple[Target, ...]
 ) -> tuple[list[Method], dict[str, Tensor], dict[str, Tensor]]:
-    """The methods, their state, and the tensors that are none of theirs."""
+    """Return the methods, their state, and the tensors that are not the methods'."""
     refuse_unknown(config, {"token_indices"})
-    rows = {key.removesuffix(f".{ALONE}"): each for key, each in tensors.items() if key.endswith(f".{ALONE}")}
+    rows = {key.removesuffix(f".{ALONE}"): tensor for key, tensor in tensors.items() if key.endswith(f".{ALONE}")}
     indices = dict.fromkeys(rows, config.get("token_indices"))
     methods, state = read_rows(indices, rows, targets)
-    return methods, state, {key: each for key, each in tensors.items() if not key.endswith(f".{ALONE}")}
+    return methods, state, {key: tensor for key, tensor in tensors.items() if not key.endswith(f".{ALONE}")}
