@@ -10,6 +10,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from halka.core import AdaptedModel as AdaptedModel
     from halka.data.examples import Example as Example
     from halka.data.examples import Message as Message
     from halka.data.examples import read_examples as read_examples
@@ -46,7 +47,9 @@ if TYPE_CHECKING:
     from halka.storage.save_load import load as load
     from halka.storage.save_load import save as save
     from halka.training import Job as Job
+    from halka.training import Observer as Observer
     from halka.training import RunFolder as RunFolder
+    from halka.training import Step as Step
     from halka.training import TrainConfig as TrainConfig
     from halka.training import TrainResult as TrainResult
     from halka.training import fit as fit
@@ -65,6 +68,7 @@ _PUBLIC = {
     "data.task": "load_task",
     "estimating": "estimate",
     "evaluation.evaluating": "evaluate",
+    "core": "AdaptedModel",
     "evaluation.generation": "generate",
     "interop.views": "view",
     "merging.combining": "combine",
@@ -79,14 +83,14 @@ _PUBLIC = {
     "storage.save_load": "load save",
     "storage.adapter_store": "AdapterStore",
     "storage.pool": "AdapterPool",
-    "training": "Job RunFolder TrainConfig TrainResult fit train train_many",
+    "training": "Job Observer RunFolder Step TrainConfig TrainResult fit train train_many",
     "util.errors": "DamagedFolderError DataError HalkaError OutOfMemoryError TrainingError UnknownAdapterError "
     "WrongBaseError",
 }
 _MODULES = {name: f"halka.{module}" for module, names in _PUBLIC.items() for name in names.split()}
 
 __version__ = "0.1.0"
-__all__ = sorted(_MODULES)  # pyright: ignore[reportUnsupportedDunderAll]
+__all__ = sorted({*_MODULES} - {"open"})  # `from halka import *` leaves the builtin  # pyright: ignore[reportUnsupportedDunderAll]
 
 
 if not TYPE_CHECKING:  # to type checkers a name that is not imported above is an error

@@ -1,4 +1,4 @@
-"""The idea: parts (what acts), joint, modules, routing, products, stacking, experts, merged, packed, model, helpers."""
+"""What acts where, on which rows of a batch, in torch alone: targets, methods, parts, adapters, `AdaptedModel`."""
 
 from halka.core.blank import begun
 from halka.core.experts import Choices, ExpertEdit

@@ -28,7 +28,7 @@ class Pool(Protocol):
     """Where adapters come from that are not in the model yet (`halka.storage.pool`)."""
 
     def ready(self, names: Iterable[str]) -> None:
-        """Let these be in the model, or raise ValueError. Called while the model's lock is held."""
+        """Let these be in the model, or raise HalkaError. Called while the model's lock is held."""
         ...
 
     def fits(self, names: Iterable[str]) -> bool:

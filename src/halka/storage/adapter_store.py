@@ -195,6 +195,12 @@ class AdapterStore:
     def clean(self) -> int:
         """Remove killed writers' leftovers, except under names being written. Returns the number of entries."""
         count = 0
+        if self.folder.is_dir():
+            (self.folder / LOCKS).mkdir(exist_ok=True)
+            with FileLock(self.folder / LOCKS / ".store"):
+                for leftover in self.folder.glob(f".{BASE}.*"):
+                    leftover.unlink()
+                    count += 1
         for folder in self.folder.iterdir() if self.folder.is_dir() else ():
             if not NAME.fullmatch(folder.name) or not folder.is_dir():
                 continue
