@@ -575,6 +575,7 @@ def test_a_method_that_cannot_be_is_told_with_the_others(tmp_path):
         ({"device": "rtx409"}, "no device 'rtx409' in the table: did you mean rtx4090"),
         ({"kind": "masked-lm"}, "kind 'masked-lm' cannot be trained"),
         ({"dtype": "auto"}, "dtype 'auto' is none of"),
+        ({"dtype": torch.int8}, "dtype 'int8' is none of"),
         ({"quantize": "int3"}, "quantize 'int3' is none of"),
         ({"batch_size": 0}, "batch_size must be at least 1"),
         ({"length": 2}, "length must be at least 3 tokens"),
@@ -593,6 +594,14 @@ def test_a_method_that_cannot_be_is_told_with_the_others(tmp_path):
 def test_what_cannot_be_estimated_is_refused(given, message):
     with pytest.raises(ValueError, match=re.escape(message)):
         halka.estimate(config_of(), **{"methods": ["lora"], "length": 8, **given})
+
+
+def test_a_dtype_may_be_torch_s():
+    by_name, by_dtype = (
+        halka.estimate(config_of(), ["lora"], batch_size=1, length=8, dtype=dtype)
+        for dtype in ("float32", torch.float32)
+    )
+    assert by_name == by_dtype
 
 
 def test_a_length_beside_virtual_tokens_is_that_method_s_affair():

@@ -72,7 +72,7 @@ def test_weights_in_another_precision_are_rounded_once(tmp_path):
     model = model_with("lora", dtype=torch.bfloat16)
     for name in ("float32", "float16"):
         dtype = getattr(torch, name)
-        folder = halka.export(model, "lora", tmp_path / name, dtype=name, probes=PROBES)
+        folder = halka.export(model, "lora", tmp_path / name, dtype=dtype, probes=PROBES)
         assert json.loads((folder / "config.json").read_text())["dtype"] == name
         part = model.adapters["lora"].parts["model.layers.0.mlp.up_proj"]
         exact = model.base.model.layers[0].mlp.up_proj.weight.float() + part.delta().detach()
@@ -313,7 +313,7 @@ def test_what_peft_has_no_form_for_is_not_written_for_vllm(tmp_path):
         ({"format": "peft", "name": None}, "peft holds an adapter alone: name one"),
         ({"format": "lora-gguf", "dtype": "float16"}, "keeps the adapter as it is, in fp32"),
         ({"pad_rank": True}, "pad_rank is for vllm alone"),
-        ({"dtype": "int4"}, "safetensors hold bfloat16, float32, float16 here, not int4"),
+        ({"dtype": "int4"}, "dtype 'int4' is none of bfloat16, float32, float16"),
         ({"format": "gguf"}, "is not the path of a .gguf file"),
         ({"name": "nobody"}, "no adapter 'nobody'"),
     ],
@@ -328,7 +328,7 @@ def test_what_cannot_be_exported_is_said(given, why, tmp_path):
 
 def test_a_gguf_of_another_type_is_refused(tmp_path):
     model = halka.adapt(tiny(vocab_size=500), chatml_tokenizer())
-    with pytest.raises(ValueError, match="GGUF files hold float32, float16, bfloat16, q8_0, not int4"):
+    with pytest.raises(ValueError, match="dtype 'int4' is none of bfloat16, float32, float16, q8_0"):
         halka.export(model, None, tmp_path / "a.gguf", format="gguf", dtype="int4")
 
 

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, cast
 
 import typer
 
 from halka.cli.command import Json, columns, emit, examples, memory_size, say, show
+from halka.util.dtypes import Dtype
 from halka.util.errors import HalkaError
 
 if TYPE_CHECKING:
@@ -84,7 +85,7 @@ def estimate(
         length=length,
         accumulate=accumulate,
         checkpointing=checkpointing,
-        dtype=dtype,
+        dtype=cast(Dtype, dtype),  # checked by `estimate`
         quantize=quantize,
         memory=memory_size(gpu_memory, "--gpu-memory"),
         device=device,

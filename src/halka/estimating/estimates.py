@@ -19,7 +19,7 @@ from halka.models.kinds import LABELLED, usual_kind
 from halka.models.loading import base_config, check_class
 from halka.models.quantised import check_quantize
 from halka.objectives import OBJECTIVES
-from halka.util.dtypes import DTYPES
+from halka.util.dtypes import Dtype, dtype_name
 from halka.util.errors import HalkaError
 
 __all__ = [
@@ -102,7 +102,7 @@ def estimate(
     length: int = 256,
     accumulate: int = 1,
     checkpointing: bool = False,
-    dtype: str = "bfloat16",
+    dtype: Dtype | torch.dtype = "bfloat16",
     quantize: str | None = None,
     memory: int | None = None,
     device: str | None = None,
@@ -114,7 +114,7 @@ def estimate(
 
     base     a short name, a folder, its config.json, a name on the hub, or a transformers configuration
     methods  one or several, as names or as methods
-    kind, dtype, quantize   as `load_base` takes them
+    kind, dtype, quantize   as `load_base` takes them, without "auto": the stored precision is not read
     labels   how many a classifier or tagger has (2 if None)
     memory   bytes to fit in, of a GPU unless the device is "here"; the largest batch that fits is searched for
     device   a name in `devices.DEVICES`, whose memory and speed count, or "here": this machine's processor, which runs
@@ -134,7 +134,7 @@ def estimate(
         length=length,
         accumulate=accumulate,
         checkpointing=checkpointing,
-        dtype=dtype,
+        dtype=dtype_name(dtype),
         quantize=quantize,
         labels=labels,
     )
@@ -145,7 +145,7 @@ def estimate(
     chosen = [build_method(method, {}) if isinstance(method, str) else method for method in several]
     if not chosen:
         raise HalkaError(f"there is no method to estimate: name one or more of {', '.join(FAMILIES)}")
-    where = hardware_of(device, memory, dtype)
+    where = hardware_of(device, memory, setup.dtype)
     rows: list[Row] = []
     run: DryRun | None = None
     for method in chosen:
@@ -213,8 +213,7 @@ def prepared(
         raise HalkaError(f"labels are for {' and '.join(LABELLED)}: a {setup.kind} has none; leave them out, or say so")
     if setup.labels < 2:
         raise HalkaError(f"labels must be at least 2, not {labels}: it takes two to tell something apart")
-    if setup.dtype not in DTYPES:
-        raise HalkaError(f"dtype {setup.dtype!r} is none of {', '.join(DTYPES)}: the stored precision is not read")
+    dtype_name(setup.dtype)  # raises for an unknown one
     if setup.quantize is not None:
         check_quantize(setup.quantize)
     at_least_one(batch_size=setup.rows, length=setup.length, accumulate=setup.accumulate)

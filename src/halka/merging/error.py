@@ -16,6 +16,7 @@ from torch import Tensor
 
 from halka.core import AdaptedModel
 from halka.merging.probes import Probes, logits_of, probe_rows
+from halka.util.dtypes import dtype_name
 from halka.util.errors import HalkaError
 
 WIDER = {
@@ -100,8 +101,9 @@ def merge_error(model: AdaptedModel, name: str, probes: Probes | None = None) ->
     with model.lock:
         _check_idle(model)
         dtype = next(model.base.parameters()).dtype
+        precision = dtype_name(dtype, "float64")
         wider = WIDER[dtype]
-        subject = f"the logits of {name!r} on a base in {_plain(dtype)}"
+        subject = f"the logits of {name!r} on a base in {precision}"
         with _merged(model, name):  # first, since it may refuse the adapter
             merged = list(logits_of(model, rows))
             with model.in_precision(wider):
@@ -115,7 +117,7 @@ def merge_error(model: AdaptedModel, name: str, probes: Probes | None = None) ->
                 effect = difference(logits_of(model, rows), exact, subject)
     return MergeError(
         adapter=name,
-        dtype=_plain(dtype),
+        dtype=precision,
         tokens=sum(len(row) for row in exact),
         error=difference(unmerged, merged, subject),
         effect=effect,
@@ -194,10 +196,6 @@ def difference(one: Iterable[Tensor], other: Iterable[Tensor], subject: str = "t
         same += int((a.argmax(-1) == b.argmax(-1)).sum())
         positions += len(a)
     return Difference(largest, total / count, max(0.0, divergence / positions), same / positions)
-
-
-def _plain(dtype: torch.dtype) -> str:
-    return str(dtype).removeprefix("torch.")
 
 
 @contextmanager

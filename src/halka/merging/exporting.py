@@ -21,7 +21,7 @@ from halka.storage.formats.model_folder import stranger, write_model
 from halka.storage.formats.peft.experts import confused
 from halka.storage.save_load import save
 from halka.storage.tensors import check_finite
-from halka.util.dtypes import DTYPES
+from halka.util.dtypes import Dtype, dtype_name
 from halka.util.errors import HalkaError
 from halka.util.files import new_folder, write_file
 from halka.util.quiet import quiet_libraries
@@ -59,7 +59,7 @@ def export(
     to: str | Path,
     *,
     format: ExportFormat = "safetensors",
-    dtype: str | None = None,
+    dtype: Dtype | Literal["q8_0"] | torch.dtype | None = None,
     pad_rank: bool = False,
     probes: Probes | None = None,
     limit: float = LIMIT,
@@ -73,7 +73,7 @@ def export(
                 lora-gguf    the LoRA alone as a GGUF file
                 peft         the adapter alone as a peft folder
                 vllm         the same, but raises HalkaError where vLLM would not serve it
-    dtype       of the merged weights, computed in fp32 and rounded once; default: the base's; gguf has q8_0 too
+    dtype       of the merged weights, computed in fp32 and rounded once; default: the base's; gguf takes q8_0 too
     pad_rank    for vllm: pad the rank with zeros to the next that its --max-lora-rank takes
     probes      texts on which the merged model and the adapter are compared; default: a neutral text
     limit       of the error's KL, as a share of the effect's KL, measured on the weights as they will be written
@@ -92,9 +92,10 @@ def export(
         raise HalkaError(f"{format} keeps the adapter as it is, in fp32: leave dtype out")
     if pad_rank and format != "vllm":
         raise HalkaError("pad_rank is for vllm alone: leave it out, or choose that format")
+    precision = None if dtype is None else dtype_name(dtype, *(["q8_0"] if format == "gguf" else []))
     to = Path(to)
     with model.lock:
-        FORMATS[format](model, name, to, Options(dtype, pad_rank, probes, limit, force, on_error))
+        FORMATS[format](model, name, to, Options(precision, pad_rank, probes, limit, force, on_error))
     return to
 
 
@@ -140,19 +141,13 @@ def _finite(weights: dict[str, Tensor]) -> dict[str, Tensor]:
     for key, tensor in weights.items():
         if not tensor.isfinite().all():
             raise HalkaError(
-                f"{key} holds values that are not finite in {_plain(tensor.dtype)}: choose another dtype (float32 "
-                "holds the largest), or train the adapter again, more gently"
+                f"{key} holds values that are not finite in {dtype_name(tensor.dtype, 'float64')}: choose another "
+                "dtype (float32 holds the largest), or train the adapter again, more gently"
             )
     return weights
 
 
-def _plain(dtype: torch.dtype) -> str:
-    return str(dtype).removeprefix("torch.")
-
-
 def _safetensors(model: AdaptedModel, name: str | None, to: Path, options: Options) -> None:
-    if options.dtype is not None and options.dtype not in DTYPES:
-        raise HalkaError(f"safetensors hold {', '.join(DTYPES)} here, not {options.dtype}")
     _check_folder(model, to)
     dtype = None if options.dtype is None else getattr(torch, options.dtype)
     weights = whole_weights(model, name, dtype)
@@ -166,7 +161,8 @@ def _safetensors(model: AdaptedModel, name: str | None, to: Path, options: Optio
         if computed == own and "base" not in model.adapter(name).parts:
             options.check(lambda: merge_error(model, name, options.probes))
         else:
-            options.check(lambda: written_error(model, name, as_written, computed, _plain(computed), options.probes))
+            precision = dtype_name(computed, "float64")
+            options.check(lambda: written_error(model, name, as_written, computed, precision, options.probes))
     with quiet_libraries(), new_folder(to) as beside:
         write_model(model.base, model.tokenizer, weights, beside, model.labels_of(name))
 
@@ -186,7 +182,7 @@ def _check_folder(model: AdaptedModel, to: Path) -> None:
 
 
 def _gguf(model: AdaptedModel, name: str | None, to: Path, options: Options) -> None:
-    kind = options.dtype or _plain(next(model.base.parameters()).dtype)
+    kind = options.dtype or dtype_name(next(model.base.parameters()).dtype, "float64")
     _file(to)
     check_whole(model.base, model.tokenizer, kind)
     weights = whole_weights(model, name, torch.float32)  # rounded once, as the file's type says

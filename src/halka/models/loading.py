@@ -15,7 +15,7 @@ from halka.models.fetching.hub import from_hub
 from halka.models.heads import NEW, configured_labels, label_rows
 from halka.models.kinds import KINDS, LABELLED, Kind, class_names, usual_kind
 from halka.models.layouts import LAYOUTS
-from halka.util.dtypes import DTYPES, Dtype
+from halka.util.dtypes import Dtype, dtype_name
 from halka.util.errors import DamagedFolderError, HalkaError
 from halka.util.files import release_pages_except
 from halka.util.quiet import quiet_libraries
@@ -70,7 +70,7 @@ def load_base(
 
     if quantize is not None:
         check_quantize(quantize)
-    precision = dtype_name(dtype)
+    precision = dtype_name(dtype, "auto")
     place = place_of(device)
     folder = resolve(name_or_path, revision, fetch=True)
     weight_files(folder)
@@ -107,15 +107,6 @@ def load_base(
     if model.can_generate() and model.generation_config.pad_token_id is None:
         model.generation_config.pad_token_id = tokenizer.pad_token_id  # else generate() warns at every call
     return model.to(place).eval(), tokenizer
-
-
-def dtype_name(dtype: str | torch.dtype) -> Dtype | Literal["auto"]:
-    """The name of a precision given as a name or as torch's dtype. Raises HalkaError for one that no base has."""
-    name = str(dtype).removeprefix("torch.")
-    choices: tuple[Dtype | Literal["auto"], ...] = (*DTYPES, "auto")
-    if name not in choices:
-        raise HalkaError(f"dtype {name!r} is none of {', '.join(choices)}")
-    return name
 
 
 def let_go_of_files(model: PreTrainedModel, folder: Path) -> None:

@@ -35,7 +35,7 @@ from halka.storage.save_load import save
 from halka.studies.runner import Result, now, origin, report_step, serve
 from halka.training import Job, Step, TrainConfig, as_tokens, mean_loss, train, train_many
 from halka.util import machine
-from halka.util.dtypes import Dtype
+from halka.util.dtypes import Dtype, dtype_name
 from halka.util.errors import TrainingError
 from halka.util.files import write_text
 
@@ -284,7 +284,7 @@ def _predicted(model: AdaptedModel, items: Sequence[Item], config: TrainConfig) 
         answers=sum(item.labels for item in batch) // len(batch),
         accumulate=config.accumulate,
         checkpointing=config.checkpointing,
-        dtype=str(base.dtype).removeprefix("torch."),
+        dtype=dtype_name(base.dtype),
         quantize=form_of(base),
         kind=kind_of(base),
         labels=len(model.labels),
