@@ -376,7 +376,8 @@ def test_lm_eval_takes_a_model_that_is_there_with_an_adapter_of_any_kind():
     ("options", "told"),
     [
         ({"adaptor": "x"}, "'adaptor' is no option of a model that Halka loads: did you mean adapter?"),
-        ({"load_in_4bit": True}, "'load_in_4bit' is no option of a model that Halka loads: there are adapter, "),
+        ({"load_in_4bit": True}, "'load_in_4bit' is no option of a model that Halka loads: did you mean quantize?"),
+        ({"zzz": True}, "'zzz' is no option of a model that Halka loads: there are adapter, "),
         ({"peft": "x"}, "'peft' is no option of a model that Halka loads"),
     ],
 )

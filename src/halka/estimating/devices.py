@@ -4,12 +4,12 @@ device's speed, the bytes that it reads and writes at its memory's bandwidth, an
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Mapping
 from dataclasses import dataclass
 
 from halka.estimating.costs import Work
 from halka.util.errors import HalkaError
+from halka.util.suggest import suggest
 
 PRODUCTS, MEMORY = 0.6, 0.8  # shares of the published speeds that large products and plain reading reach
 LAUNCH = 8e-6  # seconds in which Python and the driver start an operation on a GPU
@@ -60,7 +60,7 @@ DEVICES = {
 def device_named(name: str) -> Device:
     """The device of that name in the table. Raises HalkaError that lists the names."""
     if name.lower() not in DEVICES:
-        close = difflib.get_close_matches(name.lower(), DEVICES, n=1)
-        hint = f"did you mean {close[0]}? " if close else ""
+        close = suggest(name, DEVICES)
+        hint = f"did you mean {close}? " if close else ""
         raise HalkaError(f"there is no device {name!r} in the table: {hint}choose one of {', '.join(DEVICES)}, or here")
     return DEVICES[name.lower()]

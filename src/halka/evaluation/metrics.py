@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
@@ -16,6 +15,7 @@ from halka.evaluation.json_metrics import JSON_METRICS, is_json_object, json_fie
 from halka.evaluation.tag_metrics import TAG_METRICS
 from halka.evaluation.text_metrics import TEXT_METRICS
 from halka.util.errors import HalkaError
+from halka.util.suggest import suggest
 
 METRICS: dict[str, Metric] = {metric.name: metric for metric in (*TEXT_METRICS, *TAG_METRICS, *JSON_METRICS)}
 FAMILIES: dict[str, Callable[[str], Metric]] = {"json_field": json_field, "json_field_f1": json_field_f1}
@@ -93,8 +93,8 @@ def find_metric(name: str | Metric) -> Metric:
     if colon and path and family in FAMILIES:
         return FAMILIES[family](path)
     choices = [*METRICS, *(f"{family}:<path>" for family in FAMILIES)]
-    near = difflib.get_close_matches(name, choices, n=1)
-    hint = f" (did you mean {near[0]!r}?)" if near else ""
+    near = suggest(name, choices)
+    hint = f" (did you mean {near!r}?)" if near else ""
     raise HalkaError(f"unknown metric {name!r}{hint}; choose from {', '.join(choices)}")
 
 

@@ -5,7 +5,6 @@ halka lm-eval --model_args base=smollm2-135m,adapter=adapters/support --tasks he
 
 from __future__ import annotations
 
-import difflib
 import inspect
 import sys
 from collections.abc import Mapping, Sequence
@@ -23,6 +22,7 @@ from halka.models.quantised import Quantize
 from halka.storage.save_load import load
 from halka.util.dtypes import Dtype
 from halka.util.errors import HalkaError
+from halka.util.suggest import suggest
 
 ADAPTER = "adapter"
 OF_LOADING = {
@@ -89,8 +89,8 @@ def _check_options(options: Mapping[str, Any]) -> None:
     names = sorted({*own, *theirs} - {"self", "options", "kwargs"} - OF_LOADING)
     for name in options:
         if name not in names:
-            near = difflib.get_close_matches(name, names, n=1)
-            hint = f"did you mean {near[0]}?" if near else f"there are {', '.join(names)}"
+            near = suggest(name, names)
+            hint = f"did you mean {near}?" if near else f"there are {', '.join(names)}"
             raise HalkaError(f"{name!r} is no option of a model that Halka loads: {hint}")
 
 
