@@ -604,6 +604,15 @@ def test_a_dtype_may_be_torch_s():
     assert by_name == by_dtype
 
 
+def test_a_bug_in_a_dry_run_is_not_taken_for_a_method_that_is_refused(monkeypatch):
+    def broken(*_, **__):
+        raise ValueError("a bug")
+
+    monkeypatch.setattr("halka.estimating.estimates.dry_run", broken)
+    with pytest.raises(ValueError, match=r"^a bug$"):
+        halka.estimate(config_of(), ["ia3", "lora"], batch_size=1, length=8)
+
+
 def test_a_length_beside_virtual_tokens_is_that_method_s_affair():
     rows = halka.estimate(config_of(), ["lora", "prompt"], batch_size=1, length=128).rows
     assert rows[0].refused is None

@@ -40,7 +40,7 @@ def _size(text: str) -> int:
 
     try:
         return bytes_said(text)
-    except ValueError as error:
+    except HalkaError as error:
         raise typer.BadParameter(str(error)) from None
 
 

@@ -153,7 +153,7 @@ def estimate(
             progress(method.name)
         try:
             run = dry_run(config, method, setup, gpu=where.gpu)
-        except ValueError as error:
+        except HalkaError as error:
             if len(chosen) == 1:
                 raise
             rows.append(Row(**_method(method), refused=str(error)))

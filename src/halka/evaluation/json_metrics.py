@@ -46,7 +46,7 @@ def is_json_object(text: str) -> bool:
 
 
 def _refuse(constant: str) -> None:
-    raise HalkaError(f"{constant} is not JSON")
+    raise ValueError(f"{constant} is not JSON")
 
 
 def _parse(text: str) -> Any:

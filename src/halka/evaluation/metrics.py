@@ -123,7 +123,7 @@ def _table(
     for i, (prediction, accepted) in enumerate(zip(predictions, references, strict=True)):
         try:
             row = metric.per_item(prediction, accepted)
-        except ValueError as error:
+        except HalkaError as error:
             raise HalkaError(f"{metric.name}, item {i}: {error}") from error
         if not all(math.isfinite(count) for count in row.values()):
             raise HalkaError(f"{metric.name}, item {i}: counts are not finite: {dict(row)}")

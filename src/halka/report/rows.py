@@ -9,6 +9,7 @@ from typing import Any
 
 from halka.report.intervals import Estimate, Interval, Spread, estimate, finite, ratio, spread
 from halka.report.units import decimals, percent
+from halka.util.errors import HalkaError
 from halka.util.text import one_line
 
 Measurement = Mapping[str, Any]
@@ -158,7 +159,7 @@ def metric_info(name: str) -> MetricInfo:
 
     try:
         metric = find_metric(name)
-    except ValueError:
+    except HalkaError:
         return MetricInfo(name, name.lower() not in LOWER_IS_BETTER, None, None)
     low, high = (finite(bound) for bound in metric.range)
     return MetricInfo(name, metric.higher_is_better, low, high)
