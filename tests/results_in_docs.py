@@ -172,7 +172,7 @@ def llama_cpp(found: Any) -> list[list[str]]:
 
 def quantised(found: Any) -> list[list[str]]:
     """A base in fewer bits."""
-    head = ["Form", "Packed layers", "Of bf16", "All weights", "Process, after a pass", "Perplexity"]
+    head = ["Form", "Quantised layers", "Of bf16", "All weights", "Process, after a pass", "Perplexity"]
     head += ["Training tokens/s", "Decoding tokens/s"]
     return [head] + [
         [

@@ -204,7 +204,7 @@ def test_unknown_names_are_refused_with_the_known_ones(names):
 
 
 def test_no_rows_are_refused():
-    with pytest.raises(ValueError, match="`use` was given no rows"), model_with("lora").use([]):
+    with pytest.raises(ValueError, match="`use` names no rows"), model_with("lora").use([]):
         pass
 
 

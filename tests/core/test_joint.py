@@ -49,7 +49,7 @@ def test_two_methods_at_one_target_are_refused():
 
 def test_joint_takes_several_methods_that_are_not_joint():
     for methods in ((halka.LoRA(),), (halka.LoRA(), halka.Joint((halka.Prefix(), halka.IA3())))):
-        with pytest.raises(ValueError, match="two or more methods, none of them joint"):
+        with pytest.raises(ValueError, match="two or more methods, none of them a Joint"):
             halka.Joint(methods)
 
 

@@ -16,8 +16,8 @@ PAGE = Path(__file__).parents[2] / "docs" / "architectures.md"
 PLACE = re.compile(r"(<!-- tests/models/test_architectures.py writes this table -->\n).*?(<!-- end -->)", re.DOTALL)
 FOR = {
     **dict.fromkeys(CONFIGS, "next tokens; classifiers"),
-    **dict.fromkeys(ENCODERS, "masked words, labels, labels of tokens"),
-    **dict.fromkeys(SEQ2SEQ, "one text from another"),
+    **dict.fromkeys(ENCODERS, "masked tokens; classifiers; taggers"),
+    **dict.fromkeys(SEQ2SEQ, "text to text"),
 }
 
 
@@ -48,7 +48,7 @@ def test_the_table_of_architectures_is_what_the_code_has():
 
 
 def test_every_method_is_in_the_table_of_what_it_is_exact_against():
-    lines = PAGE.read_text(encoding="utf-8").partition("## Exact against whom")[2].splitlines()
+    lines = PAGE.read_text(encoding="utf-8").partition("## What results are tested against")[2].splitlines()
     rows = [line.split(" | ") for line in lines if line.startswith("| `")]
     told = {name: row[1:] for row in rows for name in re.findall(r"`(\w+)`", row[0])}
     assert set(told) == set(all_methods())

@@ -173,7 +173,7 @@ def test_fewer_labels_than_the_base_has_places():
     expected = torch.nn.functional.cross_entropy(logits(wide, "a", texts)[:, :2], labels)
     assert mean_loss(wide, "a", items) == pytest.approx(float(expected), rel=1e-5)
     assert {answer for _, answer in iter_answers(wide, "a", data)} <= {"yes", "no"}
-    with pytest.raises(ValueError, match="'b' is to tell 5 labels apart, where this base has 4"):
+    with pytest.raises(ValueError, match="'b' is to predict 5 labels, and this base has 4"):
         wide.add("b", LORA, labels=list("vwxyz"))
 
 

@@ -24,7 +24,7 @@ class Joint:
 
     def __post_init__(self) -> None:
         if len(self.methods) < 2 or any(isinstance(each, Joint) for each in self.methods):
-            raise HalkaError("joint: give two or more methods, none of them joint itself")
+            raise HalkaError("joint: give two or more methods, none of them a Joint")
         object.__setattr__(self, "lr", min(each.lr for each in self.methods))
 
     def roles(self) -> tuple[str, ...]:

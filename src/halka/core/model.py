@@ -182,16 +182,16 @@ class AdaptedModel:
                     continue
                 if target.several and type(part).forward is Part.forward:
                     raise HalkaError(
-                        f"{method.name} acts on single layers, and {target.name} of this base is several: train it "
-                        "whole, with the method modules"
+                        f"{method.name} acts on single layers, and {target.name} of this base has several: train it "
+                        "whole, with halka.Modules"
                     )
                 path = target.key if target.name in parts else target.name
                 part.to(self._device_of(target))
                 parts[path], targets[path] = part.eval(), target
             if len(labels) > len(self.labels):
                 raise HalkaError(
-                    f"{name!r} is to tell {len(labels)} labels apart, where this base has {len(self.labels)}: load "
-                    "the base with as many, `halka.load_base(name, kind=…, labels=[…])`"
+                    f"{name!r} is to predict {len(labels)} labels, and this base has {len(self.labels)}: load the base "
+                    "with as many, `halka.load_base(name, kind=…, labels=[…])`"
                 )
             if not parts:
                 raise HalkaError(f"{method.name} built no part for this base: widen its targets")
@@ -222,8 +222,8 @@ class AdaptedModel:
         whole = [each for each in methods_of(method) if isinstance(each, Modules)]
         if other := [each for each in acts if not any(wants(one.roles(), each) for one in whole)]:
             raise HalkaError(
-                f"{method.name} would act on {other[0].name}, this base's head, of which every adapter has a copy of "
-                "its own: it is trained whole. Leave it out of the targets"
+                f"{method.name} would act on {other[0].name}, this base's head, which every adapter copies and trains "
+                "whole: leave it out of the targets"
             )
         return method if acts or any(target.role == "base" for target in wanted) else beside(method, self.head)
 
@@ -432,7 +432,7 @@ class AdaptedModel:
     def _resolve(self, names: tuple[str | None, ...]) -> Route | None:
         adapters = {name: self.adapter(name) for name in names if name is not None}
         if not names:
-            raise HalkaError("`use` was given no rows: name an adapter, or None for the bare base")
+            raise HalkaError("`use` names no rows: name an adapter, or None for the bare base")
         if self.merged is not None:
             if set(names) != {self.merged}:
                 raise HalkaError(
