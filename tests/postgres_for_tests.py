@@ -28,7 +28,8 @@ def server() -> Iterator[str]:
     """
     as_root = os.geteuid() == 0
     who: dict[str, Any] = {"cwd": "/", "user": "nobody"} if as_root else {"cwd": "/"}
-    with tempfile.TemporaryDirectory(prefix="halka-postgres-") as folder:
+    short = "/tmp" if Path("/tmp").is_dir() else None  # a socket's path has at most 107 bytes, TMPDIR may have more
+    with tempfile.TemporaryDirectory(prefix="halka-postgres-", dir=short) as folder:
         programs, data = _programs(Path(folder) if as_root else None), Path(folder) / "data"
         Path(folder).chmod(0o755)
         data.mkdir(mode=0o700)

@@ -56,7 +56,7 @@ def test_adapters_convert_to_another_tools_folder_and_back(here):
 
 def test_adapters_convert_refuses_by_name(here):
     assert "'hub' is not one of 'peft', 'adapterhub'" in failure("adapters convert run/adapter x --base base --to hub")
-    assert "AdapterHub's library has no place for attn.o in llama" in failure(
+    assert "AdapterHub's library cannot adapt attn.o in llama" in failure(
         "adapters convert run/adapter x --base base --to adapterhub"
     )
     assert not Path("x").exists()

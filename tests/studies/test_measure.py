@@ -115,14 +115,15 @@ def test_the_commit_is_of_this_code_alone(tmp_path, monkeypatch):
         return subprocess.run(command, check=True, capture_output=True, text=True).stdout.strip()
 
     git("init", "-q")
-    (tmp_path / "machine.py").write_text("one")
+    (tmp_path / "util").mkdir()
+    (tmp_path / "util" / "machine.py").write_text("one")
     git("commit", "-q", "--allow-empty", "-m", "theirs")
-    monkeypatch.setattr(halka.util.machine, "__file__", str(tmp_path / "machine.py"))
+    monkeypatch.setattr(halka.util.machine, "__file__", str(tmp_path / "util" / "machine.py"))
     assert halka.util.machine.commit() is None
     git("add", ".")
     git("commit", "-q", "-m", "ours")
     assert halka.util.machine.commit() == git("rev-parse", "--short=12", "HEAD")
-    (tmp_path / "machine.py").write_text("two")
+    (tmp_path / "another.py").write_text("two")
     assert halka.util.machine.commit() == git("rev-parse", "--short=12", "HEAD") + "-dirty"
 
 
