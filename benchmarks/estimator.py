@@ -43,7 +43,7 @@ from halka.estimating.hardware import KERNELS
 from halka.estimating.measured_device import measure_device
 from halka.methods import build_method
 from halka.models.kinds import KINDS as KIND_CLASSES
-from halka.models.loading import base_config, let_go_of_files
+from halka.models.loading import base_config, release_file_pages
 from halka.models.quantised import quantise
 from halka.training import TrainConfig, train
 from halka.util import machine
@@ -173,7 +173,7 @@ def run(base: str, method: str, how: Setup, steps: int = STEPS) -> list[float]:
         loaded: Any = getattr(transformers, KIND_CLASSES[how.kind]).from_pretrained(
             base, dtype=getattr(torch, how.dtype)
         )
-        let_go_of_files(loaded, Path(base))
+        release_file_pages(loaded, Path(base))
         if how.quantize is not None:
             quantise(loaded, how.quantize)
     else:

@@ -95,7 +95,7 @@ _BERT = Layout(
 
 
 def _t5_attention(path: str) -> dict[str, str]:
-    return {f"attn.{each}": f"{path}.{each}" for each in "qkvo"}
+    return {f"attn.{letter}": f"{path}.{letter}" for letter in "qkvo"}
 
 
 def _t5(mlp: dict[str, str]) -> Layout:

@@ -95,11 +95,11 @@ def load_base(
         except (OSError, ImportError, KeyError, RuntimeError, ValueError) as error:
             name = "causal language model" if kind in (None, "causal-lm") else kind
             raise HalkaError(f"{name_or_path} cannot be loaded as a {name}: {error}") from error
-    let_go_of_files(model, folder)
+    release_file_pages(model, folder)
     if quantize is not None:
         quantise(model, quantize)
-    if known := known_bases().get(str(name_or_path)):
-        model.config._name_or_path = known.hub_name  # adapter folders name this as their base, not a path
+    if info := known_bases().get(str(name_or_path)):
+        model.config._name_or_path = info.hub_name  # adapter folders name this as their base, not a path
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token or tokenizer.unk_token or tokenizer.convert_ids_to_tokens(0)
     if model.config.pad_token_id is None:
@@ -109,10 +109,10 @@ def load_base(
     return model.to(place).eval(), tokenizer
 
 
-def let_go_of_files(model: PreTrainedModel, folder: Path) -> None:
+def release_file_pages(model: PreTrainedModel, folder: Path) -> None:
     """Unmap the parts of a base's files that hold none of its tensors: loading experts leaves them mapped."""
-    storages = [each.untyped_storage() for each in (*model.parameters(), *model.buffers())]
-    release_pages_except(folder.glob("*.safetensors"), [(each.data_ptr(), each.nbytes()) for each in storages])
+    storages = [tensor.untyped_storage() for tensor in (*model.parameters(), *model.buffers())]
+    release_pages_except(folder.glob("*.safetensors"), [(storage.data_ptr(), storage.nbytes()) for storage in storages])
 
 
 def base_config(name_or_path: str | Path) -> PretrainedConfig:
@@ -123,9 +123,9 @@ def base_config(name_or_path: str | Path) -> PretrainedConfig:
     from transformers import AutoConfig
 
     name = str(name_or_path)
-    known = known_bases().get(name)
-    if known is not None:
-        remote = None if is_pulled(cache_dir() / "bases" / name) else known.hub_name
+    info = known_bases().get(name)
+    if info is not None:
+        remote = None if is_pulled(cache_dir() / "bases" / name) else info.hub_name
     else:
         remote = None if Path(name).expanduser().exists() or not HUB_NAME.fullmatch(name) else name
     if remote is None:
@@ -150,13 +150,13 @@ def base_config(name_or_path: str | Path) -> PretrainedConfig:
 def resolve(name_or_path: str | Path, revision: str | None, *, fetch: bool) -> Path:
     """The folder of a short name, a path or a name on the hub; downloaded if need be and if `fetch` allows it."""
     name = str(name_or_path)
-    known = isinstance(name_or_path, str) and name in known_bases()
-    folder = cache_dir() / "bases" / name if known else Path(name).expanduser()
-    if revision and (known or folder.is_dir()):
+    has_short_name = isinstance(name_or_path, str) and name in known_bases()
+    folder = cache_dir() / "bases" / name if has_short_name else Path(name).expanduser()
+    if revision and (has_short_name or folder.is_dir()):
         raise HalkaError(f"revision {revision!r} is for names on the hub; {name} has none")
-    if known and not fetch and not is_pulled(folder):
+    if has_short_name and not fetch and not is_pulled(folder):
         raise HalkaError(f"{name} is not on this machine yet; `halka base pull {name}` fetches it")
-    if known:
+    if has_short_name:
         return pull(name)
     if folder.is_dir():
         return folder
@@ -202,10 +202,10 @@ def _check_config(folder: Path) -> None:
     """Raises HalkaError for a folder without config.json, DamagedFolderError for files that are not JSON objects."""
     if not (folder / "config.json").is_file():
         adapter = (folder / "adapter_config.json").is_file()
-        what = (
+        reason = (
             "it holds an adapter; give the base it was trained on" if adapter else "a base has one beside its weights"
         )
-        raise HalkaError(f"{folder} has no config.json: {what}")
+        raise HalkaError(f"{folder} has no config.json: {reason}")
     for name in JSON_FILES:
         if (folder / name).is_file():
             with (folder / name).open("rb") as file:

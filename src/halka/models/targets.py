@@ -38,7 +38,7 @@ def _of_layer(base: nn.Module, stack: Layout, layer: int) -> Iterator[Target]:
             if output in linears:
                 name = f"{prefix}.{linears[output]}"
                 module = base.get_submodule(name)
-                source = f"{prefix}.{next(linears[each] for each in _SOURCES[role] if each in linears)}"
+                source = f"{prefix}.{next(linears[first] for first in _SOURCES[role] if first in linears)}"
                 d_in, d_out = _widths(base.get_submodule(source))[0], _widths(module)[1]
                 yield Target(name, role, module, d_in, d_out, layer, source)
                 place = "cross" if linears is stack.cross else role

@@ -54,7 +54,9 @@ def use_attention(base: Any) -> Iterator[None]:
     """Within the block the base computes attention here; its own choice returns afterwards. Blocks nest."""
     AttentionInterface.register(NAME, attend)
     AttentionMaskInterface.register(NAME, sdpa_mask)
-    configs = {id(each.config): each.config for each in base.modules() if isinstance(each, PreTrainedModel)}.values()
+    configs = {
+        id(module.config): module.config for module in base.modules() if isinstance(module, PreTrainedModel)
+    }.values()
     own = [config._attn_implementation for config in configs]
     for config in configs:
         config._attn_implementation = NAME
@@ -113,7 +115,7 @@ def attend(
             before = position_bias.new_zeros(1, *position_bias.shape[1:3], mine.keys.shape[2])
             before = before if mine.bias is None else mine.bias
             rows = max(before.shape[0], position_bias.shape[0])
-            front, own = (_for_batch(each, batch if rows > 1 else 1) for each in (before, position_bias))
+            front, own = (_for_batch(bias, batch if rows > 1 else 1) for bias in (before, position_bias))
             position_bias = torch.cat([front.to(own.dtype), own], dim=-1)
         causal = False
     if position_bias is not None:
@@ -137,7 +139,7 @@ def attend(
 def _through_gate(query: Tensor, gate: LayerGate, scale: float, softcap: float | None) -> Tensor:
     """What the layer's gated tokens add (B, Q, T, W)."""
     batch = query.shape[0]
-    keys, values, gates = (_for_batch(each, batch) for each in (gate.keys, gate.values, gate.gates))
+    keys, values, gates = (_for_batch(rows, batch) for rows in (gate.keys, gate.values, gate.gates))
     mask = None if gate.valid is None else _for_batch(gate.valid, batch)[:, None, None]
     return gates[:, None, None, None] * grouped_products(query, keys, values, mask, scale, softcap=softcap)
 

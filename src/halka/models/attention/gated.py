@@ -31,7 +31,7 @@ class Gated(nn.Module):
         self.shape = (stack.layers, stack.module.config.get_text_config().hidden_size)
         layers = base.get_submodule(layout.layers).children()
         self._base = (base,)  # in a tuple, so that the base is no submodule of this one
-        self._attentions = (*(each.get_submodule(layout.attention) for each in layers),)
+        self._attentions = (*(layer.get_submodule(layout.attention) for layer in layers),)
         self._known: tuple[Any, list[LayerGate | None]] | None = None
 
     def enter(self, parts: Sequence[Part | None], bare: Callable[[], AbstractContextManager[None]]) -> None:
@@ -48,11 +48,13 @@ class Gated(nn.Module):
         state = state_of(parameter for part in distinct for parameter in part.parameters())
         if self._known is not None and not torch.is_grad_enabled() and self._known[0] == state:
             return self._known[1]
-        made = [(part.virtual(), part.gates()) for part in distinct]  # P K D and K
-        longest, count = (max(tokens.shape[side] for tokens, _ in made) for side in (0, 1))
-        tokens_NPKD = torch.stack([_filled(tokens, longest, count) for tokens, _ in made])
-        gates_NK = torch.stack([F.pad(gates, (count - gates.shape[0], 0)) for _, gates in made])
-        valid_NP = torch.tensor([[place < tokens.shape[0] for place in range(longest)] for tokens, _ in made])
+        tokens_and_gates = [(part.virtual(), part.gates()) for part in distinct]  # P K D and K
+        longest, count = (max(tokens.shape[side] for tokens, _ in tokens_and_gates) for side in (0, 1))
+        tokens_NPKD = torch.stack([_filled(tokens, longest, count) for tokens, _ in tokens_and_gates])
+        gates_NK = torch.stack([F.pad(gates, (count - gates.shape[0], 0)) for _, gates in tokens_and_gates])
+        valid_NP = torch.tensor(
+            [[place < tokens.shape[0] for place in range(longest)] for tokens, _ in tokens_and_gates]
+        )
         place = {id(part): number for number, part in enumerate(distinct)}
         rows = torch.tensor([place.get(id(part), 0) for part in self.parts], device=gates_NK.device)
         with_one = torch.tensor([part is not None for part in self.parts], device=gates_NK.device)

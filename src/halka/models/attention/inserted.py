@@ -35,12 +35,12 @@ class Inserted:
         self._times = repeats(batch, len(rows))
 
     def enter(self, stack: Stack, kwargs: dict[str, Any]) -> dict[str, Any]:
-        """What the encoder receives instead. Raises HalkaError for a mask that is not one of tokens."""
-        ids, given = kwargs.get("input_ids"), kwargs.get("attention_mask")
+        """The encoder's arguments with the virtual tokens. Raises HalkaError for a mask that is not (rows, tokens)."""
+        ids, mask = kwargs.get("input_ids"), kwargs.get("attention_mask")
         text = kwargs["inputs_embeds"] if ids is None else stack.embed(ids)
         stack.check(self.longest, text.shape[1])
         virtual = self._of_batch(pad_sequence(list(self.rows), batch_first=True).to(text.dtype))
-        changed = {"input_ids": None, "inputs_embeds": self._before(virtual, text), **self.mask(given, text.shape[1])}
+        changed = {"input_ids": None, "inputs_embeds": self._before(virtual, text), **self.mask(mask, text.shape[1])}
         positions = stack.positions(kwargs, 0, self._of_batch(self.lengths)).get("position_ids")
         if positions is not None:
             counted = torch.arange(self.longest, device=text.device)[None] + stack.first
@@ -49,17 +49,18 @@ class Inserted:
             changed["token_type_ids"] = self._before(types.new_zeros(1, self.longest), types)
         return {**kwargs, **changed}
 
-    def mask(self, given: Tensor | None, tokens: int, name: str = "attention_mask") -> dict[str, Tensor]:
+    def mask(self, text_mask: Tensor | None, tokens: int, name: str = "attention_mask") -> dict[str, Tensor]:
         """As an argument, the mask (B, P + T) for that of the text (B, T); none where all tokens are real."""
-        if given is None and not self.uneven:
+        if text_mask is None and not self.uneven:
             return {}
-        if given is None:
-            given = torch.ones(1, tokens, dtype=torch.int64, device=self.lengths.device)
-        if given.dim() != 2:
+        if text_mask is None:
+            text_mask = torch.ones(1, tokens, dtype=torch.int64, device=self.lengths.device)
+        if text_mask.dim() != 2:
             raise HalkaError(
-                f"virtual tokens enter this encoder's input: give it {name} as (rows, tokens), not {tuple(given.shape)}"
+                f"virtual tokens enter this encoder's input: give it {name} as (rows, tokens), "
+                f"not {tuple(text_mask.shape)}"
             )
-        return {name: self._before(self._valid().to(given.dtype), given)}
+        return {name: self._before(self._valid().to(text_mask.dtype), text_mask)}
 
     def leave(self, hidden: Tensor, mask: Tensor | None, how: str) -> Tensor:
         """The encoder's hidden states (B, P + T, D) as what comes next takes them."""
@@ -84,7 +85,7 @@ class Inserted:
 
     def _before(self, front: Tensor, own: Tensor) -> Tensor:
         """(B, P + T, …) of (1 or B, P, …) and (1 or B, T, …): virtual tokens, the text, then what fills a row up."""
-        front, own = (each.expand(self.batch, *each.shape[1:]) for each in (front, own))
+        front, own = (rows.expand(self.batch, *rows.shape[1:]) for rows in (front, own))
         whole = torch.cat([front, own], dim=1)
         if not self.uneven:
             return whole

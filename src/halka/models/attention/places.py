@@ -45,10 +45,10 @@ class Stack:
         """As arguments of a pass, the positions (1 or B, T) of its text, each row's moved by shift (1 or B,)."""
         if self.layout.positions == "relative":
             return {}
-        shift, given, mask = shift[:, None], kwargs.get("position_ids"), kwargs.get("attention_mask")
+        shift, positions, mask = shift[:, None], kwargs.get("position_ids"), kwargs.get("attention_mask")
         ids, tokens = kwargs.get("input_ids"), tokens_of(kwargs)
-        if given is not None:
-            return {"position_ids": given + shift}
+        if positions is not None:
+            return {"position_ids": positions + shift}
         if self.layout.positions == "mask" and mask is not None:
             return {"position_ids": (mask.cumsum(1) * mask - 1).long()[:, past:] + shift}
         if self.layout.positions == "words" and ids is not None:

@@ -51,7 +51,7 @@ class Held(nn.Module):
             else:
                 states = self._run(self._over, embeddings).last_hidden_state
                 self._run(self.stack, embeddings[:, :1], encoder_hidden_states=states, record_across=recorded)
-        pairs = [each for layer in range(self.stack.layers) for each in recorded[layer]]
+        pairs = [tensor for layer in range(self.stack.layers) for tensor in recorded[layer]]
         return torch.stack(pairs).permute(1, 3, 0, 2, 4)  # 2L N H P W -> N P 2L H W
 
     def _run(self, stack: Stack, embeddings: Tensor, **more: Any) -> Any:
@@ -95,14 +95,14 @@ class Held(nn.Module):
         graph = torch.is_grad_enabled() and any(p.requires_grad for part in distinct for p in part.parameters())
         if self._known is not None and not graph and self._known[0] == state:
             return self._known[1:]
-        made = [part.virtual() for part in distinct]
-        embedded = [i for i, each in enumerate(made) if each.dim() == 2]
+        virtual = [part.virtual() for part in distinct]
+        embedded = [i for i, tokens in enumerate(virtual) if tokens.dim() == 2]
         if embedded:
-            read = self.read(pad_sequence([made[i] for i in embedded], batch_first=True))
+            read = self.read(pad_sequence([virtual[i] for i in embedded], batch_first=True))
             for row, i in zip(read, embedded, strict=True):
-                made[i] = row[: made[i].shape[0]]
-        dtype, device = self._base[0].dtype, made[0].device
-        by_part = {id(part): each.to(dtype) for part, each in zip(distinct, made, strict=True)}
+                virtual[i] = row[: virtual[i].shape[0]]
+        dtype, device = self._base[0].dtype, virtual[0].device
+        by_part = {id(part): tokens.to(dtype) for part, tokens in zip(distinct, virtual, strict=True)}
         nothing = torch.zeros(0, *self.shape, dtype=dtype, device=device)
         rows = [nothing if part is None else by_part[id(part)] for part in self.parts]
         lengths = torch.tensor([row.shape[0] for row in rows], device=device)

@@ -50,7 +50,7 @@ class VirtualTokens:
                 "memory.cross": Held(base, decoder, over=self._entry),
             }
         self.limit = decoder.limit
-        self.stacks: Sequence[nn.Module] = list(dict.fromkeys(each.stack.module for each in self.held.values()))
+        self.stacks: Sequence[nn.Module] = list(dict.fromkeys(module.stack.module for module in self.held.values()))
         self._output = _output(base, layout)
         self._inserted: tuple[Part | None, ...] = ()
         self._attention: Any = None
@@ -76,17 +76,17 @@ class VirtualTokens:
     def leave(self) -> None:
         if self._attention is not None:
             self._inserted = ()
-            for each in self.held.values():
-                each.enter((), each.bare)
+            for module in self.held.values():
+                module.enter((), module.bare)
             self._attention.__exit__(None, None, None)
             self._attention = None
 
     @contextmanager
     def aside(self) -> Iterator[None]:
         inserted, attention, self._inserted, self._attention = self._inserted, self._attention, (), None
-        parts = {role: each.parts for role, each in self.held.items()}
-        for each in self.held.values():
-            each.parts = ()
+        parts = {role: module.parts for role, module in self.held.items()}
+        for module in self.held.values():
+            module.parts = ()
         try:
             yield
         finally:
@@ -96,9 +96,9 @@ class VirtualTokens:
 
     def begin(self, stack: nn.Module, args: tuple, kwargs: dict[str, Any]) -> tuple[tuple, dict[str, Any]] | None:
         """Hand the rows' virtual tokens to this pass, and move its own tokens behind them."""
-        held = [each for each in self.held.values() if each.stack.module is stack]
+        held = [module for module in self.held.values() if module.stack.module is stack]
         inserting = any(self._inserted)
-        if not inserting and not any(each.parts for each in held):
+        if not inserting and not any(module.parts for module in held):
             return None
         kwargs = held[0].stack.named(args, kwargs)
         if inserting and self._entry is not None:
@@ -106,8 +106,8 @@ class VirtualTokens:
                 kwargs = Inserted(self._embeddings(), tokens_of(kwargs).shape[0]).enter(self._entry, kwargs)
             else:
                 kwargs = self._widened(kwargs)
-        for each in held:
-            kwargs = each.join(kwargs)
+        for module in held:
+            kwargs = module.join(kwargs)
         return (), kwargs
 
     def end(self, stack: nn.Module, kwargs: dict[str, Any], output: Any) -> Any:
@@ -124,9 +124,9 @@ class VirtualTokens:
 
     def _embeddings(self) -> list[Tensor]:
         """Every row's (P, D) of those that are inserted."""
-        made = {id(part): part.virtual() for part in dict.fromkeys(self._inserted) if part is not None}
-        nothing = next(iter(made.values()))[:0]
-        return [nothing if part is None else made[id(part)] for part in self._inserted]
+        virtual = {id(part): part.virtual() for part in dict.fromkeys(self._inserted) if part is not None}
+        nothing = next(iter(virtual.values()))[:0]
+        return [nothing if part is None else virtual[id(part)] for part in self._inserted]
 
     def _widened(self, kwargs: dict[str, Any]) -> dict[str, Any]:
         """A decoder's mask of the encoder's tokens, with those that were inserted there."""
@@ -141,7 +141,7 @@ class VirtualTokens:
 
 
 def _either(prefixes: Sequence[Part | None], prompts: Sequence[Part | None]) -> list[Part | None]:
-    """Each row's one of the two. Raises HalkaError for both, of which neither would see the other."""
+    """Each row's one of the two. Raises HalkaError for a row with both."""
     if any(prefix is not None and prompt is not None for prefix, prompt in zip(prefixes, prompts, strict=True)):
         raise HalkaError(
             "an adapter with a prefix and a prompt works in encoders alone: elsewhere give each an adapter of its own"

@@ -103,7 +103,7 @@ def adapter_folder(source: str | Path, *, allow_pickle: bool = False) -> Path:
     def check(folder: Path) -> None:
         if not (folder / "adapter_config.json").is_file():
             raise HalkaError(f"{source} holds no adapter_config.json on the hub: it is not an adapter")
-        if not any(each for ending in wanted[1:] for each in folder.glob(ending) if each.name != "README.md"):
+        if not any(file.name != "README.md" for pattern in wanted[1:] for file in folder.glob(pattern)):
             raise HalkaError(
                 f"{source} has no safetensors on the hub: allow_pickle (--allow-pickle) downloads pickles, if any, "
                 "and torch reads them with weights_only"
