@@ -31,28 +31,28 @@ def largest_batch(
     ends there. What a CPU's allocator holds beyond them goes up and down, so the search goes back from there until all
     fits; of few rows, it tries each.
 
-    memory     of the setup's own rows, if it is known
+    memory     of the setup's own rows, if it was computed before
     progress   called with the rows of each batch before it is tried
     """
     most = max(most, setup.rows)
-    known = {} if memory is None else {setup.rows: memory}
+    memories = {} if memory is None else {setup.rows: memory}
 
     def needs(rows: int) -> Memory:
-        if rows not in known:
+        if rows not in memories:
             if progress is not None:
                 progress(rows)
-            known[rows] = dry_run(config, method, replace(setup, rows=rows), gpu=gpu).memory
-        return known[rows]
+            memories[rows] = dry_run(config, method, replace(setup, rows=rows), gpu=gpu).memory
+        return memories[rows]
 
     own = needs(setup.rows)
     tensors = {0: own.weights + own.gradients + own.optimizer}
     if tensors[0] > room:
         return 0
-    tensors |= {rows: memory.total - memory.allocator for rows, memory in known.items()}
+    tensors |= {rows: memory.total - memory.allocator for rows, memory in memories.items()}
     while (rows := _next(tensors, room, most)) is not None:
         tensors[rows] = needs(rows).total - needs(rows).allocator
     most = max(rows for rows, need in tensors.items() if need <= room and rows <= most)
-    return _go_back(lambda rows: needs(rows).total, known, most, room, tensors[most] - tensors[0]) if most else 0
+    return _go_back(lambda rows: needs(rows).total, memories, most, room, tensors[most] - tensors[0]) if most else 0
 
 
 def _next(tensors: Mapping[int, int], room: int, most: int) -> int | None:
@@ -73,7 +73,7 @@ def _next(tensors: Mapping[int, int], room: int, most: int) -> int | None:
     return (low + high) // 2
 
 
-def _go_back(needs: Callable[[int], int], known: Mapping[int, Memory], most: int, room: int, grown: int) -> int:
+def _go_back(needs: Callable[[int], int], memories: Mapping[int, Memory], most: int, room: int, grown: int) -> int:
     """The first number of rows from `most` down that fits; `grown` bytes are what `most` rows need.
 
     A step back is half of what the excess asks for, and at most a `FEW`th of the rows, since what the allocator holds
@@ -81,7 +81,7 @@ def _go_back(needs: Callable[[int], int], known: Mapping[int, Memory], most: int
     """
     rows, above = most, most + 1
     while rows and (over := needs(rows) - room) > 0:
-        fits = max((fewer for fewer, memory in known.items() if fewer < rows and memory.total <= room), default=0)
+        fits = max((fewer for fewer, memory in memories.items() if fewer < rows and memory.total <= room), default=0)
         by_half = over * most // (2 * max(1, grown))
         above, rows = rows, max(fits, rows - max(1, min(by_half, rows // FEW)))
     while above - rows > 1:

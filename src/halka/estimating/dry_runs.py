@@ -80,7 +80,7 @@ class Memory:
 
 @dataclass(frozen=True)
 class DryRun:
-    """What a dry run found.
+    """The result of a dry run.
 
     stored     bytes of the adapter on the disk, as Halka writes it (fp32)
     cached     bytes of a token in the key/value cache of one row
@@ -120,14 +120,14 @@ def dry_run(config: Any, method: Method, setup: Setup, *, gpu: bool = False) -> 
                 f"{method.name}'s own tokens: choose a length of at most {room:,}"
             )
         passes = min(setup.accumulate, 2)  # further ones do what the second does
-        how = TrainConfig(
+        config_of_run = TrainConfig(
             batch_size=setup.rows, accumulate=passes, steps=STEPS, checkpointing=setup.checkpointing, save_every=None
         )
         mode.reset()
         first = Counter[Work]()  # of the first step, in which the optimiser's states begin
 
         observer = _Observer(mode, allocator)
-        for step in train(model, NAME, [*training_items(model, setup)] * passes, how, observe=observer):
+        for step in train(model, NAME, [*training_items(model, setup)] * passes, config_of_run, observe=observer):
             first = mode.work.copy() if step.step < STEPS else first
         work = mode.work - first
         trained = adapter.count()

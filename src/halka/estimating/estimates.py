@@ -68,7 +68,7 @@ class Row:
 
 @dataclass(frozen=True)
 class Estimate:
-    """What was asked, and a row for each method.
+    """The arguments of an estimate, and a row for each method.
 
     process      bytes in use before a base is loaded; no row's memory includes them
     base_bytes   of the base's weights as they are stored
@@ -166,7 +166,7 @@ def estimate(
                 *(config, method, setup, where.room),
                 gpu=where.gpu,
                 memory=run.memory,
-                progress=partial(_tell, progress, method.name),
+                progress=partial(_report_batch, progress, method.name),
             )
             row = replace(row, largest_batch=most)
         rows.append(row)
@@ -189,7 +189,7 @@ def estimate(
     )
 
 
-def _tell(progress: Callable[[str], None] | None, name: str, rows: int) -> None:
+def _report_batch(progress: Callable[[str], None] | None, name: str, rows: int) -> None:
     if progress is not None:
         progress(f"{name}, a batch of {rows:,}")
 

@@ -320,5 +320,5 @@ def _reported(text: str) -> dict[str, Any] | None:
         line = json.loads(text)
     except ValueError:
         return None
-    known = ({"step", "steps", "loss"}, {"skipped", "reason"}, {"run", "ended"})
-    return line if isinstance(line, dict) and any(keys <= line.keys() for keys in known) else None
+    shapes = ({"step", "steps", "loss"}, {"skipped", "reason"}, {"run", "ended"})
+    return line if isinstance(line, dict) and any(keys <= line.keys() for keys in shapes) else None

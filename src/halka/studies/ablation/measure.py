@@ -192,7 +192,7 @@ class Subject:
             alone = [Answered(asked.question, asked.answers, text) for asked, text in zip(test, texts, strict=True)]
             result["alone"] = as_rows(alone)
         texts = self.ask(name, [prompted(asked.question, shown) for asked, shown in zip(test, self.shown, strict=True)])
-        read = [_answered(*each) for each in zip(test, texts, self.shown, self.best, strict=True)]
+        read = [_answered(*row) for row in zip(test, texts, self.shown, self.best, strict=True)]
         result |= {"passages": as_rows(read), "floor": self.floor}
         result["injections"] = self._attacked(name)
         if run.who == "tuned":

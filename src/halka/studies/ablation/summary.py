@@ -1,4 +1,4 @@
-"""An ablation's results to a summary (a row a way of answering, with intervals) and to tables of it."""
+"""Summarise an ablation's results (one row per way of answering, with intervals) and write tables of them."""
 
 from __future__ import annotations
 
@@ -114,23 +114,23 @@ def _way(label: str, runs: Sequence[Mapping[str, Any]], part: str, floored: bool
         by_run.append(scored(answers, run["form"], run["seed"]))
     scores = {}
     for measure in MEASURES:
-        if together := _over([asdict(each[measure.name]) for each in by_run if measure.name in each]):
+        if together := _over([asdict(run_scores[measure.name]) for run_scores in by_run if measure.name in run_scores]):
             scores[measure.name] = together
     asked = part == "passages" and not floored
     attacked = [run["injections"] for run in runs if asked and run["injections"]]
-    obeyed = [asdict(mean_of([float(each["obeyed"]) for each in asked])) for asked in attacked]
+    obeyed = [asdict(mean_of([float(answer["obeyed"]) for answer in asked])) for asked in attacked]
     return Way(label, scores, _over(obeyed))
 
 
 def _gain(ways: Mapping[str, Way]) -> Interval | None:
     both = [ways.get(label) for label in ("tuned adapter + passages", "adapter + passages")]
-    known = [way.scores["exact"].interval for way in both if way is not None]
-    return difference(known[0], known[1]) if len(known) == 2 and known[0] and known[1] else None
+    intervals = [way.scores["exact"].interval for way in both if way is not None]
+    return difference(intervals[0], intervals[1]) if len(intervals) == 2 and intervals[0] and intervals[1] else None
 
 
 def _changes(tuned: Sequence[Mapping[str, Any]]) -> Changes | None:
     asked = [run["changes"] for run in tuned if run["changes"]["asked"]]
-    follows = _over([asdict(mean_of([float(each["follows"]) for each in run["asked"]])) for run in asked])
+    follows = _over([asdict(mean_of([float(answer["follows"]) for answer in run["asked"]])) for run in asked])
     if follows is None:
         return None
     return Changes(
@@ -160,7 +160,7 @@ def to_markdown(summary: Summary) -> str:
     """The table, with its caption and findings below it."""
     head = heads()
     lines = [head, ["---", *["---:"] * (len(head) - 1)], *map(line, summary.ways)]
-    table = "\n".join(f"| {' | '.join(each)} |" for each in lines)
+    table = "\n".join(f"| {' | '.join(row)} |" for row in lines)
     return f"{table}\n\n{' '.join([caption(summary), *sentences(summary)])}\n"
 
 
@@ -180,7 +180,7 @@ def to_rich(summary: Summary) -> Table:
 
 def to_html(summary: Summary) -> str:
     """A section for the report."""
-    head = "".join(f'<th scope="col">{html.escape(each)}</th>' for each in heads())
+    head = "".join(f'<th scope="col">{html.escape(title)}</th>' for title in heads())
     rows = "".join(f"<tr>{_row(line(way))}</tr>" for way in summary.ways)
     meanings = "".join(
         f"<dt>{html.escape(title)}</dt><dd>{html.escape(meaning)}</dd>"
@@ -201,7 +201,7 @@ def to_html(summary: Summary) -> str:
 
 def _row(cells: list[str]) -> str:
     first, *rest = map(html.escape, cells)
-    return f'<th scope="row">{first}</th>' + "".join(f"<td>{each}</td>" for each in rest)
+    return f'<th scope="row">{first}</th>' + "".join(f"<td>{cell}</td>" for cell in rest)
 
 
 def headline(summary: Summary) -> str:
