@@ -259,7 +259,7 @@ def test_what_was_not_looked_at_leaves_only_its_reason(case: str) -> None:
     page = Page(text)
     said = re.sub(" +", " ", " ".join(page.texts))
     for name, why in evidence.missing.items():
-        assert f"not measured: {words.PROBES[name]} ({why}).".lower() in said.lower()
+        assert f"not measured: {words.PROBE_TITLES[name]} ({why}).".lower() in said.lower()
         assert said.count(why) == 1
         assert name in ("strength", "knowledge") or f'id="{name}"' not in text
     assert ("What is missing" in said) == bool(evidence.missing)
@@ -412,7 +412,8 @@ def test_the_terminal_shows_what_there_is(case: str, narrow: None, capsys: pytes
     assert max(map(len, text.splitlines())) <= 100
     said = " ".join(text.split())
     assert all(
-        f"not measured: {words.PROBES[name]} ({why}).".lower() in said.lower() for name, why in evidence.missing.items()
+        f"not measured: {words.PROBE_TITLES[name]} ({why}).".lower() in said.lower()
+        for name, why in evidence.missing.items()
     )
     assert not re.search(r"\b(nan|None|inf)\b", said)
     assert "Expected:" not in said

@@ -63,7 +63,7 @@ def render_advice(advice: Advice, evidence: Evidence, *, title: str | None = Non
     probes = [
         Probe(
             "strength",
-            words.PROBES["strength"],
+            words.PROBE_TITLES["strength"],
             _base_sentences(evidence),
             _drawn(evidence, plots.scores, plots.losses),
         ),
@@ -124,7 +124,7 @@ def _base_sentences(evidence: Evidence) -> tuple[str, ...]:
 
 
 def _learnability(evidence: Evidence, advice: Advice) -> Probe:
-    learned, title = evidence.learnability, words.PROBES["learnability"]
+    learned, title = evidence.learnability, words.PROBE_TITLES["learnability"]
     if learned is None:
         return Probe("learnability", title)
     sentences = [
@@ -159,7 +159,7 @@ def _trials(learned: Learnability, advice: Advice) -> Table:
 
 
 def _fit(evidence: Evidence) -> Probe:
-    fit, title = evidence.fit, words.PROBES["fit"]
+    fit, title = evidence.fit, words.PROBE_TITLES["fit"]
     if fit is None:
         return Probe("fit", title)
     drawings = _drawn(evidence, plots.memory)
@@ -192,6 +192,6 @@ def _options(fit: Fit) -> Table:
 
 
 def _cleanliness(evidence: Evidence) -> Probe:
-    defects, title = evidence.cleanliness, words.PROBES["cleanliness"]
+    defects, title = evidence.cleanliness, words.PROBE_TITLES["cleanliness"]
     sentences = () if defects is None else (words.cleanliness(evidence), *words.places(defects))
     return Probe("cleanliness", title, sentences)

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
 from pathlib import Path
-from typing import Any, TypeVar, get_args
+from typing import Any, TypeVar
 
 import psutil
 
@@ -49,13 +49,13 @@ from halka.advisor.resources import (
     training_seconds,
     typical_lengths,
 )
+from halka.advisor.words import PROBES
 from halka.estimating import Estimate, estimate
 from halka.estimating.devices import device_named
 from halka.estimating.hardware import gpu_here
 from halka.util.errors import HalkaError, OutOfMemoryError, TrainingError
 from halka.util.machine import ran_out
 
-PROBES: tuple[ProbeName, ...] = get_args(ProbeName)
 BASE_PROBES: tuple[ProbeName, ...] = ("strength", "knowledge", "learnability")
 """Those that load the base."""
 T = TypeVar("T")

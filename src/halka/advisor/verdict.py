@@ -23,9 +23,9 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from halka.advisor.evidence import BOTH, CLOSED, DOCUMENTS, EXAMPLES, Evidence, Learnability, Strength, Trial
+from halka.advisor.evidence import Evidence, Learnability, Strength, Trial
 from halka.advisor.prompts import best_condition
-from halka.advisor.words import CHOICES, TRAINED, Choice
+from halka.advisor.words import CHOICES, CONDITIONS, TRAINED, Choice
 from halka.evaluation.metrics import Score
 
 # ── thresholds ──────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -126,13 +126,7 @@ def _with_training(evidence: Evidence) -> Iterator[Prospect]:
 
 
 def _measured(condition: str) -> str:
-    how = {
-        CLOSED: "zero-shot",
-        EXAMPLES: "with examples in the prompt",
-        DOCUMENTS: "with passages",
-        BOTH: "with passages and examples",
-    }
-    return f"measured, {how[condition]}"
+    return f"measured, {CONDITIONS[condition]}"
 
 
 def _extrapolated(trial: Trial) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import Any, Literal, NamedTuple, get_args
 
-from halka.advisor.evidence import Cleanliness, Evidence, Fit, Learnability, Option, Subject
+from halka.advisor.evidence import Cleanliness, Evidence, Fit, Learnability, Option, ProbeName, Subject
 from halka.evaluation.metrics import Score
 from halka.report.intervals import finite
 from halka.report.units import count, duration, learning_rate, listed, percent, plural, size
@@ -42,13 +42,14 @@ CONDITIONS = {
 }
 TRIVIAL = {"majority": "most frequent answer", "copy": "copy of the question"}
 PARTS = {"all": "all tokens", "form": "form", "content": "content"}
-PROBES = {
+PROBE_TITLES: dict[ProbeName, str] = {
     "strength": "The base without training",
     "knowledge": "What examples and passages add",
     "learnability": "Pilot training runs",
     "fit": "Memory and time on the hardware",
     "cleanliness": "Defects in the data",
 }
+PROBES = tuple(PROBE_TITLES)
 UNKNOWN = "–"
 
 
@@ -156,7 +157,7 @@ def missing(evidence: Evidence, further: Iterable[str]) -> list[str]:
     """
     reasons = {name: "it was not run" for name in PROBES if getattr(evidence, name) is None} | dict(evidence.missing)
     probes: dict[str, list[str]] = {}
-    for name, title in PROBES.items():
+    for name, title in PROBE_TITLES.items():
         if name in reasons:
             probes.setdefault(one_line(reasons[name]), []).append(title)
     lines = []
