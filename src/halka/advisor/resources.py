@@ -29,7 +29,7 @@ from halka.util.errors import HalkaError, OutOfMemoryError
 from halka.util.machine import available
 
 METHODS = ("lora", "bottleneck", "prefix", "prompt", "full")
-FORMS = (None, "int8", "nf4")  # of the base, the most exact first
+QUANTISATIONS = (None, "int8", "nf4")  # of the base, the most exact first
 MOST_ROWS = 256  # tried for the largest batch
 
 LEAST_HELD_OUT = 16
@@ -173,7 +173,7 @@ class _Search:
         sizes[self.setup.quantize] = plain.base_bytes
         if plain.memory.total <= self.room:
             return ways[0]
-        forms = (None,) if isinstance(method, Full) else FORMS[FORMS.index(self.setup.quantize) :]
+        forms = (None,) if isinstance(method, Full) else QUANTISATIONS[QUANTISATIONS.index(self.setup.quantize) :]
         for form, checkpointing in product(forms, (False, True)):
             setup = replace(self.setup, quantize=form, checkpointing=checkpointing)
             smallest = min((sizes[each] for each in forms if each in sizes), default=0)

@@ -45,7 +45,9 @@ def estimate(
     accumulate: Annotated[int, typer.Option(metavar="N", help="batches whose gradients make one step")] = 1,
     checkpointing: Annotated[bool, typer.Option("--checkpointing", help="recompute activations in backward")] = False,
     dtype: Annotated[str, typer.Option(metavar="TYPE", help="bfloat16, float32 or float16")] = "bfloat16",
-    quantize: Annotated[str | None, typer.Option(metavar="FORM", help="the base in fewer bits: nf4 or int8")] = None,
+    quantize: Annotated[
+        str | None, typer.Option(metavar="QUANTIZE", help="the base in fewer bits: nf4 or int8")
+    ] = None,
     gpu_memory: Annotated[
         str | None,
         typer.Option(

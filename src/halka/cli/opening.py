@@ -22,7 +22,8 @@ Base = Annotated[str, typer.Option("--base", metavar="NAME", help="short name, f
 Dtype = Annotated[str, typer.Option("--dtype", metavar="TEXT", help="precision of the base: bfloat16, float32, …")]
 Device = Annotated[str | None, typer.Option("--device", metavar="TEXT", help="cuda, mps or cpu; the first available")]
 Quantize = Annotated[
-    str | None, typer.Option("--quantize", metavar="FORM", help="pack the base's layers into fewer bits: nf4 or int8")
+    str | None,
+    typer.Option("--quantize", metavar="QUANTIZE", help="pack the base's layers into fewer bits: nf4 or int8"),
 ]
 OtherBase = Annotated[bool, typer.Option("--allow-other-base", help="load an adapter of a base with other weights")]
 OtherTemplate = Annotated[

@@ -64,7 +64,7 @@ class RunSettings:
     dtype: str = field(default="bfloat16", metadata={"help": "precision of the base: bfloat16, float32, …"})
     device: str | None = field(default=None, metadata={"help": "cuda, mps or cpu; the first there is"})
     quantize: str | None = field(
-        default=None, metadata={"help": "pack the base's layers into fewer bits: nf4 or int8", "metavar": "FORM"}
+        default=None, metadata={"help": "pack the base's layers into fewer bits: nf4 or int8", "metavar": "QUANTIZE"}
     )
 
 

@@ -26,7 +26,7 @@ from halka.util.settings import converted, settings_of, yaml_of
 Count = Annotated[int, Field(ge=1)]
 Precision = Literal[Dtype, "auto"]
 Rate = Annotated[float, Field(gt=0, allow_inf_nan=False)]
-Form = TypeVar("Form", bound=BaseModel)
+Settings = TypeVar("Settings", bound=BaseModel)
 
 
 class Entry(BaseModel):
@@ -117,16 +117,16 @@ def read_experiment(path: str | Path) -> Experiment:
     Raises HalkaError naming the file, each wrong key, and a path that does not exist.
     """
     path = Path(path)
-    experiment = read_form(path, Experiment, "it needs at least name, task and methods")
+    experiment = read_settings(path, Experiment, "it needs at least name, task and methods")
     return experiment.model_copy(update=_resolved(experiment, path))
 
 
-def read_form(path: Path, form: type[Form], needs: str) -> Form:
+def read_settings(path: Path, model_class: type[Settings], needs: str) -> Settings:
     """The settings in a YAML file, checked. Raises HalkaError naming the file, each wrong key, and why."""
-    whole = form.__name__.lower()
+    whole = model_class.__name__.lower()
     content = yaml_of(path, f"no {whole}: {needs}")
     try:
-        return form.model_validate(content)
+        return model_class.model_validate(content)
     except ValidationError as error:
         reasons = [
             f"{'.'.join(map(str, wrong['loc'])) or whole}: {wrong['msg'].removeprefix('Value error, ')}"

@@ -16,7 +16,7 @@ from halka.rag.collection import Collection
 from halka.rag.embed import SentenceEmbedder
 from halka.rag.prompt import ANSWER, in_form
 from halka.rag.raft import Asked, asked_in
-from halka.studies.experiment import Count, Entry, Precision, read_form
+from halka.studies.experiment import Count, Entry, Precision, read_settings
 from halka.training import TrainConfig
 from halka.util.errors import HalkaError
 from halka.util.settings import converted, settings_of
@@ -110,7 +110,7 @@ def read_ablation(path: str | Path) -> Ablation:
     Raises HalkaError naming the file, each wrong key, and a path that does not exist.
     """
     path = Path(path)
-    ablation = read_form(path, Ablation, "it needs at least name, documents and questions")
+    ablation = read_settings(path, Ablation, "it needs at least name, documents and questions")
 
     def whole(name: str) -> str:
         place = (path.parent / Path(name).expanduser()).resolve()
