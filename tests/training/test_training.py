@@ -12,7 +12,7 @@ import signal
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, replace
 from multiprocessing import forkserver
 from pathlib import Path
@@ -20,6 +20,7 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from torch.optim.optimizer import register_optimizer_step_pre_hook
 from transformers import AutoConfig, AutoModelForMaskedLM
 
 import contract
@@ -511,6 +512,34 @@ def test_out_of_memory_in_an_evaluation_says_what_to_do():
     model = model_for()
     with raising(model, OUT_OF_MEMORY[0], "evaluation"), pytest.raises(TrainingError, match="out of memory"):
         run(model, SHORT, validation=items(2, seed=9))
+
+
+@pytest.mark.parametrize("when", ["forward", "evaluation", "optimiser"])
+def test_a_run_that_ran_out_of_memory_goes_on_where_it_was(when, tmp_path):
+    held_out, expected = items(2, seed=9), model_for(DROPOUT)
+    whole = [(step.step, step.loss) for step in run(expected, RUN, validation=held_out, folder=tmp_path / "whole")]
+    stopped = model_for(DROPOUT)
+    stream = train(stopped, "a", items(), RUN, validation=held_out, folder=tmp_path / "stopped")
+    done = [next(stream).step, next(stream).step]
+    optimizer_fails = register_optimizer_step_pre_hook(out_of_memory) if when == "optimiser" else None
+    fails = raising(stopped, OUT_OF_MEMORY[0], when) if optimizer_fails is None else nullcontext()
+    with fails, pytest.raises(halka.OutOfMemoryError, match="out of memory"):
+        next(stream)
+    if optimizer_fails is not None:
+        optimizer_fails.remove()
+    assert (tmp_path / "stopped" / "checkpoint.safetensors").exists()
+    assert all(parameter.grad is None for parameter in stopped.parameters("a"))
+    resumed = model_for(DROPOUT)
+    rest = run(resumed, RUN, validation=held_out, folder=tmp_path / "stopped")
+    assert done == [1, 2]
+    assert rest[0].step == (4 if when == "evaluation" else 3)
+    assert [(line["step"], line["loss"]) for line in lines(tmp_path / "stopped")] == whole
+    assert lines(tmp_path / "stopped")[2]["validation"] is None or when != "evaluation"
+    assert same(weights(resumed), weights(expected))
+
+
+def out_of_memory(*args: object) -> None:
+    raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 MiB.")
 
 
 @pytest.mark.parametrize("what", ["loss", "gradient"])

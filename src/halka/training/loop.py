@@ -78,11 +78,17 @@ def loop(
                         step = run.optimise(losses[run], tokens[run], seconds)
                     # evaluate
                     if run.evaluation_due:
-                        with _advice_on_memory(f"in the evaluation after step {step.step}"):
-                            step = run.validated(step, mean_loss(model, run.name, run.held_out))
+                        try:
+                            with _advice_on_memory(f"in the evaluation after step {step.step}"):
+                                step = run.validated(step, mean_loss(model, run.name, run.held_out))
+                        except OutOfMemoryError:
+                            run.record(step)  # the optimiser's part is done: resuming goes on after it
+                            raise
                     # record
                     run.record(step)
                     results[run.name] = step
+                except OutOfMemoryError:  # all runs end
+                    raise
                 except TrainingError as error:  # this run ends, the others go on
                     results[run.name] = error
                     runs.remove(run)
@@ -187,8 +193,8 @@ def mean_loss(model: AdaptedModel, name: str | None, items: Sequence[Item], batc
     total, count = 0.0, 0
     device = next(model.base.parameters()).device
     with torch.no_grad(), model.use(name), use_attention(model.base), in_mode(False, model.base):
-        for chosen in plan([len(item) for item in items], seed=0, epoch=0, batch_tokens=batch_tokens):
-            batch = objective.collate([items[i] for i in chosen], pad_id(model)).to(device)
+        for indices in plan([len(item) for item in items], seed=0, epoch=0, batch_tokens=batch_tokens):
+            batch = objective.collate([items[i] for i in indices], pad_id(model)).to(device)
             loss, labels = objective.loss(model, name, objective.outputs(model, batch), batch.labels)
             total, count = total + float(loss), count + labels
     return total / count

@@ -128,14 +128,15 @@ class Run:
                 f"the validation loss became {loss} at step {step.step}: try a lower learning rate, a longer "
                 "warm-up, or fp32"
             )
-        self.progress = after_evaluation(self.progress, loss, self.config.patience)
-        step = replace(step, validation=loss, best=self.progress.best_step == step.step)
+        progress = after_evaluation(self.progress, loss, self.config.patience)
+        step = replace(step, validation=loss, best=progress.best_step == step.step)
         if step.best:
             weights = {key: tensor.detach().clone() for key, tensor in self.adapter.state_dict().items()}
             if self.folder is None:
                 self.best = weights
             else:
                 self.folder.save_best(weights)
+        self.progress = progress  # once its best weights are kept
         return step
 
     def record(self, step: Step) -> None:
