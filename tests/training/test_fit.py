@@ -12,6 +12,8 @@ import yaml
 from filelock import FileLock
 
 import halka
+from halka.cli.train_settings import read
+from halka.core import Joint
 from halka.data.examples import Example, Message
 from halka.training import Job, Observer, RunFolder, Step, TrainConfig, TrainResult, fit, train, train_many
 from tiny import tiny
@@ -92,6 +94,31 @@ def test_a_folder_that_is_no_run_or_in_use_is_refused(tmp_path):
         fit(model_for(), "a", items(), SHORT, folder=tmp_path / "run")
 
 
+def test_the_settings_are_read_by_the_command(tmp_path):
+    model = halka.adapt(tiny())
+    model.base.config._name_or_path = "someone/base"
+    model.add("a", Joint((halka.LoRA(rank=4, targets=("attn.q",)), halka.BitFit(targets=("attn.o",)))))
+    fit(model, "a", items(), SHORT, folder=tmp_path / "run")
+    plan = read(tmp_path / "run" / "run.yaml", {}, {})
+    assert (plan.run.base, plan.run.out.resolve(), plan.run.dtype) == ("someone/base", tmp_path / "run", "float32")
+    assert plan.run.kind == "causal-lm"
+    assert plan.method == halka.LoRA(rank=4, targets=("attn.q",))
+    assert plan.train == SHORT
+
+
+def test_the_folder_is_looked_at_before_the_examples(tmp_path):
+    fit(model_for(), "a", items(), SHORT, folder=tmp_path)
+
+    def never():
+        raise AssertionError("the examples were read")
+        yield
+
+    with pytest.raises(halka.HalkaError, match="holds a finished run"):
+        fit(model_for(), "a", never(), SHORT, folder=tmp_path)
+    with FileLock(tmp_path / ".lock"), pytest.raises(halka.HalkaError, match="another process is training"):
+        fit(model_for(), "a", never(), SHORT, folder=tmp_path)  # also where it finishes meanwhile
+
+
 # ── the config ──────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
@@ -114,6 +141,26 @@ def test_the_config_may_be_a_dict():
 def test_a_wrong_key_or_value_is_refused_by_name(config, message):
     with pytest.raises(halka.HalkaError) as refused:
         fit(model_for(), "a", items(), config)
+    assert message in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: TrainConfig(learning_rate=1e-3), "learning_rate: there is no such setting; did you mean lr?"),
+        (lambda: TrainConfig(lr="1e-3"), "lr must be a number or None, not '1e-3'"),
+        (lambda: TrainConfig(steps=2.5), "steps must be a whole number or None, not 2.5"),
+        (lambda: TrainConfig(accumulate=None), "accumulate must be a whole number, not None"),
+        (lambda: TrainConfig(checkpointing="no"), "checkpointing must be true or false, not 'no'"),
+        (lambda: TrainConfig(schedule="linear"), "schedule is one of cosine, constant, not 'linear'"),
+        (lambda: TrainConfig(too_long="chop"), "too_long is one of cut, drop, error, not 'chop'"),
+        (lambda: TrainConfig(*range(30)), "too many positional arguments: its fields are lr, epochs, steps"),
+        (lambda: TrainConfig(1e-3, lr=1e-2), "TrainConfig(0.001, lr=0.01): multiple values for argument 'lr'"),
+    ],
+)
+def test_a_wrong_argument_of_the_config_is_refused_by_name(make, message):
+    with pytest.raises(halka.HalkaError) as refused:
+        make()
     assert message in str(refused.value)
 
 

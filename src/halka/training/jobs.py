@@ -10,12 +10,14 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, TypeVar
 
-from halka.core import AdaptedModel, described
+from halka.core import AdaptedModel, chosen, described, form_of
 from halka.data.examples import ExamplesOrItems, examples_and_items
+from halka.models.kinds import kind_of
 from halka.training.config import Step, TrainConfig, TrainResult, config_of
 from halka.training.data import as_tokens
 from halka.training.loop import Observer, loop
 from halka.training.run import Run
+from halka.training.run_folder import RunFolder
 from halka.util.errors import HalkaError, TrainingError
 
 T = TypeVar("T")
@@ -57,19 +59,21 @@ def fit(
     """Train adapter `name` of `model` to the end, and return what came of it; `on_step` is called after each step.
 
     With a folder, the run is resumed where it was stopped, and leaves what `halka train` leaves: settings, metrics and
-    the adapter (`RunFolder`). Raises as `train` does, and HalkaError for a folder with a finished run.
+    the adapter (`RunFolder`). `halka train --config` reads the settings; it needs `--data` beside them, and `--base`
+    for a base that came from no folder or hub. Raises as `train` does, and HalkaError for a folder with a finished run.
     """
     steps: list[Step] = []
-    raw, items = examples_and_items(examples)
-    run = _run_of(model, Job(name, [*items, *raw], config_of(config), validation, folder))
-    if run.folder is not None:
-        run.folder.check()
-        if run.folder.finished:
-            raise HalkaError(f"{run.folder.path} holds a finished run: load its adapter, or choose another folder")
-    with nullcontext() if run.folder is None else run.folder.locked():
+    config = config_of(config)
+    run_folder = None if folder is None else RunFolder(folder)
+    if run_folder is not None:
+        run_folder.check()
+    with nullcontext() if run_folder is None else run_folder.locked():
+        if run_folder is not None and run_folder.finished:
+            raise HalkaError(f"{run_folder.path} holds a finished run: load its adapter, or choose another folder")
+        raw, items = examples_and_items(examples)
+        run = _run_of(model, Job(name, [*items, *raw], config, validation, folder))
         if run.folder is not None:
-            method = described(run.adapter.method)
-            run.folder.begin({"method": method["name"], **method["fields"], "train": vars(run.config)})
+            run.folder.begin(_settings(run))
         for step in _steps_of_one(model, run, Observer()):
             steps.append(step)
             if on_step is not None:
@@ -123,6 +127,24 @@ def _run_of(model: AdaptedModel, job: Job) -> Run:
     items = as_tokens(model, job.examples, job.config, job.name)
     held_out = as_tokens(model, job.validation, job.config, job.name) if job.validation else []
     return Run(model, job.name, items, held_out, job.config, job.folder)
+
+
+def _settings(run: Run) -> dict[str, Any]:
+    """The settings of a run as run.yaml has them; of a joint method, those of the method that was chosen."""
+    base, method = run.model.base, described(chosen(run.adapter.method))
+    base_name: str = getattr(base.config, "_name_or_path", "")
+    if Path(base_name).is_dir():
+        base_name = str(Path(base_name).absolute())
+    return {
+        **({"base": base_name} if base_name else {}),
+        "out": ".",
+        "kind": kind_of(base),
+        "dtype": str(base.dtype).removeprefix("torch."),
+        "quantize": form_of(base),
+        "method": method["name"],
+        **method["fields"],
+        "train": vars(run.config),
+    }
 
 
 def _steps_of_one(model: AdaptedModel, run: Run, observer: Observer) -> Generator[Step, None, None]:

@@ -1,6 +1,6 @@
 """`RunFolder`: a training run on the disk. It can be locked, resumed after a crash, and finished.
 
-run.yaml                 the settings, which `halka train --config` reads
+run.yaml                 the settings, which `halka train --config` reads (`fit`'s name no data: it needs --data)
 metrics.jsonl            one line of JSON a step: `Step`'s fields
 checkpoint.safetensors   while the run is unfinished: all that it needs to go on exactly where it was
 best.safetensors         likewise: the weights of the best evaluation
