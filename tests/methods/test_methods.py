@@ -58,7 +58,15 @@ def by_hand(base: nn.Module, changes: dict[str, Callable[[Tensor, Tensor], Tenso
 
 MISTAKES: list[tuple[Callable[[], object], str]] = [
     (lambda: halka.LoRA(rank=0), "lora: rank must be a whole number above 0, not 0"),
-    (lambda: halka.LoRA(rank=2.5), "lora: rank must be a whole number above 0, not 2.5"),
+    (lambda: halka.LoRA(rank=2.5), "lora: rank must be a whole number, not 2.5"),
+    (lambda: halka.LoRA(rank="8"), "lora: rank must be a whole number, not '8'"),
+    (lambda: halka.LoRA(rank=True), "lora: rank must be a whole number, not True"),
+    (lambda: halka.LoRA(alpha="16"), "lora: alpha must be a number or None, not '16'"),
+    (lambda: halka.LoRA(dropout="0.1"), "lora: dropout must be a number, not '0.1'"),
+    (
+        lambda: halka.LoRA(8, 16, 0.0, ("linear",), "rank", 7),
+        r"LoRA\(8, 16, .*, 7\): too many positional arguments: its fields are rank, alpha, dropout, targets, scaling",
+    ),
     (lambda: halka.LoRA(alpha=math.nan), "lora: alpha must be a finite number, not nan"),
     (lambda: halka.DoRA(targets=("mlp",)), "dora: targets are linear layers"),
     (lambda: halka.Prefix(hidden=8, tokens=(1,)), "prefix: the MLP .* starts at random"),

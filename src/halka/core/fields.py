@@ -5,12 +5,13 @@ from __future__ import annotations
 import functools
 import inspect
 import sys
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, fields
-from typing import Any, Literal, TypeVar, dataclass_transform, get_args, get_origin, get_type_hints
+from types import UnionType
+from typing import Any, Literal, TypeVar, Union, dataclass_transform, get_args, get_origin, get_type_hints
 
 from halka.util.errors import HalkaError
-from halka.util.settings import documented
+from halka.util.settings import WORDS, documented
 from halka.util.suggest import suggest
 
 T = TypeVar("T")
@@ -42,28 +43,44 @@ def method(cls: type[T]) -> type[T]:
     """Make the class a frozen dataclass whose fields are hyper-parameters.
 
     Each field's metadata `help` goes into the class's docstring, whose first line is the file's if it has none of its
-    own. A list is taken as a tuple. Instances raise HalkaError for a field that the method does not have, naming ours
-    for those of peft, and for a value that its `Literal` type does not list.
+    own. A list is taken as a tuple. Instances raise HalkaError as those of `checked` do, naming our fields for peft's.
     """
     first_line = (sys.modules[cls.__module__].__doc__ or cls.__name__).splitlines()[0]
     cls.__doc__ = inspect.cleandoc(cls.__doc__ or first_line)
     built = dataclass(frozen=True)(cls)
-    init = built.__init__
-    signature = inspect.signature(init)
     names = [each.name for each in fields(built)]  # type: ignore[arg-type]
+    kind: Any = cls  # every method has a name
+    built = checked(built, lambda unknown: _unknown_fields(cls.__name__, unknown, names), f"{kind.name}: ")
+    return documented(built) if names else built
+
+
+def checked(cls: type[T], unknown_fields: Callable[[dict[str, Any]], str], prefix: str = "") -> type[T]:
+    """Let a dataclass check the arguments of new instances; a list is taken as a tuple.
+
+    They raise HalkaError for unknown fields, with the message that `unknown_fields` makes of them and their values, for
+    too many arguments or too few, and, after `prefix`, for a value that is not of its field's type.
+    """
+    init = cls.__init__
+    signature = inspect.signature(init)
+    names = [each.name for each in fields(cls)]  # type: ignore[arg-type]
 
     @functools.wraps(init)
     def checked_init(self: Any, *args: Any, **values: Any) -> None:
         if unknown := {name: value for name, value in values.items() if name not in names}:
-            raise HalkaError(_unknown_fields(cls.__name__, unknown, names))
-        bound = signature.bind(self, *args, **values)
-        for name, value in bound.arguments.items():
+            raise HalkaError(unknown_fields(unknown))
+        try:
+            bound = signature.bind(self, *args, **values)
+        except TypeError as error:
+            shown = ", ".join([*map(repr, args), *(f"{name}={value!r}" for name, value in values.items())])
+            raise HalkaError(f"{cls.__name__}({shown}): {error}: its fields are {', '.join(names)}") from None
+        for name, value in list(bound.arguments.items())[1:]:  # without self
             bound.arguments[name] = value = tuple(value) if isinstance(value, list) else value
-            _check_choice(built, name, value)
+            _check_choice(cls, prefix, name, value)
+            _check_type(cls, prefix, name, value)
         init(*bound.args, **bound.kwargs)
 
-    built.__init__ = checked_init
-    return documented(built) if names else built
+    cls.__init__ = checked_init
+    return cls
 
 
 def explained_roles(names: Iterable[str]) -> str:
@@ -83,16 +100,36 @@ def _choices(cls: type) -> dict[str, tuple[bool, tuple[str, ...]]]:
     return found
 
 
-def _check_choice(cls: Any, name: str, value: Any) -> None:
+@functools.cache
+def _plain_types(cls: type) -> dict[str, tuple[type, bool]]:
+    """The fields of one plain type, and whether None is allowed besides."""
+    plain = {}
+    for name, hint in get_type_hints(cls).items():
+        options = get_args(hint) if get_origin(hint) in (Union, UnionType) else (hint,)
+        kinds = [option for option in options if option is not type(None)]
+        if len(kinds) == 1 and kinds[0] in WORDS:
+            plain[name] = kinds[0], len(options) > 1
+    return plain
+
+
+def _check_type(cls: type, prefix: str, name: str, value: Any) -> None:
+    kind, optional = _plain_types(cls).get(name, (object, True))
+    if value is None and optional:
+        return
+    fits = isinstance(value, int | float if kind is float else kind)
+    if not fits or (isinstance(value, bool) and kind in (int, float)):
+        none = " or None" if optional else ""
+        raise HalkaError(f"{prefix}{name} must be {WORDS[kind]}{none}, not {value!r}")
+
+
+def _check_choice(cls: type, prefix: str, name: str, value: Any) -> None:
     if name not in _choices(cls):
         return
     many, choices = _choices(cls)[name]
     if many and isinstance(value, str):
-        raise HalkaError(f'{cls.name}: {name} is a tuple: ("{value}",), not "{value}"')
+        raise HalkaError(f'{prefix}{name} is a tuple: ("{value}",), not "{value}"')
     if wrong := [each for each in (value if many else [value]) if each not in choices]:
-        raise HalkaError(
-            f"{cls.name}: {name} {'takes' if many else 'is one of'} {', '.join(choices)}, not {wrong[0]!r}"
-        )
+        raise HalkaError(f"{prefix}{name} {'takes' if many else 'is one of'} {', '.join(choices)}, not {wrong[0]!r}")
 
 
 def _unknown_fields(kind: str, unknown: Mapping[str, Any], names: list[str]) -> str:

@@ -15,21 +15,21 @@ def whole(method: str, **fields: int | None) -> None:
     """Each field is a whole number above zero, or None."""
     for name, value in fields.items():
         if value is not None and (type(value) is not int or value <= 0):
-            raise HalkaError(f"{method}: {name} must be a whole number above 0, not {value}")
+            raise HalkaError(f"{method}: {name} must be a whole number above 0, not {value!r}")
 
 
 def finite(method: str, **fields: float | None) -> None:
     """Each field is a finite number, or None."""
     for name, value in fields.items():
         if value is not None and not math.isfinite(value):
-            raise HalkaError(f"{method}: {name} must be a finite number, not {value}")
+            raise HalkaError(f"{method}: {name} must be a finite number, not {value!r}")
 
 
 def fraction(method: str, **fields: float) -> None:
     """Each field is at least 0 and below 1."""
     for name, value in fields.items():
         if not 0 <= value < 1:
-            raise HalkaError(f"{method}: {name} must be at least 0 and below 1, not {value}")
+            raise HalkaError(f"{method}: {name} must be at least 0 and below 1, not {value!r}")
 
 
 def weight_roles(method: str, targets: tuple[str, ...] | str, *also: str) -> None:

@@ -6,11 +6,14 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, TypedDict, get_args
+from typing import Any, Literal, TypedDict, TypeVar
 
-from halka.data.truncation import LENGTH_POLICIES, LengthPolicy
+from halka.core.fields import checked
+from halka.data.truncation import LengthPolicy
 from halka.util.errors import HalkaError
-from halka.util.settings import converted, documented, settings_of
+from halka.util.settings import converted, documented, no_such_setting, settings_of
+
+T = TypeVar("T")
 
 DEFAULT_BATCH_TOKENS = 1024
 Schedule = Literal["cosine", "constant"]
@@ -23,10 +26,18 @@ class BatchLimits(TypedDict):
     batch_size: int | None
 
 
+def _checked(cls: type[T]) -> type[T]:
+    return checked(cls, lambda unknown: no_such_setting(next(iter(unknown)), settings_of(cls)))
+
+
 @documented
+@_checked
 @dataclass(frozen=True)
 class TrainConfig:
-    """How to train an adapter, whatever its method."""
+    """How to train an adapter, whatever its method.
+
+    Raises HalkaError naming the closest field for an unknown one, and the field for a wrong value.
+    """
 
     lr: float | None = field(default=None, metadata={"help": "peak learning rate; the method's own if not given"})
     epochs: float = field(default=3.0, metadata={"help": "passes over the training examples, unless steps is given"})
@@ -61,19 +72,16 @@ class TrainConfig:
         for name in ("lr", "epochs", "steps", "batch_size", "batch_tokens", "accumulate", "max_length", "save_every"):
             value = getattr(self, name)
             if value is not None and value <= 0:
-                raise HalkaError(f"{name} must be above 0, not {value}")
+                raise HalkaError(f"{name} must be above 0, not {value!r}")
         for name in ("evaluate_every", "patience"):
             value = getattr(self, name)
             if value is not None and value < 1:
-                raise HalkaError(f"{name} must be at least 1, not {value}")
+                raise HalkaError(f"{name} must be at least 1, not {value!r}")
         if not 0 <= self.warmup < 1:
-            raise HalkaError(f"warmup is a share of the steps, at least 0 and below 1, not {self.warmup}")
-        for name, choices in (("schedule", get_args(Schedule)), ("too_long", LENGTH_POLICIES)):
-            if getattr(self, name) not in choices:
-                raise HalkaError(f"{name} is one of {', '.join(choices)}, not {getattr(self, name)!r}")
+            raise HalkaError(f"warmup is a share of the steps, at least 0 and below 1, not {self.warmup!r}")
         for name in ("clip", "weight_decay"):
             if getattr(self, name) < 0:
-                raise HalkaError(f"{name} must be at least 0, not {getattr(self, name)}")
+                raise HalkaError(f"{name} must be at least 0, not {getattr(self, name)!r}")
 
     def limits(self) -> BatchLimits:
         """The limits of a batch: the default number of tokens where neither limit is set."""

@@ -242,8 +242,13 @@ def convert(setting: Setting, entry: Entry) -> Any:
 def converted(settings: Mapping[str, Setting], values: Mapping[str, Any]) -> dict[str, Any]:
     """Values by name, each in its setting's type. Raises HalkaError naming a wrong or unknown one."""
     if unknown := next((key for key in values if key not in settings), None):
-        raise HalkaError(f"{unknown}: there is no such setting{_hint(str(unknown), settings)}")
+        raise HalkaError(no_such_setting(str(unknown), settings))
     return {key: convert(settings[key], Entry(value, key)) for key, value in values.items()}
+
+
+def no_such_setting(name: str, settings: Iterable[str]) -> str:
+    """The message about an unknown setting, with the one that was likely meant."""
+    return f"{name}: there is no such setting{_hint(name, settings)}"
 
 
 def merged(owned: Mapping[str, Mapping[str, Setting]]) -> dict[str, Setting]:
