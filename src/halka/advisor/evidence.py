@@ -287,7 +287,7 @@ def from_json(kind: Any, value: Any) -> Any:
     """
     origin = get_origin(kind)
     if origin in (Union, types.UnionType):
-        inner = next(each for each in get_args(kind) if each is not type(None))
+        inner = next(option for option in get_args(kind) if option is not type(None))
         return None if value is None else from_json(inner, value)
     if is_dataclass(kind):
         hints = get_type_hints(kind)
@@ -297,7 +297,7 @@ def from_json(kind: Any, value: Any) -> Any:
     if origin is tuple:
         inner = get_args(kind)
         kinds = [inner[0]] * len(value) if inner[1:] == (...,) else inner
-        return tuple(from_json(each, item) for each, item in zip(kinds, value, strict=True))
+        return tuple(from_json(item_kind, item) for item_kind, item in zip(kinds, value, strict=True))
     if origin in (dict, Mapping):
         return {key: from_json(get_args(kind)[1], item) for key, item in value.items()}
     return value

@@ -117,7 +117,7 @@ def data_sizes(evidence: Evidence) -> Drawing | None:
     labels, ends, sizes = [], [], set()
     for points, name in zip(series, names, strict=True):
         last = points[-1]
-        line = {point.x: mean(each.loss.value for each in points if each.x == point.x) for point in points}
+        line = {point.x: mean(other.loss.value for other in points if other.x == point.x) for point in points}
         axes.plot(list(line), list(line.values()), color=last.look.colour, linewidth=1.6)
         for point in points:
             _mark_upright(axes, point.x, point.loss, last.look, filled=True)

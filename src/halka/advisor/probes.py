@@ -51,7 +51,7 @@ def strength(base: ProbedBase, progress: Progress = lambda _: None) -> Strength:
         shots=min(base.shots[EXAMPLES], len(base.train)),
         losses=losses,
         unigram=_unigram_loss(base),
-        scores={condition: mean_of(each) for condition, each in values.items()},
+        scores={condition: mean_of(numbers) for condition, numbers in values.items()},
         values=values,
         trivial={name: mean_of(base.values(texts)) for name, texts in trivial.items()},
     )
@@ -59,7 +59,7 @@ def strength(base: ProbedBase, progress: Progress = lambda _: None) -> Strength:
 
 def _mean_loss(losses: Sequence[np.ndarray]) -> Score:
     """The mean loss per token with its interval, from the token losses of each answer."""
-    return mean_interval([each.sum() / max(1, len(each)) for each in losses], [len(each) for each in losses])
+    return mean_interval([array.sum() / max(1, len(array)) for array in losses], [len(array) for array in losses])
 
 
 def _unigram_loss(base: ProbedBase) -> float:
@@ -97,7 +97,7 @@ def knowledge(base: ProbedBase, progress: Progress = lambda _: None) -> Knowledg
         losses=losses,
         tokens=tokens,
         found=_retrieved_share(base),
-        scores={condition: mean_of(each) for condition, each in values.items()},
+        scores={condition: mean_of(numbers) for condition, numbers in values.items()},
         values=values,
     )
 
@@ -117,8 +117,8 @@ def _by_part(answers: Sequence[TokenLosses], common: frozenset[int]) -> tuple[Ma
         "content": [losses[~mask] for (_, losses), mask in zip(answers, masks, strict=True)],
     }
     scores, tokens = {}, {}
-    for part, each in parts.items():
-        losses = [array for array in each if len(array)]
+    for part, arrays in parts.items():
+        losses = [array for array in arrays if len(array)]
         if losses:
             scores[part] = mean_interval([array.mean() for array in losses], [len(array) for array in losses])
             tokens[part] = sum(map(len, losses))

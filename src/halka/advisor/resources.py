@@ -176,7 +176,7 @@ class _Search:
         forms = (None,) if isinstance(method, Full) else QUANTISATIONS[QUANTISATIONS.index(self.setup.quantize) :]
         for form, checkpointing in product(forms, (False, True)):
             setup = replace(self.setup, quantize=form, checkpointing=checkpointing)
-            smallest = min((sizes[each] for each in forms if each in sizes), default=0)
+            smallest = min((sizes[other] for other in forms if other in sizes), default=0)
             if setup == self.setup or self.room < sizes.get(form, 0) > smallest:
                 continue
             self.progress(_describe(method, setup))

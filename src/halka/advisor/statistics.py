@@ -179,10 +179,10 @@ def _scatter(x: Array, y: Array) -> float:
     return 1.4826 * float(np.median(np.abs(off) / np.sqrt(1 + left**2 + (1 - left) ** 2)))
 
 
-def _draw_curves(x: Array, y: Array, at: float, noise: float, known: int, rng: np.random.Generator) -> Array:
+def _draw_curves(x: Array, y: Array, at: float, noise: float, prior_points: int, rng: np.random.Generator) -> Array:
     """Values of plausible curves at `at`, (DRAWS,): cells of the (c, a) grid by their fit, b around its best value.
 
-    The noise is uncertain as well: `known` points that are off by `noise` are added to the real ones (Student's t).
+    The noise is uncertain as well: `prior_points` points that are off by `noise` join the real ones (Student's t).
     """
     levels_A = LEVELS * y.max()
     z_CP = (x / x[0]) ** -EXPONENTS[:, None]
@@ -190,8 +190,10 @@ def _draw_curves(x: Array, y: Array, at: float, noise: float, known: int, rng: n
     zz_C1 = (z_CP**2).sum(axis=1, keepdims=True)
     zr_CA = z_CP @ rest_AP.T
     b_CA = np.maximum(zr_CA / zz_C1, 0.0)
-    squares_CA = np.maximum((rest_AP**2).sum(axis=1) - 2 * b_CA * zr_CA + b_CA**2 * zz_C1, 0.0) + known * noise**2
-    degrees = len(x) - 1 + known
+    squares_CA = (
+        np.maximum((rest_AP**2).sum(axis=1) - 2 * b_CA * zr_CA + b_CA**2 * zz_C1, 0.0) + prior_points * noise**2
+    )
+    degrees = len(x) - 1 + prior_points
     log_CA = -0.5 * np.log(zz_C1) - 0.5 * degrees * np.log(squares_CA)
     share_CA = np.exp(log_CA - log_CA.max())
     cell = rng.choice(share_CA.size, DRAWS, p=share_CA.ravel() / share_CA.sum())
@@ -240,9 +242,9 @@ def agreement(predictions: Sequence[Sequence[str]], labels: Sequence[str]) -> tu
 
 def only_labels(predictions: Sequence[Sequence[str]], labels: Sequence[str]) -> list[list[str]]:
     """The predictions, with every text that is none of the labels replaced by one that differs from all others."""
-    known = {*map(as_label, labels)}
+    names = {*map(as_label, labels)}
     return [
-        [text if as_label(text) in known else f"no label {number}.{place}" for place, text in enumerate(texts)]
+        [text if as_label(text) in names else f"no label {number}.{place}" for place, text in enumerate(texts)]
         for number, texts in enumerate(predictions)
     ]
 

@@ -37,7 +37,7 @@ def to_terminal(advice: Advice, evidence: Evidence) -> list[RenderableType]:
 
 def _titled(title: str, contents: Sequence[RenderableType | None]) -> Iterator[RenderableType]:
     """The contents below a title; nothing without contents."""
-    present = [each for each in contents if each is not None]
+    present = [content for content in contents if content is not None]
     if present:
         yield from ("", f"{title}:", *present)
 

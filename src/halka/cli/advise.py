@@ -185,6 +185,6 @@ def _flags(values: Mapping[str, Any]) -> list[str]:
     """Flags with their values; those without one are left out, and those with a list repeated."""
     words = []
     for flag, value in values.items():
-        for each in value if isinstance(value, list) else [value]:
-            words += [] if each is None else [flag, str(each)]
+        for item in value if isinstance(value, list) else [value]:
+            words += [] if item is None else [flag, str(item)]
     return words

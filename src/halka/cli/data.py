@@ -49,7 +49,7 @@ def preview(
         for index, file in enumerate(files)
     ]
     if json:
-        return emit([each.to_json() for each in previews])
+        return emit([shown.to_json() for shown in previews])
     console = Console(highlight=False)
     for index, shown in enumerate(previews):
         if index:

@@ -158,7 +158,7 @@ def task_of(run: RunSettings) -> Task:
             raise HalkaError(f"--validation is for --data: the task {run.task} has its own validation examples")
         return of_kind(named_task(run.task), run.kind)
     rows = [data_rows(file, "--data", run.shape) for file in run.data]
-    train, validation = _held_out([example for each in rows for example in each.examples], run)
+    train, validation = _held_out([example for file_rows in rows for example in file_rows.examples], run)
     task = Task(run.data[0].name.partition(".")[0], tuple(train), tuple(validation), (), (), "")
     return of_kind(task, run.kind or KIND_OF_SHAPE.get(rows[0].shape))
 
@@ -190,7 +190,7 @@ def method_of(plan: Plan, model: AdaptedModel) -> Method:
     text, method = plan.run.text, plan.method
     if text is None:
         return method
-    start = Prompt.from_text(text, model.tokenizer, vars(method)["length"] if "length" in plan.given else None)
+    start = Prompt.from_text(text, model.tokenizer, vars(method)["length"] if "length" in plan.explicit else None)
     return replace(method, length=start.length, tokens=start.tokens)  # type: ignore[type-var]
 
 
@@ -199,14 +199,14 @@ def _show_all(results: list[dict[str, Any]]) -> None:
 
     right = ("steps", "time", "loss", "validation", "parameters")
     table = columns("run", "method", *right, right=right)
-    for each in results:
-        if "error" in each:
-            table.add_row(str(each["folder"]), each["method"]["name"], "failed", *[""] * 4)
+    for result in results:
+        if "error" in result:
+            table.add_row(str(result["folder"]), result["method"]["name"], "failed", *[""] * 4)
             continue
-        validation = "" if each["validation_loss"] is None else f"{each['validation_loss']:.4f}"
+        validation = "" if result["validation_loss"] is None else f"{result['validation_loss']:.4f}"
         table.add_row(
-            *(str(each["folder"]), each["method"]["name"], str(each["steps"]), duration(each["seconds"])),
-            *(f"{each['loss']:.4f}", validation, count(each["parameters"])),
+            *(str(result["folder"]), result["method"]["name"], str(result["steps"]), duration(result["seconds"])),
+            *(f"{result['loss']:.4f}", validation, count(result["parameters"])),
         )
     if results:
         show(table)

@@ -101,12 +101,12 @@ def sources() -> Sources:
 
 @dataclass(frozen=True)
 class Plan:
-    """One run: its settings, method and training; `given` are the paths of the settings that were set."""
+    """One run: its settings, method and training; `explicit` are the paths of the settings that were set."""
 
     run: RunSettings
     method: Method
     train: TrainConfig
-    given: frozenset[str]
+    explicit: frozenset[str]
 
     def settings(self, method: Method) -> dict[str, Any]:
         """All settings as run.yaml has them, for --config; `method` has tokens where a text was given."""
@@ -175,7 +175,7 @@ def _plan(layer: Mapping[str, Entry], sources: Sources) -> Plan:
         run=run,
         method=chosen,
         train=build(TrainConfig, sources.train, layer),
-        given=frozenset(layer),
+        explicit=frozenset(layer),
     )
 
 

@@ -72,13 +72,13 @@ def suggest(name: str, names: Iterable[str]) -> str | None:
 
     A dash counts as an underscore, and dashes in front as nothing: flags, fields and keys are all such names.
     """
-    known = {_plain(each): each for each in names}
+    by_plain_name = {_plain(candidate): candidate for candidate in names}
     wanted = _plain(name)
     for ours, others in OTHERS.items():
-        if ours in known and wanted in others.split():
-            return known[ours]
-    close = difflib.get_close_matches(wanted, known, n=1, cutoff=0.7)
-    return known[close[0]] if close else None
+        if ours in by_plain_name and wanted in others.split():
+            return by_plain_name[ours]
+    close = difflib.get_close_matches(wanted, by_plain_name, n=1, cutoff=0.7)
+    return by_plain_name[close[0]] if close else None
 
 
 def _plain(name: str) -> str:
