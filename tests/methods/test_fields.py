@@ -7,6 +7,7 @@ import pydoc
 from dataclasses import field, fields
 from typing import ClassVar, Literal
 
+import numpy as np
 import pytest
 
 import halka
@@ -90,3 +91,9 @@ def test_a_field_or_value_that_there_is_not_is_refused(fields, message):
 def test_names_of_peft_lead_to_ours(kind, fields, message):
     with pytest.raises(halka.HalkaError, match=message):
         kind(**fields)
+
+
+def test_numbers_of_numpy_are_taken_as_python_s():
+    config = halka.TrainConfig(steps=np.int64(10), lr=np.float32(0.5))
+    assert (type(config.steps), type(config.lr)) == (int, float)
+    assert halka.LoRA(rank=np.int32(4)).rank == 4

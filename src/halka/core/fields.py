@@ -7,6 +7,7 @@ import inspect
 import sys
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, fields
+from numbers import Integral, Real
 from types import UnionType
 from typing import Any, Literal, TypeVar, Union, dataclass_transform, get_args, get_origin, get_type_hints
 
@@ -74,7 +75,7 @@ def checked(cls: type[T], unknown_fields: Callable[[dict[str, Any]], str], prefi
             shown = ", ".join([*map(repr, args), *(f"{name}={value!r}" for name, value in values.items())])
             raise HalkaError(f"{cls.__name__}({shown}): {error}: its fields are {', '.join(names)}") from None
         for name, value in list(bound.arguments.items())[1:]:  # without self
-            bound.arguments[name] = value = tuple(value) if isinstance(value, list) else value
+            bound.arguments[name] = value = _plain_value(value)
             _check_choice(cls, prefix, name, value)
             _check_type(cls, prefix, name, value)
         init(*bound.args, **bound.kwargs)
@@ -110,6 +111,15 @@ def _plain_types(cls: type) -> dict[str, tuple[type, bool]]:
         if len(kinds) == 1 and kinds[0] in WORDS:
             plain[name] = kinds[0], len(options) > 1
     return plain
+
+
+def _plain_value(value: Any) -> Any:
+    """A list as a tuple, numpy's numbers as Python's, anything else as it is."""
+    if isinstance(value, list):
+        return tuple(value)
+    if isinstance(value, Integral) and not isinstance(value, int):
+        return int(value)
+    return float(value) if isinstance(value, Real) and not isinstance(value, int | float) else value
 
 
 def _check_type(cls: type, prefix: str, name: str, value: Any) -> None:
