@@ -32,7 +32,7 @@ from halka.util.errors import HalkaError
 T = TypeVar("T")
 OLDEST = (1, 19)  # the first server that counts words within a filter and filters by prefixes
 LEFT = 3600.0  # seconds after which passages that are not current are from a crash, not from a writer at work
-AT_ONCE, TRIES = 256, 10
+AT_ONCE, TRIES = 256, 64
 MEANING, WORDS = "meaning", "words"
 PASSAGE = ["document", "number", "text", "start", "end", "page", "heading", "readers"]
 DOCUMENT = ["name", "digest", "readers", "tags", "added", "passages"]
