@@ -22,20 +22,6 @@ from halka.objectives import OBJECTIVES
 from halka.util.dtypes import Dtype, dtype_name
 from halka.util.errors import HalkaError
 
-__all__ = [
-    "FAMILIES",
-    "Estimate",
-    "Memory",
-    "Row",
-    "Setup",
-    "at_least_one",
-    "dry_run",
-    "estimate",
-    "largest_batch",
-    "prepared",
-    "row_of",
-]
-
 FAMILIES = ("lora", "dora", "ia3", "bitfit", "bottleneck", "prefix", "prompt", "llama_adapter", "full")
 
 

@@ -24,13 +24,14 @@ from safetensors.torch import load_file, save_file  # pyright: ignore[reportUnkn
 from torch import Tensor
 
 from halka.core import AdaptedModel, Adapter, chosen
+from halka.storage.adapter_folder import ADAPTER
 from halka.storage.save_load import save
 from halka.training.checkpoint import Progress, load_checkpoint, save_checkpoint
 from halka.training.config import Step, TrainConfig, TrainResult
 from halka.util.errors import HalkaError
 from halka.util.files import locked, write_file, write_text
 
-RUN, METRICS, ADAPTER = "run.yaml", "metrics.jsonl", "adapter"
+RUN, METRICS = "run.yaml", "metrics.jsonl"
 CHECKPOINT, BEST = "checkpoint.safetensors", "best.safetensors"
 
 
