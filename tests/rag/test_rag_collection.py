@@ -307,10 +307,13 @@ from halka.rag import collection
 
 collection.AT_ONCE = 1500
 
+def report(*words):  # in one write: writers share the pipe, and print makes several where Python's output is unbuffered
+    os.write(1, (" ".join(map(str, words)) + "\\n").encode())
+
 class Embedder(WordEmbedder):
     def passages(self, texts):
         vectors = super().passages(texts)
-        print("puts", flush=True)
+        report("puts")
         return vectors
 
 for line in sys.stdin:
@@ -319,11 +322,11 @@ for line in sys.stdin:
     while children[-1] and len(children) < int(writers):
         children.append(os.fork())
     if children[-1]:
-        print("ended", *(os.waitpid(child, 0)[1] for child in children), flush=True)
+        report("ended", *(os.waitpid(child, 0)[1] for child in children))
     else:
-        print("began", os.getpid(), flush=True)
+        report("began", os.getpid())
         for event in collection.Collection(folder, Embedder()).add([documents]):
-            print(event.what, event.document, flush=True)
+            report(event.what, event.document)
         os._exit(0)
 """
 """Starts writers for each line that it reads; what they import is imported once."""
