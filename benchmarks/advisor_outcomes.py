@@ -31,7 +31,7 @@ import torch
 from advisor_cases import CASES, Case
 
 import halka
-from halka.advisor.prompts import build_prompt, question_of
+from halka.advisor.probed_base import build_prompt, question_of
 from halka.advisor.statistics import answer_values
 from halka.data.examples import Example
 from halka.evaluation.generation import iter_answers

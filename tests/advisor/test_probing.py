@@ -21,14 +21,12 @@ import torch.nn.functional as F
 
 import halka
 from halka.advisor import Evidence, Request, advise_from, probe, probed_base, probing, request, resources
-from halka.advisor.commands import commands
+from halka.advisor.advice import commands
 from halka.advisor.evidence import CONDITIONS
-from halka.advisor.folder import Room
 from halka.advisor.pilot import TRIALS, PilotConfig, TrialPlan, learnability
-from halka.advisor.probed_base import ProbedBase, decoder_config, token_losses
+from halka.advisor.probed_base import ProbedBase, build_prompt, decoder_config, token_losses
 from halka.advisor.probes import knowledge, strength
-from halka.advisor.prompts import build_prompt
-from halka.advisor.request import result_keys, sample, usual_metric
+from halka.advisor.request import Room, result_keys, sample, usual_metric
 from halka.advisor.resources import Available, base_too_large, pilot_room
 from halka.advisor.statistics import answer_values
 from halka.cli import main

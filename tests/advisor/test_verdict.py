@@ -11,7 +11,7 @@ import pytest
 
 from advice_for_tests import full_evidence
 from halka.advisor import CHOICES, advise_from
-from halka.advisor.commands import commands, settings
+from halka.advisor.advice import commands, settings
 from halka.advisor.evidence import (
     Evidence,
     Fit,

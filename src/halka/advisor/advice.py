@@ -1,14 +1,27 @@
-"""`Advice`: what to do, how sure that is, why, and what would change it; `advise_from` derives it from the evidence."""
+"""`Advice`: what to do, how sure that is, why, and what to run next; `advise_from` derives it from the evidence."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import hashlib
+import json
+import math
+import shlex
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from itertools import pairwise
 from typing import Any
 
-from halka.advisor.commands import commands, settings
-from halka.advisor.evidence import Evidence
+from halka.advisor.evidence import BOTH, Evidence, Option, Trial, best_condition, listed_fields
 from halka.advisor.reasons import Reason, changes, missing, reasons
+from halka.advisor.request import (
+    COLLECTION,
+    HELD_OUT,
+    HELD_OUT_WITH_PASSAGES,
+    PROMPTED,
+    PROMPTED_WITH_PASSAGES,
+    TRAIN_WITH_PASSAGES,
+)
+from halka.advisor.statistics import HORIZON, lowest_before_rising
 from halka.advisor.verdict import (
     GAP,
     HIGH,
@@ -21,9 +34,23 @@ from halka.advisor.verdict import (
     prospects,
     trainable,
 )
-from halka.advisor.words import CHOICES, Choice
+from halka.advisor.words import CHOICES, TRAINED, Choice
+from halka.core import described
+from halka.methods import build_method
 from halka.report.units import percent
 from halka.util.errors import HalkaError
+
+LARGER = {  # names on the hub, with their parameters; all have the licence Apache-2.0
+    "HuggingFaceTB/SmolLM2-360M-Instruct": 362 * 10**6,
+    "HuggingFaceTB/SmolLM2-1.7B-Instruct": 1711 * 10**6,
+    "Qwen/Qwen2.5-7B-Instruct": 7616 * 10**6,
+    "Qwen/Qwen2.5-14B-Instruct": 14_770 * 10**6,
+    "Qwen/Qwen2.5-32B-Instruct": 32_764 * 10**6,
+}
+NF4_BYTES = 0.6  # per parameter, with scales
+
+Settings = dict[str, Any]
+Command = list[str]
 
 
 @dataclass(frozen=True)
@@ -98,3 +125,198 @@ def advise_from(evidence: Evidence) -> Advice:
         commands=commands(usable, choice),
         settings=settings(usable, choice),
     )
+
+
+# ── settings for training ───────────────────────────────────────────────────────────────────────────────────────────
+
+
+def settings(evidence: Evidence, choice: Choice) -> Settings:
+    """Method, its fields, learning rate, steps and batch, as the pilot chose them; empty where nothing is trained."""
+    if choice not in TRAINED:
+        return {}
+    trial, learned = _trial(evidence, choice), evidence.learnability
+    if trial is None or learned is None:
+        return _usual_settings(evidence, choice)
+    steps = _steps(trial, math.ceil(evidence.subject.train / learned.batch_size))
+    memory = _memory_settings(evidence, trial.method, learned.batch_size, trial.passages)
+    return {"method": trial.method, **trial.settings, "lr": trial.lr, "steps": steps, **memory}
+
+
+def _usual_settings(evidence: Evidence, choice: Choice) -> Settings:
+    """Settings without a pilot: the first small method that fits, with its defaults."""
+    fit = evidence.fit
+    small = [option for option in (fit.options if fit else ()) if option.method != "full" and option.largest_batch != 0]
+    method = "full" if choice == "full" else small[0].method if small else "lora"
+    fields = listed_fields(method, described(build_method(method, {}))["fields"])
+    return {"method": method, **fields, **_memory_settings(evidence, method, 8 if fit is None else fit.batch_size)}
+
+
+def _trial(evidence: Evidence, choice: Choice) -> Trial | None:
+    learned = evidence.learnability
+    if learned is None:
+        return None
+    return learned.full if choice == "full" else learned.best(passages=choice == "peft+rag")
+
+
+def _steps(trial: Trial, epoch: int) -> int:
+    """To where the trial's curve was lowest, if it rises after that; else `HORIZON` times as far, at least an epoch."""
+    lowest = lowest_before_rising(trial.curve)
+    return max(HORIZON * trial.steps, epoch) if lowest is None else int(lowest)
+
+
+def _memory_settings(evidence: Evidence, method: str, batch_size: int, passages: bool = False) -> Settings:
+    """What makes the method fit: smaller batches, several of them a step; checkpointing; a quantised base.
+
+    Where nothing makes it fit, the settings that need least.
+    """
+    option = None if evidence.fit is None else evidence.fit.option(method, passages=passages)
+    largest = batch_size if option is None or option.largest_batch is None else option.largest_batch
+    fits = option is None or option.fits is not False  # on a CPU a larger batch may fit where a smaller one does not
+    rows = max(1, min(batch_size, largest) if fits else largest)
+    values: Settings = {"batch_size": rows}
+    if rows < batch_size:
+        values["accumulate"] = math.ceil(batch_size / rows)
+    if option is not None and option.checkpointing:
+        values["checkpointing"] = True
+    return values | _loading(evidence, option)
+
+
+def _loading(evidence: Evidence, option: Option | None = None) -> Settings:
+    """How the base is loaded, where that differs from the default."""
+    subject = evidence.subject
+    quantize = (option.quantize if option is not None else None) or subject.quantize
+    dtype = {} if subject.dtype == "bfloat16" else {"dtype": subject.dtype}
+    return dtype | ({} if quantize is None else {"quantize": quantize})
+
+
+# ── commands ────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def commands(evidence: Evidence, choice: Choice) -> tuple[str, ...]:
+    """The commands of a choice, as lines for a shell."""
+    return tuple(shlex.join(command) for command in COMMANDS[choice](evidence))
+
+
+def _halka(evidence: Evidence, command: str, values: Settings | None = None) -> Command:
+    """A command that loads the base."""
+    values = _loading(evidence) if values is None else values
+    flags = [part for key, value in values.items() for part in _flag(key, value)]
+    return ["halka", command, "--base", evidence.subject.base, *flags]
+
+
+def _flag(key: str, value: Any) -> list[str]:
+    name = key.replace("_", "-")
+    if isinstance(value, bool):
+        return [f"--{name}" if value else f"--no-{name}"]
+    if isinstance(value, tuple | list):
+        return [f"--{name}", ",".join(map(str, value))]
+    return [f"--{name}", f"{value:g}" if isinstance(value, float) else str(value)]
+
+
+def _in_folder(evidence: Evidence, name: str) -> str:
+    return f"{evidence.subject.out}/{name}"
+
+
+def _run_folder(evidence: Evidence, choice: Choice) -> str:
+    """Other data, or other settings, have another folder."""
+    values = settings(evidence, choice)
+    text = json.dumps((evidence.subject.key, choice, values), sort_keys=True)
+    return _in_folder(evidence, f"run-{values['method']}-{hashlib.sha256(text.encode()).hexdigest()[:6]}")
+
+
+def _metric_flags(evidence: Evidence) -> list[str]:
+    return ["--metrics", evidence.subject.metric, "--max-new-tokens", str(evidence.subject.max_new_tokens)]
+
+
+def _evaluate_prompts(evidence: Evidence, name: str) -> Command:
+    """Evaluates the base on held-out examples in the prompts that scored best."""
+    return [*_halka(evidence, "evaluate"), "--data", _in_folder(evidence, name), *_metric_flags(evidence)]
+
+
+def _train(evidence: Evidence, choice: Choice, data: list[str]) -> Command:
+    values = settings(evidence, choice)
+    return [*_halka(evidence, "train", values), *data, "-o", _run_folder(evidence, choice)]
+
+
+def _with_adapter(evidence: Evidence, command: str, choice: Choice) -> Command:
+    """A command that loads the base, as it was trained, with the adapter."""
+    values = settings(evidence, choice)
+    loading = {key: values[key] for key in ("dtype", "quantize") if key in values}
+    return [*_halka(evidence, command, loading), "--adapter", f"{_run_folder(evidence, choice)}/adapter"]
+
+
+def _ask_flags(evidence: Evidence) -> list[str]:
+    subject = evidence.subject
+    collection = ["--collection", COLLECTION, "--collections", subject.out]
+    limits = ["--passages", str(subject.passages), "--max-new-tokens", str(subject.max_new_tokens)]
+    return [*collection, *limits, "your question"]
+
+
+def _prompt(evidence: Evidence) -> list[Command]:
+    return [_evaluate_prompts(evidence, PROMPTED)]
+
+
+def _rag(evidence: Evidence) -> list[Command]:
+    """`halka ask` only where passages alone scored best, because it shows no worked examples."""
+    knowledge = evidence.knowledge
+    with_examples = knowledge is not None and knowledge.scores and best_condition(knowledge.scores) == BOTH
+    ask = [] if with_examples else [[*_halka(evidence, "ask"), *_ask_flags(evidence)]]
+    return [_evaluate_prompts(evidence, PROMPTED_WITH_PASSAGES), *ask]
+
+
+def _tuned(evidence: Evidence, choice: Choice) -> list[Command]:
+    held_out = _in_folder(evidence, HELD_OUT)
+    return [
+        _train(evidence, choice, [*evidence.subject.flags]),
+        [*_with_adapter(evidence, "evaluate", choice), "--data", held_out, *_metric_flags(evidence)],
+    ]
+
+
+def _tuned_with_passages(evidence: Evidence) -> list[Command]:
+    train, held_out = (_in_folder(evidence, name) for name in (TRAIN_WITH_PASSAGES, HELD_OUT_WITH_PASSAGES))
+    return [
+        _train(evidence, "peft+rag", ["--data", train, "--validation", held_out]),
+        [*_with_adapter(evidence, "evaluate", "peft+rag"), "--data", held_out, *_metric_flags(evidence)],
+        [*_with_adapter(evidence, "ask", "peft+rag"), *_ask_flags(evidence)],
+    ]
+
+
+def _data(evidence: Evidence) -> list[Command]:
+    pairs = [*pairwise(evidence.subject.again)]
+    files = [value for flag, value in pairs if flag == "--data"]
+    shape = [part for pair in pairs if pair[0] == "--shape" for part in pair]
+    preview = ["halka", "data", "preview", *files, "--base", evidence.subject.base, *shape]
+    return [*([preview] if files else []), _advise_again(evidence, evidence.subject.base)]
+
+
+def _base(evidence: Evidence) -> list[Command]:
+    return [_advise_again(evidence, _other_base(evidence))]
+
+
+def _advise_again(evidence: Evidence, base: str) -> Command:
+    return ["halka", "advise", "--base", base, *evidence.subject.again]
+
+
+def _other_base(evidence: Evidence) -> str:
+    """A base of `LARGER` with at least twice the parameters, if possible one that fits the hardware in NF4.
+
+    Where the base cannot be trained at all, the largest smaller one that fits, else the smallest.
+    """
+    subject, fit = evidence.subject, evidence.fit
+    fitting = [name for name in LARGER if fit is None or fit.memory is None or NF4_BYTES * LARGER[name] <= fit.memory]
+    if fit is not None and all(option.largest_batch == 0 for option in fit.options) and fit.options:
+        smaller = [name for name in fitting if LARGER[name] < subject.parameters]
+        return (smaller or [*LARGER][:1])[-1]
+    twice = [name for name in LARGER if LARGER[name] >= 2 * subject.parameters]
+    return ([name for name in twice if name in fitting] or twice or [*LARGER][-1:])[0]
+
+
+COMMANDS: dict[Choice, Callable[[Evidence], list[Command]]] = {
+    "prompt": _prompt,
+    "rag": _rag,
+    "peft": lambda evidence: _tuned(evidence, "peft"),
+    "peft+rag": _tuned_with_passages,
+    "full": lambda evidence: _tuned(evidence, "full"),
+    "data": _data,
+    "base": _base,
+}

@@ -272,6 +272,11 @@ class Evidence:
         return {**(strength.scores if strength else {}), **(knowledge.scores if knowledge else {})}
 
 
+def best_condition(scores: Mapping[str, Score]) -> str:
+    """The condition with the highest score; of equal ones the first, which has the shorter prompt."""
+    return max(scores, key=lambda condition: scores[condition].value)
+
+
 def listed_fields(method: str, fields: Mapping[str, Any]) -> dict[str, Any]:
     """Rank, targets and what differs from the method's defaults; all fields of a method that Halka does not have."""
     if method not in all_methods():

@@ -1,4 +1,7 @@
-"""`ProbedBase`: the base model with the user's examples and documents, as every probe prompts it."""
+"""`ProbedBase`: the base model with the user's examples and documents, as every probe prompts it.
+
+There are four ways to prompt it: the question alone, after worked examples, with retrieved passages, with both.
+"""
 
 from __future__ import annotations
 
@@ -12,15 +15,15 @@ import torch
 import torch.nn.functional as F
 
 from halka.advisor.evidence import BOTH, CLOSED, CONDITIONS, DOCUMENTS, EXAMPLES
-from halka.advisor.folder import COLLECTION
-from halka.advisor.prompts import Retrieve, build_prompt, question_of, usable_examples
-from halka.advisor.request import Request, Sample
+from halka.advisor.request import COLLECTION, Request, Sample
 from halka.advisor.statistics import answer_values
 from halka.core import AdaptedModel, in_mode
 from halka.data.batches import collate, plan
-from halka.data.examples import Example
-from halka.data.tokens import Tokens, encode, encode_prompt
+from halka.data.examples import Example, Message
+from halka.data.readers import Problem
+from halka.data.tokens import Tokens, encode, encode_all, encode_prompt
 from halka.evaluation.generation import iter_answers
+from halka.evaluation.streaming import user_message
 from halka.models import adapt, context, hidden_states, logits, pad_id
 from halka.models.attention.function import use_attention
 from halka.models.kinds import usual_kind
@@ -28,6 +31,7 @@ from halka.models.layouts import LAYOUTS
 from halka.models.loading import base_config, load_base
 from halka.rag.collection import Collection
 from halka.rag.passages import Passage
+from halka.rag.prompt import prompted
 from halka.rag.retrieve import Retriever
 from halka.rag.sources import listed, taken_in
 from halka.util.errors import DataError, HalkaError
@@ -36,9 +40,13 @@ BATCH, BATCH_TOKENS = 16, 4096  # examples, and tokens with padding, of a batch 
 SHOTS = {CLOSED: 0, EXAMPLES: 4, DOCUMENTS: 0, BOTH: 2}  # fewer with passages, as each worked example brings its own
 
 REPORTED = 50  # examples after which progress is reported
+NO_QUESTION = "no user message before the answer: add one"
 
 TokenLosses = tuple[list[int], np.ndarray]
 """Token ids of an answer, and the loss of each in nats."""
+
+Retrieve = Callable[[str], Sequence[Passage]]
+"""Maps a question to the passages that may answer it."""
 
 Progress = Callable[[str, str], None]
 """Called with a stage and what it does."""
@@ -178,6 +186,62 @@ def token_losses(model: AdaptedModel, adapter: str | None, items: Sequence[Token
                 loss = F.cross_entropy(scores, torch.tensor(ids, device=device), reduction="none")
                 losses[index] = (ids, loss.cpu().double().numpy())
     return losses
+
+
+# ── prompts ─────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def build_prompt(
+    model: AdaptedModel, example: Example, shots: Sequence[Example] = (), retrieve: Retrieve | None = None
+) -> Example:
+    """The example with `shots` as earlier turns, and every question preceded by its retrieved passages.
+
+    For a base without a chat template the turns are joined into one text.
+    Raises DataError for an example without a user message.
+    """
+    asked = [_with_passages(model, shot, retrieve) for shot in (*shots, example)]
+    system = [message for message in example.prompt if message.role == "system"]
+    turns = [message for shot in asked for message in shot.messages if message.role != "system"]
+    if model.tokenizer.chat_template is None and shots:
+        answer = turns.pop() if example.messages[-1].role == "assistant" else None
+        text = "\n".join(
+            f"{message.content}\n" if message.role == "assistant" else message.content for message in turns
+        )
+        turns = [Message("user", f"{text}\n"), *([] if answer is None else [answer])]
+    return Example((*system, *turns), example.references, example.where)
+
+
+def usable_examples(model: AdaptedModel, examples: Sequence[Example]) -> tuple[list[int], list[Problem]]:
+    """Indices of the examples that the base can be prompted with, and problems of the others.
+
+    Usable is an example that the chat template accepts, whose answer begins within the base's context, and that has a
+    user message. Raises DataError where none is left.
+    """
+    encoded = encode_all(examples, model.tokenizer, context(model, None))
+    usable = [index for index in encoded.kept if any(message.role == "user" for message in examples[index].prompt)]
+    silent = sorted({*encoded.kept} - {*usable})
+    places = [examples[index].where or f"example {index + 1}" for index in silent]
+    problems = [*encoded.problems, *(Problem(place, NO_QUESTION) for place in places)]
+    if not usable:
+        raise DataError(f"none of {len(examples)} examples can be used. {problems[0]}")
+    return usable, problems
+
+
+def question_of(example: Example) -> str:
+    """The last user message. Raises DataError where there is none."""
+    for message in reversed(example.prompt):
+        if message.role == "user":
+            return message.content
+    raise DataError(f"{example.where or 'an example'}: {NO_QUESTION}")
+
+
+def _with_passages(model: AdaptedModel, example: Example, retrieve: Retrieve | None) -> Example:
+    question = question_of(example)
+    if retrieve is None:
+        return example
+    last = max(number for number, message in enumerate(example.prompt) if message.role == "user")
+    asked = user_message(model, prompted(question, retrieve(question)))
+    return Example((*example.messages[:last], asked, *example.messages[last + 1 :]), example.references, example.where)
 
 
 # ── opening ─────────────────────────────────────────────────────────────────────────────────────────────────────────

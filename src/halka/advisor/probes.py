@@ -13,8 +13,7 @@ from itertools import islice
 import numpy as np
 
 from halka.advisor.evidence import BOTH, CLOSED, DOCUMENTS, EXAMPLES, Cleanliness, Knowledge, Strength
-from halka.advisor.probed_base import ProbedBase, TokenLosses
-from halka.advisor.prompts import question_of
+from halka.advisor.probed_base import ProbedBase, TokenLosses, question_of
 from halka.advisor.statistics import mean_interval
 from halka.data.duplicates import answer_keys, between, prompt_key, within
 from halka.data.examples import Example

@@ -21,8 +21,12 @@ from halka.advisor.evidence import (
     ProbeName,
     Strength,
     Subject,
+    best_condition,
 )
-from halka.advisor.folder import (
+from halka.advisor.pilot import FULL, WITH_PASSAGES, PilotConfig, learnability
+from halka.advisor.probed_base import ProbedBase, Progress, decoder_config, open_base
+from halka.advisor.probes import cleanliness, knowledge, strength
+from halka.advisor.request import (
     HELD_OUT,
     HELD_OUT_WITH_PASSAGES,
     PROMPTED,
@@ -30,12 +34,12 @@ from halka.advisor.folder import (
     TRAIN,
     TRAIN_WITH_PASSAGES,
     AdviceFolder,
+    Request,
+    Sample,
+    base_files,
+    result_keys,
+    sample,
 )
-from halka.advisor.pilot import FULL, WITH_PASSAGES, PilotConfig, learnability
-from halka.advisor.probed_base import ProbedBase, Progress, decoder_config, open_base
-from halka.advisor.probes import cleanliness, knowledge, strength
-from halka.advisor.prompts import best_condition
-from halka.advisor.request import Request, Sample, base_files, result_keys, sample
 from halka.advisor.resources import (
     Available,
     affordable_held_out,

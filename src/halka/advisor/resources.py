@@ -11,10 +11,9 @@ from pathlib import Path
 from typing import Any
 
 from halka.advisor.evidence import CLOSED, DOCUMENTS, Fit, Option
-from halka.advisor.folder import Room
 from halka.advisor.pilot import PilotConfig
 from halka.advisor.probed_base import ProbedBase
-from halka.advisor.request import Request
+from halka.advisor.request import Request, Room
 from halka.core import Method
 from halka.data.examples import Example
 from halka.data.tokens import encode_all

@@ -100,6 +100,31 @@ def mean_interval(
     return Score(result.value, max(low, 0.0) if value.min() >= 0 else low, result.value + margin, n)
 
 
+def shared_deviations(values: Sequence[Sequence[float]], draws: int, rng: np.random.Generator) -> list[Array]:
+    """How far each score deviates from the measured one, in standard deviations: per score (draws,).
+
+    `values` are those of the answers that each score was measured on. Scores measured on the same questions share the
+    resampled questions, so that luck with easy ones favours none. Others, and those whose answers all have one value,
+    deviate independently.
+    """
+    asked = max(map(len, values))
+    questions = rng.integers(max(1, asked), size=(draws, asked))
+    deviations = []
+    for own in values:
+        deviation = rng.standard_normal(draws)
+        if len(own) == asked and len({*own}) > 1:
+            means = np.array(own)[questions].mean(axis=1)
+            deviation = (means - means.mean()) / means.std()
+        deviations.append(deviation)
+    return deviations
+
+
+def drawn(score: Score, deviation: float) -> float:
+    """A value of the interval, taken as normal on either side; at least 0."""
+    side = score.high - score.value if deviation > 0 else score.value - score.low
+    return max(0.0, score.value + deviation * side / 1.96)
+
+
 # ── learning curves ─────────────────────────────────────────────────────────────────────────────────────────────────
 
 

@@ -23,8 +23,8 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from halka.advisor.evidence import Evidence, Learnability, Strength, Trial
-from halka.advisor.prompts import best_condition
+from halka.advisor.evidence import Evidence, Learnability, Strength, Trial, best_condition
+from halka.advisor.statistics import drawn, shared_deviations
 from halka.advisor.words import CHOICES, CONDITIONS, TRAINED, Choice
 from halka.evaluation.metrics import Score
 
@@ -316,7 +316,7 @@ def confidence(expected: Sequence[Prospect], choice: Choice, criteria: Criteria)
     In a draw all scores are of the same resampled questions; losses are drawn independently.
     """
     rng = np.random.default_rng(0)
-    deviations = _score_deviations(expected, rng)
+    deviations = shared_deviations([prospect.values for prospect in expected], DRAWS, rng)
     losses: list[tuple[Choice, Score, np.ndarray]] = [
         (prospect.choice, prospect.loss, rng.standard_normal(DRAWS))
         for prospect in expected
@@ -325,33 +325,9 @@ def confidence(expected: Sequence[Prospect], choice: Choice, criteria: Criteria)
     same = 0
     for draw in range(DRAWS):
         scores: dict[Choice, float] = {
-            prospect.choice: min(1.0, _drawn(prospect.score, deviations[prospect.choice][draw]))
-            for prospect in expected
+            prospect.choice: min(1.0, drawn(prospect.score, deviation[draw]))
+            for prospect, deviation in zip(expected, deviations, strict=True)
         }
-        drawn_losses: dict[Choice, float] = {name: _drawn(loss, deviation[draw]) for name, loss, deviation in losses}
+        drawn_losses: dict[Choice, float] = {name: drawn(loss, deviation[draw]) for name, loss, deviation in losses}
         same += choose(scores, criteria, drawn_losses)[0] == choice
     return same / DRAWS
-
-
-def _score_deviations(expected: Sequence[Prospect], rng: np.random.Generator) -> dict[Choice, np.ndarray]:
-    """How far each score deviates from the measured one, in standard deviations, (DRAWS,).
-
-    Choices measured on the same questions share the resampled questions, so that luck with easy ones favours none.
-    Others, and those whose answers all have one value, deviate independently.
-    """
-    asked = max(len(prospect.values) for prospect in expected)
-    questions = rng.integers(max(1, asked), size=(DRAWS, asked))
-    deviations = {}
-    for prospect in expected:
-        deviation, values = rng.standard_normal(DRAWS), np.array(prospect.values)
-        if len(values) == asked and len({*prospect.values}) > 1:
-            means = values[questions].mean(axis=1)
-            deviation = (means - means.mean()) / means.std()
-        deviations[prospect.choice] = deviation
-    return deviations
-
-
-def _drawn(score: Score, deviation: float) -> float:
-    """A value of the interval, taken as normal on either side; at least 0."""
-    side = score.high - score.value if deviation > 0 else score.value - score.low
-    return max(0.0, score.value + deviation * side / 1.96)

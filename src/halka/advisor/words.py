@@ -77,21 +77,19 @@ def loss(score: Score | None) -> str:
     )
 
 
-def step_time(option: Option) -> str:
-    """Seconds of a training step, as people read them."""
+def option_row(option: Option) -> tuple[str, ...]:
+    """A way of training in a table: method, how, memory, fits, largest batch, a step, on disk, served."""
     seconds = finite(option.step_seconds)
-    if seconds is None:
-        return UNKNOWN
-    return f"{1000 * seconds:.0f} ms" if seconds < 1 else duration(seconds)
-
-
-def yes_or_no(value: bool | None) -> str:
-    return UNKNOWN if value is None else "yes" if value else "no"
-
-
-def batch(option: Option) -> str:
-    """The largest batch."""
-    return UNKNOWN if option.largest_batch is None else str(option.largest_batch)
+    return (
+        one_line(option.method),
+        how_trained(option) or "as it is",
+        size(option.memory),
+        UNKNOWN if option.fits is None else "yes" if option.fits else "no",
+        UNKNOWN if option.largest_batch is None else str(option.largest_batch),
+        UNKNOWN if seconds is None else f"{1000 * seconds:.0f} ms" if seconds < 1 else duration(seconds),
+        size(option.stored),
+        size(option.served),
+    )
 
 
 # ── names ───────────────────────────────────────────────────────────────────────────────────────────────────────────

@@ -81,8 +81,7 @@ def advise(
     from json import dumps
 
     from halka.advisor import Request, advise_from, probe
-    from halka.advisor.page import write_advice
-    from halka.advisor.terminal import to_terminal
+    from halka.advisor.rendering import to_terminal, write_advice
     from halka.cli.progress import ProbesProgress
     from halka.util.files import write_text
 

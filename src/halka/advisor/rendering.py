@@ -1,20 +1,38 @@
-"""The advice as one self-contained HTML file: what to do, why, and the evidence in plots and tables."""
+"""The advice for people: `write_advice` makes one self-contained HTML file, `to_terminal` what rich prints."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from halka.advisor import pilot_plots, plots, words
 from halka.advisor.advice import Advice
 from halka.advisor.evidence import Evidence, Fit, Learnability
+from halka.advisor.verdict import Prospect
 from halka.report.intervals import finite
 from halka.report.page import fill, write_page
 from halka.report.svg import Plot, drawn
 from halka.report.units import count, duration, learning_rate, percent, plural, size
 from halka.util.text import one_line
+
+if TYPE_CHECKING:
+    from rich import table as rich_table
+    from rich.console import RenderableType
+
+
+def _ranked(advice: Advice) -> list[Prospect]:
+    """The prospects, the cheapest choice first."""
+    return sorted(advice.prospects, key=lambda prospect: words.cost_order(prospect.choice))
+
+
+def _prospect_row(prospect: Prospect) -> tuple[str, str, str]:
+    return words.CHOICES[prospect.choice].short, words.share(prospect.score), one_line(prospect.how)
+
+
+# ── the page ────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
 @dataclass(frozen=True)
@@ -96,11 +114,8 @@ def _drawn(evidence: Evidence, *makers: Callable[[Evidence], plots.Drawing | Non
 
 
 def _prospects(advice: Advice, evidence: Evidence) -> Table | None:
-    ranked = sorted(advice.prospects, key=lambda prospect: words.cost_order(prospect.choice))
-    lines = tuple(
-        (words.CHOICES[prospect.choice].short, words.share(prospect.score), one_line(prospect.how))
-        for prospect in ranked
-    )
+    ranked = _ranked(advice)
+    lines = tuple(map(_prospect_row, ranked))
     marked = next((index for index, prospect in enumerate(ranked) if prospect.choice == advice.choice), None)
     caption = f"Expected {words.metric_of(evidence.subject)} with 95 % intervals, the cheapest choice first"
     heads = ("Choice", "Expected", "How that is known")
@@ -173,20 +188,8 @@ def _options(fit: Fit) -> Table:
         *("Method", "How", "Parameters", "Memory", "Fits", "Largest batch", "A step"),
         *(f"On disk, {tasks}", f"Serving {tasks}"),
     )
-    lines = tuple(
-        (
-            one_line(option.method),
-            words.how_trained(option) or "as it is",
-            count(option.trained),
-            size(option.memory),
-            words.yes_or_no(option.fits),
-            words.batch(option),
-            words.step_time(option),
-            size(option.stored),
-            size(option.served),
-        )
-        for option in fit.options
-    )
+    rows = [(words.option_row(option), count(option.trained)) for option in fit.options]
+    lines = tuple((*row[:2], parameters, *row[2:]) for row, parameters in rows)
     caption = f"Each method in the first way that fits; the process takes {size(fit.process)} besides"
     return Table(caption, heads, lines, ("How",))
 
@@ -195,3 +198,102 @@ def _cleanliness(evidence: Evidence) -> Probe:
     defects, title = evidence.cleanliness, words.PROBE_TITLES["cleanliness"]
     sentences = () if defects is None else (words.cleanliness(evidence), *words.places(defects))
     return Probe("cleanliness", title, sentences)
+
+
+# ── the terminal ────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def to_terminal(advice: Advice, evidence: Evidence) -> list[RenderableType]:
+    """The advice and its evidence as lines and tables that rich prints one below the other."""
+    commands = "\n".join(f"  {command}" for command in advice.commands)
+    sections: list[tuple[str, Sequence[RenderableType | None]]] = [
+        ("Expected", [_prospect_table(advice)]),
+        ("Why", [_points(words.sentence(reason.text) for reason in advice.reasons)]),
+        ("What would change it", [_points(map(words.sentence, advice.change))]),
+        ("Missing", [_points(words.missing(evidence, advice.missing))]),
+        ("Evidence", [_condition_table(evidence), _points(_evidence_lines(evidence)), _fit_table(evidence.fit)]),
+        ("Settings", [_points([words.trained_with(advice.settings, evidence.subject.train)])]),
+        ("Run next", [commands or None]),
+    ]
+    return [
+        advice.headline,
+        _grid([(f"  {words.about(evidence.subject)}",)]),
+        *(line for title, contents in sections for line in _titled(title, contents)),
+    ]
+
+
+def _titled(title: str, contents: Sequence[RenderableType | None]) -> Iterator[RenderableType]:
+    """The contents below a title; nothing without contents."""
+    present = [content for content in contents if content is not None]
+    if present:
+        yield from ("", f"{title}:", *present)
+
+
+def _points(lines: Iterable[str]) -> rich_table.Table | None:
+    """Lines that wrap beside a dash; None without a line."""
+    rows = [("  -", one_line(line)) for line in lines if line]
+    return _grid(rows) if rows else None
+
+
+def _grid(rows: Iterable[Sequence[str]]) -> rich_table.Table:
+    from rich.table import Table
+
+    table = Table.grid(padding=(0, 1, 0, 0))
+    for row in rows:
+        table.add_row(*row)
+    return table
+
+
+def _empty_table(*titles: str, right: Sequence[str] = ()) -> rich_table.Table:
+    """An empty table without lines; columns named in `right` are aligned so."""
+    from rich.table import Table
+
+    table = Table(box=None, pad_edge=False, header_style="bold", padding=(0, 2, 0, 0))
+    for title in titles:
+        table.add_column(title, justify="right" if title in right else "left", overflow="fold")
+    return table
+
+
+def _prospect_table(advice: Advice) -> rich_table.Table | None:
+    table = _empty_table("  choice", "expected score", "how that is known")
+    for prospect in _ranked(advice):
+        name, *rest = _prospect_row(prospect)
+        table.add_row(f"{'>' if prospect.choice == advice.choice else ' '} {name}", *rest)
+    return table if table.row_count else None
+
+
+def _evidence_lines(evidence: Evidence) -> Iterator[str]:
+    if evidence.strength is not None:
+        yield f"A unigram model of the answers has a loss of {evidence.strength.unigram:.2f}."
+    if evidence.learnability is not None:
+        yield words.best_trials(evidence.learnability)
+        yield words.agreement(evidence.learnability)
+    yield words.cleanliness(evidence)
+    if evidence.fit is not None:
+        yield words.fit(evidence.fit)
+
+
+def _condition_table(evidence: Evidence) -> rich_table.Table | None:
+    """The base's losses and scores under each condition."""
+    losses, scores = evidence.losses, evidence.scores
+    parts = [part for part in words.PARTS if any(part in by_part for by_part in losses.values())]
+    heads = [f"loss, {words.PARTS[part]}" for part in parts]
+    table = _empty_table("  the base", *heads, "score", right=heads)
+    for condition, name in words.CONDITIONS.items():
+        if condition in losses or condition in scores:
+            values = [words.known(losses.get(condition, {}).get(part)) for part in parts]
+            figures = [words.UNKNOWN if value is None else f"{value.value:.2f}" for value in values]
+            table.add_row(f"  {name}", *figures, words.share(scores.get(condition)))
+    return table if table.row_count else None
+
+
+def _fit_table(fit: Fit | None) -> rich_table.Table | None:
+    """What each method needs; on disk and served for all tasks."""
+    if fit is None or not fit.options:
+        return None
+    right = ("memory", "largest batch", "a step", "disk", "served")
+    table = _empty_table("  method", "how", "memory", "fits", *right[1:], right=right)
+    for option in fit.options:
+        method, *rest = words.option_row(option)
+        table.add_row(f"  {method}", *rest)
+    return table

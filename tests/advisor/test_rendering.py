@@ -17,9 +17,8 @@ from advice_for_tests import GB, about, full_advice, full_evidence, parts
 from halka.advisor import pilot_plots, plots, words
 from halka.advisor.advice import Advice
 from halka.advisor.evidence import CONDITIONS, Evidence, Fit, Knowledge, Learnability, Strength
-from halka.advisor.page import render_advice, write_advice
 from halka.advisor.reasons import Reason
-from halka.advisor.terminal import to_terminal
+from halka.advisor.rendering import render_advice, to_terminal, write_advice
 from halka.cli.command import show
 from halka.evaluation.metrics import Score
 from halka.report.svg import drawing
