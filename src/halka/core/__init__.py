@@ -3,6 +3,7 @@
 from halka.core.blank import begun
 from halka.core.experts import Choices, ExpertEdit
 from halka.core.fields import explained_roles, method
+from halka.core.forest import Forest
 from halka.core.joint import Joint, beside, chosen
 from halka.core.mode import in_mode
 from halka.core.model import AdaptedModel
@@ -38,6 +39,7 @@ __all__ = [
     "Adapter",
     "Choices",
     "ExpertEdit",
+    "Forest",
     "Grouped",
     "Joint",
     "Memory",

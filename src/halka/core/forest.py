@@ -1,0 +1,95 @@
+"""`Forest`: which tokens of one line see which others, for examples that share their beginnings.
+
+A batch of examples without padding is one line of N tokens, cut into segments. A segment continues its parent: rows
+that begin alike are children of one segment, which is computed once.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from itertools import accumulate
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Forest:
+    """Segments in one line of tokens; a token sees its own segment up to itself, and all of its ancestors.
+
+    lengths   tokens of each segment, in the order of the line; above 0
+    parents   the number of each segment's parent, which stands before it; -1 for a root
+    runs      tokens of each run, in the order of the line: the i-th run uses the i-th adapter that `model.use([...])`
+              names. A tree lies within one run; a run holds one tree or several
+
+    Raises ValueError where these do not fit together.
+    """
+
+    lengths: tuple[int, ...]
+    parents: tuple[int, ...]
+    runs: tuple[int, ...]
+
+    def __post_init__(self) -> None:
+        if len(self.lengths) != len(self.parents):
+            raise ValueError(f"{len(self.lengths)} lengths, but {len(self.parents)} parents")
+        if min(self.lengths, default=0) < 1 or min(self.runs, default=0) < 1:
+            raise ValueError("a forest has a segment and a run at least, and none is empty")
+        if sum(self.runs) != self.tokens:
+            raise ValueError(f"the runs have {sum(self.runs)} tokens, the segments {self.tokens}")
+        run_of_segment = self.run_of_segment
+        for segment, parent in enumerate(self.parents):
+            if not -1 <= parent < segment:
+                raise ValueError(f"segment {segment} does not stand behind its parent, {parent}")
+            if parent >= 0 and run_of_segment[parent] != run_of_segment[segment]:
+                raise ValueError(f"segment {segment} lies in another run than its parent, {parent}")
+
+    @property
+    def tokens(self) -> int:
+        """N, the tokens of the line."""
+        return sum(self.lengths)
+
+    @property
+    def starts(self) -> tuple[int, ...]:
+        """The place in the line of each segment's first token."""
+        return (0, *accumulate(self.lengths[:-1]))
+
+    @property
+    def run_of_segment(self) -> tuple[int, ...]:
+        """The number of each segment's run. Raises ValueError for a segment that a run's end cuts."""
+        run, end = 0, self.runs[0]
+        numbers = []
+        for start, length in zip(self.starts, self.lengths, strict=True):
+            while start >= end:
+                run, end = run + 1, end + self.runs[run + 1]
+            if start + length > end:
+                raise ValueError(f"segment {len(numbers)} lies in more than one run")
+            numbers.append(run)
+        return tuple(numbers)
+
+    @property
+    def depths(self) -> tuple[int, ...]:
+        """How many ancestors each segment has."""
+        depths: list[int] = []
+        for parent in self.parents:
+            depths.append(0 if parent < 0 else depths[parent] + 1)
+        return tuple(depths)
+
+    @property
+    def offsets(self) -> tuple[int, ...]:
+        """The position of each segment's first token: how many tokens its ancestors have."""
+        offsets: list[int] = []
+        for parent in self.parents:
+            offsets.append(0 if parent < 0 else offsets[parent] + self.lengths[parent])
+        return tuple(offsets)
+
+    def ancestors(self, segment: int) -> tuple[int, ...]:
+        """A segment's ancestors, root first."""
+        path: list[int] = []
+        while (segment := self.parents[segment]) >= 0:
+            path.append(segment)
+        return tuple(reversed(path))
+
+    def positions(self) -> Tensor:
+        """(N,) int64, each token's place counted from its root's first token."""
+        positions = [torch.arange(at, at + n) for at, n in zip(self.offsets, self.lengths, strict=True)]
+        return torch.cat(positions)
