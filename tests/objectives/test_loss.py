@@ -6,20 +6,22 @@ import pytest
 import torch
 from torch import nn
 
-import halka.objectives.cross_entropy
 from halka.data.batches import IGNORE_INDEX
 from halka.objectives.cross_entropy import next_token_loss, plain_next_token_loss
 from numbers_for_tests import close
 
 B, T, D, V = 3, 11, 16, 37
+MANY = 600  # tokens a row, whose labels take several chunks, the last one smaller
 TOLERANCE = {torch.float32: 1e-5, torch.bfloat16: 3e-2}
 
 
-def inputs(dtype: torch.dtype, labelled: float = 0.5) -> tuple[torch.Tensor, torch.Tensor, nn.Linear]:
+def inputs(
+    dtype: torch.dtype, labelled: float = 0.5, tokens: int = T
+) -> tuple[torch.Tensor, torch.Tensor, nn.Linear]:
     generator = torch.Generator().manual_seed(0)
-    hidden = torch.randn(B, T, D, generator=generator).to(dtype).requires_grad_()
-    labels = torch.randint(V, (B, T), generator=generator)
-    labels = labels.masked_fill(torch.rand(B, T, generator=generator) >= labelled, IGNORE_INDEX)
+    hidden = torch.randn(B, tokens, D, generator=generator).to(dtype).requires_grad_()
+    labels = torch.randint(V, (B, tokens), generator=generator)
+    labels = labels.masked_fill(torch.rand(B, tokens, generator=generator) >= labelled, IGNORE_INDEX)
     head = nn.Linear(D, V)
     with torch.no_grad():
         head.weight.copy_(torch.randn(V, D, generator=generator) * 0.3)
@@ -29,10 +31,9 @@ def inputs(dtype: torch.dtype, labelled: float = 0.5) -> tuple[torch.Tensor, tor
 
 @pytest.mark.parametrize("dtype", TOLERANCE, ids=str)
 @pytest.mark.parametrize("head_trains", [False, True], ids=["frozen", "trained"])
-@pytest.mark.parametrize("chunk", [1, 4, 256])
-def test_value_and_gradients_equal_the_plain_loss(dtype, head_trains, chunk, monkeypatch):
-    monkeypatch.setattr(halka.objectives.cross_entropy, "CHUNK", chunk)
-    hidden, labels, head = inputs(dtype)
+@pytest.mark.parametrize("tokens", [T, MANY])
+def test_value_and_gradients_equal_the_plain_loss(dtype, head_trains, tokens):
+    hidden, labels, head = inputs(dtype, tokens=tokens)
     head.requires_grad_(head_trains)
     expected, expected_count = plain_next_token_loss(hidden, labels, head)
     (expected * 0.25).backward()
@@ -104,14 +105,18 @@ def test_a_label_is_predicted_from_the_token_before_it():
     assert not hidden.grad.any()
 
 
-def test_a_frozen_head_is_run_once_and_never_on_unlabelled_positions():
-    hidden, labels, head = inputs(torch.float32)
+@pytest.mark.parametrize("head_trains", [False, True], ids=["frozen", "trained"])
+def test_the_head_runs_on_some_labelled_positions_at_a_time(head_trains):
+    """A frozen head once on each position; a trained one again in backward."""
+    hidden, labels, head = inputs(torch.float32, tokens=MANY)
     seen = []
 
     def counted(h):
         seen.append(len(h))
         return head(h)
 
-    loss, count = next_token_loss(hidden, labels, counted, head_trains=False)
+    loss, count = next_token_loss(hidden, labels, counted, head_trains=head_trains)
     loss.backward()
-    assert sum(seen) == count
+    assert sum(seen) == count * (2 if head_trains else 1)
+    assert max(seen) < count / 3
+    assert min(seen) < max(seen)

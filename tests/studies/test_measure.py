@@ -11,9 +11,9 @@ import torch
 from safetensors.torch import load_file
 
 import halka
-import halka.util.machine
 from halka.studies.measure import BASE, Spec, main, measure, search_together
 from halka.studies.runner import finite
+from halka.util.machine import commit
 from runs_for_tests import a_run, base_and_task
 
 LAYERS, WIDTH, INNER, KEYS = 2, 64, 96, 32
@@ -106,7 +106,7 @@ def test_json_has_no_word_for_what_is_not_finite():
     assert finite({"a": [1.0, float("nan")], "b": float("inf")}) == {"a": [1.0, None], "b": None}
 
 
-def test_the_commit_is_of_this_code_alone(tmp_path, monkeypatch):
+def test_the_commit_is_of_this_code_alone(tmp_path):
     """Code that lies untracked in somebody's repository has no commit there."""
     import subprocess
 
@@ -115,16 +115,19 @@ def test_the_commit_is_of_this_code_alone(tmp_path, monkeypatch):
         return subprocess.run(command, check=True, capture_output=True, text=True).stdout.strip()
 
     git("init", "-q")
-    (tmp_path / "util").mkdir()
-    (tmp_path / "util" / "machine.py").write_text("one")
-    git("commit", "-q", "--allow-empty", "-m", "theirs")
-    monkeypatch.setattr(halka.util.machine, "__file__", str(tmp_path / "util" / "machine.py"))
-    assert halka.util.machine.commit() is None
+    code = tmp_path / "code"
+    (code / "util").mkdir(parents=True)
+    (code / "util" / "machine.py").write_text("one")
+    (tmp_path / "theirs.py").write_text("one")
+    git("add", "theirs.py")
+    git("commit", "-q", "-m", "theirs")
+    assert commit(code) is None
     git("add", ".")
     git("commit", "-q", "-m", "ours")
-    assert halka.util.machine.commit() == git("rev-parse", "--short=12", "HEAD")
-    (tmp_path / "another.py").write_text("two")
-    assert halka.util.machine.commit() == git("rev-parse", "--short=12", "HEAD") + "-dirty"
+    (tmp_path / "theirs.py").write_text("two")
+    assert commit(code) == git("rev-parse", "--short=12", "HEAD")
+    (code / "another.py").write_text("two")
+    assert commit(code) == git("rev-parse", "--short=12", "HEAD") + "-dirty"
 
 
 def searches(made: Path, *rates: float) -> list[Spec]:

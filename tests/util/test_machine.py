@@ -6,57 +6,63 @@ import ctypes
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import psutil
 import pytest
 import torch
 
-import halka.util.machine
+from halka.util.machine import available
 
 SET_BY_THE_ENVIRONMENT = ("MALLOC_MMAP_THRESHOLD_", "MALLOC_TRIM_THRESHOLD_", "GLIBC_TUNABLES")
 
 
 @pytest.fixture
-def groups(tmp_path, monkeypatch):
-    """A folder of control groups, and the file that says which of them a process is in."""
-    monkeypatch.setattr(halka.util.machine, "_GROUPS", tmp_path / "cgroup")
-    monkeypatch.setattr(halka.util.machine, "_GROUPS_TREE", tmp_path / "tree")
+def groups(tmp_path):
+    """A root without control groups yet: a folder of them, and one for the file that says which a process is in."""
+    (tmp_path / "proc" / "self").mkdir(parents=True)
+    (tmp_path / "sys" / "fs" / "cgroup").mkdir(parents=True)
     return tmp_path
 
 
-def test_what_the_machine_has_left_and_what_is_held(groups):
+def leaves(root: Path, left: int) -> bool:
+    """Whether this process can hold so many bytes more."""
+    return available(root=root) == pytest.approx(psutil.Process().memory_info().rss + left, rel=0.01)
+
+
+def test_what_the_machine_has_left_and_what_is_held(tmp_path):
     held, left = psutil.Process().memory_info().rss, psutil.virtual_memory().available
-    assert halka.util.machine.available() == pytest.approx(held + left, rel=0.2)
-    assert halka.util.machine.available() > held
+    assert available(root=tmp_path) == pytest.approx(held + left, rel=0.2)
+    assert available(root=tmp_path) > held
 
 
 def test_a_gpu_has_what_is_held_there_and_what_is_free(monkeypatch):
     monkeypatch.setattr(torch.cuda, "memory_reserved", lambda device: 3)
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (5, 10))
-    assert halka.util.machine.available(torch.device("cuda")) == 8
-    assert halka.util.machine.available(torch.device("cpu")) > 10**6
+    assert available(torch.device("cuda")) == 8
+    assert available(torch.device("cpu")) > 10**6
 
 
 def test_a_group_above_may_leave_less(groups):
-    inner = groups / "tree" / "outer" / "inner"
+    inner = groups / "sys" / "fs" / "cgroup" / "outer" / "inner"
     inner.mkdir(parents=True)
-    (groups / "cgroup").write_text("0::/outer/inner\n")
+    (groups / "proc" / "self" / "cgroup").write_text("0::/outer/inner\n")
     (inner / "memory.max").write_text("max\n")
-    (inner.parent / "memory.max").write_text("5000\n")
-    (inner.parent / "memory.current").write_text("4000\n")
-    (inner.parent / "memory.stat").write_text("anon 1000\ninactive_file 2500\n")
-    assert halka.util.machine.available() == pytest.approx(psutil.Process().memory_info().rss + 3500, rel=0.01)
+    (inner.parent / "memory.max").write_text("125000000\n")
+    (inner.parent / "memory.current").write_text("100000000\n")
+    (inner.parent / "memory.stat").write_text("anon 25000000\ninactive_file 60000000\n")
+    assert leaves(groups, 85_000_000)
 
 
 def test_groups_of_the_first_version(groups):
     """The group's path is the machine's; the folder is what a container sees of it."""
-    memory = groups / "tree" / "memory"
-    memory.mkdir(parents=True)
-    (groups / "cgroup").write_text("5:cpu:/docker/1\n4:memory:/docker/1\n")
+    memory = groups / "sys" / "fs" / "cgroup" / "memory"
+    memory.mkdir()
+    (groups / "proc" / "self" / "cgroup").write_text("5:cpu:/docker/1\n4:memory:/docker/1\n")
     (memory / "memory.limit_in_bytes").write_text("900\n")
     (memory / "memory.usage_in_bytes").write_text("1000\n")
     (memory / "memory.stat").write_text("total_inactive_file 0\n")
-    assert list(halka.util.machine._left_in_groups()) == [0]
+    assert leaves(groups, 0)
 
 
 # ── memory that goes back ───────────────────────────────────────────────────────────────────────────────────────────

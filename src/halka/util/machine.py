@@ -19,7 +19,6 @@ import psutil
 import torch
 
 _CLEAR, _STATUS = Path("/proc/self/clear_refs"), Path("/proc/self/status")
-_GROUPS, _GROUPS_TREE = Path("/proc/self/cgroup"), Path("/sys/fs/cgroup")
 _TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3  # glibc's malloc.h
 RETURNED, TRIMMED = 1024 * 1024, 1024 * 1024  # bytes that are returned when freed, and at the heap's end
 LARGE = 32 * 1024 * 1024  # bytes that glibc returns at most by itself
@@ -63,14 +62,15 @@ def peak(device: torch.device) -> int:
     return held if sys.platform == "darwin" else held * 1024
 
 
-def available(device: torch.device | None = None) -> int:
+def available(device: torch.device | None = None, root: Path = Path("/")) -> int:
     """Bytes of memory that this process can hold in all: what it holds, and what the machine has left.
 
-    On Linux, no more than what the limits of its control groups leave. Of a GPU, what tensors can take there.
+    On Linux, no more than what the limits of its control groups leave, which are read below `root`, in `proc` and `sys`.
+    Of a GPU, what tensors can take there.
     """
     if device is not None and device.type == "cuda":
         return torch.cuda.memory_reserved(device) + torch.cuda.mem_get_info(device)[0]
-    return psutil.Process().memory_info().rss + min([psutil.virtual_memory().available, *_left_in_groups()])
+    return psutil.Process().memory_info().rss + min([psutil.virtual_memory().available, *_left_in_groups(root)])
 
 
 @contextmanager
@@ -120,22 +120,23 @@ def _thresholds() -> Callable[[int, int], None] | None:
     return set_both
 
 
-def _left_in_groups() -> Iterator[int]:
+def _left_in_groups(root: Path) -> Iterator[int]:
     """Bytes that each control group with a limit has left; cached files count as free."""
-    if not _GROUPS.exists():
+    groups, tree = root / "proc" / "self" / "cgroup", root / "sys" / "fs" / "cgroup"
+    if not groups.exists():
         return
-    for line in _GROUPS.read_text().splitlines():
+    for line in groups.read_text().splitlines():
         _, controllers, path = line.split(":", 2)
         if controllers == "":
-            root, limit, used, files = _GROUPS_TREE, "memory.max", "memory.current", "inactive_file"
+            top, limit, used, files = tree, "memory.max", "memory.current", "inactive_file"
         elif controllers == "memory":
-            root, files = _GROUPS_TREE / "memory", "total_inactive_file"
+            top, files = tree / "memory", "total_inactive_file"
             limit, used = "memory.limit_in_bytes", "memory.usage_in_bytes"
         else:
             continue
-        group = root / path.lstrip("/")
+        group = top / path.lstrip("/")
         for folder in (group, *group.parents):
-            if folder.is_relative_to(root) and (folder / limit).exists():
+            if folder.is_relative_to(top) and (folder / limit).exists():
                 most = (folder / limit).read_text().strip()
                 if most != "max":
                     statistics = dict(line.split() for line in (folder / "memory.stat").read_text().splitlines())
@@ -153,16 +154,18 @@ def describe(device: torch.device) -> dict[str, Any]:
     }
 
 
-def commit() -> str | None:
-    """This code's commit, with "-dirty" where files differ from it; None outside of a git repository."""
-    folder = Path(__file__).parents[1]  # the whole package
+def commit(folder: Path = Path(__file__).parents[1]) -> str | None:
+    """The commit of a folder, by default this package, with "-dirty" where files differ from it; None outside of git.
+
+    A folder that git does not track, such as an environment in somebody's repository, has none either.
+    """
 
     def git(*arguments: str) -> str:
         command = ["git", "-C", str(folder), *arguments]
         return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
 
     try:
-        git("ls-files", "--error-unmatch", __file__)
+        git("ls-files", "--error-unmatch", ".")
         return git("rev-parse", "--short=12", "HEAD") + ("-dirty" if git("status", "--porcelain", "--", ".") else "")
     except (OSError, subprocess.CalledProcessError):
         return None
