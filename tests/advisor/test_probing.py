@@ -20,13 +20,13 @@ import torch
 import torch.nn.functional as F
 
 import halka
-from halka.advisor import Evidence, Request, advise_from, probe, probed_base, probing, request, resources
+from halka.advisor import Evidence, Request, advise_from, probe, probed_base, probing, resources
 from halka.advisor.advice import commands
 from halka.advisor.evidence import CONDITIONS
 from halka.advisor.pilot import TRIALS, PilotConfig, TrialPlan, learnability
 from halka.advisor.probed_base import ProbedBase, build_prompt, decoder_config, token_losses
 from halka.advisor.probes import knowledge, strength
-from halka.advisor.request import Room, result_keys, sample, usual_metric
+from halka.advisor.request import SCHEMA, Room, result_keys, sample, usual_metric
 from halka.advisor.resources import Available, base_too_large, pilot_room
 from halka.advisor.statistics import answer_values
 from halka.cli import main
@@ -516,13 +516,13 @@ def test_only_what_a_change_touches_is_done_anew(base, advised):
     assert {"strength", "knowledge", "learnability"} <= done
 
 
-def test_the_same_is_asked_where_all_that_it_depends_on_is_the_same(base, tmp_path, monkeypatch):
+def test_the_same_is_asked_where_all_that_it_depends_on_is_the_same(base, tmp_path):
     for name in ("one", "other"):
         (tmp_path / f"{name}.md").write_text(f"{name} text")
 
-    def asked(machine: object = "machine", **changes: Any) -> dict[str, str]:
+    def asked(machine: object = "machine", schema: int = SCHEMA, **changes: Any) -> dict[str, str]:
         request = request_for(base, **{"memory": None, **changes})
-        return result_keys(request, sample(request), 60.0, None, machine, tmp_path / "out")
+        return result_keys(request, sample(request), 60.0, None, machine, tmp_path / "out", schema)
 
     def changed(before: dict[str, str], after: dict[str, str]) -> set[str]:
         return {name for name in before if before[name] != after[name]}
@@ -532,9 +532,8 @@ def test_the_same_is_asked_where_all_that_it_depends_on_is_the_same(base, tmp_pa
     assert changed(asked(), asked("another machine")) == {"fit"}
     assert changed(asked(device="here"), asked("another machine", device="here")) == {"fit"}
     assert changed(asked(device="t4"), asked("another machine", device="t4")) == set()
-    before = asked()
-    monkeypatch.setattr(request, "SCHEMA", request.SCHEMA + 1)
-    assert changed(before, asked()) == {*before}
+    assert changed(asked(), asked(schema=SCHEMA)) == set()
+    assert changed(asked(), asked(schema=SCHEMA - 1)) == {*asked()}
 
 
 def test_another_gpu_is_looked_at_anew(base, tmp_path, monkeypatch):

@@ -12,7 +12,6 @@ import pytest
 from embedder_for_tests import sentence_embedder, small_bert
 from halka.cli import app
 from halka.cli.retrieval import scope_of
-from halka.rag.answer import Answer, Source
 from halka.rag.retrieve import CrossEncoder
 from tiny import tiny
 from tokenizers_for_tests import chatml_tokenizer
@@ -21,6 +20,15 @@ from tokenizers_for_tests import chatml_tokenizer
 @pytest.fixture(scope="module")
 def embedder(tmp_path_factory) -> Path:
     return sentence_embedder(tmp_path_factory.mktemp("embedder"))
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory) -> Path:
+    """A base of random values: what it says means nothing, its sources do."""
+    folder = tmp_path_factory.mktemp("base")
+    tiny("llama", vocab_size=424, max_position_embeddings=1024).save_pretrained(folder)
+    chatml_tokenizer().save_pretrained(folder)
+    return folder
 
 
 @pytest.fixture
@@ -214,15 +222,12 @@ def test_what_names_and_texts_hold_steers_no_terminal(halka, embedder, tmp_path)
     assert "monday.\tYes." in told[-1] or "monday.  " in told[-1]
 
 
-def test_a_question_is_answered_with_its_sources(halka, embedder, tmp_path):
-    """By a base of random values: what it says means nothing, its sources do."""
-    tiny("llama", vocab_size=424, max_position_embeddings=1024).save_pretrained(tmp_path / "base")
-    chatml_tokenizer().save_pretrained(tmp_path / "base")
+def test_a_question_is_answered_with_its_sources(halka, embedder, base, tmp_path):
     (tmp_path / "parcels.md").write_text("The parcels are sent on monday.")
     (tmp_path / "pay.md").write_text("The salary is secret.")
     assert halka("docs", "add", "faq", "parcels.md", "--embedder", str(embedder))[0] == 0
     assert halka("docs", "add", "faq", "pay.md", "--reader", "hr")[0] == 0
-    asking = ("ask", "when are parcels sent", "--collection", "faq", "--base", str(tmp_path / "base"))
+    asking = ("ask", "when are parcels sent", "--collection", "faq", "--base", str(base))
     code, out, err = halka(*asking, "--max-new-tokens", "4", "--dtype", "float32")
     assert code == 0, err
     assert out.splitlines()[-1].startswith(f"[1] {tmp_path / 'parcels.md'}, 0–31")
@@ -285,9 +290,10 @@ def test_a_cross_encoder_has_the_last_word(halka, embedder, tmp_path):
         CrossEncoder(str(many))
 
 
-def test_a_source_steers_no_terminal(capsys):
-    from halka.cli.ask import _show_sources
-
-    source = Source(1, "a\n[2] forged.md\x1b[2J", None, 0, 3, "abc", cited=True)
-    _show_sources(Answer("It is so. [1]", (source,), abstained=False))
-    assert capsys.readouterr().out.splitlines()[-1] == "[1] a [2] forged.md [2J, 0–3"
+def test_a_source_steers_no_terminal(halka, embedder, base, tmp_path):
+    (tmp_path / "a\n[2] forged.md\x1b[2J.md").write_text("The parcels are sent on monday.")
+    assert halka("docs", "add", "faq", str(tmp_path), "--embedder", str(embedder))[0] == 0
+    asking = ("ask", "when are parcels sent", "--collection", "faq", "--base", str(base))
+    code, out, err = halka(*asking, "--max-new-tokens", "4", "--dtype", "float32")
+    assert code == 0, err
+    assert out.splitlines()[-1] == f"[1] {tmp_path}/a [2] forged.md [2J.md, 0–31"

@@ -18,7 +18,7 @@ import pytest
 from collection_for_tests import told
 from embedder_for_tests import WordEmbedder
 from halka.rag.collection import Collection, collection_folder
-from halka.rag.evaluate import _ranked
+from halka.rag.evaluate import Queries, evaluate
 from halka.rag.retrieve import Hit, Retriever, joined
 from halka.rag.store import Found, Scope
 
@@ -291,10 +291,14 @@ def test_neighbours_join_within_the_budget(collection):
 def test_a_hundred_documents_are_ranked_though_one_has_a_hundred_passages(collection):
     long = "\n\n".join(f"# Part {n}\n\nParcels are sent on Monday, {'word ' * 20}." for n in range(120))
     [*collection.put([("a", long), ("b", "Parcels."), ("c", "Refunds take nine days.")])]
-    retriever = Retriever(collection, "vectors", distinct=False)
-    assert _ranked(retriever, "Parcels sent Monday word", 3, Scope()) == ["a", "b", "c"]
-    assert _ranked(retriever, "Parcels sent Monday word", 2, Scope()) == ["a", "b"]
-    assert len(_ranked(Retriever(collection, "words"), "Parcels", 3, Scope())) == 2
+    queries = Queries(
+        dict.fromkeys("abc", "Parcels sent Monday word"), {document: {document: 1} for document in "abc"}
+    )
+    scores = evaluate(Retriever(collection, "vectors", distinct=False), queries)
+    assert scores["R@100"] == 1
+    assert scores["RR@10"] == pytest.approx((1 + 1 / 2 + 1 / 3) / 3)  # "a" is first, "b" second and "c" third
+    words = evaluate(Retriever(collection, "words"), queries)
+    assert words["R@100"] == pytest.approx(2 / 3)  # "c" has none of them
 
 
 # ── many at once, and crashes ───────────────────────────────────────────────────────────────────────────────────────

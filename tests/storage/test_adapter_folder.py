@@ -135,16 +135,13 @@ def test_a_card_that_does_not_match_gives_no_id(name, model, tmp_path):
         identity(folder)
 
 
-def test_loading_hashes_the_files_once_for_the_card_and_the_id(model, tmp_path, monkeypatch):
-    import halka.storage.adapter_folder as module
-
-    hashed, original = [], module._sha256
-    monkeypatch.setattr(module, "_sha256", lambda path: hashed.append(path.name) or original(path))
+def test_after_loading_the_id_needs_no_file(model, tmp_path):
+    """Loading hashes the files to compare them with the Card, and the id is of the same hashes."""
     folder = halka.AdapterFolder.open(halka.save(model, "a", tmp_path / "a"))
-    hashed.clear()
+    expected = identity(folder.path)
     halka.load(halka.adapt(model.base, model.tokenizer), folder)
-    assert folder.id
-    assert sorted(hashed) == ["adapter_config.json", WEIGHTS]
+    shutil.rmtree(folder.path)
+    assert folder.id == expected
 
 
 # ── what is refused ─────────────────────────────────────────────────────────────────────────────────────────────────

@@ -154,12 +154,19 @@ def _shuffled(examples: Sequence[Example]) -> tuple[Example, ...]:
 
 
 def result_keys(
-    request: Request, sample: Sample, seconds: float, base: object, machine: object, folder: Path
+    request: Request,
+    sample: Sample,
+    seconds: float,
+    base: object,
+    machine: object,
+    folder: Path,
+    schema: int = SCHEMA,
 ) -> dict[str, str]:
     """By probe a hash of all that its result depends on; under "question" one of all but the hardware.
 
     base      tells other weights in the same folder apart, `machine` other hardware
     folder    the advice folder: files in it are not part of the documents
+    schema    version of the results, which an older Halka's do not have
     """
     model = (request.base, base, request.dtype, request.quantize)
     prompts = {
@@ -179,7 +186,7 @@ def result_keys(
     }
     inputs["question"] = (inputs["cleanliness"], inputs["learnability"])
     return {
-        name: hashlib.sha256(json.dumps((SCHEMA, value), sort_keys=True, default=str).encode()).hexdigest()[:16]
+        name: hashlib.sha256(json.dumps((schema, value), sort_keys=True, default=str).encode()).hexdigest()[:16]
         for name, value in inputs.items()
     }
 
