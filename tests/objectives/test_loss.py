@@ -15,9 +15,7 @@ MANY = 600  # tokens a row, whose labels take several chunks, the last one small
 TOLERANCE = {torch.float32: 1e-5, torch.bfloat16: 3e-2}
 
 
-def inputs(
-    dtype: torch.dtype, labelled: float = 0.5, tokens: int = T
-) -> tuple[torch.Tensor, torch.Tensor, nn.Linear]:
+def inputs(dtype: torch.dtype, labelled: float = 0.5, tokens: int = T) -> tuple[torch.Tensor, torch.Tensor, nn.Linear]:
     generator = torch.Generator().manual_seed(0)
     hidden = torch.randn(B, tokens, D, generator=generator).to(dtype).requires_grad_()
     labels = torch.randint(V, (B, tokens), generator=generator)

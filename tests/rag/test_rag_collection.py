@@ -291,9 +291,7 @@ def test_neighbours_join_within_the_budget(collection):
 def test_a_hundred_documents_are_ranked_though_one_has_a_hundred_passages(collection):
     long = "\n\n".join(f"# Part {n}\n\nParcels are sent on Monday, {'word ' * 20}." for n in range(120))
     [*collection.put([("a", long), ("b", "Parcels."), ("c", "Refunds take nine days.")])]
-    queries = Queries(
-        dict.fromkeys("abc", "Parcels sent Monday word"), {document: {document: 1} for document in "abc"}
-    )
+    queries = Queries(dict.fromkeys("abc", "Parcels sent Monday word"), {document: {document: 1} for document in "abc"})
     scores = evaluate(Retriever(collection, "vectors", distinct=False), queries)
     assert scores["R@100"] == 1
     assert scores["RR@10"] == pytest.approx((1 + 1 / 2 + 1 / 3) / 3)  # "a" is first, "b" second and "c" third
@@ -307,9 +305,7 @@ WRITERS = """
 import os, sys
 import lancedb
 from embedder_for_tests import WordEmbedder
-from halka.rag import collection
-
-collection.AT_ONCE = 1500
+from halka.rag.collection import Collection
 
 def report(*words):  # in one write: writers share the pipe, and print makes several where Python's output is unbuffered
     os.write(1, (" ".join(map(str, words)) + "\\n").encode())
@@ -329,7 +325,7 @@ for line in sys.stdin:
         report("ended", *(os.waitpid(child, 0)[1] for child in children))
     else:
         report("began", os.getpid())
-        for event in collection.Collection(folder, Embedder()).add([documents]):
+        for event in Collection(folder, Embedder(), at_once=1500).add([documents]):
             report(event.what, event.document)
         os._exit(0)
 """

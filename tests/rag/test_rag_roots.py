@@ -12,7 +12,6 @@ import pytest
 
 from collection_for_tests import told
 from embedder_for_tests import WordEmbedder
-from halka.rag import collection as module
 from halka.rag.collection import Collection
 from halka.rag.store import Scope
 
@@ -254,9 +253,8 @@ def test_a_folder_that_may_not_be_looked_into_keeps_its_documents(collection, do
 
 
 @pytest.mark.parametrize("at_once", [10, 1000])
-def test_of_texts_of_one_name_the_last_counts(tmp_path, at, at_once, monkeypatch):
-    monkeypatch.setattr(module, "AT_ONCE", at_once)
-    collection = Collection(tmp_path / "faq", WordEmbedder(), at=at)
+def test_of_texts_of_one_name_the_last_counts(tmp_path, at, at_once):
+    collection = Collection(tmp_path / "faq", WordEmbedder(), at=at, at_once=at_once)
     [*collection.put([("a", "Older text."), ("b", "Other text."), ("a", "Newer text.")])]
     assert [each.name for each in collection.documents()] == ["a", "b"]
     assert [each.text for each in collection.store.passages("a", range(9), Scope())] == ["Newer text."]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import math
 import os
@@ -9,17 +10,21 @@ import random
 import re
 import subprocess
 import sys
+import time
 import zlib
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
+from qdrant_client import QdrantClient
 from snowballstemmer import stemmer
 
 from embedder_for_tests import WordEmbedder
@@ -28,6 +33,7 @@ from halka.rag.collection import Collection
 from halka.rag.passages import Passage
 from halka.rag.store import EVERYONE, Document, Entry, Scope, VectorStore
 from halka.rag.stores.bm25 import LENGTH
+from halka.rag.stores.qdrant_clients import local_client
 
 WORDS = ["parcel", "parcels", "sent", "sending", "monday", "depot", "refund", "refunds", "nine", "days", "the", "of"]
 WORDS += ["lost", "letter", "o'neil", "a.com/x?a=1&b=2"]
@@ -398,12 +404,17 @@ def test_two_stores_are_one_too_many(tmp_path):
 # ── PostgreSQL ──────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
-def test_a_server_without_pgvector_is_told(postgres, monkeypatch):
-    from halka.rag.stores import postgres as module
+def test_a_server_without_pgvector_is_told(postgres):
+    """Connections that look for extensions in an empty place, in a database that has none yet."""
+    import psycopg
 
-    monkeypatch.setattr(module, "BEGIN", ("CREATE EXTENSION IF NOT EXISTS nobody_has_it",))
+    from halka.rag.stores.postgres import PostgresStore
+
+    with psycopg.connect(postgres, autocommit=True) as connection:
+        connection.execute("CREATE DATABASE bare")
+    url = postgres.replace("/postgres?", "/bare?options=-cextension_control_path%3D/nowhere&")
     with pytest.raises(ValueError, match="lacks pgvector: install it on the server"):
-        module.PostgresStore(postgres, "without", 3)
+        PostgresStore(url, "without", 3)
 
 
 def test_a_user_without_rights_is_told_whom_to_ask(postgres):
@@ -442,25 +453,45 @@ def test_what_cannot_name_tables_is_refused(postgres, name):
 # ── Qdrant ──────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
-CLIENT = ("upsert", "delete", "retrieve", "scroll", "query_points")
-
-
 class Crash(Exception):
     pass
 
 
-class CrashingAt:
-    """A client that stops at one of its changes."""
+@contextmanager
+def before(*methods: str, do: Callable[[str], None]) -> Iterator[None]:
+    """Call `do` with the collection's name before Qdrant's client runs one of these methods, but not within `do`."""
+    running = False
 
-    def __init__(self, client, step: int):
-        self.client, self.step = client, step
+    def doing_first(method: Callable[..., Any]) -> Callable[..., Any]:
+        def call(client: QdrantClient, collection: str, *arguments: Any, **options: Any) -> Any:
+            nonlocal running
+            if not running:
+                running = True
+                try:
+                    do(collection)
+                finally:
+                    running = False
+            return method(client, collection, *arguments, **options)
 
-    def __getattr__(self, name):
-        if name in ("upsert", "delete", "set_payload"):
-            self.step -= 1
-            if self.step < 0:
-                raise Crash
-        return getattr(self.client, name)
+        return call
+
+    with pytest.MonkeyPatch.context() as patch:
+        for name in methods:
+            patch.setattr(QdrantClient, name, doing_first(getattr(QdrantClient, name)))
+        yield
+
+
+@contextmanager
+def crashing_at(step: int) -> Iterator[None]:
+    """Stop at that change, counted from 0; it must come."""
+    changes = itertools.count()
+
+    def stop(collection: str) -> None:
+        if next(changes) == step:
+            raise Crash
+
+    with pytest.raises(Crash), before("upsert", "delete", "set_payload", do=stop):
+        yield
 
 
 @pytest.fixture
@@ -471,19 +502,18 @@ def qdrant(tmp_path):
 
 
 @pytest.mark.parametrize("step", range(4))
-def test_a_crash_at_any_step_leaves_documents_whole(qdrant, step, monkeypatch):
-    from halka.rag.stores import qdrant as module
+def test_a_crash_at_any_step_leaves_documents_whole(qdrant, step, tmp_path, monkeypatch):
+    def stored(after_minutes: float) -> int:
+        """How many passages there are of either version, once it has been tidied up so much later."""
+        monkeypatch.setattr(time, "time", lambda: began + 60 * after_minutes)
+        qdrant.tidy()
+        return local_client(str(tmp_path / "qdrant")).count("one-passages").count
 
+    began = time.time()
     older, newer = entry("a", "old one", "old two", readers=["ada"]), entry("a", "new one", "new two", readers=["bob"])
     qdrant.put([older])
-    client = qdrant._client
-    qdrant._client = CrashingAt(client, step)
-    if step < 3:
-        with pytest.raises(Crash):
-            qdrant.put([newer])
-    else:
+    with crashing_at(step) if step < 3 else nullcontext():
         qdrant.put([newer])
-    qdrant._client = client
     expected = [older, newer][step >= 2]
     (document,) = qdrant.documents()
     assert document == expected.document
@@ -492,12 +522,8 @@ def test_a_crash_at_any_step_leaves_documents_whole(qdrant, step, monkeypatch):
         assert {each.passage for each in found} == set(expected.passages)
     hidden = Scope(frozenset(["bob" if expected is older else "ada"]))
     assert qdrant.matching("old new", 9, hidden) == qdrant.documents(hidden) == []
-    monkeypatch.setattr(module, "LEFT", 60.0)
-    qdrant.tidy()  # a writer may still be at work on it
-    assert client.count(qdrant._passages).count == (2 if step in (0, 3) else 4)
-    monkeypatch.setattr(module, "LEFT", -60.0)
-    qdrant.tidy()
-    assert client.count(qdrant._passages).count == 2
+    assert stored(after_minutes=50) == (2 if step in (0, 3) else 4)  # a writer may still be at work on it
+    assert stored(after_minutes=70) == 2
     assert texts_of(qdrant, "a") == [each.text for each in expected.passages]
 
 
@@ -506,14 +532,8 @@ def test_rights_are_taken_away_from_passages_before_it_is_told(qdrant, step):
     """And where a crash came between, it is told that they are not taken away yet."""
     given = entry("a", "salary one", "salary two")
     qdrant.put([given])
-    client = qdrant._client
-    qdrant._client = CrashingAt(client, step)
-    if step < 2:
-        with pytest.raises(Crash):
-            qdrant.set_access(["a"], ("hr",), ("x",))
-    else:
+    with crashing_at(step) if step < 2 else nullcontext():
         qdrant.set_access(["a"], ("hr",), ("x",))
-    qdrant._client = client
     assert qdrant.documents()[0].readers == (("hr",) if step == 2 else ("*",))
     assert len(qdrant.matching("salary", 9, Scope())) == (2 if step == 0 else 0)
     qdrant.set_access(["a"], ("hr",), ("x",))
@@ -521,18 +541,16 @@ def test_rights_are_taken_away_from_passages_before_it_is_told(qdrant, step):
     assert len(qdrant.matching("salary", 9, Scope(frozenset(["hr"]), tags=frozenset(["x"])))) == 2
 
 
-def test_a_newer_version_is_told_as_it_is(qdrant, monkeypatch):
+def test_a_newer_version_is_told_as_it_is(qdrant):
     """Another writer puts one between the passages that are closed and the document's point."""
     qdrant.put([entry("a", "salary")])
-    change = qdrant._client.set_payload
 
-    def late(where, *arguments, **options):
-        if where == qdrant._documents:
+    def put(collection: str) -> None:
+        if collection == "one-documents":
             qdrant.put([entry("a", "salary, newer")])
-        return change(where, *arguments, **options)
 
-    qdrant._client = SimpleNamespace(**{name: getattr(qdrant._client, name) for name in CLIENT}, set_payload=late)
-    qdrant.set_access(["a"], ("hr",), ())
+    with before("set_payload", do=put):
+        qdrant.set_access(["a"], ("hr",), ())
     assert texts_of(qdrant, "a", Scope()) == ["salary, newer"]
     assert qdrant.documents()[0].readers == ("*",)  # so that whoever compares sees it
 
@@ -545,18 +563,15 @@ def test_what_changes_between_two_looks_is_looked_at_again(qdrant):
         lambda: sorted(each.passage.text for each in qdrant.nearest(EMBEDDER.query("parcel"), 9, EVERY)),
         lambda: sorted([*texts_of(qdrant, "a"), *texts_of(qdrant, "b")]),
     ):
-        looks, retrieve = iter(range(9)), qdrant._heads
+        looks = itertools.count()
 
-        def heads(names, looks=looks, retrieve=retrieve):
+        def put(collection: str, looks: Iterator[int] = looks) -> None:
             if (look := next(looks)) < 2:
-                qdrant._heads = retrieve
                 qdrant.put([entry("a", f"parcel {look}")])
-                qdrant._heads = heads
-            return retrieve(names)
 
-        qdrant._heads = heads
-        assert question() == ["parcel 1", "parcel b"]
-        qdrant._heads = retrieve
+        with before("retrieve", do=put):
+            assert question() == ["parcel 1", "parcel b"]
+        assert next(looks) > 2
 
 
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # the client leaves a file open there
@@ -571,12 +586,11 @@ def test_a_folder_that_another_process_has_open_is_told(qdrant, tmp_path):
 
 
 def test_an_old_server_is_told(monkeypatch):
-    from halka.rag.stores import qdrant as module
+    from halka.rag.stores.qdrant import QdrantStore
 
-    server = SimpleNamespace(info=lambda: SimpleNamespace(version="1.18.2-dev"))
-    monkeypatch.setattr(module, "remote_client", lambda url: server)
+    monkeypatch.setattr(QdrantClient, "info", lambda client: SimpleNamespace(version="1.18.2-dev"))
     with pytest.raises(ValueError, match=r"is 1\.18\.2-dev: 1\.19 or newer is needed"):
-        module.QdrantStore("http://host:6333", "one", 3)
+        QdrantStore("http://host:6333", "one", 3)
 
 
 def test_a_collections_key_is_short_and_its_own(tmp_path):

@@ -23,7 +23,7 @@ from halka.rag.stores import new_key, place, store_at
 from halka.rag.texts import Text, Unreadable, check_unicode, printable
 from halka.util.errors import HalkaError
 
-AT_ONCE = 200_000  # characters, about, to embed and store in one step
+AT_ONCE = 200_000
 
 
 @dataclass(frozen=True)
@@ -49,12 +49,14 @@ class Collection:
         store: VectorStore | None = None,
         *,
         at: str | None = None,
+        at_once: int = AT_ONCE,
     ):
         """Open the collection in a folder, or create one.
 
         embedder  default: the one it was created with; MiniLM for a new one
         at        where a new collection keeps its passages (`stores.place`), by default in its folder; it is recorded
         store     keeps the passages instead; it is not recorded, so pass it each time
+        at_once   characters, about, to embed and store in one step; a crash loses at most one step's work
 
         Raises HalkaError for a folder that holds something else, for another embedder or place than the collection
         was created with, and for a store that cannot be opened; DamagedFolderError for settings that cannot be read.
@@ -86,6 +88,7 @@ class Collection:
                     store = store_at(at, where["key"], self.folder, self.embedder.width)
                 self._folder.write({"embedder": self.embedder.name, **where, "roots": []})
         self.store: VectorStore = self._open_store() if store is None else store
+        self._at_once = at_once
         self._cutter = Cutter(self.embedder.tokenizer, self.embedder.limit)
 
     @property
@@ -254,7 +257,7 @@ class Collection:
                     with self._lock:
                         self.store.set_access([name], source.readers, source.tags)
                 yield Event("skipped", printable(name), reason=str(error))
-            if sum(len(text.text) for _, _, text in waiting.values()) > AT_ONCE:
+            if sum(len(text.text) for _, _, text in waiting.values()) > self._at_once:
                 yield from self._commit([*waiting.values()], current)
                 waiting, changed = {}, True
         if waiting:

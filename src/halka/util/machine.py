@@ -65,7 +65,7 @@ def peak(device: torch.device) -> int:
 def available(device: torch.device | None = None, root: Path = Path("/")) -> int:
     """Bytes of memory that this process can hold in all: what it holds, and what the machine has left.
 
-    On Linux, no more than what the limits of its control groups leave, which are read below `root`, in `proc` and `sys`.
+    On Linux, no more than what the limits of its control groups leave, which are read in `proc` and `sys` below `root`.
     Of a GPU, what tensors can take there.
     """
     if device is not None and device.type == "cuda":
