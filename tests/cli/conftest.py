@@ -16,13 +16,21 @@ from tokenizers_for_tests import chatml_tokenizer
 
 
 @pytest.fixture(scope="session")
-def made(tmp_path_factory) -> Path:
-    """A folder with a base, data, prompts, a page of prose, and a run that is finished."""
-    folder = tmp_path_factory.mktemp("made")
+def base_folder(tmp_path_factory) -> Path:
+    """A tiny base with its tokenizer, which no test changes."""
+    folder = tmp_path_factory.mktemp("base")
     tokenizer = chatml_tokenizer()
     base = tiny("llama", vocab_size=len(tokenizer), max_position_embeddings=256, eos_token_id=tokenizer.eos_token_id)
-    base.save_pretrained(folder / "base")
-    tokenizer.save_pretrained(folder / "base")
+    base.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def run_and_data(base_folder, tmp_path_factory) -> Path:
+    """A folder with a base, data, prompts, a page of prose, and a run that is finished."""
+    folder = tmp_path_factory.mktemp("run_and_data")
+    (folder / "base").symlink_to(base_folder)
     rows = [{"prompt": f"What is {a} plus {b}?", "completion": str(a + b)} for a in range(5) for b in range(5)]
     (folder / "data.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     (folder / "prompts.jsonl").write_text('{"prompt": "Yes?"}\n{"messages": [{"role": "user", "content": "No?"}]}\n')
@@ -32,10 +40,9 @@ def made(tmp_path_factory) -> Path:
 
 
 @pytest.fixture
-def here(made, tmp_path, monkeypatch) -> Path:
-    """A folder to work in with a copy of what was made, and a link to the base, which no test changes."""
-    shutil.copytree(made, tmp_path, ignore=shutil.ignore_patterns("base"), dirs_exist_ok=True)
-    (tmp_path / "base").symlink_to(made / "base")
+def here(run_and_data, tmp_path, monkeypatch) -> Path:
+    """A folder to work in with a copy of the run and its data, and a link to the base."""
+    shutil.copytree(run_and_data, tmp_path, symlinks=True, dirs_exist_ok=True)
     monkeypatch.chdir(tmp_path)
     return tmp_path
 

@@ -16,9 +16,9 @@ FLAGS = "--base base --dtype float32 --batch-size 4 --rank 4 --lr 0.02 --warmup 
 
 
 @pytest.fixture(scope="module")
-def made(tmp_path_factory):
+def labelled_runs(tmp_path_factory):
     """A folder with a base, texts with labels, sentences with tags, and a run of each that is finished."""
-    folder = tmp_path_factory.mktemp("made")
+    folder = tmp_path_factory.mktemp("labelled_runs")
     tokenizer = plain_tokenizer()
     tiny("llama", vocab_size=len(tokenizer), pad_token_id=0).save_pretrained(folder / "base")
     tokenizer.save_pretrained(folder / "base")
@@ -32,8 +32,8 @@ def made(tmp_path_factory):
     return folder
 
 
-def test_the_kind_follows_from_the_data_and_the_labels_stand_in_the_card(made):
-    texts, words = (read_card(made / name / "adapter") for name in ("texts", "words"))
+def test_the_kind_follows_from_the_data_and_the_labels_stand_in_the_card(labelled_runs):
+    texts, words = (read_card(labelled_runs / name / "adapter") for name in ("texts", "words"))
     assert texts is not None
     assert words is not None
     assert (texts.kind, texts.labels) == ("sequence-classification", sorted(LABELS))
@@ -47,15 +47,15 @@ def test_the_kind_follows_from_the_data_and_the_labels_stand_in_the_card(made):
         ("words", "words.conll", {"tag_f1", "tag_accuracy"}),
     ],
 )
-def test_evaluate_loads_the_base_as_the_adapter_needs_it(made, monkeypatch, run, data, metrics):
-    monkeypatch.chdir(made)
+def test_evaluate_loads_the_base_as_the_adapter_needs_it(labelled_runs, monkeypatch, run, data, metrics):
+    monkeypatch.chdir(labelled_runs)
     found = parsed(f"evaluate --base base --dtype float32 --adapter {run}/adapter --data {data}")
     assert found["scores"].keys() == metrics
     assert all(score["value"] == 1 for score in found["scores"].values())
 
 
-def test_generate_answers_by_labels(made, monkeypatch, tmp_path):
-    monkeypatch.chdir(made)
+def test_generate_answers_by_labels(labelled_runs, monkeypatch, tmp_path):
+    monkeypatch.chdir(labelled_runs)
     usual = "generate --base base --dtype float32"
     first, (_, second) = examples()[0], examples(TAGS)[:2]
     text = first.prompt[0].content.replace(" ", "␣")
@@ -68,8 +68,8 @@ def test_generate_answers_by_labels(made, monkeypatch, tmp_path):
     assert [each["answer"] for each in answers] == [second.answers[0]] * 2
 
 
-def test_what_does_not_go_together_is_an_error_by_name(made, monkeypatch, tmp_path):
-    monkeypatch.chdir(made)
+def test_what_does_not_go_together_is_an_error_by_name(labelled_runs, monkeypatch, tmp_path):
+    monkeypatch.chdir(labelled_runs)
     usual = "evaluate --base base --dtype float32"
     told = failure(f"{usual} --adapter texts/adapter --adapter texts --data texts.jsonl")
     assert "two are named 'texts'" in told
@@ -81,15 +81,15 @@ def test_what_does_not_go_together_is_an_error_by_name(made, monkeypatch, tmp_pa
     assert "kind 'tagger' is none of" in failure(f"train {FLAGS} --data texts.jsonl --kind tagger -o {tmp_path}/run")
 
 
-def test_a_classifiers_run_is_repeated_by_its_file_and_together_with_others(made, monkeypatch, tmp_path):
-    monkeypatch.chdir(made)
+def test_a_classifiers_run_is_repeated_by_its_file_and_together_with_others(labelled_runs, monkeypatch, tmp_path):
+    monkeypatch.chdir(labelled_runs)
     again = halka(f"train --config texts/run.yaml -o {tmp_path}/again --json")
     assert json.loads(again.stdout)["method"]["name"] == "lora"
     (tmp_path / "three.jsonl").write_text(
         "".join(json.dumps({"text": f"Is it {label}?", "label": label}) + "\n" for label in ("one", "two"))
     )
     (tmp_path / "runs.yaml").write_text(
-        f"runs:\n  - {{out: {tmp_path}/a, data: [{made}/texts.jsonl]}}\n"
+        f"runs:\n  - {{out: {tmp_path}/a, data: [{labelled_runs}/texts.jsonl]}}\n"
         f"  - {{out: {tmp_path}/b, data: [{tmp_path}/three.jsonl]}}\n"
     )
     halka(f"train {FLAGS} --steps 2 --many {tmp_path}/runs.yaml")

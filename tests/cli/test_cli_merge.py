@@ -17,17 +17,14 @@ from halka.cli.merge import scored
 from halka.data.task import Task
 from kinds import bare
 from tiny import tiny
-from tokenizers_for_tests import chatml_tokenizer, plain_tokenizer
+from tokenizers_for_tests import plain_tokenizer
 
 
 @pytest.fixture(scope="module")
-def made(tmp_path_factory) -> Path:
+def adapters_and_task(base_folder, tmp_path_factory) -> Path:
     """A folder with a base, two LoRAs, a prefix and a task."""
-    folder = tmp_path_factory.mktemp("made")
-    tokenizer = chatml_tokenizer()
-    base = tiny("llama", vocab_size=len(tokenizer), max_position_embeddings=256, eos_token_id=tokenizer.eos_token_id)
-    base.save_pretrained(folder / "base")
-    tokenizer.save_pretrained(folder / "base")
+    folder = tmp_path_factory.mktemp("adapters_and_task")
+    (folder / "base").symlink_to(base_folder)
     model = halka.adapt(*halka.load_base(folder / "base", dtype="float32", device="cpu"))
     for name, method in {"a": halka.LoRA(rank=3), "b": halka.LoRA(rank=5), "prefix": halka.Prefix(length=3)}.items():
         model.add(name, method)
@@ -41,10 +38,10 @@ def made(tmp_path_factory) -> Path:
 
 
 @pytest.fixture
-def run(made, tmp_path, monkeypatch):
+def run(adapters_and_task, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    for each in made.iterdir():
-        (tmp_path / each.name).symlink_to(each)
+    for path in adapters_and_task.iterdir():
+        (tmp_path / path.name).symlink_to(path)
 
     return lambda command, code=0: command_line(f"merge {command} --base base", code=code)
 

@@ -42,8 +42,8 @@ def test_long_rows_are_cut_to_the_room_beside_virtual_tokens(here):
     assert "Warning" not in told
 
 
-def test_train_leaves_an_adapter_with_its_card(made):
-    folder = made / "run"
+def test_train_leaves_an_adapter_with_its_card(run_and_data):
+    folder = run_and_data / "run"
     assert sorted(each.name for each in folder.iterdir()) == ["adapter", "metrics.jsonl", "run.yaml"]
     assert len((folder / "metrics.jsonl").read_text().splitlines()) == 6
     card = json.loads((folder / "adapter" / "halka.json").read_text())
