@@ -5,12 +5,15 @@ Shape letters: B rows of a batch, T tokens of its longest row.
 
 import math
 import random
-from collections.abc import Iterator, Sequence
+from bisect import bisect_left
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Literal
 
 import torch
 
+from halka.data.packing import computed_tokens, paths_of
 from halka.data.tokens import Tokens
 from halka.util.errors import HalkaError
 
@@ -68,15 +71,9 @@ def plan(
 
     Raises HalkaError if neither limit is set, or one is below 1.
     """
-    if batch_tokens is None and batch_size is None:
-        raise HalkaError("set batch_tokens (tokens of a batch with padding), batch_size (examples of a batch) or both")
-    for name, limit in (("batch_tokens", batch_tokens), ("batch_size", batch_size)):
-        if limit is not None and limit < 1:
-            raise HalkaError(f"{name} is {limit}; it must be at least 1")
+    _check_limits(batch_tokens, batch_size)
     rng = random.Random(f"{seed}/{epoch}")
-    order = list(range(len(lengths)))
-    rng.shuffle(order)
-    order.sort(key=lambda index: round(16 * math.log2(max(lengths[index], 1))))  # stable: the shuffle stays within
+    order = _by_length(lengths, rng)
     batches: list[list[int]] = []
     longest = 0
     for index in order:
@@ -90,6 +87,84 @@ def plan(
             longest = lengths[index]
     rng.shuffle(batches)
     return batches
+
+
+def plan_packed(
+    items: Sequence[Tokens],
+    *,
+    seed: int,
+    epoch: int,
+    batch_tokens: int | None = None,
+    batch_size: int | None = None,
+    group_shared: bool = False,
+) -> list[list[int]]:
+    """As `plan`, for packed batches: `batch_tokens` limits the tokens that are computed, as `pack` makes them.
+
+    Examples come in the order of `plan`, so a batch has more of them where padding or common beginnings are saved.
+    `group_shared` brings examples with common beginnings together instead, in an order that differs by epoch.
+
+    Raises HalkaError as `plan` does.
+    """
+    _check_limits(batch_tokens, batch_size)
+    rng = random.Random(f"{seed}/{epoch}")
+    paths = paths_of(items)
+    order = _by_beginning(items, rng) if group_shared else _by_length([len(item) for item in items], rng)
+
+    def fits(start: int, size: int) -> bool:
+        batch = [paths[index] for index in order[start : start + size]]
+        return batch_tokens is None or computed_tokens(batch) <= batch_tokens
+
+    batches: list[list[int]] = []
+    start, size = 0, 1
+    while start < len(order):
+        left = len(order) - start
+        size = _largest(partial(fits, start), limit=min(batch_size or left, left), guess=size)
+        batches.append(order[start : start + size])
+        start += size
+    rng.shuffle(batches)
+    return batches
+
+
+def _check_limits(batch_tokens: int | None, batch_size: int | None) -> None:
+    if batch_tokens is None and batch_size is None:
+        raise HalkaError("set batch_tokens (tokens of a batch), batch_size (examples of a batch) or both")
+    for name, limit in (("batch_tokens", batch_tokens), ("batch_size", batch_size)):
+        if limit is not None and limit < 1:
+            raise HalkaError(f"{name} is {limit}; it must be at least 1")
+
+
+def _by_length(lengths: Sequence[int], rng: random.Random) -> list[int]:
+    """Indices from short to long; those whose lengths differ by up to some 4 % are shuffled among each other."""
+    order = list(range(len(lengths)))
+    rng.shuffle(order)
+    order.sort(key=lambda index: round(16 * math.log2(max(lengths[index], 1))))  # stable: the shuffle stays within
+    return order
+
+
+def _by_beginning(items: Sequence[Tokens], rng: random.Random) -> list[int]:
+    """Indices such that those with a common beginning are adjacent, sorted by a shuffled order of the vocabulary."""
+    order = list(range(len(items)))
+    rng.shuffle(order)  # of equal examples
+    rank = list(range(1 + max((max(item.ids) for item in items), default=0)))
+    rng.shuffle(rank)
+    order.sort(key=lambda index: [rank[token] for token in items[index].ids])
+    return order
+
+
+def _largest(fits: Callable[[int], bool], limit: int, guess: int) -> int:
+    """A size from 1 to `limit` that fits, where the next one is over the limit or does not; near `guess`.
+
+    1 is taken whether it fits or not.
+    """
+    low, high, step = 1, limit + 1, 1  # low fits, high does not
+    size = min(max(guess, 2), limit)
+    while low < size < high:
+        if fits(size):
+            low, size = size, size + step
+        else:
+            high, size = size, size - step
+        step *= 2
+    return low + bisect_left(range(low + 1, high), True, key=lambda size: not fits(size))
 
 
 def collate(items: Sequence[Tokens], pad_id: int, side: Side = "right") -> Batch:
