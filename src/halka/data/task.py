@@ -15,6 +15,7 @@ from halka.data.examples import Example, read_examples
 from halka.data.labels import classes_in, tags_in
 from halka.data.readers import Problem
 from halka.util.errors import DataError, HalkaError
+from halka.util.kinds import TASK_KINDS
 
 T = TypeVar("T")
 
@@ -46,13 +47,12 @@ PART = Field(
     "a file, a list of files, or a fraction of train between 0 and 1",
     lambda value: _is_fraction(value) or _is_names(value),
 )
-KINDS = ("causal-lm", "sequence-classification", "token-classification", "seq2seq-lm")
 KIND_OF_SHAPE = {"labelled": "sequence-classification", "tagged": "token-classification"}
 """The kind of base that examples of a shape are for, unless the task names one."""
 
 KEYS = {
     "name": TEXT,
-    "kind": Field(f"one of {', '.join(KINDS)}", lambda value: value in KINDS),
+    "kind": Field(f"one of {', '.join(TASK_KINDS)}", lambda value: value in TASK_KINDS),
     "labels": Field("a list of names", lambda value: isinstance(value, list) and _is_names(value)),
     "train": FILES,
     "validation": PART,
@@ -200,8 +200,8 @@ def of_kind(task: Task, kind: str | None) -> Task:
     """The task for a base of that kind, with its labels; unchanged if None. Raises DataError for an unknown kind."""
     if kind is None or kind == task.kind:
         return task
-    if kind not in KINDS:
-        raise DataError(f"kind {kind!r} is none of {', '.join(KINDS)}")
+    if kind not in TASK_KINDS:
+        raise DataError(f"kind {kind!r} is none of {', '.join(TASK_KINDS)}")
     return replace(task, kind=kind, labels=labels_for(kind, [*task.train, *task.validation, *task.test]))
 
 

@@ -15,12 +15,13 @@ from halka.estimating.batches import largest_batch
 from halka.estimating.dry_runs import DryRun, Memory, Setup, dry_run
 from halka.estimating.hardware import Hardware, hardware_of
 from halka.methods import build_method
-from halka.models.kinds import LABELLED, usual_kind
+from halka.models.kinds import usual_kind
 from halka.models.loading import base_config, check_class
 from halka.models.quantised import check_quantize
 from halka.objectives import OBJECTIVES
 from halka.util.dtypes import Dtype, dtype_name
 from halka.util.errors import HalkaError
+from halka.util.kinds import LABELLED
 
 FAMILIES = ("lora", "dora", "ia3", "bitfit", "bottleneck", "prefix", "prompt", "llama_adapter", "full")
 

@@ -13,8 +13,9 @@ import torch
 from torch import Tensor, nn
 
 from halka.core import AdaptedModel, Adapter
-from halka.models.kinds import LABELLED, kind_of
+from halka.models.kinds import kind_of
 from halka.util.errors import WrongBaseError
+from halka.util.kinds import LABELLED
 
 NEW = "new_modules"  # in a base's configuration: the modules that its weights lack, which start at random
 FULL = "base."  # before the base's names, in the state of an adapter that has all of its weights

@@ -1,12 +1,11 @@
-"""Kinds of base: causal decoder, masked encoder, classifier, tagger, encoder-decoder. A base's class tells its kind."""
+"""What transformers and peft call each kind of base (`halka.util.kinds`). A base's class tells its kind."""
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Any
 
 from halka.util.errors import HalkaError
-
-Kind = Literal["causal-lm", "masked-lm", "sequence-classification", "token-classification", "seq2seq-lm"]
+from halka.util.kinds import Kind
 
 KINDS: dict[str, str] = {  # kind -> the transformers class that loads bases of it
     "causal-lm": "AutoModelForCausalLM",
@@ -15,7 +14,6 @@ KINDS: dict[str, str] = {  # kind -> the transformers class that loads bases of 
     "token-classification": "AutoModelForTokenClassification",
     "seq2seq-lm": "AutoModelForSeq2SeqLM",
 }
-LABELLED = ("sequence-classification", "token-classification")  # those whose head predicts labels
 TASK_TYPES: dict[Kind, str | None] = {  # kind -> Hugging Face peft's `task_type`
     "causal-lm": "CAUSAL_LM",
     "masked-lm": None,

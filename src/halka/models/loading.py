@@ -13,11 +13,12 @@ import torch
 from halka.models.fetching import cache_dir, is_pulled, known_bases, known_names, pull
 from halka.models.fetching.hub import from_hub
 from halka.models.heads import NEW, configured_labels, label_rows
-from halka.models.kinds import KINDS, LABELLED, Kind, class_names, usual_kind
+from halka.models.kinds import KINDS, class_names, usual_kind
 from halka.models.layouts import LAYOUTS
 from halka.util.dtypes import Dtype, dtype_name
 from halka.util.errors import DamagedFolderError, HalkaError
 from halka.util.files import release_pages_except
+from halka.util.kinds import LABELLED, Kind
 from halka.util.quiet import quiet_libraries
 
 if TYPE_CHECKING:

@@ -88,7 +88,7 @@ OBJECTIVES: dict[str, Objective[Any]] = {
     "token-classification": Tagging(),
     "seq2seq-lm": SequenceToSequence(),
 }
-"""By kind of base (`halka.models.kinds`)."""
+"""By kind of base (`halka.util.kinds.TASK_KINDS`)."""
 
 
 def objective_of(model: AdaptedModel) -> Objective[Any]:

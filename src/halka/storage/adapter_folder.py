@@ -15,11 +15,11 @@ from pathlib import Path
 from typing import Any, cast
 
 from halka.models.fetching import hub, known_bases
-from halka.models.kinds import Kind
 from halka.storage import tensors
 from halka.storage.card import CARD, Card, read_card
 from halka.storage.formats import BaseSpec, Contents, FileNames, Format, format_of
 from halka.util.errors import DamagedFolderError, HalkaError
+from halka.util.kinds import Kind
 
 ADAPTER = "adapter"  # the folder within a run's folder that holds its adapter
 LARGE = 1 << 24  # bytes to hash at a time: each call releases the GIL

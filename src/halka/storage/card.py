@@ -11,9 +11,10 @@ from typing import Any
 
 from halka.core import AdaptedModel, form_of
 from halka.models.fingerprint import own_fingerprint
-from halka.models.kinds import KINDS, Kind, kind_of
+from halka.models.kinds import KINDS, kind_of
 from halka.storage.formats import json_object
 from halka.util.errors import DamagedFolderError, HalkaError, WrongBaseError
+from halka.util.kinds import Kind
 from halka.util.text import chat_template_fingerprint
 
 CARD = "halka.json"

@@ -27,7 +27,7 @@ from halka.evaluation.evaluating import evaluate, perplexity
 from halka.methods import build_method
 from halka.models import adapt, pad_id
 from halka.models.attention.function import use_attention
-from halka.models.kinds import Kind, kind_of
+from halka.models.kinds import kind_of
 from halka.models.loading import load_base
 from halka.models.quantised import Quantize
 from halka.storage.adapter_folder import AdapterFolder
@@ -38,6 +38,7 @@ from halka.util import machine
 from halka.util.dtypes import Dtype, dtype_name
 from halka.util.errors import TrainingError
 from halka.util.files import write_text
+from halka.util.kinds import Kind
 
 SCHEMA = 1
 BASE = "base"  # the method of a run without tuning

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple, Protocol, TypeVar, cast
 from torch import Tensor
 
 from halka.core import Adapter, Method, Target
-from halka.models.kinds import Kind
+from halka.util.kinds import Kind
 
 T = TypeVar("T")
 

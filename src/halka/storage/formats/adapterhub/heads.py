@@ -15,10 +15,10 @@ from torch import Tensor, nn
 from halka.core import Adapter, Target
 from halka.methods import Modules
 from halka.models.heads import label_rows
-from halka.models.kinds import Kind
 from halka.storage.formats.adapterhub.config import base_of
 from halka.storage.formats.format import BaseSpec, Contents, FileNames, json_object
 from halka.util.errors import HalkaError
+from halka.util.kinds import Kind
 
 FILES = FileNames("head_config.json", "model_head.safetensors", "pytorch_model_head.bin")
 # The base's class -> the options of AdapterHub's equivalent head, and the base's modules for its numbered layers.

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from halka.core import VIRTUAL_ROLES, Adapter, Joint, Method, Target, wants
 from halka.methods import Modules, Prompt
-from halka.models.kinds import LABELLED, TASK_TYPES, kind_of, kind_of_task
+from halka.models.kinds import TASK_TYPES, kind_of, kind_of_task
 from halka.models.layouts import CLASSIFIERS
 from halka.storage.formats.format import BaseSpec, Contents, FileNames
 from halka.storage.formats.peft import (
@@ -35,6 +35,7 @@ from halka.storage.formats.peft import (
 )
 from halka.storage.formats.peft.modules import base_of
 from halka.util.errors import HalkaError
+from halka.util.kinds import LABELLED
 
 NAME = "peft"
 FILES = FileNames("adapter_config.json", "adapter_model.safetensors", "adapter_model.bin")
