@@ -211,7 +211,7 @@ def why_not_merged(base: Base, method: Method) -> str | None:
     """How merging is refused, or None where it is not."""
     reasons = [UNMERGEABLE[each.name] for each in of(method) if each.name in UNMERGEABLE]
     if base.quantize and not all(each.name in LEAVES_PACKED_LAYERS for each in of(method)):
-        reasons.append(f"is packed as {base.quantize}: .*not mergeable. Use the adapter beside the base")
+        reasons.append(f"is quantised to {base.quantize}: .*not mergeable. Use the adapter beside the base")
     elif method.name in BIASES and base.architecture not in WITH_BIASES:
         reasons.append("adds a bias to .*, which has none: not mergeable|mixture of experts returns: not mergeable")
     several_layers = base == BASES["roberta"]

@@ -393,7 +393,7 @@ def test_lm_eval_takes_a_packed_base(places):
     from halka.core import form_of
     from halka.interop.lm_eval import HalkaLM
 
-    with pytest.warns(UserWarning, match="in full precision, which is packed as int8 here"):
+    with pytest.warns(UserWarning, match="in full precision, which is quantised to int8 here"):
         lm = HalkaLM(str(places["base"]), str(places["adapter"]), quantize="int8", dtype="float32", device="cpu")
     assert form_of(lm.model._model.base) == "int8"
 

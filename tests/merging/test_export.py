@@ -338,5 +338,5 @@ def test_a_packed_base_is_not_exported(tmp_path):
     model = halka.adapt(base)
     model.add("head", halka.LoRA(rank=2, targets=("head",)))
     for name in (None, "head"):
-        with pytest.raises(ValueError, match=r"q_proj is packed as int8, .*load the base unpacked"):
+        with pytest.raises(ValueError, match=r"q_proj is quantised to int8, .*load the base so"):
             halka.export(model, name, tmp_path / "a")

@@ -150,7 +150,7 @@ def test_a_packed_weight_is_refused_by_name_with_the_way_out():
     quantise(base, "int8")
     model = halka.adapt(base)
     model.add("lora", halka.LoRA(rank=4))
-    with pytest.raises(ValueError, match=r"layers\.0\..*q_proj is packed as int8: .*load the base unpacked"):
+    with pytest.raises(ValueError, match=r"layers\.0\..*q_proj is quantised to int8: .*load the base unquantised"):
         model.merge("lora")
     assert model.merged is None
 

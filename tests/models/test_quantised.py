@@ -268,7 +268,7 @@ def test_what_would_train_or_merge_packed_weights_is_refused(form):
     with pytest.raises(ValueError, match=f"modules: model.layers.0.mlp is quantised to {form} and cannot be trained"):
         model.add("whole", whole)
     with pytest.raises(
-        ValueError, match=f"q_proj is packed as {form}: .*not mergeable. Use the adapter beside the base"
+        ValueError, match=f"q_proj is quantised to {form}: .*not mergeable. Use the adapter beside the base"
     ):
         model.merge("a")
     assert (model.merged, list(model.adapters)) == (None, ["a"])
@@ -333,13 +333,13 @@ def test_an_adapter_goes_from_form_to_form_with_a_word(made, form, tmp_path, rec
     halka.load(model, tmp_path / "plain", name="again")
     assert not recwarn
     other = loaded(made, form)
-    with pytest.warns(UserWarning, match=f"trained on this base in full precision, which is packed as {form} here"):
+    with pytest.warns(UserWarning, match=f"trained on this base in full precision, which is quantised to {form} here"):
         halka.load(other, tmp_path / "plain")
     assert all(torch.equal(*pair) for pair in zip(model.parameters("a"), other.parameters("plain"), strict=True))
     halka.save(other, "plain", tmp_path / "packed")
     assert json.loads((tmp_path / "packed" / "halka.json").read_text())["base"]["quantize"] == form
     halka.load(other, tmp_path / "packed")
-    with pytest.warns(UserWarning, match=f"trained on this base packed as {form}, which is in full precision here"):
+    with pytest.warns(UserWarning, match=f"trained on this base quantised to {form}, which is in full precision here"):
         halka.load(model, tmp_path / "packed")
     assert len(recwarn) == 0
 
@@ -436,10 +436,10 @@ def test_every_command_that_opens_a_base(made, form, tmp_path, monkeypatch):
         same = command(f"{name} {shared} --quantize {form} --adapter run/adapter --json")
         assert "trained on" not in same.stderr
         other = command(f"{name} {shared} --adapter run/adapter --json")
-        assert f"trained on this base packed as {form}" in other.stderr
-    assert f"quantised as {form}" in command("adapters show run/adapter").stdout
+        assert f"trained on this base quantised to {form}" in other.stderr
+    assert f"quantised to {form}" in command("adapters show run/adapter").stdout
     refused = command(f"merge run/adapter {shared} --quantize {form} --into whole", code=2)
-    assert f"packed as {form}" in refused.stderr
+    assert f"quantised to {form}" in refused.stderr
     command(f"merge run/adapter {shared} --quantize {form} --as peft --into alone")
     wrong = command(f"generate Yes? {shared} --quantize int3", code=2)
     assert "quantize 'int3' is none of nf4, int8" in wrong.stderr

@@ -219,7 +219,7 @@ def _show(about: dict[str, Any]) -> None:
         lines.pop("base_model_name_or_path", None)
     else:
         base = card.base
-        form = f", quantised as {base['quantize']}" if base.get("quantize") else ""
+        form = f", quantised to {base['quantize']}" if base.get("quantize") else ""
         lines = {
             "base": f"{base['name'] or 'unnamed'} ({_pairs(base['fingerprint'])}){form}",
             "method": f"{card.method['name']} ({_pairs(card.method['fields'])})",

@@ -28,8 +28,8 @@ def merged_weights(adapter: Adapter, dtype: torch.dtype | None = None) -> dict[s
                 raise HalkaError(f"{adapter.method.name} acts on {target.role}, which is no weight: not mergeable")
             if isinstance(target.module, Packed):
                 raise HalkaError(
-                    f"{target.name} is packed as {target.module.form}: what is added would be rounded away where it is "
-                    "packed anew, not mergeable. Use the adapter beside the base, or load the base unpacked "
+                    f"{target.name} is quantised to {target.module.form}: what is added would be rounded away where it "
+                    "is quantised anew, not mergeable. Use the adapter beside the base, or load the base unquantised "
                     "(halka.load_base without quantize), load the adapter there and merge it"
                 )
             names = {"weight": target.parameter, "bias": f"{target.name}.bias"}

@@ -105,7 +105,7 @@ def whole_weights(model: AdaptedModel, name: str | None, dtype: torch.dtype | No
         for path, module in model.base.named_modules():
             if isinstance(module, Packed):
                 raise HalkaError(
-                    f"{path} is packed as {module.form}, and a whole model is written unpacked: load the base unpacked "
+                    f"{path} is quantised to {module.form}, and a whole model is written unquantised: load the base so "
                     "(halka.load_base without quantize), load the adapter there and export it"
                 )
         weights: dict[str, Tensor] = dict(model.base.state_dict())

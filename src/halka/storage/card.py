@@ -99,7 +99,7 @@ def check_base(card: Card, model: AdaptedModel, folder: Path, other_base: bool, 
         )
     forms = card.base.get("quantize"), form_of(model.base)
     if len({*forms}) > 1:
-        trained_on, this = ("in full precision" if form is None else f"packed as {form}" for form in forms)
+        trained_on, this = ("in full precision" if form is None else f"quantised to {form}" for form in forms)
         warnings.warn(
             f"{folder} was trained on this base {trained_on}, which is {this} here: answers will differ a little",
             stacklevel=3,
