@@ -7,7 +7,9 @@ import torch
 from torch import nn
 
 from halka.data.batches import IGNORE_INDEX
-from halka.objectives.cross_entropy import next_token_loss, plain_next_token_loss
+from halka.data.packing import PackedBatch, pack
+from halka.data.tokens import Tokens
+from halka.objectives.cross_entropy import next_token_loss, packed_loss, plain_next_token_loss
 from numbers_for_tests import close
 
 B, T, D, V = 3, 11, 16, 37
@@ -118,3 +120,51 @@ def test_the_head_runs_on_some_labelled_positions_at_a_time(head_trains):
     assert sum(seen) == count * (2 if head_trains else 1)
     assert max(seen) < count / 3
     assert min(seen) < max(seen)
+
+
+def packed(tokens: int) -> PackedBatch:
+    """Three runs: examples with a common beginning, twice the same one, and one without any label."""
+    generator = torch.Generator().manual_seed(0)
+    beginning, *answers, own = (torch.randint(V, (tokens,), generator=generator).tolist() for _ in range(4))
+    asked = [Tokens(beginning + answer, [False] * tokens + [True] * tokens) for answer in answers]
+    return pack([asked, [Tokens(own, [False] * 3 + [True] * (tokens - 3))] * 2, [Tokens([1, 2], [True, False])]])
+
+
+def plain_packed_loss(hidden: torch.Tensor, batch: PackedBatch, head: nn.Module) -> torch.Tensor:
+    """The slow twin of `packed_loss`: all logits at once, then label by label."""
+    logits = head(hidden[0])[batch.states].float().log_softmax(-1)
+    runs = [run for run, labels in enumerate(batch.labels_of_run) for _ in range(labels)]
+    losses = [torch.zeros(()) for _ in batch.labels_of_run]
+    for run, own, label, count in zip(runs, logits, batch.labels, batch.counts, strict=True):
+        losses[run] = losses[run] - count * own[label]
+    return torch.stack(losses)
+
+
+@pytest.mark.parametrize("dtype", TOLERANCE, ids=str)
+@pytest.mark.parametrize("head_trains", [False, True], ids=["frozen", "trained"])
+@pytest.mark.parametrize("tokens", [T, MANY])
+def test_a_packed_batchs_loss_by_run_equals_that_of_its_labels_alone(dtype, head_trains, tokens):
+    batch, head = packed(tokens), inputs(dtype)[2].requires_grad_(head_trains)
+    assert max(batch.counts) == 2
+    assert len(batch.states.unique()) < len(batch.states)  # one state that predicts two labels
+    generator = torch.Generator().manual_seed(1)
+    hidden = torch.randn(1, batch.input_ids.shape[1], D, generator=generator).to(dtype).requires_grad_()
+    weights = torch.tensor([0.25, 0.5, 1.0])
+    results = []
+    for losses in (plain_packed_loss(hidden, batch, head), packed_loss(hidden, batch, head, head_trains=head_trains)):
+        (losses * weights).sum().backward()
+        results.append([losses.detach(), hidden.grad, head.weight.grad])
+        hidden.grad = head.weight.grad = None
+    (plain, plain_hidden, plain_weight), (ours, ours_hidden, ours_weight) = results
+    assert ours.dtype == torch.float32
+    assert ours[2] == 0
+    close(ours, plain, within=TOLERANCE[dtype])
+    close(ours_hidden, plain_hidden, within=2 * TOLERANCE[dtype])
+    assert (ours_weight is None) == (not head_trains)
+    if head_trains:
+        close(ours_weight, plain_weight, within=2 * TOLERANCE[dtype])
+
+
+def test_the_counts_of_a_packed_batch_are_the_labels_of_its_items():
+    items = [Tokens([1, 2, 3, 4], [True, False, True, True]), Tokens([1, 2, 3], [False, True, True])]
+    assert pack([items]).counts.sum() == sum(item.labels for item in items)

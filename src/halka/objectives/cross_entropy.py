@@ -3,7 +3,7 @@
 With a vocabulary of 49,000 the head is a fifth of a small model's work and most of its activation memory, and most
 positions of an instruction example carry no label.
 
-    B rows   T tokens   D hidden width   N label positions
+    B rows   T tokens   D hidden width   N label positions   R runs
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from halka.data.batches import IGNORE_INDEX
+from halka.data.packing import PackedBatch
 
 Head = Callable[[Tensor], Tensor]
 CHUNK = 256  # label positions whose logits exist at once
@@ -30,22 +31,33 @@ def summed_cross_entropy(logits: Tensor, labels: Tensor, classes: int) -> tuple[
 
 
 def next_token_loss(hidden_BTD: Tensor, labels_BT: Tensor, head: Head, *, head_trains: bool) -> tuple[Tensor, int]:
-    """The summed loss over the N label positions, and N. Label t is predicted from hidden state t - 1.
+    """A padded batch's summed loss over the N label positions, and N. Label t is predicted from hidden state t - 1."""
+    targets_BT = labels_BT[:, 1:]
+    chosen = targets_BT != IGNORE_INDEX
+    losses_N = label_losses(hidden_BTD[:, :-1][chosen], targets_BT[chosen], head, head_trains=head_trains)
+    return losses_N.sum(), len(losses_N)
+
+
+def packed_loss(hidden_1TD: Tensor, batch: PackedBatch, head: Head, *, head_trains: bool) -> Tensor:
+    """A packed batch's summed loss by run (R,). A label counts for each of the examples that have it."""
+    losses_N = label_losses(hidden_1TD[0, batch.states], batch.labels, head, head_trains=head_trains)
+    return torch.stack([own.sum() for own in (losses_N * batch.counts).split(batch.labels_of_run)])
+
+
+def label_losses(hidden_ND: Tensor, labels_N: Tensor, head: Head, *, head_trains: bool) -> Tensor:
+    """The loss of each label (N,), in fp32, from the hidden state that predicts it.
 
     A frozen head's gradient is computed chunk by chunk during the forward pass; a trained head runs again in backward.
     """
-    targets_BT = labels_BT[:, 1:]
-    chosen = targets_BT != IGNORE_INDEX
-    hidden_ND, targets_N = hidden_BTD[:, :-1][chosen], targets_BT[chosen]
     if not head_trains and hidden_ND.requires_grad:
-        return _FrozenHeadLoss.apply(hidden_ND, targets_N, head), len(targets_N)  # type: ignore[return-value]
-    total = hidden_ND.new_zeros((), dtype=torch.float32)
-    for h, t in zip(hidden_ND.split(CHUNK), targets_N.split(CHUNK), strict=True):
+        return _FrozenHeadLosses.apply(hidden_ND, labels_N, head)  # type: ignore[return-value]
+    losses: list[Tensor] = []
+    for h, t in zip(hidden_ND.split(CHUNK), labels_N.split(CHUNK), strict=True):
         if torch.is_grad_enabled():
-            total = total + checkpoint(_summed, h, t, head, use_reentrant=False)  # type: ignore[operator]
+            losses.append(checkpoint(_losses, h, t, head, use_reentrant=False))  # type: ignore[arg-type]
         else:
-            total = total + _summed(h, t, head)
-    return total, len(targets_N)
+            losses.append(_losses(h, t, head))
+    return torch.cat(losses)
 
 
 def plain_next_token_loss(hidden_BTD: Tensor, labels_BT: Tensor, head: Head) -> tuple[Tensor, int]:
@@ -54,27 +66,28 @@ def plain_next_token_loss(hidden_BTD: Tensor, labels_BT: Tensor, head: Head) -> 
     return summed_cross_entropy(logits, labels_BT[:, 1:], logits.shape[-1])
 
 
-def _summed(hidden_ND: Tensor, targets_N: Tensor, head: Head) -> Tensor:
-    return F.cross_entropy(head(hidden_ND).float(), targets_N, reduction="sum")
+def _losses(hidden_ND: Tensor, labels_N: Tensor, head: Head) -> Tensor:
+    return F.cross_entropy(head(hidden_ND).float(), labels_N, reduction="none")
 
 
-class _FrozenHeadLoss(torch.autograd.Function):
-    """The loss and the hidden states' gradient in one pass over the head."""
+class _FrozenHeadLosses(torch.autograd.Function):
+    """The losses and the hidden states' gradients in one pass over the head. A state acts on its own loss alone, so
+    what backward receives for a loss scales the gradient of its state."""
 
     @staticmethod
-    def forward(ctx: Any, hidden_ND: Tensor, targets_N: Tensor, head: Head) -> Tensor:
-        total = hidden_ND.new_zeros((), dtype=torch.float32)
-        gradients = []
-        for h, t in zip(hidden_ND.split(CHUNK), targets_N.split(CHUNK), strict=True):
+    def forward(ctx: Any, hidden_ND: Tensor, labels_N: Tensor, head: Head) -> Tensor:
+        losses: list[Tensor] = []
+        gradients: list[Tensor] = []
+        for h, t in zip(hidden_ND.split(CHUNK), labels_N.split(CHUNK), strict=True):
             with torch.enable_grad():
                 h = h.detach().requires_grad_()
-                loss = _summed(h, t, head)
-                gradients += torch.autograd.grad(loss, h)
-            total += loss.detach()
+                chunk = _losses(h, t, head)
+                gradients += torch.autograd.grad(chunk.sum(), h)
+            losses.append(chunk.detach())
         ctx.save_for_backward(torch.cat(gradients))
-        return total
+        return torch.cat(losses)
 
     @staticmethod
     def backward(ctx: Any, *outer: Tensor) -> tuple[Tensor, None, None]:
-        (gradient,) = ctx.saved_tensors
-        return (gradient.float() * outer[0]).to(gradient.dtype), None, None
+        (gradient_ND,) = ctx.saved_tensors
+        return (gradient_ND.float() * outer[0][:, None]).to(gradient_ND.dtype), None, None

@@ -13,10 +13,11 @@ from torch import Tensor
 from halka.core import AdaptedModel
 from halka.data.batches import Batch, collate
 from halka.data.examples import Example
+from halka.data.packing import PackedBatch
 from halka.data.tokens import Tokens, encode_all, encode_prompt
 from halka.data.truncation import EncodedExamples, LengthPolicy
 from halka.models import hidden_states, logits, pad_id
-from halka.objectives.cross_entropy import next_token_loss
+from halka.objectives.cross_entropy import next_token_loss, packed_loss
 
 GREEDY = {"do_sample": False, "temperature": None, "top_p": None, "top_k": None}
 """Options of transformers' `generate` that override what a base's own generation config says of sampling."""
@@ -49,9 +50,15 @@ class LanguageModelling:
         return hidden_states(model, **batch.inputs)
 
     def loss(self, model: AdaptedModel, name: str | None, outputs: Tensor, labels: Tensor) -> tuple[Tensor, int]:
-        targets = () if name is None else model.adapter(name).targets.values()
-        head_trains = any(target.role in ("head", "base") for target in targets)
+        head_trains = _trains_head(model, name)
         return next_token_loss(outputs, labels, lambda hidden: logits(model, hidden), head_trains=head_trains)
+
+    def packed_loss(
+        self, model: AdaptedModel, names: Sequence[str | None], hidden: Tensor, batch: PackedBatch
+    ) -> Tensor:
+        """The summed loss of each run (R,), from the line's hidden states (1, N, D); run i uses adapter `names[i]`."""
+        head_trains = any(_trains_head(model, name) for name in names)
+        return packed_loss(hidden, batch, lambda hidden: logits(model, hidden), head_trains=head_trains)
 
     def answers(
         self,
@@ -71,3 +78,8 @@ class LanguageModelling:
         )
         texts = model.tokenizer.batch_decode(ids_BT[:, batch.input_ids.shape[1] :], skip_special_tokens=True)
         return [text.strip() for text in texts]
+
+
+def _trains_head(model: AdaptedModel, name: str | None) -> bool:
+    targets = () if name is None else model.adapter(name).targets.values()
+    return any(target.role in ("head", "base") for target in targets)
