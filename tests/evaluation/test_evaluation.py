@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -11,7 +12,6 @@ from torch.nn.functional import cross_entropy
 from transformers import LogitsProcessor, LogitsProcessorList, PreTrainedTokenizerFast
 
 import halka
-import halka.evaluation.evaluating
 from classifiers import LABELS, TEXTS, classifier
 from contract import disturb, weights_of
 from halka import AdapterPool, AdapterStore
@@ -19,7 +19,7 @@ from halka.core import AdaptedModel
 from halka.data.examples import Example, Message
 from halka.data.tokens import encode_prompt
 from halka.evaluation.evaluating import evaluate, perplexity
-from halka.evaluation.generation import iter_answers
+from halka.evaluation.generation import AdapterNames, iter_answers
 from halka.evaluation.metrics import score
 from tiny import tiny
 from tokenizers_for_tests import chatml_tokenizer
@@ -420,26 +420,35 @@ def test_a_classifier_answers_by_its_labels():
 # ── scores ──────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
-def test_an_evaluation_scores_answers_against_their_own_references(monkeypatch):
+def examples_answered_right(model: AdaptedModel, names: AdapterNames, right: set[int]) -> list[Example]:
+    """The examples, of which the model answers those with these numbers right: they have its answers as references."""
+    answers = dict(iter_answers(model, names, EXAMPLES, max_new_tokens=5))
+    assert all(answers.values())
+    return [
+        Example((example.prompt[0], Message("assistant", answers[number])), where=example.where)
+        if number in right
+        else example
+        for number, example in enumerate(EXAMPLES)
+    ]
+
+
+def test_an_evaluation_scores_answers_against_their_own_references():
     """Answers come in another order than the examples."""
-    model, said = (
-        model_that_reads(),
-        {0: "Paris 0", 1: "Rome", 2: "Paris 2", 3: "", 4: "Paris 4", 5: "Paris 6", 6: "paris 6"},
-    )
-    monkeypatch.setattr(
-        halka.evaluation.evaluating, "iter_answers", lambda *_, **__: iter(sorted(said.items(), reverse=True))
-    )
-    told = []
-    found = evaluate(model, None, EXAMPLES, ["exact_match"], on_progress=told.append, seed=3)
-    assert told == [1, 2, 3, 4, 5, 6, 7]
-    assert [each.prediction for each in found.predictions] == [said[index] for index in range(7)]
+    model, progress = model_that_reads(), []
+    examples = examples_answered_right(model, None, {0, 2, 4, 6})
+    answers = dict(iter_answers(model, None, examples, max_new_tokens=5))
+    assert [*answers] != sorted(answers)
+    assert len({*answers.values()}) > 3
+    found = evaluate(model, None, examples, ["exact_match"], max_new_tokens=5, on_progress=progress.append, seed=3)
+    assert progress == [1, 2, 3, 4, 5, 6, 7]
+    assert [each.prediction for each in found.predictions] == [answers[index] for index in range(7)]
     assert [each.prompt for each in found.predictions] == QUESTIONS
     assert [each.where for each in found.predictions] == [f"q:{number}" for number in range(7)]
-    assert [each.references for each in found.predictions] == [(f"Paris {number}",) for number in range(7)]
-    answers = [said[index] for index in range(7)]
-    assert found.scores == score(answers, [example.answers for example in EXAMPLES], ["exact_match"], seed=3)
+    assert [each.references for each in found.predictions] == [example.answers for example in examples]
+    in_order = [answers[index] for index in range(7)]
+    assert found.scores == score(in_order, [example.answers for example in examples], ["exact_match"], seed=3)
     assert found.scores["exact_match"].n == 7
-    assert 0.4 < found.scores["exact_match"].value < 0.6
+    assert found.scores["exact_match"].value == pytest.approx(4 / 7)
 
 
 def test_an_evaluation_answers_with_the_adapter_and_leaves_the_base_alone():
@@ -458,19 +467,19 @@ def test_an_evaluation_answers_with_the_adapter_and_leaves_the_base_alone():
     assert other.predictions != found.predictions
 
 
-def test_an_evaluation_scores_each_adapter_on_its_own_examples(monkeypatch):
+def test_an_evaluation_scores_each_adapter_on_its_own_examples():
     model, names = model_that_reads("lora"), ["lora", None, "lora", None, "lora", None, None]
-    right = {0: "Paris 0", 1: "Rome", 2: "Paris 2", 3: "Rome", 4: "Rome", 5: "Rome", 6: "Paris 6"}
-    monkeypatch.setattr(
-        halka.evaluation.evaluating, "iter_answers", lambda *_, **__: iter(sorted(right.items(), reverse=True))
-    )
-    found = evaluate(model, names, EXAMPLES, ["exact_match"], seed=3)
+    examples = examples_answered_right(model, names, {0, 2, 6})
+    found = evaluate(model, names, examples, ["exact_match"], max_new_tokens=5, seed=3)
     assert found.scores["exact_match"].value == pytest.approx(3 / 7)
     assert {each: score["exact_match"].value for each, score in found.by_adapter.items()} == {"lora": 2 / 3, None: 0.25}
     assert found.by_adapter["lora"] == score(
-        ["Paris 0", "Paris 2", "Rome"], [EXAMPLES[index].answers for index in (0, 2, 4)], ["exact_match"], seed=3
+        [found.predictions[index].prediction for index in (0, 2, 4)],
+        [examples[index].answers for index in (0, 2, 4)],
+        ["exact_match"],
+        seed=3,
     )
-    assert evaluate(model, "lora", EXAMPLES, ["exact_match"]).by_adapter == {}
+    assert evaluate(model, "lora", examples, ["exact_match"], max_new_tokens=5).by_adapter == {}
 
 
 def test_an_evaluation_answers_each_example_with_its_adapter():
@@ -481,10 +490,14 @@ def test_an_evaluation_answers_each_example_with_its_adapter():
     assert found.by_adapter.keys() == {"lora", None, "prompt"}
 
 
-def test_other_accepted_answers_count_too(monkeypatch):
-    example = Example((Message("user", "Why?"), Message("assistant", "Because")), references=("Because", "So"))
-    monkeypatch.setattr(halka.evaluation.evaluating, "iter_answers", lambda *_, **__: iter([(0, "So")]))
-    assert evaluate(model_that_reads(), None, [example], ["exact_match"]).scores["exact_match"].value == 1
+def test_other_accepted_answers_count_too():
+    model, example = model_that_reads(), Example((Message("user", "Why?"), Message("assistant", "Because")))
+    ((_, answer),) = iter_answers(model, None, [example], max_new_tokens=5)
+    assert answer not in ("", "Because")
+    for references, value in ((("Because",), 0), (("Because", answer), 1)):
+        accepting = replace(example, references=references)
+        found = evaluate(model, None, [accepting], ["exact_match"], max_new_tokens=5)
+        assert found.scores["exact_match"].value == value
 
 
 def test_rows_in_memory_are_evaluated_by_metrics_that_fit_them():
@@ -514,12 +527,10 @@ def test_nothing_to_evaluate_on_is_refused():
 def test_a_metric_that_the_gold_answers_do_not_satisfy_is_refused_before_anything_is_generated(
     metric, message, monkeypatch
 ):
-    def generated(*args, **options):
-        raise AssertionError("it was generated")
-
-    monkeypatch.setattr(halka.evaluation.evaluating, "iter_answers", generated)
+    model = model_that_reads()
+    monkeypatch.setattr(model.base, "generate", lambda *_, **__: pytest.fail("it was generated"))
     with pytest.raises(ValueError, match=message):
-        evaluate(model_that_reads(), None, EXAMPLES, [metric])
+        evaluate(model, None, EXAMPLES, [metric])
 
 
 def test_an_example_without_an_answer_is_refused_by_its_place():

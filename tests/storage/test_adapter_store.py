@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from filelock import FileLock
 
 import halka
 import halka.storage.adapter_store
@@ -238,10 +239,17 @@ def test_a_killed_writer_leaves_whole_versions_and_no_garbage(store, model):
 
 def test_clean_leaves_a_name_alone_that_is_being_written(store, model):
     store.save(model, "a")
-    (store.folder / "a" / ".2.left").mkdir()
-    with store._writing("a"):
+    with FileLock(store.folder / ".locks" / "a"):  # as its writer, here or in another process, holds it
         (store.folder / "a" / ".2.mine").mkdir()
         with ThreadPoolExecutor(1) as pool:
             assert pool.submit(AdapterStore(store.folder).clean).result() == 0
         assert (store.folder / "a" / ".2.mine").exists()
+    assert store.clean() == 1
+    assert hidden(store) == []
+
+
+def test_a_writer_removes_what_another_left(store, model):
+    store.save(model, "a")
+    (store.folder / "a" / ".2.left").mkdir()
+    store.save(model, "a")
     assert hidden(store) == []

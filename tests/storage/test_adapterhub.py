@@ -15,6 +15,7 @@ from contract import disturb
 from halka.cli import app
 from halka.storage.formats import adapterhub
 from halka.storage.formats.adapterhub import heads
+from halka.storage.formats.adapterhub.bottleneck import reduction_factor
 from halka.storage.formats.format import Contents
 from tokenizers_for_tests import chatml_tokenizer
 
@@ -489,4 +490,4 @@ def test_what_the_library_has_no_form_for_is_not_written(architecture, method, r
 @pytest.mark.parametrize("hidden", [32, 48, 64, 768, 1000, 4096])
 def test_a_width_is_what_the_library_makes_of_its_factor(hidden):
     for width in (*range(1, hidden, max(1, hidden // 97)), hidden, hidden + 3, 2 * hidden):
-        assert int(hidden // adapterhub.bottleneck._factor(hidden, width)) == width
+        assert int(hidden // reduction_factor(hidden, width)) == width

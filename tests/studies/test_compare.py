@@ -22,7 +22,6 @@ from types import FrameType, SimpleNamespace
 import pytest
 import yaml
 
-import halka.studies.runner
 from halka.studies.compare import Plan, measurements, run, runner, write_outputs
 from halka.studies.experiment import Experiment, demo_experiment, read_experiment
 from halka.studies.runner import Event, Runner
@@ -119,7 +118,7 @@ def stage(tmp_path, monkeypatch) -> Iterator[Stage]:
     stage = Stage(tmp_path)
     monkeypatch.setenv("HALKA_TEST_PLAN", str(tmp_path / "plan.json"))
     monkeypatch.setenv("HALKA_TEST_LOG", str(stage.log))
-    monkeypatch.setattr(halka.studies.runner.subprocess, "Popen", started)
+    monkeypatch.setattr(subprocess, "Popen", started)
     yield stage
     assert not [note["pid"] for note in stage.notes() if is_alive(note["pid"])]
     gc.collect()

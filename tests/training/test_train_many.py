@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from dataclasses import replace
 
@@ -13,7 +14,6 @@ import halka.training.loop
 from contract import disturb, weights_of
 from halka.core import AdaptedModel, Method
 from halka.data.tokens import Tokens
-from halka.objectives import language_modelling
 from halka.training import Job, Step, TrainConfig, train, train_many
 from halka.util.errors import TrainingError
 from tiny import tiny
@@ -200,27 +200,26 @@ def test_what_cannot_be_is_refused_before_the_first_step(tmp_path):
         train_many(model, [Job("lora", items()), Job("ia3", [])])
 
 
-def test_memory_that_runs_out_ends_all_and_leaves_no_gradient(monkeypatch):
+def run_out_of_memory(model: AdaptedModel, after: int) -> None:
+    """Let memory run out in the base's head, which computes each adapter's logits, after so many times."""
+    times = itertools.count()
+
+    def full(module: torch.nn.Module, inputs: object) -> None:
+        if next(times) >= after:
+            raise torch.OutOfMemoryError("full")
+
+    model.base.get_output_embeddings().register_forward_pre_hook(full)
+
+
+def test_memory_that_runs_out_ends_all_and_leaves_no_gradient():
     model = model_with("lora", "ia3")
-    monkeypatch.setattr(
-        halka.objectives.language_modelling,
-        "next_token_loss",
-        lambda *_, **__: (_ for _ in ()).throw(torch.OutOfMemoryError("full")),
-    )
+    run_out_of_memory(model, after=0)
     with pytest.raises(TrainingError, match="out of memory at step 1, with a batch of 6 rows"):
         list(train_many(model, [Job(name, items(length=9), CONFIG) for name in model.adapters]))
     assert all(parameter.grad is None for name in model.adapters for parameter in model.parameters(name))
 
 
-def test_memory_that_runs_out_loses_no_step(tmp_path, monkeypatch):
-    own, count = language_modelling.next_token_loss, [0]
-
-    def some(*given, **options):
-        count[0] += 1
-        if count[0] > 6:
-            raise torch.OutOfMemoryError("full")
-        return own(*given, **options)
-
+def test_memory_that_runs_out_loses_no_step(tmp_path):
     names = ("lora", "ia3")
 
     def given(model: AdaptedModel) -> list[Job]:
@@ -228,12 +227,10 @@ def test_memory_that_runs_out_loses_no_step(tmp_path, monkeypatch):
 
     whole = model_with(*names)
     expected = [told["lora"].loss for told in train_many(whole, [Job(name, items(length=9), CONFIG) for name in names])]
-    with monkeypatch.context() as patch:
-        patch.setattr(language_modelling, "next_token_loss", some)
-        model, seen = model_with(*names), []
-        steps = train_many(model, given(model))
-        with pytest.raises(TrainingError, match="train fewer adapters together"):
-            seen.extend(told["lora"].loss for told in steps)
+    model, seen = model_with(*names), []
+    run_out_of_memory(model, after=3 * len(names))
+    with pytest.raises(TrainingError, match="train fewer adapters together"):
+        seen.extend(told["lora"].loss for told in train_many(model, given(model)))
     again = model_with(*names)
     assert seen + [told["lora"].loss for told in train_many(again, given(again))] == expected
     assert len(seen) == 3

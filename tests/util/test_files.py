@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
 import random
 import re
@@ -84,10 +85,10 @@ def test_an_error_while_flushing_leaves_the_old_file(tmp_path, monkeypatch):
     path = tmp_path / "file.txt"
     path.write_text("old")
 
-    def full_disk(path: Path) -> None:
+    def full_disk(handle: int) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(halka.util.files, "flush", full_disk)
+    monkeypatch.setattr(os, "fsync", full_disk)
     with pytest.raises(OSError, match="No space"):
         write_text(path, "new")
     assert {each.name: each.read_text() for each in tmp_path.iterdir()} == {"file.txt": "old"}
@@ -95,12 +96,18 @@ def test_an_error_while_flushing_leaves_the_old_file(tmp_path, monkeypatch):
 
 def test_the_file_is_on_the_disk_before_it_takes_its_place(tmp_path, monkeypatch):
     """fsync of the file, then rename, then fsync of the folder."""
-    path, said = tmp_path / "file.txt", []
-    replace, flush = os.replace, halka.util.files.flush
-    monkeypatch.setattr(halka.util.files, "flush", lambda each: (said.append(("flush", each.name[:5])), flush(each)))
-    monkeypatch.setattr(os, "replace", lambda one, other: (said.append(("rename", other.name)), replace(one, other)))
+    path, calls = tmp_path / "file.txt", []
+
+    def record(name: str, call) -> None:
+        monkeypatch.setattr(
+            os, name, lambda what, *where: (calls.append((name, os.stat(what).st_ino)), call(what, *where))
+        )
+
+    record("fsync", os.fsync)
+    record("replace", os.replace)
     write_text(path, "new")
-    assert said == [("flush", ".file"), ("rename", "file.txt"), ("flush", tmp_path.name[:5])]
+    file, folder = path.stat().st_ino, tmp_path.stat().st_ino
+    assert calls == [("fsync", file), ("replace", file), ("fsync", folder)]
 
 
 @pytest.mark.parametrize("old", [False, True])
@@ -132,7 +139,7 @@ def test_an_error_while_filling_leaves_the_old_folder(tmp_path):
 
 def test_folders_are_exchanged_without_renameat2_too(tmp_path, monkeypatch):
     """As on systems other than Linux: in two renames."""
-    monkeypatch.setattr(halka.util.files.ctypes, "CDLL", lambda *args, **options: object())
+    monkeypatch.setattr(ctypes, "CDLL", lambda *args, **options: object())
     path = tmp_path / "folder"
     for text in ("one", "two"):
         with new_folder(path) as beside:

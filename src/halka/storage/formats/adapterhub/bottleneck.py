@@ -179,7 +179,7 @@ def write(adapter: Adapter, targets: tuple[Target, ...]) -> tuple[dict[str, Any]
         target.layer: adapter.parts[path].get_parameter("down.weight").shape[0]
         for path, target in adapter.targets.items()
     }
-    factors = {str(layer): _factor(hidden, width) for layer, width in sorted(widths.items())}
+    factors = {str(layer): reduction_factor(hidden, width) for layer, width in sorted(widths.items())}
     same = len(set(factors.values())) == 1
     config = {
         **DEFAULTS,
@@ -241,7 +241,7 @@ def _to_adapterhub(state: Mapping[str, Tensor], method: Bottleneck) -> dict[str,
     return tensors
 
 
-def _factor(hidden: int, width: int) -> float:
+def reduction_factor(hidden: int, width: int) -> float:
     """Return a reduction factor of which the library computes this width, ⌊hidden / factor⌋."""
     return hidden / width if int(hidden // (hidden / width)) == width else hidden / (width + 0.5)
 

@@ -1,0 +1,22 @@
+"""A disk without room, by the system's own limit on a file's size: whoever writes past it gets an error."""
+
+from __future__ import annotations
+
+import resource
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import pytest
+from safetensors import SafetensorError
+
+
+@contextmanager
+def room_for(size: int) -> Iterator[None]:
+    """No file may get larger than `size` bytes, and the block must end because one does."""
+    before, most = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, most))
+    try:
+        with pytest.raises((OSError, SafetensorError), match="File too large"):
+            yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (before, most))
