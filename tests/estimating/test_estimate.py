@@ -7,7 +7,6 @@ import logging
 import re
 from dataclasses import replace
 from itertools import product
-from types import SimpleNamespace
 
 import pytest
 import torch
@@ -19,6 +18,7 @@ from halka.cli import app
 from halka.core import bytes_of, count_of
 from halka.estimating import FAMILIES, Memory, Setup, dry_run, largest_batch
 from halka.estimating.allocator import PAGE, AllocatorModel
+from halka.estimating.batches import most_rows
 from halka.estimating.costs import Call, Layout, Plain, Work
 from halka.estimating.devices import DEVICES, Device
 from halka.estimating.dry_runs import model_of, training_items
@@ -201,47 +201,42 @@ def test_the_largest_batch_is_the_largest(method, gpu):
     assert largest_batch(config, build_method(method, {}), SIZES, 1_000_000, gpu=gpu) == 0
 
 
-def fake(monkeypatch, tensors, held) -> list[int]:
-    """What rows need is told by two functions; the rows that are tried."""
+def search(room: int, tensors, held=lambda rows: 0, first: int = 2) -> tuple[int, list[int]]:
+    """The most rows where two functions say what rows need beside 130 bytes; and the rows that are tried."""
     tried = []
 
-    def fake_dry_run(config, method, setup, *, gpu):
-        tried.append(setup.rows)
-        return SimpleNamespace(memory=Memory(100, 10, 20, tensors(setup.rows), held(setup.rows)))
+    def needs(rows: int) -> Memory:
+        tried.append(rows)
+        return Memory(100, 10, 20, tensors(rows), held(rows))
 
-    monkeypatch.setattr("halka.estimating.batches.dry_run", fake_dry_run)
-    return tried
+    return most_rows(needs, first, room), tried
 
 
-def test_a_line_takes_few_tries(monkeypatch):
+def test_a_line_takes_few_tries():
     for room in (1000, 5000, 28_003):
-        tried = fake(monkeypatch, lambda rows: 7 * rows, lambda rows: 0)
-        rows = largest_batch(None, None, SIZES, room)
-        assert tried == [SIZES.rows, rows, rows + 1]
+        rows, tried = search(room, lambda rows: 7 * rows)
+        assert tried == [2, rows, rows + 1]
         assert rows == (room - 130) // 7
 
 
 @pytest.mark.parametrize("slopes", [(50, 3), (3, 50), (0, 9)])
-def test_a_bent_line_is_followed(monkeypatch, slopes):
+def test_a_bent_line_is_followed(slopes):
     """Logits are computed in parts: up to some rows all at once."""
     for bend, room in product((1, 5, 40, 300), (130, 150, 200, 1000, 20_000)):
         needs = lambda rows: slopes[0] * min(rows, bend) + slopes[1] * max(0, rows - bend)  # noqa: B023, E731
-        tried = fake(monkeypatch, needs, lambda rows: 0)
-        rows = largest_batch(None, None, SIZES, room)
+        rows, tried = search(room, needs)
         assert rows == max(each for each in range(4097) if 130 + needs(each) <= room)
         assert len(tried) <= 20
 
 
-def test_what_a_heap_holds_does_not_lead_astray(monkeypatch):
+def test_what_a_heap_holds_does_not_lead_astray():
     """It goes up and down: rows that fit may lie beyond rows that do not."""
     held = lambda rows: 40 * (rows % 7) + 25 * (rows % 2)  # noqa: E731
     for room in range(150, 700, 9):
-        tried = fake(monkeypatch, lambda rows: 20 * rows, held)
-        rows = largest_batch(None, None, SIZES, room)
+        rows, tried = search(room, lambda rows: 20 * rows, held)
         assert rows == max((each for each in range(64) if 130 + 20 * each + held(each) <= room and each), default=0)
         assert len(tried) <= 20
-    tried = fake(monkeypatch, lambda rows: 20 * rows, lambda rows: 2 * rows + held(rows))
-    rows = largest_batch(None, None, SIZES, 50_000)
+    rows, tried = search(50_000, lambda rows: 20 * rows, lambda rows: 2 * rows + held(rows))
     assert 130 + 22 * rows + held(rows) <= 50_000 < 130 + 22 * (rows + 1) + held(rows + 1)
     assert rows > 2250
     assert len(tried) <= 40
@@ -256,10 +251,9 @@ def test_labels_are_no_surprise_to_transformers(caplog, monkeypatch):
     assert model_of(config, Setup(2, 8, kind="sequence-classification", labels=5)).base.config.num_labels == 5
 
 
-def test_a_batch_of_more_than_is_tried_is_looked_at_too(monkeypatch):
-    fake(monkeypatch, lambda rows: rows, lambda rows: 0)
+def test_a_batch_of_more_than_is_tried_is_looked_at_too():
     for room, rows in ((10**6, 5000), (130 + 5000, 5000), (130 + 4990, 4990), (130 + 7, 7)):
-        assert largest_batch(None, None, replace(SIZES, rows=5000), room) == rows
+        assert search(room, lambda rows: rows, first=5000)[0] == rows
 
 
 def test_each_batch_that_is_tried_is_told():
@@ -370,7 +364,12 @@ def test_time_is_of_what_takes_longest():
 
 def test_what_is_not_done_takes_its_products_or_its_memory():
     """Starting does not overlap with the rest on a processor, nor do new pages."""
-    here = MeasuredDevice("here", {"float32": 100.0}, 10.0, start=1.0, fresh=0.5)
+
+    class Unused(OperationTimer):
+        def seconds(self, call, fresh):
+            pytest.fail("an operation was done")
+
+    here = MeasuredDevice("here", {"float32": 100.0}, 10.0, start=1.0, fresh=0.5, timer=Unused())
     assert here.seconds({Work(0, 60): 2}, "float32") == 2 * (1 + 6)
     assert here.seconds({Work(500, 20): 1}, "float32") == 1 + 5
     assert here.seconds({Work(500, 20, fresh=40): 1}, "float32") == 1 + 5 + 20
@@ -378,7 +377,6 @@ def test_what_is_not_done_takes_its_products_or_its_memory():
     assert here.seconds({Work(100 * int(LONG + 1), 0, call=call): 1}, "float32") == 1 + int(LONG + 1)
     table = Call(torch.ops.aten.clone.default, (Layout((2, 2), (2**50, 1), torch.bfloat16),), ())
     assert here.seconds({Work(0, 20, call=table): 1}, "float32") == 1 + 2  # of which little would be read
-    assert not here.timer._times
 
 
 def works_of(config, method: str, **changes) -> list[Work]:
@@ -604,13 +602,14 @@ def test_a_dtype_may_be_torch_s():
     assert by_name == by_dtype
 
 
-def test_a_bug_in_a_dry_run_is_not_taken_for_a_method_that_is_refused(monkeypatch):
-    def broken(*_, **__):
+class Broken(halka.LoRA):
+    def build(self, target):
         raise ValueError("a bug")
 
-    monkeypatch.setattr("halka.estimating.estimates.dry_run", broken)
+
+def test_a_bug_in_a_method_is_not_taken_for_one_that_is_refused():
     with pytest.raises(ValueError, match=r"^a bug$"):
-        halka.estimate(config_of(), ["ia3", "lora"], batch_size=1, length=8)
+        halka.estimate(config_of(), [Broken(), halka.LoRA()], batch_size=1, length=8)
 
 
 def test_a_length_beside_virtual_tokens_is_that_method_s_affair():

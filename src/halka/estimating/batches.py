@@ -27,32 +27,43 @@ def largest_batch(
 ) -> int:
     """The most rows, up to `most` (or the setup's own rows), with which a step stays within `room` bytes.
 
-    The bytes of tensors grow with the rows: the search begins with the most rows whose tensors fit, and on a GPU it
-    ends there. What a CPU's allocator holds beyond them goes up and down, so the search goes back from there until all
-    fits; of few rows, it tries each.
-
     memory     of the setup's own rows, if it was computed before
     progress   called with the rows of each batch before it is tried
     """
-    most = max(most, setup.rows)
-    memories = {} if memory is None else {setup.rows: memory}
 
     def needs(rows: int) -> Memory:
+        if memory is not None and rows == setup.rows:
+            return memory
+        if progress is not None:
+            progress(rows)
+        return dry_run(config, method, replace(setup, rows=rows), gpu=gpu).memory
+
+    return most_rows(needs, setup.rows, room, most)
+
+
+def most_rows(needs: Callable[[int], Memory], first: int, room: int, most: int = MOST) -> int:
+    """The most rows, up to `most` (or `first`), that need at most `room` bytes: `first` is tried first, and none twice.
+
+    The bytes of tensors grow with the rows: the search begins with the most rows whose tensors fit, and on a GPU it
+    ends there. What a CPU's allocator holds beyond them goes up and down, so the search goes back from there until all
+    fits; of few rows, it tries each.
+    """
+    most, memories = max(most, first), dict[int, Memory]()
+
+    def tried(rows: int) -> Memory:
         if rows not in memories:
-            if progress is not None:
-                progress(rows)
-            memories[rows] = dry_run(config, method, replace(setup, rows=rows), gpu=gpu).memory
+            memories[rows] = needs(rows)
         return memories[rows]
 
-    own = needs(setup.rows)
+    own = tried(first)
     tensors = {0: own.weights + own.gradients + own.optimizer}
     if tensors[0] > room:
         return 0
     tensors |= {rows: memory.total - memory.allocator for rows, memory in memories.items()}
     while (rows := _next(tensors, room, most)) is not None:
-        tensors[rows] = needs(rows).total - needs(rows).allocator
+        tensors[rows] = tried(rows).total - tried(rows).allocator
     most = max(rows for rows, need in tensors.items() if need <= room and rows <= most)
-    return _go_back(lambda rows: needs(rows).total, memories, most, room, tensors[most] - tensors[0]) if most else 0
+    return _go_back(lambda rows: tried(rows).total, memories, most, room, tensors[most] - tensors[0]) if most else 0
 
 
 def _next(tensors: Mapping[int, int], room: int, most: int) -> int | None:
