@@ -257,6 +257,35 @@ def test_a_base_computes_the_same_with_it(architecture, window, monkeypatch):
         torch.testing.assert_close(one, two, rtol=0, atol=1e-4)
 
 
+@pytest.mark.parametrize("architecture", CONFIGS)
+@pytest.mark.parametrize("window", [{}, {"sliding_window": 5}], ids=["", "window"])
+def test_padding_on_the_right_needs_no_mask(architecture, window):
+    """The same bits at the text's tokens, whatever the padding holds."""
+    if window and "sliding_window" not in CONFIGS[architecture]:
+        pytest.skip("has no windows")
+    base = tiny(architecture, **window)
+    batch, mask, _ = padded([ids(1, n, seed=n)[0] for n in (4, 9, 12)], "right")
+    with torch.no_grad(), use_attention(base):
+        expected = base(batch, attention_mask=mask, use_cache=False).logits
+        assert torch.equal(base(batch, use_cache=False).logits[mask == 1], expected[mask == 1])
+        noise = torch.where(mask == 1, batch, 7)
+        assert torch.equal(base(noise, use_cache=False).logits[mask == 1], expected[mask == 1])
+
+
+@pytest.mark.parametrize("mask", [None, bool_mask()], ids=["causal", "bool"])
+def test_on_a_gpu_grouped_heads_and_a_mask_never_meet(mask, monkeypatch):
+    """torch's kernels there take one or the other; `meta` stands for any device that is no CPU."""
+    calls = []
+    own = F.scaled_dot_product_attention
+    monkeypatch.setattr(F, "scaled_dot_product_attention", lambda *a, **k: (calls.append((a, k)), own(*a, **k))[1])
+    query, key, value = (tensor.to("meta") for tensor in inputs(3))
+    output, _ = attend(MODULE, query, key, value, None if mask is None else mask.to("meta"))
+    assert output.shape == (B, T, H * 3, W)
+    ((_, keys, _, used, *_), options) = calls[0]
+    assert options["enable_gqa"] == (used is None)
+    assert keys.shape[1] == (H if used is None else H * 3)
+
+
 @pytest.mark.parametrize("architecture", ["gemma2", "gemma3_text", "mistral"])
 def test_a_sliding_window_is_kept(architecture):
     base = tiny(architecture, sliding_window=4, attn_implementation="eager")

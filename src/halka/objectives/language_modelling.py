@@ -47,7 +47,8 @@ class LanguageModelling:
         return collate(items, pad_id)
 
     def outputs(self, model: AdaptedModel, batch: Batch) -> Tensor:
-        return hidden_states(model, **batch.inputs)
+        # no token sees the padding behind it, and without a mask attention is faster and stores no scores
+        return hidden_states(model, input_ids=batch.input_ids)
 
     def loss(self, model: AdaptedModel, name: str | None, outputs: Tensor, labels: Tensor) -> tuple[Tensor, int]:
         head_trains = _trains_head(model, name)

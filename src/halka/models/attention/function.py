@@ -1,4 +1,4 @@
-"""Attention that can read keys and values beyond the layer's own, registered with transformers under `NAME`.
+"""Attention to virtual tokens beside the layer's own, and along a forest, registered with transformers under `NAME`.
 
 It takes what `memory.py` adds to the decoder's call as the keyword `memory`, joins it in front of the layer's own
 keys and values, and picks the faster way to compute: two grouped matrix products where the score matrix is small (on a
@@ -6,7 +6,8 @@ CPU, with few tokens, several times faster than torch's fused attention), torch'
 
     B rows   Q query heads   H key/value heads   G = Q/H   T query tokens   S key tokens   P virtual ones   W head width
 
-In a decoder that also attends to an encoder's tokens, those virtual ones are given as `across`.
+In a decoder that also attends to an encoder's tokens, those virtual ones are given as `across`. A batch in one line
+comes with the keyword `forest` (`forest.py`).
 """
 
 from __future__ import annotations
@@ -21,6 +22,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
 from transformers.masking_utils import sdpa_mask
+
+from halka.models.attention.forest import ForestPlan
+from halka.models.attention.forest_flex import attend_by_flex, block_mask
+from halka.models.attention.forest_products import attend_by_products
 
 NAME = "halka"
 SMALL_SCORES = 2**16  # T·S up to which the two products win on a CPU (measured by benchmarks/attention.py)
@@ -83,6 +88,8 @@ def attend(
     across: Sequence[LayerMemory] | None = None,
     record_across: dict[int, tuple[Tensor, Tensor]] | None = None,
     gated: Sequence[LayerGate | None] | None = None,
+    forest: ForestPlan | None = None,
+    sliding_window: int | None = None,
     **unused: Any,
 ) -> tuple[Tensor, None]:
     """Attention of query (B, Q, T, W) over memory and key, value (B, H, S, W); returns (B, T, Q, W).
@@ -91,6 +98,9 @@ def attend(
     attention, and in an encoder for all. position_bias (1 or B, Q, T, S) is added to the scores.
     memory holds every layer's, and so does gated, whose own attention is added; `record`, if given, receives this
     layer's own keys and values under its number.
+
+    forest: the one row is a line of segments, and a token sees what the forest says, in place of attention_mask; memory
+    and gated then hold their tokens for each run, or one for all.
     """
     batch, _, tokens, width = query.shape
     scale = width**-0.5 if scaling is None else scaling
@@ -98,6 +108,15 @@ def attend(
         memory, record, gated = across, record_across, None
     if record is not None:
         record[module.layer_idx] = (key, value)  # type: ignore[index]
+    if forest is not None and len(forest.forest.lengths) == 1 and (sliding_window or tokens) >= tokens:
+        attention_mask, forest = None, None  # one text in full
+    if forest is not None:
+        mine = None if memory is None else memory[module.layer_idx]  # type: ignore[index]
+        output = attend_to_forest(query, key, value, forest, scale, dropout, softcap, sliding_window, mine)
+        beside = None if gated is None else gated[module.layer_idx]  # type: ignore[index]
+        if beside is not None:
+            output = output + _through_gate_of_runs(query, beside, forest, scale, softcap)
+        return output.transpose(1, 2).contiguous(), None
     causal = (
         attention_mask is None
         and tokens > 1
@@ -127,13 +146,70 @@ def attend(
             attention_mask = torch.ones(tokens, tokens, dtype=torch.bool, device=query.device).tril()[None, None]
         output = grouped_products(query, key, value, attention_mask, scale, dropout, softcap)
     else:
+        grouped = key.shape[1] != query.shape[1]
+        if grouped and attention_mask is not None and query.device.type != "cpu":
+            # kernels that take a mask have no grouped heads there: torch would fall back to one that stores the scores
+            key, value = (tensor.repeat_interleave(query.shape[1] // key.shape[1], dim=1) for tensor in (key, value))
+            grouped = False
         output = F.scaled_dot_product_attention(
-            query, key, value, attention_mask, dropout, causal, scale=scale, enable_gqa=key.shape[1] != query.shape[1]
+            query, key, value, attention_mask, dropout, causal, scale=scale, enable_gqa=grouped
         )
     beside = None if gated is None else gated[module.layer_idx]  # type: ignore[index]
     if beside is not None:
         output = output + _through_gate(query, beside, scale, softcap)
     return output.transpose(1, 2).contiguous(), None
+
+
+def attend_to_forest(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    plan: ForestPlan,
+    scale: float,
+    dropout: float = 0.0,
+    softcap: float | None = None,
+    window: int | None = None,
+    memory: LayerMemory | None = None,
+    way: str | None = None,
+) -> Tensor:
+    """Attention (1, Q, N, W) of a forest's tokens: query (1, Q, N, W), key and value (1, H, N, W).
+
+    way: "products", "flex" or "dense", which computes the same with a mask of N × K; the device's own if None.
+    """
+    if way is None:
+        device = query.device.type
+        way = "products" if device == "cpu" else "flex" if device == "cuda" and not dropout else "dense"
+    if way == "products":
+        virtual = None if memory is None else (memory.keys, memory.values, memory.valid)
+        q, k, v = (tensor[0].transpose(0, 1) for tensor in (query, key, value))
+        return attend_by_products(q, k, v, plan, scale, dropout, softcap, window, virtual).transpose(0, 1)[None]
+    virtual, valid = (1, 0), None
+    if memory is not None:
+        virtual, valid = (memory.keys.shape[0], memory.keys.shape[2]), memory.valid
+        key = torch.cat([_in_one_row(memory.keys), key], dim=2)
+        value = torch.cat([_in_one_row(memory.values), value], dim=2)
+    visibility = plan.visibility(window, virtual, valid)
+    if way == "flex":
+        mask = plan.kept(("blocks", id(visibility)), lambda: block_mask(visibility))
+        return attend_by_flex(query, key, value, mask, scale, softcap)
+    return grouped_products(query, key, value, visibility.dense[None, None], scale, dropout, softcap)
+
+
+def _in_one_row(virtual: Tensor) -> Tensor:
+    """(1, H, R·P, W) of (R, H, P, W)."""
+    return virtual.transpose(0, 1).flatten(1, 2)[None]
+
+
+def _through_gate_of_runs(
+    query: Tensor, gate: LayerGate, plan: ForestPlan, scale: float, softcap: float | None
+) -> Tensor:
+    """What the gated tokens of each run add to its own tokens (1, Q, N, W)."""
+    runs, _, length, _ = gate.keys.shape
+    own = plan.visibility(None, (runs, length), gate.valid).dense[:, : runs * length]
+    gates = gate.gates if runs == 1 else gate.gates[plan.runs]
+    keys, values = _in_one_row(gate.keys), _in_one_row(gate.values)
+    added = grouped_products(query, keys, values, own[None, None], scale, softcap=softcap)
+    return gates[:, None] * added
 
 
 def _through_gate(query: Tensor, gate: LayerGate, scale: float, softcap: float | None) -> Tensor:

@@ -1,0 +1,98 @@
+"""A forest's attention by torch's FlexAttention, for CUDA: one kernel that never stores scores.
+
+Flash attention of varying lengths could take a forest as well, level by level, with the parts joined by their
+log-sum-exp; but a level's window is no window of that kernel, it has no softcap, and it has no float32. FlexAttention
+takes all three, the virtual tokens and the grouped heads in one call, and skips blocks in which no token sees a key.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import cache
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn.attention.flex_attention import BlockMask, flex_attention
+
+from halka.models.attention.forest import Visibility
+
+BLOCK = 128  # tokens and keys of a block, FlexAttention's own choice
+
+
+def attend_by_flex(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    mask: BlockMask,
+    scale: float,
+    softcap: float | None = None,
+) -> Tensor:
+    """Attention (1, Q, N, W) of query (1, Q, N, W) over key, value (1, H, K, W), with the mask of `block_mask`."""
+
+    attention = _compiled() if query.device.type == "cuda" else flex_attention
+    return attention(
+        query,
+        key,
+        value,
+        score_mod=None if softcap is None else _capped(softcap),
+        block_mask=mask,
+        scale=scale,
+        enable_gqa=query.shape[1] != key.shape[1],
+    )
+
+
+def _capped(softcap: float) -> Callable[..., Tensor]:
+    def cap(score: Tensor, row: Tensor, head: Tensor, token: Tensor, key: Tensor) -> Tensor:
+        return torch.tanh(score / softcap) * softcap
+
+    return cap
+
+
+@cache
+def _compiled() -> Any:
+    return torch.compile(flex_attention, dynamic=True)
+
+
+def block_mask(visibility: Visibility) -> BlockMask:
+    """Which blocks of keys a block of tokens sees in part or in full; by the blocks' bounds, so no N × K mask is made.
+
+    A block that is seen in full by its bounds is; one that may be seen is looked at token by token in the kernel.
+    """
+    tokens, keys = len(visibility.number), len(visibility.first)
+    place = torch.arange(tokens, device=visibility.number.device)
+    number, at, position = (_bounds(table)[:, :, None] for table in (visibility.number, place, visibility.position))
+    first, end, before, key_position = (
+        _bounds(table)[:, None]
+        for table in (visibility.first, visibility.end, visibility.place, visibility.key_position)
+    )
+    low, high = 0, 1
+    some = (first[low] <= number[high]) & (number[low] < end[high]) & (before[low] <= at[high])
+    full = (first[high] <= number[low]) & (number[high] < end[low]) & (before[high] <= at[low])
+    if visibility.window is not None:
+        some &= position[low] - key_position[high] < visibility.window
+        full &= position[high] - key_position[low] < visibility.window
+    if tokens % BLOCK:
+        full[-1] = False
+    if keys % BLOCK:
+        full[:, -1] = False
+    return BlockMask.from_kv_blocks(
+        *_listed(some & ~full),
+        *_listed(full),
+        BLOCK_SIZE=BLOCK,
+        mask_mod=lambda row, head, token, key: visibility.sees(token, key),
+        seq_lengths=(tokens, keys),
+    )
+
+
+def _bounds(table: Tensor) -> Tensor:
+    """(2, blocks): the smallest and the largest number in each block of a table."""
+    blocks = -(-len(table) // BLOCK)
+    filled = torch.cat([table, table[-1:].expand(blocks * BLOCK - len(table))]).view(blocks, BLOCK)
+    return torch.stack(filled.aminmax(dim=1))
+
+
+def _listed(blocks: Tensor) -> tuple[Tensor, Tensor]:
+    """How many blocks of keys each block of tokens has, (1, 1, blocks), and these blocks' numbers before the rest."""
+    numbers = blocks.to(torch.int32).argsort(dim=-1, descending=True, stable=True)
+    return blocks.sum(-1, dtype=torch.int32)[None, None], numbers.to(torch.int32)[None, None]

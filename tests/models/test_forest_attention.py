@@ -1,0 +1,254 @@
+"""A line of segments computes what each of its rows computes alone, whichever way attention goes."""
+
+from __future__ import annotations
+
+import itertools
+
+import pytest
+import torch
+from torch import Tensor
+
+import halka.models.attention.forest_products as products
+from halka.core import Forest
+from halka.models.attention.forest import ForestPlan
+from halka.models.attention.forest_flex import BLOCK, block_mask
+from halka.models.attention.function import LayerGate, LayerMemory, attend_to_forest, use_attention
+from tiny import CONFIGS, tiny
+
+FORESTS = {
+    "nothing shared": Forest((4, 7, 3), (-1, -1, -1), (14,)),
+    "one level": Forest((6, 5, 9, 3), (-1, 0, 0, 0), (23,)),
+    "three levels": Forest((3, 4, 2, 7, 1, 6), (-1, 0, 1, 1, 0, 0), (23,)),
+    "several trees": Forest((3, 4, 8, 2, 6, 1, 5), (-1, 0, 0, -1, 3, 3, -1), (29,)),
+    "several runs": Forest((3, 4, 8, 2, 6, 9, 5, 3), (-1, 0, 0, -1, 3, -1, -1, 6), (23, 9, 8)),
+}
+VIRTUAL = 4  # the longest run's virtual tokens
+
+
+def leaf_paths(forest: Forest) -> list[Tensor]:
+    """The places in the line of each row's tokens, one row for each segment that is nobody's parent."""
+    leaves = [segment for segment in range(len(forest.lengths)) if segment not in forest.parents]
+    return [
+        torch.cat(
+            [
+                torch.arange(forest.lengths[segment]) + forest.starts[segment]
+                for segment in (*forest.ancestors(leaf), leaf)
+            ]
+        )
+        for leaf in leaves
+    ]
+
+
+def leaf_runs(forest: Forest) -> list[int]:
+    return [run for segment, run in enumerate(forest.run_of_segment) if segment not in forest.parents]
+
+
+def memory_of(base, forest: Forest) -> tuple[Tensor, Tensor]:
+    """Keys and values (layers, 2, R, H, P, W) of virtual tokens for every run, and which are valid (R, P)."""
+    config, runs = base.config, len(forest.runs)
+    heads = getattr(config, "num_key_value_heads", config.num_attention_heads)
+    width = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    generator = torch.Generator().manual_seed(3)
+    pairs = torch.randn(2, 2, runs, heads, VIRTUAL, width, generator=generator).requires_grad_()
+    return pairs, torch.arange(VIRTUAL) < torch.tensor([4, 0, 2])[:runs, None]
+
+
+def everything(base, forest: Forest, packed: bool, memory: bool = False) -> list[Tensor]:
+    """Logits of all rows and the gradients of all weights, packed or row by row."""
+    base.zero_grad()
+    ids = torch.randint(3, 97, (1, forest.tokens), generator=torch.Generator().manual_seed(1))
+    generator = torch.Generator().manual_seed(2)
+    paths, plan = leaf_paths(forest), ForestPlan(forest)
+    pairs, valid = memory_of(base, forest)
+    layers = [LayerMemory(*pair, valid) for pair in pairs] if memory else None
+    with use_attention(base):
+        if packed:
+            positions = plan.positions[None]
+            line = base(input_ids=ids, position_ids=positions, use_cache=False, memory=layers, **plan.inputs).logits[0]
+            rows = [line[path] for path in paths]
+        else:
+            rows = []
+            for path, run in zip(paths, leaf_runs(forest), strict=True):
+                own = [LayerMemory(*pair[:, run : run + 1], valid[run : run + 1]) for pair in pairs] if memory else None
+                positions = torch.arange(len(path))[None]
+                rows.append(base(ids[:, path], position_ids=positions, use_cache=False, memory=own).logits[0])
+        weights = [torch.randn(row.shape, generator=generator) for row in rows]
+        sum((row * weight).sum() for row, weight in zip(rows, weights, strict=True)).backward()
+    gradients = [parameter.grad for parameter in base.parameters() if parameter.grad is not None]
+    return [*(row.detach() for row in rows), *gradients, *([pairs.grad] if memory else [])]
+
+
+def alike(ours: list[Tensor], expected: list[Tensor], within: float = 1e-5) -> None:
+    for mine, theirs in zip(ours, expected, strict=True):
+        assert (mine - theirs).norm() <= within * theirs.norm() + 1e-7
+
+
+CASES = list(zip(CONFIGS, itertools.cycle(FORESTS), strict=False))
+"""A forest for each architecture; llama takes them all."""
+
+
+@pytest.mark.parametrize(
+    ("architecture", "forest"), sorted({*CASES, *(("llama", forest) for forest in FORESTS)}), ids=str
+)
+@pytest.mark.parametrize("memory", [False, True], ids=["", "memory"])
+def test_rows_in_one_line_equal_rows_alone(architecture, forest, memory):
+    base = tiny(architecture)
+    alike(*(everything(base, FORESTS[forest], packed, memory) for packed in (True, False)))
+
+
+@pytest.mark.parametrize(
+    ("architecture", "forest"),
+    [
+        ("mistral", "three levels"),
+        ("gemma2", "several runs"),
+        ("gemma3_text", "one level"),
+        ("phi3", "several trees"),
+        ("mixtral", "one level"),
+    ],
+)
+def test_a_window_follows_the_path_and_not_the_line(architecture, forest):
+    base, wide = tiny(architecture, sliding_window=5), tiny(architecture, sliding_window=64)
+    expected = everything(base, FORESTS[forest], False)
+    assert not torch.allclose(expected[0], everything(wide, FORESTS[forest], False)[0], atol=1e-3)
+    alike(everything(base, FORESTS[forest], True), expected)
+
+
+def test_recomputed_layers_see_the_same_forest():
+    base = tiny().train()
+    expected = everything(base, FORESTS["several runs"], False, memory=True)
+    base.activation_checkpointing_enable({"use_reentrant": False})
+    alike(everything(base, FORESTS["several runs"], True, memory=True), expected)
+
+
+def test_half_precision_is_as_near_as_rows_alone():
+    base, exact = tiny(dtype=torch.bfloat16), tiny()
+    expected = everything(exact, FORESTS["three levels"], False)
+    alone, line = (
+        [tensor.float() for tensor in everything(base, FORESTS["three levels"], packed)] for packed in (False, True)
+    )
+    for truth, row, ours in zip(expected, alone, line, strict=True):
+        assert (ours - truth).norm() <= 1.5 * (row - truth).norm() + 0.01 * truth.norm()
+
+
+# ── the ways to compute it ──────────────────────────────────────────────────────────────────────────────────────────
+
+
+def line_inputs(forest: Forest, runs: int | None = None) -> tuple[list[Tensor], list[Tensor], Tensor | None]:
+    """Query, key, value of a line, keys and values of virtual tokens for so many runs, and which are valid."""
+    generator = torch.Generator().manual_seed(0)
+    shapes = [(1, heads, forest.tokens, 8) for heads in (6, 2, 2)] + [(runs or 0, 2, VIRTUAL, 8)] * 2
+    tensors = [torch.randn(shape, generator=generator, dtype=torch.float64).requires_grad_() for shape in shapes]
+    valid = None if runs in (None, 1) else torch.arange(VIRTUAL) < torch.tensor([4, 1, 2])[:runs, None]
+    return tensors[:3], tensors[3:] if runs else [], valid
+
+
+@pytest.mark.parametrize("fused", [False, True], ids=["products", "fused"])
+@pytest.mark.parametrize(("window", "softcap"), [(None, None), (3, None), (None, 1.5), (5, 2.0)])
+@pytest.mark.parametrize("one_for_all", [None, True, False], ids=["", "one memory", "memories"])
+@pytest.mark.parametrize("forest", FORESTS.values(), ids=FORESTS)
+def test_products_equal_the_dense_mask(forest, one_for_all, window, softcap, fused, monkeypatch):
+    if fused:
+        monkeypatch.setattr(products, "LARGE", 0)
+    monkeypatch.setattr(products, "OVERHEAD", 20)  # several groups at a depth
+    runs = None if one_for_all is None else 1 if one_for_all else len(forest.runs)
+    line, virtual, valid = line_inputs(forest, runs)
+    memory, plan = LayerMemory(*virtual, valid) if virtual else None, ForestPlan(forest)
+    results = []
+    for way in ("dense", "products"):
+        output = attend_to_forest(*line, plan, 0.3, 0.0, softcap, window, memory, way)
+        results.append([output.detach(), *torch.autograd.grad(output.square().sum(), [*line, *virtual])])
+    alike(*results, within=1e-9)
+
+
+@pytest.mark.parametrize("way", ["products", "dense"])
+def test_attention_dropout_drops_and_rescales(way):
+    forest = FORESTS["three levels"]
+    (query, key, value), _, _ = line_inputs(forest)
+    plan, ones = ForestPlan(forest), torch.ones_like(value)
+    torch.manual_seed(0)
+    many = torch.stack([attend_to_forest(query, key, ones, plan, 0.3, 0.5, way=way).detach() for _ in range(200)])
+    assert many.std(0)[:, :, 1:].min() > 0.1
+    torch.testing.assert_close(many.mean(0), torch.ones_like(query), rtol=0, atol=0.35)
+
+
+def test_dropout_has_the_gradient_of_what_it_kept():
+    forest = Forest((2, 2, 1), (-1, 0, 0), (5,))
+    line, _, _ = line_inputs(forest)
+    plan = ForestPlan(forest)
+
+    def seeded(*line: Tensor) -> Tensor:
+        torch.manual_seed(0)
+        return attend_to_forest(*line, plan, 0.3, 0.3, softcap=2.0)
+
+    assert torch.autograd.gradcheck(seeded, line)
+
+
+@pytest.mark.parametrize(("window", "softcap"), [(None, None), (5, 2.0)])
+@pytest.mark.parametrize("runs", [None, 3])
+@pytest.mark.filterwarnings("ignore")  # that it is not compiled
+def test_flex_equals_the_dense_mask(runs, window, softcap):
+    forest = FORESTS["several runs"]
+    line, virtual, valid = line_inputs(forest, runs)
+    line, virtual = ([tensor.detach() for tensor in tensors] for tensors in (line, virtual))  # forward alone, on a CPU
+    memory, plan = LayerMemory(*virtual, valid) if virtual else None, ForestPlan(forest)
+    ours, expected = (
+        attend_to_forest(*line, plan, 0.3, 0.0, softcap, window, memory, way) for way in ("flex", "dense")
+    )
+    torch.testing.assert_close(ours, expected)
+
+
+@pytest.mark.parametrize("window", [None, 100])
+@pytest.mark.parametrize("virtual", [(1, 0), (2, 200)])
+def test_blocks_hold_all_that_is_seen(window, virtual):
+    """Full ones are seen in full, and nothing is seen in blocks that are left out; most are left out."""
+    forest = Forest((300, 300, 500, 290, 700, 600), (-1, 0, 0, -1, 3, 3), (1100, 1590))
+    valid = None if virtual[0] == 1 else torch.arange(virtual[1]) < torch.tensor([[200], [20]])
+    visibility = ForestPlan(forest).visibility(window, virtual, valid)
+    mask = block_mask(visibility)
+    seen = visibility.dense.float()
+    rows, columns = (-(-size // BLOCK) for size in seen.shape)
+    padded = torch.nn.functional.pad(seen, (0, columns * BLOCK - seen.shape[1], 0, rows * BLOCK - seen.shape[0]))
+    tiles = padded.view(rows, BLOCK, columns, BLOCK).mean((1, 3))
+    whole, some = torch.zeros(rows, columns), torch.zeros(rows, columns)
+    for blocks, counts, numbers in (
+        (some, mask.kv_num_blocks, mask.kv_indices),
+        (whole, mask.full_kv_num_blocks, mask.full_kv_indices),
+    ):
+        for row in range(rows):
+            blocks[row, numbers[0, 0, row, : counts[0, 0, row]].long()] = 1
+    assert (tiles[whole == 1] == 1).all()
+    assert (tiles[whole + some == 0] == 0).all()
+    assert (whole * some == 0).all()
+    assert (whole + some).mean() < 0.5
+
+
+def test_gated_tokens_are_those_of_the_run():
+    forest = FORESTS["several runs"]
+    base = tiny()
+    generator = torch.Generator().manual_seed(5)
+    keys, values = (torch.randn(3, 2, 2, 16, generator=generator) for _ in range(2))
+    valid, gates = torch.tensor([[True, True], [True, False], [True, True]]), torch.tensor([0.5, 1.0, -2.0])
+    ids, plan = torch.randint(3, 97, (1, forest.tokens), generator=generator), ForestPlan(forest)
+    with torch.no_grad(), use_attention(base):
+        gated = [None, LayerGate(keys, values, valid, gates)]
+        line = base(ids, position_ids=plan.positions[None], use_cache=False, gated=gated, **plan.inputs).logits[0]
+        for path, run in zip(leaf_paths(forest), leaf_runs(forest), strict=True):
+            own = [tensor[run : run + 1] for tensor in (keys, values, valid, gates)]
+            row = base(ids[:, path], use_cache=False, gated=[None, LayerGate(*own)]).logits[0]
+            torch.testing.assert_close(line[path], row, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.parametrize(("window", "softcap"), [(None, None), (5, 2.0)])
+def test_flex_equals_the_dense_mask_on_a_gpu(window, softcap):
+    forest = Forest((300, 300, 500, 290, 700, 600), (-1, 0, 0, -1, 3, 3), (1100, 1590))
+    generator = torch.Generator().manual_seed(0)
+    shapes = [(1, heads, forest.tokens, 64) for heads in (6, 2, 2)] + [(2, 2, 20, 64)] * 2
+    tensors = [torch.randn(shape, generator=generator).cuda().requires_grad_() for shape in shapes]
+    valid = torch.arange(20).cuda() < torch.tensor([[20], [3]]).cuda()
+    memory, plan = LayerMemory(*tensors[3:], valid), ForestPlan(forest, "cuda")
+    results = []
+    for way in ("dense", "flex"):
+        output = attend_to_forest(*tensors[:3], plan, 0.125, 0.0, softcap, window, memory, way)
+        results.append([output.detach(), *torch.autograd.grad(output.square().sum(), tensors)])
+    alike(*results, within=5e-3)  # of TF32 products
