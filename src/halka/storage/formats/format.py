@@ -1,4 +1,7 @@
-"""The `Format` protocol: an adapter folder's file names, and how they convert to and from a method and its state."""
+"""The `Format` protocol: an adapter folder's file names, and how they convert to and from a method and its state.
+
+With what all formats ask of a configuration's values and of a base's targets.
+"""
 
 from __future__ import annotations
 
@@ -10,6 +13,7 @@ from typing import Any, NamedTuple, Protocol, TypeVar, cast
 from torch import Tensor
 
 from halka.core import Adapter, Method, Target
+from halka.util.errors import HalkaError
 from halka.util.kinds import Kind
 
 T = TypeVar("T")
@@ -26,6 +30,24 @@ def json_list(value: object, kind: type[T]) -> list[T] | None:
         return None
     items = list(cast(Iterable[object], value))
     return cast(list[T], items) if all(isinstance(item, kind) for item in items) else None
+
+
+def target_of(targets: tuple[Target, ...], role: str) -> Target:
+    """Return the base's only target of that role. Raises HalkaError if there is none."""
+    for target in targets:
+        if target.role == role:
+            return target
+    raise HalkaError(f"this base does not support the adapter: it has no target of the role {role!r}")
+
+
+def base_of(targets: tuple[Target, ...]) -> Any:
+    """Return the base model that has these targets."""
+    return target_of(targets, "base").module
+
+
+def layers_of(targets: tuple[Target, ...]) -> int:
+    """Return the number of layers of the base."""
+    return 1 + max(target.layer for target in targets if target.layer is not None)
 
 
 @dataclass(frozen=True)

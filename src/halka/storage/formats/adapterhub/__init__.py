@@ -15,9 +15,9 @@ from torch import Tensor
 
 from halka.core import Adapter, Joint, Method, Target, wants
 from halka.storage.formats.adapterhub import bottleneck, heads, ia3, lora, prefix
-from halka.storage.formats.adapterhub.config import architecture_of, base_of, checked, identity, parts_of
+from halka.storage.formats.adapterhub.config import architecture_of, checked, identity, parts_of
 from halka.storage.formats.adapterhub.tensor_names import Keys, sorted_by_kind
-from halka.storage.formats.format import BaseSpec, Contents, FileNames
+from halka.storage.formats.format import BaseSpec, Contents, FileNames, base_of
 from halka.util.errors import HalkaError
 
 NAME = "adapterhub"

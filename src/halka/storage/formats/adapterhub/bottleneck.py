@@ -22,8 +22,8 @@ from torch import Tensor
 from halka.core import Adapter, Method, Target
 from halka.methods import Bottleneck, NormedBottleneck
 from halka.storage.formats.adapterhub.config import GATES, NAME, has_rows, left_out, number, refuse
-from halka.storage.formats.adapterhub.tensor_names import Keys, architecture_of, bottleneck_place, layers_of
-from halka.storage.formats.format import json_object
+from halka.storage.formats.adapterhub.tensor_names import Keys, architecture_of, bottleneck_place
+from halka.storage.formats.format import json_object, layers_of
 from halka.util.errors import HalkaError
 
 ARCHITECTURE = "bottleneck"

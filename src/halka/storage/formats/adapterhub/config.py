@@ -8,7 +8,6 @@ from typing import Any, TypeVar
 
 from torch import Tensor
 
-from halka.core import Target
 from halka.storage.formats.format import json_list, json_object
 from halka.util.errors import HalkaError
 
@@ -18,11 +17,6 @@ VERSION = "adapters.1.3.0"
 # Options of initialisation, storage or composition, which do not change what the adapter computes.
 HARMLESS = ("architecture", "init_weights", "init_weights_seed", "dtype", "attention_type", "new_attention_norm")
 AT_REST: tuple[Any, ...] = (None, False, {}, [])
-
-
-def base_of(targets: tuple[Target, ...]) -> Any:
-    """Return the base model that has these targets."""
-    return next(target.module for target in targets if target.role == "base")
 
 
 def identity(base: Any, base_name: str) -> dict[str, Any]:

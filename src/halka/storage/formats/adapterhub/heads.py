@@ -15,8 +15,7 @@ from torch import Tensor, nn
 from halka.core import Adapter, Target
 from halka.methods import Modules
 from halka.models.heads import label_rows
-from halka.storage.formats.adapterhub.config import base_of
-from halka.storage.formats.format import BaseSpec, Contents, FileNames, json_object
+from halka.storage.formats.format import BaseSpec, Contents, FileNames, base_of, json_object
 from halka.util.errors import HalkaError
 from halka.util.kinds import Kind
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from torch import Tensor
 
 from halka.core import Target
-from halka.storage.formats.adapterhub.config import base_of
+from halka.storage.formats.format import base_of
 from halka.util.errors import HalkaError
 
 # The library's names for linear layers -> our roles. In its code for Llama, "intermediate" is the down projection and
@@ -81,8 +81,3 @@ def linears(targets: tuple[Target, ...], roles: Iterable[str], left_out: Iterabl
     """Return the linear layers of these roles, in all layers but those left out."""
     roles, left_out = set(roles), set(left_out)
     return [target for target in targets if target.role in roles and target.layer not in left_out]
-
-
-def layers_of(targets: tuple[Target, ...]) -> int:
-    """Return the number of layers of the base."""
-    return 1 + max(target.layer for target in targets if target.layer is not None)

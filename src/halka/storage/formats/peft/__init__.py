@@ -18,7 +18,7 @@ from halka.core import VIRTUAL_ROLES, Adapter, Joint, Method, Target, wants
 from halka.methods import Modules, Prompt
 from halka.models.kinds import TASK_TYPES, kind_of, kind_of_task
 from halka.models.layouts import CLASSIFIERS
-from halka.storage.formats.format import BaseSpec, Contents, FileNames
+from halka.storage.formats.format import BaseSpec, Contents, FileNames, base_of
 from halka.storage.formats.peft import (
     adalora,
     experts,
@@ -33,13 +33,12 @@ from halka.storage.formats.peft import (
     tokens,
     vera,
 )
-from halka.storage.formats.peft.modules import base_of
 from halka.util.errors import HalkaError
 from halka.util.kinds import LABELLED
 
 NAME = "peft"
 FILES = FileNames("adapter_config.json", "adapter_model.safetensors", "adapter_model.bin")
-CONFIG, WEIGHTS = FILES.config, FILES.weights
+CONFIG = FILES.config
 # Every module has PEFT_TYPE, PREFIX (of its tensors' keys, before the base's names), BARE (keys without it) and `read`;
 # those with METHODS also have `write`.
 KINDS: tuple[ModuleType, ...] = (lora, ia3, prefix, prompt, tokens, llama_adapter, adalora, vera, ptuning)

@@ -12,9 +12,8 @@ from typing import Any
 from torch import Tensor
 
 from halka.core import Target
-from halka.storage.formats.format import json_list
-from halka.storage.formats.peft.modules import base_of
-from halka.storage.formats.peft.selection import endings
+from halka.storage.formats.format import base_of
+from halka.storage.formats.peft.selection import endings, listed_names
 from halka.util.errors import HalkaError
 
 INNER = "base_layer"
@@ -67,9 +66,7 @@ def unstacked(
     value = config.get("target_parameters")
     if not value:
         return dict(tensors)
-    names = json_list(value, str)
-    if names is None:
-        raise HalkaError(f"adapter_config.json: target_parameters is {value!r}, where a list of names is expected")
+    names = listed_names("target_parameters", value)
     own = dict(base_of(targets).named_parameters())
     chosen = {name: [path for path in own if path == name or path.endswith(f".{name}")] for name in names}
     weights = weights_of(targets)

@@ -14,8 +14,9 @@ from torch import Tensor, nn
 
 from halka.core import AdaptedModel, Joint, Method, Target
 from halka.methods import Modules, Prefix, Prompt
+from halka.storage.formats.format import base_of
 from halka.storage.formats.peft import ia3, lora, prefix, prompt
-from halka.storage.formats.peft.modules import base_of, names_of
+from halka.storage.formats.peft.modules import names_of
 from halka.storage.formats.peft.options import refuse_unknown
 from halka.storage.formats.peft.selection import by_pattern, selected
 from halka.util.errors import HalkaError

@@ -11,8 +11,9 @@ from torch import Tensor
 from halka.core import Method, Part, Target, wants
 from halka.methods import IA3
 from halka.methods.ia3 import InputScale
+from halka.storage.formats.format import base_of
 from halka.storage.formats.peft.modules import PREFIX as PREFIX
-from halka.storage.formats.peft.modules import base_of, check_places, names_of, roles_of, split, transposed
+from halka.storage.formats.peft.modules import check_places, names_of, roles_of, split, transposed
 from halka.storage.formats.peft.options import refuse_unknown
 from halka.storage.formats.peft.selection import endings
 from halka.util.errors import HalkaError

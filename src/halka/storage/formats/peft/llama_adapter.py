@@ -10,8 +10,9 @@ from torch import Tensor
 
 from halka.core import Method, Part, Target
 from halka.methods import LlamaAdapter
+from halka.storage.formats.format import base_of
 from halka.storage.formats.peft.modules import PREFIX as PREFIX
-from halka.storage.formats.peft.modules import base_of, split
+from halka.storage.formats.peft.modules import split
 from halka.storage.formats.peft.options import refuse_unknown
 from halka.util.errors import HalkaError
 

@@ -15,10 +15,10 @@ from torch import Tensor, nn
 
 from halka.core import Method, Part, Target
 from halka.methods import BitFit, DoRA, LoRA, LoRABias, Modules
-from halka.storage.formats.format import json_list
+from halka.storage.formats.format import base_of, json_list
 from halka.storage.formats.peft import experts
 from halka.storage.formats.peft.modules import PREFIX as PREFIX
-from halka.storage.formats.peft.modules import base_of, check_places, names_of, roles_of, split, transposed
+from halka.storage.formats.peft.modules import check_places, names_of, roles_of, split, transposed
 from halka.storage.formats.peft.options import number, refuse_unknown
 from halka.storage.formats.peft.selection import by_pattern, endings
 from halka.util.errors import HalkaError

@@ -8,24 +8,12 @@ from typing import Any
 from torch import Tensor, nn
 
 from halka.core import WEIGHT_ROLES, WHOLE, Target
+from halka.storage.formats.format import base_of
 from halka.storage.formats.peft.selection import modules_of, selected
 from halka.util.errors import HalkaError
 
 PREFIX = "base_model.model."  # before the base's own names, if modules are adapted
 OUTER = "base_model."  # before the names of virtual tokens
-
-
-def base_of(targets: tuple[Target, ...]) -> Any:
-    """Return the base model that has these targets."""
-    return target_of(targets, "base").module
-
-
-def target_of(targets: tuple[Target, ...], role: str) -> Target:
-    """Return the base's only target of that role. Raises HalkaError if there is none."""
-    for target in targets:
-        if target.role == role:
-            return target
-    raise HalkaError(f"this base does not support the adapter: it has no target of the role {role!r}")
 
 
 def transposed(paths: Iterable[str], targets: tuple[Target, ...]) -> bool:
@@ -85,11 +73,6 @@ def roles_of(modules: Iterable[str], targets: tuple[Target, ...]) -> tuple[str, 
             modules -= {*names}
     layered = {name for names in by_role.values() for name in names}
     return *roles, *(name if name in layered else f"{WHOLE}{name}" for name in sorted(modules))
-
-
-def layers_of(targets: tuple[Target, ...]) -> int:
-    """Return the number of layers of the base."""
-    return 1 + max(target.layer for target in targets if target.layer is not None)
 
 
 def names_of(base: nn.Module) -> list[str]:

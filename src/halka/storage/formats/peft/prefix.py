@@ -15,8 +15,8 @@ from torch import Tensor
 from halka.core import Method, Part, Target
 from halka.methods import Prefix
 from halka.models.kinds import kind_of
+from halka.storage.formats.format import base_of, target_of
 from halka.storage.formats.peft.modules import OUTER as PREFIX  # noqa: F401 (every kind has one)  # pyright: ignore[reportUnusedImport]
-from halka.storage.formats.peft.modules import base_of, target_of
 from halka.storage.formats.peft.options import refuse_unknown
 from halka.storage.formats.peft.prompt import BARE as BARE
 from halka.storage.formats.peft.prompt import KEY, virtual_tokens

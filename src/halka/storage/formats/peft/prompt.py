@@ -9,8 +9,8 @@ from torch import Tensor
 
 from halka.core import Method, Part, Target
 from halka.methods import Prompt
+from halka.storage.formats.format import layers_of, target_of
 from halka.storage.formats.peft.modules import OUTER as PREFIX  # noqa: F401 (every kind has one)  # pyright: ignore[reportUnusedImport]
-from halka.storage.formats.peft.modules import layers_of, target_of
 from halka.storage.formats.peft.options import refuse_unknown
 from halka.util.errors import HalkaError
 

@@ -12,9 +12,8 @@ from torch import Tensor, nn
 
 from halka.core import WHOLE, Method, Part, Target
 from halka.methods import Modules, Tokens
-from halka.storage.formats.format import json_list, json_object
-from halka.storage.formats.peft.modules import base_of
-from halka.storage.formats.peft.selection import modules_of
+from halka.storage.formats.format import base_of, json_list, json_object
+from halka.storage.formats.peft.selection import listed_names, modules_of
 from halka.util.errors import HalkaError
 
 ROLES: tuple[Literal["embedding"], Literal["head"]] = ("embedding", "head")
@@ -155,9 +154,7 @@ def read_rows(
 
 def _read_whole(value: object, tensors: Mapping[str, Tensor], base: nn.Module) -> tuple[list[str], dict[str, Tensor]]:
     """Return the modules' paths and their state, without those equal to the base's that `value` does not name."""
-    names = json_list(value, str)
-    if names is None:
-        raise HalkaError(f"adapter_config.json: modules_to_save is {value!r}, where a list of names is expected")
+    names = listed_names("modules_to_save", value)
     own = dict(base.named_parameters(remove_duplicate=False))
     if unknown := sorted(tensors.keys() - own.keys()):
         raise HalkaError(

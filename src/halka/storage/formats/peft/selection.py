@@ -36,7 +36,7 @@ def selected(config: Mapping[str, Any], base: nn.Module, heads: Iterable[str]) -
     elif isinstance(wanted, str):
         chosen = Pattern("target_modules", wanted).of(layers)
     else:
-        wanted = _names("target_modules", wanted)
+        wanted = listed_names("target_modules", wanted)
         if unknown := [ending for ending in wanted if not any(_ends(name, [ending]) for name in layers)]:
             raise HalkaError(
                 f"adapter_config.json: target_modules names {', '.join(sorted(unknown))}, and this base has no such "
@@ -47,8 +47,8 @@ def selected(config: Mapping[str, Any], base: nn.Module, heads: Iterable[str]) -
     if isinstance(left_out, str):
         chosen -= Pattern("exclude_modules", left_out).of(chosen)
     elif left_out:
-        chosen = {name for name in chosen if not _ends(name, _names("exclude_modules", left_out))}
-    whole = _names("modules_to_save", config.get("modules_to_save") or [])
+        chosen = {name for name in chosen if not _ends(name, listed_names("exclude_modules", left_out))}
+    whole = listed_names("modules_to_save", config.get("modules_to_save") or [])
     return {name for name in chosen if not any(f".{module}." in f".{name}." for module in whole)}
 
 
@@ -57,7 +57,8 @@ def modules_of(base: nn.Module) -> dict[str, nn.Module]:
     return dict(cast(Iterable[tuple[str, nn.Module]], base.named_modules()))
 
 
-def _names(key: str, value: Any) -> list[str]:
+def listed_names(key: str, value: Any) -> list[str]:
+    """Return the option's value as a list of names. Raises HalkaError for anything else."""
     names = json_list(value, str)
     if names is None:
         raise HalkaError(f"adapter_config.json: {key} is {value!r}, where a list of names is expected")
@@ -76,7 +77,7 @@ def _in_layers(config: Mapping[str, Any], name: str) -> bool:
     layers = [value] if isinstance(value, int) else json_list(value, int)
     if layers is None:
         raise HalkaError(f"adapter_config.json: layers_to_transform is {value!r}, where numbers of layers are expected")
-    for pattern in [patterns] if isinstance(patterns, str) else _names("layers_pattern", patterns):
+    for pattern in [patterns] if isinstance(patterns, str) else listed_names("layers_pattern", patterns):
         match = Pattern("layers_pattern", rf"(?:.*?\.)?{pattern}\.(?P<number>\d+)\..*").match(name)
         if match is not None:
             return int(match["number"]) in layers

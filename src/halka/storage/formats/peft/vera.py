@@ -12,8 +12,9 @@ from torch import Tensor, nn
 
 from halka.core import WEIGHT_ROLES, Method, Target
 from halka.methods import LoRA
+from halka.storage.formats.format import base_of
 from halka.storage.formats.peft.modules import PREFIX as PREFIX
-from halka.storage.formats.peft.modules import base_of, check_places, roles_of, split
+from halka.storage.formats.peft.modules import check_places, roles_of, split
 from halka.storage.formats.peft.options import number, refuse_unknown
 from halka.util.errors import HalkaError
 
