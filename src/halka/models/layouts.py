@@ -138,19 +138,14 @@ LAYOUTS: dict[str, Layout] = {
             "mlp.down": "mlp.shared_expert.down_proj",
         },
     ),
-    "phi3": Layout(
-        decoder="model",
-        layers="model.layers",
-        attention="self_attn",
+    "phi3": replace(
+        _LLAMA,
         linears={
             "attn.qkv": "self_attn.qkv_proj",
             "attn.o": "self_attn.o_proj",
             "mlp.gate_up": "mlp.gate_up_proj",
             "mlp.down": "mlp.down_proj",
         },
-        embed="model.embed_tokens",
-        head="lm_head",
-        residuals=_LLAMA.residuals,
     ),
     "gpt2": Layout(
         decoder="transformer",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from statistics import median
 from typing import TYPE_CHECKING
@@ -291,13 +291,13 @@ def _speed_card(_: Summary, row: Row, full: Row | None) -> Card | None:
     if full and full.tokens_per_second and full.tokens_per_second.mean:
         other = full.tokens_per_second.mean
         against = f"{speed.mean / other:.2f} times full's {other:.0f}"
-    return Card("Training speed", f"{speed.mean:.0f} tokens/s", _joined(against, _runs(speed, "{:.0f}")))
+    return Card("Training speed", f"{speed.mean:.0f} tokens/s", _joined(against, _runs(speed, "{:.0f}".format)))
 
 
 def _latency(_: Summary, row: Row, __: Row | None) -> Card | None:
     if row.latency is None or not row.is_light:
         return None
-    return Card("Added latency", signed(row.latency.mean), _joined("a generated token", _signed_runs(row.latency)))
+    return Card("Added latency", signed(row.latency.mean), _joined("a generated token", _runs(row.latency, signed)))
 
 
 def _forgetting(_: Summary, row: Row, full: Row | None) -> Card | None:
@@ -307,12 +307,8 @@ def _forgetting(_: Summary, row: Row, full: Row | None) -> Card | None:
     return Card("Forgetting", signed(row.forgetting.mean), _joined("perplexity on other text", against))
 
 
-def _runs(figures: Spread, form: str) -> str:
-    return f"runs {form.format(figures.low)} to {form.format(figures.high)}" if figures.n > 1 else "one run"
-
-
-def _signed_runs(figures: Spread) -> str:
-    return f"runs {signed(figures.low)} to {signed(figures.high)}" if figures.n > 1 else "one run"
+def _runs(figures: Spread, text: Callable[[float], str]) -> str:
+    return f"runs {text(figures.low)} to {text(figures.high)}" if figures.n > 1 else "one run"
 
 
 def _joined(*notes: str) -> str:

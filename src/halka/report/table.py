@@ -57,8 +57,16 @@ class Column:
 
 def columns(summary: Summary) -> tuple[Column, ...]:
     """The columns in which some row has a figure, in display order; keys are stable, titles are not."""
+    return tuple(
+        column
+        for column in _every_column(summary)
+        if column.key == "method" or any(column.cell(row).text != NOTHING for row in summary.rows)
+    )
+
+
+def _every_column(summary: Summary) -> tuple[Column, ...]:
     primary = summary.primary
-    every = (
+    return (
         Column("method", "Method", "", lambda row: Cell(row.label)),
         Column("settings", "Settings", "the method's hyper-parameters", _settings),
         Column("lr", "lr", "the chosen learning rate", _learning_rate),
@@ -86,11 +94,6 @@ def columns(summary: Summary) -> tuple[Column, ...]:
             *("forgetting", "Forgetting", "change of perplexity on other text"),
             *(lambda row: row.forgetting, signed, False),
         ),
-    )
-    return tuple(
-        column
-        for column in every
-        if column.key == "method" or any(column.cell(row).text != NOTHING for row in summary.rows)
     )
 
 
@@ -151,11 +154,7 @@ def caption(summary: Summary) -> str:
 
 
 def _chosen(summary: Summary, keys: Sequence[str]) -> list[Column]:
-    choices = {
-        *COMPACT,
-        *("settings", "lr", "seeds", "steps", "validation_loss", "peak", "seconds", "storage"),
-        *(f"score:{metric.name}" for metric in summary.metrics[1:]),
-    }
+    choices = {column.key for column in _every_column(summary)}
     unknown = [key for key in keys if key not in choices]
     if unknown:
         raise HalkaError(f"unknown column {unknown[0]!r}; choose from {', '.join(sorted(choices))}")
