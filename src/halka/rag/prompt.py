@@ -64,11 +64,11 @@ def fitting(question: str, passages: Sequence[Passage], budget: int, count: Coun
     return kept
 
 
-def in_form(form: str, answer: str) -> str:
-    """Insert the answer into a form, which has `{answer}` once. Raises HalkaError for a form that does not."""
-    if form.count(ANSWER) != 1:
-        raise HalkaError(f"the form {form!r} must hold {ANSWER} once, in the place of the answer")
-    return form.replace(ANSWER, answer)
+def in_form(template: str, answer: str) -> str:
+    """Insert the answer into a template, which has `{answer}` once. Raises HalkaError for one that has not."""
+    if template.count(ANSWER) != 1:
+        raise HalkaError(f"the form {template!r} must hold {ANSWER} once, in the place of the answer")
+    return template.replace(ANSWER, answer)
 
 
 def cited(answer: str, passages: int) -> list[int]:

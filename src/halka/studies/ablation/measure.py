@@ -175,11 +175,11 @@ class Subject:
 
     def lessons(self, asked: Iterable[Asked], run: Run) -> list[Example]:
         """The run's training examples: answers in the form; for the tuned adapter from passages and with citations."""
-        form = self.ablation.form
+        template = self.ablation.form
         if run.who == "adapter":
-            rows = [(one.question, in_form(form, one.answers[0])) for one in asked if one.answers]
+            rows = [(one.question, in_form(template, one.answers[0])) for one in asked if one.answers]
         else:
-            raft = Raft(self.ablation.passages, self.ablation.without, form=form, seed=run.seed)
+            raft = Raft(self.ablation.passages, self.ablation.without, form=template, seed=run.seed)
             examples = raft.examples(self.retriever, asked)
             rows = [(row["messages"][0]["content"], row["messages"][1]["content"]) for row in examples]
         return [Example((user_message(self.model, prompt), Message("assistant", answer))) for prompt, answer in rows]
@@ -225,12 +225,12 @@ class Subject:
 
         Left out, and counted, are facts that cannot be changed: no other answer fits, or none stands in the text.
         """
-        form, draw = matcher(self.ablation.form), random.Random(0)
+        pattern, draw = matcher(self.ablation.form), random.Random(0)
         exact = find_metric("squad_exact").per_item
         right = [
             (asked, shown)
             for asked, answered, shown in zip(self.questions.test, read, self.shown, strict=True)
-            if asked.answers and exact(answer_in(answered.text, form), asked.answers)["sum"] and answered.gold
+            if asked.answers and exact(answer_in(answered.text, pattern), asked.answers)["sum"] and answered.gold
         ]
         questions = [*self.questions.test, *self.questions.validation, *self.questions.train]
         changed, left_out, seconds = [], 0, 0.0
@@ -248,7 +248,7 @@ class Subject:
             list(self.collection.put([(document, after)]))
             seconds += time.perf_counter() - started
             (text,) = self.ask(name, [prompted(asked.question, self.search(asked.question)[0])])
-            follows = bool(exact(answer_in(text, form), [new])["sum"])
+            follows = bool(exact(answer_in(text, pattern), [new])["sum"])
             changed.append(
                 {"question": asked.question, "was": asked.answers[0], "is": new, "text": text, "follows": follows}
             )

@@ -46,28 +46,28 @@ class Measure:
     value: Callable[[Answered, re.Pattern[str]], float]
 
 
-def answer_in(text: str, form: re.Pattern[str]) -> str:
-    """The answer itself: the part within the form, or the whole text without citations where the form is not kept."""
-    match = form.fullmatch(text)
+def answer_in(text: str, pattern: re.Pattern[str]) -> str:
+    """The answer itself: the pattern's group, or the whole text without citations where the pattern does not match."""
+    match = pattern.fullmatch(text)
     return (match[1] if match else CITATION.sub("", text)).strip()
 
 
-def _in_form(answered: Answered, form: re.Pattern[str]) -> float:
-    return float(abstains(answered.text) or form.fullmatch(answered.text) is not None)
+def _in_form(answered: Answered, pattern: re.Pattern[str]) -> float:
+    return float(abstains(answered.text) or pattern.fullmatch(answered.text) is not None)
 
 
 def _known(metric: str) -> Callable[[Answered, re.Pattern[str]], float]:
-    def value(answered: Answered, form: re.Pattern[str]) -> float:
-        return float(find_metric(metric).per_item(answer_in(answered.text, form), answered.answers)["sum"])
+    def value(answered: Answered, pattern: re.Pattern[str]) -> float:
+        return float(find_metric(metric).per_item(answer_in(answered.text, pattern), answered.answers)["sum"])
 
     return value
 
 
-def _contains(answered: Answered, form: re.Pattern[str]) -> float:
+def _contains(answered: Answered, pattern: re.Pattern[str]) -> float:
     return float(stands_in(answered.answers, answered.text))
 
 
-def _cites(answered: Answered, form: re.Pattern[str]) -> float:
+def _cites(answered: Answered, pattern: re.Pattern[str]) -> float:
     """Whether the answer cites at least one passage of the prompt, and only those that hold an answer."""
     numbers = {int(number) for number in CITATION.findall(answered.text)}
     return float(
@@ -75,7 +75,7 @@ def _cites(answered: Answered, form: re.Pattern[str]) -> float:
     )
 
 
-def _abstains(answered: Answered, form: re.Pattern[str]) -> float:
+def _abstains(answered: Answered, pattern: re.Pattern[str]) -> float:
     return float(abstains(answered.text))
 
 
@@ -103,9 +103,9 @@ MEASURES: tuple[Measure, ...] = (
 )
 
 
-def scored(answers: Sequence[Answered], form: str, seed: int = 0) -> dict[str, Score]:
+def scored(answers: Sequence[Answered], template: str, seed: int = 0) -> dict[str, Score]:
     """Each measure's mean over its answers, with its interval; a measure without answers is left out."""
-    pattern = matcher(form)
+    pattern = matcher(template)
     scores = {}
     for measure in MEASURES:
         values = [measure.value(answered, pattern) for answered in answers if measure.of(answered)]

@@ -147,7 +147,7 @@ def collection_of(ablation: Ablation, folder: Path) -> Collection:
     return Collection(folder / f"collection-{own}", SentenceEmbedder(ablation.place(ablation.embedder)))
 
 
-def matcher(form: str) -> re.Pattern[str]:
-    """The pattern of an answer in this form with its citations; its group is the answer itself."""
-    before, after = form.split(ANSWER)
+def matcher(template: str) -> re.Pattern[str]:
+    """The pattern of an answer by this template with its citations; its group is the answer itself."""
+    before, after = template.split(ANSWER)
     return re.compile(rf"{re.escape(before)}(.{{1,400}}?){re.escape(after)}(?:\s*\[\d{{1,3}}\])*\s*")
