@@ -12,7 +12,6 @@ from safetensors.torch import load_file
 
 import halka
 from halka.studies.measure import BASE, Spec, main, measure, search_together
-from halka.studies.runner import finite
 from halka.util.machine import commit
 from runs_for_tests import a_run, base_and_task
 
@@ -100,10 +99,6 @@ def test_a_failed_run_is_a_measurement_that_says_why(made, tmp_path):
     found = json.loads((tmp_path / "out" / "result.json").read_text())
     assert found["status"] == "failed"
     assert "rank must be a whole number" in found["error"]
-
-
-def test_json_has_no_word_for_what_is_not_finite():
-    assert finite({"a": [1.0, float("nan")], "b": float("inf")}) == {"a": [1.0, None], "b": None}
 
 
 def test_the_commit_is_of_this_code_alone(tmp_path):

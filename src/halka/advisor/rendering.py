@@ -16,7 +16,7 @@ from halka.report.intervals import finite
 from halka.report.page import fill, write_page
 from halka.report.svg import Plot, drawn
 from halka.report.units import count, duration, learning_rate, percent, plural, size
-from halka.util.text import one_line
+from halka.util.text import columns, one_line
 
 if TYPE_CHECKING:
     from rich import table as rich_table
@@ -244,18 +244,8 @@ def _grid(rows: Iterable[Sequence[str]]) -> rich_table.Table:
     return table
 
 
-def _empty_table(*titles: str, right: Sequence[str] = ()) -> rich_table.Table:
-    """An empty table without lines; columns named in `right` are aligned so."""
-    from rich.table import Table
-
-    table = Table(box=None, pad_edge=False, header_style="bold", padding=(0, 2, 0, 0))
-    for title in titles:
-        table.add_column(title, justify="right" if title in right else "left", overflow="fold")
-    return table
-
-
 def _prospect_table(advice: Advice) -> rich_table.Table | None:
-    table = _empty_table("  choice", "expected score", "how that is known")
+    table = columns("  choice", "expected score", "how that is known")
     for prospect in _ranked(advice):
         name, *rest = _prospect_row(prospect)
         table.add_row(f"{'>' if prospect.choice == advice.choice else ' '} {name}", *rest)
@@ -278,7 +268,7 @@ def _condition_table(evidence: Evidence) -> rich_table.Table | None:
     losses, scores = evidence.losses, evidence.scores
     parts = [part for part in words.PARTS if any(part in by_part for by_part in losses.values())]
     heads = [f"loss, {words.PARTS[part]}" for part in parts]
-    table = _empty_table("  the base", *heads, "score", right=heads)
+    table = columns("  the base", *heads, "score", right=heads)
     for condition, name in words.CONDITIONS.items():
         if condition in losses or condition in scores:
             values = [words.known(losses.get(condition, {}).get(part)) for part in parts]
@@ -292,7 +282,7 @@ def _fit_table(fit: Fit | None) -> rich_table.Table | None:
     if fit is None or not fit.options:
         return None
     right = ("memory", "largest batch", "a step", "disk", "served")
-    table = _empty_table("  method", "how", "memory", "fits", *right[1:], right=right)
+    table = columns("  method", "how", "memory", "fits", *right[1:], right=right)
     for option in fit.options:
         method, *rest = words.option_row(option)
         table.add_row(f"  {method}", *rest)

@@ -8,9 +8,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from halka.cli import convert
-from halka.cli.command import Command, Failed, Json, columns, emit, examples, existing_folder, group, show
+from halka.cli.command import Command, Failed, Json, emit, examples, existing_folder, group, show
 from halka.cli.routing import open_adapter
 from halka.util.errors import HalkaError
+from halka.util.text import columns
 
 if TYPE_CHECKING:
     from halka.storage.adapter_folder import AdapterFolder

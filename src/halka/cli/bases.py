@@ -6,7 +6,8 @@ from typing import Annotated
 
 import typer
 
-from halka.cli.command import Command, Json, columns, emit, examples, group, say, show
+from halka.cli.command import Command, Json, emit, examples, group, say, show
+from halka.util.text import columns
 
 app = group("Base models: pull one, list them, show one.", "halka base list", "halka base pull smollm2-135m")
 

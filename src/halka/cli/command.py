@@ -7,16 +7,14 @@ failed or Halka has a bug, 130 after Ctrl-C.
 from __future__ import annotations
 
 import json
-import math
 import os
 import re
 import sys
 import tempfile
 import traceback
 import warnings
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, is_dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -24,6 +22,7 @@ import typer
 from typer.core import TyperCommand, TyperGroup
 
 from halka.util.errors import HalkaError, TrainingError
+from halka.util.plain import plain
 from halka.util.suggest import suggest
 from halka.util.text import one_line
 
@@ -138,29 +137,6 @@ def show_warnings() -> Iterator[None]:
         warnings.simplefilter("always", UserWarning)
         warnings.showwarning = lambda message, *_, **__: say(one_line(str(message)))
         yield
-
-
-def columns(*titles: str, right: Collection[str] = ()) -> Any:
-    """An empty table without borders; the columns named in `right` are aligned to the right."""
-    from rich.table import Table
-
-    table = Table(box=None, pad_edge=False, header_style="bold", padding=(0, 2, 0, 0))
-    for title in titles:
-        table.add_column(title, justify="right" if title in right else "left", overflow="fold")
-    return table
-
-
-def plain(value: Any) -> Any:
-    """The value ready for JSON: dataclasses become objects, paths text, and infinite numbers and NaN null."""
-    if is_dataclass(value) and not isinstance(value, type):
-        return plain(asdict(value))
-    if isinstance(value, Mapping):
-        return {str(key): plain(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [plain(item) for item in value]
-    if isinstance(value, Path):
-        return str(value)
-    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 # ── arguments ───────────────────────────────────────────────────────────────────────────────────────────────────────

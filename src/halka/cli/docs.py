@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from halka.cli.command import Command, Failed, Json, columns, emit, examples, group, say, show
+from halka.cli.command import Command, Failed, Json, emit, examples, group, say, show
 from halka.util.errors import HalkaError
-from halka.util.text import one_line
+from halka.util.text import columns, one_line
 
 if TYPE_CHECKING:
     from halka.rag.collection import Collection, Event

@@ -7,9 +7,10 @@ from typing import TYPE_CHECKING, Annotated, cast
 
 import typer
 
-from halka.cli.command import Json, columns, emit, examples, memory_size, say, show
+from halka.cli.command import Json, emit, examples, memory_size, say, show
 from halka.util.dtypes import Dtype
 from halka.util.errors import HalkaError
+from halka.util.text import columns
 
 if TYPE_CHECKING:
     from halka.core import Method

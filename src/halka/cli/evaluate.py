@@ -10,11 +10,13 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from halka.cli.command import Json, columns, emit, examples, new_file, plain, readable_text, show
+from halka.cli.command import Json, emit, examples, new_file, readable_text, show
 from halka.cli.examples import data_rows, named_task
 from halka.cli.opening import Base, Loading, open_model, with_loading
 from halka.cli.routing import AdapterNames, PoolSize, StoreFolder, addressed, given_adapters, route
 from halka.util.errors import HalkaError
+from halka.util.plain import plain
+from halka.util.text import columns
 
 if TYPE_CHECKING:
     from halka.core import AdaptedModel

@@ -9,11 +9,12 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from halka.cli.command import Json, columns, emit, examples, readable_text, say, show
+from halka.cli.command import Json, emit, examples, readable_text, say, show
 from halka.cli.examples import named_task
 from halka.cli.opening import Base, Loading, open_model, with_loading
 from halka.cli.routing import StoreFolder, given_adapters
 from halka.util.errors import HalkaError
+from halka.util.text import columns
 
 if TYPE_CHECKING:
     from halka.core import AdaptedModel

@@ -7,7 +7,8 @@ from typing import Annotated, Any
 
 import typer
 
-from halka.cli.command import Json, columns, emit, show
+from halka.cli.command import Json, emit, show
+from halka.util.text import columns
 
 
 def methods(

@@ -12,7 +12,6 @@ import typer
 from halka.cli.command import (
     Command,
     Json,
-    columns,
     emit,
     examples,
     existing_file,
@@ -23,7 +22,7 @@ from halka.cli.command import (
 )
 from halka.cli.docs import HERE, Embedder, Name, Place, app, collection_named, open_or_begin, report
 from halka.util.errors import HalkaError
-from halka.util.text import one_line
+from halka.util.text import columns, one_line
 
 if TYPE_CHECKING:
     from halka.rag.collection import Collection

@@ -10,10 +10,11 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from halka.cli.command import Command, Failed, columns, emit, examples, say, show
+from halka.cli.command import Command, Failed, emit, examples, say, show
 from halka.cli.examples import data_rows, named_task, read_data
 from halka.cli.opening import load_for
 from halka.util.errors import HalkaError
+from halka.util.text import columns
 
 if TYPE_CHECKING:
     from halka.cli.train_settings import Plan, RunSettings

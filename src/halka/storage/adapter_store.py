@@ -13,7 +13,6 @@ need no lock. A killed writer's leftovers are hidden; the next writer of that na
 from __future__ import annotations
 
 import json
-import re
 import shutil
 import uuid
 from collections.abc import Generator, Iterator, Mapping, Sequence
@@ -30,9 +29,8 @@ from halka.storage.adapter_folder import AdapterFolder
 from halka.storage.card import Card, read_card
 from halka.storage.save_load import Allowed, load, save
 from halka.util.errors import HalkaError, UnknownAdapterError, WrongBaseError
-from halka.util.files import flush, new_folder, write_text
+from halka.util.files import flush, is_portable_name, new_folder, write_text
 
-NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 BASE, TAGS, LOCKS = "store.json", "tags.json", ".locks"
 
 
@@ -73,7 +71,7 @@ class AdapterStore:
         """Every name that has a version, sorted."""
         if not self.folder.is_dir():
             return []
-        return sorted(path.name for path in self.folder.iterdir() if NAME.fullmatch(path.name) and _versions(path))
+        return sorted(path.name for path in self.folder.iterdir() if is_portable_name(path.name) and _versions(path))
 
     def versions(self, name: str) -> list[int]:
         """A name's versions, oldest first. Raises UnknownAdapterError if there is none."""
@@ -202,7 +200,7 @@ class AdapterStore:
                     leftover.unlink()
                     count += 1
         for folder in self.folder.iterdir() if self.folder.is_dir() else ():
-            if not NAME.fullmatch(folder.name) or not folder.is_dir():
+            if not is_portable_name(folder.name) or not folder.is_dir():
                 continue
             leftovers = len([*folder.glob(".*")])
             try:
@@ -266,7 +264,7 @@ def _remove_hidden(folder: Path) -> None:
 
 def _named(name: object) -> str:
     """Return a name that can be a file name on any system. Raises HalkaError for any other."""
-    if not isinstance(name, str) or not NAME.fullmatch(name) or name.endswith("."):
+    if not isinstance(name, str) or not is_portable_name(name):
         raise HalkaError(
             f"{name!r} cannot be a name in a store: use up to 100 letters, digits, dots, dashes and underscores, "
             "a letter or digit first"

@@ -13,7 +13,6 @@ document and a result (`report`), which `Runner` turns into events.
 from __future__ import annotations
 
 import json
-import math
 import os
 import platform
 import queue
@@ -31,6 +30,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Generic, Literal, Protocol, TypeVar
 
 from halka.util.files import locked, write_text
+from halka.util.plain import plain
 
 if TYPE_CHECKING:
     import torch
@@ -262,7 +262,7 @@ def serve(
     statuses = []
 
     def write(number: int, result: Result) -> None:
-        write_text(targets[number], json.dumps(finite(result), indent=1) + "\n")
+        write_text(targets[number], json.dumps(plain(result), indent=1) + "\n")
         statuses.append(result.get("status"))
         report(run=number, ended=True)
 
@@ -303,15 +303,6 @@ def origin(device: torch.device) -> dict[str, Any]:
 def now() -> str:
     """The date and time in UTC, to the second."""
     return datetime.now(UTC).isoformat(timespec="seconds")
-
-
-def finite(value: Any) -> Any:
-    """Plain data with None in the place of numbers that JSON lacks (NaN, infinities)."""
-    if isinstance(value, dict):
-        return {key: finite(item) for key, item in value.items()}
-    if isinstance(value, list):
-        return [finite(item) for item in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def _reported(text: str) -> dict[str, Any] | None:

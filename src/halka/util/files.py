@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import mmap
 import os
+import re
 import shutil
 import uuid
 from collections.abc import Callable, Iterable, Iterator
@@ -16,6 +17,7 @@ from filelock import FileLock, Timeout
 from halka.util.errors import HalkaError
 
 LOCK = ".lock"
+PORTABLE = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 
 
 def write_file(path: Path, write: Callable[[Path], object]) -> None:
@@ -73,6 +75,11 @@ def locked(folder: Path, otherwise: str) -> Iterator[None]:
     finally:
         (folder / LOCK).unlink(missing_ok=True)
         lock.release()
+
+
+def is_portable_name(name: str) -> bool:
+    """Whether a file can have this name on any system. An adapter's and a collection's name must."""
+    return PORTABLE.fullmatch(name) is not None and not name.endswith(".")
 
 
 def read_ahead(path: Path) -> None:

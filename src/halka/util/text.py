@@ -1,11 +1,13 @@
-"""Text for people and Cards: any value on one line, a chat template's fingerprint."""
+"""Text for people and Cards: any value on one line, an empty table for a terminal, a chat template's fingerprint."""
 
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Collection
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from rich.table import Table
     from transformers import PreTrainedTokenizerBase
 
 JOINERS = "\u200c\u200d"  # part of the spelling in Bengali and other scripts
@@ -14,6 +16,16 @@ JOINERS = "\u200c\u200d"  # part of the spelling in Bengali and other scripts
 def one_line(value: object) -> str:
     """The value as one line of text, without control characters and marks that change the writing direction."""
     return " ".join("".join(c if c.isprintable() or c in JOINERS else " " for c in str(value)).split())
+
+
+def columns(*titles: str, right: Collection[str] = ()) -> Table:
+    """An empty table without borders; the columns named in `right` are aligned to the right."""
+    from rich.table import Table
+
+    table = Table(box=None, pad_edge=False, header_style="bold", padding=(0, 2, 0, 0))
+    for title in titles:
+        table.add_column(title, justify="right" if title in right else "left", overflow="fold")
+    return table
 
 
 def chat_template_fingerprint(tokenizer: PreTrainedTokenizerBase) -> str:
