@@ -105,6 +105,8 @@ def test_the_bases_context_is_the_length_that_preview_counts_by(here):
 def test_data_preview(here):
     assert "25 examples, read as prompt" in halka("data preview data.jsonl --base base").stdout
     first, second = parsed("data preview data.jsonl data.jsonl --base base --examples 1")
+    assert first["packing"]["padded"] >= first["packing"]["useful"] > first["packing"]["computed"]
+    assert parsed("data preview data.jsonl --base base --batch-size 5")[0]["packing"]["batches"] == 5
     assert (first["examples"], len(first["shown"]), first["shared"]) == (25, 1, {})
     assert len(second["shared"]["data.jsonl"]) == 25
     assert failure("data preview nope.jsonl --base base").startswith(

@@ -86,8 +86,25 @@ def test_what_is_doubtful_is_noted(write):
     assert preview(write(ROWS[:2]), plain_tokenizer()).notes == []
 
 
+def test_packed_batches_save_padding_and_common_beginnings(write):
+    rows = [{"prompt": f"What is {number}?" + " Yes?" * (number % 5), "completion": "No."} for number in range(40)]
+    seen = preview(write(rows), CHATML, batch_tokens=200)
+    assert seen.packing.padded > seen.packing.useful == seen.lengths.total
+    assert seen.packing.useful > 2 * seen.packing.computed  # the chat template's system message is shared
+    assert seen.packing.computed <= 200 * seen.packing.batches
+    assert preview(write(rows), CHATML, batch_size=40).packing.batches == 1
+    assert f"{seen.packing.useful:,} without, {seen.packing.computed:,} computed: packing saves" in printed(seen)
+
+
+def test_packing_counts_what_is_left_after_cutting(write):
+    seen = preview(write(ROWS), CHATML, max_length=60, batch_size=1)
+    assert (seen.packing.batches, seen.examples, seen.lengths.lost) == (4, 5, 1)
+    assert seen.packing.padded == seen.packing.useful < seen.lengths.total
+    assert preview(write(ROWS), CHATML, max_length=2, batch_size=1).packing.batches == 0
+
+
 def test_it_goes_to_json_unchanged(write):
-    seen = preview(write(ROWS), CHATML, max_length=60, others=[write(ROWS[:1], "test.jsonl")])
+    seen = preview(write(ROWS), CHATML, max_length=60, batch_tokens=100, others=[write(ROWS[:1], "test.jsonl")])
     assert json.loads(json.dumps(seen.to_json())) == seen.to_json()
 
 

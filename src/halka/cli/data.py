@@ -26,6 +26,11 @@ def preview(
         int | None,
         typer.Option(metavar="N", min=2, help="count examples with more tokens than this [the base's context]"),
     ] = None,
+    batch_tokens: Annotated[
+        int | None,
+        typer.Option(metavar="N", min=1, help="tokens a batch, to count what packing saves [as in training]"),
+    ] = None,
+    batch_size: Annotated[int | None, typer.Option(metavar="N", min=1, help="examples a batch [no limit]")] = None,
     shape: Annotated[
         str | None, typer.Option(metavar="TEXT", help="the shape of rows, if it is not recognised")
     ] = None,
@@ -35,17 +40,20 @@ def preview(
     """Show files as the model will see them: tokens, loss, lengths, faults, leaks.
 
     Prompts that are in an earlier file, too, are reported as leaks: name the files to train on before those to test on.
+    It also counts the tokens that packed batches save: padding, and beginnings that examples share.
     """
     from rich.console import Console
 
     from halka.data.preview import preview, render
     from halka.models.description import describe_base, load_tokenizer
+    from halka.training.config import TrainConfig
 
     for file in files:
         existing_file(file, "FILE")
     tokenizer, context = load_tokenizer(base), describe_base(base)["context"]
+    limits = TrainConfig(batch_tokens=batch_tokens, batch_size=batch_size).limits()
     previews = [
-        preview(file, tokenizer, max_length or context, shape, examples, others=files[:index])
+        preview(file, tokenizer, max_length or context, shape, examples, files[:index], **limits)
         for index, file in enumerate(files)
     ]
     if json:

@@ -11,10 +11,12 @@ from rich.console import Console
 from rich.text import Text
 from transformers import PreTrainedTokenizerBase
 
+from halka.data.batches import plan_packed
 from halka.data.duplicates import Duplicate, between, within
 from halka.data.examples import Example, Rows, read_examples
+from halka.data.packing import computed_tokens, paths_of
 from halka.data.readers import Problem
-from halka.data.tokens import Tokens, encode_all
+from halka.data.tokens import Tokens, encode_all, shorten
 from halka.util.text import chat_template_fingerprint
 
 BINS = 12
@@ -65,10 +67,21 @@ class Lengths:
 
 
 @dataclass(frozen=True)
+class Packing:
+    """Tokens of one epoch's packed batches: as rows padded to the longest, without padding, and those computed."""
+
+    batches: int
+    padded: int
+    useful: int
+    computed: int
+
+
+@dataclass(frozen=True)
 class Preview:
     """One file or split, tokenized.
 
     loss_share   fraction of all tokens that carry loss
+    packing      what packed batches save; None where no limit of a batch is set
     problems     rows and examples that cannot be used
     notes        what is doubtful about the others
     repeated     examples that occur twice
@@ -83,6 +96,7 @@ class Preview:
     notes: list[str]
     lengths: Lengths
     loss_share: float
+    packing: Packing | None
     repeated: list[Duplicate]
     shared: dict[str, list[Duplicate]]
     shown: list[Shown]
@@ -98,15 +112,21 @@ def preview(
     shape: str | None = None,
     show: int = 3,
     others: Sequence[str | Path] = (),
+    batch_tokens: int | None = None,
+    batch_size: int | None = None,
 ) -> Preview:
     """Preview a file; `others` are files, such as the test split, in which its prompts are looked up.
+
+    `batch_tokens` and `batch_size` limit the batches of which `packing` counts the tokens.
 
     Raises:
         DataError: a file has no usable row; the message says why.
         OSError: a file is missing or may not be opened.
     """
     other_examples = {str(other): read_examples(other, shape).examples for other in others}
-    return inspect(str(path), read_examples(path, shape), tokenizer, max_length, show, other_examples)
+    return inspect(
+        str(path), read_examples(path, shape), tokenizer, max_length, show, other_examples, batch_tokens, batch_size
+    )
 
 
 def inspect(
@@ -116,6 +136,8 @@ def inspect(
     max_length: int | None = None,
     show: int = 3,
     others: Mapping[str, Sequence[Example]] | None = None,
+    batch_tokens: int | None = None,
+    batch_size: int | None = None,
 ) -> Preview:
     """Preview examples that are already read, such as a task's split. Raises DataError if none can be used."""
     encoded = encode_all(rows.examples, tokenizer)
@@ -131,6 +153,7 @@ def inspect(
         notes=_notes(kept, encoded.items, tokenizer, special),
         lengths=lengths,
         loss_share=sum(sum(tokens.loss) for tokens in encoded.items) / lengths.total,
+        packing=_packing(encoded.items, max_length, batch_tokens, batch_size),
         repeated=within(kept),
         shared={other: between(examples, kept) for other, examples in (others or {}).items()},
         shown=[
@@ -160,6 +183,23 @@ def _lengths(items: Sequence[Tokens], max_length: int | None) -> Lengths:
         max_length=max_length,
         too_long=len(long),
         lost=sum(not any(tokens.loss[:max_length]) for tokens in long),
+    )
+
+
+def _packing(
+    items: Sequence[Tokens], max_length: int | None, batch_tokens: int | None, batch_size: int | None
+) -> Packing | None:
+    if batch_tokens is None and batch_size is None:
+        return None
+    cut = [tokens if max_length is None else shorten(tokens, max_length) for tokens in items]
+    kept = [tokens for tokens in cut if isinstance(tokens, Tokens)]
+    planned = plan_packed(kept, seed=0, epoch=0, batch_tokens=batch_tokens, batch_size=batch_size)
+    batches = [[kept[index] for index in batch] for batch in planned]
+    return Packing(
+        batches=len(batches),
+        padded=sum(len(batch) * max(map(len, batch)) for batch in batches),
+        useful=sum(map(len, kept)),
+        computed=sum(computed_tokens(paths_of(batch)) for batch in batches),
     )
 
 
@@ -227,6 +267,8 @@ def _lines(preview: Preview) -> list[Text]:
                 f"{lengths.lost:,} of them without any token of an answer"
             )
         )
+    if preview.packing is not None and preview.packing.padded:
+        lines.append(Text(_saved(preview.packing)))
     lines += [Text(note, style="yellow") for note in preview.notes]
     lines += _listing("rows that cannot be used", [str(problem) for problem in preview.problems], "red")
     lines += _listing("examples that occur twice", [_pair(duplicate) for duplicate in preview.repeated], "yellow")
@@ -235,6 +277,13 @@ def _lines(preview: Preview) -> list[Text]:
     for shown in preview.shown:
         lines += [Text(), Text(f"{shown.where or 'example'} ({shown.tokens:,} tokens)", style="bold"), _shown(shown)]
     return lines
+
+
+def _saved(packing: Packing) -> str:
+    return (
+        f"{packing.batches:,} batches: {packing.padded:,} tokens with padding, {packing.useful:,} without, "
+        f"{packing.computed:,} computed: packing saves {1 - packing.computed / packing.padded:.0%}"
+    )
 
 
 def _listing(title: str, items: Sequence[str], style: str) -> list[Text]:

@@ -71,10 +71,10 @@ def encode_all(
         DataError: no example is left, or `too_long` or `max_length` is invalid.
     """
     items = _encode_in_chunks(examples, tokenizer)
-    return truncate(examples, items, lambda _, tokens, length: _shorten(tokens, length), max_length, too_long)
+    return truncate(examples, items, lambda _, tokens, length: shorten(tokens, length), max_length, too_long)
 
 
-def _shorten(tokens: Tokens, max_length: int) -> Tokens | DataError:
+def shorten(tokens: Tokens, max_length: int) -> Tokens | DataError:
     """The first `max_length` tokens, or the error that says why the example is dropped."""
     if not any(tokens.loss[:max_length]):
         return DataError(f"the answer begins after max_length {max_length} (the example has {len(tokens)} tokens)")
