@@ -82,6 +82,8 @@ def test_a_traceback_only_when_asked_for(monkeypatch):
         ("docs search faq why --top-k=3", "no such option --top-k: did you mean --count? See `halka docs search"),
         ("ask why --top-k 3", "no such option --top-k: did you mean --passages? See"),
         ("generate --foo", "no such option --foo: see `halka generate --help`"),
+        ("merge --adapter lora", "no such option --adapter: write [NAME=]FOLDER... without a flag: see `halka merge"),
+        ("estimate --base base", "no such option --base: write BASE without a flag: see `halka estimate --help`"),
         ("generate --base", "Option '--base' requires an argument: see `halka generate --help`"),
         ("trian", "No such command 'trian'. Did you mean 'train'? See `halka --help`"),
     ],
@@ -129,3 +131,28 @@ def test_damaged_files_are_named(here, content):
         f"{train} --data damaged.jsonl",
     ):
         assert "damaged" in failure(command)
+
+
+@pytest.mark.parametrize(
+    ("command", "shown"),
+    [
+        ("train --config base", "base is a folder: name a file in it"),
+        ("train --config latin.yaml", "latin.yaml is not UTF-8 text (invalid continuation byte): save it as UTF-8"),
+        ("adapters show no_card", "FOLDER: no_card/halka.json is not a Card that this version reads: it holds list"),
+        ("adapters convert run/adapter lora", "INTO: lora exists and holds adapter_config.json: name a new folder"),
+        ("adapters convert run/adapter data.jsonl", "INTO: data.jsonl is a file: name a new folder"),
+        ("docs add faq nope.md", "PATH: there is no file or folder nope.md: check the path, it is seen from"),
+        ("docs add faq prose.txt --collections data.jsonl", "--collections: data.jsonl is a file: name a folder"),
+        ("docs list --collections data.jsonl", "--collections: data.jsonl is a file: name a folder"),
+        ("docs list faq --collections data.jsonl", "--collections: data.jsonl is a file: name a folder"),
+        ("lm-eval", "lm-eval needs arguments: give at least --model_args base=NAME and --tasks NAME"),
+    ],
+)
+def test_a_wrong_path_is_named_before_any_work(here, kinds, command, shown):
+    Path("latin.yaml").write_bytes(b"base: caf\xe9 au lait\n")
+    shutil.copytree("lora", "no_card")
+    Path("no_card/halka.json").write_text("[]")
+    before = Path("lora/adapter_model.safetensors").read_bytes()
+    assert failure(command).startswith(shown)
+    assert not Path("collections").exists()
+    assert Path("lora/adapter_model.safetensors").read_bytes() == before

@@ -37,6 +37,12 @@ def test_every_command_has_an_example_and_a_word_on_every_flag(path, command):
     assert all(each.help for each in command.params if each.name != "help")
 
 
+@pytest.mark.parametrize(("path", "command"), list(commands()), ids=lambda each: each if isinstance(each, str) else "")
+def test_no_list_of_commands_is_cut_short(path, command):
+    text = command.get_help(typer.Context(command, info_name=path, terminal_width=80))
+    assert not [line for line in text.partition("\nCommands:")[2].splitlines() if line.endswith("...")]
+
+
 def test_help_needs_neither_torch_nor_transformers():
     """The package's own imports aside: those are `halka/__init__.py`'s."""
     code = (
@@ -67,6 +73,7 @@ def test_base(here, monkeypatch):
     assert parsed("base show base")["layers"] == 2
     assert "unknown base 'foo'" in failure("base pull foo")
     assert "halka base pull smollm2-135m" in failure("base show smollm2-135m")
+    assert failure("base show data.jsonl").startswith("data.jsonl is a file; a base is a folder; known short names: ")
 
 
 def test_base_pull(here, monkeypatch):

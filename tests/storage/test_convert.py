@@ -153,5 +153,5 @@ def test_what_cannot_be_written_leaves_nothing(made, tmp_path):
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "thesis.txt").write_text("mine")
     said = convert(made / "a", tmp_path / "full", "--to", "peft", "--base", made / "base", code=2).stderr
-    assert "thesis.txt, which is no part of an adapter" in said
+    assert "holds thesis.txt: name a new folder" in said
     assert [each.name for each in tmp_path.iterdir()] == ["full"]

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 SHOWN = ("lr", "steps", "best_step", "batch_size", "batch_tokens", "seed", "examples", "tokens", "loss")
 
 app = group(
-    "Adapter folders: look into one, or keep many of one base in a store.",
+    "Adapter folders: look into one, or keep many in a store.",
     "halka adapters show runs/support/adapter",
     "halka adapters add runs/support/adapter support --store adapters",
     "halka adapters list --store adapters --task support",
@@ -46,7 +46,7 @@ def show_(
     version: Version = None,
     json: Json = False,
 ) -> None:
-    """Show an adapter: its base, method, task, training, scores, sizes and shapes."""
+    """Show an adapter: base, method, task, training, scores, shapes."""
     if store is not None:
         adapter = _opened(store).get(str(folder), version).open()
     elif version is not None:
@@ -110,7 +110,7 @@ def add(
     ] = None,
     json: Json = False,
 ) -> None:
-    """Copy an adapter's folder into a store, as the next version of a name."""
+    """Copy an adapter into a store, as the next version of a name."""
     from halka.storage.adapter_store import AdapterStore
 
     stored = AdapterStore(store).add(open_adapter(folder, "FOLDER"), name)
@@ -150,7 +150,10 @@ def remove(name: Name, store: Store, version: Version = None, json: Json = False
 
 @app.command("verify", cls=Command, epilog=examples("halka adapters verify --store adapters"))
 def verify(store: Store, json: Json = False) -> None:
-    """Read every file of a store, name what is damaged, and remove what killed writers left."""
+    """Read every file of a store, and name what is damaged.
+
+    What killed writers left is removed.
+    """
     opened = _opened(store)
     cleaned = opened.clean()
     results = list(opened.verify())

@@ -72,10 +72,11 @@ def advise(
     ),
     json: Json = False,
 ) -> None:
-    """Advise what to do with a base, data and hardware: prompt, PEFT, RAG, both, full fine-tuning, or something first.
+    """Advise what to do: prompt, PEFT, RAG, both, or full fine-tuning.
 
-    Short probes measure it: the base answers with and without examples and passages, and small adapters are trained for
-    some minutes. The same command resumes an interrupted one.
+    The advice is for this base, data and hardware, and may be to do something else first. Short probes measure it: the
+    base answers with and without examples and passages, and small adapters are trained for some minutes. The same
+    command resumes an interrupted one.
     """
     from dataclasses import asdict
     from json import dumps

@@ -57,7 +57,7 @@ def ask(
     loading: Loading,
     json: Json = False,
 ) -> None:
-    """Answer a question from a collection's passages, and list the sources.
+    """Answer a question from a collection's passages, with sources.
 
     The answer is streamed, or with --json printed when it is complete. Passages that --as may not read are never used.
     """

@@ -78,11 +78,14 @@ def _meaning(parameter: Any) -> str:
 
 
 def _unknown_option(command: Command, ctx: Any, error: Any) -> Exception | None:
-    """For an error about an option that the command lacks, one that names the option that was likely meant."""
+    """For an error about an option that the command lacks, one that names what was likely meant."""
     options = [flag for param in command.get_params(ctx) for flag in (*param.opts, *param.secondary_opts)]
     flag = vars(error).get("option_name")  # of errors about options; typer has no public name for their classes
     if flag is None or flag in options:
         return None
+    for param in command.get_params(ctx):
+        if param.param_type_name == "argument" and param.name == flag.strip("-").replace("-", "_"):
+            return UsageError(f"no such option {flag}: write {_spelling(param)} without a flag", ctx)
     near = suggest(flag, [option for option in options if option.startswith("--")])
     return UsageError(f"no such option {flag}" + (f": did you mean {near}?" if near else ""), ctx)
 

@@ -45,10 +45,10 @@ def compare(
     retry: Retry = False,
     json: Json = False,
 ) -> None:
-    """Compare methods on a task, fairly, and write a report; with --rag, compare an adapter with retrieval.
+    """Compare methods, or an adapter and retrieval; write a report.
 
-    Each method gets a small search for its learning rate, and then several seeds. Every run is kept: the same command
-    runs only those that are missing, also after a method was added.
+    Each method gets a small search for its learning rate, and then several seeds. --rag compares an adapter with
+    retrieval. Every run is kept: the same command runs only those that are missing, also after a method was added.
     """
     from halka.studies.ablation.settings import read_ablation, read_questions
     from halka.studies.experiment import read_experiment
@@ -111,9 +111,9 @@ def demo(
     retry: Retry = False,
     json: Json = False,
 ) -> None:
-    """See it work: fine-tune a real model by a method of every family, and compare them.
+    """See it work: fine-tune a real model by a method of every family.
 
-    It takes a few minutes on two cores, and downloads the model the first time.
+    It compares them in a report, takes a few minutes on two cores, and downloads the model the first time.
     """
     from halka.studies.experiment import demo_experiment
 

@@ -66,6 +66,10 @@ def convert(
     source = open_adapter(folder, "FOLDER", allow_pickle=allow_pickle, head=not no_head)
     if into.resolve() == source.path.resolve():
         raise HalkaError(f"INTO: {into} is the adapter's own folder: name another")
+    if into.is_file():
+        raise HalkaError(f"INTO: {into} is a file: name a new folder")
+    if into.is_dir() and (held := sorted(path.name for path in into.iterdir())):
+        raise HalkaError(f"INTO: {into} exists and holds {held[0]}: name a new folder")
     card = source.card
     if card is not None and (kind or labels):
         raise HalkaError(

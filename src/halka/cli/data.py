@@ -37,7 +37,7 @@ def preview(
     examples: Annotated[int, typer.Option(metavar="N", min=0, help="examples to show in full")] = 3,
     json: Json = False,
 ) -> None:
-    """Show files as the model will see them: tokens, loss, lengths, faults, leaks.
+    """Show tokens, loss, lengths, faults and leaks of data files.
 
     Prompts that are in an earlier file, too, are reported as leaks: name the files to train on before those to test on.
     It also counts the tokens that packed batches save: padding, and beginnings that examples share.

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from halka.rag.passages import Passage
 
 app = group(
-    "Collections of documents: add files, find passages, keep them up to date.",
+    "Collections of documents: add, search, keep up to date.",
     "halka docs add faq ./documents",
     'halka docs search faq "Where is my parcel?"',
     "halka docs refresh faq",
@@ -63,7 +63,7 @@ def add(
     collections: Place = HERE,
     json: Json = False,
 ) -> None:
-    """Add documents to a collection; if there is none of this name, create it.
+    """Add documents to a collection, which is created if need be.
 
     Reads Markdown, text, HTML and PDF; Word, PowerPoint, Excel, EPUB and others with the extra `documents`. Unchanged
     documents are not read again. A file that cannot be read is skipped, with a message; if all are skipped the command
@@ -72,6 +72,9 @@ def add(
     from halka.rag.store import EVERYONE
     from halka.report.units import plural
 
+    for path in paths:
+        if not path.expanduser().exists():
+            raise HalkaError(f"PATH: there is no file or folder {path}: check the path, it is seen from {Path.cwd()}")
     is_new, collection = open_or_begin(name, collections, embedder, at)
     counts = report(collection.add(paths, readers=reader or [EVERYONE], tags=tag or []), json)
     if counts and counts.keys() == {"skipped"}:
@@ -89,9 +92,10 @@ def refresh(
     collections: Place = HERE,
     json: Json = False,
 ) -> None:
-    """Read changed files in the paths that were added, add new ones, and remove those that no longer exist.
+    """Read changed and new files, remove those that no longer exist.
 
-    With --watch it repeats and prints the changes; a file that cannot be read is named once for each reason.
+    It looks at the paths that were added. With --watch it repeats and prints the changes; a file that cannot be read
+    is named once for each reason.
     """
     collection = collection_named(name, collections)
     if watch is None:
@@ -128,6 +132,8 @@ def list_(
 def _list_collections(folder: Path, json: bool) -> None:
     from halka.rag.collection_folder import collection_names
 
+    if folder.is_file():
+        raise HalkaError(f"--collections: {folder} is a file: name a folder")
     rows = []
     for name in collection_names(folder):
         try:
@@ -149,7 +155,7 @@ def show_(
     collections: Place = HERE,
     json: Json = False,
 ) -> None:
-    """Show a collection's size and the paths that were added, or a document's passages.
+    """Show a collection's size and paths, or a document's passages.
 
     It shows them regardless of their readers: it is for the collection's owner. `halka docs search --as` searches as a
     reader.
@@ -190,7 +196,10 @@ def remove(
     collections: Place = HERE,
     json: Json = False,
 ) -> None:
-    """Remove documents from a collection, or the collection itself, at once and from the disk."""
+    """Remove documents from a collection, or the collection itself.
+
+    They are gone at once, from the disk too.
+    """
     collection = collection_named(name, collections)
     if documents:
         report(collection.remove(documents), json)
@@ -207,6 +216,8 @@ def collection_named(name: str, among: Path) -> Collection:
     """The collection of this name. Raises HalkaError, listing the names, if there is none."""
     from halka.rag.collection import open_collection
 
+    if among.is_file():
+        raise HalkaError(f"--collections: {among} is a file: name a folder")
     return open_collection(name, among)
 
 
@@ -216,6 +227,8 @@ def open_or_begin(name: str, among: Path, embedder: str | None, at: str | None =
     from halka.rag.collection_folder import CollectionFolder, collection_folder
     from halka.rag.embed import SentenceEmbedder
 
+    if among.is_file():
+        raise HalkaError(f"--collections: {among} is a file: name a folder")
     folder = collection_folder(name, among)
     is_new = not CollectionFolder(folder).exists
     return is_new, Collection(folder, None if embedder is None else SentenceEmbedder(embedder), at=at)

@@ -69,7 +69,7 @@ def estimate(
     ] = None,
     json: Json = False,
 ) -> None:
-    """Estimate what each method needs on a base: memory by part, the largest batch, time, storage.
+    """Estimate the memory, time and storage that each method needs.
 
     Only the base's configuration is read: a dry run of a training step on fake tensors gives the numbers.
     """

@@ -75,7 +75,7 @@ def merge(
     loading: Loading,
     json: Json = False,
 ) -> None:
-    """Measure what merging an adapter into its base changes, and write the result.
+    """Merge an adapter into its base: measure the change, write it.
 
     With --combine several adapters become one first. Without --into nothing is written.
     """

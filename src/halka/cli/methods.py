@@ -15,7 +15,7 @@ def methods(
     name: Annotated[str | None, typer.Argument(metavar="[NAME]", help="show this method")] = None,
     json: Json = False,
 ) -> None:
-    """List the methods, or show one with its hyper-parameters, targets and paper."""
+    """List the methods, or show one with its hyper-parameters."""
     from halka.methods import all_methods, method_named
 
     methods = [method_named(name)] if name else all_methods().values()

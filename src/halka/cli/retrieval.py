@@ -147,7 +147,10 @@ def examples_(
     collections: Place = HERE,
     json: Json = False,
 ) -> None:
-    """Make training data from questions: each with the passage that answers it among other search results."""
+    """Make training data from questions and the passages found for them.
+
+    A question has the passage that answers it among other search results.
+    """
     from halka.rag.answer import floor_for
     from halka.rag.raft import Raft, read_questions
     from halka.util.files import write_text

@@ -161,7 +161,7 @@ def resolve(name_or_path: str | Path, revision: str | None, *, fetch: bool) -> P
         return pull(name)
     if folder.is_dir():
         return folder
-    if isinstance(name_or_path, Path) or not HUB_NAME.fullmatch(name):
+    if isinstance(name_or_path, Path) or folder.is_file() or not HUB_NAME.fullmatch(name):
         problem = "is a file; a base is a folder" if folder.is_file() else "is no folder"
         raise HalkaError(f"{name} {problem}; {known_names(name)}")
     return from_hub(

@@ -60,9 +60,16 @@ def read_card(folder: Path) -> Card | None:
     if not path.exists():
         return None
     try:
-        return Card(**json.loads(path.read_text(encoding="utf-8")))
+        content = json.loads(path.read_text(encoding="utf-8"))
+        if not isinstance(content, dict):
+            raise TypeError(f"it holds {type(content).__name__} instead of an object")
+        return Card(**content)
     except (ValueError, TypeError, RecursionError) as error:
-        raise DamagedFolderError(f"{path} is not a Card that this version reads: {error}") from None
+        reason = str(error).removeprefix(f"{Card.__module__}.{Card.__qualname__}.__init__() ")
+        raise DamagedFolderError(
+            f"{path} is not a Card that this version reads: {reason}. Copy the folder again, or use the version that "
+            "wrote it"
+        ) from None
 
 
 def template_of(model: AdaptedModel) -> str:

@@ -152,7 +152,11 @@ def yaml_of(file: Path, otherwise: str = "") -> dict[Any, Any]:
         content = yaml.safe_load(file.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise HalkaError(f"there is no file {file}: check the path, it is seen from {Path.cwd()}") from None
-    except (yaml.YAMLError, UnicodeDecodeError, OSError, RecursionError) as error:
+    except IsADirectoryError:
+        raise HalkaError(f"{file} is a folder: name a file in it") from None
+    except UnicodeDecodeError as error:
+        raise HalkaError(f"{file} is not UTF-8 text ({error.reason}): save it as UTF-8") from None
+    except (yaml.YAMLError, OSError, RecursionError) as error:
         raise HalkaError(f"{file} cannot be read as YAML: {error}") from None
     if content is None and not otherwise:
         return {}

@@ -100,7 +100,7 @@ def known_names(name: str) -> str:
     """For messages about an unknown name: the short name that it may mean, and all of them."""
     names = list(known_bases())
     close = suggest(name, names)
-    return (f"did you mean {close}? " if close else "") + f"Known short names: {', '.join(names)}"
+    return f"known short names: {', '.join(names)}" + (f"; did you mean {close}?" if close else "")
 
 
 def is_pulled(folder: Path) -> bool:

@@ -53,8 +53,8 @@ def from_hub(
     except (errors.LocalEntryNotFoundError, HalkaError):  # not in the cache, or incomplete
         if not fetch:
             raise HalkaError(
-                f"{name} is not on this machine: no folder, and not in the hub client's cache (load_base fetches it); "
-                f"{hint}"
+                f"{name} is not on this machine: no folder, and not in the hub client's cache (`hf download {name}` "
+                f"fetches it); {hint}"
             ) from None
     try:
         return snapshot(local=False)
