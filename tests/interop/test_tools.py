@@ -395,7 +395,7 @@ def test_lm_eval_takes_a_packed_base(places):
 
     with pytest.warns(UserWarning, match="in full precision, which is quantised to int8 here"):
         lm = HalkaLM(str(places["base"]), str(places["adapter"]), quantize="int8", dtype="float32", device="cpu")
-    assert form_of(lm.model._model.base) == "int8"
+    assert form_of(lm.model) == "int8"
 
 
 def test_the_command_scores_an_adapter(places, tmp_path, monkeypatch):

@@ -19,7 +19,7 @@ from halka.core import AdaptedModel, Method, Packed, bytes_of, count_of, form_of
 from halka.evaluation.evaluating import evaluate, perplexity
 from halka.evaluation.generation import iter_answers
 from halka.models.fingerprint import fingerprint
-from halka.models.quantised import LAYERS, nf4, quantise
+from halka.models.quantised import LAYERS, quantise
 from halka.models.quantised.int8 import Int8Linear
 from halka.models.quantised.nf4 import NF4Linear
 from halka.training import Job, train_many
@@ -229,7 +229,6 @@ def test_bytes_of_a_layer_as_large_as_real_ones(form, most):
 def test_what_cannot_be_packed_is_refused_by_name(monkeypatch):
     with pytest.raises(ValueError, match=r"quantize 'int4' is none of nf4, int8"):
         quantise(tiny(), "int4")
-    nf4.bitsandbytes.cache_clear()
     monkeypatch.setitem(sys.modules, "bitsandbytes.functional", None)
     with pytest.raises(ValueError, match=r"nf4 needs bitsandbytes .*pip install 'halka\[quantised\]'"):
         quantise(tiny(), "nf4")

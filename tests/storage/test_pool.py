@@ -160,14 +160,14 @@ def test_the_budget_is_kept_while_adapters_are_read(made, monkeypatch):
     store, _, size = made
     model = halka.adapt(tiny())
     pool = AdapterPool(model, store, budget=3 * size)
-    own, held = halka.storage.pool.load, []
+    add, held = model.add, []
 
-    def watched(*given, **options):
-        adapter = own(*given, **options)
-        held.append(sum(4 * each.count() for each in model.adapters.values()))
+    def watched(*arguments, **options):
+        adapter = add(*arguments, **options)
+        held.append(sum(4 * adapter.count() for adapter in model.adapters.values()))
         return adapter
 
-    monkeypatch.setattr(halka.storage.pool, "load", watched)
+    monkeypatch.setattr(model, "add", watched)
     for rows in (["a0", "a1", "a2"], ["a3", "a4", "a5"], ["a5", "a6", "a0"]):
         with model.use(rows):
             pass

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import importlib
 from typing import Any, ClassVar
 
@@ -55,7 +54,6 @@ class NF4Linear(Packed):
         return flat.flatten()[:size].view(self.out_features, self.in_features)
 
 
-@functools.cache
 def bitsandbytes() -> Any:
     """bitsandbytes' functions. Raises HalkaError, with the extra to install, if it is not installed."""
     try:
