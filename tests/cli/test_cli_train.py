@@ -156,3 +156,12 @@ def failure_after_steps(command: str) -> str:
     result = halka(command, code=1)
     assert result.stdout == ""
     return result.stderr.splitlines()[-1]
+
+
+def test_a_prefix_comes_with_a_word_on_peft_once(here):
+    note = "note: PeftModel.generate of peft 0.21.2 ignores prefixes"
+    shared = "--base base --data data.jsonl --dtype float32 --batch-size 4 --steps 1"
+    assert halka(f"train {shared} --method prefix -o one --json").stderr.count(note) == 1
+    assert note not in halka(f"train {shared} --method prompt -o two").stderr
+    Path("runs.yaml").write_text("runs: [{out: a, method: prefix}, {out: b, method: prefix}]")
+    assert halka(f"train {shared} --many runs.yaml").stderr.count(note) == 1

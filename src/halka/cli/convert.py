@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -19,8 +20,8 @@ EXAMPLES = examples(
     "halka adapters convert org/adapter@v2 adapters/theirs --to peft",
 )
 PREFIXES_IN_PEFT = (
-    "note: PeftModel.generate of peft 0.21.2 ignores prefixes with transformers 5.24, whoever wrote them; its forward "
-    "pass, and Halka, use them"
+    "note: PeftModel.generate of peft 0.21.2 ignores prefixes with transformers 5.24, whoever wrote them: generate "
+    "with Halka, or use peft's forward pass"
 )
 
 
@@ -60,7 +61,6 @@ def convert(
     The base shows which modules the adapter acts on, and that it fits. An adapter that the format cannot hold is an
     error that names the reason. Its task, training and scores are copied.
     """
-    from halka.storage.adapter_folder import AdapterFolder
     from halka.storage.save_load import load, save
 
     source = open_adapter(folder, "FOLDER", allow_pickle=allow_pickle, head=not no_head)
@@ -93,8 +93,7 @@ def convert(
         )
     about = {} if card is None else {"task": card.task, "training": card.training, "measurements": card.measurements}
     written = save(model, "converted", into, format=to, **about)
-    if AdapterFolder.open(written).config.get("peft_type") == "PREFIX_TUNING":
-        say(PREFIXES_IN_PEFT)
+    note_prefixes([written])
     result = {
         "from": source.format.NAME,
         "to": to,
@@ -106,3 +105,11 @@ def convert(
         emit(result)
     else:
         show(f"{adapter.method.name} of {source.format.NAME} written to {written} as {to}'s folder")
+
+
+def note_prefixes(folders: Iterable[Path]) -> None:
+    """Print once that peft's `generate` ignores prefixes, if one of these folders holds a prefix of peft's."""
+    from halka.storage.adapter_folder import AdapterFolder
+
+    if any(AdapterFolder.open(folder).config.get("peft_type") == "PREFIX_TUNING" for folder in folders):
+        say(PREFIXES_IN_PEFT)

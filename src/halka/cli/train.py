@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from halka.cli.command import Command, Failed, emit, examples, say, show
+from halka.cli.convert import note_prefixes
 from halka.cli.examples import data_rows, named_task, read_data
 from halka.cli.opening import load_for
 from halka.util.errors import HalkaError
@@ -96,6 +97,7 @@ def train_adapter(config: Path | None, flags: dict[str, Any], *, json: bool, **f
     (result,) = train_runs(_model_for([run]), [run])
     if "error" in result:
         raise Failed(result["error"])
+    note_prefixes([result["adapter"]])
     if json:
         emit(result)
     else:
@@ -118,6 +120,7 @@ def train_adapters(file: Path, flags: dict[str, Any], *, json: bool, **folder: b
         key = (settings.task, settings.data, settings.validation, settings.shape, settings.kind)
         run.task = tasks[key] = tasks.get(key) or task_of(settings)
     results = train_runs(_model_for(runs), runs) if runs else []
+    note_prefixes(result["adapter"] for result in results if "adapter" in result)
     if json:
         emit(results)
     else:
