@@ -26,8 +26,8 @@ LEAST_SAVED = 4
 """Tokens that sharing a segment must save for each of the segments below it: two share 8 tokens or more, many 5.
 Each more segment is a query block more for attention."""
 
-Path = bytes
-"""Token ids as four bytes each, the highest first: so paths compare, and begin with one another, as their tokens do."""
+TokenBytes = bytes
+"""Token ids as four bytes each, the highest first: so they compare, and begin with one another, as their tokens do."""
 TOKEN = np.dtype(">u4")
 WIDTH = TOKEN.itemsize
 
@@ -75,44 +75,47 @@ def pack(groups: Sequence[Sequence[Tokens]], least_saved: int = LEAST_SAVED) -> 
     if not groups or not all(groups):
         raise HalkaError("a batch needs at least one item for each adapter")
     segments: list[_Segment] = []
-    line: list[bytes] = []
-    runs: list[int] = []
-    states_and_labels: list[np.ndarray] = []
+    line: list[TokenBytes] = []
+    keys: list[np.ndarray] = []
+    ends: list[int] = []  # of the runs, in the line
     offset = 0
     for items in groups:
         tree = _Tree(paths_of(items), least_saved)
+        before = len(segments)
         places = np.zeros((len(tree.leaves), max(map(len, tree.leaves)) // WIDTH), dtype=np.int64)
-        before, run_start = len(segments), offset
         for segment in tree.segments:
             first, last, start, end, parent = segment
             places[first:last, start:end] = np.arange(offset, offset + end - start)
             line.append(tree.leaves[first][start * WIDTH : end * WIDTH])
             segments.append(segment._replace(parent=parent if parent < 0 else parent + before))
             offset += end - start
-        runs.append(offset - run_start)
-        for item, leaf in zip(items, tree.leaf_of, strict=True):
-            at = np.flatnonzero(item.loss[1:])
-            states_and_labels.append(places[leaf, at] << 32 | np.array(item.ids, dtype=np.int64)[at + 1])
-    keys, counts = np.unique(np.concatenate(states_and_labels), return_counts=True)
-    states = keys >> 32
-    ends = np.searchsorted(states, np.cumsum(runs))
+        ends.append(offset)
+        keys += [_label_keys(item, places[leaf]) for item, leaf in zip(items, tree.leaf_of, strict=True)]
+    labels, counts = np.unique(np.concatenate(keys), return_counts=True)
+    states = labels >> 32
     forest = Forest(
         lengths=tuple(segment.end - segment.start for segment in segments),
         parents=tuple(segment.parent for segment in segments),
-        runs=tuple(runs),
+        runs=tuple(np.diff(ends, prepend=0).tolist()),
     )
     return PackedBatch(
         input_ids=torch.from_numpy(np.frombuffer(b"".join(line), TOKEN).astype(np.int64))[None],
         position_ids=forest.positions()[None],
         forest=forest,
         states=torch.from_numpy(states),
-        labels=torch.from_numpy(keys & 0xFFFFFFFF),
+        labels=torch.from_numpy(labels & 0xFFFFFFFF),
         counts=torch.from_numpy(counts),
-        labels_of_run=tuple(np.diff(ends, prepend=0).tolist()),
+        labels_of_run=tuple(np.diff(np.searchsorted(states, ends), prepend=0).tolist()),
     )
 
 
-def paths_of(items: Sequence[Tokens]) -> list[Path]:
+def _label_keys(item: Tokens, places: np.ndarray) -> np.ndarray:
+    """An item's labels, each as one number: the state that predicts it, by its place in the line, and the token."""
+    before = np.flatnonzero(item.loss[1:])
+    return places[before] << 32 | np.array(item.ids, dtype=np.int64)[before + 1]
+
+
+def paths_of(items: Sequence[Tokens]) -> list[TokenBytes]:
     """Of each item the tokens that its labels are predicted from: those before the last label.
 
     Where no item has a label, the first one's first token: a batch is never empty.
@@ -123,7 +126,7 @@ def paths_of(items: Sequence[Tokens]) -> list[Path]:
     return paths
 
 
-def computed_tokens(paths: Sequence[Path], least_saved: int = LEAST_SAVED) -> int:
+def computed_tokens(paths: Sequence[TokenBytes], least_saved: int = LEAST_SAVED) -> int:
     """The tokens of the line that `pack` makes of one run's paths."""
     return sum(segment.end - segment.start for segment in _Tree(paths, least_saved).segments)
 
@@ -133,7 +136,7 @@ def _last_label(item: Tokens) -> int:
     return next((place for place in range(len(item) - 1, 0, -1) if item.loss[place]), 0)
 
 
-def _path(ids: Sequence[int]) -> Path:
+def _path(ids: Sequence[int]) -> TokenBytes:
     return np.array(ids, TOKEN).tobytes()
 
 
@@ -155,8 +158,8 @@ class _Tree:
     segments   a parent before its children; siblings that end in a leaf from short to long
     """
 
-    def __init__(self, paths: Sequence[Path], least_saved: int):
-        self.leaves: list[Path] = []
+    def __init__(self, paths: Sequence[TokenBytes], least_saved: int):
+        self.leaves: list[TokenBytes] = []
         self.leaf_of = [0] * len(paths)
         for index in sorted(range(len(paths)), key=paths.__getitem__):
             path = paths[index]
@@ -168,7 +171,7 @@ class _Tree:
         self.segments = list(_segments(self.leaves, least_saved))
 
 
-def _segments(leaves: Sequence[Path], least_saved: int) -> list[_Segment]:
+def _segments(leaves: Sequence[TokenBytes], least_saved: int) -> list[_Segment]:
     common = [_common(*neighbours) for neighbours in pairwise(leaves)]
     segments: list[_Segment] = []
     to_do = [(0, len(leaves), 0, -1)]  # leaves from, to; tokens of them that stand above; the parent
@@ -188,7 +191,7 @@ def _segments(leaves: Sequence[Path], least_saved: int) -> list[_Segment]:
     return segments
 
 
-def _common(a: Path, b: Path) -> int:
+def _common(a: TokenBytes, b: TokenBytes) -> int:
     """The number of tokens with which both begin."""
     sizes = range(WIDTH, min(len(a), len(b)) + 1, WIDTH)
     return bisect_left(sizes, True, key=lambda size: a[:size] != b[:size])
