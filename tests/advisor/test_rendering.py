@@ -77,9 +77,9 @@ CASES: dict[str, Callable[[], Evidence]] = {
 }
 
 
-def read(advice: Advice, evidence: Evidence, **further: Any) -> str:
+def read(advice: Advice, evidence: Evidence) -> str:
     """The words of the page."""
-    return " ".join(" ".join(Page(render_advice(advice, evidence, **further)).texts).split())
+    return " ".join(" ".join(Page(render_advice(advice, evidence)).texts).split())
 
 
 def shown(advice: Advice, evidence: Evidence, capsys: pytest.CaptureFixture[str]) -> str:
@@ -182,7 +182,7 @@ def test_how_often_every_example_is_seen_is_told() -> None:
 
 
 def test_the_page_is_one_file_that_needs_nothing_else(tmp_path: Path) -> None:
-    path = write_advice(full_advice(), full_evidence(), tmp_path / "deep" / "advice.html", command="halka advise x")
+    path = write_advice(full_advice(), full_evidence(), tmp_path / "deep" / "advice.html")
     text = path.read_text(encoding="utf-8")
     page = Page(text)
     assert all(link.startswith("#") or link == "data:," for link in page.links)
@@ -197,7 +197,7 @@ def test_the_page_is_one_file_that_needs_nothing_else(tmp_path: Path) -> None:
 
 
 def test_the_page_tells_all_in_order() -> None:
-    text = read(full_advice(), full_evidence(), command="halka advise smollm2-135m")
+    text = read(full_advice(), full_evidence())
     order = [
         "Advice for support.jsonl on smollm2-135m",
         "PEFT and retrieval together, with high confidence (87 %).",
@@ -225,7 +225,6 @@ def test_the_page_tells_all_in_order() -> None:
         "In 6.0 GB of NVIDIA RTX A2000, with a batch of 8",
         "Of 400 training examples, 6 are repeated and 4 contradict another; of 96 held out, 3",
         "support.jsonl:40",
-        "halka advise smollm2-135m",
     ]
     text = text.replace("\u00a0", " ")
     places = [text.find(each) for each in order]
@@ -254,7 +253,7 @@ def test_the_page_is_the_same_for_the_same_input() -> None:
 @pytest.mark.parametrize("case", sorted(CASES))
 def test_what_was_not_looked_at_leaves_only_its_reason(case: str) -> None:
     evidence = CASES[case]()
-    text = render_advice(unsure(), evidence, title="x")
+    text = render_advice(unsure(), evidence)
     page = Page(text)
     said = re.sub(" +", " ", " ".join(page.texts))
     for name, why in evidence.missing.items():
@@ -264,7 +263,7 @@ def test_what_was_not_looked_at_leaves_only_its_reason(case: str) -> None:
     assert ("What is missing" in said) == bool(evidence.missing)
     assert "More or better data first, with low confidence (40\u00a0%)." in said
     assert not re.search(r">\s*(nan|None|inf)\b|\bnan\b", said)
-    for gone in ("What each choice", "Why", "What to run next", "Reproduce"):
+    for gone in ("What each choice", "Why", "What to run next"):
         assert gone not in said
 
 
@@ -367,7 +366,7 @@ def hostile() -> tuple[Advice, Evidence]:
 
 def test_nothing_that_was_given_can_run() -> None:
     advice, evidence = hostile()
-    text = render_advice(advice, evidence, title=EVIL, command=EVIL)
+    text = render_advice(advice, evidence)
     page = Page(text)
     assert page.tags.count("script") == page.tags.count("style") == 1
     assert sum("<script>alert(1)</script>" in said for said in page.texts) > 20

@@ -57,25 +57,15 @@ class Probe:
     tables: tuple[Table, ...] = ()
 
 
-def write_advice(
-    advice: Advice,
-    evidence: Evidence,
-    path: str | os.PathLike[str],
-    *,
-    title: str | None = None,
-    command: str | None = None,
-) -> Path:
+def write_advice(advice: Advice, evidence: Evidence, path: str | os.PathLike[str]) -> Path:
     """Write the page to `path`, whole or not at all, and return the path.
-
-    title     of the page; by default the data and the base
-    command   what makes the page again
 
     The same input gives the same bytes. Raises HalkaError where `path` is a folder.
     """
-    return write_page(path, lambda: render_advice(advice, evidence, title=title, command=command))
+    return write_page(path, lambda: render_advice(advice, evidence))
 
 
-def render_advice(advice: Advice, evidence: Evidence, *, title: str | None = None, command: str | None = None) -> str:
+def render_advice(advice: Advice, evidence: Evidence) -> str:
     """The page as text; see `write_advice`."""
     subject = evidence.subject
     probes = [
@@ -94,7 +84,7 @@ def render_advice(advice: Advice, evidence: Evidence, *, title: str | None = Non
         ["report.css", "advice.css"],
         ["advice.js"],
         package="halka.advisor",
-        title=one_line(title or f"Advice for {subject.data} on {subject.base}"),
+        title=one_line(f"Advice for {subject.data} on {subject.base}"),
         headline=advice.headline,
         about=f"{words.about(subject)}.",
         hero=drawn(plots.prospects, advice, evidence),
@@ -105,7 +95,6 @@ def render_advice(advice: Advice, evidence: Evidence, *, title: str | None = Non
         settings=words.trained_with(advice.settings, subject.train),
         commands=["".join(c for c in line if c.isprintable() or c in "\n\t") for line in advice.commands],
         probes=[probe for probe in probes if probe.plots or probe.tables or probe.sentences],
-        command=one_line(command) if command else None,
     )
 
 

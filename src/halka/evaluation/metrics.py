@@ -60,10 +60,10 @@ def score(
     }
 
 
-def mean_of(values: Sequence[float], seed: int = 0, resamples: int = 1000) -> Score:
+def mean_of(values: Sequence[float], seed: int = 0) -> Score:
     """The mean of values from 0 to 1 with an interval as in `score`. Raises HalkaError if there are none."""
     mean = Metric.mean("mean", "mean of the items' values", lambda value, _: float(value))
-    return score([repr(float(value)) for value in values], [[""]] * len(values), [mean], seed, resamples)["mean"]
+    return score([repr(float(value)) for value in values], [[""]] * len(values), [mean], seed)["mean"]
 
 
 def default_metrics(examples: Iterable[Example], kind: str | None) -> tuple[str, ...]:

@@ -114,15 +114,14 @@ def drawing(name: str) -> Iterator[None]:
         yield
 
 
-def new_figure(
-    left: float, right: float, top: float = 26, bottom: float = 42, height: float = HEIGHT
-) -> tuple[Figure, Axes]:
+def new_figure(left: float, right: float, top: float = 26, height: float = HEIGHT) -> tuple[Figure, Axes]:
     """An empty figure with one pair of axes; the margins are in the SVG's units."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(WIDTH / 72, height / 72), dpi=72)
     FigureCanvasAgg(figure)  # gives a renderer to measure text with
+    bottom = 42  # for the ticks and the name of the axis
     box = (left / WIDTH, bottom / height, (WIDTH - left - right) / WIDTH, (height - top - bottom) / height)
     axes = figure.add_axes(box)
     figure.patch.set_visible(False)
