@@ -21,7 +21,8 @@ NOT_YET = "*Not measured yet.*\n"
 
 def table(name: str) -> str:
     """An experiment's measurements as a Markdown table."""
-    from halka.report import summarise, to_markdown
+    from halka.report.summary import summarise
+    from halka.report.table import to_markdown
     from halka.studies.compare import measurements
 
     found = measurements(RESULTS / name)

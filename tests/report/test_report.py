@@ -11,6 +11,8 @@ import math
 import os
 import random
 import re
+import subprocess
+import sys
 import xml.etree.ElementTree as ET
 from itertools import pairwise
 from pathlib import Path
@@ -19,13 +21,13 @@ from typing import Any
 
 import pytest
 
-from halka.report import Summary, summarise, to_markdown, to_rich, write_report
 from halka.report.axes import spread_out
-from halka.report.html import render
+from halka.report.html import render, write_report
 from halka.report.intervals import T_975, Estimate, Interval, apart, difference, estimate, ratio
 from halka.report.plots import draw_plots
+from halka.report.summary import Summary, summarise
 from halka.report.svg import MARKERS, SERIES, THEME, looks
-from halka.report.table import cells, columns
+from halka.report.table import cells, columns, to_markdown, to_rich
 from halka.report.units import bytes_said, count, duration, learning_rate, listed, percent, signed, size
 from measurements_for_tests import HELD, METHODS, PROMPTS, WEIGHTS, measurements, perplexities
 from page_for_tests import Page
@@ -640,3 +642,9 @@ def test_writing_is_whole_or_not_at_all(tmp_path: Path, monkeypatch: pytest.Monk
 def test_a_folder_is_not_a_report(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"is a folder; name a file in it, such as .*report\.html"):
         write_report([], tmp_path)
+
+
+def test_formatting_a_number_loads_no_plots():
+    code = "import sys; import halka.report.units; print([name for name in sys.modules if 'halka.report' in name])"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout == "['halka.report', 'halka.report.units']\n"

@@ -647,9 +647,9 @@ def test_changed_data_is_other_work(stage, tmp_path):
 
 
 def test_table_and_report_are_of_this_experiments_runs_alone(stage, monkeypatch):
-    monkeypatch.setattr("halka.report.summarise", lambda runs: SimpleNamespace(to_json=lambda: runs))
-    monkeypatch.setattr("halka.report.to_markdown", str)
-    monkeypatch.setattr("halka.report.write_report", lambda *_, **__: None)
+    monkeypatch.setattr("halka.report.summary.summarise", lambda runs: SimpleNamespace(to_json=lambda: runs))
+    monkeypatch.setattr("halka.report.table.to_markdown", str)
+    monkeypatch.setattr("halka.report.html.write_report", lambda *_, **__: None)
     stage.plan(**{"lora_0.1": {"loss": 0.6}, "lora_0.2": {"loss": 0.4}, "lora_0.3": {"loss": 0.5}})
     first = experiment(LORA, BASE)
     stage.go(first)

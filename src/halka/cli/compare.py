@@ -17,7 +17,7 @@ from halka.report.units import plural
 from halka.util.errors import HalkaError
 
 if TYPE_CHECKING:
-    from halka.report import Section
+    from halka.report.html import Section
     from halka.studies.ablation import Ablation, Summary
     from halka.studies.experiment import Experiment
     from halka.studies.runner import Event
@@ -71,7 +71,7 @@ def compare(
 
 def _ablate(ablation: Ablation, out: Path, command: str, retry: bool, json: bool) -> None:
     """Run an ablation alone, and write its table and report."""
-    from halka.report import write_report
+    from halka.report.html import write_report
     from halka.studies.ablation.summary import to_rich
 
     summary, section, failed = _ablated(ablation, out, retry)
@@ -88,7 +88,7 @@ def _ablated(ablation: Ablation, out: Path, retry: bool) -> tuple[Summary, Secti
     """Run an ablation's missing runs, write its table and summary; returns the number of failed runs, too."""
     import json
 
-    from halka.report import Section
+    from halka.report.html import Section
     from halka.studies.ablation import results, run, summarise
     from halka.studies.ablation.summary import headline, to_html, to_markdown
     from halka.util.files import write_text
@@ -140,7 +140,8 @@ def _run(
         files = {"report": outputs.report, "table": outputs.table, "summary": outputs.summary}
         emit({**files, "runs": runs, "failed": failed})
     else:
-        from halka.report import summarise, to_rich
+        from halka.report.summary import summarise
+        from halka.report.table import to_rich
 
         show(to_rich(summarise(outputs.measurements)), "", f"report: {outputs.report}")
     if failed:

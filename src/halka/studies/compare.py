@@ -15,7 +15,7 @@ from halka.training import TrainConfig
 from halka.util.files import write_text
 
 if TYPE_CHECKING:
-    from halka.report import Section
+    from halka.report.html import Section
 
 
 @dataclass(frozen=True)
@@ -57,7 +57,9 @@ def write_outputs(
     command    the command that runs it again, for the report
     sections   further parts of the report
     """
-    from halka.report import summarise, to_markdown, write_report
+    from halka.report.html import write_report
+    from halka.report.summary import summarise
+    from halka.report.table import to_markdown
 
     folder = Path(folder)
     own = Plan(experiment).measurements(runner(experiment, folder))
