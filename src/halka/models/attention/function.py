@@ -179,16 +179,16 @@ def attend_to_forest(
     if way is None:
         device = query.device.type
         way = "products" if device == "cpu" else "flex" if device == "cuda" and not dropout else "dense"
+    virtual = None if memory is None else (memory.keys, memory.values)
+    valid = None if memory is None else memory.valid
     if way == "products":
-        virtual = None if memory is None else (memory.keys, memory.values, memory.valid)
         q, k, v = (tensor[0].transpose(0, 1) for tensor in (query, key, value))
-        return attend_by_products(q, k, v, plan, scale, dropout, softcap, window, virtual).transpose(0, 1)[None]
-    virtual, valid = (1, 0), None
-    if memory is not None:
-        virtual, valid = (memory.keys.shape[0], memory.keys.shape[2]), memory.valid
-        key = torch.cat([_in_one_row(memory.keys), key], dim=2)
-        value = torch.cat([_in_one_row(memory.values), value], dim=2)
-    visibility = plan.visibility(window, virtual, valid)
+        return attend_by_products(q, k, v, plan, scale, dropout, softcap, window, virtual, valid).transpose(0, 1)[None]
+    shape = (1, 0)
+    if virtual is not None:
+        shape = (virtual[0].shape[0], virtual[0].shape[2])
+        key, value = (torch.cat([_in_one_row(more), own], 2) for more, own in zip(virtual, (key, value), strict=True))
+    visibility = plan.visibility(window, shape, valid)
     if way == "flex":
         mask = plan.kept(("blocks", id(visibility)), lambda: block_mask(visibility))
         return attend_by_flex(query, key, value, mask, scale, softcap)
