@@ -15,7 +15,7 @@ from typer.testing import CliRunner
 
 import halka
 from halka.cli import app
-from halka.core import bytes_of, count_of
+from halka.core import Forest, bytes_of, count_of
 from halka.estimating import FAMILIES, Memory, Setup, dry_run, largest_batch
 from halka.estimating.allocator import PAGE, AllocatorModel
 from halka.estimating.batches import most_rows
@@ -26,7 +26,8 @@ from halka.estimating.fake_tensors import DryRunMode, FakeTensor
 from halka.estimating.measured_device import LONG, SOME, MeasuredDevice, OperationTimer, input_bytes, measure_device
 from halka.methods import build_method
 from halka.models import hidden_states
-from halka.models.attention.function import use_attention
+from halka.models.attention.forest import ForestPlan
+from halka.models.attention.function import attend_to_forest, use_attention
 from halka.models.loading import base_config
 from halka.training import TrainConfig, train
 from halka.util.machine import LARGE, RETURNED
@@ -151,6 +152,21 @@ def test_a_gpu_that_is_not_there_can_be_estimated(architecture):
 
 
 # ── as it should grow ───────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_a_gpu_keeps_no_scores_of_a_forest():
+    forest = Forest((300, 700, 800), (-1, 0, 0), (1800,))
+    with DryRunMode(gpu=True) as mode:
+        query, key, value = (torch.randn(1, heads, 1800, 64).requires_grad_() for heads in (8, 2, 2))
+        plan = ForestPlan(forest, query.device)
+        mode.reset()
+        before = mode.live
+        output = attend_to_forest(query, key, value, plan, 0.125)
+        kept, flops = mode.live - before, sum(work.flops for work in mode.work)
+        output.sum().backward()
+    assert query.grad.shape == query.shape
+    assert kept < 4 * query.numel() * query.element_size()
+    assert 0.3 < flops / (4 * query.numel() * 1800) < 0.5  # half is hidden by order, some by the tree
 
 
 def test_more_rows_and_more_tokens_need_more():

@@ -7,7 +7,9 @@ import itertools
 import pytest
 import torch
 from torch import Tensor
+from torch._dynamo.testing import CompileCounter
 
+import halka.models.attention.forest_flex as forest_flex
 import halka.models.attention.forest_products as products
 from halka.core import Forest
 from halka.models.attention.forest import ForestPlan
@@ -195,6 +197,21 @@ def test_flex_equals_the_dense_mask(runs, window, softcap):
         attend_to_forest(*line, plan, 0.3, 0.0, softcap, window, memory, way) for way in ("flex", "dense")
     )
     torch.testing.assert_close(ours, expected)
+
+
+def test_flex_is_compiled_once_for_forests_of_all_sizes(monkeypatch):
+    counted = CompileCounter()
+    compiled = torch.compile(forest_flex.flex_attention, dynamic=True, backend=counted)
+    monkeypatch.setattr(forest_flex, "flex_attention", compiled)
+    for length in (150, 210, 290, 500):
+        forest = Forest((length, length + 40, 130), (-1, 0, 0), (2 * length + 170,))
+        line, _, _ = line_inputs(forest)
+        query, key, value = (tensor.detach() for tensor in line)
+        ours, expected = (
+            attend_to_forest(query, key, value, ForestPlan(forest), 0.3, way=way) for way in ("flex", "dense")
+        )
+        torch.testing.assert_close(ours, expected)
+    assert counted.frame_count == 1
 
 
 @pytest.mark.parametrize("window", [None, 100])

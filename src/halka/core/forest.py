@@ -7,6 +7,7 @@ that begin alike are children of one segment, which is computed once.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import accumulate
 
 import torch
@@ -43,17 +44,17 @@ class Forest:
             if parent >= 0 and run_of_segment[parent] != run_of_segment[segment]:
                 raise ValueError(f"segment {segment} lies in another run than its parent, {parent}")
 
-    @property
+    @cached_property
     def tokens(self) -> int:
         """N, the tokens of the line."""
         return sum(self.lengths)
 
-    @property
+    @cached_property
     def starts(self) -> tuple[int, ...]:
         """The place in the line of each segment's first token."""
         return (0, *accumulate(self.lengths[:-1]))
 
-    @property
+    @cached_property
     def run_of_segment(self) -> tuple[int, ...]:
         """The number of each segment's run. Raises ValueError for a segment that a run's end cuts."""
         run, end = 0, self.runs[0]
@@ -66,7 +67,7 @@ class Forest:
             numbers.append(run)
         return tuple(numbers)
 
-    @property
+    @cached_property
     def depths(self) -> tuple[int, ...]:
         """How many ancestors each segment has."""
         depths: list[int] = []
@@ -74,7 +75,7 @@ class Forest:
             depths.append(0 if parent < 0 else depths[parent] + 1)
         return tuple(depths)
 
-    @property
+    @cached_property
     def offsets(self) -> tuple[int, ...]:
         """The position of each segment's first token: how many tokens its ancestors have."""
         offsets: list[int] = []

@@ -21,6 +21,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode, return_and_correct_aliasing
 
 from halka.estimating.costs import Call, Layout, Plain, Work, aten, tensors, work_of
+from halka.models.attention.forest_flex import attend_by_flex, keys_of_tokens
 
 REAL = 2**22  # values; larger integer tensors are fake, too
 FEW = 64  # values of integers that make two calls differ, as the offsets of experts' tokens do
@@ -305,9 +306,12 @@ class _FakeGPUMode(TorchFunctionMode):
         kwargs = kwargs or {}
         if func is F.scaled_dot_product_attention:
             query, key, value, *rest = args
-            return _FusedAttention.apply(
-                query, key, value, rest[0] if rest else kwargs.get("attn_mask"), self._mode.work
-            )
+            mask = rest[0] if rest else kwargs.get("attn_mask")
+            return _FusedAttention.apply(query, key, value, mask, key.shape[-2], self._mode.work)
+        if func is attend_by_flex:
+            query, key, value, blocks, *_ = args
+            keys = min(key.shape[-2], keys_of_tokens(blocks))
+            return _FusedAttention.apply(query, key, value, None, keys, self._mode.work)
         if func is Tensor.backward:
             with self:  # backward leaves the mode, and recomputation in it needs it, too
                 (root,) = args
@@ -322,14 +326,19 @@ def _on_cpu(value: Any) -> Any:
 
 
 class _FusedAttention(torch.autograd.Function):
-    """Attention that saves queries, keys, values, the mask, the result, and a number for each query and head."""
+    """Attention that saves queries, keys, values, the mask, the result, and a number for each query and head.
+
+    keys: how many a token's scores are computed for, on average.
+    """
 
     @staticmethod
-    def forward(ctx: Any, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, work: Counter) -> Tensor:
+    def forward(
+        ctx: Any, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, keys: int, work: Counter
+    ) -> Tensor:
         result = query.new_empty(*query.shape[:-1], value.shape[-1])
         sums = query.new_empty(query.shape[:-1], dtype=torch.float32)
         ctx.save_for_backward(query, key, value, mask, result, sums)
-        ctx.work, ctx.flops = work, 4 * query.numel() * key.shape[-2]
+        ctx.work, ctx.flops = work, 4 * query.numel() * keys
         work[Work(ctx.flops, 4 * query.numel() * query.element_size())] += 1
         return result
 
@@ -337,4 +346,4 @@ class _FusedAttention(torch.autograd.Function):
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         query, key, value, *_ = ctx.saved_tensors
         ctx.work[Work(5 * ctx.flops // 2, 8 * query.numel() * query.element_size())] += 1  # it recomputes the scores
-        return torch.empty_like(query), torch.empty_like(key), torch.empty_like(value), None, None
+        return torch.empty_like(query), torch.empty_like(key), torch.empty_like(value), None, None, None

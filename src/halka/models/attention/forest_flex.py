@@ -1,4 +1,4 @@
-"""A forest's attention by torch's FlexAttention, for CUDA: one kernel that never stores scores.
+"""A forest's attention by torch's FlexAttention, for GPUs: one kernel that never stores scores.
 
 Flash attention of varying lengths could take a forest as well, level by level, with the parts joined by their
 log-sum-exp; but a level's window is no window of that kernel, it has no softcap, and it has no float32. FlexAttention
@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.nn.attention.flex_attention import BlockMask, flex_attention
+from torch.overrides import handle_torch_function, has_torch_function
 
 from halka.models.attention.forest import Visibility
 
@@ -28,9 +29,13 @@ def attend_by_flex(
     scale: float,
     softcap: float | None = None,
 ) -> Tensor:
-    """Attention (1, Q, N, W) of query (1, Q, N, W) over key, value (1, H, K, W), with the mask of `block_mask`."""
+    """Attention (1, Q, N, W) of query (1, Q, N, W) over key, value (1, H, K, W), with the mask of `block_mask`.
 
-    attention = _compiled() if query.device.type == "cuda" else flex_attention
+    A torch function mode sees this call as it sees torch's own: a dry run has no GPU to compile for.
+    """
+    if has_torch_function((query, key, value)):
+        return handle_torch_function(attend_by_flex, (query, key, value), query, key, value, mask, scale, softcap)
+    attention = flex_attention if query.device.type == "cpu" else _compiled()
     return attention(
         query,
         key,
@@ -83,6 +88,12 @@ def block_mask(visibility: Visibility) -> BlockMask:
         mask_mod=lambda row, head, token, key: visibility.sees(token, key),
         seq_lengths=(tokens, keys),
     )
+
+
+def keys_of_tokens(mask: BlockMask) -> int:
+    """How many keys the kernel computes a token's scores for, on average: those in blocks that are not skipped."""
+    blocks = mask.kv_num_blocks.sum() + (0 if mask.full_kv_num_blocks is None else mask.full_kv_num_blocks.sum())
+    return int(blocks) * BLOCK // mask.kv_num_blocks.shape[-1]
 
 
 def _bounds(table: Tensor) -> Tensor:

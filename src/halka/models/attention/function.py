@@ -176,9 +176,7 @@ def attend_to_forest(
 
     way: "products", "flex" or "dense", which computes the same with a mask of N × K; the device's own if None.
     """
-    if way is None:
-        device = query.device.type
-        way = "products" if device == "cpu" else "flex" if device == "cuda" and not dropout else "dense"
+    way = _way(query.device.type, dropout) if way is None else way
     virtual = None if memory is None else (memory.keys, memory.values)
     valid = None if memory is None else memory.valid
     if way == "products":
@@ -193,6 +191,13 @@ def attend_to_forest(
         mask = plan.kept(("blocks", id(visibility)), lambda: block_mask(visibility))
         return attend_by_flex(query, key, value, mask, scale, softcap)
     return grouped_products(query, key, value, visibility.dense[None, None], scale, dropout, softcap)
+
+
+def _way(device: str, dropout: float) -> str:
+    """How a kind of device computes a forest's attention; the kernel on GPUs has no dropout, and none for Apple's."""
+    if device == "cpu":
+        return "products"
+    return "dense" if dropout or device == "mps" else "flex"
 
 
 def _in_one_row(virtual: Tensor) -> Tensor:
