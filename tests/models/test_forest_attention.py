@@ -10,6 +10,7 @@ from torch import Tensor
 from torch._dynamo.testing import CompileCounter
 
 import halka.models.attention.forest_flex as forest_flex
+import halka.models.attention.forest_groups as forest_groups
 import halka.models.attention.forest_products as products
 from halka.core import Forest
 from halka.models.attention.forest import ForestPlan
@@ -22,7 +23,7 @@ FORESTS = {
     "one level": Forest((6, 5, 9, 3), (-1, 0, 0, 0), (23,)),
     "three levels": Forest((3, 4, 2, 7, 1, 6), (-1, 0, 1, 1, 0, 0), (23,)),
     "several trees": Forest((3, 4, 8, 2, 6, 1, 5), (-1, 0, 0, -1, 3, 3, -1), (29,)),
-    "several runs": Forest((3, 4, 8, 2, 6, 9, 5, 3), (-1, 0, 0, -1, 3, -1, -1, 6), (23, 9, 8)),
+    "several runs": Forest((3, 4, 8, 2, 6, 21, 5, 3), (-1, 0, 0, -1, 3, -1, -1, 6), (23, 21, 8)),
 }
 VIRTUAL = 4  # the longest run's virtual tokens
 
@@ -144,14 +145,15 @@ def line_inputs(forest: Forest, runs: int | None = None) -> tuple[list[Tensor], 
     return tensors[:3], tensors[3:] if runs else [], valid
 
 
-@pytest.mark.parametrize("fused", [False, True], ids=["products", "fused"])
+@pytest.mark.parametrize("recomputed", [False, True], ids=["kept", "recomputed"])
 @pytest.mark.parametrize(("window", "softcap"), [(None, None), (3, None), (None, 1.5), (5, 2.0)])
 @pytest.mark.parametrize("one_for_all", [None, True, False], ids=["", "one memory", "memories"])
 @pytest.mark.parametrize("forest", FORESTS.values(), ids=FORESTS)
-def test_products_equal_the_dense_mask(forest, one_for_all, window, softcap, fused, monkeypatch):
-    if fused:
+def test_products_equal_the_dense_mask(forest, one_for_all, window, softcap, recomputed, monkeypatch):
+    if recomputed:
         monkeypatch.setattr(products, "LARGE", 0)
-    monkeypatch.setattr(products, "OVERHEAD", 20)  # several groups at a depth
+        monkeypatch.setattr(products, "TILE", 60)  # several tiles a block, or several blocks a tile
+    monkeypatch.setattr(forest_groups, "OVERHEAD", 20)  # several groups at a depth
     runs = None if one_for_all is None else 1 if one_for_all else len(forest.runs)
     line, virtual, valid = line_inputs(forest, runs)
     memory, plan = LayerMemory(*virtual, valid) if virtual else None, ForestPlan(forest)

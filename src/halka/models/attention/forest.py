@@ -75,6 +75,10 @@ class ForestPlan:
         """Keywords for the decoder's call. Transformers takes a mask of four dimensions as it is and builds none."""
         return {"forest": self, "attention_mask": torch.ones(1, 1, 1, 1, dtype=torch.bool, device=self.device)}
 
+    def is_one_text(self, window: int | None) -> bool:
+        """Whether every token sees all before it."""
+        return len(self.forest.lengths) == 1 and (window is None or self.forest.tokens <= window)
+
     def of_tokens(self, of_segments: tuple[int, ...]) -> Tensor:
         """(N,), each token's number of these, one for each segment."""
         lengths = torch.tensor(self.forest.lengths)

@@ -108,8 +108,8 @@ def attend(
         memory, record, gated = across, record_across, None
     if record is not None:
         record[module.layer_idx] = (key, value)  # type: ignore[index]
-    if forest is not None and len(forest.forest.lengths) == 1 and (sliding_window or tokens) >= tokens:
-        attention_mask, forest = None, None  # one text in full
+    if forest is not None and query.device.type != "cpu" and forest.is_one_text(sliding_window):
+        attention_mask, forest = None, None  # which torch's fused attention is the fastest for
     if forest is not None:
         mine = None if memory is None else memory[module.layer_idx]  # type: ignore[index]
         output = attend_to_forest(query, key, value, forest, scale, dropout, softcap, sliding_window, mine)

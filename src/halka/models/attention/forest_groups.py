@@ -1,0 +1,126 @@
+"""A forest's segments in groups, for grouped products: level by level, without a mask of N × N.
+
+The segments of one depth are gathered into groups of like length: blocks of one segment, or of several short ones with
+the same parent, each with its ancestors' keys before its own. Attention alone pads.
+
+    b blocks of a group   L tokens of the longest block   S ancestors' tokens   P virtual ones   K = P+S+L keys
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from halka.core import Forest
+from halka.models.attention.forest import Visibility
+
+OVERHEAD = 2**13  # scores (of one head) that take the time of one more group's calls
+OVERHEAD_OF_KEY = 16  # scores that take the time of gathering one more key (both measured on two cores)
+
+
+@dataclass(frozen=True, eq=False)
+class Group:
+    """Blocks of segments of one depth; those of a block have the same parent, or are roots of the same run.
+
+    tokens   (b, L) the places in the line of each block's tokens, -1 behind the last
+    path     (b, S) the places of its ancestors' tokens, root first, -1 behind the last
+    run      (b,) the number of its run
+    """
+
+    tokens: Tensor
+    path: Tensor
+    run: Tensor
+
+    def bias(
+        self,
+        visibility: Visibility,
+        virtual: tuple[int, int],
+        dtype: torch.dtype,
+        blocks: slice = slice(None),
+        rows: slice = slice(None),
+        keys: slice = slice(None),
+    ) -> Tensor:
+        """(b, 1, L, K), or (1, 1, L, K) for all, or a part: what is added to scores, 0 where a token sees a key."""
+        runs, length = virtual
+        front = torch.arange(length, device=self.tokens.device).expand(len(self.tokens), -1)
+        front = front + self.run[:, None] * length if runs > 1 else front
+        own = torch.cat([self.path, self.tokens], dim=1)
+        key = torch.cat([front, torch.where(own < 0, -1, own + runs * length)], dim=1)[blocks, None, keys]
+        token = self.tokens[blocks, rows, None]
+        seen = visibility.sees(token.clamp(min=0), key.clamp(min=0)) & (key >= 0)
+        seen = seen[:1] if (seen == seen[:1]).all() else seen
+        bias = torch.zeros(seen.shape, dtype=dtype, device=seen.device)
+        return bias.masked_fill_(~seen, torch.finfo(dtype).min / 2)[:, None]  # finite: an empty place sees nothing
+
+
+def groups_of(forest: Forest, device: torch.device | str = "cpu") -> Iterator[Group]:
+    """Every segment in one group; those of one depth share a group where padding costs less than a group's calls."""
+    depths = forest.depths
+    for depth in range(max(depths) + 1):
+        level = [segment for segment, at in enumerate(depths) if at == depth]
+        for blocks in _of_like_length(forest, sorted(level, key=lambda segment: forest.lengths[segment])):
+            yield _group(forest, blocks, device)
+
+
+def _of_like_length(forest: Forest, segments: list[int]) -> Iterator[list[list[int]]]:
+    """The blocks of each group, of segments from short to long, cut where two groups cost less than one."""
+    cost, blocks = _cheapest(forest, segments)
+    cuts = sorted({len(segments) * eighth // 8 for eighth in range(1, 8)} - {0})
+    costs = [
+        (2 * OVERHEAD + _cheapest(forest, segments[:cut])[0] + _cheapest(forest, segments[cut:])[0], cut)
+        for cut in cuts
+    ]
+    if costs and min(costs)[0] < OVERHEAD + cost:
+        cut = min(costs)[1]
+        yield from _of_like_length(forest, segments[:cut])
+        yield from _of_like_length(forest, segments[cut:])
+    else:
+        yield blocks
+
+
+def _cheapest(forest: Forest, segments: list[int]) -> tuple[int, list[list[int]]]:
+    """The cost of segments of one depth, and their blocks: of as many tokens as the longest has, or 2, 4, 8 … times."""
+    families: dict[tuple[int, int], list[int]] = {}
+    for segment in segments:
+        families.setdefault((forest.parents[segment], forest.run_of_segment[segment]), []).append(segment)
+    tokens = max(forest.lengths[segment] for segment in segments)
+    ways = []
+    while True:
+        blocks = [block for family in families.values() for block in _filled(forest, family, tokens)]
+        longest = max(sum(forest.lengths[segment] for segment in block) for block in blocks)
+        keys = longest + max(forest.offsets[block[0]] for block in blocks)
+        ways.append((len(blocks) * keys * (longest + OVERHEAD_OF_KEY), blocks))
+        if len(blocks) == len(families):
+            return min(ways, key=lambda way: way[0])
+        tokens *= 2
+
+
+def _filled(forest: Forest, family: list[int], tokens: int) -> list[list[int]]:
+    """Siblings in blocks of so many tokens at most."""
+    blocks: list[list[int]] = []
+    free = 0
+    for segment in family:
+        if forest.lengths[segment] > free:
+            blocks.append([])
+            free = tokens
+        blocks[-1].append(segment)
+        free -= forest.lengths[segment]
+    return blocks
+
+
+def _group(forest: Forest, blocks: list[list[int]], device: torch.device | str) -> Group:
+    def places(segments: Sequence[int]) -> Tensor:
+        spans = [torch.arange(forest.lengths[segment]) + forest.starts[segment] for segment in segments]
+        return torch.cat(spans) if spans else torch.empty(0, dtype=torch.int64)
+
+    def table(rows: list[Tensor]) -> Tensor:
+        return torch.nn.utils.rnn.pad_sequence(rows, batch_first=True, padding_value=-1).to(device)
+
+    return Group(
+        tokens=table([places(block) for block in blocks]),
+        path=table([places(forest.ancestors(block[0])) for block in blocks]),
+        run=torch.tensor([forest.run_of_segment[block[0]] for block in blocks], device=device),
+    )
