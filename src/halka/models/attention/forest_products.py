@@ -94,7 +94,7 @@ def attend_by_products(
     of_keys = plan.kept(("keys", kv_heads), lambda: Rows.of_keys(groups, tokens, kv_heads))
     shape = (1, 0) if virtual is None else (virtual[0].shape[0], virtual[0].shape[2])
     visibility = plan.visibility(window, shape, valid)
-    queries = _take(query, of_queries).split(of_queries.sizes)
+    queries = _take(query, of_queries, scale).split(of_queries.sizes)
     keys, values = (_take(line, of_keys).split(of_keys.sizes) for line in (key, value))
     outputs = []
     for group, q, k, v in zip(groups, queries, keys, values, strict=True):
@@ -106,9 +106,9 @@ def attend_by_products(
         bias = partial(group.bias, visibility, shape, q.dtype)
         if length * k.shape[2] <= LARGE or dropout:
             whole = plan.kept((id(group), id(visibility), q.dtype), bias)
-            output: Any = _Kept.apply(q, k, v, whole, scale, softcap, dropout)
+            output: Any = _Kept.apply(q, k, v, whole, softcap, dropout)
         else:
-            output = _Recomputed.apply(q, k, v, bias, scale, softcap)
+            output = _Recomputed.apply(q, k, v, bias, softcap)
         outputs.append(output.reshape(-1, width))
     return _put_back(torch.cat(outputs), of_queries).view(tokens, heads, width)
 
@@ -121,7 +121,7 @@ def _of_blocks(virtual: Tensor, group: Group) -> Tensor:
 
 # ── one group ───────────────────────────────────────────────────────────────────────────────────────────────────────
 
-# Both functions are softmax(query @ keyᵀ · scale + bias) @ value, shaped as query, of
+# Both functions are softmax(query @ keyᵀ + bias) @ value, shaped as query, of
 #     query (H, b, G, L, W)   key, value (H, b, K, W)   bias (1 or b, 1, L, K), or what computes parts of it
 
 
@@ -135,23 +135,19 @@ class _Kept(torch.autograd.Function):
         key: Tensor,
         value: Tensor,
         bias: Tensor,
-        scale: float,
         softcap: float | None,
         dropout: float,
     ) -> Tensor:
-        scaled = query * scale
-        probabilities, slope = _probabilities(scaled, key, bias, softcap)
+        probabilities, slope = _probabilities(query, key, bias, softcap)
         kept = torch.empty_like(probabilities).bernoulli_(1 - dropout).div_(1 - dropout) if dropout else None
-        ctx.save_for_backward(scaled, key, value, probabilities, slope, kept)
-        ctx.scale = scale
+        ctx.save_for_backward(query, key, value, probabilities, slope, kept)
         dropped = probabilities if kept is None else probabilities * kept
         return torch.bmm(dropped, _rows(value)).view(*query.shape[:-1], -1)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
-        d_query, d_key, d_value = _gradients(gradient, *ctx.saved_tensors)
-        return d_query.mul_(ctx.scale), d_key, d_value, None, None, None, None
+        return *_gradients(gradient, *ctx.saved_tensors), None, None, None
 
 
 class _Recomputed(torch.autograd.Function):
@@ -161,15 +157,12 @@ class _Recomputed(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(
-        ctx: Any, query: Tensor, key: Tensor, value: Tensor, bias: Part, scale: float, softcap: float | None
-    ) -> Tensor:
-        scaled = query * scale
-        ctx.save_for_backward(scaled, key, value)
-        ctx.bias, ctx.scale, ctx.softcap = bias, scale, softcap
+    def forward(ctx: Any, query: Tensor, key: Tensor, value: Tensor, bias: Part, softcap: float | None) -> Tensor:
+        ctx.save_for_backward(query, key, value)
+        ctx.bias, ctx.softcap = bias, softcap
         output = query.new_empty(*query.shape[:-1], value.shape[-1])
         for rows, keys, part in _tiles(query, key, bias):
-            probabilities, _ = _probabilities(scaled[rows], key[keys], part, softcap)
+            probabilities, _ = _probabilities(query[rows], key[keys], part, softcap)
             target = output[rows]
             target.copy_(torch.bmm(probabilities, _rows(value[keys])).view(target.shape))
         return output
@@ -177,16 +170,16 @@ class _Recomputed(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
-        scaled, key, value = ctx.saved_tensors
+        query, key, value = ctx.saved_tensors
         exact = torch.promote_types(key.dtype, torch.float32)  # several tiles add to one key
-        d_query, d_key, d_value = torch.empty_like(scaled), *(torch.zeros_like(it, dtype=exact) for it in (key, value))
-        for rows, keys, part in _tiles(scaled, key, ctx.bias):
-            probabilities, slope = _probabilities(scaled[rows], key[keys], part, ctx.softcap)
-            parts = _gradients(gradient[rows], scaled[rows], key[keys], value[keys], probabilities, slope, None)
+        d_query, d_key, d_value = torch.empty_like(query), *(torch.zeros_like(it, dtype=exact) for it in (key, value))
+        for rows, keys, part in _tiles(query, key, ctx.bias):
+            probabilities, slope = _probabilities(query[rows], key[keys], part, ctx.softcap)
+            parts = _gradients(gradient[rows], query[rows], key[keys], value[keys], probabilities, slope, None)
             d_query[rows] = parts[0]
             d_key[keys] += parts[1]
             d_value[keys] += parts[2]
-        return d_query.mul_(ctx.scale), d_key.to(key.dtype), d_value.to(value.dtype), None, None, None
+        return d_query, d_key.to(key.dtype), d_value.to(value.dtype), None, None
 
 
 def _tiles(query: Tensor, key: Tensor, bias: Part) -> Iterator[tuple[Any, Any, Tensor]]:
@@ -206,28 +199,28 @@ def _rows(heads: Tensor) -> Tensor:
     return heads.reshape(heads.shape[0] * heads.shape[1], -1, heads.shape[-1])
 
 
-def _probabilities(scaled: Tensor, key: Tensor, bias: Tensor, softcap: float | None) -> tuple[Tensor, Tensor | None]:
+def _probabilities(query: Tensor, key: Tensor, bias: Tensor, softcap: float | None) -> tuple[Tensor, Tensor | None]:
     """The softmax of scores (H·b, G·L, K), and the softcap's slope there."""
-    scores = torch.bmm(_rows(scaled), _rows(key).transpose(1, 2))
+    scores = torch.bmm(_rows(query), _rows(key).transpose(1, 2))
     slope = None
     if softcap is not None:
         scores.div_(softcap).tanh_()
         slope = 1 - scores.square()
         scores.mul_(softcap)
-    scores.view(*scaled.shape[:-1], -1).add_(bias)
+    scores.view(*query.shape[:-1], -1).add_(bias)
     return torch.softmax(scores, -1, out=scores), slope
 
 
 def _gradients(
     gradient: Tensor,
-    scaled: Tensor,
+    query: Tensor,
     key: Tensor,
     value: Tensor,
     probabilities: Tensor,
     slope: Tensor | None,
     kept: Tensor | None,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Those of the scaled query, the key and the value."""
+    """Those of the query, the key and the value."""
     rows = _rows(gradient)
     scores = torch.bmm(rows, _rows(value).transpose(1, 2))
     dropped = probabilities
@@ -238,29 +231,37 @@ def _gradients(
     torch.ops.aten._softmax_backward_data.out(scores, probabilities, -1, scores.dtype, grad_input=scores)
     if slope is not None:
         scores.mul_(slope)
-    d_query, d_key = torch.bmm(scores, _rows(key)), torch.bmm(scores.transpose(1, 2), _rows(scaled))
-    return d_query.view(scaled.shape), d_key.view(key.shape), d_value.view(value.shape)
+    d_query, d_key = torch.bmm(scores, _rows(key)), torch.bmm(scores.transpose(1, 2), _rows(query))
+    return d_query.view(query.shape), d_key.view(key.shape), d_value.view(value.shape)
 
 
 # ── rows ────────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
 class _Take(torch.autograd.Function):
-    """rows[index], with the gradient read by the inverse: autograd's own adds row by row, some ten times as slow.
+    """rows[index] · scale, with the gradient read by the inverse: autograd's own adds row by row, ten times as slow.
 
     empty: places of the result whose gradient is 0. shared: places whose gradient is added to their rows' own.
     """
 
     @staticmethod
     def forward(
-        ctx: Any, rows: Tensor, index: Tensor, inverse: Tensor, empty: Tensor | None, shared: Tensor | None
+        ctx: Any,
+        rows: Tensor,
+        index: Tensor,
+        inverse: Tensor,
+        scale: float,
+        empty: Tensor | None,
+        shared: Tensor | None,
     ) -> Tensor:
         ctx.save_for_backward(index, inverse, empty, shared)
-        return rows.index_select(0, index)
+        ctx.scale = scale
+        taken = rows.index_select(0, index)
+        return taken if scale == 1 else taken.mul_(scale)
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None, None, None]:
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
         index, inverse, empty, shared = ctx.saved_tensors
         own = gradient.index_select(0, inverse)
         if empty is not None:
@@ -269,14 +270,16 @@ class _Take(torch.autograd.Function):
             exact = torch.promote_types(gradient.dtype, torch.float32)  # many places may add to one row
             more = gradient.index_select(0, shared).to(exact)
             own = own.to(exact).index_add_(0, index[shared], more).to(gradient.dtype)
-        return own, None, None, None, None
+        return own if ctx.scale == 1 else own.mul_(ctx.scale), None, None, None, None, None
 
 
-def _take(line: Tensor, rows: Rows) -> Tensor:
+def _take(line: Tensor, rows: Rows, scale: float = 1.0) -> Tensor:
     """All groups' places (…, W) of a line (N, heads, W)."""
-    return _Take.apply(line.reshape(-1, line.shape[-1]), rows.index, rows.inverse, None, rows.shared)  # type: ignore[return-value]
+    result: Any = _Take.apply(line.reshape(-1, line.shape[-1]), rows.index, rows.inverse, scale, None, rows.shared)
+    return result
 
 
 def _put_back(places: Tensor, rows: Rows) -> Tensor:
     """The line's rows (N·Q, W) of all groups' places."""
-    return _Take.apply(places, rows.inverse, rows.index, rows.empty, None)  # type: ignore[return-value]
+    result: Any = _Take.apply(places, rows.inverse, rows.index, 1.0, rows.empty, None)
+    return result
