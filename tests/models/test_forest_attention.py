@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -12,6 +13,7 @@ from torch._dynamo.testing import CompileCounter
 import halka.models.attention.forest_flex as forest_flex
 import halka.models.attention.forest_groups as forest_groups
 import halka.models.attention.forest_products as products
+import halka.models.attention.function as function
 from halka.core import Forest
 from halka.models.attention.forest import ForestPlan
 from halka.models.attention.forest_flex import BLOCK, block_mask
@@ -239,6 +241,23 @@ def test_blocks_hold_all_that_is_seen(window, virtual):
     assert (tiles[whole + some == 0] == 0).all()
     assert (whole * some == 0).all()
     assert (whole + some).mean() < 0.5
+
+
+@pytest.mark.parametrize(("window", "one_text"), [(None, True), (40, True), (39, False)])
+def test_one_text_is_no_tree_for_a_gpu(window, one_text, monkeypatch):
+    """torch's fused attention takes it; `meta` stands for any device that is no CPU."""
+    trees: list[ForestPlan] = []
+
+    def tree(query: Tensor, key: Tensor, value: Tensor, plan: ForestPlan, *options: object) -> Tensor:
+        trees.append(plan)
+        return query
+
+    monkeypatch.setattr(function, "attend_to_forest", tree)
+    forest = Forest((40,), (-1,), (40,))
+    query, key, value = (tensor.to("meta") for tensor in line_inputs(forest)[0])
+    module, plan = SimpleNamespace(layer_idx=0, is_causal=True), ForestPlan(forest, "meta")
+    function.attend(module, query, key, value, plan.inputs["attention_mask"], forest=plan, sliding_window=window)
+    assert trees == ([] if one_text else [plan])
 
 
 def test_gated_tokens_are_those_of_the_run():

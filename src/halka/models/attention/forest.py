@@ -17,7 +17,7 @@ from torch import Tensor
 
 from halka.core import Forest
 
-T = TypeVar("T")
+Value = TypeVar("Value")
 
 FAR = 2**30  # a virtual token's position, which no window leaves behind
 
@@ -40,7 +40,7 @@ class Visibility:
     place: Tensor
     key_position: Tensor
     window: int | None
-    valid: Tensor | None  # of the virtual keys
+    valid: Tensor | None  # of virtual keys, as they came: `ForestPlan` finds this again by their id
 
     def sees(self, token: Tensor, key: Tensor) -> Tensor:
         """Whether tokens of these numbers see keys of these numbers, which broadcast."""
@@ -53,8 +53,12 @@ class Visibility:
     @cached_property
     def dense(self) -> Tensor:
         """(N, K), true where a token sees a key."""
-        tokens, keys = (torch.arange(len(table), device=table.device) for table in (self.number, self.first))
-        return self.sees(tokens[:, None], keys)
+        return self.of_first(len(self.first))
+
+    def of_first(self, keys: int) -> Tensor:
+        """(N, keys), true where a token sees one of the first keys."""
+        device = self.number.device
+        return self.sees(torch.arange(len(self.number), device=device)[:, None], torch.arange(keys, device=device))
 
 
 class ForestPlan:
@@ -84,7 +88,7 @@ class ForestPlan:
         lengths = torch.tensor(self.forest.lengths)
         return torch.tensor(of_segments).repeat_interleave(lengths).to(self.device)
 
-    def kept(self, key: Any, compute: Callable[[], T]) -> T:
+    def kept(self, key: Any, compute: Callable[[], Value]) -> Value:
         """What `compute` returned the first time that this key was asked for."""
         if key not in self._kept:
             self._kept[key] = compute()
@@ -94,7 +98,9 @@ class ForestPlan:
         self, window: int | None, virtual: tuple[int, int] = (1, 0), valid: Tensor | None = None
     ) -> Visibility:
         """Who sees whom; `virtual` (R, P) are P virtual tokens for R runs, or one for all, valid (R, P) or None."""
-        return self.kept((window, virtual, id(valid)), lambda: self._visibility(window, virtual, valid))
+        assert virtual[0] in (1, len(self.forest.runs)), f"virtual tokens of {virtual[0]} runs, not of every run"
+        key = ("visibility", window, virtual, id(valid))
+        return self.kept(key, lambda: self._visibility(window, virtual, valid))
 
     def _visibility(self, window: int | None, virtual: tuple[int, int], valid: Tensor | None) -> Visibility:
         number, first, end = self._numbers

@@ -105,7 +105,7 @@ def attend_by_products(
             k, v = (torch.cat([_of_blocks(virtual[side], group), part], 2) for side, part in enumerate((k, v)))
         bias = partial(group.bias, visibility, shape, q.dtype)
         if length * k.shape[2] <= LARGE or dropout:
-            whole = plan.kept((id(group), id(visibility), q.dtype), bias)
+            whole = plan.kept(("bias", id(group), id(visibility), q.dtype), bias)
             output: Any = _Kept.apply(q, k, v, whole, softcap, dropout)
         else:
             output = _Recomputed.apply(q, k, v, bias, softcap)

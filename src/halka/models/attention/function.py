@@ -108,6 +108,7 @@ def attend(
         memory, record, gated = across, record_across, None
     if record is not None:
         record[module.layer_idx] = (key, value)  # type: ignore[index]
+    assert forest is None or (batch == 1 and position_bias is None), "a forest is one row, with positions of its tokens"
     if forest is not None and query.device.type != "cpu" and forest.is_one_text(sliding_window):
         attention_mask, forest = None, None  # which torch's fused attention is the fastest for
     if forest is not None:
@@ -210,7 +211,7 @@ def _through_gate_of_runs(
 ) -> Tensor:
     """What the gated tokens of each run add to its own tokens (1, Q, N, W)."""
     runs, _, length, _ = gate.keys.shape
-    own = plan.visibility(None, (runs, length), gate.valid).dense[:, : runs * length]
+    own = plan.visibility(None, (runs, length), gate.valid).of_first(runs * length)
     gates = gate.gates if runs == 1 else gate.gates[plan.runs]
     keys, values = _in_one_row(gate.keys), _in_one_row(gate.values)
     added = grouped_products(query, keys, values, own[None, None], scale, softcap=softcap)
