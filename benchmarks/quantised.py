@@ -25,12 +25,12 @@ import torch
 from side_by_side import in_a_process, setup
 
 import halka
-from halka.core import AdaptedModel, Packed, bytes_of
+from halka.core import AdaptedModel
 from halka.data.texts import shipped_text
 from halka.evaluation.evaluating import perplexity
 from halka.models.attention.function import use_attention
 from halka.models.loading import load_base
-from halka.models.quantised import check_quantize
+from halka.models.quantised import QuantizedLinear, bytes_of, check_quantize
 from halka.util import machine
 
 HERE = Path(__file__).parent
@@ -90,7 +90,7 @@ def opened(form: str | None) -> AdaptedModel:
 
 def packed_bytes(model: AdaptedModel) -> tuple[int, int]:
     """The packed layers' weights in bf16, and as they are kept."""
-    layers = [each for each in model.base.modules() if isinstance(each, Packed)]
+    layers = [each for each in model.base.modules() if isinstance(each, QuantizedLinear)]
     kept = [buffer for each in layers for buffer in each.buffers()]
     return (
         sum(2 * each.in_features * each.out_features for each in layers),

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import pytest
 import torch
 
 import halka
-import halka.core.routing
 from contract import disturb, ids, padded
-from halka.core import AdaptedModel, Part
+from halka.core import AdaptedModel
 from halka.core.stacking import stacked
+from halka.methods.lora import LoRAPart
 from numbers_for_tests import close
 from tiny import tiny
 
@@ -65,52 +67,63 @@ def test_each_row_is_its_own_single_run(family, dtype, architecture):
         close(found[row : row + 1], alone)
 
 
+def gradients(model: AdaptedModel) -> dict[str, torch.Tensor | None]:
+    return {
+        f"{name} {key}": parameter.grad
+        for name, adapter in model.adapters.items()
+        for key, parameter in adapter.named_parameters()
+    }
+
+
 @every_family
-def test_the_slow_twin_agrees_forward_and_backward(family, monkeypatch):
+def test_each_row_learns_what_its_own_single_run_does(family):
+    """The slow twin of a mixed batch is a loop over its rows."""
     model, rows = model_of(family)
-    batch, results = ids(len(rows)), []
-    for stacking in (True, False):
-        monkeypatch.setattr(halka.core.routing, "STACKING", stacking)
-        for name in model.adapters:
-            for parameter in model.parameters(name):
-                parameter.grad = None
-        with model.use(rows):
-            logits = model.base(batch).logits
-            logits.square().mean().backward()
-        gradients = {
-            f"{name} {key}": parameter.grad
-            for name, adapter in model.adapters.items()
-            for key, parameter in adapter.named_parameters()
-        }
-        results.append((logits.detach(), gradients))
-    (fast, mine), (slow, theirs) = results
-    torch.testing.assert_close(fast, slow, rtol=0, atol=1e-5)
-    assert mine.keys() == theirs.keys()
-    for key, gradient in theirs.items():
-        assert (gradient is None) == (mine[key] is None), key
+    batch = ids(len(rows))
+    with model.use(rows):
+        logits = model.base(batch).logits
+        logits.square().mean().backward()
+    mixed = gradients(model)
+    for name in model.adapters:
+        for parameter in model.parameters(name):
+            parameter.grad = None
+    for row, name in enumerate(rows):
+        with model.use(name):
+            alone = model.base(batch[row : row + 1]).logits
+            if name is not None:
+                (alone.square().mean() / len(rows)).backward()
+        torch.testing.assert_close(logits[row : row + 1], alone, rtol=0, atol=1e-5)
+    for key, gradient in gradients(model).items():
+        assert (gradient is None) == (mixed[key] is None), key
         if gradient is not None:
-            torch.testing.assert_close(mine[key], gradient, rtol=1e-4, atol=1e-6)
+            torch.testing.assert_close(mixed[key], gradient, rtol=1e-4, atol=1e-6)
 
 
-def test_no_part_of_a_family_is_called_by_itself(monkeypatch):
-    """Twenty LoRAs in a batch: their operands are made once, and then every pass is products over the whole batch."""
+def test_tensors_of_stacked_parts_are_made_once():
+    """Twenty LoRAs in a batch: their tensors are made once, and then every pass is products over the whole batch."""
+
+    class Counting(LoRAPart):
+        made = 0
+
+        def tensors(self, dtype):
+            Counting.made += 1
+            return super().tensors(dtype)
+
+    @dataclass(frozen=True)
+    class CountingLoRA(halka.LoRA):
+        def build(self, target):
+            return Counting(target, self.rank, self.scale, self.dropout)
+
     model = halka.adapt(tiny())
     names = [str(seed) for seed in range(20)]
     for seed, name in enumerate(names):
-        model.add(name, halka.LoRA(rank=1 + seed % 5), seed=seed)
+        model.add(name, CountingLoRA(rank=1 + seed % 5), seed=seed)
         disturb(model, name, seed=seed)
-    made = []
-    own = halka.methods.lora.LoRAPart.operands
-    monkeypatch.setattr(
-        halka.methods.lora.LoRAPart, "operands", lambda part, dtype: (made.append(part), own(part, dtype))[1]
-    )
-    monkeypatch.setattr(Part, "forward", lambda *_: pytest.fail("a part was called by itself"))
     with torch.no_grad(), model.use(names):
         first = model.base(ids(20)).logits
-        count = len(made)
-        assert count == sum(len(adapter.parts) for adapter in model.adapters.values())
+        assert Counting.made == sum(len(adapter.parts) for adapter in model.adapters.values())
         assert torch.equal(model.base(ids(20)).logits, first)
-        assert len(made) == count
+        assert Counting.made == sum(len(adapter.parts) for adapter in model.adapters.values())
         model.parameters("7")[1].add_(0.1)
         changed = model.base(ids(20)).logits
     assert not torch.equal(changed[7], first[7])
@@ -170,15 +183,16 @@ def next_token(model: AdaptedModel, rows, batch: torch.Tensor) -> torch.Tensor:
 
 @every_family
 @dtypes
-def test_one_token_a_row_is_what_the_whole_text_gives(family, dtype, monkeypatch):
+def test_one_token_a_row_is_what_the_whole_text_gives(family, dtype):
     """Decoding sums weighted rows of tables; its slow twins are a pass over the whole text, and batched products."""
     model, rows = model_of(family, dtype)
     batch = ids(len(rows))
     fast = next_token(model, rows, batch)
-    monkeypatch.setattr(halka.core.products, "_readable_once", lambda weight: False)
-    slow = next_token(model, rows, batch)
+    with torch.enable_grad(), model.use(rows):
+        read = model.base(batch[:, :-1], use_cache=True)
+        batched = model.base(batch[:, -1:], cache=read.past_key_values).logits[:, -1].detach()
     whole = outputs(model, rows, batch)[:, -1]
-    close(fast, slow)
+    close(fast, batched)
     close(fast, whole)
 
 

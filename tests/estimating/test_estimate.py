@@ -15,7 +15,7 @@ from typer.testing import CliRunner
 
 import halka
 from halka.cli import app
-from halka.core import Forest, bytes_of, count_of
+from halka.core import Forest, parameter_count
 from halka.estimating import FAMILIES, Memory, Setup, dry_run, largest_batch
 from halka.estimating.allocator import PAGE, AllocatorModel
 from halka.estimating.batches import most_rows
@@ -29,6 +29,7 @@ from halka.models import hidden_states
 from halka.models.attention.forest import ForestPlan
 from halka.models.attention.function import attend_to_forest, use_attention
 from halka.models.loading import base_config
+from halka.models.quantised import bytes_of
 from halka.training import TrainConfig, train
 from halka.util.machine import LARGE, RETURNED
 from tiny import CONFIGS, ENCODERS, SEQ2SEQ, tiny
@@ -64,7 +65,7 @@ def test_counts_are_those_of_an_adapter_that_is_there(architecture, method):
     optimizer.step()
     moments = [each for state in optimizer.state.values() for key, each in state.items() if key != "step"]
     assert found.trained == adapter.count()
-    assert (found.parameters, found.base_bytes) == (count_of(model.base), bytes_of(model.base))
+    assert (found.parameters, found.base_bytes) == (parameter_count(model.base), bytes_of(model.base))
     assert found.stored == sum(each.nbytes for each in adapter.state_dict().values())
     assert found.memory.weights == bytes_of(model.base) + sum(each.nbytes for each in adapter.parameters())
     assert found.memory.gradients == sum(each.grad.nbytes for each in adapter.parameters())
@@ -132,8 +133,8 @@ def test_few_bits_take_the_bytes_that_they_take(form):
     config, setup = config_of(**WIDE), replace(SIZES, dtype="bfloat16", quantize=form)
     found = dry_run(config, halka.LoRA(rank=4), setup)
     model = model_of(config, setup)  # after the dry run: nothing of it is left in any cache
-    assert found.base_bytes == bytes_of(model.base) < 2 * count_of(model.base)
-    assert found.parameters == count_of(model.base)
+    assert found.base_bytes == bytes_of(model.base) < 2 * parameter_count(model.base)
+    assert found.parameters == parameter_count(model.base)
 
 
 def test_full_fine_tuning_holds_weights_their_copies_and_masters():

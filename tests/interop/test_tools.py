@@ -390,12 +390,12 @@ def test_lm_eval_refuses_what_would_have_no_effect(options, told):
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::ResourceWarning")
 def test_lm_eval_takes_a_packed_base(places):
-    from halka.core import form_of
+    from halka.core import quantization_of
     from halka.interop.lm_eval import HalkaLM
 
     with pytest.warns(UserWarning, match="in full precision, which is quantised to int8 here"):
         lm = HalkaLM(str(places["base"]), str(places["adapter"]), quantize="int8", dtype="float32", device="cpu")
-    assert form_of(lm.model) == "int8"
+    assert quantization_of(lm.model) == "int8"
 
 
 def test_the_command_scores_an_adapter(places, tmp_path, monkeypatch):

@@ -9,7 +9,7 @@ import torch
 
 import halka
 from contract import disturb, ids, weights_of
-from halka.core.merged import merged_weights
+from halka.core.weights import merged_weights
 from halka.data.examples import Example, Message
 from halka.data.texts import shipped_text
 from halka.data.tokens import Tokens
@@ -150,7 +150,7 @@ def test_a_packed_weight_is_refused_by_name_with_the_way_out():
     quantise(base, "int8")
     model = halka.adapt(base)
     model.add("lora", halka.LoRA(rank=4))
-    with pytest.raises(ValueError, match=r"layers\.0\..*q_proj is quantised to int8: .*load the base unquantised"):
+    with pytest.raises(ValueError, match=r"layers\.0\..*q_proj is quantised to int8: .*load the base without"):
         model.merge("lora")
     assert model.merged is None
 

@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 
 import halka
-from halka.core import Target, method
-from halka.methods import Joint, all_methods
+from halka.core import Target
+from halka.methods import Joint, all_methods, method
 
 
 @method

@@ -457,8 +457,8 @@ def test_a_method_written_elsewhere_works_like_those_here():
             return ("mlp",)
 
         def build(self, target: Target):
-            class Double(halka.core.Part):
-                def forward(self, x, y):
+            class Double(halka.core.ModulePart):
+                def edit_output(self, x, y):
                     return 2 * y
 
             return Double()

@@ -15,11 +15,11 @@ from torch import nn
 import halka
 from commands import halka as command
 from contract import disturb, has_weights, ids, weights_of
-from halka.core import AdaptedModel, Method, Packed, bytes_of, count_of, form_of
+from halka.core import AdaptedModel, Method, parameter_count, quantization_of
 from halka.evaluation.evaluating import evaluate, perplexity
 from halka.evaluation.generation import iter_answers
 from halka.models.fingerprint import fingerprint
-from halka.models.quantised import LAYERS, quantise
+from halka.models.quantised import LAYERS, QuantizedLinear, bytes_of, quantise
 from halka.models.quantised.int8 import Int8Linear
 from halka.models.quantised.nf4 import NF4Linear
 from halka.training import Job, train_many
@@ -49,7 +49,7 @@ def twin(base: nn.Module) -> nn.Module:
     """The same base with packed layers as ordinary ones, whose weights bitsandbytes packed and unpacked."""
     slow = copy.deepcopy(base)
     for path, layer in base.named_modules():
-        if isinstance(layer, Packed):
+        if isinstance(layer, QuantizedLinear):
             plain = nn.Linear(layer.in_features, layer.out_features, bias=layer.bias is not None)
             plain.weight = nn.Parameter(by_bitsandbytes(layer), requires_grad=False)
             plain.bias = layer.bias
@@ -57,7 +57,7 @@ def twin(base: nn.Module) -> nn.Module:
     return slow
 
 
-def by_bitsandbytes(layer: Packed) -> torch.Tensor:
+def by_bitsandbytes(layer: QuantizedLinear) -> torch.Tensor:
     """The weight (O, I), fp32, as bitsandbytes reads what the layer keeps."""
     if isinstance(layer, Int8Linear):
         return reference.int8_vectorwise_dequant(layer.values, layer.scale * 127)
@@ -74,7 +74,7 @@ def by_bitsandbytes(layer: Packed) -> torch.Tensor:
 # ── the layers ──────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
-def layer_of(form: str, weight: torch.Tensor, bias: torch.Tensor | None = None) -> Packed:
+def layer_of(form: str, weight: torch.Tensor, bias: torch.Tensor | None = None) -> QuantizedLinear:
     bias = None if bias is None else nn.Parameter(bias, requires_grad=False)
     return LAYERS[form](weight, bias, False, torch.zeros(16, dtype=torch.int16))
 
@@ -87,9 +87,9 @@ def test_a_layer_is_the_product_with_the_unpacked_weight(form, shape):
     weight, bias = torch.randn(shape), torch.randn(shape[0])
     layer = layer_of(form, weight, bias)
     expected = by_bitsandbytes(layer)
-    assert torch.equal(layer.unpacked(), expected) or form == "int8"
-    torch.testing.assert_close(layer.unpacked(), expected, rtol=1e-6, atol=1e-7)
-    assert (layer.unpacked() - weight).norm() / weight.norm() < {"nf4": 0.12, "int8": 0.01}[form]
+    assert torch.equal(layer.dequantize(), expected) or form == "int8"
+    torch.testing.assert_close(layer.dequantize(), expected, rtol=1e-6, atol=1e-7)
+    assert (layer.dequantize() - weight).norm() / weight.norm() < {"nf4": 0.12, "int8": 0.01}[form]
     x = torch.randn(2, 3, shape[1], requires_grad=True)
     y = layer(x)
     torch.testing.assert_close(y, x @ expected.T + bias, rtol=1e-5, atol=1e-5)
@@ -110,7 +110,7 @@ def test_int8_packs_as_bitsandbytes_does():
 def test_nf4_packs_as_bitsandbytes_does():
     weight = torch.randn(40, 128)
     expected = reference.dequantize_4bit(*reference.quantize_4bit(weight, quant_type="nf4", compress_statistics=True))
-    assert torch.equal(layer_of("nf4", weight).unpacked(), expected)
+    assert torch.equal(layer_of("nf4", weight).dequantize(), expected)
 
 
 @every_form
@@ -145,12 +145,12 @@ def test_a_base_with_large_activations_in_fp16(form):
 @every_form
 def test_a_cast_changes_what_a_packed_base_computes_in_and_not_what_it_keeps(form, dtype):
     base = packed(form)
-    layer = next(each for each in base.modules() if isinstance(each, Packed))
+    layer = next(each for each in base.modules() if isinstance(each, QuantizedLinear))
     kept, x = copy.deepcopy(dict(layer.named_buffers())), torch.randn(3, layer.in_features)
     with torch.no_grad():
         expected, y = base(ids()).logits, layer(x)
         found = base.to(dtype)(ids()).logits
-    assert (layer.dtype, layer.unpacked().dtype, found.dtype) == (dtype, dtype, dtype)
+    assert (layer.dtype, layer.dequantize().dtype, found.dtype) == (dtype, dtype, dtype)
     assert (found.float() - expected).norm() < 0.05 * expected.norm()
     assert all(each.dtype == kept[name].dtype for name, each in layer.named_buffers())
     assert all(torch.equal(each, kept[name]) for name, each in layer.named_buffers())
@@ -175,7 +175,7 @@ def test_few_rows_by_torchs_own_product_equal_many(shape, rows):
 def test_rows_of_nothing_stay_nothing(form):
     weight = torch.randn(4, 64)
     weight[2] = 0
-    found = layer_of(form, weight).unpacked()
+    found = layer_of(form, weight).dequantize()
     assert found.isfinite().all()
     assert found[2].abs().max() < 0.05  # a scale of a scale is not exact
 
@@ -205,10 +205,10 @@ def test_a_base_computes_as_its_slow_twin(form, architecture):
 def test_it_is_the_same_base_in_fewer_bytes(form, architecture):
     plain, base = tiny(architecture, torch.bfloat16), tiny(architecture, torch.bfloat16)
     quantise(base, form)
-    assert (form_of(plain), form_of(base)) == (None, form)
+    assert (quantization_of(plain), quantization_of(base)) == (None, form)
     assert fingerprint(base) == fingerprint(plain)
-    assert count_of(base) == count_of(plain) == sum(parameter.numel() for parameter in plain.parameters())
-    layers = [layer for layer in base.modules() if isinstance(layer, Packed)]
+    assert parameter_count(base) == parameter_count(plain) == sum(parameter.numel() for parameter in plain.parameters())
+    layers = [layer for layer in base.modules() if isinstance(layer, QuantizedLinear)]
     before = sum(2 * layer.in_features * layer.out_features for layer in layers)
     saved = bytes_of(plain) - bytes_of(base)
     assert saved > 0.3 * before
@@ -279,7 +279,7 @@ def test_dora_has_the_norms_of_the_weights_that_count(form):
     model = halka.adapt(packed(form))
     adapter = model.add("a", halka.DoRA(rank=4))
     for path, part in adapter.parts.items():
-        norms = model.base.get_submodule(path).unpacked().norm(dim=1)
+        norms = model.base.get_submodule(path).dequantize().norm(dim=1)
         torch.testing.assert_close(part.state_dict()["magnitude"], norms)
 
 
@@ -312,7 +312,7 @@ def loaded(made, form: str | None, dtype: str = "float32") -> AdaptedModel:
 def test_a_folder_loads_packed(made, form, dtype):
     base, _ = halka.load_base(made / "base", dtype=dtype, quantize=form)
     plain, _ = halka.load_base(made / "base", dtype=dtype)
-    assert (form_of(base), fingerprint(base)) == (form, fingerprint(plain))
+    assert (quantization_of(base), fingerprint(base)) == (form, fingerprint(plain))
     assert base.dtype == getattr(torch, dtype)
     assert not base.training
     with torch.no_grad():

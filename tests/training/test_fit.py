@@ -13,8 +13,8 @@ from filelock import FileLock
 
 import halka
 from halka.cli.train_settings import read
-from halka.core import Joint
 from halka.data.examples import Example, Message
+from halka.methods import Joint
 from halka.training import Job, Observer, RunFolder, Step, TrainConfig, TrainResult, fit, train, train_many
 from tiny import tiny
 from tokenizers_for_tests import chatml_tokenizer

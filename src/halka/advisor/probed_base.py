@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from halka.advisor.evidence import BOTH, CLOSED, CONDITIONS, DOCUMENTS, EXAMPLES
 from halka.advisor.request import COLLECTION, Request, Sample
 from halka.advisor.statistics import answer_values
-from halka.core import AdaptedModel, in_mode
+from halka.core import AdaptedModel
 from halka.data.batches import collate, plan
 from halka.data.examples import Example, Message
 from halka.data.readers import Problem
@@ -35,6 +35,7 @@ from halka.rag.prompt import prompted
 from halka.rag.retrieve import Retriever
 from halka.rag.sources import listed, taken_in
 from halka.util.errors import DataError, HalkaError
+from halka.util.mode import in_mode
 
 BATCH, BATCH_TOKENS = 16, 4096  # examples, and tokens with padding, of a batch that is generated or scored
 SHOTS = {CLOSED: 0, EXAMPLES: 4, DOCUMENTS: 0, BOTH: 2}  # fewer with passages, as each worked example brings its own

@@ -16,8 +16,9 @@ import typer
 from halka.cli.command import Failed, say, show_warnings
 from halka.cli.progress import StepProgress
 from halka.cli.train_settings import Plan
-from halka.core import AdaptedModel, chosen
+from halka.core import AdaptedModel
 from halka.data.task import Task
+from halka.methods import primary
 from halka.storage.adapter_folder import AdapterFolder
 from halka.training import Job, RunFolder, Step, as_tokens, train_many
 from halka.training.run_folder import METRICS, RUN
@@ -58,7 +59,7 @@ class TrainingRun:
         """Write the settings of a new run; a run under way stays as it is, but for --overwrite."""
         if self.overwrite:
             self.folder.restart()
-        self.folder.begin(self.plan.settings(chosen(model.adapters[self.name].method)))
+        self.folder.begin(self.plan.settings(primary(model.adapters[self.name].method)))
 
     @contextmanager
     def log(self) -> Iterator[Callable[[Step], None]]:
@@ -77,7 +78,7 @@ class TrainingRun:
 
     def finish(self, model: AdaptedModel) -> dict[str, Any]:
         """Save the trained adapter; returns the result for --json."""
-        config, method = self.plan.train, chosen(model.adapters[self.name].method)
+        config, method = self.plan.train, primary(model.adapters[self.name].method)
         result = self.folder.finish(model, self.name, config, examples=len(self.task.train), task=self.task.name)
         return {
             "folder": self.folder.path,

@@ -1,32 +1,37 @@
-"""What acts where, on which rows of a batch, in torch alone: targets, methods, parts, adapters, `AdaptedModel`."""
+"""What acts where, on which tokens, in torch alone: targets, methods, parts, adapters, `AdaptedModel`."""
 
-from halka.core.blank import begun
+from halka.core.cached import Cached
 from halka.core.experts import Choices, ExpertEdit
-from halka.core.fields import explained_roles, method
 from halka.core.forest import Forest
-from halka.core.joint import Joint, beside, chosen
-from halka.core.mode import in_mode
 from halka.core.model import AdaptedModel
-from halka.core.modules import Modules
-from halka.core.packed import Packed, bytes_of, count_of, form_of
 from halka.core.parts import (
+    Adapter,
+    Method,
+    ModulePart,
+    Part,
+    VirtualPart,
+    WeightPart,
+    described,
+    init_parameter,
+    skip_init,
+)
+from halka.core.passes import VirtualAttention
+from halka.core.routing import repeats
+from halka.core.stacking import Grouped, linear
+from halka.core.targets import (
     EXPERT_ROLES,
     LINEAR_ROLES,
     ROLE_GROUPS,
     VIRTUAL_ROLES,
     WEIGHT_ROLES,
     WHOLE,
-    Adapter,
-    Method,
-    Part,
+    Quantized,
     Reader,
     Target,
-    described,
-    state_of,
+    parameter_count,
+    quantization_of,
     wants,
 )
-from halka.core.products import Grouped, linear
-from halka.core.routing import Memory, repeats
 
 __all__ = [
     "EXPERT_ROLES",
@@ -37,30 +42,26 @@ __all__ = [
     "WHOLE",
     "AdaptedModel",
     "Adapter",
+    "Cached",
     "Choices",
     "ExpertEdit",
     "Forest",
     "Grouped",
-    "Joint",
-    "Memory",
     "Method",
-    "Modules",
-    "Packed",
+    "ModulePart",
     "Part",
+    "Quantized",
     "Reader",
     "Target",
-    "begun",
-    "beside",
-    "bytes_of",
-    "chosen",
-    "count_of",
+    "VirtualAttention",
+    "VirtualPart",
+    "WeightPart",
     "described",
-    "explained_roles",
-    "form_of",
-    "in_mode",
+    "init_parameter",
     "linear",
-    "method",
+    "parameter_count",
+    "quantization_of",
     "repeats",
-    "state_of",
+    "skip_init",
     "wants",
 ]

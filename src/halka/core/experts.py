@@ -1,56 +1,50 @@
 """Parts at experts: every token with each of its experts, in runs that share an expert and an adapter.
 
-S = B·T tokens    K experts a token    C = S·K choices    E experts    N parts
+S tokens of all rows    K experts a token    C = S·K choices    E experts    N parts
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
-from halka.core.products import Grouped, linear
-from halka.core.routing import Use
-from halka.core.stacking import Stack
+from halka.core.routing import Edits
+from halka.core.stacking import Grouped, StackedParts, linear
 from halka.util.errors import HalkaError
-
-GROUPING = True  # False: expert by expert and row by row, the slow twin
 
 
 class Choices:
     """Every token with each of its experts, sorted by expert and, within one, by the row's adapter.
 
-    chosen (S, K): the experts of each token. names: the adapters of the rows, which share the tokens evenly.
+    choice (S, K): the experts of each token. names: the adapters of the rows, of as many tokens each, or of `runs`.
     """
 
-    def __init__(self, chosen: Tensor, experts: int, names: Sequence[str | None]):
-        count, each = chosen.shape
+    def __init__(self, choice: Tensor, experts: int, names: Sequence[str | None], runs: Sequence[int] = ()):
+        count, per_token = choice.shape
         slot = {name: i for i, name in enumerate(dict.fromkeys(names))}
         self._slots = [slot[name] for name in names]
-        key = chosen.flatten()
+        key = choice.flatten()
         if len(slot) > 1:
-            of_row = torch.tensor(self._slots, device=chosen.device)
-            key = key * len(slot) + of_row.repeat_interleave(count // len(names) * each)
+            lengths = torch.tensor(runs or [count // len(names)] * len(names), device=choice.device) * per_token
+            key = key * len(slot) + torch.tensor(self._slots, device=choice.device).repeat_interleave(lengths)
         key, order = key.sort()
-        self.tokens = order // each  # (C,)
-        self.rows = self.tokens // max(1, count // len(names))
+        self.tokens = order // per_token  # (C,)
         self.experts = key // len(slot)
         self._slot = key % len(slot)
-        self._order, self._shape, self._count = order, chosen.shape, experts
+        self._order, self._shape, self._count = order, choice.shape, experts
 
     def runs(self) -> list[int]:
         """How many choices each expert has."""
         return self.experts.bincount(minlength=self._count).tolist()
 
-    def of(self, use: Use, act: Stack) -> tuple[Tensor | None, Tensor, list[int]]:
-        """The choices whose rows are the use's (None: all), the number expert·N + part of each, how many each has."""
-        parts = len(act.distinct)
-        rows = range(len(self._slots)) if use.rows is None else use.rows
+    def of(self, stack: StackedParts, rows: Sequence[int]) -> tuple[Tensor | None, Tensor, list[int]]:
+        """The choices of a stack's rows (None: all), the number expert·N + part of each, how many each number has."""
+        parts = len(stack.distinct)
         which = [-1] * (1 + max(self._slots))
-        for row, part in zip(rows, act.which, strict=len(which) > 1):
+        for row, part in zip(rows, stack.which, strict=True):
             which[self._slots[row]] = part
         mine, experts, part = None, self.experts, torch.zeros_like(self._slot)
         if len(which) > 1:
@@ -71,70 +65,42 @@ class Choices:
 
 @dataclass(frozen=True)
 class ExpertEdit:
-    """What a route's parts do at one weight of a layer's experts."""
+    """What a route's parts do at one weight of a layer's experts; `names` and `runs` as `Choices` takes them."""
 
     names: tuple[str | None, ...]
-    reading: Sequence[Use]
-    writing: Sequence[Use]
+    runs: tuple[int, ...]
+    inputs: Edits | None = None
+    outputs: Edits | None = None
 
     def product(self, x: Tensor, weight: Tensor, choices: Choices) -> Tensor:
         """x (C, I) times each choice's own of the experts' weights (E, O, I), edited before and after."""
-        if not GROUPING:
-            return self._one_by_one(x, weight, choices)
-        for use in self.reading:
-            x = _on(use, "reads", choices, x)
+        if self.inputs is not None:
+            x = _edited(self.inputs, lambda part, tensors, x: part.edit_input(x, *tensors), choices, x)
         y = linear(x, Grouped(weight.unbind(), choices.runs()))
-        for use in self.writing:
-            y = _on(use, "writes", choices, x, y)
+        if self.outputs is not None:
+            y = _edited(self.outputs, lambda part, tensors, x, y: part.edit_output(x, y, *tensors), choices, x, y)
         return y
 
-    def _one_by_one(self, x: Tensor, weight: Tensor, choices: Choices) -> Tensor:
-        """The slow twin: a product for each expert and each row of the batch."""
-        result = x.new_zeros(len(x), weight.shape[1])
-        for row in range(len(self.names)):
-            for expert in choices.experts.unique().tolist():
-                here = ((choices.experts == expert) & (choices.rows == row)).nonzero()[:, 0]
-                mine = x[here][None]
-                for part in _parts_of(row, self.reading):
-                    mine = part.reads(mine, *(operand[expert] for operand in part.operands(x.dtype)))
-                made = F.linear(mine, weight[expert])
-                for part in _parts_of(row, self.writing):
-                    made = part.writes(mine, made, *(operand[expert] for operand in part.operands(x.dtype)))
-                result = result.index_copy(0, here, made[0])
-        return result
 
+def _edited(edits: Edits, edit: Callable[..., Tensor], choices: Choices, *tensors: Tensor) -> Tensor:
+    """The last of `tensors` with each stack's choices as its parts edit them.
 
-def _on(use: Use, way: str, choices: Choices, *tensors: Tensor) -> Tensor:
-    """The last of `tensors` with the use's choices as its parts make them."""
-    act = _stack(use)
-    mine, number, sizes = choices.of(use, act)
-    operands = [
-        operand[number] if operand.dim() == 2 else Grouped(operand.unbind(), sizes)
-        for operand in act.by_expert(tensors[-1])
-    ]
-    edit = getattr(act.distinct[0], way)
-    if mine is None:
-        return edit(*tensors, *operands)
-    return tensors[-1].index_copy(0, mine, edit(*(tensor[mine] for tensor in tensors), *operands))
-
-
-def _parts_of(row: int, uses: Sequence[Use]) -> list:
-    """The parts that act on a row."""
-    found = []
-    for use in uses:
-        act = _stack(use)
-        if use.rows is None:
-            found.append(act.distinct[act.which[row]] if len(act.which) > 1 else act.distinct[0])
-        elif row in use.rows:
-            found.append(act.distinct[act.which[use.rows.index(row)]])
-    return found
-
-
-def _stack(use: Use) -> Stack:
-    """Raises HalkaError for a part that has no operands to share out among the experts."""
-    if isinstance(use.act, Stack):
-        return use.act
-    raise HalkaError(
-        f"{type(use.act).__name__} cannot act on experts, which share a module: a part there says `operands`, one for "
-        "each expert, and `reads` or `writes` (docs/add-a-method.md)"
-    )
+    Raises HalkaError for a part whose tensors cannot be shared out among the experts.
+    """
+    result = tensors[-1]
+    for stack, rows in edits.stacks:
+        part = stack.distinct[0]
+        if part.stack_key() is None:
+            raise HalkaError(
+                f"{type(part).__name__} cannot act on experts, which share a module: a part there has `tensors`, one "
+                "for each expert, and a `stack_key` (docs/add-a-method.md)"
+            )
+        mine, number, sizes = choices.of(stack, rows)
+        own = [
+            tensor[number] if tensor.dim() == 2 else Grouped(tensor.unbind(), sizes)
+            for tensor in stack.expert_tensors(result)
+        ]
+        some = (*tensors[:-1], result) if mine is None else (*(tensor[mine] for tensor in tensors[:-1]), result[mine])
+        edited = edit(part, own, *some)
+        result = edited if mine is None else result.index_copy(0, mine, edited)
+    return result

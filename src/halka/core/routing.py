@@ -1,110 +1,114 @@
-"""A route says which row of a batch uses which adapter, resolved to what happens at each module."""
+"""A route says which row of a batch uses which adapter, and what its parts do at each module."""
 
 from __future__ import annotations
 
-import functools
 from collections import defaultdict
 from collections.abc import Callable, Hashable, Mapping, Sequence
-from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
-from typing import Any, Protocol
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from halka.core.parts import VIRTUAL_ROLES, Adapter, Part
-from halka.core.stacking import Stack
+from halka.core.parts import Adapter, ModulePart, VirtualPart, WeightPart
+from halka.core.stacking import StackedParts
 from halka.util.errors import HalkaError
 
-STACKING = True  # False: adapter by adapter, the slow twin
 
+class Edits:
+    """What the rows' parts do to what one module receives, or returns.
 
-class Memory(Protocol):
-    """Where virtual tokens join the base's own (`models/attention/virtual_tokens.py`); the core only says whose."""
+    parts    a row's each (None: nothing), or one for all rows
+    stacks   those that are done in one go, each with the rows that it acts on
+    """
 
-    @property
-    def stacks(self) -> Sequence[nn.Module]:
-        """The modules where passes of the base begin: its decoder, its encoder, or both."""
-        ...
+    def __init__(self, parts: Sequence[ModulePart | None]):
+        self.parts = tuple(parts)
+        groups: dict[Hashable, list[int]] = defaultdict(list)
+        for row, part in enumerate(self.parts):
+            if part is not None:
+                key = part.stack_key()
+                groups[id(part) if key is None else (type(part), key)].append(row)
+        self.stacks = [
+            (StackedParts([part for row in rows if (part := self.parts[row])]), rows) for rows in groups.values()
+        ]
+        self._rows: dict[torch.device, list[Tensor]] = {}
 
-    def enter(
-        self, parts: Mapping[str, Sequence[Part | None]], bare: Callable[[], AbstractContextManager[None]]
-    ) -> None:
-        """From now on row i, or every row if there is one part, attends to what parts[role][i] holds.
+    def input(self, x: Tensor, runs: Sequence[int]) -> Tensor:
+        """What the module shall receive instead of x (B, T, I); with runs, x (1, N, I) or (N, I)."""
+        return self._edit(lambda part, tensors, x: part.edit_input(x, *tensors), runs, x)
 
-        Within `with bare():` the base runs without adapters.
-        """
-        ...
+    def output(self, x: Tensor, y: Tensor, runs: Sequence[int]) -> Tensor:
+        """What it shall return instead of y (B, T, O), given that it received x."""
+        return self._edit(lambda part, tensors, x, y: part.edit_output(x, y, *tensors), runs, x, y)
 
-    def leave(self) -> None: ...
+    def forget(self) -> None:
+        """Let go of what the parts computed with."""
+        for stack, _ in self.stacks:
+            stack.forget()
 
-    def aside(self) -> AbstractContextManager[None]:
-        """Within the block every row attends to its own text alone."""
-        ...
+    def _edit(self, edit: Callable[..., Tensor], runs: Sequence[int], *tensors: Tensor) -> Tensor:
+        """The last of `tensors`, edited."""
+        if len(self.parts) == 1:
+            ((stack, _),) = self.stacks
+            return edit(stack.distinct[0], stack.tensors(tensors[-1]), *tensors)
+        return self._by_run(edit, runs, tensors) if runs else self._by_row(edit, tensors)
 
-    def begin(self, stack: nn.Module, args: tuple, kwargs: dict[str, Any]) -> tuple[tuple, dict[str, Any]] | None:
-        """What a pass of that stack shall receive instead of args and kwargs; None: these."""
-        ...
+    def _by_run(self, edit: Callable[..., Tensor], runs: Sequence[int], tensors: Sequence[Tensor]) -> Tensor:
+        """Each run, of its own length, by its own part."""
+        count = sum(runs)
+        lines = [tensor if tensor.shape[0] == count else tensor.flatten(0, 1) for tensor in tensors]
+        pieces = list(zip(*(line.split(list(runs)) for line in lines), strict=True))
+        edited = [piece[-1] for piece in pieces]
+        for stack, rows in self.stacks:
+            for row, which in zip(rows, stack.which, strict=True):
+                part = stack.distinct[which]
+                edited[row] = edit(part, part.tensors(tensors[-1].dtype), *pieces[row])
+        return torch.cat(edited).view_as(tensors[-1])
 
-    def end(self, stack: nn.Module, kwargs: dict[str, Any], output: Any) -> Any:
-        """What the pass, which received kwargs, shall return instead of output; None: that."""
-        ...
+    def _by_row(self, edit: Callable[..., Tensor], tensors: Sequence[Tensor]) -> Tensor:
+        """Rows of one length, those of each stack in one go."""
+        last, count = tensors[-1], len(self.parts)
+        tensors = [tensor.unflatten(0, (count, repeats(tensor.shape[0], count))) for tensor in tensors]
+        for (stack, rows), places in zip(self.stacks, self._places(last.device), strict=True):
+            some = tensors if len(rows) == count else [tensor[places] for tensor in tensors]
+            if len(stack.distinct) == 1:
+                part = stack.distinct[0]
+                flat = edit(part, stack.tensors(some[-1]), *(tensor.flatten(0, 1) for tensor in some))
+            else:  # a row's tokens, and those of its repeats, are one row to the stack
+                rowwise = [tensor.view(len(rows), -1, tensor.shape[-1]) for tensor in some]
+                flat = edit(stack.distinct[0], stack.tensors(rowwise[-1]), *rowwise)
+            edited = flat.view_as(some[-1])
+            tensors[-1] = edited if len(rows) == count else tensors[-1].index_copy(0, places, edited)
+        return tensors[-1].view_as(last)
 
-
-@dataclass(frozen=True)
-class Use:
-    """What is done at one target with the rows named; None serves every row."""
-
-    act: Part | Stack
-    rows: tuple[int, ...] | None
-    _known: dict[Any, Tensor] = field(default_factory=dict)
-
-    def rows_of(self, batch: int, named: int, device: torch.device) -> Tensor:
-        """The rows in a batch that may have repeated each row named in place."""
-        if (batch, device) not in self._known:
-            times = repeats(batch, named)
-            rows = [row * times + i for row in self.rows or () for i in range(times)]
-            self._known[batch, device] = torch.tensor(rows, device=device)
-        return self._known[batch, device]
+    def _places(self, device: torch.device) -> list[Tensor]:
+        """The rows of each stack."""
+        if device not in self._rows:
+            self._rows[device] = [torch.tensor(rows, device=device) for _, rows in self.stacks]
+        return self._rows[device]
 
 
 @dataclass(frozen=True)
 class Route:
-    """Which adapter each row of a batch uses, resolved to what happens at each module."""
+    """Which adapter each row of a batch uses, resolved to what happens at each module.
+
+    inputs, outputs   by the target's key: what edits there
+    virtual           by role: a row's part each, or one for all
+    weights           what stands in for the base's weights
+    experts           some part acts on experts
+    """
 
     names: tuple[str | None, ...]
-    reading: Mapping[str, list[Use]]  # by the target's key: what it shall receive
-    writing: Mapping[str, list[Use]]  # what it shall return
-    memory: Mapping[str, tuple[Part | None, ...]] = field(default_factory=dict)  # by role
-    full: Part | None = None
-    experts: bool = False  # some part acts on experts
+    inputs: Mapping[str, Edits] = field(default_factory=dict)
+    outputs: Mapping[str, Edits] = field(default_factory=dict)
+    virtual: Mapping[str, tuple[VirtualPart | None, ...]] = field(default_factory=dict)
+    weights: WeightPart | None = None
+    experts: bool = False
 
     def forget(self) -> None:
         """Let go of what the parts computed with; another block makes it anew."""
-        for uses in (*self.reading.values(), *self.writing.values()):
-            for use in uses:
-                if isinstance(use.act, Stack):
-                    use.act.forget()
-
-    def before(self, key: str, x: Tensor) -> Tensor:
-        """What the module of target `key` shall receive instead of x (B, T, I)."""
-        for use in self.reading[key]:
-            x = self._on_rows(use, use.act.before, x)
-        return x
-
-    def after(self, key: str, x: Tensor, y: Tensor) -> Tensor:
-        """What it shall return instead of y (B, T, O), given x."""
-        for use in self.writing[key]:
-            y = self._on_rows(use, use.act.forward, x, y)
-        return y
-
-    def _on_rows(self, use: Use, act: Callable[..., Tensor], *tensors: Tensor) -> Tensor:
-        """The last of `tensors` with the use's rows as `act` makes them."""
-        if use.rows is None:
-            return act(*tensors)
-        last = tensors[-1]
-        rows = use.rows_of(last.shape[0], len(self.names), last.device)
-        return last.index_copy(0, rows, act(*(tensor[rows] for tensor in tensors)))
+        for edits in (*self.inputs.values(), *self.outputs.values()):
+            edits.forget()
 
 
 def repeats(batch: int, named: int) -> int:
@@ -126,62 +130,27 @@ def resolve(names: tuple[str | None, ...], adapters: Mapping[str, Adapter]) -> R
 
     Raises HalkaError where a full copy of the weights would share a batch.
     """
-    alone = len(set(names)) == 1
-    memory: dict[str, dict[str, Part]] = defaultdict(dict)  # role -> adapter's name -> part
-    full = None
-    at: dict[str, dict[str, Part]] = defaultdict(dict)  # target's key -> adapter's name -> part
+    rows = names[:1] if len(set(names)) == 1 else names
+    at_modules: dict[tuple[str, str], dict[str, ModulePart]] = defaultdict(dict)  # where and what it edits, by adapter
+    virtual: dict[str, dict[str, VirtualPart]] = defaultdict(dict)  # by role and adapter
+    weights = None
     for name, adapter in adapters.items():
         for path, part in adapter.parts.items():
             target = adapter.targets[path]
-            if target.role == "base":
-                if not alone:
+            if isinstance(part, ModulePart):
+                at_modules[target.key, part.edits][name] = part
+            elif isinstance(part, VirtualPart):
+                virtual[target.role][name] = part
+            elif isinstance(part, WeightPart):
+                if len(rows) > 1:
                     raise HalkaError(f"{name!r} is a full copy of the weights: it cannot share a batch with others")
-                full = part
-            elif target.role in VIRTUAL_ROLES:
-                memory[target.role][name] = part
-            else:
-                at[target.key][name] = part
-    rows = names[:1] if alone else names
+                weights = part
+    edits = {key: Edits([parts.get(name or "") for name in rows]) for key, parts in at_modules.items()}
     return Route(
         names,
-        {key: uses for key, parts in at.items() if (uses := _uses(names, parts, "reads", "before"))},
-        {key: uses for key, parts in at.items() if (uses := _uses(names, parts, "writes", "forward"))},
-        {role: tuple(parts.get(name or "") for name in rows) for role, parts in memory.items()},
-        full,
-        any(target.stack for adapter in adapters.values() for target in adapter.targets.values()),
+        {key: edit for (key, what), edit in edits.items() if what == "input"},
+        {key: edit for (key, what), edit in edits.items() if what == "output"},
+        {role: tuple(parts.get(name or "") for name in rows) for role, parts in virtual.items()},
+        weights,
+        any(target.experts for adapter in adapters.values() for target in adapter.targets.values()),
     )
-
-
-def _uses(names: tuple[str | None, ...], parts: Mapping[str, Part], *ways: str) -> list[Use]:
-    """The rows at one target whose parts override one of `ways`, those of like parts together."""
-    acting = {name: part for name, part in parts.items() if any(_overrides(type(part), way) for way in ways)}
-    if len(set(names)) == 1:
-        return [Use(_act([part]), None) for part in acting.values()]
-    groups: dict[Hashable, list[int]] = defaultdict(list)
-    for row, name in enumerate(names):
-        if name in acting:
-            groups[_kin(acting[name])].append(row)
-    uses = []
-    for rows in groups.values():
-        act = _act([acting[names[row] or ""] for row in rows])
-        uses.append(Use(act, None if len(rows) == len(names) else tuple(rows)))
-    return uses
-
-
-def _act(parts: Sequence[Part]) -> Part | Stack:
-    """Parts of one kin, as one that acts."""
-    return parts[0] if _acts_itself(parts[0]) else Stack(parts)
-
-
-@functools.cache
-def _overrides(kind: type[Part], way: str) -> bool:
-    return getattr(kind, way) is not getattr(Part, way)
-
-
-def _kin(part: Part) -> Hashable:
-    """What is equal for parts that can be done in one go."""
-    return (type(part), part.kin()) if STACKING and not _acts_itself(part) else id(part)
-
-
-def _acts_itself(part: Part) -> bool:
-    return _overrides(type(part), "before") or _overrides(type(part), "forward")

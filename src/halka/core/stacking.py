@@ -1,98 +1,136 @@
-"""What parts compute with, made once a block; rows that use different parts of one kin are done in one go.
+"""Parts of several adapters at one target, in one go: their tensors are stacked, a row's own for each row.
 
-Of one part, the operands are its own. Of several they are padded to the widest, stacked, and gathered by row: matrices
+Of one part, the tensors are its own. Of several they are padded to the widest, stacked, and gathered by row: matrices
 (B, R, I), vectors (B, 1, O); a batch of products takes the place of a loop over adapters. Zeros in a rank's place add
 nothing.
 """
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from halka.core.parts import Edits, Part, state_of
+from halka.core.cached import Cached
+from halka.core.parts import ModulePart
 
 
-class Stack:
-    """Parts of one class and kin at one target: one for each row, or the same one for all."""
+class Grouped(NamedTuple):
+    """A weight (O, I) for each run of tokens; run i is the next `sizes[i]` of them, or none."""
 
-    def __init__(self, parts: Sequence[Part]):
-        self._rows = len(parts)
+    weights: Sequence[Tensor]
+    sizes: Sequence[int]
+
+
+def linear(x: Tensor, weight: Tensor | Grouped, bias: Tensor | None = None) -> Tensor:
+    """x (…, I) times a weight (R, I); or x (B, T, I) times a weight for each row (B, R, I); bias (R,), or (B, 1, R).
+
+    Of experts: x (C, I) times a weight for each run of tokens; bias (C, R).
+    """
+    if isinstance(weight, Grouped):
+        runs = zip(x.split(list(weight.sizes)), weight.weights, strict=True)
+        result = torch.cat([_of_run(run, own) for run, own in runs if len(run)])
+        return result if bias is None else result + bias
+    if weight.dim() == 2:
+        return F.linear(x, weight, bias)
+    result = _one_token(x, weight) if x.shape[1] == 1 and _readable_once(weight) else x @ weight.mT
+    return result if bias is None else result + bias
+
+
+def _of_run(x: Tensor, weight: Tensor) -> Tensor:
+    """x (C, I) times a weight (R, I), with C filled up in bf16: a CPU makes a kernel anew for every other C.
+
+    Every run is copied, so that none keeps all of them for the backward pass.
+    """
+    if x.dtype != torch.bfloat16 or x.device.type != "cpu":
+        return F.linear(x, weight)
+    return F.linear(F.pad(x, (0, 0, 0, -len(x) % 16)), weight)[: len(x)]
+
+
+def _readable_once(weight: Tensor) -> bool:
+    """Whether `_one_token` can take it: laid out as (B, I, R), on a CPU, with nothing to differentiate."""
+    return weight.device.type == "cpu" and weight.mT.is_contiguous() and not torch.is_grad_enabled()
+
+
+def _one_token(x: Tensor, weight: Tensor) -> Tensor:
+    """x (B, 1, I) times a weight for each row (B, R, I): sums of weighted rows of a table, as embedding bags are.
+
+    Each weight is read once; torch's batched product of one row takes up to four times as long.
+    """
+    batch, width, length = weight.shape
+    rows, starts = _bags(batch, length)
+    table = weight.mT.reshape(batch * length, width)
+    return torch.embedding_bag(table, rows, starts, False, 0, False, x.reshape(-1))[0][:, None]
+
+
+@functools.lru_cache(maxsize=64)
+def _bags(count: int, length: int) -> tuple[Tensor, Tensor]:
+    """The rows of `count` bags of `length` rows each, one after another, and where each bag starts."""
+    with torch.inference_mode(False):
+        rows = torch.arange(count * length, dtype=torch.int32)
+        return rows, rows[::length].contiguous()
+
+
+class StackedParts:
+    """Parts of one class and stack key at one target: one for each row, or the same one for all."""
+
+    def __init__(self, parts: Sequence[ModulePart]):
         self.distinct = tuple(dict.fromkeys(parts))
-        place = {part: i for i, part in enumerate(self.distinct)}
-        self.which = [place[part] for part in parts]
+        self.which = [self.distinct.index(part) for part in parts]
         self._parameters = tuple(parameter for part in self.distinct for parameter in part.parameters())
-        self._seen: tuple = ()  # the parameters' state when last looked at
-        self._known: tuple[tuple, tuple[Tensor, ...]] | None = None
+        self._rows = Cached[tuple[Tensor, ...]]()
+        self._experts = Cached[tuple[Tensor, ...]]()
 
     def forget(self) -> None:
-        """Let go of the operands."""
-        self._known = None
+        """Let go of the tensors; another block makes them anew."""
+        self._rows.clear()
+        self._experts.clear()
 
-    def before(self, x: Tensor) -> Tensor:
-        """`Part.before` of each row's part."""
-        return self.distinct[0].reads(x, *self._operands(x))
+    def tensors(self, like: Tensor) -> tuple[Tensor, ...]:
+        """The rows' tensors for an input like this one, (…, T, I).
 
-    def forward(self, x: Tensor, y: Tensor) -> Tensor:
-        """`Part.forward` of each row's part."""
-        return self.distinct[0].writes(x, y, *self._operands(y))
-
-    def _operands(self, like: Tensor) -> tuple[Tensor, ...]:
-        """The rows' operands; where nothing is differentiated, known until a parameter changes.
-
-        While a mixed batch decodes, token by token, that is noticed of optimiser steps and loads alone: to look at each
-        of its many parameters takes a third of the time that the products do.
+        While a mixed batch decodes, token by token, nobody looks for values written by hand: to look at each of its
+        many parameters takes a third of the time that the products do.
         """
-        if torch.is_grad_enabled() or torch.compiler.is_compiling():  # a compiled graph makes them in every pass
-            self._known = None
-            return self._made(like)
-        if like.shape[1] > 1 or len(self.distinct) == 1:
-            self._seen = state_of(self._parameters)
-        state = (Edits.count, self._seen, like.shape[0], like.dtype, like.device)
-        if self._known is None or self._known[0] != state:
-            self._known = (state, self._made(like))
-        return self._known[1]
+        look = len(self.distinct) == 1 or like.shape[-2] > 1
+        return self._rows.get(self._parameters, lambda: self._by_row(like), like.dtype, like.device, look=look)
 
-    def by_expert(self, like: Tensor) -> tuple[Tensor, ...]:
-        """At experts: the distinct parts' operands, those of one expert side by side, (E·N, R, I) and (E·N, O)."""
-        state = (state_of(self._parameters), like.dtype, like.device)
-        if torch.is_grad_enabled() or self._known is None or self._known[0] != state:
-            each = [part.operands(like.dtype) for part in self.distinct]
-            made = each[0] if len(each) == 1 else tuple(map(_beside, zip(*each, strict=True)))
-            self._known = None if torch.is_grad_enabled() else (state, made)
-            return made
-        return self._known[1]
+    def expert_tensors(self, like: Tensor) -> tuple[Tensor, ...]:
+        """At experts: the distinct parts' tensors, those of one expert side by side, (E·N, R, I) and (E·N, O)."""
+        return self._experts.get(self._parameters, lambda: self._by_expert(like), like.dtype, like.device)
 
-    def _made(self, like: Tensor) -> tuple[Tensor, ...]:
-        each = [part.operands(like.dtype) for part in self.distinct]
-        if len(each) == 1:
-            return each[0]
-        times = like.shape[0] // self._rows
+    def _by_row(self, like: Tensor) -> tuple[Tensor, ...]:
+        own = [part.tensors(like.dtype) for part in self.distinct]
+        if len(own) == 1:
+            return own[0]
+        assert own[0], f"{type(self.distinct[0]).__name__} has no tensors to stack: its stack_key is to be None"
         by_input = not torch.is_grad_enabled()
-        together = [stacked(operands, by_input=by_input) for operands in zip(*each, strict=True)]
-        if times == 1 and len(each) == self._rows:  # they are the rows already
-            return tuple(together)
-        rows = torch.tensor(self.which, device=like.device).repeat_interleave(times)
-        return tuple(whole.mT[rows].mT if by_input else whole[rows] for whole in together)
+        stacks = [stacked(tensors, by_input=by_input) for tensors in zip(*own, strict=True)]
+        if len(own) == len(self.which):  # they are the rows already
+            return tuple(stacks)
+        rows = torch.tensor(self.which, device=like.device)
+        return tuple(stack.mT[rows].mT if by_input else stack[rows] for stack in stacks)
+
+    def _by_expert(self, like: Tensor) -> tuple[Tensor, ...]:
+        own = [part.tensors(like.dtype) for part in self.distinct]
+        if len(own) == 1:
+            return own[0]
+        return tuple(torch.stack(_filled(tensors), dim=1).flatten(0, 1) for tensors in zip(*own, strict=True))
 
 
 def stacked(tensors: Sequence[Tensor], *, by_input: bool = False) -> Tensor:
     """(N, …) of N vectors or matrices, each filled up with zeros to the largest; vectors become (N, 1, O).
 
-    by_input: matrices (N, R, I) lie as (N, I, R) in memory, which `core.linear` reads fastest for one token a row.
+    by_input: matrices (N, R, I) lie as (N, I, R) in memory, which `linear` reads fastest for one token a row.
     """
     filled = _filled(tensors)
     if filled[0].dim() == 1:
         return torch.stack(filled)[:, None]
     return torch.stack([tensor.mT for tensor in filled]).mT if by_input else torch.stack(filled)
-
-
-def _beside(tensors: Sequence[Tensor]) -> Tensor:
-    """(E·N, …) of N stacks (E, …), each filled up with zeros to the largest."""
-    return torch.stack(_filled(tensors), dim=1).flatten(0, 1)
 
 
 def _filled(tensors: Sequence[Tensor]) -> list[Tensor]:

@@ -42,21 +42,21 @@ _blocks = _Blocks()
 class Turns:
     """Threads take turns with a base, whose passes are checked: those of other threads are refused meanwhile.
 
-    stacks      where its passes begin
-    begin, end  called with every pass of a stack in the thread whose turn it is, to change what it receives and returns
+    entries     the modules where its passes begin
+    begin, end  called with every pass in the thread whose turn it is, to change what it receives and returns
     outside     called with the arguments of every pass in a thread that has no turn, while the passes are watched
     """
 
     def __init__(
         self,
         base: nn.Module,
-        stacks: Iterable[nn.Module],
+        entries: Iterable[nn.Module],
         begin: Callable[[nn.Module, tuple, dict[str, Any]], Any],
         end: Callable[[nn.Module, dict[str, Any], Any], Any],
         outside: Callable[[dict[str, Any]], None],
     ):
         self.lock = threading.RLock()
-        self._base, self._stacks, self._begin, self._end = base, tuple(stacks), begin, end
+        self._base, self._entries, self._begin, self._end = base, tuple(entries), begin, end
         self._outside = outside
         self._owner: Flow | None = None  # whose turn it is
         self._count = 0  # of turns so far
@@ -125,15 +125,15 @@ class Turns:
             self._installed = self._count
             eager: Any = torch.compiler.disable  # compiled code would check but once
             self._hooks = [
-                *(each.register_forward_pre_hook(eager(self._before), with_kwargs=True) for each in self._stacks),
-                *(each.register_forward_hook(eager(self._finished), with_kwargs=True) for each in self._stacks),
-                *(each.register_forward_hook(eager(self._after)) for each in {*self._stacks, self._base}),
+                *(entry.register_forward_pre_hook(eager(self._before), with_kwargs=True) for entry in self._entries),
+                *(entry.register_forward_hook(eager(self._finished), with_kwargs=True) for entry in self._entries),
+                *(module.register_forward_hook(eager(self._after)) for module in {*self._entries, self._base}),
             ]
         elif not wanted:
             while self._hooks:
                 self._hooks.pop().remove()
 
-    def _before(self, stack: nn.Module, args: tuple, kwargs: dict[str, Any] | None = None) -> Any:
+    def _before(self, entry: nn.Module, args: tuple, kwargs: dict[str, Any] | None = None) -> Any:
         """Refuse a pass or let it begin. Torch gives no kwargs while another thread takes the hook away."""
         count = self._count
         if self._owner is None:
@@ -142,13 +142,13 @@ class Turns:
                 self._outside(kwargs or {})
             return None
         self.check()
-        return self._begin(stack, args, kwargs or {})
+        return self._begin(entry, args, kwargs or {})
 
-    def _finished(self, stack: nn.Module, args: tuple, *given: Any) -> Any:
+    def _finished(self, entry: nn.Module, args: tuple, *rest: Any) -> Any:
         """What a pass in whose turn it is returns. `_after` refuses those of others."""
-        *kwargs, output = given
+        *kwargs, output = rest
         mine = self._owner is not None and self._owner.holds(Flow.mine())
-        return self._end(stack, kwargs[0] if kwargs else {}, output) if mine else None
+        return self._end(entry, kwargs[0] if kwargs else {}, output) if mine else None
 
     def _after(self, module: nn.Module, args: tuple, output: Any) -> None:
         """Refuse the result of a pass outside of any turn if one began meanwhile."""
@@ -161,5 +161,5 @@ def _autograds_own_thread() -> bool:
     """Whether autograd computes a part of a pass once more, in a thread of its own, as it does for a GPU."""
     if torch._C._current_graph_task_id() == -1:
         return False
-    started_by_python = (each for each in threading.enumerate() if not isinstance(each, threading._DummyThread))
+    started_by_python = (one for one in threading.enumerate() if not isinstance(one, threading._DummyThread))
     return all(thread.ident != get_ident() for thread in started_by_python)

@@ -5,7 +5,6 @@ Nothing is modelled twice: what a method or an architecture saves for its backwa
 
 from __future__ import annotations
 
-import math
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -14,7 +13,7 @@ from typing import Any
 
 import torch
 
-from halka.core import AdaptedModel, Method, bytes_of, count_of
+from halka.core import AdaptedModel, Method, parameter_count
 from halka.data.examples import Item
 from halka.data.tokens import Tokens
 from halka.estimating.allocator import AllocatorModel
@@ -23,7 +22,7 @@ from halka.estimating.fake_tensors import DryRunMode
 from halka.models import adapt, context
 from halka.models.kinds import KINDS
 from halka.models.layouts import layout_of
-from halka.models.quantised import quantise
+from halka.models.quantised import bytes_of, quantise
 from halka.objectives.classification import Labelled
 from halka.objectives.sequence_to_sequence import Pair
 from halka.objectives.tagging import Tagged
@@ -135,7 +134,7 @@ def dry_run(config: Any, method: Method, setup: Setup, *, gpu: bool = False) -> 
         gradients, moments = trained * FP32, trained * 2 * FP32
         held = mode.peak if gpu else max(mode.held, mode.peak)
         return DryRun(
-            parameters=count_of(model.base),
+            parameters=parameter_count(model.base),
             base_bytes=bytes_of(model.base),
             trained=trained,
             stored=sum(tensor.numel() * tensor.element_size() for tensor in adapter.state_dict().values()),
@@ -224,5 +223,5 @@ def _cached(model: AdaptedModel) -> int:
     base: Any = model.base
     if not layout_of(base).causal and not base.config.is_encoder_decoder:
         return 0
-    shape = next(target.shape for target in model.targets if target.role == "memory")
-    return math.prod(shape) * base.dtype.itemsize
+    width = next(target.d_out for target in model.targets if target.role == "memory")
+    return width * base.dtype.itemsize

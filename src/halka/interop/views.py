@@ -19,9 +19,10 @@ import torch.nn.functional as F
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from halka.core import AdaptedModel, Adapter, in_mode
+from halka.core import AdaptedModel, Adapter
 from halka.storage.save_load import save
 from halka.util.errors import HalkaError
+from halka.util.mode import in_mode
 
 ADAPTER = "adapter"  # the submodule that holds the adapter's parts, by their paths with "/" for "."
 VALUES = "model.safetensors"  # what Trainer resumes from, by the view's own names

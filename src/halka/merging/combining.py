@@ -22,9 +22,9 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from halka.core import AdaptedModel, Adapter, Joint, Method, Part
+from halka.core import AdaptedModel, Adapter, Method, Part
 from halka.merging.pieces import is_lora, kind, pieces
-from halka.methods import IA3, BitFit, Full, LoRA, Modules, Prefix
+from halka.methods import IA3, BitFit, Full, Joint, LoRA, Modules, Prefix
 from halka.methods.lora import FACTORS, LoRAPart
 from halka.storage.tensors import check_finite
 from halka.util.errors import HalkaError

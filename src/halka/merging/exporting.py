@@ -10,11 +10,12 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from halka.core import AdaptedModel, Packed
-from halka.core.merged import merged_weights
+from halka.core import AdaptedModel
+from halka.core.weights import merged_weights
 from halka.merging.error import LIMIT, MergeError, merge_error, written_error
 from halka.merging.probes import Probes
 from halka.methods import LoRA
+from halka.models.quantised import QuantizedLinear
 from halka.storage.formats.gguf.lora import write_gguf_lora
 from halka.storage.formats.gguf.model import as_stored, check_whole, write_gguf
 from halka.storage.formats.model_folder import stranger, write_model
@@ -103,10 +104,10 @@ def whole_weights(model: AdaptedModel, name: str | None, dtype: torch.dtype | No
     """Every tensor of the base by its name, with the adapter merged in; tied weights stay one tensor where they can."""
     with model.own_weights(), torch.no_grad():
         for path, module in model.base.named_modules():
-            if isinstance(module, Packed):
+            if isinstance(module, QuantizedLinear):
                 raise HalkaError(
-                    f"{path} is quantised to {module.form}, and a whole model is written unquantised: load the base so "
-                    "(halka.load_base without quantize), load the adapter there and export it"
+                    f"{path} is quantised to {module.quantization}, and a whole model is written unquantised: load the "
+                    "base so (halka.load_base without quantize), load the adapter there and export it"
                 )
         weights: dict[str, Tensor] = dict(model.base.state_dict())
         changed: dict[str, Tensor] = {}

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from halka.core import Adapter, Joint, beside, wants
-from halka.methods import LoRA
+from halka.core import Adapter, wants
+from halka.methods import Joint, LoRA, joined_with
 from halka.methods.lora import FACTORS
 
 
@@ -28,7 +28,7 @@ def pieces(adapter: Adapter) -> list[Adapter]:
         elif loras is None:
             split.append(loras := piece)
         else:
-            loras.method = beside(loras.method, method)
+            loras.method = joined_with(loras.method, method)
             loras.parts.update(piece.parts)
             loras.targets.update(piece.targets)
     return split

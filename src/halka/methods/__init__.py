@@ -9,15 +9,18 @@ from inspect import getmembers, isclass
 from pkgutil import iter_modules
 from typing import Any, Literal, cast, get_args, get_origin, get_type_hints
 
-from halka.core import Joint, Method, Modules
+from halka.core import Method
+from halka.methods._fields import method
 from halka.methods.bitfit import BitFit
 from halka.methods.bottleneck import Bottleneck
 from halka.methods.dora import DoRA
 from halka.methods.full import Full
 from halka.methods.ia3 import IA3
+from halka.methods.joint import Joint, joined_with, methods_of, primary
 from halka.methods.llama_adapter import LlamaAdapter
 from halka.methods.lora import LoRA
 from halka.methods.lora_bias import LoRABias
+from halka.methods.modules import Modules
 from halka.methods.normed_bottleneck import NormedBottleneck
 from halka.methods.positionless_prefix import PositionlessPrefix
 from halka.methods.prefix import Prefix
@@ -43,16 +46,20 @@ __all__ = [
     "Tokens",
     "all_methods",
     "build_method",
+    "joined_with",
+    "method",
     "method_named",
+    "methods_of",
+    "primary",
 ]
 
 
 def all_methods() -> dict[str, type[Method]]:
-    """The methods of this folder, and `Modules`, by name in alphabetical order; `Joint` is made of others."""
-    methods: dict[str, type[Method]] = {Modules.name: Modules}
+    """The methods of this folder by name, in alphabetical order, without `Joint`, which is made of others."""
+    methods: dict[str, type[Method]] = {}
     for module in iter_modules(__path__, prefix=f"{__name__}."):
         for _, cls in getmembers(import_module(module.name), isclass):
-            if is_dataclass(cls) and cls.__module__ == module.name:
+            if is_dataclass(cls) and cls.__module__ == module.name and cls is not Joint:
                 kind = cast(type[Method], cls)
                 methods[kind.name] = kind
     return dict(sorted(methods.items()))

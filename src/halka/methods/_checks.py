@@ -5,7 +5,8 @@ from __future__ import annotations
 import math
 import re
 
-from halka.core import ROLE_GROUPS, WEIGHT_ROLES, WHOLE, Target, explained_roles
+from halka.core import ROLE_GROUPS, WEIGHT_ROLES, WHOLE, Target
+from halka.methods._fields import explained_roles
 from halka.util.errors import HalkaError
 
 IN_A_LAYER = re.compile(r".+\.\d+\..+").fullmatch  # a path such as model.layers.3.self_attn.q_proj

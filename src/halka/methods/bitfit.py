@@ -12,8 +12,9 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
-from halka.core import Part, Target, method
+from halka.core import ModulePart, Part, Target
 from halka.methods._checks import linear_layer, weight_roles
+from halka.methods._fields import method
 
 
 @method
@@ -32,21 +33,21 @@ class BitFit:
 
     def build(self, target: Target) -> Part:
         linear_layer("bitfit", target)
-        return Offset(*target.stack, target.d_out)
+        return Offset(*target.experts, target.d_out)
 
 
-class Offset(Part):
+class Offset(ModulePart):
     """y + b with `bias` (O,), of experts (E, O), which starts at zero: y stays y."""
 
     def __init__(self, *shape: int):
         super().__init__()
         self.bias = nn.Parameter(torch.zeros(shape))
 
-    def operands(self, dtype: torch.dtype) -> tuple[Tensor, ...]:
+    def tensors(self, dtype: torch.dtype) -> tuple[Tensor, ...]:
         return (self.bias.to(dtype),)
 
-    def writes(self, x: Tensor, y: Tensor, *operands: Tensor) -> Tensor:
-        (offset,) = operands
+    def edit_output(self, x: Tensor, y: Tensor, *tensors: Tensor) -> Tensor:
+        (offset,) = tensors
         return y + offset
 
     def merged(self, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor | None]:

@@ -16,8 +16,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from halka.core import Part, Target, linear, method
+from halka.core import ModulePart, Part, Target, linear
 from halka.methods._checks import finite, fraction, whole
+from halka.methods._fields import method
 from halka.methods.lora import padded
 from halka.util.errors import HalkaError
 
@@ -92,7 +93,7 @@ class Bottleneck:
         return self.widths[target.layer]
 
 
-class BottleneckPart(Part):
+class BottleneckPart(ModulePart):
     """`down` (R, D) and `up` (D, R), both with bias. Up starts at zero, so y stays y.
 
     A learned scale is `factor`, (1,) or one a channel (D,), which starts as the fixed scale.
@@ -114,7 +115,7 @@ class BottleneckPart(Part):
             size = target.d_out if method.scaling == "channel" else 1
             self.factor = nn.Parameter(torch.full((size,), method.scale))
 
-    def meet(self, others: Mapping[str, Part]) -> None:
+    def tie_parameters(self, others: Mapping[str, Part]) -> None:
         """Raises HalkaError if `widths` names a layer that the base does not have."""
         same_method = (
             part for part in others.values() if isinstance(part, BottleneckPart) and part.method == self.method
@@ -123,7 +124,7 @@ class BottleneckPart(Part):
         if more := [layer for layer, width in enumerate(self.method.widths) if width and layer not in built]:
             raise HalkaError(f"{self.method.name}: widths names layer {more[0]}, which this base does not have")
 
-    def operands(self, dtype: torch.dtype) -> tuple[Tensor, ...]:
+    def tensors(self, dtype: torch.dtype) -> tuple[Tensor, ...]:
         """Down (R, D), its bias (R,), s·up (D, R) and s·its bias (D,), with R padded for compute."""
         down, up = padded(self.down.weight, self.up.weight, dtype)
         bias = F.pad(self.down.bias.to(dtype), (0, down.shape[0] - self.down.bias.shape[0]))
@@ -132,8 +133,8 @@ class BottleneckPart(Part):
         factor = self.factor.to(dtype)
         return down, bias, up * factor[:, None], self.up.bias.to(dtype) * factor
 
-    def writes(self, x: Tensor, y: Tensor, *operands: Tensor) -> Tensor:
-        return y + self.added(self.read(x, y), *operands)
+    def edit_output(self, x: Tensor, y: Tensor, *tensors: Tensor) -> Tensor:
+        return y + self.added(self.read(x, y), *tensors)
 
     def read(self, x: Tensor, y: Tensor) -> Tensor:
         """The bottleneck's input (B, T, D). A sum goes through the base's norm if the base has one there."""
@@ -147,5 +148,5 @@ class BottleneckPart(Part):
         middle = ACTIVATIONS[self.method.activation](linear(read, down, down_bias))
         return linear(F.dropout(middle, self.method.dropout, self.training), up, up_bias)
 
-    def kin(self) -> Hashable:
+    def stack_key(self) -> Hashable | None:
         return self.method.activation, self.method.reads, self.method.dropout if self.training else 0.0

@@ -8,8 +8,9 @@ from typing import ClassVar, cast
 import torch
 from torch import Tensor
 
-from halka.core import Part, Target, begun, method
+from halka.core import Part, Target, init_parameter
 from halka.methods._checks import linear_layer, weight_roles
+from halka.methods._fields import method
 from halka.methods.lora import LoRA, LoRAPart
 from halka.util.errors import HalkaError
 
@@ -43,7 +44,7 @@ class DoRA:
 
     def build(self, target: Target) -> Part:
         linear_layer("dora", target)
-        if target.stack:
+        if target.experts:
             raise HalkaError("dora: it cannot act on experts: narrow its targets to linear layers, or use lora")
         return DoRAPart(target, self.rank, self.as_lora().scale, self.dropout)
 
@@ -60,7 +61,9 @@ class DoRAPart(LoRAPart):
         with torch.no_grad():
             weight = target.weight()
             norms = torch.empty(target.d_out, device=weight.device)
-            self.magnitude = begun(norms, lambda it: it.copy_(_row_norms(weight).square().sqrt().clamp_min(SMALLEST)))
+            self.magnitude = init_parameter(
+                norms, lambda it: it.copy_(_row_norms(weight).square().sqrt().clamp_min(SMALLEST))
+            )
 
     def norms(self, weight_OI: Tensor) -> Tensor:
         """‖W + s·BA‖ per row (O,), fp32, without forming the sum: ‖W‖² + 2s⟨W, BA⟩ + s²‖BA‖²."""
@@ -74,13 +77,13 @@ class DoRAPart(LoRAPart):
             .clamp_min(SMALLEST)
         )
 
-    def operands(self, dtype: torch.dtype) -> tuple[Tensor, ...]:
+    def tensors(self, dtype: torch.dtype) -> tuple[Tensor, ...]:
         """A and s·B as LoRA has them, the quotient m/‖W + s·BA‖ (O,), and the quotient minus one (O,)."""
         ratio = self.magnitude / self.norms(self._target.weight())
-        return *super().operands(dtype), ratio.to(dtype), (ratio - 1).to(dtype)
+        return *super().tensors(dtype), ratio.to(dtype), (ratio - 1).to(dtype)
 
-    def writes(self, x: Tensor, y: Tensor, *operands: Tensor) -> Tensor:
-        A_RI, B_OR, ratio, excess = operands
+    def edit_output(self, x: Tensor, y: Tensor, *tensors: Tensor) -> Tensor:
+        A_RI, B_OR, ratio, excess = tensors
         bias = getattr(self._target.module, "bias", None)
         own = y if bias is None else y - bias
         return y + excess * own + ratio * self.product(x, A_RI, B_OR)

@@ -8,7 +8,8 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
-from halka.core import Part, Target, form_of, method
+from halka.core import Part, Target, WeightPart, quantization_of
+from halka.methods._fields import method
 from halka.util.errors import HalkaError
 
 
@@ -22,12 +23,12 @@ class Full:
         return ("base",)
 
     def build(self, target: Target) -> Part:
-        if (form := form_of(target.module)) is not None:
+        if (form := quantization_of(target.module)) is not None:
             raise HalkaError(f"full: the base is quantised to {form} and cannot be trained: load it without quantize")
         return FullPart(target.module)
 
 
-class FullPart(Part):
+class FullPart(WeightPart):
     """fp32 copies of the weights under the base's own names. The base itself is not changed."""
 
     def __init__(self, base: nn.Module):

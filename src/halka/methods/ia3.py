@@ -8,8 +8,9 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
-from halka.core import Part, Target, method, wants
+from halka.core import ModulePart, Part, Target, wants
 from halka.methods._checks import linear_layer, weight_roles
+from halka.methods._fields import method
 
 
 @method
@@ -39,40 +40,42 @@ class IA3:
     def build(self, target: Target) -> Part:
         linear_layer("ia3", target)
         if wants(self.feedforward, target):
-            return InputScale(*target.stack, target.d_in)
-        return OutputScale(*target.stack, target.d_out)
+            return InputScale(*target.experts, target.d_in)
+        return OutputScale(*target.experts, target.d_out)
 
 
-class OutputScale(Part):
+class OutputScale(ModulePart):
     """y · l with `ia3_l` (O,), of experts (E, O), which starts at one: y stays y."""
 
     def __init__(self, *shape: int):
         super().__init__()
         self.ia3_l = nn.Parameter(torch.ones(shape))
 
-    def operands(self, dtype: torch.dtype) -> tuple[Tensor, ...]:
+    def tensors(self, dtype: torch.dtype) -> tuple[Tensor, ...]:
         return (self.ia3_l.to(dtype),)
 
-    def writes(self, x: Tensor, y: Tensor, *operands: Tensor) -> Tensor:
-        (factors,) = operands
+    def edit_output(self, x: Tensor, y: Tensor, *tensors: Tensor) -> Tensor:
+        (factors,) = tensors
         return y * factors
 
     def merged(self, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor | None]:
         return weight * self.ia3_l[..., None], None if bias is None else bias * self.ia3_l
 
 
-class InputScale(Part):
+class InputScale(ModulePart):
     """x · l with `ia3_l` (I,), of experts (E, I), before the module."""
+
+    edits = "input"
 
     def __init__(self, *shape: int):
         super().__init__()
         self.ia3_l = nn.Parameter(torch.ones(shape))
 
-    def operands(self, dtype: torch.dtype) -> tuple[Tensor, ...]:
+    def tensors(self, dtype: torch.dtype) -> tuple[Tensor, ...]:
         return (self.ia3_l.to(dtype),)
 
-    def reads(self, x: Tensor, *operands: Tensor) -> Tensor:
-        (factors,) = operands
+    def edit_input(self, x: Tensor, *tensors: Tensor) -> Tensor:
+        (factors,) = tensors
         return x * factors
 
     def merged(self, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor | None]:

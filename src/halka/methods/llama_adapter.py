@@ -8,8 +8,9 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
-from halka.core import Part, Target, begun, method
+from halka.core import Part, Target, VirtualPart, init_parameter
 from halka.methods._checks import whole
+from halka.methods._fields import method
 from halka.util.errors import HalkaError
 
 
@@ -31,21 +32,21 @@ class LlamaAdapter:
         return ("memory.gated",)
 
     def build(self, target: Target) -> Part:
-        depth, width = target.shape
+        depth, width = target.reader.shape
         if self.layers is not None and self.layers > depth:
             raise HalkaError(f"llama_adapter: layers is {self.layers}, and this base has {depth}")
         return LlamaAdapterPart(self.layers or depth, self.length, width)
 
 
-class LlamaAdapterPart(Part):
+class LlamaAdapterPart(VirtualPart):
     """`adaption_prompt` (K, P, D) for the last K layers, `adaption_gate` (K,), which starts at zero: y stays y."""
 
     takes_positions = False
 
     def __init__(self, layers: int, length: int, width: int):
         super().__init__()
-        self.adaption_prompt = begun(torch.empty(layers, length, width), nn.init.normal_)
-        self.adaption_gate = begun(torch.empty(layers), nn.init.zeros_)
+        self.adaption_prompt = init_parameter(torch.empty(layers, length, width), nn.init.normal_)
+        self.adaption_gate = init_parameter(torch.empty(layers), nn.init.zeros_)
 
     def virtual(self) -> Tensor:
         return self.adaption_prompt.transpose(0, 1)

@@ -11,8 +11,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from halka.core import Part, Target, begun, linear, method
+from halka.core import ModulePart, Part, Target, init_parameter, linear
 from halka.methods._checks import finite, fraction, linear_layer, weight_roles, whole
+from halka.methods._fields import method
 
 
 @method
@@ -53,7 +54,7 @@ class LoRA:
         return LoRAPart(target, self.rank, self.scale, self.dropout)
 
 
-class LoRAPart(Part):
+class LoRAPart(ModulePart):
     """y + s·B(A x); `lora_A` (R, I), `lora_B` (O, R), named as in the paper's code. B starts at zero, so y stays y.
 
     At experts, one of each for every expert: (E, R, I) and (E, O, R).
@@ -62,23 +63,23 @@ class LoRAPart(Part):
     def __init__(self, target: Target, rank: int, scale: float, dropout: float):
         super().__init__()
         self.scale, self.dropout = scale, dropout
-        self.lora_A = begun(torch.empty(*target.stack, rank, target.d_in), _start)
-        self.lora_B = begun(torch.empty(*target.stack, target.d_out, rank), nn.init.zeros_)
+        self.lora_A = init_parameter(torch.empty(*target.experts, rank, target.d_in), _start)
+        self.lora_B = init_parameter(torch.empty(*target.experts, target.d_out, rank), nn.init.zeros_)
 
-    def operands(self, dtype: torch.dtype) -> tuple[Tensor, ...]:
+    def tensors(self, dtype: torch.dtype) -> tuple[Tensor, ...]:
         """A (R, I) and s·B (O, R), with the rank padded for compute."""
         A_RI, B_OR = padded(self.lora_A, self.lora_B, dtype)
         return A_RI, B_OR * self.scale
 
-    def writes(self, x: Tensor, y: Tensor, *operands: Tensor) -> Tensor:
-        A_RI, B_OR = operands
+    def edit_output(self, x: Tensor, y: Tensor, *tensors: Tensor) -> Tensor:
+        A_RI, B_OR = tensors
         return y + self.product(x, A_RI, B_OR)
 
     def product(self, x: Tensor, A_RI: Tensor, B_OR: Tensor) -> Tensor:
         """s·B(A x), with dropout on x while training."""
         return linear(linear(F.dropout(x, self.dropout, self.training), A_RI), B_OR)
 
-    def kin(self) -> Hashable:
+    def stack_key(self) -> Hashable | None:
         return self.dropout if self.training else 0.0
 
     def delta(self) -> Tensor:
@@ -89,19 +90,22 @@ class LoRAPart(Part):
         return weight + self.delta(), bias
 
 
-class EmbeddingLoRAPart(Part):
+class EmbeddingLoRAPart(ModulePart):
     """y + s·B(A[:, x]) for token ids x: `lora_embedding_A` (R, V) starts at zero, `lora_embedding_B` (D, R)."""
 
     def __init__(self, target: Target, rank: int, scale: float):
         super().__init__()
         self.scale, self.factor = scale, embedding_factor(target.module)
         vocabulary, width = target.module.get_parameter("weight").shape
-        self.lora_embedding_A = begun(torch.empty(rank, vocabulary), nn.init.zeros_)
-        self.lora_embedding_B = begun(torch.empty(width, rank), nn.init.normal_)
+        self.lora_embedding_A = init_parameter(torch.empty(rank, vocabulary), nn.init.zeros_)
+        self.lora_embedding_B = init_parameter(torch.empty(width, rank), nn.init.normal_)
 
-    def forward(self, x: Tensor, y: Tensor) -> Tensor:
+    def edit_output(self, x: Tensor, y: Tensor, *tensors: Tensor) -> Tensor:
         rows = F.embedding(x, self.lora_embedding_A.mT).to(y.dtype)
         return y + F.linear(rows, self.lora_embedding_B.to(y.dtype)) * (self.scale * self.factor)
+
+    def stack_key(self) -> None:
+        return None
 
     def merged(self, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor | None]:
         return weight + self.scale * (self.lora_embedding_B @ self.lora_embedding_A).mT, bias

@@ -8,8 +8,9 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor
 
-from halka.core import Part, Target, begun, method
+from halka.core import Part, Target, init_parameter
 from halka.methods._checks import linear_layer
+from halka.methods._fields import method
 from halka.methods.lora import LoRA, LoRAPart
 from halka.util.errors import HalkaError
 
@@ -53,14 +54,14 @@ class LoRABiasPart(LoRAPart):
 
     def __init__(self, target: Target, rank: int, scale: float, dropout: float):
         super().__init__(target, rank, scale, dropout)
-        self.bias = begun(torch.empty(*target.stack, target.d_out), torch.nn.init.zeros_)
+        self.bias = init_parameter(torch.empty(*target.experts, target.d_out), torch.nn.init.zeros_)
 
-    def operands(self, dtype: torch.dtype) -> tuple[Tensor, ...]:
+    def tensors(self, dtype: torch.dtype) -> tuple[Tensor, ...]:
         """LoRA's two, and s·b (O,)."""
-        return *super().operands(dtype), self.bias.to(dtype) * self.scale
+        return *super().tensors(dtype), self.bias.to(dtype) * self.scale
 
-    def writes(self, x: Tensor, y: Tensor, *operands: Tensor) -> Tensor:
-        A_RI, B_OR, offset = operands
+    def edit_output(self, x: Tensor, y: Tensor, *tensors: Tensor) -> Tensor:
+        A_RI, B_OR, offset = tensors
         return y + self.product(x, A_RI, B_OR) + offset
 
     def merged(self, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor | None]:

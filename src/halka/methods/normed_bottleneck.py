@@ -13,7 +13,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from halka.core import Part, Target, method
+from halka.core import Part, Target
+from halka.methods._fields import method
 from halka.methods.bottleneck import Bottleneck, BottleneckPart
 from halka.util.errors import HalkaError
 
@@ -54,20 +55,20 @@ class NormedBottleneckPart(BottleneckPart):
         for norm in self.norms:
             self.add_module(f"norm_{norm}", nn.LayerNorm(self.down.in_features if norm == "before" else target.d_out))
 
-    def operands(self, dtype: torch.dtype) -> tuple[Tensor, ...]:
+    def tensors(self, dtype: torch.dtype) -> tuple[Tensor, ...]:
         """The bottleneck's four, and each norm's weight and bias (D,)."""
         keys = [f"norm_{norm}.{key}" for norm in self.norms for key in ("weight", "bias")]
-        return *super().operands(dtype), *(self.get_parameter(key).to(dtype) for key in keys)
+        return *super().tensors(dtype), *(self.get_parameter(key).to(dtype) for key in keys)
 
-    def writes(self, x: Tensor, y: Tensor, *operands: Tensor) -> Tensor:
-        norms = dict(zip(self.norms, zip(operands[4::2], operands[5::2], strict=True), strict=True))
+    def edit_output(self, x: Tensor, y: Tensor, *tensors: Tensor) -> Tensor:
+        norms = dict(zip(self.norms, zip(tensors[4::2], tensors[5::2], strict=True), strict=True))
         read = self.read(x, y)
-        added = _normed(self.added(_normed(read, norms, "before"), *operands[:4]), norms, "after")
+        added = _normed(self.added(_normed(read, norms, "before"), *tensors[:4]), norms, "after")
         kept = read if self.keeps == "read" else x + y if self.keeps == "sum" else y
         return _normed(kept + added, norms, "outer")
 
-    def kin(self) -> Hashable:
-        return super().kin(), self.norms, self.keeps
+    def stack_key(self) -> Hashable | None:
+        return super().stack_key(), self.norms, self.keeps
 
 
 def _normed(z: Tensor, norms: Mapping[Norm, tuple[Tensor, Tensor]], name: Norm) -> Tensor:

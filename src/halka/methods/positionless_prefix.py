@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from typing import ClassVar
+from typing import ClassVar, cast
 
-from halka.core import Part, Target, method
+from halka.core import Part, Target, VirtualPart
+from halka.methods._fields import method
 from halka.methods.prefix import Prefix
 
 
@@ -15,6 +16,6 @@ class PositionlessPrefix(Prefix):
     name: ClassVar[str] = "positionless_prefix"
 
     def build(self, target: Target) -> Part:
-        part = super().build(target)
+        part = cast(VirtualPart, super().build(target))
         part.takes_positions = False
         return part

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import field
-from typing import ClassVar, Literal, cast, get_args
+from typing import ClassVar, Literal, get_args
 
 import torch
 from torch import Tensor, nn
 
-from halka.core import Part, Reader, Target, method
+from halka.core import Part, Target, VirtualPart
 from halka.methods._checks import whole
+from halka.methods._fields import method
 from halka.methods.prompt import starting_embeddings
 from halka.util.errors import HalkaError
 
@@ -54,17 +55,17 @@ class Prefix:
         return self.targets
 
     def build(self, target: Target) -> Part:
+        reader = target.reader
         if self.hidden is not None:
-            return MLPPrefixPart(target, self.length, self.hidden)
+            return MLPPrefixPart(target, reader.shape, self.length, self.hidden)
         if self.start == "random" and not self.tokens:
-            return PrefixPart(torch.randn(self.length, *target.shape) * 0.02)
-        base = cast(Reader, target.module)
-        start = starting_embeddings(base.vocabulary(), self.length, self.start, self.tokens)
+            return PrefixPart(torch.randn(self.length, *reader.shape) * 0.02)
+        embeddings = starting_embeddings(reader.vocabulary(), self.length, self.start, self.tokens)
         with torch.no_grad():
-            return PrefixPart(base.read(start[None])[0].float().contiguous())
+            return PrefixPart(reader.read(embeddings[None])[0].float().contiguous())
 
 
-class PrefixPart(Part):
+class PrefixPart(VirtualPart):
     """`keys_values` (P, 2·L, H, W): key and value of each layer in turn, used as they are (keys carry no rotation)."""
 
     def __init__(self, start: Tensor):
@@ -75,12 +76,12 @@ class PrefixPart(Part):
         return self.keys_values
 
 
-class MLPPrefixPart(Part):
+class MLPPrefixPart(VirtualPart):
     """The paper's reparametrisation: `table` (P, D) through tanh to all keys and values; stored as its result."""
 
-    def __init__(self, target: Target, length: int, hidden: int):
+    def __init__(self, target: Target, shape: tuple[int, ...], length: int, hidden: int):
         super().__init__()
-        self.shape = target.shape
+        self.shape = shape
         self.table = nn.Parameter(torch.randn(length, target.d_in))
         self.narrow = nn.Linear(target.d_in, hidden)
         self.wide = nn.Linear(hidden, target.d_out)

@@ -8,8 +8,9 @@ from typing import Any, ClassVar, Literal
 import torch
 from torch import Tensor, nn
 
-from halka.core import Part, Target, method
+from halka.core import Part, Target, VirtualPart
 from halka.methods._checks import whole
+from halka.methods._fields import method
 from halka.util.errors import HalkaError
 
 
@@ -66,7 +67,7 @@ def starting_embeddings(embed: nn.Module, length: int, start: str, tokens: tuple
     return embeddings if tokens or start == "vocabulary" else torch.randn(length, width).to(device) * embeddings.std()
 
 
-class PromptPart(Part):
+class PromptPart(VirtualPart):
     """`embeddings` (P, D), from which the base computes keys and values."""
 
     def __init__(self, start: Tensor):

@@ -10,7 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from halka.core import Part, Target, begun, method
+from halka.core import ModulePart, Part, Target, init_parameter
+from halka.methods._fields import method
 from halka.methods.lora import embedding_factor
 from halka.util.errors import HalkaError
 
@@ -37,7 +38,7 @@ class Tokens:
         return self.targets
 
     def build(self, target: Target) -> Part:
-        if target.several:
+        if not target.d_in:
             raise HalkaError(f"tokens: {target.name} has no row for each token: leave {target.role} out of targets")
         vocabulary = target.module.get_parameter("weight").shape[0]
         if max(self.tokens) >= vocabulary:
@@ -48,7 +49,7 @@ class Tokens:
         return (ReadRows if target.role == "embedding" else PredictedRows)(target, self.tokens)
 
 
-class Rows(Part):
+class Rows(ModulePart):
     """`rows` (N, D), which start as the base's own."""
 
     ids: Tensor
@@ -58,7 +59,7 @@ class Rows(Part):
         self._module = (target.module,)  # in a tuple, so that the base is no submodule of its part
         self.register_buffer("ids", torch.tensor(tokens), persistent=False)
         like = torch.empty(len(tokens), self._weight().shape[1], device=self._weight().device)
-        self.rows = begun(like, lambda it: it.copy_(self._own()))
+        self.rows = init_parameter(like, lambda it: it.copy_(self._own()))
 
     def _weight(self) -> Tensor:
         return self._module[0].get_parameter("weight")
@@ -68,6 +69,9 @@ class Rows(Part):
 
     def values(self) -> Tensor:
         return self.rows
+
+    def stack_key(self) -> None:
+        return None
 
     def merged(self, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor | None]:
         return weight.index_copy(0, self.ids.to(weight.device), self.values().to(weight)), bias
@@ -80,7 +84,7 @@ class ReadRows(Rows):
         super().__init__(target, tokens)
         self.factor = embedding_factor(target.module)
 
-    def forward(self, x: Tensor, y: Tensor) -> Tensor:
+    def edit_output(self, x: Tensor, y: Tensor, *tensors: Tensor) -> Tensor:
         same = torch.eq(x[..., None], self.ids)  # B T N
         change = (self.rows - self._own()).to(y.dtype) * self.factor
         return y + same.to(y.dtype) @ change
@@ -89,7 +93,7 @@ class ReadRows(Rows):
 class PredictedRows(Rows):
     """At the head: these tokens' logits, as their rows would give them. Where it is tied, the embedding's rows."""
 
-    def meet(self, others: Mapping[str, Part]) -> None:
+    def tie_parameters(self, others: Mapping[str, Part]) -> None:
         for part in others.values():
             if isinstance(part, ReadRows) and part._weight() is self._weight():
                 del self.rows
@@ -98,6 +102,6 @@ class PredictedRows(Rows):
     def values(self) -> Tensor:
         return self._shared[0].rows if hasattr(self, "_shared") else self.rows
 
-    def forward(self, x: Tensor, y: Tensor) -> Tensor:
+    def edit_output(self, x: Tensor, y: Tensor, *tensors: Tensor) -> Tensor:
         change = (self.values() - self._own()).to(x.dtype)
         return y.index_add(-1, self.ids, F.linear(x, change).to(y.dtype))

@@ -9,10 +9,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from halka.core import VIRTUAL_ROLES, WHOLE, AdaptedModel, Modules, Target
+from halka.core import AdaptedModel, Target, VirtualPart
 from halka.models.attention.virtual_tokens import VirtualTokens
 from halka.models.experts import use_experts
-from halka.models.heads import head_of, labels_of
+from halka.models.heads import Head, labels_of
 from halka.models.layouts import check_layout, layout_of
 from halka.models.targets import linear_targets
 from halka.util.errors import HalkaError
@@ -32,27 +32,25 @@ def adapt(base: Any, tokenizer: Any = None) -> AdaptedModel:
     embed = base.get_submodule(layout.embed)
     vocabulary, width = embed.weight.shape
     targets = [Target(layout.embed, "embedding", embed, vocabulary, width), *linear_targets(base, layout)]
-    memory = VirtualTokens(base, layout)
+    attention = VirtualTokens(base, layout)
     targets.append(Target(layout.embed, "embed", embed, vocabulary, width))
-    for role, key_values in memory.held.items():
-        targets.append(Target(role, role, key_values, width, math.prod(key_values.shape), shape=key_values.shape))
+    for role, reader in attention.readers.items():
+        targets.append(Target(role, role, reader, width, math.prod(reader.shape)))
     targets.append(Target("base", "base", base, width, vocabulary))
-    trained_whole = tuple("head" if path == layout.head else f"{WHOLE}{path}" for path in head_of(base))
-    head = Modules(trained_whole) if trained_whole else None
-    experts = partial(use_experts, base)
-    return AdaptedModel(base, targets, memory, tokenizer, experts=experts, head=head, labels=labels_of(base))
+    experts, head = partial(use_experts, base), Head.of(base, layout.head)
+    return AdaptedModel(base, targets, attention, tokenizer, experts=experts, head=head, labels=labels_of(base))
 
 
 def context(model: AdaptedModel, name: str | None = None) -> int | None:
     """The positions that the base has for text, less those of adapter `name`'s virtual tokens; None if unlimited."""
-    memory: Any = next(target.module for target in model.targets if target.role == "memory")
-    positions = memory.stack.limit
+    reader: Any = next(target.module for target in model.targets if target.role == "memory")
+    positions = reader.stack.limit
     if positions is None or name is None:
         return positions
     adapter = model.adapter(name)
-    virtual = [part for path, part in adapter.parts.items() if adapter.targets[path].role in VIRTUAL_ROLES]
+    virtual = [part for part in adapter.parts.values() if isinstance(part, VirtualPart) and part.takes_positions]
     with torch.no_grad():
-        return positions - sum(part.virtual().shape[0] for part in virtual if part.takes_positions)
+        return positions - sum(part.virtual().shape[0] for part in virtual)
 
 
 def pad_id(model: AdaptedModel) -> int:

@@ -59,8 +59,8 @@ def compute(
         return ALL_EXPERTS_FUNCTIONS.get_interface(own, eager)(module, hidden, chosen, weights)
     if module._is_expert_parallel:
         raise HalkaError("adapters on experts need all experts on one device: load the base without expert parallelism")
-    choices = Choices(chosen, module.num_experts, edit.names)
-    nothing = ExpertEdit(edit.names, (), ())
+    choices = Choices(chosen, module.num_experts, edit.names, edit.runs)
+    nothing = ExpertEdit(edit.names, edit.runs)
     inner = (gate_up or nothing).product(hidden[choices.tokens], module.gate_up_proj, choices)
     outer = (down or nothing).product(module._apply_gate(inner), module.down_proj, choices)
     return choices.summed(outer, weights).to(hidden.dtype)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import hashlib
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -10,10 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from halka.core import AdaptedModel, Packed
+from halka.core import AdaptedModel
 from halka.models.heads import head_of
-
-SAMPLES = 16  # of each weight
+from halka.models.quantised.linear import QuantizedLinear, samples
 
 
 def fingerprint(base: Any, *, head: bool = False) -> dict[str, Any]:
@@ -35,30 +33,17 @@ def fingerprint(base: Any, *, head: bool = False) -> dict[str, Any]:
     return {"architecture": config.model_type, **sizes, "weights": digest.hexdigest()[:16]}
 
 
-def samples(weight: Tensor) -> Tensor:
-    """Evenly spaced values of a weight (SAMPLES,): the bits of their bf16, as int16."""
-    flat = weight.detach().flatten()
-    return flat[_places(flat.numel()).to(flat.device)].bfloat16().view(torch.int16)
-
-
 def _sampled(base: Any) -> Iterator[tuple[str, Sequence[int], Tensor]]:
     """Name, shape and samples of every parameter and quantised weight, in the order of `named_parameters`."""
     seen: set[nn.Parameter] = set()
     for path, module in base.named_modules():
         prefix = f"{path}." if path else ""
-        if isinstance(module, Packed):
+        if isinstance(module, QuantizedLinear):
             yield f"{prefix}weight", module.stored_shape(), module.samples
         for key, parameter in module.named_parameters(recurse=False):
             if parameter not in seen:
                 seen.add(parameter)
                 yield f"{prefix}{key}", parameter.shape, samples(parameter)
-
-
-@functools.lru_cache(maxsize=256)
-def _places(count: int) -> Tensor:
-    """The places of the samples among that many values."""
-    with torch.inference_mode(False):
-        return torch.linspace(0, count - 1, SAMPLES, dtype=torch.float64).long()
 
 
 def own_fingerprint(model: AdaptedModel, *, head: bool = False) -> dict[str, Any]:

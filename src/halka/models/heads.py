@@ -7,14 +7,16 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from halka.core import AdaptedModel, Adapter
+from halka.core import WHOLE, AdaptedModel, Adapter, Method, Target, wants
+from halka.methods import Modules, joined_with, methods_of
 from halka.models.kinds import kind_of
-from halka.util.errors import WrongBaseError
+from halka.util.errors import HalkaError, WrongBaseError
 from halka.util.kinds import LABELLED
 
 NEW = "new_modules"  # in a base's configuration: the modules that its weights lack, which start at random
@@ -57,6 +59,37 @@ def label_rows(base: Any) -> tuple[str, ...]:
 
 
 # ── an adapter's head ───────────────────────────────────────────────────────────────────────────────────────────────
+
+
+@dataclass(frozen=True)
+class Head:
+    """What every new adapter of a base with labels has beside its own parts: a copy of the head, trained whole."""
+
+    method: Modules
+    paths: frozenset[str]
+
+    @classmethod
+    def of(cls, base: Any, path: str) -> Head | None:
+        """The head of a base whose output layer is at `path`; None for a base without labels."""
+        modules = head_of(base)
+        if not modules:
+            return None
+        return cls(Modules(tuple("head" if own == path else f"{WHOLE}{own}" for own in modules)), frozenset(modules))
+
+    def __call__(self, method: Method, wanted: Sequence[Target]) -> Method:
+        """The method joined with the head's, unless it trains that itself; `wanted` are its targets.
+
+        Raises HalkaError for one that would change the base's own head, which is no part of the adapter's folder.
+        """
+        acts = [target for target in wanted if target.name in self.paths]
+        whole = [one for one in methods_of(method) if isinstance(one, Modules)]
+        if other := [target for target in acts if not any(wants(one.roles(), target) for one in whole)]:
+            raise HalkaError(
+                f"{method.name} would act on {other[0].name}, this base's head, which every adapter copies and trains "
+                "whole: leave it out of the targets"
+            )
+        trains_all = any(target.role == "base" for target in wanted)
+        return method if acts or trains_all else joined_with(method, self.method)
 
 
 def has_head(model: AdaptedModel, keys: Iterable[str]) -> bool:

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import replace
 from typing import Any
 
 from torch import nn
 
-from halka.core import Packed, Target
+from halka.core import Quantized, Target
 from halka.models.layouts import Layout
 from halka.util.errors import HalkaError
 
@@ -52,14 +51,12 @@ def _of_layer(base: nn.Module, stack: Layout, layer: int) -> Iterator[Target]:
 
 def _mixture(base: nn.Module, layout: Layout, prefix: str, layer: int) -> list[Target]:
     """The targets of a mixture of experts: shared linear layers, experts' weights, the block's output; no router."""
-    targets = [
-        replace(_linear(base, f"{prefix}.{path}", role, layer), flat=True) for role, path in layout.shared.items()
-    ]
+    targets = [_linear(base, f"{prefix}.{path}", role, layer) for role, path in layout.shared.items()]
     path = f"{prefix}.{layout.experts}"
     module = base.get_submodule(path)
     for role, key in _EXPERTS.items():
         count, d_out, d_in = module.get_parameter(key).shape
-        targets.append(Target(f"{path}.{key}", role, module, d_in, d_out, layer, stack=(count,)))
+        targets.append(Target(f"{path}.{key}", role, module, d_in, d_out, layer, experts=(count,)))
     whole = path.rpartition(".")[0]
     block, width = base.get_submodule(whole), base.get_submodule(layout.embed).get_parameter("weight").shape[1]
     targets.append(Target(whole, "mlp", block, width, width, layer))
@@ -75,18 +72,18 @@ def _linear(base: nn.Module, path: str, role: str, layer: int | None) -> Target:
 def _head(base: Any, layout: Layout) -> Target:
     module = base.get_submodule(layout.head)
     if any(True for _ in module.children()):  # RoBERTa's classifier is two layers
-        return Target(layout.head, "head", module, base.config.hidden_size, base.config.num_labels, several=True)
+        return Target(layout.head, "head", module, 0, 0)
     return _linear(base, layout.head, "head", None)
 
 
 def _transposed(module: nn.Module) -> bool:
-    if isinstance(module, Packed):
+    if isinstance(module, Quantized):
         return module.transposed
     return not isinstance(module, nn.Linear)  # transformers' Conv1D, the only other linear layer of these models
 
 
 def _widths(module: nn.Module) -> tuple[int, int]:
-    if isinstance(module, Packed):
+    if isinstance(module, Quantized):
         return module.in_features, module.out_features
     weight: Any = module.weight  # of a merged adapter, a tensor instead of the parameter
     if not weight.is_floating_point():

@@ -7,9 +7,9 @@ import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
-from halka.core import AdaptedModel, form_of
+from halka.core import AdaptedModel, quantization_of
 from halka.models.fingerprint import own_fingerprint
 from halka.models.kinds import KINDS, kind_of
 from halka.storage.formats import json_object
@@ -63,7 +63,7 @@ def read_card(folder: Path) -> Card | None:
         content = json.loads(path.read_text(encoding="utf-8"))
         if not isinstance(content, dict):
             raise TypeError(f"it holds {type(content).__name__} instead of an object")
-        return Card(**content)
+        return Card(**cast(dict[str, Any], content))
     except (ValueError, TypeError, RecursionError) as error:
         reason = str(error).removeprefix(f"{Card.__module__}.{Card.__qualname__}.__init__() ")
         raise DamagedFolderError(
@@ -104,7 +104,7 @@ def check_base(card: Card, model: AdaptedModel, folder: Path, other_base: bool, 
             f"{folder} has no head of its own, and this base has another head than the one it was trained with: load "
             "the base that has it, or pass allow_other_base"
         )
-    forms = card.base.get("quantize"), form_of(model.base)
+    forms = card.base.get("quantize"), quantization_of(model.base)
     if len({*forms}) > 1:
         trained_on, this = ("in full precision" if form is None else f"quantised to {form}" for form in forms)
         warnings.warn(

@@ -13,7 +13,7 @@ from typing import Any, Literal, TypedDict
 
 import torch
 
-from halka.core import AdaptedModel, Adapter, described, form_of
+from halka.core import AdaptedModel, Adapter, described, quantization_of
 from halka.models.fingerprint import own_fingerprint
 from halka.models.heads import fitted_head, has_head, narrowed
 from halka.models.kinds import kind_of
@@ -63,7 +63,7 @@ def save(
         contents = written_as.write(adapter, model.targets, base_name)
     head = contents.head or Contents({}, {})
     tensors.check_finite(name, {**contents.tensors, **head.tensors})
-    identity = {"name": base_name, "fingerprint": own_fingerprint(model), "quantize": form_of(model.base)}
+    identity = {"name": base_name, "fingerprint": own_fingerprint(model), "quantize": quantization_of(model.base)}
     if adapter.labels and not has_head(model, adapter.state_dict()):
         identity["head"] = own_fingerprint(model, head=True)["weights"]
     card = Card(

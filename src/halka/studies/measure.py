@@ -17,7 +17,7 @@ from typing import Any, Literal, cast
 
 import torch
 
-from halka.core import AdaptedModel, bytes_of, count_of, form_of
+from halka.core import AdaptedModel, parameter_count, quantization_of
 from halka.data.batches import plan
 from halka.data.examples import Item
 from halka.data.task import Task, limit, load_task
@@ -29,7 +29,7 @@ from halka.models import adapt, pad_id
 from halka.models.attention.function import use_attention
 from halka.models.kinds import kind_of
 from halka.models.loading import load_base
-from halka.models.quantised import Quantize
+from halka.models.quantised import Quantize, bytes_of
 from halka.storage.adapter_folder import AdapterFolder
 from halka.storage.save_load import save
 from halka.studies.runner import Result, now, origin, report_step, serve
@@ -217,7 +217,7 @@ def _identity(run: Spec, task: Task, model: AdaptedModel) -> Result:
         "config": dict(run.train),
         "examples": {"train": len(task.train), "validation": len(task.validation), "test": len(task.test)},
         "primary": task.primary,
-        "parameters": {"trainable": 0, "total": count_of(model.base)},
+        "parameters": {"trainable": 0, "total": parameter_count(model.base)},
         **origin(next(model.base.parameters()).device),
     }
 
@@ -268,7 +268,7 @@ def _training(model: AdaptedModel, name: str, steps: Sequence[Step], examples: i
         "validation_loss": best.validation,
         "parameters": {
             "trainable": model.adapter(name).count(),
-            "total": count_of(model.base),
+            "total": parameter_count(model.base),
         },
     }
 
@@ -286,7 +286,7 @@ def _predicted(model: AdaptedModel, items: Sequence[Item], config: TrainConfig) 
         accumulate=config.accumulate,
         checkpointing=config.checkpointing,
         dtype=dtype_name(base.dtype),
-        quantize=form_of(base),
+        quantize=quantization_of(base),
         kind=kind_of(base),
         labels=len(model.labels),
     )

@@ -8,9 +8,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, TypedDict, TypeVar
 
-from halka.core.fields import checked
 from halka.data.truncation import LengthPolicy
 from halka.util.errors import HalkaError
+from halka.util.fields import checked
 from halka.util.settings import converted, documented, no_such_setting, settings_of
 
 T = TypeVar("T")

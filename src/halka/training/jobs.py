@@ -10,8 +10,9 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, TypeVar
 
-from halka.core import AdaptedModel, chosen, described, form_of
+from halka.core import AdaptedModel, described, quantization_of
 from halka.data.examples import ExamplesOrItems, examples_and_items
+from halka.methods import primary
 from halka.models.kinds import kind_of
 from halka.training.config import Step, TrainConfig, TrainResult, config_of
 from halka.training.data import as_tokens
@@ -131,7 +132,7 @@ def _run_of(model: AdaptedModel, job: Job) -> Run:
 
 def _settings(run: Run) -> dict[str, Any]:
     """The settings of a run as run.yaml has them; of a joint method, those of the method that was chosen."""
-    base, method = run.model.base, described(chosen(run.adapter.method))
+    base, method = run.model.base, described(primary(run.adapter.method))
     base_name: str = getattr(base.config, "_name_or_path", "")
     if Path(base_name).is_dir():
         base_name = str(Path(base_name).absolute())
@@ -140,7 +141,7 @@ def _settings(run: Run) -> dict[str, Any]:
         "out": ".",
         "kind": kind_of(base),
         "dtype": str(base.dtype).removeprefix("torch."),
-        "quantize": form_of(base),
+        "quantize": quantization_of(base),
         "method": method["name"],
         **method["fields"],
         "train": vars(run.config),

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from halka.core import AdaptedModel, in_mode
+from halka.core import AdaptedModel
 from halka.data.batches import plan
 from halka.data.examples import Item
 from halka.models import pad_id
@@ -25,6 +25,7 @@ from halka.training.config import Step
 from halka.training.run import Run
 from halka.util.errors import OutOfMemoryError, TrainingError
 from halka.util.machine import ran_out, returning_memory
+from halka.util.mode import in_mode
 
 SIMILAR = 1.25  # batches up to so many times as long as the shortest go through the base in one pass
 

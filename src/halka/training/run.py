@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from halka.core import AdaptedModel, described, form_of
+from halka.core import AdaptedModel, described, quantization_of
 from halka.data.batches import plan
 from halka.data.examples import Item
 from halka.models.fingerprint import own_fingerprint
@@ -181,7 +181,7 @@ class Run:
             **{f"{method.name}'s {key}": value for key, value in described(method)["fields"].items()},
             **asdict(replace(self.config, save_every=None, steps=self.steps, lr=self.peak_lr)),
             "dtype": str(self.model.base.dtype),
-            "quantize": form_of(self.model.base),
+            "quantize": quantization_of(self.model.base),
             "data": _digest(self.items),
             "validation": _digest(self.held_out),
             "base": own_fingerprint(self.model)["weights"],

@@ -23,7 +23,8 @@ import yaml
 from safetensors.torch import load_file, save_file  # pyright: ignore[reportUnknownVariableType]
 from torch import Tensor
 
-from halka.core import AdaptedModel, Adapter, chosen
+from halka.core import AdaptedModel, Adapter
+from halka.methods import primary
 from halka.storage.adapter_folder import ADAPTER
 from halka.storage.save_load import save
 from halka.training.checkpoint import Progress, load_checkpoint, save_checkpoint
@@ -93,7 +94,7 @@ class RunFolder:
         result = TrainResult.of(self.steps(), model.adapter(name).count(), self.adapter)
         training = {
             **asdict(config),
-            "lr": config.lr or chosen(model.adapter(name).method).lr,
+            "lr": config.lr or primary(model.adapter(name).method).lr,
             "steps": result.steps,
             "best_step": result.best_step,
             "examples": examples,

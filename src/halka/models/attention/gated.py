@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from halka.core import Part, state_of
+from halka.core import Cached, VirtualPart
 from halka.models.attention.function import LayerGate, use_attention
 from halka.models.attention.places import Stack
 from halka.models.layouts import Layout
@@ -25,29 +25,31 @@ class Gated(nn.Module):
 
     def __init__(self, base: Any, stack: Stack, layout: Layout):
         super().__init__()
-        self.parts: tuple[Part | None, ...] = ()  # a row's each, or one for all
+        self.parts: tuple[VirtualPart | None, ...] = ()  # a row's each, or one for all
         self.bare: Callable[[], AbstractContextManager[None]] = nullcontext
         self.stack = stack
         self.shape = (stack.layers, stack.module.config.get_text_config().hidden_size)
         layers = base.get_submodule(layout.layers).children()
         self._base = (base,)  # in a tuple, so that the base is no submodule of this one
         self._attentions = (*(layer.get_submodule(layout.attention) for layer in layers),)
-        self._known: tuple[Any, list[LayerGate | None]] | None = None
+        self._contents = Cached[list[LayerGate | None]]()
 
-    def enter(self, parts: Sequence[Part | None], bare: Callable[[], AbstractContextManager[None]]) -> None:
+    def enter(self, parts: Sequence[VirtualPart | None], bare: Callable[[], AbstractContextManager[None]]) -> None:
         """From now on these, whose keys and values the base makes within `bare()`."""
-        self.parts, self._known, self.bare = tuple(parts), None, bare
+        self.parts, self.bare = tuple(parts), bare
+        self._contents.clear()
 
-    def join(self, kwargs: dict[str, Any]) -> dict[str, Any]:
+    def join(self, kwargs: dict[str, Any], runs: Sequence[int]) -> dict[str, Any]:
         """What a pass of the stack receives instead: with every layer's gated tokens."""
-        return {**kwargs, "gated": self._contents()} if any(self.parts) else kwargs
+        return {**kwargs, "gated": self._made()} if any(self.parts) else kwargs
 
-    def _contents(self) -> list[LayerGate | None]:
+    def _made(self) -> list[LayerGate | None]:
         """Every layer's tokens for N rows, or one for all; None in layers without."""
         distinct = [part for part in dict.fromkeys(self.parts) if part is not None]
-        state = state_of(parameter for part in distinct for parameter in part.parameters())
-        if self._known is not None and not torch.is_grad_enabled() and self._known[0] == state:
-            return self._known[1]
+        parameters = [parameter for part in distinct for parameter in part.parameters()]
+        return self._contents.get(parameters, lambda: self._computed(distinct))
+
+    def _computed(self, distinct: Sequence[VirtualPart]) -> list[LayerGate | None]:
         tokens_and_gates = [(part.virtual(), part.gates()) for part in distinct]  # P K D and K
         longest, count = (max(tokens.shape[side] for tokens, _ in tokens_and_gates) for side in (0, 1))
         tokens_NPKD = torch.stack([_filled(tokens, longest, count) for tokens, _ in tokens_and_gates])
@@ -63,7 +65,6 @@ class Gated(nn.Module):
         for number, (keys, values) in enumerate(self._read(tokens_NPKD)):
             gates = (gates_NK[:, number][rows] * with_one).to(keys.dtype)
             contents.append(LayerGate(keys[rows], values[rows], valid, gates))
-        self._known = None if torch.is_grad_enabled() else (state, contents)
         return contents
 
     def _read(self, tokens_NPKD: Tensor) -> list[tuple[Tensor, Tensor]]:

@@ -41,7 +41,7 @@ class Inserted:
         stack.check(self.longest, text.shape[1])
         virtual = self._of_batch(pad_sequence(list(self.rows), batch_first=True).to(text.dtype))
         changed = {"input_ids": None, "inputs_embeds": self._before(virtual, text), **self.mask(mask, text.shape[1])}
-        positions = stack.positions(kwargs, 0, self._of_batch(self.lengths)).get("position_ids")
+        positions = stack.positions(kwargs, 0, self._of_batch(self.lengths)[:, None]).get("position_ids")
         if positions is not None:
             counted = torch.arange(self.longest, device=text.device)[None] + stack.first
             changed["position_ids"] = self._before(counted, positions)

@@ -42,10 +42,10 @@ class Stack:
         return {**dict(zip(self._names, args, strict=False)), **kwargs}
 
     def positions(self, kwargs: dict[str, Any], past: Any, shift: Tensor) -> dict[str, Tensor]:
-        """As arguments of a pass, the positions (1 or B, T) of its text, each row's moved by shift (1 or B,)."""
+        """As arguments of a pass, the positions (1 or B, T) of its text, moved by shift (1 or B, 1 or T)."""
         if self.layout.positions == "relative":
             return {}
-        shift, positions, mask = shift[:, None], kwargs.get("position_ids"), kwargs.get("attention_mask")
+        positions, mask = kwargs.get("position_ids"), kwargs.get("attention_mask")
         ids, tokens = kwargs.get("input_ids"), tokens_of(kwargs)
         if positions is not None:
             return {"position_ids": positions + shift}

@@ -1,6 +1,6 @@
-"""Keys and values that the rows of a batch hold for one attention of every layer: a stack's own, or the one across.
+"""Keys and values that rows have beside their text for one attention of every layer: a stack's own, or cross-attention.
 
-A prefix holds them as parameters. A prompt holds embeddings, and the base computes the keys and values.
+A prefix has them as parameters. A prompt has embeddings, and the base computes the keys and values.
 """
 
 from __future__ import annotations
@@ -13,29 +13,30 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 
-from halka.core import Part, repeats, state_of
+from halka.core import Cached, VirtualPart, repeats
 from halka.models.attention.function import LayerMemory, use_attention
 from halka.models.attention.places import Stack, tokens_of
 
 
-class Held(nn.Module):
-    """What `parts` hold for a stack's layers; with `over`, for their attention to that encoder's tokens.
+class VirtualKV(nn.Module):
+    """The virtual keys and values of a stack's layers; with `over`, of their attention to that encoder's tokens.
 
     Implements `core.Reader`: it is the module of a `memory` target.
     """
 
     def __init__(self, base: Any, stack: Stack, over: Stack | None = None):
         super().__init__()
-        self.parts: tuple[Part | None, ...] = ()  # a row's each, or one for all
+        self.parts: tuple[VirtualPart | None, ...] = ()  # a row's each, or one for all
         self.bare: Callable[[], AbstractContextManager[None]] = nullcontext
         self.shape = stack.shape
         self.stack, self._over = stack, over
         self._base = (base,)  # in a tuple, so that the base is no submodule of this one
-        self._known: tuple[Any, Tensor, Tensor] | None = None
+        self._contents = Cached[tuple[Tensor, Tensor]]()
 
-    def enter(self, parts: Sequence[Part | None], bare: Callable[[], AbstractContextManager[None]]) -> None:
-        """From now on these, which the base reads within `bare()` where they are embeddings."""
-        self.parts, self._known, self.bare = tuple(parts), None, bare
+    def enter(self, parts: Sequence[VirtualPart | None], bare: Callable[[], AbstractContextManager[None]]) -> None:
+        """From now on rows have these, which the base reads within `bare()` where they are embeddings."""
+        self.parts, self.bare = tuple(parts), bare
+        self._contents.clear()
 
     def vocabulary(self) -> nn.Module:
         """The base's embedding module: token ids (P,) to input embeddings (P, D)."""
@@ -56,31 +57,36 @@ class Held(nn.Module):
 
     def _run(self, stack: Stack, embeddings: Tensor, **more: Any) -> Any:
         inputs = {"inputs_embeds": embeddings, "use_cache": False}
-        positions = stack.positions(inputs, 0, torch.zeros(1, dtype=torch.int64, device=embeddings.device))
+        at_zero = torch.zeros(1, 1, dtype=torch.int64, device=embeddings.device)
         training = stack.module.training
         stack.module.eval()  # nothing to recompute in backward, when rows are routed
         try:
-            return stack.module(**inputs, **positions, **more)
+            return stack.module(**inputs, **stack.positions(inputs, 0, at_zero), **more)
         finally:
             stack.module.train(training)
 
-    def join(self, kwargs: dict[str, Any]) -> dict[str, Any]:
+    def join(self, kwargs: dict[str, Any], runs: Sequence[int]) -> dict[str, Any]:
         """What a pass of the stack receives instead: the rows' keys and values, and its positions behind them."""
         if not any(self.parts):
             return kwargs
         batch, length = tokens_of(kwargs).shape[:2]
-        contents, lengths = self._contents()
+        contents, lengths = self._made()
         cache = kwargs.get("cache") or kwargs.get("past_key_values")
         past = cache.get_seq_length() if cache is not None else 0
         longest = contents.shape[3]
         taking = [part is not None and part.takes_positions for part in self.parts]
         shift, limit = lengths * torch.tensor(taking, device=lengths.device), self.stack.limit
         if limit is not None and int(past) + length + longest > limit:
-            self.stack.check(int(shift.max()), int(past) + length)
+            text = int(kwargs["position_ids"].max()) + 1 if runs else int(past) + length
+            self.stack.check(int(shift.max()), text)
         valid = None
         if len(self.parts) > 1:
             valid = torch.arange(longest, device=lengths.device) < lengths[:, None]
-            shift = shift.repeat_interleave(repeats(batch, len(lengths)))
+            if runs:
+                shift = shift.repeat_interleave(torch.tensor(runs, device=shift.device))
+            else:
+                shift = shift.repeat_interleave(repeats(batch, len(lengths)))
+        shift = shift[None] if runs else shift[:, None]
         pairs = contents.unbind(0)
         bias = None if self._over is not None else self.stack.bias(lengths, length, past)
         memory = [LayerMemory(pairs[2 * i], pairs[2 * i + 1], valid, bias) for i in range(self.stack.layers)]
@@ -88,24 +94,23 @@ class Held(nn.Module):
             return {**kwargs, "across": memory}
         return {**kwargs, **self.stack.positions(kwargs, past, shift), "memory": memory}
 
-    def _contents(self) -> tuple[Tensor, Tensor]:
+    def _made(self) -> tuple[Tensor, Tensor]:
         """Keys and values (2·L, N, H, P, W) padded to the longest, and lengths (N,), for N rows or one for all."""
         distinct = [part for part in dict.fromkeys(self.parts) if part is not None]
-        state = state_of(parameter for part in distinct for parameter in part.parameters())
-        graph = torch.is_grad_enabled() and any(p.requires_grad for part in distinct for p in part.parameters())
-        if self._known is not None and not graph and self._known[0] == state:
-            return self._known[1:]
-        virtual = [part.virtual() for part in distinct]
-        embedded = [i for i, tokens in enumerate(virtual) if tokens.dim() == 2]
-        if embedded:
-            read = self.read(pad_sequence([virtual[i] for i in embedded], batch_first=True))
-            for row, i in zip(read, embedded, strict=True):
-                virtual[i] = row[: virtual[i].shape[0]]
-        dtype, device = self._base[0].dtype, virtual[0].device
-        by_part = {id(part): tokens.to(dtype) for part, tokens in zip(distinct, virtual, strict=True)}
-        nothing = torch.zeros(0, *self.shape, dtype=dtype, device=device)
-        rows = [nothing if part is None else by_part[id(part)] for part in self.parts]
-        lengths = torch.tensor([row.shape[0] for row in rows], device=device)
-        contents = pad_sequence(rows, batch_first=True).permute(2, 0, 3, 1, 4).contiguous()
-        self._known = None if graph else (state, contents, lengths)
-        return contents, lengths
+        parameters = [parameter for part in distinct for parameter in part.parameters()]
+
+        def make() -> tuple[Tensor, Tensor]:
+            virtual = [part.virtual() for part in distinct]
+            embedded = [i for i, tokens in enumerate(virtual) if tokens.dim() == 2]
+            if embedded:
+                read = self.read(pad_sequence([virtual[i] for i in embedded], batch_first=True))
+                for row, i in zip(read, embedded, strict=True):
+                    virtual[i] = row[: virtual[i].shape[0]]
+            dtype, device = self._base[0].dtype, virtual[0].device
+            by_part = {id(part): tokens.to(dtype) for part, tokens in zip(distinct, virtual, strict=True)}
+            nothing = torch.zeros(0, *self.shape, dtype=dtype, device=device)
+            rows = [nothing if part is None else by_part[id(part)] for part in self.parts]
+            lengths = torch.tensor([row.shape[0] for row in rows], device=device)
+            return pad_sequence(rows, batch_first=True).permute(2, 0, 3, 1, 4).contiguous(), lengths
+
+        return self._contents.get(parameters, make)

@@ -15,21 +15,21 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from halka.core import Part
+from halka.core import VirtualPart
 from halka.models.attention.function import use_attention
 from halka.models.attention.gated import Gated
 from halka.models.attention.inserted import ALL, FIRST, MEAN, TOKENS, Inserted
 from halka.models.attention.places import Stack, tokens_of
-from halka.models.attention.virtual_kv import Held
+from halka.models.attention.virtual_kv import VirtualKV
 from halka.models.kinds import kind_of
 from halka.models.layouts import Layout
 from halka.util.errors import HalkaError
 
 
 class VirtualTokens:
-    """Implements `core.Memory` for one base.
+    """Implements `core.VirtualAttention` for one base.
 
-    held    by role, the keys and values: `memory`, those of the decoder's own attention, or of an encoder that stands
+    readers by role, the keys and values: `memory`, those of the decoder's own attention, or of an encoder that stands
             alone; and beside a decoder `memory.encoder` and `memory.cross`, those of its attention to the encoder.
             Besides `memory.gated`, tokens that are attended to apart
     limit   how many positions there are; None if there is no end
@@ -38,27 +38,27 @@ class VirtualTokens:
     def __init__(self, base: Any, layout: Layout):
         self._base = base
         decoder = Stack(base, layout)
-        self.held: dict[str, Held | Gated] = {
-            "memory": Held(base, decoder),
+        self.readers: dict[str, VirtualKV | Gated] = {
+            "memory": VirtualKV(base, decoder),
             "memory.gated": Gated(base, decoder, layout),
         }
         self._entry = None if layout.causal else decoder  # whose input takes a prompt's embeddings
         if layout.encoder is not None:
             self._entry = Stack(base, layout.encoder)
-            self.held |= {
-                "memory.encoder": Held(base, self._entry),
-                "memory.cross": Held(base, decoder, over=self._entry),
+            self.readers |= {
+                "memory.encoder": VirtualKV(base, self._entry),
+                "memory.cross": VirtualKV(base, decoder, over=self._entry),
             }
         self.limit = decoder.limit
-        self.stacks: Sequence[nn.Module] = list(dict.fromkeys(module.stack.module for module in self.held.values()))
+        self.entries: Sequence[nn.Module] = list(dict.fromkeys(module.stack.module for module in self.readers.values()))
         self._output = _output(base, layout)
-        self._inserted: tuple[Part | None, ...] = ()
+        self._inserted: tuple[VirtualPart | None, ...] = ()
         self._attention: Any = None
 
-    # ── core.Memory ─────────────────────────────────────────────────────────────────────────────────────────────
+    # ── core.VirtualAttention ───────────────────────────────────────────────────────────────────────────────────
 
     def enter(
-        self, parts: Mapping[str, Sequence[Part | None]], bare: Callable[[], AbstractContextManager[None]]
+        self, parts: Mapping[str, Sequence[VirtualPart | None]], bare: Callable[[], AbstractContextManager[None]]
     ) -> None:
         if not parts:
             return
@@ -69,14 +69,14 @@ class VirtualTokens:
         elif embedded:
             parts["memory"] = _either(parts.get("memory", (None,) * len(embedded)), embedded)
         for role, rows in parts.items():
-            self.held[role].enter(rows, bare)
+            self.readers[role].enter(rows, bare)
         self._attention = use_attention(self._base)
         self._attention.__enter__()
 
     def leave(self) -> None:
         if self._attention is not None:
             self._inserted = ()
-            for module in self.held.values():
+            for module in self.readers.values():
                 module.enter((), module.bare)
             self._attention.__exit__(None, None, None)
             self._attention = None
@@ -84,35 +84,37 @@ class VirtualTokens:
     @contextmanager
     def aside(self) -> Iterator[None]:
         inserted, attention, self._inserted, self._attention = self._inserted, self._attention, (), None
-        parts = {role: module.parts for role, module in self.held.items()}
-        for module in self.held.values():
+        parts = {role: module.parts for role, module in self.readers.items()}
+        for module in self.readers.values():
             module.parts = ()
         try:
             yield
         finally:
             self._inserted, self._attention = inserted, attention
             for role, rows in parts.items():
-                self.held[role].parts = rows
+                self.readers[role].parts = rows
 
-    def begin(self, stack: nn.Module, args: tuple, kwargs: dict[str, Any]) -> tuple[tuple, dict[str, Any]] | None:
+    def begin(
+        self, entry: nn.Module, args: tuple, kwargs: dict[str, Any], runs: Sequence[int]
+    ) -> tuple[tuple, dict[str, Any]] | None:
         """Hand the rows' virtual tokens to this pass, and move its own tokens behind them."""
-        held = [module for module in self.held.values() if module.stack.module is stack]
+        at_entry = [reader for reader in self.readers.values() if reader.stack.module is entry]
         inserting = any(self._inserted)
-        if not inserting and not any(module.parts for module in held):
+        if not inserting and not any(reader.parts for reader in at_entry):
             return None
-        kwargs = held[0].stack.named(args, kwargs)
+        kwargs = at_entry[0].stack.named(args, kwargs)
         if inserting and self._entry is not None:
-            if stack is self._entry.module:
+            if entry is self._entry.module:
                 kwargs = Inserted(self._embeddings(), tokens_of(kwargs).shape[0]).enter(self._entry, kwargs)
             else:
                 kwargs = self._widened(kwargs)
-        for module in held:
-            kwargs = module.join(kwargs)
+        for reader in at_entry:
+            kwargs = reader.join(kwargs, runs)
         return (), kwargs
 
-    def end(self, stack: nn.Module, kwargs: dict[str, Any], output: Any) -> Any:
+    def end(self, entry: nn.Module, kwargs: dict[str, Any], output: Any) -> Any:
         """What an encoder returns for its input's tokens, without those that were inserted."""
-        if self._entry is None or stack is not self._entry.module or not any(self._inserted):
+        if self._entry is None or entry is not self._entry.module or not any(self._inserted):
             return None
         inserted = Inserted(self._embeddings(), output[0].shape[0])
         hidden = inserted.leave(output[0], kwargs.get("attention_mask"), self._output)
@@ -140,7 +142,7 @@ class VirtualTokens:
         return {**kwargs, **inserted.mask(mask, tokens, "encoder_attention_mask")}
 
 
-def _either(prefixes: Sequence[Part | None], prompts: Sequence[Part | None]) -> list[Part | None]:
+def _either(prefixes: Sequence[VirtualPart | None], prompts: Sequence[VirtualPart | None]) -> list[VirtualPart | None]:
     """Each row's one of the two. Raises HalkaError for a row with both."""
     if any(prefix is not None and prompt is not None for prefix, prompt in zip(prefixes, prompts, strict=True)):
         raise HalkaError(

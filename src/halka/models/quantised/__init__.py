@@ -1,5 +1,6 @@
 """Quantised bases: the linear layers of the blocks keep their weights as NF4 or int8.
 
+linear.py  what a quantised layer computes
 int8.py    eight bits a weight, needs no library
 nf4.py     four bits a weight, by bitsandbytes
 """
@@ -10,26 +11,26 @@ from typing import Any, Literal
 
 import torch
 
-from halka.core import LINEAR_ROLES, Packed, form_of
-from halka.models.fingerprint import samples
+from halka.core import LINEAR_ROLES, quantization_of
 from halka.models.layouts import layout_of
 from halka.models.quantised.int8 import Int8Linear
+from halka.models.quantised.linear import QuantizedLinear, bytes_of, samples
 from halka.models.quantised.nf4 import NF4Linear, bitsandbytes
 from halka.models.targets import linear_targets
 from halka.util.errors import HalkaError
 from halka.util.files import release_pages
 
-__all__ = ["LAYERS", "Quantize", "check_quantize", "quantise"]
+__all__ = ["LAYERS", "Quantize", "QuantizedLinear", "bytes_of", "check_quantize", "quantise"]
 
 Quantize = Literal["nf4", "int8"]
-LAYERS: dict[str, type[Packed]] = {"nf4": NF4Linear, "int8": Int8Linear}
+LAYERS: dict[str, type[QuantizedLinear]] = {"nf4": NF4Linear, "int8": Int8Linear}
 
 
 def check_quantize(quantize: str) -> None:
     """Raises HalkaError for another name than nf4 and int8, and for nf4 where bitsandbytes is not installed."""
     if quantize not in LAYERS:
         raise HalkaError(f"quantize {quantize!r} is none of {', '.join(LAYERS)}")
-    if quantize == NF4Linear.form:
+    if quantize == NF4Linear.quantization:
         bitsandbytes()
 
 
@@ -42,7 +43,7 @@ def quantise(base: Any, quantize: str) -> None:
     Raises HalkaError as `check_quantize` does, for an architecture without a layout, and for a quantised base.
     """
     check_quantize(quantize)
-    if (already := form_of(base)) is not None:
+    if (already := quantization_of(base)) is not None:
         raise HalkaError(f"the base is quantised to {already} already: load it again to quantise it to {quantize}")
     layout = layout_of(base)
     places = [

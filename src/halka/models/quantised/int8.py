@@ -8,21 +8,21 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from halka.core import Packed
+from halka.models.quantised.linear import QuantizedLinear
 
 LARGEST = 127
 FEW = 8  # rows of x, up to which torch's own product is faster
 ALIGNED = 32  # torch's product reads beyond the end of weights whose widths are no multiple of it
 
 
-class Int8Linear(Packed):
+class Int8Linear(QuantizedLinear):
     """W = scale · values, with values (O, I) int8 and scale (O,) fp32: a row's largest value is exact.
 
     Only the weight is rounded, never x, unlike in LLM.int8() (arXiv:2208.07339), whose outliers cost more than the
     products save where the processor has fast ones of 16 bits.
     """
 
-    form: ClassVar[str] = "int8"
+    quantization: ClassVar[str] = "int8"
 
     values: Tensor
     scale: Tensor
@@ -34,7 +34,7 @@ class Int8Linear(Packed):
         self.register_buffer("values", rounded.round_().to(torch.int8))
         self.register_buffer("scale", scale)
 
-    def unpacked(self, dtype: torch.dtype | None = None) -> Tensor:
+    def dequantize(self, dtype: torch.dtype | None = None) -> Tensor:
         return (self.values * self.scale[:, None]).to(dtype or self.dtype)
 
     def product(self, x: Tensor) -> Tensor:

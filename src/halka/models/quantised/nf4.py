@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from halka.core import Packed
+from halka.models.quantised.linear import QuantizedLinear
 from halka.util.errors import HalkaError
 from halka.util.quiet import quiet_libraries
 
@@ -18,14 +18,14 @@ BLOCK, SCALES_BLOCK = 64, 256  # weights that share a scale, scales that share t
 KNOWN = (torch.float32, torch.float16, torch.bfloat16)  # bitsandbytes leaves tensors of other dtypes uninitialised
 
 
-class NF4Linear(Packed):
+class NF4Linear(QuantizedLinear):
     """Each weight is the nearest of 16 quantiles of a normal distribution, times its block's scale.
 
     Blocks run through the flattened weight: bitsandbytes' kernel for a matrix starts a new block in every row, which is
     wrong if a row is no multiple of a block, so it gets the weight as one long row.
     """
 
-    form: ClassVar[str] = "nf4"
+    quantization: ClassVar[str] = "nf4"
 
     values: Tensor
     scales: Tensor
@@ -44,7 +44,7 @@ class NF4Linear(Packed):
         self.register_buffer("mean_scale", state.offset)
         self.register_buffer("levels", state.state2.code)
 
-    def unpacked(self, dtype: torch.dtype | None = None) -> Tensor:
+    def dequantize(self, dtype: torch.dtype | None = None) -> Tensor:
         ops, dtype = torch.ops.bitsandbytes, dtype or self.dtype
         computed = dtype if dtype in KNOWN else torch.float32
         scales = ops.dequantize_blockwise(self.scales, self.scales_of_scales, self.levels, SCALES_BLOCK, torch.float32)

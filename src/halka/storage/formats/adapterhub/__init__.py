@@ -13,7 +13,8 @@ from typing import Any
 
 from torch import Tensor
 
-from halka.core import Adapter, Joint, Method, Target, wants
+from halka.core import Adapter, Method, Target, wants
+from halka.methods import Joint
 from halka.storage.formats.adapterhub import bottleneck, heads, ia3, lora, prefix
 from halka.storage.formats.adapterhub.config import architecture_of, checked, identity, parts_of
 from halka.storage.formats.adapterhub.tensor_names import Keys, sorted_by_kind

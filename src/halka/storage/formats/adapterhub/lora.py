@@ -14,8 +14,8 @@ from typing import Any
 
 from torch import Tensor
 
-from halka.core import Adapter, Joint, Method, Target
-from halka.methods import DoRA, LoRA
+from halka.core import Adapter, Method, Target
+from halka.methods import DoRA, Joint, LoRA
 from halka.storage.formats.adapterhub.config import GATES, NAME, count, has_rows, left_out, listed, number, refuse
 from halka.storage.formats.adapterhub.tensor_names import LINEARS, Keys, architecture_of, linears
 from halka.storage.formats.format import layers_of

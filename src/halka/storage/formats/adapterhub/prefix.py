@@ -8,12 +8,12 @@ either form, `write` writes the flat one.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
 
-from halka.core import Adapter, Method, Target
+from halka.core import Adapter, Method, Target, VirtualPart
 from halka.methods import PositionlessPrefix
 from halka.methods import bottleneck as bottlenecks
 from halka.storage.formats.adapterhub.bottleneck import activation_of
@@ -48,7 +48,9 @@ def read(config: Mapping[str, Any], keys: Keys, targets: tuple[Target, ...]) -> 
             f"the prefix holds {flat.numel()} values, where {length} tokens of this base have {size}: it was made for "
             "another base"
         )
-    return PositionlessPrefix(length, start="random"), {"memory.keys_values": flat.reshape(length, *memory.shape)}
+    return PositionlessPrefix(length, start="random"), {
+        "memory.keys_values": flat.reshape(length, *memory.reader.shape)
+    }
 
 
 def _flat(tensors: Mapping[str, Tensor], config: Mapping[str, Any]) -> Tensor:
@@ -73,7 +75,7 @@ def _flat(tensors: Mapping[str, Tensor], config: Mapping[str, Any]) -> Tensor:
 
 
 def write(adapter: Adapter, targets: tuple[Target, ...]) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    values = adapter.parts["memory"].virtual()
+    values = cast(VirtualPart, adapter.parts["memory"]).virtual()
     config: dict[str, Any] = {
         "architecture": "prefix_tuning",
         "flat": True,

@@ -14,8 +14,8 @@ from typing import Any
 
 from torch import Tensor
 
-from halka.core import VIRTUAL_ROLES, Adapter, Joint, Method, Target, wants
-from halka.methods import Modules, Prompt
+from halka.core import VIRTUAL_ROLES, Adapter, Method, Target, wants
+from halka.methods import Joint, Modules, Prompt
 from halka.models.kinds import TASK_TYPES, kind_of, kind_of_task
 from halka.models.layouts import CLASSIFIERS
 from halka.storage.formats.format import BaseSpec, Contents, FileNames, base_of
@@ -137,7 +137,7 @@ def _as_peft(adapter: Adapter, targets: tuple[Target, ...]) -> Contents | None:
     main = [method for method in methods if method not in saved] or saved
     names = {method.name for method in main}
     kind: Any = next((kind for kind in KINDS if names <= {*getattr(kind, "METHODS", ())}), None)
-    on_experts = any(target.stack for target in adapter.targets.values())
+    on_experts = any(target.experts for target in adapter.targets.values())
     if kind is None or (on_experts and kind is not lora) or _inside(methods):
         return None
     if experts.confused((target.name for target in adapter.targets.values()), targets):

@@ -22,12 +22,12 @@ CONVERTED = ("qwen3_moe",)  # peft mistakes their dense layers' MLPs for experts
 
 def weights_of(targets: tuple[Target, ...]) -> dict[str, Target]:
     """Return the base's expert weights by name."""
-    return {target.name: target for target in targets if target.stack}
+    return {target.name: target for target in targets if target.experts}
 
 
 def confused(paths: Iterable[str], targets: tuple[Target, ...]) -> bool:
     """Return whether peft would adapt experts where these paths name linear layers."""
-    dense = {target.name for target in targets if target.role.startswith("mlp.") and not target.stack}
+    dense = {target.name for target in targets if target.role.startswith("mlp.") and not target.experts}
     return base_of(targets).config.model_type in CONVERTED and not dense.isdisjoint(paths)
 
 
@@ -81,7 +81,7 @@ def unstacked(
             raise HalkaError(f"adapter_config.json: {key} cannot be combined with target_parameters, in peft either")
     read = dict(tensors)
     for path, place in _wrapped_twice({path for paths in chosen.values() for path in paths}).items():
-        count = weights[path].stack[0]
+        count = weights[path].experts[0]
         for name in ("lora_A", "lora_B"):
             tensor = read.pop(f"{place}.{name}.weight", None)
             if tensor is None:

@@ -12,8 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from halka.core import AdaptedModel, Joint, Method, Target
-from halka.methods import Modules, Prefix, Prompt
+from halka.core import AdaptedModel, Method, Target
+from halka.methods import Joint, Modules, Prefix, Prompt
 from halka.storage.formats.format import base_of
 from halka.storage.formats.peft import ia3, lora, prefix, prompt
 from halka.storage.formats.peft.modules import names_of
@@ -95,7 +95,7 @@ def _layers(options: Mapping[str, Any], model: AdaptedModel) -> dict[str, tuple[
     paths = selected(options, base_of(model.targets), heads)
     if not paths:
         raise HalkaError('target_modules names no module of this base: name some, or "all-linear"')
-    by_name: dict[str, Target] = {target.name: target for target in model.targets if not target.several}
+    by_name: dict[str, Target] = {target.name: target for target in model.targets if target.d_in}
     layers: dict[str, tuple[int, int, nn.Module]] = {}
     for path in sorted(paths):
         target = by_name.get(path)

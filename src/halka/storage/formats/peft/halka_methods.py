@@ -6,11 +6,11 @@ A method that peft has, but cannot compute as this adapter does, gets `HALKA_` b
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from typing import Any
+from typing import Any, cast
 
 from torch import Tensor
 
-from halka.core import Adapter, Method, Target, described
+from halka.core import Adapter, Method, Target, WeightPart, described
 from halka.methods import build_method
 from halka.storage.formats.format import Contents, json_list, json_object
 from halka.util.errors import HalkaError
@@ -23,7 +23,7 @@ def write(adapter: Adapter, targets: tuple[Target, ...]) -> Contents:
     name = adapter.method.name.upper()
     config = {"peft_type": f"{MARK}{name}" if name in PEFTS else name, "fields": described(adapter.method)["fields"]}
     if "base" in adapter.parts:  # full: the weights in the base's precision, not the fp32 masters
-        return Contents(config, dict(adapter.parts["base"].weights()))
+        return Contents(config, dict(cast(WeightPart, adapter.parts["base"]).weights()))
     return Contents(config, adapter.state_dict())
 
 

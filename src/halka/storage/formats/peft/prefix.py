@@ -7,12 +7,12 @@ has no form for our prefixes there.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
 
-from halka.core import Method, Part, Target
+from halka.core import Method, Part, Target, VirtualPart
 from halka.methods import Prefix
 from halka.models.kinds import kind_of
 from halka.storage.formats.format import base_of, target_of
@@ -32,8 +32,8 @@ def write(
     """Return options and tensors; None for encoder-decoders, where peft computes something else."""
     if kind_of(base_of(targets)) == "seq2seq-lm":
         return None
-    slots, heads, width = target_of(targets, "memory").shape
-    flat = parts[methods[0]]["memory"].virtual().flatten(1)
+    slots, heads, width = target_of(targets, "memory").reader.shape
+    flat = cast(VirtualPart, parts[methods[0]]["memory"]).virtual().flatten(1)
     config = {
         "peft_type": PEFT_TYPE,
         "num_virtual_tokens": flat.shape[0],
@@ -53,14 +53,14 @@ def read(
     """Return the method, its state, and the tensors that are not the method's."""
     refuse_unknown(config, {"num_virtual_tokens", "num_transformer_submodules", "prefix_projection"})
     flat, others = virtual_tokens(config, tensors)
-    memory = target_of(targets, "memory")
-    slots, heads, width = memory.shape
+    shape = target_of(targets, "memory").reader.shape
+    slots, heads, width = shape
     if flat.shape[1] != slots * heads * width:
         raise HalkaError(
             f"the prefix holds {flat.shape[1]} values a token, this base takes {slots * heads * width} "
             f"({slots // 2} layers of {heads} key/value heads of {width}): it was made for another base"
         )
-    pairs = flat.view(-1, *memory.shape)
+    pairs = flat.view(-1, *shape)
     if config.get("num_transformer_submodules") == 2:
         layer = torch.arange(slots // 2) * 2 % (slots // 2)
         pairs = pairs[:, torch.stack([2 * layer, 2 * layer + 1], dim=1).flatten()].contiguous()

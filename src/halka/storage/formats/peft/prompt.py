@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, cast
 
 from torch import Tensor
 
-from halka.core import Method, Part, Target
+from halka.core import Method, Part, Target, VirtualPart
 from halka.methods import Prompt
 from halka.storage.formats.format import layers_of, target_of
 from halka.storage.formats.peft.modules import OUTER as PREFIX  # noqa: F401 (every kind has one)  # pyright: ignore[reportUnusedImport]
@@ -25,7 +25,7 @@ def write(
 ) -> tuple[dict[str, Any], dict[str, Tensor]] | None:
     """Return options and tensors; in an encoder-decoder only the encoder gets the prompt, as in Halka."""
     (part,) = parts[methods[0]].values()
-    embeddings = part.virtual()
+    embeddings = cast(VirtualPart, part).virtual()
     config = {
         "peft_type": PEFT_TYPE,
         "num_virtual_tokens": embeddings.shape[0],

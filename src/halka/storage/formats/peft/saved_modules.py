@@ -79,7 +79,7 @@ def _name(path: str, base: nn.Module) -> str:
 
 def _tied(targets: tuple[Target, ...]) -> bool:
     """Return whether head and embedding share their weight."""
-    places = [target for target in targets if target.role in ("embedding", "head") and not target.several]
+    places = [target for target in targets if target.role in ("embedding", "head") and target.d_in]
     weights = [target.module.get_parameter("weight") for target in places]
     return len(weights) == 2 and weights[0] is weights[1]
 

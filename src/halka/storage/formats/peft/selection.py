@@ -13,7 +13,7 @@ import regex
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
-from halka.core import Packed
+from halka.models.quantised import QuantizedLinear
 from halka.storage.formats.format import json_list, json_object
 from halka.util.errors import HalkaError
 
@@ -29,7 +29,7 @@ def selected(config: Mapping[str, Any], base: nn.Module, heads: Iterable[str]) -
     wanted, left_out = config.get("target_modules"), config.get("exclude_modules")
     if not wanted:
         return None
-    kinds = nn.Linear | nn.Embedding | Conv1D | Packed
+    kinds = nn.Linear | nn.Embedding | Conv1D | QuantizedLinear
     layers = {name: module for name, module in modules_of(base).items() if isinstance(module, kinds)}
     if isinstance(wanted, str) and wanted.lower() == ALL_LINEAR:
         chosen = {name for name, module in layers.items() if not isinstance(module, nn.Embedding)} - {*heads}

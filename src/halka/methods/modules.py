@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable
 from dataclasses import field
 from inspect import Parameter, signature
 from typing import ClassVar
@@ -11,10 +12,8 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from halka.core.blank import begun
-from halka.core.fields import method
-from halka.core.packed import form_of
-from halka.core.parts import WHOLE, Part, Target
+from halka.core import WHOLE, ModulePart, Part, Target, init_parameter, quantization_of
+from halka.methods._fields import method
 from halka.util.errors import HalkaError
 
 ROLES = ("head", "embedding")
@@ -39,7 +38,7 @@ class Modules:
         return tuple(each if each in ROLES or each.startswith(WHOLE) else f"{WHOLE}{each}" for each in self.targets)
 
     def build(self, target: Target) -> Part:
-        if (form := form_of(target.module)) is not None:
+        if (form := quantization_of(target.module)) is not None:
             raise HalkaError(
                 f"modules: {target.name} is quantised to {form} and cannot be trained: load the base without quantize"
             )
@@ -50,15 +49,20 @@ class Modules:
 def _check_form(target: Target) -> None:
     """Raises HalkaError for a module that a copy cannot stand in for: it is to take one tensor and return one."""
     kind = type(target.module).__name__
-    given = signature(target.module.forward).parameters.values()
-    needed = [each.name for each in given if each.default is Parameter.empty and each.kind in ONE_BY_ONE]
+    inputs = signature(target.module.forward).parameters.values()
+    needed = [one.name for one in inputs if one.default is Parameter.empty and one.kind in ONE_BY_ONE]
     if len(needed) > 1:
         raise HalkaError(
             f"modules: {target.name}, a {kind}, takes several inputs ({', '.join(needed)}): name modules with one input"
         )
 
 
-class WholePart(Part):
+def own_values(own: Tensor) -> Callable[[Tensor], object]:
+    """What fills a parameter with these values."""
+    return lambda parameter: parameter.copy_(own)
+
+
+class WholePart(ModulePart):
     """The module's own parameters under their own names, fp32, which start as the base's: y stays y.
 
     Where the module is tied to another, as many heads are to the embeddings, the other stays as it is.
@@ -69,24 +73,29 @@ class WholePart(Part):
         if not any(True for _ in module.parameters()):
             raise HalkaError(f"modules: a {type(module).__name__} has nothing to train")
         form = copy.deepcopy(module)  # without our hooks and weights: what is computed, not with what
-        for each in form.modules():
-            each._forward_hooks.clear()
-            each._forward_pre_hooks.clear()
+        for inner in form.modules():
+            inner._forward_hooks.clear()  # pyright: ignore[reportUnknownMemberType]
+            inner._forward_pre_hooks.clear()  # pyright: ignore[reportUnknownMemberType]
         self._form = (form.requires_grad_(False),)
-        for path, inner in module.named_modules():
-            mine: nn.Module = self
-            for step in path.split(".") if path else ():
-                if step not in mine._modules:
-                    mine.add_module(step, nn.Module())
-                mine = mine.get_submodule(step)
-            for key, parameter in inner._parameters.items():
-                if parameter is not None:
-                    own = parameter.detach()
-                    like = torch.empty_like(own, dtype=torch.float32)
-                    mine.register_parameter(key, begun(like, lambda it, own=own: it.copy_(own)))
-                    form.get_submodule(path)._parameters[key] = nn.Parameter(own.to("meta"), requires_grad=False)
+        for name, parameter in module.named_parameters(remove_duplicate=False):
+            path, _, key = name.rpartition(".")
+            own, mine = parameter.detach(), self._module_at(path)
+            mine.register_parameter(key, init_parameter(torch.empty_like(own, dtype=torch.float32), own_values(own)))
+            form.get_submodule(path).register_parameter(key, nn.Parameter(own.to("meta"), requires_grad=False))
 
-    def forward(self, x: Tensor, y: Tensor) -> Tensor:
+    def _module_at(self, path: str) -> nn.Module:
+        """The part's own module of that path, made where there is none."""
+        mine: nn.Module = self
+        for step in path.split(".") if path else ():
+            if step not in mine._modules:
+                mine.add_module(step, nn.Module())
+            mine = mine.get_submodule(step)
+        return mine
+
+    def stack_key(self) -> None:
+        return None
+
+    def edit_output(self, x: Tensor, y: object, *tensors: Tensor) -> Tensor:
         if not isinstance(y, Tensor):
             kind = type(self._form[0]).__name__
             raise HalkaError(f"modules: a {kind} returns several tensors: name modules with one output")

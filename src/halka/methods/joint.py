@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import ClassVar
 
-from halka.core.fields import method
-from halka.core.parts import Method, Part, Target, wants
+from halka.core import Method, Part, Target, wants
+from halka.methods._fields import method
 from halka.util.errors import HalkaError
 
 
@@ -39,8 +39,8 @@ class Joint:
         return built[0][1] if built else None
 
 
-def chosen(method: Method) -> Method:
-    """The method that was chosen, where another is beside it."""
+def primary(method: Method) -> Method:
+    """The first of a joint method's; else the one there is."""
     return method.methods[0] if isinstance(method, Joint) else method
 
 
@@ -49,6 +49,6 @@ def methods_of(method: Method) -> tuple[Method, ...]:
     return method.methods if isinstance(method, Joint) else (method,)
 
 
-def beside(method: Method, other: Method) -> Joint:
-    """`method` with `other` beside it, also where it is joint itself."""
+def joined_with(method: Method, other: Method) -> Joint:
+    """`method` joined with `other`, also where it is joint itself."""
     return Joint((*methods_of(method), other))

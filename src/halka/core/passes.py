@@ -1,0 +1,288 @@
+"""What a pass of the base meets: hooks at the modules where parts act, virtual tokens, weights that are swapped in."""
+
+from __future__ import annotations
+
+import inspect
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
+
+from halka.core.cached import Cached
+from halka.core.experts import ExpertEdit
+from halka.core.parts import Adapter, ModulePart, VirtualPart, WeightPart
+from halka.core.routing import Route, repeats
+from halka.core.targets import Target
+from halka.core.turns import Flow, Turns
+from halka.core.weights import ParameterSwap
+from halka.util.errors import HalkaError
+
+
+class VirtualAttention(Protocol):
+    """Where virtual tokens join the base's own (`models/attention/virtual_tokens.py`); the core only says whose."""
+
+    @property
+    def entries(self) -> Sequence[nn.Module]:
+        """The modules where passes of the base begin: its decoder, its encoder, or both."""
+        ...
+
+    def enter(
+        self, parts: Mapping[str, Sequence[VirtualPart | None]], bare: Callable[[], AbstractContextManager[None]]
+    ) -> None:
+        """From now on row i, or every row if there is one part, attends to what parts[role][i] holds.
+
+        Within `with bare():` the base runs without adapters.
+        """
+        ...
+
+    def leave(self) -> None: ...
+
+    def aside(self) -> AbstractContextManager[None]:
+        """Within the block every row attends to its own text alone."""
+        ...
+
+    def begin(
+        self, entry: nn.Module, args: tuple, kwargs: dict[str, Any], runs: Sequence[int]
+    ) -> tuple[tuple, dict[str, Any]] | None:
+        """What a pass that begins there shall receive instead of args and kwargs; None: these."""
+        ...
+
+    def end(self, entry: nn.Module, kwargs: dict[str, Any], output: Any) -> Any:
+        """What the pass, which received kwargs, shall return instead of output; None: that."""
+        ...
+
+
+class Passes:
+    """The route of the innermost block, for every pass of the base that runs within it.
+
+    A pass over a padded batch has rows of one length. A pass over a line of tokens is called with `forest`
+    (`core.Forest`): then run i of it uses what `use` named i-th.
+    """
+
+    def __init__(
+        self,
+        base: nn.Module,
+        attention: VirtualAttention,
+        experts: Callable[[], AbstractContextManager[None]],
+        outside: Callable[[dict[str, Any]], None],
+    ):
+        """experts: within its block the base's experts take `ExpertEdit`s. outside: called with the arguments of a pass
+        in a thread that is in no block."""
+        self.base = base
+        self.weights = ParameterSwap(base)
+        self.turns = Turns(base, attention.entries, self._begin, self._end, outside)
+        self.route: Route | None = None
+        self.outer: list[Route | None] = []  # those of the blocks around the innermost
+        self.precision: torch.dtype | None = None  # what the base computes in, where that is not its own
+        self._attention = attention
+        self._experts, self._entered = experts, ExitStack()  # that block, while a part acts on experts
+        self._modules = dict(base.named_modules())
+        self._runs: tuple[int, ...] = ()  # of the pass, if it has a forest
+        self._cast = Cached[Mapping[str, Tensor]]()  # what is swapped in for a `WeightPart`
+        self._inputs: dict[str, Tensor] = {}  # what a sublayer received, from its source to its output
+        self._parts_at: Counter[tuple[str, str]] = Counter()  # how many there are, by target and what they edit
+        self._hooks: dict[tuple[str, str], list[RemovableHandle]] = {}
+
+    # ── hooks ───────────────────────────────────────────────────────────────────────────────────────────────────
+
+    def add(self, adapter: Adapter) -> None:
+        """Registers forward hooks where the adapter has a part."""
+        _see_hooks()
+        for key, target in _places(adapter):
+            if not self._parts_at[key]:
+                self._hooks[key] = self._hook(target, key[1])
+            self._parts_at[key] += 1
+
+    def remove(self, adapter: Adapter) -> None:
+        """Removes the hooks that no other adapter needs."""
+        for key, _ in _places(adapter):
+            self._parts_at[key] -= 1
+            if not self._parts_at[key]:
+                for handle in self._hooks.pop(key):
+                    handle.remove()
+
+    def _hook(self, target: Target, edits: str) -> list[RemovableHandle]:
+        key, module = target.key, target.module
+        argument = next(iter(inspect.signature(module.forward).parameters), "")  # the input's name
+        source = module if target.source is None else self._modules[target.source]
+
+        def edit_input(module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> tuple[tuple, dict[str, Any]] | None:
+            route = self._acting()
+            if route is None or key not in route.inputs:
+                return None
+            x = route.inputs[key].input(args[0] if args else kwargs[argument], self._runs)
+            return ((x, *args[1:]), kwargs) if args else ((), {**kwargs, argument: x})
+
+        def edit_output(module: nn.Module, args: tuple, kwargs: dict[str, Any], y: Tensor) -> Tensor | None:
+            route = self._acting()
+            if route is None or key not in route.outputs:
+                return None
+            x = self._inputs.pop(key) if target.source else args[0] if args else kwargs[argument]
+            return route.outputs[key].output(x, y, self._runs)
+
+        def remember(module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> None:
+            route = self._acting()
+            if route is not None and key in route.outputs:
+                self._inputs[key] = args[0] if args else next(iter(kwargs.values()))
+
+        def edit_experts(module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> tuple[tuple, dict[str, Any]] | None:
+            route = self._acting()
+            if route is None or not (key in route.inputs or key in route.outputs):
+                return None
+            edit = ExpertEdit(route.names, self._runs, route.inputs.get(key), route.outputs.get(key))
+            return args, {**kwargs, target.role.rpartition(".")[2]: edit}
+
+        if target.experts:
+            return [module.register_forward_pre_hook(edit_experts, with_kwargs=True)]
+        if edits == "input":
+            return [module.register_forward_pre_hook(edit_input, with_kwargs=True)]
+        first = [source.register_forward_pre_hook(remember, with_kwargs=True)] if target.source else []
+        return [*first, module.register_forward_hook(edit_output, with_kwargs=True)]
+
+    def _acting(self) -> Route | None:
+        """The route of this pass. Raises RuntimeError if it is another thread's, whose block has overtaken the pass."""
+        route = self.route
+        if route is not None:
+            self.turns.check()
+        return route
+
+    # ── blocks ──────────────────────────────────────────────────────────────────────────────────────────────────
+
+    @contextmanager
+    def using(self, route: Route | None, adapters: object) -> Iterator[None]:
+        """Within the block of `use(adapters)`, which is this thread's turn, passes take this route. Blocks nest.
+
+        Raises RuntimeError if it ends while a block that began within it goes on.
+        """
+        self.outer.append(self.route)
+        try:
+            self._enter(route)
+            yield
+        finally:
+            mixed_up = self.route is not route
+            self._enter(self.outer.pop())
+            if route is not None:
+                route.forget()
+            if mixed_up:
+                raise RuntimeError(
+                    f"the block of `use({adapters!r})` ended while another's, begun within it, went on: what was "
+                    "computed meanwhile used the other's adapters. Leave blocks in the order of their begin: no "
+                    "generator may hold one open between its items"
+                )
+
+    def _enter(self, route: Route | None) -> None:
+        if self.route is not None:
+            self._attention.leave()
+            self._entered.close()
+            if self.route.weights is not None:
+                self.weights.restore()
+        self.route, self._runs = route, ()
+        self._cast.clear()
+        self._inputs.clear()  # what a pass that ended early has left
+        if route is not None:
+            if route.weights is not None:
+                self._swap_in(route.weights)
+            self._attention.enter(route.virtual, self.bare)
+            if route.experts:
+                self._entered.enter_context(self._experts())
+
+    @contextmanager
+    def bare(self) -> Iterator[None]:
+        """Within the block passes use no adapter, whatever is in use around it."""
+        self.outer.append(self.route)
+        self.route, runs, self._runs = None, self._runs, ()
+        try:
+            with self._attention.aside():
+                yield
+        finally:
+            self.route, self._runs = self.outer.pop(), runs
+
+    @contextmanager
+    def own_weights(self) -> Iterator[None]:
+        """Within the block the base has its own weights and no adapter, whatever is merged or in use."""
+        with self.turns.lock, self.bare(), self.weights.restored():
+            yield
+
+    def as_now(self, use: Callable[[tuple[str | None, ...]], AbstractContextManager[object]]):
+        """A block for later, in backward, in which layers are computed once more with the adapters of now."""
+        return self._as_then(self.names, self._runs, self.turns.owner, use)
+
+    @contextmanager
+    def _as_then(
+        self,
+        names: tuple[str | None, ...],
+        runs: tuple[int, ...],
+        owner: Flow | None,
+        use: Callable[[tuple[str | None, ...]], AbstractContextManager[object]],
+    ) -> Iterator[None]:
+        same = self.names == names
+        if not same and self.turns.waits_for_backward(owner):
+            raise RuntimeError(
+                f"backward computes layers once more that were computed with {names}, but runs within "
+                f"`use({self.names})`: let the block end before backward, or begin after it"
+            )
+        with nullcontext() if self.turns.waits_for_backward(owner) else use(names):
+            before, self._runs = self._runs, runs
+            try:
+                yield
+            finally:
+                self._runs = before
+
+    @property
+    def names(self) -> tuple[str | None, ...]:
+        """The names that the innermost block uses, one per row or one for all."""
+        return self.route.names if self.route else (None,)
+
+    # ── passes ──────────────────────────────────────────────────────────────────────────────────────────────────
+
+    def _begin(self, entry: nn.Module, args: tuple, kwargs: dict[str, Any]) -> tuple[tuple, dict[str, Any]] | None:
+        """What a pass that begins there receives. Refuses a batch whose rows are not those that `use` named."""
+        route = self.route
+        if route is None:
+            return None
+        forest = kwargs.get("forest")
+        self._runs = () if forest is None else forest.forest.runs
+        tokens = next(
+            (each for each in (*args[:1], kwargs.get("input_ids"), kwargs.get("inputs_embeds")) if each is not None),
+            None,
+        )
+        if len(route.names) > 1:
+            if self._runs and len(self._runs) != len(route.names):
+                raise HalkaError(f"the line has {len(self._runs)} runs, but `use` named {len(route.names)} adapters")
+            if tokens is not None and not self._runs:
+                repeats(tokens.shape[0], len(route.names))
+        if route.weights is not None:
+            self._swap_in(route.weights)
+        return self._attention.begin(entry, args, kwargs, self._runs)
+
+    def _end(self, entry: nn.Module, kwargs: dict[str, Any], output: Any) -> Any:
+        self._runs = ()
+        return self._attention.end(entry, kwargs, output)
+
+    def _swap_in(self, part: WeightPart) -> None:
+        """fp32 masters are cast afresh at every pass that will be differentiated, and whenever they have changed."""
+        parameters = [*part.parameters()]
+        self.weights.swap_in(self._cast.get(parameters, lambda: part.weights(self.precision), self.precision))
+
+
+def _places(adapter: Adapter) -> Iterable[tuple[tuple[str, str], Target]]:
+    """Where parts of the adapter act on modules: the target's key and what is edited there."""
+    for path, part in adapter.parts.items():
+        if isinstance(part, ModulePart):
+            yield (adapter.targets[path].key, part.edits), adapter.targets[path]
+
+
+def _see_hooks() -> None:
+    """From now on compiled code is made anew where hooks came or went; what was compiled without that look is dropped.
+
+    Torch does not look by default: a base that was compiled bare, or a second one of its class, would go on without its
+    adapters.
+    """
+    config = torch._dynamo.config
+    if config.skip_nnmodule_hook_guards:
+        config.skip_nnmodule_hook_guards = False
+        torch.compiler.reset()

@@ -1,0 +1,186 @@
+"""Targets: the places of a base where methods may act, and which of them a method selects."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import ClassVar, Protocol, cast, runtime_checkable
+
+import torch
+from torch import Tensor, nn
+
+from halka.util.errors import HalkaError
+
+# The linear layers of a decoder block, the fused forms that some architectures have, and names for groups of them.
+LINEAR_ROLES = (
+    *("attn.q", "attn.k", "attn.v", "attn.qkv", "attn.o"),
+    *("mlp.gate", "mlp.up", "mlp.gate_up", "mlp.down"),
+)
+EXPERT_ROLES = ("experts.gate_up", "experts.down")  # of a layer of experts: a weight (E, O, I), one for each expert
+WEIGHT_ROLES = (*LINEAR_ROLES, "head", *EXPERT_ROLES)  # those that a weight serves
+VIRTUAL_ROLES = ("memory", "memory.encoder", "memory.cross", "memory.gated", "embed")  # those of virtual tokens
+ROLE_GROUPS: Mapping[str, tuple[str, ...]] = {
+    "linear": LINEAR_ROLES,
+    "attn.kv": ("attn.k", "attn.v", "attn.qkv"),
+    "attn.qv": ("attn.q", "attn.v", "attn.qkv"),
+    "attn.linear": tuple(role for role in LINEAR_ROLES if role.startswith("attn.")),
+    "mlp.linear": tuple(role for role in LINEAR_ROLES if role.startswith("mlp.")),
+    "experts": EXPERT_ROLES,
+}
+WHOLE = "module:"  # before a path, among a method's roles: that module, whatever it is
+
+
+@runtime_checkable
+class Quantized(Protocol):
+    """A linear layer that keeps its weight in fewer bits; its `weight` is None."""
+
+    quantization: str  # the format's name: nf4, int8
+    in_features: int
+    out_features: int
+    transposed: bool  # the base stores it as (I, O)
+
+    def dequantize(self) -> Tensor:
+        """The weight (O, I) in the precision that the layer computes in."""
+        ...
+
+
+class Reader(Protocol):
+    """What the module of a `memory` target can do: read text as the base does."""
+
+    shape: tuple[int, ...]
+    """Of what a virtual token is: (2·L, H, head width), a key and a value per layer; of a gated one (L, D)."""
+
+    def vocabulary(self) -> nn.Module:
+        """The base's embedding module: token ids (P,) to input embeddings (P, D)."""
+        ...
+
+    def read(self, embeddings: Tensor) -> Tensor:
+        """The keys and values (N, P, 2·L, H, W) that the base computes for embeddings (N, P, D)."""
+        ...
+
+
+def quantization_of(base: nn.Module) -> str | None:
+    """The format that layers of the base are quantised to, or None."""
+    return next((module.quantization for module in base.modules() if isinstance(module, Quantized)), None)
+
+
+def parameter_count(base: nn.Module) -> int:
+    """The number of the base's parameters; a quantised weight counts as many as it stands for."""
+    quantised = sum(each.in_features * each.out_features for each in base.modules() if isinstance(each, Quantized))
+    return quantised + sum(parameter.numel() for parameter in base.parameters())
+
+
+@dataclass(frozen=True)
+class Target:
+    """One place in a base where a method may act.
+
+    role        the same for every architecture: a linear layer (`attn.q` … `mlp.down`), all experts' weights of a layer
+                (`experts.gate_up`, `experts.down`), a sublayer's output before the residual sum (`attn`, `mlp`; with
+                `.residual` for parts that read the residual beside it), the output layer (`head`), the module that
+                turns tokens into embeddings (`embedding`) and those that stand before the text's own (`embed`), every
+                layer's keys and values (`memory`; of a base that reads one text and writes another the decoder's,
+                beside `memory.encoder` and `memory.cross`), tokens that layers attend to apart (`memory.gated`), all
+                weights (`base`), or any other module, trained whole (`module`)
+    name        the module's path in the base; of experts, the path of the parameter that holds their weights
+    module      that module; where virtual tokens act, a `Reader`
+    d_in, d_out the widths of what the part reads and returns; 0 for a module that is no single linear layer
+    source      for `attn` and `mlp`: the path of the module that receives the sublayer's input; with `.residual`: of
+                the one that receives the residual
+    norm        with `.residual`: the base's norm of the residual sum, where it stands there, as in BERT
+    transposed  the weight is stored as (I, O), as GPT-2's Conv1D does
+    experts     (E,) where each of E experts has a weight of its own, and parts have theirs; () elsewhere
+    """
+
+    name: str
+    role: str
+    module: nn.Module = field(repr=False, compare=False)
+    d_in: int
+    d_out: int
+    layer: int | None = None
+    source: str | None = None
+    norm: nn.Module | None = field(default=None, repr=False, compare=False)
+    transposed: bool = False
+    experts: tuple[int, ...] = ()
+
+    @property
+    def key(self) -> str:
+        """Unlike the name, never shared: `mlp` and `mlp.down` stand at the same module."""
+        return f"{self.name}:{self.role}"
+
+    @property
+    def parameter(self) -> str:
+        """The base's name for the parameter that holds the weight."""
+        return self.name if self.experts else f"{self.name}.weight"
+
+    def weight(self) -> Tensor:
+        """The weight (O, I) that the linear layer computes with now, dequantised; of experts, all (E, O, I)."""
+        if isinstance(self.module, Quantized):
+            return self.module.dequantize()
+        weight = getattr(self.module, self.parameter.rpartition(".")[2])
+        assert isinstance(weight, Tensor)
+        return weight.T if self.transposed else weight
+
+    @property
+    def reader(self) -> Reader:
+        """The module, where virtual tokens act: it reads text as the base does."""
+        return cast(Reader, self.module)
+
+    def device(self) -> torch.device | None:
+        """Where its module computes; None for modules without tensors."""
+        tensors = (*self.module.parameters(), *self.module.buffers())
+        return tensors[0].device if tensors else None
+
+
+class Selects(Protocol):
+    """What `select` needs of a method."""
+
+    name: ClassVar[str]
+
+    def roles(self) -> tuple[str, ...]: ...
+
+
+def wants(roles: Iterable[str], target: Target) -> bool:
+    """Whether a method of these roles acts on the target."""
+    return any(_selects(role, target) for role in roles)
+
+
+def select(method: Selects, targets: Iterable[Target], modules: Mapping[str, nn.Module]) -> list[Target]:
+    """The targets that a method acts on, of a base with these targets and modules (by path).
+
+    Raises HalkaError for a role or a path that selects none, and for a router; of a group, one role is enough.
+    """
+    targets, roles = list(targets), method.roles()
+    for role in roles:
+        path = role.removeprefix(WHOLE)
+        if role.startswith(WHOLE) and path in modules:
+            if type(modules[path]).__name__.endswith("Router"):  # returns several tensors, of all rows' tokens as one
+                raise HalkaError(
+                    f"{method.name}: {path} is a router, which is not trained: tokens go where the base sends them"
+                )
+            targets.append(module_target(path, modules[path]))
+        if not any(_selects(role, target) for target in targets):
+            present = ", ".join(sorted({target.role for target in targets}))
+            raise HalkaError(
+                f"{method.name} wants {path!r}, which this base does not have: it has {present} and the groups "
+                f"{', '.join(ROLE_GROUPS)}; a linear layer can also be named by its path"
+            )
+    return [target for target in targets if wants(roles, target)]
+
+
+def module_target(path: str, module: nn.Module) -> Target:
+    """Any module of a base as a target; its widths are those of a linear layer, else 0."""
+    weight = module._parameters.get("weight")
+    if isinstance(module, nn.Embedding) or weight is None or weight.dim() != 2:
+        return Target(path, "module", module, 0, 0)
+    if isinstance(module, nn.Linear):
+        return Target(path, "module", module, module.in_features, module.out_features)
+    d_in, d_out = weight.shape
+    return Target(path, "module", module, d_in, d_out, transposed=True)
+
+
+def _selects(role: str, target: Target) -> bool:
+    if role.startswith(WHOLE):
+        return target.role == "module" and target.name == role.removeprefix(WHOLE)
+    if target.role in ROLE_GROUPS.get(role, (role,)):
+        return True
+    return target.role in WEIGHT_ROLES and target.name == role
