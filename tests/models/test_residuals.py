@@ -35,7 +35,7 @@ def test_the_residual_is_what_the_output_is_added_to(architecture, role):
     seen, layers = {}, []
     model.add("a", halka.Bottleneck(width=3, targets=(role,), reads="residual"))
     for path, part in model.adapter("a").parts.items():
-        part.writes = lambda x, y, *_, path=path: seen.setdefault(path, (x, y))[1]
+        part.edit_output = lambda x, y, *_, path=path: seen.setdefault(path, (x, y))[1]
     with torch.no_grad(), model.use("a"):
         states = base(ids(), output_hidden_states=True).hidden_states
     assert len(targets) == len(states) - 1 == 2

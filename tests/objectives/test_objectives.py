@@ -294,7 +294,7 @@ def test_a_head_that_is_not_there_begins_from_the_seed(encoder):
 def test_a_new_pooler_is_trained_with_the_head_and_kept_with_it(encoder, tmp_path):
     BertModel.from_pretrained(encoder, add_pooling_layer=False).save_pretrained(encoder)
     model = halka.adapt(*load_base(encoder, kind=CLASSES, labels=LABELS, dtype="float32"))
-    assert model.head == halka.Modules(("head", "module:bert.pooler"))
+    assert model.head.method == halka.Modules(("head", "module:bert.pooler"))
     model.add("a", halka.LoRA(rank=4, targets=("attn.qv",)))
     disturb(model, "a")
     halka.save(model, "a", tmp_path / "a")

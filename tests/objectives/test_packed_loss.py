@@ -12,8 +12,6 @@ import halka
 from contract import disturb
 from halka.data.packing import pack
 from halka.data.tokens import Tokens
-from halka.models import hidden_states
-from halka.models.attention.forest import ForestPlan
 from halka.models.attention.function import use_attention
 from halka.objectives.language_modelling import LanguageModelling
 from tiny import CONFIGS, tiny
@@ -40,10 +38,7 @@ def examples(seed: int = 0) -> list[Tokens]:
 
 
 def packed(model, items: list[Tokens], least_saved: int) -> Tensor:
-    batch = pack([items], least_saved)
-    inputs = {"input_ids": batch.input_ids, "position_ids": batch.position_ids}
-    hidden = hidden_states(model, **inputs, **ForestPlan(batch.forest).inputs)
-    return OBJECTIVE.packed_loss(model, ["a"], hidden, batch).sum()
+    return OBJECTIVE.packed_losses(model, ["a"], pack([items], least_saved)).sum()
 
 
 def padded(model, items: list[Tokens]) -> Tensor:

@@ -111,9 +111,18 @@ def passes_of(model: AdaptedModel, given: list[Job]) -> int:
 def test_batches_of_like_length_go_through_the_base_in_one_pass():
     model = model_with("lora", "bottleneck", "wide")
     one, other = items(4, length=10), items(4, length=30, seed=1)
-    config = replace(CONFIG, steps=5, batch_size=4)
+    config = replace(CONFIG, steps=5, batch_size=4, batches="padded")
     assert passes_of(model, [Job("lora", one, config), Job("bottleneck", one, config), Job("wide", one, config)]) == 5
     assert passes_of(model, [Job("lora", one, config), Job("wide", other, config)]) == 10
+    assert passes_of(model_with("lora", "head"), [Job("lora", one, config), Job("head", one, config)]) == 10
+
+
+def test_packed_batches_of_any_lengths_go_through_the_base_in_one_pass():
+    model = model_with("lora", "bottleneck", "wide")
+    config = replace(CONFIG, steps=5, batch_size=4)
+    jobs = [Job("lora", items(4, length=10), config), Job("wide", items(4, length=30, seed=1), config)]
+    assert passes_of(model, jobs) == 5
+    one = items(4, length=10)
     assert passes_of(model_with("lora", "head"), [Job("lora", one, config), Job("head", one, config)]) == 10
 
 
@@ -136,7 +145,7 @@ def test_a_validation_loss_that_is_no_number_ends_that_run_alone(monkeypatch):
     monkeypatch.setattr(
         halka.training.loop,
         "mean_loss",
-        lambda model, name, held: math.nan if name == "ia3" else own(model, name, held),
+        lambda model, name, held, **more: math.nan if name == "ia3" else own(model, name, held, **more),
     )
     model = model_with("lora", "ia3")
     told = list(train_many(model, [Job(name, data(name), CONFIG, items(2)) for name in model.adapters]))
@@ -214,7 +223,7 @@ def run_out_of_memory(model: AdaptedModel, after: int) -> None:
 def test_memory_that_runs_out_ends_all_and_leaves_no_gradient():
     model = model_with("lora", "ia3")
     run_out_of_memory(model, after=0)
-    with pytest.raises(TrainingError, match="out of memory at step 1, with a batch of 6 rows"):
+    with pytest.raises(TrainingError, match="out of memory at step 1, with a batch of 6 examples"):
         list(train_many(model, [Job(name, items(length=9), CONFIG) for name in model.adapters]))
     assert all(parameter.grad is None for name in model.adapters for parameter in model.parameters(name))
 
@@ -228,7 +237,7 @@ def test_memory_that_runs_out_loses_no_step(tmp_path):
     whole = model_with(*names)
     expected = [told["lora"].loss for told in train_many(whole, [Job(name, items(length=9), CONFIG) for name in names])]
     model, seen = model_with(*names), []
-    run_out_of_memory(model, after=3 * len(names))
+    run_out_of_memory(model, after=3)
     with pytest.raises(TrainingError, match="train fewer adapters together"):
         seen.extend(told["lora"].loss for told in train_many(model, given(model)))
     again = model_with(*names)

@@ -270,7 +270,7 @@ def test_it_stops_when_patience_is_at_its_end_with_the_best_weights():
 
 def test_patience_is_counted_from_the_last_best(monkeypatch):
     said = iter([5.0, 4.0, 6.0, 3.0, 7.0, 8.0, 1.0])
-    monkeypatch.setattr("halka.training.loop.mean_loss", lambda *_: next(said))
+    monkeypatch.setattr("halka.training.loop.mean_loss", lambda *_, **__: next(said))
     steps = run(model_for(), replace(OVERFIT, evaluate_every=1, patience=2), validation=items(1))
     assert [step.best for step in steps] == [True, True, False, True, False, False]
 
@@ -296,7 +296,7 @@ def test_evaluation_does_not_disturb_training(method):
 
 
 def test_a_validation_loss_that_is_no_number_ends_the_run(monkeypatch):
-    monkeypatch.setattr(halka.training.loop, "mean_loss", lambda *_: math.nan)
+    monkeypatch.setattr(halka.training.loop, "mean_loss", lambda *_, **__: math.nan)
     with pytest.raises(TrainingError, match="the validation loss became nan at step 2: try a lower learning rate"):
         run(model_for(), OVERFIT, validation=items(2))
 
@@ -500,7 +500,7 @@ def test_the_cpu_says_it_so():
 def test_out_of_memory_says_what_to_do(error, tmp_path):
     model = model_for()
     before = weights(model)
-    message = r"out of memory at step 1, with a batch of 2 rows of \d+ tokens: lower batch_tokens .* checkpointing on"
+    message = r"out of memory at step 1, with a batch of 2 examples .*: lower batch_tokens .* checkpointing on"
     with raising(model, error), pytest.raises(TrainingError, match=message):
         run(model, SHORT, folder=tmp_path)
     assert same(weights(model), before)

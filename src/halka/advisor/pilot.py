@@ -26,10 +26,9 @@ from halka.advisor.statistics import (
     unanimous_mistakes,
 )
 from halka.core import described
-from halka.data.batches import plan as batches_of
 from halka.evaluation.metrics import Score, mean_of
 from halka.methods import build_method
-from halka.training import Job, TrainConfig, as_tokens, train_many
+from halka.training import Job, TrainConfig, as_tokens, batch_plan, train_many
 from halka.training.run_folder import METRICS
 from halka.util.errors import HalkaError, TrainingError
 from halka.util.files import write_text
@@ -271,8 +270,8 @@ class _Pilot:
 
 def _reached(base: ProbedBase, run: _Run) -> int:
     """Examples that a run's steps reach: fewer per step where they are long."""
-    lengths = [len(tokens) for tokens in as_tokens(base.model, run.job.examples, run.config, run.job.name)]
-    batches = batches_of(lengths, seed=run.config.seed, epoch=0, **run.config.limits())
+    items = as_tokens(base.model, run.job.examples, run.config, run.job.name)
+    batches = batch_plan(base.model, items, run.config)
     return sum(map(len, batches[: run.steps]))
 
 

@@ -184,11 +184,6 @@ class AdaptedModel:
                     f"{method.name} built a {type(part).__name__} for {target.name}: a part is a ModulePart, a "
                     "VirtualPart or a WeightPart of halka.core"
                 )
-            if not target.d_in and isinstance(part, ModulePart) and part.stack_key() is not None:
-                raise HalkaError(
-                    f"{method.name} acts on single layers, and {target.name} of this base has several: train it "
-                    "whole, with halka.Modules"
-                )
             path = target.key if target.name in parts else target.name
             part.to(target.device() or self._base_device())
             parts[path], targets[path] = part.eval(), target

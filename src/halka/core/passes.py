@@ -219,13 +219,13 @@ class Passes:
         owner: Flow | None,
         use: Callable[[tuple[str | None, ...]], AbstractContextManager[object]],
     ) -> Iterator[None]:
-        same = self.names == names
-        if not same and self.turns.waits_for_backward(owner):
+        in_backward, mine = self.turns.waits_for_backward(owner), self.turns.mine()
+        if in_backward and self.names != names:
             raise RuntimeError(
                 f"backward computes layers once more that were computed with {names}, but runs within "
                 f"`use({self.names})`: let the block end before backward, or begin after it"
             )
-        with nullcontext() if self.turns.waits_for_backward(owner) else use(names):
+        with nullcontext() if in_backward or (mine and self.names == names) else use(names):
             before, self._runs = self._runs, runs
             try:
                 yield
@@ -246,10 +246,8 @@ class Passes:
             return None
         forest = kwargs.get("forest")
         self._runs = () if forest is None else forest.forest.runs
-        tokens = next(
-            (each for each in (*args[:1], kwargs.get("input_ids"), kwargs.get("inputs_embeds")) if each is not None),
-            None,
-        )
+        inputs = (*args[:1], kwargs.get("input_ids"), kwargs.get("inputs_embeds"))
+        tokens = next((tensor for tensor in inputs if tensor is not None), None)
         if len(route.names) > 1:
             if self._runs and len(self._runs) != len(route.names):
                 raise HalkaError(f"the line has {len(self._runs)} runs, but `use` named {len(route.names)} adapters")

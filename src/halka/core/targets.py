@@ -66,7 +66,7 @@ def quantization_of(base: nn.Module) -> str | None:
 
 def parameter_count(base: nn.Module) -> int:
     """The number of the base's parameters; a quantised weight counts as many as it stands for."""
-    quantised = sum(each.in_features * each.out_features for each in base.modules() if isinstance(each, Quantized))
+    quantised = sum(layer.in_features * layer.out_features for layer in base.modules() if isinstance(layer, Quantized))
     return quantised + sum(parameter.numel() for parameter in base.parameters())
 
 

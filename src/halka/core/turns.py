@@ -102,6 +102,10 @@ class Turns:
         """Whose turn it is."""
         return self._owner
 
+    def mine(self) -> bool:
+        """Whether it is this thread's or coroutine's turn."""
+        return self._owner is not None and self._owner.holds(Flow.mine())
+
     def waits_for_backward(self, flow: Flow | None) -> bool:
         """Whether it is that one's turn while it waits for autograd, which asks this in a thread of its own."""
         return flow is not None and self._owner == flow and _autograds_own_thread()
@@ -110,7 +114,7 @@ class Turns:
         """Raises RuntimeError if it is not this thread's or coroutine's turn, nor within that one's backward pass."""
         if torch.compiler.is_compiling():  # `_before` and `_after` stay out of compiled code, and do check
             return
-        if (self._owner is None or not self._owner.holds(Flow.mine())) and not _autograds_own_thread():
+        if not self.mine() and not _autograds_own_thread():
             raise RuntimeError(
                 "the base was called outside of `with model.use(...)` while another thread is, or was just now, inside "
                 "one, or changes the base: it would have computed with what that thread put there. Wrap the call in "
@@ -147,13 +151,11 @@ class Turns:
     def _finished(self, entry: nn.Module, args: tuple, *rest: Any) -> Any:
         """What a pass in whose turn it is returns. `_after` refuses those of others."""
         *kwargs, output = rest
-        mine = self._owner is not None and self._owner.holds(Flow.mine())
-        return self._end(entry, kwargs[0] if kwargs else {}, output) if mine else None
+        return self._end(entry, kwargs[0] if kwargs else {}, output) if self.mine() else None
 
     def _after(self, module: nn.Module, args: tuple, output: Any) -> None:
         """Refuse the result of a pass outside of any turn if one began meanwhile."""
-        mine = self._owner is not None and self._owner.holds(Flow.mine())
-        if not mine and self._begun.get(get_ident(), self._installed) != self._count:
+        if not self.mine() and self._begun.get(get_ident(), self._installed) != self._count:
             self.check()
 
 

@@ -120,7 +120,12 @@ def dry_run(config: Any, method: Method, setup: Setup, *, gpu: bool = False) -> 
             )
         passes = min(setup.accumulate, 2)  # further ones do what the second does
         config_of_run = TrainConfig(
-            batch_size=setup.rows, accumulate=passes, steps=STEPS, checkpointing=setup.checkpointing, save_every=None
+            batch_size=setup.rows,
+            batches="padded",  # a batch of examples that share nothing: what packing saves depends on the data
+            accumulate=passes,
+            steps=STEPS,
+            checkpointing=setup.checkpointing,
+            save_every=None,
         )
         mode.reset()
         first = Counter[Work]()  # of the first step, in which the optimiser's states begin

@@ -56,8 +56,8 @@ def _is_path(target: str) -> bool:
 
 
 def linear_layer(method: str, target: Target) -> None:
-    """The target is a linear layer, as those named by their path may not be."""
-    if target.role == "module" and not target.d_in:
+    """The target is a linear layer, as those named by their path, and a classifier's head, may not be."""
+    if not target.d_in:
         kind = type(target.module).__name__
         raise HalkaError(
             f"{method}: {target.name} is a {kind}, not a linear layer: leave it out, or train it whole with Modules"

@@ -23,16 +23,16 @@ class Joint:
     methods: tuple[Method, ...]
 
     def __post_init__(self) -> None:
-        if len(self.methods) < 2 or any(isinstance(each, Joint) for each in self.methods):
+        if len(self.methods) < 2 or any(isinstance(one, Joint) for one in self.methods):
             raise HalkaError("joint: give two or more methods, none of them a Joint")
-        object.__setattr__(self, "lr", min(each.lr for each in self.methods))
+        object.__setattr__(self, "lr", min(one.lr for one in self.methods))
 
     def roles(self) -> tuple[str, ...]:
-        return tuple(role for each in self.methods for role in each.roles())
+        return tuple(role for one in self.methods for role in one.roles())
 
     def build(self, target: Target) -> Part | None:
-        wanting = [each for each in self.methods if wants(each.roles(), target)]
-        built = [(each.name, part) for each in wanting if (part := each.build(target)) is not None]
+        wanting = [one for one in self.methods if wants(one.roles(), target)]
+        built = [(one.name, part) for one in wanting if (part := one.build(target)) is not None]
         if len(built) > 1:
             both = " and ".join(name for name, _ in built)
             raise HalkaError(f"{both} both act on {target.name}: narrow the targets of one")

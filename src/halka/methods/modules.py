@@ -35,7 +35,7 @@ class Modules:
             raise HalkaError(f'modules: targets is a tuple of modules, such as ("head",), not {self.targets!r}')
 
     def roles(self) -> tuple[str, ...]:
-        return tuple(each if each in ROLES or each.startswith(WHOLE) else f"{WHOLE}{each}" for each in self.targets)
+        return tuple(role if role in ROLES or role.startswith(WHOLE) else f"{WHOLE}{role}" for role in self.targets)
 
     def build(self, target: Target) -> Part:
         if (form := quantization_of(target.module)) is not None:

@@ -6,14 +6,18 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, Protocol, TypeVar
+from typing import Any, Protocol, TypeVar, cast
 
+import torch
 from torch import Tensor
 
 from halka.core import AdaptedModel
 from halka.data.batches import Batch
 from halka.data.examples import Example, Item
+from halka.data.packing import pack
+from halka.data.tokens import Tokens
 from halka.data.truncation import EncodedExamples, LengthPolicy
+from halka.models import pad_id
 from halka.models.kinds import kind_of
 from halka.objectives.classification import Classification
 from halka.objectives.language_modelling import LanguageModelling
@@ -21,7 +25,7 @@ from halka.objectives.sequence_to_sequence import SequenceToSequence
 from halka.objectives.tagging import Tagging
 from halka.util.errors import HalkaError
 
-__all__ = ["OBJECTIVES", "Objective", "objective_of"]
+__all__ = ["OBJECTIVES", "Objective", "objective_of", "packs", "summed_losses"]
 
 ItemT = TypeVar("ItemT", bound=Item)
 
@@ -89,6 +93,31 @@ OBJECTIVES: dict[str, Objective[Any]] = {
     "seq2seq-lm": SequenceToSequence(),
 }
 """By kind of base (`halka.util.kinds.TASK_KINDS`)."""
+
+
+def packs(model: AdaptedModel) -> bool:
+    """Whether the objective's batches can be packed: those of a language model."""
+    return isinstance(OBJECTIVES.get(kind_of(model.base)), LanguageModelling)
+
+
+def summed_losses(model: AdaptedModel, groups: Mapping[str | None, Sequence[Item]], *, packed: bool) -> Tensor:
+    """The summed loss of each adapter's items (R,), in one pass of the base within `model.use([*groups])`.
+
+    packed: the items are one line of tokens without padding, which computes what items of one adapter begin with once.
+    Raises HalkaError for an objective whose batches cannot be packed.
+    """
+    objective, names, device = objective_of(model), [*groups], next(model.base.parameters()).device
+    if packed:
+        if not isinstance(objective, LanguageModelling):
+            raise HalkaError(f"batches of {type(model.base).__name__} cannot be packed: train with batches=padded")
+        tokens = cast(Sequence[Sequence[Tokens]], [*groups.values()])
+        return objective.packed_losses(model, names, pack(tokens).to(device))
+    items = [item for own in groups.values() for item in own]
+    batch = objective.collate(items, pad_id(model)).to(device)
+    outputs = objective.outputs(model, batch)
+    sizes = [len(own) for own in groups.values()]
+    rows = zip(names, outputs.split(sizes), batch.labels.split(sizes), strict=True)
+    return torch.stack([objective.loss(model, name, own, labels)[0] for name, own, labels in rows])
 
 
 def objective_of(model: AdaptedModel) -> Objective[Any]:

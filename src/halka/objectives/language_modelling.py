@@ -17,6 +17,7 @@ from halka.data.packing import PackedBatch
 from halka.data.tokens import Tokens, encode_all, encode_prompt
 from halka.data.truncation import EncodedExamples, LengthPolicy
 from halka.models import hidden_states, logits, pad_id
+from halka.models.attention.forest import ForestPlan
 from halka.objectives.cross_entropy import next_token_loss, packed_loss
 
 GREEDY = {"do_sample": False, "temperature": None, "top_p": None, "top_k": None}
@@ -54,10 +55,10 @@ class LanguageModelling:
         head_trains = _trains_head(model, name)
         return next_token_loss(outputs, labels, lambda hidden: logits(model, hidden), head_trains=head_trains)
 
-    def packed_loss(
-        self, model: AdaptedModel, names: Sequence[str | None], hidden: Tensor, batch: PackedBatch
-    ) -> Tensor:
-        """The summed loss of each run (R,), from the line's hidden states (1, N, D); run i uses adapter `names[i]`."""
+    def packed_losses(self, model: AdaptedModel, names: Sequence[str | None], batch: PackedBatch) -> Tensor:
+        """The summed loss of each run (R,); run i uses adapter `names[i]`."""
+        forest = ForestPlan(batch.forest, batch.input_ids.device)
+        hidden = hidden_states(model, input_ids=batch.input_ids, position_ids=batch.position_ids, **forest.inputs)
         head_trains = any(_trains_head(model, name) for name in names)
         return packed_loss(hidden, batch, lambda hidden: logits(model, hidden), head_trains=head_trains)
 

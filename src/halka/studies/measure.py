@@ -18,7 +18,6 @@ from typing import Any, Literal, cast
 import torch
 
 from halka.core import AdaptedModel, parameter_count, quantization_of
-from halka.data.batches import plan
 from halka.data.examples import Item
 from halka.data.task import Task, limit, load_task
 from halka.data.texts import shipped_text
@@ -33,7 +32,7 @@ from halka.models.quantised import Quantize, bytes_of
 from halka.storage.adapter_folder import AdapterFolder
 from halka.storage.save_load import save
 from halka.studies.runner import Result, now, origin, report_step, serve
-from halka.training import Job, Step, TrainConfig, as_tokens, mean_loss, train, train_many
+from halka.training import Job, Step, TrainConfig, as_tokens, batch_plan, mean_loss, train, train_many
 from halka.util import machine
 from halka.util.dtypes import Dtype, dtype_name
 from halka.util.errors import TrainingError
@@ -275,8 +274,7 @@ def _training(model: AdaptedModel, name: str, steps: Sequence[Step], examples: i
 
 def _predicted(model: AdaptedModel, items: Sequence[Item], config: TrainConfig) -> dict[str, int]:
     """The estimate for the largest batch of the first epoch, by the parts that are measured."""
-    epoch = plan([len(item) for item in items], seed=config.seed, epoch=0, **config.limits())
-    batches = [[items[i] for i in chosen] for chosen in epoch]
+    batches = [[items[i] for i in indices] for indices in batch_plan(model, items, config)]
     batch = max(batches, key=lambda batch: len(batch) * max(map(len, batch)))
     base: Any = model.base
     setup = Setup(

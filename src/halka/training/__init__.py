@@ -4,6 +4,7 @@ from halka.training.config import Step, TrainConfig, TrainResult
 from halka.training.data import as_tokens
 from halka.training.jobs import Job, fit, train, train_many
 from halka.training.loop import Observer, mean_loss
+from halka.training.run import batch_plan
 from halka.training.run_folder import RunFolder
 
 __all__ = [
@@ -14,6 +15,7 @@ __all__ = [
     "TrainConfig",
     "TrainResult",
     "as_tokens",
+    "batch_plan",
     "fit",
     "mean_loss",
     "train",

@@ -19,6 +19,9 @@ from halka.core import Adapter
 from halka.util.errors import DamagedFolderError, HalkaError
 from halka.util.files import write_file
 
+PADDED: dict[str, Any] = {"batches": "padded", "group_shared": False}
+"""Settings of `TrainConfig` that a run had before there were others; its checkpoint does not name them."""
+
 
 @dataclass(frozen=True)
 class Progress:
@@ -55,16 +58,11 @@ def load_checkpoint(
     """
     if not path.exists():
         return None
-    try:
-        opened: Any = safe_open(path, framework="pt")
-    except SafetensorError as error:
-        raise DamagedFolderError(f"{path} is damaged ({error}): remove {path.parent} to begin afresh") from None
-    with opened as file:
-        metadata: dict[str, str] = file.metadata() or {}
-        if not {"run", "progress"} <= metadata.keys():
-            raise HalkaError(f"{path} is no checkpoint of a training run: remove it, or choose another folder")
-        saved = json.loads(metadata["run"])
+    with _opened(path) as file:
+        metadata = _metadata(file, path)
         current = json.loads(json.dumps(run))
+        padded = {key: value for key, value in PADDED.items() if key in current}
+        saved = {**padded, **json.loads(metadata["run"])}
         if different := [key for key in {*saved, *current} if saved.get(key) != current.get(key)]:
             shown = "; ".join(f"{key} was {saved.get(key)!r}, is {current.get(key)!r}" for key in sorted(different))
             raise HalkaError(
@@ -80,6 +78,29 @@ def load_checkpoint(
             state_dict["state"][index] = state
     optimizer.load_state_dict(state_dict)
     return Progress(**json.loads(metadata["progress"]))
+
+
+def identity_of(path: Path) -> dict[str, Any] | None:
+    """What `save_checkpoint` was told to identify the run by; None if there is no file. Raises as `load_checkpoint`."""
+    if not path.exists():
+        return None
+    with _opened(path) as file:
+        return json.loads(_metadata(file, path)["run"])
+
+
+def _opened(path: Path) -> Any:
+    """The safetensors file. Raises DamagedFolderError if it cannot be read."""
+    try:
+        return safe_open(path, framework="pt")
+    except SafetensorError as error:
+        raise DamagedFolderError(f"{path} is damaged ({error}): remove {path.parent} to begin afresh") from None
+
+
+def _metadata(file: Any, path: Path) -> dict[str, str]:
+    metadata: dict[str, str] = file.metadata() or {}
+    if not {"run", "progress"} <= metadata.keys():
+        raise HalkaError(f"{path} is no checkpoint of a training run: remove it, or choose another folder")
+    return metadata
 
 
 def _below(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:

@@ -45,7 +45,20 @@ class TrainConfig:
     batch_size: int | None = field(default=None, metadata={"help": "examples a batch; no limit if not given"})
     batch_tokens: int | None = field(
         default=None,
-        metadata={"help": f"tokens a batch, padding included; {DEFAULT_BATCH_TOKENS} if there is no batch_size either"},
+        metadata={
+            "help": f"tokens that a batch computes, padding included; {DEFAULT_BATCH_TOKENS} if there is no batch_size "
+            "either"
+        },
+    )
+    batches: Literal["packed", "padded"] = field(
+        default="packed",
+        metadata={
+            "help": "packed: no padding, and what examples of a batch begin with is computed once; padded: rows as "
+            "long as the longest, as bases other than language models always have them"
+        },
+    )
+    group_shared: bool = field(
+        default=False, metadata={"help": "bring examples that begin alike into one batch, so that more is shared"}
     )
     accumulate: int = field(default=1, metadata={"help": "batches whose gradients make one step"})
     max_length: int | None = field(

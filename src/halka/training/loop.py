@@ -18,9 +18,8 @@ from torch import Tensor
 from halka.core import AdaptedModel
 from halka.data.batches import plan
 from halka.data.examples import Item
-from halka.models import pad_id
 from halka.models.attention.function import use_attention
-from halka.objectives import objective_of
+from halka.objectives import packs, summed_losses
 from halka.training.config import Step
 from halka.training.run import Run
 from halka.util.errors import OutOfMemoryError, TrainingError
@@ -63,25 +62,25 @@ def loop(
             labels = {run: max(1, sum(item.labels for batch in batches[run] for item in batch)) for run in active}
 
             # forward, loss, backward: the gradients of all passes add up
-            losses = dict.fromkeys(active, 0.0)
+            losses = {run: torch.zeros(()) for run in active}
             with _training_mode(model, active, observer):
                 for shared in _passes(batches):
                     with observer.one_pass():
                         pass_losses = _forward_backward(model, shared, labels)
                     for run, loss in pass_losses.items():
-                        losses[run] += loss
+                        losses[run] = losses[run].to(loss.device) + loss
             seconds = time.perf_counter() - started
 
             for run in active:
                 try:
                     # step
                     with _advice_on_memory(f"at step {run.number}, in the optimiser"):
-                        step = run.optimise(losses[run], tokens[run], seconds)
+                        step = run.optimise(float(losses[run]), tokens[run], seconds)
                     # evaluate
                     if run.evaluation_due:
                         try:
                             with _advice_on_memory(f"in the evaluation after step {step.step}"):
-                                step = run.validated(step, mean_loss(model, run.name, run.held_out))
+                                step = run.validated(step, mean_loss(model, run.name, run.held_out, packed=run.packed))
                         except OutOfMemoryError:
                             run.record(step)  # the optimiser's part is done: resuming goes on after it
                             raise
@@ -104,52 +103,43 @@ def loop(
         raise
 
 
-def _forward_backward(model: AdaptedModel, shared: dict[Run, list[Item]], labels: dict[Run, int]) -> dict[Run, float]:
+def _forward_backward(model: AdaptedModel, shared: dict[Run, list[Item]], labels: dict[Run, int]) -> dict[Run, Tensor]:
     """One pass forward and back over a batch of each run; returns what it adds to each run's mean loss."""
-    device = next(model.base.parameters()).device
-    first = next(iter(shared))
-    items = [item for items in shared.values() for item in items]
-    batch = first.objective.collate(items, pad_id(model)).to(device)
-    names = [run.name for run, items in shared.items() for _ in items]
-    rows, longest = batch.input_ids.shape
-    losses: dict[Run, float] = {}
+    groups: dict[str | None, list[Item]] = {run.name: items for run, items in shared.items()}
+    names = [*groups]
     number = "/".join(map(str, sorted({run.number for run in shared})))
+    items = [item for own in shared.values() for item in own]
+    longest = max(map(len, items))
     with (
-        _advice_on_memory(f"at step {number}, with a batch of {rows} rows of {longest} tokens"),
-        model.use(names if len(shared) > 1 else first.name),
+        _advice_on_memory(f"at step {number}, with a batch of {len(items)} examples of up to {longest} tokens"),
+        model.use(names if len(names) > 1 else names[0]),
     ):
-        outputs = first.objective.outputs(model, batch)
-        total: Tensor | float = 0.0
-        start = 0
-        for run, items in shared.items():
-            own = slice(start, start + len(items))
-            summed, _ = run.objective.loss(model, run.name, outputs[own], batch.labels[own])
-            total = total + summed / labels[run]
-            losses[run] = float(summed.detach()) / labels[run]
-            start += len(items)
-        assert isinstance(total, Tensor)
-        total.backward()  # pyright: ignore[reportUnknownMemberType]
-    return losses
+        summed_R = summed_losses(model, groups, packed=all(run.packed for run in shared))
+        mean_R = summed_R / torch.tensor([labels[run] for run in shared], device=summed_R.device)
+        mean_R.sum().backward()  # pyright: ignore[reportUnknownMemberType]
+    return dict(zip(shared, mean_R.detach(), strict=True))
 
 
 def _passes(batches: dict[Run, list[list[Item]]]) -> Iterator[dict[Run, list[Item]]]:
-    """The batches that share a pass: each run's first, then their second ones …; those of similar length together."""
+    """The batches that share a pass: each run's first, then their second ones …; padded ones if of similar length."""
     for turn in itertools.zip_longest(*batches.values()):
         batch_of = {run: items for run, items in zip(batches, turn, strict=True) if items is not None}
         longest = {run: max(map(len, items)) for run, items in batch_of.items()}
-        shared: dict[Run, list[Item]] = {}
+        packed: dict[Run, list[Item]] = {}
+        padded: dict[Run, list[Item]] = {}
         shortest = 0
         for run in sorted(batch_of, key=longest.__getitem__):
             if run.alone:
                 yield {run: batch_of[run]}
-                continue
-            if shared and longest[run] > SIMILAR * shortest:
-                yield shared
-                shared = {}
-            shortest = shortest if shared else longest[run]
-            shared[run] = batch_of[run]
-        if shared:
-            yield shared
+            elif run.packed:
+                packed[run] = batch_of[run]
+            else:
+                if padded and longest[run] > SIMILAR * shortest:
+                    yield padded
+                    padded = {}
+                shortest = shortest if padded else longest[run]
+                padded[run] = batch_of[run]
+        yield from (shared for shared in (packed, padded) if shared)
 
 
 @contextmanager
@@ -164,7 +154,9 @@ def _training_mode(model: AdaptedModel, runs: list[Run], observer: Observer) -> 
         try:
             rng.manual_seed(runs[0].config.seed * 1_000_003 + runs[0].number)
             if recompute:
-                base.activation_checkpointing_enable({"use_reentrant": False})
+                base.activation_checkpointing_enable(
+                    {"use_reentrant": False, "context_fn": lambda: (nullcontext(), model.as_now())}
+                )
             with observer.returning_memory() if recompute and base.device.type == "cpu" else nullcontext():
                 yield
         finally:
@@ -188,14 +180,15 @@ def _advice_on_memory(when: str) -> Generator[None]:
         ) from error
 
 
-def mean_loss(model: AdaptedModel, name: str | None, items: Sequence[Item], batch_tokens: int = 4096) -> float:
-    """The mean loss per label of `items` with adapter `name` (None: the bare base), without dropout."""
-    objective = objective_of(model)
-    total, count = 0.0, 0
-    device = next(model.base.parameters()).device
+def mean_loss(
+    model: AdaptedModel, name: str | None, items: Sequence[Item], batch_tokens: int = 4096, *, packed: bool = True
+) -> float:
+    """The mean loss per label of `items` with adapter `name` (None: the bare base), without dropout.
+
+    Batches are packed where the objective's can be and `packed` allows it.
+    """
+    packed, total = packed and packs(model), 0.0
     with torch.no_grad(), model.use(name), use_attention(model.base), in_mode(False, model.base):
         for indices in plan([len(item) for item in items], seed=0, epoch=0, batch_tokens=batch_tokens):
-            batch = objective.collate([items[i] for i in indices], pad_id(model)).to(device)
-            loss, labels = objective.loss(model, name, objective.outputs(model, batch), batch.labels)
-            total, count = total + float(loss), count + labels
-    return total / count
+            total += float(summed_losses(model, {name: [items[i] for i in indices]}, packed=packed))
+    return total / sum(item.labels for item in items)

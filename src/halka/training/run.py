@@ -10,16 +10,17 @@ from collections.abc import Iterator, Sequence
 from dataclasses import asdict, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
 
 from halka.core import AdaptedModel, described, quantization_of
-from halka.data.batches import plan
+from halka.data.batches import plan, plan_packed
 from halka.data.examples import Item
+from halka.data.tokens import Tokens
 from halka.models.fingerprint import own_fingerprint
-from halka.objectives import objective_of
+from halka.objectives import objective_of, packs
 from halka.training.checkpoint import Progress
 from halka.training.config import Step, TrainConfig, learning_rate
 from halka.training.run_folder import RunFolder
@@ -33,6 +34,7 @@ class Run:
     items, held_out   training and validation examples, encoded
     alone             whether its batches share no pass with another adapter's: it trains the base's own weights, or a
                       head that is called without whole rows
+    packed            whether its batches are packed
     """
 
     def __init__(
@@ -44,19 +46,21 @@ class Run:
         config: TrainConfig,
         folder: str | Path | None,
     ):
+        self.folder = None if folder is None else RunFolder(folder)
+        if self.folder is not None:
+            config = replace(config, **self.folder.settings_of_old())
         self.model, self.name, self.items, self.held_out, self.config = model, name, items, held_out, config
         self.adapter = model.adapter(name)
         self.objective = objective_of(model)
         roles = {target.role for target in self.adapter.targets.values()}
         self.alone = "base" in roles or ("head" in roles and not self.objective.head_sees_rows)
-        self.lengths = [len(item) for item in items]
+        self.packed = packed_batches(model, config)
         self.steps = config.steps or max(1, math.ceil(round(len(self._plan(0)) / config.accumulate * config.epochs, 6)))
         self.evaluate_every = config.evaluate_every or max(1, self.steps // 10)
         self.peak_lr = config.lr or self.adapter.method.lr
         self.optimizer = torch.optim.AdamW(
             self.adapter.parameters(), lr=self.peak_lr, weight_decay=config.weight_decay, fused=True
         )
-        self.folder = None if folder is None else RunFolder(folder)
         self.best: dict[str, Tensor] | None = None  # weights of the best evaluation, where there is no folder
         self.progress = Progress()
 
@@ -164,7 +168,7 @@ class Run:
                 self.adapter.load_state_dict(weights)
 
     def _plan(self, epoch: int) -> list[list[int]]:
-        return plan(self.lengths, seed=self.config.seed, epoch=epoch, **self.config.limits())
+        return batch_plan(self.model, self.items, self.config, epoch)
 
     def _batches_from(self, skip: int) -> Iterator[list[Item]]:
         """Batches without end, epoch after epoch, without the first `skip`."""
@@ -186,6 +190,19 @@ class Run:
             "validation": _digest(self.held_out),
             "base": own_fingerprint(self.model)["weights"],
         }
+
+
+def batch_plan(model: AdaptedModel, items: Sequence[Item], config: TrainConfig, epoch: int = 0) -> list[list[int]]:
+    """The items of each batch of an epoch, by their indices."""
+    if packed_batches(model, config):
+        tokens, shared = cast(Sequence[Tokens], items), config.group_shared
+        return plan_packed(tokens, seed=config.seed, epoch=epoch, group_shared=shared, **config.limits())
+    return plan([len(item) for item in items], seed=config.seed, epoch=epoch, **config.limits())
+
+
+def packed_batches(model: AdaptedModel, config: TrainConfig) -> bool:
+    """Whether batches are packed: the objective's can be, and the settings say so."""
+    return config.batches == "packed" and packs(model)
 
 
 def after_evaluation(progress: Progress, loss: float, patience: int | None) -> Progress:

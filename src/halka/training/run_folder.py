@@ -27,7 +27,7 @@ from halka.core import AdaptedModel, Adapter
 from halka.methods import primary
 from halka.storage.adapter_folder import ADAPTER
 from halka.storage.save_load import save
-from halka.training.checkpoint import Progress, load_checkpoint, save_checkpoint
+from halka.training.checkpoint import PADDED, Progress, identity_of, load_checkpoint, save_checkpoint
 from halka.training.config import Step, TrainConfig, TrainResult
 from halka.util.errors import HalkaError
 from halka.util.files import locked, write_file, write_text
@@ -120,6 +120,11 @@ class RunFolder:
         """The steps in the metrics."""
         lines = (self.path / METRICS).read_text(encoding="utf-8").splitlines()
         return [Step(**json.loads(line)) for line in lines]
+
+    def settings_of_old(self) -> dict[str, Any]:
+        """Settings of `TrainConfig` that an unfinished run has because the version that began it knew no others."""
+        identity = identity_of(self.path / CHECKPOINT)
+        return PADDED if identity is not None and "batches" not in identity else {}
 
     def save(
         self, identity: dict[str, Any], progress: Progress, adapter: Adapter, optimizer: torch.optim.Optimizer

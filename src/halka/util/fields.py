@@ -48,13 +48,13 @@ def checked(cls: type[T], unknown_fields: Callable[[dict[str, Any]], str], prefi
 @functools.cache
 def _choices(cls: type) -> dict[str, tuple[bool, tuple[str, ...]]]:
     """The values that each field with a `Literal` type may have, and whether it is a tuple of them."""
-    found = {}
+    choices: dict[str, tuple[bool, tuple[str, ...]]] = {}
     for name, hint in get_type_hints(cls).items():
         many = get_origin(hint) is tuple
         inner = get_args(hint)[0] if many else hint
         if get_origin(inner) is Literal:
-            found[name] = many, get_args(inner)
-    return found
+            choices[name] = many, get_args(inner)
+    return choices
 
 
 @functools.cache
