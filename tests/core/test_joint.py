@@ -7,8 +7,7 @@ import torch
 
 import halka
 from contract import disturb, ids
-from halka.core import described
-from halka.methods import build_method
+from halka.methods import build_method, described
 from kinds import bare, logits
 from tiny import tiny
 

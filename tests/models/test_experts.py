@@ -9,9 +9,10 @@ from transformers import AutoModelForCausalLM
 
 import halka
 from contract import adapted, disturb, ids
-from halka.core import Choices, ExpertEdit
+from halka.core import ExpertEdits
 from halka.merging.combining import combine
 from halka.merging.exporting import export
+from halka.models import experts
 from halka.training import Job, TrainConfig, train, train_many
 from kinds import bare, logits
 from tiny import tiny
@@ -72,8 +73,8 @@ def test_the_bases_own_implementation_computes_wherever_no_part_acts(implementat
     assert base.config._experts_implementation == implementation
 
 
-def one_by_one(edit: ExpertEdit, x: torch.Tensor, weight: torch.Tensor, choices: Choices) -> torch.Tensor:
-    """The slow twin of `ExpertEdit.product`: a product for each expert and each row of the batch."""
+def one_by_one(edit: ExpertEdits, x: torch.Tensor, weight: torch.Tensor, choices: experts.Choices) -> torch.Tensor:
+    """The slow twin of `experts.product`: a product for each expert and each row of the batch."""
     result = x.new_zeros(len(x), weight.shape[1])
     row_of = choices.tokens // (int(choices.tokens.max() + 1) // len(edit.names))
     for row in range(len(edit.names)):
@@ -100,8 +101,8 @@ def test_grouped_products_agree_with_one_expert_and_one_row_at_a_time(method, ar
     model.add("b", halka.LoRA(rank=5, alpha=3, targets=("experts",)))
     disturb(model, "b", seed=9)
     results = []
-    for product in (ExpertEdit.product, one_by_one):
-        monkeypatch.setattr(ExpertEdit, "product", product)
+    for product in (experts.product, one_by_one):
+        monkeypatch.setattr(experts, "product", product)
         for names in ("a", ["a", None, "b"], ["b", "a", "a"]):
             for each in ("a", "b"):
                 for parameter in model.parameters(each):

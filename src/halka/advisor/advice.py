@@ -35,8 +35,7 @@ from halka.advisor.verdict import (
     trainable,
 )
 from halka.advisor.words import CHOICES, TRAINED, Choice
-from halka.core import described
-from halka.methods import build_method
+from halka.methods import build_method, described
 from halka.report.units import percent
 from halka.util.errors import HalkaError
 

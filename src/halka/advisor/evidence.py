@@ -11,9 +11,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, is_dataclass
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
-from halka.core import described
 from halka.evaluation.metrics import Score
-from halka.methods import all_methods, build_method
+from halka.methods import all_methods, build_method, described
 from halka.models.quantised import Quantize
 from halka.util.dtypes import Dtype
 

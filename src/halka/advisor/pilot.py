@@ -25,9 +25,8 @@ from halka.advisor.statistics import (
     only_labels,
     unanimous_mistakes,
 )
-from halka.core import described
 from halka.evaluation.metrics import Score, mean_of
-from halka.methods import build_method
+from halka.methods import build_method, described
 from halka.training import Job, TrainConfig, as_tokens, batch_plan, train_many
 from halka.training.run_folder import METRICS
 from halka.util.errors import HalkaError, TrainingError

@@ -1,7 +1,6 @@
 """What acts where, on which tokens, in torch alone: targets, methods, parts, adapters, `AdaptedModel`."""
 
 from halka.core.cached import Cached
-from halka.core.experts import Choices, ExpertEdit
 from halka.core.forest import Forest
 from halka.core.model import AdaptedModel
 from halka.core.parts import (
@@ -11,13 +10,12 @@ from halka.core.parts import (
     Part,
     VirtualPart,
     WeightPart,
-    described,
     init_parameter,
     skip_init,
 )
 from halka.core.passes import VirtualAttention
-from halka.core.routing import repeats
-from halka.core.stacking import Grouped, linear
+from halka.core.routing import Edits, ExpertEdits, repeats
+from halka.core.stacking import Grouped, StackedParts, linear
 from halka.core.targets import (
     EXPERT_ROLES,
     LINEAR_ROLES,
@@ -43,8 +41,8 @@ __all__ = [
     "AdaptedModel",
     "Adapter",
     "Cached",
-    "Choices",
-    "ExpertEdit",
+    "Edits",
+    "ExpertEdits",
     "Forest",
     "Grouped",
     "Method",
@@ -52,11 +50,11 @@ __all__ = [
     "Part",
     "Quantized",
     "Reader",
+    "StackedParts",
     "Target",
     "VirtualAttention",
     "VirtualPart",
     "WeightPart",
-    "described",
     "init_parameter",
     "linear",
     "parameter_count",

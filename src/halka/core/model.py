@@ -78,7 +78,7 @@ class AdaptedModel:
         head: Callable[[Method, Sequence[Target]], Method] | None = None,
         labels: Sequence[str] = (),
     ):
-        """experts: within its block the base's experts take `ExpertEdit`s, by the last word of their roles."""
+        """experts: within its block the base's experts take `ExpertEdits`, by the last word of their roles."""
         self.base = base
         self.tokenizer = tokenizer
         self.head = head  # joins every new adapter's method with a classifier's head, trained whole

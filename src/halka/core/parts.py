@@ -12,7 +12,6 @@ from __future__ import annotations
 from collections.abc import Callable, Hashable, Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
-from dataclasses import fields, is_dataclass
 from typing import Any, ClassVar, Literal, Protocol, runtime_checkable
 
 import torch
@@ -120,20 +119,6 @@ class Method(Protocol):
     def build(self, target: Target) -> Part | None:
         """The part for one target of those roles, fp32, or None to leave that target alone."""
         ...
-
-
-def described(method: Method) -> dict[str, Any]:
-    """A method as plain data, `{"name": …, "fields": …}`; `halka.methods.build_method` reads it."""
-    return {
-        "name": method.name,
-        "fields": {field.name: _plain(getattr(method, field.name)) for field in fields(method)},
-    }
-
-
-def _plain(value: Any) -> Any:
-    if isinstance(value, tuple):
-        return [_plain(item) for item in value]
-    return described(value) if is_dataclass(value) else value  # type: ignore[arg-type]
 
 
 _skipping: ContextVar[bool] = ContextVar("_skipping", default=False)

@@ -13,9 +13,8 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from halka.core.cached import Cached
-from halka.core.experts import ExpertEdit
 from halka.core.parts import Adapter, ModulePart, VirtualPart, WeightPart
-from halka.core.routing import Route, repeats
+from halka.core.routing import ExpertEdits, Route, repeats
 from halka.core.targets import Target
 from halka.core.turns import Flow, Turns
 from halka.core.weights import ParameterSwap
@@ -70,7 +69,7 @@ class Passes:
         experts: Callable[[], AbstractContextManager[None]],
         outside: Callable[[dict[str, Any]], None],
     ):
-        """experts: within its block the base's experts take `ExpertEdit`s. outside: called with the arguments of a pass
+        """experts: within its block the base's experts take `ExpertEdits`. outside: called with the arguments of a pass
         in a thread that is in no block."""
         self.base = base
         self.weights = ParameterSwap(base)
@@ -133,7 +132,7 @@ class Passes:
             route = self._acting()
             if route is None or not (key in route.inputs or key in route.outputs):
                 return None
-            edit = ExpertEdit(route.names, self._runs, route.inputs.get(key), route.outputs.get(key))
+            edit = ExpertEdits(route.names, self._runs, route.inputs.get(key), route.outputs.get(key))
             return args, {**kwargs, target.role.rpartition(".")[2]: edit}
 
         if target.experts:

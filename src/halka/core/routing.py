@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -86,6 +87,18 @@ class Edits:
         if device not in self._rows:
             self._rows[device] = [torch.tensor(rows, device=device) for _, rows in self.stacks]
         return self._rows[device]
+
+
+class ExpertEdits(NamedTuple):
+    """What a route's parts do at one weight of a layer's experts (`models/experts.py` computes it).
+
+    names   the adapters of the rows, of as many tokens each, or of `runs`
+    """
+
+    names: tuple[str | None, ...]
+    runs: tuple[int, ...]
+    inputs: Edits | None = None
+    outputs: Edits | None = None
 
 
 @dataclass(frozen=True)

@@ -10,11 +10,11 @@ from typing import Any
 
 import torch
 
-from halka.core import Method, described
+from halka.core import Method
 from halka.estimating.batches import largest_batch
 from halka.estimating.dry_runs import DryRun, Memory, Setup, dry_run
 from halka.estimating.hardware import Hardware, hardware_of
-from halka.methods import build_method
+from halka.methods import build_method, described
 from halka.models.kinds import usual_kind
 from halka.models.loading import base_config, check_class
 from halka.models.quantised import check_quantize

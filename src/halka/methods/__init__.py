@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import is_dataclass
+from dataclasses import fields, is_dataclass
 from importlib import import_module
 from inspect import getmembers, isclass
 from pkgutil import iter_modules
@@ -46,6 +46,7 @@ __all__ = [
     "Tokens",
     "all_methods",
     "build_method",
+    "described",
     "joined_with",
     "method",
     "method_named",
@@ -73,8 +74,22 @@ def method_named(name: str) -> type[Method]:
     return methods[name]
 
 
+def described(method: Method) -> dict[str, Any]:
+    """A method as plain data, `{"name": …, "fields": …}`; `build_method` reads it."""
+    return {
+        "name": method.name,
+        "fields": {field.name: _plain(getattr(method, field.name)) for field in fields(method)},
+    }
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, tuple):
+        return [_plain(item) for item in cast(Sequence[Any], value)]
+    return described(value) if is_dataclass(value) else value  # type: ignore[arg-type]
+
+
 def build_method(name: str, fields: Mapping[str, Any]) -> Method:
-    """The method of plain data, as `core.described` writes it: `build_method(**described(method)) == method`.
+    """The method of plain data, as `described` writes it: `build_method(**described(method)) == method`.
 
     Raises HalkaError for an unknown name or field, and for a value of another type.
     """

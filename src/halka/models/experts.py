@@ -1,14 +1,15 @@
 """The computation of experts that parts act on, registered with transformers while an adapter in use needs it.
 
-A hook on the module passes a `core.ExpertEdit`, what parts do with one weight of the experts, as the argument `gate_up`
-or `down`. Without one, the base's own implementation computes.
+A hook on the module passes `core.ExpertEdits`, what parts do with one weight of the experts, as the argument `gate_up`
+or `down`. Every token stands there once for each of its experts, in runs that share an expert and an adapter. Without
+edits, the base's own implementation computes.
 
-    S tokens    K experts a token    D width    I inner width    E experts
+    S tokens of all rows    K experts a token    C = S·K choices    D width    I inner width    E experts    N parts
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from typing import Any
@@ -17,7 +18,7 @@ import torch
 from torch import Tensor
 from transformers.integrations.moe import ALL_EXPERTS_FUNCTIONS, ExpertsInterface
 
-from halka.core import Choices, ExpertEdit
+from halka.core import Edits, ExpertEdits, Grouped, StackedParts, linear
 from halka.util.errors import HalkaError
 
 NAME = "halka"
@@ -45,8 +46,8 @@ def compute(
     weights: Tensor,
     *,
     own: str = "eager",
-    gate_up: ExpertEdit | None = None,
-    down: ExpertEdit | None = None,
+    gate_up: ExpertEdits | None = None,
+    down: ExpertEdits | None = None,
 ) -> Tensor:
     """down(act(gate) · up) of hidden (S, D) by the experts that the router chose and weighted (S, K): (S, D).
 
@@ -60,7 +61,88 @@ def compute(
     if module._is_expert_parallel:
         raise HalkaError("adapters on experts need all experts on one device: load the base without expert parallelism")
     choices = Choices(chosen, module.num_experts, edit.names, edit.runs)
-    nothing = ExpertEdit(edit.names, edit.runs)
-    inner = (gate_up or nothing).product(hidden[choices.tokens], module.gate_up_proj, choices)
-    outer = (down or nothing).product(module._apply_gate(inner), module.down_proj, choices)
+    nothing = ExpertEdits(edit.names, edit.runs)
+    inner = product(gate_up or nothing, hidden[choices.tokens], module.gate_up_proj, choices)
+    outer = product(down or nothing, module._apply_gate(inner), module.down_proj, choices)
     return choices.summed(outer, weights).to(hidden.dtype)
+
+
+def product(edit: ExpertEdits, x: Tensor, weight: Tensor, choices: Choices) -> Tensor:
+    """x (C, I) times each choice's own of the experts' weights (E, O, I), edited before and after."""
+    if edit.inputs is not None:
+        x = _edited(edit.inputs, lambda part, tensors, x: part.edit_input(x, *tensors), choices, x)
+    y = linear(x, Grouped(weight.unbind(), choices.runs()))
+    if edit.outputs is not None:
+        y = _edited(edit.outputs, lambda part, tensors, x, y: part.edit_output(x, y, *tensors), choices, x, y)
+    return y
+
+
+def _edited(edits: Edits, edit: Callable[..., Tensor], choices: Choices, *tensors: Tensor) -> Tensor:
+    """The last of `tensors` with each stack's choices as its parts edit them.
+
+    Raises HalkaError for a part whose tensors cannot be shared out among the experts.
+    """
+    result = tensors[-1]
+    for stack, rows in edits.stacks:
+        part = stack.distinct[0]
+        if part.stack_key() is None:
+            raise HalkaError(
+                f"{type(part).__name__} cannot act on experts, which share a module: a part there has `tensors`, one "
+                "for each expert, and a `stack_key` (docs/add-a-method.md)"
+            )
+        mine, number, sizes = choices.of(stack, rows)
+        own = [
+            tensor[number] if tensor.dim() == 2 else Grouped(tensor.unbind(), sizes)
+            for tensor in stack.expert_tensors(result)
+        ]
+        some = (*tensors[:-1], result) if mine is None else (*(tensor[mine] for tensor in tensors[:-1]), result[mine])
+        edited = edit(part, own, *some)
+        result = edited if mine is None else result.index_copy(0, mine, edited)
+    return result
+
+
+class Choices:
+    """Every token with each of its experts, sorted by expert and, within one, by the row's adapter.
+
+    choice (S, K): the experts of each token. names: the adapters of the rows, of as many tokens each, or of `runs`.
+    """
+
+    def __init__(self, choice: Tensor, experts: int, names: Sequence[str | None], runs: Sequence[int] = ()):
+        count, per_token = choice.shape
+        slot = {name: i for i, name in enumerate(dict.fromkeys(names))}
+        self._slots = [slot[name] for name in names]
+        key = choice.flatten()
+        if len(slot) > 1:
+            lengths = torch.tensor(runs or [count // len(names)] * len(names), device=choice.device) * per_token
+            key = key * len(slot) + torch.tensor(self._slots, device=choice.device).repeat_interleave(lengths)
+        key, order = key.sort()
+        self.tokens = order // per_token  # (C,)
+        self.experts = key // len(slot)
+        self._slot = key % len(slot)
+        self._order, self._shape, self._count = order, choice.shape, experts
+
+    def runs(self) -> list[int]:
+        """How many choices each expert has."""
+        return self.experts.bincount(minlength=self._count).tolist()
+
+    def of(self, stack: StackedParts, rows: Sequence[int]) -> tuple[Tensor | None, Tensor, list[int]]:
+        """The choices of a stack's rows (None: all), the number expert·N + part of each, how many each number has."""
+        parts = len(stack.distinct)
+        which = [-1] * (1 + max(self._slots))
+        for row, part in zip(rows, stack.which, strict=True):
+            which[self._slots[row]] = part
+        mine, experts, part = None, self.experts, torch.zeros_like(self._slot)
+        if len(which) > 1:
+            part = torch.tensor(which, device=part.device)[self._slot]
+            if -1 in which:
+                mine = (part >= 0).nonzero()[:, 0]
+                experts, part = experts[mine], part[mine]
+        number = experts * parts + part
+        return mine, number, number.bincount(minlength=self._count * parts).tolist()
+
+    def summed(self, y: Tensor, weights: Tensor) -> Tensor:
+        """(S, O): what a token's experts return (C, O), times their weights (S, K), in the order that the base sums."""
+        weighted = y * weights.flatten()[self._order, None]
+        back = torch.empty_like(self._order)
+        back[self._order] = torch.arange(len(back), device=back.device)
+        return weighted[back].view(*self._shape, -1).sum(1)

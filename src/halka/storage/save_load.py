@@ -13,7 +13,8 @@ from typing import Any, Literal, TypedDict
 
 import torch
 
-from halka.core import AdaptedModel, Adapter, described, quantization_of
+from halka.core import AdaptedModel, Adapter, quantization_of
+from halka.methods import described
 from halka.models.fingerprint import own_fingerprint
 from halka.models.heads import fitted_head, has_head, narrowed
 from halka.models.kinds import kind_of

@@ -10,9 +10,9 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, TypeVar
 
-from halka.core import AdaptedModel, described, quantization_of
+from halka.core import AdaptedModel, quantization_of
 from halka.data.examples import ExamplesOrItems, examples_and_items
-from halka.methods import primary
+from halka.methods import described, primary
 from halka.models.kinds import kind_of
 from halka.training.config import Step, TrainConfig, TrainResult, config_of
 from halka.training.data import as_tokens

@@ -15,10 +15,11 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 
-from halka.core import AdaptedModel, described, quantization_of
+from halka.core import AdaptedModel, quantization_of
 from halka.data.batches import plan, plan_packed
 from halka.data.examples import Item
 from halka.data.tokens import Tokens
+from halka.methods import described
 from halka.models.fingerprint import own_fingerprint
 from halka.objectives import objective_of, packs
 from halka.training.checkpoint import Progress

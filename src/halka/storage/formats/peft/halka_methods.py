@@ -10,8 +10,8 @@ from typing import Any, cast
 
 from torch import Tensor
 
-from halka.core import Adapter, Method, Target, WeightPart, described
-from halka.methods import build_method
+from halka.core import Adapter, Method, Target, WeightPart
+from halka.methods import build_method, described
 from halka.storage.formats.format import Contents, json_list, json_object
 from halka.util.errors import HalkaError
 
