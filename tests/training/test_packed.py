@@ -16,8 +16,10 @@ from halka.data.tokens import Tokens
 from halka.models.attention.function import use_attention
 from halka.models.quantised import quantise
 from halka.objectives import summed_losses
+from halka.training import Job, TrainConfig, mean_loss, train, train_many
 from pairwise import pairwise
 from tiny import CONFIGS, tiny
+from training_for_tests import items, weights
 
 EXPERTS = [halka.LoRA(rank=3, targets=("experts",)), halka.IA3(targets=("attn.kv", "experts.down"))]
 FORMS: list[Method] = [*(forms[0] for forms in METHODS.values()), *METHODS["bottleneck"][2:4], *JOINT, *EXPERTS]
@@ -133,3 +135,89 @@ def test_losses_and_gradients_are_the_padded_ones(case):
     assert largest > 0
     for ours, expected in zip(packed, padded, strict=True):
         assert (ours - expected).norm() <= 1e-5 * max(float(expected.norm()), 3e-2 * largest)
+
+
+def test_twenty_steps_of_sgd_end_with_the_same_adapter():
+    batches = [texts(sharing, seed) for seed in range(5) for sharing in ("nothing", "a beginning", "three levels")]
+    starts: list[Tensor] = []
+    ends: list[list[Tensor]] = []
+    for packed in (True, False):
+        model = halka.adapt(tiny())
+        model.add("a", halka.LoRA(rank=4))
+        disturb(model, "a")
+        starts = [parameter.detach().clone() for parameter in model.parameters("a")]
+        optimizer = torch.optim.SGD(model.parameters("a"), lr=0.3)
+        for step in range(20):
+            with model.use("a"), use_attention(model.base):
+                batch = batches[step % len(batches)]
+                loss = summed_losses(model, {"a": batch}, packed=packed).sum() / sum(item.labels for item in batch)
+                loss.backward()
+            optimizer.step()
+            optimizer.zero_grad()
+        ends.append([parameter.detach() for parameter in model.parameters("a")])
+    for ours, expected, start in zip(*ends, starts, strict=True):
+        assert (expected - start).norm() > 1e-3
+        assert (ours - expected).norm() <= 1e-4 * expected.norm()
+
+
+def test_runs_with_packed_and_with_padded_batches_of_the_same_examples_learn_the_same():
+    results = []
+    for batches in ("packed", "padded"):
+        model = halka.adapt(tiny())
+        model.add("a", halka.LoRA(rank=4))
+        config = TrainConfig(steps=6, batch_size=3, batches=batches, evaluate_every=3, seed=2, lr=1e-3)
+        steps = list(train(model, "a", texts("a beginning", 0), config, validation=items(4, seed=5)))
+        results.append((steps, weights(model)))
+    (packed, mine), (padded, theirs) = results
+    assert [step.tokens for step in packed] == [step.tokens for step in padded]
+    assert [step.loss for step in packed] == pytest.approx([step.loss for step in padded], rel=1e-5)
+    assert packed[-1].validation == pytest.approx(padded[-1].validation, rel=1e-5)
+    for key, tensor in theirs.items():
+        torch.testing.assert_close(mine[key], tensor, rtol=1e-3, atol=1e-5)
+
+
+def test_adapters_trained_together_learn_what_they_learn_apart():
+    jobs = {"a": texts("a beginning", 0), "b": texts("nothing", 1)}
+    config = TrainConfig(steps=5, batch_size=3, lr=1e-3)
+    model = halka.adapt(tiny())
+    for name in jobs:
+        model.add(name, halka.LoRA(rank=4))
+    list(train_many(model, [Job(name, examples, config) for name, examples in jobs.items()]))
+    for name, examples in jobs.items():
+        alone = halka.adapt(tiny())
+        alone.add(name, halka.LoRA(rank=4))
+        list(train(alone, name, examples, config))
+        for key, tensor in weights(alone, name).items():
+            torch.testing.assert_close(weights(model, name)[key], tensor, rtol=1e-3, atol=1e-5)
+
+
+def test_bf16_stays_within_rounding():
+    results = []
+    for dtype, packed in ((torch.bfloat16, True), (torch.bfloat16, False), (torch.float32, False)):
+        model = halka.adapt(tiny(dtype=dtype))
+        model.add("a", halka.LoRA(rank=4))
+        disturb(model, "a")
+        results.append(losses_and_gradients(model, {"a": texts("three levels", 0)}, packed=packed)[1:])
+    ours, padded, exact = (torch.cat([tensor.flatten() for tensor in tensors]) for tensors in results)
+    assert (ours - exact).norm() <= 1.5 * (padded - exact).norm()
+
+
+def test_the_mean_loss_is_the_padded_ones():
+    model = halka.adapt(tiny())
+    examples = texts("labels in it", 0)
+    assert mean_loss(model, None, examples) == pytest.approx(mean_loss(model, None, examples, packed=False), rel=1e-5)
+
+
+def test_a_line_with_other_runs_than_use_named_is_refused():
+    model = halka.adapt(tiny())
+    model.add("a", halka.LoRA(rank=4))
+    groups = {"a": texts("nothing", 0), "b": texts("nothing", 1)}
+    refused = pytest.raises(halka.HalkaError, match="the line has 2 runs, but `use` named 3 adapters")
+    with refused, model.use(["a", None, "a"]), use_attention(model.base):
+        summed_losses(model, groups, packed=True)
+
+
+def test_an_encoders_batches_cannot_be_packed():
+    model = halka.adapt(tiny("bert", kind="sequence-classification"))
+    with pytest.raises(halka.HalkaError, match="cannot be packed: train with batches=padded"):
+        summed_losses(model, {None: []}, packed=True)
