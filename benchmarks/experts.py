@@ -18,6 +18,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import peft
 import torch
@@ -25,7 +26,8 @@ from side_by_side import setup
 from transformers import Qwen3MoeConfig, Qwen3MoeForCausalLM
 
 import halka
-from halka.core import AdaptedModel, experts
+from halka.core import AdaptedModel
+from halka.models import experts
 
 HERE = Path(__file__).parent
 SIZES = {
@@ -86,18 +88,20 @@ def halkas() -> list[Way]:
     for name in ("a", "b", "c"):
         disturb(model.add(name, halka.LoRA(rank=RANK, targets=("experts",))).parameters())
     ways: list[Way] = [("bare base", what, run) for what, run in passes(model, None)]
-    for grouping, way in ((True, "grouped"), (False, "one at a time")):
-        ways += [(way, what, switched(grouping, run)) for what, run in [training(model), *passes(model, "a")]]
-        ways += [(f"{way}, an adapter a row", what, switched(grouping, run)) for what, run in passes(model, MIXED)]
+    for product, way in ((experts.product, "grouped"), (experts.one_by_one, "one at a time")):
+        ways += [(way, what, computing(product, run)) for what, run in [training(model), *passes(model, "a")]]
+        ways += [(f"{way}, an adapter a row", what, computing(product, run)) for what, run in passes(model, MIXED)]
     return ways
 
 
-def switched(grouping: bool, run: Callable[[torch.Tensor], None]) -> Callable[[torch.Tensor], None]:
-    def switch(tokens: torch.Tensor) -> None:
-        experts.GROUPING = grouping
-        run(tokens)
+def computing(product: Callable[..., Any], run: Callable[[torch.Tensor], None]) -> Callable[[torch.Tensor], None]:
+    """The run with experts' products computed so."""
 
-    return switch
+    def compute(tokens: torch.Tensor) -> None:
+        with mock.patch.object(experts, "product", product):
+            run(tokens)
+
+    return compute
 
 
 def training(model: AdaptedModel) -> tuple[str, Callable[[torch.Tensor], None]]:

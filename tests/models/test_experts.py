@@ -9,7 +9,6 @@ from transformers import AutoModelForCausalLM
 
 import halka
 from contract import adapted, disturb, ids
-from halka.core import ExpertEdits
 from halka.merging.combining import combine
 from halka.merging.exporting import export
 from halka.models import experts
@@ -73,27 +72,6 @@ def test_the_bases_own_implementation_computes_wherever_no_part_acts(implementat
     assert base.config._experts_implementation == implementation
 
 
-def one_by_one(edit: ExpertEdits, x: torch.Tensor, weight: torch.Tensor, choices: experts.Choices) -> torch.Tensor:
-    """The slow twin of `experts.product`: a product for each expert and each row of the batch."""
-    result = x.new_zeros(len(x), weight.shape[1])
-    row_of = choices.tokens // (int(choices.tokens.max() + 1) // len(edit.names))
-    for row in range(len(edit.names)):
-        parts = [
-            None if edits is None else edits.parts[row % len(edits.parts)] for edits in (edit.inputs, edit.outputs)
-        ]
-        for expert in choices.experts.unique().tolist():
-            here = ((choices.experts == expert) & (row_of == row)).nonzero()[:, 0]
-            mine = x[here][None]
-            before, after = parts
-            if before is not None:
-                mine = before.edit_input(mine, *(tensor[expert] for tensor in before.tensors(x.dtype)))
-            made = F.linear(mine, weight[expert])
-            if after is not None:
-                made = after.edit_output(mine, made, *(tensor[expert] for tensor in after.tensors(x.dtype)))
-            result = result.index_copy(0, here, made[0])
-    return result
-
-
 @every_base
 @every_method
 def test_grouped_products_agree_with_one_expert_and_one_row_at_a_time(method, architecture, monkeypatch):
@@ -101,7 +79,7 @@ def test_grouped_products_agree_with_one_expert_and_one_row_at_a_time(method, ar
     model.add("b", halka.LoRA(rank=5, alpha=3, targets=("experts",)))
     disturb(model, "b", seed=9)
     results = []
-    for product in (experts.product, one_by_one):
+    for product in (experts.product, experts.one_by_one):
         monkeypatch.setattr(experts, "product", product)
         for names in ("a", ["a", None, "b"], ["b", "a", "a"]):
             for each in ("a", "b"):

@@ -31,7 +31,7 @@ Part = Callable[..., Tensor]  # of slices of blocks, rows and keys: that part of
 class Rows:
     """Which rows (N·heads, W) of the line fill the places of all groups; for `_Take`.
 
-    index     the row of each place; an empty place has the first
+    index     the row of each place; an empty place has its block's first, so that no block reads another run's values
     inverse   the place of each row, of those where it is no ancestor's
     empty     the empty places
     shared    the places of ancestors' rows
@@ -58,18 +58,19 @@ class Rows:
     @classmethod
     def _of(cls, groups: Sequence[tuple[Tensor, int]], tokens: int, heads: int, kv_heads: int) -> Rows:
         head = torch.arange(heads, device=groups[0][0].device).view(kv_heads, 1, -1, 1)
-        parts, shared = [], []
+        parts, filled, shared = [], [], []
         for places, of_path in groups:
             token = places[None, :, None]
             rows = torch.where(token < 0, -1, token * heads + head)
             parts.append(rows.flatten())
+            filled.append(torch.where(token < 0, places[None, :, None, of_path, None] * heads + head, rows).flatten())
             shared.append((torch.arange(places.shape[1], device=places.device) < of_path).expand_as(rows).flatten())
         index, is_shared = torch.cat(parts), torch.cat(shared)
         own = ((index >= 0) & ~is_shared).nonzero()[:, 0]
         inverse = torch.empty(tokens * heads, dtype=torch.int64, device=index.device)
         inverse[index[own]] = own
         empty, shared_places = (index < 0).nonzero()[:, 0], (is_shared & (index >= 0)).nonzero()[:, 0]
-        return cls(index.clamp(min=0), inverse, empty, shared_places, tuple(len(part) for part in parts))
+        return cls(torch.cat(filled), inverse, empty, shared_places, tuple(len(part) for part in parts))
 
 
 def attend_by_products(

@@ -210,12 +210,13 @@ def _through_gate_of_runs(
     query: Tensor, gate: LayerGate, plan: ForestPlan, scale: float, softcap: float | None
 ) -> Tensor:
     """What the gated tokens of each run add to its own tokens (1, Q, N, W)."""
-    runs, _, length, _ = gate.keys.shape
-    own = plan.visibility(None, (runs, length), gate.valid).of_first(runs * length)
-    gates = gate.gates if runs == 1 else gate.gates[plan.runs]
-    keys, values = _in_one_row(gate.keys), _in_one_row(gate.values)
-    added = grouped_products(query, keys, values, own[None, None], scale, softcap=softcap)
-    return gates[:, None] * added
+    runs = plan.forest.runs if len(gate.keys) > 1 else (query.shape[2],)
+    valid = [None] * len(runs) if gate.valid is None else gate.valid.split(1)
+    rows = zip(
+        query.split(runs, dim=2), gate.keys.split(1), gate.values.split(1), valid, gate.gates.split(1), strict=True
+    )
+    added = [_through_gate(q, LayerGate(k, v, seen, gates), scale, softcap) for q, k, v, seen, gates in rows]
+    return torch.cat(added, dim=2)
 
 
 def _through_gate(query: Tensor, gate: LayerGate, scale: float, softcap: float | None) -> Tensor:
