@@ -1,199 +1,257 @@
-"""Training speed beside transformers' Trainer with peft: same machine, precision, examples and batch size.
+"""Training speed beside transformers' Trainer and TRL's SFTTrainer, both with peft, on the same batches.
 
-    python benchmarks/speed.py                      # all pairs, three interleaved runs of each, medians and ratios
-    python benchmarks/speed.py --pairs lora --runs 5
+    python benchmarks/speed.py                      # all tasks and pairs, three interleaved runs of each side
+    python benchmarks/speed.py --pairs lora --tasks snips --runs 5
 
-Both sides train SmolLM2-135M-Instruct in bf16 on snips_nlu, 8 examples a step, padded to their longest; speed is useful
-(unpadded) tokens per second without the first two steps, memory is the process's peak beyond what it held with the base
-loaded. Halka puts examples of like length together, which Trainer does not unless asked. Validation losses come from
-the same 60 examples.
-Every run is a process of its own. The result goes to benchmarks/results/speed.json.
+All sides train SmolLM2-135M-Instruct, loaded in bf16, 8 examples a step, on snips_nlu: `snips` as it is, `snips-180`
+behind an instruction of some 180 tokens that names all intents and slots. A list of batches is drawn once a seed and
+all sides follow it: others' trainers by a data loader that has the list as its batch sampler, Halka by a run that
+takes its batches from it. There are two lists: `random`, the order of Trainer as people start it, and `grouped`, that
+of its `train_sampling_strategy="group_by_length"`. Every side's loss is on the same tokens: those of the answers.
+
+    halka           packed batches, the default
+    halka padded    with batches=padded
+    trainer         transformers' Trainer with peft, bf16=True
+    trl             TRL's SFTTrainer with peft, only on `grouped`; its default loss, in chunks without the whole logits.
+                    Gradient checkpointing is off, as on all sides, though it is TRL's default
+
+Full fine-tuning trains the bf16 weights themselves where people start Trainer or TRL on them; Halka trains fp32 copies.
+Useful tokens are all tokens of all rows, shared ones included and padding not. Speed is theirs per second without the
+first two steps, memory the process's peak beyond what it held with the base loaded. The validation loss is computed
+by one function on the same 60 examples. Run n has seed n on all sides; ratios are medians over runs of the same
+seed. Every run is a process of its own. TRL is optional: `pip install "halka[trl]"`. The result goes to
+benchmarks/results/speed.json.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import os
-import statistics
-import subprocess
-import sys
+import tempfile
 import time
+from collections.abc import Callable
+from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
-from side_by_side import setup
+from side_by_side import in_a_process, setup
 
-HERE = Path(__file__).parent
+RESULT = Path(__file__).parent / "results" / "speed.json"
 SIZE = 8
+TASKS = ("snips", "snips-180")
 PAIRS = {
     "lora": {"halka": {"method": "lora", "rank": 8}, "lr": 1e-3},
     "prompt": {"halka": {"method": "prompt", "length": 100}, "lr": 3e-2},
     "prefix": {"halka": {"method": "prefix", "length": 20}, "lr": 1e-2},
+    "full": {"halka": {"method": "full"}, "lr": 1e-4},
 }
+SIDES = {"random": ("halka", "halka padded", "trainer"), "grouped": ("halka", "halka padded", "trainer", "trl")}
 
 
-def worker(side: str, pair: str, steps: int, target: str) -> None:
+def worker(side: str, pair: str, task: str, order: str, steps: int, seed: int) -> dict[str, float]:
     """One run of one side, in this process."""
     import torch
+    from fixed_batches import BASE, batches_of, held_out_loss, items_of, tokens_per_second, warmed
 
-    from halka.data.task import limit, load_task
-    from halka.data.tokens import encode_all
     from halka.models.loading import load_base
     from halka.util import machine
 
-    task = limit(load_task(HERE / "tasks" / "snips_nlu.py"), train=1000, validation=60)
-    base, tokenizer = load_base("smollm2-135m")
-    train, held_out = (encode_all(split, tokenizer).items for split in (task.train, task.validation))
-    with torch.no_grad():
-        base(torch.tensor([train[0].ids]))  # brings the weights into memory
+    base, tokenizer = load_base(BASE, device="cpu")
+    train, held_out = items_of(task, tokenizer)
+    batches = batches_of(train, order, SIZE, steps, seed)
+    warmed(base)
     cpu = torch.device("cpu")
     before = machine.resident(cpu)
     machine.reset_peak(cpu)
-    run = {"halka": run_halka, "peft": run_peft}[side]
-    times, tokens, loss = run(base, tokenizer, train, held_out, pair, steps, lambda: machine.peak(cpu))
-    result = {
-        "tokens_per_second": sum(tokens[2:steps]) / (times[-1] - times[1]),  # Trainer collates a batch ahead
-        "memory": loss.pop("peak") - before,
-        "validation_loss": loss["loss"],
+    if side in ("trainer", "trl"):
+        times, logits_of = run_peft(side, base, tokenizer, train, batches, pair, seed)
+    else:
+        times, logits_of = run_halka(side, base, tokenizer, train, batches, pair, seed)
+    memory = machine.peak(cpu) - before
+    return {
+        "tokens_per_second": tokens_per_second(train, batches, times),
+        "memory": memory,
+        "validation_loss": held_out_loss(logits_of, held_out, tokenizer.pad_token_id),
     }
-    Path(target).write_text(json.dumps(result))
 
 
-def run_halka(base, tokenizer, train, held_out, pair, steps, peak):
+def run_halka(side, base, tokenizer, train, batches, pair, seed) -> tuple[list[float], Callable]:
+    """Train; returns when each step ended, and the trained model's logits of a batch."""
+    from fixed_batches import FixedRun
+
     import halka
     from halka.methods import method_named
+    from halka.training.loop import Observer, loop
 
     fields = dict(PAIRS[pair]["halka"])
     method = method_named(fields.pop("method"))(**fields)
     model = halka.adapt(base, tokenizer)
-    model.add("a", method)
-    config = halka.TrainConfig(lr=PAIRS[pair]["lr"], steps=steps, batch_size=SIZE)
-    times, tokens, before = [], [], 0
-    for step in halka.train(model, "a", train, config):
-        times.append(time.perf_counter())
-        tokens.append(step.tokens - before)
-        before = step.tokens
-    top = peak()
-    from halka.training import mean_loss
+    model.add("a", method, seed=seed)
+    form = "padded" if side == "halka padded" else "packed"
+    config = halka.TrainConfig(lr=PAIRS[pair]["lr"], steps=len(batches), batch_size=SIZE, batches=form, seed=seed)
+    run = FixedRun(model, "a", train, [], config, None)
+    run.batches = batches
+    times = [time.perf_counter() for _ in loop(model, [run], Observer())]
 
-    return times, tokens, {"loss": mean_loss(model, "a", held_out), "peak": top}
+    def logits_of(inputs):
+        with model.use("a"):
+            return base(**inputs).logits
+
+    return times, logits_of
 
 
-def run_peft(base, tokenizer, train, held_out, pair, steps, peak):
+def run_peft(side, base, tokenizer, train, batches, pair, seed) -> tuple[list[float], Callable]:
+    """As `run_halka`, in transformers' Trainer or TRL's SFTTrainer."""
+    import datasets
     import peft
     import torch
     import transformers
 
     from halka.data.batches import IGNORE_INDEX, collate
+    from halka.data.tokens import Tokens
 
+    torch.manual_seed(seed)
     config = {
         "lora": lambda: peft.LoraConfig(r=8, lora_alpha=16, target_modules="all-linear", task_type="CAUSAL_LM"),
         "prompt": lambda: peft.PromptTuningConfig(num_virtual_tokens=100, task_type="CAUSAL_LM"),
         "prefix": lambda: peft.PrefixTuningConfig(num_virtual_tokens=20, task_type="CAUSAL_LM"),
+        "full": lambda: None,
     }[pair]()
-    model = peft.get_peft_model(base, config)
-    tokens, times = [], []
-
-    def collated(items):
-        batch = collate([item["tokens"] for item in items], tokenizer.pad_token_id)
-        tokens.append(batch.tokens)
-        return {"input_ids": batch.input_ids, "attention_mask": batch.attention_mask, "labels": batch.labels}
+    base.requires_grad_(True)
+    model = base if config is None else peft.get_peft_model(base, config)
+    times: list[float] = []
 
     class Clock(transformers.TrainerCallback):
         def on_step_end(self, *args, **kwargs):
             times.append(time.perf_counter())
 
-    arguments = transformers.TrainingArguments(
-        output_dir="/tmp/halka-speed",
-        per_device_train_batch_size=SIZE,
-        max_steps=steps,
-        learning_rate=PAIRS[pair]["lr"],
-        lr_scheduler_type="cosine",
-        warmup_steps=max(1, round(0.06 * steps)),
-        bf16=True,
-        use_cpu=True,
-        save_strategy="no",
-        report_to="none",
-        disable_tqdm=True,
-        remove_unused_columns=False,
-        dataloader_pin_memory=False,
-        seed=0,
-    )
-    dataset = [{"tokens": item} for item in train]
-    trainer = transformers.Trainer(
-        model=model, args=arguments, train_dataset=dataset, data_collator=collated, callbacks=[Clock()]
-    )
-    trainer.train()
-    top = peak()
+    def collated(rows):
+        items = [Tokens(row["input_ids"], [label != IGNORE_INDEX for label in row["labels"]]) for row in rows]
+        batch = collate(items, tokenizer.pad_token_id)
+        return {**batch.inputs, "labels": batch.labels}
+
+    def loader(trainer):
+        """The trainer's data loader, with the list of batches in place of its sampler."""
+        fixed = torch.utils.data.DataLoader(
+            trainer.train_dataset, batch_sampler=batches, collate_fn=trainer.data_collator
+        )
+        return trainer.accelerator.prepare(fixed)
+
+    if side == "trl":
+        import trl
+
+        trainer_of, arguments_of, own = trl.SFTTrainer, trl.SFTConfig, {"gradient_checkpointing": False}
+    else:
+        trainer_of, arguments_of, own = transformers.Trainer, transformers.TrainingArguments, {}
+
+    class FixedTrainer(trainer_of):
+        def get_train_dataloader(self):
+            return loader(self)
+
+    rows = [
+        {
+            "input_ids": item.ids,
+            "labels": [t if loss else IGNORE_INDEX for t, loss in zip(item.ids, item.loss, strict=True)],
+        }
+        for item in train
+    ]
+    with tempfile.TemporaryDirectory() as folder:
+        arguments = arguments_of(
+            output_dir=folder,
+            per_device_train_batch_size=SIZE,
+            max_steps=len(batches),
+            learning_rate=PAIRS[pair]["lr"],
+            lr_scheduler_type="cosine",
+            warmup_steps=max(1, round(0.06 * len(batches))),
+            bf16=True,
+            use_cpu=True,
+            save_strategy="no",
+            report_to="none",
+            disable_tqdm=True,
+            remove_unused_columns=False,
+            dataloader_pin_memory=False,
+            seed=seed,
+            **own,
+        )
+        trainer = FixedTrainer(
+            model=model,
+            args=arguments,
+            train_dataset=datasets.Dataset.from_list(rows),
+            processing_class=tokenizer,
+            callbacks=[Clock()],
+            **({} if side == "trl" else {"data_collator": collated}),
+        )
+        assert len(trainer.train_dataset) == len(train)  # the list's indices are these rows'
+        trainer.train()
     model.eval()
-    total, count = 0.0, 0
-    with torch.no_grad():
-        for start in range(0, len(held_out), SIZE):
-            batch = collate(held_out[start : start + SIZE], tokenizer.pad_token_id)
-            logits = model(input_ids=batch.input_ids, attention_mask=batch.attention_mask).logits
-            logits = logits[:, -batch.labels.shape[1] :][:, :-1].float()
-            targets = batch.labels[:, 1:]
-            total += float(torch.nn.functional.cross_entropy(logits.flatten(0, 1), targets.flatten(), reduction="sum"))
-            count += int((targets != IGNORE_INDEX).sum())
-    return times, tokens, {"loss": total / count, "peak": top}
+    return times, lambda inputs: model(**inputs).logits
+
+
+def measured(pair: str, task: str, order: str, sides: list[str], steps: int, runs: int) -> dict[str, Any]:
+    """Interleaved runs of all sides on one list of batches a run."""
+    from fixed_batches import interleaved, median_ratio, medians
+
+    of_side: dict[str, list[dict[str, float]]] = {side: [] for side in sides}
+    for run, side in interleaved(sides, runs):
+        given = {"side": side, "pair": pair, "task": task, "order": order, "steps": steps, "seed": run}
+        of_side[side].append(in_a_process(__file__, given))
+        print(given, of_side[side][-1], flush=True)
+    ratios = {
+        side: {
+            "speed": median_ratio(of_side["halka"], of_side[side], "tokens_per_second"),
+            "memory": median_ratio(of_side["halka"], of_side[side], "memory"),
+        }
+        for side in sides
+        if side != "halka" and "halka" in sides
+    }
+    return {
+        "sides": {side: medians(each) for side, each in of_side.items()},
+        "halka_to": ratios,
+        "runs": of_side,
+        "steps": steps,
+        "setup": setup("halka", "torch", "transformers", "peft", *(["trl"] if "trl" in sides else [])),
+    }
+
+
+def summary(tasks: dict[str, Any]) -> dict[str, Any]:
+    """What README shows of a pair: `snips` in Trainer's own order, Halka beside Trainer."""
+    found = tasks["snips"]["random"]
+    return {
+        "halka": found["sides"]["halka"],
+        "peft": found["sides"]["trainer"],
+        "speed_ratio": found["halka_to"]["trainer"]["speed"],
+        "memory_ratio": found["halka_to"]["trainer"]["memory"],
+        "steps": found["steps"],
+        "setup": found["setup"],
+    }
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--pairs", nargs="+", default=list(PAIRS), choices=PAIRS)
+    parser.add_argument("--tasks", nargs="+", default=list(TASKS), choices=TASKS)
+    parser.add_argument("--orders", nargs="+", default=list(SIDES), choices=SIDES)
     parser.add_argument("--runs", type=int, default=3)
-    parser.add_argument("--steps", type=int, default=20)
-    parser.add_argument("--worker", nargs=4, metavar=("SIDE", "PAIR", "STEPS", "FILE"), help=argparse.SUPPRESS)
+    parser.add_argument("--steps", type=int, default=50)
+    parser.add_argument("--out", type=Path, default=RESULT, help="the file that results are added to")
+    parser.add_argument("--worker", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.worker:
-        side, pair, steps, target = arguments.worker
-        worker(side, pair, int(steps), target)
+        print(json.dumps(worker(**json.loads(arguments.worker))))
         return
-    path = HERE / "results" / "speed.json"
-    found = json.loads(path.read_text()) if path.exists() else {}
-    for pair in arguments.pairs:
-        runs: dict[str, list[dict]] = {"halka": [], "peft": []}
-        for number in range(arguments.runs):
-            for side in ("halka", "peft") if number % 2 else ("peft", "halka"):
-                target = Path(f"/tmp/halka-speed-{os.getpid()}.json")
-                command = [
-                    sys.executable,
-                    "-W",
-                    "ignore",
-                    __file__,
-                    "--worker",
-                    side,
-                    pair,
-                    str(arguments.steps),
-                    str(target),
-                ]
-                subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
-                runs[side].append(json.loads(target.read_text()))
-                print(pair, side, runs[side][-1], flush=True)
-        medians = {
-            side: {key: statistics.median(run[key] for run in each) for key in each[0]} for side, each in runs.items()
-        }
-        ours, theirs = medians["halka"], medians["peft"]
-        ratios = [
-            one["tokens_per_second"] / two["tokens_per_second"]
-            for one, two in zip(runs["halka"], runs["peft"], strict=True)
-        ]
-        found[pair] = {
-            **medians,
-            "speed_ratio": statistics.median(ratios),
-            "memory_ratio": ours["memory"] / theirs["memory"],
-            "runs": runs,
-            "steps": arguments.steps,
-            "setup": setup("halka", "torch", "transformers", "peft"),
-        }
-        path.parent.mkdir(exist_ok=True)
-        path.write_text(json.dumps(found, indent=1) + "\n")
-        print(
-            f"{pair}: {ours['tokens_per_second']:.0f} against {theirs['tokens_per_second']:.0f} useful tokens/s, "
-            f"{statistics.median(ratios):.2f} times as fast; memory beyond the base {ours['memory'] / 1e6:.0f} MB "
-            f"against {theirs['memory'] / 1e6:.0f} MB; validation loss {ours['validation_loss']:.4f} against "
-            f"{theirs['validation_loss']:.4f}"
-        )
+    found = json.loads(arguments.out.read_text()) if arguments.out.exists() else {}
+    absent = set() if find_spec("trl") else {"trl"}
+    if absent:
+        print('without the side trl, which is not installed: pip install "halka[trl]"')
+    for task in arguments.tasks:
+        for pair in arguments.pairs:
+            for order in arguments.orders:
+                sides = [side for side in SIDES[order] if side not in absent]
+                tasks = found.get(pair, {}).get("tasks", {})
+                tasks.setdefault(task, {})[order] = measured(pair, task, order, sides, arguments.steps, arguments.runs)
+                found[pair] = {**(summary(tasks) if "random" in tasks.get("snips", {}) else {}), "tasks": tasks}
+                arguments.out.write_text(json.dumps(found, indent=1) + "\n")
+                print(task, pair, order, tasks[task][order]["sides"], tasks[task][order]["halka_to"])
 
 
 if __name__ == "__main__":

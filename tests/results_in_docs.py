@@ -41,6 +41,8 @@ def speed(found: Any) -> list[list[str]]:
     """Training beside transformers' Trainer with peft."""
     rows = [["Method", "Useful tokens/s", "peft", "Ratio", "Memory beyond the base", "peft", "Validation loss", "peft"]]
     for name, pair in found.items():
+        if "halka" not in pair:  # other tasks alone are measured
+            continue
         ours, theirs = pair["halka"], pair["peft"]
         rows.append(
             [
@@ -54,6 +56,43 @@ def speed(found: Any) -> list[list[str]]:
                 f"{theirs['validation_loss']:.3f}",
             ]
         )
+    return rows
+
+
+def speed_sides(found: Any) -> list[list[str]]:
+    """Training on the same batches in Halka, Trainer and TRL."""
+    orders = {"random": "random", "grouped": "by length"}
+    head = ["Task", "Method", "Batches", "Side", "Useful tokens/s", "Halka is faster by", "Memory beyond the base"]
+    rows = [[*head, "Validation loss"]]
+    for method, pair in found.items():
+        for task, by_order in pair.get("tasks", {}).items():
+            for order, each in by_order.items():
+                for side, medians in each["sides"].items():
+                    ratio = f"{each['halka_to'][side]['speed']:.2f}" if side in each["halka_to"] else "–"
+                    memory, loss = f"{medians['memory'] / 1e6:.0f} MB", f"{medians['validation_loss']:.3f}"
+                    speed = f"{medians['tokens_per_second']:.0f}"
+                    rows.append([task, method, orders[order], side, speed, ratio, memory, loss])
+    return rows
+
+
+def packing_steps(found: Any) -> list[list[str]]:
+    """From padded batches to packed ones, a change at a time."""
+    head = ["Task", "Batches", "Computed tokens, of useful ones", "Useful tokens/s", "Gain", "Gain in all"]
+    rows = [[*head, "Memory, of the first"]]
+    for task, ways in found["tasks"].items():
+        for way, each in ways.items():
+            gains = [f"{each[key]:.2f}" for key in ("gain", "gain_in_all", "memory_of_first")]
+            rows.append([task, way, f"{each['computed']:.2f}", f"{each['tokens_per_second']:.0f}", *gains])
+    return rows
+
+
+def packing_grid(found: Any) -> list[list[str]]:
+    """The worst difference between packed and padded batches, by method and by architecture."""
+    rows = [["Packed beside padded, fp32", "Cases", "Worst relative difference"]]
+    rows.append(["all", f"{found['cases']:,}", f"{found['worst']:.1e}"])
+    for dimension in ("method", "architecture"):
+        for name, each in found["by"][dimension].items():
+            rows.append([f"{dimension} {name}", f"{each['cases']:,}", f"{each['worst']:.1e}"])
     return rows
 
 
@@ -324,6 +363,9 @@ def advisor_confusion(found: Any) -> list[list[str]]:
 
 TABLES: dict[str, tuple[str, Callable[[Any], list[list[str]]]]] = {
     "speed": ("speed", speed),
+    "speed_sides": ("speed", speed_sides),
+    "packing_steps": ("packing_steps", packing_steps),
+    "packing_grid": ("packing_grid", packing_grid),
     "decoding": ("decoding", decoding),
     "resident": ("decoding", resident),
     "together": ("together", together),
@@ -353,6 +395,8 @@ def benchmark(name: str) -> str:
     if not path.exists():
         return NOT_YET
     head, *rows = rows_of(json.loads(path.read_text(encoding="utf-8")))
+    if not rows:
+        return NOT_YET
     rule = ["---", *["---:"] * (len(head) - 1)]
     return "".join(f"| {' | '.join(row)} |\n" for row in (head, rule, *rows))
 

@@ -1,0 +1,203 @@
+"""What packed batches compute, and what each step on the way to them gains.
+
+    python benchmarks/packing.py --grid     # every method on every decoder: packed losses and gradients beside padded
+    python benchmarks/packing.py --steps    # from padded batches in random order to packed ones, a change at a time
+
+`--grid` tries every form of every method on tiny fp32 bases of all decoder architectures, alone and in one batch with
+other adapters, on examples that share nothing, a beginning, beginnings of beginnings, or labels in these (the cases of
+tests/packed_cases.py, all of them). It writes the worst differences, relative to padded batches, by method and by
+architecture to benchmarks/results/packing_grid.json.
+
+`--steps` trains a LoRA of rank 8 on SmolLM2-135M-Instruct in bf16, on the two tasks and in the way of
+benchmarks/speed.py: 8 examples a step, run n with seed n, every run a process of its own, the ways interleaved. All
+ways run the same loop on the same examples; only what is named differs from the way before. Useful tokens are all
+tokens of all rows, padding not. It writes benchmarks/results/packing_steps.json.
+
+What cannot be switched off has no row of its own: packed batches never compute the tokens behind the last state that
+predicts a label, and both kinds compute logits only where labels are, in chunks. The file counts the former.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import time
+from collections import Counter, defaultdict
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+from side_by_side import in_a_process, setup
+
+HERE = Path(__file__).parent
+RESULTS = HERE / "results"
+SIZE = 8
+LR = 1e-3
+NEVER = 10**9  # tokens that sharing a segment would have to save
+WAYS: dict[str, dict[str, Any]] = {
+    "padded, random order": {"order": "random", "packed": False},
+    "padded, grouped by length": {"order": "grouped", "packed": False},
+    "packed, nothing shared": {"order": "grouped", "packed": True, "least_saved": NEVER},
+    "packed, beginnings shared": {"order": "grouped", "packed": True},
+    "packed, grouped by beginning": {"order": "beginning", "packed": True},
+}
+TASKS = ("snips", "snips-180")
+
+
+# ── the grid ────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def grid(architectures: list[str] | None, every: int) -> dict[str, Any]:
+    """The worst relative difference of all possible cases, by each of their dimensions."""
+    sys.path.insert(0, str(HERE.parent / "tests"))
+    from packed_cases import ALL_FORMS, COMPANIES, SHARING, differences, losses_and_gradients, model_of, possible
+    from tiny import CONFIGS
+
+    dimensions = {
+        "architecture": architectures or list(CONFIGS),
+        "method": ALL_FORMS,
+        "company": COMPANIES,
+        "sharing": SHARING,
+    }
+    fixed = {"window": False, "checkpointing": False, "quantize": None}
+    cases = [dict(zip(dimensions, values, strict=True)) | fixed for values in product(*dimensions.values())]
+    cases = [case for case in cases if possible(case)][::every]
+    worst: dict[str, dict[str, float]] = {name: defaultdict(float) for name in dimensions}
+    count: dict[str, Counter[str]] = {name: Counter() for name in dimensions}
+    for number, case in enumerate(cases):
+        model, groups = model_of(case)
+        packed, padded = (losses_and_gradients(model, groups, packed=way) for way in (True, False))
+        difference = max(differences(packed, padded))
+        for name in dimensions:
+            value = case[name].name if name == "method" else case[name]
+            worst[name][value] = max(worst[name][value], difference)
+            count[name][value] += 1
+        if number % 100 == 0:
+            print(number, "of", len(cases), flush=True)
+    return {
+        "cases": len(cases),
+        "dtype": "float32",
+        "worst": max(worst["architecture"].values()),
+        "by": {
+            name: {value: {"cases": count[name][value], "worst": worst[name][value]} for value in worst[name]}
+            for name in dimensions
+        },
+        "setup": setup("halka", "torch", "transformers"),
+    }
+
+
+# ── the steps ───────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def worker(way: str, task: str, steps: int, seed: int) -> dict[str, float]:
+    """One run of one way, in this process."""
+    import torch
+    from fixed_batches import BASE, batches_of, items_of, tokens_per_second, useful_tokens, warmed
+
+    import halka
+    from halka.data.batches import plan_packed
+    from halka.data.packing import LEAST_SAVED, WIDTH, computed_tokens, pack, paths_of
+    from halka.models.attention.function import use_attention
+    from halka.models.loading import load_base
+    from halka.objectives import summed_losses
+    from halka.objectives.language_modelling import LanguageModelling
+    from halka.util import machine
+
+    form = WAYS[way]
+    least_saved = form.get("least_saved", LEAST_SAVED)
+    base, tokenizer = load_base(BASE, device="cpu")
+    items, _ = items_of(task, tokenizer)
+    if form["order"] == "beginning":
+        batches = plan_packed(items, seed=seed, epoch=0, batch_size=SIZE, group_shared=True)[:steps]
+    else:
+        batches = batches_of(items, form["order"], SIZE, steps, seed)
+    warmed(base)
+    cpu = torch.device("cpu")
+    before = machine.resident(cpu)
+    machine.reset_peak(cpu)
+    model = halka.adapt(base, tokenizer)
+    model.add("a", halka.LoRA(rank=8), seed=seed)
+    parameters = model.parameters("a")
+    optimizer = torch.optim.AdamW(parameters, lr=LR, weight_decay=0.0, fused=True)
+    times: list[float] = []
+    for batch in batches:
+        rows = [items[index] for index in batch]
+        with model.use("a"), use_attention(base):
+            if form["packed"]:
+                losses = LanguageModelling().packed_losses(model, ["a"], pack([rows], least_saved))
+            else:
+                losses = summed_losses(model, {"a": rows}, packed=False)
+            (losses.sum() / sum(item.labels for item in rows)).backward()
+        torch.nn.utils.clip_grad_norm_(parameters, 1.0)
+        optimizer.step()
+        optimizer.zero_grad()
+        times.append(time.perf_counter())
+    all_rows = [[items[index] for index in batch] for batch in batches]
+    if form["packed"]:
+        computed = sum(computed_tokens(paths_of(rows), least_saved) for rows in all_rows)
+    else:
+        computed = sum(len(rows) * max(map(len, rows)) for rows in all_rows)
+    paths = [path for rows in all_rows for path in paths_of(rows)]
+    useful = useful_tokens(items, batches)
+    return {
+        "tokens_per_second": tokens_per_second(items, batches, times),
+        "memory": machine.peak(cpu) - before,
+        "computed": computed / useful,
+        "behind_labels": 1 - sum(len(path) // WIDTH for path in paths) / useful,
+    }
+
+
+def steps_table(tasks: list[str], steps: int, runs: int) -> dict[str, Any]:
+    """All ways on each task: medians, and the gain over the way before and over the first."""
+    from fixed_batches import interleaved, median_ratio, medians
+
+    found: dict[str, Any] = {}
+    for task in tasks:
+        of_way: dict[str, list[dict[str, float]]] = {way: [] for way in WAYS}
+        for run, way in interleaved(list(WAYS), runs):
+            given = {"way": way, "task": task, "steps": steps, "seed": run}
+            of_way[way].append(in_a_process(__file__, given))
+            print(given, of_way[way][-1], flush=True)
+        first = next(iter(WAYS))
+        before = dict(zip(WAYS, (first, *WAYS), strict=False))
+        found[task] = {
+            way: {
+                **medians(each),
+                "gain": median_ratio(each, of_way[before[way]], "tokens_per_second"),
+                "gain_in_all": median_ratio(each, of_way[first], "tokens_per_second"),
+                "memory_of_first": median_ratio(each, of_way[first], "memory"),
+                "runs": each,
+            }
+            for way, each in of_way.items()
+        }
+    return {"tasks": found, "steps": steps, "setup": setup("halka", "torch", "transformers")}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--grid", action="store_true", help="write packing_grid.json")
+    parser.add_argument("--architectures", nargs="+", help="of the grid only these")
+    parser.add_argument("--every", type=int, default=1, help="of the grid's cases only every n-th")
+    parser.add_argument("--steps", action="store_true", help="write packing_steps.json")
+    parser.add_argument("--tasks", nargs="+", default=list(TASKS), choices=TASKS)
+    parser.add_argument("--count", type=int, default=50, help="optimiser steps a run")
+    parser.add_argument("--runs", type=int, default=3)
+    parser.add_argument("--out", type=Path, default=RESULTS, help="the folder of the result files")
+    parser.add_argument("--worker", help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    if arguments.worker:
+        print(json.dumps(worker(**json.loads(arguments.worker))))
+        return
+    if not (arguments.grid or arguments.steps):
+        parser.error("choose --grid, --steps or both")
+    if arguments.grid:
+        result = grid(arguments.architectures, arguments.every)
+        (arguments.out / "packing_grid.json").write_text(json.dumps(result, indent=1) + "\n")
+    if arguments.steps:
+        result = steps_table(arguments.tasks, arguments.count, arguments.runs)
+        (arguments.out / "packing_steps.json").write_text(json.dumps(result, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()
