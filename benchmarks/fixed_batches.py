@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 import statistics
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
@@ -119,5 +118,5 @@ def medians(runs: Sequence[dict[str, float]]) -> dict[str, float]:
 
 
 def median_ratio(ours: Sequence[dict[str, Any]], theirs: Sequence[dict[str, Any]], key: str) -> float:
-    """The median over runs of ours divided by theirs in the same run; nan where one of theirs is 0."""
-    return statistics.median(a[key] / b[key] if b[key] else math.nan for a, b in zip(ours, theirs, strict=True))
+    """The median over runs of ours divided by theirs in the same run."""
+    return statistics.median(a[key] / b[key] for a, b in zip(ours, theirs, strict=True))

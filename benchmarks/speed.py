@@ -118,7 +118,6 @@ def run_peft(side, base, tokenizer, train, batches, pair, seed) -> tuple[list[fl
         "full": lambda: None,
     }[pair]()
     base.requires_grad_(True)
-    model = base if config is None else peft.get_peft_model(base, config)
     times: list[float] = []
 
     class Clock(transformers.TrainerCallback):
@@ -140,9 +139,12 @@ def run_peft(side, base, tokenizer, train, batches, pair, seed) -> tuple[list[fl
     if side == "trl":
         import trl
 
-        trainer_of, arguments_of, own = trl.SFTTrainer, trl.SFTConfig, {"gradient_checkpointing": False}
+        trainer_of, arguments_of, settings = trl.SFTTrainer, trl.SFTConfig, {"gradient_checkpointing": False}
+        own = {"model": base, "peft_config": config}
     else:
-        trainer_of, arguments_of, own = transformers.Trainer, transformers.TrainingArguments, {}
+        trainer_of, arguments_of, settings = transformers.Trainer, transformers.TrainingArguments, {}
+        model = base if config is None else peft.get_peft_model(base, config)
+        own = {"model": model, "data_collator": collated}
 
     class FixedTrainer(trainer_of):
         def get_train_dataloader(self):
@@ -171,20 +173,19 @@ def run_peft(side, base, tokenizer, train, batches, pair, seed) -> tuple[list[fl
             remove_unused_columns=False,
             dataloader_pin_memory=False,
             seed=seed,
-            **own,
+            **settings,
         )
         trainer = FixedTrainer(
-            model=model,
             args=arguments,
             train_dataset=datasets.Dataset.from_list(rows),
             processing_class=tokenizer,
             callbacks=[Clock()],
-            **({} if side == "trl" else {"data_collator": collated}),
+            **own,
         )
         assert len(trainer.train_dataset) == len(train)  # the list's indices are these rows'
         trainer.train()
-    model.eval()
-    return times, lambda inputs: model(**inputs).logits
+    trained = trainer.model.eval()
+    return times, lambda inputs: trained(**inputs).logits
 
 
 def measured(pair: str, task: str, order: str, sides: list[str], steps: int, runs: int) -> dict[str, Any]:

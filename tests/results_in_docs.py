@@ -62,7 +62,7 @@ def speed(found: Any) -> list[list[str]]:
 def speed_sides(found: Any) -> list[list[str]]:
     """Training on the same batches in Halka, Trainer and TRL."""
     orders = {"random": "random", "grouped": "by length"}
-    head = ["Task", "Method", "Batches", "Side", "Useful tokens/s", "Halka is faster by", "Memory beyond the base"]
+    head = ["Task", "Method", "Batches", "Side", "Useful tokens/s", "Halka ÷ side", "Memory beyond the base"]
     rows = [[*head, "Validation loss"]]
     for method, pair in found.items():
         for task, by_order in pair.get("tasks", {}).items():
