@@ -92,10 +92,10 @@ def one_by_one(edit: ExpertEdits, x: Tensor, weight: Tensor, choices: Choices) -
             before, after = parts
             if before is not None:
                 mine = before.edit_input(mine, *(tensor[expert] for tensor in before.tensors(x.dtype)))
-            made = F.linear(mine, weight[expert])
+            product = F.linear(mine, weight[expert])
             if after is not None:
-                made = after.edit_output(mine, made, *(tensor[expert] for tensor in after.tensors(x.dtype)))
-            result = result.index_copy(0, here, made[0])
+                product = after.edit_output(mine, product, *(tensor[expert] for tensor in after.tensors(x.dtype)))
+            result = result.index_copy(0, here, product[0])
     return result
 
 

@@ -70,6 +70,20 @@ def _losses(hidden_ND: Tensor, labels_N: Tensor, head: Head) -> Tensor:
     return F.cross_entropy(head(hidden_ND).float(), labels_N, reduction="none")
 
 
+def _losses_and_slope(logits_NV: Tensor, labels_N: Tensor) -> tuple[Tensor, Tensor]:
+    """The losses (N,), in fp32, and their gradients with respect to the logits, in the logits' precision.
+
+    In one fp32 copy of the logits: autograd would hold four of them, which are most of a chunk's memory and time.
+    """
+    exact = logits_NV.to(torch.promote_types(logits_NV.dtype, torch.float32), copy=True)
+    exact -= exact.amax(-1, keepdim=True)
+    of_label_N = exact.gather(1, labels_N[:, None])[:, 0]
+    sums_N = exact.exp_().sum(-1)
+    exact /= sums_N[:, None]
+    exact.scatter_add_(1, labels_N[:, None], exact.new_full((len(labels_N), 1), -1.0))
+    return sums_N.log() - of_label_N, exact.to(logits_NV.dtype)
+
+
 class _FrozenHeadLosses(torch.autograd.Function):
     """The losses and the hidden states' gradients in one pass over the head. A state acts on its own loss alone, so
     what backward receives for a loss scales the gradient of its state."""
@@ -81,9 +95,10 @@ class _FrozenHeadLosses(torch.autograd.Function):
         for h, t in zip(hidden_ND.split(CHUNK), labels_N.split(CHUNK), strict=True):
             with torch.enable_grad():
                 h = h.detach().requires_grad_()
-                chunk = _losses(h, t, head)
-                gradients += torch.autograd.grad(chunk.sum(), h)
-            losses.append(chunk.detach())
+                logits = head(h)
+            chunk, slope = _losses_and_slope(logits.detach(), t)
+            losses.append(chunk)
+            gradients += torch.autograd.grad(logits, h, slope)
         ctx.save_for_backward(torch.cat(gradients))
         return torch.cat(losses)
 

@@ -30,6 +30,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Generic, Literal, Protocol, TypeVar
 
 from halka.util.files import locked, write_text
+from halka.util.openmp import wait_briefly
 from halka.util.plain import plain
 
 if TYPE_CHECKING:
@@ -214,6 +215,7 @@ class Runner(Generic[R]):
     def _start(self, runs: list[R]) -> None:
         arguments = self.prepare(runs)
         environment = {**os.environ, "OMP_NUM_THREADS": str(self.threads), "TOKENIZERS_PARALLELISM": "false"}
+        wait_briefly(environment)
         with self._log(runs[0]).open("w", encoding="utf-8") as log:
             process = subprocess.Popen(
                 [*self.command, *arguments], stdout=subprocess.PIPE, stderr=log, text=True, env=environment
