@@ -223,3 +223,34 @@ def test_changes_in_place_are_seen_where_one_adapter_acts():
         for parameter in model.parameters("0"):
             parameter.data = torch.zeros_like(parameter)
         assert not torch.allclose(model.base(batch).logits, before)
+
+
+@pytest.mark.parametrize("method", [halka.LoRA(rank=4), halka.Prefix(length=3)], ids=["lora", "prefix"])
+def test_a_gradient_that_is_assigned_by_hand_is_no_blind_spot(method):
+    model = halka.adapt(tiny())
+    model.add("a", method)
+    disturb(model, "a")
+    batch = ids(2)
+    with model.use("a"):
+        with torch.no_grad():
+            before = model.base(batch).logits
+        for parameter in model.parameters("a"):
+            parameter.grad = torch.ones_like(parameter)
+        optimizer = torch.optim.AdamW(model.parameters("a"), lr=0.1, fused=True)
+        optimizer.step()
+        optimizer.zero_grad()
+        with torch.no_grad():
+            after = model.base(batch).logits
+    torch.testing.assert_close(after, outputs(model, "a", batch))
+    assert not torch.allclose(after, before)
+
+
+def test_heads_of_several_rows_and_adapters_take_a_few_states_of_each():
+    model = halka.adapt(tiny(tie_word_embeddings=False))
+    for seed, name in enumerate(("a", "b")):
+        model.add(name, halka.LoRA(rank=4, targets=("head",)), seed=seed)
+        disturb(model, name, seed=seed)
+    batch = ids(4)
+    found = outputs(model, ["a", "b"], batch, logits_to_keep=3)
+    for row, name in enumerate(("a", "a", "b", "b")):
+        torch.testing.assert_close(found[row], outputs(model, name, batch[row : row + 1], logits_to_keep=3)[0])

@@ -203,6 +203,28 @@ def test_flex_equals_the_dense_mask(runs, window, softcap):
     torch.testing.assert_close(ours, expected)
 
 
+@pytest.mark.parametrize("way", ["products", "dense", "flex"])
+@pytest.mark.filterwarnings("ignore")  # that it is not compiled
+def test_what_is_no_number_stays_in_its_run(way):
+    forest, lost = Forest((4, 3, 2, 6), (-1, 0, 0, -1), (9, 6)), torch.nan
+    line, virtual, _ = line_inputs(forest, 2)
+    line, virtual = ([tensor.detach() for tensor in tensors] for tensors in (line, virtual))
+    whole = attend_to_forest(*line, ForestPlan(forest), 0.3, memory=LayerMemory(*virtual, None), way=way)
+    for tensor in line:
+        tensor[:, :, 9:] = lost
+    for tensor in virtual:
+        tensor[1] = lost
+    if way == "flex":
+        found = attend_to_forest(*line, ForestPlan(forest), 0.3, memory=LayerMemory(*virtual, None), way=way)
+    else:
+        line = [tensor.requires_grad_() for tensor in line]
+        found = attend_to_forest(*line, ForestPlan(forest), 0.3, memory=LayerMemory(*virtual, None), way=way)
+        found.sum().backward()
+        assert all(tensor.grad[:, :, :9].isfinite().all() for tensor in line)
+    torch.testing.assert_close(found[:, :, :9].detach(), whole[:, :, :9])
+    assert found[:, :, 9:].isnan().all()
+
+
 def test_flex_is_compiled_once_for_forests_of_all_sizes(monkeypatch):
     counted = CompileCounter()
     compiled = torch.compile(forest_flex.flex_attention, dynamic=True, backend=counted)

@@ -10,8 +10,12 @@ from torch import Tensor
 
 import halka
 from contract import disturb
+from halka.data.packing import pack
+from halka.models import hidden_states
+from halka.models.attention.forest import ForestPlan
 from halka.models.attention.function import use_attention
 from halka.objectives import summed_losses
+from halka.objectives.classification import Labelled
 from halka.training import Job, TrainConfig, mean_loss, train, train_many
 from packed_cases import COMPANIES, FORMS, SHARING, differences, losses_and_gradients, model_of, possible, texts
 from pairwise import pairwise
@@ -117,13 +121,38 @@ def test_the_mean_loss_is_the_padded_ones():
 def test_a_line_with_other_runs_than_use_named_is_refused():
     model = halka.adapt(tiny())
     model.add("a", halka.LoRA(rank=4))
-    groups = {"a": texts("nothing", 0), "b": texts("nothing", 1)}
+    batch = pack([texts("nothing", 0), texts("nothing", 1)])
     refused = pytest.raises(halka.HalkaError, match="the line has 2 runs, but `use` named 3 adapters")
     with refused, model.use(["a", None, "a"]), use_attention(model.base):
-        summed_losses(model, groups, packed=True)
+        forest = ForestPlan(batch.forest)
+        hidden_states(model, input_ids=batch.input_ids, position_ids=batch.position_ids, **forest.inputs)
 
 
 def test_an_encoders_batches_cannot_be_packed():
     model = halka.adapt(tiny("bert", kind="sequence-classification"))
     with pytest.raises(halka.HalkaError, match="cannot be packed: train with batches=padded"):
         summed_losses(model, {None: []}, packed=True)
+
+
+def test_a_packed_batch_outside_of_its_blocks_is_refused():
+    model = halka.adapt(tiny())
+    for name, targets in (("a", ("linear",)), ("head", ("head",))):
+        model.add(name, halka.LoRA(rank=4, targets=targets))
+    groups = {"a": texts("nothing", 0), "head": texts("nothing", 1)}
+    blocks = pytest.raises(halka.HalkaError, match=r"needs `model\.use\(\['a'\]\)` and `use_attention")
+    with blocks, model.use("a"):
+        summed_losses(model, {"a": groups["a"]}, packed=True)
+    with blocks, use_attention(model.base):
+        summed_losses(model, {"a": groups["a"]}, packed=True)
+    head = pytest.raises(halka.HalkaError, match="one trains the head")
+    with head, model.use(["a", "head"]), use_attention(model.base):
+        summed_losses(model, groups, packed=True)
+
+
+def test_group_shared_is_for_packed_batches():
+    with pytest.raises(halka.HalkaError, match="group_shared is for packed batches"):
+        TrainConfig(group_shared=True, batches="padded")
+    model = halka.adapt(tiny("bert", kind="sequence-classification"))
+    model.add("a", halka.LoRA(rank=4))
+    with pytest.raises(halka.HalkaError, match="BertForSequenceClassification are padded"):
+        next(train(model, "a", [Labelled([5, 6], 1, [])], TrainConfig(group_shared=True)))

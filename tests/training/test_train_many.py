@@ -14,6 +14,7 @@ import halka.training.loop
 from contract import disturb, weights_of
 from halka.core import AdaptedModel, Method
 from halka.data.tokens import Tokens
+from halka.objectives.classification import Labelled
 from halka.training import Job, Step, TrainConfig, train, train_many
 from halka.util.errors import TrainingError
 from tiny import tiny
@@ -35,11 +36,17 @@ METHODS: dict[str, Method] = {
 CONFIG = TrainConfig(steps=4, batch_size=3, lr=1e-2)
 
 
-def configs() -> dict[str, TrainConfig]:
+def configs(batches: str = "packed") -> dict[str, TrainConfig]:
     """No two alike, in rate, length, seed, batches and what they do with them."""
     return {
         name: replace(
-            CONFIG, lr=3e-3 * (1 + i % 3), steps=3 + i % 3, seed=i, batch_size=2 + i % 3, accumulate=1 + i % 2
+            CONFIG,
+            lr=3e-3 * (1 + i % 3),
+            steps=3 + i % 3,
+            seed=i,
+            batch_size=2 + i % 3,
+            accumulate=1 + i % 2,
+            batches=batches,
         )
         for i, name in enumerate(METHODS)
     }
@@ -58,8 +65,8 @@ def model_with(*names: str, **changes) -> AdaptedModel:
     return model
 
 
-def jobs(model: AdaptedModel, **options) -> list[Job]:
-    return [Job(name, data(name), configs()[name], **options) for name in model.adapters]
+def jobs(model: AdaptedModel, batches: str = "packed", **options) -> list[Job]:
+    return [Job(name, data(name), configs(batches)[name], **options) for name in model.adapters]
 
 
 def test_the_gradients_are_those_of_training_alone():
@@ -76,18 +83,18 @@ def test_the_gradients_are_those_of_training_alone():
             torch.testing.assert_close(mine, expected, rtol=1e-4, atol=1e-6)
 
 
-@pytest.mark.parametrize("architecture", ["llama", "gpt2"])
-def test_each_has_its_own_data_rate_length_seed_and_batches(architecture):
+@pytest.mark.parametrize(("architecture", "batches"), [("llama", "packed"), ("gpt2", "packed"), ("llama", "padded")])
+def test_each_has_its_own_data_rate_length_seed_and_batches(architecture, batches):
     changes = {"architecture": architecture}
     if architecture == "gpt2":
         changes |= {"resid_pdrop": 0.0, "embd_pdrop": 0.0, "attn_pdrop": 0.0}
     model = model_with(*METHODS, **changes)
     before = weights_of(model.base)
     steps: dict[str, list[Step]] = {name: [] for name in METHODS}
-    for told in train_many(model, jobs(model)):
+    for told in train_many(model, jobs(model, batches)):
         for name, step in told.items():
             steps[name].append(step)
-    for name, config in configs().items():
+    for name, config in configs(batches).items():
         alone = model_with(name, **changes)
         expected = list(train(alone, name, data(name), config))
         assert [step.step for step in steps[name]] == list(range(1, config.steps + 1))
@@ -259,3 +266,20 @@ def test_gradients_in_bf16_and_with_checkpointing(checkpointing):
         size = max(float(tensor.norm()) for tensor in alone[0])
         for mine, expected in zip(found, alone[0], strict=True):
             assert float((mine - expected).norm()) < 0.03 * size
+
+
+def test_classifiers_with_batches_of_other_sizes_learn_what_they_learn_alone():
+    examples = {
+        "a": [Labelled([5 + i, 6, 7 + i], i % 2, []) for i in range(6)],
+        "b": [Labelled([9 + i, 4, 3 + i], i % 2, []) for i in range(10)],
+    }
+    sizes, model = {"a": 3, "b": 5}, halka.adapt(tiny("bert", kind="sequence-classification"))
+    for name in examples:
+        model.add(name, halka.LoRA(rank=4))
+    config = {name: TrainConfig(steps=3, batch_size=size, lr=1e-2) for name, size in sizes.items()}
+    together = list(train_many(model, [Job(name, examples[name], config[name]) for name in examples]))
+    for name in examples:
+        alone = halka.adapt(tiny("bert", kind="sequence-classification"))
+        alone.add(name, halka.LoRA(rank=4))
+        steps = list(train(alone, name, examples[name], config[name]))
+        assert [step[name].loss for step in together] == pytest.approx([step.loss for step in steps], rel=1e-4)

@@ -2,33 +2,35 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Iterable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from typing import ClassVar, Generic, TypeVar
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
+from torch.optim.optimizer import register_optimizer_step_post_hook
 
 T = TypeVar("T")
 
 
 class Changes:
-    """How often a backward pass or a load reached a watched parameter: what was made from any is made anew.
+    """How often an optimiser or a load changed values, anywhere: what was made from parameters is made anew.
 
-    Fused optimisers change values without counting their version up, but never without a gradient.
+    Fused optimisers do not count a parameter's version up.
     """
 
     count: ClassVar[int] = 0
+    _watching: ClassVar[bool] = False
 
     @classmethod
     def happened(cls, *_: object) -> None:
         cls.count += 1
 
     @classmethod
-    def watch(cls, parameters: Iterable[nn.Parameter]) -> None:
-        """Count the gradients that these receive."""
-        for parameter in parameters:
-            if parameter.is_leaf and parameter.requires_grad:
-                parameter.register_post_accumulate_grad_hook(cls.happened)
+    def watch(cls) -> None:
+        """Count the steps of optimisers from now on: called once there is an adapter."""
+        if not cls._watching:
+            cls._watching = True
+            register_optimizer_step_post_hook(cls.happened)
 
 
 class Cached(Generic[T]):
@@ -46,7 +48,7 @@ class Cached(Generic[T]):
         """The value of `make()`, which depends on `parameters` and, besides, on `key`.
 
         look: whether to see values that were written into a parameter by hand, which takes a look at each of them.
-        Nothing is kept while a parameter has a gradient, which an optimiser may use at any time.
+        What is written into `parameter.data` in place, nobody sees.
         """
         differentiated = torch.is_grad_enabled() and any(parameter.requires_grad for parameter in parameters)
         if differentiated or torch.compiler.is_compiling():  # a compiled graph makes it in every pass
@@ -55,9 +57,6 @@ class Cached(Generic[T]):
         if look:
             self._versions = tuple((parameter.data_ptr(), parameter._version) for parameter in parameters)
         state = (Changes.count, self._versions, torch.is_inference_mode_enabled(), key)
-        if self._kept is not None and self._kept[0] == state:
-            return self._kept[1]
-        value = make()
-        changing = any(parameter.is_leaf and parameter.grad is not None for parameter in parameters)
-        self._kept = None if changing else (state, value)
-        return value
+        if self._kept is None or self._kept[0] != state:
+            self._kept = (state, make())
+        return self._kept[1]

@@ -165,7 +165,7 @@ class AdaptedModel:
                 adapter.take(
                     {key: tensor.to(own[key].device) if key in own else tensor for key, tensor in state.items()}
                 )
-            Changes.watch(adapter.parameters())
+            Changes.watch()
             self.adapters[name] = adapter
             self._passes.add(adapter)
             self._passes.turns.watch(True)

@@ -48,8 +48,9 @@ class ModulePart(Part):
     def edit_input(self, x: Tensor, *tensors: Tensor) -> Tensor:
         """What the module shall receive instead of x (…, I), if `edits` is "input".
 
-        Matrices are for `core.linear`. In a mixed batch x is (B, T, I), and tensors are a row's each: vectors
-        (B, 1, O), matrices (B, R, I). At experts x is (C, I), every token once for each of its experts.
+        Matrices are for `core.linear`. In a padded batch of several adapters x is (B, T, I), and tensors are a row's
+        each: vectors (B, 1, O), matrices (B, R, I). In a packed one the part is given its own run's tokens (n, I). At
+        experts x is (C, I), every token once for each of its experts.
         """
         raise NotImplementedError
 
@@ -191,8 +192,9 @@ class Adapter:
             for prefix, module in part.named_modules(prefix=path):
                 for name, parameter in module._parameters.items():
                     if parameter is not None:
-                        loaded = nn.Parameter(state[f"{prefix}.{name}"], requires_grad=parameter.requires_grad)
-                        module.register_parameter(name, loaded)
+                        loaded = state[f"{prefix}.{name}"]
+                        loaded = loaded.clone() if loaded.is_inference() else loaded
+                        module.register_parameter(name, nn.Parameter(loaded, requires_grad=parameter.requires_grad))
                 for name, _ in module.named_buffers(recurse=False):
                     if f"{prefix}.{name}" in own:
                         own[f"{prefix}.{name}"].copy_(state[f"{prefix}.{name}"])

@@ -64,7 +64,7 @@ class Edits:
             for row, which in zip(rows, stack.which, strict=True):
                 part = stack.distinct[which]
                 edited[row] = edit(part, part.tensors(tensors[-1].dtype), *pieces[row])
-        return torch.cat(edited).view_as(tensors[-1])
+        return torch.cat(edited).reshape(tensors[-1].shape)
 
     def _by_row(self, edit: Callable[..., Tensor], tensors: Sequence[Tensor]) -> Tensor:
         """Rows of one length, those of each stack in one go."""
@@ -76,11 +76,11 @@ class Edits:
                 part = stack.distinct[0]
                 flat = edit(part, stack.tensors(some[-1]), *(tensor.flatten(0, 1) for tensor in some))
             else:  # a row's tokens, and those of its repeats, are one row to the stack
-                rowwise = [tensor.view(len(rows), -1, tensor.shape[-1]) for tensor in some]
+                rowwise = [tensor.reshape(len(rows), -1, tensor.shape[-1]) for tensor in some]
                 flat = edit(stack.distinct[0], stack.tensors(rowwise[-1]), *rowwise)
-            edited = flat.view_as(some[-1])
+            edited = flat.reshape(some[-1].shape)
             tensors[-1] = edited if len(rows) == count else tensors[-1].index_copy(0, places, edited)
-        return tensors[-1].view_as(last)
+        return tensors[-1].reshape(last.shape)
 
     def _places(self, device: torch.device) -> list[Tensor]:
         """The rows of each stack."""

@@ -101,10 +101,12 @@ def packs(model: AdaptedModel) -> bool:
 
 
 def summed_losses(model: AdaptedModel, groups: Mapping[str | None, Sequence[Item]], *, packed: bool) -> Tensor:
-    """The summed loss of each adapter's items (R,), in one pass of the base within `model.use([*groups])`.
+    """The summed loss of each adapter's items (R,), in one pass of the base.
 
     packed: the items are one line of tokens without padding, which computes what items of one adapter begin with once.
-    Raises HalkaError for an objective whose batches cannot be packed.
+    Call it within `model.use` of one name for each group, or one for each item where it is not packed, and within
+    `use_attention(model.base)`, both around backward too. Raises HalkaError for an objective whose batches cannot be
+    packed, and outside of these blocks.
     """
     objective, names, device = objective_of(model), [*groups], next(model.base.parameters()).device
     if packed:

@@ -18,7 +18,9 @@ from halka.data.tokens import Tokens, encode_all, encode_prompt
 from halka.data.truncation import EncodedExamples, LengthPolicy
 from halka.models import hidden_states, logits, pad_id
 from halka.models.attention.forest import ForestPlan
+from halka.models.attention.function import NAME as ATTENTION
 from halka.objectives.cross_entropy import next_token_loss, packed_loss
+from halka.util.errors import HalkaError
 
 GREEDY = {"do_sample": False, "temperature": None, "top_p": None, "top_k": None}
 """Options of transformers' `generate` that override what a base's own generation config says of sampling."""
@@ -56,7 +58,16 @@ class LanguageModelling:
         return next_token_loss(outputs, labels, lambda hidden: logits(model, hidden), head_trains=head_trains)
 
     def packed_losses(self, model: AdaptedModel, names: Sequence[str | None], batch: PackedBatch) -> Tensor:
-        """The summed loss of each run (R,); run i uses adapter `names[i]`."""
+        """The summed loss of each run (R,); run i uses adapter `names[i]`, which `model.use` has named so.
+
+        Raises HalkaError within another `use`, without `use_attention`, and for several runs of which one trains the
+        head: that is called on labels' states, which have no rows.
+        """
+        base: Any = model.base
+        if model.active != tuple(names) or base.config._attn_implementation != ATTENTION:
+            raise HalkaError(f"a packed batch of {names} needs `model.use({names})` and `use_attention(model.base)`")
+        if len(names) > 1 and any(_trains_head(model, name) for name in names):
+            raise HalkaError(f"of {names} one trains the head: its packed batches need passes of their own")
         forest = ForestPlan(batch.forest, batch.input_ids.device)
         hidden = hidden_states(model, input_ids=batch.input_ids, position_ids=batch.position_ids, **forest.inputs)
         head_trains = any(_trains_head(model, name) for name in names)

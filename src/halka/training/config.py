@@ -90,6 +90,8 @@ class TrainConfig:
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise HalkaError(f"{name} must be at least 1, not {value!r}")
+        if self.group_shared and self.batches == "padded":
+            raise HalkaError("group_shared is for packed batches, and batches is padded: leave one out")
         if not 0 <= self.warmup < 1:
             raise HalkaError(f"warmup is a share of the steps, at least 0 and below 1, not {self.warmup!r}")
         for name in ("clip", "weight_decay"):

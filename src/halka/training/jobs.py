@@ -101,9 +101,9 @@ def train_many(
     """Train several adapters of `model` together: a generator that yields, by name, the step of each unfinished one.
 
     Each has its own data, learning rate, length and seed, and learns what `train` alone would teach it (but for what
-    dropout drops). Batches of similar length go through the base in one pass; adapters of a language model's head, and
-    full fine-tuning, go alone. The base is in memory once. An adapter that fails yields its TrainingError once; the
-    others go on.
+    dropout drops). Packed batches go through the base in one pass, which holds the tokens of all of them; padded ones
+    do so if of similar length. Adapters of a language model's head, and full fine-tuning, go alone. The base is in
+    memory once. An adapter that fails yields its TrainingError once; the others go on.
 
     Raises HalkaError for two jobs of one adapter or folder, and as `train` does; OutOfMemoryError for all jobs.
     """

@@ -106,15 +106,16 @@ def loop(
 def _forward_backward(model: AdaptedModel, shared: dict[Run, list[Item]], labels: dict[Run, int]) -> dict[Run, Tensor]:
     """One pass forward and back over a batch of each run; returns what it adds to each run's mean loss."""
     groups: dict[str | None, list[Item]] = {run.name: items for run, items in shared.items()}
-    names = [*groups]
+    packed = all(run.packed for run in shared)
+    names = [*groups] if packed else [run.name for run, items in shared.items() for _ in items]
     number = "/".join(map(str, sorted({run.number for run in shared})))
     items = [item for own in shared.values() for item in own]
     longest = max(map(len, items))
     with (
         _advice_on_memory(f"at step {number}, with a batch of {len(items)} examples of up to {longest} tokens"),
-        model.use(names if len(names) > 1 else names[0]),
+        model.use(names if len(groups) > 1 else names[0]),
     ):
-        summed_R = summed_losses(model, groups, packed=all(run.packed for run in shared))
+        summed_R = summed_losses(model, groups, packed=packed)
         mean_R = summed_R / torch.tensor([labels[run] for run in shared], device=summed_R.device)
         mean_R.sum().backward()  # pyright: ignore[reportUnknownMemberType]
     return dict(zip(shared, mean_R.detach(), strict=True))

@@ -25,7 +25,7 @@ from halka.objectives import objective_of, packs
 from halka.training.checkpoint import Progress
 from halka.training.config import Step, TrainConfig, learning_rate
 from halka.training.run_folder import RunFolder
-from halka.util.errors import TrainingError
+from halka.util.errors import HalkaError, TrainingError
 from halka.util.machine import held
 
 
@@ -56,6 +56,8 @@ class Run:
         roles = {target.role for target in self.adapter.targets.values()}
         self.alone = "base" in roles or ("head" in roles and not self.objective.head_sees_rows)
         self.packed = packed_batches(model, config)
+        if config.group_shared and not self.packed:
+            raise HalkaError(f"group_shared is for packed batches, and those of {type(model.base).__name__} are padded")
         self.steps = config.steps or max(1, math.ceil(round(len(self._plan(0)) / config.accumulate * config.epochs, 6)))
         self.evaluate_every = config.evaluate_every or max(1, self.steps // 10)
         self.peak_lr = config.lr or self.adapter.method.lr
@@ -185,6 +187,7 @@ class Run:
             "method": method.name,
             **{f"{method.name}'s {key}": value for key, value in described(method)["fields"].items()},
             **asdict(replace(self.config, save_every=None, steps=self.steps, lr=self.peak_lr)),
+            "batches": "packed" if self.packed else "padded",
             "dtype": str(self.model.base.dtype),
             "quantize": quantization_of(self.model.base),
             "data": _digest(self.items),

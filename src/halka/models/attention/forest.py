@@ -83,6 +83,18 @@ class ForestPlan:
         """Whether every token sees all before it."""
         return len(self.forest.lengths) == 1 and (window is None or self.forest.tokens <= window)
 
+    @cached_property
+    def by_run(self) -> list[ForestPlan]:
+        """A plan for each run alone."""
+        forest, run_of_segment = self.forest, self.forest.run_of_segment
+        plans: list[ForestPlan] = []
+        for run, tokens in enumerate(forest.runs):
+            first = run_of_segment.index(run)
+            own = slice(first, first + run_of_segment.count(run))
+            parents = tuple(parent if parent < 0 else parent - first for parent in forest.parents[own])
+            plans.append(ForestPlan(Forest(forest.lengths[own], parents, (tokens,)), self.device))
+        return plans
+
     def of_tokens(self, of_segments: tuple[int, ...]) -> Tensor:
         """(N,), each token's number of these, one for each segment."""
         lengths = torch.tensor(self.forest.lengths)

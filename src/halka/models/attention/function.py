@@ -1,8 +1,8 @@
 """Attention to virtual tokens beside the layer's own, and along a forest, registered with transformers under `NAME`.
 
-It takes what `memory.py` adds to the decoder's call as the keyword `memory`, joins it in front of the layer's own
-keys and values, and picks the faster way to compute: two grouped matrix products where the score matrix is small (on a
-CPU, with few tokens, several times faster than torch's fused attention), torch's fused attention elsewhere.
+It takes what `virtual_tokens.py` adds to the decoder's call as the keyword `memory`, joins it in front of the layer's
+own keys and values, and picks the faster way to compute: two grouped matrix products where the score matrix is small
+(on a CPU, with few tokens, several times faster than torch's fused attention), torch's fused attention elsewhere.
 
     B rows   Q query heads   H key/value heads   G = Q/H   T query tokens   S key tokens   P virtual ones   W head width
 
@@ -178,6 +178,14 @@ def attend_to_forest(
     way: "products", "flex" or "dense", which computes the same with a mask of N × K; the device's own if None.
     """
     way = _way(query.device.type, dropout) if way is None else way
+    if way != "products" and len(plan.forest.runs) > 1:  # there a value that is no number would spread over the line
+        lines = (tensor.split(plan.forest.runs, dim=2) for tensor in (query, key, value))
+        own = (_of_run(memory, run) for run in range(len(plan.forest.runs)))
+        outputs = [
+            attend_to_forest(q, k, v, plan_of_run, scale, dropout, softcap, window, virtual_of_run, way)
+            for q, k, v, plan_of_run, virtual_of_run in zip(*lines, plan.by_run, own, strict=True)
+        ]
+        return torch.cat(outputs, dim=2)
     virtual = None if memory is None else (memory.keys, memory.values)
     valid = None if memory is None else memory.valid
     if way == "products":
@@ -199,6 +207,14 @@ def _way(device: str, dropout: float) -> str:
     if device == "cpu":
         return "products"
     return "dense" if dropout or device == "mps" else "flex"
+
+
+def _of_run(memory: LayerMemory | None, run: int) -> LayerMemory | None:
+    """A run's own virtual keys and values."""
+    if memory is None or len(memory.keys) == 1:
+        return memory
+    own = slice(run, run + 1)
+    return LayerMemory(memory.keys[own], memory.values[own], None if memory.valid is None else memory.valid[own])
 
 
 def _in_one_row(virtual: Tensor) -> Tensor:
