@@ -9,7 +9,7 @@ Shape letters used in this project:
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Iterator, Mapping
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import Any, ClassVar, Literal, Protocol, runtime_checkable
@@ -63,9 +63,13 @@ class ModulePart(Part):
 
     def forward(self, x: Tensor, y: Tensor | None = None) -> Tensor:
         """The edit with this part's own tensors: of the input x, or of the output y."""
-        if y is None:
-            return self.edit_input(x, *self.tensors(x.dtype))
-        return self.edit_output(x, y, *self.tensors(y.dtype))
+        values = (x,) if y is None else (x, y)
+        return self.edit(values, self.tensors(values[-1].dtype))
+
+    def edit(self, values: Sequence[Tensor], tensors: Iterable[Any]) -> Tensor:
+        """The last of `values` edited: (x,) if `edits` is "input", else (x, y)."""
+        edit: Callable[..., Tensor] = self.edit_input if self.edits == "input" else self.edit_output
+        return edit(*values, *tensors)
 
     def stack_key(self) -> Hashable | None:
         """Parts of one class and of equal keys differ in their tensors alone; None: this one acts by itself."""

@@ -20,6 +20,8 @@ from halka.core.turns import Flow, Turns
 from halka.core.weights import ParameterSwap
 from halka.util.errors import HalkaError
 
+Use = Callable[[tuple[str | None, ...]], AbstractContextManager[object]]  # `AdaptedModel.use`
+
 
 class VirtualAttention(Protocol):
     """Where virtual tokens join the base's own (`models/attention/virtual_tokens.py`); the core only says whose."""
@@ -113,7 +115,7 @@ class Passes:
             route = self._acting()
             if route is None or key not in route.inputs:
                 return None
-            x = route.inputs[key].input(args[0] if args else kwargs[argument], self._runs)
+            x = route.inputs[key].edit(self._runs, args[0] if args else kwargs[argument])
             return ((x, *args[1:]), kwargs) if args else ((), {**kwargs, argument: x})
 
         def edit_output(module: nn.Module, args: tuple, kwargs: dict[str, Any], y: Tensor) -> Tensor | None:
@@ -121,7 +123,7 @@ class Passes:
             if route is None or key not in route.outputs:
                 return None
             x = self._inputs.pop(key) if target.source else args[0] if args else kwargs[argument]
-            return route.outputs[key].output(x, y, self._runs)
+            return route.outputs[key].edit(self._runs, x, y)
 
         def remember(module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> None:
             route = self._acting()
@@ -206,7 +208,9 @@ class Passes:
         with self.turns.lock, self.bare(), self.weights.restored():
             yield
 
-    def as_now(self, use: Callable[[tuple[str | None, ...]], AbstractContextManager[object]]):
+    def as_now(
+        self, use: Callable[[tuple[str | None, ...]], AbstractContextManager[object]]
+    ) -> AbstractContextManager[None]:
         """A block for later, in backward, in which layers are computed once more with the adapters of now."""
         return self._as_then(self.names, self._runs, self.turns.owner, use)
 
@@ -216,7 +220,7 @@ class Passes:
         names: tuple[str | None, ...],
         runs: tuple[int, ...],
         owner: Flow | None,
-        use: Callable[[tuple[str | None, ...]], AbstractContextManager[object]],
+        use: Use,
     ) -> Iterator[None]:
         in_backward, mine = self.turns.waits_for_backward(owner), self.turns.mine()
         if in_backward and self.names != names:

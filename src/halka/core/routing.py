@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Hashable, Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -34,53 +34,46 @@ class Edits:
         ]
         self._rows: dict[torch.device, list[Tensor]] = {}
 
-    def input(self, x: Tensor, runs: Sequence[int]) -> Tensor:
-        """What the module shall receive instead of x (B, T, I); with runs, x (1, N, I) or (N, I)."""
-        return self._edit(lambda part, tensors, x: part.edit_input(x, *tensors), runs, x)
-
-    def output(self, x: Tensor, y: Tensor, runs: Sequence[int]) -> Tensor:
-        """What it shall return instead of y (B, T, O), given that it received x."""
-        return self._edit(lambda part, tensors, x, y: part.edit_output(x, y, *tensors), runs, x, y)
-
     def forget(self) -> None:
         """Let go of what the parts computed with."""
         for stack, _ in self.stacks:
             stack.forget()
 
-    def _edit(self, edit: Callable[..., Tensor], runs: Sequence[int], *tensors: Tensor) -> Tensor:
-        """The last of `tensors`, edited."""
+    def edit(self, runs: Sequence[int], *values: Tensor) -> Tensor:
+        """The last of `values`, edited: x (B, T, I) that the module received, or x and its output y (B, T, O).
+
+        With runs they are a line, (1, N, …) or (N, …).
+        """
         if len(self.parts) == 1:
             ((stack, _),) = self.stacks
-            return edit(stack.distinct[0], stack.tensors(tensors[-1]), *tensors)
-        return self._by_run(edit, runs, tensors) if runs else self._by_row(edit, tensors)
+            return stack.distinct[0].edit(values, stack.tensors(values[-1]))
+        return self._by_run(runs, values) if runs else self._by_row(values)
 
-    def _by_run(self, edit: Callable[..., Tensor], runs: Sequence[int], tensors: Sequence[Tensor]) -> Tensor:
+    def _by_run(self, runs: Sequence[int], values: Sequence[Tensor]) -> Tensor:
         """Each run, of its own length, by its own part."""
         count = sum(runs)
-        lines = [tensor if tensor.shape[0] == count else tensor.flatten(0, 1) for tensor in tensors]
+        lines = [value if value.shape[0] == count else value.flatten(0, 1) for value in values]
         pieces = list(zip(*(line.split(list(runs)) for line in lines), strict=True))
         edited = [piece[-1] for piece in pieces]
         for stack, rows in self.stacks:
             for row, which in zip(rows, stack.which, strict=True):
                 part = stack.distinct[which]
-                edited[row] = edit(part, part.tensors(tensors[-1].dtype), *pieces[row])
-        return torch.cat(edited).reshape(tensors[-1].shape)
+                edited[row] = part.edit(pieces[row], part.tensors(values[-1].dtype))
+        return torch.cat(edited).reshape(values[-1].shape)
 
-    def _by_row(self, edit: Callable[..., Tensor], tensors: Sequence[Tensor]) -> Tensor:
+    def _by_row(self, values: Sequence[Tensor]) -> Tensor:
         """Rows of one length, those of each stack in one go."""
-        last, count = tensors[-1], len(self.parts)
-        tensors = [tensor.unflatten(0, (count, repeats(tensor.shape[0], count))) for tensor in tensors]
+        last, count = values[-1], len(self.parts)
+        values = [value.unflatten(0, (count, repeats(value.shape[0], count))) for value in values]
         for (stack, rows), places in zip(self.stacks, self._places(last.device), strict=True):
-            some = tensors if len(rows) == count else [tensor[places] for tensor in tensors]
+            some = values if len(rows) == count else [value[places] for value in values]
             if len(stack.distinct) == 1:
-                part = stack.distinct[0]
-                flat = edit(part, stack.tensors(some[-1]), *(tensor.flatten(0, 1) for tensor in some))
+                own = [value.flatten(0, 1) for value in some]
             else:  # a row's tokens, and those of its repeats, are one row to the stack
-                rowwise = [tensor.reshape(len(rows), -1, tensor.shape[-1]) for tensor in some]
-                flat = edit(stack.distinct[0], stack.tensors(rowwise[-1]), *rowwise)
-            edited = flat.reshape(some[-1].shape)
-            tensors[-1] = edited if len(rows) == count else tensors[-1].index_copy(0, places, edited)
-        return tensors[-1].reshape(last.shape)
+                own = [value.reshape(len(rows), -1, value.shape[-1]) for value in some]
+            edited = stack.distinct[0].edit(own, stack.tensors(own[-1])).reshape(some[-1].shape)
+            values[-1] = edited if len(rows) == count else values[-1].index_copy(0, places, edited)
+        return values[-1].reshape(last.shape)
 
     def _places(self, device: torch.device) -> list[Tensor]:
         """The rows of each stack."""

@@ -9,7 +9,7 @@ edits, the base's own implementation computes.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from typing import Any
@@ -71,10 +71,10 @@ def compute(
 def product(edit: ExpertEdits, x: Tensor, weight: Tensor, choices: Choices) -> Tensor:
     """x (C, I) times each choice's own of the experts' weights (E, O, I), edited before and after."""
     if edit.inputs is not None:
-        x = _edited(edit.inputs, lambda part, tensors, x: part.edit_input(x, *tensors), choices, x)
+        x = _edited(edit.inputs, choices, x)
     y = linear(x, Grouped(weight.unbind(), choices.runs()))
     if edit.outputs is not None:
-        y = _edited(edit.outputs, lambda part, tensors, x, y: part.edit_output(x, y, *tensors), choices, x, y)
+        y = _edited(edit.outputs, choices, x, y)
     return y
 
 
@@ -99,12 +99,12 @@ def one_by_one(edit: ExpertEdits, x: Tensor, weight: Tensor, choices: Choices) -
     return result
 
 
-def _edited(edits: Edits, edit: Callable[..., Tensor], choices: Choices, *tensors: Tensor) -> Tensor:
-    """The last of `tensors` with each stack's choices as its parts edit them.
+def _edited(edits: Edits, choices: Choices, *values: Tensor) -> Tensor:
+    """The last of `values` with each stack's choices as its parts edit them.
 
     Raises HalkaError for a part whose tensors cannot be shared out among the experts.
     """
-    result = tensors[-1]
+    result = values[-1]
     for stack, rows in edits.stacks:
         part = stack.distinct[0]
         if part.stack_key() is None:
@@ -117,8 +117,8 @@ def _edited(edits: Edits, edit: Callable[..., Tensor], choices: Choices, *tensor
             tensor[number] if tensor.dim() == 2 else Grouped(tensor.unbind(), sizes)
             for tensor in stack.expert_tensors(result)
         ]
-        some = (*tensors[:-1], result) if mine is None else (*(tensor[mine] for tensor in tensors[:-1]), result[mine])
-        edited = edit(part, own, *some)
+        some = (*values[:-1], result) if mine is None else (*(value[mine] for value in values[:-1]), result[mine])
+        edited = part.edit(some, own)
         result = edited if mine is None else result.index_copy(0, mine, edited)
     return result
 
