@@ -10,11 +10,11 @@ import torch
 import torch.nn.functional as F
 from transformers import AttentionInterface, DynamicCache
 
-import halka.models.attention.function
 from contract import ids, padded
-from halka.models.attention.function import LayerMemory, attend, grouped_products, use_attention
+from halka.models.attention.function import LayerMemory, attend, grouped_products, use_attention, way_of
 from numbers_for_tests import close
 from tiny import CONFIGS, tiny
+from torch_calls import torch_calls
 
 B, H, T, W = 2, 2, 7, 8
 TOLERANCE = {torch.float32: 1e-5, torch.bfloat16: 2e-2}
@@ -22,6 +22,7 @@ MODULE = SimpleNamespace(layer_idx=0, is_causal=True)
 
 dtypes = pytest.mark.parametrize("dtype", TOLERANCE, ids=str)
 groups = pytest.mark.parametrize("group", [1, 3, 4])
+ways = pytest.mark.parametrize("way", ["products", "fused"])
 
 
 def inputs(group: int, keys: int = T, dtype: torch.dtype = torch.float32, tokens: int = T) -> list[torch.Tensor]:
@@ -55,21 +56,6 @@ def plain(query, key, value, mask=None, scaling=None, softcap=None) -> torch.Ten
             scores = scores.masked_fill(~mask[:, 0], -math.inf) if mask.dtype == torch.bool else scores + mask[:, 0]
         out[:, head] = scores.softmax(-1) @ value[:, head // group]
     return out
-
-
-@pytest.fixture(params=["products", "fused"])
-def way(request, monkeypatch):
-    """Whichever way is taken is the one that is meant."""
-    called = []
-    for module, name, kind in (
-        (halka.models.attention.function, "grouped_products", "products"),
-        (F, "scaled_dot_product_attention", "fused"),
-    ):
-        own = getattr(module, name)
-        monkeypatch.setattr(module, name, lambda *a, own=own, kind=kind, **k: (called.append(kind), own(*a, **k))[1])
-    monkeypatch.setattr(halka.models.attention.function, "SMALL_SCORES", 0 if request.param == "fused" else 2**16)
-    yield request.param
-    assert set(called) == {request.param}
 
 
 @dtypes
@@ -110,6 +96,39 @@ def test_a_row_that_may_see_nothing_is_finite_and_changes_no_other(dtype, additi
     assert torch.equal(output[:, :, 1:], expected[:, :, 1:])
 
 
+@pytest.mark.parametrize(
+    ("device", "scores", "softcap", "way"),
+    [
+        ("cpu", 256 * 256, None, "products"),
+        ("cpu", 257 * 256, None, "fused"),
+        ("cpu", 257 * 256, 1.5, "products"),
+        ("cuda", 1, None, "fused"),
+        ("cuda", 1, 1.5, "products"),
+    ],
+)
+def test_few_scores_on_a_cpu_and_softcap_take_the_products(device, scores, softcap, way):
+    assert way_of(device, scores, softcap) == way
+
+
+@pytest.mark.parametrize("memory", [0, 3])
+@pytest.mark.parametrize(("tokens", "softcap"), [(253, None), (256, None), (257, None), (300, 1.5)])
+def test_attend_takes_the_way_of_its_sizes(tokens, softcap, memory):
+    query, key, value = inputs(1, tokens, tokens=tokens)
+    keys, values = torch.randn(2, 1, H, memory, W)
+    with torch_calls() as calls:
+        attend(MODULE, query, key, value, None, softcap=softcap, memory=[LayerMemory(keys, values, None)])
+    fused = calls.of(F.scaled_dot_product_attention)
+    assert len(fused) == (way_of("cpu", tokens * (tokens + memory), softcap) == "fused")
+
+
+@ways
+def test_attend_takes_the_way_that_is_asked_for(way):
+    with torch_calls() as calls:
+        attend(MODULE, *inputs(1), None, way=way)
+    assert len(calls.of(F.scaled_dot_product_attention)) == (way == "fused")
+
+
+@ways
 @dtypes
 @groups
 @pytest.mark.parametrize("mask", [None, bool_mask()], ids=["causal", "bool"])
@@ -119,29 +138,32 @@ def test_attend_equals_torch_both_ways(way, mask, group, dtype):
         *(each.float() for each in (query, key, value)),
         bool_mask() if mask is not None else torch.ones(T, T).bool().tril()[None, None],
     )
-    output, weights = attend(MODULE, query, key, value, mask)
+    output, weights = attend(MODULE, query, key, value, mask, way=way)
     assert weights is None
     assert output.shape == (B, T, H * group, W)
     close(output.transpose(1, 2), expected, within=TOLERANCE[dtype])
 
 
+@ways
 @pytest.mark.parametrize("why", ["module", "argument"])
 def test_without_causality_every_token_sees_every_other(way, why):
     query, key, value = inputs(1)
     module = SimpleNamespace(layer_idx=0, is_causal=why == "argument")
-    output, _ = attend(module, query, key, value, None, is_causal=False if why == "argument" else None)
+    output, _ = attend(module, query, key, value, None, is_causal=False if why == "argument" else None, way=way)
     torch.testing.assert_close(output.transpose(1, 2), plain(query, key, value))
 
 
+@ways
 def test_one_token_sees_all_keys(way):
     query, key, value = inputs(3, keys=12, tokens=1)
-    output, _ = attend(MODULE, query, key, value, None)
+    output, _ = attend(MODULE, query, key, value, None, way=way)
     torch.testing.assert_close(output.transpose(1, 2), plain(query, key, value))
 
 
+@ways
 def test_the_empty_rest_of_a_static_cache_is_not_read(way):
     query, key, value = inputs(3, keys=T + 5)
-    output, _ = attend(MODULE, query, key, value, None)
+    output, _ = attend(MODULE, query, key, value, None, way=way)
     expected = plain(query, key[:, :, :T], value[:, :, :T], torch.ones(T, T).bool().tril()[None, None])
     torch.testing.assert_close(output.transpose(1, 2), expected)
 
@@ -157,24 +179,27 @@ def test_softcap_is_the_formula(mask, group):
     assert not torch.allclose(expected, plain(query, key, value, seen, scaling=0.7), atol=1e-3)
 
 
-def test_softcap_is_not_lost_where_the_fused_way_would_be_taken(monkeypatch):
-    monkeypatch.setattr(halka.models.attention.function, "SMALL_SCORES", 0)
-    query, key, value = inputs(1)
-    output, _ = attend(MODULE, query, key, value, bool_mask(), softcap=1.5)
-    torch.testing.assert_close(output.transpose(1, 2), plain(query, key, value, bool_mask(), softcap=1.5))
+def test_softcap_is_not_lost_where_scores_are_many():
+    tokens = 300
+    query, key, value = inputs(1, tokens, tokens=tokens)
+    output, _ = attend(MODULE, query, key, value, bool_mask(tokens, tokens), softcap=1.5)
+    expected = plain(query, key, value, bool_mask(tokens, tokens), softcap=1.5)
+    torch.testing.assert_close(output.transpose(1, 2), expected)
 
 
+@ways
 def test_dropout_drops_and_rescales(way):
     query, key, value = inputs(1)
     ones = torch.ones_like(value)
     torch.manual_seed(0)
-    many = torch.stack([attend(MODULE, query, key, ones, None, dropout=0.5)[0] for _ in range(200)])
+    many = torch.stack([attend(MODULE, query, key, ones, None, dropout=0.5, way=way)[0] for _ in range(200)])
     assert many.std(0)[:, 1:].min() > 0.1
     torch.testing.assert_close(many.mean(0), torch.ones(B, T, H, W), rtol=0, atol=0.35)
-    kept, _ = attend(MODULE, query, key, ones, None, dropout=0.0)
+    kept, _ = attend(MODULE, query, key, ones, None, dropout=0.0, way=way)
     torch.testing.assert_close(kept, torch.ones(B, T, H, W))
 
 
+@ways
 @pytest.mark.parametrize("rows", [1, B], ids=["one for all", "one a row"])
 @pytest.mark.parametrize("mask", [None, bool_mask(), "float"], ids=["causal", "bool", "float"])
 def test_memory_stands_in_front_of_the_layers_own_keys(way, mask, rows):
@@ -194,7 +219,8 @@ def test_memory_stands_in_front_of_the_layers_own_keys(way, mask, rows):
     )
     other = LayerMemory(torch.zeros(1, H, 1, W), torch.zeros(1, H, 1, W), None)
     module = SimpleNamespace(layer_idx=1, is_causal=True)
-    output, _ = attend(module, query, key, value, given, memory=[other, LayerMemory(keys, values, valid)])
+    layers = [other, LayerMemory(keys, values, valid)]
+    output, _ = attend(module, query, key, value, given, memory=layers, way=way)
     torch.testing.assert_close(output.transpose(1, 2), expected)
 
 
@@ -232,29 +258,31 @@ def test_transformers_own_attentions_stay_registered():
 
 
 @pytest.mark.parametrize("architecture", CONFIGS)
-@pytest.mark.parametrize("window", [0, 2**16], ids=["fused", "products"])
-def test_a_base_computes_the_same_with_it(architecture, window, monkeypatch):
+@ways
+def test_a_base_computes_the_same_with_it(architecture, way):
     """Unpadded, padded on either side, token by token with a cache, and several tokens onto a cache."""
-    monkeypatch.setattr(halka.models.attention.function, "SMALL_SCORES", window)
     base = tiny(architecture)
+    if way == "fused" and getattr(base.config, "attn_logit_softcapping", None):
+        pytest.skip("softcap takes the products")
     rows = [ids(1, n, seed=n)[0] for n in (4, 9)]
     runs = {side: padded(rows, side) for side in ("left", "right")}
 
-    def everything() -> list[torch.Tensor]:
-        found = [base(ids()).logits]
+    def everything(**options: str) -> list[torch.Tensor]:
+        logits = [base(ids(), **options).logits]
         for batch, mask, positions in runs.values():
-            found.append(base(batch, attention_mask=mask, position_ids=positions).logits[mask == 1])
+            logits.append(base(batch, attention_mask=mask, position_ids=positions, **options).logits[mask == 1])
         cache = DynamicCache(config=base.config)
         for piece in ids().split([4, 1, 4], dim=1):
-            found.append(base(piece, cache=cache).logits)
-        return found
+            logits.append(base(piece, cache=cache, **options).logits)
+        return logits
 
     with torch.no_grad():
         expected = everything()
-        with use_attention(base):
-            ours = everything()
+        with use_attention(base), torch_calls() as calls:
+            ours = everything(way=way)
     for one, two in zip(ours, expected, strict=True):
         torch.testing.assert_close(one, two, rtol=0, atol=1e-4)
+    assert bool(calls.of(F.scaled_dot_product_attention)) == (way == "fused")
 
 
 @pytest.mark.parametrize("architecture", CONFIGS)
@@ -273,15 +301,13 @@ def test_padding_on_the_right_needs_no_mask(architecture, window):
 
 
 @pytest.mark.parametrize("mask", [None, bool_mask()], ids=["causal", "bool"])
-def test_on_a_gpu_grouped_heads_and_a_mask_never_meet(mask, monkeypatch):
+def test_on_a_gpu_grouped_heads_and_a_mask_never_meet(mask):
     """torch's kernels there take one or the other; `meta` stands for any device that is no CPU."""
-    calls = []
-    own = F.scaled_dot_product_attention
-    monkeypatch.setattr(F, "scaled_dot_product_attention", lambda *a, **k: (calls.append((a, k)), own(*a, **k))[1])
     query, key, value = (tensor.to("meta") for tensor in inputs(3))
-    output, _ = attend(MODULE, query, key, value, None if mask is None else mask.to("meta"))
+    with torch_calls() as calls:
+        output, _ = attend(MODULE, query, key, value, None if mask is None else mask.to("meta"))
     assert output.shape == (B, T, H * 3, W)
-    ((_, keys, _, used, *_), options) = calls[0]
+    (((_, keys, _, used, *_), options),) = calls.of(F.scaled_dot_product_attention)
     assert options["enable_gqa"] == (used is None)
     assert keys.shape[1] == (H if used is None else H * 3)
 

@@ -7,18 +7,18 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 from torch._dynamo.testing import CompileCounter
 
-import halka.models.attention.forest_flex as forest_flex
-import halka.models.attention.forest_groups as forest_groups
-import halka.models.attention.forest_products as products
-import halka.models.attention.function as function
 from halka.core import Forest
 from halka.models.attention.forest import ForestPlan
-from halka.models.attention.forest_flex import BLOCK, block_mask
-from halka.models.attention.function import LayerGate, LayerMemory, attend_to_forest, use_attention
+from halka.models.attention.forest_flex import BLOCK, attend_by_flex, block_mask
+from halka.models.attention.forest_groups import groups_of
+from halka.models.attention.forest_products import LARGE, TILE
+from halka.models.attention.function import LayerGate, LayerMemory, attend, attend_to_forest, use_attention
 from tiny import CONFIGS, tiny
+from torch_calls import torch_calls
 
 FORESTS = {
     "nothing shared": Forest((4, 7, 3), (-1, -1, -1), (14,)),
@@ -147,15 +147,44 @@ def line_inputs(forest: Forest, runs: int | None = None) -> tuple[list[Tensor], 
     return tensors[:3], tensors[3:] if runs else [], valid
 
 
-@pytest.mark.parametrize("recomputed", [False, True], ids=["kept", "recomputed"])
 @pytest.mark.parametrize(("window", "softcap"), [(None, None), (3, None), (None, 1.5), (5, 2.0)])
 @pytest.mark.parametrize("one_for_all", [None, True, False], ids=["", "one memory", "memories"])
 @pytest.mark.parametrize("forest", FORESTS.values(), ids=FORESTS)
-def test_products_equal_the_dense_mask(forest, one_for_all, window, softcap, recomputed, monkeypatch):
-    if recomputed:
-        monkeypatch.setattr(products, "LARGE", 0)
-        monkeypatch.setattr(products, "TILE", 60)  # several tiles a block, or several blocks a tile
-    monkeypatch.setattr(forest_groups, "OVERHEAD", 20)  # several groups at a depth
+def test_products_equal_the_dense_mask(forest, one_for_all, window, softcap):
+    products_and_dense_mask_agree(forest, one_for_all, window, softcap)
+
+
+LARGE_FORESTS = {
+    "blocks in several tiles": Forest((60, 450, 380, 90), (-1, 0, 0, 0), (980,)),
+    "groups of like length": Forest((9, 4, 7, 300, 280, 5, 2), (-1, -1, -1, 0, 1, 2, 0), (607,)),
+    "runs": Forest((20, 270, 4, 30, 300), (-1, 0, 0, -1, 3), (294, 330)),
+}
+
+
+def test_large_forests_take_several_groups_and_tiles():
+    def scores(name: str) -> list[int]:
+        """L·K of each group."""
+        return [
+            group.tokens.shape[1] * (group.path.shape[1] + group.tokens.shape[1])
+            for group in groups_of(LARGE_FORESTS[name])
+        ]
+
+    assert max(scores("blocks in several tiles")) > TILE
+    assert [count > LARGE for count in scores("groups of like length")] == [False, False, True, True]
+    assert LARGE < max(scores("runs")) < TILE
+
+
+@pytest.mark.parametrize(("window", "softcap"), [(None, None), (50, 2.0)])
+@pytest.mark.parametrize("one_for_all", [None, True, False], ids=["", "one memory", "memories"])
+@pytest.mark.parametrize("forest", LARGE_FORESTS.values(), ids=LARGE_FORESTS)
+def test_products_of_large_forests_equal_the_dense_mask(forest, one_for_all, window, softcap):
+    products_and_dense_mask_agree(forest, one_for_all, window, softcap)
+
+
+def products_and_dense_mask_agree(
+    forest: Forest, one_for_all: bool | None, window: int | None, softcap: float | None
+) -> None:
+    """The outputs and all gradients, without virtual tokens, or with the same for all runs or each run's own."""
     runs = None if one_for_all is None else 1 if one_for_all else len(forest.runs)
     line, virtual, valid = line_inputs(forest, runs)
     memory, plan = LayerMemory(*virtual, valid) if virtual else None, ForestPlan(forest)
@@ -225,18 +254,14 @@ def test_what_is_no_number_stays_in_its_run(way):
     assert found[:, :, 9:].isnan().all()
 
 
-def test_flex_is_compiled_once_for_forests_of_all_sizes(monkeypatch):
+def test_flex_is_compiled_once_for_forests_of_all_sizes():
     counted = CompileCounter()
-    compiled = torch.compile(forest_flex.flex_attention, dynamic=True, backend=counted)
-    monkeypatch.setattr(forest_flex, "flex_attention", compiled)
+    compiled = torch.compile(attend_by_flex, dynamic=True, backend=counted)
     for length in (150, 210, 290, 500):
         forest = Forest((length, length + 40, 130), (-1, 0, 0), (2 * length + 170,))
-        line, _, _ = line_inputs(forest)
-        query, key, value = (tensor.detach() for tensor in line)
-        ours, expected = (
-            attend_to_forest(query, key, value, ForestPlan(forest), 0.3, way=way) for way in ("flex", "dense")
-        )
-        torch.testing.assert_close(ours, expected)
+        (query, key, value), plan = (tensor.detach() for tensor in line_inputs(forest)[0]), ForestPlan(forest)
+        ours = compiled(query, key, value, block_mask(plan.visibility(None)), 0.3)
+        torch.testing.assert_close(ours, attend_to_forest(query, key, value, plan, 0.3, way="dense"))
     assert counted.frame_count == 1
 
 
@@ -266,20 +291,15 @@ def test_blocks_hold_all_that_is_seen(window, virtual):
 
 
 @pytest.mark.parametrize(("window", "one_text"), [(None, True), (40, True), (39, False)])
-def test_one_text_is_no_tree_for_a_gpu(window, one_text, monkeypatch):
+def test_one_text_is_no_tree_for_a_gpu(window, one_text):
     """torch's fused attention takes it; `meta` stands for any device that is no CPU."""
-    trees: list[ForestPlan] = []
-
-    def tree(query: Tensor, key: Tensor, value: Tensor, plan: ForestPlan, *options: object) -> Tensor:
-        trees.append(plan)
-        return query
-
-    monkeypatch.setattr(function, "attend_to_forest", tree)
     forest = Forest((40,), (-1,), (40,))
     query, key, value = (tensor.to("meta") for tensor in line_inputs(forest)[0])
     module, plan = SimpleNamespace(layer_idx=0, is_causal=True), ForestPlan(forest, "meta")
-    function.attend(module, query, key, value, plan.inputs["attention_mask"], forest=plan, sliding_window=window)
-    assert trees == ([] if one_text else [plan])
+    mask, dropout = plan.inputs["attention_mask"], 0.1  # with dropout a tree takes no kernel, which `meta` lacks
+    with torch_calls() as calls:
+        attend(module, query, key, value, mask, dropout, forest=plan, sliding_window=window)
+    assert len(calls.of(F.scaled_dot_product_attention)) == one_text
 
 
 def test_gated_tokens_are_those_of_the_run():

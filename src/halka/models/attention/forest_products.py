@@ -22,7 +22,7 @@ from halka.models.attention.forest import ForestPlan
 from halka.models.attention.forest_groups import Group, groups_of
 
 LARGE = 2**16  # L·K from which neither scores nor masks are kept
-TILE = 2**17  # scores of one head that are computed at once there
+TILE = 2**17  # scores of one head that are computed at once there: no tile holds two blocks
 
 Part = Callable[..., Tensor]  # of slices of blocks, rows and keys: that part of a group's bias
 
@@ -186,9 +186,9 @@ class _Recomputed(torch.autograd.Function):
 def _tiles(query: Tensor, key: Tensor, bias: Part) -> Iterator[tuple[Any, Any, Tensor]]:
     """Indices of tiles into the query and into the keys that its tokens may see, and the bias between them."""
     blocks, length, keys = query.shape[1], query.shape[3], key.shape[2]
-    at_once, rows = max(1, TILE // (length * keys)), max(16, TILE // keys)
-    for block in range(0, blocks, at_once):
-        some = slice(block, block + at_once)
+    rows = max(16, TILE // keys)
+    for block in range(blocks):
+        some = slice(block, block + 1)
         for start in range(0, length, rows):
             end = min(start + rows, length)
             part, seen = slice(start, end), slice(keys - length + end)  # no token of a block sees those behind it

@@ -1,8 +1,8 @@
 """Attention to virtual tokens beside the layer's own, and along a forest, registered with transformers under `NAME`.
 
 It takes what `virtual_tokens.py` adds to the decoder's call as the keyword `memory`, joins it in front of the layer's
-own keys and values, and picks the faster way to compute: two grouped matrix products where the score matrix is small
-(on a CPU, with few tokens, several times faster than torch's fused attention), torch's fused attention elsewhere.
+own keys and values, and computes in the way that `way_of` picks: two grouped matrix products where the score matrix is
+small (on a CPU, with few tokens, several times faster than torch's fused attention), torch's fused attention elsewhere.
 
     B rows   Q query heads   H key/value heads   G = Q/H   T query tokens   S key tokens   P virtual ones   W head width
 
@@ -28,7 +28,7 @@ from halka.models.attention.forest_flex import attend_by_flex, block_mask
 from halka.models.attention.forest_products import attend_by_products
 
 NAME = "halka"
-SMALL_SCORES = 2**16  # T·S up to which the two products win on a CPU (measured by benchmarks/attention.py)
+SMALL_SCORES = 2**16  # T·S up to which the two products win on a CPU, as measured on two cores
 
 
 @dataclass(frozen=True)
@@ -90,6 +90,7 @@ def attend(
     gated: Sequence[LayerGate | None] | None = None,
     forest: ForestPlan | None = None,
     sliding_window: int | None = None,
+    way: str | None = None,
     **unused: Any,
 ) -> tuple[Tensor, None]:
     """Attention of query (B, Q, T, W) over memory and key, value (B, H, S, W); returns (B, T, Q, W).
@@ -101,6 +102,8 @@ def attend(
 
     forest: the one row is a line of segments, and a token sees what the forest says, in place of attention_mask; memory
     and gated then hold their tokens for each run, or one for all.
+
+    way: "products" or "fused", or one of `attend_to_forest`'s with a forest; the fastest if None.
     """
     batch, _, tokens, width = query.shape
     scale = width**-0.5 if scaling is None else scaling
@@ -109,11 +112,11 @@ def attend(
     if record is not None:
         record[module.layer_idx] = (key, value)  # type: ignore[index]
     assert forest is None or (batch == 1 and position_bias is None), "a forest is one row, with positions of its tokens"
-    if forest is not None and query.device.type != "cpu" and forest.is_one_text(sliding_window):
+    if forest is not None and way is None and query.device.type != "cpu" and forest.is_one_text(sliding_window):
         attention_mask, forest = None, None  # which torch's fused attention is the fastest for
     if forest is not None:
         mine = None if memory is None else memory[module.layer_idx]  # type: ignore[index]
-        output = attend_to_forest(query, key, value, forest, scale, dropout, softcap, sliding_window, mine)
+        output = attend_to_forest(query, key, value, forest, scale, dropout, softcap, sliding_window, mine, way)
         beside = None if gated is None else gated[module.layer_idx]  # type: ignore[index]
         if beside is not None:
             output = output + _through_gate_of_runs(query, beside, forest, scale, softcap)
@@ -141,12 +144,13 @@ def attend(
     if position_bias is not None:
         attention_mask = _biased(attention_mask, position_bias, causal)
         causal = False
-    small = query.device.type == "cpu" and tokens * key.shape[2] <= SMALL_SCORES
-    if small or softcap is not None:
+    way = way_of(query.device.type, tokens * key.shape[2], softcap) if way is None else way
+    if way == "products":
         if causal:
             attention_mask = torch.ones(tokens, tokens, dtype=torch.bool, device=query.device).tril()[None, None]
         output = grouped_products(query, key, value, attention_mask, scale, dropout, softcap)
     else:
+        assert softcap is None, "torch's fused attention has no softcap"
         grouped = key.shape[1] != query.shape[1]
         if grouped and attention_mask is not None and query.device.type != "cpu":
             # kernels that take a mask have no grouped heads there: torch would fall back to one that stores the scores
@@ -159,6 +163,12 @@ def attend(
     if beside is not None:
         output = output + _through_gate(query, beside, scale, softcap)
     return output.transpose(1, 2).contiguous(), None
+
+
+def way_of(device: str, scores: int, softcap: float | None = None) -> str:
+    """How a kind of device computes so many scores of a head, T·S; torch's fused attention has no softcap."""
+    small = device == "cpu" and scores <= SMALL_SCORES
+    return "products" if small or softcap is not None else "fused"
 
 
 def attend_to_forest(
