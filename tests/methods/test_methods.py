@@ -377,7 +377,7 @@ def test_a_prompt_from_text_starts_as_its_tokens():
     tokens = tuple(tokenizer.encode(text, add_special_tokens=False))
     assert len(tokens) > 3
     assert halka.Prompt.from_text(text, tokenizer) == halka.Prompt(length=len(tokens), tokens=tokens)
-    with pytest.raises(ValueError, match="a prompt cannot start from a text without tokens"):
+    with pytest.raises(ValueError, match="virtual tokens cannot start from a text without tokens"):
         halka.Prompt.from_text("", tokenizer)
     base = tiny(vocab_size=len(tokenizer))
     own = base.get_input_embeddings().weight[list(tokens)]

@@ -75,6 +75,25 @@ def test_a_search_run_ends_with_its_validation_loss(made, tmp_path):
     assert not (tmp_path / "adapter").exists()
 
 
+@pytest.mark.parametrize(("fields", "length"), [({}, None), ({"length": 3}, 3)])
+@pytest.mark.parametrize("method", ["prompt", "prefix"])
+def test_virtual_tokens_start_as_the_text(method, fields, length, made, tmp_path):
+    _, tokenizer = halka.load_base(made / "base", dtype="float32")
+    tokens = tokenizer.encode("say it again", add_special_tokens=False)
+    length = length or len(tokens)
+    assert len(tokens) > 3
+    ids = {"length": length, "tokens": tokens}
+    by_text = measure(a_run(made, method, fields=fields, text="say it again", purpose="search"), tmp_path / "text")
+    by_ids = measure(a_run(made, method, fields=ids, purpose="search"), tmp_path / "ids")
+    other = measure(a_run(made, method, fields={"length": length}, purpose="search"), tmp_path / "other")
+    assert by_text["train"]["curve"] == by_ids["train"]["curve"] != other["train"]["curve"]
+
+
+def test_a_text_is_part_of_what_a_run_computes(made):
+    run = a_run(made, "prompt")
+    assert len({run.key, replace(run, text="a").key, replace(run, text="b").key}) == 3
+
+
 def test_full_fine_tuning_counts_all_and_keeps_the_cast_copy(made, tmp_path):
     found = measure(a_run(made, "full", dtype="bfloat16", train={"steps": 2, "batch_size": 4, "lr": 1e-4}), tmp_path)
     total = found["parameters"]["total"]

@@ -187,15 +187,12 @@ def _held_out(examples: list[Example], run: RunSettings) -> tuple[list[Example],
 
 def method_of(plan: Plan, model: AdaptedModel) -> Method:
     """The plan's method; with --text, its virtual tokens start as that text's tokens."""
-    from dataclasses import replace
-
-    from halka.methods import Prompt
+    from halka.methods.prompt import started_from
 
     text, method = plan.run.text, plan.method
     if text is None:
         return method
-    start = Prompt.from_text(text, model.tokenizer, vars(method)["length"] if "length" in plan.explicit else None)
-    return replace(method, length=start.length, tokens=start.tokens)  # type: ignore[type-var]
+    return started_from(method, text, model.tokenizer, vars(method)["length"] if "length" in plan.explicit else None)
 
 
 def _show_all(results: list[dict[str, Any]]) -> None:

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from dataclasses import field
-from typing import Any, ClassVar, Literal
+from dataclasses import field, replace
+from typing import Any, ClassVar, Literal, TypeVar
 
 import torch
 from torch import Tensor, nn
 
-from halka.core import Part, Target, VirtualPart
+from halka.core import Method, Part, Target, VirtualPart
 from halka.methods._checks import whole
 from halka.methods._fields import method
 from halka.util.errors import HalkaError
+
+Virtual = TypeVar("Virtual", bound=Method)
 
 
 @method
@@ -32,20 +34,26 @@ class Prompt:
 
     @classmethod
     def from_text(cls, text: str, tokenizer: Any, length: int | None = None) -> Prompt:
-        """A prompt that starts as `text`, repeated or cut to `length` tokens if `length` is given.
-
-        Raises HalkaError for a text without tokens.
-        """
-        ids = tokenizer.encode(text, add_special_tokens=False)
-        if not ids:
-            raise HalkaError("a prompt cannot start from a text without tokens")
-        return cls(length=len(ids) if length is None else length, tokens=tuple(ids))
+        """A prompt that starts as `text`, as `started_from` says."""
+        return started_from(cls(), text, tokenizer, length)
 
     def roles(self) -> tuple[str, ...]:
         return ("embed",)
 
     def build(self, target: Target) -> Part:
         return PromptPart(starting_embeddings(target.module, self.length, self.start, self.tokens))
+
+
+def started_from(method: Virtual, text: str, tokenizer: Any, length: int | None = None) -> Virtual:
+    """The method with its virtual tokens starting as those of `text`, repeated or cut to `length` if it is given.
+
+    Raises HalkaError for a text without tokens.
+    """
+    ids = tokenizer.encode(text, add_special_tokens=False)
+    if not ids:
+        raise HalkaError("virtual tokens cannot start from a text without tokens")
+    changes: Any = {"length": len(ids) if length is None else length, "tokens": tuple(ids)}
+    return replace(method, **changes)
 
 
 def starting_embeddings(embed: nn.Module, length: int, start: str, tokens: tuple[int, ...]) -> Tensor:

@@ -135,6 +135,7 @@ class Plan:
             method=entry.method,
             label=entry.title(),
             fields=entry.fields(),
+            text=entry.text,
             train={**self.experiment.train, **changes, "lr": lr, "seed": seed},
             purpose=purpose,
             examples=dict(self.experiment.examples),

@@ -30,7 +30,10 @@ Settings = TypeVar("Settings", bound=BaseModel)
 
 
 class Entry(BaseModel):
-    """One method of an experiment, with its fields beside it and the learning rates to search."""
+    """One method of an experiment, with its fields beside it and the learning rates to search.
+
+    text   what virtual tokens start as
+    """
 
     model_config = ConfigDict(extra="allow", frozen=True)
 
@@ -38,14 +41,20 @@ class Entry(BaseModel):
     label: str = ""
     quantize: Quantize | None = None
     lrs: tuple[Rate, ...] = ()
+    text: str | None = None
 
     @model_validator(mode="after")
     def _builds(self) -> Entry:
         if self.method == BASE:
-            if wrong := [*(self.model_extra or {}), *(["lrs"] if self.lrs else [])]:
+            tuned = [name for name in ("lrs", "text") if getattr(self, name)]
+            if wrong := [*(self.model_extra or {}), *tuned]:
                 raise HalkaError(f"the bare base is not tuned: it takes no {', '.join(wrong)}")
         else:
-            method_named(self.method)(**self.fields())
+            built = method_named(self.method)(**self.fields())
+            if self.text is not None and "tokens" not in vars(built):
+                raise HalkaError(f"text: {self.method} has no virtual tokens: prompt and prefix have")
+            if self.text is not None and vars(built)["tokens"]:
+                raise HalkaError("text and tokens both say what virtual tokens start as: give one of them")
         if len({*self.lrs}) < len(self.lrs):
             raise HalkaError("lrs: a rate is named twice")
         return self

@@ -17,13 +17,14 @@ from typing import Any, Literal, cast
 
 import torch
 
-from halka.core import AdaptedModel, parameter_count, quantization_of
+from halka.core import AdaptedModel, Method, parameter_count, quantization_of
 from halka.data.examples import Item
 from halka.data.task import Task, limit, load_task
 from halka.data.texts import shipped_text
 from halka.estimating.dry_runs import FP32, Setup, dry_run, weights_of
 from halka.evaluation.evaluating import evaluate, perplexity
 from halka.methods import build_method
+from halka.methods.prompt import started_from
 from halka.models import adapt, pad_id
 from halka.models.attention.function import use_attention
 from halka.models.kinds import kind_of
@@ -56,6 +57,7 @@ class Spec:
     purpose     a "search" run ends with its validation loss; a "final" one is evaluated
     examples    the most examples of a split, by split
     forgetting  a text file; None for the page that comes with Halka
+    text        what virtual tokens start as
     """
 
     experiment: str
@@ -71,13 +73,15 @@ class Spec:
     quantize: Quantize | None = None
     examples: Mapping[str, int] = field(default_factory=dict)
     forgetting: str | None = None
+    text: str | None = None
 
     @property
     def key(self) -> str:
         """A file name, the same for the same work under the same label, whatever the task's file is called."""
         work = {name: value for name, value in asdict(self).items() if name not in ("label", "task")}
-        if self.quantize is None:  # so that runs keep the names that they had before this field existed
-            del work["quantize"]
+        for name in ("quantize", "text"):  # runs keep the names that they had before these fields existed
+            if work[name] is None:
+                del work[name]
         text = json.dumps({**work, "schema": SCHEMA}, sort_keys=True)
         rate = "" if self.train["lr"] is None else f"-lr{self.train['lr']:g}"
         safe = "".join(letter if letter.isalnum() else "-" for letter in self.label.lower()).strip("-")
@@ -164,7 +168,7 @@ def search_together(runs: Sequence[Spec]) -> list[Result]:
     for number, run in enumerate(runs):
         name, config = str(number), _config(run)
         results[name] = _identity(run, task, model) | {"together": len(runs)}
-        model.add(name, build_method(run.method, run.fields), seed=config.seed)
+        model.add(name, _method(run, model), seed=config.seed)
         items, held_out = (as_tokens(model, split, config, name) for split in (task.train, task.validation))
         jobs.append(Job(name, items, config, held_out))
     steps: dict[str, list[Step]] = {job.name: [] for job in jobs}
@@ -196,6 +200,13 @@ def _config(run: Spec) -> TrainConfig:
     return TrainConfig(**{**run.train, "save_every": None})
 
 
+def _method(run: Spec, model: AdaptedModel) -> Method:
+    method = build_method(run.method, run.fields)
+    if run.text is None:
+        return method
+    return started_from(method, run.text, model.tokenizer, run.fields.get("length"))
+
+
 def _identity(run: Spec, task: Task, model: AdaptedModel) -> Result:
     """What is known before the run: its settings, its data, and where it is measured."""
     return {
@@ -225,7 +236,7 @@ def _train(model: AdaptedModel, run: Spec, task: Task, config: TrainConfig, fold
     """Train the run's adapter and report its steps; what training came to, with its memory in bytes."""
     device = next(model.base.parameters()).device
     baseline = machine.resident(device)
-    adapter = model.add(NAME, build_method(run.method, run.fields), seed=config.seed)
+    adapter = model.add(NAME, _method(run, model), seed=config.seed)
     items, held_out = (as_tokens(model, split, config, NAME) for split in (task.train, task.validation))
     machine.reset_peak(device)
     steps = []
