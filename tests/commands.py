@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import re
 import signal
 import subprocess
 import sys
+from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
 from typing import Any
 
+import pytest
+import typer
 from typer.testing import CliRunner, Result
 
 from halka.cli import app
@@ -20,7 +24,9 @@ TRAIN = "--base base --data data.jsonl --dtype float32 --batch-size 4 --rank 4"
 """Flags of `halka train` in the folders of tests/cli/conftest.py."""
 
 
-def halka(command: str, folder: Path | None = None, code: int = 0, **more: Any) -> Result:
+def halka(
+    command: str, folder: Path | None = None, code: int = 0, *, commands: typer.Typer = app, **more: Any
+) -> Result:
     """The result of a command, run in `folder`, that ends with this exit code. A ␣ is a space inside an argument.
 
     Its terminal is wide: nothing is wrapped, however long a path is.
@@ -29,7 +35,7 @@ def halka(command: str, folder: Path | None = None, code: int = 0, **more: Any) 
     os.chdir(folder or before)
     try:
         arguments = [part.replace("␣", " ") for part in command.split()]
-        result = CliRunner(env={"COLUMNS": "10000"}).invoke(app, arguments, **more)
+        result = CliRunner(env={"COLUMNS": "10000"}).invoke(commands, arguments, **more)
     finally:
         os.chdir(before)
     assert result.exit_code == code, result.output
@@ -64,16 +70,27 @@ def process(command: str, folder: Path, **environment: str) -> subprocess.Popen[
     )
 
 
-def stop_at(step: int, monkeypatch, times: int = 1) -> None:
-    """Ctrl-C while that step is shown."""
-    from halka.cli.progress import StepProgress
+def stopped(command: str, at: str, times: int = 1) -> str:
+    """What a command prints on stderr that Ctrl-C stops, pressed so many times once this text stands there."""
+    output, messages = io.StringIO(), _Interrupting(at, times)
+    with redirect_stdout(output), redirect_stderr(messages), pytest.raises(SystemExit) as ended:
+        app(command.split())
+    assert messages.times == 0, f"{at} was never printed"
+    assert ended.value.code == 130
+    assert output.getvalue() == ""
+    return messages.getvalue()
 
-    show = StepProgress.step
 
-    def shown(self, made, *name):
-        show(self, made, *name)
-        if made.step == step:
-            for _ in range(times):
-                os.kill(os.getpid(), signal.SIGINT)
+class _Interrupting(io.StringIO):
+    """Sends Ctrl-C to this process, so many times, when a text is written."""
 
-    monkeypatch.setattr(StepProgress, "step", shown)
+    def __init__(self, at: str, times: int):
+        super().__init__()
+        self.at, self.times = at, times
+
+    def write(self, text: str) -> int:
+        written = super().write(text)
+        while self.at in text and self.times:
+            self.times -= 1
+            os.kill(os.getpid(), signal.SIGINT)
+        return written

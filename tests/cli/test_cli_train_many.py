@@ -8,7 +8,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from commands import TRAIN, failure, halka, parsed, stop_at
+from commands import TRAIN, failure, halka, parsed, stopped
 
 MANY = """
 base: base
@@ -38,11 +38,9 @@ def test_several_are_trained_together_as_each_would_be_alone(here):
     halka("evaluate --base base --dtype float32 --data data.jsonl --limit 2 --adapter many/prefix/adapter")
 
 
-def test_several_go_on_where_each_was_and_finished_ones_stay(here, monkeypatch):
+def test_several_go_on_where_each_was_and_finished_ones_stay(here):
     Path("runs.yaml").write_text(MANY)
-    with monkeypatch.context() as patch:
-        stop_at(2, patch)
-        assert "Go on with the same command" in halka("train --many runs.yaml", code=130).stderr
+    assert "Go on with the same command" in stopped("train --many runs.yaml", "many/two: step 2/6")
     told = halka("train --config many/eight/run.yaml").stderr
     assert "step 3/4" in told
     result = halka("train --many runs.yaml")

@@ -426,7 +426,7 @@ def test_made_up_tensors_have_as_many_values_as_are_told():
     assert [each.shape for each in seen[0]] == [(2 * SOME + 3,), (3, 2), (0, 2)]
 
 
-def test_an_operation_is_done_on_tensors_of_its_sizes_once_for_all_alike(monkeypatch):
+def test_an_operation_is_done_on_tensors_of_its_sizes_once_for_all_alike():
     seen = []
 
     def func(*args, **kwargs):

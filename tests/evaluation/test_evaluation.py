@@ -245,7 +245,7 @@ def test_each_row_draws_by_its_own_adapters_scores():
     assert not torch.allclose(scores(None, EXAMPLES)[0], together[0])
 
 
-def test_batches_are_as_large_as_the_pool_allows(tmp_path, monkeypatch):
+def test_batches_are_as_large_as_the_pool_allows(tmp_path):
     kinds = ["lora", "ia3", "bottleneck", "prefix"]
     made, store = model_that_reads(*kinds), AdapterStore(tmp_path)
     names = [kinds[i % 4] for i in range(len(EXAMPLES))]

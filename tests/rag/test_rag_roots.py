@@ -139,7 +139,7 @@ def test_an_older_refresh_undoes_nothing(collection, docs, change):
         assert "pay.md" not in seen(other)
 
 
-def test_what_is_put_is_read_by_whom_the_path_says_then(collection, docs, monkeypatch):
+def test_what_is_put_is_read_by_whom_the_path_says_then(collection, docs):
     """Between embedding and putting, others take rights away."""
     embed = collection.embedder.passages
 

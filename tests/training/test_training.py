@@ -31,10 +31,12 @@ from halka.data.examples import Example, Message
 from halka.data.tokens import Tokens
 from halka.methods import all_methods
 from halka.training import Step, TrainConfig, as_tokens, mean_loss, train
+from halka.training.checkpoint import Progress
+from halka.training.run import after_evaluation
 from halka.util.errors import TrainingError
 from tiny import tiny
 from tokenizers_for_tests import chatml_tokenizer
-from training_for_tests import items, model_for, recorded_gradients, same, weights
+from training_for_tests import items, items_without_a_loss, model_for, recorded_gradients, same, weights
 
 METHODS = [method for name, kind in all_methods().items() for method in VARIANTS.get(name, [kind()])]
 DROPOUT = halka.LoRA(rank=4, dropout=0.3)
@@ -268,11 +270,15 @@ def test_it_stops_when_patience_is_at_its_end_with_the_best_weights():
     assert same(weights(model), seen[best])
 
 
-def test_patience_is_counted_from_the_last_best(monkeypatch):
-    said = iter([5.0, 4.0, 6.0, 3.0, 7.0, 8.0, 1.0])
-    monkeypatch.setattr("halka.training.loop.mean_loss", lambda *_, **__: next(said))
-    steps = run(model_for(), replace(OVERFIT, evaluate_every=1, patience=2), validation=items(1))
-    assert [step.best for step in steps] == [True, True, False, True, False, False]
+def test_patience_is_counted_from_the_last_best():
+    progress, best, stopped = Progress(), [], []
+    for step, loss in enumerate((5.0, 4.0, 6.0, 3.0, 7.0, 8.0), start=1):
+        progress = after_evaluation(replace(progress, step=step), loss, patience=2)
+        best.append(progress.best_step == step)
+        stopped.append(progress.stopped)
+    assert best == [True, True, False, True, False, False]
+    assert stopped == [False] * 5 + [True]
+    assert not after_evaluation(replace(progress, stopped=False), 9.0, patience=None).stopped
 
 
 def test_evaluations_are_ten_in_all_and_one_at_the_end_unless_said():
@@ -295,10 +301,10 @@ def test_evaluation_does_not_disturb_training(method):
         assert same(mine, theirs)
 
 
-def test_a_validation_loss_that_is_no_number_ends_the_run(monkeypatch):
-    monkeypatch.setattr(halka.training.loop, "mean_loss", lambda *_, **__: math.nan)
+def test_a_validation_loss_that_is_no_number_ends_the_run():
+    model = model_for()
     with pytest.raises(TrainingError, match="the validation loss became nan at step 2: try a lower learning rate"):
-        run(model_for(), OVERFIT, validation=items(2))
+        run(model, OVERFIT, validation=items_without_a_loss(model))
 
 
 def test_the_mean_loss_knows_no_dropout():
