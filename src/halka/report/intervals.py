@@ -43,8 +43,8 @@ class Interval:
 class Estimate:
     """A score's mean over `seeds` runs; `low` and `high` are None where no source of variation was measured.
 
-    `seed_part` and `item_part` are the half-widths that each source contributes (the item part is the wider
-    side), `how` says in words what the interval covers.
+    `item_part` is the half-width that the test items contribute (the wider side), `how` says in words what the
+    interval covers.
     """
 
     value: float
@@ -52,7 +52,6 @@ class Estimate:
     high: float | None
     seeds: int
     items: int | None
-    seed_part: float | None
     item_part: float | None
     how: str
 
@@ -102,7 +101,7 @@ def estimate(scores: Sequence[Mapping[str, Any]], bounds: tuple[float, float]) -
         low = max(value - math.hypot(seed or 0.0, down or 0.0), min(bounds[0], value))
         high = min(value + math.hypot(seed or 0.0, up or 0.0), max(bounds[1], value))
     item = None if down is None or up is None else max(down, up)
-    return Estimate(value, low, high, count, min(items) if items else None, seed, item, _how(count, seed, item))
+    return Estimate(value, low, high, count, min(items) if items else None, item, _how(count, seed, item))
 
 
 def _how(seeds: int, seed: float | None, item: float | None) -> str:
