@@ -143,17 +143,17 @@ def test_each_thing_that_was_missing_is_told_once() -> None:
         "examples": "2 of 100 examples cannot be used with this base, the first: it is too long",
         "documents": "the folder is empty.",
     }
-    evidence = replace(full_evidence(), learnability=None, fit=None, knowledge=None, missing=missing)
-    advice = replace(full_advice(), missing=(*(f"{name}: {why}" for name, why in missing.items()), "no curve"))
+    subject = replace(full_evidence().subject, split_off=True)
+    evidence = replace(full_evidence(), subject=subject, learnability=None, fit=None, knowledge=None, missing=missing)
     told = [
         "Not measured: pilot training runs and memory and time on the hardware (skipped).",
         "Not measured: what examples and passages add (it was not run).",
         "2 of 100 examples cannot be used with this base, the first: it is too long.",
         "Documents: the folder is empty.",
-        "No curve.",
+        "No validation examples: some of the training examples were held out.",
     ]
-    assert sorted(words.missing(evidence, advice.missing)) == sorted(told)
-    text = read(advice, evidence)
+    assert sorted(words.missing(evidence)) == sorted(told[:-1])
+    text = read(full_advice(), evidence)
     assert [text.count(each) for each in told] == [1] * 5
     assert "left out" not in text
 
@@ -238,8 +238,7 @@ def test_the_page_tells_all_in_order() -> None:
 
 
 def test_the_cheapest_choice_stands_first_and_the_advised_one_is_marked() -> None:
-    advice = replace(full_advice(), prospects=full_advice().prospects[::-1])
-    text = render_advice(advice, full_evidence())
+    text = render_advice(full_advice(), full_evidence())
     rows = re.findall(r'<tr( class="marked")?>\s*<th scope="row">([^<]*)</th>', text)[:6]
     assert [name for _, name in rows] == [names.short for names in words.CHOICES.values()][:6]
     assert [name for mark, name in rows if mark] == ["PEFT and retrieval"]

@@ -12,7 +12,7 @@ from itertools import pairwise
 from typing import Any
 
 from halka.advisor.evidence import BOTH, Evidence, Option, Trial, best_condition, listed_fields
-from halka.advisor.reasons import Reason, changes, missing, reasons
+from halka.advisor.reasons import Reason, changes, gaps, reasons
 from halka.advisor.request import (
     COLLECTION,
     HELD_OUT,
@@ -58,7 +58,7 @@ class Advice:
 
     choice       a key of `CHOICES`
     confidence   0 to 1: how likely the same choice is, given the intervals, times a factor for what is missing
-    prospects    what each choice is expected to score
+    prospects    what each choice is expected to score, the cheapest first
     reasons      the rule that decided, then what else was measured
     change       what would change the advice
     missing      what could not be measured, or would make the advice surer
@@ -111,16 +111,16 @@ def advise_from(evidence: Evidence) -> Advice:
         raise HalkaError(
             f"nothing to advise from: no probe of the base or the hardware has a result ({why}): skip fewer"
         )
-    gaps = missing(evidence)
+    missing = (*(f"{name}: {why}" for name, why in evidence.missing.items()), *gaps(evidence))
     if rule in ("few", "untried", "hardware"):
         certainty *= RULE_OF_THUMB
     return Advice(
         choice=choice,
-        confidence=round(certainty * GAP ** len(gaps), 3),
+        confidence=round(certainty * GAP ** len(missing), 3),
         prospects=expected,
         reasons=reasons(evidence, choice, rule, expected, criteria),
         change=changes(evidence, choice, rule, expected),
-        missing=gaps,
+        missing=missing,
         commands=commands(usable, choice),
         settings=settings(usable, choice),
     )
@@ -133,7 +133,7 @@ def settings(evidence: Evidence, choice: Choice) -> Settings:
     """Method, its fields, learning rate, steps and batch, as the pilot chose them; empty where nothing is trained."""
     if choice not in TRAINED:
         return {}
-    trial, learned = _trial(evidence, choice), evidence.learnability
+    trial, learned = advised_trial(evidence, choice), evidence.learnability
     if trial is None or learned is None:
         return _usual_settings(evidence, choice)
     steps = _steps(trial, math.ceil(evidence.subject.train / learned.batch_size))
@@ -150,7 +150,8 @@ def _usual_settings(evidence: Evidence, choice: Choice) -> Settings:
     return {"method": method, **fields, **_memory_settings(evidence, method, 8 if fit is None else fit.batch_size)}
 
 
-def _trial(evidence: Evidence, choice: Choice) -> Trial | None:
+def advised_trial(evidence: Evidence, choice: Choice) -> Trial | None:
+    """The pilot's trial that the choice goes on from; the small adapter's for a choice that trains nothing."""
     learned = evidence.learnability
     if learned is None:
         return None

@@ -86,6 +86,11 @@ class Strength:
     values: Mapping[str, tuple[float, ...]]
     trivial: Mapping[str, Score]
 
+    @property
+    def best_trivial(self) -> float:
+        """The best score of answers that need no model."""
+        return max(score.value for score in self.trivial.values())
+
 
 @dataclass(frozen=True)
 class Knowledge:

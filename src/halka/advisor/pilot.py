@@ -283,7 +283,7 @@ def _over_data(trials: Sequence[Trial], owned: int) -> tuple[Score | None, Score
     loras = [trial for trial in trials if trial.method == "lora" and not trial.passages]
     whole = max((trial.examples for trial in loras), default=0)
     rates = {trial.lr for trial in loras if trial.examples < whole}
-    points = [(float(trial.seen or trial.examples), trial.loss.value) for trial in loras if trial.lr in rates]
+    points = [(float(trial.reached), trial.loss.value) for trial in loras if trial.lr in rates]
     sizes = sorted(size for size, _ in points)
     if not sizes or sizes[-1] < 2 * sizes[0]:
         return None, None

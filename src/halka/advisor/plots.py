@@ -61,7 +61,7 @@ def prospects(advice: Advice, evidence: Evidence) -> Drawing | None:
     """What each choice is expected to score, the cheapest on top, the advised one marked."""
     rows = [
         Row(words.CHOICES[prospect.choice].short, prospect.score, chosen=prospect.choice == advice.choice)
-        for prospect in sorted(advice.prospects, key=lambda prospect: words.cost_order(prospect.choice))
+        for prospect in advice.prospects
         if words.known(prospect.score) is not None
     ]
     if not rows:

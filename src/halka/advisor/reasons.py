@@ -1,4 +1,4 @@
-"""Why: the rule that decided and what else was measured, in words; what would change the advice; what is missing.
+"""Why: the rule that decided and what else was measured, in words; what would change the advice, or make it surer.
 
 One function for each kind of evidence, which speaks where its threshold in `verdict.py` is passed.
 """
@@ -268,10 +268,9 @@ def changes(evidence: Evidence, choice: Choice, rule: str, candidates: Sequence[
     return tuple(lines)
 
 
-def missing(evidence: Evidence) -> tuple[str, ...]:
-    """What was not measured, or would make the advice surer."""
-    subject, knowledge, learned = evidence.subject, evidence.knowledge, evidence.learnability
-    lines = [f"{name}: {why}" for name, why in evidence.missing.items()]
+def gaps(evidence: Evidence) -> tuple[str, ...]:
+    """What would make the advice surer, besides what `Evidence.missing` lists."""
+    subject, knowledge, learned, lines = evidence.subject, evidence.knowledge, evidence.learnability, []
     if knowledge is not None and not knowledge.scores and "documents" not in evidence.missing:
         lines.append("no documents: whether retrieval helps was not measured")
     if subject.held_out < FEW_HELD_OUT:

@@ -9,8 +9,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from halka.advisor import pilot_plots, plots, words
-from halka.advisor.advice import Advice
-from halka.advisor.evidence import Evidence, Fit, Learnability
+from halka.advisor.advice import Advice, advised_trial
+from halka.advisor.evidence import Evidence, Fit, Learnability, ProbeName, Trial
+from halka.advisor.reasons import gaps
 from halka.advisor.verdict import Prospect
 from halka.report.intervals import finite
 from halka.report.page import fill, write_page
@@ -23,9 +24,8 @@ if TYPE_CHECKING:
     from rich.console import RenderableType
 
 
-def _ranked(advice: Advice) -> list[Prospect]:
-    """The prospects, the cheapest choice first."""
-    return sorted(advice.prospects, key=lambda prospect: words.cost_order(prospect.choice))
+def _missing(evidence: Evidence) -> list[str]:
+    return [*words.missing(evidence), *map(words.sentence, gaps(evidence))]
 
 
 def _prospect_row(prospect: Prospect) -> tuple[str, str, str]:
@@ -50,11 +50,14 @@ class Table:
 class Probe:
     """A section of the page: what one kind of probe measured."""
 
-    name: str
-    title: str
+    name: ProbeName
     sentences: tuple[str, ...] = ()
     plots: tuple[Plot, ...] = ()
     tables: tuple[Table, ...] = ()
+
+    @property
+    def title(self) -> str:
+        return words.PROBE_TITLES[self.name]
 
 
 def write_advice(advice: Advice, evidence: Evidence, path: str | os.PathLike[str]) -> Path:
@@ -69,12 +72,7 @@ def render_advice(advice: Advice, evidence: Evidence) -> str:
     """The page as text; see `write_advice`."""
     subject = evidence.subject
     probes = [
-        Probe(
-            "strength",
-            words.PROBE_TITLES["strength"],
-            _base_sentences(evidence),
-            _drawn(evidence, plots.scores, plots.losses),
-        ),
+        Probe("strength", _base_sentences(evidence), _drawn(evidence, plots.scores, plots.losses)),
         _learnability(evidence, advice),
         _fit(evidence),
         _cleanliness(evidence),
@@ -91,7 +89,7 @@ def render_advice(advice: Advice, evidence: Evidence) -> str:
         prospects=_prospects(advice, evidence),
         reasons=[words.sentence(reason.text) for reason in advice.reasons],
         change=[words.sentence(line) for line in advice.change],
-        missing=words.missing(evidence, advice.missing),
+        missing=_missing(evidence),
         settings=words.trained_with(advice.settings, subject.train),
         commands=["".join(c for c in line if c.isprintable() or c in "\n\t") for line in advice.commands],
         probes=[probe for probe in probes if probe.plots or probe.tables or probe.sentences],
@@ -103,9 +101,8 @@ def _drawn(evidence: Evidence, *makers: Callable[[Evidence], plots.Drawing | Non
 
 
 def _prospects(advice: Advice, evidence: Evidence) -> Table | None:
-    ranked = _ranked(advice)
-    lines = tuple(map(_prospect_row, ranked))
-    marked = next((index for index, prospect in enumerate(ranked) if prospect.choice == advice.choice), None)
+    lines = tuple(map(_prospect_row, advice.prospects))
+    marked = next((index for index, prospect in enumerate(advice.prospects) if prospect.choice == advice.choice), None)
     caption = f"Expected {words.metric_of(evidence.subject)} with 95 % intervals, the cheapest choice first"
     heads = ("Choice", "Expected", "How that is known")
     return Table(caption, heads, lines, heads[2:], marked) if lines else None
@@ -128,20 +125,19 @@ def _base_sentences(evidence: Evidence) -> tuple[str, ...]:
 
 
 def _learnability(evidence: Evidence, advice: Advice) -> Probe:
-    learned, title = evidence.learnability, words.PROBE_TITLES["learnability"]
+    learned = evidence.learnability
     if learned is None:
-        return Probe("learnability", title)
+        return Probe("learnability")
     sentences = [
         f"{plural(len(learned.trials), 'trial')} in {duration(learned.seconds)}, batch size {learned.batch_size}.",
         words.agreement(learned),
     ]
     makers = (pilot_plots.pilot, pilot_plots.pilot_with_passages, pilot_plots.data_sizes)
-    tables = (_trials(learned, advice),) if learned.trials else ()
-    return Probe("learnability", title, (" ".join(filter(None, sentences)),), _drawn(evidence, *makers), tables)
+    tables = (_trials(learned, advised_trial(evidence, advice.choice)),) if learned.trials else ()
+    return Probe("learnability", (" ".join(filter(None, sentences)),), _drawn(evidence, *makers), tables)
 
 
-def _trials(learned: Learnability, advice: Advice) -> Table:
-    best = learned.full if advice.choice == "full" else learned.best(passages=advice.choice == "peft+rag")
+def _trials(learned: Learnability, advised: Trial | None) -> Table:
     lines = tuple(
         (
             one_line(trial.name),
@@ -158,17 +154,17 @@ def _trials(learned: Learnability, advice: Advice) -> Table:
         for trial in learned.trials
     )
     heads = ("Trial", "Method", "lr", "Examples", "Passages", "Steps", "Parameters", "Loss", "Extrapolated", "Score")
-    marked = next((index for index, trial in enumerate(learned.trials) if trial is best), None)
+    marked = next((index for index, trial in enumerate(learned.trials) if trial is advised), None)
     return Table("Every trial, with 95 % intervals in brackets", heads, lines, ("Method",), marked)
 
 
 def _fit(evidence: Evidence) -> Probe:
-    fit, title = evidence.fit, words.PROBE_TITLES["fit"]
+    fit = evidence.fit
     if fit is None:
-        return Probe("fit", title)
+        return Probe("fit")
     drawings = _drawn(evidence, plots.memory)
     sentences = () if drawings else (words.fit(fit),)
-    return Probe("fit", title, sentences, drawings, (_options(fit),) if fit.options else ())
+    return Probe("fit", sentences, drawings, (_options(fit),) if fit.options else ())
 
 
 def _options(fit: Fit) -> Table:
@@ -184,9 +180,9 @@ def _options(fit: Fit) -> Table:
 
 
 def _cleanliness(evidence: Evidence) -> Probe:
-    defects, title = evidence.cleanliness, words.PROBE_TITLES["cleanliness"]
+    defects = evidence.cleanliness
     sentences = () if defects is None else (words.cleanliness(evidence), *words.places(defects))
-    return Probe("cleanliness", title, sentences)
+    return Probe("cleanliness", sentences)
 
 
 # ── the terminal ────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -199,7 +195,7 @@ def to_terminal(advice: Advice, evidence: Evidence) -> list[RenderableType]:
         ("Expected", [_prospect_table(advice)]),
         ("Why", [_points(words.sentence(reason.text) for reason in advice.reasons)]),
         ("What would change it", [_points(map(words.sentence, advice.change))]),
-        ("Missing", [_points(words.missing(evidence, advice.missing))]),
+        ("Missing", [_points(_missing(evidence))]),
         ("Evidence", [_condition_table(evidence), _points(_evidence_lines(evidence)), _fit_table(evidence.fit)]),
         ("Settings", [_points([words.trained_with(advice.settings, evidence.subject.train)])]),
         ("Run next", [commands or None]),
@@ -235,7 +231,7 @@ def _grid(rows: Iterable[Sequence[str]]) -> rich_table.Table:
 
 def _prospect_table(advice: Advice) -> rich_table.Table | None:
     table = columns("  choice", "expected score", "how that is known")
-    for prospect in _ranked(advice):
+    for prospect in advice.prospects:
         name, *rest = _prospect_row(prospect)
         table.add_row(f"{'>' if prospect.choice == advice.choice else ' '} {name}", *rest)
     return table if table.row_count else None

@@ -210,7 +210,7 @@ def noisy_labels(strength: Strength | None, learned: Learnability) -> bool:
     if learned.agreement is None or learned.agreement[0] - learned.agreement[1] <= NOISY_LABELS:
         return False
     best = max((trial.score.value for trial in learned.trials if trial.score is not None), default=0.0)
-    return strength is None or best > max(score.value for score in strength.trivial.values())
+    return strength is None or best > strength.best_trivial
 
 
 # ── the rules ───────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -239,7 +239,7 @@ class Criteria:
     @classmethod
     def of(cls, evidence: Evidence) -> Criteria:
         target, learned, strength = evidence.subject.target, evidence.learnability, evidence.strength
-        trivial = 0.0 if strength is None else max(score.value for score in strength.trivial.values())
+        trivial = 0.0 if strength is None else strength.best_trivial
         options = () if evidence.fit is None else evidence.fit.options
         return cls(
             minimum=minimum_score(trivial) if target is None else target,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, Literal, NamedTuple, get_args
 
 from halka.advisor.evidence import Cleanliness, Evidence, Fit, Learnability, Option, ProbeName, Subject
@@ -65,16 +65,18 @@ def known(score: Score | None) -> Score | None:
 
 def share(score: Score | None) -> str:
     """A score with its interval: 61 % (57 % to 66 %)."""
-    if known(score) is None or score is None:
-        return UNKNOWN
-    return f"{percent(score.value)} ({percent(score.low)} to {percent(score.high)})"
+    return _with_interval(score, percent)
 
 
 def loss(score: Score | None) -> str:
     """A loss with its interval: 1.21 (1.15 to 1.27)."""
-    return (
-        UNKNOWN if known(score) is None or score is None else f"{score.value:.2f} ({score.low:.2f} to {score.high:.2f})"
-    )
+    return _with_interval(score, "{:.2f}".format)
+
+
+def _with_interval(score: Score | None, text: Callable[[float], str]) -> str:
+    if (score := known(score)) is None:
+        return UNKNOWN
+    return f"{text(score.value)} ({text(score.low)} to {text(score.high)})"
 
 
 def option_row(option: Option) -> tuple[str, ...]:
@@ -93,11 +95,6 @@ def option_row(option: Option) -> tuple[str, ...]:
 
 
 # ── names ───────────────────────────────────────────────────────────────────────────────────────────────────────────
-
-
-def cost_order(choice: Choice) -> int:
-    """Sorts choices by their cost, the cheapest first."""
-    return [*CHOICES].index(choice)
 
 
 def sentence(text: str) -> str:
@@ -148,11 +145,8 @@ def settings(values: Mapping[str, Any]) -> str:
 # ── evidence in sentences ───────────────────────────────────────────────────────────────────────────────────────────
 
 
-def missing(evidence: Evidence, further: Iterable[str]) -> list[str]:
-    """What could not be measured or used, each once, as sentences.
-
-    further   what the advice lists as missing besides the evidence's own
-    """
+def missing(evidence: Evidence) -> list[str]:
+    """What could not be measured or used, as sentences; a reason that several probes share is given once."""
     reasons = {name: "it was not run" for name in PROBES if getattr(evidence, name) is None} | dict(evidence.missing)
     probes: dict[str, list[str]] = {}
     for name, title in PROBE_TITLES.items():
@@ -162,13 +156,8 @@ def missing(evidence: Evidence, further: Iterable[str]) -> list[str]:
     for reason, titles in probes.items():
         names = listed([f"{title[:1].lower()}{title[1:]}" for title in titles])
         lines.append(sentence(f"not measured: {names} ({reason.rstrip('.')})"))
-    lines += [
-        sentence(reason if name in reason else f"{name}: {reason}")
-        for name, reason in reasons.items()
-        if name not in PROBES
-    ]
-    repeated = {f"{name}: {reason}" for name, reason in evidence.missing.items()}
-    return [*lines, *(sentence(text) for text in further if text not in repeated)]
+    others = ((name, reason) for name, reason in reasons.items() if name not in PROBES)
+    return [*lines, *(sentence(reason if name in reason else f"{name}: {reason}") for name, reason in others)]
 
 
 def best_trials(learnability: Learnability) -> str:
