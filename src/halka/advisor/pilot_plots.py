@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from halka.advisor import words
 from halka.advisor.evidence import Evidence, Learnability, Trial
 from halka.evaluation.metrics import Score
-from halka.report.axes import Name, at_the_right, log_ticks, room, tall
+from halka.report.axes import Name, at_the_right, log_scale_if_wide, room, tall
 from halka.report.intervals import finite
 from halka.report.svg import MARKERS, SERIES, Look, colour, grid, name_axes, new_figure
 from halka.report.units import count
@@ -183,10 +183,7 @@ def _mark_upright(axes: Axes, x: float, score: Score, look: Look, filled: bool =
 
 def _scale(axes: Axes, ends: Sequence[float]) -> None:
     low, high = min(ends), max(ends)
-    if low > 0 and high / low > 3:
-        axes.set_yscale("log")
-        log_ticks(axes.yaxis, low, high)
-        axes.yaxis.set_major_formatter(lambda value, _: f"{value:g}")
+    if log_scale_if_wide(axes, low, high):
         axes.set_ylim(low / 1.1, high * 1.1)
     else:
         pad = 0.06 * (high - low or abs(high) or 1.0)

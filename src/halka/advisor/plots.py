@@ -13,7 +13,7 @@ from halka.advisor import words
 from halka.advisor.advice import Advice
 from halka.advisor.evidence import Evidence, Fit, Subject
 from halka.evaluation.metrics import Score
-from halka.report.axes import Key, bar_axes, legend, text_width
+from halka.report.axes import Key, bar_axes, legend, text_width, value_at
 from halka.report.intervals import finite
 from halka.report.plots import PART_NAMES
 from halka.report.rows import MEMORY_PARTS
@@ -109,7 +109,7 @@ def losses(evidence: Evidence) -> Drawing | None:
                 variable, marker = PARTS[part]
                 y = number + 15 / (14 + 15 * len(used)) * (used.index(part) - (len(used) - 1) / 2)
                 _mark(axes, parts[part], y, variable, marker)
-                _write_beside(axes, parts[part].high, y, f"{parts[part].value:.2f}")
+                value_at(axes, parts[part].high, y, f"{parts[part].value:.2f}", over_lines=True)
     legend(axes, [Key(words.PARTS[part], colour(PARTS[part][0]), PARTS[part][1]) for part in used])
     axes.locator_params(axis="x", nbins=7)
     name_axes(axes, "loss per token, in nats", "")
@@ -142,7 +142,7 @@ def memory(evidence: Evidence) -> Drawing | None:
         if bar.rest:
             label.set_color(colour("--muted"))
             axes.barh(y, bar.rest, 0.5, start, color=colour("--paper"), edgecolor=colour("--muted"), linewidth=1.2)
-        _write_beside(axes, bar.total, y, size(bar.total))
+        value_at(axes, bar.total, y, size(bar.total), over_lines=True)
     axes.xaxis.set_major_formatter(lambda value, _: size(value).replace(".0", "") if value else "0")
     legend(axes, [Key(PART_NAMES.get(part, one_line(part)), colour(MEMORY.get(part, "--s5"))) for part in used])
     other = " Outlined: the method above, trained as named." if any(bar.rest for bar in bars) else ""
@@ -235,20 +235,6 @@ def _beyond(axes: Axes, text: str) -> None:
     """Name something right of all that is drawn, above the axes' right end."""
     right = axes.figure.bbox.x1 - 4
     axes.annotate(f"{text} →", (right, axes.bbox.y1 + 6), xycoords="figure pixels", color=colour("--muted"), ha="right")
-
-
-def _write_beside(axes: Axes, x: float, y: float, text: str) -> None:
-    """Write a figure right of its mark, over lines that cross its place."""
-    ground = {"facecolor": colour("--paper"), "edgecolor": "none", "pad": 1.5}
-    axes.annotate(
-        text,
-        (x, y),
-        xytext=(5, 0),
-        textcoords="offset points",
-        va="center_baseline",
-        annotation_clip=False,
-        bbox=ground,
-    )
 
 
 def _set_limits(axes: Axes, ends: Sequence[float], share: bool = False) -> None:

@@ -183,6 +183,16 @@ def bar_axes(names: Sequence[str], right: float, top: float = 12, bar_height: fl
     return figure, axes
 
 
+def log_scale_if_wide(axes: Axes, low: float, high: float) -> bool:
+    """Make y logarithmic where `high` is more than three times `low`; returns whether it is."""
+    if not (low > 0 and high / low > 3):
+        return False
+    axes.set_yscale("log")
+    log_ticks(axes.yaxis, low, high)
+    axes.yaxis.set_major_formatter(lambda value, _: f"{value:g}")
+    return True
+
+
 def log_ticks(axis: Axis, low: float, high: float) -> None:
     """Put ticks at whole decades, and between them where the range is short."""
     from matplotlib.ticker import LogLocator
@@ -205,9 +215,18 @@ def mark(axes: Axes, x: float, y: float, look: Look, small: bool = False) -> Non
     )
 
 
-def value_at(axes: Axes, x: float, y: float, text: str) -> None:
-    """Write a value to the right of a bar's end."""
-    axes.annotate(text, (x, y), xytext=(5, 0), textcoords="offset points", va="center_baseline", annotation_clip=False)
+def value_at(axes: Axes, x: float, y: float, text: str, *, over_lines: bool = False) -> None:
+    """Write a value to the right of a bar's end; `over_lines` covers lines that cross its place."""
+    ground = {"facecolor": colour("--paper"), "edgecolor": "none", "pad": 1.5} if over_lines else None
+    axes.annotate(
+        text,
+        (x, y),
+        xytext=(5, 0),
+        textcoords="offset points",
+        va="center_baseline",
+        annotation_clip=False,
+        bbox=ground,
+    )
 
 
 def legend(axes: Axes, keys: Sequence[Key]) -> None:

@@ -18,6 +18,7 @@ from halka.report.axes import (
     bar_axes,
     beside,
     legend,
+    log_scale_if_wide,
     log_ticks,
     mark,
     room,
@@ -168,10 +169,7 @@ def curves(summary: Summary, measurements: Sequence[Measurement]) -> tuple[Figur
         axes.plot(steps, middle, color=style.colour, linewidth=1.8)
         names.append(Name(row.label, steps[-1], middle[-1], style.colour))
     losses = [value for _, points in lines for point in points for value in point[1:]]
-    if min(losses) > 0 and max(losses) / min(losses) > 3:
-        axes.set_yscale("log")
-        log_ticks(axes.yaxis, min(losses), max(losses))
-        axes.yaxis.set_major_formatter(lambda value, _: f"{value:g}")
+    log_scale_if_wide(axes, min(losses), max(losses))
     grid(axes, "y")
     axes.minorticks_off()
     axes.set_xlim(min(p[0][0] for _, p in lines), max(p[-1][0] for _, p in lines))
