@@ -8,14 +8,14 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import closing, suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from halka.advisor.evidence import Condition, Learnability, Trial
-from halka.advisor.probed_base import ProbedBase
+from halka.advisor.probed_base import ProbedBase, Report
 from halka.advisor.statistics import (
     HORIZON,
     agreement,
@@ -33,7 +33,6 @@ from halka.util.errors import HalkaError, TrainingError
 from halka.util.files import write_text
 
 EVALUATIONS = 6  # of the held-out loss, in a trial
-Progress = Callable[[str], None]
 
 
 @dataclass(frozen=True)
@@ -93,7 +92,7 @@ def learnability(
     checkpointing: bool = False,
     owned: int | None = None,
     folder: Path | None = None,
-    progress: Progress = lambda _: None,
+    progress: Report = lambda _: None,
 ) -> Learnability:
     """Train the trials for about `seconds`, generate their held-out answers, and extrapolate their curves.
 
@@ -212,7 +211,7 @@ class _Pilot:
         return _Run(plan, config, steps, method.lr * plan.rate, job)
 
     def train(
-        self, jobs: Sequence[Job], progress: Progress
+        self, jobs: Sequence[Job], progress: Report
     ) -> tuple[dict[str, list[tuple[int, float]]], dict[str, TrainingError]]:
         """Each job's held-out curve, and the errors. A resumed pilot's earlier points are read from its folder."""
         curves: dict[str, dict[int, float]] = {job.name: {} for job in jobs}

@@ -49,6 +49,9 @@ TokenLosses = tuple[list[int], np.ndarray]
 Retrieve = Callable[[str], Sequence[Passage]]
 """Maps a question to the passages that may answer it."""
 
+Report = Callable[[str], None]
+"""Called with what a stage does."""
+
 Progress = Callable[[str, str], None]
 """Called with a stage and what it does."""
 
@@ -95,7 +98,7 @@ class ProbedBase:
         return [self.prompt(example, condition) for example in self.held_out]
 
     def prompts_with_passages(
-        self, examples: Sequence[Example], progress: Callable[[str], None] = lambda _: None
+        self, examples: Sequence[Example], progress: Report = lambda _: None
     ) -> Iterator[Example]:
         """The examples prompted with passages, without those that the base cannot be prompted with."""
         kept, _ = usable_examples(self.model, examples)

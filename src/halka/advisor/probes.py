@@ -1,19 +1,19 @@
 """Three probes: strength (the base without training), knowledge (form or content), cleanliness (the data alone).
 
-The pilot is in `pilot.py`, the hardware in `resources.py`; `probing.py` runs all five.
+The pilot is in `pilot.py`, the hardware in `resources.py`; `runner.py` runs all five.
 """
 
 from __future__ import annotations
 
 import math
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import islice
 
 import numpy as np
 
 from halka.advisor.evidence import BOTH, CLOSED, DOCUMENTS, EXAMPLES, Cleanliness, Knowledge, Strength
-from halka.advisor.probed_base import ProbedBase, TokenLosses, question_of
+from halka.advisor.probed_base import ProbedBase, Report, TokenLosses, question_of
 from halka.advisor.statistics import mean_interval
 from halka.data.duplicates import answer_keys, between, prompt_key, within
 from halka.data.examples import Example
@@ -22,13 +22,12 @@ from halka.rag.raft import stands_in
 
 COMMON = 0.25  # share of the training answers that contain a token of form
 PLACES = 5  # places of defects that are listed, at most, for each kind
-Progress = Callable[[str], None]
 
 
 # ── strength ────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
-def strength(base: ProbedBase, progress: Progress = lambda _: None) -> Strength:
+def strength(base: ProbedBase, progress: Report = lambda _: None) -> Strength:
     """Losses and scores of the held-out answers, zero-shot and with worked examples, beside trivial baselines.
 
     The baselines: always the most frequent answer, the question copied, and a unigram model of the answers' tokens.
@@ -78,7 +77,7 @@ def _unigram_loss(base: ProbedBase) -> float:
 # ── knowledge ───────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
-def knowledge(base: ProbedBase, progress: Progress = lambda _: None) -> Knowledge:
+def knowledge(base: ProbedBase, progress: Report = lambda _: None) -> Knowledge:
     """Losses of the held-out answers under every condition, by form and content; with documents also scores.
 
     Loss that worked examples take away is form, which training teaches; loss that only passages take away is content,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field, fields, replace
 from itertools import product
 from pathlib import Path
@@ -12,7 +12,7 @@ from typing import Any
 
 from halka.advisor.evidence import CLOSED, DOCUMENTS, Fit, Option
 from halka.advisor.pilot import PilotConfig
-from halka.advisor.probed_base import ProbedBase
+from halka.advisor.probed_base import ProbedBase, Report
 from halka.advisor.request import Request, Room
 from halka.core import Method
 from halka.data.examples import Example
@@ -45,20 +45,16 @@ PILOT_SHARE = 0.5  # of the available memory, above which the pilot checkpoints,
 def fit(
     base: str | Path | Any,
     *,
-    kind: str | None = None,
-    labels: int | None = None,
     methods: Sequence[str] = METHODS,
     length: int,
     batch_size: int,
     tasks: int = 1,
     dtype: str = "bfloat16",
     quantize: str | None = None,
-    memory: int | None = None,
-    device: str | None = None,
-    hardware: Hardware | None = None,
-    progress: Callable[[str], None] = lambda _: None,
+    hardware: Hardware,
+    progress: Report = lambda _: None,
 ) -> Fit:
-    """What each of `methods` needs on the hardware, trained in the first way that fits.
+    """What each of `methods` needs on the hardware (see `find_hardware`), trained in the first way that fits.
 
     The ways are: as it is, with checkpointing, on a base in int8, in NF4 (beginning with `quantize`, if given; each
     with checkpointing only where it does not fit without). Where none fits, it is the one that needs the least memory.
@@ -66,19 +62,17 @@ def fit(
     `MOST_ROWS`) as long as a few.
 
     base       a short name, a folder, a name on the hub, or a transformers configuration
-    kind, labels, dtype, quantize   as in `halka.estimate`
+    dtype, quantize   as in `halka.estimate`
     length, batch_size    tokens of an example, examples of a batch
     tasks      how many are stored and served, each with an adapter of its own
-    memory, device   the hardware, as in `find_hardware`; or `hardware` itself
     progress   called before each estimate
 
     Methods that the base does not support are left out; so are forms that it, or this machine, does not support, which
     `Fit.untried` lists. Raises HalkaError as `halka.estimate` does, and if no method is left.
     """
-    config, setup = prepared(base, kind, rows=batch_size, length=length, dtype=dtype, quantize=quantize, labels=labels)
+    config, setup = prepared(base, rows=batch_size, length=length, dtype=dtype, quantize=quantize)
     at_least_one(tasks=tasks)
     chosen = [build_method(name, {}) for name in methods]
-    hardware = hardware or find_hardware(dtype, memory, device)
     search = _Search(config, setup, hardware, progress)
     options, parts, refused = [], {}, []
     for method in chosen:
@@ -134,7 +128,7 @@ class _Search:
     config: Any
     setup: Setup
     hardware: Hardware
-    progress: Callable[[str], None]
+    progress: Report
     sizes: dict[str | None, int] = field(default_factory=dict)
     untried: dict[str, str] = field(default_factory=dict)
 
@@ -290,16 +284,13 @@ def base_too_large(base_bytes: int, free: Available) -> str | None:
     return f"the base takes {size(needs)} and {size(room)} are free" if needs > room else None
 
 
-def pilot_room(
-    request: Request, config: Any, lengths: Sequence[int], free: Available, pilot: PilotConfig | None = None
-) -> Room:
+def pilot_room(request: Request, config: Any, lengths: Sequence[int], free: Available, pilot: PilotConfig) -> Room:
     """How the pilot trains so that it fits. Its passes run one after another, so the largest one counts.
 
     lengths   tokens of the examples, and of those with passages where there are some
 
     Raises OutOfMemoryError where the small adapters do not fit even with checkpointing.
     """
-    pilot = pilot or PilotConfig()
 
     def needs(method: str, trials: int, length: int, checkpointing: bool) -> int:
         rows = trials * max(1, min(request.batch_size, pilot.batch_tokens // length))

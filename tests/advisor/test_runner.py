@@ -20,7 +20,7 @@ import torch
 import torch.nn.functional as F
 
 import halka
-from halka.advisor import Evidence, Request, advise_from, probe, probed_base, probing, resources
+from halka.advisor import Evidence, Request, advise_from, probe, probed_base, resources, runner
 from halka.advisor.advice import commands
 from halka.advisor.evidence import CONDITIONS
 from halka.advisor.pilot import TRIALS, PilotConfig, TrialPlan, learnability
@@ -409,7 +409,7 @@ def test_another_pilot_has_its_time_and_takes_the_place_of_what_an_earlier_one_l
         given.append(seconds)
         raise TrainingError("stopped")
 
-    monkeypatch.setattr(probing, "learnability", stopped)
+    monkeypatch.setattr(runner, "learnability", stopped)
     found = run(request_for(base, full=True), folder, skip=("fit",))
     assert found.missing["learnability"] == "training failed: stopped"
     assert given[0] > 0
@@ -431,7 +431,7 @@ def test_a_pilot_leaves_memory_to_others(base):
         return dry_run(config, build_method(method, {}), setup, gpu=True).memory.total
 
     def room(request: Request, free: int):
-        return pilot_room(request, config, [64, 200], gpu(free))
+        return pilot_room(request, config, [64, 200], gpu(free), PilotConfig())
 
     lora, less = (max(needs("lora", 40, 64, each), needs("lora", 8, 200, each)) for each in (False, True))
     assert not room(request_for(base), 2 * lora + 1).checkpointing
@@ -479,7 +479,7 @@ def test_memory_that_runs_out_within_a_probe_is_told(base, tmp_path, monkeypatch
     def full(*_: object, **__: object) -> None:
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.\nMore.")
 
-    monkeypatch.setattr(probing, "knowledge", full)
+    monkeypatch.setattr(runner, "knowledge", full)
     found = run(request_for(base), tmp_path, skip=("fit", "learnability"))
     assert found.strength is not None
     assert found.missing["knowledge"] == "CUDA out of memory. Tried to allocate 2.00 GiB."
@@ -492,7 +492,7 @@ def test_full_fine_tuning_that_does_not_fit_is_told_each_time(base, tmp_path, mo
     def without_full(*_: object) -> Room:
         return Room(False, "a trial takes 9 GB and 1 GB are free")
 
-    monkeypatch.setattr(probing, "pilot_room", without_full)
+    monkeypatch.setattr(runner, "pilot_room", without_full)
     skip = ("fit", "strength", "knowledge")
     found = run(request_for(base, full=True), tmp_path, skip=skip)
     assert found.learnability is not None
@@ -538,7 +538,7 @@ def test_the_same_is_asked_where_all_that_it_depends_on_is_the_same(base, tmp_pa
 
 def test_another_gpu_is_looked_at_anew(base, tmp_path, monkeypatch):
     def here(memory: int) -> None:
-        for module in (probing, resources):
+        for module in (runner, resources):
             monkeypatch.setattr(module, "gpu_here", lambda: Hardware("RTX 9", True, memory, None))
 
     skip = ("learnability", "knowledge", "strength", "cleanliness")

@@ -24,7 +24,7 @@ from halka.advisor.evidence import (
     best_condition,
 )
 from halka.advisor.pilot import FULL, WITH_PASSAGES, PilotConfig, learnability
-from halka.advisor.probed_base import ProbedBase, Progress, decoder_config, open_base
+from halka.advisor.probed_base import ProbedBase, Progress, Report, decoder_config, open_base
 from halka.advisor.probes import cleanliness, knowledge, strength
 from halka.advisor.request import (
     HELD_OUT,
@@ -292,7 +292,7 @@ class _Probes:
             return self.plan.missing
         return self.plan.missing | {FULL.name: room.without_full}
 
-    def _reporter(self, stage: str) -> Callable[[str], None]:
+    def _reporter(self, stage: str) -> Report:
         return lambda text: self.progress(stage, text)
 
     def _subject(self, size: Estimate) -> Subject:
