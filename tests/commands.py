@@ -70,9 +70,9 @@ def process(command: str, folder: Path, **environment: str) -> subprocess.Popen[
     )
 
 
-def stopped(command: str, at: str, times: int = 1) -> str:
-    """What a command prints on stderr that Ctrl-C stops, pressed so many times once this text stands there."""
-    output, messages = io.StringIO(), _Interrupting(at, times)
+def stopped(command: str, at: str, times: int = 1, by: signal.Signals = signal.SIGINT) -> str:
+    """What a command prints on stderr that a signal stops, sent so many times once this text stands there."""
+    output, messages = io.StringIO(), _Interrupting(at, times, by)
     with redirect_stdout(output), redirect_stderr(messages), pytest.raises(SystemExit) as ended:
         app(command.split())
     assert messages.times == 0, f"{at} was never printed"
@@ -82,15 +82,15 @@ def stopped(command: str, at: str, times: int = 1) -> str:
 
 
 class _Interrupting(io.StringIO):
-    """Sends Ctrl-C to this process, so many times, when a text is written."""
+    """Sends a signal to this process, so many times, when a text is written."""
 
-    def __init__(self, at: str, times: int):
+    def __init__(self, at: str, times: int, by: signal.Signals):
         super().__init__()
-        self.at, self.times = at, times
+        self.at, self.times, self.by = at, times, by
 
     def write(self, text: str) -> int:
         written = super().write(text)
         while self.at in text and self.times:
             self.times -= 1
-            os.kill(os.getpid(), signal.SIGINT)
+            os.kill(os.getpid(), self.by)
         return written

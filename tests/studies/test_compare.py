@@ -1,23 +1,15 @@
-"""An experiment's file, and its schedule: what is run, what is not, and what happens when a run goes wrong.
-
-The runs here are processes, as they always are, but of a program that measures nothing and does what it is told.
-"""
+"""An experiment's file, and its schedule: what is run, what is not, and what happens when a run goes wrong."""
 
 from __future__ import annotations
 
 import gc
 import json
 import os
-import signal
-import subprocess
-import sys
 import warnings
 from collections import Counter
 from collections.abc import Iterator
-from contextlib import contextmanager
 from itertools import pairwise
 from pathlib import Path
-from types import FrameType, SimpleNamespace
 
 import pytest
 import yaml
@@ -26,126 +18,13 @@ from halka.studies.compare import Plan, measurements, run, runner, write_outputs
 from halka.studies.experiment import Experiment, demo_experiment, read_experiment
 from halka.studies.runner import Event, Runner
 from runs_for_tests import base_and_task, written_task
-
-PROGRAM = '''
-"""Stands in for `python -m halka.studies.measure RUN.json RESULT.json …`: it does what the plan says for each run."""
-import json, os, signal, sys, time
-
-plan = json.load(open(os.environ["HALKA_TEST_PLAN"]))
-
-
-def note(what, name):
-    with open(os.environ["HALKA_TEST_LOG"], "a") as file:
-        told = {"what": what, "name": name, "pid": os.getpid(), "at": time.monotonic()}
-        file.write(json.dumps(told | {"threads": os.environ["OMP_NUM_THREADS"]}) + chr(10))
-
-
-def one(number, source, target):
-    given = json.load(open(source))
-    name = f"{given['label']} {given['train']['lr']} {given['train']['seed']} {given['purpose']}"
-    todo = next((todo for start, todo in plan.items() if name.startswith(start)), {})
-    note("begins", name)
-    print("loading", "{ a base }", flush=True)
-    for line in todo.get("print", []):
-        print(line, flush=True)
-    for step in (1, 2):
-        print(json.dumps({"run": number, "step": step, "steps": 2, "loss": 1 / step}), flush=True)
-    print("here it goes wrong", file=sys.stderr, flush=True)
-    time.sleep(todo.get("sleep", 0))
-    if todo.get("kill") or (todo.get("kill_together") and len(sys.argv) > 3):
-        os.kill(os.getpid(), signal.SIGKILL)
-    if not todo.get("leave"):
-        result = {
-            "status": "failed" if todo.get("error") else "done",
-            "error": todo.get("error"),
-            "label": given["label"],
-            "lr": given["train"]["lr"],
-            "seed": given["train"]["seed"],
-            "steps": given["train"].get("steps"),
-            "purpose": given["purpose"],
-            "validation_loss": todo.get("loss", 0.5),
-            "primary": "exact_match",
-        }
-        if given["purpose"] == "final":
-            result["scores"] = {"exact_match": {"value": 0.25, "low": 0.0, "high": 1.0, "n": 4}}
-        os.makedirs(os.path.dirname(target), exist_ok=True)
-        with open(target, "w") as file:
-            json.dump(result, file)
-        print(json.dumps({"run": number, "ended": True}), flush=True)
-    note("ends", name)
-    return bool(todo.get("error"))
-
-
-pairs = zip(sys.argv[1::2], sys.argv[2::2])
-sys.exit(1 if any([one(number, *pair) for number, pair in enumerate(pairs)]) else 0)
-'''
-
-
-class Stage:
-    """A folder to run experiments in, the plan that the runs follow, and what they have noted."""
-
-    def __init__(self, folder: Path):
-        self.folder, self.log, self._plan = folder / "out", folder / "log", folder / "plan.json"
-        self.plan()
-
-    def plan(self, **todo: dict) -> None:
-        self._plan.write_text(json.dumps({name.replace("_", " "): each for name, each in todo.items()}))
-
-    def notes(self, what: str = "begins") -> list[dict]:
-        lines = self.log.read_text().splitlines() if self.log.exists() else []
-        return [note for note in map(json.loads, lines) if note["what"] == what]
-
-    def names(self) -> list[str]:
-        return [note["name"] for note in self.notes()]
-
-    def forget(self) -> None:
-        self.log.unlink()
-
-    def go(self, experiment: Experiment, **options) -> list[Event]:
-        with within_seconds(30):
-            return list(run(experiment, self.folder, **options))
+from staged_runs import Stage, is_alive, staged, within_seconds
 
 
 @pytest.fixture
-def stage(tmp_path, monkeypatch) -> Iterator[Stage]:
-    program, own = tmp_path / "program.py", subprocess.Popen
-    program.write_text(PROGRAM)
-
-    def started(arguments, **options):
-        assert arguments[:3] == [sys.executable, "-m", "halka.studies.measure"]
-        return own([sys.executable, "-S", str(program), *arguments[3:]], **options)
-
-    stage = Stage(tmp_path)
-    monkeypatch.setenv("HALKA_TEST_PLAN", str(tmp_path / "plan.json"))
-    monkeypatch.setenv("HALKA_TEST_LOG", str(stage.log))
-    monkeypatch.setattr(subprocess, "Popen", started)
-    yield stage
-    assert not [note["pid"] for note in stage.notes() if is_alive(note["pid"])]
-    gc.collect()
-
-
-@contextmanager
-def within_seconds(seconds: float, error: type[BaseException] = TimeoutError) -> Iterator[None]:
-    """Raises in the middle of whatever takes longer."""
-
-    def ring(number: int, frame: FrameType | None) -> None:
-        raise error
-
-    before = signal.signal(signal.SIGALRM, ring)
-    signal.setitimer(signal.ITIMER_REAL, seconds)
-    try:
-        yield
-    finally:
-        signal.setitimer(signal.ITIMER_REAL, 0)
-        signal.signal(signal.SIGALRM, before)
-
-
-def is_alive(pid: int) -> bool:
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    return True
+def stage(tmp_path) -> Iterator[Stage]:
+    with staged(tmp_path) as stage:
+        yield stage
 
 
 def experiment(*methods: dict, **changes) -> Experiment:
@@ -649,10 +528,7 @@ def test_changed_data_is_other_work(stage, tmp_path):
     assert len(measurements(stage.folder)) == 2
 
 
-def test_table_and_report_are_of_this_experiments_runs_alone(stage, monkeypatch):
-    monkeypatch.setattr("halka.report.summary.summarise", lambda runs: SimpleNamespace(to_json=lambda: runs))
-    monkeypatch.setattr("halka.report.table.to_markdown", str)
-    monkeypatch.setattr("halka.report.html.write_report", lambda *_, **__: None)
+def test_table_and_report_are_of_this_experiments_runs_alone(stage):
     stage.plan(**{"lora_0.1": {"loss": 0.6}, "lora_0.2": {"loss": 0.4}, "lora_0.3": {"loss": 0.5}})
     first = experiment(LORA, BASE)
     stage.go(first)
@@ -664,6 +540,8 @@ def test_table_and_report_are_of_this_experiments_runs_alone(stage, monkeypatch)
     assert {each["steps"] for each in found.measurements if each["purpose"] == "final"} == {8}
     assert {each["lr"] for each in found.measurements if each["purpose"] == "final"} == {0.2, None}
     assert found.others == len(measurements(stage.folder)) - 6 == 4
+    assert found.table.read_text().count("| lora ") == 1
+    assert "<title>test" in found.report.read_text()
 
 
 def test_two_processes_do_not_run_experiments_in_one_folder(stage):
