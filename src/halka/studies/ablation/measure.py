@@ -49,26 +49,35 @@ EDGES = 8  # the most tokens that a text takes more where an attack cuts it in t
 def measure(runs: Sequence[Run], folders: Sequence[Path]) -> Iterator[Result]:
     """Measure runs of one ablation in turn; `folders` get checkpoints and adapters.
 
-    The documents are taken in first, so that what a stopped process left changed is put back. Data that cannot be used
-    fails every run.
+    Data that cannot be used fails every run.
     """
     ablation = Ablation.model_validate(runs[0].ablation).at(Path(runs[0].beside))
     try:
-        collection = collection_of(ablation, Path(runs[0].folder))
-        texts, files = listed(ablation.documents)
-        for event in taken_in(collection, texts, files):
-            if event.what == "skipped":
-                report(skipped=event.document, reason=event.reason)
         model = adapt(*load_base(ablation.place(ablation.base), dtype=ablation.dtype))
-        subject = Subject(ablation, read_questions(ablation), collection, model, texts)
+        subject = subject_of(ablation, Path(runs[0].folder), model)
     except HalkaError as error:
         yield from (run.failed(str(error)) for run in runs)
         return
     for number, (run, folder) in enumerate(zip(runs, folders, strict=True)):
-        yield _measured(subject, run, folder, number)
+        yield measure_run(subject, run, folder, number)
 
 
-def _measured(subject: Subject, run: Run, folder: Path, number: int) -> Result:
+def subject_of(ablation: Ablation, folder: Path, model: AdaptedModel) -> Subject:
+    """The model with the ablation's questions and documents, whose collection is in the study's folder.
+
+    The documents are taken in, so that what a stopped process left changed is put back. Raises HalkaError for data
+    that cannot be used.
+    """
+    collection = collection_of(ablation, folder)
+    texts, files = listed(ablation.documents)
+    for event in taken_in(collection, texts, files):
+        if event.what == "skipped":
+            report(skipped=event.document, reason=event.reason)
+    return Subject(ablation, read_questions(ablation), collection, model, texts)
+
+
+def measure_run(subject: Subject, run: Run, folder: Path, number: int = 0) -> Result:
+    """Train the run's adapter, if it has one, and answer; `number` is the run's in the reports of this process."""
     result = _identity(subject, run)
     if run.who == "base":
         return result | subject.answers(None, run)
