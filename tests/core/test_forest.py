@@ -14,6 +14,7 @@ FOREST = Forest(lengths=(3, 2, 1, 4, 2, 2), parents=(-1, 0, 1, 0, -1, 4), runs=(
 def test_where_segments_stand():
     assert FOREST.tokens == 14
     assert FOREST.starts == (0, 3, 5, 6, 10, 12)
+    assert FOREST.ends == (10, 6, 6, 10, 14, 14)
     assert FOREST.offsets == (0, 3, 5, 3, 0, 2)
     assert FOREST.depths == (0, 1, 2, 1, 0, 1)
     assert FOREST.run_of_segment == (0, 0, 0, 0, 1, 1)
@@ -21,7 +22,7 @@ def test_where_segments_stand():
 
 
 def test_positions_count_from_the_root():
-    assert FOREST.positions().tolist() == [0, 1, 2, 3, 4, 5, 3, 4, 5, 6, 0, 1, 2, 3]
+    assert FOREST.positions.tolist() == [0, 1, 2, 3, 4, 5, 3, 4, 5, 6, 0, 1, 2, 3]
 
 
 @pytest.mark.parametrize(
@@ -32,6 +33,8 @@ def test_positions_count_from_the_root():
         ((), (), (), "none is empty"),
         ((2, 2), (-1, 0), (3,), "the runs have 3 tokens, the segments 4"),
         ((2, 2), (1, -1), (4,), "segment 0 does not stand behind its parent, 1"),
+        ((2, 2), (-1, -2), (4,), "segment 1 does not stand behind its parent, -2"),
+        ((2, 2, 2), (-1, -1, 0), (6,), "segment 2 does not stand behind its parent, 0, in its subtree"),
         ((2, 2), (-1, 0), (2, 2), "segment 1 lies in another run than its parent, 0"),
         ((2, 2), (-1, -1), (3, 1), "segment 1 lies in more than one run"),
     ],

@@ -156,7 +156,7 @@ def test_products_equal_the_dense_mask(forest, one_for_all, window, softcap):
 
 LARGE_FORESTS = {
     "blocks in several tiles": Forest((60, 450, 380, 90), (-1, 0, 0, 0), (980,)),
-    "groups of like length": Forest((9, 4, 7, 300, 280, 5, 2), (-1, -1, -1, 0, 1, 2, 0), (607,)),
+    "groups of like length": Forest((9, 300, 2, 4, 280, 7, 5), (-1, 0, 0, -1, 3, -1, 5), (607,)),
     "runs": Forest((20, 270, 4, 30, 300), (-1, 0, 0, -1, 3), (294, 330)),
 }
 

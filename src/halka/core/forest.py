@@ -1,7 +1,8 @@
 """`Forest`: which tokens of one line see which others, for examples that share their beginnings.
 
 A batch of examples without padding is one line of N tokens, cut into segments. A segment continues its parent: rows
-that begin alike are children of one segment, which is computed once.
+that begin alike are children of one segment, which is computed once. All that continues a segment, its subtree, stands
+right behind it, so a token is seen by one stretch of the line: from its own place to the end of its subtree.
 """
 
 from __future__ import annotations
@@ -19,7 +20,8 @@ class Forest:
     """Segments in one line of tokens; a token sees its own segment up to itself, and all of its ancestors.
 
     lengths   tokens of each segment, in the order of the line; above 0
-    parents   the number of each segment's parent, which stands before it; -1 for a root
+    parents   the number of each segment's parent; -1 for a root. Subtrees are not torn apart: the parent is the
+              segment before, or one that this continues
     runs      tokens of each run, in the order of the line: the i-th run uses the i-th adapter that `model.use([...])`
               names. A tree lies within one run; a run holds one tree or several
 
@@ -38,11 +40,15 @@ class Forest:
         if sum(self.runs) != self.tokens:
             raise ValueError(f"the runs have {sum(self.runs)} tokens, the segments {self.tokens}")
         run_of_segment = self.run_of_segment
+        path: list[int] = []  # of the segment before: its ancestors and itself
         for segment, parent in enumerate(self.parents):
-            if not -1 <= parent < segment:
-                raise ValueError(f"segment {segment} does not stand behind its parent, {parent}")
-            if parent >= 0 and run_of_segment[parent] != run_of_segment[segment]:
+            while path and path[-1] != parent:
+                path.pop()
+            if parent != -1 and not path:
+                raise ValueError(f"segment {segment} does not stand behind its parent, {parent}, in its subtree")
+            if path and run_of_segment[parent] != run_of_segment[segment]:
                 raise ValueError(f"segment {segment} lies in another run than its parent, {parent}")
+            path.append(segment)
 
     @cached_property
     def tokens(self) -> int:
@@ -53,6 +59,15 @@ class Forest:
     def starts(self) -> tuple[int, ...]:
         """The place in the line of each segment's first token."""
         return (0, *accumulate(self.lengths[:-1]))
+
+    @cached_property
+    def ends(self) -> tuple[int, ...]:
+        """The place in the line behind each segment's subtree."""
+        ends = [start + length for start, length in zip(self.starts, self.lengths, strict=True)]
+        for segment in reversed(range(len(ends))):
+            if (parent := self.parents[segment]) >= 0:
+                ends[parent] = max(ends[parent], ends[segment])
+        return tuple(ends)
 
     @cached_property
     def run_of_segment(self) -> tuple[int, ...]:
@@ -90,7 +105,7 @@ class Forest:
             path.append(segment)
         return tuple(reversed(path))
 
+    @cached_property
     def positions(self) -> Tensor:
         """(N,) int64, each token's place counted from its root's first token."""
-        positions = [torch.arange(at, at + n) for at, n in zip(self.offsets, self.lengths, strict=True)]
-        return torch.cat(positions)
+        return torch.cat([torch.arange(at, at + n) for at, n in zip(self.offsets, self.lengths, strict=True)])

@@ -100,7 +100,7 @@ def pack(groups: Sequence[Sequence[Tokens]], least_saved: int = LEAST_SAVED) -> 
     )
     return PackedBatch(
         input_ids=torch.from_numpy(np.frombuffer(b"".join(line), TOKEN).astype(np.int64))[None],
-        position_ids=forest.positions()[None],
+        position_ids=forest.positions[None],
         forest=forest,
         states=torch.from_numpy(states),
         labels=torch.from_numpy(labels & 0xFFFFFFFF),

@@ -64,16 +64,15 @@ def block_mask(visibility: Visibility) -> BlockMask:
 
     A block that is seen in full by its bounds is; one that may be seen is looked at token by token in the kernel.
     """
-    tokens, keys = len(visibility.number), len(visibility.first)
-    place = torch.arange(tokens, device=visibility.number.device)
-    number, at, position = (_bounds(table)[:, :, None] for table in (visibility.number, place, visibility.position))
-    first, end, before, key_position = (
-        _bounds(table)[:, None]
-        for table in (visibility.first, visibility.end, visibility.place, visibility.key_position)
+    tokens, keys = len(visibility.position), len(visibility.first)
+    place = torch.arange(tokens, device=visibility.position.device)
+    at, position = (_bounds(table)[:, :, None] for table in (place, visibility.position))
+    first, end, key_position = (
+        _bounds(table)[:, None] for table in (visibility.first, visibility.end, visibility.key_position)
     )
     low, high = 0, 1
-    some = (first[low] <= number[high]) & (number[low] < end[high]) & (before[low] <= at[high])
-    full = (first[high] <= number[low]) & (number[high] < end[low]) & (before[high] <= at[low])
+    some = (first[low] <= at[high]) & (at[low] < end[high])
+    full = (first[high] <= at[low]) & (at[high] < end[low])
     if visibility.window is not None:
         some &= position[low] - key_position[high] < visibility.window
         full &= position[high] - key_position[low] < visibility.window
