@@ -7,49 +7,32 @@ which every layer reads its own. They take no positions, and the text's attentio
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import contextmanager
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from halka.core import Cached, VirtualPart
+from halka.core import VirtualPart
 from halka.models.attention.function import LayerGate, use_attention
-from halka.models.attention.places import Stack
+from halka.models.attention.places import Stack, StackTokens
 from halka.models.layouts import Layout
 
 
-class Gated(nn.Module):
+class Gated(StackTokens[list[LayerGate | None]]):
     """What `parts` hold for a stack's layers; the module of a `memory.gated` target."""
 
     def __init__(self, base: Any, stack: Stack, layout: Layout):
-        super().__init__()
-        self.parts: tuple[VirtualPart | None, ...] = ()  # a row's each, or one for all
-        self.bare: Callable[[], AbstractContextManager[None]] = nullcontext
-        self.stack = stack
-        self.shape = (stack.layers, stack.module.config.get_text_config().hidden_size)
+        super().__init__(base, stack, (stack.layers, stack.module.config.get_text_config().hidden_size))
         layers = base.get_submodule(layout.layers).children()
-        self._base = (base,)  # in a tuple, so that the base is no submodule of this one
         self._attentions = (*(layer.get_submodule(layout.attention) for layer in layers),)
-        self._contents = Cached[list[LayerGate | None]]()
-
-    def enter(self, parts: Sequence[VirtualPart | None], bare: Callable[[], AbstractContextManager[None]]) -> None:
-        """From now on these, whose keys and values the base makes within `bare()`."""
-        self.parts, self.bare = tuple(parts), bare
-        self._contents.clear()
 
     def join(self, kwargs: dict[str, Any], runs: Sequence[int]) -> dict[str, Any]:
-        """What a pass of the stack receives instead: with every layer's gated tokens."""
-        return {**kwargs, "gated": self._made()} if any(self.parts) else kwargs
+        return {**kwargs, "gated": self.contents()} if any(self.parts) else kwargs
 
-    def _made(self) -> list[LayerGate | None]:
-        """Every layer's tokens for N rows, or one for all; None in layers without."""
-        distinct = [part for part in dict.fromkeys(self.parts) if part is not None]
-        parameters = [parameter for part in distinct for parameter in part.parameters()]
-        return self._contents.get(parameters, lambda: self._computed(distinct))
-
-    def _computed(self, distinct: Sequence[VirtualPart]) -> list[LayerGate | None]:
+    def compute(self, distinct: Sequence[VirtualPart]) -> list[LayerGate | None]:
+        """Every layer's tokens; None in layers without."""
         tokens_and_gates = [(part.virtual(), part.gates()) for part in distinct]  # P K D and K
         longest, count = (max(tokens.shape[side] for tokens, _ in tokens_and_gates) for side in (0, 1))
         tokens_NPKD = torch.stack([_filled(tokens, longest, count) for tokens, _ in tokens_and_gates])
@@ -70,19 +53,13 @@ class Gated(nn.Module):
     def _read(self, tokens_NPKD: Tensor) -> list[tuple[Tensor, Tensor]]:
         """Keys and values (N, H, P, W) that the last K layers make of what they are given, differentiable."""
         recorded: dict[int, tuple[Tensor, Tensor]] = {}
-        decoder, embed = self.stack.module, self.stack.embed
-        count, length, last = tokens_NPKD.shape[0], tokens_NPKD.shape[1], tokens_NPKD.shape[2]
+        count, length, last = tokens_NPKD.shape[:3]
         tokens = tokens_NPKD.to(self._base[0].dtype)
-        nothing = tokens.new_zeros(count, length, embed.get_parameter("weight").shape[1])
+        nothing = tokens.new_zeros(count, length, self.stack.embed.get_parameter("weight").shape[1])
         at_zero = torch.zeros(count, length, dtype=torch.int64, device=nothing.device)
         positions = {} if self.stack.layout.positions == "relative" else {"position_ids": at_zero}
-        training = decoder.training
-        decoder.eval()  # nothing to recompute in backward, when rows are routed
-        try:
-            with use_attention(self._base[0]), self.bare(), self._given(tokens.unbind(2)):
-                decoder(inputs_embeds=nothing, use_cache=False, record=recorded, **positions)
-        finally:
-            decoder.train(training)
+        with use_attention(self._base[0]), self.bare(), self._given(tokens.unbind(2)):
+            self.stack.run(inputs_embeds=nothing, record=recorded, **positions)
         return [recorded[layer] for layer in range(self.stack.layers - last, self.stack.layers)]
 
     @contextmanager

@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import inspect
-from typing import Any
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any, Generic, TypeVar
 
 import torch
 from torch import Tensor, nn
 
+from halka.core import Cached, VirtualPart
 from halka.models.layouts import Layout
 from halka.util.errors import HalkaError
+
+T = TypeVar("T")
 
 
 class Stack:
@@ -40,6 +45,15 @@ class Stack:
     def named(self, args: tuple, kwargs: dict[str, Any]) -> dict[str, Any]:
         """What a pass receives, all of it by name."""
         return {**dict(zip(self._names, args, strict=False)), **kwargs}
+
+    def run(self, **inputs: Any) -> Any:
+        """A pass in eval mode: nothing of it is recomputed in backward, when other rows may be routed."""
+        training = self.module.training
+        self.module.eval()
+        try:
+            return self.module(use_cache=False, **inputs)
+        finally:
+            self.module.train(training)
 
     def positions(self, kwargs: dict[str, Any], past: Any, shift: Tensor) -> dict[str, Tensor]:
         """As arguments of a pass, the positions (1 or B, T) of its text, moved by shift (1 or B, 1 or T)."""
@@ -81,3 +95,36 @@ class Stack:
 def tokens_of(kwargs: dict[str, Any]) -> Tensor:
     """Token ids (B, T), or embeddings (B, T, D), of a pass."""
     return kwargs["inputs_embeds"] if kwargs.get("input_ids") is None else kwargs["input_ids"]
+
+
+class StackTokens(nn.Module, Generic[T]):
+    """Virtual tokens that rows have at a stack's layers, made into contents T once for all passes of a block.
+
+    shape   of a token, as `core.Reader` has it
+    """
+
+    def __init__(self, base: Any, stack: Stack, shape: tuple[int, ...]):
+        super().__init__()
+        self.parts: tuple[VirtualPart | None, ...] = ()  # a row's each, or one for all
+        self.bare: Callable[[], AbstractContextManager[None]] = nullcontext
+        self.stack, self.shape = stack, shape
+        self._base = (base,)  # in a tuple, so that the base is no submodule of this one
+        self._contents = Cached[T]()
+
+    def enter(self, parts: Sequence[VirtualPart | None], bare: Callable[[], AbstractContextManager[None]]) -> None:
+        """From now on rows have these, for which the base computes within `bare()`."""
+        self.parts, self.bare = tuple(parts), bare
+        self._contents.clear()
+
+    def contents(self) -> T:
+        """What `compute` makes of the parts, for N rows or one for all."""
+        distinct = [part for part in dict.fromkeys(self.parts) if part is not None]
+        parameters = [parameter for part in distinct for parameter in part.parameters()]
+        return self._contents.get(parameters, lambda: self.compute(distinct))
+
+    def compute(self, distinct: Sequence[VirtualPart]) -> T:
+        raise NotImplementedError
+
+    def join(self, kwargs: dict[str, Any], runs: Sequence[int]) -> dict[str, Any]:
+        """What a pass of the stack receives instead."""
+        raise NotImplementedError

@@ -5,38 +5,27 @@ A prefix has them as parameters. A prompt has embeddings, and the base computes 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 
-from halka.core import Cached, VirtualPart, repeats
+from halka.core import VirtualPart, repeats
 from halka.models.attention.function import LayerMemory, use_attention
-from halka.models.attention.places import Stack, tokens_of
+from halka.models.attention.places import Stack, StackTokens, tokens_of
 
 
-class VirtualKV(nn.Module):
+class VirtualKV(StackTokens[tuple[Tensor, Tensor]]):
     """The virtual keys and values of a stack's layers; with `over`, of their attention to that encoder's tokens.
 
     Implements `core.Reader`: it is the module of a `memory` target.
     """
 
     def __init__(self, base: Any, stack: Stack, over: Stack | None = None):
-        super().__init__()
-        self.parts: tuple[VirtualPart | None, ...] = ()  # a row's each, or one for all
-        self.bare: Callable[[], AbstractContextManager[None]] = nullcontext
-        self.shape = stack.shape
-        self.stack, self._over = stack, over
-        self._base = (base,)  # in a tuple, so that the base is no submodule of this one
-        self._contents = Cached[tuple[Tensor, Tensor]]()
-
-    def enter(self, parts: Sequence[VirtualPart | None], bare: Callable[[], AbstractContextManager[None]]) -> None:
-        """From now on rows have these, which the base reads within `bare()` where they are embeddings."""
-        self.parts, self.bare = tuple(parts), bare
-        self._contents.clear()
+        super().__init__(base, stack, stack.shape)
+        self._over = over
 
     def vocabulary(self) -> nn.Module:
         """The base's embedding module: token ids (P,) to input embeddings (P, D)."""
@@ -48,29 +37,20 @@ class VirtualKV(nn.Module):
         embeddings = embeddings.to(self._base[0].dtype)
         with use_attention(self._base[0]), self.bare():  # virtual tokens see only each other
             if self._over is None:
-                self._run(self.stack, embeddings, record=recorded)
+                self.stack.run(**_from_zero(self.stack, embeddings), record=recorded)
             else:
-                states = self._run(self._over, embeddings).last_hidden_state
-                self._run(self.stack, embeddings[:, :1], encoder_hidden_states=states, record_across=recorded)
+                states = self._over.run(**_from_zero(self._over, embeddings)).last_hidden_state
+                first = _from_zero(self.stack, embeddings[:, :1])
+                self.stack.run(**first, encoder_hidden_states=states, record_across=recorded)
         pairs = [tensor for layer in range(self.stack.layers) for tensor in recorded[layer]]
         return torch.stack(pairs).permute(1, 3, 0, 2, 4)  # 2L N H P W -> N P 2L H W
-
-    def _run(self, stack: Stack, embeddings: Tensor, **more: Any) -> Any:
-        inputs = {"inputs_embeds": embeddings, "use_cache": False}
-        at_zero = torch.zeros(1, 1, dtype=torch.int64, device=embeddings.device)
-        training = stack.module.training
-        stack.module.eval()  # nothing to recompute in backward, when rows are routed
-        try:
-            return stack.module(**inputs, **stack.positions(inputs, 0, at_zero), **more)
-        finally:
-            stack.module.train(training)
 
     def join(self, kwargs: dict[str, Any], runs: Sequence[int]) -> dict[str, Any]:
         """What a pass of the stack receives instead: the rows' keys and values, and its positions behind them."""
         if not any(self.parts):
             return kwargs
         batch, length = tokens_of(kwargs).shape[:2]
-        contents, lengths = self._made()
+        contents, lengths = self.contents()
         cache = kwargs.get("cache") or kwargs.get("past_key_values")
         past = cache.get_seq_length() if cache is not None else 0
         longest = contents.shape[3]
@@ -94,23 +74,23 @@ class VirtualKV(nn.Module):
             return {**kwargs, "across": memory}
         return {**kwargs, **self.stack.positions(kwargs, past, shift), "memory": memory}
 
-    def _made(self) -> tuple[Tensor, Tensor]:
-        """Keys and values (2·L, N, H, P, W) padded to the longest, and lengths (N,), for N rows or one for all."""
-        distinct = [part for part in dict.fromkeys(self.parts) if part is not None]
-        parameters = [parameter for part in distinct for parameter in part.parameters()]
+    def compute(self, distinct: Sequence[VirtualPart]) -> tuple[Tensor, Tensor]:
+        """Keys and values (2·L, N, H, P, W) padded to the longest, and lengths (N,)."""
+        virtual = [part.virtual() for part in distinct]
+        embedded = [i for i, tokens in enumerate(virtual) if tokens.dim() == 2]
+        if embedded:
+            read = self.read(pad_sequence([virtual[i] for i in embedded], batch_first=True))
+            for row, i in zip(read, embedded, strict=True):
+                virtual[i] = row[: virtual[i].shape[0]]
+        dtype, device = self._base[0].dtype, virtual[0].device
+        by_part = {id(part): tokens.to(dtype) for part, tokens in zip(distinct, virtual, strict=True)}
+        nothing = torch.zeros(0, *self.shape, dtype=dtype, device=device)
+        rows = [nothing if part is None else by_part[id(part)] for part in self.parts]
+        lengths = torch.tensor([row.shape[0] for row in rows], device=device)
+        return pad_sequence(rows, batch_first=True).permute(2, 0, 3, 1, 4).contiguous(), lengths
 
-        def make() -> tuple[Tensor, Tensor]:
-            virtual = [part.virtual() for part in distinct]
-            embedded = [i for i, tokens in enumerate(virtual) if tokens.dim() == 2]
-            if embedded:
-                read = self.read(pad_sequence([virtual[i] for i in embedded], batch_first=True))
-                for row, i in zip(read, embedded, strict=True):
-                    virtual[i] = row[: virtual[i].shape[0]]
-            dtype, device = self._base[0].dtype, virtual[0].device
-            by_part = {id(part): tokens.to(dtype) for part, tokens in zip(distinct, virtual, strict=True)}
-            nothing = torch.zeros(0, *self.shape, dtype=dtype, device=device)
-            rows = [nothing if part is None else by_part[id(part)] for part in self.parts]
-            lengths = torch.tensor([row.shape[0] for row in rows], device=device)
-            return pad_sequence(rows, batch_first=True).permute(2, 0, 3, 1, 4).contiguous(), lengths
 
-        return self._contents.get(parameters, make)
+def _from_zero(stack: Stack, embeddings: Tensor) -> dict[str, Any]:
+    """As arguments of a pass, embeddings (N, P, D) at the first positions."""
+    inputs = {"inputs_embeds": embeddings}
+    return {**inputs, **stack.positions(inputs, 0, torch.zeros(1, 1, dtype=torch.int64, device=embeddings.device))}
