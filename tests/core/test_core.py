@@ -424,7 +424,7 @@ def test_a_block_that_cannot_be_entered_leaves_nothing_behind(monkeypatch):
     model = model_with("full", "lora")
     untouched, expected = bare(model), logits(model, "lora")
 
-    def no_memory(part, dtype):
+    def no_memory(part):
         raise RuntimeError("not enough memory")
 
     monkeypatch.setattr(type(model.adapter("full").parts["base"]), "weights", no_memory)

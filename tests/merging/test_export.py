@@ -16,6 +16,7 @@ from contract import disturb, ids
 from halka.data.tokens import Tokens
 from halka.merging.error import difference
 from halka.merging.exporting import FORMATS, whole_weights
+from halka.merging.precision import in_precision
 from halka.models.quantised import quantise
 from kinds import bare, logits, model_with
 from numbers_for_tests import close
@@ -215,7 +216,7 @@ def test_the_error_is_that_of_the_folder_as_it_is_read(own, written, kind, tmp_p
     with torch.no_grad():
         read = [base(torch.tensor([row.ids])).logits[0, :-1] for row in PROBES]
     wider = torch.float64 if own == "float32" else torch.float32
-    with torch.no_grad(), model.in_precision(wider), model.use(kind):
+    with torch.no_grad(), in_precision(model, wider), model.use(kind):
         exact = [model.base(torch.tensor([row.ids])).logits[0, :-1] for row in PROBES]
     assert found.dtype == (written or own)
     assert found.merged == difference(exact, read)

@@ -14,6 +14,7 @@ from halka.data.examples import Example, Message
 from halka.data.texts import shipped_text
 from halka.data.tokens import Tokens
 from halka.merging.error import Difference, difference
+from halka.merging.precision import in_precision
 from halka.merging.probes import probe_rows
 from halka.models.quantised import quantise
 from kinds import bare, logits, model_with
@@ -79,18 +80,18 @@ def test_the_exact_pass_is_that_of_a_base_of_that_precision():
             own.copy_(parameter)
     wide.adapters["dora"].load_state_dict(model.adapters["dora"].state_dict())
     for kind in ("lora", "dora", None):
-        with model.in_precision(torch.float32):
+        with in_precision(model, torch.float32):
             assert torch.equal(logits(model, kind), logits(wide, kind))
     assert model.base.lm_head.weight.dtype == torch.bfloat16
 
 
 def test_what_is_tied_stays_so_in_another_precision():
     model = model_with("lora", dtype=torch.bfloat16, tie_word_embeddings=True)
-    with model.in_precision(torch.float32):
+    with in_precision(model, torch.float32):
         assert model.base.lm_head.weight is model.base.model.embed_tokens.weight
         assert model.base.lm_head.weight.dtype == torch.float32
     assert model.base.lm_head.weight is model.base.model.embed_tokens.weight
-    with model.use("lora"), pytest.raises(ValueError, match="needs an idle base"), model.in_precision(torch.float32):
+    with model.use("lora"), pytest.raises(ValueError, match="needs an idle base"), in_precision(model, torch.float32):
         pass
 
 

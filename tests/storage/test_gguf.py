@@ -19,6 +19,7 @@ import halka
 from contract import disturb, ids
 from halka.data.tokens import Tokens
 from halka.merging.error import difference
+from halka.merging.precision import in_precision
 from halka.models.fetching.smollm2 import rotary_halves
 from halka.storage.formats.gguf.model import ARCHITECTURES, rotated
 from halka.storage.formats.gguf.tokenizer import LLAMA3, QWEN2, split_of
@@ -144,7 +145,7 @@ def test_the_error_of_a_file_is_that_of_the_values_in_it(dtype, own, tmp_path):
     read = read_by_transformers(path)
     with torch.no_grad():
         there = [read(torch.tensor([row.ids])).logits[0, :-1] for row in probes]
-        with model.in_precision(torch.float64 if own == torch.float32 else torch.float32), model.use("a"):
+        with in_precision(model, torch.float64 if own == torch.float32 else torch.float32), model.use("a"):
             exact = [model.base(torch.tensor([row.ids])).logits[0, :-1] for row in probes]
     expected = difference(exact, there)
     assert found.dtype == dtype

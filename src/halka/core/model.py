@@ -5,7 +5,6 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from types import TracebackType
 from typing import Any, Protocol
 
 import torch
@@ -46,10 +45,8 @@ class Use(AbstractContextManager["AdaptedModel"]):
         self._entered = True
         return self._block.__enter__()
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> bool | None:
-        return self._block.__exit__(kind, error, trace)
+    def __exit__(self, *error: Any) -> bool | None:
+        return self._block.__exit__(*error)
 
     def __del__(self) -> None:
         if not self._entered:
@@ -87,10 +84,9 @@ class AdaptedModel:
         self.adapters: dict[str, Adapter] = {}
         self.merged: str | None = None
         self.pool: Pool | None = None  # where adapters come from that are not here
-        self._modules = dict(base.named_modules())
         self._passes = Passes(base, attention, experts, self._outside)
         self.lock = self._passes.turns.lock  # held by whoever uses the adapters or changes them
-        self._routes: dict[str, tuple[Adapter, Route]] = {}  # of adapters that were used for whole batches
+        self._routes: dict[str, Route] = {}  # of adapters that were used for whole batches
         self._device = self._base_device()  # where the parts were last put
         self._warned = False  # that the bare base generates
         for parameter in base.parameters():
@@ -140,17 +136,13 @@ class AdaptedModel:
                 f"{name!r} is to predict {len(labels)} labels, and this base has {len(self.labels)}: load the base "
                 "with as many, `halka.load_base(name, kind=…, labels=[…])`"
             )
-        wanted = select(method, self.targets, self._modules)
+        wanted = select(method.name, method.roles(), self.targets, self._passes.modules)
         if self.head is not None and state is None:
             method = self.head(method, wanted)
-            wanted = select(method, self.targets, self._modules)
+            wanted = select(method.name, method.roles(), self.targets, self._passes.modules)
         reading = any(target.role in VIRTUAL_ROLES for target in wanted)  # by `models.attention`
-        with (
-            self.own_weights(),
-            self._passes.turns.take() if reading else nullcontext(),
-            torch.inference_mode(False),
-            torch.random.fork_rng(devices=[]),
-        ):
+        turn = self._passes.turns.take() if reading else nullcontext()
+        with self.own_weights(), turn, torch.inference_mode(False), torch.random.fork_rng(devices=[]):
             if name in self.adapters:
                 raise HalkaError(f"there is an adapter {name!r} already: remove it first, or choose another name")
             torch.default_generator.manual_seed(seed)  # parts begin on the CPU; a GPU's own state is left alone
@@ -159,12 +151,7 @@ class AdaptedModel:
                 adapter = self._build(method, wanted)
             adapter.labels = tuple(labels)
             if state is not None:
-                if other := [key for key, tensor in state.items() if tensor.dtype != torch.float32]:
-                    raise HalkaError(f"the state holds {state[other[0]].dtype} in {other[0]}: parts hold fp32")
-                own = adapter.state_dict()
-                adapter.take(
-                    {key: tensor.to(own[key].device) if key in own else tensor for key, tensor in state.items()}
-                )
+                adapter.take(state)
             Changes.watch()
             self.adapters[name] = adapter
             self._passes.add(adapter)
@@ -185,8 +172,7 @@ class AdaptedModel:
                     "VirtualPart or a WeightPart of halka.core"
                 )
             path = target.key if target.name in parts else target.name
-            part.to(target.device() or self._base_device())
-            parts[path], targets[path] = part.eval(), target
+            parts[path], targets[path] = part.to(target.device() or self._base_device()).eval(), target
         if not parts:
             raise HalkaError(f"{method.name} built no part for this base: widen its targets")
         for part in parts.values():
@@ -267,12 +253,10 @@ class AdaptedModel:
             return Route(names)
         if len(names) > 1 or not adapters:
             return None if names == (None,) else resolve(names, adapters)
-        ((name, adapter),) = adapters.items()
-        of, route = self._routes.get(name, (None, None))
-        if route is None or of is not adapter:
-            route = resolve(names, adapters)
-            self._routes[name] = adapter, route
-        return route
+        (name,) = adapters
+        if name not in self._routes:
+            self._routes[name] = resolve(names, adapters)
+        return self._routes[name]
 
     def as_now(self) -> AbstractContextManager[None]:
         """A block for later, in backward, in which layers are computed once more with the adapters of now."""
@@ -311,7 +295,7 @@ class AdaptedModel:
 
         Raises HalkaError within `use`.
         """
-        with self._idle("moving needs an idle base: leave `use` first"):
+        with self.idle("moving needs an idle base: leave `use` first"):
             merged = self.merged
             self.unmerge()
             base: Any = self.base
@@ -328,7 +312,7 @@ class AdaptedModel:
         untouched, so that `unmerge` has every bit back. Raises HalkaError within `use`, and for what is no weight.
         """
         busy = "merging needs an idle base: leave `use`, or `unmerge` what is merged"
-        with self._idle(busy):
+        with self.idle(busy):
             adapter = self.adapter(name)
             if self.merged is not None:
                 raise HalkaError(busy)
@@ -339,34 +323,20 @@ class AdaptedModel:
         """Put the base's own weights back, bit for bit. Raises HalkaError within `use`."""
         with self._passes.turns.take():
             if self.merged is not None:
-                with self._idle(f"the merged adapter {self.merged!r} is in use: leave `use` first"):
+                with self.idle(f"the merged adapter {self.merged!r} is in use: leave `use` first"):
                     self._passes.weights.restore()
                     self.merged = None
 
     @contextmanager
-    def in_precision(self, dtype: torch.dtype, weights: Mapping[str, Tensor] | None = None) -> Iterator[None]:
-        """Within the block the base, as it is now, computes in `dtype`: what it would say if it rounded less.
-
-        Copies of its weights in that precision stand in, or of these `weights` by its state's names. Raises HalkaError
-        within `use`.
-        """
-        with self._idle("another precision needs an idle base: leave `use` first"):
-            outer, self._passes.precision = self._passes.precision, dtype
-            try:
-                with self._passes.weights.cast(dtype, weights or {}):
-                    yield
-            finally:
-                self._passes.precision = outer
-
-    @contextmanager
     def own_weights(self) -> Iterator[None]:
         """Within the block the base has its own weights and no adapter, whatever is merged or in use."""
-        with self.lock, nullcontext() if self.merged is None else self._passes.turns.take(), self._passes.own_weights():
+        turn = nullcontext() if self.merged is None else self._passes.turns.take()
+        with self.lock, turn, self._passes.bare(), self._passes.weights.restored():
             yield
 
     @contextmanager
-    def _idle(self, busy: str) -> Iterator[None]:
-        """This thread's turn. Raises HalkaError that says `busy` within `use`."""
+    def idle(self, busy: str) -> Iterator[None]:
+        """Within the block no other thread computes. Raises HalkaError that says `busy` within `use`."""
         with self._passes.turns.take():
             if self._passes.outer:
                 raise HalkaError(busy)

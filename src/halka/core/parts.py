@@ -103,8 +103,8 @@ class VirtualPart(Part):
 class WeightPart(Part):
     """A part that stands in for weights of the base."""
 
-    def weights(self, dtype: torch.dtype | None = None) -> Mapping[str, Tensor]:
-        """The tensors that take the place of the base's parameters, by name, in `dtype` or the base's own."""
+    def weights(self) -> Mapping[str, Tensor]:
+        """The tensors that take the place of the base's parameters, by name, in its precision."""
         raise NotImplementedError
 
 
@@ -190,18 +190,17 @@ class Adapter:
         Changes.happened()
 
     def take(self, state: Mapping[str, Tensor]) -> None:
-        """Let the parameters be the very tensors of `state`; buffers are copied. Raises as `load_state_dict` does."""
-        own = self._fitting(state)
+        """Hold the very tensors of `state` where they are on the parts' devices, else copies.
+
+        Raises as `load_state_dict` does, and for tensors that are not fp32.
+        """
+        if other := [key for key, tensor in state.items() if tensor.dtype != torch.float32]:
+            raise HalkaError(f"the state holds {state[other[0]].dtype} in {other[0]}: parts hold fp32")
+        taken = {key: state[key].detach().to(own) for key, own in self._fitting(state).items()}
         for path, part in self.parts.items():
-            for prefix, module in part.named_modules(prefix=path):
-                for name, parameter in module._parameters.items():
-                    if parameter is not None:
-                        loaded = state[f"{prefix}.{name}"]
-                        loaded = loaded.clone() if loaded.is_inference() else loaded
-                        module.register_parameter(name, nn.Parameter(loaded, requires_grad=parameter.requires_grad))
-                for name, _ in module.named_buffers(recurse=False):
-                    if f"{prefix}.{name}" in own:
-                        own[f"{prefix}.{name}"].copy_(state[f"{prefix}.{name}"])
+            mine = {name: taken[f"{path}.{name}"] for name in part.state_dict()}
+            normal = {name: tensor.clone() if tensor.is_inference() else tensor for name, tensor in mine.items()}
+            part.load_state_dict(normal, assign=True)
 
     def _fitting(self, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """This adapter's own tensors, if those of `state` can take their place. Raises HalkaError otherwise."""

@@ -14,9 +14,9 @@ from torch.utils.hooks import RemovableHandle
 
 from halka.core.cached import Cached
 from halka.core.parts import Adapter, ModulePart, VirtualPart, WeightPart
-from halka.core.routing import ExpertEdits, Route, repeats
+from halka.core.routing import Edits, ExpertEdits, Place, Route, repeats
 from halka.core.targets import Target
-from halka.core.turns import Flow, Turns
+from halka.core.turns import Turns
 from halka.core.weights import ParameterSwap
 from halka.util.errors import HalkaError
 
@@ -78,78 +78,77 @@ class Passes:
         self.turns = Turns(base, attention.entries, self._begin, self._end, outside)
         self.route: Route | None = None
         self.outer: list[Route | None] = []  # those of the blocks around the innermost
-        self.precision: torch.dtype | None = None  # what the base computes in, where that is not its own
         self._attention = attention
         self._experts, self._entered = experts, ExitStack()  # that block, while a part acts on experts
-        self._modules = dict(base.named_modules())
+        self.modules = dict(base.named_modules())
         self._runs: tuple[int, ...] = ()  # of the pass, if it has a forest
         self._cast = Cached[Mapping[str, Tensor]]()  # what is swapped in for a `WeightPart`
         self._inputs: dict[str, Tensor] = {}  # what a sublayer received, from its source to its output
-        self._parts_at: Counter[tuple[str, str]] = Counter()  # how many there are, by target and what they edit
-        self._hooks: dict[tuple[str, str], list[RemovableHandle]] = {}
+        self._parts_at: Counter[Place] = Counter()
+        self._hooks: dict[Place, list[RemovableHandle]] = {}
 
     # ── hooks ───────────────────────────────────────────────────────────────────────────────────────────────────
 
     def add(self, adapter: Adapter) -> None:
         """Registers forward hooks where the adapter has a part."""
         _see_hooks()
-        for key, target in _places(adapter):
-            if not self._parts_at[key]:
-                self._hooks[key] = self._hook(target, key[1])
-            self._parts_at[key] += 1
+        for place, target in _places(adapter):
+            if not self._parts_at[place]:
+                self._hooks[place] = self._hook(place, target)
+            self._parts_at[place] += 1
 
     def remove(self, adapter: Adapter) -> None:
         """Removes the hooks that no other adapter needs."""
-        for key, _ in _places(adapter):
-            self._parts_at[key] -= 1
-            if not self._parts_at[key]:
-                for handle in self._hooks.pop(key):
+        for place, _ in _places(adapter):
+            self._parts_at[place] -= 1
+            if not self._parts_at[place]:
+                for handle in self._hooks.pop(place):
                     handle.remove()
 
-    def _hook(self, target: Target, edits: str) -> list[RemovableHandle]:
-        key, module = target.key, target.module
+    def _hook(self, place: Place, target: Target) -> list[RemovableHandle]:
+        key, edited = place
+        module = target.module
         argument = next(iter(inspect.signature(module.forward).parameters), "")  # the input's name
-        source = module if target.source is None else self._modules[target.source]
 
         def edit_input(module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> tuple[tuple, dict[str, Any]] | None:
-            route = self._acting()
-            if route is None or key not in route.inputs:
+            if (edits := self._edits(place)) is None:
                 return None
-            x = route.inputs[key].edit(self._runs, args[0] if args else kwargs[argument])
+            x = edits.edit(self._runs, args[0] if args else kwargs[argument])
             return ((x, *args[1:]), kwargs) if args else ((), {**kwargs, argument: x})
 
         def edit_output(module: nn.Module, args: tuple, kwargs: dict[str, Any], y: Tensor) -> Tensor | None:
-            route = self._acting()
-            if route is None or key not in route.outputs:
+            if (edits := self._edits(place)) is None:
                 return None
             x = self._inputs.pop(key) if target.source else args[0] if args else kwargs[argument]
-            return route.outputs[key].edit(self._runs, x, y)
+            return edits.edit(self._runs, x, y)
 
         def remember(module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> None:
-            route = self._acting()
-            if route is not None and key in route.outputs:
+            if self._edits(place) is not None:
                 self._inputs[key] = args[0] if args else next(iter(kwargs.values()))
 
         def edit_experts(module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> tuple[tuple, dict[str, Any]] | None:
-            route = self._acting()
-            if route is None or not (key in route.inputs or key in route.outputs):
+            if self.route is None or self._edits(place) is None:
                 return None
-            edit = ExpertEdits(route.names, self._runs, route.inputs.get(key), route.outputs.get(key))
-            return args, {**kwargs, target.role.rpartition(".")[2]: edit}
+            inputs, outputs = self.route.edits.get((key, "input")), self.route.edits.get((key, "output"))
+            edits = ExpertEdits(self.route.names, self._runs, inputs, outputs)
+            return args, {**kwargs, target.role.rpartition(".")[2]: edits}
 
         if target.experts:
             return [module.register_forward_pre_hook(edit_experts, with_kwargs=True)]
-        if edits == "input":
+        if edited == "input":
             return [module.register_forward_pre_hook(edit_input, with_kwargs=True)]
-        first = [source.register_forward_pre_hook(remember, with_kwargs=True)] if target.source else []
-        return [*first, module.register_forward_hook(edit_output, with_kwargs=True)]
+        handles = [module.register_forward_hook(edit_output, with_kwargs=True)]
+        if target.source is not None:
+            source = self.modules[target.source]
+            handles.append(source.register_forward_pre_hook(remember, with_kwargs=True))
+        return handles
 
-    def _acting(self) -> Route | None:
-        """The route of this pass. Raises RuntimeError if it is another thread's, whose block has overtaken the pass."""
-        route = self.route
-        if route is not None:
-            self.turns.check()
-        return route
+    def _edits(self, place: Place) -> Edits | None:
+        """This pass's edits there. Raises RuntimeError for another thread's, whose block has overtaken the pass."""
+        if (route := self.route) is None:
+            return None
+        self.turns.check()
+        return route.edits.get(place)
 
     # ── blocks ──────────────────────────────────────────────────────────────────────────────────────────────────
 
@@ -202,38 +201,26 @@ class Passes:
         finally:
             self.route, self._runs = self.outer.pop(), runs
 
-    @contextmanager
-    def own_weights(self) -> Iterator[None]:
-        """Within the block the base has its own weights and no adapter, whatever is merged or in use."""
-        with self.turns.lock, self.bare(), self.weights.restored():
-            yield
-
-    def as_now(
-        self, use: Callable[[tuple[str | None, ...]], AbstractContextManager[object]]
-    ) -> AbstractContextManager[None]:
+    def as_now(self, use: Use) -> AbstractContextManager[None]:
         """A block for later, in backward, in which layers are computed once more with the adapters of now."""
-        return self._as_then(self.names, self._runs, self.turns.owner, use)
+        names, runs, owner = self.names, self._runs, self.turns.owner
 
-    @contextmanager
-    def _as_then(
-        self,
-        names: tuple[str | None, ...],
-        runs: tuple[int, ...],
-        owner: Flow | None,
-        use: Use,
-    ) -> Iterator[None]:
-        in_backward, mine = self.turns.waits_for_backward(owner), self.turns.mine()
-        if in_backward and self.names != names:
-            raise RuntimeError(
-                f"backward computes layers once more that were computed with {names}, but runs within "
-                f"`use({self.names})`: let the block end before backward, or begin after it"
-            )
-        with nullcontext() if in_backward or (mine and self.names == names) else use(names):
-            before, self._runs = self._runs, runs
-            try:
-                yield
-            finally:
-                self._runs = before
+        @contextmanager
+        def block() -> Iterator[None]:
+            in_backward, mine = self.turns.waits_for_backward(owner), self.turns.mine()
+            if in_backward and self.names != names:
+                raise RuntimeError(
+                    f"backward computes layers once more that were computed with {names}, but runs within "
+                    f"`use({self.names})`: let the block end before backward, or begin after it"
+                )
+            with nullcontext() if in_backward or (mine and self.names == names) else use(names):
+                before, self._runs = self._runs, runs
+                try:
+                    yield
+                finally:
+                    self._runs = before
+
+        return block()
 
     @property
     def names(self) -> tuple[str | None, ...]:
@@ -266,12 +253,11 @@ class Passes:
 
     def _swap_in(self, part: WeightPart) -> None:
         """fp32 masters are cast afresh at every pass that will be differentiated, and whenever they have changed."""
-        parameters = [*part.parameters()]
-        self.weights.swap_in(self._cast.get(parameters, lambda: part.weights(self.precision), self.precision))
+        self.weights.swap_in(self._cast.get([*part.parameters()], part.weights))
 
 
-def _places(adapter: Adapter) -> Iterable[tuple[tuple[str, str], Target]]:
-    """Where parts of the adapter act on modules: the target's key and what is edited there."""
+def _places(adapter: Adapter) -> Iterable[tuple[Place, Target]]:
+    """Where parts of the adapter act on modules."""
     for path, part in adapter.parts.items():
         if isinstance(part, ModulePart):
             yield (adapter.targets[path].key, part.edits), adapter.targets[path]

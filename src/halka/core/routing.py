@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor
@@ -13,6 +13,8 @@ from torch import Tensor
 from halka.core.parts import Adapter, ModulePart, VirtualPart, WeightPart
 from halka.core.stacking import StackedParts
 from halka.util.errors import HalkaError
+
+Place = tuple[str, Literal["input", "output"]]  # a target's key, and what parts edit there
 
 
 class Edits:
@@ -29,9 +31,7 @@ class Edits:
             if part is not None:
                 key = part.stack_key()
                 groups[id(part) if key is None else (type(part), key)].append(row)
-        self.stacks = [
-            (StackedParts([part for row in rows if (part := self.parts[row])]), rows) for rows in groups.values()
-        ]
+        self.stacks = [(StackedParts([part for row in rows if (part := parts[row])]), rows) for rows in groups.values()]
         self._rows: dict[torch.device, list[Tensor]] = {}
 
     def forget(self) -> None:
@@ -51,14 +51,12 @@ class Edits:
 
     def _by_run(self, runs: Sequence[int], values: Sequence[Tensor]) -> Tensor:
         """Each run, of its own length, by its own part."""
-        count = sum(runs)
-        lines = [value if value.shape[0] == count else value.flatten(0, 1) for value in values]
-        pieces = list(zip(*(line.split(list(runs)) for line in lines), strict=True))
-        edited = [piece[-1] for piece in pieces]
-        for stack, rows in self.stacks:
-            for row, which in zip(rows, stack.which, strict=True):
-                part = stack.distinct[which]
-                edited[row] = part.edit(pieces[row], part.tensors(values[-1].dtype))
+        lines = [value if value.shape[0] == sum(runs) else value.flatten(0, 1) for value in values]
+        pieces = zip(*(line.split(list(runs)) for line in lines), strict=True)
+        edited = [
+            piece[-1] if part is None else part.edit(piece, part.tensors(piece[-1].dtype))
+            for part, piece in zip(self.parts, pieces, strict=True)
+        ]
         return torch.cat(edited).reshape(values[-1].shape)
 
     def _by_row(self, values: Sequence[Tensor]) -> Tensor:
@@ -98,22 +96,21 @@ class ExpertEdits(NamedTuple):
 class Route:
     """Which adapter each row of a batch uses, resolved to what happens at each module.
 
-    inputs, outputs   by the target's key: what edits there
-    virtual           by role: a row's part each, or one for all
-    weights           what stands in for the base's weights
-    experts           some part acts on experts
+    edits     what edits at each place
+    virtual   by role: a row's part each, or one for all
+    weights   what stands in for the base's weights
+    experts   some part acts on experts
     """
 
     names: tuple[str | None, ...]
-    inputs: Mapping[str, Edits] = field(default_factory=dict)
-    outputs: Mapping[str, Edits] = field(default_factory=dict)
+    edits: Mapping[Place, Edits] = field(default_factory=dict)
     virtual: Mapping[str, tuple[VirtualPart | None, ...]] = field(default_factory=dict)
     weights: WeightPart | None = None
     experts: bool = False
 
     def forget(self) -> None:
         """Let go of what the parts computed with; another block makes it anew."""
-        for edits in (*self.inputs.values(), *self.outputs.values()):
+        for edits in self.edits.values():
             edits.forget()
 
 
@@ -137,7 +134,7 @@ def resolve(names: tuple[str | None, ...], adapters: Mapping[str, Adapter]) -> R
     Raises HalkaError where a full copy of the weights would share a batch.
     """
     rows = names[:1] if len(set(names)) == 1 else names
-    at_modules: dict[tuple[str, str], dict[str, ModulePart]] = defaultdict(dict)  # where and what it edits, by adapter
+    at_modules: dict[Place, dict[str, ModulePart]] = defaultdict(dict)  # by adapter
     virtual: dict[str, dict[str, VirtualPart]] = defaultdict(dict)  # by role and adapter
     weights = None
     for name, adapter in adapters.items():
@@ -151,11 +148,9 @@ def resolve(names: tuple[str | None, ...], adapters: Mapping[str, Adapter]) -> R
                 if len(rows) > 1:
                     raise HalkaError(f"{name!r} is a full copy of the weights: it cannot share a batch with others")
                 weights = part
-    edits = {key: Edits([parts.get(name or "") for name in rows]) for key, parts in at_modules.items()}
     return Route(
         names,
-        {key: edit for (key, what), edit in edits.items() if what == "input"},
-        {key: edit for (key, what), edit in edits.items() if what == "output"},
+        {place: Edits([parts.get(name or "") for name in rows]) for place, parts in at_modules.items()},
         {role: tuple(parts.get(name or "") for name in rows) for role, parts in virtual.items()},
         weights,
         any(target.experts for adapter in adapters.values() for target in adapter.targets.values()),

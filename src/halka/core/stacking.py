@@ -37,7 +37,8 @@ def linear(x: Tensor, weight: Tensor | Grouped, bias: Tensor | None = None) -> T
         return result if bias is None else result + bias
     if weight.dim() == 2:
         return F.linear(x, weight, bias)
-    result = _one_token(x, weight) if x.shape[1] == 1 and _readable_once(weight) else x @ weight.mT
+    by_input = weight.device.type == "cpu" and weight.mT.is_contiguous() and not torch.is_grad_enabled()
+    result = _one_token(x, weight) if by_input and x.shape[1] == 1 else x @ weight.mT
     return result if bias is None else result + bias
 
 
@@ -51,15 +52,10 @@ def _of_run(x: Tensor, weight: Tensor) -> Tensor:
     return F.linear(F.pad(x, (0, 0, 0, -len(x) % 16)), weight)[: len(x)]
 
 
-def _readable_once(weight: Tensor) -> bool:
-    """Whether `_one_token` can take it: laid out as (B, I, R), on a CPU, with nothing to differentiate."""
-    return weight.device.type == "cpu" and weight.mT.is_contiguous() and not torch.is_grad_enabled()
-
-
 def _one_token(x: Tensor, weight: Tensor) -> Tensor:
-    """x (B, 1, I) times a weight for each row (B, R, I): sums of weighted rows of a table, as embedding bags are.
+    """x (B, 1, I) times a weight for each row (B, R, I), laid out as (B, I, R): weighted sums, as embedding bags are.
 
-    Each weight is read once; torch's batched product of one row takes up to four times as long.
+    Each weight is read once, on a CPU; torch's batched product of one row takes up to four times as long.
     """
     batch, width, length = weight.shape
     rows, starts = _bags(batch, length)
@@ -82,13 +78,11 @@ class StackedParts:
         self.distinct = tuple(dict.fromkeys(parts))
         self.which = [self.distinct.index(part) for part in parts]
         self._parameters = tuple(parameter for part in self.distinct for parameter in part.parameters())
-        self._rows = Cached[tuple[Tensor, ...]]()
-        self._experts = Cached[tuple[Tensor, ...]]()
+        self._stacked = Cached[tuple[Tensor, ...]]()
 
     def forget(self) -> None:
         """Let go of the tensors; another block makes them anew."""
-        self._rows.clear()
-        self._experts.clear()
+        self._stacked.clear()
 
     def tensors(self, like: Tensor) -> tuple[Tensor, ...]:
         """The rows' tensors for an input like this one, (…, T, I).
@@ -97,11 +91,11 @@ class StackedParts:
         many parameters takes a third of the time that the products do.
         """
         look = len(self.distinct) == 1 or like.shape[-2] > 1
-        return self._rows.get(self._parameters, lambda: self._by_row(like), like.dtype, like.device, look=look)
+        return self._stacked.get(self._parameters, lambda: self._by_row(like), like.dtype, like.device, look=look)
 
     def expert_tensors(self, like: Tensor) -> tuple[Tensor, ...]:
         """At experts: the distinct parts' tensors, those of one expert side by side, (E·N, R, I) and (E·N, O)."""
-        return self._experts.get(self._parameters, lambda: self._by_expert(like), like.dtype, like.device)
+        return self._stacked.get(self._parameters, lambda: self._by_expert(like), like.dtype, like.device)
 
     def _by_row(self, like: Tensor) -> tuple[Tensor, ...]:
         own = [part.tensors(like.dtype) for part in self.distinct]
@@ -135,10 +129,9 @@ def stacked(tensors: Sequence[Tensor], *, by_input: bool = False) -> Tensor:
 
 def _filled(tensors: Sequence[Tensor]) -> list[Tensor]:
     shape = torch.Size(max(sizes) for sizes in zip(*(tensor.shape for tensor in tensors), strict=True))
-    return [tensor if tensor.shape == shape else F.pad(tensor, _missing(tensor, shape)) for tensor in tensors]
+    return [tensor if tensor.shape == shape else _padded(tensor, shape) for tensor in tensors]
 
 
-def _missing(tensor: Tensor, shape: Sequence[int]) -> list[int]:
-    """What `F.pad` takes, to fill the tensor up at the ends of its sides."""
+def _padded(tensor: Tensor, shape: Sequence[int]) -> Tensor:
     sides = zip(reversed(tensor.shape), reversed(shape), strict=True)
-    return [side for have, want in sides for side in (0, want - have)]
+    return F.pad(tensor, [side for have, want in sides for side in (0, want - have)])

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import ClassVar, Protocol, cast, runtime_checkable
+from typing import Protocol, cast, runtime_checkable
 
 import torch
 from torch import Tensor, nn
@@ -131,37 +131,31 @@ class Target:
         return tensors[0].device if tensors else None
 
 
-class Selects(Protocol):
-    """What `select` needs of a method."""
-
-    name: ClassVar[str]
-
-    def roles(self) -> tuple[str, ...]: ...
-
-
 def wants(roles: Iterable[str], target: Target) -> bool:
     """Whether a method of these roles acts on the target."""
     return any(_selects(role, target) for role in roles)
 
 
-def select(method: Selects, targets: Iterable[Target], modules: Mapping[str, nn.Module]) -> list[Target]:
-    """The targets that a method acts on, of a base with these targets and modules (by path).
+def select(
+    method: str, roles: Sequence[str], targets: Iterable[Target], modules: Mapping[str, nn.Module]
+) -> list[Target]:
+    """The targets that a method of that name and these roles acts on, of a base's targets and modules (by path).
 
     Raises HalkaError for a role or a path that selects none, and for a router; of a group, one role is enough.
     """
-    targets, roles = list(targets), method.roles()
+    targets = list(targets)
     for role in roles:
         path = role.removeprefix(WHOLE)
         if role.startswith(WHOLE) and path in modules:
             if type(modules[path]).__name__.endswith("Router"):  # returns several tensors, of all rows' tokens as one
                 raise HalkaError(
-                    f"{method.name}: {path} is a router, which is not trained: tokens go where the base sends them"
+                    f"{method}: {path} is a router, which is not trained: tokens go where the base sends them"
                 )
             targets.append(module_target(path, modules[path]))
         if not any(_selects(role, target) for target in targets):
             present = ", ".join(sorted({target.role for target in targets}))
             raise HalkaError(
-                f"{method.name} wants {path!r}, which this base does not have: it has {present} and the groups "
+                f"{method} wants {path!r}, which this base does not have: it has {present} and the groups "
                 f"{', '.join(ROLE_GROUPS)}; a linear layer can also be named by its path"
             )
     return [target for target in targets if wants(roles, target)]

@@ -58,7 +58,7 @@ class Turns:
         self.lock = threading.RLock()
         self._base, self._entries, self._begin, self._end = base, tuple(entries), begin, end
         self._outside = outside
-        self._owner: Flow | None = None  # whose turn it is
+        self.owner: Flow | None = None  # whose turn it is
         self._count = 0  # of turns so far
         self._begun: dict[int, int] = {}  # that count when a thread's last pass outside of any turn began
         self._installed = 0  # that count when the hooks were put there
@@ -73,15 +73,15 @@ class Turns:
         """
         with self.lock:
             me = Flow.mine()
-            if self._owner is not None:
-                if not self._owner.holds(me):
+            if self.owner is not None:
+                if not self.owner.holds(me):
                     raise RuntimeError(
                         "another coroutine of this thread is inside `with model.use(...)`, or changes the base: do not "
                         "await within a block, or run blocks in threads of their own (asyncio.to_thread)"
                     )
                 yield
                 return
-            self._owner = me
+            self.owner = me
             _blocks.count += 1
             try:
                 self._install()
@@ -89,7 +89,7 @@ class Turns:
                 yield
             finally:
                 _blocks.count -= 1
-                self._owner = None
+                self.owner = None
                 self._install()
 
     def watch(self, always: bool) -> None:
@@ -97,18 +97,13 @@ class Turns:
         self._always = always
         self._install()
 
-    @property
-    def owner(self) -> Flow | None:
-        """Whose turn it is."""
-        return self._owner
-
     def mine(self) -> bool:
         """Whether it is this thread's or coroutine's turn."""
-        return self._owner is not None and self._owner.holds(Flow.mine())
+        return self.owner is not None and self.owner.holds(Flow.mine())
 
     def waits_for_backward(self, flow: Flow | None) -> bool:
         """Whether it is that one's turn while it waits for autograd, which asks this in a thread of its own."""
-        return flow is not None and self._owner == flow and _autograds_own_thread()
+        return flow is not None and self.owner == flow and _autograds_own_thread()
 
     def check(self) -> None:
         """Raises RuntimeError if it is not this thread's or coroutine's turn, nor within that one's backward pass."""
@@ -123,7 +118,7 @@ class Turns:
             )
 
     def _install(self) -> None:
-        wanted = self._always or self._owner is not None
+        wanted = self._always or self.owner is not None
         if wanted and not self._hooks:
             self._begun.clear()
             self._installed = self._count
@@ -140,7 +135,7 @@ class Turns:
     def _before(self, entry: nn.Module, args: tuple, kwargs: dict[str, Any] | None = None) -> Any:
         """Refuse a pass or let it begin. Torch gives no kwargs while another thread takes the hook away."""
         count = self._count
-        if self._owner is None:
+        if self.owner is None:
             self._begun[get_ident()] = count
             if not _blocks.count:
                 self._outside(kwargs or {})

@@ -13,23 +13,21 @@ from halka.core.parts import Adapter, ModulePart
 from halka.core.targets import WEIGHT_ROLES, Quantized
 from halka.util.errors import HalkaError
 
-MERGEABLE = (*WEIGHT_ROLES, "attn", "mlp", "embedding")
+MERGEABLE = (*WEIGHT_ROLES, "attn", "mlp", "embedding", "module")
 
 
 class ParameterSwap:
     """Full fine-tuning computes with tensors swapped in, and so does a base with an adapter merged into it."""
 
     def __init__(self, base: nn.Module):
-        self._own: dict[tuple[nn.Module, str], nn.Parameter | None] = {}
+        self._own: dict[tuple[nn.Module, str], nn.Parameter | None] = {}  # by their places
         self._places: dict[str, tuple[nn.Module, str]] = {}
-        for path, module in base.named_modules():
-            for key, parameter in module._parameters.items():
-                if parameter is not None:
-                    self._places[f"{path}.{key}" if path else key] = (module, key)
-        self._tied: dict[str, list[str]] = defaultdict(list)
-        names = {id(parameter): name for name, parameter in base.named_parameters()}
-        for place, (module, key) in self._places.items():
-            self._tied[names[id(module._parameters[key])]].append(place)
+        self._tied: dict[str, list[tuple[nn.Module, str]]] = defaultdict(list)  # by the first name of a parameter
+        first: dict[int, str] = {}
+        for name, parameter in base.named_parameters(remove_duplicate=False):
+            path, _, key = name.rpartition(".")
+            self._places[name] = base.get_submodule(path), key
+            self._tied[first.setdefault(id(parameter), name)].append(self._places[name])
 
     def swap_in(self, weights: Mapping[str, Tensor], *, tied: bool = True) -> None:
         """Compute with `weights`, by the base's names for its parameters, until `restore`.
@@ -37,30 +35,9 @@ class ParameterSwap:
         Tied parameters have several places: all of them take the new tensor, or only the one that is named.
         """
         for name, tensor in weights.items():
-            for place in self._tied[name] if tied else [name]:
-                module, key = self._places[place]
+            for module, key in self._tied[name] if tied else [self._places[name]]:
                 self._own.setdefault((module, key), module._parameters[key])
                 module._parameters[key] = tensor  # type: ignore[assignment]
-
-    @contextmanager
-    def cast(self, dtype: torch.dtype, weights: Mapping[str, Tensor]) -> Iterator[None]:
-        """Within the block what computes now, own or swapped in, computes in `dtype`; quantised weights stay.
-
-        `weights` take their places' own values' place, what is tied by its several names.
-        """
-        now = [(module, key, module._parameters[key]) for module, key in self._places.values()]
-        wider: dict[int, nn.Parameter] = {}  # by the tensor's identity: what is tied stays so
-        try:
-            for place, (module, key, own) in zip(self._places, now, strict=True):
-                tensor = weights.get(place, own)
-                if tensor is not None and tensor.is_floating_point():
-                    if id(tensor) not in wider:
-                        wider[id(tensor)] = nn.Parameter(tensor.detach().to(dtype), requires_grad=False)
-                    module._parameters[key] = wider[id(tensor)]
-            yield
-        finally:
-            for module, key, tensor in now:
-                module._parameters[key] = tensor
 
     @contextmanager
     def restored(self) -> Iterator[None]:
@@ -93,8 +70,7 @@ def merged_weights(adapter: Adapter, dtype: torch.dtype | None = None) -> dict[s
     with torch.no_grad():
         for path, part in adapter.parts.items():
             target = adapter.targets[path]
-            mergeable = target.role in MERGEABLE or (target.role == "module" and target.d_in > 0)
-            if not mergeable or not target.d_in or not isinstance(part, ModulePart):
+            if target.role not in MERGEABLE or not target.d_in or not isinstance(part, ModulePart):
                 raise HalkaError(f"{adapter.method.name} acts on {target.role}, which is no weight: not mergeable")
             if isinstance(target.module, Quantized):
                 raise HalkaError(

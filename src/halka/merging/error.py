@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from halka.core import AdaptedModel
+from halka.merging.precision import in_precision
 from halka.merging.probes import Probes, logits_of, probe_rows
 from halka.util.dtypes import dtype_name
 from halka.util.errors import HalkaError
@@ -106,11 +107,11 @@ def merge_error(model: AdaptedModel, name: str, probes: Probes | None = None) ->
         subject = f"the logits of {name!r} on a base in {precision}"
         with _merged(model, name):  # first, since it may refuse the adapter
             merged = list(logits_of(model, rows))
-            with model.in_precision(wider):
+            with in_precision(model, wider):
                 rounded = list(logits_of(model, rows))
         with model.use(name):
             unmerged = list(logits_of(model, rows))
-        with model.in_precision(wider):
+        with in_precision(model, wider):
             with model.use(name):
                 exact = list(logits_of(model, rows))
             with model.use(None):
@@ -150,7 +151,7 @@ def written_error(
         subject = f"the logits of {name!r} written as {kind}"
 
         def logits(weights: Mapping[str, Tensor], computed: torch.dtype) -> list[Tensor]:
-            with model.in_precision(computed, weights):
+            with in_precision(model, computed, weights):
                 return list(logits_of(model, rows))
 
         weights = as_written(name)
@@ -159,7 +160,7 @@ def written_error(
         bare_written = logits(weights, dtype)
         del weights
         bare = logits({}, wider)
-        with model.in_precision(wider), model.use(name):
+        with in_precision(model, wider), model.use(name):
             exact = list(logits_of(model, rows))
     error = difference(exact, written, subject)
     return MergeError(

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import ClassVar
 
-import torch
 from torch import Tensor, nn
 
 from halka.core import Part, Target, WeightPart, quantization_of
@@ -43,6 +42,6 @@ class FullPart(WeightPart):
                 module = module.get_submodule(step)
             module.register_parameter(leaf, nn.Parameter(parameter.detach().float().clone()))
 
-    def weights(self, dtype: torch.dtype | None = None) -> Mapping[str, Tensor]:
+    def weights(self) -> Mapping[str, Tensor]:
         own = dict(self._base[0].named_parameters())
-        return {name: master.to(dtype or own[name].dtype) for name, master in self.named_parameters()}
+        return {name: master.to(own[name].dtype) for name, master in self.named_parameters()}
