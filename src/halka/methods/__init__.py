@@ -99,10 +99,7 @@ def build_method(name: str, fields: Mapping[str, Any]) -> Method:
     for key, value in values.items():
         if key in hints and not _fits(value, hints[key]):
             raise HalkaError(f"{name}: {key} is {value!r}, which is of another type")
-    try:
-        return kind(**values)
-    except TypeError as error:
-        raise HalkaError(f"{name} cannot be built of these fields: {error}") from None
+    return kind(**values)
 
 
 def _value(value: Any) -> Any:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from halka.core import Part, Target, init_parameter
-from halka.methods._checks import linear_layer, weight_roles
+from halka.methods._checks import finite, fraction, linear_layer, weight_roles, whole
 from halka.methods._fields import method
 from halka.methods.lora import LoRA, LoRAPart
 from halka.util.errors import HalkaError
@@ -29,11 +29,10 @@ class DoRA:
     targets: tuple[str, ...] = field(default=("linear",), metadata={"help": "roles, or groups of roles, to act on"})
 
     def __post_init__(self) -> None:
+        whole("dora", rank=self.rank)
+        finite("dora", alpha=self.alpha)
+        fraction("dora", dropout=self.dropout)
         weight_roles("dora", self.targets)
-        try:
-            self.as_lora()
-        except HalkaError as error:
-            raise HalkaError(str(error).replace("lora:", "dora:", 1)) from None
 
     def as_lora(self) -> LoRA:
         """The LoRA that trains the direction."""

@@ -44,8 +44,8 @@ class IA3:
         return OutputScale(*target.experts, target.d_out)
 
 
-class OutputScale(ModulePart):
-    """y · l with `ia3_l` (O,), of experts (E, O), which starts at one: y stays y."""
+class Scale(ModulePart):
+    """Factors `ia3_l`, (O,) or (I,), of experts (E, …), which start at one: y stays y."""
 
     def __init__(self, *shape: int):
         super().__init__()
@@ -53,6 +53,10 @@ class OutputScale(ModulePart):
 
     def tensors(self, dtype: torch.dtype) -> tuple[Tensor, ...]:
         return (self.ia3_l.to(dtype),)
+
+
+class OutputScale(Scale):
+    """y · l."""
 
     def edit_output(self, x: Tensor, y: Tensor, *tensors: Tensor) -> Tensor:
         (factors,) = tensors
@@ -62,17 +66,10 @@ class OutputScale(ModulePart):
         return weight * self.ia3_l[..., None], None if bias is None else bias * self.ia3_l
 
 
-class InputScale(ModulePart):
-    """x · l with `ia3_l` (I,), of experts (E, I), before the module."""
+class InputScale(Scale):
+    """x · l, before the module."""
 
     edits = "input"
-
-    def __init__(self, *shape: int):
-        super().__init__()
-        self.ia3_l = nn.Parameter(torch.ones(shape))
-
-    def tensors(self, dtype: torch.dtype) -> tuple[Tensor, ...]:
-        return (self.ia3_l.to(dtype),)
 
     def edit_input(self, x: Tensor, *tensors: Tensor) -> Tensor:
         (factors,) = tensors

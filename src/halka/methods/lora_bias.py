@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from halka.core import Part, Target, init_parameter
-from halka.methods._checks import linear_layer
+from halka.methods._checks import finite, fraction, linear_layer, weight_roles, whole
 from halka.methods._fields import method
 from halka.methods.lora import LoRA, LoRAPart
 from halka.util.errors import HalkaError
@@ -28,14 +28,14 @@ class LoRABias:
     scaling: Literal["rank", "root"] = field(default="rank", metadata={"help": "α/r (rank), or α/√r (root)"})
 
     def __post_init__(self) -> None:
-        try:
-            lora = self.as_lora()
-        except HalkaError as error:
-            raise HalkaError(str(error).replace("lora:", "lora_bias:", 1)) from None
-        if "embedding" in lora.targets:
+        whole("lora_bias", rank=self.rank)
+        finite("lora_bias", alpha=self.alpha)
+        fraction("lora_bias", dropout=self.dropout)
+        if "embedding" in self.targets:
             raise HalkaError(
                 "lora_bias: an embedding has no bias: give it a LoRA, joined with this method by halka.Joint"
             )
+        weight_roles("lora_bias", self.targets)
 
     def as_lora(self) -> LoRA:
         """The LoRA without its bias."""
