@@ -15,7 +15,7 @@ from transformers import AutoConfig
 import halka
 from halka.advisor import resources
 from halka.advisor.evidence import Fit, from_json
-from halka.advisor.resources import find_hardware
+from halka.advisor.resources import THIS_MACHINE, Available, Machine, find_hardware
 from halka.estimating import Setup, dry_run
 from halka.estimating.devices import DEVICES, Device
 from halka.estimating.hardware import CONTEXT, PROCESS, gpu_here
@@ -31,8 +31,15 @@ SIZES = {"length": 32, "batch_size": 4}
 SETUP = Setup(rows=4, length=32)
 
 
-def fit(config: Any, *, memory: int | None = None, device: str | None = None, **options: Any) -> Fit:
-    return resources.fit(config, hardware=find_hardware("bfloat16", memory, device), **options)
+def fit(
+    config: Any,
+    *,
+    memory: int | None = None,
+    device: str | None = None,
+    machine: Machine = THIS_MACHINE,
+    **options: Any,
+) -> Fit:
+    return resources.fit(config, hardware=find_hardware("bfloat16", memory, device, machine), **options)
 
 
 def total(form: str | None, checkpointing: bool, method: str = "lora", rows: int = 4) -> int:
@@ -165,18 +172,28 @@ def test_a_device_of_the_table_has_its_memory_and_speed():
     assert from_json(Fit, json.loads(json.dumps(asdict(found)))) == found
 
 
-def test_without_anything_named_it_is_this_machine(monkeypatch):
+def test_without_anything_named_it_is_this_machine():
     slow = Device("here", {"bfloat16": 1e9}, 1e9)
-    monkeypatch.setattr("halka.estimating.hardware.measure_device", lambda *given: slow)
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    monkeypatch.setattr(resources, "available", lambda: 2 * 10**9)
-    found = fit(CONFIG, methods=["prompt"], **SIZES)
+    free = Available(2 * 10**9, 2 * 10**9, gpu=False)
+    machine = Machine(gpu=lambda: None, free=lambda: free, processor=lambda dtype: slow)
+    found = fit(CONFIG, methods=["prompt"], machine=machine, **SIZES)
     assert (found.device, found.memory, found.process) == ("this machine", 2 * 10**9, PROCESS)
     assert found.options[0].step_seconds > 0
     assert found.options[0].fits
     assert found.parts["prompt"]["allocator"] > 0
-    less = fit(CONFIG, methods=["prompt"], device="here", memory=PROCESS + 1000, **SIZES)
+    less = fit(CONFIG, methods=["prompt"], device="here", memory=PROCESS + 1000, machine=machine, **SIZES)
     assert (less.device, less.memory, less.options[0].fits) == ("this machine", PROCESS + 1000, False)
+
+
+def test_what_is_free_is_that_of_the_device_that_the_base_is_loaded_to(monkeypatch):
+    on_cpu = Available.at(torch.device("cpu"))
+    assert on_cpu.device == pytest.approx(on_cpu.main, rel=0.2)
+    assert not on_cpu.gpu
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (8, 10))
+    on_gpu = Available.at(torch.device("cuda"))
+    assert (on_gpu.device, on_gpu.gpu) == (8, True)
+    assert on_gpu.main == pytest.approx(on_cpu.main, rel=0.2)
+    assert THIS_MACHINE.free().gpu == torch.cuda.is_available()
 
 
 @pytest.mark.parametrize(

@@ -20,14 +20,14 @@ import torch
 import torch.nn.functional as F
 
 import halka
-from halka.advisor import Evidence, Request, advise_from, probe, probed_base, resources, runner
+from halka.advisor import Evidence, Request, advise_from, probe
 from halka.advisor.advice import commands
 from halka.advisor.evidence import CONDITIONS
 from halka.advisor.pilot import TRIALS, PilotConfig, TrialPlan, learnability
-from halka.advisor.probed_base import ProbedBase, build_prompt, decoder_config, token_losses
+from halka.advisor.probed_base import BATCH_TOKENS, ProbedBase, Progress, build_prompt, decoder_config, token_losses
 from halka.advisor.probes import knowledge, strength
-from halka.advisor.request import SCHEMA, Room, result_keys, sample, usual_metric
-from halka.advisor.resources import Available, base_too_large, pilot_room
+from halka.advisor.request import SCHEMA, result_keys, sample, usual_metric
+from halka.advisor.resources import Available, Machine, base_too_large, pilot_room
 from halka.advisor.statistics import answer_values
 from halka.cli import main
 from halka.data.examples import Example, Message
@@ -340,7 +340,7 @@ def test_answers_are_made_in_batches_of_so_many_tokens(probed):
     assert probed.answers(None, asked) == alone
     hook.remove()
     prompts = [rows * length for rows, length in sizes if length > 1]
-    assert max(prompts) <= probed_base.BATCH_TOKENS
+    assert max(prompts) <= BATCH_TOKENS
     assert len(prompts) < len(asked) / 2
 
 
@@ -397,22 +397,12 @@ def test_hardware_is_looked_at_anew_when_the_length_is_known(base, tmp_path):
     assert run(asked, tmp_path, skip=(*rest, "knowledge")).fit == found.fit
 
 
-def test_another_pilot_has_its_time_and_takes_the_place_of_what_an_earlier_one_left(base, advised, monkeypatch):
+def test_another_pilot_takes_the_place_of_what_an_earlier_one_left(base, advised):
     folder, _ = advised
-    plan = json.loads((folder / "plan.json").read_text())
-    plan["spent"]["learnability"] = 1e6
-    (folder / "plan.json").write_text(json.dumps(plan))
     (folder / "pilot" / "of-another").mkdir(parents=True)
-    given: list[float] = []
-
-    def stopped(base, seconds, **how):
-        given.append(seconds)
-        raise TrainingError("stopped")
-
-    monkeypatch.setattr(runner, "learnability", stopped)
-    found = run(request_for(base, full=True), folder, skip=("fit",))
-    assert found.missing["learnability"] == "training failed: stopped"
-    assert given[0] > 0
+    diverging = PilotConfig((replace(TRIALS[0], rate=1e30),), least_steps=3)
+    found = run(request_for(base), folder, pilot=diverging, skip=("fit",), minutes=0.02)
+    assert found.missing["learnability"].startswith("training failed: the loss became ")
     assert not (folder / "pilot" / "of-another").exists()
 
 
@@ -445,16 +435,14 @@ def test_a_pilot_leaves_memory_to_others(base):
         assert "are free" in room(asked, full - 1).without_full
 
 
-def test_a_pilot_that_does_not_fit_is_told_until_it_does(base, tmp_path, monkeypatch):
-    free = [gpu(10**6)]
-    monkeypatch.setattr(Available, "here", classmethod(lambda cls: free[0]))
+def test_a_pilot_that_does_not_fit_is_told_until_it_does(base, tmp_path):
     skip = ("fit", "strength")
-    found = run(request_for(base), tmp_path, skip=skip)
+    found = run(request_for(base), tmp_path, skip=skip, machine=Machine(free=lambda: gpu(10**6)))
     assert found.knowledge is not None
     assert found.learnability is None
     assert found.missing["learnability"].startswith("the pilot takes ")
-    free[0] = gpu(10**9)
-    assert run(request_for(base), tmp_path, skip=skip).learnability is not None
+    larger = Machine(free=lambda: gpu(10**9))
+    assert run(request_for(base), tmp_path, skip=skip, machine=larger).learnability is not None
 
 
 def test_the_base_passes_main_memory_on_its_way_to_a_gpu():
@@ -468,39 +456,34 @@ def test_the_base_passes_main_memory_on_its_way_to_a_gpu():
     assert base_too_large(fifteen, Available(fifteen + PROCESS, fifteen + PROCESS, gpu=False)) is None
 
 
-def test_what_is_free_is_that_of_the_device_that_the_base_is_loaded_to(monkeypatch):
-    monkeypatch.setattr(resources, "available", lambda place=None: 8 if place and place.type == "cuda" else 64)
-    assert Available.here().device == 64
-    monkeypatch.setattr(resources, "place_of", lambda: torch.device("cuda"))
-    assert Available.here() == Available(64, 8, gpu=True)
+def test_memory_that_runs_out_within_a_probe_is_told(base, tmp_path):
+    def in_stage(wanted: str) -> Progress:
+        def progress(stage: str, text: str) -> None:
+            if stage == wanted:
+                raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.\nMore.")
 
+        return progress
 
-def test_memory_that_runs_out_within_a_probe_is_told(base, tmp_path, monkeypatch):
-    def full(*_: object, **__: object) -> None:
-        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.\nMore.")
-
-    monkeypatch.setattr(runner, "knowledge", full)
-    found = run(request_for(base), tmp_path, skip=("fit", "learnability"))
+    found = run(request_for(base), tmp_path, skip=("fit", "learnability"), progress=in_stage("knowledge"))
     assert found.strength is not None
     assert found.missing["knowledge"] == "CUDA out of memory. Tried to allocate 2.00 GiB."
-    monkeypatch.setattr(probed_base, "load_base", full)
-    other = run(request_for(base, max_new_tokens=5), tmp_path, skip=("fit",))
+    other = run(request_for(base, max_new_tokens=5), tmp_path, skip=("fit",), progress=in_stage("base"))
     assert "CUDA out of memory" in other.missing["strength"]
 
 
-def test_full_fine_tuning_that_does_not_fit_is_told_each_time(base, tmp_path, monkeypatch):
-    def without_full(*_: object) -> Room:
-        return Room(False, "a trial takes 9 GB and 1 GB are free")
-
-    monkeypatch.setattr(runner, "pilot_room", without_full)
+def test_full_fine_tuning_that_does_not_fit_is_told_each_time(base, advised):
+    folder, _ = advised
+    length = json.loads((folder / "plan.json").read_text())["length"]
+    asked, one = request_for(base, full=True), PilotConfig(TRIALS[:1], least_steps=3)
+    setup = Setup(rows=asked.batch_size, length=length, dtype="float32", checkpointing=True)
+    free = dry_run(decoder_config(str(base)), build_method("full", {}), setup, gpu=True).memory.total - 1
     skip = ("fit", "strength", "knowledge")
-    found = run(request_for(base, full=True), tmp_path, skip=skip)
+    found = run(asked, folder, skip=skip, pilot=one, machine=Machine(free=lambda: gpu(free)))
     assert found.learnability is not None
     assert "full" not in {each.method for each in found.learnability.trials}
     assert "are free" in found.missing["full fine-tuning"]
-    monkeypatch.undo()
-    assert run(request_for(base, full=True), tmp_path, skip=skip) == found
-    assert "full fine-tuning" not in run(request_for(base), tmp_path, skip=(*skip, "learnability")).missing
+    assert run(asked, folder, skip=skip, pilot=one) == found
+    assert "full fine-tuning" not in run(request_for(base), folder, skip=(*skip, "learnability")).missing
 
 
 def test_only_what_a_change_touches_is_done_anew(base, advised):
@@ -536,17 +519,31 @@ def test_the_same_is_asked_where_all_that_it_depends_on_is_the_same(base, tmp_pa
     assert changed(asked(), asked(schema=SCHEMA - 1)) == {*asked()}
 
 
-def test_another_gpu_is_looked_at_anew(base, tmp_path, monkeypatch):
-    def here(memory: int) -> None:
-        for module in (runner, resources):
-            monkeypatch.setattr(module, "gpu_here", lambda: Hardware("RTX 9", True, memory, None))
+def test_another_gpu_is_looked_at_anew(base, tmp_path):
+    def with_gpu(memory: int) -> Machine:
+        return Machine(gpu=lambda: Hardware("RTX 9", True, memory, None))
 
-    skip = ("learnability", "knowledge", "strength", "cleanliness")
-    here(8 * 10**9)
-    first = run(request_for(base, memory=None), tmp_path, skip=skip)
+    skip, asked = ("learnability", "knowledge", "strength", "cleanliness"), request_for(base, memory=None)
+    first = run(asked, tmp_path, skip=skip, machine=with_gpu(8 * 10**9))
     assert [*first.missing] == [*skip]  # in the order that was given
-    here(9 * 10**9)
-    assert stages(request_for(base, memory=None), tmp_path, stop="fit", skip=skip) == {"fit"}
+    assert stages(asked, tmp_path, stop="fit", skip=skip, machine=with_gpu(9 * 10**9)) == {"fit"}
+
+
+def test_a_processor_is_timed_once(base, tmp_path):
+    """For prompts with and without passages."""
+    timed: list[str] = []
+
+    def processor(dtype: str) -> Device:
+        timed.append(dtype)
+        return Device("here", {dtype: 1e9}, 1e9)
+
+    (tmp_path / "items.md").write_text("Item 3 is red. Item 4 is green.")
+    asked = request_for(base, memory=None, documents=(str(tmp_path / "items.md"),))
+    machine = Machine(gpu=lambda: None, processor=processor)
+    found = run(asked, tmp_path / "out", skip=("strength", "learnability"), machine=machine)
+    assert found.fit is not None
+    assert found.fit.shown
+    assert timed == ["float32"]
 
 
 def test_a_folder_of_something_else_is_left_alone(base, tmp_path):
@@ -662,11 +659,11 @@ def test_ten_examples_no_test_split_no_documents(base, tmp_path):
     assert any(each.startswith("no documents") for each in advice.missing)
 
 
-def test_a_base_that_does_not_fit_is_told(base, tmp_path, monkeypatch):
-    monkeypatch.setattr(Available, "here", classmethod(lambda cls: Available(1000, 1000, gpu=False)))
+def test_a_base_that_does_not_fit_is_told(base, tmp_path):
+    machine = Machine(free=lambda: Available(1000, 1000, gpu=False))
     done: set[str] = set()
     asked = request_for(base, device="t4", memory=None)
-    found = run(asked, tmp_path, progress=lambda stage, text: done.add(stage))
+    found = run(asked, tmp_path, progress=lambda stage, text: done.add(stage), machine=machine)
     assert done == {"fit", "cleanliness"}
     assert found.strength is found.knowledge is found.learnability is None
     assert "are free" in found.missing["strength"]
@@ -723,15 +720,7 @@ def test_the_command_to_its_report(base, tmp_path, monkeypatch, capsys):
     Path("docs/items.md").write_text("Item 3 is red. Item 4 is green.")
     asked = ["advise", "--base", str(base), "--data", "train.jsonl", "--documents", "docs", "--dtype", "float32"]
     asked += ["--minutes", "0.01", "--max-new-tokens", "4", "--tasks", "5", "-o", "out"]
-    timed: list[str] = []
-
-    def processor(dtype: str) -> Device:
-        timed.append(dtype)
-        return Device("here", {dtype: 1e9}, 1e9)
-
-    monkeypatch.setattr("halka.estimating.hardware.measure_device", processor)
     assert ran([*asked, "--json"]) == 0
-    assert len(timed) <= 1  # once for prompts with and without passages; not where there is a GPU
     told = json.loads(capsys.readouterr().out)
     assert told["evidence"]["subject"]["documents"] == 1
     assert told["evidence"]["knowledge"]["losses"].keys() == {*CONDITIONS}
@@ -759,11 +748,14 @@ def test_the_advisors_own_folder_is_none_of_the_documents(base, tmp_path, monkey
     asked = ["advise", "--base", str(base), "--data", "train.jsonl", "--documents", ".", "--dtype", "float32"]
     asked += ["--minutes", "0.01", "--max-new-tokens", "4", "--skip", "fit", "--skip", "learnability", "--json"]
     assert ran(asked) == 0
-    first = json.loads(capsys.readouterr().out)
+    printed = capsys.readouterr()
+    first = json.loads(printed.out)
     assert first["evidence"]["subject"]["documents"] == 1
-    monkeypatch.setattr(probed_base, "load_base", lambda *_, **__: pytest.fail("nothing is new"))
+    assert "base: loading" in printed.err
     assert ran(asked) == 0
-    assert json.loads(capsys.readouterr().out) == first
+    printed = capsys.readouterr()
+    assert json.loads(printed.out) == first
+    assert "base: " not in printed.err  # nothing is new
 
 
 @pytest.fixture(scope="module")

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, fields, replace
 from itertools import product
 from pathlib import Path
 from typing import Any
+
+import torch
 
 from halka.advisor.evidence import CLOSED, DOCUMENTS, Fit, Option
 from halka.advisor.pilot import PilotConfig
@@ -18,8 +20,10 @@ from halka.core import Method
 from halka.data.examples import Example
 from halka.data.tokens import encode_all
 from halka.estimating import Memory, Setup, at_least_one, dry_run, largest_batch, prepared, row_of
+from halka.estimating.devices import Device
 from halka.estimating.dry_runs import DryRun
 from halka.estimating.hardware import PROCESS, Hardware, gpu_here, hardware_of
+from halka.estimating.measured_device import measure_device
 from halka.methods import Full, build_method
 from halka.models import context
 from halka.models.loading import place_of
@@ -37,6 +41,40 @@ TIMED = 8  # examples that are timed
 MEASURED = 64  # examples whose length with passages is measured
 CHARACTERS = 3  # per token, before the tokenizer is loaded: more in Latin script, fewer in others
 PILOT_SHARE = 0.5  # of the available memory, above which the pilot checkpoints, to leave some to other processes
+
+
+# ── this machine ────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+@dataclass(frozen=True)
+class Available:
+    """Bytes that are free: of main memory, and of the device that models are loaded to; whether that is a GPU."""
+
+    main: int
+    device: int
+    gpu: bool
+
+    @classmethod
+    def at(cls, place: torch.device) -> Available:
+        """With models loaded to that device of this machine."""
+        return cls(available(), available(place), place.type == "cuda")
+
+    @property
+    def process(self) -> int:
+        """Bytes of the device that the process takes besides tensors: on a GPU they are taken already."""
+        return 0 if self.gpu else PROCESS
+
+
+@dataclass(frozen=True)
+class Machine:
+    """What is asked of the machine that probes run on: its GPU, if any, its free memory, its processor's speed."""
+
+    gpu: Callable[[], Hardware | None] = gpu_here
+    free: Callable[[], Available] = lambda: Available.at(place_of())
+    processor: Callable[[str], Device] = measure_device
+
+
+THIS_MACHINE = Machine()
 
 
 # ── the probe of the hardware ───────────────────────────────────────────────────────────────────────────────────────
@@ -99,7 +137,9 @@ def fit(
     )
 
 
-def find_hardware(dtype: str, memory: int | None = None, device: str | None = None) -> Hardware:
+def find_hardware(
+    dtype: str, memory: int | None = None, device: str | None = None, machine: Machine = THIS_MACHINE
+) -> Hardware:
     """The hardware to train on.
 
     memory   bytes, of a GPU unless the device is "here"; the device's own if not given
@@ -109,11 +149,11 @@ def find_hardware(dtype: str, memory: int | None = None, device: str | None = No
     Raises HalkaError for an unknown device.
     """
     if device is None and memory is None:
-        if (gpu := gpu_here()) is not None:
+        if (gpu := machine.gpu()) is not None:
             return gpu
         device = "here"
-    if device == "here" and memory is None:
-        memory = available()
+    if device == "here":
+        return Hardware(device, False, machine.free().main if memory is None else memory, machine.processor(dtype))
     return hardware_of(device, memory, dtype)
 
 
@@ -256,26 +296,7 @@ def training_seconds(seconds: float, spent: float, answers: float) -> float:
     return max(seconds - spent - answers, (1 - ANSWERING) * seconds / 2)
 
 
-# ── memory of this machine ──────────────────────────────────────────────────────────────────────────────────────────
-
-
-@dataclass(frozen=True)
-class Available:
-    """Bytes that are free: of main memory, and of the device that models are loaded to; whether that is a GPU."""
-
-    main: int
-    device: int
-    gpu: bool
-
-    @classmethod
-    def here(cls) -> Available:
-        place = place_of()
-        return cls(available(), available(place), place.type == "cuda")
-
-    @property
-    def process(self) -> int:
-        """Bytes of the device that the process takes besides tensors: on a GPU they are taken already."""
-        return 0 if self.gpu else PROCESS
+# ── memory for the pilot ──────────────────────────────────────────────────────────────────────────────────────────
 
 
 def base_too_large(base_bytes: int, free: Available) -> str | None:

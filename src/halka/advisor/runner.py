@@ -41,7 +41,8 @@ from halka.advisor.request import (
     sample,
 )
 from halka.advisor.resources import (
-    Available,
+    THIS_MACHINE,
+    Machine,
     affordable_held_out,
     answer_seconds,
     answers_per_example,
@@ -56,7 +57,6 @@ from halka.advisor.resources import (
 from halka.advisor.words import PROBES
 from halka.estimating import Estimate, estimate
 from halka.estimating.devices import device_named
-from halka.estimating.hardware import gpu_here
 from halka.util.errors import HalkaError, OutOfMemoryError, TrainingError
 from halka.util.machine import ran_out
 
@@ -73,6 +73,7 @@ def probe(
     skip: Sequence[str] = (),
     pilot: PilotConfig | None = None,
     progress: Progress = lambda stage, text: None,
+    machine: Machine = THIS_MACHINE,
 ) -> Evidence:
     """Run the probes whose results are not in `folder` yet; those for other data, base or settings run again.
 
@@ -81,6 +82,7 @@ def probe(
     skip      probes of `PROBES` to leave out
     pilot     what the pilot trains
     progress  called with a stage and what it does
+    machine   what it runs on
 
     Raises HalkaError for an unknown probe or device, a folder with other contents, and a base that is no causal LM;
     DataError for data that cannot be used; and as `load_base` does.
@@ -95,7 +97,8 @@ def probe(
         device_named(request.device)
     config, examples = decoder_config(request.base), sample(request)
     probes = _Probes(
-        request, examples, config, AdviceFolder(folder), 60 * minutes, tuple(skip), pilot or PilotConfig(), progress
+        *(request, examples, config, AdviceFolder(folder), 60 * minutes, tuple(skip)),
+        *(pilot or PilotConfig(), progress, machine),
     )
     return probes.evidence()
 
@@ -112,10 +115,11 @@ class _Probes:
     skip: tuple[str, ...]
     pilot: PilotConfig
     progress: Progress
+    machine: Machine
     missing: dict[str, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        gpu = gpu_here()
+        gpu = self.machine.gpu()
         machine = (psutil.cpu_count(), psutil.virtual_memory().total, gpu and (gpu.name, gpu.memory))
         weights = base_files(self.request.base)
         self.keys = result_keys(self.request, self.sample, self.seconds, weights, machine, self.folder.path)
@@ -173,7 +177,7 @@ class _Probes:
         base, plan, pilot, key = self.base, self.plan, self.pilot, self.keys["learnability"]
         if key not in plan.rooms:  # a resumed pilot goes on in the same way
             lengths = [self._length(), *([plan.shown_length] if plan.shown_length else [])]
-            plan.rooms[key] = pilot_room(self.request, self.config, lengths, Available.here(), pilot)
+            plan.rooms[key] = pilot_room(self.request, self.config, lengths, self.machine.free(), pilot)
             self.folder.save_plan(plan)
         room = plan.rooms[key]
         if self.request.full and room.without_full is None:
@@ -224,7 +228,7 @@ class _Probes:
             tasks=request.tasks,
             dtype=request.dtype,
             quantize=request.quantize,
-            hardware=find_hardware(request.dtype, request.memory, request.device),
+            hardware=find_hardware(request.dtype, request.memory, request.device, self.machine),
         )
         result = estimate_fit(length=self._length(), progress=report)
         if shown is None:
@@ -241,7 +245,7 @@ class _Probes:
 
     def _too_large(self, size: Estimate) -> dict[str, str]:
         """The probes of the base, if it does not fit into this machine's memory."""
-        reason = base_too_large(size.base_bytes, Available.here())
+        reason = base_too_large(size.base_bytes, self.machine.free())
         return {name: reason for name in BASE_PROBES if reason is not None and name not in self.skip}
 
     def _length(self) -> int:
