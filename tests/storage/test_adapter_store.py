@@ -20,6 +20,7 @@ import halka.storage.adapter_store
 from contract import adapted, disturb, ids
 from halka.core import AdaptedModel
 from halka.storage.adapter_store import AdapterStore
+from halka.util.errors import HalkaError
 from tiny import tiny
 
 
@@ -80,6 +81,8 @@ def test_list_is_by_task_tag_and_method(store, model):
     store.save(model, "b", task="support")
     assert store.tag("a", ["live", "eu"]) == ("eu", "live")
     assert store.tag("a", ["eu"], remove=True) == ("live",)
+    with pytest.raises(HalkaError, match="a tag for a is empty"):
+        store.tag("a", ["us", " "])
     assert [each.name for each in store.list()] == ["a", "b", "c"]
     assert [each.name for each in store.list(task="support")] == ["a", "b"]
     assert [each.name for each in store.list(tag="live")] == ["a"]

@@ -149,8 +149,10 @@ class AdapterStore:
         return self.get(name, version)
 
     def tag(self, name: str, tags: Sequence[str], *, remove: bool = False) -> tuple[str, ...]:
-        """Add tags to a name, or remove them. Returns the name's tags afterwards."""
+        """Add tags to a name, or remove them. Returns its tags afterwards. Raises HalkaError for an empty tag."""
         self.versions(name)
+        if not remove and not all(tag.strip() for tag in tags):
+            raise HalkaError(f"a tag for {name} is empty: give a word to find it by")
         with self._writing(name) as folder:
             before = set(self._tags(name))
             after = tuple(sorted(before - {*tags} if remove else before | {*tags}))
