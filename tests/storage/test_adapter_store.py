@@ -75,6 +75,16 @@ def test_a_name_has_versions_of_which_the_newest_counts(store, model):
     assert store.save(model, "a").version == 2
 
 
+def test_a_base_folder_is_no_store(store, model, tmp_path):
+    stored, base = store.save(model, "a"), AdapterStore(tmp_path / "base")
+    base.folder.mkdir()
+    (base.folder / "config.json").write_text("{}")
+    for write in (lambda: base.add(stored.folder), lambda: base.save(model, "a")):
+        with pytest.raises(HalkaError, match=r"base holds a base model .*: name another folder for the store"):
+            write()
+    assert [path.name for path in base.folder.iterdir()] == ["config.json"]
+
+
 def test_list_is_by_task_tag_and_method(store, model):
     store.save(model, "a", task="support")
     store.save(model, "a", stored_as="c", task="legal")

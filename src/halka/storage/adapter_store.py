@@ -25,6 +25,7 @@ from filelock import FileLock, Timeout
 
 from halka.core import AdaptedModel, Adapter
 from halka.models.fingerprint import own_fingerprint
+from halka.models.loading import is_base_folder
 from halka.storage.adapter_folder import AdapterFolder
 from halka.storage.card import Card, read_card
 from halka.storage.save_load import Allowed, load, save
@@ -116,8 +117,10 @@ class AdapterStore:
     def save(self, model: AdaptedModel, name: str, *, stored_as: str | None = None, **card: Any) -> Stored:
         """Write adapter `name` of `model` as the next version; `card` goes to `halka.save`.
 
-        Raises WrongBaseError where the store's adapters have another base, HalkaError for a name that is no file name.
+        Raises WrongBaseError where the store's adapters have another base, HalkaError for a name that is no file name
+        and for a base's folder.
         """
+        self._refuse_base_folder()
         stored_as = _named(name if stored_as is None else stored_as)
         self._claim(model)
         with (
@@ -133,8 +136,9 @@ class AdapterStore:
 
         The default name is the one of `halka.load`: the folder's, the run's or the hub's.
         Raises DamagedFolderError for a folder that is no whole adapter, WrongBaseError where its Card names another
-        base than the store's, HalkaError for a name that is no file name.
+        base than the store's, HalkaError for a name that is no file name and for a base's folder.
         """
+        self._refuse_base_folder()
         name = None if name is None else _named(name)
         adapter = AdapterFolder.open(source)
         name = _named(adapter.name) if name is None else name
@@ -213,6 +217,10 @@ class AdapterStore:
         return count
 
     # ── inside ──────────────────────────────────────────────────────────────────────────────────────────────────
+
+    def _refuse_base_folder(self) -> None:
+        if is_base_folder(self.folder):
+            raise HalkaError(f"{self.folder} holds a base model (config.json): name another folder for the store")
 
     def _tags(self, name: str) -> tuple[str, ...]:
         path = self.folder / name / TAGS
