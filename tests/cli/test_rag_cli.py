@@ -243,6 +243,8 @@ def test_a_question_is_answered_with_its_sources(halka, embedder, base, tmp_path
     assert (code, out) == (0, "The documents do not say.\n")
     code, _, err = halka(*asking, "--max-new-tokens", "1020")
     assert (code, "shorten it" in err) == (2, True)
+    code, _, err = halka("ask", " ", "--collection", "faq", "--base", "no/such-base")
+    assert (code, "QUESTION is empty" in err, "loading" in err) == (2, True, False)
 
 
 def test_questions_become_training_data(halka, embedder, tmp_path):

@@ -64,6 +64,8 @@ def ask(
     from halka.evaluation.streaming import answering
     from halka.rag.answer import Answerer
 
+    if not question.strip():
+        raise HalkaError("QUESTION is empty: ask something")
     options = sampling(temperature, None)
     retriever = retriever_of(collection_named(collection, collections), mode, rerank)
     adapters = given_adapters(adapter, store, loading.allow_pickle)
