@@ -146,6 +146,23 @@ def test_bases_of_other_kinds_are_judged_by_what_they_learn(kind):
 
 
 @pytest.mark.parametrize(
+    ("into", "why"),
+    [
+        ("x --as gguf", "is not the path of a .gguf file"),
+        ("prose.txt", "prose.txt is a file: choose another folder"),
+        ("prose.txt/x", "prose.txt is a file: choose another path"),
+        ("base", "base is what the base was loaded from"),
+        ("b", "b exists and holds adapter_config.json, which no export wrote"),
+        ("base --as peft", "which is no part of an adapter"),
+    ],
+)
+def test_where_nothing_can_be_written_is_said_before_the_base_is_loaded(into, why, run):
+    stderr = run(f"a --into {into}", code=2).stderr
+    assert why in stderr
+    assert "loading" not in stderr
+
+
+@pytest.mark.parametrize(
     ("command", "why"),
     [
         ("a b", "--combine METHOD combines several adapters"),
@@ -158,7 +175,6 @@ def test_bases_of_other_kinds_are_judged_by_what_they_learn(kind):
         ("a --as gguf", "give --into PATH with them"),
         ("prefix", "prefix acts on memory, which is no weight: not mergeable"),
         ("nobody", "there is no folder nobody"),
-        ("a --into x --as gguf", "is not the path of a .gguf file"),
     ],
 )
 def test_what_is_wrong_is_said(command, why, run):

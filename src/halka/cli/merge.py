@@ -87,6 +87,10 @@ def merge(
     tasks = [named_task(name) for name in task or ()]
     text = readable_text(probes, "--probes") if probes else None
     factors = weights_of(weights, adapters.named)
+    if into is not None:
+        from halka.merging.exporting import check_destination
+
+        check_destination(into, format or "safetensors", base)
     model = open_model(base, adapters, adapters.named, loading)
     result: dict[str, Any] = {"base": base, "adapters": factors}
     name = adapters.named[0]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -20,11 +20,11 @@ from halka.storage.formats.gguf.lora import write_gguf_lora
 from halka.storage.formats.gguf.model import as_stored, check_whole, write_gguf
 from halka.storage.formats.model_folder import stranger, write_model
 from halka.storage.formats.peft.experts import confused
-from halka.storage.save_load import save
+from halka.storage.save_load import check_adapter_folder, save
 from halka.storage.tensors import check_finite
 from halka.util.dtypes import Dtype, dtype_name
 from halka.util.errors import HalkaError
-from halka.util.files import new_folder, write_file
+from halka.util.files import check_writable, new_folder, write_file
 from halka.util.quiet import quiet_libraries
 
 ExportFormat = Literal["safetensors", "gguf", "lora-gguf", "peft", "vllm"]
@@ -100,6 +100,17 @@ def export(
     return to
 
 
+def check_destination(to: Path, format: ExportFormat, base: str) -> None:
+    """Raises HalkaError where `export` could not write to `to`, as far as can be seen before `base` is loaded."""
+    check_writable(to)
+    if format in ("gguf", "lora-gguf"):
+        _file(to)
+    elif format == "safetensors":
+        _check_folder(to, {base}, None)
+    else:
+        check_adapter_folder(to)
+
+
 def whole_weights(model: AdaptedModel, name: str | None, dtype: torch.dtype | None = None) -> dict[str, Tensor]:
     """Every tensor of the base by its name, with the adapter merged in; tied weights stay one tensor where they can."""
     with model.own_weights(), torch.no_grad():
@@ -149,7 +160,8 @@ def _finite(weights: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 def _safetensors(model: AdaptedModel, name: str | None, to: Path, options: Options) -> None:
-    _check_folder(model, to)
+    base: Any = model.base
+    _check_folder(to, {getattr(base, "name_or_path", ""), getattr(base.config, "_name_or_path", "")}, model.tokenizer)
     dtype = None if options.dtype is None else getattr(torch, options.dtype)
     weights = whole_weights(model, name, dtype)
     if name is not None:
@@ -168,17 +180,15 @@ def _safetensors(model: AdaptedModel, name: str | None, to: Path, options: Optio
         write_model(model.base, model.tokenizer, weights, beside, model.labels_of(name))
 
 
-def _check_folder(model: AdaptedModel, to: Path) -> None:
+def _check_folder(to: Path, bases: Collection[str], tokenizer: Any | None) -> None:
     """Raises HalkaError for a folder that holds something else than an export, and for the base's own."""
     if not to.exists():
         return
     if not to.is_dir():
         raise HalkaError(f"{to} is a file: choose another folder")
-    base: Any = model.base
-    sources = {getattr(base, "name_or_path", ""), getattr(base.config, "_name_or_path", "")}
-    if any(Path(source).exists() and to.samefile(source) for source in sources if source):
+    if any(Path(base).exists() and to.samefile(base) for base in bases if base):
         raise HalkaError(f"{to} is what the base was loaded from: choose another folder")
-    if (other := stranger(to, model.tokenizer)) is not None:
+    if (other := stranger(to, tokenizer)) is not None:
         raise HalkaError(f"{to} exists and holds {other}, which no export wrote: choose another folder")
 
 

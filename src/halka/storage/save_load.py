@@ -36,6 +36,15 @@ class Allowed(TypedDict, total=False):
     allow_pickle: bool
 
 
+def check_adapter_folder(folder: Path, format: str = "peft") -> None:
+    """Raises HalkaError for a file, and for a folder that holds something else than an adapter in that format."""
+    own = (*format_named(format).FILES.names(), CARD, README)
+    if folder.exists() and not folder.is_dir():
+        raise HalkaError(f"{folder} is a file: choose another folder")
+    if other := sorted(path.name for path in folder.glob("*") if path.name not in own):
+        raise HalkaError(f"{folder} exists and holds {other[0]}, which is no part of an adapter: choose another folder")
+
+
 def save(
     model: AdaptedModel,
     name: str,
@@ -53,11 +62,7 @@ def save(
     method that the format cannot hold, and a folder that holds something else.
     """
     adapter, folder, written_as = narrowed(model, name), Path(folder), format_named(format)
-    own = (*written_as.FILES.names(), CARD, README)
-    if folder.exists() and not folder.is_dir():
-        raise HalkaError(f"{folder} is a file: choose another folder")
-    if other := sorted(path.name for path in folder.glob("*") if path.name not in own):
-        raise HalkaError(f"{folder} exists and holds {other[0]}, which is no part of an adapter: choose another folder")
+    check_adapter_folder(folder, format)
     base: Any = model.base
     with model.own_weights(), torch.no_grad():
         base_name = getattr(base.config, "_name_or_path", "") or ""

@@ -20,6 +20,15 @@ LOCK = ".lock"
 PORTABLE = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 
 
+def check_writable(path: Path) -> None:
+    """Raises HalkaError where `path` cannot be created: its nearest parent that exists is a file, or read-only."""
+    parent = next(parent for parent in path.absolute().parents if parent.exists())
+    if not parent.is_dir():
+        raise HalkaError(f"{path} cannot be created, because {parent} is a file: choose another path")
+    if not os.access(parent, os.W_OK | os.X_OK):
+        raise HalkaError(f"{path} cannot be created, because {parent} is read-only: choose another path")
+
+
 def write_file(path: Path, write: Callable[[Path], object]) -> None:
     """Let `write` fill a file beside `path`, then rename it: a crash leaves the old file or the new one."""
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -50,12 +50,17 @@ def write_model(
         tokenizer.save_pretrained(folder)
 
 
-def stranger(folder: Path, tokenizer: Any) -> str | None:
-    """Return the name of a file that `write_model` did not write, or None; without `MARK` every file is such a file."""
+def stranger(folder: Path, tokenizer: Any | None) -> str | None:
+    """Return the name of a file that `write_model` did not write, or None; without `MARK` every file is such a file.
+
+    Without the tokenizer, whose files are not known then, nothing beside a marked configuration is such a file.
+    """
     names = sorted(path.name for path in folder.iterdir())
     own = {*WRITTEN, *getattr(tokenizer, "vocab_files_names", {}).values()}
     others = [name for name in names if not any(fnmatch(name, pattern) for pattern in own)]
-    return next(iter(others if _marked(folder / "config.json") else names), None)
+    if _marked(folder / "config.json"):
+        return None if tokenizer is None else next(iter(others), None)
+    return next(iter(names), None)
 
 
 def _marked(config: Path) -> bool:
