@@ -121,6 +121,8 @@ def test_tensorboard(here, monkeypatch):
         (f"train {TRAIN} --method prefix -o new", "--rank: prefix has no field 'rank'; its fields are: length"),
         (f"train {TRAIN} --rnak 3 -o new", "--rank"),
         (f"train {TRAIN} --lr fast -o new", "--lr: 'fast' is not a number"),
+        ("train --base base --data nope.jsonl --dtype fp8 -o new", "--dtype: 'fp8' is not one of bfloat16, float32"),
+        ("train --base base --data nope.jsonl --quantize nf3 -o new", "--quantize: 'nf3' is not one of nf4, int8"),
         (f"train {TRAIN} --lr -1 -o new", "lr must be above 0, not -1"),
         (f"train {TRAIN} --targets attn.x -o new", "lora: targets are linear layers"),
         (f"train {TRAIN} --config nope.yaml -o new", "there is no file nope.yaml"),

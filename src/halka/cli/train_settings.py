@@ -6,7 +6,7 @@ import inspect
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import typer
 
@@ -14,7 +14,9 @@ from halka.core import Method
 from halka.data.task import is_task_file
 from halka.methods import all_methods, method_named
 from halka.models.loading import is_base_folder
+from halka.models.quantised import Quantize
 from halka.training import TrainConfig
+from halka.util.dtypes import Dtype
 from halka.util.errors import HalkaError
 from halka.util.settings import (
     Entry,
@@ -61,9 +63,11 @@ class RunSettings:
         metadata={"help": "what the base learns to be: sequence-classification, …; as the task or the data say"},
     )
     text: str | None = field(default=None, metadata={"help": "what virtual tokens start as (prompt, prefix)"})
-    dtype: str = field(default="bfloat16", metadata={"help": "precision of the base: bfloat16, float32, …"})
+    dtype: Literal[Dtype, "auto"] = field(
+        default="bfloat16", metadata={"help": "precision of the base: bfloat16, float32, …"}
+    )
     device: str | None = field(default=None, metadata={"help": "cuda, mps or cpu; the first there is"})
-    quantize: str | None = field(
+    quantize: Quantize | None = field(
         default=None, metadata={"help": "pack the base's layers into fewer bits: nf4 or int8", "metavar": "QUANTIZE"}
     )
 
