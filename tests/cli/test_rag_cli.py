@@ -252,7 +252,7 @@ def test_questions_become_training_data(halka, embedder, tmp_path):
     assert halka("docs", "add", "faq", "parcels.md", "--embedder", str(embedder))[0] == 0
     (tmp_path / "asked.jsonl").write_text('{"question": "when are parcels sent", "answer": "on monday"}\n')
     code, out, err = halka("docs", "examples", "faq", "asked.jsonl", "-o", "train.jsonl", "--without", "0")
-    assert (code, out) == (0, "1 questions, 1 examples, 0 abstaining, in train.jsonl\n"), err
+    assert (code, out) == (0, "1 question, 1 example, 0 abstaining, in train.jsonl\n"), err
     row = json.loads((tmp_path / "train.jsonl").read_text())
     assert row["messages"][1]["content"] == "on monday [1]"
     told = re.search(r"`halka ask --floor (.+)` abstains", err)

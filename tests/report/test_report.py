@@ -28,7 +28,7 @@ from halka.report.plots import draw_plots
 from halka.report.summary import Summary, summarise
 from halka.report.svg import MARKERS, SERIES, THEME, looks
 from halka.report.table import cells, columns, to_markdown, to_rich
-from halka.report.units import bytes_said, count, duration, learning_rate, listed, percent, signed, size
+from halka.report.units import bytes_said, count, duration, learning_rate, listed, percent, plural, signed, size
 from measurements_for_tests import HELD, METHODS, PROMPTS, WEIGHTS, measurements, perplexities
 from page_for_tests import Page
 
@@ -383,6 +383,7 @@ def test_names_cannot_break_a_table() -> None:
     [
         *((count(4_884_480), "4.9 M"), (count(57_600), "57.6 k"), (count(134_515_008), "135 M"), (count(12), "12")),
         *((size(2.7e9), "2.7 GB"), (size(19_600_000), "19.6 MB"), (size(999_990), "1.0 MB"), (size(10), "10 B")),
+        *((plural(1, "query"), "1 query"), (plural(0, "query"), "0 queries"), (plural(2, "day"), "2 days")),
         *((percent(0.036), "3.6 %"), (percent(0.98), "98 %"), (percent(0.00014), "0.014 %"), (percent(0), "0 %")),
         *((signed(0.09), "+9.0 %"), (signed(-0.021), "−2.1 %"), (learning_rate(2e-3), "2e-3")),
         *((learning_rate(1.5e-4), "1.5e-4"), (learning_rate(1.0), "1"), (duration(61.2), "61 s")),

@@ -10,6 +10,7 @@ import typer
 from halka.cli import convert
 from halka.cli.command import Command, Failed, Json, emit, examples, existing_folder, group, show
 from halka.cli.routing import open_adapter
+from halka.report.units import plural
 from halka.util.errors import HalkaError
 from halka.util.text import columns
 
@@ -96,7 +97,7 @@ def list_(
         parameters = "–" if row["parameters"] is None else count(row["parameters"])
         texts = (row["method"] or "–", row["task"] or "–", ", ".join(row["tags"]) or "–")
         table.add_row(row["name"], str(row["version"]), *texts, parameters, size(row["bytes"]))
-    show(table, f"{len(rows)} adapters in {store}")
+    show(table, f"{plural(len(rows), 'adapter')} in {store}")
 
 
 @app.command("add", cls=Command, epilog=examples("halka adapters add runs/support/adapter support --store adapters"))
@@ -162,7 +163,7 @@ def verify(store: Store, json: Json = False) -> None:
         emit({"versions": len(results), "damaged": damaged, "cleaned": cleaned})
     else:
         show(*(f"{row['adapter']}: {row['reason']}" for row in damaged))
-        show(f"{len(results)} versions read, {len(damaged)} damaged, {cleaned} leftovers removed")
+        show(f"{plural(len(results), 'version')} read, {len(damaged)} damaged, {plural(cleaned, 'leftover')} removed")
     if damaged:
         raise Failed(f"{len(damaged)} of {len(results)} versions are damaged: remove them, or add them again")
 

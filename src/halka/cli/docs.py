@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from halka.cli.command import Command, Failed, Json, emit, examples, group, say, show
+from halka.report.units import plural
 from halka.util.errors import HalkaError
 from halka.util.text import columns, one_line
 
@@ -70,7 +71,6 @@ def add(
     fails, and creates no new collection.
     """
     from halka.rag.store import EVERYONE
-    from halka.report.units import plural
 
     for path in paths:
         if not path.expanduser().exists():
@@ -126,7 +126,7 @@ def list_(
     for document in documents:
         readers, tags = ", ".join(document.readers), ", ".join(document.tags) or "–"
         table.add_row(one_line(document.name), str(document.passages), readers, tags, document.added)
-    show(table, f"{len(documents)} documents in {name}")
+    show(table, f"{plural(len(documents), 'document')} in {name}")
 
 
 def _list_collections(folder: Path, json: bool) -> None:
@@ -204,12 +204,12 @@ def remove(
     if documents:
         report(collection.remove(documents), json)
         return
-    summary = _summary(collection)
+    summary, (document_count, _) = _summary(collection), collection.count()
     collection.delete()
     if json:
         emit({"name": name, "removed": summary})
     else:
-        show(f"{name}: removed with {summary['documents']} documents")
+        show(f"{name}: removed with {plural(document_count, 'document')}")
 
 
 def collection_named(name: str, among: Path) -> Collection:
@@ -254,7 +254,7 @@ def report(events: Iterable[Event], json: bool, *, quiet: bool = False, idle: bo
             if event.what == "skipped":
                 progress.tell(f"skipped: {one_line(event.reason)}")
             elif event.what != "unchanged" and not quiet:
-                progress.tell(f"{event.what}: {one_line(event.document)} ({event.passages} passages)")
+                progress.tell(f"{event.what}: {one_line(event.document)} ({plural(event.passages, 'passage')})")
             progress.done(len(happened))
     counts = Counter[str](event.what for event in happened)
     if idle and not happened:

@@ -14,6 +14,7 @@ from halka.cli.command import Json, emit, examples, new_file, readable_text, sho
 from halka.cli.examples import data_rows, named_task
 from halka.cli.opening import Base, Loading, open_model, with_loading
 from halka.cli.routing import AdapterNames, PoolSize, StoreFolder, addressed, given_adapters, route
+from halka.report.units import plural
 from halka.util.errors import HalkaError
 from halka.util.plain import plain
 from halka.util.text import columns
@@ -225,7 +226,7 @@ def _show(result: dict[str, Any]) -> None:
             table.add_row(name, f"{score.value:.3f}", f"{score.low:.3f} to {score.high:.3f}")
         show(table)
     if "examples" in result:
-        show(f"over {result['examples']} examples of {result['task']}")
+        show(f"over {plural(result['examples'], 'example')} of {result['task']}")
     if "predictions" in result:
         show(f"predictions in {result['predictions']}, scores in {result['scores_file']}")
     if "perplexity" in result:

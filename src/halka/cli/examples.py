@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from halka.cli.command import existing_file, say
+from halka.report.units import plural
 
 if TYPE_CHECKING:
     from halka.data.examples import Example, Rows
@@ -22,9 +23,10 @@ def data_rows(file: Path, flag: str, shape: str | None) -> Rows:
     from halka.data.examples import read_examples
 
     rows = read_examples(existing_file(file, flag), shape)
-    say(f"{file}: {len(rows.examples)} examples, read as {rows.shape}{'' if shape else ' (--shape overrides it)'}")
+    overridden = "" if shape else " (--shape overrides it)"
+    say(f"{file}: {plural(len(rows.examples), 'example')}, read as {rows.shape}{overridden}")
     if rows.problems:
-        say(f"{file}: {len(rows.problems)} rows cannot be used; the first: {rows.problems[0]}")
+        say(f"{file}: {plural(len(rows.problems), 'row')} cannot be used; the first: {rows.problems[0]}")
     return rows
 
 
@@ -34,7 +36,7 @@ def named_task(name: str) -> Task:
 
     task = load_task(name)
     if task.problems:
-        say(f"{task.name}: {len(task.problems)} rows cannot be used; the first: {task.problems[0]}")
+        say(f"{task.name}: {plural(len(task.problems), 'row')} cannot be used; the first: {task.problems[0]}")
     for (earlier, later), prompts in overlaps(task).items():
         say(f"{task.name}: {len(prompts)} prompts of {later} are in {earlier}, too: scores on them are too high")
     return task

@@ -13,6 +13,7 @@ from halka.cli.command import Json, emit, examples, readable_text, say, show
 from halka.cli.examples import named_task
 from halka.cli.opening import Base, Loading, open_model, with_loading
 from halka.cli.routing import StoreFolder, given_adapters
+from halka.report.units import plural
 from halka.util.errors import HalkaError
 from halka.util.text import columns
 
@@ -197,4 +198,4 @@ def _show_tasks(rows: list[dict[str, Any]]) -> None:
         score = row["score"]
         cells = (row["metric"], f"{score.value:.3f}", f"{score.low:.3f} to {score.high:.3f}")
         table.add_row(row["task"], row["adapter"] or "the bare base", f"{row['loss']:.3f}", *cells)
-    show(table, f"over {rows[0]['examples']} examples of each task")
+    show(table, f"over {plural(rows[0]['examples'], 'example')} of each task")

@@ -21,6 +21,7 @@ from halka.cli.command import (
     show,
 )
 from halka.cli.docs import HERE, Embedder, Name, Place, app, collection_named, open_or_begin, report
+from halka.report.units import plural
 from halka.util.errors import HalkaError
 from halka.util.text import columns, one_line
 
@@ -114,7 +115,7 @@ def evaluate(
     table = columns("mode", *measures, right=measures)
     for one, means in scores.items():
         table.add_row(one, *(f"{means[measure]:.3f}" for measure in measures))
-    show(table, f"{len(queries.texts)} queries, {collection.count()[0]} documents")
+    show(table, f"{plural(len(queries.texts), 'query')}, {plural(collection.count()[0], 'document')}")
 
 
 @app.command(
@@ -168,7 +169,8 @@ def examples_(
     counts = {"questions": len(asked), "examples": len(rows), "abstaining": sum(row["gold"] is None for row in rows)}
     if json:
         return emit({**counts, "floor": floor})
-    show(", ".join(f"{count} {what}" for what, count in counts.items()) + f", in {target}")
+    summary = f"{plural(len(asked), 'question')}, {plural(len(rows), 'example')}, {counts['abstaining']} abstaining"
+    show(f"{summary}, in {target}")
     if floor is not None:
         flags = ("" if mode == "hybrid" else f" --mode {mode}") + ("" if rerank is None else f" --rerank {rerank}")
         say(

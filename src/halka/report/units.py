@@ -91,8 +91,9 @@ def listed(names: Sequence[str], join: str = "and") -> str:
 
 
 def plural(number: int, noun: str) -> str:
-    """1 run, 3 runs."""
-    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
+    """1 run, 3 runs; 1 query, 3 queries."""
+    many = f"{noun[:-1]}ies" if noun.endswith("ry") else f"{noun}s"
+    return f"{number} {noun if number == 1 else many}"
 
 
 def shortened(text: str, length: int = 22) -> str:
