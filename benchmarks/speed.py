@@ -232,6 +232,7 @@ def main() -> None:
     parser.add_argument("--pairs", nargs="+", default=list(PAIRS), choices=PAIRS)
     parser.add_argument("--tasks", nargs="+", default=list(TASKS), choices=TASKS)
     parser.add_argument("--orders", nargs="+", default=list(SIDES), choices=SIDES)
+    parser.add_argument("--sides", nargs="+", default=list(SIDES["grouped"]), choices=SIDES["grouped"])
     parser.add_argument("--runs", type=int, default=3)
     parser.add_argument("--steps", type=int, default=50)
     parser.add_argument("--out", type=Path, default=RESULT, help="the file that results are added to")
@@ -247,7 +248,7 @@ def main() -> None:
     for task in arguments.tasks:
         for pair in arguments.pairs:
             for order in arguments.orders:
-                sides = [side for side in SIDES[order] if side not in absent]
+                sides = [side for side in SIDES[order] if side in arguments.sides and side not in absent]
                 tasks = found.get(pair, {}).get("tasks", {})
                 tasks.setdefault(task, {})[order] = measured(pair, task, order, sides, arguments.steps, arguments.runs)
                 found[pair] = {**(summary(tasks) if "random" in tasks.get("snips", {}) else {}), "tasks": tasks}
