@@ -9,7 +9,7 @@ edits, the base's own implementation computes.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from typing import Any
@@ -39,35 +39,6 @@ def use_experts(base: Any) -> Iterator[None]:
         config._experts_implementation = own
 
 
-@torch.compiler.disable  # how many tokens an expert has differs from pass to pass
-def compute(
-    module: Any,
-    hidden: Tensor,
-    chosen: Tensor,
-    weights: Tensor,
-    *,
-    own: str = "eager",
-    gate_up: ExpertEdits | None = None,
-    down: ExpertEdits | None = None,
-) -> Tensor:
-    """down(act(gate) · up) of hidden (S, D) by the experts that the router chose and weighted (S, K): (S, D).
-
-    Where parts add nothing, the result is that of transformers' `grouped_mm`, bit for bit.
-    Raises HalkaError if the experts are spread over several devices.
-    """
-    edit = gate_up or down
-    if edit is None:
-        eager = type(module).forward.__wrapped__  # what transformers' decorator wraps
-        return ALL_EXPERTS_FUNCTIONS.get_interface(own, eager)(module, hidden, chosen, weights)
-    if module._is_expert_parallel:
-        raise HalkaError("adapters on experts need all experts on one device: load the base without expert parallelism")
-    choices = Choices(chosen, module.num_experts, edit.names, edit.runs)
-    nothing = ExpertEdits(edit.names, edit.runs)
-    inner = product(gate_up or nothing, hidden[choices.tokens], module.gate_up_proj, choices)
-    outer = product(down or nothing, module._apply_gate(inner), module.down_proj, choices)
-    return choices.summed(outer, weights).to(hidden.dtype)
-
-
 def product(edit: ExpertEdits, x: Tensor, weight: Tensor, choices: Choices) -> Tensor:
     """x (C, I) times each choice's own of the experts' weights (E, O, I), edited before and after."""
     if edit.inputs is not None:
@@ -79,7 +50,7 @@ def product(edit: ExpertEdits, x: Tensor, weight: Tensor, choices: Choices) -> T
 
 
 def one_by_one(edit: ExpertEdits, x: Tensor, weight: Tensor, choices: Choices) -> Tensor:
-    """The slow twin of `product`, for tests: a product for each expert and each row of a padded batch."""
+    """The slow twin of `product`: a product for each expert and each row of a padded batch."""
     result = x.new_zeros(len(x), weight.shape[1])
     row_of = choices.tokens // (int(choices.tokens.max() + 1) // len(edit.names))
     for row in range(len(edit.names)):
@@ -97,6 +68,37 @@ def one_by_one(edit: ExpertEdits, x: Tensor, weight: Tensor, choices: Choices) -
                 product = after.edit_output(mine, product, *(tensor[expert] for tensor in after.tensors(x.dtype)))
             result = result.index_copy(0, here, product[0])
     return result
+
+
+@torch.compiler.disable  # how many tokens an expert has differs from pass to pass
+def compute(
+    module: Any,
+    hidden: Tensor,
+    chosen: Tensor,
+    weights: Tensor,
+    *,
+    own: str = "eager",
+    gate_up: ExpertEdits | None = None,
+    down: ExpertEdits | None = None,
+    product: Callable[[ExpertEdits, Tensor, Tensor, Choices], Tensor] = product,
+) -> Tensor:
+    """down(act(gate) · up) of hidden (S, D) by the experts that the router chose and weighted (S, K): (S, D).
+
+    product computes the tokens' products with their experts' weights: `product`, or its slow twin. Where parts add
+    nothing, the result is that of transformers' `grouped_mm`, bit for bit.
+    Raises HalkaError if the experts are spread over several devices.
+    """
+    edit = gate_up or down
+    if edit is None:
+        eager = type(module).forward.__wrapped__  # what transformers' decorator wraps
+        return ALL_EXPERTS_FUNCTIONS.get_interface(own, eager)(module, hidden, chosen, weights)
+    if module._is_expert_parallel:
+        raise HalkaError("adapters on experts need all experts on one device: load the base without expert parallelism")
+    choices = Choices(chosen, module.num_experts, edit.names, edit.runs)
+    nothing = ExpertEdits(edit.names, edit.runs)
+    inner = product(gate_up or nothing, hidden[choices.tokens], module.gate_up_proj, choices)
+    outer = product(down or nothing, module._apply_gate(inner), module.down_proj, choices)
+    return choices.summed(outer, weights).to(hidden.dtype)
 
 
 def _edited(edits: Edits, choices: Choices, *values: Tensor) -> Tensor:
