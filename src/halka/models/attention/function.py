@@ -14,8 +14,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, fields, replace
+from typing import Any, TypeVar
 
 import torch
 import torch.nn.functional as F
@@ -52,6 +52,9 @@ class LayerGate:
     values: Tensor
     valid: Tensor | None
     gates: Tensor
+
+
+Beside = TypeVar("Beside", LayerMemory, LayerGate)
 
 
 @contextmanager
@@ -114,55 +117,62 @@ def attend(
     assert forest is None or (batch == 1 and position_bias is None), "a forest is one row, with positions of its tokens"
     if forest is not None and way is None and query.device.type != "cpu" and forest.is_one_text(sliding_window):
         attention_mask, forest = None, None  # which torch's fused attention is the fastest for
+    mine, beside = (None if layers is None else layers[module.layer_idx] for layers in (memory, gated))  # type: ignore[index]
     if forest is not None:
-        mine = None if memory is None else memory[module.layer_idx]  # type: ignore[index]
         output = attend_to_forest(query, key, value, forest, scale, dropout, softcap, sliding_window, mine, way)
-        beside = None if gated is None else gated[module.layer_idx]  # type: ignore[index]
-        if beside is not None:
-            output = output + _through_gate_of_runs(query, beside, forest, scale, softcap)
-        return output.transpose(1, 2).contiguous(), None
-    causal = (
-        attention_mask is None
-        and tokens > 1
-        and (getattr(module, "is_causal", True) if is_causal is None else is_causal)
-    )
+    else:
+        causal = attention_mask is None and (getattr(module, "is_causal", True) if is_causal is None else is_causal)
+        causal = causal and tokens > 1
+        output = attend_to_rows(
+            query, key, value, attention_mask, causal, scale, dropout, softcap, position_bias, mine, way
+        )
+    if beside is not None:
+        output = output + _through_gate(query, beside, scale, softcap, () if forest is None else forest.forest.runs)
+    return output.transpose(1, 2).contiguous(), None
+
+
+def attend_to_rows(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    mask: Tensor | None,
+    causal: bool,
+    scale: float,
+    dropout: float = 0.0,
+    softcap: float | None = None,
+    bias: Tensor | None = None,
+    memory: LayerMemory | None = None,
+    way: str | None = None,
+) -> Tensor:
+    """Attention (B, Q, T, W) of a padded batch, as `attend` is given it; causal where there is no mask, or none."""
+    batch, heads, tokens, _ = query.shape
     if causal and key.shape[2] > tokens:  # a static cache, empty but for these tokens
         key, value = key[:, :, :tokens], value[:, :, :tokens]
-        position_bias = None if position_bias is None else position_bias[..., :tokens]
+        bias = None if bias is None else bias[..., :tokens]
+    keys = key.shape[2] + (0 if memory is None else memory.keys.shape[2])
+    way = way_of(query.device.type, tokens * keys, softcap) if way is None else way
+    if causal and (way == "products" or bias is not None or memory is not None):
+        mask, causal = torch.ones(tokens, tokens, dtype=torch.bool, device=query.device).tril()[None, None], False
     if memory is not None:
-        mine = memory[module.layer_idx]  # type: ignore[index]
-        key = torch.cat([_for_batch(mine.keys, batch), key], dim=2)
-        value = torch.cat([_for_batch(mine.values, batch), value], dim=2)
-        attention_mask = _widened(attention_mask, mine, batch, tokens, key.shape[2], causal, query.device)
-        if position_bias is not None:
-            before = position_bias.new_zeros(1, *position_bias.shape[1:3], mine.keys.shape[2])
-            before = before if mine.bias is None else mine.bias
-            rows = max(before.shape[0], position_bias.shape[0])
-            front, own = (_for_batch(bias, batch if rows > 1 else 1) for bias in (before, position_bias))
-            position_bias = torch.cat([front.to(own.dtype), own], dim=-1)
-        causal = False
-    if position_bias is not None:
-        attention_mask = _biased(attention_mask, position_bias, causal)
-        causal = False
-    way = way_of(query.device.type, tokens * key.shape[2], softcap) if way is None else way
+        key = torch.cat([_for_batch(memory.keys, batch), key], dim=2)
+        value = torch.cat([_for_batch(memory.values, batch), value], dim=2)
+        mask = _widened(mask, memory, batch, tokens, keys)
+        if bias is not None:
+            before = bias.new_zeros(1, *bias.shape[1:3], memory.keys.shape[2]) if memory.bias is None else memory.bias
+            rows = max(before.shape[0], bias.shape[0])
+            front, own = (_for_batch(part, batch if rows > 1 else 1) for part in (before, bias))
+            bias = torch.cat([front.to(own.dtype), own], dim=-1)
+    if bias is not None:
+        mask = _biased(mask, bias)
     if way == "products":
-        if causal:
-            attention_mask = torch.ones(tokens, tokens, dtype=torch.bool, device=query.device).tril()[None, None]
-        output = grouped_products(query, key, value, attention_mask, scale, dropout, softcap)
-    else:
-        assert softcap is None, "torch's fused attention has no softcap"
-        grouped = key.shape[1] != query.shape[1]
-        if grouped and attention_mask is not None and query.device.type != "cpu":
-            # kernels that take a mask have no grouped heads there: torch would fall back to one that stores the scores
-            key, value = (tensor.repeat_interleave(query.shape[1] // key.shape[1], dim=1) for tensor in (key, value))
-            grouped = False
-        output = F.scaled_dot_product_attention(
-            query, key, value, attention_mask, dropout, causal, scale=scale, enable_gqa=grouped
-        )
-    beside = None if gated is None else gated[module.layer_idx]  # type: ignore[index]
-    if beside is not None:
-        output = output + _through_gate(query, beside, scale, softcap)
-    return output.transpose(1, 2).contiguous(), None
+        return grouped_products(query, key, value, mask, scale, dropout, softcap)
+    assert softcap is None, "torch's fused attention has no softcap"
+    grouped = key.shape[1] != heads
+    if grouped and mask is not None and query.device.type != "cpu":
+        # kernels that take a mask have no grouped heads there: torch would fall back to one that stores the scores
+        key, value = (tensor.repeat_interleave(heads // key.shape[1], dim=1) for tensor in (key, value))
+        grouped = False
+    return F.scaled_dot_product_attention(query, key, value, mask, dropout, causal, scale=scale, enable_gqa=grouped)
 
 
 def way_of(device: str, scores: int, softcap: float | None = None) -> str:
@@ -190,7 +200,7 @@ def attend_to_forest(
     way = _way(query.device.type, dropout) if way is None else way
     if way != "products" and len(plan.forest.runs) > 1:  # there a value that is no number would spread over the line
         lines = (tensor.split(plan.forest.runs, dim=2) for tensor in (query, key, value))
-        own = (_of_run(memory, run) for run in range(len(plan.forest.runs)))
+        own = (None if memory is None else _of_run(memory, run) for run in range(len(plan.forest.runs)))
         outputs = [
             attend_to_forest(q, k, v, plan_of_run, scale, dropout, softcap, window, virtual_of_run, way)
             for q, k, v, plan_of_run, virtual_of_run in zip(*lines, plan.by_run, own, strict=True)
@@ -219,12 +229,12 @@ def _way(device: str, dropout: float) -> str:
     return "dense" if dropout or device == "mps" else "flex"
 
 
-def _of_run(memory: LayerMemory | None, run: int) -> LayerMemory | None:
-    """A run's own virtual keys and values."""
-    if memory is None or len(memory.keys) == 1:
-        return memory
-    own = slice(run, run + 1)
-    return LayerMemory(memory.keys[own], memory.values[own], None if memory.valid is None else memory.valid[own])
+def _of_run(beside: Beside, run: int) -> Beside:
+    """A run's own of what stands beside every run; or what stands beside all of them."""
+    if len(beside.keys) == 1:
+        return beside
+    rows = {field.name: getattr(beside, field.name) for field in fields(beside)}
+    return replace(beside, **{name: row[run : run + 1] for name, row in rows.items() if row is not None})
 
 
 def _in_one_row(virtual: Tensor) -> Tensor:
@@ -232,21 +242,13 @@ def _in_one_row(virtual: Tensor) -> Tensor:
     return virtual.transpose(0, 1).flatten(1, 2)[None]
 
 
-def _through_gate_of_runs(
-    query: Tensor, gate: LayerGate, plan: ForestPlan, scale: float, softcap: float | None
+def _through_gate(
+    query: Tensor, gate: LayerGate, scale: float, softcap: float | None, runs: tuple[int, ...] = ()
 ) -> Tensor:
-    """What the gated tokens of each run add to its own tokens (1, Q, N, W)."""
-    runs = plan.forest.runs if len(gate.keys) > 1 else (query.shape[2],)
-    valid = [None] * len(runs) if gate.valid is None else gate.valid.split(1)
-    rows = zip(
-        query.split(runs, dim=2), gate.keys.split(1), gate.values.split(1), valid, gate.gates.split(1), strict=True
-    )
-    added = [_through_gate(q, LayerGate(k, v, seen, gates), scale, softcap) for q, k, v, seen, gates in rows]
-    return torch.cat(added, dim=2)
-
-
-def _through_gate(query: Tensor, gate: LayerGate, scale: float, softcap: float | None) -> Tensor:
-    """What the layer's gated tokens add (B, Q, T, W)."""
+    """What the layer's gated tokens add (B, Q, T, W); in a line, each run's to its own tokens."""
+    if runs and len(gate.keys) > 1:
+        lines = enumerate(query.split(runs, dim=2))
+        return torch.cat([_through_gate(line, _of_run(gate, run), scale, softcap) for run, line in lines], dim=2)
     batch = query.shape[0]
     keys, values, gates = (_for_batch(rows, batch) for rows in (gate.keys, gate.values, gate.gates))
     mask = None if gate.valid is None else _for_batch(gate.valid, batch)[:, None, None]
@@ -281,10 +283,8 @@ def grouped_products(
     return (probabilities @ value).view(batch, heads, tokens, value.shape[-1])
 
 
-def _biased(mask: Tensor | None, bias: Tensor, causal: bool) -> Tensor:
+def _biased(mask: Tensor | None, bias: Tensor) -> Tensor:
     """The additive mask of scores with this bias, of a mask of any kind."""
-    if causal:
-        mask = torch.ones(bias.shape[-2:], dtype=torch.bool, device=bias.device).tril()
     if mask is None:
         return bias
     return bias + mask if mask.dtype != torch.bool else bias.masked_fill(~mask, torch.finfo(bias.dtype).min)
@@ -297,23 +297,18 @@ def _for_batch(rows: Tensor, batch: int) -> Tensor:
     return rows.repeat_interleave(batch // rows.shape[0], dim=0)
 
 
-def _widened(
-    mask: Tensor | None, memory: LayerMemory, batch: int, tokens: int, keys: int, causal: bool, device: torch.device
-) -> Tensor | None:
+def _widened(mask: Tensor | None, memory: LayerMemory, batch: int, tokens: int, keys: int) -> Tensor | None:
     """The attention mask with P columns in front: every token sees its row's valid virtual tokens."""
-    own = keys - memory.keys.shape[2]
-    if mask is None and memory.valid is None and not causal:
+    virtual, device = memory.keys.shape[2], memory.keys.device
+    if mask is None and memory.valid is None:
         return None
     if mask is None:
-        mask = torch.ones(1, 1, tokens, own, dtype=torch.bool, device=device)
-        mask = mask.tril() if causal else mask
+        mask = torch.ones(1, 1, tokens, keys - virtual, dtype=torch.bool, device=device)
     if memory.valid is None:
-        front = torch.ones(1, 1, 1, memory.keys.shape[2], dtype=torch.bool, device=device)
+        front = torch.ones(1, 1, 1, virtual, dtype=torch.bool, device=device)
     else:
         front = _for_batch(memory.valid, batch)[:, None, None]
-    rows = max(mask.shape[0], front.shape[0])
     if mask.dtype != torch.bool:  # an additive mask
-        front = torch.zeros(front.shape, dtype=mask.dtype, device=device).masked_fill(
-            ~front, torch.finfo(mask.dtype).min
-        )
+        front = front.new_zeros(front.shape, dtype=mask.dtype).masked_fill(~front, torch.finfo(mask.dtype).min)
+    rows = max(mask.shape[0], front.shape[0])
     return torch.cat([front.expand(rows, 1, tokens, -1), mask.expand(rows, 1, tokens, -1)], dim=-1)
