@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from halka.core import Part, Target, WeightPart, quantization_of
 from halka.methods._fields import method
+from halka.methods.modules import module_at
 from halka.util.errors import HalkaError
 
 
@@ -34,13 +35,8 @@ class FullPart(WeightPart):
         super().__init__()
         self._base = (base,)  # in a tuple, so that the base is no submodule of its part
         for name, parameter in base.named_parameters():
-            *path, leaf = name.split(".")
-            module: nn.Module = self
-            for step in path:
-                if step not in module._modules:
-                    module.add_module(step, nn.Module())
-                module = module.get_submodule(step)
-            module.register_parameter(leaf, nn.Parameter(parameter.detach().float().clone()))
+            path, _, key = name.rpartition(".")
+            module_at(self, path).register_parameter(key, nn.Parameter(parameter.detach().float().clone()))
 
     def weights(self) -> Mapping[str, Tensor]:
         own = dict(self._base[0].named_parameters())

@@ -62,6 +62,15 @@ def own_values(own: Tensor) -> Callable[[Tensor], object]:
     return lambda parameter: parameter.copy_(own)
 
 
+def module_at(module: nn.Module, path: str) -> nn.Module:
+    """The submodule of that path, an empty one where there is none."""
+    for step in path.split(".") if path else ():
+        if step not in dict(module.named_children()):
+            module.add_module(step, nn.Module())
+        module = module.get_submodule(step)
+    return module
+
+
 class WholePart(ModulePart):
     """The module's own parameters under their own names, fp32, which start as the base's: y stays y.
 
@@ -79,18 +88,9 @@ class WholePart(ModulePart):
         self._form = (form.requires_grad_(False),)
         for name, parameter in module.named_parameters(remove_duplicate=False):
             path, _, key = name.rpartition(".")
-            own, mine = parameter.detach(), self._module_at(path)
+            own, mine = parameter.detach(), module_at(self, path)
             mine.register_parameter(key, init_parameter(torch.empty_like(own, dtype=torch.float32), own_values(own)))
             form.get_submodule(path).register_parameter(key, nn.Parameter(own.to("meta"), requires_grad=False))
-
-    def _module_at(self, path: str) -> nn.Module:
-        """The part's own module of that path, made where there is none."""
-        mine: nn.Module = self
-        for step in path.split(".") if path else ():
-            if step not in mine._modules:
-                mine.add_module(step, nn.Module())
-            mine = mine.get_submodule(step)
-        return mine
 
     def stack_key(self) -> None:
         return None

@@ -10,7 +10,7 @@ too: there a prompt's enter the input.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from typing import Any
 
 from torch import Tensor, nn
@@ -53,7 +53,7 @@ class VirtualTokens:
         self.entries: Sequence[nn.Module] = list(dict.fromkeys(module.stack.module for module in self.readers.values()))
         self._output = _output(base, layout)
         self._inserted: tuple[VirtualPart | None, ...] = ()
-        self._attention: Any = None
+        self._attention = ExitStack()  # holds `use_attention` while a row has virtual tokens
 
     # ── core.VirtualAttention ───────────────────────────────────────────────────────────────────────────────────
 
@@ -70,29 +70,26 @@ class VirtualTokens:
             parts["memory"] = _either(parts.get("memory", (None,) * len(embedded)), embedded)
         for role, rows in parts.items():
             self.readers[role].enter(rows, bare)
-        self._attention = use_attention(self._base)
-        self._attention.__enter__()
+        self._attention.enter_context(use_attention(self._base))
 
     def leave(self) -> None:
-        if self._attention is not None:
-            self._inserted = ()
-            for module in self.readers.values():
-                module.enter((), module.bare)
-            self._attention.__exit__(None, None, None)
-            self._attention = None
+        self._inserted = ()
+        for reader in self.readers.values():
+            reader.enter((), reader.bare)
+        self._attention.close()
 
     @contextmanager
     def aside(self) -> Iterator[None]:
-        inserted, attention, self._inserted, self._attention = self._inserted, self._attention, (), None
-        parts = {role: module.parts for role, module in self.readers.items()}
-        for module in self.readers.values():
-            module.parts = ()
+        inserted, attention, self._inserted, self._attention = self._inserted, self._attention, (), ExitStack()
+        readers = [(reader, reader.parts) for reader in self.readers.values()]
+        for reader, _ in readers:
+            reader.parts = ()
         try:
             yield
         finally:
             self._inserted, self._attention = inserted, attention
-            for role, rows in parts.items():
-                self.readers[role].parts = rows
+            for reader, parts in readers:
+                reader.parts = parts
 
     def begin(
         self, entry: nn.Module, args: tuple, kwargs: dict[str, Any], runs: Sequence[int]
