@@ -14,9 +14,11 @@ from pathlib import Path
 import pytest
 import yaml
 
+from halka.studies.ablation import Ablation
 from halka.studies.compare import Plan, measurements, run, runner, write_outputs
-from halka.studies.experiment import Experiment, demo_experiment, read_experiment
+from halka.studies.experiment import Entry, Experiment, demo_experiment, read_experiment
 from halka.studies.runner import Event, Runner
+from halka.util.errors import HalkaError
 from runs_for_tests import base_and_task, written_task
 from staged_runs import Stage, is_alive, staged, within_seconds
 
@@ -30,7 +32,7 @@ def stage(tmp_path) -> Iterator[Stage]:
 def experiment(*methods: dict, **changes) -> Experiment:
     given = {"name": "test", "task": "support", "methods": methods, "seeds": (0, 1), "train": {"steps": 8}}
     given |= {"search_together": False, **changes}
-    return Experiment.model_validate(given)
+    return Experiment(**given)
 
 
 BASE = {"method": "base", "label": "bare"}
@@ -433,7 +435,7 @@ MISTAKES = [
     ({**GOOD, "seeds": [1, 1]}, "seeds: .* none twice"),
     ({**GOOD, "methods": []}, "methods: name at least one"),
     ({**GOOD, "methods": [{"method": "lora", "lrs": [0.1, 0.1]}]}, r"methods\.0: lrs: a rate is named twice"),
-    ({**GOOD, "methods": [{"method": "lora", "lrs": [-0.1]}]}, r"methods\.0\.lrs\.0: Input should be greater than 0"),
+    ({**GOOD, "methods": [{"method": "lora", "lrs": [-0.1]}]}, r"methods\.0: lrs\.0: Input should be greater than 0"),
     ({**GOOD, "methods": [{"method": "lora", "rank": "x"}]}, r"methods\.0: rank: 'x' is not a whole number"),
     ({**GOOD, "methods": [{"method": "lora", "targets": "atn"}]}, r"methods\.0: lora: targets .* not 'atn'"),
     ({**GOOD, "methods": [{"method": "base", "rank": 3}]}, r"methods\.0: the bare base is not tuned: .* no rank"),
@@ -443,17 +445,17 @@ MISTAKES = [
     ({**GOOD, "search_steps": 0}, "search_steps: Input should be greater than or equal to 1"),
     ({**GOOD, "examples": {"test": 0}}, r"examples\.test: Input should be greater than or equal to 1"),
     ({**GOOD, "train": {"steps": 4.5}}, "train: steps: 4.5 is not a whole number"),
-    ({**GOOD, 1: 2}, "1: Keys should be strings"),
+    ({**GOOD, 1: 2}, "1: Extra inputs are not permitted"),
     ({**GOOD, "task": "none.yaml"}, r"task: there is no .*none\.yaml"),
     ({**GOOD, "base": "../base"}, r"base: there is no .*base"),
     ({**GOOD, "forgetting": "none.txt"}, r"forgetting: there is no .*none\.txt"),
     ({**GOOD, "seeds": ["a"]}, r"seeds\.0: Input should be a valid integer"),
     ({**GOOD, "examples": {"dev": 3}}, "examples: the splits are train, validation and test, not dev"),
     ({**GOOD, "methods": [{"method": "lara"}]}, r"methods\.0: .*no method 'lara': choose one of bitfit"),
-    ({**GOOD, "methods": [{"rank": 3}]}, r"methods\.0\.method: Field required"),
+    ({**GOOD, "methods": [{"rank": 3}]}, r"methods\.0: method: Field required"),
     ({**GOOD, "methods": [{"method": "lora", "rank": 0}]}, r"methods\.0: .*rank must be a whole number above 0, not 0"),
     ({**GOOD, "methods": [{"method": "lora", "rnk": 3}]}, r"methods\.0: rnk: there is no .* did you mean rank\?"),
-    ({**GOOD, "methods": [{"method": "lora", "lrs": ["fast"]}]}, r"methods\.0\.lrs\.0: Input should be a valid number"),
+    ({**GOOD, "methods": [{"method": "lora", "lrs": ["fast"]}]}, r"methods\.0: lrs\.0: Input should be a valid number"),
     ({**GOOD, "methods": [{"method": "lora"}, {"method": "lora"}]}, "methods: two are called lora: give each"),
     ({**GOOD, "train": {"lr": 0.1}}, "train: lr is searched or set by seeds, not here"),
     ({**GOOD, "train": {"seed": 1}}, "train: seed is searched or set by seeds, not here"),
@@ -468,6 +470,22 @@ def test_a_mistake_in_the_file_is_named_with_its_key(content, message, tmp_path)
     with pytest.raises(ValueError, match=message) as refused:
         read_experiment(path)
     assert str(refused.value).startswith(f"{path}")
+
+
+@pytest.mark.parametrize(
+    ("build", "message"),
+    [
+        (lambda: Experiment(**{**GOOD, "jobs": 0}), "jobs: Input should be greater than or equal to 1"),
+        (lambda: Experiment(**{**GOOD, "seeds": 3}), "seeds: Input should be a list"),
+        (lambda: experiment({"method": "lora", "lrs": (-1.0,)}), "methods.0: lrs.0: Input should be greater than 0"),
+        (lambda: Entry(method="lara"), "there is no method 'lara': choose one of bitfit"),
+        (lambda: Ablation(name="a", documents=(), questions={}), "documents: Tuple should have at least 1 item"),
+    ],
+)
+def test_a_mistake_in_python_is_named_as_in_a_file(build, message):
+    with pytest.raises(HalkaError) as refused:
+        build()
+    assert message in str(refused.value)
 
 
 def test_a_file_that_is_not_there_is_said_to_be_missing(tmp_path):

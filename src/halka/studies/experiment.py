@@ -8,7 +8,7 @@ from __future__ import annotations
 import hashlib
 import os
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
@@ -23,13 +23,32 @@ from halka.util.dtypes import Dtype
 from halka.util.errors import HalkaError
 from halka.util.settings import converted, settings_of, yaml_of
 
+if TYPE_CHECKING:
+    from pydantic_core import ErrorDetails
+
 Count = Annotated[int, Field(ge=1)]
 Precision = Literal[Dtype, "auto"]
 Rate = Annotated[float, Field(gt=0, allow_inf_nan=False)]
-Settings = TypeVar("Settings", bound=BaseModel)
+Checked = TypeVar("Checked", bound="Settings")
 
 
-class Entry(BaseModel):
+class Settings(BaseModel):
+    """Settings that are checked when they are made. Raises HalkaError naming each wrong field, and why."""
+
+    def __init__(self, /, **values: Any):
+        try:
+            super().__init__(**values)
+        except ValidationError as error:
+            raise HalkaError("; ".join(map(_reason, error.errors()))) from None
+
+
+def _reason(wrong: ErrorDetails) -> str:
+    place, message = ".".join(map(str, wrong["loc"])), wrong["msg"].removeprefix("Value error, ")
+    message = message.replace("a valid tuple", "a list").replace("a valid dictionary", "a mapping")
+    return f"{place}: {message}" if place else message
+
+
+class Entry(Settings):
     """One method of an experiment, with its fields beside it and the learning rates to search.
 
     text   what virtual tokens start as
@@ -74,7 +93,7 @@ class Entry(BaseModel):
         return self.label or " ".join(filter(None, (self.method, shown, self.quantize)))
 
 
-class Experiment(BaseModel):
+class Experiment(Settings):
     """The methods to compare, the task and base on which, and how they are trained."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -130,19 +149,13 @@ def read_experiment(path: str | Path) -> Experiment:
     return experiment.model_copy(update=_resolved(experiment, path))
 
 
-def read_settings(path: Path, model_class: type[Settings], needs: str) -> Settings:
+def read_settings(path: Path, model_class: type[Checked], needs: str) -> Checked:
     """The settings in a YAML file, checked. Raises HalkaError naming the file, each wrong key, and why."""
-    whole = model_class.__name__.lower()
-    content = yaml_of(path, f"no {whole}: {needs}")
+    content = yaml_of(path, f"no {model_class.__name__.lower()}: {needs}")
     try:
-        return model_class.model_validate(content)
-    except ValidationError as error:
-        reasons = [
-            f"{'.'.join(map(str, wrong['loc'])) or whole}: {wrong['msg'].removeprefix('Value error, ')}"
-            for wrong in error.errors()
-        ]
-        text = "; ".join(reasons).replace("a valid tuple", "a list").replace("a valid dictionary", "a mapping")
-        raise HalkaError(f"{path}: {text}") from None
+        return model_class(**{str(key): value for key, value in content.items()})
+    except HalkaError as error:
+        raise HalkaError(f"{path}: {error}") from None
 
 
 def _resolved(experiment: Experiment, path: Path) -> dict[str, str]:
@@ -193,7 +206,7 @@ def demo_experiment() -> Experiment:
         examples={"validation": 32, "test": 60},
         methods=(
             Entry(method="full", label="full", lrs=(4e-4,)),
-            Entry.model_validate({"method": "lora", "label": "LoRA r16", "lrs": (4e-3,), "rank": 16}),
+            Entry(**{"method": "lora", "label": "LoRA r16", "lrs": (4e-3,), "rank": 16}),
             Entry(method="bottleneck", label="bottleneck", lrs=(4e-3,)),
             Entry(method="prefix", label="prefix", lrs=(1e-1,)),
             Entry(method="prompt", label="prompt", lrs=(3e-2,)),

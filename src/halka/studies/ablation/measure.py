@@ -51,7 +51,7 @@ def measure(runs: Sequence[Run], folders: Sequence[Path]) -> Iterator[Result]:
 
     Data that cannot be used fails every run.
     """
-    ablation = Ablation.model_validate(runs[0].ablation).at(Path(runs[0].beside))
+    ablation = Ablation(**runs[0].ablation).at(Path(runs[0].beside))
     try:
         model = adapt(*load_base(ablation.place(ablation.base), dtype=ablation.dtype))
         subject = subject_of(ablation, Path(runs[0].folder), model)

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, field_validator, model_validator
+from pydantic import ConfigDict, Field, PrivateAttr, field_validator, model_validator
 
 from halka.data.readers import whole_rows
 from halka.data.task import SPLITS
@@ -16,13 +16,13 @@ from halka.rag.collection import Collection
 from halka.rag.embed import SentenceEmbedder
 from halka.rag.prompt import ANSWER, in_form
 from halka.rag.raft import Asked, asked_in
-from halka.studies.experiment import Count, Entry, Precision, read_settings
+from halka.studies.experiment import Count, Entry, Precision, Settings, read_settings
 from halka.training import TrainConfig
 from halka.util.errors import HalkaError
 from halka.util.settings import converted, settings_of
 
 
-class Ablation(BaseModel):
+class Ablation(Settings):
     """Which questions on which documents a base, an adapter and an adapter tuned for passages answer."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -33,7 +33,7 @@ class Ablation(BaseModel):
     documents: tuple[str, ...] = Field(min_length=1, description='files and folders; .jsonl: rows of "name", "text"')
     embedder: str | None = Field(default=None, description="a folder or a name on the hub; MiniLM if not given")
     questions: dict[str, str] = Field(description="files of train, validation and test")
-    examples: dict[str, Count] = {}
+    examples: dict[str, Count] = Field(default={})
     form: str = Field(default=ANSWER, description="how an answer is to look, with {answer} where it stands")
     instruction: str = Field(default="", description="the form in words, for the base, which has not learned it")
     passages: Count = 4
