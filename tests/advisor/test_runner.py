@@ -9,7 +9,7 @@ import shlex
 import shutil
 from collections import Counter
 from collections.abc import Iterator
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from torch.nn.modules.module import register_module_forward_pre_hook
 
 import halka
 from halka.advisor import Evidence, Request, advise_from, probe
@@ -37,9 +38,7 @@ from halka.estimating import Setup, dry_run
 from halka.estimating.devices import Device
 from halka.estimating.hardware import CONTEXT, PROCESS, Hardware
 from halka.methods import build_method
-from halka.rag.answer import Answerer
 from halka.rag.passages import Passage
-from halka.rag.prompt import prompted
 from halka.util.errors import HalkaError, OutOfMemoryError, TrainingError
 from tiny import tiny
 from tokenizers_for_tests import chatml_tokenizer
@@ -762,7 +761,8 @@ def test_the_advisors_own_folder_is_none_of_the_documents(base, tmp_path, monkey
 def task_folder(base, tmp_path_factory) -> tuple[Path, Evidence]:
     """A task without test examples, with answers that no document has word by word, and system messages; its evidence.
 
-    The advice is taken to be PEFT and retrieval, so that all files for advised commands are written.
+    The saved result of its pilot says that only adapters with passages answer right, so that PEFT and retrieval are
+    advised, and all files for advised commands are written.
     """
     folder = tmp_path_factory.mktemp("task")
     for name, numbers in (("train", range(24)), ("validation", range(24, 30))):
@@ -776,12 +776,21 @@ def task_folder(base, tmp_path_factory) -> tuple[Path, Evidence]:
     (folder / "docs" / "items.md").write_text("Item 3 is like blood. Item 4 is like grass.")
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
-        patch.setattr("halka.advisor.advice.choose", lambda *_: ("peft+rag", "best"))
         task = load_task("mine.yaml")
         asked = request_for(
             base, train=task.train, held_out=task.validation, metric=task.primary, flags=("--task", "mine.yaml")
         )
-        evidence = run(replace(asked, documents=("docs",)), Path("out"), skip=("fit",))
+        asked = replace(asked, documents=("docs",))
+        run(asked, Path("out"), skip=("fit",))
+        result = Path("out/learnability.json")
+        saved = json.loads(result.read_text())
+        for trial in saved["found"]["trials"]:
+            value = float(trial["passages"])
+            trial["score"] |= {"value": value, "low": value, "high": value}
+            trial["values"] = [value] * len(trial["values"])
+        result.write_text(json.dumps(saved))
+        evidence = run(asked, Path("out"), skip=("fit",))
+    assert advise_from(evidence).choice == "peft+rag"
     return folder, evidence
 
 
@@ -794,21 +803,32 @@ def test_what_is_advised_can_be_run(task_folder, monkeypatch, capsys, choice):
     for row in rows:
         assert [message["role"] for message in row["messages"]] == ["system", "user", "assistant"]
         assert "Item 3 is like blood" in row["messages"][1]["content"]
-    sent: list[str] = []
-    stream = Answerer.stream
-
-    def answer(self: Answerer, question: str, scope: Any) -> Iterator[Any]:
-        sent.append(prompted(question, self.passages_for(question, scope)))
-        yield from stream(self, question, scope)
-
-    monkeypatch.setattr(Answerer, "stream", answer)
+    tokenizer, asked = chatml_tokenizer(), rows[0]["messages"][1]["content"]
     lines = commands(evidence, choice)
     assert lines
     for line in lines:
         words = shlex.split(line.replace("your question", "Item 0?"))
-        assert ran(words[1:]) == 0, f"{line}\n{capsys.readouterr().err}"
-    asks = sum(line.startswith("halka ask") for line in lines)
-    assert sent == [row["messages"][1]["content"] for row in rows[:asks]]  # asked as it was trained
+        with embedded_tokens() as embedded:
+            assert ran(words[1:]) == 0, f"{line}\n{capsys.readouterr().err}"
+        if line.startswith("halka ask"):
+            texts = [tokenizer.decode(ids, clean_up_tokenization_spaces=False) for ids in embedded]
+            assert sum(asked in text for text in texts) == 1, texts  # asked as it was trained
+
+
+@contextmanager
+def embedded_tokens() -> Iterator[list[list[int]]]:
+    """The tokens of one row that an embedding is given, by any model, one pass after another."""
+    rows: list[list[int]] = []
+
+    def record(module: torch.nn.Module, inputs: tuple[Any, ...]) -> None:
+        if isinstance(module, torch.nn.Embedding) and inputs[0].dim() == 2 and len(inputs[0]) == 1:
+            rows.append(inputs[0][0].tolist())
+
+    handle = register_module_forward_pre_hook(record)
+    try:
+        yield rows
+    finally:
+        handle.remove()
 
 
 @pytest.mark.parametrize(
