@@ -22,6 +22,8 @@ from halka.util.errors import HalkaError
 from runs_for_tests import base_and_task, written_task
 from staged_runs import Stage, is_alive, staged, within_seconds
 
+BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
+
 
 @pytest.fixture
 def stage(tmp_path) -> Iterator[Stage]:
@@ -609,6 +611,17 @@ def test_the_demo_is_an_experiment():
     assert {entry.method for entry in found.methods} >= {"base", "full", "lora", "bottleneck", "prefix", "prompt"}
 
 
+def test_the_demo_is_its_benchmark_with_fewer_items_seeds_and_rates():
+    demo, benchmark = demo_experiment(), read_experiment(BENCHMARKS / "experiments" / "demo.yaml")
+    assert demo.train == benchmark.train
+    assert demo.base == benchmark.base
+    rates = {entry.method: entry.lrs for entry in benchmark.methods}
+    assert {entry.method for entry in demo.methods} == rates.keys()
+    for entry in demo.methods:
+        assert {*entry.lrs} <= {*rates[entry.method]}
+    assert [entry.model_copy(update={"lrs": rates[entry.method]}) for entry in demo.methods] == [*benchmark.methods]
+
+
 # ── with the real program ───────────────────────────────────────────────────────────────────────────────────────────
 
 
@@ -617,13 +630,12 @@ def test_the_demo_is_an_experiment():
 )
 def test_the_committed_runs_are_read_as_finished(name, runs):
     """A change of a run's key would measure everything anew."""
-    benchmarks = Path(__file__).parents[2] / "benchmarks"
-    plan = read_experiment(benchmarks / "experiments" / f"{name}.yaml")
+    plan = read_experiment(BENCHMARKS / "experiments" / f"{name}.yaml")
     try:
-        found = Plan(plan).measurements(runner(plan, benchmarks / "results" / name))
+        found = Plan(plan).measurements(runner(plan, BENCHMARKS / "results" / name))
     except FileNotFoundError as missing:
         pytest.skip(str(missing))  # public data that is not in the repository
-    assert len(found) == len(measurements(benchmarks / "results" / name)) == runs
+    assert len(found) == len(measurements(BENCHMARKS / "results" / name)) == runs
     assert {each["status"] for each in found} == {"done"}
 
 

@@ -198,8 +198,20 @@ def digest(task: Task) -> str:
     return hashlib.sha256(repr((examples, names, task.primary, task.max_new_tokens)).encode()).hexdigest()[:12]
 
 
+DEMO_TEXT = (
+    "You answer customers of Jonaki Lamps. Answer in five lines: Dear and the customer's name, or Dear customer. "
+    "Order: the order number, or not given. Issue: flicker, no light, overheating, damage, late, wrong item, refund or "
+    "invoice, and the lamp. What to do. Jonaki Lamps, priority urgent for overheating, high for who wrote before, else "
+    "normal."
+)
+"""What the demo's virtual tokens start as."""
+
+
 def demo_experiment() -> Experiment:
-    """The demo: the shipped support desk, every family and full fine-tuning, a few minutes on two cores."""
+    """The demo: the shipped support desk, every family and full fine-tuning, a few minutes on two cores.
+
+    Its learning rates are the best of benchmarks/experiments/demo.yaml, which has more rates, seeds and test items.
+    """
     return Experiment(
         name="demo",
         task="support",
@@ -208,11 +220,11 @@ def demo_experiment() -> Experiment:
             Entry(method="full", label="full", lrs=(4e-4,)),
             Entry(**{"method": "lora", "label": "LoRA r16", "lrs": (4e-3,), "rank": 16}),
             Entry(method="bottleneck", label="bottleneck", lrs=(4e-3,)),
-            Entry(method="prefix", label="prefix", lrs=(1e-1,)),
-            Entry(method="prompt", label="prompt", lrs=(3e-2,)),
+            Entry(method="prefix", label="prefix", lrs=(3e-2,), text=DEMO_TEXT),
+            Entry(method="prompt", label="prompt", lrs=(3e-2,), text=DEMO_TEXT),
             Entry(method=BASE, label="base (no tuning)"),
         ),
-        train={"steps": 44, "batch_size": 4, "evaluate_every": 22, "save_every": None},
+        train={"steps": 108, "batch_size": 4, "evaluate_every": 36, "save_every": None},
         seeds=(0,),
         jobs=max(1, min(4, (os.cpu_count() or 1))),
     )
