@@ -11,7 +11,7 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 
 import pytest
@@ -19,14 +19,16 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from torch import Tensor
+from torch.overrides import TorchFunctionMode
 from torch.utils.checkpoint import checkpoint
 
 import halka
 from contract import disturb, ids
 from halka import AdapterPool, AdapterStore
-from halka.core import AdaptedModel, Adapter
+from halka.core import AdaptedModel
 from halka.data.tokens import Tokens
 from halka.training import TrainConfig, mean_loss, train
+from halka.util.errors import UnknownAdapterError
 from kinds import KINDS, bare, logits, model_with, train_a_step
 from tiny import tiny
 
@@ -478,21 +480,28 @@ def test_merging_waits_for_a_removal_and_then_finds_nothing():
     assert model.merged is None
 
 
-def test_an_adapter_that_is_loaded_is_used_by_no_thread_before_its_weights_are_there(tmp_path, monkeypatch):
+def test_an_adapter_that_is_loaded_is_used_by_no_thread_before_its_weights_are_there(tmp_path):
     model = model_with("lora")
     expected = logits(model, "lora")
     halka.save(model, "lora", tmp_path / "loaded")
-    own, early = Adapter.take, []
 
-    def slowly(adapter, state):
-        early.append(threads.submit(lambda: logits(model, "loaded")))
-        time.sleep(0.2)
-        own(adapter, state)
+    class Slow(TorchFunctionMode):
+        """Lets other threads run before each tensor operation of this one."""
 
-    monkeypatch.setattr(Adapter, "take", slowly)
+        def __torch_function__(self, function, types, args=(), kwargs=None):
+            time.sleep(0.0005)
+            return function(*args, **(kwargs or {}))
+
+    def first_answer() -> Tensor:
+        while True:
+            with suppress(UnknownAdapterError):
+                return logits(model, "loaded")
+
     with ThreadPoolExecutor(1) as threads:
-        halka.load(model, tmp_path / "loaded")
-        assert torch.equal(early[0].result(30), expected)
+        answer = threads.submit(first_answer)
+        with Slow():
+            halka.load(model, tmp_path / "loaded")
+        assert torch.equal(answer.result(30), expected)
 
 
 def test_what_is_in_use_around_own_weights_stays_and_nothing_is_merged_there():
