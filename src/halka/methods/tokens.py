@@ -93,14 +93,16 @@ class ReadRows(Rows):
 class PredictedRows(Rows):
     """At the head: these tokens' logits, as their rows would give them. Where it is tied, the embedding's rows."""
 
+    _tied: tuple[ReadRows, ...] = ()  # in a tuple, so that the other part is no submodule of this one
+
     def tie_parameters(self, others: Mapping[str, Part]) -> None:
         for part in others.values():
             if isinstance(part, ReadRows) and part._weight() is self._weight():
                 del self.rows
-                self._shared = (part,)
+                self._tied = (part,)
 
     def values(self) -> Tensor:
-        return self._shared[0].rows if hasattr(self, "_shared") else self.rows
+        return self._tied[0].rows if self._tied else self.rows
 
     def edit_output(self, x: Tensor, y: Tensor, *tensors: Tensor) -> Tensor:
         change = (self.values() - self._own()).to(x.dtype)

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from typing import Any
 
-from torch import Tensor, nn
+from torch import nn
 
 from halka.core import VirtualPart
 from halka.models.attention.function import use_attention
@@ -102,7 +102,7 @@ class VirtualTokens:
         kwargs = at_entry[0].stack.named(args, kwargs)
         if inserting and self._entry is not None:
             if entry is self._entry.module:
-                kwargs = Inserted(self._embeddings(), tokens_of(kwargs).shape[0]).enter(self._entry, kwargs)
+                kwargs = self._in_batch(tokens_of(kwargs).shape[0]).enter(self._entry, kwargs)
             else:
                 kwargs = self._widened(kwargs)
         for reader in at_entry:
@@ -113,26 +113,25 @@ class VirtualTokens:
         """What an encoder returns for its input's tokens, without those that were inserted."""
         if self._entry is None or entry is not self._entry.module or not any(self._inserted):
             return None
-        inserted = Inserted(self._embeddings(), output[0].shape[0])
-        hidden = inserted.leave(output[0], kwargs.get("attention_mask"), self._output)
+        hidden = self._in_batch(output[0].shape[0]).leave(output[0], kwargs.get("attention_mask"), self._output)
         if isinstance(output, tuple):
             return (hidden, *output[1:])
         return type(output)(**{**output, "last_hidden_state": hidden})
 
     # ── what enters an encoder's input ──────────────────────────────────────────────────────────────────────────
 
-    def _embeddings(self) -> list[Tensor]:
-        """Every row's (P, D) of those that are inserted."""
+    def _in_batch(self, batch: int) -> Inserted:
+        """Every row's embeddings (P, D) of those that are inserted, in a pass of so many rows."""
         virtual = {id(part): part.virtual() for part in dict.fromkeys(self._inserted) if part is not None}
         nothing = next(iter(virtual.values()))[:0]
-        return [nothing if part is None else virtual[id(part)] for part in self._inserted]
+        return Inserted([nothing if part is None else virtual[id(part)] for part in self._inserted], batch)
 
     def _widened(self, kwargs: dict[str, Any]) -> dict[str, Any]:
         """A decoder's mask of the encoder's tokens, with those that were inserted there."""
         states, mask = kwargs.get("encoder_hidden_states"), kwargs.get("encoder_attention_mask")
         if states is None:
             return kwargs
-        inserted = Inserted(self._embeddings(), states.shape[0])
+        inserted = self._in_batch(states.shape[0])
         tokens = states.shape[1] - inserted.longest
         if mask is not None and mask.shape[1] != tokens:
             return kwargs  # the encoder was run before, without them
