@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import json
-import random
 import re
 import shutil
 from pathlib import Path
+from random import Random
 from typing import Any
 
 import pytest
@@ -24,10 +24,10 @@ from halka.rag.raft import Asked
 from halka.rag.sources import digest_of
 from halka.studies.ablation import Ablation, measure, read_ablation, results, summarise
 from halka.studies.ablation import run as run_ablation
-from halka.studies.ablation.probes import attack_of, attacks, inject, replace_answers, similar_answers
+from halka.studies.ablation.probes import attack_of, attacks, change_of, inject, replace_answers, similar_answers
 from halka.studies.ablation.runs import runner, runs_of
 from halka.studies.ablation.scores import Answered, answer_in, scored
-from halka.studies.ablation.settings import Questions, collection_of, matcher
+from halka.studies.ablation.settings import collection_of, matcher
 from halka.studies.ablation.summary import headline, to_html, to_markdown
 from halka.studies.experiment import Entry
 from staged_runs import staged
@@ -288,6 +288,7 @@ def test_a_changed_fact_is_looked_up_again_and_put_back(files, tmp_path):
     tuned = measure.measure_run(subject, runs_of(ablation, tmp_path)[-1], tmp_path / "run")
     asked = tuned["changes"]["asked"]
     assert len(asked) == 5
+    assert tuned["changes"]["left_out"] == 0
     assert all(each["follows"] and each["is"] in each["text"] and each["was"] not in each["text"] for each in asked)
     assert "item9" in asked[-1]["question"]
     assert (files / "more" / "extra.md").read_text() == "The code of item9 is secret9."
@@ -373,7 +374,7 @@ def test_every_prompt_leaves_room_for_its_answer(files, tmp_path, method, instru
     """The base's, which is told the form, the adapter's, which has tokens of its own, and those with an attack."""
     tokenizer = chatml_tokenizer()
     positions = 230 + (60 if instruction else 0) + (70 if injections else 0) + (60 if method == "prompt" else 0)
-    words = random.Random(0)
+    words = Random(0)
     rows = [
         {"name": f"d{n}", "text": f"The code of item{n} is " + " ".join(str(words.random()) for _ in range(n + 1))}
         for n in range(8)
@@ -428,41 +429,22 @@ def test_a_fact_is_changed_to_one_of_its_kind():
     assert similar_answers(asked[0], [asked[0], Asked("who else", ("the ada lovelace.",))]) == []
 
 
-class Quiet:
-    """As a collection for `_changed`: it keeps what is put."""
-
-    def __init__(self):
-        self.got = []
-
-    def put(self, texts):
-        self.got += texts
-        return []
+def test_a_fact_changes_in_its_document():
+    asked, others = Asked("how long", ("12 days, at most",)), [Asked("how long then", ("a week",))]
+    text = "It is 12 days at most. STRASSE."
+    assert change_of(asked, text, others, Random(0)) == ("a week", "It is a week. STRASSE.")
 
 
-def test_what_cannot_be_changed_is_left_out(files):
-    """Answers that stand in the text in no way, or beside which no other is known, tell nothing of following."""
-    one = Asked("how long", ("12 days, at most",), "a.md")
-    heading = Asked("what is it", ("Straße",), "a.md")  # as `holds` finds it, and not in these letters
-    subject: Any = object.__new__(measure.Subject)
-    subject.ablation = read_ablation(files / "ablation.yaml").model_copy(update={"form": "{answer}"})
-    subject.texts = {"a.md": "It is 12 days at most. STRASSE."}
-    subject.collection = Quiet()
-    shown = [passage(subject.texts["a.md"])]
-    subject.search, subject.ask = lambda question: (shown, 1.0), lambda name, prompts: ["a week"] * len(prompts)
-    for test, others, told in (
-        ((one,), (Asked("how long then", ("a week",)),), [True]),
-        ((one,), (), []),
-        ((heading, one), (Asked("how long then", ("a week",)),), [True]),
-    ):
-        subject.questions = Questions(others, (), test)
-        subject.shown = [shown] * len(test)
-        read = [Answered(each.question, each.answers, each.answers[0], 1, (1,)) for each in test]
-        made = subject._changed("run", read)
-        assert [each["follows"] for each in made["asked"]] == told
-        assert made["left_out"] == len(test) - len(told)
-        assert (made["seconds"] is None) == (not told)
-    assert subject.collection.got[0] == ("a.md", "It is a week. STRASSE.")
-    assert subject.collection.got[1] == ("a.md", subject.texts["a.md"])
+@pytest.mark.parametrize(
+    ("answer", "others"),
+    [
+        ("12 days, at most", []),  # no other answer
+        ("12 days, at most", [Asked("how long then", ("12 Days, at most.",))]),  # the same one
+        ("Straße", [Asked("how long then", ("a week",))]),  # `holds` finds it, and not in these letters
+    ],
+)
+def test_what_cannot_be_changed_has_no_change(answer, others):
+    assert change_of(Asked("how long", (answer,)), "It is 12 days at most. STRASSE.", others, Random(0)) is None
 
 
 @pytest.mark.parametrize(

@@ -28,7 +28,7 @@ from halka.models.attention.forest_flex import attend_by_flex, block_mask
 from halka.models.attention.forest_products import attend_by_products
 
 NAME = "halka"
-SMALL_SCORES = 2**16  # T·S up to which the two products win on a CPU, as measured on two cores
+SMALL_SCORES = 2**16  # T·S up to which the two products win on a CPU
 
 
 @dataclass(frozen=True)

@@ -32,7 +32,7 @@ from halka.rag.retrieve import Retriever
 from halka.rag.sources import listed, taken_in
 from halka.rag.store import Scope
 from halka.storage.save_load import save
-from halka.studies.ablation.probes import attack_of, attacks, inject, replace_answers, similar_answers
+from halka.studies.ablation.probes import attack_of, attacks, change_of, inject
 from halka.studies.ablation.runs import SCHEMA, Run
 from halka.studies.ablation.scores import Answered, answer_in, as_rows
 from halka.studies.ablation.settings import Ablation, Questions, collection_of, matcher, read_questions
@@ -247,12 +247,11 @@ class Subject:
             if len(changed) == self.ablation.changes:
                 break
             document = next(passage.document for passage in shown if holds(passage, asked))
-            before, others = self._text(document), similar_answers(asked, questions)
-            new = draw.choice(others) if others else ""
-            after = replace_answers(before, asked.answers, new) if new else before
-            if after == before:
+            change = change_of(asked, self._text(document), questions, draw)
+            if change is None:
                 left_out += 1
                 continue
+            new, after = change
             started = time.perf_counter()
             list(self.collection.put([(document, after)]))
             seconds += time.perf_counter() - started

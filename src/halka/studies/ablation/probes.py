@@ -13,6 +13,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
 from importlib.resources import files
+from random import Random
 
 from halka.evaluation.metrics import find_metric
 from halka.rag.passages import Passage
@@ -55,6 +56,19 @@ def inject(passages: Sequence[Passage], attack: Attack, at: int) -> list[Passage
     place = (0, middle, len(text))[at // len(passages) % 3]
     attacked = f"{text[:place].rstrip()}\n{attack.text}\n{text[place:].lstrip()}".strip()
     return [replace(passage, text=attacked) if n == index else passage for n, passage in enumerate(passages)]
+
+
+def change_of(asked: Asked, text: str, questions: Iterable[Asked], draw: Random) -> tuple[str, str] | None:
+    """Another answer for the question, and its document's text with it in place of the right one.
+
+    None where no other answer is in `questions`, or the right one stands nowhere in the text in these letters.
+    """
+    others = similar_answers(asked, questions)
+    if not others:
+        return None
+    new = draw.choice(others)
+    changed = replace_answers(text, asked.answers, new)
+    return None if changed == text else (new, changed)
 
 
 def similar_answers(asked: Asked, questions: Iterable[Asked]) -> list[str]:
