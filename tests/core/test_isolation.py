@@ -542,6 +542,27 @@ def in_a_thread_meanwhile(work) -> threading.Thread:
     return thread
 
 
+def test_own_weights_of_a_base_that_was_merged_while_they_waited_are_no_other_threads():
+    model = model_with("lora")
+    entered, leave = threading.Event(), threading.Event()
+
+    def use_own_weights() -> None:
+        with model.own_weights():
+            entered.set()
+            leave.wait(30)
+
+    with model.lock:
+        thread = in_a_thread_meanwhile(use_own_weights)
+        model.merge("lora")
+    try:
+        assert entered.wait(30)
+        with pytest.raises(RuntimeError, match=REFUSED):
+            bare(model)
+    finally:
+        leave.set()
+        thread.join(30)
+
+
 @pytest.mark.parametrize("change", ["add", "remove", "merge", "unmerge"])
 def test_other_threads_wait_with_their_changes(change):
     model = model_with("lora", "ia3")

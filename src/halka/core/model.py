@@ -330,9 +330,10 @@ class AdaptedModel:
     @contextmanager
     def own_weights(self) -> Iterator[None]:
         """Within the block the base has its own weights and no adapter, whatever is merged or in use."""
-        turn = nullcontext() if self.merged is None else self._passes.turns.take()
-        with self.lock, turn, self._passes.bare(), self._passes.weights.restored():
-            yield
+        with self.lock:  # before the look at what is merged, which another thread may change until then
+            turn = nullcontext() if self.merged is None else self._passes.turns.take()
+            with turn, self._passes.bare(), self._passes.weights.restored():
+                yield
 
     @contextmanager
     def idle(self, busy: str) -> Iterator[None]:
