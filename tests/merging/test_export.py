@@ -137,6 +137,15 @@ def test_values_that_are_not_finite_are_not_exported(value, tmp_path):
     assert not any(tmp_path.iterdir())
 
 
+def test_what_stands_beside_a_model_without_a_tokenizer_is_left_alone(tmp_path):
+    model = halka.adapt(tiny())
+    folder = halka.export(model, None, tmp_path / "out")
+    (folder / "thesis.txt").write_text("mine")
+    with pytest.raises(ValueError, match=r"out exists and holds thesis\.txt, which no export wrote"):
+        halka.export(model, None, folder)
+    assert (folder / "thesis.txt").read_text() == "mine"
+
+
 def test_what_stands_beside_a_model_and_the_base_itself_are_left_alone(tmp_path):
     tokenizer = chatml_tokenizer()
     tiny(vocab_size=len(tokenizer)).save_pretrained(tmp_path / "base")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -106,7 +106,7 @@ def check_destination(to: Path, format: ExportFormat, base: str) -> None:
     if format in ("gguf", "lora-gguf"):
         _file(to)
     elif format == "safetensors":
-        _check_folder(to, {base}, None)
+        _check_folder(to, {base}, ["*"])  # the tokenizer says later which of a marked folder's files are its own
     else:
         check_adapter_folder(to)
 
@@ -161,7 +161,8 @@ def _finite(weights: dict[str, Tensor]) -> dict[str, Tensor]:
 
 def _safetensors(model: AdaptedModel, name: str | None, to: Path, options: Options) -> None:
     base: Any = model.base
-    _check_folder(to, {getattr(base, "name_or_path", ""), getattr(base.config, "_name_or_path", "")}, model.tokenizer)
+    bases = {getattr(base, "name_or_path", ""), getattr(base.config, "_name_or_path", "")}
+    _check_folder(to, bases, getattr(model.tokenizer, "vocab_files_names", {}).values())
     dtype = None if options.dtype is None else getattr(torch, options.dtype)
     weights = whole_weights(model, name, dtype)
     if name is not None:
@@ -180,7 +181,7 @@ def _safetensors(model: AdaptedModel, name: str | None, to: Path, options: Optio
         write_model(model.base, model.tokenizer, weights, beside, model.labels_of(name))
 
 
-def _check_folder(to: Path, bases: Collection[str], tokenizer: Any | None) -> None:
+def _check_folder(to: Path, bases: Collection[str], vocabulary: Iterable[str]) -> None:
     """Raises HalkaError for a folder that holds something else than an export, and for the base's own."""
     if not to.exists():
         return
@@ -188,7 +189,7 @@ def _check_folder(to: Path, bases: Collection[str], tokenizer: Any | None) -> No
         raise HalkaError(f"{to} is a file: choose another folder")
     if any(Path(base).exists() and to.samefile(base) for base in bases if base):
         raise HalkaError(f"{to} is what the base was loaded from: choose another folder")
-    if (other := stranger(to, tokenizer)) is not None:
+    if (other := stranger(to, vocabulary)) is not None:
         raise HalkaError(f"{to} exists and holds {other}, which no export wrote: choose another folder")
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from fnmatch import fnmatch
 from importlib.metadata import version
 from pathlib import Path
@@ -50,17 +50,15 @@ def write_model(
         tokenizer.save_pretrained(folder)
 
 
-def stranger(folder: Path, tokenizer: Any | None) -> str | None:
+def stranger(folder: Path, vocabulary: Iterable[str]) -> str | None:
     """Return the name of a file that `write_model` did not write, or None; without `MARK` every file is such a file.
 
-    Without the tokenizer, whose files are not known then, nothing beside a marked configuration is such a file.
+    vocabulary   patterns of the names of the tokenizer's vocabulary files
     """
     names = sorted(path.name for path in folder.iterdir())
-    own = {*WRITTEN, *getattr(tokenizer, "vocab_files_names", {}).values()}
+    own = {*WRITTEN, *vocabulary}
     others = [name for name in names if not any(fnmatch(name, pattern) for pattern in own)]
-    if _marked(folder / "config.json"):
-        return None if tokenizer is None else next(iter(others), None)
-    return next(iter(names), None)
+    return next(iter(others if _marked(folder / "config.json") else names), None)
 
 
 def _marked(config: Path) -> bool:
