@@ -154,6 +154,7 @@ def test_bases_of_other_kinds_are_judged_by_what_they_learn(kind):
         ("base", "base is what the base was loaded from"),
         ("b", "b exists and holds adapter_config.json, which no export wrote"),
         ("base --as peft", "which is no part of an adapter"),
+        ("/", "which no export wrote"),
     ],
 )
 def test_where_nothing_can_be_written_is_said_before_the_base_is_loaded(into, why, run):

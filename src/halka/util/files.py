@@ -22,7 +22,7 @@ PORTABLE = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 
 def check_writable(path: Path) -> None:
     """Raises HalkaError where `path` cannot be created: its nearest parent that exists is a file, or read-only."""
-    parent = next(parent for parent in path.absolute().parents if parent.exists())
+    parent = next((parent for parent in path.absolute().parents if parent.exists()), path)
     if not parent.is_dir():
         raise HalkaError(f"{path} cannot be created, because {parent} is a file: choose another path")
     if not os.access(parent, os.W_OK | os.X_OK):
