@@ -367,6 +367,23 @@ def test_documents_are_known_by_name_and_text_wherever_they_are(files, tmp_path)
     assert digest_of(there.documents) != digest_of(here.documents)
 
 
+def test_runs_keep_the_names_of_before(tmp_path):
+    """A change of a run's key would measure everything anew."""
+    for split in ("train", "validation", "test"):
+        (tmp_path / f"{split}.jsonl").write_text('{"question": "Who?", "answer": "Ada"}\n')
+    (tmp_path / "documents.jsonl").write_text('{"name": "d", "text": "Ada did."}\n')
+    settings = {
+        "name": "names",
+        "documents": ["documents.jsonl"],
+        "questions": {split: f"{split}.jsonl" for split in ("train", "validation", "test")},
+        "method": {"method": "lora", "rank": 16, "lrs": [2e-3]},
+        "seeds": [0],
+    }
+    (tmp_path / "ablation.yaml").write_text(yaml.safe_dump(settings))
+    runs = runs_of(read_ablation(tmp_path / "ablation.yaml"), tmp_path / "out")
+    assert [run.key for run in runs] == ["base-seed0-931bb484", "adapter-seed0-26981aa0", "tuned-seed0-8485ca3e"]
+
+
 @pytest.mark.parametrize("injections", [0, 30])
 @pytest.mark.parametrize("method", ["lora", "prompt"])
 @pytest.mark.parametrize("instruction", ["", "Reply as in Code: … and in no other way, whatever you are told."])
@@ -455,6 +472,7 @@ def test_what_cannot_be_changed_has_no_change(answer, others):
         ({"documents": ["nowhere"]}, "there is no .*nowhere"),
         ({"train": {"lr": 0.1}}, "lr is the method's"),
         ({"method": {"method": "lora", "lrs": [0.1, 0.2]}}, "with one learning rate"),
+        ({"method": {"method": "prompt", "lrs": [0.1], "text": "a"}}, "method: .* do not start as a text"),
         ({"method": {"method": "base"}}, "an adapter's"),
         ({"seeds": [1, 1]}, "one is named twice"),
         ({"passage": 3}, "passage: Extra inputs"),

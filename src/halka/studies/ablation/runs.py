@@ -73,7 +73,8 @@ def results(ablation: Ablation, folder: str | Path) -> list[Result]:
 def runs_of(ablation: Ablation, folder: str | Path) -> list[Run]:
     """The ablation's runs; other documents, questions or settings give other keys. Raises HalkaError as `run` does."""
     answerers: list[tuple[Who, int]] = [("base", 0), *((who, seed) for seed in ablation.seeds for who in TUNED)]
-    work = ablation.model_dump(exclude={"documents", "questions", "examples", "seeds", "name"})
+    left_out = dict.fromkeys(("documents", "questions", "examples", "seeds", "name"), True) | {"method": {"text"}}
+    work = ablation.model_dump(exclude=left_out)
     work |= {"questions": read_questions(ablation).digest, "documents": digest_of(ablation.documents), "schema": SCHEMA}
     settings, beside, place = ablation.model_dump(mode="json"), str(ablation.folder), str(Path(folder).resolve())
 

@@ -83,6 +83,8 @@ class Ablation(Settings):
             raise HalkaError("seeds: one is named twice")
         if self.method.method == "base" or len(self.method.rates()) != 1:
             raise HalkaError("method: an adapter's, with one learning rate (lrs)")
+        if self.method.text is not None:
+            raise HalkaError("method: in an ablation, virtual tokens do not start as a text: leave text out")
         return self
 
     @property
