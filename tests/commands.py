@@ -51,7 +51,7 @@ def failure(command: str, code: int = 2, **more: Any) -> str:
     """The one line that a command ends with when it fails, besides those that say what is loaded and read."""
     result = halka(command, code=code, **more)
     assert result.stdout == ""
-    lines = [line for line in result.stderr.splitlines() if not re.match("loading |.* examples, read as ", line)]
+    lines = [line for line in result.stderr.splitlines() if not re.match("loading |.* examples?, read as ", line)]
     assert len(lines) == 1, result.stderr
     assert lines[0].startswith("Error: ")
     return lines[0].removeprefix("Error: ")
@@ -92,5 +92,5 @@ class _Interrupting(io.StringIO):
         written = super().write(text)
         while self.at in text and self.times:
             self.times -= 1
-            os.kill(os.getpid(), self.by)
+            signal.raise_signal(self.by)  # its handler runs here, and not wherever the main thread happens to be
         return written

@@ -29,7 +29,7 @@ def test_what_is_read_is_said(here):
         "evaluate --task task.yaml --base base --dtype float32 --max-new-tokens 1",
     ):
         told = halka(command).stderr
-        assert "own: 1 rows cannot be used; the first: train.jsonl:5: not valid JSON" in told
+        assert "own: 1 row cannot be used; the first: train.jsonl:5: not valid JSON" in told
         assert "own: 1 prompts of test are in train, too" in told
     told = halka("evaluate --data train.jsonl --shape prompt --base base --dtype float32 --max-new-tokens 1").stderr
     assert "train.jsonl: 4 examples, read as prompt\n" in told

@@ -420,7 +420,7 @@ def test_an_experiment_names_forms_and_old_runs_keep_their_names(made, tmp_path)
     assert own[0] == plain
     assert own[1].startswith("lora-nf4-")
     assert own[1].rpartition("-")[2] == whole.rpartition("-")[2] != plain.rpartition("-")[2]
-    with pytest.raises(ValueError, match=r"methods\.0\.quantize: Input should be 'nf4' or 'int8'"):
+    with pytest.raises(ValueError, match=r"methods\.0: quantize: Input should be 'nf4' or 'int8'"):
         keys(methods=[{"method": "lora", "quantize": "int3"}])
 
 
