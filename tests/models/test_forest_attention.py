@@ -232,6 +232,19 @@ def test_flex_equals_the_dense_mask(runs, window, softcap):
     torch.testing.assert_close(ours, expected)
 
 
+@pytest.mark.parametrize("way", ["products", "dense"])
+def test_who_sees_whom_is_computed_once_for_all_layers(way):
+    forest = FORESTS["several runs"]
+    line, virtual, valid = line_inputs(forest, len(forest.runs))
+    plan, counts = ForestPlan(forest), []
+    for _ in range(3):
+        with torch_calls() as calls:
+            attend_to_forest(*line, plan, 0.3, memory=LayerMemory(*virtual, valid), way=way)
+        counts.append(len(calls.of(torch.full_like)))  # of the positions of virtual tokens
+    assert counts[0] > 0
+    assert counts[1:] == [0, 0]
+
+
 @pytest.mark.parametrize("way", ["products", "dense", "flex"])
 @pytest.mark.filterwarnings("ignore")  # that it is not compiled
 def test_what_is_no_number_stays_in_its_run(way):

@@ -200,10 +200,9 @@ def attend_to_forest(
     way = _way(query.device.type, dropout) if way is None else way
     if way != "products" and len(plan.forest.runs) > 1:  # there a value that is no number would spread over the line
         lines = (tensor.split(plan.forest.runs, dim=2) for tensor in (query, key, value))
-        own = (None if memory is None else _of_run(memory, run) for run in range(len(plan.forest.runs)))
         outputs = [
             attend_to_forest(q, k, v, plan_of_run, scale, dropout, softcap, window, virtual_of_run, way)
-            for q, k, v, plan_of_run, virtual_of_run in zip(*lines, plan.by_run, own, strict=True)
+            for q, k, v, plan_of_run, virtual_of_run in zip(*lines, plan.by_run, _of_runs(memory, plan), strict=True)
         ]
         return torch.cat(outputs, dim=2)
     virtual = None if memory is None else (memory.keys, memory.values)
@@ -227,6 +226,18 @@ def _way(device: str, dropout: float) -> str:
     if device == "cpu":
         return "products"
     return "dense" if dropout or device == "mps" else "flex"
+
+
+def _of_runs(memory: LayerMemory | None, plan: ForestPlan) -> list[LayerMemory | None]:
+    """Each run's own virtual tokens; its `valid` is one tensor for all layers, as its plan looks masks up by that."""
+    if memory is None:
+        return [None] * len(plan.forest.runs)
+    own = [_of_run(memory, run) for run in range(len(plan.forest.runs))]
+    if memory.valid is None or len(memory.valid) == 1:
+        return [*own]
+    whole = memory.valid
+    _, valid = plan.kept(("valid", id(whole)), lambda: (whole, whole.split(1)))  # kept, so that the id stays its own
+    return [replace(virtual, valid=valid_of_run) for virtual, valid_of_run in zip(own, valid, strict=True)]
 
 
 def _of_run(beside: Beside, run: int) -> Beside:
