@@ -79,6 +79,19 @@ def test_labels_are_those_of_the_examples_alone(groups, least):
     assert labels_packed(batch) == [labels_alone(items) for items in groups]
 
 
+@given(groups=st.lists(ITEMS, min_size=1, max_size=3), least=LEAST, multiple=st.integers(1, 32))
+def test_a_filled_line_has_the_same_labels_and_tokens_behind_all_others(groups, least, multiple):
+    batch = pack(groups, least)
+    filled, count = batch.filled(multiple), batch.input_ids.shape[1]
+    assert filled.input_ids.shape == filled.position_ids.shape == (1, -(-count // multiple) * multiple)
+    assert filled.input_ids[:, :count].equal(batch.input_ids)
+    assert filled.position_ids[:, :count].equal(batch.position_ids)
+    assert filled.position_ids.max() == batch.position_ids.max()
+    assert seen_by_tokens(filled)[:count] == seen_by_tokens(batch)
+    assert len(filled.forest.runs) == len(batch.forest.runs)
+    assert labels_packed(filled) == labels_packed(batch)
+
+
 @given(groups=st.lists(ITEMS, min_size=1, max_size=3), least=LEAST)
 def test_the_line_is_a_forest_whose_trees_lie_within_runs(groups, least):
     batch = pack(groups, least)

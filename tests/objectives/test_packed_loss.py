@@ -37,8 +37,8 @@ def examples(seed: int = 0) -> list[Tokens]:
     return items
 
 
-def packed(model, items: list[Tokens], least_saved: int) -> Tensor:
-    return OBJECTIVE.packed_losses(model, ["a"], pack([items], least_saved)).sum()
+def packed(model, items: list[Tokens], least_saved: int, multiple: int = 1) -> Tensor:
+    return OBJECTIVE.packed_losses(model, ["a"], pack([items], least_saved).filled(multiple)).sum()
 
 
 def padded(model, items: list[Tokens]) -> Tensor:
@@ -46,15 +46,19 @@ def padded(model, items: list[Tokens]) -> Tensor:
     return OBJECTIVE.loss(model, "a", OBJECTIVE.outputs(model, batch), batch.labels)[0]
 
 
-@pytest.mark.parametrize("least_saved", [0, 4, 10_000], ids=["all shared", "some shared", "none shared"])
+@pytest.mark.parametrize(
+    ("least_saved", "multiple"),
+    [(0, 1), (4, 1), (10_000, 1), (0, 32)],
+    ids=["all shared", "some shared", "none shared", "filled"],
+)
 @pytest.mark.parametrize("architecture", CONFIGS)
-def test_a_packed_batchs_loss_and_gradients_are_the_padded_ones(architecture, least_saved):
+def test_a_packed_batchs_loss_and_gradients_are_the_padded_ones(architecture, least_saved, multiple):
     model = halka.adapt(tiny(architecture))
     model.add("a", halka.LoRA(rank=4))
     disturb(model, "a")
     items = examples()
     results: list[list[Tensor]] = []
-    for loss_of in (lambda: packed(model, items, least_saved), lambda: padded(model, items)):
+    for loss_of in (lambda: packed(model, items, least_saved, multiple), lambda: padded(model, items)):
         with model.use("a"), use_attention(model.base):
             loss = loss_of()
             results.append([loss.detach(), *torch.autograd.grad(loss, list(model.parameters("a")))])

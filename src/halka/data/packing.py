@@ -17,6 +17,7 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 
 from halka.core import Forest
 from halka.data.tokens import Tokens
@@ -61,6 +62,18 @@ class PackedBatch:
             states=self.states.to(device),
             labels=self.labels.to(device),
             counts=self.counts.to(device),
+        )
+
+    def filled(self, multiple: int) -> PackedBatch:
+        """The batch with its line filled up to a multiple of `multiple` tokens, behind all others: none sees them."""
+        missing = -self.input_ids.shape[1] % multiple
+        *lengths, last = self.forest.lengths
+        *runs, last_run = self.forest.runs
+        return replace(
+            self,
+            input_ids=F.pad(self.input_ids, (0, missing)),
+            position_ids=F.pad(self.position_ids, (0, missing)),  # a base may have no position behind the last one
+            forest=replace(self.forest, lengths=(*lengths, last + missing), runs=(*runs, last_run + missing)),
         )
 
 

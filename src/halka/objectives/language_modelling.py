@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from halka.core import AdaptedModel
@@ -24,6 +25,9 @@ from halka.util.errors import HalkaError
 
 GREEDY = {"do_sample": False, "temperature": None, "top_p": None, "top_k": None}
 """Options of transformers' `generate` that override what a base's own generation config says of sampling."""
+
+LINE = 16
+"""On CPUs a line in half precision has a multiple of so many tokens: kernels are made for each length, and kept."""
 
 
 class LanguageModelling:
@@ -68,6 +72,8 @@ class LanguageModelling:
             raise HalkaError(f"a packed batch of {names} needs `model.use({names})` and `use_attention(model.base)`")
         if len(names) > 1 and any(_trains_head(model, name) for name in names):
             raise HalkaError(f"of {names} one trains the head: its packed batches need passes of their own")
+        if base.device.type == "cpu" and base.dtype != torch.float32:
+            batch = batch.filled(LINE)
         forest = ForestPlan(batch.forest, batch.input_ids.device)
         hidden = hidden_states(model, input_ids=batch.input_ids, position_ids=batch.position_ids, **forest.inputs)
         head_trains = any(_trains_head(model, name) for name in names)
