@@ -443,6 +443,7 @@ MISTAKES = [
     ({**GOOD, "methods": [{"method": "base", "rank": 3}]}, r"methods\.0: the bare base is not tuned: .* no rank"),
     ({**GOOD, "methods": [{"method": "base", "text": "a"}]}, r"methods\.0: the bare base is not tuned: .* no text"),
     ({**GOOD, "methods": [{"method": "lora", "text": "a"}]}, r"methods\.0: text: lora has no virtual tokens: prompt"),
+    ({**GOOD, "methods": [{"method": "prompt", "text": ""}]}, r"methods\.0: text: .* at least 1 character"),
     ({**GOOD, "methods": [{"method": "prompt", "text": "a", "tokens": [1]}]}, r"methods\.0: text and tokens both say"),
     ({**GOOD, "search_steps": 0}, "search_steps: Input should be greater than or equal to 1"),
     ({**GOOD, "examples": {"test": 0}}, r"examples\.test: Input should be greater than or equal to 1"),

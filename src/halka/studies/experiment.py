@@ -60,7 +60,7 @@ class Entry(Settings):
     label: str = ""
     quantize: Quantize | None = None
     lrs: tuple[Rate, ...] = ()
-    text: str | None = None
+    text: Annotated[str, Field(min_length=1)] | None = None
 
     @model_validator(mode="after")
     def _builds(self) -> Entry:
