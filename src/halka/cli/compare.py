@@ -113,7 +113,7 @@ def demo(
 ) -> None:
     """See it work: fine-tune a real model by a method of every family.
 
-    It compares them in a report, takes a few minutes on two cores, and downloads the model the first time.
+    It compares them in a report, takes about seven minutes on two cores, and downloads the model the first time.
     """
     from halka.studies.experiment import demo_experiment
 

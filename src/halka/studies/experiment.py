@@ -208,7 +208,7 @@ DEMO_TEXT = (
 
 
 def demo_experiment() -> Experiment:
-    """The demo: the shipped support desk, every family and full fine-tuning, a few minutes on two cores.
+    """The demo: the shipped support desk, every family and full fine-tuning, some minutes on two cores.
 
     Its learning rates are the best of benchmarks/experiments/demo.yaml, which has more rates, seeds and test items.
     """
