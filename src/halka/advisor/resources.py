@@ -152,9 +152,9 @@ def find_hardware(
         if (gpu := machine.gpu()) is not None:
             return gpu
         device = "here"
-    if device == "here":
-        return Hardware(device, False, machine.free().main if memory is None else memory, machine.processor(dtype))
-    return hardware_of(device, memory, dtype)
+    if device == "here" and memory is None:
+        memory = machine.free().main
+    return hardware_of(device, memory, dtype, machine.processor)
 
 
 @dataclass

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -37,16 +38,18 @@ class Hardware:
         return None if self.memory is None else self.memory - self.process
 
 
-def hardware_of(device: str | None, memory: int | None, dtype: str) -> Hardware:
+def hardware_of(
+    device: str | None, memory: int | None, dtype: str, processor: Callable[[str], Device] = measure_device
+) -> Hardware:
     """A device of the table, or "here", this machine's processor, which is measured. Without a device: a GPU with that
     memory, or, without memory either, an unknown processor.
 
     memory   bytes; a device of the table has its own if None
-    dtype    in which this machine's processor is measured
+    dtype    in which this machine's processor is measured, by `processor`
     Raises HalkaError for an unknown device.
     """
     if device == "here":
-        return Hardware(device, False, memory, measure_device(dtype))
+        return Hardware(device, False, memory, processor(dtype))
     if device is not None:
         gpu = device_named(device)
         return Hardware(gpu.name, True, gpu.memory if memory is None else memory, gpu)
