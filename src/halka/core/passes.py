@@ -20,8 +20,6 @@ from halka.core.turns import Turns
 from halka.core.weights import ParameterSwap
 from halka.util.errors import HalkaError
 
-Use = Callable[[tuple[str | None, ...]], AbstractContextManager[object]]  # `AdaptedModel.use`
-
 
 class VirtualAttention(Protocol):
     """Where virtual tokens join the base's own (`models/attention/virtual_tokens.py`); the core only says whose."""
@@ -127,10 +125,11 @@ class Passes:
                 self._inputs[key] = args[0] if args else next(iter(kwargs.values()))
 
         def edit_experts(module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> tuple[tuple, dict[str, Any]] | None:
-            if self.route is None or self._edits(place) is None:
+            route = self.route
+            if route is None or self._edits(place) is None:
                 return None
-            inputs, outputs = self.route.edits.get((key, "input")), self.route.edits.get((key, "output"))
-            edits = ExpertEdits(self.route.names, self._runs, inputs, outputs)
+            inputs, outputs = route.edits.get((key, "input")), route.edits.get((key, "output"))
+            edits = ExpertEdits(route.names, self._runs, inputs, outputs)
             return args, {**kwargs, target.role.rpartition(".")[2]: edits}
 
         if target.experts:
@@ -201,7 +200,9 @@ class Passes:
         finally:
             self.route, self._runs = self.outer.pop(), runs
 
-    def as_now(self, use: Use) -> AbstractContextManager[None]:
+    def as_now(
+        self, use: Callable[[tuple[str | None, ...]], AbstractContextManager[object]]
+    ) -> AbstractContextManager[None]:
         """A block for later, in backward, in which layers are computed once more with the adapters of now."""
         names, runs, owner = self.names, self._runs, self.turns.owner
 
