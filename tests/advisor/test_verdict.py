@@ -354,7 +354,7 @@ def test_evidence_comes_back_from_json():
 
     there = full_evidence()
     assert from_json(Evidence, json.loads(json.dumps(asdict(there)))) == there
-    with pytest.raises(TypeError, match="unheard"):
+    with pytest.raises(ValueError, match="unheard"):
         from_json(Evidence, {**asdict(there), "unheard": 1})
 
 

@@ -6,15 +6,19 @@ their 95 % interval. Field names are the JSON's keys: they do not change.
 
 from __future__ import annotations
 
-import types
 from collections.abc import Mapping
-from dataclasses import dataclass, field, fields, is_dataclass
-from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
+from dataclasses import dataclass, field
+from types import GenericAlias
+from typing import Any, Literal, TypeVar, get_args
+
+from pydantic import ConfigDict, TypeAdapter
 
 from halka.evaluation.metrics import Score
 from halka.methods import all_methods, build_method, described
 from halka.models.quantised import Quantize
 from halka.util.dtypes import Dtype
+
+T = TypeVar("T")
 
 Condition = Literal["closed", "examples", "documents", "both"]
 """How the base is prompted: the question alone, after worked examples, with retrieved passages, with both."""
@@ -289,24 +293,7 @@ def listed_fields(method: str, fields: Mapping[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in fields.items() if key in ALWAYS_LISTED or value != defaults.get(key)}
 
 
-def from_json(kind: Any, value: Any) -> Any:
-    """`value`, read from JSON, as the dataclass, tuple or mapping that the type `kind` says.
-
-    Raises TypeError or KeyError for a value of another shape.
-    """
-    origin = get_origin(kind)
-    if origin in (Union, types.UnionType):
-        inner = next(option for option in get_args(kind) if option is not type(None))
-        return None if value is None else from_json(inner, value)
-    if is_dataclass(kind):
-        hints = get_type_hints(kind)
-        if unknown := value.keys() - {field.name for field in fields(kind)}:
-            raise TypeError(f"{kind} has no {', '.join(sorted(unknown))}")
-        return kind(**{name: from_json(hints[name], item) for name, item in value.items()})  # type: ignore[operator]
-    if origin is tuple:
-        inner = get_args(kind)
-        kinds = [inner[0]] * len(value) if inner[1:] == (...,) else inner
-        return tuple(from_json(item_kind, item) for item_kind, item in zip(kinds, value, strict=True))
-    if origin in (dict, Mapping):
-        return {key: from_json(get_args(kind)[1], item) for key, item in value.items()}
-    return value
+def from_json(kind: type[T], value: Any) -> T:
+    """`value`, read from JSON, as the dataclass `kind`. Raises ValueError for a value of another shape."""
+    one_of_it: Any = GenericAlias(tuple, (kind,))  # pydantic takes no `config` for a dataclass itself
+    return TypeAdapter(one_of_it, config=ConfigDict(extra="forbid")).validate_python([value])[0]

@@ -19,6 +19,7 @@ import json
 import random
 import statistics
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from shutil import rmtree
@@ -249,7 +250,7 @@ class AdviceFolder:
     def load_result(self, probe: str, key: str, kind: type[T]) -> T | None:
         """The probe's result for the same key; None if there is none."""
         saved = _read(self.path / f"{probe}.json")
-        return _from_json(kind, saved.get("found")) if saved.get("key") == key else None
+        return _converted(kind, saved.get("found")) if saved.get("key") == key else None
 
     def save_result(self, probe: str, key: str, result: Any) -> None:
         """Write a probe's result, a dataclass of `evidence.py`."""
@@ -259,8 +260,8 @@ class AdviceFolder:
     def load_plan(self, key: str) -> ProbePlan:
         """What was settled for the question with this key; a new plan for another question."""
         saved = _read(self.path / PLAN)
-        plan = _from_json(ProbePlan, saved) if saved.get("key") == key else None
-        return ProbePlan(key) if plan is None else plan
+        plan = _converted(ProbePlan, saved) if saved.get("key") == key else None
+        return plan or ProbePlan(key)
 
     def save_plan(self, plan: ProbePlan) -> None:
         write_text(self.path / PLAN, json.dumps(asdict(plan), ensure_ascii=False) + "\n")
@@ -296,9 +297,8 @@ def _read(path: Path) -> Mapping[str, Any]:
     return saved if isinstance(saved, dict) else {}
 
 
-def _from_json(kind: type[T], value: Any) -> T | None:
+def _converted(kind: type[T], value: Any) -> T | None:
     """A dataclass from JSON; None for what another version wrote in another shape."""
-    try:
-        return from_json(kind, value) if isinstance(value, dict) else None
-    except (TypeError, KeyError):
-        return None
+    with suppress(ValueError):
+        return from_json(kind, value)
+    return None
