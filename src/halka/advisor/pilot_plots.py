@@ -4,14 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from statistics import mean
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 from halka.advisor import words
 from halka.advisor.evidence import Evidence, Learnability, Trial
+from halka.advisor.plots import PAD
 from halka.evaluation.metrics import Score
-from halka.report.axes import Name, at_the_right, log_scale_if_wide, room, tall
+from halka.report.axes import Name, at_the_right, interval, log_scale_if_wide, mark, padded, room, tall
 from halka.report.intervals import finite
-from halka.report.svg import MARKERS, SERIES, Look, colour, grid, name_axes, new_figure
+from halka.report.svg import Drawing, Look, colour, grid, name_axes, new_figure
 from halka.report.units import count
 from halka.util.text import one_line
 
@@ -19,21 +20,8 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-    from halka.advisor.plots import Drawing
-
 BESIDE = 1.25  # an axis of sizes extends so many times beyond the largest and the smallest
-
-
-class Point(NamedTuple):
-    """A trial in the plot over data size."""
-
-    trial: Trial
-    look: Look
-    loss: Score
-
-    @property
-    def x(self) -> int:
-        return self.trial.reached
+DOTS = (0, (1, 2))
 
 
 def pilot(evidence: Evidence) -> Drawing | None:
@@ -80,7 +68,7 @@ def _curves(learned: Learnability, *, passages: bool) -> Figure | None:
         expected, at = words.known(trial.expected), (steps[-1], values[-1])
         if expected is not None:
             x = last + 0.24 * span * (extrapolated.index(trial) + 1) / (len(extrapolated) + 1)
-            axes.plot([at[0], x], [at[1], expected.value], color=look.colour, linewidth=0.8, linestyle=(0, (1, 2)))
+            axes.plot([at[0], x], [at[1], expected.value], color=look.colour, linewidth=0.8, linestyle=DOTS)
             _mark_upright(axes, x, expected, look)
             ends += [expected.low, expected.high]
             at = (x, expected.value)
@@ -99,42 +87,34 @@ def _curves(learned: Learnability, *, passages: bool) -> Figure | None:
 def data_sizes(evidence: Evidence) -> Drawing | None:
     """The loss over the number of training examples, of trials that differ in nothing else; and with more examples."""
     learned = evidence.learnability
-    if learned is None:
+    series = [] if learned is None else _series_over_sizes(learned)
+    if learned is None or not series:
         return None
-    kinds: dict[str, list[Point]] = {}
-    for trial, look in _looks(learned):
-        if (loss := words.known(trial.loss)) is not None and trial.reached > 0:
-            kind = repr((trial.method, sorted(trial.fields.items(), key=repr), trial.lr, trial.passages))
-            kinds.setdefault(kind, []).append(Point(trial, look, loss))
-    series = [
-        sorted(points, key=lambda point: point.x) for points in kinds.values() if len({point.x for point in points}) > 1
-    ]
-    if not series:
-        return None
-    names = [one_line(points[-1].trial.name) for points in series]
+    names = [one_line(trials[-1].name) for trials, _ in series]
     figure, axes = new_figure(left=46, right=room(names), height=tall(len(series)))
     axes.set_xscale("log")
-    labels, ends, sizes = [], [], set()
-    for points, name in zip(series, names, strict=True):
-        last = points[-1]
-        line = {point.x: mean(other.loss.value for other in points if other.x == point.x) for point in points}
-        axes.plot(list(line), list(line.values()), color=last.look.colour, linewidth=1.6)
-        for point in points:
-            _mark_upright(axes, point.x, point.loss, last.look, filled=True)
-        labels.append(Name(name, last.x, last.loss.value, last.look.colour))
-        ends += [end for point in points for end in (point.loss.low, point.loss.high)]
-        sizes |= {point.x for point in points}
-    longest = max(range(len(series)), key=lambda index: (len(series[index]), series[index][-1].x))
-    least, last = series[longest][0], series[longest][-1]
+    labels, ends, sizes = [], [], set[int]()
+    for (trials, look), name in zip(series, names, strict=True):
+        line = {trial.reached: mean(t.loss.value for t in trials if t.reached == trial.reached) for trial in trials}
+        axes.plot(list(line), list(line.values()), color=look.colour, linewidth=1.6)
+        for trial in trials:
+            _mark_upright(axes, trial.reached, trial.loss, look, filled=True)
+        labels.append(Name(name, trials[-1].reached, trials[-1].loss.value, look.colour))
+        ends += [end for trial in trials for end in (trial.loss.low, trial.loss.high)]
+        sizes |= line.keys()
+    longest = max(range(len(series)), key=lambda index: (len(series[index][0]), series[index][0][-1].reached))
+    (least, *_, last), look = series[longest]
     more = words.known(learned.more)
-    takeaway = f"From {least.x} to {last.x} examples the loss goes from {least.loss.value:.2f} to {last.loss.value:.2f}"
+    takeaway = (
+        f"From {least.reached} to {last.reached} examples the loss goes from {least.loss.value:.2f} to "
+        f"{last.loss.value:.2f}"
+    )
     if more is not None:
-        owned = learned.examples or last.x
-        x, many = learned.times * owned, "as many" if owned == last.x else f"all {owned}"
-        between = [last.loss.value, more.value]
-        axes.plot([last.x, x], between, color=last.look.colour, linewidth=1.0, linestyle=(0, (1, 2)))
-        _mark_upright(axes, x, more, last.look)
-        labels[longest] = Name(names[longest], x, more.value, last.look.colour)
+        owned = learned.examples or last.reached
+        x, many = learned.times * owned, "as many" if owned == last.reached else f"all {owned}"
+        axes.plot([last.reached, x], [last.loss.value, more.value], color=look.colour, linewidth=1.0, linestyle=DOTS)
+        _mark_upright(axes, x, more, look)
+        labels[longest] = Name(names[longest], x, more.value, look.colour)
         ends += [more.low, more.high]
         sizes |= {x}
         takeaway += f"; with {learned.times} times {many}, {words.loss(more)} is expected"
@@ -150,6 +130,21 @@ def data_sizes(evidence: Evidence) -> Drawing | None:
     return figure, "Loss over the number of examples", f"{takeaway}."
 
 
+def _series_over_sizes(learned: Learnability) -> list[tuple[list[Trial], Look]]:
+    """Trials of several sizes that differ in nothing else, the smallest first, with the look of the largest."""
+    kinds: dict[str, list[tuple[Trial, Look]]] = {}
+    for trial, look in _looks(learned):
+        if words.known(trial.loss) is not None and trial.reached > 0:
+            kind = repr((trial.method, sorted(trial.fields.items(), key=repr), trial.lr, trial.passages))
+            kinds.setdefault(kind, []).append((trial, look))
+    series = []
+    for kind in kinds.values():
+        trials, looks = zip(*sorted(kind, key=lambda pair: pair[0].reached), strict=True)
+        if trials[0].reached < trials[-1].reached:
+            series.append(([*trials], looks[-1]))
+    return series
+
+
 def readable_ticks(sizes: Sequence[int]) -> list[int]:
     """The sizes that are far enough apart to be written under a logarithmic axis, the largest always."""
     ticks: list[int] = []
@@ -163,31 +158,22 @@ def _looks(learned: Learnability) -> list[tuple[Trial, Look]]:
     """Every trial with a colour and a marker, by its name's alphabetical order."""
     trials = learned.trials
     order = sorted(range(len(trials)), key=lambda index: (one_line(trials[index].name), index))
-    looks = {}
-    for place, index in enumerate(order):
-        variable = f"--s{place % SERIES}"
-        looks[index] = Look(variable, colour(variable), MARKERS[place % len(MARKERS)])
-    return [(trial, looks[index]) for index, trial in enumerate(trials)]
+    return [(trial, Look.numbered(order.index(index))) for index, trial in enumerate(trials)]
 
 
 def _finite_points(curve: Sequence[tuple[int, float]]) -> list[tuple[int, float]]:
     return sorted((step, loss) for step, loss in curve if finite(loss) is not None)
 
 
-def _mark_upright(axes: Axes, x: float, score: Score, look: Look, filled: bool = False) -> None:
-    """A value with a vertical interval."""
-    axes.plot([x, x], [score.low, score.high], color=look.colour, linewidth=1.4, solid_capstyle="butt")
-    fill, edge = (look.colour, colour("--paper")) if filled else (colour("--paper"), look.colour)
-    axes.plot(x, score.value, look.marker, markersize=7.5 if filled else 6, markerfacecolor=fill, markeredgecolor=edge)
+def _mark_upright(axes: Axes, x: float, score: Score, look: Look, *, filled: bool = False) -> None:
+    """A value with its interval in a plot over x."""
+    interval(axes, x, (score.low, score.high), look.colour)
+    mark(axes, x, score.value, look, 7.5 if filled else 6, hollow=not filled)
 
 
 def _scale(axes: Axes, ends: Sequence[float]) -> None:
     low, high = min(ends), max(ends)
-    if log_scale_if_wide(axes, low, high):
-        axes.set_ylim(low / 1.1, high * 1.1)
-    else:
-        pad = 0.06 * (high - low or abs(high) or 1.0)
-        axes.set_ylim(low - pad, high + pad)
+    axes.set_ylim((low / 1.1, high * 1.1) if log_scale_if_wide(axes, low, high) else padded(ends, PAD))
     axes.minorticks_off()
 
 

@@ -13,11 +13,22 @@ from halka.advisor import words
 from halka.advisor.advice import Advice
 from halka.advisor.evidence import Evidence, Fit, Subject
 from halka.evaluation.metrics import Score
-from halka.report.axes import Key, bar_axes, legend, text_width, value_at
+from halka.report.axes import (
+    Key,
+    bar_axes,
+    interval,
+    legend,
+    line_across,
+    mark,
+    padded,
+    stacked,
+    text_width,
+    value_at,
+)
 from halka.report.intervals import finite
 from halka.report.plots import PART_NAMES
 from halka.report.rows import MEMORY_PARTS
-from halka.report.svg import colour, name_axes
+from halka.report.svg import Drawing, Look, colour, name_axes
 from halka.report.units import percent, size
 from halka.util.text import one_line
 
@@ -26,12 +37,10 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
     from matplotlib.text import Text
 
-Drawing = tuple["Figure", str, str]
-"""A figure, its title, and what it shows in a sentence."""
-
-PARTS = {"form": ("--s0", "s"), "content": ("--s1", "D"), "all": ("--base", "o")}
+PARTS = {"form": Look("--s0", "s"), "content": Look("--s1", "D"), "all": Look("--base", "o")}
 MEMORY = {"process": "--full", **{part: f"--{part}" for part in MEMORY_PARTS}, "allocator": "--s4"}
 FAR = 4  # a memory of so many times the largest need is named at the edge, so that the needs stay visible
+PAD = 0.06  # of the values' range, left free at either end
 
 
 @dataclass(frozen=True)
@@ -42,19 +51,6 @@ class Row:
     score: Score
     chosen: bool = False
     hollow: bool = False
-
-
-@dataclass(frozen=True)
-class Bar:
-    """Memory of a way of training, by part as far as the parts are known."""
-
-    name: str
-    parts: Mapping[str, int]
-    rest: int = 0
-
-    @property
-    def total(self) -> int:
-        return sum(self.parts.values()) + self.rest
 
 
 def prospects(advice: Advice, evidence: Evidence) -> Drawing | None:
@@ -96,21 +92,21 @@ def losses(evidence: Evidence) -> Drawing | None:
         return None
     used = [part for part in PARTS if any(part in parts for _, parts in rows)]
     names = [words.CONDITIONS.get(name, one_line(name)) for name, _ in rows]
-    figure, axes = bar_axes(names, right=34, top=62, bar_height=14 + 15 * len(used))
+    bar_height = 14 + 15 * len(used)
+    figure, axes = bar_axes(names, right=34, top=62, bar_height=bar_height)
     ends = [end for _, parts in rows for score in parts.values() for end in (score.low, score.high)]
     unigram = finite(evidence.strength.unigram) if evidence.strength else None
     near = unigram is not None and unigram - max(ends) <= (max(ends) - min(ends)) / 2
-    _set_limits(axes, [*ends, *([unigram] if near and unigram is not None else [])])
+    low, high = padded([*ends, *([unigram] if near and unigram is not None else [])], PAD)
+    axes.set_xlim(max(low, 0), high)
     if near and unigram is not None:
-        _line(axes, unigram, f"unigram {unigram:.2f}")
+        line_across(axes, unigram, f"unigram {unigram:.2f}")
     for number, (_, parts) in enumerate(rows):
-        for part in used:
-            if part in parts:
-                variable, marker = PARTS[part]
-                y = number + 15 / (14 + 15 * len(used)) * (used.index(part) - (len(used) - 1) / 2)
-                _mark(axes, parts[part], y, variable, marker)
-                value_at(axes, parts[part].high, y, f"{parts[part].value:.2f}", over_lines=True)
-    legend(axes, [Key(words.PARTS[part], colour(PARTS[part][0]), PARTS[part][1]) for part in used])
+        for part in filter(parts.__contains__, used):
+            y = number + 15 / bar_height * (used.index(part) - (len(used) - 1) / 2)
+            _mark_level(axes, parts[part], y, PARTS[part])
+            value_at(axes, parts[part].high, y, f"{parts[part].value:.2f}", over_lines=True)
+    legend(axes, [Key(words.PARTS[part], PARTS[part].colour, PARTS[part].marker) for part in used])
     axes.locator_params(axis="x", nbins=7)
     name_axes(axes, "loss per token, in nats", "")
     return figure, "Losses under each condition", _losses_takeaway(dict(rows), unigram, near)
@@ -122,42 +118,41 @@ def memory(evidence: Evidence) -> Drawing | None:
     if fit is None or not fit.parts:
         return None
     bars = _bars(fit)
-    order = [*MEMORY, *sorted({part for bar in bars for part in bar.parts} - MEMORY.keys())]
-    used = [part for part in order if any(bar.parts.get(part) for bar in bars)]
-    most = max(bar.total for bar in bars)
+    order = [*MEMORY, *sorted({part for _, parts, _ in bars for part in parts} - MEMORY.keys())]
+    used = [part for part in order if any(parts.get(part) for _, parts, _ in bars)]
+    fills = {part: colour(MEMORY.get(part, "--s5")) for part in used}
+    totals = [sum(parts.values()) + rest for _, parts, rest in bars]
     top = 74 if len(used) > 5 else 60  # for a legend of two lines, or one
-    figure, axes = bar_axes([bar.name for bar in bars], right=58, top=top)
-    limit = fit.memory if fit.memory is not None and fit.memory <= FAR * most else None
-    axes.set_xlim(0, 1.04 * max(most, limit or 0))
+    figure, axes = bar_axes([name for name, *_ in bars], right=58, top=top)
+    limit = fit.memory if fit.memory is not None and fit.memory <= FAR * max(totals) else None
+    axes.set_xlim(0, 1.04 * max(*totals, limit or 0))
     if limit is not None:
-        _line(axes, limit, f"memory {size(limit)}")
+        line_across(axes, limit, f"memory {size(limit)}")
     elif fit.memory is not None:
-        _beyond(axes, f"memory {size(fit.memory)}")
-    for y, (bar, label) in enumerate(zip(bars, axes.get_yticklabels(), strict=True)):
-        start = 0.0
-        for part in used:
-            width, fill = bar.parts.get(part, 0), colour(MEMORY.get(part, "--s5"))
-            axes.barh(y, width, 0.56, start, color=fill, edgecolor=colour("--paper"), linewidth=0.6)
-            start += width
-        if bar.rest:
+        edge = (axes.figure.bbox.x1 - 4, axes.bbox.y1 + 6)
+        far = f"memory {size(fit.memory)} →"
+        axes.annotate(far, edge, xycoords="figure pixels", color=colour("--muted"), ha="right")
+    for y, ((_, parts, rest), total, label) in enumerate(zip(bars, totals, axes.get_yticklabels(), strict=True)):
+        stacked(axes, y, {part: parts[part] for part in used if part in parts}, fills, 0.56)
+        if rest:
             label.set_color(colour("--muted"))
-            axes.barh(y, bar.rest, 0.5, start, color=colour("--paper"), edgecolor=colour("--muted"), linewidth=1.2)
-        value_at(axes, bar.total, y, size(bar.total), over_lines=True)
+            axes.barh(y, rest, 0.5, total - rest, color=colour("--paper"), edgecolor=colour("--muted"), linewidth=1.2)
+        value_at(axes, total, y, size(total), over_lines=True)
     axes.xaxis.set_major_formatter(lambda value, _: size(value).replace(".0", "") if value else "0")
-    legend(axes, [Key(PART_NAMES.get(part, one_line(part)), colour(MEMORY.get(part, "--s5"))) for part in used])
-    other = " Outlined: the method above, trained as named." if any(bar.rest for bar in bars) else ""
+    legend(axes, [Key(PART_NAMES.get(part, one_line(part)), fills[part]) for part in used])
+    other = " Outlined: the method above, trained as named." if any(rest for *_, rest in bars) else ""
     return figure, "Memory in training, by part", f"{words.fit(fit)}{other}"
 
 
-def _bars(fit: Fit) -> list[Bar]:
-    """Each method as it is; below it the way in which it is trained, if that is another."""
-    bars = []
+def _bars(fit: Fit) -> list[tuple[str, dict[str, int], int]]:
+    """Name, bytes by part and bytes of unknown parts: each method as it is, then in the way that it is trained."""
+    bars: list[tuple[str, dict[str, int], int]] = []
     for name, parts in fit.parts.items():
-        bars.append(Bar(one_line(name), {"process": fit.process, **parts}))
+        bars.append((one_line(name), {"process": fit.process, **parts}, 0))
         option = fit.option(name)
-        if option is not None and words.how_trained(option):
-            how = words.how_trained(option).replace(", with", ",")  # labels beside bars are short
-            bars.append(Bar(how, {"process": fit.process}, option.memory))
+        if option is not None and (how := words.how_trained(option)):
+            short = how.replace(", with", ",")  # labels beside bars are short
+            bars.append((short, {"process": fit.process}, option.memory))
     return bars
 
 
@@ -168,15 +163,24 @@ def _draw_rows(rows: Sequence[Row], subject: Subject, prefix: str) -> Figure:
     figure, axes = bar_axes([row.name for row in rows], right=wide + 16, top=26 if target is None else 30)
     _embolden(axes, [label for row, label in zip(rows, axes.get_yticklabels(), strict=True) if row.chosen])
     ends = [end for row in rows for end in (row.score.low, row.score.high)]
-    _set_limits(axes, [*ends, *([] if target is None else [target])], share=True)
+    low, high = padded([*ends, *([] if target is None else [target])], PAD)
+    axes.set_xlim(max(low, -0.02), min(high, 1.02))
     for y, row in enumerate(rows):
         if row.chosen:
             axes.axhspan(y - 0.42, y + 0.42, color=colour("--line"), alpha=0.6, linewidth=0, zorder=0)
-        variable = "--s0" if row.chosen else "--base" if row.hollow else "--ink"
-        _mark(axes, row.score, y, variable, "D" if row.chosen else "o", hollow=row.hollow, large=row.chosen)
-        _write_at_the_edge(axes, y, percent(row.score.value), row.chosen)
+        look = Look("--s0", "D") if row.chosen else Look("--base" if row.hollow else "--ink", "o")
+        _mark_level(axes, row.score, y, look, hollow=row.hollow, large=row.chosen)
+        axes.annotate(
+            *(percent(row.score.value), (1, y)),
+            xycoords=("axes fraction", "data"),
+            xytext=(8, 0),
+            textcoords="offset points",
+            va="center_baseline",
+            fontweight="bold" if row.chosen else "normal",
+            annotation_clip=False,
+        )
     if target is not None:
-        _line(axes, target, f"target {percent(target)}")
+        line_across(axes, target, f"target {percent(target)}")
     axes.xaxis.set_major_formatter(lambda value, _: f"{100 * value:.0f} %")
     name_axes(axes, f"{prefix} {words.metric_of(subject)}".strip(), "")
     return figure
@@ -192,55 +196,10 @@ def _embolden(axes: Axes, labels: Sequence[Text]) -> None:
         axes.set_position((box.x0 + more, box.y0, box.width - more, box.height))
 
 
-def _mark(
-    axes: Axes, score: Score, y: float, variable: str, marker: str, hollow: bool = False, large: bool = False
-) -> None:
-    fill = colour(variable)
-    axes.plot([score.low, score.high], [y, y], color=fill, linewidth=1.8 if large else 1.4, solid_capstyle="butt")
-    axes.plot(
-        score.value,
-        y,
-        marker,
-        color=fill,
-        markersize=8.5 if large else 6.5,
-        markerfacecolor=colour("--paper") if hollow else fill,
-        markeredgecolor=fill if hollow else colour("--paper"),
-        markeredgewidth=1.2 if hollow else 0.8,
-    )
-
-
-def _write_at_the_edge(axes: Axes, y: float, text: str, bold: bool) -> None:
-    axes.annotate(
-        text,
-        (1, y),
-        xycoords=("axes fraction", "data"),
-        xytext=(8, 0),
-        textcoords="offset points",
-        va="center_baseline",
-        fontweight="bold" if bold else "normal",
-        annotation_clip=False,
-    )
-
-
-def _line(axes: Axes, x: float, text: str) -> None:
-    """A dashed line across all rows, named above the axes where there is room."""
-    axes.axvline(x, color=colour("--muted"), linewidth=1.2, linestyle=(0, (4, 3)))
-    at = float(axes.transData.transform((x, 0))[0])
-    width = text_width(axes, text)
-    left = min(max(at - width / 2, 4), axes.figure.bbox.x1 - width - 4)
-    axes.annotate(text, (left, axes.bbox.y1 + 6), xycoords="figure pixels", color=colour("--muted"))
-
-
-def _beyond(axes: Axes, text: str) -> None:
-    """Name something right of all that is drawn, above the axes' right end."""
-    right = axes.figure.bbox.x1 - 4
-    axes.annotate(f"{text} →", (right, axes.bbox.y1 + 6), xycoords="figure pixels", color=colour("--muted"), ha="right")
-
-
-def _set_limits(axes: Axes, ends: Sequence[float], share: bool = False) -> None:
-    low, high = min(ends), max(ends)
-    pad = 0.06 * (high - low or abs(high) or 1.0)
-    axes.set_xlim(max(low - pad, -0.02) if share else max(low - pad, 0), min(high + pad, 1.02) if share else high + pad)
+def _mark_level(axes: Axes, score: Score, y: float, look: Look, *, hollow: bool = False, large: bool = False) -> None:
+    """A value with its interval on a row."""
+    interval(axes, (score.low, score.high), y, look.colour, 1.8 if large else 1.4)
+    mark(axes, score.value, y, look, 8.5 if large else 6.5, hollow=hollow)
 
 
 def _in_order(conditions: Collection[str]) -> list[str]:

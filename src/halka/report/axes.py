@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import product
 from typing import TYPE_CHECKING
@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 Box = tuple[float, float, float, float]  # left, bottom, right, top in the figure's units
 
 LINE, DOT = 1.25 * TEXT, 10.0  # a line's height; the width of a label's dot
+DASHES = (0, (4, 3))
 
 
 @dataclass(frozen=True)
@@ -202,17 +203,50 @@ def log_ticks(axis: Axis, low: float, high: float) -> None:
     axis.set_major_locator(LogLocator(10, subs=short if span < 6 else middling if span < 100 else (1.0,)))
 
 
-def mark(axes: Axes, x: float, y: float, look: Look, small: bool = False) -> None:
-    """Draw one point of a method with its marker and colour."""
+def padded(ends: Sequence[float], share: float) -> tuple[float, float]:
+    """The least and the greatest of `ends`, moved apart by a share of their distance each."""
+    low, high = min(ends), max(ends)
+    pad = share * (high - low or abs(high) or 1.0)
+    return low - pad, high + pad
+
+
+def mark(axes: Axes, x: float, y: float, look: Look, size: float = 7.5, *, hollow: bool = False) -> None:
+    """Draw one point with its marker and colour."""
     axes.plot(
-        x,
-        y,
-        look.marker,
-        color=look.colour,
-        markersize=5 if small else 7.5,
-        markeredgecolor=colour("--paper"),
-        markeredgewidth=0.8,
+        *(x, y, look.marker),
+        markersize=size,
+        markerfacecolor=colour("--paper") if hollow else look.colour,
+        markeredgecolor=look.colour if hollow else colour("--paper"),
+        markeredgewidth=1.2 if hollow else 0.8,
     )
+
+
+def interval(
+    axes: Axes, x: float | tuple[float, float], y: float | tuple[float, float], line_colour: str, width: float = 1.4
+) -> None:
+    """Draw an interval of x at one y, or of y at one x."""
+    ends = ([value] * 2 if isinstance(value, int | float) else value for value in (x, y))
+    axes.plot(*ends, color=line_colour, linewidth=width, solid_capstyle="butt")
+
+
+def stacked(
+    axes: Axes, y: float, parts: Mapping[str, float], fills: Mapping[str, str], height: float, *, outlined: bool = False
+) -> None:
+    """Draw one bar from 0 of parts side by side, each filled with its colour or outlined with it."""
+    start = 0.0
+    for part, width in parts.items():
+        fill, edge = ("none", fills[part]) if outlined else (fills[part], colour("--paper"))
+        axes.barh(y, width, height, start, color=fill, edgecolor=edge, linewidth=1.0 if outlined else 0.6)
+        start += width
+
+
+def line_across(axes: Axes, x: float, text: str) -> None:
+    """Draw a dashed line across all rows, named above the axes where there is room."""
+    axes.axvline(x, color=colour("--muted"), linewidth=1.2, linestyle=DASHES)
+    at = float(axes.transData.transform((x, 0))[0])
+    width = text_width(axes, text)
+    left = min(max(at - width / 2, 4), axes.figure.bbox.x1 - width - 4)
+    axes.annotate(text, (left, axes.bbox.y1 + 6), xycoords="figure pixels", color=colour("--muted"))
 
 
 def value_at(axes: Axes, x: float, y: float, text: str, *, over_lines: bool = False) -> None:

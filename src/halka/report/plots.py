@@ -12,16 +12,20 @@ from typing import TYPE_CHECKING
 
 from halka.report import findings
 from halka.report.axes import (
+    DASHES,
     Key,
     Name,
     at_the_right,
     bar_axes,
     beside,
+    interval,
     legend,
     log_scale_if_wide,
     log_ticks,
     mark,
+    padded,
     room,
+    stacked,
     tall,
     text_width,
     value_at,
@@ -29,7 +33,7 @@ from halka.report.axes import (
 from halka.report.intervals import Spread
 from halka.report.rows import MEMORY_PARTS, Measurement, Row, counting_runs, entry, is_done, label_of, number
 from halka.report.summary import Summary
-from halka.report.svg import Plot, colour, drawn, grid, looks, name_axes, new_figure
+from halka.report.svg import Drawing, Plot, colour, drawn, grid, looks, name_axes, new_figure
 from halka.report.units import MINUS, count, learning_rate, shortened, signed, size
 from halka.util.text import one_line
 
@@ -37,8 +41,8 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-# the figure, its title, and its sentence; None where there is nothing to draw
-Maker = Callable[[Summary, Sequence[Measurement]], "tuple[Figure, str, str] | None"]
+Maker = Callable[[Summary, Sequence[Measurement]], Drawing | None]
+"""Draws a plot; None where there is nothing to draw."""
 
 POINTS = 200  # the most points drawn of one curve
 TASKS = (1, 2, 3, 5, 7, 10, 15, 20, 30, 50, 70, 100, 150, 200, 300, 500, 700, 1000)
@@ -59,7 +63,7 @@ def draw_plots(summary: Summary, measurements: Sequence[Measurement]) -> tuple[P
     return tuple(plot for make in makers if (plot := drawn(make, summary, measurements)) is not None)
 
 
-def quality(summary: Summary, _: Sequence[Measurement]) -> tuple[Figure, str, str] | None:
+def quality(summary: Summary, _: Sequence[Measurement]) -> Drawing | None:
     """Score against trained parameters, with 95 % intervals; the base as a line."""
     metric = summary.primary
     rows = [row for row in summary.rows if not row.is_base and row.trainable and metric.name in row.scores]
@@ -74,7 +78,7 @@ def quality(summary: Summary, _: Sequence[Measurement]) -> tuple[Figure, str, st
     for row, x in zip(rows, sizes, strict=True):
         score, style = row.scores[metric.name], look[row.label]
         low, high = (score.value if end is None else end for end in (score.low, score.high))
-        axes.plot([x, x], [low, high], color=style.colour, linewidth=1.4, solid_capstyle="butt")
+        interval(axes, x, (low, high), style.colour)
         mark(axes, x, score.value, style)
         names.append(Name(row.label, x, score.value, style.colour))
         ends += [low, high]
@@ -83,8 +87,7 @@ def quality(summary: Summary, _: Sequence[Measurement]) -> tuple[Figure, str, st
     floor = base.scores[metric.name].value if base is not None and metric.name in base.scores else None
     ends += [floor] if floor is not None else []
     ends += [0.0] if metric.is_share else []
-    pad = 0.05 * (max(ends) - min(ends) or abs(max(ends)) or 1.0)
-    axes.set_ylim(min(ends) - pad, max(ends) + pad)
+    axes.set_ylim(padded(ends, 0.05))
     axes.set_xlim(min(sizes) / 3, max(sizes) * 3)
     grid(axes, "y")
     log_ticks(axes.xaxis, min(sizes), max(sizes))
@@ -97,7 +100,7 @@ def quality(summary: Summary, _: Sequence[Measurement]) -> tuple[Figure, str, st
         (left, bottom), (_, top) = axes.transData.transform([(x, low), (x, high)])
         blocked.append((left - 3, bottom, left + 3, top))
     if base is not None and floor is not None:
-        axes.axhline(floor, color=colour("--base"), linewidth=1.2, linestyle=(0, (4, 3)))
+        axes.axhline(floor, color=colour("--base"), linewidth=1.2, linestyle=DASHES)
         left, y = axes.transData.transform((axes.get_xlim()[0], floor))
         width = text_width(axes, base.label)
         blocked.append((axes.bbox.x0, y - 2, axes.bbox.x1, y + 2))
@@ -117,7 +120,7 @@ def quality(summary: Summary, _: Sequence[Measurement]) -> tuple[Figure, str, st
     return figure, "Quality for size", findings.quality_takeaway(summary.rows, metric)
 
 
-def storage(summary: Summary, _: Sequence[Measurement]) -> tuple[Figure, str, str] | None:
+def storage(summary: Summary, _: Sequence[Measurement]) -> Drawing | None:
     """Bytes on disk against the number of tasks: the base and an adapter a task, or a full copy a task."""
     rows = [row for row in summary.rows if row.storage and row.adapter_bytes]
     if not rows:
@@ -143,7 +146,7 @@ def storage(summary: Summary, _: Sequence[Measurement]) -> tuple[Figure, str, st
     return figure, "Storage for many tasks", findings.storage_takeaway(summary.rows, summary.base_bytes)
 
 
-def curves(summary: Summary, measurements: Sequence[Measurement]) -> tuple[Figure, str, str] | None:
+def curves(summary: Summary, measurements: Sequence[Measurement]) -> Drawing | None:
     """Validation loss over steps: the mean of the runs that count, and a band from the least to the greatest."""
     lines, falling = [], []
     for row in summary.rows:
@@ -178,7 +181,7 @@ def curves(summary: Summary, measurements: Sequence[Measurement]) -> tuple[Figur
     return figure, "Training curves", findings.curves_takeaway(summary.rows, falling)
 
 
-def search(summary: Summary, measurements: Sequence[Measurement]) -> tuple[Figure, str, str] | None:
+def search(summary: Summary, measurements: Sequence[Measurement]) -> Drawing | None:
     """Validation loss for each learning rate tried; a ring marks the chosen one, crosses at the top failed runs."""
     look = looks(summary.rows)
     searches: list[tuple[Row, list[tuple[float, float]], list[float]]] = []
@@ -208,7 +211,7 @@ def search(summary: Summary, measurements: Sequence[Measurement]) -> tuple[Figur
         axes.plot(*zip(*points, strict=True), color=style.colour, linewidth=1.4, alpha=0.9)
         dots += points
         for x, y in points:
-            mark(axes, x, y, style, small=x != row.lr)
+            mark(axes, x, y, style, 7.5 if x == row.lr else 5)
             if x == row.lr:
                 axes.plot(x, y, "o", markersize=13, fillstyle="none", color=style.colour, markeredgewidth=1.1)
         for x in lost:
@@ -230,35 +233,28 @@ def search(summary: Summary, measurements: Sequence[Measurement]) -> tuple[Figur
     return figure, "Search for the learning rate", findings.search_takeaway([row for row, *_ in searches])
 
 
-def memory(summary: Summary, _: Sequence[Measurement]) -> tuple[Figure, str, str] | None:
+def memory(summary: Summary, _: Sequence[Measurement]) -> Drawing | None:
     """Memory by part: measured as filled bars, predicted as outlines under them."""
     rows = [row for row in summary.rows if not row.is_base and sum(row.memory.values()) > 0]
     if not rows:
         return None
     figure, axes = bar_axes([row.label for row in rows], right=56, top=44)
+    fills = {part: colour(f"--{part}") for part in MEMORY_PARTS}
     for i, row in enumerate(rows):
         for of, y, height in ((row.memory, i - 0.12, 0.46), (row.predicted, i + 0.27, 0.2)):
-            start = 0.0
-            for part in MEMORY_PARTS:
-                width, fill = of.get(part, 0.0), colour(f"--{part}")
-                if width <= 0:
-                    continue
-                if of is row.memory:
-                    axes.barh(y, width, height, start, color=fill, edgecolor=colour("--paper"), linewidth=0.6)
-                else:
-                    axes.barh(y, width, height, start, color="none", edgecolor=fill, linewidth=1.0)
-                start += width
+            parts = {part: of[part] for part in MEMORY_PARTS if of.get(part, 0.0) > 0}
+            stacked(axes, y, parts, fills, height, outlined=of is row.predicted)
         value_at(axes, sum(row.memory.values()), i - 0.12, size(sum(row.memory.values())))
     grid(axes, "x")
     axes.xaxis.set_major_formatter(lambda value, _: size(value).replace(".0", "") if value else "0")
     axes.set_xlim(0, None)
-    parts = [part for part in MEMORY_PARTS if any(row.memory.get(part) for row in rows)]
-    keys = [Key(PART_NAMES.get(part, part), colour(f"--{part}")) for part in parts]
+    shown = [part for part in MEMORY_PARTS if any(row.memory.get(part) for row in rows)]
+    keys = [Key(PART_NAMES.get(part, part), fills[part]) for part in shown]
     legend(axes, [*keys, *([Key("predicted", None)] if any(row.predicted for row in rows) else [])])
     return figure, "Where the memory goes in training", findings.memory_takeaway(summary.rows)
 
 
-def speed(summary: Summary, _: Sequence[Measurement]) -> tuple[Figure, str, str] | None:
+def speed(summary: Summary, _: Sequence[Measurement]) -> Drawing | None:
     """Training speed; whiskers from the slowest to the fastest run."""
     bars = _bars(summary, lambda row: row.tokens_per_second, lambda value: f"{value:.0f}")
     if bars is None:
@@ -269,7 +265,7 @@ def speed(summary: Summary, _: Sequence[Measurement]) -> tuple[Figure, str, str]
     return figure, "Speed of training", findings.speed_takeaway(summary.rows)
 
 
-def forgetting(summary: Summary, measurements: Sequence[Measurement]) -> tuple[Figure, str, str] | None:
+def forgetting(summary: Summary, measurements: Sequence[Measurement]) -> Drawing | None:
     """How much perplexity on other text changed; whiskers from the least to the greatest run."""
     bars = _bars(summary, lambda row: row.forgetting, signed)
     if bars is None:
@@ -296,8 +292,7 @@ def _bars(
         axes.barh(y, spread.mean, 0.56, color=look[row.label].colour)
         if spread.low < spread.high:
             for name, width in (("--paper", 3.4), ("--ink", 1.2)):
-                ends = [spread.low, spread.high]
-                axes.plot(ends, [y, y], color=colour(name), linewidth=width, solid_capstyle="butt")
+                interval(axes, (spread.low, spread.high), y, colour(name), width)
         value_at(axes, max(spread.mean, spread.high, 0.0), y, text(spread.mean))
     return figure, axes
 

@@ -23,6 +23,9 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
+Drawing = tuple["Figure", str, str]
+"""A figure, its title, and its result in a sentence."""
+
 WIDTH, HEIGHT, TEXT = 410, 300, 11  # the SVG's own units; a unit is about a pixel
 
 # CSS variable -> (light, dark)
@@ -52,11 +55,19 @@ SERIES, MARKERS = 8, "osD^vPXhp"
 
 @dataclass(frozen=True)
 class Look:
-    """A method's appearance in all plots: its CSS variable, that variable's light colour, and a marker."""
+    """A method's appearance in all plots: its CSS variable and a marker."""
 
     variable: str
-    colour: str
     marker: str
+
+    @classmethod
+    def numbered(cls, place: int) -> Look:
+        return cls(f"--s{place % SERIES}", MARKERS[place % len(MARKERS)])
+
+    @property
+    def colour(self) -> str:
+        """The variable's light colour."""
+        return THEME[self.variable][0]
 
 
 @dataclass(frozen=True)
@@ -72,9 +83,8 @@ class Plot:
 def looks(rows: Sequence[Row]) -> dict[str, Look]:
     """Each method's look, by label. The base and full fine-tuning have fixed ones; the others follow label order."""
     light = sorted(row.label for row in rows if row.is_light)
-    chosen = {row.label: ("--base" if row.is_base else "--full", "s") for row in rows if not row.is_light}
-    chosen |= {label: (f"--s{i % SERIES}", MARKERS[i % len(MARKERS)]) for i, label in enumerate(light)}
-    return {label: Look(name, THEME[name][0], marker) for label, (name, marker) in chosen.items()}
+    fixed = {row.label: Look("--base" if row.is_base else "--full", "s") for row in rows if not row.is_light}
+    return fixed | {label: Look.numbered(place) for place, label in enumerate(light)}
 
 
 def colour(variable: str) -> str:
@@ -156,7 +166,7 @@ def grid(axes: Axes, which: Literal["x", "y"]) -> None:
     axes.grid(axis=which, color=colour("--line"), linewidth=0.8)
 
 
-def drawn(make: Callable[..., tuple[Figure, str, str] | None], *args: Any) -> Plot | None:
+def drawn(make: Callable[..., Drawing | None], *args: Any) -> Plot | None:
     """The plot that `make(*args)` draws, named after the function; None if it draws nothing."""
     name = make.__name__
     with drawing(name):
