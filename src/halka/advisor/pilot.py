@@ -26,7 +26,7 @@ from halka.advisor.statistics import (
     unanimous_mistakes,
 )
 from halka.evaluation.metrics import Score, mean_of
-from halka.methods import build_method, described
+from halka.methods import build_method, described, method_named
 from halka.training import Job, TrainConfig, as_tokens, batch_plan, train_many
 from halka.training.run_folder import METRICS
 from halka.util.errors import HalkaError, TrainingError
@@ -49,6 +49,10 @@ class TrialPlan:
     @property
     def condition(self) -> Condition:
         return "documents" if self.passages else "closed"
+
+    @property
+    def lr(self) -> float:
+        return method_named(self.method).lr * self.rate
 
     def count(self, base: ProbedBase) -> int:
         """Training examples that it is given."""
@@ -107,15 +111,15 @@ def learnability(
     plans = [*config.trials, *([WITH_PASSAGES] if base.retrieve is not None else [])]
     steps = pilot.steps(plans, seconds)
     adapters = {f"pilot-{number}": plan for number, plan in enumerate(plans)}
-    runs: dict[str, _Run] = {}
+    jobs: dict[str, Job] = {}
     failed: dict[str, Exception] = {}
     try:
         for name, plan in adapters.items():
             try:
-                runs[name] = pilot.run(name, plan, steps, folder)
+                jobs[name] = pilot.job(name, plan, steps, folder)
             except HalkaError as error:  # the method cannot be used on this base
                 failed[name] = error
-        curves, stopped = pilot.train([run.job for run in runs.values()], progress)
+        curves, stopped = pilot.train([*jobs.values()], progress)
         failed |= stopped
         remaining = {name: plan for name, plan in adapters.items() if name not in failed}
         for name, error in failed.items():
@@ -124,7 +128,7 @@ def learnability(
             raise TrainingError(str(next(iter(failed.values()))))
         progress(f"answers of {len(remaining)} adapters")
         answers = pilot.answers(remaining)
-        trials = [pilot.trial(run, curves[name], answers[name]) for name, run in runs.items() if name in remaining]
+        trials = [pilot.trial(plan, jobs[name], steps, curves[name], answers[name]) for name, plan in remaining.items()]
     finally:
         for name in adapters.keys() & base.model.adapters.keys():
             base.model.remove(name)
@@ -143,17 +147,6 @@ def learnability(
         examples=examples,
         owned=expected,
     )
-
-
-@dataclass(frozen=True)
-class _Run:
-    """A trial whose adapter is in the model."""
-
-    plan: TrialPlan
-    config: TrainConfig
-    steps: int
-    lr: float
-    job: Job
 
 
 @dataclass(frozen=True)
@@ -176,7 +169,7 @@ class _Pilot:
             jobs = []
             for name, plan in zip(names, plans, strict=True):
                 with suppress(HalkaError):  # reported when the trial is to be trained
-                    jobs.append(replace(self.run(name, plan, 1, None).job, validation=()))
+                    jobs.append(replace(self.job(name, plan, 1, None), validation=()))
             started = time.perf_counter()
             for _ in train_many(model, jobs) if jobs else ():
                 pass
@@ -191,13 +184,13 @@ class _Pilot:
             write_text(saved, json.dumps({"steps": steps}) + "\n")
         return steps
 
-    def run(self, name: str, plan: TrialPlan, steps: int, folder: Path | None) -> _Run:
+    def job(self, name: str, plan: TrialPlan, steps: int, folder: Path | None) -> Job:
         """Add the plan's adapter to the model; returns what trains it. Raises HalkaError if the base refuses it."""
-        base, method = self.base, build_method(plan.method, dict(plan.fields))
-        base.model.add(name, method)
+        base = self.base
+        base.model.add(name, build_method(plan.method, dict(plan.fields)))
         every = max(1, steps // EVALUATIONS)
         config = TrainConfig(
-            lr=method.lr * plan.rate,
+            lr=plan.lr,
             steps=steps,
             batch_size=self.batch_size,
             batch_tokens=self.config.batch_tokens,
@@ -207,8 +200,7 @@ class _Pilot:
         )
         train = [base.prompt(example, plan.condition) for example in base.train[: plan.count(base)]]
         held_out = [base.tokens(prompt) for prompt in base.prompts(plan.condition)]
-        job = Job(name, train, config, held_out, None if folder is None else folder / name)
-        return _Run(plan, config, steps, method.lr * plan.rate, job)
+        return Job(name, train, config, held_out, None if folder is None else folder / name)
 
     def train(
         self, jobs: Sequence[Job], progress: Report
@@ -241,36 +233,38 @@ class _Pilot:
         texts = self.base.answers([name for name in adapters for _ in range(count)], prompts)
         return {name: texts[number * count : (number + 1) * count] for number, name in enumerate(adapters)}
 
-    def trial(self, run: _Run, curve: Sequence[tuple[int, float]], answers: Sequence[str]) -> Trial:
-        """The result of a finished run."""
-        base, plan, name = self.base, run.plan, run.job.name
-        losses = [loss for _, loss in base.losses(name, base.prompts(plan.condition))]
+    def trial(
+        self, plan: TrialPlan, job: Job, steps: int, curve: Sequence[tuple[int, float]], answers: Sequence[str]
+    ) -> Trial:
+        """The result of a finished job."""
+        base = self.base
+        losses = [loss for _, loss in base.losses(job.name, base.prompts(plan.condition))]
         values = base.values(answers, plan.condition)
-        adapter = base.model.adapter(name)
+        adapter = base.model.adapter(job.name)
         method = described(adapter.method)
         return Trial(
             name=plan.name,
             method=method["name"],
             fields=method["fields"],
-            lr=run.lr,
+            lr=plan.lr,
             examples=plan.count(base),
-            seen=_reached(base, run),
+            seen=_reached(base, job),
             passages=plan.passages,
-            steps=run.steps,
+            steps=steps,
             parameters=adapter.count(),
             curve=tuple(curve),
             loss=mean_interval([loss.mean() for loss in losses], [len(loss) for loss in losses]),
-            expected=extrapolate([*curve], HORIZON * run.steps),
+            expected=extrapolate([*curve], HORIZON * steps),
             score=mean_of(values),
             values=values,
         )
 
 
-def _reached(base: ProbedBase, run: _Run) -> int:
-    """Examples that a run's steps reach: fewer per step where they are long."""
-    items = as_tokens(base.model, run.job.examples, run.config, run.job.name)
-    batches = batch_plan(base.model, items, run.config)
-    return sum(map(len, batches[: run.steps]))
+def _reached(base: ProbedBase, job: Job) -> int:
+    """Examples that a job's steps reach: fewer per step where they are long."""
+    items = as_tokens(base.model, job.examples, job.config, job.name)
+    batches = batch_plan(base.model, items, job.config)
+    return sum(map(len, batches[: job.config.steps]))
 
 
 def _over_data(trials: Sequence[Trial], owned: int) -> tuple[Score | None, Score | None]:

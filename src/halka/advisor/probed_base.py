@@ -7,18 +7,18 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 
 from halka.advisor.evidence import BOTH, CLOSED, CONDITIONS, DOCUMENTS, EXAMPLES
 from halka.advisor.request import COLLECTION, Request, Sample
 from halka.advisor.statistics import answer_values
 from halka.core import AdaptedModel
-from halka.data.batches import collate, plan
+from halka.data.batches import IGNORE_INDEX, collate, plan
 from halka.data.examples import Example, Message
 from halka.data.readers import Problem
 from halka.data.tokens import Tokens, encode, encode_all, encode_prompt
@@ -29,6 +29,7 @@ from halka.models.attention.function import use_attention
 from halka.models.kinds import usual_kind
 from halka.models.layouts import LAYOUTS
 from halka.models.loading import base_config, load_base
+from halka.objectives.cross_entropy import label_losses
 from halka.rag.collection import Collection
 from halka.rag.passages import Passage
 from halka.rag.prompt import prompted
@@ -183,12 +184,11 @@ def token_losses(model: AdaptedModel, adapter: str | None, items: Sequence[Token
         for indices in plan([len(item) for item in items], seed=0, epoch=0, batch_tokens=BATCH_TOKENS):
             batch = collate([items[index] for index in indices], pad_id(model)).to(device)
             hidden = hidden_states(model, **batch.inputs)
-            for row, index in enumerate(indices):
-                places = [place for place, counts in enumerate(items[index].loss) if counts and place]
-                ids = [items[index].ids[place] for place in places]
-                scores = logits(model, hidden[row, [place - 1 for place in places]]).float()
-                loss = F.cross_entropy(scores, torch.tensor(ids, device=device), reduction="none")
-                losses[index] = (ids, loss.cpu().double().numpy())
+            for index, hidden_TD, labels_T in zip(indices, hidden[:, :-1], batch.labels[:, 1:], strict=True):
+                counts = labels_T != IGNORE_INDEX
+                labels_N = labels_T[counts]
+                losses_N = label_losses(hidden_TD[counts], labels_N, partial(logits, model), head_trains=False)
+                losses[index] = (labels_N.tolist(), losses_N.cpu().double().numpy())
     return losses
 
 

@@ -12,8 +12,7 @@ from statistics import mean
 import numpy as np
 from numpy.typing import NDArray
 
-from halka.data.metric import Counts, Metric
-from halka.evaluation.metrics import Score, find_metric, score
+from halka.evaluation.metrics import Score, find_metric
 from halka.evaluation.text_metrics import as_label
 from halka.rag.prompt import CITATION
 from halka.util.errors import HalkaError
@@ -85,19 +84,14 @@ def mean_interval(
     if not (np.isfinite(value).all() and np.isfinite(weight).all() and (weight >= 0).all() and weight.any()):
         raise HalkaError("values and weights must be finite, weights 0 or more and not all 0: leave such items out")
     value, weight = value[weight > 0], weight[weight > 0]
-    n = len(value)
-
-    def counts(item: str, _: Sequence[str]) -> Counts:
-        return {"sum": value[int(item)] * weight[int(item)], "weight": weight[int(item)]}
-
-    ends = (-math.inf, math.inf)
-    weighted = Metric("mean", "weighted mean", counts, lambda sums: sums["sum"] / sums["weight"], ends)
-    result = score([str(item) for item in range(n)], [[""]] * n, [weighted], seed, resamples)["mean"]
-    if not math.isclose(result.low, result.high, abs_tol=1e-12):
-        return result
-    margin = (1 - 0.05 ** (1 / n)) * max(abs(result.value), 1.0)
-    low = result.value - margin
-    return Score(result.value, max(low, 0.0) if value.min() >= 0 else low, result.value + margin, n)
+    n, average = len(value), float(np.average(value, weights=weight))
+    items_RN = np.random.default_rng(seed).integers(n, size=(resamples, n))
+    means_R = (value * weight)[items_RN].sum(axis=1) / weight[items_RN].sum(axis=1)
+    low, high = (float(end) for end in np.quantile(means_R, [0.025, 0.975]))
+    if math.isclose(low, high, abs_tol=1e-12):
+        margin = (1 - 0.05 ** (1 / n)) * max(abs(average), 1.0)
+        low, high = max(average - margin, 0.0 if value.min() >= 0 else -math.inf), average + margin
+    return Score(average, min(low, average), max(high, average), n)
 
 
 def shared_deviations(values: Sequence[Sequence[float]], draws: int, rng: np.random.Generator) -> list[Array]:
