@@ -6,7 +6,7 @@ import hashlib
 import json
 import math
 import shlex
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import Any
@@ -194,55 +194,53 @@ def _loading(evidence: Evidence, option: Option | None = None) -> Settings:
 
 def commands(evidence: Evidence, choice: Choice) -> tuple[str, ...]:
     """The commands of a choice, as lines for a shell."""
-    return tuple(shlex.join(command) for command in COMMANDS[choice](evidence))
+    return tuple(shlex.join(command) for command in _commands(evidence, choice))
 
 
-def _halka(evidence: Evidence, command: str, values: Settings | None = None) -> Command:
-    """A command that loads the base."""
-    values = _loading(evidence) if values is None else values
-    flags = [part for key, value in values.items() for part in _flag(key, value)]
-    return ["halka", command, "--base", evidence.subject.base, *flags]
+def _commands(evidence: Evidence, choice: Choice) -> list[Command]:
+    match choice:
+        case "prompt":
+            return [_evaluate(evidence, PROMPTED)]
+        case "rag":
+            return [_evaluate(evidence, PROMPTED_WITH_PASSAGES), *_ask_without_training(evidence)]
+        case "peft" | "peft+rag" | "full":
+            return _tuned(evidence, choice)
+        case "data":
+            return [*_preview(evidence), _advise_again(evidence, evidence.subject.base)]
+        case "base":
+            return [_advise_again(evidence, _other_base(evidence))]
 
 
-def _flag(key: str, value: Any) -> list[str]:
-    name = key.replace("_", "-")
-    if isinstance(value, bool):
-        return [f"--{name}" if value else f"--no-{name}"]
-    if isinstance(value, tuple | list):
-        return [f"--{name}", ",".join(map(str, value))]
-    return [f"--{name}", f"{value:g}" if isinstance(value, float) else str(value)]
-
-
-def _in_folder(evidence: Evidence, name: str) -> str:
-    return f"{evidence.subject.out}/{name}"
-
-
-def _run_folder(evidence: Evidence, choice: Choice) -> str:
-    """Other data, or other settings, have another folder."""
-    values = settings(evidence, choice)
-    text = json.dumps((evidence.subject.key, choice, values), sort_keys=True)
-    return _in_folder(evidence, f"run-{values['method']}-{hashlib.sha256(text.encode()).hexdigest()[:6]}")
-
-
-def _metric_flags(evidence: Evidence) -> list[str]:
-    return ["--metrics", evidence.subject.metric, "--max-new-tokens", str(evidence.subject.max_new_tokens)]
-
-
-def _evaluate_prompts(evidence: Evidence, name: str) -> Command:
-    """Evaluates the base on held-out examples in the prompts that scored best."""
-    return [*_halka(evidence, "evaluate"), "--data", _in_folder(evidence, name), *_metric_flags(evidence)]
-
-
-def _train(evidence: Evidence, choice: Choice, data: list[str]) -> Command:
-    values = settings(evidence, choice)
-    return [*_halka(evidence, "train", values), *data, "-o", _run_folder(evidence, choice)]
-
-
-def _with_adapter(evidence: Evidence, command: str, choice: Choice) -> Command:
-    """A command that loads the base, as it was trained, with the adapter."""
+def _tuned(evidence: Evidence, choice: Choice) -> list[Command]:
+    """Trains, evaluates what came of it and, with passages, asks it."""
     values = settings(evidence, choice)
     loading = {key: values[key] for key in ("dtype", "quantize") if key in values}
-    return [*_halka(evidence, command, loading), "--adapter", f"{_run_folder(evidence, choice)}/adapter"]
+    question = json.dumps((evidence.subject.key, choice, values), sort_keys=True)  # other data have another folder
+    run = _in_folder(evidence, f"run-{values['method']}-{hashlib.sha256(question.encode()).hexdigest()[:6]}")
+    adapter = ["--adapter", f"{run}/adapter"]
+    data, held_out, ask = [*evidence.subject.flags], HELD_OUT, []
+    if choice == "peft+rag":
+        held_out = HELD_OUT_WITH_PASSAGES
+        data = ["--data", _in_folder(evidence, TRAIN_WITH_PASSAGES), "--validation", _in_folder(evidence, held_out)]
+        ask = [[*_halka(evidence, "ask", loading), *adapter, *_ask_flags(evidence)]]
+    train = [*_halka(evidence, "train", values), *data, "-o", run]
+    return [train, _evaluate(evidence, held_out, loading, adapter), *ask]
+
+
+def _evaluate(
+    evidence: Evidence, examples: str, loading: Settings | None = None, adapter: Sequence[str] = ()
+) -> Command:
+    """Evaluates the base, with an adapter or without, on examples of the advice folder."""
+    subject, data = evidence.subject, ["--data", _in_folder(evidence, examples)]
+    metric = ["--metrics", subject.metric, "--max-new-tokens", str(subject.max_new_tokens)]
+    return [*_halka(evidence, "evaluate", loading), *adapter, *data, *metric]
+
+
+def _ask_without_training(evidence: Evidence) -> list[Command]:
+    """`halka ask` only where passages alone scored best, because it shows no worked examples."""
+    knowledge = evidence.knowledge
+    with_examples = knowledge is not None and knowledge.scores and best_condition(knowledge.scores) == BOTH
+    return [] if with_examples else [[*_halka(evidence, "ask"), *_ask_flags(evidence)]]
 
 
 def _ask_flags(evidence: Evidence) -> list[str]:
@@ -252,45 +250,11 @@ def _ask_flags(evidence: Evidence) -> list[str]:
     return [*collection, *limits, "your question"]
 
 
-def _prompt(evidence: Evidence) -> list[Command]:
-    return [_evaluate_prompts(evidence, PROMPTED)]
-
-
-def _rag(evidence: Evidence) -> list[Command]:
-    """`halka ask` only where passages alone scored best, because it shows no worked examples."""
-    knowledge = evidence.knowledge
-    with_examples = knowledge is not None and knowledge.scores and best_condition(knowledge.scores) == BOTH
-    ask = [] if with_examples else [[*_halka(evidence, "ask"), *_ask_flags(evidence)]]
-    return [_evaluate_prompts(evidence, PROMPTED_WITH_PASSAGES), *ask]
-
-
-def _tuned(evidence: Evidence, choice: Choice) -> list[Command]:
-    held_out = _in_folder(evidence, HELD_OUT)
-    return [
-        _train(evidence, choice, [*evidence.subject.flags]),
-        [*_with_adapter(evidence, "evaluate", choice), "--data", held_out, *_metric_flags(evidence)],
-    ]
-
-
-def _tuned_with_passages(evidence: Evidence) -> list[Command]:
-    train, held_out = (_in_folder(evidence, name) for name in (TRAIN_WITH_PASSAGES, HELD_OUT_WITH_PASSAGES))
-    return [
-        _train(evidence, "peft+rag", ["--data", train, "--validation", held_out]),
-        [*_with_adapter(evidence, "evaluate", "peft+rag"), "--data", held_out, *_metric_flags(evidence)],
-        [*_with_adapter(evidence, "ask", "peft+rag"), *_ask_flags(evidence)],
-    ]
-
-
-def _data(evidence: Evidence) -> list[Command]:
+def _preview(evidence: Evidence) -> list[Command]:
     pairs = [*pairwise(evidence.subject.again)]
     files = [value for flag, value in pairs if flag == "--data"]
     shape = [part for pair in pairs if pair[0] == "--shape" for part in pair]
-    preview = ["halka", "data", "preview", *files, "--base", evidence.subject.base, *shape]
-    return [*([preview] if files else []), _advise_again(evidence, evidence.subject.base)]
-
-
-def _base(evidence: Evidence) -> list[Command]:
-    return [_advise_again(evidence, _other_base(evidence))]
+    return [["halka", "data", "preview", *files, "--base", evidence.subject.base, *shape]] if files else []
 
 
 def _advise_again(evidence: Evidence, base: str) -> Command:
@@ -311,12 +275,21 @@ def _other_base(evidence: Evidence) -> str:
     return ([name for name in twice if name in fitting] or twice or [*LARGER][-1:])[0]
 
 
-COMMANDS: dict[Choice, Callable[[Evidence], list[Command]]] = {
-    "prompt": _prompt,
-    "rag": _rag,
-    "peft": lambda evidence: _tuned(evidence, "peft"),
-    "peft+rag": _tuned_with_passages,
-    "full": lambda evidence: _tuned(evidence, "full"),
-    "data": _data,
-    "base": _base,
-}
+def _halka(evidence: Evidence, command: str, values: Settings | None = None) -> Command:
+    """A command that loads the base."""
+    values = _loading(evidence) if values is None else values
+    flags = [part for key, value in values.items() for part in _flag(key, value)]
+    return ["halka", command, "--base", evidence.subject.base, *flags]
+
+
+def _flag(key: str, value: Any) -> list[str]:
+    name = key.replace("_", "-")
+    if isinstance(value, bool):
+        return [f"--{name}" if value else f"--no-{name}"]
+    if isinstance(value, tuple | list):
+        return [f"--{name}", ",".join(map(str, value))]
+    return [f"--{name}", f"{value:g}" if isinstance(value, float) else str(value)]
+
+
+def _in_folder(evidence: Evidence, name: str) -> str:
+    return f"{evidence.subject.out}/{name}"

@@ -107,49 +107,54 @@ def _why_hardware(choice: Choice, candidates: Sequence[Prospect]) -> str:
 # ── what was measured ───────────────────────────────────────────────────────────────────────────────────────────────
 
 
+@dataclass(frozen=True)
+class _Fall:
+    """The loss on a part of the answers' tokens with one prompt, and with another that holds more."""
+
+    before: float
+    after: float
+
+    @property
+    def visible(self) -> bool:
+        return self.before - self.after >= VISIBLE_FALL * self.before
+
+    @classmethod
+    def of(cls, evidence: Evidence, part: str, first: str, then: str) -> _Fall | None:
+        losses = {} if evidence.knowledge is None else evidence.knowledge.losses
+        if part not in losses.get(first, {}) or part not in losses.get(then, {}):
+            return None
+        return cls(losses[first][part].value, losses[then][part].value)
+
+
 def _form(evidence: Evidence) -> str | None:
-    knowledge = evidence.knowledge
-    if knowledge is None or "form" not in knowledge.losses["closed"]:
-        return None
-    before, after = (knowledge.losses[condition]["form"].value for condition in ("closed", "examples"))
-    if before - after < VISIBLE_FALL * before:
+    fall = _Fall.of(evidence, "form", "closed", "examples")
+    if fall is None or not fall.visible:
         return None
     return (
-        f"examples in the prompt lower the loss on form (tokens that many answers share) from {before:.2f} to "
-        f"{after:.2f}: training can teach it"
+        f"examples in the prompt lower the loss on form (tokens that many answers share) from {fall.before:.2f} to "
+        f"{fall.after:.2f}: training can teach it"
     )
 
 
 def _content(evidence: Evidence) -> str | None:
-    if (losses := _content_losses(evidence)) is None:
+    fall = _Fall.of(evidence, "content", "examples", "both")
+    if fall is None:
         return None
-    before, after = losses
-    if before - after < VISIBLE_FALL * before:
+    if not fall.visible:
         return (
-            f"passages do not lower the loss on content (tokens of few answers): {before:.2f} without, {after:.2f} "
-            "with them. The documents do not contain the answers, or the base does not use them"
+            f"passages do not lower the loss on content (tokens of few answers): {fall.before:.2f} without, "
+            f"{fall.after:.2f} with them. The documents do not contain the answers, or the base does not use them"
         )
     return (
-        f"passages lower the loss on content (tokens of few answers) from {before:.2f} to {after:.2f}: this is "
-        "knowledge, which retrieval supplies and training teaches poorly"
+        f"passages lower the loss on content (tokens of few answers) from {fall.before:.2f} to {fall.after:.2f}: this "
+        "is knowledge, which retrieval supplies and training teaches poorly"
     )
-
-
-def _content_losses(evidence: Evidence) -> tuple[float, float] | None:
-    """The loss on content after worked examples, without and with passages."""
-    knowledge = evidence.knowledge
-    if knowledge is None or "content" not in knowledge.losses.get("both", {}):
-        return None
-    before, after = (knowledge.losses[condition]["content"].value for condition in ("examples", "both"))
-    return before, after
 
 
 def _weak_retrieval(evidence: Evidence) -> str | None:
     """Only where passages do not help: an answer in other words need not occur in them."""
-    knowledge, losses = evidence.knowledge, _content_losses(evidence)
-    if knowledge is None or knowledge.found is None or knowledge.found >= RETRIEVED or losses is None:
-        return None
-    if losses[0] - losses[1] >= VISIBLE_FALL * losses[0]:
+    knowledge, fall = evidence.knowledge, _Fall.of(evidence, "content", "examples", "both")
+    if knowledge is None or knowledge.found is None or knowledge.found >= RETRIEVED or fall is None or fall.visible:
         return None
     return f"only {percent(knowledge.found)} of the answers are in retrieved passages: mend it first"
 
