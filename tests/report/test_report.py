@@ -28,7 +28,8 @@ from halka.report.plots import draw_plots
 from halka.report.summary import Summary, summarise
 from halka.report.svg import MARKERS, SERIES, THEME, looks
 from halka.report.table import cells, columns, to_markdown, to_rich
-from halka.report.units import bytes_said, count, duration, learning_rate, listed, percent, plural, signed, size
+from halka.report.units import bytes_said, count, duration, learning_rate, listed, percent, signed, size
+from halka.util.text import plural
 from measurements_for_tests import HELD, METHODS, PROMPTS, WEIGHTS, measurements, perplexities
 from page_for_tests import Page
 

@@ -34,6 +34,7 @@ from halka.training import Step, TrainConfig, as_tokens, mean_loss, train
 from halka.training.checkpoint import Progress
 from halka.training.run import after_evaluation
 from halka.util.errors import TrainingError
+from halka.util.text import plural
 from tiny import tiny
 from tokenizers_for_tests import chatml_tokenizer
 from training_for_tests import items, items_without_a_loss, model_for, recorded_gradients, same, weights
@@ -576,9 +577,9 @@ def test_other_errors_stay_what_they_are():
 
 @pytest.mark.parametrize("data", [[], [Tokens([5, 6, 7], [False] * 3)], [Tokens([5, 6, 7], [True, False, False])]])
 def test_nothing_to_learn_from_is_refused_before_the_first_step(data):
-    with pytest.raises(ValueError, match=f"no token to learn from in {len(data)} examples"):
+    with pytest.raises(ValueError, match=f"no token to learn from in {plural(len(data), 'example')}:"):
         train(model_for(), "a", data)
-    with pytest.raises(ValueError, match="no token to learn from in 1 examples"):
+    with pytest.raises(ValueError, match="no token to learn from in 1 example:"):
         train(model_for(), "a", items(), validation=[Tokens([5, 6, 7], [False] * 3)])
 
 

@@ -16,8 +16,8 @@ from halka.advisor.verdict import Prospect
 from halka.report.intervals import finite
 from halka.report.page import fill, write_page
 from halka.report.svg import Plot, drawn
-from halka.report.units import count, duration, learning_rate, percent, plural, size
-from halka.util.text import columns, one_line
+from halka.report.units import count, duration, learning_rate, percent, size
+from halka.util.text import columns, one_line, plural
 
 if TYPE_CHECKING:
     from rich import table as rich_table

@@ -8,8 +8,8 @@ from typing import Any, Literal, NamedTuple, get_args
 from halka.advisor.evidence import Cleanliness, Evidence, Fit, Learnability, Option, ProbeName, Subject
 from halka.evaluation.metrics import Score
 from halka.report.intervals import finite
-from halka.report.units import count, duration, learning_rate, listed, percent, plural, size
-from halka.util.text import one_line
+from halka.report.units import count, duration, learning_rate, listed, percent, size
+from halka.util.text import one_line, plural
 
 Choice = Literal["prompt", "rag", "peft", "peft+rag", "full", "data", "base"]
 """What can be advised, the cheapest first."""

@@ -10,9 +10,8 @@ import typer
 from halka.cli import convert
 from halka.cli.command import Command, Failed, Json, emit, examples, existing_folder, group, show
 from halka.cli.routing import open_adapter
-from halka.report.units import plural
 from halka.util.errors import HalkaError
-from halka.util.text import columns
+from halka.util.text import columns, plural
 
 if TYPE_CHECKING:
     from halka.storage.adapter_folder import AdapterFolder

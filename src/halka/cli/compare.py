@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from halka.cli.command import Failed, Json, emit, examples, existing_file, say, show
-from halka.report.units import plural
 from halka.util.errors import HalkaError
+from halka.util.text import plural
 
 if TYPE_CHECKING:
     from halka.report.html import Section

@@ -10,9 +10,8 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from halka.cli.command import Command, Failed, Json, emit, examples, group, say, show
-from halka.report.units import plural
 from halka.util.errors import HalkaError
-from halka.util.text import columns, one_line
+from halka.util.text import columns, one_line, plural
 
 if TYPE_CHECKING:
     from halka.rag.collection import Collection, Event

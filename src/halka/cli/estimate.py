@@ -10,7 +10,7 @@ import typer
 from halka.cli.command import Json, emit, examples, memory_size, say, show
 from halka.util.dtypes import Dtype
 from halka.util.errors import HalkaError
-from halka.util.text import columns
+from halka.util.text import columns, plural
 
 if TYPE_CHECKING:
     from halka.core import Method
@@ -156,7 +156,7 @@ def _show(result: Estimate, chosen: Sequence[str]) -> None:
         others,
         "",
         f"Beside the total, {_holder(result)} takes about {size(result.process)}. "
-        f"On disk and serving: {result.tasks} task{'s' if result.tasks > 1 else ''}; serving includes the keys and "
+        f"On disk and serving: {plural(result.tasks, 'task')}; serving includes the keys and "
         f"values of the batch ({size(result.cache)} a row).",
         *([f"Speed of {result.device}: {result.source}."] if result.device else []),
         *(

@@ -14,10 +14,9 @@ from halka.cli.command import Json, emit, examples, new_file, readable_text, sho
 from halka.cli.examples import data_rows, named_task
 from halka.cli.opening import Base, Loading, open_model, with_loading
 from halka.cli.routing import AdapterNames, PoolSize, StoreFolder, addressed, given_adapters, route
-from halka.report.units import plural
 from halka.util.errors import HalkaError
 from halka.util.plain import plain
-from halka.util.text import columns
+from halka.util.text import columns, plural
 
 if TYPE_CHECKING:
     from halka.core import AdaptedModel

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from halka.cli.command import existing_file, say
-from halka.report.units import plural
+from halka.util.text import plural
 
 if TYPE_CHECKING:
     from halka.data.examples import Example, Rows

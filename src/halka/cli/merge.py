@@ -13,9 +13,8 @@ from halka.cli.command import Json, emit, examples, readable_text, say, show
 from halka.cli.examples import named_task
 from halka.cli.opening import Base, Loading, open_model, with_loading
 from halka.cli.routing import StoreFolder, given_adapters
-from halka.report.units import plural
 from halka.util.errors import HalkaError
-from halka.util.text import columns
+from halka.util.text import columns, plural
 
 if TYPE_CHECKING:
     from halka.core import AdaptedModel

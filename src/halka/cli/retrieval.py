@@ -21,9 +21,8 @@ from halka.cli.command import (
     show,
 )
 from halka.cli.docs import HERE, Embedder, Name, Place, app, collection_named, open_or_begin, report
-from halka.report.units import plural
 from halka.util.errors import HalkaError
-from halka.util.text import columns, one_line
+from halka.util.text import columns, one_line, plural
 
 if TYPE_CHECKING:
     from halka.rag.collection import Collection

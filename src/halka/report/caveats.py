@@ -8,8 +8,8 @@ from statistics import mean, median
 
 from halka.report.intervals import Estimate, apart, spread
 from halka.report.rows import Measurement, MetricInfo, Row, counting_runs, entry, is_done, label_of, name_of, number
-from halka.report.units import learning_rate, listed, percent, plural
-from halka.util.text import one_line
+from halka.report.units import learning_rate, listed, percent
+from halka.util.text import one_line, plural
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING
 
 from halka.report.intervals import Spread, apart, difference
 from halka.report.rows import MetricInfo, Row
-from halka.report.units import count, learning_rate, listed, percent, plural, signed, size, times
+from halka.report.units import count, learning_rate, listed, percent, signed, size, times
+from halka.util.text import plural
 
 if TYPE_CHECKING:
     from halka.report.summary import Summary

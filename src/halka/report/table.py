@@ -15,9 +15,9 @@ from typing import TYPE_CHECKING
 from halka.report.intervals import Spread, apart
 from halka.report.rows import MetricInfo, Row
 from halka.report.summary import Summary
-from halka.report.units import count, decimals, duration, learning_rate, percent, plural, shortened, signed, size
+from halka.report.units import count, decimals, duration, learning_rate, percent, shortened, signed, size
 from halka.util.errors import HalkaError
-from halka.util.text import one_line
+from halka.util.text import one_line, plural
 
 if TYPE_CHECKING:
     from rich.table import Table

@@ -90,12 +90,6 @@ def listed(names: Sequence[str], join: str = "and") -> str:
     return names[0] if len(names) == 1 else f"{', '.join(names[:-1])} {join} {names[-1]}"
 
 
-def plural(number: int, noun: str) -> str:
-    """1 run, 3 runs; 1 query, 3 queries."""
-    many = f"{noun[:-1]}ies" if noun.endswith("ry") else f"{noun}s"
-    return f"{number} {noun if number == 1 else many}"
-
-
 def shortened(text: str, length: int = 22) -> str:
     """At most `length` characters, the last one an ellipsis where something was cut."""
     return text if len(text) <= length else f"{text[: length - 1].rstrip()}…"

@@ -10,6 +10,7 @@ from halka.models import context
 from halka.objectives import objective_of
 from halka.training.config import TrainConfig
 from halka.util.errors import DataError, HalkaError
+from halka.util.text import plural
 
 
 def as_tokens(
@@ -39,10 +40,10 @@ def as_tokens(
         if encoded.dropped or encoded.cut:
             first = f", first {encoded.problems[0]}" if encoded.problems else ""
             warnings.warn(
-                f"of {len(raw)} examples {encoded.cut} are cut to {length} tokens and "
+                f"of {plural(len(raw), 'example')} {encoded.cut} are cut to {length} tokens and "
                 f"{encoded.dropped} left out{first}; `halka data preview` shows them all",
                 stacklevel=2,
             )
     if not any(item.labels for item in items):
-        raise DataError(f"no token to learn from in {total} examples: each needs an answer by the assistant")
+        raise DataError(f"no token to learn from in {plural(total, 'example')}: each needs an answer by the assistant")
     return items

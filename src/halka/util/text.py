@@ -1,4 +1,4 @@
-"""Text for people and Cards: any value on one line, an empty table for a terminal, a chat template's fingerprint."""
+"""Text for people and Cards: one line, a plural, an empty table for a terminal, a chat template's fingerprint."""
 
 from __future__ import annotations
 
@@ -16,6 +16,12 @@ JOINERS = "\u200c\u200d"  # part of the spelling in Bengali and other scripts
 def one_line(value: object) -> str:
     """The value as one line of text, without control characters and marks that change the writing direction."""
     return " ".join("".join(c if c.isprintable() or c in JOINERS else " " for c in str(value)).split())
+
+
+def plural(number: int, noun: str) -> str:
+    """1 run, 3 runs; 1 query, 3 queries."""
+    many = f"{noun[:-1]}ies" if noun.endswith("ry") else f"{noun}s"
+    return f"{number} {noun if number == 1 else many}"
 
 
 def columns(*titles: str, right: Collection[str] = ()) -> Table:

@@ -10,9 +10,10 @@ from typing import TYPE_CHECKING, Any
 
 from halka.evaluation.metrics import mean_of
 from halka.report.intervals import Estimate, Interval, difference, estimate
-from halka.report.units import count, duration, plural
+from halka.report.units import count, duration
 from halka.studies.ablation.scores import MEASURES, from_row, scored
 from halka.util.errors import HalkaError
+from halka.util.text import plural
 
 if TYPE_CHECKING:
     from rich.table import Table
