@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from halka.report.findings import key_figures
+from halka.report.key_figures import key_figures
 from halka.report.page import fill, write_page
 from halka.report.plots import draw_plots
 from halka.report.rows import Measurement, Row, counting_runs, is_done, label_of, number
