@@ -91,7 +91,9 @@ def test_virtual_tokens_start_from_a_text(here):
     assert (fields["length"], fields["tokens"]) == (5, ids)
     assert parsed("train --config new/run.yaml --overwrite")["method"]["fields"]["tokens"] == ids
     assert "lora has no virtual tokens: choose prompt or prefix" in failure(f"{command} -o third")
-    assert "--text and --tokens both say" in failure(f"{command} --method prompt --tokens 3 -o third")
+    assert "--text: tokens already say what virtual tokens start as" in failure(
+        f"{command} --method prompt --tokens 3 -o third"
+    )
 
 
 @pytest.mark.filterwarnings("default::DeprecationWarning")

@@ -13,6 +13,7 @@ import typer
 from halka.core import Method
 from halka.data.task import is_task_file
 from halka.methods import all_methods, method_named
+from halka.methods.prompt import check_start
 from halka.models.loading import is_base_folder
 from halka.models.quantised import Quantize
 from halka.training import TrainConfig
@@ -170,11 +171,8 @@ def _plan(layer: Mapping[str, Entry], sources: Sources) -> Plan:
     method = method_named(run.method)
     _refuse_others(layer, sources, run.method)
     chosen = build(method, sources.methods[run.method], layer)
-    if run.text is not None and "tokens" not in sources.methods[run.method]:
-        raise HalkaError(f"{layer['text'].where}: {run.method} has no virtual tokens: choose prompt or prefix")
-    if run.text is not None and vars(chosen)["tokens"]:
-        both = f"{layer['text'].where} and {layer['tokens'].where}"
-        raise HalkaError(f"{both} both say what virtual tokens start as: give one of them")
+    if run.text is not None:
+        check_start(chosen, layer["text"].where)
     return Plan(
         run=run,
         method=chosen,

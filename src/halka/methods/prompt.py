@@ -44,6 +44,15 @@ class Prompt:
         return PromptPart(starting_embeddings(target.module, self.length, self.start, self.tokens))
 
 
+def check_start(method: Method, where: str) -> None:
+    """Raises HalkaError, which begins with `where`, for a method whose virtual tokens cannot start as a text."""
+    tokens = vars(method).get("tokens")
+    if tokens is None:
+        raise HalkaError(f"{where}: {method.name} has no virtual tokens: choose prompt or prefix")
+    if tokens:
+        raise HalkaError(f"{where}: tokens already say what virtual tokens start as: give one of them")
+
+
 def started_from(method: Virtual, text: str, tokenizer: Any, length: int | None = None) -> Virtual:
     """The method with its virtual tokens starting as those of `text`, repeated or cut to `length` if it is given.
 

@@ -15,6 +15,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 from halka.data.task import SPLITS, TASK_FILES, Task, is_task_file, limit, load_task
 from halka.evaluation.metrics import score
 from halka.methods import method_named
+from halka.methods.prompt import check_start
 from halka.models.loading import is_base_folder
 from halka.models.quantised import Quantize
 from halka.studies.measure import BASE
@@ -70,10 +71,8 @@ class Entry(Settings):
                 raise HalkaError(f"the bare base is not tuned: it takes no {', '.join(wrong)}")
         else:
             built = method_named(self.method)(**self.fields())
-            if self.text is not None and "tokens" not in vars(built):
-                raise HalkaError(f"text: {self.method} has no virtual tokens: prompt and prefix have")
-            if self.text is not None and vars(built)["tokens"]:
-                raise HalkaError("text and tokens both say what virtual tokens start as: give one of them")
+            if self.text is not None:
+                check_start(built, "text")
         if len({*self.lrs}) < len(self.lrs):
             raise HalkaError("lrs: a rate is named twice")
         return self
