@@ -470,11 +470,11 @@ def test_what_cannot_be_changed_has_no_change(answer, others):
         ({"form": "no place"}, r"the form 'no place' must hold \{answer\} once"),
         ({"questions": {"train": "train.jsonl"}}, "name a file for each of train, validation, test"),
         ({"documents": ["nowhere"]}, "there is no .*nowhere"),
-        ({"train": {"lr": 0.1}}, "lr is the method's"),
+        ({"train": {"lr": 0.1}}, "lr is searched or set by seeds"),
         ({"method": {"method": "lora", "lrs": [0.1, 0.2]}}, "with one learning rate"),
         ({"method": {"method": "prompt", "lrs": [0.1], "text": "a"}}, "method: .* do not start as a text"),
         ({"method": {"method": "base"}}, "an adapter's"),
-        ({"seeds": [1, 1]}, "one is named twice"),
+        ({"seeds": [1, 1]}, "none twice"),
         ({"passage": 3}, "passage: Extra inputs"),
     ],
 )

@@ -10,7 +10,7 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from halka.data.task import SPLITS, TASK_FILES, Task, is_task_file, limit, load_task
 from halka.evaluation.metrics import score
@@ -18,6 +18,7 @@ from halka.methods import method_named
 from halka.methods.prompt import check_start
 from halka.models.loading import is_base_folder
 from halka.models.quantised import Quantize
+from halka.report.units import listed
 from halka.studies.measure import BASE
 from halka.training import TrainConfig
 from halka.util.dtypes import Dtype
@@ -92,6 +93,33 @@ class Entry(Settings):
         return self.label or " ".join(filter(None, (self.method, shown, self.quantize)))
 
 
+def _by_split(examples: dict[str, int]) -> dict[str, int]:
+    if unknown := examples.keys() - {*SPLITS}:
+        raise HalkaError(f"the splits are {listed(SPLITS)}, not {', '.join(sorted(unknown))}")
+    return examples
+
+
+def _train_fields(train: dict[str, Any]) -> dict[str, Any]:
+    fields = converted(settings_of(TrainConfig), train)
+    if repeated := {"lr", "seed"} & fields.keys():
+        raise HalkaError(f"{', '.join(sorted(repeated))} is searched or set by seeds, not here")
+    TrainConfig(**fields)
+    return fields
+
+
+def _seeds(seeds: tuple[int, ...]) -> tuple[int, ...]:
+    if not seeds or len({*seeds}) < len(seeds):
+        raise HalkaError("name at least one, and none twice")
+    return seeds
+
+
+BySplit = Annotated[dict[str, Count], AfterValidator(_by_split)]
+"""The most examples of a split, by split."""
+TrainFields = Annotated[dict[str, Any], AfterValidator(_train_fields)]
+"""TrainConfig's fields, each in its own type, without those that every run has its own of."""
+Seeds = Annotated[tuple[int, ...], AfterValidator(_seeds)]
+
+
 class Experiment(Settings):
     """The methods to compare, the task and base on which, and how they are trained."""
 
@@ -104,37 +132,24 @@ class Experiment(Settings):
         default=None, description="the base's quantisation; an entry's own takes its place"
     )
     task: str
-    examples: dict[str, Count] = {}
+    examples: BySplit = {}
     methods: tuple[Entry, ...]
-    train: dict[str, Any] = {}
+    train: TrainFields = {}
     search_steps: Count | None = Field(
         default=None, description="steps of a search run; half of the final ones' if not given"
     )
     search_together: bool = Field(default=True, description="a method's searches share one process and its passes")
-    seeds: tuple[int, ...] = (0, 1, 2)
+    seeds: Seeds = (0, 1, 2)
     jobs: Annotated[int, Field(ge=1, description="runs at a time")] = 1
     forgetting: str | None = Field(default=None, description="a text file; a page that comes with Halka if not given")
 
-    @field_validator("train")
-    @classmethod
-    def _in_their_types(cls, train: dict[str, Any]) -> dict[str, Any]:
-        fields = converted(settings_of(TrainConfig), train)
-        TrainConfig(**fields)
-        return fields
-
     @model_validator(mode="after")
     def _fits(self) -> Experiment:
-        if repeated := {"lr", "seed"} & self.train.keys():
-            raise HalkaError(f"train: {', '.join(repeated)} is searched or set by seeds, not here")
-        if unknown := self.examples.keys() - {"train", "validation", "test"}:
-            raise HalkaError(f"examples: the splits are train, validation and test, not {', '.join(sorted(unknown))}")
         titles = [entry.title() for entry in self.methods]
         if double := {title for title in titles if titles.count(title) > 1}:
             raise HalkaError(f"methods: two are called {', '.join(double)}: give each its own label")
         if not self.methods:
             raise HalkaError("methods: name at least one")
-        if not self.seeds or len({*self.seeds}) < len(self.seeds):
-            raise HalkaError("seeds: name at least one, and none twice")
         return self
 
 

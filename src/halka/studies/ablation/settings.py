@@ -6,9 +6,9 @@ import hashlib
 import re
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
-from pydantic import ConfigDict, Field, PrivateAttr, field_validator, model_validator
+from pydantic import ConfigDict, Field, PrivateAttr, model_validator
 
 from halka.data.readers import whole_rows
 from halka.data.task import SPLITS
@@ -16,10 +16,8 @@ from halka.rag.collection import Collection
 from halka.rag.embed import SentenceEmbedder
 from halka.rag.prompt import ANSWER, in_form
 from halka.rag.raft import Asked, asked_in
-from halka.studies.experiment import Count, Entry, Precision, Settings, read_settings
-from halka.training import TrainConfig
+from halka.studies.experiment import BySplit, Count, Entry, Precision, Seeds, Settings, TrainFields, read_settings
 from halka.util.errors import HalkaError
-from halka.util.settings import converted, settings_of
 
 
 class Ablation(Settings):
@@ -33,14 +31,14 @@ class Ablation(Settings):
     documents: tuple[str, ...] = Field(min_length=1, description='files and folders; .jsonl: rows of "name", "text"')
     embedder: str | None = Field(default=None, description="a folder or a name on the hub; MiniLM if not given")
     questions: dict[str, str] = Field(description="files of train, validation and test")
-    examples: dict[str, Count] = Field(default={})
+    examples: BySplit = Field(default={})
     form: str = Field(default=ANSWER, description="how an answer is to look, with {answer} where it stands")
     instruction: str = Field(default="", description="the form in words, for the base, which has not learned it")
     passages: Count = 4
     without: Annotated[float, Field(ge=0, lt=1)] = 0.2
     method: Entry = Entry(method="lora", label="LoRA")
-    train: dict[str, Any] = Field(default={}, description="as for `halka train`, without lr and seed")
-    seeds: tuple[int, ...] = Field(default=(0, 1, 2), min_length=1)
+    train: TrainFields = Field(default={}, description="as for `halka train`, without lr and seed")
+    seeds: Seeds = (0, 1, 2)
     max_new_tokens: Count = 48
     injections: Annotated[int, Field(ge=0, description="questions whose passages get an attack put in")] = 24
     changes: Annotated[int, Field(ge=0, description="answers that are changed in their documents")] = 20
@@ -63,24 +61,11 @@ class Ablation(Settings):
         near = self._folder / Path(name).expanduser()
         return str(near.resolve()) if near.is_dir() else name
 
-    @field_validator("train")
-    @classmethod
-    def _in_their_types(cls, train: dict[str, Any]) -> dict[str, Any]:
-        fields = converted(settings_of(TrainConfig), train)
-        if repeated := {"lr", "seed"} & fields.keys():
-            raise HalkaError(f"{', '.join(sorted(repeated))} is the method's (lrs) or set by seeds, not here")
-        TrainConfig(**fields)
-        return fields
-
     @model_validator(mode="after")
     def _fits(self) -> Ablation:
         if self.questions.keys() != {*SPLITS}:
             raise HalkaError(f"questions: name a file for each of {', '.join(SPLITS)}")
-        if unknown := self.examples.keys() - {*SPLITS}:
-            raise HalkaError(f"examples: the splits are {', '.join(SPLITS)}, not {', '.join(sorted(unknown))}")
         in_form(self.form, "")
-        if len({*self.seeds}) < len(self.seeds):
-            raise HalkaError("seeds: one is named twice")
         if self.method.method == "base" or len(self.method.rates()) != 1:
             raise HalkaError("method: an adapter's, with one learning rate (lrs)")
         if self.method.text is not None:
