@@ -7,11 +7,10 @@ import inspect
 from collections.abc import Callable
 from dataclasses import fields
 from numbers import Integral, Real
-from types import UnionType
-from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
+from typing import Any, TypeVar
 
 from halka.util.errors import HalkaError
-from halka.util.settings import WORDS
+from halka.util.settings import WORDS, Setting, settings_of
 
 T = TypeVar("T")
 
@@ -37,36 +36,16 @@ def checked(cls: type[T], unknown_fields: Callable[[dict[str, Any]], str], prefi
             raise HalkaError(f"{cls.__name__}({shown}): {error}: its fields are {', '.join(names)}") from None
         for name, value in list(bound.arguments.items())[1:]:  # without self
             bound.arguments[name] = value = _plain_value(value)
-            _check_choice(cls, prefix, name, value)
-            _check_type(cls, prefix, name, value)
+            setting = _settings_of(cls)[name]
+            if value is not None or not setting.optional:
+                _check(setting, f"{prefix}{name}", value)
         init(*bound.args, **bound.kwargs)
 
     cls.__init__ = checked_init
     return cls
 
 
-@functools.cache
-def _choices(cls: type) -> dict[str, tuple[bool, tuple[str, ...]]]:
-    """The values that each field with a `Literal` type may have, and whether it is a tuple of them."""
-    choices: dict[str, tuple[bool, tuple[str, ...]]] = {}
-    for name, hint in get_type_hints(cls).items():
-        many = get_origin(hint) is tuple
-        inner = get_args(hint)[0] if many else hint
-        if get_origin(inner) is Literal:
-            choices[name] = many, get_args(inner)
-    return choices
-
-
-@functools.cache
-def _plain_types(cls: type) -> dict[str, tuple[type, bool]]:
-    """The fields of one plain type, and whether None is allowed besides."""
-    plain = {}
-    for name, hint in get_type_hints(cls).items():
-        options = get_args(hint) if get_origin(hint) in (Union, UnionType) else (hint,)
-        kinds = [option for option in options if option is not type(None)]
-        if len(kinds) == 1 and kinds[0] in WORDS:
-            plain[name] = kinds[0], len(options) > 1
-    return plain
+_settings_of = functools.cache(settings_of)  # when the first instance is made: then all types have their names
 
 
 def _plain_value(value: Any) -> Any:
@@ -78,21 +57,17 @@ def _plain_value(value: Any) -> Any:
     return float(value) if isinstance(value, Real) and not isinstance(value, int | float) else value
 
 
-def _check_type(cls: type, prefix: str, name: str, value: Any) -> None:
-    kind, optional = _plain_types(cls).get(name, (object, True))
-    if value is None and optional:
-        return
-    fits = isinstance(value, int | float if kind is float else kind)
-    if not fits or (isinstance(value, bool) and kind in (int, float)):
-        none = " or None" if optional else ""
-        raise HalkaError(f"{prefix}{name} must be {WORDS[kind]}{none}, not {value!r}")
-
-
-def _check_choice(cls: type, prefix: str, name: str, value: Any) -> None:
-    if name not in _choices(cls):
-        return
-    many, choices = _choices(cls)[name]
-    if many and isinstance(value, str):
-        raise HalkaError(f'{prefix}{name} is a tuple: ("{value}",), not "{value}"')
-    if wrong := [item for item in (value if many else [value]) if item not in choices]:
-        raise HalkaError(f"{prefix}{name} {'takes' if many else 'is one of'} {', '.join(choices)}, not {wrong[0]!r}")
+def _check(setting: Setting, place: str, value: Any) -> None:
+    """Raises HalkaError, which begins with `place`, for a value that the setting does not take."""
+    if choices := setting.choices:
+        if setting.many and isinstance(value, str):
+            raise HalkaError(f'{place} is a tuple: ("{value}",), not "{value}"')
+        if wrong := [item for item in (value if setting.many else [value]) if item not in choices]:
+            takes = "takes" if setting.many else "is one of"
+            raise HalkaError(f"{place} {takes} {', '.join(choices)}, not {wrong[0]!r}")
+    elif setting.item in WORDS and not setting.many:
+        kind = setting.item
+        fits = isinstance(value, int | float if kind is float else kind)
+        if not fits or (isinstance(value, bool) and kind in (int, float)):
+            none = " or None" if setting.optional else ""
+            raise HalkaError(f"{place} must be {WORDS[kind]}{none}, not {value!r}")
