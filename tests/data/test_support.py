@@ -50,7 +50,7 @@ def test_no_message_and_no_order_stands_twice(seed):
 
 
 def test_the_test_has_words_of_its_own():
-    train, test = support.TRAIN, support.TEST
+    train, test = support.vocabulary("train"), support.vocabulary("test")
     for words in ("names", "models", "greetings", "greetings_with_name", "closings", "closings_with_name"):
         assert not set(getattr(train, words)) & set(getattr(test, words)), words
     for words in ("orders", "again", "asides"):
@@ -82,7 +82,10 @@ def test_the_test_pairs_issues_with_kinds_of_lamp_as_training_never_does():
 
 
 def test_every_answer_follows_from_its_message():
-    for words, split in ((support.TRAIN, TASK.train + TASK.validation), (support.TEST, TASK.test)):
+    for words, split in (
+        (support.vocabulary("train"), TASK.train + TASK.validation),
+        (support.vocabulary("test"), TASK.test),
+    ):
         for example in split:
             said, (greeting, order, issue, step, end) = message(example), example.answers[0].splitlines()
             name = greeting.removeprefix("Dear ").removesuffix(",")

@@ -12,10 +12,14 @@ Nothing can be answered from memory: the test's names, order numbers, models, se
 lamp never occur in the training or validation examples. All of it was made up for Halka.
 """
 
+import functools
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TypeVar
+from pathlib import Path
+from typing import Literal, TypeVar
+
+import yaml
 
 from halka.data.examples import Example, Message
 from halka.data.task import Task
@@ -39,206 +43,29 @@ POLICY = {
     "invoice": ("The invoice will be in your inbox today.",) * 2,
 }
 
-TRAIN_NAMES = (
-    "Priya Tom Amina Lucas Rahim Sofia Kenji Fatima Oliver Nadia Mateo Grace Farid Hannah Diego Mina "
-    "Peter Salma Ivan Clara Yusuf Emma Rafi Julia Omar Nora Pablo Ruth Karim Alice Hugo Leila Sam Anika "
-    "Victor Maya Jamal Eva Noor Simon Tania Marco Lucy Arif Helen Bilal Rosa Daniel Shirin Paul"
-)
-
-TEST_NAMES = (
-    "Ingrid Tariq Beatriz Wei Duncan Parveen Louise Akira Miriam Sanjay Greta Kofi Rubina Felix Zara "
-    "Nikhil Agnes Hasan Petra Leo Dalia Marcus Sultana Bruno Irene Rashid Chloe Edgar Moushumi Anton"
-)
-
 
 @dataclass(frozen=True)
 class Words:
     """The vocabulary of a split's messages; `unseen`: they use the pairs of issue and lamp held out from training."""
 
     unseen: bool
-    names: tuple[str, ...]
-    models: tuple[str, ...]
-    greetings: tuple[str, ...]
-    greetings_with_name: tuple[str, ...]
-    closings: tuple[str, ...]
-    closings_with_name: tuple[str, ...]
-    orders: tuple[str, ...]
-    again: tuple[str, ...]
-    asides: tuple[str, ...]
-    problems: dict[str, tuple[str, ...]]
+    names: list[str]
+    models: list[str]
+    greetings: list[str]
+    greetings_with_name: list[str]
+    closings: list[str]
+    closings_with_name: list[str]
+    orders: list[str]
+    again: list[str]
+    asides: list[str]
+    problems: dict[str, list[str]]
 
 
-TRAIN = Words(
-    unseen=False,
-    names=tuple(TRAIN_NAMES.split()),
-    models=(
-        "Tern",
-        "Wren",
-        "Kite",
-        "Plover",
-        "Stork",
-        "Swift",
-        "Heron",
-        "Linnet",
-        "Finch",
-        "Curlew",
-        "Dunlin",
-        "Gull",
-    ),
-    greetings=("", "Hi!", "Hello.", "Good morning."),
-    greetings_with_name=(
-        "Hi, {name} here.",
-        "Hello, this is {name}.",
-        "My name is {name}.",
-        "Good morning, I'm {name}.",
-    ),
-    closings=("", "Thanks.", "Please help.", "What now?"),
-    closings_with_name=("Thanks, {name}", "Regards, {name}", "Best, {name}", "- {name}"),
-    orders=(
-        "Order {order}.",
-        "My order is {order}.",
-        "Order number {order}.",
-        "The box says {order}.",
-        "Bought as {order}.",
-    ),
-    again=(
-        "I wrote last week and heard nothing.",
-        "This is my second message.",
-        "I already emailed you twice.",
-        "Still no answer from you.",
-    ),
-    asides=("I paid {number} taka.", "My phone is 555-{number}.", "I have had lamps from you since 2019."),
-    problems={
-        "flicker": (
-            "My {product} keeps flickering.",
-            "The light of my {product} flickers all evening.",
-            "The {product} blinks on and off by itself.",
-            "My {product} flickers whenever I turn it on.",
-            "The {product} won't stop blinking.",
-            "The light from the {product} is unsteady, it comes and goes.",
-        ),
-        "no light": (
-            "My {product} does not turn on any more.",
-            "The {product} is dead, no light at all.",
-            "I press the switch and the {product} stays dark.",
-            "The {product} won't light up.",
-            "My {product} stopped working last night.",
-            "Nothing happens when I switch on the {product}.",
-        ),
-        "overheating": (
-            "My {product} gets far too hot to touch.",
-            "The {product} smells of burning.",
-            "There is smoke coming from my {product}.",
-            "The {product} became so hot that it marked the table.",
-            "My {product} heats up and smells odd.",
-            "I burnt my finger on the {product}.",
-        ),
-        "damage": (
-            "My {product} arrived broken.",
-            "The {product} came with a crack in it.",
-            "The glass of the {product} was smashed in the box.",
-            "I opened the parcel and the {product} was in pieces.",
-            "The {product} was bent, straight from the box.",
-            "The {product} was dented when it got here.",
-        ),
-        "late": (
-            "My {product} has not arrived yet.",
-            "Where is my {product}?",
-            "I have waited ten days for my {product}.",
-            "The {product} was due on Friday and is not here.",
-            "When will the {product} be delivered?",
-            "Tracking for my {product} has not moved in a week.",
-        ),
-        "wrong item": (
-            "I ordered something else but got a {product}.",
-            "The {product} you sent is the wrong colour.",
-            "I did not order a {product}, yet one came.",
-            "You sent a {product} instead of what I asked for.",
-            "This {product} is not the one I chose.",
-            "A {product} was in the box, not the lamp I bought.",
-        ),
-        "refund": (
-            "I want to return my {product}.",
-            "Please refund me for the {product}.",
-            "I changed my mind about the {product}, can I send it back?",
-            "How do I give back the {product}?",
-            "I'd like my money back for the {product}.",
-            "The {product} does not suit us, we wish to return it.",
-        ),
-        "invoice": (
-            "I need an invoice for the {product}.",
-            "Could you send the bill for my {product}?",
-            "My accountant wants a receipt for the {product}.",
-            "Please send me a tax invoice for the {product}.",
-            "I lost the receipt of my {product}.",
-            "There was no invoice with the {product}.",
-        ),
-    },
-)
-
-TEST = Words(
-    unseen=True,
-    names=tuple(TEST_NAMES.split()),
-    models=("Lapwing", "Magpie", "Siskin", "Puffin", "Merlin", "Bunting"),
-    greetings=("Hey there.", "Good evening.", "Dear team."),
-    greetings_with_name=("Hey, it's {name}.", "Good evening, {name} speaking.", "Dear team, I am {name}."),
-    closings=("Many thanks.", "Can you help?", "Any ideas?"),
-    closings_with_name=("Many thanks, {name}", "Cheers, {name}", "Yours, {name}"),
-    orders=(
-        "Reference {order}.",
-        "The order was {order}.",
-        "It is under {order}.",
-        "You have it as {order}.",
-    ),
-    again=(
-        "You never replied to my first mail.",
-        "I asked about this before.",
-        "This is the third time I write.",
-    ),
-    asides=("It cost me {number} taka.", "Call me on 555-{number}.", "It was a present for my mother."),
-    problems={
-        "flicker": (
-            "The {product} flickers like a candle.",
-            "There is constant blinking from my {product}.",
-            "My {product} goes bright, then dim, then bright again.",
-        ),
-        "no light": (
-            "I can't get my {product} to turn on.",
-            "My {product} has gone completely dark.",
-            "The {product} gives no light whatever I do.",
-        ),
-        "overheating": (
-            "Something smells burnt when the {product} is on.",
-            "My {product} runs dangerously hot.",
-            "The {product} started to smoke.",
-        ),
-        "damage": (
-            "I unpacked the {product} and it was cracked.",
-            "The post has broken my {product}.",
-            "My {product} reached me with a big dent.",
-        ),
-        "late": (
-            "I am still waiting for the {product} to come.",
-            "The {product} should have been delivered by now.",
-            "No sign yet of the {product} I ordered.",
-        ),
-        "wrong item": (
-            "I got a {product} that I never ordered.",
-            "You mixed things up and sent me a {product}.",
-            "The {product} in the parcel is the wrong model.",
-        ),
-        "refund": (
-            "Can I get a refund for the {product}?",
-            "I would like to send the {product} back.",
-            "The {product} isn't for me, I want my money back.",
-        ),
-        "invoice": (
-            "Where can I get the bill for my {product}?",
-            "Please email the invoice of my {product}.",
-            "My office needs the receipt for the {product}.",
-        ),
-    },
-)
+@functools.cache
+def vocabulary(split: Literal["train", "test"]) -> Words:
+    """The vocabulary of a split, from support.yaml; validation examples are made of the training split's."""
+    by_split = yaml.safe_load(Path(__file__).with_suffix(".yaml").read_text(encoding="utf-8"))
+    return Words(unseen=split == "test", **by_split[split])
 
 
 def task(seed: int = 0, tests: int = 100) -> Task:
@@ -247,9 +74,9 @@ def task(seed: int = 0, tests: int = 100) -> Task:
     used: set[str] = set()
     return Task(
         name="support",
-        train=_examples(rng, 500, TRAIN, used),
-        validation=_examples(rng, 60, TRAIN, used),
-        test=_examples(rng, tests, TEST, used),
+        train=_examples(rng, 500, vocabulary("train"), used),
+        validation=_examples(rng, 60, vocabulary("train"), used),
+        test=_examples(rng, tests, vocabulary("test"), used),
         metrics=("exact_match", "line_accuracy"),
         primary="exact_match",
         max_new_tokens=64,
