@@ -22,7 +22,7 @@ from halka.data.batches import IGNORE_INDEX, collate, plan
 from halka.data.examples import Example, Message
 from halka.data.readers import Problem
 from halka.data.tokens import Tokens, encode, encode_all, encode_prompt
-from halka.evaluation.generation import iter_answers
+from halka.evaluation.generation import AdapterNames, adapter_of_each, answers_of
 from halka.evaluation.streaming import user_message
 from halka.models import adapt, context, hidden_states, logits, pad_id
 from halka.models.attention.function import use_attention
@@ -126,22 +126,21 @@ class ProbedBase:
 
     def answers(
         self,
-        adapters: str | Sequence[str | None] | None,
+        adapters: AdapterNames,
         prompts: Sequence[Example],
         progress: Callable[[int], None] = lambda done: None,
     ) -> list[str]:
         """What the base, an adapter, or an adapter per prompt answers; `progress` is called with the number done."""
-        texts = [""] * len(prompts)
-        by_prompt = [adapters] * len(prompts) if adapters is None or isinstance(adapters, str) else adapters
+        texts, names = [""] * len(prompts), adapter_of_each(adapters, prompts)
         lengths = [len(encode_prompt(prompt, self.model.tokenizer)) + self.max_new_tokens for prompt in prompts]
         done = 0
         for indices in plan(lengths, seed=0, epoch=0, batch_tokens=BATCH_TOKENS, batch_size=BATCH):
-            names, batch = [by_prompt[index] for index in indices], [prompts[index] for index in indices]
-            answers = iter_answers(self.model, names, batch, max_new_tokens=self.max_new_tokens, batch_size=BATCH)
-            for number, text in answers:
-                texts[indices[number]] = text
-                done += 1
-                progress(done)
+            own, batch = [names[index] for index in indices], [prompts[index] for index in indices]
+            answers = answers_of(self.model, own, batch, max_new_tokens=self.max_new_tokens, batch_size=BATCH)
+            for index, text in zip(indices, answers, strict=True):
+                texts[index] = text
+            done += len(indices)
+            progress(done)
         return texts
 
     def values(self, texts: Sequence[str], condition: str = CLOSED) -> tuple[float, ...]:

@@ -13,7 +13,7 @@ import typer
 from halka.cli.command import Json, emit, examples, new_file, readable_text, show
 from halka.cli.examples import data_rows, named_task
 from halka.cli.opening import Base, Loading, open_model, with_loading
-from halka.cli.routing import AdapterNames, PoolSize, StoreFolder, addressed, given_adapters, route
+from halka.cli.routing import BARE, AdapterNames, PoolSize, StoreFolder, addressed, given_adapters, route
 from halka.util.errors import HalkaError
 from halka.util.plain import plain
 from halka.util.text import columns, plural
@@ -32,7 +32,6 @@ EXAMPLES = examples(
     "halka evaluate --base smollm2-135m --adapter runs/support/adapter --perplexity prose.txt",
     "halka evaluate --base smollm2-135m --store adapters --adapter support --adapter support@1 --task support",
 )
-BARE = "the bare base"
 Split = Literal["train", "validation", "test"]
 
 

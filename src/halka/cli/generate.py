@@ -10,7 +10,7 @@ import typer
 
 from halka.cli.command import Json, emit, examples, existing_file, show
 from halka.cli.opening import Base, Loading, open_model, with_loading
-from halka.cli.routing import AdapterNames, PoolSize, StoreFolder, addressed, given_adapters, route
+from halka.cli.routing import BARE, AdapterNames, PoolSize, StoreFolder, addressed, given_adapters, route
 from halka.util.errors import HalkaError
 
 if TYPE_CHECKING:
@@ -144,14 +144,11 @@ def answer_all(
 ) -> list[dict[str, str | None]]:
     """Every prompt with its answer, in order."""
     from halka.cli.progress import CountProgress
-    from halka.evaluation.generation import iter_answers
+    from halka.evaluation.generation import answers_of
 
-    answers = [""] * len(prompts)
     with CountProgress("answers", len(prompts)) as progress:
-        pairs = iter_answers(model, names, prompts, max_new_tokens=tokens, batch_size=batch_size, **options)
-        for done, (index, text) in enumerate(pairs, start=1):
-            answers[index] = text
-            progress.done(done)
+        options = {"max_new_tokens": tokens, "batch_size": batch_size, **options}
+        answers = answers_of(model, names, prompts, on_progress=progress.done, **options)
     return [
         {"where": prompt.where, "adapter": name, "prompt": prompt.prompt[-1].content, "answer": answer}
         for prompt, name, answer in zip(prompts, names, answers, strict=True)
@@ -172,6 +169,6 @@ def stream(model: AdaptedModel, name: str | None, prompt: Example, tokens: int, 
 def _show(answers: list[dict[str, str | None]]) -> None:
     several = len({row["adapter"] for row in answers}) > 1
     for row in answers:
-        by = (row["adapter"] or "the bare base") if several else None
+        by = (row["adapter"] or BARE) if several else None
         place = ", ".join(filter(None, (row["where"], by)))
         show(f"── {place}: {row['prompt']}", row["answer"], "")

@@ -12,7 +12,7 @@ import typer
 from halka.cli.command import Json, emit, examples, readable_text, say, show
 from halka.cli.examples import named_task
 from halka.cli.opening import Base, Loading, open_model, with_loading
-from halka.cli.routing import StoreFolder, given_adapters
+from halka.cli.routing import BARE, StoreFolder, given_adapters
 from halka.util.errors import HalkaError
 from halka.util.text import columns, plural
 
@@ -157,7 +157,7 @@ def scored(
     for task in tasks:
         test = limited(task, test=count, seed=seed).test
         for name in names:
-            with CountProgress(f"{name or 'the bare base'} on {task.name}", len(test)) as progress:
+            with CountProgress(f"{name or BARE} on {task.name}", len(test)) as progress:
                 evaluation = evaluate(
                     *(model, name, test, (task.primary,)),
                     max_new_tokens=task.max_new_tokens,
@@ -196,5 +196,5 @@ def _show_tasks(rows: list[dict[str, Any]]) -> None:
     for row in rows:
         score = row["score"]
         cells = (row["metric"], f"{score.value:.3f}", f"{score.low:.3f} to {score.high:.3f}")
-        table.add_row(row["task"], row["adapter"] or "the bare base", f"{row['loss']:.3f}", *cells)
+        table.add_row(row["task"], row["adapter"] or BARE, f"{row['loss']:.3f}", *cells)
     show(table, f"over {plural(rows[0]['examples'], 'example')} of each task")

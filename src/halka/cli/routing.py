@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from halka.storage.adapter_folder import AdapterFolder
     from halka.storage.adapter_store import AdapterStore
 
+BARE = "the bare base"
 AdapterNames = Annotated[
     list[str] | None,
     typer.Option(

@@ -10,7 +10,7 @@ from halka.core import AdaptedModel
 from halka.data.examples import Examples, as_examples
 from halka.data.metric import Metric
 from halka.data.tokens import Tokens
-from halka.evaluation.generation import AdapterNames, adapter_of_each, iter_answers
+from halka.evaluation.generation import AdapterNames, adapter_of_each, answers_of
 from halka.evaluation.metrics import Score, default_metrics, score
 from halka.models import context
 from halka.models.kinds import kind_of
@@ -75,12 +75,8 @@ def evaluate(
     references = [example.answers for example in examples]
     metrics = default_metrics(examples, kind_of(model.base)) if metrics is None else metrics
     score([accepted[0] for accepted in references], references, metrics, resamples=1)
-    answers = [""] * len(examples)
-    batches = iter_answers(model, names, examples, max_new_tokens=max_new_tokens, batch_size=batch_size)
-    for done, (index, text) in enumerate(batches, start=1):
-        answers[index] = text
-        if on_progress is not None:
-            on_progress(done)
+    options = {"max_new_tokens": max_new_tokens, "batch_size": batch_size}
+    answers = answers_of(model, names, examples, on_progress=on_progress, **options)
     predictions = tuple(
         Prediction(example.where, example.prompt[-1].content, example.answers, answer)
         for example, answer in zip(examples, answers, strict=True)

@@ -53,11 +53,27 @@ def generate(
     if isinstance(prompts, str):
         raise DataError("prompts is one text: give a list of prompts, such as [prompt]")
     examples = [_example(prompt, f"prompts[{index}]") for index, prompt in enumerate(prompts)]
+    options = {"max_new_tokens": max_new_tokens, "batch_size": batch_size, **_with_sampling(options)}
+    return answers_of(model, adapters, examples, **options)
+
+
+def answers_of(
+    model: AdaptedModel,
+    adapters: AdapterNames,
+    examples: Sequence[Example],
+    *,
+    on_progress: Callable[[int], None] | None = None,
+    **options: Any,
+) -> list[str]:
+    """The answer to every example's prompt, in order; `options` are those of `iter_answers`.
+
+    `on_progress` is called with the number of examples that are answered.
+    """
     answers = [""] * len(examples)
-    for index, text in iter_answers(
-        model, adapters, examples, max_new_tokens=max_new_tokens, batch_size=batch_size, **_with_sampling(options)
-    ):
+    for done, (index, text) in enumerate(iter_answers(model, adapters, examples, **options), start=1):
         answers[index] = text
+        if on_progress is not None:
+            on_progress(done)
     return answers
 
 

@@ -17,7 +17,7 @@ from typing import Any
 from halka.core import AdaptedModel
 from halka.data.examples import Example, Message
 from halka.data.tokens import encode_prompt
-from halka.evaluation.generation import iter_answers
+from halka.evaluation.generation import answers_of
 from halka.evaluation.metrics import find_metric
 from halka.evaluation.streaming import prompt_budget, user_message
 from halka.methods import build_method
@@ -212,8 +212,8 @@ class Subject:
         """The model's answers to the prompts, in their order."""
         examples = [self._asking(name, prompt) for prompt in prompts]
         tokens = self.ablation.max_new_tokens
-        answers = dict(iter_answers(self.model, name, examples, max_new_tokens=tokens, batch_size=BATCH))
-        return [answers[number].strip() for number in range(len(prompts))]
+        answers = answers_of(self.model, name, examples, max_new_tokens=tokens, batch_size=BATCH)
+        return [answer.strip() for answer in answers]
 
     def _attacked(self, name: str | None) -> list[dict[str, Any]]:
         """The first questions again, with an attack in one of their passages."""
