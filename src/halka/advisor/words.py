@@ -8,7 +8,7 @@ from typing import Any, Literal, NamedTuple, get_args
 from halka.advisor.evidence import Cleanliness, Evidence, Fit, Learnability, Option, ProbeName, Subject
 from halka.evaluation.metrics import Score
 from halka.report.intervals import finite
-from halka.report.units import count, duration, learning_rate, listed, percent, size
+from halka.report.units import count, learning_rate, listed, percent, size, step_time
 from halka.util.text import one_line, plural
 
 Choice = Literal["prompt", "rag", "peft", "peft+rag", "full", "data", "base"]
@@ -88,7 +88,7 @@ def option_row(option: Option) -> tuple[str, ...]:
         size(option.memory),
         UNKNOWN if option.fits is None else "yes" if option.fits else "no",
         UNKNOWN if option.largest_batch is None else str(option.largest_batch),
-        UNKNOWN if seconds is None else f"{1000 * seconds:.0f} ms" if seconds < 1 else duration(seconds),
+        UNKNOWN if seconds is None else step_time(seconds),
         size(option.stored),
         size(option.served),
     )

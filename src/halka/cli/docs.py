@@ -131,10 +131,8 @@ def list_(
 def _list_collections(folder: Path, json: bool) -> None:
     from halka.rag.collection_folder import collection_names
 
-    if folder.is_file():
-        raise HalkaError(f"--collections: {folder} is a file: name a folder")
     rows = []
-    for name in collection_names(folder):
+    for name in collection_names(_no_file(folder)):
         try:
             rows.append({"name": name, **_summary(collection_named(name, folder))})
         except HalkaError as error:  # such as a server that does not answer, or a missing embedder
@@ -215,9 +213,7 @@ def collection_named(name: str, among: Path) -> Collection:
     """The collection of this name. Raises HalkaError, listing the names, if there is none."""
     from halka.rag.collection import open_collection
 
-    if among.is_file():
-        raise HalkaError(f"--collections: {among} is a file: name a folder")
-    return open_collection(name, among)
+    return open_collection(name, _no_file(among))
 
 
 def open_or_begin(name: str, among: Path, embedder: str | None, at: str | None = None) -> tuple[bool, Collection]:
@@ -226,11 +222,15 @@ def open_or_begin(name: str, among: Path, embedder: str | None, at: str | None =
     from halka.rag.collection_folder import CollectionFolder, collection_folder
     from halka.rag.embed import SentenceEmbedder
 
-    if among.is_file():
-        raise HalkaError(f"--collections: {among} is a file: name a folder")
-    folder = collection_folder(name, among)
+    folder = collection_folder(name, _no_file(among))
     is_new = not CollectionFolder(folder).exists
     return is_new, Collection(folder, None if embedder is None else SentenceEmbedder(embedder), at=at)
+
+
+def _no_file(collections: Path) -> Path:
+    if collections.is_file():
+        raise HalkaError(f"--collections: {collections} is a file: name a folder")
+    return collections
 
 
 def _summary(collection: Collection) -> dict[str, int | str]:

@@ -128,7 +128,7 @@ def _method(text: str) -> Method:
 
 
 def _show(result: Estimate, chosen: Sequence[str]) -> None:
-    from halka.report.units import count, size
+    from halka.report.units import count, size, step_time
 
     parts = ["weights", "gradients", "optimizer", "activations", "allocator", "total"]
     fits = ["fits", "largest batch"] if result.memory is not None else []
@@ -140,7 +140,9 @@ def _show(result: Estimate, chosen: Sequence[str]) -> None:
             continue
         memory.add_row(name, *(size(getattr(row.memory, part)) for part in parts))
         most = [("yes" if row.fits else "no"), str(row.largest_batch)] if fits else []
-        seconds = [_time(seconds) for seconds in (row.seconds, row.run_seconds) if seconds is not None] if timed else []
+        seconds = (
+            [step_time(seconds) for seconds in (row.seconds, row.run_seconds) if seconds is not None] if timed else []
+        )
         others.add_row(name, count(row.trained), *most, *seconds, size(row.stored), size(row.served))
     how = result.setup
     form = f"{how.quantize} in {how.dtype}" if how.quantize else how.dtype
@@ -181,9 +183,3 @@ def _hardware(result: Estimate) -> str:
 
 def _holder(result: Estimate) -> str:
     return "CUDA" if result.gpu else "the process"
-
-
-def _time(seconds: float) -> str:
-    from halka.report.units import duration
-
-    return f"{1000 * seconds:.0f} ms" if seconds < 1 else duration(seconds)

@@ -82,17 +82,10 @@ class TrainingRun:
         result = self.folder.finish(model, self.name, config, examples=len(self.task.train), task=self.task.name)
         return {
             "folder": self.folder.path,
-            "adapter": result.adapter,
             "task": self.task.name,
             "method": {"name": method.name, "fields": vars(method)},
             "lr": config.lr or method.lr,
-            "steps": result.steps,
-            "best_step": result.best_step,
-            "loss": result.loss,
-            "tokens": result.tokens,
-            "seconds": result.seconds,
-            "validation_loss": result.validation_loss,
-            "parameters": result.parameters,
+            **vars(result),
             "bytes": AdapterFolder.open(self.folder.adapter).weights.stat().st_size,
         }
 

@@ -80,6 +80,11 @@ def duration(seconds: float) -> str:
     return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
 
 
+def step_time(seconds: float) -> str:
+    """410 ms, and as `duration` from a second on."""
+    return f"{1000 * seconds:.0f} ms" if seconds < 1 else duration(seconds)
+
+
 def times(value: float) -> str:
     """A factor: 1.3, 12, 140."""
     return f"{value:.2g}" if value < 10 else f"{value:.0f}"
