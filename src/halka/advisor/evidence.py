@@ -25,9 +25,6 @@ Condition = Literal["closed", "examples", "documents", "both"]
 
 CLOSED, EXAMPLES, DOCUMENTS, BOTH = CONDITIONS = get_args(Condition)
 
-Part = Literal["all", "form", "content"]
-"""Tokens of the answers: all; those that a quarter of the other answers contain, too; the rest."""
-
 ProbeName = Literal["fit", "cleanliness", "strength", "knowledge", "learnability"]
 
 ALWAYS_LISTED = ("rank", "targets")
@@ -100,7 +97,8 @@ class Strength:
 class Knowledge:
     """Losses of the answers with worked examples and with retrieved passages in the prompt.
 
-    losses   by condition ("documents" and "both" only where there are documents), then by part of the answers' tokens
+    losses   by condition ("documents" and "both" only where there are documents), then by part of the answers' tokens:
+             "all", "form" (those that a quarter of the other answers contain, too) and "content" (the rest)
     tokens   number of tokens of each part
     found    share of held-out examples whose answer occurs in their retrieved passages
     scores, values   under "documents" and "both"

@@ -21,9 +21,7 @@ from halka.advisor.statistics import (
     agreement,
     are_labels,
     extrapolate,
-    mean_interval,
-    only_labels,
-    unanimous_mistakes,
+    mean_loss,
 )
 from halka.evaluation.metrics import Score, mean_of
 from halka.methods import build_method, described, method_named
@@ -253,7 +251,7 @@ class _Pilot:
             steps=steps,
             parameters=adapter.count(),
             curve=tuple(curve),
-            loss=mean_interval([loss.mean() for loss in losses], [len(loss) for loss in losses]),
+            loss=mean_loss(losses),
             expected=extrapolate([*curve], HORIZON * steps),
             score=mean_of(values),
             values=values,
@@ -291,8 +289,6 @@ def _agreement(
     if len(predictions) < 2 or not are_labels([example.answers[0] for example in examples]):
         return None, ()
     labels = [answer for example in examples for answer in example.answers]
-    predictions = only_labels(predictions, labels)
-    accepted = [example.answers for example in base.held_out]
+    kappas, mistakes = agreement(predictions, [example.answers for example in base.held_out], labels)
     places = [example.where or f"held-out example {number}" for number, example in enumerate(base.held_out, start=1)]
-    suspects = tuple(places[index] for index in unanimous_mistakes(predictions, accepted))
-    return agreement(predictions, [answers[0] for answers in accepted]), suspects
+    return kappas, tuple(places[index] for index in mistakes)

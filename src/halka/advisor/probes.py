@@ -14,7 +14,7 @@ import numpy as np
 
 from halka.advisor.evidence import BOTH, CLOSED, DOCUMENTS, EXAMPLES, Cleanliness, Knowledge, Strength
 from halka.advisor.probed_base import ProbedBase, Report, TokenLosses, question_of
-from halka.advisor.statistics import mean_interval
+from halka.advisor.statistics import mean_loss
 from halka.data.duplicates import answer_keys, between, prompt_key, within
 from halka.data.examples import Example
 from halka.evaluation.metrics import Score, mean_of
@@ -34,7 +34,7 @@ def strength(base: ProbedBase, progress: Report = lambda _: None) -> Strength:
     """
     losses, values = {}, {}
     for condition in (CLOSED, EXAMPLES):
-        losses[condition] = _mean_loss([losses for _, losses in base.base_losses(condition)])
+        losses[condition] = mean_loss([losses for _, losses in base.base_losses(condition)])
 
         def report(done: int, condition: str = condition) -> None:
             progress(f"{condition}: {done} of {len(base.held_out)}")
@@ -53,11 +53,6 @@ def strength(base: ProbedBase, progress: Report = lambda _: None) -> Strength:
         values=values,
         trivial={name: mean_of(base.values(texts)) for name, texts in trivial.items()},
     )
-
-
-def _mean_loss(losses: Sequence[np.ndarray]) -> Score:
-    """The mean loss per token with its interval, from the token losses of each answer."""
-    return mean_interval([array.sum() / max(1, len(array)) for array in losses], [len(array) for array in losses])
 
 
 def _unigram_loss(base: ProbedBase) -> float:
@@ -116,10 +111,8 @@ def _by_part(answers: Sequence[TokenLosses], common: frozenset[int]) -> tuple[Ma
     }
     scores, tokens = {}, {}
     for part, arrays in parts.items():
-        losses = [array for array in arrays if len(array)]
-        if losses:
-            scores[part] = mean_interval([array.mean() for array in losses], [len(array) for array in losses])
-            tokens[part] = sum(map(len, losses))
+        if count := sum(map(len, arrays)):
+            scores[part], tokens[part] = mean_loss(arrays), count
     return scores, tokens
 
 

@@ -94,6 +94,12 @@ def mean_interval(
     return Score(average, min(low, average), max(high, average), n)
 
 
+def mean_loss(answers: Sequence[Array]) -> Score:
+    """The mean loss per token with its interval, from the token losses of each answer that has tokens."""
+    losses = [losses for losses in answers if len(losses)]
+    return mean_interval([float(own.mean()) for own in losses], [len(own) for own in losses])
+
+
 def shared_deviations(values: Sequence[Sequence[float]], draws: int, rng: np.random.Generator) -> list[Array]:
     """How far each score deviates from the measured one, in standard deviations: per score (draws,).
 
@@ -253,26 +259,24 @@ def kappa(first: Sequence[str], second: Sequence[str]) -> float:
     return 0.0 if chance == n * n else (n * same - chance) / (n * n - chance)
 
 
-def agreement(predictions: Sequence[Sequence[str]], labels: Sequence[str]) -> tuple[float, float]:
-    """The mean kappa of two or more lists of predictions with each other, and with the labels."""
-    each_other = mean(kappa(first, second) for first, second in combinations(predictions, 2))
-    return each_other, mean(kappa(predicted, labels) for predicted in predictions)
+def agreement(
+    predictions: Sequence[Sequence[str]], accepted: Sequence[Sequence[str]], labels: Sequence[str]
+) -> tuple[tuple[float, float], list[int]]:
+    """The mean kappas of two or more lists of predictions with each other and with the first accepted answers.
 
-
-def only_labels(predictions: Sequence[Sequence[str]], labels: Sequence[str]) -> list[list[str]]:
-    """The predictions, with every text that is none of the labels replaced by one that differs from all others."""
+    Besides, the indices at which all lists predict the same label, and not an accepted one. A prediction that is none
+    of the `labels` differs from all others.
+    """
     names = {*map(as_label, labels)}
-    return [
+    predicted = [
         [text if as_label(text) in names else f"no label {number}.{place}" for place, text in enumerate(texts)]
         for number, texts in enumerate(predictions)
     ]
-
-
-def unanimous_mistakes(predictions: Sequence[Sequence[str]], accepted: Sequence[Sequence[str]]) -> list[int]:
-    """Indices at which all lists predict the same label, and not an accepted one."""
-    indices = []
-    for index, right in enumerate(accepted):
-        answers = {as_label(texts[index]) for texts in predictions}
-        if len(answers) == 1 and answers.isdisjoint(map(as_label, right)):
-            indices.append(index)
-    return indices
+    each_other = mean(kappa(first, second) for first, second in combinations(predicted, 2))
+    with_labels = mean(kappa(own, [answers[0] for answers in accepted]) for own in predicted)
+    mistakes = []
+    for index, (right, own) in enumerate(zip(accepted, zip(*predicted, strict=True), strict=True)):
+        unanimous = {*map(as_label, own)}
+        if len(unanimous) == 1 and unanimous.isdisjoint(map(as_label, right)):
+            mistakes.append(index)
+    return (each_other, with_labels), mistakes
