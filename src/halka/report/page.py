@@ -7,6 +7,7 @@ import hashlib
 import os
 import re
 from collections.abc import Callable, Sequence
+from functools import partial
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -28,26 +29,39 @@ def fill(
 
     The content security policy allows the page's own script alone.
     """
-    from jinja2 import Environment, FunctionLoader, StrictUndefined
     from markupsafe import Markup
 
-    def read(name: str) -> str:
-        own = files(package).joinpath(name)
-        return (own if own.is_file() else files("halka.report").joinpath(name)).read_text(encoding="utf-8")
-
-    script = "".join(map(read, scripts))
-    environment = Environment(
-        loader=FunctionLoader(read), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
-    )
-    environment.filters["units"] = lambda text: UNITS.sub("\u00a0", text)
-    return environment.get_template(template).render(
+    style, script = ("".join(_read(package, name) for name in names) for names in (styles, scripts))
+    return render(
+        template,
+        package,
         **variables,
         light=Markup(css_variables(dark=False)),
         dark=Markup(css_variables(dark=True)),
-        style=Markup("".join(map(read, styles))),
+        style=Markup(style),
         script=Markup(script),
         script_hash=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
     )
+
+
+def render(template: str, package: str, **variables: Any) -> str:
+    """The template with the variables, all text escaped; it may use those of `halka.report`."""
+    from jinja2 import Environment, FunctionLoader, StrictUndefined
+
+    environment = Environment(
+        loader=FunctionLoader(partial(_read, package)),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters["units"] = lambda text: UNITS.sub("\u00a0", text)
+    return environment.get_template(template).render(**variables)
+
+
+def _read(package: str, name: str) -> str:
+    own = files(package).joinpath(name)
+    return (own if own.is_file() else files("halka.report").joinpath(name)).read_text(encoding="utf-8")
 
 
 def write_page(path: str | os.PathLike[str], render: Callable[[], str]) -> Path:

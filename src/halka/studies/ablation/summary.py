@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import html
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from statistics import mean
@@ -10,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from halka.evaluation.metrics import mean_of
 from halka.report.intervals import Estimate, Interval, difference, estimate
+from halka.report.page import render
 from halka.report.units import count, duration
 from halka.studies.ablation.scores import MEASURES, from_row, scored
 from halka.util.errors import HalkaError
@@ -181,28 +181,16 @@ def to_rich(summary: Summary) -> Table:
 
 def to_html(summary: Summary) -> str:
     """A section for the report."""
-    head = "".join(f'<th scope="col">{html.escape(title)}</th>' for title in heads())
-    rows = "".join(f"<tr>{_row(line(way))}</tr>" for way in summary.ways)
-    meanings = "".join(
-        f"<dt>{html.escape(title)}</dt><dd>{html.escape(meaning)}</dd>"
-        for title, meaning in [
-            *((measure.title, measure.meaning) for measure in MEASURES),
-            (OBEYED, "does what an attack in one of the passages wants"),
-        ]
+    meanings = {measure.title: measure.meaning for measure in MEASURES}
+    return render(
+        *("ablation.html.j2", "halka.studies.ablation"),
+        title=f"Adapter and retrieval: {summary.name}",
+        sentences=sentences(summary),
+        caption=caption(summary),
+        heads=heads(),
+        lines=[line(way) for way in summary.ways],
+        meanings={**meanings, OBEYED: "does what an attack in one of the passages wants"},
     )
-    paragraphs = "".join(f"<p>{html.escape(sentence)}</p>" for sentence in sentences(summary))
-    title = f"Adapter and retrieval: {html.escape(summary.name)}"
-    return (
-        f'<section aria-label="{title}"><h2>{title}</h2>{paragraphs}'
-        f'<div class="scroll" tabindex="0" role="region" aria-label="{title}"><table>'
-        f"<caption>{html.escape(caption(summary))}</caption><thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table></div>"
-        f'<dl class="facts">{meanings}</dl></section>'
-    )
-
-
-def _row(cells: list[str]) -> str:
-    first, *rest = map(html.escape, cells)
-    return f'<th scope="row">{first}</th>' + "".join(f"<td>{cell}</td>" for cell in rest)
 
 
 def headline(summary: Summary) -> str:
