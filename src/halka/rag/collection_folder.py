@@ -16,7 +16,7 @@ from typing import Any
 
 from halka.rag.roots import Roots
 from halka.util.errors import DamagedFolderError, HalkaError
-from halka.util.files import is_portable_name, write_text
+from halka.util.files import portable_name, write_text
 
 SETTINGS = "collection.json"
 REMAINS = re.compile(r"\.lock|\.collection\.json\.[0-9a-f]{8}")  # of a collection whose settings were never complete
@@ -73,12 +73,7 @@ class CollectionFolder:
 
 def collection_folder(name: str, among: Path) -> Path:
     """The folder of the collection of this name. Raises HalkaError for a name that could be a path."""
-    if not is_portable_name(name):
-        raise HalkaError(
-            f"{name!r} cannot name a collection: use up to 100 letters, digits, dots, dashes and underscores, a letter "
-            "or digit first"
-        )
-    return among / name
+    return among / portable_name(name, "name a collection")
 
 
 def collection_names(among: Path) -> list[str]:

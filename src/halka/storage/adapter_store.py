@@ -30,7 +30,7 @@ from halka.storage.adapter_folder import AdapterFolder
 from halka.storage.card import Card, read_card
 from halka.storage.save_load import Allowed, load, save
 from halka.util.errors import HalkaError, UnknownAdapterError, WrongBaseError
-from halka.util.files import flush, is_portable_name, new_folder, write_text
+from halka.util.files import flush, is_portable_name, new_folder, portable_name, write_text
 
 BASE, TAGS, LOCKS = "store.json", "tags.json", ".locks"
 
@@ -273,10 +273,4 @@ def _remove_hidden(folder: Path) -> None:
 
 
 def _named(name: object) -> str:
-    """Return a name that can be a file name on any system. Raises HalkaError for any other."""
-    if not isinstance(name, str) or not is_portable_name(name):
-        raise HalkaError(
-            f"{name!r} cannot be a name in a store: use up to 100 letters, digits, dots, dashes and underscores, "
-            "a letter or digit first"
-        )
-    return name
+    return portable_name(name, "be a name in a store")

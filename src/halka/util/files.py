@@ -86,6 +86,16 @@ def locked(folder: Path, otherwise: str) -> Iterator[None]:
         lock.release()
 
 
+def portable_name(name: object, use: str) -> str:
+    """The name, if it can be a file name on any system. Raises HalkaError, which says that it cannot `use`."""
+    if not isinstance(name, str) or not is_portable_name(name):
+        raise HalkaError(
+            f"{name!r} cannot {use}: use up to 100 letters, digits, dots, dashes and underscores, a letter or digit "
+            "first"
+        )
+    return name
+
+
 def is_portable_name(name: str) -> bool:
     """Whether a file can have this name on any system. An adapter's and a collection's name must."""
     return PORTABLE.fullmatch(name) is not None and not name.endswith(".")
