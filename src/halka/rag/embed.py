@@ -14,7 +14,6 @@ from halka.util.quiet import quiet_libraries
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
-Progress = Callable[[str], None]
 DEFAULT = "minilm-l6"
 
 

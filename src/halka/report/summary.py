@@ -90,11 +90,6 @@ class Summary:
     provenance: Provenance
 
     @property
-    def light(self) -> tuple[Row, ...]:
-        """The parameter-efficient methods, best first."""
-        return tuple(row for row in self.rows if row.is_light)
-
-    @property
     def full(self) -> Row | None:
         return next((row for row in self.rows if row.is_full), None)
 
