@@ -1,6 +1,5 @@
 """What acts where, on which tokens, in torch alone: targets, methods, parts, adapters, `AdaptedModel`."""
 
-from halka.core.cached import Cached
 from halka.core.forest import Forest
 from halka.core.model import AdaptedModel
 from halka.core.parts import (
@@ -40,7 +39,6 @@ __all__ = [
     "WHOLE",
     "AdaptedModel",
     "Adapter",
-    "Cached",
     "Edits",
     "ExpertEdits",
     "Forest",

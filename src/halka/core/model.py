@@ -10,12 +10,12 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
-from halka.core.cached import Changes
 from halka.core.parts import Adapter, Method, ModulePart, Part, VirtualPart, WeightPart, skip_init
 from halka.core.passes import Passes, VirtualAttention
 from halka.core.routing import Route, resolve
 from halka.core.targets import VIRTUAL_ROLES, Target, parameter_count, quantization_of, select
 from halka.core.weights import merged_weights
+from halka.util.cached import Changes
 from halka.util.errors import HalkaError, UnknownAdapterError
 
 

@@ -17,8 +17,8 @@ from typing import Any, ClassVar, Literal, Protocol, runtime_checkable
 import torch
 from torch import Tensor, nn
 
-from halka.core.cached import Changes
 from halka.core.targets import Target
+from halka.util.cached import Changes
 from halka.util.errors import HalkaError
 
 

@@ -12,13 +12,13 @@ import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
-from halka.core.cached import Cached
 from halka.core.parts import Adapter, ModulePart, VirtualPart, WeightPart
 from halka.core.routing import Edits, ExpertEdits, Place, Route, repeats
 from halka.core.targets import Target
-from halka.core.turns import Turns
 from halka.core.weights import ParameterSwap
+from halka.util.cached import Cached
 from halka.util.errors import HalkaError
+from halka.util.turns import Turns
 
 
 class VirtualAttention(Protocol):

@@ -15,8 +15,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from halka.core.cached import Cached
 from halka.core.parts import ModulePart
+from halka.util.cached import Cached
 
 
 class Grouped(NamedTuple):

@@ -1,1 +1,1 @@
-"""Util: errors, files written atomically, this machine, settings, names that were meant, quiet libraries."""
+"""Util: what knows of no adapters: errors, atomic files, this machine, settings, turns of threads, quiet libraries."""

@@ -10,8 +10,9 @@ from typing import Any, Generic, TypeVar
 import torch
 from torch import Tensor, nn
 
-from halka.core import Cached, VirtualPart
+from halka.core import VirtualPart
 from halka.models.layouts import Layout
+from halka.util.cached import Cached
 from halka.util.errors import HalkaError
 
 T = TypeVar("T")

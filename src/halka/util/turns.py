@@ -1,4 +1,4 @@
-"""Whose turn it is: threads share one base, and each must find there what it put there itself, or nothing."""
+"""`Turns`: threads share one base, and each must find there what it put there itself, or nothing."""
 
 from __future__ import annotations
 
