@@ -75,6 +75,16 @@ def test_the_bases_own_implementation_computes_wherever_no_part_acts(implementat
     assert base.config._experts_implementation == implementation
 
 
+def test_a_block_within_own_weights_leaves_the_outer_ones_experts():
+    model = adapted(METHODS["lora"], architecture="qwen3_moe")
+    model.add("b", METHODS["ia3"])
+    expected = logits(model, "a")
+    with torch.no_grad(), model.use("a"):
+        with model.own_weights():
+            logits(model, "b")
+        assert torch.equal(model.base(ids()).logits, expected)
+
+
 @every_base
 @every_method
 def test_grouped_products_agree_with_one_expert_and_one_row_at_a_time(method, architecture):

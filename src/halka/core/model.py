@@ -86,7 +86,6 @@ class AdaptedModel:
         self.pool: Pool | None = None  # where adapters come from that are not here
         self._passes = Passes(base, attention, experts, self._outside)
         self.lock = self._passes.turns.lock  # held by whoever uses the adapters or changes them
-        self._routes: dict[str, Route] = {}  # of adapters that were used for whole batches
         self._device = self._base_device()  # where the parts were last put
         self._warned = False  # that the bare base generates
         for parameter in base.parameters():
@@ -188,7 +187,6 @@ class AdaptedModel:
             if merged := self.merged == name:
                 self.unmerge()
             adapter = self.adapters.pop(name)
-            self._routes.pop(name, None)
             self._passes.remove(adapter)
             self._passes.turns.watch(bool(self.adapters) or merged)  # a pass may have begun with what was merged
             if self.pool is not None:
@@ -251,12 +249,7 @@ class AdaptedModel:
                     f"adapter {self.merged!r} is merged into the base: `unmerge` before using others or the bare base"
                 )
             return Route(names)
-        if len(names) > 1 or not adapters:
-            return None if names == (None,) else resolve(names, adapters)
-        (name,) = adapters
-        if name not in self._routes:
-            self._routes[name] = resolve(names, adapters)
-        return self._routes[name]
+        return None if names == (None,) else resolve(names, adapters)
 
     def as_now(self) -> AbstractContextManager[None]:
         """A block for later, in backward, in which layers are computed once more with the adapters of now."""

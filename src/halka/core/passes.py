@@ -16,7 +16,6 @@ from halka.core.parts import Adapter, ModulePart, VirtualPart, WeightPart
 from halka.core.routing import Edits, ExpertEdits, Place, Route, repeats
 from halka.core.targets import Target
 from halka.core.weights import ParameterSwap
-from halka.util.cached import Cached
 from halka.util.errors import HalkaError
 from halka.util.turns import Turns
 
@@ -29,25 +28,19 @@ class VirtualAttention(Protocol):
         """The modules where passes of the base begin: its decoder, its encoder, or both."""
         ...
 
-    def enter(
+    def using(
         self, parts: Mapping[str, Sequence[VirtualPart | None]], bare: Callable[[], AbstractContextManager[None]]
-    ) -> None:
-        """From now on row i, or every row if there is one part, attends to what parts[role][i] holds.
+    ) -> AbstractContextManager[None]:
+        """Within the block row i, or every row if there is one part, attends to what parts[role][i] holds.
 
         Within `with bare():` the base runs without adapters.
         """
         ...
 
-    def leave(self) -> None: ...
-
-    def aside(self) -> AbstractContextManager[None]:
-        """Within the block every row attends to its own text alone."""
-        ...
-
     def begin(
         self, entry: nn.Module, args: tuple, kwargs: dict[str, Any], runs: Sequence[int]
     ) -> tuple[tuple, dict[str, Any]] | None:
-        """What a pass that begins there shall receive instead of args and kwargs; None: these."""
+        """What a pass that begins there within `using` shall receive instead of args and kwargs; None: these."""
         ...
 
     def end(self, entry: nn.Module, kwargs: dict[str, Any], output: Any) -> Any:
@@ -76,12 +69,10 @@ class Passes:
         self.turns = Turns(base, attention.entries, self._begin, self._end, outside)
         self.route: Route | None = None
         self.outer: list[Route | None] = []  # those of the blocks around the innermost
-        self._attention = attention
-        self._experts, self._entered = experts, ExitStack()  # that block, while a part acts on experts
+        self._attention, self._experts = attention, experts
+        self._entered = ExitStack()  # what the route changes in the base
         self.modules = dict(base.named_modules())
         self._runs: tuple[int, ...] = ()  # of the pass, if it has a forest
-        self._cast = Cached[Mapping[str, Tensor]]()  # what is swapped in for a `WeightPart`
-        self._inputs: dict[str, Tensor] = {}  # what a sublayer received, from its source to its output
         self._parts_at: Counter[Place] = Counter()
         self._hooks: dict[Place, list[RemovableHandle]] = {}
 
@@ -117,12 +108,15 @@ class Passes:
         def edit_output(module: nn.Module, args: tuple, kwargs: dict[str, Any], y: Tensor) -> Tensor | None:
             if (edits := self._edits(place)) is None:
                 return None
-            x = self._inputs.pop(key) if target.source else args[0] if args else kwargs[argument]
+            x = args[0] if args else kwargs[argument]
+            if target.source is not None:
+                x, edits.source = edits.source, None
+                assert x is not None, f"{target.source} was not called before {target.name}"
             return edits.edit(self._runs, x, y)
 
         def remember(module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> None:
-            if self._edits(place) is not None:
-                self._inputs[key] = args[0] if args else next(iter(kwargs.values()))
+            if (edits := self._edits(place)) is not None:
+                edits.source = args[0] if args else next(iter(kwargs.values()))
 
         def edit_experts(module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> tuple[tuple, dict[str, Any]] | None:
             route = self.route
@@ -164,8 +158,6 @@ class Passes:
         finally:
             mixed_up = self.route is not route
             self._enter(self.outer.pop())
-            if route is not None:
-                route.forget()
             if mixed_up:
                 raise RuntimeError(
                     f"the block of `use({adapters!r})` ended while another's, begun within it, went on: what was "
@@ -174,31 +166,28 @@ class Passes:
                 )
 
     def _enter(self, route: Route | None) -> None:
-        if self.route is not None:
-            self._attention.leave()
-            self._entered.close()
-            if self.route.weights is not None:
-                self.weights.restore()
+        self._entered.close()
         self.route, self._runs = route, ()
-        self._cast.clear()
-        self._inputs.clear()  # what a pass that ended early has left
-        if route is not None:
-            if route.weights is not None:
-                self._swap_in(route.weights)
-            self._attention.enter(route.virtual, self.bare)
-            if route.experts:
-                self._entered.enter_context(self._experts())
+        if route is None:
+            return
+        if route.weights is not None:
+            self._entered.callback(self.weights.restore)
+            self._swap_in(route, route.weights)
+        if route.virtual:
+            self._entered.enter_context(self._attention.using(route.virtual, self.bare))
+        if route.experts:
+            self._entered.enter_context(self._experts())
 
     @contextmanager
     def bare(self) -> Iterator[None]:
         """Within the block passes use no adapter, whatever is in use around it."""
         self.outer.append(self.route)
-        self.route, runs, self._runs = None, self._runs, ()
+        runs, entered = self._runs, self._entered
+        self.route, self._runs, self._entered = None, (), ExitStack()
         try:
-            with self._attention.aside():
-                yield
+            yield
         finally:
-            self.route, self._runs = self.outer.pop(), runs
+            self.route, self._runs, self._entered = self.outer.pop(), runs, entered
 
     def as_now(
         self, use: Callable[[tuple[str | None, ...]], AbstractContextManager[object]]
@@ -245,16 +234,16 @@ class Passes:
             if tokens is not None and not self._runs:
                 repeats(tokens.shape[0], len(route.names))
         if route.weights is not None:
-            self._swap_in(route.weights)
-        return self._attention.begin(entry, args, kwargs, self._runs)
+            self._swap_in(route, route.weights)
+        return self._attention.begin(entry, args, kwargs, self._runs) if route.virtual else None
 
     def _end(self, entry: nn.Module, kwargs: dict[str, Any], output: Any) -> Any:
         self._runs = ()
-        return self._attention.end(entry, kwargs, output)
+        return self._attention.end(entry, kwargs, output) if self.route and self.route.virtual else None
 
-    def _swap_in(self, part: WeightPart) -> None:
+    def _swap_in(self, route: Route, part: WeightPart) -> None:
         """fp32 masters are cast afresh at every pass that will be differentiated, and whenever they have changed."""
-        self.weights.swap_in(self._cast.get([*part.parameters()], part.weights))
+        self.weights.swap_in(route.cast.get([*part.parameters()], part.weights))
 
 
 def _places(adapter: Adapter) -> Iterable[tuple[Place, Target]]:

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from halka.core.parts import Adapter, ModulePart, VirtualPart, WeightPart
 from halka.core.stacking import StackedParts
+from halka.util.cached import Cached
 from halka.util.errors import HalkaError
 
 Place = tuple[str, Literal["input", "output"]]  # a target's key, and what parts edit there
@@ -21,23 +22,19 @@ class Edits:
     """What the rows' parts do to what one module receives, or returns.
 
     parts    a row's each (None: nothing), or one for all rows
-    stacks   those that are done in one go, each with the rows that it acts on
+    stacks   those that are done in one go
+    source   what the sublayer received, where a part at its output reads that
     """
 
     def __init__(self, parts: Sequence[ModulePart | None]):
         self.parts = tuple(parts)
-        groups: dict[Hashable, list[int]] = defaultdict(list)
+        self.source: Tensor | None = None
+        groups: dict[Hashable, dict[int, ModulePart]] = defaultdict(dict)
         for row, part in enumerate(self.parts):
             if part is not None:
                 key = part.stack_key()
-                groups[id(part) if key is None else (type(part), key)].append(row)
-        self.stacks = [(StackedParts([part for row in rows if (part := parts[row])]), rows) for rows in groups.values()]
-        self._rows: dict[torch.device, list[Tensor]] = {}
-
-    def forget(self) -> None:
-        """Let go of what the parts computed with."""
-        for stack, _ in self.stacks:
-            stack.forget()
+                groups[id(part) if key is None else (type(part), key)][row] = part
+        self.stacks = [StackedParts([*group], [*group.values()]) for group in groups.values()]
 
     def edit(self, runs: Sequence[int], *values: Tensor) -> Tensor:
         """The last of `values`, edited: x (B, T, I) that the module received, or x and its output y (B, T, O).
@@ -45,9 +42,15 @@ class Edits:
         With runs they are a line, (1, N, …) or (N, …).
         """
         if len(self.parts) == 1:
-            ((stack, _),) = self.stacks
+            (stack,) = self.stacks
             return stack.distinct[0].edit(values, stack.tensors(values[-1]))
-        return self._by_run(runs, values) if runs else self._by_row(values)
+        if runs:
+            return self._by_run(runs, values)
+        count = len(self.parts)
+        rows = [value.unflatten(0, (count, repeats(value.shape[0], count))) for value in values]
+        for stack in self.stacks:
+            rows[-1] = stack.edit(rows)
+        return rows[-1].reshape(values[-1].shape)
 
     def _by_run(self, runs: Sequence[int], values: Sequence[Tensor]) -> Tensor:
         """Each run, of its own length, by its own part."""
@@ -58,26 +61,6 @@ class Edits:
             for part, piece in zip(self.parts, pieces, strict=True)
         ]
         return torch.cat(edited).reshape(values[-1].shape)
-
-    def _by_row(self, values: Sequence[Tensor]) -> Tensor:
-        """Rows of one length, those of each stack in one go."""
-        last, count = values[-1], len(self.parts)
-        values = [value.unflatten(0, (count, repeats(value.shape[0], count))) for value in values]
-        for (stack, rows), places in zip(self.stacks, self._places(last.device), strict=True):
-            some = values if len(rows) == count else [value[places] for value in values]
-            if len(stack.distinct) == 1:
-                own = [value.flatten(0, 1) for value in some]
-            else:  # a row's tokens, and those of its repeats, are one row to the stack
-                own = [value.reshape(len(rows), -1, value.shape[-1]) for value in some]
-            edited = stack.distinct[0].edit(own, stack.tensors(own[-1])).reshape(some[-1].shape)
-            values[-1] = edited if len(rows) == count else values[-1].index_copy(0, places, edited)
-        return values[-1].reshape(last.shape)
-
-    def _places(self, device: torch.device) -> list[Tensor]:
-        """The rows of each stack."""
-        if device not in self._rows:
-            self._rows[device] = [torch.tensor(rows, device=device) for _, rows in self.stacks]
-        return self._rows[device]
 
 
 class ExpertEdits(NamedTuple):
@@ -98,7 +81,7 @@ class Route:
 
     edits     what edits at each place
     virtual   by role: a row's part each, or one for all
-    weights   what stands in for the base's weights
+    weights   what stands in for the base's weights, and `cast`, that in the base's precision
     experts   some part acts on experts
     """
 
@@ -107,11 +90,7 @@ class Route:
     virtual: Mapping[str, tuple[VirtualPart | None, ...]] = field(default_factory=dict)
     weights: WeightPart | None = None
     experts: bool = False
-
-    def forget(self) -> None:
-        """Let go of what the parts computed with; another block makes it anew."""
-        for edits in self.edits.values():
-            edits.forget()
+    cast: Cached[Mapping[str, Tensor]] = field(default_factory=Cached)
 
 
 def repeats(batch: int, named: int) -> int:

@@ -7,13 +7,13 @@ nothing.
 
 from __future__ import annotations
 
-import functools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import cached_property, lru_cache
 from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from halka.core.parts import ModulePart
 from halka.util.cached import Cached
@@ -63,7 +63,7 @@ def _one_token(x: Tensor, weight: Tensor) -> Tensor:
     return torch.embedding_bag(table, rows, starts, False, 0, False, x.reshape(-1))[0][:, None]
 
 
-@functools.lru_cache(maxsize=64)
+@lru_cache(maxsize=64)
 def _bags(count: int, length: int) -> tuple[Tensor, Tensor]:
     """The rows of `count` bags of `length` rows each, one after another, and where each bag starts."""
     with torch.inference_mode(False):
@@ -72,17 +72,36 @@ def _bags(count: int, length: int) -> tuple[Tensor, Tensor]:
 
 
 class StackedParts:
-    """Parts of one class and stack key at one target: one for each row, or the same one for all."""
+    """Parts of one class and stack key at one target, and the rows of a batch that use them.
 
-    def __init__(self, parts: Sequence[ModulePart]):
-        self.distinct = tuple(dict.fromkeys(parts))
-        self.which = [self.distinct.index(part) for part in parts]
-        self._parameters = tuple(parameter for part in self.distinct for parameter in part.parameters())
-        self._stacked = Cached[tuple[Tensor, ...]]()
+    distinct   the parts, each once; the first one's edit serves all
+    which      the place of each row's part among them
+    """
 
-    def forget(self) -> None:
-        """Let go of the tensors; another block makes them anew."""
-        self._stacked.clear()
+    def __init__(self, rows: Sequence[int], parts: Sequence[ModulePart]):
+        self.rows = rows
+        places = {part: place for place, part in enumerate(dict.fromkeys(parts))}
+        self.distinct = tuple(places)
+        self.which = [places[part] for part in parts]
+        self._places: Tensor | None = None  # the rows, on the batch's device
+        self._tensors = Cached[tuple[Tensor, ...]]()
+
+    @cached_property
+    def _parameters(self) -> tuple[nn.Parameter, ...]:
+        return tuple(parameter for part in self.distinct for parameter in part.parameters())
+
+    def edit(self, values: Sequence[Tensor]) -> Tensor:
+        """The last of `values`, (rows of the batch, repeats of each, …), with these rows edited."""
+        last, every = values[-1], len(self.rows) == len(values[-1])
+        if self._places is None or self._places.device != last.device:
+            self._places = torch.tensor(self.rows, device=last.device)
+        own = values if every else [value[self._places] for value in values]
+        if len(self.distinct) == 1:
+            batch = [value.flatten(0, 1) for value in own]
+        else:  # a row's tokens, and those of its repeats, are one row to the stack
+            batch = [value.reshape(len(self.rows), -1, value.shape[-1]) for value in own]
+        edited = self.distinct[0].edit(batch, self.tensors(batch[-1])).reshape(own[-1].shape)
+        return edited if every else last.index_copy(0, self._places, edited)
 
     def tensors(self, like: Tensor) -> tuple[Tensor, ...]:
         """The rows' tensors for an input like this one, (…, T, I).
@@ -90,30 +109,27 @@ class StackedParts:
         While a mixed batch decodes, token by token, nobody looks for values written by hand: to look at each of its
         many parameters takes a third of the time that the products do.
         """
-        look = len(self.distinct) == 1 or like.shape[-2] > 1
-        return self._stacked.get(self._parameters, lambda: self._by_row(like), like.dtype, like.device, look=look)
+        return self.joined(self._by_row, like, look=len(self.distinct) == 1 or like.shape[-2] > 1)
 
-    def expert_tensors(self, like: Tensor) -> tuple[Tensor, ...]:
-        """At experts: the distinct parts' tensors, those of one expert side by side, (E·N, R, I) and (E·N, O)."""
-        return self._stacked.get(self._parameters, lambda: self._by_expert(like), like.dtype, like.device)
+    def joined(self, join: Callable[[Sequence[Tensor]], Tensor], like: Tensor, look: bool = True) -> tuple[Tensor, ...]:
+        """The tensors of one part as they are; of several parts, each first one, each second one … joined by `join`."""
 
-    def _by_row(self, like: Tensor) -> tuple[Tensor, ...]:
-        own = [part.tensors(like.dtype) for part in self.distinct]
-        if len(own) == 1:
-            return own[0]
-        assert own[0], f"{type(self.distinct[0]).__name__} has no tensors to stack: its stack_key is to be None"
+        def make() -> tuple[Tensor, ...]:
+            own = [part.tensors(like.dtype) for part in self.distinct]
+            if len(own) == 1:
+                return own[0]
+            assert own[0], f"{type(self.distinct[0]).__name__} has no tensors to stack: its stack_key is to be None"
+            return tuple(join(tensors) for tensors in zip(*own, strict=True))
+
+        return self._tensors.get(self._parameters, make, like.dtype, like.device, look=look)
+
+    def _by_row(self, tensors: Sequence[Tensor]) -> Tensor:
         by_input = not torch.is_grad_enabled()
-        stacks = [stacked(tensors, by_input=by_input) for tensors in zip(*own, strict=True)]
-        if len(own) == len(self.which):  # they are the rows already
-            return tuple(stacks)
-        rows = torch.tensor(self.which, device=like.device)
-        return tuple(stack.mT[rows].mT if by_input else stack[rows] for stack in stacks)
-
-    def _by_expert(self, like: Tensor) -> tuple[Tensor, ...]:
-        own = [part.tensors(like.dtype) for part in self.distinct]
-        if len(own) == 1:
-            return own[0]
-        return tuple(torch.stack(_filled(tensors), dim=1).flatten(0, 1) for tensors in zip(*own, strict=True))
+        stack = stacked(tensors, by_input=by_input)
+        if len(self.distinct) == len(self.which):  # they are the rows already
+            return stack
+        rows = torch.tensor(self.which, device=stack.device)
+        return stack.mT[rows].mT if by_input else stack[rows]
 
 
 def stacked(tensors: Sequence[Tensor], *, by_input: bool = False) -> Tensor:
@@ -121,13 +137,14 @@ def stacked(tensors: Sequence[Tensor], *, by_input: bool = False) -> Tensor:
 
     by_input: matrices (N, R, I) lie as (N, I, R) in memory, which `linear` reads fastest for one token a row.
     """
-    filled = _filled(tensors)
-    if filled[0].dim() == 1:
-        return torch.stack(filled)[:, None]
-    return torch.stack([tensor.mT for tensor in filled]).mT if by_input else torch.stack(filled)
+    same_shape = filled(tensors)
+    if same_shape[0].dim() == 1:
+        return torch.stack(same_shape)[:, None]
+    return torch.stack([tensor.mT for tensor in same_shape]).mT if by_input else torch.stack(same_shape)
 
 
-def _filled(tensors: Sequence[Tensor]) -> list[Tensor]:
+def filled(tensors: Sequence[Tensor]) -> list[Tensor]:
+    """Tensors of one dimensionality, each filled up with zeros to the largest."""
     shape = torch.Size(max(sizes) for sizes in zip(*(tensor.shape for tensor in tensors), strict=True))
     return [tensor if tensor.shape == shape else _padded(tensor, shape) for tensor in tensors]
 

@@ -20,6 +20,7 @@ from torch import Tensor
 from transformers.integrations.moe import ALL_EXPERTS_FUNCTIONS, ExpertsInterface
 
 from halka.core import Edits, ExpertEdits, Grouped, StackedParts, linear
+from halka.core.stacking import filled
 from halka.util.errors import HalkaError
 
 NAME = "halka"
@@ -107,22 +108,27 @@ def _edited(edits: Edits, choices: Choices, *values: Tensor) -> Tensor:
     Raises HalkaError for a part whose tensors cannot be shared out among the experts.
     """
     result = values[-1]
-    for stack, rows in edits.stacks:
+    for stack in edits.stacks:
         part = stack.distinct[0]
         if part.stack_key() is None:
             raise HalkaError(
                 f"{type(part).__name__} cannot act on experts, which share a module: a part there has `tensors`, one "
                 "for each expert, and a `stack_key` (docs/add-a-method.md)"
             )
-        mine, number, sizes = choices.of(stack, rows)
+        mine, number, sizes = choices.of(stack)
         own = [
             tensor[number] if tensor.dim() == 2 else Grouped(tensor.unbind(), sizes)
-            for tensor in stack.expert_tensors(result)
+            for tensor in stack.joined(_by_expert, result)
         ]
         some = (*values[:-1], result) if mine is None else (*(value[mine] for value in values[:-1]), result[mine])
         edited = part.edit(some, own)
         result = edited if mine is None else result.index_copy(0, mine, edited)
     return result
+
+
+def _by_expert(tensors: Sequence[Tensor]) -> Tensor:
+    """Of N parts, each with a tensor for every expert, those of one expert side by side: (E·N, R, I), or (E·N, O)."""
+    return torch.stack(filled(tensors), dim=1).flatten(0, 1)
 
 
 class Choices:
@@ -149,11 +155,11 @@ class Choices:
         """How many choices each expert has."""
         return self.experts.bincount(minlength=self._count).tolist()
 
-    def of(self, stack: StackedParts, rows: Sequence[int]) -> tuple[Tensor | None, Tensor, list[int]]:
+    def of(self, stack: StackedParts) -> tuple[Tensor | None, Tensor, list[int]]:
         """The choices of a stack's rows (None: all), the number expert·N + part of each, how many each number has."""
         parts = len(stack.distinct)
         which = [-1] * (1 + max(self._slots))
-        for row, part in zip(rows, stack.which, strict=True):
+        for row, part in zip(stack.rows, stack.which, strict=True):
             which[self._slots[row]] = part
         mine, experts, part = None, self.experts, torch.zeros_like(self._slot)
         if len(which) > 1:

@@ -40,10 +40,6 @@ class Cached(Generic[T]):
         self._kept: tuple[object, T] | None = None
         self._versions: object = None
 
-    def clear(self) -> None:
-        """Let go of the value."""
-        self._kept = None
-
     def get(self, parameters: Sequence[Tensor], make: Callable[[], T], *key: Hashable, look: bool = True) -> T:
         """The value of `make()`, which depends on `parameters` and, besides, on `key`.
 

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any, Generic, TypeVar
 
 import torch
@@ -112,10 +112,17 @@ class StackTokens(nn.Module, Generic[T]):
         self._base = (base,)  # in a tuple, so that the base is no submodule of this one
         self._contents = Cached[T]()
 
-    def enter(self, parts: Sequence[VirtualPart | None], bare: Callable[[], AbstractContextManager[None]]) -> None:
-        """From now on rows have these, for which the base computes within `bare()`."""
-        self.parts, self.bare = tuple(parts), bare
-        self._contents.clear()
+    @contextmanager
+    def using(
+        self, parts: Sequence[VirtualPart | None], bare: Callable[[], AbstractContextManager[None]]
+    ) -> Iterator[None]:
+        """Within the block rows have these, for which the base computes within `bare()`."""
+        outer = self.parts, self.bare, self._contents
+        self.parts, self.bare, self._contents = tuple(parts), bare, Cached()
+        try:
+            yield
+        finally:
+            self.parts, self.bare, self._contents = outer
 
     def contents(self) -> T:
         """What `compute` makes of the parts, for N rows or one for all."""

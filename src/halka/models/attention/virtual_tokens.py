@@ -53,54 +53,34 @@ class VirtualTokens:
         self.entries: Sequence[nn.Module] = list(dict.fromkeys(module.stack.module for module in self.readers.values()))
         self._output = _output(base, layout)
         self._inserted: tuple[VirtualPart | None, ...] = ()
-        self._attention = ExitStack()  # holds `use_attention` while a row has virtual tokens
 
     # ── core.VirtualAttention ───────────────────────────────────────────────────────────────────────────────────
 
-    def enter(
-        self, parts: Mapping[str, Sequence[VirtualPart | None]], bare: Callable[[], AbstractContextManager[None]]
-    ) -> None:
-        if not parts:
-            return
-        parts = dict(parts)
-        embedded = parts.pop("embed", ())
-        if self._entry is not None:
-            self._inserted = tuple(embedded)
-        elif embedded:
-            parts["memory"] = _either(parts.get("memory", (None,) * len(embedded)), embedded)
-        for role, rows in parts.items():
-            self.readers[role].enter(rows, bare)
-        self._attention.enter_context(use_attention(self._base))
-
-    def leave(self) -> None:
-        self._inserted = ()
-        for reader in self.readers.values():
-            reader.enter((), reader.bare)
-        self._attention.close()
-
     @contextmanager
-    def aside(self) -> Iterator[None]:
-        inserted, attention, self._inserted, self._attention = self._inserted, self._attention, (), ExitStack()
-        readers = [(reader, reader.parts) for reader in self.readers.values()]
-        for reader, _ in readers:
-            reader.parts = ()
+    def using(
+        self, parts: Mapping[str, Sequence[VirtualPart | None]], bare: Callable[[], AbstractContextManager[None]]
+    ) -> Iterator[None]:
+        parts = dict(parts)
+        embedded = tuple(parts.pop("embed", ()))
+        if self._entry is None and embedded:
+            parts["memory"] = _either(parts.get("memory", (None,) * len(embedded)), embedded)
+        outer, self._inserted = self._inserted, () if self._entry is None else embedded
         try:
-            yield
+            with ExitStack() as blocks:
+                for role, reader in self.readers.items():
+                    blocks.enter_context(reader.using(parts.get(role, ()), bare))
+                blocks.enter_context(use_attention(self._base))
+                yield
         finally:
-            self._inserted, self._attention = inserted, attention
-            for reader, parts in readers:
-                reader.parts = parts
+            self._inserted = outer
 
     def begin(
         self, entry: nn.Module, args: tuple, kwargs: dict[str, Any], runs: Sequence[int]
     ) -> tuple[tuple, dict[str, Any]] | None:
         """Hand the rows' virtual tokens to this pass, and move its own tokens behind them."""
         at_entry = [reader for reader in self.readers.values() if reader.stack.module is entry]
-        inserting = any(self._inserted)
-        if not inserting and not any(reader.parts for reader in at_entry):
-            return None
         kwargs = at_entry[0].stack.named(args, kwargs)
-        if inserting and self._entry is not None:
+        if self._entry is not None and any(self._inserted):
             if entry is self._entry.module:
                 kwargs = self._in_batch(tokens_of(kwargs).shape[0]).enter(self._entry, kwargs)
             else:
