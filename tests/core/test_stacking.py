@@ -10,7 +10,6 @@ import torch
 import halka
 from contract import disturb, ids, padded
 from halka.core import AdaptedModel
-from halka.core.stacking import stacked
 from halka.methods.lora import LoRAPart
 from numbers_for_tests import close
 from tiny import tiny
@@ -165,13 +164,6 @@ def test_dropout_in_training_is_drawn_for_parts_that_have_it_alone():
     assert torch.equal(one[0], two[0])
     assert not torch.allclose(one[1], two[1])
     assert not torch.allclose(one[1], one[2])
-
-
-def test_stacked_is_filled_up_with_zeros():
-    found = stacked([torch.ones(2, 3), torch.ones(4, 3)])
-    assert found.shape == (2, 4, 3)
-    assert found.sum(dim=(1, 2)).tolist() == [6, 12]
-    assert stacked([torch.ones(2), torch.ones(3)]).tolist() == [[[1, 1, 0]], [[1, 1, 1]]]
 
 
 def next_token(model: AdaptedModel, rows, batch: torch.Tensor) -> torch.Tensor:

@@ -237,12 +237,3 @@ def test_adapters_of_experts_combine_and_are_exported_merged(tmp_path):
     export(model, "both", tmp_path / "merged", force=True)
     again = AutoModelForCausalLM.from_pretrained(tmp_path / "merged")
     torch.testing.assert_close(again(ids()).logits, logits(model, "both"), rtol=0, atol=1e-5)
-
-
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_runs_are_multiplied_bit_for_bit_as_alone(dtype):
-    """In bf16 they are filled up to lengths that repeat, which no result may show; runs may be empty."""
-    sizes = [3, 0, 17, 1, 16, 0]
-    x, weights = torch.randn(sum(sizes), 64).to(dtype), torch.randn(len(sizes), 20, 64).to(dtype)
-    alone = torch.cat([F.linear(run, weight) for run, weight in zip(x.split(sizes), weights, strict=True)])
-    assert torch.equal(halka.core.linear(x, halka.core.Grouped(weights.unbind(), sizes)), alone)

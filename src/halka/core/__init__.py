@@ -14,7 +14,7 @@ from halka.core.parts import (
 )
 from halka.core.passes import VirtualAttention
 from halka.core.routing import Edits, ExpertEdits, repeats
-from halka.core.stacking import Grouped, StackedParts, linear
+from halka.core.stacking import StackedParts
 from halka.core.targets import (
     EXPERT_ROLES,
     LINEAR_ROLES,
@@ -29,6 +29,7 @@ from halka.core.targets import (
     quantization_of,
     wants,
 )
+from halka.util.products import Grouped, linear
 
 __all__ = [
     "EXPERT_ROLES",

@@ -15,8 +15,8 @@ from torch.utils.hooks import RemovableHandle
 from halka.core.parts import Adapter, ModulePart, VirtualPart, WeightPart
 from halka.core.routing import Edits, ExpertEdits, Place, Route, repeats
 from halka.core.targets import Target
-from halka.core.weights import ParameterSwap
 from halka.util.errors import HalkaError
+from halka.util.parameter_swap import ParameterSwap
 from halka.util.turns import Turns
 
 

@@ -20,8 +20,8 @@ from torch import Tensor
 from transformers.integrations.moe import ALL_EXPERTS_FUNCTIONS, ExpertsInterface
 
 from halka.core import Edits, ExpertEdits, Grouped, StackedParts, linear
-from halka.core.stacking import filled
 from halka.util.errors import HalkaError
+from halka.util.products import filled
 
 NAME = "halka"
 

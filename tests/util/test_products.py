@@ -1,0 +1,25 @@
+"""Products with a weight for each run, and weights that are stacked."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from halka.util.products import Grouped, linear, stacked
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_runs_are_multiplied_bit_for_bit_as_alone(dtype):
+    """In bf16 they are filled up to lengths that repeat, which no result may show; runs may be empty."""
+    sizes = [3, 0, 17, 1, 16, 0]
+    x, weights = torch.randn(sum(sizes), 64).to(dtype), torch.randn(len(sizes), 20, 64).to(dtype)
+    alone = torch.cat([F.linear(run, weight) for run, weight in zip(x.split(sizes), weights, strict=True)])
+    assert torch.equal(linear(x, Grouped(weights.unbind(), sizes)), alone)
+
+
+def test_stacked_is_filled_up_with_zeros():
+    matrices = stacked([torch.ones(2, 3), torch.ones(4, 3)])
+    assert matrices.shape == (2, 4, 3)
+    assert matrices.sum(dim=(1, 2)).tolist() == [6, 12]
+    assert stacked([torch.ones(2), torch.ones(3)]).tolist() == [[[1, 1, 0]], [[1, 1, 1]]]
