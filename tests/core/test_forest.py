@@ -16,7 +16,6 @@ def test_where_segments_stand():
     assert FOREST.starts == (0, 3, 5, 6, 10, 12)
     assert FOREST.ends == (10, 6, 6, 10, 14, 14)
     assert FOREST.offsets == (0, 3, 5, 3, 0, 2)
-    assert FOREST.depths == (0, 1, 2, 1, 0, 1)
     assert FOREST.run_of_segment == (0, 0, 0, 0, 1, 1)
     assert [FOREST.ancestors(segment) for segment in range(6)] == [(), (0,), (0, 1), (0,), (), (4,)]
 

@@ -2,21 +2,11 @@
 
 from halka.core.forest import Forest
 from halka.core.model import AdaptedModel
-from halka.core.parts import (
-    Adapter,
-    Method,
-    ModulePart,
-    Part,
-    VirtualPart,
-    WeightPart,
-    init_parameter,
-    skip_init,
-)
+from halka.core.parts import Adapter, Method, ModulePart, Part, VirtualPart, WeightPart
 from halka.core.passes import VirtualAttention
 from halka.core.routing import Edits, ExpertEdits, repeats
 from halka.core.stacking import StackedParts
 from halka.core.targets import (
-    EXPERT_ROLES,
     LINEAR_ROLES,
     ROLE_GROUPS,
     VIRTUAL_ROLES,
@@ -29,10 +19,10 @@ from halka.core.targets import (
     quantization_of,
     wants,
 )
+from halka.util.initial import init_parameter, skip_init
 from halka.util.products import Grouped, linear
 
 __all__ = [
-    "EXPERT_ROLES",
     "LINEAR_ROLES",
     "ROLE_GROUPS",
     "VIRTUAL_ROLES",

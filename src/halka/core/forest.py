@@ -7,6 +7,7 @@ right behind it, so a token is seen by one stretch of the line: from its own pla
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import accumulate
@@ -39,9 +40,11 @@ class Forest:
             raise ValueError("a forest has a segment and a run at least, and none is empty")
         if sum(self.runs) != self.tokens:
             raise ValueError(f"the runs have {sum(self.runs)} tokens, the segments {self.tokens}")
-        run_of_segment = self.run_of_segment
+        run_of_segment, run_ends = self.run_of_segment, [*accumulate(self.runs)]
         path: list[int] = []  # of the segment before: its ancestors and itself
         for segment, parent in enumerate(self.parents):
+            if self.starts[segment] + self.lengths[segment] > run_ends[run_of_segment[segment]]:
+                raise ValueError(f"segment {segment} lies in more than one run")
             while path and path[-1] != parent:
                 path.pop()
             if parent != -1 and not path:
@@ -71,32 +74,15 @@ class Forest:
 
     @cached_property
     def run_of_segment(self) -> tuple[int, ...]:
-        """The number of each segment's run. Raises ValueError for a segment that a run's end cuts."""
-        run, end = 0, self.runs[0]
-        numbers = []
-        for start, length in zip(self.starts, self.lengths, strict=True):
-            while start >= end:
-                run, end = run + 1, end + self.runs[run + 1]
-            if start + length > end:
-                raise ValueError(f"segment {len(numbers)} lies in more than one run")
-            numbers.append(run)
-        return tuple(numbers)
-
-    @cached_property
-    def depths(self) -> tuple[int, ...]:
-        """How many ancestors each segment has."""
-        depths: list[int] = []
-        for parent in self.parents:
-            depths.append(0 if parent < 0 else depths[parent] + 1)
-        return tuple(depths)
+        """The number of each segment's run."""
+        run_ends = [*accumulate(self.runs)]
+        return tuple(bisect_right(run_ends, start) for start in self.starts)
 
     @cached_property
     def offsets(self) -> tuple[int, ...]:
         """The position of each segment's first token: how many tokens its ancestors have."""
-        offsets: list[int] = []
-        for parent in self.parents:
-            offsets.append(0 if parent < 0 else offsets[parent] + self.lengths[parent])
-        return tuple(offsets)
+        paths = (self.ancestors(segment) for segment in range(len(self.lengths)))
+        return tuple(sum(self.lengths[ancestor] for ancestor in path) for path in paths)
 
     def ancestors(self, segment: int) -> tuple[int, ...]:
         """A segment's ancestors, root first."""

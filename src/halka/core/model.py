@@ -10,13 +10,14 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
-from halka.core.parts import Adapter, Method, ModulePart, Part, VirtualPart, WeightPart, skip_init
+from halka.core.parts import Adapter, Method, ModulePart, Part, VirtualPart, WeightPart
 from halka.core.passes import Passes, VirtualAttention
 from halka.core.routing import Route, resolve
 from halka.core.targets import VIRTUAL_ROLES, Target, parameter_count, quantization_of, select
 from halka.core.weights import merged_weights
 from halka.util.cached import Changes
 from halka.util.errors import HalkaError, UnknownAdapterError
+from halka.util.initial import skip_init
 
 
 class Pool(Protocol):
@@ -150,7 +151,7 @@ class AdaptedModel:
                 adapter = self._build(method, wanted)
             adapter.labels = tuple(labels)
             if state is not None:
-                adapter.take(state)
+                adapter.load_state_dict(state, assign=True)
             Changes.watch()
             self.adapters[name] = adapter
             self._passes.add(adapter)

@@ -10,8 +10,6 @@ Shape letters used in this project:
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from contextvars import ContextVar
 from typing import Any, ClassVar, Literal, Protocol, runtime_checkable
 
 import torch
@@ -126,26 +124,6 @@ class Method(Protocol):
         ...
 
 
-_skipping: ContextVar[bool] = ContextVar("_skipping", default=False)
-
-
-@contextmanager
-def skip_init() -> Iterator[None]:
-    """Within the block `init_parameter` leaves tensors as they are: a file's values take their place at once."""
-    token = _skipping.set(True)
-    try:
-        yield
-    finally:
-        _skipping.reset(token)
-
-
-def init_parameter(tensor: Tensor, fill: Callable[[Tensor], object]) -> nn.Parameter:
-    """A parameter whose initial value `fill(tensor)` writes into the tensor."""
-    if not _skipping.get():
-        fill(tensor)
-    return nn.Parameter(tensor)
-
-
 class Adapter:
     """The parts that one method built for one base, by their targets' paths."""
 
@@ -181,29 +159,24 @@ class Adapter:
             state.update(part.state_dict(prefix=f"{path}."))
         return state
 
-    def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
-        """Copy `state` in. Raises HalkaError naming every key that is missing, unknown or of another shape."""
-        own = self._fitting(state)
-        with torch.no_grad():
-            for key, tensor in own.items():
-                tensor.copy_(state[key])
+    def load_state_dict(self, state: Mapping[str, Tensor], *, assign: bool = False) -> None:
+        """Copy `state` in; with `assign`, hold its very tensors where they are on the parts' devices, else copies.
+
+        Raises HalkaError naming every key that is missing, unknown or of another shape, and with `assign` for tensors
+        that are not fp32.
+        """
+        self._check_fits(state)
+        if assign and (other := [key for key, tensor in state.items() if tensor.dtype != torch.float32]):
+            raise HalkaError(f"the state holds {state[other[0]].dtype} in {other[0]}: parts hold fp32")
+        for path, part in self.parts.items():
+            values = {name: state[f"{path}.{name}"].detach() for name in part.state_dict()}
+            if assign:
+                here = {name: values[name].to(own) for name, own in part.state_dict().items()}
+                values = {name: tensor.clone() if tensor.is_inference() else tensor for name, tensor in here.items()}
+            part.load_state_dict(values, assign=assign)
         Changes.happened()
 
-    def take(self, state: Mapping[str, Tensor]) -> None:
-        """Hold the very tensors of `state` where they are on the parts' devices, else copies.
-
-        Raises as `load_state_dict` does, and for tensors that are not fp32.
-        """
-        if other := [key for key, tensor in state.items() if tensor.dtype != torch.float32]:
-            raise HalkaError(f"the state holds {state[other[0]].dtype} in {other[0]}: parts hold fp32")
-        taken = {key: state[key].detach().to(own) for key, own in self._fitting(state).items()}
-        for path, part in self.parts.items():
-            mine = {name: taken[f"{path}.{name}"] for name in part.state_dict()}
-            normal = {name: tensor.clone() if tensor.is_inference() else tensor for name, tensor in mine.items()}
-            part.load_state_dict(normal, assign=True)
-
-    def _fitting(self, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """This adapter's own tensors, if those of `state` can take their place. Raises HalkaError otherwise."""
+    def _check_fits(self, state: Mapping[str, Tensor]) -> None:
         own = self.state_dict()
         problems = [f"missing {key}" for key in own.keys() - state.keys()]
         problems += [f"unknown {key}" for key in state.keys() - own.keys()]
@@ -218,4 +191,3 @@ class Adapter:
                 f"the weights do not fit this adapter on this base: {shown} ({len(problems)} problems in all): they "
                 "are another method's, or were made for another base"
             )
-        return own

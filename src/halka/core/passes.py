@@ -23,10 +23,8 @@ from halka.util.turns import Turns
 class VirtualAttention(Protocol):
     """Where virtual tokens join the base's own (`models/attention/virtual_tokens.py`); the core only says whose."""
 
-    @property
-    def entries(self) -> Sequence[nn.Module]:
-        """The modules where passes of the base begin: its decoder, its encoder, or both."""
-        ...
+    entries: Sequence[nn.Module]
+    """The modules where passes of the base begin: its decoder, its encoder, or both."""
 
     def using(
         self, parts: Mapping[str, Sequence[VirtualPart | None]], bare: Callable[[], AbstractContextManager[None]]
@@ -64,7 +62,6 @@ class Passes:
     ):
         """experts: within its block the base's experts take `ExpertEdits`. outside: called with the arguments of a pass
         in a thread that is in no block."""
-        self.base = base
         self.weights = ParameterSwap(base)
         self.turns = Turns(base, attention.entries, self._begin, self._end, outside)
         self.route: Route | None = None

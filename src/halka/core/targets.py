@@ -132,8 +132,10 @@ class Target:
 
 
 def wants(roles: Iterable[str], target: Target) -> bool:
-    """Whether a method of these roles acts on the target."""
-    return any(_selects(role, target) for role in roles)
+    """Whether a method of these roles, groups of roles or paths acts on the target."""
+    wanted = {member for role in roles for member in ROLE_GROUPS.get(role, (role,))}
+    by_path = target.role in WEIGHT_ROLES and target.name in wanted
+    return target.role in wanted or by_path or (target.role == "module" and f"{WHOLE}{target.name}" in wanted)
 
 
 def select(
@@ -152,7 +154,7 @@ def select(
                     f"{method}: {path} is a router, which is not trained: tokens go where the base sends them"
                 )
             targets.append(module_target(path, modules[path]))
-        if not any(_selects(role, target) for target in targets):
+        if not any(wants([role], target) for target in targets):
             present = ", ".join(sorted({target.role for target in targets}))
             raise HalkaError(
                 f"{method} wants {path!r}, which this base does not have: it has {present} and the groups "
@@ -166,15 +168,6 @@ def module_target(path: str, module: nn.Module) -> Target:
     weight = module._parameters.get("weight")
     if isinstance(module, nn.Embedding) or weight is None or weight.dim() != 2:
         return Target(path, "module", module, 0, 0)
-    if isinstance(module, nn.Linear):
-        return Target(path, "module", module, module.in_features, module.out_features)
-    d_in, d_out = weight.shape
-    return Target(path, "module", module, d_in, d_out, transposed=True)
-
-
-def _selects(role: str, target: Target) -> bool:
-    if role.startswith(WHOLE):
-        return target.role == "module" and target.name == role.removeprefix(WHOLE)
-    if target.role in ROLE_GROUPS.get(role, (role,)):
-        return True
-    return target.role in WEIGHT_ROLES and target.name == role
+    transposed = not isinstance(module, nn.Linear)
+    d_in, d_out = weight.shape if transposed else reversed(weight.shape)
+    return Target(path, "module", module, d_in, d_out, transposed=transposed)

@@ -6,10 +6,8 @@ import torch
 from torch import Tensor
 
 from halka.core.parts import Adapter, ModulePart
-from halka.core.targets import WEIGHT_ROLES, Quantized
+from halka.core.targets import Quantized
 from halka.util.errors import HalkaError
-
-MERGEABLE = (*WEIGHT_ROLES, "attn", "mlp", "embedding", "module")
 
 
 def merged_weights(adapter: Adapter, dtype: torch.dtype | None = None) -> dict[str, Tensor]:
@@ -23,7 +21,7 @@ def merged_weights(adapter: Adapter, dtype: torch.dtype | None = None) -> dict[s
     with torch.no_grad():
         for path, part in adapter.parts.items():
             target = adapter.targets[path]
-            if target.role not in MERGEABLE or not target.d_in or not isinstance(part, ModulePart):
+            if not isinstance(part, ModulePart) or not target.d_in:
                 raise HalkaError(f"{adapter.method.name} acts on {target.role}, which is no weight: not mergeable")
             if isinstance(target.module, Quantized):
                 raise HalkaError(

@@ -58,9 +58,10 @@ class Group:
 
 def groups_of(forest: Forest, device: torch.device | str = "cpu") -> Iterator[Group]:
     """Every segment in one group; those of one depth share a group where padding costs less than a group's calls."""
-    depths = forest.depths
-    for depth in range(max(depths) + 1):
-        level = [segment for segment, at in enumerate(depths) if at == depth]
+    levels: dict[int, list[int]] = {}  # by the number of ancestors
+    for segment in range(len(forest.lengths)):
+        levels.setdefault(len(forest.ancestors(segment)), []).append(segment)
+    for level in levels.values():
         for blocks in _of_like_length(forest, sorted(level, key=lambda segment: forest.lengths[segment])):
             yield _group(forest, blocks, device)
 
