@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import copy
 from dataclasses import dataclass
+from typing import get_args
 
 import torch
 from transformers import PreTrainedModel
@@ -14,7 +15,7 @@ from transformers import PreTrainedModel
 import halka
 from halka.core import AdaptedModel, Method
 from halka.methods import all_methods
-from halka.methods.prefix import TARGETS
+from halka.methods.prefix import AttentionRole
 from halka.models.quantised import quantise
 from tiny import ENCODERS, SEQ2SEQ, tiny
 
@@ -163,9 +164,9 @@ _OF_ENCODERS = [
 ]
 _OF_T5 = [
     halka.LoRA(rank=20, targets=("attn.linear", "head"), scaling="root"),
-    halka.Prefix(length=5, targets=TARGETS),
+    halka.Prefix(length=5, targets=get_args(AttentionRole)),
     halka.Prefix(length=5, targets=("memory.cross",), hidden=8),
-    halka.Joint((halka.Prompt(length=5), halka.Prefix(length=5, targets=TARGETS, start="random"))),
+    halka.Joint((halka.Prompt(length=5), halka.Prefix(length=5, targets=get_args(AttentionRole), start="random"))),
 ]
 _OF_HEADS = [
     halka.Modules(),

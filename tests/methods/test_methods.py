@@ -83,6 +83,13 @@ MISTAKES: list[tuple[Callable[[], object], str]] = [
     (lambda: halka.Prefix(length=0), "prefix: length must be a whole number above 0, not 0"),
     (lambda: halka.Prefix(hidden=0), "prefix: hidden must be a whole number above 0, not 0"),
     (lambda: halka.Prefix(start="zeros"), "prefix: start is one of vocabulary, random, not 'zeros'"),
+    (lambda: halka.Prefix(tokens=(1.5,)), r"prefix: tokens must be a whole number, not 1\.5"),
+    (lambda: halka.LoRA(targets=5), "lora: targets must be a tuple, not 5"),
+    (lambda: halka.LoRA(targets=(5,)), "lora: targets must be text, not 5"),
+    (lambda: halka.Bottleneck(targets=5), "bottleneck: targets must be a tuple, not 5"),
+    (lambda: halka.IA3(feedforward=("up",)), "ia3: feedforward are linear layers"),
+    (lambda: halka.Joint(5), "joint: methods must be a tuple, not 5"),
+    (lambda: halka.Joint((halka.LoRA(), 5)), "joint: give two or more methods"),
     (lambda: halka.Prompt(length=-1), "prompt: length must be a whole number above 0, not -1"),
     (lambda: halka.Prompt(start="zeros"), "prompt: start is one of vocabulary, random, not 'zeros'"),
     (

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from concurrent.futures import ThreadPoolExecutor
+from typing import get_args
 
 import pytest
 import torch
@@ -12,9 +13,11 @@ from transformers.masking_utils import sdpa_mask
 import halka
 from contract import disturb, ids
 from halka.core import AdaptedModel, Method
-from halka.methods.prefix import TARGETS
+from halka.methods.prefix import AttentionRole
 from halka.models.attention.function import use_attention
 from tiny import SEQ2SEQ, tiny
+
+TARGETS = get_args(AttentionRole)
 
 P = 5
 every_architecture = pytest.mark.parametrize("architecture", SEQ2SEQ)

@@ -7,10 +7,10 @@ from dataclasses import fields, is_dataclass
 from importlib import import_module
 from inspect import getmembers, isclass
 from pkgutil import iter_modules
-from typing import Any, Literal, cast, get_args, get_origin, get_type_hints
+from typing import Any, cast
 
 from halka.core import Method
-from halka.methods._fields import method
+from halka.methods._fields import method, option
 from halka.methods.bitfit import BitFit
 from halka.methods.bottleneck import Bottleneck
 from halka.methods.dora import DoRA
@@ -51,6 +51,7 @@ __all__ = [
     "method",
     "method_named",
     "methods_of",
+    "option",
     "primary",
 ]
 
@@ -76,10 +77,8 @@ def method_named(name: str) -> type[Method]:
 
 def described(method: Method) -> dict[str, Any]:
     """A method as plain data, `{"name": …, "fields": …}`; `build_method` reads it."""
-    return {
-        "name": method.name,
-        "fields": {field.name: _plain(getattr(method, field.name)) for field in fields(method)},
-    }
+    values = {field.name: _plain(getattr(method, field.name)) for field in fields(method)}
+    return {"name": method.name, "fields": values}
 
 
 def _plain(value: Any) -> Any:
@@ -94,12 +93,7 @@ def build_method(name: str, fields: Mapping[str, Any]) -> Method:
     Raises HalkaError for an unknown name or field, and for a value of another type.
     """
     kind = Joint if name == Joint.name else method_named(name)
-    hints = get_type_hints(kind)
-    values = {key: _value(value) for key, value in fields.items()}
-    for key, value in values.items():
-        if key in hints and not _fits(value, hints[key]):
-            raise HalkaError(f"{name}: {key} is {value!r}, which is of another type")
-    return kind(**values)
+    return kind(**{key: _value(value) for key, value in fields.items()})
 
 
 def _value(value: Any) -> Any:
@@ -110,16 +104,3 @@ def _value(value: Any) -> Any:
             raise HalkaError(f"a method has name and fields, not {', '.join(plain)}")
         return build_method(plain["name"], plain["fields"])
     return tuple(map(_value, cast(Sequence[Any], value))) if isinstance(value, list | tuple) else value
-
-
-def _fits(value: Any, hint: Any) -> bool:
-    """Whether a value is of a field's type; `@method` checks the choices of a `Literal`."""
-    if get_origin(hint) is tuple:
-        return isinstance(value, tuple) and all(_fits(item, get_args(hint)[0]) for item in cast(tuple[Any, ...], value))
-    if get_origin(hint) is Literal:
-        return isinstance(value, str)
-    if get_args(hint):
-        return any(_fits(value, option) for option in get_args(hint))
-    if hint is Method:
-        return is_dataclass(value)
-    return isinstance(value, int | float if hint is float else hint) and isinstance(value, bool) == (hint is bool)

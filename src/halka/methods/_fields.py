@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 import sys
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, fields
 from typing import Any, TypeVar, cast, dataclass_transform
 
@@ -36,7 +36,12 @@ ROLES = {  # of linear layers, by the names that transformers' architectures hav
 }
 
 
-@dataclass_transform(frozen_default=True, field_specifiers=(field,))
+def option(*, default: Any, help: str, check: Callable[[str, Any], None] | None = None) -> Any:
+    """A method's field: its default, what it means, and a check of its values, such as those of `_checks`."""
+    return field(default=default, metadata={"help": help, "check": check})
+
+
+@dataclass_transform(frozen_default=True, field_specifiers=(field, option))
 def method(cls: type[T]) -> type[T]:
     """Make the class a frozen dataclass whose fields are hyper-parameters.
 

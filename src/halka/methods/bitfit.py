@@ -6,7 +6,6 @@ norms' biases, which the paper trains too, need none: the linear layers that rea
 
 from __future__ import annotations
 
-from dataclasses import field
 from typing import ClassVar
 
 import torch
@@ -14,7 +13,7 @@ from torch import Tensor, nn
 
 from halka.core import ModulePart, Part, Target
 from halka.methods._checks import linear_layer, weight_roles
-from halka.methods._fields import method
+from halka.methods._fields import method, option
 
 
 @method
@@ -23,10 +22,9 @@ class BitFit:
     paper: ClassVar[str] = "Ben Zaken et al. 2022, arXiv:2106.10199"
     lr: ClassVar[float] = 3e-3
 
-    targets: tuple[str, ...] = field(default=("linear",), metadata={"help": "roles, or groups of roles, to act on"})
-
-    def __post_init__(self) -> None:
-        weight_roles("bitfit", self.targets)
+    targets: tuple[str, ...] = option(
+        default=("linear",), help="roles, or groups of roles, to act on", check=weight_roles
+    )
 
     def roles(self) -> tuple[str, ...]:
         return self.targets

@@ -8,7 +8,6 @@ residual before the norm: He et al. 2022, arXiv:2110.04366 (`reads="input"`, `re
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Mapping
-from dataclasses import field
 from functools import partial
 from typing import ClassVar, Literal
 
@@ -18,7 +17,7 @@ from torch import Tensor, nn
 
 from halka.core import ModulePart, Part, Target, linear
 from halka.methods._checks import finite, fraction, whole
-from halka.methods._fields import method
+from halka.methods._fields import method, option
 from halka.methods.lora import padded
 from halka.util.errors import HalkaError
 
@@ -46,34 +45,28 @@ class Bottleneck:
     paper: ClassVar[str] = "Houlsby et al. 2019, arXiv:1902.00751; Pfeiffer et al. 2021, arXiv:2005.00247"
     lr: ClassVar[float] = 1e-3
 
-    width: int | None = field(
-        default=None, metadata={"help": "width of the bottleneck; hidden width / 16 if not given"}
+    width: int | None = option(
+        default=None, help="width of the bottleneck; hidden width / 16 if not given", check=whole
     )
-    activation: Activation = field(default="relu", metadata={"help": f"one of {', '.join(ACTIVATIONS)}"})
-    targets: tuple[Literal["attn", "mlp"], ...] = field(
-        default=("attn", "mlp"), metadata={"help": "sublayers: attn and mlp (Houlsby), mlp alone (Pfeiffer)"}
+    activation: Activation = option(default="relu", help=f"one of {', '.join(ACTIVATIONS)}")
+    targets: tuple[Literal["attn", "mlp"], ...] = option(
+        default=("attn", "mlp"), help="sublayers: attn and mlp (Houlsby), mlp alone (Pfeiffer)"
     )
-    reads: Literal["output", "input", "residual", "sum"] = field(
+    reads: Literal["output", "input", "residual", "sum"] = option(
         default="output",
-        metadata={
-            "help": "the sublayer's output (serial), input or residual (parallel), or their sum, as its block ends"
-        },
+        help="the sublayer's output (serial), input or residual (parallel), or their sum, as its block ends",
     )
-    scale: float = field(default=1.0, metadata={"help": "factor on what is added"})
-    scaling: Literal["fixed", "learned", "channel"] = field(
-        default="fixed", metadata={"help": "the factor: fixed, learned from there, or learned for each channel"}
+    scale: float = option(default=1.0, help="factor on what is added", check=finite)
+    scaling: Literal["fixed", "learned", "channel"] = option(
+        default="fixed", help="the factor: fixed, learned from there, or learned for each channel"
     )
-    dropout: float = field(default=0.0, metadata={"help": "dropout on the bottleneck while training"})
-    widths: tuple[int, ...] = field(
-        default=(), metadata={"help": "the bottleneck's width in each layer instead; 0 leaves a layer out"}
+    dropout: float = option(default=0.0, help="dropout on the bottleneck while training", check=fraction)
+    widths: tuple[int, ...] = option(
+        default=(), help="the bottleneck's width in each layer instead; 0 leaves a layer out"
     )
 
     def __post_init__(self) -> None:
-        whole(self.name, width=self.width)
-        finite(self.name, scale=self.scale)
-        fraction(self.name, dropout=self.dropout)
-        numbers = all(type(width) is int and width >= 0 for width in self.widths)
-        if self.widths and (not numbers or self.width is not None):
+        if self.widths and (min(self.widths) < 0 or self.width is not None):
             raise HalkaError(f"{self.name}: give one width above 0, or widths of 0 and more for each layer, not both")
 
     def roles(self) -> tuple[str, ...]:
@@ -117,10 +110,8 @@ class BottleneckPart(ModulePart):
 
     def tie_parameters(self, others: Mapping[str, Part]) -> None:
         """Raises HalkaError if `widths` names a layer that the base does not have."""
-        same_method = (
-            part for part in others.values() if isinstance(part, BottleneckPart) and part.method == self.method
-        )
-        built = {part.layer for part in same_method}
+        bottlenecks = [part for part in others.values() if isinstance(part, BottleneckPart)]
+        built = {part.layer for part in bottlenecks if part.method == self.method}
         if more := [layer for layer, width in enumerate(self.method.widths) if width and layer not in built]:
             raise HalkaError(f"{self.method.name}: widths names layer {more[0]}, which this base does not have")
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import field
 from typing import ClassVar, cast
 
 import torch
@@ -10,7 +9,7 @@ from torch import Tensor
 
 from halka.core import Part, Target, init_parameter
 from halka.methods._checks import finite, fraction, linear_layer, weight_roles, whole
-from halka.methods._fields import method
+from halka.methods._fields import method, option
 from halka.methods.lora import LoRA, LoRAPart
 from halka.util.errors import HalkaError
 
@@ -23,16 +22,12 @@ class DoRA:
     paper: ClassVar[str] = "Liu et al. 2024, arXiv:2402.09353"
     lr: ClassVar[float] = 1e-3
 
-    rank: int = field(default=16, metadata={"help": "rank r of the product"})
-    alpha: float | None = field(default=None, metadata={"help": "numerator α of the scale; 2·rank if not given"})
-    dropout: float = field(default=0.0, metadata={"help": "dropout on the product's input while training"})
-    targets: tuple[str, ...] = field(default=("linear",), metadata={"help": "roles, or groups of roles, to act on"})
-
-    def __post_init__(self) -> None:
-        whole("dora", rank=self.rank)
-        finite("dora", alpha=self.alpha)
-        fraction("dora", dropout=self.dropout)
-        weight_roles("dora", self.targets)
+    rank: int = option(default=16, help="rank r of the product", check=whole)
+    alpha: float | None = option(default=None, help="numerator α of the scale; 2·rank if not given", check=finite)
+    dropout: float = option(default=0.0, help="dropout on the product's input while training", check=fraction)
+    targets: tuple[str, ...] = option(
+        default=("linear",), help="roles, or groups of roles, to act on", check=weight_roles
+    )
 
     def as_lora(self) -> LoRA:
         """The LoRA that trains the direction."""
@@ -69,12 +64,8 @@ class DoRAPart(LoRAPart):
         A, B = self.lora_A.detach().to(weight_OI.device), self.lora_B.detach().to(weight_OI.device)
         crossed = ((weight_OI @ A.T.to(weight_OI.dtype)).float() * B).sum(1)
         product = ((B @ (A @ A.T)) * B).sum(1)
-        return (
-            (_row_norms(weight_OI).square() + 2 * self.scale * crossed + self.scale**2 * product)
-            .clamp_min(0)
-            .sqrt()
-            .clamp_min(SMALLEST)
-        )
+        squares = _row_norms(weight_OI).square() + 2 * self.scale * crossed + self.scale**2 * product
+        return squares.clamp_min(0).sqrt().clamp_min(SMALLEST)
 
     def tensors(self, dtype: torch.dtype) -> tuple[Tensor, ...]:
         """A and s·B as LoRA has them, the quotient m/‖W + s·BA‖ (O,), and the quotient minus one (O,)."""

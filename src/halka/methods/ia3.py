@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import field
 from typing import ClassVar
 
 import torch
@@ -10,7 +9,7 @@ from torch import Tensor, nn
 
 from halka.core import ModulePart, Part, Target, wants
 from halka.methods._checks import linear_layer, weight_roles
-from halka.methods._fields import method
+from halka.methods._fields import method, option
 
 
 @method
@@ -19,20 +18,16 @@ class IA3:
     paper: ClassVar[str] = "Liu et al. 2022, arXiv:2205.05638"
     lr: ClassVar[float] = 1e-2
 
-    targets: tuple[str, ...] = field(
+    targets: tuple[str, ...] = option(
         default=("attn.kv", "mlp.down"),
-        metadata={
-            "help": "roles that are scaled, most of them at their output (of the fused attn.qkv the queries too)"
-        },
+        help="roles that are scaled, most of them at their output (of the fused attn.qkv the queries too)",
+        check=weight_roles,
     )
-    feedforward: tuple[str, ...] = field(
-        default=("mlp.down", "experts.down"), metadata={"help": "those of the roles that are scaled at their input"}
+    feedforward: tuple[str, ...] = option(
+        default=("mlp.down", "experts.down"),
+        help="those of the roles that are scaled at their input",
+        check=lambda name, roles: weight_roles(name, roles) if roles else None,
     )
-
-    def __post_init__(self) -> None:
-        weight_roles("ia3", self.targets)
-        if self.feedforward:
-            weight_roles("ia3", self.feedforward)
 
     def roles(self) -> tuple[str, ...]:
         return self.targets

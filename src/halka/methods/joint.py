@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import ClassVar
+from typing import ClassVar, cast
 
 from halka.core import Method, Part, Target, wants
 from halka.methods._fields import method
@@ -23,7 +23,8 @@ class Joint:
     methods: tuple[Method, ...]
 
     def __post_init__(self) -> None:
-        if len(self.methods) < 2 or any(isinstance(one, Joint) for one in self.methods):
+        methods = cast(tuple[object, ...], self.methods)  # what a tuple holds is not checked before
+        if len(methods) < 2 or not all(isinstance(one, Method) and one.name != self.name for one in methods):
             raise HalkaError("joint: give two or more methods, none of them a Joint")
         object.__setattr__(self, "lr", min(one.lr for one in self.methods))
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import field
 from typing import ClassVar
 
 import torch
@@ -10,7 +9,7 @@ from torch import Tensor, nn
 
 from halka.core import Part, Target, VirtualPart, init_parameter
 from halka.methods._checks import whole
-from halka.methods._fields import method
+from halka.methods._fields import method, option
 from halka.util.errors import HalkaError
 
 
@@ -20,13 +19,10 @@ class LlamaAdapter:
     paper: ClassVar[str] = "Zhang et al. 2023, arXiv:2303.16199"
     lr: ClassVar[float] = 9e-3
 
-    length: int = field(default=10, metadata={"help": "learned tokens P of a layer"})
-    layers: int | None = field(
-        default=None, metadata={"help": "how many of the last layers have them; all if not given"}
+    length: int = option(default=10, help="learned tokens P of a layer", check=whole)
+    layers: int | None = option(
+        default=None, help="how many of the last layers have them; all if not given", check=whole
     )
-
-    def __post_init__(self) -> None:
-        whole("llama_adapter", length=self.length, layers=self.layers)
 
     def roles(self) -> tuple[str, ...]:
         return ("memory.gated",)

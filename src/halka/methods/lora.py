@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Hashable
-from dataclasses import field
+from functools import partial
 from typing import ClassVar, Literal
 
 import torch
@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from halka.core import ModulePart, Part, Target, init_parameter, linear
 from halka.methods._checks import finite, fraction, linear_layer, weight_roles, whole
-from halka.methods._fields import method
+from halka.methods._fields import method, option
 
 
 @method
@@ -22,21 +22,17 @@ class LoRA:
     paper: ClassVar[str] = "Hu et al. 2021, arXiv:2106.09685"
     lr: ClassVar[float] = 1e-3
 
-    rank: int = field(default=16, metadata={"help": "rank r of the product"})
-    alpha: float | None = field(default=None, metadata={"help": "numerator α of the scale; 2·rank if not given"})
-    dropout: float = field(default=0.0, metadata={"help": "dropout on the product's input while training"})
-    targets: tuple[str, ...] = field(
-        default=("linear",), metadata={"help": "roles, or groups of roles, to act on; also the embedding"}
+    rank: int = option(default=16, help="rank r of the product", check=whole)
+    alpha: float | None = option(default=None, help="numerator α of the scale; 2·rank if not given", check=finite)
+    dropout: float = option(default=0.0, help="dropout on the product's input while training", check=fraction)
+    targets: tuple[str, ...] = option(
+        default=("linear",),
+        help="roles, or groups of roles, to act on; also the embedding",
+        check=partial(weight_roles, also=("embedding",)),
     )
-    scaling: Literal["rank", "root"] = field(
-        default="rank", metadata={"help": "α/r (rank), or α/√r (root: rank-stabilised, arXiv:2312.03732)"}
+    scaling: Literal["rank", "root"] = option(
+        default="rank", help="α/r (rank), or α/√r (root: rank-stabilised, arXiv:2312.03732)"
     )
-
-    def __post_init__(self) -> None:
-        whole("lora", rank=self.rank)
-        finite("lora", alpha=self.alpha)
-        fraction("lora", dropout=self.dropout)
-        weight_roles("lora", self.targets, "embedding")
 
     @property
     def scale(self) -> float:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import field
 from typing import ClassVar, Literal
 
 import torch
@@ -10,9 +9,15 @@ from torch import Tensor
 
 from halka.core import Part, Target, init_parameter
 from halka.methods._checks import finite, fraction, linear_layer, weight_roles, whole
-from halka.methods._fields import method
+from halka.methods._fields import method, option
 from halka.methods.lora import LoRA, LoRAPart
 from halka.util.errors import HalkaError
+
+
+def _roles(name: str, targets: tuple[str, ...] | str) -> None:
+    if "embedding" in targets:
+        raise HalkaError("lora_bias: an embedding has no bias: give it a LoRA, joined with this method by halka.Joint")
+    weight_roles(name, targets)
 
 
 @method
@@ -21,21 +26,11 @@ class LoRABias:
     paper: ClassVar[str] = "Hu et al. 2021, arXiv:2106.09685, with a bias as BitFit's (arXiv:2106.10199)"
     lr: ClassVar[float] = 1e-3
 
-    rank: int = field(default=16, metadata={"help": "rank r of the product"})
-    alpha: float | None = field(default=None, metadata={"help": "numerator α of the scale; 2·rank if not given"})
-    dropout: float = field(default=0.0, metadata={"help": "dropout on the product's input while training"})
-    targets: tuple[str, ...] = field(default=("linear",), metadata={"help": "roles, or groups of roles, to act on"})
-    scaling: Literal["rank", "root"] = field(default="rank", metadata={"help": "α/r (rank), or α/√r (root)"})
-
-    def __post_init__(self) -> None:
-        whole("lora_bias", rank=self.rank)
-        finite("lora_bias", alpha=self.alpha)
-        fraction("lora_bias", dropout=self.dropout)
-        if "embedding" in self.targets:
-            raise HalkaError(
-                "lora_bias: an embedding has no bias: give it a LoRA, joined with this method by halka.Joint"
-            )
-        weight_roles("lora_bias", self.targets)
+    rank: int = option(default=16, help="rank r of the product", check=whole)
+    alpha: float | None = option(default=None, help="numerator α of the scale; 2·rank if not given", check=finite)
+    dropout: float = option(default=0.0, help="dropout on the product's input while training", check=fraction)
+    targets: tuple[str, ...] = option(default=("linear",), help="roles, or groups of roles, to act on", check=_roles)
+    scaling: Literal["rank", "root"] = option(default="rank", help="α/r (rank), or α/√r (root)")
 
     def as_lora(self) -> LoRA:
         """The LoRA without its bias."""

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
-from dataclasses import field
 from inspect import Parameter, signature
 from typing import ClassVar
 
@@ -13,7 +11,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from halka.core import WHOLE, ModulePart, Part, Target, init_parameter, quantization_of
-from halka.methods._fields import method
+from halka.methods._fields import method, option
 from halka.util.errors import HalkaError
 
 ROLES = ("head", "embedding")
@@ -26,8 +24,8 @@ class Modules:
     paper: ClassVar[str] = "no paper: full fine-tuning of a few modules"
     lr: ClassVar[float] = 1e-3
 
-    targets: tuple[str, ...] = field(
-        default=("head",), metadata={"help": "head, embedding, or paths of modules with one input: norms, classifiers"}
+    targets: tuple[str, ...] = option(
+        default=("head",), help="head, embedding, or paths of modules with one input: norms, classifiers"
     )
 
     def __post_init__(self) -> None:
@@ -42,24 +40,14 @@ class Modules:
             raise HalkaError(
                 f"modules: {target.name} is quantised to {form} and cannot be trained: load the base without quantize"
             )
-        _check_form(target)
+        inputs = signature(target.module.forward).parameters.values()
+        needed = [one.name for one in inputs if one.default is Parameter.empty and one.kind in ONE_BY_ONE]
+        if len(needed) > 1:
+            raise HalkaError(
+                f"modules: {target.name}, a {type(target.module).__name__}, takes several inputs "
+                f"({', '.join(needed)}): name modules with one input"
+            )
         return WholePart(target.module)
-
-
-def _check_form(target: Target) -> None:
-    """Raises HalkaError for a module that a copy cannot stand in for: it is to take one tensor and return one."""
-    kind = type(target.module).__name__
-    inputs = signature(target.module.forward).parameters.values()
-    needed = [one.name for one in inputs if one.default is Parameter.empty and one.kind in ONE_BY_ONE]
-    if len(needed) > 1:
-        raise HalkaError(
-            f"modules: {target.name}, a {kind}, takes several inputs ({', '.join(needed)}): name modules with one input"
-        )
-
-
-def own_values(own: Tensor) -> Callable[[Tensor], object]:
-    """What fills a parameter with these values."""
-    return lambda parameter: parameter.copy_(own)
 
 
 def module_at(module: nn.Module, path: str) -> nn.Module:
@@ -88,8 +76,9 @@ class WholePart(ModulePart):
         self._form = (form.requires_grad_(False),)
         for name, parameter in module.named_parameters(remove_duplicate=False):
             path, _, key = name.rpartition(".")
-            own, mine = parameter.detach(), module_at(self, path)
-            mine.register_parameter(key, init_parameter(torch.empty_like(own, dtype=torch.float32), own_values(own)))
+            own = parameter.detach()
+            mine = init_parameter(torch.empty_like(own, dtype=torch.float32), lambda it, own=own: it.copy_(own))
+            module_at(self, path).register_parameter(key, mine)
             form.get_submodule(path).register_parameter(key, nn.Parameter(own.to("meta"), requires_grad=False))
 
     def stack_key(self) -> None:

@@ -6,7 +6,6 @@ Their placements were compared by Pfeiffer et al. 2021, arXiv:2005.00247; Adapte
 from __future__ import annotations
 
 from collections.abc import Hashable, Mapping
-from dataclasses import field
 from typing import ClassVar, Literal, get_args
 
 import torch
@@ -14,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from halka.core import Part, Target
-from halka.methods._fields import method
+from halka.methods._fields import method, option
 from halka.methods.bottleneck import Bottleneck, BottleneckPart
 from halka.util.errors import HalkaError
 
@@ -26,11 +25,11 @@ class NormedBottleneck(Bottleneck):
     name: ClassVar[str] = "normed_bottleneck"
     paper: ClassVar[str] = "Pfeiffer et al. 2021, arXiv:2005.00247"
 
-    norms: tuple[Norm, ...] = field(
-        default=("before",), metadata={"help": "layer norms: before (of what is read), after (of what is added), outer"}
+    norms: tuple[Norm, ...] = option(
+        default=("before",), help="layer norms: before (of what is read), after (of what is added), outer"
     )
-    keeps: Literal["output", "sum", "read"] = field(
-        default="output", metadata={"help": "what is added to: the output, its sum with the residual, or what was read"}
+    keeps: Literal["output", "sum", "read"] = option(
+        default="output", help="what is added to: the output, its sum with the residual, or what was read"
     )
 
     def __post_init__(self) -> None:

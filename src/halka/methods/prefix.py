@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-from dataclasses import field
-from typing import ClassVar, Literal, get_args
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
 
 from halka.core import Part, Target, VirtualPart
 from halka.methods._checks import whole
-from halka.methods._fields import method
+from halka.methods._fields import method, option
 from halka.methods.prompt import starting_embeddings
 from halka.util.errors import HalkaError
 
 AttentionRole = Literal["memory", "memory.encoder", "memory.cross"]
-TARGETS: tuple[AttentionRole, ...] = get_args(AttentionRole)
 
 
 @method
@@ -24,28 +22,24 @@ class Prefix:
     paper: ClassVar[str] = "Li & Liang 2021, arXiv:2101.00190"
     lr: ClassVar[float] = 1e-2
 
-    length: int = field(default=20, metadata={"help": "virtual tokens P"})
-    start: Literal["vocabulary", "random"] = field(
+    length: int = option(default=20, help="virtual tokens P", check=whole)
+    start: Literal["vocabulary", "random"] = option(
         default="vocabulary",
-        metadata={"help": "what the base computes for sampled tokens (vocabulary), or noise (random, as with hidden)"},
+        help="what the base computes for sampled tokens (vocabulary), or noise (random, as with hidden)",
     )
-    tokens: tuple[int, ...] = field(
-        default=(), metadata={"help": "start from what the base computes for these token ids"}
-    )
-    hidden: int | None = field(
+    tokens: tuple[int, ...] = option(default=(), help="start from what the base computes for these token ids")
+    hidden: int | None = option(
         default=None,
-        metadata={"help": "width of the paper's MLP that makes keys and values while training; none: trained freely"},
+        help="width of the paper's MLP that makes keys and values while training; none: trained freely",
+        check=whole,
     )
-    targets: tuple[AttentionRole, ...] = field(
+    targets: tuple[AttentionRole, ...] = option(
         default=("memory",),
-        metadata={
-            "help": "which attention: memory; in encoder-decoders that is the decoder's own, and the paper has "
-            "memory.encoder and memory.cross, too"
-        },
+        help="which attention: memory; in encoder-decoders that is the decoder's own, and the paper has "
+        "memory.encoder and memory.cross, too",
     )
 
     def __post_init__(self) -> None:
-        whole("prefix", length=self.length, hidden=self.hidden)
         if not self.targets:
             raise HalkaError("prefix: targets is empty: name at least memory")
         if self.hidden is not None and self.tokens:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import field, replace
+from dataclasses import replace
 from typing import Any, ClassVar, Literal, TypeVar
 
 import torch
@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from halka.core import Method, Part, Target, VirtualPart
 from halka.methods._checks import whole
-from halka.methods._fields import method
+from halka.methods._fields import method, option
 from halka.util.errors import HalkaError
 
 Virtual = TypeVar("Virtual", bound=Method)
@@ -22,15 +22,11 @@ class Prompt:
     paper: ClassVar[str] = "Lester et al. 2021, arXiv:2104.08691"
     lr: ClassVar[float] = 1e-2
 
-    length: int = field(default=20, metadata={"help": "virtual tokens P"})
-    start: Literal["vocabulary", "random"] = field(
-        default="vocabulary",
-        metadata={"help": "embeddings of sampled tokens (vocabulary), or noise like them (random)"},
+    length: int = option(default=20, help="virtual tokens P", check=whole)
+    start: Literal["vocabulary", "random"] = option(
+        default="vocabulary", help="embeddings of sampled tokens (vocabulary), or noise like them (random)"
     )
-    tokens: tuple[int, ...] = field(default=(), metadata={"help": "start from the embeddings of these token ids"})
-
-    def __post_init__(self) -> None:
-        whole("prompt", length=self.length)
+    tokens: tuple[int, ...] = option(default=(), help="start from the embeddings of these token ids")
 
     @classmethod
     def from_text(cls, text: str, tokenizer: Any, length: int | None = None) -> Prompt:

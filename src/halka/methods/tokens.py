@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import field
 from typing import ClassVar, Literal
 
 import torch
@@ -11,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from halka.core import ModulePart, Part, Target, init_parameter
-from halka.methods._fields import method
+from halka.methods._fields import method, option
 from halka.methods.lora import embedding_factor
 from halka.util.errors import HalkaError
 
@@ -22,10 +21,10 @@ class Tokens:
     paper: ClassVar[str] = "no paper: full fine-tuning of a few tokens' rows"
     lr: ClassVar[float] = 1e-3
 
-    tokens: tuple[int, ...] = field(default=(0,), metadata={"help": "ids of the tokens"})
-    targets: tuple[Literal["embedding", "head"], ...] = field(
+    tokens: tuple[int, ...] = option(default=(0,), help="ids of the tokens")
+    targets: tuple[Literal["embedding", "head"], ...] = option(
         default=("embedding", "head"),
-        metadata={"help": "embedding (what is read), head (what is predicted); where tied, both have the same rows"},
+        help="embedding (what is read), head (what is predicted); where tied, both have the same rows",
     )
 
     def __post_init__(self) -> None:

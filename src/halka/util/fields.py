@@ -19,11 +19,13 @@ def checked(cls: type[T], unknown_fields: Callable[[dict[str, Any]], str], prefi
     """Let a dataclass check the arguments of new instances; a list is taken as a tuple.
 
     They raise HalkaError for unknown fields, with the message that `unknown_fields` makes of them and their values, for
-    too many arguments or too few, and, after `prefix`, for a value that is not of its field's type.
+    too many arguments or too few, and, after `prefix`, for a value that is not of its field's type. A field's metadata
+    may hold a `check`, which raises HalkaError for wrong values and is called with the field's name and its value.
     """
     init = cls.__init__
     signature = inspect.signature(init)
     names = [field.name for field in fields(cls)]  # type: ignore[arg-type]
+    checks = {field.name: field.metadata.get("check") for field in fields(cls)}  # type: ignore[arg-type]
 
     @functools.wraps(init)
     def checked_init(self: Any, *args: Any, **values: Any) -> None:
@@ -39,6 +41,8 @@ def checked(cls: type[T], unknown_fields: Callable[[dict[str, Any]], str], prefi
             setting = _settings_of(cls)[name]
             if value is not None or not setting.optional:
                 _check(setting, f"{prefix}{name}", value)
+            if (check := checks[name]) is not None:
+                check(f"{prefix}{name}", value)
         init(*bound.args, **bound.kwargs)
 
     cls.__init__ = checked_init
@@ -59,15 +63,18 @@ def _plain_value(value: Any) -> Any:
 
 def _check(setting: Setting, place: str, value: Any) -> None:
     """Raises HalkaError, which begins with `place`, for a value that the setting does not take."""
+    if setting.many and not isinstance(value, tuple | str):  # what takes text says how to write a tuple of it
+        raise HalkaError(f"{place} must be a tuple, not {value!r}")
+    items = value if setting.many and isinstance(value, tuple) else (value,)
     if choices := setting.choices:
         if setting.many and isinstance(value, str):
             raise HalkaError(f'{place} is a tuple: ("{value}",), not "{value}"')
-        if wrong := [item for item in (value if setting.many else [value]) if item not in choices]:
+        if wrong := [item for item in items if item not in choices]:
             takes = "takes" if setting.many else "is one of"
             raise HalkaError(f"{place} {takes} {', '.join(choices)}, not {wrong[0]!r}")
-    elif setting.item in WORDS and not setting.many:
-        kind = setting.item
-        fits = isinstance(value, int | float if kind is float else kind)
-        if not fits or (isinstance(value, bool) and kind in (int, float)):
-            none = " or None" if setting.optional else ""
-            raise HalkaError(f"{place} must be {WORDS[kind]}{none}, not {value!r}")
+    elif (kind := setting.item) in WORDS:
+        for item in items:
+            fits = isinstance(item, int | float if kind is float else kind)
+            if not fits or (isinstance(item, bool) and kind in (int, float)):
+                none = " or None" if setting.optional else ""
+                raise HalkaError(f"{place} must be {WORDS[kind]}{none}, not {item!r}")
