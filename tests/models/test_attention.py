@@ -11,7 +11,8 @@ import torch.nn.functional as F
 from transformers import AttentionInterface, DynamicCache
 
 from contract import ids, padded
-from halka.models.attention.function import LayerMemory, attend, grouped_products, use_attention, way_of
+from halka.models.attention.function import attend, grouped_products, use_attention, way_of
+from halka.models.attention.places import LayerMemory
 from numbers_for_tests import close
 from tiny import CONFIGS, tiny
 from torch_calls import torch_calls

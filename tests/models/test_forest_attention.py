@@ -16,7 +16,8 @@ from halka.models.attention.forest import ForestPlan
 from halka.models.attention.forest_flex import BLOCK, attend_by_flex, block_mask
 from halka.models.attention.forest_groups import groups_of
 from halka.models.attention.forest_products import LARGE, TILE
-from halka.models.attention.function import LayerGate, LayerMemory, attend, attend_to_forest, use_attention
+from halka.models.attention.function import attend, attend_to_forest, use_attention
+from halka.models.attention.places import LayerMemory
 from tiny import CONFIGS, tiny
 from torch_calls import torch_calls
 
@@ -284,7 +285,8 @@ def test_blocks_hold_all_that_is_seen(window, virtual):
     """Full ones are seen in full, and nothing is seen in blocks that are left out; most are left out."""
     forest = Forest((300, 300, 500, 290, 700, 600), (-1, 0, 0, -1, 3, 3), (1100, 1590))
     valid = None if virtual[0] == 1 else torch.arange(virtual[1]) < torch.tensor([[200], [20]])
-    visibility = ForestPlan(forest).visibility(window, virtual, valid)
+    tokens = torch.zeros(virtual[0], 1, virtual[1], 1)
+    visibility = ForestPlan(forest).visibility(window, LayerMemory(tokens, tokens, valid))
     mask = block_mask(visibility)
     seen = visibility.dense.float()
     rows, columns = (-(-size // BLOCK) for size in seen.shape)
@@ -323,11 +325,11 @@ def test_gated_tokens_are_those_of_the_run():
     valid, gates = torch.tensor([[True, True], [True, False], [True, True]]), torch.tensor([0.5, 1.0, -2.0])
     ids, plan = torch.randint(3, 97, (1, forest.tokens), generator=generator), ForestPlan(forest)
     with torch.no_grad(), use_attention(base):
-        gated = [None, LayerGate(keys, values, valid, gates)]
+        gated = [None, LayerMemory(keys, values, valid, gates=gates)]
         line = base(ids, position_ids=plan.positions[None], use_cache=False, gated=gated, **plan.inputs).logits[0]
         for path, run in zip(leaf_paths(forest), leaf_runs(forest), strict=True):
             own = [tensor[run : run + 1] for tensor in (keys, values, valid, gates)]
-            row = base(ids[:, path], use_cache=False, gated=[None, LayerGate(*own)]).logits[0]
+            row = base(ids[:, path], use_cache=False, gated=[None, LayerMemory(*own[:3], gates=own[3])]).logits[0]
             torch.testing.assert_close(line[path], row, rtol=1e-4, atol=1e-5)
 
 

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from halka.core import Forest
+from halka.models.attention.places import LayerMemory
 
 Value = TypeVar("Value")
 
@@ -31,6 +32,7 @@ class Visibility:
 
     position                   (N,) of a token
     first, end, key_position   (K,) of a key
+    virtual                    (R, P): P virtual tokens for R runs, or one for all
     """
 
     position: Tensor
@@ -38,7 +40,7 @@ class Visibility:
     end: Tensor
     key_position: Tensor
     window: int | None
-    valid: Tensor | None  # of virtual keys, as they came: `ForestPlan` finds this again by their id
+    virtual: tuple[int, int]
 
     def sees(self, token: Tensor, key: Tensor) -> Tensor:
         """Whether tokens at these places see keys of these numbers, which broadcast."""
@@ -87,17 +89,16 @@ class ForestPlan:
         return plans
 
     def kept(self, key: Any, compute: Callable[[], Value]) -> Value:
-        """What `compute` returned the first time that this key was asked for."""
+        """What `compute` returned the first time that this key was asked for; tensors in a key are told by identity."""
         if key not in self._kept:
             self._kept[key] = compute()
         return self._kept[key]
 
-    def visibility(
-        self, window: int | None, virtual: tuple[int, int] = (1, 0), valid: Tensor | None = None
-    ) -> Visibility:
-        """Who sees whom; `virtual` (R, P) are P virtual tokens for R runs, or one for all, valid (R, P) or None."""
+    def visibility(self, window: int | None, memory: LayerMemory | None = None) -> Visibility:
+        """Who sees whom; memory's rows are the runs', or one is for all."""
+        virtual, valid = ((1, 0), None) if memory is None else (memory.shape, memory.valid)
         assert virtual[0] in (1, len(self.forest.runs)), f"virtual tokens of {virtual[0]} runs, not of every run"
-        key = ("visibility", window, virtual, id(valid))
+        key = ("visibility", window, virtual, valid)
         return self.kept(key, lambda: self._visibility(window, virtual, valid))
 
     def _visibility(self, window: int | None, virtual: tuple[int, int], valid: Tensor | None) -> Visibility:
@@ -111,4 +112,4 @@ class ForestPlan:
         own = (torch.arange(forest.tokens, device=self.device), end, self.positions)
         fronts = (starts, ends, torch.full_like(starts, FAR))
         tables = [torch.cat([front.flatten(), line]) for front, line in zip(fronts, own, strict=True)]
-        return Visibility(self.positions, *tables, window=window, valid=valid)
+        return Visibility(self.positions, *tables, window=window, virtual=virtual)

@@ -36,22 +36,12 @@ def attend_by_flex(
     if has_torch_function((query, key, value)):
         return handle_torch_function(attend_by_flex, (query, key, value), query, key, value, mask, scale, softcap)
     attention = flex_attention if query.device.type == "cpu" else _compiled()
-    return attention(
-        query,
-        key,
-        value,
-        score_mod=None if softcap is None else _capped(softcap),
-        block_mask=mask,
-        scale=scale,
-        enable_gqa=query.shape[1] != key.shape[1],
-    )
+    cap, grouped = None if softcap is None else _capped(softcap), query.shape[1] != key.shape[1]
+    return attention(query, key, value, score_mod=cap, block_mask=mask, scale=scale, enable_gqa=grouped)
 
 
 def _capped(softcap: float) -> Callable[..., Tensor]:
-    def cap(score: Tensor, row: Tensor, head: Tensor, token: Tensor, key: Tensor) -> Tensor:
-        return torch.tanh(score / softcap) * softcap
-
-    return cap
+    return lambda score, row, head, token, key: torch.tanh(score / softcap) * softcap
 
 
 @cache

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -34,21 +35,25 @@ class Group:
     path: Tensor
     run: Tensor
 
+    @cached_property
+    def keys(self) -> Tensor:
+        """(b, S+L) the places of the ancestors' tokens and of the blocks' own."""
+        return torch.cat([self.path, self.tokens], dim=1)
+
     def bias(
         self,
         visibility: Visibility,
-        virtual: tuple[int, int],
         dtype: torch.dtype,
         blocks: slice = slice(None),
         rows: slice = slice(None),
         keys: slice = slice(None),
     ) -> Tensor:
         """(b, 1, L, K), or (1, 1, L, K) for all, or a part: what is added to scores, 0 where a token sees a key."""
-        runs, length = virtual
-        front = torch.arange(length, device=self.tokens.device).expand(len(self.tokens), -1)
-        front = front + self.run[:, None] * length if runs > 1 else front
-        own = torch.cat([self.path, self.tokens], dim=1)
-        key = torch.cat([front, torch.where(own < 0, -1, own + runs * length)], dim=1)[blocks, None, keys]
+        runs, length = visibility.virtual
+        first = self.run[:, None] * length if runs > 1 else 0
+        front = (torch.arange(length, device=self.run.device) + first).expand(len(self.run), -1)
+        own = torch.where(self.keys < 0, -1, self.keys + runs * length)
+        key = torch.cat([front, own], dim=1)[blocks, None, keys]
         token = self.tokens[blocks, rows, None]
         seen = visibility.sees(token.clamp(min=0), key.clamp(min=0)) & (key >= 0)
         seen = seen[:1] if (seen == seen[:1]).all() else seen

@@ -20,6 +20,7 @@ from torch.autograd.function import once_differentiable
 
 from halka.models.attention.forest import ForestPlan
 from halka.models.attention.forest_groups import Group, groups_of
+from halka.models.attention.places import LayerMemory
 
 LARGE = 2**16  # L·K from which neither scores nor masks are kept
 TILE = 2**17  # scores of one head that are computed at once there: no tile holds two blocks
@@ -45,21 +46,12 @@ class Rows:
     sizes: tuple[int, ...]
 
     @classmethod
-    def of_queries(cls, groups: Sequence[Group], tokens: int, heads: int, kv_heads: int) -> Rows:
-        """In a group (H, b, G, L)."""
-        return cls._of([(group.tokens, 0) for group in groups], tokens, heads, kv_heads)
-
-    @classmethod
-    def of_keys(cls, groups: Sequence[Group], tokens: int, kv_heads: int) -> Rows:
-        """In a group (H, b, S+L)."""
-        places = [(torch.cat([group.path, group.tokens], dim=1), group.path.shape[1]) for group in groups]
-        return cls._of(places, tokens, kv_heads, kv_heads)
-
-    @classmethod
-    def _of(cls, groups: Sequence[tuple[Tensor, int]], tokens: int, heads: int, kv_heads: int) -> Rows:
-        head = torch.arange(heads, device=groups[0][0].device).view(kv_heads, 1, -1, 1)
+    def of(cls, groups: Sequence[Group], tokens: int, heads: int, kv_heads: int, *, ancestors: bool = False) -> Rows:
+        """Of a group's own tokens, in (H, b, G, L), or of its ancestors' before them, in (H, b, G, S+L)."""
+        head = torch.arange(heads, device=groups[0].tokens.device).view(kv_heads, 1, -1, 1)
         parts, filled, shared = [], [], []
-        for places, of_path in groups:
+        for group in groups:
+            places, of_path = (group.keys, group.path.shape[1]) if ancestors else (group.tokens, 0)
             token = places[None, :, None]
             rows = torch.where(token < 0, -1, token * heads + head)
             parts.append(rows.flatten())
@@ -82,19 +74,14 @@ def attend_by_products(
     dropout: float = 0.0,
     softcap: float | None = None,
     window: int | None = None,
-    virtual: tuple[Tensor, Tensor] | None = None,
-    valid: Tensor | None = None,
+    memory: LayerMemory | None = None,
 ) -> Tensor:
-    """Attention (N, Q, W) of query (N, Q, W) over key, value (N, H, W).
-
-    virtual: keys and values (R, H, P, W) of virtual tokens for R runs, or one for all; valid (R, P), None if all are.
-    """
+    """Attention (N, Q, W) of query (N, Q, W) over key, value (N, H, W); memory's rows are the runs'."""
     (tokens, heads, _), (kv_heads, width) = query.shape, value.shape[1:]
     groups = plan.kept("groups", lambda: tuple(groups_of(plan.forest, plan.device)))
-    of_queries = plan.kept(("queries", heads, kv_heads), lambda: Rows.of_queries(groups, tokens, heads, kv_heads))
-    of_keys = plan.kept(("keys", kv_heads), lambda: Rows.of_keys(groups, tokens, kv_heads))
-    shape = (1, 0) if virtual is None else (virtual[0].shape[0], virtual[0].shape[2])
-    visibility = plan.visibility(window, shape, valid)
+    of_queries = plan.kept(("queries", heads, kv_heads), lambda: Rows.of(groups, tokens, heads, kv_heads))
+    of_keys = plan.kept(("keys", kv_heads), lambda: Rows.of(groups, tokens, kv_heads, kv_heads, ancestors=True))
+    visibility = plan.visibility(window, memory)
     queries = _take(query, of_queries, scale).split(of_queries.sizes)
     keys, values = (_take(line, of_keys).split(of_keys.sizes) for line in (key, value))
     outputs = []
@@ -102,11 +89,12 @@ def attend_by_products(
         blocks, length = group.tokens.shape
         q = q.view(kv_heads, blocks, heads // kv_heads, length, -1)
         k, v = (part.view(kv_heads, blocks, -1, part.shape[-1]) for part in (k, v))
-        if virtual is not None:
-            k, v = (torch.cat([_of_blocks(virtual[side], group), part], 2) for side, part in enumerate((k, v)))
-        bias = partial(group.bias, visibility, shape, q.dtype)
+        if memory is not None:
+            k = torch.cat([_of_blocks(memory.keys, group), k], dim=2)
+            v = torch.cat([_of_blocks(memory.values, group), v], dim=2)
+        bias = partial(group.bias, visibility, q.dtype)
         if length * k.shape[2] <= LARGE or dropout:
-            whole = plan.kept(("bias", id(group), id(visibility), q.dtype), bias)
+            whole = plan.kept(("bias", group, visibility, q.dtype), bias)
             output: Any = _Kept.apply(q, k, v, whole, softcap, dropout)
         else:
             output = _Recomputed.apply(q, k, v, bias, softcap)

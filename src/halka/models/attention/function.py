@@ -14,8 +14,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, fields, replace
-from typing import Any, TypeVar
+from dataclasses import replace
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
@@ -26,35 +26,10 @@ from transformers.masking_utils import sdpa_mask
 from halka.models.attention.forest import ForestPlan
 from halka.models.attention.forest_flex import attend_by_flex, block_mask
 from halka.models.attention.forest_products import attend_by_products
+from halka.models.attention.places import LayerMemory
 
 NAME = "halka"
 SMALL_SCORES = 2**16  # T·S up to which the two products win on a CPU
-
-
-@dataclass(frozen=True)
-class LayerMemory:
-    """One layer's virtual keys and values (R, H, P, W) for R rows, or one for all; valid (R, P), None if all are.
-
-    bias: what a base with relative positions adds to their scores, (R, Q, T, P).
-    """
-
-    keys: Tensor
-    values: Tensor
-    valid: Tensor | None
-    bias: Tensor | None = None
-
-
-@dataclass(frozen=True)
-class LayerGate:
-    """One layer's tokens beside its text, as a `LayerMemory`'s, and what their attention is multiplied by, (R,)."""
-
-    keys: Tensor
-    values: Tensor
-    valid: Tensor | None
-    gates: Tensor
-
-
-Beside = TypeVar("Beside", LayerMemory, LayerGate)
 
 
 @contextmanager
@@ -62,9 +37,8 @@ def use_attention(base: Any) -> Iterator[None]:
     """Within the block the base computes attention here; its own choice returns afterwards. Blocks nest."""
     AttentionInterface.register(NAME, attend)
     AttentionMaskInterface.register(NAME, sdpa_mask)
-    configs = {
-        id(module.config): module.config for module in base.modules() if isinstance(module, PreTrainedModel)
-    }.values()
+    models = [module for module in base.modules() if isinstance(module, PreTrainedModel)]
+    configs = {id(model.config): model.config for model in models}.values()
     own = [config._attn_implementation for config in configs]
     for config in configs:
         config._attn_implementation = NAME
@@ -90,7 +64,7 @@ def attend(
     record: dict[int, tuple[Tensor, Tensor]] | None = None,
     across: Sequence[LayerMemory] | None = None,
     record_across: dict[int, tuple[Tensor, Tensor]] | None = None,
-    gated: Sequence[LayerGate | None] | None = None,
+    gated: Sequence[LayerMemory | None] | None = None,
     forest: ForestPlan | None = None,
     sliding_window: int | None = None,
     way: str | None = None,
@@ -154,9 +128,9 @@ def attend_to_rows(
     if causal and (way == "products" or bias is not None or memory is not None):
         mask, causal = torch.ones(tokens, tokens, dtype=torch.bool, device=query.device).tril()[None, None], False
     if memory is not None:
+        mask = _widened(mask, memory, batch, tokens, key.shape[2])
         key = torch.cat([_for_batch(memory.keys, batch), key], dim=2)
         value = torch.cat([_for_batch(memory.values, batch), value], dim=2)
-        mask = _widened(mask, memory, batch, tokens, keys)
         if bias is not None:
             before = bias.new_zeros(1, *bias.shape[1:3], memory.keys.shape[2]) if memory.bias is None else memory.bias
             rows = max(before.shape[0], bias.shape[0])
@@ -205,18 +179,15 @@ def attend_to_forest(
             for q, k, v, plan_of_run, virtual_of_run in zip(*lines, plan.by_run, _of_runs(memory, plan), strict=True)
         ]
         return torch.cat(outputs, dim=2)
-    virtual = None if memory is None else (memory.keys, memory.values)
-    valid = None if memory is None else memory.valid
     if way == "products":
         q, k, v = (tensor[0].transpose(0, 1) for tensor in (query, key, value))
-        return attend_by_products(q, k, v, plan, scale, dropout, softcap, window, virtual, valid).transpose(0, 1)[None]
-    shape = (1, 0)
-    if virtual is not None:
-        shape = (virtual[0].shape[0], virtual[0].shape[2])
-        key, value = (torch.cat([_in_one_row(more), own], 2) for more, own in zip(virtual, (key, value), strict=True))
-    visibility = plan.visibility(window, shape, valid)
+        return attend_by_products(q, k, v, plan, scale, dropout, softcap, window, memory).transpose(0, 1)[None]
+    visibility = plan.visibility(window, memory)
+    if memory is not None:
+        key = torch.cat([_in_one_row(memory.keys), key], dim=2)
+        value = torch.cat([_in_one_row(memory.values), value], dim=2)
     if way == "flex":
-        mask = plan.kept(("blocks", id(visibility)), lambda: block_mask(visibility))
+        mask = plan.kept(("blocks", visibility), lambda: block_mask(visibility))
         return attend_by_flex(query, key, value, mask, scale, softcap)
     return grouped_products(query, key, value, visibility.dense[None, None], scale, dropout, softcap)
 
@@ -230,22 +201,12 @@ def _way(device: str, dropout: float) -> str:
 
 def _of_runs(memory: LayerMemory | None, plan: ForestPlan) -> list[LayerMemory | None]:
     """Each run's own virtual tokens; its `valid` is one tensor for all layers, as its plan looks masks up by that."""
-    if memory is None:
-        return [None] * len(plan.forest.runs)
-    own = [_of_run(memory, run) for run in range(len(plan.forest.runs))]
-    if memory.valid is None or len(memory.valid) == 1:
-        return [*own]
-    whole = memory.valid
-    _, valid = plan.kept(("valid", id(whole)), lambda: (whole, whole.split(1)))  # kept, so that the id stays its own
-    return [replace(virtual, valid=valid_of_run) for virtual, valid_of_run in zip(own, valid, strict=True)]
-
-
-def _of_run(beside: Beside, run: int) -> Beside:
-    """A run's own of what stands beside every run; or what stands beside all of them."""
-    if len(beside.keys) == 1:
-        return beside
-    rows = {field.name: getattr(beside, field.name) for field in fields(beside)}
-    return replace(beside, **{name: row[run : run + 1] for name, row in rows.items() if row is not None})
+    count = len(plan.forest.runs)
+    if memory is None or len(memory.keys) == 1:
+        return [memory] * count
+    own, whole = [memory.of_run(run) for run in range(count)], memory.valid
+    valid = [None] * count if whole is None else plan.kept(("valid", whole), lambda: whole.split(1))
+    return [replace(of_run, valid=valid_of_run) for of_run, valid_of_run in zip(own, valid, strict=True)]
 
 
 def _in_one_row(virtual: Tensor) -> Tensor:
@@ -254,14 +215,14 @@ def _in_one_row(virtual: Tensor) -> Tensor:
 
 
 def _through_gate(
-    query: Tensor, gate: LayerGate, scale: float, softcap: float | None, runs: tuple[int, ...] = ()
+    query: Tensor, gate: LayerMemory, scale: float, softcap: float | None, runs: tuple[int, ...] = ()
 ) -> Tensor:
     """What the layer's gated tokens add (B, Q, T, W); in a line, each run's to its own tokens."""
     if runs and len(gate.keys) > 1:
         lines = enumerate(query.split(runs, dim=2))
-        return torch.cat([_through_gate(line, _of_run(gate, run), scale, softcap) for run, line in lines], dim=2)
+        return torch.cat([_through_gate(line, gate.of_run(run), scale, softcap) for run, line in lines], dim=2)
     batch = query.shape[0]
-    keys, values, gates = (_for_batch(rows, batch) for rows in (gate.keys, gate.values, gate.gates))
+    keys, values, gates = (_for_batch(rows, batch) for rows in (gate.keys, gate.values, cast(Tensor, gate.gates)))
     mask = None if gate.valid is None else _for_batch(gate.valid, batch)[:, None, None]
     return gates[:, None, None, None] * grouped_products(query, keys, values, mask, scale, softcap=softcap)
 
@@ -308,18 +269,15 @@ def _for_batch(rows: Tensor, batch: int) -> Tensor:
     return rows.repeat_interleave(batch // rows.shape[0], dim=0)
 
 
-def _widened(mask: Tensor | None, memory: LayerMemory, batch: int, tokens: int, keys: int) -> Tensor | None:
+def _widened(mask: Tensor | None, memory: LayerMemory, batch: int, tokens: int, own_keys: int) -> Tensor | None:
     """The attention mask with P columns in front: every token sees its row's valid virtual tokens."""
-    virtual, device = memory.keys.shape[2], memory.keys.device
     if mask is None and memory.valid is None:
         return None
     if mask is None:
-        mask = torch.ones(1, 1, tokens, keys - virtual, dtype=torch.bool, device=device)
+        mask = torch.ones(1, 1, tokens, own_keys, dtype=torch.bool, device=memory.keys.device)
+    added = mask.dtype != torch.bool
+    widened = F.pad(mask, (memory.shape[1], 0), value=0 if added else True)
     if memory.valid is None:
-        front = torch.ones(1, 1, 1, virtual, dtype=torch.bool, device=device)
-    else:
-        front = _for_batch(memory.valid, batch)[:, None, None]
-    if mask.dtype != torch.bool:  # an additive mask
-        front = front.new_zeros(front.shape, dtype=mask.dtype).masked_fill(~front, torch.finfo(mask.dtype).min)
-    rows = max(mask.shape[0], front.shape[0])
-    return torch.cat([front.expand(rows, 1, tokens, -1), mask.expand(rows, 1, tokens, -1)], dim=-1)
+        return widened
+    valid = F.pad(_for_batch(memory.valid, batch)[:, None, None], (0, mask.shape[-1]), value=True)
+    return torch.where(valid, widened, torch.finfo(mask.dtype).min) if added else widened & valid

@@ -6,8 +6,9 @@ which every layer reads its own. They take no positions, and the text's attentio
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
+from contextlib import ExitStack
+from functools import partial
 from typing import Any
 
 import torch
@@ -15,12 +16,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from halka.core import VirtualPart
-from halka.models.attention.function import LayerGate, use_attention
-from halka.models.attention.places import Stack, StackTokens
+from halka.models.attention.function import use_attention
+from halka.models.attention.places import LayerMemory, Stack, StackTokens
 from halka.models.layouts import Layout
 
 
-class Gated(StackTokens[list[LayerGate | None]]):
+class Gated(StackTokens[list[LayerMemory | None]]):
     """What `parts` hold for a stack's layers; the module of a `memory.gated` target."""
 
     def __init__(self, base: Any, stack: Stack, layout: Layout):
@@ -31,23 +32,21 @@ class Gated(StackTokens[list[LayerGate | None]]):
     def join(self, kwargs: dict[str, Any], runs: Sequence[int]) -> dict[str, Any]:
         return {**kwargs, "gated": self.contents()} if any(self.parts) else kwargs
 
-    def compute(self, distinct: Sequence[VirtualPart]) -> list[LayerGate | None]:
+    def compute(self, distinct: Sequence[VirtualPart]) -> list[LayerMemory | None]:
         """Every layer's tokens; None in layers without."""
         tokens_and_gates = [(part.virtual(), part.gates()) for part in distinct]  # P K D and K
         longest, count = (max(tokens.shape[side] for tokens, _ in tokens_and_gates) for side in (0, 1))
         tokens_NPKD = torch.stack([_filled(tokens, longest, count) for tokens, _ in tokens_and_gates])
         gates_NK = torch.stack([F.pad(gates, (count - gates.shape[0], 0)) for _, gates in tokens_and_gates])
-        valid_NP = torch.tensor(
-            [[place < tokens.shape[0] for place in range(longest)] for tokens, _ in tokens_and_gates]
-        )
+        valid_NP = torch.arange(longest) < torch.tensor([[tokens.shape[0]] for tokens, _ in tokens_and_gates])
         place = {id(part): number for number, part in enumerate(distinct)}
         rows = torch.tensor([place.get(id(part), 0) for part in self.parts], device=gates_NK.device)
         with_one = torch.tensor([part is not None for part in self.parts], device=gates_NK.device)
         valid = None if valid_NP.all() else valid_NP.to(rows.device)[rows]
-        contents: list[LayerGate | None] = [None] * (self.stack.layers - count)
+        contents: list[LayerMemory | None] = [None] * (self.stack.layers - count)
         for number, (keys, values) in enumerate(self._read(tokens_NPKD)):
             gates = (gates_NK[:, number][rows] * with_one).to(keys.dtype)
-            contents.append(LayerGate(keys[rows], values[rows], valid, gates))
+            contents.append(LayerMemory(keys[rows], values[rows], valid, gates=gates))
         return contents
 
     def _read(self, tokens_NPKD: Tensor) -> list[tuple[Tensor, Tensor]]:
@@ -58,30 +57,17 @@ class Gated(StackTokens[list[LayerGate | None]]):
         nothing = tokens.new_zeros(count, length, self.stack.embed.get_parameter("weight").shape[1])
         at_zero = torch.zeros(count, length, dtype=torch.int64, device=nothing.device)
         positions = {} if self.stack.layout.positions == "relative" else {"position_ids": at_zero}
-        with use_attention(self._base[0]), self.bare(), self._given(tokens.unbind(2)):
+        with use_attention(self._base[0]), self.bare(), ExitStack() as hooks:
+            for attention, states in zip(self._attentions[-last:], tokens.unbind(2), strict=True):
+                hook = partial(_replace_input, states)
+                hooks.enter_context(attention.register_forward_pre_hook(hook, with_kwargs=True))
             self.stack.run(inputs_embeds=nothing, record=recorded, **positions)
         return [recorded[layer] for layer in range(self.stack.layers - last, self.stack.layers)]
 
-    @contextmanager
-    def _given(self, tokens: Sequence[Tensor]) -> Iterator[None]:
-        """Within the block the last layers' attention receives these (N, P, D) instead of the hidden states."""
 
-        def give(own: Tensor) -> Callable[..., tuple]:
-            def replace(module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> tuple[tuple, dict[str, Any]]:
-                return ((own, *args[1:]), kwargs) if args else ((), {**kwargs, "hidden_states": own})
-
-            return replace
-
-        last = self._attentions[len(self._attentions) - len(tokens) :]
-        hooks = [
-            module.register_forward_pre_hook(give(own), with_kwargs=True)
-            for module, own in zip(last, tokens, strict=True)
-        ]
-        try:
-            yield
-        finally:
-            for hook in hooks:
-                hook.remove()
+def _replace_input(states: Tensor, module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> tuple[tuple, dict]:
+    """The module's arguments with these (N, P, D) instead of the hidden states."""
+    return ((states, *args[1:]), kwargs) if args else ((), {**kwargs, "hidden_states": states})
 
 
 def _filled(tokens_PKD: Tensor, longest: int, count: int) -> Tensor:

@@ -20,7 +20,7 @@ from halka.core import repeats
 from halka.models.attention.places import Stack
 from halka.util.errors import HalkaError
 
-TOKENS, FIRST, MEAN, ALL = "tokens", "first", "mean", "all"  # what becomes of an encoder's output
+TOKENS, MEAN, ALL = "tokens", "mean", "all"  # what becomes of an encoder's output
 
 
 class Inserted:
@@ -64,7 +64,7 @@ class Inserted:
 
     def leave(self, hidden: Tensor, mask: Tensor | None, how: str) -> Tensor:
         """The encoder's hidden states (B, P + T, D) as what comes next takes them."""
-        if how in (FIRST, ALL):
+        if how == ALL:
             return hidden
         lengths, tokens = self._of_batch(self.lengths)[:, None], hidden.shape[1] - self.longest
         places = lengths + torch.arange(tokens, device=hidden.device)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
 
 import torch
@@ -14,6 +15,7 @@ from halka.core import VirtualPart
 from halka.models.layouts import Layout
 from halka.util.cached import Cached
 from halka.util.errors import HalkaError
+from halka.util.mode import in_mode
 
 T = TypeVar("T")
 
@@ -49,12 +51,14 @@ class Stack:
 
     def run(self, **inputs: Any) -> Any:
         """A pass in eval mode: nothing of it is recomputed in backward, when other rows may be routed."""
-        training = self.module.training
-        self.module.eval()
-        try:
+        with in_mode(False, self.module):
             return self.module(use_cache=False, **inputs)
-        finally:
-            self.module.train(training)
+
+    def run_from_start(self, embeddings: Tensor, **inputs: Any) -> Any:
+        """A pass over embeddings (N, P, D) at the first positions."""
+        inputs["inputs_embeds"] = embeddings
+        start = torch.zeros(1, 1, dtype=torch.int64, device=embeddings.device)
+        return self.run(**inputs, **self.positions(inputs, 0, start))
 
     def positions(self, kwargs: dict[str, Any], past: Any, shift: Tensor) -> dict[str, Tensor]:
         """As arguments of a pass, the positions (1 or B, T) of its text, moved by shift (1 or B, 1 or T)."""
@@ -91,6 +95,33 @@ class Stack:
                 f"{virtual} virtual tokens and {text} of text exceed the base's {self.limit} positions: "
                 "shorten the text or the prefix"
             )
+
+
+@dataclass(frozen=True)
+class LayerMemory:
+    """One layer's virtual keys and values (R, H, P, W) for R rows, or one for all; valid (R, P), None if all are.
+
+    bias    what a base with relative positions adds to their scores, (R, Q, T, P)
+    gates   of tokens that are attended to apart from the text: the factor on their attention, (R,)
+    """
+
+    keys: Tensor
+    values: Tensor
+    valid: Tensor | None
+    bias: Tensor | None = None
+    gates: Tensor | None = None
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """(R, P)."""
+        return self.keys.shape[0], self.keys.shape[2]
+
+    def of_run(self, run: int) -> LayerMemory:
+        """A run's own, or what all runs share."""
+        if len(self.keys) == 1:
+            return self
+        tensors = (self.keys, self.values, self.valid, self.bias, self.gates)
+        return LayerMemory(*(None if rows is None else rows[run : run + 1] for rows in tensors))  # type: ignore[arg-type]
 
 
 def tokens_of(kwargs: dict[str, Any]) -> Tensor:
@@ -131,8 +162,4 @@ class StackTokens(nn.Module, Generic[T]):
         return self._contents.get(parameters, lambda: self.compute(distinct))
 
     def compute(self, distinct: Sequence[VirtualPart]) -> T:
-        raise NotImplementedError
-
-    def join(self, kwargs: dict[str, Any], runs: Sequence[int]) -> dict[str, Any]:
-        """What a pass of the stack receives instead."""
         raise NotImplementedError

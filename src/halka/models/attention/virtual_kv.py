@@ -13,8 +13,8 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 
 from halka.core import VirtualPart, repeats
-from halka.models.attention.function import LayerMemory, use_attention
-from halka.models.attention.places import Stack, StackTokens, tokens_of
+from halka.models.attention.function import use_attention
+from halka.models.attention.places import LayerMemory, Stack, StackTokens, tokens_of
 
 
 class VirtualKV(StackTokens[tuple[Tensor, Tensor]]):
@@ -37,11 +37,10 @@ class VirtualKV(StackTokens[tuple[Tensor, Tensor]]):
         embeddings = embeddings.to(self._base[0].dtype)
         with use_attention(self._base[0]), self.bare():  # virtual tokens see only each other
             if self._over is None:
-                self.stack.run(**_from_zero(self.stack, embeddings), record=recorded)
+                self.stack.run_from_start(embeddings, record=recorded)
             else:
-                states = self._over.run(**_from_zero(self._over, embeddings)).last_hidden_state
-                first = _from_zero(self.stack, embeddings[:, :1])
-                self.stack.run(**first, encoder_hidden_states=states, record_across=recorded)
+                states = self._over.run_from_start(embeddings).last_hidden_state
+                self.stack.run_from_start(embeddings[:, :1], encoder_hidden_states=states, record_across=recorded)
         pairs = [tensor for layer in range(self.stack.layers) for tensor in recorded[layer]]
         return torch.stack(pairs).permute(1, 3, 0, 2, 4)  # 2L N H P W -> N P 2L H W
 
@@ -62,10 +61,8 @@ class VirtualKV(StackTokens[tuple[Tensor, Tensor]]):
         valid = None
         if len(self.parts) > 1:
             valid = torch.arange(longest, device=lengths.device) < lengths[:, None]
-            if runs:
-                shift = shift.repeat_interleave(torch.tensor(runs, device=shift.device))
-            else:
-                shift = shift.repeat_interleave(repeats(batch, len(lengths)))
+            times = torch.tensor(runs, device=shift.device) if runs else repeats(batch, len(lengths))
+            shift = shift.repeat_interleave(times)
         shift = shift[None] if runs else shift[:, None]
         pairs = contents.unbind(0)
         bias = None if self._over is not None else self.stack.bias(lengths, length, past)
@@ -88,9 +85,3 @@ class VirtualKV(StackTokens[tuple[Tensor, Tensor]]):
         rows = [nothing if part is None else by_part[id(part)] for part in self.parts]
         lengths = torch.tensor([row.shape[0] for row in rows], device=device)
         return pad_sequence(rows, batch_first=True).permute(2, 0, 3, 1, 4).contiguous(), lengths
-
-
-def _from_zero(stack: Stack, embeddings: Tensor) -> dict[str, Any]:
-    """As arguments of a pass, embeddings (N, P, D) at the first positions."""
-    inputs = {"inputs_embeds": embeddings}
-    return {**inputs, **stack.positions(inputs, 0, torch.zeros(1, 1, dtype=torch.int64, device=embeddings.device))}

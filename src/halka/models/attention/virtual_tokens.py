@@ -18,7 +18,7 @@ from torch import nn
 from halka.core import VirtualPart
 from halka.models.attention.function import use_attention
 from halka.models.attention.gated import Gated
-from halka.models.attention.inserted import ALL, FIRST, MEAN, TOKENS, Inserted
+from halka.models.attention.inserted import ALL, MEAN, TOKENS, Inserted
 from halka.models.attention.places import Stack, tokens_of
 from halka.models.attention.virtual_kv import VirtualKV
 from halka.models.kinds import kind_of
@@ -32,7 +32,6 @@ class VirtualTokens:
     readers by role, the keys and values: `memory`, those of the decoder's own attention, or of an encoder that stands
             alone; and beside a decoder `memory.encoder` and `memory.cross`, those of its attention to the encoder.
             Besides `memory.gated`, tokens that are attended to apart
-    limit   how many positions there are; None if there is no end
     """
 
     def __init__(self, base: Any, layout: Layout):
@@ -49,7 +48,6 @@ class VirtualTokens:
                 "memory.encoder": VirtualKV(base, self._entry),
                 "memory.cross": VirtualKV(base, decoder, over=self._entry),
             }
-        self.limit = decoder.limit
         self.entries: Sequence[nn.Module] = list(dict.fromkeys(module.stack.module for module in self.readers.values()))
         self._output = _output(base, layout)
         self._inserted: tuple[VirtualPart | None, ...] = ()
@@ -64,15 +62,13 @@ class VirtualTokens:
         embedded = tuple(parts.pop("embed", ()))
         if self._entry is None and embedded:
             parts["memory"] = _either(parts.get("memory", (None,) * len(embedded)), embedded)
-        outer, self._inserted = self._inserted, () if self._entry is None else embedded
-        try:
-            with ExitStack() as blocks:
-                for role, reader in self.readers.items():
-                    blocks.enter_context(reader.using(parts.get(role, ()), bare))
-                blocks.enter_context(use_attention(self._base))
-                yield
-        finally:
-            self._inserted = outer
+        with ExitStack() as block:
+            block.callback(setattr, self, "_inserted", self._inserted)
+            self._inserted = () if self._entry is None else embedded
+            for role, reader in self.readers.items():
+                block.enter_context(reader.using(parts.get(role, ()), bare))
+            block.enter_context(use_attention(self._base))
+            yield
 
     def begin(
         self, entry: nn.Module, args: tuple, kwargs: dict[str, Any], runs: Sequence[int]
@@ -129,8 +125,6 @@ def _either(prefixes: Sequence[VirtualPart | None], prompts: Sequence[VirtualPar
 
 def _output(base: Any, layout: Layout) -> str:
     """What the rest of the base takes of an encoder's output."""
-    if layout.encoder is not None:
-        return ALL
-    if kind_of(base) != "sequence-classification":
+    if layout.encoder is None and kind_of(base) != "sequence-classification":
         return TOKENS
-    return MEAN if getattr(base.config, "classifier_pooling", "cls") == "mean" else FIRST
+    return MEAN if getattr(base.config, "classifier_pooling", "cls") == "mean" else ALL
