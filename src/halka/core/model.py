@@ -87,6 +87,7 @@ class AdaptedModel:
         self.pool: Pool | None = None  # where adapters come from that are not here
         self._passes = Passes(base, attention, experts, self._outside)
         self.lock = self._passes.turns.lock  # held by whoever uses the adapters or changes them
+        self._latest: Route | None = None  # of the adapter that was last used for whole batches, as in training
         self._device = self._base_device()  # where the parts were last put
         self._warned = False  # that the bare base generates
         for parameter in base.parameters():
@@ -188,6 +189,7 @@ class AdaptedModel:
             if merged := self.merged == name:
                 self.unmerge()
             adapter = self.adapters.pop(name)
+            self._latest = None
             self._passes.remove(adapter)
             self._passes.turns.watch(bool(self.adapters) or merged)  # a pass may have begun with what was merged
             if self.pool is not None:
@@ -250,7 +252,11 @@ class AdaptedModel:
                     f"adapter {self.merged!r} is merged into the base: `unmerge` before using others or the bare base"
                 )
             return Route(names)
-        return None if names == (None,) else resolve(names, adapters)
+        if len(names) > 1 or not adapters:
+            return None if names == (None,) else resolve(names, adapters)
+        if self._latest is None or self._latest.names != names:
+            self._latest = resolve(names, adapters)
+        return self._latest
 
     def as_now(self) -> AbstractContextManager[None]:
         """A block for later, in backward, in which layers are computed once more with the adapters of now."""

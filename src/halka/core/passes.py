@@ -15,6 +15,7 @@ from torch.utils.hooks import RemovableHandle
 from halka.core.parts import Adapter, ModulePart, VirtualPart, WeightPart
 from halka.core.routing import Edits, ExpertEdits, Place, Route, repeats
 from halka.core.targets import Target
+from halka.util.cached import Cached
 from halka.util.errors import HalkaError
 from halka.util.parameter_swap import ParameterSwap
 from halka.util.turns import Turns
@@ -68,6 +69,8 @@ class Passes:
         self.outer: list[Route | None] = []  # those of the blocks around the innermost
         self._attention, self._experts = attention, experts
         self._entered = ExitStack()  # what the route changes in the base
+        self._cast = Cached[Mapping[str, Tensor]]()  # what is swapped in for a `WeightPart`
+        self._inputs: dict[str, Tensor] = {}  # what a sublayer received, from its source to its output
         self.modules = dict(base.named_modules())
         self._runs: tuple[int, ...] = ()  # of the pass, if it has a forest
         self._parts_at: Counter[Place] = Counter()
@@ -105,15 +108,12 @@ class Passes:
         def edit_output(module: nn.Module, args: tuple, kwargs: dict[str, Any], y: Tensor) -> Tensor | None:
             if (edits := self._edits(place)) is None:
                 return None
-            x = args[0] if args else kwargs[argument]
-            if target.source is not None:
-                x, edits.source = edits.source, None
-                assert x is not None, f"{target.source} was not called before {target.name}"
+            x = self._inputs.pop(key) if target.source else args[0] if args else kwargs[argument]
             return edits.edit(self._runs, x, y)
 
         def remember(module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> None:
-            if (edits := self._edits(place)) is not None:
-                edits.source = args[0] if args else next(iter(kwargs.values()))
+            if self._edits(place) is not None:
+                self._inputs[key] = args[0] if args else next(iter(kwargs.values()))
 
         def edit_experts(module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> tuple[tuple, dict[str, Any]] | None:
             route = self.route
@@ -164,12 +164,12 @@ class Passes:
 
     def _enter(self, route: Route | None) -> None:
         self._entered.close()
-        self.route, self._runs = route, ()
+        self.route, self._runs, self._cast, self._inputs = route, (), Cached(), {}
         if route is None:
             return
         if route.weights is not None:
             self._entered.callback(self.weights.restore)
-            self._swap_in(route, route.weights)
+            self._swap_in(route.weights)
         if route.virtual:
             self._entered.enter_context(self._attention.using(route.virtual, self.bare))
         if route.experts:
@@ -231,16 +231,16 @@ class Passes:
             if tokens is not None and not self._runs:
                 repeats(tokens.shape[0], len(route.names))
         if route.weights is not None:
-            self._swap_in(route, route.weights)
+            self._swap_in(route.weights)
         return self._attention.begin(entry, args, kwargs, self._runs) if route.virtual else None
 
     def _end(self, entry: nn.Module, kwargs: dict[str, Any], output: Any) -> Any:
         self._runs = ()
         return self._attention.end(entry, kwargs, output) if self.route and self.route.virtual else None
 
-    def _swap_in(self, route: Route, part: WeightPart) -> None:
+    def _swap_in(self, part: WeightPart) -> None:
         """fp32 masters are cast afresh at every pass that will be differentiated, and whenever they have changed."""
-        self.weights.swap_in(route.cast.get([*part.parameters()], part.weights))
+        self.weights.swap_in(self._cast.get([*part.parameters()], part.weights))
 
 
 def _places(adapter: Adapter) -> Iterable[tuple[Place, Target]]:

@@ -12,7 +12,6 @@ from torch import Tensor
 
 from halka.core.parts import Adapter, ModulePart, VirtualPart, WeightPart
 from halka.core.stacking import StackedParts
-from halka.util.cached import Cached
 from halka.util.errors import HalkaError
 
 Place = tuple[str, Literal["input", "output"]]  # a target's key, and what parts edit there
@@ -23,12 +22,10 @@ class Edits:
 
     parts    a row's each (None: nothing), or one for all rows
     stacks   those that are done in one go
-    source   what the sublayer received, where a part at its output reads that
     """
 
     def __init__(self, parts: Sequence[ModulePart | None]):
         self.parts = tuple(parts)
-        self.source: Tensor | None = None
         groups: dict[Hashable, dict[int, ModulePart]] = defaultdict(dict)
         for row, part in enumerate(self.parts):
             if part is not None:
@@ -81,7 +78,7 @@ class Route:
 
     edits     what edits at each place
     virtual   by role: a row's part each, or one for all
-    weights   what stands in for the base's weights, and `cast`, that in the base's precision
+    weights   what stands in for the base's weights
     experts   some part acts on experts
     """
 
@@ -90,7 +87,6 @@ class Route:
     virtual: Mapping[str, tuple[VirtualPart | None, ...]] = field(default_factory=dict)
     weights: WeightPart | None = None
     experts: bool = False
-    cast: Cached[Mapping[str, Tensor]] = field(default_factory=Cached)
 
 
 def repeats(batch: int, named: int) -> int:

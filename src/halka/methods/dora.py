@@ -55,9 +55,7 @@ class DoRAPart(LoRAPart):
         with torch.no_grad():
             weight = target.weight()
             norms = torch.empty(target.d_out, device=weight.device)
-            self.magnitude = init_parameter(
-                norms, lambda it: it.copy_(_row_norms(weight).square().sqrt().clamp_min(SMALLEST))
-            )
+            self.magnitude = init_parameter(norms, lambda it: it.copy_(self.norms(weight)))
 
     def norms(self, weight_OI: Tensor) -> Tensor:
         """‖W + s·BA‖ per row (O,), fp32, without forming the sum: ‖W‖² + 2s⟨W, BA⟩ + s²‖BA‖²."""
