@@ -5,6 +5,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import replace
 from typing import Any, Protocol
 
 import torch
@@ -220,7 +221,7 @@ class AdaptedModel:
 
     # ── use ─────────────────────────────────────────────────────────────────────────────────────────────────────
 
-    def use(self, adapters: str | Sequence[str | None] | None) -> Use:
+    def use(self, adapters: str | Sequence[str | None] | Route | None) -> Use:
         """`with model.use(...):` the base computes with one adapter, one per row (None for the bare base), or none.
 
         While an adapter is merged, no other can be used. Raises UnknownAdapterError for a name that the model does not
@@ -229,18 +230,36 @@ class AdaptedModel:
         RuntimeError: a thread that is started within the block, as for a streamer, must hold the block itself.
         Coroutines of one thread must not await within a block. Blocks nest; the inner one counts.
         If you change an adapter's values by hand while a mixed batch decodes, the change counts from the next prompt.
+        A `Route` that `route` made takes the place of names.
         """
-        return Use(self._using(adapters), adapters)
+        return Use(self._using(adapters), adapters.names if isinstance(adapters, Route) else adapters)
 
     @contextmanager
-    def _using(self, adapters: str | Sequence[str | None] | None) -> Iterator[AdaptedModel]:
-        names = (adapters,) if adapters is None or isinstance(adapters, str) else tuple(adapters)
+    def _using(self, adapters: str | Sequence[str | None] | Route | None) -> Iterator[AdaptedModel]:
         with self._passes.turns.take():
-            if self.pool is not None:
-                self.pool.ready(name for name in names if name is not None)
+            if isinstance(adapters, Route):
+                for name in {*adapters.names} - {None}:
+                    self._here(name or "")
+                route: Route | None = adapters
+            else:
+                names = (adapters,) if adapters is None or isinstance(adapters, str) else tuple(adapters)
+                if self.pool is not None:
+                    self.pool.ready(name for name in names if name is not None)
+                route = self._resolve(names)
             self._put_parts()
-            with self._passes.using(self._resolve(names), adapters):
+            with self._passes.using(route, adapters):
                 yield self
+
+    def route(self, names: Sequence[str | None]) -> Route:
+        """Which parts act on rows, or runs, that use these adapters; for `use`, as often as one likes.
+
+        Virtual tokens that rows attend to as to their text are left out: an engine keeps their keys and values. What
+        the parts compute with lives as long as the route. Raises as `use` does.
+        """
+        with self.lock:
+            route = self._resolve(tuple(names)) or Route(tuple(names))
+            virtual = {role: parts for role, parts in route.virtual.items() if role == "memory.gated"}
+            return replace(route, virtual=virtual)
 
     def _resolve(self, names: tuple[str | None, ...]) -> Route | None:
         adapters = {name: self.adapter(name) for name in names if name is not None}

@@ -41,10 +41,13 @@ class Edits:
         if len(self.parts) == 1:
             (stack,) = self.stacks
             return stack.distinct[0].edit(values, stack.tensors(values[-1]))
-        if runs:
+        if runs and len({*runs}) > 1:
             return self._by_run(runs, values)
         count = len(self.parts)
-        rows = [value.unflatten(0, (count, repeats(value.shape[0], count))) for value in values]
+        if runs:  # of one length: the line is a rectangle
+            rows = [value.reshape(count, -1, value.shape[-1])[:, None] for value in values]
+        else:
+            rows = [value.unflatten(0, (count, repeats(value.shape[0], count))) for value in values]
         for stack in self.stacks:
             rows[-1] = stack.edit(rows)
         return rows[-1].reshape(values[-1].shape)

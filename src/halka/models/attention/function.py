@@ -26,6 +26,7 @@ from transformers.masking_utils import sdpa_mask
 from halka.models.attention.forest import ForestPlan
 from halka.models.attention.forest_flex import attend_by_flex, block_mask
 from halka.models.attention.forest_products import attend_by_products
+from halka.models.attention.paged import PagedPlan
 from halka.models.attention.places import LayerMemory
 
 NAME = "halka"
@@ -65,7 +66,7 @@ def attend(
     across: Sequence[LayerMemory] | None = None,
     record_across: dict[int, tuple[Tensor, Tensor]] | None = None,
     gated: Sequence[LayerMemory | None] | None = None,
-    forest: ForestPlan | None = None,
+    forest: ForestPlan | PagedPlan | None = None,
     sliding_window: int | None = None,
     way: str | None = None,
     **unused: Any,
@@ -78,7 +79,7 @@ def attend(
     layer's own keys and values under its number.
 
     forest: the one row is a line of segments, and a token sees what the forest says, in place of attention_mask; memory
-    and gated then hold their tokens for each run, or one for all.
+    and gated then hold their tokens for each run, or one for all. With a `PagedPlan` it sees its text's blocks, too.
 
     way: "products" or "fused", or one of `attend_to_forest`'s with a forest; the fastest if None.
     """
@@ -89,10 +90,18 @@ def attend(
     if record is not None:
         record[module.layer_idx] = (key, value)  # type: ignore[index]
     assert forest is None or (batch == 1 and position_bias is None), "a forest is one row, with positions of its tokens"
-    if forest is not None and way is None and query.device.type != "cpu" and forest.is_one_text(sliding_window):
-        attention_mask, forest = None, None  # which torch's fused attention is the fastest for
     mine, beside = (None if layers is None else layers[module.layer_idx] for layers in (memory, gated))  # type: ignore[index]
-    if forest is not None:
+    if (
+        isinstance(forest, ForestPlan)
+        and way is None
+        and query.device.type != "cpu"
+        and forest.is_one_text(sliding_window)
+    ):
+        attention_mask, forest = None, None  # which torch's fused attention is the fastest for
+    if isinstance(forest, PagedPlan):
+        assert mine is None, "virtual tokens are in blocks, too"
+        output = attend_to_blocks(query, key, value, forest, module.layer_idx, scale, softcap, sliding_window)  # type: ignore[arg-type]
+    elif forest is not None:
         output = attend_to_forest(query, key, value, forest, scale, dropout, softcap, sliding_window, mine, way)
     else:
         causal = attention_mask is None and (getattr(module, "is_causal", True) if is_causal is None else is_causal)
@@ -190,6 +199,30 @@ def attend_to_forest(
         mask = plan.kept(("blocks", visibility), lambda: block_mask(visibility))
         return attend_by_flex(query, key, value, mask, scale, softcap)
     return grouped_products(query, key, value, visibility.dense[None, None], scale, dropout, softcap)
+
+
+def attend_to_blocks(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    plan: PagedPlan,
+    layer: int,
+    scale: float,
+    softcap: float | None = None,
+    window: int | None = None,
+) -> Tensor:
+    """Attention (1, Q, N, W) of a line's tokens to their texts' blocks, to which this layer's key and value are added.
+
+    query (1, Q, N, W), key and value (1, H, N, W). Texts with equally many tokens in the line are computed in one go.
+    """
+    plan.kv.write(layer, plan.slots, key[0].transpose(0, 1), value[0].transpose(0, 1))
+    output = torch.empty_like(query[0].transpose(0, 1))  # N Q W
+    for group, (_, texts, places) in enumerate(plan.groups):
+        keys, values = plan.kv.read(layer, plan.tables[texts])
+        own = query[0][:, places].transpose(0, 1)  # G Q T W
+        attended = grouped_products(own, keys, values, plan.mask(group, window), scale, softcap=softcap)
+        output[places] = attended.transpose(1, 2)
+    return output.transpose(0, 1)[None]
 
 
 def _way(device: str, dropout: float) -> str:

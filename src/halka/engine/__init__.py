@@ -1,0 +1,1 @@
+"""Requests in, tokens out: continuous batches with an adapter a row."""
