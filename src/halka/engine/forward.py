@@ -9,7 +9,7 @@ from torch import Tensor
 
 from halka.core import AdaptedModel
 from halka.core.routing import Route
-from halka.engine.line import Line
+from halka.engine.line import Forward, Line
 from halka.models import hidden_states, logits
 from halka.models.attention.function import use_attention
 
@@ -25,7 +25,7 @@ class TransformersForward:
         route = self._route_of(line.names)
         base: Any = self._model.base
         ids = torch.tensor([line.tokens], device=base.device)
-        last = torch.tensor(line.last, device=base.device)
+        last = torch.tensor(line.last, dtype=torch.int64, device=base.device)
         with torch.inference_mode(), self._model.use(route), use_attention(base):
             plan = line.plan
             hidden = hidden_states(self._model, input_ids=ids, position_ids=plan.positions[None], **plan.inputs)
@@ -44,3 +44,8 @@ class TransformersForward:
 
     def close(self) -> None:
         self.forget()
+
+
+def forward_of(model: AdaptedModel) -> Forward:
+    """The fastest pass that this base has."""
+    return TransformersForward(model)

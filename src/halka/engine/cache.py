@@ -1,0 +1,96 @@
+"""`BlockCache`: which blocks of keys and values are free, whose they are, and which beginnings of texts they hold.
+
+A full block is known by what came before it, by what acted on its tokens (an adapter's content id, or nothing), and by
+the tokens: so it is found again by whoever begins alike, and by nobody else. What came before is a block, or a root
+that keeps tenants apart; numbers are never used twice, so a key names one content for ever. Blocks that nobody uses
+stay until their room is needed, the longest unused first.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Hashable, Sequence
+from dataclasses import dataclass
+from itertools import count
+
+from halka.models.attention.paged import KVBlocks
+
+Key = tuple["int | str", "str | None", Hashable]
+"""A block's parent (its serial number, or a tenant), what acted on its tokens, and the tokens."""
+
+
+@dataclass(eq=False)
+class Block:
+    """A block in use, or kept for later.
+
+    begin    the position of its first token, or `paged.ALWAYS`
+    count    how many tokens are filled
+    serial   the number of its content, as a parent; 0 while it has none
+    users    how many texts have it
+    """
+
+    number: int
+    begin: int
+    count: int = 0
+    key: Key | None = None
+    serial: int = 0
+    users: int = 1
+
+
+class BlockCache:
+    """Hands out the blocks of `kv`."""
+
+    def __init__(self, kv: KVBlocks):
+        self.kv = kv
+        self.size = kv.data.shape[0]
+        self._free = list(reversed(range(self.size)))
+        self._by_key: dict[Key, Block] = {}
+        self._idle: OrderedDict[Key, Block] = OrderedDict()  # that nobody uses, the longest unused first
+        self._serials = count(1)
+
+    @property
+    def room(self) -> int:
+        """How many blocks can be had."""
+        return len(self._free) + len(self._idle)
+
+    def new(self, begin: int) -> Block:
+        """An empty block, of those that are free, else of the longest unused. There has to be room."""
+        if not self._free:
+            key, block = self._idle.popitem(last=False)
+            del self._by_key[key]
+            self._free.append(block.number)
+        number = self._free.pop()
+        self.kv.clear([number])
+        return Block(number, begin)
+
+    def find(self, key: Key) -> Block | None:
+        """The block of this key, with one user more; None if there is none."""
+        block = self._by_key.get(key)
+        if block is not None:
+            block.users += 1
+            self._idle.pop(key, None)
+        return block
+
+    def name(self, block: Block, key: Key) -> None:
+        """Let others find a full block by this key. Where there is one of that content already, it stays."""
+        if (other := self._by_key.get(key)) is not None:
+            block.serial = other.serial
+            return
+        block.key, block.serial = key, next(self._serials)
+        self._by_key[key] = block
+
+    def release(self, blocks: Sequence[Block]) -> None:
+        """A text needs its blocks no more; ends go before what they continue."""
+        for block in reversed(blocks):
+            block.users -= 1
+            if block.users == 0 and block.key is None:
+                self._free.append(block.number)
+            elif block.users == 0 and block.key is not None:
+                self._idle[block.key] = block
+
+    def forget(self) -> None:
+        """Keep nothing of what nobody uses. Nothing may be in use that was not computed."""
+        for key, block in self._idle.items():
+            del self._by_key[key]
+            self._free.append(block.number)
+        self._idle.clear()

@@ -1,0 +1,374 @@
+"""`Engine`: requests in, tokens out. Texts join and leave at every step, each with its adapter."""
+
+from __future__ import annotations
+
+import math
+import threading
+from collections.abc import Iterator, Sequence
+from itertools import count
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from halka.core import AdaptedModel
+from halka.engine.adapters import BUDGET, Adapters, Version
+from halka.engine.cache import BlockCache
+from halka.engine.constraint import Constraints
+from halka.engine.forward import forward_of
+from halka.engine.line import Line
+from halka.engine.request import Answer, Finish, Request
+from halka.engine.sampling import SEEDS, choose, new_seed
+from halka.engine.stopping import StoppedText, end_tokens
+from halka.engine.text import Text
+from halka.engine.waiting import WRITTEN, Waiting
+from halka.models.attention.paged import SIZE, KVBlocks, PagedPlan
+from halka.models.layouts import layout_of
+from halka.storage.adapter_store import AdapterStore
+from halka.util import machine
+from halka.util.errors import HalkaError
+
+POSITIONS = 4096  # of a text, to size the cache of a base without a limit
+SHARE = 0.25  # of the machine's memory that the cache takes at most, unless another is set
+
+
+class Engine:
+    """Answers requests with a frozen base, each by its own adapter, as many at a time as there are rows.
+
+    engine = Engine(model)
+    [answer] = engine.submit(Request(prompt, adapter="support"))
+    while engine.step():
+        print(answer.text)
+
+    One thread calls `step`; `submit` and `cancel` may be called by any. The model may be used by others between steps.
+    """
+
+    def __init__(
+        self,
+        model: AdaptedModel,
+        store: AdapterStore | None = None,
+        *,
+        rows: int = 32,
+        memory: int | None = None,
+        adapter_memory: int = BUDGET,
+        read: int = 512,
+        read_beside: int = 64,
+        ends: frozenset[int] | None = None,
+    ):
+        """
+        store           where adapters come from that the model does not have
+        rows            answers that are made at the same time
+        memory          bytes for keys and values; by default what the rows can need, up to a quarter of what is free
+        adapter_memory  bytes for adapters that are loaded from the store or were `put`
+        read            tokens of prompts that are read in a step
+        read_beside     the same while others wait for their next token: what they wait for it
+        ends            tokens that end every answer; those of the base's generation config if not given
+
+        Raises HalkaError for a base that is no decoder, one without tokenizer, and numbers below 1.
+        """
+        if not layout_of(model.base).causal or layout_of(model.base).encoder is not None:
+            raise HalkaError(f"{type(model.base).__name__} is no decoder: an engine makes texts token by token")
+        for name, value in {"rows": rows, "read": read, "read_beside": read_beside}.items():
+            if value < 1:
+                raise HalkaError(f"{name} is 1 or more, not {value}")
+        self.model, self.rows, self.read, self.read_beside = model, rows, read, read_beside
+        self.ends = end_tokens(model) if ends is None else ends
+        self.adapters = Adapters(model, store, adapter_memory)
+        self.cache = BlockCache(self._blocks(memory))
+        self.steps = self.preempted = 0
+        self._forward = forward_of(model)
+        self._constraints = Constraints(model.tokenizer, self.ends)
+        self._waiting, self._running = Waiting(), list[Text]()
+        self._numbers, self._last_company = count(), 0
+        self._lock = threading.RLock()
+
+    def _blocks(self, memory: int | None) -> KVBlocks:
+        base: Any = self.model.base
+        reader: Any = next(target.module for target in self.model.targets if target.role == "memory")
+        shape = reader.stack.shape
+        each = KVBlocks.bytes_of(shape, base.dtype)
+        if memory is None:
+            memory = int(SHARE * machine.available(base.device))
+        most = self.rows * -(-min(reader.stack.limit or POSITIONS, POSITIONS) // SIZE)
+        if memory < 2 * each:
+            raise HalkaError(f"memory holds at least two blocks of keys and values, {2 * each:,} bytes, not {memory:,}")
+        return KVBlocks(min(memory // each, most), shape, base.dtype, base.device)
+
+    # ── requests ────────────────────────────────────────────────────────────────────────────────────────────────
+
+    def submit(self, request: Request, n: int = 1) -> list[Answer]:
+        """Queue a request to be answered `n` times, with seeds that follow each other. The prompt is read once.
+
+        Raises UnknownAdapterError for an adapter that nobody has, HalkaError for an empty prompt, one that leaves no
+        room for the answer, and an answer that the cache cannot hold.
+        """
+        if not len(request.prompt):
+            raise HalkaError("the prompt has no tokens")
+        if n < 1:
+            raise HalkaError(f"n is 1 or more, not {n}")
+        seed = new_seed() if request.sampling.seed is None else request.sampling.seed
+        with self._lock:
+            version = self.adapters.version(request.adapter)
+            self._check_room(request, version)
+            answers = [Answer(request) for _ in range(n)]
+            constraint, texts = request.constraint, list[Text]()
+            for number, answer in enumerate(answers):
+                stopped = StoppedText(self.model.tokenizer, request.stopping, self.ends)
+                matcher = None if constraint is None else self._constraints.matcher(constraint)
+                texts.append(Text(answer, version, next(self._numbers), (seed + number) % SEEDS, stopped, matcher))
+            for text in texts:
+                version.users += 1
+                self._waiting.enter(text)
+        return answers
+
+    def cancel(self, answer: Answer) -> None:
+        """Give an answer up; its row and blocks are free at once."""
+        with self._lock:
+            for text in (*self._running, *self._waiting):
+                if text.answer is answer:
+                    self._finish(text, "cancelled")
+
+    def fail(self, error: Exception) -> None:
+        """Give up all answers that are not finished, because of this."""
+        with self._lock:
+            for text in [*self._running, *self._waiting]:
+                self._finish(text, "error", error)
+
+    @property
+    def busy(self) -> bool:
+        """Whether some answer is not finished."""
+        return bool(self._running or len(self._waiting))
+
+    def _check_room(self, request: Request, version: Version) -> None:
+        tokens = len(request.prompt) + request.stopping.max_new_tokens
+        if version.room is not None and tokens > version.room:
+            raise HalkaError(
+                f"a prompt of {len(request.prompt)} tokens and {request.stopping.max_new_tokens} new ones are "
+                f"{tokens - version.room} more than the {version.room} positions for text that this base has"
+            )
+        virtual = 0 if version.virtual is None else version.virtual.shape[0]
+        blocks = -(-tokens // SIZE) + -(-virtual // SIZE)
+        if blocks > self.cache.size:
+            raise HalkaError(
+                f"a prompt of {len(request.prompt)} tokens and {request.stopping.max_new_tokens} new ones are "
+                f"{(blocks - self.cache.size) * SIZE} more than the cache's {self.cache.size * SIZE}: give the engine "
+                "more memory, or lower max_new_tokens"
+            )
+
+    # ── a step ──────────────────────────────────────────────────────────────────────────────────────────────────
+
+    def step(self) -> bool:
+        """Compute the next tokens of as many answers as there are rows. Returns whether some answer goes on."""
+        with self._lock:
+            self._prepare()
+            work = self._schedule()
+            if work:
+                try:
+                    logits = self._forward(line := self._line(work))
+                except BaseException:
+                    self._start_over()
+                    raise
+                self._hand_out(work, line, logits)
+                self.steps += 1
+            return self.busy
+
+    def _prepare(self) -> None:
+        """Load the adapters that are waited for, and fail the requests of those that cannot be."""
+        self.adapters.check()
+        self.adapters.prepare(text.version for text in self._waiting)
+        if not self._running and len(self._waiting) and not any(text.version.here for text in self._waiting):
+            self.adapters.wait(text.version for text in self._waiting)
+            self.adapters.prepare(text.version for text in self._waiting)
+        for text in [*self._running, *self._waiting]:
+            error = text.version.error
+            if error is None and text.version.here and not text.checked:
+                text.checked = True
+                try:
+                    self._check_room(text.answer.request, text.version)
+                except HalkaError as too_long:
+                    error = too_long
+            if error is not None:
+                self._finish(text, "error", error)
+
+    def _schedule(self) -> list[tuple[Text, list[int]]]:
+        """Which texts compute how many tokens: a slot for each. Those that decode first, then those that read."""
+        self._make_way()
+        work: list[tuple[Text, list[int]]] = []
+        company = self._company()
+        for text in [text for text in company if text.left == 1]:
+            if text in self._running and self._has_block(text):
+                work.append((text, [*text.extend(self.cache, 1)]))
+        budget = self.read_beside if work else self.read
+        for text in [text for text in company if text.left > 1 and text in self._running]:
+            budget -= self._read(text, budget, work)
+        while budget > 0 and (text := self._admit()) is not None:
+            budget -= self._read(text, budget, work)
+        if not work and self._running:  # those that read hold all blocks: the oldest goes on next time
+            self._preempt(max(self._running, key=_age))
+        return work
+
+    def _read(self, text: Text, budget: int, work: list[tuple[Text, list[int]]]) -> int:
+        """Let a text read on, by so many tokens at most; returns how many they are."""
+        text.share(self.cache)
+        tokens = min(text.left, budget, text.spare + SIZE * self.cache.room)
+        if tokens > 0:
+            work.append((text, [*text.extend(self.cache, tokens)]))
+        return tokens
+
+    def _has_block(self, text: Text) -> bool:
+        """Let there be a block for the next token; the youngest texts give up theirs, if need be this one."""
+        while text.needs(1) > self.cache.room:
+            youngest = max(self._running, key=_age)
+            self._preempt(youngest)
+            if youngest is text:
+                return False
+        return True
+
+    def _company(self) -> list[Text]:
+        """The running texts that this step computes: all, or those of one adapter that must be alone."""
+        companies: dict[str | None, list[Text]] = {}
+        for text in sorted(self._running, key=_age):
+            key = text.version.key if text.version.exclusive else None
+            companies.setdefault(key, []).append(text)
+        if not companies:
+            return []
+        self._last_company += 1
+        return [*companies.values()][self._last_company % len(companies)]
+
+    def _admit(self) -> Text | None:
+        """Give a row to the next text that can be computed in this step; None if there is none, or no row."""
+        if len(self._running) == self.rows:
+            return None
+        exclusive = {text.version.key if text.version.exclusive else None for text in self._running}
+
+        def ready(text: Text) -> bool:
+            key = text.version.key if text.version.exclusive else None
+            return text.version.here and (not exclusive or exclusive == {key})
+
+        text = self._waiting.take(ready)
+        if text is None:
+            return None
+        if not text.begin(self.cache):
+            self._waiting.put_back(text)
+            return None
+        self.adapters.used(text.version)
+        text.answer.adapter_id = text.version.id
+        self._running.append(text)
+        return text
+
+    def _make_way(self) -> None:
+        """Where all rows are taken, a tenant that has more than its share gives one to one that has less."""
+        if len(self._running) < self.rows or not len(self._waiting):
+            return
+        share = math.ceil(self.rows / self._waiting.tenants)
+        rows = dict[str, int]()
+        for text in self._running:
+            tenant = text.answer.request.tenant
+            rows[tenant] = rows.get(tenant, 0) + 1
+        next_ = next((text for text in self._waiting if text.version.here), None)
+        most = max(rows, key=lambda tenant: rows[tenant])
+        if next_ is not None and rows.get(next_.answer.request.tenant, 0) < share < rows[most]:
+            self._preempt(max((t for t in self._running if t.answer.request.tenant == most), key=_age))
+
+    def _preempt(self, text: Text) -> None:
+        """Take a text's row; what it has computed is kept while there is room."""
+        text.drop(self.cache)
+        self._running.remove(text)
+        self._waiting.put_back(text)
+        self.preempted += 1
+
+    def _start_over(self) -> None:
+        """After a step that failed: nothing of it is kept, and every text begins anew."""
+        for text in sorted(self._running, key=_age, reverse=True):
+            self._preempt(text)
+        self.cache.forget()
+        self._forward.forget()
+
+    def _line(self, work: list[tuple[Text, list[int]]]) -> Line:
+        """One line of all that is computed; texts of one adapter stand side by side."""
+        work.sort(key=lambda each: each[0].version.key or "")
+        counts = [len(slots) for _, slots in work]
+        keys = [text.version.key for text, _ in work]
+        if len({*keys}) > 1 and len({*counts}) == 1:  # a rectangle: adapters act on rows
+            runs, names = counts, keys
+        else:
+            runs, names = [], list[str | None]()
+            for key, tokens in zip(keys, counts, strict=True):
+                if names and names[-1] == key:
+                    runs[-1] += tokens
+                else:
+                    names.append(key)
+                    runs.append(tokens)
+        tokens, positions, texts, last = list[int](), list[int](), [], list[int]()
+        for text, slots in work:
+            end = text.done + len(slots)
+            tokens += text.tokens[text.done : end]
+            positions += range(text.version.shift + text.done, text.version.shift + end)
+            texts.append(text.paged(len(slots)))
+            if end == len(text.tokens):
+                last.append(len(tokens) - 1)
+        slots = [slot for _, own in work for slot in own]
+        return Line(tokens, PagedPlan(self.cache.kv, texts, positions, slots, runs), tuple(names), last)
+
+    def _hand_out(self, work: list[tuple[Text, list[int]]], line: Line, logits: Tensor) -> None:
+        """Every text that has read all of its tokens gets the next one."""
+        for text, slots in work:
+            text.done += len(slots)
+            self._waiting.charge(text, len(slots))
+        texts = [text for text, _ in work if text.left == 0]
+        allowed: list[Tensor | None] = []
+        for text in texts:
+            try:
+                allowed.append(text.allowed(logits.shape[-1]))
+            except HalkaError as error:  # its constraint came to an end that is none
+                self._finish(text, "error", error)
+                allowed.append(None)
+        for text, token in zip(texts, choose(logits, [text.draw for text in texts], allowed), strict=True):
+            if text.answer.finish is None:
+                self._waiting.charge(text, WRITTEN - 1)
+                text.take(token)
+                if text.answer.finish is not None:
+                    self._finish(text, text.answer.finish)
+
+    def _finish(self, text: Text, finish: Finish, error: Exception | None = None) -> None:
+        text.answer.finish, text.answer.error = finish, error
+        text.drop(self.cache)
+        if text in self._running:
+            self._running.remove(text)
+        self._waiting.leave(text)
+        text.version.users -= 1
+
+    # ── all at once ─────────────────────────────────────────────────────────────────────────────────────────────
+
+    def run(self, requests: Sequence[Request]) -> Iterator[Answer]:
+        """Answer all of these; each answer as soon as it is finished."""
+        under_way = [answer for request in requests for answer in self.submit(request)]
+        while under_way:
+            self.step()
+            finished = [answer for answer in under_way if answer.finish is not None]
+            under_way = [answer for answer in under_way if answer.finish is None]
+            yield from finished
+
+    def put(self, name: str, source: str | Path) -> None:
+        """From now on `name` means this adapter folder; requests under way finish with what it meant before."""
+        with self._lock:
+            self.adapters.put(name, source)
+
+    def close(self) -> None:
+        """Give everything back: rows, blocks, adapters that were loaded, the base as it was."""
+        with self._lock:
+            for text in [*self._running, *self._waiting]:
+                self._finish(text, "cancelled")
+            self.adapters.close()
+            self._forward.close()
+
+    def __enter__(self) -> Engine:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+def _age(text: Text) -> int:
+    """Low numbers are old."""
+    return text.number

@@ -1,0 +1,145 @@
+"""`Text`: a prompt and its answer so far, as the engine computes it, and its blocks in the cache."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from torch import Tensor
+
+from halka.engine.adapters import Version
+from halka.engine.cache import Block, BlockCache
+from halka.engine.constraint import Matcher
+from halka.engine.request import Answer
+from halka.engine.sampling import Draw
+from halka.engine.stopping import StoppedText
+from halka.models.attention.paged import ALWAYS, SIZE, PagedText
+
+
+class Text:
+    """A row of the engine.
+
+    tokens   the prompt's and the answer's
+    done     how many of these have their keys and values in `blocks`
+    """
+
+    def __init__(
+        self, answer: Answer, version: Version, number: int, seed: int, text: StoppedText, matcher: Matcher | None
+    ):
+        """number: the order in which texts came. seed: of its draws. text: what its tokens become.
+
+        matcher: what its constraint allows.
+        """
+        self.answer, self.version, self.number, self.seed = answer, version, number, seed
+        self.tokens = [*answer.request.prompt]
+        self.done = 0
+        self.blocks: list[Block] = []
+        self.checked = False  # that its adapter leaves room for it
+        self._first = 0  # how many of the blocks hold virtual tokens
+        self._text, self._matcher = text, matcher
+
+    @property
+    def left(self) -> int:
+        """Tokens that are to be computed before the next one is known."""
+        return len(self.tokens) - self.done
+
+    @property
+    def draw(self) -> Draw:
+        """How its next token is chosen."""
+        return Draw(self.answer.request.sampling, self.seed, len(self.answer.tokens))
+
+    @property
+    def spare(self) -> int:
+        """Places that its last block has left."""
+        return -self.done % SIZE
+
+    def begin(self, cache: BlockCache) -> bool:
+        """Take the blocks that are there already. Returns whether there is room for the others, else takes none."""
+        virtual = self.version.virtual
+        if virtual is not None and -(-len(virtual) // SIZE) > cache.room:
+            return False
+        self._see_virtual(cache)
+        self.share(cache)
+        if self.needs(self.left) > cache.room:
+            self.drop(cache)
+            return False
+        return True
+
+    def _see_virtual(self, cache: BlockCache) -> None:
+        """Take the blocks of the adapter's virtual tokens, and fill them if nobody has."""
+        virtual = self.version.virtual
+        count = 0 if virtual is None else len(virtual)
+        for start in range(0, count, SIZE):
+            key = (self._parent, self.version.id, ("virtual", start))
+            block = cache.find(key)
+            if block is None:
+                assert virtual is not None
+                block = cache.new(ALWAYS)
+                block.count = min(SIZE, count - start)
+                pairs = virtual[start : start + SIZE].unflatten(1, (-1, 2))  # n L 2 H W
+                cache.kv.data[block.number, :, :, :, : block.count] = pairs.permute(1, 2, 3, 0, 4)
+                cache.name(block, key)
+            self.blocks.append(block)
+        self._first = len(self.blocks)
+
+    def needs(self, count: int) -> int:
+        """New blocks for the next `count` tokens."""
+        return -(-(self.done + count) // SIZE) - (len(self.blocks) - self._first)
+
+    def share(self, cache: BlockCache) -> None:
+        """Take the blocks that others have computed of the same tokens; the last token stays to be computed."""
+        while self.done % SIZE == 0 and self.done + SIZE < len(self.tokens):
+            block = cache.find(self._key(self.done))
+            if block is None:
+                return
+            self.blocks.append(block)
+            self.done += SIZE
+
+    def extend(self, cache: BlockCache, count: int) -> Iterator[int]:
+        """Make room for the next `count` tokens, which this step computes: the slot of each.
+
+        Blocks that they fill can be shared at once: attention writes a line's keys and values before it reads any.
+        """
+        for place in range(self.done, self.done + count):
+            if place % SIZE == 0:
+                self.blocks.append(cache.new(self.version.shift + place))
+            block = self.blocks[-1]
+            block.count += 1
+            if block.count == SIZE:
+                cache.name(block, self._key(place + 1 - SIZE))
+            yield block.number * SIZE + place % SIZE
+
+    def paged(self, count: int) -> PagedText:
+        """As attention sees it in a step with `count` of its tokens."""
+        blocks = self.blocks
+        return PagedText(count, [b.number for b in blocks], [b.count for b in blocks], [b.begin for b in blocks])
+
+    def allowed(self, vocabulary: int) -> Tensor | None:
+        """What its next token may be, (vocabulary,) bool; None: any."""
+        return None if self._matcher is None else self._matcher.mask(vocabulary)
+
+    def take(self, token: int) -> None:
+        """The next token of the answer, which may end with it."""
+        answer = self.answer
+        self.tokens.append(token)
+        answer.tokens.append(token)
+        answer.text += self._text.push(token)
+        if self._matcher is not None and self._text.reason is None:
+            self._matcher.accept(token)
+            if self._matcher.done:
+                answer.text += self._text.close("stop")
+        answer.finish = self._text.reason
+
+    def drop(self, cache: BlockCache) -> None:
+        """Let go of all blocks; the tokens are read once more when it goes on."""
+        cache.release(self.blocks)
+        self.blocks, self.done, self._first = [], 0, 0
+
+    @property
+    def _parent(self) -> int | str:
+        """The serial number of the last block, or the root of the tenant."""
+        return self.blocks[-1].serial if self.blocks else self.answer.request.tenant
+
+    def _key(self, start: int) -> tuple[int | str, str | None, tuple[int, ...]]:
+        at = self._first + start // SIZE
+        parent = self.blocks[at - 1].serial if at else self.answer.request.tenant
+        return parent, self.version.id, tuple(self.tokens[start : start + SIZE])
