@@ -156,14 +156,12 @@ def answer_all(
 
 
 def stream(model: AdaptedModel, name: str | None, prompt: Example, tokens: int, options: dict[str, Any]) -> None:
-    """Stream one answer to stdout, word by word."""
-    from transformers import TextStreamer
+    """Stream one answer to stdout, as it is made."""
+    from halka.evaluation.generation import stream_answer
 
-    from halka.evaluation.generation import iter_answers
-
-    streamer = TextStreamer(model.tokenizer, skip_prompt=True, skip_special_tokens=True)
-    for _ in iter_answers(model, name, [prompt], max_new_tokens=tokens, batch_size=1, streamer=streamer, **options):
-        pass
+    for piece in stream_answer(model, name, prompt, max_new_tokens=tokens, **options):
+        print(piece, end="", flush=True)
+    print()
 
 
 def _show(answers: list[dict[str, str | None]]) -> None:

@@ -21,7 +21,7 @@ from halka.core.cached import Changes
 from halka.models import context
 from halka.storage.adapter_folder import AdapterFolder
 from halka.storage.adapter_store import AdapterStore
-from halka.storage.save_load import load
+from halka.storage.save_load import Allowed, load
 from halka.util.errors import HalkaError, UnknownAdapterError
 
 BUDGET = 2 * 10**9  # bytes of adapters that were loaded for requests
@@ -64,8 +64,14 @@ class Version:
 class Adapters:
     """The adapters that requests can name: the model's own, those that were `put` here, and a store's."""
 
-    def __init__(self, model: AdaptedModel, store: AdapterStore | None = None, budget: int = BUDGET):
-        self.model, self.store, self.budget = model, store, budget
+    def __init__(
+        self,
+        model: AdaptedModel,
+        store: AdapterStore | None = None,
+        budget: int = BUDGET,
+        allowed: Allowed | None = None,
+    ):
+        self.model, self.store, self.budget, self._allowed = model, store, budget, allowed or {}
         self.loads = 0
         self._put: dict[str, Version] = {}
         self._stored: dict[Path, Version] = {}  # by the folder of a store's version
@@ -162,7 +168,7 @@ class Adapters:
             if not self._make_room(version.bytes):
                 return
             version.key = _free_name(version, self.model)
-            adapter = load(self.model, version.folder, name=version.key)
+            adapter = load(self.model, version.folder, name=version.key, **self._allowed)
             self._describe(version, adapter)
             version.here = True
             self.loads += 1

@@ -25,6 +25,8 @@ from halka.engine.waiting import WRITTEN, Waiting
 from halka.models.attention.paged import SIZE, KVBlocks, PagedPlan
 from halka.models.layouts import layout_of
 from halka.storage.adapter_store import AdapterStore
+from halka.storage.pool import AdapterPool
+from halka.storage.save_load import Allowed
 from halka.util import machine
 from halka.util.errors import HalkaError
 
@@ -54,15 +56,17 @@ class Engine:
         read: int = 512,
         read_beside: int = 64,
         ends: frozenset[int] | None = None,
+        allowed: Allowed | None = None,
     ):
         """
-        store           where adapters come from that the model does not have
+        store           where adapters come from that the model does not have; its pool's if there is one
         rows            answers that are made at the same time
         memory          bytes for keys and values; by default what the rows can need, up to a quarter of what is free
         adapter_memory  bytes for adapters that are loaded from the store or were `put`
         read            tokens of prompts that are read in a step
         read_beside     the same while others wait for their next token: what they wait for it
         ends            tokens that end every answer; those of the base's generation config if not given
+        allowed         what `halka.load` may accept of folders: other bases, other templates, pickles
 
         Raises HalkaError for a base that is no decoder, one without tokenizer, and numbers below 1.
         """
@@ -73,7 +77,9 @@ class Engine:
                 raise HalkaError(f"{name} is 1 or more, not {value}")
         self.model, self.rows, self.read, self.read_beside = model, rows, read, read_beside
         self.ends = end_tokens(model) if ends is None else ends
-        self.adapters = Adapters(model, store, adapter_memory)
+        if store is None and isinstance(pool := model.pool, AdapterPool):
+            store, adapter_memory, allowed = pool.store, pool.budget, pool.allowed
+        self.adapters = Adapters(model, store, adapter_memory, allowed)
         self.cache = BlockCache(self._blocks(memory))
         self.steps = self.preempted = 0
         self._forward = forward_of(model)
@@ -133,6 +139,14 @@ class Engine:
         with self._lock:
             for text in [*self._running, *self._waiting]:
                 self._finish(text, "error", error)
+
+    def room(self, name: str | None) -> int | None:
+        """Positions for the text of a request of this adapter; None: without end, or not known before it is loaded.
+
+        Raises UnknownAdapterError for an adapter that nobody has.
+        """
+        with self._lock:
+            return self.adapters.version(name).room
 
     @property
     def busy(self) -> bool:
@@ -367,6 +381,34 @@ class Engine:
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+
+OPTIONS = (
+    "repetition_penalty",
+    "no_repeat_ngram_size",
+    "bad_words_ids",
+    "suppress_tokens",
+    "begin_suppress_tokens",
+    "forced_bos_token_id",
+    "forced_eos_token_id",
+    "sequence_bias",
+    "min_length",
+    "min_new_tokens",
+    "exponential_decay_length_penalty",
+    "stop_strings",
+    "guidance_scale",
+    "num_beams",
+)
+"""What a generation config may ask of `generate` that the engine has not."""
+
+
+def engine_answers(model: AdaptedModel) -> bool:
+    """Whether an engine makes the same greedy answers as the base's own `generate`, by its generation config."""
+    layout, config = layout_of(model.base), getattr(model.base, "generation_config", None)
+    if not layout.causal or layout.encoder is not None or model.labels:
+        return False
+    neutral = (None, 0, 1, 1.0, [], {})
+    return all(getattr(config, option, None) in neutral for option in OPTIONS)
 
 
 def _age(text: Text) -> int:

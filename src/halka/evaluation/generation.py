@@ -1,11 +1,11 @@
-"""Answers to prompts by batched generation, with any adapter for each prompt."""
+"""Answers to prompts, with any adapter for each: by the engine where it can, else by transformers' `generate`."""
 
 from __future__ import annotations
 
 import math
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -13,9 +13,15 @@ import torch
 from halka.core import AdaptedModel
 from halka.data.examples import Example
 from halka.data.shapes import Message, as_message
+from halka.data.tokens import encode_prompt
+from halka.engine.engine import Engine, engine_answers
+from halka.engine.request import Answer, Request
+from halka.engine.sampling import SEEDS, Sampling
+from halka.engine.stopping import Stopping
 from halka.models import context
 from halka.models.attention.function import use_attention
 from halka.objectives import objective_of
+from halka.objectives.language_modelling import LanguageModelling
 from halka.util.errors import DataError, HalkaError
 
 AdapterNames = str | None | Sequence[str | None]
@@ -24,6 +30,8 @@ AdapterNames = str | None | Sequence[str | None]
 Prompt = str | Example | Sequence[Message | Mapping[str, str]]
 """A text, which is a user's message; a conversation; or an example, whose answer is not read."""
 
+DRAWN = ("temperature", "top_k", "top_p", "min_p")  # what the engine knows of these
+READ = 512  # tokens of prompts that are read in a step
 SAMPLING = ("temperature", "top_k", "top_p", "min_p", "typical_p")
 
 
@@ -40,8 +48,8 @@ def generate(
 
     prompts        texts, conversations (lists of {"role", "content"} or `Message`s) or `Example`s
     adapters       one adapter's name for all prompts, None for the bare base, or a sequence with one for each
-    batch_size     prompts at a time; prompts of like length share a batch, whatever their adapters
-    options        go to transformers' `generate`. Without any, decoding is greedy; a `temperature` above 0, `top_p`,
+    batch_size     prompts at a time, whatever their adapters
+    options        of transformers' `generate`. Without any, decoding is greedy; a `temperature` above 0, `top_p`,
                    `top_k`, … sample
 
     A classifier answers with its label's name, a tagger with a tag for each word.
@@ -86,27 +94,27 @@ def iter_answers(
     batch_size: int = 32,
     **options: Any,
 ) -> Iterator[tuple[int, str]]:
-    """Yield (index, answer) for every example's prompt, batch by batch; prompts of like length share a batch.
+    """Yield (index, answer) for every example's prompt, as soon as it is complete.
 
-    Adapters of any families share batches; full copies of the weights get batches of their own. `options` go to
-    transformers' `generate` unchanged; without any, decoding is greedy. Raises as `generate` does, at the first answer.
+    Adapters of any families are used side by side; full copies of the weights by themselves. `options` are those of
+    transformers' `generate`; without any, decoding is greedy. Decoders answer by the engine if it knows all options,
+    with seeds from torch's generator; else `generate` does. Raises as `generate` does, at the first answer.
     """
     if model.tokenizer is None:
         raise HalkaError("to generate text the model needs its tokenizer: `halka.adapt(base, tokenizer)`")
     objective = objective_of(model)
+    names, sampling = adapter_of_each(adapters, examples), _sampling(options)
+    if isinstance(objective, LanguageModelling) and sampling is not None and engine_answers(model):
+        yield from _by_engine(model, names, examples, max_new_tokens, batch_size, sampling)
+        return
     new = max_new_tokens if objective.answer_uses_context else 0
-    names = adapter_of_each(adapters, examples)
     limits = {name: (context(model, name), _is_full(model, name)) for name in dict.fromkeys(names)}
     rows = []
     items = []
     for index, (example, name) in enumerate(zip(examples, names, strict=True)):
         room, full = limits[name]
         item = objective.encode_prompt(model, example, room)
-        if room is not None and len(item) + new > room:
-            raise DataError(
-                f"{example.place(index)}: a prompt of {len(item)} tokens and {max_new_tokens} new ones do not fit the "
-                f"{room} positions for text that this base has: shorten it or lower max_new_tokens"
-            )
+        _check_room(example.place(index), len(item), max_new_tokens, room, new)
         items.append(item)
         rows.append(_Row(len(item) + new, room, name if full else None))
     for batch in _batches(rows, batch_size, lambda batch: _pool_fits(model, {names[i] for i in batch})):
@@ -114,6 +122,85 @@ def iter_answers(
         with torch.inference_mode(), model.use(own if len({*own}) > 1 else own[0]), use_attention(model.base):
             answers = objective.answers(model, own, [items[i] for i in batch], max_new_tokens, options)
         yield from zip(batch, answers, strict=True)
+
+
+def stream_answer(
+    model: AdaptedModel, name: str | None, example: Example, *, max_new_tokens: int, **options: Any
+) -> Iterator[str]:
+    """The answer's text in pieces, as it is made; in one piece where the engine does not make it.
+
+    Raises as `generate` does.
+    """
+    objective, sampling = objective_of(model), _sampling(options)
+    if not (isinstance(objective, LanguageModelling) and sampling is not None and engine_answers(model)):
+        yield from dict(iter_answers(model, name, [example], max_new_tokens=max_new_tokens, **options)).values()
+        return
+    prompt = encode_prompt(example, model.tokenizer)
+    with _engine(model, 1) as engine:
+        (answer,) = engine.submit(Request(prompt, name, _seeded(sampling), Stopping(max_new_tokens)))
+        shown = 0
+        while answer.finish is None:
+            engine.step()
+            if len(text := answer.text) > shown:
+                yield text[shown:]
+                shown = len(text)
+    if answer.error is not None:
+        raise answer.error
+
+
+def _check_room(place: str, prompt: int, max_new_tokens: int, room: int | None, new: int) -> None:
+    """Raises DataError for a prompt of so many tokens whose answer, which takes `new`, does not fit."""
+    if room is not None and prompt + new > room:
+        raise DataError(
+            f"{place}: a prompt of {prompt} tokens and {max_new_tokens} new ones do not fit the "
+            f"{room} positions for text that this base has: shorten it or lower max_new_tokens"
+        )
+
+
+def _by_engine(
+    model: AdaptedModel,
+    names: Sequence[str | None],
+    examples: Sequence[Example],
+    max_new_tokens: int,
+    rows: int,
+    sampling: Sampling,
+) -> Iterator[tuple[int, str]]:
+    """Every answer with its index, in the order in which they end."""
+    if not examples:
+        return
+    with _engine(model, rows) as engine:
+        place: dict[Answer, int] = {}
+        for index, (name, example) in enumerate(zip(names, examples, strict=True)):
+            prompt = encode_prompt(example, model.tokenizer)
+            _check_room(example.place(index), len(prompt), max_new_tokens, engine.room(name), max_new_tokens)
+            request = Request(prompt, name, _seeded(sampling), Stopping(max_new_tokens))
+            place |= dict.fromkeys(engine.submit(request), index)
+        while place:
+            engine.step()
+            for answer in [answer for answer in place if answer.finish is not None]:
+                if answer.error is not None:
+                    raise answer.error
+                yield place.pop(answer), model.tokenizer.decode(answer.tokens, skip_special_tokens=True).strip()
+
+
+def _engine(model: AdaptedModel, rows: int) -> Engine:
+    """An engine for answers that nobody waits for token by token."""
+    return Engine(model, rows=rows, read_beside=READ, read=READ)
+
+
+def _sampling(options: Mapping[str, Any]) -> Sampling | None:
+    """These options of transformers' `generate` as the engine has them; None if it lacks one."""
+    if options.keys() - {"do_sample", *DRAWN}:
+        return None
+    if not options.get("do_sample"):
+        return Sampling()
+    drawn = {name: options.get(name) for name in DRAWN}
+    return Sampling(**{**drawn, "temperature": 1.0 if drawn["temperature"] is None else drawn["temperature"]})
+
+
+def _seeded(sampling: Sampling) -> Sampling:
+    """With a seed for one request, from torch's own generator: `torch.manual_seed` makes it repeatable."""
+    return sampling if sampling.greedy else replace(sampling, seed=int(torch.randint(SEEDS - 1, ())))
 
 
 def adapter_of_each(adapters: AdapterNames, examples: Sequence[Example]) -> list[str | None]:

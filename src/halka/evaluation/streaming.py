@@ -6,9 +6,7 @@ the end of the user's turn.
 
 from __future__ import annotations
 
-import queue
 import re
-import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import partial
 from typing import Any, NamedTuple
@@ -16,7 +14,7 @@ from typing import Any, NamedTuple
 from halka.core import AdaptedModel
 from halka.data.examples import Example, Message
 from halka.data.tokens import encode_prompt
-from halka.evaluation.generation import iter_answers
+from halka.evaluation.generation import stream_answer
 from halka.models import context
 from halka.util.errors import HalkaError
 
@@ -101,26 +99,6 @@ def answering(
 def _answer(
     model: AdaptedModel, name: str | None, new_tokens: int, options: Mapping[str, Any], prompt: str
 ) -> Iterator[str]:
-    """The answer's text in pieces, as a thread makes them."""
-    from transformers import TextIteratorStreamer
-
-    streamer: Any = TextIteratorStreamer(model.tokenizer, skip_prompt=True, skip_special_tokens=True)
-    errors: queue.SimpleQueue[BaseException] = queue.SimpleQueue()
-
-    def work() -> None:
-        try:
-            example = Example((user_message(model, prompt),))
-            for _ in iter_answers(
-                model, name, [example], max_new_tokens=new_tokens, batch_size=1, streamer=streamer, **options
-            ):
-                pass
-        except BaseException as error:  # raised again where the answer is read
-            errors.put(error)
-            streamer.end()
-
-    thread = threading.Thread(target=work, daemon=True)
-    thread.start()
-    yield from streamer
-    thread.join()
-    if not errors.empty():
-        raise errors.get()
+    """The answer's text in pieces, as it is made."""
+    example = Example((user_message(model, prompt),))
+    return stream_answer(model, name, example, max_new_tokens=new_tokens, **options)

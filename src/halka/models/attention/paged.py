@@ -26,12 +26,12 @@ ALWAYS = -1  # where a block begins whose tokens are virtual: all of a text see 
 
 
 class KVBlocks:
-    """The keys and values of `count` blocks: `data` (count, L, 2, H, SIZE, W)."""
+    """The keys and values of `count` blocks: `data` (count, L, 2, H, SIZE, W), each to be cleared before its use."""
 
     def __init__(self, count: int, shape: tuple[int, int, int], dtype: torch.dtype, device: torch.device | str = "cpu"):
         """shape: of a token in all layers, (2·L, H, W)."""
         pairs, heads, width = shape
-        self.data = torch.zeros(count, pairs // 2, 2, heads, SIZE, width, dtype=dtype, device=device)
+        self.data = torch.empty(count, pairs // 2, 2, heads, SIZE, width, dtype=dtype, device=device)
 
     @staticmethod
     def bytes_of(shape: tuple[int, int, int], dtype: torch.dtype) -> int:
@@ -103,8 +103,8 @@ class PagedPlan:
 
     @cached_property
     def tables(self) -> Tensor:
-        """(R, M) each text's blocks, filled up with block 0, of which it then sees nothing."""
-        return self._table([text.blocks for text in self.texts])
+        """(R, M) each text's blocks, filled up with its last one, of which it then sees nothing."""
+        return self._table([text.blocks for text in self.texts], [text.blocks[-1] for text in self.texts])
 
     @cached_property
     def counts(self) -> Tensor:
@@ -145,6 +145,8 @@ class PagedPlan:
             self._masks[group, window] = ((sees | always) & filled)[:, None]
         return self._masks[group, window]
 
-    def _table(self, rows: Sequence[Sequence[int]]) -> Tensor:
+    def _table(self, rows: Sequence[Sequence[int]], fill: Sequence[int] | None = None) -> Tensor:
         longest = max(len(row) for row in rows)
-        return torch.tensor([[*row, *[0] * (longest - len(row))] for row in rows], device=self.device)
+        fill = [0] * len(rows) if fill is None else fill
+        filled = [[*row, *[rest] * (longest - len(row))] for row, rest in zip(rows, fill, strict=True)]
+        return torch.tensor(filled, device=self.device)
