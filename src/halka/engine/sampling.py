@@ -1,0 +1,150 @@
+"""The next token of each row: the likeliest, or one drawn by transformers' rules, the same in any company.
+
+A drawn token depends on its row's logits, its request's seed and the number of tokens drawn before it, on nothing else:
+neither the other rows of the step nor a preemption in between changes it.
+"""
+
+from __future__ import annotations
+
+import math
+import secrets
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from halka.util.errors import HalkaError
+
+SEEDS = 2**63
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How a request's tokens are chosen; the names and their meaning are those of transformers' generation config.
+
+    temperature  divides the logits; 0 or None is greedy: the likeliest token, whatever the other fields say
+    top_k        keep the k likeliest tokens and those as likely as the last of them; 0 or None keeps all
+    top_p        of these, keep the fewest likeliest whose probabilities reach top_p; 1 or None keeps all
+    min_p        of these, keep those at least min_p times as likely as the likeliest; 0 or None keeps all
+    seed         of the draws; None: whoever submits the request draws one (`new_seed`)
+
+    Raises HalkaError for a value outside its range.
+    """
+
+    temperature: float | None = 0.0
+    top_k: int | None = None
+    top_p: float | None = None
+    min_p: float | None = None
+    seed: int | None = None
+
+    def __post_init__(self) -> None:
+        _check("temperature", self.temperature, float, 0, math.inf, "a number, 0 (greedy) or above")
+        _check("top_k", self.top_k, int, 0, math.inf, "a whole number, 0 (all tokens) or above")
+        _check("top_p", self.top_p, float, 0, 1, "a number from 0 to 1")
+        _check("min_p", self.min_p, float, 0, 1, "a number from 0 to 1")
+        _check("seed", self.seed, int, 0, SEEDS - 1, f"a whole number from 0 to {SEEDS - 1}")
+
+    @property
+    def greedy(self) -> bool:
+        return not self.temperature
+
+
+def _check(field: str, value: Any, kind: type, low: float, high: float, allowed: str) -> None:
+    number = isinstance(value, int | kind) and not isinstance(value, bool)
+    if value is not None and not (number and math.isfinite(value) and low <= value <= high):
+        raise HalkaError(f"{field} is {value!r}: it is {allowed}, or None")
+
+
+def new_seed() -> int:
+    """A seed for a request that has none."""
+    return secrets.randbelow(SEEDS)
+
+
+class Draw(NamedTuple):
+    """A row of logits: how its token is chosen, the request's seed, and how many tokens the request has already."""
+
+    sampling: Sampling
+    seed: int
+    count: int
+
+
+def choose(logits: Tensor, rows: Sequence[Draw], allowed: Sequence[Tensor | None] | None = None) -> list[int]:
+    """The next token of each row: one argmax for all that are greedy and free, a look at each other row by itself.
+
+    logits   (R, V) fp32, on any device; they are not changed
+    rows     R draws
+    allowed  for each row the tokens it may have, (V,) bool, or None for all
+
+    Raises HalkaError if a row that samples has logits that are not numbers.
+    """
+    tokens: list[int] = logits.argmax(-1).tolist()
+    masks = [None] * len(rows) if allowed is None else allowed
+    own = [index for index, row in enumerate(rows) if masks[index] is not None or not row.sampling.greedy]
+    if not own:
+        return tokens
+    for index, logits_V in zip(own, logits[own].float().cpu().numpy(), strict=True):
+        if (mask := masks[index]) is not None:
+            logits_V[~mask.cpu().numpy()] = -math.inf
+        greedy = rows[index].sampling.greedy
+        tokens[index] = int(logits_V.argmax()) if greedy else _draw(logits_V, *rows[index])
+    return tokens
+
+
+def log_probabilities(logits: Tensor, tokens: Sequence[int]) -> list[float]:
+    """The log probability of each row's token under the model itself, whatever was kept: logits (R, V), R tokens."""
+    chosen = torch.tensor(tokens, device=logits.device)[:, None]
+    return (logits.gather(1, chosen)[:, 0] - logits.logsumexp(-1)).tolist()
+
+
+def _draw(logits_V: np.ndarray, sampling: Sampling, seed: int, count: int) -> int:
+    """The token at a uniform number's place in the kept tokens' distribution, in the order of their ids."""
+    tokens_K, probabilities_K = kept(logits_V, sampling)
+    sums = probabilities_K.cumsum()
+    place = np.searchsorted(sums, uniform(seed, count) * sums[-1], side="right")
+    return int(tokens_K[min(place, np.searchsorted(sums, sums[-1]))])  # should rounding lead past the last
+
+
+def uniform(seed: int, count: int) -> float:
+    """Number `count` of the seed's uniform numbers in [0, 1): Philox of the two, so that none needs those before it."""
+    raw = int(np.random.Philox(key=seed, counter=count).random_raw())
+    return (raw >> 11) * 2.0**-53
+
+
+def kept(logits_V: np.ndarray, sampling: Sampling) -> tuple[np.ndarray, np.ndarray]:
+    """The tokens (K,) that a sampled row may draw, in the order of their ids, and their probabilities (K,) in float64.
+
+    In transformers' order: temperature, top_k, top_p, min_p.
+    """
+    highest = logits_V.max()
+    if not math.isfinite(highest):
+        raise HalkaError(f"a row's largest logit is {highest}: it has no token to draw; are all weights finite?")
+    least = -math.inf
+    if sampling.top_k and sampling.top_k < len(logits_V):
+        least = np.partition(logits_V, -sampling.top_k)[-sampling.top_k]
+    tokens = np.flatnonzero((logits_V >= least) & (logits_V > -math.inf))
+    assert sampling.temperature
+    with np.errstate(over="ignore"):  # of a tiny temperature: minus infinity is right
+        weights = np.exp((logits_V[tokens].astype(np.float64) - highest) / sampling.temperature)
+    if sampling.top_p is not None and sampling.top_p < 1:
+        keep = _within_top_p(weights / weights.sum(), sampling.top_p)
+        tokens, weights = tokens[keep], weights[keep]
+    if sampling.min_p:
+        keep = weights >= sampling.min_p  # the likeliest has a weight of 1
+        tokens, weights = tokens[keep], weights[keep]
+    return tokens, weights / weights.sum()
+
+
+def _within_top_p(probabilities: np.ndarray, top_p: float) -> np.ndarray:
+    """The places, in order, of the fewest likeliest tokens whose probabilities reach `top_p`; one at least.
+
+    n tokens of at most (1 - top_p)/n each make up no more than 1 - top_p, so none of them is kept: they are not sorted.
+    """
+    candidates = np.flatnonzero(probabilities > (1 - top_p) / (len(probabilities) + 1))
+    order = candidates[np.argsort(probabilities[candidates], kind="stable")]
+    sums = probabilities[order].cumsum()
+    sums += 1 - sums[-1]
+    first = min(int(np.searchsorted(sums, 1 - top_p, side="right")), len(order) - 1)
+    return np.sort(order[first:])

@@ -1,0 +1,156 @@
+"""Tokens are kept and weighed as transformers' warpers do, and a row's draws depend on that row alone."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from transformers import MinPLogitsWarper, TemperatureLogitsWarper, TopKLogitsWarper, TopPLogitsWarper
+
+from halka.engine.sampling import SEEDS, Draw, Sampling, choose, kept, log_probabilities, new_seed, uniform
+from halka.util.errors import HalkaError
+
+SAMPLINGS = [
+    Sampling(temperature=1.0),
+    Sampling(temperature=0.7),
+    Sampling(temperature=1.0, top_k=5),
+    Sampling(temperature=2.0, top_k=0),
+    Sampling(temperature=1.3, top_k=10**6),
+    Sampling(temperature=1.0, top_p=0.9),
+    Sampling(temperature=0.5, top_p=0.1),
+    Sampling(temperature=1.0, top_p=0.0),
+    Sampling(temperature=1.0, top_p=1.0),
+    Sampling(temperature=1.0, min_p=0.05),
+    Sampling(temperature=1.5, min_p=1.0),
+    Sampling(temperature=0.8, top_k=50, top_p=0.95, min_p=0.02),
+    Sampling(temperature=3.0, top_k=40, top_p=0.5),
+]
+
+
+def warped(logits_V: torch.Tensor, sampling: Sampling) -> torch.Tensor:
+    """The distribution (V,) that transformers samples from."""
+    warpers = [TemperatureLogitsWarper(float(sampling.temperature or 0))]
+    if sampling.top_k:
+        warpers.append(TopKLogitsWarper(sampling.top_k))
+    if sampling.top_p is not None and sampling.top_p < 1:
+        warpers.append(TopPLogitsWarper(sampling.top_p))
+    if sampling.min_p is not None:
+        warpers.append(MinPLogitsWarper(sampling.min_p))
+    scores = logits_V[None]
+    for warper in warpers:
+        scores = warper(torch.zeros(1, 1, dtype=torch.long), scores)
+    return scores.softmax(-1)[0]
+
+
+@pytest.mark.parametrize("sampling", SAMPLINGS, ids=str)
+@pytest.mark.parametrize("tokens", [97, 5000])
+@pytest.mark.parametrize("spread", [0.5, 4.0])
+def test_the_kept_tokens_and_their_probabilities_are_transformers(sampling, tokens, spread):
+    logits = torch.randn(tokens) * spread
+    places, probabilities = kept(logits.numpy(), sampling)
+    expected = warped(logits, sampling)
+    assert places.tolist() == expected.nonzero()[:, 0].tolist()
+    assert torch.allclose(torch.tensor(probabilities), expected[places].double(), rtol=1e-4, atol=1e-9)
+
+
+def test_tokens_as_likely_as_the_last_of_top_k_are_kept():
+    logits = torch.tensor([1.0, 3.0, 2.0, 2.0, 0.0])
+    places, _ = kept(logits.numpy(), Sampling(temperature=1.0, top_k=2))
+    assert places.tolist() == warped(logits, Sampling(temperature=1.0, top_k=2)).nonzero()[:, 0].tolist() == [1, 2, 3]
+
+
+def test_draws_follow_the_distribution():
+    logits = torch.randn(1, 20)
+    sampling = Sampling(temperature=1.2, top_k=8)
+    tokens = choose(logits.expand(20_000, 20), [Draw(sampling, 7, count) for count in range(20_000)])
+    frequencies = torch.bincount(torch.tensor(tokens), minlength=20) / 20_000
+    assert torch.allclose(frequencies, warped(logits[0], sampling), atol=0.015)
+
+
+def test_a_row_is_the_same_in_any_company():
+    logits = torch.randn(32, 500)
+    rows = [Draw(SAMPLINGS[index % len(SAMPLINGS)], index, 3 * index) for index in range(30)]
+    rows += [Draw(Sampling(), 0, 0)] * 2
+    together = choose(logits, rows)
+    alone = [choose(logits[index : index + 1], [row])[0] for index, row in enumerate(rows)]
+    order = torch.randperm(32).tolist()
+    shuffled = choose(logits[order], [rows[index] for index in order])
+    assert together == alone == [shuffled[order.index(index)] for index in range(32)]
+    assert together[30:] == logits[30:].argmax(-1).tolist()
+
+
+def test_seed_and_count_make_the_number_and_nothing_else():
+    """The first numbers stand here: requests with a seed are the same in every version."""
+    numbers = [uniform(1, count) for count in range(3)]
+    assert numbers == [0.3035680343067586, 0.9002684531124185, 0.4082618259872465]
+    assert len({uniform(seed, count) for seed in range(30) for count in range(30)}) == 900
+    assert uniform(SEEDS - 1, 2**40) == 0.37638615923026186
+    many = np.array([uniform(5, count) for count in range(5000)])
+    assert abs(many.mean() - 0.5) < 0.02
+    assert abs(np.corrcoef(many[1:], many[:-1])[0, 1]) < 0.05
+
+
+def test_masked_rows_have_only_what_is_allowed_and_logits_stay():
+    logits = torch.randn(4, 50)
+    before = logits.clone()
+    mask = torch.zeros(50, dtype=torch.bool)
+    mask[[3, 4]] = True
+    sampled = Sampling(temperature=1.0, top_k=10)
+    rows = [Draw(Sampling(), 0, 0), Draw(sampled, 1, 0), Draw(Sampling(), 0, 0), Draw(sampled, 1, 0)]
+    tokens = choose(logits, rows, [mask, mask, None, None])
+    assert tokens[0] == (3 if logits[0, 3] > logits[0, 4] else 4)
+    assert tokens[1] in (3, 4)
+    assert tokens[2:] == choose(logits[2:], rows[2:])
+    assert torch.equal(logits, before)
+
+
+def test_a_single_allowed_token_is_drawn_and_unlikely_ones_never():
+    logits = torch.full((1, 10), -math.inf)
+    logits[0, 6] = -80.0
+    assert choose(logits, [Draw(Sampling(temperature=1e-300), 0, 0)]) == [6]
+    logits[0, 2] = -90.0
+    assert choose(logits, [Draw(Sampling(temperature=1e-300), 0, 0)]) == [6]
+
+
+def test_numbers_that_are_none_are_no_draw():
+    for bad in (math.nan, -math.inf, math.inf):
+        with pytest.raises(HalkaError, match="no token to draw"):
+            choose(torch.full((1, 5), bad), [Draw(Sampling(temperature=1.0), 0, 0)])
+
+
+def test_log_probabilities_are_the_models_own():
+    logits = torch.randn(3, 40)
+    expected = logits.log_softmax(-1)[range(3), [1, 2, 3]].tolist()
+    assert log_probabilities(logits, [1, 2, 3]) == pytest.approx(expected, abs=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("temperature", -0.1),
+        ("temperature", math.nan),
+        ("temperature", math.inf),
+        ("temperature", "1"),
+        ("temperature", True),
+        ("top_k", -1),
+        ("top_k", 1.5),
+        ("top_p", 1.1),
+        ("top_p", -0.1),
+        ("min_p", 2),
+        ("seed", -1),
+        ("seed", 2**63),
+        ("seed", 1.0),
+    ],
+)
+def test_values_out_of_range_are_named(field, value):
+    with pytest.raises(HalkaError, match=f"{field} is {value!r}: it is a"):
+        Sampling(**{field: value})
+
+
+def test_no_temperature_is_greedy():
+    assert Sampling().greedy
+    assert Sampling(temperature=None).greedy
+    assert not Sampling(temperature=0.1).greedy
+    assert 0 <= new_seed() < SEEDS
