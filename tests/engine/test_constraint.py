@@ -66,6 +66,12 @@ SCHEMAS = [
     {"type": "object", "properties": {"a/b": {"type": "null"}, "é": {"type": "null"}}, "required": ["a/b"]},
     *({"type": "string", "format": name} for name in FORMATS),
 ]
+
+
+def nested(depth: int) -> dict:
+    return {"items": nested(depth - 1)} if depth else {}
+
+
 REFUSED = {
     "not": {"not": {"type": "string"}},
     "if": {"if": {"type": "string"}, "then": {"minLength": 3}},
@@ -98,6 +104,8 @@ REFUSED = {
     "integr": {"type": "integr"},
     "nsatisfiable": {"type": "string", "enum": [1]},
     "no JSON": {"const": {1}},
+    "nested deeper": nested(100),
+    "'format'": {"format": [], "allOf": 3},
 }
 INSIDE = [
     ("properties", {"a": None}),

@@ -42,6 +42,7 @@ FORMATS: dict[str, list[dict[str, Any]]] = {  # with what llguidance's own expre
     "uri": [],
     "uuid": [],
 }
+DEPTH = 64  # of a schema within schemas, in keywords and names
 UNWRITABLE = re.compile(r"\\u00|\x7f")  # control characters that JSON writes by number, which `OPTIONS` leaves out
 CLASS = re.compile(r"\\.|(\[\^?(?:\\.|[^\]\\])*\])", re.DOTALL)
 CLASS_OPERATION = re.compile(r"(?<!\\)(?:\[|&&|--|~~)")
@@ -52,12 +53,12 @@ OPTIONS = {"json_allowed_escapes": '"\\bfnrt'}  # none by number: "\u0061" would
 def enforceable(schema: dict[str, Any]) -> dict[str, Any]:
     """The schema as llguidance is to read it. Raises HalkaError for a keyword, by its name, that is not enforced."""
     try:
-        json.dumps(schema, allow_nan=False)
+        plain = json.loads(json.dumps(schema, allow_nan=False))
     except (TypeError, ValueError, RecursionError) as error:
         raise HalkaError(f"schema is no JSON: {error}") from None
     places: set[str] = set()
     references: list[tuple[str, Any]] = []
-    checked = _check(schema, "", places, references)
+    checked = _check(plain, "", places, references)
     for place, reference in references:
         if not (isinstance(reference, str) and reference.startswith("#") and unquote(reference[1:]) in places):
             raise _refusal(place, "$ref", f"{reference!r} is no schema within this one")
@@ -73,17 +74,20 @@ def _check(schema: Any, place: str, places: set[str], references: list[tuple[str
     places.add(place)
     if not isinstance(schema, dict):
         return schema
+    if place.count("/") > DEPTH:
+        raise HalkaError(f"schema is nested deeper than {DEPTH}: name its inner schemas in $defs")
     for keyword, value in schema.items():
         if keyword not in ENFORCED | ANNOTATIONS or (keyword == "$id" and place):
             raise _refusal(place, keyword, "this keyword cannot be enforced while tokens are drawn: leave it out")
         if keyword == "$ref":
             references.append((place, value))
     _check_values(schema, place)
-    checked = {key: value for key, value in schema.items() if key not in ANNOTATIONS - {"$schema"}}
+    checked = {key: value for key, value in schema.items() if key not in ANNOTATIONS}
     for keyword in checked.keys() & (ONE | MANY | NAMED):
         checked[keyword] = _checked_inside(checked[keyword], f"{place}/{keyword}", keyword, places, references)
-    if checked.get("format") in FORMATS and (more := FORMATS[checked["format"]]):
-        checked["allOf"] = [*checked.get("allOf", ()), *more]
+    others = checked.get("allOf", [])
+    if isinstance(others, list) and (more := FORMATS.get(str(checked.get("format")))):
+        checked["allOf"] = [*others, *more]
     return checked
 
 

@@ -80,9 +80,9 @@ def choose(logits: Tensor, rows: Sequence[Draw], allowed: Sequence[Tensor | None
 
     Raises HalkaError if a row that samples has logits that are not numbers.
     """
-    tokens: list[int] = logits.argmax(-1).tolist()
     masks = [None] * len(rows) if allowed is None else allowed
     own = [index for index, row in enumerate(rows) if masks[index] is not None or not row.sampling.greedy]
+    tokens: list[int] = logits.argmax(-1).tolist() if len(own) < len(rows) else [0] * len(rows)
     if not own:
         return tokens
     for index, logits_V in zip(own, logits[own].float().cpu().numpy(), strict=True):
@@ -102,7 +102,7 @@ def log_probabilities(logits: Tensor, tokens: Sequence[int]) -> list[float]:
 def _draw(logits_V: np.ndarray, sampling: Sampling, seed: int, count: int) -> int:
     """The token at a uniform number's place in the kept tokens' distribution, in the order of their ids."""
     tokens_K, probabilities_K = kept(logits_V, sampling)
-    sums = probabilities_K.cumsum()
+    sums = probabilities_K.cumsum(out=probabilities_K)
     place = np.searchsorted(sums, uniform(seed, count) * sums[-1], side="right")
     return int(tokens_K[min(place, np.searchsorted(sums, sums[-1]))])  # should rounding lead past the last
 
@@ -116,25 +116,29 @@ def uniform(seed: int, count: int) -> float:
 def kept(logits_V: np.ndarray, sampling: Sampling) -> tuple[np.ndarray, np.ndarray]:
     """The tokens (K,) that a sampled row may draw, in the order of their ids, and their probabilities (K,) in float64.
 
-    In transformers' order: temperature, top_k, top_p, min_p.
+    In transformers' order: temperature, top_k, top_p, min_p. Tokens of a masked row may stay with a probability of 0.
     """
     highest = logits_V.max()
     if not math.isfinite(highest):
         raise HalkaError(f"a row's largest logit is {highest}: it has no token to draw; are all weights finite?")
-    least = -math.inf
+    tokens = np.arange(len(logits_V))
     if sampling.top_k and sampling.top_k < len(logits_V):
-        least = np.partition(logits_V, -sampling.top_k)[-sampling.top_k]
-    tokens = np.flatnonzero((logits_V >= least) & (logits_V > -math.inf))
+        least = torch.from_numpy(logits_V).topk(sampling.top_k, sorted=False).values.min().item()
+        tokens = np.flatnonzero(logits_V >= least)
+        logits_V = logits_V[tokens]
     assert sampling.temperature
+    weights = np.subtract(logits_V, highest, dtype=np.float64)  # in place from here: large new arrays cost page faults
     with np.errstate(over="ignore"):  # of a tiny temperature: minus infinity is right
-        weights = np.exp((logits_V[tokens].astype(np.float64) - highest) / sampling.temperature)
+        weights /= sampling.temperature
+    np.exp(weights, out=weights)
     if sampling.top_p is not None and sampling.top_p < 1:
         keep = _within_top_p(weights / weights.sum(), sampling.top_p)
         tokens, weights = tokens[keep], weights[keep]
     if sampling.min_p:
-        keep = weights >= sampling.min_p  # the likeliest has a weight of 1
+        keep = np.flatnonzero(weights >= sampling.min_p)  # the likeliest has a weight of 1
         tokens, weights = tokens[keep], weights[keep]
-    return tokens, weights / weights.sum()
+    weights /= weights.sum()
+    return tokens, weights
 
 
 def _within_top_p(probabilities: np.ndarray, top_p: float) -> np.ndarray:
