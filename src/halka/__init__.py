@@ -15,6 +15,13 @@ if TYPE_CHECKING:
     from halka.data.examples import Message as Message
     from halka.data.examples import read_examples as read_examples
     from halka.data.task import load_task as load_task
+    from halka.engine import Answer as Answer
+    from halka.engine import AsyncEngine as AsyncEngine
+    from halka.engine import Constraint as Constraint
+    from halka.engine import Engine as Engine
+    from halka.engine import Request as Request
+    from halka.engine import Sampling as Sampling
+    from halka.engine import Stopping as Stopping
     from halka.estimating import estimate as estimate
     from halka.evaluation.evaluating import evaluate as evaluate
     from halka.evaluation.generation import generate as generate
@@ -66,6 +73,7 @@ if TYPE_CHECKING:
 _PUBLIC = {
     "data.examples": "Example Message read_examples",
     "data.task": "load_task",
+    "engine": "Answer AsyncEngine Constraint Engine Request Sampling Stopping",
     "estimating": "estimate",
     "evaluation.evaluating": "evaluate",
     "core": "AdaptedModel",

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from halka.data.readers import Problem, Row, read_rows, row_of
-from halka.data.shapes import SHAPES, Message, conversation_of, detect_shape, known_shapes, references_of
+from halka.data.shapes import SHAPES, Message, as_message, conversation_of, detect_shape, known_shapes, references_of
 from halka.util.errors import DataError
 
 __all__ = [
@@ -17,8 +17,10 @@ __all__ = [
     "ExamplesOrItems",
     "Item",
     "Message",
+    "Prompt",
     "Rows",
     "as_examples",
+    "as_prompt",
     "examples_and_items",
     "read_examples",
 ]
@@ -180,3 +182,27 @@ def _example(row: Row, shape: str) -> Example | Problem:
         return Example(conversation_of(row, shape), references_of(row), row.where)
     except DataError as error:
         return Problem(row.where, str(error))
+
+
+Prompt = str | Example | Sequence[Message | Mapping[str, str]]
+"""A text, which is a user's message; a conversation; or an example, whose answer is not read."""
+
+
+def as_prompt(prompt: Prompt, place: str) -> Example:
+    """A prompt as an example to be answered, which errors call `place`.
+
+    Raises DataError for what is no prompt.
+    """
+    if isinstance(prompt, Example):
+        return prompt
+    if isinstance(prompt, str):
+        if not prompt.strip():
+            raise DataError(f"{place} is empty")
+        return Example((Message("user", prompt),), where=place)
+    if isinstance(prompt, Message | Mapping):
+        raise DataError(f"{place} is one message: a conversation is a list of messages, and prompts a list of those")
+    messages = tuple(as_message(message, f"{place}: message {n}") for n, message in enumerate(prompt, start=1))
+    example = Example(messages, where=place)
+    if not example.prompt:
+        raise DataError(f"{place} has no message to answer")
+    return example

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, Literal
 
+from halka.data.examples import Prompt, as_prompt
+from halka.data.tokens import encode_prompt
 from halka.engine.constraint import Constraint
 from halka.engine.sampling import Sampling
 from halka.engine.stopping import Stopping
@@ -31,6 +33,14 @@ class Request:
     stopping: Stopping = field(default_factory=Stopping)
     constraint: Constraint | None = None
     tenant: str = ""
+
+    @classmethod
+    def of(cls, prompt: Prompt, tokenizer: Any, **fields: Any) -> Request:
+        """A request in the base's chat template, of a text or a conversation.
+
+        Raises DataError for what is no prompt, and where the template refuses it.
+        """
+        return cls(encode_prompt(as_prompt(prompt, "the prompt"), tokenizer), **fields)
 
 
 @dataclass(eq=False)

@@ -11,8 +11,7 @@ from typing import Any
 import torch
 
 from halka.core import AdaptedModel
-from halka.data.examples import Example
-from halka.data.shapes import Message, as_message
+from halka.data.examples import Example, Prompt, as_prompt
 from halka.data.tokens import encode_prompt
 from halka.engine.engine import Engine, engine_answers
 from halka.engine.request import Answer, Request
@@ -26,9 +25,6 @@ from halka.util.errors import DataError, HalkaError
 
 AdapterNames = str | None | Sequence[str | None]
 """One adapter for all prompts, or one for each; None is the bare base."""
-
-Prompt = str | Example | Sequence[Message | Mapping[str, str]]
-"""A text, which is a user's message; a conversation; or an example, whose answer is not read."""
 
 DRAWN = ("temperature", "top_k", "top_p", "min_p")  # what the engine knows of these
 READ = 512  # tokens of prompts that are read in a step
@@ -60,7 +56,7 @@ def generate(
     """
     if isinstance(prompts, str):
         raise DataError("prompts is one text: give a list of prompts, such as [prompt]")
-    examples = [_example(prompt, f"prompts[{index}]") for index, prompt in enumerate(prompts)]
+    examples = [as_prompt(prompt, f"prompts[{index}]") for index, prompt in enumerate(prompts)]
     options = {"max_new_tokens": max_new_tokens, "batch_size": batch_size, **_with_sampling(options)}
     return answers_of(model, adapters, examples, **options)
 
@@ -212,22 +208,6 @@ def adapter_of_each(adapters: AdapterNames, examples: Sequence[Example]) -> list
             f"{len(adapters)} adapters for {len(examples)} examples: give one for each, or a single one for all"
         )
     return list(adapters)
-
-
-def _example(prompt: Prompt, place: str) -> Example:
-    if isinstance(prompt, Example):
-        return prompt
-    if isinstance(prompt, str):
-        if not prompt.strip():
-            raise DataError(f"{place} is empty")
-        return Example((Message("user", prompt),), where=place)
-    if isinstance(prompt, Message | Mapping):
-        raise DataError(f"{place} is one message: a conversation is a list of messages, and prompts a list of those")
-    messages = tuple(as_message(message, f"{place}: message {n}") for n, message in enumerate(prompt, start=1))
-    example = Example(messages, where=place)
-    if not example.prompt:
-        raise DataError(f"{place} has no message to answer")
-    return example
 
 
 def _with_sampling(options: Mapping[str, Any]) -> dict[str, Any]:
