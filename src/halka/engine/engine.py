@@ -72,6 +72,8 @@ class Engine:
         """
         if not layout_of(model.base).causal or layout_of(model.base).encoder is not None:
             raise HalkaError(f"{type(model.base).__name__} is no decoder: an engine makes texts token by token")
+        if model.tokenizer is None:
+            raise HalkaError("an engine needs the model's tokenizer: `halka.adapt(base, tokenizer)`")
         for name, value in {"rows": rows, "read": read, "read_beside": read_beside}.items():
             if value < 1:
                 raise HalkaError(f"{name} is 1 or more, not {value}")
