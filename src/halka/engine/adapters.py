@@ -17,11 +17,11 @@ import torch
 from torch import Tensor
 
 from halka.core import AdaptedModel, Adapter, VirtualPart, WeightPart
-from halka.core.cached import Changes
 from halka.models import context
 from halka.storage.adapter_folder import AdapterFolder
 from halka.storage.adapter_store import AdapterStore
 from halka.storage.save_load import Allowed, load
+from halka.util.cached import Changes
 from halka.util.errors import HalkaError, UnknownAdapterError
 
 BUDGET = 2 * 10**9  # bytes of adapters that were loaded for requests

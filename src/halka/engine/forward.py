@@ -33,13 +33,10 @@ class TransformersForward:
 
     def _route_of(self, names: tuple[str | None, ...]) -> Route:
         if self._route is None or self._route.names != names:
-            self.forget()
             self._route = self._model.route(names)
         return self._route
 
     def forget(self) -> None:
-        if self._route is not None:
-            self._route.forget()
         self._route = None
 
     def close(self) -> None:
