@@ -45,7 +45,8 @@ class Edits:
             return self._by_run(runs, values)
         count = len(self.parts)
         if runs:  # of one length: the line is a rectangle
-            rows = [value.reshape(count, -1, value.shape[-1])[:, None] for value in values]
+            own = values[-1].dim() - 1  # where a token's own numbers begin: of token ids there are none
+            rows = [value.reshape(count, runs[0], *value.shape[own:])[:, None] for value in values]
         else:
             rows = [value.unflatten(0, (count, repeats(value.shape[0], count))) for value in values]
         for stack in self.stacks:

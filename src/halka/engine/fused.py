@@ -1,0 +1,56 @@
+"""Linear layers that read the same input as one matrix: their parameters become views of it, and no weight is twice."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+
+class FusedLinears:
+    """The weights, and biases, of several linear layers one below the other, until `undo`.
+
+    The layers' parameters stay the objects that they were, with the values that they had: whoever reads, saves or
+    swaps them sees no difference.
+    """
+
+    def __init__(self, layers: Sequence[nn.Linear]):
+        """Layers of one input width and precision, all with a bias or none."""
+        weights, biases = [layer.weight for layer in layers], [layer.bias for layer in layers]
+        self.widths = [layer.out_features for layer in layers]
+        self._parameters: list[tuple[nn.Module, str, nn.Parameter, Tensor]] = []
+        self.weight = self._fuse(layers, "weight", weights)
+        self.bias = None if biases[0] is None else self._fuse(layers, "bias", biases)
+        self._addresses = [view.data_ptr() for *_, view in self._parameters]
+
+    def _fuse(self, layers: Sequence[nn.Linear], key: str, parameters: Sequence[nn.Parameter]) -> Tensor:
+        if len(parameters) == 1:
+            whole = parameters[0].data
+            self._parameters.append((layers[0], key, parameters[0], whole))
+            return whole
+        with torch.inference_mode(False):
+            whole = torch.cat([parameter.data for parameter in parameters])
+            for layer, parameter, view in zip(layers, parameters, whole.split(self.widths), strict=True):
+                parameter.data = view
+                self._parameters.append((layer, key, parameter, view))
+        return whole
+
+    @property
+    def intact(self) -> bool:
+        """Whether the layers compute with this matrix: not once others are merged in, or the base is moved."""
+        places = zip(self._parameters, self._addresses, strict=True)
+        return all(
+            layer._parameters[key] is parameter and parameter.data_ptr() == address
+            for (layer, key, parameter, _), address in places
+        )
+
+    def undo(self) -> None:
+        """Let each parameter own its storage again, if it is still a part of this matrix."""
+        for (_, _, parameter, _), address in zip(self._parameters, self._addresses, strict=True):
+            if (
+                parameter.data_ptr() == address
+                and parameter.numel() != parameter.untyped_storage().nbytes() // parameter.itemsize
+            ):
+                with torch.inference_mode(False):
+                    parameter.data = parameter.data.clone()

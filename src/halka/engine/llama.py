@@ -1,0 +1,77 @@
+"""A step of Llama's kind of decoder on a CPU: few, large products, and kernels for what stands around them.
+
+`TransformersForward` is its slow twin, and computes the lines that this one cannot: with parts at other places than a
+layer's linear layers and sublayers, with tokens beside a gate, with a full copy of the weights or an adapter merged.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+
+import torch
+from torch import Tensor
+
+from halka.core import AdaptedModel
+from halka.core.routing import Route
+from halka.engine.forward import TransformersForward
+from halka.engine.line import Line
+from halka.engine.llama_weights import OUTPUTS, ROLES, LlamaWeights, obstacle
+from halka.engine.row_adapters import Place, RowAdapters
+
+
+def unsupported(model: AdaptedModel) -> str | None:
+    """Why `LlamaForward` cannot compute this model, in words; None if it can."""
+    if importlib.util.find_spec("numba") is None:
+        return "numba is not installed: pip install 'halka[engine]'"
+    return obstacle(model.base)
+
+
+class LlamaForward:
+    """Implements `Forward`. Until `close`, the base's linear layers that share an input share their storage."""
+
+    def __init__(self, model: AdaptedModel):
+        """`unsupported(model)` must be None."""
+        from halka.engine.llama_step import LlamaStep
+
+        self._model, self._twin = model, TransformersForward(model)
+        with model.idle("the engine needs an idle base: leave `use` first"), model.own_weights():
+            self._weights = LlamaWeights(model.base)
+        self._step = LlamaStep(self._weights)
+        slots, places = self._reachable()
+        self._adapters = RowAdapters(model, slots, places, self._weights.embed.dtype)
+
+    def _reachable(self) -> tuple[dict[str, tuple[int, int]], set[Place]]:
+        """The layer and slot of each linear layer by its target's key, and the places where a step lets parts act."""
+        slots: dict[str, tuple[int, int]] = {}
+        places: set[Place] = set()
+        for number, layer in enumerate(self._weights.layers):
+            slots |= {layer.keys[role]: (number, slot) for slot, role in enumerate(ROLES)}
+            places |= {(key, "output") for key in layer.keys.values()}
+            places |= {(layer.keys[role], "input") for role in OUTPUTS.values()}
+        return slots, places
+
+    def __call__(self, line: Line) -> Tensor:
+        with torch.inference_mode():
+            rows = None if self._model.merged is not None else self._adapters.rows(line.names)
+            if rows is not None and rows.misplaced is None:
+                with self._model.use(Route(line.names, kept=True)):
+                    if self._weights.intact:
+                        return self._step(line, rows)
+        return self._twin(line)
+
+    def warm(self) -> None:
+        """Compile all kernels: seconds, once a machine; from then on they come from the disk."""
+        self._step.warm()
+
+    def forget(self) -> None:
+        self._adapters.forget()
+        self._twin.forget()
+
+    def close(self) -> None:
+        self.forget()
+        self._twin.close()
+        with (
+            self._model.idle("the engine needs an idle base to leave it: leave `use` first"),
+            self._model.own_weights(),
+        ):
+            self._weights.undo()

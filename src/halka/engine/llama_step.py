@@ -1,0 +1,225 @@
+"""One step over a line: torch's products of all tokens, and kernels for each row's own.
+
+    N tokens of the line   D hidden width   F inner width   Q query heads   H key/value heads   W head width
+
+Residuals are fp32, all else is in the base's precision. A single token with nothing but LoRA is one call of a kernel.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from halka.engine import kernels
+from halka.engine.line import Line
+from halka.engine.llama_weights import LlamaLayer, LlamaWeights
+from halka.engine.row_adapters import Rows
+from halka.models.attention.function import grouped_products
+from halka.models.attention.paged import SIZE, KVBlocks, PagedPlan, PagedText
+
+FEW = 4  # tokens of a run up to which kernels compute its low-rank products; torch's are faster above
+FIRST = {"qkv": 0, "o": 3, "gate_up": 4, "down": 6}  # of `kernels.SLOTS`, a product's first
+
+
+class Shared(NamedTuple):
+    """One memory, seen as torch's tensor and as the kernels' array."""
+
+    tensor: Tensor
+    array: Any
+
+    def rows(self, count: int) -> Shared:
+        return Shared(self.tensor[:count], self.array[:count])
+
+
+def shared(tensor: Tensor) -> Shared:
+    return Shared(tensor, (tensor.view(torch.uint16) if tensor.dtype == torch.bfloat16 else tensor).numpy())
+
+
+class Scratch:
+    """What is computed between products, for up to N tokens."""
+
+    def __init__(self, weights: LlamaWeights, count: int):
+        D, Q, H, W, F, _ = weights.dims
+
+        def empty(*shape: int, dtype: torch.dtype = weights.embed.dtype) -> Shared:
+            return shared(torch.empty(count, *shape, dtype=dtype))
+
+        self.count = count
+        self.x = empty(D, dtype=torch.float32)
+        self.h, self.y, self.z = empty(D), empty(D), empty(F)
+        self.qkv, self.gate_up, self.out = empty((Q + 2 * H) * W), empty(2 * F), empty(Q * W)
+        self.q = empty(Q, W)
+
+    def rows(self, count: int) -> Scratch:
+        own = object.__new__(Scratch)
+        for name, value in vars(self).items():
+            setattr(own, name, value.rows(count) if isinstance(value, Shared) else count)
+        return own
+
+
+class LlamaStep:
+    """Computes lines whose adapters act where the step passes through (`Rows.misplaced` is None)."""
+
+    def __init__(self, weights: LlamaWeights):
+        D, Q, H, W, F, _ = self.dims = weights.dims
+        self.weights = weights
+        self.embed, self.head, self.norm = (shared(it).array for it in (weights.embed, weights.head, weights.norm))
+        self.eps, self.scale = np.float32(weights.eps), np.float32(weights.scale)
+        self.widths = {
+            "qkv": np.array([Q * W, H * W, H * W]),
+            "o": np.array([D]),
+            "gate_up": np.array([F, F]),
+            "down": np.array([D]),
+        }
+        self.norms = [[shared(norm).array for norm in layer.norms()] for layer in weights.layers]
+        self._addresses = np.array(weights.addresses(), np.int64)
+        self._windows = np.array([layer.window or 0 for layer in weights.layers])
+        self._scratch = Scratch(weights, 64)
+
+    def __call__(self, line: Line, rows: Rows) -> Tensor:
+        """The logits (len(line.last), V), fp32."""
+        threads = kernels.use_torch_threads()
+        cos, sin = self.weights.rotary(torch.empty(1), line.plan.positions[None])
+        if len(line.tokens) == 1 and len(line.last) == 1 and not rows.edits:
+            return self._one_row(line, rows, cos[0].numpy(), sin[0].numpy(), threads)
+        return _Pass(self, line, rows, cos[0].numpy(), sin[0].numpy(), threads).logits()
+
+    def _one_row(self, line: Line, rows: Rows, cos: Any, sin: Any, threads: int) -> Tensor:
+        plan, logits = line.plan, torch.empty(1, len(self.head))
+        kernels.one_row(
+            *(self.embed, self._addresses, self.norm, self.head, line.tokens[0], self.eps, cos, sin),
+            *(shared(plan.kv.data).array, plan.slots.numpy(), plan.tables.numpy(), plan.counts.numpy()),
+            *(plan.begins.numpy(), plan.positions.numpy(), self._windows, self.scale, rows.tables[0]),
+            *(self.dims.Q, self.dims.F, threads, logits[0].numpy()),
+        )
+        return logits
+
+    def warm(self) -> None:
+        """Compile all kernels: by a token alone, one whose logits nobody wants, and two."""
+        _, _, H, W, _, L = self.dims
+        kv = KVBlocks(2, (2 * L, H, W), self.weights.embed.dtype)
+        table = np.zeros((1, L, len(kernels.SLOTS), 3), np.int64)
+        with torch.inference_mode():
+            for tokens, last in ((1, [0]), (1, []), (2, [0, 1])):
+                texts = [PagedText(1, [number], [1], [0]) for number in range(tokens)]
+                plan = PagedPlan(kv, texts, [0] * tokens, [SIZE * number for number in range(tokens)], [1] * tokens)
+                rows = Rows((None,) * tokens, (), (-1,) * tokens, table, False, {}, None)
+                self(Line([0] * tokens, plan, rows.names, last), rows)
+            room, nobody = self.scratch(1), np.array([-1])
+            kernels.add_low_rank(room.h.array, room.y.array, table, nobody, 0, 0, self.widths["o"], 1)
+
+    def scratch(self, count: int) -> Scratch:
+        """Room for a line of so many tokens, the same from one line to the next."""
+        if count > self._scratch.count:
+            self._scratch = Scratch(self.weights, count)
+        return self._scratch.rows(count)
+
+
+class _Pass:
+    """A line on its way through the layers."""
+
+    def __init__(self, step: LlamaStep, line: Line, rows: Rows, cos: Any, sin: Any, threads: int):
+        self._step, self._line, self._rows, self._threads = step, line, rows, threads
+        self._plan, self._runs, self._rotary = line.plan, line.plan.forest.runs, (cos, sin)
+        count = len(line.tokens)
+        self._scratch = step.scratch(count)
+        self._pieces = 1 if count % threads == 0 or count >= 4 * threads else threads
+        starts = np.cumsum([0, *self._runs])
+        few = [which if run <= FEW else -1 for which, run in zip(rows.which, self._runs, strict=True)]
+        self._owner = np.repeat(np.array(few), self._runs)
+        self._by_kernel = rows.low_rank and max(few) >= 0
+        self._long = [
+            (rows.adapters[which], slice(start, start + run))
+            for which, run, start in zip(rows.which, self._runs, starts, strict=False)
+            if run > FEW and which >= 0
+        ]
+        self._single = np.array([number for number, text in enumerate(self._plan.texts) if text.tokens == 1], np.int64)
+        self._places = np.array(self._plan.forest.starts)[self._single]
+
+    def logits(self) -> Tensor:
+        step, scratch = self._step, self._scratch
+        torch.index_select(step.weights.embed, 0, torch.tensor(self._line.tokens), out=scratch.h.tensor)
+        scratch.x.tensor.copy_(scratch.h.tensor)
+        nothing = scratch.y.array[:0]
+        for number, layer in enumerate(step.weights.layers):
+            self._attention(number, layer, scratch.y.array if number else nothing)
+            self._mlp(number, layer)
+        kernels.add_norm(scratch.x.array, scratch.y.array, step.norm, step.eps, scratch.h.array)
+        hidden = shared(scratch.h.tensor[torch.tensor(self._line.last, dtype=torch.int64)])
+        logits = torch.empty(len(self._line.last), len(step.head), dtype=hidden.tensor.dtype)
+        self._multiplied(hidden, step.weights.head, None, shared(logits))
+        return logits.float()
+
+    def _attention(self, number: int, layer: LlamaLayer, y: Any) -> None:
+        step, scratch, plan = self._step, self._scratch, self._plan
+        norm, q_norm, k_norm, _ = step.norms[number]
+        kernels.add_norm(scratch.x.array, y, norm, step.eps, scratch.h.array)
+        self._product(number, layer, "qkv", scratch.h, scratch.qkv)
+        kv, slots = shared(plan.kv.data).array, plan.slots.numpy()
+        kernels.keep(scratch.qkv.array, q_norm, k_norm, step.eps, *self._rotary, kv, number, slots, scratch.q.array)
+        if len(self._single):
+            tables, counts, begins = plan.tables.numpy(), plan.counts.numpy(), plan.begins.numpy()
+            tasks = len(self._single) * step.dims.H
+            pieces = 1 if tasks % self._threads == 0 or tasks >= 4 * self._threads else self._threads
+            kernels.attend(
+                *(scratch.q.array, kv, number, self._places, self._single, tables, counts, begins),
+                *(plan.positions.numpy(), layer.window or 0, step.scale, pieces, scratch.out.array),
+            )
+        for group, (length, texts, places) in enumerate(plan.groups):
+            if length > 1:
+                keys, values = plan.kv.read(number, plan.tables[texts])
+                own = scratch.q.tensor[places].transpose(1, 2)  # G Q T W
+                attended = grouped_products(own, keys, values, plan.mask(group, layer.window), float(step.scale))
+                scratch.out.tensor[places] = attended.transpose(1, 2).flatten(-2)
+        self._product(number, layer, "o", scratch.out, scratch.y)
+
+    def _mlp(self, number: int, layer: LlamaLayer) -> None:
+        step, scratch = self._step, self._scratch
+        kernels.add_norm(scratch.x.array, scratch.y.array, step.norms[number][3], step.eps, scratch.h.array)
+        self._product(number, layer, "gate_up", scratch.h, scratch.gate_up)
+        kernels.silu_product(scratch.gate_up.array, scratch.z.array)
+        self._product(number, layer, "down", scratch.z, scratch.y)
+
+    def _product(self, number: int, layer: LlamaLayer, name: str, x: Shared, y: Shared) -> None:
+        """A fused product with what the rows' parts do to its input, and to its outputs."""
+        fused, edits, first = layer.products[name], self._rows.edits, FIRST[name]
+        roles = kernels.SLOTS[first : first + len(fused.widths)]
+        if edits and (edit := edits.get((layer.keys[roles[0]], "input"))):
+            x.tensor.copy_(edit.edit(self._runs, x.tensor))
+        self._multiplied(x, fused.weight, fused.bias, y)
+        if self._by_kernel:
+            tables, widths = self._rows.tables, self._step.widths[name]
+            kernels.add_low_rank(x.array, y.array, tables, self._owner, number, first, widths, self._pieces)
+        if not self._long and not edits:
+            return
+        outputs = y.tensor.split(fused.widths, dim=1)
+        for slot, (role, output) in enumerate(zip(roles, outputs, strict=True), first):
+            for adapter, run in self._long:
+                if (number, slot) in adapter.matrices:
+                    A_RI, B_RO = adapter.matrices[number, slot]
+                    output[run] += (x.tensor[run] @ A_RI.mT) @ B_RO
+            self._edit(layer.keys[role], x.tensor, output)
+        if name in ("o", "down"):
+            sublayer = "attn" if name == "o" else "mlp"
+            self._edit(layer.keys[sublayer], self._scratch.h.tensor, outputs[0])
+            self._edit(layer.keys[f"{sublayer}.residual"], self._scratch.x.tensor, outputs[0])
+
+    def _edit(self, key: str, x: Tensor, y: Tensor) -> None:
+        """Let the parts there edit y (N, O), of an input x (N, I)."""
+        edits = self._rows.edits.get((key, "output"))
+        if edits is not None:
+            y.copy_(edits.edit(self._runs, x.to(y.dtype), y))
+
+    def _multiplied(self, x: Shared, weight: Tensor, bias: Tensor | None, y: Shared) -> None:
+        """y = F.linear(x, weight, bias)."""
+        if len(x.tensor) == 1:
+            kernels.product(shared(weight).array, x.array[0], y.array[0], self._threads)
+            if bias is not None:
+                y.tensor.add_(bias)
+        elif bias is None:
+            torch.mm(x.tensor, weight.mT, out=y.tensor)
+        else:
+            torch.addmm(bias, x.tensor, weight.mT, out=y.tensor)

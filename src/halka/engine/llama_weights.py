@@ -1,0 +1,212 @@
+"""A decoder of Llama's kind as a step of the engine computes it: what it is made of, read from the base and checked.
+
+    x += o(attention(rotary(q(norm(x))), rotary(k(norm(x))), v(norm(x))));  x += down(silu(gate(norm(x))) * up(norm(x)))
+
+Root mean square norms, no other module in a layer; linear layers may have biases, heads norms of their own, attention a
+window. Llama, Mistral, Qwen 2 and 3 are of this kind.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from halka.engine.fused import FusedLinears
+from halka.models.kinds import kind_of
+from halka.models.layouts import Layout, layout_of
+
+QKV, GATE_UP = ("attn.q", "attn.k", "attn.v"), ("mlp.gate", "mlp.up")
+OUTPUTS = {"attn": "attn.o", "mlp": "mlp.down"}  # where a sublayer ends
+ROLES = (*QKV, "attn.o", *GATE_UP, "mlp.down")
+CHANGING = ("dynamic", "longrope")  # rotary frequencies that depend on how long the text is by then
+
+
+class Dims(NamedTuple):
+    """Widths, as `kernels.py` names them."""
+
+    D: int
+    Q: int
+    H: int
+    W: int
+    F: int
+    L: int
+
+
+class LlamaLayer:
+    """One layer: its norms, fused products, window, and the paths of its linear layers by role."""
+
+    def __init__(self, base: Any, layout: Layout, number: int):
+        prefix = f"{layout.layers}.{number}"
+        self.paths = {role: f"{prefix}.{layout.linears[role]}" for role in ROLES}
+        linears: dict[str, Any] = {role: base.get_submodule(path) for role, path in self.paths.items()}
+        attention: Any = base.get_submodule(f"{prefix}.{layout.attention}")
+        own = dict(attention.named_children())
+        self.norm: Any = base.get_submodule(f"{prefix}.{layout.residuals['attn']}")
+        self.mlp_norm: Any = base.get_submodule(f"{prefix}.{layout.residuals['mlp']}")
+        self.head_norms: list[Any] = [own[name] for name in ("q_norm", "k_norm") if name in own]
+        self.scale: float = attention.scaling
+        self.window = window_of(attention, base.config)
+        self.linears = linears
+        self.products: dict[str, FusedLinears] = {}
+        self.keys = {role: f"{path}:{role}" for role, path in self.paths.items()}  # of targets
+        for sublayer, role in OUTPUTS.items():
+            for place in (sublayer, f"{sublayer}.residual"):
+                self.keys[place] = f"{self.paths[role]}:{place}"
+
+    def norms(self) -> list[Tensor]:
+        """Of the layer's input, of queries and keys (without any element if it has none), of the MLP's input."""
+        first, last = self.norm.weight.data, self.mlp_norm.weight.data
+        return [first, *([norm.weight.data for norm in self.head_norms] or [first[:0], first[:0]]), last]
+
+    def fuse(self) -> None:
+        for name, roles in {"qkv": QKV, "o": ("attn.o",), "gate_up": GATE_UP, "down": ("mlp.down",)}.items():
+            self.products[name] = FusedLinears([self.linears[role] for role in roles])
+
+
+def window_of(attention: Any, config: Any) -> int | None:
+    """The window of a layer's attention: Qwen's layers hold their own, Mistral's read the configuration's."""
+    if "sliding_window" in vars(attention):
+        return attention.sliding_window
+    return config.sliding_window if config.model_type == "mistral" else None
+
+
+def obstacle(base: Any) -> str | None:
+    """What keeps the engine from computing this base by a step of its own, in words; None if nothing does."""
+    layout = layout_of(base)
+    if kind_of(base) != "causal-lm":
+        return "it does not generate"
+    if {*layout.linears} != {*ROLES} or not layout.residuals or layout.norms or layout.experts:
+        return f"{base.config.model_type} is not of Llama's kind"
+    parameters = [*base.named_parameters()]
+    dtype = parameters[0][1].dtype
+    if any(parameter.device.type != "cpu" for _, parameter in parameters):
+        return "it is not on the CPU"
+    if dtype not in (torch.float32, torch.bfloat16) or any(parameter.dtype != dtype for _, parameter in parameters):
+        return "its weights are neither all fp32 nor all bf16"
+    rope = base.config.rope_parameters
+    if rope["rope_type"] in CHANGING:
+        return f"its rotary positions are {rope['rope_type']}, which change with the text's length"
+    return _odd_module(base, layout)
+
+
+def _odd_module(base: Any, layout: Layout) -> str | None:
+    """The first module that does not compute what the step would."""
+    layers = base.get_submodule(layout.layers)
+    decoder = base.get_submodule(layout.decoder)
+    head, embed = base.get_submodule(layout.head), base.get_submodule(layout.embed)
+    outside = {name for name, _ in decoder.named_children()}
+    if outside != {"embed_tokens", "layers", "norm", "rotary_emb"}:
+        return f"its decoder has {', '.join(sorted(outside))}"
+    if type(head) is not nn.Linear or head.bias is not None:
+        return f"its head is a {type(head).__name__}, or has a bias"
+    tokens = torch.arange(2)
+    with torch.no_grad():
+        if not torch.equal(embed(tokens), embed.weight[tokens]):
+            return "its embeddings are not its embedding's rows alone"
+        if not _is_norm(decoder.norm, base.config.rms_norm_eps):
+            return "its last norm is no root mean square norm"
+        for number in range(len(layers)):
+            if odd := _odd_in_layer(base, layout, number):
+                return f"layer {number}: {odd}"
+    return None
+
+
+def _odd_in_layer(base: Any, layout: Layout, number: int) -> str | None:
+    whole = base.get_submodule(f"{layout.layers}.{number}")
+    try:
+        layer = LlamaLayer(base, layout, number)
+    except AttributeError as error:
+        return str(error)
+    for role, linear in layer.linears.items():
+        if type(linear) is not nn.Linear or not linear.weight.is_contiguous():
+            return f"{role} is a {type(linear).__name__}"
+    for roles in (QKV, GATE_UP):
+        if len({layer.linears[role].bias is None for role in roles}) > 1:
+            return f"of {', '.join(roles)} some have a bias"
+    norms = [layer.norm, layer.mlp_norm, *layer.head_norms]
+    if len(layer.head_norms) == 1 or not all(_is_norm(norm, base.config.rms_norm_eps) for norm in norms):
+        return "a norm is no root mean square norm"
+    leaves = [module for module in whole.modules() if not any(True for _ in module.children())]
+    act = [module for module in leaves if module not in (*layer.linears.values(), *norms)]
+    x = torch.linspace(-4, 4, 16)
+    if len(act) != 1 or not torch.allclose(act[0](x), F.silu(x)):
+        return f"it has {', '.join(type(module).__name__ for module in act)} where SiLU is expected"
+    return None
+
+
+def _is_norm(norm: Any, eps: float) -> bool:
+    weight = norm.weight
+    x = torch.linspace(-1, 2, len(weight)) * 0.01  # small, so that another epsilon shows
+    expected = F.rms_norm(x, weight.shape, weight.float(), eps)
+    return torch.allclose(
+        norm(x[None])[0].float(), expected, rtol=1e-2 if weight.dtype == torch.bfloat16 else 1e-4, atol=1e-6
+    )
+
+
+class LlamaWeights:
+    """A base's weights, its products fused until `undo`."""
+
+    def __init__(self, base: Any):
+        """Raises no error: `obstacle` says before whether the base is of this kind."""
+        layout = layout_of(base)
+        decoder: Any = base.get_submodule(layout.decoder)
+        config = base.config
+        self.layers = [LlamaLayer(base, layout, number) for number in range(len(decoder.layers))]
+        for layer in self.layers:
+            layer.fuse()
+        attention = base.get_submodule(f"{layout.layers}.0.{layout.attention}")
+        first = self.layers[0].linears
+        self.embed: Tensor = decoder.embed_tokens.weight.data
+        self.norm: Tensor = decoder.norm.weight.data
+        self.head: Tensor = base.get_submodule(layout.head).weight.data
+        self.rotary = decoder.rotary_emb
+        self.eps: float = config.rms_norm_eps
+        self.scale: float = self.layers[0].scale
+        W = attention.head_dim
+        heads = [first[role].out_features // W for role in ("attn.q", "attn.k")]
+        self.dims = Dims(self.embed.shape[1], *heads, W, first["mlp.up"].out_features, len(self.layers))
+        self._others = [(module, module.weight, module.weight.data_ptr()) for module in self._single(base, layout)]
+
+    def _single(self, base: Any, layout: Layout) -> list[Any]:
+        own = [norm for layer in self.layers for norm in (layer.norm, layer.mlp_norm, *layer.head_norms)]
+        return [
+            *own,
+            base.get_submodule(layout.decoder).norm,
+            base.get_submodule(layout.embed),
+            base.get_submodule(layout.head),
+        ]
+
+    @property
+    def intact(self) -> bool:
+        """Whether the base computes with these weights: not while others are swapped in, or once it was moved."""
+        return all(
+            module._parameters["weight"] is weight and weight.data_ptr() == address
+            for module, weight, address in self._others
+        ) and all(product.intact for layer in self.layers for product in layer.products.values())
+
+    def addresses(self) -> list[list[int]]:
+        """For each layer the addresses of its weights, in the order of `kernels.WEIGHTS`; 0 for none."""
+        return [
+            [
+                layer.norm.weight.data_ptr(),
+                *_addresses(layer.products["qkv"]),
+                *([norm.weight.data_ptr() for norm in layer.head_norms] or [0, 0]),
+                *_addresses(layer.products["o"]),
+                layer.mlp_norm.weight.data_ptr(),
+                *_addresses(layer.products["gate_up"]),
+                *_addresses(layer.products["down"]),
+            ]
+            for layer in self.layers
+        ]
+
+    def undo(self) -> None:
+        for layer in self.layers:
+            for product in layer.products.values():
+                product.undo()
+
+
+def _addresses(product: FusedLinears) -> tuple[int, int]:
+    return product.weight.data_ptr(), 0 if product.bias is None else product.bias.data_ptr()
