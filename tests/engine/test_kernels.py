@@ -1,0 +1,136 @@
+"""Each kernel computes the line of torch in its docstring, in fp32 and in bf16."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from halka.engine import kernels
+from halka.models.attention.function import grouped_products
+from halka.models.attention.paged import ALWAYS, SIZE, KVBlocks, PagedPlan, PagedText
+
+DTYPES = [torch.float32, torch.bfloat16]
+
+
+def array(tensor: Tensor) -> np.ndarray:
+    return (tensor.view(torch.uint16) if tensor.dtype == torch.bfloat16 else tensor).numpy()
+
+
+def random(*shape: int, dtype: torch.dtype = torch.float32, seed: int = 0) -> Tensor:
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed)).to(dtype)
+
+
+def assert_close(a: Tensor, b: Tensor, dtype: torch.dtype) -> None:
+    bound = 1e-5 if dtype == torch.float32 else 1e-2
+    torch.testing.assert_close(a.float(), b.float(), rtol=bound, atol=bound)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_norm_and_residual(dtype):
+    x, y, weight = random(5, 48), random(5, 48, dtype=dtype, seed=1), random(48, dtype=dtype, seed=2)
+    h, expected = torch.empty(5, 48, dtype=dtype), x + y.float()
+    kernels.add_norm(array(x), array(y), array(weight), np.float32(1e-5), array(h))
+    torch.testing.assert_close(x, expected)
+    assert_close(h, F.rms_norm(expected, (48,), weight.float(), 1e-5), dtype)
+    kernels.add_norm(array(x), array(y[:0]), array(weight), np.float32(1e-5), array(h))
+    torch.testing.assert_close(x, expected)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_silu(dtype):
+    y, z = random(3, 2 * 40, dtype=dtype) * 30, torch.empty(3, 40, dtype=dtype)
+    y[0, :4] = torch.tensor([-200.0, 200.0, 0.0, -90.0])
+    kernels.silu_product(array(y), array(z))
+    gate, up = y.float().chunk(2, -1)
+    assert_close(z, F.silu(gate) * up, dtype)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_one_product(dtype):
+    weight, x, y = random(31, 48, dtype=dtype), random(48, dtype=dtype, seed=1), torch.empty(31, dtype=dtype)
+    kernels.product(array(weight), array(x), array(y), 3)
+    assert_close(y, weight.float() @ x.float(), dtype)
+
+
+@pytest.mark.parametrize("pieces", [1, 3])
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_low_rank_products_of_several_adapters(dtype, pieces):
+    """Ragged ranks, a slot without any, tokens without an adapter, two tokens of one."""
+    widths, inputs, ranks = (20, 7, 9), 33, ((4, 0, 3), (1, 16, 2))
+    table = np.zeros((2, 2, 7, 3), np.int64)
+    matrices = {}
+    for adapter, own in enumerate(ranks):
+        for slot, rank in enumerate(own):
+            A = random(rank, inputs, dtype=dtype, seed=10 * adapter + slot)
+            B = random(rank, widths[slot], dtype=dtype, seed=10 * adapter + slot + 5)
+            matrices[adapter, slot] = A, B
+            table[adapter, 1, 3 + slot] = A.data_ptr(), B.data_ptr(), rank
+    x, y = random(5, inputs, dtype=dtype), random(5, sum(widths), dtype=dtype, seed=1)
+    owner = [1, -1, 0, 1, 0]
+    expected = y.float().clone()
+    for n, adapter in enumerate(owner):
+        if adapter >= 0:
+            products = [x[n].float() @ A.float().mT @ B.float() for A, B in (matrices[adapter, s] for s in range(3))]
+            expected[n] += torch.cat(products)
+    kernels.add_low_rank(array(x), array(y), table, np.array(owner), 1, 3, np.array(widths), pieces)
+    assert_close(y, expected, dtype)
+
+
+@pytest.mark.parametrize("normed", [True, False])
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_queries_and_keys_are_turned_and_kept(dtype, normed):
+    queries, heads, width = 4, 2, 8
+    y, angles = random(3, (queries + 2 * heads) * width, dtype=dtype), random(3, width // 2, seed=1).repeat(1, 2)
+    norms = [random(width if normed else 0, dtype=dtype, seed=seed) for seed in (2, 3)]
+    kv, q = KVBlocks(3, (4, heads, width), dtype), torch.empty(3, queries, width, dtype=dtype)
+    kv.clear(range(3))
+    expected = kv.data.clone()
+    slots = torch.tensor([2, SIZE + 5, 2 * SIZE + 15])
+    kernels.keep(
+        *(array(y), *map(array, norms), np.float32(1e-5), angles.cos().numpy(), angles.sin().numpy()),
+        *(array(kv.data), 1, slots.numpy(), array(q)),
+    )
+    own = y.float().view(3, -1, width).split([queries, heads, heads], dim=1)
+    turned = []
+    for states, weight in zip(own[:2], norms, strict=True):
+        x = F.rms_norm(states, (width,), weight.float(), 1e-5) if normed else states
+        half = torch.cat([-x[..., width // 2 :], x[..., : width // 2]], -1)
+        turned.append(x * angles.cos()[:, None] + half * angles.sin()[:, None])
+    assert_close(q, turned[0], dtype)
+    twin = KVBlocks(3, (4, heads, width), dtype)
+    twin.data = expected
+    twin.write(1, slots, turned[1].to(dtype), own[2].to(dtype))
+    assert_close(kv.data, twin.data, dtype)
+
+
+@pytest.mark.parametrize("pieces", [1, 3])
+@pytest.mark.parametrize("window", [None, 7])
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_attention_to_blocks(dtype, window, pieces):
+    """Texts of several lengths, with virtual blocks and shared ones; one text has a chunk in the line."""
+    kv = KVBlocks(8, (4, 2, 8), dtype)
+    kv.data.copy_(random(*kv.data.shape))
+    texts = [
+        PagedText(1, (5,), (3,), (0,)),
+        PagedText(4, (1, 2), (SIZE, 9), (0, SIZE)),
+        PagedText(1, (7, 1, 3), (6, SIZE, 2), (ALWAYS, 6, 6 + SIZE)),
+        PagedText(1, (7, 1, 4, 6), (6, SIZE, SIZE, 1), (ALWAYS, 6, 6 + SIZE, 6 + 2 * SIZE)),
+    ]
+    positions = [2, 21, 22, 23, 24, 7 + SIZE, 6 + 2 * SIZE]
+    plan = PagedPlan(kv, texts, positions, [0] * 7, [7])
+    q, out = random(7, 6, 8, dtype=dtype, seed=3), torch.zeros(7, 48, dtype=dtype)
+    places, singles = np.array([0, 5, 6]), np.array([0, 2, 3])
+    kernels.attend(
+        *(array(q), array(kv.data), 1, places, singles, plan.tables.numpy(), plan.counts.numpy()),
+        *(plan.begins.numpy(), plan.positions.numpy(), window or 0, np.float32(0.4), pieces, array(out)),
+    )
+    expected = torch.zeros(7, 48)
+    for group, (length, numbers, own) in enumerate(plan.groups):
+        if length == 1:
+            keys, values = (tensor.float() for tensor in kv.read(1, plan.tables[numbers]))
+            mask = plan.mask(group, window)
+            expected[own[:, 0]] = grouped_products(q[own].float().transpose(1, 2), keys, values, mask, 0.4).flatten(1)
+    assert_close(out, expected, dtype)
