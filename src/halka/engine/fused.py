@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -17,14 +18,14 @@ class FusedLinears:
 
     def __init__(self, layers: Sequence[nn.Linear]):
         """Layers of one input width and precision, all with a bias or none."""
-        weights, biases = [layer.weight for layer in layers], [layer.bias for layer in layers]
         self.widths = [layer.out_features for layer in layers]
-        self._parameters: list[tuple[nn.Module, str, nn.Parameter, Tensor]] = []
-        self.weight = self._fuse(layers, "weight", weights)
-        self.bias = None if biases[0] is None else self._fuse(layers, "bias", biases)
+        self._parameters: list[tuple[nn.Module, str, Any, Tensor]] = []
+        self.weight = self._fuse(layers, "weight")
+        self.bias = None if layers[0]._parameters["bias"] is None else self._fuse(layers, "bias")
         self._addresses = [view.data_ptr() for *_, view in self._parameters]
 
-    def _fuse(self, layers: Sequence[nn.Linear], key: str, parameters: Sequence[nn.Parameter]) -> Tensor:
+    def _fuse(self, layers: Sequence[nn.Linear], key: str) -> Tensor:
+        parameters: list[Any] = [layer._parameters[key] for layer in layers]
         if len(parameters) == 1:
             whole = parameters[0].data
             self._parameters.append((layers[0], key, parameters[0], whole))

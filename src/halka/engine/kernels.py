@@ -17,8 +17,9 @@ from typing import Any
 
 import numpy as np
 import torch
-from numba import carray, njit, prange, types
+from numba import njit, prange, types
 from numba.extending import intrinsic, overload
+from numba.np.numpy_support import carray
 
 from halka.models.attention.paged import ALWAYS
 
@@ -101,12 +102,16 @@ def _bf16(value):
     return np.uint16(rounded >> np.uint32(16))
 
 
-@intrinsic
-def _pointer(context, address):
+def _as_pointer(context, address):
+    """The address as a pointer, for `carray`."""
+
     def code(context, builder, signature, arguments):
         return builder.inttoptr(arguments[0], context.get_value_type(signature.return_type))
 
     return types.voidptr(address), code
+
+
+_pointer: Any = intrinsic(_as_pointer)
 
 
 @kernel()

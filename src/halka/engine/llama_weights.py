@@ -167,7 +167,8 @@ class LlamaWeights:
         self.scale: float = self.layers[0].scale
         W = attention.head_dim
         heads = [first[role].out_features // W for role in ("attn.q", "attn.k")]
-        self.dims = Dims(self.embed.shape[1], *heads, W, first["mlp.up"].out_features, len(self.layers))
+        D, F, L = self.embed.shape[1], first["mlp.up"].out_features, len(self.layers)
+        self.dims = Dims(D, heads[0], heads[1], W, F, L)
         self._others = [(module, module.weight, module.weight.data_ptr()) for module in self._single(base, layout)]
 
     def _single(self, base: Any, layout: Layout) -> list[Any]:
