@@ -195,12 +195,15 @@ def test_bf16_is_no_further_from_fp32_than_the_twin(base, situation):
     model = adapted(base, torch.bfloat16, a=halka.LoRA(rank=4), b=halka.Bottleneck(width=8))
     exact = adapted(base, a=halka.LoRA(rank=4), b=halka.Bottleneck(width=8))
     exact.base.load_state_dict(model.base.state_dict())
+    with torch.no_grad():
+        for parameter in (parameter for own in (model, exact) for name in "ab" for parameter in own.parameters(name)):
+            parameter.copy_((parameter / 4).bfloat16())  # large ones make noise of every difference
     forwards = LlamaForward(model), TransformersForward(model), TransformersForward(exact)
     fast, twin, expected = (
         torch.cat(situation(Lines(own, forward), ("a", None, "b")))
         for own, forward in zip((model, model, exact), forwards, strict=True)
     )
-    assert (fast - expected).norm() <= 1.5 * (twin - expected).norm()  # two thirds of it with small adapters
+    assert (fast - expected).norm() <= 1.1 * (twin - expected).norm()
     assert (fast - expected).norm() <= 0.1 * expected.norm()
     forwards[0].close()
 
