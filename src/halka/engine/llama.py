@@ -54,7 +54,7 @@ class LlamaForward:
         with torch.inference_mode():
             rows = None if self._model.merged is not None else self._adapters.rows(line.names)
             if rows is not None and rows.misplaced is None:
-                with self._model.use(Route(line.names, kept=True)):
+                with self._model.use(Route(line.names)):
                     if self._weights.intact:
                         return self._step(line, rows)
         return self._twin(line)

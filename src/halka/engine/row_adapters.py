@@ -10,8 +10,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from halka.core import AdaptedModel, Adapter, Cached, Edits, ModulePart, VirtualPart
+from halka.core import AdaptedModel, Adapter, Edits, ModulePart, VirtualPart
 from halka.methods.lora import LoRAPart
+from halka.util.cached import Cached
 
 Place = tuple[str, Literal["input", "output"]]
 
@@ -105,7 +106,7 @@ class RowAdapters:
         own = tuple(self._adapter(name, look=other) for name in distinct)
         if self._rows is not None and not other and all(a is b for a, b in zip(own, self._rows.adapters, strict=True)):
             return self._rows
-        self._forget_edits()
+        self._rows = None
         number = {name: index for index, name in enumerate(distinct)}
         tables = np.stack([adapter.table for adapter in own]) if own else self._bare
         self._rows = Rows(
@@ -135,12 +136,6 @@ class RowAdapters:
 
     def forget(self) -> None:
         """Let go of adapters that have left the model, and of what edits computed with."""
-        self._forget_edits()
+        self._rows = None
         here = self._model.adapters
         self._kept = {name: kept for name, kept in self._kept.items() if here.get(name) is kept[0]}
-
-    def _forget_edits(self) -> None:
-        if self._rows is not None:
-            for edits in self._rows.edits.values():
-                edits.forget()
-        self._rows = None
