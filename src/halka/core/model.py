@@ -5,7 +5,6 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import replace
 from typing import Any, Protocol
 
 import torch
@@ -40,7 +39,9 @@ class Pool(Protocol):
 class Use(AbstractContextManager["AdaptedModel"]):
     """The block of `with model.use(...)`. Warns if it is dropped without having been entered."""
 
-    def __init__(self, block: AbstractContextManager[AdaptedModel], adapters: str | Sequence[str | None] | None):
+    def __init__(
+        self, block: AbstractContextManager[AdaptedModel], adapters: str | Sequence[str | None] | Route | None
+    ):
         self._block, self._adapters, self._entered = block, adapters, False
 
     def __enter__(self) -> AdaptedModel:
@@ -230,39 +231,26 @@ class AdaptedModel:
         RuntimeError: a thread that is started within the block, as for a streamer, must hold the block itself.
         Coroutines of one thread must not await within a block. Blocks nest; the inner one counts.
         If you change an adapter's values by hand while a mixed batch decodes, the change counts from the next prompt.
-        A `Route` that `route` made takes the place of names.
+        A `Route` that was resolved before may take the place of names.
         """
-        return Use(self._using(adapters), adapters.names if isinstance(adapters, Route) else adapters)
+        return Use(self._using(adapters), adapters)
 
     @contextmanager
     def _using(self, adapters: str | Sequence[str | None] | Route | None) -> Iterator[AdaptedModel]:
+        if adapters is None or isinstance(adapters, str):
+            names: tuple[str | None, ...] = (adapters,)
+        else:
+            names = adapters.names if isinstance(adapters, Route) else tuple(adapters)
         with self._passes.turns.take():
-            if isinstance(adapters, Route):
-                for name in {*adapters.names} - {None}:
-                    self._here(name or "")
-                route: Route | None = adapters
-            else:
-                names = (adapters,) if adapters is None or isinstance(adapters, str) else tuple(adapters)
-                if self.pool is not None:
-                    self.pool.ready(name for name in names if name is not None)
-                route = self._resolve(names)
+            if self.pool is not None:
+                self.pool.ready(name for name in names if name is not None)
+            parts = {name: self.adapter(name) for name in names if name is not None}
             self._put_parts()
+            route = adapters if isinstance(adapters, Route) else self._resolve(names, parts)
             with self._passes.using(route, adapters):
                 yield self
 
-    def route(self, names: Sequence[str | None]) -> Route:
-        """Which parts act on rows, or runs, that use these adapters; for `use`, as often as one likes.
-
-        Virtual tokens that rows attend to as to their text are left out: an engine keeps their keys and values. What
-        the parts compute with lives as long as the route. Raises as `use` does.
-        """
-        with self.lock:
-            route = self._resolve(tuple(names)) or Route(tuple(names))
-            virtual = {role: parts for role, parts in route.virtual.items() if role == "memory.gated"}
-            return replace(route, virtual=virtual)
-
-    def _resolve(self, names: tuple[str | None, ...]) -> Route | None:
-        adapters = {name: self.adapter(name) for name in names if name is not None}
+    def _resolve(self, names: tuple[str | None, ...], adapters: Mapping[str, Adapter]) -> Route | None:
         if not names:
             raise HalkaError("`use` names no rows: name an adapter, or None for the bare base")
         if self.merged is not None:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from halka.core import AdaptedModel
-from halka.core.routing import Route
+from halka.core.routing import Route, resolve
 from halka.engine.line import Forward, Line
 from halka.models import hidden_states, logits
 from halka.models.attention.function import use_attention
@@ -32,8 +33,13 @@ class TransformersForward:
             return logits(self._model, hidden[0, last]).float()
 
     def _route_of(self, names: tuple[str | None, ...]) -> Route:
+        if self._model.merged is not None:  # its parts are in the base's weights
+            return Route(names)
         if self._route is None or self._route.names != names:
-            self._route = self._model.route(names)
+            route = resolve(names, {name: self._model.adapter(name) for name in names if name is not None})
+            # the cache has the keys and values of all virtual tokens but those beside a gate
+            gated = {role: parts for role, parts in route.virtual.items() if role == "memory.gated"}
+            self._route = replace(route, virtual=gated)
         return self._route
 
     def forget(self) -> None:
