@@ -15,8 +15,8 @@ from halka.core import AdaptedModel
 from halka.engine.adapters import BUDGET, Adapters, Version
 from halka.engine.cache import BlockCache
 from halka.engine.constraint import Constraints
-from halka.engine.forward import forward_of
 from halka.engine.line import Line
+from halka.engine.llama import forward_of
 from halka.engine.request import Answer, Finish, Request
 from halka.engine.sampling import SEEDS, choose, new_seed
 from halka.engine.stopping import StoppedText, end_tokens

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from halka.core import AdaptedModel
 from halka.core.routing import Route, resolve
-from halka.engine.line import Forward, Line
+from halka.engine.line import Line
 from halka.models import hidden_states, logits
 from halka.models.attention.function import use_attention
 
@@ -47,8 +47,3 @@ class TransformersForward:
 
     def close(self) -> None:
         self.forget()
-
-
-def forward_of(model: AdaptedModel) -> Forward:
-    """The fastest pass that this base has."""
-    return TransformersForward(model)

@@ -14,7 +14,7 @@ from torch import Tensor
 from halka.core import AdaptedModel
 from halka.core.routing import Route
 from halka.engine.forward import TransformersForward
-from halka.engine.line import Line
+from halka.engine.line import Forward, Line
 from halka.engine.llama_weights import OUTPUTS, ROLES, LlamaWeights, obstacle
 from halka.engine.row_adapters import Place, RowAdapters
 
@@ -75,3 +75,12 @@ class LlamaForward:
             self._model.own_weights(),
         ):
             self._weights.undo()
+
+
+def forward_of(model: AdaptedModel) -> Forward:
+    """The fastest pass that this base has: its kernels are compiled once a machine, which takes some seconds."""
+    if unsupported(model) is not None:
+        return TransformersForward(model)
+    forward = LlamaForward(model)
+    forward.warm()
+    return forward
