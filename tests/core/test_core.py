@@ -496,3 +496,22 @@ def test_an_adapter_starts_from_the_bases_own_weights_whatever_stands_in(kind, s
             added = model.add("new", KINDS.get(kind) or halka.Full())
     for mine, theirs in zip(added.parameters(), expected.parameters(), strict=True):
         assert torch.equal(mine, theirs)
+
+
+def test_an_adapter_computes_the_same_whichever_others_came_before():
+    """A linear layer's output is edited before the sublayer's that ends with it, whoever added which hook first."""
+    logits = []
+    for first in ([], ["bottleneck"], ["lora"]):
+        model = halka.adapt(tiny())
+        methods = {"lora": halka.LoRA(rank=4, targets=("mlp.down",)), "bottleneck": halka.Bottleneck(targets=("mlp",))}
+        for name in first:
+            model.add(name, methods[name])
+        model.add("joint", halka.Joint(tuple(methods.values())))
+        generator = torch.Generator().manual_seed(0)
+        with torch.no_grad():
+            for parameter in model.parameters("joint"):
+                parameter.copy_(torch.randn(parameter.shape, generator=generator) * 0.3)
+        with torch.inference_mode(), model.use("joint"):
+            logits.append(model.base(torch.tensor([[5, 6, 7, 8]])).logits)
+    assert torch.equal(logits[0], logits[1])
+    assert torch.equal(logits[0], logits[2])

@@ -127,7 +127,8 @@ class Passes:
             return [module.register_forward_pre_hook(edit_experts, with_kwargs=True)]
         if edited == "input":
             return [module.register_forward_pre_hook(edit_input, with_kwargs=True)]
-        handles = [module.register_forward_hook(edit_output, with_kwargs=True)]
+        own = target.source is None  # the module's own output is edited before that of the sublayer which ends with it
+        handles: list[RemovableHandle] = [module.register_forward_hook(edit_output, with_kwargs=True, prepend=own)]
         if target.source is not None:
             source = self.modules[target.source]
             handles.append(source.register_forward_pre_hook(remember, with_kwargs=True))

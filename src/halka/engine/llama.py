@@ -34,7 +34,7 @@ class LlamaForward:
         from halka.engine.llama_step import LlamaStep
 
         self._model, self._twin = model, TransformersForward(model)
-        with model.idle("the engine needs an idle base: leave `use` first"), model.own_weights():
+        with model.own_weights():
             self._weights = LlamaWeights(model.base)
         self._step = LlamaStep(self._weights)
         slots, places = self._reachable()
@@ -70,10 +70,7 @@ class LlamaForward:
     def close(self) -> None:
         self.forget()
         self._twin.close()
-        with (
-            self._model.idle("the engine needs an idle base to leave it: leave `use` first"),
-            self._model.own_weights(),
-        ):
+        with self._model.own_weights():
             self._weights.undo()
 
 
