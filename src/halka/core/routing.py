@@ -41,27 +41,27 @@ class Edits:
         if len(self.parts) == 1:
             (stack,) = self.stacks
             return stack.distinct[0].edit(values, stack.tensors(values[-1]))
-        if runs and len({*runs}) > 1:
-            return self._by_run(runs, values)
-        count = len(self.parts)
-        if runs:  # of one length: the line is a rectangle
-            own = values[-1].dim() - 1  # where a token's own numbers begin: of token ids there are none
-            rows = [value.reshape(count, runs[0], *value.shape[own:])[:, None] for value in values]
+        if runs:
+            lines = [value if value.shape[0] == sum(runs) else value.flatten(0, 1) for value in values]
+            if len({*runs}) > 1:
+                return self._by_run(runs, lines).reshape(values[-1].shape)
+            rows = [line.unflatten(0, (len(runs), runs[0])) for line in lines]  # a rectangle: stacks act in one go
         else:
-            rows = [value.unflatten(0, (count, repeats(value.shape[0], count))) for value in values]
+            rows = values
+        count = len(self.parts)
+        rows = [value.unflatten(0, (count, repeats(value.shape[0], count))) for value in rows]
         for stack in self.stacks:
             rows[-1] = stack.edit(rows)
         return rows[-1].reshape(values[-1].shape)
 
-    def _by_run(self, runs: Sequence[int], values: Sequence[Tensor]) -> Tensor:
-        """Each run, of its own length, by its own part."""
-        lines = [value if value.shape[0] == sum(runs) else value.flatten(0, 1) for value in values]
+    def _by_run(self, runs: Sequence[int], lines: Sequence[Tensor]) -> Tensor:
+        """Each run, of its own length, by its own part: lines (N, …)."""
         pieces = zip(*(line.split(list(runs)) for line in lines), strict=True)
         edited = [
             piece[-1] if part is None else part.edit(piece, part.tensors(piece[-1].dtype))
             for part, piece in zip(self.parts, pieces, strict=True)
         ]
-        return torch.cat(edited).reshape(values[-1].shape)
+        return torch.cat(edited)
 
 
 class ExpertEdits(NamedTuple):

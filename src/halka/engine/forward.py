@@ -13,6 +13,7 @@ from halka.core.routing import Route, resolve
 from halka.engine.line import Line
 from halka.models import hidden_states, logits
 from halka.models.attention.function import use_attention
+from halka.models.layouts import layout_of
 
 
 class TransformersForward:
@@ -20,6 +21,7 @@ class TransformersForward:
 
     def __init__(self, model: AdaptedModel):
         self._model = model
+        self._head = f"{layout_of(model.base).head}:"  # what the key of a place there begins with
         self._route: Route | None = None  # of the last line: rows seldom change from one step to the next
 
     def __call__(self, line: Line) -> Tensor:
@@ -29,8 +31,15 @@ class TransformersForward:
         last = torch.tensor(line.last, dtype=torch.int64, device=base.device)
         with torch.inference_mode(), self._model.use(route), use_attention(base):
             plan = line.plan
-            hidden = hidden_states(self._model, input_ids=ids, position_ids=plan.positions[None], **plan.inputs)
-            return logits(self._model, hidden[0, last]).float()
+            hidden = hidden_states(self._model, input_ids=ids, position_ids=plan.positions[None], **plan.inputs)[
+                0, last
+            ]
+            if len(line.names) == 1 or not any(key.startswith(self._head) for key, _ in route.edits):
+                return logits(self._model, hidden).float()
+            with self._model.use(
+                self._model.route(line.names_of_last or (None,))
+            ):  # the head's rows are not the line's runs
+                return logits(self._model, hidden).float()
 
     def _route_of(self, names: tuple[str | None, ...]) -> Route:
         if self._model.merged is not None:  # its parts are in the base's weights

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from bisect import bisect
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 from typing import Protocol
 
 from torch import Tensor
@@ -25,6 +27,12 @@ class Line:
     plan: PagedPlan
     names: tuple[str | None, ...]
     last: Sequence[int]
+
+    @property
+    def names_of_last(self) -> tuple[str | None, ...]:
+        """The adapter of each token in `last`."""
+        ends = [*accumulate(self.plan.forest.runs)]
+        return tuple(self.names[bisect(ends, place)] for place in self.last)
 
 
 class Forward(Protocol):
