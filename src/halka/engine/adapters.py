@@ -6,59 +6,24 @@ another version. A version that cannot be loaded fails its own requests.
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from weakref import WeakValueDictionary
 
-import torch
-from torch import Tensor
-
-from halka.core import AdaptedModel, Adapter, VirtualPart, WeightPart
+from halka.core import AdaptedModel
+from halka.engine.version import Version, content_id, describe, state_of_files, state_of_values
 from halka.models import context
 from halka.storage.adapter_folder import AdapterFolder
 from halka.storage.adapter_store import AdapterStore
+from halka.storage.pool import AdapterPool
 from halka.storage.save_load import Allowed, load
 from halka.util.cached import Changes
 from halka.util.errors import HalkaError, UnknownAdapterError
 
 BUDGET = 2 * 10**9  # bytes of adapters that were loaded for requests
-
-
-@dataclass(eq=False)
-class Version:
-    """One content under a name.
-
-    name      as requests name it; None: the bare base
-    key       as the model calls it, once it is there; None: the bare base
-    folder    where it is loaded from; None: somebody added it to the model
-    id        the content id; None: the bare base, or not loaded yet
-    bytes     what it takes in memory
-    users     requests that wait for it or run with it
-    error     why it cannot be loaded
-    room      positions that it leaves for text; None: without end
-    shift     the position of a text's first token
-    virtual   its keys and values (P, 2·L, H, W), which every text sees
-    adapter   itself, while it is in the model
-    exclusive it stands in for the base's weights, so that nothing else can share a step with it
-    """
-
-    name: str | None
-    folder: AdapterFolder | None = None
-    key: str | None = None
-    id: str | None = None
-    here: bool = False
-    bytes: int = 0
-    users: int = 0
-    error: Exception | None = None
-    room: int | None = None
-    shift: int = 0
-    virtual: Tensor | None = None
-    exclusive: bool = False
-    adapter: Adapter | None = field(default=None, repr=False)
-    reading: Future[None] | None = field(default=None, repr=False)
+AHEAD = 4  # adapters whose files are read at a time, so that one that comes late need not wait for all that came early
+PATIENCE = 32  # steps that an adapter waits for room before one that is in the way takes no more requests
 
 
 class Adapters:
@@ -73,8 +38,9 @@ class Adapters:
     ):
         self.model, self.store, self.budget, self._allowed = model, store, budget, allowed or {}
         self.loads = 0
+        self.changed = False  # an adapter came, left or has other values: what was made of adapters is stale
         self._put: dict[str, Version] = {}
-        self._stored: dict[Path, Version] = {}  # by the folder of a store's version
+        self._stored = WeakValueDictionary[Path, Version]()  # by the folder of a store's version, while somebody has it
         self._resident: dict[str | None, Version] = {}  # in the model already
         self._own: list[Version] = []  # loaded here, the longest unused first
         self._changes = -1
@@ -82,7 +48,7 @@ class Adapters:
 
     def put(self, name: str, source: str | Path | AdapterFolder) -> None:
         """From now on the name means this folder's adapter. Requests under way finish with the one they have."""
-        self._put[name] = Version(name, AdapterFolder.open(source))
+        self._put[name] = self._opened(name, source)
 
     def drop(self, name: str) -> None:
         """Take a name back that was `put`. Raises UnknownAdapterError for any other."""
@@ -91,62 +57,108 @@ class Adapters:
 
     def version(self, name: str | None) -> Version:
         """What the name means now. Raises UnknownAdapterError for a name that nobody knows."""
-        if name in self._put:
-            return self._put[name]
-        if name is None or name in self.model.adapters:
-            merged = self.model.merged
-            if merged is not None and name != merged:
-                raise HalkaError(f"adapter {merged!r} is merged into the base: `unmerge` it before others are used")
-            return self._in_model(name)
-        if self.store is None:
-            names = ", ".join(map(repr, [*self.model.adapters, *self._put])) or "none yet"
+        if (version := self._put.get(name or "")) is not None:
+            if version.error is not None and version.folder is not None:  # perhaps it was mended
+                self.put(version.name or "", version.folder.path)
+            version = self._put[name or ""]
+        elif name is None or name in self._models_own:
+            version = self._in_model(name)
+        elif self.store is not None:
+            version = self._in_store(name)
+        else:
+            names = ", ".join(map(repr, [*self._models_own, *self._put])) or "none yet"
             raise UnknownAdapterError(f"no adapter {name!r} here (there are: {names}): `add` or `load` it first")
-        folder = self.store.get(name).folder
-        if folder not in self._stored:
-            self._stored[folder] = Version(name, AdapterFolder.open(folder))
-        return self._stored[folder]
+        if (error := self.error(version)) is not None:
+            raise error
+        return version
+
+    def error(self, version: Version) -> Exception | None:
+        """Why no request can use it; None if one can."""
+        merged = self.model.merged
+        if version.error is None and merged is not None and version.key != merged:
+            return HalkaError(f"adapter {merged!r} is merged into the base: `unmerge` it before others are used")
+        return version.error
+
+    @property
+    def _models_own(self) -> list[str]:
+        """The model's adapters, but for those that this engine loaded, or the pool of its store, which evicts them."""
+        pool = self.model.pool
+        loaded = {version.key for version in self._own}
+        if isinstance(pool, AdapterPool) and pool.store is self.store:
+            loaded |= {*pool.sizes}
+        return [name for name in self.model.adapters if name not in loaded]
+
+    def _opened(self, name: str, source: str | Path | AdapterFolder) -> Version:
+        folder = AdapterFolder.open(source, allow_pickle=self._allowed.get("allow_pickle", False))
+        return Version(name, folder, state_of_files(folder))
+
+    def _in_store(self, name: str) -> Version:
+        """The version of a store's newest adapter of that name."""
+        assert self.store is not None
+        path = self.store.get(name).folder
+        version = self._stored.get(path)
+        if version is None or version.error is not None or version.state != state_of_files(version.folder):
+            self._stored[path] = version = self._opened(name, path)
+        return version
 
     def _in_model(self, name: str | None) -> Version:
         """The version of an adapter that somebody added to the model, or of the bare base."""
-        self.check()
+        if (version := self._resident.get(name)) is not None:
+            self._look(version, values=version.state != state_of_values(version))
         if name not in self._resident:
             version = Version(name, key=name, here=True, room=context(self.model, name))
             if name is not None:
-                self._describe(version, self.model.adapter(name))
+                describe(version, self.model, self.model.adapter(name))
             self._resident[name] = version
+            self.changed = True
         return self._resident[name]
 
     def check(self) -> None:
         """See what changed in the model: a changed adapter is another version, and its requests under way fail."""
-        adapters = self.model.adapters
         moved = self._changes != Changes.count
         self._changes = Changes.count
-        for name, version in [*self._resident.items()]:
-            if name is None:
-                continue
-            adapter = adapters.get(name)
-            if adapter is None or adapter is not version.adapter or (moved and content_id(adapter) != version.id):
-                version.error = HalkaError(f"adapter {name!r} was changed or removed while a request used it")
-                del self._resident[name]
+        for version in [*self._resident.values()]:
+            self._look(version, values=moved or bool(version.users and version.state != state_of_values(version)))
+        for version in [*self._own]:
+            self._look(version, values=False)
+
+    def _look(self, version: Version, *, values: bool) -> None:
+        """See whether the model still has it, and with `values` whether it is still the same."""
+        name = version.key
+        if name is None:
+            return
+        same = self.model.adapters.get(name) is version.adapter
+        if same and values and version.adapter is not None:
+            same = content_id(version.adapter) == version.id
+            version.state = state_of_values(version)
+        if same:
+            return
+        version.error = HalkaError(f"adapter {version.name!r} was changed or removed while a request used it")
+        self.changed = True
+        if version in self._own:
+            self._forget(version)
+        else:
+            del self._resident[version.name]
 
     # ── loading ─────────────────────────────────────────────────────────────────────────────────────────────────
 
-    def prepare(self, waiting: Iterable[Version]) -> None:
-        """Load what waits, in this order: files are read in the background, then the model takes what they hold."""
-        for version in dict.fromkeys(waiting):
-            if version.here or version.error is not None or version.folder is None:
-                continue
-            if version.reading is None:
-                version.reading = self._reader.submit(_read, version)
-            elif version.reading.done():
-                self._load(version)
+    def prepare(self, waiting: Iterable[Version]) -> Future[None] | None:
+        """Load what waits, in this order, one a call: files are read in the background, then the model takes them.
 
-    def wait(self, versions: Iterable[Version]) -> None:
-        """Wait until one of those that are read has been."""
-        for version in versions:
-            if version.reading is not None and not version.here and version.error is None:
-                version.reading.exception()
-                return
+        Returns a reading that is under way.
+        """
+        for version in self._own:
+            version.leaving = False
+        wanted = [version for version in dict.fromkeys(waiting) if not version.here and version.error is None]
+        reading = [future for version in wanted if (future := version.reading) is not None and not future.done()]
+        for version in wanted:
+            if version.reading is None and len(reading) < AHEAD:
+                version.reading = self._reader.submit(_read, version)
+                reading.append(version.reading)
+        ready = next((version for version in wanted if version.reading is not None and version.reading.done()), None)
+        if ready is not None:
+            self._load(ready)
+        return reading[0] if reading else None
 
     def used(self, version: Version) -> None:
         """It is the last that is evicted."""
@@ -165,56 +177,65 @@ class Adapters:
         assert version.folder is not None
         try:
             version.reading.result()
-            if not self._make_room(version.bytes):
+            if not self._make_room(version):
                 return
             version.key = _free_name(version, self.model)
             adapter = load(self.model, version.folder, name=version.key, **self._allowed)
-            self._describe(version, adapter)
-            version.here = True
-            self.loads += 1
-            self._own.append(version)
-        except (HalkaError, OSError) as error:
+            try:
+                if state_of_files(version.folder) != version.state:
+                    raise HalkaError(
+                        f"{version.folder} was replaced while requests for adapter {version.name!r} waited"
+                    )
+                describe(version, self.model, adapter)
+            except BaseException:
+                self.model.remove(version.key)
+                raise
+        except Exception as error:  # whatever is wrong with it, it is wrong with nothing else
             version.error, version.reading = error, None
+            return
+        version.here, version.waited, self.changed = True, 0, True
+        self.loads += 1
+        self._own.append(version)
 
-    def _make_room(self, bytes: int) -> bool:
-        """Evict what no request needs, the longest unused first. Raises HalkaError for more than the whole budget."""
-        if bytes > self.budget:
-            raise HalkaError(f"it takes {bytes:,} bytes, over the engine's budget for adapters of {self.budget:,}")
-        for version in [version for version in self._own if not version.users]:
-            if self._bytes + bytes <= self.budget:
-                break
-            self._evict(version)
-        return self._bytes + bytes <= self.budget
+    def _make_room(self, version: Version) -> bool:
+        """Evict what no request needs, the longest unused first. Returns whether there is room.
 
-    @property
-    def _bytes(self) -> int:
-        return sum(version.bytes for version in self._own)
+        What has waited for long also takes the room of those that others wait for: what has a row finishes first.
+        Raises HalkaError for more than the whole budget.
+        """
+        if version.bytes > self.budget:
+            raise HalkaError(
+                f"adapter {version.name!r} takes {version.bytes:,} bytes, over the engine's budget for adapters of "
+                f"{self.budget:,}"
+            )
+        version.waited += 1
+        urgent = version.waited > PATIENCE
+        idle = [other for other in self._own if not other.users]
+        idle += [other for other in self._own if urgent and other.users and not other.begun]
+        for other in idle:
+            if self._missing(version) > 0:
+                self._evict(other)
+        coming = 0
+        for other in self._own:
+            if urgent and coming < self._missing(version):
+                other.leaving = True
+                coming += other.bytes
+        return self._missing(version) <= 0
+
+    def _missing(self, version: Version) -> int:
+        """Bytes that it takes more than there is room for."""
+        return sum(other.bytes for other in self._own) + version.bytes - self.budget
 
     def _evict(self, version: Version) -> None:
-        assert version.key is not None
-        self._own.remove(version)
-        version.here, version.reading, version.virtual, version.adapter = False, None, None, None
         if version.key in self.model.adapters:
             self.model.remove(version.key)
+        self._forget(version)
 
-    def _describe(self, version: Version, adapter: Adapter) -> None:
-        """What the engine needs to know of an adapter in the model."""
-        version.id = content_id(adapter) if version.id is None else version.id
-        version.room = context(self.model, version.key)
-        version.exclusive = any(isinstance(part, WeightPart) for part in adapter.parts.values())
-        version.shift = _shift(adapter)
-        version.adapter = adapter
-        with torch.inference_mode(), self.model.use(None):
-            version.virtual = _virtual(self.model, adapter)
-
-
-def content_id(adapter: Adapter) -> str:
-    """The hash of an adapter's method and values: equal content has an equal id."""
-    digest = hashlib.blake2b(repr(adapter.method).encode(), digest_size=32)
-    for key, tensor in sorted(adapter.state_dict().items()):
-        digest.update(f"{key} {tuple(tensor.shape)}".encode())
-        digest.update(tensor.detach().cpu().contiguous().view(torch.uint8).numpy().data)
-    return digest.hexdigest()
+    def _forget(self, version: Version) -> None:
+        """It is in the model no more."""
+        self._own.remove(version)
+        version.here, version.reading, version.virtual, version.adapter = False, None, None, None
+        self.changed = True
 
 
 def _read(version: Version) -> None:
@@ -229,21 +250,3 @@ def _free_name(version: Version, model: AdaptedModel) -> str:
     while name in model.adapters:
         name += "'"
     return name
-
-
-def _shift(adapter: Adapter) -> int:
-    parts = [part for part in adapter.parts.values() if isinstance(part, VirtualPart) and part.takes_positions]
-    return sum(part.virtual().shape[0] for part in parts)
-
-
-def _virtual(model: AdaptedModel, adapter: Adapter) -> Tensor | None:
-    """Keys and values (P, 2·L, H, W) of a prefix, or of a prompt, which the bare base reads."""
-    reader: Any = next(target.module for target in model.targets if target.role == "memory")
-    base: Any = model.base
-    for path, part in adapter.parts.items():
-        role = adapter.targets[path].role
-        if isinstance(part, VirtualPart) and role in ("memory", "embed"):
-            virtual = part.virtual()
-            pairs = reader.read(virtual[None])[0] if role == "embed" else virtual
-            return pairs.detach().to(base.dtype)
-    return None

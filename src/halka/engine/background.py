@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import AsyncIterator
-from dataclasses import replace
+from collections.abc import AsyncIterator, Callable
+from concurrent.futures import Future
+from contextlib import suppress
+from queue import Empty, SimpleQueue
 
 from halka.engine.engine import Engine
 from halka.engine.request import Answer, Request
+from halka.util.errors import HalkaError
 
 
 class AsyncEngine:
@@ -22,8 +25,8 @@ class AsyncEngine:
     def __init__(self, engine: Engine):
         self.engine = engine
         self._listeners: dict[Answer, tuple[asyncio.AbstractEventLoop, asyncio.Event]] = {}
-        self._lock = threading.Lock()
-        self._work, self._closed = threading.Event(), False
+        self._lock, self._closed = threading.Lock(), False
+        self._calls = SimpleQueue[Callable[[], object] | None]()  # that the thread makes between steps; None: the last
         self._thread = threading.Thread(target=self._steps, name="halka-engine", daemon=True)
         self._thread.start()
 
@@ -53,11 +56,11 @@ class AsyncEngine:
 
     async def aclose(self) -> None:
         """End the thread and close the engine; answers that are not finished are cancelled."""
-        self._closed = True
-        self._work.set()
+        with self._lock:
+            if not self._closed:
+                self._calls.put(None)
+            self._closed = True
         await asyncio.to_thread(self._thread.join)
-        self.engine.close()
-        self._notify()
 
     async def __aenter__(self) -> AsyncEngine:
         return self
@@ -66,11 +69,25 @@ class AsyncEngine:
         await self.aclose()
 
     async def _submit(self, request: Request, n: int) -> list[Answer]:
-        answers = await asyncio.to_thread(self.engine.submit, replace(request), n)  # it waits for the step under way
+        submitted = Future[list[Answer]]()
+
+        def submit() -> None:
+            if submitted.set_running_or_notify_cancel():
+                try:
+                    submitted.set_result(self.engine.submit(request, n))
+                except Exception as error:
+                    submitted.set_exception(error)
+
+        if not self._call(submit):
+            raise HalkaError("the engine is closed")
+        try:
+            answers = await asyncio.wrap_future(submitted)
+        except asyncio.CancelledError:
+            submitted.add_done_callback(self._abandon)
+            raise
         loop = asyncio.get_running_loop()
         with self._lock:
             self._listeners |= {answer: (loop, asyncio.Event()) for answer in answers}
-        self._work.set()
         return answers
 
     async def _progress(self, answer: Answer) -> AsyncIterator[Answer]:
@@ -84,30 +101,48 @@ class AsyncEngine:
             raise answer.error
         yield answer
 
+    def _call(self, call: Callable[[], object]) -> bool:
+        """Let the thread make this call before its next step. Returns whether it can."""
+        with self._lock:
+            if not self._closed:
+                self._calls.put(call)
+            return not self._closed
+
+    def _abandon(self, submitted: Future[list[Answer]]) -> None:
+        """Nobody waits for these answers any more."""
+        if not submitted.cancelled() and submitted.exception() is None:
+            self._leave(submitted.result())
+
     def _leave(self, answers: list[Answer]) -> None:
         for answer in answers:
             if answer.finish is None:
-                self.engine.cancel(answer)
+                self._call(lambda answer=answer: self.engine.cancel(answer))
         with self._lock:
             for answer in answers:
                 self._listeners.pop(answer, None)
 
     def _steps(self) -> None:
-        while not self._closed:
-            self._work.wait()
-            self._work.clear()
-            while self.engine.busy and not self._closed:
-                try:
-                    self.engine.step()
-                except (
-                    Exception
-                ) as error:  # a step that failed fails who waited for it; the next requests may do better
-                    self.engine.fail(error)
-                self._notify()
+        while True:
+            try:
+                call = self._calls.get(block=not self.engine.busy)
+            except Empty:
+                call = self._step
+            if call is None:
+                break
+            call()
+        self.engine.close()
+        self._notify()
+
+    def _step(self) -> None:
+        try:
+            self.engine.step()
+        except Exception as error:  # a step that failed fails who waited for it; the next requests may do better
+            self.engine.fail(error)
+        self._notify()
 
     def _notify(self) -> None:
         with self._lock:
             listeners = [*self._listeners.values()]
         for loop, event in listeners:
-            if not loop.is_closed():
+            with suppress(RuntimeError):  # the loop is closed
                 loop.call_soon_threadsafe(event.set)

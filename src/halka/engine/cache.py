@@ -43,10 +43,11 @@ class BlockCache:
     def __init__(self, kv: KVBlocks):
         self.kv = kv
         self.size = kv.data.shape[0]
-        self._free = list(reversed(range(self.size)))
+        self._free: list[int] = []
         self._by_key: dict[Key, Block] = {}
         self._idle: OrderedDict[Key, Block] = OrderedDict()  # that nobody uses, the longest unused first
         self._serials = count(1)
+        self.reset()
 
     @property
     def room(self) -> int:
@@ -88,9 +89,8 @@ class BlockCache:
             elif block.users == 0 and block.key is not None:
                 self._idle[block.key] = block
 
-    def forget(self) -> None:
-        """Keep nothing of what nobody uses. Nothing may be in use that was not computed."""
-        for key, block in self._idle.items():
-            del self._by_key[key]
-            self._free.append(block.number)
+    def reset(self) -> None:
+        """Keep nothing: all blocks are free, whoever had them."""
+        self._free = list(reversed(range(self.size)))
+        self._by_key.clear()
         self._idle.clear()

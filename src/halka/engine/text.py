@@ -6,12 +6,12 @@ from collections.abc import Iterator
 
 from torch import Tensor
 
-from halka.engine.adapters import Version
 from halka.engine.cache import Block, BlockCache
 from halka.engine.constraint import Matcher
 from halka.engine.request import Answer
 from halka.engine.sampling import Draw
 from halka.engine.stopping import StoppedText
+from halka.engine.version import Version
 from halka.models.attention.paged import ALWAYS, SIZE, PagedText
 
 
@@ -33,7 +33,7 @@ class Text:
         self.tokens = [*answer.request.prompt]
         self.done = 0
         self.blocks: list[Block] = []
-        self.checked = False  # that its adapter leaves room for it
+        self.begun = False  # it has had a row
         self._first = 0  # how many of the blocks hold virtual tokens
         self._text, self._matcher = text, matcher
 
@@ -132,6 +132,10 @@ class Text:
     def drop(self, cache: BlockCache) -> None:
         """Let go of all blocks; the tokens are read once more when it goes on."""
         cache.release(self.blocks)
+        self.forget()
+
+    def forget(self) -> None:
+        """Have no blocks, whoever else has them now."""
         self.blocks, self.done, self._first = [], 0, 0
 
     @property

@@ -8,71 +8,88 @@ arXiv 2401.00588).
 
 from __future__ import annotations
 
-from collections import defaultdict, deque
+import math
+from collections import Counter, defaultdict, deque
 from collections.abc import Callable, Iterator
 
 from halka.engine.text import Text
+from halka.engine.version import Version
 
 WRITTEN = 2  # what a token of an answer costs, where one that is read costs 1
 
 
 class _Counts:
-    """Tokens by name, among those that are active."""
+    """Tokens by name, of those that have texts under way, and of others that are ahead of all these."""
 
     def __init__(self) -> None:
         self.of: dict[str | None, float] = {}
+        self.texts = Counter[str | None]()  # that wait or run
 
-    def enter(self, name: str | None, active: set[str | None]) -> None:
-        """It waits or runs from now on, beside those that do."""
-        if name not in active:
-            least = min((self.of.get(other, 0.0) for other in active), default=0.0)
-            self.of[name] = max(self.of.get(name, 0.0), least)
+    def enter(self, name: str | None) -> None:
+        """A text of its waits or runs from now on."""
+        if not self.texts[name]:
+            self.of[name] = max(self.of.get(name, 0.0), self._least)
+        self.texts[name] += 1
+
+    def leave(self, name: str | None) -> None:
+        """One does no more."""
+        self.texts[name] -= 1
+        if not self.texts[name]:
+            del self.texts[name]
+            least = self._least if self.texts else math.inf
+            self.of = {other: count for other, count in self.of.items() if other in self.texts or count > least}
+
+    @property
+    def _least(self) -> float:
+        return min((self.of[name] for name in self.texts if name in self.of), default=0.0)
 
 
 class Waiting:
-    """Queues by tenant and adapter."""
+    """Queues by tenant and version of an adapter."""
 
     def __init__(self) -> None:
-        self._queues: dict[str, dict[str | None, deque[Text]]] = defaultdict(lambda: defaultdict(deque))
+        self._queues: dict[str, dict[Version, deque[Text]]] = defaultdict(dict)
         self._tenants = _Counts()
         self._adapters: dict[str, _Counts] = defaultdict(_Counts)
-        self._under_way: dict[tuple[str, str | None], int] = defaultdict(int)  # texts that wait or run
 
     def __iter__(self) -> Iterator[Text]:
-        """Those that wait, tenant by tenant, the least served first."""
-        for tenant in sorted(self._queues, key=lambda tenant: self._tenants.of[tenant]):
-            counts, queues = self._adapters[tenant], self._queues[tenant]
-            for adapter in sorted(queues, key=lambda adapter: counts.of[adapter]):
-                yield from queues[adapter]
+        """Those that wait."""
+        return (text for queues in self._queues.values() for queue in queues.values() for text in queue)
 
     def __len__(self) -> int:
         return sum(len(queue) for queues in self._queues.values() for queue in queues.values())
 
+    def firsts(self) -> Iterator[Text]:
+        """The first text of each version, tenant by tenant, the least served first."""
+        for tenant in sorted(self._queues, key=lambda tenant: self._tenants.of[tenant]):
+            counts = self._adapters[tenant].of
+            firsts = [queue[0] for queue in self._queues[tenant].values()]
+            yield from sorted(firsts, key=lambda text: (counts[text.answer.request.adapter], text.number))
+
     def enter(self, text: Text) -> None:
         """It has come and waits."""
         tenant, adapter = _owner(text)
-        self._tenants.enter(tenant, {tenant for (tenant, _), count in self._under_way.items() if count})
-        mine = {other for (owner, other), count in self._under_way.items() if count and owner == tenant}
-        self._adapters[tenant].enter(adapter, mine)
-        self._under_way[tenant, adapter] += 1
-        self._queues[tenant][adapter].append(text)
+        self._tenants.enter(tenant)
+        self._adapters[tenant].enter(adapter)
+        self._queues[tenant].setdefault(text.version, deque()).append(text)
 
     def leave(self, text: Text) -> None:
         """It is finished, or given up."""
         tenant, adapter = _owner(text)
-        self._under_way[tenant, adapter] -= 1
-        self._remove(text)
-        if not self._under_way[tenant, adapter]:
-            del self._under_way[tenant, adapter]
+        if text in self._queues.get(tenant, {}).get(text.version, ()):
+            self._remove(text)
+        self._tenants.leave(tenant)
+        self._adapters[tenant].leave(adapter)
+        if not self._tenants.texts[tenant]:
+            del self._adapters[tenant]
 
     def put_back(self, text: Text) -> None:
         """It lost its row, and is the first of its adapter's to get one."""
-        tenant, adapter = _owner(text)
-        self._queues[tenant][adapter].appendleft(text)
+        self._queues[text.answer.request.tenant].setdefault(text.version, deque()).appendleft(text)
 
     def take(self, ready: Callable[[Text], bool]) -> Text | None:
         """The next that can have a row, which waits no more."""
-        text = next((text for text in self if ready(text)), None)
+        text = next((text for text in self.firsts() if ready(text)), None)
         if text is not None:
             self._remove(text)
         return text
@@ -86,15 +103,14 @@ class Waiting:
     @property
     def tenants(self) -> int:
         """How many tenants have texts that wait or run."""
-        return len({tenant for tenant, _ in self._under_way})
+        return len(self._tenants.texts)
 
     def _remove(self, text: Text) -> None:
-        tenant, adapter = _owner(text)
+        tenant = text.answer.request.tenant
         queues = self._queues[tenant]
-        if text in queues[adapter]:
-            queues[adapter].remove(text)
-        if not queues[adapter]:
-            del queues[adapter]
+        queues[text.version].remove(text)
+        if not queues[text.version]:
+            del queues[text.version]
         if not queues:
             del self._queues[tenant]
 

@@ -1,0 +1,113 @@
+"""`Version`: one content that an adapter's name means, or meant, and what the engine needs to know of it."""
+
+from __future__ import annotations
+
+import hashlib
+from concurrent.futures import Future
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from halka.core import AdaptedModel, Adapter, VirtualPart, WeightPart
+from halka.models import context
+from halka.storage.adapter_folder import AdapterFolder
+
+
+@dataclass(eq=False)
+class Version:
+    """One content under a name.
+
+    name      as requests name it; None: the bare base
+    folder    where it is loaded from; None: somebody added it to the model
+    state     what tells that the folder's files, or the model's values, are still the same, at a glance
+    key       as the model calls it, once it is there; None: the bare base
+    id        the content id; None: the bare base, or not loaded yet
+    bytes     what it takes in memory
+    users     requests that wait for it or run with it
+    begun     those of them that have had a row: it stays until they are finished
+    waited    steps that it has waited for room
+    leaving   no more requests begin with it: another has waited for its room too long
+    error     why it cannot be loaded
+    room      positions that it leaves for text; None: without end
+    shift     the position of a text's first token
+    virtual   its keys and values (P, 2·L, H, W), which every text sees
+    company   what can share a step with it: the same, or by itself if it stands in for the base's weights
+    adapter   itself, while it is in the model; parameters: its own, if somebody else may change them
+    """
+
+    name: str | None
+    folder: AdapterFolder | None = None
+    state: object = None
+    key: str | None = None
+    id: str | None = None
+    here: bool = False
+    bytes: int = 0
+    users: int = 0
+    begun: int = 0
+    waited: int = 0
+    leaving: bool = False
+    error: Exception | None = None
+    room: int | None = None
+    shift: int = 0
+    virtual: Tensor | None = None
+    company: str = ""
+    adapter: Adapter | None = field(default=None, repr=False)
+    parameters: list[nn.Parameter] = field(default_factory=list[nn.Parameter], repr=False)
+    reading: Future[None] | None = field(default=None, repr=False)
+
+
+def describe(version: Version, model: AdaptedModel, adapter: Adapter) -> None:
+    """Write down what the engine needs to know of an adapter in the model."""
+    if version.folder is None:
+        version.id, version.parameters = content_id(adapter), adapter.parameters()
+        version.state = state_of_values(version)
+    version.room = context(model, version.key)
+    if any(isinstance(part, WeightPart) for part in adapter.parts.values()):
+        version.company = version.key or ""
+    version.adapter = adapter
+    with torch.inference_mode():
+        version.shift = _shift(adapter)
+        version.virtual = _virtual(model, adapter)
+
+
+def state_of_files(folder: AdapterFolder | None) -> object:
+    """Files are replaced by a rename, so that another one has another number."""
+    assert folder is not None
+    files = [(folder.path / folder.format.FILES.config).stat(), folder.weights.stat()]
+    return [(file.st_ino, file.st_mtime_ns, file.st_size) for file in files]
+
+
+def state_of_values(version: Version) -> object:
+    """As `core.Cached` sees that a value was written into a parameter."""
+    return [(parameter.data_ptr(), parameter._version) for parameter in version.parameters]
+
+
+def content_id(adapter: Adapter) -> str:
+    """The hash of an adapter's method and values: equal content has an equal id."""
+    digest = hashlib.blake2b(repr(adapter.method).encode(), digest_size=32)
+    for key, tensor in sorted(adapter.state_dict().items()):
+        digest.update(f"{key} {tuple(tensor.shape)}".encode())
+        digest.update(tensor.detach().cpu().reshape(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()
+
+
+def _shift(adapter: Adapter) -> int:
+    parts = [part for part in adapter.parts.values() if isinstance(part, VirtualPart) and part.takes_positions]
+    return sum(part.virtual().shape[0] for part in parts)
+
+
+def _virtual(model: AdaptedModel, adapter: Adapter) -> Tensor | None:
+    """Keys and values (P, 2·L, H, W) of a prefix, or of a prompt, which the bare base reads."""
+    reader: Any = next(target.module for target in model.targets if target.role == "memory")
+    base: Any = model.base
+    for path, part in adapter.parts.items():
+        role = adapter.targets[path].role
+        if isinstance(part, VirtualPart) and role in ("memory", "embed"):
+            virtual = part.virtual()
+            if role == "embed":
+                with model.use(None):
+                    virtual = reader.read(virtual[None])[0]
+            return virtual.detach().to(base.dtype)
+    return None
