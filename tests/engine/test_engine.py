@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-import random
-
 import pytest
-import torch
 
 import halka
+from engine_for_tests import alone, model_of, prompts
 from halka.engine.engine import Engine
 from halka.engine.request import Answer, Request
 from halka.engine.stopping import Stopping
-from tiny import CONFIGS, tiny
+from halka.util.errors import HalkaError
+from tiny import CONFIGS
 
+EACH = 16 * 4 * 2 * 2 * 16 * 2  # bytes of a block
 FAMILIES = {
     "lora": halka.LoRA(rank=4),
     "lora2": halka.LoRA(rank=3),
@@ -22,53 +22,6 @@ FAMILIES = {
     "prompt": halka.Prompt(length=18),
     "full": halka.Full(),
 }
-
-
-class Tokenizer:
-    """As much of one as the engine needs."""
-
-    eos_token_id = 2
-
-    def __init__(self):
-        self.added_tokens_decoder = {}
-
-    def convert_ids_to_tokens(self, number):
-        return str(number)
-
-    def decode(self, ids, **_):
-        return " ".join(map(str, ids))
-
-
-def model_of(architecture: str = "llama", families=FAMILIES, **changes):
-    model = halka.adapt(tiny(architecture, **changes), Tokenizer())
-    for seed, (name, method) in enumerate(families.items()):
-        model.add(name, method, seed=seed)
-        generator = torch.Generator().manual_seed(seed)
-        for parameter in model.parameters(name):
-            with torch.no_grad():
-                parameter.add_(torch.randn(parameter.shape, generator=generator) * 0.1)
-    return model
-
-
-def alone(model, request: Request) -> list[int]:
-    """The greedy answer by whole passes of the base, without any cache."""
-    tokens = [*request.prompt]
-    with torch.inference_mode(), model.use(request.adapter):
-        for _ in range(request.stopping.max_new_tokens):
-            logits = model.base(input_ids=torch.tensor([tokens]), use_cache=False).logits[0, -1]
-            tokens.append(int(logits.argmax()))
-            if tokens[-1] == 2:
-                break
-    return tokens[len(request.prompt) :]
-
-
-def prompts(count: int, longest: int = 40, seed: int = 0) -> list[list[int]]:
-    draw = random.Random(seed)
-    common = [draw.randrange(3, 97) for _ in range(longest)]
-    return [
-        common[: draw.randrange(longest)] + [draw.randrange(3, 97) for _ in range(draw.randrange(1, 9))]
-        for _ in range(count)
-    ]
 
 
 def check(model, requests, **settings) -> Engine:
@@ -87,7 +40,7 @@ def check(model, requests, **settings) -> Engine:
 
 @pytest.mark.parametrize("architecture", CONFIGS)
 def test_answers_of_all_families_side_by_side_are_those_of_each_alone(architecture):
-    model = model_of(architecture)
+    model = model_of(architecture, families=FAMILIES)
     names = [None, *FAMILIES]
     requests = [
         Request(prompt, names[number % len(names)], stopping=Stopping(6)) for number, prompt in enumerate(prompts(24))
@@ -97,12 +50,100 @@ def test_answers_of_all_families_side_by_side_are_those_of_each_alone(architectu
 
 @pytest.mark.parametrize("blocks", [7, 9, 14])
 def test_a_cache_that_is_too_small_changes_no_token(blocks):
-    model = model_of()
-    each = 16 * 4 * 2 * 2 * 16 * 2
+    model = model_of(families=FAMILIES)
     names = [None, "lora", "prefix", "lora2", "prompt"]
     requests = [
         Request(prompt, names[number % len(names)], stopping=Stopping(20)) for number, prompt in enumerate(prompts(20))
     ]
-    engine = check(model, requests, rows=6, memory=blocks * each, read=24, read_beside=8)
+    engine = check(model, requests, rows=6, memory=blocks * EACH, read=24, read_beside=8)
     assert engine.cache.size == blocks
     assert engine.preempted
+
+
+WINDOWS = ["mistral", "gemma2", "gemma3_text"]
+OTHERS = {
+    "head": halka.LoRA(rank=3, targets=("head",)),
+    "embedding": halka.LoRA(rank=3, targets=("linear", "head", "embedding")),
+    "dora": halka.DoRA(rank=2),
+    "ia3": halka.IA3(),
+    "bitfit": halka.BitFit(),
+    "joint": halka.Joint((halka.Prefix(length=17), halka.Bottleneck(width=4))),
+    "llama-adapter": halka.LlamaAdapter(length=4),
+}
+
+
+@pytest.mark.parametrize("architecture", ["llama", *WINDOWS, "gpt2"])
+def test_adapters_at_heads_and_embeddings_share_a_step_with_others(architecture):
+    """In windows shorter than the texts."""
+    families = {name: method for name, method in OTHERS.items() if architecture != "gpt2" or name != "llama-adapter"}
+    model = model_of(architecture, families=families, **({"sliding_window": 12} if architecture in WINDOWS else {}))
+    names = [None, *families]
+    requests = [
+        Request(prompt, names[number % len(names)], stopping=Stopping(6)) for number, prompt in enumerate(prompts(24))
+    ]
+    check(model, requests, rows=8, read=32, read_beside=16)
+
+
+def test_several_answers_to_one_prompt_read_it_once():
+    model = model_of(families={"lora": halka.LoRA(rank=4)})
+    prompt = prompts(1, longest=2)[0][:1] * 50
+    with Engine(model, rows=4, read=64) as engine:
+        computed = []
+        forward = engine._forward
+        engine._forward = lambda line: computed.append(len(line.tokens)) or forward(line)  # type: ignore[assignment]
+        engine._forward.forget, engine._forward.close = forward.forget, forward.close  # type: ignore[attr-defined]
+        answers = engine.submit(Request(prompt, "lora", stopping=Stopping(4)), n=4)
+        while engine.step():
+            pass
+    assert [answer.tokens for answer in answers] == [answers[0].tokens] * 4
+    assert sum(computed) == 50 + 3 * 2 + 4 * 3  # three blocks are shared, two tokens behind them are not
+
+
+def test_a_text_as_long_as_the_context_fits_one_row():
+    model = model_of(families={}, max_position_embeddings=5000)
+    with Engine(model, rows=1) as engine:
+        assert engine.cache.size * 16 >= 5000
+        with pytest.raises(HalkaError, match="are 11 more than the 5000 positions"):
+            engine.submit(Request([5] * 5001, stopping=Stopping(10)))
+
+
+@pytest.mark.parametrize(("prompt", "why"), [([], "has no tokens"), ([5, 97], "has token 97"), ([-1], "has token -1")])
+def test_a_prompt_that_the_base_cannot_read_is_refused(prompt, why):
+    with Engine(model_of(families={})) as engine, pytest.raises(HalkaError, match=why):
+        engine.submit(Request(prompt))
+
+
+def test_an_answer_that_the_cache_cannot_hold_is_refused_when_its_adapter_is_known():
+    model = model_of(families={"prefix": halka.Prefix(length=21)})
+    with Engine(model, memory=3 * EACH) as engine:
+        (answer,) = engine.submit(Request([5] * 30, stopping=Stopping(10)))
+        with pytest.raises(HalkaError, match="are 32 more than the cache's 48"):
+            engine.submit(Request([5] * 30, "prefix", stopping=Stopping(10)))
+        while engine.step():
+            pass
+        assert answer.error is None
+    with pytest.raises(HalkaError, match="closed"):
+        engine.submit(Request([5]))
+
+
+def test_a_cancelled_answer_frees_its_row_and_blocks_at_once():
+    model = model_of(families={})
+    with Engine(model, rows=1) as engine:
+        first, second = (engine.submit(Request([5, 6, number], stopping=Stopping(40)))[0] for number in (7, 8))
+        engine.step()
+        engine.cancel(first)
+        assert (first.finish, len(first.tokens)) == ("cancelled", 1)
+        assert engine.cache.room == engine.cache.size
+        engine.step()
+        assert len(second.tokens) == 1
+        engine.cancel(second)
+        engine.cancel(second)
+        assert not engine.busy
+
+
+def test_who_stops_reading_answers_wants_none_of_the_rest():
+    with Engine(model_of(families={}), rows=2) as engine:
+        answers = engine.run([Request([5, 6], stopping=Stopping(count)) for count in (2, 30, 30)])
+        assert len(next(answers).tokens) == 2
+        answers.close()
+        assert not engine.busy

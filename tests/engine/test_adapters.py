@@ -1,0 +1,242 @@
+"""An answer is made by the content that its name meant, or fails by that name; nothing else fails with it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+import halka
+from engine_for_tests import alone, filled, model_of, run
+from halka.engine.engine import Engine
+from halka.engine.request import Request
+from halka.engine.stopping import Stopping
+from halka.storage.adapter_folder import AdapterFolder
+from halka.util.errors import HalkaError, UnknownAdapterError
+
+PROMPT = [5, 6, 7, 8] * 10
+
+
+@pytest.fixture
+def model():
+    return model_of(families={})
+
+
+@pytest.fixture
+def store(model, tmp_path):
+    """Of eight LoRAs."""
+    store = halka.AdapterStore(tmp_path / "store")
+    for number in range(8):
+        save(model, store, f"lora-{number}", number)
+    return store
+
+
+def save(model, store, name: str, seed: int, method=None) -> None:
+    filled(model, "filled", method or halka.LoRA(rank=4), seed)
+    store.save(model, "filled", stored_as=name)
+    model.remove("filled")
+
+
+def single(model, folder: Path) -> list[int]:
+    halka.load(model, folder, name="single")
+    tokens = alone(model, request("single"))
+    model.remove("single")
+    return tokens
+
+
+def request(name: str | None = None, tokens: int = 6, tenant: str = "") -> Request:
+    return Request(PROMPT, name, stopping=Stopping(tokens), tenant=tenant)
+
+
+def test_more_adapters_than_room_take_turns(model, store):
+    names = store.names()
+    expected = {name: single(model, store.get(name).folder) for name in names}
+    size = AdapterFolder.open(store.get(names[0]).folder).memory
+    with Engine(model, store, adapter_memory=2 * size, rows=4) as engine:
+        answers = [(name, engine.submit(request(name))[0]) for _ in range(3) for name in names]
+        run(engine)
+        for name, answer in answers:
+            assert (answer.error, answer.tokens) == (None, expected[name])
+            assert answer.adapter_id == AdapterFolder.open(store.get(name).folder).id
+        assert len(model.adapters) <= 2
+    assert not model.adapters
+
+
+def test_an_adapter_gets_room_though_others_are_always_asked_for(model, store):
+    size = AdapterFolder.open(store.get("lora-0").folder).memory
+    with Engine(model, store, adapter_memory=size, rows=2) as engine:
+        busy = [engine.submit(request("lora-0"))[0] for _ in range(4)]
+        (late,) = engine.submit(request("lora-1"))
+        for _ in range(150):
+            busy += engine.submit(request("lora-0"))
+            engine.step()
+        assert late.finish is not None
+        run(engine)
+        assert {answer.error for answer in busy} == {None}
+
+
+def test_a_new_version_under_an_old_name_is_atomic(model, store, tmp_path):
+    """In the store, by `put`, and in a folder or under a number that had another."""
+    before = single(model, store.get("lora-0").folder)
+    with Engine(model, store) as engine:
+        first, second = (engine.submit(request("lora-0", count))[0] for count in (6, 6))
+        engine.step()
+        save(model, store, "lora-0", 100)
+        (third,) = engine.submit(request("lora-0"))
+        run(engine)
+        assert first.tokens == second.tokens == before
+        assert third.tokens == single(model, store.get("lora-0").folder) != before
+        store.remove("lora-0", 2)
+        save(model, store, "lora-0", 200)
+        assert store.versions("lora-0") == [1, 2]
+        (fourth,) = engine.submit(request("lora-0"))
+        engine.put("lora-0", store.get("lora-3").folder)
+        (fifth,) = engine.submit(request("lora-0"))
+        run(engine)
+        assert fourth.tokens == single(model, store.get("lora-0").folder)
+        assert fifth.tokens == single(model, store.get("lora-3").folder)
+        engine.drop("lora-0")
+        (sixth,) = engine.submit(request("lora-0"))
+        run(engine)
+        assert sixth.tokens == fourth.tokens
+        assert len({answer.adapter_id for answer in (first, third, fourth, fifth)}) == 4
+
+
+def test_a_folder_that_was_replaced_is_not_what_was_put(model, tmp_path):
+    filled(model, "filled", halka.LoRA(rank=4), 1)
+    halka.save(model, "filled", tmp_path / "a")
+    before = single(model, tmp_path / "a")
+    model.remove("filled")
+    with Engine(model) as engine:
+        engine.put("a", tmp_path / "a")
+        (answer,) = engine.submit(request("a"))
+        run(engine)
+        assert answer.tokens == before
+        engine.adapters._evict(engine.adapters._own[0])
+        filled(model, "filled", halka.LoRA(rank=4), 2)
+        halka.save(model, "filled", tmp_path / "a")
+        (answer,) = engine.submit(request("a"))
+        run(engine)
+        assert "was replaced" in str(answer.error)
+        (answer,) = engine.submit(request("a"))  # another request sees what is there now
+        run(engine)
+        assert answer.tokens == single(model, tmp_path / "a") != before
+
+
+def test_a_damaged_or_missing_adapter_fails_its_own_requests_by_name(model, store):
+    weights = store.get("lora-1").folder / "adapter_model.safetensors"
+    whole = weights.read_bytes()
+    weights.write_bytes(whole[:-8])
+    with Engine(model, store, adapter_memory=10**6) as engine:
+        (right,) = engine.submit(request("lora-0"))
+        damaged = engine.submit(request("lora-1"), n=2)
+        with pytest.raises(UnknownAdapterError, match="nobody"):
+            engine.submit(request("nobody"))
+        engine.put("large", store.get("lora-2").folder)
+        engine.adapters.budget = 10
+        (large,) = engine.submit(request("large"))
+        engine.step()
+        engine.adapters.budget = 10**6
+        run(engine)
+        assert right.error is None
+        assert len(right.tokens) == 6
+        assert all("lora-1" in str(answer.error) and not answer.tokens for answer in damaged)
+        assert large.error is None or "'large'" in str(large.error)
+        weights.write_bytes(whole)
+        (mended,) = engine.submit(request("lora-1"))
+        run(engine)
+        assert mended.error is None
+
+
+@pytest.mark.parametrize("how", ["replaced", "written", "removed", "trained"])
+def test_an_adapter_of_the_model_that_changes_is_another(model, how):
+    """Neither its parts nor its virtual tokens nor cached beginnings are hit any more."""
+    for name, method in {"lora": halka.LoRA(rank=4), "prefix": halka.Prefix(length=5)}.items():
+        filled(model, name, method, 1)
+        with Engine(model) as engine:
+            (before,) = engine.submit(request(name))
+            run(engine)
+            (under_way,), (bare,) = engine.submit(request(name)), engine.submit(request())
+            engine.step()
+            if how == "replaced":
+                model.remove(name)
+                filled(model, name, method, 2)
+            elif how == "removed":
+                model.remove(name)
+            else:
+                with torch.no_grad():
+                    for parameter in model.parameters(name):
+                        parameter.data.mul_(3) if how == "trained" else parameter.mul_(3)
+                if how == "trained":  # fused optimisers do not count a parameter's version up
+                    torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=0.1).step()
+            run(engine)
+            assert "was changed or removed" in str(under_way.error)
+            assert bare.tokens == alone(model, request())
+            if how != "removed":
+                (after,) = engine.submit(request(name))
+                run(engine)
+                assert after.tokens == alone(model, request(name))
+                assert after.adapter_id != before.adapter_id
+
+
+def test_what_is_merged_answers_alone(model):
+    filled(model, "lora", halka.LoRA(rank=4), 1)
+    bare, lora = alone(model, request()), alone(model, request("lora"))
+    assert bare != lora
+    with Engine(model) as engine:
+        (first,), (second,) = engine.submit(request()), engine.submit(request("lora"))
+        engine.step()
+        model.merge("lora")
+        run(engine)
+        assert "merged into the base" in str(first.error)
+        assert second.tokens == lora
+        with pytest.raises(HalkaError, match="merged into the base"):
+            engine.submit(request())
+        (third,) = engine.submit(request("lora"))
+        engine.step()
+        model.unmerge()
+        (fourth,) = engine.submit(request())
+        run(engine)
+        assert third.tokens == lora
+        assert fourth.tokens == bare
+
+
+def test_a_full_copy_beside_others_waits_a_bounded_time(model):
+    """And so do they, though it is always asked for."""
+    filled(model, "full", halka.Full(), 1)
+    with Engine(model, rows=2) as engine:
+        answers = {name: engine.submit(request(name)) for name in (None, "full")}
+        for _ in range(30):
+            answers[None] += engine.submit(request())
+            answers["full"] += engine.submit(request("full"))
+            engine.step()
+        assert all(answers[name][0].finish is not None for name in answers)
+        run(engine, steps=2000)
+        for name, mine in answers.items():
+            assert {tuple(answer.tokens) for answer in mine} == {tuple(alone(model, request(name)))}
+
+
+def test_a_pools_adapters_are_the_engines_own(model, store):
+    """What the pool evicts meanwhile fails no request."""
+    pool = halka.AdapterPool(model, store, budget=AdapterFolder.open(store.get("lora-0").folder).memory)
+    with model.use("lora-0"):
+        pass
+    with Engine(model) as engine:
+        (answer,) = engine.submit(request("lora-0"))
+        engine.step()
+        pool.forget("lora-0")
+        run(engine)
+        assert answer.error is None
+
+
+def test_loading_and_unloading_leaves_nothing(model, store):
+    size = AdapterFolder.open(store.get("lora-0").folder).memory
+    with Engine(model, store, adapter_memory=size, rows=2) as engine:
+        for number in range(24):
+            save(model, store, f"lora-{number % 8}", number)
+            (answer,) = engine.run([request(f"lora-{number % 8}", 2, tenant=str(number))])
+            assert answer.error is None
+        assert (len(model.adapters), len(engine.adapters._own), len(engine.adapters._stored)) == (1, 1, 1)
+        assert not engine._waiting._adapters
+        assert not engine._waiting._tenants.of

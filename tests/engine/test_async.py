@@ -1,0 +1,102 @@
+"""Coroutines wait for answers that a thread makes; who leaves cancels, who fails fails alone, nobody hangs."""
+
+from __future__ import annotations
+
+import asyncio
+
+import pytest
+
+import halka
+from engine_for_tests import alone, model_of
+from halka.engine.background import AsyncEngine
+from halka.engine.engine import Engine
+from halka.engine.request import Request
+from halka.engine.stopping import Stopping
+from halka.util.errors import HalkaError, UnknownAdapterError
+
+
+@pytest.fixture
+def model():
+    return model_of(families={"lora": halka.LoRA(rank=4)})
+
+
+def request(adapter: str | None = None, tokens: int = 6) -> Request:
+    return Request([5, 6, 7], adapter, stopping=Stopping(tokens))
+
+
+def in_time(coroutine):
+    return asyncio.run(asyncio.wait_for(coroutine, 60))
+
+
+def test_answers_and_pieces_are_those_of_the_engine(model):
+    async def both():
+        async with AsyncEngine(Engine(model)) as running:
+            pieces = [piece async for piece in running.stream(request("lora"))]
+            answers = await asyncio.gather(*(running.answers(request(name), n=2) for name in (None, "lora") * 3))
+            return pieces, [answer for pair in answers for answer in pair]
+
+    pieces, answers = in_time(both())
+    assert len(pieces) > 1
+    assert "".join(pieces).split() == [str(token) for token in alone(model, request("lora")) if token != 2]
+    for answer in answers:
+        assert answer.tokens == alone(model, answer.request)
+
+
+def test_who_stops_reading_cancels(model):
+    async def leave():
+        async with AsyncEngine(engine := Engine(model)) as running:
+            stream = running.stream(request(tokens=100))
+            await anext(stream)
+            await stream.aclose()
+            waiting = asyncio.create_task(running.answers(request(tokens=100)))
+            await asyncio.sleep(0.05)
+            waiting.cancel()
+            at_once = asyncio.create_task(running.answers(request(tokens=100)))
+            await asyncio.sleep(0)
+            at_once.cancel()
+            await asyncio.gather(waiting, at_once, return_exceptions=True)
+            await running.answers(request(tokens=1))
+            assert not engine.busy
+            assert not running._listeners
+
+    in_time(leave())
+
+
+def test_errors_reach_who_asked_and_nobody_else(model):
+    async def ask():
+        async with AsyncEngine(engine := Engine(model)) as running:
+            with pytest.raises(UnknownAdapterError):
+                await running.answers(request("nobody"))
+            forward, engine._forward = engine._forward, Failing(engine._forward)
+            with pytest.raises(RuntimeError, match="out of memory"):
+                await running.answers(request())
+            engine._forward = forward
+            (answer,) = await running.answers(request("lora"))
+            return answer
+
+    assert in_time(ask()).tokens == alone(model, request("lora"))
+
+
+class Failing:
+    def __init__(self, forward):
+        self.forget, self.close = forward.forget, forward.close
+
+    def __call__(self, line):
+        raise RuntimeError("out of memory")
+
+
+def test_closing_cancels_what_is_under_way_and_refuses_the_rest(model):
+    async def close():
+        running = AsyncEngine(Engine(model))
+        waiting = asyncio.create_task(running.answers(request(tokens=120)))
+        await asyncio.sleep(0.02)
+        await running.aclose()
+        await running.aclose()
+        (answer,) = await waiting
+        assert answer.finish in ("cancelled", "stop", "length")
+        with pytest.raises(HalkaError, match="closed"):
+            await running.answers(request())
+        with pytest.raises(HalkaError, match="closed"):
+            await anext(running.stream(request()))
+
+    in_time(close())

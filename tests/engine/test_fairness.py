@@ -1,0 +1,58 @@
+"""Whoever waits gets a row after a bounded time, whatever others ask for."""
+
+from __future__ import annotations
+
+import halka
+from engine_for_tests import model_of, run
+from halka.engine.engine import Engine
+from halka.engine.request import Request
+from halka.engine.stopping import Stopping
+
+
+def request(tenant: str, adapter: str | None = None, tokens: int = 20, prompt: int = 10) -> Request:
+    return Request([5 + ord(tenant[0]) % 7] * prompt, adapter, stopping=Stopping(tokens), tenant=tenant)
+
+
+def test_a_flood_of_one_tenant_delays_another_by_a_step_or_two():
+    with Engine(model_of(families={}), rows=4) as engine:
+        flood = [engine.submit(request("flood"))[0] for _ in range(60)]
+        for _ in range(5):
+            engine.step()
+        (one,) = engine.submit(request("one", tokens=5))
+        run(engine, one, steps=8)
+        assert sum(answer.finish is not None for answer in flood) <= 4
+        run(engine, steps=2000)
+        assert {len(answer.tokens) for answer in flood} <= set(range(1, 21))
+
+
+def test_tenants_have_equal_shares_whatever_they_queue():
+    with Engine(model_of(families={}), rows=4) as engine:
+        answers = {tenant: [] for tenant in "abc"}
+        for tenant, count in {"a": 90, "b": 30, "c": 20}.items():
+            answers[tenant] = [engine.submit(request(tenant))[0] for _ in range(count)]
+        for _ in range(150):
+            engine.step()
+        written = [sum(len(answer.tokens) for answer in mine) for mine in answers.values()]
+        assert max(written) < 1.3 * min(written)
+
+
+def test_a_tenants_adapters_have_equal_shares():
+    families = {name: halka.LoRA(rank=2) for name in ("x", "y")}
+    with Engine(model_of(families=families), rows=2) as engine:
+        answers = {}
+        for name, count in {"x": 60, "y": 20}.items():
+            answers[name] = [engine.submit(request("a", name))[0] for _ in range(count)]
+        for _ in range(150):
+            engine.step()
+        written = [sum(len(answer.tokens) for answer in mine) for mine in answers.values()]
+        assert max(written) < 1.4 * min(written)
+
+
+def test_nobody_saves_up_while_away():
+    """Who comes late has no claim to what others had before; who was served much is not forgiven by leaving."""
+    with Engine(model_of(families={}), rows=1) as engine:
+        early = [engine.submit(request("early"))[0] for _ in range(20)]
+        run(engine, early[9])
+        late = [engine.submit(request("late"))[0] for _ in range(10)]
+        run(engine, early[12], steps=160)
+        assert sum(answer.finish is not None for answer in late) <= 5
