@@ -1,0 +1,239 @@
+"""Halka's engine under the loads of benchmarks/engine.py: each function is one run, in a process of its own."""
+
+from __future__ import annotations
+
+import random
+import statistics
+import tempfile
+import time
+from collections.abc import Callable
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+from decoding import added
+
+import halka
+from halka.core import AdaptedModel
+from halka.engine.engine import Engine
+from halka.engine.request import Answer, Request
+from halka.engine.stopping import Stopping
+from halka.evaluation.generation import iter_answers
+from halka.models.loading import load_base
+from halka.storage.adapter_store import AdapterStore
+
+BASE, NEW, ROWS = "smollm2-135m", 96, 32
+LONG = 2000
+"""Tokens of the long prompt."""
+BESIDE = 24
+"""Rows that decode beside adapters that come from disk."""
+FAMILIES = {
+    "lora": halka.LoRA(rank=16),
+    "bottleneck": halka.Bottleneck(),
+    "prefix": halka.Prefix(),
+    "prompt": halka.Prompt(),
+}
+NO_ENDS: frozenset[int] = frozenset()
+
+
+def prompts_of(count: int, seed: int) -> list[list[int]]:
+    """Prompts of 56 to 72 tokens, no two with a beginning in common."""
+    draw = random.Random(seed)
+    return [[draw.randrange(100, 40000) for _ in range(draw.randint(56, 72))] for _ in range(count)]
+
+
+def adapted(families: dict[str, int]) -> tuple[AdaptedModel, list[str]]:
+    """The base with so many adapters of each family, and their names."""
+    model = halka.adapt(*load_base(BASE, device="cpu"))
+    names = [f"{family}{number}" for family, count in families.items() for number in range(count)]
+    for number, name in enumerate(names):
+        added(model, name, FAMILIES[name.rstrip("0123456789")], number)
+    return model, names
+
+
+class Clock:
+    """An engine's steps, and when each token of each answer came."""
+
+    def __init__(self, engine: Engine):
+        self.engine = engine
+        self.times: dict[Answer, list[float]] = {}
+        self.submitted: dict[Answer, float] = {}
+
+    def submit(self, prompt: list[int], adapter: str | None, tokens: int = NEW, tenant: str = "") -> Answer:
+        (answer,) = self.engine.submit(Request(prompt, adapter, stopping=Stopping(tokens), tenant=tenant))
+        self.times[answer], self.submitted[answer] = [], time.perf_counter()
+        return answer
+
+    def step(self) -> None:
+        self.engine.step()
+        now = time.perf_counter()
+        for answer, times in self.times.items():
+            if answer.error is not None:
+                raise answer.error
+            times += [now] * (len(answer.tokens) - len(times))
+
+    def until(self, done: Callable[[], bool]) -> None:
+        while not done():
+            self.step()
+
+    def first(self, answer: Answer) -> float:
+        """Seconds that an answer's first token took."""
+        return self.times[answer][0] - self.submitted[answer]
+
+
+def finished(answers: list[Answer]) -> bool:
+    return all(answer.finish is not None for answer in answers)
+
+
+def decoding(families: dict[str, int], rows: int, batches: list[list[list[int]]], tokens: int) -> Any:
+    """Of each batch of prompts, for each prompt, when each token came. Without adapters the base answers."""
+    model, names = adapted(families)
+    using = names or [None]
+    times: list[list[list[float]]] = []
+    with Engine(model, rows=rows, ends=NO_ENDS) as engine:
+        for batch, new in [(batches[0], 4), *((batch, tokens) for batch in batches)]:
+            clock = Clock(engine)
+            answers = [clock.submit(prompt, using[row % len(using)], new) for row, prompt in enumerate(batch)]
+            clock.until(lambda answers=answers: finished(answers))
+            times.append([clock.times[answer] for answer in answers])
+    return times[1:]
+
+
+def requests(at_once: bool, tokens: int, count: int, seed: int) -> dict[str, float]:
+    """Answer requests with an adapter each, all at a time or one at a time."""
+    model, names = adapted({"lora": ROWS})
+    prompts = prompts_of(count + 1, seed)
+    with Engine(model, rows=ROWS, ends=NO_ENDS) as engine:
+        clock = Clock(engine)
+        warm = clock.submit(prompts.pop(), names[0], 4)
+        clock.until(lambda: warm.finish is not None)
+        started = time.perf_counter()
+        answers: list[Answer] = []
+        for prompt, name in zip(prompts, names, strict=False):
+            answers.append(clock.submit(prompt, name, tokens))
+            if not at_once:
+                clock.until(lambda: finished(answers))
+        clock.until(lambda: finished(answers))
+        seconds = time.perf_counter() - started
+    return {"requests_per_second": count / seconds, "tokens_per_second": count * tokens / seconds}
+
+
+def long_prompt(steps: int, seed: int) -> dict[str, float]:
+    """Gaps between the tokens of all rows but one, and the same while that one reads a long prompt."""
+    model, names = adapted({"lora": ROWS})
+    prompts = prompts_of(ROWS - 1, seed)
+    draw = random.Random(seed)
+    with Engine(model, rows=ROWS, ends=NO_ENDS) as engine:
+        clock = Clock(engine)
+        answers = [clock.submit(prompt, name, 2000) for prompt, name in zip(prompts, names, strict=False)]
+        clock.until(lambda: all(answer.tokens for answer in answers))
+        alone = gaps(clock, answers, steps)
+        long = clock.submit([draw.randrange(100, 40000) for _ in range(LONG)], names[-1], 2)
+        before = {answer: len(answer.tokens) for answer in answers}
+        clock.until(lambda: bool(long.tokens))
+        read = [gap for answer in answers for gap in between(clock.times[answer][before[answer] - 1 :])]
+        return {**percentiles("alone", alone), **percentiles("beside_the_reading", read), "read_s": clock.first(long)}
+
+
+def stored(steps: int, room: int, adapters: int, tokens: int, seed: int) -> dict[str, float]:
+    """Gaps between the tokens of adapters that stay, and the same while the other ones come from disk, two at a time.
+
+    room: the adapters that the engine's memory takes
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        store = AdapterStore(Path(folder) / "store")
+        maker, names = adapted({"lora": adapters})
+        for name in names:
+            store.save(maker, name)
+        del maker
+        model, _ = adapted({})
+        memory = room * store.get(names[0]).open().memory
+        stay, come = names[: room - 2], names[room - 2 :]
+        prompts = prompts_of(BESIDE + len(come), seed)
+        with Engine(model, store, rows=BESIDE + 2, adapter_memory=memory, ends=NO_ENDS) as engine:
+            clock = Clock(engine)
+            answers = [clock.submit(prompt, stay[row % len(stay)], 2000) for row, prompt in enumerate(prompts[:BESIDE])]
+            clock.until(lambda: all(answer.tokens for answer in answers))
+            alone = gaps(clock, answers, steps)
+            loads = engine.adapters.loads
+            before = {answer: len(answer.tokens) for answer in answers}
+            others = [clock.submit(prompt, name, tokens) for prompt, name in zip(prompts[BESIDE:], come, strict=True)]
+            clock.until(lambda: finished(others))
+            beside = [gap for answer in answers for gap in between(clock.times[answer][before[answer] - 1 :])]
+            loads = engine.adapters.loads - loads
+        return {**percentiles("alone", alone), **percentiles("beside_the_others", beside), "loads": loads}
+
+
+def tenants(under_way: int, count: int, flood: int, tokens: int, seed: int) -> dict[str, float]:
+    """How long one tenant's first tokens take, alone and while another has sent a flood of requests.
+
+    It keeps so many requests `under_way`: `count` of them alone, then until the flood is answered. The flood's answers
+    are longer than its own.
+    """
+    model, names = adapted({"lora": 8})
+    prompts = iter(prompts_of(4000, seed))
+    draw = random.Random(seed)
+    with Engine(model, rows=ROWS, ends=NO_ENDS) as engine:
+        clock = Clock(engine)
+        own: list[Answer] = []
+
+        def step() -> None:
+            running = sum(answer.finish is None for answer in own)
+            for _ in range(under_way - running):
+                own.append(clock.submit(next(prompts), draw.choice(names[:4]), draw.randint(8, tokens // 2), "small"))
+            clock.step()
+
+        while sum(answer.finish is not None for answer in own) < under_way:  # until its requests come one by one
+            step()
+        begun = len(own)
+        while sum(answer.finish is not None for answer in own[begun:]) < count:
+            step()
+        alone = [clock.first(answer) for answer in own[begun:] if answer.tokens]
+        begun = len(own)
+        answers = [clock.submit(next(prompts), draw.choice(names[4:]), tokens, "flood") for _ in range(flood)]
+        while not finished(answers):
+            step()
+        beside = [clock.first(answer) for answer in own[begun:] if answer.tokens]
+        preempted = engine.preempted
+    return {
+        **percentiles("alone", alone),
+        **percentiles("beside_the_flood", beside),
+        "requests_beside_the_flood": len(beside),
+        "preempted": preempted,
+    }
+
+
+def evaluation(task: str, way: str, adapter: str, count: int, tokens: int) -> dict[str, Any]:
+    """Answer test examples with an adapter, by the engine or by transformers' `generate`."""
+    from fixed_batches import HERE, instructed
+
+    from halka.data.task import limit, load_task
+
+    examples = limit(load_task(HERE / "tasks" / "snips_nlu.py"), train=1000, test=count)
+    if task == "snips-180":
+        examples = instructed(examples)
+    model = halka.adapt(*load_base(BASE, device="cpu"))
+    halka.load(model, adapter, name="a")
+    options = {} if way == "engine" else {"num_beams": 1}  # an option that the engine has not
+    answers = dict(iter_answers(model, "a", examples.test[:2], max_new_tokens=4, **options))
+    started = time.perf_counter()
+    answers = dict(iter_answers(model, "a", examples.test, max_new_tokens=tokens, **options))
+    seconds = time.perf_counter() - started
+    return {"answers_per_second": len(answers) / seconds, "answers": [answers[place] for place in sorted(answers)]}
+
+
+def gaps(clock: Clock, answers: list[Answer], steps: int) -> list[float]:
+    """Seconds between the tokens of all answers over the next steps."""
+    before = {answer: len(answer.tokens) for answer in answers}
+    for _ in range(steps):
+        clock.step()
+    return [gap for answer in answers for gap in between(clock.times[answer][before[answer] - 1 :])]
+
+
+def between(times: list[float]) -> list[float]:
+    return [later - earlier for earlier, later in pairwise(times)]
+
+
+def percentiles(name: str, seconds: list[float]) -> dict[str, float]:
+    cuts = statistics.quantiles(seconds, n=20, method="inclusive")
+    return {f"{name}_median_s": statistics.median(seconds), f"{name}_p95_s": cuts[-1]}
