@@ -30,15 +30,11 @@ class TransformersForward:
         ids = torch.tensor([line.tokens], device=base.device)
         last = torch.tensor(line.last, dtype=torch.int64, device=base.device)
         with torch.inference_mode(), self._model.use(route), use_attention(base):
-            plan = line.plan
-            hidden = hidden_states(self._model, input_ids=ids, position_ids=plan.positions[None], **plan.inputs)[
-                0, last
-            ]
+            inputs = {"input_ids": ids, "position_ids": line.plan.positions[None], **line.plan.inputs}
+            hidden = hidden_states(self._model, **inputs)[0, last]
             if len(line.names) == 1 or not any(key.startswith(self._head) for key, _ in route.edits):
                 return logits(self._model, hidden).float()
-            with self._model.use(
-                self._model.route(line.names_of_last or (None,))
-            ):  # the head's rows are not the line's runs
+            with self._model.use(line.names_of_last or None):  # the head's rows are not the line's runs
                 return logits(self._model, hidden).float()
 
     def _route_of(self, names: tuple[str | None, ...]) -> Route:
