@@ -134,9 +134,12 @@ def test_a_damaged_or_missing_adapter_fails_its_own_requests_by_name(model, stor
         with pytest.raises(UnknownAdapterError, match="nobody"):
             engine.submit(request("nobody"))
         engine.put("large", store.get("lora-2").folder)
+        while right.adapter_id is None:
+            engine.step()
         engine.adapters.budget = 10
         (large,) = engine.submit(request("large"))
-        engine.step()
+        while large.finish is None:
+            engine.step()
         engine.adapters.budget = 10**6
         run(engine)
         assert right.error is None

@@ -13,13 +13,16 @@ where there is none.
 from __future__ import annotations
 
 from collections.abc import Callable
+from importlib.util import find_spec
 from typing import Any
 
+import numba
 import numpy as np
 import torch
 from numba import njit, prange, types
 from numba.extending import intrinsic, overload
 from numba.np.numpy_support import carray
+from numba.np.ufunc import parallel as pool
 
 from halka.models.attention.paged import ALWAYS
 
@@ -53,17 +56,19 @@ def kernel(parallel: bool = False) -> Callable[[Callable[..., Any]], Any]:
 def use_torch_threads() -> int:
     """Run kernels on as many threads as torch has, of the same OpenMP: two pools would wait for each other.
 
-    Returns how many. The layer counts if nothing in this process ran on another one of numba's before.
+    Returns how many. Layer and size of numba's pool are those of its first use in this process; to start it sets the
+    number of torch's threads, too, which is put back.
     """
-    try:
-        import numba.np.ufunc.omppool
-    except ImportError:
-        pass
-    else:
-        numba.config.THREADING_LAYER = "omp"  # type: ignore[attr-defined]
-    threads = min(torch.get_num_threads(), numba.config.NUMBA_NUM_THREADS)  # type: ignore[attr-defined]
-    numba.set_num_threads(threads)
-    return threads
+    threads = torch.get_num_threads()
+    if not pool._is_initialized:
+        if find_spec("numba.np.ufunc.omppool") is not None:
+            numba.config.THREADING_LAYER = "omp"  # type: ignore[attr-defined]
+        numba.config.NUMBA_NUM_THREADS = threads  # type: ignore[attr-defined]
+    used = min(threads, numba.config.NUMBA_NUM_THREADS)  # type: ignore[attr-defined]
+    numba.set_num_threads(used)
+    if torch.get_num_threads() != threads:
+        torch.set_num_threads(threads)
+    return used
 
 
 # ── numbers ─────────────────────────────────────────────────────────────────────────────────────────────────────────
