@@ -15,6 +15,7 @@ thousand times, and the process's memory is read. The result goes to benchmarks/
 from __future__ import annotations
 
 import argparse
+import gc
 import json
 import random
 import tempfile
@@ -270,14 +271,14 @@ def answered(base: str, folder: Path, count: int, kinds: int, seed: int) -> dict
     all_kinds = kinds_of([*names, *names, "damaged", "missing"], kinds, draw)
     check = Check(contents.alone)
     adapters = contents.bytes_of("full") + 2 * contents.bytes_of("joint")
-    most = Counter[str]()
-    done = Counter[str]()
+    most, done, forward = Counter[str](), Counter[str](), ""
     for rows, blocks in ((8, 24), (3, 11), (16, 40)):
         base_model: Any = contents.model.base
         reader: Any = next(target.module for target in contents.model.targets if target.role == "memory")
         memory = blocks * KVBlocks.bytes_of(reader.stack.shape, base_model.dtype)
         sizes = {"rows": rows, "memory": memory, "adapter_memory": adapters, "read": 48, "read_beside": 12}
         with Engine(contents.model, store, **sizes) as engine:
+            forward = type(engine._forward).__name__
             for family in PUT:
                 engine.put(f"put-{family}", contents.folders[family, 0])
             run = Run(contents, store, engine, draw)
@@ -292,6 +293,7 @@ def answered(base: str, folder: Path, count: int, kinds: int, seed: int) -> dict
         done += run.done
     return {
         **check.result,
+        "forward": forward,
         "kinds": len(all_kinds),
         "changes": dict(done),
         **most,
@@ -397,7 +399,7 @@ def cycles(folder: Path, count: int, warm_up: int = 200) -> dict[str, Any]:
     for family in families:
         store.add(contents.folders[family, 0], family)
     room = max(contents.bytes_of(family) for family in families)
-    cpu, bytes = torch.device("cpu"), list[int]()
+    cpu, bytes, objects = torch.device("cpu"), list[int](), list[int]()
     del contents.alone
     with Engine(contents.model, store, rows=4, memory=2**20, adapter_memory=room) as engine:
         for number in range(warm_up + count):
@@ -409,12 +411,15 @@ def cycles(folder: Path, count: int, warm_up: int = 200) -> dict[str, Any]:
             assert answer.error is None
             if number >= warm_up - 1 and (number + 1 - warm_up) % 100 == 0:
                 bytes.append(machine.resident(cpu))
+                objects.append(len(gc.get_objects()))
         loads = engine.adapters.loads
     return {
         "loads": loads,
         "resident_after_warm_up": bytes[0],
         "resident_every_100": bytes[1:],
         "grew_by": round(bytes[-1] / bytes[0] - 1, 4),
+        "objects_after_warm_up": objects[0],
+        "objects_at_end": objects[-1],
     }
 
 
