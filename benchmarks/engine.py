@@ -23,7 +23,9 @@ left out. llama.cpp has the bf16 GGUF file of one merged LoRA and as many slots 
                   while another has sent 64 at once, against without
 
 Every run is a process of its own, sides are interleaved in turns, run n has the prompts of seed n on all sides. Ratios
-are medians over runs of the ratio within a run. The result goes to benchmarks/results/engine.json.
+are medians over runs of the ratio within a run. OpenMP's threads sleep soon on all sides, as under Halka's command
+line; even so a process beside a run of two threads slows all sides, and not alike: measure on an idle machine. The
+result goes to benchmarks/results/engine.json.
 """
 
 from __future__ import annotations
@@ -40,6 +42,8 @@ from typing import Any
 
 from fixed_batches import interleaved
 from side_by_side import in_a_process, setup
+
+from halka.util.openmp import wait_briefly
 
 HERE = Path(__file__).parent
 RESULT = HERE / "results" / "engine.json"
@@ -256,6 +260,7 @@ def main() -> None:
     if arguments.worker:
         print(json.dumps(worker(**json.loads(arguments.worker))))
         return
+    wait_briefly()
     interpreters = {"llama.cpp": arguments.llama, "vLLM": arguments.vllm}
     sides = [side for side in arguments.sides if interpreters.get(side.split(",")[0], sys.executable)]
     if absent := [side for side in arguments.sides if side not in sides]:

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
+
 import numpy as np
 import pytest
 import torch
@@ -134,3 +138,13 @@ def test_attention_to_blocks(dtype, window, pieces):
             mask = plan.mask(group, window)
             expected[own[:, 0]] = grouped_products(q[own].float().transpose(1, 2), keys, values, mask, 0.4).flatten(1)
     assert_close(out, expected, dtype)
+
+
+def test_torch_keeps_the_threads_that_it_has():
+    code = (
+        "import torch; from halka.engine.kernels import use_torch_threads; import numba\n"
+        "print(numba.config.NUMBA_NUM_THREADS, use_torch_threads(), numba.get_num_threads(), torch.get_num_threads())"
+    )
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "NUMBA_NUM_THREADS": "2"}
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, env=environment)
+    assert result.stdout.split() == ["2", "1", "1", "1"]
