@@ -287,6 +287,26 @@ def experts(found: Any) -> list[list[str]]:
     return rows
 
 
+def engine(found: Any) -> list[list[str]]:
+    """Tokens a second, and by those of what each is compared with."""
+    decoding = found["decoding"]
+    against = {(each["of"], each["to"]): each["ratio"] for each in decoding["ratios"]}
+    rows = [["While all rows decode", "Tokens a second", "Times those of"]]
+    for side, tokens in decoding["tokens_per_second"].items():
+        ratios = [f"{ratio:.2f} {other}" for (one, other), ratio in against.items() if one == side]
+        rows.append([side, f"{tokens:.0f}", ", ".join(ratios) or "–"])
+    return rows
+
+
+def engine_exactness(found: Any) -> list[list[str]]:
+    """Requests with adapters that come, go and change, each answer beside its single run."""
+    rows = [["Base, fp32", "Answers", "Of adapter contents", "Single runs", "Wrong", "Near ties"]]
+    for base, each in found["answers"].items():
+        cells = (each["answers"], each["contents"], each["single_runs"], len(each["wrong"]), len(each["ties"]))
+        rows.append([base, *(f"{cell:,}" for cell in cells)])
+    return rows
+
+
 def vllm_exchange(found: Any) -> list[list[str]]:
     """vLLM's greedy answers beside ours."""
     rows = [["Greedy answers by vLLM, beside ours", "fp32: the same", "bf16: the same", "Largest gap where they part"]]
@@ -371,6 +391,8 @@ TABLES: dict[str, tuple[str, Callable[[Any], list[list[str]]]]] = {
     "together": ("together", together),
     "storage": ("storage", storage),
     "mixed_answers": ("mixed_answers", mixed_answers),
+    "engine": ("engine", engine),
+    "engine_exactness": ("engine_exactness", engine_exactness),
     "vllm_exchange": ("vllm_exchange", vllm_exchange),
     "merging": ("merging", merging),
     "combining": ("merging", combining),
@@ -414,7 +436,7 @@ def filled(text: str) -> str:
         return f"{match['mark']}\n{content.strip()}\n<!-- end -->"
 
     formats = "|".join({row.format: 0 for row in exchange.ROWS})
-    marks = rf"table: (?P<name>\w+)|ablation: (?P<ablation>\w+)|(?P<format>{formats})|(?P<benchmark>{'|'.join(TABLES)})"
+    marks = rf"table: (?P<name>\w+)|ablation: (?P<ablation>\w+)|(?P<format>{formats})|(?P<benchmark>{'|'.join(sorted(TABLES, reverse=True))})"
     return re.sub(rf"(?P<mark><!-- (?:{marks}) -->)\n.*?<!-- end -->", place, text, flags=re.DOTALL)
 
 
