@@ -436,7 +436,8 @@ def filled(text: str) -> str:
         return f"{match['mark']}\n{content.strip()}\n<!-- end -->"
 
     formats = "|".join({row.format: 0 for row in exchange.ROWS})
-    marks = rf"table: (?P<name>\w+)|ablation: (?P<ablation>\w+)|(?P<format>{formats})|(?P<benchmark>{'|'.join(sorted(TABLES, reverse=True))})"
+    benchmarks = "|".join(sorted(TABLES, reverse=True))  # a longer name before its beginning
+    marks = rf"table: (?P<name>\w+)|ablation: (?P<ablation>\w+)|(?P<format>{formats})|(?P<benchmark>{benchmarks})"
     return re.sub(rf"(?P<mark><!-- (?:{marks}) -->)\n.*?<!-- end -->", place, text, flags=re.DOTALL)
 
 

@@ -22,7 +22,7 @@ from halka.data.batches import IGNORE_INDEX, collate, plan
 from halka.data.examples import Example, Message
 from halka.data.readers import Problem
 from halka.data.tokens import Tokens, encode, encode_all, encode_prompt
-from halka.evaluation.generation import AdapterNames, adapter_of_each, answers_of
+from halka.evaluation.generation import AdapterNames, answers_of
 from halka.evaluation.streaming import user_message
 from halka.models import adapt, context, hidden_states, logits, pad_id
 from halka.models.attention.function import use_attention
@@ -38,7 +38,7 @@ from halka.rag.sources import listed, taken_in
 from halka.util.errors import DataError, HalkaError
 from halka.util.mode import in_mode
 
-BATCH, BATCH_TOKENS = 16, 4096  # examples, and tokens with padding, of a batch that is generated or scored
+BATCH, BATCH_TOKENS = 16, 4096  # answers at a time; tokens with padding of a batch that is scored
 SHOTS = {CLOSED: 0, EXAMPLES: 4, DOCUMENTS: 0, BOTH: 2}  # fewer with passages, as each worked example brings its own
 
 REPORTED = 50  # examples after which progress is reported
@@ -131,17 +131,8 @@ class ProbedBase:
         progress: Callable[[int], None] = lambda done: None,
     ) -> list[str]:
         """What the base, an adapter, or an adapter per prompt answers; `progress` is called with the number done."""
-        texts, names = [""] * len(prompts), adapter_of_each(adapters, prompts)
-        lengths = [len(encode_prompt(prompt, self.model.tokenizer)) + self.max_new_tokens for prompt in prompts]
-        done = 0
-        for indices in plan(lengths, seed=0, epoch=0, batch_tokens=BATCH_TOKENS, batch_size=BATCH):
-            own, batch = [names[index] for index in indices], [prompts[index] for index in indices]
-            answers = answers_of(self.model, own, batch, max_new_tokens=self.max_new_tokens, batch_size=BATCH)
-            for index, text in zip(indices, answers, strict=True):
-                texts[index] = text
-            done += len(indices)
-            progress(done)
-        return texts
+        options = {"max_new_tokens": self.max_new_tokens, "batch_size": BATCH}
+        return answers_of(self.model, adapters, prompts, on_progress=progress, **options)
 
     def values(self, texts: Sequence[str], condition: str = CLOSED) -> tuple[float, ...]:
         """Values of answers to the held-out examples, as they were prompted."""

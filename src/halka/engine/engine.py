@@ -97,14 +97,14 @@ class Engine:
         base: Any = self.model.base
         reader: Any = next(target.module for target in self.model.targets if target.role == "memory")
         shape = reader.stack.shape
-        each = KVBlocks.bytes_of(shape, base.dtype)
+        size = KVBlocks.bytes_of(shape, base.dtype)
         if memory is None:
             memory = int(SHARE * machine.available(base.device))
         limit = reader.stack.limit or POSITIONS
         most = -(-max(limit, self.rows * min(limit, POSITIONS)) // SIZE) + 1  # virtual tokens end in a block of theirs
-        if memory < 2 * each:
-            raise HalkaError(f"memory holds at least two blocks of keys and values, {2 * each:,} bytes, not {memory:,}")
-        return KVBlocks(min(memory // each, most), shape, base.dtype, base.device)
+        if memory < 2 * size:
+            raise HalkaError(f"memory holds at least two blocks of keys and values, {2 * size:,} bytes, not {memory:,}")
+        return KVBlocks(min(memory // size, most), shape, base.dtype, base.device)
 
     # ── requests ────────────────────────────────────────────────────────────────────────────────────────────────
 
@@ -317,7 +317,7 @@ class Engine:
 
     def _line(self, work: list[tuple[Text, list[int]]]) -> Line:
         """One line of all that is computed; texts of one adapter stand side by side."""
-        work.sort(key=lambda each: each[0].version.key or "")
+        work.sort(key=lambda pair: pair[0].version.key or "")
         counts = [len(slots) for _, slots in work]
         keys = [text.version.key for text, _ in work]
         if len({*keys}) > 1 and len({*counts}) == 1:  # a rectangle: adapters act on rows

@@ -133,6 +133,7 @@ def stream_answer(
         return
     prompt = encode_prompt(example, model.tokenizer)
     with _engine(model, 1) as engine:
+        _check_room(example.place(0), len(prompt), max_new_tokens, engine.room(name), max_new_tokens)
         (answer,) = engine.submit(Request(prompt, name, _seeded(sampling), Stopping(max_new_tokens)))
         shown = 0
         while answer.finish is None:
