@@ -9,7 +9,8 @@ import re
 import signal
 import subprocess
 import sys
-from contextlib import redirect_stderr, redirect_stdout
+from collections.abc import Iterator
+from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from pathlib import Path
 from typing import Any
 
@@ -73,12 +74,24 @@ def process(command: str, folder: Path, **environment: str) -> subprocess.Popen[
 def stopped(command: str, at: str, times: int = 1, by: signal.Signals = signal.SIGINT) -> str:
     """What a command prints on stderr that a signal stops, sent so many times once this text stands there."""
     output, messages = io.StringIO(), _Interrupting(at, times, by)
-    with redirect_stdout(output), redirect_stderr(messages), pytest.raises(SystemExit) as ended:
+    with _interruptible(), redirect_stdout(output), redirect_stderr(messages), pytest.raises(SystemExit) as ended:
         app(command.split())
     assert messages.times == 0, f"{at} was never printed"
     assert ended.value.code == 130
     assert output.getvalue() == ""
     return messages.getvalue()
+
+
+@contextmanager
+def _interruptible() -> Iterator[None]:
+    """Ctrl-C interrupts, also where a shell started the tests in the background, which ignores it."""
+    own = signal.getsignal(signal.SIGINT)
+    if own is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, own)
 
 
 class _Interrupting(io.StringIO):

@@ -143,5 +143,5 @@ def test_threads_submit_and_cancel_while_another_steps_and_a_third_uses_the_mode
 
 
 def test_an_engine_needs_a_tokenizer():
-    with pytest.raises(HalkaError, match="needs the model"):
+    with pytest.raises(HalkaError, match="needs the tokenizer"):
         Engine(halka.adapt(model_of(families={}).base))
