@@ -31,11 +31,7 @@ class Tokenizer:
 def model_of(architecture: str = "llama", *, families: Mapping[str, Method], **changes):
     model = halka.adapt(tiny(architecture, **changes), Tokenizer())
     for seed, (name, method) in enumerate(families.items()):
-        model.add(name, method, seed=seed)
-        generator = torch.Generator().manual_seed(seed)
-        for parameter in model.parameters(name):
-            with torch.no_grad():
-                parameter.add_(torch.randn(parameter.shape, generator=generator) * 0.1)
+        filled(model, name, method, seed)
     return model
 
 

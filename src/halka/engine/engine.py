@@ -23,6 +23,7 @@ from halka.engine.stopping import StoppedText, end_tokens
 from halka.engine.text import Text
 from halka.engine.version import Version
 from halka.engine.waiting import WRITTEN, Waiting
+from halka.models import memory_of
 from halka.models.attention.paged import SIZE, KVBlocks, PagedPlan
 from halka.models.layouts import layout_of
 from halka.storage.adapter_store import AdapterStore
@@ -95,12 +96,12 @@ class Engine:
 
     def _blocks(self, memory: int | None) -> KVBlocks:
         base: Any = self.model.base
-        reader: Any = next(target.module for target in self.model.targets if target.role == "memory")
-        shape = reader.stack.shape
+        stack = memory_of(self.model).stack
+        shape = stack.shape
         size = KVBlocks.bytes_of(shape, base.dtype)
         if memory is None:
             memory = int(SHARE * machine.available(base.device))
-        limit = reader.stack.limit or POSITIONS
+        limit = stack.limit or POSITIONS
         most = -(-max(limit, self.rows * min(limit, POSITIONS)) // SIZE) + 1  # virtual tokens end in a block of theirs
         if memory < 2 * size:
             raise HalkaError(f"memory holds at least two blocks of keys and values, {2 * size:,} bytes, not {memory:,}")

@@ -69,7 +69,7 @@ class Text:
         virtual = self.version.virtual
         count = 0 if virtual is None else len(virtual)
         for start in range(0, count, SIZE):
-            key = (self._parent, self.version.id, ("virtual", start))
+            key = (self._parent(len(self.blocks)), self.version.id, ("virtual", start))
             block = cache.find(key)
             if block is None:
                 assert virtual is not None
@@ -138,12 +138,11 @@ class Text:
         """Have no blocks, whoever else has them now."""
         self.blocks, self.done, self._first = [], 0, 0
 
-    @property
-    def _parent(self) -> int | str:
-        """The serial number of the last block, or the root of the tenant."""
-        return self.blocks[-1].serial if self.blocks else self.answer.request.tenant
+    def _parent(self, block: int) -> int | str:
+        """What this block of its continues: the serial number of the one before, or the root of the tenant."""
+        return self.blocks[block - 1].serial if block else self.answer.request.tenant
 
     def _key(self, start: int) -> tuple[int | str, str | None, tuple[int, ...]]:
-        at = self._first + start // SIZE
-        parent = self.blocks[at - 1].serial if at else self.answer.request.tenant
+        """The key of the block of the tokens from `start` on."""
+        parent = self._parent(self._first + start // SIZE)
         return parent, self.version.id, tuple(self.tokens[start : start + SIZE])

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from halka.core import AdaptedModel, Adapter, VirtualPart, WeightPart
-from halka.models import context
+from halka.models import context, memory_of, taken_positions
 from halka.storage.adapter_folder import AdapterFolder
 
 
@@ -68,7 +68,7 @@ def describe(version: Version, model: AdaptedModel, adapter: Adapter) -> None:
         version.company = version.key or ""
     version.adapter = adapter
     with torch.inference_mode():
-        version.shift = _shift(adapter)
+        version.shift = taken_positions(adapter)
         version.virtual = _virtual(model, adapter)
 
 
@@ -93,14 +93,8 @@ def content_id(adapter: Adapter) -> str:
     return digest.hexdigest()
 
 
-def _shift(adapter: Adapter) -> int:
-    parts = [part for part in adapter.parts.values() if isinstance(part, VirtualPart) and part.takes_positions]
-    return sum(part.virtual().shape[0] for part in parts)
-
-
 def _virtual(model: AdaptedModel, adapter: Adapter) -> Tensor | None:
     """Keys and values (P, 2·L, H, W) of a prefix, or of a prompt, which the bare base reads."""
-    reader: Any = next(target.module for target in model.targets if target.role == "memory")
     base: Any = model.base
     for path, part in adapter.parts.items():
         role = adapter.targets[path].role
@@ -108,6 +102,6 @@ def _virtual(model: AdaptedModel, adapter: Adapter) -> Tensor | None:
             virtual = part.virtual()
             if role == "embed":
                 with model.use(None):
-                    virtual = reader.read(virtual[None])[0]
+                    virtual = memory_of(model).read(virtual[None])[0]
             return virtual.detach().to(base.dtype)
     return None

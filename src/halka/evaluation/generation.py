@@ -27,8 +27,8 @@ AdapterNames = str | None | Sequence[str | None]
 """One adapter for all prompts, or one for each; None is the bare base."""
 
 DRAWN = ("temperature", "top_k", "top_p", "min_p")  # what the engine knows of these
+SAMPLING = (*DRAWN, "typical_p")
 READ = 512  # tokens of prompts that are read in a step
-SAMPLING = ("temperature", "top_k", "top_p", "min_p", "typical_p")
 
 
 def generate(
@@ -99,8 +99,8 @@ def iter_answers(
     if model.tokenizer is None:
         raise HalkaError("to generate text the model needs its tokenizer: `halka.adapt(base, tokenizer)`")
     objective = objective_of(model)
-    names, sampling = adapter_of_each(adapters, examples), _sampling(options)
-    if isinstance(objective, LanguageModelling) and sampling is not None and engine_answers(model):
+    names, sampling = adapter_of_each(adapters, examples), _by_engine_sampling(model, options)
+    if sampling is not None:
         yield from _by_engine(model, names, examples, max_new_tokens, batch_size, sampling)
         return
     new = max_new_tokens if objective.answer_uses_context else 0
@@ -127,14 +127,12 @@ def stream_answer(
 
     Raises as `generate` does.
     """
-    objective, sampling = objective_of(model), _sampling(options)
-    if not (isinstance(objective, LanguageModelling) and sampling is not None and engine_answers(model)):
+    sampling = _by_engine_sampling(model, options)
+    if sampling is None:
         yield from dict(iter_answers(model, name, [example], max_new_tokens=max_new_tokens, **options)).values()
         return
-    prompt = encode_prompt(example, model.tokenizer)
     with _engine(model, 1) as engine:
-        _check_room(example.place(0), len(prompt), max_new_tokens, engine.room(name), max_new_tokens)
-        (answer,) = engine.submit(Request(prompt, name, _seeded(sampling), Stopping(max_new_tokens)))
+        answer = _submitted(engine, name, example, 0, max_new_tokens, sampling)
         shown = 0
         while answer.finish is None:
             engine.step()
@@ -168,10 +166,7 @@ def _by_engine(
     with _engine(model, rows) as engine:
         place: dict[Answer, int] = {}
         for index, (name, example) in enumerate(zip(names, examples, strict=True)):
-            prompt = encode_prompt(example, model.tokenizer)
-            _check_room(example.place(index), len(prompt), max_new_tokens, engine.room(name), max_new_tokens)
-            request = Request(prompt, name, _seeded(sampling), Stopping(max_new_tokens))
-            place |= dict.fromkeys(engine.submit(request), index)
+            place[_submitted(engine, name, example, index, max_new_tokens, sampling)] = index
         while place:
             engine.step()
             for answer in [answer for answer in place if answer.finish is not None]:
@@ -185,9 +180,20 @@ def _engine(model: AdaptedModel, rows: int) -> Engine:
     return Engine(model, rows=rows, read_beside=READ, read=READ)
 
 
-def _sampling(options: Mapping[str, Any]) -> Sampling | None:
-    """These options of transformers' `generate` as the engine has them; None if it lacks one."""
-    if options.keys() - {"do_sample", *DRAWN}:
+def _submitted(
+    engine: Engine, name: str | None, example: Example, index: int, max_new_tokens: int, sampling: Sampling
+) -> Answer:
+    """The answer to an example's prompt, under way. Raises DataError for one that leaves no room for it."""
+    prompt = encode_prompt(example, engine.model.tokenizer)
+    _check_room(example.place(index), len(prompt), max_new_tokens, engine.room(name), max_new_tokens)
+    (answer,) = engine.submit(Request(prompt, name, _seeded(sampling), Stopping(max_new_tokens)))
+    return answer
+
+
+def _by_engine_sampling(model: AdaptedModel, options: Mapping[str, Any]) -> Sampling | None:
+    """These options of transformers' `generate` as the engine has them; None if it cannot answer by them."""
+    decodes = isinstance(objective_of(model), LanguageModelling) and engine_answers(model)
+    if not decodes or options.keys() - {"do_sample", *DRAWN}:
         return None
     if not options.get("do_sample"):
         return Sampling()

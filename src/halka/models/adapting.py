@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from halka.core import AdaptedModel, Target, VirtualPart
+from halka.core import AdaptedModel, Adapter, Target, VirtualPart
 from halka.models.attention.virtual_tokens import VirtualTokens
 from halka.models.experts import use_experts
 from halka.models.heads import Head, labels_of
@@ -43,14 +43,20 @@ def adapt(base: Any, tokenizer: Any = None) -> AdaptedModel:
 
 def context(model: AdaptedModel, name: str | None = None) -> int | None:
     """The positions that the base has for text, less those of adapter `name`'s virtual tokens; None if unlimited."""
-    reader: Any = next(target.module for target in model.targets if target.role == "memory")
-    positions = reader.stack.limit
-    if positions is None or name is None:
-        return positions
-    adapter = model.adapter(name)
+    positions = memory_of(model).stack.limit
+    return positions if positions is None or name is None else positions - taken_positions(model.adapter(name))
+
+
+def taken_positions(adapter: Adapter) -> int:
+    """The positions that an adapter's virtual tokens take: that of the text's first token."""
     virtual = [part for part in adapter.parts.values() if isinstance(part, VirtualPart) and part.takes_positions]
     with torch.no_grad():
-        return positions - sum(part.virtual().shape[0] for part in virtual)
+        return sum(part.virtual().shape[0] for part in virtual)
+
+
+def memory_of(model: AdaptedModel) -> Any:
+    """The keys and values of the decoder's own attention: `models.attention.virtual_kv.VirtualKV`."""
+    return next(target.module for target in model.targets if target.role == "memory")
 
 
 def pad_id(model: AdaptedModel) -> int:
