@@ -16,7 +16,7 @@ from halka.engine.adapters import BUDGET, Adapters
 from halka.engine.cache import BlockCache
 from halka.engine.constraint import Constraints
 from halka.engine.line import Line
-from halka.engine.llama import forward_of
+from halka.engine.llama.forward import forward_of
 from halka.engine.request import Answer, Finish, Request
 from halka.engine.sampling import SEEDS, choose, new_seed
 from halka.engine.stopping import StoppedText, end_tokens

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -12,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from halka.engine import kernels
+from halka.engine.llama import kernels
 from halka.models.attention.function import grouped_products
 from halka.models.attention.paged import ALWAYS, SIZE, KVBlocks, PagedPlan, PagedText
 
@@ -36,10 +37,10 @@ def assert_close(a: Tensor, b: Tensor, dtype: torch.dtype) -> None:
 def test_norm_and_residual(dtype):
     x, y, weight = random(5, 48), random(5, 48, dtype=dtype, seed=1), random(48, dtype=dtype, seed=2)
     h, expected = torch.empty(5, 48, dtype=dtype), x + y.float()
-    kernels.add_norm(array(x), array(y), array(weight), np.float32(1e-5), array(h))
+    kernels.add_norm(2, array(x), array(y), array(weight), np.float32(1e-5), array(h))
     torch.testing.assert_close(x, expected)
     assert_close(h, F.rms_norm(expected, (48,), weight.float(), 1e-5), dtype)
-    kernels.add_norm(array(x), array(y[:0]), array(weight), np.float32(1e-5), array(h))
+    kernels.add_norm(2, array(x), array(y[:0]), array(weight), np.float32(1e-5), array(h))
     torch.testing.assert_close(x, expected)
 
 
@@ -47,7 +48,7 @@ def test_norm_and_residual(dtype):
 def test_silu(dtype):
     y, z = random(3, 2 * 40, dtype=dtype) * 30, torch.empty(3, 40, dtype=dtype)
     y[0, :4] = torch.tensor([-200.0, 200.0, 0.0, -90.0])
-    kernels.silu_product(array(y), array(z))
+    kernels.silu_product(2, array(y), array(z))
     gate, up = y.float().chunk(2, -1)
     assert_close(z, F.silu(gate) * up, dtype)
 
@@ -55,7 +56,7 @@ def test_silu(dtype):
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_one_product(dtype):
     weight, x, y = random(31, 48, dtype=dtype), random(48, dtype=dtype, seed=1), torch.empty(31, dtype=dtype)
-    kernels.product(array(weight), array(x), array(y), 3)
+    kernels.product(3, array(weight), array(x), array(y))
     assert_close(y, weight.float() @ x.float(), dtype)
 
 
@@ -79,7 +80,7 @@ def test_low_rank_products_of_several_adapters(dtype, pieces):
         if adapter >= 0:
             products = [x[n].float() @ A.float().mT @ B.float() for A, B in (matrices[adapter, s] for s in range(3))]
             expected[n] += torch.cat(products)
-    kernels.add_low_rank(array(x), array(y), table, np.array(owner), 1, 3, np.array(widths), pieces)
+    kernels.add_low_rank(2, array(x), array(y), table, np.array(owner), 1, 3, np.array(widths), pieces)
     assert_close(y, expected, dtype)
 
 
@@ -94,7 +95,7 @@ def test_queries_and_keys_are_turned_and_kept(dtype, normed):
     expected = kv.data.clone()
     slots = torch.tensor([2, SIZE + 5, 2 * SIZE + 15])
     kernels.keep(
-        *(array(y), *map(array, norms), np.float32(1e-5), angles.cos().numpy(), angles.sin().numpy()),
+        *(2, array(y), *map(array, norms), np.float32(1e-5), angles.cos().numpy(), angles.sin().numpy()),
         *(array(kv.data), 1, slots.numpy(), array(q)),
     )
     own = y.float().view(3, -1, width).split([queries, heads, heads], dim=1)
@@ -128,7 +129,7 @@ def test_attention_to_blocks(dtype, window, pieces):
     q, out = random(7, 6, 8, dtype=dtype, seed=3), torch.zeros(7, 48, dtype=dtype)
     places, singles = np.array([0, 5, 6]), np.array([0, 2, 3])
     kernels.attend(
-        *(array(q), array(kv.data), 1, places, singles, plan.tables.numpy(), plan.counts.numpy()),
+        *(2, array(q), array(kv.data), 1, places, singles, plan.tables.numpy(), plan.counts.numpy()),
         *(plan.begins.numpy(), plan.positions.numpy(), window or 0, np.float32(0.4), pieces, array(out)),
     )
     expected = torch.zeros(7, 48)
@@ -140,11 +141,15 @@ def test_attention_to_blocks(dtype, window, pieces):
     assert_close(out, expected, dtype)
 
 
-def test_torch_keeps_the_threads_that_it_has():
+@pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="threads are counted in /proc")
+def test_no_threads_but_torch_s():
     code = (
-        "import torch; from halka.engine.kernels import use_torch_threads; import numba\n"
-        "print(numba.config.NUMBA_NUM_THREADS, use_torch_threads(), numba.get_num_threads(), torch.get_num_threads())"
+        "import os, numpy as np, torch; from halka.engine.llama import kernels\n"
+        "x = np.ones((2, 8), np.float32)\n"
+        "torch.ones(999, 999) @ torch.ones(999, 999); before = os.listdir('/proc/self/task')\n"
+        "kernels.add_norm(2, x, x, x[0], np.float32(0), x)\n"
+        "print(len(os.listdir('/proc/self/task')) - len(before), torch.get_num_threads())"
     )
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "NUMBA_NUM_THREADS": "2"}
+    environment = {**os.environ, "OMP_NUM_THREADS": "2"}
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, env=environment)
-    assert result.stdout.split() == ["2", "1", "1", "1"]
+    assert result.stdout.split() == ["0", "2"]

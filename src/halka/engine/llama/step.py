@@ -13,10 +13,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from halka.engine import kernels
 from halka.engine.line import Line
-from halka.engine.llama_weights import LlamaLayer, LlamaWeights
-from halka.engine.row_adapters import Rows
+from halka.engine.llama import kernels
+from halka.engine.llama.rows import Rows
+from halka.engine.llama.weights import LlamaLayer, LlamaWeights
 from halka.models.attention.function import grouped_products
 from halka.models.attention.paged import SIZE, KVBlocks, PagedPlan, PagedText
 
@@ -78,22 +78,39 @@ class LlamaStep:
         self._addresses = np.array(weights.addresses(), np.int64)
         self._windows = np.array([layer.window or 0 for layer in weights.layers])
         self._scratch = Scratch(weights, 64)
+        self._turns = self._turns_of(1024)
 
     def __call__(self, line: Line, rows: Rows) -> Tensor:
         """The logits (len(line.last), V), fp32."""
-        threads = kernels.use_torch_threads()
-        cos, sin = self.weights.rotary(torch.empty(1), line.plan.positions[None])
+        threads = torch.get_num_threads()
         if len(line.tokens) == 1 and len(line.last) == 1 and not rows.edits:
-            return self._one_row(line, rows, cos[0].numpy(), sin[0].numpy(), threads)
-        return _Pass(self, line, rows, cos[0].numpy(), sin[0].numpy(), threads).logits()
+            return self._one_row(line, rows, threads)
+        return _Pass(self, line, rows, threads).logits()
 
-    def _one_row(self, line: Line, rows: Rows, cos: Any, sin: Any, threads: int) -> Tensor:
+    def rotary(self, positions: Any) -> tuple[Any, Any]:
+        """Cosines and sines (N, W), fp32, of these positions (N,)."""
+        if (most := int(positions.max())) >= len(self._turns[0]):
+            self._turns = self._turns_of(2 * most)
+        return self._turns[0][positions], self._turns[1][positions]
+
+    def _turns_of(self, count: int) -> tuple[Any, Any]:
+        cos, sin = self.weights.rotary(torch.empty(1), torch.arange(count)[None])
+        return cos[0].numpy(), sin[0].numpy()
+
+    def _one_row(self, line: Line, rows: Rows, threads: int) -> Tensor:
         plan, logits = line.plan, torch.empty(1, len(self.head))
+        cos, sin = self.rotary(plan.positions.numpy())
         kernels.one_row(
-            *(self.embed, self._addresses, self.norm, self.head, line.tokens[0], self.eps, cos, sin),
-            *(shared(plan.kv.data).array, plan.slots.numpy(), plan.tables.numpy(), plan.counts.numpy()),
-            *(plan.begins.numpy(), plan.positions.numpy(), self._windows, self.scale, rows.tables[0]),
-            *(self.dims.Q, self.dims.F, threads, logits[0].numpy()),
+            *(threads, self.embed, self._addresses, self.norm, self.head, line.tokens[0], self.eps),
+            *(cos[0], sin[0], shared(plan.kv.data).array, int(plan.slots[0])),
+            *(
+                plan.tables[0].numpy(),
+                plan.counts[0].numpy(),
+                plan.begins[0].numpy(),
+                int(plan.positions[0]),
+                self._windows,
+            ),
+            *(self.scale, rows.tables[0], self.dims.Q, self.dims.F, logits[0].numpy()),
         )
         return logits
 
@@ -109,7 +126,7 @@ class LlamaStep:
                 rows = Rows((None,) * tokens, (), (-1,) * tokens, table, False, {}, None)
                 self(Line([0] * tokens, plan, rows.names, last), rows)
             room, nobody = self.scratch(1), np.array([-1])
-            kernels.add_low_rank(room.h.array, room.y.array, table, nobody, 0, 0, self.widths["o"], 1)
+            kernels.add_low_rank(1, room.h.array, room.y.array, table, nobody, 0, 0, self.widths["o"], 1)
 
     def scratch(self, count: int) -> Scratch:
         """Room for a line of so many tokens, the same from one line to the next."""
@@ -121,9 +138,13 @@ class LlamaStep:
 class _Pass:
     """A line on its way through the layers."""
 
-    def __init__(self, step: LlamaStep, line: Line, rows: Rows, cos: Any, sin: Any, threads: int):
+    def __init__(self, step: LlamaStep, line: Line, rows: Rows, threads: int):
         self._step, self._line, self._rows, self._threads = step, line, rows, threads
-        self._plan, self._runs, self._rotary = line.plan, line.plan.forest.runs, (cos, sin)
+        self._plan, self._runs, self._rotary = (
+            line.plan,
+            line.plan.forest.runs,
+            step.rotary(line.plan.positions.numpy()),
+        )
         count = len(line.tokens)
         self._scratch = step.scratch(count)
         self._pieces = 1 if count % threads == 0 or count >= 4 * threads else threads
@@ -147,7 +168,7 @@ class _Pass:
         for number, layer in enumerate(step.weights.layers):
             self._attention(number, layer, scratch.y.array if number else nothing)
             self._mlp(number, layer)
-        kernels.add_norm(scratch.x.array, scratch.y.array, step.norm, step.eps, scratch.h.array)
+        kernels.add_norm(self._threads, scratch.x.array, scratch.y.array, step.norm, step.eps, scratch.h.array)
         hidden = shared(scratch.h.tensor[torch.tensor(self._line.last, dtype=torch.int64)])
         logits = torch.empty(len(self._line.last), len(step.head), dtype=hidden.tensor.dtype)
         self._multiplied(hidden, step.weights.head, None, shared(logits))
@@ -156,16 +177,17 @@ class _Pass:
     def _attention(self, number: int, layer: LlamaLayer, y: Any) -> None:
         step, scratch, plan = self._step, self._scratch, self._plan
         norm, q_norm, k_norm, _ = step.norms[number]
-        kernels.add_norm(scratch.x.array, y, norm, step.eps, scratch.h.array)
+        kernels.add_norm(self._threads, scratch.x.array, y, norm, step.eps, scratch.h.array)
         self._product(number, layer, "qkv", scratch.h, scratch.qkv)
         kv, slots = shared(plan.kv.data).array, plan.slots.numpy()
-        kernels.keep(scratch.qkv.array, q_norm, k_norm, step.eps, *self._rotary, kv, number, slots, scratch.q.array)
+        arguments = (scratch.qkv.array, q_norm, k_norm, step.eps, *self._rotary, kv, number, slots, scratch.q.array)
+        kernels.keep(self._threads, *arguments)
         if len(self._single):
             tables, counts, begins = plan.tables.numpy(), plan.counts.numpy(), plan.begins.numpy()
             tasks = len(self._single) * step.dims.H
             pieces = 1 if tasks % self._threads == 0 or tasks >= 4 * self._threads else self._threads
             kernels.attend(
-                *(scratch.q.array, kv, number, self._places, self._single, tables, counts, begins),
+                *(self._threads, scratch.q.array, kv, number, self._places, self._single, tables, counts, begins),
                 *(plan.positions.numpy(), layer.window or 0, step.scale, pieces, scratch.out.array),
             )
         for group, (length, texts, places) in enumerate(plan.groups):
@@ -178,9 +200,11 @@ class _Pass:
 
     def _mlp(self, number: int, layer: LlamaLayer) -> None:
         step, scratch = self._step, self._scratch
-        kernels.add_norm(scratch.x.array, scratch.y.array, step.norms[number][3], step.eps, scratch.h.array)
+        kernels.add_norm(
+            self._threads, scratch.x.array, scratch.y.array, step.norms[number][3], step.eps, scratch.h.array
+        )
         self._product(number, layer, "gate_up", scratch.h, scratch.gate_up)
-        kernels.silu_product(scratch.gate_up.array, scratch.z.array)
+        kernels.silu_product(self._threads, scratch.gate_up.array, scratch.z.array)
         self._product(number, layer, "down", scratch.z, scratch.y)
 
     def _product(self, number: int, layer: LlamaLayer, name: str, x: Shared, y: Shared) -> None:
@@ -192,7 +216,8 @@ class _Pass:
         self._multiplied(x, fused.weight, fused.bias, y)
         if self._by_kernel:
             tables, widths = self._rows.tables, self._step.widths[name]
-            kernels.add_low_rank(x.array, y.array, tables, self._owner, number, first, widths, self._pieces)
+            arguments = (x.array, y.array, tables, self._owner, number, first, widths, self._pieces)
+            kernels.add_low_rank(self._threads, *arguments)
         if not self._long and not edits:
             return
         outputs = y.tensor.split(fused.widths, dim=1)
@@ -216,7 +241,7 @@ class _Pass:
     def _multiplied(self, x: Shared, weight: Tensor, bias: Tensor | None, y: Shared) -> None:
         """y = F.linear(x, weight, bias)."""
         if len(x.tensor) == 1:
-            kernels.product(shared(weight).array, x.array[0], y.array[0], self._threads)
+            kernels.product(self._threads, shared(weight).array, x.array[0], y.array[0])
             if bias is not None:
                 y.tensor.add_(bias)
         elif bias is None:

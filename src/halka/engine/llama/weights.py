@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from halka.engine.fused import FusedLinears
+from halka.engine.llama.fused import FusedLinears
 from halka.models.kinds import kind_of
 from halka.models.layouts import Layout, layout_of
 

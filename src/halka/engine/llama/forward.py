@@ -1,4 +1,4 @@
-"""A step of Llama's kind of decoder on a CPU: few, large products, and kernels for what stands around them.
+"""`LlamaForward`: the pass of Llama's kind of decoder on a CPU, with its adapters.
 
 `TransformersForward` is its slow twin, and computes the lines that this one cannot: with parts at other places than a
 layer's linear layers and sublayers, with tokens beside a gate, with a full copy of the weights or an adapter merged.
@@ -15,8 +15,8 @@ from halka.core import AdaptedModel
 from halka.core.routing import Route
 from halka.engine.forward import TransformersForward
 from halka.engine.line import Forward, Line
-from halka.engine.llama_weights import OUTPUTS, ROLES, LlamaWeights, obstacle
-from halka.engine.row_adapters import Place, RowAdapters
+from halka.engine.llama.rows import Place, RowAdapters
+from halka.engine.llama.weights import OUTPUTS, ROLES, LlamaWeights, obstacle
 
 
 def unsupported(model: AdaptedModel) -> str | None:
@@ -31,7 +31,7 @@ class LlamaForward:
 
     def __init__(self, model: AdaptedModel):
         """`unsupported(model)` must be None."""
-        from halka.engine.llama_step import LlamaStep
+        from halka.engine.llama.step import LlamaStep
 
         self._model, self._twin = model, TransformersForward(model)
         with model.own_weights():

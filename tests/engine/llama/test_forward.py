@@ -16,8 +16,8 @@ from transformers import AutoModelForCausalLM
 import halka
 from halka.core import AdaptedModel, ModulePart, Part, Target
 from halka.engine.forward import TransformersForward
-from halka.engine.llama import LlamaForward, unsupported
-from halka.engine.llama_weights import LlamaWeights
+from halka.engine.llama.forward import LlamaForward, unsupported
+from halka.engine.llama.weights import LlamaWeights
 from halka.models.fingerprint import fingerprint
 from halka.models.quantised import quantise
 from lines_for_tests import Lines
@@ -334,7 +334,7 @@ def test_odd_bases_are_named():
 def test_without_numba_the_reason_is_how_to_install_it():
     code = (
         "import sys; sys.path.insert(0, 'tests'); sys.modules['numba'] = None\n"
-        "import halka; from tiny import tiny; from halka.engine.llama import unsupported\n"
+        "import halka; from tiny import tiny; from halka.engine.llama.forward import unsupported\n"
         "print(unsupported(halka.adapt(tiny('llama'))))"
     )
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

@@ -1,0 +1,18 @@
+"""Kernels for decoding on a CPU, compiled by numba: what torch reads slowly for one token, or for an adapter a row.
+
+    N tokens of a line   D hidden width   I, O a linear's widths   F inner width of the MLP   R rank   L layers
+    Q query heads   H key/value heads   G = Q/H   W head width   M blocks of a text   SIZE tokens of a block
+    S = 7 linear layers of a decoder layer, in the order of `SLOTS`
+
+Weights and activations are fp32, or bf16 seen as uint16; sums are fp32 always. A kernel's docstring says what it
+computes as a line of torch; tests/engine/llama/test_kernels.py holds each to that line.
+"""
+
+from halka.engine.llama.kernels.attention import attend
+from halka.engine.llama.kernels.between import add_norm, keep, silu_product
+from halka.engine.llama.kernels.low_rank import add_low_rank
+from halka.engine.llama.kernels.one_row import one_row, product
+
+SLOTS = ("attn.q", "attn.k", "attn.v", "attn.o", "mlp.gate", "mlp.up", "mlp.down")
+
+__all__ = ["SLOTS", "add_low_rank", "add_norm", "attend", "keep", "one_row", "product", "silu_product"]

@@ -1,0 +1,31 @@
+"""`kernel`: a function that numba compiles, once a machine."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from numba import njit
+
+FAST = {"reassoc", "contract", "nsz", "arcp"}  # sums in any order; what is no number stays none
+
+
+def _digest() -> str:
+    """Of all kernels' sources: numba would not see that a kernel calls one which has changed in another file."""
+    files = sorted(Path(__file__).parent.glob("*.py"))
+    return hashlib.sha256(b"".join(file.read_bytes() for file in files)).hexdigest()[:12]
+
+
+SOURCES = _digest()
+
+
+def kernel(function: Callable[..., Any]) -> Any:
+    """Compiles a function at its first call, and keeps the code on disk where a folder can be written."""
+    options = {"fastmath": FAST, "nogil": True, "error_model": "numpy"}
+    function.__qualname__ += f"_{SOURCES}"  # part of the name of numba's file
+    try:
+        return njit(cache=True, **options)(function)
+    except RuntimeError:  # numba knows of no folder that it may write to
+        return njit(**options)(function)

@@ -1,0 +1,144 @@
+"""A whole step of the base for one token, in one region: threads meet where one needs what another has computed.
+
+Memory gives the weights no faster than this reads them. Each thread computes a part of every product's outputs, and
+everything else by itself.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from halka.engine.llama.kernels.attention import attend_blocks, gathered
+from halka.engine.llama.kernels.between import keep_token
+from halka.engine.llama.kernels.compiled import kernel
+from halka.engine.llama.kernels.low_rank import add_slots
+from halka.engine.llama.kernels.numbers import ONE, dot, exp, matrix, narrowed, norm, vector, widen, widened
+from halka.engine.llama.kernels.threads import meet, parallel, part
+
+WEIGHTS = (  # of a layer, in the order in which `one_row` is given their addresses; 0 where the base has none
+    *("norm", "qkv", "qkv_bias", "q_norm", "k_norm", "o", "o_bias"),
+    *("mlp_norm", "gate_up", "gate_up_bias", "down", "down_bias"),
+)
+
+
+@kernel
+def _product(like, address, bias, x_I, y_O, slots, widths, begin, end):
+    """y = W x + bias + cat([s·B(A x) of each slot]) at the outputs from begin to end, in fp32."""
+    W_OI = matrix(address, y_O.shape[0], x_I.shape[0], like)
+    for o in range(begin, end):
+        y_O[o] = dot(W_OI[o], x_I)
+    if bias != 0:
+        bias_O = vector(bias, y_O.shape[0], like)
+        for o in range(begin, end):
+            y_O[o] += widened(bias_O[o])
+    add_slots(like, x_I, slots, widths, begin, end, y_O[begin:end])
+
+
+@kernel
+def _head(thread, threads, W_OI, x_I, y_O):
+    for o in range(*part(y_O.shape[0], thread, threads)):
+        y_O[o] = narrowed(dot(W_OI[o], x_I), y_O)
+
+
+@kernel
+def product(threads, W_OI, x_I, y_O):
+    """y = F.linear(x, W), of one token: at the speed at which memory gives W."""
+    x = np.empty(x_I.shape[0], np.float32)
+    widen(x_I, x)
+    parallel(_head, threads, (W_OI, x, y_O))
+
+
+@kernel
+def _one_row(
+    thread, threads, embed_VD, weights, norm_D, head_VD, token, eps, cos_W, sin_W, kv, slot, tables, counts, begins,
+    position, windows, scale, table, queries, inner, gate, qkv, q_QW, sums, states, z, y, logits,
+):  # fmt: skip
+    hidden, heads, width = embed_VD.shape[1], kv.shape[3], kv.shape[5]
+    groups, attended, pieces = queries // heads, queries * width, sums.shape[1]
+    x, h, out = np.empty(hidden, np.float32), np.empty(hidden, np.float32), np.empty(attended, np.float32)
+    gate_up = np.empty(2 * inner, np.float32)
+    of_qkv = np.array([attended, heads * width, heads * width])
+    of_inner, of_hidden = np.array([inner]), np.array([hidden])
+    qkv_low, qkv_high = part(qkv.shape[0], thread, threads)
+    z_low, z_high = part(inner, thread, threads)
+    low, high = part(hidden, thread, threads)
+    widen(embed_VD[token], x)
+    for layer in range(weights.shape[0]):
+        own, low_rank, window = weights[layer], table[layer], windows[layer]
+        norm(x, vector(own[0], hidden, embed_VD), eps, h)
+        _product(embed_VD, own[1], own[2], h, qkv, low_rank[:3], of_qkv, qkv_low, qkv_high)
+        meet(gate, threads)
+        if thread == 0:
+            q_norm, k_norm = vector(own[3], width, embed_VD), vector(own[4], width, embed_VD)
+            keep_token(qkv, q_norm, k_norm, eps, cos_W, sin_W, kv, layer, slot, q_QW)
+        meet(gate, threads)
+        for task in range(*part(heads * pieces, thread, threads)):
+            head, piece = task // pieces, task % pieces
+            first, last = part(tables.shape[0], piece, pieces)
+            own_q = q_QW[head * groups : (head + 1) * groups]
+            attend_blocks(
+                own_q, kv, layer, head, tables[first:last], counts[first:last], begins[first:last], position, window,
+                scale, sums[head, piece], states[head, piece],
+            )  # fmt: skip
+        meet(gate, threads)
+        for head in range(heads):
+            gathered(sums[head], states[head], out, out[head * groups * width : (head + 1) * groups * width])
+        _product(embed_VD, own[5], own[6], out, y, low_rank[3:4], of_hidden, low, high)
+        meet(gate, threads)
+        for i in range(hidden):
+            x[i] += y[i]
+        norm(x, vector(own[7], hidden, embed_VD), eps, h)
+        for half in range(2):
+            weight, bias = own[8] + half * inner * hidden * embed_VD.itemsize, own[9]
+            if bias != 0:
+                bias += half * inner * embed_VD.itemsize
+            here = gate_up[half * inner : (half + 1) * inner]
+            _product(embed_VD, weight, bias, h, here, low_rank[4 + half : 5 + half], of_inner, z_low, z_high)
+        for i in range(z_low, z_high):
+            z[i] = gate_up[i] / (ONE + exp(-gate_up[i])) * gate_up[inner + i]
+        meet(gate, threads)
+        _product(embed_VD, own[10], own[11], z, y, low_rank[6:7], of_hidden, low, high)
+        meet(gate, threads)
+        for i in range(hidden):
+            x[i] += y[i]
+    norm(x, norm_D, eps, h)
+    _head(thread, threads, head_VD, h, logits)
+
+
+@kernel
+def one_row(
+    threads, embed_VD, weights, norm_D, head_VD, token, eps, cos_W, sin_W, kv, slot, tables, counts, begins, position,
+    windows, scale, table, queries, inner, logits,
+):  # fmt: skip
+    """The logits (V,) of the token after this one: a whole step of the base for one token, with its LoRA.
+
+    weights  (L, WEIGHTS) int64, addresses            windows  (L,), 0 where a layer has none
+    cos, sin (W,) of the token's position             tables, counts, begins (M,), position, slot: the plan's
+    table    (L, S, 3) of its adapter                 queries, inner  Q and F
+    """
+    heads, width = kv.shape[3], kv.shape[5]
+    groups, pieces = queries // heads, 1 if heads % threads == 0 else threads
+    qkv, q = np.empty((queries + 2 * heads) * width, np.float32), np.empty((queries, width), np.float32)
+    sums, states = (
+        np.empty((heads, pieces, groups, width), np.float32),
+        np.empty((heads, pieces, groups, 2), np.float32),
+    )
+    z, y = np.empty(inner, np.float32), np.empty(embed_VD.shape[1], np.float32)
+    arguments = (
+        embed_VD,
+        weights,
+        norm_D,
+        head_VD,
+        token,
+        eps,
+        cos_W,
+        sin_W,
+        kv,
+        slot,
+        tables,
+        counts,
+        begins,
+        position,
+    )
+    scratch = (np.zeros(1, np.int64), qkv, q, sums, states, z, y)
+    parallel(_one_row, threads, (*arguments, windows, scale, table, queries, inner, *scratch, logits))
