@@ -286,7 +286,9 @@ def answered(base: str, folder: Path, count: int, kinds: int, seed: int) -> dict
                 engine.step()
                 assert engine.steps < 100 * count, "no end"
             assert engine.cache.room == engine.cache.size, "blocks have leaked"
-            most += Counter({"steps": engine.steps, "preempted": engine.preempted, "loads": engine.adapters.loads})
+            most += Counter(
+                {"steps": engine.steps, "preempted": engine.schedule.preempted, "loads": engine.adapters.loads}
+            )
         assert {*contents.model.adapters} == {f"own-{name}" for name in OWN}, "adapters have leaked"
         for one in run.asked:
             check(one)

@@ -194,7 +194,7 @@ def tenants(under_way: int, count: int, flood: int, tokens: int, seed: int) -> d
         while not finished(answers):
             step()
         beside = [clock.first(answer) for answer in own[begun:] if answer.tokens]
-        preempted = engine.preempted
+        preempted = engine.schedule.preempted
     return {
         **percentiles("alone", alone),
         **percentiles("beside_the_flood", beside),

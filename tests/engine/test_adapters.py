@@ -243,5 +243,5 @@ def test_loading_and_unloading_leaves_nothing(model, store):
             (answer,) = engine.run([request(f"lora-{number % 8}", 2, tenant=str(number))])
             assert answer.error is None
         assert (len(model.adapters), len(engine.adapters._own), len(engine.adapters._stored)) == (1, 1, 1)
-        assert not engine._waiting._adapters
-        assert not engine._waiting._tenants.of
+        assert not engine.schedule.waiting._adapters
+        assert not engine.schedule.waiting._tenants.of

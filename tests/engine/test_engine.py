@@ -57,7 +57,7 @@ def test_a_cache_that_is_too_small_changes_no_token(blocks):
     ]
     engine = check(model, requests, rows=6, memory=blocks * EACH, read=24, read_beside=8)
     assert engine.cache.size == blocks
-    assert engine.preempted
+    assert engine.schedule.preempted
 
 
 WINDOWS = ["mistral", "gemma2", "gemma3_text"]

@@ -142,10 +142,10 @@ class Adapters:
 
     # ── loading ─────────────────────────────────────────────────────────────────────────────────────────────────
 
-    def prepare(self, waiting: Iterable[Version]) -> Future[None] | None:
+    def prepare(self, waiting: Iterable[Version]) -> tuple[Version | None, Future[None] | None]:
         """Load what waits, in this order, one a call: files are read in the background, then the model takes them.
 
-        Returns a reading that is under way.
+        Returns the version that was loaded, and a reading that is under way.
         """
         for version in self._own:
             version.leaving = False
@@ -156,12 +156,11 @@ class Adapters:
                 version.reading = self._reader.submit(_read, version)
                 reading.append(version.reading)
         ready = next((version for version in wanted if version.reading is not None and version.reading.done()), None)
-        if ready is not None:
-            self._load(ready)
-        return reading[0] if reading else None
+        loaded = None if ready is None or not self._load(ready) else ready
+        return loaded, reading[0] if reading else None
 
     def used(self, version: Version) -> None:
-        """It is the last that is evicted."""
+        """An answer that it made has ended: it is the last that is evicted."""
         if version in self._own:
             self._own.remove(version)
             self._own.append(version)
@@ -172,13 +171,14 @@ class Adapters:
         for version in [*self._own]:
             self._evict(version)
 
-    def _load(self, version: Version) -> None:
+    def _load(self, version: Version) -> bool:
+        """Let the model take it, if there is room. Returns whether the model has it; why not is its error."""
         assert version.reading is not None
         assert version.folder is not None
         try:
             version.reading.result()
             if not self._make_room(version):
-                return
+                return False
             version.key = _free_name(version, self.model)
             adapter = load(self.model, version.folder, name=version.key, **self._allowed)
             try:
@@ -192,10 +192,11 @@ class Adapters:
                 raise
         except Exception as error:  # whatever is wrong with it, it is wrong with nothing else
             version.error, version.reading = error, None
-            return
+            return False
         version.here, version.waited, self.changed = True, 0, True
         self.loads += 1
         self._own.append(version)
+        return True
 
     def _make_room(self, version: Version) -> bool:
         """Evict what no request needs, the longest unused first. Returns whether there is room.

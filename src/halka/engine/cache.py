@@ -12,8 +12,16 @@ from collections import OrderedDict
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 from itertools import count
+from typing import Any
 
-from halka.models.attention.paged import KVBlocks
+from halka.core import AdaptedModel
+from halka.models import memory_of
+from halka.models.attention.paged import SIZE, KVBlocks
+from halka.util import machine
+from halka.util.errors import HalkaError
+
+POSITIONS = 4096  # of a text, to size the cache of a base without a limit
+SHARE = 0.25  # of the machine's memory that the cache takes at most, unless another is set
 
 Key = tuple["int | str", "str | None", Hashable]
 """A block's parent (its serial number, or a tenant), what acted on its tokens, and the tokens."""
@@ -94,3 +102,20 @@ class BlockCache:
         self._free = list(reversed(range(self.size)))
         self._by_key.clear()
         self._idle.clear()
+
+
+def cache_for(model: AdaptedModel, rows: int, memory: int | None) -> BlockCache:
+    """A cache of so many bytes; by default what the rows can need, up to a quarter of what is free.
+
+    Raises HalkaError for less than two blocks.
+    """
+    base: Any = model.base
+    stack = memory_of(model).stack
+    size = KVBlocks.bytes_of(stack.shape, base.dtype)
+    if memory is None:
+        memory = int(SHARE * machine.available(base.device))
+    if memory < 2 * size:
+        raise HalkaError(f"memory holds at least two blocks of keys and values, {2 * size:,} bytes, not {memory:,}")
+    limit = stack.limit or POSITIONS
+    most = -(-max(limit, rows * min(limit, POSITIONS)) // SIZE) + 1  # virtual tokens end in a block of theirs
+    return BlockCache(KVBlocks(min(memory // size, most), stack.shape, base.dtype, base.device))

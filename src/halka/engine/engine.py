@@ -7,33 +7,28 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import wait
 from itertools import count
 from pathlib import Path
-from typing import Any
 
 from torch import Tensor
 
 from halka.core import AdaptedModel
 from halka.engine.adapters import BUDGET, Adapters
-from halka.engine.cache import BlockCache
+from halka.engine.cache import cache_for
 from halka.engine.constraint import Constraints
-from halka.engine.line import Line
+from halka.engine.line import line_of
 from halka.engine.llama.forward import forward_of
 from halka.engine.request import Answer, Finish, Request
 from halka.engine.sampling import SEEDS, choose, new_seed
+from halka.engine.schedule import Schedule, Work
 from halka.engine.stopping import StoppedText, end_tokens
 from halka.engine.text import Text
 from halka.engine.version import Version
-from halka.engine.waiting import WRITTEN, Waiting
-from halka.models import memory_of
-from halka.models.attention.paged import SIZE, KVBlocks, PagedPlan
+from halka.engine.waiting import WRITTEN
+from halka.models.attention.paged import SIZE
 from halka.models.layouts import layout_of
 from halka.storage.adapter_store import AdapterStore
 from halka.storage.pool import AdapterPool
 from halka.storage.save_load import Allowed
-from halka.util import machine
 from halka.util.errors import HalkaError
-
-POSITIONS = 4096  # of a text, to size the cache of a base without a limit
-SHARE = 0.25  # of the machine's memory that the cache takes at most, unless another is set
 
 
 class Engine:
@@ -79,33 +74,20 @@ class Engine:
         for name, value in {"rows": rows, "read": read, "read_beside": read_beside}.items():
             if value < 1:
                 raise HalkaError(f"{name} is 1 or more, not {value}")
-        self.model, self.rows, self.read, self.read_beside = model, rows, read, read_beside
+        self.model = model
         self.ends = end_tokens(model) if ends is None else ends
         if store is None and isinstance(pool := model.pool, AdapterPool):
             store, adapter_memory, allowed = pool.store, pool.budget, pool.allowed
         self.adapters = Adapters(model, store, adapter_memory, allowed)
-        self.cache = BlockCache(self._blocks(memory))
-        self.steps = self.preempted = 0
+        self.cache = cache_for(model, rows, memory)
+        self.schedule = Schedule(self.cache, rows, read, read_beside)
+        self.steps = 0
         self._forward = forward_of(model)
         self._vocabulary = next(target.d_in for target in model.targets if target.role == "embedding")
         self._constraints = Constraints(model.tokenizer, self.ends)
         self._texts = dict[Answer, Text]()  # of all answers that are not finished
-        self._waiting, self._running = Waiting(), list[Text]()
-        self._numbers, self._company, self._merged, self._closed = count(), "", model.merged, False
+        self._numbers, self._merged, self._closed = count(), model.merged, False
         self._lock = model.lock  # one for both: whoever has the model may use the engine, and nobody waits in a circle
-
-    def _blocks(self, memory: int | None) -> KVBlocks:
-        base: Any = self.model.base
-        stack = memory_of(self.model).stack
-        shape = stack.shape
-        size = KVBlocks.bytes_of(shape, base.dtype)
-        if memory is None:
-            memory = int(SHARE * machine.available(base.device))
-        limit = stack.limit or POSITIONS
-        most = -(-max(limit, self.rows * min(limit, POSITIONS)) // SIZE) + 1  # virtual tokens end in a block of theirs
-        if memory < 2 * size:
-            raise HalkaError(f"memory holds at least two blocks of keys and values, {2 * size:,} bytes, not {memory:,}")
-        return KVBlocks(min(memory // size, most), shape, base.dtype, base.device)
 
     # ── requests ────────────────────────────────────────────────────────────────────────────────────────────────
 
@@ -137,7 +119,7 @@ class Engine:
             for text in texts:
                 version.users += 1
                 self._texts[text.answer] = text
-                self._waiting.enter(text)
+                self.schedule.enter(text)
         return answers
 
     def cancel(self, answer: Answer) -> None:
@@ -190,17 +172,20 @@ class Engine:
         """
         with self._lock:
             self._follow()
-            reading = self.adapters.prepare(text.version for text in self._waiting.firsts())
             try:
-                work = self._schedule()
-                if work:
-                    line = self._line(work)
-                    self._hand_out(work, self._forward(line))
+                loaded, reading = self.adapters.prepare(text.version for text in self.schedule.waiting.firsts())
+                if loaded is not None:
+                    self._fail_too_long(loaded)
+                if self.adapters.changed:
+                    self.adapters.changed = False
+                    self._forward.forget()
+                if work := self.schedule.next():
+                    self._hand_out(work, self._forward(line_of(work, self.cache.kv)))
                     self.steps += 1
             except BaseException:
                 self._start_over()
                 raise
-            idle = not self._running
+            idle = not self.schedule.running
         if idle and reading is not None:
             wait([reading])
         return self.busy
@@ -211,142 +196,33 @@ class Engine:
         if self._merged != self.model.merged:
             self._merged = self.model.merged
             self._start_over()
-        firsts = [text.version for text in (*self._running, *self._waiting.firsts())]
+        firsts = [text.version for text in (*self.schedule.running, *self.schedule.waiting.firsts())]
         errors = {version: error for version in firsts if (error := self.adapters.error(version)) is not None}
         for text in [text for text in self._texts.values() if text.version in errors] if errors else ():
             self._finish(text, "error", errors[text.version])
 
-    def _schedule(self) -> list[tuple[Text, list[int]]]:
-        """Which texts compute how many tokens: a slot for each. Those that decode first, then those that read."""
-        self._make_way()
-        work: list[tuple[Text, list[int]]] = []
-        company = self._next_company()
-        for text in [text for text in company if text.left == 1]:
-            if text in self._running and self._has_block(text):
-                work.append((text, [*text.extend(self.cache, 1)]))
-        budget = self.read_beside if work else self.read
-        for text in [text for text in company if text.left > 1 and text in self._running]:
-            budget -= self._read(text, budget, work)
-        while budget > 0 and (text := self._admit()) is not None:
-            if company and text.version.company != company[0].version.company:
-                break  # it has a row; its turn comes
-            company.append(text)
-            budget -= self._read(text, budget, work)
-        if not work and self._running:  # those that read hold all blocks: the oldest goes on next time
-            self._preempt(max(self._running, key=_age))
-        if self.adapters.changed:
-            self.adapters.changed = False
-            self._forward.forget()
-        return work
-
-    def _read(self, text: Text, budget: int, work: list[tuple[Text, list[int]]]) -> int:
-        """Let a text read on, by so many tokens at most; returns how many they are."""
-        text.share(self.cache)
-        tokens = min(text.left, budget, text.spare + SIZE * self.cache.room)
-        if tokens > 0:
-            work.append((text, [*text.extend(self.cache, tokens)]))
-        return tokens
-
-    def _has_block(self, text: Text) -> bool:
-        """Let there be a block for the next token; the youngest texts give up theirs, if need be this one."""
-        while text.needs(1) > self.cache.room:
-            youngest = max(self._running, key=_age)
-            self._preempt(youngest)
-            if youngest is text:
-                return False
-        return True
-
-    def _next_company(self) -> list[Text]:
-        """The running texts that this step computes, the oldest first; companies take turns."""
-        companies = sorted({text.version.company for text in self._running})
-        if companies:
-            self._company = next((company for company in companies if company > self._company), companies[0])
-        return sorted((text for text in self._running if text.version.company == self._company), key=_age)
-
-    def _admit(self) -> Text | None:
-        """Give a row to the next text whose adapter is there; None if there is none, or no room."""
-        while len(self._running) < self.rows and (text := self._waiting.take(_ready)) is not None:
+    def _fail_too_long(self, *versions: Version) -> None:
+        """Fail the requests that are too long, which was not known before their adapter was loaded."""
+        for text in [text for text in self._texts.values() if text.version in versions]:
             try:
                 self._check_room(text.answer.request, text.version)
-            except HalkaError as too_long:  # which was not known before its adapter was loaded
+            except HalkaError as too_long:
                 self._finish(text, "error", too_long)
-                continue
-            if not text.begin(self.cache):
-                self._waiting.put_back(text)
-                return None
-            if not text.begun:
-                text.begun, text.answer.adapter_id = True, text.version.id
-                text.version.begun += 1
-                self.adapters.used(text.version)
-            self._running.append(text)
-            return text
-        return None
-
-    def _make_way(self) -> None:
-        """Where all rows are taken, a tenant that has more than its share gives one to one that has less."""
-        if len(self._running) < self.rows or not len(self._waiting):
-            return
-        share = math.ceil(self.rows / self._waiting.tenants)
-        rows = dict[str, int]()
-        for text in self._running:
-            tenant = text.answer.request.tenant
-            rows[tenant] = rows.get(tenant, 0) + 1
-        next_ = next(filter(_ready, self._waiting.firsts()), None)
-        most = max(rows, key=lambda tenant: rows[tenant])
-        if next_ is not None and rows.get(next_.answer.request.tenant, 0) < share < rows[most]:
-            self._preempt(max((t for t in self._running if t.answer.request.tenant == most), key=_age))
-
-    def _preempt(self, text: Text) -> None:
-        """Take a text's row; what it has computed is kept while there is room."""
-        text.drop(self.cache)
-        self._running.remove(text)
-        self._waiting.put_back(text)
-        self.preempted += 1
 
     def _start_over(self) -> None:
         """Keep nothing that was computed: every text begins anew."""
-        self._running.clear()
-        self.cache.reset()
         self._forward.forget()
-        waiting = {*self._waiting}
-        for text in sorted(self._texts.values(), key=_age, reverse=True):
-            text.forget()
+        self.schedule.start_over(self._texts.values())
+        for text in [*self._texts.values()]:
             if text.answer.finish is not None:  # it was interrupted at its end
-                self._finish(text, text.answer.finish)
-            elif text not in waiting:
-                self._waiting.put_back(text)
+                self._finish(text, text.answer.finish, text.answer.error)
+        self._fail_too_long(*{text.version for text in self._texts.values()})
 
-    def _line(self, work: list[tuple[Text, list[int]]]) -> Line:
-        """One line of all that is computed; texts of one adapter stand side by side."""
-        work.sort(key=lambda pair: pair[0].version.key or "")
-        counts = [len(slots) for _, slots in work]
-        keys = [text.version.key for text, _ in work]
-        if len({*keys}) > 1 and len({*counts}) == 1:  # a rectangle: adapters act on rows
-            runs, names = counts, keys
-        else:
-            runs, names = [], list[str | None]()
-            for key, tokens in zip(keys, counts, strict=True):
-                if names and names[-1] == key:
-                    runs[-1] += tokens
-                else:
-                    names.append(key)
-                    runs.append(tokens)
-        tokens, positions, texts, last = list[int](), list[int](), [], list[int]()
-        for text, slots in work:
-            end = text.done + len(slots)
-            tokens += text.tokens[text.done : end]
-            positions += range(text.version.shift + text.done, text.version.shift + end)
-            texts.append(text.paged(len(slots)))
-            if end == len(text.tokens):
-                last.append(len(tokens) - 1)
-        slots = [slot for _, own in work for slot in own]
-        return Line(tokens, PagedPlan(self.cache.kv, texts, positions, slots, runs), tuple(names), last)
-
-    def _hand_out(self, work: list[tuple[Text, list[int]]], logits: Tensor) -> None:
+    def _hand_out(self, work: Work, logits: Tensor) -> None:
         """Every text that has read all of its tokens gets the next one. What is wrong with one is its own error."""
         for text, slots in work:
             text.done += len(slots)
-            self._waiting.charge(text, len(slots))
+            self.schedule.waiting.charge(text, len(slots))
         texts = [text for text, _ in work if text.left == 0]
         chosen = list[int]()  # rows of the logits
         allowed: list[Tensor | None] = []
@@ -363,7 +239,7 @@ class Engine:
         texts = [texts[row] for row in chosen]
         logits = logits if len(chosen) == len(logits) else logits[chosen]
         for text, token in zip(texts, choose(logits, [text.draw for text in texts], allowed), strict=True):
-            self._waiting.charge(text, WRITTEN - 1)
+            self.schedule.waiting.charge(text, WRITTEN - 1)
             try:
                 text.take(token)
             except BaseException as error:  # its text is not whole
@@ -377,10 +253,9 @@ class Engine:
         if self._texts.pop(text.answer, None) is None:
             return
         text.answer.finish, text.answer.error = finish, error
-        text.drop(self.cache)
-        if text in self._running:
-            self._running.remove(text)
-        self._waiting.leave(text)
+        self.schedule.leave(text)
+        if text.begun:
+            self.adapters.used(text.version)
         text.version.users -= 1
         text.version.begun -= text.begun
 
@@ -425,41 +300,3 @@ class Engine:
 
     def __exit__(self, *_: object) -> None:
         self.close()
-
-
-OPTIONS = (
-    "repetition_penalty",
-    "no_repeat_ngram_size",
-    "bad_words_ids",
-    "suppress_tokens",
-    "begin_suppress_tokens",
-    "forced_bos_token_id",
-    "forced_eos_token_id",
-    "sequence_bias",
-    "min_length",
-    "min_new_tokens",
-    "exponential_decay_length_penalty",
-    "stop_strings",
-    "guidance_scale",
-    "num_beams",
-)
-"""What a generation config may ask of `generate` that the engine has not."""
-
-
-def engine_answers(model: AdaptedModel) -> bool:
-    """Whether an engine makes the same greedy answers as the base's own `generate`, by its generation config."""
-    layout, config = layout_of(model.base), getattr(model.base, "generation_config", None)
-    if not layout.causal or layout.encoder is not None or model.labels:
-        return False
-    neutral = (None, 0, 1, 1.0, [], {})
-    return all(getattr(config, option, None) in neutral for option in OPTIONS)
-
-
-def _ready(text: Text) -> bool:
-    """Whether its adapter is there, and stays."""
-    return text.version.here and (text.begun or not text.version.leaving)
-
-
-def _age(text: Text) -> int:
-    """Low numbers are old."""
-    return text.number

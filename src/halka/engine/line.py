@@ -10,7 +10,8 @@ from typing import Protocol
 
 from torch import Tensor
 
-from halka.models.attention.paged import PagedPlan
+from halka.engine.schedule import Work
+from halka.models.attention.paged import KVBlocks, PagedPlan
 
 
 @dataclass(frozen=True)
@@ -33,6 +34,33 @@ class Line:
         """The adapter of each token in `last`."""
         ends = [*accumulate(self.plan.forest.runs)]
         return tuple(self.names[bisect(ends, place)] for place in self.last)
+
+
+def line_of(work: Work, kv: KVBlocks) -> Line:
+    """One line of all that a step computes; texts of one adapter stand side by side."""
+    work.sort(key=lambda pair: pair[0].version.key or "")
+    counts = [len(slots) for _, slots in work]
+    keys = [text.version.key for text, _ in work]
+    if len({*keys}) > 1 and len({*counts}) == 1:  # a rectangle: adapters act on rows
+        runs, names = counts, keys
+    else:
+        runs, names = [], list[str | None]()
+        for key, tokens in zip(keys, counts, strict=True):
+            if names and names[-1] == key:
+                runs[-1] += tokens
+            else:
+                names.append(key)
+                runs.append(tokens)
+    tokens, positions, texts, last = list[int](), list[int](), [], list[int]()
+    for text, slots in work:
+        end = text.done + len(slots)
+        tokens += text.tokens[text.done : end]
+        positions += range(text.version.shift + text.done, text.version.shift + end)
+        texts.append(text.paged(len(slots)))
+        if end == len(text.tokens):
+            last.append(len(tokens) - 1)
+    slots = [slot for _, own in work for slot in own]
+    return Line(tokens, PagedPlan(kv, texts, positions, slots, runs), tuple(names), last)
 
 
 class Forward(Protocol):

@@ -53,7 +53,10 @@ class Text:
         return -self.done % SIZE
 
     def begin(self, cache: BlockCache) -> bool:
-        """Take the blocks that are there already. Returns whether there is room for the others, else takes none."""
+        """Take a row, and the blocks that are there already. Returns whether there is room for the others.
+
+        Without room it takes nothing.
+        """
         virtual = self.version.virtual
         if virtual is not None and -(-len(virtual) // SIZE) > cache.room:
             return False
@@ -62,6 +65,9 @@ class Text:
         if self.needs(self.left) > cache.room:
             self.drop(cache)
             return False
+        if not self.begun:
+            self.begun, self.answer.adapter_id = True, self.version.id
+            self.version.begun += 1
         return True
 
     def _see_virtual(self, cache: BlockCache) -> None:

@@ -5,30 +5,23 @@ from __future__ import annotations
 import math
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 
 from halka.core import AdaptedModel
 from halka.data.examples import Example, Prompt, as_prompt
-from halka.data.tokens import encode_prompt
-from halka.engine.engine import Engine, engine_answers
-from halka.engine.request import Answer, Request
-from halka.engine.sampling import SEEDS, Sampling
-from halka.engine.stopping import Stopping
+from halka.evaluation.by_engine import DRAWN, answers_by_engine, check_room, engine_sampling, pieces_by_engine
 from halka.models import context
 from halka.models.attention.function import use_attention
 from halka.objectives import objective_of
-from halka.objectives.language_modelling import LanguageModelling
 from halka.util.errors import DataError, HalkaError
 
 AdapterNames = str | None | Sequence[str | None]
 """One adapter for all prompts, or one for each; None is the bare base."""
 
-DRAWN = ("temperature", "top_k", "top_p", "min_p")  # what the engine knows of these
 SAMPLING = (*DRAWN, "typical_p")
-READ = 512  # tokens of prompts that are read in a step
 
 
 def generate(
@@ -99,9 +92,9 @@ def iter_answers(
     if model.tokenizer is None:
         raise HalkaError("to generate text the model needs its tokenizer: `halka.adapt(base, tokenizer)`")
     objective = objective_of(model)
-    names, sampling = adapter_of_each(adapters, examples), _by_engine_sampling(model, options)
+    names, sampling = adapter_of_each(adapters, examples), engine_sampling(model, options)
     if sampling is not None:
-        yield from _by_engine(model, names, examples, max_new_tokens, batch_size, sampling)
+        yield from answers_by_engine(model, names, examples, max_new_tokens, batch_size, sampling)
         return
     new = max_new_tokens if objective.answer_uses_context else 0
     limits = {name: (context(model, name), _is_full(model, name)) for name in dict.fromkeys(names)}
@@ -110,7 +103,7 @@ def iter_answers(
     for index, (example, name) in enumerate(zip(examples, names, strict=True)):
         room, full = limits[name]
         item = objective.encode_prompt(model, example, room)
-        _check_room(example.place(index), len(item), max_new_tokens, room, new)
+        check_room(example.place(index), len(item), max_new_tokens, room, new)
         items.append(item)
         rows.append(_Row(len(item) + new, room, name if full else None))
     for batch in _batches(rows, batch_size, lambda batch: _pool_fits(model, {names[i] for i in batch})):
@@ -127,83 +120,11 @@ def stream_answer(
 
     Raises as `generate` does.
     """
-    sampling = _by_engine_sampling(model, options)
+    sampling = engine_sampling(model, options)
     if sampling is None:
         yield from dict(iter_answers(model, name, [example], max_new_tokens=max_new_tokens, **options)).values()
-        return
-    with _engine(model, 1) as engine:
-        answer = _submitted(engine, name, example, 0, max_new_tokens, sampling)
-        shown = 0
-        while answer.finish is None:
-            engine.step()
-            if len(text := answer.text) > shown:
-                yield text[shown:]
-                shown = len(text)
-    if answer.error is not None:
-        raise answer.error
-
-
-def _check_room(place: str, prompt: int, max_new_tokens: int, room: int | None, new: int) -> None:
-    """Raises DataError for a prompt of so many tokens whose answer, which takes `new`, does not fit."""
-    if room is not None and prompt + new > room:
-        raise DataError(
-            f"{place}: a prompt of {prompt} tokens and {max_new_tokens} new ones do not fit the "
-            f"{room} positions for text that this base has: shorten it or lower max_new_tokens"
-        )
-
-
-def _by_engine(
-    model: AdaptedModel,
-    names: Sequence[str | None],
-    examples: Sequence[Example],
-    max_new_tokens: int,
-    rows: int,
-    sampling: Sampling,
-) -> Iterator[tuple[int, str]]:
-    """Every answer with its index, in the order in which they end."""
-    if not examples:
-        return
-    with _engine(model, rows) as engine:
-        place: dict[Answer, int] = {}
-        for index, (name, example) in enumerate(zip(names, examples, strict=True)):
-            place[_submitted(engine, name, example, index, max_new_tokens, sampling)] = index
-        while place:
-            engine.step()
-            for answer in [answer for answer in place if answer.finish is not None]:
-                if answer.error is not None:
-                    raise answer.error
-                yield place.pop(answer), model.tokenizer.decode(answer.tokens, skip_special_tokens=True).strip()
-
-
-def _engine(model: AdaptedModel, rows: int) -> Engine:
-    """An engine for answers that nobody waits for token by token."""
-    return Engine(model, rows=rows, read_beside=READ, read=READ)
-
-
-def _submitted(
-    engine: Engine, name: str | None, example: Example, index: int, max_new_tokens: int, sampling: Sampling
-) -> Answer:
-    """The answer to an example's prompt, under way. Raises DataError for one that leaves no room for it."""
-    prompt = encode_prompt(example, engine.model.tokenizer)
-    _check_room(example.place(index), len(prompt), max_new_tokens, engine.room(name), max_new_tokens)
-    (answer,) = engine.submit(Request(prompt, name, _seeded(sampling), Stopping(max_new_tokens)))
-    return answer
-
-
-def _by_engine_sampling(model: AdaptedModel, options: Mapping[str, Any]) -> Sampling | None:
-    """These options of transformers' `generate` as the engine has them; None if it cannot answer by them."""
-    decodes = isinstance(objective_of(model), LanguageModelling) and engine_answers(model)
-    if not decodes or options.keys() - {"do_sample", *DRAWN}:
-        return None
-    if not options.get("do_sample"):
-        return Sampling()
-    drawn = {name: options.get(name) for name in DRAWN}
-    return Sampling(**{**drawn, "temperature": 1.0 if drawn["temperature"] is None else drawn["temperature"]})
-
-
-def _seeded(sampling: Sampling) -> Sampling:
-    """With a seed for one request, from torch's own generator: `torch.manual_seed` makes it repeatable."""
-    return sampling if sampling.greedy else replace(sampling, seed=int(torch.randint(SEEDS - 1, ())))
+    else:
+        yield from pieces_by_engine(model, name, example, max_new_tokens, sampling)
 
 
 def adapter_of_each(adapters: AdapterNames, examples: Sequence[Example]) -> list[str | None]:

@@ -1,0 +1,129 @@
+"""Answers to examples' prompts by the engine, where its answers are those of transformers' `generate`."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+import torch
+
+from halka.core import AdaptedModel
+from halka.data.examples import Example
+from halka.data.tokens import encode_prompt
+from halka.engine.engine import Engine
+from halka.engine.request import Answer, Request
+from halka.engine.sampling import SEEDS, Sampling
+from halka.engine.stopping import Stopping
+from halka.models.layouts import layout_of
+from halka.objectives import objective_of
+from halka.objectives.language_modelling import LanguageModelling
+from halka.util.errors import DataError
+
+DRAWN = ("temperature", "top_k", "top_p", "min_p")  # what the engine knows of `generate`'s options for sampling
+READ = 512  # tokens of prompts that are read in a step
+UNKNOWN = (
+    "repetition_penalty",
+    "no_repeat_ngram_size",
+    "bad_words_ids",
+    "suppress_tokens",
+    "begin_suppress_tokens",
+    "forced_bos_token_id",
+    "forced_eos_token_id",
+    "sequence_bias",
+    "min_length",
+    "min_new_tokens",
+    "exponential_decay_length_penalty",
+    "stop_strings",
+    "guidance_scale",
+    "num_beams",
+)
+"""What a generation config may ask of `generate` that the engine has not."""
+
+
+def engine_sampling(model: AdaptedModel, options: Mapping[str, Any]) -> Sampling | None:
+    """These options of transformers' `generate` as the engine has them; None if it cannot answer by them."""
+    decodes = isinstance(objective_of(model), LanguageModelling) and _engine_answers(model)
+    if not decodes or options.keys() - {"do_sample", *DRAWN}:
+        return None
+    if not options.get("do_sample"):
+        return Sampling()
+    drawn = {name: options.get(name) for name in DRAWN}
+    return Sampling(**{**drawn, "temperature": 1.0 if drawn["temperature"] is None else drawn["temperature"]})
+
+
+def _engine_answers(model: AdaptedModel) -> bool:
+    """Whether an engine makes the same greedy answers as the base's own `generate`, by its generation config."""
+    layout, config = layout_of(model.base), getattr(model.base, "generation_config", None)
+    if not layout.causal or layout.encoder is not None or model.labels:
+        return False
+    neutral = (None, 0, 1, 1.0, [], {})
+    return all(getattr(config, option, None) in neutral for option in UNKNOWN)
+
+
+def answers_by_engine(
+    model: AdaptedModel,
+    names: Sequence[str | None],
+    examples: Sequence[Example],
+    max_new_tokens: int,
+    rows: int,
+    sampling: Sampling,
+) -> Iterator[tuple[int, str]]:
+    """Every answer with its index, in the order in which they end."""
+    if not examples:
+        return
+    with _engine(model, rows) as engine:
+        place: dict[Answer, int] = {}
+        for index, (name, example) in enumerate(zip(names, examples, strict=True)):
+            place[_submitted(engine, name, example, index, max_new_tokens, sampling)] = index
+        while place:
+            engine.step()
+            for answer in [answer for answer in place if answer.finish is not None]:
+                if answer.error is not None:
+                    raise answer.error
+                yield place.pop(answer), model.tokenizer.decode(answer.tokens, skip_special_tokens=True).strip()
+
+
+def pieces_by_engine(
+    model: AdaptedModel, name: str | None, example: Example, max_new_tokens: int, sampling: Sampling
+) -> Iterator[str]:
+    """The answer's text in pieces, as it is made."""
+    with _engine(model, 1) as engine:
+        answer = _submitted(engine, name, example, 0, max_new_tokens, sampling)
+        shown = 0
+        while answer.finish is None:
+            engine.step()
+            if len(text := answer.text) > shown:
+                yield text[shown:]
+                shown = len(text)
+    if answer.error is not None:
+        raise answer.error
+
+
+def check_room(place: str, prompt: int, max_new_tokens: int, room: int | None, new: int) -> None:
+    """Raises DataError for a prompt of so many tokens whose answer, which takes `new`, does not fit."""
+    if room is not None and prompt + new > room:
+        raise DataError(
+            f"{place}: a prompt of {prompt} tokens and {max_new_tokens} new ones do not fit the "
+            f"{room} positions for text that this base has: shorten it or lower max_new_tokens"
+        )
+
+
+def _engine(model: AdaptedModel, rows: int) -> Engine:
+    """An engine for answers that nobody waits for token by token."""
+    return Engine(model, rows=rows, read_beside=READ, read=READ)
+
+
+def _submitted(
+    engine: Engine, name: str | None, example: Example, index: int, max_new_tokens: int, sampling: Sampling
+) -> Answer:
+    """The answer to an example's prompt, under way. Raises DataError for one that leaves no room for it."""
+    prompt = encode_prompt(example, engine.model.tokenizer)
+    check_room(example.place(index), len(prompt), max_new_tokens, engine.room(name), max_new_tokens)
+    (answer,) = engine.submit(Request(prompt, name, _seeded(sampling), Stopping(max_new_tokens)))
+    return answer
+
+
+def _seeded(sampling: Sampling) -> Sampling:
+    """With a seed for one request, from torch's own generator: `torch.manual_seed` makes it repeatable."""
+    return sampling if sampling.greedy else replace(sampling, seed=int(torch.randint(SEEDS - 1, ())))
