@@ -125,8 +125,8 @@ class LlamaStep:
                 plan = PagedPlan(kv, texts, [0] * tokens, [SIZE * number for number in range(tokens)], [1] * tokens)
                 rows = Rows((None,) * tokens, (), (-1,) * tokens, table, False, {}, None)
                 self(Line([0] * tokens, plan, rows.names, last), rows)
-            room, nobody = self.scratch(1), np.array([-1])
-            kernels.add_low_rank(1, room.h.array, room.y.array, table, nobody, 0, 0, self.widths["o"], 1)
+            room, nobody = self.scratch(1), np.empty(0, np.int64)
+            kernels.add_low_rank(1, room.h.array, room.y.array, table, nobody, nobody, 0, 0, self.widths["o"], 1)
 
     def scratch(self, count: int) -> Scratch:
         """Room for a line of so many tokens, the same from one line to the next."""
@@ -147,11 +147,12 @@ class _Pass:
         )
         count = len(line.tokens)
         self._scratch = step.scratch(count)
-        self._pieces = 1 if count % threads == 0 or count >= 4 * threads else threads
         starts = np.cumsum([0, *self._runs])
         few = [which if run <= FEW else -1 for which, run in zip(rows.which, self._runs, strict=True)]
-        self._owner = np.repeat(np.array(few), self._runs)
-        self._by_kernel = rows.low_rank and max(few) >= 0
+        owners = np.repeat(np.array(few), self._runs)
+        self._few = np.flatnonzero(owners >= 0) if rows.low_rank else np.empty(0, np.int64)
+        self._owners = owners[self._few]
+        self._pieces = self._pieces_of(len(self._few))
         self._long = [
             (rows.adapters[which], slice(start, start + run))
             for which, run, start in zip(rows.which, self._runs, starts, strict=False)
@@ -159,6 +160,10 @@ class _Pass:
         ]
         self._single = np.array([number for number, text in enumerate(self._plan.texts) if text.tokens == 1], np.int64)
         self._places = np.array(self._plan.forest.starts)[self._single]
+
+    def _pieces_of(self, tasks: int) -> int:
+        """Into how many pieces each task is cut, so that all threads have as much to do."""
+        return 1 if tasks % self._threads == 0 or tasks >= 4 * self._threads else self._threads
 
     def logits(self) -> Tensor:
         step, scratch = self._step, self._scratch
@@ -184,8 +189,7 @@ class _Pass:
         kernels.keep(self._threads, *arguments)
         if len(self._single):
             tables, counts, begins = plan.tables.numpy(), plan.counts.numpy(), plan.begins.numpy()
-            tasks = len(self._single) * step.dims.H
-            pieces = 1 if tasks % self._threads == 0 or tasks >= 4 * self._threads else self._threads
+            pieces = self._pieces_of(len(self._single) * step.dims.H)
             kernels.attend(
                 *(self._threads, scratch.q.array, kv, number, self._places, self._single, tables, counts, begins),
                 *(plan.positions.numpy(), layer.window or 0, step.scale, pieces, scratch.out.array),
@@ -214,9 +218,9 @@ class _Pass:
         if edits and (edit := edits.get((layer.keys[roles[0]], "input"))):
             x.tensor.copy_(edit.edit(self._runs, x.tensor))
         self._multiplied(x, fused.weight, fused.bias, y)
-        if self._by_kernel:
+        if len(self._few):
             tables, widths = self._rows.tables, self._step.widths[name]
-            arguments = (x.array, y.array, tables, self._owner, number, first, widths, self._pieces)
+            arguments = (x.array, y.array, tables, self._few, self._owners, number, first, widths, self._pieces)
             kernels.add_low_rank(self._threads, *arguments)
         if not self._long and not edits:
             return

@@ -32,28 +32,27 @@ def add_slots(like, x_I, slots, widths, begin, end, out):
 
 
 @kernel
-def _add_low_rank(thread, threads, x_NI, y_NO, tables, owner, layer, first, widths, pieces):
+def _add_low_rank(thread, threads, x_NI, y_NO, tables, places, owners, layer, first, widths, pieces):
     width = y_NO.shape[1]
-    low, high = part(owner.shape[0] * pieces, thread, threads)
+    low, high = part(places.shape[0] * pieces, thread, threads)
     for task in range(low, high):
-        n, piece = task // pieces, task % pieces
-        if owner[n] >= 0:
-            begin, end = part(width, piece, pieces)
-            x, added = np.empty(x_NI.shape[1], np.float32), np.zeros(end - begin, np.float32)
-            widen(x_NI[n], x)
-            slots = tables[owner[n], layer, first : first + widths.shape[0]]
-            add_slots(y_NO, x, slots, widths, begin, end, added)
-            y = y_NO[n, begin:end]
-            for o in range(end - begin):
-                y[o] = narrowed(widened(y[o]) + added[o], y_NO)
+        one, piece = task // pieces, task % pieces
+        begin, end = part(width, piece, pieces)
+        x, added = np.empty(x_NI.shape[1], np.float32), np.zeros(end - begin, np.float32)
+        widen(x_NI[places[one]], x)
+        slots = tables[owners[one], layer, first : first + widths.shape[0]]
+        add_slots(y_NO, x, slots, widths, begin, end, added)
+        y = y_NO[places[one], begin:end]
+        for o in range(end - begin):
+            y[o] = narrowed(widened(y[o]) + added[o], y_NO)
 
 
 @kernel
-def add_low_rank(threads, x_NI, y_NO, tables, owner, layer, first, widths, pieces):
-    """y[n] += cat([s·B(A x[n]) of each slot]) for every token n with an owner.
+def add_low_rank(threads, x_NI, y_NO, tables, places, owners, layer, first, widths, pieces):
+    """y[n] += cat([s·B(A x[n]) of each slot]) for the tokens n at these places.
 
-    tables  (adapters, L, S, 3)    owner   (N,) the token's adapter among them, or -1
+    tables  (adapters, L, S, 3)    places, owners  (T,) of tokens, and the adapter of each
     first   the first slot         widths  (slots,) of their outputs, which y has side by side
     pieces  of each token's outputs, one a task: more than one where tokens are fewer than threads
     """
-    parallel(_add_low_rank, threads, (x_NI, y_NO, tables, owner, layer, first, widths, pieces))
+    parallel(_add_low_rank, threads, (x_NI, y_NO, tables, places, owners, layer, first, widths, pieces))
