@@ -60,6 +60,18 @@ def test_one_product(dtype):
     assert_close(y, weight.float() @ x.float(), dtype)
 
 
+@pytest.mark.skipif(not kernels.PAIRS, reason="this processor does not multiply pairs of bf16")
+@pytest.mark.parametrize(("tokens", "outputs", "inputs"), [(1, 5, 2), (3, 12, 8), (16, 31, 48), (70, 100, 34)])
+def test_products_of_pairs(tokens, outputs, inputs):
+    """Tokens and outputs that fill registers and tiles, or do not."""
+    dtype = torch.bfloat16
+    x, weight = random(tokens, inputs, dtype=dtype), random(outputs, inputs, dtype=dtype, seed=1)
+    bias, y = random(outputs, dtype=dtype, seed=2), torch.empty(tokens, outputs, dtype=dtype)
+    for own in (bias, bias[:0]):
+        kernels.products(2, array(x), array(weight), array(own), array(y))
+        assert_close(y, x.float() @ weight.float().mT + (own.float() if len(own) else 0), dtype)
+
+
 @pytest.mark.parametrize("pieces", [1, 3])
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_low_rank_products_of_several_adapters(dtype, pieces):

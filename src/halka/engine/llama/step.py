@@ -21,6 +21,7 @@ from halka.models.attention.function import grouped_products
 from halka.models.attention.paged import SIZE, KVBlocks, PagedPlan, PagedText
 
 FEW = 4  # tokens of a run up to which kernels compute its low-rank products; torch's are faster above
+MANY = 128  # tokens up to which kernels compute products, where the processor allows; torch's are faster above
 FIRST = {"qkv": 0, "o": 3, "gate_up": 4, "down": 6}  # of `kernels.SLOTS`, a product's first
 
 
@@ -74,6 +75,7 @@ class LlamaStep:
             "gate_up": np.array([F, F]),
             "down": np.array([D]),
         }
+        self.pairs = kernels.PAIRS and weights.embed.dtype == torch.bfloat16 and not any((D % 2, Q * W % 2, F % 2))
         self.norms = [[shared(norm).array for norm in layer.norms()] for layer in weights.layers]
         self._addresses = np.array(weights.addresses(), np.int64)
         self._windows = np.array([layer.window or 0 for layer in weights.layers])
@@ -248,6 +250,9 @@ class _Pass:
             kernels.product(self._threads, shared(weight).array, x.array[0], y.array[0])
             if bias is not None:
                 y.tensor.add_(bias)
+        elif self._step.pairs and len(x.tensor) <= MANY:
+            own_bias = shared(weight[0, :0] if bias is None else bias)
+            kernels.products(self._threads, x.array, shared(weight).array, own_bias.array, y.array)
         elif bias is None:
             torch.mm(x.tensor, weight.mT, out=y.tensor)
         else:

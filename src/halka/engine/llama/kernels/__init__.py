@@ -12,7 +12,19 @@ from halka.engine.llama.kernels.attention import attend
 from halka.engine.llama.kernels.between import add_norm, keep, silu_product
 from halka.engine.llama.kernels.low_rank import add_low_rank
 from halka.engine.llama.kernels.one_row import one_row, product
+from halka.engine.llama.kernels.products import PAIRS, products
 
 SLOTS = ("attn.q", "attn.k", "attn.v", "attn.o", "mlp.gate", "mlp.up", "mlp.down")
 
-__all__ = ["SLOTS", "add_low_rank", "add_norm", "attend", "keep", "one_row", "product", "silu_product"]
+__all__ = [
+    "PAIRS",
+    "SLOTS",
+    "add_low_rank",
+    "add_norm",
+    "attend",
+    "keep",
+    "one_row",
+    "product",
+    "products",
+    "silu_product",
+]
