@@ -7,7 +7,7 @@ Residuals are fp32, all else is in the base's precision. A single token with not
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
@@ -15,28 +15,15 @@ from torch import Tensor
 
 from halka.engine.line import Line
 from halka.engine.llama import kernels
+from halka.engine.llama.chunks import ChunkAttention, chunk_of
 from halka.engine.llama.rows import Rows
+from halka.engine.llama.shared import Shared, shared
 from halka.engine.llama.weights import LlamaLayer, LlamaWeights
-from halka.models.attention.function import grouped_products
 from halka.models.attention.paged import SIZE, KVBlocks, PagedPlan, PagedText
 
 FEW = 4  # tokens of a run up to which kernels compute its low-rank products; torch's are faster above
 MANY = 128  # tokens up to which kernels compute products, where the processor allows; torch's are faster above
 FIRST = {"qkv": 0, "o": 3, "gate_up": 4, "down": 6}  # of `kernels.SLOTS`, a product's first
-
-
-class Shared(NamedTuple):
-    """One memory, seen as torch's tensor and as the kernels' array."""
-
-    tensor: Tensor
-    array: Any
-
-    def rows(self, count: int) -> Shared:
-        return Shared(self.tensor[:count], self.array[:count])
-
-
-def shared(tensor: Tensor) -> Shared:
-    return Shared(tensor, (tensor.view(torch.uint16) if tensor.dtype == torch.bfloat16 else tensor).numpy())
 
 
 class Scratch:
@@ -81,6 +68,7 @@ class LlamaStep:
         self._windows = np.array([layer.window or 0 for layer in weights.layers])
         self._scratch = Scratch(weights, 64)
         self._turns = self._turns_of(1024)
+        self.attend_chunk = ChunkAttention(H, weights.embed.dtype)
 
     def __call__(self, line: Line, rows: Rows) -> Tensor:
         """The logits (len(line.last), V), fp32."""
@@ -117,16 +105,18 @@ class LlamaStep:
         return logits
 
     def warm(self) -> None:
-        """Compile all kernels: by a token alone, one whose logits nobody wants, and two."""
+        """Compile all kernels: by a token alone, one whose logits nobody wants, and one beside a chunk."""
         _, _, H, W, _, L = self.dims
         kv = KVBlocks(2, (2 * L, H, W), self.weights.embed.dtype)
         table = np.zeros((1, L, len(kernels.SLOTS), 3), np.int64)
         with torch.inference_mode():
-            for tokens, last in ((1, [0]), (1, []), (2, [0, 1])):
-                texts = [PagedText(1, [number], [1], [0]) for number in range(tokens)]
-                plan = PagedPlan(kv, texts, [0] * tokens, [SIZE * number for number in range(tokens)], [1] * tokens)
-                rows = Rows((None,) * tokens, (), (-1,) * tokens, table, False, {}, None)
-                self(Line([0] * tokens, plan, rows.names, last), rows)
+            for counts, last in (([1], [0]), ([1], []), ([1, 2], [0, 2])):
+                texts = [PagedText(count, [number], [count], [0]) for number, count in enumerate(counts)]
+                places = [(number, place) for number, count in enumerate(counts) for place in range(count)]
+                slots, positions = [SIZE * number + place for number, place in places], [place for _, place in places]
+                rows = Rows((None,) * len(counts), (), (-1,) * len(counts), table, False, {}, None)
+                plan = PagedPlan(kv, texts, positions, slots, counts)
+                self(Line([0] * len(places), plan, rows.names, last), rows)
             room, nobody = self.scratch(1), np.empty(0, np.int64)
             kernels.add_low_rank(1, room.h.array, room.y.array, table, nobody, nobody, 0, 0, self.widths["o"], 1)
 
@@ -162,6 +152,9 @@ class _Pass:
         ]
         self._single = np.array([number for number, text in enumerate(self._plan.texts) if text.tokens == 1], np.int64)
         self._places = np.array(self._plan.forest.starts)[self._single]
+        long = [number for number, text in enumerate(self._plan.texts) if text.tokens > 1]
+        windows = {layer.window for layer in step.weights.layers}
+        self._chunks = {window: [chunk_of(self._plan, number, window) for number in long] for window in windows}
 
     def _pieces_of(self, tasks: int) -> int:
         """Into how many pieces each task is cut, so that all threads have as much to do."""
@@ -196,12 +189,9 @@ class _Pass:
                 *(self._threads, scratch.q.array, kv, number, self._places, self._single, tables, counts, begins),
                 *(plan.positions.numpy(), layer.window or 0, step.scale, pieces, scratch.out.array),
             )
-        for group, (length, texts, places) in enumerate(plan.groups):
-            if length > 1:
-                keys, values = plan.kv.read(number, plan.tables[texts])
-                own = scratch.q.tensor[places].transpose(1, 2)  # G Q T W
-                attended = grouped_products(own, keys, values, plan.mask(group, layer.window), float(step.scale))
-                scratch.out.tensor[places] = attended.transpose(1, 2).flatten(-2)
+        for chunk in self._chunks[layer.window]:
+            q, out = scratch.q.tensor, scratch.out.tensor
+            step.attend_chunk(self._threads, q, plan.kv.data, number, chunk, float(step.scale), out)
         self._product(number, layer, "o", scratch.out, scratch.y)
 
     def _mlp(self, number: int, layer: LlamaLayer) -> None:

@@ -1,0 +1,55 @@
+"""Attention of chunks is that of the same tokens with a mask, in fp32 and in bf16."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from halka.engine.llama.chunks import TILE, ChunkAttention, chunk_of
+from halka.models.attention.function import grouped_products
+from halka.models.attention.paged import ALWAYS, SIZE, KVBlocks, PagedPlan, PagedText
+
+QUERIES, HEADS, WIDTH = 6, 2, 8
+
+
+def text(tokens: int, done: int, first: int, virtual: int = 0) -> tuple[PagedText, list[int]]:
+    """A text with so many tokens in the line behind others, its blocks from `first` on, and the tokens' positions."""
+    total = done + tokens
+    blocks = [*range(first, first + -(-total // SIZE))][::-1]
+    counts = [min(SIZE, total - start) for start in range(0, total, SIZE)]
+    begins = [virtual + start for start in range(0, total, SIZE)]
+    if virtual:
+        blocks, counts, begins = [0, *blocks], [virtual, *counts], [ALWAYS, *begins]
+    return PagedText(tokens, blocks, counts, begins), [*range(virtual + done, virtual + total)]
+
+
+@pytest.mark.parametrize("window", [None, 1, 7, 40, 2 * TILE])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_chunks_see_what_a_mask_lets_them(dtype, window):
+    """From the beginning and behind a past, in one tile and in several, with virtual tokens, beside single ones."""
+    kv = KVBlocks(80, (4, HEADS, WIDTH), dtype)
+    kv.data.copy_(torch.randn(kv.data.shape, generator=torch.Generator().manual_seed(0)))
+    made = [
+        text(1, 20, 1),
+        text(5, 0, 5),
+        text(2 * TILE + 3, 0, 10),
+        text(20, 70, 30, virtual=5),
+        text(TILE + 30, 33, 40, virtual=SIZE),
+        text(2, 90, 60),
+    ]
+    texts = [one for one, _ in made]
+    positions = [position for _, own in made for position in own]
+    plan = PagedPlan(kv, texts, positions, [0] * len(positions), [len(positions)])
+    q = torch.randn(len(positions), QUERIES, WIDTH, generator=torch.Generator().manual_seed(1)).to(dtype)
+    out, attend = torch.zeros(len(positions), QUERIES * WIDTH, dtype=dtype), ChunkAttention(HEADS, dtype)
+    expected = torch.zeros(len(positions), QUERIES * WIDTH)
+    for group, (length, numbers, places) in enumerate(plan.groups):
+        if length > 1:
+            for number in numbers.tolist():
+                attend(2, q, kv.data, 1, chunk_of(plan, number, window), 0.4, out)
+            keys, values = (tensor.float() for tensor in kv.read(1, plan.tables[numbers]))
+            own = q[places].float().transpose(1, 2)
+            attended = grouped_products(own, keys, values, plan.mask(group, window), 0.4)
+            expected[places] = attended.transpose(1, 2).flatten(-2)
+    bound = 1e-5 if dtype == torch.float32 else 2e-2
+    torch.testing.assert_close(out.float(), expected, rtol=bound, atol=bound)
