@@ -37,15 +37,6 @@ class FusedLinears:
                 self._parameters.append((layer, key, parameter, view))
         return whole
 
-    @property
-    def intact(self) -> bool:
-        """Whether the layers compute with this matrix: not once others are merged in, or the base is moved."""
-        places = zip(self._parameters, self._addresses, strict=True)
-        return all(
-            layer._parameters[key] is parameter and parameter.data_ptr() == address
-            for (layer, key, parameter, _), address in places
-        )
-
     def undo(self) -> None:
         """Let each parameter own its storage again, if it is still a part of this matrix."""
         for (_, _, parameter, _), address in zip(self._parameters, self._addresses, strict=True):

@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from halka.engine.llama.fused import FusedLinears
+from halka.engine.llama.watched import Watched
 from halka.models.kinds import kind_of
 from halka.models.layouts import Layout, layout_of
 
@@ -60,6 +61,10 @@ class LlamaLayer:
         """Of the layer's input, of queries and keys (without any element if it has none), of the MLP's input."""
         first, last = self.norm.weight.data, self.mlp_norm.weight.data
         return [first, *([norm.weight.data for norm in self.head_norms] or [first[:0], first[:0]]), last]
+
+    def modules(self) -> list[Any]:
+        """All that have parameters."""
+        return [self.norm, self.mlp_norm, *self.head_norms, *self.linears.values()]
 
     def fuse(self) -> None:
         for name, roles in {"qkv": QKV, "o": ("attn.o",), "gate_up": GATE_UP, "down": ("mlp.down",)}.items():
@@ -169,24 +174,16 @@ class LlamaWeights:
         heads = [first[role].out_features // W for role in ("attn.q", "attn.k")]
         D, F, L = self.embed.shape[1], first["mlp.up"].out_features, len(self.layers)
         self.dims = Dims(D, heads[0], heads[1], W, F, L)
-        self._others = [(module, module.weight, module.weight.data_ptr()) for module in self._single(base, layout)]
-
-    def _single(self, base: Any, layout: Layout) -> list[Any]:
-        own = [norm for layer in self.layers for norm in (layer.norm, layer.mlp_norm, *layer.head_norms)]
-        return [
-            *own,
-            base.get_submodule(layout.decoder).norm,
-            base.get_submodule(layout.embed),
-            base.get_submodule(layout.head),
-        ]
+        modules = [module for layer in self.layers for module in layer.modules()]
+        modules += [decoder.norm, decoder.embed_tokens, base.get_submodule(layout.head)]
+        self._watched = Watched(
+            (module, name) for module in modules for name, _ in module.named_parameters(recurse=False)
+        )
 
     @property
     def intact(self) -> bool:
         """Whether the base computes with these weights: not while others are swapped in, or once it was moved."""
-        return all(
-            module._parameters["weight"] is weight and weight.data_ptr() == address
-            for module, weight, address in self._others
-        ) and all(product.intact for layer in self.layers for product in layer.products.values())
+        return self._watched.intact
 
     def addresses(self) -> list[list[int]]:
         """For each layer the addresses of its weights, in the order of `kernels.WEIGHTS`; 0 for none."""

@@ -12,7 +12,7 @@ from halka.engine.llama.kernels.attention import attend_blocks, gathered
 from halka.engine.llama.kernels.between import keep_token
 from halka.engine.llama.kernels.compiled import kernel
 from halka.engine.llama.kernels.low_rank import add_slots
-from halka.engine.llama.kernels.numbers import ONE, dot, exp, matrix, narrowed, norm, vector, widen, widened
+from halka.engine.llama.kernels.numbers import ONE, ZERO, dot, exp, matrix, narrowed, norm, vector, widen, widened
 from halka.engine.llama.kernels.threads import meet, parallel, part
 
 WEIGHTS = (  # of a layer, in the order in which `one_row` is given their addresses; 0 where the base has none
@@ -22,11 +22,28 @@ WEIGHTS = (  # of a layer, in the order in which `one_row` is given their addres
 
 
 @kernel
+def _outputs(W_OI, x_I, y_O, begin, end):
+    """y = W x at the outputs from begin to end: by four streams through W, which memory gives faster than one."""
+    length = (end - begin) // 4
+    for o in range(begin, begin + length):
+        first, second, third, fourth = W_OI[o], W_OI[o + length], W_OI[o + 2 * length], W_OI[o + 3 * length]
+        one, two, three, four = ZERO, ZERO, ZERO, ZERO
+        for i in range(x_I.shape[0]):
+            x = x_I[i]
+            one += widened(first[i]) * x
+            two += widened(second[i]) * x
+            three += widened(third[i]) * x
+            four += widened(fourth[i]) * x
+        y_O[o], y_O[o + length], y_O[o + 2 * length], y_O[o + 3 * length] = one, two, three, four
+    for o in range(begin + 4 * length, end):
+        y_O[o] = dot(W_OI[o], x_I)
+
+
+@kernel
 def _product(like, address, bias, x_I, y_O, slots, widths, begin, end):
     """y = W x + bias + cat([s·B(A x) of each slot]) at the outputs from begin to end, in fp32."""
     W_OI = matrix(address, y_O.shape[0], x_I.shape[0], like)
-    for o in range(begin, end):
-        y_O[o] = dot(W_OI[o], x_I)
+    _outputs(W_OI, x_I, y_O, begin, end)
     if bias != 0:
         bias_O = vector(bias, y_O.shape[0], like)
         for o in range(begin, end):
@@ -36,16 +53,18 @@ def _product(like, address, bias, x_I, y_O, slots, widths, begin, end):
 
 @kernel
 def _head(thread, threads, W_OI, x_I, y_O):
-    for o in range(*part(y_O.shape[0], thread, threads)):
-        y_O[o] = narrowed(dot(W_OI[o], x_I), y_O)
+    begin, end = part(y_O.shape[0], thread, threads)
+    _outputs(W_OI, x_I, y_O, begin, end)
 
 
 @kernel
 def product(threads, W_OI, x_I, y_O):
     """y = F.linear(x, W), of one token: at the speed at which memory gives W."""
-    x = np.empty(x_I.shape[0], np.float32)
+    x, y = np.empty(x_I.shape[0], np.float32), np.empty(y_O.shape[0], np.float32)
     widen(x_I, x)
-    parallel(_head, threads, (W_OI, x, y_O))
+    parallel(_head, threads, (W_OI, x, y))
+    for o in range(y.shape[0]):
+        y_O[o] = narrowed(y[o], y_O)
 
 
 @kernel
