@@ -36,7 +36,6 @@ def test_answers_and_pieces_are_those_of_the_engine(model):
             return pieces, [answer for pair in answers for answer in pair]
 
     pieces, answers = in_time(both())
-    assert len(pieces) > 1
     assert "".join(pieces).split() == [str(token) for token in alone(model, request("lora")) if token != 2]
     for answer in answers:
         assert answer.tokens == alone(model, answer.request)

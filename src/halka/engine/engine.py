@@ -17,7 +17,7 @@ from halka.engine.constraint import Constraints
 from halka.engine.line import line_of
 from halka.engine.llama.forward import forward_of
 from halka.engine.request import Answer, Finish, Request
-from halka.engine.sampling import SEEDS, choose, new_seed
+from halka.engine.sampling import SEEDS, choose, likeliest, new_seed
 from halka.engine.schedule import Schedule, Work
 from halka.engine.stopping import StoppedText, end_tokens
 from halka.engine.text import Text
@@ -224,11 +224,13 @@ class Engine:
             text.done += len(slots)
             self.schedule.waiting.charge(text, len(slots))
         texts = [text for text, _ in work if text.left == 0]
+        tokens = likeliest(logits)
+        highest = logits[range(len(tokens)), tokens].tolist()
         chosen = list[int]()  # rows of the logits
         allowed: list[Tensor | None] = []
-        for row, (text, highest) in enumerate(zip(texts, logits.amax(-1).tolist(), strict=True)):
+        for row, text in enumerate(texts):
             try:
-                if not math.isfinite(highest):
+                if not math.isfinite(highest[row]):
                     raise HalkaError(
                         f"adapter {text.version.name!r} makes logits that are no numbers: are its weights?"
                     )
@@ -237,8 +239,10 @@ class Engine:
             except Exception as error:
                 self._finish(text, "error", error)
         texts = [texts[row] for row in chosen]
+        tokens = [tokens[row] for row in chosen]
         logits = logits if len(chosen) == len(logits) else logits[chosen]
-        for text, token in zip(texts, choose(logits, [text.draw for text in texts], allowed), strict=True):
+        tokens = choose(logits, [text.draw for text in texts], allowed, tokens)
+        for text, token in zip(texts, tokens, strict=True):
             self.schedule.waiting.charge(text, WRITTEN - 1)
             try:
                 text.take(token)

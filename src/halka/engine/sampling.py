@@ -71,25 +71,37 @@ class Draw(NamedTuple):
     count: int
 
 
-def choose(logits: Tensor, rows: Sequence[Draw], allowed: Sequence[Tensor | None] | None = None) -> list[int]:
-    """The next token of each row: one argmax for all that are greedy and free, a look at each other row by itself.
+def likeliest(logits: Tensor) -> list[int]:
+    """The token of each row's highest logit (R, V); where one is no number, that one."""
+    if logits.device.type == "cpu":
+        return logits.numpy().argmax(-1).tolist()  # torch takes nine times as long for 32 rows
+    return logits.argmax(-1).tolist()
+
+
+def choose(
+    logits: Tensor,
+    rows: Sequence[Draw],
+    allowed: Sequence[Tensor | None] | None = None,
+    greedy: Sequence[int] | None = None,
+) -> list[int]:
+    """The next token of each row: the likeliest for all that are greedy and free, a look at each other row by itself.
 
     logits   (R, V) fp32, on any device; they are not changed
     rows     R draws
     allowed  for each row the tokens it may have, (V,) bool, or None for all
+    greedy   `likeliest(logits)`, if that is known already
 
     Raises HalkaError if a row that samples has logits that are not numbers.
     """
     masks = [None] * len(rows) if allowed is None else allowed
     own = [index for index, row in enumerate(rows) if masks[index] is not None or not row.sampling.greedy]
-    tokens: list[int] = logits.argmax(-1).tolist() if len(own) < len(rows) else [0] * len(rows)
+    tokens = [*(likeliest(logits) if greedy is None else greedy)]
     if not own:
         return tokens
     for index, logits_V in zip(own, logits[own].float().cpu().numpy(), strict=True):
         if (mask := masks[index]) is not None:
             logits_V[~mask.cpu().numpy()] = -math.inf
-        greedy = rows[index].sampling.greedy
-        tokens[index] = int(logits_V.argmax()) if greedy else _draw(logits_V, *rows[index])
+        tokens[index] = int(logits_V.argmax()) if rows[index].sampling.greedy else _draw(logits_V, *rows[index])
     return tokens
 
 

@@ -12,7 +12,6 @@ import torch
 from torch import Tensor
 
 from halka.core import AdaptedModel
-from halka.core.routing import Route
 from halka.engine.forward import TransformersForward
 from halka.engine.line import Forward, Line
 from halka.engine.llama.rows import Place, RowAdapters
@@ -51,12 +50,11 @@ class LlamaForward:
         return slots, places
 
     def __call__(self, line: Line) -> Tensor:
-        with torch.inference_mode():
-            rows = None if self._model.merged is not None else self._adapters.rows(line.names)
-            if rows is not None and rows.misplaced is None:
-                with self._model.use(Route(line.names)):
-                    if self._weights.intact:
-                        return self._step(line, rows)
+        if self._model.merged is None and self._weights.intact():
+            with torch.inference_mode():
+                rows = self._adapters.rows(line.names)
+                if rows.misplaced is None:
+                    return self._step(line, rows)
         return self._twin(line)
 
     def warm(self) -> None:

@@ -1,11 +1,19 @@
-"""Parameters that a step reads by their addresses, and whether the base still computes with them there."""
+"""Parameters that a step reads by their addresses, and whether they are still there.
+
+A look at all of them would take as long as a layer's products: after a step nothing of theirs is in the processor's
+caches. Whatever moves a base moves all of them, so each look is at some.
+"""
 
 from __future__ import annotations
 
 import operator
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+from itertools import cycle
+from typing import Any
 
 from torch import Tensor, nn
+
+LOOKS = 8  # in so many looks each parameter is seen once
 
 
 class Watched:
@@ -14,15 +22,22 @@ class Watched:
     def __init__(self, places: Iterable[tuple[nn.Module, str]]):
         """places: modules, and their parameters' names."""
         own = [(module._parameters, name) for module, name in places]
-        self._tables, self._names = [table for table, _ in own], [name for _, name in own]
+        self._shares = cycle([Share(own[first::LOOKS]) for first in range(min(LOOKS, len(own)))])
+
+    def intact(self) -> bool:
+        """Whether the next share of them is where it was: not once the base was moved, or given others."""
+        return next(self._shares).intact()
+
+
+class Share:
+    def __init__(self, own: Sequence[tuple[dict[str, Any], str]]):
+        self._tables, self._names = zip(*own, strict=True)
         self._parameters = [table[name] for table, name in own]
         self._addresses = self._stored()
 
     def _stored(self) -> list[int]:
         return [*map(Tensor.data_ptr, self._parameters)]
 
-    @property
     def intact(self) -> bool:
-        """Whether all are where they were: not while others are swapped in, or once the base was moved."""
-        own = map(operator.getitem, self._tables, self._names)  # asked at every step: no loop of Python's
+        own = map(operator.getitem, self._tables, self._names)
         return all(map(operator.is_, own, self._parameters)) and self._stored() == self._addresses

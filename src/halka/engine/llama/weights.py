@@ -180,10 +180,9 @@ class LlamaWeights:
             (module, name) for module in modules for name, _ in module.named_parameters(recurse=False)
         )
 
-    @property
     def intact(self) -> bool:
-        """Whether the base computes with these weights: not while others are swapped in, or once it was moved."""
-        return self._watched.intact
+        """Whether the base's own weights are these, as far as a short look shows: not once it was moved."""
+        return self._watched.intact()
 
     def addresses(self) -> list[list[int]]:
         """For each layer the addresses of its weights, in the order of `kernels.WEIGHTS`; 0 for none."""
