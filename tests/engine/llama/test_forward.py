@@ -20,6 +20,7 @@ from halka.engine.llama.forward import LlamaForward, unsupported
 from halka.engine.llama.weights import LlamaWeights
 from halka.models.fingerprint import fingerprint
 from halka.models.quantised import quantise
+from halka.models.quantised.int8 import Int8Linear
 from lines_for_tests import Lines
 from tiny import tiny
 
@@ -34,6 +35,8 @@ BASES = {
         "layer_types": ["full_attention", "sliding_attention"],
     },
     "llama, biases, its own head width": {"attention_bias": True, "mlp_bias": True, "head_dim": 32},
+    "llama, int8": {},
+    "qwen2, int8": {},
 }
 
 
@@ -96,6 +99,8 @@ def adapted(name: str = "llama", dtype: torch.dtype = torch.float32, **methods: 
         for key, parameter in base.named_parameters():
             if "norm" in key or "bias" in key:
                 parameter += 0.3 * torch.randn(parameter.shape, generator=generator)
+    if name.endswith("int8"):
+        quantise(base, "int8")
     model = halka.adapt(base)
     for adapter_name, method in methods.items():
         adapter = model.add(adapter_name, method)
@@ -190,7 +195,7 @@ def test_what_acts_elsewhere_is_computed_by_the_twin(method):
 
 
 @pytest.mark.parametrize("situation", SITUATIONS, ids=lambda it: it.__name__)
-@pytest.mark.parametrize("base", ["llama", "qwen3", "qwen2, some windows"])
+@pytest.mark.parametrize("base", ["llama", "qwen3", "qwen2, some windows", "qwen2, int8"])
 def test_bf16_is_no_further_from_fp32_than_the_twin(base, situation):
     model = adapted(base, torch.bfloat16, a=halka.LoRA(rank=4), b=halka.Bottleneck(width=8))
     exact = adapted(base, a=halka.LoRA(rank=4), b=halka.Bottleneck(width=8))
@@ -327,8 +332,9 @@ def test_odd_bases_are_named():
     assert "dynamic" in (unsupported(halka.adapt(tiny("llama", rope_parameters=rope))) or "")
     assert "generate" in (unsupported(halka.adapt(tiny("llama", kind="sequence-classification"))) or "")
     base = tiny("llama")
-    quantise(base, "int8")
-    assert "Int8Linear" in (unsupported(halka.adapt(base)) or "")
+    layer = base.model.layers[1].mlp
+    layer.up_proj = Int8Linear(layer.up_proj.weight.detach(), None, False, torch.empty(0))
+    assert "quantised" in (unsupported(halka.adapt(base)) or "")
 
 
 def test_without_numba_the_reason_is_how_to_install_it():

@@ -18,6 +18,7 @@ from halka.models.attention.function import grouped_products
 from halka.models.attention.paged import ALWAYS, SIZE, KVBlocks, PagedPlan, PagedText
 
 DTYPES = [torch.float32, torch.bfloat16]
+NO_SCALE = np.empty(0, np.float32)
 
 
 def array(tensor: Tensor) -> np.ndarray:
@@ -26,6 +27,12 @@ def array(tensor: Tensor) -> np.ndarray:
 
 def random(*shape: int, dtype: torch.dtype = torch.float32, seed: int = 0) -> Tensor:
     return torch.randn(shape, generator=torch.Generator().manual_seed(seed)).to(dtype)
+
+
+def whole_numbers(outputs: int, inputs: int) -> tuple[Tensor, Tensor]:
+    """An int8 weight, from -127 to 127, and its scale."""
+    values = torch.randint(-127, 128, (outputs, inputs), generator=torch.Generator().manual_seed(4), dtype=torch.int8)
+    return values, random(outputs, seed=5) / 100
 
 
 def assert_close(a: Tensor, b: Tensor, dtype: torch.dtype) -> None:
@@ -56,8 +63,11 @@ def test_silu(dtype):
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_one_product(dtype):
     weight, x, y = random(31, 48, dtype=dtype), random(48, dtype=dtype, seed=1), torch.empty(31, dtype=dtype)
-    kernels.product(3, array(weight), array(x), array(y))
+    kernels.product(3, array(weight), NO_SCALE, array(x), array(y))
     assert_close(y, weight.float() @ x.float(), dtype)
+    values, scale = whole_numbers(31, 48)
+    kernels.product(3, array(values), array(scale), array(x), array(y))
+    assert_close(y, values.float() @ x.float() * scale, dtype)
 
 
 @pytest.mark.skipif(not kernels.PAIRS, reason="this processor does not multiply pairs of bf16")
@@ -68,8 +78,11 @@ def test_products_of_pairs(tokens, outputs, inputs):
     x, weight = random(tokens, inputs, dtype=dtype), random(outputs, inputs, dtype=dtype, seed=1)
     bias, y = random(outputs, dtype=dtype, seed=2), torch.empty(tokens, outputs, dtype=dtype)
     for own in (bias, bias[:0]):
-        kernels.products(2, array(x), array(weight), array(own), array(y))
+        kernels.products(2, array(x), array(weight), NO_SCALE, array(own), array(y))
         assert_close(y, x.float() @ weight.float().mT + (own.float() if len(own) else 0), dtype)
+    values, scale = whole_numbers(outputs, inputs)
+    kernels.products(2, array(x), array(values), array(scale), array(bias), array(y))
+    assert_close(y, x.float() @ values.float().mT * scale + bias.float(), dtype)
 
 
 @pytest.mark.parametrize("pieces", [1, 3])

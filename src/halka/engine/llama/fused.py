@@ -3,46 +3,50 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 from torch import Tensor, nn
+
+from halka.models.quantised.int8 import Int8Linear
 
 
 class FusedLinears:
     """The weights, and biases, of several linear layers one below the other, until `undo`.
 
-    The layers' parameters stay the objects that they were, with the values that they had: whoever reads, saves or
-    swaps them sees no difference.
+    weight  (O, I)
+    scale   (O,) fp32, by which the products of an int8 weight are multiplied, or None
+    bias    (O,) or None
+    places  the modules whose tensors these are, and their names there
+
+    The layers' tensors stay the objects that they were, with the values that they had: whoever reads, saves or swaps
+    them sees no difference.
     """
 
-    def __init__(self, layers: Sequence[nn.Linear]):
-        """Layers of one input width and precision, all with a bias or none."""
+    def __init__(self, layers: Sequence[nn.Linear | Int8Linear]):
+        """Layers of one kind, input width and precision, all with a bias or none."""
+        quantised = isinstance(layers[0], Int8Linear)
         self.widths = [layer.out_features for layer in layers]
-        self._parameters: list[tuple[nn.Module, str, Any, Tensor]] = []
-        self.weight = self._fuse(layers, "weight")
-        self.bias = None if layers[0]._parameters["bias"] is None else self._fuse(layers, "bias")
-        self._addresses = [view.data_ptr() for *_, view in self._parameters]
+        self.places: list[tuple[nn.Module, str]] = []
+        self._views: list[tuple[Tensor, int]] = []
+        self.weight = self._fuse(layers, "values" if quantised else "weight")
+        self.scale = self._fuse(layers, "scale") if quantised else None
+        self.bias = None if layers[0].bias is None else self._fuse(layers, "bias")
 
-    def _fuse(self, layers: Sequence[nn.Linear], key: str) -> Tensor:
-        parameters: list[Any] = [layer._parameters[key] for layer in layers]
-        if len(parameters) == 1:
-            whole = parameters[0].data
-            self._parameters.append((layers[0], key, parameters[0], whole))
-            return whole
+    def _fuse(self, layers: Sequence[nn.Module], name: str) -> Tensor:
+        own: list[Tensor] = [getattr(layer, name) for layer in layers]
+        self.places += [(layer, name) for layer in layers]
+        if len(own) == 1:
+            return own[0].data
         with torch.inference_mode(False):
-            whole = torch.cat([parameter.data for parameter in parameters])
-            for layer, parameter, view in zip(layers, parameters, whole.split(self.widths), strict=True):
-                parameter.data = view
-                self._parameters.append((layer, key, parameter, view))
+            whole = torch.cat([tensor.data for tensor in own])
+            for tensor, view in zip(own, whole.split(self.widths), strict=True):
+                tensor.data = view
+                self._views.append((tensor, view.data_ptr()))
         return whole
 
     def undo(self) -> None:
-        """Let each parameter own its storage again, if it is still a part of this matrix."""
-        for (_, _, parameter, _), address in zip(self._parameters, self._addresses, strict=True):
-            if (
-                parameter.data_ptr() == address
-                and parameter.numel() != parameter.untyped_storage().nbytes() // parameter.itemsize
-            ):
+        """Let each tensor own its storage again, if it is still a part of this matrix."""
+        for tensor, address in self._views:
+            if tensor.data_ptr() == address:
                 with torch.inference_mode(False):
-                    parameter.data = parameter.data.clone()
+                    tensor.data = tensor.data.clone()

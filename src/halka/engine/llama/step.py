@@ -62,6 +62,7 @@ class LlamaStep:
             "gate_up": np.array([F, F]),
             "down": np.array([D]),
         }
+        self.no_scale = np.empty(0, np.float32)
         self.pairs = kernels.PAIRS and weights.embed.dtype == torch.bfloat16 and not any((D % 2, Q * W % 2, F % 2))
         self.norms = [[shared(norm).array for norm in layer.norms()] for layer in weights.layers]
         self._addresses = np.array(weights.addresses(), np.int64)
@@ -171,7 +172,7 @@ class _Pass:
         kernels.add_norm(self._threads, scratch.x.array, scratch.y.array, step.norm, step.eps, scratch.h.array)
         hidden = shared(scratch.h.tensor[torch.tensor(self._line.last, dtype=torch.int64)])
         logits = torch.empty(len(self._line.last), len(step.head), dtype=hidden.tensor.dtype)
-        self._multiplied(hidden, step.weights.head, None, shared(logits))
+        self._multiplied(hidden, step.weights.head, None, None, shared(logits))
         return logits.float()
 
     def _attention(self, number: int, layer: LlamaLayer, y: Any) -> None:
@@ -209,7 +210,7 @@ class _Pass:
         roles = kernels.SLOTS[first : first + len(fused.widths)]
         if edits and (edit := edits.get((layer.keys[roles[0]], "input"))):
             x.tensor.copy_(edit.edit(self._runs, x.tensor))
-        self._multiplied(x, fused.weight, fused.bias, y)
+        self._multiplied(x, fused.weight, fused.scale, fused.bias, y)
         if len(self._few):
             tables, widths = self._rows.tables, self._step.widths[name]
             arguments = (x.array, y.array, tables, self._few, self._owners, number, first, widths, self._pieces)
@@ -234,15 +235,20 @@ class _Pass:
         if edits is not None:
             y.copy_(edits.edit(self._runs, x.to(y.dtype), y))
 
-    def _multiplied(self, x: Shared, weight: Tensor, bias: Tensor | None, y: Shared) -> None:
-        """y = F.linear(x, weight, bias)."""
+    def _multiplied(self, x: Shared, weight: Tensor, scale: Tensor | None, bias: Tensor | None, y: Shared) -> None:
+        """y = F.linear(x, weight, bias), the weight times its scale if it has one."""
+        own_scale = self._step.no_scale if scale is None else scale.numpy()
         if len(x.tensor) == 1:
-            kernels.product(self._threads, shared(weight).array, x.array[0], y.array[0])
+            kernels.product(self._threads, shared(weight).array, own_scale, x.array[0], y.array[0])
             if bias is not None:
                 y.tensor.add_(bias)
         elif self._step.pairs and len(x.tensor) <= MANY:
-            own_bias = shared(weight[0, :0] if bias is None else bias)
-            kernels.products(self._threads, x.array, shared(weight).array, own_bias.array, y.array)
+            own_bias = shared(x.tensor.new_empty(0) if bias is None else bias)
+            kernels.products(self._threads, x.array, shared(weight).array, own_scale, own_bias.array, y.array)
+        elif scale is not None:
+            y.tensor.copy_(torch.mm(x.tensor, weight.mT.to(x.tensor.dtype)).mul_(scale))
+            if bias is not None:
+                y.tensor.add_(bias)
         elif bias is None:
             torch.mm(x.tensor, weight.mT, out=y.tensor)
         else:

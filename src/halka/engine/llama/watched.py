@@ -1,4 +1,4 @@
-"""Parameters that a step reads by their addresses, and whether they are still there.
+"""Weights that a step reads by their addresses, and whether they are still there.
 
 A look at all of them would take as long as a layer's products: after a step nothing of theirs is in the processor's
 caches. Whatever moves a base moves all of them, so each look is at some.
@@ -17,11 +17,11 @@ LOOKS = 8  # in so many looks each parameter is seen once
 
 
 class Watched:
-    """Parameters of modules, where they were stored when this was made."""
+    """Tensors of modules, where they were stored when this was made."""
 
     def __init__(self, places: Iterable[tuple[nn.Module, str]]):
-        """places: modules, and their parameters' names."""
-        own = [(module._parameters, name) for module, name in places]
+        """places: modules, and the names of their parameters or buffers."""
+        own = [(m._parameters if m._parameters.get(name) is not None else m._buffers, name) for m, name in places]
         self._shares = cycle([Share(own[first::LOOKS]) for first in range(min(LOOKS, len(own)))])
 
     def intact(self) -> bool:
@@ -32,12 +32,12 @@ class Watched:
 class Share:
     def __init__(self, own: Sequence[tuple[dict[str, Any], str]]):
         self._tables, self._names = zip(*own, strict=True)
-        self._parameters = [table[name] for table, name in own]
+        self._tensors = [table[name] for table, name in own]
         self._addresses = self._stored()
 
     def _stored(self) -> list[int]:
-        return [*map(Tensor.data_ptr, self._parameters)]
+        return [*map(Tensor.data_ptr, self._tensors)]
 
     def intact(self) -> bool:
         own = map(operator.getitem, self._tables, self._names)
-        return all(map(operator.is_, own, self._parameters)) and self._stored() == self._addresses
+        return all(map(operator.is_, own, self._tensors)) and self._stored() == self._addresses

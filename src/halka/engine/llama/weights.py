@@ -18,6 +18,7 @@ from halka.engine.llama.fused import FusedLinears
 from halka.engine.llama.watched import Watched
 from halka.models.kinds import kind_of
 from halka.models.layouts import Layout, layout_of
+from halka.models.quantised.int8 import Int8Linear
 
 QKV, GATE_UP = ("attn.q", "attn.k", "attn.v"), ("mlp.gate", "mlp.up")
 OUTPUTS = {"attn": "attn.o", "mlp": "mlp.down"}  # where a sublayer ends
@@ -62,9 +63,10 @@ class LlamaLayer:
         first, last = self.norm.weight.data, self.mlp_norm.weight.data
         return [first, *([norm.weight.data for norm in self.head_norms] or [first[:0], first[:0]]), last]
 
-    def modules(self) -> list[Any]:
-        """All that have parameters."""
-        return [self.norm, self.mlp_norm, *self.head_norms, *self.linears.values()]
+    def places(self) -> list[tuple[nn.Module, str]]:
+        """The modules that have the tensors which the layer computes with, and their names there."""
+        norms = [(norm, "weight") for norm in (self.norm, self.mlp_norm, *self.head_norms)]
+        return norms + [place for product in self.products.values() for place in product.places]
 
     def fuse(self) -> None:
         for name, roles in {"qkv": QKV, "o": ("attn.o",), "gate_up": GATE_UP, "down": ("mlp.down",)}.items():
@@ -126,9 +128,13 @@ def _odd_in_layer(base: Any, layout: Layout, number: int) -> str | None:
     except AttributeError as error:
         return str(error)
     for role, linear in layer.linears.items():
-        if type(linear) is not nn.Linear or not linear.weight.is_contiguous():
+        if type(linear) not in (nn.Linear, Int8Linear):
             return f"{role} is a {type(linear).__name__}"
+        if type(linear) is nn.Linear and not linear.weight.is_contiguous():
+            return f"{role} has a weight that is not contiguous"
     for roles in (QKV, GATE_UP):
+        if len({type(layer.linears[role]) for role in roles}) > 1:
+            return f"of {', '.join(roles)} some are quantised"
         if len({layer.linears[role].bias is None for role in roles}) > 1:
             return f"of {', '.join(roles)} some have a bias"
     norms = [layer.norm, layer.mlp_norm, *layer.head_norms]
@@ -174,11 +180,9 @@ class LlamaWeights:
         heads = [first[role].out_features // W for role in ("attn.q", "attn.k")]
         D, F, L = self.embed.shape[1], first["mlp.up"].out_features, len(self.layers)
         self.dims = Dims(D, heads[0], heads[1], W, F, L)
-        modules = [module for layer in self.layers for module in layer.modules()]
-        modules += [decoder.norm, decoder.embed_tokens, base.get_submodule(layout.head)]
-        self._watched = Watched(
-            (module, name) for module in modules for name, _ in module.named_parameters(recurse=False)
-        )
+        places = [place for layer in self.layers for place in layer.places()]
+        outside = (decoder.norm, decoder.embed_tokens, base.get_submodule(layout.head))
+        self._watched = Watched([*places, *((module, "weight") for module in outside)])
 
     def intact(self) -> bool:
         """Whether the base's own weights are these, as far as a short look shows: not once it was moved."""
@@ -205,5 +209,6 @@ class LlamaWeights:
                 product.undo()
 
 
-def _addresses(product: FusedLinears) -> tuple[int, int]:
-    return product.weight.data_ptr(), 0 if product.bias is None else product.bias.data_ptr()
+def _addresses(product: FusedLinears) -> list[int]:
+    own = (product.weight, product.scale, product.bias)
+    return [0 if tensor is None else tensor.data_ptr() for tensor in own]

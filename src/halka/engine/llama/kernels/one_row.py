@@ -15,15 +15,19 @@ from halka.engine.llama.kernels.low_rank import add_slots
 from halka.engine.llama.kernels.numbers import ONE, ZERO, dot, exp, matrix, narrowed, norm, vector, widen, widened
 from halka.engine.llama.kernels.threads import meet, parallel, part
 
+INT8 = np.empty(0, np.int8)  # an array's kind
 WEIGHTS = (  # of a layer, in the order in which `one_row` is given their addresses; 0 where the base has none
-    *("norm", "qkv", "qkv_bias", "q_norm", "k_norm", "o", "o_bias"),
-    *("mlp_norm", "gate_up", "gate_up_bias", "down", "down_bias"),
+    *("norm", "qkv", "qkv_scale", "qkv_bias", "q_norm", "k_norm", "o", "o_scale", "o_bias"),
+    *("mlp_norm", "gate_up", "gate_up_scale", "gate_up_bias", "down", "down_scale", "down_bias"),
 )
 
 
 @kernel
-def _outputs(W_OI, x_I, y_O, begin, end):
-    """y = W x at the outputs from begin to end: by four streams through W, which memory gives faster than one."""
+def _outputs(W_OI, scale_O, x_I, y_O, begin, end):
+    """y = scale * W x at the outputs from begin to end: by four streams through W, which memory gives faster than one.
+
+    scale  of an int8 W; for another without any element
+    """
     length = (end - begin) // 4
     for o in range(begin, begin + length):
         first, second, third, fourth = W_OI[o], W_OI[o + length], W_OI[o + 2 * length], W_OI[o + 3 * length]
@@ -37,32 +41,48 @@ def _outputs(W_OI, x_I, y_O, begin, end):
         y_O[o], y_O[o + length], y_O[o + 2 * length], y_O[o + 3 * length] = one, two, three, four
     for o in range(begin + 4 * length, end):
         y_O[o] = dot(W_OI[o], x_I)
+    if scale_O.shape[0] > 0:
+        for o in range(begin, end):
+            y_O[o] *= scale_O[o]
 
 
 @kernel
-def _product(like, address, bias, x_I, y_O, slots, widths, begin, end):
-    """y = W x + bias + cat([s·B(A x) of each slot]) at the outputs from begin to end, in fp32."""
-    W_OI = matrix(address, y_O.shape[0], x_I.shape[0], like)
-    _outputs(W_OI, x_I, y_O, begin, end)
-    if bias != 0:
-        bias_O = vector(bias, y_O.shape[0], like)
+def _product(like, weight, x_I, y_O, slots, widths, begin, end):
+    """y = scale * W x + bias + cat([s·B(A x) of each slot]) at the outputs from begin to end, in fp32.
+
+    weight  (3,) the addresses of W (O, I), of the scale and the bias (O,), or 0: without a scale W is no int8
+    """
+    scale_O, bias_O = vector(weight[1], y_O.shape[0], x_I), vector(weight[2], y_O.shape[0], like)
+    if weight[1] == 0:
+        _outputs(matrix(weight[0], y_O.shape[0], x_I.shape[0], like), scale_O, x_I, y_O, begin, end)
+    else:
+        _outputs(matrix(weight[0], y_O.shape[0], x_I.shape[0], INT8), scale_O, x_I, y_O, begin, end)
+    if weight[2] != 0:
         for o in range(begin, end):
             y_O[o] += widened(bias_O[o])
     add_slots(like, x_I, slots, widths, begin, end, y_O[begin:end])
 
 
 @kernel
-def _head(thread, threads, W_OI, x_I, y_O):
-    begin, end = part(y_O.shape[0], thread, threads)
-    _outputs(W_OI, x_I, y_O, begin, end)
+def _half_of(like, weight, half, outputs, inputs, out):
+    """The addresses of the first or the second half of a product's outputs."""
+    sizes = (inputs * (like.itemsize if weight[1] == 0 else 1), 4, like.itemsize)  # of an output, in bytes
+    for kind in range(3):
+        out[kind] = weight[kind] + half * outputs * sizes[kind] if weight[kind] != 0 else 0
 
 
 @kernel
-def product(threads, W_OI, x_I, y_O):
-    """y = F.linear(x, W), of one token: at the speed at which memory gives W."""
+def _head(thread, threads, W_OI, scale_O, x_I, y_O):
+    begin, end = part(y_O.shape[0], thread, threads)
+    _outputs(W_OI, scale_O, x_I, y_O, begin, end)
+
+
+@kernel
+def product(threads, W_OI, scale_O, x_I, y_O):
+    """y = F.linear(x, W) * scale, of one token: at the speed at which memory gives W. scale: as `_outputs` has it."""
     x, y = np.empty(x_I.shape[0], np.float32), np.empty(y_O.shape[0], np.float32)
     widen(x_I, x)
-    parallel(_head, threads, (W_OI, x, y))
+    parallel(_head, threads, (W_OI, scale_O, x, y))
     for o in range(y.shape[0]):
         y_O[o] = narrowed(y[o], y_O)
 
@@ -75,7 +95,7 @@ def _one_row(
     hidden, heads, width = embed_VD.shape[1], kv.shape[3], kv.shape[5]
     groups, attended, pieces = queries // heads, queries * width, sums.shape[1]
     x, h, out = np.empty(hidden, np.float32), np.empty(hidden, np.float32), np.empty(attended, np.float32)
-    gate_up = np.empty(2 * inner, np.float32)
+    gate_up, weight = np.empty(2 * inner, np.float32), np.empty(3, np.int64)
     of_qkv = np.array([attended, heads * width, heads * width])
     of_inner, of_hidden = np.array([inner]), np.array([hidden])
     qkv_low, qkv_high = part(qkv.shape[0], thread, threads)
@@ -85,10 +105,10 @@ def _one_row(
     for layer in range(weights.shape[0]):
         own, low_rank, window = weights[layer], table[layer], windows[layer]
         norm(x, vector(own[0], hidden, embed_VD), eps, h)
-        _product(embed_VD, own[1], own[2], h, qkv, low_rank[:3], of_qkv, qkv_low, qkv_high)
+        _product(embed_VD, own[1:4], h, qkv, low_rank[:3], of_qkv, qkv_low, qkv_high)
         meet(gate, threads)
         if thread == 0:
-            q_norm, k_norm = vector(own[3], width, embed_VD), vector(own[4], width, embed_VD)
+            q_norm, k_norm = vector(own[4], width, embed_VD), vector(own[5], width, embed_VD)
             keep_token(qkv, q_norm, k_norm, eps, cos_W, sin_W, kv, layer, slot, q_QW)
         meet(gate, threads)
         for task in range(*part(heads * pieces, thread, threads)):
@@ -102,26 +122,24 @@ def _one_row(
         meet(gate, threads)
         for head in range(heads):
             gathered(sums[head], states[head], out, out[head * groups * width : (head + 1) * groups * width])
-        _product(embed_VD, own[5], own[6], out, y, low_rank[3:4], of_hidden, low, high)
+        _product(embed_VD, own[6:9], out, y, low_rank[3:4], of_hidden, low, high)
         meet(gate, threads)
         for i in range(hidden):
             x[i] += y[i]
-        norm(x, vector(own[7], hidden, embed_VD), eps, h)
+        norm(x, vector(own[9], hidden, embed_VD), eps, h)
         for half in range(2):
-            weight, bias = own[8] + half * inner * hidden * embed_VD.itemsize, own[9]
-            if bias != 0:
-                bias += half * inner * embed_VD.itemsize
             here = gate_up[half * inner : (half + 1) * inner]
-            _product(embed_VD, weight, bias, h, here, low_rank[4 + half : 5 + half], of_inner, z_low, z_high)
+            _half_of(embed_VD, own[10:13], half, inner, hidden, weight)
+            _product(embed_VD, weight, h, here, low_rank[4 + half : 5 + half], of_inner, z_low, z_high)
         for i in range(z_low, z_high):
             z[i] = gate_up[i] / (ONE + exp(-gate_up[i])) * gate_up[inner + i]
         meet(gate, threads)
-        _product(embed_VD, own[10], own[11], z, y, low_rank[6:7], of_hidden, low, high)
+        _product(embed_VD, own[13:16], z, y, low_rank[6:7], of_hidden, low, high)
         meet(gate, threads)
         for i in range(hidden):
             x[i] += y[i]
     norm(x, norm_D, eps, h)
-    _head(thread, threads, head_VD, h, logits)
+    _head(thread, threads, head_VD, h[:0], h, logits)
 
 
 @kernel

@@ -13,7 +13,7 @@ import numpy as np
 from llvmlite import ir
 from numba import types
 from numba.core import cgutils
-from numba.extending import intrinsic
+from numba.extending import intrinsic, overload
 
 from halka.engine.llama.kernels.compiled import kernel
 from halka.engine.llama.kernels.numbers import narrowed, widened
@@ -97,23 +97,48 @@ def _aligned(count):
     return words[first : first + count]
 
 
+def as_bf16(rows_OI: Any, out_OI: Any) -> Any:
+    """The rows in bf16: themselves, or int8 ones in `out`, which has as many or more."""
+    raise NotImplementedError
+
+
+@overload(as_bf16, inline="always")
+def _as_bf16(rows_OI, out_OI):
+    if rows_OI.dtype == types.int8:
+        return lambda rows_OI, out_OI: _whole_numbers(rows_OI, out_OI)
+    return lambda rows_OI, out_OI: rows_OI
+
+
 @kernel
-def _multiply(x_NI, W_OI, bias_O, begin, end, y_NO):
-    """y = F.linear(x, W, bias), of at most two registers of tokens, at the outputs of the tiles from begin to end."""
+def _whole_numbers(rows_OI, out_OI):
+    for o in range(rows_OI.shape[0]):
+        row, out = rows_OI[o], out_OI[o]
+        for i in range(row.shape[0]):
+            out[i] = np.uint16(np.float32(row[i]).view(np.uint32) >> np.uint32(16))  # whole numbers to 256 are exact
+    return out_OI[: rows_OI.shape[0]]
+
+
+@kernel
+def _multiply(x_NI, W_OI, scale_O, bias_O, begin, end, y_NO):
+    """y = F.linear(x, W) * scale + bias, of two registers of tokens at most, at these tiles' outputs."""
     tokens, width, pairs = x_NI.shape[0], W_OI.shape[0], x_NI.shape[1] // 2
     lanes = LANES if tokens <= LANES else 2 * LANES
     packed, sums = _aligned(pairs * lanes), np.empty((TILE, lanes), np.float32)
+    tile = np.empty((TILE, 2 * pairs), np.uint16)
     for n in range(tokens):
         x = x_NI[n].view(np.uint32)
         for pair in range(pairs):
             packed[pair * lanes + n] = x[pair]
     for low in range(begin * TILE, min(end * TILE, width), TILE):
-        rows = W_OI[low : low + TILE]
+        rows = as_bf16(W_OI[low : low + TILE], tile)
         addresses = packed.ctypes.data, rows.ctypes.data, rows.shape[0] - 1, pairs, sums.ctypes.data
         if lanes == LANES:
             _tile_of_one(*addresses)
         else:
             _tile_of_two(*addresses)
+        for o in range(scale_O[low : low + TILE].shape[0]):
+            for n in range(tokens):
+                sums[o, n] *= scale_O[low + o]
         for o in range(bias_O[low : low + TILE].shape[0]):
             for n in range(tokens):
                 sums[o, n] += widened(bias_O[low + o])
@@ -124,13 +149,16 @@ def _multiply(x_NI, W_OI, bias_O, begin, end, y_NO):
 
 
 @kernel
-def _products(thread, threads, x_NI, W_OI, bias_O, y_NO):
+def _products(thread, threads, x_NI, W_OI, scale_O, bias_O, y_NO):
     begin, end = part((W_OI.shape[0] + TILE - 1) // TILE, thread, threads)
     for n in range(0, x_NI.shape[0], 2 * LANES):
-        _multiply(x_NI[n : n + 2 * LANES], W_OI, bias_O, begin, end, y_NO[n : n + 2 * LANES])
+        _multiply(x_NI[n : n + 2 * LANES], W_OI, scale_O, bias_O, begin, end, y_NO[n : n + 2 * LANES])
 
 
 @kernel
-def products(threads, x_NI, W_OI, bias_O, y_NO):
-    """y = F.linear(x, W, bias), all bf16; bias without any element for none. Where PAIRS is true, and I even."""
-    parallel(_products, threads, (x_NI, W_OI, bias_O, y_NO))
+def products(threads, x_NI, W_OI, scale_O, bias_O, y_NO):
+    """y = F.linear(x, W) * scale + bias, all bf16, or W int8; scale (fp32) and bias without any element for none.
+
+    Where PAIRS is true, and I even.
+    """
+    parallel(_products, threads, (x_NI, W_OI, scale_O, bias_O, y_NO))
