@@ -7,6 +7,8 @@ layer's linear layers and sublayers, with tokens beside a gate, with a full copy
 from __future__ import annotations
 
 import importlib.util
+import logging
+from threading import Timer
 
 import torch
 from torch import Tensor
@@ -16,6 +18,9 @@ from halka.engine.forward import TransformersForward
 from halka.engine.line import Forward, Line
 from halka.engine.llama.rows import Place, RowAdapters
 from halka.engine.llama.weights import OUTPUTS, ROLES, LlamaWeights, obstacle
+
+LOG = logging.getLogger(__name__)
+PATIENCE = 2.0  # seconds after which somebody wants to know what takes so long: kernels from the disk take one
 
 
 def unsupported(model: AdaptedModel) -> str | None:
@@ -58,8 +63,14 @@ class LlamaForward:
         return self._twin(line)
 
     def warm(self) -> None:
-        """Compile all kernels: seconds, once a machine; from then on they come from the disk."""
-        self._step.warm()
+        """Compile all kernels: some twenty seconds, once a machine; from then on they come from the disk."""
+        notice = Timer(PATIENCE, LOG.warning, ["compiling the engine's kernels, once on this machine ..."])
+        notice.daemon = True
+        notice.start()
+        try:
+            self._step.warm()
+        finally:
+            notice.cancel()
 
     def forget(self) -> None:
         self._adapters.forget()
