@@ -2,33 +2,49 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass
-from typing import Literal
+from itertools import accumulate, groupby, pairwise
+from operator import itemgetter
+from typing import Literal, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
 from halka.core import AdaptedModel, Adapter, Edits, ModulePart, VirtualPart
+from halka.engine.llama.weights import PRODUCTS
 from halka.methods.lora import LoRAPart
 from halka.util.cached import Cached
 
 Place = tuple[str, Literal["input", "output"]]
+PRODUCT_OF = [name for name, roles in PRODUCTS.items() for _ in roles]  # by slot
+
+
+class LowRank(NamedTuple):
+    """What an adapter adds to a product: s·B(A x) at some of its linear layers.
+
+    A        (ΣR, I) one below the other
+    outputs  for each its slot, its columns of A x, and s·Bᵀ (R, O)
+    """
+
+    A: Tensor
+    outputs: list[tuple[int, slice, Tensor]]
 
 
 class RowAdapter:
     """One adapter, as a step needs it.
 
     table     (L, S, 3) int64: the addresses of A (R, I) and s·Bᵀ (R, O), and R, for the kernels
-    matrices  A and s·Bᵀ by layer and slot, with R padded for torch
+    products  for torch, by layer and the product's name, with R padded
     others    parts that are no LoRA, by their places
     misplaced a place that a step does not pass through, or None
     """
 
     def __init__(self, adapter: Adapter, slots: Mapping[str, tuple[int, int]], places: Set[Place], dtype: torch.dtype):
         self.table = np.zeros(shape_of(slots), np.int64)
-        self.matrices: dict[tuple[int, int], tuple[Tensor, Tensor]] = {}
+        self.products: dict[tuple[int, str], LowRank] = {}
         self.others: dict[Place, ModulePart] = {}
         self.misplaced: str | None = None
         loras: list[tuple[tuple[int, int], LoRAPart]] = []
@@ -46,16 +62,27 @@ class RowAdapter:
 
     def _pack(self, loras: Sequence[tuple[tuple[int, int], LoRAPart]], dtype: torch.dtype) -> None:
         """Copy all products into one storage, B transposed: a row's sum runs along its outputs."""
-        own = [part.tensors(dtype) for _, part in loras]
-        self._storage = torch.empty(sum(A.numel() + B.numel() for A, B in own), dtype=dtype)
+        own: list[tuple[tuple[int, int], int, Tensor, Tensor]] = []
+        for slot, part in sorted(loras, key=itemgetter(0)):
+            A_RI, B_OR = part.tensors(dtype)
+            own.append((slot, part.lora_A.shape[0], A_RI, B_OR))
+        self._storage = torch.empty(sum(A.numel() + B.numel() for *_, A, B in own), dtype=dtype)
         offset = 0
-        for (slot, part), (A_RI, B_OR) in zip(loras, own, strict=True):
-            pair = []
-            for matrix in (A_RI, B_OR.mT):
-                pair.append(self._storage[offset : offset + matrix.numel()].view(matrix.shape).copy_(matrix))
-                offset += matrix.numel()
-            self.matrices[slot] = (pair[0], pair[1])
-            self.table[slot] = pair[0].data_ptr(), pair[1].data_ptr(), part.lora_A.shape[0]
+
+        def room(*shape: int) -> Tensor:
+            nonlocal offset
+            offset += math.prod(shape)
+            return self._storage[offset - math.prod(shape) : offset].view(shape)
+
+        for (layer, name), product in groupby(own, lambda lora: (lora[0][0], PRODUCT_OF[lora[0][1]])):
+            slots, ranks, As, Bs = zip(*product, strict=True)
+            A = torch.cat(As, out=room(sum(map(len, As)), As[0].shape[1]))
+            columns = [slice(*ends) for ends in pairwise(accumulate(map(len, As), initial=0))]
+            transposed = [room(*B_OR.mT.shape).copy_(B_OR.mT) for B_OR in Bs]
+            numbers = [slot for _, slot in slots]
+            self.products[layer, name] = LowRank(A, [*zip(numbers, columns, transposed, strict=True)])
+            for slot, rank, its, B_RO in zip(slots, ranks, columns, transposed, strict=True):
+                self.table[slot] = A[its].data_ptr(), B_RO.data_ptr(), rank
 
 
 def shape_of(slots: Mapping[str, tuple[int, int]]) -> tuple[int, int, int]:

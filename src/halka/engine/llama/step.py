@@ -18,12 +18,12 @@ from halka.engine.llama import kernels
 from halka.engine.llama.chunks import ChunkAttention, chunk_of
 from halka.engine.llama.rows import Rows
 from halka.engine.llama.shared import Shared, shared
-from halka.engine.llama.weights import LlamaLayer, LlamaWeights
+from halka.engine.llama.weights import PRODUCTS, ROLES, LlamaLayer, LlamaWeights
 from halka.models.attention.paged import SIZE, KVBlocks, PagedPlan, PagedText
 
 FEW = 4  # tokens of a run up to which kernels compute its low-rank products; torch's are faster above
 MANY = 128  # tokens up to which kernels compute products, where the processor allows; torch's are faster above
-FIRST = {"qkv": 0, "o": 3, "gate_up": 4, "down": 6}  # of `kernels.SLOTS`, a product's first
+FIRST = {name: ROLES.index(roles[0]) for name, roles in PRODUCTS.items()}  # of a product's slots
 
 
 class Scratch:
@@ -109,7 +109,7 @@ class LlamaStep:
         """Compile all kernels: by a token alone, one whose logits nobody wants, and one beside a chunk."""
         _, _, H, W, _, L = self.dims
         kv = KVBlocks(2, (2 * L, H, W), self.weights.embed.dtype)
-        table = np.zeros((1, L, len(kernels.SLOTS), 3), np.int64)
+        table = np.zeros((1, L, len(ROLES), 3), np.int64)
         with torch.inference_mode():
             for counts, last in (([1], [0]), ([1], []), ([1, 2], [0, 2])):
                 texts = [PagedText(count, [number], [count], [0]) for number, count in enumerate(counts)]
@@ -207,8 +207,7 @@ class _Pass:
     def _product(self, number: int, layer: LlamaLayer, name: str, x: Shared, y: Shared) -> None:
         """A fused product with what the rows' parts do to its input, and to its outputs."""
         fused, edits, first = layer.products[name], self._rows.edits, FIRST[name]
-        roles = kernels.SLOTS[first : first + len(fused.widths)]
-        if edits and (edit := edits.get((layer.keys[roles[0]], "input"))):
+        if edits and (edit := edits.get((layer.keys[PRODUCTS[name][0]], "input"))):
             x.tensor.copy_(edit.edit(self._runs, x.tensor))
         self._multiplied(x, fused.weight, fused.scale, fused.bias, y)
         if len(self._few):
@@ -218,11 +217,12 @@ class _Pass:
         if not self._long and not edits:
             return
         outputs = y.tensor.split(fused.widths, dim=1)
-        for slot, (role, output) in enumerate(zip(roles, outputs, strict=True), first):
-            for adapter, run in self._long:
-                if (number, slot) in adapter.matrices:
-                    A_RI, B_RO = adapter.matrices[number, slot]
-                    output[run] += (x.tensor[run] @ A_RI.mT) @ B_RO
+        for adapter, run in self._long:
+            if (own := adapter.products.get((number, name))) is not None:
+                inner = x.tensor[run] @ own.A.mT
+                for slot, columns, B_RO in own.outputs:
+                    outputs[slot - first][run].addmm_(inner[:, columns], B_RO)
+        for role, output in zip(PRODUCTS[name], outputs, strict=True):
             self._edit(layer.keys[role], x.tensor, output)
         if name in ("o", "down"):
             sublayer = "attn" if name == "o" else "mlp"

@@ -22,7 +22,9 @@ from halka.models.quantised.int8 import Int8Linear
 
 QKV, GATE_UP = ("attn.q", "attn.k", "attn.v"), ("mlp.gate", "mlp.up")
 OUTPUTS = {"attn": "attn.o", "mlp": "mlp.down"}  # where a sublayer ends
-ROLES = (*QKV, "attn.o", *GATE_UP, "mlp.down")
+PRODUCTS = {"qkv": QKV, "o": ("attn.o",), "gate_up": GATE_UP, "down": ("mlp.down",)}
+"""The linear layers that each product of a layer computes."""
+ROLES = tuple(role for roles in PRODUCTS.values() for role in roles)
 CHANGING = ("dynamic", "longrope")  # rotary frequencies that depend on how long the text is by then
 
 
@@ -69,7 +71,7 @@ class LlamaLayer:
         return norms + [place for product in self.products.values() for place in product.places]
 
     def fuse(self) -> None:
-        for name, roles in {"qkv": QKV, "o": ("attn.o",), "gate_up": GATE_UP, "down": ("mlp.down",)}.items():
+        for name, roles in PRODUCTS.items():
             self.products[name] = FusedLinears([self.linears[role] for role in roles])
 
 

@@ -2,7 +2,7 @@
 
     N tokens of a line   D hidden width   I, O a linear's widths   F inner width of the MLP   R rank   L layers
     Q query heads   H key/value heads   G = Q/H   W head width   M blocks of a text   SIZE tokens of a block
-    S = 7 linear layers of a decoder layer, in the order of `SLOTS`
+    S = 7 linear layers of a decoder layer, in the order of `weights.ROLES`
 
 Weights and activations are fp32, or bf16 seen as uint16; sums are fp32 always. A kernel's docstring says what it
 computes as a line of torch; tests/engine/llama/test_kernels.py holds each to that line.
@@ -15,11 +15,8 @@ from halka.engine.llama.kernels.low_rank import add_low_rank
 from halka.engine.llama.kernels.one_row import one_row, product
 from halka.engine.llama.kernels.products import PAIRS, products
 
-SLOTS = ("attn.q", "attn.k", "attn.v", "attn.o", "mlp.gate", "mlp.up", "mlp.down")
-
 __all__ = [
     "PAIRS",
-    "SLOTS",
     "add_low_rank",
     "add_norm",
     "attend",
