@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
 
-from halka.engine.llama.chunks import TILE, ChunkAttention, chunk_of
+from halka.engine.llama.chunks import QUERIES, ChunkAttention, batched, tiles_of
+from halka.engine.llama.shared import shared
 from halka.models.attention.function import grouped_products
 from halka.models.attention.paged import ALWAYS, SIZE, KVBlocks, PagedPlan, PagedText
 
-QUERIES, HEADS, WIDTH = 6, 2, 8
+Q, H, W = 6, 2, 8
 
 
 def text(tokens: int, done: int, first: int, virtual: int = 0) -> tuple[PagedText, list[int]]:
@@ -23,33 +25,37 @@ def text(tokens: int, done: int, first: int, virtual: int = 0) -> tuple[PagedTex
     return PagedText(tokens, blocks, counts, begins), [*range(virtual + done, virtual + total)]
 
 
-@pytest.mark.parametrize("window", [None, 1, 7, 40, 2 * TILE])
+@pytest.mark.parametrize("window", [None, 1, 7, 40, 2 * QUERIES])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_chunks_see_what_a_mask_lets_them(dtype, window):
-    """From the beginning and behind a past, in one tile and in several, with virtual tokens, beside single ones."""
-    kv = KVBlocks(80, (4, HEADS, WIDTH), dtype)
+    """From the beginning and behind a past, in one tile and in several, with virtual tokens, padded beside others."""
+    kv = KVBlocks(80, (4, H, W), dtype)
     kv.data.copy_(torch.randn(kv.data.shape, generator=torch.Generator().manual_seed(0)))
     made = [
         text(1, 20, 1),
         text(5, 0, 5),
-        text(2 * TILE + 3, 0, 10),
+        text(2 * QUERIES + 3, 0, 10),
         text(20, 70, 30, virtual=5),
-        text(TILE + 30, 33, 40, virtual=SIZE),
+        text(QUERIES + 30, 33, 40, virtual=SIZE),
         text(2, 90, 60),
+        text(6, 0, 70),
     ]
     texts = [one for one, _ in made]
     positions = [position for _, own in made for position in own]
     plan = PagedPlan(kv, texts, positions, [0] * len(positions), [len(positions)])
-    q = torch.randn(len(positions), QUERIES, WIDTH, generator=torch.Generator().manual_seed(1)).to(dtype)
-    out, attend = torch.zeros(len(positions), QUERIES * WIDTH, dtype=dtype), ChunkAttention(HEADS, dtype)
-    expected = torch.zeros(len(positions), QUERIES * WIDTH)
+    q = torch.randn(len(positions), Q, W, generator=torch.Generator().manual_seed(1)).to(dtype)
+    out, attend = torch.zeros(len(positions), Q * W, dtype=dtype), ChunkAttention(H, dtype)
+    expected = torch.zeros(len(positions), Q * W)
     for group, (length, numbers, places) in enumerate(plan.groups):
         if length > 1:
-            for number in numbers.tolist():
-                attend(2, q, kv.data, 1, chunk_of(plan, number, window), 0.4, out)
             keys, values = (tensor.float() for tensor in kv.read(1, plan.tables[numbers]))
             own = q[places].float().transpose(1, 2)
             attended = grouped_products(own, keys, values, plan.mask(group, window), 0.4)
             expected[places] = attended.transpose(1, 2).flatten(-2)
+    tiles = [tile for number, own in enumerate(texts) if own.tokens > 1 for tile in tiles_of(plan, number, window)]
+    batches = batched(tiles)
+    assert any(batch.count > 1 for batch in batches)
+    for batch in batches:
+        attend(2, shared(q), shared(kv.data).array, 1, batch, np.float32(0.4), shared(out))
     bound = 1e-5 if dtype == torch.float32 else 2e-2
     torch.testing.assert_close(out.float(), expected, rtol=bound, atol=bound)

@@ -1,6 +1,7 @@
 """Attention of several tokens of a text to its blocks: products of many queries with all keys that they see.
 
-    T tokens of a tile   C filled slots of a text's blocks   Q query heads   H key/value heads   G = Q/H   W head width
+    B tiles   T queries of the longest   M blocks, C filled slots that the largest sees
+    Q query heads   H key/value heads   G = Q/H   W head width
 
 `grouped_products` with `KVBlocks.read` and `PagedPlan.mask` is the slow twin.
 """
@@ -8,114 +9,125 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from halka.engine.llama import kernels
-from halka.engine.llama.shared import shared
+from halka.engine.llama.shared import Shared, shared
 from halka.models.attention.paged import ALWAYS, PagedPlan
 
-TILE = 128  # queries of a product: few enough not to compute much that they cannot see, many enough for its speed
+QUERIES = 128  # of a tile: few enough not to compute much that they cannot see, many enough for products' speed
+WASTE = 1.3  # how much larger tiles may become that are computed with larger ones
+SCORES = 2**18  # of a head, that are computed at once unless a tile has more: what caches hold
 
 
 @dataclass(frozen=True)
 class Tile:
-    """Neighbouring tokens of a chunk, and what they see.
+    """Neighbouring tokens of a text: the first one's place in the line, and the slots that each of them sees.
 
-    places   where they are in the line
-    columns  the slots of which some of them see one
-    hidden   (T, columns from `partly` on) what each does not see; None if each sees all
+    blocks, ends   that hold what some of them see, and how many slots are filled up to the end of each
+    always         so many slots at the beginning all of them see
+    lows, highs    and each the slots from one to the other
     """
 
-    places: slice
-    columns: slice
-    partly: int
-    hidden: Tensor | None
-
-
-@dataclass(frozen=True)
-class Chunk:
-    """The tokens of a text in a line, as a layer's attention sees them.
-
-    blocks   (M,) that hold something they see
-    ends     (M,) how many slots are filled up to the end of each
-    """
-
+    start: int
     blocks: Any
     ends: Any
-    tiles: Sequence[Tile]
+    always: int
+    lows: Any
+    highs: Any
 
     @property
-    def slots(self) -> int:
-        return int(self.ends[-1])
+    def shape(self) -> tuple[int, int]:
+        """Slots, tokens."""
+        return int(self.ends[-1]), len(self.lows)
 
 
-def chunk_of(plan: PagedPlan, number: int, window: int | None) -> Chunk:
-    """The chunk of the text with this number."""
+def tiles_of(plan: PagedPlan, number: int, window: int | None) -> Iterator[Tile]:
+    """The tiles of a text, whose blocks are in order, those of virtual tokens first."""
     text, start = plan.texts[number], plan.forest.starts[number]
-    own = plan.positions[start : start + text.tokens].numpy()
     blocks, counts, begins = (np.array(each) for each in (text.blocks, text.counts, text.begins))
-    if window is not None:
-        near = (begins == ALWAYS) | (begins + counts > own[0] - window + 1)
-        blocks, counts, begins = blocks[near], counts[near], begins[near]
-    ends = np.cumsum(counts)
-    within = np.arange(ends[-1]) - np.repeat(ends - counts, counts)
-    always = np.repeat(begins == ALWAYS, counts)
-    keys = np.repeat(begins, counts) + within
-    tiles = list[Tile]()
-    for first in range(0, text.tokens, TILE):
-        queries = own[first : first + TILE, None]
-        sees = keys <= queries
+    for first in range(start, start + text.tokens, QUERIES):
+        own = plan.positions[first : min(first + QUERIES, start + text.tokens)].numpy()
+        seen = begins <= own[-1]
         if window is not None:
-            sees &= queries - keys < window
-        sees |= always
-        low, high = _span(sees.any(0))
-        partly, end = _span(~sees[:, low:high].all(0))
-        hidden = None if partly == end else torch.from_numpy(~sees[:, low + partly : high])
-        tiles.append(Tile(slice(start + first, start + first + len(queries)), slice(low, high), partly, hidden))
-    return Chunk(blocks, ends, tiles)
+            seen &= (begins == ALWAYS) | (begins + counts > own[0] - window + 1)
+        filled, virtual = counts[seen], begins[seen] == ALWAYS
+        always, ends = int(filled[virtual].sum()), np.cumsum(filled)
+        keys = (np.repeat(begins[seen] - ends + filled, filled) + np.arange(ends[-1]))[always:]
+        lows = np.zeros_like(own) if window is None else np.searchsorted(keys, own - window, "right")
+        yield Tile(first, blocks[seen], ends, always, always + lows, always + np.searchsorted(keys, own, "right"))
 
 
-def _span(which: Any) -> tuple[int, int]:
-    """The first that is true, and the one after the last; (0, 0) if none is."""
-    places = np.flatnonzero(which)
-    return (int(places[0]), int(places[-1]) + 1) if len(places) else (0, 0)
+class Tiles:
+    """Tiles of like shapes, padded to the largest."""
+
+    def __init__(self, tiles: Sequence[Tile]):
+        self.count, self.slots = len(tiles), max(tile.shape[0] for tile in tiles)
+        self.longest = max(tile.shape[1] for tile in tiles)
+        self.starts, self.counts = np.array([[tile.start, tile.shape[1]] for tile in tiles]).T.copy()
+        most = max(len(tile.blocks) for tile in tiles)
+        self.tables, self.ends = (_padded([getattr(tile, name) for tile in tiles], most) for name in ("blocks", "ends"))
+        self.always = np.array([tile.always for tile in tiles])
+        self.lows, self.highs = (
+            _padded([getattr(tile, name) for tile in tiles], self.longest) for name in ("lows", "highs")
+        )
+
+
+def _padded(rows: Sequence[Any], width: int) -> Any:
+    """(rows, width), each row filled up with its last number."""
+    return np.stack([np.pad(row, (0, width - len(row)), "edge") for row in rows])
+
+
+def batched(tiles: Sequence[Tile]) -> list[Tiles]:
+    """Tiles of like shapes together, as long as padding them costs little."""
+    batches = list[list[Tile]]()
+    for tile in sorted(tiles, key=lambda tile: tile.shape):
+        batch = [*batches[-1], tile] if batches else [tile]
+        slots, tokens = (max(tile.shape[axis] for tile in batch) for axis in (0, 1))
+        padded = len(batch) * slots * tokens
+        if batches and padded <= min(SCORES, WASTE * sum(math.prod(tile.shape) for tile in batch)):
+            batches[-1] = batch
+        else:
+            batches.append([tile])
+    return [Tiles(batch) for batch in batches]
 
 
 class ChunkAttention:
-    """Computes chunk after chunk in memory of its own."""
+    """Computes tiles in memory of its own."""
 
     def __init__(self, heads: int, dtype: torch.dtype):
-        self._heads, self._lowest = heads, torch.finfo(dtype).min
-        self._rooms = {name: torch.empty(0, dtype=dtype) for name in ("keys", "values", "q", "scores", "out")}
+        self._heads = heads
+        self._rooms = {name: torch.empty(0, dtype=dtype) for name in ("q", "keys", "values", "scores", "attended")}
 
-    def __call__(self, threads: int, q_NQW: Tensor, kv: Tensor, layer: int, chunk: Chunk, scale: float, out: Tensor):
-        """softmax(q @ keysᵀ · scale) @ values, at the chunk's places of `out` (N, Q·W), with kv `KVBlocks.data`."""
-        H, W, G = self._heads, q_NQW.shape[2], q_NQW.shape[1] // self._heads
-        keys, values = (self._room(name, H, chunk.slots, W) for name in ("keys", "values"))
-        collected = shared(keys).array, shared(values).array
-        kernels.collect(threads, shared(kv).array, layer, chunk.blocks, chunk.ends, *collected)
-        for tile in chunk.tiles:
-            T, C = tile.places.stop - tile.places.start, tile.columns.stop - tile.columns.start
-            own, scores = self._room("q", H, G, T, W), self._room("scores", H, G, T, C)
-            attended = self._room("out", H, G, T, W)
-            torch.mul(q_NQW[tile.places].unflatten(1, (H, G)).permute(1, 2, 0, 3), scale, out=own)
-            flat = scores.flatten(1, 2)
-            torch.bmm(own.flatten(1, 2), keys[:, tile.columns].mT, out=flat)
-            if tile.hidden is not None:
-                scores[..., tile.partly :].masked_fill_(tile.hidden, self._lowest)
-            torch.softmax(flat, -1, out=flat)
-            torch.bmm(flat, values[:, tile.columns], out=attended.flatten(1, 2))
-            out[tile.places].unflatten(1, (H, G, W)).copy_(attended.permute(2, 0, 1, 3))
+    def __call__(
+        self, threads: int, q_NQW: Shared, kv: Any, layer: int, tiles: Tiles, scale: np.float32, out: Shared
+    ) -> None:
+        """softmax(q @ keysᵀ · scale) @ values, at the tiles' places of `out` (N, Q·W), with kv of `KVBlocks.data`."""
+        B, H, T, C = tiles.count, self._heads, tiles.longest, tiles.slots
+        _, Q, W = q_NQW.tensor.shape
+        q, scores, attended = (
+            self._room(name, B * H, Q // H * T, width) for name, width in (("q", W), ("scores", C), ("attended", W))
+        )
+        keys, values = self._room("keys", B * H, C, W), self._room("values", B * H, C, W)
+        kernels.gather(
+            *(threads, q_NQW.array, kv, layer, tiles.starts, tiles.counts, tiles.tables, tiles.ends, scale),
+            *(q.array.reshape(B, H, -1, T, W), *(it.array.reshape(B, H, C, W) for it in (keys, values))),
+        )
+        torch.bmm(q.tensor, keys.tensor.mT, out=scores.tensor)
+        own = scores.array.reshape(B, Q, T, C)
+        kernels.hide(threads, own, tiles.counts, tiles.always, tiles.lows, tiles.highs)
+        torch.softmax(scores.tensor, -1, out=scores.tensor)
+        torch.bmm(scores.tensor, values.tensor, out=attended.tensor)
+        kernels.scatter(threads, attended.array.reshape(B, Q, T, W), tiles.starts, tiles.counts, out.array)
 
-    def _room(self, name: str, *shape: int) -> Tensor:
+    def _room(self, name: str, *shape: int) -> Shared:
         """Memory of this shape, the same from one call to the next."""
         count = math.prod(shape)
         if self._rooms[name].numel() < count:
             self._rooms[name] = self._rooms[name].new_empty(count)
-        return self._rooms[name][:count].view(shape)
+        return shared(self._rooms[name][:count].view(shape))

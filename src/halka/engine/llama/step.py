@@ -15,7 +15,7 @@ from torch import Tensor
 
 from halka.engine.line import Line
 from halka.engine.llama import kernels
-from halka.engine.llama.chunks import ChunkAttention, chunk_of
+from halka.engine.llama.chunks import ChunkAttention, batched, tiles_of
 from halka.engine.llama.rows import Rows
 from halka.engine.llama.shared import Shared, shared
 from halka.engine.llama.weights import PRODUCTS, ROLES, LlamaLayer, LlamaWeights
@@ -69,7 +69,7 @@ class LlamaStep:
         self._windows = np.array([layer.window or 0 for layer in weights.layers])
         self._scratch = Scratch(weights, 64)
         self._turns = self._turns_of(1024)
-        self.attend_chunk = ChunkAttention(H, weights.embed.dtype)
+        self.attend_tiles = ChunkAttention(H, weights.embed.dtype)
 
     def __call__(self, line: Line, rows: Rows) -> Tensor:
         """The logits (len(line.last), V), fp32."""
@@ -155,7 +155,10 @@ class _Pass:
         self._places = np.array(self._plan.forest.starts)[self._single]
         long = [number for number, text in enumerate(self._plan.texts) if text.tokens > 1]
         windows = {layer.window for layer in step.weights.layers}
-        self._chunks = {window: [chunk_of(self._plan, number, window) for number in long] for window in windows}
+        self._tiles = {
+            window: batched([tile for number in long for tile in tiles_of(self._plan, number, window)])
+            for window in windows
+        }
 
     def _pieces_of(self, tasks: int) -> int:
         """Into how many pieces each task is cut, so that all threads have as much to do."""
@@ -190,9 +193,8 @@ class _Pass:
                 *(self._threads, scratch.q.array, kv, number, self._places, self._single, tables, counts, begins),
                 *(plan.positions.numpy(), layer.window or 0, step.scale, pieces, scratch.out.array),
             )
-        for chunk in self._chunks[layer.window]:
-            q, out = scratch.q.tensor, scratch.out.tensor
-            step.attend_chunk(self._threads, q, plan.kv.data, number, chunk, float(step.scale), out)
+        for tiles in self._tiles[layer.window]:
+            step.attend_tiles(self._threads, scratch.q, kv, number, tiles, step.scale, scratch.out)
         self._product(number, layer, "o", scratch.out, scratch.y)
 
     def _mlp(self, number: int, layer: LlamaLayer) -> None:

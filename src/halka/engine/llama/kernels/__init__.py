@@ -10,7 +10,7 @@ computes as a line of torch; tests/engine/llama/test_kernels.py holds each to th
 
 from halka.engine.llama.kernels.attention import attend
 from halka.engine.llama.kernels.between import add_norm, keep, silu_product
-from halka.engine.llama.kernels.chunks import collect
+from halka.engine.llama.kernels.chunks import gather, hide, scatter
 from halka.engine.llama.kernels.low_rank import add_low_rank
 from halka.engine.llama.kernels.one_row import one_row, product
 from halka.engine.llama.kernels.products import PAIRS, products
@@ -20,10 +20,12 @@ __all__ = [
     "add_low_rank",
     "add_norm",
     "attend",
-    "collect",
+    "gather",
+    "hide",
     "keep",
     "one_row",
     "product",
     "products",
+    "scatter",
     "silu_product",
 ]

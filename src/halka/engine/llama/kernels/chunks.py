@@ -1,29 +1,88 @@
-"""The keys and values of a text, out of its blocks, for products over all of them."""
+"""What stands around the two products by which tiles of queries attend to the blocks of their texts.
+
+B tiles   T queries of the longest   M blocks, C filled slots that the largest sees
+"""
 
 from __future__ import annotations
 
+from halka.engine.llama.kernels.attention import LOWEST
 from halka.engine.llama.kernels.compiled import kernel
+from halka.engine.llama.kernels.numbers import narrowed, widened
 from halka.engine.llama.kernels.threads import parallel, part
 
 
 @kernel
-def _collect(thread, threads, kv, layer, blocks, ends, keys_HCW, values_HCW):
-    heads, width = kv.shape[3], kv.shape[5]
-    for m in range(*part(blocks.shape[0], thread, threads)):
-        begin = ends[m - 1] if m > 0 else 0
+def _gather(thread, threads, q_NQW, kv, layer, starts, counts, tables, ends, scale, q_BHGTW, keys_BHCW, values_BHCW):
+    heads, groups, longest, width = q_BHGTW.shape[1:]
+    slots, most = values_BHCW.shape[2], tables.shape[1]
+    for task in range(*part(starts.shape[0] * most, thread, threads)):
+        b, m = task // most, task % most
+        begin, end = ends[b, m - 1] if m > 0 else 0, ends[b, m]
         for head in range(heads):
-            keys, values = kv[blocks[m], layer, 0, head], kv[blocks[m], layer, 1, head]
-            for j in range(ends[m] - begin):
-                key, value = keys_HCW[head, begin + j], values_HCW[head, begin + j]
+            keys, values = kv[tables[b, m], layer, 0, head], kv[tables[b, m], layer, 1, head]
+            for j in range(end - begin):
+                key, value = keys_BHCW[b, head, begin + j], values_BHCW[b, head, begin + j]
                 for i in range(width):
                     key[i] = keys[j, i]
                     value[i] = values[j, i]
+            if m == most - 1:
+                for j in range(end, slots):
+                    values_BHCW[b, head, j] = 0
+    for task in range(*part(starts.shape[0] * longest, thread, threads)):
+        b, t = task // longest, task % longest
+        if t < counts[b]:
+            for head in range(heads):
+                for g in range(groups):
+                    q, own = q_NQW[starts[b] + t, head * groups + g], q_BHGTW[b, head, g, t]
+                    for i in range(width):
+                        own[i] = narrowed(widened(q[i]) * scale, q_NQW)
 
 
 @kernel
-def collect(threads, kv, layer, blocks, ends, keys_HCW, values_HCW):
-    """keys, values = KVBlocks.read(layer, blocks[None]), of the slots that are filled.
+def gather(threads, q_NQW, kv, layer, starts, counts, tables, ends, scale, q_BHGTW, keys_BHCW, values_BHCW):
+    """q = q[places] · scale; keys, values = KVBlocks.read(layer, tables), of filled slots; values are 0 behind them.
 
-    blocks  (M,)    ends  (M,) how many slots are filled up to the end of each block
+    starts, counts  (B,) the place in the line of a tile's first token, and how many it has
+    tables, ends    (B, M) blocks, and how many slots are filled up to the end of each
     """
-    parallel(_collect, threads, (kv, layer, blocks, ends, keys_HCW, values_HCW))
+    arguments = (q_NQW, kv, layer, starts, counts, tables, ends, scale, q_BHGTW, keys_BHCW, values_BHCW)
+    parallel(_gather, threads, arguments)
+
+
+@kernel
+def _hide(thread, threads, scores_BRTC, counts, always, lows, highs, hidden):
+    rows, longest = scores_BRTC.shape[1:3]
+    for task in range(*part(scores_BRTC.shape[0] * rows * longest, thread, threads)):
+        b, t = task // (rows * longest), task % longest
+        if t < counts[b]:
+            own = scores_BRTC[b, task // longest % rows, t]
+            own[always[b] : lows[b, t]] = hidden
+            own[highs[b, t] :] = hidden
+
+
+@kernel
+def hide(threads, scores_BRTC, counts, always, lows, highs):
+    """scores[...] = LOWEST at all slots but those below `always` and those from `lows` to `highs`.
+
+    always (B,)    lows, highs (B, T) of each query, not below `always`    R  heads of a tile
+    """
+    hidden = narrowed(LOWEST, scores_BRTC)
+    parallel(_hide, threads, (scores_BRTC, counts, always, lows, highs, hidden))
+
+
+@kernel
+def _scatter(thread, threads, attended_BRTW, starts, counts, out_N):
+    heads, longest, width = attended_BRTW.shape[1:]
+    for task in range(*part(starts.shape[0] * longest, thread, threads)):
+        b, t = task // longest, task % longest
+        if t < counts[b]:
+            for head in range(heads):
+                own, out = attended_BRTW[b, head, t], out_N[starts[b] + t, head * width : (head + 1) * width]
+                for i in range(width):
+                    out[i] = own[i]
+
+
+@kernel
+def scatter(threads, attended_BRTW, starts, counts, out_N):
+    """out[places] = attended.transpose(1, 2).flatten(-2)."""
+    parallel(_scatter, threads, (attended_BRTW, starts, counts, out_N))
