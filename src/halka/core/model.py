@@ -155,7 +155,7 @@ class AdaptedModel:
             adapter.labels = tuple(labels)
             if state is not None:
                 adapter.load_state_dict(state, assign=True)
-            Changes.watch()
+            Changes.watch(adapter.parameters())
             self.adapters[name] = adapter
             self._passes.add(adapter)
             self._passes.turns.watch(True)

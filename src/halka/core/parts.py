@@ -166,6 +166,7 @@ class Adapter:
         that are not fp32.
         """
         self._check_fits(state)
+        before = self.parameters()
         if assign and (other := [key for key, tensor in state.items() if tensor.dtype != torch.float32]):
             raise HalkaError(f"the state holds {state[other[0]].dtype} in {other[0]}: parts hold fp32")
         for path, part in self.parts.items():
@@ -174,7 +175,7 @@ class Adapter:
                 here = {name: values[name].to(own) for name, own in part.state_dict().items()}
                 values = {name: tensor.clone() if tensor.is_inference() else tensor for name, tensor in here.items()}
             part.load_state_dict(values, assign=assign)
-        Changes.happened()
+        Changes.happened([*before, *self.parameters()])
 
     def _check_fits(self, state: Mapping[str, Tensor]) -> None:
         own = self.state_dict()

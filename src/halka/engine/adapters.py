@@ -12,7 +12,7 @@ from pathlib import Path
 from weakref import WeakValueDictionary
 
 from halka.core import AdaptedModel
-from halka.engine.version import Version, content_id, describe, state_of_files, state_of_values
+from halka.engine.version import Version, content_id, describe, see_values, state_of_files
 from halka.models import context
 from halka.storage.adapter_folder import AdapterFolder
 from halka.storage.adapter_store import AdapterStore
@@ -43,8 +43,8 @@ class Adapters:
         self._stored = WeakValueDictionary[Path, Version]()  # by the folder of a store's version, while somebody has it
         self._resident: dict[str | None, Version] = {}  # in the model already
         self._own: list[Version] = []  # loaded here, the longest unused first
-        self._changes = -1
-        self._reader = ThreadPoolExecutor(1, "halka-adapters")
+        self._changes, self._turn = Changes.count, 0
+        self._reader = _reader()
 
     def put(self, name: str, source: str | Path | AdapterFolder) -> None:
         """From now on the name means this folder's adapter. Requests under way finish with the one they have."""
@@ -104,7 +104,7 @@ class Adapters:
     def _in_model(self, name: str | None) -> Version:
         """The version of an adapter that somebody added to the model, or of the bare base."""
         if (version := self._resident.get(name)) is not None:
-            self._look(version, values=version.state != state_of_values(version))
+            self.look(version)
         if name not in self._resident:
             version = Version(name, key=name, here=True, room=context(self.model, name))
             if name is not None:
@@ -114,30 +114,33 @@ class Adapters:
         return self._resident[name]
 
     def check(self) -> None:
-        """See what changed in the model: a changed adapter is another version, and its requests under way fail."""
-        moved = self._changes != Changes.count
-        self._changes = Changes.count
-        for version in [*self._resident.values()]:
-            self._look(version, values=moved or bool(version.users and version.state != state_of_values(version)))
-        for version in [*self._own]:
-            self._look(version, values=False)
+        """See what changed in the model: a changed adapter is another version, and its requests under way fail.
 
-    def _look(self, version: Version, *, values: bool) -> None:
+        After an optimiser's step all are looked at, else one in turn: `look` says the rest before an answer ends.
+        """
+        moved, self._changes = self._changes != Changes.count, Changes.count
+        for version in [*self._resident.values(), *self._own]:
+            self.look(version, values=moved)
+        used = [version for version in self._resident.values() if version.users and version.parameters]
+        if used:
+            self._turn = (self._turn + 1) % len(used)
+            version = used[self._turn]
+            self.look(version, values=version.written != Changes.written(version.parameters))
+
+    def look(self, version: Version, *, values: bool = True) -> None:
         """See whether the model still has it, and with `values` whether it is still the same."""
-        name = version.key
-        if name is None:
-            return
-        same = self.model.adapters.get(name) is version.adapter
-        if same and values and version.adapter is not None:
-            same = content_id(version.adapter) == version.id
-            version.state = state_of_values(version)
-        if same:
-            return
+        adapter = version.adapter
+        if version.here and self.model.adapters.get(version.key or "") is adapter:
+            if not values or not version.parameters or version.state == Changes.state(version.parameters):
+                return
+            if adapter is not None and content_id(adapter) == version.id:
+                see_values(version, adapter)
+                return
         version.error = HalkaError(f"adapter {version.name!r} was changed or removed while a request used it")
         self.changed = True
         if version in self._own:
             self._forget(version)
-        else:
+        elif self._resident.get(version.name) is version:
             del self._resident[version.name]
 
     # ── loading ─────────────────────────────────────────────────────────────────────────────────────────────────
@@ -165,11 +168,17 @@ class Adapters:
             self._own.remove(version)
             self._own.append(version)
 
+    def rest(self) -> None:
+        """Take what was loaded here out of the model; it is loaded again when it is wanted again."""
+        self.close()
+        self._reader = _reader()
+
     def close(self) -> None:
-        """Take what was loaded here out of the model."""
+        """Take what was loaded here out of the model, for good."""
         self._reader.shutdown(cancel_futures=True)
         for version in [*self._own]:
             self._evict(version)
+        self._stored.clear()
 
     def _load(self, version: Version) -> bool:
         """Let the model take it, if there is room. Returns whether the model has it; why not is its error."""
@@ -237,6 +246,10 @@ class Adapters:
         self._own.remove(version)
         version.here, version.reading, version.virtual, version.adapter = False, None, None, None
         self.changed = True
+
+
+def _reader() -> ThreadPoolExecutor:
+    return ThreadPoolExecutor(1, "halka-adapters")
 
 
 def _read(version: Version) -> None:

@@ -251,7 +251,9 @@ class Engine:
                 if not isinstance(error, Exception):
                     raise
             if text.answer.finish is not None:
-                self._finish(text, text.answer.finish, text.answer.error)
+                self.adapters.look(text.version)
+                error = text.version.error
+                self._finish(text, text.answer.finish if error is None else "error", error)
 
     def _finish(self, text: Text, finish: Finish, error: Exception | None = None) -> None:
         if self._texts.pop(text.answer, None) is None:

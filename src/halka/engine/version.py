@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from halka.core import AdaptedModel, Adapter, VirtualPart, WeightPart
 from halka.models import context, memory_of, taken_positions
 from halka.storage.adapter_folder import AdapterFolder
+from halka.util.cached import Changes
 
 
 @dataclass(eq=False)
@@ -35,6 +36,7 @@ class Version:
     virtual   its keys and values (P, 2·L, H, W), which every text sees
     company   what can share a step with it: the same, or by itself if it stands in for the base's weights
     adapter   itself, while it is in the model; parameters: its own, if somebody else may change them
+    written   the part of `state` that tells what was written into these by hand
     """
 
     name: str | None
@@ -55,14 +57,15 @@ class Version:
     company: str = ""
     adapter: Adapter | None = field(default=None, repr=False)
     parameters: list[nn.Parameter] = field(default_factory=list[nn.Parameter], repr=False)
+    written: list[int] = field(default_factory=list[int], repr=False)
     reading: Future[None] | None = field(default=None, repr=False)
 
 
 def describe(version: Version, model: AdaptedModel, adapter: Adapter) -> None:
     """Write down what the engine needs to know of an adapter in the model."""
     if version.folder is None:
-        version.id, version.parameters = content_id(adapter), adapter.parameters()
-        version.state = state_of_values(version)
+        version.id = content_id(adapter)
+        see_values(version, adapter)
     version.room = context(model, version.key)
     if any(isinstance(part, WeightPart) for part in adapter.parts.values()):
         version.company = version.key or ""
@@ -72,16 +75,17 @@ def describe(version: Version, model: AdaptedModel, adapter: Adapter) -> None:
         version.virtual = _virtual(model, adapter)
 
 
+def see_values(version: Version, adapter: Adapter) -> None:
+    """Write down what tells that the adapter's values are still the same."""
+    version.parameters = adapter.parameters()
+    version.state, version.written = Changes.state(version.parameters), Changes.written(version.parameters)
+
+
 def state_of_files(folder: AdapterFolder | None) -> object:
     """Files are replaced by a rename, so that another one has another number."""
     assert folder is not None
     files = [(folder.path / folder.format.FILES.config).stat(), folder.weights.stat()]
     return [(file.st_ino, file.st_mtime_ns, file.st_size) for file in files]
-
-
-def state_of_values(version: Version) -> object:
-    """As `core.Cached` sees that a value was written into a parameter."""
-    return [(parameter.data_ptr(), parameter._version) for parameter in version.parameters]
 
 
 def content_id(adapter: Adapter) -> str:

@@ -2,35 +2,63 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Hashable, Iterable, Sequence
 from typing import ClassVar, Generic, TypeVar
+from weakref import ref
 
 import torch
 from torch import Tensor
-from torch.optim.optimizer import register_optimizer_step_post_hook
+from torch.optim.optimizer import Optimizer, register_optimizer_step_post_hook
 
 T = TypeVar("T")
 
 
 class Changes:
-    """How often an optimiser or a load changed values, anywhere: what was made from parameters is made anew.
+    """Which parameters of adapters an optimiser or a load changed: what was made from them is made anew.
 
-    Fused optimisers do not count a parameter's version up.
+    Fused optimisers do not count a parameter's version up. One that holds copies, and writes these into an adapter, may
+    have changed any.
     """
 
-    count: ClassVar[int] = 0
+    count: ClassVar[int] = 0  # of the steps and loads so far
+    _of: ClassVar[dict[int, tuple[ref[Tensor], int]]] = {}  # an adapter's parameter and its last change, by its id
+    _anywhere: ClassVar[int] = 0  # that count when an optimiser stepped that holds others
     _watching: ClassVar[bool] = False
 
     @classmethod
-    def happened(cls, *_: object) -> None:
-        cls.count += 1
-
-    @classmethod
-    def watch(cls) -> None:
-        """Count the steps of optimisers from now on: called once there is an adapter."""
+    def watch(cls, parameters: Iterable[Tensor]) -> None:
+        """These are an adapter's, and new: from now on the steps of optimisers are counted."""
+        cls.happened(parameters)
         if not cls._watching:
             cls._watching = True
-            register_optimizer_step_post_hook(cls.happened)
+            register_optimizer_step_post_hook(cls._stepped)
+
+    @classmethod
+    def happened(cls, parameters: Iterable[Tensor]) -> None:
+        """Values of these changed, which are an adapter's."""
+        cls.count += 1
+        cls._of.update({id(parameter): (ref(parameter), cls.count) for parameter in parameters})
+
+    @classmethod
+    def _stepped(cls, optimiser: Optimizer, *_: object) -> None:
+        parameters = [parameter for group in optimiser.param_groups for parameter in group["params"]]
+        own = (cls._of.get(id(parameter)) for parameter in parameters)  # or of one that is gone and had this id
+        if all(it is not None and it[0]() is parameter for it, parameter in zip(own, parameters, strict=True)):
+            cls.happened(parameters)
+        else:
+            cls.count += 1
+            cls._anywhere = cls.count
+
+    @classmethod
+    def state(cls, parameters: Sequence[Tensor]) -> tuple[object, ...]:
+        """What is another once one of these has changed, but for what is written into `parameter.data` in place."""
+        addresses = [parameter.data_ptr() for parameter in parameters]
+        return cls.written(parameters), addresses, [*map(cls._of.get, map(id, parameters))], cls._anywhere
+
+    @staticmethod
+    def written(parameters: Sequence[Tensor]) -> list[int]:
+        """The part of `state` that tells what was written by hand, at a third of its cost."""
+        return [parameter._version for parameter in parameters]
 
 
 class Cached(Generic[T]):
@@ -38,7 +66,8 @@ class Cached(Generic[T]):
 
     def __init__(self) -> None:
         self._kept: tuple[object, T] | None = None
-        self._versions: object = None
+        self._state: object = None
+        self._count = -1
 
     def get(self, parameters: Sequence[Tensor], make: Callable[[], T], *key: Hashable, look: bool = True) -> T:
         """The value of `make()`, which depends on `parameters` and, besides, on `key`.
@@ -50,9 +79,9 @@ class Cached(Generic[T]):
         if differentiated or torch.compiler.is_compiling():  # a compiled graph makes it in every pass
             self._kept = None
             return make()
-        if look:
-            self._versions = tuple((parameter.data_ptr(), parameter._version) for parameter in parameters)
-        state = (Changes.count, self._versions, torch.is_inference_mode_enabled(), key)
+        if look or self._count != Changes.count:
+            self._count, self._state = Changes.count, Changes.state(parameters)
+        state = (self._state, torch.is_inference_mode_enabled(), key)
         if self._kept is None or self._kept[0] != state:
             self._kept = (state, make())
         return self._kept[1]
