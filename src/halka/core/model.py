@@ -36,6 +36,18 @@ class Pool(Protocol):
         ...
 
 
+class Kept(Protocol):
+    """What was made of base and adapters, and is kept for who needs it next (`halka.engine.kept`)."""
+
+    def removed(self, name: str) -> None:
+        """The adapter of that name has left the model."""
+        ...
+
+    def close(self) -> None:
+        """Leave the base as it was."""
+        ...
+
+
 class Use(AbstractContextManager["AdaptedModel"]):
     """The block of `with model.use(...)`. Warns if it is dropped without having been entered."""
 
@@ -87,6 +99,7 @@ class AdaptedModel:
         self.adapters: dict[str, Adapter] = {}
         self.merged: str | None = None
         self.pool: Pool | None = None  # where adapters come from that are not here
+        self.kept: Kept | None = None  # until the base is moved
         self._passes = Passes(base, attention, experts, self._outside)
         self.lock = self._passes.turns.lock  # held by whoever uses the adapters or changes them
         self._latest: Route | None = None  # of the adapter that was last used for whole batches, as in training
@@ -196,6 +209,8 @@ class AdaptedModel:
             self._passes.turns.watch(bool(self.adapters) or merged)  # a pass may have begun with what was merged
             if self.pool is not None:
                 self.pool.removed(name)
+            if self.kept is not None:
+                self.kept.removed(name)
 
     def adapter(self, name: str) -> Adapter:
         """The adapter of that name. Raises UnknownAdapterError that lists the names there are."""
@@ -305,6 +320,9 @@ class AdaptedModel:
         with self.idle("moving needs an idle base: leave `use` first"):
             merged = self.merged
             self.unmerge()
+            if self.kept is not None:
+                self.kept.close()
+                self.kept = None
             base: Any = self.base
             base.to(device_or_dtype)
             self._put_parts()

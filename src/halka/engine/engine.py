@@ -11,11 +11,11 @@ from pathlib import Path
 from torch import Tensor
 
 from halka.core import AdaptedModel
-from halka.engine.adapters import BUDGET, Adapters
+from halka.engine.adapters import BUDGET
 from halka.engine.cache import cache_for
 from halka.engine.constraint import Constraints
+from halka.engine.kept import Kept
 from halka.engine.line import line_of
-from halka.engine.llama.forward import forward_of
 from halka.engine.request import Answer, Finish, Request
 from halka.engine.sampling import SEEDS, choose, likeliest, new_seed
 from halka.engine.schedule import Schedule, Work
@@ -26,7 +26,6 @@ from halka.engine.waiting import WRITTEN
 from halka.models.attention.paged import SIZE
 from halka.models.layouts import layout_of
 from halka.storage.adapter_store import AdapterStore
-from halka.storage.pool import AdapterPool
 from halka.storage.save_load import Allowed
 from halka.util.errors import HalkaError
 
@@ -54,6 +53,7 @@ class Engine:
         read_beside: int = 64,
         ends: frozenset[int] | None = None,
         allowed: Allowed | None = None,
+        kept: Kept | None = None,
     ):
         """
         store           where adapters come from that the model does not have; its pool's if there is one
@@ -64,6 +64,7 @@ class Engine:
         read_beside     the same while others wait for their next token: what they wait for it
         ends            tokens that end every answer; those of the base's generation config if not given
         allowed         what `halka.load` may accept of folders: other bases, other templates, pickles
+        kept            what an engine before this one left, with its store; `close` leaves it there
 
         Raises HalkaError for a base that is no decoder, one without tokenizer, and numbers below 1.
         """
@@ -76,13 +77,11 @@ class Engine:
                 raise HalkaError(f"{name} is 1 or more, not {value}")
         self.model = model
         self.ends = end_tokens(model) if ends is None else ends
-        if store is None and isinstance(pool := model.pool, AdapterPool):
-            store, adapter_memory, allowed = pool.store, pool.budget, pool.allowed
-        self.adapters = Adapters(model, store, adapter_memory, allowed)
+        self._kept, self._borrowed = kept or Kept(model, store, adapter_memory, allowed), kept is not None
+        self.adapters, self._forward = self._kept.adapters, self._kept.forward
         self.cache = cache_for(model, rows, memory)
         self.schedule = Schedule(self.cache, rows, read, read_beside)
         self.steps = 0
-        self._forward = forward_of(model)
         self._vocabulary = next(target.d_in for target in model.targets if target.role == "embedding")
         self._constraints = Constraints(model.tokenizer, self.ends)
         self._texts = dict[Answer, Text]()  # of all answers that are not finished
@@ -298,8 +297,8 @@ class Engine:
             self._closed = True
             for text in [*self._texts.values()]:
                 self._finish(text, "cancelled")
-            self.adapters.close()
-            self._forward.close()
+            if not self._borrowed:
+                self._kept.close()
 
     def __enter__(self) -> Engine:
         return self

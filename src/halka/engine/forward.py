@@ -47,6 +47,10 @@ class TransformersForward:
             self._route = replace(route, virtual=gated)
         return self._route
 
+    @property
+    def intact(self) -> bool:
+        return True
+
     def forget(self) -> None:
         self._route = None
 

@@ -70,6 +70,11 @@ class Forward(Protocol):
         """The logits (len(line.last), vocabulary), fp32, of the tokens after `line.last`."""
         ...
 
+    @property
+    def intact(self) -> bool:
+        """Whether it computes as fast as it did at first: what it was made of is still the base's."""
+        ...
+
     def forget(self) -> None:
         """Let go of what was made of adapters: one of them has left, or another has come."""
         ...

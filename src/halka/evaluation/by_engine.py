@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
 
@@ -12,6 +13,7 @@ from halka.core import AdaptedModel
 from halka.data.examples import Example
 from halka.data.tokens import encode_prompt
 from halka.engine.engine import Engine
+from halka.engine.kept import kept_of
 from halka.engine.request import Answer, Request
 from halka.engine.sampling import SEEDS, Sampling
 from halka.engine.stopping import Stopping
@@ -72,7 +74,7 @@ def answers_by_engine(
     """Every answer with its index, in the order in which they end."""
     if not examples:
         return
-    with _engine(model, rows) as engine:
+    with _engine_of(model, rows) as engine:
         place: dict[Answer, int] = {}
         for index, (name, example) in enumerate(zip(names, examples, strict=True)):
             place[_submitted(engine, name, example, index, max_new_tokens, sampling)] = index
@@ -88,7 +90,7 @@ def pieces_by_engine(
     model: AdaptedModel, name: str | None, example: Example, max_new_tokens: int, sampling: Sampling
 ) -> Iterator[str]:
     """The answer's text in pieces, as it is made."""
-    with _engine(model, 1) as engine:
+    with _engine_of(model, 1) as engine:
         answer = _submitted(engine, name, example, 0, max_new_tokens, sampling)
         shown = 0
         while answer.finish is None:
@@ -109,9 +111,11 @@ def check_room(place: str, prompt: int, max_new_tokens: int, room: int | None, n
         )
 
 
-def _engine(model: AdaptedModel, rows: int) -> Engine:
-    """An engine for answers that nobody waits for token by token."""
-    return Engine(model, rows=rows, read_beside=READ, read=READ)
+@contextmanager
+def _engine_of(model: AdaptedModel, rows: int) -> Iterator[Engine]:
+    """An engine for answers that nobody waits for token by token, with what the last one left on the model."""
+    with kept_of(model) as kept, Engine(model, rows=rows, read_beside=READ, read=READ, kept=kept) as engine:
+        yield engine
 
 
 def _submitted(

@@ -17,6 +17,7 @@ from halka.core import AdaptedModel
 from halka.engine.forward import TransformersForward
 from halka.engine.line import Forward, Line
 from halka.engine.llama.rows import Place, RowAdapters
+from halka.engine.llama.watched import LOOKS
 from halka.engine.llama.weights import OUTPUTS, ROLES, LlamaWeights, obstacle
 
 LOG = logging.getLogger(__name__)
@@ -71,6 +72,10 @@ class LlamaForward:
             self._step.warm()
         finally:
             notice.cancel()
+
+    @property
+    def intact(self) -> bool:
+        return all(self._weights.intact() for _ in range(LOOKS))
 
     def forget(self) -> None:
         self._adapters.forget()
