@@ -161,6 +161,7 @@ def stored(steps: int, room: int, adapters: int, tokens: int, seed: int) -> dict
             clock.until(lambda: finished(others))
             beside = [gap for answer in answers for gap in between(clock.times[answer][before[answer] - 1 :])]
             loads = engine.adapters.loads - loads
+            alone += gaps(clock, answers, steps)  # texts have become longer meanwhile: half before, half after
         return {**percentiles("alone", alone), **percentiles("beside_the_others", beside), "loads": loads}
 
 

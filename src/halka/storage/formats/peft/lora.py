@@ -132,8 +132,12 @@ def read(
     ranks = by_pattern(config, "rank_pattern", paths, config.get("r"))
     alphas = by_pattern(config, "alpha_pattern", paths, config.get("lora_alpha"))
     groups: dict[Method, list[str]] = {}
+    made: dict[str, LoRA | DoRA | LoRABias] = {}  # a layer's, by its rank and alpha
     for path in paths:
-        method = _method(config, ranks[path], alphas[path])
+        key = repr((ranks[path], alphas[path]))
+        if key not in made:
+            made[key] = _method(config, ranks[path], alphas[path])
+        method: Method = made[key]
         _check_rank(path, method.rank, by_path[path])
         module = stacks[path].module if path in stacks else base.get_submodule(path)
         _check_base_weight(layers[path], module, path)
