@@ -111,6 +111,28 @@ def test_low_rank_products_of_several_adapters(dtype, pieces):
     assert_close(y, expected, dtype)
 
 
+@pytest.mark.skipif(not kernels.PAIRS, reason="this processor does not multiply pairs of bf16")
+@pytest.mark.parametrize("pieces", [1, 3])
+def test_low_rank_products_of_chunks(pieces):
+    """Ragged and odd ranks, a slot without any, outputs and tokens that fill tiles, or do not."""
+    dtype, widths, inputs = torch.bfloat16, (70, 7, 32), 34
+    table, chunks = np.zeros((2, 2, 7, 3), np.int64), ((0, 0, 32), (1, 32, 45), (0, 47, 48))
+    x, y = random(50, inputs, dtype=dtype), random(50, sum(widths), dtype=dtype, seed=1)
+    expected, kept = y.float().clone(), []
+    for adapter, own in enumerate(((4, 0, 3), (1, 16, 40))):
+        for slot, rank in enumerate(own):
+            A = random(rank, inputs, dtype=dtype, seed=10 * adapter + slot)
+            B = random(rank, widths[slot], dtype=dtype, seed=10 * adapter + slot + 5)
+            kept.append((A, B))
+            table[adapter, 1, 3 + slot] = A.data_ptr(), B.data_ptr(), rank
+            for _, start, end in (chunk for chunk in chunks if chunk[0] == adapter):
+                inner = (x[start:end].float() @ A.float().mT).to(dtype)
+                expected[start:end].split(widths, 1)[slot].add_(inner.float() @ B.float())
+    arguments = (table, *np.array(chunks).T.copy(), 1, 3, np.array(widths), pieces)
+    kernels.add_low_rank_chunks(2, array(x), array(y), *arguments)
+    assert_close(y, expected, dtype)
+
+
 @pytest.mark.parametrize("normed", [True, False])
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_queries_and_keys_are_turned_and_kept(dtype, normed):

@@ -22,6 +22,7 @@ from halka.engine.llama.weights import PRODUCTS, ROLES, LlamaLayer, LlamaWeights
 from halka.models.attention.paged import SIZE, KVBlocks, PagedPlan, PagedText
 
 FEW = 4  # tokens of a run up to which kernels compute its low-rank products; torch's are faster above
+CUT = kernels.TOKENS  # tokens of a run that a kernel computes at once
 MANY = 128  # tokens up to which kernels compute products, where the processor allows; torch's are faster above
 FIRST = {name: ROLES.index(roles[0]) for name, roles in PRODUCTS.items()}  # of a product's slots
 
@@ -119,7 +120,10 @@ class LlamaStep:
                 plan = PagedPlan(kv, texts, positions, slots, counts)
                 self(Line([0] * len(places), plan, rows.names, last), rows)
             room, nobody = self.scratch(1), np.empty(0, np.int64)
-            kernels.add_low_rank(1, room.h.array, room.y.array, table, nobody, nobody, 0, 0, self.widths["o"], 1)
+            arrays = room.h.array, room.y.array, table
+            kernels.add_low_rank(1, *arrays, nobody, nobody, 0, 0, self.widths["o"], 1)
+            if self.pairs:
+                kernels.add_low_rank_chunks(1, *arrays, nobody, nobody, nobody, 0, 0, self.widths["o"], 1)
 
     def scratch(self, count: int) -> Scratch:
         """Room for a line of so many tokens, the same from one line to the next."""
@@ -146,11 +150,14 @@ class _Pass:
         self._few = np.flatnonzero(owners >= 0) if rows.low_rank else np.empty(0, np.int64)
         self._owners = owners[self._few]
         self._pieces = self._pieces_of(len(self._few))
-        self._long = [
-            (rows.adapters[which], slice(start, start + run))
+        long = [
+            (which, start, start + run)
             for which, run, start in zip(rows.which, self._runs, starts, strict=False)
-            if run > FEW and which >= 0
+            if run > FEW and which >= 0 and rows.low_rank
         ]
+        self._long = [] if step.pairs else [(rows.adapters[which], slice(*ends)) for which, *ends in long]
+        cut = [(which, first, min(first + CUT, end)) for which, start, end in long for first in range(start, end, CUT)]
+        self._cuts = tuple(np.array(cut).T.copy()) if cut and step.pairs else None
         self._single = np.array([number for number, text in enumerate(self._plan.texts) if text.tokens == 1], np.int64)
         self._places = np.array(self._plan.forest.starts)[self._single]
         long = [number for number, text in enumerate(self._plan.texts) if text.tokens > 1]
@@ -216,6 +223,10 @@ class _Pass:
             tables, widths = self._rows.tables, self._step.widths[name]
             arguments = (x.array, y.array, tables, self._few, self._owners, number, first, widths, self._pieces)
             kernels.add_low_rank(self._threads, *arguments)
+        if self._cuts is not None:
+            tables, widths, pieces = self._rows.tables, self._step.widths[name], self._pieces_of(len(self._cuts[0]))
+            arguments = (x.array, y.array, tables, *self._cuts, number, first, widths, pieces)
+            kernels.add_low_rank_chunks(self._threads, *arguments)
         if not self._long and not edits:
             return
         outputs = y.tensor.split(fused.widths, dim=1)

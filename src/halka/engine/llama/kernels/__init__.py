@@ -12,12 +12,15 @@ from halka.engine.llama.kernels.attention import attend
 from halka.engine.llama.kernels.between import add_norm, keep, silu_product
 from halka.engine.llama.kernels.chunks import gather, hide, scatter
 from halka.engine.llama.kernels.low_rank import add_low_rank
+from halka.engine.llama.kernels.low_rank_chunks import TOKENS, add_low_rank_chunks
 from halka.engine.llama.kernels.one_row import one_row, product
 from halka.engine.llama.kernels.products import PAIRS, products
 
 __all__ = [
     "PAIRS",
+    "TOKENS",
     "add_low_rank",
+    "add_low_rank_chunks",
     "add_norm",
     "attend",
     "gather",

@@ -86,11 +86,11 @@ def _tile(registers: int) -> Any:
     return intrinsic(lambda _, x, w, last, pairs, out: (types.void(x, w, last, pairs, out), code))
 
 
-_tile_of_one, _tile_of_two = _tile(1), _tile(2)
+_tile_of_one, tile_of_two = _tile(1), _tile(2)
 
 
 @kernel
-def _aligned(count):
+def aligned(count):
     """(count,) words at the beginning of a line of the cache."""
     words = np.empty(count + LANES, np.uint32)
     first = (-words.ctypes.data // words.itemsize) % LANES
@@ -123,7 +123,7 @@ def _multiply(x_NI, W_OI, scale_O, bias_O, begin, end, y_NO):
     """y = F.linear(x, W) * scale + bias, of two registers of tokens at most, at these tiles' outputs."""
     tokens, width, pairs = x_NI.shape[0], W_OI.shape[0], x_NI.shape[1] // 2
     lanes = LANES if tokens <= LANES else 2 * LANES
-    packed, sums = _aligned(pairs * lanes), np.empty((TILE, lanes), np.float32)
+    packed, sums = aligned(pairs * lanes), np.empty((TILE, lanes), np.float32)
     tile = np.empty((TILE, 2 * pairs), np.uint16)
     for n in range(tokens):
         x = x_NI[n].view(np.uint32)
@@ -135,7 +135,7 @@ def _multiply(x_NI, W_OI, scale_O, bias_O, begin, end, y_NO):
         if lanes == LANES:
             _tile_of_one(*addresses)
         else:
-            _tile_of_two(*addresses)
+            tile_of_two(*addresses)
         for o in range(scale_O[low : low + TILE].shape[0]):
             for n in range(tokens):
                 sums[o, n] *= scale_O[low + o]
