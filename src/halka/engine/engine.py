@@ -50,7 +50,7 @@ class Engine:
         memory: int | None = None,
         adapter_memory: int = BUDGET,
         read: int = 512,
-        read_beside: int = 64,
+        read_beside: int = 32,
         ends: frozenset[int] | None = None,
         allowed: Allowed | None = None,
         kept: Kept | None = None,
@@ -61,7 +61,8 @@ class Engine:
         memory          bytes for keys and values; by default what the rows can need, up to a quarter of what is free
         adapter_memory  bytes for adapters that are loaded from the store or were `put`
         read            tokens of prompts that are read in a step
-        read_beside     the same while others wait for their next token: what they wait for it
+        read_beside     the same while others wait for their next token, which they do the longer; fewer behind a long
+                        beginning, whose attention costs more
         ends            tokens that end every answer; those of the base's generation config if not given
         allowed         what `halka.load` may accept of folders: other bases, other templates, pickles
         kept            what an engine before this one left, with its store; `close` leaves it there
@@ -80,9 +81,10 @@ class Engine:
         self._kept, self._borrowed = kept or Kept(model, store, adapter_memory, allowed), kept is not None
         self.adapters, self._forward = self._kept.adapters, self._kept.forward
         self.cache = cache_for(model, rows, memory)
-        self.schedule = Schedule(self.cache, rows, read, read_beside)
+        embedding = next(target for target in model.targets if target.role == "embedding")
+        self.schedule = Schedule(self.cache, rows, read, read_beside, embedding.d_out)
         self.steps = 0
-        self._vocabulary = next(target.d_in for target in model.targets if target.role == "embedding")
+        self._vocabulary = embedding.d_in
         self._constraints = Constraints(model.tokenizer, self.ends)
         self._texts = dict[Answer, Text]()  # of all answers that are not finished
         self._numbers, self._merged, self._closed = count(), model.merged, False

@@ -10,6 +10,8 @@ from halka.engine.text import Text
 from halka.engine.waiting import Waiting
 from halka.models.attention.paged import SIZE
 
+PAST = 4  # tokens per width of the base to which a token's attention takes as long as its linear layers
+
 Work = list[tuple[Text, list[int]]]
 """The texts that a step computes, with a slot in the cache for each of their next tokens."""
 
@@ -22,10 +24,21 @@ class Schedule:
     preempted  how often a text has lost its row
     """
 
-    def __init__(self, cache: BlockCache, rows: int, read: int, read_beside: int):
-        """rows: texts that run at a time. read: tokens of prompts a step; read_beside: the same beside answers."""
+    def __init__(self, cache: BlockCache, rows: int, read: int, read_beside: int, width: int):
+        """
+        rows         texts that run at a time
+        read         tokens of prompts a step
+        read_beside  the same beside answers, if they stand at the beginning of a text
+        width        of the base's states: it says behind how many others a token costs twice as much
+        """
         self.running, self.waiting, self.preempted = list[Text](), Waiting(), 0
-        self._cache, self._rows, self._read, self._read_beside = cache, rows, read, read_beside
+        self._cache, self._rows, self._read, self._read_beside, self._past = (
+            cache,
+            rows,
+            read,
+            read_beside,
+            PAST * width,
+        )
         self._company = ""  # that the last step computed
 
     # ── texts come and go ───────────────────────────────────────────────────────────────────────────────────────
@@ -61,14 +74,15 @@ class Schedule:
         for text in [text for text in company if text.left == 1]:
             if text in self.running and self._has_block(text):
                 work.append((text, [*text.extend(self._cache, 1)]))
-        budget = self._read_beside if work else self._read
+        budget: float = self._read_beside if work else self._read
+        past = self._past if work else math.inf
         for text in [text for text in company if text.left > 1 and text in self.running]:
-            budget -= self._read_on(text, budget, work)
-        while budget > 0 and (text := self._admit()) is not None:
+            budget -= self._read_on(text, budget, past, work)
+        while budget >= 1 and (text := self._admit()) is not None:
             if company and text.version.company != company[0].version.company:
                 break  # it has a row; its turn comes
             company.append(text)
-            budget -= self._read_on(text, budget, work)
+            budget -= self._read_on(text, budget, past, work)
         if not work and self.running:  # those that read hold all blocks: the oldest goes on next time
             self._preempt(max(self.running, key=_age))
         return work
@@ -89,13 +103,15 @@ class Schedule:
                 return False
         return True
 
-    def _read_on(self, text: Text, budget: int, work: Work) -> int:
-        """Let a text read on, by so many tokens at most; returns how many they are."""
+    def _read_on(self, text: Text, budget: float, past: float, work: Work) -> float:
+        """Let a text read on, for so much at most; returns what its tokens cost."""
         text.share(self._cache)
-        tokens = min(text.left, budget, text.spare + SIZE * self._cache.room)
+        price = 1 + text.done / past
+        affordable = max(1, int(budget / price)) if budget >= 1 else 0
+        tokens = min(text.left, affordable, text.spare + SIZE * self._cache.room)
         if tokens > 0:
             work.append((text, [*text.extend(self._cache, tokens)]))
-        return tokens
+        return tokens * price
 
     # ── rows ────────────────────────────────────────────────────────────────────────────────────────────────────
 
