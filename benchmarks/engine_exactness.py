@@ -1,6 +1,6 @@
 """Is every answer of the engine the one that its adapter gives alone? 10,000 requests in all that can go wrong at once.
 
-    python benchmarks/engine_exactness.py             # some minutes of one core
+    python benchmarks/engine_exactness.py             # half an hour of two cores
 
 Tiny random decoders in fp32: a Llama with grouped heads, a Mistral and a Gemma 2 with windows of 12, a GPT-2. Their
 adapters of all families are the model's own, in a store, or `put`; they are replaced under the same name, changed,
@@ -22,7 +22,9 @@ import tempfile
 import time
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, field, replace
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
@@ -98,15 +100,19 @@ def main() -> None:
     parser.add_argument("--kinds", type=int, default=500)
     parser.add_argument("--cycles", type=int, default=1000)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--processes", type=int, default=2, help="bases at a time")
     arguments = parser.parse_args()
     result: dict[str, Any] = {"setup": setup("halka", "torch", "transformers"), "answers": {}}
     with tempfile.TemporaryDirectory() as folder:
-        share = len(BASES)
-        for seed, base in enumerate(BASES, arguments.seed):
-            place = Path(folder) / base
-            counts = answered(base, place, arguments.requests // share, arguments.kinds // share, seed)
-            result["answers"][base] = counts
-            print(base, json.dumps(counts), flush=True)
+        requests, kinds = arguments.requests // len(BASES), arguments.kinds // len(BASES)
+        with ProcessPoolExecutor(arguments.processes, get_context("spawn"), torch.set_num_threads, (1,)) as pool:
+            bases = {
+                base: pool.submit(answered, base, Path(folder) / base, requests, kinds, seed)
+                for seed, base in enumerate(BASES, arguments.seed)
+            }
+            for base, counts in bases.items():
+                result["answers"][base] = counts.result()
+                print(base, json.dumps(counts.result()), flush=True)
         result["cycles"] = cycles(Path(folder) / "cycles", arguments.cycles)
         print(json.dumps(result["cycles"]), flush=True)
     (HERE / "results" / "engine_exactness.json").write_text(json.dumps(result, indent=1) + "\n")
