@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shutil
+from concurrent.futures import wait
 from pathlib import Path
 
 import pytest
@@ -103,25 +105,46 @@ def test_a_new_version_under_an_old_name_is_atomic(model, store, tmp_path):
         assert len({answer.adapter_id for answer in (first, third, fourth, fifth)}) == 4
 
 
-def test_a_folder_that_was_replaced_is_not_what_was_put(model, tmp_path):
+def test_a_folder_that_was_replaced_answers_as_it_is_when_it_is_loaded(model, tmp_path):
     filled(model, "filled", halka.LoRA(rank=4), 1)
     halka.save(model, "filled", tmp_path / "a")
     before = single(model, tmp_path / "a")
     model.remove("filled")
     with Engine(model) as engine:
         engine.put("a", tmp_path / "a")
-        (answer,) = engine.submit(request("a"))
+        (first,) = engine.submit(request("a"))
         run(engine)
-        assert answer.tokens == before
+        assert first.tokens == before
         engine.adapters._evict(engine.adapters._own[0])
         filled(model, "filled", halka.LoRA(rank=4), 2)
+        (waiting,) = engine.submit(request("a"))
         halka.save(model, "filled", tmp_path / "a")
+        run(engine)
+        assert waiting.tokens == single(model, tmp_path / "a") != before
+        assert first.adapter_id != waiting.adapter_id == AdapterFolder.open(tmp_path / "a").id
+
+
+def test_a_folder_that_is_replaced_while_it_is_loaded_is_read_again(model, tmp_path):
+    """Between its files are read and the model has it; a folder that is gone by then fails its requests."""
+    filled(model, "filled", halka.LoRA(rank=4), 1)
+    halka.save(model, "filled", tmp_path / "a")
+    model.remove("filled")
+    filled(model, "filled", halka.Prefix(length=5), 2)
+    with Engine(model) as engine:
+        engine.put("a", tmp_path / "a")
+        answer, other = engine.submit(request("a"), n=2)
+        wait([engine.adapters.prepare([engine._texts[answer].version])[1]])
+        halka.save(model, "filled", tmp_path / "a")
+        run(engine)
+        assert answer.error is None
+        assert answer.tokens == other.tokens == alone(model, request("filled"))
+        assert answer.adapter_id == AdapterFolder.open(tmp_path / "a").id
+        engine.adapters._evict(engine.adapters._own[0])
         (answer,) = engine.submit(request("a"))
+        shutil.rmtree(tmp_path / "a")
         run(engine)
-        assert "was replaced" in str(answer.error)
-        (answer,) = engine.submit(request("a"))  # another request sees what is there now
-        run(engine)
-        assert answer.tokens == single(model, tmp_path / "a") != before
+        assert answer.error is not None
+        assert answer.adapter_id is None
 
 
 def test_a_damaged_or_missing_adapter_fails_its_own_requests_by_name(model, store):

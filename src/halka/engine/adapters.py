@@ -1,7 +1,8 @@
 """`Adapters`: names to versions of adapters, which are loaded when a request waits for them and evicted by use.
 
-A name is a pointer. A request keeps the version that its name had when it came; another folder under the same name is
-another version. A version that cannot be loaded fails its own requests.
+A name is a pointer. A request keeps the folder that its name meant when it came; another folder under the same name is
+another version. Of a folder that is replaced in its place, requests that have not begun get what is there when it is
+loaded, under its own id. A version that cannot be loaded fails its own requests.
 """
 
 from __future__ import annotations
@@ -192,20 +193,31 @@ class Adapters:
             adapter = load(self.model, version.folder, name=version.key, **self._allowed)
             try:
                 if state_of_files(version.folder) != version.state:
-                    raise HalkaError(
-                        f"{version.folder} was replaced while requests for adapter {version.name!r} waited"
-                    )
+                    raise HalkaError(f"{version.folder} is replaced again and again")
                 describe(version, self.model, adapter)
             except BaseException:
                 self.model.remove(version.key)
                 raise
         except Exception as error:  # whatever is wrong with it, it is wrong with nothing else
-            version.error, version.reading = error, None
+            version.reading = None
+            if not self._reopen(version):
+                version.error = error
             return False
         version.here, version.waited, self.changed = True, 0, True
         self.loads += 1
         self._own.append(version)
         return True
+
+    def _reopen(self, version: Version) -> bool:
+        """Take what is in its folder now, if that was replaced: nobody has begun with what was there before."""
+        assert version.folder is not None
+        try:
+            now = self._opened(version.name or "", version.folder.path)
+        except HalkaError:
+            return False
+        replaced = now.state != version.state
+        version.folder, version.state = now.folder, now.state
+        return replaced
 
     def _make_room(self, version: Version) -> bool:
         """Evict what no request needs, the longest unused first. Returns whether there is room.
