@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -69,6 +70,15 @@ def test_evaluate_on_a_task(here):
         ("generate --base base --temperature hot Hi", "--temperature"),
         ("generate --base base --top-p 0.5 Hi", "--top-p is for sampling: give a --temperature"),
         ("generate --base base --temperature 1 --top-p 7 Hi", "--top-p is a share above 0 and at most 1, not 7"),
+        ("generate --base base --schema {} --regex a Hi", "--schema and --regex were given: give one of them"),
+        ("generate --base base --schema {type Hi", "--schema: this is not JSON: "),
+        ("generate --base base --schema nope.json Hi", "--schema: there is no file nope.json"),
+        ("generate --base base --schema list.json Hi", "--schema: list.json holds no JSON object: a schema is one"),
+        (
+            'generate --base base --max-new-tokens 9 --schema {"uniqueItems":true} Hi',
+            "schema at #: 'uniqueItems': this keyword cannot be",
+        ),
+        ("generate --base base --max-new-tokens 9 --regex a( Hi", "regex 'a(' cannot be enforced"),
         ("generate --base base", "the prompt is empty"),
         ("generate --base base Hi --file prompts.jsonl", "a PROMPT and --file were given: give one of them"),
         ("generate --base base --file wrong.jsonl", 'wrong.jsonl:1: no prompt: a row has "prompt"'),
@@ -82,6 +92,7 @@ def test_evaluate_on_a_task(here):
 )
 def test_a_wrong_command_is_one_line(here, command, told):
     Path("wrong.jsonl").write_text('{"question": "?"}\n')
+    Path("list.json").write_text('["object"]')
     assert told in failure(command)
 
 
@@ -109,6 +120,21 @@ def test_generate_draws_the_same_for_the_same_seed(here):
     assert first != other
     assert [each["prompt"] for each in first] == ["Yes?", "No?"]
     assert "── prompts.jsonl:1: Yes?" in halka(command).stdout
+
+
+def test_generate_keeps_to_a_schema_and_to_a_regular_expression(here):
+    command = "generate --base base --dtype float32 --max-new-tokens 40"
+    schema = {"type": "object", "properties": {"a": {"type": "boolean"}}, "required": ["a"]}
+    schema |= {"additionalProperties": False}
+    Path("schema.json").write_text(json.dumps(schema))
+    inline = json.dumps(schema).replace(" ", "")
+    for flag in ("schema.json", inline):
+        (first, second) = parsed(f"{command} --file prompts.jsonl --schema {flag}")
+        for told in (first, second, json.loads(halka(f"{command} --schema {flag} Hi").stdout)):
+            answer = json.loads(told["answer"]) if "answer" in told else told
+            assert answer in ({"a": True}, {"a": False})
+    told = parsed(f"{command} --adapter run/adapter --regex [ab]{{3}} --temperature 1 Hi")
+    assert re.fullmatch("[ab]{3}", told["answer"])
 
 
 GENERATE = "generate --base base --dtype float32 --max-new-tokens 6"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from json import loads
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -23,6 +24,9 @@ EXAMPLES = examples(
     "halka generate --base smollm2-135m --adapter runs/support/adapter --file prompts.jsonl --json",
     "halka generate --base smollm2-135m --adapter a=runs/a/adapter --adapter b=runs/b/adapter --file prompts.jsonl",
     'halka generate --base smollm2-135m --store adapters --adapter support "Where is my parcel?"',
+    'halka generate --base smollm2-135m "Rate: great shop!" --schema \'{"type": "object", "properties": {"stars": '
+    '{"type": "integer", "minimum": 1, "maximum": 5}}, "required": ["stars"]}\'',
+    'halka generate --base smollm2-135m --file reviews.jsonl --regex "good|bad"',
     'echo "Where is my parcel?" | halka generate --base smollm2-135m --temperature 0.7 --seed 1',
 )
 
@@ -49,6 +53,13 @@ def generate(
         float | None,
         typer.Option(metavar="X", help="sample among the most likely tokens that hold this share of probability"),
     ] = None,
+    schema: Annotated[
+        str | None,
+        typer.Option(metavar="FILE|JSON", help="answers are JSON of this schema; needs halka[engine], as --regex does"),
+    ] = None,
+    regex: Annotated[
+        str | None, typer.Option(metavar="REGEX", help="answers match this regular expression from end to end")
+    ] = None,
     seed: Annotated[int | None, typer.Option(metavar="N", help="makes sampling repeatable")] = None,
     batch_size: Annotated[int, typer.Option(metavar="N", min=1, help="prompts of a file at a time")] = 32,
     *,
@@ -60,7 +71,7 @@ def generate(
     A row of the file may name its adapter in the field "adapter"; other rows are answered by the --adapter without
     NAME=, or by the bare base. If no row has the field, every --adapter answers.
     """
-    options = sampling(temperature, top_p)
+    options = sampling(temperature, top_p) | constrained(schema, regex)
     adapters = given_adapters(adapter, store, loading.allow_pickle)
     prompts, names = route(prompts_from(prompt, file, system), adapters)
     model = open_model(base, adapters, names, loading, pool=pool)
@@ -87,6 +98,30 @@ def sampling(temperature: float, top_p: float | None) -> dict[str, Any]:
             raise HalkaError("--top-p is for sampling: give a --temperature above 0 with it")
         return {}
     return {"do_sample": True, "temperature": temperature, "top_p": top_p}
+
+
+def constrained(schema: str | None, regex: str | None) -> dict[str, Any]:
+    """The constraint that answers keep to, if there is one. Raises HalkaError for both, and for what is no schema."""
+    if schema is None and regex is None:
+        return {}
+    if schema is not None and regex is not None:
+        raise HalkaError("--schema and --regex were given: give one of them")
+    parsed = None if schema is None else _schema(schema)
+    from halka.engine.constraint import Constraint
+
+    return {"constraint": Constraint(parsed, regex)}
+
+
+def _schema(schema: str) -> dict[str, Any]:
+    """A JSON Schema, or the one in a file."""
+    file = None if schema.lstrip().startswith("{") else existing_file(Path(schema), "--schema")
+    try:
+        parsed = loads(schema if file is None else file.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as error:
+        raise HalkaError(f"--schema: {'this' if file is None else file} is not JSON: {error}") from None
+    if not isinstance(parsed, dict):
+        raise HalkaError(f'--schema: {file} holds no JSON object: a schema is one, such as {{"type": "object"}}')
+    return parsed
 
 
 def prompts_from(prompt: str | None, file: Path | None, system: str | None) -> list[Example]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -12,6 +12,7 @@ import torch
 from halka.core import AdaptedModel
 from halka.data.examples import Example
 from halka.data.tokens import encode_prompt
+from halka.engine.constraint import Constraint
 from halka.engine.engine import Engine
 from halka.engine.kept import kept_of
 from halka.engine.request import Answer, Request
@@ -20,7 +21,7 @@ from halka.engine.stopping import Stopping
 from halka.models.layouts import layout_of
 from halka.objectives import objective_of
 from halka.objectives.language_modelling import LanguageModelling
-from halka.util.errors import DataError
+from halka.util.errors import DataError, HalkaError
 
 DRAWN = ("temperature", "top_k", "top_p", "min_p")  # what the engine knows of `generate`'s options for sampling
 READ = 512  # tokens of prompts that are read in a step
@@ -43,33 +44,60 @@ UNKNOWN = (
 """What a generation config may ask of `generate` that the engine has not."""
 
 
-def engine_sampling(model: AdaptedModel, options: Mapping[str, Any]) -> Sampling | None:
-    """These options of transformers' `generate` as the engine has them; None if it cannot answer by them."""
+@dataclass(frozen=True)
+class Form:
+    """What the engine is asked of every answer, as `Request` has it."""
+
+    sampling: Sampling
+    stopping: Stopping
+    constraint: Constraint | None
+
+
+def form_of(
+    model: AdaptedModel, options: Mapping[str, Any], max_new_tokens: int, constraint: Constraint | None
+) -> Form | None:
+    """These options of transformers' `generate` as the engine has them; None if it cannot answer by them.
+
+    Raises HalkaError if it cannot and there is a constraint, to which nobody else keeps.
+    """
     decodes = isinstance(objective_of(model), LanguageModelling) and _engine_answers(model)
-    if not decodes or options.keys() - {"do_sample", *DRAWN}:
+    unknown = options.keys() - {"do_sample", *DRAWN}
+    if not decodes or unknown:
+        if constraint is not None:
+            why = f"{', '.join(sorted(unknown))} is for transformers' `generate`" if decodes else _why_not(model)
+            raise HalkaError(f"a constraint is kept by the engine alone, which does not answer here: {why}")
         return None
-    if not options.get("do_sample"):
-        return Sampling()
-    drawn = {name: options.get(name) for name in DRAWN}
-    return Sampling(**{**drawn, "temperature": 1.0 if drawn["temperature"] is None else drawn["temperature"]})
+    sampling = Sampling()
+    if options.get("do_sample"):
+        drawn = {name: options.get(name) for name in DRAWN}
+        sampling = Sampling(**{**drawn, "temperature": 1.0 if drawn["temperature"] is None else drawn["temperature"]})
+    return Form(sampling, Stopping(max_new_tokens), constraint)
+
+
+def _why_not(model: AdaptedModel) -> str:
+    asked = [option for option in UNKNOWN if _asks(model, option)]
+    if asked and _decodes(model):
+        return f"the base's generation config sets {', '.join(asked)}"
+    return f"{type(model.base).__name__} makes no text token by token"
 
 
 def _engine_answers(model: AdaptedModel) -> bool:
     """Whether an engine makes the same greedy answers as the base's own `generate`, by its generation config."""
-    layout, config = layout_of(model.base), getattr(model.base, "generation_config", None)
-    if not layout.causal or layout.encoder is not None or model.labels:
-        return False
-    neutral = (None, 0, 1, 1.0, [], {})
-    return all(getattr(config, option, None) in neutral for option in UNKNOWN)
+    return _decodes(model) and not any(_asks(model, option) for option in UNKNOWN)
+
+
+def _decodes(model: AdaptedModel) -> bool:
+    layout = layout_of(model.base)
+    return layout.causal and layout.encoder is None and not model.labels
+
+
+def _asks(model: AdaptedModel, option: str) -> bool:
+    config = getattr(model.base, "generation_config", None)
+    return getattr(config, option, None) not in (None, 0, 1, 1.0, [], {})
 
 
 def answers_by_engine(
-    model: AdaptedModel,
-    names: Sequence[str | None],
-    examples: Sequence[Example],
-    max_new_tokens: int,
-    rows: int,
-    sampling: Sampling,
+    model: AdaptedModel, names: Sequence[str | None], examples: Sequence[Example], rows: int, form: Form
 ) -> Iterator[tuple[int, str]]:
     """Every answer with its index, in the order in which they end."""
     if not examples:
@@ -77,7 +105,7 @@ def answers_by_engine(
     with _engine_of(model, rows) as engine:
         place: dict[Answer, int] = {}
         for index, (name, example) in enumerate(zip(names, examples, strict=True)):
-            place[_submitted(engine, name, example, index, max_new_tokens, sampling)] = index
+            place[_submitted(engine, name, example, index, form)] = index
         while place:
             engine.step()
             for answer in [answer for answer in place if answer.finish is not None]:
@@ -86,12 +114,10 @@ def answers_by_engine(
                 yield place.pop(answer), model.tokenizer.decode(answer.tokens, skip_special_tokens=True).strip()
 
 
-def pieces_by_engine(
-    model: AdaptedModel, name: str | None, example: Example, max_new_tokens: int, sampling: Sampling
-) -> Iterator[str]:
+def pieces_by_engine(model: AdaptedModel, name: str | None, example: Example, form: Form) -> Iterator[str]:
     """The answer's text in pieces, as it is made."""
     with _engine_of(model, 1) as engine:
-        answer = _submitted(engine, name, example, 0, max_new_tokens, sampling)
+        answer = _submitted(engine, name, example, 0, form)
         shown = 0
         while answer.finish is None:
             engine.step()
@@ -118,14 +144,12 @@ def _engine_of(model: AdaptedModel, rows: int) -> Iterator[Engine]:
         yield engine
 
 
-def _submitted(
-    engine: Engine, name: str | None, example: Example, index: int, max_new_tokens: int, sampling: Sampling
-) -> Answer:
+def _submitted(engine: Engine, name: str | None, example: Example, index: int, form: Form) -> Answer:
     """The answer to an example's prompt, under way. Raises DataError for one that leaves no room for it."""
-    prompt = encode_prompt(example, engine.model.tokenizer)
-    check_room(example.place(index), len(prompt), max_new_tokens, engine.room(name), max_new_tokens)
-    (answer,) = engine.submit(Request(prompt, name, _seeded(sampling), Stopping(max_new_tokens)))
-    return answer
+    prompt, most = encode_prompt(example, engine.model.tokenizer), form.stopping.max_new_tokens
+    check_room(example.place(index), len(prompt), most, engine.room(name), most)
+    request = Request(prompt, name, _seeded(form.sampling), form.stopping, form.constraint)
+    return engine.submit(request)[0]
 
 
 def _seeded(sampling: Sampling) -> Sampling:

@@ -12,7 +12,8 @@ import torch
 
 from halka.core import AdaptedModel
 from halka.data.examples import Example, Prompt, as_prompt
-from halka.evaluation.by_engine import DRAWN, answers_by_engine, check_room, engine_sampling, pieces_by_engine
+from halka.engine.constraint import Constraint
+from halka.evaluation.by_engine import DRAWN, answers_by_engine, check_room, form_of, pieces_by_engine
 from halka.models import context
 from halka.models.attention.function import use_attention
 from halka.objectives import objective_of
@@ -31,6 +32,7 @@ def generate(
     *,
     max_new_tokens: int = 256,
     batch_size: int = 32,
+    constraint: Constraint | None = None,
     **options: Any,
 ) -> list[str]:
     """Answer every prompt through the base's chat template; returns the decoded answers in the prompts' order.
@@ -38,6 +40,7 @@ def generate(
     prompts        texts, conversations (lists of {"role", "content"} or `Message`s) or `Example`s
     adapters       one adapter's name for all prompts, None for the bare base, or a sequence with one for each
     batch_size     prompts at a time, whatever their adapters
+    constraint     what every answer must be: `Constraint(schema={…})` or `Constraint(regex="…")`; any text if not given
     options        of transformers' `generate`. Without any, decoding is greedy; a `temperature` above 0, `top_p`,
                    `top_k`, … sample
 
@@ -46,12 +49,13 @@ def generate(
     Raises:
         DataError: a prompt is none, the chat template refuses it, or it leaves no room for `max_new_tokens`.
         UnknownAdapterError: the model has no adapter of that name.
+        HalkaError: a constraint that cannot be enforced, or with what the engine does not answer by.
     """
     if isinstance(prompts, str):
         raise DataError("prompts is one text: give a list of prompts, such as [prompt]")
     examples = [as_prompt(prompt, f"prompts[{index}]") for index, prompt in enumerate(prompts)]
     options = {"max_new_tokens": max_new_tokens, "batch_size": batch_size, **_with_sampling(options)}
-    return answers_of(model, adapters, examples, **options)
+    return answers_of(model, adapters, examples, constraint=constraint, **options)
 
 
 def answers_of(
@@ -81,6 +85,7 @@ def iter_answers(
     *,
     max_new_tokens: int = 64,
     batch_size: int = 32,
+    constraint: Constraint | None = None,
     **options: Any,
 ) -> Iterator[tuple[int, str]]:
     """Yield (index, answer) for every example's prompt, as soon as it is complete.
@@ -92,9 +97,9 @@ def iter_answers(
     if model.tokenizer is None:
         raise HalkaError("to generate text the model needs its tokenizer: `halka.adapt(base, tokenizer)`")
     objective = objective_of(model)
-    names, sampling = adapter_of_each(adapters, examples), engine_sampling(model, options)
-    if sampling is not None:
-        yield from answers_by_engine(model, names, examples, max_new_tokens, batch_size, sampling)
+    names, form = adapter_of_each(adapters, examples), form_of(model, options, max_new_tokens, constraint)
+    if form is not None:
+        yield from answers_by_engine(model, names, examples, batch_size, form)
         return
     new = max_new_tokens if objective.answer_uses_context else 0
     limits = {name: (context(model, name), _is_full(model, name)) for name in dict.fromkeys(names)}
@@ -114,17 +119,23 @@ def iter_answers(
 
 
 def stream_answer(
-    model: AdaptedModel, name: str | None, example: Example, *, max_new_tokens: int, **options: Any
+    model: AdaptedModel,
+    name: str | None,
+    example: Example,
+    *,
+    max_new_tokens: int,
+    constraint: Constraint | None = None,
+    **options: Any,
 ) -> Iterator[str]:
     """The answer's text in pieces, as it is made; in one piece where the engine does not make it.
 
     Raises as `generate` does.
     """
-    sampling = engine_sampling(model, options)
-    if sampling is None:
+    form = form_of(model, options, max_new_tokens, constraint)
+    if form is None:
         yield from dict(iter_answers(model, name, [example], max_new_tokens=max_new_tokens, **options)).values()
     else:
-        yield from pieces_by_engine(model, name, example, max_new_tokens, sampling)
+        yield from pieces_by_engine(model, name, example, form)
 
 
 def adapter_of_each(adapters: AdapterNames, examples: Sequence[Example]) -> list[str | None]:

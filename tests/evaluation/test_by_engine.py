@@ -1,0 +1,42 @@
+"""What the engine is asked by `generate`, and what is refused because the engine would not answer."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+import halka
+from halka.util.errors import HalkaError
+from tiny import tiny
+from tokenizers_for_tests import chatml_tokenizer
+
+
+@pytest.fixture
+def model():
+    tokenizer = chatml_tokenizer()
+    return halka.adapt(tiny(vocab_size=len(tokenizer)), tokenizer)
+
+
+SCHEMA = {"type": "object", "properties": {"a": {"enum": [1, 2]}}, "required": ["a"], "additionalProperties": False}
+
+
+@pytest.mark.parametrize("drawn", [{}, {"temperature": 1.0}])
+def test_answers_keep_to_a_constraint(model, drawn):
+    constraint = halka.Constraint(schema=SCHEMA)
+    answers = halka.generate(model, ["One?", "Two?"], max_new_tokens=40, constraint=constraint, **drawn)
+    assert all(json.loads(answer) in ({"a": 1}, {"a": 2}) for answer in answers)
+    assert halka.generate(model, ["One?"], max_new_tokens=9, constraint=halka.Constraint(regex="yes")) == ["yes"]
+
+
+def test_a_constraint_that_nobody_would_keep_is_refused(model):
+    constraint = halka.Constraint(regex="yes")
+    with pytest.raises(HalkaError, match="num_beams is for transformers' `generate`"):
+        halka.generate(model, ["One?"], constraint=constraint, num_beams=2)
+    model.base.generation_config.repetition_penalty = 1.2
+    with pytest.raises(HalkaError, match="generation config sets repetition_penalty"):
+        halka.generate(model, ["One?"], constraint=constraint)
+    base = tiny("llama", kind="sequence-classification", vocab_size=model.base.config.vocab_size)
+    classifier = halka.adapt(base, model.tokenizer)
+    with pytest.raises(HalkaError, match="makes no text token by token"):
+        halka.generate(classifier, ["One?"], constraint=constraint)
