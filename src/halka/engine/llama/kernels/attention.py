@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
+from halka.engine.llama.kernels.arrays import room
 from halka.engine.llama.kernels.compiled import kernel
 from halka.engine.llama.kernels.numbers import ZERO, dot, exp, narrowed, widen, widened
 from halka.engine.llama.kernels.threads import meet, parallel, part
@@ -20,7 +21,7 @@ def attend_blocks(q_GW, kv, layer, head, blocks, counts, begins, position, windo
     """
     groups, width = q_GW.shape
     size = kv.shape[4]
-    q, scores = np.empty((groups, width), np.float32), np.empty((groups, size), np.float32)
+    q, scores = room((groups, width), np.float32), room((groups, size), np.float32)
     for g in range(groups):
         widen(q_GW[g], q[g])
         state_G2[g, 0], state_G2[g, 1] = LOWEST, ZERO
@@ -116,7 +117,9 @@ def attend(threads, q_NQW, kv, layer, places, texts, tables, counts, begins, pos
     pieces  of a text's blocks, one a task: more than one where texts are few and threads many
     """
     heads, groups, width = kv.shape[3], q_NQW.shape[1] // kv.shape[3], q_NQW.shape[2]
-    sums = np.empty((places.shape[0], heads, pieces, groups, width), np.float32)
-    states = np.empty((places.shape[0], heads, pieces, groups, 2), np.float32)
+    sums = room((places.shape[0], heads, pieces, groups, width), np.float32)
+    states = room((places.shape[0], heads, pieces, groups, 2), np.float32)
+    gate = room(1, np.int64)
+    gate[0] = 0
     arguments = (q_NQW, kv, layer, places, texts, tables, counts, begins, positions, window, scale, pieces)
-    parallel(_attend, threads, (*arguments, sums, states, out_N, np.zeros(1, np.int64)))
+    parallel(_attend, threads, (*arguments, sums, states, out_N, gate))

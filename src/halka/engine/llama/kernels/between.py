@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
+from halka.engine.llama.kernels.arrays import room
 from halka.engine.llama.kernels.compiled import kernel
 from halka.engine.llama.kernels.numbers import ONE, exp, narrowed, norm, widen, widened
 from halka.engine.llama.kernels.threads import parallel, part
@@ -11,8 +12,9 @@ from halka.engine.llama.kernels.threads import parallel, part
 
 @kernel
 def _add_norm(thread, threads, x_ND, y_ND, weight_D, eps, h_ND):
+    out = room(x_ND.shape[1], np.float32)
     for n in range(*part(x_ND.shape[0], thread, threads)):
-        x, out = x_ND[n], np.empty(x_ND.shape[1], np.float32)
+        x = x_ND[n]
         if y_ND.shape[0] > 0:
             y = y_ND[n]
             for i in range(x.shape[0]):
@@ -62,7 +64,7 @@ def keep_token(y, q_norm, k_norm, eps, cos_W, sin_W, kv, layer, slot, q_QW):
     """One token's queries into q; its keys and values into the block where its slot is."""
     heads, width, queries = kv.shape[3], kv.shape[5], q_QW.shape[0]
     block, place = slot // kv.shape[4], slot % kv.shape[4]
-    x, out = np.empty(width, np.float32), np.empty(width, np.float32)
+    x, out = room(width, np.float32), room(width, np.float32)
     for head in range(queries + heads):
         widen(y[head * width : (head + 1) * width], x)
         if head < queries:

@@ -24,6 +24,7 @@ SOURCES = _digest()
 def kernel(function: Callable[..., Any]) -> Any:
     """Compiles a function at its first call, and keeps the code on disk where a folder can be written."""
     options = {"fastmath": FAST, "nogil": True, "error_model": "numpy"}
+    options["_nrt"] = False  # nobody counts who holds an array, which threads would wait for; `arrays.room` makes some
     function.__qualname__ += f"_{SOURCES}"  # part of the name of numba's file
     try:
         return njit(cache=True, **options)(function)

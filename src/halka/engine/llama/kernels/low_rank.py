@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import numpy as np
 
+from halka.engine.llama.kernels.arrays import room, stored
 from halka.engine.llama.kernels.compiled import kernel
-from halka.engine.llama.kernels.numbers import dot, matrix, narrowed, widen, widened
+from halka.engine.llama.kernels.numbers import dot, narrowed, widen, widened
 from halka.engine.llama.kernels.threads import parallel, part
 
 
@@ -20,8 +21,8 @@ def add_slots(like, x_I, slots, widths, begin, end, out):
         width, rank = widths[slot], slots[slot, 2]
         low, high = max(begin, offset), min(end, offset + width)
         if rank > 0 and low < high:
-            A_RI = matrix(slots[slot, 0], rank, x_I.shape[0], like)
-            B_RO = matrix(slots[slot, 1], rank, width, like)
+            A_RI = stored(slots[slot, 0], (rank, x_I.shape[0]), like)
+            B_RO = stored(slots[slot, 1], (rank, width), like)
             own = out[low - begin : high - begin]
             for r in range(rank):
                 inner = dot(A_RI[r], x_I)
@@ -35,10 +36,12 @@ def add_slots(like, x_I, slots, widths, begin, end, out):
 def _add_low_rank(thread, threads, x_NI, y_NO, tables, places, owners, layer, first, widths, pieces):
     width = y_NO.shape[1]
     low, high = part(places.shape[0] * pieces, thread, threads)
+    x, room_for_added = room(x_NI.shape[1], np.float32), room(width // pieces + 1, np.float32)
     for task in range(low, high):
         one, piece = task // pieces, task % pieces
         begin, end = part(width, piece, pieces)
-        x, added = np.empty(x_NI.shape[1], np.float32), np.zeros(end - begin, np.float32)
+        added = room_for_added[: end - begin]
+        added[:] = 0
         widen(x_NI[places[one]], x)
         slots = tables[owners[one], layer, first : first + widths.shape[0]]
         add_slots(y_NO, x, slots, widths, begin, end, added)

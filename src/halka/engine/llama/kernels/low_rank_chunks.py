@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import numpy as np
 
+from halka.engine.llama.kernels.arrays import room, stored
 from halka.engine.llama.kernels.compiled import kernel
-from halka.engine.llama.kernels.numbers import matrix, narrowed, widened
-from halka.engine.llama.kernels.products import LANES, TILE, aligned, tile_of_two
+from halka.engine.llama.kernels.numbers import narrowed, widened
+from halka.engine.llama.kernels.products import LANES, TILE, tile_of_two
 from halka.engine.llama.kernels.threads import parallel, part
 
 TOKENS = 2 * LANES  # that are computed at once
@@ -53,8 +54,8 @@ def _add_low_rank_chunks(thread, threads, x_NI, y_NO, tables, owners, starts, en
         for one in range(owners.shape[0]):
             most = max(most, tables[owners[one], layer, slot, 2])
     rank, pairs, total = (most + 1) // 2 * 2, x_NI.shape[1] // 2, y_NO.shape[1]
-    x, packed, sums = aligned(pairs * TOKENS), aligned(rank // 2 * TOKENS), np.empty(TILE * TOKENS, np.float32)
-    inner = np.empty(TOKENS * rank, np.uint16)
+    x, packed = room(pairs * TOKENS, np.uint32), room(rank // 2 * TOKENS, np.uint32)
+    sums, inner = room(TILE * TOKENS, np.float32), room(TOKENS * rank, np.uint16)
     for task in range(*part(starts.shape[0] * pieces, thread, threads)):
         one, (begin, end) = task // pieces, part(total, task % pieces, pieces)
         tokens, slots, offset = ends[one] - starts[one], tables[owners[one], layer, first:], 0
@@ -67,10 +68,10 @@ def _add_low_rank_chunks(thread, threads, x_NI, y_NO, tables, owners, starts, en
             even = (own_rank + 1) // 2 * 2
             low, high = max(begin, offset), min(end, offset + width)
             if own_rank > 0 and low < high:
-                inner_NR = inner[: tokens * even].reshape(tokens, even)
+                inner_NR = stored(inner.ctypes.data, (tokens, even), inner)
                 inner_NR[:, even - 1] = 0
-                _inner(x, matrix(slots[slot, 0], own_rank, x_NI.shape[1], x_NI), sums, inner_NR)
-                B_RO = matrix(slots[slot, 1], own_rank, width, x_NI)
+                _inner(x, stored(slots[slot, 0], (own_rank, x_NI.shape[1]), x_NI), sums, inner_NR)
+                B_RO = stored(slots[slot, 1], (own_rank, width), x_NI)
                 for o in range(low, high, TOKENS):
                     stop = min(o + TOKENS, high)
                     y = y_NO[starts[one] : ends[one], o:stop]

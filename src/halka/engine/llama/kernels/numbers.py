@@ -6,8 +6,7 @@ from typing import Any
 
 import numpy as np
 from numba import types
-from numba.extending import intrinsic, overload
-from numba.np.numpy_support import carray
+from numba.extending import overload
 
 from halka.engine.llama.kernels.compiled import kernel
 
@@ -49,29 +48,6 @@ def _bf16(value):
     if value != value:
         rounded = np.uint32(0x7FC00000)
     return np.uint16(rounded >> np.uint32(16))
-
-
-def _as_pointer(context, address):
-    """The address as a pointer, for `carray`."""
-
-    def code(context, builder, signature, arguments):
-        return builder.inttoptr(arguments[0], context.get_value_type(signature.return_type))
-
-    return types.voidptr(address), code
-
-
-_pointer: Any = intrinsic(_as_pointer)
-
-
-@kernel
-def vector(address, width, like):
-    """What is stored there, as an array (width,); without any element where the address is 0."""
-    return carray(_pointer(address), (width if address != 0 else 0,), like.dtype)
-
-
-@kernel
-def matrix(address, rows, width, like):
-    return carray(_pointer(address), (rows, width), like.dtype)
 
 
 @kernel

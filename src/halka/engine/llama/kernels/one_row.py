@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import numpy as np
 
+from halka.engine.llama.kernels.arrays import room, stored
 from halka.engine.llama.kernels.attention import attend_blocks, gathered
 from halka.engine.llama.kernels.between import keep_token
 from halka.engine.llama.kernels.compiled import kernel
 from halka.engine.llama.kernels.low_rank import add_slots
-from halka.engine.llama.kernels.numbers import ONE, ZERO, dot, exp, matrix, narrowed, norm, vector, widen, widened
+from halka.engine.llama.kernels.numbers import ONE, ZERO, dot, exp, narrowed, norm, widen, widened
 from halka.engine.llama.kernels.threads import meet, parallel, part
 
 INT8 = np.empty(0, np.int8)  # an array's kind
@@ -52,11 +53,11 @@ def _product(like, weight, x_I, y_O, slots, widths, begin, end):
 
     weight  (3,) the addresses of W (O, I), of the scale and the bias (O,), or 0: without a scale W is no int8
     """
-    scale_O, bias_O = vector(weight[1], y_O.shape[0], x_I), vector(weight[2], y_O.shape[0], like)
+    scale_O, bias_O = stored(weight[1], y_O.shape[0], x_I), stored(weight[2], y_O.shape[0], like)
     if weight[1] == 0:
-        _outputs(matrix(weight[0], y_O.shape[0], x_I.shape[0], like), scale_O, x_I, y_O, begin, end)
+        _outputs(stored(weight[0], (y_O.shape[0], x_I.shape[0]), like), scale_O, x_I, y_O, begin, end)
     else:
-        _outputs(matrix(weight[0], y_O.shape[0], x_I.shape[0], INT8), scale_O, x_I, y_O, begin, end)
+        _outputs(stored(weight[0], (y_O.shape[0], x_I.shape[0]), INT8), scale_O, x_I, y_O, begin, end)
     if weight[2] != 0:
         for o in range(begin, end):
             y_O[o] += widened(bias_O[o])
@@ -80,7 +81,7 @@ def _head(thread, threads, W_OI, scale_O, x_I, y_O):
 @kernel
 def product(threads, W_OI, scale_O, x_I, y_O):
     """y = F.linear(x, W) * scale, of one token: at the speed at which memory gives W. scale: as `_outputs` has it."""
-    x, y = np.empty(x_I.shape[0], np.float32), np.empty(y_O.shape[0], np.float32)
+    x, y = room(x_I.shape[0], np.float32), room(y_O.shape[0], np.float32)
     widen(x_I, x)
     parallel(_head, threads, (W_OI, scale_O, x, y))
     for o in range(y.shape[0]):
@@ -94,21 +95,21 @@ def _one_row(
 ):  # fmt: skip
     hidden, heads, width = embed_VD.shape[1], kv.shape[3], kv.shape[5]
     groups, attended, pieces = queries // heads, queries * width, sums.shape[1]
-    x, h, out = np.empty(hidden, np.float32), np.empty(hidden, np.float32), np.empty(attended, np.float32)
-    gate_up, weight = np.empty(2 * inner, np.float32), np.empty(3, np.int64)
-    of_qkv = np.array([attended, heads * width, heads * width])
-    of_inner, of_hidden = np.array([inner]), np.array([hidden])
+    x, h, out = room(hidden, np.float32), room(hidden, np.float32), room(attended, np.float32)
+    gate_up, weight = room(2 * inner, np.float32), room(3, np.int64)
+    of_qkv, of_inner, of_hidden = room(3, np.int64), room(1, np.int64), room(1, np.int64)
+    of_qkv[0], of_qkv[1], of_qkv[2], of_inner[0], of_hidden[0] = attended, heads * width, heads * width, inner, hidden
     qkv_low, qkv_high = part(qkv.shape[0], thread, threads)
     z_low, z_high = part(inner, thread, threads)
     low, high = part(hidden, thread, threads)
     widen(embed_VD[token], x)
     for layer in range(weights.shape[0]):
         own, low_rank, window = weights[layer], table[layer], windows[layer]
-        norm(x, vector(own[0], hidden, embed_VD), eps, h)
+        norm(x, stored(own[0], hidden, embed_VD), eps, h)
         _product(embed_VD, own[1:4], h, qkv, low_rank[:3], of_qkv, qkv_low, qkv_high)
         meet(gate, threads)
         if thread == 0:
-            q_norm, k_norm = vector(own[4], width, embed_VD), vector(own[5], width, embed_VD)
+            q_norm, k_norm = stored(own[4], width, embed_VD), stored(own[5], width, embed_VD)
             keep_token(qkv, q_norm, k_norm, eps, cos_W, sin_W, kv, layer, slot, q_QW)
         meet(gate, threads)
         for task in range(*part(heads * pieces, thread, threads)):
@@ -126,7 +127,7 @@ def _one_row(
         meet(gate, threads)
         for i in range(hidden):
             x[i] += y[i]
-        norm(x, vector(own[9], hidden, embed_VD), eps, h)
+        norm(x, stored(own[9], hidden, embed_VD), eps, h)
         for half in range(2):
             here = gate_up[half * inner : (half + 1) * inner]
             _half_of(embed_VD, own[10:13], half, inner, hidden, weight)
@@ -155,12 +156,12 @@ def one_row(
     """
     heads, width = kv.shape[3], kv.shape[5]
     groups, pieces = queries // heads, 1 if heads % threads == 0 else threads
-    qkv, q = np.empty((queries + 2 * heads) * width, np.float32), np.empty((queries, width), np.float32)
+    qkv, q = room((queries + 2 * heads) * width, np.float32), room((queries, width), np.float32)
     sums, states = (
-        np.empty((heads, pieces, groups, width), np.float32),
-        np.empty((heads, pieces, groups, 2), np.float32),
+        room((heads, pieces, groups, width), np.float32),
+        room((heads, pieces, groups, 2), np.float32),
     )
-    z, y = np.empty(inner, np.float32), np.empty(embed_VD.shape[1], np.float32)
+    z, y = room(inner, np.float32), room(embed_VD.shape[1], np.float32)
     arguments = (
         embed_VD,
         weights,
@@ -177,5 +178,7 @@ def one_row(
         begins,
         position,
     )
-    scratch = (np.zeros(1, np.int64), qkv, q, sums, states, z, y)
+    gate = room(1, np.int64)
+    gate[0] = 0
+    scratch = (gate, qkv, q, sums, states, z, y)
     parallel(_one_row, threads, (*arguments, windows, scale, table, queries, inner, *scratch, logits))

@@ -15,6 +15,7 @@ from numba import types
 from numba.core import cgutils
 from numba.extending import intrinsic, overload
 
+from halka.engine.llama.kernels.arrays import room
 from halka.engine.llama.kernels.compiled import kernel
 from halka.engine.llama.kernels.numbers import narrowed, widened
 from halka.engine.llama.kernels.threads import parallel, part
@@ -89,16 +90,8 @@ def _tile(registers: int) -> Any:
 _tile_of_one, tile_of_two = _tile(1), _tile(2)
 
 
-@kernel
-def aligned(count):
-    """(count,) words at the beginning of a line of the cache."""
-    words = np.empty(count + LANES, np.uint32)
-    first = (-words.ctypes.data // words.itemsize) % LANES
-    return words[first : first + count]
-
-
 def as_bf16(rows_OI: Any, out_OI: Any) -> Any:
-    """The rows in bf16: themselves, or int8 ones in `out`, which has as many or more."""
+    """The address of the rows in bf16: their own, or that of `out`, which int8 ones are written to."""
     raise NotImplementedError
 
 
@@ -106,7 +99,7 @@ def as_bf16(rows_OI: Any, out_OI: Any) -> Any:
 def _as_bf16(rows_OI, out_OI):
     if rows_OI.dtype == types.int8:
         return lambda rows_OI, out_OI: _whole_numbers(rows_OI, out_OI)
-    return lambda rows_OI, out_OI: rows_OI
+    return lambda rows_OI, out_OI: rows_OI.ctypes.data
 
 
 @kernel
@@ -115,7 +108,7 @@ def _whole_numbers(rows_OI, out_OI):
         row, out = rows_OI[o], out_OI[o]
         for i in range(row.shape[0]):
             out[i] = np.uint16(np.float32(row[i]).view(np.uint32) >> np.uint32(16))  # whole numbers to 256 are exact
-    return out_OI[: rows_OI.shape[0]]
+    return out_OI.ctypes.data
 
 
 @kernel
@@ -123,15 +116,15 @@ def _multiply(x_NI, W_OI, scale_O, bias_O, begin, end, y_NO):
     """y = F.linear(x, W) * scale + bias, of two registers of tokens at most, at these tiles' outputs."""
     tokens, width, pairs = x_NI.shape[0], W_OI.shape[0], x_NI.shape[1] // 2
     lanes = LANES if tokens <= LANES else 2 * LANES
-    packed, sums = aligned(pairs * lanes), np.empty((TILE, lanes), np.float32)
-    tile = np.empty((TILE, 2 * pairs), np.uint16)
+    packed, sums = room(pairs * lanes, np.uint32), room((TILE, lanes), np.float32)
+    tile = room((TILE, 2 * pairs), np.uint16)
     for n in range(tokens):
         x = x_NI[n].view(np.uint32)
         for pair in range(pairs):
             packed[pair * lanes + n] = x[pair]
     for low in range(begin * TILE, min(end * TILE, width), TILE):
-        rows = as_bf16(W_OI[low : low + TILE], tile)
-        addresses = packed.ctypes.data, rows.ctypes.data, rows.shape[0] - 1, pairs, sums.ctypes.data
+        rows = W_OI[low : low + TILE]
+        addresses = packed.ctypes.data, as_bf16(rows, tile), rows.shape[0] - 1, pairs, sums.ctypes.data
         if lanes == LANES:
             _tile_of_one(*addresses)
         else:
