@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import random
+
 import halka
 from engine_for_tests import model_of, run
 from halka.engine.engine import Engine
@@ -23,6 +25,20 @@ def test_a_flood_of_one_tenant_delays_another_by_a_step_or_two():
         assert sum(answer.finish is not None for answer in flood) <= 4
         run(engine, steps=2000)
         assert {len(answer.tokens) for answer in flood} <= set(range(1, 21))
+
+
+def test_a_flood_of_prompts_does_not_delay_the_reading_of_another():
+    draw = random.Random(0)
+    with Engine(model_of(families={}), rows=8, read_beside=4) as engine:
+        for _ in range(40):
+            prompt = [draw.randrange(5, 12) for _ in range(40)]
+            engine.submit(Request(prompt, stopping=Stopping(20), tenant="flood"))
+        for _ in range(60):
+            engine.step()
+        (one,) = engine.submit(request("one", tokens=5))
+        for _ in range(3):
+            engine.step()
+        assert one.tokens
 
 
 def test_tenants_have_equal_shares_whatever_they_queue():

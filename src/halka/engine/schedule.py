@@ -11,6 +11,7 @@ from halka.engine.waiting import Waiting
 from halka.models.attention.paged import SIZE
 
 PAST = 4  # tokens per width of the base to which a token's attention takes as long as its linear layers
+HURRY = 3  # times as much is read beside answers if a tenant has had fewer tokens than each of theirs
 
 Work = list[tuple[Text, list[int]]]
 """The texts that a step computes, with a slot in the cache for each of their next tokens."""
@@ -74,18 +75,29 @@ class Schedule:
         for text in [text for text in company if text.left == 1]:
             if text in self.running and self._has_block(text):
                 work.append((text, [*text.extend(self._cache, 1)]))
-        budget: float = self._read_beside if work else self._read
-        past = self._past if work else math.inf
-        for text in [text for text in company if text.left > 1 and text in self.running]:
-            budget -= self._read_on(text, budget, past, work)
-        while budget >= 1 and (text := self._admit()) is not None:
+        least = min((self.waiting.served(text) for text, _ in work), default=math.inf)
+        past, most = (self._past, self._read_beside) if work else (math.inf, self._read)
+        spent, hurried = 0.0, max(most, min(HURRY * most, self._read))
+        reading = sorted((t for t in company if t.left > 1 and t in self.running), key=self.waiting.served)
+        while (text := self._next_reader(reading)) is not None:
             if company and text.version.company != company[0].version.company:
-                break  # it has a row; its turn comes
+                continue  # it has a row; its turn comes
             company.append(text)
-            budget -= self._read_on(text, budget, past, work)
+            budget = (hurried if self.waiting.served(text) < least else most) - spent
+            if budget < 1:
+                break
+            spent += self._read_on(text, budget, past, work)
         if not work and self.running:  # those that read hold all blocks: the oldest goes on next time
             self._preempt(max(self.running, key=_age))
         return work
+
+    def _next_reader(self, reading: list[Text]) -> Text | None:
+        """Which text reads next, of those that have a row or can get one: the tenant with the fewest tokens first."""
+        first = next(filter(_ready, self.waiting.firsts()), None)
+        if reading and (first is None or self.waiting.served(reading[0]) <= self.waiting.served(first)):
+            return reading.pop(0)
+        text = self._admit()
+        return reading.pop(0) if text is None and reading else text
 
     def _next_company(self) -> list[Text]:
         """The running texts that this step computes, the oldest first; companies take turns."""
@@ -107,8 +119,7 @@ class Schedule:
         """Let a text read on, for so much at most; returns what its tokens cost."""
         text.share(self._cache)
         price = 1 + text.done / past
-        affordable = max(1, int(budget / price)) if budget >= 1 else 0
-        tokens = min(text.left, affordable, text.spare + SIZE * self._cache.room)
+        tokens = min(text.left, max(1, int(budget / price)), text.spare + SIZE * self._cache.room)
         if tokens > 0:
             work.append((text, [*text.extend(self._cache, tokens)]))
         return tokens * price

@@ -66,6 +66,10 @@ class Waiting:
             firsts = [queue[0] for queue in self._queues[tenant].values()]
             yield from sorted(firsts, key=lambda text: (counts[text.answer.request.adapter], text.number))
 
+    def served(self, text: Text) -> float:
+        """How many tokens its tenant has had."""
+        return self._tenants.of[text.answer.request.tenant]
+
     def enter(self, text: Text) -> None:
         """It has come and waits."""
         tenant, adapter = _owner(text)
