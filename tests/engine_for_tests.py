@@ -40,7 +40,8 @@ def alone(model, request: Request) -> list[int]:
     tokens = [*request.prompt]
     with torch.inference_mode(), model.use(request.adapter):
         for _ in range(request.stopping.max_new_tokens):
-            logits = model.base(input_ids=torch.tensor([tokens]), use_cache=False).logits[0, -1]
+            ids = torch.tensor([tokens], device=model.base.device)
+            logits = model.base(input_ids=ids, use_cache=False).logits[0, -1]
             tokens.append(int(logits.argmax()))
             if tokens[-1] == 2:
                 break

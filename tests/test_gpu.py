@@ -9,7 +9,10 @@ import pytest
 import torch
 
 import halka
+from engine_for_tests import alone, model_of, prompts, run
 from halka.data.tokens import Tokens
+from halka.models import memory_of
+from halka.models.attention.paged import KVBlocks
 from tiny import tiny
 from tokenizers_for_tests import chatml_tokenizer
 
@@ -63,6 +66,22 @@ def test_rows_of_a_mixed_batch_on_a_gpu_are_those_of_each_adapter_alone(architec
             with model.use(name):
                 alone = model.base(input_ids=ids[:1]).logits[0]
             torch.testing.assert_close(mixed[row], alone, rtol=1e-3, atol=1e-3)
+
+
+@pytest.mark.parametrize("blocks", [7, 9, 14])
+def test_a_cache_on_a_gpu_that_is_too_small_changes_no_token(blocks):
+    model = model_of(families={**FAMILIES, "long": halka.Prompt(length=18)}).to("cuda")
+    names = [None, *FAMILIES, "long"]
+    requests = [
+        halka.Request(prompt, names[n % 6], stopping=halka.Stopping(20)) for n, prompt in enumerate(prompts(20))
+    ]
+    each = KVBlocks.bytes_of(memory_of(model).stack.shape, torch.float32)
+    with halka.Engine(model, rows=6, memory=blocks * each, read=24, read_beside=8) as engine:
+        answers = [engine.submit(request)[0] for request in requests]
+        run(engine)
+        assert engine.schedule.preempted
+        assert engine.cache.room == engine.cache.size == blocks
+    assert [answer.tokens for answer in answers] == [alone(model, request) for request in requests]
 
 
 @pytest.mark.parametrize("architecture", ["llama", "gemma2", "gpt2"])
