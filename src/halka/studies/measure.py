@@ -15,18 +15,19 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal, cast
 
-import torch
-
 from halka.core import AdaptedModel, Method, parameter_count, quantization_of
 from halka.data.examples import Item
 from halka.data.task import Task, limit, load_task
 from halka.data.texts import shipped_text
+from halka.engine.engine import Engine
+from halka.engine.kept import kept_of
+from halka.engine.request import Request
+from halka.engine.stopping import Stopping
 from halka.estimating.dry_runs import FP32, Setup, dry_run, weights_of
 from halka.evaluation.evaluating import evaluate, perplexity
 from halka.methods import build_method
 from halka.methods.prompt import started_from
-from halka.models import adapt, pad_id
-from halka.models.attention.function import use_attention
+from halka.models import adapt
 from halka.models.kinds import kind_of
 from halka.models.loading import load_base
 from halka.models.quantised import Quantize, bytes_of
@@ -305,24 +306,18 @@ def _predicted(model: AdaptedModel, items: Sequence[Item], config: TrainConfig) 
 
 
 def _latency(model: AdaptedModel, name: str | None, items: Sequence[Item], tokens: int = 24) -> dict[str, float]:
-    """Milliseconds a generated token, one row, with and without the adapter in turn; medians of five."""
-    base: Any = model.base
-    prompt = torch.tensor([items[0].ids[:32]], device=next(base.parameters()).device)
+    """Milliseconds a token of an answer of the engine, with and without the adapter in turn; medians of five."""
+    prompt = items[0].ids[:32]
     times: dict[str | None, list[float]] = {None: [], name: []}
-    with torch.inference_mode(), use_attention(base):
-        for _ in range(5):
+    with kept_of(model) as kept, Engine(model, rows=1, ends=frozenset(), kept=kept) as engine:
+        for number in range(5):
             for adapter, measured in times.items():
-                with model.use(adapter):
-                    started = time.perf_counter()
-                    base.generate(
-                        input_ids=prompt,
-                        attention_mask=torch.ones_like(prompt),
-                        max_new_tokens=tokens,
-                        min_new_tokens=tokens,
-                        do_sample=False,
-                        pad_token_id=pad_id(model),
-                    )
-                    measured.append((time.perf_counter() - started) / tokens * 1000)
+                request = Request(prompt, adapter, stopping=Stopping(tokens), tenant=str(number))  # nothing is shared
+                started = time.perf_counter()
+                [answer] = engine.run([request])
+                if answer.error is not None:
+                    raise answer.error
+                measured.append((time.perf_counter() - started) / tokens * 1000)
     bare, adapted = statistics.median(times[None]), statistics.median(times[name])
     return {"base_ms_per_token": bare, "adapted_ms_per_token": adapted, "added": adapted / bare - 1}
 
