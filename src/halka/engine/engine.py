@@ -69,7 +69,7 @@ class Engine:
 
         Raises HalkaError for a base that is no decoder, one without tokenizer, and numbers below 1.
         """
-        if not layout_of(model.base).causal or layout_of(model.base).encoder is not None:
+        if not layout_of(model.base).generates:
             raise HalkaError(f"{type(model.base).__name__} is no decoder: an engine makes texts token by token")
         if model.tokenizer is None:
             raise HalkaError("an engine makes text: it needs the tokenizer, `halka.adapt(base, tokenizer)`")

@@ -87,8 +87,7 @@ def _engine_answers(model: AdaptedModel) -> bool:
 
 
 def _decodes(model: AdaptedModel) -> bool:
-    layout = layout_of(model.base)
-    return layout.causal and layout.encoder is None and not model.labels
+    return layout_of(model.base).generates and not model.labels
 
 
 def _asks(model: AdaptedModel, option: str) -> bool:

@@ -53,6 +53,11 @@ class Layout:
     causal: bool = True
     positions: str = "index"
 
+    @property
+    def generates(self) -> bool:
+        """Whether the stack makes texts token by token, from what it read itself."""
+        return self.causal and self.encoder is None
+
 
 CLASSIFIERS = ("classifier", "score")  # transformers' names for the head of a classifier
 
