@@ -206,6 +206,30 @@ def test_an_adapter_of_the_model_that_changes_is_another(model, how):
                 assert after.adapter_id != before.adapter_id
 
 
+def test_values_that_are_written_and_written_back_leave_nothing_behind(model):
+    """Whoever used them meanwhile fails, and nobody finds what they made."""
+    for name in ("a", "b", "c"):
+        filled(model, name, halka.LoRA(rank=4), 1)
+    values = [parameter.clone() for parameter in model.parameters("a")]
+    with Engine(model) as engine:
+        (before,) = engine.submit(request("a"))
+        run(engine)
+        under_way = [answer for name in ("a", "b", "c") for answer in engine.submit(request(name))]
+        engine.step()
+        with torch.no_grad():
+            for parameter in model.parameters("a"):
+                parameter.mul_(3)
+            engine.step()
+            for parameter, value in zip(model.parameters("a"), values, strict=True):
+                parameter.copy_(value)
+        run(engine)
+        assert [answer.finish == "error" for answer in under_way] == [True, False, False]
+        (after,) = engine.submit(request("a"))
+        run(engine)
+        assert after.tokens == before.tokens == alone(model, request("a"))
+        assert after.adapter_id == before.adapter_id
+
+
 def test_what_is_merged_answers_alone(model):
     filled(model, "lora", halka.LoRA(rank=4), 1)
     bare, lora = alone(model, request()), alone(model, request("lora"))

@@ -129,12 +129,16 @@ class Adapters:
             self.look(version, values=version.written != Changes.written(version.parameters))
 
     def look(self, version: Version, *, values: bool = True) -> None:
-        """See whether the model still has it, and with `values` whether it is still the same."""
+        """See whether the model still has it, and with `values` whether it is still the same.
+
+        What was written by hand has acted for some steps perhaps: to write the old values again does not undo these.
+        """
         adapter = version.adapter
         if version.here and self.model.adapters.get(version.key or "") is adapter:
             if not values or not version.parameters or version.state == Changes.state(version.parameters):
                 return
-            if adapter is not None and content_id(adapter) == version.id:
+            by_hand = version.written != Changes.written(version.parameters)
+            if not by_hand and adapter is not None and content_id(adapter) == version.id:
                 see_values(version, adapter)
                 return
         version.error = HalkaError(f"adapter {version.name!r} was changed or removed while a request used it")

@@ -23,7 +23,7 @@ from halka.util.errors import HalkaError
 POSITIONS = 4096  # of a text, to size the cache of a base without a limit
 SHARE = 0.25  # of the machine's memory that the cache takes at most, unless another is set
 
-Key = tuple["int | str", "str | None", Hashable]
+Key = tuple["int | str", Hashable, Hashable]
 """A block's parent (its serial number, or a tenant), what acted on its tokens, and the tokens."""
 
 

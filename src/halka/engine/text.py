@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Hashable, Iterator
 
 from torch import Tensor
 
@@ -75,7 +75,7 @@ class Text:
         virtual = self.version.virtual
         count = 0 if virtual is None else len(virtual)
         for start in range(0, count, SIZE):
-            key = (self._parent(len(self.blocks)), self.version.id, ("virtual", start))
+            key = (self._parent(len(self.blocks)), self.version.content, ("virtual", start))
             block = cache.find(key)
             if block is None:
                 assert virtual is not None
@@ -148,7 +148,7 @@ class Text:
         """What this block of its continues: the serial number of the one before, or the root of the tenant."""
         return self.blocks[block - 1].serial if block else self.answer.request.tenant
 
-    def _key(self, start: int) -> tuple[int | str, str | None, tuple[int, ...]]:
+    def _key(self, start: int) -> tuple[int | str, Hashable, tuple[int, ...]]:
         """The key of the block of the tokens from `start` on."""
         parent = self._parent(self._first + start // SIZE)
-        return parent, self.version.id, tuple(self.tokens[start : start + SIZE])
+        return parent, self.version.content, tuple(self.tokens[start : start + SIZE])

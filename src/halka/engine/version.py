@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Hashable
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 from typing import Any
@@ -59,6 +60,16 @@ class Version:
     parameters: list[nn.Parameter] = field(default_factory=list[nn.Parameter], repr=False)
     written: list[int] = field(default_factory=list[int], repr=False)
     reading: Future[None] | None = field(default=None, repr=False)
+    _itself: object = field(default_factory=object, repr=False)
+
+    @property
+    def content(self) -> Hashable:
+        """What acted on tokens, as the cache knows it; None: nothing.
+
+        Files have the content that their id says. Values in the model may be written by hand, which is seen some steps
+        later: what they made until then is this version's alone, and nobody's once it is given up.
+        """
+        return self.id if self.folder is not None or self.id is None else self._itself
 
 
 def describe(version: Version, model: AdaptedModel, adapter: Adapter) -> None:
