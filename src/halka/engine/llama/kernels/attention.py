@@ -8,7 +8,7 @@ from halka.engine.llama.kernels.arrays import room
 from halka.engine.llama.kernels.compiled import kernel
 from halka.engine.llama.kernels.numbers import ZERO, dot, exp, narrowed, widen, widened
 from halka.engine.llama.kernels.threads import meet, parallel, part
-from halka.models.attention.paged import ALWAYS
+from halka.models.attention.paged import ALWAYS, SIZE
 
 LOWEST = np.float32(-3e38)
 
@@ -20,8 +20,7 @@ def attend_blocks(q_GW, kv, layer, head, blocks, counts, begins, position, windo
     sums  (G, W) fp32, weighted values    state  (G, 2) the highest score, and the sum of weights
     """
     groups, width = q_GW.shape
-    size = kv.shape[4]
-    q, scores = room((groups, width), np.float32), room((groups, size), np.float32)
+    q, scores = room((groups, width), np.float32), room((groups, SIZE), np.float32)
     for g in range(groups):
         widen(q_GW[g], q[g])
         state_G2[g, 0], state_G2[g, 1] = LOWEST, ZERO
@@ -45,8 +44,9 @@ def attend_blocks(q_GW, kv, layer, head, blocks, counts, begins, position, windo
             for j in range(low, high):
                 highest = max(highest, own[j])
             shrink, total = exp(state_G2[g, 0] - highest), ZERO
-            for j in range(low, high):
-                own[j] = exp(own[j] - highest)
+            for j in range(SIZE):  # all of a block, which a compiler then makes vectors of
+                weight = exp(own[j] - highest)
+                own[j] = weight if low <= j < high else ZERO
                 total += own[j]
             state_G2[g, 0], state_G2[g, 1] = highest, state_G2[g, 1] * shrink + total
             for i in range(width):
@@ -61,18 +61,22 @@ def attend_blocks(q_GW, kv, layer, head, blocks, counts, begins, position, windo
 def gathered(sums_PGW, state_PG2, like, out):
     """The softmax over all pieces P of a text, of which each was attended to by itself; out (G·W,)."""
     pieces, groups, width = sums_PGW.shape
+    shares, total_W = room(pieces, np.float32), room(width, np.float32)
     for g in range(groups):
         highest, total = LOWEST, ZERO
         for piece in range(pieces):
             highest = max(highest, state_PG2[piece, g, 0])
         for piece in range(pieces):
-            state_PG2[piece, g, 0] = exp(state_PG2[piece, g, 0] - highest)
-            total += state_PG2[piece, g, 0] * state_PG2[piece, g, 1]
+            shares[piece] = exp(state_PG2[piece, g, 0] - highest)
+            total += shares[piece] * state_PG2[piece, g, 1]
+        total_W[:] = ZERO
+        for piece in range(pieces):
+            share, sums = shares[piece] / total, sums_PGW[piece, g]
+            for i in range(width):
+                total_W[i] += share * sums[i]
+        own = out[g * width : (g + 1) * width]
         for i in range(width):
-            value = ZERO
-            for piece in range(pieces):
-                value += state_PG2[piece, g, 0] * sums_PGW[piece, g, i]
-            out[g * width + i] = narrowed(value / total, like)
+            own[i] = narrowed(total_W[i], like)
 
 
 @kernel
