@@ -76,7 +76,7 @@ class Schedule:
             if text in self.running and self._has_block(text):
                 work.append((text, [*text.extend(self._cache, 1)]))
         least = min((self.waiting.served(text) for text, _ in work), default=math.inf)
-        past, most = (self._past, self._read_beside) if work else (math.inf, self._read)
+        past, most = (self._past, self._beside(len(work))) if work else (math.inf, self._read)
         spent, hurried = 0.0, max(most, min(HURRY * most, self._read))
         reading = sorted((t for t in company if t.left > 1 and t in self.running), key=self.waiting.served)
         while (text := self._next_reader(reading)) is not None:
@@ -90,6 +90,11 @@ class Schedule:
         if not work and self.running:  # those that read hold all blocks: the oldest goes on next time
             self._preempt(max(self.running, key=_age))
         return work
+
+    def _beside(self, decoding: int) -> float:
+        """What may be read beside so many texts: more if rows stand empty, or wait to be read."""
+        rows = min(self._rows, len(self.running) + len(self.waiting))
+        return min(self._read, self._read_beside * rows / decoding)
 
     def _next_reader(self, reading: list[Text]) -> Text | None:
         """Which text reads next, of those that have a row or can get one: the tenant with the fewest tokens first."""
