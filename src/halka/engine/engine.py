@@ -216,7 +216,7 @@ class Engine:
         self.schedule.start_over(self._texts.values())
         for text in [*self._texts.values()]:
             if text.answer.finish is not None:  # it was interrupted at its end
-                self._finish(text, text.answer.finish, text.answer.error)
+                self._finish(text, text.answer.finish)
         self._fail_too_long(*{text.version for text in self._texts.values()})
 
     def _hand_out(self, work: Work, logits: Tensor) -> None:
@@ -252,14 +252,15 @@ class Engine:
                 if not isinstance(error, Exception):
                     raise
             if text.answer.finish is not None:
-                self.adapters.look(text.version)
-                error = text.version.error
-                self._finish(text, text.answer.finish if error is None else "error", error)
+                self._finish(text, text.answer.finish)
 
     def _finish(self, text: Text, finish: Finish, error: Exception | None = None) -> None:
         if self._texts.pop(text.answer, None) is None:
             return
-        text.answer.finish, text.answer.error = finish, error
+        if error is None and text.begun:  # what changed since the last look has perhaps had a part in it
+            self.adapters.look(text.version)
+            error = text.version.error
+        text.answer.finish, text.answer.error = finish if error is None else "error", error
         self.schedule.leave(text)
         if text.begun:
             self.adapters.used(text.version)
