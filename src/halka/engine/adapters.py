@@ -158,12 +158,12 @@ class Adapters:
         for version in self._own:
             version.leaving = False
         wanted = [version for version in dict.fromkeys(waiting) if not version.here and version.error is None]
+        ready = next((version for version in wanted if version.reading is not None and version.reading.done()), None)
         reading = [future for version in wanted if (future := version.reading) is not None and not future.done()]
         for version in wanted:
             if version.reading is None and len(reading) < AHEAD:
                 version.reading = self._reader.submit(_read, version)
                 reading.append(version.reading)
-        ready = next((version for version in wanted if version.reading is not None and version.reading.done()), None)
         loaded = None if ready is None or not self._load(ready) else ready
         return loaded, reading[0] if reading else None
 

@@ -50,7 +50,7 @@ class Tile:
 def tiles_of(plan: PagedPlan, number: int, window: int | None) -> Iterator[Tile]:
     """The tiles of a text, whose blocks are in order, those of virtual tokens first."""
     text, start = plan.texts[number], plan.forest.starts[number]
-    blocks, counts, begins = (np.array(each) for each in (text.blocks, text.counts, text.begins))
+    blocks, counts, begins = map(np.array, (text.blocks, text.counts, text.begins))
     for first in range(start, start + text.tokens, QUERIES):
         own = plan.positions[first : min(first + QUERIES, start + text.tokens)].numpy()
         seen = begins <= own[-1]

@@ -160,6 +160,8 @@ class _Pass:
         self._cuts = tuple(np.array(cut).T.copy()) if cut and step.pairs else None
         self._single = np.array([number for number, text in enumerate(self._plan.texts) if text.tokens == 1], np.int64)
         self._places = np.array(self._plan.forest.starts)[self._single]
+        pieces = self._pieces_of(len(self._single) * step.dims.H)
+        self._sums = kernels.partial_sums(len(self._single), pieces, self._plan.kv.data, step.dims.Q)
         long = [number for number, text in enumerate(self._plan.texts) if text.tokens > 1]
         windows = {layer.window for layer in step.weights.layers}
         self._tiles = {
@@ -195,10 +197,9 @@ class _Pass:
         kernels.keep(self._threads, *arguments)
         if len(self._single):
             tables, counts, begins = plan.tables.numpy(), plan.counts.numpy(), plan.begins.numpy()
-            pieces = self._pieces_of(len(self._single) * step.dims.H)
             kernels.attend(
                 *(self._threads, scratch.q.array, kv, number, self._places, self._single, tables, counts, begins),
-                *(plan.positions.numpy(), layer.window or 0, step.scale, pieces, scratch.out.array),
+                *(plan.positions.numpy(), layer.window or 0, step.scale, *self._sums, scratch.out.array),
             )
         for tiles in self._tiles[layer.window]:
             step.attend_tiles(self._threads, scratch.q, kv, number, tiles, step.scale, scratch.out)

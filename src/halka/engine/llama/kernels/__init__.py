@@ -8,7 +8,7 @@ Weights and activations are fp32, or bf16 seen as uint16; sums are fp32 always. 
 computes as a line of torch; tests/engine/llama/test_kernels.py holds each to that line.
 """
 
-from halka.engine.llama.kernels.attention import attend
+from halka.engine.llama.kernels.attention import attend, partial_sums
 from halka.engine.llama.kernels.between import add_norm, keep, silu_product
 from halka.engine.llama.kernels.chunks import gather, hide, scatter
 from halka.engine.llama.kernels.low_rank import add_low_rank
@@ -27,6 +27,7 @@ __all__ = [
     "hide",
     "keep",
     "one_row",
+    "partial_sums",
     "product",
     "products",
     "scatter",

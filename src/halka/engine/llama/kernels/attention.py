@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 
 from halka.engine.llama.kernels.arrays import room
@@ -81,10 +83,11 @@ def gathered(sums_PGW, state_PG2, like, out):
 
 @kernel
 def _attend(
-    thread, threads, q_NQW, kv, layer, places, texts, tables, counts, begins, positions, window, scale, pieces, sums,
-    states, out_N, gate,
+    thread, threads, q_NQW, kv, layer, places, texts, tables, counts, begins, positions, window, scale, sums, states,
+    out_N, gate,
 ):  # fmt: skip
     heads, groups, width = kv.shape[3], q_NQW.shape[1] // kv.shape[3], q_NQW.shape[2]
+    pieces = sums.shape[2]
     for task in range(*part(places.shape[0] * heads * pieces, thread, threads)):
         one, piece = task // pieces, task % pieces
         t, head = one // heads, one % heads
@@ -112,18 +115,24 @@ def _attend(
         gathered(sums[t, head], states[t, head], out_N, own)
 
 
+def partial_sums(texts: int, pieces: int, kv: Any, queries: int) -> tuple[Any, Any]:
+    """Memory for what `attend` sums in pieces: with many rows or threads too much for a thread's stack."""
+    heads, width = kv.shape[3], kv.shape[5]
+    shape = texts, heads, pieces, queries // heads
+    return np.empty((*shape, width), np.float32), np.empty((*shape, 2), np.float32)
+
+
 @kernel
-def attend(threads, q_NQW, kv, layer, places, texts, tables, counts, begins, positions, window, scale, pieces, out_N):
+def attend(
+    threads, q_NQW, kv, layer, places, texts, tables, counts, begins, positions, window, scale, sums, states, out_N
+):
     """grouped_products(q, *KVBlocks.read(layer, tables), PagedPlan.mask(window), scale) for texts of one token.
 
     places  (T,) the token's place in the line    texts  (T,) the number of its text, a row of the next three
     tables, counts, begins  (texts, M), as `PagedPlan` has them    positions  (N,)    window  0 where there is none
-    pieces  of a text's blocks, one a task: more than one where texts are few and threads many
+    sums, states  of `partial_sums`, with a text's blocks in pieces: more than one where texts are few and threads many
     """
-    heads, groups, width = kv.shape[3], q_NQW.shape[1] // kv.shape[3], q_NQW.shape[2]
-    sums = room((places.shape[0], heads, pieces, groups, width), np.float32)
-    states = room((places.shape[0], heads, pieces, groups, 2), np.float32)
     gate = room(1, np.int64)
     gate[0] = 0
-    arguments = (q_NQW, kv, layer, places, texts, tables, counts, begins, positions, window, scale, pieces)
+    arguments = (q_NQW, kv, layer, places, texts, tables, counts, begins, positions, window, scale)
     parallel(_attend, threads, (*arguments, sums, states, out_N, gate))

@@ -132,12 +132,12 @@ def read(
     ranks = by_pattern(config, "rank_pattern", paths, config.get("r"))
     alphas = by_pattern(config, "alpha_pattern", paths, config.get("lora_alpha"))
     groups: dict[Method, list[str]] = {}
-    made: dict[str, LoRA | DoRA | LoRABias] = {}  # a layer's, by its rank and alpha
+    method_of: dict[str, LoRA | DoRA | LoRABias] = {}  # a layer's, by its rank and alpha
     for path in paths:
         key = repr((ranks[path], alphas[path]))
-        if key not in made:
-            made[key] = _method(config, ranks[path], alphas[path])
-        method: Method = made[key]
+        if key not in method_of:
+            method_of[key] = _method(config, ranks[path], alphas[path])
+        method: Method = method_of[key]
         _check_rank(path, method.rank, by_path[path])
         module = stacks[path].module if path in stacks else base.get_submodule(path)
         _check_base_weight(layers[path], module, path)
