@@ -298,6 +298,23 @@ def engine(found: Any) -> list[list[str]]:
     return rows
 
 
+def engine_loads(found: Any) -> list[list[str]]:
+    """What a load costs those who decode, and requests at a time by one at a time."""
+    rows = [["Under load", "Ratio", "Wanted"]]
+    if each := found.get("requests"):
+        rows.append(["32 requests at a time, by one at a time", f"{each['ratio']:.2f}", f"≥ {each['wanted']:g}"])
+    loads = {
+        "long_prompt": "The gap between tokens of 31 rows while 2,000 tokens are read",
+        "adapters": "The same of 24 rows while 26 adapters come and go, room for 8",
+    }
+    for part, name in loads.items():
+        for figure, words in {"median": "median", "p95": "95th percentile"}.items():
+            if f"{figure}_ratio" in (each := found.get(part, {})):
+                aim = f"≤ {each[f'{figure}_wanted_at_most']:g}"
+                rows.append([f"{name}, {words}", f"{each[f'{figure}_ratio']:.2f}", aim])
+    return rows
+
+
 def engine_exactness(found: Any) -> list[list[str]]:
     """Requests with adapters that come, go and change, each answer beside its single run."""
     rows = [["Base, fp32", "Answers", "Of adapter contents", "Single runs", "Wrong", "Near ties"]]
@@ -392,6 +409,7 @@ TABLES: dict[str, tuple[str, Callable[[Any], list[list[str]]]]] = {
     "storage": ("storage", storage),
     "mixed_answers": ("mixed_answers", mixed_answers),
     "engine": ("engine", engine),
+    "engine_loads": ("engine", engine_loads),
     "engine_exactness": ("engine_exactness", engine_exactness),
     "vllm_exchange": ("vllm_exchange", vllm_exchange),
     "merging": ("merging", merging),
