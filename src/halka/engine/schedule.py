@@ -33,13 +33,8 @@ class Schedule:
         width        of the base's states: it says behind how many others a token costs twice as much
         """
         self.running, self.waiting, self.preempted = list[Text](), Waiting(), 0
-        self._cache, self._rows, self._read, self._read_beside, self._past = (
-            cache,
-            rows,
-            read,
-            read_beside,
-            PAST * width,
-        )
+        self._cache, self._rows = cache, rows
+        self._read, self._read_beside, self._past = read, read_beside, PAST * width
         self._company = ""  # that the last step computed
 
     # ── texts come and go ───────────────────────────────────────────────────────────────────────────────────────

@@ -95,14 +95,8 @@ class LlamaStep:
         kernels.one_row(
             *(threads, self.embed, self._addresses, self.norm, self.head, line.tokens[0], self.eps),
             *(cos[0], sin[0], shared(plan.kv.data).array, int(plan.slots[0])),
-            *(
-                plan.tables[0].numpy(),
-                plan.counts[0].numpy(),
-                plan.begins[0].numpy(),
-                int(plan.positions[0]),
-                self._windows,
-            ),
-            *(self.scale, rows.tables[0], self.dims.Q, self.dims.F, logits[0].numpy()),
+            *(plan.tables[0].numpy(), plan.counts[0].numpy(), plan.begins[0].numpy(), int(plan.positions[0])),
+            *(self._windows, self.scale, rows.tables[0], self.dims.Q, self.dims.F, logits[0].numpy()),
         )
         return logits
 
@@ -137,11 +131,8 @@ class _Pass:
 
     def __init__(self, step: LlamaStep, line: Line, rows: Rows, threads: int):
         self._step, self._line, self._rows, self._threads = step, line, rows, threads
-        self._plan, self._runs, self._rotary = (
-            line.plan,
-            line.plan.forest.runs,
-            step.rotary(line.plan.positions.numpy()),
-        )
+        self._plan, self._runs = line.plan, line.plan.forest.runs
+        self._rotary = step.rotary(line.plan.positions.numpy())
         count = len(line.tokens)
         self._scratch = step.scratch(count)
         starts = np.cumsum([0, *self._runs])
@@ -158,6 +149,7 @@ class _Pass:
         self._long = [] if step.pairs else [(rows.adapters[which], slice(*ends)) for which, *ends in long]
         cut = [(which, first, min(first + CUT, end)) for which, start, end in long for first in range(start, end, CUT)]
         self._cuts = tuple(np.array(cut).T.copy()) if cut and step.pairs else None
+        self._pieces_of_cuts = self._pieces_of(len(cut))
         self._single = np.array([number for number, text in enumerate(self._plan.texts) if text.tokens == 1], np.int64)
         self._places = np.array(self._plan.forest.starts)[self._single]
         pieces = self._pieces_of(len(self._single) * step.dims.H)
@@ -225,8 +217,8 @@ class _Pass:
             arguments = (x.array, y.array, tables, self._few, self._owners, number, first, widths, self._pieces)
             kernels.add_low_rank(self._threads, *arguments)
         if self._cuts is not None:
-            tables, widths, pieces = self._rows.tables, self._step.widths[name], self._pieces_of(len(self._cuts[0]))
-            arguments = (x.array, y.array, tables, *self._cuts, number, first, widths, pieces)
+            tables, widths = self._rows.tables, self._step.widths[name]
+            arguments = (x.array, y.array, tables, *self._cuts, number, first, widths, self._pieces_of_cuts)
             kernels.add_low_rank_chunks(self._threads, *arguments)
         if not self._long and not edits:
             return

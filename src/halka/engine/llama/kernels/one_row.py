@@ -162,23 +162,9 @@ def one_row(
         room((heads, pieces, groups, 2), np.float32),
     )
     z, y = room(inner, np.float32), room(embed_VD.shape[1], np.float32)
-    arguments = (
-        embed_VD,
-        weights,
-        norm_D,
-        head_VD,
-        token,
-        eps,
-        cos_W,
-        sin_W,
-        kv,
-        slot,
-        tables,
-        counts,
-        begins,
-        position,
-    )
+    read = (embed_VD, weights, norm_D, head_VD, token, eps, cos_W, sin_W)
+    past = (kv, slot, tables, counts, begins, position)
     gate = room(1, np.int64)
     gate[0] = 0
     scratch = (gate, qkv, q, sums, states, z, y)
-    parallel(_one_row, threads, (*arguments, windows, scale, table, queries, inner, *scratch, logits))
+    parallel(_one_row, threads, (*read, *past, windows, scale, table, queries, inner, *scratch, logits))
