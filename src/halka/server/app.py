@@ -1,0 +1,31 @@
+"""The application: routes, errors, middleware."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from importlib.metadata import version
+
+from fastapi import FastAPI
+
+from halka.server import chat, errors, models
+from halka.server.service import Service
+
+ROUTERS = (models.router, chat.router)
+
+
+def create_app(service: Service) -> FastAPI:
+    """The server of a service, which it closes at its end."""
+
+    @asynccontextmanager
+    async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+        yield
+        await service.aclose()
+
+    app = FastAPI(title="Halka", version=version("halka"), lifespan=lifespan, docs_url=None, redoc_url=None)
+    app.state.service = service
+    for router in ROUTERS:
+        app.include_router(router)
+    errors.install(app)
+    app.add_middleware(errors.Unexpected)
+    return app

@@ -1,0 +1,139 @@
+"""Errors as OpenAI writes them: {"error": {message, type, param, code}}, without paths, traces or other tenants."""
+
+from __future__ import annotations
+
+import logging
+import re
+import uuid
+from collections.abc import Mapping
+from typing import Any
+
+from fastapi import FastAPI
+from fastapi.exceptions import RequestValidationError
+from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect
+from starlette.requests import Request as HttpRequest
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from halka.server.sending import Json
+from halka.util.errors import HalkaError, UnknownAdapterError
+from halka.util.text import one_line
+
+TYPES = {
+    401: "authentication_error",
+    403: "permission_error",
+    404: "not_found_error",
+    429: "rate_limit_error",
+}
+CODES = {404: "not_found", 405: "method_not_allowed", 413: "too_large", 429: "rate_limit_exceeded"}
+PATH = re.compile(r"(?<![\w#.:/])(?:[A-Za-z]:)?[/\\](?!v1/)(?:[^\s/\\'\",:;]+[/\\])+([^\s/\\'\",:;]*)")
+
+log = logging.getLogger("halka.server")
+
+
+class ApiError(Exception):
+    """What the client gets instead of an answer."""
+
+    def __init__(
+        self,
+        status: int,
+        message: str,
+        *,
+        type: str | None = None,
+        param: str | None = None,
+        code: str | None = None,
+        headers: Mapping[str, str] | None = None,
+    ):
+        super().__init__(message)
+        self.status, self.message, self.param, self.headers = status, message, param, dict(headers or {})
+        self.type = type or TYPES.get(status, "invalid_request_error" if status < 500 else "server_error")
+        self.code = code or CODES.get(status)
+
+    @property
+    def body(self) -> dict[str, Any]:
+        error = {"message": self.message, "type": self.type, "param": self.param, "code": self.code}
+        return {"error": error}
+
+    def response(self) -> Json:
+        return Json(self.body, self.status, self.headers)
+
+
+def unknown_model(name: str) -> ApiError:
+    """No model of that name, for this tenant."""
+    message = f"the model {name!r} does not exist, or is not yours: GET /v1/models lists those that are"
+    return ApiError(404, one_line(message), param="model", code="model_not_found")
+
+
+def api_error(error: BaseException, tenant: str | None = None) -> ApiError:
+    """What a client of this tenant may know of an error. One that Halka does not know is logged, under an id."""
+    if isinstance(error, ApiError):
+        return error
+    if isinstance(error, UnknownAdapterError):
+        return ApiError(404, public(str(error), tenant), param="model", code="model_not_found")
+    if isinstance(error, HalkaError):
+        return ApiError(400, public(str(error), tenant))
+    if isinstance(error, RequestValidationError):
+        return _invalid(error)
+    if isinstance(error, HTTPException):
+        return ApiError(error.status_code, str(error.detail), headers=error.headers)
+    number = uuid.uuid4().hex
+    log.error("request %s failed", number, exc_info=error)
+    return ApiError(500, f"the server failed at this request; its log says more of {number}", code="internal_error")
+
+
+def public(message: str, tenant: str | None = None) -> str:
+    """A message without folders, and with the adapters' names as their tenant writes them."""
+    message = PATH.sub(r"\1", one_line(message))
+    return message.replace(f"{tenant}/", "") if tenant else message
+
+
+def _invalid(error: RequestValidationError) -> ApiError:
+    """The first thing that is wrong with a request's body, path or query."""
+    first = error.errors()[0]
+    place = [str(part) for part in first["loc"] if part not in ("body", "query", "path", "header")]
+    param = first.get("ctx", {}).get("param") or ".".join(place) or None
+    message = first["msg"].removeprefix("Value error, ")
+    if first["type"] == "json_invalid":
+        return ApiError(
+            400, f"the body is no JSON: {first['ctx']['error']} at character {place[0]}", code="invalid_json"
+        )
+    if first["type"] == "extra_forbidden":
+        return ApiError(400, f"unknown parameter {param!r}", param=param, code="unknown_parameter")
+    code = "unsupported_parameter" if first["type"] == "unsupported" else None
+    return ApiError(400, one_line(f"{param}: {message}" if param else message), param=param, code=code)
+
+
+def install(app: FastAPI) -> None:
+    """Let every error that a route raises become a response."""
+
+    async def handle(request: HttpRequest, error: Exception) -> Json:
+        caller = request.scope.get("state", {}).get("caller")
+        return api_error(error, getattr(caller, "tenant", None)).response()
+
+    for kind in (ApiError, HalkaError, RequestValidationError, HTTPException):
+        app.add_exception_handler(kind, handle)
+
+
+class Unexpected:
+    """Middleware: an error that nobody expected is a 500 without a word of it, if no response has begun."""
+
+    def __init__(self, app: ASGIApp):
+        self.app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        begun = False
+
+        async def watch(message: Message) -> None:
+            nonlocal begun
+            begun = begun or message["type"] == "http.response.start"
+            await send(message)
+
+        try:
+            await self.app(scope, receive, watch)
+        except ClientDisconnect:
+            log.info("a client left before its answer")
+        except Exception as error:
+            response = api_error(error).response()
+            if scope["type"] != "http" or begun:
+                raise
+            await response(scope, receive, send)

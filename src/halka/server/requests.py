@@ -1,0 +1,95 @@
+"""What requests for answers have in common: OpenAI's fields, and what they mean to the engine."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, ClassVar, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic_core import PydanticCustomError
+
+from halka.engine import Sampling, Stopping
+from halka.engine.sampling import SEEDS
+
+ANY = "any value"  # of a field that changes nothing here
+
+
+class Body(BaseModel):
+    """A JSON object whose optional fields may be null. An unknown field is an error.
+
+    neutral  fields of OpenAI's that are not supported, with the values that ask for nothing; `ANY`: all do
+    """
+
+    model_config = ConfigDict(extra="forbid")
+    neutral: ClassVar[dict[str, Any]] = {}
+
+    @model_validator(mode="before")
+    @classmethod
+    def _without_neutral(cls, data: Any) -> Any:
+        if not isinstance(data, dict):
+            return data
+        for name, values in cls.neutral.items():
+            value = data.get(name)
+            if value is not None and values is not ANY and value not in values:
+                only = f" (it may be {', '.join(map(repr, values))})" if values else ""
+                raise PydanticCustomError(
+                    "unsupported", "{param} is not supported here{only}: leave it out", {"param": name, "only": only}
+                )
+        return {name: value for name, value in data.items() if name not in cls.neutral}
+
+
+NEUTRAL = {
+    "user": ANY,
+    "metadata": ANY,
+    "safety_identifier": ANY,
+    "prompt_cache_key": ANY,
+    "prompt_cache_retention": ANY,
+    "service_tier": ("auto", "default"),
+}
+
+
+class StreamOptions(Body):
+    neutral: ClassVar[dict[str, Any]] = {"include_obfuscation": (False,)}
+    include_usage: bool | None = None
+
+
+class Sampled(Body):
+    """The fields of chat and of completions."""
+
+    model: str
+    stream: bool | None = None
+    stream_options: StreamOptions | None = None
+    n: Annotated[int, Field(ge=1, le=128)] | None = None
+    temperature: Annotated[float, Field(ge=0, le=2)] | None = None
+    top_p: Annotated[float, Field(ge=0, le=1)] | None = None
+    top_k: Annotated[int, Field(ge=0)] | None = None
+    min_p: Annotated[float, Field(ge=0, le=1)] | None = None
+    seed: Annotated[int, Field(ge=-SEEDS, lt=SEEDS)] | None = None
+    stop: Annotated[str, Field(min_length=1)] | StopStrings | None = None
+    presence_penalty: Annotated[float, Field(ge=-2, le=2)] | None = None
+    frequency_penalty: Annotated[float, Field(ge=-2, le=2)] | None = None
+    logit_bias: dict[int, Annotated[float, Field(ge=-100, le=100)]] | None = None
+
+    @property
+    def usage_at_end(self) -> bool:
+        """Whether the stream's last chunk is to hold the usage."""
+        return bool(self.stream_options and self.stream_options.include_usage)
+
+    def sampling(self, usual_temperature: float) -> Sampling:
+        """How the engine chooses tokens; `usual_temperature` is that of a request without one."""
+        return Sampling(
+            temperature=usual_temperature if self.temperature is None else self.temperature,
+            top_k=self.top_k,
+            top_p=self.top_p,
+            min_p=self.min_p,
+            seed=None if self.seed is None else self.seed % SEEDS,
+        )
+
+    def stopping(self, tokens: int) -> Stopping:
+        """Where the engine ends a text that may have so many tokens."""
+        strings = [self.stop] if isinstance(self.stop, str) else self.stop or ()
+        return Stopping(tokens, tuple(strings))
+
+
+StopStrings = Annotated[list[Annotated[str, Field(min_length=1)]], Field(max_length=16)]
+Role = Literal["system", "developer", "user", "assistant", "tool"]
+Sampled.model_rebuild()

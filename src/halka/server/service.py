@@ -1,0 +1,81 @@
+"""`Service`: what one server holds: the base, its engine, and the tenants."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass, field
+from typing import Annotated, Any, cast
+
+from fastapi import Depends
+from starlette.requests import Request as HttpRequest
+
+from halka.core import AdaptedModel
+from halka.engine import AsyncEngine, Engine
+from halka.models import adapt, context
+from halka.models.loading import load_base
+from halka.server.settings import ServerSettings
+from halka.server.tenants import Tenants
+
+GB = 10**9
+
+
+@dataclass
+class Service:
+    """What requests are answered with.
+
+    name     what clients call the base
+    context  the positions that the base has for a text; None: no end
+    created  when the server began, in seconds of Unix time
+    """
+
+    settings: ServerSettings
+    model: AdaptedModel
+    engine: AsyncEngine
+    tenants: Tenants
+    created: int = field(default_factory=lambda: int(time.time()))
+
+    @classmethod
+    def open(cls, settings: ServerSettings, model: AdaptedModel | None = None) -> Service:
+        """Load the base, if there is no `model` of it yet, and start its engine. Raises HalkaError as these do."""
+        if model is None:
+            base = load_base(
+                settings.base,
+                dtype=settings.dtype,
+                device=settings.device,
+                quantize=settings.quantize,
+                kind="causal-lm",
+            )
+            model = adapt(*base)
+        tenants = Tenants(settings)
+        engine = Engine(
+            model,
+            cast(Any, tenants),
+            rows=settings.rows,
+            memory=None if settings.memory is None else int(settings.memory * GB),
+            adapter_memory=int(settings.adapter_memory * GB),
+        )
+        return cls(settings, model, AsyncEngine(engine), tenants)
+
+    @property
+    def name(self) -> str:
+        return self.settings.public_name
+
+    @property
+    def tokenizer(self) -> Any:
+        return self.model.tokenizer
+
+    @property
+    def context(self) -> int | None:
+        return context(self.model)
+
+    async def aclose(self) -> None:
+        """Cancel what is under way and give everything back."""
+        await self.engine.aclose()
+
+
+async def service_of(request: HttpRequest) -> Service:
+    return request.app.state.service
+
+
+Here = Annotated[Service, Depends(service_of)]
+"""A route's parameter that is the server's service."""

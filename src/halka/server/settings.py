@@ -1,0 +1,68 @@
+"""`ServerSettings`: what `halka serve` is started with, each field a flag, a key in a file and a variable."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+from halka.models.loading import is_base_folder
+from halka.models.quantised import Quantize
+from halka.util.dtypes import Dtype
+from halka.util.errors import HalkaError
+from halka.util.settings import documented
+
+
+@documented
+@dataclass(frozen=True)
+class ServerSettings:
+    """What one server serves, to whom, and how much of the machine it takes."""
+
+    base: str = field(
+        metadata={"help": "short name, folder or hub name of the base", "metavar": "NAME", "beside": is_base_folder}
+    )
+    store: Path | None = field(default=None, metadata={"help": "the adapters of tenant main", "metavar": "FOLDER"})
+    collections: Path | None = field(
+        default=None, metadata={"help": "the document collections of tenant main", "metavar": "FOLDER"}
+    )
+    data: Path = field(
+        default=Path("halka-server"),
+        metadata={"help": "what the server keeps: keys, jobs, and the other tenants", "metavar": "FOLDER"},
+    )
+    name: str | None = field(
+        default=None, metadata={"help": "what clients call the base; its short or last name if not given"}
+    )
+    host: str = field(default="127.0.0.1", metadata={"help": "the address to listen at", "metavar": "HOST"})
+    port: int = field(default=8000, metadata={"help": "the port to listen at; 0: any that is free"})
+    rows: int = field(default=32, metadata={"help": "answers that are made at the same time"})
+    memory: float | None = field(
+        default=None, metadata={"help": "for keys and values; what the rows can need if not given", "metavar": "GB"}
+    )
+    adapter_memory: float = field(
+        default=2.0, metadata={"help": "for adapters that are loaded from stores", "metavar": "GB"}
+    )
+    new_tokens: int = field(default=1024, metadata={"help": "the most tokens of an answer whose request does not say"})
+    temperature: float = field(
+        default=0.0, metadata={"help": "where a request names none; 0: always the most likely token"}
+    )
+    dtype: Literal[Dtype, "auto"] = field(
+        default="bfloat16", metadata={"help": "precision of the base: bfloat16, float32, …"}
+    )
+    device: str | None = field(default=None, metadata={"help": "cuda, mps or cpu; the first there is"})
+    quantize: Quantize | None = field(
+        default=None, metadata={"help": "pack the base's layers into fewer bits: nf4 or int8", "metavar": "QUANTIZE"}
+    )
+
+    def __post_init__(self) -> None:
+        for name in ("rows", "new_tokens"):
+            if getattr(self, name) < 1:
+                raise HalkaError(f"{name} is {getattr(self, name)}: it is 1 or more")
+        if not 0 <= self.port < 2**16:
+            raise HalkaError(f"port is {self.port}: it is a number from 0 to 65535")
+        if self.temperature < 0:
+            raise HalkaError(f"temperature is {self.temperature}: it is 0 or above")
+
+    @property
+    def public_name(self) -> str:
+        """What clients call the base."""
+        return self.name or (Path(self.base).name if is_base_folder(Path(self.base)) else self.base)

@@ -1,0 +1,66 @@
+"""`Tenants`: who has adapters, collections and jobs, and where. Within the engine an adapter is "tenant/name"."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from halka.server.settings import ServerSettings
+from halka.storage.adapter_store import AdapterStore, Stored
+from halka.util.errors import UnknownAdapterError
+from halka.util.files import is_portable_name, portable_name
+
+MAIN = "main"
+
+
+@dataclass(frozen=True)
+class Tenant:
+    """One tenant's name and places; none of the folders need exist."""
+
+    name: str
+    store: AdapterStore
+    collections: Path
+    jobs: Path
+
+    def engine_name(self, adapter: str) -> str:
+        """What the engine calls this tenant's adapter."""
+        return f"{self.name}/{adapter}"
+
+
+class Tenants:
+    """The tenants of a server: `main` has --store and --collections, every other a folder in --data.
+
+    For the engine it is the store of all of them.
+    """
+
+    def __init__(self, settings: ServerSettings):
+        self._folder = settings.data.absolute() / "tenants"
+        own = self._folder / MAIN
+        self._main = Tenant(
+            MAIN,
+            AdapterStore((settings.store or own / "adapters").absolute()),
+            (settings.collections or own / "collections").absolute(),
+            own / "jobs",
+        )
+
+    def of(self, name: str) -> Tenant:
+        """The tenant of that name, whether it has anything yet or not. Raises HalkaError for what is no name."""
+        if name == MAIN:
+            return self._main
+        folder = self._folder / portable_name(name, "be a tenant's name")
+        return Tenant(name, AdapterStore(folder / "adapters"), folder / "collections", folder / "jobs")
+
+    def names(self) -> list[str]:
+        """Every tenant that has a folder, and `main`."""
+        folders = self._folder.iterdir() if self._folder.is_dir() else ()
+        return sorted({MAIN, *(folder.name for folder in folders if is_portable_name(folder.name))})
+
+    def get(self, name: str) -> Stored:
+        """The newest version of "tenant/adapter". Raises UnknownAdapterError, which names no folder."""
+        tenant, _, adapter = name.partition("/")
+        try:
+            if not is_portable_name(adapter):
+                raise UnknownAdapterError(adapter)
+            return self.of(tenant).store.get(adapter)
+        except UnknownAdapterError:
+            raise UnknownAdapterError(f"there is no model {adapter!r}: GET /v1/models lists them") from None

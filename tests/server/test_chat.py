@@ -1,0 +1,68 @@
+"""Chat answers are the engine's, by the adapter that `model` names."""
+
+from __future__ import annotations
+
+import pytest
+
+import halka
+from engine_for_tests import alone
+from halka.engine import Request, Stopping
+
+MESSAGES = [{"role": "user", "content": "What is the capital of France?"}]
+
+
+@pytest.fixture(scope="module")
+def expected(base, stored):
+    """The text of each model's greedy answer, without an engine."""
+    model = halka.adapt(*halka.load_base(base, dtype="float32"))
+    texts = {}
+    for name in (None, "lora", "prefix", "bottleneck"):
+        if name is not None:
+            halka.load(model, stored / name / "1", name=name)
+        request = Request.of(MESSAGES, model.tokenizer, adapter=name, stopping=Stopping(8))
+        texts[name or "tiny"] = model.tokenizer.decode(alone(model, request), skip_special_tokens=True)
+    return texts
+
+
+def ask(client, **more):
+    answer = client.post("/v1/chat/completions", json={"model": "tiny", "messages": MESSAGES, "max_tokens": 8} | more)
+    assert answer.status_code == 200, answer.text
+    return answer.json()
+
+
+def test_each_model_answers_by_its_own_adapter(client, expected):
+    assert len({*expected.values()}) == 4
+    for name, text in expected.items():
+        answer = ask(client, model=name)
+        assert answer["object"] == "chat.completion"
+        assert answer["model"] == name
+        (choice,) = answer["choices"]
+        assert choice["message"]["role"] == "assistant"
+        assert choice["message"]["content"] == text
+        assert choice["finish_reason"] in ("stop", "length")
+        assert choice["logprobs"] is None
+        assert answer["usage"]["total_tokens"] == sum(
+            answer["usage"][key] for key in ("prompt_tokens", "completion_tokens")
+        )
+
+
+def test_null_is_as_good_as_nothing(client, expected):
+    fields = (
+        "temperature",
+        "top_p",
+        "n",
+        "stop",
+        "seed",
+        "stream",
+        "logit_bias",
+        "max_completion_tokens",
+        "user",
+        "store",
+    )
+    assert ask(client, **dict.fromkeys(fields))["choices"][0]["message"]["content"] == expected["tiny"]
+
+
+def test_content_in_parts_and_other_roles(client, expected):
+    parts = [{"role": "user", "content": [{"type": "text", "text": MESSAGES[0]["content"]}]}]
+    assert ask(client, messages=parts)["choices"][0]["message"]["content"] == expected["tiny"]
+    assert ask(client, messages=[{"role": "developer", "content": "Be brief."}, *MESSAGES])["choices"]

@@ -1,0 +1,81 @@
+"""Every error has OpenAI's shape, names what is wrong, and no folder, trace or other tenant."""
+
+from __future__ import annotations
+
+import pytest
+
+from halka.server.errors import public
+
+CHAT = {"model": "tiny", "messages": [{"role": "user", "content": "Hello"}], "max_tokens": 4}
+
+
+def refused(answer, status=400):
+    assert answer.status_code == status, answer.text
+    error = answer.json()["error"]
+    assert set(answer.json()) == {"error"}
+    assert set(error) == {"message", "type", "param", "code"}
+    return error
+
+
+@pytest.mark.parametrize(
+    ("change", "param"),
+    [
+        ({"model": None}, "model"),
+        ({"messages": []}, "messages"),
+        ({"messages": [{"role": "user", "content": [{"type": "image_url", "image_url": {"url": "x"}}]}]}, "messages.0"),
+        ({"messages": [{"role": "wizard", "content": "x"}]}, "messages.0.role"),
+        ({"max_tokens": 0}, "max_tokens"),
+        ({"temperature": 3}, "temperature"),
+        ({"n": 0}, "n"),
+        ({"stop": ""}, "stop"),
+        ({"audio": {"voice": "x"}}, "audio"),
+        ({"store": True}, "store"),
+        ({"unheard_of": 1}, "unheard_of"),
+    ],
+)
+def test_what_is_wrong_is_named(client, change, param):
+    error = refused(client.post("/v1/chat/completions", json=CHAT | change))
+    assert error["param"].startswith(param)
+    assert error["type"] == "invalid_request_error"
+    assert param.rpartition(".")[2] in error["message"] or param in error["message"]
+
+
+def test_a_body_that_is_no_json(client):
+    for body in (b"", b"{", b'{"model": ' + b"[" * 100000, b"\xff\xfe", b"[]", b"null"):
+        refused(client.post("/v1/chat/completions", content=body, headers={"content-type": "application/json"}))
+
+
+def test_no_route_and_no_method(client):
+    assert refused(client.get("/v1/nothing"), 404)["code"] == "not_found"
+    assert refused(client.get("/v1/chat/completions"), 405)["code"] == "method_not_allowed"
+
+
+def test_an_unknown_model(client):
+    for name in ("nobody", "../lora", "main/lora", "", "x" * 1000, "a\nb"):
+        error = refused(client.post("/v1/chat/completions", json=CHAT | {"model": name}), 404)
+        assert error["code"] == "model_not_found"
+        assert error["param"] == "model"
+
+
+def test_a_prompt_that_is_too_long(client):
+    error = refused(client.post("/v1/chat/completions", json=CHAT | {"max_tokens": 5000}))
+    assert "positions" in error["message"]
+
+
+def test_a_damaged_adapter_fails_its_own_requests_and_names_no_folder(server, store):
+    (weights,) = (store / "lora").rglob("*.safetensors")
+    weights.write_bytes(b"damaged")
+    error = refused(server.client.post("/v1/chat/completions", json=CHAT | {"model": "lora"}))
+    assert "damaged" in error["message"]
+    assert str(store) not in error["message"]
+    assert "/" not in error["message"]
+    assert server.client.post("/v1/chat/completions", json=CHAT | {"model": "prefix"}).status_code == 200
+
+
+def test_paths_and_tenants_leave_messages():
+    assert public("/home/me/store/lora/1 is damaged: fetch it") == "1 is damaged: fetch it"
+    assert (
+        public("adapter 'acme/lora' of '/a/b/c.json', and C:\\x\\y\\z", "acme") == "adapter 'lora' of 'c.json', and z"
+    )
+    assert public("schema at #/properties/a/b: no") == "schema at #/properties/a/b: no"
+    assert public("GET /v1/models lists them") == "GET /v1/models lists them"
