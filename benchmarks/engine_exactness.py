@@ -295,7 +295,11 @@ def answered(base: str, folder: Path, count: int, kinds: int, seed: int) -> dict
                 assert engine.steps < 100 * count, "no end"
             assert engine.cache.room == engine.cache.size, "blocks have leaked"
             most += Counter(
-                {"steps": engine.steps, "preempted": engine.schedule.preempted, "loads": engine.adapters.loads}
+                {
+                    "steps": engine.steps,
+                    "preempted": engine.schedule.preempted,
+                    "loads": engine.adapters.residents.loads,
+                }
             )
         assert {*contents.model.adapters} == {f"own-{name}" for name in OWN}, "adapters have leaked"
         for one in run.asked:
@@ -424,7 +428,7 @@ def cycles(folder: Path, count: int, warm_up: int = 200) -> dict[str, Any]:
             if number >= warm_up - 1 and (number + 1 - warm_up) % 100 == 0:
                 bytes.append(machine.resident(cpu))
                 objects.append(len(gc.get_objects()))
-        loads = engine.adapters.loads
+        loads = engine.adapters.residents.loads
     return {
         "loads": loads,
         "resident_after_warm_up": bytes[0],

@@ -155,12 +155,12 @@ def stored(steps: int, room: int, adapters: int, tokens: int, seed: int) -> dict
             answers = [clock.submit(prompt, stay[row % len(stay)], 2000) for row, prompt in enumerate(prompts[:BESIDE])]
             clock.until(lambda: all(answer.tokens for answer in answers))
             alone = gaps(clock, answers, steps)
-            loads = engine.adapters.loads
+            loads = engine.adapters.residents.loads
             before = {answer: len(answer.tokens) for answer in answers}
             others = [clock.submit(prompt, name, tokens) for prompt, name in zip(prompts[BESIDE:], come, strict=True)]
             clock.until(lambda: finished(others))
             beside = [gap for answer in answers for gap in between(clock.times[answer][before[answer] - 1 :])]
-            loads = engine.adapters.loads - loads
+            loads = engine.adapters.residents.loads - loads
             alone += gaps(clock, answers, steps)  # texts have become longer meanwhile: half before, half after
         return {**percentiles("alone", alone), **percentiles("beside_the_others", beside), "loads": loads}
 

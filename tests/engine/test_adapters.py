@@ -115,7 +115,7 @@ def test_a_folder_that_was_replaced_answers_as_it_is_when_it_is_loaded(model, tm
         (first,) = engine.submit(request("a"))
         run(engine)
         assert first.tokens == before
-        engine.adapters._evict(engine.adapters._own[0])
+        engine.adapters.residents._evict(engine.adapters.residents.versions[0])
         filled(model, "filled", halka.LoRA(rank=4), 2)
         (waiting,) = engine.submit(request("a"))
         halka.save(model, "filled", tmp_path / "a")
@@ -139,7 +139,7 @@ def test_a_folder_that_is_replaced_while_it_is_loaded_is_read_again(model, tmp_p
         assert answer.error is None
         assert answer.tokens == other.tokens == alone(model, request("filled"))
         assert answer.adapter_id == AdapterFolder.open(tmp_path / "a").id
-        engine.adapters._evict(engine.adapters._own[0])
+        engine.adapters.residents._evict(engine.adapters.residents.versions[0])
         (answer,) = engine.submit(request("a"))
         shutil.rmtree(tmp_path / "a")
         run(engine)
@@ -159,11 +159,11 @@ def test_a_damaged_or_missing_adapter_fails_its_own_requests_by_name(model, stor
         engine.put("large", store.get("lora-2").folder)
         while right.adapter_id is None:
             engine.step()
-        engine.adapters.budget = 10
+        engine.adapters.residents.budget = 10
         (large,) = engine.submit(request("large"))
         while large.finish is None:
             engine.step()
-        engine.adapters.budget = 10**6
+        engine.adapters.residents.budget = 10**6
         run(engine)
         assert right.error is None
         assert len(right.tokens) == 6
@@ -289,6 +289,6 @@ def test_loading_and_unloading_leaves_nothing(model, store):
             save(model, store, f"lora-{number % 8}", number)
             (answer,) = engine.run([request(f"lora-{number % 8}", 2, tenant=str(number))])
             assert answer.error is None
-        assert (len(model.adapters), len(engine.adapters._own), len(engine.adapters._stored)) == (1, 1, 1)
+        assert (len(model.adapters), len(engine.adapters.residents.versions), len(engine.adapters._stored)) == (1, 1, 1)
         assert not engine.schedule.waiting._adapters
         assert not engine.schedule.waiting._tenants.of

@@ -41,6 +41,49 @@ def test_answers_and_pieces_are_those_of_the_engine(model):
         assert answer.tokens == alone(model, answer.request)
 
 
+def test_answers_of_one_request_are_followed_together(model):
+    async def follow():
+        async with AsyncEngine(Engine(model)) as running:
+            seen, ends = {}, []
+            async for answer in running.follow(request("lora"), n=3):
+                assert len(answer.tokens) >= seen.get(answer, 0)
+                seen[answer] = len(answer.tokens)
+                ends += [answer] if answer.finish is not None else []
+            assert len(seen) == len(ends) == 3
+            assert all(answer.tokens == alone(model, answer.request) for answer in ends)
+            progress = running.follow(request(tokens=100), n=2)
+            await anext(progress)
+            await progress.aclose()
+            await running.answers(request(tokens=1))
+            assert not running.engine.busy
+            assert not running._listeners
+
+    in_time(follow())
+
+
+def test_calls_run_between_steps_and_adapters_load_before_they_are_wanted(model, tmp_path):
+    halka.save(model, "lora", tmp_path / "lora")
+
+    async def call():
+        async with AsyncEngine(engine := Engine(model)) as running:
+            under_way = asyncio.create_task(running.answers(request(tokens=50)))
+            await running.call(lambda: engine.put("stored", tmp_path / "lora"))
+            await running.load("stored")
+            assert [version.name for version in engine.adapters.residents.versions] == ["stored"]
+            await running.load("stored")
+            with pytest.raises(UnknownAdapterError):
+                await running.load("nobody")
+            (tmp_path / "lora" / "adapter_model.safetensors").write_bytes(b"")
+            await running.call(lambda: engine.put("damaged", tmp_path / "lora"))
+            with pytest.raises(HalkaError):
+                await running.load("damaged")
+            await under_way
+        with pytest.raises(HalkaError, match="closed"):
+            await running.call(lambda: None)
+
+    in_time(call())
+
+
 def test_who_stops_reading_cancels(model):
     async def leave():
         async with AsyncEngine(engine := Engine(model)) as running:

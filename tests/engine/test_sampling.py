@@ -9,7 +9,7 @@ import pytest
 import torch
 from transformers import MinPLogitsWarper, TemperatureLogitsWarper, TopKLogitsWarper, TopPLogitsWarper
 
-from halka.engine.sampling import SEEDS, Draw, Sampling, choose, kept, log_probabilities, new_seed, uniform
+from halka.engine.sampling import SEEDS, Draw, Sampling, choose, kept, new_seed, uniform
 from halka.util.errors import HalkaError
 
 SAMPLINGS = [
@@ -120,10 +120,34 @@ def test_numbers_that_are_none_are_no_draw():
             choose(torch.full((1, 5), bad), [Draw(Sampling(temperature=1.0), 0, 0)])
 
 
-def test_log_probabilities_are_the_models_own():
-    logits = torch.randn(3, 40)
-    expected = logits.log_softmax(-1)[range(3), [1, 2, 3]].tolist()
-    assert log_probabilities(logits, [1, 2, 3]) == pytest.approx(expected, abs=1e-5)
+def test_penalties_and_bias_move_the_logits_of_their_tokens_alone():
+    logits = torch.tensor([[3.0, 2.0, 1.0, 0.0]])
+    before = logits.clone()
+
+    def chosen(answer=(), **fields):
+        return choose(logits, [Draw(Sampling(**fields), 0, len(answer), answer)])[0]
+
+    assert chosen() == chosen(presence_penalty=1.5, frequency_penalty=1.0) == 0
+    assert chosen([0], presence_penalty=0.9) == 0
+    assert chosen([0], presence_penalty=1.1) == chosen([0, 0], frequency_penalty=0.6) == 1
+    assert chosen([0, 0, 1], presence_penalty=-0.5, frequency_penalty=1.2) == 1
+    assert chosen(bias={3: 3.5}) == 3
+    assert chosen(bias={0: -100.0, 1: -100.0}) == 2
+    drawn = Sampling(temperature=1.0, bias={2: 100.0})
+    assert choose(logits, [Draw(drawn, seed, 0) for seed in range(1)]) == [2]
+    assert torch.equal(logits, before)
+
+
+def test_a_row_with_penalties_is_drawn_from_the_adjusted_distribution():
+    logits = torch.randn(1, 12)
+    answer, sampling = [3, 3, 5], Sampling(temperature=1.1, presence_penalty=0.7, frequency_penalty=0.4, bias={1: 0.9})
+    adjusted = logits[0].clone()
+    adjusted[3] -= 0.7 + 2 * 0.4
+    adjusted[5] -= 0.7 + 0.4
+    adjusted[1] += 0.9
+    tokens = choose(logits.expand(20_000, 12), [Draw(sampling, 7, count, answer) for count in range(20_000)])
+    frequencies = torch.bincount(torch.tensor(tokens), minlength=12) / 20_000
+    assert torch.allclose(frequencies, (adjusted / 1.1).softmax(-1), atol=0.015)
 
 
 @pytest.mark.parametrize(
@@ -142,6 +166,8 @@ def test_log_probabilities_are_the_models_own():
         ("seed", -1),
         ("seed", 2**63),
         ("seed", 1.0),
+        ("presence_penalty", math.inf),
+        ("frequency_penalty", "0"),
     ],
 )
 def test_values_out_of_range_are_named(field, value):
@@ -154,3 +180,9 @@ def test_no_temperature_is_greedy():
     assert Sampling(temperature=None).greedy
     assert not Sampling(temperature=0.1).greedy
     assert 0 <= new_seed() < SEEDS
+
+
+def test_a_bias_is_a_finite_number_of_a_token():
+    for bias, message in (({-1: 1.0}, "bias is -1: it is the ids"), ({3: math.nan}, "bias of token 3 is nan")):
+        with pytest.raises(HalkaError, match=message):
+            Sampling(bias=bias)

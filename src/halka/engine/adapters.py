@@ -1,4 +1,4 @@
-"""`Adapters`: names to versions of adapters, which are loaded when a request waits for them and evicted by use.
+"""`Adapters`: names to versions of adapters, which `residents.py` loads when a request waits for them.
 
 A name is a pointer. A request keeps the folder that its name meant when it came; another folder under the same name is
 another version. Of a folder that is replaced in its place, requests that have not begun get what is there when it is
@@ -8,48 +8,56 @@ loaded, under its own id. A version that cannot be loaded fails its own requests
 from __future__ import annotations
 
 from collections.abc import Iterable
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future
 from pathlib import Path
+from typing import Protocol
 from weakref import WeakValueDictionary
 
 from halka.core import AdaptedModel
-from halka.engine.version import Version, content_id, describe, see_values, state_of_files
+from halka.engine.residents import BUDGET, Residents
+from halka.engine.version import Version, content_id, describe, opened, see_values, state_of_files
 from halka.models import context
 from halka.storage.adapter_folder import AdapterFolder
-from halka.storage.adapter_store import AdapterStore
+from halka.storage.adapter_store import Stored
 from halka.storage.pool import AdapterPool
-from halka.storage.save_load import Allowed, load
+from halka.storage.save_load import Allowed
 from halka.util.cached import Changes
 from halka.util.errors import HalkaError, UnknownAdapterError
 
-BUDGET = 2 * 10**9  # bytes of adapters that were loaded for requests
-AHEAD = 4  # adapters whose files are read at a time, so that one that comes late need not wait for all that came early
-PATIENCE = 32  # steps that an adapter waits for room before one that is in the way takes no more requests
+
+class Source(Protocol):
+    """Where adapters come from that a model does not have, such as an `AdapterStore`."""
+
+    def get(self, name: str, /) -> Stored:
+        """The newest adapter of that name. Raises UnknownAdapterError if there is none."""
+        ...
 
 
 class Adapters:
-    """The adapters that requests can name: the model's own, those that were `put` here, and a store's."""
+    """The adapters that requests can name: the model's own, those that were `put` here, and a store's.
+
+    residents  those that were loaded for requests
+    """
 
     def __init__(
         self,
         model: AdaptedModel,
-        store: AdapterStore | None = None,
+        store: Source | None = None,
         budget: int = BUDGET,
         allowed: Allowed | None = None,
     ):
-        self.model, self.store, self.budget, self._allowed = model, store, budget, allowed or {}
-        self.loads = 0
-        self.changed = False  # an adapter came, left or has other values: what was made of adapters is stale
+        self.model, self.store, self._allowed = model, store, allowed or {}
+        self.residents = Residents(model, budget, self._allowed)
+        self.loading = dict[Future[None], Version]()  # what `load` names
+        self._changed = False
         self._put: dict[str, Version] = {}
         self._stored = WeakValueDictionary[Path, Version]()  # by the folder of a store's version, while somebody has it
         self._resident: dict[str | None, Version] = {}  # in the model already
-        self._own: list[Version] = []  # loaded here, the longest unused first
         self._changes, self._turn = Changes.count, 0
-        self._reader = _reader()
 
     def put(self, name: str, source: str | Path | AdapterFolder) -> None:
         """From now on the name means this folder's adapter. Requests under way finish with the one they have."""
-        self._put[name] = self._opened(name, source)
+        self._put[name] = opened(name, source, self._allowed)
 
     def drop(self, name: str) -> None:
         """Take a name back that was `put`. Raises UnknownAdapterError for any other."""
@@ -84,14 +92,10 @@ class Adapters:
     def _models_own(self) -> list[str]:
         """The model's adapters, but for those that this engine loaded, or the pool of its store, which evicts them."""
         pool = self.model.pool
-        loaded = {version.key for version in self._own}
+        loaded = {version.key for version in self.residents.versions}
         if isinstance(pool, AdapterPool) and pool.store is self.store:
             loaded |= {*pool.sizes}
         return [name for name in self.model.adapters if name not in loaded]
-
-    def _opened(self, name: str, source: str | Path | AdapterFolder) -> Version:
-        folder = AdapterFolder.open(source, allow_pickle=self._allowed.get("allow_pickle", False))
-        return Version(name, folder, state_of_files(folder))
 
     def _in_store(self, name: str) -> Version:
         """The version of a store's newest adapter of that name."""
@@ -99,7 +103,7 @@ class Adapters:
         path = self.store.get(name).folder
         version = self._stored.get(path)
         if version is None or version.error is not None or version.state != state_of_files(version.folder):
-            self._stored[path] = version = self._opened(name, path)
+            self._stored[path] = version = opened(name, path, self._allowed)
         return version
 
     def _in_model(self, name: str | None) -> Version:
@@ -111,8 +115,14 @@ class Adapters:
             if name is not None:
                 describe(version, self.model, self.model.adapter(name))
             self._resident[name] = version
-            self.changed = True
+            self._changed = True
         return self._resident[name]
+
+    def stale(self) -> bool:
+        """Whether since the last call an adapter came, left or got other values."""
+        changed, self._changed = self._changed | self.residents.changed, False
+        self.residents.changed = False
+        return changed
 
     def check(self) -> None:
         """See what changed in the model: a changed adapter is another version, and its requests under way fail.
@@ -120,7 +130,7 @@ class Adapters:
         After an optimiser's step all are looked at, else one in turn: `look` says the rest before an answer ends.
         """
         moved, self._changes = self._changes != Changes.count, Changes.count
-        for version in [*self._resident.values(), *self._own]:
+        for version in [*self._resident.values(), *self.residents.versions]:
             self.look(version, values=moved)
         used = [version for version in self._resident.values() if version.users and version.parameters]
         if used:
@@ -142,141 +152,66 @@ class Adapters:
                 see_values(version, adapter)
                 return
         version.error = HalkaError(f"adapter {version.name!r} was changed or removed while a request used it")
-        self.changed = True
-        if version in self._own:
-            self._forget(version)
+        self._changed = True
+        if version in self.residents.versions:
+            self.residents.forget(version)
         elif self._resident.get(version.name) is version:
             del self._resident[version.name]
 
     # ── loading ─────────────────────────────────────────────────────────────────────────────────────────────────
 
-    def prepare(self, waiting: Iterable[Version]) -> tuple[Version | None, Future[None] | None]:
-        """Load what waits, in this order, one a call: files are read in the background, then the model takes them.
+    def prepare(self, firsts: Iterable[Version]) -> tuple[Version | None, Future[None] | None]:
+        """Load what the first texts of the queues wait for, then what `load` names, as `Residents.prepare` does."""
+        prepared = self.residents.prepare([*firsts, *self.loading.values()])
+        self._end_loading()
+        return prepared
 
-        Returns the version that was loaded, and a reading that is under way.
+    def load(self, name: str) -> Future[None]:
+        """Load an adapter before a request wants it: done after the step that has loaded it, or that could not.
+
+        Raises UnknownAdapterError for an adapter that nobody has.
         """
-        for version in self._own:
-            version.leaving = False
-        wanted = [version for version in dict.fromkeys(waiting) if not version.here and version.error is None]
-        ready = next((version for version in wanted if version.reading is not None and version.reading.done()), None)
-        reading = [future for version in wanted if (future := version.reading) is not None and not future.done()]
-        for version in wanted:
-            if version.reading is None and len(reading) < AHEAD:
-                version.reading = self._reader.submit(_read, version)
-                reading.append(version.reading)
-        loaded = None if ready is None or not self._load(ready) else ready
-        return loaded, reading[0] if reading else None
+        loading = Future[None]()
+        loading.set_running_or_notify_cancel()
+        with self.model.lock:
+            self.loading[loading] = self.version(name)
+            self._end_loading()
+        return loading
 
-    def used(self, version: Version) -> None:
-        """An answer that it made has ended: it is the last that is evicted."""
-        if version in self._own:
-            self._own.remove(version)
-            self._own.append(version)
+    def pin(self, name: str) -> None:
+        """Never evict this adapter once it is loaded. Raises UnknownAdapterError for one that nobody has."""
+        with self.model.lock:
+            self.version(name)
+            self.residents.pin(name)
+
+    def unpin(self, name: str) -> None:
+        """Evict it by use again."""
+        with self.model.lock:
+            self.residents.unpin(name)
+
+    def unload(self, name: str) -> None:
+        """Evict an adapter now, also one that is pinned. Raises HalkaError while requests use it."""
+        with self.model.lock:
+            self.residents.unload(name)
+
+    def _end_loading(self) -> None:
+        for loading, version in [*self.loading.items()]:
+            if version.error is not None:
+                loading.set_exception(version.error)
+            elif version.here:
+                loading.set_result(None)
+            if loading.done():
+                del self.loading[loading]
 
     def rest(self) -> None:
         """Take what was loaded here out of the model; it is loaded again when it is wanted again."""
-        self.close()
-        self._reader = _reader()
+        self.residents.rest()
+        self._stored.clear()
 
     def close(self) -> None:
         """Take what was loaded here out of the model, for good."""
-        self._reader.shutdown(cancel_futures=True)
-        for version in [*self._own]:
-            self._evict(version)
+        for loading in self.loading:
+            loading.set_exception(HalkaError("the engine is closed"))
+        self.loading.clear()
+        self.residents.close()
         self._stored.clear()
-
-    def _load(self, version: Version) -> bool:
-        """Let the model take it, if there is room. Returns whether the model has it; why not is its error."""
-        assert version.reading is not None
-        assert version.folder is not None
-        try:
-            version.reading.result()
-            if not self._make_room(version):
-                return False
-            version.key = _free_name(version, self.model)
-            adapter = load(self.model, version.folder, name=version.key, **self._allowed)
-            try:
-                if state_of_files(version.folder) != version.state:
-                    raise HalkaError(f"{version.folder} is replaced again and again")
-                describe(version, self.model, adapter)
-            except BaseException:
-                self.model.remove(version.key)
-                raise
-        except Exception as error:  # whatever is wrong with it, it is wrong with nothing else
-            version.reading = None
-            if not self._reopen(version):
-                version.error = error
-            return False
-        version.here, version.waited, self.changed = True, 0, True
-        self.loads += 1
-        self._own.append(version)
-        return True
-
-    def _reopen(self, version: Version) -> bool:
-        """Take what is in its folder now, if that was replaced: nobody has begun with what was there before."""
-        assert version.folder is not None
-        try:
-            now = self._opened(version.name or "", version.folder.path)
-        except HalkaError:
-            return False
-        replaced = now.state != version.state
-        version.folder, version.state = now.folder, now.state
-        return replaced
-
-    def _make_room(self, version: Version) -> bool:
-        """Evict what no request needs, the longest unused first. Returns whether there is room.
-
-        What has waited for long also takes the room of those that others wait for: what has a row finishes first.
-        Raises HalkaError for more than the whole budget.
-        """
-        if version.bytes > self.budget:
-            raise HalkaError(
-                f"adapter {version.name!r} takes {version.bytes:,} bytes, over the engine's budget for adapters of "
-                f"{self.budget:,}"
-            )
-        version.waited += 1
-        urgent = version.waited > PATIENCE
-        idle = [other for other in self._own if not other.users]
-        idle += [other for other in self._own if urgent and other.users and not other.begun]
-        for other in idle:
-            if self._missing(version) > 0:
-                self._evict(other)
-        coming = 0
-        for other in self._own:
-            if urgent and coming < self._missing(version):
-                other.leaving = True
-                coming += other.bytes
-        return self._missing(version) <= 0
-
-    def _missing(self, version: Version) -> int:
-        """Bytes that it takes more than there is room for."""
-        return sum(other.bytes for other in self._own) + version.bytes - self.budget
-
-    def _evict(self, version: Version) -> None:
-        if version.key in self.model.adapters:
-            self.model.remove(version.key)
-        self._forget(version)
-
-    def _forget(self, version: Version) -> None:
-        """It is in the model no more."""
-        self._own.remove(version)
-        version.here, version.reading, version.virtual, version.adapter = False, None, None, None
-        self.changed = True
-
-
-def _reader() -> ThreadPoolExecutor:
-    return ThreadPoolExecutor(1, "halka-adapters")
-
-
-def _read(version: Version) -> None:
-    """Read an adapter's files once, so that taking them over is quick, and check them."""
-    assert version.folder is not None
-    version.bytes = version.folder.memory
-    version.id = version.folder.id
-
-
-def _free_name(version: Version, model: AdaptedModel) -> str:
-    name = f"{version.name} {(version.id or '')[:12]}"
-    while name in model.adapters:
-        name += "'"
-    return name

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncGenerator, Callable, Iterable
 from concurrent.futures import Future
-from contextlib import suppress
+from contextlib import aclosing, suppress
 from queue import Empty, SimpleQueue
+from typing import TypeVar
 
 from halka.engine.engine import Engine
 from halka.engine.request import Answer, Request
 from halka.util.errors import HalkaError
+
+T = TypeVar("T")
 
 
 class AsyncEngine:
@@ -33,26 +36,49 @@ class AsyncEngine:
     async def answers(self, request: Request, n: int = 1) -> list[Answer]:
         """The `n` answers to a request, when all are finished. Raises what made one fail."""
         answers = await self._submit(request, n)
-        try:
-            for answer in answers:
-                async for _ in self._progress(answer):
-                    pass
-        finally:
-            self._leave(answers)
+        async with aclosing(self._progress(answers)) as progress:
+            async for _ in progress:
+                pass
         return answers
 
-    async def stream(self, request: Request) -> AsyncIterator[str]:
+    async def follow(self, request: Request, n: int = 1) -> AsyncGenerator[Answer]:
+        """One of the `n` answers whenever it has become longer, and at its end. Raises what made one fail.
+
+        Whoever stops reading cancels those that are not finished. `Answer.finish` is the last that is set: a reader who
+        sees it has the whole answer.
+        """
+        async with aclosing(self._progress(await self._submit(request, n))) as progress:
+            async for answer in progress:
+                yield answer
+
+    async def stream(self, request: Request) -> AsyncGenerator[str]:
         """The answer's text in pieces, as it is made. Whoever stops reading cancels it. Raises what made it fail."""
-        answers = await self._submit(request, 1)
         shown = 0
-        try:
-            async for answer in self._progress(answers[0]):
+        async with aclosing(self.follow(request)) as progress:
+            async for answer in progress:
                 text = answer.text
                 if len(text) > shown:
                     yield text[shown:]
                     shown = len(text)
-        finally:
-            self._leave(answers)
+
+    async def call(self, function: Callable[[], T]) -> T:
+        """What a function returns that the thread calls between two steps. Raises what it raises."""
+        future = Future[T]()
+
+        def call() -> None:
+            if future.set_running_or_notify_cancel():
+                try:
+                    future.set_result(function())
+                except Exception as error:
+                    future.set_exception(error)
+
+        if not self._call(call):
+            raise HalkaError("the engine is closed")
+        return await asyncio.wrap_future(future)
+
+    async def load(self, name: str) -> None:
+        """Load an adapter before a request wants it. Raises what is wrong with it."""
+        await asyncio.wrap_future(await self.call(lambda: self.engine.adapters.load(name)))
 
     async def aclose(self) -> None:
         """End the thread and close the engine; answers that are not finished are cancelled."""
@@ -69,37 +95,37 @@ class AsyncEngine:
         await self.aclose()
 
     async def _submit(self, request: Request, n: int) -> list[Answer]:
-        submitted = Future[list[Answer]]()
-
-        def submit() -> None:
-            if submitted.set_running_or_notify_cancel():
-                try:
-                    submitted.set_result(self.engine.submit(request, n))
-                except Exception as error:
-                    submitted.set_exception(error)
-
-        if not self._call(submit):
-            raise HalkaError("the engine is closed")
+        answers = list[Answer]()
         try:
-            answers = await asyncio.wrap_future(submitted)
-        except asyncio.CancelledError:
-            submitted.add_done_callback(self._abandon)
+            await self.call(lambda: answers.extend(self.engine.submit(request, n)))
+        except asyncio.CancelledError:  # perhaps the thread is about to submit: cancel afterwards
+            self._call(lambda: [self.engine.cancel(answer) for answer in answers])
             raise
-        loop = asyncio.get_running_loop()
+        loop, event = asyncio.get_running_loop(), asyncio.Event()
         with self._lock:
-            self._listeners |= {answer: (loop, asyncio.Event()) for answer in answers}
+            self._listeners |= dict.fromkeys(answers, (loop, event))
         return answers
 
-    async def _progress(self, answer: Answer) -> AsyncIterator[Answer]:
-        """The answer, whenever it has become longer, and at its end."""
-        _, event = self._listeners[answer]
-        while answer.finish is None:
-            await event.wait()
-            event.clear()
-            yield answer
-        if answer.error is not None:
-            raise answer.error
-        yield answer
+    async def _progress(self, answers: list[Answer]) -> AsyncGenerator[Answer]:
+        """One of the answers to a request, whenever it has become longer, and at its end."""
+        _, event = self._listeners[answers[0]]
+        going = dict.fromkeys(answers, 0)  # tokens of each that were seen
+        try:
+            while going:
+                for answer, seen in [*going.items()]:
+                    if answer.finish is not None:
+                        del going[answer]
+                        if answer.error is not None:
+                            raise answer.error
+                        yield answer
+                    elif (count := len(answer.tokens)) > seen:
+                        going[answer] = count
+                        yield answer
+                if going:
+                    await event.wait()
+                    event.clear()
+        finally:
+            self._leave(answers)
 
     def _call(self, call: Callable[[], object]) -> bool:
         """Let the thread make this call before its next step. Returns whether it can."""
@@ -107,11 +133,6 @@ class AsyncEngine:
             if not self._closed:
                 self._calls.put(call)
             return not self._closed
-
-    def _abandon(self, submitted: Future[list[Answer]]) -> None:
-        """Nobody waits for these answers any more."""
-        if not submitted.cancelled() and submitted.exception() is None:
-            self._leave(submitted.result())
 
     def _leave(self, answers: list[Answer]) -> None:
         for answer in answers:
@@ -141,8 +162,15 @@ class AsyncEngine:
         self._notify()
 
     def _notify(self) -> None:
+        events = dict[asyncio.AbstractEventLoop, set[asyncio.Event]]()
         with self._lock:
-            listeners = [*self._listeners.values()]
-        for loop, event in listeners:
+            for loop, event in self._listeners.values():
+                events.setdefault(loop, set()).add(event)
+        for loop, waited_for in events.items():
             with suppress(RuntimeError):  # the loop is closed
-                loop.call_soon_threadsafe(event.set)
+                loop.call_soon_threadsafe(_set, waited_for)
+
+
+def _set(events: Iterable[asyncio.Event]) -> None:
+    for event in events:
+        event.set()

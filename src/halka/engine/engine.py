@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Sequence
 from concurrent.futures import wait
 from itertools import count
@@ -11,13 +10,15 @@ from pathlib import Path
 from torch import Tensor
 
 from halka.core import AdaptedModel
-from halka.engine.adapters import BUDGET
+from halka.engine.adapters import Source
 from halka.engine.cache import cache_for
+from halka.engine.choosing import next_tokens
 from halka.engine.constraint import Constraints
 from halka.engine.kept import Kept
 from halka.engine.line import line_of
 from halka.engine.request import Answer, Finish, Request
-from halka.engine.sampling import SEEDS, choose, likeliest, new_seed
+from halka.engine.residents import BUDGET
+from halka.engine.sampling import SEEDS, new_seed
 from halka.engine.schedule import Schedule, Work
 from halka.engine.stopping import StoppedText, end_tokens
 from halka.engine.text import Text
@@ -25,7 +26,6 @@ from halka.engine.version import Version
 from halka.engine.waiting import WRITTEN
 from halka.models.attention.paged import SIZE
 from halka.models.layouts import layout_of
-from halka.storage.adapter_store import AdapterStore
 from halka.storage.save_load import Allowed
 from halka.util.errors import HalkaError
 
@@ -44,7 +44,7 @@ class Engine:
     def __init__(
         self,
         model: AdaptedModel,
-        store: AdapterStore | None = None,
+        store: Source | None = None,
         *,
         rows: int = 32,
         memory: int | None = None,
@@ -103,6 +103,10 @@ class Engine:
             raise HalkaError("the prompt has no tokens")
         if unknown := [token for token in request.prompt if not 0 <= token < self._vocabulary]:
             raise HalkaError(f"the prompt has token {unknown[0]}: this base has those from 0 to {self._vocabulary - 1}")
+        if unknown := [token for token in request.sampling.bias if token >= self._vocabulary]:
+            raise HalkaError(f"bias has token {unknown[0]}: this base has those from 0 to {self._vocabulary - 1}")
+        if request.logprobs is not None and not 0 <= request.logprobs <= self._vocabulary:
+            raise HalkaError(f"logprobs is a number of tokens from 0 to {self._vocabulary}, not {request.logprobs}")
         if n < 1:
             raise HalkaError(f"n is 1 or more, not {n}")
         seed = new_seed() if request.sampling.seed is None else request.sampling.seed
@@ -145,8 +149,13 @@ class Engine:
 
     @property
     def busy(self) -> bool:
-        """Whether some answer is not finished."""
-        return bool(self._texts)
+        """Whether some answer is not finished, or some adapter is to be loaded."""
+        return bool(self._texts or self.adapters.loading)
+
+    @property
+    def waiting(self) -> int:
+        """Answers that wait for a row, at a glance."""
+        return max(0, len(self._texts) - len(self.schedule.running))
 
     def _check_room(self, request: Request, version: Version) -> None:
         tokens = len(request.prompt) + request.stopping.max_new_tokens
@@ -174,11 +183,11 @@ class Engine:
         with self._lock:
             self._follow()
             try:
-                loaded, reading = self.adapters.prepare(text.version for text in self.schedule.waiting.firsts())
+                firsts = [text.version for text in self.schedule.waiting.firsts()]
+                loaded, reading = self.adapters.prepare(firsts)
                 if loaded is not None:
                     self._fail_too_long(loaded)
-                if self.adapters.changed:
-                    self.adapters.changed = False
+                if self.adapters.stale():
                     self._forward.forget()
                 if work := self.schedule.next():
                     self._hand_out(work, self._forward(line_of(work, self.cache.kv)))
@@ -215,8 +224,8 @@ class Engine:
         self._forward.forget()
         self.schedule.start_over(self._texts.values())
         for text in [*self._texts.values()]:
-            if text.answer.finish is not None:  # it was interrupted at its end
-                self._finish(text, text.answer.finish)
+            if text.reason is not None:  # it was interrupted at its end
+                self._finish(text, text.reason)
         self._fail_too_long(*{text.version for text in self._texts.values()})
 
     def _hand_out(self, work: Work, logits: Tensor) -> None:
@@ -224,35 +233,19 @@ class Engine:
         for text, slots in work:
             text.done += len(slots)
             self.schedule.waiting.charge(text, len(slots))
-        texts = [text for text, _ in work if text.left == 0]
-        tokens = likeliest(logits)
-        highest = logits[range(len(tokens)), tokens].tolist()
-        chosen = list[int]()  # rows of the logits
-        allowed: list[Tensor | None] = []
-        for row, text in enumerate(texts):
-            try:
-                if not math.isfinite(highest[row]):
-                    raise HalkaError(
-                        f"adapter {text.version.name!r} makes logits that are no numbers: are its weights?"
-                    )
-                allowed.append(text.allowed(logits.shape[-1]))
-                chosen.append(row)
-            except Exception as error:
-                self._finish(text, "error", error)
-        texts = [texts[row] for row in chosen]
-        tokens = [tokens[row] for row in chosen]
-        logits = logits if len(chosen) == len(logits) else logits[chosen]
-        tokens = choose(logits, [text.draw for text in texts], allowed, tokens)
-        for text, token in zip(texts, tokens, strict=True):
+        for text, token, logprob in next_tokens([text for text, _ in work if text.left == 0], logits):
+            if isinstance(token, Exception):
+                self._finish(text, "error", token)
+                continue
             self.schedule.waiting.charge(text, WRITTEN - 1)
             try:
-                text.take(token)
+                text.take(token, logprob)
             except BaseException as error:  # its text is not whole
                 self._finish(text, "error", error if isinstance(error, Exception) else HalkaError("interrupted"))
                 if not isinstance(error, Exception):
                     raise
-            if text.answer.finish is not None:
-                self._finish(text, text.answer.finish)
+            if text.reason is not None:
+                self._finish(text, text.reason)
 
     def _finish(self, text: Text, finish: Finish, error: Exception | None = None) -> None:
         if self._texts.pop(text.answer, None) is None:
@@ -260,10 +253,10 @@ class Engine:
         if error is None and text.begun:  # what changed since the last look has perhaps had a part in it
             self.adapters.look(text.version)
             error = text.version.error
-        text.answer.finish, text.answer.error = finish if error is None else "error", error
+        text.answer.error, text.answer.finish = error, finish if error is None else "error"  # others look meanwhile
         self.schedule.leave(text)
         if text.begun:
-            self.adapters.used(text.version)
+            self.adapters.residents.used(text.version)
         text.version.users -= 1
         text.version.begun -= text.begun
 

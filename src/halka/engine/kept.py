@@ -6,9 +6,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from halka.core import AdaptedModel
-from halka.engine.adapters import BUDGET, Adapters
+from halka.engine.adapters import Adapters, Source
 from halka.engine.llama.forward import forward_of
-from halka.storage.adapter_store import AdapterStore
+from halka.engine.residents import BUDGET
 from halka.storage.pool import AdapterPool
 from halka.storage.save_load import Allowed
 from halka.util.cached import Changes
@@ -23,7 +23,7 @@ class Kept:
     def __init__(
         self,
         model: AdaptedModel,
-        store: AdapterStore | None = None,
+        store: Source | None = None,
         adapter_memory: int = BUDGET,
         allowed: Allowed | None = None,
     ):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -9,6 +10,7 @@ from typing import Any, Literal
 from halka.data.examples import Prompt, as_prompt
 from halka.data.tokens import encode_prompt
 from halka.engine.constraint import Constraint
+from halka.engine.logprobs import TokenLogprob
 from halka.engine.sampling import Sampling
 from halka.engine.stopping import Stopping
 
@@ -25,6 +27,8 @@ class Request:
     stopping    where the answer ends, besides the base's own end tokens
     constraint  what the answer must be, as `constraint` made it; None: any text
     tenant      whose request it is: tenants share nothing that is cached, and have equal shares of the rows
+    logprobs    how many of the likeliest tokens come with each token of the answer; 0: the log probability of its own
+                alone; None: nothing
     """
 
     prompt: Sequence[int]
@@ -33,6 +37,7 @@ class Request:
     stopping: Stopping = field(default_factory=Stopping)
     constraint: Constraint | None = None
     tenant: str = ""
+    logprobs: int | None = None
 
     @classmethod
     def of(cls, prompt: Prompt, tokenizer: Any, **fields: Any) -> Request:
@@ -43,6 +48,22 @@ class Request:
         return cls(encode_prompt(as_prompt(prompt, "the prompt"), tokenizer), **fields)
 
 
+@dataclass
+class Times:
+    """When it happened, by `time.monotonic`; None: not yet.
+
+    submitted  the request came
+    begun      the answer had a row
+    first      its first token was there
+    last       its last token so far was there
+    """
+
+    submitted: float
+    begun: float | None = None
+    first: float | None = None
+    last: float | None = None
+
+
 @dataclass(eq=False)
 class Answer:
     """An answer under way, or finished.
@@ -50,13 +71,19 @@ class Answer:
     adapter_id   the content id of the adapter that makes it; None: the bare base makes it, or nobody yet
     tokens       its token ids so far, with the one that ended it
     text         its text so far, without what may still become a stop string
+    logprobs     of each of its tokens, if the request asks for them
+    cached       tokens of the prompt that the cache had: nobody computed them for this answer
     finish       why it ended; None while it has not
     error        why it failed
+    times        when it came and was written
     """
 
     request: Request
     adapter_id: str | None = None
     tokens: list[int] = field(default_factory=list[int])
     text: str = ""
+    logprobs: list[TokenLogprob] = field(default_factory=list[TokenLogprob])
+    cached: int = 0
     finish: Finish | None = None
     error: Exception | None = None
+    times: Times = field(default_factory=lambda: Times(time.monotonic()))

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import math
 import secrets
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -19,6 +19,7 @@ from torch import Tensor
 from halka.util.errors import HalkaError
 
 SEEDS = 2**63
+FINITE = (-math.inf, math.inf, "a finite number")
 
 
 @dataclass(frozen=True)
@@ -30,6 +31,10 @@ class Sampling:
     top_p        of these, keep the fewest likeliest whose probabilities reach top_p; 1 or None keeps all
     min_p        of these, keep those at least min_p times as likely as the likeliest; 0 or None keeps all
     seed         of the draws; None: whoever submits the request draws one (`new_seed`)
+    bias         is added to the logits of these tokens
+
+    presence_penalty and frequency_penalty are subtracted, as OpenAI's API has them, from the logit of every token that
+    the answer has already: the one once, the other as often as the answer has it. Greedy rows obey all three.
 
     Raises HalkaError for a value outside its range.
     """
@@ -39,6 +44,9 @@ class Sampling:
     top_p: float | None = None
     min_p: float | None = None
     seed: int | None = None
+    presence_penalty: float | None = 0.0
+    frequency_penalty: float | None = 0.0
+    bias: Mapping[int, float] = field(default_factory=dict[int, float], hash=False)
 
     def __post_init__(self) -> None:
         _check("temperature", self.temperature, float, 0, math.inf, "a number, 0 (greedy) or above")
@@ -46,10 +54,20 @@ class Sampling:
         _check("top_p", self.top_p, float, 0, 1, "a number from 0 to 1")
         _check("min_p", self.min_p, float, 0, 1, "a number from 0 to 1")
         _check("seed", self.seed, int, 0, SEEDS - 1, f"a whole number from 0 to {SEEDS - 1}")
+        for penalty in ("presence_penalty", "frequency_penalty"):
+            _check(penalty, getattr(self, penalty), float, *FINITE)
+        for token, value in self.bias.items():
+            _check("bias", token, int, 0, math.inf, "the ids of tokens, with numbers")
+            _check(f"bias of token {token}", math.nan if value is None else value, float, *FINITE)
 
     @property
     def greedy(self) -> bool:
         return not self.temperature
+
+    @property
+    def free(self) -> bool:
+        """Whether the next token is the likeliest of the logits as they are."""
+        return self.greedy and not (self.bias or self.presence_penalty or self.frequency_penalty)
 
 
 def _check(field: str, value: Any, kind: type, low: float, high: float, allowed: str) -> None:
@@ -64,11 +82,12 @@ def new_seed() -> int:
 
 
 class Draw(NamedTuple):
-    """A row of logits: how its token is chosen, the request's seed, and how many tokens the request has already."""
+    """A row of logits: how its token is chosen, the request's seed, how many tokens the answer has, and which."""
 
     sampling: Sampling
     seed: int
     count: int
+    answer: Sequence[int] = ()
 
 
 def likeliest(logits: Tensor) -> list[int]:
@@ -94,21 +113,26 @@ def choose(
     Raises HalkaError if a row that samples has logits that are not numbers.
     """
     masks = [None] * len(rows) if allowed is None else allowed
-    own = [index for index, row in enumerate(rows) if masks[index] is not None or not row.sampling.greedy]
+    own = [index for index, row in enumerate(rows) if masks[index] is not None or not row.sampling.free]
     tokens = [*(likeliest(logits) if greedy is None else greedy)]
     if not own:
         return tokens
     for index, logits_V in zip(own, logits[own].float().cpu().numpy(), strict=True):
+        _adjust(logits_V, rows[index])
         if (mask := masks[index]) is not None:
             logits_V[~mask.cpu().numpy()] = -math.inf
-        tokens[index] = int(logits_V.argmax()) if rows[index].sampling.greedy else _draw(logits_V, *rows[index])
+        tokens[index] = int(logits_V.argmax()) if rows[index].sampling.greedy else _draw(logits_V, *rows[index][:3])
     return tokens
 
 
-def log_probabilities(logits: Tensor, tokens: Sequence[int]) -> list[float]:
-    """The log probability of each row's token under the model itself, whatever was kept: logits (R, V), R tokens."""
-    chosen = torch.tensor(tokens, device=logits.device)[:, None]
-    return (logits.gather(1, chosen)[:, 0] - logits.logsumexp(-1)).tolist()
+def _adjust(logits_V: np.ndarray, row: Draw) -> None:
+    """Add the bias and subtract the penalties, in place."""
+    sampling = row.sampling
+    for token, value in sampling.bias.items():
+        logits_V[token] += value
+    if row.answer and (sampling.presence_penalty or sampling.frequency_penalty):
+        tokens, counts = np.unique(row.answer, return_counts=True)
+        logits_V[tokens] -= (sampling.presence_penalty or 0.0) + (sampling.frequency_penalty or 0.0) * counts
 
 
 def _draw(logits_V: np.ndarray, sampling: Sampling, seed: int, count: int) -> int:

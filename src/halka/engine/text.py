@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Hashable, Iterator
 
 from torch import Tensor
 
 from halka.engine.cache import Block, BlockCache
 from halka.engine.constraint import Matcher
+from halka.engine.logprobs import TokenLogprob
 from halka.engine.request import Answer
 from halka.engine.sampling import Draw
-from halka.engine.stopping import StoppedText
+from halka.engine.stopping import Reason, StoppedText
 from halka.engine.version import Version
 from halka.models.attention.paged import ALWAYS, SIZE, PagedText
 
@@ -34,6 +36,7 @@ class Text:
         self.done = 0
         self.blocks: list[Block] = []
         self.begun = False  # it has had a row
+        self._rereads = False  # its blocks were its own before
         self._first = 0  # how many of the blocks hold virtual tokens
         self._text, self._matcher = text, matcher
 
@@ -45,7 +48,12 @@ class Text:
     @property
     def draw(self) -> Draw:
         """How its next token is chosen."""
-        return Draw(self.answer.request.sampling, self.seed, len(self.answer.tokens))
+        return Draw(self.answer.request.sampling, self.seed, len(self.answer.tokens), self.answer.tokens)
+
+    @property
+    def reason(self) -> Reason | None:
+        """Why its answer has ended; None if it goes on."""
+        return self._text.reason
 
     @property
     def spare(self) -> int:
@@ -67,6 +75,7 @@ class Text:
             return False
         if not self.begun:
             self.begun, self.answer.adapter_id = True, self.version.id
+            self.answer.times.begun = time.monotonic()
             self.version.begun += 1
         return True
 
@@ -99,6 +108,8 @@ class Text:
                 return
             self.blocks.append(block)
             self.done += SIZE
+            if not self._rereads:
+                self.answer.cached += SIZE
 
     def extend(self, cache: BlockCache, count: int) -> Iterator[int]:
         """Make room for the next `count` tokens, which this step computes: the slot of each.
@@ -123,17 +134,20 @@ class Text:
         """What its next token may be, (vocabulary,) bool; None: any."""
         return None if self._matcher is None else self._matcher.mask(vocabulary)
 
-    def take(self, token: int) -> None:
+    def take(self, token: int, logprob: TokenLogprob | None) -> None:
         """The next token of the answer, which may end with it."""
         answer = self.answer
         self.tokens.append(token)
         answer.tokens.append(token)
+        if logprob is not None:
+            answer.logprobs.append(logprob)
+        answer.times.last = time.monotonic()
+        answer.times.first = answer.times.first or answer.times.last
         answer.text += self._text.push(token)
         if self._matcher is not None and self._text.reason is None:
             self._matcher.accept(token)
             if self._matcher.done:
                 answer.text += self._text.close("stop")
-        answer.finish = self._text.reason
 
     def drop(self, cache: BlockCache) -> None:
         """Let go of all blocks; the tokens are read once more when it goes on."""
@@ -142,6 +156,8 @@ class Text:
 
     def forget(self) -> None:
         """Have no blocks, whoever else has them now."""
+        self._rereads = self.begun
+        self.answer.cached *= self.begun
         self.blocks, self.done, self._first = [], 0, 0
 
     def _parent(self, block: int) -> int | str:

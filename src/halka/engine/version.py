@@ -6,6 +6,7 @@ import hashlib
 from collections.abc import Hashable
 from concurrent.futures import Future
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -14,6 +15,7 @@ from torch import Tensor, nn
 from halka.core import AdaptedModel, Adapter, VirtualPart, WeightPart
 from halka.models import context, memory_of, taken_positions
 from halka.storage.adapter_folder import AdapterFolder
+from halka.storage.save_load import Allowed
 from halka.util.cached import Changes
 
 
@@ -29,7 +31,9 @@ class Version:
     bytes     what it takes in memory
     users     requests that wait for it or run with it
     begun     those of them that have had a row: it stays until they are finished
+    loaded    how many loads there were when it was loaded
     waited    steps that it has waited for room
+    pinned    it is not evicted
     leaving   no more requests begin with it: another has waited for its room too long
     error     why it cannot be loaded
     room      positions that it leaves for text; None: without end
@@ -49,7 +53,9 @@ class Version:
     bytes: int = 0
     users: int = 0
     begun: int = 0
+    loaded: int = 0
     waited: int = 0
+    pinned: bool = False
     leaving: bool = False
     error: Exception | None = None
     room: int | None = None
@@ -70,6 +76,12 @@ class Version:
         later: what they made until then is this version's alone, and nobody's once it is given up.
         """
         return self.id if self.folder is not None or self.id is None else self._itself
+
+
+def opened(name: str, source: str | Path | AdapterFolder, allowed: Allowed) -> Version:
+    """The version that a folder holds now. Raises DamagedFolderError as `AdapterFolder.open` does."""
+    folder = AdapterFolder.open(source, allow_pickle=allowed.get("allow_pickle", False))
+    return Version(name, folder, state_of_files(folder))
 
 
 def describe(version: Version, model: AdaptedModel, adapter: Adapter) -> None:

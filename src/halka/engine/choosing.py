@@ -1,0 +1,41 @@
+"""The next token of each text whose logits a step has computed, or what is wrong with it."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+
+from torch import Tensor
+
+from halka.engine.logprobs import TokenLogprob, token_logprobs
+from halka.engine.sampling import choose, likeliest
+from halka.engine.text import Text
+from halka.util.errors import HalkaError
+
+Chosen = tuple[Text, int | Exception, TokenLogprob | None]
+
+
+def next_tokens(texts: Sequence[Text], logits: Tensor) -> Iterator[Chosen]:
+    """Each text with its next token and, if its request asks for it, how likely that was: logits (len(texts), V)."""
+    tokens = likeliest(logits)
+    highest = logits[range(len(tokens)), tokens].tolist()
+    rows = list[int]()  # of the logits, whose token can be chosen
+    allowed: list[Tensor | None] = []
+    for row, text in enumerate(texts):
+        try:
+            if not math.isfinite(highest[row]):
+                raise HalkaError(f"adapter {text.version.name!r} makes logits that are no numbers: are its weights?")
+            allowed.append(text.allowed(logits.shape[-1]))
+            rows.append(row)
+        except Exception as error:
+            yield text, error, None
+    texts = [texts[row] for row in rows]
+    logits = logits if len(rows) == len(logits) else logits[rows]
+    tokens = choose(logits, [text.draw for text in texts], allowed, [tokens[row] for row in rows])
+    asking = [row for row, text in enumerate(texts) if text.answer.request.logprobs is not None]
+    logprobs: dict[int, TokenLogprob] = {}
+    if asking:
+        tops = [texts[row].answer.request.logprobs or 0 for row in asking]
+        logprobs = dict(zip(asking, token_logprobs(logits[asking], [tokens[row] for row in asking], tops), strict=True))
+    for row, (text, token) in enumerate(zip(texts, tokens, strict=True)):
+        yield text, token, logprobs.get(row)

@@ -1,0 +1,195 @@
+"""`Residents`: the adapters that an engine loads into the model, within a budget of memory, and evicts by use."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from concurrent.futures import Future, ThreadPoolExecutor
+
+from halka.core import AdaptedModel
+from halka.engine.version import Version, describe, opened, state_of_files
+from halka.storage.save_load import Allowed, load
+from halka.util.errors import HalkaError
+
+BUDGET = 2 * 10**9  # bytes of adapters that were loaded for requests
+AHEAD = 4  # adapters whose files are read at a time, so that one that comes late need not wait for all that came early
+PATIENCE = 32  # steps that an adapter waits for room before one that is in the way takes no more requests
+
+
+class Residents:
+    """Versions of adapters in the model.
+
+    versions   the longest unused first
+    loads      how many were loaded, and evictions how many left for others
+    changed    one has come or gone, since somebody set it to False
+    """
+
+    def __init__(self, model: AdaptedModel, budget: int, allowed: Allowed):
+        self.model, self.budget, self._allowed = model, budget, allowed
+        self.versions: list[Version] = []
+        self.loads, self.evictions, self.changed = 0, 0, False
+        self._pins = set[str]()  # names whose newest version stays
+        self._reader = _reader()
+
+    def prepare(self, wanted: Iterable[Version]) -> tuple[Version | None, Future[None] | None]:
+        """Load what is wanted, in this order, one a call: files are read in the background, then the model takes them.
+
+        Returns the version that was loaded, and a reading that is under way.
+        """
+        for version in self.versions:
+            version.leaving = False
+        missing = [version for version in dict.fromkeys(wanted) if not version.here and version.error is None]
+        ready = next((version for version in missing if version.reading is not None and version.reading.done()), None)
+        reading = [future for version in missing if (future := version.reading) is not None and not future.done()]
+        for version in missing:
+            if version.reading is None and len(reading) < AHEAD:
+                version.reading = self._reader.submit(_read, version)
+                reading.append(version.reading)
+        loaded = None if ready is None or not self._load(ready) else ready
+        return loaded, reading[0] if reading else None
+
+    def used(self, version: Version) -> None:
+        """An answer that it made has ended: it is the last that is evicted."""
+        if version in self.versions:
+            self.versions.remove(version)
+            self.versions.append(version)
+
+    def pin(self, name: str) -> None:
+        """From now on the newest version under this name stays once it is loaded."""
+        self._pins.add(name)
+        for version in self._of(name)[-1:]:
+            version.pinned = True
+
+    def unpin(self, name: str) -> None:
+        """It is evicted by use again."""
+        self._pins.discard(name)
+        for version in self._of(name):
+            version.pinned = False
+
+    def unload(self, name: str) -> None:
+        """Evict all versions under this name, pinned ones too. Raises HalkaError while requests use one."""
+        if users := sum(version.users for version in self._of(name)):
+            raise HalkaError(f"{users} requests use adapter {name!r}: wait until they are finished")
+        self.unpin(name)
+        for version in self._of(name):
+            self._evict(version)
+
+    def forget(self, version: Version) -> None:
+        """It is in the model no more."""
+        self.versions.remove(version)
+        version.here, version.reading, version.virtual, version.adapter = False, None, None, None
+        version.pinned, self.changed = False, True
+
+    def rest(self) -> None:
+        """Take all out of the model; they are loaded again when they are wanted again."""
+        self.close()
+        self._reader = _reader()
+
+    def close(self) -> None:
+        """Take all out of the model, for good."""
+        self._reader.shutdown(cancel_futures=True)
+        for version in [*self.versions]:
+            self._evict(version)
+
+    def _of(self, name: str) -> list[Version]:
+        """The versions under a name, in the order in which they were loaded."""
+        return sorted((v for v in self.versions if v.name == name), key=lambda version: version.loaded)
+
+    # ── loading ─────────────────────────────────────────────────────────────────────────────────────────────────
+
+    def _load(self, version: Version) -> bool:
+        """Let the model take it, if there is room. Returns whether the model has it; why not is its error."""
+        assert version.reading is not None
+        assert version.folder is not None
+        try:
+            version.reading.result()
+            if not self._make_room(version):
+                return False
+            version.key = _free_name(version, self.model)
+            adapter = load(self.model, version.folder, name=version.key, **self._allowed)
+            try:
+                if state_of_files(version.folder) != version.state:
+                    raise HalkaError(f"{version.folder} is replaced again and again")
+                describe(version, self.model, adapter)
+            except BaseException:
+                self.model.remove(version.key)
+                raise
+        except Exception as error:  # whatever is wrong with it, it is wrong with nothing else
+            version.reading = None
+            if not self._reopen(version):
+                version.error = error
+            return False
+        self.loads += 1
+        version.here, version.waited, version.loaded, self.changed = True, 0, self.loads, True
+        self.versions.append(version)
+        if version.name is not None and version.name in self._pins:
+            for other in self._of(version.name):
+                other.pinned = other is version
+        return True
+
+    def _reopen(self, version: Version) -> bool:
+        """Take what is in its folder now, if that was replaced: nobody has begun with what was there before."""
+        assert version.folder is not None
+        try:
+            now = opened(version.name or "", version.folder.path, self._allowed)
+        except HalkaError:
+            return False
+        replaced = now.state != version.state
+        version.folder, version.state = now.folder, now.state
+        return replaced
+
+    def _make_room(self, version: Version) -> bool:
+        """Evict what no request needs, the longest unused first. Returns whether there is room.
+
+        What has waited for long also takes the room of those that others wait for: what has a row finishes first.
+        Raises HalkaError for more than the whole budget, or than the pinned leave of it.
+        """
+        kept = {other for other in self.versions if other.pinned and other.name != version.name}
+        pinned = sum(other.bytes for other in kept)
+        if version.bytes + pinned > self.budget:
+            others = f", of which pinned adapters take {pinned:,}" if pinned else ""
+            raise HalkaError(
+                f"adapter {version.name!r} takes {version.bytes:,} bytes, over the engine's budget for adapters of "
+                f"{self.budget:,}{others}"
+            )
+        version.waited += 1
+        urgent = version.waited > PATIENCE
+        movable = [other for other in self.versions if other not in kept]
+        idle = [other for other in movable if not other.users]
+        idle += [other for other in movable if urgent and other.users and not other.begun]
+        for other in idle:
+            if self._missing(version) > 0:
+                self._evict(other)
+                self.evictions += 1
+        coming = 0
+        for other in self.versions:
+            if urgent and other not in kept and coming < self._missing(version):
+                other.leaving = True
+                coming += other.bytes
+        return self._missing(version) <= 0
+
+    def _missing(self, version: Version) -> int:
+        """Bytes that it takes more than there is room for."""
+        return sum(other.bytes for other in self.versions) + version.bytes - self.budget
+
+    def _evict(self, version: Version) -> None:
+        if version.key in self.model.adapters:
+            self.model.remove(version.key)
+        self.forget(version)
+
+
+def _reader() -> ThreadPoolExecutor:
+    return ThreadPoolExecutor(1, "halka-adapters")
+
+
+def _read(version: Version) -> None:
+    """Read an adapter's files once, so that taking them over is quick, and check them."""
+    assert version.folder is not None
+    version.bytes = version.folder.memory
+    version.id = version.folder.id
+
+
+def _free_name(version: Version, model: AdaptedModel) -> str:
+    name = f"{version.name} {(version.id or '')[:12]}"
+    while name in model.adapters:
+        name += "'"
+    return name

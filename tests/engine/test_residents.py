@@ -1,0 +1,104 @@
+"""What an engine loads stays within its budget; what is pinned stays, but its own next version takes its place."""
+
+from __future__ import annotations
+
+import pytest
+
+import halka
+from engine_for_tests import filled, model_of, run
+from halka.engine.engine import Engine
+from halka.engine.request import Request
+from halka.engine.stopping import Stopping
+from halka.storage.adapter_store import AdapterStore
+from halka.util.errors import HalkaError, UnknownAdapterError
+
+
+@pytest.fixture
+def model():
+    return model_of(families={})
+
+
+@pytest.fixture
+def store(model, tmp_path):
+    """Four LoRAs of equal size."""
+    store = AdapterStore(tmp_path / "store")
+    for seed in range(4):
+        save(model, store, f"lora-{seed}", seed)
+    return store
+
+
+def save(model, store, name: str, seed: int) -> None:
+    filled(model, "new", halka.LoRA(rank=4), seed)
+    store.save(model, "new", stored_as=name)
+    model.remove("new")
+
+
+def answer(engine: Engine, name: str):
+    (answer,) = engine.submit(Request([5, 6, 7], name, stopping=Stopping(2)))
+    run(engine)
+    return answer
+
+
+def names(engine: Engine) -> set[str]:
+    return {version.name for version in engine.adapters.residents.versions}
+
+
+def test_pinned_adapters_stay_and_the_longest_unused_of_the_others_go(model, store):
+    size = store.get("lora-0").open().memory
+    with Engine(model, store, adapter_memory=2 * size) as engine:
+        engine.adapters.pin("lora-0")
+        for name in ("lora-0", "lora-1", "lora-2", "lora-3"):
+            assert answer(engine, name).error is None
+        assert names(engine) == {"lora-0", "lora-3"}
+        assert (engine.adapters.residents.loads, engine.adapters.residents.evictions) == (4, 2)
+        engine.adapters.unpin("lora-0")
+        assert answer(engine, "lora-1").error is None
+        assert names(engine) == {"lora-3", "lora-1"}
+
+
+def test_the_next_version_of_a_pinned_adapter_takes_its_place(model, store):
+    size = store.get("lora-0").open().memory
+    with Engine(model, store, adapter_memory=size) as engine:
+        engine.adapters.pin("lora-0")
+        first = answer(engine, "lora-0")
+        refused = answer(engine, "lora-1")
+        assert f"pinned adapters take {size:,}" in str(refused.error)
+        save(model, store, "lora-0", 9)
+        second = answer(engine, "lora-0")
+        assert first.adapter_id != second.adapter_id
+        assert [version.pinned for version in engine.adapters.residents.versions] == [True]
+
+
+def test_an_adapter_is_unloaded_only_when_nobody_uses_it(model, store):
+    with Engine(model, store) as engine:
+        (waiting,) = engine.submit(Request([5, 6, 7], "lora-0", stopping=Stopping(50)))
+        engine.adapters.pin("lora-0")
+        while not waiting.tokens:
+            engine.step()
+        with pytest.raises(HalkaError, match="1 requests use adapter 'lora-0'"):
+            engine.adapters.unload("lora-0")
+        run(engine)
+        engine.adapters.unload("lora-0")
+        assert names(engine) == set()
+        assert not model.adapters
+        assert answer(engine, "lora-0").error is None
+        with pytest.raises(UnknownAdapterError):
+            engine.adapters.pin("nobody")
+
+
+def test_an_adapter_is_loaded_before_a_request_wants_it(model, store):
+    with Engine(model, store) as engine:
+        loading, damaged = engine.adapters.load("lora-0"), store.get("lora-1").folder / "adapter_model.safetensors"
+        assert engine.busy
+        while not loading.done():
+            engine.step()
+        assert names(engine) == {"lora-0"}
+        assert not engine.busy
+        assert engine.adapters.load("lora-0").done()
+        failing = engine.adapters.load("lora-1")
+        damaged.write_bytes(damaged.read_bytes()[:-8])
+        while not failing.done():
+            engine.step()
+        assert isinstance(failing.exception(), HalkaError)
+        left = engine.adapters.load("lora-2")
+    assert "closed" in str(left.exception())
