@@ -16,6 +16,9 @@ from transformers import PreTrainedTokenizerBase
 from halka.data.examples import Example, Message
 from halka.util.errors import DataError
 
+TEMPLATE_ERRORS = (TemplateError, TypeError, ValueError, LookupError, AttributeError)
+"""What a chat template may raise for messages that it refuses."""
+
 
 @dataclass(frozen=True)
 class Chat:
@@ -40,7 +43,7 @@ def write(
     try:
         texts = tokenizer.apply_chat_template(dicts, tokenize=False, add_generation_prompt=generation_prompt)
         return cast("list[str | DataError]", texts)
-    except (TemplateError, TypeError, ValueError, LookupError, AttributeError) as error:
+    except TEMPLATE_ERRORS as error:
         if len(conversations) > 1:  # find out which one
             return [write([messages], tokenizer, generation_prompt)[0] for messages in conversations]
         has_system = any(message.role == "system" for message in conversations[0])

@@ -1,22 +1,29 @@
-"""`/v1/chat/completions`: an answer to a conversation, at once or as it is made."""
+"""`/v1/chat/completions`: an answer to a conversation, at once or as it is made. One generator feeds both."""
 
 from __future__ import annotations
 
 import time
 import uuid
+from collections.abc import AsyncGenerator
 from contextlib import aclosing
+from dataclasses import dataclass, field
 from typing import Any
 
+from anyio import to_thread
 from fastapi import APIRouter
 from starlette.requests import Request as HttpRequest
 from starlette.responses import Response
 
 from halka.engine import Answer, Request
-from halka.server.access import Who
+from halka.server.access import Caller, Who
 from halka.server.chat_request import ChatRequest
-from halka.server.generation import adapter_of, chat_prompt, deltas, new_tokens
-from halka.server.sending import Json, while_connected
+from halka.server.errors import api_error
+from halka.server.formats import constraint_of
+from halka.server.generation import Delta, adapter_of, deltas, room, usage
+from halka.server.prompts import chat_tokens
+from halka.server.sending import DONE, Json, begun, event, while_connected
 from halka.server.service import Here, Service
+from halka.server.tools import Call, Toolbox, toolbox_of, with_calls
 
 router = APIRouter()
 
@@ -24,52 +31,118 @@ router = APIRouter()
 @router.post("/v1/chat/completions")
 async def chat_completions(body: ChatRequest, http: HttpRequest, service: Here, caller: Who) -> Response:
     """Answer a conversation."""
-    adapter = await adapter_of(service, caller, body.model)
-    prompt = await chat_prompt(service, body.plain_messages())
-    request = Request(
-        prompt,
-        adapter,
-        sampling=body.sampling(service.settings.temperature),
-        stopping=body.stopping(new_tokens(service, prompt, body.max_completion_tokens or body.max_tokens)),
-        tenant=caller.tenant,
-    )
-    return Json(await while_connected(http, _whole(service, body, request)))
+    chat = await Chat.of(body, service, caller)
+    if body.stream:
+        return await begun(http, chat.chunks(), lambda error: event(api_error(error, caller.tenant).body))
+    return Json(await while_connected(http, chat.whole()))
 
 
-async def _whole(service: Service, body: ChatRequest, request: Request) -> dict[str, Any]:
-    choices: dict[int, dict[str, Any]] = {}
-    answers: dict[int, Answer] = {}
-    async with aclosing(deltas(service, request, body.n or 1)) as parts:
-        async for delta in parts:
-            choice = choices.setdefault(
-                delta.index,
-                {
-                    "index": delta.index,
-                    "message": {"role": "assistant", "content": "", "refusal": None, "annotations": []},
-                    "logprobs": None,
-                    "finish_reason": None,
-                },
-            )
-            choice["message"]["content"] += delta.text
-            choice["finish_reason"] = delta.finish
-            answers[delta.index] = delta.answer
-    return {
-        "id": f"chatcmpl-{uuid.uuid4().hex}",
-        "object": "chat.completion",
-        "created": int(time.time()),
-        "model": body.model,
-        "choices": [choices[index] for index in sorted(choices)],
-        "usage": usage(request, [*answers.values()]),
-        "system_fingerprint": None,
-    }
+@dataclass
+class Chat:
+    """A chat request as the engine has it, and what its responses say of themselves."""
+
+    service: Service
+    body: ChatRequest
+    request: Request
+    toolbox: Toolbox | None
+    id: str = field(default_factory=lambda: f"chatcmpl-{uuid.uuid4().hex}")
+    created: int = field(default_factory=lambda: int(time.time()))
+
+    @classmethod
+    async def of(cls, body: ChatRequest, service: Service, caller: Caller) -> Chat:
+        """Raises ApiError and HalkaError for what cannot be answered."""
+        adapter = await adapter_of(service, caller, body.model)
+        several = body.parallel_tool_calls is not False
+        toolbox = toolbox_of(service.tokenizer, body.messages, body.tools, body.tool_choice, several)
+        prompt = await to_thread.run_sync(chat_tokens, service.tokenizer, body.messages, toolbox)
+        tokens = body.max_completion_tokens or body.max_tokens or await room(service, adapter, prompt)
+        request = Request(
+            prompt,
+            adapter,
+            sampling=body.sampling(service.settings.temperature),
+            stopping=body.stopping(tokens),
+            constraint=constraint_of(body.response_format) if toolbox is None else toolbox.constraint,
+            tenant=caller.tenant,
+            logprobs=body.alternatives,
+        )
+        return cls(service, body, request, toolbox)
+
+    def deltas(self) -> AsyncGenerator[Delta]:
+        """What the answers get, as they get it."""
+        news = deltas(self.service, self.request, self.body.n or 1)
+        return news if self.toolbox is None else with_calls(news, self.toolbox)
+
+    async def chunks(self) -> AsyncGenerator[bytes]:
+        """The answers as events, the usage last where it is asked for."""
+        answers: dict[int, Answer] = {}
+        end = {"usage": None} if self.body.usage_at_end else {}
+        async with aclosing(self.deltas()) as news:
+            async for delta in news:
+                if delta.index not in answers:
+                    answers[delta.index] = delta.answer
+                    yield event(self._chunk(delta.index, {"role": "assistant", "content": ""}) | end)
+                yield event(self._chunk(delta.index, _delta(delta), self._logprobs(delta), delta.finish) | end)
+        if self.body.usage_at_end:
+            tokens = usage([self.request], [*answers.values()])
+            yield event(self._head("chat.completion.chunk") | {"choices": [], "usage": tokens})
+        yield DONE
+
+    async def whole(self) -> dict[str, Any]:
+        """The answers as one object, when all are finished."""
+        choices: dict[int, dict[str, Any]] = {}
+        answers: dict[int, Answer] = {}
+        async with aclosing(self.deltas()) as news:
+            async for delta in news:
+                answers[delta.index] = delta.answer
+                choice = choices.setdefault(delta.index, _empty(delta.index))
+                _add(choice, delta, self._logprobs(delta))
+        for choice in choices.values():
+            message = choice["message"]
+            message["content"] = message["content"] or ("" if "tool_calls" not in message else None)
+        return self._head("chat.completion") | {
+            "choices": [choices[index] for index in sorted(choices)],
+            "usage": usage([self.request], [*answers.values()]),
+        }
+
+    def _head(self, kind: str) -> dict[str, Any]:
+        model = self.body.model
+        return {"id": self.id, "object": kind, "created": self.created, "model": model, "system_fingerprint": None}
+
+    def _chunk(
+        self, index: int, delta: dict[str, Any], logprobs: dict[str, Any] | None = None, finish: str | None = None
+    ) -> dict[str, Any]:
+        choice = {"index": index, "delta": delta, "logprobs": logprobs, "finish_reason": finish}
+        return self._head("chat.completion.chunk") | {"choices": [choice]}
+
+    def _logprobs(self, delta: Delta) -> dict[str, Any] | None:
+        if self.body.alternatives is None or delta.finish is not None:
+            return None
+        return {"content": self.service.token_texts.for_chat(delta.logprobs), "refusal": None}
 
 
-def usage(request: Request, answers: list[Answer]) -> dict[str, Any]:
-    """How many tokens were read and written."""
-    written = sum(len(answer.tokens) for answer in answers)
-    return {
-        "prompt_tokens": len(request.prompt),
-        "completion_tokens": written,
-        "total_tokens": len(request.prompt) + written,
-        "prompt_tokens_details": {"cached_tokens": 0},
-    }
+def _empty(index: int) -> dict[str, Any]:
+    message = {"role": "assistant", "content": "", "refusal": None, "annotations": []}
+    return {"index": index, "message": message, "logprobs": None, "finish_reason": None}
+
+
+def _add(choice: dict[str, Any], delta: Delta, logprobs: dict[str, Any] | None) -> None:
+    """Let a whole answer's choice have what came."""
+    choice["message"]["content"] += delta.text
+    if delta.call is not None:
+        choice["message"].setdefault("tool_calls", []).append(_call(delta.call))
+    if logprobs is not None:
+        before = choice["logprobs"] or {"content": [], "refusal": None}
+        choice["logprobs"] = {**before, "content": before["content"] + logprobs["content"]}
+    choice["finish_reason"] = delta.finish
+
+
+def _delta(delta: Delta) -> dict[str, Any]:
+    if delta.finish is not None:
+        return {}
+    if delta.call is not None:
+        return {"tool_calls": [{"index": delta.call.number, **_call(delta.call)}]}
+    return {"content": delta.text}
+
+
+def _call(call: Call) -> dict[str, Any]:
+    return {"id": call.id, "type": "function", "function": {"name": call.name, "arguments": call.arguments}}

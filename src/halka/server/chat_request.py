@@ -1,17 +1,34 @@
-"""The body of a chat request: messages, and how the answer is to be."""
+"""The body of a chat request: messages, tools, and how the answer is to be."""
 
 from __future__ import annotations
 
+import json
 from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
-from halka.server.requests import ANY, NEUTRAL, Body, Role, Sampled
+from halka.server.formats import JsonObject, JsonSchema, Text
+from halka.server.requests import ANY, NEUTRAL, Body, Count, Sampled, unsupported
+
+FunctionName = Annotated[str, Field(pattern=r"^[a-zA-Z0-9_.-]{1,64}$")]
 
 
 class TextPart(Body):
-    type: Literal["text"]
+    type: Literal["text", "input_text", "output_text"]
     text: str
+    annotations: list[Any] | None = None
+    logprobs: list[Any] | None = None
+
+
+class FunctionCall(Body):
+    name: FunctionName
+    arguments: str
+
+
+class CalledTool(Body):
+    id: str
+    type: Literal["function"] = "function"
+    function: FunctionCall
 
 
 class ChatMessage(Body):
@@ -22,16 +39,51 @@ class ChatMessage(Body):
         "refusal": ANY,
         "reasoning_content": ANY,
     }
-    role: Role
+    role: Literal["system", "developer", "user", "assistant", "tool"]
     content: str | list[TextPart] | None = None
     name: str | None = None
+    tool_calls: list[CalledTool] | None = None
+    tool_call_id: str | None = None
 
-    @property
-    def text(self) -> str:
-        """Its content as one text."""
-        if isinstance(self.content, list):
-            return "".join(part.text for part in self.content)
-        return self.content or ""
+    def for_template(self) -> dict[str, Any]:
+        """The message as chat templates read it."""
+        parts = self.content if isinstance(self.content, list) else []
+        text = "".join(part.text for part in parts) or (self.content if isinstance(self.content, str) else "")
+        message: dict[str, Any] = {"role": "system" if self.role == "developer" else self.role, "content": text}
+        if self.tool_calls:
+            calls = [(call.id, call.function.name, _arguments(call.function.arguments)) for call in self.tool_calls]
+            message["tool_calls"] = [
+                {"id": id, "type": "function", "function": {"name": name, "arguments": arguments}}
+                for id, name, arguments in calls
+            ]
+        if self.tool_call_id:
+            message["tool_call_id"] = self.tool_call_id
+        return message
+
+
+class Function(Body):
+    name: FunctionName
+    description: str | None = None
+    parameters: dict[str, Any] | None = None
+    strict: bool | None = None
+
+
+class Tool(Body):
+    type: Literal["function"]
+    function: Function
+
+
+class NamedFunction(Body):
+    name: str
+
+
+class NamedTool(Body):
+    type: Literal["function"]
+    function: NamedFunction
+
+
+Tools = Annotated[list[Tool], Field(max_length=128)]
+ToolChoice = Literal["none", "auto", "required"] | NamedTool
 
 
 class ChatRequest(Sampled):
@@ -48,12 +100,34 @@ class ChatRequest(Sampled):
         "verbosity": ("medium",),
     }
     messages: Annotated[list[ChatMessage], Field(min_length=1)]
-    max_tokens: Annotated[int, Field(ge=1)] | None = None
-    max_completion_tokens: Annotated[int, Field(ge=1)] | None = None
+    max_tokens: Count | None = None
+    max_completion_tokens: Count | None = None
+    logprobs: bool | None = None
+    top_logprobs: Annotated[int, Field(ge=0, le=20)] | None = None
+    response_format: Annotated[Text | JsonObject | JsonSchema, Field(discriminator="type")] | None = None
+    tools: Tools | None = None
+    tool_choice: ToolChoice | None = None
+    parallel_tool_calls: bool | None = None
 
-    def plain_messages(self) -> list[dict[str, Any]]:
-        """The messages as chat templates read them."""
-        return [
-            {"role": "system" if message.role == "developer" else message.role, "content": message.text}
-            for message in self.messages
-        ]
+    @model_validator(mode="after")
+    def _fits_together(self) -> ChatRequest:
+        if self.top_logprobs and not self.logprobs:
+            raise unsupported("top_logprobs", "set logprobs to true with it")
+        if self.tool_choice not in (None, "none", "auto") and not self.tools:
+            raise unsupported("tool_choice", "there are no tools to choose from")
+        if self.tools and self.tool_choice != "none" and self.response_format and self.response_format.type != "text":
+            raise unsupported("response_format", "with tools an answer may be any text")
+        return self
+
+    @property
+    def alternatives(self) -> int | None:
+        """How many tokens the engine is to tell with each token of an answer; None: nothing."""
+        return (self.top_logprobs or 0) if self.logprobs else None
+
+
+def _arguments(text: str) -> Any:
+    """A call's arguments as templates want them: an object, if they are one."""
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError):
+        return text

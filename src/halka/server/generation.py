@@ -1,31 +1,43 @@
-"""From a request to the engine's answers: the adapter of its model's name, its prompt's tokens, its room."""
+"""From a request to the engine's answers: the adapter of its model's name, its room, and what comes of it."""
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncGenerator, Sequence
+from contextlib import aclosing
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from anyio import to_thread
 
-from halka.data import chat
-from halka.data.examples import Example, Message
-from halka.data.tokens import encode_prompt
 from halka.engine import Answer, Request
+from halka.engine.logprobs import TokenLogprob
 from halka.server.access import Caller
-from halka.server.errors import unknown_model
+from halka.server.errors import ApiError, unknown_model
 from halka.server.service import Service
-from halka.util.errors import DataError, UnknownAdapterError
+from halka.util.errors import UnknownAdapterError
+
+if TYPE_CHECKING:
+    from halka.server.tools import Call
 
 
 @dataclass(frozen=True)
 class Delta:
-    """What one of a request's answers has got more. `finish` is set in its last, and only there."""
+    """What one of a request's answers has got more: text, a call, tokens. The last has its `finish` alone."""
 
     index: int
-    text: str
     answer: Answer
+    text: str = ""
+    call: Call | None = None
+    logprobs: Sequence[TokenLogprob] = ()
     finish: str | None = None
+
+
+@dataclass
+class _Seen:
+    index: int
+    text: int = 0
+    logprobs: int = 0
 
 
 async def adapter_of(service: Service, caller: Caller, model: str) -> str | None:
@@ -40,30 +52,76 @@ async def adapter_of(service: Service, caller: Caller, model: str) -> str | None
     return name
 
 
-async def chat_prompt(service: Service, messages: Sequence[dict[str, Any]]) -> list[int]:
-    """The tokens of a conversation in the base's chat template, with the beginning of its answer."""
-    return await to_thread.run_sync(_chat_prompt, service.tokenizer, messages)
+async def room(service: Service, adapter: str | None, prompt: Sequence[int]) -> int:
+    """How many tokens an answer may have whose request does not say: as set, or what the prompt leaves."""
+    usual, context = service.settings.new_tokens, service.context
+    if context is None or len(prompt) + usual <= context // 2:  # no adapter's virtual tokens take that many
+        return usual
+    left = await service.engine.call(lambda: service.engine.engine.room(adapter))
+    return usual if left is None else max(1, min(usual, left - len(prompt)))
 
 
-def _chat_prompt(tokenizer: Any, messages: Sequence[dict[str, Any]]) -> list[int]:
-    turns = tuple(Message(message["role"], message["content"]) for message in messages)
-    if tokenizer.chat_template is None:
-        return encode_prompt(Example(turns, where="messages"), tokenizer)
-    text = chat.write([turns], tokenizer, generation_prompt=True)[0]
-    if isinstance(text, DataError):
-        raise text
-    return tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
+async def deltas(service: Service, request: Request, n: int = 1) -> AsyncGenerator[Delta]:
+    """What the request's `n` answers get, as they get it. Whoever stops reading cancels them. Raises what fails.
+
+    Several tokens may come at once, if whoever reads is slower than the engine.
+    """
+    of_answer: dict[Answer, _Seen] = {}
+    async with aclosing(service.engine.follow(request, n)) as progress:
+        async for answer in progress:
+            seen = of_answer.setdefault(answer, _Seen(len(of_answer)))
+            finish, text, count = answer.finish, answer.text, len(answer.logprobs)
+            if finish == "cancelled":
+                raise ApiError(503, "the server is closing", headers={"retry-after": "10"})
+            if len(text) > seen.text or count > seen.logprobs:
+                new = answer.logprobs[seen.logprobs : count]
+                yield Delta(seen.index, answer, text[seen.text :], logprobs=new)
+                seen.text, seen.logprobs = len(text), count
+            if finish is not None:
+                yield Delta(seen.index, answer, finish=finish)
 
 
-def new_tokens(service: Service, prompt: Sequence[int], asked: int | None) -> int:
-    """How many tokens an answer may have: as asked, else as set, in what the prompt leaves."""
-    if asked is not None or service.context is None:
-        return asked or service.settings.new_tokens
-    return max(1, min(service.settings.new_tokens, service.context - len(prompt)))
+async def merged(parts: Sequence[AsyncGenerator[Delta]]) -> AsyncGenerator[tuple[int, Delta]]:
+    """What these generators yield, as it comes, each with its generator's number. All are closed at the end."""
+    queue = asyncio.Queue[tuple[int, Delta | Exception | None]](len(parts))
+
+    async def follow(number: int, part: AsyncGenerator[Delta]) -> None:
+        end = None
+        try:
+            async with aclosing(part):
+                async for delta in part:
+                    await queue.put((number, delta))
+        except Exception as error:
+            end = error
+        await queue.put((number, end))
+
+    tasks = [asyncio.create_task(follow(number, part)) for number, part in enumerate(parts)]
+    going = len(tasks)
+    try:
+        while going:
+            number, item = await queue.get()
+            if isinstance(item, Exception):
+                raise item
+            if item is None:
+                going -= 1
+            else:
+                yield number, item
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
 
 
-async def deltas(service: Service, request: Request, n: int) -> AsyncGenerator[Delta]:
-    """What the request's `n` answers get, as they get it. Whoever stops reading cancels them. Raises what fails."""
-    for index, answer in enumerate(await service.engine.answers(request, n)):
-        yield Delta(index, answer.text, answer)
-        yield Delta(index, "", answer, answer.finish)
+def usage(requests: Sequence[Request], answers: Sequence[Answer]) -> dict[str, Any]:
+    """How many tokens were read and written; a prompt counts once, however many answers it has."""
+    read = sum(len(request.prompt) for request in requests)
+    written = sum(len(answer.tokens) for answer in answers)
+    cached: dict[int, int] = {}
+    for answer in answers:
+        cached.setdefault(id(answer.request), answer.cached)
+    return {
+        "prompt_tokens": read,
+        "completion_tokens": written,
+        "total_tokens": read + written,
+        "prompt_tokens_details": {"cached_tokens": sum(cached.values())},
+    }

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 from pydantic_core import PydanticCustomError
@@ -11,6 +11,13 @@ from halka.engine import Sampling, Stopping
 from halka.engine.sampling import SEEDS
 
 ANY = "any value"  # of a field that changes nothing here
+
+Stop = Annotated[str, Field(min_length=1)]
+Penalty = Annotated[float, Field(ge=-2, le=2)]
+Bias = Annotated[float, Field(ge=-100, le=100)]
+Temperature = Annotated[float, Field(ge=0, le=2)]
+Share = Annotated[float, Field(ge=0, le=1)]
+Count = Annotated[int, Field(ge=1)]
 
 
 class Body(BaseModel):
@@ -30,11 +37,14 @@ class Body(BaseModel):
         for name, values in cls.neutral.items():
             value = data.get(name)
             if value is not None and values is not ANY and value not in values:
-                only = f" (it may be {', '.join(map(repr, values))})" if values else ""
-                raise PydanticCustomError(
-                    "unsupported", "{param} is not supported here{only}: leave it out", {"param": name, "only": only}
-                )
+                raise unsupported(name, f"it may be {', '.join(map(repr, values))}" if values else "leave it out")
         return {name: value for name, value in data.items() if name not in cls.neutral}
+
+
+def unsupported(param: str, way_out: str) -> PydanticCustomError:
+    """The error of a field that is OpenAI's and is not supported here."""
+    context = {"param": param, "way_out": way_out}
+    return PydanticCustomError("unsupported", "{param} is not supported here: {way_out}", context)
 
 
 NEUTRAL = {
@@ -59,15 +69,15 @@ class Sampled(Body):
     stream: bool | None = None
     stream_options: StreamOptions | None = None
     n: Annotated[int, Field(ge=1, le=128)] | None = None
-    temperature: Annotated[float, Field(ge=0, le=2)] | None = None
-    top_p: Annotated[float, Field(ge=0, le=1)] | None = None
+    temperature: Temperature | None = None
+    top_p: Share | None = None
     top_k: Annotated[int, Field(ge=0)] | None = None
-    min_p: Annotated[float, Field(ge=0, le=1)] | None = None
+    min_p: Share | None = None
     seed: Annotated[int, Field(ge=-SEEDS, lt=SEEDS)] | None = None
-    stop: Annotated[str, Field(min_length=1)] | StopStrings | None = None
-    presence_penalty: Annotated[float, Field(ge=-2, le=2)] | None = None
-    frequency_penalty: Annotated[float, Field(ge=-2, le=2)] | None = None
-    logit_bias: dict[int, Annotated[float, Field(ge=-100, le=100)]] | None = None
+    stop: Stop | Annotated[list[Stop], Field(max_length=16)] | None = None
+    presence_penalty: Penalty | None = None
+    frequency_penalty: Penalty | None = None
+    logit_bias: dict[Annotated[int, Field(ge=0)], Bias] | None = None
 
     @property
     def usage_at_end(self) -> bool:
@@ -82,14 +92,12 @@ class Sampled(Body):
             top_p=self.top_p,
             min_p=self.min_p,
             seed=None if self.seed is None else self.seed % SEEDS,
+            presence_penalty=self.presence_penalty,
+            frequency_penalty=self.frequency_penalty,
+            bias=self.logit_bias or {},
         )
 
     def stopping(self, tokens: int) -> Stopping:
         """Where the engine ends a text that may have so many tokens."""
         strings = [self.stop] if isinstance(self.stop, str) else self.stop or ()
         return Stopping(tokens, tuple(strings))
-
-
-StopStrings = Annotated[list[Annotated[str, Field(min_length=1)]], Field(max_length=16)]
-Role = Literal["system", "developer", "user", "assistant", "tool"]
-Sampled.model_rebuild()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import AsyncGenerator, Coroutine
+from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import aclosing, suppress
 from typing import Any, TypeVar
 
@@ -51,9 +51,28 @@ def event(value: Any, name: str | None = None) -> bytes:
 DONE = b"data: [DONE]\n\n"
 
 
-async def while_connected(request: HttpRequest, work: Coroutine[Any, Any, T]) -> T:
+async def begun(http: HttpRequest, chunks: AsyncGenerator[bytes], failed: Callable[[Exception], bytes]) -> Events:
+    """The chunks as events, from their first on: what fails before that is an error with a status of its own.
+
+    failed  the event of an error that comes later
+    """
+    first = await while_connected(http, anext(chunks))
+
+    async def all_of_them() -> AsyncGenerator[bytes]:
+        async with aclosing(chunks):
+            yield first
+            try:
+                async for chunk in chunks:
+                    yield chunk
+            except Exception as error:
+                yield failed(error)
+
+    return Events(all_of_them())
+
+
+async def while_connected(request: HttpRequest, work: Awaitable[T]) -> T:
     """What the work returns; it is cancelled if the client leaves meanwhile. The request's body is read already."""
-    working, leaving = asyncio.create_task(work), asyncio.create_task(_left(request))
+    working, leaving = asyncio.ensure_future(work), asyncio.ensure_future(_left(request))
     try:
         await asyncio.wait({working, leaving}, return_when=asyncio.FIRST_COMPLETED)
         if not working.done():

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import time
 from dataclasses import dataclass, field
-from typing import Annotated, Any, cast
+from functools import cached_property
+from typing import Annotated, Any
 
 from fastapi import Depends
 from starlette.requests import Request as HttpRequest
@@ -13,6 +14,7 @@ from halka.core import AdaptedModel
 from halka.engine import AsyncEngine, Engine
 from halka.models import adapt, context
 from halka.models.loading import load_base
+from halka.server.logprobs import TokenTexts
 from halka.server.settings import ServerSettings
 from halka.server.tenants import Tenants
 
@@ -49,7 +51,7 @@ class Service:
         tenants = Tenants(settings)
         engine = Engine(
             model,
-            cast(Any, tenants),
+            tenants,
             rows=settings.rows,
             memory=None if settings.memory is None else int(settings.memory * GB),
             adapter_memory=int(settings.adapter_memory * GB),
@@ -63,6 +65,10 @@ class Service:
     @property
     def tokenizer(self) -> Any:
         return self.model.tokenizer
+
+    @cached_property
+    def token_texts(self) -> TokenTexts:
+        return TokenTexts(self.tokenizer, self.engine.engine.ends)
 
     @property
     def context(self) -> int | None:

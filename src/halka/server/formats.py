@@ -1,0 +1,47 @@
+"""What the form of an answer may be: any text, a JSON object, or JSON of a schema."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from pydantic import ConfigDict, Field
+
+from halka.engine import Constraint
+from halka.engine.constraint import JSON_OBJECT
+from halka.server.requests import Body
+
+
+class Text(Body):
+    type: Literal["text"]
+
+
+class JsonObject(Body):
+    type: Literal["json_object"]
+
+
+class Schema(Body):
+    model_config = ConfigDict(serialize_by_alias=True)
+    name: str
+    schema_: dict[str, Any] = Field(alias="schema")
+    description: str | None = None
+    strict: bool | None = None
+
+
+class JsonSchema(Body):
+    type: Literal["json_schema"]
+    json_schema: Schema
+
+
+class FlatJsonSchema(Schema):
+    """As `/v1/responses` has it."""
+
+    type: Literal["json_schema"]
+
+
+def constraint_of(form: Text | JsonObject | JsonSchema | FlatJsonSchema | None) -> Constraint | None:
+    """What the engine must keep to; None: any text. A schema is always kept to, strict or not."""
+    if isinstance(form, JsonObject):
+        return JSON_OBJECT
+    if isinstance(form, JsonSchema):
+        form = form.json_schema  # type: ignore[assignment]
+    return Constraint(schema=form.schema_) if isinstance(form, Schema) else None

@@ -1,0 +1,181 @@
+"""Tools: which of them a base may call, how its template tells it of them, and its calls within its text.
+
+A base knows tools if its chat template does and writes calls in the form of Hermes and Qwen, one or more of
+`<tool_call>{"name": …, "arguments": {…}}</tool_call>`. Where a call is demanded, the form is enforced.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import uuid
+from collections.abc import AsyncGenerator, Iterator, Sequence
+from contextlib import aclosing
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from halka.engine import Constraint
+from halka.server.chat_request import ChatMessage, NamedTool, Tool, ToolChoice
+from halka.server.errors import ApiError
+from halka.server.generation import Delta
+
+OPENING, CLOSING = "<tool_call>", "</tool_call>"
+
+
+@dataclass(frozen=True)
+class Call:
+    """A function that the base calls; `arguments` are JSON, `number` counts an answer's calls from 0."""
+
+    name: str
+    arguments: str
+    number: int = 0
+    id: str = field(default_factory=lambda: f"call_{uuid.uuid4().hex[:24]}")
+
+
+@dataclass(frozen=True)
+class Toolbox:
+    """The tools of a request.
+
+    demanded  the names of those of which one must be called; none: the base may call any, or answer
+    several   whether it may call more than one
+    """
+
+    tools: Sequence[Tool]
+    demanded: tuple[str, ...] = ()
+    several: bool = True
+
+    @property
+    def for_template(self) -> list[dict[str, Any]]:
+        return [tool.model_dump(exclude_none=True) for tool in self.tools]
+
+    @property
+    def opening(self) -> str:
+        """What the answer begins with, whatever the base would say."""
+        return f"{OPENING}\n" if self.demanded else ""
+
+    @property
+    def constraint(self) -> Constraint | None:
+        """What must follow the opening: one call of a demanded tool."""
+        if not self.demanded:
+            return None
+        calls = [
+            {
+                "type": "object",
+                "properties": {
+                    "name": {"const": tool.function.name},
+                    "arguments": tool.function.parameters or {"type": "object"},
+                },
+                "required": ["name", "arguments"],
+                "additionalProperties": False,
+            }
+            for tool in self.tools
+            if tool.function.name in self.demanded
+        ]
+        return Constraint(schema=calls[0] if len(calls) == 1 else {"anyOf": calls})
+
+
+def toolbox_of(
+    tokenizer: Any,
+    messages: Sequence[ChatMessage],
+    tools: Sequence[Tool] | None,
+    choice: ToolChoice | None,
+    several: bool,
+) -> Toolbox | None:
+    """The tools that the base may call; None: none. Raises ApiError where the base knows no tools, or not that one."""
+    talked = any(message.role == "tool" or message.tool_calls for message in messages)
+    offered = tools if tools and choice != "none" else []
+    if not offered and not talked:
+        return None
+    if why := knows_no_tools(tokenizer):
+        raise ApiError(400, why, param="tools" if offered else "messages", code="unsupported_parameter")
+    if not offered:
+        return None
+    names = tuple(tool.function.name for tool in offered)
+    if isinstance(choice, NamedTool):
+        if choice.function.name not in names:
+            message = f"tool_choice is {choice.function.name!r}, and the tools are {', '.join(names)}"
+            raise ApiError(400, message, param="tool_choice")
+        return Toolbox(offered, (choice.function.name,), several=False)
+    return Toolbox(offered, names if choice == "required" else (), several and choice != "required")
+
+
+def knows_no_tools(tokenizer: Any) -> str:
+    """Why a base with this tokenizer cannot call tools; empty: it can."""
+    template = tokenizer.chat_template
+    if not isinstance(template, str) or not re.search(r"\btools\b", template):
+        return "this base's chat template has no place for tools: leave `tools` and their messages out"
+    shown = [token.content for token in tokenizer.added_tokens_decoder.values() if token.special]
+    if OPENING not in template or OPENING in shown:
+        return f"this base's chat template takes tools, but not in the form that is known here, {OPENING}"
+    return ""
+
+
+async def with_calls(news: AsyncGenerator[Delta], toolbox: Toolbox) -> AsyncGenerator[Delta]:
+    """The same, with calls read out of the text."""
+    readers: dict[int, CallReader] = {}
+    async with aclosing(news):
+        async for delta in news:
+            reader = readers.setdefault(delta.index, CallReader(toolbox))
+            pieces = [*(reader.push(delta.text) if delta.finish is None else reader.end())]
+            for number, piece in enumerate(pieces or [""]):
+                part = replace(delta, text="", finish=None, logprobs=() if number else delta.logprobs)
+                if isinstance(piece, Call):
+                    yield replace(part, call=piece)
+                elif piece or part.logprobs:
+                    yield replace(part, text=piece)
+            if delta.finish is not None:
+                called = reader.calls and delta.finish == "stop"
+                yield replace(delta, finish="tool_calls" if called else delta.finish)
+
+
+class CallReader:
+    """Reads the calls out of a text that comes in pieces; what is none of them stays text."""
+
+    def __init__(self, toolbox: Toolbox):
+        self._several = toolbox.several
+        self._text, self._inside = toolbox.opening, False
+        self.calls = 0
+
+    def push(self, piece: str) -> Iterator[str | Call]:
+        """What is certain after this piece."""
+        self._text += piece
+        while True:
+            before, mark, after = self._text.partition(CLOSING if self._inside else OPENING)
+            if not mark:
+                break
+            yield from self._inner(before, CLOSING) if self._inside else self._outer(before.rstrip())
+            self._text, self._inside = after, not self._inside
+        if not self._inside:
+            kept = next((n for n in range(len(OPENING) - 1, 0, -1) if self._text.endswith(OPENING[:n])), 0)
+            kept = max(kept, len(self._text) - len(self._text.rstrip()))  # white space before a call is dropped
+            text, self._text = self._text[: len(self._text) - kept], self._text[len(self._text) - kept :]
+            yield from self._outer(text)
+
+    def end(self) -> Iterator[str | Call]:
+        """What is left at the end of the text: a call without its closing, or text."""
+        yield from self._inner(self._text, "") if self._inside else self._outer(self._text)
+        self._text = ""
+
+    def _outer(self, text: str) -> Iterator[str]:
+        if text and not (self.calls and not text.strip()):
+            yield text
+
+    def _inner(self, text: str, closing: str) -> Iterator[str | Call]:
+        call = _call_of(text, self.calls)
+        if call is None:
+            yield f"{OPENING}{text}{closing}"
+        elif self._several or not self.calls:
+            self.calls += 1
+            yield call
+
+
+def _call_of(text: str, number: int) -> Call | None:
+    try:
+        call = json.loads(text)
+    except (ValueError, RecursionError):
+        return None
+    if not isinstance(call, dict) or not isinstance(call.get("name"), str):
+        return None
+    arguments = call.get("arguments", call.get("parameters", {}))
+    text = arguments if isinstance(arguments, str) else json.dumps(arguments, ensure_ascii=False)
+    return Call(call["name"], text, number)

@@ -1,0 +1,93 @@
+"""Streams have the form that OpenAI's have, chunk by chunk, and say what whole answers say."""
+
+from __future__ import annotations
+
+import json
+from collections import defaultdict
+
+import pytest
+
+BODY = {"model": "lora", "messages": [{"role": "user", "content": "What is the capital of France?"}], "max_tokens": 9}
+
+
+def chunks(client, **more) -> list[dict]:
+    """Of a stream whose last event is [DONE]."""
+    answer = client.post("/v1/chat/completions", json=BODY | {"stream": True} | more)
+    assert answer.status_code == 200, answer.text
+    assert answer.headers["content-type"].startswith("text/event-stream")
+    *events, done, nothing = answer.content.split(b"\n\n")
+    assert (done, nothing) == (b"data: [DONE]", b"")
+    return [json.loads(event.removeprefix(b"data: ")) for event in events]
+
+
+def whole(client, **more) -> dict:
+    answer = client.post("/v1/chat/completions", json=BODY | more)
+    assert answer.status_code == 200, answer.text
+    return answer.json()
+
+
+@pytest.mark.parametrize(
+    "more",
+    [{}, {"n": 3, "temperature": 1, "seed": 5}, {"stop": ["a", "e"]}, {"max_tokens": 1}, {"logprobs": True, "n": 2}],
+    ids=str,
+)
+def test_a_stream_says_what_the_whole_answer_says(client, more):
+    texts, finishes, tokens = defaultdict(str), {}, defaultdict(list)
+    for chunk in chunks(client, **more):
+        (choice,) = chunk["choices"]
+        texts[choice["index"]] += choice["delta"].get("content", "")
+        tokens[choice["index"]] += (choice["logprobs"] or {}).get("content", [])
+        if choice["finish_reason"]:
+            finishes[choice["index"]] = choice["finish_reason"]
+    choices = whole(client, **more)["choices"]
+    assert [choice["index"] for choice in choices] == [*range(more.get("n", 1))]
+    assert {choice["index"]: choice["message"]["content"] for choice in choices} == texts
+    assert {choice["index"]: choice["finish_reason"] for choice in choices} == finishes
+    for choice in choices:
+        ours = (choice["logprobs"] or {"content": []})["content"]
+        assert [token["token"] for token in ours] == [token["token"] for token in tokens[choice["index"]]]
+
+
+def test_every_chunk_has_the_form_that_clients_expect(client):
+    all_of_them = chunks(client, n=2, temperature=1)
+    assert len({chunk["id"] for chunk in all_of_them}) == 1
+    ended = []
+    for chunk in all_of_them:
+        assert set(chunk) == {"id", "object", "created", "model", "system_fingerprint", "choices"}
+        assert chunk["object"] == "chat.completion.chunk"
+        (choice,) = chunk["choices"]
+        assert set(choice) == {"index", "delta", "logprobs", "finish_reason"}
+        assert choice["logprobs"] is None
+        assert "tool_calls" not in choice["delta"]
+        assert choice["index"] not in ended, "nothing follows a finish_reason"
+        if choice["finish_reason"] is not None:
+            assert choice["delta"] == {}
+            ended.append(choice["index"])
+    assert sorted(ended) == [0, 1]
+    for index in (0, 1):
+        first = next(chunk["choices"][0] for chunk in all_of_them if chunk["choices"][0]["index"] == index)
+        assert first["delta"] == {"role": "assistant", "content": ""}
+
+
+def test_usage_is_a_chunk_of_its_own_without_choices(client):
+    *others, last = chunks(client, stream_options={"include_usage": True})
+    assert all(chunk["usage"] is None and len(chunk["choices"]) == 1 for chunk in others)
+    assert last["choices"] == []
+    assert last["usage"] == {
+        **whole(client)["usage"],
+        "prompt_tokens_details": last["usage"]["prompt_tokens_details"],
+    }
+    assert all("usage" not in chunk for chunk in chunks(client, stream_options={"include_usage": False}))
+
+
+def test_cached_tokens_are_told(client):
+    assert whole(client)["usage"]["prompt_tokens_details"] == {"cached_tokens": 0}
+    usage = whole(client)["usage"]
+    assert 0 < usage["prompt_tokens_details"]["cached_tokens"] < usage["prompt_tokens"]
+
+
+def test_what_fails_at_once_is_an_error_and_no_stream(client):
+    for change, status in (({"model": "nobody"}, 404), ({"max_tokens": 10**6}, 400)):
+        answer = client.post("/v1/chat/completions", json=BODY | {"stream": True} | change)
+        assert answer.status_code == status
+        assert "error" in answer.json()
