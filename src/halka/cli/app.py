@@ -19,6 +19,7 @@ from halka.cli import (
     estimate,
     evaluate,
     generate,
+    keys,
     lm_eval,
     merge,
     methods,
@@ -70,6 +71,7 @@ command("demo", epilog=examples("halka demo -o demo"))(compare.demo)
 app.add_typer(adapters.app, name="adapters")
 app.add_typer(retrieval.app, name="docs")
 command("ask", epilog=ask.EXAMPLES)(ask.ask)
+app.add_typer(keys.app, name="keys")
 
 
 def main() -> None:

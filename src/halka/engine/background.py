@@ -80,6 +80,11 @@ class AsyncEngine:
         """Load an adapter before a request wants it. Raises what is wrong with it."""
         await asyncio.wrap_future(await self.call(lambda: self.engine.adapters.load(name)))
 
+    @property
+    def alive(self) -> bool:
+        """Whether the thread runs, and takes requests."""
+        return not self._closed and self._thread.is_alive()
+
     async def aclose(self) -> None:
         """End the thread and close the engine; answers that are not finished are cancelled."""
         with self._lock:

@@ -1,29 +1,162 @@
-"""Who calls: the tenant and role that a request's key stands for."""
+"""Who calls: every route asks for a key, except those in `OPEN`; without keys, only this machine may call.
+
+The middleware runs before anything reads the request's body, and knows no routes: what is not open is guarded, be it a
+route, a mounted application, a file, or nothing at all.
+"""
 
 from __future__ import annotations
 
+import ipaddress
+import re
+from collections.abc import Awaitable, Callable, Collection
 from dataclasses import dataclass
 from typing import Annotated
+from urllib.parse import urlsplit
 
 from fastapi import Depends
 from starlette.requests import Request as HttpRequest
+from starlette.types import ASGIApp, Receive, Scope, Send
 
+from halka.server.errors import ApiError
+from halka.server.keys import Key, Keys, Role
+from halka.server.limits import Lease
 from halka.server.tenants import MAIN
+from halka.util.errors import HalkaError
+
+OPEN = frozenset({"/healthz", "/readyz"})
+"""The paths that need no key."""
+RIGHTS: dict[Role, frozenset[Role]] = {
+    "monitor": frozenset({"monitor"}),
+    "user": frozenset({"user"}),
+    "manager": frozenset({"user", "manager"}),
+    "admin": frozenset({"monitor", "user", "manager", "admin"}),
+}
+NEEDED: dict[str, Role] = {"/metrics": "monitor"}
+"""The right that a path needs, if it is not that of a user; routes may ask for more, with `needs`."""
+HOST = re.compile(r"(\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9.-]+)(?::[0-9]+)?")
+PROXIED = (b"forwarded", b"x-forwarded-for", b"x-forwarded-host", b"x-real-ip", b"via")
 
 
 @dataclass(frozen=True)
 class Caller:
-    """Whose request it is."""
+    """Whose request it is, and what the request holds of its key's limits. Without keys: an admin of tenant `main`."""
 
     tenant: str = MAIN
-    role: str = "admin"
-    key: str | None = None
+    role: Role = "admin"
+    key: Key | None = None
+    lease: Lease | None = None
+
+    def may(self, right: Role) -> bool:
+        return right in RIGHTS[self.role]
+
+
+def check_host(host: str, keys: Keys) -> None:
+    """Raises HalkaError where others than this machine could call without keys."""
+    if not keys.required and not is_loopback(host):
+        raise HalkaError(
+            f"host is {host!r}, which others can reach, and there are no keys: add one "
+            "(`halka keys add`), or listen at 127.0.0.1"
+        )
+
+
+def is_loopback(host: str) -> bool:
+    """Whether a host, as a URL writes it, is this machine and no other."""
+    if host.lower() == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host.strip("[]")).is_loopback
+    except ValueError:
+        return False
+
+
+class Access:
+    """Middleware that puts the caller into the request's state, or refuses the request with 401 or 403.
+
+    origins  the web pages that may call without a key, as CORS allows them
+    """
+
+    def __init__(self, app: ASGIApp, keys: Keys, origins: Collection[str] = ()):
+        self.app, self.keys, self.origins = app, keys, frozenset(origins)
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "websocket":
+            return await send({"type": "websocket.close", "code": 1008})
+        if scope["type"] == "http" and scope["path"] not in OPEN:
+            try:
+                scope.setdefault("state", {})["caller"] = self._caller(scope)
+            except ApiError as error:
+                return await error.response()(scope, receive, send)
+        await self.app(scope, receive, send)
+
+    def _caller(self, scope: Scope) -> Caller:
+        caller = self._with_key(scope) if self.keys.required else self._without_keys(scope)
+        _check_right(caller, NEEDED.get(scope["path"], "user"))
+        return caller
+
+    def _with_key(self, scope: Scope) -> Caller:
+        values = _values(scope, b"authorization")
+        scheme, _, text = values[0].partition(b" ") if len(values) == 1 else (b"", b"", b"")
+        if scheme.lower() != b"bearer":
+            raise _unauthorized("give one API key, in one header: Authorization: Bearer KEY", None)
+        if (key := self.keys.find(text.strip())) is None:
+            raise _unauthorized("the API key is wrong, revoked or has expired", "invalid_api_key")
+        return Caller(key.tenant, key.role, key)
+
+    def _without_keys(self, scope: Scope) -> Caller:
+        """The caller, if it is a program on this machine: no page of a browser's, and nobody behind a proxy."""
+        for host in _values(scope, b"host") or [b""]:
+            name = HOST.fullmatch(host.decode("latin-1"))
+            if name is None or not is_loopback(name[1]):
+                raise ApiError(403, "without API keys the server answers to localhost only", code="wrong_host")
+        if any(_values(scope, header) for header in PROXIED):
+            raise ApiError(403, "a proxy is in front: that needs API keys (`halka keys add`)", code="keys_needed")
+        for origin in (value.decode("latin-1") for value in _values(scope, b"origin")):
+            if origin not in self.origins and not is_loopback(_host_of(origin)):
+                raise ApiError(403, "without API keys no web page may call", code="wrong_origin")
+        if b"cross-site" in _values(scope, b"sec-fetch-site") and not _values(scope, b"origin"):
+            raise ApiError(403, "without API keys no web page may call", code="wrong_origin")
+        return Caller()
 
 
 async def caller(request: HttpRequest) -> Caller:
     """Who makes this request."""
-    return request.scope.get("state", {}).get("caller", Caller())
+    caller = getattr(request.state, "caller", None)
+    if caller is None:
+        raise _unauthorized("this needs an API key", None)
+    return caller
 
 
 Who = Annotated[Caller, Depends(caller)]
 """A route's parameter that is its caller."""
+
+
+def needs(right: Role) -> Callable[[HttpRequest], Awaitable[Caller]]:
+    """A dependency that is the caller, who must have this right."""
+
+    async def allowed(request: HttpRequest) -> Caller:
+        who = await caller(request)
+        _check_right(who, right)
+        return who
+
+    return allowed
+
+
+def _check_right(caller: Caller, right: Role) -> None:
+    if not caller.may(right):
+        roles = " or ".join(role for role, rights in RIGHTS.items() if right in rights)
+        raise ApiError(403, f"this needs a key of the role {roles}; yours is {caller.role}", code="role_too_low")
+
+
+def _unauthorized(message: str, code: str | None) -> ApiError:
+    return ApiError(401, message, code=code, headers={"www-authenticate": "Bearer"})
+
+
+def _values(scope: Scope, name: bytes) -> list[bytes]:
+    return [value for header, value in scope["headers"] if header == name]
+
+
+def _host_of(origin: str) -> str:
+    try:
+        return urlsplit(origin).hostname or ""
+    except ValueError:
+        return ""

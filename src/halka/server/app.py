@@ -8,10 +8,10 @@ from importlib.metadata import version
 
 from fastapi import FastAPI
 
-from halka.server import chat, errors, models
+from halka.server import chat, errors, health, metrics, models
 from halka.server.service import Service
 
-ROUTERS = (models.router, chat.router)
+ROUTERS = (models.router, chat.router, health.router, metrics.router)
 
 
 def create_app(service: Service) -> FastAPI:
@@ -22,10 +22,16 @@ def create_app(service: Service) -> FastAPI:
         yield
         await service.aclose()
 
-    app = FastAPI(title="Halka", version=version("halka"), lifespan=lifespan, docs_url=None, redoc_url=None)
+    app = FastAPI(
+        title="Halka",
+        version=version("halka"),
+        lifespan=lifespan,
+        docs_url=None,
+        redoc_url=None,
+        middleware=service.guards.middleware(),
+    )
     app.state.service = service
     for router in ROUTERS:
         app.include_router(router)
     errors.install(app)
-    app.add_middleware(errors.Unexpected)
     return app

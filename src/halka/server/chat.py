@@ -45,6 +45,7 @@ class Chat:
     body: ChatRequest
     request: Request
     toolbox: Toolbox | None
+    caller: Caller
     id: str = field(default_factory=lambda: f"chatcmpl-{uuid.uuid4().hex}")
     created: int = field(default_factory=lambda: int(time.time()))
 
@@ -65,11 +66,11 @@ class Chat:
             tenant=caller.tenant,
             logprobs=body.alternatives,
         )
-        return cls(service, body, request, toolbox)
+        return cls(service, body, request, toolbox, caller)
 
     def deltas(self) -> AsyncGenerator[Delta]:
         """What the answers get, as they get it."""
-        news = deltas(self.service, self.request, self.body.n or 1)
+        news = deltas(self.service, self.caller, self.request, self.body.n or 1)
         return news if self.toolbox is None else with_calls(news, self.toolbox)
 
     async def chunks(self) -> AsyncGenerator[bytes]:

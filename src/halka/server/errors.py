@@ -11,9 +11,7 @@ from typing import Any
 from fastapi import FastAPI
 from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
-from starlette.requests import ClientDisconnect
 from starlette.requests import Request as HttpRequest
-from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from halka.server.sending import Json
 from halka.util.errors import HalkaError, UnknownAdapterError
@@ -112,28 +110,3 @@ def install(app: FastAPI) -> None:
 
     for kind in (ApiError, HalkaError, RequestValidationError, HTTPException):
         app.add_exception_handler(kind, handle)
-
-
-class Unexpected:
-    """Middleware: an error that nobody expected is a 500 without a word of it, if no response has begun."""
-
-    def __init__(self, app: ASGIApp):
-        self.app = app
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        begun = False
-
-        async def watch(message: Message) -> None:
-            nonlocal begun
-            begun = begun or message["type"] == "http.response.start"
-            await send(message)
-
-        try:
-            await self.app(scope, receive, watch)
-        except ClientDisconnect:
-            log.info("a client left before its answer")
-        except Exception as error:
-            response = api_error(error).response()
-            if scope["type"] != "http" or begun:
-                raise
-            await response(scope, receive, send)

@@ -61,24 +61,26 @@ async def room(service: Service, adapter: str | None, prompt: Sequence[int]) -> 
     return usual if left is None else max(1, min(usual, left - len(prompt)))
 
 
-async def deltas(service: Service, request: Request, n: int = 1) -> AsyncGenerator[Delta]:
+async def deltas(service: Service, caller: Caller, request: Request, n: int = 1) -> AsyncGenerator[Delta]:
     """What the request's `n` answers get, as they get it. Whoever stops reading cancels them. Raises what fails.
 
     Several tokens may come at once, if whoever reads is slower than the engine.
     """
     of_answer: dict[Answer, _Seen] = {}
-    async with aclosing(service.engine.follow(request, n)) as progress:
-        async for answer in progress:
-            seen = of_answer.setdefault(answer, _Seen(len(of_answer)))
-            finish, text, count = answer.finish, answer.text, len(answer.logprobs)
-            if finish == "cancelled":
-                raise ApiError(503, "the server is closing", headers={"retry-after": "10"})
-            if len(text) > seen.text or count > seen.logprobs:
-                new = answer.logprobs[seen.logprobs : count]
-                yield Delta(seen.index, answer, text[seen.text :], logprobs=new)
-                seen.text, seen.logprobs = len(text), count
-            if finish is not None:
-                yield Delta(seen.index, answer, finish=finish)
+    with service.guards.metrics.asked(request, n, caller) as asked:
+        async with aclosing(service.engine.follow(request, n)) as progress:
+            async for answer in progress:
+                asked.see(answer)
+                seen = of_answer.setdefault(answer, _Seen(len(of_answer)))
+                finish, text, count = answer.finish, answer.text, len(answer.logprobs)
+                if finish == "cancelled":
+                    raise ApiError(503, "the server is closing", headers={"retry-after": "10"})
+                if len(text) > seen.text or count > seen.logprobs:
+                    new = answer.logprobs[seen.logprobs : count]
+                    yield Delta(seen.index, answer, text[seen.text :], logprobs=new)
+                    seen.text, seen.logprobs = len(text), count
+                if finish is not None:
+                    yield Delta(seen.index, answer, finish=finish)
 
 
 async def merged(parts: Sequence[AsyncGenerator[Delta]]) -> AsyncGenerator[tuple[int, Delta]]:

@@ -14,6 +14,9 @@ from halka.core import AdaptedModel
 from halka.engine import AsyncEngine, Engine
 from halka.models import adapt, context
 from halka.models.loading import load_base
+from halka.server.access import check_host
+from halka.server.guards import Guards
+from halka.server.keys import Keys
 from halka.server.logprobs import TokenTexts
 from halka.server.settings import ServerSettings
 from halka.server.tenants import Tenants
@@ -34,11 +37,16 @@ class Service:
     model: AdaptedModel
     engine: AsyncEngine
     tenants: Tenants
+    guards: Guards
     created: int = field(default_factory=lambda: int(time.time()))
 
     @classmethod
     def open(cls, settings: ServerSettings, model: AdaptedModel | None = None) -> Service:
-        """Load the base, if there is no `model` of it yet, and start its engine. Raises HalkaError as these do."""
+        """Load the base, if there is no `model` of it yet, and start its engine. Raises HalkaError as these do,
+        and where others could call without keys.
+        """
+        keys = Keys(settings.data / "keys.json")
+        check_host(settings.host, keys)
         if model is None:
             base = load_base(
                 settings.base,
@@ -56,7 +64,7 @@ class Service:
             memory=None if settings.memory is None else int(settings.memory * GB),
             adapter_memory=int(settings.adapter_memory * GB),
         )
-        return cls(settings, model, AsyncEngine(engine), tenants)
+        return cls(settings, model, AsyncEngine(engine), tenants, Guards.of(settings, keys, engine))
 
     @property
     def name(self) -> str:

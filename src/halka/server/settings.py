@@ -53,6 +53,35 @@ class ServerSettings:
         default=None, metadata={"help": "pack the base's layers into fewer bits: nf4 or int8", "metavar": "QUANTIZE"}
     )
 
+    requests_per_minute: int | None = field(
+        default=None, metadata={"help": "of a key that has no limit of its own; none: no limit"}
+    )
+    tokens_per_minute: int | None = field(
+        default=None, metadata={"help": "of a key that has no limit of its own: prompts, and answers at their longest"}
+    )
+    concurrency: int | None = field(
+        default=64, metadata={"help": "requests and answers at once of a key that has no limit of its own"}
+    )
+    storage: float | None = field(
+        default=10.0,
+        metadata={"help": "adapters and documents of a tenant, where its key has no limit", "metavar": "GB"},
+    )
+    queue: int = field(default=256, metadata={"help": "answers that may wait for a row; more are refused with 429"})
+    body_size: float = field(default=4.0, metadata={"help": "the most of a request in JSON", "metavar": "MB"})
+    upload_size: float = field(default=1024.0, metadata={"help": "the most of an upload", "metavar": "MB"})
+    timeout: float = field(
+        default=300.0, metadata={"help": "end a request of which nothing was sent for so long", "metavar": "SECONDS"}
+    )
+    drain: float = field(
+        default=60.0, metadata={"help": "what requests under way have left after SIGTERM", "metavar": "SECONDS"}
+    )
+    cors: tuple[str, ...] = field(
+        default=(), metadata={"help": "web pages that may call, such as https://example.org", "metavar": "ORIGIN,…"}
+    )
+    log_prompts: bool = field(default=False, metadata={"help": "write the bodies of requests into the log"})
+    metric_adapters: int = field(default=100, metadata={"help": "adapters with metrics of their own"})
+    metric_tenants: bool = field(default=False, metadata={"help": "name tenants in metrics"})
+
     def __post_init__(self) -> None:
         for name in ("rows", "new_tokens"):
             if getattr(self, name) < 1:

@@ -1,0 +1,121 @@
+"""Requests that end early: their client has left, nothing was sent for long, or their key is no longer valid.
+
+Whatever makes the answer is cancelled, so that its row is free at once. A client that is still there gets an error: as
+a response where none has begun, as the last event of a stream.
+"""
+
+from __future__ import annotations
+
+import asyncio
+
+import anyio
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from halka.server.errors import ApiError
+from halka.server.keys import Keys
+from halka.server.sending import dumps
+
+LOOK = 1.0  # seconds between two looks at a key
+
+
+class Ending:
+    """Middleware around the application.
+
+    timeout  seconds without anything sent after which a request ends
+    """
+
+    def __init__(self, app: ASGIApp, keys: Keys, timeout: float):
+        self.app, self.keys, self.timeout = app, keys, timeout
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            return await self.app(scope, receive, send)
+        request = _UnderWay(receive, send, self.timeout)
+        await request.begin()
+        tasks = [asyncio.create_task(request.watch()), asyncio.create_task(self._look(scope, request))]
+        try:
+            with request.scope:
+                await self.app(scope, request.receive, request.send)
+        finally:
+            for task in tasks:
+                task.cancel()
+        if request.scope.cancelled_caught and not request.left.is_set():
+            silent = ApiError(
+                503, f"nothing came of this for {self.timeout:g} s", code="timeout", headers={"retry-after": "10"}
+            )
+            with anyio.move_on_after(LOOK):  # a client that reads nothing does not get this either
+                await request.refuse(scope, request.reason or silent)
+
+    async def _look(self, scope: Scope, request: _UnderWay) -> None:
+        """End the request when its key is no longer valid."""
+        caller = scope.get("state", {}).get("caller")
+        if caller is None or caller.key is None:
+            return
+        while self.keys.valid(caller.key):
+            await asyncio.sleep(LOOK)
+        request.end(ApiError(401, "the API key was revoked or has expired", code="invalid_api_key"))
+
+
+class _UnderWay:
+    """A request's channels. Once its body is read, it receives ahead of the application."""
+
+    def __init__(self, receive: Receive, send: Send, timeout: float):
+        self.scope, self.reason, self.left = anyio.CancelScope(), None, asyncio.Event()
+        self._receive, self._send, self._timeout = receive, send, timeout
+        self._first: Message | None = None
+        self._read, self._started, self._complete = asyncio.Event(), False, False
+        self._events = False
+
+    async def begin(self) -> None:
+        self._first = await self._next()
+        self.scope.deadline = anyio.current_time() + self._timeout
+
+    def end(self, reason: ApiError) -> None:
+        if not self._complete:
+            self.reason = reason
+            self.scope.cancel()
+
+    async def watch(self) -> None:
+        """End the request when its client leaves."""
+        await self._read.wait()
+        while not self.left.is_set():
+            await self._next()
+        if not self._complete:
+            self.scope.cancel()
+
+    async def receive(self) -> Message:
+        if self._first is not None:
+            first, self._first = self._first, None
+            return first
+        if not self._read.is_set():
+            self.scope.deadline = anyio.current_time() + self._timeout
+            return await self._next()
+        await self.left.wait()
+        return {"type": "http.disconnect"}
+
+    async def _next(self) -> Message:
+        message = await self._receive()
+        if message["type"] == "http.disconnect":
+            self.left.set()
+        if not message.get("more_body", False):
+            self._read.set()
+        return message
+
+    async def send(self, message: Message) -> None:
+        if message["type"] == "http.response.start":
+            self._started = True
+            self._events = any(
+                name.lower() == b"content-type" and value.startswith(b"text/event-stream")
+                for name, value in message["headers"]
+            )
+        elif not message.get("more_body", False):
+            self._complete = True
+        await self._send(message)
+        self.scope.deadline = anyio.current_time() + self._timeout
+
+    async def refuse(self, scope: Scope, error: ApiError) -> None:
+        """Tell the client, where the response allows it; any other connection is closed without an end."""
+        if not self._started:
+            await error.response()(scope, self.receive, self._send)
+        elif self._events and not self._complete:
+            await self._send({"type": "http.response.body", "body": b"data: " + dumps(error.body) + b"\n\n"})

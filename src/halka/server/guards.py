@@ -1,0 +1,62 @@
+"""`Guards`: what stands before every route, from the outside in."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from starlette.middleware import Middleware
+from starlette.middleware.cors import CORSMiddleware
+
+from halka.engine import Engine
+from halka.server.access import Access
+from halka.server.bodies import Bodies
+from halka.server.edge import Edge
+from halka.server.ending import Ending
+from halka.server.health import Drain, Draining
+from halka.server.keys import Keys, Limits
+from halka.server.limits import Limiter, Limiting
+from halka.server.metrics import Metrics
+from halka.server.settings import ServerSettings
+
+MB, GB = 10**6, 10**9
+METHODS = ("GET", "POST", "DELETE", "PUT", "PATCH")
+
+
+@dataclass(frozen=True)
+class Guards:
+    """What they know between requests."""
+
+    settings: ServerSettings
+    keys: Keys
+    limiter: Limiter
+    metrics: Metrics
+    drain: Drain
+
+    @classmethod
+    def of(cls, settings: ServerSettings, keys: Keys, engine: Engine) -> Guards:
+        storage = None if settings.storage is None else int(settings.storage * GB)
+        default = Limits(settings.requests_per_minute, settings.tokens_per_minute, settings.concurrency, storage)
+        return cls(
+            settings,
+            keys,
+            Limiter(default, settings.rows + settings.queue),
+            Metrics(engine, settings.rows, settings.metric_adapters, settings.metric_tenants),
+            Drain(),
+        )
+
+    def middleware(self) -> list[Middleware]:
+        """From the outside in: whoever has no key ends at `Access`, before anything of a body is read."""
+        settings, cors = self.settings, list[Middleware]()
+        if settings.cors:
+            cors.append(
+                Middleware(CORSMiddleware, allow_origins=settings.cors, allow_methods=METHODS, allow_headers=["*"])
+            )
+        return [
+            Middleware(Edge, self.metrics, settings.log_prompts),
+            *cors,
+            Middleware(Draining, self.drain),
+            Middleware(Access, self.keys, settings.cors),
+            Middleware(Limiting, self.limiter),
+            Middleware(Bodies, int(settings.body_size * MB), int(settings.upload_size * MB)),
+            Middleware(Ending, self.keys, settings.timeout),
+        ]

@@ -1,0 +1,168 @@
+"""API keys: 256 random bits, of which the file keeps the SHA-256; each has a tenant, a role, an expiry and limits."""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+import os
+import secrets
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Annotated, ClassVar, Literal
+
+from filelock import FileLock, Timeout
+from pydantic import AwareDatetime, ConfigDict, Field, TypeAdapter, ValidationError
+
+from halka.util.errors import DamagedFolderError, HalkaError
+from halka.util.files import portable_name, write_file
+
+Role = Literal["monitor", "user", "manager", "admin"]
+ROLES: tuple[Role, ...] = ("monitor", "user", "manager", "admin")
+PREFIX = "halka_"
+PATIENCE = 10.0  # seconds to wait for another process that changes the file
+
+Count = Annotated[int, Field(ge=1)]
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What may be done with a key; None is the server's default.
+
+    requests     requests a minute
+    tokens       tokens a minute, of prompts and answers
+    concurrency  answers under way at once
+    storage      bytes of adapters and documents that its tenant may have when it adds more
+    """
+
+    __pydantic_config__: ClassVar[ConfigDict] = ConfigDict(extra="forbid")
+
+    requests: Count | None = None
+    tokens: Count | None = None
+    concurrency: Count | None = None
+    storage: Count | None = None
+
+
+@dataclass(frozen=True)
+class Key:
+    """A key, without its text: `id` is the beginning of its `hash`, and names it in lists and logs."""
+
+    __pydantic_config__: ClassVar[ConfigDict] = ConfigDict(extra="forbid")
+
+    id: str
+    hash: str
+    tenant: str
+    role: Role
+    created: AwareDatetime
+    expires: AwareDatetime | None = None
+    note: str = ""
+    limits: Limits = field(default_factory=Limits)
+
+    @property
+    def expired(self) -> bool:
+        return self.expires is not None and self.expires <= datetime.now(UTC)
+
+
+KEYS = TypeAdapter(list[Key])
+
+
+class Keys:
+    """The keys in a file, which other processes may change: the next look sees what they did."""
+
+    def __init__(self, path: Path):
+        self.path = path
+        self._stamp: tuple[int, ...] | None = None
+        self._keys: dict[str, Key] = {}
+        self._required = False
+
+    @property
+    def required(self) -> bool:
+        """Whether callers need a key: once the file is there, for good, even if it is empty or gone again."""
+        self._required = self._required or self.path.exists()
+        return self._required
+
+    def all(self) -> dict[str, Key]:
+        """The keys by their ids, expired ones too. Raises DamagedFolderError for a file that cannot be read."""
+        try:
+            stamp = _stamp(os.stat(self.path))
+            if stamp != self._stamp:
+                with self.path.open("rb") as file:
+                    stamp, content = _stamp(os.fstat(file.fileno())), file.read()
+                self._keys, self._stamp = self._parse(content), stamp
+        except FileNotFoundError:
+            self._keys, self._stamp = {}, None
+        return self._keys
+
+    def find(self, text: bytes) -> Key | None:
+        """The key with this text, unless it has expired. The time that this takes depends on nothing secret."""
+        digest = hashlib.sha256(text).hexdigest()
+        key = self.all().get(_id(digest))
+        return key if key is not None and hmac.compare_digest(key.hash, digest) and not key.expired else None
+
+    def valid(self, key: Key) -> bool:
+        """Whether a key is neither revoked nor changed nor expired."""
+        return self.all().get(key.id) == key and not key.expired
+
+    def add(
+        self,
+        tenant: str,
+        role: Role,
+        expires: datetime | None = None,
+        limits: Limits | None = None,
+        note: str = "",
+    ) -> tuple[str, Key]:
+        """Add a key; returns its text, which is nowhere else, and the key. Raises HalkaError for a bad tenant."""
+        if portable_name(tenant, "name a tenant") != tenant.lower():
+            raise HalkaError(f"{tenant!r} cannot name a tenant: write it in small letters")
+        if expires is not None and expires <= datetime.now(UTC):
+            raise HalkaError(f"the key would have expired at {expires:%Y-%m-%d %H:%M} UTC: choose a later time")
+        text = PREFIX + secrets.token_urlsafe(32)
+        digest = hashlib.sha256(text.encode()).hexdigest()
+        now = datetime.now(UTC).replace(microsecond=0)
+        key = Key(_id(digest), digest, tenant, role, now, expires, note, limits or Limits())
+        with self._changed() as keys:
+            keys[key.id] = key
+        return text, key
+
+    def revoke(self, id: str) -> Key:
+        """Remove the key of this id. Raises HalkaError if there is none."""
+        with self._changed() as keys:
+            if id not in keys:
+                raise HalkaError(f"there is no key {id!r}: `halka keys list` shows the ids")
+            return keys.pop(id)
+
+    @contextmanager
+    def _changed(self) -> Iterator[dict[str, Key]]:
+        """The keys to be changed, which are written at the block's end, while no other process changes them."""
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            with FileLock(f"{self.path}.lock", timeout=PATIENCE):
+                keys = dict(self.all())
+                yield keys
+                write_file(self.path, lambda beside: _write_private(beside, KEYS.dump_json([*keys.values()], indent=1)))
+        except Timeout:
+            raise HalkaError(f"another process has locked {self.path}: try again when it has ended") from None
+
+    def _parse(self, content: bytes) -> dict[str, Key]:
+        try:
+            keys = KEYS.validate_json(content)
+        except ValidationError as error:
+            reason = str(error).splitlines()[0]
+            raise DamagedFolderError(f"{self.path} does not hold keys ({reason}): restore it from a backup") from None
+        return {_id(key.hash): key for key in keys}
+
+
+def _id(digest: str) -> str:
+    return digest[:16]
+
+
+def _stamp(stat: os.stat_result) -> tuple[int, ...]:
+    return stat.st_mtime_ns, stat.st_size, stat.st_ino
+
+
+def _write_private(path: Path, content: bytes) -> None:
+    """Write a file that its owner alone may read."""
+    with open(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as file:
+        file.write(content)

@@ -1,0 +1,164 @@
+"""`/metrics`: what Prometheus reads. Labels are bounded, and name tenants only if the operator asks for it."""
+
+from __future__ import annotations
+
+import time
+from collections import Counter as Tally
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+
+from anyio import to_thread
+from fastapi import APIRouter
+from prometheus_client import CollectorRegistry, Counter, Histogram, generate_latest
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
+from prometheus_client.exposition import CONTENT_TYPE_PLAIN_0_0_4
+from prometheus_client.registry import Collector
+from starlette.requests import Request as HttpRequest
+from starlette.responses import Response
+
+from halka.engine import Answer, Engine, Request
+from halka.server.access import Caller
+
+BASE, OTHER = "(base)", "(other)"  # no adapters' names, which begin with a letter or a digit
+SECONDS = tuple(round(0.005 * 1.3**step, 4) for step in range(40))  # up to 140 s
+GATEWAYS = "vllm:lora_requests_info"
+"""The name under which gateways look for the adapters that a server works for."""
+
+router = APIRouter()
+
+
+@router.get("/metrics")
+async def metrics(request: HttpRequest) -> Response:
+    """What the server counts, as Prometheus reads it."""
+    text = await to_thread.run_sync(generate_latest, request.app.state.service.guards.metrics.registry)
+    return Response(text, media_type=CONTENT_TYPE_PLAIN_0_0_4)
+
+
+class Asked:
+    """One request to the engine, and those of its `n` answers that have begun."""
+
+    def __init__(self, request: Request, n: int):
+        self.request, self.n = request, n
+        self.answers: dict[Answer, None] = {}
+
+    def see(self, answer: Answer) -> None:
+        self.answers[answer] = None
+
+
+class Metrics:
+    """What a server counts.
+
+    rows      answers that the engine makes at once
+    adapters  the most adapters with a label of their own; all others are counted as one
+    tenants   whether labels are "tenant/adapter"; without, adapters of one name are counted as one
+    """
+
+    def __init__(self, engine: Engine, rows: int, adapters: int, tenants: bool):
+        self.registry = CollectorRegistry()
+        self._most, self._tenants, self._labels = adapters, tenants, set[str]()
+        self._under_way = dict[Asked, None]()
+        self._requests = self._counter("halka_requests", "Requests", "route", "status")
+        self._seconds = self._histogram("halka_request_seconds", "From a request's head to its end", "route")
+        self._answers = self._counter("halka_answers", "Answers by how they ended", "adapter", "finish")
+        self._tokens = self._counter("halka_tokens", "Tokens: prompt, cached of these, completion", "adapter", "kind")
+        self._first = self._histogram("halka_time_to_first_token_seconds", "From request to first token", "adapter")
+        self._between = self._histogram("halka_time_between_tokens_seconds", "Mean of each answer", "adapter")
+        self._queue = self._histogram("halka_queue_seconds", "From request to row", "adapter")
+        self.registry.register(_Now(self, engine, rows))
+
+    def request(self, route: str, status: int, seconds: float) -> None:
+        """Count a request that has ended."""
+        self._requests.labels(route, str(status)).inc()
+        self._seconds.labels(route).observe(seconds)
+
+    @contextmanager
+    def asked(self, request: Request, n: int, caller: Caller) -> Iterator[Asked]:
+        """Within the block the engine answers a request; whoever reads shows each answer to `Asked.see`.
+
+        Raises ApiError where the limits of the caller's key have no room for it.
+        """
+        asked, lease = Asked(request, n), caller.lease
+        if lease is not None:
+            lease.reserve(n, len(request.prompt) + n * request.stopping.max_new_tokens)
+        self._under_way[asked] = None
+        try:
+            yield asked
+        finally:
+            del self._under_way[asked]
+            self._count(asked)
+            if lease is not None:
+                lease.spend(len(request.prompt) + sum(len(answer.tokens) for answer in asked.answers))
+
+    def label(self, name: str | None) -> str:
+        """The label of the adapter that the engine knows as "tenant/adapter"."""
+        if name is None:
+            return BASE
+        label = name if self._tenants else name.partition("/")[2]
+        if label not in self._labels and len(self._labels) >= self._most:
+            return OTHER
+        self._labels.add(label)
+        return label
+
+    def under_way(self) -> tuple[Tally[str], Tally[str]]:
+        """The answers that have begun and those that wait, by label."""
+        running, waiting = Tally[str](), Tally[str]()
+        for asked in [*self._under_way]:
+            label, begun = self.label(asked.request.adapter), len(asked.answers)
+            running[label] += sum(answer.finish is None for answer in [*asked.answers])
+            waiting[label] += asked.n - begun
+        return +running, +waiting
+
+    def _count(self, asked: Asked) -> None:
+        label = self.label(asked.request.adapter)
+        self._tokens.labels(label, "prompt").inc(len(asked.request.prompt))
+        self._answers.labels(label, "cancelled").inc(asked.n - len(asked.answers))
+        for answer in asked.answers:
+            times = answer.times
+            self._answers.labels(label, answer.finish or "cancelled").inc()
+            self._tokens.labels(label, "cached").inc(answer.cached)
+            self._tokens.labels(label, "completion").inc(len(answer.tokens))
+            if times.begun is not None:
+                self._queue.labels(label).observe(times.begun - times.submitted)
+            if times.first is not None and times.last is not None:
+                self._first.labels(label).observe(times.first - times.submitted)
+                if len(answer.tokens) > 1:
+                    self._between.labels(label).observe((times.last - times.first) / (len(answer.tokens) - 1))
+
+    def _counter(self, name: str, help: str, *labels: str) -> Counter:
+        return Counter(name, help, labels, registry=self.registry)
+
+    def _histogram(self, name: str, help: str, *labels: str) -> Histogram:
+        return Histogram(name, help, labels, registry=self.registry, buckets=SECONDS)
+
+
+class _Now(Collector):
+    """What is so at the moment: answers under way, adapters in memory."""
+
+    def __init__(self, metrics: Metrics, engine: Engine, rows: int):
+        self.metrics, self.engine, self.rows = metrics, engine, rows
+
+    def describe(self) -> Iterable[Metric]:
+        return ()
+
+    def collect(self) -> Iterator[Metric]:
+        running, waiting = self.metrics.under_way()
+        yield _gauge("halka_answers_running", "Answers that have begun", running)
+        yield _gauge("halka_answers_waiting", "Answers that have no token yet", waiting)
+        residents, loaded = self.engine.adapters.residents, Tally[str]()
+        for version in [*residents.versions]:
+            loaded[self.metrics.label(version.name)] += version.bytes
+        yield _gauge("halka_adapter_bytes", "Memory of the adapters that are loaded", loaded)
+        yield CounterMetricFamily("halka_adapter_loads", "Adapters that were loaded", residents.loads)
+        yield CounterMetricFamily("halka_adapter_evictions", "Adapters that were evicted", residents.evictions)
+        names = ("running_lora_adapters", "waiting_lora_adapters", "max_lora")
+        info = GaugeMetricFamily(GATEWAYS, "Adapters with answers under way", labels=names)
+        adapters = [",".join(sorted({*labels} - {BASE, OTHER})) for labels in (running, waiting)]
+        info.add_metric([*adapters, str(self.rows)], time.time())
+        yield info
+
+
+def _gauge(name: str, help: str, values: Tally[str]) -> GaugeMetricFamily:
+    gauge = GaugeMetricFamily(name, help, labels=("adapter",))
+    for label, value in values.items():
+        gauge.add_metric([label], value)
+    return gauge

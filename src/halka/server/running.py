@@ -1,0 +1,77 @@
+"""uvicorn in one process, with what it lacks: SIGTERM drains, and connections whose client does nothing are closed."""
+
+from __future__ import annotations
+
+import time
+from types import FrameType
+
+import uvicorn
+from starlette.types import ASGIApp
+from uvicorn.protocols.http.h11_impl import H11Protocol
+
+from halka.server.health import Drain
+
+PATIENCE = 30.0  # seconds that a client may take for a request's head, or without reading what it asked for
+CONNECTIONS = 1000
+
+
+class Connection(H11Protocol):
+    """HTTP/1.1 that knows since when it waits for its client."""
+
+    _mark: tuple[object, ...] = ()
+    _since = 0.0
+
+    def waits(self, now: float) -> float:
+        """Seconds for which the client has neither sent a request nor read of its answer."""
+        under_way = self.cycle is not None and not self.cycle.response_complete and not self.transport.is_closing()
+        if under_way and not self.flow.write_paused:
+            mark = (now,)
+        else:
+            mark = (self.cycle, self.transport.get_write_buffer_size())
+        if mark != self._mark:
+            self._mark, self._since = mark, now
+        return now - self._since
+
+
+class Server(uvicorn.Server):
+    """A server that ends with what it has begun, and with exit code 0, when it gets SIGTERM or SIGINT.
+
+    A second signal ends it at once, and so does `seconds` after the first.
+    """
+
+    def __init__(self, config: uvicorn.Config, drain: Drain, seconds: float, patience: float):
+        super().__init__(config)
+        self.drain, self.seconds, self.patience = drain, seconds, patience
+        self._end = float("inf")
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        if self.drain.draining:
+            self.should_exit = self.force_exit = True
+        self.drain.draining = True
+        self._end = time.monotonic() + self.seconds
+
+    async def on_tick(self, counter: int) -> bool:
+        now = time.monotonic()
+        if counter % 10 == 0:
+            for connection in [*self.server_state.connections]:
+                if isinstance(connection, Connection) and connection.waits(now) > self.patience:
+                    connection.transport.abort()
+        if self.drain.draining and (not self.drain.under_way or now > self._end):
+            self.should_exit = True
+        return await super().on_tick(counter)
+
+
+def server(app: ASGIApp, drain: Drain, seconds: float, patience: float = PATIENCE) -> Server:
+    """A server of the application, to be `run` with sockets."""
+    config = uvicorn.Config(
+        app,
+        http=Connection,
+        ws="none",
+        log_config=None,
+        access_log=False,
+        server_header=False,
+        proxy_headers=False,
+        limit_concurrency=CONNECTIONS,
+        timeout_graceful_shutdown=5,
+    )
+    return Server(config, drain, seconds, patience)

@@ -1,0 +1,25 @@
+"""How much a tenant may store: what it has, and what is on its way, within the limit of the key that adds."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+
+from anyio import to_thread
+
+from halka.server.access import Caller
+from halka.server.service import Service
+
+
+async def check_room(service: Service, caller: Caller, more: int) -> None:
+    """Hold room for so many bytes until the request ends. Raises ApiError where the tenant would have too many."""
+    if caller.lease is None:
+        return
+    tenant = service.tenants.of(caller.tenant)
+    stored = await to_thread.run_sync(_bytes_below, (tenant.store.folder, tenant.collections))
+    caller.lease.store(caller.tenant, stored, more)
+
+
+def _bytes_below(folders: Iterable[Path]) -> int:
+    """The bytes of all files below these folders; links are not followed."""
+    return sum(file.lstat().st_size for folder in folders for file in folder.rglob("*") if file.is_file())

@@ -1,0 +1,83 @@
+"""`halka keys`: keys are added, listed without their texts, and revoked."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import pytest
+
+from commands import failure, halka, parsed
+from halka.server.keys import Keys
+
+
+@pytest.fixture(autouse=True)
+def folder(tmp_path, monkeypatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def keys(data: str = "halka-server") -> Keys:
+    return Keys(Path(data, "keys.json"))
+
+
+def test_a_key_is_printed_once(folder):
+    added = halka("keys add --note laptop")
+    text = added.stdout.strip()
+    key = keys().find(text.encode())
+    assert (key.tenant, key.role, key.note, key.expires) == ("main", "user", "laptop", None)
+    assert added.stderr == f"{key.id}: user of main; the key is shown this once:\n"
+    listed = halka("keys list").stdout
+    assert key.id in listed
+    assert "1 key in halka-server/keys.json" in listed
+    assert text not in listed
+    assert halka(f"keys revoke {key.id}").stdout == f"{key.id}: revoked\n"
+    assert keys().find(text.encode()) is None
+    assert parsed("keys list") == []
+
+
+def test_all_that_a_key_may_have():
+    added = parsed(
+        "keys add --tenant acme --role manager --expires 90d --requests 60 --tokens 1000 --concurrency 4 --storage 2GB"
+    )
+    key = keys().find(added.pop("key").encode())
+    assert added == parsed("keys list")[0]
+    assert added["limits"] == {"requests": 60, "tokens": 1000, "concurrency": 4, "storage": 2 * 10**9}
+    assert key.expires - datetime.now(UTC) > timedelta(days=89)
+    assert not added["expired"]
+    assert "requests 60, tokens 1,000, concurrency 4, storage 2,000,000,000" in halka("keys list").stdout
+
+
+def test_the_folder_is_the_servers(monkeypatch):
+    monkeypatch.setenv("HALKA_SERVE_DATA", "elsewhere")
+    halka("keys add")
+    assert len(keys("elsewhere").all()) == 1
+    halka("keys add --data here")
+    assert len(keys("here").all()) == 1
+
+
+@pytest.mark.parametrize(
+    ("command", "shown"),
+    [
+        ("keys add --expires tomorrow", "--expires: 'tomorrow' is no date: write 2027-01-31, or 12h, 90d, 8w from now"),
+        ("keys add --expires 9999999w", "--expires: '9999999w' is no date"),
+        ("keys add --expires 2020-01-01", "the key would have expired at 2020-01-01 00:00 UTC: choose a later time"),
+        ("keys add --tenant ../main", "'../main' cannot name a tenant"),
+        ("keys add --storage much", "--storage: "),
+        ("keys add --role root", "Invalid value for '--role'"),
+        ("keys add --requests 0", "Invalid value for '--requests'"),
+        ("keys revoke abc", "there is no key 'abc': `halka keys list` shows the ids"),
+        ("keys list --data file", "--data: file is a file: name the server's folder"),
+    ],
+)
+def test_what_is_no_key_is_named(folder, command, shown):
+    (folder / "file").touch()
+    assert failure(command).startswith(shown)
+    assert not (folder / "halka-server" / "keys.json").exists()
+
+
+def test_a_damaged_file_is_named(folder):
+    (folder / "halka-server").mkdir()
+    (folder / "halka-server" / "keys.json").write_text("{")
+    for command in ("list", "add", "revoke abc"):
+        assert failure(f"keys {command}").startswith("halka-server/keys.json does not hold keys")

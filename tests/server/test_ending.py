@@ -1,0 +1,175 @@
+"""Requests that end early free what they hold at once, and tell a client that is still there."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+
+import pytest
+
+from guarded_for_tests import Guarded
+
+
+class Client:
+    """An ASGI client by hand: it can leave, and not read."""
+
+    def __init__(self, guarded: Guarded, path: str, headers=(), method: str = "POST"):
+        self.messages, self.left, self.reading = [], asyncio.Event(), asyncio.Event()
+        self.reading.set()
+        host = [(b"host", b"localhost")]
+        others = [(name.encode(), value.encode()) for name, value in dict(headers).items()]
+        self.scope = {"type": "http", "method": method, "path": path, "headers": host + others, "query_string": b""}
+        self.sent = False
+        self.task = asyncio.create_task(guarded.app(self.scope, self.receive, self.send))
+
+    async def receive(self):
+        if not self.sent:
+            self.sent = True
+            return {"type": "http.request", "body": b"", "more_body": False}
+        await self.left.wait()
+        return {"type": "http.disconnect"}
+
+    async def send(self, message):
+        await self.reading.wait()
+        self.messages.append(message)
+
+    @property
+    def status(self):
+        return self.messages[0]["status"] if self.messages else None
+
+    @property
+    def body(self) -> bytes:
+        return b"".join(message.get("body", b"") for message in self.messages[1:])
+
+
+async def until(true) -> None:
+    """Wait until something is so; the test's own limit of time is a generous one."""
+    async with asyncio.timeout(20):
+        while not true():
+            await asyncio.sleep(0.005)
+
+
+@pytest.fixture
+def guarded(tmp_path) -> Guarded:
+    return Guarded(tmp_path)
+
+
+@pytest.mark.parametrize(("path", "end"), [("/never", "never ended"), ("/stream", "stream ended")])
+@pytest.mark.parametrize("method", ["GET", "POST"])
+def test_who_leaves_ends_what_was_made_for_him(guarded, path, end, method):
+    async def leave():
+        client = Client(guarded, path, method=method)
+        await until(lambda: "begun" in guarded.events or client.messages)
+        client.left.set()
+        await client.task
+        assert guarded.events[-1] == end
+        assert guarded.guards.drain.under_way == 0
+
+    asyncio.run(leave())
+
+
+def test_a_request_of_which_nothing_comes_ends(tmp_path):
+    guarded = Guarded(tmp_path, timeout=0.1)
+
+    async def wait():
+        client = Client(guarded, "/never")
+        await client.task
+        return client
+
+    client = asyncio.run(wait())
+    assert client.status == 503
+    error = json.loads(client.body)["error"]
+    assert (error["code"], error["type"]) == ("timeout", "server_error")
+    assert (b"retry-after", b"10") in client.messages[0]["headers"]
+    assert guarded.events == ["begun", "never ended"]
+
+
+def test_a_stream_that_goes_on_is_not_silent(tmp_path):
+    """Ten seconds of a stream whose pieces come a hundredth of a second after each other, with a limit of a second."""
+    guarded = Guarded(tmp_path, timeout=1.0)
+
+    async def wait():
+        client = Client(guarded, "/stream")
+        await until(lambda: len(client.messages) > 150)
+        client.left.set()
+        await client.task
+
+    asyncio.run(wait())
+
+
+def test_a_client_that_does_not_read_is_let_go(tmp_path):
+    guarded = Guarded(tmp_path, timeout=0.1)
+
+    async def wait():
+        client = Client(guarded, "/stream")
+        await until(lambda: len(client.messages) > 3)
+        client.reading.clear()
+        await client.task
+        return client
+
+    asyncio.run(wait())
+    assert guarded.events == ["stream ended"]
+
+
+def test_a_key_that_is_revoked_ends_a_stream_with_an_error(guarded):
+    headers = guarded.key()
+
+    async def revoke():
+        client = Client(guarded, "/stream", headers)
+        await until(lambda: len(client.messages) > 3)
+        (id,) = guarded.keys.all()
+        guarded.keys.revoke(id)
+        await client.task
+        return client
+
+    client = asyncio.run(revoke())
+    assert guarded.events == ["stream ended"]
+    *_, last, empty = client.body.decode().split("\n\n")
+    assert empty == ""
+    assert json.loads(last.removeprefix("data: "))["error"]["message"] == "the API key was revoked or has expired"
+    assert not client.messages[-1].get("more_body")
+
+
+def test_a_key_that_expires_ends_a_request_with_401(guarded):
+    headers = guarded.key()
+
+    async def expire():
+        client = Client(guarded, "/never", headers)
+        await until(lambda: "begun" in guarded.events)
+        (saved,) = json.loads(guarded.keys.path.read_text())
+        guarded.keys.path.write_text(json.dumps([{**saved, "expires": "2020-01-01T00:00:00Z"}]))
+        await client.task
+        return client
+
+    client = asyncio.run(expire())
+    assert client.status == 401
+    assert guarded.events == ["begun", "never ended"]
+
+
+def test_a_key_whose_rights_change_ends_its_requests(guarded):
+    headers = guarded.key("admin")
+
+    async def change():
+        client = Client(guarded, "/never", headers)
+        await until(lambda: "begun" in guarded.events)
+        (saved,) = json.loads(guarded.keys.path.read_text())
+        guarded.keys.path.write_text(json.dumps([{**saved, "role": "user"}]))
+        await client.task
+        return client
+
+    assert asyncio.run(change()).status == 401
+
+
+def test_another_keys_end_ends_nothing(guarded):
+    headers, _ = guarded.key(), guarded.key()
+
+    async def revoke():
+        client = Client(guarded, "/stream", headers)
+        await until(lambda: client.messages)
+        guarded.keys.revoke([*guarded.keys.all()][1])
+        before = len(client.messages)
+        await until(lambda: len(client.messages) > before + 150)  # a second and a half: longer than between two looks
+        client.left.set()
+        await client.task
+
+    asyncio.run(revoke())

@@ -1,0 +1,184 @@
+"""The whole application: every route of it is guarded, limited, and frees what it holds."""
+
+from __future__ import annotations
+
+import re
+import time
+
+import pytest
+from starlette.routing import BaseRoute, Mount, Route
+
+from halka.server.access import OPEN
+from halka.server.keys import Keys, Limits, Role
+from serving_for_tests import InProcess
+
+CHAT = {"model": "tiny", "messages": [{"role": "user", "content": "Hello"}], "max_tokens": 4}
+
+
+def routes(of: list[BaseRoute], above: str = "") -> list[tuple[str, str]]:
+    """Every method and path, with something in the place of parameters."""
+    pairs = []
+    for route in of:
+        path = above + re.sub(r"\{[^}]*\}", "x", getattr(route, "path", ""))
+        if isinstance(route, Mount):
+            pairs += [("GET", path), *routes(route.routes, path)]
+        elif isinstance(route, Route):
+            pairs += [(method, path) for method in sorted(route.methods or {"GET"})]
+        elif hasattr(route, "routes"):
+            pairs += routes([*route.routes], above)
+        else:
+            pairs += [(method, path) for method in sorted(getattr(route, "methods", None) or {"GET"})]
+    return pairs
+
+
+@pytest.fixture
+def closed(base, store, tmp_path):
+    """A server with keys, and a function that makes one."""
+    keys = Keys(tmp_path / "data" / "keys.json")
+
+    def key(role: Role = "user", tenant: str = "main", **limits) -> dict[str, str]:
+        return {"authorization": f"Bearer {keys.add(tenant, role, limits=Limits(**limits))[0]}"}
+
+    key()
+    with InProcess.open(base, store, tmp_path / "data") as server:
+        server.key = key
+        yield server
+
+
+def test_every_route_without_a_key_is_401(closed):
+    """All that the application has, as it says itself, and what is described in its schema."""
+    pairs = routes(closed.client.app.routes)
+    described = closed.client.app.openapi()["paths"]
+    pairs += [(method.upper(), re.sub(r"\{[^}]*\}", "x", path)) for path, of in described.items() for method in of]
+    assert {"/v1/chat/completions", "/v1/models", "/v1/models/x", "/metrics", "/openapi.json"} <= {
+        path for _, path in pairs
+    }
+    for method, path in {*pairs, ("GET", "/docs"), ("GET", "/redoc"), ("GET", "/static/x")}:
+        status = closed.client.request(method, path).status_code
+        assert (status in (200, 405)) if path in OPEN else (status == 401), (method, path, status)
+
+
+def test_a_monitor_sees_metrics_alone(closed):
+    headers = closed.key("monitor")
+    for method, path in routes(closed.client.app.routes):
+        status = closed.client.request(method, path, headers=headers).status_code
+        assert status == (200 if path in OPEN or path == "/metrics" else 403) or status == 405, (method, path, status)
+
+
+def test_a_key_answers_as_its_tenant(closed):
+    main, other = closed.key(), closed.key(tenant="acme")
+    names = [model["id"] for model in closed.client.get("/v1/models", headers=main).json()["data"]]
+    assert "lora" in names
+    names = [model["id"] for model in closed.client.get("/v1/models", headers=other).json()["data"]]
+    assert names == ["tiny"]
+    for model in ("lora", "main/lora", "../main/lora", "acme/../main/lora"):
+        answer = closed.client.post("/v1/chat/completions", json=CHAT | {"model": model}, headers=other)
+        assert answer.status_code == 404
+        assert "main" not in answer.text.replace(model, "")
+
+
+def test_a_server_that_others_reach_does_not_start_without_keys(base, store, tmp_path):
+    from halka.util.errors import HalkaError
+
+    with pytest.raises(HalkaError, match=r"host is '0.0.0.0', which others can reach, and there are no keys"):
+        InProcess.open(base, store, tmp_path / "data", host="0.0.0.0").__enter__()
+
+
+def test_health(closed):
+    assert closed.client.get("/healthz").json() == {"status": "ok"}
+    assert closed.client.get("/readyz").json() == {"status": "ok"}
+    closed.service.guards.drain.draining = True
+    assert closed.client.get("/healthz").status_code == 200
+    assert (closed.client.get("/readyz").status_code, closed.client.get("/readyz").json()) == (
+        503,
+        {"status": "draining"},
+    )
+
+
+# ── limits ──────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_n_counts_as_many_answers(closed, stream):
+    headers = closed.key(concurrency=4)
+    asked = CHAT | {"n": 4, "stream": stream}
+    assert closed.client.post("/v1/chat/completions", json=asked, headers=headers).status_code == 200
+    refused = closed.client.post("/v1/chat/completions", json=asked | {"n": 5}, headers=headers)
+    assert refused.status_code == 400
+    assert refused.json()["error"]["code"] == "request_too_large"
+    assert closed.service.guards.limiter.answers == 0
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_tokens_of_all_answers_count(closed, stream):
+    """Those that were reserved and not made go back."""
+    headers = closed.key(tokens=200)
+    asked = CHAT | {"n": 2, "max_tokens": 40, "stream": stream}
+    statuses = [closed.client.post("/v1/chat/completions", json=asked, headers=headers) for _ in range(8)]
+    assert statuses[0].status_code == 200
+    assert statuses[-1].status_code == 429
+    assert 1 <= int(statuses[-1].headers["retry-after"]) <= 60
+
+
+def test_a_request_that_cannot_be_answered_costs_no_tokens_of_an_answer(closed):
+    headers = closed.key(tokens=1000)
+    for _ in range(5):
+        refused = closed.client.post("/v1/chat/completions", json=CHAT | {"max_tokens": 600}, headers=headers)
+        assert refused.status_code == 400
+    assert closed.client.post("/v1/chat/completions", json=CHAT, headers=headers).status_code == 200
+
+
+# ── metrics ─────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def samples(server: InProcess) -> dict[str, float]:
+    """What /metrics says: values by name and labels."""
+    text = server.client.get("/metrics").text
+    lines = [line.rpartition(" ") for line in text.splitlines() if not line.startswith("#")]
+    return {name: float(value) for name, _, value in lines}
+
+
+def test_what_is_counted(server):
+    for model, n in (("tiny", 1), ("lora", 2), ("prefix", 1)):
+        answer = server.client.post("/v1/chat/completions", json=CHAT | {"model": model, "n": n, "seed": 1})
+        assert answer.status_code == 200
+        if n == 2:
+            usage = answer.json()["usage"]
+    server.client.post("/v1/chat/completions", json=CHAT | {"model": "nobody"})
+    counted = samples(server)
+    assert counted['halka_tokens_total{adapter="lora",kind="prompt"}'] == usage["prompt_tokens"]
+    assert counted['halka_tokens_total{adapter="lora",kind="completion"}'] == usage["completion_tokens"]
+    for name in ("halka_time_to_first_token_seconds", "halka_queue_seconds"):
+        assert [counted[f'{name}_count{{adapter="{label}"}}'] for label in ("(base)", "lora", "prefix")] == [1, 2, 1]
+    ended = sum(value for name, value in counted.items() if name.startswith("halka_answers_total"))
+    assert ended == 4
+    assert counted['halka_requests_total{route="/v1/chat/completions",status="404"}'] == 1
+    assert counted["halka_adapter_loads_total"] == 2
+    assert counted["halka_adapter_evictions_total"] == 0
+    assert counted['halka_adapter_bytes{adapter="lora"}'] > 0
+    info = 'vllm:lora_requests_info{max_lora="8",running_lora_adapters="",waiting_lora_adapters=""}'
+    assert abs(counted[info] - time.time()) < 60
+
+
+def test_labels_are_bounded_and_name_no_tenant(base, store, tmp_path):
+    with InProcess.open(base, store, tmp_path / "data", metric_adapters=1) as server:
+        for model in ("lora", "prefix", "bottleneck"):
+            server.client.post("/v1/chat/completions", json=CHAT | {"model": model})
+        counted = samples(server)
+        assert counted['halka_tokens_total{adapter="(other)",kind="completion"}'] == 8
+        assert counted['halka_tokens_total{adapter="lora",kind="completion"}'] == 4
+        assert not [name for name in counted if "main" in name or "prefix" in name]
+
+
+def test_tenants_are_named_if_the_operator_asks(base, store, tmp_path):
+    with InProcess.open(base, store, tmp_path / "data", metric_tenants=True) as server:
+        server.client.post("/v1/chat/completions", json=CHAT | {"model": "lora"})
+        assert samples(server)['halka_answers_total{adapter="main/lora",finish="length"}'] == 1
+
+
+def test_names_that_clients_make_up_are_in_no_label(server):
+    for number in range(20):
+        server.client.post("/v1/chat/completions", json=CHAT | {"model": f"made-up-{number}"})
+        server.client.get(f"/v1/models/made-up-{number}")
+        server.client.get(f"/made-up-{number}")
+    assert "made-up" not in server.client.get("/metrics").text

@@ -1,0 +1,243 @@
+"""A real server in a process of its own: it drains, closes connections that do nothing, and reads HTTP strictly."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import suppress
+from pathlib import Path
+
+import httpx
+import pytest
+
+TESTS = Path(__file__).parents[1]
+pytestmark = pytest.mark.slow
+
+
+class Bare:
+    """The process of bare_server.py."""
+
+    def __init__(self, data: Path, patience: float = 1.0):
+        self._log = data / "log"
+        with self._log.open("w") as log:
+            self.process = subprocess.Popen(
+                [sys.executable, TESTS / "bare_server.py", data, str(patience)],
+                stdout=subprocess.PIPE,
+                stderr=log,
+                text=True,
+                env={**os.environ, "PYTHONPATH": str(TESTS.parent / "src")},
+            )
+        self.port = int(self.process.stdout.readline())
+        self.url = f"http://127.0.0.1:{self.port}"
+
+    def connect(self) -> socket.socket:
+        connection = socket.create_connection(("127.0.0.1", self.port))
+        connection.settimeout(20)
+        return connection
+
+    def ask(self, *pieces: bytes) -> bytes:
+        """Everything that comes back on a connection, until the server closes it."""
+        with self.connect() as connection:
+            for piece in pieces:
+                connection.sendall(piece)
+            return everything(connection)
+
+    def end(self) -> list[dict[str, object]]:
+        """Ask the process to end, and return what it logged, without errors."""
+        self.process.terminate()
+        return self.ended()
+
+    def ended(self) -> list[dict[str, object]]:
+        self.process.communicate(timeout=30)
+        assert self.process.returncode == 0, self._log.read_text()
+        logged = [json.loads(line) for line in self._log.read_text().splitlines()]
+        assert not [line for line in logged if line["level"] == "error"], logged
+        return logged
+
+
+def everything(connection: socket.socket) -> bytes:
+    received = b""
+    try:
+        while piece := connection.recv(65536):
+            received += piece
+    except ConnectionResetError:
+        pass
+    return received
+
+
+def closed_while_it_trickles(connection: socket.socket) -> bool:
+    """Send a byte a tenth of a second, for half a minute at most."""
+    try:
+        for _ in range(300):
+            connection.sendall(b"a")
+            time.sleep(0.1)
+    except (BrokenPipeError, ConnectionError):
+        return True
+    return False
+
+
+@pytest.fixture(scope="module")
+def bare(tmp_path_factory) -> Iterator[Bare]:
+    """One server for the tests that leave it as it is."""
+    bare = Bare(tmp_path_factory.mktemp("data"))
+    yield bare
+    bare.end()
+
+
+HOST = b"Host: localhost\r\n"
+CLOSE = HOST + b"Connection: close\r\n"
+
+
+def test_sigterm_lets_requests_finish_and_refuses_new_ones(tmp_path):
+    bare, answers = Bare(tmp_path), []
+
+    def ask():
+        answers.append(httpx.post(f"{bare.url}/answers", json={"n": 1, "tokens": 1, "seconds": 2}))
+
+    with httpx.Client(base_url=bare.url) as client:
+        assert client.get("/who").status_code == 200
+        asking = threading.Thread(target=ask)
+        asking.start()
+        time.sleep(0.7)
+        bare.process.send_signal(signal.SIGTERM)
+        time.sleep(0.3)
+        refused = httpx.get(f"{bare.url}/who")
+        assert (refused.status_code, refused.headers["retry-after"]) == (503, "10")
+        assert httpx.get(f"{bare.url}/healthz").status_code == 200
+        asking.join()
+    assert answers[0].status_code == 200
+    bare.ended()
+
+
+def test_a_second_signal_ends_it_at_once(tmp_path):
+    bare = Bare(tmp_path)
+
+    def ask():
+        with suppress(httpx.HTTPError):
+            httpx.post(f"{bare.url}/never")
+
+    asking = threading.Thread(target=ask)
+    asking.start()
+    time.sleep(0.5)
+    bare.process.send_signal(signal.SIGTERM)
+    time.sleep(0.3)
+    assert bare.process.poll() is None
+    bare.process.send_signal(signal.SIGTERM)
+    bare.process.communicate(timeout=20)
+    assert bare.process.returncode == 0
+    asking.join()
+
+
+@pytest.mark.parametrize("head", [b"", b"GET /who HTTP/1.1\r\n", b"GET /who HTTP/1.1\r\nHost: x\r\nX-A: b\r\n"])
+def test_a_connection_without_a_request_is_closed(bare, head):
+    assert bare.ask(head) == b""
+
+
+def test_a_head_that_trickles_is_closed(bare):
+    """Each byte comes in time, the head never does."""
+    with bare.connect() as connection:
+        connection.sendall(b"GET /who HTTP/1.1\r\nX-A: ")
+        assert closed_while_it_trickles(connection)
+
+
+def test_a_body_that_trickles_after_its_refusal_is_closed(bare):
+    with bare.connect() as connection:
+        head = b"POST /echo HTTP/1.1\r\n" + HOST + b"Content-Type: text/plain\r\nContent-Length: 1000\r\n\r\n"
+        connection.sendall(head)
+        assert b" 415 " in connection.recv(65536)
+        assert closed_while_it_trickles(connection)
+
+
+def test_a_client_that_does_not_read_its_answer_is_closed(bare):
+    with bare.connect() as connection:
+        connection.sendall(b"GET /large HTTP/1.1\r\n" + HOST + b"\r\n")
+        time.sleep(4)
+        assert len(everything(connection)) < 50_000_000
+
+
+def test_a_connection_that_is_used_again_and_again_stays(bare):
+    with httpx.Client(base_url=bare.url) as client:
+        ports = set()
+        for _ in range(12):
+            response = client.get("/who")
+            ports.add(response.extensions["network_stream"].get_extra_info("client_addr"))
+            time.sleep(0.3)
+    assert len(ports) == 1
+
+
+def test_pipelined_requests_are_each_guarded(bare):
+    one = b"POST /echo HTTP/1.1\r\n" + HOST + b"Content-Type: application/json\r\nContent-Length: 2\r\n\r\n{}"
+    evil = b"GET /who HTTP/1.1\r\nHost: evil.example\r\n\r\n"
+    last = b"GET /who HTTP/1.1\r\n" + CLOSE + b"\r\n"
+    statuses = re.findall(rb"HTTP/1.1 (\d+)", bare.ask(one + evil + last))
+    assert statuses == [b"200", b"403", b"200"]
+
+
+SMUGGLED = b"GET /who HTTP/1.1\r\n" + CLOSE + b"\r\n"
+
+
+@pytest.mark.parametrize(
+    "head",
+    [
+        b"Content-Length: 5\r\nTransfer-Encoding: chunked\r\n",
+        b"Content-Length: 5\r\nContent-Length: 6\r\n",
+        b"Transfer-Encoding: chunked, identity\r\n",
+        b"Transfer-Encoding : chunked\r\n",
+        b"Transfer-Encoding:\x0bchunked\r\n",
+        b"Content-Length: +5\r\n",
+        b"Content-Length: 0x5\r\n",
+        b"Content-Length: -1\r\n",
+    ],
+)
+def test_a_body_of_two_lengths_hides_no_request(bare, head):
+    """Whatever a proxy in front makes of it, no second request is answered."""
+    message = b"POST /echo HTTP/1.1\r\n" + HOST + b"Content-Type: application/json\r\n" + head + b"\r\n"
+    answered = bare.ask(message + b"0\r\n\r\n" + SMUGGLED)
+    assert answered.count(b"HTTP/1.1 200") == 0
+
+
+@pytest.mark.parametrize(
+    "request_line", [b"GET /who HTTP/1.1", b"GET http://evil.example/who HTTP/1.1", b"GET /healthz/../who HTTP/1.0"]
+)
+def test_without_a_host_nobody_is_let_in(bare, request_line):
+    answered = bare.ask(request_line + b"\r\nConnection: close\r\n\r\n")
+    assert b" 200 " not in answered.splitlines()[0]
+
+
+@pytest.mark.parametrize(
+    "header", [b"X-A: " + b"a" * 100_000, b"\r\n".join([b"X-A: a"] * 10_000), b"X-A: a\x00b", b"X A: b"]
+)
+def test_heads_are_bounded_and_clean(bare, header):
+    answered = bare.ask(b"GET /who HTTP/1.1\r\n" + CLOSE + header + b"\r\n\r\n")
+    assert not answered or answered.split()[1] in (b"400", b"431")
+
+
+def test_a_chunked_body_without_end_is_cut_at_its_most(bare):
+    chunk = b"64\r\n" + b" " * 100 + b"\r\n"
+    head = b"POST /echo HTTP/1.1\r\n" + CLOSE + b"Content-Type: application/json\r\nTransfer-Encoding: chunked\r\n\r\n"
+    with bare.connect() as connection:
+        connection.sendall(head + chunk * 11)
+        assert b" 413 " in connection.recv(65536).splitlines()[0]
+
+
+def test_no_response_names_the_servers_software(bare):
+    response = httpx.get(f"{bare.url}/who")
+    assert not [value for value in response.headers.values() if "uvicorn" in value.lower()]
+
+
+def test_a_client_that_leaves_is_seen(tmp_path):
+    bare = Bare(tmp_path)
+    with bare.connect() as connection:
+        connection.sendall(b"POST /never HTTP/1.1\r\n" + HOST + b"\r\n")
+        time.sleep(0.5)
+    logged = bare.end()
+    (line,) = [line for line in logged if line["message"] == "request"]
+    assert (line["route"], line["status"]) == ("/never", 499)
