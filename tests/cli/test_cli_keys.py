@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -74,6 +76,14 @@ def test_what_is_no_key_is_named(folder, command, shown):
     (folder / "file").touch()
     assert failure(command).startswith(shown)
     assert not (folder / "halka-server" / "keys.json").exists()
+
+
+def test_keys_need_neither_fastapi_nor_the_engine(folder):
+    code = "import sys; from halka.cli import app; app(['keys', 'list'], standalone_mode=False)"
+    code = f"import atexit, sys; atexit.register(lambda: print({{'torch', 'fastapi'}} & {{*sys.modules}})); {code}"
+    source = Path(__file__).parents[2] / "src"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env={"PYTHONPATH": str(source)})
+    assert done.stdout.splitlines()[-1] == "set()", done.stderr
 
 
 def test_a_damaged_file_is_named(folder):

@@ -96,6 +96,7 @@ def test_a_request_is_one_line(guarded, logged):
         "client": "127.0.0.1",
         "tenant": "acme",
         "key": id,
+        "tokens": None,
     }
 
 

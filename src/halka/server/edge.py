@@ -43,7 +43,7 @@ class Edge:
             return await self.app(scope, receive, send)
         id, begin, status = uuid.uuid4().hex, time.monotonic(), None
         state = scope.setdefault("state", {})
-        state.update(request_id=id, log={})
+        state["request_id"] = id
 
         async def send_with_headers(message: Message) -> None:
             nonlocal status
@@ -85,7 +85,7 @@ class Edge:
             "client": client and client[0],
             "tenant": caller and caller.tenant,
             "key": caller and caller.key and caller.key.id,
-            **state["log"],
+            "tokens": caller and caller.lease and caller.lease.spent,
             **({"body": state.get("body", b"").decode(errors="replace")} if self.texts else {}),
         }
 

@@ -86,12 +86,15 @@ class Limiter:
 
 
 class Lease:
-    """What one request holds of its key's limits, from `begin` to `end`."""
+    """What one request holds of its key's limits, from `begin` to `end`.
+
+    spent  tokens that were read or made; None: nobody counted, and all that were reserved count
+    """
 
     def __init__(self, limiter: Limiter, use: Use):
         self._limiter, self._use = limiter, use
         self._answers = self._reserved = 0
-        self._spent: int | None = None
+        self.spent: int | None = None
         self._storing = Counter[str]()
 
     def begin(self) -> None:
@@ -127,8 +130,8 @@ class Lease:
         self._reserved += tokens
 
     def spend(self, tokens: int) -> None:
-        """Count tokens that were read or made. What was reserved counts in full if nobody does."""
-        self._spent = (self._spent or 0) + tokens
+        """Count tokens that were read or made."""
+        self.spent = (self.spent or 0) + tokens
 
     def store(self, tenant: str, stored: int, more: int) -> None:
         """Hold room for more bytes beside those that the tenant has stored. Raises ApiError where there is none."""
@@ -145,8 +148,8 @@ class Lease:
         self._limiter.storing.subtract(self._storing)
         self._use.requests_under_way -= 1
         self._hold(-self._answers)
-        if self._use.tokens is not None and self._spent is not None:
-            self._use.tokens.take(self._spent - self._reserved)
+        if self._use.tokens is not None and self.spent is not None:
+            self._use.tokens.take(self.spent - self._reserved)
 
     def _hold(self, answers: int) -> None:
         self._answers += answers

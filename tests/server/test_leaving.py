@@ -1,0 +1,60 @@
+"""Over a real connection: who leaves frees his rows at once, of whatever he asked for."""
+
+from __future__ import annotations
+
+import json
+import socket
+import time
+from urllib.parse import urlsplit
+
+import pytest
+
+LONG = {"model": "lora", "messages": [{"role": "user", "content": "Hello"}], "max_tokens": 450, "temperature": 1.0}
+
+
+def until(true, what: str) -> None:
+    begun = time.monotonic()
+    while not true():
+        assert time.monotonic() < begun + 30, what
+        time.sleep(0.005)
+
+
+def post(url: str, path: str, body: dict) -> socket.socket:
+    """A connection on which this was sent, and nothing read yet."""
+    at = urlsplit(url)
+    connection = socket.create_connection((at.hostname, at.port))
+    content = json.dumps(body).encode()
+    headers = f"Host: localhost\r\nContent-Type: application/json\r\nContent-Length: {len(content)}\r\n\r\n"
+    connection.sendall(f"POST {path} HTTP/1.1\r\n{headers}".encode() + content)
+    return connection
+
+
+@pytest.mark.parametrize("asked", [{}, {"stream": True}, {"n": 3}, {"n": 3, "stream": True}], ids=str)
+def test_a_client_that_leaves_frees_its_rows(running, asked):
+    service = running.service
+    engine, guards = service.engine.engine, service.guards
+    cancelled = guards.metrics.registry.get_sample_value
+    labels = {"adapter": "lora", "finish": "cancelled"}
+    before = cancelled("halka_answers_total", labels) or 0
+    # its answers end only by chance before their last token; a stop that comes is another try
+    with post(
+        running.url, "/v1/chat/completions", LONG | asked | {"logit_bias": {str(e): -100 for e in engine.ends}}
+    ) as client:
+        until(lambda: guards.limiter.answers == asked.get("n", 1), "nobody has begun")
+        if "stream" in asked:
+            assert client.recv(1 << 16).startswith(b"HTTP/1.1 200")
+    until(lambda: guards.drain.under_way == 0, "the request goes on")
+    until(lambda: not engine.busy, "its rows are not free")
+    assert guards.limiter.answers == 0
+    assert cancelled("halka_answers_total", labels) == before + asked.get("n", 1)
+
+
+def test_a_client_that_leaves_while_it_waits_is_no_longer_waited_for(running):
+    """More than there are rows: those that have none leave as well."""
+    service = running.service
+    clients = [post(running.url, "/v1/chat/completions", LONG | {"stream": True}) for _ in range(20)]
+    until(lambda: service.guards.limiter.answers == 20, "not all have come")
+    for client in clients:
+        client.close()
+    until(lambda: service.guards.drain.under_way == 0, "a request goes on")
+    until(lambda: not service.engine.engine.busy, "a row is not free")
