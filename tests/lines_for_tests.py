@@ -26,10 +26,10 @@ class Lines:
         config, self.forward = model.base.config, forward
         width = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
         self.shape = (2 * config.num_hidden_layers, config.num_key_value_heads, width)
-        self.kv = KVBlocks(40, self.shape, next(model.base.parameters()).dtype)
-        self.kv.clear(range(40))
+        self.kv = KVBlocks(80, self.shape, next(model.base.parameters()).dtype)
+        self.kv.clear(range(80))
         self.generator = torch.Generator().manual_seed(seed)
-        self.free = iter(range(1, 40))
+        self.free = iter(range(1, 80))
 
     def text(self, name: str | None = None, *, virtual: int = 0, behind: Text | None = None) -> Text:
         """A new text with so many virtual tokens, or behind the whole blocks of another one, which it shares."""

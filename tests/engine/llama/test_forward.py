@@ -74,11 +74,19 @@ METHODS = {
     "bottleneck": halka.Bottleneck(width=8),
     "bottleneck, input": halka.Bottleneck(width=8, reads="input"),
     "bottleneck, residual": halka.Bottleneck(width=8, reads="residual", activation="silu"),
+    "bottleneck, learned scales": halka.Bottleneck(widths=(0, 5), activation="gelu", scale=1.5, scaling="channel"),
     "bottleneck, sum": halka.Bottleneck(width=8, reads="sum", targets=("mlp",)),
     "normed bottleneck": halka.NormedBottleneck(width=8, reads="sum", keeps="sum", norms=("before", "outer")),
     "bitfit": halka.BitFit(),
     "dora": halka.DoRA(rank=4),
     "lora with bias": halka.LoRABias(rank=4),
+    "joint, at one sublayer": halka.Joint(
+        (
+            halka.IA3(targets=("attn.o", "mlp.down"), feedforward=("attn.o",)),
+            halka.Bottleneck(width=4),
+            halka.Bottleneck(width=3, reads="residual"),
+        )
+    ),
     "joint": halka.Joint((halka.LoRA(rank=2, targets=("mlp.linear",)), halka.Bottleneck(width=4, targets=("attn",)))),
     "a user's own": Doubled(),
 }
@@ -185,6 +193,23 @@ def test_every_method(method, situation):
     model = adapted(a=METHODS[method], b=METHODS[method], c=halka.LoRA(rank=5), d=halka.IA3())
     for names in (("a", None, "b"), ("c", "a", "d")):
         assert_equals_the_twin(model, names, situation)
+
+
+def mixed(lines: Lines, names: Sequence[str | None]) -> list[Tensor]:
+    """A row of each name, some behind virtual tokens: each reads its prompt, all decode, some beside prompts."""
+    texts = [lines.text(name, virtual=index % 3 and 4 + index % 2) for index, name in enumerate(names)]
+    results = [lines({text: 1 + 3 * (index % 3) for index, text in enumerate(texts)})]
+    results += [lines(dict.fromkeys(texts, count)) for count in (1, 1, 2, 6, 1)]
+    return [*results, *(lines({text: 1 + 4 * (index % 5 == 0) for index, text in enumerate(texts)}) for _ in range(2))]
+
+
+@pytest.mark.parametrize("base", ["llama", "qwen3", "qwen2, int8"])
+def test_every_method_in_one_line(base):
+    """Ranks, widths and placements of all kinds side by side, those that no kernel computes among them."""
+    model = adapted(base, **METHODS)
+    names = [*METHODS, None, *reversed(METHODS)]
+    assert_equals_the_twin(model, names[: len(METHODS) + 2], mixed)
+    assert_equals_the_twin(model, names[len(METHODS) :], mixed)
 
 
 @pytest.mark.parametrize("method", ELSEWHERE)

@@ -14,6 +14,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from halka.engine.llama import kernels
+from halka.engine.llama.row_adapter import ACTIVATION_NAMES, READS
+from halka.methods.bottleneck import ACTIVATIONS
 from halka.models.attention.function import grouped_products
 from halka.models.attention.paged import ALWAYS, SIZE, KVBlocks, PagedPlan, PagedText
 
@@ -130,6 +132,47 @@ def test_low_rank_products_of_chunks(pieces):
                 expected[start:end].split(widths, 1)[slot].add_(inner.float() @ B.float())
     arguments = (table, *np.array(chunks).T.copy(), 1, 3, np.array(widths), pieces)
     kernels.add_low_rank_chunks(2, array(x), array(y), *arguments)
+    assert_close(y, expected, dtype)
+
+
+@pytest.mark.parametrize("reads", READS)
+@pytest.mark.parametrize("activation", ACTIVATIONS)
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_bottlenecks_of_several_adapters(dtype, activation, reads):
+    """Ragged widths, an adapter without any, tokens without an adapter, two tokens of one."""
+    width, table, matrices = 33, np.zeros((3, 2, 4, 7), np.int64), {}
+    kind = READS.index(reads), ACTIVATION_NAMES.index(activation)
+    for adapter, rank in ((0, 5), (2, 16)):
+        sizes = (rank, width), (rank,), (rank, width), (width,)
+        own = [random(*size, dtype=dtype, seed=10 * adapter + seed) for seed, size in enumerate(sizes)]
+        matrices[adapter] = own
+        table[adapter, 1, 2] = *(tensor.data_ptr() for tensor in own), rank, *kind
+    h, y = (random(6, width, dtype=dtype, seed=seed) for seed in (1, 2))
+    x, owner = random(6, width, seed=3), [2, -1, 0, 1, 2, 0]
+    read = {"output": y.float(), "input": h.float(), "residual": x, "sum": x + y.float()}[reads]
+    expected = y.float().clone()
+    for n, adapter in enumerate(owner):
+        if adapter in matrices:
+            D, b, U, c = (tensor.float() for tensor in matrices[adapter])
+            expected[n] += ACTIVATIONS[activation](D @ read[n] + b) @ U + c
+    places = np.flatnonzero(np.array(owner) >= 0)
+    kernels.add_bottlenecks(2, array(h), array(x), array(y), table, places, np.array(owner)[places], 1, 2)
+    torch.testing.assert_close(y.float(), expected, rtol=2e-5 if dtype == torch.float32 else 1e-2, atol=1e-4)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_factors_of_several_adapters(dtype):
+    """A slot without any, a token without an adapter, two tokens of one."""
+    widths, owner, table = (20, 7, 9), [1, -1, 0, 1], np.zeros((2, 2, 9, 1), np.int64)
+    y, own = random(4, sum(widths), dtype=dtype), {}
+    factors = torch.ones(2, sum(widths))
+    for adapter, slot in ((0, 0), (0, 2), (1, 1)):
+        own[adapter, slot] = random(widths[slot], dtype=dtype, seed=3 * adapter + slot)
+        table[adapter, 1, 4 + slot] = own[adapter, slot].data_ptr()
+        factors[adapter].split(widths)[slot].copy_(own[adapter, slot])
+    expected = torch.stack([row * factors[it] if it >= 0 else row for row, it in zip(y.float(), owner, strict=True)])
+    places = np.flatnonzero(np.array(owner) >= 0)
+    kernels.scale(2, array(y), table, places, np.array(owner)[places], 1, 4, np.array(widths))
     assert_close(y, expected, dtype)
 
 

@@ -16,9 +16,10 @@ from torch import Tensor
 from halka.core import AdaptedModel
 from halka.engine.forward import TransformersForward
 from halka.engine.line import Forward, Line
-from halka.engine.llama.rows import Place, RowAdapters
+from halka.engine.llama.row_adapter import Place
+from halka.engine.llama.rows import RowAdapters
 from halka.engine.llama.watched import LOOKS
-from halka.engine.llama.weights import OUTPUTS, ROLES, LlamaWeights, obstacle
+from halka.engine.llama.weights import PLACES, LlamaWeights, obstacle
 
 LOG = logging.getLogger(__name__)
 PATIENCE = 2.0  # seconds after which somebody wants to know what takes so long: kernels from the disk take one
@@ -42,18 +43,12 @@ class LlamaForward:
         with model.own_weights():
             self._weights = LlamaWeights(model.base)
         self._step = LlamaStep(self._weights)
-        slots, places = self._reachable()
-        self._adapters = RowAdapters(model, slots, places, self._weights.embed.dtype)
-
-    def _reachable(self) -> tuple[dict[str, tuple[int, int]], set[Place]]:
-        """The layer and slot of each linear layer by its target's key, and the places where a step lets parts act."""
-        slots: dict[str, tuple[int, int]] = {}
-        places: set[Place] = set()
-        for number, layer in enumerate(self._weights.layers):
-            slots |= {layer.keys[role]: (number, slot) for slot, role in enumerate(ROLES)}
-            places |= {(key, "output") for key in layer.keys.values()}
-            places |= {(layer.keys[role], "input") for role in OUTPUTS.values()}
-        return slots, places
+        places: dict[Place, tuple[int, int]] = {
+            (layer.keys[role], edits): (number, place)
+            for number, layer in enumerate(self._weights.layers)
+            for place, (role, edits) in enumerate(PLACES)
+        }
+        self._adapters = RowAdapters(model, places, len(self._weights.layers), self._weights.embed.dtype)
 
     def __call__(self, line: Line) -> Tensor:
         if self._model.merged is None and self._weights.intact():

@@ -1,94 +1,37 @@
-"""What the adapters of a line do in a step: low-rank products for kernels, and all other parts by the core's edits."""
+"""What the adapters of a line do in a step: by kernels what these compute, and all other parts by the core's edits."""
 
 from __future__ import annotations
 
-import math
-from collections.abc import Mapping, Sequence, Set
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from itertools import accumulate, groupby, pairwise
-from operator import itemgetter
-from typing import Literal, NamedTuple
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import nn
 
-from halka.core import AdaptedModel, Adapter, Edits, ModulePart, VirtualPart
-from halka.engine.llama.weights import PRODUCTS
-from halka.methods.lora import LoRAPart
+from halka.core import AdaptedModel, Adapter, Edits, ModulePart
+from halka.engine.llama.row_adapter import Place, RowAdapter, Slot, Tables
 from halka.util.cached import Cached
 
-Place = tuple[str, Literal["input", "output"]]
-PRODUCT_OF = [name for name, roles in PRODUCTS.items() for _ in roles]  # by slot
 
+class Table:
+    """Where all adapters' parts of one kind are.
 
-class LowRank(NamedTuple):
-    """What an adapter adds to a product: s·B(A x) at some of its linear layers.
-
-    A        (ΣR, I) one below the other
-    outputs  for each its slot, its columns of A x, and s·Bᵀ (R, O)
+    array   (adapters, L, slots, columns), as `Tables` has it
+    owners  for each adapter, whether it has any
+    slots   for each layer and slot, whether some adapter has one there
     """
 
-    A: Tensor
-    outputs: list[tuple[int, slice, Tensor]]
+    def __init__(self, arrays: Sequence[np.ndarray]):
+        self.array = np.stack(arrays)
+        present = self.array[..., 0] != 0
+        self.owners, self.slots = present.any((1, 2)).tolist(), present.any(0).tolist()
 
 
-class RowAdapter:
-    """One adapter, as a step needs it.
-
-    table     (L, S, 3) int64: the addresses of A (R, I) and s·Bᵀ (R, O), and R, for the kernels
-    products  for torch, by layer and the product's name, with R padded
-    others    parts that are no LoRA, by their places
-    misplaced a place that a step does not pass through, or None
-    """
-
-    def __init__(self, adapter: Adapter, slots: Mapping[str, tuple[int, int]], places: Set[Place], dtype: torch.dtype):
-        self.table = np.zeros(shape_of(slots), np.int64)
-        self.products: dict[tuple[int, str], LowRank] = {}
-        self.others: dict[Place, ModulePart] = {}
-        self.misplaced: str | None = None
-        loras: list[tuple[tuple[int, int], LoRAPart]] = []
-        for path, part in adapter.parts.items():
-            target = adapter.targets[path]
-            if isinstance(part, ModulePart) and (target.key, part.edits) in places:
-                if target.key in slots and type(part) is LoRAPart and not (part.training and part.dropout):
-                    loras.append((slots[target.key], part))
-                else:
-                    self.others[target.key, part.edits] = part
-            elif not isinstance(part, VirtualPart) or target.role == "memory.gated":
-                self.misplaced = f"{adapter.method.name} at {target.role}"
-        if self.misplaced is None:
-            self._pack(loras, dtype)
-
-    def _pack(self, loras: Sequence[tuple[tuple[int, int], LoRAPart]], dtype: torch.dtype) -> None:
-        """Copy all products into one storage, B transposed: a row's sum runs along its outputs."""
-        own: list[tuple[tuple[int, int], int, Tensor, Tensor]] = []
-        for slot, part in sorted(loras, key=itemgetter(0)):
-            A_RI, B_OR = part.tensors(dtype)
-            own.append((slot, part.lora_A.shape[0], A_RI, B_OR))
-        self._storage = torch.empty(sum(A.numel() + B.numel() for *_, A, B in own), dtype=dtype)
-        offset = 0
-
-        def room(*shape: int) -> Tensor:
-            nonlocal offset
-            offset += math.prod(shape)
-            return self._storage[offset - math.prod(shape) : offset].view(shape)
-
-        for (layer, name), product in groupby(own, lambda lora: (lora[0][0], PRODUCT_OF[lora[0][1]])):
-            slots, ranks, As, Bs = zip(*product, strict=True)
-            A = torch.cat(As, out=room(sum(map(len, As)), As[0].shape[1]))
-            columns = [slice(*ends) for ends in pairwise(accumulate(map(len, As), initial=0))]
-            transposed = [room(*B_OR.mT.shape).copy_(B_OR.mT) for B_OR in Bs]
-            numbers = [slot for _, slot in slots]
-            self.products[layer, name] = LowRank(A, [*zip(numbers, columns, transposed, strict=True)])
-            for slot, rank, its, B_RO in zip(slots, ranks, columns, transposed, strict=True):
-                self.table[slot] = A[its].data_ptr(), B_RO.data_ptr(), rank
-
-
-def shape_of(slots: Mapping[str, tuple[int, int]]) -> tuple[int, int, int]:
-    """(L, S, 3) of a table with these slots."""
-    layers, numbers = zip(*slots.values(), strict=True)
-    return max(layers) + 1, max(numbers) + 1, 3
+def stacked(tables: Sequence[Tables]) -> tuple[Table, Table, Table]:
+    """Of low-rank products, bottlenecks and factors."""
+    low_rank, bottlenecks, factors = map(Table, zip(*tables, strict=True))
+    return low_rank, bottlenecks, factors
 
 
 @dataclass(frozen=True)
@@ -98,8 +41,7 @@ class Rows:
     names      as `Line.names`
     adapters   those that differ; empty without any
     which      for each run the number of its adapter, or -1
-    tables     (adapters, L, S, 3) for the kernels
-    low_rank   some run has a low-rank product
+    tables     `stacked` of theirs
     edits      what parts of other kinds do, by their places
     misplaced  what keeps a step from computing the line, or None
     """
@@ -107,8 +49,7 @@ class Rows:
     names: tuple[str | None, ...]
     adapters: tuple[RowAdapter, ...]
     which: tuple[int, ...]
-    tables: np.ndarray
-    low_rank: bool
+    tables: tuple[Table, Table, Table]
     edits: Mapping[Place, Edits]
     misplaced: str | None
 
@@ -116,13 +57,11 @@ class Rows:
 class RowAdapters:
     """Makes `Rows` of names, and keeps each adapter's `RowAdapter` while it is in the model and unchanged."""
 
-    def __init__(
-        self, model: AdaptedModel, slots: Mapping[str, tuple[int, int]], places: Set[Place], dtype: torch.dtype
-    ):
-        """slots: target key -> (layer, slot), of linear layers. places: where a step lets parts act."""
+    def __init__(self, model: AdaptedModel, places: Mapping[Place, Slot], layers: int, dtype: torch.dtype):
+        """places: where a step lets parts act, each in its layer one of `weights.PLACES`."""
         self._model = model
-        self._arguments = slots, places, dtype
-        self._bare = np.zeros((1, *shape_of(slots)), np.int64)
+        self._arguments = places, layers, dtype
+        self._bare = Tables.empty(layers)
         self._kept: dict[str, tuple[Adapter, list[nn.Parameter], Cached[RowAdapter]]] = {}
         self._rows: Rows | None = None
 
@@ -135,13 +74,11 @@ class RowAdapters:
             return self._rows
         self._rows = None
         number = {name: index for index, name in enumerate(distinct)}
-        tables = np.stack([adapter.table for adapter in own]) if own else self._bare
         self._rows = Rows(
             names,
             own,
             tuple(-1 if name is None else number[name] for name in names),
-            tables,
-            bool(tables[..., 2].any()),
+            stacked([adapter.tables for adapter in own] or [self._bare]),
             self._edits(names, dict(zip(distinct, own, strict=True))),
             next((adapter.misplaced for adapter in own if adapter.misplaced), None),
         )

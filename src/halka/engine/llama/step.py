@@ -2,7 +2,8 @@
 
     N tokens of the line   D hidden width   F inner width   Q query heads   H key/value heads   W head width
 
-Residuals are fp32, all else is in the base's precision. A single token with nothing but LoRA is one call of a kernel.
+Residuals are fp32, all else is in the base's precision. A single token is one call of a kernel,
+unless its adapter has parts that no kernel computes.
 """
 
 from __future__ import annotations
@@ -16,15 +17,14 @@ from torch import Tensor
 from halka.engine.line import Line
 from halka.engine.llama import kernels
 from halka.engine.llama.chunks import ChunkAttention, batched, tiles_of
-from halka.engine.llama.rows import Rows
+from halka.engine.llama.row_adapter import Tables
+from halka.engine.llama.row_parts import RowParts, pieces_of
+from halka.engine.llama.rows import Rows, stacked
 from halka.engine.llama.shared import Shared, shared
-from halka.engine.llama.weights import PRODUCTS, ROLES, LlamaLayer, LlamaWeights
+from halka.engine.llama.weights import LlamaLayer, LlamaWeights
 from halka.models.attention.paged import SIZE, KVBlocks, PagedPlan, PagedText
 
-FEW = 4  # tokens of a run up to which kernels compute its low-rank products; torch's are faster above
-CUT = kernels.TOKENS  # tokens of a run that a kernel computes at once
 MANY = 128  # tokens up to which kernels compute products, where the processor allows; torch's are faster above
-FIRST = {name: ROLES.index(roles[0]) for name, roles in PRODUCTS.items()}  # of a product's slots
 
 
 class Scratch:
@@ -57,12 +57,6 @@ class LlamaStep:
         self.weights = weights
         self.embed, self.head, self.norm = (shared(it).array for it in (weights.embed, weights.head, weights.norm))
         self.eps, self.scale = np.float32(weights.eps), np.float32(weights.scale)
-        self.widths = {
-            "qkv": np.array([Q * W, H * W, H * W]),
-            "o": np.array([D]),
-            "gate_up": np.array([F, F]),
-            "down": np.array([D]),
-        }
         self.no_scale = np.empty(0, np.float32)
         self.pairs = kernels.PAIRS and weights.embed.dtype == torch.bfloat16 and not any((D % 2, Q * W % 2, F % 2))
         self.norms = [[shared(norm).array for norm in layer.norms()] for layer in weights.layers]
@@ -96,28 +90,32 @@ class LlamaStep:
             *(threads, self.embed, self._addresses, self.norm, self.head, line.tokens[0], self.eps),
             *(cos[0], sin[0], shared(plan.kv.data).array, int(plan.slots[0])),
             *(plan.tables[0].numpy(), plan.counts[0].numpy(), plan.begins[0].numpy(), int(plan.positions[0])),
-            *(self._windows, self.scale, rows.tables[0], self.dims.Q, self.dims.F, logits[0].numpy()),
+            *(self._windows, self.scale, *(table.array[0] for table in rows.tables), self.dims.Q, self.dims.F),
+            logits[0].numpy(),
         )
         return logits
 
     def warm(self) -> None:
         """Compile all kernels: by a token alone, one whose logits nobody wants, and one beside a chunk."""
-        _, _, H, W, _, L = self.dims
+        D, _, H, W, _, L = self.dims
         kv = KVBlocks(2, (2 * L, H, W), self.weights.embed.dtype)
-        table = np.zeros((1, L, len(ROLES), 3), np.int64)
+        tables = stacked([Tables.empty(L)])
         with torch.inference_mode():
             for counts, last in (([1], [0]), ([1], []), ([1, 2], [0, 2])):
                 texts = [PagedText(count, [number], [count], [0]) for number, count in enumerate(counts)]
                 places = [(number, place) for number, count in enumerate(counts) for place in range(count)]
                 slots, positions = [SIZE * number + place for number, place in places], [place for _, place in places]
-                rows = Rows((None,) * len(counts), (), (-1,) * len(counts), table, False, {}, None)
+                rows = Rows((None,) * len(counts), (), (-1,) * len(counts), tables, {}, None)
                 plan = PagedPlan(kv, texts, positions, slots, counts)
                 self(Line([0] * len(places), plan, rows.names, last), rows)
             room, nobody = self.scratch(1), np.empty(0, np.int64)
-            arrays = room.h.array, room.y.array, table
-            kernels.add_low_rank(1, *arrays, nobody, nobody, 0, 0, self.widths["o"], 1)
+            low_rank, bottlenecks, factors = (table.array for table in tables)
+            h, x, y, widths = room.h.array, room.x.array, room.y.array, np.array([D])
+            kernels.add_low_rank(1, h, y, low_rank, nobody, nobody, 0, 0, widths, 1)
+            kernels.add_bottlenecks(1, h, x, y, bottlenecks, nobody, nobody, 0, 0)
+            kernels.scale(1, y, factors, nobody, nobody, 0, 0, widths)
             if self.pairs:
-                kernels.add_low_rank_chunks(1, *arrays, nobody, nobody, nobody, 0, 0, self.widths["o"], 1)
+                kernels.add_low_rank_chunks(1, h, y, low_rank, nobody, nobody, nobody, 0, 0, widths, 1)
 
     def scratch(self, count: int) -> Scratch:
         """Room for a line of so many tokens, the same from one line to the next."""
@@ -130,29 +128,16 @@ class _Pass:
     """A line on its way through the layers."""
 
     def __init__(self, step: LlamaStep, line: Line, rows: Rows, threads: int):
-        self._step, self._line, self._rows, self._threads = step, line, rows, threads
-        self._plan, self._runs = line.plan, line.plan.forest.runs
+        self._step, self._line, self._threads = step, line, threads
+        self._plan = line.plan
         self._rotary = step.rotary(line.plan.positions.numpy())
         count = len(line.tokens)
         self._scratch = step.scratch(count)
-        starts = np.cumsum([0, *self._runs])
-        few = [which if run <= FEW else -1 for which, run in zip(rows.which, self._runs, strict=True)]
-        owners = np.repeat(np.array(few), self._runs)
-        self._few = np.flatnonzero(owners >= 0) if rows.low_rank else np.empty(0, np.int64)
-        self._owners = owners[self._few]
-        self._pieces = self._pieces_of(len(self._few))
-        long = [
-            (which, start, start + run)
-            for which, run, start in zip(rows.which, self._runs, starts, strict=False)
-            if run > FEW and which >= 0 and rows.low_rank
-        ]
-        self._long = [] if step.pairs else [(rows.adapters[which], slice(*ends)) for which, *ends in long]
-        cut = [(which, first, min(first + CUT, end)) for which, start, end in long for first in range(start, end, CUT)]
-        self._cuts = tuple(np.array(cut).T.copy()) if cut and step.pairs else None
-        self._pieces_of_cuts = self._pieces_of(len(cut))
+        own = self._scratch.h, self._scratch.x
+        self._parts = RowParts(rows, line.plan.forest.runs, *own, threads, step.pairs)
         self._single = np.array([number for number, text in enumerate(self._plan.texts) if text.tokens == 1], np.int64)
         self._places = np.array(self._plan.forest.starts)[self._single]
-        pieces = self._pieces_of(len(self._single) * step.dims.H)
+        pieces = pieces_of(len(self._single) * step.dims.H, threads)
         self._sums = kernels.partial_sums(len(self._single), pieces, self._plan.kv.data, step.dims.Q)
         long = [number for number, text in enumerate(self._plan.texts) if text.tokens > 1]
         windows = {layer.window for layer in step.weights.layers}
@@ -160,10 +145,6 @@ class _Pass:
             window: batched([tile for number in long for tile in tiles_of(self._plan, number, window)])
             for window in windows
         }
-
-    def _pieces_of(self, tasks: int) -> int:
-        """Into how many pieces each task is cut, so that all threads have as much to do."""
-        return 1 if tasks % self._threads == 0 or tasks >= 4 * self._threads else self._threads
 
     def logits(self) -> Tensor:
         step, scratch = self._step, self._scratch
@@ -208,38 +189,10 @@ class _Pass:
 
     def _product(self, number: int, layer: LlamaLayer, name: str, x: Shared, y: Shared) -> None:
         """A fused product with what the rows' parts do to its input, and to its outputs."""
-        fused, edits, first = layer.products[name], self._rows.edits, FIRST[name]
-        if edits and (edit := edits.get((layer.keys[PRODUCTS[name][0]], "input"))):
-            x.tensor.copy_(edit.edit(self._runs, x.tensor))
+        fused = layer.products[name]
+        self._parts.edit_input(number, layer, name, x)
         self._multiplied(x, fused.weight, fused.scale, fused.bias, y)
-        if len(self._few):
-            tables, widths = self._rows.tables, self._step.widths[name]
-            arguments = (x.array, y.array, tables, self._few, self._owners, number, first, widths, self._pieces)
-            kernels.add_low_rank(self._threads, *arguments)
-        if self._cuts is not None:
-            tables, widths = self._rows.tables, self._step.widths[name]
-            arguments = (x.array, y.array, tables, *self._cuts, number, first, widths, self._pieces_of_cuts)
-            kernels.add_low_rank_chunks(self._threads, *arguments)
-        if not self._long and not edits:
-            return
-        outputs = y.tensor.split(fused.widths, dim=1)
-        for adapter, run in self._long:
-            if (own := adapter.products.get((number, name))) is not None:
-                inner = x.tensor[run] @ own.A.mT
-                for slot, columns, B_RO in own.outputs:
-                    outputs[slot - first][run].addmm_(inner[:, columns], B_RO)
-        for role, output in zip(PRODUCTS[name], outputs, strict=True):
-            self._edit(layer.keys[role], x.tensor, output)
-        if name in ("o", "down"):
-            sublayer = "attn" if name == "o" else "mlp"
-            self._edit(layer.keys[sublayer], self._scratch.h.tensor, outputs[0])
-            self._edit(layer.keys[f"{sublayer}.residual"], self._scratch.x.tensor, outputs[0])
-
-    def _edit(self, key: str, x: Tensor, y: Tensor) -> None:
-        """Let the parts there edit y (N, O), of an input x (N, I)."""
-        edits = self._rows.edits.get((key, "output"))
-        if edits is not None:
-            y.copy_(edits.edit(self._runs, x.to(y.dtype), y))
+        self._parts.edit_output(number, layer, name, x, y)
 
     def _multiplied(self, x: Shared, weight: Tensor, scale: Tensor | None, bias: Tensor | None, y: Shared) -> None:
         """y = F.linear(x, weight, bias), the weight times its scale if it has one."""

@@ -8,7 +8,7 @@ window. Llama, Mistral, Qwen 2 and 3 are of this kind.
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -25,6 +25,12 @@ OUTPUTS = {"attn": "attn.o", "mlp": "mlp.down"}  # where a sublayer ends
 PRODUCTS = {"qkv": QKV, "o": ("attn.o",), "gate_up": GATE_UP, "down": ("mlp.down",)}
 """The linear layers that each product of a layer computes."""
 ROLES = tuple(role for roles in PRODUCTS.values() for role in roles)
+PLACES: tuple[tuple[str, Literal["input", "output"]], ...] = (
+    *((role, "output") for role in ROLES),
+    *((role, "input") for role in OUTPUTS.values()),
+    *((f"{sublayer}{which}", "output") for sublayer in OUTPUTS for which in ("", ".residual")),
+)
+"""Where in a layer parts may act, by role, in the order of the kernels' tables."""
 CHANGING = ("dynamic", "longrope")  # rotary frequencies that depend on how long the text is by then
 
 

@@ -10,7 +10,9 @@ computes as a line of torch; tests/engine/llama/test_kernels.py holds each to th
 
 from halka.engine.llama.kernels.attention import attend, partial_sums
 from halka.engine.llama.kernels.between import add_norm, keep, silu_product
+from halka.engine.llama.kernels.bottlenecks import add_bottlenecks
 from halka.engine.llama.kernels.chunks import gather, hide, scatter
+from halka.engine.llama.kernels.factors import scale
 from halka.engine.llama.kernels.low_rank import add_low_rank
 from halka.engine.llama.kernels.low_rank_chunks import TOKENS, add_low_rank_chunks
 from halka.engine.llama.kernels.one_row import one_row, product
@@ -19,6 +21,7 @@ from halka.engine.llama.kernels.products import PAIRS, products
 __all__ = [
     "PAIRS",
     "TOKENS",
+    "add_bottlenecks",
     "add_low_rank",
     "add_low_rank_chunks",
     "add_norm",
@@ -30,6 +33,7 @@ __all__ = [
     "partial_sums",
     "product",
     "products",
+    "scale",
     "scatter",
     "silu_product",
 ]

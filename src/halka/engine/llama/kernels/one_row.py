@@ -11,7 +11,9 @@ import numpy as np
 from halka.engine.llama.kernels.arrays import room, stored
 from halka.engine.llama.kernels.attention import attend_blocks, gathered
 from halka.engine.llama.kernels.between import keep_token
+from halka.engine.llama.kernels.bottlenecks import add_bottleneck
 from halka.engine.llama.kernels.compiled import kernel
+from halka.engine.llama.kernels.factors import scale_slots
 from halka.engine.llama.kernels.low_rank import add_slots
 from halka.engine.llama.kernels.numbers import ONE, ZERO, dot, exp, narrowed, norm, widen, widened
 from halka.engine.llama.kernels.threads import meet, parallel, part
@@ -48,8 +50,8 @@ def _outputs(W_OI, scale_O, x_I, y_O, begin, end):
 
 
 @kernel
-def _product(like, weight, x_I, y_O, slots, widths, begin, end):
-    """y = scale * W x + bias + cat([s·B(A x) of each slot]) at the outputs from begin to end, in fp32.
+def _product(like, weight, x_I, y_O, slots, factors, widths, begin, end):
+    """y = (scale * W x + bias + cat([s·B(A x) of each slot])) * cat([l of each slot]) from begin to end, in fp32.
 
     weight  (3,) the addresses of W (O, I), of the scale and the bias (O,), or 0: without a scale W is no int8
     """
@@ -62,6 +64,17 @@ def _product(like, weight, x_I, y_O, slots, widths, begin, end):
         for o in range(begin, end):
             y_O[o] += widened(bias_O[o])
     add_slots(like, x_I, slots, widths, begin, end, y_O[begin:end])
+    scale_slots(like, factors, widths, begin, end, y_O)
+
+
+@kernel
+def _add_sublayer(like, slots, h_D, x_D, y_D, own_D, read_D):
+    """x += y with the slots' bottlenecks added to it. y is all threads'; own and read are room for this one's."""
+    widen(y_D, own_D)
+    for slot in range(slots.shape[0]):
+        add_bottleneck(like, slots[slot], h_D, x_D, own_D, read_D)
+    for i in range(x_D.shape[0]):
+        x_D[i] += own_D[i]
 
 
 @kernel
@@ -91,12 +104,14 @@ def product(threads, W_OI, scale_O, x_I, y_O):
 @kernel
 def _one_row(
     thread, threads, embed_VD, weights, norm_D, head_VD, token, eps, cos_W, sin_W, kv, slot, tables, counts, begins,
-    position, windows, scale, table, queries, inner, gate, qkv, q_QW, sums, states, z, y, logits,
+    position, windows, scale, low_ranks, bottlenecks, factors, queries, inner, gate, qkv, q_QW, sums, states, z, y,
+    logits,
 ):  # fmt: skip
     hidden, heads, width = embed_VD.shape[1], kv.shape[3], kv.shape[5]
     groups, attended, pieces = queries // heads, queries * width, sums.shape[1]
     x, h, out = room(hidden, np.float32), room(hidden, np.float32), room(attended, np.float32)
     gate_up, weight = room(2 * inner, np.float32), room(3, np.int64)
+    own_y, read = room(hidden, np.float32), room(hidden, np.float32)
     of_qkv, of_inner, of_hidden = room(3, np.int64), room(1, np.int64), room(1, np.int64)
     of_qkv[0], of_qkv[1], of_qkv[2], of_inner[0], of_hidden[0] = attended, heads * width, heads * width, inner, hidden
     qkv_low, qkv_high = part(qkv.shape[0], thread, threads)
@@ -104,9 +119,9 @@ def _one_row(
     low, high = part(hidden, thread, threads)
     widen(embed_VD[token], x)
     for layer in range(weights.shape[0]):
-        own, low_rank, window = weights[layer], table[layer], windows[layer]
+        own, low_rank, scales, window = weights[layer], low_ranks[layer], factors[layer], windows[layer]
         norm(x, stored(own[0], hidden, embed_VD), eps, h)
-        _product(embed_VD, own[1:4], h, qkv, low_rank[:3], of_qkv, qkv_low, qkv_high)
+        _product(embed_VD, own[1:4], h, qkv, low_rank[:3], scales[:3], of_qkv, qkv_low, qkv_high)
         meet(gate, threads)
         if thread == 0:
             q_norm, k_norm = stored(own[4], width, embed_VD), stored(own[5], width, embed_VD)
@@ -123,22 +138,23 @@ def _one_row(
         meet(gate, threads)
         for head in range(heads):
             gathered(sums[head], states[head], out, out[head * groups * width : (head + 1) * groups * width])
-        _product(embed_VD, own[6:9], out, y, low_rank[3:4], of_hidden, low, high)
+        scale_slots(embed_VD, scales[7:8], of_qkv[:1], 0, attended, out)
+        _product(embed_VD, own[6:9], out, y, low_rank[3:4], scales[3:4], of_hidden, low, high)
         meet(gate, threads)
-        for i in range(hidden):
-            x[i] += y[i]
+        _add_sublayer(embed_VD, bottlenecks[layer, :2], h, x, y, own_y, read)
         norm(x, stored(own[9], hidden, embed_VD), eps, h)
         for half in range(2):
             here = gate_up[half * inner : (half + 1) * inner]
             _half_of(embed_VD, own[10:13], half, inner, hidden, weight)
-            _product(embed_VD, weight, h, here, low_rank[4 + half : 5 + half], of_inner, z_low, z_high)
+            slots = slice(4 + half, 5 + half)
+            _product(embed_VD, weight, h, here, low_rank[slots], scales[slots], of_inner, z_low, z_high)
         for i in range(z_low, z_high):
             z[i] = gate_up[i] / (ONE + exp(-gate_up[i])) * gate_up[inner + i]
+        scale_slots(embed_VD, scales[8:9], of_inner, z_low, z_high, z)
         meet(gate, threads)
-        _product(embed_VD, own[13:16], z, y, low_rank[6:7], of_hidden, low, high)
+        _product(embed_VD, own[13:16], z, y, low_rank[6:7], scales[6:7], of_hidden, low, high)
         meet(gate, threads)
-        for i in range(hidden):
-            x[i] += y[i]
+        _add_sublayer(embed_VD, bottlenecks[layer, 2:], h, x, y, own_y, read)
     norm(x, norm_D, eps, h)
     _head(thread, threads, head_VD, h[:0], h, logits)
 
@@ -146,13 +162,13 @@ def _one_row(
 @kernel
 def one_row(
     threads, embed_VD, weights, norm_D, head_VD, token, eps, cos_W, sin_W, kv, slot, tables, counts, begins, position,
-    windows, scale, table, queries, inner, logits,
+    windows, scale, low_ranks, bottlenecks, factors, queries, inner, logits,
 ):  # fmt: skip
-    """The logits (V,) of the token after this one: a whole step of the base for one token, with its LoRA.
+    """The logits (V,) of the token after this one: a whole step of the base for one token, with its adapter.
 
     weights  (L, WEIGHTS) int64, addresses            windows  (L,), 0 where a layer has none
     cos, sin (W,) of the token's position             tables, counts, begins (M,), position, slot: the plan's
-    table    (L, S, 3) of its adapter                 queries, inner  Q and F
+    queries, inner  Q and F                           low_ranks, bottlenecks, factors: the tables of its adapter
     """
     heads, width = kv.shape[3], kv.shape[5]
     groups, pieces = queries // heads, 1 if heads % threads == 0 else threads
@@ -167,4 +183,5 @@ def one_row(
     gate = room(1, np.int64)
     gate[0] = 0
     scratch = (gate, qkv, q, sums, states, z, y)
-    parallel(_one_row, threads, (*read, *past, windows, scale, table, queries, inner, *scratch, logits))
+    own = (low_ranks, bottlenecks, factors)
+    parallel(_one_row, threads, (*read, *past, windows, scale, *own, queries, inner, *scratch, logits))
