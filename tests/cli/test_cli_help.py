@@ -12,7 +12,7 @@ import typer
 
 from commands import failure, halka, parsed
 from halka.cli import app, cli_reference
-from halka.cli.train import Deferred
+from halka.cli.setting_flags import Deferred
 
 ROOT = Path(__file__).parents[2]
 

@@ -24,6 +24,7 @@ from halka.cli import (
     merge,
     methods,
     retrieval,
+    serve,
     train,
 )
 from halka.cli.command import Command, Commands, examples
@@ -61,7 +62,7 @@ command("methods", epilog=examples("halka methods", "halka methods lora"))(metho
 command("advise", epilog=advise.EXAMPLES)(advise.advise)
 command("estimate", epilog=estimate.EXAMPLES)(estimate.estimate)
 app.add_typer(data.app, name="data")
-app.command("train", cls=train.Deferred)(train.train)
+app.command("train", cls=train.Train)(train.train)
 command("evaluate", epilog=evaluate.EXAMPLES)(evaluate.evaluate)
 command("generate", epilog=generate.EXAMPLES)(generate.generate)
 command("merge", epilog=merge.EXAMPLES)(merge.merge)
@@ -72,6 +73,7 @@ app.add_typer(adapters.app, name="adapters")
 app.add_typer(retrieval.app, name="docs")
 command("ask", epilog=ask.EXAMPLES)(ask.ask)
 app.add_typer(keys.app, name="keys")
+app.command("serve", cls=serve.Serve)(serve.serve)
 
 
 def main() -> None:

@@ -16,8 +16,9 @@ Results go to stdout (`--json`: as JSON), progress and messages to stderr. An er
 if the command or its input is wrong, 1 if the work failed or Halka has a bug, 130 after Ctrl-C. `--debug`, or
 HALKA_DEBUG=1, shows where an error came from.
 
-The settings of `halka train` may also be in a YAML file (`--config`; every run writes its own as `run.yaml`) and in the
-environment. Flags override the environment, which overrides the file; an unknown key is an error.
+The settings of `halka train` and `halka serve` may also be in a YAML file (`--config`; every training run writes its
+own as `run.yaml`) and in the environment (for `serve`: HALKA_SERVE_ROWS=8). Flags override the environment, which
+overrides the file; an unknown key is an error.
 
 | in the file | in the environment | as a flag |
 | --- | --- | --- |
@@ -41,7 +42,7 @@ def cli_reference() -> str:
 
 
 def _helps(command: Any, name: str, parent: Any) -> Iterator[tuple[str, str]]:
-    from halka.cli.train import Deferred
+    from halka.cli.setting_flags import Deferred
 
     command = command.whole() if isinstance(command, Deferred) else command
     context = typer.Context(command, info_name=name, parent=parent, terminal_width=100)

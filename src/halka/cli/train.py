@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-import inspect
 import os
 import shlex
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Any
 
-import typer
-
-from halka.cli.command import Command, Failed, emit, examples, say, show
+from halka.cli.command import Failed, emit, examples, say, show
 from halka.cli.convert import note_prefixes
 from halka.cli.examples import data_rows, named_task, read_data
 from halka.cli.opening import load_for
+from halka.cli.setting_flags import Deferred, command_of, flag
 from halka.util.errors import HalkaError
 from halka.util.text import columns
 
@@ -46,42 +44,27 @@ def train() -> None:
     """
 
 
-class Deferred(Command):
-    """`halka train` before it is called: `whole` builds its flags from classes that import torch."""
-
-    def make_context(self, info_name: str | None, args: list[str], parent: Any = None, **extra: Any) -> Any:
-        return self.whole().make_context(info_name, args, parent, **extra)
-
+class Train(Deferred):
     def whole(self) -> Any:
-        """The command with all its flags: typer builds it from a function with the settings as its signature."""
-        from halka.cli.train_settings import signature
+        from halka.cli.train_settings import flags
 
-        def run(config: Path | None, many: Path | None, json: bool, **flags: Any) -> None:
-            folder = {key: flags.pop(key) for key in ("overwrite", "tensorboard")}
+        def run(config: Path | None, many: Path | None, json: bool, **values: Any) -> None:
+            folder = {key: values.pop(key) for key in ("overwrite", "tensorboard")}
             if many is None:
-                train_adapter(config, flags, json=json, **folder)
+                train_adapter(config, values, json=json, **folder)
             elif config is None:
-                train_adapters(many, flags, json=json, **folder)
+                train_adapters(many, values, json=json, **folder)
             else:
                 raise HalkaError("--config is for one run and --many for several: give one of them")
 
         own = [
-            _flag("config", Path | None, None, metavar="FILE", help="a YAML file with settings"),
-            _flag("many", Path | None, None, metavar="FILE", help="a YAML file with several runs, trained together"),
-            _flag("overwrite", bool, False, help="train anew where a run is"),
-            _flag("tensorboard", bool, False, help="write FOLDER/tensorboard too"),
-            _flag("json", bool, False, help="print the result as JSON"),
+            flag("config", Path | None, None, metavar="FILE", help="a YAML file with settings"),
+            flag("many", Path | None, None, metavar="FILE", help="a YAML file with several runs, trained together"),
+            flag("overwrite", bool, False, help="train anew where a run is"),
+            flag("tensorboard", bool, False, help="write FOLDER/tensorboard too"),
+            flag("json", bool, False, help="print the result as JSON"),
         ]
-        settings = signature()
-        run.__signature__ = settings.replace(parameters=[*settings.parameters.values(), *own])  # type: ignore[attr-defined]
-        app = typer.Typer(rich_markup_mode=None, add_completion=False)
-        app.command("train", cls=Command, help=train.__doc__, epilog=EXAMPLES)(run)
-        return typer.main.get_command(app)
-
-
-def _flag(name: str, kind: Any, default: Any, **more: Any) -> inspect.Parameter:
-    annotation = Annotated[kind, typer.Option(f"--{name}", **more)]
-    return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=annotation)
+        return command_of("train", run, [*flags(), *own], train.__doc__, EXAMPLES)
 
 
 def train_adapter(config: Path | None, flags: dict[str, Any], *, json: bool, **folder: bool) -> None:

@@ -6,10 +6,9 @@ import inspect
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Any, Literal
 
-import typer
-
+from halka.cli.setting_flags import setting_flag
 from halka.core import Method
 from halka.data.task import is_task_file
 from halka.methods import all_methods, method_named
@@ -192,32 +191,12 @@ def _refuse_others(layer: Mapping[str, Entry], sources: Sources, method: str) ->
 # ── flags ───────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
-def signature() -> inspect.Signature:
-    """Every setting as a flag, as a signature for typer."""
+def flags() -> list[inspect.Parameter]:
+    """Every setting as a flag."""
     all_sources = sources()
     sections = {
         "Run": all_sources.run,
         "Method (fields, and which methods have them)": all_sources.of_methods,
         "Training": all_sources.train,
     }
-    flags = [flag(setting, title) for title, settings in sections.items() for setting in settings.values()]
-    return inspect.Signature(flags)
-
-
-def flag(setting: Setting, section: str) -> inspect.Parameter:
-    """One setting as a flag. Its value is text, which `build` converts, as it does those of files."""
-    name = setting.flag
-    names = [f"{name}/--no-{name[2:]}"] if setting.item is bool else [name, *filter(None, [setting.short])]
-    kind: Any = bool | None if setting.item is bool else str | None
-    if setting.many and setting.item is Path:
-        kind = list[str] | None
-    shown = setting.shown
-    option = typer.Option(
-        *names,
-        help=setting.help + (f" [{shown}]" if shown else ""),
-        metavar=setting.metavar or None,
-        rich_help_panel=section,
-    )
-    return inspect.Parameter(
-        setting.name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=Annotated[kind, option]
-    )
+    return [setting_flag(setting, title) for title, settings in sections.items() for setting in settings.values()]

@@ -55,7 +55,8 @@ class Chat:
         adapter = await adapter_of(service, caller, body.model)
         several = body.parallel_tool_calls is not False
         toolbox = toolbox_of(service.tokenizer, body.messages, body.tools, body.tool_choice, several)
-        prompt = await to_thread.run_sync(chat_tokens, service.tokenizer, body.messages, toolbox)
+        turns = [message.for_template() for message in body.messages]
+        prompt = await to_thread.run_sync(chat_tokens, service.tokenizer, turns, toolbox)
         tokens = body.max_completion_tokens or body.max_tokens or await room(service, adapter, prompt)
         request = Request(
             prompt,

@@ -8,23 +8,21 @@ from typing import Any
 from halka.data.chat import TEMPLATE_ERRORS
 from halka.data.examples import Example, Message
 from halka.data.tokens import encode_prompt
-from halka.server.chat_request import ChatMessage
 from halka.server.tools import Toolbox
 from halka.util.errors import DataError
 
 
-def chat_tokens(tokenizer: Any, messages: Sequence[ChatMessage], toolbox: Toolbox | None) -> list[int]:
-    """A conversation in the base's chat template, with the beginning of its answer.
+def chat_tokens(tokenizer: Any, turns: Sequence[dict[str, Any]], toolbox: Toolbox | None = None) -> list[int]:
+    """A conversation, as templates read it, in the base's chat template, with the beginning of its answer.
 
     Without a template it is one message of the user's. Raises DataError for what the template refuses.
     """
-    turns = [message.for_template() for message in messages]
     if tokenizer.chat_template is None:
         plain = tuple(Message(turn["role"], turn["content"]) for turn in turns)
         return encode_prompt(Example(plain, where="messages"), tokenizer)
     tools = None if toolbox is None else toolbox.for_template
     try:
-        text = tokenizer.apply_chat_template(turns, tools=tools, tokenize=False, add_generation_prompt=True)
+        text = tokenizer.apply_chat_template([*turns], tools=tools, tokenize=False, add_generation_prompt=True)
     except TEMPLATE_ERRORS as error:
         raise DataError(f"the base's chat template refuses the messages: {error}") from None
     return text_tokens(tokenizer, text + (toolbox.opening if toolbox else ""), special=False)

@@ -11,6 +11,7 @@ whether a path is one. A file writes such paths, and every `Path`, relative to i
 
 from __future__ import annotations
 
+import re
 import types
 import typing
 from collections.abc import Callable, Iterable, Mapping
@@ -23,7 +24,7 @@ from halka.util.suggest import suggest
 
 T = TypeVar("T")
 
-PREFIX = "HALKA_TRAIN_"
+PREFIX = re.compile("HALKA_[A-Z]+_")
 WORDS = {int: "a whole number", float: "a number", bool: "true or false", str: "text", Path: "a path"}
 METAVARS = {int: "N", float: "X", str: "TEXT", Path: "FILE"}
 
@@ -40,6 +41,7 @@ class Setting:
     metavar: str = ""
     short: str = ""
     beside: Callable[[Path], bool] | None = None
+    command: str = "train"
 
     @property
     def name(self) -> str:
@@ -51,7 +53,12 @@ class Setting:
 
     @property
     def variable(self) -> str:
-        return PREFIX + self.name.upper()
+        return self.prefix + self.name.upper()
+
+    @property
+    def prefix(self) -> str:
+        """What the variables of its command begin with."""
+        return f"HALKA_{self.command.upper()}_"
 
     @property
     def optional(self) -> bool:
@@ -105,8 +112,8 @@ class Entry:
 Layer = dict[str, Entry]  # by the setting's path
 
 
-def settings_of(cls: type, section: str = "") -> dict[str, Setting]:
-    """A dataclass's fields as settings, by path, which begins with `section`."""
+def settings_of(cls: type, section: str = "", command: str = "train") -> dict[str, Setting]:
+    """A dataclass's fields as settings of `halka command`, by path, which begins with `section`."""
     hints = typing.get_type_hints(cls)
     settings: dict[str, Setting] = {}
     for field in fields(cls):
@@ -121,6 +128,7 @@ def settings_of(cls: type, section: str = "") -> dict[str, Setting]:
             metavar=field.metadata.get("metavar", METAVARS.get(item, "")),
             short=field.metadata.get("short", ""),
             beside=_always if item is Path else field.metadata.get("beside"),
+            command=command,
         )
     return settings
 
@@ -174,7 +182,9 @@ def from_content(content: Mapping[Any, Any], file: Path, settings: Mapping[str, 
     layer = {}
     for path, value in _leaves(content, settings):
         if path not in settings:
-            raise HalkaError(f"{file}: {within}{path}: there is no such setting{_hint(path, settings)}")
+            raise HalkaError(
+                f"{file}: {within}{path}: there is no such setting{_hint(path, settings, _command(settings))}"
+            )
         setting = settings[path]
         seen = _relative_to(file.parent, value, setting.beside) if setting.beside else value
         layer[path] = Entry(seen, f"{file}: {within}{path}")
@@ -182,14 +192,16 @@ def from_content(content: Mapping[Any, Any], file: Path, settings: Mapping[str, 
 
 
 def from_environment(environment: Mapping[str, str], settings: Mapping[str, Setting]) -> Layer:
-    """The settings in variables that begin with `PREFIX`, if not empty. Raises HalkaError for an unknown variable."""
+    """The settings in variables of their command, if not empty. Raises HalkaError for an unknown variable."""
     by_variable = {setting.variable: setting for setting in settings.values()}
+    prefixes = tuple({setting.prefix for setting in settings.values()})
     layer = {}
     for variable, value in sorted(environment.items()):
-        if not variable.startswith(PREFIX) or not value:
+        if not variable.startswith(prefixes) or not value:
             continue
         if variable not in by_variable:
-            raise HalkaError(f"{variable}: there is no such setting{_hint(variable, by_variable)}")
+            hint = _hint(variable, by_variable, _command(settings))
+            raise HalkaError(f"{variable}: there is no such setting{hint}")
         layer[by_variable[variable].path] = Entry(value, variable)
     return layer
 
@@ -308,11 +320,19 @@ def _relative_to(folder: Path, value: Any, is_path: Callable[[Path], bool]) -> A
     return str(path) if is_path(path) else value
 
 
-def _hint(wrong: str, settings: Iterable[str]) -> str:
+def _hint(wrong: str, settings: Iterable[str], command: str = "train") -> str:
     """The end of a message about an unknown path or variable: the one that was likely meant."""
-    paths = {path.rpartition(".")[2].removeprefix(PREFIX): path for path in settings}
-    close = suggest(wrong.rpartition(".")[2].removeprefix(PREFIX), paths)
-    return f"; did you mean {paths[close]}?" if close else ": `halka train --help` lists all"
+    paths = {_last_name(path): path for path in settings}
+    close = suggest(_last_name(wrong), paths)
+    return f"; did you mean {paths[close]}?" if close else f": `halka {command} --help` lists all"
+
+
+def _last_name(path: str) -> str:
+    return PREFIX.sub("", path.rpartition(".")[2], count=1)
+
+
+def _command(settings: Mapping[str, Setting]) -> str:
+    return next((setting.command for setting in settings.values()), "train")
 
 
 def plain_fields(value: Any) -> dict[str, Any]:

@@ -1,0 +1,65 @@
+"""`halka serve` says where it listens, answers there, and ends when it is told to."""
+
+from __future__ import annotations
+
+import json
+import re
+import shlex
+import signal
+import socket
+from contextlib import contextmanager
+from pathlib import Path
+
+import httpx
+import pytest
+
+from commands import failure, process
+from serving_for_tests import make_store
+
+
+@contextmanager
+def serving(arguments: str, folder: Path, **environment: str):
+    """A server process with what it wrote until it was ready, at a free port."""
+    with process(f"serve {arguments} --port 0", folder, **environment) as server:
+        assert server.stderr is not None
+        try:
+            lines = []
+            while not lines or "curl" not in lines[-1]:
+                lines.append(server.stderr.readline())
+                assert lines[-1], f"it ended: {lines}"
+            yield server, "".join(lines)
+        finally:
+            server.kill()
+
+
+@pytest.mark.slow
+def test_it_says_where_it_listens_and_answers_there(here, base_folder):
+    make_store(here / "stored", base_folder)
+    with serving("--base base --store stored --dtype float32 --new-tokens 5", here) as (server, text):
+        assert "base, with bottleneck, lora, prefix, answers at http://127.0.0.1:" in text
+        (curl,) = re.findall(r"^  curl (.*)$", text, flags=re.MULTILINE)
+        url, _, _, _, body = shlex.split(curl)
+        answer = httpx.post(url, json=json.loads(body), timeout=60)
+        assert answer.status_code == 200, answer.text
+        assert answer.json()["model"] == "bottleneck"
+        assert answer.json()["usage"]["completion_tokens"] <= 5
+        server.send_signal(signal.SIGINT)
+        server.wait(30)
+
+
+def test_settings_come_from_file_environment_and_flags(here, monkeypatch):
+    (here / "serve.yaml").write_text("base: nowhere\nrows: 0\n")
+    assert "rows is 0: it is 1 or more" in failure("serve --config serve.yaml")
+    monkeypatch.setenv("HALKA_SERVE_ROWS", "-1")
+    assert "rows is -1" in failure("serve --config serve.yaml")
+    assert "rows is -2" in failure("serve --config serve.yaml --rows -2")
+    assert "base is missing" in failure("serve")
+    monkeypatch.setenv("HALKA_SERVE_ROW", "1")
+    assert "HALKA_SERVE_ROW: there is no such setting; did you mean HALKA_SERVE_ROWS?" in failure("serve --base base")
+
+
+def test_a_port_that_is_taken(here):
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        error = failure(f"serve --base base --port {taken.getsockname()[1]}")
+    assert "address already in use" in error
+    assert "--port" in error
