@@ -5,23 +5,40 @@ from __future__ import annotations
 import socket
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import uvicorn
 from starlette.testclient import TestClient
 
 import halka
 from engine_for_tests import filled
+from halka.engine import Answer, AsyncEngine, Request
 from halka.server import ServerSettings, create_app
 from halka.server.service import Service
 from tiny import tiny
 from tokenizers_for_tests import chatml_tokenizer
 
 FAMILIES = {"lora": halka.LoRA(rank=4), "prefix": halka.Prefix(length=4), "bottleneck": halka.Bottleneck(width=8)}
+
+WEATHER = {
+    "type": "function",
+    "function": {
+        "name": "weather",
+        "description": "The weather of a city.",
+        "parameters": {
+            "type": "object",
+            "properties": {"city": {"enum": ["Paris", "Dhaka"]}},
+            "required": ["city"],
+            "additionalProperties": False,
+        },
+    },
+}
+PARIS = '<tool_call>\n{"name": "weather", "arguments": {"city": "Paris"}}\n</tool_call>'
+"""What a base says that calls that tool."""
 
 
 def make_base(folder: Path, tokenizer: Any = None) -> Path:
@@ -42,6 +59,11 @@ def make_store(folder: Path, base: Path, names: dict[str, Any] | None = None) ->
     return folder
 
 
+def no_white_space(service: Service) -> dict[int, float]:
+    """A bias against tokens of white space alone, which JSON may have any number of: a tiny base never ends there."""
+    return {id: -100 for id in range(len(service.tokenizer)) if not service.token_texts.text(id).strip()}
+
+
 def settings(base: Path, store: Path | None, data: Path, **changes: Any) -> ServerSettings:
     return ServerSettings(**{"base": str(base), "store": store, "data": data, "dtype": "float32", "rows": 8, **changes})
 
@@ -55,11 +77,41 @@ class InProcess:
 
     @classmethod
     @contextmanager
-    def open(cls, base: Path, store: Path | None, data: Path, **changes: Any) -> Iterator[InProcess]:
+    def open(
+        cls, base: Path, store: Path | None, data: Path, says: Sequence[str] | None = None, **changes: Any
+    ) -> Iterator[InProcess]:
+        """says: what its answers are, in the place of what the base would say."""
         service = Service.open(settings(base, store, data, **changes))
+        if says is not None:
+            service = replace(service, engine=cast(AsyncEngine, Scripted(service.engine, says)))
         app = create_app(service)
         with TestClient(app, base_url="http://127.0.0.1:8000", client=("127.0.0.1", 50000)) as client:
             yield cls(service, client)
+
+
+class Scripted:
+    """An engine that answers with texts of a script, a few letters at a time: a stub of a base that says these."""
+
+    def __init__(self, behind: AsyncEngine, texts: Sequence[str], pace: int = 3):
+        self._behind, self._texts, self._pace = behind, texts, pace
+        self.engine, self.asked = behind.engine, list[Request]()
+
+    async def follow(self, request: Request, n: int = 1) -> AsyncIterator[Answer]:
+        self.asked.append(request)
+        for text in self._texts[:n]:
+            answer = Answer(request)
+            for start in range(0, len(text), self._pace):
+                answer.text += text[start : start + self._pace]
+                answer.tokens.append(start)
+                yield answer
+            answer.finish = "stop"
+            yield answer
+
+    async def call(self, function: Any) -> Any:
+        return function()
+
+    async def aclose(self) -> None:
+        await self._behind.aclose()
 
 
 class Running:

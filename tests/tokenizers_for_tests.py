@@ -63,6 +63,13 @@ OPENED_THOUGHT = (  # as a distilled R1 writes: the generation prompt opens a th
     "{% for message in messages %}{{ '<|im_start|>' + message['role'] + '\n' + message['content'] + '<|im_end|>' }}"
     "{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\n<think>\n' }}{% endif %}"
 )
+HERMES = (  # tools and calls of them, as Hermes and Qwen write them
+    "{% if tools %}<|im_start|>system\nCall one as <tool_call></tool_call>:{% for tool in tools %}\n{{ tool | tojson }}"
+    "{% endfor %}<|im_end|>\n{% endif %}"
+    "{% for message in messages %}<|im_start|>{{ message.role }}\n{{ message.content }}"
+    "{% for call in message.tool_calls or [] %}\n<tool_call>\n{{ call.function | tojson }}\n</tool_call>{% endfor %}"
+    "<|im_end|>\n{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
 UNMARKED = (  # plain words around the turns, and nothing but an empty line behind them
     "{% for message in messages %}{{ '### ' + message['role'] + ':\n' + message['content'] + '\n\n' }}{% endfor %}"
     "{% if add_generation_prompt %}{{ '### assistant:\n' }}{% endif %}"
@@ -119,6 +126,10 @@ def mistral_tokenizer() -> PreTrainedTokenizerFast:
 
 def thoughts_tokenizer() -> PreTrainedTokenizerFast:
     return tokenizer(THOUGHTS)
+
+
+def hermes_tokenizer() -> PreTrainedTokenizerFast:
+    return tokenizer(HERMES)
 
 
 def plain_tokenizer() -> PreTrainedTokenizerFast:

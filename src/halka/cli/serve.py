@@ -50,9 +50,8 @@ class Serve(Deferred):
 
 
 def _serve(settings: ServerSettings) -> None:
-    import uvicorn
-
     from halka.server import create_app
+    from halka.server.running import server
     from halka.server.service import Service
 
     with _listening(settings.host, settings.port) as listening:
@@ -60,7 +59,8 @@ def _serve(settings: ServerSettings) -> None:
         service = Service.open(settings)
         host, port = listening.getsockname()[:2]
         say(_ready(service, f"http://{f'[{host}]' if ':' in host else host}:{port}"))
-        uvicorn.Server(uvicorn.Config(create_app(service), log_level="warning")).run(sockets=[listening])
+        app, drain = create_app(service), service.guards.drain
+        server(app, settings.host, settings.port, drain, settings.drain).run(sockets=[listening])
 
 
 def _listening(host: str, port: int) -> socket.socket:

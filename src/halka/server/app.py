@@ -8,10 +8,17 @@ from importlib.metadata import version
 
 from fastapi import FastAPI
 
-from halka.server import chat, errors, health, metrics, models
+from halka.server import chat, completions, errors, health, metrics, models, responses
 from halka.server.service import Service
 
-ROUTERS = (models.router, chat.router, health.router, metrics.router)
+ROUTERS = (
+    models.router,
+    chat.router,
+    completions.router,
+    responses.router,
+    health.router,
+    metrics.router,
+)
 
 
 def create_app(service: Service) -> FastAPI:

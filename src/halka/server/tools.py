@@ -146,9 +146,9 @@ class CallReader:
             yield from self._inner(before, CLOSING) if self._inside else self._outer(before.rstrip())
             self._text, self._inside = after, not self._inside
         if not self._inside:
-            kept = next((n for n in range(len(OPENING) - 1, 0, -1) if self._text.endswith(OPENING[:n])), 0)
-            kept = max(kept, len(self._text) - len(self._text.rstrip()))  # white space before a call is dropped
-            text, self._text = self._text[: len(self._text) - kept], self._text[len(self._text) - kept :]
+            partial = next((n for n in range(len(OPENING) - 1, 0, -1) if self._text.endswith(OPENING[:n])), 0)
+            certain = self._text[: len(self._text) - partial].rstrip()  # white space before a call is dropped
+            text, self._text = certain, self._text[len(certain) :]
             yield from self._outer(text)
 
     def end(self) -> Iterator[str | Call]:

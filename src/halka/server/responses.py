@@ -1,0 +1,185 @@
+"""`/v1/responses`, without a memory: the whole history is the input. Its events say what comes, the last all of it."""
+
+from __future__ import annotations
+
+import time
+import uuid
+from collections.abc import AsyncGenerator, Iterator
+from contextlib import aclosing
+from dataclasses import dataclass, field
+from itertools import count
+from typing import Any
+
+from fastapi import APIRouter
+from starlette.requests import Request as HttpRequest
+from starlette.responses import Response
+
+from halka.engine import Answer
+from halka.server.access import Who
+from halka.server.chat import Chat
+from halka.server.errors import api_error
+from halka.server.generation import Delta, usage
+from halka.server.responses_request import ResponsesRequest
+from halka.server.sending import Json, begun, event, while_connected
+from halka.server.service import Here
+from halka.server.tools import Call
+
+router = APIRouter()
+
+Item = dict[str, Any]
+Event = dict[str, Any]
+
+
+@router.post("/v1/responses")
+async def responses(body: ResponsesRequest, http: HttpRequest, service: Here, caller: Who) -> Response:
+    """Answer an input, which holds the whole history."""
+    chat = await Chat.of(body.as_chat(), service, caller)
+    writing, numbers = Writing(chat, body), count()
+
+    async def events() -> AsyncGenerator[bytes]:
+        async with aclosing(writing.events()) as news:
+            async for one in news:
+                yield event(one | {"sequence_number": next(numbers)}, one["type"])
+
+    def failed(error: Exception) -> bytes:
+        body = api_error(error, caller.tenant).body["error"]
+        return event({**body, "type": "error", "sequence_number": next(numbers)}, "error")
+
+    if body.stream:
+        return await begun(http, events(), failed)
+    return Json(await while_connected(http, writing.whole()))
+
+
+@dataclass
+class Writing:
+    """A response as it is written: its items so far, and the events that say so."""
+
+    chat: Chat
+    body: ResponsesRequest
+    items: list[Item] = field(default_factory=list[Item])
+    id: str = field(default_factory=lambda: _id("resp"))
+    created: int = field(default_factory=lambda: int(time.time()))
+    _open: bool = False  # the last item is a message that goes on
+
+    async def whole(self) -> Event:
+        """The response when it is finished."""
+        last: Event = {}
+        async with aclosing(self.events()) as news:
+            async for one in news:
+                last = one
+        return last["response"]
+
+    async def events(self) -> AsyncGenerator[Event]:
+        """What happens, in the order and with the names that OpenAI's clients know."""
+        begun = False
+        async with aclosing(self.chat.deltas()) as news:
+            async for delta in news:
+                if not begun:
+                    begun = True
+                    for kind in ("created", "in_progress"):
+                        yield {"type": f"response.{kind}", "response": self._response("in_progress")}
+                for one in self._of(delta):
+                    yield one
+
+    def _of(self, delta: Delta) -> Iterator[Event]:
+        if delta.call is not None:
+            yield from self._close()
+            yield from self._called(delta.call)
+        elif delta.finish is None:
+            yield from self._written(delta)
+        else:
+            if not self.items:
+                yield from self._opened()
+            yield from self._close()
+            status = "incomplete" if delta.finish == "length" else "completed"
+            yield {"type": f"response.{status}", "response": self._response(status, delta.answer)}
+
+    def _written(self, delta: Delta) -> Iterator[Event]:
+        if not self._open:
+            yield from self._opened()
+        part = self.items[-1]["content"][0]
+        logprobs = [] if self.chat.body.alternatives is None else self.chat.service.token_texts.for_chat(delta.logprobs)
+        part["text"] += delta.text
+        part["logprobs"] += logprobs
+        yield self._at("response.output_text.delta", content_index=0, delta=delta.text, logprobs=logprobs)
+
+    def _opened(self) -> Iterator[Event]:
+        """A message begins."""
+        part = {"type": "output_text", "text": "", "annotations": [], "logprobs": []}
+        item = {"id": _id("msg"), "type": "message", "status": "in_progress", "role": "assistant", "content": [part]}
+        self.items.append(item)
+        self._open = True
+        yield self._at("response.output_item.added", item={**item, "content": []})
+        yield self._at("response.content_part.added", content_index=0, part={**part, "logprobs": []})
+
+    def _close(self) -> Iterator[Event]:
+        """The message that is open, if one is, ends."""
+        if self._open:
+            item, self._open = self.items[-1], False
+            item["status"] = "completed"
+            (part,) = item["content"]
+            text, logprobs = part["text"], part["logprobs"]
+            yield self._at("response.output_text.done", content_index=0, text=text, logprobs=logprobs)
+            yield self._at("response.content_part.done", content_index=0, part=part)
+            yield self._at("response.output_item.done", item=item)
+
+    def _called(self, call: Call) -> Iterator[Event]:
+        item = {
+            "id": _id("fc"),
+            "type": "function_call",
+            "status": "completed",
+            "call_id": call.id,
+            "name": call.name,
+            "arguments": call.arguments,
+        }
+        self.items.append(item)
+        yield self._at("response.output_item.added", item={**item, "status": "in_progress", "arguments": ""})
+        yield self._at("response.function_call_arguments.delta", delta=call.arguments)
+        yield self._at("response.function_call_arguments.done", name=call.name, arguments=call.arguments)
+        yield self._at("response.output_item.done", item=item)
+
+    def _at(self, kind: str, **more: Any) -> Event:
+        """An event of the last item."""
+        place = {"output_index": len(self.items) - 1}
+        return {"type": kind, **({} if "item" in more else {"item_id": self.items[-1]["id"]}), **place, **more}
+
+    def _response(self, status: str, answer: Answer | None = None) -> Event:
+        body = self.body.model_dump(by_alias=True)
+        form = (body["text"] or {}).get("format") or {"type": "text"}
+        return {
+            "id": self.id,
+            "object": "response",
+            "created_at": self.created,
+            "status": status,
+            "error": None,
+            "incomplete_details": {"reason": "max_output_tokens"} if status == "incomplete" else None,
+            "instructions": self.body.instructions,
+            "max_output_tokens": self.body.max_output_tokens,
+            "metadata": {},
+            "model": self.body.model,
+            "output": [*self.items],
+            "parallel_tool_calls": self.body.parallel_tool_calls is not False,
+            "previous_response_id": None,
+            "store": False,
+            "temperature": self.body.temperature,
+            "text": {"format": form},
+            "tool_choice": body["tool_choice"] or "auto",
+            "tools": body["tools"] or [],
+            "top_p": self.body.top_p,
+            "truncation": "disabled",
+            "usage": None if answer is None else _usage(usage([self.chat.request], [answer])),
+        }
+
+
+def _usage(of_chat: dict[str, Any]) -> dict[str, Any]:
+    return {
+        "input_tokens": of_chat["prompt_tokens"],
+        "input_tokens_details": of_chat["prompt_tokens_details"],
+        "output_tokens": of_chat["completion_tokens"],
+        "output_tokens_details": {"reasoning_tokens": 0},
+        "total_tokens": of_chat["total_tokens"],
+    }
+
+
+def _id(kind: str) -> str:
+    return f"{kind}_{uuid.uuid4().hex}"

@@ -1,0 +1,92 @@
+"""The fields that choose tokens reach the engine: seeds, penalties, biases, stops, log probabilities, formats."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+BODY = {"model": "lora", "messages": [{"role": "user", "content": "How do I reset my password?"}], "max_tokens": 12}
+
+
+def ask(client, **more):
+    answer = client.post("/v1/chat/completions", json=BODY | more)
+    assert answer.status_code == 200, answer.text
+    return answer.json()["choices"]
+
+
+def text(client, **more):
+    return ask(client, **more)[0]["message"]["content"]
+
+
+def test_a_seed_draws_the_same_again(client):
+    drawn = text(client, temperature=1, seed=7)
+    assert drawn == text(client, temperature=1, seed=7)
+    assert {text(client, temperature=1, seed=seed) for seed in range(5)} != {drawn}
+    several = [choice["message"]["content"] for choice in ask(client, temperature=1, seed=7, n=3)]
+    assert several == [text(client, temperature=1, seed=seed) for seed in (7, 8, 9)]
+    assert text(client, temperature=1, seed=-1) == text(client, temperature=1, seed=-1)
+
+
+def test_a_bias_forbids_and_demands(server):
+    token = server.service.tokenizer("Paris", add_special_tokens=False)["input_ids"][0]
+    piece = server.service.tokenizer.decode([token])
+    assert text(server.client, logit_bias={str(token): 100}, max_tokens=4) == piece * 4
+    (choice,) = ask(server.client, logprobs=True, max_tokens=1)
+    first = choice["logprobs"]["content"][0]["token"]
+    ids = {server.service.token_texts.text(number): number for number in range(len(server.service.tokenizer))}
+    (choice,) = ask(server.client, logit_bias={str(ids[first]): -100}, logprobs=True, max_tokens=1)
+    assert choice["logprobs"]["content"][0]["token"] != first
+
+
+def test_penalties_change_what_repeats(server):
+    token = server.service.tokenizer("Paris", add_special_tokens=False)["input_ids"][0]
+    piece = server.service.tokenizer.decode([token])
+    bias = {"logit_bias": {str(token): 2}, "max_tokens": 12}
+    often = text(server.client, **bias).count(piece)
+    assert text(server.client, **bias, frequency_penalty=2, presence_penalty=2).count(piece) <= often
+
+
+def test_a_stop_is_left_out(client):
+    whole = text(client)
+    stop = whole[3:5]
+    assert text(client, stop=stop) == whole[: whole.index(stop)]
+    assert ask(client, stop=[stop, "never"])[0]["finish_reason"] == "stop"
+
+
+def test_log_probabilities_of_tokens(client):
+    (choice,) = ask(client, logprobs=True, top_logprobs=3)
+    content = choice["logprobs"]["content"]
+    assert choice["logprobs"]["refusal"] is None
+    assert b"".join(bytes(token["bytes"]) for token in content).decode(errors="replace") == choice["message"]["content"]
+    for token in content:
+        assert set(token) == {"token", "logprob", "bytes", "top_logprobs"}
+        assert len(token["top_logprobs"]) == 3
+        assert token["top_logprobs"][0]["logprob"] == pytest.approx(token["logprob"])
+    assert ask(client, logprobs=True)[0]["logprobs"]["content"][0]["top_logprobs"] == []
+
+
+def test_json_objects_and_schemas(client):
+    try:
+        made = json.loads(text(client, response_format={"type": "json_object"}, max_tokens=200, temperature=1, seed=2))
+        assert isinstance(made, dict)
+    except json.JSONDecodeError:
+        pytest.fail("no JSON, or not finished")
+    schema = {
+        "type": "object",
+        "properties": {"stars": {"type": "integer", "minimum": 1, "maximum": 5}},
+        "required": ["stars"],
+        "additionalProperties": False,
+    }
+    form = {"type": "json_schema", "json_schema": {"name": "rating", "schema": schema, "strict": True}}
+    (choice,) = ask(client, response_format=form, max_tokens=60)
+    assert json.loads(choice["message"]["content"])["stars"] in range(1, 6)
+    assert choice["finish_reason"] == "stop"
+    assert text(client, response_format={"type": "text"}) == text(client)
+
+
+def test_a_schema_that_cannot_be_enforced_is_refused_by_its_keyword(client):
+    form = {"type": "json_schema", "json_schema": {"name": "x", "schema": {"type": "string", "formatt": "date"}}}
+    answer = client.post("/v1/chat/completions", json=BODY | {"response_format": form})
+    assert answer.status_code == 400
+    assert "formatt" in answer.json()["error"]["message"]
