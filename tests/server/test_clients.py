@@ -94,7 +94,7 @@ assert isinstance(typed.invoke(question, max_tokens=80, logit_bias=bias).yes, bo
 LLAMA_INDEX = """
 from llama_index.core.llms import ChatMessage
 from llama_index.llms.openai_like import OpenAILike
-llm = OpenAILike(model="lora", api_base=f"{url}/v1", api_key="none", is_chat_model=True, max_tokens=8)
+llm = OpenAILike(model="lora", api_base=f"{url}/v1", api_key="none", is_chat_model=True, max_tokens=8, temperature=0)
 print(ascii(llm.chat([ChatMessage(role="user", content=question)]).message.content))
 print(ascii("".join(piece.delta or "" for piece in llm.stream_chat([ChatMessage(role="user", content=question)]))))
 assert OpenAILike(model="lora", api_base=f"{url}/v1", api_key="none", max_tokens=4).complete(question).text

@@ -6,6 +6,7 @@ import json
 import os
 import shlex
 import socket
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -51,6 +52,7 @@ class Serve(Deferred):
 
 def _serve(settings: ServerSettings) -> None:
     from halka.server import create_app
+    from halka.server.logs import log_to
     from halka.server.running import server
     from halka.server.service import Service
 
@@ -59,8 +61,9 @@ def _serve(settings: ServerSettings) -> None:
         service = Service.open(settings)
         host, port = listening.getsockname()[:2]
         say(_ready(service, f"http://{f'[{host}]' if ':' in host else host}:{port}"))
+        log_to(sys.stderr, settings.log_prompts)
         app, drain = create_app(service), service.guards.drain
-        server(app, settings.host, settings.port, drain, settings.drain).run(sockets=[listening])
+        server(app, drain, settings.drain).run(sockets=[listening])
 
 
 def _listening(host: str, port: int) -> socket.socket:
