@@ -109,7 +109,7 @@ def test_wrong_headers_are_no_key(guarded):
     good = guarded.key()["authorization"]
     text = good.removeprefix("Bearer ")
     for value in ("", "Bearer", "Bearer ", text, f"Basic {text}", f"Token {text}", f"Bearer{text}", f"Bearer {text} x",
-                  f"Bearer {text}, {text}", "Bearer null", "Bearer undefined", "Bearer " + "a" * 60_000):  # fmt: skip
+                  f"Bearer {text}, {text}", "Bearer null", "Bearer undefined", "Bearer " + "a" * 20_000):  # fmt: skip
         assert guarded.call("GET", "/who", headers={"authorization": value}).status_code == 401, value
     assert guarded.call("GET", f"/who?api_key={text}&authorization={good}").status_code == 401
     assert (
