@@ -71,6 +71,25 @@ def test_what_cannot_be_read_is_told_and_the_rest_goes_in(collection, documents)
     assert told(events)[-2:] == [("added", "parcels.md"), ("added", "refunds.txt")]
 
 
+def test_files_can_go_in_under_names_of_their_own(collection, documents):
+    broken = documents / "upload-2.pdf"
+    broken.write_bytes(b"%PDF-1.4 broken")
+    pairs = [("Parcels, new.md", documents / "parcels.md"), ("scan.pdf", broken)]
+    events = [*collection.put_files(pairs, readers=["hr"], tags=["new"])]
+    assert [(event.what, event.document) for event in events] == [("skipped", "scan.pdf"), ("added", "Parcels, new.md")]
+    assert "scan.pdf" in events[0].reason
+    assert str(documents) not in events[0].reason
+    assert collection.roots == []
+    (document,) = collection.documents()
+    assert (document.name, document.readers, document.tags) == ("Parcels, new.md", ("hr",), ("new",))
+    assert told(collection.refresh()) == []
+    assert collection.documents() == [document], "the files were not in the collection's care"
+    assert told(
+        collection.put_files([("Parcels, new.md", documents / "parcels.md")], readers=["hr"], tags=["new"])
+    ) == [("unchanged", "Parcels, new.md")]
+    assert told(collection.remove(["Parcels, new.md"])) == [("removed", "Parcels, new.md")]
+
+
 def test_one_bad_file_or_text_leaves_the_rest_in_peace(collection, documents):
     bad = os.fsencode(documents) + b"/caf\xe9.md"
     with open(bad, "wb") as file:

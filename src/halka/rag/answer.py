@@ -7,7 +7,7 @@ answer, and the model is not asked. `floor_for` computes that score.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -87,26 +87,45 @@ class Answerer:
         for piece in self.generate(prompted(question, passages)) if passages else [ABSTAINED]:
             pieces.append(piece)
             yield piece
-        text = "".join(pieces).strip()
-        numbers = set(cited(text, len(passages)))
-        sources = (
-            Source(number, read.document, read.page, read.start, read.end, read.text, number in numbers)
-            for number, read in enumerate(passages, start=1)
-        )
-        yield Answer(text, tuple(sources), abstains(text))
+        yield answer_of("".join(pieces), passages)
 
     def passages_for(self, question: str, scope: Scope) -> list[Passage]:
         """The passages that the prompt for a question will hold."""
-        hits = self.retriever.search(question, self.passages, scope)
-        if self.floor is not None and (not hits or hits[0].score < self.floor):
-            return []
-        passages = fitting(question, [hit.passage for hit in hits], self.budget, self.count)
-        if not self.neighbours:
-            return passages
-        kept = [hit for hit in hits if hit.passage in passages]
-        return self.retriever.expanded(
-            kept, self.neighbours, scope, lambda wider: self.count(prompted(question, wider)) <= self.budget
-        )
+        limits = {"passages": self.passages, "neighbours": self.neighbours, "floor": self.floor}
+        return passages_for(question, self.retriever, scope, self.budget, self.count, **limits)
+
+
+def passages_for(
+    question: str,
+    retriever: Retriever,
+    scope: Scope,
+    budget: int,
+    count: Count,
+    *,
+    passages: int = 4,
+    neighbours: int = 0,
+    floor: float | None = None,
+) -> list[Passage]:
+    """The passages that the prompt for a question will hold, with `Answerer`'s limits; none: do not ask the model."""
+    hits = retriever.search(question, passages, scope)
+    if floor is not None and (not hits or hits[0].score < floor):
+        return []
+    fit = fitting(question, [hit.passage for hit in hits], budget, count)
+    if not neighbours:
+        return fit
+    kept = [hit for hit in hits if hit.passage in fit]
+    return retriever.expanded(kept, neighbours, scope, lambda wider: count(prompted(question, wider)) <= budget)
+
+
+def answer_of(text: str, passages: Sequence[Passage]) -> Answer:
+    """The answer of a model's text to a prompt with these passages."""
+    text = text.strip()
+    numbers = set(cited(text, len(passages)))
+    sources = (
+        Source(number, read.document, read.page, read.start, read.end, read.text, number in numbers)
+        for number, read in enumerate(passages, start=1)
+    )
+    return Answer(text, tuple(sources), abstains(text))
 
 
 def floor_for(

@@ -8,7 +8,7 @@ import time
 from collections.abc import Container, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Literal
 
@@ -20,7 +20,7 @@ from halka.rag.passages import Cutter
 from halka.rag.roots import Input, Root, Roots, text_of
 from halka.rag.store import EVERYONE, Document, Entry, Scope, VectorStore, named, within
 from halka.rag.stores import new_key, place, store_at
-from halka.rag.texts import Text, Unreadable, check_unicode, printable
+from halka.rag.texts import Text, Unreadable, check_unicode, printable, read_as
 from halka.util.errors import HalkaError
 
 AT_ONCE = 200_000
@@ -89,7 +89,10 @@ class Collection:
                 self._folder.write({"embedder": self.embedder.name, **where, "roots": []})
         self.store: VectorStore = self._open_store() if store is None else store
         self._at_once = at_once
-        self._cutter = Cutter(self.embedder.tokenizer, self.embedder.limit)
+
+    @cached_property
+    def _cutter(self) -> Cutter:
+        return Cutter(self.embedder.tokenizer, self.embedder.limit)
 
     @property
     def at(self) -> str | None:
@@ -148,6 +151,22 @@ class Collection:
         yield from self._take_in(
             Input(name, partial(text.encode, errors="surrogatepass"), partial(text_of, name, text), *access)
             for name, text in texts
+        )
+
+    def put_files(
+        self,
+        files: Iterable[tuple[str, str | Path]],
+        *,
+        readers: Sequence[str] = (EVERYONE,),
+        tags: Sequence[str] = (),
+    ) -> Iterator[Event]:
+        """Add pairs of a name and a file that is read now and not again; each replaces an older document of that name.
+
+        The documents know nothing of the files' paths, and no message names them.
+        """
+        access = tuple(sorted(named(readers))), tuple(sorted(named(tags)))
+        yield from self._take_in(
+            Input(name, Path(path).read_bytes, partial(read_as, name, Path(path)), *access) for name, path in files
         )
 
     def refresh(self) -> Iterator[Event]:

@@ -67,6 +67,14 @@ def read_text(path: Path) -> Text:
     return read
 
 
+def read_as(name: str, path: Path) -> Text:
+    """The text of a file that is known by another name. Raises Unreadable as `read_text` does, with that name."""
+    try:
+        return read_text(path)
+    except Unreadable as error:
+        raise Unreadable(str(error).replace(str(path), name)) from None
+
+
 def check_unicode(name: str, text: str = "") -> None:
     """Raises Unreadable for a name or text with surrogates or bytes of another encoding, and for a text with zeros."""
     for value, what in ((name, "a name"), (text, "text")):
