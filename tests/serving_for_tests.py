@@ -15,9 +15,11 @@ import uvicorn
 from starlette.testclient import TestClient
 
 import halka
+from embedder_for_tests import WordEmbedder
 from engine_for_tests import filled
 from halka.engine import Answer, AsyncEngine, Request
 from halka.server import ServerSettings, create_app
+from halka.server.library import Library
 from halka.server.service import Service
 from tiny import tiny
 from tokenizers_for_tests import chatml_tokenizer
@@ -65,7 +67,9 @@ def no_white_space(service: Service) -> dict[int, float]:
 
 
 def settings(base: Path, store: Path | None, data: Path, **changes: Any) -> ServerSettings:
-    return ServerSettings(**{"base": str(base), "store": store, "data": data, "dtype": "float32", "rows": 8, **changes})
+    return ServerSettings(
+        **{"base": str(base), "store": store, "data": data, "dtype": "float32", "rows": 8, "jobs": 0, **changes}
+    )
 
 
 @dataclass
@@ -75,13 +79,18 @@ class InProcess:
     service: Service
     client: TestClient
 
+    def key(self, tenant: str, role: Any = "manager", **more: Any) -> dict[str, str]:
+        """The headers of who has a new key. Once there is one, nobody calls without."""
+        text, _ = self.service.guards.keys.add(tenant, role, **more)
+        return {"authorization": f"Bearer {text}"}
+
     @classmethod
     @contextmanager
     def open(
         cls, base: Path, store: Path | None, data: Path, says: Sequence[str] | None = None, **changes: Any
     ) -> Iterator[InProcess]:
         """says: what its answers are, in the place of what the base would say."""
-        service = Service.open(settings(base, store, data, **changes))
+        service = Service.open(settings(base, store, data, **changes), library=Library(WordEmbedder()))
         if says is not None:
             service = replace(service, engine=cast(AsyncEngine, Scripted(service.engine, says)))
         app = create_app(service)
@@ -118,7 +127,7 @@ class Running:
     """A uvicorn in a thread, at a free loopback port."""
 
     def __init__(self, base: Path, store: Path | None, data: Path, **changes: Any):
-        self.service = Service.open(settings(base, store, data, **changes))
+        self.service = Service.open(settings(base, store, data, **changes), library=Library(WordEmbedder()))
         self._socket = socket.create_server(("127.0.0.1", 0))
         self.url = f"http://127.0.0.1:{self._socket.getsockname()[1]}"
         self._server = uvicorn.Server(uvicorn.Config(create_app(self.service), log_level="warning"))

@@ -6,7 +6,7 @@ from __future__ import annotations
 def test_the_base_and_its_adapters(client):
     listed = client.get("/v1/models").json()
     assert listed["object"] == "list"
-    assert [entry["id"] for entry in listed["data"]] == ["tiny", "bottleneck", "lora", "prefix"]
+    assert [entry["id"] for entry in listed["data"]] == ["tiny", "words", "bottleneck", "lora", "prefix"]
     for entry in listed["data"]:
         assert entry["object"] == "model"
         assert isinstance(entry["created"], int)

@@ -12,7 +12,7 @@ __all__ = ["ServerSettings", "create_app"]
 
 
 def __getattr__(name: str) -> Any:
-    """Import a public name at its first use: `halka keys` needs neither FastAPI nor the engine."""
+    """Import a public name at its first use: `halka keys` and jobs' processes need neither FastAPI nor the engine."""
     if name == "create_app":
         from halka.server.app import create_app
 

@@ -8,7 +8,19 @@ from importlib.metadata import version
 
 from fastapi import FastAPI
 
-from halka.server import chat, completions, errors, health, metrics, models, responses
+from halka.server import (
+    adapters,
+    chat,
+    collections,
+    completions,
+    embeddings,
+    errors,
+    health,
+    jobs,
+    metrics,
+    models,
+    responses,
+)
 from halka.server.service import Service
 
 ROUTERS = (
@@ -16,6 +28,10 @@ ROUTERS = (
     chat.router,
     completions.router,
     responses.router,
+    embeddings.router,
+    adapters.router,
+    collections.router,
+    jobs.router,
     health.router,
     metrics.router,
 )
@@ -26,6 +42,7 @@ def create_app(service: Service) -> FastAPI:
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+        service.jobs.start()
         yield
         await service.aclose()
 

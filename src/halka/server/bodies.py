@@ -23,14 +23,14 @@ TOKENS = re.compile(r'"[^"\\]*(?:\\.[^"\\]*)*"?|[\[{\]}]', re.DOTALL)
 PATIENCE, SPEED = 20.0, 65536  # seconds for any body, and the bytes a second that a long one comes with, at least
 LONG = 65536  # bytes of JSON that a thread checks, so that others need not wait
 WITHOUT_BODY = {"GET", "HEAD", "OPTIONS"}
-UPLOADS = ("/v1/adapters", "/v1/collections")
+UPLOADS = ("/v1/adapters", "/v1/collections", "/v1/jobs/upload")
 
 
 class Bodies:
     """Middleware that refuses a body with 400, 408, 413 or 415.
 
     body    the most bytes of JSON
-    upload  the most bytes of an upload by who may add adapters and documents
+    upload  the most bytes of an upload by who may add adapters, documents and jobs
     """
 
     def __init__(self, app: ASGIApp, body: int, upload: int, patience: float = PATIENCE):

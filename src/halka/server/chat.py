@@ -7,6 +7,7 @@ import uuid
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 from anyio import to_thread
@@ -20,7 +21,8 @@ from halka.server.chat_request import ChatRequest
 from halka.server.errors import api_error
 from halka.server.formats import constraint_of
 from halka.server.generation import Delta, adapter_of, deltas, room, usage
-from halka.server.prompts import chat_tokens
+from halka.server.prompts import chat_tokens, count_tokens
+from halka.server.retrieval import Grounding, grounded, prompt_room, unasked
 from halka.server.sending import DONE, Json, begun, event, while_connected
 from halka.server.service import Here, Service
 from halka.server.tools import Call, Toolbox, toolbox_of, with_calls
@@ -46,6 +48,7 @@ class Chat:
     request: Request
     toolbox: Toolbox | None
     caller: Caller
+    grounding: Grounding | None
     id: str = field(default_factory=lambda: f"chatcmpl-{uuid.uuid4().hex}")
     created: int = field(default_factory=lambda: int(time.time()))
 
@@ -55,9 +58,18 @@ class Chat:
         adapter = await adapter_of(service, caller, body.model)
         several = body.parallel_tool_calls is not False
         toolbox = toolbox_of(service.tokenizer, body.messages, body.tools, body.tool_choice, several)
+        asked, grounding = body.max_completion_tokens or body.max_tokens, None
         turns = [message.for_template() for message in body.messages]
-        prompt = await to_thread.run_sync(chat_tokens, service.tokenizer, turns, toolbox)
-        tokens = body.max_completion_tokens or body.max_tokens or await room(service, adapter, prompt)
+        if body.halka is not None:
+            count = partial(count_tokens, service.tokenizer, toolbox)
+            budget = await prompt_room(service, adapter, asked)
+            grounding = await grounded(service, caller, body.halka, turns, budget, count)
+            turns = grounding.turns
+        if grounding is not None and grounding.answer is not None:  # no model is asked
+            prompt, tokens = list[int](), 1
+        else:
+            prompt = await to_thread.run_sync(chat_tokens, service.tokenizer, turns, toolbox)
+            tokens = asked or await room(service, adapter, prompt)
         request = Request(
             prompt,
             adapter,
@@ -67,10 +79,12 @@ class Chat:
             tenant=caller.tenant,
             logprobs=body.alternatives,
         )
-        return cls(service, body, request, toolbox, caller)
+        return cls(service, body, request, toolbox, caller, grounding)
 
     def deltas(self) -> AsyncGenerator[Delta]:
         """What the answers get, as they get it."""
+        if self.grounding is not None and self.grounding.answer is not None:
+            return unasked(self.request, self.grounding.answer, self.body.n or 1)
         news = deltas(self.service, self.caller, self.request, self.body.n or 1)
         return news if self.toolbox is None else with_calls(news, self.toolbox)
 
@@ -83,6 +97,10 @@ class Chat:
                 if delta.index not in answers:
                     answers[delta.index] = delta.answer
                     yield event(self._chunk(delta.index, {"role": "assistant", "content": ""}) | end)
+                if self.grounding is not None and delta.finish is not None:
+                    text = delta.answer.text
+                    annotated = self._chunk(delta.index, {"annotations": self.grounding.annotations(text)})
+                    yield event(annotated | {"halka": self.grounding.sources([text])} | end)
                 yield event(self._chunk(delta.index, _delta(delta), self._logprobs(delta), delta.finish) | end)
         if self.body.usage_at_end:
             tokens = usage([self.request], [*answers.values()])
@@ -101,9 +119,16 @@ class Chat:
         for choice in choices.values():
             message = choice["message"]
             message["content"] = message["content"] or ("" if "tool_calls" not in message else None)
+        sources = {}
+        if self.grounding is not None:
+            texts = [choice["message"]["content"] or "" for choice in choices.values()]
+            sources = {"halka": self.grounding.sources(texts)}
+            for choice, text in zip(choices.values(), texts, strict=True):
+                choice["message"]["annotations"] = self.grounding.annotations(text)
         return self._head("chat.completion") | {
             "choices": [choices[index] for index in sorted(choices)],
             "usage": usage([self.request], [*answers.values()]),
+            **sources,
         }
 
     def _head(self, kind: str) -> dict[str, Any]:

@@ -8,7 +8,7 @@ from typing import Annotated, Any, ClassVar, Literal
 from pydantic import Field, model_validator
 
 from halka.server.formats import JsonObject, JsonSchema, Text
-from halka.server.requests import ANY, NEUTRAL, Body, Count, Sampled, unsupported
+from halka.server.requests import ANY, NEUTRAL, Body, Count, Labels, Sampled, unsupported
 
 FunctionName = Annotated[str, Field(pattern=r"^[a-zA-Z0-9_.-]{1,64}$")]
 
@@ -86,6 +86,21 @@ Tools = Annotated[list[Tool], Field(max_length=128)]
 ToolChoice = Literal["none", "auto", "required"] | NamedTool
 
 
+class Retrieval(Body):
+    """Where the answer is to come from.
+
+    passages  at most so many
+    floor     the score that the best must reach; below it the model is not asked
+    tags      only documents with all of these
+    """
+
+    collection: str
+    passages: Annotated[int, Field(ge=1, le=50)] | None = None
+    floor: float | None = None
+    mode: Literal["hybrid", "vectors", "words"] | None = None
+    tags: Labels | None = None
+
+
 class ChatRequest(Sampled):
     neutral: ClassVar[dict[str, Any]] = {
         **NEUTRAL,
@@ -108,6 +123,7 @@ class ChatRequest(Sampled):
     tools: Tools | None = None
     tool_choice: ToolChoice | None = None
     parallel_tool_calls: bool | None = None
+    halka: Retrieval | None = None
 
     @model_validator(mode="after")
     def _fits_together(self) -> ChatRequest:

@@ -88,7 +88,8 @@ def public(message: str, tenant: str | None = None) -> str:
 def _invalid(error: RequestValidationError) -> ApiError:
     """The first thing that is wrong with a request's body, path or query."""
     first = error.errors()[0]
-    place = [str(part) for part in first["loc"] if part not in ("body", "query", "path", "header")]
+    where, *inner = first["loc"] or ("",)
+    place = [str(part) for part in (inner if where in ("", "body", "query", "path", "header") else first["loc"])]
     param = first.get("ctx", {}).get("param") or ".".join(place) or None
     message = first["msg"].removeprefix("Value error, ")
     if first["type"] == "json_invalid":

@@ -35,8 +35,10 @@ async def get_model(model: str, service: Here, caller: Who) -> Response:
 def _models(service: Service, caller: Caller) -> list[dict[str, Any]]:
     tenant = service.tenants.of(caller.tenant)
     models = [_entry(service.name, service.created, "halka", None)]
+    if service.library.available:
+        models.append(_entry(service.library.name, service.created, "halka", None))
     for name in tenant.store.names():
-        if name != service.name:
+        if name not in (service.name, service.library.name) and not (tenant.store.folder / name).is_symlink():
             created = int((tenant.store.folder / name).stat().st_mtime)
             models.append(_entry(name, created, tenant.name, service.name))
     return models

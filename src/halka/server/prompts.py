@@ -28,6 +28,11 @@ def chat_tokens(tokenizer: Any, turns: Sequence[dict[str, Any]], toolbox: Toolbo
     return text_tokens(tokenizer, text + (toolbox.opening if toolbox else ""), special=False)
 
 
+def count_tokens(tokenizer: Any, toolbox: Toolbox | None, turns: Sequence[dict[str, Any]]) -> int:
+    """How many tokens a conversation has in the base's chat template."""
+    return len(chat_tokens(tokenizer, turns, toolbox))
+
+
 def text_tokens(tokenizer: Any, text: str, special: bool = True) -> list[int]:
     """A text's tokens; with `special`, those that the tokenizer begins every text with."""
     return tokenizer(text, add_special_tokens=special, verbose=False)["input_ids"]

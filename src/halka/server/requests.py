@@ -57,6 +57,11 @@ NEUTRAL = {
 }
 
 
+Label = Annotated[str, Field(pattern=r"^[\w][\w.@:/+-]{0,199}$|^\*$")]  # of a reader or a tag
+Labels = Annotated[list[Label], Field(max_length=64)]
+Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,98}[A-Za-z0-9_-]$|^[A-Za-z0-9]$")]
+
+
 class StreamOptions(Body):
     neutral: ClassVar[dict[str, Any]] = {"include_obfuscation": (False,)}
     include_usage: bool | None = None

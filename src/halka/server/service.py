@@ -16,10 +16,13 @@ from halka.models import adapt, context
 from halka.models.loading import load_base
 from halka.server.access import check_host
 from halka.server.guards import Guards
+from halka.server.job_queue import JobQueue
 from halka.server.keys import Keys
+from halka.server.library import Library
 from halka.server.logprobs import TokenTexts
 from halka.server.settings import ServerSettings
 from halka.server.tenants import Tenants
+from halka.server.uploads import remove_stale
 
 GB = 10**9
 
@@ -38,10 +41,14 @@ class Service:
     engine: AsyncEngine
     tenants: Tenants
     guards: Guards
+    library: Library
+    jobs: JobQueue
     created: int = field(default_factory=lambda: int(time.time()))
 
     @classmethod
-    def open(cls, settings: ServerSettings, model: AdaptedModel | None = None) -> Service:
+    def open(
+        cls, settings: ServerSettings, model: AdaptedModel | None = None, library: Library | None = None
+    ) -> Service:
         """Load the base, if there is no `model` of it yet, and start its engine. Raises HalkaError as these do,
         and where others could call without keys.
         """
@@ -64,7 +71,11 @@ class Service:
             memory=None if settings.memory is None else int(settings.memory * GB),
             adapter_memory=int(settings.adapter_memory * GB),
         )
-        return cls(settings, model, AsyncEngine(engine), tenants, Guards.of(settings, keys, engine))
+        remove_stale(settings.data)
+        folders = lambda: [tenants.of(name).jobs for name in tenants.names()]  # noqa: E731
+        jobs = JobQueue(folders, settings.data.absolute() / "jobs.lock", settings.jobs)
+        guards = Guards.of(settings, keys, engine)
+        return cls(settings, model, AsyncEngine(engine), tenants, guards, library or Library(), jobs)
 
     @property
     def name(self) -> str:
@@ -83,7 +94,8 @@ class Service:
         return context(self.model)
 
     async def aclose(self) -> None:
-        """Cancel what is under way and give everything back."""
+        """Cancel what is under way and give everything back; jobs go on by themselves."""
+        await self.jobs.aclose()
         await self.engine.aclose()
 
 

@@ -45,6 +45,14 @@ class ServerSettings:
     temperature: float = field(
         default=0.0, metadata={"help": "where a request names none; 0: always the most likely token"}
     )
+    adapter_roots: tuple[Path, ...] = field(
+        default=(),
+        metadata={"help": "folders that adapters may be imported from; may be repeated", "metavar": "FOLDER"},
+    )
+    jobs: int = field(default=1, metadata={"help": "jobs that run at a time; 0: none is started here"})
+    jobs_kept: int = field(
+        default=100, metadata={"help": "jobs that a tenant may have, those that have ended included"}
+    )
     dtype: Literal[Dtype, "auto"] = field(
         default="bfloat16", metadata={"help": "precision of the base: bfloat16, float32, …"}
     )

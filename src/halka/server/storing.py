@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from contextlib import suppress
 from pathlib import Path
+from stat import S_ISREG
 
 from anyio import to_thread
 
@@ -16,10 +18,15 @@ async def check_room(service: Service, caller: Caller, more: int) -> None:
     if caller.lease is None:
         return
     tenant = service.tenants.of(caller.tenant)
-    stored = await to_thread.run_sync(_bytes_below, (tenant.store.folder, tenant.collections))
+    stored = await to_thread.run_sync(_bytes_below, (tenant.store.folder, tenant.collections, tenant.jobs))
     caller.lease.store(caller.tenant, stored, more)
 
 
 def _bytes_below(folders: Iterable[Path]) -> int:
     """The bytes of all files below these folders; links are not followed."""
-    return sum(file.lstat().st_size for folder in folders for file in folder.rglob("*") if file.is_file())
+    total = 0
+    for file in (file for folder in folders for file in folder.rglob("*")):
+        with suppress(FileNotFoundError):  # it was removed meanwhile
+            status = file.lstat()
+            total += status.st_size if S_ISREG(status.st_mode) else 0
+    return total

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+from halka.server.adapter_files import stored_inside
 from halka.server.settings import ServerSettings
 from halka.storage.adapter_store import AdapterStore, Stored
 from halka.util.errors import UnknownAdapterError
@@ -59,8 +60,6 @@ class Tenants:
         """The newest version of "tenant/adapter". Raises UnknownAdapterError, which names no folder."""
         tenant, _, adapter = name.partition("/")
         try:
-            if not is_portable_name(adapter):
-                raise UnknownAdapterError(adapter)
-            return self.of(tenant).store.get(adapter)
+            return stored_inside(self.of(tenant).store, adapter)
         except UnknownAdapterError:
             raise UnknownAdapterError(f"there is no model {adapter!r}: GET /v1/models lists them") from None

@@ -1,0 +1,141 @@
+"""An adapter's files on their way in and out: which may come, and how they are read without following a link."""
+
+from __future__ import annotations
+
+import io
+import os
+import shutil
+import stat
+import zipfile
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import BinaryIO
+
+from halka.server.errors import ApiError
+from halka.storage.adapter_store import AdapterStore, Stored
+from halka.storage.card import CARD
+from halka.storage.formats import FORMATS
+from halka.storage.save_load import README
+from halka.util.errors import UnknownAdapterError
+from halka.util.files import is_portable_name
+
+WEIGHTS = tuple(name for format in FORMATS.values() for name in format.FILES.names() if name.endswith(".safetensors"))
+ALLOWED = tuple(dict.fromkeys([*(name for format in FORMATS.values() for name in format.FILES.names()), CARD, README]))
+SMALL = 1 << 20  # the most bytes of a file that holds no weights
+PIECE = 1 << 20
+
+
+def check_names(sizes: Mapping[str, int]) -> None:
+    """Raises ApiError for files that no adapter has, such as a pickle, and for a configuration of that size."""
+    for name, size in sizes.items():
+        if name not in ALLOWED:
+            raise ApiError(
+                400,
+                f"{name[:100]!r} is no file of an adapter: those are {', '.join(ALLOWED)}. Weights come as safetensors "
+                "alone, since other files can run code",
+                param="files",
+            )
+        if size > SMALL and name not in WEIGHTS:
+            raise ApiError(413, f"{name} is larger than {SMALL} bytes", param="files")
+
+
+def copy_folder(roots: Sequence[Path], folder: str, into: Path) -> int:
+    """Copy the files of an adapter below one of these folders, following no link; returns their bytes.
+
+    Raises ApiError for a path that leads elsewhere, a folder that is not there, and one that holds something else.
+    """
+    parts = folder.split("/")
+    if not all(is_portable_name(part) for part in parts):
+        raise ApiError(400, f"{folder[:200]!r} is no folder below those that adapters may come from", param="folder")
+    places = (Path(os.path.realpath(root)).joinpath(*parts) for root in roots)
+    place = next((place for place in places if place.is_dir() and os.path.realpath(place) == str(place)), None)
+    if place is None:
+        raise ApiError(404, f"there is no folder {folder!r} below those that adapters may come from", param="folder")
+    files = opened_files(place)
+    try:
+        sizes = {name: os.fstat(file.fileno()).st_size for name, file in files.items()}
+        check_names(sizes)
+        for name, file in files.items():
+            with (into / name).open("xb") as copy:
+                shutil.copyfileobj(file, copy, PIECE)
+        return sum(sizes.values())
+    finally:
+        close(files)
+
+
+def check_inside(store: AdapterStore, name: str) -> None:
+    """Raises UnknownAdapterError for a name that is no plain folder of the store: a link may lead to others."""
+    if not is_portable_name(name) or (store.folder / name).is_symlink():
+        raise UnknownAdapterError(f"there is no adapter {name[:100]!r}: GET /v1/adapters lists those there are")
+
+
+def stored_inside(store: AdapterStore, name: str, version: int | None = None) -> Stored:
+    """A version in the store, without links in its place or among its files. Raises UnknownAdapterError otherwise."""
+    check_inside(store, name)
+    stored = store.get(name, version)
+    try:
+        linked = any(path.is_symlink() for path in (stored.folder, *stored.folder.iterdir()))
+    except FileNotFoundError:
+        raise UnknownAdapterError(f"version {stored.version} of {name!r} was removed meanwhile") from None
+    if linked:
+        raise UnknownAdapterError(f"version {stored.version} of {name!r} is, or has, a link: it is not used")
+    return stored
+
+
+def opened_files(folder: Path) -> dict[str, BinaryIO]:
+    """The plain files of a folder, opened: they can be read to their end, whoever removes them. Links are left out."""
+    files = dict[str, BinaryIO]()
+    try:
+        for path in sorted(folder.iterdir()):
+            if path.name.startswith(".") or not stat.S_ISREG(path.lstat().st_mode):
+                continue
+            files[path.name] = os.fdopen(os.open(path, os.O_RDONLY | os.O_NOFOLLOW), "rb")
+    except BaseException:
+        close(files)
+        raise
+    return files
+
+
+def close(files: Mapping[str, BinaryIO]) -> None:
+    for file in files.values():
+        file.close()
+
+
+def pieces_of(file: BinaryIO) -> Iterator[bytes]:
+    """A file's content; closes it."""
+    with file:
+        while piece := file.read(PIECE):
+            yield piece
+
+
+def zipped(files: Mapping[str, BinaryIO]) -> Iterator[bytes]:
+    """A zip of these files, uncompressed, as it is made; closes them."""
+    written = _Written()
+    try:
+        with zipfile.ZipFile(written, "w", zipfile.ZIP_STORED, allowZip64=True) as archive:
+            for name, file in files.items():
+                with archive.open(zipfile.ZipInfo(name), "w", force_zip64=True) as entry:
+                    while piece := file.read(PIECE):
+                        entry.write(piece)
+                        yield written.taken()
+        yield written.taken()
+    finally:
+        close(files)
+
+
+class _Written(io.RawIOBase):
+    """What was written since it was last taken."""
+
+    def __init__(self) -> None:
+        self._pieces = list[bytes]()
+
+    def writable(self) -> bool:
+        return True
+
+    def write(self, data: bytes) -> int:  # type: ignore[override]
+        self._pieces.append(bytes(data))
+        return len(data)
+
+    def taken(self) -> bytes:
+        pieces, self._pieces = self._pieces, []
+        return b"".join(pieces)

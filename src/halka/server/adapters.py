@@ -1,0 +1,268 @@
+"""`/v1/adapters`: the caller's adapters, uploaded and verified, loaded and pinned, downloaded and deleted.
+
+What comes in is a version only after the engine has loaded it, as it would for a request.
+"""
+
+from __future__ import annotations
+
+import os
+import uuid
+from collections.abc import Awaitable, Callable
+from contextlib import suppress
+from pathlib import Path
+from typing import Annotated, Any
+
+from anyio import to_thread
+from fastapi import APIRouter, Depends, Form, Query, UploadFile
+from pydantic import Field
+from starlette.responses import Response, StreamingResponse
+
+from halka.server.access import Caller, Who, needs
+from halka.server.adapter_files import (
+    check_inside,
+    check_names,
+    close,
+    copy_folder,
+    opened_files,
+    pieces_of,
+    stored_inside,
+    zipped,
+)
+from halka.server.errors import ApiError
+from halka.server.requests import Body, Name
+from halka.server.sending import Json
+from halka.server.service import Here, Service
+from halka.server.storing import check_room
+from halka.server.tenants import Tenant
+from halka.server.uploads import file_name, save, staging
+from halka.storage.adapter_store import Stored
+from halka.util.errors import HalkaError, UnknownAdapterError
+from halka.util.files import is_portable_name
+
+router = APIRouter(tags=["adapters"])
+Manager = Annotated[Caller, Depends(needs("manager"))]
+Version = Annotated[int | None, Query(ge=1)]
+
+
+class FromRoot(Body):
+    """An adapter's folder, below one of those that the server may load from; its name is the folder's by default."""
+
+    folder: Annotated[str, Field(max_length=500)]
+    name: Name | None = None
+
+
+@router.get("/v1/adapters")
+async def list_adapters(service: Here, caller: Who) -> Response:
+    """List the caller's adapters."""
+    return Json({"object": "list", "data": await to_thread.run_sync(_all, service, caller)})
+
+
+@router.post("/v1/adapters")
+async def upload_adapter(
+    service: Here, caller: Manager, name: Annotated[Name, Form()], files: list[UploadFile]
+) -> Response:
+    """Add an adapter by its files, or the next version of one: the configuration, safetensors, and halka.json."""
+    names = [file_name(upload) for upload in files]
+    if len({*names}) < len(names):
+        raise ApiError(400, "two files have the same name", param="files")
+    sizes = {name: upload.size or 0 for name, upload in zip(names, files, strict=True)}
+    check_names(sizes)
+    await check_room(service, caller, sum(sizes.values()))
+    async with staging(service.settings.data) as folder:
+        for file, upload in zip(names, files, strict=True):
+            await save(upload, folder / file)
+        return await _added(service, caller, name, folder)
+
+
+@router.post("/v1/adapters/import")
+async def import_adapter(body: FromRoot, service: Here, caller: Manager) -> Response:
+    """Add an adapter from a folder that the server may load from, or the next version of one."""
+    async with staging(service.settings.data) as folder:
+        size = await to_thread.run_sync(copy_folder, service.settings.adapter_roots, body.folder, folder)
+        await check_room(service, caller, size)
+        return await _added(service, caller, body.name or body.folder.rpartition("/")[2], folder)
+
+
+@router.get("/v1/adapters/{name}")
+async def get_adapter(name: str, service: Here, caller: Who, version: Version = None) -> Response:
+    """One of the caller's adapters: its versions, and one of them, by default the newest."""
+    return Json(await to_thread.run_sync(lambda: _described(service, caller, name, version)))
+
+
+@router.post("/v1/adapters/{name}/load")
+async def load_adapter(name: str, service: Here, caller: Manager) -> Response:
+    """Load an adapter now, so that the next request need not wait for it."""
+    return await _done(service, caller, name, service.engine.load)
+
+
+@router.post("/v1/adapters/{name}/pin")
+async def pin_adapter(name: str, service: Here, caller: Manager) -> Response:
+    """Load an adapter, and never evict it."""
+
+    async def pin(engine_name: str) -> None:
+        await service.engine.load(engine_name)
+        await service.engine.call(lambda: service.engine.engine.adapters.pin(engine_name))
+
+    return await _done(service, caller, name, pin)
+
+
+@router.post("/v1/adapters/{name}/unpin")
+async def unpin_adapter(name: str, service: Here, caller: Manager) -> Response:
+    """Let an adapter be evicted by use again."""
+    return await _done(
+        service, caller, name, lambda of: service.engine.call(lambda: service.engine.engine.adapters.unpin(of))
+    )
+
+
+@router.post("/v1/adapters/{name}/unload")
+async def unload_adapter(name: str, service: Here, caller: Manager) -> Response:
+    """Evict an adapter that no request uses; it is loaded again when one does."""
+    return await _done(
+        service, caller, name, lambda of: service.engine.call(lambda: service.engine.engine.adapters.unload(of))
+    )
+
+
+@router.get("/v1/adapters/{name}/files/{file}")
+async def download_file(name: str, file: str, service: Here, caller: Who, version: Version = None) -> Response:
+    """One file of an adapter."""
+    stored = await to_thread.run_sync(_stored, _tenant(service, caller), name, version)
+    files = await to_thread.run_sync(opened_files, stored.folder)
+    chosen = files.pop(file, None)
+    close(files)
+    if chosen is None:
+        raise ApiError(404, f"{name!r} has no file {file[:100]!r}", param="file")
+    return StreamingResponse(
+        pieces_of(chosen),
+        media_type="application/octet-stream",
+        headers={"content-length": str(os.fstat(chosen.fileno()).st_size), **_attachment(file)},
+    )
+
+
+@router.get("/v1/adapters/{name}/archive")
+async def download_archive(name: str, service: Here, caller: Who, version: Version = None) -> Response:
+    """All files of an adapter as one zip."""
+    stored = await to_thread.run_sync(_stored, _tenant(service, caller), name, version)
+    files = await to_thread.run_sync(opened_files, stored.folder)
+    return StreamingResponse(
+        zipped(files), media_type="application/zip", headers=_attachment(f"{name}-{stored.version}.zip")
+    )
+
+
+@router.delete("/v1/adapters/{name}")
+async def delete_adapter(name: str, service: Here, caller: Manager, version: Version = None) -> Response:
+    """Remove a version of an adapter, or all of them. Requests under way that have it finish with it."""
+    tenant = _tenant(service, caller)
+
+    def remove() -> bool:
+        _stored(tenant, name, version)
+        tenant.store.remove(name, version)
+        return name not in tenant.store.names()
+
+    if await to_thread.run_sync(remove):
+        await service.engine.call(lambda: _let_go(service, tenant.engine_name(name)))
+    return Json({"id": name, "object": "adapter", "version": version, "deleted": True})
+
+
+# ── inside ──────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def _tenant(service: Service, caller: Caller) -> Tenant:
+    return service.tenants.of(caller.tenant)
+
+
+def _stored(tenant: Tenant, name: str, version: int | None = None) -> Stored:
+    """The tenant's adapter of that name. Raises ApiError if there is none."""
+    try:
+        return stored_inside(tenant.store, name, version)
+    except UnknownAdapterError:
+        wanted = f"{name[:100]!r}" if version is None else f"version {version} of {name[:100]!r}"
+        raise ApiError(404, f"there is no adapter {wanted}: GET /v1/adapters lists those there are") from None
+
+
+async def _added(service: Service, caller: Caller, name: str, folder: Path) -> Response:
+    """Verify an adapter in a folder and store it."""
+    tenant = _tenant(service, caller)
+    if name in (service.name, service.library.name):
+        raise ApiError(400, f"{name!r} is the name of the base or the embedder: choose another", param="name")
+    check_inside(tenant.store, name)
+    await _verify(service, folder)
+    stored = await to_thread.run_sync(tenant.store.add, folder, name)
+    return Json(await to_thread.run_sync(lambda: _described(service, caller, name, stored.version)), 201)
+
+
+async def _verify(service: Service, folder: Path) -> None:
+    """Let the engine load the adapter, and take it back. Raises ApiError with what is wrong with it."""
+    engine, name = service.engine.engine, f"upload {uuid.uuid4().hex}"
+    try:
+        await service.engine.call(lambda: engine.put(name, folder))
+        try:
+            await service.engine.load(name)
+        finally:
+            await service.engine.call(lambda: _take_back(service, name))
+    except (HalkaError, OSError) as error:
+        raise ApiError(400, str(error).replace(f"{folder}/", "").replace(str(folder), "the adapter")) from None
+
+
+def _take_back(service: Service, name: str) -> None:
+    with suppress(HalkaError):
+        service.engine.engine.adapters.unload(name)
+    service.engine.engine.drop(name)
+
+
+def _let_go(service: Service, name: str) -> None:
+    """Evict an adapter that is in no store any more, unless requests have it: then by use."""
+    service.engine.engine.adapters.unpin(name)
+    with suppress(HalkaError):
+        service.engine.engine.adapters.unload(name)
+
+
+async def _done(service: Service, caller: Caller, name: str, change: Callable[[str], Awaitable[object]]) -> Response:
+    """Change what the engine has of an adapter; the response describes it."""
+    tenant = _tenant(service, caller)
+    await to_thread.run_sync(_stored, tenant, name)
+    try:
+        await change(tenant.engine_name(name))
+    except UnknownAdapterError:
+        raise
+    except HalkaError as error:
+        raise ApiError(409, str(error), code="wrong_status") from None
+    return Json(await to_thread.run_sync(lambda: _described(service, caller, name)))
+
+
+def _all(service: Service, caller: Caller) -> list[dict[str, Any]]:
+    described = list[dict[str, Any]]()
+    for name in _tenant(service, caller).store.names():
+        with suppress(ApiError):  # removed meanwhile, or a link
+            described.append(_described(service, caller, name))
+    return described
+
+
+def _described(service: Service, caller: Caller, name: str, version: int | None = None) -> dict[str, Any]:
+    """An adapter as clients see it, without any path."""
+    tenant = _tenant(service, caller)
+    stored = _stored(tenant, name, version)
+    files = {path.name: path.stat().st_size for path in sorted(stored.folder.iterdir()) if path.is_file()}
+    card, engine_name = stored.card, tenant.engine_name(name)
+    resident = [version for version in service.engine.engine.adapters.residents.versions if version.name == engine_name]
+    return {
+        "id": name,
+        "object": "adapter",
+        "version": stored.version,
+        "versions": tenant.store.versions(name),
+        "created_at": int(stored.folder.stat().st_mtime),
+        "method": None if card is None else card.method,
+        "task": stored.task,
+        "tags": stored.tags,
+        "parameters": None if card is None else card.parameters,
+        "measurements": None if card is None else card.measurements,
+        "files": files,
+        "bytes": sum(files.values()),
+        "loaded": bool(resident),
+        "pinned": any(version.pinned for version in resident),
+        "requests": sum(version.users for version in resident),
+    }
+
+
+def _attachment(name: str) -> dict[str, str]:
+    shown = name if is_portable_name(name) else "file"
+    return {"content-disposition": f'attachment; filename="{shown}"'}

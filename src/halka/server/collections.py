@@ -1,0 +1,223 @@
+"""`/v1/collections`: the caller's documents, uploaded, searched and deleted.
+
+A document is called what its file was called; who may read it are roles (`user`, `manager`, `admin`), the ids of keys,
+the tenant, or by default everyone of the tenant.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+from anyio import to_thread
+from fastapi import APIRouter, Depends, Form, UploadFile
+from pydantic import Field
+from starlette.responses import Response
+
+from halka.rag.collection import Collection
+from halka.rag.retrieve import Mode, Retriever
+from halka.rag.store import EVERYONE, Document, Scope
+from halka.rag.texts import is_readable
+from halka.server.access import Caller, Who, needs
+from halka.server.errors import ApiError
+from halka.server.library import names_of, public_names
+from halka.server.requests import Body, Labels, Name
+from halka.server.sending import Json
+from halka.server.service import Here, Service
+from halka.server.storing import check_room
+from halka.server.uploads import file_name, save, staging
+from halka.util.errors import HalkaError
+
+router = APIRouter(tags=["collections"])
+Manager = Annotated[Caller, Depends(needs("manager"))]
+
+
+class NewCollection(Body):
+    name: Name
+
+
+class Search(Body):
+    """`tags`: only documents with all of these; `document`: only this one."""
+
+    query: Annotated[str, Field(min_length=1, max_length=10_000)]
+    count: Annotated[int, Field(ge=1, le=100)] | None = None
+    mode: Mode | None = None
+    tags: Labels | None = None
+    document: str | None = None
+
+
+@router.get("/v1/collections")
+async def list_collections(service: Here, caller: Who) -> Response:
+    """List the caller's collections."""
+
+    def described() -> list[dict[str, Any]]:
+        return [_described(service, caller, name) for name in names_of(_place(service, caller))]
+
+    return Json({"object": "list", "data": await service.library.search(described)})
+
+
+@router.post("/v1/collections")
+async def create_collection(body: NewCollection, service: Here, caller: Manager) -> Response:
+    """Create an empty collection."""
+
+    def create() -> dict[str, Any]:
+        service.library.create(_place(service, caller), body.name)
+        return _described(service, caller, body.name)
+
+    return Json(await service.library.read(create), 201)
+
+
+@router.get("/v1/collections/{collection}")
+async def get_collection(collection: str, service: Here, caller: Who) -> Response:
+    """A collection: how many documents and passages it has."""
+    return Json(await service.library.search(lambda: _described(service, caller, collection)))
+
+
+@router.delete("/v1/collections/{collection}")
+async def delete_collection(collection: str, service: Here, caller: Manager) -> Response:
+    """Remove a collection with all its documents."""
+    await service.library.read(lambda: _open(service, caller, collection).delete())
+    return Json({"id": collection, "object": "collection", "deleted": True})
+
+
+@router.get("/v1/collections/{collection}/documents")
+async def list_documents(collection: str, service: Here, caller: Who) -> Response:
+    """List the documents that the caller may read."""
+
+    def documents() -> list[dict[str, Any]]:
+        opened = _open(service, caller, collection)
+        documents = opened.documents(scope_of(caller))
+        names = public_names(opened, (document.name for document in documents))
+        return [_document(document, names[document.name]) for document in documents]
+
+    return Json({"object": "list", "data": await service.library.search(documents)})
+
+
+@router.post("/v1/collections/{collection}/documents")
+async def upload_documents(
+    collection: str,
+    service: Here,
+    caller: Manager,
+    files: list[UploadFile],
+    readers: Annotated[Labels | None, Form()] = None,
+    tags: Annotated[Labels | None, Form()] = None,
+) -> Response:
+    """Add documents as files; each replaces one of the same name. `readers`: who may read them, instead of everyone."""
+    names = [file_name(upload) for upload in files]
+    if len({*names}) < len(names):
+        raise ApiError(400, "two files have the same name", param="files")
+    if unread := next((name for name in names if not is_readable(Path(name))), None):
+        raise ApiError(400, f"{unread}: files of this kind are not read: convert it to text", param="files")
+    await to_thread.run_sync(_open, service, caller, collection)
+    await check_room(service, caller, sum(upload.size or 0 for upload in files))
+    async with staging(service.settings.data) as folder:
+        paths = [
+            await save(upload, folder / f"{number}{Path(name).suffix.lower()}")
+            for number, (name, upload) in enumerate(zip(names, files, strict=True))
+        ]
+
+        def put() -> list[dict[str, Any]]:
+            opened = _open(service, caller, collection)
+            events = opened.put_files(zip(names, paths, strict=True), readers=readers or (EVERYONE,), tags=tags or ())
+            return [
+                {"id": event.document, "object": "document", "status": event.what, "passages": event.passages}
+                | ({"reason": event.reason} if event.reason else {})
+                for event in events
+            ]
+
+        taken = await service.library.read(put)
+    if all(event["status"] == "skipped" for event in taken):
+        raise ApiError(400, taken[0]["reason"], param="files", code="unreadable_document")
+    return Json({"object": "list", "data": taken}, 201)
+
+
+@router.delete("/v1/collections/{collection}/documents/{document:path}")
+async def delete_document(collection: str, document: str, service: Here, caller: Manager) -> Response:
+    """Remove a document at once, with all its passages."""
+
+    def remove() -> None:
+        opened = _open(service, caller, collection)
+        opened.remove([_named(opened, document)])
+
+    await service.library.read(remove)
+    return Json({"id": document, "object": "document", "deleted": True})
+
+
+@router.post("/v1/collections/{collection}/search")
+async def search_collection(collection: str, body: Search, service: Here, caller: Who) -> Response:
+    """Find the passages that best fit a query."""
+
+    def search() -> list[dict[str, Any]]:
+        opened = _open(service, caller, collection)
+        under = "" if body.document is None else _named(opened, body.document)
+        scope = scope_of(caller, body.tags or (), under)
+        try:
+            hits = Retriever(opened, body.mode or "hybrid").search(body.query, body.count or 8, scope)
+        except HalkaError as error:
+            raise ApiError(400, str(error), param="query") from None
+        names = public_names(opened, (hit.passage.document for hit in hits))
+        return [
+            {
+                "object": "passage",
+                "document": names[hit.passage.document],
+                "page": hit.passage.page,
+                "start": hit.passage.start,
+                "end": hit.passage.end,
+                "heading": hit.passage.heading,
+                "text": hit.passage.text,
+                "score": hit.score,
+                "cosine": hit.cosine,
+                "bm25": hit.bm25,
+            }
+            for hit in hits
+        ]
+
+    return Json({"object": "list", "data": await service.library.search(search)})
+
+
+def scope_of(caller: Caller, tags: Any = (), under: str = "") -> Scope:
+    """What the caller may read: what everyone may, and what its tenant, its role or its key may."""
+    readers = {caller.tenant, caller.role, *([caller.key.id] if caller.key is not None else [])}
+    return Scope(frozenset(readers), under, frozenset(tags))
+
+
+# ── inside ──────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def _place(service: Service, caller: Caller) -> Path:
+    return service.tenants.of(caller.tenant).collections
+
+
+def _open(service: Service, caller: Caller, name: str) -> Collection:
+    return service.library.open(_place(service, caller), name)
+
+
+def _named(collection: Collection, public: str) -> str:
+    """The document that clients call so. Raises ApiError if there is none, or several."""
+    names = public_names(collection, (document.name for document in collection.documents()))
+    meant = [name for name, called in names.items() if called == public]
+    if len(meant) != 1:
+        reason = f"several documents are called {public[:200]!r}" if meant else f"there is no document {public[:200]!r}"
+        raise ApiError(409 if meant else 404, f"{reason} in this collection", param="document")
+    return meant[0]
+
+
+def _described(service: Service, caller: Caller, name: str) -> dict[str, Any]:
+    documents = _open(service, caller, name).documents(scope_of(caller))
+    return {
+        "id": name,
+        "object": "collection",
+        "documents": len(documents),
+        "passages": sum(document.passages for document in documents),
+    }
+
+
+def _document(document: Document, name: str) -> dict[str, Any]:
+    return {
+        "id": name,
+        "object": "document",
+        "passages": document.passages,
+        "readers": document.readers,
+        "tags": document.tags,
+        "added": document.added,
+    }

@@ -1,0 +1,185 @@
+"""`JobFolder`: one job on the disk. What its files and its lock say is its state, whoever was killed meanwhile.
+
+    jobs/job-5f3a…/
+      job.json       what was asked, and the command that does it; written once
+      state.json     queued, running, stopped, failed or done, as it was last written
+      stop           somebody asked the job to stop
+      data.jsonl …   the data that came with it
+      output.json    what the command printed; log.txt its messages
+      run/           a training's folder
+      .lock          held by the job's process and the command that it runs, from before they begin until they end
+
+A job whose state is `running` and whose lock nobody holds was killed: it is `interrupted`.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import secrets
+import signal
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from halka.util.errors import DamagedFolderError, HalkaError
+from halka.util.files import is_portable_name, new_folder, write_text
+
+State = Literal["queued", "running", "stopping", "stopped", "interrupted", "failed", "done"]
+ENDED: tuple[State, ...] = ("stopped", "interrupted", "failed", "done")
+JOB, STATE, STOP, LOCK = "job.json", "state.json", "stop", ".lock"
+OUTPUT, LOG, RUN = "output.json", "log.txt", "run"
+
+
+@dataclass(frozen=True)
+class JobRequest:
+    """What a job is to do.
+
+    kind      train, evaluate or advise
+    settings  as the client gave them
+    command   what does it, in the job's folder
+    name      of the adapter that comes of it; none for other kinds
+    store     the folder of the store that gets this adapter
+    hidden    paths that no message to a client may have, with the words for them
+    """
+
+    kind: str
+    settings: Mapping[str, Any]
+    command: list[str]
+    name: str | None = None
+    store: str | None = None
+    hidden: Mapping[str, str] = field(default_factory=dict[str, str])
+    created: int = 0
+
+
+@dataclass(frozen=True)
+class JobFolder:
+    """The folder of one job. Any number of processes may read it; the queue's lock is for those that start it."""
+
+    path: Path
+
+    @classmethod
+    def new(cls, jobs: Path, request: JobRequest, files: Mapping[str, bytes | Path]) -> JobFolder:
+        """Queue a job: it is there with its data, or not at all. A path among `files` is moved."""
+        path = jobs / f"job-{secrets.token_hex(8)}"
+        with new_folder(path) as beside:
+            for name, content in files.items():
+                if isinstance(content, Path):
+                    os.replace(content, beside / name)
+                else:
+                    (beside / name).write_bytes(content)
+            described = vars(request) | {"created": now()}
+            (beside / JOB).write_text(json.dumps(described, ensure_ascii=False), encoding="utf-8")
+            (beside / STATE).write_text(json.dumps({"state": "queued", "queued": time.time_ns()}), encoding="utf-8")
+        return cls(path)
+
+    @property
+    def id(self) -> str:
+        return self.path.name
+
+    def request(self) -> JobRequest:
+        return JobRequest(**_read(self.path / JOB))
+
+    # ── its state ───────────────────────────────────────────────────────────────────────────────────────────────
+
+    def written(self) -> dict[str, Any]:
+        """The state as it was last written, with when it was queued, began and ended, and why it failed."""
+        return _read(self.path / STATE)
+
+    def write(self, **state: Any) -> None:
+        """Change these entries of the state."""
+        write_text(self.path / STATE, json.dumps({**self.written(), **state}, ensure_ascii=False))
+
+    def state(self) -> State:
+        """What is true of it now."""
+        state: State = self.written()["state"]
+        if state not in ("queued", "running"):
+            return state
+        stop = (self.path / STOP).exists()
+        if self.alive:
+            return "stopping" if stop else "running"
+        state = self.written()["state"]  # again: it may have begun and ended between the two looks
+        if state == "queued":
+            return "stopped" if stop else "queued"
+        return "interrupted" if state == "running" else state
+
+    @property
+    def alive(self) -> bool:
+        """Whether its process, or the command that this has begun, is there."""
+        with self._opened_lock() as lock:
+            return not _try_lock(lock, fcntl.LOCK_SH)
+
+    def claim(self) -> int | None:
+        """An inheritable descriptor that holds the lock, for its process; None if somebody holds it."""
+        lock = os.open(self.path / LOCK, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o600)
+        if not _try_lock(lock, fcntl.LOCK_EX):
+            os.close(lock)
+            return None
+        os.set_inheritable(lock, True)
+        return lock
+
+    # ── what may be done with it ────────────────────────────────────────────────────────────────────────────────
+
+    def stop(self) -> None:
+        """Ask it to stop: a training ends after its step, with a checkpoint. Asked again, it ends at once.
+
+        Raises HalkaError for a job that has ended.
+        """
+        if (state := self.state()) in ENDED:
+            raise HalkaError(f"{self.id} is {state}: it cannot be stopped")
+        (self.path / STOP).touch()
+        written = self.written()
+        if written["state"] == "running" and self.alive:  # else its process sees the file before it begins
+            with suppress(ProcessLookupError):
+                os.killpg(written["pid"], signal.SIGTERM)
+
+    def resume(self) -> None:
+        """Queue it again; a training goes on from its checkpoint. Raises HalkaError for one that need not be."""
+        if (state := self.state()) not in ENDED or state == "done":
+            raise HalkaError(f"{self.id} is {state}: only what was stopped, interrupted or failed is resumed")
+        (self.path / STOP).unlink(missing_ok=True)
+        self.write(state="queued", queued=time.time_ns(), ended=None, error=None)
+
+    @property
+    def stop_asked(self) -> bool:
+        return (self.path / STOP).exists()
+
+    @contextmanager
+    def _opened_lock(self) -> Iterator[int]:
+        lock = os.open(self.path / LOCK, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o600)
+        try:
+            yield lock
+        finally:
+            os.close(lock)
+
+
+def jobs_in(folder: Path) -> list[JobFolder]:
+    """The jobs in a folder; those of others, reached by links, are none."""
+    if not folder.is_dir():
+        return []
+    paths = (path for path in folder.iterdir() if path.name.startswith("job-") and is_portable_name(path.name))
+    return [JobFolder(path) for path in sorted(paths) if not path.is_symlink() and (path / JOB).is_file()]
+
+
+def now() -> int:
+    """The time, in seconds of Unix."""
+    return int(time.time())
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except ValueError:
+        raise DamagedFolderError(f"{path.name} of {path.parent.name} is damaged: remove the job") from None
+
+
+def _try_lock(file: int, kind: int) -> bool:
+    try:
+        fcntl.flock(file, kind | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True

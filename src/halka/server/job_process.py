@@ -1,0 +1,103 @@
+"""A job's own process: `python -m halka.server.job_process FOLDER LOCK`, which nobody waits for.
+
+It runs the job's command in the job's folder and writes how that ended; a trained adapter goes into the tenant's store.
+The command has the lock, too: as long as one of both is there, the job is running and no server begins it again.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from halka.server.job_folder import LOG, OUTPUT, RUN, JobFolder, JobRequest, now
+from halka.util.openmp import wait_briefly
+
+NICE = 10  # who serves goes first
+SECRET = ("HALKA_SERVE_", "HALKA_TRAIN_", "HALKA_API_KEY")  # variables that are not for a job
+
+
+def main(folder: str, lock: str) -> None:
+    """Run a job whose lock this process has inherited, and write how it ended."""
+    job, signals = JobFolder(Path(folder)), list[int]()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda number, _: signals.append(number))
+    os.nice(NICE)
+    request = job.request()
+    job.write(state="running", pid=os.getpid(), started=job.written().get("started") or now())
+    if job.stop_asked or signals:
+        return job.write(state="stopped", ended=now())
+    try:
+        code = 0 if _is_trained(job, request) else _run(job, request, int(lock))
+        if code == 0:
+            adapter = _stored(job, request) if request.store else None
+            job.write(state="done", ended=now(), **({"adapter": adapter} if adapter else {}))
+        elif job.stop_asked or signals:
+            job.write(state="stopped", ended=now())
+        else:
+            job.write(state="failed", ended=now(), error=_reason(job, code))
+    except Exception as error:
+        job.write(state="failed", ended=now(), error=f"{type(error).__name__}: {error}")
+        raise
+
+
+def environment(variables: Mapping[str, str]) -> dict[str, str]:
+    """The variables for a job's processes: no settings of the server, no keys, and no hub."""
+    kept = {name: value for name, value in variables.items() if not name.startswith(SECRET)}
+    wait_briefly(kept)
+    return {**kept, "HF_HUB_OFFLINE": "1"}
+
+
+def _run(job: JobFolder, request: JobRequest, lock: int) -> int:
+    """Run the command; returns its exit code."""
+    with (job.path / OUTPUT).open("wb") as output, (job.path / LOG).open("ab") as log:
+        command = subprocess.Popen(
+            request.command,
+            cwd=job.path,
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=log,
+            pass_fds=[lock],
+        )
+        return command.wait()  # a signal to stop goes to the whole group, and so to the command, too
+
+
+def _is_trained(job: JobFolder, request: JobRequest) -> bool:
+    """Whether an earlier process of the job has trained the adapter, and was killed before it was stored."""
+    if request.kind != "train" or not (job.path / RUN).exists():
+        return False
+    from halka.training import RunFolder
+
+    return RunFolder(job.path / RUN).finished
+
+
+def _stored(job: JobFolder, request: JobRequest) -> dict[str, Any]:
+    """Add the trained adapter to the store, unless an earlier process of the job did; returns its name and version."""
+    from halka.storage.adapter_folder import AdapterFolder
+    from halka.storage.adapter_store import AdapterStore
+
+    assert request.name is not None
+    assert request.store is not None
+    store, trained = AdapterStore(request.store), AdapterFolder.open(job.path / RUN)
+    stored = store.get(request.name) if request.name in store.names() else None
+    if stored is None or stored.open().id != trained.id:
+        stored = store.add(trained, request.name)
+    return {"name": stored.name, "version": stored.version}
+
+
+def _reason(job: JobFolder, code: int) -> str:
+    """Why the command failed: its last message."""
+    if code < 0:
+        name = signal.Signals(-code).name
+        return f"the job was killed by {name}" + (": perhaps memory ran out" if -code == signal.SIGKILL else "")
+    lines = (job.path / LOG).read_text(encoding="utf-8", errors="replace").splitlines()
+    errors = [line.removeprefix("Error: ") for line in lines if line.startswith("Error: ")]
+    return errors[-1] if errors else f"the job ended with code {code}"
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

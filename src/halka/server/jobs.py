@@ -1,0 +1,271 @@
+"""`/v1/jobs`: train, evaluate and advise in processes of their own; watched as events, stopped, resumed."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import time
+import uuid
+from collections.abc import AsyncGenerator, Mapping
+from pathlib import Path
+from typing import Annotated, Any
+
+import anyio
+from anyio import to_thread
+from fastapi import APIRouter, Depends, Form, Header, UploadFile
+from fastapi.exceptions import RequestValidationError
+from pydantic import TypeAdapter, ValidationError
+from starlette.responses import Response
+
+from halka.server.access import Caller, needs
+from halka.server.errors import ApiError
+from halka.server.health import Drain
+from halka.server.job_folder import ENDED, JOB, OUTPUT, RUN, JobFolder, jobs_in
+from halka.server.job_requests import Job, asked, check_data
+from halka.server.sending import Events, Json, event
+from halka.server.service import Here, Service
+from halka.server.storing import check_room
+from halka.server.tenants import Tenant
+from halka.server.uploads import file_name, save, staging
+from halka.util.errors import HalkaError
+
+router = APIRouter(tags=["jobs"])
+Manager = Annotated[Caller, Depends(needs("manager"))]
+JOBS: TypeAdapter[Job] = TypeAdapter(Job)
+
+ID = re.compile(r"job-[0-9a-f]{16}")
+METRICS = Path(RUN) / "metrics.jsonl"
+PATIENCE = 10.0  # seconds for a process to end
+EVERY, SILENCE = 0.5, 15.0  # seconds between two looks, and after which a comment says that the server is there
+OF_TRAINING = ("lr", "steps", "loss", "validation_loss", "best_step", "tokens", "seconds", "parameters", "bytes")
+
+
+@router.post("/v1/jobs")
+async def start_job(job: Job, service: Here, caller: Manager) -> Response:
+    """Queue a job whose data is in the request, as rows."""
+    return await _start(job, {}, service, caller)
+
+
+@router.post("/v1/jobs/upload")
+async def upload_job(
+    service: Here,
+    caller: Manager,
+    job: Annotated[str, Form(description="the job as JSON, as POST /v1/jobs takes it")],
+    data: UploadFile,
+    validation: UploadFile | None = None,
+) -> Response:
+    """Queue a job whose data comes as files: .jsonl, .json, .csv or .tsv."""
+    try:
+        parsed = JOBS.validate_json(job)
+    except ValidationError as error:
+        raise RequestValidationError(error.errors()) from None
+    async with staging(service.settings.data) as folder:
+        files = {"data": data} | ({} if validation is None else {"validation": validation})
+        await check_room(service, caller, sum(upload.size or 0 for upload in files.values()))
+        paths = {
+            name: await save(upload, folder / f"{name}{Path(file_name(upload)).suffix[:10].lower()}")
+            for name, upload in files.items()
+        }
+        return await _start(parsed, paths, service, caller)
+
+
+@router.get("/v1/jobs")
+async def list_jobs(service: Here, caller: Manager) -> Response:
+    """List the caller's jobs, the newest first."""
+    views = await to_thread.run_sync(lambda: [_view(job) for job in jobs_in(_tenant(service, caller).jobs)])
+    return Json({"object": "list", "data": sorted(views, key=lambda view: -view["created_at"])})
+
+
+@router.get("/v1/jobs/{id}")
+async def get_job(id: str, service: Here, caller: Manager) -> Response:
+    """A job: its status, its last step, and what came of it."""
+    return Json(await to_thread.run_sync(lambda: _view(_job(service, caller, id))))
+
+
+@router.get("/v1/jobs/{id}/events")
+async def watch_job(
+    id: str, service: Here, caller: Manager, last_event_id: Annotated[str | None, Header()] = None
+) -> Response:
+    """A job's steps and changes of its status as server-sent events, to its end; also those that were before."""
+    job = await to_thread.run_sync(_job, service, caller, id)
+    after = int(last_event_id) if last_event_id and last_event_id.isascii() and last_event_id.isdigit() else 0
+    return Events(_events(job, after, service.guards.drain))
+
+
+@router.post("/v1/jobs/{id}/stop")
+async def stop_job(id: str, service: Here, caller: Manager) -> Response:
+    """Stop a job: a training ends after its step with a checkpoint; asked again, it ends at once."""
+    return Json(await to_thread.run_sync(lambda: _changed(_job(service, caller, id), JobFolder.stop)))
+
+
+@router.post("/v1/jobs/{id}/resume")
+async def resume_job(id: str, service: Here, caller: Manager) -> Response:
+    """Queue a job again that was stopped, interrupted or failed; a training goes on from its checkpoint."""
+    return Json(await to_thread.run_sync(lambda: _changed(_job(service, caller, id), JobFolder.resume)))
+
+
+@router.delete("/v1/jobs/{id}")
+async def delete_job(id: str, service: Here, caller: Manager) -> Response:
+    """Remove a job that does not run, with its data; the adapter that it trained stays."""
+    await to_thread.run_sync(lambda: _remove(_job(service, caller, id)))
+    return Json({"id": id, "object": "job", "deleted": True})
+
+
+# ── one job ─────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+async def _start(job: Job, files: Mapping[str, Path], service: Service, caller: Caller) -> Response:
+    async with staging(service.settings.data) as folder:
+        view = await to_thread.run_sync(_queue, job, files, _tenant(service, caller), service, folder)
+    return Json(view, 201)
+
+
+def _queue(job: Job, files: Mapping[str, Path], tenant: Tenant, service: Service, folder: Path) -> dict[str, Any]:
+    """Check a job and queue it. Raises ApiError for what cannot be done, and where the tenant has too many."""
+    if getattr(job, "name", None) in (service.name, service.library.name):
+        raise ApiError(
+            400, f"{service.name!r} and {service.library.name!r} are the base and the embedder", param="name"
+        )
+    if len(jobs_in(tenant.jobs)) >= service.settings.jobs_kept:
+        raise ApiError(
+            429, f"there are {service.settings.jobs_kept} jobs: delete some that have ended", code="too_many"
+        )
+    question = asked(job, files, tenant, service.settings)
+    contents = dict(question.files)
+    for name, content in question.files.items():
+        if isinstance(content, bytes):
+            (folder / name).write_bytes(content)
+            contents[name] = folder / name
+    check_data({name: path for name, path in contents.items() if isinstance(path, Path)}, job)
+    return _view(JobFolder.new(tenant.jobs, question.request, contents))
+
+
+def _tenant(service: Service, caller: Caller) -> Tenant:
+    return service.tenants.of(caller.tenant)
+
+
+def _job(service: Service, caller: Caller, id: str) -> JobFolder:
+    """The caller's job of that id. Raises ApiError if there is none."""
+    path = _tenant(service, caller).jobs / id if ID.fullmatch(id) else None
+    if path is None or path.is_symlink() or not (path / JOB).is_file():
+        raise ApiError(404, f"there is no job {id[:100]!r}: GET /v1/jobs lists those there are", param="id")
+    return JobFolder(path)
+
+
+def _changed(job: JobFolder, change: Any) -> dict[str, Any]:
+    try:
+        change(job)
+    except HalkaError as error:
+        raise ApiError(409, str(error), code="wrong_status") from None
+    return _view(job)
+
+
+def _remove(job: JobFolder) -> None:
+    state, end = job.state(), time.monotonic() + PATIENCE
+    while (lock := job.claim()) is None and state in ENDED and time.monotonic() < end:
+        time.sleep(0.05)  # its process has written its end, and is about to go
+    if lock is None:
+        raise ApiError(409, f"{job.id} is {state}: stop it first", code="wrong_status")
+    try:
+        beside = job.path.with_name(f".{job.id}.{uuid.uuid4().hex[:8]}")
+        job.path.rename(beside)
+    finally:
+        os.close(lock)
+    shutil.rmtree(beside, ignore_errors=True)
+
+
+def _view(job: JobFolder) -> dict[str, Any]:
+    """A job as clients see it, without any path."""
+    request, state = job.request(), job.state()
+    written = job.written()
+    hidden = {f"{job.path}/": "", **request.hidden}
+    return {
+        "id": job.id,
+        "object": "job",
+        "kind": request.kind,
+        "name": request.name,
+        "status": state,
+        "settings": request.settings,
+        "created_at": request.created,
+        "started_at": written.get("started"),
+        "ended_at": written.get("ended"),
+        "error": _without_paths(written.get("error"), hidden),
+        "adapter": written.get("adapter"),
+        "last_step": _last_step(job),
+        "result": _without_paths(_result(job, request.kind), hidden) if state == "done" else None,
+    }
+
+
+def _result(job: JobFolder, kind: str) -> Any:
+    try:
+        result = json.loads((job.path / OUTPUT).read_bytes())
+    except (OSError, ValueError):
+        return None
+    return {key: result[key] for key in OF_TRAINING if key in result} if kind == "train" else result
+
+
+def _without_paths(value: Any, hidden: Mapping[str, str]) -> Any:
+    """A value with the words for paths that no client may see."""
+    if isinstance(value, str):
+        for path, word in hidden.items():
+            value = value.replace(path, word)
+        return value
+    if isinstance(value, list):
+        return [_without_paths(item, hidden) for item in value]
+    return {key: _without_paths(item, hidden) for key, item in value.items()} if isinstance(value, dict) else value
+
+
+# ── its steps ───────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def _steps(job: JobFolder, start: int) -> tuple[list[dict[str, Any]], int]:
+    """The whole lines of the metrics from an offset on, and the offset behind them; from 0 where the file shrank."""
+    try:
+        with (job.path / METRICS).open("rb") as file:
+            start = start if start <= file.seek(0, 2) else 0
+            file.seek(start)
+            lines = file.read()
+    except FileNotFoundError:
+        return [], start
+    whole = lines[: lines.rfind(b"\n") + 1]
+    return [json.loads(line) for line in whole.splitlines()], start + len(whole)
+
+
+def _last_step(job: JobFolder) -> dict[str, Any] | None:
+    try:
+        size = (job.path / METRICS).stat().st_size
+    except FileNotFoundError:
+        return None
+    with (job.path / METRICS).open("rb") as file:
+        file.seek(max(0, size - 4096))
+        lines = file.read().split(b"\n")[:-1]  # without what is being written
+    return json.loads(lines[-1]) if lines else None
+
+
+async def _events(job: JobFolder, after: int, drain: Drain) -> AsyncGenerator[bytes]:
+    """What has happened and what happens to a job, with the number of its step as the event's id.
+
+    A server that is about to end ends them: the job goes on, and the next server has the rest.
+    """
+    place, status, spoken = 0, "", time.monotonic()
+    while True:
+        try:
+            view = await to_thread.run_sync(_view, job)  # before the steps: at its end none is missing
+            steps, place = await to_thread.run_sync(_steps, job, place)
+        except FileNotFoundError:  # it was deleted
+            return
+        for step in steps:
+            if step["step"] > after:
+                after, spoken = step["step"], time.monotonic()
+                yield f"id: {after}\n".encode() + event(step, "step")
+        if view["status"] != status:
+            status, spoken = view["status"], time.monotonic()
+            yield event(view, "status")
+        if status in ENDED or drain.draining:
+            return
+        if time.monotonic() - spoken > SILENCE:
+            spoken = time.monotonic()
+            yield b": still here\n\n"
+        await anyio.sleep(EVERY)

@@ -1,0 +1,165 @@
+"""Retrieval in chat: `halka: {collection, passages, floor}` gives a question its passages, an answer its sources.
+
+The model reads the prompt of `halka ask`; earlier turns stay as they are. Where no passage reaches the floor the model
+is not asked, and the answer says that the documents do not hold it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator, Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from halka.engine import Answer, Request
+from halka.evaluation.streaming import user_message
+from halka.rag.answer import answer_of, passages_for
+from halka.rag.passages import Passage
+from halka.rag.prompt import ABSTAINED, CITATION, prompted
+from halka.rag.retrieve import Retriever
+from halka.server.access import Caller
+from halka.server.chat_request import Retrieval
+from halka.server.collections import scope_of
+from halka.server.errors import ApiError
+from halka.server.generation import Delta
+from halka.server.library import public_names
+from halka.server.service import Service
+from halka.util.errors import HalkaError
+
+Turn = dict[str, Any]
+
+NO_END = 2**20  # tokens of a prompt for a base that reads any number
+QUOTED = 2000  # characters of a passage that a source shows
+
+
+@dataclass(frozen=True)
+class Grounding:
+    """What a model is to answer from.
+
+    turns     the conversation, as templates read it, with the passages in its last turn
+    passages  as they are numbered there, from 1
+    names     what clients call their documents
+    answer    the whole answer, where the model is not to be asked; None: ask it
+    """
+
+    collection: str
+    turns: list[Turn]
+    passages: list[Passage]
+    names: dict[str, str]
+    answer: str | None = None
+
+    def annotations(self, text: str) -> list[dict[str, Any]]:
+        """An answer's citations as OpenAI annotates files, with their place in the text."""
+        return [
+            {
+                "type": "file_citation",
+                "file_citation": {
+                    "file_id": f"{self.collection}/{self._name(number)}",
+                    "filename": self._name(number),
+                    "page": self.passages[number - 1].page,
+                    "start_index": match.start(),
+                    "end_index": match.end(),
+                    "source": number,
+                },
+            }
+            for match in CITATION.finditer(text)
+            if 1 <= (number := int(match[1])) <= len(self.passages)
+        ]
+
+    def sources(self, texts: Sequence[str]) -> dict[str, Any]:
+        """The passages, and whether one of the answers cites them, as the response's field `halka`."""
+        answers = [answer_of(text, self.passages) for text in texts]
+        cited = {source.number for answer in answers for source in answer.sources if source.cited}
+        return {
+            "collection": self.collection,
+            "abstained": all(answer.abstained for answer in answers),
+            "sources": [
+                {
+                    "number": source.number,
+                    "document": self._name(source.number),
+                    "page": source.page,
+                    "start": source.start,
+                    "end": source.end,
+                    "text": source.text[:QUOTED],
+                    "cited": source.number in cited,
+                }
+                for source in answers[0].sources
+            ],
+        }
+
+    def _name(self, number: int) -> str:
+        return self.names[self.passages[number - 1].document]
+
+
+async def grounded(
+    service: Service,
+    caller: Caller,
+    options: Retrieval,
+    turns: Sequence[Turn],
+    budget: int,
+    count: Callable[[Sequence[Turn]], int],
+) -> Grounding:
+    """The passages for the last message's question; the whole prompt has at most `budget` tokens, as `count` counts.
+
+    Raises ApiError for a collection that the caller does not have, and where the last message is no question.
+    """
+    if turns[-1]["role"] != "user" or not turns[-1]["content"].strip():
+        raise ApiError(400, "the last message must be the user's question", param="messages")
+    return await service.library.search(lambda: _grounded(service, caller, options, turns, budget, count))
+
+
+def _grounded(
+    service: Service,
+    caller: Caller,
+    options: Retrieval,
+    turns: Sequence[Turn],
+    budget: int,
+    count: Callable[[Sequence[Turn]], int],
+) -> Grounding:
+    opened = service.library.open(service.tenants.of(caller.tenant).collections, options.collection)
+    question = turns[-1]["content"]
+
+    def with_prompt(prompt: str) -> list[Turn]:
+        plain = user_message(service.model, prompt).content
+        return [*turns[:-1], {**turns[-1], "content": plain}]
+
+    try:
+        passages = passages_for(
+            question,
+            Retriever(opened, options.mode or "hybrid"),
+            scope_of(caller, options.tags or ()),
+            budget,
+            lambda prompt: count(with_prompt(prompt)),
+            passages=options.passages or 4,
+            floor=options.floor,
+        )
+    except HalkaError as error:
+        raise ApiError(400, str(error), param="messages") from None
+    names = public_names(opened, (passage.document for passage in passages))
+    return Grounding(
+        options.collection,
+        with_prompt(prompted(question, passages)),
+        passages,
+        names,
+        answer=None if passages else ABSTAINED,
+    )
+
+
+async def prompt_room(service: Service, adapter: str | None, asked: int | None) -> int:
+    """How many tokens a prompt may have beside an answer of `asked` tokens, or of as many as is usual."""
+    if adapter is not None:  # whose virtual tokens count
+        await service.engine.load(adapter)
+    room = await service.engine.call(lambda: service.engine.engine.room(adapter))
+    if room is None:
+        return NO_END
+    answer = min(service.settings.new_tokens, room // 2) if asked is None else asked
+    if answer >= room:
+        raise ApiError(400, f"max_tokens is {answer}, and the base reads {room}: ask for fewer", param="max_tokens")
+    return room - answer
+
+
+async def unasked(request: Request, text: str, n: int) -> AsyncGenerator[Delta]:
+    """The answers where no model is asked: this text, `n` times."""
+    for index in range(n):
+        answer = Answer(request, text=text, finish="stop")
+        yield Delta(index, answer, text)
+        yield Delta(index, answer, finish="stop")

@@ -1,0 +1,65 @@
+"""Files that come with a request: kept in a folder of their own until they are checked, and known by plain names."""
+
+from __future__ import annotations
+
+import re
+import shutil
+import time
+import unicodedata
+import uuid
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager, suppress
+from pathlib import Path
+
+from anyio import to_thread
+from fastapi import UploadFile
+
+from halka.server.errors import ApiError
+
+STALE = 24 * 3600  # seconds after which nobody is at work with an upload
+LONGEST = 200  # characters of a file's name
+SEPARATORS = re.compile(r"[/\\\x00]")
+
+
+@asynccontextmanager
+async def staging(data: Path) -> AsyncIterator[Path]:
+    """A folder for one request's files, below the server's data, which is removed at the block's end."""
+    folder = data / "uploads" / uuid.uuid4().hex
+    await to_thread.run_sync(lambda: folder.mkdir(parents=True, mode=0o700))
+    try:
+        yield folder
+    finally:
+        await to_thread.run_sync(lambda: shutil.rmtree(folder, ignore_errors=True))
+
+
+def remove_stale(data: Path) -> None:
+    """Remove what killed servers have left of uploads."""
+    for folder in (data / "uploads").glob("*"):
+        with suppress(OSError):
+            if time.time() - folder.lstat().st_mtime > STALE:
+                shutil.rmtree(folder)
+
+
+async def save(upload: UploadFile, path: Path) -> Path:
+    """Write what was uploaded to a new file."""
+
+    def copy() -> None:
+        with path.open("xb") as file:
+            shutil.copyfileobj(upload.file, file, 1 << 20)
+
+    await to_thread.run_sync(copy)
+    return path
+
+
+def file_name(upload: UploadFile) -> str:
+    """The name that a file came under. Raises ApiError for none, and for what could be a path or hide something."""
+    name = unicodedata.normalize("NFC", upload.filename or "")
+    unseen = any(unicodedata.category(letter) in ("Cc", "Cf", "Cs", "Co", "Zl", "Zp") for letter in name)
+    if not name.strip() or len(name) > LONGEST or SEPARATORS.search(name) or unseen or name.startswith("."):
+        raise ApiError(
+            400,
+            f"{name[:LONGEST]!r} cannot be a file's name here: it has up to {LONGEST} visible characters, none of them "
+            "a slash, and does not begin with a dot",
+            param="files",
+        )
+    return name

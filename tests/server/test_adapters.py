@@ -1,0 +1,303 @@
+"""Adapters over HTTP: what comes in is verified, what goes out is whole, and no name and no link leads elsewhere."""
+
+from __future__ import annotations
+
+import io
+import json
+import pickle
+import shutil
+import threading
+import zipfile
+from collections.abc import Mapping
+from pathlib import Path
+
+import httpx
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+import halka
+from engine_for_tests import filled
+from serving_for_tests import InProcess, make_base, make_store
+
+WEIGHTS, CONFIG, CARD = "adapter_model.safetensors", "adapter_config.json", "halka.json"
+
+
+def files_of(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
+def upload(client: httpx.Client, name: str, files: Mapping[str, bytes], **more) -> httpx.Response:
+    parts = [("files", (file, content)) for file, content in files.items()]
+    return client.post("/v1/adapters", data={"name": name}, files=parts, **more)
+
+
+def refusal(response: httpx.Response, status: int = 400) -> str:
+    assert response.status_code == status, response.text
+    return response.json()["error"]["message"]
+
+
+def answer(client: httpx.Client, model: str) -> str:
+    body = {"model": model, "messages": [{"role": "user", "content": "What is the capital?"}], "max_tokens": 8}
+    response = client.post("/v1/chat/completions", json=body)
+    assert response.status_code == 200, response.text
+    return response.json()["choices"][0]["message"]["content"]
+
+
+@pytest.fixture
+def lora(store) -> dict[str, bytes]:
+    return files_of(store / "lora" / "1")
+
+
+# ── what comes in ───────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_an_upload_answers_at_once_and_goes_out_as_it_came(client, lora):
+    response = upload(client, "mine", lora)
+    assert response.status_code == 201, response.text
+    made = response.json()
+    assert (made["id"], made["version"], made["versions"], made["loaded"]) == ("mine", 1, [1], False)
+    assert made["files"] == {name: len(content) for name, content in lora.items()}
+    assert answer(client, "mine") == answer(client, "lora") != answer(client, "tiny")
+    assert "mine" in {model["id"] for model in client.get("/v1/models").json()["data"]}
+    for name, content in lora.items():
+        assert client.get(f"/v1/adapters/mine/files/{name}").content == content
+    archive = client.get("/v1/adapters/mine/archive")
+    with zipfile.ZipFile(io.BytesIO(archive.content)) as zipped:
+        assert zipped.testzip() is None
+        assert {name: zipped.read(name) for name in zipped.namelist()} == lora
+    assert 'filename="mine-1.zip"' in archive.headers["content-disposition"]
+
+
+def test_a_second_upload_is_the_next_version(client, store, lora):
+    before = answer(client, "lora")
+    response = upload(client, "lora", files_of(store / "bottleneck" / "1"))
+    assert (response.json()["version"], response.json()["versions"]) == (2, [1, 2])
+    assert answer(client, "lora") == answer(client, "bottleneck") != before
+    assert client.get("/v1/adapters/lora?version=1").json()["method"]["name"] == "lora"
+    assert client.delete("/v1/adapters/lora?version=2").json()["deleted"]
+    assert answer(client, "lora") == before
+    assert "version 2" in refusal(client.get("/v1/adapters/lora?version=2"), 404)
+
+
+def test_two_uploads_at_once_both_stay(server, store, lora):
+    responses = list[httpx.Response]()
+    threads = [
+        threading.Thread(target=lambda: responses.append(upload(server.client, "twice", lora))) for _ in range(4)
+    ]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert sorted(response.json()["version"] for response in responses) == [1, 2, 3, 4]
+    assert client_versions(server, "twice") == [1, 2, 3, 4]
+    assert not [*(server.service.settings.data / "uploads").iterdir()]
+
+
+def client_versions(server: InProcess, name: str) -> list[int]:
+    return server.client.get(f"/v1/adapters/{name}").json()["versions"]
+
+
+class Evil:
+    def __reduce__(self):
+        return print, ("code has run",)
+
+
+def changed(files: Mapping[str, bytes], change) -> bytes:
+    """The weights with a change."""
+    path = Path("changed.safetensors")
+    path.write_bytes(files[WEIGHTS])
+    tensors = change(load_file(path))
+    save_file(tensors, path)
+    return path.read_bytes()
+
+
+def with_nan(tensors):
+    return {
+        key: tensor.fill_(torch.nan) if number == 0 else tensor for number, (key, tensor) in enumerate(tensors.items())
+    }
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        (lambda files: files | {"adapter_model.bin": pickle.dumps(Evil())}, "safetensors alone"),
+        (lambda files: files | {WEIGHTS: pickle.dumps(Evil())}, "is damaged"),
+        (lambda files: files | {"task.py": b"print()"}, "'task.py' is no file of an adapter"),
+        (lambda files: files | {"../evil.json": b"{}"}, "cannot be a file's name"),
+        (lambda files: files | {"a\\b": b"{}"}, "cannot be a file's name"),
+        (lambda files: files | {".hidden": b"{}"}, "cannot be a file's name"),
+        (lambda files: files | {WEIGHTS: files[WEIGHTS][:-7]}, "is damaged"),
+        (lambda files: {name: files[name] for name in (CONFIG, CARD)}, "the adapter is incomplete"),
+        (lambda files: {WEIGHTS: files[WEIGHTS]}, "holds no adapter_config.json"),
+        (lambda files: files | {CONFIG: b"{"}, "is not JSON"),
+        (lambda files: files | {CONFIG: b"[" * 5000}, "is not JSON"),
+        (lambda files: files | {CONFIG: b" " * (1 << 20) + b"{}"}, "larger than"),
+        (lambda files: files | {CARD: b"{}"}, "is not a Card"),
+        (lambda files: files | {CONFIG: files[CONFIG].replace(b'"r": 4', b'"r": 8')}, "changed since halka.json"),
+        (lambda files: {**without_card(files), WEIGHTS: changed(files, with_nan)}, "not finite"),
+        (
+            lambda files: {**without_card(files), WEIGHTS: changed(files, lambda t: {**t, "more": torch.ones(1)})},
+            "more",
+        ),
+        (
+            lambda files: {**without_card(files), WEIGHTS: changed(files, lambda t: {k: v[:2] for k, v in t.items()})},
+            "they do not fit",
+        ),
+    ],
+)
+def test_what_is_no_whole_safe_adapter_of_this_base_is_no_version(
+    client, server, lora, change, reason, tmp_path, monkeypatch, capfd
+):
+    monkeypatch.chdir(tmp_path)
+    response = upload(client, "bad", change(lora))
+    assert response.status_code in (400, 413)
+    message = response.json()["error"]["message"]
+    assert reason in message
+    assert str(tmp_path) not in message
+    assert "uploads" not in message
+    assert refusal(client.get("/v1/adapters/bad"), 404)
+    assert not [*(server.service.settings.data / "uploads").glob("*")]
+    assert not server.service.engine.engine.adapters.residents.versions
+    assert "code has run" not in capfd.readouterr().out
+
+
+def without_card(files: Mapping[str, bytes]) -> dict[str, bytes]:
+    return {name: content for name, content in files.items() if name != CARD}
+
+
+def test_an_adapter_of_another_base_is_refused(client, tmp_path):
+    other = make_base(tmp_path / "other")
+    weights = load_file(other / "model.safetensors")
+    weights["model.norm.weight"] += 1
+    save_file(weights, other / "model.safetensors", {"format": "pt"})
+    files = files_of(make_store(tmp_path / "theirs", other, {"lora": halka.LoRA(rank=4)}) / "lora" / "1")
+    assert "another base" in refusal(upload(client, "theirs", files))
+
+
+def test_a_folder_without_a_card_comes_in_by_its_shapes(client, lora):
+    assert upload(client, "plain", without_card(lora)).status_code == 201
+    assert answer(client, "plain") == answer(client, "lora")
+
+
+@pytest.mark.parametrize("name", ["../evil", "a/b", ".hidden", "", "a b", "x" * 101, "tiny", "words", "ends."])
+def test_a_name_that_could_be_a_path_or_something_else_is_none(client, lora, name):
+    assert upload(client, name, lora).status_code == 400
+
+
+def test_two_files_of_one_name_are_refused(client, lora):
+    parts = [("files", (CONFIG, lora[CONFIG])), ("files", (CONFIG, lora[CONFIG]))]
+    assert "same name" in refusal(client.post("/v1/adapters", data={"name": "a"}, files=parts))
+
+
+# ── loaded, pinned, unloaded, deleted ───────────────────────────────────────────────────────────────────────────────
+
+
+def test_an_adapter_is_loaded_pinned_and_unloaded(client):
+    assert client.post("/v1/adapters/lora/load").json()["loaded"]
+    assert client.post("/v1/adapters/lora/pin").json()["pinned"]
+    assert not client.post("/v1/adapters/lora/unpin").json()["pinned"]
+    unloaded = client.post("/v1/adapters/lora/unload").json()
+    assert (unloaded["loaded"], unloaded["requests"]) == (False, 0)
+    listed = {entry["id"]: entry for entry in client.get("/v1/adapters").json()["data"]}
+    assert {*listed} == {"lora", "prefix", "bottleneck"}
+    for action in ("load", "pin", "unpin", "unload"):
+        assert "no adapter 'nothing'" in refusal(client.post(f"/v1/adapters/nothing/{action}"), 404)
+
+
+def test_a_deleted_adapter_finishes_what_is_under_way(server, lora):
+    client = server.client
+    body = {"model": "lora", "messages": [{"role": "user", "content": "Hi"}], "max_tokens": 200, "stream": True}
+    body |= {"logit_bias": {"2": -100}, "temperature": 0}
+    with client.stream("POST", "/v1/chat/completions", json=body) as response:
+        lines = response.iter_lines()
+        assert next(lines)
+        other = InProcess(server.service, client)
+        assert other.client.delete("/v1/adapters/lora").json()["deleted"]
+        assert refusal(client.get("/v1/adapters/lora"), 404)
+        rest = [*lines]
+    assert rest[-2] == "data: [DONE]" or "data: [DONE]" in rest
+    assert not any('"error"' in line for line in rest)
+    again = client.post("/v1/chat/completions", json=body | {"stream": False})
+    assert again.json()["error"]["code"] == "model_not_found"
+
+
+# ── where adapters come from, and where they go ─────────────────────────────────────────────────────────────────────
+
+
+def test_adapters_are_imported_from_configured_folders_alone(base, store, tmp_path):
+    root = tmp_path / "root"
+    shutil.copytree(store / "lora" / "1", root / "team" / "nice")
+    (root / "link").symlink_to(store / "lora" / "1")
+    shutil.copytree(store / "lora" / "1", root / "linked")
+    (root / "linked" / WEIGHTS).unlink()
+    (root / "linked" / WEIGHTS).symlink_to(store / "lora" / "1" / WEIGHTS)
+    with InProcess.open(base, store, tmp_path / "data", adapter_roots=(root,)) as server:
+        client = server.client
+        assert client.post("/v1/adapters/import", json={"folder": "team/nice"}).json()["id"] == "nice"
+        named = client.post("/v1/adapters/import", json={"folder": "team/nice", "name": "nicer"})
+        assert (named.status_code, named.json()["version"]) == (201, 1)
+        for folder in ("../adapters/lora/1", "/etc", "team/../../adapters/lora/1", str(store / "lora" / "1"), ""):
+            assert "no folder below those" in refusal(client.post("/v1/adapters/import", json={"folder": folder}))
+        for folder in ("link", "nothing", "team/nothing"):
+            assert "there is no folder" in refusal(client.post("/v1/adapters/import", json={"folder": folder}), 404)
+        assert "incomplete" in refusal(client.post("/v1/adapters/import", json={"folder": "linked"}))
+    with InProcess.open(base, store, tmp_path / "data") as server:
+        assert refusal(server.client.post("/v1/adapters/import", json={"folder": "team/nice"}), 404)
+
+
+def test_no_link_in_a_store_is_followed(client, store, tmp_path, lora):
+    secret = tmp_path / "secret"
+    shutil.copytree(store / "lora", secret)
+    (store / "linked").symlink_to(secret)
+    (store / "lora" / "1" / "note.txt").symlink_to(tmp_path / "note.txt")
+    (tmp_path / "note.txt").write_text("secret")
+    (store / "prefix" / "2").symlink_to(secret / "1")
+    assert {entry["id"] for entry in client.get("/v1/adapters").json()["data"]} == {"bottleneck"}
+    for name in ("linked", "lora", "prefix"):
+        for path in ("", "/files/halka.json", "/files/note.txt", "/archive"):
+            assert client.get(f"/v1/adapters/{name}{path}").status_code == 404
+        assert client.delete(f"/v1/adapters/{name}").status_code == 404
+        body = {"model": name, "messages": [{"role": "user", "content": "Hi"}]}
+        assert client.post("/v1/chat/completions", json=body).status_code == 404
+    assert upload(client, "linked", lora).status_code == 404
+    assert [path.name for path in secret.iterdir()] == ["1"]
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        "/v1/adapters/..%2Flora",
+        "/v1/adapters/%2e%2e",
+        "/v1/adapters/lora%2F1",
+        "/v1/adapters/lora/files/..%2F..%2Fstore.json",
+        "/v1/adapters/lora/files/%2Fetc%2Fpasswd",
+        "/v1/adapters/lora/files/.locks",
+        "/v1/adapters/.locks",
+        "/v1/adapters/lora%00",
+    ],
+)
+def test_paths_in_names_lead_nowhere(client, path):
+    response = client.get(path)
+    assert response.status_code == 404
+    assert {*response.json()} == {"error"}
+
+
+def test_who_downloads_is_not_cut_off_by_who_deletes(server, lora):
+    from halka.server.adapter_files import opened_files, zipped
+
+    files = opened_files(server.service.tenants.of("main").store.get("lora").folder)
+    pieces = zipped(files)
+    first = next(pieces)
+    server.client.delete("/v1/adapters/lora")
+    with zipfile.ZipFile(io.BytesIO(first + b"".join(pieces))) as archive:
+        assert {name: archive.read(name) for name in archive.namelist()} == lora
+
+
+def test_what_a_store_has_of_unlike_adapters_is_described(client, server, base, store):
+    model = halka.adapt(*halka.load_base(base, dtype="float32"))
+    filled(model, "a", halka.Prompt(length=3))
+    halka.AdapterStore(store).save(model, "a", task="greeting", measurements={"f1": 0.5})
+    entry = client.get("/v1/adapters/a").json()
+    assert (entry["task"], entry["measurements"], entry["method"]["name"]) == ("greeting", {"f1": 0.5}, "prompt")
+    assert str(store) not in json.dumps(entry)

@@ -1,0 +1,166 @@
+"""Collections over HTTP: documents by their files' names, searched by who may read them, and never another's."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import httpx
+import pytest
+
+from embedder_for_tests import WordEmbedder
+from halka.rag.collection import Collection
+
+PARCELS = b"# Parcels\n\nParcels are sent on Monday.\n\n## Lost\n\nWrite to the depot."
+
+
+def upload(client: httpx.Client, collection: str, *files: tuple[str, bytes], **fields) -> httpx.Response:
+    return client.post(
+        f"/v1/collections/{collection}/documents", files=[("files", file) for file in files], data=fields
+    )
+
+
+def search(client: httpx.Client, collection: str, query: str, **more) -> list[dict]:
+    response = client.post(f"/v1/collections/{collection}/search", json={"query": query, **more})
+    assert response.status_code == 200, response.text
+    return response.json()["data"]
+
+
+def refusal(response: httpx.Response, status: int) -> str:
+    assert response.status_code == status, response.text
+    assert {*response.json()} == {"error"}
+    return response.json()["error"]["message"]
+
+
+@pytest.fixture
+def faq(client) -> httpx.Client:
+    """A client whose collection `faq` has documents."""
+    assert client.post("/v1/collections", json={"name": "faq"}).status_code == 201
+    assert upload(client, "faq", ("parcels.md", PARCELS), ("Wages & more.txt", b"Ada earns more.")).status_code == 201
+    return client
+
+
+def test_documents_go_in_are_found_and_go(faq, tmp_path):
+    (listed,) = faq.get("/v1/collections").json()["data"]
+    assert listed == {"id": "faq", "object": "collection", "documents": 2, "passages": listed["passages"]}
+    assert faq.get("/v1/collections/faq").json() == listed
+    hit = search(faq, "faq", "When are parcels sent?", count=1)[0]
+    assert (hit["document"], hit["heading"]) == ("parcels.md", "Parcels")
+    assert "Monday" in hit["text"]
+    assert search(faq, "faq", "Who earns more?", document="parcels.md")[0]["document"] == "parcels.md"
+    again = upload(faq, "faq", ("parcels.md", PARCELS.replace(b"Monday", b"Friday")), ("new.md", b"New."))
+    assert {event["id"]: event["status"] for event in again.json()["data"]} == {
+        "parcels.md": "changed",
+        "new.md": "added",
+    }
+    assert "Friday" in search(faq, "faq", "When are parcels sent?", count=1)[0]["text"]
+    assert faq.delete("/v1/collections/faq/documents/Wages%20%26%20more.txt").status_code == 200
+    documents = faq.get("/v1/collections/faq/documents").json()["data"]
+    assert [document["id"] for document in documents] == ["new.md", "parcels.md"]
+    assert not any("earns" in hit["text"] for hit in search(faq, "faq", "Ada earns"))
+    assert faq.delete("/v1/collections/faq").json()["deleted"]
+    assert faq.get("/v1/collections").json()["data"] == []
+    for response in (
+        faq.get("/v1/collections/faq"),
+        faq.delete("/v1/collections/faq"),
+        upload(faq, "faq", ("a.md", b"a")),
+    ):
+        assert "no collection 'faq'" in refusal(response, 404)
+    assert str(tmp_path) not in json.dumps(documents)
+
+
+def test_what_cannot_be_read_is_said_and_the_rest_goes_in(faq, server):
+    response = upload(faq, "faq", ("broken.pdf", b"%PDF-1.4 broken"), ("good.md", b"Good."))
+    assert {event["id"]: event["status"] for event in response.json()["data"]} == {
+        "broken.pdf": "skipped",
+        "good.md": "added",
+    }
+    assert response.json()["data"][0]["reason"].startswith("broken.pdf ")
+    assert "caf.txt is not UTF-8" in refusal(upload(faq, "faq", ("caf.txt", b"caf\xe9")), 400)
+    assert "files of this kind" in refusal(upload(faq, "faq", ("picture.png", b"\x89PNG")), 400)
+    assert "same name" in refusal(upload(faq, "faq", ("a.md", b"a"), ("a.md", b"b")), 400)
+    assert not [*(server.service.settings.data / "uploads").iterdir()]
+
+
+@pytest.mark.parametrize(
+    "name", ["../a.md", "/etc/passwd.md", "a\\b.md", ".hidden.md", "", "a\u202ecod.md", "x" * 300 + ".md"]
+)
+def test_a_document_is_never_named_by_a_path(faq, name):
+    response = upload(faq, "faq", (name, b"text"))
+    assert response.status_code == 400
+    assert len(faq.get("/v1/collections/faq/documents").json()["data"]) == 2
+
+
+@pytest.mark.parametrize("name", ["../faq", "a/b", "", ".x", "a b", "x" * 101, "ends."])
+def test_a_collection_is_never_named_by_a_path(client, name):
+    assert client.post("/v1/collections", json={"name": name}).status_code == 400
+    assert client.get("/v1/collections").json()["data"] == []
+
+
+@pytest.mark.parametrize("path", ["..%2Ffaq", "%2e%2e", "faq%2F..%2Ffaq", "faq%00", ".lock"])
+def test_paths_in_names_lead_nowhere(faq, path):
+    assert faq.get(f"/v1/collections/{path}").status_code == 404
+    assert faq.get(f"/v1/collections/{path}/documents").status_code == 404
+    assert faq.delete(f"/v1/collections/{path}").status_code == 404
+    assert faq.delete(f"/v1/collections/faq/documents/{path}").status_code == 404
+    assert faq.get("/v1/collections/faq").status_code == 200
+
+
+def test_there_is_one_collection_of_a_name(faq):
+    assert "already" in refusal(faq.post("/v1/collections", json={"name": "faq"}), 409)
+
+
+def test_a_link_is_no_collection(faq, server, tmp_path):
+    other = Collection(tmp_path / "theirs", WordEmbedder())
+    [*other.put([("secret.md", "Secret.")])]
+    place = server.service.tenants.of("main").collections
+    (place / "linked").symlink_to(tmp_path / "theirs")
+    assert [entry["id"] for entry in faq.get("/v1/collections").json()["data"]] == ["faq"]
+    assert refusal(faq.get("/v1/collections/linked/documents"), 404)
+    assert refusal(faq.post("/v1/collections/linked/search", json={"query": "secret"}), 404)
+    assert refusal(faq.delete("/v1/collections/linked"), 404)
+    assert [document.name for document in other.documents()] == ["secret.md"]
+
+
+def test_an_operators_folder_is_named_without_what_is_above_it(server, tmp_path):
+    documents = tmp_path / "private" / "handbook"
+    (documents / "deep").mkdir(parents=True)
+    (documents / "deep" / "leave.md").write_text("Leave is thirty days.")
+    single = tmp_path / "private" / "single.md"
+    single.write_text("Single things.")
+    collection = Collection(server.service.tenants.of("main").collections / "hr", WordEmbedder())
+    [*collection.add([documents, single])]
+    client = server.client
+    names = [document["id"] for document in client.get("/v1/collections/hr/documents").json()["data"]]
+    assert names == ["handbook/deep/leave.md", "single.md"]
+    hit = search(client, "hr", "How many days of leave?", count=1)[0]
+    assert hit["document"] == "handbook/deep/leave.md"
+    assert search(client, "hr", "leave", document="single.md")[0]["document"] == "single.md"
+    assert client.delete("/v1/collections/hr/documents/handbook/deep/leave.md").status_code == 200
+    assert [Path(document.name).name for document in collection.documents()] == ["single.md"]
+    assert (documents / "deep" / "leave.md").exists()
+
+
+def test_bad_questions_are_refused_with_their_field(faq):
+    for body, field in (
+        ({"query": ""}, "query"),
+        ({"query": "  "}, "query"),
+        ({"query": "a", "count": 0}, "count"),
+        ({"query": "a", "mode": "magic"}, "mode"),
+        ({"query": "a", "tags": ["no tag"]}, "tags.0"),
+        ({"query": "a", "readers": ["admin"]}, "readers"),
+        ({"query": "a", "document": "nothing"}, "document"),
+    ):
+        response = faq.post("/v1/collections/faq/search", json=body)
+        assert response.status_code in (400, 404)
+        assert response.json()["error"]["param"] == field, response.text
+
+
+def test_only_readers_find_a_document(faq):
+    assert upload(faq, "faq", ("salaries.md", b"Bob earns nine."), readers="hr", tags="money").status_code == 201
+    assert upload(faq, "faq", ("managers.md", b"Managers earn ten."), readers="admin").status_code == 201
+    found = {hit["document"] for hit in search(faq, "faq", "Bob earns nine", count=50)}
+    assert "managers.md" in found
+    assert "salaries.md" not in found
+    assert "salaries.md" not in {entry["id"] for entry in faq.get("/v1/collections/faq/documents").json()["data"]}
+    assert upload(faq, "faq", ("a.md", b"a"), readers="no reader").status_code == 400

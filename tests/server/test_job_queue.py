@@ -1,0 +1,225 @@
+"""The queue of jobs: each runs once, in its order; whoever is killed, what is shown is true and the next begins."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from halka.server.job_folder import JobFolder, JobRequest, jobs_in
+from halka.server.job_process import environment
+from halka.server.job_queue import JobQueue
+from halka.util.errors import DamagedFolderError, HalkaError
+
+PATIENT = """
+import pathlib, signal, sys, time
+signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+with open("begun", "a") as file: file.write("x")
+while not pathlib.Path("go").exists(): time.sleep(0.01)
+print('{"good": 1}')
+"""
+"""Waits for the file `go`, and says in `begun` how often it has begun."""
+BEGUN = {"running", "stopping"}
+
+
+def wait_for(condition: Callable[[], object], seconds: float = 30) -> None:
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end, "it never came"
+        time.sleep(0.02)
+
+
+@pytest.fixture
+def jobs(tmp_path) -> Iterator[Path]:
+    """A folder of jobs; those that still run at the end are let go."""
+    folder = tmp_path / "jobs"
+    folder.mkdir()
+    yield folder
+    for job in jobs_in(folder):
+        if job.alive:
+            (job.path / "go").touch()
+            wait_for(lambda job=job: not job.alive)
+
+
+@pytest.fixture
+def queue(jobs, tmp_path) -> JobQueue:
+    return JobQueue(lambda: [jobs], tmp_path / "lock")
+
+
+def new(jobs: Path, program: str = PATIENT, **request) -> JobFolder:
+    command = [sys.executable, "-c", program]
+    return JobFolder.new(jobs, JobRequest(**{"kind": "evaluate", "settings": {}, "command": command, **request}), {})
+
+
+def begun(job: JobFolder) -> int:
+    """How often its command has begun."""
+    path = job.path / "begun"
+    return len(path.read_text()) if path.exists() else 0
+
+
+def finish(queue: JobQueue, job: JobFolder) -> str:
+    (job.path / "go").touch()
+    wait_for(lambda: not job.alive)
+    queue.look()
+    return job.state()
+
+
+def test_jobs_run_one_at_a_time_in_their_order(jobs, queue):
+    first, second = new(jobs), new(jobs)
+    assert (first.state(), second.state()) == ("queued", "queued")
+    assert queue.look() == 1
+    wait_for(lambda: begun(first))
+    assert queue.look() == 1
+    assert (first.state(), second.state()) == ("running", "queued")
+    assert finish(queue, first) == "done"
+    assert json.loads((first.path / "output.json").read_text()) == {"good": 1}
+    wait_for(lambda: begun(second))
+    assert finish(queue, second) == "done"
+    assert queue.look() == 0
+    assert (begun(first), begun(second)) == (1, 1)
+
+
+def test_several_may_run_at_once(jobs, tmp_path):
+    queue = JobQueue(lambda: [jobs], tmp_path / "lock", at_once=2)
+    made = [new(jobs) for _ in range(3)]
+    assert queue.look() == 2
+    wait_for(lambda: begun(made[0]) and begun(made[1]))
+    assert [job.state() for job in made] == ["running", "running", "queued"]
+    assert JobQueue(lambda: [jobs], tmp_path / "lock", at_once=0).look() == 0
+
+
+def test_two_servers_start_no_job_twice(jobs, tmp_path):
+    made = [new(jobs) for _ in range(3)]
+    queues = [JobQueue(lambda: [jobs], tmp_path / "lock") for _ in range(4)]
+    for _ in range(5):
+        for queue in queues:
+            assert queue.look() <= 1
+    wait_for(lambda: begun(made[0]))
+    assert [job.state() for job in made] == ["running", "queued", "queued"]
+    assert sum(map(begun, made)) == 1
+
+
+def test_a_job_survives_the_server_and_a_new_one_knows(jobs, tmp_path):
+    made = [new(jobs), new(jobs)]
+    server = f"""
+import pathlib, sys, time
+from halka.server.job_queue import JobQueue
+queue = JobQueue(lambda: [pathlib.Path({str(jobs)!r})], pathlib.Path({str(tmp_path / "lock")!r}))
+while True: queue.look(); print("looked", flush=True); time.sleep(0.05)
+"""
+    process = subprocess.Popen([sys.executable, "-c", server], stdout=subprocess.PIPE, env=environment(os.environ))
+    with process:
+        wait_for(lambda: begun(made[0]))
+        process.kill()
+    assert [job.state() for job in made] == ["running", "queued"]
+    queue = JobQueue(lambda: [jobs], tmp_path / "lock")
+    assert queue.look() == 1
+    assert [job.state() for job in made] == ["running", "queued"]
+    assert finish(queue, made[0]) == "done"
+    wait_for(lambda: begun(made[1]))
+    assert finish(queue, made[1]) == "done"
+    assert [begun(job) for job in made] == [1, 1]
+
+
+@pytest.mark.parametrize("whole", [True, False], ids=["with its command", "its process alone"])
+def test_a_killed_job_is_interrupted_and_the_next_begins(jobs, queue, whole):
+    first, second = new(jobs), new(jobs)
+    queue.look()
+    wait_for(lambda: begun(first))
+    pid = first.written()["pid"]
+    (os.killpg if whole else os.kill)(pid, signal.SIGKILL)
+    if not whole:  # its command is still at work: nothing else may begin
+        assert queue.look() == 1
+        assert (first.state(), second.state()) == ("running", "queued")
+        (first.path / "go").touch()
+    wait_for(lambda: not first.alive)
+    assert first.state() == "interrupted"
+    queue.look()
+    wait_for(lambda: begun(second))
+    assert begun(first) == 1, "nobody begins an interrupted job but who resumes it"
+    first.resume()
+    assert first.state() == "queued"
+    assert finish(queue, second) == "done"
+    wait_for(lambda: begun(first) == 2)
+    assert finish(queue, first) == "done"
+
+
+def test_a_stopped_job_can_be_resumed(jobs, queue):
+    job = new(jobs)
+    queue.look()
+    wait_for(lambda: begun(job))
+    job.stop()
+    assert job.state() in ("stopping", "stopped")
+    wait_for(lambda: not job.alive)
+    assert job.state() == "stopped"
+    with pytest.raises(HalkaError, match="is stopped: it cannot be stopped"):
+        job.stop()
+    assert queue.look() == 0
+    job.resume()
+    queue.look()
+    wait_for(lambda: begun(job) == 2)
+    assert finish(queue, job) == "done"
+    with pytest.raises(HalkaError, match="is done: only what was stopped"):
+        job.resume()
+
+
+def test_a_job_that_waits_can_be_stopped(jobs, queue):
+    job = new(jobs)
+    job.stop()
+    assert job.state() == "stopped"
+    assert queue.look() == 0
+    job.resume()
+    assert queue.look() == 1
+    job.stop()  # perhaps before its process has begun
+    wait_for(lambda: not job.alive)
+    assert job.state() == "stopped"
+
+
+def test_a_failed_job_says_why(jobs, queue):
+    fails = "import sys; print('loading', file=sys.stderr); sys.exit('Error: the data holds nothing')"
+    killed = "import os; os.kill(os.getpid(), 9)"
+    for program, reason in ((fails, "the data holds nothing"), (killed, "killed by SIGKILL: perhaps memory ran out")):
+        job = new(jobs, program)
+        queue.look()
+        wait_for(lambda job=job: job.written()["state"] == "failed")
+        wait_for(lambda job=job: not job.alive)
+        assert reason in job.written()["error"]
+        assert queue.look() == 0
+
+
+def test_a_damaged_or_foreign_folder_keeps_no_other_job_away(jobs, queue, tmp_path):
+    damaged, good = new(jobs), new(jobs)
+    (damaged.path / "state.json").write_text("{")
+    with pytest.raises(DamagedFolderError, match=f"state.json of {damaged.id} is damaged"):
+        damaged.state()
+    elsewhere = new(tmp_path / "others")
+    (jobs / "job-link").symlink_to(elsewhere.path)
+    (jobs / ".job-hidden").mkdir()
+    assert {job.id for job in jobs_in(jobs)} == {damaged.id, good.id}
+    assert queue.look() == 1
+    wait_for(lambda: begun(good))
+    assert elsewhere.state() == "queued"
+    (damaged.path / "job.json").unlink()
+
+
+def test_a_job_gets_no_secrets_and_no_settings_of_the_server():
+    variables = {"HALKA_SERVE_BASE": "a", "HALKA_TRAIN_RANK": "8", "HALKA_API_KEY": "secret", "PATH": "/bin"}
+    assert {*environment(variables)} - {"GOMP_SPINCOUNT"} == {"PATH", "HF_HUB_OFFLINE"}
+
+
+def test_a_job_is_there_with_its_data_or_not_at_all(jobs, tmp_path):
+    (tmp_path / "rows.jsonl").write_text("{}")
+    request = JobRequest("train", {"name": "a"}, ["true"])
+    job = JobFolder.new(jobs, request, {"data.jsonl": tmp_path / "rows.jsonl", "settings.yaml": b"base: x"})
+    assert {path.name for path in job.path.iterdir()} == {"job.json", "state.json", "data.jsonl", "settings.yaml"}
+    assert not (tmp_path / "rows.jsonl").exists()
+    with pytest.raises(FileNotFoundError):
+        JobFolder.new(jobs, request, {"data.jsonl": tmp_path / "nothing"})
+    assert [path.name for path in jobs.iterdir()] == [job.id]

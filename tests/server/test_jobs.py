@@ -1,0 +1,247 @@
+"""Jobs over HTTP: checked at once, watched as events, stopped and resumed; what is trained answers by its name."""
+
+from __future__ import annotations
+
+import json
+import time
+from pathlib import Path
+
+import httpx
+import pytest
+
+from halka.server.job_folder import JobFolder, JobRequest
+from serving_for_tests import InProcess
+
+ROWS = [{"prompt": f"What is {a} plus {b}?", "completion": str(a + b)} for a in range(4) for b in range(4)]
+SETTINGS = {"rank": 4, "train": {"steps": 3, "batch_size": 4}}
+
+
+@pytest.fixture
+def server(base, store, tmp_path):
+    """A server that starts jobs."""
+    with InProcess.open(base, store, tmp_path / "data", jobs=1) as server:
+        yield server
+
+
+def start(client: httpx.Client, **job) -> httpx.Response:
+    return client.post("/v1/jobs", json={"kind": "train", "name": "sums", "data": ROWS, "settings": SETTINGS} | job)
+
+
+def ended(client: httpx.Client, id: str, seconds: float = 60) -> dict:
+    """A job when it has ended."""
+    end = time.monotonic() + seconds
+    while (job := client.get(f"/v1/jobs/{id}").json())["status"] in ("queued", "running", "stopping"):
+        assert time.monotonic() < end, job
+        time.sleep(0.1)
+    return job
+
+
+def events_of(client: httpx.Client, id: str, **headers: str) -> list[tuple[str, dict]]:
+    with client.stream("GET", f"/v1/jobs/{id}/events", headers=headers) as response:
+        assert response.headers["content-type"].startswith("text/event-stream")
+        text = "".join(response.iter_text())
+    events = []
+    for block in text.split("\n\n"):
+        lines = dict(line.split(": ", 1) for line in block.splitlines() if not line.startswith(":"))
+        if lines:
+            events.append((lines["event"], json.loads(lines["data"])))
+    return events
+
+
+# ── what may be asked ───────────────────────────────────────────────────────────────────────────────────────────────
+
+
+@pytest.mark.parametrize(
+    ("change", "param", "reason"),
+    [
+        ({"settings": {"rnk": 4}}, "settings.rnk", "did you mean rank?"),
+        ({"settings": {"lr": 0.1}}, "settings.lr", "train.lr"),
+        ({"settings": {"rank": "four"}}, "settings.rank", "whole number"),
+        ({"settings": {"rank": 0}}, "settings.rank", "rank"),
+        ({"settings": {"train": {"lr": -1}}}, "settings.train.lr", "above 0"),
+        ({"settings": {"train": {"steps": True}}}, "settings.train.steps", "whole number"),
+        ({"settings": {"method": "magic"}}, "settings.method", "choose one of"),
+        ({"settings": {"method": "prefix", "rank": 4}}, "settings.rank", "rank"),
+        ({"settings": {"text": "Hello"}}, "settings.text", "no virtual tokens"),
+        ({"settings": {"base": "org/model"}}, "settings.base", "no such setting"),
+        ({"settings": {"out": "/tmp/x"}}, "settings.out", "no such setting"),
+        ({"settings": {"data": ["/etc/passwd"]}}, "settings.data", "no such setting"),
+        ({"task": "/tmp/task.py", "data": None}, "train.task", "support"),
+        ({"task": "support"}, "data", "either data"),
+        ({"data": None}, "data", "either data"),
+        ({"data": "/etc/passwd"}, "train.data", "list"),
+        ({"data": []}, "train.data", "at least 1"),
+        ({"data": [{"nothing": 1}]}, "data", "Known shapes"),
+        ({"validation": 2}, "train.validation", "share of data"),
+        ({"name": "../evil"}, "train.name", "pattern"),
+        ({"name": None}, "train.name", "string"),
+        ({"name": "tiny"}, "name", "the base"),
+        ({"shape": "magic"}, "data", "unknown"),
+        ({"kind": "delete"}, None, "train"),
+        ({"command": ["rm"]}, "train.command", "unknown parameter"),
+    ],
+)
+def test_a_wrong_job_is_refused_at_once_with_its_field(client, change, param, reason):
+    response = start(client, **change)
+    assert response.status_code == 400, response.text
+    error = response.json()["error"]
+    assert reason in error["message"]
+    assert param is None or error["param"] == param
+    assert client.get("/v1/jobs").json()["data"] == []
+
+
+@pytest.mark.parametrize(
+    ("job", "status", "param", "reason"),
+    [
+        ({"adapters": ["nothing"]}, 404, "adapters", "no adapter 'nothing'"),
+        ({"adapters": ["lora@7"]}, 404, "adapters", "no adapter 'lora@7'"),
+        ({"adapters": ["x=/etc"]}, 400, "evaluate.adapters.0", "pattern"),
+        ({"adapters": ["org/lora"]}, 400, "evaluate.adapters.0", "pattern"),
+        ({"with_base": True}, 400, None, "beside adapters"),
+        ({"metrics": ["magic"]}, 400, "metrics", "unknown metric"),
+        ({"data": [{**ROWS[0], "adapter": "prefix"}], "adapters": ["lora"]}, 400, "adapters", "not among adapters"),
+        ({"split": "test"}, 400, "split", "for a task"),
+        ({"limit": 0}, 400, "evaluate.limit", "greater than"),
+    ],
+)
+def test_a_wrong_evaluation_is_refused_at_once(client, job, status, param, reason):
+    response = client.post("/v1/jobs", json={"kind": "evaluate", "data": ROWS} | job)
+    assert response.status_code == status, response.text
+    error = response.json()["error"]
+    assert reason in error["message"]
+    assert param is None or error["param"] == param
+
+
+@pytest.mark.parametrize(
+    ("files", "job", "reason"),
+    [
+        ({"data": ("rows.parquet", b"PAR1")}, {}, "kind '.parquet'"),
+        ({"data": ("rows.jsonl.gz", b"")}, {}, "kind '.gz'"),
+        ({"data": ("task.py", b"print()")}, {}, "kind '.py'"),
+        ({"data": ("../rows.jsonl", b"{}")}, {}, "cannot be a file's name"),
+        ({"data": ("rows.jsonl", b"no json")}, {}, "data"),
+        ({"data": ("rows.jsonl", b"{}")}, {"data": ROWS}, "as rows and as a file"),
+        ({"data": ("rows.jsonl", b"{}")}, {"kind": "nothing"}, "kind"),
+        ({"validation": ("rows.jsonl", b"{}")}, {}, "data"),
+    ],
+)
+def test_a_file_that_is_no_data_is_refused(client, files, job, reason):
+    body = json.dumps({"kind": "train", "name": "sums", **job})
+    response = client.post("/v1/jobs/upload", data={"job": body}, files=files)
+    assert response.status_code == 400, response.text
+    assert reason in response.json()["error"]["message"]
+    assert client.get("/v1/jobs").json()["data"] == []
+
+
+def test_a_tenant_has_so_many_jobs(base, store, tmp_path):
+    with InProcess.open(base, store, tmp_path / "data", jobs=0, jobs_kept=2) as server:
+        ids = [start(server.client).json()["id"] for _ in range(2)]
+        response = start(server.client)
+        assert (response.status_code, response.json()["error"]["code"]) == (429, "too_many")
+        assert server.client.delete(f"/v1/jobs/{ids[0]}").json()["deleted"]
+        assert start(server.client).status_code == 201
+
+
+# ── a whole training ────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+@pytest.mark.slow
+def test_what_is_trained_answers_by_its_name(client, server, tmp_path):
+    lines = "".join(json.dumps(row) + "\n" for row in ROWS).encode()
+    job = json.dumps({"kind": "train", "name": "sums", "settings": SETTINGS, "validation": 0.25})
+    made = client.post("/v1/jobs/upload", data={"job": job}, files={"data": ("sums.jsonl", lines)})
+    assert made.status_code == 201, made.text
+    id = made.json()["id"]
+    events = events_of(client, id)
+    assert [step["step"] for kind, step in events if kind == "step"] == [1, 2, 3]
+    assert [view["status"] for kind, view in events if kind == "status"][-1] == "done"
+    view = client.get(f"/v1/jobs/{id}").json()
+    assert (view["adapter"], view["error"]) == ({"name": "sums", "version": 1}, None)
+    assert view["result"]["steps"] == 3
+    assert view["result"]["validation_loss"] > 0
+    assert view["last_step"]["step"] == 3
+    assert str(tmp_path) not in json.dumps(events)
+    assert [step["step"] for kind, step in events_of(client, id, **{"last-event-id": "2"}) if kind == "step"] == [3]
+    body = {"model": "sums", "messages": [{"role": "user", "content": "What is 1 plus 1?"}], "max_tokens": 4}
+    assert client.post("/v1/chat/completions", json=body).status_code == 200
+    assert client.get("/v1/adapters/sums").json()["parameters"] > 0
+    assert client.post(f"/v1/jobs/{id}/resume").status_code == 409
+    assert client.post(f"/v1/jobs/{id}/stop").status_code == 409
+    assert client.delete(f"/v1/jobs/{id}").json()["deleted"]
+    assert client.get(f"/v1/jobs/{id}").status_code == 404
+    assert client.get("/v1/adapters/sums").status_code == 200
+
+
+@pytest.mark.slow
+def test_a_training_stops_after_its_step_and_goes_on_where_it_was(client, server):
+    settings = {"rank": 4, "train": {"steps": 4000, "batch_size": 1}}
+    id = start(client, settings=settings).json()["id"]
+    end = time.monotonic() + 60
+    while client.get(f"/v1/jobs/{id}").json()["last_step"] is None:
+        assert time.monotonic() < end
+        time.sleep(0.1)
+    assert client.delete(f"/v1/jobs/{id}").status_code == 409
+    assert client.post(f"/v1/jobs/{id}/stop").json()["status"] in ("stopping", "stopped")
+    stopped = ended(client, id)
+    assert (stopped["status"], stopped["error"]) == ("stopped", None)
+    run = server.service.tenants.of("main").jobs / id / "run"
+    assert (run / "checkpoint.safetensors").exists()
+    steps = stopped["last_step"]["step"]
+    assert client.post(f"/v1/jobs/{id}/resume").json()["status"] in ("queued", "running")
+    end = time.monotonic() + 60
+    while client.get(f"/v1/jobs/{id}").json()["last_step"]["step"] <= steps:
+        assert time.monotonic() < end
+        time.sleep(0.1)
+    numbers = [json.loads(line)["step"] for line in (run / "metrics.jsonl").read_text().splitlines()[: steps + 1]]
+    assert numbers == [*range(1, steps + 2)]
+    client.post(f"/v1/jobs/{id}/stop")
+    assert ended(client, id)["status"] == "stopped"
+
+
+@pytest.mark.slow
+def test_adapters_are_evaluated_beside_the_base(client, tmp_path):
+    job = {
+        "kind": "evaluate",
+        "data": ROWS[:4],
+        "adapters": ["lora", "prefix@1"],
+        "with_base": True,
+        "max_new_tokens": 2,
+    }
+    id = client.post("/v1/jobs", json=job).json()["id"]
+    view = ended(client, id)
+    assert view["status"] == "done", view
+    assert {row["adapter"] for row in view["result"]["by_adapter"]} == {"lora", "prefix@1"}
+    assert view["result"]["base"] == "tiny"
+    assert str(tmp_path) not in json.dumps(view)
+    assert view["settings"] == {"data": 4, "adapters": ["lora", "prefix@1"], "with_base": True, "max_new_tokens": 2}
+
+
+# ── what is not one's own ───────────────────────────────────────────────────────────────────────────────────────────
+
+
+@pytest.mark.parametrize("id", ["..%2F..", "job-0", "job-" + "0" * 16, "%2e%2e", ".hidden", "job-%2e%2e%2fx"])
+def test_paths_and_guesses_lead_to_no_job(client, id):
+    for method, path in (("GET", ""), ("GET", "/events"), ("POST", "/stop"), ("POST", "/resume"), ("DELETE", "")):
+        response = client.request(method, f"/v1/jobs/{id}{path}")
+        assert response.status_code == 404
+        assert {*response.json()} == {"error"}
+
+
+def test_a_link_is_no_job(client, server, tmp_path):
+    elsewhere = JobFolder.new(tmp_path / "others", JobRequest("train", {}, ["true"]), {})
+    jobs = server.service.tenants.of("main").jobs
+    jobs.mkdir(parents=True)
+    (jobs / elsewhere.id).symlink_to(elsewhere.path)
+    assert client.get("/v1/jobs").json()["data"] == []
+    assert client.get(f"/v1/jobs/{elsewhere.id}").status_code == 404
+    assert client.delete(f"/v1/jobs/{elsewhere.id}").status_code == 404
+    assert elsewhere.state() == "queued"
+
+
+def test_no_message_of_a_job_has_a_path(client, server):
+    jobs: Path = server.service.tenants.of("main").jobs
+    store = server.service.tenants.of("main").store.folder
+    hidden = {str(store): "the store"}
+    job = JobFolder.new(jobs, JobRequest("evaluate", {}, ["true"], hidden=hidden), {})
+    job.write(state="failed", error=f"{job.path}/data.jsonl:3 is no row, {store}/lora is damaged")
+    assert client.get(f"/v1/jobs/{job.id}").json()["error"] == "data.jsonl:3 is no row, the store/lora is damaged"
