@@ -14,6 +14,7 @@ from halka.cli import (
     advise,
     ask,
     bases,
+    chat,
     compare,
     data,
     estimate,
@@ -72,6 +73,7 @@ command("demo", epilog=examples("halka demo -o demo"))(compare.demo)
 app.add_typer(adapters.app, name="adapters")
 app.add_typer(retrieval.app, name="docs")
 command("ask", epilog=ask.EXAMPLES)(ask.ask)
+command("chat", epilog=chat.EXAMPLES)(chat.chat)
 app.add_typer(keys.app, name="keys")
 app.command("serve", cls=serve.Serve)(serve.serve)
 

@@ -1,0 +1,122 @@
+"""`halka chat`: with a server and with an engine of its own, by hand and through a pipe."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from commands import ROOT, failure, halka
+from serving_for_tests import Running, make_base, make_store
+
+LONG = "--max-new-tokens 400 --temperature 5 --seed 1"
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory) -> Path:
+    """With `base` and `adapters`."""
+    folder = tmp_path_factory.mktemp("chat")
+    make_base(folder / "base")
+    make_store(folder / "adapters", folder / "base")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def url(folder):
+    with Running(folder / "base", folder / "adapters", folder / "data") as running:
+        made = running.service.library.create(running.service.tenants.of("main").collections, "faq")
+        [*made.put([("parcels.md", "Parcels are sent on Monday.")])]
+        yield running.url
+
+
+@pytest.fixture
+def here(folder, monkeypatch) -> Path:
+    monkeypatch.chdir(folder)
+    monkeypatch.delenv("HALKA_API_KEY", raising=False)
+    return folder
+
+
+def test_a_server_and_an_engine_of_ones_own_answer_alike(here, url):
+    lines = "What is the capital?\n\nWhy?\n/new\nWhat is the capital?\n"
+    own = "--base base --dtype float32 --store adapters --adapter lora --max-new-tokens 8"
+    served = halka(f"chat --url {url} --model lora --max-new-tokens 8", input=lines)
+    mine = halka(f"chat {own}", input=lines)
+    assert mine.stdout == served.stdout
+    answers = mine.stdout.splitlines()
+    assert len(answers) == 3
+    assert answers[0] == answers[2], "/new begins anew"
+    other = halka(f"chat {own} --system Shout.", input=lines)
+    assert other.stdout != mine.stdout
+    plain = halka(f"chat --url {url}/v1 --max-new-tokens 8", input="What is the capital?\n")
+    assert plain.stdout != "".join(answers[:1]), "without --model the base answers"
+
+
+def test_the_conversation_goes_on(here, url):
+    both = halka(f"chat --url {url} --model lora --max-new-tokens 6", input="What is it?\nWhy?\n").stdout.splitlines()
+    alone = halka(f"chat --url {url} --model lora --max-new-tokens 6", input="Why?\n").stdout.splitlines()
+    assert len(both) == 2
+    assert both[1:] != alone
+
+
+def test_a_collection_answers_through_the_server(here, url):
+    result = halka(f"chat --url {url} --collection faq --max-new-tokens 8", input="When are parcels sent?\n")
+    assert result.stdout.strip()
+    assert "no collection 'nothing'" in failure(
+        f"chat --url {url} --collection nothing --max-new-tokens 8", input="When?\n"
+    )
+
+
+@pytest.mark.parametrize(
+    ("flags", "reason"),
+    [
+        ("--base base --url http://x", "--url is for a server"),
+        ("--base base --model x", "--model is for a server"),
+        ("--base base --collection x", "halka ask"),
+        ("--adapter x", "--model"),
+        ("--url ftp://x", "is no URL"),
+        ("--url http://me:secret@x", "must not have a password"),
+        ("--url http://127.0.0.1:9 --model x", "nobody answers"),
+        ("--key-env NOTHING", "no variable NOTHING"),
+        ("--top-p 0.5", "--temperature"),
+    ],
+)
+def test_what_does_not_fit_is_said(here, flags, reason):
+    message = failure(f"chat {flags}", input="Hello\n")
+    assert reason in message
+    assert "secret" not in message
+
+
+def test_a_servers_error_is_told(here, url):
+    assert "the model 'nothing' does not exist" in failure(f"chat --url {url} --model nothing", input="Hello\n")
+
+
+@pytest.mark.slow
+def test_ctrl_c_stops_an_answer_and_the_talk_goes_on(here, url):
+    """By hand: standard input is a terminal."""
+    ours, theirs = os.openpty()
+    command = f"chat --url {url} --model lora {LONG}".split()
+    process = subprocess.Popen(
+        [sys.executable, "-c", "from halka.cli import main; main()", *command],
+        stdin=theirs,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        env={**os.environ, "PYTHONPATH": str(ROOT / "src"), "PYTHONUNBUFFERED": "1"},
+    )
+    os.close(theirs)
+    with process:
+        assert process.stdout is not None
+        assert process.stderr is not None
+        os.write(ours, b"Tell me a long story\n")
+        assert process.stdout.read(4)
+        time.sleep(0.05)
+        process.send_signal(signal.SIGINT)
+        os.write(ours, b"/new\n\x04")
+        _, messages = process.communicate(timeout=60)
+        assert process.returncode == 0, messages
+        assert b"(stopped)" in messages
+    os.close(ours)
