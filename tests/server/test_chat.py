@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
 
 import halka
 from engine_for_tests import alone
 from halka.engine import Request, Stopping
+from halka.storage.adapter_folder import AdapterFolder
 
 MESSAGES = [{"role": "user", "content": "What is the capital of France?"}]
 
@@ -66,3 +69,15 @@ def test_content_in_parts_and_other_roles(client, expected):
     parts = [{"role": "user", "content": [{"type": "text", "text": MESSAGES[0]["content"]}]}]
     assert ask(client, messages=parts)["choices"][0]["message"]["content"] == expected["tiny"]
     assert ask(client, messages=[{"role": "developer", "content": "Be brief."}, *MESSAGES])["choices"]
+
+
+@pytest.mark.parametrize("path", ["/v1/chat/completions", "/v1/completions"])
+def test_answers_name_the_content_that_made_them(client, stored, path):
+    ask = {"max_tokens": 3} | ({"messages": MESSAGES} if "chat" in path else {"prompt": "Paris is"})
+    for name in ("tiny", "lora", "prefix"):
+        id = None if name == "tiny" else AdapterFolder.open(stored / name / "1").id
+        whole = client.post(path, json=ask | {"model": name})
+        assert whole.json()["system_fingerprint"] == id
+        events = client.post(path, json=ask | {"model": name, "stream": True}).text.split("\n\n")
+        chunks = [json.loads(event[6:]) for event in events if event.startswith("data: {")]
+        assert {chunk["system_fingerprint"] for chunk in chunks} == {id}

@@ -41,7 +41,10 @@ async def chat_completions(body: ChatRequest, http: HttpRequest, service: Here, 
 
 @dataclass
 class Chat:
-    """A chat request as the engine has it, and what its responses say of themselves."""
+    """A chat request as the engine has it, and what its responses say of themselves.
+
+    adapter_id  the content that answers, which they have as their system_fingerprint; None: the base, or nobody yet
+    """
 
     service: Service
     body: ChatRequest
@@ -49,6 +52,7 @@ class Chat:
     toolbox: Toolbox | None
     caller: Caller
     grounding: Grounding | None
+    adapter_id: str | None = None
     id: str = field(default_factory=lambda: f"chatcmpl-{uuid.uuid4().hex}")
     created: int = field(default_factory=lambda: int(time.time()))
 
@@ -94,6 +98,7 @@ class Chat:
         end = {"usage": None} if self.body.usage_at_end else {}
         async with aclosing(self.deltas()) as news:
             async for delta in news:
+                self.adapter_id = delta.answer.adapter_id
                 if delta.index not in answers:
                     answers[delta.index] = delta.answer
                     yield event(self._chunk(delta.index, {"role": "assistant", "content": ""}) | end)
@@ -113,6 +118,7 @@ class Chat:
         answers: dict[int, Answer] = {}
         async with aclosing(self.deltas()) as news:
             async for delta in news:
+                self.adapter_id = delta.answer.adapter_id
                 answers[delta.index] = delta.answer
                 choice = choices.setdefault(delta.index, _empty(delta.index))
                 _add(choice, delta, self._logprobs(delta))
@@ -132,8 +138,8 @@ class Chat:
         }
 
     def _head(self, kind: str) -> dict[str, Any]:
-        model = self.body.model
-        return {"id": self.id, "object": kind, "created": self.created, "model": model, "system_fingerprint": None}
+        head = {"id": self.id, "object": kind, "created": self.created, "model": self.body.model}
+        return head | {"system_fingerprint": self.adapter_id}
 
     def _chunk(
         self, index: int, delta: dict[str, Any], logprobs: dict[str, Any] | None = None, finish: str | None = None

@@ -121,7 +121,8 @@ class Completion:
 
     def _head(self) -> dict[str, Any]:
         head = {"id": self.id, "object": "text_completion", "created": self.created, "model": self.body.model}
-        return head | {"system_fingerprint": None}
+        first = next(iter(self.answers.values()), None)
+        return head | {"system_fingerprint": first and first.adapter_id}
 
     def _usage(self) -> dict[str, Any]:
         return usage(self.requests, [answer for _, answer in sorted(self.answers.items())])
