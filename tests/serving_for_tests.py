@@ -15,6 +15,7 @@ import uvicorn
 from starlette.testclient import TestClient
 
 import halka
+from commands import process
 from embedder_for_tests import WordEmbedder
 from engine_for_tests import filled
 from halka.engine import Answer, AsyncEngine, Request
@@ -146,3 +147,18 @@ class Running:
         self._server.should_exit = True
         self._thread.join()
         self._socket.close()
+
+
+@contextmanager
+def serving(arguments: str, folder: Path, **environment: str):
+    """A server process with what it wrote until it was ready, at a free port."""
+    with process(f"serve {arguments} --port 0", folder, **environment) as server:
+        assert server.stderr is not None
+        try:
+            lines = []
+            while not lines or "curl" not in lines[-1]:
+                lines.append(server.stderr.readline())
+                assert lines[-1], f"it ended: {lines}"
+            yield server, "".join(lines)
+        finally:
+            server.kill()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import shutil
+import subprocess
 import sys
 import types
 from pathlib import Path
@@ -12,8 +13,10 @@ from pathlib import Path
 import pytest
 from safetensors.torch import load_file, save_file
 
+import halka
 from halka.models.fetching import pull
 from results_in_docs import PAGES, filled
+from serving_for_tests import serving
 
 ROOT = Path(__file__).parents[1]
 DOCS = sorted([ROOT / "README.md", ROOT / "CONTRIBUTING.md", *(ROOT / "docs").glob("*.md")])
@@ -51,6 +54,25 @@ def test_python_blocks_run(page, tmp_path, monkeypatch, small_cache):
     monkeypatch.setitem(sys.modules, module.__name__, module)  # where dataclasses look their names up
     for block in blocks(page, "python"):
         exec(compile(block, str(page), "exec"), vars(module))
+
+
+@pytest.mark.slow
+def test_readme_serves(tmp_path, small_cache, monkeypatch):
+    """README's lines for a server and its client; the adapter is not the demo's, which takes minutes."""
+    (block,) = [block for block in blocks(ROOT / "README.md", "sh") if "curl" in block]
+    (command,) = re.findall(r"^halka (serve .*)$", block, flags=re.MULTILINE)
+    (curl,) = re.findall(r"^curl .*", block, flags=re.MULTILINE | re.DOTALL)
+    assert "scripts/demo" in block
+    monkeypatch.setenv("HALKA_CACHE", str(small_cache))
+    model = halka.adapt(*halka.load_base("smollm2-135m"))
+    model.add("support", halka.LoRA(rank=2))
+    halka.AdapterStore(tmp_path / "halka-demo/adapters").save(model, "support")
+    with serving(command.removeprefix("serve "), tmp_path) as (_, text):
+        address = re.search(r"127\.0\.0\.1:\d+", text)
+        assert address is not None
+        asked = curl.strip().replace("127.0.0.1:8000", address[0])
+        answer = subprocess.run(["sh", "-c", f"{asked} -s"], capture_output=True, text=True, timeout=300, check=True)
+    assert json.loads(answer.stdout)["choices"][0]["message"]["role"] == "assistant"
 
 
 def test_the_documented_data_task_and_experiment_are_read(tmp_path):
@@ -97,8 +119,8 @@ def test_shell_blocks_name_what_is_there():
         command = line.split("#")[0].split()
         if command and command[0].startswith("scripts/"):
             assert (ROOT / command[0]).is_file(), line
-        elif command:
-            assert command[0] in ("halka", "python", "pip"), f"who runs this? {line}"
+        elif command and not line.startswith(" "):
+            assert command[0] in ("halka", "python", "pip", "curl"), f"who runs this? {line}"
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)

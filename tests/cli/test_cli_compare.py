@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import shutil
 import signal
 from collections.abc import Iterator
 from pathlib import Path
@@ -10,6 +12,7 @@ import huggingface_hub
 import pytest
 
 from commands import failure, halka, parsed, stopped
+from halka import AdapterStore
 from staged_runs import Stage, staged
 
 COMPARE = "compare experiment.yaml -o results"
@@ -71,6 +74,27 @@ def test_demo_pulls_its_base_first(stage, monkeypatch):
     (folder / "source.json").write_text("{}")
     assert "report: halka-demo/report.html" in halka("demo").stdout
     assert len(stage.names()) == 6
+
+
+def test_demo_leaves_its_best_adapter_in_a_store_once(stage, kinds, monkeypatch):
+    monkeypatch.setenv("HALKA_CACHE", str(Path("cache").absolute()))
+    folder = Path("cache/bases/smollm2-135m")
+    folder.mkdir(parents=True)
+    (folder / "source.json").write_text("{}")
+    assert "serve" not in halka("demo").stderr
+    for path in Path("halka-demo/runs").glob("*.json"):
+        result = json.loads(path.read_text())
+        scores = {"LoRA r16": 0.4, "prefix": 0.9, "full": 1.0}
+        if (label := result["label"]) in scores:
+            adapter = "prefix" if label == "prefix" else "lora"
+            shutil.copytree(adapter, Path("halka-demo/work", path.stem, "adapter"))
+            result["scores"][result["primary"]]["value"] = scores[label]
+            path.write_text(json.dumps(result))
+    for _ in range(2):
+        assert "serve --base smollm2-135m --store halka-demo/adapters" in halka("demo").stderr
+        stored = AdapterStore("halka-demo/adapters")
+        assert stored.versions("support") == [1]
+        assert stored.get("support").method == "prefix"
 
 
 def test_a_wrong_experiment_is_one_line(here):

@@ -7,29 +7,12 @@ import re
 import shlex
 import signal
 import socket
-from contextlib import contextmanager
-from pathlib import Path
 
 import httpx
 import pytest
 
-from commands import failure, process
-from serving_for_tests import make_store
-
-
-@contextmanager
-def serving(arguments: str, folder: Path, **environment: str):
-    """A server process with what it wrote until it was ready, at a free port."""
-    with process(f"serve {arguments} --port 0", folder, **environment) as server:
-        assert server.stderr is not None
-        try:
-            lines = []
-            while not lines or "curl" not in lines[-1]:
-                lines.append(server.stderr.readline())
-                assert lines[-1], f"it ended: {lines}"
-            yield server, "".join(lines)
-        finally:
-            server.kill()
+from commands import failure
+from serving_for_tests import make_store, serving
 
 
 @pytest.mark.slow

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import time
 from collections import defaultdict
 
+import httpx
 import pytest
 
 BODY = {"model": "lora", "messages": [{"role": "user", "content": "What is the capital of France?"}], "max_tokens": 9}
@@ -91,3 +93,21 @@ def test_what_fails_at_once_is_an_error_and_no_stream(client):
         answer = client.post("/v1/chat/completions", json=BODY | {"stream": True} | change)
         assert answer.status_code == status
         assert "error" in answer.json()
+
+
+@pytest.mark.parametrize("stream", [True, False])
+def test_who_leaves_frees_the_row_at_once(running, stream):
+    engine = running.service.engine.engine
+    body = BODY | {"max_tokens": 400, "logit_bias": {str(end): -100 for end in engine.ends}, "stream": stream}
+    with httpx.Client(base_url=running.url) as client:
+        if stream:
+            with client.stream("POST", "/v1/chat/completions", json=body, timeout=30) as answer:
+                assert next(answer.iter_lines()).startswith("data: ")
+                assert engine.busy
+        else:
+            with pytest.raises(httpx.ReadTimeout):
+                client.post("/v1/chat/completions", json=body, timeout=httpx.Timeout(10, read=0.02))
+    end = time.monotonic() + 5
+    while engine.busy:
+        assert time.monotonic() < end, "its row is not free"
+        time.sleep(0.01)

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import shlex
+import shutil
 import signal
+import sys
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -113,11 +115,30 @@ def demo(
 ) -> None:
     """See it work: fine-tune a real model by a method of every family.
 
-    It compares them in a report, takes about seven minutes on two cores, and downloads the model the first time.
+    It compares them in a report, leaves the best adapter in FOLDER/adapters for `halka serve`, takes about seven
+    minutes on two cores, and downloads the model the first time.
     """
     from halka.studies.experiment import demo_experiment
 
-    _run(demo_experiment(), out, shlex.join(["halka", "demo", "-o", str(out)]), retry, json)
+    experiment = demo_experiment()
+    _run(experiment, out, shlex.join(["halka", "demo", "-o", str(out)]), retry, json)
+    _keep_best(experiment, out)
+
+
+def _keep_best(experiment: Experiment, out: Path) -> None:
+    """Put the best adapter into a store, under the task's name, and say how it is served."""
+    from halka.storage.adapter_folder import AdapterFolder
+    from halka.storage.adapter_store import AdapterStore
+    from halka.studies.compare import best_adapter
+
+    if (best := best_adapter(experiment, out)) is None:
+        return
+    name, store = experiment.task, AdapterStore(out / "adapters")
+    if name not in store.names() or store.get(name).open().id != AdapterFolder.open(best).id:
+        store.add(best, name)
+    program = "halka" if shutil.which("halka") else sys.argv[0]
+    command = shlex.join([program, "serve", "--base", experiment.base, "--store", str(store.folder)])
+    say(f"the best adapter is {name!r} in {store.folder}. Next: {command}")
 
 
 def _run(

@@ -12,7 +12,6 @@ from typing import Any
 
 from anyio import to_thread
 from fastapi import APIRouter
-from starlette.requests import Request as HttpRequest
 from starlette.responses import Response
 
 from halka.engine import Answer, Request
@@ -23,7 +22,7 @@ from halka.server.formats import constraint_of
 from halka.server.generation import Delta, adapter_of, deltas, room, usage
 from halka.server.prompts import chat_tokens, count_tokens
 from halka.server.retrieval import Grounding, grounded, prompt_room, unasked
-from halka.server.sending import DONE, Json, begun, event, while_connected
+from halka.server.sending import DONE, Json, begun, event
 from halka.server.service import Here, Service
 from halka.server.tools import Call, Toolbox, toolbox_of, with_calls
 
@@ -31,12 +30,12 @@ router = APIRouter()
 
 
 @router.post("/v1/chat/completions")
-async def chat_completions(body: ChatRequest, http: HttpRequest, service: Here, caller: Who) -> Response:
+async def chat_completions(body: ChatRequest, service: Here, caller: Who) -> Response:
     """Answer a conversation."""
     chat = await Chat.of(body, service, caller)
     if body.stream:
-        return await begun(http, chat.chunks(), lambda error: event(api_error(error, caller.tenant).body))
-    return Json(await while_connected(http, chat.whole()))
+        return await begun(chat.chunks(), lambda error: event(api_error(error, caller.tenant).body))
+    return Json(await chat.whole())
 
 
 @dataclass

@@ -12,7 +12,6 @@ from typing import Annotated, Any, ClassVar
 from anyio import to_thread
 from fastapi import APIRouter
 from pydantic import Field
-from starlette.requests import Request as HttpRequest
 from starlette.responses import Response
 
 from halka.engine import Answer, Request
@@ -21,7 +20,7 @@ from halka.server.errors import api_error
 from halka.server.generation import Delta, adapter_of, deltas, merged, usage
 from halka.server.prompts import text_tokens
 from halka.server.requests import NEUTRAL, Count, Sampled
-from halka.server.sending import DONE, Json, begun, event, while_connected
+from halka.server.sending import DONE, Json, begun, event
 from halka.server.service import Here, Service
 
 USUAL = 16  # new tokens where a request does not say, as OpenAI has it
@@ -45,12 +44,12 @@ class CompletionRequest(Sampled):
 
 
 @router.post("/v1/completions")
-async def completions(body: CompletionRequest, http: HttpRequest, service: Here, caller: Who) -> Response:
+async def completions(body: CompletionRequest, service: Here, caller: Who) -> Response:
     """Go on with a text, or with several."""
     completion = await Completion.of(body, service, caller)
     if body.stream:
-        return await begun(http, completion.chunks(), lambda error: event(api_error(error, caller.tenant).body))
-    return Json(await while_connected(http, completion.whole()))
+        return await begun(completion.chunks(), lambda error: event(api_error(error, caller.tenant).body))
+    return Json(await completion.whole())
 
 
 @dataclass

@@ -11,7 +11,6 @@ from itertools import count
 from typing import Any
 
 from fastapi import APIRouter
-from starlette.requests import Request as HttpRequest
 from starlette.responses import Response
 
 from halka.engine import Answer
@@ -20,7 +19,7 @@ from halka.server.chat import Chat
 from halka.server.errors import api_error
 from halka.server.generation import Delta, usage
 from halka.server.responses_request import ResponsesRequest
-from halka.server.sending import Json, begun, event, while_connected
+from halka.server.sending import Json, begun, event
 from halka.server.service import Here
 from halka.server.tools import Call
 
@@ -31,7 +30,7 @@ Event = dict[str, Any]
 
 
 @router.post("/v1/responses")
-async def responses(body: ResponsesRequest, http: HttpRequest, service: Here, caller: Who) -> Response:
+async def responses(body: ResponsesRequest, service: Here, caller: Who) -> Response:
     """Answer an input, which holds the whole history."""
     chat = await Chat.of(body.as_chat(), service, caller)
     writing, numbers = Writing(chat, body), count()
@@ -46,8 +45,8 @@ async def responses(body: ResponsesRequest, http: HttpRequest, service: Here, ca
         return event({**body, "type": "error", "sequence_number": next(numbers)}, "error")
 
     if body.stream:
-        return await begun(http, events(), failed)
-    return Json(await while_connected(http, writing.whole()))
+        return await begun(events(), failed)
+    return Json(await writing.whole())
 
 
 @dataclass

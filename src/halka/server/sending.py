@@ -1,15 +1,12 @@
-"""Responses: JSON, and events that are sent as they come; who leaves ends what was made for him."""
+"""Responses: JSON, and events that are sent as they come."""
 
 from __future__ import annotations
 
-import asyncio
 import json
-from collections.abc import AsyncGenerator, Awaitable, Callable
-from contextlib import aclosing, suppress
+from collections.abc import AsyncGenerator, Callable
+from contextlib import aclosing
 from typing import Any, TypeVar
 
-from starlette.requests import ClientDisconnect
-from starlette.requests import Request as HttpRequest
 from starlette.responses import Response, StreamingResponse
 from starlette.types import Send
 
@@ -51,12 +48,12 @@ def event(value: Any, name: str | None = None) -> bytes:
 DONE = b"data: [DONE]\n\n"
 
 
-async def begun(http: HttpRequest, chunks: AsyncGenerator[bytes], failed: Callable[[Exception], bytes]) -> Events:
+async def begun(chunks: AsyncGenerator[bytes], failed: Callable[[Exception], bytes]) -> Events:
     """The chunks as events, from their first on: what fails before that is an error with a status of its own.
 
     failed  the event of an error that comes later
     """
-    first = await while_connected(http, anext(chunks))
+    first = await anext(chunks)
 
     async def all_of_them() -> AsyncGenerator[bytes]:
         async with aclosing(chunks):
@@ -68,24 +65,3 @@ async def begun(http: HttpRequest, chunks: AsyncGenerator[bytes], failed: Callab
                 yield failed(error)
 
     return Events(all_of_them())
-
-
-async def while_connected(request: HttpRequest, work: Awaitable[T]) -> T:
-    """What the work returns; it is cancelled if the client leaves meanwhile. The request's body is read already."""
-    working, leaving = asyncio.ensure_future(work), asyncio.ensure_future(_left(request))
-    try:
-        await asyncio.wait({working, leaving}, return_when=asyncio.FIRST_COMPLETED)
-        if not working.done():
-            raise ClientDisconnect
-        return working.result()
-    finally:
-        for task in (working, leaving):
-            task.cancel()
-        for task in (working, leaving):
-            with suppress(asyncio.CancelledError, Exception):
-                await task
-
-
-async def _left(request: HttpRequest) -> None:
-    while (await request.receive())["type"] != "http.disconnect":
-        pass

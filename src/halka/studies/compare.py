@@ -72,6 +72,17 @@ def write_outputs(
     return outputs
 
 
+def best_adapter(experiment: Experiment, folder: str | Path) -> Path | None:
+    """The adapter of the finished run with the highest score, full fine-tuning aside; None if there is none."""
+    results = {path.stem: json.loads(path.read_text(encoding="utf-8")) for path in Path(folder, "runs").glob("*.json")}
+    scores: dict[Path, float] = {}
+    for run in (run for group in Plan(experiment).due(results)[0] for run in group):
+        adapter, result = Path(folder, "work", run.key, "adapter"), results.get(run.key, {})
+        if run.method != "full" and adapter.is_dir() and (scored := result.get("scores")):
+            scores[adapter] = scored[result["primary"]]["value"]
+    return max(scores, key=lambda adapter: scores[adapter], default=None)
+
+
 class Plan:
     """Which runs an experiment needs, from the results so far. Raises HalkaError for a task that no run could use."""
 
