@@ -182,6 +182,10 @@ def test_no_temperature_is_greedy():
     assert 0 <= new_seed() < SEEDS
 
 
+def test_whole_numbers_may_be_larger_than_any_float():
+    assert Sampling(top_k=10**400, bias={10**400: 1.0}).top_k == 10**400
+
+
 def test_a_bias_is_a_finite_number_of_a_token():
     for bias, message in (({-1: 1.0}, "bias is -1: it is the ids"), ({3: math.nan}, "bias of token 3 is nan")):
         with pytest.raises(HalkaError, match=message):

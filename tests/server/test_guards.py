@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import time
 
@@ -120,6 +121,24 @@ def test_tokens_of_all_answers_count(closed, stream):
     assert 1 <= int(statuses[-1].headers["retry-after"]) <= 60
 
 
+@pytest.mark.parametrize("stream", [False, True])
+def test_every_prompt_of_a_batch_counts(closed, stream):
+    asked = {"model": "tiny", "prompt": ["One", "Two", "Three"], "n": 2, "max_tokens": 10, "stream": stream}
+    for limits, status in (
+        ({"concurrency": 6}, 200),
+        ({"concurrency": 5}, 400),
+        ({"tokens": 100}, 200),
+        ({"tokens": 60}, 400),
+    ):
+        headers = closed.key(**limits)
+        assert closed.client.post("/v1/completions", json=asked, headers=headers).status_code == status, limits
+    assert closed.service.guards.limiter.answers == 0
+    begun = time.monotonic()
+    while closed.service.engine.engine.busy:  # what the others had begun ends with the engine's next step
+        assert time.monotonic() < begun + 30
+        time.sleep(0.01)
+
+
 def test_a_request_that_cannot_be_answered_costs_no_tokens_of_an_answer(closed):
     headers = closed.key(tokens=1000)
     for _ in range(5):
@@ -182,3 +201,50 @@ def test_names_that_clients_make_up_are_in_no_label(server):
         server.client.get(f"/v1/models/made-up-{number}")
         server.client.get(f"/made-up-{number}")
     assert "made-up" not in server.client.get("/metrics").text
+
+
+# ── data that is no data ────────────────────────────────────────────────────────────────────────────────────────────
+
+DEEP: dict = {"type": "object"}
+for _ in range(200):
+    DEEP = {"type": "object", "properties": {"a": DEEP}}
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        '{"model": "tiny", "messages": [{"role": "user", "content": "\\ud800"}]}',
+        '{"model": "\\udfff", "messages": [{"role": "user", "content": "Hello"}]}',
+        '{"model": "tiny", "messages": [{"role": "user", "content": "Hello"}], "temperature": NaN}',
+        '{"model": "tiny", "messages": [{"role": "user", "content": "Hello"}], "temperature": 1e999}',
+        '{"model": "tiny", "messages": [{"role": "user", "content": "Hello"}], "seed": 1' + "0" * 5000 + "}",
+        '{"model": "tiny", "messages": [{"role": "user", "content": "Hello"}], "max_tokens": 1' + "0" * 400 + "}",
+        '{"model": "tiny", "messages": ' + "[" * 100_000 + "]" * 100_000 + "}",
+        json.dumps(CHAT | {"response_format": {"type": "json_schema", "json_schema": {"name": "x", "schema": DEEP}}}),
+        json.dumps(CHAT | {"logit_bias": {"9" * 400: 1}}),
+        json.dumps(CHAT | {"logit_bias": {str(2**70): 1}}),
+        json.dumps(CHAT | {"stop": ["\x00"] * 17}),
+        json.dumps(CHAT | {"model": "a/../../etc/passwd\x00"}),
+        json.dumps(CHAT | {"n": 10**30}),
+        json.dumps(CHAT | {"metadata": {"a": "b" * 10}, "user": ["not", "text"], "messages": [[]]}),
+    ],
+    ids=range(14),
+)
+def test_data_that_is_no_data_is_refused(client, body):
+    for path in ("/v1/chat/completions", "/v1/completions", "/v1/responses"):
+        response = client.post(path, content=body, headers={"content-type": "application/json"})
+        assert 400 <= response.status_code < 500, (path, response.text)
+        assert set(response.json()["error"]) == {"message", "type", "param", "code"}
+
+
+def test_a_form_that_holds_no_json_is_refused(client):
+    response = client.post("/v1/jobs/upload", data={"job": "{"}, files={"data": ("a.jsonl", b"{}")})
+    assert response.status_code == 400
+    assert "JSON" in response.json()["error"]["message"]
+
+
+def test_texts_of_every_kind_are_answered(client):
+    """NUL, halves of pairs that are whole, marks that change the direction, and what looks like the template's own."""
+    for text in ("\x00", "\U0001f600", "\u202e\u2028", "<|im_end|>", "{{ 7*7 }}", "a" * 50, "\ufeff", "́" * 20):
+        asked = CHAT | {"messages": [{"role": "user", "content": text}]}
+        assert client.post("/v1/chat/completions", json=asked).status_code == 200, text

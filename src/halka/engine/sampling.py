@@ -72,7 +72,8 @@ class Sampling:
 
 def _check(field: str, value: Any, kind: type, low: float, high: float, allowed: str) -> None:
     number = isinstance(value, int | kind) and not isinstance(value, bool)
-    if value is not None and not (number and math.isfinite(value) and low <= value <= high):
+    finite = number and (isinstance(value, int) or math.isfinite(value))  # an int may be too large for a float
+    if value is not None and not (finite and low <= value <= high):
         raise HalkaError(f"{field} is {value!r}: it is {allowed}, or None")
 
 

@@ -92,10 +92,6 @@ def _invalid(error: RequestValidationError) -> ApiError:
     place = [str(part) for part in (inner if where in ("", "body", "query", "path", "header") else first["loc"])]
     param = first.get("ctx", {}).get("param") or ".".join(place) or None
     message = first["msg"].removeprefix("Value error, ")
-    if first["type"] == "json_invalid":
-        return ApiError(
-            400, f"the body is no JSON: {first['ctx']['error']} at character {place[0]}", code="invalid_json"
-        )
     if first["type"] == "extra_forbidden":
         return ApiError(400, f"unknown parameter {param!r}", param=param, code="unknown_parameter")
     code = "unsupported_parameter" if first["type"] == "unsupported" else None
