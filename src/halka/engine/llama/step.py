@@ -17,14 +17,13 @@ from torch import Tensor
 from halka.engine.line import Line
 from halka.engine.llama import kernels
 from halka.engine.llama.chunks import ChunkAttention, batched, tiles_of
+from halka.engine.llama.product import Product
 from halka.engine.llama.row_adapter import Tables
 from halka.engine.llama.row_parts import RowParts, pieces_of
 from halka.engine.llama.rows import Rows, stacked
 from halka.engine.llama.shared import Shared, shared
 from halka.engine.llama.weights import LlamaLayer, LlamaWeights
 from halka.models.attention.paged import SIZE, KVBlocks, PagedPlan, PagedText
-
-MANY = 128  # tokens up to which kernels compute products, where the processor allows; torch's are faster above
 
 
 class Scratch:
@@ -57,14 +56,19 @@ class LlamaStep:
         self.weights = weights
         self.embed, self.head, self.norm = (shared(it).array for it in (weights.embed, weights.head, weights.norm))
         self.eps, self.scale = np.float32(weights.eps), np.float32(weights.scale)
-        self.no_scale = np.empty(0, np.float32)
-        self.pairs = kernels.PAIRS and weights.embed.dtype == torch.bfloat16 and not any((D % 2, Q * W % 2, F % 2))
+        dtype = weights.embed.dtype
+        self.pairs = kernels.PAIRS and dtype == torch.bfloat16 and not any((D % 2, Q * W % 2, F % 2))
+        self.products = [
+            {name: Product(it.weight, it.scale, it.bias, self.pairs, dtype) for name, it in layer.products.items()}
+            for layer in weights.layers
+        ]
+        self.to_logits = Product(weights.head, None, None, self.pairs, dtype)
         self.norms = [[shared(norm).array for norm in layer.norms()] for layer in weights.layers]
         self._addresses = np.array(weights.addresses(), np.int64)
         self._windows = np.array([layer.window or 0 for layer in weights.layers])
         self._scratch = Scratch(weights, 64)
         self._turns = self._turns_of(1024)
-        self.attend_tiles = ChunkAttention(H, weights.embed.dtype)
+        self.attend_tiles = ChunkAttention(H, dtype)
 
     def __call__(self, line: Line, rows: Rows) -> Tensor:
         """The logits (len(line.last), V), fp32."""
@@ -129,21 +133,21 @@ class _Pass:
 
     def __init__(self, step: LlamaStep, line: Line, rows: Rows, threads: int):
         self._step, self._line, self._threads = step, line, threads
-        self._plan = line.plan
-        self._rotary = step.rotary(line.plan.positions.numpy())
-        count = len(line.tokens)
-        self._scratch = step.scratch(count)
+        plan = line.plan
+        self._kv, self._slots, self._positions = shared(plan.kv.data).array, plan.slots.numpy(), plan.positions.numpy()
+        self._blocks = plan.tables.numpy(), plan.counts.numpy(), plan.begins.numpy()
+        self._rotary = step.rotary(self._positions)
+        self._scratch = step.scratch(len(line.tokens))
         own = self._scratch.h, self._scratch.x
-        self._parts = RowParts(rows, line.plan.forest.runs, *own, threads, step.pairs)
-        self._single = np.array([number for number, text in enumerate(self._plan.texts) if text.tokens == 1], np.int64)
-        self._places = np.array(self._plan.forest.starts)[self._single]
+        self._parts = RowParts(rows, plan.forest.runs, *own, threads, step.pairs)
+        self._single = np.array([number for number, text in enumerate(plan.texts) if text.tokens == 1], np.int64)
+        self._places = np.array(plan.forest.starts)[self._single]
         pieces = pieces_of(len(self._single) * step.dims.H, threads)
-        self._sums = kernels.partial_sums(len(self._single), pieces, self._plan.kv.data, step.dims.Q)
-        long = [number for number, text in enumerate(self._plan.texts) if text.tokens > 1]
+        self._sums = kernels.partial_sums(len(self._single), pieces, plan.kv.data, step.dims.Q)
+        long = [number for number, text in enumerate(plan.texts) if text.tokens > 1]
         windows = {layer.window for layer in step.weights.layers}
         self._tiles = {
-            window: batched([tile for number in long for tile in tiles_of(self._plan, number, window)])
-            for window in windows
+            window: batched([tile for number in long for tile in tiles_of(plan, number, window)]) for window in windows
         }
 
     def logits(self) -> Tensor:
@@ -157,22 +161,22 @@ class _Pass:
         kernels.add_norm(self._threads, scratch.x.array, scratch.y.array, step.norm, step.eps, scratch.h.array)
         hidden = shared(scratch.h.tensor[torch.tensor(self._line.last, dtype=torch.int64)])
         logits = torch.empty(len(self._line.last), len(step.head), dtype=hidden.tensor.dtype)
-        self._multiplied(hidden, step.weights.head, None, None, shared(logits))
+        step.to_logits(self._threads, hidden, shared(logits))
         return logits.float()
 
     def _attention(self, number: int, layer: LlamaLayer, y: Any) -> None:
-        step, scratch, plan = self._step, self._scratch, self._plan
+        step, scratch, kv = self._step, self._scratch, self._kv
         norm, q_norm, k_norm, _ = step.norms[number]
         kernels.add_norm(self._threads, scratch.x.array, y, norm, step.eps, scratch.h.array)
         self._product(number, layer, "qkv", scratch.h, scratch.qkv)
-        kv, slots = shared(plan.kv.data).array, plan.slots.numpy()
-        arguments = (scratch.qkv.array, q_norm, k_norm, step.eps, *self._rotary, kv, number, slots, scratch.q.array)
-        kernels.keep(self._threads, *arguments)
+        kernels.keep(
+            *(self._threads, scratch.qkv.array, q_norm, k_norm, step.eps, *self._rotary, kv, number, self._slots),
+            scratch.q.array,
+        )
         if len(self._single):
-            tables, counts, begins = plan.tables.numpy(), plan.counts.numpy(), plan.begins.numpy()
             kernels.attend(
-                *(self._threads, scratch.q.array, kv, number, self._places, self._single, tables, counts, begins),
-                *(plan.positions.numpy(), layer.window or 0, step.scale, *self._sums, scratch.out.array),
+                *(self._threads, scratch.q.array, kv, number, self._places, self._single, *self._blocks),
+                *(self._positions, layer.window or 0, step.scale, *self._sums, scratch.out.array),
             )
         for tiles in self._tiles[layer.window]:
             step.attend_tiles(self._threads, scratch.q, kv, number, tiles, step.scale, scratch.out)
@@ -189,26 +193,6 @@ class _Pass:
 
     def _product(self, number: int, layer: LlamaLayer, name: str, x: Shared, y: Shared) -> None:
         """A fused product with what the rows' parts do to its input, and to its outputs."""
-        fused = layer.products[name]
         self._parts.edit_input(number, layer, name, x)
-        self._multiplied(x, fused.weight, fused.scale, fused.bias, y)
+        self._step.products[number][name](self._threads, x, y)
         self._parts.edit_output(number, layer, name, x, y)
-
-    def _multiplied(self, x: Shared, weight: Tensor, scale: Tensor | None, bias: Tensor | None, y: Shared) -> None:
-        """y = F.linear(x, weight, bias), the weight times its scale if it has one."""
-        own_scale = self._step.no_scale if scale is None else scale.numpy()
-        if len(x.tensor) == 1:
-            kernels.product(self._threads, shared(weight).array, own_scale, x.array[0], y.array[0])
-            if bias is not None:
-                y.tensor.add_(bias)
-        elif self._step.pairs and len(x.tensor) <= MANY:
-            own_bias = shared(x.tensor.new_empty(0) if bias is None else bias)
-            kernels.products(self._threads, x.array, shared(weight).array, own_scale, own_bias.array, y.array)
-        elif scale is not None:
-            y.tensor.copy_(torch.mm(x.tensor, weight.mT.to(x.tensor.dtype)).mul_(scale))
-            if bias is not None:
-                y.tensor.add_(bias)
-        elif bias is None:
-            torch.mm(x.tensor, weight.mT, out=y.tensor)
-        else:
-            torch.addmm(bias, x.tensor, weight.mT, out=y.tensor)

@@ -1,0 +1,44 @@
+"""`Product`: the states of a line's tokens times a weight, by kernels or by torch, whichever is faster."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from halka.engine.llama import kernels
+from halka.engine.llama.shared import Shared, shared
+
+MANY = 128  # tokens up to which kernels compute products, where the processor allows; torch's are faster above
+NO_SCALE = np.empty(0, np.float32)
+
+
+class Product:
+    """y = F.linear(x, weight, bias), the weight times its scale if it has one.
+
+    arrays  weight (O, I), scale and bias (O,) for the kernels, without any element for none
+    """
+
+    def __init__(self, weight: Tensor, scale: Tensor | None, bias: Tensor | None, pairs: bool, dtype: torch.dtype):
+        """pairs: kernels multiply pairs of bf16 numbers of weight and states. dtype: of states."""
+        self._weight, self._scale, self._bias, self._pairs = weight, scale, bias, pairs
+        own_bias = torch.empty(0, dtype=dtype) if bias is None else bias
+        self.arrays = shared(weight).array, NO_SCALE if scale is None else scale.numpy(), shared(own_bias).array
+
+    def __call__(self, threads: int, x: Shared, y: Shared) -> None:
+        """Compute y (N, O) of x (N, I)."""
+        count, weight, scale, bias = len(x.array), self._weight, self._scale, self._bias
+        if count == 1:
+            kernels.product(threads, *self.arrays[:2], x.array[0], y.array[0])
+            if bias is not None:
+                y.tensor.add_(bias)
+        elif self._pairs and count <= MANY:
+            kernels.products(threads, x.array, *self.arrays, y.array)
+        elif scale is not None:
+            y.tensor.copy_(torch.mm(x.tensor, weight.mT.to(x.tensor.dtype)).mul_(scale))
+            if bias is not None:
+                y.tensor.add_(bias)
+        elif bias is None:
+            torch.mm(x.tensor, weight.mT, out=y.tensor)
+        else:
+            torch.addmm(bias, x.tensor, weight.mT, out=y.tensor)
