@@ -11,6 +11,7 @@ import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 
+import anyio
 import httpx
 import pytest
 import torch
@@ -18,6 +19,8 @@ from safetensors.torch import load_file, save_file
 
 import halka
 from engine_for_tests import filled
+from halka.server.adapters import verify
+from halka.server.uploads import staging
 from serving_for_tests import InProcess, make_base, make_store
 
 WEIGHTS, CONFIG, CARD = "adapter_model.safetensors", "adapter_config.json", "halka.json"
@@ -301,3 +304,24 @@ def test_what_a_store_has_of_unlike_adapters_is_described(client, server, base, 
     entry = client.get("/v1/adapters/a").json()
     assert (entry["task"], entry["measurements"], entry["method"]["name"]) == ("greeting", {"f1": 0.5}, "prompt")
     assert str(store) not in json.dumps(entry)
+
+
+def test_who_leaves_in_the_middle_leaves_nothing(server, store):
+    folder = store / "lora" / "1"
+
+    async def leave() -> None:
+        async with staging(server.service.settings.data) as staged:
+            (staged / "file").write_text("half")
+            with anyio.CancelScope() as scope:
+                scope.cancel()
+                await verify(server.service, folder)
+        with anyio.CancelScope() as scope:
+            async with staging(server.service.settings.data):
+                scope.cancel()
+                await anyio.sleep(1)
+
+    anyio.run(leave)
+    assert not [*(server.service.settings.data / "uploads").iterdir()]
+    adapters = server.service.engine.engine.adapters
+    assert not adapters.residents.versions
+    assert not adapters._put

@@ -212,6 +212,9 @@ def test_adapters_are_evaluated_beside_the_base(client, tmp_path):
     assert view["status"] == "done", view
     assert {row["adapter"] for row in view["result"]["by_adapter"]} == {"lora", "prefix@1"}
     assert view["result"]["base"] == "tiny"
+    lines = client.get(f"/v1/jobs/{id}/predictions").text.splitlines()
+    assert len(lines) == 3 * 4
+    assert {json.loads(line)["adapter"] for line in lines} == {"lora", "prefix@1", None}
     assert str(tmp_path) not in json.dumps(view)
     assert view["settings"] == {"data": 4, "adapters": ["lora", "prefix@1"], "with_base": True, "max_new_tokens": 2}
 
@@ -221,7 +224,14 @@ def test_adapters_are_evaluated_beside_the_base(client, tmp_path):
 
 @pytest.mark.parametrize("id", ["..%2F..", "job-0", "job-" + "0" * 16, "%2e%2e", ".hidden", "job-%2e%2e%2fx"])
 def test_paths_and_guesses_lead_to_no_job(client, id):
-    for method, path in (("GET", ""), ("GET", "/events"), ("POST", "/stop"), ("POST", "/resume"), ("DELETE", "")):
+    for method, path in (
+        ("GET", ""),
+        ("GET", "/events"),
+        ("GET", "/predictions"),
+        ("POST", "/stop"),
+        ("POST", "/resume"),
+        ("DELETE", ""),
+    ):
         response = client.request(method, f"/v1/jobs/{id}{path}")
         assert response.status_code == 404
         assert {*response.json()} == {"error"}

@@ -49,6 +49,7 @@ def everything(id: str) -> list[tuple[str, str, object]]:
         ("DELETE", "/v1/collections/faq", None),
         ("GET", f"/v1/jobs/{id}", None),
         ("GET", f"/v1/jobs/{id}/events", None),
+        ("GET", f"/v1/jobs/{id}/predictions", None),
         ("POST", f"/v1/jobs/{id}/resume", None),
         ("POST", f"/v1/jobs/{id}/stop", None),
         ("DELETE", f"/v1/jobs/{id}", None),

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import shutil
 import time
-from collections.abc import Container, Iterable, Iterator, Sequence
+from collections.abc import Callable, Container, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from functools import cached_property, partial
@@ -159,14 +159,15 @@ class Collection:
         *,
         readers: Sequence[str] = (EVERYONE,),
         tags: Sequence[str] = (),
+        read: Callable[[str, Path], Text] = read_as,
     ) -> Iterator[Event]:
         """Add pairs of a name and a file that is read now and not again; each replaces an older document of that name.
 
-        The documents know nothing of the files' paths, and no message names them.
+        The documents know nothing of the files' paths, and no message names them. `read` makes a text of a pair.
         """
         access = tuple(sorted(named(readers))), tuple(sorted(named(tags)))
         yield from self._take_in(
-            Input(name, Path(path).read_bytes, partial(read_as, name, Path(path)), *access) for name, path in files
+            Input(name, Path(path).read_bytes, partial(read, name, Path(path)), *access) for name, path in files
         )
 
     def refresh(self) -> Iterator[Event]:

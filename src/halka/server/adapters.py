@@ -12,7 +12,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Annotated, Any
 
-from anyio import to_thread
+from anyio import CancelScope, to_thread
 from fastapi import APIRouter, Depends, Form, Query, UploadFile
 from pydantic import Field
 from starlette.responses import Response, StreamingResponse
@@ -185,28 +185,29 @@ async def _added(service: Service, caller: Caller, name: str, folder: Path) -> R
     if name in (service.name, service.library.name):
         raise ApiError(400, f"{name!r} is the name of the base or the embedder: choose another", param="name")
     check_inside(tenant.store, name)
-    await _verify(service, folder)
+    await verify(service, folder)
     stored = await to_thread.run_sync(tenant.store.add, folder, name)
     return Json(await to_thread.run_sync(lambda: _described(service, caller, name, stored.version)), 201)
 
 
-async def _verify(service: Service, folder: Path) -> None:
+async def verify(service: Service, folder: Path) -> None:
     """Let the engine load the adapter, and take it back. Raises ApiError with what is wrong with it."""
     engine, name = service.engine.engine, f"upload {uuid.uuid4().hex}"
     try:
-        await service.engine.call(lambda: engine.put(name, folder))
         try:
+            await service.engine.call(lambda: engine.put(name, folder))
             await service.engine.load(name)
         finally:
-            await service.engine.call(lambda: _take_back(service, name))
+            with CancelScope(shield=True):  # also where the client has left
+                await service.engine.call(lambda: _take_back(service, name))
     except (HalkaError, OSError) as error:
         raise ApiError(400, str(error).replace(f"{folder}/", "").replace(str(folder), "the adapter")) from None
 
 
 def _take_back(service: Service, name: str) -> None:
-    with suppress(HalkaError):
+    with suppress(HalkaError):  # it is not there
         service.engine.engine.adapters.unload(name)
-    service.engine.engine.drop(name)
+        service.engine.engine.drop(name)
 
 
 def _let_go(service: Service, name: str) -> None:

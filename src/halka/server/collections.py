@@ -21,6 +21,7 @@ from halka.rag.texts import is_readable
 from halka.server.access import Caller, Who, needs
 from halka.server.errors import ApiError
 from halka.server.library import names_of, public_names
+from halka.server.reading import read_apart
 from halka.server.requests import Body, Labels, Name
 from halka.server.sending import Json
 from halka.server.service import Here, Service
@@ -118,7 +119,8 @@ async def upload_documents(
 
         def put() -> list[dict[str, Any]]:
             opened = _open(service, caller, collection)
-            events = opened.put_files(zip(names, paths, strict=True), readers=readers or (EVERYONE,), tags=tags or ())
+            access = {"readers": readers or (EVERYONE,), "tags": tags or ()}
+            events = opened.put_files(zip(names, paths, strict=True), **access, read=read_apart)
             return [
                 {"id": event.document, "object": "document", "status": event.what, "passages": event.passages}
                 | ({"reason": event.reason} if event.reason else {})

@@ -32,7 +32,7 @@ from halka.training import TrainConfig
 from halka.util.errors import HalkaError, UnknownAdapterError
 from halka.util.settings import Setting, build, convert, from_content, settings_of
 
-DATA, VALIDATION, SETTINGS = "data", "validation", "settings.yaml"
+DATA, VALIDATION, SETTINGS, PREDICTIONS = "data", "validation", "settings.yaml", "predictions.jsonl"
 SUFFIXES = (".jsonl", ".ndjson", ".json", ".csv", ".tsv")
 Probe = Literal["fit", "cleanliness", "strength", "knowledge", "learnability"]
 
@@ -270,7 +270,7 @@ def _evaluation(job: EvaluateJob, placed: Mapping[str, str], tenant: Tenant, set
         "limit": job.limit,
         "max-new-tokens": job.max_new_tokens,
         "seed": job.seed,
-        "out": "predictions.jsonl",
+        "out": PREDICTIONS,
     }
     return ["evaluate", *_flags({**_base(settings), **flags}), "--json"]
 

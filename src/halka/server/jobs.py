@@ -10,20 +10,21 @@ import time
 import uuid
 from collections.abc import AsyncGenerator, Mapping
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, BinaryIO
 
 import anyio
 from anyio import to_thread
 from fastapi import APIRouter, Depends, Form, Header, UploadFile
 from fastapi.exceptions import RequestValidationError
 from pydantic import TypeAdapter, ValidationError
-from starlette.responses import Response
+from starlette.responses import Response, StreamingResponse
 
 from halka.server.access import Caller, needs
+from halka.server.adapter_files import pieces_of
 from halka.server.errors import ApiError
 from halka.server.health import Drain
 from halka.server.job_folder import ENDED, JOB, OUTPUT, RUN, JobFolder, jobs_in
-from halka.server.job_requests import Job, asked, check_data
+from halka.server.job_requests import PREDICTIONS, Job, asked, check_data
 from halka.server.sending import Events, Json, event
 from halka.server.service import Here, Service
 from halka.server.storing import check_room
@@ -92,6 +93,19 @@ async def watch_job(
     job = await to_thread.run_sync(_job, service, caller, id)
     after = int(last_event_id) if last_event_id and last_event_id.isascii() and last_event_id.isdigit() else 0
     return Events(_events(job, after, service.guards.drain))
+
+
+@router.get("/v1/jobs/{id}/predictions")
+async def get_predictions(id: str, service: Here, caller: Manager) -> Response:
+    """The answers of an evaluation, a line of JSON each, with what was expected."""
+
+    def opened() -> BinaryIO:
+        try:
+            return (_job(service, caller, id).path / PREDICTIONS).open("rb")
+        except FileNotFoundError:
+            raise ApiError(404, "this job has no predictions: an evaluation has, once it is done", param="id") from None
+
+    return StreamingResponse(pieces_of(await to_thread.run_sync(opened)), media_type="application/jsonl")
 
 
 @router.post("/v1/jobs/{id}/stop")
@@ -203,7 +217,9 @@ def _result(job: JobFolder, kind: str) -> Any:
         result = json.loads((job.path / OUTPUT).read_bytes())
     except (OSError, ValueError):
         return None
-    return {key: result[key] for key in OF_TRAINING if key in result} if kind == "train" else result
+    if kind == "train":
+        return {key: result[key] for key in OF_TRAINING if key in result}
+    return {key: value for key, value in result.items() if key not in ("predictions", "scores_file", "report")}
 
 
 def _without_paths(value: Any, hidden: Mapping[str, str]) -> Any:

@@ -11,7 +11,7 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 
-from anyio import to_thread
+from anyio import CancelScope, to_thread
 from fastapi import UploadFile
 
 from halka.server.errors import ApiError
@@ -29,7 +29,8 @@ async def staging(data: Path) -> AsyncIterator[Path]:
     try:
         yield folder
     finally:
-        await to_thread.run_sync(lambda: shutil.rmtree(folder, ignore_errors=True))
+        with CancelScope(shield=True):  # also where the client has left
+            await to_thread.run_sync(lambda: shutil.rmtree(folder, ignore_errors=True))
 
 
 def remove_stale(data: Path) -> None:

@@ -1,0 +1,45 @@
+"""A document that crashes, outlasts or floods its reader is refused, and takes nobody with it."""
+
+from __future__ import annotations
+
+import sys
+
+import pytest
+
+from halka.rag.texts import Text, Unreadable, read_text
+from halka.server.reading import read_apart
+
+
+def program(code: str) -> list[str]:
+    return [sys.executable, "-c", f"import os, sys, time, resource\n{code}"]
+
+
+def test_what_is_read_apart_is_what_is_read_here(tmp_path):
+    page = tmp_path / "0.html"
+    page.write_text("<h1>Parcels</h1><p>Sent on <b>Monday</b>.</p><script>evil()</script>")
+    assert read_apart("page.html", page) == read_text(page) != Text("")
+    plain = tmp_path / "1.md"
+    plain.write_text("# A\n\nB")
+    assert read_apart("a.md", plain, reader=program("raise SystemExit(1)")) == read_text(plain), "no process for that"
+
+
+def test_its_name_is_the_uploads(tmp_path):
+    (tmp_path / "0.pdf").write_bytes(b"%PDF-1.4 broken")
+    with pytest.raises(Unreadable, match=r"^broken\.pdf is no whole PDF"):
+        read_apart("broken.pdf", tmp_path / "0.pdf")
+
+
+@pytest.mark.parametrize(
+    ("code", "reason"),
+    [
+        ("os.kill(os.getpid(), 11)", "ended with signal SIGSEGV"),
+        ("raise SystemExit(1)", "ended with an error"),
+        ("time.sleep(60)", "takes longer than 0.5 seconds"),
+        ("resource.setrlimit(resource.RLIMIT_AS, (10**9, 10**9)); x = bytearray(4 * 10**9)", "ended with an error"),
+    ],
+)
+def test_a_reader_that_fails_is_a_file_that_is_not_read(tmp_path, code, reason):
+    (tmp_path / "0.pdf").write_bytes(b"%PDF")
+    with pytest.raises(Unreadable, match=reason) as caught:
+        read_apart("evil.pdf", tmp_path / "0.pdf", reader=program(code), seconds=0.5 if "sleep" in code else 60)
+    assert str(tmp_path) not in str(caught.value)
