@@ -6,7 +6,8 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from importlib.metadata import version
 
-from fastapi import FastAPI
+from fastapi import Depends, FastAPI
+from fastapi.security import HTTPBearer
 
 from halka.server import (
     adapters,
@@ -35,6 +36,8 @@ ROUTERS = (
     health.router,
     metrics.router,
 )
+KEY = HTTPBearer(auto_error=False, description="An API key, as `halka keys add` prints it.")
+"""What the schema says of keys; `Access` has looked at them before."""
 
 
 def create_app(service: Service) -> FastAPI:
@@ -56,6 +59,6 @@ def create_app(service: Service) -> FastAPI:
     )
     app.state.service = service
     for router in ROUTERS:
-        app.include_router(router)
+        app.include_router(router, dependencies=[] if router is health.router else [Depends(KEY)])
     errors.install(app)
     return app
