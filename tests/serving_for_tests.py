@@ -11,7 +11,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, cast
 
-import uvicorn
 from starlette.testclient import TestClient
 
 import halka
@@ -19,7 +18,7 @@ from commands import process
 from embedder_for_tests import WordEmbedder
 from engine_for_tests import filled
 from halka.engine import Answer, AsyncEngine, Request
-from halka.server import ServerSettings, create_app
+from halka.server import ServerSettings, create_app, running
 from halka.server.library import Library
 from halka.server.service import Service
 from tiny import tiny
@@ -73,6 +72,16 @@ def settings(base: Path, store: Path | None, data: Path, **changes: Any) -> Serv
     )
 
 
+def open_service(
+    base: Path, store: Path | None, data: Path, says: Sequence[str | Exception] | None = None, **changes: Any
+) -> Service:
+    """A server's service. says: what its answers are, in the place of what the base would say."""
+    service = Service.open(settings(base, store, data, **changes), library=Library(WordEmbedder()))
+    if says is None:
+        return service
+    return replace(service, engine=cast(AsyncEngine, Scripted(service.engine, says)))
+
+
 @dataclass
 class InProcess:
     """A server whose requests run in this process, without a network."""
@@ -87,33 +96,34 @@ class InProcess:
 
     @classmethod
     @contextmanager
-    def open(
-        cls, base: Path, store: Path | None, data: Path, says: Sequence[str] | None = None, **changes: Any
-    ) -> Iterator[InProcess]:
-        """says: what its answers are, in the place of what the base would say."""
-        service = Service.open(settings(base, store, data, **changes), library=Library(WordEmbedder()))
-        if says is not None:
-            service = replace(service, engine=cast(AsyncEngine, Scripted(service.engine, says)))
+    def open(cls, base: Path, store: Path | None, data: Path, **more: Any) -> Iterator[InProcess]:
+        """more: `says` of `open_service`, and settings."""
+        service = open_service(base, store, data, **more)
         app = create_app(service)
         with TestClient(app, base_url="http://127.0.0.1:8000", client=("127.0.0.1", 50000)) as client:
             yield cls(service, client)
 
 
 class Scripted:
-    """An engine that answers with texts of a script, a few letters at a time: a stub of a base that says these."""
+    """An engine that answers with texts of a script, a few letters at a time: a stub of a base that says these.
 
-    def __init__(self, behind: AsyncEngine, texts: Sequence[str], pace: int = 3):
+    An exception in the place of a text is raised when the answer has begun.
+    """
+
+    def __init__(self, behind: AsyncEngine, texts: Sequence[str | Exception], pace: int = 3):
         self._behind, self._texts, self._pace = behind, texts, pace
         self.engine, self.asked = behind.engine, list[Request]()
 
     async def follow(self, request: Request, n: int = 1) -> AsyncIterator[Answer]:
         self.asked.append(request)
         for text in self._texts[:n]:
-            answer = Answer(request)
-            for start in range(0, len(text), self._pace):
-                answer.text += text[start : start + self._pace]
+            answer, letters = Answer(request), "begun" if isinstance(text, Exception) else text
+            for start in range(0, len(letters), self._pace):
+                answer.text += letters[start : start + self._pace]
                 answer.tokens.append(start)
                 yield answer
+            if isinstance(text, Exception):
+                raise text
             answer.finish = "stop"
             yield answer
 
@@ -125,13 +135,13 @@ class Scripted:
 
 
 class Running:
-    """A uvicorn in a thread, at a free loopback port."""
+    """The server as it runs, but in a thread, at a free loopback port."""
 
-    def __init__(self, base: Path, store: Path | None, data: Path, **changes: Any):
-        self.service = Service.open(settings(base, store, data, **changes), library=Library(WordEmbedder()))
+    def __init__(self, base: Path, store: Path | None, data: Path, **more: Any):
+        self.service = open_service(base, store, data, **more)
         self._socket = socket.create_server(("127.0.0.1", 0))
         self.url = f"http://127.0.0.1:{self._socket.getsockname()[1]}"
-        self._server = uvicorn.Server(uvicorn.Config(create_app(self.service), log_level="warning"))
+        self._server = running.server(create_app(self.service), self.service.guards.drain, 5)
         self._thread = threading.Thread(target=self._server.run, kwargs={"sockets": [self._socket]}, daemon=True)
 
     def __enter__(self) -> Running:

@@ -7,6 +7,8 @@ import re
 import shlex
 import signal
 import socket
+import subprocess
+import sys
 
 import httpx
 import pytest
@@ -46,3 +48,12 @@ def test_a_port_that_is_taken(here):
         error = failure(f"serve --base base --port {taken.getsockname()[1]}")
     assert "address already in use" in error
     assert "--port" in error
+
+
+@pytest.mark.slow
+def test_without_its_extra_it_says_what_to_install(tmp_path):
+    code = "import sys; sys.modules['fastapi'] = None; from halka.cli import main; main()"
+    command = [sys.executable, "-c", code, "serve", "--base", "nowhere"]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path)
+    assert done.returncode == 2
+    assert done.stderr == "Error: fastapi is missing: pip install 'halka[server]'\n"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
@@ -9,7 +10,8 @@ import sys
 import openai
 import pytest
 
-from serving_for_tests import no_white_space
+from serving_for_tests import PARIS, WEATHER, Running, make_base, no_white_space
+from tokenizers_for_tests import hermes_tokenizer
 
 MESSAGES = [{"role": "user", "content": "What is the capital of France?"}]
 
@@ -73,6 +75,23 @@ def test_embeddings(client):
     assert [one.index for one in packed.data] == [0, 1]
     for one, other in zip(packed.data, plain.data, strict=True):
         assert one.embedding == pytest.approx(other.embedding, abs=1e-6)
+
+
+def test_calls_of_tools_stream_into_the_clients_own_objects(tmp_path):
+    base = make_base(tmp_path / "hermes", hermes_tokenizer())
+    with Running(base, None, tmp_path / "data", says=[f"I look. {PARIS}\n{PARIS}"]) as running:
+        client = openai.OpenAI(base_url=f"{running.url}/v1", api_key="none", max_retries=0, timeout=60)
+        with client, client.chat.completions.stream(model="hermes", messages=MESSAGES, tools=[WEATHER]) as stream:
+            (choice,) = stream.get_final_completion().choices
+            flat = {"type": "function", **WEATHER["function"]}
+            options = {"model": "hermes", "input": "Is it warm?", "tools": [flat], "store": False}
+            with client.responses.stream(**options) as responding:
+                text, *calls = responding.get_final_response().output
+    assert choice.message.content == text.content[0].text == "I look."
+    assert choice.finish_reason == "tool_calls"
+    assert [call.function.name for call in choice.message.tool_calls] == ["weather"] * 2
+    for arguments in (calls[1].arguments, choice.message.tool_calls[1].function.arguments):
+        assert json.loads(arguments) == {"city": "Paris"}
 
 
 def test_errors_are_the_clients_own(client):

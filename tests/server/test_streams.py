@@ -9,6 +9,8 @@ from collections import defaultdict
 import httpx
 import pytest
 
+from serving_for_tests import InProcess
+
 BODY = {"model": "lora", "messages": [{"role": "user", "content": "What is the capital of France?"}], "max_tokens": 9}
 
 
@@ -93,6 +95,20 @@ def test_what_fails_at_once_is_an_error_and_no_stream(client):
         answer = client.post("/v1/chat/completions", json=BODY | {"stream": True} | change)
         assert answer.status_code == status
         assert "error" in answer.json()
+
+
+def test_what_fails_later_is_the_last_event(base, tmp_path):
+    secret = RuntimeError("a secret of /var/lib")
+    with InProcess.open(base, None, tmp_path / "data", says=[secret]) as server:
+        body = BODY | {"model": "tiny", "stream": True}
+        *_, begun, last, nothing = server.client.post("/v1/chat/completions", json=body).content.split(b"\n\n")
+        assert json.loads(begun.removeprefix(b"data: "))["choices"][0]["delta"]["content"] == "un"
+        assert json.loads(last.removeprefix(b"data: "))["error"]["type"] == "server_error"
+        assert (nothing, b"secret" in last) == (b"", False)
+        body = {"model": "tiny", "input": "x", "store": False, "stream": True}
+        last = server.client.post("/v1/responses", json=body).content.split(b"\n\n")[-2]
+        assert last.startswith(b"event: error\ndata: ")
+        assert server.client.post("/v1/chat/completions", json=BODY | {"model": "tiny"}).status_code == 500
 
 
 @pytest.mark.parametrize("stream", [True, False])

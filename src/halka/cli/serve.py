@@ -51,10 +51,15 @@ class Serve(Deferred):
 
 
 def _serve(settings: ServerSettings) -> None:
-    from halka.server import create_app
-    from halka.server.logs import log_to
-    from halka.server.running import server
-    from halka.server.service import Service
+    try:
+        from halka.server import create_app
+        from halka.server.logs import log_to
+        from halka.server.running import server
+        from halka.server.service import Service
+    except ModuleNotFoundError as error:
+        if (error.name or "halka").startswith("halka"):
+            raise
+        raise HalkaError(f"{error.name} is missing: pip install 'halka[server]'") from None
 
     with _listening(settings.host, settings.port) as listening:
         say(f"loading {settings.base} …")

@@ -56,6 +56,7 @@ def create_app(service: Service) -> FastAPI:
         docs_url=None,
         redoc_url=None,
         middleware=service.guards.middleware(),
+        responses=errors.DOCUMENTED,
     )
     app.state.service = service
     for router in ROUTERS:

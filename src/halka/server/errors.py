@@ -10,6 +10,7 @@ from typing import Any
 
 from fastapi import FastAPI
 from fastapi.exceptions import RequestValidationError
+from pydantic import BaseModel
 from starlette.exceptions import HTTPException
 from starlette.requests import Request as HttpRequest
 
@@ -27,6 +28,24 @@ CODES = {404: "not_found", 405: "method_not_allowed", 413: "too_large", 429: "ra
 PATH = re.compile(r"(?<![\w#.:/])(?:[A-Za-z]:)?[/\\](?!v1/)(?:[^\s/\\'\",:;]+[/\\])+([^\s/\\'\",:;]*)")
 
 log = logging.getLogger("halka.server")
+
+
+class Detail(BaseModel):
+    message: str
+    type: str
+    param: str | None
+    code: str | None
+
+
+class ErrorBody(BaseModel):
+    error: Detail
+
+
+DOCUMENTED: dict[int | str, dict[str, Any]] = {
+    "4XX": {"description": "What is wrong with the request", "model": ErrorBody},
+    "5XX": {"description": "What is wrong with the server", "model": ErrorBody},
+}
+"""Every route's errors, for OpenAPI."""
 
 
 class ApiError(Exception):

@@ -1,0 +1,20 @@
+"""The server's own OpenAPI schema says what its routes take, what they answer with, and that they ask for a key."""
+
+from __future__ import annotations
+
+
+def test_routes_errors_and_keys_are_described(client):
+    schema = client.get("/openapi.json").json()
+    chat = schema["paths"]["/v1/chat/completions"]["post"]
+    assert set(chat["responses"]) == {"200", "4XX", "5XX"}
+    assert chat["responses"]["4XX"]["content"]["application/json"]["schema"]["$ref"].endswith("/ErrorBody")
+    assert chat["security"] == [{"HTTPBearer": []}]
+    assert schema["components"]["securitySchemes"]["HTTPBearer"]["scheme"] == "bearer"
+    body = schema["components"]["schemas"]["ChatRequest"]
+    assert body["additionalProperties"] is False
+    assert {"model", "messages", "tools", "response_format", "logit_bias"} <= set(body["properties"])
+    assert "audio" not in body["properties"], "what is not supported is no part of the schema"
+    for path, methods in schema["paths"].items():
+        for method, route in methods.items():
+            assert route.get("summary"), f"{method} {path}"
+            assert "422" not in route["responses"], f"{method} {path}"
