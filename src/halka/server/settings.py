@@ -12,6 +12,11 @@ from halka.util.dtypes import Dtype
 from halka.util.errors import HalkaError
 from halka.util.settings import documented
 
+LEAST = {
+    **dict.fromkeys(("rows", "new_tokens", "requests_per_minute", "tokens_per_minute", "concurrency"), 1),
+    **dict.fromkeys(("temperature", "storage", "queue", "drain", "metric_adapters"), 0),
+}
+
 
 @documented
 @dataclass(frozen=True)
@@ -91,13 +96,14 @@ class ServerSettings:
     metric_tenants: bool = field(default=False, metadata={"help": "name tenants in metrics"})
 
     def __post_init__(self) -> None:
-        for name in ("rows", "new_tokens"):
-            if getattr(self, name) < 1:
-                raise HalkaError(f"{name} is {getattr(self, name)}: it is 1 or more")
+        for name, least in LEAST.items():
+            if (value := getattr(self, name)) is not None and value < least:
+                raise HalkaError(f"{name} is {value}: it is {least} or more")
+        for name in ("body_size", "upload_size", "timeout"):
+            if getattr(self, name) <= 0:
+                raise HalkaError(f"{name} is {getattr(self, name)}: it is more than 0")
         if not 0 <= self.port < 2**16:
             raise HalkaError(f"port is {self.port}: it is a number from 0 to 65535")
-        if self.temperature < 0:
-            raise HalkaError(f"temperature is {self.temperature}: it is 0 or above")
 
     @property
     def public_name(self) -> str:

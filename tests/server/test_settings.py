@@ -1,0 +1,27 @@
+"""What a server cannot be started with is named before anything is loaded."""
+
+from __future__ import annotations
+
+import pytest
+
+from halka.server.settings import LEAST, ServerSettings
+from halka.util.errors import HalkaError
+
+
+@pytest.mark.parametrize(("name", "least"), LEAST.items())
+def test_a_number_that_is_too_small_is_named(name, least):
+    assert getattr(ServerSettings("tiny", **{name: least}), name) == least
+    with pytest.raises(HalkaError, match=f"{name} is {least - 1}: it is {least} or more"):
+        ServerSettings("tiny", **{name: least - 1})
+
+
+@pytest.mark.parametrize("name", ["body_size", "upload_size", "timeout"])
+def test_what_bounds_nothing_is_no_bound(name):
+    with pytest.raises(HalkaError, match=f"{name} is 0: it is more than 0"):
+        ServerSettings("tiny", **{name: 0})
+
+
+@pytest.mark.parametrize("port", [-1, 65536])
+def test_a_port_is_one(port):
+    with pytest.raises(HalkaError, match=f"port is {port}: it is a number from 0 to 65535"):
+        ServerSettings("tiny", port=port)
