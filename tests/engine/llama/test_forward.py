@@ -138,7 +138,7 @@ def beside_a_chunk(lines: Lines, names: Sequence[str | None]) -> list[Tensor]:
     texts = [lines.text(name) for name in names]
     first = lines(dict.fromkeys(texts, 2))
     chunk, other = lines.text(names[0]), lines.text(names[-1])
-    mixed = [lines({texts[0]: 1, chunk: 9, texts[1]: 1, other: 20, texts[2]: 1}) for _ in range(2)]
+    mixed = [lines({texts[0]: 1, chunk: 9, texts[1]: 1, other: 40, texts[2]: 1}) for _ in range(2)]
     return [
         first,
         *mixed,

@@ -2,8 +2,8 @@
 
     N tokens of the line   I, O a product's widths   D hidden width
 
-Runs of few tokens, and factors on any, are computed by kernels; low-rank products of longer runs by kernels or torch's
-products, bottlenecks by their own parts; parts of other kinds by the core's edits.
+Short runs, and factors on any, are computed by kernels; low-rank products of longer runs by kernels or by torch,
+bottlenecks by their own parts; parts of other kinds by the core's edits.
 """
 
 from __future__ import annotations
@@ -19,8 +19,9 @@ from halka.engine.llama.rows import Rows, Table
 from halka.engine.llama.shared import Shared
 from halka.engine.llama.weights import PRODUCTS, ROLES, LlamaLayer
 
-FEW = 4  # tokens of a run up to which kernels compute its adapter's products; torch's are faster above
-CUT = kernels.TOKENS  # tokens of a run that a kernel computes at once
+FEW = 4  # tokens of a run up to which its low-rank products are computed one by one
+SHORT = 32  # tokens of a run up to which kernels compute its bottlenecks; torch's products are faster above
+CUT = kernels.TOKENS  # tokens of a longer run whose low-rank products a kernel computes at once
 FIRST = {name: ROLES.index(roles[0]) for name, roles in PRODUCTS.items()}  # of a product's slots
 INPUTS = {"o": len(ROLES), "down": len(ROLES) + 1}  # the slots of factors on what a product reads
 SUBLAYERS = {"o": ("attn", 0), "down": ("mlp", 2)}  # that a product ends, and the first of its bottlenecks' slots
@@ -38,7 +39,7 @@ class RowParts:
         self._h, self._residual = h, residual
         self._low_rank, self._bottlenecks, self._factors = rows.tables
         self._few = self._tokens(self._low_rank, FEW)
-        self._few_bottlenecks = self._tokens(self._bottlenecks, FEW)
+        self._short = self._tokens(self._bottlenecks, SHORT)
         self._scaled = self._tokens(self._factors, sum(runs))
         starts = np.cumsum([0, *runs]).tolist()
         long = [
@@ -118,11 +119,11 @@ class RowParts:
         h, residual = self._h, self._residual
         if not self._bottlenecks.slots[number][slot]:
             return
-        if len(self._few_bottlenecks[0]):
-            arguments = self._bottlenecks.array, *self._few_bottlenecks, number, slot
+        if len(self._short[0]):
+            arguments = self._bottlenecks.array, *self._short, number, slot
             kernels.add_bottlenecks(self._threads, h.array, residual.array, y.array, *arguments)
         for adapter, run in self._long:
-            if (own := adapter.bottlenecks.get((number, slot))) is not None:
+            if run.stop - run.start > SHORT and (own := adapter.bottlenecks.get((number, slot))) is not None:
                 part, tensors = own
                 x = residual if part.method.reads in ("residual", "sum") else h
                 y.tensor[run] = part.edit_output(x.tensor[run].to(y.tensor.dtype), y.tensor[run], *tensors)
