@@ -167,6 +167,18 @@ def test_what_is_trained_answers_by_its_name(client, server, tmp_path):
     assert client.get("/v1/adapters/sums").json()["parameters"] > 0
     assert client.post(f"/v1/jobs/{id}/resume").status_code == 409
     assert client.post(f"/v1/jobs/{id}/stop").status_code == 409
+    job = JobFolder(server.service.tenants.of("main").jobs / id)
+    for stored in (True, False):  # its process was killed when the adapter was stored, and before
+        if not stored:
+            client.delete("/v1/adapters/sums")
+        while job.alive:  # it has written its end, and is about to go
+            time.sleep(0.05)
+        job.write(state="running")
+        assert client.get(f"/v1/jobs/{id}").json()["status"] == "interrupted"
+        assert client.post(f"/v1/jobs/{id}/resume").status_code == 200
+        assert ended(client, id)["status"] == "done"
+        assert client.get("/v1/adapters/sums").json()["versions"] == [1]
+        assert len((job.path / "run" / "metrics.jsonl").read_text().splitlines()) == 3
     assert client.delete(f"/v1/jobs/{id}").json()["deleted"]
     assert client.get(f"/v1/jobs/{id}").status_code == 404
     assert client.get("/v1/adapters/sums").status_code == 200

@@ -5,11 +5,13 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import openai
 import pytest
 
 from halka.rag.passages import Passage
 from halka.rag.prompt import ABSTAINED, INSTRUCTION
 from halka.server.retrieval import Grounding
+from serving_for_tests import InProcess
 
 TEXTS = [("parcels.md", "# Parcels\n\nParcels are sent on Monday."), ("refunds.md", "Refunds take nine days.")]
 
@@ -155,3 +157,32 @@ def test_citations_are_annotated_where_they_stand():
     sources = grounding.sources([text])["sources"]
     assert [(source["document"], source["cited"]) for source in sources] == [("a.pdf", True), ("b.md", True)]
     assert str(Path("/folder")) not in json.dumps(grounding.sources([text]))
+
+
+@pytest.fixture
+def citing(base, store, tmp_path):
+    """The client of a server whose model always cites, with a collection `faq`."""
+    with InProcess.open(base, store, tmp_path / "data", says=["On Monday [1]."]) as server:
+        collection = server.service.library.create(server.service.tenants.of("main").collections, "faq")
+        [*collection.put(TEXTS)]
+        yield server.client
+
+
+def test_unmodified_clients_hand_citations_through(citing):
+    """OpenAI's own, whole and streamed."""
+    with openai.OpenAI(base_url="http://127.0.0.1:8000/v1", api_key="none", http_client=citing) as client:
+        options = {
+            "model": "tiny",
+            "messages": [{"role": "user", "content": "When are parcels sent?"}],
+            "extra_body": {"halka": {"collection": "faq"}},
+        }
+        answer = client.chat.completions.create(**options)
+        (annotation,) = answer.choices[0].message.model_dump()["annotations"]
+        assert annotation["type"] == "file_citation"
+        assert annotation["file_citation"]["filename"] == "parcels.md"
+        assert [source["cited"] for source in answer.halka["sources"]] == [True, False]
+        with client.chat.completions.create(**options, stream=True) as stream:
+            chunks = [*stream]
+        (annotated,) = [chunk for chunk in chunks if getattr(chunk.choices[0].delta, "annotations", None)]
+        assert annotated.choices[0].delta.annotations[0]["file_citation"] == annotation["file_citation"]
+        assert annotated.halka["sources"][0]["document"] == "parcels.md"

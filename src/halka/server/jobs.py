@@ -23,8 +23,9 @@ from halka.server.access import Caller, needs
 from halka.server.adapter_files import pieces_of
 from halka.server.errors import ApiError
 from halka.server.health import Drain
+from halka.server.job_commands import PREDICTIONS, asked, check_data
 from halka.server.job_folder import ENDED, JOB, OUTPUT, RUN, JobFolder, jobs_in
-from halka.server.job_requests import PREDICTIONS, Job, asked, check_data
+from halka.server.job_requests import Job
 from halka.server.sending import Events, Json, event
 from halka.server.service import Here, Service
 from halka.server.storing import check_room

@@ -1,0 +1,244 @@
+"""A job as the command of `halka` that does it: checked at once, so that what is queued can be done.
+
+Base and precision are the server's; the data comes with the request and lies in the job's folder.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from halka.data.examples import read_examples
+from halka.evaluation.metrics import find_metric
+from halka.methods import method_named
+from halka.methods.prompt import check_start
+from halka.models.loading import is_base_folder
+from halka.server.adapter_files import stored_inside
+from halka.server.errors import ApiError
+from halka.server.job_folder import RUN, JobRequest
+from halka.server.job_requests import AdviseJob, EvaluateJob, Job, TrainJob
+from halka.server.settings import ServerSettings
+from halka.server.tenants import Tenant
+from halka.training import TrainConfig
+from halka.util.errors import HalkaError, UnknownAdapterError
+from halka.util.settings import Setting, build, convert, from_content, settings_of
+
+DATA, VALIDATION, SETTINGS, PREDICTIONS = "data", "validation", "settings.yaml", "predictions.jsonl"
+SUFFIXES = (".jsonl", ".ndjson", ".json", ".csv", ".tsv")
+
+
+@dataclass(frozen=True)
+class Asked:
+    """A job that may be queued: its request and the files for its folder."""
+
+    request: JobRequest
+    files: dict[str, bytes | Path]
+
+
+def asked(job: Job, files: Mapping[str, Path], tenant: Tenant, settings: ServerSettings) -> Asked:
+    """The job as a command. `files` came with the request, as `data` and `validation`; they keep their suffixes.
+
+    Raises ApiError that names the field, for what cannot be done.
+    """
+    placed = {name: _with_suffix(name, path) for name, path in files.items()}
+    contents: dict[str, bytes | Path] = {placed[name]: path for name, path in files.items()}
+    for name in (DATA, VALIDATION):
+        rows = getattr(job, name, None)
+        if isinstance(rows, list):
+            if name in placed:
+                raise ApiError(400, f"{name} came as rows and as a file: give one of them", param=name)
+            placed[name] = f"{name}.jsonl"
+            contents[placed[name]] = b"".join(json.dumps(row).encode() + b"\n" for row in rows)
+    if (job.task is None) == (DATA not in placed):
+        raise ApiError(400, "give either data, as rows or a file, or task", param=DATA)
+    if job.task is not None and (VALIDATION in placed or getattr(job, VALIDATION, None) is not None):
+        raise ApiError(400, f"the task {job.task} has validation examples of its own: leave it out", param=VALIDATION)
+    if VALIDATION in placed and not hasattr(job, VALIDATION):
+        raise ApiError(400, f"a job that is to {job.kind} has no validation data", param=VALIDATION)
+    if isinstance(job, TrainJob):
+        contents[SETTINGS] = _training(job, placed, settings)
+        command = ["train", "--config", SETTINGS, "--json"]
+    elif isinstance(job, EvaluateJob):
+        command = _evaluation(job, placed, tenant, settings)
+    else:
+        command = _advice(job, placed, settings)
+    return Asked(
+        JobRequest(
+            kind=job.kind,
+            settings=_public(job),
+            command=[sys.executable, "-m", "halka", *command],
+            name=getattr(job, "name", None),
+            store=str(tenant.store.folder) if isinstance(job, TrainJob) else None,
+            hidden={str(Path(settings.base).absolute()): settings.public_name, str(tenant.store.folder): "the store"},
+        ),
+        contents,
+    )
+
+
+def check_data(files: Mapping[str, Path], job: Job) -> None:
+    """Read the data as the job will. Raises ApiError for what it could not use."""
+    for file, path in files.items():
+        name = file.partition(".")[0]
+        if name in (DATA, VALIDATION):
+            try:
+                rows = read_examples(path, job.shape).rows
+            except HalkaError as error:
+                raise ApiError(400, str(error).replace(str(path), name), param=name) from None
+            allowed = getattr(job, "adapters", ())
+            for row in rows:
+                if (adapter := row.fields.get("adapter")) and job.kind == "evaluate" and adapter not in allowed:
+                    raise ApiError(400, f"{row.where} names {adapter!r}, which is not among adapters", param="adapters")
+
+
+def _with_suffix(name: str, path: Path) -> str:
+    if path.suffix.lower() not in SUFFIXES:
+        raise ApiError(400, f"{name} is a file of the kind {path.suffix!r}: use {', '.join(SUFFIXES)}", param=name)
+    return name + path.suffix.lower()
+
+
+def _public(job: Job) -> dict[str, Any]:
+    """The request as it is shown again: without rows, of which it has the number."""
+    shown = job.model_dump(exclude_none=True, exclude={"kind", "name"}, exclude_defaults=True)
+    rows = (DATA, VALIDATION)
+    return {name: len(value) if name in rows and isinstance(value, list) else value for name, value in shown.items()}
+
+
+# ── train ───────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def _training(job: TrainJob, placed: Mapping[str, str], settings: ServerSettings) -> bytes:
+    """The file for `halka train --config`."""
+    checked = _checked(job.settings)
+    validation = placed.get(VALIDATION, job.validation)
+    return yaml.safe_dump(
+        {
+            **checked,
+            **_base(settings),
+            "out": RUN,
+            "kind": "causal-lm",
+            "task": job.task,
+            "data": [placed[DATA]] if DATA in placed else [],
+            "validation": None if validation is None else str(validation),
+            "shape": job.shape,
+        },
+        allow_unicode=True,
+    ).encode()
+
+
+def _checked(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """The settings of a training that a client may choose: the method, its fields, its text, and TrainConfig's.
+
+    Raises ApiError that names a wrong or unknown one.
+    """
+    allowed = {"method": Setting("method", str, "as `halka methods` lists them")}
+    try:
+        method = method_named(str(settings.get("method", "lora")))
+        of_method, of_training = settings_of(method), settings_of(TrainConfig, "train")
+        text = Setting("text", str | None, "what virtual tokens start as")
+        allowed |= {**of_method, **of_training, "text": text}
+        layer = from_content(settings, Path("settings"), allowed)
+        chosen = build(method, of_method, layer)
+        build(TrainConfig, of_training, layer)
+        if "text" in layer and convert(text, layer["text"]) is not None:
+            check_start(chosen, "settings: text")
+    except HalkaError as error:
+        raise ApiError(400, str(error), param=_param(str(error), allowed)) from None
+    return dict(settings)
+
+
+def _param(message: str, allowed: Mapping[str, Setting]) -> str:
+    """The setting that a message is about: what it begins with, else the first that it names."""
+    if message.startswith("settings: "):
+        return f"settings.{message.removeprefix('settings: ').partition(':')[0]}"
+    names = {path.rpartition(".")[2]: path for path in allowed}
+    path = next((names[word] for word in re.findall(r"\w+", message) if word in names), None)
+    return "settings" if path is None else f"settings.{path}"
+
+
+def _base(settings: ServerSettings) -> dict[str, Any]:
+    """The server's base as `halka train` names it."""
+    base = Path(settings.base)
+    return {
+        "base": str(base.absolute()) if is_base_folder(base) else settings.base,
+        "dtype": settings.dtype,
+        "device": settings.device,
+        "quantize": settings.quantize,
+    }
+
+
+# ── evaluate, advise ────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def _evaluation(job: EvaluateJob, placed: Mapping[str, str], tenant: Tenant, settings: ServerSettings) -> list[str]:
+    for metric in job.metrics or ():
+        try:
+            find_metric(metric)
+        except HalkaError as error:
+            raise ApiError(400, str(error), param="metrics") from None
+    for adapter in job.adapters:
+        name, _, version = adapter.partition("@")
+        try:
+            stored_inside(tenant.store, name, int(version) if version else None)
+        except UnknownAdapterError:
+            raise ApiError(404, f"there is no adapter {adapter!r}", param="adapters") from None
+    if job.split is not None and job.task is None:
+        raise ApiError(400, "split is for a task: the data is one split", param="split")
+    flags = {
+        "data": placed.get(DATA),
+        "task": job.task,
+        "split": job.split,
+        "shape": job.shape,
+        "store": str(tenant.store.folder) if job.adapters else None,
+        "adapter": job.adapters,
+        "with-base": job.with_base,
+        "metrics": ",".join(job.metrics) if job.metrics else None,
+        "limit": job.limit,
+        "max-new-tokens": job.max_new_tokens,
+        "seed": job.seed,
+        "out": PREDICTIONS,
+    }
+    return ["evaluate", *_flags({**_base(settings), **flags}), "--json"]
+
+
+def _advice(job: AdviseJob, placed: Mapping[str, str], settings: ServerSettings) -> list[str]:
+    if job.metric is not None:
+        try:
+            find_metric(job.metric)
+        except HalkaError as error:
+            raise ApiError(400, str(error), param="metric") from None
+    base = _base(settings)
+    del base["device"]  # of `halka advise` it is the device to train on
+    flags = {
+        "data": placed.get(DATA),
+        "validation": placed.get(VALIDATION),
+        "task": job.task,
+        "shape": job.shape,
+        "metric": job.metric,
+        "target": job.target,
+        "tasks": job.tasks,
+        "minutes": job.minutes,
+        "skip": job.skip,
+        "passages": job.passages,
+        "max-new-tokens": job.max_new_tokens,
+        "full": job.full,
+        "out": "advice",
+    }
+    return ["advise", *_flags({**base, **flags}), "--json"]
+
+
+def _flags(values: Mapping[str, Any]) -> list[str]:
+    """Flags with their values in one word, so that no value is read as a flag; those of lists are repeated."""
+    words = list[str]()
+    for name, value in values.items():
+        if value is True:
+            words.append(f"--{name}")
+        elif value is not None and value is not False:
+            words += [f"--{name}={item}" for item in (value if isinstance(value, list) else [value])]
+    return words
