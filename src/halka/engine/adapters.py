@@ -15,7 +15,7 @@ from weakref import WeakValueDictionary
 
 from halka.core import AdaptedModel
 from halka.engine.residents import BUDGET, Residents
-from halka.engine.version import Version, content_id, describe, opened, see_values, state_of_files
+from halka.engine.version import Version, content_id, describe, opened, removed, see_values, state_of_files
 from halka.models import context
 from halka.storage.adapter_folder import AdapterFolder
 from halka.storage.adapter_store import Stored
@@ -103,7 +103,12 @@ class Adapters:
         path = self.store.get(name).folder
         version = self._stored.get(path)
         if version is None or version.error is not None or version.state != state_of_files(version.folder):
-            self._stored[path] = version = opened(name, path, self._allowed)
+            try:
+                self._stored[path] = version = opened(name, path, self._allowed)
+            except HalkaError:
+                if path.exists():
+                    raise
+                raise removed(name) from None
         return version
 
     def _in_model(self, name: str | None) -> Version:

@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
 
 from halka.core import AdaptedModel
-from halka.engine.version import Version, describe, opened, state_of_files
+from halka.engine.version import Version, describe, opened, removed, state_of_files
 from halka.storage.save_load import Allowed, load
 from halka.util.errors import HalkaError
 
@@ -116,7 +116,7 @@ class Residents:
         except Exception as error:  # whatever is wrong with it, it is wrong with nothing else
             version.reading = None
             if not self._reopen(version):
-                version.error = error
+                version.error = error if version.folder.path.exists() else removed(version.name)
             return False
         self.loads += 1
         version.here, version.waited, version.loaded, self.changed = True, 0, self.loads, True

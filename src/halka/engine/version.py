@@ -17,6 +17,7 @@ from halka.models import context, memory_of, taken_positions
 from halka.storage.adapter_folder import AdapterFolder
 from halka.storage.save_load import Allowed
 from halka.util.cached import Changes
+from halka.util.errors import UnknownAdapterError
 
 
 @dataclass(eq=False)
@@ -79,9 +80,15 @@ class Version:
 
 
 def opened(name: str, source: str | Path | AdapterFolder, allowed: Allowed) -> Version:
-    """The version that a folder holds now. Raises DamagedFolderError as `AdapterFolder.open` does."""
-    folder = AdapterFolder.open(source, allow_pickle=allowed.get("allow_pickle", False))
-    return Version(name, folder, state_of_files(folder))
+    """The version that a folder holds now.
+
+    Raises DamagedFolderError as `AdapterFolder.open` does, UnknownAdapterError for a folder that is removed meanwhile.
+    """
+    try:
+        folder = AdapterFolder.open(source, allow_pickle=allowed.get("allow_pickle", False))
+        return Version(name, folder, state_of_files(folder))
+    except FileNotFoundError:
+        raise removed(name) from None
 
 
 def describe(version: Version, model: AdaptedModel, adapter: Adapter) -> None:
@@ -105,10 +112,21 @@ def see_values(version: Version, adapter: Adapter) -> None:
 
 
 def state_of_files(folder: AdapterFolder | None) -> object:
-    """Files are replaced by a rename, so that another one has another number."""
+    """Files are replaced by a rename, so that another one has another number.
+
+    Raises UnknownAdapterError where they are not there.
+    """
     assert folder is not None
-    files = [(folder.path / folder.format.FILES.config).stat(), folder.weights.stat()]
+    try:
+        files = [(folder.path / folder.format.FILES.config).stat(), folder.weights.stat()]
+    except FileNotFoundError:
+        raise removed(folder.name) from None
     return [(file.st_ino, file.st_mtime_ns, file.st_size) for file in files]
+
+
+def removed(name: str | None) -> UnknownAdapterError:
+    """The error of requests for an adapter whose folder is removed before it is loaded."""
+    return UnknownAdapterError(f"adapter {name!r} was removed before it was loaded: add it again")
 
 
 def content_id(adapter: Adapter) -> str:

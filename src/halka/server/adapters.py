@@ -7,10 +7,10 @@ from __future__ import annotations
 
 import os
 import uuid
-from collections.abc import Awaitable, Callable
-from contextlib import suppress
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, BinaryIO
 
 from anyio import CancelScope, to_thread
 from fastapi import APIRouter, Depends, Form, Query, UploadFile
@@ -125,8 +125,7 @@ async def unload_adapter(name: str, service: Here, caller: Manager) -> Response:
 @router.get("/v1/adapters/{name}/files/{file}")
 async def download_file(name: str, file: str, service: Here, caller: Who, version: Version = None) -> Response:
     """One file of an adapter."""
-    stored = await to_thread.run_sync(_stored, _tenant(service, caller), name, version)
-    files = await to_thread.run_sync(opened_files, stored.folder)
+    _, files = await to_thread.run_sync(_opened, _tenant(service, caller), name, version)
     chosen = files.pop(file, None)
     close(files)
     if chosen is None:
@@ -141,8 +140,7 @@ async def download_file(name: str, file: str, service: Here, caller: Who, versio
 @router.get("/v1/adapters/{name}/archive")
 async def download_archive(name: str, service: Here, caller: Who, version: Version = None) -> Response:
     """All files of an adapter as one zip."""
-    stored = await to_thread.run_sync(_stored, _tenant(service, caller), name, version)
-    files = await to_thread.run_sync(opened_files, stored.folder)
+    stored, files = await to_thread.run_sync(_opened, _tenant(service, caller), name, version)
     return StreamingResponse(
         zipped(files), media_type="application/zip", headers=_attachment(f"{name}-{stored.version}.zip")
     )
@@ -154,8 +152,9 @@ async def delete_adapter(name: str, service: Here, caller: Manager, version: Ver
     tenant = _tenant(service, caller)
 
     def remove() -> bool:
-        _stored(tenant, name, version)
-        tenant.store.remove(name, version)
+        with _found(name, version):
+            stored_inside(tenant.store, name, version)
+            tenant.store.remove(name, version)
         return name not in tenant.store.names()
 
     if await to_thread.run_sync(remove):
@@ -172,9 +171,23 @@ def _tenant(service: Service, caller: Caller) -> Tenant:
 
 def _stored(tenant: Tenant, name: str, version: int | None = None) -> Stored:
     """The tenant's adapter of that name. Raises ApiError if there is none."""
-    try:
+    with _found(name, version):
         return stored_inside(tenant.store, name, version)
-    except UnknownAdapterError:
+
+
+def _opened(tenant: Tenant, name: str, version: int | None) -> tuple[Stored, dict[str, BinaryIO]]:
+    """An adapter with its files, opened. Raises ApiError if there is none."""
+    with _found(name, version):
+        stored = stored_inside(tenant.store, name, version)
+        return stored, opened_files(stored.folder)
+
+
+@contextmanager
+def _found(name: str, version: int | None = None) -> Iterator[None]:
+    """Raises ApiError in the place of errors that say that an adapter is not there, or is removed meanwhile."""
+    try:
+        yield
+    except (UnknownAdapterError, FileNotFoundError):
         wanted = f"{name[:100]!r}" if version is None else f"version {version} of {name[:100]!r}"
         raise ApiError(404, f"there is no adapter {wanted}: GET /v1/adapters lists those there are") from None
 
@@ -241,16 +254,18 @@ def _all(service: Service, caller: Caller) -> list[dict[str, Any]]:
 def _described(service: Service, caller: Caller, name: str, version: int | None = None) -> dict[str, Any]:
     """An adapter as clients see it, without any path."""
     tenant = _tenant(service, caller)
-    stored = _stored(tenant, name, version)
-    files = {path.name: path.stat().st_size for path in sorted(stored.folder.iterdir()) if path.is_file()}
+    with _found(name, version):
+        stored = stored_inside(tenant.store, name, version)
+        files = {path.name: path.stat().st_size for path in sorted(stored.folder.iterdir()) if path.is_file()}
+        versions, created = tenant.store.versions(name), int(stored.folder.stat().st_mtime)
     card, engine_name = stored.card, tenant.engine_name(name)
     resident = [version for version in service.engine.engine.adapters.residents.versions if version.name == engine_name]
     return {
         "id": name,
         "object": "adapter",
         "version": stored.version,
-        "versions": tenant.store.versions(name),
-        "created_at": int(stored.folder.stat().st_mtime),
+        "versions": versions,
+        "created_at": created,
         "method": None if card is None else card.method,
         "task": stored.task,
         "tags": stored.tags,

@@ -77,7 +77,7 @@ async def get_collection(collection: str, service: Here, caller: Who) -> Respons
 @router.delete("/v1/collections/{collection}")
 async def delete_collection(collection: str, service: Here, caller: Manager) -> Response:
     """Remove a collection with all its documents."""
-    await service.library.read(lambda: _open(service, caller, collection).delete())
+    await service.library.alone(lambda: _open(service, caller, collection).delete())
     return Json({"id": collection, "object": "collection", "deleted": True})
 
 

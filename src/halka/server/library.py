@@ -44,6 +44,11 @@ class Library:
         """What a function returns that takes documents in, in its turn."""
         return await to_thread.run_sync(function, limiter=self._reading)
 
+    async def alone(self, function: Callable[[], T]) -> T:
+        """What a function returns that removes a collection, when nobody reads one or takes documents in."""
+        async with self._searching, self._reading:
+            return await to_thread.run_sync(function)
+
     @property
     def available(self) -> bool:
         """Whether what embeds texts is installed: the extra `rag`."""

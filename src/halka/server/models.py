@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from typing import Any
 
 from anyio import to_thread
@@ -39,8 +40,9 @@ def _models(service: Service, caller: Caller) -> list[dict[str, Any]]:
         models.append(_entry(service.library.name, service.created, "halka", None))
     for name in tenant.store.names():
         if name not in (service.name, service.library.name) and not (tenant.store.folder / name).is_symlink():
-            created = int((tenant.store.folder / name).stat().st_mtime)
-            models.append(_entry(name, created, tenant.name, service.name))
+            with suppress(FileNotFoundError):  # it was removed meanwhile
+                created = int((tenant.store.folder / name).stat().st_mtime)
+                models.append(_entry(name, created, tenant.name, service.name))
     return models
 
 

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable
 from contextlib import suppress
 from pathlib import Path
-from stat import S_ISREG
 
 from anyio import to_thread
 
@@ -25,8 +25,10 @@ async def check_room(service: Service, caller: Caller, more: int) -> None:
 def _bytes_below(folders: Iterable[Path]) -> int:
     """The bytes of all files below these folders; links are not followed."""
     total = 0
-    for file in (file for folder in folders for file in folder.rglob("*")):
-        with suppress(FileNotFoundError):  # it was removed meanwhile
-            status = file.lstat()
-            total += status.st_size if S_ISREG(status.st_mode) else 0
+    for path, _, files in (
+        entry for folder in folders for entry in os.walk(folder)
+    ):  # what is removed meanwhile is none
+        for file in files:
+            with suppress(FileNotFoundError):
+                total += os.lstat(os.path.join(path, file)).st_size
     return total

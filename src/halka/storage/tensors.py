@@ -90,7 +90,7 @@ def size_of(path: Path) -> int:
 def _mapped(path: Path) -> dict[str, Tensor]:
     try:
         return load_file(path)  # its pages are read when they are needed, and shared
-    except SafetensorError as error:
+    except (SafetensorError, FileNotFoundError) as error:
         raise _damaged(path, error) from None
 
 
