@@ -14,7 +14,7 @@ import pytest
 from commands import ROOT, failure, halka
 from serving_for_tests import Running, make_base, make_store
 
-LONG = "--max-new-tokens 400 --temperature 5 --seed 1"
+LONG = "--max-new-tokens 400 --temperature 2 --seed 1"
 
 
 @pytest.fixture(scope="module")
