@@ -61,7 +61,7 @@ def main() -> None:
     if arguments.worker:
         worker(arguments.steps)
         return
-    own = {name: value for name, value in os.environ.items() if not name.startswith(("OMP_", "GOMP_"))}
+    own = {name: value for name, value in os.environ.items() if not name.startswith(("OMP_", "GOMP_", "KMP_"))}
     brief = dict(own)
     wait_briefly(brief)
     runs: dict[str, list[dict[str, list[float]]]] = {"own": [], "brief": []}

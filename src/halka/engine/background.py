@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
+import time
 from collections.abc import AsyncGenerator, Callable, Iterable
 from concurrent.futures import Future
 from contextlib import aclosing, suppress
@@ -17,18 +18,23 @@ from halka.util.errors import HalkaError
 T = TypeVar("T")
 
 
+PIECES = 250  # of all answers a second: each wakes a coroutine, on the processor that the engine needs
+
+
 class AsyncEngine:
     """Lets coroutines of any event loop wait for the engine's answers.
 
     async with AsyncEngine(engine) as running:
         async for piece in running.stream(Request(prompt, adapter="support")):
             print(piece, end="")
+
+    Beginnings and ends are seen at once; in between, many answers are seen the less often, with several new tokens.
     """
 
     def __init__(self, engine: Engine):
         self.engine = engine
         self._listeners: dict[Answer, tuple[asyncio.AbstractEventLoop, asyncio.Event]] = {}
-        self._lock, self._closed = threading.Lock(), False
+        self._lock, self._closed, self._notified = threading.Lock(), False, 0.0
         self._calls = SimpleQueue[Callable[[], object] | None]()  # that the thread makes between steps; None: the last
         self._thread = threading.Thread(target=self._steps, name="halka-engine", daemon=True)
         self._thread.start()
@@ -169,8 +175,12 @@ class AsyncEngine:
     def _notify(self) -> None:
         events = dict[asyncio.AbstractEventLoop, set[asyncio.Event]]()
         with self._lock:
-            for loop, event in self._listeners.values():
-                events.setdefault(loop, set()).add(event)
+            now = time.monotonic()
+            if everybody := now >= self._notified + len(self._listeners) / PIECES:
+                self._notified = now
+            for answer, (loop, event) in self._listeners.items():
+                if everybody or answer.finish is not None or len(answer.tokens) == 1:
+                    events.setdefault(loop, set()).add(event)
         for loop, waited_for in events.items():
             with suppress(RuntimeError):  # the loop is closed
                 loop.call_soon_threadsafe(_set, waited_for)

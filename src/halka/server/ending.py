@@ -7,6 +7,7 @@ a response where none has begun, as the last event of a stream.
 from __future__ import annotations
 
 import asyncio
+import time
 
 import anyio
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -30,7 +31,7 @@ class Ending:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             return await self.app(scope, receive, send)
-        request = _UnderWay(receive, send, self.timeout)
+        request = _UnderWay(receive, send)
         await request.begin()
         tasks = [asyncio.create_task(request.watch()), asyncio.create_task(self._look(scope, request))]
         try:
@@ -39,36 +40,41 @@ class Ending:
         finally:
             for task in tasks:
                 task.cancel()
-        if request.scope.cancelled_caught and not request.left.is_set():
-            silent = ApiError(
-                503, f"nothing came of this for {self.timeout:g} s", code="timeout", headers={"retry-after": "10"}
-            )
+        if request.reason is not None and not request.left.is_set():
             with anyio.move_on_after(LOOK):  # a client that reads nothing does not get this either
-                await request.refuse(scope, request.reason or silent)
+                await request.refuse(scope, request.reason)
 
     async def _look(self, scope: Scope, request: _UnderWay) -> None:
-        """End the request when its key is no longer valid."""
+        """End the request when its key is no longer valid, or nothing was sent for too long."""
         caller = scope.get("state", {}).get("caller")
-        if caller is None or caller.key is None:
-            return
-        while self.keys.valid(caller.key):
-            await asyncio.sleep(LOOK)
+        key = caller and caller.key
+        while key is None or self.keys.valid(key):
+            if time.monotonic() - request.active > self.timeout:
+                headers = {"retry-after": "10"}
+                silent = ApiError(503, f"nothing came of this for {self.timeout:g} s", code="timeout", headers=headers)
+                return request.end(silent)
+            await asyncio.sleep(min(LOOK, self.timeout / 4))
         request.end(ApiError(401, "the API key was revoked or has expired", code="invalid_api_key"))
 
 
 class _UnderWay:
-    """A request's channels. Once its body is read, it receives ahead of the application."""
+    """A request's channels. Once its body is read, it receives ahead of the application.
 
-    def __init__(self, receive: Receive, send: Send, timeout: float):
-        self.scope, self.reason, self.left = anyio.CancelScope(), None, asyncio.Event()
-        self._receive, self._send, self._timeout = receive, send, timeout
+    active  when something was last received or sent
+    """
+
+    def __init__(self, receive: Receive, send: Send):
+        self.scope, self.left = anyio.CancelScope(), asyncio.Event()
+        self.reason: ApiError | None = None
+        self.active = time.monotonic()
+        self._receive, self._send = receive, send
         self._first: Message | None = None
         self._read, self._started, self._complete = asyncio.Event(), False, False
         self._events = False
 
     async def begin(self) -> None:
         self._first = await self._next()
-        self.scope.deadline = anyio.current_time() + self._timeout
+        self.active = time.monotonic()
 
     def end(self, reason: ApiError) -> None:
         if not self._complete:
@@ -88,7 +94,7 @@ class _UnderWay:
             first, self._first = self._first, None
             return first
         if not self._read.is_set():
-            self.scope.deadline = anyio.current_time() + self._timeout
+            self.active = time.monotonic()
             return await self._next()
         await self.left.wait()
         return {"type": "http.disconnect"}
@@ -111,7 +117,7 @@ class _UnderWay:
         elif not message.get("more_body", False):
             self._complete = True
         await self._send(message)
-        self.scope.deadline = anyio.current_time() + self._timeout
+        self.active = time.monotonic()
 
     async def refuse(self, scope: Scope, error: ApiError) -> None:
         """Tell the client, where the response allows it; any other connection is closed without an end."""

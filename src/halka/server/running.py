@@ -7,7 +7,7 @@ from types import FrameType
 
 import uvicorn
 from starlette.types import ASGIApp
-from uvicorn.protocols.http.h11_impl import H11Protocol
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from halka.server.health import Drain
 
@@ -15,7 +15,7 @@ PATIENCE = 30.0  # seconds that a client may take for a request's head, or witho
 CONNECTIONS = 1000
 
 
-class Connection(H11Protocol):
+class Connection(HttpToolsProtocol):
     """HTTP/1.1 that knows since when it waits for its client."""
 
     _mark: tuple[object, ...] = ()

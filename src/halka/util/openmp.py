@@ -5,15 +5,21 @@ from __future__ import annotations
 import os
 from collections.abc import MutableMapping
 
-SPINS = "1000"  # some microseconds: about as long as a step's next product takes to come
+BRIEFLY = {
+    "GOMP_SPINCOUNT": "1000",  # some microseconds: about as long as a step's next product takes to come
+    "OMP_WAIT_POLICY": "ACTIVE",  # spin as long in a process with more threads of OpenMP's than processors
+    "KMP_BLOCKTIME": "1",  # milliseconds, in LLVM's and Intel's OpenMP, which would take ACTIVE for "for ever"
+}
 
 
 def wait_briefly(environment: MutableMapping[str, str] = os.environ) -> None:
-    """Let threads of GNU's OpenMP, which torch has on Linux, sleep soon after they run out of work.
+    """Let threads of OpenMP sleep soon after they run out of work, but not at once.
 
     Libraries read it when they are loaded: call this before torch is imported, or for a new process's environment. What
-    the user has set stays. Spinning for longer gains nothing alone, and where two processes share the processor each
-    keeps it from the other (`benchmarks/two_processes.py`).
+    the user has set stays, whatever it is. Spinning for longer gains nothing alone, and where two processes share the
+    processor each keeps it from the other (`benchmarks/two_processes.py`). Sleeping at once is what GNU's OpenMP, which
+    torch has on Linux, does by itself where a process has more of its threads than processors: two Python threads that
+    compute are enough, since each has a team of its own; every parallel region then waits for one to wake up.
     """
-    if "OMP_WAIT_POLICY" not in environment:
-        environment.setdefault("GOMP_SPINCOUNT", SPINS)
+    if not environment.keys() & BRIEFLY:
+        environment.update(BRIEFLY)
