@@ -42,7 +42,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 import halka
 from halka.models.loading import load_base
-from halka.server.keys import Keys, Limits
+from halka.server.guards.keys import Keys, Limits
 from halka.storage.adapter_folder import AdapterFolder
 
 HERE = Path(__file__).parent

@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 
 from guarded_for_tests import Guarded
-from halka.server.logs import log_to
+from halka.server.guards.logs import log_to
 from halka.server.running import server
 
 if __name__ == "__main__":

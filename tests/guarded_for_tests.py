@@ -15,10 +15,10 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, PlainTextResponse, StreamingResponse
 from starlette.routing import Mount, Route
 
-from halka.server.access import caller
 from halka.server.errors import install
-from halka.server.guards import Guards
-from halka.server.keys import Keys, Limits, Role
+from halka.server.guards.access import caller
+from halka.server.guards.guards import Guards
+from halka.server.guards.keys import Keys, Limits, Role
 from halka.server.settings import ServerSettings
 
 LOCAL = "http://127.0.0.1:8000"

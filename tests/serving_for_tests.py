@@ -19,7 +19,7 @@ from embedder_for_tests import WordEmbedder
 from engine_for_tests import filled
 from halka.engine import Answer, AsyncEngine, Request
 from halka.server import ServerSettings, create_app, running
-from halka.server.library import Library
+from halka.server.resources.library import Library
 from halka.server.service import Service
 from tiny import tiny
 from tokenizers_for_tests import chatml_tokenizer

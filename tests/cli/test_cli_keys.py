@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from commands import failure, halka, parsed
-from halka.server.keys import Keys
+from halka.server.guards.keys import Keys
 
 
 @pytest.fixture(autouse=True)

@@ -11,8 +11,8 @@ from urllib.parse import unquote
 import pytest
 
 from guarded_for_tests import Guarded
-from halka.server.access import OPEN, RIGHTS, Caller, check_host, is_loopback
-from halka.server.keys import ROLES
+from halka.server.guards.access import OPEN, RIGHTS, Caller, check_host, is_loopback
+from halka.server.guards.keys import ROLES
 from halka.util.errors import HalkaError
 
 GUARDED = ("/who", "/metrics", "/docs", "/openapi.json", "/mounted/inside", "/v1/models/lora", "/nothing", "/", "")
@@ -185,7 +185,7 @@ def test_the_key_is_compared_in_constant_time():
     """By one lookup of a public id, and one comparison of whole hashes."""
     import inspect
 
-    from halka.server.keys import Keys
+    from halka.server.guards.keys import Keys
 
     assert "compare_digest" in inspect.getsource(Keys.find)
     assert not re.search(r"hash\s*==|==\s*\w*hash", inspect.getsource(Keys.find))

@@ -9,8 +9,8 @@ import httpx
 import pytest
 
 from guarded_for_tests import LOCAL, Guarded
-from halka.server.bodies import DEPTH, _Body, check_json
 from halka.server.errors import ApiError
+from halka.server.guards.bodies import DEPTH, _Body, check_json
 
 JSON = {"content-type": "application/json"}
 MULTIPART = {"content-type": "multipart/form-data; boundary=x"}

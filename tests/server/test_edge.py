@@ -10,7 +10,7 @@ import logging
 import pytest
 
 from guarded_for_tests import Guarded
-from halka.server.logs import LOGGERS, log_to
+from halka.server.guards.logs import LOGGERS, log_to
 
 HEADERS = ("x-request-id", "x-content-type-options", "content-security-policy", "referrer-policy", "x-frame-options")
 

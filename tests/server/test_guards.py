@@ -9,8 +9,8 @@ import time
 import pytest
 from starlette.routing import BaseRoute, Mount, Route
 
-from halka.server.access import OPEN
-from halka.server.keys import Keys, Limits, Role
+from halka.server.guards.access import OPEN
+from halka.server.guards.keys import Keys, Limits, Role
 from serving_for_tests import InProcess
 
 CHAT = {"model": "tiny", "messages": [{"role": "user", "content": "Hello"}], "max_tokens": 4}

@@ -13,9 +13,9 @@ from pathlib import Path
 
 import pytest
 
-from halka.server.job_folder import JobFolder, JobRequest, jobs_in
-from halka.server.job_process import environment
-from halka.server.job_queue import JobQueue
+from halka.server.jobs.folder import JobFolder, JobRequest, jobs_in
+from halka.server.jobs.process import environment
+from halka.server.jobs.queue import JobQueue
 from halka.util.errors import DamagedFolderError, HalkaError
 from halka.util.openmp import BRIEFLY
 
@@ -111,7 +111,7 @@ def test_a_job_survives_the_server_and_a_new_one_knows(jobs, tmp_path):
     made = [new(jobs), new(jobs)]
     server = f"""
 import pathlib, sys, time
-from halka.server.job_queue import JobQueue
+from halka.server.jobs.queue import JobQueue
 queue = JobQueue(lambda: [pathlib.Path({str(jobs)!r})], pathlib.Path({str(tmp_path / "lock")!r}))
 while True: queue.look(); print("looked", flush=True); time.sleep(0.05)
 """

@@ -9,7 +9,7 @@ from pathlib import Path
 import httpx
 import pytest
 
-from halka.server.job_folder import JobFolder, JobRequest
+from halka.server.jobs.folder import JobFolder, JobRequest
 from serving_for_tests import InProcess
 
 ROWS = [{"prompt": f"What is {a} plus {b}?", "completion": str(a + b)} for a in range(4) for b in range(4)]

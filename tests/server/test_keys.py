@@ -11,7 +11,7 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 
-from halka.server.keys import Keys, Limits
+from halka.server.guards.keys import Keys, Limits
 from halka.util.errors import DamagedFolderError, HalkaError
 
 LATER = datetime.now(UTC) + timedelta(days=1)
@@ -127,7 +127,7 @@ def test_limits_are_kept(keys):
 def test_a_process_that_is_killed_while_it_adds_keys_leaves_them_whole(keys):
     """Every key that was printed is there, and works."""
     code = (
-        "import sys; from pathlib import Path; from halka.server.keys import Keys\n"
+        "import sys; from pathlib import Path; from halka.server.guards.keys import Keys\n"
         "keys = Keys(Path(sys.argv[1]))\n"
         "while True: print(keys.add('main', 'user')[0], flush=True)"
     )

@@ -8,8 +8,8 @@ import pytest
 
 from guarded_for_tests import Guarded
 from halka.server.errors import ApiError
-from halka.server.keys import Limits
-from halka.server.limits import Bucket, Lease, Limiter
+from halka.server.guards.keys import Limits
+from halka.server.guards.limits import Bucket, Lease, Limiter
 
 
 class Clock:

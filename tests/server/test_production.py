@@ -16,7 +16,7 @@ import pytest
 
 import halka
 from commands import process
-from halka.server.keys import Keys
+from halka.server.guards.keys import Keys
 
 pytestmark = pytest.mark.slow
 ASKED = {"model": "lora", "messages": [{"role": "user", "content": "Hello"}], "max_tokens": 200, "stream": True}

@@ -10,7 +10,7 @@ import pytest
 
 from halka.rag.passages import Passage
 from halka.rag.prompt import ABSTAINED, INSTRUCTION
-from halka.server.retrieval import Grounding
+from halka.server.answers.retrieval import Grounding
 from serving_for_tests import InProcess
 
 TEXTS = [("parcels.md", "# Parcels\n\nParcels are sent on Monday."), ("refunds.md", "Refunds take nine days.")]

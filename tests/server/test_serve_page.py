@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from guarded_for_tests import Guarded
-from halka.server.keys import ROLES
+from halka.server.guards.keys import ROLES
 from halka.server.settings import ServerSettings
 from halka.util.settings import settings_of
 

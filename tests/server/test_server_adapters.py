@@ -19,8 +19,8 @@ from safetensors.torch import load_file, save_file
 
 import halka
 from engine_for_tests import filled
-from halka.server.adapters import verify
-from halka.server.uploads import staging
+from halka.server.resources.adapters import verify
+from halka.server.resources.uploads import staging
 from serving_for_tests import InProcess, make_base, make_store
 
 WEIGHTS, CONFIG, CARD = "adapter_model.safetensors", "adapter_config.json", "halka.json"
@@ -287,7 +287,7 @@ def test_paths_in_names_lead_nowhere(client, path):
 
 
 def test_who_downloads_is_not_cut_off_by_who_deletes(server, lora):
-    from halka.server.adapter_files import opened_files, zipped
+    from halka.server.resources.adapter_files import opened_files, zipped
 
     files = opened_files(server.service.tenants.of("main").store.get("lora").folder)
     pieces = zipped(files)

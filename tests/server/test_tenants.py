@@ -6,7 +6,7 @@ import json
 
 import pytest
 
-from halka.server.job_folder import JobFolder, JobRequest
+from halka.server.jobs.folder import JobFolder, JobRequest
 from serving_for_tests import InProcess
 
 ROWS = [{"prompt": "a", "completion": "b"}]
@@ -159,7 +159,7 @@ def test_readers_are_roles_and_keys(two):
 
 
 def test_a_tenant_stores_no_more_than_its_keys_limit(base, store, tmp_path):
-    from halka.server.keys import Limits
+    from halka.server.guards.keys import Limits
 
     with InProcess.open(base, store, tmp_path / "data") as server:
         small = server.key("acme", limits=Limits(storage=20_000))

@@ -6,8 +6,8 @@ import json
 
 import pytest
 
-from halka.server.chat_request import Tool
-from halka.server.tools import Call, CallReader, Toolbox
+from halka.server.answers.chat_request import Tool
+from halka.server.answers.tools import Call, CallReader, Toolbox
 from serving_for_tests import PARIS, WEATHER, InProcess, make_base, no_white_space
 from tokenizers_for_tests import hermes_tokenizer
 

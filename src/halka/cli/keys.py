@@ -14,7 +14,7 @@ from halka.util.errors import HalkaError
 from halka.util.text import columns, one_line, plural
 
 if TYPE_CHECKING:
-    from halka.server.keys import Key, Keys
+    from halka.server.guards.keys import Key, Keys
 
 UNITS = {"h": "hours", "d": "days", "w": "weeks"}
 
@@ -66,7 +66,7 @@ def add(
 
     The first key closes a server that was open to its own machine: from then on all need one.
     """
-    from halka.server.keys import Limits
+    from halka.server.guards.keys import Limits
 
     limits = Limits(requests, tokens, concurrency, memory_size(storage, "--storage"))
     text, key = _keys(data).add(tenant, role, _time(expires), limits, one_line(note))
@@ -109,7 +109,7 @@ def revoke(
 
 
 def _keys(data: Path) -> Keys:
-    from halka.server.keys import Keys
+    from halka.server.guards.keys import Keys
 
     if data.is_file():
         raise HalkaError(f"--data: {data} is a file: name the server's folder")

@@ -53,7 +53,7 @@ class Serve(Deferred):
 def _serve(settings: ServerSettings) -> None:
     try:
         from halka.server import create_app
-        from halka.server.logs import log_to
+        from halka.server.guards.logs import log_to
         from halka.server.running import server
         from halka.server.service import Service
     except ModuleNotFoundError as error:

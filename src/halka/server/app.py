@@ -9,19 +9,11 @@ from importlib.metadata import version
 from fastapi import Depends, FastAPI
 from fastapi.security import HTTPBearer
 
-from halka.server import (
-    adapters,
-    chat,
-    collections,
-    completions,
-    embeddings,
-    errors,
-    health,
-    jobs,
-    metrics,
-    models,
-    responses,
-)
+from halka.server import errors
+from halka.server.answers import chat, completions, models, responses
+from halka.server.guards import health, metrics
+from halka.server.jobs import routes as jobs
+from halka.server.resources import adapters, collections, embeddings
 from halka.server.service import Service
 
 ROUTERS = (

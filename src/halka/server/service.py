@@ -14,15 +14,15 @@ from halka.core import AdaptedModel
 from halka.engine import AsyncEngine, Engine
 from halka.models import adapt, context
 from halka.models.loading import load_base
-from halka.server.access import check_host
-from halka.server.guards import Guards
-from halka.server.job_queue import JobQueue
-from halka.server.keys import Keys
-from halka.server.library import Library
-from halka.server.logprobs import TokenTexts
+from halka.server.answers.logprobs import TokenTexts
+from halka.server.guards.access import check_host
+from halka.server.guards.guards import Guards
+from halka.server.guards.keys import Keys
+from halka.server.jobs.queue import JobQueue
+from halka.server.resources.library import Library
+from halka.server.resources.uploads import remove_stale
 from halka.server.settings import ServerSettings
 from halka.server.tenants import Tenants
-from halka.server.uploads import remove_stale
 
 GB = 10**9
 

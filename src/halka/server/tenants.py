@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from halka.server.adapter_files import stored_inside
+from halka.server.resources.adapter_files import stored_inside
 from halka.server.settings import ServerSettings
 from halka.storage.adapter_store import AdapterStore, Stored
 from halka.util.errors import UnknownAdapterError

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from anyio import to_thread
 
-from halka.server.access import Caller
+from halka.server.guards.access import Caller
 from halka.server.service import Service
 
 

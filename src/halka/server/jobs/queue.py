@@ -16,12 +16,12 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
-from halka.server.job_folder import ENDED, LOG, JobFolder, jobs_in
-from halka.server.job_process import environment
+from halka.server.jobs.folder import ENDED, LOG, JobFolder, jobs_in
+from halka.server.jobs.process import environment
 from halka.util.errors import HalkaError
 
 EVERY = 1.0  # seconds between two looks
-log = logging.getLogger("halka.server.jobs")
+log = logging.getLogger("halka.server.jobs.routes")
 
 
 class JobQueue:
@@ -102,7 +102,7 @@ class JobQueue:
                 return False
             messages = os.open(job.path / LOG, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
             try:
-                arguments = [sys.executable, "-m", "halka.server.job_process", str(job.path), str(lock)]
+                arguments = [sys.executable, "-m", "halka.server.jobs.process", str(job.path), str(lock)]
                 files = [(os.POSIX_SPAWN_DUP2, messages, 1), (os.POSIX_SPAWN_DUP2, messages, 2)]
                 pid = os.posix_spawn(
                     sys.executable, arguments, environment(os.environ), file_actions=files, setsid=True

@@ -15,16 +15,16 @@ from fastapi import APIRouter
 from starlette.responses import Response
 
 from halka.engine import Answer, Request
-from halka.server.access import Caller, Who
-from halka.server.chat_request import ChatRequest
+from halka.server.answers.chat_request import ChatRequest
+from halka.server.answers.formats import constraint_of
+from halka.server.answers.generation import Delta, adapter_of, deltas, room, usage
+from halka.server.answers.prompts import chat_tokens, count_tokens
+from halka.server.answers.retrieval import Grounding, grounded, prompt_room, unasked
+from halka.server.answers.tools import Call, Toolbox, toolbox_of, with_calls
 from halka.server.errors import api_error
-from halka.server.formats import constraint_of
-from halka.server.generation import Delta, adapter_of, deltas, room, usage
-from halka.server.prompts import chat_tokens, count_tokens
-from halka.server.retrieval import Grounding, grounded, prompt_room, unasked
+from halka.server.guards.access import Caller, Who
 from halka.server.sending import DONE, Json, begun, event
 from halka.server.service import Here, Service
-from halka.server.tools import Call, Toolbox, toolbox_of, with_calls
 
 router = APIRouter()
 

@@ -19,18 +19,18 @@ from fastapi.exceptions import RequestValidationError
 from pydantic import TypeAdapter, ValidationError
 from starlette.responses import Response, StreamingResponse
 
-from halka.server.access import Caller, needs
-from halka.server.adapter_files import pieces_of
 from halka.server.errors import ApiError
-from halka.server.health import Drain
-from halka.server.job_commands import PREDICTIONS, asked, check_data
-from halka.server.job_folder import ENDED, JOB, OUTPUT, RUN, JobFolder, jobs_in
-from halka.server.job_requests import Job
+from halka.server.guards.access import Caller, needs
+from halka.server.guards.health import Drain
+from halka.server.guards.storing import check_room
+from halka.server.jobs.commands import PREDICTIONS, asked, check_data
+from halka.server.jobs.folder import ENDED, JOB, OUTPUT, RUN, JobFolder, jobs_in
+from halka.server.jobs.requests import Job
+from halka.server.resources.adapter_files import pieces_of
+from halka.server.resources.uploads import file_name, save, staging
 from halka.server.sending import Events, Json, event
 from halka.server.service import Here, Service
-from halka.server.storing import check_room
 from halka.server.tenants import Tenant
-from halka.server.uploads import file_name, save, staging
 from halka.util.errors import HalkaError
 
 router = APIRouter(tags=["jobs"])

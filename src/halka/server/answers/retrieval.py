@@ -16,12 +16,12 @@ from halka.rag.answer import answer_of, passages_for
 from halka.rag.passages import Passage
 from halka.rag.prompt import ABSTAINED, CITATION, prompted
 from halka.rag.retrieve import Retriever
-from halka.server.access import Caller
-from halka.server.chat_request import Retrieval
-from halka.server.collections import scope_of
+from halka.server.answers.chat_request import Retrieval
+from halka.server.answers.generation import Delta
 from halka.server.errors import ApiError
-from halka.server.generation import Delta
-from halka.server.library import public_names
+from halka.server.guards.access import Caller
+from halka.server.resources.collections import scope_of
+from halka.server.resources.library import public_names
 from halka.server.service import Service
 from halka.util.errors import HalkaError
 

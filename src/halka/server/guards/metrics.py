@@ -17,7 +17,7 @@ from starlette.requests import Request as HttpRequest
 from starlette.responses import Response
 
 from halka.engine import Answer, Engine, Request
-from halka.server.access import Caller
+from halka.server.guards.access import Caller
 
 BASE, OTHER = "(base)", "(other)"  # no adapters' names, which begin with a letter or a digit
 SECONDS = tuple(round(0.005 * 1.3**step, 4) for step in range(40))  # up to 140 s

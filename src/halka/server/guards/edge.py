@@ -12,7 +12,7 @@ from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from halka.server.errors import ApiError
-from halka.server.metrics import Metrics
+from halka.server.guards.metrics import Metrics
 
 HEADERS = {
     "cache-control": "no-store",

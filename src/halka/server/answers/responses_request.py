@@ -7,7 +7,7 @@ from typing import Annotated, Any, ClassVar, Literal
 from fastapi.exceptions import RequestValidationError
 from pydantic import Discriminator, Field, Tag, ValidationError
 
-from halka.server.chat_request import (
+from halka.server.answers.chat_request import (
     CalledTool,
     ChatMessage,
     ChatRequest,
@@ -19,7 +19,7 @@ from halka.server.chat_request import (
     TextPart,
     Tool,
 )
-from halka.server.formats import FlatJsonSchema, JsonObject, JsonSchema, Schema, Text
+from halka.server.answers.formats import FlatJsonSchema, JsonObject, JsonSchema, Schema, Text
 from halka.server.requests import ANY, NEUTRAL, Body, Count, Share, StreamOptions, Temperature
 
 LOGPROBS = "message.output_text.logprobs"

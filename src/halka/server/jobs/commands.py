@@ -20,10 +20,10 @@ from halka.evaluation.metrics import find_metric
 from halka.methods import method_named
 from halka.methods.prompt import check_start
 from halka.models.loading import is_base_folder
-from halka.server.adapter_files import stored_inside
 from halka.server.errors import ApiError
-from halka.server.job_folder import RUN, JobRequest
-from halka.server.job_requests import AdviseJob, EvaluateJob, Job, TrainJob
+from halka.server.jobs.folder import RUN, JobRequest
+from halka.server.jobs.requests import AdviseJob, EvaluateJob, Job, TrainJob
+from halka.server.resources.adapter_files import stored_inside
 from halka.server.settings import ServerSettings
 from halka.server.tenants import Tenant
 from halka.training import TrainConfig

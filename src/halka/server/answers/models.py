@@ -9,8 +9,8 @@ from anyio import to_thread
 from fastapi import APIRouter
 from starlette.responses import Response
 
-from halka.server.access import Caller, Who
 from halka.server.errors import unknown_model
+from halka.server.guards.access import Caller, Who
 from halka.server.sending import Json
 from halka.server.service import Here, Service
 

@@ -18,15 +18,15 @@ from halka.rag.collection import Collection
 from halka.rag.retrieve import Mode, Retriever
 from halka.rag.store import EVERYONE, Document, Scope
 from halka.rag.texts import is_readable
-from halka.server.access import Caller, Who, needs
 from halka.server.errors import ApiError
-from halka.server.library import names_of, public_names
-from halka.server.reading import read_apart
+from halka.server.guards.access import Caller, Who, needs
+from halka.server.guards.storing import check_room
 from halka.server.requests import Body, Labels, Name
+from halka.server.resources.library import names_of, public_names
+from halka.server.resources.reading import read_apart
+from halka.server.resources.uploads import file_name, save, staging
 from halka.server.sending import Json
 from halka.server.service import Here, Service
-from halka.server.storing import check_room
-from halka.server.uploads import file_name, save, staging
 from halka.util.errors import HalkaError
 
 router = APIRouter(tags=["collections"])

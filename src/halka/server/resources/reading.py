@@ -1,4 +1,4 @@
-"""Reads an uploaded file's text in a process of its own: `python -m halka.server.reading FILE`.
+"""Reads an uploaded file's text in a process of its own: `python -m halka.server.resources.reading FILE`.
 
 A document may be made to crash its reader, keep it busy, or take all memory: then this process ends, and no other.
 """
@@ -16,11 +16,11 @@ from dataclasses import asdict
 from pathlib import Path
 
 from halka.rag.texts import Text, Unreadable, read_as, read_text
-from halka.server.job_process import environment
+from halka.server.jobs.process import environment
 
 PLAIN = (".md", ".markdown", ".txt", ".text", ".rst")  # decoded, and nothing more
 SECONDS, MEMORY = 120, 4 * 10**9
-READER = (sys.executable, "-m", "halka.server.reading")
+READER = (sys.executable, "-m", "halka.server.resources.reading")
 
 
 def read_apart(name: str, path: Path, reader: Sequence[str] = READER, seconds: float = SECONDS) -> Text:

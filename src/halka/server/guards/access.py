@@ -18,8 +18,8 @@ from starlette.requests import Request as HttpRequest
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from halka.server.errors import ApiError
-from halka.server.keys import Key, Keys, Role
-from halka.server.limits import Lease
+from halka.server.guards.keys import Key, Keys, Role
+from halka.server.guards.limits import Lease
 from halka.server.tenants import MAIN
 from halka.util.errors import HalkaError
 

@@ -7,7 +7,7 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
-from halka.server.formats import JsonObject, JsonSchema, Text
+from halka.server.answers.formats import JsonObject, JsonSchema, Text
 from halka.server.requests import ANY, NEUTRAL, Body, Count, Labels, Sampled, unsupported
 
 FunctionName = Annotated[str, Field(pattern=r"^[a-zA-Z0-9_.-]{1,64}$")]

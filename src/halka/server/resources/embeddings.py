@@ -12,8 +12,8 @@ from pydantic_core import PydanticCustomError
 from starlette.responses import Response
 
 from halka.rag.embed import Embedder
-from halka.server.access import Who
 from halka.server.errors import ApiError, unknown_model
+from halka.server.guards.access import Who
 from halka.server.requests import ANY, Body
 from halka.server.sending import Json
 from halka.server.service import Here

@@ -15,9 +15,9 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from halka.engine import Constraint
-from halka.server.chat_request import ChatMessage, NamedTool, Tool, ToolChoice
+from halka.server.answers.chat_request import ChatMessage, NamedTool, Tool, ToolChoice
+from halka.server.answers.generation import Delta
 from halka.server.errors import ApiError
-from halka.server.generation import Delta
 
 OPENING, CLOSING = "<tool_call>", "</tool_call>"
 

@@ -12,13 +12,13 @@ from anyio import to_thread
 
 from halka.engine import Answer, Request
 from halka.engine.logprobs import TokenLogprob
-from halka.server.access import Caller
 from halka.server.errors import ApiError, unknown_model
+from halka.server.guards.access import Caller
 from halka.server.service import Service
 from halka.util.errors import UnknownAdapterError
 
 if TYPE_CHECKING:
-    from halka.server.tools import Call
+    from halka.server.answers.tools import Call
 
 
 @dataclass(frozen=True)

@@ -14,14 +14,14 @@ from fastapi import APIRouter
 from starlette.responses import Response
 
 from halka.engine import Answer
-from halka.server.access import Who
-from halka.server.chat import Chat
+from halka.server.answers.chat import Chat
+from halka.server.answers.generation import Delta, usage
+from halka.server.answers.responses_request import ResponsesRequest
+from halka.server.answers.tools import Call
 from halka.server.errors import api_error
-from halka.server.generation import Delta, usage
-from halka.server.responses_request import ResponsesRequest
+from halka.server.guards.access import Who
 from halka.server.sending import Json, begun, event
 from halka.server.service import Here
-from halka.server.tools import Call
 
 router = APIRouter()
 

@@ -7,8 +7,8 @@ from starlette.requests import Request as HttpRequest
 from starlette.responses import Response
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from halka.server.access import OPEN
 from halka.server.errors import ApiError
+from halka.server.guards.access import OPEN
 from halka.server.sending import Json
 
 router = APIRouter()

@@ -8,7 +8,7 @@ from typing import Any
 from halka.data.chat import TEMPLATE_ERRORS
 from halka.data.examples import Example, Message
 from halka.data.tokens import encode_prompt
-from halka.server.tools import Toolbox
+from halka.server.answers.tools import Toolbox
 from halka.util.errors import DataError
 
 

@@ -15,10 +15,10 @@ from pydantic import Field
 from starlette.responses import Response
 
 from halka.engine import Answer, Request
-from halka.server.access import Caller, Who
+from halka.server.answers.generation import Delta, adapter_of, deltas, merged, usage
+from halka.server.answers.prompts import text_tokens
 from halka.server.errors import api_error
-from halka.server.generation import Delta, adapter_of, deltas, merged, usage
-from halka.server.prompts import text_tokens
+from halka.server.guards.access import Caller, Who
 from halka.server.requests import NEUTRAL, Count, Sampled
 from halka.server.sending import DONE, Json, begun, event
 from halka.server.service import Here, Service

@@ -15,7 +15,7 @@ from dataclasses import replace
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from halka.server.errors import ApiError
-from halka.server.keys import Limits
+from halka.server.guards.keys import Limits
 
 MINUTE = 60.0
 SOON = 2.0  # seconds after which to try again what waits for others' ends

@@ -8,14 +8,14 @@ from starlette.middleware import Middleware
 from starlette.middleware.cors import CORSMiddleware
 
 from halka.engine import Engine
-from halka.server.access import Access
-from halka.server.bodies import Bodies
-from halka.server.edge import Edge
-from halka.server.ending import Ending
-from halka.server.health import Drain, Draining
-from halka.server.keys import Keys, Limits
-from halka.server.limits import Limiter, Limiting
-from halka.server.metrics import Metrics
+from halka.server.guards.access import Access
+from halka.server.guards.bodies import Bodies
+from halka.server.guards.edge import Edge
+from halka.server.guards.ending import Ending
+from halka.server.guards.health import Drain, Draining
+from halka.server.guards.keys import Keys, Limits
+from halka.server.guards.limits import Limiter, Limiting
+from halka.server.guards.metrics import Metrics
 from halka.server.settings import ServerSettings
 
 MB, GB = 10**6, 10**9

@@ -1,4 +1,4 @@
-"""A job's own process: `python -m halka.server.job_process FOLDER LOCK`, which nobody waits for.
+"""A job's own process: `python -m halka.server.jobs.process FOLDER LOCK`, which nobody waits for.
 
 It runs the job's command in the job's folder and writes how that ended; a trained adapter goes into the tenant's store.
 The command has the lock, too: as long as one of both is there, the job is running and no server begins it again.
@@ -14,7 +14,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from halka.server.job_folder import LOG, OUTPUT, RUN, JobFolder, JobRequest, now
+from halka.server.jobs.folder import LOG, OUTPUT, RUN, JobFolder, JobRequest, now
 from halka.util.openmp import wait_briefly
 
 NICE = 10  # who serves goes first

@@ -17,8 +17,11 @@ from fastapi import APIRouter, Depends, Form, Query, UploadFile
 from pydantic import Field
 from starlette.responses import Response, StreamingResponse
 
-from halka.server.access import Caller, Who, needs
-from halka.server.adapter_files import (
+from halka.server.errors import ApiError
+from halka.server.guards.access import Caller, Who, needs
+from halka.server.guards.storing import check_room
+from halka.server.requests import Body, Name
+from halka.server.resources.adapter_files import (
     check_inside,
     check_names,
     close,
@@ -28,13 +31,10 @@ from halka.server.adapter_files import (
     stored_inside,
     zipped,
 )
-from halka.server.errors import ApiError
-from halka.server.requests import Body, Name
+from halka.server.resources.uploads import file_name, save, staging
 from halka.server.sending import Json
 from halka.server.service import Here, Service
-from halka.server.storing import check_room
 from halka.server.tenants import Tenant
-from halka.server.uploads import file_name, save, staging
 from halka.storage.adapter_store import Stored
 from halka.util.errors import HalkaError, UnknownAdapterError
 from halka.util.files import is_portable_name

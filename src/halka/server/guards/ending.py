@@ -13,7 +13,7 @@ import anyio
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from halka.server.errors import ApiError
-from halka.server.keys import Keys
+from halka.server.guards.keys import Keys
 from halka.server.sending import dumps
 
 LOOK = 1.0  # seconds between two looks at a key

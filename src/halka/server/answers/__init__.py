@@ -1,0 +1,1 @@
+"""OpenAI's routes that answer: chat, completions, responses, the list of models."""

@@ -1,0 +1,1 @@
+"""What stands before every route: keys and rights, limits, bounded bodies, logs, metrics, an orderly end."""
