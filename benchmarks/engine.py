@@ -11,6 +11,7 @@ left out. llama.cpp has the bf16 GGUF file of one merged LoRA and as many slots 
 
     decoding      tokens a second while all rows decode: from the first token of the row that begins last to the last
                   token of the row that ends first; prompts are not part of it
+    families      the same of 32 LoRAs, of eight each of four families, and of the bare base, in runs of their own
     requests      whole requests a second, prompts included: 32 at a time against one at a time, a LoRA each
     long_prompt   the gap between the tokens of 31 rows while a prompt of 2,000 tokens is read, against without: the
                   median and the 95th percentile over rows and tokens
@@ -73,7 +74,8 @@ COMPARED = [
     ("halka, 32 of four families", "halka, 32 rows of the base", 0.75),
 ]
 """Tokens a second of the first by those of the second, and what is wanted."""
-PARTS = ("decoding", "requests", "long_prompt", "evaluation", "adapters", "tenants")
+ROWS = ("halka, 32 LoRAs", "halka, 32 of four families", "halka, 32 rows of the base")
+PARTS = ("decoding", "families", "requests", "long_prompt", "evaluation", "adapters", "tenants")
 
 
 # ── decoding ────────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -269,6 +271,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as work:
         parts = {
             "decoding": lambda: decoding(sides, arguments.runs, Path(work), interpreters),
+            "families": lambda: decoding([*ROWS], arguments.runs, Path(work), interpreters),
             "evaluation": lambda: evaluation(arguments.runs, arguments.adapters),
             **{
                 part.__name__: lambda part=part: part(arguments.runs)

@@ -43,6 +43,8 @@ from fixed_batches import interleaved
 from serving_client import clients, streamed
 from side_by_side import in_a_process, setup
 
+from halka.util.openmp import wait_briefly
+
 HERE = Path(__file__).parent
 RESULT = HERE / "results" / "serving.json"
 PARTS = ("clients", "cost", "peft", "latency")
@@ -321,6 +323,7 @@ def main() -> None:
         order = json.loads(arguments.worker)
         print(json.dumps(worker(fill_=order.pop("fill", ""), **order)))
         return
+    wait_briefly()
     results = json.loads(arguments.out.read_text()) if arguments.out.exists() else {}
     with tempfile.TemporaryDirectory() as folder:
         work = Path(folder)

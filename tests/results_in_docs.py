@@ -289,10 +289,20 @@ def experts(found: Any) -> list[list[str]]:
 
 def engine(found: Any) -> list[list[str]]:
     """Tokens a second, and by those of what each is compared with."""
-    decoding = found["decoding"]
+    return _rates(found["decoding"], without="halka, 32 of four families")
+
+
+def engine_families(found: Any) -> list[list[str]]:
+    """The same of 32 rows."""
+    return _rates(found.get("families", {"ratios": [], "tokens_per_second": {}}))
+
+
+def _rates(decoding: Any, without: str = "") -> list[list[str]]:
     against = {(each["of"], each["to"]): each["ratio"] for each in decoding["ratios"]}
     rows = [["While all rows decode", "Tokens a second", "Times those of"]]
     for side, tokens in decoding["tokens_per_second"].items():
+        if side == without:
+            continue
         ratios = [f"{ratio:.2f} {other}" for (one, other), ratio in against.items() if one == side]
         rows.append([side, f"{tokens:.0f}", ", ".join(ratios) or "–"])
     return rows
@@ -321,6 +331,40 @@ def engine_exactness(found: Any) -> list[list[str]]:
     for base, each in found["answers"].items():
         cells = (each["answers"], each["contents"], each["single_runs"], len(each["wrong"]), len(each["ties"]))
         rows.append([base, *(f"{cell:,}" for cell in cells)])
+    return rows
+
+
+def serving(found: Any) -> list[list[str]]:
+    """Requests or tokens a second over HTTP, by those of what they are compared with."""
+    names = {"clients": "Requests a second", "cost": "Tokens a second", "peft": "Requests a second, 32 LoRAs"}
+    rows = [["In one run", "Of", "By", "Ratio", "Wanted"]]
+    for part, name in names.items():
+        if each := found.get(part):
+            rates = next(each[key] for key in ("requests_per_second", "tokens_per_second") if key in each)
+            sides = [f"{each[side]}: {rates[each[side]]:.3g}" for side in ("of", "to")]
+            wanted = "–" if each["wanted"] is None else f"≥ {each['wanted']:g}"
+            rows.append([name, *sides, f"{each['ratio']:.2f}", wanted])
+    for each in found.get("latency", {}).get("ratios", []):
+        words = {"median": "median", "p95": "95th percentile"}[each["of"]]
+        sides = ["/metrics", "guidellm"]
+        rows.append([f"Seconds to the first token, {words}", *sides, f"{each['ratio']:.2f}", "0.9 to 1.1"])
+    return rows
+
+
+def serving_exactness(found: Any) -> list[list[str]]:
+    """Requests of three tenants over HTTP while all is changed, and what was there after SIGKILL."""
+    counts, memory = found["counts"], found["memory"]["ratio"]
+    kept = sum(sum(kill["acknowledged"].values()) for kill in found["kills"])
+    missing = sum(len(kill["missing"]) for kill in found["kills"])
+    rows = [["Over HTTP", "Figure"]]
+    rows.append(["requests and changes", f"{found['requests']:,}"])
+    rows.append(["answers checked", f"{counts['answers']:,}"])
+    rows.append(["wrong, lost, double, or of another tenant", f"{len(found['wrong']):,}"])
+    rows.append(["429s of the tenant whose key allows three answers at once", f"{counts.get('429', 0):,}"])
+    rows.append(["the server's memory at the end, by that after a quarter", f"{memory:.3f}"])
+    rows.append(
+        [f"acknowledged before {len(found['kills'])} SIGKILLs in mid-load; missing afterwards", f"{kept}; {missing}"]
+    )
     return rows
 
 
@@ -409,7 +453,10 @@ TABLES: dict[str, tuple[str, Callable[[Any], list[list[str]]]]] = {
     "storage": ("storage", storage),
     "mixed_answers": ("mixed_answers", mixed_answers),
     "engine": ("engine", engine),
+    "engine_families": ("engine", engine_families),
     "engine_loads": ("engine", engine_loads),
+    "serving": ("serving", serving),
+    "serving_exactness": ("serving_exactness", serving_exactness),
     "engine_exactness": ("engine_exactness", engine_exactness),
     "vllm_exchange": ("vllm_exchange", vllm_exchange),
     "merging": ("merging", merging),
