@@ -98,20 +98,22 @@ def peft_loop(store: Path) -> Iterator[int]:
 
 @contextmanager
 def server(command: list[str], port: int, path: str) -> Iterator[None]:
-    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
-    try:
-        for _ in range(600):
-            if process.poll() is not None:
-                raise SystemExit(f"the server ended: {process.stderr.read()[-2000:]}")  # type: ignore[union-attr]
-            try:
-                with urllib.request.urlopen(f"http://127.0.0.1:{port}{path}"):
-                    break
-            except OSError:
-                time.sleep(0.2)
-        yield
-    finally:
-        process.send_signal(signal.SIGTERM)
-        process.wait(60)
+    with tempfile.TemporaryFile("w+") as log:  # a pipe that nobody reads fills up, and the server waits
+        process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=log)
+        try:
+            for _ in range(600):
+                if process.poll() is not None:
+                    log.seek(0)
+                    raise SystemExit(f"the server ended: {log.read()[-2000:]}")
+                try:
+                    with urllib.request.urlopen(f"http://127.0.0.1:{port}{path}"):
+                        break
+                except OSError:
+                    time.sleep(0.2)
+            yield
+        finally:
+            process.send_signal(signal.SIGTERM)
+            process.wait(60)
 
 
 def free_port() -> int:
