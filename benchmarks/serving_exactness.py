@@ -7,9 +7,10 @@ same names and other contents. 2,000 chat requests of at most 200 kinds, greedy 
 not, come from 16 clients, some of which leave before the end. Meanwhile adapters of four families are uploaded as next
 versions, deleted, loaded, pinned and unloaded, and documents are replaced and searched. Every answer names the content
 that made it (`system_fingerprint`): it must be one that the name meant while the request ran, and its text the one of a
-single run with that content. A search after an upload must have the new text, and no other tenant's. One tenant's key
-allows three answers at once: its 429s are the only errors that may come. The server's memory is read after a quarter of
-the requests and at the end.
+single run with that content; where another text begins at a token that was chosen by less than 1e-4, of logits or of
+probability, it is listed as a tie. A search after an upload must have the new text, and no other tenant's. One tenant's
+key allows three answers at once: its 429s are the only errors that may come. The server's memory is read after a
+quarter of the requests and at the end.
 
 Then the server is killed (SIGKILL) in mid-load, twice, and started again: every adapter, document, key and job whose
 upload was acknowledged must be there, whole. The result goes to benchmarks/results/serving_exactness.json.
@@ -41,6 +42,7 @@ from side_by_side import setup
 from transformers import AutoConfig, AutoModelForCausalLM
 
 import halka
+from halka.engine.sampling import kept, uniform
 from halka.models.loading import load_base
 from halka.server.guards.keys import Keys, Limits
 from halka.storage.adapter_folder import AdapterFolder
@@ -62,6 +64,7 @@ NAMES = ("a", "b", "c", "d")
 DOCUMENTS = 4
 CONTENTS = 3  # of each family
 CLIENTS = 16
+NEAR = 1e-4
 Files = dict[str, bytes]
 
 
@@ -80,7 +83,7 @@ class Contents:
     def __init__(self, base: Path, folder: Path):
         self.model = halka.adapt(*load_base(base, dtype="float32", device="cpu"))
         self.files: dict[str, Files] = {}
-        self._texts: dict[tuple[str, Any], list[str]] = {}
+        self._answers: dict[tuple[str, Any], list[halka.engine.Answer]] = {}
         for seed in range(CONTENTS):
             for family, method in FAMILIES.items():
                 adapter = self.model.add("new", method, seed=seed)
@@ -94,10 +97,10 @@ class Contents:
                 self.files[id] = {file.name: file.read_bytes() for file in path.iterdir() if file.is_file()}
                 halka.load(self.model, path, name=id)
 
-    def texts(self, id: str | None, kind: Kind) -> list[str]:
+    def answers(self, id: str | None, kind: Kind) -> list[halka.engine.Answer]:
         """What a single run of this kind answers, `n` times."""
         key = (id or "", kind)
-        if key not in self._texts:
+        if key not in self._answers:
             request = halka.Request.of(
                 kind.text,
                 self.model.tokenizer,
@@ -106,11 +109,28 @@ class Contents:
                 stopping=halka.Stopping(max_new_tokens=kind.tokens),
             )
             with halka.Engine(self.model, rows=1) as engine:
-                answers = engine.submit(request, kind.n)
+                self._answers[key] = engine.submit(request, kind.n)
                 while engine.step():
                     pass
-            self._texts[key] = [answer.text for answer in answers]
-        return self._texts[key]
+        return self._answers[key]
+
+    def is_tie(self, id: str | None, kind: Kind, number: int, text: str) -> bool:
+        """Whether another text than answer `number` begins at a token that was chosen by less than `NEAR`."""
+        answer, tokenizer = self.answers(id, kind)[number], self.model.tokenizer
+        same = 0
+        while same < len(answer.tokens) and text.startswith(
+            tokenizer.decode(answer.tokens[: same + 1]).rstrip("\ufffd")
+        ):
+            same += 1
+        with torch.inference_mode(), self.model.use(id):
+            ids = torch.tensor([[*answer.request.prompt, *answer.tokens[:same]]])
+            logits = self.model.base(input_ids=ids, use_cache=False).logits[0, -1]
+        if not kind.temperature:
+            first, second = logits.topk(2).values.tolist()
+            return first - second < NEAR
+        _, probabilities = kept(logits.numpy(), answer.request.sampling)
+        sums = probabilities.cumsum()
+        return bool(abs(sums - uniform(kind.seed + number, same) * sums[-1]).min() < NEAR)
 
 
 @dataclass(frozen=True)
@@ -230,7 +250,7 @@ class Run:
         self.meanings = {(tenant, name): Meaning() for tenant in TENANTS for name in NAMES}
         self.documents: dict[tuple[str, int], str] = {}
         self.changing = {key: asyncio.Lock() for key in [*self.meanings, *((t, n) for t in TENANTS for n in range(99))]}
-        self.done, self.wrong, self.ids = Counter[str](), list[str](), set[str]()
+        self.done, self.wrong, self.ties, self.ids = Counter[str](), list[str](), list[str](), set[str]()
         self.clients = {tenant: server.client(tenant) for tenant in TENANTS}
 
     async def close(self) -> None:
@@ -310,8 +330,14 @@ class Run:
             self.wrong.append(f"{tenant} {name}: {made_by} answered, of {ids}")
             return
         texts = [choice["message"]["content"] for choice in answer["choices"]]
-        if texts != self.contents.texts(made_by, kind) or any(c["finish_reason"] is None for c in answer["choices"]):
-            self.wrong.append(f"{tenant} {name} {kind}: {texts}, not {self.contents.texts(made_by, kind)}")
+        single = [one.text for one in self.contents.answers(made_by, kind)]
+        if len(texts) != kind.n or any(choice["finish_reason"] is None for choice in answer["choices"]):
+            self.wrong.append(f"{tenant} {name} {kind}: {answer['choices']} of {kind.n}")
+            return
+        for number, (text, expected) in enumerate(zip(texts, single, strict=True)):
+            if text != expected:
+                tie = self.contents.is_tie(made_by, kind, number, text)
+                (self.ties if tie else self.wrong).append(f"{tenant} {name} {kind}: {text!r}, not {expected!r}")
 
     # ── changes ─────────────────────────────────────────────────────────────────────────────────────────────────
 
@@ -416,6 +442,7 @@ async def answered(server: Server, contents: Contents, requests: int, kinds: int
         "requests": requests,
         "counts": dict(sorted(run.done.items())),
         "wrong": run.wrong,
+        "ties": run.ties,
         "memory": {"after_a_quarter": early, "at_the_end": server.memory, "ratio": server.memory / early},
     }
 
@@ -427,7 +454,7 @@ async def killed(server: Server, contents: Contents, seed: int) -> dict[str, Any
     """Kill the server while all of this is changed; what was acknowledged must be there when it is back."""
     run = Run(server, contents, kinds_of(20, random.Random(seed)), seed)
     acknowledged: dict[str, list[tuple[str, Any]]] = {"adapters": [], "documents": [], "keys": [], "jobs": []}
-    rows = [{"prompt": "a", "answer": "b"}] * 4
+    rows = [{"prompt": "a", "completion": "b"}] * 4
 
     async def keep(tenant: str, number: int) -> None:
         client = run.clients[tenant]

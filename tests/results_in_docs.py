@@ -359,7 +359,9 @@ def serving_exactness(found: Any) -> list[list[str]]:
     rows = [["Over HTTP", "Figure"]]
     rows.append(["requests and changes", f"{found['requests']:,}"])
     rows.append(["answers checked", f"{counts['answers']:,}"])
-    rows.append(["wrong, lost, double, or of another tenant", f"{len(found['wrong']):,}"])
+    rows.append(
+        ["wrong, lost, double, or of another tenant; near ties", f"{len(found['wrong'])}; {len(found['ties'])}"]
+    )
     rows.append(["429s of the tenant whose key allows three answers at once", f"{counts.get('429', 0):,}"])
     rows.append(["the server's memory at the end, by that after a quarter", f"{memory:.3f}"])
     rows.append(
