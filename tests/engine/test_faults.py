@@ -84,6 +84,25 @@ def test_weights_that_are_no_numbers_fail_their_own_requests(sampling):
         assert len(right.tokens) == 5 or right.finish == "stop"
 
 
+@pytest.mark.parametrize("logprobs", [None, 2])
+def test_a_row_that_has_no_token_to_draw_fails_alone(logprobs):
+    model = model_of(families={})
+    good = Request([5, 6, 7], sampling=Sampling(1.0, seed=3), stopping=Stopping(6))
+    with Engine(model) as engine:
+        (expected,) = engine.submit(good)
+        run(engine)
+        poisoned = Sampling(
+            1.0, seed=3, bias={9: 3e38}, presence_penalty=-3e38
+        )  # its second token's logit is too large
+        (poison,) = engine.submit(Request([5, 6, 7], sampling=poisoned, logprobs=logprobs, stopping=Stopping(6)))
+        (answer,) = engine.submit(good)
+        run(engine)
+        assert "no token to draw" in str(poison.error)
+        assert poison.tokens == [9]
+        assert answer.error is None
+        assert answer.tokens == expected.tokens
+
+
 def test_a_text_that_cannot_be_decoded_fails_alone():
     model = model_of(families={})
     with Engine(model) as engine:

@@ -116,8 +116,30 @@ def test_a_single_allowed_token_is_drawn_and_unlikely_ones_never():
 
 def test_numbers_that_are_none_are_no_draw():
     for bad in (math.nan, -math.inf, math.inf):
-        with pytest.raises(HalkaError, match="no token to draw"):
-            choose(torch.full((1, 5), bad), [Draw(Sampling(temperature=1.0), 0, 0)])
+        logits = torch.stack([torch.full((5,), bad), torch.arange(5.0)])
+        error, other = choose(logits, [Draw(Sampling(temperature=1.0), 0, 0), Draw(Sampling(), 0, 0)])
+        assert isinstance(error, HalkaError)
+        assert "no token to draw" in str(error)
+        assert other == 4
+
+
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+def test_a_row_without_a_token_fails_alone(temperature):
+    """Penalties that add up to more than fp32 holds; a mask that allows only tokens which the base never has."""
+    logits = torch.randn(3, 9)
+    logits[1, 4] = -math.inf
+    mask = torch.zeros(9, dtype=torch.bool)
+    mask[4] = True
+    twice = Sampling(temperature, presence_penalty=-2e38, frequency_penalty=-2 * 10**38)
+    rows = [Draw(twice, 0, 1, [3]), Draw(Sampling(temperature), 0, 0), Draw(Sampling(1.0), 5, 0)]
+    *errors, token = choose(logits, rows, [None, mask, None])
+    assert all(isinstance(error, HalkaError) and "no token to draw" in str(error) for error in errors)
+    assert [token] == choose(logits[2:], rows[2:])
+
+
+def test_biases_may_be_whole_numbers_as_large_as_fp32_s():
+    for large in (10**20, 10**38, 3e38):
+        assert choose(torch.randn(1, 9), [Draw(Sampling(1.0, bias={3: large}), 0, 0)]) == [3]
 
 
 def test_penalties_and_bias_move_the_logits_of_their_tokens_alone():
@@ -158,6 +180,7 @@ def test_a_row_with_penalties_is_drawn_from_the_adjusted_distribution():
         ("temperature", math.inf),
         ("temperature", "1"),
         ("temperature", True),
+        ("temperature", 10**400),
         ("top_k", -1),
         ("top_k", 1.5),
         ("top_p", 1.1),
@@ -168,6 +191,7 @@ def test_a_row_with_penalties_is_drawn_from_the_adjusted_distribution():
         ("seed", 1.0),
         ("presence_penalty", math.inf),
         ("frequency_penalty", "0"),
+        ("frequency_penalty", 10**39),
     ],
 )
 def test_values_out_of_range_are_named(field, value):
@@ -187,6 +211,11 @@ def test_whole_numbers_may_be_larger_than_any_float():
 
 
 def test_a_bias_is_a_finite_number_of_a_token():
-    for bias, message in (({-1: 1.0}, "bias is -1: it is the ids"), ({3: math.nan}, "bias of token 3 is nan")):
+    for bias, message in (
+        ({-1: 1.0}, "bias is -1: it is the ids"),
+        ({3: math.nan}, "bias of token 3 is nan"),
+        ({3: 1e39}, r"bias of token 3 is 1e\+39: it is a number from -3e\+38 to 3e\+38"),
+        ({3: -(10**400)}, "bias of token 3 is -1000"),
+    ):
         with pytest.raises(HalkaError, match=message):
             Sampling(bias=bias)

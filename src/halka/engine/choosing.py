@@ -31,11 +31,15 @@ def next_tokens(texts: Sequence[Text], logits: Tensor) -> Iterator[Chosen]:
             yield text, error, None
     texts = [texts[row] for row in rows]
     logits = logits if len(rows) == len(logits) else logits[rows]
-    tokens = choose(logits, [text.draw for text in texts], allowed, [tokens[row] for row in rows])
-    asking = [row for row, text in enumerate(texts) if text.answer.request.logprobs is not None]
+    chosen = choose(logits, [text.draw for text in texts], allowed, [tokens[row] for row in rows])
+    asking = {  # the rows whose log probabilities somebody wants, and their tokens
+        row: token
+        for row, (text, token) in enumerate(zip(texts, chosen, strict=True))
+        if text.answer.request.logprobs is not None and not isinstance(token, Exception)
+    }
     logprobs: dict[int, TokenLogprob] = {}
     if asking:
         tops = [texts[row].answer.request.logprobs or 0 for row in asking]
-        logprobs = dict(zip(asking, token_logprobs(logits[asking], [tokens[row] for row in asking], tops), strict=True))
-    for row, (text, token) in enumerate(zip(texts, tokens, strict=True)):
+        logprobs = dict(zip(asking, token_logprobs(logits[[*asking]], [*asking.values()], tops), strict=True))
+    for row, (text, token) in enumerate(zip(texts, chosen, strict=True)):
         yield text, token, logprobs.get(row)

@@ -19,7 +19,8 @@ from torch import Tensor
 from halka.util.errors import HalkaError
 
 SEEDS = 2**63
-FINITE = (-math.inf, math.inf, "a finite number")
+LARGEST = 3e38  # of fp32, in which logits are
+FINITE = (-LARGEST, LARGEST, f"a number from {-LARGEST:g} to {LARGEST:g}")
 
 
 @dataclass(frozen=True)
@@ -49,7 +50,7 @@ class Sampling:
     bias: Mapping[int, float] = field(default_factory=dict[int, float], hash=False)
 
     def __post_init__(self) -> None:
-        _check("temperature", self.temperature, float, 0, math.inf, "a number, 0 (greedy) or above")
+        _check("temperature", self.temperature, float, 0, LARGEST, f"a number from 0 (greedy) to {LARGEST:g}")
         _check("top_k", self.top_k, int, 0, math.inf, "a whole number, 0 (all tokens) or above")
         _check("top_p", self.top_p, float, 0, 1, "a number from 0 to 1")
         _check("min_p", self.min_p, float, 0, 1, "a number from 0 to 1")
@@ -103,37 +104,57 @@ def choose(
     rows: Sequence[Draw],
     allowed: Sequence[Tensor | None] | None = None,
     greedy: Sequence[int] | None = None,
-) -> list[int]:
+) -> list[int | Exception]:
     """The next token of each row: the likeliest for all that are greedy and free, a look at each other row by itself.
+
+    A row of these others that has no token gets the error that says why not, alone.
 
     logits   (R, V) fp32, on any device; they are not changed
     rows     R draws
     allowed  for each row the tokens it may have, (V,) bool, or None for all
     greedy   `likeliest(logits)`, if that is known already
-
-    Raises HalkaError if a row that samples has logits that are not numbers.
     """
     masks = [None] * len(rows) if allowed is None else allowed
     own = [index for index, row in enumerate(rows) if masks[index] is not None or not row.sampling.free]
-    tokens = [*(likeliest(logits) if greedy is None else greedy)]
+    tokens: list[int | Exception] = [*(likeliest(logits) if greedy is None else greedy)]
     if not own:
         return tokens
     for index, logits_V in zip(own, logits[own].float().cpu().numpy(), strict=True):
-        _adjust(logits_V, rows[index])
-        if (mask := masks[index]) is not None:
-            logits_V[~mask.cpu().numpy()] = -math.inf
-        tokens[index] = int(logits_V.argmax()) if rows[index].sampling.greedy else _draw(logits_V, *rows[index][:3])
+        try:
+            tokens[index] = _choose(logits_V, rows[index], masks[index])
+        except Exception as error:
+            tokens[index] = error
     return tokens
+
+
+def _choose(logits_V: np.ndarray, row: Draw, allowed: Tensor | None) -> int:
+    """The next token of a row, whose logits are changed. Raises HalkaError if it has none."""
+    with np.errstate(over="ignore"):  # what is too large is no number then, which is seen below
+        _adjust(logits_V, row)
+    if allowed is not None:
+        logits_V[~allowed.cpu().numpy()] = -math.inf
+    _highest(logits_V)
+    return int(logits_V.argmax()) if row.sampling.greedy else _draw(logits_V, *row[:3])
+
+
+def _highest(logits_V: np.ndarray) -> float:
+    highest = logits_V.max()
+    if not math.isfinite(highest):
+        raise HalkaError(
+            f"a row's largest logit is {highest}: it has no token to draw; are all weights finite, biases and "
+            "penalties small, and tokens with finite logits allowed?"
+        )
+    return highest
 
 
 def _adjust(logits_V: np.ndarray, row: Draw) -> None:
     """Add the bias and subtract the penalties, in place."""
     sampling = row.sampling
     for token, value in sampling.bias.items():
-        logits_V[token] += value
+        logits_V[token] += float(value)
     if row.answer and (sampling.presence_penalty or sampling.frequency_penalty):
         tokens, counts = np.unique(row.answer, return_counts=True)
-        logits_V[tokens] -= (sampling.presence_penalty or 0.0) + (sampling.frequency_penalty or 0.0) * counts
+        logits_V[tokens] -= float(sampling.presence_penalty or 0) + float(sampling.frequency_penalty or 0) * counts
 
 
 def _draw(logits_V: np.ndarray, sampling: Sampling, seed: int, count: int) -> int:
@@ -155,9 +176,7 @@ def kept(logits_V: np.ndarray, sampling: Sampling) -> tuple[np.ndarray, np.ndarr
 
     In transformers' order: temperature, top_k, top_p, min_p. Tokens of a masked row may stay with a probability of 0.
     """
-    highest = logits_V.max()
-    if not math.isfinite(highest):
-        raise HalkaError(f"a row's largest logit is {highest}: it has no token to draw; are all weights finite?")
+    highest = _highest(logits_V)
     tokens = np.arange(len(logits_V))
     if sampling.top_k and sampling.top_k < len(logits_V):
         least = torch.from_numpy(logits_V).topk(sampling.top_k, sorted=False).values.min().item()
