@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+import os
+import resource
+import time
+from contextlib import contextmanager
+
 import pytest
 
 import halka
 from engine_for_tests import filled, model_of, run
+from halka.engine.adapters import Adapters
 from halka.engine.engine import Engine
 from halka.engine.request import Request
 from halka.engine.stopping import Stopping
@@ -102,3 +108,56 @@ def test_an_adapter_is_loaded_before_a_request_wants_it(model, store):
         assert isinstance(failing.exception(), HalkaError)
         left = engine.adapters.load("lora-2")
     assert "closed" in str(left.exception())
+
+
+@contextmanager
+def no_file_can_be_opened():
+    """No descriptor is free: to open a file is an OSError."""
+    before, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    free = os.open(os.devnull, os.O_RDONLY)
+    os.close(free)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (free, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (before, hard))
+
+
+def test_files_that_cannot_be_opened_fail_their_own_requests(model, store):
+    with Engine(model, store) as engine:
+        assert answer(engine, "lora-1").error is None
+        (unreadable,) = engine.submit(Request([5, 6, 7], "lora-0", stopping=Stopping(2)))
+        (other,) = engine.submit(Request([5, 6, 7], "lora-1", stopping=Stopping(2)))
+        with no_file_can_be_opened():
+            run(engine)
+        assert unreadable.error is not None
+        assert other.error is None
+        assert answer(engine, "lora-0").error is None
+
+
+def test_what_is_to_be_loaded_fails_with_all_that_waits(model, store):
+    with Engine(model, store) as engine:
+        loading = engine.adapters.load("lora-0")
+        engine.fail(RuntimeError("out of memory"))
+        assert str(loading.exception(0)) == "out of memory"
+        assert not engine.busy
+
+
+def test_a_reading_that_was_cancelled_is_made_anew(model, store):
+    adapters = Adapters(model)
+    adapters.put("put", store.get("lora-0").folder)
+    version, loading = adapters.version("put"), adapters.load("put")
+
+    def until_cancelled():
+        while version.reading is None or not version.reading.cancelled():
+            time.sleep(0.001)
+
+    adapters.residents._reader.submit(until_cancelled)
+    adapters.prepare([])
+    adapters.rest()
+    assert "closed" in str(loading.exception(0))
+    again = adapters.load("put")
+    while not again.done():
+        adapters.prepare([])
+    assert again.exception() is None
+    adapters.close()

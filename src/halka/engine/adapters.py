@@ -208,15 +208,22 @@ class Adapters:
             if loading.done():
                 del self.loading[loading]
 
+    def fail(self, error: Exception) -> None:
+        """Give up all that `load` names, because of this."""
+        for loading in self.loading:
+            loading.set_exception(error)
+        self.loading.clear()
+
     def rest(self) -> None:
         """Take what was loaded here out of the model; it is loaded again when it is wanted again."""
+        self.fail(HalkaError("the engine is closed"))
         self.residents.rest()
+        for version in self._put.values():
+            version.reading = None  # perhaps it was cancelled
         self._stored.clear()
 
     def close(self) -> None:
         """Take what was loaded here out of the model, for good."""
-        for loading in self.loading:
-            loading.set_exception(HalkaError("the engine is closed"))
-        self.loading.clear()
+        self.fail(HalkaError("the engine is closed"))
         self.residents.close()
         self._stored.clear()

@@ -134,8 +134,9 @@ class Engine:
                 self._finish(text, "cancelled")
 
     def fail(self, error: Exception) -> None:
-        """Give up all answers that are not finished, because of this."""
+        """Give up all answers that are not finished, and all adapters that are to be loaded, because of this."""
         with self._lock:
+            self.adapters.fail(error)
             for text in [*self._texts.values()]:
                 self._finish(text, "error", error)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
 
 from halka.core import AdaptedModel
 from halka.engine.version import Version, describe, opened, removed, state_of_files
@@ -116,7 +117,7 @@ class Residents:
         except Exception as error:  # whatever is wrong with it, it is wrong with nothing else
             version.reading = None
             if not self._reopen(version):
-                version.error = error if version.folder.path.exists() else removed(version.name)
+                version.error = removed(version.name) if _gone(version.folder.path) else error
             return False
         self.loads += 1
         version.here, version.waited, version.loaded, self.changed = True, 0, self.loads, True
@@ -131,7 +132,7 @@ class Residents:
         assert version.folder is not None
         try:
             now = opened(version.name or "", version.folder.path, self._allowed)
-        except HalkaError:
+        except (HalkaError, OSError):
             return False
         replaced = now.state != version.state
         version.folder, version.state = now.folder, now.state
@@ -186,6 +187,14 @@ def _read(version: Version) -> None:
     assert version.folder is not None
     version.bytes = version.folder.memory
     version.id = version.folder.id
+
+
+def _gone(path: Path) -> bool:
+    """Whether nothing is there; of what cannot be looked at, nobody knows."""
+    try:
+        return not path.exists()
+    except OSError:
+        return False
 
 
 def _free_name(version: Version, model: AdaptedModel) -> str:
