@@ -75,6 +75,20 @@ def test_the_next_version_of_a_pinned_adapter_takes_its_place(model, store):
         assert [version.pinned for version in engine.adapters.residents.versions] == [True]
 
 
+def test_an_older_version_that_is_loaded_later_leaves_the_pin_to_the_newer(model, store):
+    adapters = Adapters(model)
+    adapters.residents.pin("pinned")
+    versions = []
+    for number in range(2):
+        adapters.put("pinned", store.get(f"lora-{number}").folder)
+        versions.append(adapters.version("pinned"))
+    for version in reversed(versions):
+        while not version.here:
+            adapters.prepare([version])
+    assert [version.pinned for version in versions] == [False, True]
+    adapters.close()
+
+
 def test_an_adapter_is_unloaded_only_when_nobody_uses_it(model, store):
     with Engine(model, store) as engine:
         (waiting,) = engine.submit(Request([5, 6, 7], "lora-0", stopping=Stopping(50)))

@@ -92,8 +92,8 @@ class Residents:
             self._evict(version)
 
     def _of(self, name: str) -> list[Version]:
-        """The versions under a name, in the order in which they were loaded."""
-        return sorted((v for v in self.versions if v.name == name), key=lambda version: version.loaded)
+        """The versions under a name, the newest last, whichever was loaded first."""
+        return sorted((v for v in self.versions if v.name == name), key=lambda version: version.number)
 
     # ── loading ─────────────────────────────────────────────────────────────────────────────────────────────────
 
@@ -120,11 +120,12 @@ class Residents:
                 version.error = removed(version.name) if _gone(version.folder.path) else error
             return False
         self.loads += 1
-        version.here, version.waited, version.loaded, self.changed = True, 0, self.loads, True
+        version.here, version.waited, self.changed = True, 0, True
         self.versions.append(version)
         if version.name is not None and version.name in self._pins:
-            for other in self._of(version.name):
-                other.pinned = other is version
+            own = self._of(version.name)
+            for other in own:
+                other.pinned = other is own[-1]
         return True
 
     def _reopen(self, version: Version) -> bool:

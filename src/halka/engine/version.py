@@ -6,6 +6,7 @@ import hashlib
 from collections.abc import Hashable
 from concurrent.futures import Future
 from dataclasses import dataclass, field
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +33,6 @@ class Version:
     bytes     what it takes in memory
     users     requests that wait for it or run with it
     begun     those of them that have had a row: it stays until they are finished
-    loaded    how many loads there were when it was loaded
     waited    steps that it has waited for room
     pinned    it is not evicted
     leaving   no more requests begin with it: another has waited for its room too long
@@ -43,6 +43,7 @@ class Version:
     company   what can share a step with it: the same, or by itself if it stands in for the base's weights
     adapter   itself, while it is in the model; parameters: its own, if somebody else may change them
     written   the part of `state` that tells what was written into these by hand
+    number    larger than those of all that came before
     """
 
     name: str | None
@@ -54,7 +55,6 @@ class Version:
     bytes: int = 0
     users: int = 0
     begun: int = 0
-    loaded: int = 0
     waited: int = 0
     pinned: bool = False
     leaving: bool = False
@@ -66,6 +66,7 @@ class Version:
     adapter: Adapter | None = field(default=None, repr=False)
     parameters: list[nn.Parameter] = field(default_factory=list[nn.Parameter], repr=False)
     written: list[int] = field(default_factory=list[int], repr=False)
+    number: int = field(default_factory=count().__next__, repr=False)
     reading: Future[None] | None = field(default=None, repr=False)
     _itself: object = field(default_factory=object, repr=False)
 
