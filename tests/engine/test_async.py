@@ -127,6 +127,71 @@ class Failing:
         raise RuntimeError("out of memory")
 
 
+class Broken(Engine):
+    """An engine of which some calls raise."""
+
+    broken = ""
+
+    def cancel(self, answer):
+        if self.broken == "cancel":
+            raise RuntimeError("cannot cancel")
+        super().cancel(answer)
+
+    def fail(self, error):
+        if self.broken == "fail":
+            raise RuntimeError("cannot fail")
+        super().fail(error)
+
+
+def test_a_cancel_that_raises_fails_who_waits_and_the_thread_goes_on(model):
+    async def leave():
+        async with AsyncEngine(engine := Broken(model)) as running:
+            waiting = asyncio.create_task(running.answers(request(tokens=110)))
+            stream = running.stream(request(tokens=110))
+            await anext(stream)
+            engine.broken = "cancel"
+            await stream.aclose()
+            with pytest.raises(RuntimeError, match="cannot cancel"):
+                await waiting
+            assert running.alive
+            return await running.answers(request("lora"))
+
+    (answer,) = in_time(leave())
+    assert answer.tokens == alone(model, request("lora"))
+
+
+def test_a_step_and_a_fail_that_raise_fail_who_waits_and_the_thread_goes_on(model):
+    async def ask():
+        async with AsyncEngine(engine := Broken(model)) as running:
+            engine.broken = "fail"
+            forward, engine._forward = engine._forward, Failing(engine._forward)
+            with pytest.raises(RuntimeError, match="out of memory"):
+                await running.answers(request())
+            engine._forward = forward
+            assert running.alive
+            return await running.answers(request("lora"))
+
+    (answer,) = in_time(ask())
+    assert answer.tokens == alone(model, request("lora"))
+
+
+def test_an_exit_of_a_call_is_the_caller_s(model):
+    class Exit(BaseException):
+        pass
+
+    def leave():
+        raise Exit
+
+    async def call():
+        async with AsyncEngine(Engine(model)) as running:
+            with pytest.raises(Exit):
+                await running.call(leave)
+            return await running.answers(request("lora"))
+
+    (answer,) = in_time(call())
+    assert answer.tokens == alone(model, request("lora"))
+
+
 def test_closing_cancels_what_is_under_way_and_refuses_the_rest(model):
     async def close():
         running = AsyncEngine(Engine(model))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import threading
 import time
 from collections.abc import AsyncGenerator, Callable, Iterable
@@ -15,8 +16,8 @@ from halka.engine.engine import Engine
 from halka.engine.request import Answer, Request
 from halka.util.errors import HalkaError
 
+LOG = logging.getLogger(__name__)
 T = TypeVar("T")
-
 
 PIECES = 250  # of all answers a second: each wakes a coroutine, on the processor that the engine needs
 
@@ -75,7 +76,7 @@ class AsyncEngine:
             if future.set_running_or_notify_cancel():
                 try:
                     future.set_result(function())
-                except Exception as error:
+                except BaseException as error:
                     future.set_exception(error)
 
         if not self._call(call):
@@ -154,22 +155,43 @@ class AsyncEngine:
                 self._listeners.pop(answer, None)
 
     def _steps(self) -> None:
-        while True:
+        try:
+            while (call := self._next()) is not None:
+                try:
+                    call()
+                except Exception as error:  # it fails who waits; the next requests may do better
+                    self._fail(error)
+        finally:
+            with self._lock:
+                self._closed = True
             try:
-                call = self._calls.get(block=not self.engine.busy)
-            except Empty:
-                call = self._step
-            if call is None:
-                break
-            call()
-        self.engine.close()
-        self._notify()
+                self.engine.close()
+            finally:
+                self._end(HalkaError("the engine is closed"))
+
+    def _next(self) -> Callable[[], object] | None:
+        try:
+            return self._calls.get(block=not self.engine.busy)
+        except Empty:
+            return self._step
 
     def _step(self) -> None:
+        self.engine.step()
+        self._notify()
+
+    def _fail(self, error: Exception) -> None:
         try:
-            self.engine.step()
-        except Exception as error:  # a step that failed fails who waited for it; the next requests may do better
             self.engine.fail(error)
+        except Exception:
+            LOG.exception("the engine cannot give its answers up")
+        self._end(error)
+
+    def _end(self, error: Exception) -> None:
+        """Nobody waits any longer: what the engine has not finished ends with this error."""
+        with self._lock:
+            for answer in self._listeners:
+                if answer.finish is None:
+                    answer.error, answer.finish = error, "error"
         self._notify()
 
     def _notify(self) -> None:
