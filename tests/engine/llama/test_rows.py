@@ -7,7 +7,7 @@ import torch
 
 import halka
 from halka.core import Method
-from halka.engine.llama.row_adapter import Place
+from halka.core.routing import Place
 from halka.engine.llama.rows import RowAdapters
 from halka.engine.llama.weights import PLACES, LlamaWeights
 from tiny import tiny

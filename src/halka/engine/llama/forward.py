@@ -14,9 +14,9 @@ import torch
 from torch import Tensor
 
 from halka.core import AdaptedModel
+from halka.core.routing import Place
 from halka.engine.forward import TransformersForward
 from halka.engine.line import Forward, Line
-from halka.engine.llama.row_adapter import Place
 from halka.engine.llama.rows import RowAdapters
 from halka.engine.llama.watched import LOOKS
 from halka.engine.llama.weights import PLACES, LlamaWeights, obstacle

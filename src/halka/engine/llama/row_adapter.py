@@ -6,19 +6,19 @@ import math
 from collections.abc import Mapping, Sequence
 from itertools import accumulate, groupby, pairwise
 from operator import itemgetter
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from halka.core import Adapter, ModulePart, VirtualPart
+from halka.core.routing import Place
 from halka.engine.llama.weights import PLACES, PRODUCTS, ROLES
 from halka.methods.bottleneck import ACTIVATIONS, BottleneckPart
 from halka.methods.ia3 import InputScale, OutputScale
 from halka.methods.lora import LoRAPart
 
-Place = tuple[str, Literal["input", "output"]]
 Slot = tuple[int, int]  # a layer, and a row of a table
 PRODUCT_OF = [name for name, roles in PRODUCTS.items() for _ in roles]  # by slot
 FIRST_SUBLAYER = len(ROLES) + 2  # of PLACES

@@ -10,7 +10,8 @@ import torch
 from torch import nn
 
 from halka.core import AdaptedModel, Adapter, Edits, ModulePart
-from halka.engine.llama.row_adapter import Place, RowAdapter, Slot, Tables
+from halka.core.routing import Place
+from halka.engine.llama.row_adapter import RowAdapter, Slot, Tables
 from halka.util.cached import Cached
 
 

@@ -35,7 +35,7 @@ CHANGING = ("dynamic", "longrope")  # rotary frequencies that depend on how long
 
 
 class Dims(NamedTuple):
-    """Widths, as `kernels.py` names them."""
+    """Widths, as the kernels name them."""
 
     D: int
     Q: int
@@ -197,7 +197,7 @@ class LlamaWeights:
         return self._watched.intact()
 
     def addresses(self) -> list[list[int]]:
-        """For each layer the addresses of its weights, in the order of `kernels.WEIGHTS`; 0 for none."""
+        """For each layer the addresses of its weights, in the order of `kernels/one_row.py`'s WEIGHTS; 0 for none."""
         return [
             [
                 layer.norm.weight.data_ptr(),
