@@ -14,9 +14,10 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM
 
 import halka
-from halka.core import AdaptedModel, ModulePart, Part, Target
+from halka.core import AdaptedModel, Adapter, ModulePart, Part, Target
 from halka.engine.forward import TransformersForward
 from halka.engine.llama.forward import LlamaForward, unsupported
+from halka.methods.lora import LoRAPart
 from halka.models.fingerprint import fingerprint
 from halka.models.quantised import quantise
 from halka.models.quantised.int8 import Int8Linear
@@ -275,6 +276,51 @@ def test_changes_of_adapters_are_seen():
     model.unmerge()
     beside = one_row(Lines(model, forward), ("a",))
     torch.testing.assert_close(merged, beside, rtol=1e-3, atol=1e-4)
+    forward.close()
+
+
+def assigned(adapter: Adapter) -> None:
+    adapter.load_state_dict({key: 1.5 * value for key, value in adapter.state_dict().items()}, assign=True)
+
+
+def replaced(adapter: Adapter) -> None:
+    for part in adapter.parts.values():
+        assert isinstance(part, LoRAPart)
+        part.lora_B = torch.nn.Parameter(part.lora_B.detach() * 1.5)
+
+
+def rescaled(adapter: Adapter) -> None:
+    for part in adapter.parts.values():
+        assert isinstance(part, LoRAPart)
+        part.scale *= 1.5
+
+
+@pytest.mark.parametrize("change", [assigned, replaced, rescaled], ids=lambda it: it.__name__)
+def test_parameters_and_scales_that_are_replaced_are_seen_each_time(change):
+    """What is assigned, at once; what is set by hand, when the names of the rows change."""
+    model = adapted(a=halka.LoRA(rank=4), b=halka.IA3())
+    forward, names = LlamaForward(model), ("a", "b")
+    for _ in range(4):
+        fast, slow = (rows(Lines(model, it), names) for it in (forward, TransformersForward(model)))
+        for a, b in zip(fast, slow, strict=True):
+            torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5)
+        change(model.adapter("a"))
+        names = names if change is assigned else names[::-1]
+    forward.close()
+
+
+def test_dropout_is_switched_by_train_and_eval():
+    model = adapted(a=halka.LoRA(rank=4, dropout=0.5))
+    forward = LlamaForward(model)
+    adapter = model.adapter("a")
+    adapter.train(False)
+    still = rows(Lines(model, forward), ("a", "a"))[0]
+    adapter.train()
+    dropped = [rows(Lines(model, forward), names)[0][:2] for names in (("a", None), ("a", "a"))]
+    assert not any(torch.allclose(own[0], still[0], atol=1e-3) for own in dropped)
+    adapter.train(False)
+    rows(Lines(model, forward), ("a", None))
+    assert torch.equal(rows(Lines(model, forward), ("a", "a"))[0], still)
     forward.close()
 
 

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Iterator, Mapping, Sequence
 from itertools import accumulate, groupby, pairwise
 from operator import itemgetter
 from typing import NamedTuple
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from halka.core import Adapter, ModulePart, VirtualPart
 from halka.core.routing import Place
@@ -48,6 +48,23 @@ class LowRank(NamedTuple):
 
     A: Tensor
     outputs: list[tuple[int, slice, Tensor]]
+
+
+def contents(adapter: Adapter) -> tuple[list[Tensor], Hashable]:
+    """The parameters that an adapter has now, and what else decides what its `RowAdapter` holds."""
+    settings: list[Hashable] = []
+    for part in adapter.parts.values():
+        own = part.scale if isinstance(part, LoRAPart) else part.method if isinstance(part, BottleneckPart) else None
+        settings.append((part, part.training, own))
+    return [tensor for part in adapter.parts.values() for tensor in _tensors(part)], tuple(settings)
+
+
+def _tensors(module: nn.Module) -> Iterator[Tensor]:
+    """As `module.parameters()`, in a tenth of its time."""
+    yield from (tensor for tensor in module._parameters.values() if tensor is not None)
+    for child in module._modules.values():
+        if child is not None:
+            yield from _tensors(child)
 
 
 class RowAdapter:

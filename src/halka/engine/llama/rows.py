@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import torch
-from torch import nn
+from torch import Tensor
 
 from halka.core import AdaptedModel, Adapter, Edits, ModulePart
 from halka.core.routing import Place
-from halka.engine.llama.row_adapter import RowAdapter, Slot, Tables
-from halka.util.cached import Cached
+from halka.engine.llama.row_adapter import RowAdapter, Slot, Tables, contents
+from halka.util.cached import Cached, Changes
 
 
 class Table:
@@ -55,6 +56,15 @@ class Rows:
     misplaced: str | None
 
 
+class Kept(NamedTuple):
+    """An adapter, what it had at the last look, and what was made of that."""
+
+    adapter: Adapter
+    parameters: list[Tensor]
+    settings: Hashable
+    cached: Cached[RowAdapter]
+
+
 class RowAdapters:
     """Makes `Rows` of names, and keeps each adapter's `RowAdapter` while it is in the model and unchanged."""
 
@@ -63,14 +73,16 @@ class RowAdapters:
         self._model = model
         self._arguments = places, layers, dtype
         self._bare = Tables.empty(layers)
-        self._kept: dict[str, tuple[Adapter, list[nn.Parameter], Cached[RowAdapter]]] = {}
+        self._kept: dict[str, Kept] = {}
         self._rows: Rows | None = None
+        self._changes = Changes.count
 
     def rows(self, names: tuple[str | None, ...]) -> Rows:
         """What the adapters of these names do now; changes by hand count when the names change."""
         distinct = [name for name in dict.fromkeys(names) if name is not None]
         other = self._rows is None or self._rows.names != names
-        own = tuple(self._adapter(name, look=other) for name in distinct)
+        look, self._changes = other or self._changes != Changes.count, Changes.count
+        own = tuple(self._adapter(name, look) for name in distinct)
         if self._rows is not None and not other and all(a is b for a, b in zip(own, self._rows.adapters, strict=True)):
             return self._rows
         self._rows = None
@@ -86,11 +98,13 @@ class RowAdapters:
         return self._rows
 
     def _adapter(self, name: str, look: bool) -> RowAdapter:
-        adapter = self._model.adapter(name)
-        if name not in self._kept or self._kept[name][0] is not adapter:
-            self._kept[name] = adapter, adapter.parameters(), Cached[RowAdapter]()
-        _, parameters, cached = self._kept[name]
-        return cached.get(parameters, lambda: RowAdapter(adapter, *self._arguments), look=look)
+        adapter, kept = self._model.adapter(name), self._kept.get(name)
+        if look or kept is None or kept.adapter is not adapter:
+            parameters, settings = contents(adapter)
+            replaced = kept is None or [*map(id, kept.parameters)] != [*map(id, parameters)]
+            cached = Cached[RowAdapter]() if kept is None or replaced else kept.cached
+            self._kept[name] = kept = Kept(adapter, parameters, settings, cached)
+        return kept.cached.get(kept.parameters, lambda: RowAdapter(adapter, *self._arguments), kept.settings, look=look)
 
     @staticmethod
     def _edits(names: tuple[str | None, ...], adapters: Mapping[str, RowAdapter]) -> dict[Place, Edits]:
@@ -103,4 +117,4 @@ class RowAdapters:
         """Let go of adapters that have left the model, and of what edits computed with."""
         self._rows = None
         here = self._model.adapters
-        self._kept = {name: kept for name, kept in self._kept.items() if here.get(name) is kept[0]}
+        self._kept = {name: kept for name, kept in self._kept.items() if here.get(name) is kept.adapter}
