@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import gc
 import subprocess
 import sys
+import weakref
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import ClassVar
@@ -321,6 +323,21 @@ def test_dropout_is_switched_by_train_and_eval():
     adapter.train(False)
     rows(Lines(model, forward), ("a", None))
     assert torch.equal(rows(Lines(model, forward), ("a", "a"))[0], still)
+    forward.close()
+
+
+def test_after_close_no_matrix_is_held_and_the_twin_computes():
+    model = adapted(a=halka.LoRA(rank=4))
+    forward = LlamaForward(model)
+    assert forward._step is not None
+    matrix = weakref.ref(forward._step.weights.layers[0].products["qkv"].weight)
+    one_row(Lines(model, forward), ("a",))
+    forward.close()
+    gc.collect()
+    assert matrix() is None
+    assert not forward.intact
+    fast, slow = (one_row(Lines(model, it), ("a",)) for it in (forward, TransformersForward(model)))
+    assert all(torch.equal(a, b) for a, b in zip(fast, slow, strict=True))
     forward.close()
 
 

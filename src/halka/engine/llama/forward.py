@@ -41,25 +41,27 @@ class LlamaForward:
 
         self._model, self._twin = model, TransformersForward(model)
         with model.own_weights():
-            self._weights = LlamaWeights(model.base)
-        self._step = LlamaStep(self._weights)
+            weights = LlamaWeights(model.base)
+        self._step: LlamaStep | None = LlamaStep(weights)
         places: dict[Place, tuple[int, int]] = {
             (layer.keys[role], edits): (number, place)
-            for number, layer in enumerate(self._weights.layers)
+            for number, layer in enumerate(weights.layers)
             for place, (role, edits) in enumerate(PLACES)
         }
-        self._adapters = RowAdapters(model, places, len(self._weights.layers), self._weights.embed.dtype)
+        self._adapters = RowAdapters(model, places, len(weights.layers), weights.embed.dtype)
 
     def __call__(self, line: Line) -> Tensor:
-        if self._model.merged is None and self._weights.intact():
+        step = self._step
+        if step is not None and self._model.merged is None and step.weights.intact():
             with torch.inference_mode():
                 rows = self._adapters.rows(line.names)
                 if rows.misplaced is None:
-                    return self._step(line, rows)
+                    return step(line, rows)
         return self._twin(line)
 
     def warm(self) -> None:
         """Compile all kernels: some twenty seconds, once a machine; from then on they come from the disk."""
+        assert self._step is not None
         notice = Timer(PATIENCE, LOG.warning, ["compiling the engine's kernels, once on this machine ..."])
         notice.daemon = True
         notice.start()
@@ -70,7 +72,8 @@ class LlamaForward:
 
     @property
     def intact(self) -> bool:
-        return all(self._weights.intact() for _ in range(LOOKS))
+        step = self._step
+        return step is not None and all(step.weights.intact() for _ in range(LOOKS))
 
     def forget(self) -> None:
         self._adapters.forget()
@@ -79,8 +82,10 @@ class LlamaForward:
     def close(self) -> None:
         self.forget()
         self._twin.close()
-        with self._model.own_weights():
-            self._weights.undo()
+        if self._step is not None:
+            with self._model.own_weights():
+                self._step.weights.undo()
+        self._step = None  # with the matrices: somebody may hold this for long
 
 
 def forward_of(model: AdaptedModel) -> Forward:
