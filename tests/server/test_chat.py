@@ -81,3 +81,14 @@ def test_answers_name_the_content_that_made_them(client, stored, path):
         events = client.post(path, json=ask | {"model": name, "stream": True}).text.split("\n\n")
         chunks = [json.loads(event[6:]) for event in events if event.startswith("data: {")]
         assert {chunk["system_fingerprint"] for chunk in chunks} == {id}
+
+
+def test_a_schema_has_only_so_many_bytes(client):
+    for bytes, status in ((65_000, 200), (66_000, 400)):
+        schema = {"const": "x", "description": "x" * (bytes - 40)}
+        form = {"type": "json_schema", "json_schema": {"name": "x", "schema": schema}}
+        body = {"model": "tiny", "messages": MESSAGES, "max_tokens": 8, "response_format": form}
+        answer = client.post("/v1/chat/completions", json=body)
+        assert answer.status_code == status, answer.text
+    assert answer.json()["error"]["param"] == "response_format"
+    assert "over the 65,536 that one may have" in answer.json()["error"]["message"]

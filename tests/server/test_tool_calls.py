@@ -127,6 +127,18 @@ def test_a_demanded_call_is_enforced(hermes, tmp_path, choice, names):
         assert arguments["city"] in ("Paris", "Dhaka")
 
 
+def test_schemas_of_demanded_tools_have_only_so_many_bytes(saying):
+    server = saying("x")
+    large = {"name": "large", "parameters": {"type": "object", "description": "x" * 66_000}}
+    tools = [{"type": "function", "function": large}, CLOCK]
+    answer = server.client.post("/v1/chat/completions", json=BODY | {"tools": tools, "tool_choice": "required"})
+    assert answer.status_code == 400, answer.text
+    assert answer.json()["error"]["param"] == "tools"
+    assert "over the 65,536" in answer.json()["error"]["message"]
+    named = {"type": "function", "function": {"name": "clock"}}
+    assert whole(server, tools=tools, tool_choice=named), "which nobody compiles"
+
+
 def test_choices_that_cannot_be_met_are_named(saying, client):
     server = saying("x")
     unknown = {"type": "function", "function": {"name": "stranger"}}

@@ -107,9 +107,11 @@ class AsyncEngine:
         await self.aclose()
 
     async def _submit(self, request: Request, n: int) -> list[Answer]:
-        answers = list[Answer]()
+        answers, matcher = list[Answer](), None
+        if request.constraint is not None:  # in another thread: the engine's goes on with its steps
+            matcher = await asyncio.to_thread(self.engine.constraints.matcher, request.constraint)
         try:
-            await self.call(lambda: answers.extend(self.engine.submit(request, n)))
+            await self.call(lambda: answers.extend(self.engine.submit(request, n, matcher)))
         except asyncio.CancelledError:  # perhaps the thread is about to submit: cancel afterwards
             self._call(lambda: [self.engine.cancel(answer) for answer in answers])
             raise

@@ -52,7 +52,7 @@ class Constraints:
         self._ends = ends
 
     def matcher(self, constraint: Constraint) -> Matcher:
-        """A matcher at a text's beginning.
+        """Compile a constraint into a matcher at a text's beginning: a large schema takes seconds.
 
         Raises HalkaError if llguidance is not installed, the tokenizer does not fit it, or the constraint cannot be
         enforced in full; the message names the keyword.
@@ -93,6 +93,10 @@ class Matcher:
     def __init__(self, matcher: Any, tokens: int):
         self._matcher = matcher
         self._tokens = tokens  # in the tokenizer
+
+    def copy(self) -> Matcher:
+        """A matcher for another text, which is where this one is. The constraint is not compiled again."""
+        return Matcher(self._matcher.deep_copy(), self._tokens)
 
     @property
     def done(self) -> bool:

@@ -13,7 +13,7 @@ from halka.core import AdaptedModel
 from halka.engine.adapters import Source
 from halka.engine.cache import cache_for
 from halka.engine.choosing import next_tokens
-from halka.engine.constraint import Constraints
+from halka.engine.constraint import Constraints, Matcher
 from halka.engine.kept import Kept
 from halka.engine.line import line_of
 from halka.engine.request import Answer, Finish, Request
@@ -85,15 +85,17 @@ class Engine:
         self.schedule = Schedule(self.cache, rows, read, read_beside, embedding.d_out)
         self.steps = 0
         self._vocabulary = embedding.d_in
-        self._constraints = Constraints(model.tokenizer, self.ends)
+        self.constraints = Constraints(model.tokenizer, self.ends)
         self._texts = dict[Answer, Text]()  # of all answers that are not finished
         self._numbers, self._merged, self._closed = count(), model.merged, False
         self._lock = model.lock  # one for both: whoever has the model may use the engine, and nobody waits in a circle
 
     # ── requests ────────────────────────────────────────────────────────────────────────────────────────────────
 
-    def submit(self, request: Request, n: int = 1) -> list[Answer]:
+    def submit(self, request: Request, n: int = 1, matcher: Matcher | None = None) -> list[Answer]:
         """Queue a request to be answered `n` times, with seeds that follow each other. The prompt is read once.
+
+        matcher  of the request's constraint, which is compiled here if it is not given
 
         Raises UnknownAdapterError for an adapter that nobody has, HalkaError for an empty prompt, tokens that the base
         does not have, a prompt that leaves no room for the answer, an answer that the cache cannot hold, and an engine
@@ -110,17 +112,19 @@ class Engine:
         if n < 1:
             raise HalkaError(f"n is 1 or more, not {n}")
         seed = new_seed() if request.sampling.seed is None else request.sampling.seed
+        if matcher is None and request.constraint is not None:
+            matcher = self.constraints.matcher(request.constraint)
         with self._lock:
             if self._closed:
                 raise HalkaError("the engine is closed")
             version = self.adapters.version(request.adapter)
             self._check_room(request, version)
             answers = [Answer(request) for _ in range(n)]
-            constraint, texts = request.constraint, list[Text]()
+            texts = list[Text]()
             for number, answer in enumerate(answers):
                 stopped = StoppedText(self.model.tokenizer, request.stopping, self.ends)
-                matcher = None if constraint is None else self._constraints.matcher(constraint)
-                texts.append(Text(answer, version, next(self._numbers), (seed + number) % SEEDS, stopped, matcher))
+                own = None if matcher is None else matcher.copy()
+                texts.append(Text(answer, version, next(self._numbers), (seed + number) % SEEDS, stopped, own))
             for text in texts:
                 version.users += 1
                 self._texts[text.answer] = text

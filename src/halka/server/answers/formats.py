@@ -8,7 +8,11 @@ from pydantic import ConfigDict, Field
 
 from halka.engine import Constraint
 from halka.engine.constraint import JSON_OBJECT
+from halka.server.errors import ApiError
 from halka.server.requests import Body
+from halka.server.sending import dumps
+
+LARGEST = 64 << 10  # bytes of a schema in JSON: compiling it takes a while
 
 
 class Text(Body):
@@ -44,4 +48,14 @@ def constraint_of(form: Text | JsonObject | JsonSchema | FlatJsonSchema | None) 
         return JSON_OBJECT
     if isinstance(form, JsonSchema):
         form = form.json_schema  # type: ignore[assignment]
-    return Constraint(schema=form.schema_) if isinstance(form, Schema) else None
+    return keeping_to(form.schema_, "response_format") if isinstance(form, Schema) else None
+
+
+def keeping_to(schema: dict[str, Any], param: str) -> Constraint:
+    """The constraint to a schema that came as this field. Raises ApiError for one that is too large."""
+    if (size := len(dumps(schema))) > LARGEST:
+        message = (
+            f"the schema to keep to has {size:,} bytes of JSON, over the {LARGEST:,} that one may have: shorten it"
+        )
+        raise ApiError(400, message, param=param)
+    return Constraint(schema=schema)

@@ -16,6 +16,7 @@ from typing import Any
 
 from halka.engine import Constraint
 from halka.server.answers.chat_request import ChatMessage, NamedTool, Tool, ToolChoice
+from halka.server.answers.formats import keeping_to
 from halka.server.answers.generation import Delta
 from halka.server.errors import ApiError
 
@@ -55,7 +56,7 @@ class Toolbox:
 
     @property
     def constraint(self) -> Constraint | None:
-        """What must follow the opening: one call of a demanded tool."""
+        """What must follow the opening: one call of a demanded tool. Raises ApiError for schemas that are too large."""
         if not self.demanded:
             return None
         calls = [
@@ -71,7 +72,7 @@ class Toolbox:
             for tool in self.tools
             if tool.function.name in self.demanded
         ]
-        return Constraint(schema=calls[0] if len(calls) == 1 else {"anyOf": calls})
+        return keeping_to(calls[0] if len(calls) == 1 else {"anyOf": calls}, "tools")
 
 
 def toolbox_of(
