@@ -83,6 +83,12 @@ def test_answers_name_the_content_that_made_them(client, stored, path):
         assert {chunk["system_fingerprint"] for chunk in chunks} == {id}
 
 
+def test_without_max_tokens_an_answer_has_what_the_prompt_leaves(client):
+    """Of an adapter that nobody has loaded, too, whose virtual tokens take positions."""
+    tokens = ask(client, model="prefix", max_tokens=None)["usage"]
+    assert tokens["prompt_tokens"] < tokens["total_tokens"] <= 512 - 4
+
+
 def test_a_schema_has_only_so_many_bytes(client):
     for bytes, status in ((65_000, 200), (66_000, 400)):
         schema = {"const": "x", "description": "x" * (bytes - 40)}
