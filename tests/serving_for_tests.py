@@ -5,7 +5,7 @@ from __future__ import annotations
 import socket
 import threading
 import time
-from collections.abc import AsyncIterator, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -157,6 +157,14 @@ class Running:
         self._server.should_exit = True
         self._thread.join()
         self._socket.close()
+
+
+def until(true: Callable[[], bool], what: str) -> None:
+    """Wait until this is true; fails with what is not."""
+    begun = time.monotonic()
+    while not true():
+        assert time.monotonic() < begun + 30, what
+        time.sleep(0.005)
 
 
 @contextmanager

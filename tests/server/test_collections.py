@@ -10,6 +10,7 @@ import pytest
 
 from embedder_for_tests import WordEmbedder
 from halka.rag.collection import Collection
+from serving_for_tests import InProcess
 
 PARCELS = b"# Parcels\n\nParcels are sent on Monday.\n\n## Lost\n\nWrite to the depot."
 
@@ -164,3 +165,15 @@ def test_only_readers_find_a_document(faq):
     assert "salaries.md" not in found
     assert "salaries.md" not in {entry["id"] for entry in faq.get("/v1/collections/faq/documents").json()["data"]}
     assert upload(faq, "faq", ("a.md", b"a"), readers="no reader").status_code == 400
+
+
+def test_a_document_that_is_too_long_is_skipped_with_the_reason(base, tmp_path):
+    with InProcess.open(base, None, tmp_path / "data", document_characters=20) as server:
+        assert server.client.post("/v1/collections", json={"name": "faq"}).status_code == 201
+        long = "<p>" + "Many words. " * 3 + "</p>"
+        response = upload(server.client, "faq", ("long.html", long.encode()), ("short.md", b"Short."))
+        events = {event["id"]: event for event in response.json()["data"]}
+        assert events["short.md"]["status"] == "added"
+        assert events["long.html"]["status"] == "skipped"
+        assert "more than 20 characters" in events["long.html"]["reason"]
+        assert "more than 20 characters" in refusal(upload(server.client, "faq", ("a.md", b"a" * 21)), 400)

@@ -4,19 +4,14 @@ from __future__ import annotations
 
 import json
 import socket
-import time
 from urllib.parse import urlsplit
 
+import httpx
 import pytest
 
+from serving_for_tests import until
+
 LONG = {"model": "lora", "messages": [{"role": "user", "content": "Hello"}], "max_tokens": 450, "temperature": 1.0}
-
-
-def until(true, what: str) -> None:
-    begun = time.monotonic()
-    while not true():
-        assert time.monotonic() < begun + 30, what
-        time.sleep(0.005)
 
 
 def post(url: str, path: str, body: dict) -> socket.socket:
@@ -58,3 +53,19 @@ def test_a_client_that_leaves_while_it_waits_is_no_longer_waited_for(running):
         client.close()
     until(lambda: service.guards.drain.under_way == 0, "a request goes on")
     until(lambda: not service.engine.engine.busy, "a row is not free")
+
+
+def test_documents_of_a_client_that_leaves_are_not_taken_in(running):
+    """They stop at the next one: each of these is read by a process of its own."""
+    guards, place = running.service.guards, f"{running.url}/v1/collections"
+    assert httpx.post(place, json={"name": "left"}).status_code == 201
+    files = [("files", (f"{number}.html", b"<p>Parcels.</p>")) for number in range(4)]
+    asked = httpx.Request("POST", f"{place}/left/documents", files=files)
+    content, at = asked.read(), urlsplit(running.url)
+    headers = "".join(f"{name}: {value}\r\n" for name, value in asked.headers.items())
+    uploads = running.service.settings.data / "uploads"
+    with socket.create_connection((at.hostname, at.port)) as client:
+        client.sendall(f"POST {asked.url.path} HTTP/1.1\r\n{headers}\r\n".encode() + content)
+        until(lambda: len([*uploads.glob("*/*.html")]) == len(files), "the files have not come")
+    until(lambda: guards.drain.under_way == 0, "the request goes on")
+    assert httpx.get(f"{place}/left/documents").json()["data"] == []

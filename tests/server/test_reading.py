@@ -9,6 +9,8 @@ import pytest
 from halka.rag.texts import Text, Unreadable, read_text
 from halka.server.resources.reading import read_apart
 
+MANY = 10**6  # characters
+
 
 def program(code: str) -> list[str]:
     return [sys.executable, "-c", f"import os, sys, time, resource\n{code}"]
@@ -17,16 +19,18 @@ def program(code: str) -> list[str]:
 def test_what_is_read_apart_is_what_is_read_here(tmp_path):
     page = tmp_path / "0.html"
     page.write_text("<h1>Parcels</h1><p>Sent on <b>Monday</b>.</p><script>evil()</script>")
-    assert read_apart("page.html", page) == read_text(page) != Text("")
+    assert read_apart("page.html", page, MANY) == read_text(page) != Text("")
     plain = tmp_path / "1.md"
     plain.write_text("# A\n\nB")
-    assert read_apart("a.md", plain, reader=program("raise SystemExit(1)")) == read_text(plain), "no process for that"
+    assert read_apart("a.md", plain, MANY, reader=program("raise SystemExit(1)")) == read_text(plain), (
+        "no process for that"
+    )
 
 
 def test_its_name_is_the_uploads(tmp_path):
     (tmp_path / "0.pdf").write_bytes(b"%PDF-1.4 broken")
     with pytest.raises(Unreadable, match=r"^broken\.pdf is no whole PDF"):
-        read_apart("broken.pdf", tmp_path / "0.pdf")
+        read_apart("broken.pdf", tmp_path / "0.pdf", MANY)
 
 
 @pytest.mark.parametrize(
@@ -41,5 +45,21 @@ def test_its_name_is_the_uploads(tmp_path):
 def test_a_reader_that_fails_is_a_file_that_is_not_read(tmp_path, code, reason):
     (tmp_path / "0.pdf").write_bytes(b"%PDF")
     with pytest.raises(Unreadable, match=reason) as caught:
-        read_apart("evil.pdf", tmp_path / "0.pdf", reader=program(code), seconds=0.5 if "sleep" in code else 60)
+        read_apart("evil.pdf", tmp_path / "0.pdf", MANY, reader=program(code), seconds=0.5 if "sleep" in code else 60)
     assert str(tmp_path) not in str(caught.value)
+
+
+@pytest.mark.parametrize(("name", "text"), [("0.md", "four"), ("0.html", "<p>four</p>")])
+def test_a_document_has_only_so_many_characters(tmp_path, name, text):
+    path = tmp_path / name
+    path.write_text(text)
+    assert read_apart("a", path, 4).text.strip() == "four"
+    with pytest.raises(Unreadable, match=r"^a has more than 3 characters"):
+        read_apart("a", path, 3)
+
+
+def test_a_reader_that_writes_without_end_is_ended(tmp_path):
+    (tmp_path / "0.docx").write_bytes(b"PK")
+    endless = program("while True: sys.stdout.write('x' * 10**6)")
+    with pytest.raises(Unreadable, match="more than 10 characters"):
+        read_apart("bomb.docx", tmp_path / "0.docx", 10, reader=endless)

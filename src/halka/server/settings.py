@@ -14,6 +14,7 @@ from halka.util.settings import documented
 
 LEAST = {
     **dict.fromkeys(("rows", "new_tokens", "requests_per_minute", "tokens_per_minute", "concurrency"), 1),
+    "document_characters": 1,
     **dict.fromkeys(("temperature", "storage", "queue", "drain", "metric_adapters"), 0),
 }
 
@@ -82,6 +83,9 @@ class ServerSettings:
     queue: int = field(default=256, metadata={"help": "answers that may wait for a row; more are refused with 429"})
     body_size: float = field(default=4.0, metadata={"help": "the most of a request in JSON", "metavar": "MB"})
     upload_size: float = field(default=1024.0, metadata={"help": "the most of an upload", "metavar": "MB"})
+    document_characters: int = field(
+        default=20_000_000, metadata={"help": "the most of one document's text; longer ones are not taken in"}
+    )
     timeout: float = field(
         default=300.0, metadata={"help": "end a request of which nothing was sent for so long", "metavar": "SECONDS"}
     )

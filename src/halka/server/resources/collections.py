@@ -6,10 +6,12 @@ the tenant, or by default everyone of the tenant.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
-from anyio import to_thread
+from anyio import from_thread, to_thread
 from fastapi import APIRouter, Depends, Form, UploadFile
 from pydantic import Field
 from starlette.responses import Response
@@ -117,10 +119,16 @@ async def upload_documents(
             for number, (name, upload) in enumerate(zip(names, files, strict=True))
         ]
 
+        def wanted() -> Iterator[tuple[str, Path]]:
+            for file in zip(names, paths, strict=True):
+                from_thread.check_cancelled()  # the client has left
+                yield file
+
         def put() -> list[dict[str, Any]]:
             opened = _open(service, caller, collection)
             access = {"readers": readers or (EVERYONE,), "tags": tags or ()}
-            events = opened.put_files(zip(names, paths, strict=True), **access, read=read_apart)
+            read = partial(read_apart, characters=service.settings.document_characters)
+            events = opened.put_files(wanted(), **access, read=read)
             return [
                 {"id": event.document, "object": "document", "status": event.what, "passages": event.passages}
                 | ({"reason": event.reason} if event.reason else {})

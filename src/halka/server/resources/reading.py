@@ -1,6 +1,7 @@
-"""Reads an uploaded file's text in a process of its own: `python -m halka.server.resources.reading FILE`.
+"""Reads an uploaded file's text in a process of its own: `python -m halka.server.resources.reading FILE CHARACTERS`.
 
-A document may be made to crash its reader, keep it busy, or take all memory: then this process ends, and no other.
+A document may be made to crash its reader, keep it busy, or take all memory: then this process ends, and no other. Of
+what it writes only so much is read, so that a small file that expands does not fill the server's memory either.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ import resource
 import signal
 import subprocess
 import sys
+import threading
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -20,36 +22,76 @@ from halka.server.jobs.process import environment
 
 PLAIN = (".md", ".markdown", ".txt", ".text", ".rst")  # decoded, and nothing more
 SECONDS, MEMORY = 120, 4 * 10**9
+WIDEST = 4  # bytes of a character in UTF-8
+BESIDE = 1 << 20  # bytes of JSON beside the text
 READER = (sys.executable, "-m", "halka.server.resources.reading")
 
 
-def read_apart(name: str, path: Path, reader: Sequence[str] = READER, seconds: float = SECONDS) -> Text:
-    """The text of a file that is known by another name. Raises Unreadable, also where its reader fails."""
+def read_apart(
+    name: str, path: Path, characters: int, *, reader: Sequence[str] = READER, seconds: float = SECONDS
+) -> Text:
+    """The text of a file that is known by another name, of at most so many characters.
+
+    Raises Unreadable, also where its reader fails.
+    """
+    too_long = Unreadable(f"{name} has more than {characters:,} characters, the most of a document here: split it")
     if path.suffix.lower() in PLAIN:
-        return read_as(name, path)
-    try:
-        done = subprocess.run(
-            [*reader, str(path)], capture_output=True, timeout=seconds, env=environment(os.environ), check=False
-        )
-    except subprocess.TimeoutExpired:
-        raise Unreadable(f"{name} takes longer than {seconds:g} seconds to read: simplify it, or split it") from None
-    if done.returncode:
-        cause = f"signal {signal.Signals(-done.returncode).name}" if done.returncode < 0 else "an error"
+        if path.stat().st_size > WIDEST * characters or len((text := read_as(name, path)).text) > characters:
+            raise too_long
+        return text
+    output, status = _output([*reader, str(path), str(characters)], seconds, WIDEST * characters + BESIDE)
+    if output is None:
+        raise too_long
+    if status is None:
+        raise Unreadable(f"{name} takes longer than {seconds:g} seconds to read: simplify it, or split it")
+    if status:
+        cause = f"signal {signal.Signals(-status).name}" if status < 0 else "an error"
         raise Unreadable(f"{name} cannot be read: its reader ended with {cause}. Is it whole?")
-    result = json.loads(done.stdout)
+    result = json.loads(output)
     if "reason" in result:
         raise Unreadable(result["reason"].replace(str(path), name))
+    if len(result["text"]) > characters:
+        raise too_long
     return Text(result["text"], tuple(result["pages"]), result["markdown"])
 
 
-def main(path: str) -> None:
-    """Print the text of a file, or why it cannot be read, as JSON."""
+def _output(command: Sequence[str], seconds: float, size: int) -> tuple[bytes | None, int | None]:
+    """What a process writes, None if that is more than `size` bytes, and its status, None if it takes too long."""
+    late = threading.Event()
+    with subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, env=environment(os.environ)
+    ) as process:
+
+        def stop() -> None:
+            late.set()
+            process.kill()
+
+        timer = threading.Timer(seconds, stop)
+        timer.start()
+        try:
+            assert process.stdout is not None
+            output = process.stdout.read(size + 1)
+            if len(output) > size:
+                return None, None
+            status = process.wait()
+        finally:
+            timer.cancel()
+            process.kill()
+    return output, None if late.is_set() else status
+
+
+def main(path: str, characters: str) -> None:
+    """Print the text of a file, or why it cannot be read, as JSON.
+
+    Of a text that is too long it prints one character too many.
+    """
     resource.setrlimit(resource.RLIMIT_AS, (MEMORY, MEMORY))
     try:
         result = asdict(read_text(Path(path)))
+        result["text"] = result["text"][: int(characters) + 1]
     except Unreadable as error:
         result = {"reason": str(error)}
-    print(json.dumps(result))
+    sys.stdout.buffer.write(json.dumps(result, ensure_ascii=False).encode())
 
 
 if __name__ == "__main__":
