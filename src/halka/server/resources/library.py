@@ -45,8 +45,11 @@ class Library:
         return await to_thread.run_sync(function, limiter=self._reading)
 
     async def alone(self, function: Callable[[], T]) -> T:
-        """What a function returns that removes a collection, when nobody reads one or takes documents in."""
-        async with self._searching, self._reading:
+        """What a function returns that removes a collection, when nobody reads one or takes documents in.
+
+        Searches go on while documents are waited for.
+        """
+        async with self._reading, self._searching:
             return await to_thread.run_sync(function)
 
     @property
