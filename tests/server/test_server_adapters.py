@@ -310,13 +310,13 @@ def test_who_leaves_in_the_middle_leaves_nothing(server, store):
     folder = store / "lora" / "1"
 
     async def leave() -> None:
-        async with staging(server.service.settings.data) as staged:
+        async with staging(server.service) as staged:
             (staged / "file").write_text("half")
             with anyio.CancelScope() as scope:
                 scope.cancel()
                 await verify(server.service, folder)
         with anyio.CancelScope() as scope:
-            async with staging(server.service.settings.data):
+            async with staging(server.service):
                 scope.cancel()
                 await anyio.sleep(1)
 

@@ -19,6 +19,7 @@ from halka.server.guards.access import check_host
 from halka.server.guards.guards import Guards
 from halka.server.guards.keys import Keys
 from halka.server.jobs.queue import JobQueue
+from halka.server.managing import Managing
 from halka.server.resources.library import Library
 from halka.server.resources.uploads import remove_stale
 from halka.server.settings import ServerSettings
@@ -43,6 +44,7 @@ class Service:
     guards: Guards
     library: Library
     jobs: JobQueue
+    managing: Managing = field(default_factory=Managing)
     created: int = field(default_factory=lambda: int(time.time()))
 
     @classmethod

@@ -7,8 +7,6 @@ from collections.abc import Iterable
 from contextlib import suppress
 from pathlib import Path
 
-from anyio import to_thread
-
 from halka.server.guards.access import Caller
 from halka.server.service import Service
 
@@ -18,7 +16,7 @@ async def check_room(service: Service, caller: Caller, more: int) -> None:
     if caller.lease is None:
         return
     tenant = service.tenants.of(caller.tenant)
-    stored = await to_thread.run_sync(_bytes_below, (tenant.store.folder, tenant.collections, tenant.jobs))
+    stored = await service.managing(_bytes_below, (tenant.store.folder, tenant.collections, tenant.jobs))
     caller.lease.store(caller.tenant, stored, more)
 
 

@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Annotated, Any, BinaryIO
 
 import anyio
-from anyio import to_thread
 from fastapi import APIRouter, Depends, Form, Header, UploadFile
 from fastapi.exceptions import RequestValidationError
 from pydantic import TypeAdapter, ValidationError
@@ -21,7 +20,6 @@ from starlette.responses import Response, StreamingResponse
 
 from halka.server.errors import ApiError
 from halka.server.guards.access import Caller, needs
-from halka.server.guards.health import Drain
 from halka.server.guards.storing import check_room
 from halka.server.jobs.commands import PREDICTIONS, asked, check_data
 from halka.server.jobs.folder import ENDED, JOB, OUTPUT, RUN, JobFolder, jobs_in
@@ -63,11 +61,11 @@ async def upload_job(
         parsed = JOBS.validate_json(job)
     except ValidationError as error:
         raise RequestValidationError(error.errors()) from None
-    async with staging(service.settings.data) as folder:
+    async with staging(service) as folder:
         files = {"data": data} | ({} if validation is None else {"validation": validation})
         await check_room(service, caller, sum(upload.size or 0 for upload in files.values()))
         paths = {
-            name: await save(upload, folder / f"{name}{Path(file_name(upload)).suffix[:10].lower()}")
+            name: await save(service, upload, folder / f"{name}{Path(file_name(upload)).suffix[:10].lower()}")
             for name, upload in files.items()
         }
         return await _start(parsed, paths, service, caller)
@@ -76,14 +74,14 @@ async def upload_job(
 @router.get("/v1/jobs")
 async def list_jobs(service: Here, caller: Manager) -> Response:
     """List the caller's jobs, the newest first."""
-    views = await to_thread.run_sync(lambda: [_view(job) for job in jobs_in(_tenant(service, caller).jobs)])
+    views = await service.managing(lambda: [_view(job) for job in jobs_in(_tenant(service, caller).jobs)])
     return Json({"object": "list", "data": sorted(views, key=lambda view: -view["created_at"])})
 
 
 @router.get("/v1/jobs/{id}")
 async def get_job(id: str, service: Here, caller: Manager) -> Response:
     """A job: its status, its last step, and what came of it."""
-    return Json(await to_thread.run_sync(lambda: _view(_job(service, caller, id))))
+    return Json(await service.managing(lambda: _view(_job(service, caller, id))))
 
 
 @router.get("/v1/jobs/{id}/events")
@@ -91,9 +89,9 @@ async def watch_job(
     id: str, service: Here, caller: Manager, last_event_id: Annotated[str | None, Header()] = None
 ) -> Response:
     """A job's steps and changes of its status as server-sent events, to its end; also those that were before."""
-    job = await to_thread.run_sync(_job, service, caller, id)
+    job = await service.managing(_job, service, caller, id)
     after = int(last_event_id) if last_event_id and last_event_id.isascii() and last_event_id.isdigit() else 0
-    return Events(_events(job, after, service.guards.drain))
+    return Events(_events(job, after, service))
 
 
 @router.get("/v1/jobs/{id}/predictions")
@@ -106,25 +104,25 @@ async def get_predictions(id: str, service: Here, caller: Manager) -> Response:
         except FileNotFoundError:
             raise ApiError(404, "this job has no predictions: an evaluation has, once it is done", param="id") from None
 
-    return StreamingResponse(pieces_of(await to_thread.run_sync(opened)), media_type="application/jsonl")
+    return StreamingResponse(pieces_of(await service.managing(opened)), media_type="application/jsonl")
 
 
 @router.post("/v1/jobs/{id}/stop")
 async def stop_job(id: str, service: Here, caller: Manager) -> Response:
     """Stop a job: a training ends after its step with a checkpoint; asked again, it ends at once."""
-    return Json(await to_thread.run_sync(lambda: _changed(_job(service, caller, id), JobFolder.stop)))
+    return Json(await service.managing(lambda: _changed(_job(service, caller, id), JobFolder.stop)))
 
 
 @router.post("/v1/jobs/{id}/resume")
 async def resume_job(id: str, service: Here, caller: Manager) -> Response:
     """Queue a job again that was stopped, interrupted or failed; a training goes on from its checkpoint."""
-    return Json(await to_thread.run_sync(lambda: _changed(_job(service, caller, id), JobFolder.resume)))
+    return Json(await service.managing(lambda: _changed(_job(service, caller, id), JobFolder.resume)))
 
 
 @router.delete("/v1/jobs/{id}")
 async def delete_job(id: str, service: Here, caller: Manager) -> Response:
     """Remove a job that does not run, with its data; the adapter that it trained stays."""
-    await to_thread.run_sync(lambda: _remove(_job(service, caller, id)))
+    await service.managing(lambda: _remove(_job(service, caller, id)))
     return Json({"id": id, "object": "job", "deleted": True})
 
 
@@ -132,8 +130,8 @@ async def delete_job(id: str, service: Here, caller: Manager) -> Response:
 
 
 async def _start(job: Job, files: Mapping[str, Path], service: Service, caller: Caller) -> Response:
-    async with staging(service.settings.data) as folder:
-        view = await to_thread.run_sync(_queue, job, files, _tenant(service, caller), service, folder)
+    async with staging(service) as folder:
+        view = await service.managing(_queue, job, files, _tenant(service, caller), service, folder)
     return Json(view, 201)
 
 
@@ -261,7 +259,7 @@ def _last_step(job: JobFolder) -> dict[str, Any] | None:
     return json.loads(lines[-1]) if lines else None
 
 
-async def _events(job: JobFolder, after: int, drain: Drain) -> AsyncGenerator[bytes]:
+async def _events(job: JobFolder, after: int, service: Service) -> AsyncGenerator[bytes]:
     """What has happened and what happens to a job, with the number of its step as the event's id.
 
     A server that is about to end ends them: the job goes on, and the next server has the rest.
@@ -269,8 +267,8 @@ async def _events(job: JobFolder, after: int, drain: Drain) -> AsyncGenerator[by
     place, status, spoken = 0, "", time.monotonic()
     while True:
         try:
-            view = await to_thread.run_sync(_view, job)  # before the steps: at its end none is missing
-            steps, place = await to_thread.run_sync(_steps, job, place)
+            view = await service.managing(_view, job)  # before the steps: at its end none is missing
+            steps, place = await service.managing(_steps, job, place)
         except FileNotFoundError:  # it was deleted
             return
         for step in steps:
@@ -280,7 +278,7 @@ async def _events(job: JobFolder, after: int, drain: Drain) -> AsyncGenerator[by
         if view["status"] != status:
             status, spoken = view["status"], time.monotonic()
             yield event(view, "status")
-        if status in ENDED or drain.draining:
+        if status in ENDED or service.guards.drain.draining:
             return
         if time.monotonic() - spoken > SILENCE:
             spoken = time.monotonic()

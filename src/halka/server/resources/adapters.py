@@ -12,7 +12,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Annotated, Any, BinaryIO
 
-from anyio import CancelScope, to_thread
+from anyio import CancelScope
 from fastapi import APIRouter, Depends, Form, Query, UploadFile
 from pydantic import Field
 from starlette.responses import Response, StreamingResponse
@@ -54,7 +54,7 @@ class FromRoot(Body):
 @router.get("/v1/adapters")
 async def list_adapters(service: Here, caller: Who) -> Response:
     """List the caller's adapters."""
-    return Json({"object": "list", "data": await to_thread.run_sync(_all, service, caller)})
+    return Json({"object": "list", "data": await service.managing(_all, service, caller)})
 
 
 @router.post("/v1/adapters")
@@ -68,17 +68,17 @@ async def upload_adapter(
     sizes = {name: upload.size or 0 for name, upload in zip(names, files, strict=True)}
     check_names(sizes)
     await check_room(service, caller, sum(sizes.values()))
-    async with staging(service.settings.data) as folder:
+    async with staging(service) as folder:
         for file, upload in zip(names, files, strict=True):
-            await save(upload, folder / file)
+            await save(service, upload, folder / file)
         return await _added(service, caller, name, folder)
 
 
 @router.post("/v1/adapters/import")
 async def import_adapter(body: FromRoot, service: Here, caller: Manager) -> Response:
     """Add an adapter from a folder that the server may load from, or the next version of one."""
-    async with staging(service.settings.data) as folder:
-        size = await to_thread.run_sync(copy_folder, service.settings.adapter_roots, body.folder, folder)
+    async with staging(service) as folder:
+        size = await service.managing(copy_folder, service.settings.adapter_roots, body.folder, folder)
         await check_room(service, caller, size)
         return await _added(service, caller, body.name or body.folder.rpartition("/")[2], folder)
 
@@ -86,7 +86,7 @@ async def import_adapter(body: FromRoot, service: Here, caller: Manager) -> Resp
 @router.get("/v1/adapters/{name}")
 async def get_adapter(name: str, service: Here, caller: Who, version: Version = None) -> Response:
     """One of the caller's adapters: its versions, and one of them, by default the newest."""
-    return Json(await to_thread.run_sync(lambda: _described(service, caller, name, version)))
+    return Json(await service.managing(lambda: _described(service, caller, name, version)))
 
 
 @router.post("/v1/adapters/{name}/load")
@@ -125,7 +125,7 @@ async def unload_adapter(name: str, service: Here, caller: Manager) -> Response:
 @router.get("/v1/adapters/{name}/files/{file}")
 async def download_file(name: str, file: str, service: Here, caller: Who, version: Version = None) -> Response:
     """One file of an adapter."""
-    _, files = await to_thread.run_sync(_opened, _tenant(service, caller), name, version)
+    _, files = await service.managing(_opened, _tenant(service, caller), name, version)
     chosen = files.pop(file, None)
     close(files)
     if chosen is None:
@@ -140,7 +140,7 @@ async def download_file(name: str, file: str, service: Here, caller: Who, versio
 @router.get("/v1/adapters/{name}/archive")
 async def download_archive(name: str, service: Here, caller: Who, version: Version = None) -> Response:
     """All files of an adapter as one zip."""
-    stored, files = await to_thread.run_sync(_opened, _tenant(service, caller), name, version)
+    stored, files = await service.managing(_opened, _tenant(service, caller), name, version)
     return StreamingResponse(
         zipped(files), media_type="application/zip", headers=_attachment(f"{name}-{stored.version}.zip")
     )
@@ -157,7 +157,7 @@ async def delete_adapter(name: str, service: Here, caller: Manager, version: Ver
             tenant.store.remove(name, version)
         return name not in tenant.store.names()
 
-    if await to_thread.run_sync(remove):
+    if await service.managing(remove):
         await service.engine.call(lambda: _let_go(service, tenant.engine_name(name)))
     return Json({"id": name, "object": "adapter", "version": version, "deleted": True})
 
@@ -199,8 +199,8 @@ async def _added(service: Service, caller: Caller, name: str, folder: Path) -> R
         raise ApiError(400, f"{name!r} is the name of the base or the embedder: choose another", param="name")
     check_inside(tenant.store, name)
     await verify(service, folder)
-    stored = await to_thread.run_sync(tenant.store.add, folder, name)
-    return Json(await to_thread.run_sync(lambda: _described(service, caller, name, stored.version)), 201)
+    stored = await service.managing(tenant.store.add, folder, name)
+    return Json(await service.managing(lambda: _described(service, caller, name, stored.version)), 201)
 
 
 async def verify(service: Service, folder: Path) -> None:
@@ -233,14 +233,14 @@ def _let_go(service: Service, name: str) -> None:
 async def _done(service: Service, caller: Caller, name: str, change: Callable[[str], Awaitable[object]]) -> Response:
     """Change what the engine has of an adapter; the response describes it."""
     tenant = _tenant(service, caller)
-    await to_thread.run_sync(_stored, tenant, name)
+    await service.managing(_stored, tenant, name)
     try:
         await change(tenant.engine_name(name))
     except UnknownAdapterError:
         raise
     except HalkaError as error:
         raise ApiError(409, str(error), code="wrong_status") from None
-    return Json(await to_thread.run_sync(lambda: _described(service, caller, name)))
+    return Json(await service.managing(lambda: _described(service, caller, name)))
 
 
 def _all(service: Service, caller: Caller) -> list[dict[str, Any]]:

@@ -11,7 +11,7 @@ from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
-from anyio import from_thread, to_thread
+from anyio import from_thread
 from fastapi import APIRouter, Depends, Form, UploadFile
 from pydantic import Field
 from starlette.responses import Response
@@ -111,11 +111,11 @@ async def upload_documents(
         raise ApiError(400, "two files have the same name", param="files")
     if unread := next((name for name in names if not is_readable(Path(name))), None):
         raise ApiError(400, f"{unread}: files of this kind are not read: convert it to text", param="files")
-    await to_thread.run_sync(_open, service, caller, collection)
+    await service.managing(_open, service, caller, collection)
     await check_room(service, caller, sum(upload.size or 0 for upload in files))
-    async with staging(service.settings.data) as folder:
+    async with staging(service) as folder:
         paths = [
-            await save(upload, folder / f"{number}{Path(name).suffix.lower()}")
+            await save(service, upload, folder / f"{number}{Path(name).suffix.lower()}")
             for number, (name, upload) in enumerate(zip(names, files, strict=True))
         ]
 

@@ -10,11 +10,15 @@ import uuid
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from anyio import CancelScope, to_thread
+from anyio import CancelScope
 from fastapi import UploadFile
 
 from halka.server.errors import ApiError
+
+if TYPE_CHECKING:
+    from halka.server.service import Service
 
 STALE = 24 * 3600  # seconds after which nobody is at work with an upload
 LONGEST = 200  # characters of a file's name
@@ -22,15 +26,15 @@ SEPARATORS = re.compile(r"[/\\\x00]")
 
 
 @asynccontextmanager
-async def staging(data: Path) -> AsyncIterator[Path]:
+async def staging(service: Service) -> AsyncIterator[Path]:
     """A folder for one request's files, below the server's data, which is removed at the block's end."""
-    folder = data / "uploads" / uuid.uuid4().hex
-    await to_thread.run_sync(lambda: folder.mkdir(parents=True, mode=0o700))
+    folder = service.settings.data / "uploads" / uuid.uuid4().hex
+    await service.managing(lambda: folder.mkdir(parents=True, mode=0o700))
     try:
         yield folder
     finally:
         with CancelScope(shield=True):  # also where the client has left
-            await to_thread.run_sync(lambda: shutil.rmtree(folder, ignore_errors=True))
+            await service.managing(lambda: shutil.rmtree(folder, ignore_errors=True))
 
 
 def remove_stale(data: Path) -> None:
@@ -41,14 +45,14 @@ def remove_stale(data: Path) -> None:
                 shutil.rmtree(folder)
 
 
-async def save(upload: UploadFile, path: Path) -> Path:
+async def save(service: Service, upload: UploadFile, path: Path) -> Path:
     """Write what was uploaded to a new file."""
 
     def copy() -> None:
         with path.open("xb") as file:
             shutil.copyfileobj(upload.file, file, 1 << 20)
 
-    await to_thread.run_sync(copy)
+    await service.managing(copy)
     return path
 
 
