@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import re
 import shutil
@@ -22,8 +21,9 @@ from halka.server.errors import ApiError
 from halka.server.guards.access import Caller, needs
 from halka.server.guards.storing import check_room
 from halka.server.jobs.commands import PREDICTIONS, asked, check_data
-from halka.server.jobs.folder import ENDED, JOB, OUTPUT, RUN, JobFolder, jobs_in
+from halka.server.jobs.folder import ENDED, JOB, JobFolder, jobs_in
 from halka.server.jobs.requests import Job
+from halka.server.jobs.views import steps_of, view_of
 from halka.server.resources.adapter_files import pieces_of
 from halka.server.resources.uploads import file_name, save, staging
 from halka.server.sending import Events, Json, event
@@ -36,10 +36,8 @@ Manager = Annotated[Caller, Depends(needs("manager"))]
 JOBS: TypeAdapter[Job] = TypeAdapter(Job)
 
 ID = re.compile(r"job-[0-9a-f]{16}")
-METRICS = Path(RUN) / "metrics.jsonl"
 PATIENCE = 10.0  # seconds for a process to end
 EVERY, SILENCE = 0.5, 15.0  # seconds between two looks, and after which a comment says that the server is there
-OF_TRAINING = ("lr", "steps", "loss", "validation_loss", "best_step", "tokens", "seconds", "parameters", "bytes")
 
 
 @router.post("/v1/jobs")
@@ -74,14 +72,14 @@ async def upload_job(
 @router.get("/v1/jobs")
 async def list_jobs(service: Here, caller: Manager) -> Response:
     """List the caller's jobs, the newest first."""
-    views = await service.managing(lambda: [_view(job) for job in jobs_in(_tenant(service, caller).jobs)])
+    views = await service.managing(lambda: [view_of(job) for job in jobs_in(_tenant(service, caller).jobs)])
     return Json({"object": "list", "data": sorted(views, key=lambda view: -view["created_at"])})
 
 
 @router.get("/v1/jobs/{id}")
 async def get_job(id: str, service: Here, caller: Manager) -> Response:
     """A job: its status, its last step, and what came of it."""
-    return Json(await service.managing(lambda: _view(_job(service, caller, id))))
+    return Json(await service.managing(lambda: view_of(_job(service, caller, id))))
 
 
 @router.get("/v1/jobs/{id}/events")
@@ -152,7 +150,7 @@ def _queue(job: Job, files: Mapping[str, Path], tenant: Tenant, service: Service
             (folder / name).write_bytes(content)
             contents[name] = folder / name
     check_data({name: path for name, path in contents.items() if isinstance(path, Path)}, job)
-    return _view(JobFolder.new(tenant.jobs, question.request, contents))
+    return view_of(JobFolder.new(tenant.jobs, question.request, contents))
 
 
 def _tenant(service: Service, caller: Caller) -> Tenant:
@@ -172,7 +170,7 @@ def _changed(job: JobFolder, change: Any) -> dict[str, Any]:
         change(job)
     except HalkaError as error:
         raise ApiError(409, str(error), code="wrong_status") from None
-    return _view(job)
+    return view_of(job)
 
 
 def _remove(job: JobFolder) -> None:
@@ -189,74 +187,7 @@ def _remove(job: JobFolder) -> None:
     shutil.rmtree(beside, ignore_errors=True)
 
 
-def _view(job: JobFolder) -> dict[str, Any]:
-    """A job as clients see it, without any path."""
-    request, state = job.request(), job.state()
-    written = job.written()
-    hidden = {f"{job.path}/": "", **request.hidden}
-    return {
-        "id": job.id,
-        "object": "job",
-        "kind": request.kind,
-        "name": request.name,
-        "status": state,
-        "settings": request.settings,
-        "created_at": request.created,
-        "started_at": written.get("started"),
-        "ended_at": written.get("ended"),
-        "error": _without_paths(written.get("error"), hidden),
-        "adapter": written.get("adapter"),
-        "last_step": _last_step(job),
-        "result": _without_paths(_result(job, request.kind), hidden) if state == "done" else None,
-    }
-
-
-def _result(job: JobFolder, kind: str) -> Any:
-    try:
-        result = json.loads((job.path / OUTPUT).read_bytes())
-    except (OSError, ValueError):
-        return None
-    if kind == "train":
-        return {key: result[key] for key in OF_TRAINING if key in result}
-    return {key: value for key, value in result.items() if key not in ("predictions", "scores_file", "report")}
-
-
-def _without_paths(value: Any, hidden: Mapping[str, str]) -> Any:
-    """A value with the words for paths that no client may see."""
-    if isinstance(value, str):
-        for path, word in hidden.items():
-            value = value.replace(path, word)
-        return value
-    if isinstance(value, list):
-        return [_without_paths(item, hidden) for item in value]
-    return {key: _without_paths(item, hidden) for key, item in value.items()} if isinstance(value, dict) else value
-
-
-# ── its steps ───────────────────────────────────────────────────────────────────────────────────────────────────────
-
-
-def _steps(job: JobFolder, start: int) -> tuple[list[dict[str, Any]], int]:
-    """The whole lines of the metrics from an offset on, and the offset behind them; from 0 where the file shrank."""
-    try:
-        with (job.path / METRICS).open("rb") as file:
-            start = start if start <= file.seek(0, 2) else 0
-            file.seek(start)
-            lines = file.read()
-    except FileNotFoundError:
-        return [], start
-    whole = lines[: lines.rfind(b"\n") + 1]
-    return [json.loads(line) for line in whole.splitlines()], start + len(whole)
-
-
-def _last_step(job: JobFolder) -> dict[str, Any] | None:
-    try:
-        size = (job.path / METRICS).stat().st_size
-    except FileNotFoundError:
-        return None
-    with (job.path / METRICS).open("rb") as file:
-        file.seek(max(0, size - 4096))
-        lines = file.read().split(b"\n")[:-1]  # without what is being written
-    return json.loads(lines[-1]) if lines else None
+# ── its events ────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
 async def _events(job: JobFolder, after: int, service: Service) -> AsyncGenerator[bytes]:
@@ -267,11 +198,11 @@ async def _events(job: JobFolder, after: int, service: Service) -> AsyncGenerato
     place, status, spoken = 0, "", time.monotonic()
     while True:
         try:
-            view = await service.managing(_view, job)  # before the steps: at its end none is missing
-            steps, place = await service.managing(_steps, job, place)
+            view = await service.managing(view_of, job)  # before the steps: at its end none is missing
+            new, place = await service.managing(steps_of, job, place)
         except FileNotFoundError:  # it was deleted
             return
-        for step in steps:
+        for step in new:
             if step["step"] > after:
                 after, spoken = step["step"], time.monotonic()
                 yield f"id: {after}\n".encode() + event(step, "step")

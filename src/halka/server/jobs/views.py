@@ -1,0 +1,83 @@
+"""A job as clients see it: its status, its steps and what came of it, without any path."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from halka.server.jobs.folder import OUTPUT, RUN, JobFolder
+
+METRICS = Path(RUN) / "metrics.jsonl"
+OF_TRAINING = ("lr", "steps", "loss", "validation_loss", "best_step", "tokens", "seconds", "parameters", "bytes")
+
+
+def view_of(job: JobFolder) -> dict[str, Any]:
+    """A job as clients see it, without any path."""
+    request, state = job.request(), job.state()
+    written = job.written()
+    hidden = {f"{job.path}/": "", **request.hidden}
+    return {
+        "id": job.id,
+        "object": "job",
+        "kind": request.kind,
+        "name": request.name,
+        "status": state,
+        "settings": request.settings,
+        "created_at": request.created,
+        "started_at": written.get("started"),
+        "ended_at": written.get("ended"),
+        "error": _without_paths(written.get("error"), hidden),
+        "adapter": written.get("adapter"),
+        "last_step": _last_step(job),
+        "result": _without_paths(_result(job, request.kind), hidden) if state == "done" else None,
+    }
+
+
+def _result(job: JobFolder, kind: str) -> Any:
+    try:
+        result = json.loads((job.path / OUTPUT).read_bytes())
+    except (OSError, ValueError):
+        return None
+    if kind == "train":
+        return {key: result[key] for key in OF_TRAINING if key in result}
+    return {key: value for key, value in result.items() if key not in ("predictions", "scores_file", "report")}
+
+
+def _without_paths(value: Any, hidden: Mapping[str, str]) -> Any:
+    """A value with the words for paths that no client may see."""
+    if isinstance(value, str):
+        for path, word in hidden.items():
+            value = value.replace(path, word)
+        return value
+    if isinstance(value, list):
+        return [_without_paths(item, hidden) for item in value]
+    return {key: _without_paths(item, hidden) for key, item in value.items()} if isinstance(value, dict) else value
+
+
+# ── its steps ───────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def steps_of(job: JobFolder, start: int) -> tuple[list[dict[str, Any]], int]:
+    """The whole lines of the metrics from an offset on, and the offset behind them; from 0 where the file shrank."""
+    try:
+        with (job.path / METRICS).open("rb") as file:
+            start = start if start <= file.seek(0, 2) else 0
+            file.seek(start)
+            lines = file.read()
+    except FileNotFoundError:
+        return [], start
+    whole = lines[: lines.rfind(b"\n") + 1]
+    return [json.loads(line) for line in whole.splitlines()], start + len(whole)
+
+
+def _last_step(job: JobFolder) -> dict[str, Any] | None:
+    try:
+        size = (job.path / METRICS).stat().st_size
+    except FileNotFoundError:
+        return None
+    with (job.path / METRICS).open("rb") as file:
+        file.seek(max(0, size - 4096))
+        lines = file.read().split(b"\n")[:-1]  # without what is being written
+    return json.loads(lines[-1]) if lines else None
