@@ -79,3 +79,6 @@ def test_paths_and_tenants_leave_messages():
     )
     assert public("schema at #/properties/a/b: no") == "schema at #/properties/a/b: no"
     assert public("GET /v1/models lists them") == "GET /v1/models lists them"
+    assert public("halka-server/uploads/3f/halka.json is no Card") == "halka.json is no Card"
+    for words in ("org/Name-1.7B has no 0.5/1.5", "see https://example.org/a/b.html", "either/or"):
+        assert public(words) == words

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
 from halka.server.settings import LEAST, ServerSettings
@@ -25,3 +27,10 @@ def test_what_bounds_nothing_is_no_bound(name):
 def test_a_port_is_one(port):
     with pytest.raises(HalkaError, match=f"port is {port}: it is a number from 0 to 65535"):
         ServerSettings("tiny", port=port)
+
+
+def test_folders_are_whole_paths_wherever_the_server_goes(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    settings = ServerSettings("tiny", store=Path("a"), adapter_roots=(Path("b"),)).absolute()
+    assert (settings.data, settings.store) == (tmp_path / "halka-server", tmp_path / "a")
+    assert (settings.base, settings.collections, settings.adapter_roots) == ("tiny", None, (tmp_path / "b",))

@@ -26,6 +26,8 @@ TYPES = {
 }
 CODES = {404: "not_found", 405: "method_not_allowed", 413: "too_large", 429: "rate_limit_exceeded"}
 PATH = re.compile(r"(?<![\w#.:/])(?:[A-Za-z]:)?[/\\](?!v1/)(?:[^\s/\\'\",:;]+[/\\])+([^\s/\\'\",:;]*)")
+RELATIVE = re.compile(r"(?<![^\s'\"(,;])(?!#)(?:[^\s/\\'\",:;()]+[/\\])+([^\s/\\'\",:;()]+\.[A-Za-z]\w*)(?![\w/\\-])")
+"""A file below a folder, such as run/adapter.safetensors; a model on the hub, such as org/Name-1.7B, is none."""
 
 log = logging.getLogger("halka.server")
 
@@ -81,14 +83,26 @@ def unknown_model(name: str) -> ApiError:
     return ApiError(404, one_line(message), param="model", code="model_not_found")
 
 
+def refusal(
+    error: HalkaError,
+    status: int = 400,
+    *,
+    tenant: str | None = None,
+    param: str | None = None,
+    code: str | None = None,
+) -> ApiError:
+    """Halka's error as a client of this tenant may read it."""
+    return ApiError(status, public(str(error), tenant), param=param, code=code)
+
+
 def api_error(error: BaseException, tenant: str | None = None) -> ApiError:
     """What a client of this tenant may know of an error. One that Halka does not know is logged, under an id."""
     if isinstance(error, ApiError):
         return error
     if isinstance(error, UnknownAdapterError):
-        return ApiError(404, public(str(error), tenant), param="model", code="model_not_found")
+        return refusal(error, 404, tenant=tenant, param="model", code="model_not_found")
     if isinstance(error, HalkaError):
-        return ApiError(400, public(str(error), tenant))
+        return refusal(error, tenant=tenant)
     if isinstance(error, RequestValidationError):
         return _invalid(error)
     if isinstance(error, HTTPException):
@@ -100,8 +114,13 @@ def api_error(error: BaseException, tenant: str | None = None) -> ApiError:
 
 def public(message: str, tenant: str | None = None) -> str:
     """A message without folders, and with the adapters' names as their tenant writes them."""
-    message = PATH.sub(r"\1", one_line(message))
+    message = without_folders(one_line(message))
     return message.replace(f"{tenant}/", "") if tenant else message
+
+
+def without_folders(text: str) -> str:
+    """The text with the last part of each path alone."""
+    return RELATIVE.sub(r"\1", PATH.sub(r"\1", text))
 
 
 def _invalid(error: RequestValidationError) -> ApiError:

@@ -54,6 +54,7 @@ class Service:
         """Load the base, if there is no `model` of it yet, and start its engine. Raises HalkaError as these do,
         and where others could call without keys.
         """
+        settings = settings.absolute()
         keys = Keys(settings.data / "keys.json")
         check_host(settings.host, keys)
         if model is None:
@@ -75,7 +76,7 @@ class Service:
         )
         remove_stale(settings.data)
         folders = lambda: [tenants.of(name).jobs for name in tenants.names()]  # noqa: E731
-        jobs = JobQueue(folders, settings.data.absolute() / "jobs.lock", settings.jobs)
+        jobs = JobQueue(folders, settings.data / "jobs.lock", settings.jobs)
         guards = Guards.of(settings, keys, engine)
         return cls(settings, model, AsyncEngine(engine), tenants, guards, library or Library(), jobs)
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal
 
@@ -108,6 +108,16 @@ class ServerSettings:
                 raise HalkaError(f"{name} is {getattr(self, name)}: it is more than 0")
         if not 0 <= self.port < 2**16:
             raise HalkaError(f"port is {self.port}: it is a number from 0 to 65535")
+
+    def absolute(self) -> ServerSettings:
+        """The same with whole paths: messages hide these from clients."""
+        base, folders = Path(self.base), {"data": self.data, "store": self.store, "collections": self.collections}
+        return replace(
+            self,
+            base=str(base.absolute()) if is_base_folder(base) else self.base,
+            adapter_roots=tuple(root.absolute() for root in self.adapter_roots),
+            **{name: folder and folder.absolute() for name, folder in folders.items()},
+        )
 
     @property
     def public_name(self) -> str:

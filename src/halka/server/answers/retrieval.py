@@ -18,7 +18,7 @@ from halka.rag.prompt import ABSTAINED, CITATION, prompted
 from halka.rag.retrieve import Retriever
 from halka.server.answers.chat_request import Retrieval
 from halka.server.answers.generation import Delta
-from halka.server.errors import ApiError
+from halka.server.errors import ApiError, refusal
 from halka.server.guards.access import Caller
 from halka.server.resources.collections import scope_of
 from halka.server.resources.library import public_names
@@ -133,7 +133,7 @@ def _grounded(
             floor=options.floor,
         )
     except HalkaError as error:
-        raise ApiError(400, str(error), param="messages") from None
+        raise refusal(error, param="messages") from None
     names = public_names(opened, (passage.document for passage in passages))
     return Grounding(
         options.collection,

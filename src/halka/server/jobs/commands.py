@@ -20,7 +20,7 @@ from halka.evaluation.metrics import find_metric
 from halka.methods import method_named
 from halka.methods.prompt import check_start
 from halka.models.loading import is_base_folder
-from halka.server.errors import ApiError
+from halka.server.errors import ApiError, public, refusal
 from halka.server.jobs.folder import RUN, JobRequest
 from halka.server.jobs.requests import AdviseJob, EvaluateJob, Job, TrainJob
 from halka.server.resources.adapter_files import stored_inside
@@ -90,7 +90,7 @@ def check_data(files: Mapping[str, Path], job: Job) -> None:
             try:
                 rows = read_examples(path, job.shape).rows
             except HalkaError as error:
-                raise ApiError(400, str(error).replace(str(path), name), param=name) from None
+                raise ApiError(400, public(str(error).replace(str(path), name)), param=name) from None
             allowed = getattr(job, "adapters", ())
             for row in rows:
                 if (adapter := row.fields.get("adapter")) and job.kind == "evaluate" and adapter not in allowed:
@@ -149,7 +149,7 @@ def _checked(settings: Mapping[str, Any]) -> dict[str, Any]:
         if "text" in layer and convert(text, layer["text"]) is not None:
             check_start(chosen, "settings: text")
     except HalkaError as error:
-        raise ApiError(400, str(error), param=_param(str(error), allowed)) from None
+        raise refusal(error, param=_param(str(error), allowed)) from None
     return dict(settings)
 
 
@@ -181,7 +181,7 @@ def _evaluation(job: EvaluateJob, placed: Mapping[str, str], tenant: Tenant, set
         try:
             find_metric(metric)
         except HalkaError as error:
-            raise ApiError(400, str(error), param="metrics") from None
+            raise refusal(error, param="metrics") from None
     for adapter in job.adapters:
         name, _, version = adapter.partition("@")
         try:
@@ -212,7 +212,7 @@ def _advice(job: AdviseJob, placed: Mapping[str, str], settings: ServerSettings)
         try:
             find_metric(job.metric)
         except HalkaError as error:
-            raise ApiError(400, str(error), param="metric") from None
+            raise refusal(error, param="metric") from None
     base = _base(settings)
     del base["device"]  # of `halka advise` it is the device to train on
     flags = {

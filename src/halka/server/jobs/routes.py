@@ -17,7 +17,7 @@ from fastapi.exceptions import RequestValidationError
 from pydantic import TypeAdapter, ValidationError
 from starlette.responses import Response, StreamingResponse
 
-from halka.server.errors import ApiError
+from halka.server.errors import ApiError, refusal
 from halka.server.guards.access import Caller, needs
 from halka.server.guards.storing import check_room
 from halka.server.jobs.commands import PREDICTIONS, asked, check_data
@@ -169,7 +169,7 @@ def _changed(job: JobFolder, change: Any) -> dict[str, Any]:
     try:
         change(job)
     except HalkaError as error:
-        raise ApiError(409, str(error), code="wrong_status") from None
+        raise refusal(error, 409, code="wrong_status") from None
     return view_of(job)
 
 

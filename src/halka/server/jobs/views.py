@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from halka.server.errors import public, without_folders
 from halka.server.jobs.folder import OUTPUT, RUN, JobFolder
 
 METRICS = Path(RUN) / "metrics.jsonl"
@@ -28,7 +29,7 @@ def view_of(job: JobFolder) -> dict[str, Any]:
         "created_at": request.created,
         "started_at": written.get("started"),
         "ended_at": written.get("ended"),
-        "error": _without_paths(written.get("error"), hidden),
+        "error": None if (error := written.get("error")) is None else public(_without_paths(str(error), hidden)),
         "adapter": written.get("adapter"),
         "last_step": _last_step(job),
         "result": _without_paths(_result(job, request.kind), hidden) if state == "done" else None,
@@ -40,6 +41,8 @@ def _result(job: JobFolder, kind: str) -> Any:
         result = json.loads((job.path / OUTPUT).read_bytes())
     except (OSError, ValueError):
         return None
+    if not isinstance(result, dict):
+        return None
     if kind == "train":
         return {key: result[key] for key in OF_TRAINING if key in result}
     return {key: value for key, value in result.items() if key not in ("predictions", "scores_file", "report")}
@@ -50,7 +53,7 @@ def _without_paths(value: Any, hidden: Mapping[str, str]) -> Any:
     if isinstance(value, str):
         for path, word in hidden.items():
             value = value.replace(path, word)
-        return value
+        return without_folders(value)
     if isinstance(value, list):
         return [_without_paths(item, hidden) for item in value]
     return {key: _without_paths(item, hidden) for key, item in value.items()} if isinstance(value, dict) else value

@@ -17,7 +17,7 @@ from fastapi import APIRouter, Depends, Form, Query, UploadFile
 from pydantic import Field
 from starlette.responses import Response, StreamingResponse
 
-from halka.server.errors import ApiError
+from halka.server.errors import ApiError, public, refusal
 from halka.server.guards.access import Caller, Who, needs
 from halka.server.guards.storing import check_room
 from halka.server.requests import Body, Name
@@ -214,7 +214,7 @@ async def verify(service: Service, folder: Path) -> None:
             with CancelScope(shield=True):  # also where the client has left
                 await service.engine.call(lambda: _take_back(service, name))
     except (HalkaError, OSError) as error:
-        raise ApiError(400, str(error).replace(f"{folder}/", "").replace(str(folder), "the adapter")) from None
+        raise ApiError(400, public(str(error).replace(f"{folder}/", "").replace(str(folder), "the adapter"))) from None
 
 
 def _take_back(service: Service, name: str) -> None:
@@ -239,7 +239,7 @@ async def _done(service: Service, caller: Caller, name: str, change: Callable[[s
     except UnknownAdapterError:
         raise
     except HalkaError as error:
-        raise ApiError(409, str(error), code="wrong_status") from None
+        raise refusal(error, 409, tenant=tenant.name, code="wrong_status") from None
     return Json(await service.managing(lambda: _described(service, caller, name)))
 
 

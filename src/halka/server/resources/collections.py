@@ -20,7 +20,7 @@ from halka.rag.collection import Collection
 from halka.rag.retrieve import Mode, Retriever
 from halka.rag.store import EVERYONE, Document, Scope
 from halka.rag.texts import is_readable
-from halka.server.errors import ApiError
+from halka.server.errors import ApiError, public, refusal
 from halka.server.guards.access import Caller, Who, needs
 from halka.server.guards.storing import check_room
 from halka.server.requests import Body, Labels, Name
@@ -131,7 +131,7 @@ async def upload_documents(
             events = opened.put_files(wanted(), **access, read=read)
             return [
                 {"id": event.document, "object": "document", "status": event.what, "passages": event.passages}
-                | ({"reason": event.reason} if event.reason else {})
+                | ({"reason": public(event.reason)} if event.reason else {})
                 for event in events
             ]
 
@@ -164,7 +164,7 @@ async def search_collection(collection: str, body: Search, service: Here, caller
         try:
             hits = Retriever(opened, body.mode or "hybrid").search(body.query, body.count or 8, scope)
         except HalkaError as error:
-            raise ApiError(400, str(error), param="query") from None
+            raise refusal(error, param="query") from None
         names = public_names(opened, (hit.passage.document for hit in hits))
         return [
             {
