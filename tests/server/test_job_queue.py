@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 import signal
@@ -208,6 +209,50 @@ def test_a_damaged_or_foreign_folder_keeps_no_other_job_away(jobs, queue, tmp_pa
     wait_for(lambda: begun(good))
     assert elsewhere.state() == "queued"
     (damaged.path / "job.json").unlink()
+
+
+@pytest.mark.parametrize("file", ["state.json", "job.json"])
+def test_the_log_names_a_damaged_job_once_and_again_where_it_changes(jobs, queue, caplog, file):
+    damaged = new(jobs)
+    (damaged.path / file).write_text("{}")
+    for _ in range(3):
+        assert queue.look() == 0
+    assert [record.message for record in caplog.records] == [
+        f"{damaged.id} is passed over: {file} of {damaged.id} is damaged: remove the job"
+    ]
+    (damaged.path / file).write_text("[]")
+    queue.look()
+    assert len(caplog.records) == 2
+    good = new(jobs)
+    assert queue.look() == 1
+    assert finish(queue, good) == "done"
+
+
+def test_a_queue_that_cannot_be_read_now_is_read_later(jobs, tmp_path, caplog):
+    async def watch() -> None:
+        failing, looks = True, 0
+
+        def folders() -> list[Path]:
+            nonlocal looks
+            looks += 1
+            if failing:
+                raise KeyError("state")
+            return [jobs]
+
+        queue = JobQueue(folders, tmp_path / "lock")
+        job = new(jobs)
+        queue.start()
+        while looks < 2:
+            await asyncio.sleep(0.02)
+        failing = False
+        while job.state() == "queued":
+            await asyncio.sleep(0.02)
+        assert queue.alive
+        await queue.aclose()
+        assert not queue.alive
+
+    asyncio.run(asyncio.wait_for(watch(), 30))
+    assert len(caplog.records) == 1
 
 
 def test_a_job_gets_no_secrets_and_no_settings_of_the_server():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import AsyncGenerator, Callable
 from contextlib import aclosing
 from typing import Any, TypeVar
@@ -14,8 +15,24 @@ T = TypeVar("T")
 
 
 def dumps(value: Any) -> bytes:
-    """JSON in ASCII alone: some clients end a line at U+2028, and no lone surrogate stops it."""
-    return json.dumps(value, separators=(",", ":")).encode("ascii")
+    """JSON in ASCII alone: some clients end a line at U+2028, and no lone surrogate stops it.
+
+    NaN and infinities, which JSON cannot write, are null.
+    """
+    try:
+        text = json.dumps(value, separators=(",", ":"), allow_nan=False)
+    except ValueError:
+        text = json.dumps(_finite(value), separators=(",", ":"), allow_nan=False)
+    return text.encode("ascii")
+
+
+def _finite(value: Any) -> Any:
+    """The value with None for each number that JSON cannot write."""
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, dict):
+        return {_finite(key): _finite(item) for key, item in value.items()}
+    return [_finite(item) for item in value] if isinstance(value, list | tuple) else value
 
 
 class Json(Response):

@@ -33,6 +33,10 @@ State = Literal["queued", "running", "stopping", "stopped", "interrupted", "fail
 ENDED: tuple[State, ...] = ("stopped", "interrupted", "failed", "done")
 JOB, STATE, STOP, LOCK = "job.json", "state.json", "stop", ".lock"
 OUTPUT, LOG, RUN = "output.json", "log.txt", "run"
+WRITTEN = ("queued", "running", "stopped", "failed", "done")
+OF_REQUEST = {"kind": str, "settings": dict, "command": list, "hidden": dict, "created": int}
+OF_STATE = {"state": str, "queued": int}
+"""What the files hold at least, and of which type."""
 
 
 @dataclass(frozen=True)
@@ -82,13 +86,23 @@ class JobFolder:
         return self.path.name
 
     def request(self) -> JobRequest:
-        return JobRequest(**_read(self.path / JOB))
+        """What the job is to do. Raises DamagedFolderError where that is not whole."""
+        try:
+            return JobRequest(**_read(self.path / JOB, OF_REQUEST))
+        except TypeError:
+            raise _damaged(self.path / JOB) from None
 
     # ── its state ───────────────────────────────────────────────────────────────────────────────────────────────
 
     def written(self) -> dict[str, Any]:
-        """The state as it was last written, with when it was queued, began and ended, and why it failed."""
-        return _read(self.path / STATE)
+        """The state as it was last written, with when it was queued, began and ended, and why it failed.
+
+        Raises DamagedFolderError for a file that does not say it, FileNotFoundError for a job that was removed.
+        """
+        written = _read(self.path / STATE, OF_STATE)
+        if written["state"] not in WRITTEN or not isinstance(written.get("pid", 0), int):
+            raise _damaged(self.path / STATE)
+        return written
 
     def write(self, **state: Any) -> None:
         """Change these entries of the state."""
@@ -133,7 +147,9 @@ class JobFolder:
             raise HalkaError(f"{self.id} is {state}: it cannot be stopped")
         (self.path / STOP).touch()
         written = self.written()
-        if written["state"] == "running" and self.alive:  # else its process sees the file before it begins
+        if (
+            written["state"] == "running" and "pid" in written and self.alive
+        ):  # else its process sees the file before it begins
             with suppress(ProcessLookupError):
                 os.killpg(written["pid"], signal.SIGTERM)
 
@@ -170,11 +186,22 @@ def now() -> int:
     return int(time.time())
 
 
-def _read(path: Path) -> dict[str, Any]:
+def _read(path: Path, types: Mapping[str, type]) -> dict[str, Any]:
+    """A file's object, which has values of these types."""
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except ValueError:
-        raise DamagedFolderError(f"{path.name} of {path.parent.name} is damaged: remove the job") from None
+        content = json.loads(path.read_text(encoding="utf-8"))
+        if isinstance(content, dict) and all(isinstance(content.get(name), type) for name, type in types.items()):
+            return content
+    except FileNotFoundError:
+        if not path.parent.exists():
+            raise
+    except (OSError, ValueError, RecursionError):
+        pass
+    raise _damaged(path)
+
+
+def _damaged(path: Path) -> DamagedFolderError:
+    return DamagedFolderError(f"{path.name} of {path.parent.name} is damaged: remove the job")
 
 
 def _try_lock(file: int, kind: int) -> bool:

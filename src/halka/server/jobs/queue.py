@@ -10,18 +10,19 @@ import asyncio
 import logging
 import os
 import sys
-from collections.abc import Callable, Iterable
-from contextlib import suppress
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from filelock import FileLock, Timeout
 
-from halka.server.jobs.folder import ENDED, LOG, JobFolder, jobs_in
+from halka.server.jobs.folder import ENDED, JOB, LOG, STATE, JobFolder, jobs_in
 from halka.server.jobs.process import environment
-from halka.util.errors import HalkaError
+from halka.util.errors import DamagedFolderError
 
 EVERY = 1.0  # seconds between two looks
-log = logging.getLogger("halka.server.jobs.routes")
+Stamp = tuple[tuple[int, int] | None, ...]
+log = logging.getLogger("halka.server.jobs")
 
 
 class JobQueue:
@@ -34,7 +35,8 @@ class JobQueue:
 
     def __init__(self, folders: Callable[[], Iterable[Path]], lock: Path, at_once: int = 1):
         self._folders, self._lock, self.at_once = folders, lock, at_once
-        self._ended: dict[Path, tuple[int, int]] = {}  # jobs that have ended, with the state file that says so
+        self._ended: dict[Path, Stamp] = {}  # jobs that have ended, with the files that say so
+        self._damaged: dict[Path, Stamp] = {}  # those that the log names already
         self._processes = set[int]()  # started here and not ended yet
         self._task: asyncio.Task[None] | None = None
 
@@ -50,7 +52,8 @@ class JobQueue:
                 for job in waiting:
                     if running >= self.at_once:
                         break
-                    running += self._start(job)
+                    with self._others_go_on(job):
+                        running += self._start(job)
                 return running
         except Timeout:  # another server is looking
             return 0
@@ -66,32 +69,58 @@ class JobQueue:
             with suppress(asyncio.CancelledError):
                 await self._task
 
+    @property
+    def alive(self) -> bool:
+        """Whether it starts jobs, or was never asked to."""
+        return self._task is None or not self._task.done()
+
     async def _watch(self) -> None:
+        logged = ""
         while True:
             try:
                 await asyncio.to_thread(self.look)
-            except (OSError, HalkaError):
-                log.exception("the queue of jobs cannot be read")
+                logged = ""
+            except Exception as error:
+                if (reason := repr(error)) != logged:
+                    log.exception("the queue of jobs cannot be read")
+                logged = reason
             await asyncio.sleep(EVERY)
 
     def _under_way(self) -> tuple[list[JobFolder], int]:
         """The jobs that wait, in their order, and the number of those that run."""
         waiting, running = list[tuple[int, JobFolder]](), 0
-        for job in (job for folder in self._folders() for job in jobs_in(folder)):
-            try:
-                file = os.stat(job.path / "state.json")
-                if self._ended.get(job.path) == (file.st_mtime_ns, file.st_ino):
+        jobs = [job for folder in self._folders() for job in jobs_in(folder)]
+        for kept in (self._ended, self._damaged):
+            for path in kept.keys() - {job.path for job in jobs}:
+                del kept[path]
+        for job in jobs:
+            with self._others_go_on(job):
+                stamp = _stamp(job)
+                if self._ended.get(job.path) == stamp:
                     continue
-                state = job.state()
+                try:
+                    state = job.state()
+                except DamagedFolderError:
+                    running += job.alive
+                    raise
                 if state == "queued":
+                    job.request()
                     waiting.append((job.written()["queued"], job))
                 elif state in ENDED:
-                    self._ended[job.path] = file.st_mtime_ns, file.st_ino
+                    self._ended[job.path] = stamp
                 else:
                     running += 1
-            except (OSError, HalkaError) as error:  # removed meanwhile, or damaged: the others go on
-                log.warning("%s is passed over: %s", job.id, error)
         return [job for _, job in sorted(waiting, key=lambda pair: pair[0])], running
+
+    @contextmanager
+    def _others_go_on(self, job: JobFolder) -> Iterator[None]:
+        """Pass over a job that is removed meanwhile or damaged; the log names it once, and again where it changes."""
+        try:
+            yield
+        except Exception as error:
+            if job.path.exists() and self._damaged.get(job.path) != (stamp := _stamp(job)):
+                self._damaged[job.path] = stamp
+                log.warning("%s is passed over: %s", job.id, error)
 
     def _start(self, job: JobFolder) -> bool:
         """Start a job's process, which holds the job's lock from its first moment. Returns whether it could."""
@@ -121,3 +150,16 @@ class JobQueue:
                 if os.waitpid(pid, os.WNOHANG) == (0, 0):
                     continue
             self._processes.discard(pid)
+
+
+def _stamp(job: JobFolder) -> Stamp:
+    """Which files say what the job is and how it is."""
+
+    def of(path: Path) -> tuple[int, int] | None:
+        try:
+            file = os.stat(path)
+        except FileNotFoundError:
+            return None
+        return file.st_mtime_ns, file.st_ino
+
+    return tuple(of(job.path / name) for name in (JOB, STATE))

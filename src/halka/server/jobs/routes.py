@@ -7,9 +7,10 @@ import re
 import shutil
 import time
 import uuid
-from collections.abc import AsyncGenerator, Mapping
+from collections.abc import AsyncGenerator, Callable, Mapping
+from contextlib import suppress
 from pathlib import Path
-from typing import Annotated, Any, BinaryIO
+from typing import Annotated, Any, BinaryIO, TypeVar
 
 import anyio
 from fastapi import APIRouter, Depends, Form, Header, UploadFile
@@ -29,9 +30,10 @@ from halka.server.resources.uploads import file_name, save, staging
 from halka.server.sending import Events, Json, event
 from halka.server.service import Here, Service
 from halka.server.tenants import Tenant
-from halka.util.errors import HalkaError
+from halka.util.errors import DamagedFolderError, HalkaError
 
 router = APIRouter(tags=["jobs"])
+T = TypeVar("T")
 Manager = Annotated[Caller, Depends(needs("manager"))]
 JOBS: TypeAdapter[Job] = TypeAdapter(Job)
 
@@ -72,14 +74,21 @@ async def upload_job(
 @router.get("/v1/jobs")
 async def list_jobs(service: Here, caller: Manager) -> Response:
     """List the caller's jobs, the newest first."""
-    views = await service.managing(lambda: [view_of(job) for job in jobs_in(_tenant(service, caller).jobs)])
-    return Json({"object": "list", "data": sorted(views, key=lambda view: -view["created_at"])})
+
+    def views() -> list[dict[str, Any]]:
+        views = list[dict[str, Any]]()
+        for job in jobs_in(_tenant(service, caller).jobs):
+            with suppress(FileNotFoundError):  # it was deleted meanwhile
+                views.append(view_of(job))
+        return sorted(views, key=lambda view: -view["created_at"])
+
+    return Json({"object": "list", "data": await service.managing(views)})
 
 
 @router.get("/v1/jobs/{id}")
 async def get_job(id: str, service: Here, caller: Manager) -> Response:
     """A job: its status, its last step, and what came of it."""
-    return Json(await service.managing(lambda: view_of(_job(service, caller, id))))
+    return Json(await _of(service, caller, id, view_of))
 
 
 @router.get("/v1/jobs/{id}/events")
@@ -87,7 +96,7 @@ async def watch_job(
     id: str, service: Here, caller: Manager, last_event_id: Annotated[str | None, Header()] = None
 ) -> Response:
     """A job's steps and changes of its status as server-sent events, to its end; also those that were before."""
-    job = await service.managing(_job, service, caller, id)
+    job, _ = await _of(service, caller, id, lambda job: (job, view_of(job)))
     after = int(last_event_id) if last_event_id and last_event_id.isascii() and last_event_id.isdigit() else 0
     return Events(_events(job, after, service))
 
@@ -108,19 +117,19 @@ async def get_predictions(id: str, service: Here, caller: Manager) -> Response:
 @router.post("/v1/jobs/{id}/stop")
 async def stop_job(id: str, service: Here, caller: Manager) -> Response:
     """Stop a job: a training ends after its step with a checkpoint; asked again, it ends at once."""
-    return Json(await service.managing(lambda: _changed(_job(service, caller, id), JobFolder.stop)))
+    return Json(await _of(service, caller, id, lambda job: _changed(job, JobFolder.stop)))
 
 
 @router.post("/v1/jobs/{id}/resume")
 async def resume_job(id: str, service: Here, caller: Manager) -> Response:
     """Queue a job again that was stopped, interrupted or failed; a training goes on from its checkpoint."""
-    return Json(await service.managing(lambda: _changed(_job(service, caller, id), JobFolder.resume)))
+    return Json(await _of(service, caller, id, lambda job: _changed(job, JobFolder.resume)))
 
 
 @router.delete("/v1/jobs/{id}")
 async def delete_job(id: str, service: Here, caller: Manager) -> Response:
     """Remove a job that does not run, with its data; the adapter that it trained stays."""
-    await service.managing(lambda: _remove(_job(service, caller, id)))
+    await _of(service, caller, id, _remove)
     return Json({"id": id, "object": "job", "deleted": True})
 
 
@@ -161,8 +170,24 @@ def _job(service: Service, caller: Caller, id: str) -> JobFolder:
     """The caller's job of that id. Raises ApiError if there is none."""
     path = _tenant(service, caller).jobs / id if ID.fullmatch(id) else None
     if path is None or path.is_symlink() or not (path / JOB).is_file():
-        raise ApiError(404, f"there is no job {id[:100]!r}: GET /v1/jobs lists those there are", param="id")
+        raise _no_job(id)
     return JobFolder(path)
+
+
+def _no_job(id: str) -> ApiError:
+    return ApiError(404, f"there is no job {id[:100]!r}: GET /v1/jobs lists those there are", param="id")
+
+
+async def _of(service: Service, caller: Caller, id: str, function: Callable[[JobFolder], T]) -> T:
+    """What a function returns of the caller's job. Raises ApiError if there is none, or none any more."""
+
+    def call() -> T:
+        try:
+            return function(_job(service, caller, id))
+        except FileNotFoundError:
+            raise _no_job(id) from None
+
+    return await service.managing(call)
 
 
 def _changed(job: JobFolder, change: Any) -> dict[str, Any]:
@@ -174,11 +199,14 @@ def _changed(job: JobFolder, change: Any) -> dict[str, Any]:
 
 
 def _remove(job: JobFolder) -> None:
-    state, end = job.state(), time.monotonic() + PATIENCE
-    while (lock := job.claim()) is None and state in ENDED and time.monotonic() < end:
-        time.sleep(0.05)  # its process has written its end, and is about to go
-    if lock is None:
-        raise ApiError(409, f"{job.id} is {state}: stop it first", code="wrong_status")
+    end = time.monotonic() + PATIENCE
+    while (lock := job.claim()) is None:
+        with suppress(DamagedFolderError):
+            if (state := job.state()) in ("running", "stopping"):
+                raise ApiError(409, f"{job.id} is {state}: stop it first", code="wrong_status")
+        if time.monotonic() > end:
+            raise ApiError(409, f"the process of {job.id} does not end", code="wrong_status")
+        time.sleep(0.05)  # who looks holds the lock for a moment, and so does a process that has written its end
     try:
         beside = job.path.with_name(f".{job.id}.{uuid.uuid4().hex[:8]}")
         job.path.rename(beside)

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from halka.server.errors import public, without_folders
 from halka.server.jobs.folder import OUTPUT, RUN, JobFolder
+from halka.util.errors import DamagedFolderError
 
 METRICS = Path(RUN) / "metrics.jsonl"
 OF_TRAINING = ("lr", "steps", "loss", "validation_loss", "best_step", "tokens", "seconds", "parameters", "bytes")
@@ -16,8 +18,10 @@ OF_TRAINING = ("lr", "steps", "loss", "validation_loss", "best_step", "tokens", 
 
 def view_of(job: JobFolder) -> dict[str, Any]:
     """A job as clients see it, without any path."""
-    request, state = job.request(), job.state()
-    written = job.written()
+    try:
+        request, state, written = job.request(), job.state(), job.written()
+    except DamagedFolderError as error:
+        return _failed(job, public(str(error)))
     hidden = {f"{job.path}/": "", **request.hidden}
     return {
         "id": job.id,
@@ -33,6 +37,21 @@ def view_of(job: JobFolder) -> dict[str, Any]:
         "adapter": written.get("adapter"),
         "last_step": _last_step(job),
         "result": _without_paths(_result(job, request.kind), hidden) if state == "done" else None,
+    }
+
+
+def _failed(job: JobFolder, reason: str) -> dict[str, Any]:
+    """A job whose files do not say what it is, or how it is."""
+    nothing = dict.fromkeys(("name", "started_at", "ended_at", "adapter", "last_step", "result"))
+    return {
+        "id": job.id,
+        "object": "job",
+        "kind": None,
+        "status": "failed",
+        "settings": {},
+        "created_at": int(job.path.stat().st_mtime),
+        "error": reason,
+        **nothing,
     }
 
 
@@ -72,15 +91,25 @@ def steps_of(job: JobFolder, start: int) -> tuple[list[dict[str, Any]], int]:
     except FileNotFoundError:
         return [], start
     whole = lines[: lines.rfind(b"\n") + 1]
-    return [json.loads(line) for line in whole.splitlines()], start + len(whole)
+    return _rows(whole.splitlines()), start + len(whole)
 
 
 def _last_step(job: JobFolder) -> dict[str, Any] | None:
     try:
-        size = (job.path / METRICS).stat().st_size
+        with (job.path / METRICS).open("rb") as file:
+            file.seek(max(0, file.seek(0, 2) - 4096))
+            lines = file.read().split(b"\n")[:-1]  # without what is being written
     except FileNotFoundError:
         return None
-    with (job.path / METRICS).open("rb") as file:
-        file.seek(max(0, size - 4096))
-        lines = file.read().split(b"\n")[:-1]  # without what is being written
-    return json.loads(lines[-1]) if lines else None
+    return next(iter(_rows(lines[-1:])), None)
+
+
+def _rows(lines: Iterable[bytes]) -> list[dict[str, Any]]:
+    """The steps that these lines are; a damaged one is none."""
+    rows = list[dict[str, Any]]()
+    for line in lines:
+        with suppress(ValueError, RecursionError):
+            row = json.loads(line)
+            if isinstance(row, dict) and isinstance(row.get("step"), int):
+                rows.append(row)
+    return rows

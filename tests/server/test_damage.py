@@ -1,0 +1,186 @@
+"""What is damaged on the disk fails its own requests, and no route names a folder, whole or relative."""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import shutil
+import threading
+from pathlib import Path
+
+import pytest
+
+from halka.server.jobs.folder import JobFolder, JobRequest
+from serving_for_tests import InProcess
+
+ROWS = [{"prompt": "a", "completion": "b"}]
+CHAT = {"model": "lora", "messages": [{"role": "user", "content": "Hello"}], "max_tokens": 1}
+BODIES = {
+    "/v1/chat/completions": [CHAT, CHAT | {"model": "tiny", "halka": {"collection": "faq"}}],
+    "/v1/completions": [{"model": "lora", "prompt": "a", "max_tokens": 1}],
+    "/v1/responses": [{"model": "lora", "input": "a", "max_output_tokens": 1}],
+    "/v1/embeddings": [{"model": "words", "input": "a"}],
+    "/v1/collections": [{"name": "new"}],
+    "/v1/collections/{collection}/search": [{"query": "a"}],
+    "/v1/adapters/import": [{"folder": "lora/1", "name": "new"}],
+    "/v1/jobs": [
+        {"kind": "evaluate", "data": ROWS, "adapters": ["lora"]},
+        {"kind": "evaluate", "data": [{"nothing": 1}]},
+        {"kind": "evaluate", "data": ROWS, "metrics": ["x"]},
+    ],
+}
+"""What goes to each path that reads JSON; nothing to the others."""
+NAMES = {"name": "lora", "file": "halka.json", "model": "lora", "collection": "faq", "document": "a.md"}
+
+
+def requests(server: InProcess, store: Path, job: JobFolder):
+    """A request, or several, to each route of the application: those that remove something are the last."""
+    paths = server.client.app.openapi()["paths"]
+    routes = [(method.upper(), path) for path, methods in paths.items() for method in methods]
+    weights = (store / "lora" / "1" / "adapter_model.safetensors").read_bytes()
+    files = {
+        "/v1/adapters": ({"name": "new"}, [("files", ("adapter_model.safetensors", weights))]),
+        "/v1/collections/{collection}/documents": ({}, [("files", ("b.md", b"b"))]),
+        "/v1/jobs/upload": ({"job": json.dumps({"kind": "evaluate"})}, [("data", ("rows.jsonl", b"{"))]),
+    }
+    for method, path in sorted(routes, key=lambda route: route[0] == "DELETE"):
+        place = path.replace("{document:path}", "{document}").replace("{model:path}", "{model}")
+        place = place.format_map(NAMES | {"id": job.id if "jobs" in path else "lora"})
+        if method == "POST" and path in files:
+            fields, uploads = files[path]
+            yield server.client.post(place, data=fields, files=uploads)
+        elif method == "POST" and path in BODIES:
+            for body in BODIES[path]:
+                yield server.client.post(place, json=body)
+        else:
+            yield server.client.request(method, place)
+
+
+@pytest.mark.parametrize(
+    "damage",
+    ["adapter_model.safetensors", "adapter_config.json", "halka.json", "collection.json", "state.json", "job.json"],
+)
+def test_no_route_names_a_folder(base, stored, tmp_path, monkeypatch, damage):
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree(stored, "own-store")
+    store, data = Path("own-store"), Path("own-data")
+    with InProcess.open(base, store, data, adapter_roots=(store,)) as server:
+        server.client.post("/v1/collections", json={"name": "faq"})
+        job = JobFolder.new(server.service.tenants.of("main").jobs, JobRequest("evaluate", {}, ["true"]), {})
+        job.write(state="failed", error="own-data/tenants/main/x.jsonl is damaged")  # so that its events end
+        places = [*store.glob(f"lora/1/{damage}"), *data.rglob(damage)]
+        assert places
+        for place in places:
+            place.write_text("{")
+        statuses = list[int]()
+        for response in requests(server, store, job):
+            if response.headers.get("content-type", "").startswith(("application/json", "text/event-stream")):
+                for secret in (str(tmp_path), "own-store", "own-data", "tenants/", "uploads/"):
+                    assert secret not in response.text, (response.request.method, response.url)
+            statuses.append(response.status_code)
+        assert max(statuses) < 500
+        assert statuses.count(409) + statuses.count(400) > 1
+
+
+@pytest.mark.parametrize("change", ["load", "pin"])
+def test_a_damaged_adapter_is_not_loaded_and_its_folder_not_named(client, store, change):
+    (weights,) = (store / "lora").rglob("*.safetensors")
+    weights.write_bytes(b"damaged")
+    response = client.post(f"/v1/adapters/lora/{change}")
+    assert response.status_code == 409
+    assert "damaged" in (message := response.json()["error"]["message"])
+    assert str(store) not in message
+    assert "/" not in message
+
+
+# ── jobs ────────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+@pytest.fixture
+def jobs(server) -> tuple[JobFolder, JobFolder]:
+    folder = server.service.tenants.of("main").jobs
+    first, second = (JobFolder.new(folder, JobRequest("evaluate", {}, ["true"]), {}) for _ in range(2))
+    return first, second
+
+
+CONTENTS = ("", "{}", "[]", "{", '{"state": "lost", "queued": 1}', "[" * 10**5)
+
+
+@pytest.mark.parametrize(
+    ("file", "content"),
+    [("state.json", None), *((file, content) for file in ("state.json", "job.json") for content in CONTENTS)],
+    ids=lambda value: str(value)[:12],
+)
+def test_a_damaged_job_is_listed_as_failed_beside_the_others_and_can_go(client, jobs, file, content):
+    damaged, whole = jobs
+    (damaged.path / file).unlink()
+    if content is not None:
+        (damaged.path / file).write_text(content)
+    listed = {view["id"]: view for view in client.get("/v1/jobs").json()["data"]}
+    assert {*listed} == {damaged.id, whole.id}
+    assert {*listed[damaged.id]} == {*listed[whole.id]}
+    assert listed[whole.id]["status"] == "queued"
+    assert listed[damaged.id]["status"] == "failed"
+    assert f"{file} of {damaged.id} is damaged" in listed[damaged.id]["error"]
+    assert client.get(f"/v1/jobs/{damaged.id}").json() == listed[damaged.id]
+    assert "event: status" in client.get(f"/v1/jobs/{damaged.id}/events").text
+    if file == "state.json":
+        for change in ("stop", "resume"):
+            assert client.post(f"/v1/jobs/{damaged.id}/{change}").status_code == 409
+    assert client.delete(f"/v1/jobs/{damaged.id}").json()["deleted"]
+    assert [view["id"] for view in client.get("/v1/jobs").json()["data"]] == [whole.id]
+
+
+def test_a_damaged_step_is_no_step(client, jobs):
+    job, _ = jobs
+    (job.path / "run").mkdir()
+    (job.path / "run" / "metrics.jsonl").write_text('{"step": 1, "loss": NaN}\n{\n[]\n')
+    job.write(state="failed")
+    events = client.get(f"/v1/jobs/{job.id}/events").text
+    assert 'data: {"step":1,"loss":null}' in events
+    assert client.get(f"/v1/jobs/{job.id}").json()["last_step"] is None
+
+
+def test_a_jobs_error_and_result_name_no_folder(client, jobs):
+    job, _ = jobs
+    job.write(state="failed", error="/srv/models/tiny and own/run/adapter.safetensors are damaged")
+    assert client.get(f"/v1/jobs/{job.id}").json()["error"] == "tiny and adapter.safetensors are damaged"
+    (job.path / "output.json").write_text('{"loss": NaN, "notes": ["see /srv/a/b.txt,\\nor c"]}')
+    job.write(state="done", error=None)
+    assert client.get(f"/v1/jobs/{job.id}").json()["result"] == {"loss": None, "notes": ["see b.txt,\nor c"]}
+
+
+@pytest.mark.parametrize(("method", "path"), [("GET", ""), ("GET", "/events"), ("POST", "/stop"), ("POST", "/resume")])
+def test_a_job_that_goes_meanwhile_is_not_there(client, jobs, method, path):
+    job, _ = jobs
+    state = job.path / "state.json"
+    state.unlink()
+    os.mkfifo(state)
+
+    def remove() -> None:
+        with state.open("w") as file:  # once somebody reads it
+            job.path.rename(job.path.with_name(f".{job.id}"))
+            file.write('{"state": "queued", "queued": 1}')
+
+    removing = threading.Thread(target=remove, daemon=True)
+    removing.start()
+    assert client.request(method, f"/v1/jobs/{job.id}{path}").status_code == 404
+    removing.join()
+
+
+def test_a_job_that_somebody_looks_at_is_deleted_all_the_same(client, jobs):
+    job, _ = jobs
+    lock = os.open(job.path / ".lock", os.O_RDWR | os.O_CREAT)
+    fcntl.flock(lock, fcntl.LOCK_SH)
+    letting_go = threading.Timer(0.2, os.close, [lock])
+    letting_go.start()
+    assert client.delete(f"/v1/jobs/{job.id}").status_code == 200
+    letting_go.join()
+
+
+def test_a_server_whose_queue_has_ended_is_not_ready(client, server):
+    assert client.get("/readyz").status_code == 200
+    client.portal.call(server.service.jobs.aclose)
+    response = client.get("/readyz")
+    assert (response.status_code, response.json()) == (503, {"status": "the queue of jobs has stopped"})
