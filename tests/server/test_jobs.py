@@ -138,6 +138,7 @@ def test_a_tenant_has_so_many_jobs(base, store, tmp_path):
         ids = [start(server.client).json()["id"] for _ in range(2)]
         response = start(server.client)
         assert (response.status_code, response.json()["error"]["code"]) == (429, "too_many")
+        assert int(response.headers["retry-after"]) > 0
         assert server.client.delete(f"/v1/jobs/{ids[0]}").json()["deleted"]
         assert start(server.client).status_code == 201
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import resource
+import shutil
 
 import pytest
 
@@ -173,4 +175,24 @@ def test_a_tenant_stores_no_more_than_its_keys_limit(base, store, tmp_path):
         whole = [("data", ("rows.jsonl", b'{"prompt": "a", "completion": "b"}\n' * 1000))]
         job = {"job": json.dumps({"kind": "train", "name": "new"})}
         refused = server.client.post("/v1/jobs/upload", data=job, files=whole, headers=small)
+        assert (refused.status_code, refused.json()["error"]["code"]) == (413, "storage_full")
+        rows = {"kind": "train", "name": "new", "data": [{"prompt": "a", "completion": "b"}] * 1000}
+        refused = server.client.post("/v1/jobs", json=rows, headers=small)
+        assert (refused.status_code, refused.json()["error"]["code"]) == (413, "storage_full")
+
+
+def test_an_import_that_has_no_room_is_refused_before_its_copy(base, store, tmp_path):
+    from halka.server.guards.keys import Limits
+
+    shutil.copytree(store / "lora" / "1", tmp_path / "root" / "big")
+    with (tmp_path / "root" / "big" / "adapter_model.safetensors").open("r+b") as file:
+        file.truncate(2_000_000)
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    with InProcess.open(base, store, tmp_path / "data", adapter_roots=(tmp_path / "root",)) as server:
+        small = server.key("acme", limits=Limits(storage=20_000))
+        resource.setrlimit(resource.RLIMIT_FSIZE, (1_000_000, before[1]))  # its copy would fail
+        try:
+            refused = server.client.post("/v1/adapters/import", json={"folder": "big"}, headers=small)
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, before)
         assert (refused.status_code, refused.json()["error"]["code"]) == (413, "storage_full")

@@ -21,7 +21,7 @@ from starlette.responses import Response, StreamingResponse
 from halka.server.errors import ApiError, refusal
 from halka.server.guards.access import Caller, needs
 from halka.server.guards.storing import check_room
-from halka.server.jobs.commands import PREDICTIONS, asked, check_data
+from halka.server.jobs.commands import PREDICTIONS, Asked, asked, check_data
 from halka.server.jobs.folder import ENDED, JOB, JobFolder, jobs_in
 from halka.server.jobs.requests import Job
 from halka.server.jobs.views import steps_of, view_of
@@ -138,26 +138,36 @@ async def delete_job(id: str, service: Here, caller: Manager) -> Response:
 
 async def _start(job: Job, files: Mapping[str, Path], service: Service, caller: Caller) -> Response:
     async with staging(service) as folder:
-        view = await service.managing(_queue, job, files, _tenant(service, caller), service, folder)
+        tenant = _tenant(service, caller)
+        question = await service.managing(_checked, job, files, tenant, service)
+        rows = {name: content for name, content in question.files.items() if isinstance(content, bytes)}
+        await check_room(service, caller, sum(map(len, rows.values())))
+        view = await service.managing(_queue, job, question, rows, tenant, folder)
     return Json(view, 201)
 
 
-def _queue(job: Job, files: Mapping[str, Path], tenant: Tenant, service: Service, folder: Path) -> dict[str, Any]:
-    """Check a job and queue it. Raises ApiError for what cannot be done, and where the tenant has too many."""
+def _checked(job: Job, files: Mapping[str, Path], tenant: Tenant, service: Service) -> Asked:
+    """A job that may be queued. Raises ApiError for what cannot be done, and where the tenant has too many."""
     if getattr(job, "name", None) in (service.name, service.library.name):
         raise ApiError(
             400, f"{service.name!r} and {service.library.name!r} are the base and the embedder", param="name"
         )
     if len(jobs_in(tenant.jobs)) >= service.settings.jobs_kept:
         raise ApiError(
-            429, f"there are {service.settings.jobs_kept} jobs: delete some that have ended", code="too_many"
+            429,
+            f"there are {service.settings.jobs_kept} jobs: delete some that have ended",
+            code="too_many",
+            headers={"retry-after": "60"},
         )
-    question = asked(job, files, tenant, service.settings)
+    return asked(job, files, tenant, service.settings)
+
+
+def _queue(job: Job, question: Asked, rows: Mapping[str, bytes], tenant: Tenant, folder: Path) -> dict[str, Any]:
+    """Queue a job whose data can be used. Raises ApiError where they cannot."""
     contents = dict(question.files)
-    for name, content in question.files.items():
-        if isinstance(content, bytes):
-            (folder / name).write_bytes(content)
-            contents[name] = folder / name
+    for name, content in rows.items():
+        (folder / name).write_bytes(content)
+        contents[name] = folder / name
     check_data({name: path for name, path in contents.items() if isinstance(path, Path)}, job)
     return view_of(JobFolder.new(tenant.jobs, question.request, contents))
 

@@ -39,8 +39,8 @@ def check_names(sizes: Mapping[str, int]) -> None:
             raise ApiError(413, f"{name} is larger than {SMALL} bytes", param="files")
 
 
-def copy_folder(roots: Sequence[Path], folder: str, into: Path) -> int:
-    """Copy the files of an adapter below one of these folders, following no link; returns their bytes.
+def files_below(roots: Sequence[Path], folder: str) -> dict[str, BinaryIO]:
+    """The files of an adapter below one of these folders, opened, following no link.
 
     Raises ApiError for a path that leads elsewhere, a folder that is not there, and one that holds something else.
     """
@@ -53,14 +53,21 @@ def copy_folder(roots: Sequence[Path], folder: str, into: Path) -> int:
         raise ApiError(404, f"there is no folder {folder!r} below those that adapters may come from", param="folder")
     files = opened_files(place)
     try:
-        sizes = {name: os.fstat(file.fileno()).st_size for name, file in files.items()}
-        check_names(sizes)
-        for name, file in files.items():
-            with (into / name).open("xb") as copy:
-                shutil.copyfileobj(file, copy, PIECE)
-        return sum(sizes.values())
-    finally:
+        check_names(sizes_of(files))
+    except BaseException:
         close(files)
+        raise
+    return files
+
+
+def sizes_of(files: Mapping[str, BinaryIO]) -> dict[str, int]:
+    return {name: os.fstat(file.fileno()).st_size for name, file in files.items()}
+
+
+def copy_files(files: Mapping[str, BinaryIO], into: Path) -> None:
+    for name, file in files.items():
+        with (into / name).open("xb") as copy:
+            shutil.copyfileobj(file, copy, PIECE)
 
 
 def check_inside(store: AdapterStore, name: str) -> None:

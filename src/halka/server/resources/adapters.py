@@ -25,9 +25,11 @@ from halka.server.resources.adapter_files import (
     check_inside,
     check_names,
     close,
-    copy_folder,
+    copy_files,
+    files_below,
     opened_files,
     pieces_of,
+    sizes_of,
     stored_inside,
     zipped,
 )
@@ -78,8 +80,12 @@ async def upload_adapter(
 async def import_adapter(body: FromRoot, service: Here, caller: Manager) -> Response:
     """Add an adapter from a folder that the server may load from, or the next version of one."""
     async with staging(service) as folder:
-        size = await service.managing(copy_folder, service.settings.adapter_roots, body.folder, folder)
-        await check_room(service, caller, size)
+        files = await service.managing(files_below, service.settings.adapter_roots, body.folder)
+        try:
+            await check_room(service, caller, sum(sizes_of(files).values()))
+            await service.managing(copy_files, files, folder)
+        finally:
+            close(files)
         return await _added(service, caller, body.name or body.folder.rpartition("/")[2], folder)
 
 
