@@ -130,6 +130,25 @@ def test_a_key_that_is_revoked_ends_a_stream_with_an_error(guarded):
     assert not client.messages[-1].get("more_body")
 
 
+@pytest.mark.parametrize("path", ["/stream", "/never"])
+def test_keys_that_cannot_be_read_end_what_they_let_in(guarded, path, caplog):
+    headers = guarded.key()
+
+    async def damage():
+        client = Client(guarded, path, headers)
+        await until(lambda: guarded.events or client.messages)
+        guarded.keys.path.write_text("{")
+        await client.task
+        return client
+
+    client = asyncio.run(damage())
+    assert guarded.events[-1] == path[1:] + " ended"
+    error = json.loads(client.body.decode().strip().split("\n\n")[-1].removeprefix("data: "))["error"]
+    assert (error["code"], error["type"]) == ("keys_unreadable", "server_error")
+    assert client.status == (200 if path == "/stream" else 503)
+    assert "the keys cannot be read" in caplog.text
+
+
 def test_a_key_that_expires_ends_a_request_with_401(guarded):
     headers = guarded.key()
 

@@ -11,7 +11,7 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 
-from halka.server.guards.keys import Keys, Limits
+from halka.server.guards.keys import ROLES, Keys, Limits
 from halka.util.errors import DamagedFolderError, HalkaError
 
 LATER = datetime.now(UTC) + timedelta(days=1)
@@ -86,7 +86,14 @@ def test_once_keys_are_required_they_stay_so(keys):
     assert Keys(keys.path).required
     keys.path.unlink()
     assert keys.required
+    assert Keys(keys.path).required, "also of a server that begins when the file is lost"
     assert keys.find(b"") is None
+
+
+def test_what_adds_no_key_requires_none(keys):
+    with pytest.raises(HalkaError, match="there is no key 'nothing'"):
+        keys.revoke("nothing")
+    assert not Keys(keys.path).required
 
 
 @pytest.mark.parametrize("content", ["", "{", "[{}]", '{"a": 1}', "null", "[" * 5000, '[{"id": "a", "role": "root"}]'])
@@ -114,6 +121,14 @@ def test_a_tenant_has_a_name_for_a_folder(keys, tenant):
     with pytest.raises(HalkaError, match="cannot name a tenant"):
         keys.add(tenant, "user")
     assert not keys.path.exists()
+
+
+@pytest.mark.parametrize("role", ROLES)
+def test_a_tenant_is_not_called_as_a_role_is(keys, role):
+    """Who may read a document is said by tenants' and roles' names alike."""
+    with pytest.raises(HalkaError, match=f"'{role}' cannot name a tenant: it is a role"):
+        keys.add(role, "user")
+    assert not keys.required
 
 
 def test_limits_are_kept(keys):

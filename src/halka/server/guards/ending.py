@@ -7,16 +7,21 @@ a response where none has begun, as the last event of a stream.
 from __future__ import annotations
 
 import asyncio
+import logging
 import time
 
 import anyio
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from halka.server.errors import ApiError
+from halka.server.guards.access import Caller
 from halka.server.guards.keys import Keys
 from halka.server.sending import dumps
 
 LOOK = 1.0  # seconds between two looks at a key
+LATER = {"retry-after": "10"}
+
+log = logging.getLogger("halka.server")
 
 
 class Ending:
@@ -45,16 +50,23 @@ class Ending:
                 await request.refuse(scope, request.reason)
 
     async def _look(self, scope: Scope, request: _UnderWay) -> None:
-        """End the request when its key is no longer valid, or nothing was sent for too long."""
-        caller = scope.get("state", {}).get("caller")
+        """End the request when its key is no longer valid, or cannot be read, or nothing was sent for too long."""
+        state = scope.get("state", {})
+        try:
+            reason = await self._reason(state.get("caller"), request)
+        except Exception as error:  # whatever is wrong with the keys, nobody goes on without one
+            log.error("the keys cannot be read", exc_info=error, extra={"fields": {"request": state.get("request_id")}})
+            reason = ApiError(503, "the server cannot check this key now", code="keys_unreadable", headers=LATER)
+        request.end(reason)
+
+    async def _reason(self, caller: Caller | None, request: _UnderWay) -> ApiError:
+        """Why the request has to end, as soon as it has to."""
         key = caller and caller.key
         while key is None or self.keys.valid(key):
             if time.monotonic() - request.active > self.timeout:
-                headers = {"retry-after": "10"}
-                silent = ApiError(503, f"nothing came of this for {self.timeout:g} s", code="timeout", headers=headers)
-                return request.end(silent)
+                return ApiError(503, f"nothing came of this for {self.timeout:g} s", code="timeout", headers=LATER)
             await asyncio.sleep(min(LOOK, self.timeout / 4))
-        request.end(ApiError(401, "the API key was revoked or has expired", code="invalid_api_key"))
+        return ApiError(401, "the API key was revoked or has expired", code="invalid_api_key")
 
 
 class _UnderWay:

@@ -69,18 +69,21 @@ KEYS = TypeAdapter(list[Key])
 
 
 class Keys:
-    """The keys in a file, which other processes may change: the next look sees what they did."""
+    """The keys in a file, which other processes may change: the next look sees what they did.
+
+    A file beside it says that there were keys once: where theirs is lost, the server stays closed.
+    """
 
     def __init__(self, path: Path):
-        self.path = path
+        self.path, self._once = path, path.with_suffix(".required")
         self._stamp: tuple[int, ...] | None = None
         self._keys: dict[str, Key] = {}
         self._required = False
 
     @property
     def required(self) -> bool:
-        """Whether callers need a key: once the file is there, for good, even if it is empty or gone again."""
-        self._required = self._required or self.path.exists()
+        """Whether callers need a key: once there was one, for good, even if the file is empty or lost."""
+        self._required = self._required or self.path.exists() or self._once.exists()
         return self._required
 
     def all(self) -> dict[str, Key]:
@@ -116,6 +119,8 @@ class Keys:
         """Add a key; returns its text, which is nowhere else, and the key. Raises HalkaError for a bad tenant."""
         if portable_name(tenant, "name a tenant") != tenant.lower():
             raise HalkaError(f"{tenant!r} cannot name a tenant: write it in small letters")
+        if tenant in ROLES:
+            raise HalkaError(f"{tenant!r} cannot name a tenant: it is a role, and documents name both as their readers")
         if expires is not None and expires <= datetime.now(UTC):
             raise HalkaError(f"the key would have expired at {expires:%Y-%m-%d %H:%M} UTC: choose a later time")
         text = PREFIX + secrets.token_urlsafe(32)
@@ -141,6 +146,7 @@ class Keys:
             with FileLock(f"{self.path}.lock", timeout=PATIENCE):
                 keys = dict(self.all())
                 yield keys
+                self._once.touch(mode=0o600)
                 write_file(self.path, lambda beside: _write_private(beside, KEYS.dump_json([*keys.values()], indent=1)))
         except Timeout:
             raise HalkaError(f"another process has locked {self.path}: try again when it has ended") from None
