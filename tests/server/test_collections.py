@@ -177,3 +177,13 @@ def test_a_document_that_is_too_long_is_skipped_with_the_reason(base, tmp_path):
         assert events["long.html"]["status"] == "skipped"
         assert "more than 20 characters" in events["long.html"]["reason"]
         assert "more than 20 characters" in refusal(upload(server.client, "faq", ("a.md", b"a" * 21)), 400)
+
+
+def test_a_hidden_document_is_as_one_that_is_not_there(faq):
+    assert upload(faq, "faq", ("salaries.md", b"Bob earns nine."), readers="hr").status_code == 201
+    refused = [
+        refusal(faq.post("/v1/collections/faq/search", json={"query": "Bob", "document": name}), 404)
+        for name in ("salaries.md", "nothing.md")
+    ]
+    assert refused[0].replace("salaries.md", "nothing.md") == refused[1]
+    assert faq.delete("/v1/collections/faq/documents/salaries.md").status_code == 200, "managers remove any"

@@ -147,7 +147,7 @@ async def delete_document(collection: str, document: str, service: Here, caller:
 
     def remove() -> None:
         opened = _open(service, caller, collection)
-        opened.remove([_named(opened, document)])
+        opened.remove([_named(opened, document, None)])
 
     await service.library.read(remove)
     return Json({"id": document, "object": "document", "deleted": True})
@@ -159,7 +159,7 @@ async def search_collection(collection: str, body: Search, service: Here, caller
 
     def search() -> list[dict[str, Any]]:
         opened = _open(service, caller, collection)
-        under = "" if body.document is None else _named(opened, body.document)
+        under = "" if body.document is None else _named(opened, body.document, scope_of(caller))
         scope = scope_of(caller, body.tags or (), under)
         try:
             hits = Retriever(opened, body.mode or "hybrid").search(body.query, body.count or 8, scope)
@@ -202,9 +202,9 @@ def _open(service: Service, caller: Caller, name: str) -> Collection:
     return service.library.open(_place(service, caller), name)
 
 
-def _named(collection: Collection, public: str) -> str:
-    """The document that clients call so. Raises ApiError if there is none, or several."""
-    names = public_names(collection, (document.name for document in collection.documents()))
+def _named(collection: Collection, public: str, scope: Scope | None) -> str:
+    """The document in the scope that clients call so. Raises ApiError if there is none, or several."""
+    names = public_names(collection, (document.name for document in collection.documents(scope)))
     meant = [name for name, called in names.items() if called == public]
     if len(meant) != 1:
         reason = f"several documents are called {public[:200]!r}" if meant else f"there is no document {public[:200]!r}"
