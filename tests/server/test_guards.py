@@ -5,12 +5,15 @@ from __future__ import annotations
 import json
 import re
 import time
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 from starlette.routing import BaseRoute, Mount, Route
 
 from halka.server.guards.access import OPEN
 from halka.server.guards.keys import Keys, Limits, Role
+from halka.server.guards.metrics import Metrics
 from serving_for_tests import InProcess
 
 CHAT = {"model": "tiny", "messages": [{"role": "user", "content": "Hello"}], "max_tokens": 4}
@@ -58,14 +61,14 @@ def test_every_route_without_a_key_is_401(closed):
 
 
 def test_a_users_key_changes_nothing(closed):
-    """Whatever adds, replaces or removes needs a manager's; a search only asks."""
+    """Whatever adds, replaces, removes or downloads needs a manager's; a search only asks."""
     headers, tried = closed.key("user"), 0
     for method, path in routes(closed.client.app.routes):
         changes = path.startswith(("/v1/adapters", "/v1/collections")) and method != "GET" and "/search" not in path
-        if changes or path.startswith("/v1/jobs"):
+        if changes or path.startswith("/v1/jobs") or path.endswith(("/archive", "/files/x")):
             assert closed.client.request(method, path, headers=headers).status_code == 403, (method, path)
             tried += 1
-    assert tried > 15
+    assert tried > 17
 
 
 def test_the_schema_says_where_a_key_is_needed(closed):
@@ -205,6 +208,17 @@ def test_labels_are_bounded_and_name_no_tenant(base, store, tmp_path):
         assert counted['halka_tokens_total{adapter="(other)",kind="completion"}'] == 8
         assert counted['halka_tokens_total{adapter="lora",kind="completion"}'] == 4
         assert not [name for name in counted if "main" in name or "prefix" in name]
+
+
+def test_an_upload_that_is_verified_has_no_label():
+    versions = [SimpleNamespace(name=name, bytes=8) for name in ("upload 0123", "main/lora")]
+    engine: Any = SimpleNamespace(
+        adapters=SimpleNamespace(residents=SimpleNamespace(versions=versions, loads=2, evictions=0))
+    )
+    counts = Metrics(engine, 8, 1, tenants=False)
+    for _ in range(2):
+        (loaded,) = [metric for metric in counts.registry.collect() if metric.name == "halka_adapter_bytes"]
+        assert [(sample.labels["adapter"], sample.value) for sample in loaded.samples] == [("lora", 8)]
 
 
 def test_tenants_are_named_if_the_operator_asks(base, store, tmp_path):

@@ -23,6 +23,11 @@ def test_what_bounds_nothing_is_no_bound(name):
         ServerSettings("tiny", **{name: 0})
 
 
+def test_a_share_is_one():
+    with pytest.raises(HalkaError, match=r"pinned is 1.5: it is a share, from 0 to 1"):
+        ServerSettings("tiny", pinned=1.5)
+
+
 @pytest.mark.parametrize("port", [-1, 65536])
 def test_a_port_is_one(port):
     with pytest.raises(HalkaError, match=f"port is {port}: it is a number from 0 to 65535"):

@@ -16,6 +16,7 @@ LEAST = {
     **dict.fromkeys(("rows", "new_tokens", "requests_per_minute", "tokens_per_minute", "concurrency"), 1),
     "document_characters": 1,
     **dict.fromkeys(("temperature", "storage", "queue", "drain", "metric_adapters"), 0),
+    **dict.fromkeys(("memory", "adapter_memory", "pinned", "jobs", "jobs_kept"), 0),
 }
 
 
@@ -46,6 +47,9 @@ class ServerSettings:
     )
     adapter_memory: float = field(
         default=2.0, metadata={"help": "for adapters that are loaded from stores", "metavar": "GB"}
+    )
+    pinned: float = field(
+        default=0.5, metadata={"help": "the share of it that pinned adapters of a tenant may take; 1: all of it"}
     )
     new_tokens: int = field(default=1024, metadata={"help": "the most tokens of an answer whose request does not say"})
     temperature: float = field(
@@ -103,6 +107,8 @@ class ServerSettings:
         for name, least in LEAST.items():
             if (value := getattr(self, name)) is not None and value < least:
                 raise HalkaError(f"{name} is {value}: it is {least} or more")
+        if self.pinned > 1:
+            raise HalkaError(f"pinned is {self.pinned}: it is a share, from 0 to 1")
         for name in ("body_size", "upload_size", "timeout"):
             if getattr(self, name) <= 0:
                 raise HalkaError(f"{name} is {getattr(self, name)}: it is more than 0")

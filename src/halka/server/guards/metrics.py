@@ -146,7 +146,8 @@ class _Now(Collector):
         yield _gauge("halka_answers_waiting", "Answers that have no token yet", waiting)
         residents, loaded = self.engine.adapters.residents, Tally[str]()
         for version in [*residents.versions]:
-            loaded[self.metrics.label(version.name)] += version.bytes
+            if "/" in (version.name or ""):  # not an upload that is verified
+                loaded[self.metrics.label(version.name)] += version.bytes
         yield _gauge("halka_adapter_bytes", "Memory of the adapters that are loaded", loaded)
         yield CounterMetricFamily("halka_adapter_loads", "Adapters that were loaded", residents.loads)
         yield CounterMetricFamily("halka_adapter_evictions", "Adapters that were evicted", residents.evictions)

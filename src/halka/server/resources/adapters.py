@@ -21,6 +21,7 @@ from halka.server.errors import ApiError, public, refusal
 from halka.server.guards.access import Caller, Who, needs
 from halka.server.guards.storing import check_room
 from halka.server.requests import Body, Name
+from halka.server.resources import pinned
 from halka.server.resources.adapter_files import (
     check_inside,
     check_names,
@@ -103,11 +104,11 @@ async def load_adapter(name: str, service: Here, caller: Manager) -> Response:
 
 @router.post("/v1/adapters/{name}/pin")
 async def pin_adapter(name: str, service: Here, caller: Manager) -> Response:
-    """Load an adapter, and never evict it."""
+    """Load an adapter, and never evict it, within the tenant's share of the memory."""
 
     async def pin(engine_name: str) -> None:
         await service.engine.load(engine_name)
-        await service.engine.call(lambda: service.engine.engine.adapters.pin(engine_name))
+        await service.engine.call(lambda: pinned.pin(service, caller, engine_name))
 
     return await _done(service, caller, name, pin)
 
@@ -129,7 +130,7 @@ async def unload_adapter(name: str, service: Here, caller: Manager) -> Response:
 
 
 @router.get("/v1/adapters/{name}/files/{file}")
-async def download_file(name: str, file: str, service: Here, caller: Who, version: Version = None) -> Response:
+async def download_file(name: str, file: str, service: Here, caller: Manager, version: Version = None) -> Response:
     """One file of an adapter."""
     _, files = await service.managing(_opened, _tenant(service, caller), name, version)
     chosen = files.pop(file, None)
@@ -144,7 +145,7 @@ async def download_file(name: str, file: str, service: Here, caller: Who, versio
 
 
 @router.get("/v1/adapters/{name}/archive")
-async def download_archive(name: str, service: Here, caller: Who, version: Version = None) -> Response:
+async def download_archive(name: str, service: Here, caller: Manager, version: Version = None) -> Response:
     """All files of an adapter as one zip."""
     stored, files = await service.managing(_opened, _tenant(service, caller), name, version)
     return StreamingResponse(
@@ -204,18 +205,23 @@ async def _added(service: Service, caller: Caller, name: str, folder: Path) -> R
     if name in (service.name, service.library.name):
         raise ApiError(400, f"{name!r} is the name of the base or the embedder: choose another", param="name")
     check_inside(tenant.store, name)
-    await verify(service, folder)
+    size = await verify(service, folder)
+    await service.engine.call(lambda: pinned.check_successor(service, caller, tenant.engine_name(name), size))
     stored = await service.managing(tenant.store.add, folder, name)
     return Json(await service.managing(lambda: _described(service, caller, name, stored.version)), 201)
 
 
-async def verify(service: Service, folder: Path) -> None:
-    """Let the engine load the adapter, and take it back. Raises ApiError with what is wrong with it."""
+async def verify(service: Service, folder: Path) -> int:
+    """Let the engine load the adapter, and take it back; returns its bytes in memory. Raises ApiError with what is
+    wrong with it.
+    """
     engine, name = service.engine.engine, f"upload {uuid.uuid4().hex}"
     try:
         try:
             await service.engine.call(lambda: engine.put(name, folder))
             await service.engine.load(name)
+            loaded = engine.adapters.residents.versions
+            return await service.engine.call(lambda: sum(version.bytes for version in loaded if version.name == name))
         finally:
             with CancelScope(shield=True):  # also where the client has left
                 await service.engine.call(lambda: _take_back(service, name))

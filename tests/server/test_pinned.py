@@ -1,0 +1,70 @@
+"""A tenant pins at most its share of the adapters' memory; the operator, an admin of `main`, pins what he wants."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import httpx
+import pytest
+
+from serving_for_tests import InProcess
+
+
+def files_of(folder: Path) -> list[tuple[str, tuple[str, bytes]]]:
+    return [("files", (path.name, path.read_bytes())) for path in folder.iterdir()]
+
+
+@pytest.fixture
+def full(base, store, tmp_path):
+    """A server whose tenants may pin 1.5 LoRAs each, and a function that adds an adapter to one."""
+    with InProcess.open(base, store, tmp_path / "probe") as server:
+        server.client.post("/v1/adapters/lora/load")
+        (loaded,) = server.service.engine.engine.adapters.residents.versions
+    with InProcess.open(base, store, tmp_path / "data", adapter_memory=6 * loaded.bytes / 1e9, pinned=0.25) as server:
+
+        def add(name: str, headers: dict[str, str], adapter: str = "lora") -> httpx.Response:
+            files = files_of(store / adapter / "1")
+            return server.client.post("/v1/adapters", data={"name": name}, files=files, headers=headers)
+
+        yield server, add
+
+
+def pin(server: InProcess, name: str, headers: dict[str, str], action: str = "pin") -> httpx.Response:
+    return server.client.post(f"/v1/adapters/{name}/{action}", headers=headers)
+
+
+def test_a_tenant_pins_its_share(full):
+    server, add = full
+    acme, other = server.key("acme"), server.key("other", "admin")
+    for headers in (acme, other):
+        assert [add(name, headers).status_code for name in ("one", "two")] == [201, 201]
+    assert pin(server, "one", acme).json()["pinned"]
+    assert pin(server, "one", acme).json()["pinned"], "again"
+    refused = pin(server, "two", acme)
+    assert (refused.status_code, refused.json()["error"]["code"]) == (400, "pinned_full")
+    assert "a tenant's pinned adapters may take" in refused.json()["error"]["message"]
+    assert not server.client.get("/v1/adapters/two", headers=acme).json()["pinned"]
+    assert pin(server, "one", other).json()["pinned"], "another tenant has a share of its own"
+    assert pin(server, "two", other).status_code == 400, "its admin, too"
+    assert not pin(server, "one", acme, "unpin").json()["pinned"]
+    assert pin(server, "two", acme).json()["pinned"]
+
+
+def test_the_next_version_of_a_pinned_adapter_is_within_the_share(full):
+    """It would be loaded, and pinned, by the next request."""
+    server, add = full
+    acme = server.key("acme")
+    assert [add(*adapter).status_code for adapter in (("one", acme), ("two", acme, "prefix"))] == [201, 201]
+    assert [pin(server, name, acme).json()["pinned"] for name in ("one", "two")] == [True, True]
+    refused = add("two", acme)
+    assert (refused.status_code, refused.json()["error"]["code"]) == (400, "pinned_full")
+    assert server.client.get("/v1/adapters/two", headers=acme).json()["versions"] == [1]
+    assert not pin(server, "two", acme, "unpin").json()["pinned"]
+    assert add("two", acme).json()["versions"] == [1, 2]
+
+
+def test_the_operator_pins_what_he_wants(full):
+    server, add = full
+    main = server.key("main", "admin")
+    assert [add(name, main).status_code for name in ("one", "two")] == [201, 201]
+    assert [pin(server, name, main).json()["pinned"] for name in ("one", "two")] == [True, True]
