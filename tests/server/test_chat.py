@@ -98,3 +98,8 @@ def test_a_schema_has_only_so_many_bytes(client):
         assert answer.status_code == status, answer.text
     assert answer.json()["error"]["param"] == "response_format"
     assert "over the 65,536 that one may have" in answer.json()["error"]["message"]
+
+
+def test_a_messages_name_changes_nothing(client):
+    named = [{**message, "name": "Ada"} for message in MESSAGES]
+    assert ask(client, messages=named)["choices"] == ask(client)["choices"]

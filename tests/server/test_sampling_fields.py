@@ -39,6 +39,12 @@ def test_a_bias_forbids_and_demands(server):
     assert choice["logprobs"]["content"][0]["token"] != first
 
 
+def test_biases_are_bounded(client):
+    refused = client.post("/v1/chat/completions", json=BODY | {"logit_bias": {str(token): 0 for token in range(1025)}})
+    assert (refused.status_code, refused.json()["error"]["param"]) == (400, "logit_bias")
+    assert "1024" in refused.json()["error"]["message"]
+
+
 def test_penalties_change_what_repeats(server):
     token = server.service.tokenizer("Paris", add_special_tokens=False)["input_ids"][0]
     piece = server.service.tokenizer.decode([token])

@@ -82,7 +82,7 @@ class Sampled(Body):
     stop: Stop | Annotated[list[Stop], Field(max_length=16)] | None = None
     presence_penalty: Penalty | None = None
     frequency_penalty: Penalty | None = None
-    logit_bias: dict[Annotated[int, Field(ge=0)], Bias] | None = None
+    logit_bias: Annotated[dict[Annotated[int, Field(ge=0)], Bias], Field(max_length=1024)] | None = None
 
     @property
     def usage_at_end(self) -> bool:

@@ -35,13 +35,13 @@ class ChatMessage(Body):
     neutral: ClassVar[dict[str, Any]] = {
         "audio": (),
         "function_call": (),
+        "name": ANY,
         "annotations": ANY,
         "refusal": ANY,
         "reasoning_content": ANY,
     }
     role: Literal["system", "developer", "user", "assistant", "tool"]
     content: str | list[TextPart] | None = None
-    name: str | None = None
     tool_calls: list[CalledTool] | None = None
     tool_call_id: str | None = None
 
