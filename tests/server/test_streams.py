@@ -101,13 +101,17 @@ def test_what_fails_later_is_the_last_event(base, tmp_path):
     secret = RuntimeError("a secret of /var/lib")
     with InProcess.open(base, None, tmp_path / "data", says=[secret]) as server:
         body = BODY | {"model": "tiny", "stream": True}
-        *_, begun, last, nothing = server.client.post("/v1/chat/completions", json=body).content.split(b"\n\n")
+        response = server.client.post("/v1/chat/completions", json=body)
+        *_, begun, last, nothing = response.content.split(b"\n\n")
         assert json.loads(begun.removeprefix(b"data: "))["choices"][0]["delta"]["content"] == "un"
         assert json.loads(last.removeprefix(b"data: "))["error"]["type"] == "server_error"
         assert (nothing, b"secret" in last) == (b"", False)
+        assert response.headers["x-request-id"].encode() in last, "the log has it under that id"
         body = {"model": "tiny", "input": "x", "store": False, "stream": True}
-        last = server.client.post("/v1/responses", json=body).content.split(b"\n\n")[-2]
+        response = server.client.post("/v1/responses", json=body)
+        last = response.content.split(b"\n\n")[-2]
         assert last.startswith(b"event: error\ndata: ")
+        assert response.headers["x-request-id"].encode() in last
         assert server.client.post("/v1/chat/completions", json=BODY | {"model": "tiny"}).status_code == 500
 
 

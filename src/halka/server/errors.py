@@ -95,8 +95,10 @@ def refusal(
     return ApiError(status, public(str(error), tenant), param=param, code=code)
 
 
-def api_error(error: BaseException, tenant: str | None = None) -> ApiError:
-    """What a client of this tenant may know of an error. One that Halka does not know is logged, under an id."""
+def api_error(error: BaseException, tenant: str | None = None, request: str | None = None) -> ApiError:
+    """What a client of this tenant may know of an error. One that Halka does not know is logged, under the request's id
+    or one of its own.
+    """
     if isinstance(error, ApiError):
         return error
     if isinstance(error, UnknownAdapterError):
@@ -107,9 +109,9 @@ def api_error(error: BaseException, tenant: str | None = None) -> ApiError:
         return _invalid(error)
     if isinstance(error, HTTPException):
         return ApiError(error.status_code, str(error.detail), headers=error.headers)
-    number = uuid.uuid4().hex
-    log.error("request %s failed", number, exc_info=error)
-    return ApiError(500, f"the server failed at this request; its log says more of {number}", code="internal_error")
+    id = request or uuid.uuid4().hex
+    log.error("a request failed", exc_info=error, extra={"fields": {"request": id}})
+    return ApiError(500, f"the server failed at this request; its log says more of {id}", code="internal_error")
 
 
 def public(message: str, tenant: str | None = None) -> str:

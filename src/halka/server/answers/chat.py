@@ -34,7 +34,7 @@ async def chat_completions(body: ChatRequest, service: Here, caller: Who) -> Res
     """Answer a conversation."""
     chat = await Chat.of(body, service, caller)
     if body.stream:
-        return await begun(chat.chunks(), lambda error: event(api_error(error, caller.tenant).body))
+        return await begun(chat.chunks(), lambda error: event(api_error(error, caller.tenant, caller.request).body))
     return Json(await chat.whole())
 
 

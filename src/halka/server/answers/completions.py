@@ -48,7 +48,9 @@ async def completions(body: CompletionRequest, service: Here, caller: Who) -> Re
     """Go on with a text, or with several."""
     completion = await Completion.of(body, service, caller)
     if body.stream:
-        return await begun(completion.chunks(), lambda error: event(api_error(error, caller.tenant).body))
+        return await begun(
+            completion.chunks(), lambda error: event(api_error(error, caller.tenant, caller.request).body)
+        )
     return Json(await completion.whole())
 
 

@@ -41,7 +41,7 @@ async def responses(body: ResponsesRequest, service: Here, caller: Who) -> Respo
                 yield event(one | {"sequence_number": next(numbers)}, one["type"])
 
     def failed(error: Exception) -> bytes:
-        body = api_error(error, caller.tenant).body["error"]
+        body = api_error(error, caller.tenant, caller.request).body["error"]
         return event({**body, "type": "error", "sequence_number": next(numbers)}, "error")
 
     if body.stream:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import ipaddress
 import re
 from collections.abc import Awaitable, Callable, Collection
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Annotated
 from urllib.parse import urlsplit
 
@@ -39,12 +39,16 @@ PROXIED = (b"forwarded", b"x-forwarded-for", b"x-forwarded-host", b"x-real-ip", 
 
 @dataclass(frozen=True)
 class Caller:
-    """Whose request it is, and what the request holds of its key's limits. Without keys: an admin of tenant `main`."""
+    """Whose request it is, and what the request holds of its key's limits. Without keys: an admin of tenant `main`.
+
+    request  the id that the log has of it
+    """
 
     tenant: str = MAIN
     role: Role = "admin"
     key: Key | None = None
     lease: Lease | None = None
+    request: str | None = None
 
     def may(self, right: Role) -> bool:
         return right in RIGHTS[self.role]
@@ -83,7 +87,8 @@ class Access:
             return await send({"type": "websocket.close", "code": 1008})
         if scope["type"] == "http" and scope["path"] not in OPEN:
             try:
-                scope.setdefault("state", {})["caller"] = self._caller(scope)
+                state = scope.setdefault("state", {})
+                state["caller"] = replace(self._caller(scope), request=state.get("request_id"))
             except ApiError as error:
                 return await error.response()(scope, receive, send)
         await self.app(scope, receive, send)
