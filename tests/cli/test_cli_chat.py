@@ -6,7 +6,9 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
+from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 
 import pytest
@@ -93,6 +95,40 @@ def test_what_does_not_fit_is_said(here, flags, reason):
 
 def test_a_servers_error_is_told(here, url):
     assert "the model 'nothing' does not exist" in failure(f"chat --url {url} --model nothing", input="Hello\n")
+
+
+class Other(BaseHTTPRequestHandler):
+    """Answers all that is asked, and not as OpenAI's API does."""
+
+    def do_GET(self) -> None:
+        self._answer(b'{"data": []}')
+
+    def do_POST(self) -> None:
+        self.rfile.read(int(self.headers["content-length"]))
+        self._answer(b'data: {"choices": [{"text": "Hello"}]}\n\n')
+
+    def _answer(self, body: bytes) -> None:
+        self.send_response(200)
+        self.send_header("content-length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+    def log_message(self, format: str, *args: object) -> None:
+        pass
+
+
+@pytest.mark.parametrize(("flags", "path"), [("", "/v1/models"), ("--model x", "/v1/chat/completions")])
+def test_a_server_of_another_kind_is_named(here, flags, path):
+    with HTTPServer(("127.0.0.1", 0), Other) as other:
+        serving = threading.Thread(target=other.serve_forever, kwargs={"poll_interval": 0.01})
+        serving.start()
+        try:
+            url = f"http://127.0.0.1:{other.server_port}"
+            message = failure(f"chat --url {url} {flags}", input="Hello\n")
+        finally:
+            other.shutdown()
+            serving.join()
+    assert f"{url}: what it answers at {path} is not as OpenAI's API has it" in message
 
 
 @pytest.mark.slow

@@ -13,7 +13,7 @@ import sys
 import httpx
 import pytest
 
-from commands import failure
+from commands import failure, halka
 from serving_for_tests import make_store, serving
 
 
@@ -30,6 +30,15 @@ def test_it_says_where_it_listens_and_answers_there(here, base_folder):
         assert answer.json()["usage"]["completion_tokens"] <= 5
         server.send_signal(signal.SIGINT)
         server.wait(30)
+
+
+@pytest.mark.slow
+def test_where_keys_are_needed_its_example_has_one(here, base_folder):
+    key = halka("keys add --data data").stdout.strip()
+    with serving("--base base --data data --dtype float32 --new-tokens 5", here) as (_, text):
+        (curl,) = re.findall(r"^  curl (.*)$", text, flags=re.MULTILINE)
+    assert curl.endswith(' -H "Authorization: Bearer $HALKA_API_KEY"')
+    assert key not in text
 
 
 def test_settings_come_from_file_environment_and_flags(here, monkeypatch):

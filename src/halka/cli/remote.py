@@ -87,6 +87,10 @@ class Server:
             ) from None
         except (httpx.HTTPError, httpx.InvalidURL, json.JSONDecodeError) as error:
             raise HalkaError(f"{self.url}: {one_line(str(error)) or type(error).__name__}") from None
+        except (LookupError, TypeError, AttributeError):
+            raise HalkaError(
+                f"{self.url}: what it answers at {path} is not as OpenAI's API has it: name another server with --url"
+            ) from None
 
 
 def _events(response: httpx.Response) -> Iterator[dict[str, Any]]:

@@ -89,9 +89,10 @@ def _ready(service: Any, url: str) -> str:
     shown = ", ".join(adapters[:5]) + (f" and {len(adapters) - 5} more" if len(adapters) > 5 else "")
     body = {"model": adapters[0] if adapters else service.name, "messages": [{"role": "user", "content": "Hello!"}]}
     curl = ["curl", f"{url}/v1/chat/completions", "-H", "content-type: application/json", "-d", json.dumps(body)]
+    key = ' -H "Authorization: Bearer $HALKA_API_KEY"' if service.guards.keys.required else ""
     return "\n".join(
         [
             f"{service.name}{f', with {shown},' if shown else ''} answers at {url}/v1 (Ctrl-C stops it). For example:",
-            f"  {shlex.join(curl)}",
+            f"  {shlex.join(curl)}{key}",
         ]
     )
