@@ -60,7 +60,7 @@ def test_python_blocks_run(page, tmp_path, monkeypatch, small_cache):
 def test_readme_serves(tmp_path, small_cache, monkeypatch):
     """README's lines for a server and its client; the adapter is not the demo's, which takes minutes."""
     (block,) = [block for block in blocks(ROOT / "README.md", "sh") if "curl" in block]
-    (command,) = re.findall(r"^halka (serve .*)$", block, flags=re.MULTILINE)
+    (command,) = re.findall(r"^\.venv/bin/halka (serve .*)$", block, flags=re.MULTILINE)
     (curl,) = re.findall(r"^curl .*", block, flags=re.MULTILINE | re.DOTALL)
     assert "scripts/demo" in block
     monkeypatch.setenv("HALKA_CACHE", str(small_cache))
@@ -120,7 +120,7 @@ def test_shell_blocks_name_what_is_there():
         if command and command[0].startswith("scripts/"):
             assert (ROOT / command[0]).is_file(), line
         elif command and not line.startswith(" "):
-            assert command[0] in ("halka", "python", "pip", "curl"), f"who runs this? {line}"
+            assert command[0] in ("halka", ".venv/bin/halka", "python", "pip", "curl"), f"who runs this? {line}"
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)

@@ -7,7 +7,6 @@ import signal
 import subprocess
 import sys
 import threading
-import time
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 
@@ -133,7 +132,12 @@ def test_a_server_of_another_kind_is_named(here, flags, path):
 
 @pytest.mark.slow
 def test_ctrl_c_stops_an_answer_and_the_talk_goes_on(here, url):
-    """By hand: standard input is a terminal."""
+    """By hand: standard input is a terminal. An answer may end before the signal comes: then once more."""
+    assert any(b"(stopped)" in interrupted(url) for _ in range(5))
+
+
+def interrupted(url: str) -> bytes:
+    """The messages of a talk whose first answer gets Ctrl-C, and which goes on to its end."""
     ours, theirs = os.openpty()
     command = f"chat --url {url} --model lora {LONG}".split()
     process = subprocess.Popen(
@@ -149,10 +153,9 @@ def test_ctrl_c_stops_an_answer_and_the_talk_goes_on(here, url):
         assert process.stderr is not None
         os.write(ours, b"Tell me a long story\n")
         assert process.stdout.read(4)
-        time.sleep(0.05)
         process.send_signal(signal.SIGINT)
         os.write(ours, b"/new\n\x04")
         _, messages = process.communicate(timeout=60)
         assert process.returncode == 0, messages
-        assert b"(stopped)" in messages
     os.close(ours)
+    return messages
