@@ -14,8 +14,8 @@ from pathlib import Path
 
 import pytest
 
+from halka.server.environment import environment
 from halka.server.jobs.folder import JobFolder, JobRequest, jobs_in
-from halka.server.jobs.process import environment
 from halka.server.jobs.queue import JobQueue
 from halka.util.errors import DamagedFolderError, HalkaError
 from halka.util.openmp import BRIEFLY

@@ -8,7 +8,7 @@ import typer
 
 from halka.cli.command import CONTROLS, Json, emit, examples, show
 from halka.cli.docs import HERE, Place, collection_named
-from halka.cli.generate import sampling
+from halka.cli.generate import MaxNewTokens, Temperature, sampling
 from halka.cli.opening import Base, Loading, open_model, with_loading
 from halka.cli.retrieval import Asking, Mode, Rerank, Tags, Under, retriever_of, scope_of
 from halka.cli.routing import AdapterNames, StoreFolder, given_adapters
@@ -48,10 +48,8 @@ def ask(
     asking: Asking = None,
     tag: Tags = None,
     under: Under = None,
-    max_new_tokens: Annotated[int, typer.Option(metavar="N", min=1, help="the most tokens of an answer")] = 256,
-    temperature: Annotated[
-        float, typer.Option(metavar="X", min=0.0, help="0: always the most likely token; above 0: sample")
-    ] = 0.0,
+    max_new_tokens: MaxNewTokens = 256,
+    temperature: Temperature = 0.0,
     collections: Place = HERE,
     *,
     loading: Loading,

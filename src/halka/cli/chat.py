@@ -10,7 +10,7 @@ from typing import Annotated, Any
 import typer
 
 from halka.cli.command import CONTROLS, examples, say
-from halka.cli.generate import sampling
+from halka.cli.generate import MaxNewTokens, Seed, Temperature, TopP, sampling
 from halka.cli.opening import Loading, open_model, with_loading
 from halka.cli.remote import HERE, KEY, Aside, Server
 from halka.cli.routing import AdapterNames, StoreFolder, given_adapters
@@ -51,15 +51,10 @@ def chat(
     adapter: AdapterNames = None,
     store: StoreFolder = None,
     system: Annotated[str | None, typer.Option(metavar="TEXT", help="a system message before the conversation")] = None,
-    max_new_tokens: Annotated[int, typer.Option(metavar="N", min=1, help="the most tokens of an answer")] = 512,
-    temperature: Annotated[
-        float, typer.Option(metavar="X", min=0.0, help="0: always the most likely token; above 0: sample")
-    ] = 0.0,
-    top_p: Annotated[
-        float | None,
-        typer.Option(metavar="X", help="sample among the most likely tokens that hold this share of probability"),
-    ] = None,
-    seed: Annotated[int | None, typer.Option(metavar="N", help="makes sampling repeatable")] = None,
+    max_new_tokens: MaxNewTokens = 512,
+    temperature: Temperature = 0.0,
+    top_p: TopP = None,
+    seed: Seed = None,
     *,
     loading: Loading,
 ) -> None:

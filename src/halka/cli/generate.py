@@ -30,6 +30,16 @@ EXAMPLES = examples(
     'echo "Where is my parcel?" | halka generate --base smollm2-135m --temperature 0.7 --seed 1',
 )
 
+MaxNewTokens = Annotated[int, typer.Option(metavar="N", min=1, help="the most tokens of an answer")]
+Temperature = Annotated[
+    float, typer.Option(metavar="X", min=0.0, help="0: always the most likely token; above 0: sample")
+]
+TopP = Annotated[
+    float | None,
+    typer.Option(metavar="X", help="sample among the most likely tokens that hold this share of probability"),
+]
+Seed = Annotated[int | None, typer.Option(metavar="N", help="makes sampling repeatable")]
+
 
 @with_loading
 def generate(
@@ -45,14 +55,9 @@ def generate(
     store: StoreFolder = None,
     pool: PoolSize = None,
     system: Annotated[str | None, typer.Option(metavar="TEXT", help="a system message before each prompt")] = None,
-    max_new_tokens: Annotated[int, typer.Option(metavar="N", min=1, help="the most tokens of an answer")] = 256,
-    temperature: Annotated[
-        float, typer.Option(metavar="X", min=0.0, help="0: always the most likely token; above 0: sample")
-    ] = 0.0,
-    top_p: Annotated[
-        float | None,
-        typer.Option(metavar="X", help="sample among the most likely tokens that hold this share of probability"),
-    ] = None,
+    max_new_tokens: MaxNewTokens = 256,
+    temperature: Temperature = 0.0,
+    top_p: TopP = None,
     schema: Annotated[
         str | None,
         typer.Option(metavar="FILE|JSON", help="answers are JSON of this schema; needs halka[engine], as --regex does"),
@@ -60,7 +65,7 @@ def generate(
     regex: Annotated[
         str | None, typer.Option(metavar="REGEX", help="answers match this regular expression from end to end")
     ] = None,
-    seed: Annotated[int | None, typer.Option(metavar="N", help="makes sampling repeatable")] = None,
+    seed: Seed = None,
     batch_size: Annotated[int, typer.Option(metavar="N", min=1, help="prompts of a file at a time")] = 32,
     *,
     loading: Loading,

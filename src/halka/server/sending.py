@@ -6,12 +6,10 @@ import json
 import math
 from collections.abc import AsyncGenerator, Callable
 from contextlib import aclosing
-from typing import Any, TypeVar
+from typing import Any
 
 from starlette.responses import Response, StreamingResponse
 from starlette.types import Send
-
-T = TypeVar("T")
 
 
 def dumps(value: Any) -> bytes:

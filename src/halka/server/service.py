@@ -22,10 +22,8 @@ from halka.server.jobs.queue import JobQueue
 from halka.server.managing import Managing
 from halka.server.resources.library import Library
 from halka.server.resources.uploads import remove_stale
-from halka.server.settings import ServerSettings
+from halka.server.settings import GB, ServerSettings
 from halka.server.tenants import Tenants
-
-GB = 10**9
 
 
 @dataclass
@@ -83,6 +81,11 @@ class Service:
     @property
     def name(self) -> str:
         return self.settings.public_name
+
+    @property
+    def own_names(self) -> tuple[str, str]:
+        """Models that are the server's own, the base and the embedder: no adapter is called so."""
+        return self.name, self.library.name
 
     @property
     def tokenizer(self) -> Any:

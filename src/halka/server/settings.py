@@ -12,6 +12,7 @@ from halka.util.dtypes import Dtype
 from halka.util.errors import HalkaError
 from halka.util.settings import documented
 
+MB, GB = 10**6, 10**9
 LEAST = {
     **dict.fromkeys(("rows", "new_tokens", "requests_per_minute", "tokens_per_minute", "concurrency"), 1),
     "document_characters": 1,

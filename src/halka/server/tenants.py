@@ -31,16 +31,16 @@ class Tenant:
 class Tenants:
     """The tenants of a server: `main` has --store and --collections, every other a folder in --data.
 
-    For the engine it is the store of all of them.
+    For the engine it is the store of all of them. The settings have whole paths.
     """
 
     def __init__(self, settings: ServerSettings):
-        self._folder = settings.data.absolute() / "tenants"
+        self._folder = settings.data / "tenants"
         own = self._folder / MAIN
         self._main = Tenant(
             MAIN,
-            AdapterStore((settings.store or own / "adapters").absolute()),
-            (settings.collections or own / "collections").absolute(),
+            AdapterStore(settings.store or own / "adapters"),
+            settings.collections or own / "collections",
             own / "jobs",
         )
 

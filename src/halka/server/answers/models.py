@@ -39,7 +39,7 @@ def _models(service: Service, caller: Caller) -> list[dict[str, Any]]:
     if service.library.available:
         models.append(_entry(service.library.name, service.created, "halka", None))
     for name in tenant.store.names():
-        if name not in (service.name, service.library.name) and not (tenant.store.folder / name).is_symlink():
+        if name not in service.own_names and not (tenant.store.folder / name).is_symlink():
             with suppress(FileNotFoundError):  # it was removed meanwhile
                 created = int((tenant.store.folder / name).stat().st_mtime)
                 models.append(_entry(name, created, tenant.name, service.name))

@@ -104,44 +104,36 @@ async def grounded(
     """
     if turns[-1]["role"] != "user" or not turns[-1]["content"].strip():
         raise ApiError(400, "the last message must be the user's question", param="messages")
-    return await service.library.search(lambda: _grounded(service, caller, options, turns, budget, count))
-
-
-def _grounded(
-    service: Service,
-    caller: Caller,
-    options: Retrieval,
-    turns: Sequence[Turn],
-    budget: int,
-    count: Callable[[Sequence[Turn]], int],
-) -> Grounding:
-    opened = service.library.open(service.tenants.of(caller.tenant).collections, options.collection)
     question = turns[-1]["content"]
 
     def with_prompt(prompt: str) -> list[Turn]:
         plain = user_message(service.model, prompt).content
         return [*turns[:-1], {**turns[-1], "content": plain}]
 
-    try:
-        passages = passages_for(
-            question,
-            Retriever(opened, options.mode or "hybrid"),
-            scope_of(caller, options.tags or ()),
-            budget,
-            lambda prompt: count(with_prompt(prompt)),
-            passages=options.passages or 4,
-            floor=options.floor,
+    def search() -> Grounding:
+        opened = service.library.open(service.tenants.of(caller.tenant).collections, options.collection)
+        try:
+            passages = passages_for(
+                question,
+                Retriever(opened, options.mode or "hybrid"),
+                scope_of(caller, options.tags or ()),
+                budget,
+                lambda prompt: count(with_prompt(prompt)),
+                passages=options.passages or 4,
+                floor=options.floor,
+            )
+        except HalkaError as error:
+            raise refusal(error, param="messages") from None
+        names = public_names(opened, (passage.document for passage in passages))
+        return Grounding(
+            options.collection,
+            with_prompt(prompted(question, passages)),
+            passages,
+            names,
+            answer=None if passages else ABSTAINED,
         )
-    except HalkaError as error:
-        raise refusal(error, param="messages") from None
-    names = public_names(opened, (passage.document for passage in passages))
-    return Grounding(
-        options.collection,
-        with_prompt(prompted(question, passages)),
-        passages,
-        names,
-        answer=None if passages else ABSTAINED,
-    )
+
+    return await service.library.search(search)
 
 
 async def prompt_room(service: Service, adapter: str | None, asked: int | None) -> int:

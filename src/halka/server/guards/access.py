@@ -146,6 +146,10 @@ def needs(right: Role) -> Callable[[HttpRequest], Awaitable[Caller]]:
     return allowed
 
 
+Manager = Annotated[Caller, Depends(needs("manager"))]
+"""A route's parameter that is its caller, who may change what the tenant has."""
+
+
 def _check_right(caller: Caller, right: Role) -> None:
     if not caller.may(right):
         roles = " or ".join(role for role, rights in RIGHTS.items() if right in rights)

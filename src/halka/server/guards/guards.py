@@ -16,9 +16,8 @@ from halka.server.guards.health import Drain, Draining
 from halka.server.guards.keys import Keys, Limits
 from halka.server.guards.limits import Limiter, Limiting
 from halka.server.guards.metrics import Metrics
-from halka.server.settings import ServerSettings
+from halka.server.settings import GB, MB, ServerSettings
 
-MB, GB = 10**6, 10**9
 METHODS = ("GET", "POST", "DELETE", "PUT", "PATCH")
 
 

@@ -19,7 +19,6 @@ from halka.data.examples import read_examples
 from halka.evaluation.metrics import find_metric
 from halka.methods import method_named
 from halka.methods.prompt import check_start
-from halka.models.loading import is_base_folder
 from halka.server.errors import ApiError, public, refusal
 from halka.server.jobs.folder import RUN, JobRequest
 from halka.server.jobs.requests import AdviseJob, EvaluateJob, Job, TrainJob
@@ -164,9 +163,8 @@ def _param(message: str, allowed: Mapping[str, Setting]) -> str:
 
 def _base(settings: ServerSettings) -> dict[str, Any]:
     """The server's base as `halka train` names it."""
-    base = Path(settings.base)
     return {
-        "base": str(base.absolute()) if is_base_folder(base) else settings.base,
+        "base": settings.base,
         "dtype": settings.dtype,
         "device": settings.device,
         "quantize": settings.quantize,

@@ -10,15 +10,12 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from halka.server.jobs.folder import LOG, OUTPUT, RUN, JobFolder, JobRequest, now
-from halka.util.openmp import wait_briefly
 
 NICE = 10  # who serves goes first
-SECRET = ("HALKA_SERVE_", "HALKA_TRAIN_", "HALKA_API_KEY")  # variables that are not for a job
 
 
 def main(folder: str, lock: str) -> None:
@@ -43,13 +40,6 @@ def main(folder: str, lock: str) -> None:
     except Exception as error:
         job.write(state="failed", ended=now(), error=f"{type(error).__name__}: {error}")
         raise
-
-
-def environment(variables: Mapping[str, str]) -> dict[str, str]:
-    """The variables for a job's processes: no settings of the server, no keys, and no hub."""
-    kept = {name: value for name, value in variables.items() if not name.startswith(SECRET)}
-    wait_briefly(kept)
-    return {**kept, "HF_HUB_OFFLINE": "1"}
 
 
 def _run(job: JobFolder, request: JobRequest, lock: int) -> int:

@@ -16,8 +16,8 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
+from halka.server.environment import environment
 from halka.server.jobs.folder import ENDED, JOB, LOG, STATE, JobFolder, jobs_in
-from halka.server.jobs.process import environment
 from halka.util.errors import DamagedFolderError
 
 EVERY = 1.0  # seconds between two looks

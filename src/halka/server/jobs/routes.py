@@ -13,13 +13,13 @@ from pathlib import Path
 from typing import Annotated, Any, BinaryIO, TypeVar
 
 import anyio
-from fastapi import APIRouter, Depends, Form, Header, UploadFile
+from fastapi import APIRouter, Form, Header, UploadFile
 from fastapi.exceptions import RequestValidationError
 from pydantic import TypeAdapter, ValidationError
 from starlette.responses import Response, StreamingResponse
 
 from halka.server.errors import ApiError, refusal
-from halka.server.guards.access import Caller, needs
+from halka.server.guards.access import Caller, Manager
 from halka.server.guards.storing import check_room
 from halka.server.jobs.commands import PREDICTIONS, Asked, asked, check_data
 from halka.server.jobs.folder import ENDED, JOB, JobFolder, jobs_in
@@ -34,7 +34,6 @@ from halka.util.errors import DamagedFolderError, HalkaError
 
 router = APIRouter(tags=["jobs"])
 T = TypeVar("T")
-Manager = Annotated[Caller, Depends(needs("manager"))]
 JOBS: TypeAdapter[Job] = TypeAdapter(Job)
 
 ID = re.compile(r"job-[0-9a-f]{16}")
@@ -77,7 +76,7 @@ async def list_jobs(service: Here, caller: Manager) -> Response:
 
     def views() -> list[dict[str, Any]]:
         views = list[dict[str, Any]]()
-        for job in jobs_in(_tenant(service, caller).jobs):
+        for job in jobs_in(service.tenants.of(caller.tenant).jobs):
             with suppress(FileNotFoundError):  # it was deleted meanwhile
                 views.append(view_of(job))
         return sorted(views, key=lambda view: -view["created_at"])
@@ -138,7 +137,7 @@ async def delete_job(id: str, service: Here, caller: Manager) -> Response:
 
 async def _start(job: Job, files: Mapping[str, Path], service: Service, caller: Caller) -> Response:
     async with staging(service) as folder:
-        tenant = _tenant(service, caller)
+        tenant = service.tenants.of(caller.tenant)
         question = await service.managing(_checked, job, files, tenant, service)
         rows = {name: content for name, content in question.files.items() if isinstance(content, bytes)}
         await check_room(service, caller, sum(map(len, rows.values())))
@@ -148,7 +147,7 @@ async def _start(job: Job, files: Mapping[str, Path], service: Service, caller: 
 
 def _checked(job: Job, files: Mapping[str, Path], tenant: Tenant, service: Service) -> Asked:
     """A job that may be queued. Raises ApiError for what cannot be done, and where the tenant has too many."""
-    if getattr(job, "name", None) in (service.name, service.library.name):
+    if getattr(job, "name", None) in service.own_names:
         raise ApiError(
             400, f"{service.name!r} and {service.library.name!r} are the base and the embedder", param="name"
         )
@@ -172,13 +171,9 @@ def _queue(job: Job, question: Asked, rows: Mapping[str, bytes], tenant: Tenant,
     return view_of(JobFolder.new(tenant.jobs, question.request, contents))
 
 
-def _tenant(service: Service, caller: Caller) -> Tenant:
-    return service.tenants.of(caller.tenant)
-
-
 def _job(service: Service, caller: Caller, id: str) -> JobFolder:
     """The caller's job of that id. Raises ApiError if there is none."""
-    path = _tenant(service, caller).jobs / id if ID.fullmatch(id) else None
+    path = service.tenants.of(caller.tenant).jobs / id if ID.fullmatch(id) else None
     if path is None or path.is_symlink() or not (path / JOB).is_file():
         raise _no_job(id)
     return JobFolder(path)

@@ -13,12 +13,12 @@ from pathlib import Path
 from typing import Annotated, Any, BinaryIO
 
 from anyio import CancelScope
-from fastapi import APIRouter, Depends, Form, Query, UploadFile
+from fastapi import APIRouter, Form, Query, UploadFile
 from pydantic import Field
 from starlette.responses import Response, StreamingResponse
 
 from halka.server.errors import ApiError, public, refusal
-from halka.server.guards.access import Caller, Who, needs
+from halka.server.guards.access import Caller, Manager, Who
 from halka.server.guards.storing import check_room
 from halka.server.requests import Body, Name
 from halka.server.resources import pinned
@@ -43,7 +43,6 @@ from halka.util.errors import HalkaError, UnknownAdapterError
 from halka.util.files import is_portable_name
 
 router = APIRouter(tags=["adapters"])
-Manager = Annotated[Caller, Depends(needs("manager"))]
 Version = Annotated[int | None, Query(ge=1)]
 
 
@@ -132,7 +131,7 @@ async def unload_adapter(name: str, service: Here, caller: Manager) -> Response:
 @router.get("/v1/adapters/{name}/files/{file}")
 async def download_file(name: str, file: str, service: Here, caller: Manager, version: Version = None) -> Response:
     """One file of an adapter."""
-    _, files = await service.managing(_opened, _tenant(service, caller), name, version)
+    _, files = await service.managing(_opened, service.tenants.of(caller.tenant), name, version)
     chosen = files.pop(file, None)
     close(files)
     if chosen is None:
@@ -147,7 +146,7 @@ async def download_file(name: str, file: str, service: Here, caller: Manager, ve
 @router.get("/v1/adapters/{name}/archive")
 async def download_archive(name: str, service: Here, caller: Manager, version: Version = None) -> Response:
     """All files of an adapter as one zip."""
-    stored, files = await service.managing(_opened, _tenant(service, caller), name, version)
+    stored, files = await service.managing(_opened, service.tenants.of(caller.tenant), name, version)
     return StreamingResponse(
         zipped(files), media_type="application/zip", headers=_attachment(f"{name}-{stored.version}.zip")
     )
@@ -156,7 +155,7 @@ async def download_archive(name: str, service: Here, caller: Manager, version: V
 @router.delete("/v1/adapters/{name}")
 async def delete_adapter(name: str, service: Here, caller: Manager, version: Version = None) -> Response:
     """Remove a version of an adapter, or all of them. Requests under way that have it finish with it."""
-    tenant = _tenant(service, caller)
+    tenant = service.tenants.of(caller.tenant)
 
     def remove() -> bool:
         with _found(name, version):
@@ -170,10 +169,6 @@ async def delete_adapter(name: str, service: Here, caller: Manager, version: Ver
 
 
 # ── inside ──────────────────────────────────────────────────────────────────────────────────────────────────────────
-
-
-def _tenant(service: Service, caller: Caller) -> Tenant:
-    return service.tenants.of(caller.tenant)
 
 
 def _stored(tenant: Tenant, name: str, version: int | None = None) -> Stored:
@@ -201,8 +196,8 @@ def _found(name: str, version: int | None = None) -> Iterator[None]:
 
 async def _added(service: Service, caller: Caller, name: str, folder: Path) -> Response:
     """Verify an adapter in a folder and store it."""
-    tenant = _tenant(service, caller)
-    if name in (service.name, service.library.name):
+    tenant = service.tenants.of(caller.tenant)
+    if name in service.own_names:
         raise ApiError(400, f"{name!r} is the name of the base or the embedder: choose another", param="name")
     check_inside(tenant.store, name)
     size = await verify(service, folder)
@@ -244,7 +239,7 @@ def _let_go(service: Service, name: str) -> None:
 
 async def _done(service: Service, caller: Caller, name: str, change: Callable[[str], Awaitable[object]]) -> Response:
     """Change what the engine has of an adapter; the response describes it."""
-    tenant = _tenant(service, caller)
+    tenant = service.tenants.of(caller.tenant)
     await service.managing(_stored, tenant, name)
     try:
         await change(tenant.engine_name(name))
@@ -257,7 +252,7 @@ async def _done(service: Service, caller: Caller, name: str, change: Callable[[s
 
 def _all(service: Service, caller: Caller) -> list[dict[str, Any]]:
     described = list[dict[str, Any]]()
-    for name in _tenant(service, caller).store.names():
+    for name in service.tenants.of(caller.tenant).store.names():
         with suppress(ApiError):  # removed meanwhile, or a link
             described.append(_described(service, caller, name))
     return described
@@ -265,7 +260,7 @@ def _all(service: Service, caller: Caller) -> list[dict[str, Any]]:
 
 def _described(service: Service, caller: Caller, name: str, version: int | None = None) -> dict[str, Any]:
     """An adapter as clients see it, without any path."""
-    tenant = _tenant(service, caller)
+    tenant = service.tenants.of(caller.tenant)
     with _found(name, version):
         stored = stored_inside(tenant.store, name, version)
         files = {path.name: path.stat().st_size for path in sorted(stored.folder.iterdir()) if path.is_file()}

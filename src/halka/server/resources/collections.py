@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 from anyio import from_thread
-from fastapi import APIRouter, Depends, Form, UploadFile
+from fastapi import APIRouter, Form, UploadFile
 from pydantic import Field
 from starlette.responses import Response
 
@@ -21,7 +21,7 @@ from halka.rag.retrieve import Mode, Retriever
 from halka.rag.store import EVERYONE, Document, Scope
 from halka.rag.texts import is_readable
 from halka.server.errors import ApiError, public, refusal
-from halka.server.guards.access import Caller, Who, needs
+from halka.server.guards.access import Caller, Manager, Who
 from halka.server.guards.storing import check_room
 from halka.server.requests import Body, Labels, Name
 from halka.server.resources.library import names_of, public_names
@@ -32,7 +32,6 @@ from halka.server.service import Here, Service
 from halka.util.errors import HalkaError
 
 router = APIRouter(tags=["collections"])
-Manager = Annotated[Caller, Depends(needs("manager"))]
 
 
 class NewCollection(Body):

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from halka.server.errors import ApiError
 from halka.server.guards.access import Caller
-from halka.server.service import GB, Service
+from halka.server.service import Service
+from halka.server.settings import GB
 from halka.server.tenants import MAIN
 
 

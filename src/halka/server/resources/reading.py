@@ -18,7 +18,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 from halka.rag.texts import Text, Unreadable, read_as, read_text
-from halka.server.jobs.process import environment
+from halka.server.environment import environment
 
 PLAIN = (".md", ".markdown", ".txt", ".text", ".rst")  # decoded, and nothing more
 SECONDS, MEMORY = 120, 4 * 10**9
