@@ -8,7 +8,7 @@ from pathlib import Path
 
 from guarded_for_tests import Guarded
 from halka.server.guards.logs import log_to
-from halka.server.running import server
+from halka.server.uvicorn_server import server
 
 if __name__ == "__main__":
     guarded = Guarded(Path(sys.argv[1]), body_size=0.001)

@@ -18,8 +18,8 @@ from commands import process
 from embedder_for_tests import WordEmbedder
 from engine_for_tests import filled
 from halka.engine import Answer, AsyncEngine, Request
-from halka.server import ServerSettings, create_app, running
-from halka.server.resources.library import Library
+from halka.server import ServerSettings, create_app, uvicorn_server
+from halka.server.resources.embedders import Embedders
 from halka.server.service import Service
 from tiny import tiny
 from tokenizers_for_tests import chatml_tokenizer
@@ -76,7 +76,7 @@ def open_service(
     base: Path, store: Path | None, data: Path, says: Sequence[str | Exception] | None = None, **changes: Any
 ) -> Service:
     """A server's service. says: what its answers are, in the place of what the base would say."""
-    service = Service.open(settings(base, store, data, **changes), library=Library(WordEmbedder()))
+    service = Service.open(settings(base, store, data, **changes), embedders=Embedders(WordEmbedder()))
     if says is None:
         return service
     return replace(service, engine=cast(AsyncEngine, Scripted(service.engine, says)))
@@ -141,7 +141,7 @@ class Running:
         self.service = open_service(base, store, data, **more)
         self._socket = socket.create_server(("127.0.0.1", 0))
         self.url = f"http://127.0.0.1:{self._socket.getsockname()[1]}"
-        self._server = running.server(create_app(self.service), self.service.guards.drain, 5)
+        self._server = uvicorn_server.server(create_app(self.service), self.service.guards.drain, 5)
         self._thread = threading.Thread(target=self._server.run, kwargs={"sockets": [self._socket]}, daemon=True)
 
     def __enter__(self) -> Running:

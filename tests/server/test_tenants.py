@@ -9,6 +9,7 @@ import shutil
 import pytest
 
 from halka.server.jobs.folder import JobFolder, JobRequest
+from halka.server.resources.collection_access import new_collection
 from serving_for_tests import InProcess
 
 ROWS = [{"prompt": "a", "completion": "b"}]
@@ -18,7 +19,7 @@ ROWS = [{"prompt": "a", "completion": "b"}]
 def two(server):
     """A server whose tenant `main` has adapters, a collection and a job; and headers of its manager and another's."""
     ours = server.key("main")
-    collection = server.service.library.create(server.service.tenants.of("main").collections, "faq")
+    collection = new_collection(server.service, "main", "faq")
     [*collection.put([("secret.md", "The secret is nine.")])]
     job = JobFolder.new(server.service.tenants.of("main").jobs, JobRequest("evaluate", {}, ["true"]), {})
     job.write(state="failed")

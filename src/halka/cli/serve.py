@@ -54,8 +54,8 @@ def _serve(settings: ServerSettings) -> None:
     try:
         from halka.server import create_app
         from halka.server.guards.logs import log_to
-        from halka.server.running import server
         from halka.server.service import Service
+        from halka.server.uvicorn_server import server
     except ModuleNotFoundError as error:
         if (error.name or "halka").startswith("halka"):
             raise

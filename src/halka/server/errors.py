@@ -14,7 +14,7 @@ from pydantic import BaseModel
 from starlette.exceptions import HTTPException
 from starlette.requests import Request as HttpRequest
 
-from halka.server.sending import Json
+from halka.server.wire import Json
 from halka.util.errors import HalkaError, UnknownAdapterError
 from halka.util.text import one_line
 

@@ -19,11 +19,11 @@ from halka.server.guards.access import check_host
 from halka.server.guards.guards import Guards
 from halka.server.guards.keys import Keys
 from halka.server.jobs.queue import JobQueue
-from halka.server.managing import Managing
-from halka.server.resources.library import Library
+from halka.server.resources.embedders import Embedders
 from halka.server.resources.uploads import remove_stale
 from halka.server.settings import GB, ServerSettings
 from halka.server.tenants import Tenants
+from halka.server.threads import Threads
 
 
 @dataclass
@@ -40,14 +40,14 @@ class Service:
     engine: AsyncEngine
     tenants: Tenants
     guards: Guards
-    library: Library
+    embedders: Embedders
     jobs: JobQueue
-    managing: Managing = field(default_factory=Managing)
+    threads: Threads = field(default_factory=Threads)
     created: int = field(default_factory=lambda: int(time.time()))
 
     @classmethod
     def open(
-        cls, settings: ServerSettings, model: AdaptedModel | None = None, library: Library | None = None
+        cls, settings: ServerSettings, model: AdaptedModel | None = None, embedders: Embedders | None = None
     ) -> Service:
         """Load the base, if there is no `model` of it yet, and start its engine. Raises HalkaError as these do,
         and where others could call without keys.
@@ -76,7 +76,7 @@ class Service:
         folders = lambda: [tenants.of(name).jobs for name in tenants.names()]  # noqa: E731
         jobs = JobQueue(folders, settings.data / "jobs.lock", settings.jobs)
         guards = Guards.of(settings, keys, engine)
-        return cls(settings, model, AsyncEngine(engine), tenants, guards, library or Library(), jobs)
+        return cls(settings, model, AsyncEngine(engine), tenants, guards, embedders or Embedders(), jobs)
 
     @property
     def name(self) -> str:
@@ -85,7 +85,7 @@ class Service:
     @property
     def own_names(self) -> tuple[str, str]:
         """Models that are the server's own, the base and the embedder: no adapter is called so."""
-        return self.name, self.library.name
+        return self.name, self.embedders.default
 
     @property
     def tokenizer(self) -> Any:
@@ -109,5 +109,5 @@ async def service_of(request: HttpRequest) -> Service:
     return request.app.state.service
 
 
-Here = Annotated[Service, Depends(service_of)]
+ServiceDep = Annotated[Service, Depends(service_of)]
 """A route's parameter that is the server's service."""

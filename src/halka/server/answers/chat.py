@@ -19,22 +19,24 @@ from halka.server.answers.chat_request import ChatRequest
 from halka.server.answers.formats import constraint_of
 from halka.server.answers.generation import Delta, adapter_of, deltas, room, usage
 from halka.server.answers.prompts import chat_tokens, count_tokens
-from halka.server.answers.retrieval import Grounding, grounded, prompt_room, unasked
+from halka.server.answers.retrieval import Grounding, fixed_answers, ground, prompt_room
 from halka.server.answers.tools import Call, Toolbox, toolbox_of, with_calls
 from halka.server.errors import api_error
-from halka.server.guards.access import Caller, Who
-from halka.server.sending import DONE, Json, begun, event
-from halka.server.service import Here, Service
+from halka.server.guards.access import Caller, CallerDep
+from halka.server.service import Service, ServiceDep
+from halka.server.wire import DONE, Json, event, start_stream
 
 router = APIRouter()
 
 
 @router.post("/v1/chat/completions")
-async def chat_completions(body: ChatRequest, service: Here, caller: Who) -> Response:
+async def chat_completions(body: ChatRequest, service: ServiceDep, caller: CallerDep) -> Response:
     """Answer a conversation."""
     chat = await Chat.of(body, service, caller)
     if body.stream:
-        return await begun(chat.chunks(), lambda error: event(api_error(error, caller.tenant, caller.request).body))
+        return await start_stream(
+            chat.chunks(), lambda error: event(api_error(error, caller.tenant, caller.request).body)
+        )
     return Json(await chat.whole())
 
 
@@ -66,7 +68,7 @@ class Chat:
         if body.halka is not None:
             count = partial(count_tokens, service.tokenizer, toolbox)
             budget = await prompt_room(service, adapter, asked)
-            grounding = await grounded(service, caller, body.halka, turns, budget, count)
+            grounding = await ground(service, caller, body.halka, turns, budget, count)
             turns = grounding.turns
         if grounding is not None and grounding.answer is not None:  # no model is asked
             prompt, tokens = list[int](), 1
@@ -87,7 +89,7 @@ class Chat:
     def deltas(self) -> AsyncGenerator[Delta]:
         """What the answers get, as they get it."""
         if self.grounding is not None and self.grounding.answer is not None:
-            return unasked(self.request, self.grounding.answer, self.body.n or 1)
+            return fixed_answers(self.request, self.grounding.answer, self.body.n or 1)
         news = deltas(self.service, self.caller, self.request, self.body.n or 1)
         return news if self.toolbox is None else with_calls(news, self.toolbox)
 

@@ -18,10 +18,10 @@ from halka.engine import Answer, Request
 from halka.server.answers.generation import Delta, adapter_of, deltas, merged, usage
 from halka.server.answers.prompts import text_tokens
 from halka.server.errors import api_error
-from halka.server.guards.access import Caller, Who
+from halka.server.guards.access import Caller, CallerDep
 from halka.server.requests import NEUTRAL, Count, Sampled
-from halka.server.sending import DONE, Json, begun, event
-from halka.server.service import Here, Service
+from halka.server.service import Service, ServiceDep
+from halka.server.wire import DONE, Json, event, start_stream
 
 USUAL = 16  # new tokens where a request does not say, as OpenAI has it
 
@@ -44,11 +44,11 @@ class CompletionRequest(Sampled):
 
 
 @router.post("/v1/completions")
-async def completions(body: CompletionRequest, service: Here, caller: Who) -> Response:
+async def completions(body: CompletionRequest, service: ServiceDep, caller: CallerDep) -> Response:
     """Go on with a text, or with several."""
     completion = await Completion.of(body, service, caller)
     if body.stream:
-        return await begun(
+        return await start_stream(
             completion.chunks(), lambda error: event(api_error(error, caller.tenant, caller.request).body)
         )
     return Json(await completion.whole())

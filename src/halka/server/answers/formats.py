@@ -10,7 +10,7 @@ from halka.engine import Constraint
 from halka.engine.constraint import JSON_OBJECT
 from halka.server.errors import ApiError
 from halka.server.requests import Body
-from halka.server.sending import dumps
+from halka.server.wire import dumps
 
 LARGEST = 64 << 10  # bytes of a schema in JSON: compiling it takes a while
 

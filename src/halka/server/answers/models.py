@@ -10,21 +10,21 @@ from fastapi import APIRouter
 from starlette.responses import Response
 
 from halka.server.errors import unknown_model
-from halka.server.guards.access import Caller, Who
-from halka.server.sending import Json
-from halka.server.service import Here, Service
+from halka.server.guards.access import Caller, CallerDep
+from halka.server.service import Service, ServiceDep
+from halka.server.wire import Json
 
 router = APIRouter()
 
 
 @router.get("/v1/models")
-async def list_models(service: Here, caller: Who) -> Response:
+async def list_models(service: ServiceDep, caller: CallerDep) -> Response:
     """List what the caller may name as `model`."""
     return Json({"object": "list", "data": await to_thread.run_sync(_models, service, caller)})
 
 
 @router.get("/v1/models/{model:path}")
-async def get_model(model: str, service: Here, caller: Who) -> Response:
+async def get_model(model: str, service: ServiceDep, caller: CallerDep) -> Response:
     """One of the caller's models."""
     models = await to_thread.run_sync(_models, service, caller)
     entry = next((entry for entry in models if entry["id"] == model), None)
@@ -36,8 +36,8 @@ async def get_model(model: str, service: Here, caller: Who) -> Response:
 def _models(service: Service, caller: Caller) -> list[dict[str, Any]]:
     tenant = service.tenants.of(caller.tenant)
     models = [_entry(service.name, service.created, "halka", None)]
-    if service.library.available:
-        models.append(_entry(service.library.name, service.created, "halka", None))
+    if service.embedders.available:
+        models.append(_entry(service.embedders.default, service.created, "halka", None))
     for name in tenant.store.names():
         if name not in service.own_names and not (tenant.store.folder / name).is_symlink():
             with suppress(FileNotFoundError):  # it was removed meanwhile

@@ -19,9 +19,9 @@ from halka.server.answers.generation import Delta, usage
 from halka.server.answers.responses_request import ResponsesRequest
 from halka.server.answers.tools import Call
 from halka.server.errors import api_error
-from halka.server.guards.access import Who
-from halka.server.sending import Json, begun, event
-from halka.server.service import Here
+from halka.server.guards.access import CallerDep
+from halka.server.service import ServiceDep
+from halka.server.wire import Json, event, start_stream
 
 router = APIRouter()
 
@@ -30,13 +30,13 @@ Event = dict[str, Any]
 
 
 @router.post("/v1/responses")
-async def responses(body: ResponsesRequest, service: Here, caller: Who) -> Response:
+async def responses(body: ResponsesRequest, service: ServiceDep, caller: CallerDep) -> Response:
     """Answer an input, which holds the whole history."""
     chat = await Chat.of(body.as_chat(), service, caller)
-    writing, numbers = Writing(chat, body), count()
+    writer, numbers = ResponseWriter(chat, body), count()
 
     async def events() -> AsyncGenerator[bytes]:
-        async with aclosing(writing.events()) as news:
+        async with aclosing(writer.events()) as news:
             async for one in news:
                 yield event(one | {"sequence_number": next(numbers)}, one["type"])
 
@@ -45,12 +45,12 @@ async def responses(body: ResponsesRequest, service: Here, caller: Who) -> Respo
         return event({**body, "type": "error", "sequence_number": next(numbers)}, "error")
 
     if body.stream:
-        return await begun(events(), failed)
-    return Json(await writing.whole())
+        return await start_stream(events(), failed)
+    return Json(await writer.whole())
 
 
 @dataclass
-class Writing:
+class ResponseWriter:
     """A response as it is written: its items so far, and the events that say so."""
 
     chat: Chat
@@ -77,32 +77,32 @@ class Writing:
                     begun = True
                     for kind in ("created", "in_progress"):
                         yield {"type": f"response.{kind}", "response": self._response("in_progress")}
-                for one in self._of(delta):
+                for one in self._events_of(delta):
                     yield one
 
-    def _of(self, delta: Delta) -> Iterator[Event]:
+    def _events_of(self, delta: Delta) -> Iterator[Event]:
         if delta.call is not None:
-            yield from self._close()
-            yield from self._called(delta.call)
+            yield from self._close_message()
+            yield from self._add_call(delta.call)
         elif delta.finish is None:
-            yield from self._written(delta)
+            yield from self._add_text(delta)
         else:
             if not self.items:
-                yield from self._opened()
-            yield from self._close()
+                yield from self._open_message()
+            yield from self._close_message()
             status = "incomplete" if delta.finish == "length" else "completed"
             yield {"type": f"response.{status}", "response": self._response(status, delta.answer)}
 
-    def _written(self, delta: Delta) -> Iterator[Event]:
+    def _add_text(self, delta: Delta) -> Iterator[Event]:
         if not self._open:
-            yield from self._opened()
+            yield from self._open_message()
         part = self.items[-1]["content"][0]
         logprobs = [] if self.chat.body.alternatives is None else self.chat.service.token_texts.for_chat(delta.logprobs)
         part["text"] += delta.text
         part["logprobs"] += logprobs
         yield self._at("response.output_text.delta", content_index=0, delta=delta.text, logprobs=logprobs)
 
-    def _opened(self) -> Iterator[Event]:
+    def _open_message(self) -> Iterator[Event]:
         """A message begins."""
         part = {"type": "output_text", "text": "", "annotations": [], "logprobs": []}
         item = {"id": _id("msg"), "type": "message", "status": "in_progress", "role": "assistant", "content": [part]}
@@ -111,7 +111,7 @@ class Writing:
         yield self._at("response.output_item.added", item={**item, "content": []})
         yield self._at("response.content_part.added", content_index=0, part={**part, "logprobs": []})
 
-    def _close(self) -> Iterator[Event]:
+    def _close_message(self) -> Iterator[Event]:
         """The message that is open, if one is, ends."""
         if self._open:
             item, self._open = self.items[-1], False
@@ -122,7 +122,7 @@ class Writing:
             yield self._at("response.content_part.done", content_index=0, part=part)
             yield self._at("response.output_item.done", item=item)
 
-    def _called(self, call: Call) -> Iterator[Event]:
+    def _add_call(self, call: Call) -> Iterator[Event]:
         item = {
             "id": _id("fc"),
             "type": "function_call",

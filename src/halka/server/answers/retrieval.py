@@ -20,8 +20,7 @@ from halka.server.answers.chat_request import Retrieval
 from halka.server.answers.generation import Delta
 from halka.server.errors import ApiError, refusal
 from halka.server.guards.access import Caller
-from halka.server.resources.collections import scope_of
-from halka.server.resources.library import public_names
+from halka.server.resources.collection_access import open_collection, public_names, scope_of
 from halka.server.service import Service
 from halka.util.errors import HalkaError
 
@@ -90,7 +89,7 @@ class Grounding:
         return self.names[self.passages[number - 1].document]
 
 
-async def grounded(
+async def ground(
     service: Service,
     caller: Caller,
     options: Retrieval,
@@ -111,7 +110,7 @@ async def grounded(
         return [*turns[:-1], {**turns[-1], "content": plain}]
 
     def search() -> Grounding:
-        opened = service.library.open(service.tenants.of(caller.tenant).collections, options.collection)
+        opened = open_collection(service, caller.tenant, options.collection)
         try:
             passages = passages_for(
                 question,
@@ -133,7 +132,7 @@ async def grounded(
             answer=None if passages else ABSTAINED,
         )
 
-    return await service.library.search(search)
+    return await service.threads.search(search)
 
 
 async def prompt_room(service: Service, adapter: str | None, asked: int | None) -> int:
@@ -149,7 +148,7 @@ async def prompt_room(service: Service, adapter: str | None, asked: int | None) 
     return room - answer
 
 
-async def unasked(request: Request, text: str, n: int) -> AsyncGenerator[Delta]:
+async def fixed_answers(request: Request, text: str, n: int) -> AsyncGenerator[Delta]:
     """The answers where no model is asked: this text, `n` times."""
     for index in range(n):
         answer = Answer(request, text=text, finish="stop")

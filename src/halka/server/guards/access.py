@@ -131,7 +131,7 @@ async def caller(request: HttpRequest) -> Caller:
     return caller
 
 
-Who = Annotated[Caller, Depends(caller)]
+CallerDep = Annotated[Caller, Depends(caller)]
 """A route's parameter that is its caller."""
 
 
@@ -146,7 +146,7 @@ def needs(right: Role) -> Callable[[HttpRequest], Awaitable[Caller]]:
     return allowed
 
 
-Manager = Annotated[Caller, Depends(needs("manager"))]
+ManagerDep = Annotated[Caller, Depends(needs("manager"))]
 """A route's parameter that is its caller, who may change what the tenant has."""
 
 

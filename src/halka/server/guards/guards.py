@@ -10,9 +10,9 @@ from starlette.middleware.cors import CORSMiddleware
 from halka.engine import Engine
 from halka.server.guards.access import Access
 from halka.server.guards.bodies import Bodies
+from halka.server.guards.cancellation import Cancellation
+from halka.server.guards.drain import Drain, Draining
 from halka.server.guards.edge import Edge
-from halka.server.guards.ending import Ending
-from halka.server.guards.health import Drain, Draining
 from halka.server.guards.keys import Keys, Limits
 from halka.server.guards.limits import Limiter, Limiting
 from halka.server.guards.metrics import Metrics
@@ -57,5 +57,5 @@ class Guards:
             Middleware(Access, self.keys, settings.cors),
             Middleware(Limiting, self.limiter),
             Middleware(Bodies, int(settings.body_size * MB), int(settings.upload_size * MB)),
-            Middleware(Ending, self.keys, settings.timeout),
+            Middleware(Cancellation, self.keys, settings.timeout),
         ]

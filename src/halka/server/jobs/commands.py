@@ -34,14 +34,14 @@ SUFFIXES = (".jsonl", ".ndjson", ".json", ".csv", ".tsv")
 
 
 @dataclass(frozen=True)
-class Asked:
+class NewJob:
     """A job that may be queued: its request and the files for its folder."""
 
     request: JobRequest
     files: dict[str, bytes | Path]
 
 
-def asked(job: Job, files: Mapping[str, Path], tenant: Tenant, settings: ServerSettings) -> Asked:
+def new_job(job: Job, files: Mapping[str, Path], tenant: Tenant, settings: ServerSettings) -> NewJob:
     """The job as a command. `files` came with the request, as `data` and `validation`; they keep their suffixes.
 
     Raises ApiError that names the field, for what cannot be done.
@@ -68,7 +68,7 @@ def asked(job: Job, files: Mapping[str, Path], tenant: Tenant, settings: ServerS
         command = _evaluation(job, placed, tenant, settings)
     else:
         command = _advice(job, placed, settings)
-    return Asked(
+    return NewJob(
         JobRequest(
             kind=job.kind,
             settings=_public(job),
@@ -114,7 +114,7 @@ def _public(job: Job) -> dict[str, Any]:
 
 def _training(job: TrainJob, placed: Mapping[str, str], settings: ServerSettings) -> bytes:
     """The file for `halka train --config`."""
-    checked = _checked(job.settings)
+    checked = _check_settings(job.settings)
     validation = placed.get(VALIDATION, job.validation)
     return yaml.safe_dump(
         {
@@ -131,7 +131,7 @@ def _training(job: TrainJob, placed: Mapping[str, str], settings: ServerSettings
     ).encode()
 
 
-def _checked(settings: Mapping[str, Any]) -> dict[str, Any]:
+def _check_settings(settings: Mapping[str, Any]) -> dict[str, Any]:
     """The settings of a training that a client may choose: the method, its fields, its text, and TrainConfig's.
 
     Raises ApiError that names a wrong or unknown one.

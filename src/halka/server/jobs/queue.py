@@ -42,7 +42,7 @@ class JobQueue:
 
     def look(self) -> int:
         """Start the jobs that are due; returns how many run now."""
-        self._bury()
+        self._reap()
         if self.at_once < 1:
             return 0
         self._lock.parent.mkdir(parents=True, exist_ok=True)
@@ -143,7 +143,7 @@ class JobQueue:
         self._processes.add(pid)
         return True
 
-    def _bury(self) -> None:
+    def _reap(self) -> None:
         """Take note of processes that have ended."""
         for pid in [*self._processes]:
             with suppress(ChildProcessError):

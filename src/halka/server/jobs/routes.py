@@ -19,17 +19,17 @@ from pydantic import TypeAdapter, ValidationError
 from starlette.responses import Response, StreamingResponse
 
 from halka.server.errors import ApiError, refusal
-from halka.server.guards.access import Caller, Manager
-from halka.server.guards.storing import check_room
-from halka.server.jobs.commands import PREDICTIONS, Asked, asked, check_data
+from halka.server.guards.access import Caller, ManagerDep
+from halka.server.guards.quota import reserve_storage
+from halka.server.jobs.commands import PREDICTIONS, NewJob, check_data, new_job
 from halka.server.jobs.folder import ENDED, JOB, JobFolder, jobs_in
 from halka.server.jobs.requests import Job
 from halka.server.jobs.views import steps_of, view_of
 from halka.server.resources.adapter_files import pieces_of
 from halka.server.resources.uploads import file_name, save, staging
-from halka.server.sending import Events, Json, event
-from halka.server.service import Here, Service
+from halka.server.service import Service, ServiceDep
 from halka.server.tenants import Tenant
+from halka.server.wire import Events, Json, event
 from halka.util.errors import DamagedFolderError, HalkaError
 
 router = APIRouter(tags=["jobs"])
@@ -42,15 +42,15 @@ EVERY, SILENCE = 0.5, 15.0  # seconds between two looks, and after which a comme
 
 
 @router.post("/v1/jobs")
-async def start_job(job: Job, service: Here, caller: Manager) -> Response:
+async def start_job(job: Job, service: ServiceDep, caller: ManagerDep) -> Response:
     """Queue a job whose data is in the request, as rows."""
     return await _start(job, {}, service, caller)
 
 
 @router.post("/v1/jobs/upload")
 async def upload_job(
-    service: Here,
-    caller: Manager,
+    service: ServiceDep,
+    caller: ManagerDep,
     job: Annotated[str, Form(description="the job as JSON, as POST /v1/jobs takes it")],
     data: UploadFile,
     validation: UploadFile | None = None,
@@ -62,7 +62,7 @@ async def upload_job(
         raise RequestValidationError(error.errors()) from None
     async with staging(service) as folder:
         files = {"data": data} | ({} if validation is None else {"validation": validation})
-        await check_room(service, caller, sum(upload.size or 0 for upload in files.values()))
+        await reserve_storage(service, caller, sum(upload.size or 0 for upload in files.values()))
         paths = {
             name: await save(service, upload, folder / f"{name}{Path(file_name(upload)).suffix[:10].lower()}")
             for name, upload in files.items()
@@ -71,7 +71,7 @@ async def upload_job(
 
 
 @router.get("/v1/jobs")
-async def list_jobs(service: Here, caller: Manager) -> Response:
+async def list_jobs(service: ServiceDep, caller: ManagerDep) -> Response:
     """List the caller's jobs, the newest first."""
 
     def views() -> list[dict[str, Any]]:
@@ -81,54 +81,54 @@ async def list_jobs(service: Here, caller: Manager) -> Response:
                 views.append(view_of(job))
         return sorted(views, key=lambda view: -view["created_at"])
 
-    return Json({"object": "list", "data": await service.managing(views)})
+    return Json({"object": "list", "data": await service.threads.manage(views)})
 
 
 @router.get("/v1/jobs/{id}")
-async def get_job(id: str, service: Here, caller: Manager) -> Response:
+async def get_job(id: str, service: ServiceDep, caller: ManagerDep) -> Response:
     """A job: its status, its last step, and what came of it."""
-    return Json(await _of(service, caller, id, view_of))
+    return Json(await _with_job(service, caller, id, view_of))
 
 
 @router.get("/v1/jobs/{id}/events")
 async def watch_job(
-    id: str, service: Here, caller: Manager, last_event_id: Annotated[str | None, Header()] = None
+    id: str, service: ServiceDep, caller: ManagerDep, last_event_id: Annotated[str | None, Header()] = None
 ) -> Response:
     """A job's steps and changes of its status as server-sent events, to its end; also those that were before."""
-    job, _ = await _of(service, caller, id, lambda job: (job, view_of(job)))
+    job, _ = await _with_job(service, caller, id, lambda job: (job, view_of(job)))
     after = int(last_event_id) if last_event_id and last_event_id.isascii() and last_event_id.isdigit() else 0
     return Events(_events(job, after, service))
 
 
 @router.get("/v1/jobs/{id}/predictions")
-async def get_predictions(id: str, service: Here, caller: Manager) -> Response:
+async def get_predictions(id: str, service: ServiceDep, caller: ManagerDep) -> Response:
     """The answers of an evaluation, a line of JSON each, with what was expected."""
 
     def opened() -> BinaryIO:
         try:
-            return (_job(service, caller, id).path / PREDICTIONS).open("rb")
+            return (_find_job(service, caller, id).path / PREDICTIONS).open("rb")
         except FileNotFoundError:
             raise ApiError(404, "this job has no predictions: an evaluation has, once it is done", param="id") from None
 
-    return StreamingResponse(pieces_of(await service.managing(opened)), media_type="application/jsonl")
+    return StreamingResponse(pieces_of(await service.threads.manage(opened)), media_type="application/jsonl")
 
 
 @router.post("/v1/jobs/{id}/stop")
-async def stop_job(id: str, service: Here, caller: Manager) -> Response:
+async def stop_job(id: str, service: ServiceDep, caller: ManagerDep) -> Response:
     """Stop a job: a training ends after its step with a checkpoint; asked again, it ends at once."""
-    return Json(await _of(service, caller, id, lambda job: _changed(job, JobFolder.stop)))
+    return Json(await _with_job(service, caller, id, lambda job: _change(job, JobFolder.stop)))
 
 
 @router.post("/v1/jobs/{id}/resume")
-async def resume_job(id: str, service: Here, caller: Manager) -> Response:
+async def resume_job(id: str, service: ServiceDep, caller: ManagerDep) -> Response:
     """Queue a job again that was stopped, interrupted or failed; a training goes on from its checkpoint."""
-    return Json(await _of(service, caller, id, lambda job: _changed(job, JobFolder.resume)))
+    return Json(await _with_job(service, caller, id, lambda job: _change(job, JobFolder.resume)))
 
 
 @router.delete("/v1/jobs/{id}")
-async def delete_job(id: str, service: Here, caller: Manager) -> Response:
+async def delete_job(id: str, service: ServiceDep, caller: ManagerDep) -> Response:
     """Remove a job that does not run, with its data; the adapter that it trained stays."""
-    await _of(service, caller, id, _remove)
+    await _with_job(service, caller, id, _remove)
     return Json({"id": id, "object": "job", "deleted": True})
 
 
@@ -138,18 +138,18 @@ async def delete_job(id: str, service: Here, caller: Manager) -> Response:
 async def _start(job: Job, files: Mapping[str, Path], service: Service, caller: Caller) -> Response:
     async with staging(service) as folder:
         tenant = service.tenants.of(caller.tenant)
-        question = await service.managing(_checked, job, files, tenant, service)
-        rows = {name: content for name, content in question.files.items() if isinstance(content, bytes)}
-        await check_room(service, caller, sum(map(len, rows.values())))
-        view = await service.managing(_queue, job, question, rows, tenant, folder)
+        new = await service.threads.manage(_check, job, files, tenant, service)
+        rows = {name: content for name, content in new.files.items() if isinstance(content, bytes)}
+        await reserve_storage(service, caller, sum(map(len, rows.values())))
+        view = await service.threads.manage(_queue, job, new, rows, tenant, folder)
     return Json(view, 201)
 
 
-def _checked(job: Job, files: Mapping[str, Path], tenant: Tenant, service: Service) -> Asked:
+def _check(job: Job, files: Mapping[str, Path], tenant: Tenant, service: Service) -> NewJob:
     """A job that may be queued. Raises ApiError for what cannot be done, and where the tenant has too many."""
     if getattr(job, "name", None) in service.own_names:
         raise ApiError(
-            400, f"{service.name!r} and {service.library.name!r} are the base and the embedder", param="name"
+            400, f"{service.name!r} and {service.embedders.default!r} are the base and the embedder", param="name"
         )
     if len(jobs_in(tenant.jobs)) >= service.settings.jobs_kept:
         raise ApiError(
@@ -158,20 +158,20 @@ def _checked(job: Job, files: Mapping[str, Path], tenant: Tenant, service: Servi
             code="too_many",
             headers={"retry-after": "60"},
         )
-    return asked(job, files, tenant, service.settings)
+    return new_job(job, files, tenant, service.settings)
 
 
-def _queue(job: Job, question: Asked, rows: Mapping[str, bytes], tenant: Tenant, folder: Path) -> dict[str, Any]:
+def _queue(job: Job, new: NewJob, rows: Mapping[str, bytes], tenant: Tenant, folder: Path) -> dict[str, Any]:
     """Queue a job whose data can be used. Raises ApiError where they cannot."""
-    contents = dict(question.files)
+    contents = dict(new.files)
     for name, content in rows.items():
         (folder / name).write_bytes(content)
         contents[name] = folder / name
     check_data({name: path for name, path in contents.items() if isinstance(path, Path)}, job)
-    return view_of(JobFolder.new(tenant.jobs, question.request, contents))
+    return view_of(JobFolder.new(tenant.jobs, new.request, contents))
 
 
-def _job(service: Service, caller: Caller, id: str) -> JobFolder:
+def _find_job(service: Service, caller: Caller, id: str) -> JobFolder:
     """The caller's job of that id. Raises ApiError if there is none."""
     path = service.tenants.of(caller.tenant).jobs / id if ID.fullmatch(id) else None
     if path is None or path.is_symlink() or not (path / JOB).is_file():
@@ -183,19 +183,19 @@ def _no_job(id: str) -> ApiError:
     return ApiError(404, f"there is no job {id[:100]!r}: GET /v1/jobs lists those there are", param="id")
 
 
-async def _of(service: Service, caller: Caller, id: str, function: Callable[[JobFolder], T]) -> T:
+async def _with_job(service: Service, caller: Caller, id: str, function: Callable[[JobFolder], T]) -> T:
     """What a function returns of the caller's job. Raises ApiError if there is none, or none any more."""
 
     def call() -> T:
         try:
-            return function(_job(service, caller, id))
+            return function(_find_job(service, caller, id))
         except FileNotFoundError:
             raise _no_job(id) from None
 
-    return await service.managing(call)
+    return await service.threads.manage(call)
 
 
-def _changed(job: JobFolder, change: Any) -> dict[str, Any]:
+def _change(job: JobFolder, change: Any) -> dict[str, Any]:
     try:
         change(job)
     except HalkaError as error:
@@ -231,8 +231,8 @@ async def _events(job: JobFolder, after: int, service: Service) -> AsyncGenerato
     place, status, spoken = 0, "", time.monotonic()
     while True:
         try:
-            view = await service.managing(view_of, job)  # before the steps: at its end none is missing
-            new, place = await service.managing(steps_of, job, place)
+            view = await service.threads.manage(view_of, job)  # before the steps: at its end none is missing
+            new, place = await service.threads.manage(steps_of, job, place)
         except FileNotFoundError:  # it was deleted
             return
         for step in new:

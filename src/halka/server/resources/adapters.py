@@ -18,8 +18,8 @@ from pydantic import Field
 from starlette.responses import Response, StreamingResponse
 
 from halka.server.errors import ApiError, public, refusal
-from halka.server.guards.access import Caller, Manager, Who
-from halka.server.guards.storing import check_room
+from halka.server.guards.access import Caller, CallerDep, ManagerDep
+from halka.server.guards.quota import reserve_storage
 from halka.server.requests import Body, Name
 from halka.server.resources import pinned
 from halka.server.resources.adapter_files import (
@@ -35,9 +35,9 @@ from halka.server.resources.adapter_files import (
     zipped,
 )
 from halka.server.resources.uploads import file_name, save, staging
-from halka.server.sending import Json
-from halka.server.service import Here, Service
+from halka.server.service import Service, ServiceDep
 from halka.server.tenants import Tenant
+from halka.server.wire import Json
 from halka.storage.adapter_store import Stored
 from halka.util.errors import HalkaError, UnknownAdapterError
 from halka.util.files import is_portable_name
@@ -54,14 +54,14 @@ class FromRoot(Body):
 
 
 @router.get("/v1/adapters")
-async def list_adapters(service: Here, caller: Who) -> Response:
+async def list_adapters(service: ServiceDep, caller: CallerDep) -> Response:
     """List the caller's adapters."""
-    return Json({"object": "list", "data": await service.managing(_all, service, caller)})
+    return Json({"object": "list", "data": await service.threads.manage(_describe_all, service, caller)})
 
 
 @router.post("/v1/adapters")
 async def upload_adapter(
-    service: Here, caller: Manager, name: Annotated[Name, Form()], files: list[UploadFile]
+    service: ServiceDep, caller: ManagerDep, name: Annotated[Name, Form()], files: list[UploadFile]
 ) -> Response:
     """Add an adapter by its files, or the next version of one: the configuration, safetensors, and halka.json."""
     names = [file_name(upload) for upload in files]
@@ -69,69 +69,71 @@ async def upload_adapter(
         raise ApiError(400, "two files have the same name", param="files")
     sizes = {name: upload.size or 0 for name, upload in zip(names, files, strict=True)}
     check_names(sizes)
-    await check_room(service, caller, sum(sizes.values()))
+    await reserve_storage(service, caller, sum(sizes.values()))
     async with staging(service) as folder:
         for file, upload in zip(names, files, strict=True):
             await save(service, upload, folder / file)
-        return await _added(service, caller, name, folder)
+        return await _verify_and_add(service, caller, name, folder)
 
 
 @router.post("/v1/adapters/import")
-async def import_adapter(body: FromRoot, service: Here, caller: Manager) -> Response:
+async def import_adapter(body: FromRoot, service: ServiceDep, caller: ManagerDep) -> Response:
     """Add an adapter from a folder that the server may load from, or the next version of one."""
     async with staging(service) as folder:
-        files = await service.managing(files_below, service.settings.adapter_roots, body.folder)
+        files = await service.threads.manage(files_below, service.settings.adapter_roots, body.folder)
         try:
-            await check_room(service, caller, sum(sizes_of(files).values()))
-            await service.managing(copy_files, files, folder)
+            await reserve_storage(service, caller, sum(sizes_of(files).values()))
+            await service.threads.manage(copy_files, files, folder)
         finally:
             close(files)
-        return await _added(service, caller, body.name or body.folder.rpartition("/")[2], folder)
+        return await _verify_and_add(service, caller, body.name or body.folder.rpartition("/")[2], folder)
 
 
 @router.get("/v1/adapters/{name}")
-async def get_adapter(name: str, service: Here, caller: Who, version: Version = None) -> Response:
+async def get_adapter(name: str, service: ServiceDep, caller: CallerDep, version: Version = None) -> Response:
     """One of the caller's adapters: its versions, and one of them, by default the newest."""
-    return Json(await service.managing(lambda: _described(service, caller, name, version)))
+    return Json(await service.threads.manage(lambda: _describe(service, caller, name, version)))
 
 
 @router.post("/v1/adapters/{name}/load")
-async def load_adapter(name: str, service: Here, caller: Manager) -> Response:
+async def load_adapter(name: str, service: ServiceDep, caller: ManagerDep) -> Response:
     """Load an adapter now, so that the next request need not wait for it."""
-    return await _done(service, caller, name, service.engine.load)
+    return await _in_engine(service, caller, name, service.engine.load)
 
 
 @router.post("/v1/adapters/{name}/pin")
-async def pin_adapter(name: str, service: Here, caller: Manager) -> Response:
+async def pin_adapter(name: str, service: ServiceDep, caller: ManagerDep) -> Response:
     """Load an adapter, and never evict it, within the tenant's share of the memory."""
 
     async def pin(engine_name: str) -> None:
         await service.engine.load(engine_name)
         await service.engine.call(lambda: pinned.pin(service, caller, engine_name))
 
-    return await _done(service, caller, name, pin)
+    return await _in_engine(service, caller, name, pin)
 
 
 @router.post("/v1/adapters/{name}/unpin")
-async def unpin_adapter(name: str, service: Here, caller: Manager) -> Response:
+async def unpin_adapter(name: str, service: ServiceDep, caller: ManagerDep) -> Response:
     """Let an adapter be evicted by use again."""
-    return await _done(
+    return await _in_engine(
         service, caller, name, lambda of: service.engine.call(lambda: service.engine.engine.adapters.unpin(of))
     )
 
 
 @router.post("/v1/adapters/{name}/unload")
-async def unload_adapter(name: str, service: Here, caller: Manager) -> Response:
+async def unload_adapter(name: str, service: ServiceDep, caller: ManagerDep) -> Response:
     """Evict an adapter that no request uses; it is loaded again when one does."""
-    return await _done(
+    return await _in_engine(
         service, caller, name, lambda of: service.engine.call(lambda: service.engine.engine.adapters.unload(of))
     )
 
 
 @router.get("/v1/adapters/{name}/files/{file}")
-async def download_file(name: str, file: str, service: Here, caller: Manager, version: Version = None) -> Response:
+async def download_file(
+    name: str, file: str, service: ServiceDep, caller: ManagerDep, version: Version = None
+) -> Response:
     """One file of an adapter."""
-    _, files = await service.managing(_opened, service.tenants.of(caller.tenant), name, version)
+    _, files = await service.threads.manage(_open_files, service.tenants.of(caller.tenant), name, version)
     chosen = files.pop(file, None)
     close(files)
     if chosen is None:
@@ -144,48 +146,42 @@ async def download_file(name: str, file: str, service: Here, caller: Manager, ve
 
 
 @router.get("/v1/adapters/{name}/archive")
-async def download_archive(name: str, service: Here, caller: Manager, version: Version = None) -> Response:
+async def download_archive(name: str, service: ServiceDep, caller: ManagerDep, version: Version = None) -> Response:
     """All files of an adapter as one zip."""
-    stored, files = await service.managing(_opened, service.tenants.of(caller.tenant), name, version)
+    stored, files = await service.threads.manage(_open_files, service.tenants.of(caller.tenant), name, version)
     return StreamingResponse(
         zipped(files), media_type="application/zip", headers=_attachment(f"{name}-{stored.version}.zip")
     )
 
 
 @router.delete("/v1/adapters/{name}")
-async def delete_adapter(name: str, service: Here, caller: Manager, version: Version = None) -> Response:
+async def delete_adapter(name: str, service: ServiceDep, caller: ManagerDep, version: Version = None) -> Response:
     """Remove a version of an adapter, or all of them. Requests under way that have it finish with it."""
     tenant = service.tenants.of(caller.tenant)
 
     def remove() -> bool:
-        with _found(name, version):
+        with _missing_is_404(name, version):
             stored_inside(tenant.store, name, version)
             tenant.store.remove(name, version)
         return name not in tenant.store.names()
 
-    if await service.managing(remove):
-        await service.engine.call(lambda: _let_go(service, tenant.engine_name(name)))
+    if await service.threads.manage(remove):
+        await service.engine.call(lambda: _evict_removed(service, tenant.engine_name(name)))
     return Json({"id": name, "object": "adapter", "version": version, "deleted": True})
 
 
 # ── inside ──────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
-def _stored(tenant: Tenant, name: str, version: int | None = None) -> Stored:
-    """The tenant's adapter of that name. Raises ApiError if there is none."""
-    with _found(name, version):
-        return stored_inside(tenant.store, name, version)
-
-
-def _opened(tenant: Tenant, name: str, version: int | None) -> tuple[Stored, dict[str, BinaryIO]]:
+def _open_files(tenant: Tenant, name: str, version: int | None) -> tuple[Stored, dict[str, BinaryIO]]:
     """An adapter with its files, opened. Raises ApiError if there is none."""
-    with _found(name, version):
+    with _missing_is_404(name, version):
         stored = stored_inside(tenant.store, name, version)
         return stored, opened_files(stored.folder)
 
 
 @contextmanager
-def _found(name: str, version: int | None = None) -> Iterator[None]:
+def _missing_is_404(name: str, version: int | None = None) -> Iterator[None]:
     """Raises ApiError in the place of errors that say that an adapter is not there, or is removed meanwhile."""
     try:
         yield
@@ -194,7 +190,7 @@ def _found(name: str, version: int | None = None) -> Iterator[None]:
         raise ApiError(404, f"there is no adapter {wanted}: GET /v1/adapters lists those there are") from None
 
 
-async def _added(service: Service, caller: Caller, name: str, folder: Path) -> Response:
+async def _verify_and_add(service: Service, caller: Caller, name: str, folder: Path) -> Response:
     """Verify an adapter in a folder and store it."""
     tenant = service.tenants.of(caller.tenant)
     if name in service.own_names:
@@ -202,8 +198,8 @@ async def _added(service: Service, caller: Caller, name: str, folder: Path) -> R
     check_inside(tenant.store, name)
     size = await verify(service, folder)
     await service.engine.call(lambda: pinned.check_successor(service, caller, tenant.engine_name(name), size))
-    stored = await service.managing(tenant.store.add, folder, name)
-    return Json(await service.managing(lambda: _described(service, caller, name, stored.version)), 201)
+    stored = await service.threads.manage(tenant.store.add, folder, name)
+    return Json(await service.threads.manage(lambda: _describe(service, caller, name, stored.version)), 201)
 
 
 async def verify(service: Service, folder: Path) -> int:
@@ -219,49 +215,52 @@ async def verify(service: Service, folder: Path) -> int:
             return await service.engine.call(lambda: sum(version.bytes for version in loaded if version.name == name))
         finally:
             with CancelScope(shield=True):  # also where the client has left
-                await service.engine.call(lambda: _take_back(service, name))
+                await service.engine.call(lambda: _remove_upload(service, name))
     except (HalkaError, OSError) as error:
         raise ApiError(400, public(str(error).replace(f"{folder}/", "").replace(str(folder), "the adapter"))) from None
 
 
-def _take_back(service: Service, name: str) -> None:
+def _remove_upload(service: Service, name: str) -> None:
     with suppress(HalkaError):  # it is not there
         service.engine.engine.adapters.unload(name)
         service.engine.engine.drop(name)
 
 
-def _let_go(service: Service, name: str) -> None:
+def _evict_removed(service: Service, name: str) -> None:
     """Evict an adapter that is in no store any more, unless requests have it: then by use."""
     service.engine.engine.adapters.unpin(name)
     with suppress(HalkaError):
         service.engine.engine.adapters.unload(name)
 
 
-async def _done(service: Service, caller: Caller, name: str, change: Callable[[str], Awaitable[object]]) -> Response:
+async def _in_engine(
+    service: Service, caller: Caller, name: str, change: Callable[[str], Awaitable[object]]
+) -> Response:
     """Change what the engine has of an adapter; the response describes it."""
     tenant = service.tenants.of(caller.tenant)
-    await service.managing(_stored, tenant, name)
+    with _missing_is_404(name):
+        await service.threads.manage(stored_inside, tenant.store, name)
     try:
         await change(tenant.engine_name(name))
     except UnknownAdapterError:
         raise
     except HalkaError as error:
         raise refusal(error, 409, tenant=tenant.name, code="wrong_status") from None
-    return Json(await service.managing(lambda: _described(service, caller, name)))
+    return Json(await service.threads.manage(lambda: _describe(service, caller, name)))
 
 
-def _all(service: Service, caller: Caller) -> list[dict[str, Any]]:
+def _describe_all(service: Service, caller: Caller) -> list[dict[str, Any]]:
     described = list[dict[str, Any]]()
     for name in service.tenants.of(caller.tenant).store.names():
         with suppress(ApiError):  # removed meanwhile, or a link
-            described.append(_described(service, caller, name))
+            described.append(_describe(service, caller, name))
     return described
 
 
-def _described(service: Service, caller: Caller, name: str, version: int | None = None) -> dict[str, Any]:
+def _describe(service: Service, caller: Caller, name: str, version: int | None = None) -> dict[str, Any]:
     """An adapter as clients see it, without any path."""
     tenant = service.tenants.of(caller.tenant)
-    with _found(name, version):
+    with _missing_is_404(name, version):
         stored = stored_inside(tenant.store, name, version)
         files = {path.name: path.stat().st_size for path in sorted(stored.folder.iterdir()) if path.is_file()}
         versions, created = tenant.store.versions(name), int(stored.folder.stat().st_mtime)

@@ -16,19 +16,25 @@ from fastapi import APIRouter, Form, UploadFile
 from pydantic import Field
 from starlette.responses import Response
 
-from halka.rag.collection import Collection
 from halka.rag.retrieve import Mode, Retriever
-from halka.rag.store import EVERYONE, Document, Scope
+from halka.rag.store import EVERYONE, Document
 from halka.rag.texts import is_readable
 from halka.server.errors import ApiError, public, refusal
-from halka.server.guards.access import Caller, Manager, Who
-from halka.server.guards.storing import check_room
+from halka.server.guards.access import Caller, CallerDep, ManagerDep
+from halka.server.guards.quota import reserve_storage
 from halka.server.requests import Body, Labels, Name
-from halka.server.resources.library import names_of, public_names
-from halka.server.resources.reading import read_apart
+from halka.server.resources.collection_access import (
+    collection_names,
+    find_document,
+    new_collection,
+    open_collection,
+    public_names,
+    scope_of,
+)
+from halka.server.resources.document_reader import read_apart
 from halka.server.resources.uploads import file_name, save, staging
-from halka.server.sending import Json
-from halka.server.service import Here, Service
+from halka.server.service import Service, ServiceDep
+from halka.server.wire import Json
 from halka.util.errors import HalkaError
 
 router = APIRouter(tags=["collections"])
@@ -49,57 +55,57 @@ class Search(Body):
 
 
 @router.get("/v1/collections")
-async def list_collections(service: Here, caller: Who) -> Response:
+async def list_collections(service: ServiceDep, caller: CallerDep) -> Response:
     """List the caller's collections."""
 
-    def described() -> list[dict[str, Any]]:
-        return [_described(service, caller, name) for name in names_of(_place(service, caller))]
+    def describe() -> list[dict[str, Any]]:
+        return [_describe(service, caller, name) for name in collection_names(service, caller.tenant)]
 
-    return Json({"object": "list", "data": await service.library.search(described)})
+    return Json({"object": "list", "data": await service.threads.search(describe)})
 
 
 @router.post("/v1/collections")
-async def create_collection(body: NewCollection, service: Here, caller: Manager) -> Response:
+async def create_collection(body: NewCollection, service: ServiceDep, caller: ManagerDep) -> Response:
     """Create an empty collection."""
 
     def create() -> dict[str, Any]:
-        service.library.create(_place(service, caller), body.name)
-        return _described(service, caller, body.name)
+        new_collection(service, caller.tenant, body.name)
+        return _describe(service, caller, body.name)
 
-    return Json(await service.library.read(create), 201)
+    return Json(await service.threads.ingest(create), 201)
 
 
 @router.get("/v1/collections/{collection}")
-async def get_collection(collection: str, service: Here, caller: Who) -> Response:
+async def get_collection(collection: str, service: ServiceDep, caller: CallerDep) -> Response:
     """A collection: how many documents and passages it has."""
-    return Json(await service.library.search(lambda: _described(service, caller, collection)))
+    return Json(await service.threads.search(_describe, service, caller, collection))
 
 
 @router.delete("/v1/collections/{collection}")
-async def delete_collection(collection: str, service: Here, caller: Manager) -> Response:
+async def delete_collection(collection: str, service: ServiceDep, caller: ManagerDep) -> Response:
     """Remove a collection with all its documents."""
-    await service.library.alone(lambda: _open(service, caller, collection).delete())
+    await service.threads.exclusive(lambda: open_collection(service, caller.tenant, collection).delete())
     return Json({"id": collection, "object": "collection", "deleted": True})
 
 
 @router.get("/v1/collections/{collection}/documents")
-async def list_documents(collection: str, service: Here, caller: Who) -> Response:
+async def list_documents(collection: str, service: ServiceDep, caller: CallerDep) -> Response:
     """List the documents that the caller may read."""
 
     def documents() -> list[dict[str, Any]]:
-        opened = _open(service, caller, collection)
+        opened = open_collection(service, caller.tenant, collection)
         documents = opened.documents(scope_of(caller))
         names = public_names(opened, (document.name for document in documents))
         return [_document(document, names[document.name]) for document in documents]
 
-    return Json({"object": "list", "data": await service.library.search(documents)})
+    return Json({"object": "list", "data": await service.threads.search(documents)})
 
 
 @router.post("/v1/collections/{collection}/documents")
 async def upload_documents(
     collection: str,
-    service: Here,
-    caller: Manager,
+    service: ServiceDep,
+    caller: ManagerDep,
     files: list[UploadFile],
     readers: Annotated[Labels | None, Form()] = None,
     tags: Annotated[Labels | None, Form()] = None,
@@ -110,8 +116,8 @@ async def upload_documents(
         raise ApiError(400, "two files have the same name", param="files")
     if unread := next((name for name in names if not is_readable(Path(name))), None):
         raise ApiError(400, f"{unread}: files of this kind are not read: convert it to text", param="files")
-    await service.managing(_open, service, caller, collection)
-    await check_room(service, caller, sum(upload.size or 0 for upload in files))
+    await service.threads.manage(open_collection, service, caller.tenant, collection)
+    await reserve_storage(service, caller, sum(upload.size or 0 for upload in files))
     async with staging(service) as folder:
         paths = [
             await save(service, upload, folder / f"{number}{Path(name).suffix.lower()}")
@@ -124,7 +130,7 @@ async def upload_documents(
                 yield file
 
         def put() -> list[dict[str, Any]]:
-            opened = _open(service, caller, collection)
+            opened = open_collection(service, caller.tenant, collection)
             access = {"readers": readers or (EVERYONE,), "tags": tags or ()}
             read = partial(read_apart, characters=service.settings.document_characters)
             events = opened.put_files(wanted(), **access, read=read)
@@ -134,31 +140,31 @@ async def upload_documents(
                 for event in events
             ]
 
-        taken = await service.library.read(put)
+        taken = await service.threads.ingest(put)
     if all(event["status"] == "skipped" for event in taken):
         raise ApiError(400, taken[0]["reason"], param="files", code="unreadable_document")
     return Json({"object": "list", "data": taken}, 201)
 
 
 @router.delete("/v1/collections/{collection}/documents/{document:path}")
-async def delete_document(collection: str, document: str, service: Here, caller: Manager) -> Response:
+async def delete_document(collection: str, document: str, service: ServiceDep, caller: ManagerDep) -> Response:
     """Remove a document at once, with all its passages."""
 
     def remove() -> None:
-        opened = _open(service, caller, collection)
-        opened.remove([_named(opened, document, None)])
+        opened = open_collection(service, caller.tenant, collection)
+        opened.remove([find_document(opened, document, None)])
 
-    await service.library.read(remove)
+    await service.threads.ingest(remove)
     return Json({"id": document, "object": "document", "deleted": True})
 
 
 @router.post("/v1/collections/{collection}/search")
-async def search_collection(collection: str, body: Search, service: Here, caller: Who) -> Response:
+async def search_collection(collection: str, body: Search, service: ServiceDep, caller: CallerDep) -> Response:
     """Find the passages that best fit a query."""
 
     def search() -> list[dict[str, Any]]:
-        opened = _open(service, caller, collection)
-        under = "" if body.document is None else _named(opened, body.document, scope_of(caller))
+        opened = open_collection(service, caller.tenant, collection)
+        under = "" if body.document is None else find_document(opened, body.document, scope_of(caller))
         scope = scope_of(caller, body.tags or (), under)
         try:
             hits = Retriever(opened, body.mode or "hybrid").search(body.query, body.count or 8, scope)
@@ -181,38 +187,14 @@ async def search_collection(collection: str, body: Search, service: Here, caller
             for hit in hits
         ]
 
-    return Json({"object": "list", "data": await service.library.search(search)})
-
-
-def scope_of(caller: Caller, tags: Any = (), under: str = "") -> Scope:
-    """What the caller may read: what everyone may, and what its tenant, its role or its key may."""
-    readers = {caller.tenant, caller.role, *([caller.key.id] if caller.key is not None else [])}
-    return Scope(frozenset(readers), under, frozenset(tags))
+    return Json({"object": "list", "data": await service.threads.search(search)})
 
 
 # ── inside ──────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
-def _place(service: Service, caller: Caller) -> Path:
-    return service.tenants.of(caller.tenant).collections
-
-
-def _open(service: Service, caller: Caller, name: str) -> Collection:
-    return service.library.open(_place(service, caller), name)
-
-
-def _named(collection: Collection, public: str, scope: Scope | None) -> str:
-    """The document in the scope that clients call so. Raises ApiError if there is none, or several."""
-    names = public_names(collection, (document.name for document in collection.documents(scope)))
-    meant = [name for name, called in names.items() if called == public]
-    if len(meant) != 1:
-        reason = f"several documents are called {public[:200]!r}" if meant else f"there is no document {public[:200]!r}"
-        raise ApiError(409 if meant else 404, f"{reason} in this collection", param="document")
-    return meant[0]
-
-
-def _described(service: Service, caller: Caller, name: str) -> dict[str, Any]:
-    documents = _open(service, caller, name).documents(scope_of(caller))
+def _describe(service: Service, caller: Caller, name: str) -> dict[str, Any]:
+    documents = open_collection(service, caller.tenant, name).documents(scope_of(caller))
     return {
         "id": name,
         "object": "collection",

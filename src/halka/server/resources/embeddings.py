@@ -13,10 +13,10 @@ from starlette.responses import Response
 
 from halka.rag.embed import Embedder
 from halka.server.errors import ApiError, unknown_model
-from halka.server.guards.access import Who
+from halka.server.guards.access import CallerDep
 from halka.server.requests import ANY, Body
-from halka.server.sending import Json
-from halka.server.service import Here
+from halka.server.service import ServiceDep
+from halka.server.wire import Json
 
 router = APIRouter()
 MOST = 2048  # texts of a request, as OpenAI has it
@@ -46,17 +46,17 @@ class EmbeddingsRequest(Body):
 
 
 @router.post("/v1/embeddings")
-async def embeddings(body: EmbeddingsRequest, service: Here, caller: Who) -> Response:
+async def embeddings(body: EmbeddingsRequest, service: ServiceDep, caller: CallerDep) -> Response:
     """Embed a text, or each of a list."""
-    if body.model != service.library.name:
+    if body.model != service.embedders.default:
         raise unknown_model(body.model)
     texts = [body.input] if isinstance(body.input, str) else body.input
-    embedder = await service.library.search(service.library.embedder)
-    tokens = await service.library.search(lambda: _tokens(embedder, texts))
+    embedder = await service.threads.search(service.embedders.get)
+    tokens = await service.threads.search(lambda: _tokens(embedder, texts))
     if caller.lease is not None:
         caller.lease.reserve(0, tokens)
         caller.lease.spend(tokens)
-    vectors = await service.library.search(lambda: embedder.passages(texts))
+    vectors = await service.threads.search(lambda: embedder.passages(texts))
     data = [
         {"object": "embedding", "index": index, "embedding": _encoded(vector, body.encoding_format)}
         for index, vector in enumerate(vectors)

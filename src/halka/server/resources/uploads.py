@@ -29,12 +29,12 @@ SEPARATORS = re.compile(r"[/\\\x00]")
 async def staging(service: Service) -> AsyncIterator[Path]:
     """A folder for one request's files, below the server's data, which is removed at the block's end."""
     folder = service.settings.data / "uploads" / uuid.uuid4().hex
-    await service.managing(lambda: folder.mkdir(parents=True, mode=0o700))
+    await service.threads.manage(lambda: folder.mkdir(parents=True, mode=0o700))
     try:
         yield folder
     finally:
         with CancelScope(shield=True):  # also where the client has left
-            await service.managing(lambda: shutil.rmtree(folder, ignore_errors=True))
+            await service.threads.manage(lambda: shutil.rmtree(folder, ignore_errors=True))
 
 
 def remove_stale(data: Path) -> None:
@@ -52,7 +52,7 @@ async def save(service: Service, upload: UploadFile, path: Path) -> Path:
         with path.open("xb") as file:
             shutil.copyfileobj(upload.file, file, 1 << 20)
 
-    await service.managing(copy)
+    await service.threads.manage(copy)
     return path
 
 

@@ -9,7 +9,7 @@ import uvicorn
 from starlette.types import ASGIApp
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
-from halka.server.guards.health import Drain
+from halka.server.guards.drain import Drain
 
 PATIENCE = 30.0  # seconds that a client may take for a request's head, or without reading what it asked for
 CONNECTIONS = 1000

@@ -6,7 +6,7 @@ import json
 
 import pytest
 
-from halka.server.sending import dumps, event
+from halka.server.wire import dumps, event
 
 
 @pytest.mark.parametrize("number", [float("nan"), float("inf"), -float("inf")])

@@ -1,4 +1,4 @@
-"""Reads an uploaded file's text in a process of its own: `python -m halka.server.resources.reading FILE CHARACTERS`.
+"""Reads an uploaded file's text in a process of its own: `python -m halka.server.resources.document_reader FILE MOST`.
 
 A document may be made to crash its reader, keep it busy, or take all memory: then this process ends, and no other. Of
 what it writes only so much is read, so that a small file that expands does not fill the server's memory either.
@@ -24,7 +24,7 @@ PLAIN = (".md", ".markdown", ".txt", ".text", ".rst")  # decoded, and nothing mo
 SECONDS, MEMORY = 120, 4 * 10**9
 WIDEST = 4  # bytes of a character in UTF-8
 BESIDE = 1 << 20  # bytes of JSON beside the text
-READER = (sys.executable, "-m", "halka.server.resources.reading")
+READER = (sys.executable, "-m", "halka.server.resources.document_reader")
 
 
 def read_apart(

@@ -7,7 +7,7 @@ import sys
 import pytest
 
 from halka.rag.texts import Text, Unreadable, read_text
-from halka.server.resources.reading import read_apart
+from halka.server.resources.document_reader import read_apart
 
 MANY = 10**6  # characters
 

@@ -16,7 +16,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from halka.server.errors import ApiError
 from halka.server.guards.access import Caller
 from halka.server.guards.keys import Keys
-from halka.server.sending import dumps
+from halka.server.wire import dumps
 
 LOOK = 1.0  # seconds between two looks at a key
 LATER = {"retry-after": "10"}
@@ -24,7 +24,7 @@ LATER = {"retry-after": "10"}
 log = logging.getLogger("halka.server")
 
 
-class Ending:
+class Cancellation:
     """Middleware around the application.
 
     timeout  seconds without anything sent after which a request ends

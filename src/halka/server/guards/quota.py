@@ -11,12 +11,12 @@ from halka.server.guards.access import Caller
 from halka.server.service import Service
 
 
-async def check_room(service: Service, caller: Caller, more: int) -> None:
+async def reserve_storage(service: Service, caller: Caller, more: int) -> None:
     """Hold room for so many bytes until the request ends. Raises ApiError where the tenant would have too many."""
     if caller.lease is None:
         return
     tenant = service.tenants.of(caller.tenant)
-    stored = await service.managing(_bytes_below, (tenant.store.folder, tenant.collections, tenant.jobs))
+    stored = await service.threads.manage(_bytes_below, (tenant.store.folder, tenant.collections, tenant.jobs))
     caller.lease.store(caller.tenant, stored, more)
 
 

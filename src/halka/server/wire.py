@@ -63,7 +63,7 @@ def event(value: Any, name: str | None = None) -> bytes:
 DONE = b"data: [DONE]\n\n"
 
 
-async def begun(chunks: AsyncGenerator[bytes], failed: Callable[[Exception], bytes]) -> Events:
+async def start_stream(chunks: AsyncGenerator[bytes], failed: Callable[[Exception], bytes]) -> Events:
     """The chunks as events, from their first on: what fails before that is an error with a status of its own.
 
     failed  the event of an error that comes later

@@ -1,0 +1,80 @@
+"""A tenant's collections as its callers see them: which there are, who may read what, what documents are called."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path, PurePath
+
+from halka.rag.collection import Collection
+from halka.rag.collection_folder import CollectionFolder
+from halka.rag.collection_folder import collection_names as names_in
+from halka.rag.roots import Root
+from halka.rag.store import Scope, within
+from halka.server.errors import ApiError
+from halka.server.guards.access import Caller
+from halka.server.service import Service
+from halka.util.files import is_portable_name
+
+
+def collection_names(service: Service, tenant: str) -> list[str]:
+    """The names of a tenant's collections; those of others, reached by links, are none."""
+    folder = _folder(service, tenant)
+    return [name for name in names_in(folder) if not (folder / name).is_symlink()]
+
+
+def open_collection(service: Service, tenant: str, name: str) -> Collection:
+    """The tenant's collection of that name. Raises ApiError if there is none."""
+    folder = CollectionFolder(_folder(service, tenant) / name)
+    if not is_portable_name(name) or folder.path.is_symlink() or not folder.exists:
+        raise ApiError(
+            404,
+            f"there is no collection {name[:100]!r}: GET /v1/collections lists those there are",
+            param="collection",
+            code="collection_not_found",
+        )
+    return Collection(folder.path, service.embedders.get(folder.settings()["embedder"]))
+
+
+def new_collection(service: Service, tenant: str, name: str) -> Collection:
+    """A new collection. Raises ApiError if there is one of that name."""
+    if name in collection_names(service, tenant):
+        raise ApiError(409, f"there is a collection {name!r} already", param="name", code="collection_exists")
+    return Collection(_folder(service, tenant) / name, service.embedders.get())
+
+
+def scope_of(caller: Caller, tags: Iterable[str] = (), under: str = "") -> Scope:
+    """What the caller may read: what everyone may, and what its tenant, its role or its key may."""
+    readers = {caller.tenant, caller.role, *([caller.key.id] if caller.key is not None else [])}
+    return Scope(frozenset(readers), under, frozenset(tags))
+
+
+def public_names(collection: Collection, documents: Iterable[str]) -> dict[str, str]:
+    """What clients call documents, by their names: the files of a folder are called as it is, without what is above.
+
+    Documents that came over HTTP, or as texts, have no paths and are called what they are.
+    """
+    roots = collection.roots
+    return {name: _public(name, roots) for name in documents}
+
+
+def find_document(collection: Collection, public: str, scope: Scope | None) -> str:
+    """The document in the scope that clients call so. Raises ApiError if there is none, or several."""
+    names = public_names(collection, (document.name for document in collection.documents(scope)))
+    meant = [name for name, called in names.items() if called == public]
+    if len(meant) != 1:
+        reason = f"several documents are called {public[:200]!r}" if meant else f"there is no document {public[:200]!r}"
+        raise ApiError(409 if meant else 404, f"{reason} in this collection", param="document")
+    return meant[0]
+
+
+def _folder(service: Service, tenant: str) -> Path:
+    return service.tenants.of(tenant).collections
+
+
+def _public(name: str, roots: Iterable[Root]) -> str:
+    if not PurePath(name).is_absolute():
+        return name
+    above = [root.path for root in roots if within(name, root.path)]
+    if not above:
+        return PurePath(name).name
+    return PurePath(name).relative_to(PurePath(max(above, key=len)).parent).as_posix()

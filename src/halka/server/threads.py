@@ -1,0 +1,52 @@
+"""`Threads`: what blocks runs in threads, so many at a time for each kind of work.
+
+Managers' files and locks, searches, and documents that are taken in have threads of their own, so that no number of
+uploads keeps anybody from an answer, and the engine has the processor's cores.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TypeVar
+
+from anyio import CapacityLimiter, to_thread
+
+T = TypeVar("T")
+
+MANAGERS = 8
+
+
+class Workers:
+    """So many threads for one kind of work; more calls wait for their turn."""
+
+    def __init__(self, threads: int):
+        self.limiter = CapacityLimiter(threads)
+
+    @property
+    def waiting(self) -> int:
+        """How many calls wait for a thread."""
+        return self.limiter.statistics().tasks_waiting
+
+    async def __call__(self, function: Callable[..., T], *arguments: object) -> T:
+        """What a function returns that blocks."""
+        return await to_thread.run_sync(function, *arguments, limiter=self.limiter)
+
+
+class Threads:
+    """The threads of a server, but for those that texts become tokens in.
+
+    manage  stores, uploads and jobs
+    search  what embeds little
+    ingest  what takes documents in
+    """
+
+    def __init__(self) -> None:
+        self.manage, self.search, self.ingest = Workers(MANAGERS), Workers(1), Workers(1)
+
+    async def exclusive(self, function: Callable[..., T], *arguments: object) -> T:
+        """What a function returns that removes a collection, while nobody searches one or takes documents in.
+
+        Searches go on while it waits for documents.
+        """
+        async with self.ingest.limiter, self.search.limiter:
+            return await to_thread.run_sync(function, *arguments)

@@ -1,0 +1,54 @@
+"""Who waits for files, locks or documents keeps nobody from an answer or a search."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from concurrent.futures import ThreadPoolExecutor
+
+import httpx
+from filelock import FileLock
+
+from halka.server.threads import MANAGERS, Threads
+from halka.storage.adapter_store import LOCKS
+from serving_for_tests import Running, until
+
+
+def test_removals_that_wait_for_a_store_keep_nobody_from_an_answer(base, store, tmp_path):
+    """More than anyio has threads for all."""
+    chat = {"model": "tiny", "messages": [{"role": "user", "content": "Hello"}], "max_tokens": 2}
+    with (
+        Running(base, store, tmp_path / "data") as running,
+        httpx.Client(base_url=running.url, timeout=60) as client,
+        ThreadPoolExecutor(45) as managers,
+    ):
+        manage = running.service.threads.manage
+        with FileLock(store / LOCKS / "lora"):
+            removals = [managers.submit(client.delete, "/v1/adapters/lora") for _ in range(45)]
+            until(lambda: manage.waiting == 45 - MANAGERS, "not all wait")
+            assert client.post("/v1/chat/completions", json=chat, timeout=20).status_code == 200
+            assert not any(removal.done() for removal in removals)
+        assert {removal.result().status_code for removal in removals} <= {200, 404}
+
+
+def test_searches_go_on_while_a_removal_waits_for_documents():
+    threads, begun, taken_in = Threads(), threading.Event(), threading.Event()
+
+    def take_in() -> None:
+        begun.set()
+        taken_in.wait(60)
+
+    async def all_at_once() -> None:
+        ingesting = asyncio.create_task(threads.ingest(take_in))
+        await asyncio.to_thread(begun.wait, 60)
+        removal = asyncio.create_task(threads.exclusive(lambda: None))
+        try:
+            while not threads.ingest.waiting:
+                await asyncio.sleep(0.005)
+            assert await asyncio.wait_for(threads.search(lambda: "a passage"), 20) == "a passage"
+            assert not removal.done()
+        finally:
+            taken_in.set()
+        await asyncio.gather(ingesting, removal)
+
+    asyncio.run(all_at_once())
