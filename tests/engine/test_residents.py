@@ -168,7 +168,7 @@ def test_a_reading_that_was_cancelled_is_made_anew(model, store):
 
     adapters.residents._reader.submit(until_cancelled)
     adapters.prepare([])
-    adapters.rest()
+    adapters.close()
     assert "closed" in str(loading.exception(0))
     again = adapters.load("put")
     while not again.done():

@@ -214,16 +214,10 @@ class Adapters:
             loading.set_exception(error)
         self.loading.clear()
 
-    def rest(self) -> None:
+    def close(self) -> None:
         """Take what was loaded here out of the model; it is loaded again when it is wanted again."""
         self.fail(HalkaError("the engine is closed"))
-        self.residents.rest()
+        self.residents.close()
         for version in self._put.values():
             version.reading = None  # perhaps it was cancelled
-        self._stored.clear()
-
-    def close(self) -> None:
-        """Take what was loaded here out of the model, for good."""
-        self.fail(HalkaError("the engine is closed"))
-        self.residents.close()
         self._stored.clear()

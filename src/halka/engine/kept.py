@@ -36,7 +36,7 @@ class Kept:
 
     def rest(self) -> None:
         """Give back what one engine alone needed, and remember the base as it is."""
-        self.adapters.rest()
+        self.adapters.close()
         self.forward.forget()
         self._base = self._state()
 

@@ -80,14 +80,10 @@ class Residents:
         version.here, version.reading, version.virtual, version.adapter = False, None, None, None
         version.pinned, self.changed = False, True
 
-    def rest(self) -> None:
-        """Take all out of the model; they are loaded again when they are wanted again."""
-        self.close()
-        self._reader = _reader()
-
     def close(self) -> None:
-        """Take all out of the model, for good."""
+        """Take all out of the model; they are loaded again when they are wanted again."""
         self._reader.shutdown(cancel_futures=True)
+        self._reader = _reader()
         for version in [*self.versions]:
             self._evict(version)
 
