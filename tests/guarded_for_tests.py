@@ -110,7 +110,6 @@ async def who(request: Request) -> JSONResponse:
 async def answers(request: Request) -> JSONResponse:
     """Reserves what its body says, waits, and spends what it says."""
     body, held = await request.json(), (await caller(request)).lease
-    assert held is not None
     held.reserve(body["n"], body["tokens"])
     await asyncio.sleep(body.get("seconds", 0))
     if "spend" in body:

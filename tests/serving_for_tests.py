@@ -114,7 +114,7 @@ class Scripted:
         self._behind, self._texts, self._pace = behind, texts, pace
         self.engine, self.asked = behind.engine, list[Request]()
 
-    async def follow(self, request: Request, n: int = 1) -> AsyncIterator[Answer]:
+    async def follow(self, request: Request, n: int = 1, *, pieces: bool = True) -> AsyncIterator[Answer]:
         self.asked.append(request)
         for text in self._texts[:n]:
             answer, letters = Answer(request), "begun" if isinstance(text, Exception) else text

@@ -41,6 +41,20 @@ def test_answers_and_pieces_are_those_of_the_engine(model):
         assert answer.tokens == alone(model, answer.request)
 
 
+def test_who_wants_no_pieces_wakes_at_the_first_token_and_the_end(model):
+    """However many tokens come in between."""
+
+    async def follow():
+        async with AsyncEngine(Engine(model)) as running:
+            progress = running.follow(request("lora", tokens=60), n=2, pieces=False)
+            seen = [(answer, answer.finish) async for answer in progress]
+            assert sum(finish is not None for _, finish in seen) == 2
+            assert len(seen) <= 4
+            assert all(answer.tokens == alone(model, answer.request) for answer, _ in seen)
+
+    in_time(follow())
+
+
 def test_answers_of_one_request_are_followed_together(model):
     async def follow():
         async with AsyncEngine(Engine(model)) as running:

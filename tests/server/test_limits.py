@@ -164,15 +164,15 @@ def test_storage_counts_what_is_on_its_way(clock):
     """By tenant, whichever of its keys adds."""
     limiter = Limiter(Limits(storage=100), 10, clock)
     first, second = leased(limiter, id="a"), leased(limiter, id="b")
-    first.store("acme", 40, 50)
-    error = refused(second.store, "acme", 40, 20)
+    first.reserve_storage("acme", 40, 50)
+    error = refused(second.reserve_storage, "acme", 40, 20)
     assert (error.status, error.code, error.headers) == (413, "storage_full", {})
-    second.store("other", 40, 60)
+    second.reserve_storage("other", 40, 60)
     first.end()
-    second.store("acme", 40, 20)
+    second.reserve_storage("acme", 40, 20)
     second.end()
     assert not +limiter.storing
-    leased(limiter, Limits(storage=1000), id="c").store("acme", 500, 500)
+    leased(limiter, Limits(storage=1000), id="c").reserve_storage("acme", 500, 500)
 
 
 # ── behind the guards ───────────────────────────────────────────────────────────────────────────────────────────────

@@ -9,6 +9,7 @@ import time
 from collections.abc import AsyncGenerator, Callable, Iterable
 from concurrent.futures import Future
 from contextlib import aclosing, suppress
+from dataclasses import dataclass
 from queue import Empty, SimpleQueue
 from typing import TypeVar
 
@@ -20,6 +21,15 @@ LOG = logging.getLogger(__name__)
 T = TypeVar("T")
 
 PIECES = 250  # of all answers a second: each wakes a coroutine, on the processor that the engine needs
+
+
+@dataclass(frozen=True)
+class _Listener:
+    """Whom an answer wakes: at every piece of it, or at its first token and its end alone."""
+
+    loop: asyncio.AbstractEventLoop
+    event: asyncio.Event
+    pieces: bool
 
 
 class AsyncEngine:
@@ -34,7 +44,7 @@ class AsyncEngine:
 
     def __init__(self, engine: Engine):
         self.engine = engine
-        self._listeners: dict[Answer, tuple[asyncio.AbstractEventLoop, asyncio.Event]] = {}
+        self._listeners: dict[Answer, _Listener] = {}
         self._lock, self._closed, self._notified = threading.Lock(), False, 0.0
         self._calls = SimpleQueue[Callable[[], object] | None]()  # that the thread makes between steps; None: the last
         self._thread = threading.Thread(target=self._steps, name="halka-engine", daemon=True)
@@ -42,19 +52,19 @@ class AsyncEngine:
 
     async def answers(self, request: Request, n: int = 1) -> list[Answer]:
         """The `n` answers to a request, when all are finished. Raises what made one fail."""
-        answers = await self._submit(request, n)
+        answers = await self._submit(request, n, pieces=False)
         async with aclosing(self._progress(answers)) as progress:
             async for _ in progress:
                 pass
         return answers
 
-    async def follow(self, request: Request, n: int = 1) -> AsyncGenerator[Answer]:
+    async def follow(self, request: Request, n: int = 1, *, pieces: bool = True) -> AsyncGenerator[Answer]:
         """One of the `n` answers whenever it has become longer, and at its end. Raises what made one fail.
 
         Whoever stops reading cancels those that are not finished. `Answer.finish` is the last that is set: a reader who
-        sees it has the whole answer.
+        sees it has the whole answer. Without `pieces` an answer comes with its first token and at its end alone.
         """
-        async with aclosing(self._progress(await self._submit(request, n))) as progress:
+        async with aclosing(self._progress(await self._submit(request, n, pieces))) as progress:
             async for answer in progress:
                 yield answer
 
@@ -106,7 +116,7 @@ class AsyncEngine:
     async def __aexit__(self, *_: object) -> None:
         await self.aclose()
 
-    async def _submit(self, request: Request, n: int) -> list[Answer]:
+    async def _submit(self, request: Request, n: int, pieces: bool) -> list[Answer]:
         answers, matcher = list[Answer](), None
         if request.constraint is not None:  # in another thread: the engine's goes on with its steps
             matcher = await asyncio.to_thread(self.engine.constraints.matcher, request.constraint)
@@ -115,14 +125,14 @@ class AsyncEngine:
         except asyncio.CancelledError:  # perhaps the thread is about to submit: cancel afterwards
             self._call(lambda: [self.engine.cancel(answer) for answer in answers])
             raise
-        loop, event = asyncio.get_running_loop(), asyncio.Event()
+        listener = _Listener(asyncio.get_running_loop(), asyncio.Event(), pieces)
         with self._lock:
-            self._listeners |= dict.fromkeys(answers, (loop, event))
+            self._listeners |= dict.fromkeys(answers, listener)
         return answers
 
     async def _progress(self, answers: list[Answer]) -> AsyncGenerator[Answer]:
-        """One of the answers to a request, whenever it has become longer, and at its end."""
-        _, event = self._listeners[answers[0]]
+        """One of the answers to a request, as `follow` says."""
+        listener = self._listeners[answers[0]]
         going = dict.fromkeys(answers, 0)  # tokens of each that were seen
         try:
             while going:
@@ -132,12 +142,12 @@ class AsyncEngine:
                         if answer.error is not None:
                             raise answer.error
                         yield answer
-                    elif (count := len(answer.tokens)) > seen:
+                    elif (count := len(answer.tokens)) > seen and (listener.pieces or not seen):
                         going[answer] = count
                         yield answer
                 if going:
-                    await event.wait()
-                    event.clear()
+                    await listener.event.wait()
+                    listener.event.clear()
         finally:
             self._leave(answers)
 
@@ -200,11 +210,12 @@ class AsyncEngine:
         events = dict[asyncio.AbstractEventLoop, set[asyncio.Event]]()
         with self._lock:
             now = time.monotonic()
-            if everybody := now >= self._notified + len(self._listeners) / PIECES:
+            streams = sum(listener.pieces for listener in self._listeners.values())
+            if everybody := now >= self._notified + streams / PIECES:
                 self._notified = now
-            for answer, (loop, event) in self._listeners.items():
-                if everybody or answer.finish is not None or len(answer.tokens) == 1:
-                    events.setdefault(loop, set()).add(event)
+            for answer, listener in self._listeners.items():
+                if (everybody and listener.pieces) or answer.finish is not None or len(answer.tokens) == 1:
+                    events.setdefault(listener.loop, set()).add(listener.event)
         for loop, waited_for in events.items():
             with suppress(RuntimeError):  # the loop is closed
                 loop.call_soon_threadsafe(_set, waited_for)

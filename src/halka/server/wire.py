@@ -64,13 +64,13 @@ DONE = b"data: [DONE]\n\n"
 
 
 async def start_stream(chunks: AsyncGenerator[bytes], failed: Callable[[Exception], bytes]) -> Events:
-    """The chunks as events, from their first on: what fails before that is an error with a status of its own.
+    """The chunks as events, once the first is there: what fails before that is an error with a status of its own.
 
     failed  the event of an error that comes later
     """
     first = await anext(chunks)
 
-    async def all_of_them() -> AsyncGenerator[bytes]:
+    async def started() -> AsyncGenerator[bytes]:
         async with aclosing(chunks):
             yield first
             try:
@@ -79,4 +79,4 @@ async def start_stream(chunks: AsyncGenerator[bytes], failed: Callable[[Exceptio
             except Exception as error:
                 yield failed(error)
 
-    return Events(all_of_them())
+    return Events(started())

@@ -19,12 +19,12 @@ from halka.server.answers.chat_request import ChatRequest
 from halka.server.answers.formats import constraint_of
 from halka.server.answers.generation import Delta, adapter_of, deltas, room, usage
 from halka.server.answers.prompts import chat_tokens, count_tokens
+from halka.server.answers.reply import respond
 from halka.server.answers.retrieval import Grounding, fixed_answers, ground, prompt_room
 from halka.server.answers.tools import Call, Toolbox, toolbox_of, with_calls
-from halka.server.errors import api_error
 from halka.server.guards.access import Caller, CallerDep
 from halka.server.service import Service, ServiceDep
-from halka.server.wire import DONE, Json, event, start_stream
+from halka.server.wire import DONE, event
 
 router = APIRouter()
 
@@ -33,11 +33,7 @@ router = APIRouter()
 async def chat_completions(body: ChatRequest, service: ServiceDep, caller: CallerDep) -> Response:
     """Answer a conversation."""
     chat = await Chat.of(body, service, caller)
-    if body.stream:
-        return await start_stream(
-            chat.chunks(), lambda error: event(api_error(error, caller.tenant, caller.request).body)
-        )
-    return Json(await chat.whole())
+    return await respond(chat, body.stream, caller)
 
 
 @dataclass
@@ -86,18 +82,18 @@ class Chat:
         )
         return cls(service, body, request, toolbox, caller, grounding)
 
-    def deltas(self) -> AsyncGenerator[Delta]:
-        """What the answers get, as they get it."""
+    def deltas(self, *, pieces: bool) -> AsyncGenerator[Delta]:
+        """What the answers get, as they get it, or without `pieces` at their ends."""
         if self.grounding is not None and self.grounding.answer is not None:
             return fixed_answers(self.request, self.grounding.answer, self.body.n or 1)
-        news = deltas(self.service, self.caller, self.request, self.body.n or 1)
+        news = deltas(self.service, self.caller, self.request, self.body.n or 1, pieces=pieces)
         return news if self.toolbox is None else with_calls(news, self.toolbox)
 
     async def chunks(self) -> AsyncGenerator[bytes]:
         """The answers as events, the usage last where it is asked for."""
         answers: dict[int, Answer] = {}
         end = {"usage": None} if self.body.usage_at_end else {}
-        async with aclosing(self.deltas()) as news:
+        async with aclosing(self.deltas(pieces=True)) as news:
             async for delta in news:
                 self.adapter_id = delta.answer.adapter_id
                 if delta.index not in answers:
@@ -117,7 +113,7 @@ class Chat:
         """The answers as one object, when all are finished."""
         choices: dict[int, dict[str, Any]] = {}
         answers: dict[int, Answer] = {}
-        async with aclosing(self.deltas()) as news:
+        async with aclosing(self.deltas(pieces=False)) as news:
             async for delta in news:
                 self.adapter_id = delta.answer.adapter_id
                 answers[delta.index] = delta.answer

@@ -17,11 +17,11 @@ from starlette.responses import Response
 from halka.engine import Answer, Request
 from halka.server.answers.generation import Delta, adapter_of, deltas, merged, usage
 from halka.server.answers.prompts import text_tokens
-from halka.server.errors import api_error
+from halka.server.answers.reply import respond
 from halka.server.guards.access import Caller, CallerDep
 from halka.server.requests import NEUTRAL, Count, Sampled
 from halka.server.service import Service, ServiceDep
-from halka.server.wire import DONE, Json, event, start_stream
+from halka.server.wire import DONE, event
 
 USUAL = 16  # new tokens where a request does not say, as OpenAI has it
 
@@ -47,11 +47,7 @@ class CompletionRequest(Sampled):
 async def completions(body: CompletionRequest, service: ServiceDep, caller: CallerDep) -> Response:
     """Go on with a text, or with several."""
     completion = await Completion.of(body, service, caller)
-    if body.stream:
-        return await start_stream(
-            completion.chunks(), lambda error: event(api_error(error, caller.tenant, caller.request).body)
-        )
-    return Json(await completion.whole())
+    return await respond(completion, body.stream, caller)
 
 
 @dataclass
@@ -84,10 +80,10 @@ class Completion:
         ]
         return cls(service, body, requests, caller)
 
-    async def deltas(self) -> AsyncGenerator[tuple[int, Delta]]:
-        """What the answers get, as they get it, each with its choice's number."""
+    async def deltas(self, *, pieces: bool) -> AsyncGenerator[tuple[int, Delta]]:
+        """What the answers get, as they get it, or without `pieces` at their ends, each with its choice's number."""
         n = self.body.n or 1
-        parts = [deltas(self.service, self.caller, request, n) for request in self.requests]
+        parts = [deltas(self.service, self.caller, request, n, pieces=pieces) for request in self.requests]
         async with aclosing(merged(parts)) as news:
             async for number, delta in news:
                 index = number * n + delta.index
@@ -98,7 +94,7 @@ class Completion:
         """The answers as events, the usage last where it is asked for."""
         end = {"usage": None} if self.body.usage_at_end else {}
         lengths: dict[int, int] = {}
-        async with aclosing(self.deltas()) as news:
+        async with aclosing(self.deltas(pieces=True)) as news:
             async for index, delta in news:
                 choice = _choice(index, delta.text, self._logprobs(delta, lengths.get(index, 0)), delta.finish)
                 lengths[index] = lengths.get(index, 0) + _length(choice)
@@ -110,7 +106,7 @@ class Completion:
     async def whole(self) -> dict[str, Any]:
         """The answers as one object, when all are finished."""
         choices: dict[int, dict[str, Any]] = {}
-        async with aclosing(self.deltas()) as news:
+        async with aclosing(self.deltas(pieces=False)) as news:
             async for index, delta in news:
                 before = choices.setdefault(index, _choice(index, "", None, None))
                 before["text"] += delta.text

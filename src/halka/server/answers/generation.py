@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, Sequence
-from contextlib import aclosing
+from collections.abc import AsyncGenerator, Collection, Iterator, Sequence
+from contextlib import aclosing, contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -34,7 +34,9 @@ class Delta:
 
 
 @dataclass
-class _Seen:
+class _Sent:
+    """How much of an answer was passed on: letters of its text, and log probabilities."""
+
     index: int
     text: int = 0
     logprobs: int = 0
@@ -66,26 +68,41 @@ async def room(service: Service, adapter: str | None, prompt: Sequence[int]) -> 
     return usual if left is None else max(1, min(usual, left - len(prompt)))
 
 
-async def deltas(service: Service, caller: Caller, request: Request, n: int = 1) -> AsyncGenerator[Delta]:
+async def deltas(
+    service: Service, caller: Caller, request: Request, n: int = 1, *, pieces: bool = True
+) -> AsyncGenerator[Delta]:
     """What the request's `n` answers get, as they get it. Whoever stops reading cancels them. Raises what fails.
 
-    Several tokens may come at once, if whoever reads is slower than the engine.
+    Several tokens may come at once, if whoever reads is slower than the engine; without `pieces` all do, at the end.
     """
-    of_answer: dict[Answer, _Seen] = {}
-    with service.guards.metrics.asked(request, n, caller) as asked:
-        async with aclosing(service.engine.follow(request, n)) as progress:
+    answers: dict[Answer, _Sent] = {}  # those that have begun
+    with _within_limits(caller, request, n, answers), service.guards.metrics.track(request, n, answers):
+        async with aclosing(service.engine.follow(request, n, pieces=pieces)) as progress:
             async for answer in progress:
-                asked.see(answer)
-                seen = of_answer.setdefault(answer, _Seen(len(of_answer)))
+                sent = answers.setdefault(answer, _Sent(len(answers)))
                 finish, text, count = answer.finish, answer.text, len(answer.logprobs)
                 if finish == "cancelled":
                     raise ApiError(503, "the server is closing", headers={"retry-after": "10"})
-                if len(text) > seen.text or count > seen.logprobs:
-                    new = answer.logprobs[seen.logprobs : count]
-                    yield Delta(seen.index, answer, text[seen.text :], logprobs=new)
-                    seen.text, seen.logprobs = len(text), count
+                if len(text) > sent.text or count > sent.logprobs:
+                    new = answer.logprobs[sent.logprobs : count]
+                    yield Delta(sent.index, answer, text[sent.text :], logprobs=new)
+                    sent.text, sent.logprobs = len(text), count
                 if finish is not None:
-                    yield Delta(seen.index, answer, finish=finish)
+                    yield Delta(sent.index, answer, finish=finish)
+
+
+@contextmanager
+def _within_limits(caller: Caller, request: Request, n: int, answers: Collection[Answer]) -> Iterator[None]:
+    """Within the block the caller's key has room for the `n` answers; what was read and made is spent at its end.
+
+    Raises ApiError where the key's limits have no room for them.
+    """
+    lease, prompt = caller.lease, len(request.prompt)
+    lease.reserve(n, prompt + n * request.stopping.max_new_tokens)
+    try:
+        yield
+    finally:
+        lease.spend(prompt + sum(len(answer.tokens) for answer in answers))
 
 
 async def merged(parts: Sequence[AsyncGenerator[Delta]]) -> AsyncGenerator[tuple[int, Delta]]:

@@ -16,12 +16,12 @@ from starlette.responses import Response
 from halka.engine import Answer
 from halka.server.answers.chat import Chat
 from halka.server.answers.generation import Delta, usage
+from halka.server.answers.reply import respond
 from halka.server.answers.responses_request import ResponsesRequest
 from halka.server.answers.tools import Call
-from halka.server.errors import api_error
 from halka.server.guards.access import CallerDep
 from halka.server.service import ServiceDep
-from halka.server.wire import Json, event, start_stream
+from halka.server.wire import event
 
 router = APIRouter()
 
@@ -32,21 +32,8 @@ Event = dict[str, Any]
 @router.post("/v1/responses")
 async def responses(body: ResponsesRequest, service: ServiceDep, caller: CallerDep) -> Response:
     """Answer an input, which holds the whole history."""
-    chat = await Chat.of(body.as_chat(), service, caller)
-    writer, numbers = ResponseWriter(chat, body), count()
-
-    async def events() -> AsyncGenerator[bytes]:
-        async with aclosing(writer.events()) as news:
-            async for one in news:
-                yield event(one | {"sequence_number": next(numbers)}, one["type"])
-
-    def failed(error: Exception) -> bytes:
-        body = api_error(error, caller.tenant, caller.request).body["error"]
-        return event({**body, "type": "error", "sequence_number": next(numbers)}, "error")
-
-    if body.stream:
-        return await start_stream(events(), failed)
-    return Json(await writer.whole())
+    writer = ResponseWriter(await Chat.of(body.as_chat(), service, caller), body)
+    return await respond(writer, body.stream, caller, writer.failed)
 
 
 @dataclass
@@ -59,19 +46,30 @@ class ResponseWriter:
     id: str = field(default_factory=lambda: _id("resp"))
     created: int = field(default_factory=lambda: int(time.time()))
     _open: bool = False  # the last item is a message that goes on
+    _numbers: Iterator[int] = field(default_factory=count)
 
     async def whole(self) -> Event:
         """The response when it is finished."""
         last: Event = {}
-        async with aclosing(self.events()) as news:
+        async with aclosing(self.events(pieces=False)) as news:
             async for one in news:
                 last = one
         return last["response"]
 
-    async def events(self) -> AsyncGenerator[Event]:
+    async def chunks(self) -> AsyncGenerator[bytes]:
+        """The events as they are sent, numbered."""
+        async with aclosing(self.events(pieces=True)) as news:
+            async for one in news:
+                yield self._numbered(one)
+
+    def failed(self, error: dict[str, Any]) -> bytes:
+        """The event of an error's body."""
+        return self._numbered({**error["error"], "type": "error"})
+
+    async def events(self, *, pieces: bool) -> AsyncGenerator[Event]:
         """What happens, in the order and with the names that OpenAI's clients know."""
         begun = False
-        async with aclosing(self.chat.deltas()) as news:
+        async with aclosing(self.chat.deltas(pieces=pieces)) as news:
             async for delta in news:
                 if not begun:
                     begun = True
@@ -136,6 +134,9 @@ class ResponseWriter:
         yield self._at("response.function_call_arguments.delta", delta=call.arguments)
         yield self._at("response.function_call_arguments.done", name=call.name, arguments=call.arguments)
         yield self._at("response.output_item.done", item=item)
+
+    def _numbered(self, one: Event) -> bytes:
+        return event(one | {"sequence_number": next(self._numbers)}, one["type"])
 
     def _at(self, kind: str, **more: Any) -> Event:
         """An event of the last item."""

@@ -39,16 +39,23 @@ PROXIED = (b"forwarded", b"x-forwarded-for", b"x-forwarded-host", b"x-real-ip", 
 
 @dataclass(frozen=True)
 class Caller:
-    """Whose request it is, and what the request holds of its key's limits. Without keys: an admin of tenant `main`.
+    """Whose request it is. Without keys: an admin of tenant `main`.
 
+    held     what the request holds of its key's limits; None before `Limiting`, as in the log
     request  the id that the log has of it
     """
 
     tenant: str = MAIN
     role: Role = "admin"
     key: Key | None = None
-    lease: Lease | None = None
+    held: Lease | None = None
     request: str | None = None
+
+    @property
+    def lease(self) -> Lease:
+        """What a route may hold of the key's limits."""
+        assert self.held is not None
+        return self.held
 
     def may(self, right: Role) -> bool:
         return right in RIGHTS[self.role]

@@ -85,7 +85,7 @@ class Edge:
             "client": client and client[0],
             "tenant": caller and caller.tenant,
             "key": caller and caller.key and caller.key.id,
-            "tokens": caller and caller.lease and caller.lease.spent,
+            "tokens": caller and caller.held and caller.held.spent,
             **({"body": state.get("body", b"").decode(errors="replace")} if self.texts else {}),
         }
 

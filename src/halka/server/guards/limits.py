@@ -133,7 +133,7 @@ class Lease:
         """Count tokens that were read or made."""
         self.spent = (self.spent or 0) + tokens
 
-    def store(self, tenant: str, stored: int, more: int) -> None:
+    def reserve_storage(self, tenant: str, stored: int, more: int) -> None:
         """Hold room for more bytes beside those that the tenant has stored. Raises ApiError where there is none."""
         most = self._use.limits.storage
         if most is not None and stored + self._limiter.storing[tenant] + more > most:
@@ -173,7 +173,7 @@ class Limiting:
             lease.begin()
         except ApiError as error:
             return await error.response()(scope, receive, send)
-        scope["state"]["caller"] = replace(caller, lease=lease)
+        scope["state"]["caller"] = replace(caller, held=lease)
         try:
             await self.app(scope, receive, send)
         finally:

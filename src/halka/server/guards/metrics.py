@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import time
 from collections import Counter as Tally
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 
 from anyio import to_thread
 from fastapi import APIRouter
@@ -17,7 +18,6 @@ from starlette.requests import Request as HttpRequest
 from starlette.responses import Response
 
 from halka.engine import Answer, Engine, Request
-from halka.server.guards.access import Caller
 
 BASE, OTHER = "(base)", "(other)"  # no adapters' names, which begin with a letter or a digit
 SECONDS = tuple(round(0.005 * 1.3**step, 4) for step in range(40))  # up to 140 s
@@ -34,15 +34,13 @@ async def metrics(request: HttpRequest) -> Response:
     return Response(text, media_type=CONTENT_TYPE_PLAIN_0_0_4)
 
 
-class Asked:
-    """One request to the engine, and those of its `n` answers that have begun."""
+@dataclass(eq=False)
+class Tracked:
+    """One request to the engine; `answers` are those of its `n` answers that have begun, as they come."""
 
-    def __init__(self, request: Request, n: int):
-        self.request, self.n = request, n
-        self.answers: dict[Answer, None] = {}
-
-    def see(self, answer: Answer) -> None:
-        self.answers[answer] = None
+    request: Request
+    n: int
+    answers: Collection[Answer]
 
 
 class Metrics:
@@ -56,7 +54,7 @@ class Metrics:
     def __init__(self, engine: Engine, rows: int, adapters: int, tenants: bool):
         self.registry = CollectorRegistry()
         self._most, self._tenants, self._labels = adapters, tenants, set[str]()
-        self._under_way = dict[Asked, None]()
+        self._under_way = dict[Tracked, None]()
         self._requests = self._counter("halka_requests", "Requests", "route", "status")
         self._seconds = self._histogram("halka_request_seconds", "From a request's head to its end", "route")
         self._answers = self._counter("halka_answers", "Answers by how they ended", "adapter", "finish")
@@ -72,22 +70,15 @@ class Metrics:
         self._seconds.labels(route).observe(seconds)
 
     @contextmanager
-    def asked(self, request: Request, n: int, caller: Caller) -> Iterator[Asked]:
-        """Within the block the engine answers a request; whoever reads shows each answer to `Asked.see`.
-
-        Raises ApiError where the limits of the caller's key have no room for it.
-        """
-        asked, lease = Asked(request, n), caller.lease
-        if lease is not None:
-            lease.reserve(n, len(request.prompt) + n * request.stopping.max_new_tokens)
-        self._under_way[asked] = None
+    def track(self, request: Request, n: int, answers: Collection[Answer]) -> Iterator[None]:
+        """Within the block the engine answers a request; `answers` has each from its beginning on."""
+        tracked = Tracked(request, n, answers)
+        self._under_way[tracked] = None
         try:
-            yield asked
+            yield
         finally:
-            del self._under_way[asked]
-            self._count(asked)
-            if lease is not None:
-                lease.spend(len(request.prompt) + sum(len(answer.tokens) for answer in asked.answers))
+            del self._under_way[tracked]
+            self._count(tracked)
 
     def label(self, name: str | None) -> str:
         """The label of the adapter that the engine knows as "tenant/adapter"."""
@@ -102,17 +93,17 @@ class Metrics:
     def under_way(self) -> tuple[Tally[str], Tally[str]]:
         """The answers that have begun and those that wait, by label."""
         running, waiting = Tally[str](), Tally[str]()
-        for asked in [*self._under_way]:
-            label, begun = self.label(asked.request.adapter), len(asked.answers)
-            running[label] += sum(answer.finish is None for answer in [*asked.answers])
-            waiting[label] += asked.n - begun
+        for tracked in [*self._under_way]:
+            label, answers = self.label(tracked.request.adapter), [*tracked.answers]
+            running[label] += sum(answer.finish is None for answer in answers)
+            waiting[label] += tracked.n - len(answers)
         return +running, +waiting
 
-    def _count(self, asked: Asked) -> None:
-        label = self.label(asked.request.adapter)
-        self._tokens.labels(label, "prompt").inc(len(asked.request.prompt))
-        self._answers.labels(label, "cancelled").inc(asked.n - len(asked.answers))
-        for answer in asked.answers:
+    def _count(self, tracked: Tracked) -> None:
+        label = self.label(tracked.request.adapter)
+        self._tokens.labels(label, "prompt").inc(len(tracked.request.prompt))
+        self._answers.labels(label, "cancelled").inc(tracked.n - len(tracked.answers))
+        for answer in tracked.answers:
             times = answer.times
             self._answers.labels(label, answer.finish or "cancelled").inc()
             self._tokens.labels(label, "cached").inc(answer.cached)

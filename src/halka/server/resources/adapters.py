@@ -34,7 +34,7 @@ from halka.server.resources.adapter_files import (
     stored_inside,
     zipped,
 )
-from halka.server.resources.uploads import file_name, save, staging
+from halka.server.resources.uploads import file_names, save, staging
 from halka.server.service import Service, ServiceDep
 from halka.server.tenants import Tenant
 from halka.server.wire import Json
@@ -64,9 +64,7 @@ async def upload_adapter(
     service: ServiceDep, caller: ManagerDep, name: Annotated[Name, Form()], files: list[UploadFile]
 ) -> Response:
     """Add an adapter by its files, or the next version of one: the configuration, safetensors, and halka.json."""
-    names = [file_name(upload) for upload in files]
-    if len({*names}) < len(names):
-        raise ApiError(400, "two files have the same name", param="files")
+    names = file_names(files)
     sizes = {name: upload.size or 0 for name, upload in zip(names, files, strict=True)}
     check_names(sizes)
     await reserve_storage(service, caller, sum(sizes.values()))

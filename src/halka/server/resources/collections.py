@@ -32,7 +32,7 @@ from halka.server.resources.collection_access import (
     scope_of,
 )
 from halka.server.resources.document_reader import read_apart
-from halka.server.resources.uploads import file_name, save, staging
+from halka.server.resources.uploads import file_names, save, staging
 from halka.server.service import Service, ServiceDep
 from halka.server.wire import Json
 from halka.util.errors import HalkaError
@@ -111,9 +111,7 @@ async def upload_documents(
     tags: Annotated[Labels | None, Form()] = None,
 ) -> Response:
     """Add documents as files; each replaces one of the same name. `readers`: who may read them, instead of everyone."""
-    names = [file_name(upload) for upload in files]
-    if len({*names}) < len(names):
-        raise ApiError(400, "two files have the same name", param="files")
+    names = file_names(files)
     if unread := next((name for name in names if not is_readable(Path(name))), None):
         raise ApiError(400, f"{unread}: files of this kind are not read: convert it to text", param="files")
     await service.threads.manage(open_collection, service, caller.tenant, collection)

@@ -53,9 +53,8 @@ async def embeddings(body: EmbeddingsRequest, service: ServiceDep, caller: Calle
     texts = [body.input] if isinstance(body.input, str) else body.input
     embedder = await service.threads.search(service.embedders.get)
     tokens = await service.threads.search(lambda: _tokens(embedder, texts))
-    if caller.lease is not None:
-        caller.lease.reserve(0, tokens)
-        caller.lease.spend(tokens)
+    caller.lease.reserve(0, tokens)
+    caller.lease.spend(tokens)
     vectors = await service.threads.search(lambda: embedder.passages(texts))
     data = [
         {"object": "embedding", "index": index, "embedding": _encoded(vector, body.encoding_format)}

@@ -7,7 +7,7 @@ import shutil
 import time
 import unicodedata
 import uuid
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -54,6 +54,14 @@ async def save(service: Service, upload: UploadFile, path: Path) -> Path:
 
     await service.threads.manage(copy)
     return path
+
+
+def file_names(uploads: Sequence[UploadFile]) -> list[str]:
+    """The names that files came under. Raises ApiError as `file_name`, and for two that are the same."""
+    names = [file_name(upload) for upload in uploads]
+    if len({*names}) < len(names):
+        raise ApiError(400, "two files have the same name", param="files")
+    return names
 
 
 def file_name(upload: UploadFile) -> str:

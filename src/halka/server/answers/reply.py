@@ -1,0 +1,34 @@
+"""An answer on its way to the client: whole, or as events while it is made."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator, Callable
+from typing import Any, Protocol
+
+from starlette.responses import Response
+
+from halka.server.errors import api_error
+from halka.server.guards.access import Caller
+from halka.server.wire import Json, event, start_stream
+
+
+class Reply(Protocol):
+    """What answers a request. One of its methods is used, once."""
+
+    async def whole(self) -> dict[str, Any]: ...
+
+    def chunks(self) -> AsyncGenerator[bytes]: ...
+
+
+async def respond(
+    reply: Reply, stream: bool | None, caller: Caller, failed: Callable[[dict[str, Any]], bytes] = event
+) -> Response:
+    """The whole reply, or its chunks as a stream. Raises what fails before the first of them.
+
+    failed  the stream's last event, of the body of an error that comes later
+    """
+    if not stream:
+        return Json(await reply.whole())
+    return await start_stream(
+        reply.chunks(), lambda error: failed(api_error(error, caller.tenant, caller.request).body)
+    )
