@@ -7,6 +7,8 @@ from pathlib import Path
 
 import openai
 import pytest
+from openai.types.responses import ResponseOutputTextAnnotationAddedEvent
+from openai.types.responses.response_output_text import AnnotationFileCitation
 
 from halka.rag.passages import Passage
 from halka.rag.prompt import ABSTAINED, INSTRUCTION
@@ -141,7 +143,7 @@ def test_citations_are_annotated_where_they_stand():
     passages = [Passage("/folder/a.pdf", 3, "A.", 5, 7, page=2), Passage("b.md", 0, "B.", 0, 2)]
     grounding = Grounding("faq", [], passages, {"/folder/a.pdf": "a.pdf", "b.md": "b.md"})
     text = "On Monday [1], or not [2][7]."
-    first, second = grounding.annotations(text)
+    first, second = grounding.chat_annotations(text)
     assert first == {
         "type": "file_citation",
         "file_citation": {
@@ -155,6 +157,7 @@ def test_citations_are_annotated_where_they_stand():
     }
     place = second["file_citation"]
     assert text[place["start_index"] : place["end_index"]] == "[2]"
+    assert [annotation["index"] for annotation in grounding.response_annotations(text)] == [0, 1]
     sources = grounding.sources([text])["sources"]
     assert [(source["document"], source["cited"]) for source in sources] == [("a.pdf", True), ("b.md", True)]
     assert str(Path("/folder")) not in json.dumps(grounding.sources([text]))
@@ -187,3 +190,54 @@ def test_unmodified_clients_hand_citations_through(citing):
         (annotated,) = [chunk for chunk in chunks if getattr(chunk.choices[0].delta, "annotations", None)]
         assert annotated.choices[0].delta.annotations[0]["file_citation"] == annotation["file_citation"]
         assert annotated.halka["sources"][0]["document"] == "parcels.md"
+
+
+def test_a_response_is_grounded_as_a_chat_is(faq):
+    """Its text is the chat's; below the floor nobody is asked; what is wrong is named by its field."""
+    body = {"model": "lora", "input": "When are parcels sent?", "max_output_tokens": 8, "store": False}
+    chat = ask(faq).json()
+    response = faq.post("/v1/responses", json={**body, "halka": {"collection": "faq"}}).json()
+    assert response["output"][0]["content"][0]["text"] == chat["choices"][0]["message"]["content"]
+    assert response["halka"] == chat["halka"]
+    assert response["usage"]["input_tokens"] == chat["usage"]["prompt_tokens"]
+    silent = faq.post("/v1/responses", json={**body, "halka": {"collection": "faq", "floor": 1e9}}).json()
+    assert silent["output"][0]["content"][0]["text"] == ABSTAINED
+    assert (silent["halka"]["abstained"], silent["usage"]["total_tokens"]) == (True, 0)
+    assert "halka" not in faq.post("/v1/responses", json=body).json()
+    for change, status, param in (
+        ({"halka": {"collection": "nothing"}}, 404, "collection"),
+        ({"halka": {"passages": 1}}, 400, "halka.collection"),
+        ({"halka": {"collection": "faq"}, "input": " "}, 400, "input"),
+        ({"halka": {"collection": "faq"}, "max_output_tokens": 600}, 400, "max_output_tokens"),
+    ):
+        refused = faq.post("/v1/responses", json=body | change)
+        assert (refused.status_code, refused.json()["error"]["param"]) == (status, param)
+
+
+def test_unmodified_clients_read_the_citations_of_responses(citing):
+    """OpenAI's own, whole and streamed, by its types."""
+    with openai.OpenAI(base_url="http://127.0.0.1:8000/v1", api_key="none", http_client=citing) as client:
+        options = {
+            "model": "tiny",
+            "input": "When are parcels sent?",
+            "store": False,
+            "extra_body": {"halka": {"collection": "faq"}},
+        }
+        answer = client.responses.create(**options)
+        (part,) = answer.output[0].content
+        (citation,) = part.annotations
+        assert isinstance(citation, AnnotationFileCitation)
+        assert (citation.file_id, citation.filename, citation.index) == ("faq/parcels.md", "parcels.md", 0)
+        assert part.text[citation.start_index : citation.end_index] == "[1]"
+        assert answer.halka["sources"][citation.index]["document"] == "parcels.md"
+        with client.responses.create(**options, stream=True) as stream:
+            events = [*stream]
+        (added,) = [event for event in events if isinstance(event, ResponseOutputTextAnnotationAddedEvent)]
+        assert (added.annotation, added.annotation_index) == (citation.model_dump(), 0)
+        kinds = [event.type for event in events]
+        assert kinds.index("response.output_text.done") == kinds.index(added.type) + 1
+        (last,) = events[-1].response.output[0].content
+        assert last.annotations == [citation]
+        assert events[-1].response.halka == answer.halka
+        with client.responses.stream(**options) as stream:
+            assert stream.get_final_response().output_text == "On Monday [1]."

@@ -101,7 +101,7 @@ class Chat:
                     yield event(self._chunk(delta.index, {"role": "assistant", "content": ""}) | end)
                 if self.grounding is not None and delta.finish is not None:
                     text = delta.answer.text
-                    annotated = self._chunk(delta.index, {"annotations": self.grounding.annotations(text)})
+                    annotated = self._chunk(delta.index, {"annotations": self.grounding.chat_annotations(text)})
                     yield event(annotated | {"halka": self.grounding.sources([text])} | end)
                 yield event(self._chunk(delta.index, _delta(delta), self._logprobs(delta), delta.finish) | end)
         if self.body.usage_at_end:
@@ -127,7 +127,7 @@ class Chat:
             texts = [choice["message"]["content"] or "" for choice in choices.values()]
             sources = {"halka": self.grounding.sources(texts)}
             for choice, text in zip(choices.values(), texts, strict=True):
-                choice["message"]["annotations"] = self.grounding.annotations(text)
+                choice["message"]["annotations"] = self.grounding.chat_annotations(text)
         return self._head("chat.completion") | {
             "choices": [choices[index] for index in sorted(choices)],
             "usage": usage([self.request], [*answers.values()]),

@@ -19,6 +19,7 @@ from halka.server.answers.generation import Delta, usage
 from halka.server.answers.reply import respond
 from halka.server.answers.responses_request import ResponsesRequest
 from halka.server.answers.tools import Call
+from halka.server.errors import ApiError
 from halka.server.guards.access import CallerDep
 from halka.server.service import ServiceDep
 from halka.server.wire import event
@@ -28,11 +29,19 @@ router = APIRouter()
 Item = dict[str, Any]
 Event = dict[str, Any]
 
+FIELDS = {"messages": "input", "max_tokens": "max_output_tokens", "response_format": "text.format"}
+"""What chat's fields are called here, where an error names one."""
+
 
 @router.post("/v1/responses")
 async def responses(body: ResponsesRequest, service: ServiceDep, caller: CallerDep) -> Response:
     """Answer an input, which holds the whole history."""
-    writer = ResponseWriter(await Chat.of(body.as_chat(), service, caller), body)
+    try:
+        chat = await Chat.of(body.as_chat(), service, caller)
+    except ApiError as error:
+        error.param = FIELDS.get(error.param or "", error.param)
+        raise
+    writer = ResponseWriter(chat, body)
     return await respond(writer, body.stream, caller, writer.failed)
 
 
@@ -116,6 +125,15 @@ class ResponseWriter:
             item["status"] = "completed"
             (part,) = item["content"]
             text, logprobs = part["text"], part["logprobs"]
+            if self.chat.grounding is not None:
+                part["annotations"] = self.chat.grounding.response_annotations(text)
+            for index, annotation in enumerate(part["annotations"]):
+                yield self._at(
+                    "response.output_text.annotation.added",
+                    content_index=0,
+                    annotation_index=index,
+                    annotation=annotation,
+                )
             yield self._at("response.output_text.done", content_index=0, text=text, logprobs=logprobs)
             yield self._at("response.content_part.done", content_index=0, part=part)
             yield self._at("response.output_item.done", item=item)
@@ -168,7 +186,15 @@ class ResponseWriter:
             "top_p": self.body.top_p,
             "truncation": "disabled",
             "usage": None if answer is None else _usage(usage([self.chat.request], [answer])),
+            **self._sources(),
         }
+
+    def _sources(self) -> dict[str, Any]:
+        """The field that the response to a question about a collection has beside OpenAI's."""
+        if self.chat.grounding is None:
+            return {}
+        texts = [part["text"] for item in self.items for part in item.get("content", ())]
+        return {"halka": self.chat.grounding.sources(["".join(texts)])}
 
 
 def _usage(of_chat: dict[str, Any]) -> dict[str, Any]:

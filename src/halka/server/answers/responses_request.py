@@ -16,6 +16,7 @@ from halka.server.answers.chat_request import (
     FunctionName,
     NamedFunction,
     NamedTool,
+    Retrieval,
     TextPart,
     Tool,
 )
@@ -101,6 +102,7 @@ class ResponsesRequest(Body):
     tools: Annotated[list[FlatTool], Field(max_length=128)] | None = None
     tool_choice: Literal["none", "auto", "required"] | FlatNamedTool | None = None
     parallel_tool_calls: bool | None = None
+    halka: Retrieval | None = None
 
     def as_chat(self) -> ChatRequest:
         """The same as a chat request. Raises RequestValidationError for what does not fit together."""
@@ -123,6 +125,7 @@ class ResponsesRequest(Body):
                 if isinstance(named, FlatNamedTool)
                 else named,
                 parallel_tool_calls=self.parallel_tool_calls,
+                halka=self.halka,
             )
         except ValidationError as error:
             raise RequestValidationError(error.errors()) from None

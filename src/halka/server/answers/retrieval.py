@@ -1,4 +1,4 @@
-"""Retrieval in chat: `halka: {collection, passages, floor}` gives a question its passages, an answer its sources.
+"""Retrieval: `halka: {collection, passages, floor}` gives a question its passages, an answer its sources.
 
 The model reads the prompt of `halka ask`; earlier turns stay as they are. Where no passage reaches the floor the model
 is not asked, and the answer says that the documents do not hold it.
@@ -46,22 +46,29 @@ class Grounding:
     names: dict[str, str]
     answer: str | None = None
 
-    def annotations(self, text: str) -> list[dict[str, Any]]:
-        """An answer's citations as OpenAI annotates files, with their place in the text."""
+    def citations(self, text: str) -> list[dict[str, Any]]:
+        """The files that an answer cites, with the place of each citation in the text; `source` is its passage."""
         return [
             {
-                "type": "file_citation",
-                "file_citation": {
-                    "file_id": f"{self.collection}/{self._name(number)}",
-                    "filename": self._name(number),
-                    "page": self.passages[number - 1].page,
-                    "start_index": match.start(),
-                    "end_index": match.end(),
-                    "source": number,
-                },
+                "file_id": f"{self.collection}/{self._name(number)}",
+                "filename": self._name(number),
+                "page": self.passages[number - 1].page,
+                "start_index": match.start(),
+                "end_index": match.end(),
+                "source": number,
             }
             for match in CITATION.finditer(text)
             if 1 <= (number := int(match[1])) <= len(self.passages)
+        ]
+
+    def chat_annotations(self, text: str) -> list[dict[str, Any]]:
+        """An answer's citations in the form that OpenAI's chats annotate files in."""
+        return [{"type": "file_citation", "file_citation": citation} for citation in self.citations(text)]
+
+    def response_annotations(self, text: str) -> list[dict[str, Any]]:
+        """The same as `/v1/responses` has them; `index` is the passage's in the list of sources, from 0."""
+        return [
+            {"type": "file_citation", "index": citation["source"] - 1, **citation} for citation in self.citations(text)
         ]
 
     def sources(self, texts: Sequence[str]) -> dict[str, Any]:
@@ -144,7 +151,8 @@ async def prompt_room(service: Service, adapter: str | None, asked: int | None) 
         return NO_END
     answer = min(service.settings.new_tokens, room // 2) if asked is None else asked
     if answer >= room:
-        raise ApiError(400, f"max_tokens is {answer}, and the base reads {room}: ask for fewer", param="max_tokens")
+        message = f"the answer may have {answer} tokens, and the base reads {room}: ask for fewer"
+        raise ApiError(400, message, param="max_tokens")
     return room - answer
 
 
