@@ -13,7 +13,7 @@ import pytest
 
 from embedder_for_tests import PiecesEmbedder, WordEmbedder
 from halka.rag import texts
-from halka.rag.passages import Cutter
+from halka.rag.passages import Cutter, joined
 from halka.rag.texts import Text, Unreadable, is_readable, read_text
 
 MARKDOWN = """# Guide
@@ -280,3 +280,10 @@ def test_no_line_stalls_the_cutting(text):
 def test_a_headings_title_is_without_its_signs(line, title):
     (passage,) = cutter().cut("d", Text(f"{line}\nText.", markdown=True), ("*",))
     assert passage.heading == title
+
+
+def test_passages_joined_are_their_text_but_for_the_white_space_between_them():
+    text = Text(MARKDOWN, (), markdown=True)
+    again = joined(cutter().cut("guide.md", text, ()))
+    assert len(again) == len(MARKDOWN)
+    assert again.split() == MARKDOWN.split()

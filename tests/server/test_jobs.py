@@ -9,7 +9,9 @@ from pathlib import Path
 import httpx
 import pytest
 
+from halka.rag.sources import listed
 from halka.server.jobs.folder import JobFolder, JobRequest
+from halka.server.resources.collection_access import new_collection
 from serving_for_tests import InProcess
 
 ROWS = [{"prompt": f"What is {a} plus {b}?", "completion": str(a + b)} for a in range(4) for b in range(4)]
@@ -141,6 +143,34 @@ def test_a_tenant_has_so_many_jobs(base, store, tmp_path):
         assert int(response.headers["retry-after"]) > 0
         assert server.client.delete(f"/v1/jobs/{ids[0]}").json()["deleted"]
         assert start(server.client).status_code == 201
+
+
+def test_an_advice_retrieves_from_a_collection(base, store, tmp_path):
+    """From what every manager of the tenant may read, as it is when the job is queued."""
+    text = "# Parcels\n\nParcels are sent on Monday.\n\n" + "They take nine days, or ten.\n\n" * 40
+    with InProcess.open(base, store, tmp_path / "data", jobs=0) as server:
+        collection = new_collection(server.service, "main", "faq")
+        [*collection.put([("parcels.md", text)])]
+        [*collection.put([("rules.md", "Managers decide.")], readers=["manager"])]
+        [*collection.put([("salaries.md", "Bob earns nine.")], readers=["admin", "hr"])]
+        job = {"kind": "advise", "data": ROWS, "collection": "faq"}
+        view = server.client.post("/v1/jobs", json=job).json()
+        assert view["settings"] == {"data": 16, "collection": "faq"}
+        queued = JobFolder(server.service.tenants.of("main").jobs / view["id"])
+        assert "--documents=documents.jsonl" in queued.request().command
+        texts, files = listed([str(queued.path / "documents.jsonl")])
+        assert texts == {"parcels.md": text.strip(), "rules.md": "Managers decide."}
+        assert files == []
+        new_collection(server.service, "main", "empty")
+        for change, status, param in (
+            ({"collection": "nothing"}, 404, "collection"),
+            ({"collection": "empty"}, 400, "collection"),
+            ({"collection": "../faq"}, 404, "collection"),
+            ({"kind": "evaluate"}, 400, "evaluate.collection"),
+        ):
+            response = server.client.post("/v1/jobs", json=job | change)
+            assert (response.status_code, response.json()["error"]["param"]) == (status, param), response.text
+        assert len(server.client.get("/v1/jobs").json()["data"]) == 1
 
 
 # ── a whole training ────────────────────────────────────────────────────────────────────────────────────────────────

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import bisect
 import re
-from collections.abc import Callable, Container, Iterator
+from collections.abc import Callable, Container, Iterable, Iterator
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any
@@ -51,6 +51,15 @@ class Passage:
     def searched(self) -> str:
         """The text to embed and index: headings and text."""
         return f"{self.heading}\n{self.text}" if self.heading else self.text
+
+
+def joined(passages: Iterable[Passage]) -> str:
+    """The text that these passages were cut from, in order; the white space between them is line ends."""
+    parts, end = list[str](), 0
+    for passage in passages:
+        parts += ["\n" * (passage.start - end), passage.text]
+        end = passage.end
+    return "".join(parts)
 
 
 class Cutter:

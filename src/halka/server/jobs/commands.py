@@ -29,7 +29,8 @@ from halka.training import TrainConfig
 from halka.util.errors import HalkaError, UnknownAdapterError
 from halka.util.settings import Setting, build, convert, from_content, settings_of
 
-DATA, VALIDATION, SETTINGS, PREDICTIONS = "data", "validation", "settings.yaml", "predictions.jsonl"
+DATA, VALIDATION, DOCUMENTS = "data", "validation", "documents.jsonl"
+SETTINGS, PREDICTIONS = "settings.yaml", "predictions.jsonl"
 SUFFIXES = (".jsonl", ".ndjson", ".json", ".csv", ".tsv")
 
 
@@ -216,6 +217,7 @@ def _advice(job: AdviseJob, placed: Mapping[str, str], settings: ServerSettings)
     flags = {
         "data": placed.get(DATA),
         "validation": placed.get(VALIDATION),
+        "documents": None if job.collection is None else DOCUMENTS,
         "task": job.task,
         "shape": job.shape,
         "metric": job.metric,

@@ -62,10 +62,11 @@ class EvaluateJob(_Job):
 
 
 class AdviseJob(_Job):
-    """Measure with short probes whether to prompt, retrieve or train."""
+    """Measure with short probes whether to prompt, retrieve or train. `collection`: the documents to retrieve from."""
 
     kind: Literal["advise"]
     validation: Rows | None = None
+    collection: str | None = None
     metric: str | None = None
     target: Annotated[float, Field(ge=0, le=1)] | None = None
     tasks: Count | None = None

@@ -21,9 +21,10 @@ from starlette.responses import Response, StreamingResponse
 from halka.server.errors import ApiError, refusal
 from halka.server.guards.access import Caller, ManagerDep
 from halka.server.guards.quota import reserve_storage
-from halka.server.jobs.commands import PREDICTIONS, NewJob, check_data, new_job
+from halka.server.jobs.commands import DOCUMENTS, PREDICTIONS, NewJob, check_data, new_job
+from halka.server.jobs.documents import write_documents
 from halka.server.jobs.folder import ENDED, JOB, JobFolder, jobs_in
-from halka.server.jobs.requests import Job
+from halka.server.jobs.requests import AdviseJob, Job
 from halka.server.jobs.views import steps_of, view_of
 from halka.server.resources.adapter_files import pieces_of
 from halka.server.resources.uploads import file_name, save, staging
@@ -139,9 +140,13 @@ async def _start(job: Job, files: Mapping[str, Path], service: Service, caller: 
     async with staging(service) as folder:
         tenant = service.tenants.of(caller.tenant)
         new = await service.threads.manage(_check, job, files, tenant, service)
-        rows = {name: content for name, content in new.files.items() if isinstance(content, bytes)}
-        await reserve_storage(service, caller, sum(map(len, rows.values())))
-        view = await service.threads.manage(_queue, job, new, rows, tenant, folder)
+        size = sum(len(content) for content in new.files.values() if isinstance(content, bytes))
+        if isinstance(job, AdviseJob) and job.collection is not None:
+            path = folder / DOCUMENTS
+            size += await service.threads.manage(write_documents, service, tenant.name, job.collection, path)
+            new.files[DOCUMENTS] = path
+        await reserve_storage(service, caller, size)
+        view = await service.threads.manage(_queue, job, new, tenant, folder)
     return Json(view, 201)
 
 
@@ -161,14 +166,15 @@ def _check(job: Job, files: Mapping[str, Path], tenant: Tenant, service: Service
     return new_job(job, files, tenant, service.settings)
 
 
-def _queue(job: Job, new: NewJob, rows: Mapping[str, bytes], tenant: Tenant, folder: Path) -> dict[str, Any]:
+def _queue(job: Job, new: NewJob, tenant: Tenant, folder: Path) -> dict[str, Any]:
     """Queue a job whose data can be used. Raises ApiError where they cannot."""
-    contents = dict(new.files)
-    for name, content in rows.items():
-        (folder / name).write_bytes(content)
-        contents[name] = folder / name
-    check_data({name: path for name, path in contents.items() if isinstance(path, Path)}, job)
-    return view_of(JobFolder.new(tenant.jobs, new.request, contents))
+    paths = dict[str, Path]()
+    for name, content in new.files.items():
+        paths[name] = content if isinstance(content, Path) else folder / name
+        if isinstance(content, bytes):
+            paths[name].write_bytes(content)
+    check_data(paths, job)
+    return view_of(JobFolder.new(tenant.jobs, new.request, paths))
 
 
 def _find_job(service: Service, caller: Caller, id: str) -> JobFolder:
