@@ -73,8 +73,7 @@ class Service:
             adapter_memory=int(settings.adapter_memory * GB),
         )
         remove_stale(settings.data)
-        folders = lambda: [tenants.of(name).jobs for name in tenants.names()]  # noqa: E731
-        jobs = JobQueue(folders, settings.data / "jobs.lock", settings.jobs)
+        jobs = JobQueue(tenants.job_folders, settings.data / "jobs.lock", settings.jobs)
         guards = Guards.of(settings, keys, engine)
         return cls(settings, model, AsyncEngine(engine), tenants, guards, embedders or Embedders(), jobs)
 

@@ -56,6 +56,10 @@ class Tenants:
         folders = self._folder.iterdir() if self._folder.is_dir() else ()
         return sorted({MAIN, *(folder.name for folder in folders if is_portable_name(folder.name))})
 
+    def job_folders(self) -> list[Path]:
+        """Where jobs lie, as the tenants are now."""
+        return [self.of(name).jobs for name in self.names()]
+
     def get(self, name: str) -> Stored:
         """The newest version of "tenant/adapter". Raises UnknownAdapterError, which names no folder."""
         tenant, _, adapter = name.partition("/")

@@ -17,10 +17,11 @@ from starlette.responses import Response
 from halka.engine import Answer, Request
 from halka.server.answers.chat_request import ChatRequest
 from halka.server.answers.formats import constraint_of
-from halka.server.answers.generation import Delta, adapter_of, deltas, room, usage
+from halka.server.answers.generation import Delta, adapter_of, deltas, usage
 from halka.server.answers.prompts import chat_tokens, count_tokens
 from halka.server.answers.reply import respond
-from halka.server.answers.retrieval import Grounding, fixed_answers, ground, prompt_room
+from halka.server.answers.retrieval import Grounding, fixed_answers, ground
+from halka.server.answers.room import answer_room, prompt_room
 from halka.server.answers.tools import Call, Toolbox, toolbox_of, with_calls
 from halka.server.guards.access import Caller, CallerDep
 from halka.server.service import Service, ServiceDep
@@ -59,18 +60,18 @@ class Chat:
         adapter = await adapter_of(service, caller, body.model)
         several = body.parallel_tool_calls is not False
         toolbox = toolbox_of(service.tokenizer, body.messages, body.tools, body.tool_choice, several)
-        asked, grounding = body.max_completion_tokens or body.max_tokens, None
+        new_tokens, grounding = body.max_completion_tokens or body.max_tokens, None
         turns = [message.for_template() for message in body.messages]
         if body.halka is not None:
             count = partial(count_tokens, service.tokenizer, toolbox)
-            budget = await prompt_room(service, adapter, asked)
+            budget = await prompt_room(service, adapter, new_tokens)
             grounding = await ground(service, caller, body.halka, turns, budget, count)
             turns = grounding.turns
         if grounding is not None and grounding.answer is not None:  # no model is asked
             prompt, tokens = list[int](), 1
         else:
             prompt = await to_thread.run_sync(chat_tokens, service.tokenizer, turns, toolbox)
-            tokens = asked or await room(service, adapter, prompt)
+            tokens = new_tokens or await answer_room(service, adapter, prompt)
         request = Request(
             prompt,
             adapter,
@@ -86,15 +87,15 @@ class Chat:
         """What the answers get, as they get it, or without `pieces` at their ends."""
         if self.grounding is not None and self.grounding.answer is not None:
             return fixed_answers(self.request, self.grounding.answer, self.body.n or 1)
-        news = deltas(self.service, self.caller, self.request, self.body.n or 1, pieces=pieces)
-        return news if self.toolbox is None else with_calls(news, self.toolbox)
+        generated = deltas(self.service, self.caller, self.request, self.body.n or 1, pieces=pieces)
+        return generated if self.toolbox is None else with_calls(generated, self.toolbox)
 
     async def chunks(self) -> AsyncGenerator[bytes]:
         """The answers as events, the usage last where it is asked for."""
         answers: dict[int, Answer] = {}
         end = {"usage": None} if self.body.usage_at_end else {}
-        async with aclosing(self.deltas(pieces=True)) as news:
-            async for delta in news:
+        async with aclosing(self.deltas(pieces=True)) as deltas:
+            async for delta in deltas:
                 self.adapter_id = delta.answer.adapter_id
                 if delta.index not in answers:
                     answers[delta.index] = delta.answer
@@ -113,8 +114,8 @@ class Chat:
         """The answers as one object, when all are finished."""
         choices: dict[int, dict[str, Any]] = {}
         answers: dict[int, Answer] = {}
-        async with aclosing(self.deltas(pieces=False)) as news:
-            async for delta in news:
+        async with aclosing(self.deltas(pieces=False)) as deltas:
+            async for delta in deltas:
                 self.adapter_id = delta.answer.adapter_id
                 answers[delta.index] = delta.answer
                 choice = choices.setdefault(delta.index, _empty(delta.index))

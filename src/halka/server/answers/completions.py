@@ -84,8 +84,8 @@ class Completion:
         """What the answers get, as they get it, or without `pieces` at their ends, each with its choice's number."""
         n = self.body.n or 1
         parts = [deltas(self.service, self.caller, request, n, pieces=pieces) for request in self.requests]
-        async with aclosing(merged(parts)) as news:
-            async for number, delta in news:
+        async with aclosing(merged(parts)) as numbered:
+            async for number, delta in numbered:
                 index = number * n + delta.index
                 self.answers[index] = delta.answer
                 yield index, delta
@@ -94,8 +94,8 @@ class Completion:
         """The answers as events, the usage last where it is asked for."""
         end = {"usage": None} if self.body.usage_at_end else {}
         lengths: dict[int, int] = {}
-        async with aclosing(self.deltas(pieces=True)) as news:
-            async for index, delta in news:
+        async with aclosing(self.deltas(pieces=True)) as deltas:
+            async for index, delta in deltas:
                 choice = _choice(index, delta.text, self._logprobs(delta, lengths.get(index, 0)), delta.finish)
                 lengths[index] = lengths.get(index, 0) + _length(choice)
                 yield event(self._head() | {"choices": [choice]} | end)
@@ -106,8 +106,8 @@ class Completion:
     async def whole(self) -> dict[str, Any]:
         """The answers as one object, when all are finished."""
         choices: dict[int, dict[str, Any]] = {}
-        async with aclosing(self.deltas(pieces=False)) as news:
-            async for index, delta in news:
+        async with aclosing(self.deltas(pieces=False)) as deltas:
+            async for index, delta in deltas:
                 before = choices.setdefault(index, _choice(index, "", None, None))
                 before["text"] += delta.text
                 before["finish_reason"] = delta.finish

@@ -1,4 +1,4 @@
-"""From a request to the engine's answers: the adapter of its model's name, its room, and what comes of it."""
+"""From a request to the engine's answers: the adapter of its model's name, and what comes of it."""
 
 from __future__ import annotations
 
@@ -52,20 +52,6 @@ async def adapter_of(service: Service, caller: Caller, model: str) -> str | None
     except UnknownAdapterError:
         raise unknown_model(model) from None
     return name
-
-
-async def room(service: Service, adapter: str | None, prompt: Sequence[int]) -> int:
-    """How many tokens an answer may have whose request does not say: as set, or what the prompt leaves.
-
-    Raises what is wrong with the adapter.
-    """
-    usual, context = service.settings.new_tokens, service.context
-    if context is None or len(prompt) + usual <= context // 2:  # no adapter's virtual tokens take that many
-        return usual
-    if adapter is not None:  # whose virtual tokens count
-        await service.engine.load(adapter)
-    left = await service.engine.call(lambda: service.engine.engine.room(adapter))
-    return usual if left is None else max(1, min(usual, left - len(prompt)))
 
 
 async def deltas(

@@ -59,17 +59,15 @@ class ResponseWriter:
 
     async def whole(self) -> Event:
         """The response when it is finished."""
-        last: Event = {}
-        async with aclosing(self.events(pieces=False)) as news:
-            async for one in news:
-                last = one
-        return last["response"]
+        async with aclosing(self.events(pieces=False)) as events:
+            every = [event async for event in events]
+        return every[-1]["response"]
 
     async def chunks(self) -> AsyncGenerator[bytes]:
         """The events as they are sent, numbered."""
-        async with aclosing(self.events(pieces=True)) as news:
-            async for one in news:
-                yield self._numbered(one)
+        async with aclosing(self.events(pieces=True)) as events:
+            async for event in events:
+                yield self._numbered(event)
 
     def failed(self, error: dict[str, Any]) -> bytes:
         """The event of an error's body."""
@@ -78,14 +76,14 @@ class ResponseWriter:
     async def events(self, *, pieces: bool) -> AsyncGenerator[Event]:
         """What happens, in the order and with the names that OpenAI's clients know."""
         begun = False
-        async with aclosing(self.chat.deltas(pieces=pieces)) as news:
-            async for delta in news:
+        async with aclosing(self.chat.deltas(pieces=pieces)) as deltas:
+            async for delta in deltas:
                 if not begun:
                     begun = True
                     for kind in ("created", "in_progress"):
                         yield {"type": f"response.{kind}", "response": self._response("in_progress")}
-                for one in self._events_of(delta):
-                    yield one
+                for event in self._events_of(delta):
+                    yield event
 
     def _events_of(self, delta: Delta) -> Iterator[Event]:
         if delta.call is not None:
@@ -153,8 +151,8 @@ class ResponseWriter:
         yield self._at("response.function_call_arguments.done", name=call.name, arguments=call.arguments)
         yield self._at("response.output_item.done", item=item)
 
-    def _numbered(self, one: Event) -> bytes:
-        return event(one | {"sequence_number": next(self._numbers)}, one["type"])
+    def _numbered(self, content: Event) -> bytes:
+        return event(content | {"sequence_number": next(self._numbers)}, content["type"])
 
     def _at(self, kind: str, **more: Any) -> Event:
         """An event of the last item."""

@@ -26,7 +26,6 @@ from halka.util.errors import HalkaError
 
 Turn = dict[str, Any]
 
-NO_END = 2**20  # tokens of a prompt for a base that reads any number
 QUOTED = 2000  # characters of a passage that a source shows
 
 
@@ -140,20 +139,6 @@ async def ground(
         )
 
     return await service.threads.search(search)
-
-
-async def prompt_room(service: Service, adapter: str | None, asked: int | None) -> int:
-    """How many tokens a prompt may have beside an answer of `asked` tokens, or of as many as is usual."""
-    if adapter is not None:  # whose virtual tokens count
-        await service.engine.load(adapter)
-    room = await service.engine.call(lambda: service.engine.engine.room(adapter))
-    if room is None:
-        return NO_END
-    answer = min(service.settings.new_tokens, room // 2) if asked is None else asked
-    if answer >= room:
-        message = f"the answer may have {answer} tokens, and the base reads {room}: ask for fewer"
-        raise ApiError(400, message, param="max_tokens")
-    return room - answer
 
 
 async def fixed_answers(request: Request, text: str, n: int) -> AsyncGenerator[Delta]:

@@ -83,9 +83,9 @@ def toolbox_of(
     several: bool,
 ) -> Toolbox | None:
     """The tools that the base may call; None: none. Raises ApiError where the base knows no tools, or not that one."""
-    talked = any(message.role == "tool" or message.tool_calls for message in messages)
+    with_calls_or_results = any(message.role == "tool" or message.tool_calls for message in messages)
     offered = tools if tools and choice != "none" else []
-    if not offered and not talked:
+    if not offered and not with_calls_or_results:
         return None
     if why := knows_no_tools(tokenizer):
         raise ApiError(400, why, param="tools" if offered else "messages", code="unsupported_parameter")
@@ -105,17 +105,17 @@ def knows_no_tools(tokenizer: Any) -> str:
     template = tokenizer.chat_template
     if not isinstance(template, str) or not re.search(r"\btools\b", template):
         return "this base's chat template has no place for tools: leave `tools` and their messages out"
-    shown = [token.content for token in tokenizer.added_tokens_decoder.values() if token.special]
-    if OPENING not in template or OPENING in shown:
+    special = [token.content for token in tokenizer.added_tokens_decoder.values() if token.special]
+    if OPENING not in template or OPENING in special:
         return f"this base's chat template takes tools, but not in the form that is known here, {OPENING}"
     return ""
 
 
-async def with_calls(news: AsyncGenerator[Delta], toolbox: Toolbox) -> AsyncGenerator[Delta]:
+async def with_calls(deltas: AsyncGenerator[Delta], toolbox: Toolbox) -> AsyncGenerator[Delta]:
     """The same, with calls read out of the text."""
     readers: dict[int, CallReader] = {}
-    async with aclosing(news):
-        async for delta in news:
+    async with aclosing(deltas):
+        async for delta in deltas:
             reader = readers.setdefault(delta.index, CallReader(toolbox))
             pieces = [*(reader.push(delta.text) if delta.finish is None else reader.end())]
             for number, piece in enumerate(pieces or [""]):

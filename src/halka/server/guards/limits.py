@@ -184,5 +184,5 @@ def _later(message: str, seconds: float) -> ApiError:
     return ApiError(429, message, headers={"retry-after": str(max(1, math.ceil(seconds)))})
 
 
-def _never(asked: str) -> ApiError:
-    return ApiError(400, f"the request asks for {asked}, which it will never get", code="request_too_large")
+def _never(amount: str) -> ApiError:
+    return ApiError(400, f"the request asks for {amount}, which it will never get", code="request_too_large")

@@ -60,11 +60,12 @@ def public_names(collection: Collection, documents: Iterable[str]) -> dict[str, 
 def find_document(collection: Collection, public: str, scope: Scope | None) -> str:
     """The document in the scope that clients call so. Raises ApiError if there is none, or several."""
     names = public_names(collection, (document.name for document in collection.documents(scope)))
-    meant = [name for name, called in names.items() if called == public]
-    if len(meant) != 1:
-        reason = f"several documents are called {public[:200]!r}" if meant else f"there is no document {public[:200]!r}"
-        raise ApiError(409 if meant else 404, f"{reason} in this collection", param="document")
-    return meant[0]
+    matching = [name for name, called in names.items() if called == public]
+    if len(matching) != 1:
+        quantity = "are several documents" if matching else "is no document"
+        message = f"there {quantity} called {public[:200]!r} in this collection"
+        raise ApiError(409 if matching else 404, message, param="document")
+    return matching[0]
 
 
 def _folder(service: Service, tenant: str) -> Path:

@@ -138,10 +138,10 @@ async def upload_documents(
                 for event in events
             ]
 
-        taken = await service.threads.ingest(put)
-    if all(event["status"] == "skipped" for event in taken):
-        raise ApiError(400, taken[0]["reason"], param="files", code="unreadable_document")
-    return Json({"object": "list", "data": taken}, 201)
+        events = await service.threads.ingest(put)
+    if all(event["status"] == "skipped" for event in events):
+        raise ApiError(400, events[0]["reason"], param="files", code="unreadable_document")
+    return Json({"object": "list", "data": events}, 201)
 
 
 @router.delete("/v1/collections/{collection}/documents/{document:path}")
