@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from halka.server.jobs.folder import JobFolder, JobRequest
+from halka.storage.adapter_store import AdapterStore
 from serving_for_tests import InProcess
 
 ROWS = [{"prompt": "a", "completion": "b"}]
@@ -57,26 +58,38 @@ def requests(server: InProcess, store: Path, job: JobFolder):
             yield server.client.request(method, place)
 
 
+@pytest.mark.parametrize("own", ["own-", "my own ঘর "], ids=["plain", "spaces"])
 @pytest.mark.parametrize(
     "damage",
-    ["adapter_model.safetensors", "adapter_config.json", "halka.json", "collection.json", "state.json", "job.json"],
+    [
+        "adapter_model.safetensors",
+        "adapter_config.json",
+        "halka.json",
+        "tags.json",
+        "store.json",
+        "collection.json",
+        "state.json",
+        "job.json",
+    ],
 )
-def test_no_route_names_a_folder(base, stored, tmp_path, monkeypatch, damage):
+def test_no_route_names_a_folder(base, stored, tmp_path, monkeypatch, damage, own):
     monkeypatch.chdir(tmp_path)
-    shutil.copytree(stored, "own-store")
-    store, data = Path("own-store"), Path("own-data")
+    store, data = Path(f"{own}store"), Path(f"{own}data")
+    shutil.copytree(stored, store)
+    AdapterStore(store).tag("lora", ["new"])
     with InProcess.open(base, store, data, adapter_roots=(store,)) as server:
         server.client.post("/v1/collections", json={"name": "faq"})
         job = JobFolder.new(server.service.tenants.of("main").jobs, JobRequest("evaluate", {}, ["true"]), {})
-        job.write(state="failed", error="own-data/tenants/main/x.jsonl is damaged")  # so that its events end
-        places = [*store.glob(f"lora/1/{damage}"), *data.rglob(damage)]
+        written = data.absolute() if " " in own else data
+        job.write(state="failed", error=f"{written}/tenants/main/x.jsonl is damaged")  # so that its events end
+        places = [path for folder in (store, data) for path in folder.rglob(damage) if "prefix" not in path.parts]
         assert places
         for place in places:
             place.write_text("{")
         statuses = list[int]()
         for response in requests(server, store, job):
             if response.headers.get("content-type", "").startswith(("application/json", "text/event-stream")):
-                for secret in (str(tmp_path), "own-store", "own-data", "tenants/", "uploads/"):
+                for secret in (str(tmp_path), f"{own}store", f"{own}data", "ঘর", "tenants/", "uploads/"):
                     assert secret not in response.text, (response.request.method, response.url)
             statuses.append(response.status_code)
         assert max(statuses) < 500
@@ -92,6 +105,55 @@ def test_a_damaged_adapter_is_not_loaded_and_its_folder_not_named(client, store,
     assert "damaged" in (message := response.json()["error"]["message"])
     assert str(store) not in message
     assert "/" not in message
+
+
+@pytest.mark.parametrize(
+    ("file", "content"),
+    [("1/halka.json", "{"), ("1/halka.json", "[" * 10**5), *(("tags.json", text) for text in ("{", "{}", "[1]", "0"))],
+)
+def test_a_damaged_adapter_is_listed_with_its_reason_beside_the_others_and_can_go(client, store, file, content):
+    (store / "lora" / file).write_text(content)
+    listed = {entry["id"]: entry for entry in client.get("/v1/adapters").json()["data"]}
+    assert {*listed} == {"lora", "prefix", "bottleneck"}
+    assert {*listed["lora"]} == {*listed["prefix"], "error"}
+    assert (listed["lora"]["versions"], listed["lora"]["method"]) == ([1], None)
+    assert Path(file).name in (reason := listed["lora"]["error"])
+    assert "/" not in reason
+    assert client.get("/v1/adapters/lora").json() == listed["lora"]
+    refused = client.post("/v1/chat/completions", json=CHAT)
+    assert (refused.status_code, refused.json()["error"]["message"]) == (400, reason)
+    assert client.post("/v1/chat/completions", json=CHAT | {"model": "prefix"}).status_code == 200
+    assert client.delete("/v1/adapters/lora").json()["deleted"]
+    assert {entry["id"] for entry in client.get("/v1/adapters").json()["data"]} == {"prefix", "bottleneck"}
+
+
+@pytest.mark.parametrize("content", ["{", "[]", "{}", '{"fingerprint": 1}'])
+def test_a_store_that_forgot_its_base_says_what_to_do(client, store, content):
+    (store / "store.json").write_text(content)
+    files = [("files", (path.name, path.read_bytes())) for path in (store / "lora" / "1").iterdir()]
+    refused = client.post("/v1/adapters", data={"name": "new"}, files=files)
+    assert refused.status_code == 400
+    assert "store.json is damaged: remove it" in refused.json()["error"]["message"]
+    assert len(client.get("/v1/adapters").json()["data"]) == 3
+
+
+@pytest.mark.parametrize("file", ["collection.json", "passages.lance"])
+def test_a_damaged_collection_is_listed_with_its_reason_beside_the_others_and_can_go(client, server, file):
+    for name in ("faq", "whole"):
+        client.post("/v1/collections", json={"name": name})
+    place = server.service.tenants.of("main").collections / "faq" / file
+    for path in [*place.rglob("*")] if place.is_dir() else [place]:
+        if path.is_file():
+            path.write_text("{")
+    listed = {entry["id"]: entry for entry in client.get("/v1/collections").json()["data"]}
+    assert {*listed} == {"faq", "whole"}
+    assert {*listed["faq"]} == {*listed["whole"], "error"}
+    assert listed["faq"]["documents"] is None
+    assert file == "passages.lance" or "collection.json is damaged" in listed["faq"]["error"]
+    assert "/" not in listed["faq"]["error"]
+    assert client.delete("/v1/collections/faq").json()["deleted"]
+    assert [entry["id"] for entry in client.get("/v1/collections").json()["data"]] == ["whole"]
+    assert client.post("/v1/collections", json={"name": "faq"}).status_code == 201
 
 
 # ── jobs ────────────────────────────────────────────────────────────────────────────────────────────────────────────

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from halka.server.errors import public
+from halka.server.guards.access import Caller
 
 CHAT = {"model": "tiny", "messages": [{"role": "user", "content": "Hello"}], "max_tokens": 4}
 
@@ -75,10 +76,12 @@ def test_a_damaged_adapter_fails_its_own_requests_and_names_no_folder(server, st
 def test_paths_and_tenants_leave_messages():
     assert public("/home/me/store/lora/1 is damaged: fetch it") == "1 is damaged: fetch it"
     assert (
-        public("adapter 'acme/lora' of '/a/b/c.json', and C:\\x\\y\\z", "acme") == "adapter 'lora' of 'c.json', and z"
+        public("adapter 'acme/lora' of '/a/b/c.json', and C:\\x\\y\\z", Caller("acme"))
+        == "adapter 'lora' of 'c.json', and z"
     )
     assert public("schema at #/properties/a/b: no") == "schema at #/properties/a/b: no"
     assert public("GET /v1/models lists them") == "GET /v1/models lists them"
     assert public("halka-server/uploads/3f/halka.json is no Card") == "halka.json is no Card"
+    assert public("GET /v1/models of 'v1/lora' lists", Caller("v1")) == "GET /v1/models of 'lora' lists"
     for words in ("org/Name-1.7B has no 0.5/1.5", "see https://example.org/a/b.html", "either/or"):
         assert public(words) == words

@@ -6,7 +6,7 @@ import logging
 import re
 import uuid
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from fastapi import FastAPI
 from fastapi.exceptions import RequestValidationError
@@ -14,9 +14,13 @@ from pydantic import BaseModel
 from starlette.exceptions import HTTPException
 from starlette.requests import Request as HttpRequest
 
+from halka.server.folders import NO_FOLDERS
 from halka.server.wire import Json
 from halka.util.errors import HalkaError, UnknownAdapterError
 from halka.util.text import one_line
+
+if TYPE_CHECKING:
+    from halka.server.guards.access import Caller
 
 TYPES = {
     401: "authentication_error",
@@ -25,10 +29,6 @@ TYPES = {
     429: "rate_limit_error",
 }
 CODES = {404: "not_found", 405: "method_not_allowed", 413: "too_large", 429: "rate_limit_exceeded"}
-PATH = re.compile(r"(?<![\w#.:/])(?:[A-Za-z]:)?[/\\](?!v1/)(?:[^\s/\\'\",:;]+[/\\])+([^\s/\\'\",:;]*)")
-RELATIVE = re.compile(r"(?<![^\s'\"(,;])(?!#)(?:[^\s/\\'\",:;()]+[/\\])+([^\s/\\'\",:;()]+\.[A-Za-z]\w*)(?![\w/\\-])")
-"""A file below a folder, such as run/adapter.safetensors; a model on the hub, such as org/Name-1.7B, is none."""
-
 log = logging.getLogger("halka.server")
 
 
@@ -87,42 +87,37 @@ def refusal(
     error: HalkaError,
     status: int = 400,
     *,
-    tenant: str | None = None,
+    caller: Caller | None = None,
     param: str | None = None,
     code: str | None = None,
 ) -> ApiError:
-    """Halka's error as a client of this tenant may read it."""
-    return ApiError(status, public(str(error), tenant), param=param, code=code)
+    """Halka's error as this caller may read it."""
+    return ApiError(status, public(str(error), caller), param=param, code=code)
 
 
-def api_error(error: BaseException, tenant: str | None = None, request: str | None = None) -> ApiError:
-    """What a client of this tenant may know of an error. One that Halka does not know is logged, under the request's id
-    or one of its own.
+def api_error(error: BaseException, caller: Caller | None = None) -> ApiError:
+    """What a caller may know of an error. One that Halka does not know is logged, under the request's id or one of its
+    own.
     """
     if isinstance(error, ApiError):
         return error
     if isinstance(error, UnknownAdapterError):
-        return refusal(error, 404, tenant=tenant, param="model", code="model_not_found")
+        return refusal(error, 404, caller=caller, param="model", code="model_not_found")
     if isinstance(error, HalkaError):
-        return refusal(error, tenant=tenant)
+        return refusal(error, caller=caller)
     if isinstance(error, RequestValidationError):
         return _invalid(error)
     if isinstance(error, HTTPException):
         return ApiError(error.status_code, str(error.detail), headers=error.headers)
-    id = request or uuid.uuid4().hex
+    id = (caller and caller.request) or uuid.uuid4().hex
     log.error("a request failed", exc_info=error, extra={"fields": {"request": id}})
     return ApiError(500, f"the server failed at this request; its log says more of {id}", code="internal_error")
 
 
-def public(message: str, tenant: str | None = None) -> str:
-    """A message without folders, and with the adapters' names as their tenant writes them."""
-    message = without_folders(one_line(message))
-    return message.replace(f"{tenant}/", "") if tenant else message
-
-
-def without_folders(text: str) -> str:
-    """The text with the last part of each path alone."""
-    return RELATIVE.sub(r"\1", PATH.sub(r"\1", text))
+def public(message: str, caller: Caller | None = None) -> str:
+    """A message without folders, and with the adapters' names as the caller's tenant writes them."""
+    message = one_line((caller.folders if caller else NO_FOLDERS).hidden(message))
+    return re.sub(rf"(?<![\w./-]){re.escape(caller.tenant)}/", "", message) if caller else message
 
 
 def _invalid(error: RequestValidationError) -> ApiError:
@@ -143,7 +138,7 @@ def install(app: FastAPI) -> None:
 
     async def handle(request: HttpRequest, error: Exception) -> Json:
         caller = request.scope.get("state", {}).get("caller")
-        return api_error(error, getattr(caller, "tenant", None)).response()
+        return api_error(error, caller).response()
 
     for kind in (ApiError, HalkaError, RequestValidationError, HTTPException):
         app.add_exception_handler(kind, handle)

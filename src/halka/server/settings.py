@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import sys
+import tempfile
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Literal
 
+from halka.models.fetching import cache_dir
 from halka.models.loading import is_base_folder
 from halka.models.quantised import Quantize
+from halka.server.folders import Folders
 from halka.util.dtypes import Dtype
 from halka.util.errors import HalkaError
 from halka.util.settings import documented
@@ -125,6 +130,14 @@ class ServerSettings:
             adapter_roots=tuple(root.absolute() for root in self.adapter_roots),
             **{name: folder and folder.absolute() for name, folder in folders.items()},
         )
+
+    @cached_property
+    def folders(self) -> Folders:
+        """What no message to a client names."""
+        own = [self.data, self.store, self.collections, *self.adapter_roots]
+        own += [Path(self.base)] if is_base_folder(Path(self.base)) else []
+        places = [cache_dir(), Path(tempfile.gettempdir()), Path(sys.prefix), Path.cwd(), Path.home()]
+        return Folders([folder.absolute() for folder in own if folder is not None] + places)
 
     @property
     def public_name(self) -> str:

@@ -15,7 +15,7 @@ from __future__ import annotations
 import json
 import shutil
 import uuid
-from collections.abc import Generator, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -29,7 +29,7 @@ from halka.models.loading import is_base_folder
 from halka.storage.adapter_folder import AdapterFolder
 from halka.storage.card import Card, read_card
 from halka.storage.save_load import Allowed, load, save
-from halka.util.errors import HalkaError, UnknownAdapterError, WrongBaseError
+from halka.util.errors import DamagedFolderError, HalkaError, UnknownAdapterError, WrongBaseError
 from halka.util.files import flush, is_portable_name, new_folder, portable_name, write_text
 
 BASE, TAGS, LOCKS = "store.json", "tags.json", ".locks"
@@ -181,9 +181,16 @@ class AdapterStore:
         return load(model, self.get(name, version).folder, name=name, **allowed)
 
     def base(self) -> Mapping[str, Any] | None:
-        """The fingerprint of the base that the adapters are for; None before the first is saved."""
-        path = self.folder / BASE
-        return json.loads(path.read_text(encoding="utf-8"))["fingerprint"] if path.exists() else None
+        """The fingerprint of the base that the adapters are for; None before the first is saved.
+
+        Raises DamagedFolderError for a file that does not hold it.
+        """
+        content = _read(
+            self.folder / BASE,
+            lambda content: isinstance(content["fingerprint"], dict),
+            "remove it, and the next adapter that is saved writes it again",
+        )
+        return content and content["fingerprint"]
 
     def verify(self) -> Iterator[tuple[Stored | str, str]]:
         """Read every file. Yields each version with the reason why it is damaged, or "" if it is whole."""
@@ -223,8 +230,9 @@ class AdapterStore:
             raise HalkaError(f"{self.folder} holds a base model (config.json): name another folder for the store")
 
     def _tags(self, name: str) -> tuple[str, ...]:
-        path = self.folder / name / TAGS
-        return tuple(json.loads(path.read_text(encoding="utf-8"))) if path.exists() else ()
+        path, way_out = self.folder / name / TAGS, f"remove it, and tag {name} again"
+        tags = _read(path, lambda tags: all(isinstance(tag, str) for tag in tags) and isinstance(tags, list), way_out)
+        return tuple(tags or ())
 
     def _claim(self, model: AdaptedModel) -> None:
         """Record the base of the first adapter. Raises WrongBaseError for an adapter of another base."""
@@ -255,6 +263,19 @@ class AdapterStore:
                     shutil.rmtree(folder, ignore_errors=True)
 
 
+def _read(path: Path, is_whole: Callable[[Any], bool], way_out: str) -> Any:
+    """What a file of the store holds; None if it is not there. Raises DamagedFolderError for what is not whole."""
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+        if is_whole(content):
+            return content
+    except FileNotFoundError:
+        return None
+    except (ValueError, TypeError, KeyError, RecursionError):
+        pass
+    raise DamagedFolderError(f"{path} is damaged: {way_out}")
+
+
 def _check_version(name: str, version: int, versions: Sequence[int]) -> None:
     if version not in versions:
         raise UnknownAdapterError(f"{name!r} has no version {version}: it has {', '.join(map(str, versions))}")
@@ -269,7 +290,7 @@ def _versions(folder: Path) -> list[int]:
 
 def _remove_hidden(folder: Path) -> None:
     for leftover in folder.glob(".*"):
-        shutil.rmtree(leftover) if leftover.is_dir() else leftover.unlink(missing_ok=True)
+        shutil.rmtree(leftover) if leftover.is_dir() and not leftover.is_symlink() else leftover.unlink(missing_ok=True)
 
 
 def _named(name: object) -> str:

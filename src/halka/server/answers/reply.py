@@ -29,6 +29,4 @@ async def respond(
     """
     if not stream:
         return Json(await reply.whole())
-    return await start_stream(
-        reply.chunks(), lambda error: failed(api_error(error, caller.tenant, caller.request).body)
-    )
+    return await start_stream(reply.chunks(), lambda error: failed(api_error(error, caller).body))

@@ -128,7 +128,7 @@ async def ground(
                 floor=options.floor,
             )
         except HalkaError as error:
-            raise refusal(error, param="messages") from None
+            raise refusal(error, caller=caller, param="messages") from None
         names = public_names(opened, (passage.document for passage in passages))
         return Grounding(
             options.collection,

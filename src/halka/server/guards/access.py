@@ -18,6 +18,7 @@ from starlette.requests import Request as HttpRequest
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from halka.server.errors import ApiError
+from halka.server.folders import NO_FOLDERS, Folders
 from halka.server.guards.keys import Key, Keys, Role
 from halka.server.guards.limits import Lease
 from halka.server.tenants import MAIN
@@ -43,6 +44,7 @@ class Caller:
 
     held     what the request holds of its key's limits; None before `Limiting`, as in the log
     request  the id that the log has of it
+    folders  what no message to the caller names
     """
 
     tenant: str = MAIN
@@ -50,6 +52,7 @@ class Caller:
     key: Key | None = None
     held: Lease | None = None
     request: str | None = None
+    folders: Folders = NO_FOLDERS
 
     @property
     def lease(self) -> Lease:
@@ -83,11 +86,12 @@ def is_loopback(host: str) -> bool:
 class Access:
     """Middleware that puts the caller into the request's state, or refuses the request with 401 or 403.
 
+    folders  what no message to a caller names
     origins  the web pages that may call without a key, as CORS allows them
     """
 
-    def __init__(self, app: ASGIApp, keys: Keys, origins: Collection[str] = ()):
-        self.app, self.keys, self.origins = app, keys, frozenset(origins)
+    def __init__(self, app: ASGIApp, keys: Keys, folders: Folders, origins: Collection[str] = ()):
+        self.app, self.keys, self.folders, self.origins = app, keys, folders, frozenset(origins)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "websocket":
@@ -95,7 +99,8 @@ class Access:
         if scope["type"] == "http" and scope["path"] not in OPEN:
             try:
                 state = scope.setdefault("state", {})
-                state["caller"] = replace(self._caller(scope), request=state.get("request_id"))
+                request = state.get("request_id")
+                state["caller"] = replace(self._caller(scope), request=request, folders=self.folders)
             except ApiError as error:
                 return await error.response()(scope, receive, send)
         await self.app(scope, receive, send)

@@ -54,7 +54,7 @@ class Guards:
             Middleware(Edge, self.metrics, settings.log_prompts),
             *cors,
             Middleware(Draining, self.drain),
-            Middleware(Access, self.keys, settings.cors),
+            Middleware(Access, self.keys, settings.folders, settings.cors),
             Middleware(Limiting, self.limiter),
             Middleware(Bodies, int(settings.body_size * MB), int(settings.upload_size * MB)),
             Middleware(Cancellation, self.keys, settings.timeout),

@@ -79,7 +79,7 @@ async def list_jobs(service: ServiceDep, caller: ManagerDep) -> Response:
         views = list[dict[str, Any]]()
         for job in jobs_in(service.tenants.of(caller.tenant).jobs):
             with suppress(FileNotFoundError):  # it was deleted meanwhile
-                views.append(view_of(job))
+                views.append(view_of(job, caller.folders))
         return sorted(views, key=lambda view: -view["created_at"])
 
     return Json({"object": "list", "data": await service.threads.manage(views)})
@@ -88,7 +88,7 @@ async def list_jobs(service: ServiceDep, caller: ManagerDep) -> Response:
 @router.get("/v1/jobs/{id}")
 async def get_job(id: str, service: ServiceDep, caller: ManagerDep) -> Response:
     """A job: its status, its last step, and what came of it."""
-    return Json(await _with_job(service, caller, id, view_of))
+    return Json(await _with_job(service, caller, id, lambda job: view_of(job, caller.folders)))
 
 
 @router.get("/v1/jobs/{id}/events")
@@ -96,7 +96,7 @@ async def watch_job(
     id: str, service: ServiceDep, caller: ManagerDep, last_event_id: Annotated[str | None, Header()] = None
 ) -> Response:
     """A job's steps and changes of its status as server-sent events, to its end; also those that were before."""
-    job, _ = await _with_job(service, caller, id, lambda job: (job, view_of(job)))
+    job, _ = await _with_job(service, caller, id, lambda job: (job, view_of(job, caller.folders)))
     after = int(last_event_id) if last_event_id and last_event_id.isascii() and last_event_id.isdigit() else 0
     return Events(_events(job, after, service))
 
@@ -117,13 +117,13 @@ async def get_predictions(id: str, service: ServiceDep, caller: ManagerDep) -> R
 @router.post("/v1/jobs/{id}/stop")
 async def stop_job(id: str, service: ServiceDep, caller: ManagerDep) -> Response:
     """Stop a job: a training ends after its step with a checkpoint; asked again, it ends at once."""
-    return Json(await _with_job(service, caller, id, lambda job: _change(job, JobFolder.stop)))
+    return Json(await _with_job(service, caller, id, lambda job: _change(job, JobFolder.stop, caller)))
 
 
 @router.post("/v1/jobs/{id}/resume")
 async def resume_job(id: str, service: ServiceDep, caller: ManagerDep) -> Response:
     """Queue a job again that was stopped, interrupted or failed; a training goes on from its checkpoint."""
-    return Json(await _with_job(service, caller, id, lambda job: _change(job, JobFolder.resume)))
+    return Json(await _with_job(service, caller, id, lambda job: _change(job, JobFolder.resume, caller)))
 
 
 @router.delete("/v1/jobs/{id}")
@@ -146,7 +146,8 @@ async def _start(job: Job, files: Mapping[str, Path], service: Service, caller: 
             size += await service.threads.manage(write_documents, service, tenant.name, job.collection, path)
             new.files[DOCUMENTS] = path
         await reserve_storage(service, caller, size)
-        view = await service.threads.manage(_queue, job, new, tenant, folder)
+        queued = await service.threads.manage(_queue, job, new, tenant, folder)
+        view = await service.threads.manage(view_of, queued, caller.folders)
     return Json(view, 201)
 
 
@@ -166,7 +167,7 @@ def _check(job: Job, files: Mapping[str, Path], tenant: Tenant, service: Service
     return new_job(job, files, tenant, service.settings)
 
 
-def _queue(job: Job, new: NewJob, tenant: Tenant, folder: Path) -> dict[str, Any]:
+def _queue(job: Job, new: NewJob, tenant: Tenant, folder: Path) -> JobFolder:
     """Queue a job whose data can be used. Raises ApiError where they cannot."""
     paths = dict[str, Path]()
     for name, content in new.files.items():
@@ -174,7 +175,7 @@ def _queue(job: Job, new: NewJob, tenant: Tenant, folder: Path) -> dict[str, Any
         if isinstance(content, bytes):
             paths[name].write_bytes(content)
     check_data(paths, job)
-    return view_of(JobFolder.new(tenant.jobs, new.request, paths))
+    return JobFolder.new(tenant.jobs, new.request, paths)
 
 
 def _find_job(service: Service, caller: Caller, id: str) -> JobFolder:
@@ -201,12 +202,12 @@ async def _with_job(service: Service, caller: Caller, id: str, function: Callabl
     return await service.threads.manage(call)
 
 
-def _change(job: JobFolder, change: Any) -> dict[str, Any]:
+def _change(job: JobFolder, change: Callable[[JobFolder], None], caller: Caller) -> dict[str, Any]:
     try:
         change(job)
     except HalkaError as error:
-        raise refusal(error, 409, code="wrong_status") from None
-    return view_of(job)
+        raise refusal(error, 409, caller=caller, code="wrong_status") from None
+    return view_of(job, caller.folders)
 
 
 def _remove(job: JobFolder) -> None:
@@ -237,7 +238,8 @@ async def _events(job: JobFolder, after: int, service: Service) -> AsyncGenerato
     place, status, spoken = 0, "", time.monotonic()
     while True:
         try:
-            view = await service.threads.manage(view_of, job)  # before the steps: at its end none is missing
+            # before the steps: at its end none is missing
+            view = await service.threads.manage(view_of, job, service.settings.folders)
             new, place = await service.threads.manage(steps_of, job, place)
         except FileNotFoundError:  # it was deleted
             return

@@ -3,26 +3,29 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-from halka.server.errors import public, without_folders
+from halka.server.errors import public
+from halka.server.folders import Folders
 from halka.server.jobs.folder import OUTPUT, RUN, JobFolder
 from halka.util.errors import DamagedFolderError
+from halka.util.text import one_line
 
 METRICS = Path(RUN) / "metrics.jsonl"
 OF_TRAINING = ("lr", "steps", "loss", "validation_loss", "best_step", "tokens", "seconds", "parameters", "bytes")
 
 
-def view_of(job: JobFolder) -> dict[str, Any]:
-    """A job as clients see it, without any path."""
+def view_of(job: JobFolder, folders: Folders) -> dict[str, Any]:
+    """A job as clients see it, without any path: none of `folders` and of what the job hides."""
     try:
         request, state, written = job.request(), job.state(), job.written()
     except DamagedFolderError as error:
         return _failed(job, public(str(error)))
-    hidden = {f"{job.path}/": "", **request.hidden}
+    hide = partial(_hidden, {f"{job.path}/": "", **request.hidden}, folders)
     return {
         "id": job.id,
         "object": "job",
@@ -33,10 +36,10 @@ def view_of(job: JobFolder) -> dict[str, Any]:
         "created_at": request.created,
         "started_at": written.get("started"),
         "ended_at": written.get("ended"),
-        "error": None if (error := written.get("error")) is None else public(_without_paths(str(error), hidden)),
+        "error": None if (error := written.get("error")) is None else one_line(hide(str(error))),
         "adapter": written.get("adapter"),
         "last_step": _last_step(job),
-        "result": _without_paths(_result(job, request.kind), hidden) if state == "done" else None,
+        "result": _without_paths(_result(job, request.kind), hide) if state == "done" else None,
     }
 
 
@@ -67,15 +70,20 @@ def _result(job: JobFolder, kind: str) -> Any:
     return {key: value for key, value in result.items() if key not in ("predictions", "scores_file", "report")}
 
 
-def _without_paths(value: Any, hidden: Mapping[str, str]) -> Any:
-    """A value with the words for paths that no client may see."""
+def _hidden(words: Mapping[str, str], folders: Folders, text: str) -> str:
+    """A text with the words for paths, and without all others."""
+    for path in sorted(words, key=len, reverse=True):
+        text = text.replace(path, words[path])
+    return folders.hidden(text)
+
+
+def _without_paths(value: Any, hide: Callable[[str], str]) -> Any:
+    """A value whose texts name no path."""
     if isinstance(value, str):
-        for path, word in hidden.items():
-            value = value.replace(path, word)
-        return without_folders(value)
+        return hide(value)
     if isinstance(value, list):
-        return [_without_paths(item, hidden) for item in value]
-    return {key: _without_paths(item, hidden) for key, item in value.items()} if isinstance(value, dict) else value
+        return [_without_paths(item, hide) for item in value]
+    return {key: _without_paths(item, hide) for key, item in value.items()} if isinstance(value, dict) else value
 
 
 # ── its steps ───────────────────────────────────────────────────────────────────────────────────────────────────────

@@ -76,17 +76,29 @@ def check_inside(store: AdapterStore, name: str) -> None:
         raise UnknownAdapterError(f"there is no adapter {name[:100]!r}: GET /v1/adapters lists those there are")
 
 
-def stored_inside(store: AdapterStore, name: str, version: int | None = None) -> Stored:
-    """A version in the store, without links in its place or among its files. Raises UnknownAdapterError otherwise."""
+def folder_inside(store: AdapterStore, name: str, version: int | None = None) -> Path:
+    """A version's folder in the store, damaged or not, by default the newest's.
+
+    Raises UnknownAdapterError for one that is not there, and for links in its place or among its files.
+    """
     check_inside(store, name)
-    stored = store.get(name, version)
+    versions = store.versions(name)
+    version = versions[-1] if version is None else version
+    folder = store.folder / name / str(version)
     try:
-        linked = any(path.is_symlink() for path in (stored.folder, *stored.folder.iterdir()))
-    except FileNotFoundError:
-        raise UnknownAdapterError(f"version {stored.version} of {name!r} was removed meanwhile") from None
+        linked = any(path.is_symlink() for path in (folder, *folder.iterdir()))
+    except (FileNotFoundError, NotADirectoryError):
+        raise UnknownAdapterError(
+            f"{name!r} has no version {version}: it has {', '.join(map(str, versions))}"
+        ) from None
     if linked:
-        raise UnknownAdapterError(f"version {stored.version} of {name!r} is, or has, a link: it is not used")
-    return stored
+        raise UnknownAdapterError(f"version {version} of {name!r} is, or has, a link: it is not used")
+    return folder
+
+
+def stored_inside(store: AdapterStore, name: str, version: int | None = None) -> Stored:
+    """A version in the store, as `folder_inside` finds it. Raises DamagedFolderError as the store does, too."""
+    return store.get(name, int(folder_inside(store, name, version).name))
 
 
 def opened_files(folder: Path) -> dict[str, BinaryIO]:

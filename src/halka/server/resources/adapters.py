@@ -17,7 +17,7 @@ from fastapi import APIRouter, Form, Query, UploadFile
 from pydantic import Field
 from starlette.responses import Response, StreamingResponse
 
-from halka.server.errors import ApiError, public, refusal
+from halka.server.errors import ApiError, api_error, public, refusal
 from halka.server.guards.access import Caller, CallerDep, ManagerDep
 from halka.server.guards.quota import reserve_storage
 from halka.server.requests import Body, Name
@@ -28,6 +28,7 @@ from halka.server.resources.adapter_files import (
     close,
     copy_files,
     files_below,
+    folder_inside,
     opened_files,
     pieces_of,
     sizes_of,
@@ -39,7 +40,7 @@ from halka.server.service import Service, ServiceDep
 from halka.server.tenants import Tenant
 from halka.server.wire import Json
 from halka.storage.adapter_store import Stored
-from halka.util.errors import HalkaError, UnknownAdapterError
+from halka.util.errors import DamagedFolderError, HalkaError, UnknownAdapterError
 from halka.util.files import is_portable_name
 
 router = APIRouter(tags=["adapters"])
@@ -159,7 +160,7 @@ async def delete_adapter(name: str, service: ServiceDep, caller: ManagerDep, ver
 
     def remove() -> bool:
         with _missing_is_404(name, version):
-            stored_inside(tenant.store, name, version)
+            folder_inside(tenant.store, name, version)
             tenant.store.remove(name, version)
         return name not in tenant.store.names()
 
@@ -243,7 +244,7 @@ async def _in_engine(
     except UnknownAdapterError:
         raise
     except HalkaError as error:
-        raise refusal(error, 409, tenant=tenant.name, code="wrong_status") from None
+        raise refusal(error, 409, caller=caller, code="wrong_status") from None
     return Json(await service.threads.manage(lambda: _describe(service, caller, name)))
 
 
@@ -256,23 +257,29 @@ def _describe_all(service: Service, caller: Caller) -> list[dict[str, Any]]:
 
 
 def _describe(service: Service, caller: Caller, name: str, version: int | None = None) -> dict[str, Any]:
-    """An adapter as clients see it, without any path."""
-    tenant = service.tenants.of(caller.tenant)
+    """An adapter as clients see it, without any path. One that is damaged has the reason as its `error`."""
+    tenant, stored, damage = service.tenants.of(caller.tenant), None, {}
     with _missing_is_404(name, version):
-        stored = stored_inside(tenant.store, name, version)
-        files = {path.name: path.stat().st_size for path in sorted(stored.folder.iterdir()) if path.is_file()}
-        versions, created = tenant.store.versions(name), int(stored.folder.stat().st_mtime)
-    card, engine_name = stored.card, tenant.engine_name(name)
+        folder = folder_inside(tenant.store, name, version)
+        files = {path.name: path.stat().st_size for path in sorted(folder.iterdir()) if path.is_file()}
+        versions, created = tenant.store.versions(name), int(folder.stat().st_mtime)
+        try:
+            stored = tenant.store.get(name, int(folder.name))
+        except FileNotFoundError:
+            raise
+        except (DamagedFolderError, OSError) as error:
+            damage = {"error": api_error(error, caller).message}
+    card, engine_name = stored and stored.card, tenant.engine_name(name)
     resident = [version for version in service.engine.engine.adapters.residents.versions if version.name == engine_name]
     return {
         "id": name,
         "object": "adapter",
-        "version": stored.version,
+        "version": int(folder.name),
         "versions": versions,
         "created_at": created,
         "method": None if card is None else card.method,
-        "task": stored.task,
-        "tags": stored.tags,
+        "task": stored.task if stored else "",
+        "tags": stored.tags if stored else (),
         "parameters": None if card is None else card.parameters,
         "measurements": None if card is None else card.measurements,
         "files": files,
@@ -280,6 +287,7 @@ def _describe(service: Service, caller: Caller, name: str, version: int | None =
         "loaded": bool(resident),
         "pinned": any(version.pinned for version in resident),
         "requests": sum(version.users for version in resident),
+        **damage,
     }
 
 

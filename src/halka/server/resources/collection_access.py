@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Iterable
+from contextlib import suppress
 from pathlib import Path, PurePath
 
 from halka.rag.collection import Collection
@@ -13,6 +15,7 @@ from halka.rag.store import Scope, within
 from halka.server.errors import ApiError
 from halka.server.guards.access import Caller
 from halka.server.service import Service
+from halka.util.errors import DamagedFolderError
 from halka.util.files import is_portable_name
 
 
@@ -40,6 +43,21 @@ def new_collection(service: Service, tenant: str, name: str) -> Collection:
     if name in collection_names(service, tenant):
         raise ApiError(409, f"there is a collection {name!r} already", param="name", code="collection_exists")
     return Collection(_folder(service, tenant) / name, service.embedders.get())
+
+
+def remove_collection(service: Service, tenant: str, name: str) -> None:
+    """Remove a collection, also one that is damaged. Raises ApiError if there is none."""
+    try:
+        return open_collection(service, tenant, name).delete()
+    except ApiError:
+        raise
+    except Exception:
+        folder = CollectionFolder(_folder(service, tenant) / name)
+        with suppress(DamagedFolderError):
+            if "at" in folder.settings():  # where its passages would stay
+                raise
+    folder.end()
+    shutil.rmtree(folder.path)
 
 
 def scope_of(caller: Caller, tags: Iterable[str] = (), under: str = "") -> Scope:

@@ -19,7 +19,7 @@ from starlette.responses import Response
 from halka.rag.retrieve import Mode, Retriever
 from halka.rag.store import EVERYONE, Document
 from halka.rag.texts import is_readable
-from halka.server.errors import ApiError, public, refusal
+from halka.server.errors import ApiError, api_error, public, refusal
 from halka.server.guards.access import Caller, CallerDep, ManagerDep
 from halka.server.guards.quota import reserve_storage
 from halka.server.requests import Body, Labels, Name
@@ -29,6 +29,7 @@ from halka.server.resources.collection_access import (
     new_collection,
     open_collection,
     public_names,
+    remove_collection,
     scope_of,
 )
 from halka.server.resources.document_reader import read_apart
@@ -59,7 +60,8 @@ async def list_collections(service: ServiceDep, caller: CallerDep) -> Response:
     """List the caller's collections."""
 
     def describe() -> list[dict[str, Any]]:
-        return [_describe(service, caller, name) for name in collection_names(service, caller.tenant)]
+        entries = (_listed(service, caller, name) for name in collection_names(service, caller.tenant))
+        return [entry for entry in entries if entry is not None]
 
     return Json({"object": "list", "data": await service.threads.search(describe)})
 
@@ -84,7 +86,7 @@ async def get_collection(collection: str, service: ServiceDep, caller: CallerDep
 @router.delete("/v1/collections/{collection}")
 async def delete_collection(collection: str, service: ServiceDep, caller: ManagerDep) -> Response:
     """Remove a collection with all its documents."""
-    await service.threads.exclusive(lambda: open_collection(service, caller.tenant, collection).delete())
+    await service.threads.exclusive(remove_collection, service, caller.tenant, collection)
     return Json({"id": collection, "object": "collection", "deleted": True})
 
 
@@ -167,7 +169,7 @@ async def search_collection(collection: str, body: Search, service: ServiceDep, 
         try:
             hits = Retriever(opened, body.mode or "hybrid").search(body.query, body.count or 8, scope)
         except HalkaError as error:
-            raise refusal(error, param="query") from None
+            raise refusal(error, caller=caller, param="query") from None
         names = public_names(opened, (hit.passage.document for hit in hits))
         return [
             {
@@ -199,6 +201,17 @@ def _describe(service: Service, caller: Caller, name: str) -> dict[str, Any]:
         "documents": len(documents),
         "passages": sum(document.passages for document in documents),
     }
+
+
+def _listed(service: Service, caller: Caller, name: str) -> dict[str, Any] | None:
+    """A collection; one that cannot be opened has the reason as its `error`. None: it was removed meanwhile."""
+    try:
+        return _describe(service, caller, name)
+    except ApiError:
+        return None
+    except Exception as error:
+        nothing = {"id": name, "object": "collection", "documents": None, "passages": None}
+        return nothing | {"error": api_error(error, caller).message}
 
 
 def _document(document: Document, name: str) -> dict[str, Any]:

@@ -1,0 +1,30 @@
+"""`Folders`: the folders of a server, of which a message to a client has a path's last part alone."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+from pathlib import Path
+
+ABSOLUTE = re.compile(r"(?<![\w#.:/])(?:[A-Za-z]:)?[/\\](?!v1/)(?:[^\s/\\'\",:;]+[/\\])+([^\s/\\'\",:;]*)")
+RELATIVE = re.compile(r"(?<![^\s'\"(,;])(?!#)(?:[^\s/\\'\",:;()]+[/\\])+([^\s/\\'\",:;()]+\.[A-Za-z]\w*)(?![\w/\\-])")
+"""A file below a folder, such as run/adapter.safetensors; a model on the hub, such as org/Name-1.7B, is none."""
+
+
+class Folders:
+    """Folders whose paths may hold anything, spaces too. What is below them has names without."""
+
+    def __init__(self, folders: Iterable[Path] = ()):
+        paths = {form for folder in folders for form in (folder, folder.resolve()) if form != Path(form.anchor)}
+        names = sorted({form for path in paths for form in (str(path), repr(str(path))[1:-1])}, key=len, reverse=True)
+        own = "|".join(map(re.escape, names))
+        self._below = re.compile(rf"(?<![\w.-])({own})(?![\w-])((?:/[^\s/'\",:;()]+)*)/?") if names else None
+
+    def hidden(self, text: str) -> str:
+        """The text with the last part of each path alone, of these folders and whatever else looks like one."""
+        if self._below is not None:
+            text = self._below.sub(lambda match: (match[2] or match[1]).rpartition("/")[2], text)
+        return RELATIVE.sub(r"\1", ABSOLUTE.sub(r"\1", text))
+
+
+NO_FOLDERS = Folders()
