@@ -231,7 +231,7 @@ def measure_latency(runs: int, work: Path, guidellm: str) -> dict[str, Any]:
             command += ["--profile", "kind=concurrent,streams=8", "--data", f"kind=json_file,path={data}"]
             command += [
                 "--constraint",
-                f"kind=max_requests,max_num={len(requests)}",
+                f"kind=max_requests,count={len(requests)}",
                 "--output",
                 f"kind=json,path={report}",
             ]

@@ -290,6 +290,20 @@ def test_care_sees_training_cut_short() -> None:
     assert about(summarise(small(measurements())), "best at the last step for IA3 (3 of 3 runs), Prefix (2 of 2 runs)")
 
 
+def test_care_sees_what_was_to_stop_early_and_did_not() -> None:
+    runs = small(measurements())
+    for run in runs[1:]:
+        run["config"] = {"patience": 3}
+        if run["train"]:
+            run["train"]["most_steps"] = 360
+    for run in of(runs, "IA3", "final")[:2]:
+        run["train"]["steps"] = 360
+    summary = summarise(runs)
+    assert about(summary, "IA3 (2 of 3 runs) had not converged at the most steps, 360.")
+    assert not about(summary, "best at the last step")
+    assert not about(summary, "steps of training differ")
+
+
 def test_care_weighs_the_test_set() -> None:
     assert about(summarise(small(measurements(items=200))), "200 items, which alone leaves ±6.6 points")
     assert not about(summarise(small(measurements(items=20_000))), "items, which alone")

@@ -40,6 +40,7 @@ def experiment(*methods: dict, **changes) -> Experiment:
 BASE = {"method": "base", "label": "bare"}
 LORA = {"method": "lora", "label": "lora", "lrs": (0.1, 0.2, 0.3), "rank": 4}
 IA3 = {"method": "ia3", "label": "ia3"}
+LORA_FINALS = ["lora 0.05 0 final", "lora 0.05 1 final"]
 IA3_FINALS = ["ia3 0.01 0 final", "ia3 0.01 1 final"]
 SEARCHES = ["lora 0.1 0 search", "lora 0.2 0 search", "lora 0.3 0 search"]
 
@@ -122,6 +123,31 @@ def test_the_rate_with_the_lowest_validation_loss_goes_on_to_all_seeds(stage):
     assert kinds(events) == {"started": 8, "step": 16, "done": 8}
     found = {(each["label"], each["lr"], each["seed"], each["purpose"]) for each in measurements(stage.folder)}
     assert {" ".join(map(str, each)) for each in found} == set(stage.names())
+
+
+def test_a_search_goes_on_beyond_an_edge_that_is_best(stage):
+    losses = {"0.1": 0.4, "0.2": 0.5, "0.3": 0.6, "0.05": 0.3, "0.025": 0.35}
+    stage.plan(**{f"lora_{rate}": {"loss": loss} for rate, loss in losses.items()})
+    events = stage.go(experiment(LORA))
+    assert stage.names() == [*SEARCHES, *(f"lora {rate} 0 search" for rate in ("0.05", "0.025")), *LORA_FINALS]
+    assert add_up(events)
+    stage.forget()
+    stage.go(experiment(LORA))
+    assert stage.names() == []
+
+
+@pytest.mark.parametrize(("beyond", "rates"), [(0, []), (1, ["0.45"]), (2, ["0.45", "0.675"])])
+def test_a_search_adds_at_most_so_many_rates(stage, beyond, rates):
+    stage.plan(**{f"lora_{rate}": {"loss": 0.5 - float(rate) / 10} for rate in ("0.1", "0.2", "0.3", "0.45", "0.675")})
+    events = stage.go(experiment(LORA, search_beyond=beyond))
+    assert [name.split()[1] for name in stage.names() if "search" in name] == ["0.1", "0.2", "0.3", *rates]
+    assert add_up(events)
+
+
+def test_a_search_ends_at_a_rate_that_fails(stage):
+    stage.plan(**{"lora_0.3": {"loss": 0.4}, "lora_0.45": {"error": "diverged"}})
+    assert add_up(stage.go(experiment(LORA)))
+    assert stage.names() == [*SEARCHES, "lora 0.45 0 search", "lora 0.3 0 final", "lora 0.3 1 final"]
 
 
 def test_a_search_is_shorter_and_uses_the_first_seed(stage):
@@ -252,7 +278,7 @@ def test_a_run_that_ends_without_a_word_is_recorded_with_its_last_ones(how, said
 
 def test_a_search_goes_on_without_the_runs_that_failed(stage):
     stage.plan(**{"lora_0.1": {"kill": True}, "lora_0.2": {"loss": 0.6}, "lora_0.3": {"loss": 0.5}})
-    events = stage.go(experiment(LORA))
+    events = stage.go(experiment(LORA, search_beyond=0))
     assert stage.names() == [*SEARCHES, "lora 0.3 0 final", "lora 0.3 1 final"]
     assert add_up(events)
 
@@ -293,7 +319,7 @@ def test_what_failed_is_tried_again_only_when_asked(stage):
 
 
 def test_a_search_that_failed_is_tried_again_before_its_rate_is_passed_over(stage):
-    plan = experiment(LORA)
+    plan = experiment(LORA, search_beyond=0)
     stage.plan(**{"lora_0.1": {"loss": 0.6}, "lora_0.2": {"loss": 0.5}, "lora_0.3": {"error": "no"}})
     stage.go(plan)
     stage.plan(**{"lora_0.1": {"loss": 0.6}, "lora_0.2": {"loss": 0.5}, "lora_0.3": {"loss": 0.4}})
@@ -401,6 +427,7 @@ def test_an_experiment_is_read_as_it_is_written(tmp_path):
         ],
         "train": {"epochs": 2.5},
         "search_steps": 5,
+        "search_beyond": 1,
         "search_together": False,
         "seeds": [3],
         "jobs": 2,

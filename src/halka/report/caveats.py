@@ -51,6 +51,7 @@ def caveats(evidence: Evidence) -> tuple[str, ...]:
         edge_of_the_grid,
         narrow_search,
         not_the_best_rate,
+        not_converged,
         still_falling,
         small_test_set,
         unequal_budgets,
@@ -203,13 +204,34 @@ def not_the_best_rate(evidence: Evidence) -> list[str]:
     return sentences
 
 
+def not_converged(evidence: Evidence) -> list[str]:
+    """Methods whose runs came to their last step although they were to stop early."""
+    names, limits = [], set[float]()
+    for row in evidence.tuned:
+        runs = [run for run in evidence.used(row) if stops_early(run)]
+        limited = [run for run in runs if number(run, "train", "steps") == number(run, "train", "most_steps")]
+        limits |= {limit for run in limited if (limit := number(run, "train", "most_steps")) is not None}
+        names += [f"{row.label} ({len(limited)} of {plural(len(runs), 'run')})"] if limited else []
+    if not names:
+        return []
+    return [
+        f"{listed(names)} had not converged at the most steps, {listed([f'{limit:.0f}' for limit in sorted(limits)])}."
+    ]
+
+
+def stops_early(run: Measurement) -> bool:
+    """Whether the run was to end once its validation loss stopped improving."""
+    return number(run, "config", "patience") is not None and number(run, "train", "most_steps") is not None
+
+
 def still_falling(evidence: Evidence) -> list[str]:
     names = []
     for row in evidence.tuned:
         ends = [
             best >= last
             for run in evidence.used(row)
-            if (best := number(run, "train", "best_step")) is not None
+            if not stops_early(run)
+            and (best := number(run, "train", "best_step")) is not None
             and (last := number(run, "train", "steps")) is not None
             and last > 0
         ]
@@ -255,10 +277,11 @@ def nothing_to_compare_with(evidence: Evidence) -> list[str]:
 
 def unequal_budgets(evidence: Evidence) -> list[str]:
     sentences = []
+    early = any(stops_early(run) for row in evidence.scored for run in evidence.used(row))
     for noun, of in (("steps", lambda row: row.steps), ("examples", lambda row: row.examples)):
         groups: dict[int, list[str]] = {}
         for row in evidence.scored:
-            if (amount := of(row)) is not None:
+            if (amount := of(row)) is not None and not (noun == "steps" and early):
                 groups.setdefault(amount, []).append(row.label)
         if len(groups) > 1:
             common = max(groups, key=lambda amount: len(groups[amount]))

@@ -1,9 +1,12 @@
-"""Compares methods: a small search for each one's learning rate, then all seeds with the best rate, then the report."""
+"""Compares methods: a small search for each one's learning rate, then all seeds with the best rate, then the report.
+
+A search whose best rate is the lowest or the highest that was tried goes on beyond it.
+"""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -89,20 +92,21 @@ class Plan:
     def __init__(self, experiment: Experiment):
         self.experiment = experiment
         self.data = digest(task_of(experiment))
-        self.searches = {entry.title(): self._searches(entry) for entry in experiment.methods}
 
     def due(self, results: Mapping[str, Result]) -> tuple[list[list[Spec]], int]:
         """The runs that can be named, in groups that share a process, and how many follow from searches under way."""
         groups: list[list[Spec]] = []
         to_come = 0
         for entry in self.experiment.methods:
-            searches = self.searches[entry.title()]
+            grid, beyond = self._grid(entry), self._beyond(entry, results)
             shared = self.experiment.search_together and entry.method != "full"  # its copies share no pass
-            groups += [searches] if searches and shared else [[run] for run in searches]
+            groups += [grid] if grid and shared else [[run] for run in grid]
+            groups += [[run] for run in beyond]
+            searches = [*grid, *beyond]
             if all(run.key in results for run in searches):
-                groups += [[run] for run in self._finals(entry, results)]
+                groups += [[run] for run in self._finals(entry, searches, results)]
             else:
-                to_come += len(self.experiment.seeds)
+                to_come += len(self.experiment.seeds) + self.experiment.search_beyond - len(beyond)
         return groups, to_come
 
     def measurements(self, runner: Runner[Spec]) -> list[Result]:
@@ -115,24 +119,34 @@ class Plan:
                 return [results[run.key] for run in runs if run.key in results]
             results |= new
 
-    def _searches(self, entry: Entry) -> list[Spec]:
-        if entry.method == BASE or len(entry.rates()) < 2:
-            return []
+    def _grid(self, entry: Entry) -> list[Spec]:
+        """A search run for each of the entry's learning rates; none where there is nothing to choose from."""
+        several = entry.method != BASE and len(entry.rates()) > 1
+        return [self._search(entry, rate) for rate in entry.rates()] if several else []
+
+    def _beyond(self, entry: Entry, results: Mapping[str, Result]) -> list[Spec]:
+        """Search runs at further rates, one by one while the best is at an edge; they follow from the results."""
+        grid = self._grid(entry)
+        searches = {run.train["lr"]: run for run in grid}
+        most = len(grid) + self.experiment.search_beyond if grid else 0
+        while len(searches) < most and all(run.key in results for run in searches.values()):
+            rate = _further(sorted(searches), _losses(searches.values(), results))
+            if rate is None:
+                break
+            searches[rate] = self._search(entry, rate)
+        return [*searches.values()][len(grid) :]
+
+    def _search(self, entry: Entry, rate: float) -> Spec:
         steps = TrainConfig(**self.experiment.train).steps
         shorter = {"steps": self.experiment.search_steps or max(1, steps // 2)} if steps else {}
-        return [self._run(entry, lr, self.experiment.seeds[0], "search", shorter) for lr in entry.rates()]
+        return self._run(entry, rate, self.experiment.seeds[0], "search", shorter)
 
-    def _finals(self, entry: Entry, results: Mapping[str, Result]) -> list[Spec]:
+    def _finals(self, entry: Entry, searches: Sequence[Spec], results: Mapping[str, Result]) -> list[Spec]:
         """A run a seed, with the learning rate whose search has the lowest validation loss; none if all failed."""
         if entry.method == BASE:
             return [self._run(entry, None, self.experiment.seeds[0], "final", {})]
-        rate: float | None = entry.rates()[0]
-        if searches := self.searches[entry.title()]:
-            searched = [results[run.key] for run in searches]
-            good = [
-                search for search in searched if search["status"] == "done" and search["validation_loss"] is not None
-            ]
-            rate = min(good, key=lambda result: result["validation_loss"])["lr"] if good else None
+        losses = _losses(searches, results)
+        rate = min(losses, key=lambda rate: losses[rate], default=None) if searches else entry.rates()[0]
         return [] if rate is None else [self._run(entry, rate, seed, "final", {}) for seed in self.experiment.seeds]
 
     def _run(self, entry: Entry, lr: float | None, seed: int, purpose: Purpose, changes: Mapping[str, int]) -> Spec:
@@ -152,6 +166,24 @@ class Plan:
             examples=dict(self.experiment.examples),
             forgetting=self.experiment.forgetting,
         )
+
+
+def _losses(searches: Iterable[Spec], results: Mapping[str, Result]) -> dict[float, float]:
+    """The validation loss by learning rate, of the searches that have one."""
+    return {
+        run.train["lr"]: result["validation_loss"]
+        for run in searches
+        if (result := results.get(run.key)) and result["status"] == "done" and result["validation_loss"] is not None
+    }
+
+
+def _further(tried: Sequence[float], losses: Mapping[float, float]) -> float | None:
+    """The rate as far beyond the best as its neighbour is on this side; None where no edge alone is best."""
+    for edge, neighbour in ((tried[0], tried[1]), (tried[-1], tried[-2])):
+        if edge in losses and all(losses[edge] < loss for rate, loss in losses.items() if rate != edge):
+            rate = float(f"{edge * edge / neighbour:.3g}")
+            return None if rate in tried else rate
+    return None
 
 
 def _outcome(result: Result) -> str:

@@ -138,6 +138,10 @@ class Experiment(Settings):
     search_steps: Count | None = Field(
         default=None, description="steps of a search run; half of the final ones' if not given"
     )
+    search_beyond: Annotated[
+        int,
+        Field(ge=0, description="rates that a search adds, one by one, while the best is at an edge of those tried"),
+    ] = 3
     search_together: bool = Field(default=True, description="a method's searches share one process and its passes")
     seeds: Seeds = (0, 1, 2)
     jobs: Annotated[int, Field(ge=1, description="runs at a time")] = 1
