@@ -174,6 +174,14 @@ def test_metrics_are_for_who_watches(guarded, role):
     assert status == (403 if role == "monitor" else 200)
 
 
+def test_metrics_are_the_operators(guarded):
+    """They name the adapters of all tenants."""
+    refused = guarded.call("GET", "/metrics", headers=guarded.key("admin", tenant="acme"))
+    assert (refused.status_code, refused.json()["error"]["code"]) == (403, "wrong_tenant")
+    with pytest.raises(HalkaError, match="a monitor's key is of tenant main"):
+        guarded.key("monitor", tenant="acme")
+
+
 def test_each_role_has_its_rights():
     assert RIGHTS.keys() == {*ROLES}
     assert Caller(role="manager").may("user")

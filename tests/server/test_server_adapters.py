@@ -249,6 +249,21 @@ def test_adapters_are_imported_from_configured_folders_alone(base, store, tmp_pa
         assert refusal(server.client.post("/v1/adapters/import", json={"folder": "team/nice"}), 404)
 
 
+def test_a_tenant_imports_from_its_own_roots_alone(base, store, tmp_path):
+    for tenant in ("main", "acme"):
+        shutil.copytree(store / "lora" / "1", tmp_path / tenant / f"of-{tenant}")
+    roots = tmp_path / "main", Path(f"acme={tmp_path / 'acme'}")
+    with InProcess.open(base, store, tmp_path / "data", adapter_roots=roots) as server:
+        for tenant, other in (("main", "acme"), ("acme", "main"), ("third", "main")):
+            headers = server.key(tenant, "admin")
+
+            def imported(folder: str, headers: dict[str, str] = headers) -> httpx.Response:
+                return server.client.post("/v1/adapters/import", json={"folder": folder}, headers=headers)
+
+            assert imported(f"of-{tenant}").status_code == (404 if tenant == "third" else 201)
+            assert "there is no folder" in refusal(imported(f"of-{other}"), 404)
+
+
 def test_no_link_in_a_store_is_followed(client, store, tmp_path, lora):
     secret = tmp_path / "secret"
     shutil.copytree(store / "lora", secret)

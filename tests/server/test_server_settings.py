@@ -8,6 +8,7 @@ import pytest
 
 from halka.server.settings import LEAST, ServerSettings
 from halka.util.errors import HalkaError
+from halka.util.settings import build, from_file, settings_of
 
 
 @pytest.mark.parametrize(("name", "least"), LEAST.items())
@@ -36,6 +37,16 @@ def test_a_port_is_one(port):
 
 def test_folders_are_whole_paths_wherever_the_server_goes(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    settings = ServerSettings("tiny", store=Path("a"), adapter_roots=(Path("b"),)).absolute()
+    settings = ServerSettings("tiny", store=Path("a"), adapter_roots=(Path("b"), Path("acme=c/d"))).absolute()
     assert (settings.data, settings.store) == (tmp_path / "halka-server", tmp_path / "a")
-    assert (settings.base, settings.collections, settings.adapter_roots) == ("tiny", None, (tmp_path / "b",))
+    assert (settings.base, settings.collections, settings.roots_of("main")) == ("tiny", None, (tmp_path / "b",))
+    assert (settings.roots_of("acme"), settings.roots_of("other")) == ((tmp_path / "c" / "d",), ())
+
+
+def test_a_file_names_roots_of_tenants_beside_it(tmp_path):
+    """Also whole paths, and several."""
+    (tmp_path / "serve.yaml").write_text("base: tiny\nadapter_roots: [own, acme=theirs, ./a=b, 'acme=/srv/x y']\n")
+    settings = settings_of(ServerSettings, command="serve")
+    built = build(ServerSettings, settings, from_file(tmp_path / "serve.yaml", settings))
+    assert built.roots_of("main") == (tmp_path / "own", tmp_path / "a=b")
+    assert built.roots_of("acme") == (tmp_path / "theirs", Path("/srv/x y"))

@@ -13,9 +13,10 @@ from halka.models.fetching import cache_dir
 from halka.models.loading import is_base_folder
 from halka.models.quantised import Quantize
 from halka.server.folders import Folders
+from halka.server.guards.keys import MAIN
 from halka.util.dtypes import Dtype
 from halka.util.errors import HalkaError
-from halka.util.settings import documented
+from halka.util.settings import documented, split_key
 
 MB, GB = 10**6, 10**9
 LEAST = {
@@ -63,7 +64,11 @@ class ServerSettings:
     )
     adapter_roots: tuple[Path, ...] = field(
         default=(),
-        metadata={"help": "folders that adapters may be imported from; may be repeated", "metavar": "FOLDER"},
+        metadata={
+            "help": "folders that tenant main, or the one that is named, may import adapters from; may be repeated",
+            "metavar": "[TENANT=]FOLDER",
+            "keyed": True,
+        },
     )
     jobs: int = field(default=1, metadata={"help": "jobs that run at a time; 0: none is started here"})
     jobs_kept: int = field(
@@ -127,17 +132,26 @@ class ServerSettings:
         return replace(
             self,
             base=str(base.absolute()) if is_base_folder(base) else self.base,
-            adapter_roots=tuple(root.absolute() for root in self.adapter_roots),
+            adapter_roots=tuple(Path(f"{key}{folder.absolute()}") for key, folder in self._roots),
             **{name: folder and folder.absolute() for name, folder in folders.items()},
         )
 
     @cached_property
     def folders(self) -> Folders:
         """What no message to a client names."""
-        own = [self.data, self.store, self.collections, *self.adapter_roots]
+        own = [self.data, self.store, self.collections, *(folder for _, folder in self._roots)]
         own += [Path(self.base)] if is_base_folder(Path(self.base)) else []
         places = [cache_dir(), Path(tempfile.gettempdir()), Path(sys.prefix), Path.cwd(), Path.home()]
         return Folders([folder.absolute() for folder in own if folder is not None] + places)
+
+    def roots_of(self, tenant: str) -> tuple[Path, ...]:
+        """The folders that a tenant may import adapters from."""
+        return tuple(folder for key, folder in self._roots if (key or f"{MAIN}=") == f"{tenant}=")
+
+    @property
+    def _roots(self) -> list[tuple[str, Path]]:
+        """The roots with their "TENANT="."""
+        return [(key, Path(folder)) for key, folder in map(split_key, map(str, self.adapter_roots))]
 
     @property
     def public_name(self) -> str:

@@ -5,13 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+from halka.server.guards.keys import MAIN
 from halka.server.resources.adapter_files import stored_inside
 from halka.server.settings import ServerSettings
 from halka.storage.adapter_store import AdapterStore, Stored
 from halka.util.errors import UnknownAdapterError
 from halka.util.files import is_portable_name, portable_name
-
-MAIN = "main"
 
 
 @dataclass(frozen=True)

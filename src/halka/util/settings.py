@@ -6,7 +6,8 @@
 
 An unknown key is an error that names its path and the setting that was likely meant. A field's metadata may hold
 `help`, `metavar`, `short` (a one-letter flag), and `beside`: for a name that may also be a path, a function that says
-whether a path is one. A file writes such paths, and every `Path`, relative to its own folder.
+whether a path is one. A file writes such paths, and every `Path`, relative to its own folder; with `keyed` the path may
+come after a "KEY=".
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ from halka.util.suggest import suggest
 T = TypeVar("T")
 
 PREFIX = re.compile("HALKA_[A-Z]+_")
+KEY = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*=")
 WORDS = {int: "a whole number", float: "a number", bool: "true or false", str: "text", Path: "a path"}
 METAVARS = {int: "N", float: "X", str: "TEXT", Path: "FILE"}
 
@@ -41,6 +43,7 @@ class Setting:
     metavar: str = ""
     short: str = ""
     beside: Callable[[Path], bool] | None = None
+    keyed: bool = False
     command: str = "train"
 
     @property
@@ -128,6 +131,7 @@ def settings_of(cls: type, section: str = "", command: str = "train") -> dict[st
             metavar=field.metadata.get("metavar", METAVARS.get(item, "")),
             short=field.metadata.get("short", ""),
             beside=_always if item is Path else field.metadata.get("beside"),
+            keyed=field.metadata.get("keyed", False),
             command=command,
         )
     return settings
@@ -186,7 +190,7 @@ def from_content(content: Mapping[Any, Any], file: Path, settings: Mapping[str, 
                 f"{file}: {within}{path}: there is no such setting{_hint(path, settings, _command(settings))}"
             )
         setting = settings[path]
-        seen = _relative_to(file.parent, value, setting.beside) if setting.beside else value
+        seen = _relative_to(file.parent, value, setting.beside, setting.keyed) if setting.beside else value
         layer[path] = Entry(seen, f"{file}: {within}{path}")
     return layer
 
@@ -310,14 +314,21 @@ def _always(path: Path) -> bool:
     return True
 
 
-def _relative_to(folder: Path, value: Any, is_path: Callable[[Path], bool]) -> Any:
+def _relative_to(folder: Path, value: Any, is_path: Callable[[Path], bool], keyed: bool) -> Any:
     """A path that a file in `folder` writes, relative to the working folder; any other value as it is."""
     if isinstance(value, list):
-        return [_relative_to(folder, item, is_path) for item in value]
+        return [_relative_to(folder, item, is_path, keyed) for item in value]
     if not isinstance(value, str):
         return value
-    path = folder / Path(value).expanduser()
-    return str(path) if is_path(path) else value
+    key, written = split_key(value) if keyed else ("", value)
+    path = folder / Path(written).expanduser()
+    return f"{key}{path}" if is_path(path) else value
+
+
+def split_key(value: str) -> tuple[str, str]:
+    """A value's "KEY=", empty without one, and the rest."""
+    key = match[0] if (match := KEY.match(value)) else ""
+    return key, value[len(key) :]
 
 
 def _hint(wrong: str, settings: Iterable[str], command: str = "train") -> str:

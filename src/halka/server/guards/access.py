@@ -34,6 +34,8 @@ RIGHTS: dict[Role, frozenset[Role]] = {
 }
 NEEDED: dict[str, Role] = {"/metrics": "monitor"}
 """The right that a path needs, if it is not that of a user; routes may ask for more, with `needs`."""
+OPERATORS = frozenset({"/metrics"})
+"""The paths whose answers are about all tenants: for keys of tenant `main`, the operator's."""
 HOST = re.compile(r"(\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9.-]+)(?::[0-9]+)?")
 PROXIED = (b"forwarded", b"x-forwarded-for", b"x-forwarded-host", b"x-real-ip", b"via")
 
@@ -108,6 +110,8 @@ class Access:
     def _caller(self, scope: Scope) -> Caller:
         caller = self._with_key(scope) if self.keys.required else self._without_keys(scope)
         _check_right(caller, NEEDED.get(scope["path"], "user"))
+        if scope["path"] in OPERATORS and caller.tenant != MAIN:
+            raise ApiError(403, f"this is about all tenants: it needs a key of tenant {MAIN}", code="wrong_tenant")
         return caller
 
     def _with_key(self, scope: Scope) -> Caller:

@@ -21,6 +21,7 @@ from halka.util.files import portable_name, write_file
 
 Role = Literal["monitor", "user", "manager", "admin"]
 ROLES: tuple[Role, ...] = ("monitor", "user", "manager", "admin")
+MAIN = "main"  # the operator's tenant
 PREFIX = "halka_"
 PATIENCE = 10.0  # seconds to wait for another process that changes the file
 
@@ -116,11 +117,16 @@ class Keys:
         limits: Limits | None = None,
         note: str = "",
     ) -> tuple[str, Key]:
-        """Add a key; returns its text, which is nowhere else, and the key. Raises HalkaError for a bad tenant."""
+        """Add a key; returns its text, which is nowhere else, and the key.
+
+        Raises HalkaError for a bad tenant, a monitor of another tenant than the operator's, and a time that is past.
+        """
         if portable_name(tenant, "name a tenant") != tenant.lower():
             raise HalkaError(f"{tenant!r} cannot name a tenant: write it in small letters")
         if tenant in ROLES:
             raise HalkaError(f"{tenant!r} cannot name a tenant: it is a role, and documents name both as their readers")
+        if role == "monitor" and tenant != MAIN:
+            raise HalkaError(f"a monitor's key is of tenant {MAIN}: metrics are about all tenants")
         if expires is not None and expires <= datetime.now(UTC):
             raise HalkaError(f"the key would have expired at {expires:%Y-%m-%d %H:%M} UTC: choose a later time")
         text = PREFIX + secrets.token_urlsafe(32)

@@ -48,7 +48,7 @@ Version = Annotated[int | None, Query(ge=1)]
 
 
 class FromRoot(Body):
-    """An adapter's folder, below one of those that the server may load from; its name is the folder's by default."""
+    """An adapter's folder, below one of those that the tenant may load from; its name is the folder's by default."""
 
     folder: Annotated[str, Field(max_length=500)]
     name: Name | None = None
@@ -77,9 +77,9 @@ async def upload_adapter(
 
 @router.post("/v1/adapters/import")
 async def import_adapter(body: FromRoot, service: ServiceDep, caller: ManagerDep) -> Response:
-    """Add an adapter from a folder that the server may load from, or the next version of one."""
+    """Add an adapter from a folder that the tenant may load from, or the next version of one."""
     async with staging(service) as folder:
-        files = await service.threads.manage(files_below, service.settings.adapter_roots, body.folder)
+        files = await service.threads.manage(files_below, service.settings.roots_of(caller.tenant), body.folder)
         try:
             await reserve_storage(service, caller, sum(sizes_of(files).values()))
             await service.threads.manage(copy_files, files, folder)
