@@ -47,6 +47,14 @@ def test_the_most_tokens_end_the_text():
     assert run([*tokens, END], max_new_tokens=len(tokens))[1] == "length"
 
 
+def test_an_end_token_that_is_ignored_ends_nothing():
+    tokens = tokens_of("Paris.")
+    pieces, reason, count = run([*tokens, END, *tokens], ignore_ends=True, max_new_tokens=2 * len(tokens) + 1)
+    assert ("".join(pieces), reason) == ("Paris.Paris.", "length")
+    assert count == 2 * len(tokens) + 1
+    assert run([*tokens, END, *tokens], ignore_ends=True, tokens=frozenset([END]))[1] == "stop"
+
+
 def test_a_stop_token_is_no_part_of_the_text():
     tokens = tokens_of("The capital is Paris.")
     pieces, reason, _ = run(tokens, tokens=frozenset([tokens[2]]))

@@ -53,6 +53,19 @@ def test_penalties_change_what_repeats(server):
     assert text(server.client, **bias, frequency_penalty=2, presence_penalty=2).count(piece) <= often
 
 
+def test_an_answer_of_a_set_length_ignores_end_tokens(server):
+    end = sorted(server.service.engine.engine.ends)[0]
+    bias = {"logit_bias": {str(end): 100}, "max_tokens": 6}
+    assert ask(server.client, **bias)[0]["finish_reason"] == "stop"
+    assert ask(server.client, **bias, ignore_eos=True)[0]["finish_reason"] == "length"
+    format = {"response_format": {"type": "json_object"}, "ignore_eos": True}
+    refused = server.client.post("/v1/chat/completions", json=BODY | format)
+    assert (refused.status_code, refused.json()["error"]["message"]) == (
+        400,
+        "a constrained answer ends where its constraint does: it cannot ignore end tokens",
+    )
+
+
 def test_a_stop_is_left_out(client):
     whole = text(client)
     stop = whole[3:5]

@@ -84,6 +84,17 @@ def test_usage_is_a_chunk_of_its_own_without_choices(client):
     assert all("usage" not in chunk for chunk in chunks(client, stream_options={"include_usage": False}))
 
 
+def test_usage_comes_with_every_chunk_where_a_client_asks(client):
+    options = {"include_usage": True, "continuous_usage_stats": True}
+    *others, last = chunks(client, stream_options=options)
+    counts = [chunk["usage"]["completion_tokens"] for chunk in others]
+    assert counts == sorted(counts)
+    assert counts[-1] == last["usage"]["completion_tokens"]
+    assert {chunk["usage"]["prompt_tokens"] for chunk in (*others, last)} == {whole(client)["usage"]["prompt_tokens"]}
+    options["include_usage"] = False
+    assert all("usage" not in chunk for chunk in chunks(client, stream_options=options))
+
+
 def test_cached_tokens_are_told(client):
     assert whole(client)["usage"]["prompt_tokens_details"] == {"cached_tokens": 0}
     usage = whole(client)["usage"]

@@ -109,6 +109,8 @@ class Engine:
             raise HalkaError(f"bias has token {unknown[0]}: this base has those from 0 to {self._vocabulary - 1}")
         if request.logprobs is not None and not 0 <= request.logprobs <= self._vocabulary:
             raise HalkaError(f"logprobs is a number of tokens from 0 to {self._vocabulary}, not {request.logprobs}")
+        if request.constraint is not None and request.stopping.ignore_ends:
+            raise HalkaError("a constrained answer ends where its constraint does: it cannot ignore end tokens")
         if n < 1:
             raise HalkaError(f"n is 1 or more, not {n}")
         seed = new_seed() if request.sampling.seed is None else request.sampling.seed

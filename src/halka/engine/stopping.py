@@ -20,6 +20,7 @@ class Stopping:
     max_new_tokens  the most tokens, an end token among them
     strings         the text ends before the first of these that is complete
     tokens          ids of tokens that end the text and are no part of it
+    ignore_ends     whether the model's own end tokens end nothing: texts of a set length, to measure
 
     Raises HalkaError for a value that no text can end at.
     """
@@ -27,6 +28,7 @@ class Stopping:
     max_new_tokens: int = 256
     strings: tuple[str, ...] = ()
     tokens: frozenset[int] = frozenset()
+    ignore_ends: bool = False
 
     def __post_init__(self) -> None:
         if isinstance(self.max_new_tokens, bool) or not isinstance(self.max_new_tokens, int) or self.max_new_tokens < 1:
@@ -59,7 +61,7 @@ class StoppedText:
         self.reason: Reason | None = None
         self.tokens = 0
         self._stopping = stopping
-        self._ends = ends | stopping.tokens
+        self._ends = stopping.tokens if stopping.ignore_ends else ends | stopping.tokens
         self._stream = TextStream(tokenizer)
         self._held = ""  # the end of the text that is certain, but may be the beginning of a stop string
 

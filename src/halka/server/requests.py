@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Annotated, Any, ClassVar
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
@@ -65,6 +66,7 @@ Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,98}[A-Za-z0-9
 class StreamOptions(Body):
     neutral: ClassVar[dict[str, Any]] = {"include_obfuscation": (False,)}
     include_usage: bool | None = None
+    continuous_usage_stats: bool | None = None
 
 
 class Sampled(Body):
@@ -79,6 +81,7 @@ class Sampled(Body):
     top_k: Annotated[int, Field(ge=0)] | None = None
     min_p: Share | None = None
     seed: Annotated[int, Field(ge=-SEEDS, lt=SEEDS)] | None = None
+    ignore_eos: bool | None = None
     stop: Stop | Annotated[list[Stop], Field(max_length=16)] | None = None
     presence_penalty: Penalty | None = None
     frequency_penalty: Penalty | None = None
@@ -88,6 +91,12 @@ class Sampled(Body):
     def usage_at_end(self) -> bool:
         """Whether the stream's last chunk is to hold the usage."""
         return bool(self.stream_options and self.stream_options.include_usage)
+
+    def usage_so_far(self, usage: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+        """What a chunk before the last says of the usage: nothing, null where the last has it, or what it is by now."""
+        if not (self.stream_options and self.stream_options.include_usage):
+            return {}
+        return {"usage": usage() if self.stream_options.continuous_usage_stats else None}
 
     def sampling(self, usual_temperature: float) -> Sampling:
         """How the engine chooses tokens; `usual_temperature` is that of a request without one."""
@@ -105,4 +114,4 @@ class Sampled(Body):
     def stopping(self, tokens: int) -> Stopping:
         """Where the engine ends a text that may have so many tokens."""
         strings = [self.stop] if isinstance(self.stop, str) else self.stop or ()
-        return Stopping(tokens, tuple(strings))
+        return Stopping(tokens, tuple(strings), ignore_ends=bool(self.ignore_eos))

@@ -93,20 +93,23 @@ class Chat:
     async def chunks(self) -> AsyncGenerator[bytes]:
         """The answers as events, the usage last where it is asked for."""
         answers: dict[int, Answer] = {}
-        end = {"usage": None} if self.body.usage_at_end else {}
+
+        def end() -> dict[str, Any]:
+            return self.body.usage_so_far(partial(usage, [self.request], answers.values()))
+
         async with aclosing(self.deltas(pieces=True)) as deltas:
             async for delta in deltas:
                 self.adapter_id = delta.answer.adapter_id
                 if delta.index not in answers:
                     answers[delta.index] = delta.answer
-                    yield event(self._chunk(delta.index, {"role": "assistant", "content": ""}) | end)
+                    yield event(self._chunk(delta.index, {"role": "assistant", "content": ""}) | end())
                 if self.grounding is not None and delta.finish is not None:
                     text = delta.answer.text
                     annotated = self._chunk(delta.index, {"annotations": self.grounding.chat_annotations(text)})
-                    yield event(annotated | {"halka": self.grounding.sources([text])} | end)
-                yield event(self._chunk(delta.index, _delta(delta), self._logprobs(delta), delta.finish) | end)
+                    yield event(annotated | {"halka": self.grounding.sources([text])} | end())
+                yield event(self._chunk(delta.index, _delta(delta), self._logprobs(delta), delta.finish) | end())
         if self.body.usage_at_end:
-            tokens = usage([self.request], [*answers.values()])
+            tokens = usage([self.request], answers.values())
             yield event(self._head("chat.completion.chunk") | {"choices": [], "usage": tokens})
         yield DONE
 
@@ -131,7 +134,7 @@ class Chat:
                 choice["message"]["annotations"] = self.grounding.chat_annotations(text)
         return self._head("chat.completion") | {
             "choices": [choices[index] for index in sorted(choices)],
-            "usage": usage([self.request], [*answers.values()]),
+            "usage": usage([self.request], answers.values()),
             **sources,
         }
 

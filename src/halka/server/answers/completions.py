@@ -92,13 +92,12 @@ class Completion:
 
     async def chunks(self) -> AsyncGenerator[bytes]:
         """The answers as events, the usage last where it is asked for."""
-        end = {"usage": None} if self.body.usage_at_end else {}
         lengths: dict[int, int] = {}
         async with aclosing(self.deltas(pieces=True)) as deltas:
             async for index, delta in deltas:
                 choice = _choice(index, delta.text, self._logprobs(delta, lengths.get(index, 0)), delta.finish)
                 lengths[index] = lengths.get(index, 0) + _length(choice)
-                yield event(self._head() | {"choices": [choice]} | end)
+                yield event(self._head() | {"choices": [choice]} | self.body.usage_so_far(self._usage))
         if self.body.usage_at_end:
             yield event(self._head() | {"choices": [], "usage": self._usage()})
         yield DONE

@@ -122,7 +122,7 @@ async def merged(parts: Sequence[AsyncGenerator[Delta]]) -> AsyncGenerator[tuple
         await asyncio.gather(*tasks, return_exceptions=True)
 
 
-def usage(requests: Sequence[Request], answers: Sequence[Answer]) -> dict[str, Any]:
+def usage(requests: Sequence[Request], answers: Collection[Answer]) -> dict[str, Any]:
     """How many tokens were read and written; a prompt counts once, however many answers it has."""
     read = sum(len(request.prompt) for request in requests)
     written = sum(len(answer.tokens) for answer in answers)
