@@ -6,14 +6,16 @@ import fcntl
 import json
 import os
 import shutil
+import sys
 import threading
 from pathlib import Path
 
 import pytest
 
 from halka.server.jobs.folder import JobFolder, JobRequest
+from halka.server.jobs.queue import JobQueue
 from halka.storage.adapter_store import AdapterStore
-from serving_for_tests import InProcess
+from serving_for_tests import InProcess, until
 
 ROWS = [{"prompt": "a", "completion": "b"}]
 CHAT = {"model": "lora", "messages": [{"role": "user", "content": "Hello"}], "max_tokens": 1}
@@ -171,7 +173,7 @@ CONTENTS = ("", "{}", "[]", "{", '{"state": "lost", "queued": 1}', "[" * 10**5)
 
 @pytest.mark.parametrize(
     ("file", "content"),
-    [("state.json", None), *((file, content) for file in ("state.json", "job.json") for content in CONTENTS)],
+    [(file, content) for file in ("state.json", "job.json") for content in (None, *CONTENTS)],
     ids=lambda value: str(value)[:12],
 )
 def test_a_damaged_job_is_listed_as_failed_beside_the_others_and_can_go(client, jobs, file, content):
@@ -192,6 +194,25 @@ def test_a_damaged_job_is_listed_as_failed_beside_the_others_and_can_go(client, 
             assert client.post(f"/v1/jobs/{damaged.id}/{change}").status_code == 409
     assert client.delete(f"/v1/jobs/{damaged.id}").json()["deleted"]
     assert [view["id"] for view in client.get("/v1/jobs").json()["data"]] == [whole.id]
+
+
+@pytest.mark.parametrize("file", ["state.json", "job.json"])
+def test_a_damaged_job_that_runs_can_be_stopped_and_go(client, jobs, tmp_path, file):
+    request = JobRequest("evaluate", {}, [sys.executable, "-c", "import time; time.sleep(100)"])
+    for job in jobs:
+        job.stop()
+    job = JobFolder.new(jobs[0].path.parent, request, {})
+    assert JobQueue(lambda: [job.path.parent], tmp_path / "lock").look() == 1
+    until(lambda: job.written()["state"] == "running", "it does not begin")
+    (job.path / file).write_text("{")
+    view = client.get(f"/v1/jobs/{job.id}").json()
+    assert view["status"] == "running"
+    assert f"{file} of {job.id} is damaged" in view["error"]
+    refused = client.delete(f"/v1/jobs/{job.id}")
+    assert (refused.status_code, refused.json()["error"]["message"]) == (409, f"{job.id} is running: stop it first")
+    assert client.post(f"/v1/jobs/{job.id}/stop").json()["status"] in ("stopping", "failed")
+    until(lambda: not job.alive, "it does not end")
+    assert client.delete(f"/v1/jobs/{job.id}").json()["deleted"]
 
 
 def test_a_damaged_step_is_no_step(client, jobs):

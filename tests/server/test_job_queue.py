@@ -135,8 +135,8 @@ def test_a_killed_job_is_interrupted_and_the_next_begins(jobs, queue, whole):
     first, second = new(jobs), new(jobs)
     queue.look()
     wait_for(lambda: begun(first))
-    pid = first.written()["pid"]
-    (os.killpg if whole else os.kill)(pid, signal.SIGKILL)
+    assert first.process is not None
+    (os.killpg if whole else os.kill)(first.process, signal.SIGKILL)
     if not whole:  # its command is still at work: nothing else may begin
         assert queue.look() == 1
         assert (first.state(), second.state()) == ("running", "queued")
@@ -209,6 +209,38 @@ def test_a_damaged_or_foreign_folder_keeps_no_other_job_away(jobs, queue, tmp_pa
     wait_for(lambda: begun(good))
     assert elsewhere.state() == "queued"
     (damaged.path / "job.json").unlink()
+
+
+@pytest.mark.parametrize("content", ["{", None], ids=["damaged", "lost"])
+@pytest.mark.parametrize("file", ["state.json", "job.json"])
+def test_a_job_that_is_damaged_while_it_runs_counts_and_can_be_stopped(jobs, queue, file, content):
+    damaged, good = new(jobs), new(jobs)
+    queue.look()
+    wait_for(lambda: begun(damaged))
+    (damaged.path / file).unlink()
+    if content is not None:
+        (damaged.path / file).write_text(content)
+    assert queue.look() == 1
+    assert (damaged.state(), good.state()) == ("running", "queued")
+    damaged.stop()
+    wait_for(lambda: not damaged.alive)
+    queue.look()
+    wait_for(lambda: begun(good))
+    assert damaged.process is not None
+    with damaged.path.joinpath("log.txt").open() as log:
+        assert ("is damaged" in log.read()) == (file == "state.json"), "its process could not write how it ended"
+
+
+def test_who_claims_a_job_forgets_the_process_that_it_had(jobs, queue):
+    job = new(jobs)
+    queue.look()
+    wait_for(lambda: begun(job))
+    job.stop()
+    wait_for(lambda: not job.alive)
+    assert job.process is not None
+    lock = job.claim()
+    assert job.process is None
+    os.close(lock)
 
 
 @pytest.mark.parametrize("file", ["state.json", "job.json"])

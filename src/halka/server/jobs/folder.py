@@ -7,9 +7,11 @@
       data.jsonl …   the data that came with it
       output.json    what the command printed; log.txt its messages
       run/           a training's folder
-      .lock          held by the job's process and the command that it runs, from before they begin until they end
+      .lock          held by the job's process and the command that it runs, from before they begin until they end;
+                     its text is the process's id
 
-A job whose state is `running` and whose lock nobody holds was killed: it is `interrupted`.
+A job whose state is `running` and whose lock nobody holds was killed: it is `interrupted`. One whose lock is held runs,
+whatever its other files say.
 """
 
 from __future__ import annotations
@@ -100,7 +102,7 @@ class JobFolder:
         Raises DamagedFolderError for a file that does not say it, FileNotFoundError for a job that was removed.
         """
         written = _read(self.path / STATE, OF_STATE)
-        if written["state"] not in WRITTEN or not isinstance(written.get("pid", 0), int):
+        if written["state"] not in WRITTEN:
             raise _damaged(self.path / STATE)
         return written
 
@@ -109,17 +111,27 @@ class JobFolder:
         write_text(self.path / STATE, json.dumps({**self.written(), **state}, ensure_ascii=False))
 
     def state(self) -> State:
-        """What is true of it now."""
-        state: State = self.written()["state"]
+        """What is true of it now. Raises DamagedFolderError for a job that does not run and whose state is damaged."""
+        try:
+            state: State = self.written()["state"]
+        except DamagedFolderError:
+            if (under_way := self.under_way) is None:
+                raise
+            return under_way
         if state not in ("queued", "running"):
             return state
-        stop = (self.path / STOP).exists()
-        if self.alive:
-            return "stopping" if stop else "running"
+        if (under_way := self.under_way) is not None:
+            return under_way
         state = self.written()["state"]  # again: it may have begun and ended between the two looks
         if state == "queued":
-            return "stopped" if stop else "queued"
+            return "stopped" if self.stop_asked else "queued"
         return "interrupted" if state == "running" else state
+
+    @property
+    def under_way(self) -> Literal["running", "stopping"] | None:
+        """Whether it runs and whether it was asked to stop, also where its files are damaged."""
+        stop = self.stop_asked
+        return ("stopping" if stop else "running") if self.alive else None
 
     @property
     def alive(self) -> bool:
@@ -133,8 +145,22 @@ class JobFolder:
         if not _try_lock(lock, fcntl.LOCK_EX):
             os.close(lock)
             return None
+        os.ftruncate(lock, 0)  # the id of an earlier process
         os.set_inheritable(lock, True)
         return lock
+
+    @staticmethod
+    def sign(lock: int) -> None:
+        """Write this process's id into the lock that it has inherited, for those who stop it."""
+        os.pwrite(lock, str(os.getpid()).encode(), 0)
+
+    @property
+    def process(self) -> int | None:
+        """The id of the process that leads the job's group; None before it begins."""
+        with suppress(OSError, ValueError):
+            if (id := int((self.path / LOCK).read_bytes())) > 1:
+                return id
+        return None
 
     # ── what may be done with it ────────────────────────────────────────────────────────────────────────────────
 
@@ -146,12 +172,9 @@ class JobFolder:
         if (state := self.state()) in ENDED:
             raise HalkaError(f"{self.id} is {state}: it cannot be stopped")
         (self.path / STOP).touch()
-        written = self.written()
-        if (
-            written["state"] == "running" and "pid" in written and self.alive
-        ):  # else its process sees the file before it begins
+        if (process := self.process) is not None and self.alive:  # else its process sees the file before it begins
             with suppress(ProcessLookupError):
-                os.killpg(written["pid"], signal.SIGTERM)
+                os.killpg(process, signal.SIGTERM)
 
     def resume(self) -> None:
         """Queue it again; a training goes on from its checkpoint. Raises HalkaError for one that need not be."""
@@ -178,7 +201,7 @@ def jobs_in(folder: Path) -> list[JobFolder]:
     if not folder.is_dir():
         return []
     paths = (path for path in folder.iterdir() if path.name.startswith("job-") and is_portable_name(path.name))
-    return [JobFolder(path) for path in sorted(paths) if not path.is_symlink() and (path / JOB).is_file()]
+    return [JobFolder(path) for path in sorted(paths) if not path.is_symlink() and path.is_dir()]
 
 
 def now() -> int:

@@ -23,9 +23,10 @@ def main(folder: str, lock: str) -> None:
     job, signals = JobFolder(Path(folder)), list[int]()
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda number, _: signals.append(number))
+    job.sign(int(lock))
     os.nice(NICE)
     request = job.request()
-    job.write(state="running", pid=os.getpid(), started=job.written().get("started") or now())
+    job.write(state="running", started=job.written().get("started") or now())
     if job.stop_asked or signals:
         return job.write(state="stopped", ended=now())
     try:

@@ -18,7 +18,6 @@ from filelock import FileLock, Timeout
 
 from halka.server.environment import environment
 from halka.server.jobs.folder import ENDED, JOB, LOG, STATE, JobFolder, jobs_in
-from halka.util.errors import DamagedFolderError
 
 EVERY = 1.0  # seconds between two looks
 Stamp = tuple[tuple[int, int] | None, ...]
@@ -98,11 +97,7 @@ class JobQueue:
                 stamp = _stamp(job)
                 if self._ended.get(job.path) == stamp:
                     continue
-                try:
-                    state = job.state()
-                except DamagedFolderError:
-                    running += job.alive
-                    raise
+                state = job.state()
                 if state == "queued":
                     job.request()
                     waiting.append((job.written()["queued"], job))

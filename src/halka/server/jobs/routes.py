@@ -23,7 +23,7 @@ from halka.server.guards.access import Caller, ManagerDep
 from halka.server.guards.quota import reserve_storage
 from halka.server.jobs.commands import DOCUMENTS, PREDICTIONS, NewJob, check_data, new_job
 from halka.server.jobs.documents import write_documents
-from halka.server.jobs.folder import ENDED, JOB, JobFolder, jobs_in
+from halka.server.jobs.folder import ENDED, JobFolder, jobs_in
 from halka.server.jobs.requests import AdviseJob, Job
 from halka.server.jobs.views import steps_of, view_of
 from halka.server.resources.adapter_files import pieces_of
@@ -181,7 +181,7 @@ def _queue(job: Job, new: NewJob, tenant: Tenant, folder: Path) -> JobFolder:
 def _find_job(service: Service, caller: Caller, id: str) -> JobFolder:
     """The caller's job of that id. Raises ApiError if there is none."""
     path = service.tenants.of(caller.tenant).jobs / id if ID.fullmatch(id) else None
-    if path is None or path.is_symlink() or not (path / JOB).is_file():
+    if path is None or path.is_symlink() or not path.is_dir():
         raise _no_job(id)
     return JobFolder(path)
 

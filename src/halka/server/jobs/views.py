@@ -24,7 +24,7 @@ def view_of(job: JobFolder, folders: Folders) -> dict[str, Any]:
     try:
         request, state, written = job.request(), job.state(), job.written()
     except DamagedFolderError as error:
-        return _failed(job, public(str(error)))
+        return _damaged(job, public(str(error)))
     hide = partial(_hidden, {f"{job.path}/": "", **request.hidden}, folders)
     return {
         "id": job.id,
@@ -43,14 +43,14 @@ def view_of(job: JobFolder, folders: Folders) -> dict[str, Any]:
     }
 
 
-def _failed(job: JobFolder, reason: str) -> dict[str, Any]:
-    """A job whose files do not say what it is, or how it is."""
+def _damaged(job: JobFolder, reason: str) -> dict[str, Any]:
+    """A job whose files do not say what it is, or how it is: it runs, or has failed."""
     nothing = dict.fromkeys(("name", "started_at", "ended_at", "adapter", "last_step", "result"))
     return {
         "id": job.id,
         "object": "job",
         "kind": None,
-        "status": "failed",
+        "status": job.under_way or "failed",
         "settings": {},
         "created_at": int(job.path.stat().st_mtime),
         "error": reason,
