@@ -1,4 +1,7 @@
-"""A server of bare routes, in a process of its own: `python bare_server.py FOLDER PATIENCE` prints its port."""
+"""A server of bare routes, in a process of its own, which prints its port:
+
+python bare_server.py FOLDER PATIENCE DRAIN CONNECTIONS
+"""
 
 from __future__ import annotations
 
@@ -11,8 +14,10 @@ from halka.server.guards.logs import log_to
 from halka.server.uvicorn_server import server
 
 if __name__ == "__main__":
-    guarded = Guarded(Path(sys.argv[1]), body_size=0.001)
+    folder, patience, seconds, connections = sys.argv[1:]
+    guarded = Guarded(Path(folder), body_size=0.001)
     log_to(sys.stderr, texts=False)
     listening = socket.create_server(("127.0.0.1", 0))
     print(listening.getsockname()[1], flush=True)
-    server(guarded.app, guarded.guards.drain, 20.0, float(sys.argv[2])).run(sockets=[listening])
+    drain = guarded.guards.drain
+    server(guarded.app, drain, float(seconds), float(patience), int(connections)).run(sockets=[listening])

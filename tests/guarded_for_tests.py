@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Awaitable, Callable
 from dataclasses import replace
 from pathlib import Path
@@ -10,6 +11,7 @@ from types import SimpleNamespace
 from typing import Any, cast
 
 import httpx
+from anyio import from_thread, to_thread
 from starlette.applications import Starlette
 from starlette.requests import Request
 from starlette.responses import JSONResponse, PlainTextResponse, StreamingResponse
@@ -41,6 +43,7 @@ class Guarded:
             Route("/echo", self.read, methods=["POST"]),
             Route("/stream", self.stream, methods=["GET", "POST"]),
             Route("/never", self.never, methods=["GET", "POST"]),
+            Route("/works", self.works, methods=["POST"]),
             Route("/answers", answers, methods=["POST"]),
             Route("/fails", fails),
             Route("/large", large),
@@ -95,6 +98,19 @@ class Guarded:
             await asyncio.sleep(1000)
         finally:
             self.events.append("never ended")
+        return JSONResponse({})
+
+    async def works(self, request: Request) -> JSONResponse:
+        def work() -> None:
+            self.events.append("begun")
+            try:
+                while True:
+                    from_thread.check_cancelled()
+                    time.sleep(0.01)
+            finally:
+                self.events.append("work ended")
+
+        await to_thread.run_sync(work)
         return JSONResponse({})
 
 

@@ -179,6 +179,38 @@ def test_a_key_whose_rights_change_ends_its_requests(guarded):
     assert asyncio.run(change()).status == 401
 
 
+@pytest.mark.parametrize("path", ["/stream", "/never"])
+def test_a_server_that_has_drained_for_long_ends_what_it_has_with_an_error(tmp_path, path):
+    guarded = Guarded(tmp_path, timeout=1.0)
+
+    async def end():
+        client = Client(guarded, path)
+        await until(lambda: guarded.events or client.messages)
+        guarded.guards.drain.over = True
+        await client.task
+        return client
+
+    client = asyncio.run(end())
+    assert guarded.events[-1] == path[1:] + " ended"
+    error = json.loads(client.body.decode().strip().split("\n\n")[-1].removeprefix("data: "))["error"]
+    assert error["message"] == "the server is going down"
+    assert client.status == (200 if path == "/stream" else 503)
+
+
+@pytest.mark.parametrize("how", ["leaves", "cancelled"])
+def test_a_thread_at_work_for_a_request_sees_its_end(guarded, how):
+    """Also where the event loop cancels all tasks, as it does when the process ends at once."""
+
+    async def end():
+        client = Client(guarded, "/works")
+        await until(lambda: guarded.events)
+        client.left.set() if how == "leaves" else client.task.cancel()
+        await asyncio.wait([client.task])
+        await until(lambda: guarded.events[-1] == "work ended")
+
+    asyncio.run(end())
+
+
 def test_another_keys_end_ends_nothing(guarded):
     headers, _ = guarded.key(), guarded.key()
 

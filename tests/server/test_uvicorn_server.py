@@ -25,11 +25,11 @@ pytestmark = pytest.mark.slow
 class Bare:
     """The process of bare_server.py."""
 
-    def __init__(self, data: Path, patience: float = 1.0):
+    def __init__(self, data: Path, patience: float = 1.0, drain: float = 20.0, connections: int = 100):
         self._log = data / "log"
         with self._log.open("w") as log:
             self.process = subprocess.Popen(
-                [sys.executable, TESTS / "bare_server.py", data, str(patience)],
+                [sys.executable, TESTS / "bare_server.py", data, *map(str, (patience, drain, connections))],
                 stdout=subprocess.PIPE,
                 stderr=log,
                 text=True,
@@ -136,6 +136,18 @@ def test_a_second_signal_ends_it_at_once(tmp_path):
     asking.join()
 
 
+def test_what_does_not_finish_while_the_server_drains_gets_an_error(tmp_path):
+    bare, answers = Bare(tmp_path, drain=0.5), []
+    asking = threading.Thread(target=lambda: answers.append(httpx.post(f"{bare.url}/never")))
+    asking.start()
+    time.sleep(0.7)
+    bare.process.send_signal(signal.SIGTERM)
+    bare.ended()
+    asking.join()
+    assert answers[0].status_code == 503
+    assert answers[0].json()["error"]["message"] == "the server is going down"
+
+
 @pytest.mark.parametrize("head", [b"", b"GET /who HTTP/1.1\r\n", b"GET /who HTTP/1.1\r\nHost: x\r\nX-A: b\r\n"])
 def test_a_connection_without_a_request_is_closed(bare, head):
     assert bare.ask(head) == b""
@@ -218,6 +230,57 @@ def test_without_a_host_nobody_is_let_in(bare, request_line):
 def test_heads_are_bounded_and_clean(bare, header):
     answered = bare.ask(b"GET /who HTTP/1.1\r\n" + CLOSE + header + b"\r\n\r\n")
     assert not answered or answered.split()[1] in (b"400", b"431")
+
+
+def error_of(answered: bytes) -> dict[str, str]:
+    """The error of one response, whose head is as every response's."""
+    assert answered.count(b"HTTP/1.1 ") == 1
+    head, _, body = answered.lower().partition(b"\r\n\r\n")
+    for line in (b"content-type: application/json", b"x-content-type-options: nosniff", b"connection: close"):
+        assert line in head.split(b"\r\n")
+    assert f"content-length: {len(body)}".encode() in head
+    error = json.loads(answered.partition(b"\r\n\r\n")[2])["error"]
+    assert {*error} == {"message", "type", "param", "code"}
+    return error
+
+
+@pytest.mark.parametrize(
+    "sent",
+    [
+        b"nonsense\r\n\r\n",
+        b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n",
+        b"CONNECT localhost:1 HTTP/1.1\r\n\r\n",
+        b"GET /who HTTP/1.1\r\nX A: b\r\n\r\n",
+        b"POST /echo HTTP/1.1\r\nContent-Type: application/json\r\nTransfer-Encoding: chunked\r\n\r\nno length\r\n",
+    ],
+)
+def test_what_is_no_http_gets_an_error_as_all_others(bare, sent):
+    error = error_of(bare.ask(sent.replace(b"HTTP/1.1\r\n", b"HTTP/1.1\r\n" + HOST)))
+    assert (error["type"], error["code"]) == ("invalid_request_error", "invalid_http")
+
+
+def test_nonsense_behind_a_request_is_not_answered_amid_its_answer(bare):
+    with bare.connect() as connection:
+        connection.sendall(b"GET /stream HTTP/1.1\r\n" + HOST + b"\r\n")
+        assert connection.recv(65536).startswith(b"HTTP/1.1 200")
+        connection.sendall(b"nonsense\r\n\r\n")
+        assert b"HTTP/1.1 400" not in everything(connection)
+
+
+def test_connections_beyond_the_most_get_an_error_as_all_others(tmp_path):
+    """Those that were there before go on, and so do those who ask whether the server lives."""
+    bare = Bare(tmp_path, patience=30.0, connections=2)
+    with httpx.Client(base_url=bare.url) as first, httpx.Client(base_url=bare.url) as second:
+        assert [client.get("/who").status_code for client in (first, second)] == [200, 200]
+        answered = bare.ask(b"GET /who HTTP/1.1\r\n" + HOST + b"\r\n")
+        assert answered.startswith(b"HTTP/1.1 503 ")
+        assert b"retry-after: 10" in answered
+        assert "as many connections as it can take" in error_of(answered)["message"]
+        assert httpx.get(f"{bare.url}/healthz").status_code == 200
+        assert [client.get("/who").status_code for client in (first, second)] == [200, 200]
+    assert httpx.get(f"{bare.url}/who").status_code == 200
+    statuses = [line["status"] for line in bare.end() if line["message"] == "request"]
+    assert statuses == [200, 200, 503, 200, 200, 200, 200]
 
 
 def test_a_chunked_body_without_end_is_cut_at_its_most(bare):

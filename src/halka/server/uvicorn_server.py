@@ -1,7 +1,10 @@
-"""uvicorn in one process, with what it lacks: SIGTERM drains, and connections whose client does nothing are closed."""
+"""uvicorn in one process, with what it lacks: SIGTERM drains, connections whose client does nothing are closed, and its
+own errors are as all others.
+"""
 
 from __future__ import annotations
 
+import asyncio
 import time
 from types import FrameType
 
@@ -9,17 +12,25 @@ import uvicorn
 from starlette.types import ASGIApp
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
-from halka.server.guards.drain import Drain
+from halka.server.errors import ApiError
+from halka.server.guards.drain import FULL, Drain
+from halka.server.guards.edge import CLOSE, HEADERS
 
 PATIENCE = 30.0  # seconds that a client may take for a request's head, or without reading what it asked for
 CONNECTIONS = 1000
 
 
 class Connection(HttpToolsProtocol):
-    """HTTP/1.1 that knows since when it waits for its client."""
+    """HTTP/1.1 that knows since when it waits for its client, and whether it is one too many."""
 
     _mark: tuple[object, ...] = ()
     _since = 0.0
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        super().connection_made(transport)
+        most = self.limit_concurrency or CONNECTIONS
+        self.limit_concurrency = None  # beyond it uvicorn itself would answer, in plain text
+        self.app_state = {**self.app_state, FULL: max(len(self.connections), len(self.tasks)) > most}
 
     def waits(self, now: float) -> float:
         """Seconds for which the client has neither sent a request nor read of its answer."""
@@ -32,11 +43,21 @@ class Connection(HttpToolsProtocol):
             self._mark, self._since = mark, now
         return now - self._since
 
+    def send_400_response(self, msg: str) -> None:
+        """Answer what is no HTTP, unless an answer is under way, and close the connection."""
+        if self.cycle is None or self.cycle.response_complete or not self.cycle.response_started:
+            error = ApiError(400, "this is no request in HTTP/1.1", code="invalid_http", headers=HEADERS | CLOSE)
+            response = error.response()
+            headers = [*self.server_state.default_headers, *response.raw_headers]
+            lines = (b"%b: %b\r\n" % header for header in headers)
+            self.transport.write(b"".join([b"HTTP/1.1 400 Bad Request\r\n", *lines, b"\r\n", response.body]))
+        self.transport.close()
+
 
 class Server(uvicorn.Server):
     """A server that ends with what it has begun, and with exit code 0, when it gets SIGTERM or SIGINT.
 
-    A second signal ends it at once, and so does `seconds` after the first.
+    A second signal ends it at once. What goes on `seconds` after the first is ended with an error.
     """
 
     def __init__(self, config: uvicorn.Config, drain: Drain, seconds: float, patience: float):
@@ -56,12 +77,15 @@ class Server(uvicorn.Server):
             for connection in [*self.server_state.connections]:
                 if isinstance(connection, Connection) and connection.waits(now) > self.patience:
                     connection.transport.abort()
-        if self.drain.draining and (not self.drain.under_way or now > self._end):
+        self.drain.over = now > self._end
+        if self.drain.draining and (not self.drain.under_way or self.drain.over):
             self.should_exit = True
         return await super().on_tick(counter)
 
 
-def server(app: ASGIApp, drain: Drain, seconds: float, patience: float = PATIENCE) -> Server:
+def server(
+    app: ASGIApp, drain: Drain, seconds: float, patience: float = PATIENCE, connections: int = CONNECTIONS
+) -> Server:
     """A server of the application, to be `run` with sockets."""
     config = uvicorn.Config(
         app,
@@ -71,7 +95,7 @@ def server(app: ASGIApp, drain: Drain, seconds: float, patience: float = PATIENC
         access_log=False,
         server_header=False,
         proxy_headers=False,
-        limit_concurrency=CONNECTIONS,
+        limit_concurrency=connections,
         timeout_graceful_shutdown=5,
     )
     return Server(config, drain, seconds, patience)

@@ -1,4 +1,5 @@
-"""Requests that end early: their client has left, nothing was sent for long, or their key is no longer valid.
+"""Requests that end early: their client has left, nothing was sent for long, their key is no longer valid, or the
+server has drained for as long as it may.
 
 Whatever makes the answer is cancelled, so that its row is free at once. A client that is still there gets an error: as
 a response where none has begun, as the last event of a stream.
@@ -15,6 +16,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from halka.server.errors import ApiError
 from halka.server.guards.access import Caller
+from halka.server.guards.drain import Drain, going_down
 from halka.server.guards.keys import Keys
 from halka.server.wire import dumps
 
@@ -30,8 +32,8 @@ class Cancellation:
     timeout  seconds without anything sent after which a request ends
     """
 
-    def __init__(self, app: ASGIApp, keys: Keys, timeout: float):
-        self.app, self.keys, self.timeout = app, keys, timeout
+    def __init__(self, app: ASGIApp, keys: Keys, timeout: float, drain: Drain):
+        self.app, self.keys, self.timeout, self.drain = app, keys, timeout, drain
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -43,6 +45,7 @@ class Cancellation:
             with request.scope:
                 await self.app(scope, request.receive, request.send)
         finally:
+            request.scope.cancel()  # a thread that looks at it ends as well, where the task was cancelled by itself
             for task in tasks:
                 task.cancel()
         if request.reason is not None and not request.left.is_set():
@@ -50,7 +53,7 @@ class Cancellation:
                 await request.refuse(scope, request.reason)
 
     async def _look(self, scope: Scope, request: _UnderWay) -> None:
-        """End the request when its key is no longer valid, or cannot be read, or nothing was sent for too long."""
+        """End the request when there is a reason to, or its key cannot be read."""
         state = scope.get("state", {})
         try:
             reason = await self._reason(state.get("caller"), request)
@@ -63,6 +66,8 @@ class Cancellation:
         """Why the request has to end, as soon as it has to."""
         key = caller and caller.key
         while key is None or self.keys.valid(key):
+            if self.drain.over:
+                return going_down()
             if time.monotonic() - request.active > self.timeout:
                 return ApiError(503, f"nothing came of this for {self.timeout:g} s", code="timeout", headers=LATER)
             await asyncio.sleep(min(LOOK, self.timeout / 4))

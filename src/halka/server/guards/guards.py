@@ -57,5 +57,5 @@ class Guards:
             Middleware(Access, self.keys, settings.folders, settings.cors),
             Middleware(Limiting, self.limiter),
             Middleware(Bodies, int(settings.body_size * MB), int(settings.upload_size * MB)),
-            Middleware(Cancellation, self.keys, settings.timeout),
+            Middleware(Cancellation, self.keys, settings.timeout, self.drain),
         ]
