@@ -90,6 +90,22 @@ def test_files_can_go_in_under_names_of_their_own(collection, documents):
     assert told(collection.remove(["Parcels, new.md"])) == [("removed", "Parcels, new.md")]
 
 
+def test_who_stops_amid_a_document_keeps_it_out(collection, documents):
+    """Between two batches of its passages; what was in before stays."""
+    (documents / "long.txt").write_text("Parcels are sent. " * 4_000)
+    [*collection.put_files([("parcels.md", documents / "parcels.md")])]
+    before, stops = collection.embedder.embedded, iter((False, False, True))
+
+    def check():
+        if next(stops):
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        [*collection.put_files([("long.txt", documents / "long.txt")], check=check)]
+    assert collection.embedder.embedded == before + 256
+    assert [document.name for document in collection.documents()] == ["parcels.md"]
+
+
 def test_one_bad_file_or_text_leaves_the_rest_in_peace(collection, documents):
     bad = os.fsencode(documents) + b"/caf\xe9.md"
     with open(bad, "wb") as file:

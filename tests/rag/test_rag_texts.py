@@ -13,7 +13,7 @@ import pytest
 
 from embedder_for_tests import PiecesEmbedder, WordEmbedder
 from halka.rag import texts
-from halka.rag.passages import Cutter, joined
+from halka.rag.passages import Cutter, Passage, joined
 from halka.rag.texts import Text, Unreadable, is_readable, read_text
 
 MARKDOWN = """# Guide
@@ -191,14 +191,22 @@ def test_passages_are_slices_within_the_limit_and_lose_nothing(limit):
     tokenizer = WordEmbedder().tokenizer
     text = Text(MARKDOWN, markdown=True)
     passages = [*cutter(limit).cut("d", text, ("*",))]
+    assert all(len(tokenizer.encode(each.searched).ids) <= limit for each in passages)
+    check_whole(passages, text.text)
+
+
+def check_whole(passages: list[Passage], text: str) -> None:
     assert [each.number for each in passages] == [*range(len(passages))]
-    for each in passages:
-        assert each.text == text.text[each.start : each.end]
-        assert len(tokenizer.encode(each.searched).ids) <= limit
+    assert all(each.text == text[each.start : each.end] for each in passages)
     for before, after in itertools.pairwise(passages):
-        assert text.text[before.end : after.start].strip() == ""
-    assert text.text[: passages[0].start].strip() == ""
-    assert text.text[passages[-1].end :].strip() == ""
+        assert text[before.end : after.start].strip() == ""
+    assert text[: passages[0].start].strip() == ""
+    assert text[passages[-1].end :].strip() == ""
+
+
+def test_a_long_text_that_is_cut_in_parts_loses_nothing():
+    text = "One word and another. " * 30_000
+    check_whole([*cutter(400).cut("d", Text(text), ("*",))], text)
 
 
 def test_no_passage_is_a_heading_alone():

@@ -63,3 +63,15 @@ def test_a_reader_that_writes_without_end_is_ended(tmp_path):
     endless = program("while True: sys.stdout.write('x' * 10**6)")
     with pytest.raises(Unreadable, match="more than 10 characters"):
         read_apart("bomb.docx", tmp_path / "0.docx", 10, reader=endless)
+
+
+def test_a_text_that_nobody_wants_any_more_is_not_read_to_its_end(tmp_path):
+    (tmp_path / "0.pdf").write_bytes(b"%PDF")
+    looks = iter(range(3))
+
+    def check():
+        if next(looks) == 2:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        read_apart("a.pdf", tmp_path / "0.pdf", 10, reader=program("time.sleep(60)"), check=check)

@@ -55,17 +55,35 @@ def test_a_client_that_leaves_while_it_waits_is_no_longer_waited_for(running):
     until(lambda: not service.engine.engine.busy, "a row is not free")
 
 
+def upload(url: str, collection: str, files: list[tuple[str, bytes]]) -> socket.socket:
+    """A connection on which these documents of a new collection were sent."""
+    place = f"{url}/v1/collections"
+    assert httpx.post(place, json={"name": collection}).status_code == 201
+    asked = httpx.Request("POST", f"{place}/{collection}/documents", files=[("files", file) for file in files])
+    content, at = asked.read(), urlsplit(url)
+    headers = "".join(f"{name}: {value}\r\n" for name, value in asked.headers.items())
+    client = socket.create_connection((at.hostname, at.port))
+    client.sendall(f"POST {asked.url.path} HTTP/1.1\r\n{headers}\r\n".encode() + content)
+    return client
+
+
 def test_documents_of_a_client_that_leaves_are_not_taken_in(running):
     """They stop at the next one: each of these is read by a process of its own."""
-    guards, place = running.service.guards, f"{running.url}/v1/collections"
-    assert httpx.post(place, json={"name": "left"}).status_code == 201
-    files = [("files", (f"{number}.html", b"<p>Parcels.</p>")) for number in range(4)]
-    asked = httpx.Request("POST", f"{place}/left/documents", files=files)
-    content, at = asked.read(), urlsplit(running.url)
-    headers = "".join(f"{name}: {value}\r\n" for name, value in asked.headers.items())
+    files = [(f"{number}.html", b"<p>Parcels.</p>") for number in range(4)]
     uploads = running.service.settings.data / "uploads"
-    with socket.create_connection((at.hostname, at.port)) as client:
-        client.sendall(f"POST {asked.url.path} HTTP/1.1\r\n{headers}\r\n".encode() + content)
+    with upload(running.url, "left", files):
         until(lambda: len([*uploads.glob("*/*.html")]) == len(files), "the files have not come")
-    until(lambda: guards.drain.under_way == 0, "the request goes on")
-    assert httpx.get(f"{place}/left/documents").json()["data"] == []
+    until(lambda: running.service.guards.drain.under_way == 0, "the request goes on")
+    assert httpx.get(f"{running.url}/v1/collections/left/documents").json()["data"] == []
+
+
+def test_a_long_document_of_a_client_that_leaves_is_not_taken_in(running):
+    """It stops between two batches of passages."""
+    embedder, words = running.service.embedders.get(), 100_000
+    before = embedder.embedded
+    with upload(running.url, "long", [("long.md", b"parcel " * words)]):
+        until(lambda: embedder.embedded > before, "nothing is embedded")
+    until(lambda: running.service.guards.drain.under_way == 0, "the request goes on")
+    assert embedder.embedded - before < words / embedder.limit, "all of it was embedded"
+    assert httpx.get(f"{running.url}/v1/collections/long/documents").json()["data"] == []
+    assert not [*(running.service.settings.data / "uploads").iterdir()]

@@ -9,14 +9,16 @@ from collections.abc import Callable, Container, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from functools import cached_property, partial
+from itertools import islice
 from pathlib import Path
 from typing import Literal
 
+import numpy as np
 from filelock import FileLock
 
 from halka.rag.collection_folder import CollectionFolder, collection_folder, collection_names
 from halka.rag.embed import DEFAULT, Embedder, SentenceEmbedder
-from halka.rag.passages import Cutter
+from halka.rag.passages import Cutter, Passage
 from halka.rag.roots import Input, Root, Roots, text_of
 from halka.rag.store import EVERYONE, Document, Entry, Scope, VectorStore, named, within
 from halka.rag.stores import new_key, place, store_at
@@ -24,6 +26,7 @@ from halka.rag.texts import Text, Unreadable, check_unicode, printable, read_as
 from halka.util.errors import HalkaError
 
 AT_ONCE = 200_000
+BATCH = 256  # passages to embed at a time: about a second
 
 
 @dataclass(frozen=True)
@@ -160,14 +163,17 @@ class Collection:
         readers: Sequence[str] = (EVERYONE,),
         tags: Sequence[str] = (),
         read: Callable[[str, Path], Text] = read_as,
+        check: Callable[[], object] = lambda: None,
     ) -> Iterator[Event]:
         """Add pairs of a name and a file that is read now and not again; each replaces an older document of that name.
 
         The documents know nothing of the files' paths, and no message names them. `read` makes a text of a pair.
+        `check` is called every second or so; an error that it raises keeps out what is not in yet.
         """
         access = tuple(sorted(named(readers))), tuple(sorted(named(tags)))
         yield from self._take_in(
-            Input(name, Path(path).read_bytes, partial(read, name, Path(path)), *access) for name, path in files
+            (Input(name, Path(path).read_bytes, partial(read, name, Path(path)), *access) for name, path in files),
+            check=check,
         )
 
     def refresh(self) -> Iterator[Event]:
@@ -253,11 +259,14 @@ class Collection:
 
     # ── inside ──────────────────────────────────────────────────────────────────────────────────────────────────
 
-    def _take_in(self, inputs: Iterable[Input], reported: Container[str] = ()) -> Iterator[Event]:
+    def _take_in(
+        self, inputs: Iterable[Input], reported: Container[str] = (), check: Callable[[], object] = lambda: None
+    ) -> Iterator[Event]:
         """Store what changed. `reported` are documents that have an event already, so need none for being unchanged."""
         current, changed = self._current(), bool(reported)
         waiting: dict[str, tuple[Input, Document, Text]] = {}
         for source in inputs:
+            check()
             name = source.name
             try:
                 check_unicode(name)
@@ -278,24 +287,28 @@ class Collection:
                         self.store.set_access([name], source.readers, source.tags)
                 yield Event("skipped", printable(name), reason=str(error))
             if sum(len(text.text) for _, _, text in waiting.values()) > self._at_once:
-                yield from self._commit([*waiting.values()], current)
+                yield from self._commit([*waiting.values()], current, check)
                 waiting, changed = {}, True
         if waiting:
-            yield from self._commit([*waiting.values()], current)
+            yield from self._commit([*waiting.values()], current, check)
             changed = True
         if changed:
             self.store.tidy()
 
-    def _commit(self, texts: Sequence[tuple[Input, Document, Text]], current: dict[str, Document]) -> list[Event]:
+    def _commit(
+        self,
+        texts: Sequence[tuple[Input, Document, Text]],
+        current: dict[str, Document],
+        check: Callable[[], object],
+    ) -> list[Event]:
         """Cut, embed and put documents in one step; the events are returned when that is done.
 
         A file's readers come from the roots at that moment, since another process may have changed or removed them.
         """
-        embedded, added = [], datetime.now(UTC).isoformat(timespec="seconds")
-        for source, document, text in texts:
-            passages = tuple(self._cutter.cut(document.name, text, document.readers))
-            vectors = self.embedder.passages([passage.searched for passage in passages])
-            embedded.append((source, Entry(replace(document, added=added, passages=len(passages)), passages, vectors)))
+        added = datetime.now(UTC).isoformat(timespec="seconds")
+        embedded = [
+            (source, self._entry(replace(document, added=added), text, check)) for source, document, text in texts
+        ]
         entries, events = [], []
         with self._lock:
             roots = self._folder.roots()
@@ -312,6 +325,16 @@ class Collection:
             events.append(Event(what, document.name, document.passages))
             current[document.name] = document
         return events
+
+    def _entry(self, document: Document, text: Text, check: Callable[[], object]) -> Entry:
+        """A document, cut and embedded."""
+        passages, vectors = list[Passage](), [np.zeros((0, self.embedder.width), np.float32)]
+        cut = self._cutter.cut(document.name, text, document.readers)
+        while batch := [*islice(cut, BATCH)]:
+            check()
+            passages += batch
+            vectors.append(self.embedder.passages([passage.searched for passage in batch]))
+        return Entry(replace(document, passages=len(passages)), tuple(passages), np.concatenate(vectors))
 
     def _set_access(self, roots: Roots) -> list[Event]:
         """Set every document's readers and tags to those of its root. The caller holds the lock."""

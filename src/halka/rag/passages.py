@@ -20,6 +20,7 @@ FENCE = re.compile(r"^(```|~~~).*?^\1", re.MULTILINE | re.DOTALL)
 HEADING_TOKENS = 24  # tokens of a passage reserved for its headings
 CHARACTERS = 16  # the most characters, without spaces, for each token, since a long run may be one token
 RUN = 10_000  # characters of such a run to cut at a time, since the splitter's time is quadratic
+STRETCH = 500_000  # characters to cut at a time: some seconds
 
 
 @dataclass(frozen=True)
@@ -87,20 +88,28 @@ class Cutter:
         """The passages of a document, in order; every character but spaces is in one of them."""
         headings = _headings(text, self._short) if text.markdown else []
         starts = [at for at, _ in headings]
-        titles, pieces = {*starts}, list[tuple[int, int]]()
-        for start, end in self._pieces(text):
-            if pieces and self._is_title(text.text, pieces[-1], titles):
-                with_title = text.text[pieces[-1][0] : end]
-                if not self._is_long(with_title) and self._fits(with_title):
-                    start = pieces.pop()[0]  # join a title with the text below it
-            pieces.append((start, end))
-        for number, (start, end) in enumerate(pieces):
+        titles = {*starts}
+        for number, (start, end) in enumerate(self._with_titles(text, titles)):
             above = bisect.bisect_right(starts, start)
             heading = headings[above - 1][1] if above else ""
             piece = text.text[start:end]
             if start in titles and not self._fits(f"{heading}\n{piece}"):
                 heading = ""  # the text begins with it
             yield Passage(document, number, piece, start, end, text.page(start), heading, readers)
+
+    def _with_titles(self, text: Text, titles: Container[int]) -> Iterator[tuple[int, int]]:
+        """The spans of the pieces; a title is joined with the text below it where both fit."""
+        last: tuple[int, int] | None = None
+        for start, end in self._pieces(text):
+            if last is not None and self._is_title(text.text, last, titles):
+                with_title = text.text[last[0] : end]
+                if not self._is_long(with_title) and self._fits(with_title):
+                    start, last = last[0], None
+            if last is not None:
+                yield last
+            last = start, end
+        if last is not None:
+            yield last
 
     def _pieces(self, text: Text) -> Iterator[tuple[int, int]]:
         """The spans of the pieces: cut by structure, and again where a piece has too many characters for its tokens."""
@@ -150,14 +159,14 @@ def _headings(text: Text, short: Callable[[str], str]) -> list[tuple[int, str]]:
 
 
 def _stretches(text: str) -> Iterator[tuple[int, str]]:
-    """The text with its offset; if it has very long runs without spaces, their parts and the text between them."""
+    """The text with its offset, or its parts: of very long runs without spaces, and of what is between them."""
     ends = [len(text)]
     if len(text) > 2 * RUN:
         runs = (match.span() for match in re.finditer(r"\S+", text) if match.end() - match.start() > 2 * RUN)
         ends = [at for start, end in runs for at in (*range(start, end, RUN), end)] + ends
     for start, end in pairwise([0, *ends]):
-        if start < end:
-            yield start, text[start:end]
+        for at, part in _parts(text[start:end], STRETCH):
+            yield start + at, part
 
 
 def _parts(text: str, most: int) -> Iterator[tuple[int, str]]:

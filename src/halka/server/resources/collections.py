@@ -6,7 +6,6 @@ the tenant, or by default everyone of the tenant.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
@@ -123,17 +122,13 @@ async def upload_documents(
             await save(service, upload, folder / f"{number}{Path(name).suffix.lower()}")
             for number, (name, upload) in enumerate(zip(names, files, strict=True))
         ]
-
-        def wanted() -> Iterator[tuple[str, Path]]:
-            for file in zip(names, paths, strict=True):
-                from_thread.check_cancelled()  # the client has left
-                yield file
+        check = from_thread.check_cancelled  # whether the request has ended
 
         def put() -> list[dict[str, Any]]:
             opened = open_collection(service, caller.tenant, collection)
             access = {"readers": readers or (EVERYONE,), "tags": tags or ()}
-            read = partial(read_apart, characters=service.settings.document_characters)
-            events = opened.put_files(wanted(), **access, read=read)
+            read = partial(read_apart, characters=service.settings.document_characters, check=check)
+            events = opened.put_files(zip(names, paths, strict=True), **access, read=read, check=check)
             return [
                 {"id": event.document, "object": "document", "status": event.what, "passages": event.passages}
                 | ({"reason": public(event.reason)} if event.reason else {})

@@ -9,11 +9,12 @@ from __future__ import annotations
 import json
 import os
 import resource
+import select
 import signal
 import subprocess
 import sys
-import threading
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
 
@@ -24,22 +25,30 @@ PLAIN = (".md", ".markdown", ".txt", ".text", ".rst")  # decoded, and nothing mo
 SECONDS, MEMORY = 120, 4 * 10**9
 WIDEST = 4  # bytes of a character in UTF-8
 BESIDE = 1 << 20  # bytes of JSON beside the text
+PIECE = 1 << 16  # bytes that are read at a time
+LOOK = 1.0  # seconds between two looks at whether the text is still wanted
 READER = (sys.executable, "-m", "halka.server.resources.document_reader")
 
 
 def read_apart(
-    name: str, path: Path, characters: int, *, reader: Sequence[str] = READER, seconds: float = SECONDS
+    name: str,
+    path: Path,
+    characters: int,
+    *,
+    reader: Sequence[str] = READER,
+    seconds: float = SECONDS,
+    check: Callable[[], object] = lambda: None,
 ) -> Text:
     """The text of a file that is known by another name, of at most so many characters.
 
-    Raises Unreadable, also where its reader fails.
+    `check` is called every second: an error that it raises ends the reader. Raises Unreadable, also where that fails.
     """
     too_long = Unreadable(f"{name} has more than {characters:,} characters, the most of a document here: split it")
     if path.suffix.lower() in PLAIN:
         if path.stat().st_size > WIDEST * characters or len((text := read_as(name, path)).text) > characters:
             raise too_long
         return text
-    output, status = _output([*reader, str(path), str(characters)], seconds, WIDEST * characters + BESIDE)
+    output, status = _output([*reader, str(path), str(characters)], seconds, WIDEST * characters + BESIDE, check)
     if output is None:
         raise too_long
     if status is None:
@@ -55,29 +64,31 @@ def read_apart(
     return Text(result["text"], tuple(result["pages"]), result["markdown"])
 
 
-def _output(command: Sequence[str], seconds: float, size: int) -> tuple[bytes | None, int | None]:
+def _output(
+    command: Sequence[str], seconds: float, size: int, check: Callable[[], object]
+) -> tuple[bytes | None, int | None]:
     """What a process writes, None if that is more than `size` bytes, and its status, None if it takes too long."""
-    late = threading.Event()
+    end, output, ready = time.monotonic() + seconds, bytearray(), select.poll()
     with subprocess.Popen(
         command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, env=environment(os.environ)
     ) as process:
-
-        def stop() -> None:
-            late.set()
-            process.kill()
-
-        timer = threading.Timer(seconds, stop)
-        timer.start()
+        assert process.stdout is not None
+        ready.register(process.stdout)
         try:
-            assert process.stdout is not None
-            output = process.stdout.read(size + 1)
-            if len(output) > size:
-                return None, None
-            status = process.wait()
+            while (left := end - time.monotonic()) > 0:
+                check()
+                if not ready.poll(1000 * min(LOOK, left)):
+                    continue
+                if not (piece := os.read(process.stdout.fileno(), PIECE)):
+                    return bytes(output), process.wait(left)
+                output += piece
+                if len(output) > size:
+                    return None, None
+        except subprocess.TimeoutExpired:  # it writes no more, and does not end
+            pass
         finally:
-            timer.cancel()
             process.kill()
-    return output, None if late.is_set() else status
+    return b"", None
 
 
 def main(path: str, characters: str) -> None:
