@@ -13,7 +13,7 @@ from halka.server import errors
 from halka.server.answers import chat, completions, models, responses
 from halka.server.guards import health, metrics
 from halka.server.jobs import routes as jobs
-from halka.server.resources import adapters, collections, embeddings
+from halka.server.resources import adapters, collections, embeddings, residency
 from halka.server.service import Service
 
 ROUTERS = (
@@ -23,6 +23,7 @@ ROUTERS = (
     responses.router,
     embeddings.router,
     adapters.router,
+    residency.router,
     collections.router,
     jobs.router,
     health.router,

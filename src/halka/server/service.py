@@ -12,6 +12,7 @@ from starlette.requests import Request as HttpRequest
 
 from halka.core import AdaptedModel
 from halka.engine import AsyncEngine, Engine
+from halka.engine.adapters import Adapters
 from halka.models import adapt, context
 from halka.models.loading import load_base
 from halka.server.answers.logprobs import TokenTexts
@@ -85,6 +86,11 @@ class Service:
     def own_names(self) -> tuple[str, str]:
         """Models that are the server's own, the base and the embedder: no adapter is called so."""
         return self.name, self.embedders.default
+
+    @property
+    def adapters(self) -> Adapters:
+        """Those that the engine knows, by "tenant/name"."""
+        return self.engine.engine.adapters
 
     @property
     def tokenizer(self) -> Any:

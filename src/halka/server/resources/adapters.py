@@ -1,4 +1,4 @@
-"""`/v1/adapters`: the caller's adapters, uploaded and verified, loaded and pinned, downloaded and deleted.
+"""`/v1/adapters`: the caller's adapters, uploaded and verified, downloaded and deleted.
 
 What comes in is a version only after the engine has loaded it, as it would for a request.
 """
@@ -7,8 +7,7 @@ from __future__ import annotations
 
 import os
 import uuid
-from collections.abc import Awaitable, Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from pathlib import Path
 from typing import Annotated, Any, BinaryIO
 
@@ -17,11 +16,10 @@ from fastapi import APIRouter, Form, Query, UploadFile
 from pydantic import Field
 from starlette.responses import Response, StreamingResponse
 
-from halka.server.errors import ApiError, api_error, public, refusal
+from halka.server.errors import ApiError, public
 from halka.server.guards.access import Caller, CallerDep, ManagerDep
 from halka.server.guards.quota import reserve_storage
 from halka.server.requests import Body, Name
-from halka.server.resources import pinned
 from halka.server.resources.adapter_files import (
     check_inside,
     check_names,
@@ -35,12 +33,14 @@ from halka.server.resources.adapter_files import (
     stored_inside,
     zipped,
 )
+from halka.server.resources.adapter_views import missing_is_404, view_of
+from halka.server.resources.residency import check_successor, evict_removed
 from halka.server.resources.uploads import file_names, save, staging
 from halka.server.service import Service, ServiceDep
 from halka.server.tenants import Tenant
 from halka.server.wire import Json
 from halka.storage.adapter_store import Stored
-from halka.util.errors import DamagedFolderError, HalkaError, UnknownAdapterError
+from halka.util.errors import HalkaError
 from halka.util.files import is_portable_name
 
 router = APIRouter(tags=["adapters"])
@@ -57,7 +57,7 @@ class FromRoot(Body):
 @router.get("/v1/adapters")
 async def list_adapters(service: ServiceDep, caller: CallerDep) -> Response:
     """List the caller's adapters."""
-    return Json({"object": "list", "data": await service.threads.manage(_describe_all, service, caller)})
+    return Json({"object": "list", "data": await service.threads.manage(_views, service, caller)})
 
 
 @router.post("/v1/adapters")
@@ -91,40 +91,7 @@ async def import_adapter(body: FromRoot, service: ServiceDep, caller: ManagerDep
 @router.get("/v1/adapters/{name}")
 async def get_adapter(name: str, service: ServiceDep, caller: CallerDep, version: Version = None) -> Response:
     """One of the caller's adapters: its versions, and one of them, by default the newest."""
-    return Json(await service.threads.manage(lambda: _describe(service, caller, name, version)))
-
-
-@router.post("/v1/adapters/{name}/load")
-async def load_adapter(name: str, service: ServiceDep, caller: ManagerDep) -> Response:
-    """Load an adapter now, so that the next request need not wait for it."""
-    return await _in_engine(service, caller, name, service.engine.load)
-
-
-@router.post("/v1/adapters/{name}/pin")
-async def pin_adapter(name: str, service: ServiceDep, caller: ManagerDep) -> Response:
-    """Load an adapter, and never evict it, within the tenant's share of the memory."""
-
-    async def pin(engine_name: str) -> None:
-        await service.engine.load(engine_name)
-        await service.engine.call(lambda: pinned.pin(service, caller, engine_name))
-
-    return await _in_engine(service, caller, name, pin)
-
-
-@router.post("/v1/adapters/{name}/unpin")
-async def unpin_adapter(name: str, service: ServiceDep, caller: ManagerDep) -> Response:
-    """Let an adapter be evicted by use again."""
-    return await _in_engine(
-        service, caller, name, lambda of: service.engine.call(lambda: service.engine.engine.adapters.unpin(of))
-    )
-
-
-@router.post("/v1/adapters/{name}/unload")
-async def unload_adapter(name: str, service: ServiceDep, caller: ManagerDep) -> Response:
-    """Evict an adapter that no request uses; it is loaded again when one does."""
-    return await _in_engine(
-        service, caller, name, lambda of: service.engine.call(lambda: service.engine.engine.adapters.unload(of))
-    )
+    return Json(await service.threads.manage(view_of, service, caller, name, version))
 
 
 @router.get("/v1/adapters/{name}/files/{file}")
@@ -159,13 +126,13 @@ async def delete_adapter(name: str, service: ServiceDep, caller: ManagerDep, ver
     tenant = service.tenants.of(caller.tenant)
 
     def remove() -> bool:
-        with _missing_is_404(name, version):
+        with missing_is_404(name, version):
             folder_inside(tenant.store, name, version)
             tenant.store.remove(name, version)
         return name not in tenant.store.names()
 
     if await service.threads.manage(remove):
-        await service.engine.call(lambda: _evict_removed(service, tenant.engine_name(name)))
+        await service.engine.call(lambda: evict_removed(service, tenant.engine_name(name)))
     return Json({"id": name, "object": "adapter", "version": version, "deleted": True})
 
 
@@ -174,19 +141,9 @@ async def delete_adapter(name: str, service: ServiceDep, caller: ManagerDep, ver
 
 def _open_files(tenant: Tenant, name: str, version: int | None) -> tuple[Stored, dict[str, BinaryIO]]:
     """An adapter with its files, opened. Raises ApiError if there is none."""
-    with _missing_is_404(name, version):
+    with missing_is_404(name, version):
         stored = stored_inside(tenant.store, name, version)
         return stored, opened_files(stored.folder)
-
-
-@contextmanager
-def _missing_is_404(name: str, version: int | None = None) -> Iterator[None]:
-    """Raises ApiError in the place of errors that say that an adapter is not there, or is removed meanwhile."""
-    try:
-        yield
-    except (UnknownAdapterError, FileNotFoundError):
-        wanted = f"{name[:100]!r}" if version is None else f"version {version} of {name[:100]!r}"
-        raise ApiError(404, f"there is no adapter {wanted}: GET /v1/adapters lists those there are") from None
 
 
 async def _verify_and_add(service: Service, caller: Caller, name: str, folder: Path) -> Response:
@@ -196,9 +153,9 @@ async def _verify_and_add(service: Service, caller: Caller, name: str, folder: P
         raise ApiError(400, f"{name!r} is the name of the base or the embedder: choose another", param="name")
     check_inside(tenant.store, name)
     size = await verify(service, folder)
-    await service.engine.call(lambda: pinned.check_successor(service, caller, tenant.engine_name(name), size))
+    await service.engine.call(lambda: check_successor(service, caller, tenant.engine_name(name), size))
     stored = await service.threads.manage(tenant.store.add, folder, name)
-    return Json(await service.threads.manage(lambda: _describe(service, caller, name, stored.version)), 201)
+    return Json(await service.threads.manage(view_of, service, caller, name, stored.version), 201)
 
 
 async def verify(service: Service, folder: Path) -> int:
@@ -210,7 +167,7 @@ async def verify(service: Service, folder: Path) -> int:
         try:
             await service.engine.call(lambda: engine.put(name, folder))
             await service.engine.load(name)
-            loaded = engine.adapters.residents.versions
+            loaded = service.adapters.residents.versions
             return await service.engine.call(lambda: sum(version.bytes for version in loaded if version.name == name))
         finally:
             with CancelScope(shield=True):  # also where the client has left
@@ -221,74 +178,16 @@ async def verify(service: Service, folder: Path) -> int:
 
 def _remove_upload(service: Service, name: str) -> None:
     with suppress(HalkaError):  # it is not there
-        service.engine.engine.adapters.unload(name)
+        service.adapters.unload(name)
         service.engine.engine.drop(name)
 
 
-def _evict_removed(service: Service, name: str) -> None:
-    """Evict an adapter that is in no store any more, unless requests have it: then by use."""
-    service.engine.engine.adapters.unpin(name)
-    with suppress(HalkaError):
-        service.engine.engine.adapters.unload(name)
-
-
-async def _in_engine(
-    service: Service, caller: Caller, name: str, change: Callable[[str], Awaitable[object]]
-) -> Response:
-    """Change what the engine has of an adapter; the response describes it."""
-    tenant = service.tenants.of(caller.tenant)
-    with _missing_is_404(name):
-        await service.threads.manage(stored_inside, tenant.store, name)
-    try:
-        await change(tenant.engine_name(name))
-    except UnknownAdapterError:
-        raise
-    except HalkaError as error:
-        raise refusal(error, 409, caller=caller, code="wrong_status") from None
-    return Json(await service.threads.manage(lambda: _describe(service, caller, name)))
-
-
-def _describe_all(service: Service, caller: Caller) -> list[dict[str, Any]]:
-    described = list[dict[str, Any]]()
+def _views(service: Service, caller: Caller) -> list[dict[str, Any]]:
+    views = list[dict[str, Any]]()
     for name in service.tenants.of(caller.tenant).store.names():
         with suppress(ApiError):  # removed meanwhile, or a link
-            described.append(_describe(service, caller, name))
-    return described
-
-
-def _describe(service: Service, caller: Caller, name: str, version: int | None = None) -> dict[str, Any]:
-    """An adapter as clients see it, without any path. One that is damaged has the reason as its `error`."""
-    tenant, stored, damage = service.tenants.of(caller.tenant), None, {}
-    with _missing_is_404(name, version):
-        folder = folder_inside(tenant.store, name, version)
-        files = {path.name: path.stat().st_size for path in sorted(folder.iterdir()) if path.is_file()}
-        versions, created = tenant.store.versions(name), int(folder.stat().st_mtime)
-        try:
-            stored = tenant.store.get(name, int(folder.name))
-        except FileNotFoundError:
-            raise
-        except (DamagedFolderError, OSError) as error:
-            damage = {"error": api_error(error, caller).message}
-    card, engine_name = stored and stored.card, tenant.engine_name(name)
-    resident = [version for version in service.engine.engine.adapters.residents.versions if version.name == engine_name]
-    return {
-        "id": name,
-        "object": "adapter",
-        "version": int(folder.name),
-        "versions": versions,
-        "created_at": created,
-        "method": None if card is None else card.method,
-        "task": stored.task if stored else "",
-        "tags": stored.tags if stored else (),
-        "parameters": None if card is None else card.parameters,
-        "measurements": None if card is None else card.measurements,
-        "files": files,
-        "bytes": sum(files.values()),
-        "loaded": bool(resident),
-        "pinned": any(version.pinned for version in resident),
-        "requests": sum(version.users for version in resident),
-        **damage,
-    }
+            views.append(view_of(service, caller, name))
+    return views
 
 
 def _attachment(name: str) -> dict[str, str]:

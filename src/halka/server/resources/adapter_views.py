@@ -1,0 +1,58 @@
+"""An adapter as clients see it, without any path."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from halka.server.errors import ApiError, api_error
+from halka.server.guards.access import Caller
+from halka.server.resources.adapter_files import folder_inside
+from halka.server.service import Service
+from halka.util.errors import DamagedFolderError, UnknownAdapterError
+
+
+def view_of(service: Service, caller: Caller, name: str, version: int | None = None) -> dict[str, Any]:
+    """A version of an adapter, by default the newest. One that is damaged has the reason as its `error`."""
+    tenant, stored, damage = service.tenants.of(caller.tenant), None, {}
+    with missing_is_404(name, version):
+        folder = folder_inside(tenant.store, name, version)
+        files = {path.name: path.stat().st_size for path in sorted(folder.iterdir()) if path.is_file()}
+        versions, created = tenant.store.versions(name), int(folder.stat().st_mtime)
+        try:
+            stored = tenant.store.get(name, int(folder.name))
+        except FileNotFoundError:
+            raise
+        except (DamagedFolderError, OSError) as error:
+            damage = {"error": api_error(error, caller).message}
+    card, engine_name = stored and stored.card, tenant.engine_name(name)
+    resident = [version for version in service.adapters.residents.versions if version.name == engine_name]
+    return {
+        "id": name,
+        "object": "adapter",
+        "version": int(folder.name),
+        "versions": versions,
+        "created_at": created,
+        "method": None if card is None else card.method,
+        "task": stored.task if stored else "",
+        "tags": stored.tags if stored else (),
+        "parameters": None if card is None else card.parameters,
+        "measurements": None if card is None else card.measurements,
+        "files": files,
+        "bytes": sum(files.values()),
+        "loaded": bool(resident),
+        "pinned": any(version.pinned for version in resident),
+        "requests": sum(version.users for version in resident),
+        **damage,
+    }
+
+
+@contextmanager
+def missing_is_404(name: str, version: int | None = None) -> Iterator[None]:
+    """Raises ApiError in the place of errors that say that an adapter is not there, or is removed meanwhile."""
+    try:
+        yield
+    except (UnknownAdapterError, FileNotFoundError):
+        wanted = f"{name[:100]!r}" if version is None else f"version {version} of {name[:100]!r}"
+        raise ApiError(404, f"there is no adapter {wanted}: GET /v1/adapters lists those there are") from None

@@ -1,0 +1,111 @@
+"""Which adapters are in memory: loaded and unloaded, pinned and unpinned, within a tenant's share of it.
+
+What a tenant pins, nobody else's adapters get.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import suppress
+from functools import partial
+
+from fastapi import APIRouter
+from starlette.responses import Response
+
+from halka.server.errors import ApiError, refusal
+from halka.server.guards.access import Caller, ManagerDep
+from halka.server.resources.adapter_files import stored_inside
+from halka.server.resources.adapter_views import missing_is_404, view_of
+from halka.server.service import Service, ServiceDep
+from halka.server.settings import GB
+from halka.server.tenants import MAIN
+from halka.server.wire import Json
+from halka.util.errors import HalkaError, UnknownAdapterError
+
+router = APIRouter(tags=["adapters"])
+
+
+@router.post("/v1/adapters/{name}/load")
+async def load_adapter(name: str, service: ServiceDep, caller: ManagerDep) -> Response:
+    """Load an adapter now, so that the next request need not wait for it."""
+    return await _change(service, caller, name, load=True)
+
+
+@router.post("/v1/adapters/{name}/pin")
+async def pin_adapter(name: str, service: ServiceDep, caller: ManagerDep) -> Response:
+    """Load an adapter, and never evict it, within the tenant's share of the memory."""
+    return await _change(service, caller, name, partial(_pin, service, caller), load=True)
+
+
+@router.post("/v1/adapters/{name}/unpin")
+async def unpin_adapter(name: str, service: ServiceDep, caller: ManagerDep) -> Response:
+    """Let an adapter be evicted by use again."""
+    return await _change(service, caller, name, service.adapters.unpin)
+
+
+@router.post("/v1/adapters/{name}/unload")
+async def unload_adapter(name: str, service: ServiceDep, caller: ManagerDep) -> Response:
+    """Evict an adapter that no request uses; it is loaded again when one does."""
+    return await _change(service, caller, name, service.adapters.unload)
+
+
+def evict_removed(service: Service, name: str) -> None:
+    """Evict an adapter that is in no store any more, unless requests have it: then by use."""
+    service.adapters.unpin(name)
+    with suppress(HalkaError):
+        service.adapters.unload(name)
+
+
+def check_successor(service: Service, caller: Caller, name: str, bytes: int) -> None:
+    """Raises ApiError where the next version of a pinned adapter, of so many bytes, is over the share."""
+    versions = service.adapters.residents.versions
+    if any(version.pinned for version in versions if version.name == name):
+        _check_share(service, caller, name, bytes)
+
+
+def _check_share(service: Service, caller: Caller, name: str, bytes: int) -> None:
+    if caller.tenant == MAIN and caller.may("admin"):
+        return
+    tenant, versions = f"{caller.tenant}/", service.adapters.residents.versions
+    others = [v.bytes for v in versions if v.pinned and v.name != name and (v.name or "").startswith(tenant)]
+    most, wanted = int(service.settings.adapter_memory * GB * service.settings.pinned), sum(others) + bytes
+    if wanted > most:
+        message = f"a tenant's pinned adapters may take {most:,} bytes, and yours would take {wanted:,}: unpin some"
+        raise ApiError(400, message, param="name", code="pinned_full")
+
+
+# ── inside ──────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+async def _change(
+    service: Service,
+    caller: Caller,
+    name: str,
+    change: Callable[[str], None] | None = None,
+    *,
+    load: bool = False,
+) -> Response:
+    """Change what the engine has of an adapter, on the engine's thread; the response describes it."""
+    tenant = service.tenants.of(caller.tenant)
+    with missing_is_404(name):
+        await service.threads.manage(stored_inside, tenant.store, name)
+    engine_name = tenant.engine_name(name)
+    try:
+        if load:
+            await service.engine.load(engine_name)
+        if change is not None:
+            await service.engine.call(partial(change, engine_name))
+    except UnknownAdapterError:
+        raise
+    except HalkaError as error:
+        raise refusal(error, 409, caller=caller, code="wrong_status") from None
+    return Json(await service.threads.manage(view_of, service, caller, name))
+
+
+def _pin(service: Service, caller: Caller, name: str) -> None:
+    """Never evict an adapter that is loaded. Raises ApiError where it is over the share."""
+    sizes = [version.bytes for version in service.adapters.residents.versions if version.name == name]
+    if not sizes:
+        raise ApiError(409, "the adapter was evicted at once: try again", code="wrong_status")
+    _check_share(service, caller, name, max(sizes))
+    service.adapters.pin(name)
