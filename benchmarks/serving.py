@@ -34,8 +34,9 @@ import sys
 import tempfile
 import time
 import urllib.request
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -173,44 +174,41 @@ def bare(store: str, requests: list[dict[str, Any]], warm: list[dict[str, Any]])
 
 
 def measure_clients(runs: int, work: Path) -> dict[str, Any]:
-    ways = {"32 clients": (CLIENTS, 4 * CLIENTS), "one client": (1, 12)}
-    results: dict[str, list[float]] = {way: [] for way in ways}
     with served(store_of("mixed", work)) as port:
         over_http(port, bodies(NAMES["mixed"], CLIENTS, 99), CLIENTS)  # all adapters are there, all kernels compiled
-        for run, way in interleaved([*ways], runs):
-            count, total = ways[way]
-            rate = over_http(port, bodies(NAMES["mixed"], total, run), count)
-            results[way].append(rate["requests_per_second"])
-            print(run, way, rate, flush=True)
-    return compared(results, "requests_per_second", "32 clients", "one client", 4.0)
+
+        def rate(clients: int, count: int, run: int) -> dict[str, float]:
+            return over_http(port, bodies(NAMES["mixed"], count, run), clients)
+
+        ways = {"32 clients": partial(rate, CLIENTS, 4 * CLIENTS), "one client": partial(rate, 1, 12)}
+        return compared(ways, runs, "requests_per_second", 4.0)
 
 
 def measure_cost(runs: int, work: Path) -> dict[str, Any]:
-    results: dict[str, list[float]] = {"over HTTP": [], "the engine alone": []}
-    store = store_of("mixed", work)
-    for run, way in interleaved([*results], runs):
-        warm, requests = bodies(NAMES["mixed"], CLIENTS, 99), bodies(NAMES["mixed"], 4 * CLIENTS, run)
-        if way == "over HTTP":
-            with served(store) as port:
-                over_http(port, warm, CLIENTS)
-                rate = over_http(port, requests, CLIENTS)
-        else:
-            rate = in_a_process(__file__, {"store": str(store), "requests": requests, "warm": warm})
-        results[way].append(rate["tokens_per_second"])
-        print(run, way, rate, flush=True)
-    return compared(results, "tokens_per_second", "over HTTP", "the engine alone", 0.85)
+    store, warm = store_of("mixed", work), bodies(NAMES["mixed"], CLIENTS, 99)
+
+    def http(run: int) -> dict[str, float]:
+        with served(store) as port:
+            over_http(port, warm, CLIENTS)
+            return over_http(port, bodies(NAMES["mixed"], 4 * CLIENTS, run), CLIENTS)
+
+    def alone(run: int) -> dict[str, float]:
+        requests = bodies(NAMES["mixed"], 4 * CLIENTS, run)
+        return in_a_process(__file__, {"store": str(store), "requests": requests, "warm": warm})
+
+    return compared({"over HTTP": http, "the engine alone": alone}, runs, "tokens_per_second", 0.85)
 
 
 def measure_peft(runs: int, work: Path) -> dict[str, Any]:
-    results: dict[str, list[float]] = {"halka serve": [], "peft + FastAPI": []}
     store = store_of("loras", work)
-    for run, way in interleaved([*results], runs):
-        with (served if way == "halka serve" else peft_loop)(store) as port:
-            over_http(port, bodies(NAMES["loras"], CLIENTS if way == "halka serve" else 2, 99), CLIENTS)
-            rate = over_http(port, bodies(NAMES["loras"], CLIENTS, run), CLIENTS)
-        results[way].append(rate["requests_per_second"])
-        print(run, way, rate, flush=True)
-    return compared(results, "requests_per_second", "halka serve", "peft + FastAPI", None)
+
+    def rate(server: Callable[[Path], AbstractContextManager[int]], warm: int, run: int) -> dict[str, float]:
+        with server(store) as port:
+            over_http(port, bodies(NAMES["loras"], warm, 99), CLIENTS)
+            return over_http(port, bodies(NAMES["loras"], CLIENTS, run), CLIENTS)
+
+    ways = {"halka serve": partial(rate, served, CLIENTS), "peft + FastAPI": partial(rate, peft_loop, 2)}
+    return compared(ways, runs, "requests_per_second")
 
 
 def measure_latency(runs: int, work: Path, guidellm: str) -> dict[str, Any]:
@@ -294,10 +292,19 @@ def store_of(kind: str, work: Path) -> Path:
     return store
 
 
-def compared(results: dict[str, list[float]], what: str, one: str, other: str, wanted: float | None) -> dict[str, Any]:
+def compared(
+    ways: Mapping[str, Callable[[int], dict[str, float]]], runs: int, what: str, wanted: float | None = None
+) -> dict[str, Any]:
+    """The rates of two ways, measured in turns, and the ratio of the first to the second."""
+    results: dict[str, list[float]] = {way: [] for way in ways}
+    for run, way in interleaved([*ways], runs):
+        rate = ways[way](run)
+        results[way].append(rate[what])
+        print(run, way, rate, flush=True)
+    one, other = ways
     ratios = [a / b for a, b in zip(results[one], results[other], strict=True)]
     return {
-        what: {side: statistics.median(values) for side, values in results.items()},
+        what: {way: statistics.median(values) for way, values in results.items()},
         "of": one,
         "to": other,
         "ratio": statistics.median(ratios),
