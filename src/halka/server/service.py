@@ -31,9 +31,11 @@ from halka.server.threads import Threads
 class Service:
     """What requests are answered with.
 
-    name     what clients call the base
-    context  the positions that the base has for a text; None: no end
-    created  when the server began, in seconds of Unix time
+    engine    makes the answers, with a thread of its own
+    tenants   where each has adapters, collections and jobs
+    guards    what a request passes before its route
+    threads   where blocking work is done
+    created   when the server began, in seconds of Unix time
     """
 
     settings: ServerSettings
@@ -80,6 +82,7 @@ class Service:
 
     @property
     def name(self) -> str:
+        """What clients call the base."""
         return self.settings.public_name
 
     @property
@@ -102,6 +105,7 @@ class Service:
 
     @property
     def context(self) -> int | None:
+        """The positions that the base has for a text; None: no end."""
         return context(self.model)
 
     async def aclose(self) -> None:

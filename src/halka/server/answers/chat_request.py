@@ -8,7 +8,8 @@ from typing import Annotated, Any, ClassVar, Literal
 from pydantic import Field, model_validator
 
 from halka.server.answers.formats import JsonObject, JsonSchema, Text
-from halka.server.requests import ANY, NEUTRAL, Body, Count, Labels, Sampled, unsupported
+from halka.server.answers.generation_request import NEUTRAL, GenerationRequest
+from halka.server.requests import ANY, Body, Count, Labels, unsupported
 
 FunctionName = Annotated[str, Field(pattern=r"^[a-zA-Z0-9_.-]{1,64}$")]
 
@@ -101,7 +102,7 @@ class Retrieval(Body):
     tags: Labels | None = None
 
 
-class ChatRequest(Sampled):
+class ChatRequest(GenerationRequest):
     neutral: ClassVar[dict[str, Any]] = {
         **NEUTRAL,
         "store": (False,),

@@ -16,10 +16,11 @@ from starlette.responses import Response
 
 from halka.engine import Answer, Request
 from halka.server.answers.generation import Delta, adapter_of, deltas, merged, usage
+from halka.server.answers.generation_request import NEUTRAL, GenerationRequest
 from halka.server.answers.prompts import text_tokens
 from halka.server.answers.reply import respond
 from halka.server.guards.access import Caller, CallerDep
-from halka.server.requests import NEUTRAL, Count, Sampled
+from halka.server.requests import Count
 from halka.server.service import Service, ServiceDep
 from halka.server.wire import DONE, event
 
@@ -36,7 +37,7 @@ Prompts = (
 router = APIRouter()
 
 
-class CompletionRequest(Sampled):
+class CompletionRequest(GenerationRequest):
     neutral: ClassVar[dict[str, Any]] = {**NEUTRAL, "suffix": ("",), "echo": (False,), "best_of": (1,)}
     prompt: Prompts
     max_tokens: Count | None = None

@@ -21,7 +21,8 @@ from halka.server.answers.chat_request import (
     Tool,
 )
 from halka.server.answers.formats import FlatJsonSchema, JsonObject, JsonSchema, Schema, Text
-from halka.server.requests import ANY, NEUTRAL, Body, Count, Share, StreamOptions, Temperature
+from halka.server.answers.generation_request import NEUTRAL, Share, StreamOptions, Temperature
+from halka.server.requests import ANY, Body, Count
 
 LOGPROBS = "message.output_text.logprobs"
 

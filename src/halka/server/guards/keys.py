@@ -11,11 +11,12 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Annotated, ClassVar, Literal
+from typing import ClassVar, Literal
 
 from filelock import FileLock, Timeout
-from pydantic import AwareDatetime, ConfigDict, Field, TypeAdapter, ValidationError
+from pydantic import AwareDatetime, ConfigDict, TypeAdapter, ValidationError
 
+from halka.server.requests import Count
 from halka.util.errors import DamagedFolderError, HalkaError
 from halka.util.files import portable_name, write_file
 
@@ -24,8 +25,6 @@ ROLES: tuple[Role, ...] = ("monitor", "user", "manager", "admin")
 MAIN = "main"  # the operator's tenant
 PREFIX = "halka_"
 PATIENCE = 10.0  # seconds to wait for another process that changes the file
-
-Count = Annotated[int, Field(ge=1)]
 
 
 @dataclass(frozen=True)

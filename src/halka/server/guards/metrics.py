@@ -62,7 +62,7 @@ class Metrics:
         self._first = self._histogram("halka_time_to_first_token_seconds", "From request to first token", "adapter")
         self._between = self._histogram("halka_time_between_tokens_seconds", "Mean of each answer", "adapter")
         self._queue = self._histogram("halka_queue_seconds", "From request to row", "adapter")
-        self.registry.register(_Now(self, engine, rows))
+        self.registry.register(_Gauges(self, engine, rows))
 
     def request(self, route: str, status: int, seconds: float) -> None:
         """Count a request that has ended."""
@@ -122,7 +122,7 @@ class Metrics:
         return Histogram(name, help, labels, registry=self.registry, buckets=SECONDS)
 
 
-class _Now(Collector):
+class _Gauges(Collector):
     """What is so at the moment: answers under way, adapters in memory."""
 
     def __init__(self, metrics: Metrics, engine: Engine, rows: int):
