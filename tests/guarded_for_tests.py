@@ -21,7 +21,10 @@ from halka.server.errors import install
 from halka.server.guards.access import caller
 from halka.server.guards.guards import Guards
 from halka.server.guards.keys import Keys, Limits, Role
+from halka.server.guards.quota import Quota
 from halka.server.settings import ServerSettings
+from halka.server.tenants import Tenants
+from halka.server.threads import Threads
 
 LOCAL = "http://127.0.0.1:8000"
 RESIDENTS = SimpleNamespace(versions=[], loads=0, evictions=0)
@@ -35,7 +38,8 @@ class Guarded:
     def __init__(self, data: Path, **settings: Any):
         self.events: list[str] = []
         self.keys = Keys(data / "keys.json")
-        self.guards = Guards.of(replace(ServerSettings("tiny", data=data), **settings), self.keys, ENGINE)
+        chosen = replace(ServerSettings("tiny", data=data), **settings)
+        self.guards = Guards.of(chosen, self.keys, ENGINE, Quota(Tenants(chosen), Threads()))
         routes = [
             Route("/healthz", ok),
             Route("/who", who, methods=["GET", "POST", "OPTIONS", "DELETE"]),

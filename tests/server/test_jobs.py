@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 import time
 from pathlib import Path
 
@@ -260,6 +261,31 @@ def test_adapters_are_evaluated_beside_the_base(client, tmp_path):
     assert {json.loads(line)["adapter"] for line in lines} == {"lora", "prefix@1", None}
     assert str(tmp_path) not in json.dumps(view)
     assert view["settings"] == {"data": 4, "adapters": ["lora", "prefix@1"], "with_base": True, "max_new_tokens": 2}
+
+
+def test_an_adapter_that_does_not_fit_stays_with_its_job_until_it_does(client, server, store):
+    """Its training is done: when there is room, the job is resumed and adds it."""
+    tenant = server.service.tenants.of("acme")
+    headers, command = server.key("acme"), "import shutil, sys; shutil.copytree(sys.argv[1], 'run/adapter')"
+    request = JobRequest(
+        "train",
+        {},
+        [sys.executable, "-c", command, str(store / "lora" / "1")],
+        name="sums",
+        store=str(tenant.store.folder),
+        storage=tenant.storage.described,
+    )
+    job = JobFolder.new(tenant.jobs, request, {}, limit=1000)
+    client.headers = httpx.Headers(headers)
+    view = ended(client, job.id)
+    assert (view["status"], view["adapter"]) == ("failed", None)
+    assert "1,000 bytes of adapters, documents and jobs is the limit" in view["error"]
+    assert view["error"].endswith("remove some")
+    assert (job.path / "run" / "adapter" / "adapter_model.safetensors").exists()
+    assert client.get("/v1/adapters").json()["data"] == []
+    assert client.post(f"/v1/jobs/{job.id}/resume").json()["status"] in ("queued", "running")
+    assert ended(client, job.id)["adapter"] == {"name": "sums", "version": 1}
+    assert [entry["id"] for entry in client.get("/v1/adapters").json()["data"]] == ["sums"]
 
 
 # ── what is not one's own ───────────────────────────────────────────────────────────────────────────────────────────

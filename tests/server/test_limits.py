@@ -160,21 +160,6 @@ def test_a_refused_reservation_holds_nothing(clock):
     assert limiter.answers == 0
 
 
-def test_storage_counts_what_is_on_its_way(clock):
-    """By tenant, whichever of its keys adds."""
-    limiter = Limiter(Limits(storage=100), 10, clock)
-    first, second = leased(limiter, id="a"), leased(limiter, id="b")
-    first.reserve_storage("acme", 40, 50)
-    error = refused(second.reserve_storage, "acme", 40, 20)
-    assert (error.status, error.code, error.headers) == (413, "storage_full", {})
-    second.reserve_storage("other", 40, 60)
-    first.end()
-    second.reserve_storage("acme", 40, 20)
-    second.end()
-    assert not +limiter.storing
-    leased(limiter, Limits(storage=1000), id="c").reserve_storage("acme", 500, 500)
-
-
 # ── behind the guards ───────────────────────────────────────────────────────────────────────────────────────────────
 
 

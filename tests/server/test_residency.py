@@ -63,6 +63,22 @@ def test_the_next_version_of_a_pinned_adapter_is_within_the_share(full):
     assert add("two", acme).json()["versions"] == [1, 2]
 
 
+def test_a_version_that_a_job_stored_is_pinned_where_it_fits(full, store):
+    """Nobody could refuse it: a job's process knows nothing of the engine."""
+    server, add = full
+    acme = server.key("acme")
+    adapters = server.service.tenants.of("acme").store
+    assert [add(*adapter).status_code for adapter in (("one", acme), ("two", acme, "prefix"))] == [201, 201]
+    assert [pin(server, name, acme).json()["pinned"] for name in ("one", "two")] == [True, True]
+    for source, pinned in (("prefix", True), ("lora", False)):
+        adapters.add(store / source / "1", "two")
+        assert pin(server, "two", acme, "load").json()["pinned"] is pinned
+    assert server.client.get("/v1/adapters/one", headers=acme).json()["pinned"]
+    assert pin(server, "one", acme, "unpin").status_code == 200
+    assert not pin(server, "two", acme, "load").json()["pinned"], "its pin has ended"
+    assert pin(server, "two", acme).json()["pinned"]
+
+
 def test_the_operator_pins_what_he_wants(full):
     server, add = full
     main = server.key("main", "admin")

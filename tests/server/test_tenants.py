@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import resource
 import shutil
+from pathlib import Path
 
 import pytest
 
@@ -190,7 +191,7 @@ def test_an_import_that_has_no_room_is_refused_before_its_copy(base, store, tmp_
     with (tmp_path / "root" / "big" / "adapter_model.safetensors").open("r+b") as file:
         file.truncate(2_000_000)
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
-    with InProcess.open(base, store, tmp_path / "data", adapter_roots=(tmp_path / "root",)) as server:
+    with InProcess.open(base, store, tmp_path / "data", adapter_roots=(Path(f"acme={tmp_path / 'root'}"),)) as server:
         small = server.key("acme", limits=Limits(storage=20_000))
         resource.setrlimit(resource.RLIMIT_FSIZE, (1_000_000, before[1]))  # its copy would fail
         try:

@@ -14,7 +14,7 @@ from typing import Protocol
 from weakref import WeakValueDictionary
 
 from halka.core import AdaptedModel
-from halka.engine.residents import BUDGET, Residents
+from halka.engine.residents import BUDGET, Fits, Residents
 from halka.engine.version import Version, content_id, describe, opened, removed, see_values, state_of_files
 from halka.models import context
 from halka.storage.adapter_folder import AdapterFolder
@@ -183,11 +183,14 @@ class Adapters:
             self._end_loading()
         return loading
 
-    def pin(self, name: str) -> None:
-        """Never evict this adapter once it is loaded. Raises UnknownAdapterError for one that nobody has."""
+    def pin(self, name: str, fits: Fits = lambda _: True) -> None:
+        """Never evict this adapter once it is loaded, nor its next versions as long as they fit.
+
+        Raises UnknownAdapterError for one that nobody has.
+        """
         with self.model.lock:
             self.version(name)
-            self.residents.pin(name)
+            self.residents.pin(name, fits)
 
     def unpin(self, name: str) -> None:
         """Evict it by use again."""

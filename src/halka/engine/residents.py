@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
@@ -14,6 +14,10 @@ from halka.util.errors import HalkaError
 BUDGET = 2 * 10**9  # bytes of adapters that were loaded for requests
 AHEAD = 4  # adapters whose files are read at a time, so that one that comes late need not wait for all that came early
 PATIENCE = 32  # steps that an adapter waits for room before one that is in the way takes no more requests
+
+
+Fits = Callable[[Version], bool]
+"""Whether a version may be pinned in the place of the one before."""
 
 
 class Residents:
@@ -28,7 +32,7 @@ class Residents:
         self.model, self.budget, self._allowed = model, budget, allowed
         self.versions: list[Version] = []
         self.loads, self.evictions, self.changed = 0, 0, False
-        self._pins = set[str]()  # names whose newest version stays
+        self._pins: dict[str, Fits] = {}  # names whose newest version stays, if it fits
         self._reader = _reader()
 
     def prepare(self, wanted: Iterable[Version]) -> tuple[Version | None, Future[None] | None]:
@@ -54,15 +58,15 @@ class Residents:
             self.versions.remove(version)
             self.versions.append(version)
 
-    def pin(self, name: str) -> None:
-        """From now on the newest version under this name stays once it is loaded."""
-        self._pins.add(name)
+    def pin(self, name: str, fits: Fits = lambda _: True) -> None:
+        """From now on the newest version under this name stays once it is loaded; one that does not fit ends that."""
+        self._pins[name] = fits
         for version in self._of(name)[-1:]:
             version.pinned = True
 
     def unpin(self, name: str) -> None:
         """It is evicted by use again."""
-        self._pins.discard(name)
+        self._pins.pop(name, None)
         for version in self._of(name):
             version.pinned = False
 
@@ -118,9 +122,11 @@ class Residents:
         self.loads += 1
         version.here, version.waited, self.changed = True, 0, True
         self.versions.append(version)
-        if version.name is not None and version.name in self._pins:
+        if version.name is not None and (fits := self._pins.get(version.name)) is not None:
             own = self._of(version.name)
-            for other in own:
+            if not fits(own[-1]):
+                self.unpin(version.name)
+            for other in own if version.name in self._pins else ():
                 other.pinned = other is own[-1]
         return True
 

@@ -19,6 +19,7 @@ from halka.server.answers.logprobs import TokenTexts
 from halka.server.guards.access import check_host
 from halka.server.guards.guards import Guards
 from halka.server.guards.keys import Keys
+from halka.server.guards.quota import Quota
 from halka.server.jobs.queue import JobQueue
 from halka.server.resources.embedders import Embedders
 from halka.server.resources.uploads import remove_stale
@@ -45,7 +46,7 @@ class Service:
     guards: Guards
     embedders: Embedders
     jobs: JobQueue
-    threads: Threads = field(default_factory=Threads)
+    threads: Threads
     created: int = field(default_factory=lambda: int(time.time()))
 
     @classmethod
@@ -77,8 +78,8 @@ class Service:
         )
         remove_stale(settings.data)
         jobs = JobQueue(tenants.job_folders, settings.data / "jobs.lock", settings.jobs)
-        guards = Guards.of(settings, keys, engine)
-        return cls(settings, model, AsyncEngine(engine), tenants, guards, embedders or Embedders(), jobs)
+        guards = Guards.of(settings, keys, engine, Quota(tenants, threads := Threads()))
+        return cls(settings, model, AsyncEngine(engine), tenants, guards, embedders or Embedders(), jobs, threads)
 
     @property
     def name(self) -> str:

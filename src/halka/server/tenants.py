@@ -8,6 +8,7 @@ from pathlib import Path
 from halka.server.guards.keys import MAIN
 from halka.server.resources.adapter_files import stored_inside
 from halka.server.settings import ServerSettings
+from halka.server.storage import Storage
 from halka.storage.adapter_store import AdapterStore, Stored
 from halka.util.errors import UnknownAdapterError
 from halka.util.files import is_portable_name, portable_name
@@ -21,6 +22,12 @@ class Tenant:
     store: AdapterStore
     collections: Path
     jobs: Path
+    reserved: Path
+
+    @property
+    def storage(self) -> Storage:
+        """What counts against the tenant's limit."""
+        return Storage((self.store.folder, self.collections, self.jobs), self.reserved)
 
     def engine_name(self, adapter: str) -> str:
         """What the engine calls this tenant's adapter."""
@@ -41,6 +48,7 @@ class Tenants:
             AdapterStore(settings.store or own / "adapters"),
             settings.collections or own / "collections",
             own / "jobs",
+            own / "reserved",
         )
 
     def of(self, name: str) -> Tenant:
@@ -48,7 +56,8 @@ class Tenants:
         if name == MAIN:
             return self._main
         folder = self._folder / portable_name(name, "be a tenant's name")
-        return Tenant(name, AdapterStore(folder / "adapters"), folder / "collections", folder / "jobs")
+        store = AdapterStore(folder / "adapters")
+        return Tenant(name, store, folder / "collections", folder / "jobs", folder / "reserved")
 
     def names(self) -> list[str]:
         """Every tenant that has a folder, and `main`."""

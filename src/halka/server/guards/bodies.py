@@ -9,6 +9,8 @@ from __future__ import annotations
 import json
 import math
 import re
+from collections.abc import Awaitable, Callable
+from functools import partial
 from typing import NoReturn
 
 import anyio
@@ -17,31 +19,36 @@ from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from halka.server.errors import ApiError
+from halka.server.guards.access import Caller
 
 DEPTH = 64
 TOKENS = re.compile(r'"[^"\\]*(?:\\.[^"\\]*)*"?|[\[{\]}]', re.DOTALL)
 PATIENCE, SPEED = 20.0, 65536  # seconds for any body, and the bytes a second that a long one comes with, at least
 LONG = 65536  # bytes of JSON that a thread checks, so that others need not wait
 WITHOUT_BODY = {"GET", "HEAD", "OPTIONS"}
+Reserve = Callable[[Caller, int, int], Awaitable[int]]
 UPLOADS = ("/v1/adapters", "/v1/collections", "/v1/jobs/upload")
 
 
 class Bodies:
     """Middleware that refuses a body with 400, 408, 413 or 415.
 
-    body    the most bytes of JSON
-    upload  the most bytes of an upload by who may add adapters, documents and jobs
+    body     the most bytes of JSON
+    upload   the most bytes of an upload by who may add adapters, documents and jobs
+    reserve  holds room in the caller's storage for so many bytes, and up to so many, or raises ApiError
     """
 
-    def __init__(self, app: ASGIApp, body: int, upload: int, patience: float = PATIENCE):
-        self.app, self.body, self.upload, self.patience = app, body, upload, patience
+    def __init__(self, app: ASGIApp, body: int, upload: int, reserve: Reserve, patience: float = PATIENCE):
+        self.app, self.body, self.upload, self.reserve, self.patience = app, body, upload, reserve, patience
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http" or not _has_body(scope):
             return await self.app(scope, receive, send)
         try:
             body = _Body(receive, self._most(scope), self.patience, _length(scope))
-            if not _is_upload(scope):
+            if _is_upload(scope):
+                await body.hold(partial(self.reserve, scope["state"]["caller"]), _length(scope))
+            else:
                 scope.setdefault("state", {})["body"] = await body.read_json()
         except ApiError as error:
             return await error.response()(scope, receive, send)
@@ -77,7 +84,10 @@ class Bodies:
 
 
 class _Body:
-    """A request's body as it comes. `receive` raises ApiError, and keeps it, for one that is too large or too slow."""
+    """A request's body as it comes.
+
+    `receive` raises ApiError, and keeps it, for one that is too large or too slow, or for which there is no room.
+    """
 
     def __init__(self, receive: Receive, most: int, patience: float, length: int):
         self.error: ApiError | None = None
@@ -85,8 +95,15 @@ class _Body:
         self._deadline, self._read = anyio.current_time() + patience, 0
         self._whole: bytes | None = None
         self._complete = False
+        self._reserve: Callable[[int, int], Awaitable[int]] | None = None
+        self._held = 0
         if length > most:
             raise self._too_large()
+
+    async def hold(self, reserve: Callable[[int, int], Awaitable[int]], length: int) -> None:
+        """Hold room for as many bytes, or for what comes where it says no length: it goes to the disk unseen."""
+        self._reserve = reserve
+        self._held = await reserve(length, 0) if length else 0
 
     async def receive(self) -> Message:
         if self._whole is not None:
@@ -105,6 +122,12 @@ class _Body:
         if self._read > self._most:
             self.error = self._too_large()
             raise self.error
+        if self._reserve is not None and self._read > self._held:
+            try:
+                self._held += await self._reserve(self._read - self._held, self._held)
+            except ApiError as error:
+                self.error = error
+                raise
         return message
 
     async def read_json(self) -> bytes:

@@ -16,6 +16,7 @@ from halka.server.guards.edge import Edge
 from halka.server.guards.keys import Keys, Limits
 from halka.server.guards.limits import Limiter, Limiting
 from halka.server.guards.metrics import Metrics
+from halka.server.guards.quota import Quota
 from halka.server.settings import GB, MB, ServerSettings
 
 METHODS = ("GET", "POST", "DELETE", "PUT", "PATCH")
@@ -30,9 +31,10 @@ class Guards:
     limiter: Limiter
     metrics: Metrics
     drain: Drain
+    quota: Quota
 
     @classmethod
-    def of(cls, settings: ServerSettings, keys: Keys, engine: Engine) -> Guards:
+    def of(cls, settings: ServerSettings, keys: Keys, engine: Engine, quota: Quota) -> Guards:
         storage = None if settings.storage is None else int(settings.storage * GB)
         default = Limits(settings.requests_per_minute, settings.tokens_per_minute, settings.concurrency, storage)
         return cls(
@@ -41,6 +43,7 @@ class Guards:
             Limiter(default, settings.rows + settings.queue),
             Metrics(engine, settings.rows, settings.metric_adapters, settings.metric_tenants),
             Drain(),
+            quota,
         )
 
     def middleware(self) -> list[Middleware]:
@@ -56,6 +59,6 @@ class Guards:
             Middleware(Draining, self.drain),
             Middleware(Access, self.keys, settings.folders, settings.cors),
             Middleware(Limiting, self.limiter),
-            Middleware(Bodies, int(settings.body_size * MB), int(settings.upload_size * MB)),
+            Middleware(Bodies, int(settings.body_size * MB), int(settings.upload_size * MB), self.quota.reserve),
             Middleware(Cancellation, self.keys, settings.timeout, self.drain),
         ]

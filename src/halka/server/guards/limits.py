@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import math
 import time
-from collections import Counter
 from collections.abc import Callable
 from dataclasses import replace
 
@@ -16,6 +15,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from halka.server.errors import ApiError
 from halka.server.guards.keys import Limits
+from halka.server.storage import Reservation
 
 MINUTE = 60.0
 SOON = 2.0  # seconds after which to try again what waits for others' ends
@@ -67,7 +67,6 @@ class Limiter:
 
     def __init__(self, default: Limits, answers: int, clock: Callable[[], float] = time.monotonic):
         self.default, self.most, self.answers = default, answers, 0
-        self.storing = Counter[str]()  # bytes that are on their way, by tenant
         self._clock, self._uses = clock, dict[str | None, Use]()
 
     def limits(self, own: Limits | None) -> Limits:
@@ -89,13 +88,14 @@ class Lease:
     """What one request holds of its key's limits, from `begin` to `end`.
 
     spent  tokens that were read or made; None: nobody counted, and all that were reserved count
+    room   what it holds of its tenant's storage
     """
 
     def __init__(self, limiter: Limiter, use: Use):
         self._limiter, self._use = limiter, use
         self._answers = self._reserved = 0
         self.spent: int | None = None
-        self._storing = Counter[str]()
+        self.room: Reservation | None = None
 
     def begin(self) -> None:
         """Count the request. Raises ApiError where its key has none left."""
@@ -133,19 +133,14 @@ class Lease:
         """Count tokens that were read or made."""
         self.spent = (self.spent or 0) + tokens
 
-    def reserve_storage(self, tenant: str, stored: int, more: int) -> None:
-        """Hold room for more bytes beside those that the tenant has stored. Raises ApiError where there is none."""
-        most = self._use.limits.storage
-        if most is not None and stored + self._limiter.storing[tenant] + more > most:
-            raise ApiError(
-                413, f"{most} bytes of adapters and documents is the limit: remove some", code="storage_full"
-            )
-        self._storing[tenant] += more
-        self._limiter.storing[tenant] += more
+    @property
+    def limits(self) -> Limits:
+        return self._use.limits
 
     def end(self) -> None:
         """Give back what is held."""
-        self._limiter.storing.subtract(self._storing)
+        if self.room is not None:
+            self.room.end()
         self._use.requests_under_way -= 1
         self._hold(-self._answers)
         if self._use.tokens is not None and self.spent is not None:

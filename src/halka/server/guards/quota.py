@@ -2,28 +2,36 @@
 
 from __future__ import annotations
 
-import os
-from collections.abc import Iterable
-from contextlib import suppress
-from itertools import chain
-from pathlib import Path
+from collections import defaultdict
+from dataclasses import dataclass, field
 
+import anyio
+
+from halka.server.errors import ApiError
 from halka.server.guards.access import Caller
-from halka.server.service import Service
+from halka.server.storage import Reservation, StorageFullError
+from halka.server.tenants import Tenants
+from halka.server.threads import Threads
 
 
-async def reserve_storage(service: Service, caller: Caller, more: int) -> None:
-    """Hold room for so many bytes until the request ends. Raises ApiError where the tenant would have too many."""
-    tenant = service.tenants.of(caller.tenant)
-    stored = await service.threads.manage(_bytes_below, (tenant.store.folder, tenant.collections, tenant.jobs))
-    caller.lease.reserve_storage(caller.tenant, stored, more)
+@dataclass(frozen=True)
+class Quota:
+    """Holds room for what requests bring. One request of a tenant at a time looks for room: others have the threads."""
 
+    tenants: Tenants
+    threads: Threads
+    _turns: defaultdict[str, anyio.Lock] = field(default_factory=lambda: defaultdict(anyio.Lock))
 
-def _bytes_below(folders: Iterable[Path]) -> int:
-    """The bytes of all files below these folders; links are not followed."""
-    total = 0
-    for path, _, files in chain.from_iterable(map(os.walk, folders)):
-        for file in files:
-            with suppress(FileNotFoundError):  # it was removed meanwhile
-                total += os.lstat(os.path.join(path, file)).st_size
-    return total
+    async def reserve(self, caller: Caller, least: int, most: int = 0) -> int:
+        """Hold room for `least` bytes until the request ends, and for up to `most` where there is as much.
+
+        Returns how many. Raises ApiError where the tenant would have too many.
+        """
+        lease = caller.lease
+        async with self._turns[caller.tenant]:
+            if lease.room is None:
+                lease.room = Reservation(self.tenants.of(caller.tenant).storage)
+            try:
+                return await self.threads.manage(lease.room.grow, least, lease.limits.storage, most)
+            except StorageFullError as error:
+                raise ApiError(413, str(error), code="storage_full") from None

@@ -76,6 +76,7 @@ def new_job(job: Job, files: Mapping[str, Path], tenant: Tenant, settings: Serve
             command=[sys.executable, "-m", "halka", *command],
             name=getattr(job, "name", None),
             store=str(tenant.store.folder) if isinstance(job, TrainJob) else None,
+            storage=tenant.storage.described,
             hidden={str(Path(settings.base).absolute()): settings.public_name, str(tenant.store.folder): "the store"},
         ),
         contents,

@@ -50,6 +50,7 @@ class JobRequest:
     command   what does it, in the job's folder
     name      of the adapter that comes of it; none for other kinds
     store     the folder of the store that gets this adapter
+    storage   what counts against the tenant's limit, where this adapter must fit
     hidden    paths that no message to a client may have, with the words for them
     """
 
@@ -58,6 +59,7 @@ class JobRequest:
     command: list[str]
     name: str | None = None
     store: str | None = None
+    storage: Mapping[str, Any] | None = None
     hidden: Mapping[str, str] = field(default_factory=dict[str, str])
     created: int = 0
 
@@ -69,8 +71,13 @@ class JobFolder:
     path: Path
 
     @classmethod
-    def new(cls, jobs: Path, request: JobRequest, files: Mapping[str, bytes | Path]) -> JobFolder:
-        """Queue a job: it is there with its data, or not at all. A path among `files` is moved."""
+    def new(
+        cls, jobs: Path, request: JobRequest, files: Mapping[str, bytes | Path], limit: int | None = None
+    ) -> JobFolder:
+        """Queue a job: it is there with its data, or not at all. A path among `files` is moved.
+
+        limit  the bytes that its tenant may store, by the key that asks
+        """
         path = jobs / f"job-{secrets.token_hex(8)}"
         with new_folder(path) as beside:
             for name, content in files.items():
@@ -80,7 +87,9 @@ class JobFolder:
                     (beside / name).write_bytes(content)
             described = vars(request) | {"created": now()}
             (beside / JOB).write_text(json.dumps(described, ensure_ascii=False), encoding="utf-8")
-            (beside / STATE).write_text(json.dumps({"state": "queued", "queued": time.time_ns()}), encoding="utf-8")
+            (beside / STATE).write_text(
+                json.dumps({"state": "queued", "queued": time.time_ns(), "limit": limit}), encoding="utf-8"
+            )
         return cls(path)
 
     @property
@@ -176,12 +185,15 @@ class JobFolder:
             with suppress(ProcessLookupError):
                 os.killpg(process, signal.SIGTERM)
 
-    def resume(self) -> None:
-        """Queue it again; a training goes on from its checkpoint. Raises HalkaError for one that need not be."""
+    def resume(self, limit: int | None = None) -> None:
+        """Queue it again; a training goes on from its checkpoint. Raises HalkaError for one that need not be.
+
+        limit  as `new` has it
+        """
         if (state := self.state()) not in ENDED or state == "done":
             raise HalkaError(f"{self.id} is {state}: only what was stopped, interrupted or failed is resumed")
         (self.path / STOP).unlink(missing_ok=True)
-        self.write(state="queued", queued=time.time_ns(), ended=None, error=None)
+        self.write(state="queued", queued=time.time_ns(), limit=limit, ended=None, error=None)
 
     @property
     def stop_asked(self) -> bool:

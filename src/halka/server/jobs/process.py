@@ -14,6 +14,8 @@ from pathlib import Path
 from typing import Any
 
 from halka.server.jobs.folder import LOG, OUTPUT, RUN, JobFolder, JobRequest, now
+from halka.server.storage import Reservation, Storage, bytes_below
+from halka.util.errors import HalkaError
 
 NICE = 10  # who serves goes first
 
@@ -38,6 +40,8 @@ def main(folder: str, lock: str) -> None:
             job.write(state="stopped", ended=now())
         else:
             job.write(state="failed", ended=now(), error=_reason(job, code))
+    except HalkaError as error:
+        job.write(state="failed", ended=now(), error=str(error))
     except Exception as error:
         job.write(state="failed", ended=now(), error=f"{type(error).__name__}: {error}")
         raise
@@ -67,16 +71,22 @@ def _is_trained(job: JobFolder, request: JobRequest) -> bool:
 
 
 def _stored(job: JobFolder, request: JobRequest) -> dict[str, Any]:
-    """Add the trained adapter to the store, unless an earlier process of the job did; returns its name and version."""
+    """Add the trained adapter to the store, unless an earlier process of the job did; returns its name and version.
+
+    Raises StorageFullError where it does not fit: it stays in the job's folder, and can be added by resuming the job.
+    """
     from halka.storage.adapter_folder import AdapterFolder
     from halka.storage.adapter_store import AdapterStore
 
     assert request.name is not None
     assert request.store is not None
+    assert request.storage is not None
     store, trained = AdapterStore(request.store), AdapterFolder.open(job.path / RUN)
     stored = store.get(request.name) if request.name in store.names() else None
     if stored is None or stored.open().id != trained.id:
-        stored = store.add(trained, request.name)
+        with Reservation(Storage.of(request.storage)) as room:
+            room.grow(bytes_below([trained.path]), job.written().get("limit"))
+            stored = store.add(trained, request.name)
     return {"name": stored.name, "version": stored.version}
 
 

@@ -20,7 +20,6 @@ from starlette.responses import Response, StreamingResponse
 
 from halka.server.errors import ApiError, refusal
 from halka.server.guards.access import Caller, ManagerDep
-from halka.server.guards.quota import reserve_storage
 from halka.server.jobs.commands import DOCUMENTS, PREDICTIONS, NewJob, check_data, new_job
 from halka.server.jobs.documents import write_documents
 from halka.server.jobs.folder import ENDED, JobFolder, jobs_in
@@ -63,7 +62,6 @@ async def upload_job(
         raise RequestValidationError(error.errors()) from None
     async with staging(service) as folder:
         files = {"data": data} | ({} if validation is None else {"validation": validation})
-        await reserve_storage(service, caller, sum(upload.size or 0 for upload in files.values()))
         paths = {
             name: await save(service, upload, folder / f"{name}{Path(file_name(upload)).suffix[:10].lower()}")
             for name, upload in files.items()
@@ -123,7 +121,8 @@ async def stop_job(id: str, service: ServiceDep, caller: ManagerDep) -> Response
 @router.post("/v1/jobs/{id}/resume")
 async def resume_job(id: str, service: ServiceDep, caller: ManagerDep) -> Response:
     """Queue a job again that was stopped, interrupted or failed; a training goes on from its checkpoint."""
-    return Json(await _with_job(service, caller, id, lambda job: _change(job, JobFolder.resume, caller)))
+    limit = caller.lease.limits.storage
+    return Json(await _with_job(service, caller, id, lambda job: _change(job, lambda job: job.resume(limit), caller)))
 
 
 @router.delete("/v1/jobs/{id}")
@@ -145,8 +144,8 @@ async def _start(job: Job, files: Mapping[str, Path], service: Service, caller: 
             path = folder / DOCUMENTS
             size += await service.threads.manage(write_documents, service, tenant.name, job.collection, path)
             new.files[DOCUMENTS] = path
-        await reserve_storage(service, caller, size)
-        queued = await service.threads.manage(_queue, job, new, tenant, folder)
+        await service.guards.quota.reserve(caller, size)
+        queued = await service.threads.manage(_queue, job, new, tenant, folder, caller.lease.limits.storage)
         view = await service.threads.manage(view_of, queued, caller.folders)
     return Json(view, 201)
 
@@ -167,7 +166,7 @@ def _check(job: Job, files: Mapping[str, Path], tenant: Tenant, service: Service
     return new_job(job, files, tenant, service.settings)
 
 
-def _queue(job: Job, new: NewJob, tenant: Tenant, folder: Path) -> JobFolder:
+def _queue(job: Job, new: NewJob, tenant: Tenant, folder: Path, limit: int | None) -> JobFolder:
     """Queue a job whose data can be used. Raises ApiError where they cannot."""
     paths = dict[str, Path]()
     for name, content in new.files.items():
@@ -175,7 +174,7 @@ def _queue(job: Job, new: NewJob, tenant: Tenant, folder: Path) -> JobFolder:
         if isinstance(content, bytes):
             paths[name].write_bytes(content)
     check_data(paths, job)
-    return JobFolder.new(tenant.jobs, new.request, paths)
+    return JobFolder.new(tenant.jobs, new.request, paths, limit)
 
 
 def _find_job(service: Service, caller: Caller, id: str) -> JobFolder:

@@ -18,7 +18,6 @@ from starlette.responses import Response, StreamingResponse
 
 from halka.server.errors import ApiError, public
 from halka.server.guards.access import Caller, CallerDep, ManagerDep
-from halka.server.guards.quota import reserve_storage
 from halka.server.requests import Body, Name
 from halka.server.resources.adapter_files import (
     check_inside,
@@ -68,7 +67,6 @@ async def upload_adapter(
     names = file_names(files)
     sizes = {name: upload.size or 0 for name, upload in zip(names, files, strict=True)}
     check_names(sizes)
-    await reserve_storage(service, caller, sum(sizes.values()))
     async with staging(service) as folder:
         for file, upload in zip(names, files, strict=True):
             await save(service, upload, folder / file)
@@ -81,7 +79,7 @@ async def import_adapter(body: FromRoot, service: ServiceDep, caller: ManagerDep
     async with staging(service) as folder:
         files = await service.threads.manage(files_below, service.settings.roots_of(caller.tenant), body.folder)
         try:
-            await reserve_storage(service, caller, sum(sizes_of(files).values()))
+            await service.guards.quota.reserve(caller, sum(sizes_of(files).values()))
             await service.threads.manage(copy_files, files, folder)
         finally:
             close(files)

@@ -20,7 +20,6 @@ from halka.rag.store import EVERYONE, Document
 from halka.rag.texts import is_readable
 from halka.server.errors import ApiError, api_error, public, refusal
 from halka.server.guards.access import Caller, CallerDep, ManagerDep
-from halka.server.guards.quota import reserve_storage
 from halka.server.requests import Body, Labels, Name
 from halka.server.resources.collection_access import (
     collection_names,
@@ -116,7 +115,6 @@ async def upload_documents(
     if unread := next((name for name in names if not is_readable(Path(name))), None):
         raise ApiError(400, f"{unread}: files of this kind are not read: convert it to text", param="files")
     await service.threads.manage(open_collection, service, caller.tenant, collection)
-    await reserve_storage(service, caller, sum(upload.size or 0 for upload in files))
     async with staging(service) as folder:
         paths = [
             await save(service, upload, folder / f"{number}{Path(name).suffix.lower()}")

@@ -64,14 +64,20 @@ def check_successor(service: Service, caller: Caller, name: str, bytes: int) -> 
 
 
 def _check_share(service: Service, caller: Caller, name: str, bytes: int) -> None:
+    if (reason := _over_share(service, caller, name, bytes)) is not None:
+        raise ApiError(400, reason, param="name", code="pinned_full")
+
+
+def _over_share(service: Service, caller: Caller, name: str, bytes: int) -> str | None:
+    """Why this caller may not pin an adapter that takes so many bytes; None where it may."""
     if caller.tenant == MAIN and caller.may("admin"):
-        return
+        return None
     tenant, versions = f"{caller.tenant}/", service.adapters.residents.versions
     others = [v.bytes for v in versions if v.pinned and v.name != name and (v.name or "").startswith(tenant)]
     most, wanted = int(service.settings.adapter_memory * GB * service.settings.pinned), sum(others) + bytes
-    if wanted > most:
-        message = f"a tenant's pinned adapters may take {most:,} bytes, and yours would take {wanted:,}: unpin some"
-        raise ApiError(400, message, param="name", code="pinned_full")
+    if wanted <= most:
+        return None
+    return f"a tenant's pinned adapters may take {most:,} bytes, and yours would take {wanted:,}: unpin some"
 
 
 # ── inside ──────────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -108,4 +114,4 @@ def _pin(service: Service, caller: Caller, name: str) -> None:
     if not sizes:
         raise ApiError(409, "the adapter was evicted at once: try again", code="wrong_status")
     _check_share(service, caller, name, max(sizes))
-    service.adapters.pin(name)
+    service.adapters.pin(name, lambda version: _over_share(service, caller, name, version.bytes) is None)

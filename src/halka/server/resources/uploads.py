@@ -46,10 +46,10 @@ def remove_stale(data: Path) -> None:
 
 
 async def save(service: Service, upload: UploadFile, path: Path) -> Path:
-    """Write what was uploaded to a new file."""
+    """Write what was uploaded to a new file; where it came to is free then."""
 
     def copy() -> None:
-        with path.open("xb") as file:
+        with upload.file, path.open("xb") as file:
             shutil.copyfileobj(upload.file, file, 1 << 20)
 
     await service.threads.manage(copy)

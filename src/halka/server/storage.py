@@ -1,0 +1,129 @@
+"""`Storage`: what a tenant has stored, and room that its requests and jobs hold in it, seen by every process.
+
+tenants/acme/reserved/
+  .lock      held while somebody looks for room
+  3f2a…      the bytes that a request or a job holds, locked by its process: a killed one holds nothing
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import uuid
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from itertools import chain
+from pathlib import Path
+from typing import Any
+
+from halka.util.errors import HalkaError
+
+LOCK = ".lock"
+
+
+class StorageFullError(HalkaError):
+    """A tenant may not store as much."""
+
+
+@dataclass(frozen=True)
+class Storage:
+    """The folders whose files count as a tenant's, and the folder of what is reserved; none need exist."""
+
+    folders: tuple[Path, ...]
+    reserved: Path
+
+    @classmethod
+    def of(cls, described: Mapping[str, Any]) -> Storage:
+        """The one that was `described`."""
+        return cls(tuple(map(Path, described["folders"])), Path(described["reserved"]))
+
+    @property
+    def described(self) -> dict[str, Any]:
+        """Itself as plain data."""
+        return {"folders": [*map(str, self.folders)], "reserved": str(self.reserved)}
+
+    def used(self) -> int:
+        """The bytes that are reserved or stored; what is stored meanwhile counts at least once."""
+        return self._reserved() + bytes_below(self.folders)
+
+    def _reserved(self) -> int:
+        total = 0
+        for path in self.reserved.glob("[!.]*"):
+            with suppress(FileNotFoundError, ValueError), path.open("rb") as file:
+                if _try_lock(file.fileno(), fcntl.LOCK_SH):  # its process was killed
+                    path.unlink()
+                else:
+                    total += int(file.read())
+        return total
+
+
+class Reservation:
+    """Room for bytes that are on their way, until `end`. It holds none at first."""
+
+    def __init__(self, storage: Storage):
+        self.bytes, self._storage, self._path = 0, storage, storage.reserved / uuid.uuid4().hex
+        self._file: int | None = None
+
+    def grow(self, least: int, limit: int | None, most: int = 0) -> int:
+        """Hold room for `least` more bytes, and for up to `most` where there is as much.
+
+        Returns how many. Raises StorageFullError where the tenant would then have more than the limit; None: no limit.
+        """
+        with self._lock():
+            more = max(least, most)
+            if limit is not None:
+                free = limit - (used := self._storage.used())
+                if least > free:
+                    raise StorageFullError(
+                        f"{limit:,} bytes of adapters, documents and jobs is the limit: {used:,} are taken, and "
+                        f"{least:,} more do not fit; remove some"
+                    )
+                more = min(more, free)
+            if self._file is None:
+                self._file = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600)
+                fcntl.flock(self._file, fcntl.LOCK_EX)
+            self.bytes += more
+            os.pwrite(self._file, str(self.bytes).encode(), 0)
+            return more
+
+    def __enter__(self) -> Reservation:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.end()
+
+    def end(self) -> None:
+        """Hold nothing any more."""
+        if self._file is not None:
+            self._path.unlink(missing_ok=True)
+            os.close(self._file)
+            self._file = None
+
+    @contextmanager
+    def _lock(self) -> Iterator[None]:
+        self._storage.reserved.mkdir(parents=True, exist_ok=True)
+        lock = os.open(self._storage.reserved / LOCK, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o600)
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            yield
+        finally:
+            os.close(lock)
+
+
+def bytes_below(folders: Iterable[Path]) -> int:
+    """The bytes of all files below these folders; links are not followed."""
+    total = 0
+    for path, _, files in chain.from_iterable(map(os.walk, folders)):
+        for file in files:
+            with suppress(FileNotFoundError):  # it was removed meanwhile
+                total += os.lstat(os.path.join(path, file)).st_size
+    return total
+
+
+def _try_lock(file: int, kind: int) -> bool:
+    try:
+        fcntl.flock(file, kind | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
