@@ -225,7 +225,9 @@ def measure_latency(runs: int, work: Path, guidellm: str) -> dict[str, Any]:
             data.write_text("\n".join(lines) + "\n")
             before = first_tokens(port)
             command = [guidellm, "run", "--disable-console", "--backend"]
-            command += [f"kind=openai_http,target=http://127.0.0.1:{port},model={requests[0]['model']}"]
+            command += [
+                f"kind=openai_http,validate_backend=false,target=http://127.0.0.1:{port},model={requests[0]['model']}"
+            ]
             command += ["--profile", "kind=concurrent,streams=8", "--data", f"kind=json_file,path={data}"]
             command += [
                 "--constraint",
