@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import re
+import threading
 import time
 from types import SimpleNamespace
 from typing import Any
@@ -198,6 +200,29 @@ def test_what_is_counted(server):
     assert counted['halka_adapter_bytes{adapter="lora"}'] > 0
     info = 'vllm:lora_requests_info{max_lora="8",running_lora_adapters="",waiting_lora_adapters=""}'
     assert abs(counted[info] - time.time()) < 60
+
+
+def test_the_time_to_the_first_token_begins_with_the_request(server):
+    begun, release = threading.Event(), threading.Event()
+
+    def step() -> None:
+        begun.set()
+        release.wait()
+
+    held = threading.Thread(target=lambda: asyncio.run(server.service.engine.call(step)))
+    asking = threading.Thread(target=lambda: server.client.post("/v1/chat/completions", json=CHAT))
+    held.start()
+    begun.wait()
+    asking.start()
+    while server.service.guards.limiter.answers == 0:
+        time.sleep(0.01)
+    time.sleep(0.3)  # the request waits for the engine's step
+    release.set()
+    held.join()
+    asking.join()
+    counted = samples(server)
+    for name in ("halka_time_to_first_token_seconds", "halka_queue_seconds"):
+        assert sum(counted[each] for each in counted if each.startswith(f"{name}_sum")) >= 0.3
 
 
 def test_labels_are_bounded_and_name_no_tenant(base, store, tmp_path):

@@ -62,10 +62,12 @@ async def deltas(
     Several tokens may come at once, if whoever reads is slower than the engine; without `pieces` all do, at the end.
     """
     answers: dict[Answer, _Sent] = {}  # those that have begun
-    with _within_limits(caller, request, n, answers), service.guards.metrics.track(request, n, answers):
+    track = service.guards.metrics.track(request, n, answers, caller.since)
+    with _within_limits(caller, request, n, answers), track as tracked:
         async with aclosing(service.engine.follow(request, n, pieces=pieces)) as progress:
             async for answer in progress:
                 sent = answers.setdefault(answer, _Sent(len(answers)))
+                tracked.see(answer)
                 finish, text, count = answer.finish, answer.text, len(answer.logprobs)
                 if finish == "cancelled":
                     raise ApiError(503, "the server is closing", headers={"retry-after": "10"})

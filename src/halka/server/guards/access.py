@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import ipaddress
 import re
+import time
 from collections.abc import Awaitable, Callable, Collection
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Annotated
 from urllib.parse import urlsplit
 
@@ -47,6 +48,7 @@ class Caller:
     held     what the request holds of its key's limits; None before `Limiting`, as in the log
     request  the id that the log has of it
     folders  what no message to the caller names
+    since    when the request came, by `time.monotonic`
     """
 
     tenant: str = MAIN
@@ -55,6 +57,7 @@ class Caller:
     held: Lease | None = None
     request: str | None = None
     folders: Folders = NO_FOLDERS
+    since: float = field(default_factory=time.monotonic, compare=False)
 
     @property
     def lease(self) -> Lease:

@@ -6,7 +6,7 @@ import time
 from collections import Counter as Tally
 from collections.abc import Collection, Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from anyio import to_thread
 from fastapi import APIRouter
@@ -36,11 +36,21 @@ async def metrics(request: HttpRequest) -> Response:
 
 @dataclass(eq=False)
 class Tracked:
-    """One request to the engine; `answers` are those of its `n` answers that have begun, as they come."""
+    """One request to the engine; `answers` are those of its `n` answers that have begun, as they come.
+
+    since  when the server got the request, by `time.monotonic`
+    first  when an answer's first token was there to be sent
+    """
 
     request: Request
     n: int
     answers: Collection[Answer]
+    since: float
+    first: dict[Answer, float] = field(default_factory=dict[Answer, float])
+
+    def see(self, answer: Answer) -> None:
+        """The answer has become longer, or has ended."""
+        self.first.setdefault(answer, time.monotonic())
 
 
 class Metrics:
@@ -70,12 +80,12 @@ class Metrics:
         self._seconds.labels(route).observe(seconds)
 
     @contextmanager
-    def track(self, request: Request, n: int, answers: Collection[Answer]) -> Iterator[None]:
+    def track(self, request: Request, n: int, answers: Collection[Answer], since: float) -> Iterator[Tracked]:
         """Within the block the engine answers a request; `answers` has each from its beginning on."""
-        tracked = Tracked(request, n, answers)
+        tracked = Tracked(request, n, answers, since)
         self._under_way[tracked] = None
         try:
-            yield
+            yield tracked
         finally:
             del self._under_way[tracked]
             self._count(tracked)
@@ -109,9 +119,9 @@ class Metrics:
             self._tokens.labels(label, "cached").inc(answer.cached)
             self._tokens.labels(label, "completion").inc(len(answer.tokens))
             if times.begun is not None:
-                self._queue.labels(label).observe(times.begun - times.submitted)
+                self._queue.labels(label).observe(times.begun - tracked.since)
             if times.first is not None and times.last is not None:
-                self._first.labels(label).observe(times.first - times.submitted)
+                self._first.labels(label).observe(tracked.first[answer] - tracked.since)
                 if len(answer.tokens) > 1:
                     self._between.labels(label).observe((times.last - times.first) / (len(answer.tokens) - 1))
 
