@@ -11,6 +11,7 @@ import httpx
 import pytest
 
 from halka.rag.sources import listed
+from halka.server.guards.keys import Limits
 from halka.server.jobs.folder import JobFolder, JobRequest
 from halka.server.resources.collection_access import new_collection
 from serving_for_tests import InProcess
@@ -172,6 +173,10 @@ def test_an_advice_retrieves_from_a_collection(base, store, tmp_path):
             response = server.client.post("/v1/jobs", json=job | change)
             assert (response.status_code, response.json()["error"]["param"]) == (status, param), response.text
         assert len(server.client.get("/v1/jobs").json()["data"]) == 1
+        poor = server.key("main", limits=Limits(storage=1))
+        full = server.client.post("/v1/jobs", json=job, headers=poor)
+        assert (full.status_code, full.json()["error"]["code"]) == (413, "storage_full")
+        assert not [*(tmp_path / "data" / "uploads").iterdir()]
 
 
 # ── a whole training ────────────────────────────────────────────────────────────────────────────────────────────────

@@ -9,6 +9,7 @@ import time
 import uuid
 from collections.abc import AsyncGenerator, Callable, Mapping
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, BinaryIO, TypeVar
 
@@ -21,7 +22,7 @@ from starlette.responses import Response, StreamingResponse
 from halka.server.errors import ApiError, refusal
 from halka.server.guards.access import Caller, ManagerDep
 from halka.server.jobs.commands import DOCUMENTS, PREDICTIONS, NewJob, check_data, new_job
-from halka.server.jobs.documents import write_documents
+from halka.server.jobs.documents import document_lines, write_lines
 from halka.server.jobs.folder import ENDED, JobFolder, jobs_in
 from halka.server.jobs.requests import AdviseJob, Job
 from halka.server.jobs.views import steps_of, view_of
@@ -141,8 +142,10 @@ async def _start(job: Job, files: Mapping[str, Path], service: Service, caller: 
         new = await service.threads.manage(_check, job, files, tenant, service)
         size = sum(len(content) for content in new.files.values() if isinstance(content, bytes))
         if isinstance(job, AdviseJob) and job.collection is not None:
-            path = folder / DOCUMENTS
-            size += await service.threads.manage(write_documents, service, tenant.name, job.collection, path)
+            lines = partial(document_lines, service, tenant.name, job.collection)
+            documents = await service.threads.manage(lambda: sum(map(len, lines())))
+            await service.guards.quota.reserve(caller, documents)
+            path = await service.threads.manage(write_lines, lines(), folder / DOCUMENTS, documents)
             new.files[DOCUMENTS] = path
         await service.guards.quota.reserve(caller, size)
         queued = await service.threads.manage(_queue, job, new, tenant, folder, caller.lease.limits.storage)
