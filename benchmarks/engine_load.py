@@ -27,6 +27,8 @@ LONG = 2000
 """Tokens of the long prompt."""
 BESIDE = 24
 """Rows that decode beside adapters that come from disk."""
+PAUSE = 0.5
+"""Seconds on average from an answer to the same user's next request."""
 FAMILIES = {
     "lora": halka.LoRA(rank=16),
     "bottleneck": halka.Bottleneck(),
@@ -39,7 +41,11 @@ NO_ENDS: frozenset[int] = frozenset()
 def prompts_of(count: int, seed: int) -> list[list[int]]:
     """Prompts of 56 to 72 tokens, no two with a beginning in common."""
     draw = random.Random(seed)
-    return [[draw.randrange(100, 40000) for _ in range(draw.randint(56, 72))] for _ in range(count)]
+    return [prompt_of(draw, 56, 72) for _ in range(count)]
+
+
+def prompt_of(draw: random.Random, least: int, most: int) -> list[int]:
+    return [draw.randrange(100, 40000) for _ in range(draw.randint(least, most))]
 
 
 def adapted(families: dict[str, int]) -> tuple[AdaptedModel, list[str]]:
@@ -79,6 +85,38 @@ class Clock:
     def first(self, answer: Answer) -> float:
         """Seconds that an answer's first token took."""
         return self.times[answer][0] - self.submitted[answer]
+
+
+class Sender:
+    """A tenant that keeps some requests under way, of 150 to 200 tokens: as a question has with what it is about.
+
+    Each comes some time after an answer, `pause` seconds on average, whatever is computed then: its first token takes
+    what is left of a step, too.
+    """
+
+    def __init__(
+        self, clock: Clock, tenant: str, under_way: int, names: list[str], tokens: tuple[int, int], pause: float
+    ):
+        """names: of its adapters. tokens: the fewest and the most of an answer."""
+        self.answers: list[Answer] = []
+        self.due = [time.perf_counter()] * under_way  # when requests come
+        self._clock, self._tenant, self._names, self._tokens, self._pause = clock, tenant, names, tokens, pause
+        self._draw = random.Random(tenant)
+        self._under_way: list[Answer] = []
+
+    def send(self) -> None:
+        """Submit what has come by now."""
+        draw, now = self._draw, time.perf_counter()
+        for answer in filter(lambda answer: answer.finish is not None, [*self._under_way]):
+            self._under_way.remove(answer)
+            self.due.append(self._clock.times[answer][-1] + self._pause * draw.expovariate(1))
+        for due in filter(lambda due: due <= now, [*self.due]):
+            self.due.remove(due)
+            prompt, name, tokens = prompt_of(draw, 150, 200), draw.choice(self._names), draw.randint(*self._tokens)
+            answer = self._clock.submit(prompt, name, tokens, self._tenant)
+            self._clock.submitted[answer] = due
+            self._under_way.append(answer)
+            self.answers.append(answer)
 
 
 def finished(answers: list[Answer]) -> bool:
@@ -166,41 +204,33 @@ def stored(steps: int, room: int, adapters: int, tokens: int, seed: int) -> dict
 
 
 def tenants(under_way: int, count: int, flood: int, tokens: int, seed: int) -> dict[str, float]:
-    """How long one tenant's first tokens take, alone and while another has sent a flood of requests.
+    """How long one tenant's first tokens take, alone and while another keeps a flood of requests under way.
 
-    It keeps so many requests `under_way`: `count` of them alone, then until the flood is answered. The flood's answers
-    are longer than its own.
+    It keeps so many requests `under_way`, with answers of 8 to 24 tokens: `count` alone, then as many beside it.
     """
     model, names = adapted({"lora": 8})
-    prompts = iter(prompts_of(4000, seed))
-    draw = random.Random(seed)
     with Engine(model, rows=ROWS, ends=NO_ENDS) as engine:
         clock = Clock(engine)
-        own: list[Answer] = []
+        one = Sender(clock, f"one {seed}", under_way, names[:4], (8, 24), PAUSE)
 
-        def step() -> None:
-            running = sum(answer.finish is None for answer in own)
-            for _ in range(under_way - running):
-                own.append(clock.submit(next(prompts), draw.choice(names[:4]), draw.randint(8, tokens // 2), "small"))
-            clock.step()
+        def firsts(*others: Sender) -> list[float]:
+            begun = len(one.answers) + under_way  # those under way before had other company
+            while sum(answer.finish is not None for answer in one.answers[begun:]) < count:
+                for sender in (one, *others):
+                    sender.send()
+                if engine.busy:
+                    clock.step()
+                else:
+                    time.sleep(max(0.0, min(one.due) - time.perf_counter()))
+            return [clock.first(answer) for answer in one.answers[begun:] if answer.tokens]
 
-        while sum(answer.finish is not None for answer in own) < under_way:  # until its requests come one by one
-            step()
-        begun = len(own)
-        while sum(answer.finish is not None for answer in own[begun:]) < count:
-            step()
-        alone = [clock.first(answer) for answer in own[begun:] if answer.tokens]
-        begun = len(own)
-        answers = [clock.submit(next(prompts), draw.choice(names[4:]), tokens, "flood") for _ in range(flood)]
-        while not finished(answers):
-            step()
-        beside = [clock.first(answer) for answer in own[begun:] if answer.tokens]
-        preempted = engine.schedule.preempted
+        alone = firsts()
+        other = Sender(clock, f"flood {seed}", flood, names[4:], (tokens, tokens), 0)
+        beside = firsts(other)
     return {
         **percentiles("alone", alone),
         **percentiles("beside_the_flood", beside),
-        "requests_beside_the_flood": len(beside),
-        "preempted": preempted,
+        "preempted": engine.schedule.preempted,
     }
 
 

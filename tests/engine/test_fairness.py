@@ -5,9 +5,9 @@ from __future__ import annotations
 import random
 
 import halka
-from engine_for_tests import model_of, run
+from engine_for_tests import alone, model_of, run
 from halka.engine.engine import Engine
-from halka.engine.request import Request
+from halka.engine.request import Answer, Request
 from halka.engine.stopping import Stopping
 
 
@@ -39,6 +39,62 @@ def test_a_flood_of_prompts_does_not_delay_the_reading_of_another():
         for _ in range(3):
             engine.step()
         assert one.tokens
+
+
+def flooded(engine: Engine, count: int = 60, steps: int = 8) -> list[Answer]:
+    """Requests of one tenant, of which as many run as there are rows."""
+    flood = [engine.submit(request("flood", tokens=40))[0] for _ in range(count)]
+    for _ in range(steps):
+        engine.step()
+    assert len(engine.schedule.running) == 4
+    return flood
+
+
+def test_a_prompt_beside_a_flood_is_read_at_once_in_a_step_of_its_own():
+    with Engine(model_of(families={}), rows=4, read=64, read_beside=4) as engine:
+        flood = flooded(engine)
+        written = tokens_of(flood)
+        (one,) = engine.submit(request("one", tokens=5, prompt=32))
+        engine.step()
+        assert len(one.tokens) == 1
+        assert tokens_of(flood) == written
+        engine.step()
+        assert len(one.tokens) == 2
+        assert tokens_of(flood) == written + 3
+
+
+def test_who_reads_in_steps_of_its_own_leaves_every_other_step_to_all():
+    """It has had fewer tokens all the time: a flood's texts wait one step at most, and lose no token."""
+    model = model_of(families={})
+    with Engine(model, rows=4, read=64, read_beside=4) as engine:
+        flood = flooded(engine)
+        for prompt in range(12):
+            (one,) = engine.submit(request("one", tokens=1, prompt=2 + prompt % 5))
+            written = tokens_of(flood)
+            engine.step()
+            assert one.finish is not None
+            assert tokens_of(flood) == written
+            engine.step()
+            assert tokens_of(flood) >= written + 3
+        assert engine.schedule.preempted
+        run(engine, steps=3000)
+        assert {tuple(answer.tokens) for answer in flood} == {tuple(alone(model, flood[0].request))}
+
+
+def test_two_floods_share_every_step():
+    with Engine(model_of(families={}), rows=4, read_beside=4) as engine:
+        for tenant in "ab":
+            for _ in range(30):
+                engine.submit(request(tenant, tokens=40))
+        for _ in range(100):
+            decoding = [text.answer for text in engine.schedule.running if text.left == 1]
+            written = tokens_of(decoding)
+            engine.step()
+            assert tokens_of(decoding) >= written + len(decoding) - 1  # one may lose its row
+
+
+def tokens_of(answers: list[Answer]) -> int:
+    return sum(len(answer.tokens) for answer in answers)
 
 
 def test_tenants_have_equal_shares_whatever_they_queue():

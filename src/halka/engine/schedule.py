@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Iterable
 
 from halka.engine.cache import BlockCache
@@ -11,7 +12,6 @@ from halka.engine.waiting import Waiting
 from halka.models.attention.paged import SIZE
 
 PAST = 4  # tokens per width of the base to which a token's attention takes as long as its linear layers
-HURRY = 3  # times as much is read beside answers if a tenant has had fewer tokens than each of theirs
 
 Work = list[tuple[Text, list[int]]]
 """The texts that a step computes, with a slot in the cache for each of their next tokens."""
@@ -36,6 +36,7 @@ class Schedule:
         self._cache, self._rows = cache, rows
         self._read, self._read_beside, self._past = read, read_beside, PAST * width
         self._company = ""  # that the last step computed
+        self._alone = False  # whether that was one tenant's alone
 
     # ── texts come and go ───────────────────────────────────────────────────────────────────────────────────────
 
@@ -65,38 +66,65 @@ class Schedule:
     def next(self) -> Work:
         """What the next step computes: a token of each text that decodes, then chunks of those that are read."""
         self._make_way()
-        work: Work = []
         company = self._next_company()
+        tenant = self._tenant_alone(company)
+        work = [] if tenant is None else self._plan([text for text in company if text.tenant == tenant], tenant)
+        self._alone = bool(work)
+        return work or self._plan(company)
+
+    def _plan(self, company: list[Text], tenant: str | None = None) -> Work:
+        """What these compute in a step; with a tenant, it is for no other."""
+        work: Work = []
         for text in [text for text in company if text.left == 1]:
             if text in self.running and self._has_block(text):
                 work.append((text, [*text.extend(self._cache, 1)]))
-        least = min((self.waiting.served(text) for text, _ in work), default=math.inf)
-        past, most = (self._past, self._beside(len(work))) if work else (math.inf, self._read)
-        spent, hurried = 0.0, max(most, min(HURRY * most, self._read))
-        reading = sorted((t for t in company if t.left > 1 and t in self.running), key=self.waiting.served)
-        while (text := self._next_reader(reading)) is not None:
+        most, past, spent = self._read, math.inf, 0.0
+        if tenant is not None:
+            most = self._read / 2
+        elif work:
+            most, past = self._beside(len(work)), self._past
+        reading = sorted((t for t in company if t.left > 1 and t in self.running), key=self._turn)
+        while most - spent >= 1 and (text := self._next_reader(reading, tenant)) is not None:
             if company and text.version.company != company[0].version.company:
                 continue  # it has a row; its turn comes
             company.append(text)
-            budget = (hurried if self.waiting.served(text) < least else most) - spent
-            if budget < 1:
-                break
-            spent += self._read_on(text, budget, past, work)
-        if not work and self.running:  # those that read hold all blocks: the oldest goes on next time
+            spent += self._read_on(text, most - spent, past, work)
+        if not work and self.running and tenant is None:  # who reads holds all blocks: the oldest goes on next time
             self._preempt(max(self.running, key=_age))
         return work
+
+    def _tenant_alone(self, company: list[Text]) -> str | None:
+        """Who reads in a step of its own, every other one: it asks for no more than its share, and another for more.
+
+        So a flood of one tenant's requests does not delay another's first token by its own steps' length.
+        """
+        greedy, share = self.waiting.greediest, self._share
+        if self._alone or greedy is None or self.waiting.demand(greedy) <= share:
+            return None
+        reading = [text for text in company if text.left > 1]
+        if len(self.running) < self._rows and (first := self._first_waiting()) is not None:
+            reading.append(first)
+        least = min(reading, key=self._turn, default=None)
+        if least is None or self.waiting.demand(least.tenant) > share:
+            return None
+        return least.tenant if self._turn(least) <= self.waiting.turn(greedy) else None
+
+    def _turn(self, text: Text) -> tuple[float, int]:
+        return self.waiting.turn(text.tenant)
 
     def _beside(self, decoding: int) -> float:
         """What may be read beside so many texts: more if rows stand empty, or wait to be read."""
         rows = min(self._rows, len(self.running) + len(self.waiting))
         return min(self._read, self._read_beside * rows / decoding)
 
-    def _next_reader(self, reading: list[Text]) -> Text | None:
+    def _next_reader(self, reading: list[Text], tenant: str | None) -> Text | None:
         """Which text reads next, of those that have a row or can get one: the tenant with the fewest tokens first."""
-        first = next(filter(_ready, self.waiting.firsts()), None)
-        if reading and (first is None or self.waiting.served(reading[0]) <= self.waiting.served(first)):
+        first = self._first_waiting()
+        if first is not None and tenant not in (None, first.tenant):
+            first = None
+        if reading and (first is None or self._turn(reading[0]) <= self._turn(first)):
             return reading.pop(0)
-        text = self._admit()
+        text = None if first is None else self._admit()
         return reading.pop(0) if text is None and reading else text
 
     def _next_company(self) -> list[Text]:
@@ -138,17 +166,22 @@ class Schedule:
 
     def _make_way(self) -> None:
         """Where all rows are taken, a tenant that has more than its share gives one to one that has less."""
-        if len(self.running) < self._rows or not len(self.waiting):
+        if len(self.running) < self._rows or (first := self._first_waiting()) is None:
             return
-        share = math.ceil(self._rows / self.waiting.tenants)
-        rows = dict[str, int]()
-        for text in self.running:
-            tenant = text.answer.request.tenant
-            rows[tenant] = rows.get(tenant, 0) + 1
-        next_ = next(filter(_ready, self.waiting.firsts()), None)
+        rows = Counter(text.tenant for text in self.running)
         most = max(rows, key=lambda tenant: rows[tenant])
-        if next_ is not None and rows.get(next_.answer.request.tenant, 0) < share < rows[most]:
-            self._preempt(max((t for t in self.running if t.answer.request.tenant == most), key=_age))
+        if rows[first.tenant] < self._share < rows[most]:
+            self._preempt(max((text for text in self.running if text.tenant == most), key=_age))
+            self._admit()
+
+    @property
+    def _share(self) -> int:
+        """Rows of each tenant that has texts."""
+        return math.ceil(self._rows / max(1, self.waiting.tenants))
+
+    def _first_waiting(self) -> Text | None:
+        """Who is next to get a row."""
+        return next(filter(_ready, self.waiting.firsts()), None)
 
     def _preempt(self, text: Text) -> None:
         """Take a text's row; what it has computed is kept while there is room."""

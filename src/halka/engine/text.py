@@ -41,6 +41,11 @@ class Text:
         self._text, self._matcher = text, matcher
 
     @property
+    def tenant(self) -> str:
+        """Whose request it answers."""
+        return self.answer.request.tenant
+
+    @property
     def left(self) -> int:
         """Tokens that are to be computed before the next one is known."""
         return len(self.tokens) - self.done
@@ -162,7 +167,7 @@ class Text:
 
     def _parent(self, block: int) -> int | str:
         """What this block of its continues: the serial number of the one before, or the root of the tenant."""
-        return self.blocks[block - 1].serial if block else self.answer.request.tenant
+        return self.blocks[block - 1].serial if block else self.tenant
 
     def _key(self, start: int) -> tuple[int | str, Hashable, tuple[int, ...]]:
         """The key of the block of the tokens from `start` on."""

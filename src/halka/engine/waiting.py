@@ -60,15 +60,24 @@ class Waiting:
         return sum(len(queue) for queues in self._queues.values() for queue in queues.values())
 
     def firsts(self) -> Iterator[Text]:
-        """The first text of each version, tenant by tenant, the least served first."""
-        for tenant in sorted(self._queues, key=lambda tenant: self._tenants.of[tenant]):
+        """The first text of each version, tenant by tenant: the least served first, of equals who asks for less."""
+        for tenant in sorted(self._queues, key=self.turn):
             counts = self._adapters[tenant].of
             firsts = [queue[0] for queue in self._queues[tenant].values()]
             yield from sorted(firsts, key=lambda text: (counts[text.answer.request.adapter], text.number))
 
-    def served(self, text: Text) -> float:
-        """How many tokens its tenant has had."""
-        return self._tenants.of[text.answer.request.tenant]
+    def turn(self, tenant: str | None) -> tuple[float, int]:
+        """How many tokens a tenant has had, and how many texts: who has the lowest numbers is next."""
+        return self._tenants.of[tenant], self.demand(tenant)
+
+    def demand(self, tenant: str | None) -> int:
+        """How many of its texts wait or run."""
+        return self._tenants.texts[tenant]
+
+    @property
+    def greediest(self) -> str | None:
+        """The tenant with the most texts; None if there are none."""
+        return max(self._tenants.texts, key=self.demand, default=None)
 
     def enter(self, text: Text) -> None:
         """It has come and waits."""
@@ -89,7 +98,7 @@ class Waiting:
 
     def put_back(self, text: Text) -> None:
         """It lost its row, and is the first of its adapter's to get one."""
-        self._queues[text.answer.request.tenant].setdefault(text.version, deque()).appendleft(text)
+        self._queues[text.tenant].setdefault(text.version, deque()).appendleft(text)
 
     def take(self, ready: Callable[[Text], bool]) -> Text | None:
         """The next that can have a row, which waits no more."""
@@ -110,7 +119,7 @@ class Waiting:
         return len(self._tenants.texts)
 
     def _remove(self, text: Text) -> None:
-        tenant = text.answer.request.tenant
+        tenant = text.tenant
         queues = self._queues[tenant]
         queues[text.version].remove(text)
         if not queues[text.version]:
@@ -120,4 +129,4 @@ class Waiting:
 
 
 def _owner(text: Text) -> tuple[str, str | None]:
-    return text.answer.request.tenant, text.answer.request.adapter
+    return text.tenant, text.answer.request.adapter
