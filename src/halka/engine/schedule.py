@@ -12,6 +12,7 @@ from halka.engine.waiting import Waiting
 from halka.models.attention.paged import SIZE
 
 PAST = 4  # tokens per width of the base to which a token's attention takes as long as its linear layers
+MOST = 4  # times as much is read beside answers where so many rows have nothing to decode
 
 Work = list[tuple[Text, list[int]]]
 """The texts that a step computes, with a slot in the cache for each of their next tokens."""
@@ -113,9 +114,9 @@ class Schedule:
         return self.waiting.turn(text.tenant)
 
     def _beside(self, decoding: int) -> float:
-        """What may be read beside so many texts: more if rows stand empty, or wait to be read."""
-        rows = min(self._rows, len(self.running) + len(self.waiting))
-        return min(self._read, self._read_beside * rows / decoding)
+        """What may be read beside so many texts: more where more than one row has nothing to decode."""
+        others = min(self._rows, len(self.running) + len(self.waiting)) - decoding
+        return min(self._read, self._read_beside * max(1, min(others, MOST)))
 
     def _next_reader(self, reading: list[Text], tenant: str | None) -> Text | None:
         """Which text reads next, of those that have a row or can get one: the tenant with the fewest tokens first."""
