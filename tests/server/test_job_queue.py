@@ -293,9 +293,11 @@ def test_a_job_gets_no_secrets_and_no_settings_of_the_server():
 
 
 def test_a_job_is_there_with_its_data_or_not_at_all(jobs, tmp_path):
-    (tmp_path / "rows.jsonl").write_text("{}")
+    files = {"data.jsonl": tmp_path / "rows.jsonl", "settings.yaml": tmp_path / "chosen.yaml"}
+    for file in files.values():
+        file.write_text("{}")
     request = JobRequest("train", {"name": "a"}, ["true"])
-    job = JobFolder.new(jobs, request, {"data.jsonl": tmp_path / "rows.jsonl", "settings.yaml": b"base: x"})
+    job = JobFolder.new(jobs, request, files)
     assert {path.name for path in job.path.iterdir()} == {"job.json", "state.json", "data.jsonl", "settings.yaml"}
     assert not (tmp_path / "rows.jsonl").exists()
     with pytest.raises(FileNotFoundError):

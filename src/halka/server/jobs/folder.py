@@ -71,20 +71,15 @@ class JobFolder:
     path: Path
 
     @classmethod
-    def new(
-        cls, jobs: Path, request: JobRequest, files: Mapping[str, bytes | Path], limit: int | None = None
-    ) -> JobFolder:
-        """Queue a job: it is there with its data, or not at all. A path among `files` is moved.
+    def new(cls, jobs: Path, request: JobRequest, files: Mapping[str, Path], limit: int | None = None) -> JobFolder:
+        """Queue a job: it is there with its data, or not at all. The `files` are moved.
 
         limit  the bytes that its tenant may store, by the key that asks
         """
         path = jobs / f"job-{secrets.token_hex(8)}"
         with new_folder(path) as beside:
-            for name, content in files.items():
-                if isinstance(content, Path):
-                    os.replace(content, beside / name)
-                else:
-                    (beside / name).write_bytes(content)
+            for name, file in files.items():
+                os.replace(file, beside / name)
             described = vars(request) | {"created": now()}
             (beside / JOB).write_text(json.dumps(described, ensure_ascii=False), encoding="utf-8")
             (beside / STATE).write_text(

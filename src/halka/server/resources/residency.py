@@ -63,23 +63,6 @@ def check_successor(service: Service, caller: Caller, name: str, bytes: int) -> 
         _check_share(service, caller, name, bytes)
 
 
-def _check_share(service: Service, caller: Caller, name: str, bytes: int) -> None:
-    if (reason := _over_share(service, caller, name, bytes)) is not None:
-        raise ApiError(400, reason, param="name", code="pinned_full")
-
-
-def _over_share(service: Service, caller: Caller, name: str, bytes: int) -> str | None:
-    """Why this caller may not pin an adapter that takes so many bytes; None where it may."""
-    if caller.tenant == MAIN and caller.may("admin"):
-        return None
-    tenant, versions = f"{caller.tenant}/", service.adapters.residents.versions
-    others = [v.bytes for v in versions if v.pinned and v.name != name and (v.name or "").startswith(tenant)]
-    most, wanted = int(service.settings.adapter_memory * GB * service.settings.pinned), sum(others) + bytes
-    if wanted <= most:
-        return None
-    return f"a tenant's pinned adapters may take {most:,} bytes, and yours would take {wanted:,}: unpin some"
-
-
 # ── inside ──────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
@@ -115,3 +98,20 @@ def _pin(service: Service, caller: Caller, name: str) -> None:
         raise ApiError(409, "the adapter was evicted at once: try again", code="wrong_status")
     _check_share(service, caller, name, max(sizes))
     service.adapters.pin(name, lambda version: _over_share(service, caller, name, version.bytes) is None)
+
+
+def _check_share(service: Service, caller: Caller, name: str, bytes: int) -> None:
+    if (reason := _over_share(service, caller, name, bytes)) is not None:
+        raise ApiError(400, reason, param="name", code="pinned_full")
+
+
+def _over_share(service: Service, caller: Caller, name: str, bytes: int) -> str | None:
+    """Why this caller may not pin an adapter that takes so many bytes; None where it may."""
+    if caller.tenant == MAIN and caller.may("admin"):
+        return None
+    tenant, versions = f"{caller.tenant}/", service.adapters.residents.versions
+    others = [v.bytes for v in versions if v.pinned and v.name != name and (v.name or "").startswith(tenant)]
+    most, wanted = int(service.settings.adapter_memory * GB * service.settings.pinned), sum(others) + bytes
+    if wanted <= most:
+        return None
+    return f"a tenant's pinned adapters may take {most:,} bytes, and yours would take {wanted:,}: unpin some"
