@@ -1,14 +1,22 @@
-"""Schemathesis over the server's own schema: whatever is sent, no response is a 5xx, and each error is OpenAI's."""
+"""Schemathesis over the server's own schema: whatever is sent, no response is a 5xx, and each error is OpenAI's.
+
+What another tenant sends changes nothing, though it names what is there.
+"""
 
 from __future__ import annotations
 
 import warnings
+from collections.abc import Mapping
 from contextlib import suppress
+from types import MappingProxyType
 from typing import Any
 
 import pytest
 from hypothesis import HealthCheck, Phase, given, seed, settings
 from hypothesis.errors import Unsatisfiable
+
+from halka.server.jobs.folder import JobFolder, JobRequest
+from halka.server.tenants import Tenant
 
 schemathesis, requests = pytest.importorskip("schemathesis"), pytest.importorskip("requests")
 
@@ -16,6 +24,7 @@ FORM = {"method", "url", "headers", "files", "data", "json", "params", "auth", "
 BOUNDED = settings(
     max_examples=20, deadline=None, database=None, phases=[Phase.generate], suppress_health_check=[*HealthCheck]
 )
+FEW = settings(BOUNDED, max_examples=6)
 KNOWN = {"model": "lora", "max_tokens": 2, "max_completion_tokens": 2, "max_output_tokens": 2}
 """What a body must have for its request to come as far as the engine, and back soon."""
 
@@ -30,20 +39,66 @@ def test_no_data_makes_a_5xx(server, mode, known):
     assert sent >= {operation.label for operation in operations if operation.body}
 
 
-def send_many(server: Any, operation: Any, mode: Any, known: bool) -> list[int]:
-    """Send what fits the operation, or what does not; returns the statuses."""
+@pytest.mark.slow
+@pytest.mark.parametrize("role", ["user", "manager"])
+def test_nothing_that_another_tenant_sends_changes_a_thing(server, role):
+    main = server.service.tenants.of("main")
+    assert server.client.post("/v1/collections", json={"name": "faq"}).status_code == 201
+    files = [("files", ("secret.md", b"The secret is nine."))]
+    assert server.client.post("/v1/collections/faq/documents", files=files).status_code == 201
+    job = JobFolder.new(main.jobs, JobRequest("evaluate", {}, ["true"]), {"data.jsonl": b"{}"})
+    job.write(state="failed")
+    names = {
+        "name": "lora",
+        "model": "lora",
+        "file": "halka.json",
+        "collection": "faq",
+        "document": "secret.md",
+        "id": job.id,
+    }
+    headers = server.key("acme", role)
+    before = contents(server, main)
+    operations = [
+        result.ok() for result in schemathesis.openapi.from_dict(server.client.app.openapi()).get_all_operations()
+    ]
+    for operation in operations:
+        for mode in schemathesis.GenerationMode:
+            statuses = send_many(server, operation, mode, known=True, names=names, headers=headers, times=FEW)
+            if "{" in operation.path:
+                assert not statuses or min(statuses) >= 400, operation.label
+    assert contents(server, main) == before
+
+
+def contents(server: Any, tenant: Tenant) -> dict[str, bytes]:
+    """All that is stored of a tenant, and the keys."""
+    folders = tenant.store.folder, tenant.collections, tenant.jobs
+    paths = [path for folder in folders for path in folder.rglob("*") if path.is_file()]
+    return {str(path): path.read_bytes() for path in [*paths, server.service.guards.keys.path]}
+
+
+def send_many(
+    server: Any,
+    operation: Any,
+    mode: Any,
+    known: bool,
+    names: Mapping[str, str] = MappingProxyType({}),
+    headers: Mapping[str, str] = MappingProxyType({}),
+    times: Any = BOUNDED,
+) -> list[int]:
+    """Send what fits the operation, or what does not; returns the statuses. names: of its path's parameters."""
     statuses = []
 
     @seed(0)
-    @BOUNDED
+    @times
     @given(case=operation.as_strategy(generation_mode=mode))
     def send(case: Any) -> None:
+        case.path_parameters = {name: names.get(name, value) for name, value in (case.path_parameters or {}).items()}
         request = case.as_transport_kwargs(base_url="http://127.0.0.1:8000")
         body = request.get("json")
         if known and isinstance(body, dict):
             body |= {name: value for name, value in KNOWN.items() if name in body}
         sent = requests.Request(**{name: value for name, value in request.items() if name in FORM}).prepare()
-        response = server.client.request(sent.method, sent.url, content=sent.body, headers={**sent.headers})
+        response = server.client.request(sent.method, sent.url, content=sent.body, headers={**sent.headers, **headers})
         statuses.append(response.status_code)
         assert response.status_code < 500, (request, response.text)
         if response.status_code >= 400 and response.request.method != "HEAD":
