@@ -183,6 +183,13 @@ def test_a_folder_without_a_card_comes_in_by_its_shapes(client, lora):
     assert answer(client, "plain") == answer(client, "lora")
 
 
+@pytest.mark.filterwarnings("ignore:.*was trained on this base quantised to")
+def test_a_card_that_says_nothing_of_how_its_base_was_quantised_is_read(client, lora):
+    card = json.loads(lora[CARD])
+    card["base"]["quantize"] = [1]
+    assert upload(client, "odd", lora | {CARD: json.dumps(card).encode()}).status_code == 201
+
+
 @pytest.mark.parametrize("name", ["../evil", "a/b", ".hidden", "", "a b", "x" * 101, "tiny", "words", "ends."])
 def test_a_name_that_could_be_a_path_or_something_else_is_none(client, lora, name):
     assert upload(client, name, lora).status_code == 400

@@ -1,4 +1,8 @@
-"""`Body`: what every JSON object has in common that clients send; names and labels in them."""
+"""`Body`: what every JSON object has in common that clients send; names and labels in them.
+
+A list ends at its first error (`fail_fast`): a body has room for a million, and to name all of them would keep every
+other caller waiting for half a minute.
+"""
 
 from __future__ import annotations
 
@@ -9,7 +13,9 @@ from pydantic_core import PydanticCustomError
 
 ANY = "any value"  # of a field that changes nothing here
 
-Count = Annotated[int, Field(ge=1)]
+FIELDS, ITEMS = 1000, 10_000  # of an object, and of a conversation's lists, at most
+
+Count = Annotated[int, Field(ge=1, lt=2**31)]
 Label = Annotated[str, Field(pattern=r"^[\w][\w.@:/+-]{0,199}$|^\*$")]  # of a reader or a tag
 Labels = Annotated[list[Label], Field(max_length=64)]
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,98}[A-Za-z0-9_-]$|^[A-Za-z0-9]$")]
@@ -29,6 +35,8 @@ class Body(BaseModel):
     def _without_neutral(cls, data: Any) -> Any:
         if not isinstance(data, dict):
             return data
+        if len(data) > FIELDS:
+            raise PydanticCustomError("too_many_fields", "an object has more than {most} fields", {"most": FIELDS})
         for name, values in cls.neutral.items():
             value = data.get(name)
             if value is not None and values is not ANY and value not in values:

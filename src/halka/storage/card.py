@@ -105,7 +105,7 @@ def check_base(card: Card, model: AdaptedModel, folder: Path, other_base: bool, 
             "the base that has it, or pass allow_other_base"
         )
     forms = card.base.get("quantize"), quantization_of(model.base)
-    if len({*forms}) > 1:
+    if forms[0] != forms[1]:
         trained_on, this = ("in full precision" if form is None else f"quantised to {form}" for form in forms)
         warnings.warn(
             f"{folder} was trained on this base {trained_on}, which is {this} here: answers will differ a little",

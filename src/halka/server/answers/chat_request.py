@@ -9,7 +9,7 @@ from pydantic import Field, model_validator
 
 from halka.server.answers.formats import JsonObject, JsonSchema, Text
 from halka.server.answers.generation_request import NEUTRAL, GenerationRequest
-from halka.server.requests import ANY, Body, Count, Labels, unsupported
+from halka.server.requests import ANY, ITEMS, Body, Count, Labels, unsupported
 
 FunctionName = Annotated[str, Field(pattern=r"^[a-zA-Z0-9_.-]{1,64}$")]
 
@@ -19,6 +19,9 @@ class TextPart(Body):
     text: str
     annotations: list[Any] | None = None
     logprobs: list[Any] | None = None
+
+
+Parts = Annotated[list[TextPart], Field(max_length=ITEMS, fail_fast=True)]
 
 
 class FunctionCall(Body):
@@ -42,8 +45,8 @@ class ChatMessage(Body):
         "reasoning_content": ANY,
     }
     role: Literal["system", "developer", "user", "assistant", "tool"]
-    content: str | list[TextPart] | None = None
-    tool_calls: list[CalledTool] | None = None
+    content: str | Parts | None = None
+    tool_calls: Annotated[list[CalledTool], Field(max_length=ITEMS, fail_fast=True)] | None = None
     tool_call_id: str | None = None
 
     def for_template(self) -> dict[str, Any]:
@@ -83,7 +86,7 @@ class NamedTool(Body):
     function: NamedFunction
 
 
-Tools = Annotated[list[Tool], Field(max_length=128)]
+Tools = Annotated[list[Tool], Field(max_length=128, fail_fast=True)]
 ToolChoice = Literal["none", "auto", "required"] | NamedTool
 
 
@@ -115,7 +118,7 @@ class ChatRequest(GenerationRequest):
         "reasoning_effort": ("none",),
         "verbosity": ("medium",),
     }
-    messages: Annotated[list[ChatMessage], Field(min_length=1)]
+    messages: Annotated[list[ChatMessage], Field(min_length=1, max_length=ITEMS, fail_fast=True)]
     max_tokens: Count | None = None
     max_completion_tokens: Count | None = None
     logprobs: bool | None = None

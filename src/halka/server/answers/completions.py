@@ -26,12 +26,12 @@ from halka.server.wire import DONE, event
 
 USUAL = 16  # new tokens where a request does not say, as OpenAI has it
 
-Tokens = Annotated[list[Annotated[int, Field(ge=0)]], Field(min_length=1)]
+Tokens = Annotated[list[Annotated[int, Field(ge=0)]], Field(min_length=1, fail_fast=True)]
 Prompts = (
     str
     | Tokens
-    | Annotated[list[str], Field(min_length=1, max_length=128)]
-    | Annotated[list[Tokens], Field(min_length=1, max_length=128)]
+    | Annotated[list[str], Field(min_length=1, max_length=128, fail_fast=True)]
+    | Annotated[list[Tokens], Field(min_length=1, max_length=128, fail_fast=True)]
 )
 
 router = APIRouter()

@@ -5,15 +5,28 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Annotated, Any, ClassVar
 
-from pydantic import Field
+from pydantic import BeforeValidator, Field
+from pydantic_core import PydanticCustomError
 
 from halka.engine import Sampling, Stopping
 from halka.engine.sampling import SEEDS
 from halka.server.requests import ANY, Body
 
+BIASES = 1024  # tokens
+
 Stop = Annotated[str, Field(min_length=1)]
 Penalty = Annotated[float, Field(ge=-2, le=2)]
 Bias = Annotated[float, Field(ge=-100, le=100)]
+
+
+def _few(biases: object) -> object:
+    """Before they are looked at: a dict's errors are all of them."""
+    if isinstance(biases, dict) and len(biases) > BIASES:
+        raise PydanticCustomError("too_many", "at most {most} tokens have a bias", {"most": BIASES})
+    return biases
+
+
+Biases = Annotated[dict[Annotated[int, Field(ge=0)], Bias], Field(max_length=BIASES), BeforeValidator(_few)]
 Temperature = Annotated[float, Field(ge=0, le=2)]
 Share = Annotated[float, Field(ge=0, le=1)]
 
@@ -49,7 +62,7 @@ class GenerationRequest(Body):
     stop: Stop | Annotated[list[Stop], Field(max_length=16)] | None = None
     presence_penalty: Penalty | None = None
     frequency_penalty: Penalty | None = None
-    logit_bias: Annotated[dict[Annotated[int, Field(ge=0)], Bias], Field(max_length=1024)] | None = None
+    logit_bias: Biases | None = None
 
     @property
     def usage_at_end(self) -> bool:

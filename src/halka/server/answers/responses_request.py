@@ -16,13 +16,13 @@ from halka.server.answers.chat_request import (
     FunctionName,
     NamedFunction,
     NamedTool,
+    Parts,
     Retrieval,
-    TextPart,
     Tool,
 )
 from halka.server.answers.formats import FlatJsonSchema, JsonObject, JsonSchema, Schema, Text
 from halka.server.answers.generation_request import NEUTRAL, Share, StreamOptions, Temperature
-from halka.server.requests import ANY, Body, Count
+from halka.server.requests import ANY, ITEMS, Body, Count
 
 LOGPROBS = "message.output_text.logprobs"
 
@@ -34,7 +34,7 @@ class Item(Body):
 class InputMessage(Item):
     type: Literal["message"] | None = None
     role: Literal["system", "developer", "user", "assistant"]
-    content: str | list[TextPart]
+    content: str | Parts
 
 
 class InputCall(Item):
@@ -49,7 +49,7 @@ class InputResult(Item):
     neutral: ClassVar[dict[str, Any]] = {**Item.neutral, "caller": ()}
     type: Literal["function_call_output"]
     call_id: str
-    output: str | list[TextPart]
+    output: str | Parts
 
 
 def _type_of(item: Any) -> str:
@@ -89,7 +89,7 @@ class ResponsesRequest(Body):
         "truncation": ("disabled",),
     }
     model: str
-    input: str | Annotated[list[InputItem], Field(min_length=1)]
+    input: str | Annotated[list[InputItem], Field(min_length=1, max_length=ITEMS, fail_fast=True)]
     store: Literal[False] = Field(description="nothing is kept here: false, and the whole history as the input")
     instructions: str | None = None
     stream: bool | None = None
@@ -98,9 +98,12 @@ class ResponsesRequest(Body):
     temperature: Temperature | None = None
     top_p: Share | None = None
     top_logprobs: Annotated[int, Field(ge=0, le=20)] | None = None
-    include: list[Literal["message.output_text.logprobs", "reasoning.encrypted_content"]] | None = None
+    include: (
+        Annotated[list[Literal["message.output_text.logprobs", "reasoning.encrypted_content"]], Field(fail_fast=True)]
+        | None
+    ) = None
     text: TextOptions | None = None
-    tools: Annotated[list[FlatTool], Field(max_length=128)] | None = None
+    tools: Annotated[list[FlatTool], Field(max_length=128, fail_fast=True)] | None = None
     tool_choice: Literal["none", "auto", "required"] | FlatNamedTool | None = None
     parallel_tool_calls: bool | None = None
     halka: Retrieval | None = None

@@ -14,7 +14,7 @@ from halka.server.requests import Body, Count, Name
 Probe = Literal["fit", "cleanliness", "strength", "knowledge", "learnability"]
 
 Row = dict[str, Any]
-Rows = Annotated[list[Row], Field(min_length=1)]
+Rows = Annotated[list[Row], Field(min_length=1, fail_fast=True)]
 Versioned = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}(@[0-9]{1,9})?$")]
 
 
@@ -49,7 +49,9 @@ class EvaluateJob(_Job):
     adapters: Annotated[list[Versioned], Field(max_length=100)] = Field(default_factory=list[str])
     with_base: bool = False
     split: Literal["train", "validation", "test"] | None = None
-    metrics: list[Annotated[str, Field(pattern=r"^[^,]+$")]] | None = None
+    metrics: (
+        Annotated[list[Annotated[str, Field(pattern=r"^[^,]+$")]], Field(max_length=100, fail_fast=True)] | None
+    ) = None
     limit: Count | None = None
     max_new_tokens: Count | None = None
     seed: int | None = None
@@ -71,7 +73,7 @@ class AdviseJob(_Job):
     target: Annotated[float, Field(ge=0, le=1)] | None = None
     tasks: Count | None = None
     minutes: Annotated[float, Field(gt=0, le=24 * 60)] | None = None
-    skip: list[Probe] = Field(default_factory=list[Probe])
+    skip: Annotated[list[Probe], Field(max_length=100, fail_fast=True)] = Field(default_factory=list[Probe])
     passages: Count | None = None
     max_new_tokens: Count | None = None
     full: bool = False
