@@ -17,6 +17,7 @@ from itertools import chain
 from pathlib import Path
 from typing import Any
 
+from halka.server.locks import open_lock, try_lock
 from halka.util.errors import HalkaError
 
 LOCK = ".lock"
@@ -51,7 +52,7 @@ class Storage:
         total = 0
         for path in self.reserved.glob("[!.]*"):
             with suppress(FileNotFoundError, ValueError), path.open("rb") as file:
-                if _try_lock(file.fileno(), fcntl.LOCK_SH):  # its process was killed
+                if try_lock(file.fileno(), fcntl.LOCK_SH):  # its process was killed
                     path.unlink()
                 else:
                     total += int(file.read())
@@ -103,7 +104,7 @@ class Reservation:
     @contextmanager
     def _lock(self) -> Iterator[None]:
         self._storage.reserved.mkdir(parents=True, exist_ok=True)
-        lock = os.open(self._storage.reserved / LOCK, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o600)
+        lock = open_lock(self._storage.reserved / LOCK)
         try:
             fcntl.flock(lock, fcntl.LOCK_EX)
             yield
@@ -119,11 +120,3 @@ def bytes_below(folders: Iterable[Path]) -> int:
             with suppress(FileNotFoundError):  # it was removed meanwhile
                 total += os.lstat(os.path.join(path, file)).st_size
     return total
-
-
-def _try_lock(file: int, kind: int) -> bool:
-    try:
-        fcntl.flock(file, kind | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    return True

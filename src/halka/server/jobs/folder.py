@@ -28,6 +28,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+from halka.server.locks import open_lock, try_lock
 from halka.util.errors import DamagedFolderError, HalkaError
 from halka.util.files import is_portable_name, new_folder, write_text
 
@@ -141,12 +142,12 @@ class JobFolder:
     def alive(self) -> bool:
         """Whether its process, or the command that this has begun, is there."""
         with self._opened_lock() as lock:
-            return not _try_lock(lock, fcntl.LOCK_SH)
+            return not try_lock(lock, fcntl.LOCK_SH)
 
     def claim(self) -> int | None:
         """An inheritable descriptor that holds the lock, for its process; None if somebody holds it."""
-        lock = os.open(self.path / LOCK, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o600)
-        if not _try_lock(lock, fcntl.LOCK_EX):
+        lock = open_lock(self.path / LOCK)
+        if not try_lock(lock, fcntl.LOCK_EX):
             os.close(lock)
             return None
         os.ftruncate(lock, 0)  # the id of an earlier process
@@ -196,7 +197,7 @@ class JobFolder:
 
     @contextmanager
     def _opened_lock(self) -> Iterator[int]:
-        lock = os.open(self.path / LOCK, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o600)
+        lock = open_lock(self.path / LOCK)
         try:
             yield lock
         finally:
@@ -232,11 +233,3 @@ def _read(path: Path, types: Mapping[str, type]) -> dict[str, Any]:
 
 def _damaged(path: Path) -> DamagedFolderError:
     return DamagedFolderError(f"{path.name} of {path.parent.name} is damaged: remove the job")
-
-
-def _try_lock(file: int, kind: int) -> bool:
-    try:
-        fcntl.flock(file, kind | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    return True
