@@ -18,6 +18,9 @@ from pathlib import Path
 import httpx
 import pytest
 
+from halka.server.guards.drain import Drain
+from halka.server.uvicorn_server import server
+
 TESTS = Path(__file__).parents[1]
 pytestmark = pytest.mark.slow
 
@@ -183,6 +186,11 @@ def test_a_connection_that_is_used_again_and_again_stays(bare):
             ports.add(response.extensions["network_stream"].get_extra_info("client_addr"))
             time.sleep(0.3)
     assert len(ports) == 1
+
+
+def test_a_connection_that_is_not_used_stays_for_longer_than_clients_keep_theirs():
+    """httpx, and so OpenAI's client, sends nothing on one that it has not used for five seconds."""
+    assert server(None, Drain(), 60).config.timeout_keep_alive > 2 * httpx.Limits().keepalive_expiry
 
 
 def test_pipelined_requests_are_each_guarded(bare):

@@ -5,6 +5,7 @@ own errors are as all others.
 from __future__ import annotations
 
 import asyncio
+import math
 import time
 from types import FrameType
 
@@ -16,7 +17,7 @@ from halka.server.errors import ApiError
 from halka.server.guards.drain import FULL, Drain
 from halka.server.guards.edge import CLOSE, HEADERS
 
-PATIENCE = 30.0  # seconds that a client may take for a request's head, or without reading what it asked for
+PATIENCE = 30.0  # seconds that a client may take until its next request, for a head, or to read what it asked for
 CONNECTIONS = 1000
 
 
@@ -96,6 +97,7 @@ def server(
         server_header=False,
         proxy_headers=False,
         limit_concurrency=connections,
+        timeout_keep_alive=math.ceil(patience),  # longer than clients do, which else would send while this end closes
         timeout_graceful_shutdown=5,
     )
     return Server(config, drain, seconds, patience)
