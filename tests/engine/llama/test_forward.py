@@ -19,6 +19,7 @@ import halka
 from halka.core import AdaptedModel, Adapter, ModulePart, Part, Target
 from halka.engine.forward import TransformersForward
 from halka.engine.llama.forward import LlamaForward, unsupported
+from halka.engine.llama.kernels import TOKENS
 from halka.methods.lora import LoRAPart
 from halka.models.fingerprint import fingerprint
 from halka.models.quantised import quantise
@@ -148,6 +149,7 @@ def beside_a_chunk(lines: Lines, names: Sequence[str | None]) -> list[Tensor]:
         lines({chunk: 1, texts[2]: 1}),
         lines({chunk: 5}, last=()),
         lines({chunk: 1, other: 6}, last=(0,)),
+        lines({lines.text(names[0]): TOKENS, texts[1]: 1, lines.text(names[-1]): TOKENS + 1}),
     ]
 
 

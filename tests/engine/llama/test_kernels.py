@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +15,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from halka.engine.llama import kernels
+from halka.engine.llama.product import Product
 from halka.engine.llama.row_adapter import ACTIVATION_NAMES, READS
+from halka.engine.llama.shared import shared
 from halka.methods.bottleneck import ACTIVATIONS
 from halka.models.attention.function import grouped_products
 from halka.models.attention.paged import ALWAYS, SIZE, KVBlocks, PagedPlan, PagedText
@@ -85,6 +88,21 @@ def test_products_of_pairs(tokens, outputs, inputs):
     values, scale = whole_numbers(outputs, inputs)
     kernels.products(2, array(x), array(values), array(scale), array(bias), array(y))
     assert_close(y, x.float() @ values.float().mT * scale + bias.float(), dtype)
+
+
+def test_states_too_wide_for_a_threads_stack_are_torchs():
+    """Those of a base of 70 billion parameters, in a thread with as little stack as any has."""
+    x, weight = random(5, 28672, dtype=torch.bfloat16), random(20, 28672, dtype=torch.bfloat16, seed=1) / 100
+    y = torch.zeros(5, 20, dtype=torch.bfloat16)
+    assert x.shape[1] > kernels.WIDEST
+    product, size = Product(weight, None, None, kernels.PAIRS, x.dtype), threading.stack_size(2**21)
+    try:
+        thread = threading.Thread(target=product, args=(1, shared(x), shared(y)))
+        thread.start()
+        thread.join()
+    finally:
+        threading.stack_size(size)
+    assert_close(y, x.float() @ weight.float().mT, torch.bfloat16)
 
 
 @pytest.mark.parametrize("pieces", [1, 3])

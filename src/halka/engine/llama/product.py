@@ -21,7 +21,8 @@ class Product:
 
     def __init__(self, weight: Tensor, scale: Tensor | None, bias: Tensor | None, pairs: bool, dtype: torch.dtype):
         """pairs: kernels multiply pairs of bf16 numbers of weight and states. dtype: of states."""
-        self._weight, self._scale, self._bias, self._pairs = weight, scale, bias, pairs
+        self._weight, self._scale, self._bias = weight, scale, bias
+        self._pairs = pairs and weight.shape[1] <= kernels.WIDEST
         own_bias = torch.empty(0, dtype=dtype) if bias is None else bias
         self.arrays = shared(weight).array, NO_SCALE if scale is None else scale.numpy(), shared(own_bias).array
 

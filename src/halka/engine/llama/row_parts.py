@@ -105,7 +105,7 @@ class RowParts:
         if len(self._few[0]):
             arguments = self._low_rank.array, *self._few, *of_slots, self._pieces
             kernels.add_low_rank(self._threads, x.array, y.array, *arguments)
-        if self._cuts is not None:
+        if self._cuts is not None and x.tensor.shape[1] <= kernels.WIDEST:
             arguments = self._low_rank.array, *self._cuts, *of_slots, self._pieces_of_cuts
             kernels.add_low_rank_chunks(self._threads, x.array, y.array, *arguments)
             return

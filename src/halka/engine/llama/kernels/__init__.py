@@ -16,11 +16,12 @@ from halka.engine.llama.kernels.factors import scale
 from halka.engine.llama.kernels.low_rank import add_low_rank
 from halka.engine.llama.kernels.low_rank_chunks import TOKENS, add_low_rank_chunks
 from halka.engine.llama.kernels.one_row import one_row, product
-from halka.engine.llama.kernels.products import PAIRS, products
+from halka.engine.llama.kernels.products import PAIRS, WIDEST, products
 
 __all__ = [
     "PAIRS",
     "TOKENS",
+    "WIDEST",
     "add_bottlenecks",
     "add_low_rank",
     "add_low_rank_chunks",

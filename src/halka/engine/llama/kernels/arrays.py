@@ -11,6 +11,7 @@ from numba.extending import intrinsic
 from numba.np.arrayobj import populate_array
 
 LINE = 64  # bytes of a line of the cache
+STACK = 3 * 2**19  # bytes of its thread's stack that a kernel's arrays may take together: threads have 2 MiB, or more
 
 
 def _array(context: Any, builder: Any, kind: Any, widths: list[Any], place: Any) -> Any:

@@ -25,24 +25,26 @@ def _inner(x, A_RI, sums, inner_NR):
 
 
 @kernel
-def _add_outputs(inner_NR, B_RO, packed, sums, y_NO):
-    """y += inner @ B, for as many outputs as tiles have lanes; R is even here."""
-    rank, width = B_RO.shape
-    pairs, tokens = inner_NR.shape[1] // 2, y_NO.shape[0]
+def _add_outputs(inner_NR, B_RO, first, y_NO, start, low, high, packed, sums):
+    """y[start : start + N, low:high] += inner @ B[:, first:], for as many outputs as tiles have lanes; R is even here.
+
+    Rows are cut one by one: a compiler makes vectors of what it knows to lie side by side.
+    """
+    tokens, pairs, width = inner_NR.shape[0], inner_NR.shape[1] // 2, high - low
     for pair in range(pairs):
-        even, own = B_RO[2 * pair], packed[pair * TOKENS : pair * TOKENS + width]
-        if 2 * pair + 1 < rank:
-            odd = B_RO[2 * pair + 1]
+        even, own = B_RO[2 * pair, first : first + width], packed[pair * TOKENS : pair * TOKENS + width]
+        if 2 * pair + 1 < B_RO.shape[0]:
+            odd = B_RO[2 * pair + 1, first : first + width]
             for o in range(width):
                 own[o] = np.uint32(even[o]) | np.uint32(np.uint32(odd[o]) << np.uint32(16))
         else:
             for o in range(width):
                 own[o] = np.uint32(even[o])
-    for low in range(0, tokens, TILE):
-        rows = inner_NR[low : low + TILE]
-        tile_of_two(packed.ctypes.data, rows.ctypes.data, min(TILE, tokens - low) - 1, pairs, sums.ctypes.data)
-        for n in range(min(TILE, tokens - low)):
-            y, added = y_NO[low + n], sums[n * TOKENS : n * TOKENS + width]
+    for begin in range(0, tokens, TILE):
+        rows = inner_NR[begin : begin + TILE]
+        tile_of_two(packed.ctypes.data, rows.ctypes.data, rows.shape[0] - 1, pairs, sums.ctypes.data)
+        for n in range(rows.shape[0]):
+            y, added = y_NO[start + begin + n, low:high], sums[n * TOKENS : n * TOKENS + width]
             for o in range(width):
                 y[o] = narrowed(widened(y[o]) + added[o], y_NO)
 
@@ -74,14 +76,15 @@ def _add_low_rank_chunks(thread, threads, x_NI, y_NO, tables, owners, starts, en
                 B_RO = stored(slots[slot, 1], (own_rank, width), x_NI)
                 for o in range(low, high, TOKENS):
                     stop = min(o + TOKENS, high)
-                    y = y_NO[starts[one] : ends[one], o:stop]
-                    _add_outputs(inner_NR, B_RO[:, o - offset : stop - offset], packed, sums, y)
+                    _add_outputs(inner_NR, B_RO, o - offset, y_NO, starts[one], o, stop, packed, sums)
             offset += width
 
 
 @kernel
 def add_low_rank_chunks(threads, x_NI, y_NO, tables, owners, starts, ends, layer, first, widths, pieces):
     """y[start:end] += cat([s·B(A x[start:end]) of each slot]), all bf16, of chunks of at most TOKENS tokens.
+
+    I is at most WIDEST.
 
     tables  (adapters, L, S, 3), as `low_rank` has them    owners  (chunks,) the adapter of each
     first   the first slot, of `widths` (slots,)           pieces  of a chunk's outputs, one a task

@@ -15,13 +15,14 @@ from numba import types
 from numba.core import cgutils
 from numba.extending import intrinsic, overload
 
-from halka.engine.llama.kernels.arrays import room
+from halka.engine.llama.kernels.arrays import STACK, room
 from halka.engine.llama.kernels.compiled import kernel
 from halka.engine.llama.kernels.numbers import narrowed, widened
 from halka.engine.llama.kernels.threads import parallel, part
 
 LANES = 16  # tokens of a register
 TILE = 12  # rows of a weight: their sums, for two registers of tokens, are all but eight of a processor's registers
+WIDEST = STACK // (2 * 2 * LANES + 2 * TILE)  # numbers of a state: on its stack a thread has two registers' and a tile
 
 
 def _has_pairs() -> bool:
@@ -152,6 +153,6 @@ def _products(thread, threads, x_NI, W_OI, scale_O, bias_O, y_NO):
 def products(threads, x_NI, W_OI, scale_O, bias_O, y_NO):
     """y = F.linear(x, W) * scale + bias, all bf16, or W int8; scale (fp32) and bias without any element for none.
 
-    Where PAIRS is true, and I even.
+    Where PAIRS is true, and I even and at most WIDEST.
     """
     parallel(_products, threads, (x_NI, W_OI, scale_O, bias_O, y_NO))
