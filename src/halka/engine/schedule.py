@@ -12,7 +12,7 @@ from halka.engine.waiting import Waiting
 from halka.models.attention.paged import SIZE
 
 PAST = 4  # tokens per width of the base to which a token's attention takes as long as its linear layers
-MOST = 4  # times as much is read beside answers where so many rows have nothing to decode
+MOST = 8  # times as much is read beside answers where so many rows have nothing to decode
 
 Work = list[tuple[Text, list[int]]]
 """The texts that a step computes, with a slot in the cache for each of their next tokens."""
