@@ -132,7 +132,7 @@ def test_a_tenant_is_not_called_as_a_role_is(keys, role):
 
 
 def test_limits_are_kept(keys):
-    limits = Limits(requests=10, tokens=1000, concurrency=2, storage=10**9)
+    limits = Limits(requests=10, tokens=10**12, concurrency=2, storage=10**13)
     text, _ = keys.add("acme", "manager", LATER, limits, "CI")
     key = Keys(keys.path).find(text.encode())
     assert (key.tenant, key.role, key.expires, key.limits, key.note) == ("acme", "manager", LATER, limits, "CI")

@@ -11,12 +11,11 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import ClassVar, Literal
+from typing import Annotated, ClassVar, Literal
 
 from filelock import FileLock, Timeout
-from pydantic import AwareDatetime, ConfigDict, TypeAdapter, ValidationError
+from pydantic import AwareDatetime, ConfigDict, Field, TypeAdapter, ValidationError
 
-from halka.server.requests import Count
 from halka.util.errors import DamagedFolderError, HalkaError
 from halka.util.files import portable_name, write_file
 
@@ -24,6 +23,7 @@ Role = Literal["monitor", "user", "manager", "admin"]
 ROLES: tuple[Role, ...] = ("monitor", "user", "manager", "admin")
 MAIN = "main"  # the operator's tenant
 PREFIX = "halka_"
+Amount = Annotated[int, Field(ge=1)]
 PATIENCE = 10.0  # seconds to wait for another process that changes the file
 
 
@@ -39,10 +39,10 @@ class Limits:
 
     __pydantic_config__: ClassVar[ConfigDict] = ConfigDict(extra="forbid")
 
-    requests: Count | None = None
-    tokens: Count | None = None
-    concurrency: Count | None = None
-    storage: Count | None = None
+    requests: Amount | None = None
+    tokens: Amount | None = None
+    concurrency: Amount | None = None
+    storage: Amount | None = None
 
 
 @dataclass(frozen=True)
