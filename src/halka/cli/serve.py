@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from halka.cli.command import examples, say
 from halka.cli.setting_flags import Deferred, command_of, flag, setting_flag
+from halka.util.arenas import bound_arenas
 from halka.util.errors import HalkaError
 
 if TYPE_CHECKING:
@@ -51,6 +52,7 @@ class Serve(Deferred):
 
 
 def _serve(settings: ServerSettings) -> None:
+    bound_arenas()
     try:
         from halka.server import create_app
         from halka.server.guards.logs import log_to
