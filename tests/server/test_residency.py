@@ -50,6 +50,25 @@ def test_a_tenant_pins_its_share(full):
     assert pin(server, "two", acme).json()["pinned"]
 
 
+def test_all_tenants_together_leave_the_others_room(full):
+    """Each is within its share; without an end to that, nobody else could load or upload anything."""
+    server, add = full
+    tenants = [server.key(name) for name in ("acme", "other", "third", "fourth")]
+    for headers in tenants:
+        assert add("one", headers).status_code == 201
+    *pinned, refused = [pin(server, "one", headers) for headers in tenants]
+    assert [response.json()["pinned"] for response in pinned] == [True] * 3
+    assert (refused.status_code, refused.json()["error"]["code"]) == (400, "pinned_full")
+    assert "all tenants' pinned adapters may take" in refused.json()["error"]["message"]
+    assert add("two", tenants[-1]).status_code == 201
+    assert pin(server, "one", server.key("main", "admin")).status_code == 404
+    assert pin(server, "lora", server.key("main", "admin")).json()["pinned"], "the operator goes further"
+    assert not pin(server, "one", tenants[0], "unpin").json()["pinned"]
+    assert pin(server, "one", tenants[-1]).status_code == 400, "what the operator pinned counts"
+    assert not pin(server, "one", tenants[1], "unpin").json()["pinned"]
+    assert pin(server, "one", tenants[-1]).json()["pinned"]
+
+
 def test_the_next_version_of_a_pinned_adapter_is_within_the_share(full):
     """It would be loaded, and pinned, by the next request."""
     server, add = full

@@ -1,6 +1,6 @@
 """Which adapters are in memory: loaded and unloaded, pinned and unpinned, within a tenant's share of it.
 
-What a tenant pins, nobody else's adapters get.
+What a tenant pins, nobody else's adapters get: all tenants together pin no more than leaves the others room.
 """
 
 from __future__ import annotations
@@ -23,6 +23,9 @@ from halka.server.wire import Json
 from halka.util.errors import HalkaError, UnknownAdapterError
 
 router = APIRouter(tags=["adapters"])
+
+TOGETHER = 0.5
+"""The share of the memory that the pinned adapters of all tenants may take, where one tenant's share is no larger."""
 
 
 @router.post("/v1/adapters/{name}/load")
@@ -109,9 +112,15 @@ def _over_share(service: Service, caller: Caller, name: str, bytes: int) -> str 
     """Why this caller may not pin an adapter that takes so many bytes; None where it may."""
     if caller.tenant == MAIN and caller.may("admin"):
         return None
-    tenant, versions = f"{caller.tenant}/", service.adapters.residents.versions
-    others = [v.bytes for v in versions if v.pinned and v.name != name and (v.name or "").startswith(tenant)]
-    most, wanted = int(service.settings.adapter_memory * GB * service.settings.pinned), sum(others) + bytes
-    if wanted <= most:
-        return None
-    return f"a tenant's pinned adapters may take {most:,} bytes, and yours would take {wanted:,}: unpin some"
+    tenant, share = f"{caller.tenant}/", service.settings.pinned
+    memory = service.settings.adapter_memory * GB
+    others = [v for v in service.adapters.residents.versions if v.pinned and v.name != name]
+    most, wanted = int(memory * share), sum(v.bytes for v in others if (v.name or "").startswith(tenant)) + bytes
+    if wanted > most:
+        return f"a tenant's pinned adapters may take {most:,} bytes, and yours would take {wanted:,}: unpin some"
+    most = int(memory * max(share, TOGETHER))
+    if sum(v.bytes for v in others) + bytes > most:
+        return (
+            f"all tenants' pinned adapters may take {most:,} bytes, and {bytes:,} more do not fit: unpin some, or wait"
+        )
+    return None
