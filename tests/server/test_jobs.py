@@ -268,20 +268,21 @@ def test_adapters_are_evaluated_beside_the_base(client, tmp_path):
     assert view["settings"] == {"data": 4, "adapters": ["lora", "prefix@1"], "with_base": True, "max_new_tokens": 2}
 
 
+def copying(server: InProcess, store: Path, limit: int | None = None, **more) -> JobFolder:
+    """A job of acme, whose key the client has then: its training takes an adapter that there is."""
+    tenant, command = (
+        server.service.tenants.of("acme"),
+        "import shutil, sys; shutil.copytree(sys.argv[1], 'run/adapter')",
+    )
+    server.client.headers = httpx.Headers(server.key("acme"))
+    words = [sys.executable, "-c", command, str(store / "lora" / "1")]
+    request = JobRequest("train", {}, words, name="sums", store=str(tenant.store.folder), **more)
+    return JobFolder.new(tenant.jobs, request, {}, limit)
+
+
 def test_an_adapter_that_does_not_fit_stays_with_its_job_until_it_does(client, server, store):
     """Its training is done: when there is room, the job is resumed and adds it."""
-    tenant = server.service.tenants.of("acme")
-    headers, command = server.key("acme"), "import shutil, sys; shutil.copytree(sys.argv[1], 'run/adapter')"
-    request = JobRequest(
-        "train",
-        {},
-        [sys.executable, "-c", command, str(store / "lora" / "1")],
-        name="sums",
-        store=str(tenant.store.folder),
-        storage=tenant.storage.described,
-    )
-    job = JobFolder.new(tenant.jobs, request, {}, limit=1000)
-    client.headers = httpx.Headers(headers)
+    job = copying(server, store, 1000, storage=server.service.tenants.of("acme").storage.described)
     view = ended(client, job.id)
     assert (view["status"], view["adapter"]) == ("failed", None)
     assert "1,000 bytes of adapters, documents and jobs is the limit" in view["error"]
@@ -291,6 +292,24 @@ def test_an_adapter_that_does_not_fit_stays_with_its_job_until_it_does(client, s
     assert client.post(f"/v1/jobs/{job.id}/resume").json()["status"] in ("queued", "running")
     assert ended(client, job.id)["adapter"] == {"name": "sums", "version": 1}
     assert [entry["id"] for entry in client.get("/v1/adapters").json()["data"]] == ["sums"]
+
+
+def test_a_job_that_was_queued_before_storage_had_limits_stores_its_adapter(client, server, store):
+    job = copying(server, store)
+    assert ended(client, job.id)["adapter"] == {"name": "sums", "version": 1}
+
+
+def test_a_job_stores_nothing_through_a_link(client, server, store, tmp_path):
+    """It came after the job was queued."""
+    (tmp_path / "shared").mkdir()
+    folder = server.service.tenants.of("acme").store.folder
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "sums").symlink_to(tmp_path / "shared")
+    job = copying(server, store)
+    view = ended(client, job.id)
+    assert (view["status"], view["adapter"]) == ("failed", None)
+    assert "there is no adapter 'sums'" in view["error"]
+    assert not [*(tmp_path / "shared").iterdir()]
 
 
 # ── what is not one's own ───────────────────────────────────────────────────────────────────────────────────────────

@@ -286,6 +286,8 @@ def test_no_link_in_a_store_is_followed(client, store, tmp_path, lora):
         body = {"model": name, "messages": [{"role": "user", "content": "Hi"}]}
         assert client.post("/v1/chat/completions", json=body).status_code == 404
     assert upload(client, "linked", lora).status_code == 404
+    job = {"kind": "train", "name": "linked", "data": [{"prompt": "a", "completion": "b"}], "settings": {}}
+    assert refusal(client.post("/v1/jobs", json=job), 404)
     assert [path.name for path in secret.iterdir()] == ["1"]
 
 

@@ -22,7 +22,7 @@ from halka.methods.prompt import check_start
 from halka.server.errors import ApiError, public, refusal
 from halka.server.jobs.folder import RUN, JobRequest
 from halka.server.jobs.requests import AdviseJob, EvaluateJob, Job, TrainJob
-from halka.server.resources.adapter_files import stored_inside
+from halka.server.resources.adapter_files import check_inside, stored_inside
 from halka.server.settings import ServerSettings
 from halka.server.tenants import Tenant
 from halka.training import TrainConfig
@@ -63,6 +63,7 @@ def new_job(job: Job, files: Mapping[str, Path], tenant: Tenant, settings: Serve
     if VALIDATION in placed and not hasattr(job, VALIDATION):
         raise ApiError(400, f"a job that is to {job.kind} has no validation data", param=VALIDATION)
     if isinstance(job, TrainJob):
+        check_inside(tenant.store, job.name)
         contents[SETTINGS] = _training(job, placed, settings)
         command = ["train", "--config", SETTINGS, "--json"]
     elif isinstance(job, EvaluateJob):

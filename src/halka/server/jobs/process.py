@@ -10,6 +10,7 @@ import os
 import signal
 import subprocess
 import sys
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -73,19 +74,23 @@ def _is_trained(job: JobFolder, request: JobRequest) -> bool:
 def _stored(job: JobFolder, request: JobRequest) -> dict[str, Any]:
     """Add the trained adapter to the store, unless an earlier process of the job did; returns its name and version.
 
-    Raises StorageFullError where it does not fit: it stays in the job's folder, and can be added by resuming the job.
+    Raises StorageFullError where it does not fit, and UnknownAdapterError where a link has its name: it stays in the
+    job's folder, and can be added by resuming the job.
     """
+    from halka.server.resources.adapter_files import check_inside
     from halka.storage.adapter_folder import AdapterFolder
     from halka.storage.adapter_store import AdapterStore
 
     assert request.name is not None
     assert request.store is not None
-    assert request.storage is not None
     store, trained = AdapterStore(request.store), AdapterFolder.open(job.path / RUN)
+    check_inside(store, request.name)
     stored = store.get(request.name) if request.name in store.names() else None
     if stored is None or stored.open().id != trained.id:
-        with Reservation(Storage.of(request.storage)) as room:
-            room.grow(bytes_below([trained.path]), job.written().get("limit"))
+        with ExitStack() as stack:
+            if request.storage is not None:  # else it was queued before tenants had limits
+                room = stack.enter_context(Reservation(Storage.of(request.storage)))
+                room.grow(bytes_below([trained.path]), job.written().get("limit"))
             stored = store.add(trained, request.name)
     return {"name": stored.name, "version": stored.version}
 
