@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from commands import ROOT, failure, halka
+from halka.server.resources.collection_access import new_collection
 from serving_for_tests import Running, make_base, make_store
 
 LONG = "--max-new-tokens 400 --temperature 2 --seed 1"
@@ -30,7 +31,7 @@ def folder(tmp_path_factory) -> Path:
 @pytest.fixture(scope="module")
 def url(folder):
     with Running(folder / "base", folder / "adapters", folder / "data") as running:
-        made = running.service.library.create(running.service.tenants.of("main").collections, "faq")
+        made = new_collection(running.service, "main", "faq")
         [*made.put([("parcels.md", "Parcels are sent on Monday.")])]
         yield running.url
 

@@ -21,6 +21,7 @@ from halka.rag.collection import Collection, collection_folder
 from halka.rag.evaluate import Queries, evaluate
 from halka.rag.retrieve import Hit, Retriever, joined
 from halka.rag.store import Found, Scope
+from halka.util.errors import HalkaError
 
 
 @pytest.fixture
@@ -186,6 +187,22 @@ def test_another_embedder_or_folder_is_refused(collection, tmp_path):
 
 
 # ── who may read ────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_a_collection_that_is_removed_while_it_is_opened_stays_away(collection, at):
+    class Late(WordEmbedder):
+        """Compared with the collection's embedder after its settings are read: it is removed then."""
+
+        @property
+        def name(self) -> str:
+            if collection.folder.exists():
+                collection.delete()
+            return "words"
+
+    with pytest.raises(HalkaError, match="removed meanwhile"):
+        Collection(collection.folder, Late())
+    again = Collection(collection.folder, WordEmbedder(), at=at)
+    assert told(again.put([("new.md", "New.")])) == [("added", "new.md")]
 
 
 def test_nobody_finds_what_is_not_theirs(collection):

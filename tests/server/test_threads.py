@@ -9,6 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 import httpx
 from filelock import FileLock
 
+from halka.server.resources.collection_access import new_collection
 from halka.server.threads import MANAGERS, Threads
 from halka.storage.adapter_store import LOCKS
 from serving_for_tests import Running, until
@@ -52,3 +53,25 @@ def test_searches_go_on_while_a_removal_waits_for_documents():
         await asyncio.gather(ingesting, removal)
 
     asyncio.run(all_at_once())
+
+
+def test_who_opens_a_collection_waits_for_its_removal(base, store, tmp_path):
+    """Else an upload or an advice would make its table again, or read from files that are not there any more."""
+    advice = {"kind": "advise", "data": [{"prompt": "a", "completion": "b"}] * 4, "collection": "faq"}
+    with (
+        Running(base, store, tmp_path / "data") as running,
+        httpx.Client(base_url=running.url, timeout=60) as client,
+        ThreadPoolExecutor(3) as managers,
+    ):
+        threads = running.service.threads
+        collection = new_collection(running.service, "main", "faq")
+        [*collection.put([("a.md", "a")])]
+        with FileLock(collection.folder / ".lock"):
+            removal = managers.submit(client.delete, "/v1/collections/faq")
+            until(lambda: threads.search.limiter.borrowed_tokens == 1, "it is not alone")
+            files = {"files": ("b.md", b"b")}
+            uploaded = managers.submit(client.post, "/v1/collections/faq/documents", files=files)
+            advised = managers.submit(client.post, "/v1/jobs", json=advice)
+            until(lambda: threads.search.waiting + threads.ingest.waiting == 2, "they do not wait")
+        assert [future.result().status_code for future in (removal, uploaded, advised)] == [200, 404, 404]
+        assert client.post("/v1/collections", json={"name": "faq"}).status_code == 201

@@ -85,12 +85,14 @@ class Collection:
         self.folder.mkdir(parents=True, exist_ok=True)
         self._lock = FileLock(self.folder / ".lock")
         with self._lock:
-            if not self._folder.exists:
+            if settings:
+                self._folder.roots()  # which a removal meanwhile has taken
+            elif not self._folder.exists:
                 where = {} if at is None else {"at": at, "key": new_key(self.folder.name)}
                 if at is not None:  # first, so that no collection is created at a place that does not open
                     store = store_at(at, where["key"], self.folder, self.embedder.width)
                 self._folder.write({"embedder": self.embedder.name, **where, "roots": []})
-        self.store: VectorStore = self._open_store() if store is None else store
+            self.store: VectorStore = self._open_store() if store is None else store
         self._at_once = at_once
 
     @cached_property

@@ -37,7 +37,9 @@ class Threads:
 
     manage  stores, uploads and jobs
     search  what embeds little
-    ingest  what takes documents in
+    ingest  what takes documents in, or reads all of a collection
+
+    Collections are opened in threads of `search` and `ingest` alone, so that `exclusive` keeps them from a removal.
     """
 
     def __init__(self) -> None:

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
+from anyio import from_thread
+
 from halka.rag.collection import Collection
 from halka.rag.passages import joined
 from halka.rag.store import Document, Scope
@@ -19,8 +21,8 @@ AT_ONCE = 1000  # passages that are read at a time
 def document_lines(service: Service, tenant: str, name: str) -> Iterator[bytes]:
     """A collection's documents as the lines of a file that `halka advise --documents` reads.
 
-    They are those that every manager of the tenant may read, as every manager sees what comes of the job. Raises
-    ApiError where there are none.
+    They are those that every manager of the tenant may read, as every manager sees what comes of the job. Call it in
+    a thread of `Threads.ingest`, which keeps the collection. Raises ApiError where there are no documents.
     """
     collection, scope = open_collection(service, tenant, name), Scope(frozenset({tenant, "manager"}))
     documents, names = collection.documents(scope), set[str]()
@@ -28,6 +30,7 @@ def document_lines(service: Service, tenant: str, name: str) -> Iterator[bytes]:
         raise ApiError(400, f"{name!r} has no documents that managers may read: add some", param="collection")
     public = public_names(collection, (document.name for document in documents))
     for document in documents:
+        from_thread.check_cancelled()  # whether the request has ended
         name = public[document.name]
         while name in names:  # of another folder of that name
             name += "'"

@@ -143,9 +143,9 @@ async def _start(job: Job, files: Mapping[str, Path], service: Service, caller: 
         size = sum(len(content) for content in new.files.values() if isinstance(content, bytes))
         if isinstance(job, AdviseJob) and job.collection is not None:
             lines = partial(document_lines, service, tenant.name, job.collection)
-            documents = await service.threads.manage(lambda: sum(map(len, lines())))
+            documents = await service.threads.ingest(lambda: sum(map(len, lines())))
             await service.guards.quota.reserve(caller, documents)
-            path = await service.threads.manage(write_lines, lines(), folder / DOCUMENTS, documents)
+            path = await service.threads.ingest(write_lines, lines(), folder / DOCUMENTS, documents)
             new.files[DOCUMENTS] = path
         await service.guards.quota.reserve(caller, size)
         queued = await service.threads.manage(_queue, job, new, tenant, folder, caller.lease.limits.storage)

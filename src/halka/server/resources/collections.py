@@ -114,7 +114,7 @@ async def upload_documents(
     names = file_names(files)
     if unread := next((name for name in names if not is_readable(Path(name))), None):
         raise ApiError(400, f"{unread}: files of this kind are not read: convert it to text", param="files")
-    await service.threads.manage(open_collection, service, caller.tenant, collection)
+    await service.threads.search(open_collection, service, caller.tenant, collection)
     async with staging(service) as folder:
         paths = [
             await save(service, upload, folder / f"{number}{Path(name).suffix.lower()}")
