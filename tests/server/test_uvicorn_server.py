@@ -267,11 +267,12 @@ def test_what_is_no_http_gets_an_error_as_all_others(bare, sent):
     assert (error["type"], error["code"]) == ("invalid_request_error", "invalid_http")
 
 
-def test_nonsense_behind_a_request_is_not_answered_amid_its_answer(bare):
+@pytest.mark.parametrize("queued", [b"", b"GET /who HTTP/1.1\r\n" + HOST + b"\r\n"])
+def test_nonsense_behind_a_request_is_not_answered_amid_its_answer(bare, queued):
     with bare.connect() as connection:
         connection.sendall(b"GET /stream HTTP/1.1\r\n" + HOST + b"\r\n")
         assert connection.recv(65536).startswith(b"HTTP/1.1 200")
-        connection.sendall(b"nonsense\r\n\r\n")
+        connection.sendall(queued + b"nonsense\r\n\r\n")
         assert b"HTTP/1.1 400" not in everything(connection)
 
 
@@ -291,6 +292,21 @@ def test_connections_beyond_the_most_get_an_error_as_all_others(tmp_path):
     assert statuses == [200, 200, 503, 200, 200, 200, 200]
 
 
+def test_a_connection_beyond_the_most_is_served_once_others_have_gone(tmp_path):
+    """Beyond twice the most none is kept."""
+    bare = Bare(tmp_path, patience=30.0, connections=1)
+    first = bare.connect()
+    time.sleep(0.3)
+    with bare.connect() as beyond:
+        time.sleep(0.3)
+        assert bare.ask() == b""
+        first.close()
+        time.sleep(0.3)
+        beyond.sendall(b"GET /who HTTP/1.1\r\n" + CLOSE + b"\r\n")
+        assert everything(beyond).startswith(b"HTTP/1.1 200 ")
+    bare.end()
+
+
 def test_a_chunked_body_without_end_is_cut_at_its_most(bare):
     chunk = b"64\r\n" + b" " * 100 + b"\r\n"
     head = b"POST /echo HTTP/1.1\r\n" + CLOSE + b"Content-Type: application/json\r\nTransfer-Encoding: chunked\r\n\r\n"
@@ -305,10 +321,13 @@ def test_no_response_names_the_servers_software(bare):
 
 
 def test_a_client_that_leaves_is_seen(tmp_path):
+    """Also when it has sent a second request, with the first or behind it."""
     bare = Bare(tmp_path)
-    with bare.connect() as connection:
-        connection.sendall(b"POST /never HTTP/1.1\r\n" + HOST + b"\r\n")
-        time.sleep(0.5)
-    logged = bare.end()
-    (line,) = [line for line in logged if line["message"] == "request"]
-    assert (line["route"], line["status"]) == ("/never", 499)
+    never, who = (line + b" HTTP/1.1\r\n" + HOST + b"\r\n" for line in (b"POST /never", b"GET /who"))
+    for pieces in ([never], [never + who], [never, who]):
+        with bare.connect() as connection:
+            for piece in pieces:
+                connection.sendall(piece)
+                time.sleep(0.4)
+    lines = [line for line in bare.end() if line["message"] == "request"]
+    assert [(line["route"], line["status"]) for line in lines] == [("/never", 499)] * 3

@@ -11,7 +11,8 @@ from types import FrameType
 
 import uvicorn
 from starlette.types import ASGIApp
-from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+from uvicorn._types import ASGI3Application
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 
 from halka.server.errors import ApiError
 from halka.server.guards.drain import FULL, Drain
@@ -22,16 +23,46 @@ CONNECTIONS = 1000
 
 
 class Connection(HttpToolsProtocol):
-    """HTTP/1.1 that knows since when it waits for its client, and whether it is one too many."""
+    """HTTP/1.1 that knows since when it waits for its client, which answer is under way, and if it is one too many.
+
+    A connection beyond the most gets 503 while there are too many; one beyond twice as many is closed at once.
+    """
 
     _mark: tuple[object, ...] = ()
     _since = 0.0
+    _running: RequestResponseCycle | None = None  # the last that began; `cycle` may be queued behind it
+    _beyond = False
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
-        most = self.limit_concurrency or CONNECTIONS
+        self._most = self.limit_concurrency or CONNECTIONS
         self.limit_concurrency = None  # beyond it uvicorn itself would answer, in plain text
-        self.app_state = {**self.app_state, FULL: max(len(self.connections), len(self.tasks)) > most}
+        self._beyond = self._too_many()
+        if len(self.connections) > 2 * self._most:
+            transport.abort()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        super().connection_lost(exc)
+        if self._running is not None and not self._running.response_complete:
+            self._running.disconnected = True
+            self._running.message_event.set()
+
+    def on_message_begin(self) -> None:
+        super().on_message_begin()
+        self._beyond = self._beyond and self._too_many()
+        self.scope["state"] = {**self.app_state, FULL: self._beyond}
+
+    def on_headers_complete(self) -> None:
+        super().on_headers_complete()
+        if len(self.pipeline) == 1:
+            self.flow.resume_reading()  # or nobody would see that the client leaves
+
+    def _start_asgi_task(self, cycle: RequestResponseCycle, app: ASGI3Application) -> None:
+        self._running = cycle
+        super()._start_asgi_task(cycle, app)
+
+    def _too_many(self) -> bool:
+        return max(len(self.connections), len(self.tasks)) > self._most
 
     def waits(self, now: float) -> float:
         """Seconds for which the client has neither sent a request nor read of its answer."""
@@ -46,7 +77,8 @@ class Connection(HttpToolsProtocol):
 
     def send_400_response(self, msg: str) -> None:
         """Answer what is no HTTP, unless an answer is under way, and close the connection."""
-        if self.cycle is None or self.cycle.response_complete or not self.cycle.response_started:
+        running = self._running
+        if running is None or running.response_complete or not running.response_started:
             error = ApiError(400, "this is no request in HTTP/1.1", code="invalid_http", headers=HEADERS | CLOSE)
             response = error.response()
             headers = [*self.server_state.default_headers, *response.raw_headers]
