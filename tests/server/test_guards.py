@@ -16,7 +16,7 @@ from starlette.routing import BaseRoute, Mount, Route
 from halka.server.guards.access import OPEN
 from halka.server.guards.keys import Keys, Limits, Role
 from halka.server.guards.metrics import Metrics
-from serving_for_tests import InProcess
+from serving_for_tests import InProcess, until
 
 CHAT = {"model": "tiny", "messages": [{"role": "user", "content": "Hello"}], "max_tokens": 4}
 
@@ -214,8 +214,7 @@ def test_the_time_to_the_first_token_begins_with_the_request(server):
     held.start()
     begun.wait()
     asking.start()
-    while server.service.guards.limiter.answers == 0:
-        time.sleep(0.01)
+    until(lambda: server.service.guards.limiter.answers > 0, "the request never came")
     time.sleep(0.3)  # the request waits for the engine's step
     release.set()
     held.join()

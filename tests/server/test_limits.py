@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import fcntl
+import os
 
 import pytest
 
@@ -10,6 +12,8 @@ from guarded_for_tests import Guarded
 from halka.server.errors import ApiError
 from halka.server.guards.keys import Limits
 from halka.server.guards.limits import Bucket, Lease, Limiter
+from halka.server.locks import try_lock
+from halka.server.storage import Reservation, Storage
 
 
 class Clock:
@@ -146,6 +150,28 @@ def test_requests_at_once_get_no_more_than_one_alone(clock):
         except ApiError:
             pass
     assert passed == 3
+
+
+def test_what_a_request_counts_goes_back_where_its_storage_cannot(clock, tmp_path):
+    """Such as a disk that became read-only: the key could do nothing more."""
+    limiter = Limiter(Limits(tokens=100), 10, clock)
+    lease = leased(limiter)
+    lease.reserve(3, 100)
+    lease.spend(0)
+    lease.room = Reservation(Storage((), tmp_path))
+    lease.room.grow(10, None)
+    (path,) = tmp_path.glob("[!.]*")
+    os.link(path, tmp_path / ".held")
+    path.unlink()
+    path.mkdir()
+    with pytest.raises((IsADirectoryError, PermissionError)):
+        lease.end()
+    use = limiter.use("key", None)
+    assert (limiter.answers, use.answers, use.requests_under_way) == (0, 0, 0)
+    assert use.tokens is not None
+    assert use.tokens.left == 100
+    with (tmp_path / ".held").open("rb") as file:
+        assert try_lock(file.fileno(), fcntl.LOCK_SH), "it holds no room"
 
 
 def test_a_refused_reservation_holds_nothing(clock):

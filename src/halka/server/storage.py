@@ -97,9 +97,11 @@ class Reservation:
     def end(self) -> None:
         """Hold nothing any more."""
         if self._file is not None:
-            self._path.unlink(missing_ok=True)
-            os.close(self._file)
-            self._file = None
+            file, self._file = self._file, None
+            try:
+                self._path.unlink(missing_ok=True)
+            finally:
+                os.close(file)  # and with it the lock: who looks for room removes what is left
 
     @contextmanager
     def _lock(self) -> Iterator[None]:

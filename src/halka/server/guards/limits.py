@@ -138,13 +138,13 @@ class Lease:
         return self._use.limits
 
     def end(self) -> None:
-        """Give back what is held."""
-        if self.room is not None:
-            self.room.end()
+        """Give back what is held: the storage last, whose folder may fail."""
         self._use.requests_under_way -= 1
         self._hold(-self._answers)
         if self._use.tokens is not None and self.spent is not None:
             self._use.tokens.take(self.spent - self._reserved)
+        if self.room is not None:
+            self.room.end()
 
     def _hold(self, answers: int) -> None:
         self._answers += answers
