@@ -41,6 +41,17 @@ def faq(client) -> httpx.Client:
     return client
 
 
+def test_an_upload_has_a_bounded_number_of_files_and_fields(faq):
+    """Small ones come into memory."""
+    text = ("a.txt", b"Ada")
+    labels = [f"label{number}" for number in range(64)]
+    assert upload(faq, "faq", text, tags=labels, readers=labels).status_code == 201
+    assert "Too many fields" in refusal(upload(faq, "faq", text, tags=labels, readers=[*labels, "more"]), 400)
+    files = [(f"{number}.txt", b"Ada") for number in range(65)]
+    assert "Too many files" in refusal(upload(faq, "faq", *files), 400)
+    assert upload(faq, "faq", *files[1:]).status_code == 201
+
+
 def test_documents_go_in_are_found_and_go(faq, tmp_path):
     (listed,) = faq.get("/v1/collections").json()["data"]
     assert listed == {"id": "faq", "object": "collection", "documents": 2, "passages": listed["passages"]}

@@ -19,6 +19,7 @@ from safetensors.torch import load_file, save_file
 
 import halka
 from engine_for_tests import filled
+from halka.server.resources.adapter_files import close, copy_files, files_below, sizes_of
 from halka.server.resources.adapters import verify
 from halka.server.resources.uploads import staging
 from serving_for_tests import InProcess, make_base, make_store
@@ -254,6 +255,23 @@ def test_adapters_are_imported_from_configured_folders_alone(base, store, tmp_pa
         assert "incomplete" in refusal(client.post("/v1/adapters/import", json={"folder": "linked"}))
     with InProcess.open(base, store, tmp_path / "data") as server:
         assert refusal(server.client.post("/v1/adapters/import", json={"folder": "team/nice"}), 404)
+
+
+def test_a_file_that_grows_is_copied_up_to_the_room_that_was_held(tmp_path):
+    root, copies = tmp_path / "root" / "mine", tmp_path / "copies"
+    for folder in (root, copies):
+        folder.mkdir(parents=True)
+    (root / CONFIG).write_bytes(b"{}")
+    (root / WEIGHTS).write_bytes(b"x" * 3_000_000)
+    files = files_below([root.parent], "mine")
+    try:
+        sizes = sizes_of(files)
+        with (root / WEIGHTS).open("ab") as file:
+            file.write(b"y" * 3_000_000)
+        copy_files(files, sizes, copies)
+    finally:
+        close(files)
+    assert files_of(copies) == {CONFIG: b"{}", WEIGHTS: b"x" * 3_000_000}
 
 
 def test_a_tenant_imports_from_its_own_roots_alone(base, store, tmp_path):

@@ -112,7 +112,7 @@ class Access:
 
     def _caller(self, scope: Scope) -> Caller:
         caller = self._with_key(scope) if self.keys.required else self._without_keys(scope)
-        _check_right(caller, NEEDED.get(scope["path"], "user"))
+        check_right(caller, NEEDED.get(scope["path"], "user"))
         if scope["path"] in OPERATORS and caller.tenant != MAIN:
             raise ApiError(403, f"this is about all tenants: it needs a key of tenant {MAIN}", code="wrong_tenant")
         return caller
@@ -154,12 +154,19 @@ CallerDep = Annotated[Caller, Depends(caller)]
 """A route's parameter that is its caller."""
 
 
+def check_right(caller: Caller, right: Role) -> None:
+    """Raises ApiError where the caller has not this right."""
+    if not caller.may(right):
+        roles = " or ".join(role for role, rights in RIGHTS.items() if right in rights)
+        raise ApiError(403, f"this needs a key of the role {roles}; yours is {caller.role}", code="role_too_low")
+
+
 def needs(right: Role) -> Callable[[HttpRequest], Awaitable[Caller]]:
     """A dependency that is the caller, who must have this right."""
 
     async def allowed(request: HttpRequest) -> Caller:
         who = await caller(request)
-        _check_right(who, right)
+        check_right(who, right)
         return who
 
     return allowed
@@ -167,12 +174,6 @@ def needs(right: Role) -> Callable[[HttpRequest], Awaitable[Caller]]:
 
 ManagerDep = Annotated[Caller, Depends(needs("manager"))]
 """A route's parameter that is its caller, who may change what the tenant has."""
-
-
-def _check_right(caller: Caller, right: Role) -> None:
-    if not caller.may(right):
-        roles = " or ".join(role for role, rights in RIGHTS.items() if right in rights)
-        raise ApiError(403, f"this needs a key of the role {roles}; yours is {caller.role}", code="role_too_low")
 
 
 def _unauthorized(message: str, code: str | None) -> ApiError:

@@ -19,7 +19,7 @@ from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from halka.server.errors import ApiError
-from halka.server.guards.access import Caller
+from halka.server.guards.access import Caller, check_right
 
 DEPTH = 64
 TOKENS = re.compile(r'"[^"\\]*(?:\\.[^"\\]*)*"?|[\[{\]}]', re.DOTALL)
@@ -31,7 +31,7 @@ UPLOADS = ("/v1/adapters", "/v1/collections", "/v1/jobs/upload")
 
 
 class Bodies:
-    """Middleware that refuses a body with 400, 408, 413 or 415.
+    """Middleware that refuses a body with 400, 403, 408, 413 or 415.
 
     body     the most bytes of JSON
     upload   the most bytes of an upload by who may add adapters, documents and jobs
@@ -79,8 +79,8 @@ class Bodies:
             if _kind(scope) != b"application/json":
                 raise ApiError(415, "send the body as Content-Type: application/json", code="unsupported_media_type")
             return self.body
-        caller = scope.get("state", {}).get("caller")
-        return self.upload if caller is not None and caller.may("manager") else self.body
+        check_right(scope["state"]["caller"], "manager")
+        return self.upload
 
 
 class _Body:

@@ -27,13 +27,13 @@ from halka.server.jobs.folder import ENDED, JobFolder, jobs_in
 from halka.server.jobs.requests import AdviseJob, Job
 from halka.server.jobs.views import steps_of, view_of
 from halka.server.resources.adapter_files import pieces_of
-from halka.server.resources.uploads import file_name, save, staging
+from halka.server.resources.uploads import UploadRoute, file_name, save, staging
 from halka.server.service import Service, ServiceDep
 from halka.server.tenants import Tenant
 from halka.server.wire import Events, Json, event
 from halka.util.errors import DamagedFolderError, HalkaError
 
-router = APIRouter(tags=["jobs"])
+router = APIRouter(tags=["jobs"], route_class=UploadRoute)
 T = TypeVar("T")
 JOBS: TypeAdapter[Job] = TypeAdapter(Job)
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 import os
-import shutil
 import stat
 import zipfile
 from collections.abc import Iterator, Mapping, Sequence
@@ -64,10 +63,13 @@ def sizes_of(files: Mapping[str, BinaryIO]) -> dict[str, int]:
     return {name: os.fstat(file.fileno()).st_size for name, file in files.items()}
 
 
-def copy_files(files: Mapping[str, BinaryIO], into: Path) -> None:
+def copy_files(files: Mapping[str, BinaryIO], sizes: Mapping[str, int], into: Path) -> None:
+    """Copy as many bytes of each file, for which there is room: it may have grown since."""
     for name, file in files.items():
+        left = sizes[name]
         with (into / name).open("xb") as copy:
-            shutil.copyfileobj(file, copy, PIECE)
+            while piece := file.read(min(left, PIECE)):
+                left -= copy.write(piece)
 
 
 def check_inside(store: AdapterStore, name: str) -> None:

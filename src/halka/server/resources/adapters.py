@@ -34,7 +34,7 @@ from halka.server.resources.adapter_files import (
 )
 from halka.server.resources.adapter_views import missing_is_404, view_of
 from halka.server.resources.residency import check_successor, evict_removed
-from halka.server.resources.uploads import file_names, save, staging
+from halka.server.resources.uploads import UploadRoute, file_names, save, staging
 from halka.server.service import Service, ServiceDep
 from halka.server.tenants import Tenant
 from halka.server.wire import Json
@@ -42,7 +42,7 @@ from halka.storage.adapter_store import Stored
 from halka.util.errors import HalkaError
 from halka.util.files import is_portable_name
 
-router = APIRouter(tags=["adapters"])
+router = APIRouter(tags=["adapters"], route_class=UploadRoute)
 Version = Annotated[int | None, Query(ge=1)]
 
 
@@ -79,8 +79,9 @@ async def import_adapter(body: FromRoot, service: ServiceDep, caller: ManagerDep
     async with staging(service) as folder:
         files = await service.threads.manage(files_below, service.settings.roots_of(caller.tenant), body.folder)
         try:
-            await service.guards.quota.reserve(caller, sum(sizes_of(files).values()))
-            await service.threads.manage(copy_files, files, folder)
+            sizes = sizes_of(files)
+            await service.guards.quota.reserve(caller, sum(sizes.values()))
+            await service.threads.manage(copy_files, files, sizes, folder)
         finally:
             close(files)
         return await _verify_and_add(service, caller, body.name or body.folder.rpartition("/")[2], folder)

@@ -31,12 +31,12 @@ from halka.server.resources.collection_access import (
     scope_of,
 )
 from halka.server.resources.document_reader import read_apart
-from halka.server.resources.uploads import file_names, save, staging
+from halka.server.resources.uploads import UploadRoute, file_names, save, staging
 from halka.server.service import Service, ServiceDep
 from halka.server.wire import Json
 from halka.util.errors import HalkaError
 
-router = APIRouter(tags=["collections"])
+router = APIRouter(tags=["collections"], route_class=UploadRoute)
 
 
 class NewCollection(Body):

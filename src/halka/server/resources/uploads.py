@@ -7,13 +7,14 @@ import shutil
 import time
 import unicodedata
 import uuid
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
 from contextlib import asynccontextmanager, suppress
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from anyio import CancelScope
-from fastapi import UploadFile
+from fastapi import Request, Response, UploadFile
+from fastapi.routing import APIRoute
 
 from halka.server.errors import ApiError
 
@@ -22,7 +23,25 @@ if TYPE_CHECKING:
 
 STALE = 24 * 3600  # seconds after which nobody is at work with an upload
 LONGEST = 200  # characters of a file's name
+FILES, FIELDS = 64, 128  # the most of an upload: of each, up to a MB is kept in memory
 SEPARATORS = re.compile(r"[/\\\x00]")
+
+
+class UploadRoute(APIRoute):
+    """A route whose forms have a bounded number of files and fields; more are refused with 400 as they come."""
+
+    def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
+        handle = super().get_route_handler()
+
+        async def handle_bounded(request: Request) -> Response:
+            return await handle(_BoundedRequest(request.scope, request.receive))
+
+        return handle_bounded
+
+
+class _BoundedRequest(Request):
+    def form(self, **limits: Any):
+        return super().form(**limits | {"max_files": FILES, "max_fields": FIELDS})
 
 
 @asynccontextmanager
