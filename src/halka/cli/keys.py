@@ -56,7 +56,10 @@ def add(
         int | None, typer.Option(metavar="N", min=1, help="requests and answers at once [the server's]")
     ] = None,
     storage: Annotated[
-        str | None, typer.Option(metavar="SIZE", help="of its tenant's adapters and documents, in GB [the server's]")
+        str | None,
+        typer.Option(
+            metavar="SIZE", help="of its tenant's adapters, documents, jobs and uploads, in GB [the server's]"
+        ),
     ] = None,
     note: Annotated[str, typer.Option(metavar="TEXT", help="what it is for, shown in lists")] = "",
     data: Data = HERE,

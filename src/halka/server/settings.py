@@ -93,7 +93,10 @@ class ServerSettings:
     )
     storage: float | None = field(
         default=10.0,
-        metadata={"help": "adapters and documents of a tenant, where its key has no limit", "metavar": "GB"},
+        metadata={
+            "help": "adapters, documents, jobs and uploads of a tenant, where its key has no limit",
+            "metavar": "GB",
+        },
     )
     queue: int = field(default=256, metadata={"help": "answers that may wait for a row; more are refused with 429"})
     body_size: float = field(default=4.0, metadata={"help": "the most of a request in JSON", "metavar": "MB"})

@@ -34,7 +34,7 @@ class Limits:
     requests     requests a minute
     tokens       tokens a minute, of prompts and answers
     concurrency  answers under way at once
-    storage      bytes of adapters and documents that its tenant may have when it adds more
+    storage      bytes of adapters, documents, jobs and uploads that its tenant may have when it adds more
     """
 
     __pydantic_config__: ClassVar[ConfigDict] = ConfigDict(extra="forbid")
