@@ -98,6 +98,16 @@ def test_calls_run_between_steps_and_adapters_load_before_they_are_wanted(model,
     in_time(call())
 
 
+def test_a_reader_sees_that_another_has_cancelled(model):
+    async def follow():
+        async with AsyncEngine(Engine(model, ends=frozenset())) as running:
+            async for answer in running.follow(request(tokens=100)):
+                await running.call(lambda answer=answer: running.engine.cancel(answer))
+            assert answer.finish == "cancelled"
+
+    in_time(follow())
+
+
 def test_who_stops_reading_cancels(model):
     async def leave():
         async with AsyncEngine(engine := Engine(model)) as running:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import random
 
+import pytest
+
 import halka
 from engine_for_tests import alone, model_of, run
 from halka.engine.engine import Engine
@@ -91,6 +93,88 @@ def test_two_floods_share_every_step():
             written = tokens_of(decoding)
             engine.step()
             assert tokens_of(decoding) >= written + len(decoding) - 1  # one may lose its row
+
+
+def test_a_step_of_its_own_takes_no_turn_from_others_of_its_base():
+    """A full copy's flood, and a quiet tenant's prompts on the base, where another tenant's answer goes on too."""
+    with Engine(model_of(families={"full": halka.Full()}), rows=8, read=64, read_beside=4) as engine:
+        (one,) = engine.submit(request("one", tokens=30))
+        flood, quiet = list[Answer](), list[Answer]()
+        for _ in range(400):
+            while sum(answer.finish is None for answer in flood) < 30:
+                flood += engine.submit(request("flood", "full", tokens=40))
+            while sum(answer.finish is None for answer in quiet) < 2:
+                quiet += engine.submit(request("quiet", tokens=1, prompt=2))
+            engine.step()
+            if one.finish is not None:
+                break
+        assert one.finish is not None
+
+
+def test_where_rows_are_left_no_step_is_one_tenants_alone():
+    """One of twenty tenants has three requests, more than its share of the rows: no flood."""
+    with Engine(model_of(families={}), rows=32, ends=frozenset()) as engine:
+        answers = [engine.submit(request(tenant, tokens=60))[0] for tenant in "aaabcdefghijklmnopqrs"]
+        while not all(answer.tokens for answer in answers):
+            engine.step()
+        for _ in range(10):
+            written = tokens_of(answers)
+            engine.submit(request("t", tokens=1))
+            engine.step()
+            assert tokens_of(answers) == written + len(answers)
+
+
+def test_a_row_is_not_taken_for_who_would_lose_it_again():
+    """`b` has had more tokens than `a`, who would be next for the row that `a` gives up."""
+    with Engine(model_of(families={}), rows=4, read=64, ends=frozenset()) as engine:
+        engine.submit(request("u", tokens=110))
+        prompts = [[5 + (number + place * number) % 80 for place in range(110)] for number in range(1, 7)]
+        read = [engine.submit(Request(prompt, stopping=Stopping(1), tenant="b"))[0] for prompt in prompts]
+        while any(answer.finish is None for answer in read):
+            engine.step()
+        for _ in range(3):
+            engine.submit(request("a", tokens=100))
+        for _ in range(10):
+            engine.step()
+        before = engine.schedule.preempted
+        engine.submit(request("b", tokens=4))
+        for _ in range(10):
+            engine.step()
+        assert engine.schedule.preempted == before
+
+
+def test_a_prompt_that_finds_no_room_takes_no_step_of_its_own():
+    with Engine(model_of(families={}), rows=8) as engine:
+        block = engine.cache.kv.data[0].nbytes
+    with Engine(model_of(families={}), rows=8, memory=20 * block) as engine:
+        (first,) = engine.submit(request("one", tokens=100))
+        engine.step()
+        for _ in range(30):
+            engine.submit(request("flood", tokens=90))
+        for _ in range(20):
+            engine.step()
+        (second,) = engine.submit(request("one", tokens=4, prompt=110))
+        while not second.times.begun:
+            decoding = [text.answer for text in engine.schedule.running if text.left == 1]
+            written = tokens_of(decoding)
+            engine.step()
+            assert second.times.begun or tokens_of(decoding) > written + 1
+        assert first.finish is not None or first.tokens
+
+
+@pytest.mark.parametrize("other", [None, "full"])
+def test_rows_of_another_base_count_as_those_that_decode(other):
+    """Four rows decode, and seven others, here or on a full copy: a prompt is read as slowly."""
+    with Engine(model_of(families={"full": halka.Full()}), rows=12, read=64, read_beside=4) as engine:
+        for adapter in (*[None] * 4, *[other] * 7):
+            engine.submit(request("a", adapter, tokens=100, prompt=4))
+        for _ in range(12):
+            engine.step()
+        (read,) = engine.submit(request("a", tokens=4, prompt=60))
+        for _ in range(4):
+            engine.step()
+        (text,) = [text for text in engine.schedule.running if text.answer is read]
+        assert text.done <= 4 * 4
 
 
 def tokens_of(answers: list[Answer]) -> int:

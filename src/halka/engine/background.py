@@ -171,6 +171,7 @@ class AsyncEngine:
             while (call := self._next()) is not None:
                 try:
                     call()
+                    self._notify()
                 except Exception as error:  # it fails who waits; the next requests may do better
                     self._fail(error)
         finally:
@@ -185,11 +186,7 @@ class AsyncEngine:
         try:
             return self._calls.get(block=not self.engine.busy)
         except Empty:
-            return self._step
-
-    def _step(self) -> None:
-        self.engine.step()
-        self._notify()
+            return self.engine.step
 
     def _fail(self, error: Exception) -> None:
         try:

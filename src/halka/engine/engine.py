@@ -50,7 +50,7 @@ class Engine:
         memory: int | None = None,
         adapter_memory: int = BUDGET,
         read: int = 512,
-        read_beside: int = 32,
+        read_beside: int = 28,
         ends: frozenset[int] | None = None,
         allowed: Allowed | None = None,
         kept: Kept | None = None,

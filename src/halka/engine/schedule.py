@@ -67,10 +67,12 @@ class Schedule:
     def next(self) -> Work:
         """What the next step computes: a token of each text that decodes, then chunks of those that are read."""
         self._make_way()
-        company = self._next_company()
+        before, company = self._company, self._next_company()
         tenant = self._tenant_alone(company)
         work = [] if tenant is None else self._plan([text for text in company if text.tenant == tenant], tenant)
         self._alone = bool(work)
+        if work:
+            self._company = before  # the turn of this one's other texts is still to come
         return work or self._plan(company)
 
     def _plan(self, company: list[Text], tenant: str | None = None) -> Work:
@@ -81,9 +83,9 @@ class Schedule:
                 work.append((text, [*text.extend(self._cache, 1)]))
         most, past, spent = self._read, math.inf, 0.0
         if tenant is not None:
-            most = self._read / 2
+            most = max(1.0, self._read / 2)
         elif work:
-            most, past = self._beside(len(work)), self._past
+            most, past = self._beside(), self._past
         reading = sorted((t for t in company if t.left > 1 and t in self.running), key=self._turn)
         while most - spent >= 1 and (text := self._next_reader(reading, tenant)) is not None:
             if company and text.version.company != company[0].version.company:
@@ -95,15 +97,17 @@ class Schedule:
         return work
 
     def _tenant_alone(self, company: list[Text]) -> str | None:
-        """Who reads in a step of its own, every other one: it asks for no more than its share, and another for more.
+        """Who reads in a step of its own, every other one: it asks for no more than its share, and another for more
+        than that and than half of the rows.
 
         So a flood of one tenant's requests does not delay another's first token by its own steps' length.
         """
         greedy, share = self.waiting.greediest, self._share
-        if self._alone or greedy is None or self.waiting.demand(greedy) <= share:
+        if self._alone or greedy is None or self.waiting.demand(greedy) <= max(share, self._rows // 2):
             return None
-        reading = [text for text in company if text.left > 1]
-        if len(self.running) < self._rows and (first := self._first_waiting()) is not None:
+        reading = [text for text in company if text.left > 1 and text.spare + SIZE * self._cache.room > 0]
+        first = self._first_waiting() if len(self.running) < self._rows else None
+        if first is not None and first.needs(first.left) <= self._cache.room:
             reading.append(first)
         least = min(reading, key=self._turn, default=None)
         if least is None or self.waiting.demand(least.tenant) > share:
@@ -113,8 +117,9 @@ class Schedule:
     def _turn(self, text: Text) -> tuple[float, int]:
         return self.waiting.turn(text.tenant)
 
-    def _beside(self, decoding: int) -> float:
-        """What may be read beside so many texts: more where more than one row has nothing to decode."""
+    def _beside(self) -> float:
+        """What may be read beside texts that decode: more where more than one row has nothing to decode."""
+        decoding = sum(text.left == 1 for text in self.running)
         others = min(self._rows, len(self.running) + len(self.waiting)) - decoding
         return min(self._read, self._read_beside * max(1, min(others, MOST)))
 
@@ -166,12 +171,14 @@ class Schedule:
         return text
 
     def _make_way(self) -> None:
-        """Where all rows are taken, a tenant that has more than its share gives one to one that has less."""
+        """Where all rows are taken, a tenant that has more than its share gives one to one that has less, and has had
+        no more tokens: else it would have the row again at once.
+        """
         if len(self.running) < self._rows or (first := self._first_waiting()) is None:
             return
         rows = Counter(text.tenant for text in self.running)
         most = max(rows, key=lambda tenant: rows[tenant])
-        if rows[first.tenant] < self._share < rows[most]:
+        if rows[first.tenant] < self._share < rows[most] and self._turn(first) <= self.waiting.turn(most):
             self._preempt(max((text for text in self.running if text.tenant == most), key=_age))
             self._admit()
 

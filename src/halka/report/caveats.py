@@ -208,9 +208,9 @@ def not_converged(evidence: Evidence) -> list[str]:
     """Methods whose runs came to their last step although they were to stop early."""
     names, limits = [], set[float]()
     for row in evidence.tuned:
-        runs = [run for run in evidence.used(row) if stops_early(run)]
-        limited = [run for run in runs if number(run, "train", "steps") == number(run, "train", "most_steps")]
-        limits |= {limit for run in limited if (limit := number(run, "train", "most_steps")) is not None}
+        runs = [run for run in evidence.used(row) if patience_of(run) is not None]
+        limited = [run for run in runs if (patience_of(run) or 0) > _evaluations_since_best(run)]
+        limits |= {steps for run in limited if (steps := number(run, "train", "steps")) is not None}
         names += [f"{row.label} ({len(limited)} of {plural(len(runs), 'run')})"] if limited else []
     if not names:
         return []
@@ -219,9 +219,14 @@ def not_converged(evidence: Evidence) -> list[str]:
     ]
 
 
-def stops_early(run: Measurement) -> bool:
-    """Whether the run was to end once its validation loss stopped improving."""
-    return number(run, "config", "patience") is not None and number(run, "train", "most_steps") is not None
+def patience_of(run: Measurement) -> float | None:
+    """The evaluations without improvement that were to end the run; None for one of a set length."""
+    return number(run, "config", "patience")
+
+
+def _evaluations_since_best(run: Measurement) -> int:
+    best = number(run, "train", "best_step") or 0
+    return sum(point["step"] > best for point in entry(run, "train", "validation") or ())
 
 
 def still_falling(evidence: Evidence) -> list[str]:
@@ -230,7 +235,7 @@ def still_falling(evidence: Evidence) -> list[str]:
         ends = [
             best >= last
             for run in evidence.used(row)
-            if not stops_early(run)
+            if patience_of(run) is None
             and (best := number(run, "train", "best_step")) is not None
             and (last := number(run, "train", "steps")) is not None
             and last > 0
@@ -277,11 +282,11 @@ def nothing_to_compare_with(evidence: Evidence) -> list[str]:
 
 def unequal_budgets(evidence: Evidence) -> list[str]:
     sentences = []
-    early = any(stops_early(run) for row in evidence.scored for run in evidence.used(row))
+    early = {row.label for row in evidence.scored if any(patience_of(run) for run in evidence.used(row))}
     for noun, of in (("steps", lambda row: row.steps), ("examples", lambda row: row.examples)):
         groups: dict[int, list[str]] = {}
         for row in evidence.scored:
-            if (amount := of(row)) is not None and not (noun == "steps" and early):
+            if (amount := of(row)) is not None and not (noun == "steps" and row.label in early):
                 groups.setdefault(amount, []).append(row.label)
         if len(groups) > 1:
             common = max(groups, key=lambda amount: len(groups[amount]))

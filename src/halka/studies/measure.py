@@ -268,7 +268,6 @@ def _training(model: AdaptedModel, name: str, steps: Sequence[Step], examples: i
     return {
         "train": {
             "steps": last.step,
-            "most_steps": last.steps,
             "best_step": best.step,
             "examples": examples,
             "tokens": last.tokens,
