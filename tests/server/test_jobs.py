@@ -198,7 +198,9 @@ def test_what_is_trained_answers_by_its_name(client, server, tmp_path):
     assert view["result"]["validation_loss"] > 0
     assert view["last_step"]["step"] == 3
     assert str(tmp_path) not in json.dumps(events)
-    assert [step["step"] for kind, step in events_of(client, id, **{"last-event-id": "2"}) if kind == "step"] == [3]
+    for last, rest in (("2", [3]), ("9" * 5000, []), ("x", [1, 2, 3])):
+        events = events_of(client, id, **{"last-event-id": last})
+        assert [step["step"] for kind, step in events if kind == "step"] == rest
     body = {"model": "sums", "messages": [{"role": "user", "content": "What is 1 plus 1?"}], "max_tokens": 4}
     assert client.post("/v1/chat/completions", json=body).status_code == 200
     assert client.get("/v1/adapters/sums").json()["parameters"] > 0

@@ -84,6 +84,13 @@ def test_a_second_upload_is_the_next_version(client, store, lora):
     assert "version 2" in refusal(client.get("/v1/adapters/lora?version=2"), 404)
 
 
+@pytest.mark.parametrize(
+    ("method", "path"), [("GET", ""), ("GET", f"/files/{CARD}"), ("GET", "/archive"), ("DELETE", "")], ids=str
+)
+def test_a_version_longer_than_a_files_name_is_refused(client, method, path):
+    assert "version" in refusal(client.request(method, f"/v1/adapters/lora{path}?version={'9' * 301}"))
+
+
 def test_two_uploads_at_once_both_stay(server, store, lora):
     responses = list[httpx.Response]()
     threads = [

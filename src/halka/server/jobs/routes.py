@@ -96,7 +96,8 @@ async def watch_job(
 ) -> Response:
     """A job's steps and changes of its status as server-sent events, to its end; also those that were before."""
     job, _ = await _with_job(service, caller, id, lambda job: (job, view_of(job, caller.folders)))
-    after = int(last_event_id) if last_event_id and last_event_id.isascii() and last_event_id.isdigit() else 0
+    seen = (last_event_id or "")[:18]  # no step's number has more digits
+    after = int(seen) if seen.isascii() and seen.isdigit() else 0
     return Events(_events(job, after, service))
 
 

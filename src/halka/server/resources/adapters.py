@@ -18,7 +18,7 @@ from starlette.responses import Response, StreamingResponse
 
 from halka.server.errors import ApiError, public
 from halka.server.guards.access import Caller, CallerDep, ManagerDep
-from halka.server.requests import Body, Name
+from halka.server.requests import Body, Count, Name
 from halka.server.resources.adapter_files import (
     check_inside,
     check_names,
@@ -43,7 +43,7 @@ from halka.util.errors import HalkaError
 from halka.util.files import is_portable_name
 
 router = APIRouter(tags=["adapters"], route_class=UploadRoute)
-Version = Annotated[int | None, Query(ge=1)]
+Version = Annotated[Count | None, Query()]
 
 
 class FromRoot(Body):
