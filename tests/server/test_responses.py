@@ -143,10 +143,13 @@ def test_log_probabilities_where_they_are_included(client):
         ({"tools": [{"type": "web_search"}]}, "tools"),
         ({"tool_choice": "required"}, "tool_choice"),
         ({"max_output_tokens": 0}, "max_output_tokens"),
+        ({"tools": [FLAT], "text": {"format": {"type": "json_object"}}}, "text.format"),
     ],
     ids=str,
 )
 def test_what_is_not_supported_is_named(client, change, param):
     answer = client.post("/v1/responses", json=BODY | change)
     assert answer.status_code == 400, answer.text
-    assert answer.json()["error"]["param"].startswith(param)
+    error = answer.json()["error"]
+    assert error["param"].startswith(param)
+    assert param in error["message"]

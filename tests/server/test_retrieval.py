@@ -14,7 +14,8 @@ from halka.rag.passages import Passage
 from halka.rag.prompt import ABSTAINED, INSTRUCTION
 from halka.server.answers.retrieval import Grounding
 from halka.server.resources.collection_access import new_collection, open_collection
-from serving_for_tests import InProcess
+from serving_for_tests import PARIS, WEATHER, InProcess, make_base
+from tokenizers_for_tests import hermes_tokenizer
 
 TEXTS = [("parcels.md", "# Parcels\n\nParcels are sent on Monday."), ("refunds.md", "Refunds take nine days.")]
 
@@ -31,6 +32,12 @@ def faq(server):
 def ask(client, question: str = "When are parcels sent?", **more):
     body = {"model": "lora", "messages": [{"role": "user", "content": question}], "max_tokens": 8, **more}
     return client.post("/v1/chat/completions", json={"halka": {"collection": "faq"}, **body})
+
+
+def chunks_of(response) -> list[dict]:
+    data = [line.removeprefix("data: ") for line in response.text.splitlines() if line.startswith("data: ")]
+    assert data[-1] == "[DONE]"
+    return [json.loads(chunk) for chunk in data[:-1]]
 
 
 def test_the_model_reads_the_passages_and_the_answer_has_sources(faq):
@@ -71,9 +78,7 @@ def test_below_the_floor_no_model_is_asked(faq, server):
 )
 def test_a_stream_has_the_sources_before_its_end(faq, halka):
     response = ask(faq, halka=halka, stream=True, stream_options={"include_usage": True})
-    data = [line.removeprefix("data: ") for line in response.text.splitlines() if line.startswith("data: ")]
-    assert data[-1] == "[DONE]"
-    chunks = [json.loads(chunk) for chunk in data[:-1]]
+    chunks = chunks_of(response)
     assert len({chunk["id"] for chunk in chunks}) == 1
     *_, annotated, finish, usage = chunks
     assert "annotations" in annotated["choices"][0]["delta"]
@@ -84,6 +89,21 @@ def test_a_stream_has_the_sources_before_its_end(faq, halka):
     assert usage["choices"] == []
     text = "".join(choice["delta"].get("content") or "" for chunk in chunks for choice in chunk["choices"])
     assert text == ask(faq, halka=halka).json()["choices"][0]["message"]["content"]
+
+
+def test_citations_stand_where_they_are_in_what_was_streamed(tmp_path):
+    """Tools' calls are no part of it."""
+    base = make_base(tmp_path / "hermes", hermes_tokenizer())
+    with InProcess.open(base, None, tmp_path / "data", says=[f"See [1]. {PARIS} and [2]."]) as server:
+        collection = new_collection(server.service, "main", "faq")
+        [*collection.put(TEXTS)]
+        more = {"model": "hermes", "tools": [WEATHER]}
+        message = ask(server.client, **more).json()["choices"][0]["message"]
+        chunks = chunks_of(ask(server.client, **more, stream=True))
+    deltas = [choice["delta"] for chunk in chunks for choice in chunk["choices"]]
+    annotated = [delta["annotations"] for delta in deltas if "annotations" in delta]
+    assert [note["file_citation"]["start_index"] for note in message["annotations"]] == [4, 13]
+    assert annotated == [message["annotations"]]
 
 
 def test_earlier_turns_stay(faq):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 import uuid
+from collections import defaultdict
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
 from dataclasses import dataclass, field
@@ -93,6 +94,7 @@ class Chat:
     async def chunks(self) -> AsyncGenerator[bytes]:
         """The answers as events, the usage last where it is asked for."""
         answers: dict[int, Answer] = {}
+        texts = defaultdict[int, list[str]](list)  # what was streamed of each answer: its text without calls
 
         def end() -> dict[str, Any]:
             return self.body.usage_so_far(partial(usage, [self.request], answers.values()))
@@ -103,8 +105,9 @@ class Chat:
                 if delta.index not in answers:
                     answers[delta.index] = delta.answer
                     yield event(self._chunk(delta.index, {"role": "assistant", "content": ""}) | end())
+                texts[delta.index].append(delta.text)
                 if self.grounding is not None and delta.finish is not None:
-                    text = delta.answer.text
+                    text = "".join(texts[delta.index])
                     annotated = self._chunk(delta.index, {"annotations": self.grounding.chat_annotations(text)})
                     yield event(annotated | {"halka": self.grounding.sources([text])} | end())
                 yield event(self._chunk(delta.index, _delta(delta), self._logprobs(delta), delta.finish) | end())

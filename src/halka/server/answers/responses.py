@@ -11,6 +11,7 @@ from itertools import count
 from typing import Any
 
 from fastapi import APIRouter
+from fastapi.exceptions import RequestValidationError
 from starlette.responses import Response
 
 from halka.engine import Answer
@@ -19,7 +20,7 @@ from halka.server.answers.generation import Delta, usage
 from halka.server.answers.reply import respond
 from halka.server.answers.responses_request import ResponsesRequest
 from halka.server.answers.tools import Call
-from halka.server.errors import ApiError
+from halka.server.errors import ApiError, api_error
 from halka.server.guards.access import CallerDep
 from halka.server.service import ServiceDep
 from halka.server.wire import event
@@ -38,11 +39,16 @@ async def responses(body: ResponsesRequest, service: ServiceDep, caller: CallerD
     """Answer an input, which holds the whole history."""
     try:
         chat = await Chat.of(body.as_chat(), service, caller)
-    except ApiError as error:
-        error.param = FIELDS.get(error.param or "", error.param)
-        raise
+    except (ApiError, RequestValidationError) as error:
+        raise _with_names_here(api_error(error)) from None
     writer = ResponseWriter(chat, body)
     return await respond(writer, body.stream, caller, writer.failed)
+
+
+def _with_names_here(error: ApiError) -> ApiError:
+    if (param := error.param) in FIELDS:
+        error.param, error.message = FIELDS[param], error.message.replace(param, FIELDS[param])
+    return error
 
 
 @dataclass
