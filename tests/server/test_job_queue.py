@@ -14,9 +14,11 @@ from pathlib import Path
 
 import pytest
 
+from full_disk import room_for
 from halka.server.environment import environment
 from halka.server.jobs.folder import JobFolder, JobRequest, jobs_in
 from halka.server.jobs.queue import JobQueue
+from halka.server.storage import Storage
 from halka.util.errors import DamagedFolderError, HalkaError
 from halka.util.openmp import BRIEFLY
 
@@ -170,6 +172,36 @@ def test_a_stopped_job_can_be_resumed(jobs, queue):
     assert finish(queue, job) == "done"
     with pytest.raises(HalkaError, match="is done: only what was stopped"):
         job.resume()
+
+
+def test_a_job_that_is_resumed_begins_when_its_state_is_written(jobs, queue):
+    """A queue that looks amid the resuming neither begins it nor takes it for ended."""
+    job = new(jobs)
+    job.stop()
+    with room_for(10):
+        job.resume()
+    assert job.state() == "stopped"
+    job.write(state="queued")
+    assert (job.state(), queue.look()) == ("stopped", 0)
+    (job.path / "stop").unlink()
+    assert queue.look() == 1
+    assert finish(queue, job) == "done"
+
+
+def test_a_job_begins_only_where_its_tenant_has_room(jobs, queue, tmp_path):
+    """What it writes counts once it is there: else jobs that wait could write any number of bytes."""
+    storage = Storage((jobs,), tmp_path / "reserved")
+    request = JobRequest("evaluate", {}, [sys.executable, "-c", PATIENT], storage=storage.described)
+    job = JobFolder.new(jobs, request, {}, limit=100)
+    queue.look()
+    wait_for(lambda: job.written()["state"] == "failed")
+    wait_for(lambda: not job.alive)
+    assert "100 bytes of adapters, documents and jobs is the limit" in job.written()["error"]
+    assert begun(job) == 0
+    job.resume(limit=10_000)
+    assert queue.look() == 1
+    wait_for(lambda: begun(job))
+    assert finish(queue, job) == "done"
 
 
 def test_a_job_that_waits_can_be_stopped(jobs, queue):

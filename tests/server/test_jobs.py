@@ -284,10 +284,10 @@ def copying(server: InProcess, store: Path, limit: int | None = None, **more) ->
 
 def test_an_adapter_that_does_not_fit_stays_with_its_job_until_it_does(client, server, store):
     """Its training is done: when there is room, the job is resumed and adds it."""
-    job = copying(server, store, 1000, storage=server.service.tenants.of("acme").storage.described)
+    job = copying(server, store, 5000, storage=server.service.tenants.of("acme").storage.described)
     view = ended(client, job.id)
     assert (view["status"], view["adapter"]) == ("failed", None)
-    assert "1,000 bytes of adapters, documents and jobs is the limit" in view["error"]
+    assert "5,000 bytes of adapters, documents and jobs is the limit" in view["error"]
     assert view["error"].endswith("remove some")
     assert (job.path / "run" / "adapter" / "adapter_model.safetensors").exists()
     assert client.get("/v1/adapters").json()["data"] == []

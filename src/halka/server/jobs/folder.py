@@ -188,8 +188,8 @@ class JobFolder:
         """
         if (state := self.state()) not in ENDED or state == "done":
             raise HalkaError(f"{self.id} is {state}: only what was stopped, interrupted or failed is resumed")
-        (self.path / STOP).unlink(missing_ok=True)
         self.write(state="queued", queued=time.time_ns(), limit=limit, ended=None, error=None)
+        (self.path / STOP).unlink(missing_ok=True)  # last: from here on it may begin
 
     @property
     def stop_asked(self) -> bool:

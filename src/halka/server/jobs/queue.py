@@ -17,7 +17,7 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 
 from halka.server.environment import environment
-from halka.server.jobs.folder import ENDED, JOB, LOG, STATE, JobFolder, jobs_in
+from halka.server.jobs.folder import ENDED, JOB, LOG, STATE, STOP, JobFolder, jobs_in
 
 EVERY = 1.0  # seconds between two looks
 Stamp = tuple[tuple[int, int] | None, ...]
@@ -157,4 +157,4 @@ def _stamp(job: JobFolder) -> Stamp:
             return None
         return file.st_mtime_ns, file.st_ino
 
-    return tuple(of(job.path / name) for name in (JOB, STATE))
+    return tuple(of(job.path / name) for name in (JOB, STATE, STOP))
