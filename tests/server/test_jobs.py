@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import httpx
@@ -13,8 +15,9 @@ import pytest
 from halka.rag.sources import listed
 from halka.server.guards.keys import Limits
 from halka.server.jobs.folder import JobFolder, JobRequest
+from halka.server.locks import locked
 from halka.server.resources.collection_access import new_collection
-from serving_for_tests import InProcess
+from serving_for_tests import InProcess, until
 
 ROWS = [{"prompt": f"What is {a} plus {b}?", "completion": str(a + b)} for a in range(4) for b in range(4)]
 SETTINGS = {"rank": 4, "train": {"steps": 3, "batch_size": 4}}
@@ -145,6 +148,29 @@ def test_a_tenant_has_so_many_jobs(base, store, tmp_path):
         assert int(response.headers["retry-after"]) > 0
         assert server.client.delete(f"/v1/jobs/{ids[0]}").json()["deleted"]
         assert start(server.client).status_code == 201
+
+
+def test_jobs_that_come_at_once_are_no_more_than_one_tenant_has(base, store, tmp_path):
+    with (
+        InProcess.open(base, store, tmp_path / "data", jobs=0, jobs_kept=1) as server,
+        ThreadPoolExecutor(3) as managers,
+    ):
+        with locked(server.service.tenants.of("main").jobs):
+            answers = [managers.submit(start, server.client) for _ in range(3)]
+            until(lambda: server.service.threads.manage.limiter.borrowed_tokens == 3, "they do not wait")
+        assert sorted(answer.result().status_code for answer in answers) == [201, 429, 429]
+        assert len(server.client.get("/v1/jobs").json()["data"]) == 1
+
+
+def test_what_a_killed_server_left_of_a_job_goes_with_a_later_one(base, store, tmp_path):
+    """It counts against the limit, and no client can remove it; a fresh one may be another server's, at work."""
+    jobs = tmp_path / "data" / "tenants" / "acme" / "jobs"
+    for name, age in ((f".job-{'0' * 16}.5f3a", 25), (f".job-{'1' * 16}.5f3a", 1), (f"job-{'2' * 16}", 25)):
+        (jobs / name).mkdir(parents=True)
+        (jobs / name / "data.jsonl").write_bytes(b" " * 1000)
+        os.utime(jobs / name, (time.time() - age * 3600,) * 2)
+    with InProcess.open(base, store, tmp_path / "data", jobs=0):
+        assert sorted(path.name[:6] for path in jobs.iterdir()) == [".job-1", "job-22"]
 
 
 def test_an_advice_retrieves_from_a_collection(base, store, tmp_path):

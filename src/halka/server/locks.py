@@ -4,7 +4,11 @@ from __future__ import annotations
 
 import fcntl
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+
+LOCK = ".lock"
 
 
 def open_lock(path: Path) -> int:
@@ -19,3 +23,15 @@ def try_lock(file: int, kind: int) -> bool:
     except BlockingIOError:
         return False
     return True
+
+
+@contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """Wait until nobody else is in such a block for a folder, which is made if it is not there."""
+    folder.mkdir(parents=True, exist_ok=True)
+    lock = open_lock(folder / LOCK)
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(lock)

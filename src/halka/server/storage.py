@@ -10,17 +10,15 @@ from __future__ import annotations
 import fcntl
 import os
 import uuid
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
 from typing import Any
 
-from halka.server.locks import open_lock, try_lock
+from halka.server.locks import locked, try_lock
 from halka.util.errors import HalkaError
-
-LOCK = ".lock"
 
 
 class StorageFullError(HalkaError):
@@ -71,7 +69,7 @@ class Reservation:
 
         Returns how many. Raises StorageFullError where the tenant would then have more than the limit; None: no limit.
         """
-        with self._lock():
+        with locked(self._storage.reserved):
             more = max(least, most)
             if limit is not None:
                 free = limit - (used := self._storage.used())
@@ -102,16 +100,6 @@ class Reservation:
                 self._path.unlink(missing_ok=True)
             finally:
                 os.close(file)  # and with it the lock: who looks for room removes what is left
-
-    @contextmanager
-    def _lock(self) -> Iterator[None]:
-        self._storage.reserved.mkdir(parents=True, exist_ok=True)
-        lock = open_lock(self._storage.reserved / LOCK)
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX)
-            yield
-        finally:
-            os.close(lock)
 
 
 def bytes_below(folders: Iterable[Path]) -> int:

@@ -26,6 +26,7 @@ from halka.server.jobs.documents import document_lines, write_lines
 from halka.server.jobs.folder import ENDED, JobFolder, jobs_in
 from halka.server.jobs.requests import AdviseJob, Job
 from halka.server.jobs.views import steps_of, view_of
+from halka.server.locks import locked
 from halka.server.resources.adapter_files import pieces_of
 from halka.server.resources.uploads import UploadRoute, file_name, save, staging
 from halka.server.service import Service, ServiceDep
@@ -149,7 +150,7 @@ async def _start(job: Job, files: Mapping[str, Path], service: Service, caller: 
             path = await service.threads.ingest(write_lines, lines(), folder / DOCUMENTS, documents)
             new.files[DOCUMENTS] = path
         await service.guards.quota.reserve(caller, size)
-        queued = await service.threads.manage(_queue, job, new, tenant, folder, caller.lease.limits.storage)
+        queued = await service.threads.manage(_queue, job, new, tenant, folder, service, caller.lease.limits.storage)
         view = await service.threads.manage(view_of, queued, caller.folders)
     return Json(view, 201)
 
@@ -160,6 +161,11 @@ def _check(job: Job, files: Mapping[str, Path], tenant: Tenant, service: Service
         raise ApiError(
             400, f"{service.name!r} and {service.embedders.default!r} are the base and the embedder", param="name"
         )
+    _check_count(tenant, service)
+    return new_job(job, files, tenant, service.settings)
+
+
+def _check_count(tenant: Tenant, service: Service) -> None:
     if len(jobs_in(tenant.jobs)) >= service.settings.jobs_kept:
         raise ApiError(
             429,
@@ -167,18 +173,19 @@ def _check(job: Job, files: Mapping[str, Path], tenant: Tenant, service: Service
             code="too_many",
             headers={"retry-after": "60"},
         )
-    return new_job(job, files, tenant, service.settings)
 
 
-def _queue(job: Job, new: NewJob, tenant: Tenant, folder: Path, limit: int | None) -> JobFolder:
-    """Queue a job whose data can be used. Raises ApiError where they cannot."""
+def _queue(job: Job, new: NewJob, tenant: Tenant, folder: Path, service: Service, limit: int | None) -> JobFolder:
+    """Queue a job whose data can be used. Raises ApiError where they cannot, and as `_check` for too many."""
     paths = dict[str, Path]()
     for name, content in new.files.items():
         paths[name] = content if isinstance(content, Path) else folder / name
         if isinstance(content, bytes):
             paths[name].write_bytes(content)
     check_data(paths, job)
-    return JobFolder.new(tenant.jobs, new.request, paths, limit)
+    with locked(tenant.jobs):
+        _check_count(tenant, service)  # again: others may have come meanwhile
+        return JobFolder.new(tenant.jobs, new.request, paths, limit)
 
 
 def _find_job(service: Service, caller: Caller, id: str) -> JobFolder:

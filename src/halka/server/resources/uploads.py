@@ -7,8 +7,9 @@ import shutil
 import time
 import unicodedata
 import uuid
-from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Sequence
 from contextlib import asynccontextmanager, suppress
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -56,9 +57,9 @@ async def staging(service: Service) -> AsyncIterator[Path]:
             await service.threads.manage(lambda: shutil.rmtree(folder, ignore_errors=True))
 
 
-def remove_stale(data: Path) -> None:
-    """Remove what killed servers have left of uploads."""
-    for folder in (data / "uploads").glob("*"):
+def remove_stale(data: Path, jobs: Iterable[Path]) -> None:
+    """Remove what killed servers have left of uploads, and in folders of jobs of those that they added or removed."""
+    for folder in chain((data / "uploads").glob("*"), *(folder.glob(".job-*") for folder in jobs)):
         with suppress(OSError):
             if time.time() - folder.lstat().st_mtime > STALE:
                 shutil.rmtree(folder)
