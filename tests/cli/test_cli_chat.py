@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import signal
 import subprocess
 import sys
 import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 
 import pytest
 
 from commands import ROOT, failure, halka
+from halka.engine import AsyncEngine
 from halka.server.resources.collection_access import new_collection
 from serving_for_tests import Running, make_base, make_store
 
@@ -29,11 +34,16 @@ def folder(tmp_path_factory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def url(folder):
+def running(folder):
     with Running(folder / "base", folder / "adapters", folder / "data") as running:
         made = new_collection(running.service, "main", "faq")
         [*made.put([("parcels.md", "Parcels are sent on Monday.")])]
-        yield running.url
+        yield running
+
+
+@pytest.fixture
+def url(running) -> str:
+    return running.url
 
 
 @pytest.fixture
@@ -132,9 +142,28 @@ def test_a_server_of_another_kind_is_named(here, flags, path):
 
 
 @pytest.mark.slow
-def test_ctrl_c_stops_an_answer_and_the_talk_goes_on(here, url):
+def test_ctrl_c_stops_an_answer_and_the_talk_goes_on(here, running):
     """By hand: standard input is a terminal. An answer may end before the signal comes: then once more."""
-    assert any(b"(stopped)" in interrupted(url) for _ in range(5))
+    with slowed(running.service.engine):
+        assert any(b"(stopped)" in interrupted(running.url) for _ in range(5))
+
+
+@contextmanager
+def slowed(engine: AsyncEngine) -> Iterator[None]:
+    """Within the block the engine pauses between its steps: an answer takes seconds."""
+    over = threading.Event()
+
+    async def pause() -> None:
+        while not over.is_set():
+            await engine.call(lambda: time.sleep(0.02))
+
+    pausing = threading.Thread(target=lambda: asyncio.run(pause()))
+    pausing.start()
+    try:
+        yield
+    finally:
+        over.set()
+        pausing.join()
 
 
 def interrupted(url: str) -> bytes:

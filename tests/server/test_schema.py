@@ -46,7 +46,7 @@ def test_nothing_that_another_tenant_sends_changes_a_thing(server, role):
     assert server.client.post("/v1/collections", json={"name": "faq"}).status_code == 201
     files = [("files", ("secret.md", b"The secret is nine."))]
     assert server.client.post("/v1/collections/faq/documents", files=files).status_code == 201
-    job = JobFolder.new(main.jobs, JobRequest("evaluate", {}, ["true"]), {"data.jsonl": b"{}"})
+    job = JobFolder.new(main.jobs, JobRequest("evaluate", {}, ["true"]), {})
     job.write(state="failed")
     names = {
         "name": "lora",

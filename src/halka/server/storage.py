@@ -46,6 +46,11 @@ class Storage:
         """The bytes that are reserved or stored; what is stored meanwhile counts at least once."""
         return self._reserved() + bytes_below(self.folders)
 
+    def check(self, limit: int | None) -> None:
+        """Raises StorageFullError where what is stored comes to the limit, whatever is reserved."""
+        if limit is not None and (stored := bytes_below(self.folders)) >= limit:
+            raise _full(limit, f"{stored:,} are taken")
+
     def _reserved(self) -> int:
         total = 0
         for path in self.reserved.glob("[!.]*"):
@@ -74,10 +79,7 @@ class Reservation:
             if limit is not None:
                 free = limit - (used := self._storage.used())
                 if least > free:
-                    raise StorageFullError(
-                        f"{limit:,} bytes of adapters, documents and jobs is the limit: {used:,} are taken, and "
-                        f"{least:,} more do not fit; remove some"
-                    )
+                    raise _full(limit, f"{used:,} are taken, and {least:,} more do not fit")
                 more = min(more, free)
             if self._file is None:
                 self._file = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600)
@@ -100,6 +102,10 @@ class Reservation:
                 self._path.unlink(missing_ok=True)
             finally:
                 os.close(file)  # and with it the lock: who looks for room removes what is left
+
+
+def _full(limit: int, why: str) -> StorageFullError:
+    return StorageFullError(f"{limit:,} bytes of adapters, documents and jobs is the limit: {why}; remove some")
 
 
 def bytes_below(folders: Iterable[Path]) -> int:

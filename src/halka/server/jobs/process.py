@@ -51,8 +51,7 @@ def main(folder: str, lock: str) -> None:
 def _run(job: JobFolder, request: JobRequest, lock: int) -> int:
     """Run the command; returns its exit code. Raises StorageFullError where the tenant has no room at all."""
     if request.storage is not None:  # what it writes counts once it is there
-        with Reservation(Storage.of(request.storage)) as room:
-            room.grow(1, job.written().get("limit"))
+        Storage.of(request.storage).check(job.written().get("limit"))
     with (job.path / OUTPUT).open("wb") as output, (job.path / LOG).open("ab") as log:
         command = subprocess.Popen(
             request.command,

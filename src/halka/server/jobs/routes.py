@@ -33,6 +33,7 @@ from halka.server.service import Service, ServiceDep
 from halka.server.tenants import Tenant
 from halka.server.wire import Events, Json, event
 from halka.util.errors import DamagedFolderError, HalkaError
+from halka.util.files import flush
 
 router = APIRouter(tags=["jobs"], route_class=UploadRoute)
 T = TypeVar("T")
@@ -183,6 +184,8 @@ def _queue(job: Job, new: NewJob, tenant: Tenant, folder: Path, service: Service
         if isinstance(content, bytes):
             paths[name].write_bytes(content)
     check_data(paths, job)
+    for path in paths.values():  # else the lock is held while they are
+        flush(path)
     with locked(tenant.jobs):
         _check_count(tenant, service)  # again: others may have come meanwhile
         return JobFolder.new(tenant.jobs, new.request, paths, limit)
