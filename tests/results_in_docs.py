@@ -322,6 +322,10 @@ def engine_loads(found: Any) -> list[list[str]]:
             if f"{figure}_ratio" in (each := found.get(part, {})):
                 aim = f"≤ {each[f'{figure}_wanted_at_most']:g}"
                 rows.append([f"{name}, {words}", f"{each[f'{figure}_ratio']:.2f}", aim])
+    for way in ("one request under way", "four requests under way"):
+        if each := found.get("tenants", {}).get(way):
+            name = f"A tenant's seconds to a first token beside a flood of 64, {way}, 95th percentile"
+            rows.append([name, f"{each['p95_ratio']:.2f}", f"≤ {each['p95_wanted_at_most']:g}"])
     return rows
 
 
