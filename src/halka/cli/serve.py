@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Any
 
 from halka.cli.command import examples, say
 from halka.cli.setting_flags import Deferred, command_of, flag, setting_flag
-from halka.util.arenas import bound_arenas
 from halka.util.errors import HalkaError
+from halka.util.malloc import bound_arenas
 
 if TYPE_CHECKING:
     from halka.server import ServerSettings

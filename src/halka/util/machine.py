@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes
 import functools
 import gc
 import os
@@ -17,6 +16,8 @@ from typing import Any
 
 import psutil
 import torch
+
+from halka.util.malloc import mallopt_unless
 
 _CLEAR, _STATUS = Path("/proc/self/clear_refs"), Path("/proc/self/status")
 _TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3  # glibc's malloc.h
@@ -106,10 +107,7 @@ _inside: list[None] = []  # one entry for each running block
 @functools.cache
 def _thresholds() -> Callable[[int, int], None] | None:
     """A function that sets malloc's mmap and trim thresholds; None without glibc, or where the environment does."""
-    variables = ("MALLOC_MMAP_THRESHOLD_", "MALLOC_TRIM_THRESHOLD_", "GLIBC_TUNABLES")
-    if sys.platform != "linux" or any(name in os.environ for name in variables):
-        return None
-    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+    mallopt = mallopt_unless("MALLOC_MMAP_THRESHOLD_", "MALLOC_TRIM_THRESHOLD_")
     if mallopt is None:
         return None
 

@@ -71,7 +71,7 @@ class GenerationRequest(Body):
 
     def usage_so_far(self, usage: Callable[[], dict[str, Any]]) -> dict[str, Any]:
         """What a chunk before the last says of the usage: nothing, null where the last has it, or what it is by now."""
-        if not (self.stream_options and self.stream_options.include_usage):
+        if self.stream_options is None or not self.usage_at_end:
             return {}
         return {"usage": usage() if self.stream_options.continuous_usage_stats else None}
 

@@ -10,7 +10,7 @@ import pytest
 
 PROGRAM = """
 import ctypes, os, sys, threading
-from halka.util.arenas import bound_arenas
+from halka.util.malloc import bound_arenas
 if sys.argv[1:]:
     bound_arenas(int(sys.argv[1]))
 together = threading.Barrier(6)
