@@ -60,6 +60,26 @@ def test_the_kept_adapter_is_the_best_and_gives_the_measured_loss(made, tmp_path
     assert mean_loss(model, "a", items) == pytest.approx(found["validation_loss"], rel=1e-5)
 
 
+def test_scores_on_the_way_change_nothing_of_the_training(made, tmp_path):
+    plain, scored = (measure(a_run(made, score_every=every), tmp_path / str(every)) for every in (None, 2))
+    assert plain["scores_on_the_way"] == []
+    steps = [each["step"] for each in scored["scores_on_the_way"]]
+    assert steps == ([2, 4, 6] if scored["train"]["best_step"] == 6 else [2, 4])
+    assert all(0 <= each["score"] <= 1 and each["perplexity"] > 1 for each in scored["scores_on_the_way"])
+    for key in ("curve", "validation"):
+        assert scored["train"][key] == plain["train"][key]
+    assert scored["scores"] == plain["scores"]
+
+
+def test_the_score_on_the_way_is_that_of_the_weights_then(made, tmp_path):
+    train = {"batch_size": 4, "evaluate_every": 4, "lr": 1e-2, "seed": 0, "schedule": "constant", "warmup": 0.0}
+    longer = measure(a_run(made, train={**train, "steps": 6}, score_every=4), tmp_path / "6")
+    ended_there = measure(a_run(made, train={**train, "steps": 4}), tmp_path / "4")
+    [then] = longer["scores_on_the_way"]
+    assert then["perplexity"] == pytest.approx(ended_there["forgetting"]["perplexity"], rel=1e-6)
+    assert longer["forgetting"]["perplexity"] != pytest.approx(then["perplexity"], rel=1e-6)
+
+
 def test_the_bare_base_is_not_trained_and_forgets_nothing(made, tmp_path):
     found = measure(a_run(made, BASE, train={"seed": 0, "lr": None}), tmp_path)
     assert found["parameters"]["trainable"] == 0

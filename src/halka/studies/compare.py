@@ -165,6 +165,7 @@ class Plan:
             purpose=purpose,
             examples=dict(self.experiment.examples),
             forgetting=self.experiment.forgetting,
+            score_every=self.experiment.score_every if purpose == "final" else None,
         )
 
 

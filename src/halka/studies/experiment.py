@@ -142,6 +142,9 @@ class Experiment(Settings):
         int,
         Field(ge=0, description="rates that a search adds, one by one, while the best is at an edge of those tried"),
     ] = 3
+    score_every: Count | None = Field(
+        default=None, description="steps between scores on the validation examples in final runs, with their forgetting"
+    )
     search_together: bool = Field(default=True, description="a method's searches share one process and its passes")
     seeds: Seeds = (0, 1, 2)
     jobs: Annotated[int, Field(ge=1, description="runs at a time")] = 1

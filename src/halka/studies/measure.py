@@ -59,6 +59,7 @@ class Spec:
     examples    the most examples of a split, by split
     forgetting  a text file; None for the page that comes with Halka
     text        what virtual tokens start as
+    score_every  steps between scores on the validation examples in a final run
     """
 
     experiment: str
@@ -75,12 +76,17 @@ class Spec:
     examples: Mapping[str, int] = field(default_factory=dict)
     forgetting: str | None = None
     text: str | None = None
+    score_every: int | None = None
 
     @property
     def key(self) -> str:
         """A file name, the same for the same work under the same label, whatever the task's file is called."""
         work = {name: value for name, value in asdict(self).items() if name not in ("label", "task")}
-        for name in ("quantize", "text"):  # runs keep the names that they had before these fields existed
+        for name in (
+            "quantize",
+            "text",
+            "score_every",
+        ):  # runs keep the names that they had before these fields existed
             if work[name] is None:
                 del work[name]
         text = json.dumps({**work, "schema": SCHEMA}, sort_keys=True)
@@ -127,7 +133,7 @@ def measure(run: Spec, folder: Path) -> Result:
         result["validation_loss"] = mean_loss(model, None, as_tokens(model, task.validation, config))
     else:
         name = NAME
-        result.update(_train(model, run, task, config, folder))
+        result.update(_train(model, run, task, config, folder, text if is_causal else None))
     if run.purpose == "search":
         return result
     evaluation = evaluate(model, name, task.test, task.metrics, max_new_tokens=task.max_new_tokens)
@@ -233,22 +239,35 @@ def _identity(run: Spec, task: Task, model: AdaptedModel) -> Result:
     }
 
 
-def _train(model: AdaptedModel, run: Spec, task: Task, config: TrainConfig, folder: Path) -> Result:
-    """Train the run's adapter and report its steps; what training came to, with its memory in bytes."""
+def _train(model: AdaptedModel, run: Spec, task: Task, config: TrainConfig, folder: Path, text: str | None) -> Result:
+    """Train the run's adapter and report its steps; what training came to, with its memory in bytes.
+
+    text  what forgetting is measured on, beside the scores on the way
+    """
     device = next(model.base.parameters()).device
     baseline = machine.resident(device)
     adapter = model.add(NAME, _method(run, model), seed=config.seed)
     items, held_out = (as_tokens(model, split, config, NAME) for split in (task.train, task.validation))
     machine.reset_peak(device)
-    steps = []
+    steps: list[Step] = []
+    scores: list[Result] = []
+    peak = 0
     for step in train(model, NAME, items, config, validation=held_out, folder=folder):
         report_step(step)
         steps.append(step)
-    peak = machine.peak(device)
+        if run.purpose == "final" and run.score_every and step.step % run.score_every == 0:
+            peak = max(peak, machine.peak(device))
+            scores.append({"step": step.step, **_scored(model, task, text)})
+            machine.reset_peak(device)
+    peak = max(peak, machine.peak(device))
     trained, weights = adapter.count(), weights_of(model, NAME)
     copies = weights - bytes_of(model.base)
     gradients, moments = trained * FP32, trained * 2 * FP32
-    return _training(model, NAME, steps, len(items)) | {
+    training = _training(model, NAME, steps, len(items))
+    if run.score_every and training["train"]["best_step"] != steps[-1].step:  # the last step leaves the best weights
+        scores = [score for score in scores if score["step"] != steps[-1].step]
+    return training | {
+        "scores_on_the_way": scores,
         "memory": {
             "peak": peak,
             "baseline": baseline,
@@ -259,6 +278,13 @@ def _train(model: AdaptedModel, run: Spec, task: Task, config: TrainConfig, fold
             "predicted": _predicted(model, items, config),
         },
     }
+
+
+def _scored(model: AdaptedModel, task: Task, text: str | None) -> Result:
+    """The primary score on the validation examples, and the perplexity of `text`, with the weights as they are."""
+    evaluation = evaluate(model, NAME, task.validation, task.metrics, max_new_tokens=task.max_new_tokens)
+    perplexed = {} if text is None else {"perplexity": perplexity(model, NAME, text)}
+    return {"score": evaluation.scores[task.primary].value, **perplexed}
 
 
 def _training(model: AdaptedModel, name: str, steps: Sequence[Step], examples: int) -> Result:
