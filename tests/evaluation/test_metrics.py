@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 
 from halka.data.metric import Metric
-from halka.evaluation.metrics import METRICS, find_metric, score
+from halka.evaluation.metrics import METRICS, find_metric, resampled, score
+from halka.util.errors import HalkaError
 
 SAID = [
     "The cat sat on the mat.",
@@ -254,6 +255,14 @@ def test_all_alike_and_one_item_do_not_pretend_to_be_certain():
     one = score(["x"], [["x"]], ["exact_match"])["exact_match"]
     assert (one.value, one.high, one.n) == (1, 1, 1)
     assert one.low == pytest.approx(0.05)
+
+
+def test_the_interval_is_that_of_the_resampled_scores():
+    whole = score(SAID, TRUE, ["bleu"], seed=3)["bleu"]
+    drawn = resampled(SAID, TRUE, "bleu", seed=3)
+    assert [whole.low, whole.high] == pytest.approx([*np.nanquantile(drawn, [0.025, 0.975])])
+    with pytest.raises(HalkaError, match="predictions for"):
+        resampled(["a"], [], "bleu")
 
 
 def test_scores_repeat_and_do_not_depend_on_what_else_is_scored():

@@ -14,6 +14,7 @@ import re
 import subprocess
 import sys
 import xml.etree.ElementTree as ET
+from dataclasses import asdict, replace
 from itertools import pairwise
 from pathlib import Path
 from statistics import mean, stdev
@@ -21,9 +22,11 @@ from typing import Any
 
 import pytest
 
+from halka.evaluation.metrics import resampled
+from halka.evaluation.metrics import score as scored
 from halka.report.axes import spread_out
 from halka.report.html import render, write_report
-from halka.report.intervals import T_975, Estimate, Interval, apart, difference, estimate, ratio
+from halka.report.intervals import T_975, Estimate, Interval, apart, difference, estimate, gap, ratio, share
 from halka.report.plots import draw_plots
 from halka.report.summary import Summary, summarise
 from halka.report.svg import MARKERS, SERIES, THEME, looks
@@ -115,8 +118,8 @@ def test_the_interval_covers_the_truth_as_often_as_it_says() -> None:
         runs = []
         for _ in range(3):
             skill = 0.6 + rng.gauss(0, 0.03)
-            share = mean(float(rng.random() < min(max(skill + hard, 0), 1)) for hard in hardness)
-            runs.append(score(share, 1.96 * math.sqrt(share * (1 - share) / 100), 100))
+            part = mean(float(rng.random() < min(max(skill + hard, 0), 1)) for hard in hardness)
+            runs.append(score(part, 1.96 * math.sqrt(part * (1 - part) / 100), 100))
         found = estimate(runs, UNIT)
         assert found is not None
         assert found.interval is not None
@@ -134,6 +137,51 @@ def test_the_ratio_of_even_intervals_is_fiellers() -> None:
     assert ratio(Interval(a, a - da, a + da), Interval(0.1, 0.0, 0.2)) is None
 
 
+def answered(right: list[list[bool]]) -> Estimate:
+    """The estimate of runs of which each item is right or wrong, as `halka.studies.measure` leaves them."""
+    runs = []
+    for items in right:
+        texts, references = ["x" if item else "y" for item in items], [["x"]] * len(items)
+        whole = scored(texts, references, ["exact_match"], resamples=400)["exact_match"]
+        runs.append({**asdict(whole), "draws": resampled(texts, references, "exact_match", resamples=400)})
+    found = estimate(runs, (0.0, 1.0))
+    assert found is not None
+    return found
+
+
+def test_a_difference_is_narrower_where_both_find_the_same_items_hard_and_still_covers_the_truth() -> None:
+    rng, covered, widths = random.Random(0), {"gap": 0, "share": 0}, []
+    for _ in range(60):
+        hard = [rng.random() for _ in range(200)]
+        a = answered([[level < 0.8 - rng.random() * 0.1 for level in hard] for _ in range(3)])
+        b = answered([[level < 0.7 - rng.random() * 0.1 for level in hard] for _ in range(3)])
+        between, part = gap(a, b), share(a, b)
+        assert between is not None
+        assert part is not None
+        assert a.interval is not None
+        assert b.interval is not None
+        covered["gap"] += between.low <= 0.1 <= between.high
+        covered["share"] += part.low <= 0.75 / 0.65 <= part.high
+        apart_from_each_other = difference(a.interval, b.interval)
+        widths.append((between.high - between.low) / (apart_from_each_other.high - apart_from_each_other.low))
+        assert apart(a, b) == (between.low > 0)
+    assert min(covered.values()) >= 0.9 * 60
+    assert mean(widths) < 0.8
+
+
+def test_without_the_same_draws_methods_count_as_independent() -> None:
+    a, b = answered([[True] * 60 + [False] * 40]), answered([[True] * 50 + [False] * 50])
+    assert a.interval is not None
+    assert b.interval is not None
+    for other in (replace(b, draws=()), replace(b, draws=b.draws[:10])):
+        assert gap(a, other) == difference(a.interval, b.interval)
+        assert share(a, other) == ratio(a.interval, b.interval)
+
+
+def test_a_share_of_what_may_be_nothing_has_no_bounds() -> None:
+    assert share(answered([[True, False] * 20]), answered([[True] + [False] * 39])) is None
+
+
 def test_apart_only_when_the_difference_leaves_zero_out() -> None:
     def about(value: float, half: float) -> Estimate:
         found = estimate([score(value, half)], UNIT)
@@ -143,8 +191,8 @@ def test_apart_only_when_the_difference_leaves_zero_out() -> None:
     assert apart(about(0.60, 0.05), about(0.50, 0.05))  # the intervals touch, the difference is clear
     assert not apart(about(0.60, 0.05), about(0.54, 0.05))
     assert not apart(about(0.60, 0.05), None)
-    gap = difference(Interval(0.6, 0.55, 0.65), Interval(0.5, 0.45, 0.55))
-    assert gap.low == pytest.approx(0.1 - math.hypot(0.05, 0.05))
+    between = difference(Interval(0.6, 0.55, 0.65), Interval(0.5, 0.45, 0.55))
+    assert between.low == pytest.approx(0.1 - math.hypot(0.05, 0.05))
 
 
 # ---- the summary ----

@@ -40,7 +40,10 @@ def test_a_run_says_what_was_trained(made, tmp_path, capsys):
     assert (memory["gradients"], memory["optimizer"]) == (trained * 4, trained * 8)
     assert memory["peak"] >= memory["baseline"] > 0
     assert memory["predicted"]["gradients"] == memory["gradients"]
-    assert found["scores"]["exact_match"]["n"] == 12
+    score = found["scores"]["exact_match"]
+    assert score["n"] == 12
+    assert len(found["draws"]) == 1000
+    assert score["low"] <= sum(found["draws"]) / 1000 <= score["high"]
     assert found["latency"]["added"] == pytest.approx(
         found["latency"]["adapted_ms_per_token"] / found["latency"]["base_ms_per_token"] - 1
     )
@@ -62,10 +65,10 @@ def test_the_kept_adapter_is_the_best_and_gives_the_measured_loss(made, tmp_path
 
 def test_scores_on_the_way_change_nothing_of_the_training(made, tmp_path):
     plain, scored = (measure(a_run(made, score_every=every), tmp_path / str(every)) for every in (None, 2))
-    assert plain["scores_on_the_way"] == []
-    steps = [each["step"] for each in scored["scores_on_the_way"]]
+    assert "scores" not in plain["train"]
+    steps = [each["step"] for each in scored["train"]["scores"]]
     assert steps == ([2, 4, 6] if scored["train"]["best_step"] == 6 else [2, 4])
-    assert all(0 <= each["score"] <= 1 and each["perplexity"] > 1 for each in scored["scores_on_the_way"])
+    assert all(0 <= each["score"] <= 1 and each["perplexity"] > 1 for each in scored["train"]["scores"])
     for key in ("curve", "validation"):
         assert scored["train"][key] == plain["train"][key]
     assert scored["scores"] == plain["scores"]
@@ -75,7 +78,7 @@ def test_the_score_on_the_way_is_that_of_the_weights_then(made, tmp_path):
     train = {"batch_size": 4, "evaluate_every": 4, "lr": 1e-2, "seed": 0, "schedule": "constant", "warmup": 0.0}
     longer = measure(a_run(made, train={**train, "steps": 6}, score_every=4), tmp_path / "6")
     ended_there = measure(a_run(made, train={**train, "steps": 4}), tmp_path / "4")
-    [then] = longer["scores_on_the_way"]
+    [then] = longer["train"]["scores"]
     assert then["perplexity"] == pytest.approx(ended_there["forgetting"]["perplexity"], rel=1e-6)
     assert longer["forgetting"]["perplexity"] != pytest.approx(then["perplexity"], rel=1e-6)
 

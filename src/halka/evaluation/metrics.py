@@ -60,6 +60,25 @@ def score(
     }
 
 
+def resampled(
+    predictions: Sequence[str],
+    references: Sequence[Sequence[str]],
+    metric: str | Metric,
+    seed: int = 0,
+    resamples: int = 1000,
+) -> list[float]:
+    """The scores behind `score`'s interval, one for each set of items that is drawn; NaN where it is undefined.
+
+    Two methods' answers to the same items meet the same sets, so their difference has an interval of its own, which is
+    narrower than the two scores' together. Raises HalkaError as `score` does.
+    """
+    _check(predictions, references, resamples)
+    resolved = find_metric(metric)
+    keys, table = _table(resolved, predictions, references)
+    [sums_RK] = _resample([table], resamples, seed)
+    return resolved.aggregate(dict(zip(keys, sums_RK.T, strict=True))).tolist()
+
+
 def mean_of(values: Sequence[float], seed: int = 0) -> Score:
     """The mean of values from 0 to 1 with an interval as in `score`. Raises HalkaError if there are none."""
     mean = Metric.mean("mean", "mean of the items' values", lambda value, _: float(value))

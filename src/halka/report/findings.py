@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from statistics import median
 
-from halka.report.intervals import apart, difference
+from halka.report.intervals import apart, gap
 from halka.report.rows import MetricInfo, Row
 from halka.report.units import count, learning_rate, listed, percent, signed, size, times
 from halka.util.text import plural
@@ -48,13 +48,13 @@ def _against_full(row: Row, full: Row, metric: MetricInfo) -> str:
     if row.beyond and full.beyond and full.beyond.mean:
         costs.append(f"{percent(row.beyond.mean / full.beyond.mean)} of its memory beyond the base")
     cost = f", with {listed(costs)}" if costs else ""
-    if mine.interval is None or theirs.interval is None:
+    between = gap(mine, theirs)
+    if between is None:
         return f"{finding}{cost}."
     if not apart(mine, theirs):
         return f"{finding}{cost}; the two scores cannot be told apart here."
-    gap = difference(mine.interval, theirs.interval)
-    ahead = "ahead" if metric.sign(gap.value) > 0 else "behind"
-    return f"{finding}{cost}; it is {ahead} by {metric.gap(gap.value)}, more than chance explains."
+    ahead = "ahead" if metric.sign(between.value) > 0 else "behind"
+    return f"{finding}{cost}; it is {ahead} by {metric.gap(between.value)}, more than chance explains."
 
 
 def quality_takeaway(rows: Sequence[Row], metric: MetricInfo) -> str:

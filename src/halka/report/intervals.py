@@ -9,17 +9,21 @@ The rule. A method was trained with S seeds, and every run answered the same n t
   estimates recovery", MOVER: Zou and Donner, 2008), so lopsided bootstrap intervals stay lopsided.
 
 The variation that belongs to one seed on one item counts in both parts, so the result errs on the wide side. With
-one seed only the items' part is known, and the estimate says so. Differences and ratios of two methods follow the same
-rule as if the methods were independent; since they answered the same items they are not quite, which again errs on the
+one seed only the items' part is known, and the estimate says so.
+
+Differences and ratios of two methods follow the same rule. Where their runs keep the scores of each drawn set of items
+(`draws`: the sets are the same in every run), the items' part is that of the difference, or ratio, itself: what is
+hard for one method is often hard for the other. Without, it is as if the methods were independent, which errs on the
 wide side.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
-from statistics import mean, stdev
+import operator
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from statistics import mean, quantiles, stdev
 from typing import Any
 
 # Student's t, 97.5 % quantile, for 1 to 30 degrees of freedom
@@ -43,8 +47,9 @@ class Interval:
 class Estimate:
     """A score's mean over `seeds` runs; `low` and `high` are None where no source of variation was measured.
 
-    `item_part` is the half-width that the test items contribute (the wider side), `how` says in words what the
-    interval covers.
+    `item_part` and `seed_part` are the half-widths that the test items (the wider side) and the seeds contribute, `how`
+    says in words what the interval covers, `draws` are the mean scores on each drawn set of items, where all runs have
+    them.
     """
 
     value: float
@@ -54,6 +59,8 @@ class Estimate:
     items: int | None
     item_part: float | None
     how: str
+    seed_part: float | None = None
+    draws: tuple[float, ...] = field(default=(), repr=False)
 
     @property
     def interval(self) -> Interval | None:
@@ -80,7 +87,8 @@ def spread(values: Iterable[float | None]) -> Spread | None:
 def estimate(scores: Sequence[Mapping[str, Any]], bounds: tuple[float, float]) -> Estimate | None:
     """One method's runs, each `{"value", "low", "high", "n"}`, as an `Estimate` by the rule above; None without runs.
 
-    The interval is kept within `bounds`, the least and greatest value that the metric can take.
+    A run's `draws` are its scores on each drawn set of items. The interval is kept within `bounds`, the least and
+    greatest value that the metric can take.
     """
     scores = [score for score in scores if finite(score.get("value")) is not None]
     if not scores:
@@ -101,7 +109,13 @@ def estimate(scores: Sequence[Mapping[str, Any]], bounds: tuple[float, float]) -
         low = max(value - math.hypot(seed or 0.0, down or 0.0), min(bounds[0], value))
         high = min(value + math.hypot(seed or 0.0, up or 0.0), max(bounds[1], value))
     item = None if down is None or up is None else max(down, up)
-    return Estimate(value, low, high, count, min(items) if items else None, item, _how(count, seed, item))
+    draws = _mean_draws([score.get("draws") or () for score in scores])
+    return Estimate(value, low, high, count, min(items) if items else None, item, _how(count, seed, item), seed, draws)
+
+
+def _mean_draws(runs: Sequence[Sequence[float]]) -> tuple[float, ...]:
+    """The runs' mean score on each drawn set; none unless every run has as many."""
+    return tuple(map(mean, zip(*runs, strict=True))) if runs and len({*map(len, runs)}) == 1 else ()
 
 
 def _how(seeds: int, seed: float | None, item: float | None) -> str:
@@ -122,12 +136,58 @@ def difference(a: Interval, b: Interval) -> Interval:
     )
 
 
+def gap(a: Estimate, b: Estimate) -> Interval | None:
+    """a - b of two methods with its 95 % interval; None where one of them has none."""
+    if a.interval is None or b.interval is None:
+        return None
+    items = _quantiles(a, b, operator.sub)
+    if items is None:
+        return difference(a.interval, b.interval)
+    seeds = math.hypot(a.seed_part or 0.0, b.seed_part or 0.0)
+    return _joined(a.value - b.value, items, (seeds, seeds))
+
+
+def share(a: Estimate, b: Estimate) -> Interval | None:
+    """a / b of two methods with its 95 % interval; None where one of them has none, or the ratio no bounds."""
+    whole = ratio(a.interval, b.interval) if a.interval and b.interval else None
+    items = _quantiles(a, b, operator.truediv)
+    if whole is None or items is None:
+        return whole
+    seeds = ratio(
+        *(Interval(x.value, x.value - half, x.value + half) for x in (a, b) for half in (x.seed_part or 0.0,))
+    )
+    return whole if seeds is None else _joined(whole.value, items, (seeds.value - seeds.low, seeds.high - seeds.value))
+
+
 def apart(a: Estimate | None, b: Estimate | None) -> bool:
     """Whether two estimates differ significantly: the interval of their difference excludes zero."""
-    if a is None or b is None or a.interval is None or b.interval is None:
-        return False
-    gap = difference(a.interval, b.interval)
-    return gap.low > 0 or gap.high < 0
+    between = None if a is None or b is None else gap(a, b)
+    return between is not None and (between.low > 0 or between.high < 0)
+
+
+def _quantiles(a: Estimate, b: Estimate, compare: Callable[[float, float], float]) -> tuple[float, float] | None:
+    """The least and greatest of 95 % of the drawn sets' comparisons; None where the sets are not the same ones."""
+    if not a.draws or len(a.draws) != len(b.draws):
+        return None
+    if compare is operator.truediv and min(b.draws) <= 0:
+        return None
+    drawn = sorted(value for pair in zip(a.draws, b.draws, strict=True) if math.isfinite(value := compare(*pair)))
+    if len(drawn) < len(a.draws) / 2:
+        return None
+    cuts = quantiles(drawn, n=40, method="inclusive")
+    return cuts[0], cuts[-1]
+
+
+def _by_seeds(a: Estimate) -> Interval:
+    """The mean with the interval of the seeds alone."""
+    half = a.seed_part or 0.0
+    return Interval(a.value, a.value - half, a.value + half)
+
+
+def _joined(value: float, items: tuple[float, float], seeds: tuple[float, float]) -> Interval:
+    """The value with the items' interval and the seeds' half-widths, down and up."""
+    down, up = max(value - items[0], 0.0), max(items[1] - value, 0.0)
+    return Interval(value, value - math.hypot(down, seeds[0]), value + math.hypot(up, seeds[1]))
 
 
 def ratio(a: Interval, b: Interval) -> Interval | None:

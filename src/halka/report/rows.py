@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from statistics import mean
 from typing import Any
 
-from halka.report.intervals import Estimate, Interval, Spread, estimate, finite, ratio, spread
+from halka.report.intervals import Estimate, Interval, Spread, estimate, finite, share, spread
 from halka.report.units import decimals, percent
 from halka.util.errors import HalkaError
 from halka.util.text import one_line
@@ -205,9 +205,7 @@ def _row(label: str, runs: Sequence[Measurement]) -> Row:
     first = (used or list(runs))[0]
     trainable, total = average(used, "parameters", "trainable"), average(used, "parameters", "total")
     names = dict.fromkeys(name for run in used for name in entry(run, "scores") or {}) if final else {}
-    scores = {
-        name: estimate([entry(run, "scores", name) or {} for run in used], metric_info(name).bounds) for name in names
-    }
+    scores = {name: estimate([_score(run, name) for run in used], metric_info(name).bounds) for name in names}
     tried = {lr for run in runs if (lr := number(run, "lr")) is not None}
     rates = [lr for run in used if (lr := number(run, "lr")) is not None]
     return Row(
@@ -240,13 +238,19 @@ def _row(label: str, runs: Sequence[Measurement]) -> Row:
     )
 
 
+def _score(run: Measurement, metric: str) -> Measurement:
+    """The run's score by that metric, with the primary one's draws."""
+    score = entry(run, "scores", metric) or {}
+    return {**score, "draws": run.get("draws")} if metric == run.get("primary") else score
+
+
 def _compared(row: Row, full: Row | None, stored: float | None, primary: str) -> Row:
     """The row with its share of full fine-tuning's score, and its storage, both of which need other rows."""
     relative = interval = None
     if full is not None and not row.is_full and primary in row.scores:
         mine, theirs = row.scores[primary], full.scores[primary]
         relative = mine.value / theirs.value if theirs.value else None
-        interval = ratio(mine.interval, theirs.interval) if mine.interval and theirs.interval else None
+        interval = share(mine, theirs)
     storage: dict[str, float] = {}
     if row.adapter_bytes is not None and not row.is_base:
         if row.is_full:

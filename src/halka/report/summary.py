@@ -29,8 +29,9 @@ INTERVALS = (
     "95 % intervals join two sources of variation: Student's t over the seeds, and each run's bootstrap over the test "
     "items, averaged over the seeds; the two half-widths add as the root of the sum of their squares (MOVER, Zou and "
     "Donner 2008). All seeds answer the same items, so more seeds do not shrink the items' part. With one seed only "
-    "the items' part is known. Two methods count as told apart when the interval of their difference, by the same "
-    "rule and as if they were independent, leaves zero out."
+    "the items' part is known. Two methods count as told apart when the interval of their difference leaves zero out; "
+    "its items' part is of the difference itself where the runs keep their scores on each drawn set of items, else as "
+    "if the methods were independent."
 )
 
 
@@ -99,7 +100,8 @@ class Summary:
 
     def to_json(self) -> dict[str, Any]:
         """The summary as plain data, with the field names of summary.json."""
-        return {"care" if name == "caveats" else name: value for name, value in asdict(self).items()}
+        plain = asdict(self, dict_factory=lambda items: {key: value for key, value in items if key != "draws"})
+        return {"care" if name == "caveats" else name: value for name, value in plain.items()}
 
 
 def summarise(measurements: Sequence[Measurement], command: str | None = None) -> Summary:

@@ -24,7 +24,8 @@ from halka.engine.kept import kept_of
 from halka.engine.request import Request
 from halka.engine.stopping import Stopping
 from halka.estimating.dry_runs import FP32, Setup, dry_run, weights_of
-from halka.evaluation.evaluating import evaluate, perplexity
+from halka.evaluation.evaluating import Evaluation, evaluate, perplexity
+from halka.evaluation.metrics import resampled
 from halka.methods import build_method
 from halka.methods.prompt import started_from
 from halka.models import adapt
@@ -139,6 +140,7 @@ def measure(run: Spec, folder: Path) -> Result:
     evaluation = evaluate(model, name, task.test, task.metrics, max_new_tokens=task.max_new_tokens)
     result |= {
         "scores": {metric: asdict(score) for metric, score in evaluation.scores.items()},
+        "draws": _draws(evaluation, task),
         "samples": [
             {"prompt": answer.prompt, "reference": answer.references[0], "prediction": answer.prediction}
             for answer in evaluation.predictions[:5]
@@ -264,10 +266,10 @@ def _train(model: AdaptedModel, run: Spec, task: Task, config: TrainConfig, fold
     copies = weights - bytes_of(model.base)
     gradients, moments = trained * FP32, trained * 2 * FP32
     training = _training(model, NAME, steps, len(items))
-    if run.score_every and training["train"]["best_step"] != steps[-1].step:  # the last step leaves the best weights
-        scores = [score for score in scores if score["step"] != steps[-1].step]
+    if run.score_every:
+        ends_elsewhere = training["train"]["best_step"] != steps[-1].step  # the last step leaves the best weights
+        training["train"]["scores"] = [s for s in scores if not (ends_elsewhere and s["step"] == steps[-1].step)]
     return training | {
-        "scores_on_the_way": scores,
         "memory": {
             "peak": peak,
             "baseline": baseline,
@@ -278,6 +280,14 @@ def _train(model: AdaptedModel, run: Spec, task: Task, config: TrainConfig, fold
             "predicted": _predicted(model, items, config),
         },
     }
+
+
+def _draws(evaluation: Evaluation, task: Task) -> list[float]:
+    """The primary score on each set of test items that is drawn, the same sets in every run."""
+    answers = evaluation.predictions
+    metric = next((metric for metric in task.metrics if getattr(metric, "name", metric) == task.primary), task.primary)
+    predictions, references = [answer.prediction for answer in answers], [answer.references for answer in answers]
+    return [round(value, 5) for value in resampled(predictions, references, metric)]
 
 
 def _scored(model: AdaptedModel, task: Task, text: str | None) -> Result:
