@@ -13,9 +13,10 @@ from typing import Any
 import pytest
 from starlette.routing import BaseRoute, Mount, Route
 
-from halka.server.guards.access import OPEN
+from halka.server.guards.access import OPEN, SESSION
 from halka.server.guards.keys import Keys, Limits, Role
 from halka.server.guards.metrics import Metrics
+from halka.server.guards.sessions import COOKIE
 from serving_for_tests import InProcess, until
 
 CHAT = {"model": "tiny", "messages": [{"role": "user", "content": "Hello"}], "max_tokens": 4}
@@ -59,6 +60,9 @@ def test_every_route_without_a_key_is_401(closed):
     assert pairs >= {("GET", "/metrics"), ("GET", "/openapi.json"), ("POST", "/v1/jobs"), ("POST", "/v1/responses")}
     for method, path in pairs | {("GET", "/docs"), ("GET", "/redoc"), ("GET", "/static/x"), ("PUT", "/v1/models")}:
         status = closed.client.request(method, path).status_code
+        if path == SESSION:
+            assert status == {"GET": 200, "POST": 400, "DELETE": 403}[method]
+            continue
         assert (status in (200, 405)) if path in OPEN else (status == 401), (method, path, status)
 
 
@@ -75,16 +79,19 @@ def test_a_users_key_changes_nothing(closed):
 
 def test_the_schema_says_where_a_key_is_needed(closed):
     schema = closed.client.app.openapi()
-    (scheme,) = schema["components"]["securitySchemes"].items()
-    assert (scheme[1]["type"], scheme[1]["scheme"]) == ("http", "bearer")
+    key, page = schema["components"]["securitySchemes"].items()
+    assert (key[1]["type"], key[1]["scheme"]) == ("http", "bearer")
+    assert (page[1]["type"], page[1]["in"], page[1]["name"]) == ("apiKey", "cookie", COOKIE)
     for path, operations in schema["paths"].items():
         for operation in operations.values():
-            assert operation.get("security", []) == ([] if path in OPEN else [{scheme[0]: []}]), path
+            assert operation.get("security", []) == ([] if path in OPEN else [{key[0]: []}, {page[0]: []}]), path
 
 
 def test_a_monitor_sees_metrics_alone(closed):
     headers = closed.key("monitor")
     for method, path in routes(closed.client.app.routes):
+        if path == SESSION:
+            continue
         status = closed.client.request(method, path, headers=headers).status_code
         assert status == (200 if path in OPEN or path == "/metrics" else 403) or status == 405, (method, path, status)
 

@@ -8,7 +8,7 @@ def test_routes_errors_and_keys_are_described(client):
     chat = schema["paths"]["/v1/chat/completions"]["post"]
     assert set(chat["responses"]) == {"200", "4XX", "5XX"}
     assert chat["responses"]["4XX"]["content"]["application/json"]["schema"]["$ref"].endswith("/ErrorBody")
-    assert chat["security"] == [{"HTTPBearer": []}]
+    assert chat["security"] == [{"HTTPBearer": []}, {"APIKeyCookie": []}]
     assert schema["components"]["securitySchemes"]["HTTPBearer"]["scheme"] == "bearer"
     body = schema["components"]["schemas"]["ChatRequest"]
     assert body["additionalProperties"] is False

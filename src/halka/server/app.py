@@ -7,11 +7,12 @@ from contextlib import asynccontextmanager
 from importlib.metadata import version
 
 from fastapi import Depends, FastAPI
-from fastapi.security import HTTPBearer
+from fastapi.security import APIKeyCookie, HTTPBearer
 
 from halka.server import errors
 from halka.server.answers import chat, completions, models, responses
-from halka.server.guards import health, metrics
+from halka.server.guards import health, metrics, signing_in
+from halka.server.guards.sessions import COOKIE
 from halka.server.jobs import routes as jobs
 from halka.server.resources import adapters, collections, embeddings, residency
 from halka.server.service import Service
@@ -26,11 +27,18 @@ ROUTERS = (
     residency.router,
     collections.router,
     jobs.router,
+    signing_in.router,
     health.router,
     metrics.router,
 )
 KEY = HTTPBearer(auto_error=False, description="An API key, as `halka keys add` prints it.")
-"""What the schema says of keys; `Access` has looked at them before."""
+PAGE = APIKeyCookie(
+    name=COOKIE,
+    auto_error=False,
+    description="A page's session, as POST /v1/session begins it; what is unsafe needs X-Halka-Page: 1, too.",
+)
+"""What the schema says of keys and of cookies that stand for them; `Access` has looked at them before."""
+NEEDED = [Depends(KEY), Depends(PAGE)]
 
 
 def create_app(service: Service) -> FastAPI:
@@ -53,6 +61,6 @@ def create_app(service: Service) -> FastAPI:
     )
     app.state.service = service
     for router in ROUTERS:
-        app.include_router(router, dependencies=[] if router is health.router else [Depends(KEY)])
+        app.include_router(router, dependencies=[] if router is health.router else NEEDED)
     errors.install(app)
     return app

@@ -1,4 +1,5 @@
-"""Who calls: every route asks for a key, except those in `OPEN`; without keys, only this machine may call.
+"""Who calls: every route asks for a key, or for a session's cookie, except those in `OPEN`; without keys, only this
+machine may call.
 
 The middleware runs before anything reads the request's body, and knows no routes: what is not open is guarded, be it a
 route, a mounted application, a file, or nothing at all.
@@ -22,11 +23,14 @@ from halka.server.errors import ApiError
 from halka.server.folders import NO_FOLDERS, Folders
 from halka.server.guards.keys import Key, Keys, Role
 from halka.server.guards.limits import Lease
+from halka.server.guards.sessions import SAFE, Session, Sessions, check_page, cookie_of, unauthorized, values_of
 from halka.server.tenants import MAIN
 from halka.util.errors import HalkaError
 
 OPEN = frozenset({"/healthz", "/readyz"})
 """The paths that need no key."""
+SESSION = "/v1/session"
+"""The path where nobody becomes somebody: it answers both."""
 RIGHTS: dict[Role, frozenset[Role]] = {
     "monitor": frozenset({"monitor"}),
     "user": frozenset({"user"}),
@@ -49,6 +53,7 @@ class Caller:
     request  the id that the log has of it
     folders  what no message to the caller names
     since    when the request came, by `time.monotonic`
+    session  the session that stands for the key; None: the request has the key itself
     """
 
     tenant: str = MAIN
@@ -58,6 +63,7 @@ class Caller:
     request: str | None = None
     folders: Folders = NO_FOLDERS
     since: float = field(default_factory=time.monotonic, compare=False)
+    session: Session | None = None
 
     @property
     def lease(self) -> Lease:
@@ -91,12 +97,15 @@ def is_loopback(host: str) -> bool:
 class Access:
     """Middleware that puts the caller into the request's state, or refuses the request with 401 or 403.
 
+    At `SESSION` nobody is no caller, and is not refused.
+
     folders  what no message to a caller names
     origins  the web pages that may call without a key, as CORS allows them
     """
 
-    def __init__(self, app: ASGIApp, keys: Keys, folders: Folders, origins: Collection[str] = ()):
-        self.app, self.keys, self.folders, self.origins = app, keys, folders, frozenset(origins)
+    def __init__(self, app: ASGIApp, keys: Keys, sessions: Sessions, folders: Folders, origins: Collection[str] = ()):
+        self.app, self.keys, self.sessions = app, keys, sessions
+        self.folders, self.origins = folders, frozenset(origins)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "websocket":
@@ -105,39 +114,60 @@ class Access:
             try:
                 state = scope.setdefault("state", {})
                 request = state.get("request_id")
-                state["caller"] = replace(self._caller(scope), request=request, folders=self.folders)
+                if (caller := self._caller(scope)) is not None:
+                    state["caller"] = replace(caller, request=request, folders=self.folders)
             except ApiError as error:
                 return await error.response()(scope, receive, send)
         await self.app(scope, receive, send)
 
-    def _caller(self, scope: Scope) -> Caller:
+    def _caller(self, scope: Scope) -> Caller | None:
         caller = self._with_key(scope) if self.keys.required else self._without_keys(scope)
+        if scope["path"] == SESSION:
+            return caller
+        if caller is None:
+            raise unauthorized("give one API key, in one header: Authorization: Bearer KEY", None)
         check_right(caller, NEEDED.get(scope["path"], "user"))
         if scope["path"] in OPERATORS and caller.tenant != MAIN:
             raise ApiError(403, f"this is about all tenants: it needs a key of tenant {MAIN}", code="wrong_tenant")
         return caller
 
-    def _with_key(self, scope: Scope) -> Caller:
-        values = _values(scope, b"authorization")
+    def _with_key(self, scope: Scope) -> Caller | None:
+        """The caller by a key, or by a cookie where there is no such header; None: the request has neither."""
+        values = values_of(scope, b"authorization")
+        if not values:
+            return self._with_cookie(scope)
         scheme, _, text = values[0].partition(b" ") if len(values) == 1 else (b"", b"", b"")
         if scheme.lower() != b"bearer":
-            raise _unauthorized("give one API key, in one header: Authorization: Bearer KEY", None)
+            raise unauthorized("give one API key, in one header: Authorization: Bearer KEY", None)
         if (key := self.keys.find(text.strip())) is None:
-            raise _unauthorized("the API key is wrong, revoked or has expired", "invalid_api_key")
+            raise unauthorized("the API key is wrong, revoked or has expired", "invalid_api_key")
         return Caller(key.tenant, key.role, key)
+
+    def _with_cookie(self, scope: Scope) -> Caller | None:
+        try:
+            if (cookie := cookie_of(scope)) is None:
+                return None
+            session, key = self.sessions.find(cookie)
+        except ApiError:
+            if scope["path"] == SESSION:  # whose session has ended may sign in again
+                return None
+            raise
+        if scope["method"] not in SAFE:
+            check_page(scope)
+        return Caller(key.tenant, key.role, key, session=session)
 
     def _without_keys(self, scope: Scope) -> Caller:
         """The caller, if it is a program on this machine: no page of a browser's, and nobody behind a proxy."""
-        for host in _values(scope, b"host") or [b""]:
+        for host in values_of(scope, b"host") or [b""]:
             name = HOST.fullmatch(host.decode("latin-1"))
             if name is None or not is_loopback(name[1]):
                 raise ApiError(403, "without API keys the server answers to localhost only", code="wrong_host")
-        if any(_values(scope, header) for header in PROXIED):
+        if any(values_of(scope, header) for header in PROXIED):
             raise ApiError(403, "a proxy is in front: that needs API keys (`halka keys add`)", code="keys_needed")
-        for origin in (value.decode("latin-1") for value in _values(scope, b"origin")):
+        for origin in (value.decode("latin-1") for value in values_of(scope, b"origin")):
             if origin not in self.origins and not is_loopback(_host_of(origin)):
                 raise ApiError(403, "without API keys no web page may call", code="wrong_origin")
-        if b"cross-site" in _values(scope, b"sec-fetch-site") and not _values(scope, b"origin"):
+        if b"cross-site" in values_of(scope, b"sec-fetch-site") and not values_of(scope, b"origin"):
             raise ApiError(403, "without API keys no web page may call", code="wrong_origin")
         return Caller()
 
@@ -146,7 +176,7 @@ async def caller(request: HttpRequest) -> Caller:
     """Who makes this request."""
     caller = getattr(request.state, "caller", None)
     if caller is None:
-        raise _unauthorized("this needs an API key", None)
+        raise unauthorized("this needs an API key", None)
     return caller
 
 
@@ -174,14 +204,6 @@ def needs(right: Role) -> Callable[[HttpRequest], Awaitable[Caller]]:
 
 ManagerDep = Annotated[Caller, Depends(needs("manager"))]
 """A route's parameter that is its caller, who may change what the tenant has."""
-
-
-def _unauthorized(message: str, code: str | None) -> ApiError:
-    return ApiError(401, message, code=code, headers={"www-authenticate": "Bearer"})
-
-
-def _values(scope: Scope, name: bytes) -> list[bytes]:
-    return [value for header, value in scope["headers"] if header == name]
 
 
 def _host_of(origin: str) -> str:

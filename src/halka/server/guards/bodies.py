@@ -19,7 +19,7 @@ from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from halka.server.errors import ApiError
-from halka.server.guards.access import Caller, check_right
+from halka.server.guards.access import SESSION, Caller, check_right
 
 DEPTH = 64
 TOKENS = re.compile(r'"[^"\\]*(?:\\.[^"\\]*)*"?|[\[{\]}]', re.DOTALL)
@@ -27,6 +27,8 @@ PATIENCE, SPEED = 20.0, 65536  # seconds for any body, and the bytes a second th
 LONG = 65536  # bytes of JSON that a thread checks, so that others need not wait
 WITHOUT_BODY = {"GET", "HEAD", "OPTIONS"}
 Reserve = Callable[[Caller, int, int], Awaitable[int]]
+KEYED = {SESSION: 4096}
+"""Paths whose bodies hold a key, and the most bytes of these: they are in no log."""
 UPLOADS = ("/v1/adapters", "/v1/collections", "/v1/jobs/upload")
 
 
@@ -49,7 +51,9 @@ class Bodies:
             if _is_upload(scope):
                 await body.hold(partial(self.reserve, scope["state"]["caller"]), _length(scope))
             else:
-                scope.setdefault("state", {})["body"] = await body.read_json()
+                content = await body.read_json()
+                if scope["path"] not in KEYED:
+                    scope.setdefault("state", {})["body"] = content
         except ApiError as error:
             return await error.response()(scope, receive, send)
         started = False
@@ -78,7 +82,7 @@ class Bodies:
         if not _is_upload(scope):
             if _kind(scope) != b"application/json":
                 raise ApiError(415, "send the body as Content-Type: application/json", code="unsupported_media_type")
-            return self.body
+            return KEYED.get(scope["path"], self.body)
         check_right(scope["state"]["caller"], "manager")
         return self.upload
 

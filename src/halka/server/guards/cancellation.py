@@ -18,6 +18,7 @@ from halka.server.errors import ApiError
 from halka.server.guards.access import Caller
 from halka.server.guards.drain import Drain, going_down
 from halka.server.guards.keys import Keys
+from halka.server.guards.sessions import Sessions
 from halka.server.wire import dumps
 
 LOOK = 1.0  # seconds between two looks at a key
@@ -32,8 +33,8 @@ class Cancellation:
     timeout  seconds without anything sent after which a request ends
     """
 
-    def __init__(self, app: ASGIApp, keys: Keys, timeout: float, drain: Drain):
-        self.app, self.keys, self.timeout, self.drain = app, keys, timeout, drain
+    def __init__(self, app: ASGIApp, keys: Keys, sessions: Sessions, timeout: float, drain: Drain):
+        self.app, self.keys, self.sessions, self.timeout, self.drain = app, keys, sessions, timeout, drain
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -66,6 +67,8 @@ class Cancellation:
         """Why the request has to end, as soon as it has to."""
         key = caller and caller.key
         while key is None or self.keys.valid(key):
+            if caller is not None and caller.session is not None and not self.sessions.valid(caller.session):
+                return ApiError(401, "the session has ended: sign in again", code="session_ended")
             if self.drain.over:
                 return going_down()
             if time.monotonic() - request.active > self.timeout:

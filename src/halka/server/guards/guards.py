@@ -17,6 +17,7 @@ from halka.server.guards.keys import Keys, Limits
 from halka.server.guards.limits import Limiter, Limiting
 from halka.server.guards.metrics import Metrics
 from halka.server.guards.quota import Quota
+from halka.server.guards.sessions import Sessions
 from halka.server.settings import GB, MB, ServerSettings
 
 METHODS = ("GET", "POST", "DELETE", "PUT", "PATCH")
@@ -28,6 +29,7 @@ class Guards:
 
     settings: ServerSettings
     keys: Keys
+    sessions: Sessions
     limiter: Limiter
     metrics: Metrics
     drain: Drain
@@ -40,6 +42,7 @@ class Guards:
         return cls(
             settings,
             keys,
+            Sessions(keys),
             Limiter(default, settings.rows + settings.queue),
             Metrics(engine, settings.rows, settings.metric_adapters, settings.metric_tenants),
             Drain(),
@@ -57,8 +60,8 @@ class Guards:
             Middleware(Edge, self.metrics, settings.log_prompts),
             *cors,
             Middleware(Draining, self.drain),
-            Middleware(Access, self.keys, settings.folders, settings.cors),
+            Middleware(Access, self.keys, self.sessions, settings.folders, settings.cors),
             Middleware(Limiting, self.limiter),
             Middleware(Bodies, int(settings.body_size * MB), int(settings.upload_size * MB), self.quota.reserve),
-            Middleware(Cancellation, self.keys, settings.timeout, self.drain),
+            Middleware(Cancellation, self.keys, self.sessions, settings.timeout, self.drain),
         ]

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 import time
+from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import replace
 
@@ -18,6 +19,7 @@ from halka.server.guards.keys import Limits
 from halka.server.storage import Reservation
 
 MINUTE = 60.0
+WRONG, ADDRESSES = 30, 10_000  # wrong keys a minute from one address, and the addresses that are remembered
 SOON = 2.0  # seconds after which to try again what waits for others' ends
 
 
@@ -42,6 +44,26 @@ class Bucket:
     def take(self, amount: int) -> None:
         """Take as much; a negative amount goes back."""
         self._left = min(self.amount, self.left - amount)
+
+
+class Attempts:
+    """Counts wrong keys by the address that they come from, up to so many a minute."""
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic):
+        self._clock, self._buckets = clock, OrderedDict[str, Bucket]()
+
+    def check(self, address: str) -> None:
+        """Raises ApiError where too many came from there."""
+        bucket = self._buckets.get(address)
+        if bucket is not None and (wait := bucket.wait(1)):
+            raise _later(f"{bucket.amount} wrong keys a minute is the limit of an address", wait)
+
+    def count(self, address: str) -> None:
+        bucket = self._buckets.setdefault(address, Bucket(WRONG, self._clock))
+        bucket.take(1)
+        self._buckets.move_to_end(address)
+        if len(self._buckets) > ADDRESSES:
+            self._buckets.popitem(last=False)
 
 
 class Use:
