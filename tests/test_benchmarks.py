@@ -33,3 +33,34 @@ def test_a_script_says_what_it_measures_and_its_command(path):
     words = ast.get_docstring(ast.parse(path.read_text(encoding="utf-8"))) or ""
     assert words
     assert path.stem in SHARED or f"python benchmarks/{path.name}" in words
+
+
+@pytest.fixture
+def every(monkeypatch):
+    monkeypatch.syspath_prepend(str(FOLDER))
+    return importlib.import_module("all")
+
+
+def test_pieces_name_scripts_and_experiments_that_exist(every):
+    for name, piece in every.PIECES.items():
+        if piece.script == "halka":
+            [experiment] = [word for word in piece.arguments if word.endswith(".yaml")]
+            assert (FOLDER.parent / experiment).exists(), name
+        else:
+            words = (FOLDER / piece.script).read_text(encoding="utf-8")
+            flags = [word for word in (*piece.arguments, *piece.tools) if word.startswith("--")]
+            assert all(f'"{flag}"' in words for flag in flags), name
+
+
+def test_each_result_has_a_piece_that_brings_it_up_to_date(every):
+    scripts = {piece.script.removesuffix(".py") for piece in every.PIECES.values()} | {*every.STUDIES}
+    once = {"packing_grid", "packing_steps", "measured", "tried", "snips_nlu", "e2e_nlg", "handbook"}
+    results = {path.stem for path in (FOLDER / "results").iterdir() if path.suffix != ".svg"}
+    assert results - once <= scripts
+
+
+def test_what_was_cut_off_or_is_of_other_code_is_due(every):
+    piece, here = every.PIECES["speed"], {"whole": True, "commit": "HEAD"}
+    assert every.is_due(piece, None)
+    assert every.is_due(piece, {**here, "whole": False})
+    assert every.is_due(piece, {**here, "commit": "0" * 40})

