@@ -412,6 +412,29 @@ def test_bold_marks_only_what_can_be_told_apart() -> None:
     assert not any(cell.best for c in columns(single) if c.key in ("peak", "latency") for cell in cells(single, c))
 
 
+def followed(runs: Runs, scores: dict[str, list[float]]) -> Runs:
+    """The runs with scores at every 100 steps, by label; perplexity rises by a tenth of the base's each time."""
+    for run in runs:
+        if run["purpose"] == "final" and (way := scores.get(run["method"]["label"])):
+            base = run["forgetting"]["base_perplexity"]
+            run["train"]["scores"] = [
+                {"step": 100 * number, "score": score, "perplexity": base * (1 + number / 10)}
+                for number, score in enumerate(way, start=1)
+            ]
+    return runs
+
+
+def test_the_table_has_the_steps_to_95_percent_of_full_and_what_was_forgotten_by_then() -> None:
+    scores = {"Full": [0.3, 0.58, 0.6], "LoRA r16": [0.2, 0.4, 0.57], "LoRA r8": [0.5, 0.569]}
+    summary = summarise(followed(measurements(), scores))
+    found = {label: (near.steps, round(near.forgetting or 0, 6)) for label, near in summary.near_full.items()}
+    assert found == {"Full": (200, 0.2), "LoRA r16": (300, 0.3)}
+    table = to_markdown(summary, ("method", "near_full", "forgetting_near_full"))
+    assert "| LoRA r16 | 300 | +30 % |" in table
+    assert "| LoRA r8 | – | – |" in table
+    assert "Steps to" not in to_markdown(summarise(measurements()), ("method", "near_full"))
+
+
 def test_markdown_has_the_figures_in_human_units() -> None:
     text = to_markdown(summarise(small(measurements())))
     line = next(line for line in text.splitlines() if line.startswith("| LoRA r16"))

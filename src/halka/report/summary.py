@@ -8,6 +8,7 @@ from typing import Any
 
 from halka.report.caveats import Evidence, caveats
 from halka.report.findings import headline
+from halka.report.near_full import NearFull, paces
 from halka.report.rows import (
     Measurement,
     MetricInfo,
@@ -66,6 +67,7 @@ class Summary:
     """An experiment's results. `to_json` returns them as plain data.
 
     rows            the base, full fine-tuning, then the other methods by score, best first
+    near_full       by label, when a method's score on the way came near full fine-tuning's
     metrics         every metric that was scored, the primary one first
     headline        the result in one sentence
     caveats         sentences on what limits the conclusions ("care" in summary.json)
@@ -81,6 +83,7 @@ class Summary:
     metrics: tuple[MetricInfo, ...]
     rows: tuple[Row, ...]
     failed: tuple[Failure, ...]
+    near_full: dict[str, NearFull]
     headline: str
     caveats: tuple[str, ...]
     intervals: str
@@ -134,6 +137,7 @@ def summarise(measurements: Sequence[Measurement], command: str | None = None) -
         metrics=(primary, *others),
         rows=rows,
         failed=failed,
+        near_full=paces(measurements, primary),
         headline=headline(rows, primary, finished, len(failed)),
         caveats=caveats(evidence),
         intervals=INTERVALS,

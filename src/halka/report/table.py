@@ -66,6 +66,20 @@ def columns(summary: Summary) -> tuple[Column, ...]:
 
 def _every_column(summary: Summary) -> tuple[Column, ...]:
     primary = summary.primary
+
+    def near_full(row: Row) -> Cell:
+        near = summary.near_full.get(row.label)
+        if near is None:
+            return Cell(NOTHING)
+        aside = "" if near.runs == near.of else f"({near.runs} of {plural(near.of, 'run')})"
+        return Cell(f"{near.steps:.0f}", near.steps, aside)
+
+    def forgotten(row: Row) -> Cell:
+        near = summary.near_full.get(row.label)
+        return (
+            Cell(NOTHING) if near is None or near.forgetting is None else Cell(signed(near.forgetting), near.forgetting)
+        )
+
     return (
         Column("method", "Method", "", lambda row: Cell(row.label)),
         Column("settings", "Settings", "the method's hyper-parameters", _settings),
@@ -74,6 +88,8 @@ def _every_column(summary: Summary) -> tuple[Column, ...]:
         Column("steps", "Steps", "steps of training", lambda row: _exact(row.steps, str)),
         _score("score", primary),
         Column("relative", "Of full", f"share of full fine-tuning's {primary.title}", _relative),
+        Column("near_full", "Steps to 95 %", "steps to 95 % of full fine-tuning's score", near_full),
+        Column("forgetting_near_full", "Forgetting there", "change of perplexity on other text by then", forgotten),
         *(_score(f"score:{metric.name}", metric) for metric in summary.metrics[1:]),
         _measured("validation_loss", "Val. loss", "validation loss", lambda r: r.validation_loss, _loss, False),
         _counted("trainable", "Trained", "trained parameters, and their share of all", _trainable),

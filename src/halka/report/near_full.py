@@ -1,0 +1,69 @@
+"""How soon a method's validation score comes near full fine-tuning's, and what the base had forgotten by then."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from statistics import mean
+
+from halka.report.rows import Measurement, MetricInfo, counting_runs, entry, label_of, name_of, number
+
+NEAR = 0.95  # of full fine-tuning's score; for a loss or another error, at most 1/0.95 of it
+
+
+@dataclass(frozen=True)
+class NearFull:
+    """When the score came to 95 % of full fine-tuning's: means over the runs that came there.
+
+    steps        of training
+    forgetting   the relative change of perplexity on other text at that step; None where it was not measured
+    runs, of     the runs that came there, and those whose scores were followed
+    """
+
+    steps: float
+    forgetting: float | None
+    runs: int
+    of: int
+
+
+def paces(measurements: Sequence[Measurement], metric: MetricInfo) -> dict[str, NearFull]:
+    """By label, when each method came near full fine-tuning; without those that did not, or were not followed."""
+    labels = dict.fromkeys(map(label_of, measurements))
+    used = {label: counting_runs([run for run in measurements if label_of(run) == label])[0] for label in labels}
+    full = next((runs for runs in used.values() if runs and name_of(runs[0]) == "full"), [])
+    found = {label: near_full(runs, full, metric) for label, runs in used.items()}
+    return {label: near for label, near in found.items() if near is not None}
+
+
+def near_full(runs: Sequence[Measurement], full: Sequence[Measurement], metric: MetricInfo) -> NearFull | None:
+    """When `runs` came near the best score of the `full` ones, from the scores on the way (`score_every`).
+
+    None where none came there, or no scores were followed.
+    """
+    best = [metric.sign(max(metric.sign(score) for _, score, _ in way)) for run in full if (way := _way(run))]
+    followed = [way for run in runs if (way := _way(run))]
+    if not best or not followed:
+        return None
+    target = mean(best) * (NEAR if metric.higher_is_better else 1 / NEAR)
+    reached = [
+        point
+        for way in followed
+        if (point := next((p for p in way if metric.sign(p[1]) >= metric.sign(target)), None)) is not None
+    ]
+    if not reached:
+        return None
+    changes = [change for _, _, change in reached if change is not None]
+    return NearFull(
+        mean(step for step, _, _ in reached), mean(changes) if changes else None, len(reached), len(followed)
+    )
+
+
+def _way(run: Measurement) -> list[tuple[float, float, float | None]]:
+    """A run's steps with the score and the forgetting of each, where they were followed."""
+    before = number(run, "forgetting", "base_perplexity")
+    points: list[tuple[float, float, float | None]] = []
+    for point in entry(run, "train", "scores") or ():
+        step, score, perplexity = (number(point, key) for key in ("step", "score", "perplexity"))
+        if step is not None and score is not None:
+            points.append((step, score, perplexity / before - 1 if perplexity and before else None))
+    return points
