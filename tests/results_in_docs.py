@@ -15,7 +15,7 @@ import exchange
 
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
-PAGES = (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")))
+PAGES = (ROOT / "README.md", ROOT / "README.bn.md", *sorted((ROOT / "docs").glob("*.md")))
 NOT_YET = "*Not measured yet.*\n"
 
 

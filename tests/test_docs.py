@@ -19,11 +19,19 @@ from results_in_docs import PAGES, filled
 from serving_for_tests import serving
 
 ROOT = Path(__file__).parents[1]
+BENGALI = ROOT / "README.bn.md"
 DOCS = sorted([ROOT / "README.md", ROOT / "CONTRIBUTING.md", *(ROOT / "docs").glob("*.md")])
 
 
 def blocks(page: Path, language: str) -> list[str]:
     return re.findall(rf"```{language}\n(.*?)```", page.read_text(encoding="utf-8"), flags=re.DOTALL)
+
+
+def test_the_bengali_readme_has_the_code_tables_and_pages_of_the_english_one():
+    english, bengali = (page.read_text(encoding="utf-8") for page in (ROOT / "README.md", BENGALI))
+    for pattern in (r"```.*?```", r"<!-- .*? -->", r"^## "):
+        assert re.findall(pattern, bengali, re.DOTALL | re.M) == re.findall(pattern, english, re.DOTALL | re.M)
+    assert {*re.findall(r"\]\((.*?)\)", bengali)} <= {*re.findall(r"\]\((.*?)\)", english), "README.md"}
 
 
 @pytest.fixture(scope="session")
